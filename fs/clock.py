@@ -1,0 +1,63 @@
+"""Time as a dependency: services take a `Clock`, tests hand them one they turn by hand."""
+
+import asyncio
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What a service may know of time."""
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that only goes forward; durations are measured with it."""
+
+    def unix_ns(self) -> int:
+        """Nanoseconds since 1970, for time stamps that people see."""
+
+    async def sleep(self, duration_s: float) -> None:
+        """Wait."""
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def unix_ns(self) -> int:
+        return time.time_ns()
+
+    async def sleep(self, duration_s: float) -> None:
+        await asyncio.sleep(duration_s)
+
+
+class ManualClock:
+    """A clock that stands still until `advance` is called."""
+
+    def __init__(self, *, start_s: float = 1000.0) -> None:
+        self._now_s = start_s
+        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
+
+    def monotonic(self) -> float:
+        return self._now_s
+
+    def unix_ns(self) -> int:
+        return 1_700_000_000_000_000_000 + int(self._now_s * 1e9)
+
+    def advance(self, duration_s: float) -> None:
+        """Moves time forward and wakes whoever has slept long enough."""
+        assert duration_s >= 0, "time does not go back"
+        self._now_s += duration_s
+        due = [future for at, future in self._sleepers if at <= self._now_s]
+        self._sleepers = [(at, future) for at, future in self._sleepers if at > self._now_s]
+        for future in due:
+            if not future.done():
+                future.set_result(None)
+
+    async def sleep(self, duration_s: float) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleepers.append((self._now_s + duration_s, future))
+        await future
+
+
+__all__ = ["Clock", "ManualClock", "SystemClock"]

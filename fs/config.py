@@ -1,0 +1,192 @@
+"""Configuration: frozen dataclasses, read once from TOML, passed to constructors.
+
+Every field has its unit in its name, a default, and the reason for it beside it. Unknown keys are refused.
+A file holds only what differs from the defaults:
+
+    [mgmtd]
+    lease_ms = 5000
+"""
+
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import ConfigError
+from .units import GIB, KIB, MIB
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class MgmtdConfig:
+    """The cluster manager."""
+
+    heartbeat_interval_ms: int = 1000  # one lost packet must not cost a node its lease
+    lease_ms: int = 3000  # three heartbeats; also the longest pause an application sees after a failure
+    lease_drift_percent: int = 5  # how much faster a node's monotonic clock may run than ours
+    chain_check_interval_ms: int = 100  # how soon a change of state becomes a change of chain
+    bootstrap_ms: int = 4000  # after a start chains are frozen this long: every node can heartbeat once
+    client_session_timeout_ms: int = 60_000  # silent clients lose their write sessions
+    client_extend_interval_ms: int = 5000
+
+
+@dataclass(frozen=True)
+class MetaConfig:
+    """The metadata service."""
+
+    chunk_bytes: int = 1 * MIB  # one FUSE request, and enough chunks to spread over chains
+    stripe: int = 8  # chains a file is spread over, bounded by the table
+    inline_bytes: int = 4 * KIB  # smaller files cost no storage round trip
+    gc_delay_ms: int = 60_000  # time for readers of a removed file to register their holds again
+    gc_interval_ms: int = 500
+    gc_batch: int = 128  # removed files looked at per round
+    sync_interval_ms: int = 50  # acknowledged operations are durable against power loss after this long
+    durability: str = "write"  # "write": survives kill -9 at once; "sync": also power loss, a WAL sync per reply
+    list_limit: int = 1024  # entries in one page of a listing
+    path_depth_max: int = 256
+    idempotence_ms: int = 1_800_000  # how long a request id is remembered
+
+
+@dataclass(frozen=True)
+class StorageConfig:
+    """One storage node."""
+
+    threads_max: int = 512  # connections served at once; each costs one thread
+    reserve_bytes: int = 256 * MIB  # the disk is full for clients when less than this is free
+    durability: str = "write"  # "write": acknowledged means in every replica's page cache; "sync": on its disk
+    resync_batch: int = 64  # chunks in flight to a returning replica
+    resync_interval_ms: int = 200
+    scrub_interval_s: int = 86_400  # every chunk is read and verified once a day
+    index_cache_bytes: int = 128 * MIB  # chunk index kept in memory
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """What programs and mounts hold."""
+
+    deadline_ms: int = 60_000  # a request is retried this long before its error reaches the caller
+    retry_first_ms: int = 10
+    retry_max_ms: int = 1000
+    connections_per_node: int = 16
+    write_buffer_bytes: int = 64 * MIB  # dirty bytes of all files together before writers wait
+    read_ahead_bytes: int = 8 * MIB
+    attribute_timeout_ms: int = 1000  # how stale names and attributes of other clients may be
+    transport: str = "auto"  # auto | shm | tcp
+
+
+@dataclass(frozen=True)
+class MountConfig:
+    """The FUSE session."""
+
+    threads: int = 4
+    request_bytes: int = 1 * MIB  # the kernel's largest
+    consistency: str = "close-to-open"  # or "strict": no kernel page cache
+    allow_other: bool = True
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """All components; what `luciola up --config FILE` reads."""
+
+    mgmtd: MgmtdConfig = field(default_factory=MgmtdConfig)
+    meta: MetaConfig = field(default_factory=MetaConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    client: ClientConfig = field(default_factory=ClientConfig)
+    mount: MountConfig = field(default_factory=MountConfig)
+
+
+CHOICES: dict[tuple[type, str], tuple[str, ...]] = {
+    (MetaConfig, "durability"): ("write", "sync"),
+    (StorageConfig, "durability"): ("write", "sync"),
+    (ClientConfig, "transport"): ("auto", "shm", "tcp"),
+    (MountConfig, "consistency"): ("close-to-open", "strict"),
+}
+
+# Numbers outside these bounds are mistakes, not choices.
+BOUNDS: dict[tuple[type, str], tuple[int, int]] = {
+    (MetaConfig, "chunk_bytes"): (64 * KIB, 64 * MIB),
+    (MetaConfig, "stripe"): (1, 1024),
+    (MetaConfig, "inline_bytes"): (0, 64 * KIB),
+    (StorageConfig, "reserve_bytes"): (0, 1024 * GIB),
+    (StorageConfig, "threads_max"): (4, 65_536),
+    (MountConfig, "threads"): (1, 256),
+    (MountConfig, "request_bytes"): (128 * KIB, 1 * MIB),
+}
+
+
+def load(path: Path) -> ClusterConfig:
+    """The configuration in the TOML file at `path`.
+
+    Raises: ConfigError naming the file, and the key by its full path.
+    """
+    try:
+        table = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such configuration file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    return from_table(ClusterConfig, table, where="")
+
+
+def loads(text: str) -> ClusterConfig:
+    """The configuration in TOML `text`. Raises: ConfigError."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not valid TOML: {error}") from error
+    return from_table(ClusterConfig, table, where="")
+
+
+def from_table(cls: type[T], table: dict[str, Any], *, where: str) -> T:
+    """An instance of dataclass `cls` from a TOML table; `where` is the table's path for messages."""
+    assert is_dataclass(cls), "configuration is made of dataclasses"
+    hints = typing.get_type_hints(cls)
+    known = {entry.name for entry in fields(cls)}
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        path = f"{where}.{key}" if where else key
+        if key not in known:
+            raise ConfigError(f"{path}: unknown key (known here: {', '.join(sorted(known))})")
+        values[key] = _convert(cls, key, hints[key], value, path)
+    return cls(**values)
+
+
+def _convert(cls: type, key: str, hint: Any, value: Any, path: str) -> Any:
+    if is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}: must be a table")
+        return from_table(typing.cast("type[Any]", hint), value, where=path)
+    optional = isinstance(hint, types.UnionType)
+    kinds = typing.get_args(hint) if optional else (hint,)
+    # bool is an int in Python; a flag where a number belongs is a mistake.
+    if isinstance(value, bool) != (bool in kinds) or not isinstance(value, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ConfigError(f"{path}: must be {names}, not {value!r}")
+    choices = CHOICES.get((cls, key))
+    if choices is not None and value not in choices:
+        raise ConfigError(f"{path}: must be one of {', '.join(choices)}, not {value!r}")
+    if isinstance(value, int) and not isinstance(value, bool):
+        low, high = BOUNDS.get((cls, key), (0, 1 << 62))
+        if not low <= value <= high:
+            raise ConfigError(f"{path}: must be between {low} and {high}, not {value}")
+    if key == "chunk_bytes" and value & (value - 1):
+        raise ConfigError(f"{path}: must be a power of two, not {value}")
+    return value
+
+
+__all__ = [
+    "BOUNDS",
+    "CHOICES",
+    "ClientConfig",
+    "ClusterConfig",
+    "MetaConfig",
+    "MgmtdConfig",
+    "MountConfig",
+    "StorageConfig",
+    "from_table",
+    "load",
+    "loads",
+]

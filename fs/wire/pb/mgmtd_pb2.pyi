@@ -1,0 +1,335 @@
+from . import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class NodeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NODE_MGMTD: _ClassVar[NodeKind]
+    NODE_META: _ClassVar[NodeKind]
+    NODE_STORAGE: _ClassVar[NodeKind]
+    NODE_CLIENT: _ClassVar[NodeKind]
+    NODE_MOUNT: _ClassVar[NodeKind]
+
+class NodeStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONNECTING: _ClassVar[NodeStatus]
+    CONNECTED: _ClassVar[NodeStatus]
+    FAILED: _ClassVar[NodeStatus]
+    DISABLED: _ClassVar[NodeStatus]
+
+class PublicState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PUBLIC_INVALID: _ClassVar[PublicState]
+    SERVING: _ClassVar[PublicState]
+    LASTSRV: _ClassVar[PublicState]
+    SYNCING: _ClassVar[PublicState]
+    WAITING: _ClassVar[PublicState]
+    OFFLINE: _ClassVar[PublicState]
+
+class LocalState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOCAL_INVALID: _ClassVar[LocalState]
+    LOCAL_UPTODATE: _ClassVar[LocalState]
+    LOCAL_ONLINE: _ClassVar[LocalState]
+    LOCAL_OFFLINE: _ClassVar[LocalState]
+NODE_MGMTD: NodeKind
+NODE_META: NodeKind
+NODE_STORAGE: NodeKind
+NODE_CLIENT: NodeKind
+NODE_MOUNT: NodeKind
+CONNECTING: NodeStatus
+CONNECTED: NodeStatus
+FAILED: NodeStatus
+DISABLED: NodeStatus
+PUBLIC_INVALID: PublicState
+SERVING: PublicState
+LASTSRV: PublicState
+SYNCING: PublicState
+WAITING: PublicState
+OFFLINE: PublicState
+LOCAL_INVALID: LocalState
+LOCAL_UPTODATE: LocalState
+LOCAL_ONLINE: LocalState
+LOCAL_OFFLINE: LocalState
+
+class Node(_message.Message):
+    __slots__ = ("id", "kind", "status", "host", "pid", "incarnation", "grpc_address", "lane_address", "data_address", "data_socket", "boot_id", "config_version", "release", "changed_at")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    GRPC_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    LANE_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    DATA_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    DATA_SOCKET_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_AT_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    kind: NodeKind
+    status: NodeStatus
+    host: str
+    pid: int
+    incarnation: int
+    grpc_address: str
+    lane_address: str
+    data_address: str
+    data_socket: str
+    boot_id: str
+    config_version: int
+    release: str
+    changed_at: int
+    def __init__(self, id: _Optional[int] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., status: _Optional[_Union[NodeStatus, str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., incarnation: _Optional[int] = ..., grpc_address: _Optional[str] = ..., lane_address: _Optional[str] = ..., data_address: _Optional[str] = ..., data_socket: _Optional[str] = ..., boot_id: _Optional[str] = ..., config_version: _Optional[int] = ..., release: _Optional[str] = ..., changed_at: _Optional[int] = ...) -> None: ...
+
+class Target(_message.Message):
+    __slots__ = ("id", "node", "state", "local", "used_bytes")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    node: int
+    state: PublicState
+    local: LocalState
+    used_bytes: int
+    def __init__(self, id: _Optional[int] = ..., node: _Optional[int] = ..., state: _Optional[_Union[PublicState, str]] = ..., local: _Optional[_Union[LocalState, str]] = ..., used_bytes: _Optional[int] = ...) -> None: ...
+
+class Chain(_message.Message):
+    __slots__ = ("id", "version", "targets", "changed_at", "preferred_order")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_AT_FIELD_NUMBER: _ClassVar[int]
+    PREFERRED_ORDER_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    version: int
+    targets: _containers.RepeatedCompositeFieldContainer[Target]
+    changed_at: int
+    preferred_order: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, id: _Optional[int] = ..., version: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., changed_at: _Optional[int] = ..., preferred_order: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ChainTable(_message.Message):
+    __slots__ = ("id", "version", "chains", "replicas", "description", "changed_at")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_AT_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    version: int
+    chains: _containers.RepeatedScalarFieldContainer[int]
+    replicas: int
+    description: str
+    changed_at: int
+    def __init__(self, id: _Optional[int] = ..., version: _Optional[int] = ..., chains: _Optional[_Iterable[int]] = ..., replicas: _Optional[int] = ..., description: _Optional[str] = ..., changed_at: _Optional[int] = ...) -> None: ...
+
+class Routing(_message.Message):
+    __slots__ = ("version", "bootstrapping", "nodes", "chains", "tables", "cluster_id", "delta", "removed_nodes")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    BOOTSTRAPPING_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_NODES_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    bootstrapping: bool
+    nodes: _containers.RepeatedCompositeFieldContainer[Node]
+    chains: _containers.RepeatedCompositeFieldContainer[Chain]
+    tables: _containers.RepeatedCompositeFieldContainer[ChainTable]
+    cluster_id: str
+    delta: bool
+    removed_nodes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, version: _Optional[int] = ..., bootstrapping: _Optional[bool] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., chains: _Optional[_Iterable[_Union[Chain, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[ChainTable, _Mapping]]] = ..., cluster_id: _Optional[str] = ..., delta: _Optional[bool] = ..., removed_nodes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class GetRoutingRequest(_message.Message):
+    __slots__ = ("known_version", "wait_ms")
+    KNOWN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    known_version: int
+    wait_ms: int
+    def __init__(self, known_version: _Optional[int] = ..., wait_ms: _Optional[int] = ...) -> None: ...
+
+class LocalTarget(_message.Message):
+    __slots__ = ("id", "state", "chain_version", "used_bytes", "low_space", "chain")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOW_SPACE_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    state: LocalState
+    chain_version: int
+    used_bytes: int
+    low_space: bool
+    chain: int
+    def __init__(self, id: _Optional[int] = ..., state: _Optional[_Union[LocalState, str]] = ..., chain_version: _Optional[int] = ..., used_bytes: _Optional[int] = ..., low_space: _Optional[bool] = ..., chain: _Optional[int] = ...) -> None: ...
+
+class HeartbeatRequest(_message.Message):
+    __slots__ = ("node", "sequence", "targets", "leaving")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
+    node: Node
+    sequence: int
+    targets: _containers.RepeatedCompositeFieldContainer[LocalTarget]
+    leaving: bool
+    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., sequence: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[LocalTarget, _Mapping]]] = ..., leaving: _Optional[bool] = ...) -> None: ...
+
+class HeartbeatReply(_message.Message):
+    __slots__ = ("routing_version", "lease_ms", "config_version", "config_toml", "interval_ms")
+    ROUTING_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_TOML_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    routing_version: int
+    lease_ms: int
+    config_version: int
+    config_toml: str
+    interval_ms: int
+    def __init__(self, routing_version: _Optional[int] = ..., lease_ms: _Optional[int] = ..., config_version: _Optional[int] = ..., config_toml: _Optional[str] = ..., interval_ms: _Optional[int] = ...) -> None: ...
+
+class ExtendClientRequest(_message.Message):
+    __slots__ = ("client", "host", "description", "kind", "started_unix_ms", "leaving", "pid")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    STARTED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    client: int
+    host: str
+    description: str
+    kind: NodeKind
+    started_unix_ms: int
+    leaving: bool
+    pid: int
+    def __init__(self, client: _Optional[int] = ..., host: _Optional[str] = ..., description: _Optional[str] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., started_unix_ms: _Optional[int] = ..., leaving: _Optional[bool] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class ExtendClientReply(_message.Message):
+    __slots__ = ("interval_ms", "config_version", "config_toml")
+    INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_TOML_FIELD_NUMBER: _ClassVar[int]
+    interval_ms: int
+    config_version: int
+    config_toml: str
+    def __init__(self, interval_ms: _Optional[int] = ..., config_version: _Optional[int] = ..., config_toml: _Optional[str] = ...) -> None: ...
+
+class ClientSession(_message.Message):
+    __slots__ = ("client", "host", "description", "kind", "started_unix_ms", "last_seen_unix_ms", "pid")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    STARTED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    client: int
+    host: str
+    description: str
+    kind: NodeKind
+    started_unix_ms: int
+    last_seen_unix_ms: int
+    pid: int
+    def __init__(self, client: _Optional[int] = ..., host: _Optional[str] = ..., description: _Optional[str] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., started_unix_ms: _Optional[int] = ..., last_seen_unix_ms: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class ListClientsReply(_message.Message):
+    __slots__ = ("clients", "bootstrapping")
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    BOOTSTRAPPING_FIELD_NUMBER: _ClassVar[int]
+    clients: _containers.RepeatedCompositeFieldContainer[ClientSession]
+    bootstrapping: bool
+    def __init__(self, clients: _Optional[_Iterable[_Union[ClientSession, _Mapping]]] = ..., bootstrapping: _Optional[bool] = ...) -> None: ...
+
+class CreateChainTableRequest(_message.Message):
+    __slots__ = ("table", "replicas", "chains", "description")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    table: int
+    replicas: int
+    chains: int
+    description: str
+    def __init__(self, table: _Optional[int] = ..., replicas: _Optional[int] = ..., chains: _Optional[int] = ..., description: _Optional[str] = ...) -> None: ...
+
+class UpdateChainRequest(_message.Message):
+    __slots__ = ("chain", "action", "target", "node")
+    class Action(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        ADD: _ClassVar[UpdateChainRequest.Action]
+        REMOVE: _ClassVar[UpdateChainRequest.Action]
+        ROTATE_LASTSRV: _ClassVar[UpdateChainRequest.Action]
+        ROTATE_PREFERRED: _ClassVar[UpdateChainRequest.Action]
+    ADD: UpdateChainRequest.Action
+    REMOVE: UpdateChainRequest.Action
+    ROTATE_LASTSRV: UpdateChainRequest.Action
+    ROTATE_PREFERRED: UpdateChainRequest.Action
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    chain: int
+    action: UpdateChainRequest.Action
+    target: int
+    node: int
+    def __init__(self, chain: _Optional[int] = ..., action: _Optional[_Union[UpdateChainRequest.Action, str]] = ..., target: _Optional[int] = ..., node: _Optional[int] = ...) -> None: ...
+
+class NodeRequest(_message.Message):
+    __slots__ = ("node",)
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    def __init__(self, node: _Optional[int] = ...) -> None: ...
+
+class SetNodeDisabledRequest(_message.Message):
+    __slots__ = ("node", "disabled")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    DISABLED_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    disabled: bool
+    def __init__(self, node: _Optional[int] = ..., disabled: _Optional[bool] = ...) -> None: ...
+
+class ConfigRequest(_message.Message):
+    __slots__ = ("kind",)
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    kind: NodeKind
+    def __init__(self, kind: _Optional[_Union[NodeKind, str]] = ...) -> None: ...
+
+class ConfigRecord(_message.Message):
+    __slots__ = ("kind", "version", "toml", "description")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TOML_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    kind: NodeKind
+    version: int
+    toml: str
+    description: str
+    def __init__(self, kind: _Optional[_Union[NodeKind, str]] = ..., version: _Optional[int] = ..., toml: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
+
+class ProcessEndedRequest(_message.Message):
+    __slots__ = ("node", "incarnation", "pid")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    incarnation: int
+    pid: int
+    def __init__(self, node: _Optional[int] = ..., incarnation: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...

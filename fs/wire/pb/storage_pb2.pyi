@@ -1,0 +1,201 @@
+from . import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ChainRef(_message.Message):
+    __slots__ = ("chain", "version")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    chain: int
+    version: int
+    def __init__(self, chain: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
+
+class ChunkName(_message.Message):
+    __slots__ = ("content", "index")
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    content: int
+    index: int
+    def __init__(self, content: _Optional[int] = ..., index: _Optional[int] = ...) -> None: ...
+
+class LastChunkRequest(_message.Message):
+    __slots__ = ("chain", "content")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    chain: ChainRef
+    content: int
+    def __init__(self, chain: _Optional[_Union[ChainRef, _Mapping]] = ..., content: _Optional[int] = ...) -> None: ...
+
+class LastChunkReply(_message.Message):
+    __slots__ = ("found", "chunk", "length", "chunk_count", "total_bytes")
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    found: bool
+    chunk: ChunkName
+    length: int
+    chunk_count: int
+    total_bytes: int
+    def __init__(self, found: _Optional[bool] = ..., chunk: _Optional[_Union[ChunkName, _Mapping]] = ..., length: _Optional[int] = ..., chunk_count: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+
+class RemoveChunksRequest(_message.Message):
+    __slots__ = ("chain", "content", "first_index", "limit", "client", "sequence")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_INDEX_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    chain: ChainRef
+    content: int
+    first_index: int
+    limit: int
+    client: int
+    sequence: int
+    def __init__(self, chain: _Optional[_Union[ChainRef, _Mapping]] = ..., content: _Optional[int] = ..., first_index: _Optional[int] = ..., limit: _Optional[int] = ..., client: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class RemoveChunksReply(_message.Message):
+    __slots__ = ("removed", "more")
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    removed: int
+    more: bool
+    def __init__(self, removed: _Optional[int] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class TruncateChunkRequest(_message.Message):
+    __slots__ = ("chain", "chunk", "length", "client", "sequence")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    chain: ChainRef
+    chunk: ChunkName
+    length: int
+    client: int
+    sequence: int
+    def __init__(self, chain: _Optional[_Union[ChainRef, _Mapping]] = ..., chunk: _Optional[_Union[ChunkName, _Mapping]] = ..., length: _Optional[int] = ..., client: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class ChunkRecord(_message.Message):
+    __slots__ = ("chunk", "version", "chain_version", "length", "crc32c", "pending", "removed", "pending_version")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    PENDING_VERSION_FIELD_NUMBER: _ClassVar[int]
+    chunk: ChunkName
+    version: int
+    chain_version: int
+    length: int
+    crc32c: int
+    pending: bool
+    removed: bool
+    pending_version: int
+    def __init__(self, chunk: _Optional[_Union[ChunkName, _Mapping]] = ..., version: _Optional[int] = ..., chain_version: _Optional[int] = ..., length: _Optional[int] = ..., crc32c: _Optional[int] = ..., pending: _Optional[bool] = ..., removed: _Optional[bool] = ..., pending_version: _Optional[int] = ...) -> None: ...
+
+class ListChunksRequest(_message.Message):
+    __slots__ = ("chain", "after", "limit")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    chain: int
+    after: ChunkName
+    limit: int
+    def __init__(self, chain: _Optional[int] = ..., after: _Optional[_Union[ChunkName, _Mapping]] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ListChunksReply(_message.Message):
+    __slots__ = ("chunks", "more")
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    chunks: _containers.RepeatedCompositeFieldContainer[ChunkRecord]
+    more: bool
+    def __init__(self, chunks: _Optional[_Iterable[_Union[ChunkRecord, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class SyncStartRequest(_message.Message):
+    __slots__ = ("chain",)
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    chain: ChainRef
+    def __init__(self, chain: _Optional[_Union[ChainRef, _Mapping]] = ...) -> None: ...
+
+class SyncDoneRequest(_message.Message):
+    __slots__ = ("chain",)
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    chain: ChainRef
+    def __init__(self, chain: _Optional[_Union[ChainRef, _Mapping]] = ...) -> None: ...
+
+class SpaceReply(_message.Message):
+    __slots__ = ("capacity_bytes", "free_bytes", "used_bytes")
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    capacity_bytes: int
+    free_bytes: int
+    used_bytes: int
+    def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ...) -> None: ...
+
+class ScrubRequest(_message.Message):
+    __slots__ = ("chain", "repair")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    REPAIR_FIELD_NUMBER: _ClassVar[int]
+    chain: int
+    repair: bool
+    def __init__(self, chain: _Optional[int] = ..., repair: _Optional[bool] = ...) -> None: ...
+
+class ScrubReply(_message.Message):
+    __slots__ = ("chunks", "bytes", "damaged", "repaired")
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_FIELD_NUMBER: _ClassVar[int]
+    chunks: int
+    bytes: int
+    damaged: _containers.RepeatedCompositeFieldContainer[ChunkRecord]
+    repaired: int
+    def __init__(self, chunks: _Optional[int] = ..., bytes: _Optional[int] = ..., damaged: _Optional[_Iterable[_Union[ChunkRecord, _Mapping]]] = ..., repaired: _Optional[int] = ...) -> None: ...
+
+class StorageStatus(_message.Message):
+    __slots__ = ("space", "counters", "targets")
+    class CountersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    SPACE_FIELD_NUMBER: _ClassVar[int]
+    COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    space: SpaceReply
+    counters: _containers.ScalarMap[str, int]
+    targets: _containers.RepeatedCompositeFieldContainer[TargetStatus]
+    def __init__(self, space: _Optional[_Union[SpaceReply, _Mapping]] = ..., counters: _Optional[_Mapping[str, int]] = ..., targets: _Optional[_Iterable[_Union[TargetStatus, _Mapping]]] = ...) -> None: ...
+
+class TargetStatus(_message.Message):
+    __slots__ = ("id", "chain", "chain_version", "local", "public", "chunks", "used_bytes", "synced_chunks")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SYNCED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    chain: int
+    chain_version: int
+    local: str
+    public: str
+    chunks: int
+    used_bytes: int
+    synced_chunks: int
+    def __init__(self, id: _Optional[int] = ..., chain: _Optional[int] = ..., chain_version: _Optional[int] = ..., local: _Optional[str] = ..., public: _Optional[str] = ..., chunks: _Optional[int] = ..., used_bytes: _Optional[int] = ..., synced_chunks: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""GPU compute plugins. Each is found by the entry-point group `luciola.plugins`."""
