@@ -4,5 +4,9 @@
 //! `server` joins the three; `client` stripes files over chains; `fuse` and `ring` are its doors.
 //! Only `python` knows that Python exists.
 
+pub mod client;
+pub mod error;
+#[cfg(feature = "python")]
+pub mod python;
 pub mod types;
 pub mod wire;

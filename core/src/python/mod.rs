@@ -1,0 +1,14 @@
+//! The Python module `luciola_core`: it converts and releases the GIL, nothing else.
+//!
+//! Each file registers its classes; the stub is `core/stubs/luciola_core.pyi`.
+
+pub mod client;
+pub mod error;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+fn luciola_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    client::register(module)
+}
