@@ -1,0 +1,19 @@
+"""Ordered transactional key-value engines, in the style of FoundationDB.
+
+    engine     the interface: Transaction, Engine, limits; optimistic concurrency shared by local engines
+    conflicts  the window of recent write sets
+    driver     run(): retries conflicts and unknown outcomes
+    memory     for tests and simulation
+    rocksdb    the default: one process owns a directory
+    faulty     wraps an engine and fails on purpose
+
+    result = await run(engine, lambda txn: move_money(txn, source, target, amount))
+
+All meaning lives above: an engine knows nothing of inodes and chains. Every engine passes tests/unit/kv.
+"""
+
+from .driver import Retry, run
+from .engine import Durability, Engine, Pair, Transaction, prefix_end
+from .memory import MemoryEngine
+
+__all__ = ["Durability", "Engine", "MemoryEngine", "Pair", "Retry", "Transaction", "prefix_end", "run"]

@@ -1,0 +1,358 @@
+"""The interface that everything above the key-value layer is written against, and what all engines share.
+
+Keys are bytes, ordered like bytes. A `Transaction` buffers its writes, reads its own writes merged into one
+consistent picture of the store, and commits all or nothing.
+
+    K1  serializable: committed transactions are explained by running them one after another in commit order
+    K2  opaque: what a transaction reads, even one that will not commit, is the store at one moment
+    K3  atomic: after any crash all of a transaction's writes are there, or none
+    K4  what a finished commit wrote survives `kill -9`; after `await engine.sync()` it survives power loss
+
+An engine is used from one thread (the event loop's). Calls are synchronous because they cost microseconds.
+"""
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, Protocol
+
+from ..errors import Conflict, InvalidArgument
+from .conflicts import COMMITS_MAX, ConflictWindow, KeyRange, WriteSet
+
+KEY_BYTES_MAX: Final = 4096  # a directory entry: a name of 255 bytes and some ids
+VALUE_BYTES_MAX: Final = 256 * 1024  # an inode with the largest inline file, 64 KiB, with room to grow
+TRANSACTION_BYTES_MAX: Final = 8 * 1024 * 1024  # keeps one commit below about 50 ms, as the lane's frames do
+RANGE_LIMIT_MAX: Final = 100_000  # pairs in one answer; larger scans page through with several transactions
+
+Pair = tuple[bytes, bytes]
+
+
+class Durability(enum.Enum):
+    """What a commit has survived when it is acknowledged."""
+
+    WRITE = "write"  # kill -9 of the process: the log is in the operating system's hands
+    SYNC = "sync"  # power loss: the log is on the disk
+
+
+class View(Protocol):
+    """The store at one version."""
+
+    version: int
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of `key`, or None. Raises: Conflict if the version is too old to be read."""
+
+    def scan(self, begin: bytes, end: bytes, *, limit: int, reverse: bool) -> Sequence[Pair]:
+        """The first `limit` pairs with begin <= key < end (the last ones, descending, if `reverse`)."""
+
+    def iterate(self, begin: bytes, end: bytes, *, reverse: bool) -> Iterator[Pair]:
+        """The same, one by one."""
+
+
+class Transaction:
+    """One attempt. Get it from `Engine.begin`, or let `run` do so and try again after a conflict.
+
+    Reads see the transaction's own writes. A plain read must still be true when the transaction commits; a
+    `snapshot_` read need not. The picture that is read is taken at the first read.
+    """
+
+    __slots__ = (
+        "_cleared",
+        "_engine",
+        "_guarded",
+        "_keys",
+        "_open",
+        "_ranges",
+        "_size_bytes",
+        "_view",
+        "_writes",
+    )
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        self._view: View | None = None
+        self._keys: set[bytes] = set()
+        self._ranges: list[KeyRange] = []
+        self._writes: dict[bytes, bytes | None] = {}
+        self._cleared: list[KeyRange] = []
+        self._guarded: list[bytes] = []
+        self._size_bytes = 0
+        self._open = True
+
+    # Reading.
+
+    @property
+    def read_version(self) -> int:
+        """The version that this transaction reads at; fixed by the first use."""
+        return self._look().version
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of `key`, or None; the commit fails if somebody else changes it before."""
+        if key in self._writes:
+            return self._writes[key]
+        self._keys.add(key)
+        return self._read(key)
+
+    def snapshot_get(self, key: bytes) -> bytes | None:
+        """The value of `key`, or None; it may change before the commit."""
+        if key in self._writes:
+            return self._writes[key]
+        return self._read(key)
+
+    def get_range(
+        self, begin: bytes, end: bytes, *, limit: int = RANGE_LIMIT_MAX, reverse: bool = False
+    ) -> Sequence[Pair]:
+        """Pairs with begin <= key < end in order; the commit fails if the answer changes before.
+
+        With a limit only the part that was looked at is guarded.
+        Raises: InvalidArgument for a limit out of bounds.
+        """
+        pairs = self.snapshot_range(begin, end, limit=limit, reverse=reverse)
+        if len(pairs) == limit:  # nothing beyond the last pair was looked at
+            last = pairs[-1][0]
+            begin, end = (last, end) if reverse else (begin, last + b"\x00")
+        if begin < end:
+            self._ranges.append(KeyRange(begin, end))
+        return pairs
+
+    def snapshot_range(
+        self, begin: bytes, end: bytes, *, limit: int = RANGE_LIMIT_MAX, reverse: bool = False
+    ) -> Sequence[Pair]:
+        """As `get_range`, but the answer may change before the commit."""
+        if not 0 < limit <= RANGE_LIMIT_MAX:
+            raise InvalidArgument(f"limit of a range must be between 1 and {RANGE_LIMIT_MAX}, not {limit}")
+        if begin >= end:
+            return ()
+        if not self._writes and not self._cleared:
+            return self._look().scan(begin, end, limit=limit, reverse=reverse)
+        return self._merged(KeyRange(begin, end), limit=limit, reverse=reverse)
+
+    # Writing.
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Sets `key`. Raises: InvalidArgument when a limit is exceeded."""
+        assert self._open, "the transaction has ended"
+        if not 0 < len(key) <= KEY_BYTES_MAX:
+            raise InvalidArgument(f"a key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}")
+        if len(value) > VALUE_BYTES_MAX:
+            raise InvalidArgument(f"a value has at most {VALUE_BYTES_MAX} bytes, not {len(value)}")
+        self._grow(len(key) + len(value))
+        self._writes[key] = value
+
+    def delete(self, key: bytes) -> None:
+        """Removes `key`, if it is there."""
+        assert self._open, "the transaction has ended"
+        if not 0 < len(key) <= KEY_BYTES_MAX:
+            raise InvalidArgument(f"a key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}")
+        self._grow(len(key))
+        self._writes[key] = None
+
+    def delete_range(self, begin: bytes, end: bytes) -> None:
+        """Removes every key with begin <= key < end: its own writes and what exists at commit."""
+        assert self._open, "the transaction has ended"
+        if max(len(begin), len(end)) > KEY_BYTES_MAX:
+            raise InvalidArgument(f"a key has at most {KEY_BYTES_MAX} bytes")
+        if begin >= end:
+            return
+        cleared = KeyRange(begin, end)
+        self._grow(len(begin) + len(end))
+        for key in [key for key in self._writes if cleared.holds(key)]:
+            del self._writes[key]
+        self._cleared.append(cleared)
+
+    # Conflicts without reading or writing.
+
+    def add_read_conflict(self, key: bytes) -> None:
+        """The commit fails if somebody else writes `key` before."""
+        self._look()
+        self._keys.add(key)
+
+    def add_read_conflict_range(self, begin: bytes, end: bytes) -> None:
+        """The commit fails if somebody else writes between `begin` and `end` before."""
+        self._look()
+        if begin < end:
+            self._ranges.append(KeyRange(begin, end))
+
+    def add_write_conflict(self, key: bytes) -> None:
+        """Everybody who has read `key` must begin again, as if this transaction wrote it."""
+        self._guarded.append(key)
+
+    # The end.
+
+    @property
+    def is_read_only(self) -> bool:
+        return not (self._writes or self._cleared or self._guarded)
+
+    def commit(self) -> int:
+        """Makes the writes visible and safe against `kill -9`; returns their version.
+
+        A transaction without writes always succeeds: it has read one moment of the store.
+        Raises: Conflict, nothing was done; MaybeCommitted, all was done or nothing.
+        """
+        assert self._open, "the transaction has ended"
+        self._open = False
+        if self.is_read_only:
+            version = self._engine.version if self._view is None else self._view.version
+            self._view = None
+            return version
+        return self._engine.commit(self)
+
+    def cancel(self) -> None:
+        """Forgets everything. Dropping the last reference does the same."""
+        self._open = False
+        self._view = None
+
+    # What engines and the faulty twin look at.
+
+    @property
+    def read_keys(self) -> set[bytes]:
+        return self._keys
+
+    @property
+    def read_ranges(self) -> Sequence[KeyRange]:
+        return self._ranges
+
+    @property
+    def writes(self) -> Mapping[bytes, bytes | None]:
+        """Last write of each key; None removes it. Applied after `cleared`."""
+        return self._writes
+
+    @property
+    def cleared(self) -> Sequence[KeyRange]:
+        return self._cleared
+
+    @property
+    def guarded(self) -> Sequence[bytes]:
+        return self._guarded
+
+    @property
+    def view(self) -> View | None:
+        """None while nothing was read."""
+        return self._view
+
+    def _look(self) -> View:
+        view = self._view
+        if view is None:
+            assert self._open, "the transaction has ended"
+            view = self._view = self._engine.look()
+        return view
+
+    def _read(self, key: bytes) -> bytes | None:
+        view = self._view or self._look()
+        if self._cleared and any(cleared.holds(key) for cleared in self._cleared):
+            return None
+        return view.get(key)
+
+    def _grow(self, count: int) -> None:
+        self._size_bytes += count
+        if self._size_bytes > TRANSACTION_BYTES_MAX:
+            raise InvalidArgument(f"a transaction writes at most {TRANSACTION_BYTES_MAX} bytes")
+
+    def _merged(self, wanted: KeyRange, *, limit: int, reverse: bool) -> Sequence[Pair]:
+        stored = self._look().iterate(wanted.begin, wanted.end, reverse=reverse)
+        mine = sorted((key for key in self._writes if wanted.holds(key)), reverse=reverse)
+        found: list[Pair] = []
+        for key, value in _merge(stored, [(key, self._writes[key]) for key in mine], reverse=reverse):
+            if value is None:
+                continue
+            if key not in self._writes and any(cleared.holds(key) for cleared in self._cleared):
+                continue
+            found.append((key, value))
+            if len(found) == limit:
+                break
+        return found
+
+
+class Engine(ABC):
+    """A store. Subclasses say how to look at it and how to apply one transaction's writes.
+
+    Optimistic concurrency control is the same for all that live in one process: `commit` refuses a
+    transaction whose reads were overtaken, and remembers what it wrote for those that follow.
+    """
+
+    def __init__(self, *, version: int, commits_max: int = COMMITS_MAX) -> None:
+        self.version = version  # of the newest commit; survives a restart
+        self.window = ConflictWindow(version=version, commits_max=commits_max)
+
+    def begin(self) -> Transaction:
+        """A new transaction."""
+        return Transaction(self)
+
+    @abstractmethod
+    def look(self) -> View:
+        """The store as it is now; it stays so while others commit."""
+
+    @abstractmethod
+    def apply(self, transaction: Transaction) -> int:
+        """Does the writes atomically; returns their version, which is larger than any before."""
+
+    @abstractmethod
+    async def sync(self) -> None:
+        """Returns when all that was committed before the call survives power loss."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Syncs and lets go of the store. A closed engine must not be used."""
+
+    def forget(self, oldest: WriteSet) -> None:  # noqa: B027, most engines have nothing to forget
+        """Called with each commit that leaves the window: versions at or before it are not read any more."""
+
+    def commit(self, transaction: Transaction) -> int:
+        """What `Transaction.commit` does. Raises: Conflict."""
+        view = transaction.view
+        if view is not None and view.version != self.version:
+            self._check(transaction, view.version)
+        version = self.apply(transaction)
+        assert version > self.version, "W1: versions must grow"
+        self.version = version
+        keys: Sequence[bytes] = (*transaction.writes, *transaction.guarded)
+        oldest = self.window.record(WriteSet(version, keys, transaction.cleared))
+        if oldest is not None:
+            self.forget(oldest)
+        return version
+
+    def _check(self, transaction: Transaction, read_version: int) -> None:
+        if not (transaction.read_keys or transaction.read_ranges):
+            return
+        if self.window.is_too_old(read_version):
+            raise Conflict("the transaction is too old: others have committed too much since it began")
+        if self.window.conflicts(read_version, transaction.read_keys, transaction.read_ranges):
+            raise Conflict("another transaction has changed what this one read")
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    """The end of the range of all keys that begin with `prefix`."""
+    trimmed = prefix.rstrip(b"\xff")
+    assert trimmed, "a prefix of 0xff bytes has no end"
+    return trimmed[:-1] + bytes((trimmed[-1] + 1,))
+
+
+def _merge(
+    stored: Iterator[Pair], mine: Sequence[tuple[bytes, bytes | None]], *, reverse: bool
+) -> Iterator[tuple[bytes, bytes | None]]:
+    """Both in order; where both have a key, mine wins."""
+    index = 0
+    for key, value in stored:
+        while index < len(mine) and (mine[index][0] > key if reverse else mine[index][0] < key):
+            yield mine[index]
+            index += 1
+        if index < len(mine) and mine[index][0] == key:
+            yield mine[index]
+            index += 1
+        else:
+            yield key, value
+    yield from mine[index:]
+
+
+__all__ = [
+    "KEY_BYTES_MAX",
+    "RANGE_LIMIT_MAX",
+    "TRANSACTION_BYTES_MAX",
+    "VALUE_BYTES_MAX",
+    "Durability",
+    "Engine",
+    "Pair",
+    "Transaction",
+    "View",
+    "prefix_end",
+]
