@@ -4,6 +4,7 @@
 //! `server` joins the three; `client` stripes files over chains; `fuse` and `ring` are its doors.
 //! Only `python` knows that Python exists.
 
+pub mod buffer;
 pub mod client;
 pub mod error;
 #[cfg(feature = "python")]

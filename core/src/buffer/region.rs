@@ -1,0 +1,230 @@
+//! Shared memory: a sealed memfd and its mapping.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use super::{Placement, page_align};
+
+/// Largest region that is created or that a peer may hand us. Address space is cheap, mistakes are not.
+pub const REGION_BYTES_MAX: usize = 4 << 30;
+
+/// Names a region between processes. Random, never reused.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RegionId(pub [u8; 16]);
+
+impl fmt::Debug for RegionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RegionId({:032x})", u128::from_be_bytes(self.0))
+    }
+}
+
+/// Pages mapped read and write; unmapped on drop.
+pub(super) struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a mapping is an address range of this process, valid in every thread until `drop`; it has no thread
+// affinity, and the module's rule for placements covers concurrent access to its bytes.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; `&Mapping` gives out only the address and the length.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn shared(fd: BorrowedFd<'_>, len: usize) -> io::Result<Mapping> {
+        // SAFETY: a null hint lets the kernel choose an unused range, so nothing that exists is replaced;
+        // `fd` is open and at least `len` long, which the callers have checked.
+        let start = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                fd,
+                0,
+            )?
+        };
+        Ok(Mapping { start: NonNull::new(start.cast()).expect("mmap never returns null"), len })
+    }
+
+    /// Zeroed memory of this process alone, page-aligned.
+    pub(super) fn anonymous(len: usize) -> io::Result<Mapping> {
+        let len = page_align(len.max(1));
+        // SAFETY: a null hint lets the kernel choose an unused range, so nothing that exists is replaced.
+        let start = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )?
+        };
+        Ok(Mapping { start: NonNull::new(start.cast()).expect("mmap never returns null"), len })
+    }
+
+    pub(super) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    fn advise_huge_pages(&self) {
+        // SAFETY: the range is exactly our mapping, and this advice changes no content. A kernel without huge
+        // pages for shared memory refuses, which costs nothing.
+        let _ = unsafe { rustix::mm::madvise(self.start.as_ptr().cast(), self.len, Advice::LinuxHugepage) };
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is exactly what mmap gave us, and B1 says that nobody uses it any more.
+        let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
+        debug_assert!(unmapped.is_ok(), "unmapping our own range cannot fail");
+    }
+}
+
+/// A memfd that cannot shrink, mapped into this process; ours, or lent to us by a peer.
+pub struct Region {
+    id: RegionId,
+    fd: OwnedFd,
+    mapping: Mapping,
+    len: usize,
+}
+
+impl Region {
+    /// A new region of at least `bytes` (whole pages), zeroed; memory is used as it is touched.
+    pub fn create(bytes: usize) -> io::Result<Arc<Region>> {
+        let len = page_align(bytes);
+        if len == 0 || len > REGION_BYTES_MAX {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut id = [0; 16];
+        rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;
+        let fd = rustix::fs::memfd_create(
+            "luciola-region",
+            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL,
+        )
+        // Kernels before 6.3 do not know NOEXEC_SEAL.
+        .or_else(|_| {
+            rustix::fs::memfd_create("luciola-region", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        })?;
+        rustix::fs::ftruncate(&fd, len as u64)?;
+        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        let mapping = Mapping::shared(fd.as_fd(), len)?;
+        mapping.advise_huge_pages();
+        Ok(Arc::new(Region { id: RegionId(id), fd, mapping, len }))
+    }
+
+    /// Maps a region that a peer sent. Errors: `InvalidData` if it could shrink, or is not as long as said.
+    pub fn map_peer(fd: OwnedFd, id: RegionId, len: usize) -> io::Result<Arc<Region>> {
+        if len == 0 || len > REGION_BYTES_MAX || len % super::ALIGNMENT != 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a region of that length is not allowed"));
+        }
+        // Fails for everything that is not a memfd (or another file that can be sealed).
+        let seals = rustix::fs::fcntl_get_seals(&fd)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the region is not a memfd"))?;
+        if !seals.contains(SealFlags::SHRINK) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the region could shrink"));
+        }
+        if (rustix::fs::fstat(&fd)?.st_size as u64) < len as u64 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the region is shorter than said"));
+        }
+        let mapping = Mapping::shared(fd.as_fd(), len)?;
+        Ok(Arc::new(Region { id, fd, mapping, len }))
+    }
+
+    pub fn id(&self) -> RegionId {
+        self.id
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// A region is never empty.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.mapping.start.as_ptr()
+    }
+
+    /// `len` bytes at `offset`; `None` if they do not lie inside the region.
+    pub fn placement(self: &Arc<Region>, offset: usize, len: usize) -> Option<Placement> {
+        let end = offset.checked_add(len)?;
+        (end <= self.len).then(|| Placement::in_region(self, offset, len))
+    }
+
+    /// What tells two mappings of one memory from mappings of two: device and inode of the memfd.
+    pub fn identity(fd: impl AsFd) -> io::Result<(u64, u64)> {
+        let stat = rustix::fs::fstat(fd)?;
+        Ok((stat.st_dev as u64, stat.st_ino as u64))
+    }
+}
+
+impl AsFd for Region {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Region {{ id: {:?}, len: {} }}", self.id, self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_region_can_neither_shrink_nor_grow() {
+        let region = Region::create(10_000).unwrap();
+        assert_eq!(region.len(), 12_288);
+        assert!(rustix::fs::ftruncate(&region.fd, 4096).is_err());
+        assert!(rustix::fs::ftruncate(&region.fd, 1 << 20).is_err());
+    }
+
+    #[test]
+    fn a_peer_sees_the_same_bytes() {
+        let ours = Region::create(8192).unwrap();
+        let theirs = Region::map_peer(ours.fd.try_clone().unwrap(), ours.id(), ours.len()).unwrap();
+        ours.placement(5000, 5).unwrap().copy_from(b"hello");
+        assert_eq!(theirs.placement(5000, 5).unwrap().to_vec(), b"hello");
+        assert_eq!(Region::identity(&ours.fd).unwrap(), Region::identity(&theirs.fd).unwrap());
+    }
+
+    #[test]
+    fn memory_that_could_shrink_is_not_mapped() {
+        let fd = rustix::fs::memfd_create("loose", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        rustix::fs::ftruncate(&fd, 4096).unwrap();
+        let error = Region::map_peer(fd, RegionId([1; 16]), 4096).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_region_is_not_mapped_beyond_its_end_nor_a_plain_file_at_all() {
+        let region = Region::create(4096).unwrap();
+        assert!(Region::map_peer(region.fd.try_clone().unwrap(), region.id(), 8192).is_err());
+        assert!(Region::map_peer(region.fd.try_clone().unwrap(), region.id(), 0).is_err());
+        assert!(Region::map_peer(region.fd.try_clone().unwrap(), region.id(), 100).is_err());
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        assert!(Region::map_peer(file.into(), RegionId([2; 16]), 4096).is_err());
+    }
+
+    #[test]
+    fn placements_outside_the_region_do_not_exist() {
+        let region = Region::create(4096).unwrap();
+        assert!(region.placement(0, 4096).is_some());
+        assert!(region.placement(4096, 0).is_some());
+        assert!(region.placement(1, 4096).is_none());
+        assert!(region.placement(usize::MAX, 2).is_none());
+    }
+}
