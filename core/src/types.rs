@@ -84,14 +84,48 @@ pub enum Op {
     Truncate { length: u32 },
     /// Leaves a tombstone: the chunk reads as absent, its version goes on counting.
     Remove,
-    /// Recovery: the whole content is the payload of `length` bytes, at the stamp given with it.
-    Replace { length: u32 },
+    /// Recovery: the chunk's whole state at the stamp given with it. The payload is the content of `length`
+    /// bytes, then `writers` encoded `WriterRecord`s. `removed`: the state is a tombstone. Version 0: the
+    /// predecessor never had such a chunk.
+    Replace { length: u32, writers: u32, removed: bool },
+}
+
+/// The last request of one client that a chunk executed, and the version it created. Stored with the chunk and
+/// sent along with a `Replace`, so that a retry is recognised by whoever is head then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct WriterRecord {
+    pub tag: RequestTag,
+    pub version: Version,
+    /// When it was executed; only for forgetting old ones.
+    pub unix_ms: u64,
+}
+
+impl WriterRecord {
+    pub const BYTES: usize = 32;
+
+    /// client u64, sequence u64, version u64, unix_ms u64, little-endian.
+    pub fn encode(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        let words = [self.tag.client.0, self.tag.sequence, self.version.0, self.unix_ms];
+        for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    pub fn decode(bytes: &[u8; Self::BYTES]) -> WriterRecord {
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| bytes[at * 8 + byte]));
+        let tag = RequestTag { client: ClientId(word(0)), sequence: word(1) };
+        WriterRecord { tag, version: Version(word(2)), unix_ms: word(3) }
+    }
 }
 
 /// Largest chunk a layout may ask for. Bounds every length on the wire.
 pub const CHUNK_BYTES_MAX: u32 = 64 << 20;
 /// Unit of allocation, of copy-on-write and of checksums inside a chunk.
 pub const PAGE_BYTES: u32 = 16 << 10;
+/// Most clients whose last request a chunk remembers, so most records in a `Replace`.
+pub const WRITERS_MAX: usize = 64;
 /// Most operations in one batch: a 1 MiB request at the smallest chunk size, with room to spare.
 pub const BATCH_OPS_MAX: usize = 256;
 /// Most payload bytes in one batch.
@@ -222,8 +256,26 @@ pub struct UpdateOp {
     pub tag: RequestTag,
     /// From a client: zero. From a predecessor: the version this update creates.
     pub version: Version,
+    /// From a client: zero. From a predecessor: the chain version under which a head decided this update;
+    /// with `version` its stamp, which stays the same when the update is driven again under a newer one.
+    pub decided: ChainVersion,
     /// CRC32C of the payload; `None` where both ends share memory.
     pub payload_crc: Option<u32>,
+}
+
+impl UpdateOp {
+    pub fn stamp(&self) -> Stamp {
+        Stamp { chain_version: self.decided, version: self.version }
+    }
+
+    /// How many payload bytes belong to this operation.
+    pub fn payload_bytes(&self) -> usize {
+        match self.op {
+            Op::Write { length, .. } => length as usize,
+            Op::Truncate { .. } | Op::Remove => 0,
+            Op::Replace { length, writers, .. } => length as usize + writers as usize * WriterRecord::BYTES,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
