@@ -1,0 +1,78 @@
+"""How processes talk: protobuf messages (`pb`), credentials, and two carriers for the same handlers.
+
+    credentials   the cluster secret, tokens, identities
+    cluster       the cluster file
+    methods       one table of all methods
+    handshake     who is at the other end of a stream
+    lane          framed messages: what clients speak to mgmtd and meta
+    rpc           gRPC: what services and administrators speak
+    errors        operating errors as messages
+
+A service is an object with one function per method (methods.py), served by both carriers:
+
+    class MetaService:
+        def lookup(self, request: LookupRequest, identity: Identity) -> InodeReply: ...     # answers at once
+        async def list(self, request: ListRequest, identity: Identity) -> ListReply: ...    # may wait
+        async def scan_inodes(self, request, identity) -> AsyncIterator[Inode]: yield ...   # gRPC streams
+
+    async def serve(cluster: Cluster) -> None:
+        bound = methods.bind(methods.Meta, MetaService(...))
+        secret = cluster.secret()
+        lane, rpc = LaneServer(bound, secret=secret), RpcServer(bound, secret=secret)
+        lane_address, grpc_address = await lane.start(), await rpc.start()      # loopback, a free port
+        async with RpcClients(mint(secret, role=SERVICE)) as clients:
+            reply = await clients.call(cluster.mgmtd_grpc, methods.Mgmtd.heartbeat, HeartbeatRequest(...))
+            async for routing in clients.stream(cluster.mgmtd_grpc, methods.Mgmtd.stream_routing, ...): ...
+        await lane.stop()
+        await rpc.stop()
+
+    uvloop.run(serve(load_cluster(path)))
+
+A handler raises members of `luciola.errors`; the caller gets the same class back. On the lane a plain
+function is fastest, then one that returns an asyncio.Future, then `async def` (which costs a task). Blocking:
+
+    with LaneClient(address, token) as client:
+        inode = client.call(methods.Meta.lookup, LookupRequest(parent=1, name=b"a"), timeout_s=5).inode
+"""
+
+from . import methods
+from .cluster import Cluster, load_cluster, save_cluster
+from .credentials import (
+    ADMIN,
+    CLIENT,
+    SERVICE,
+    TRUSTED,
+    Identity,
+    Token,
+    create_secret,
+    load_secret,
+    mint,
+    verify,
+)
+from .lane import AsyncLaneClient, LaneClient, LaneServer, format_address, parse_address
+from .rpc import RpcClient, RpcClients, RpcServer
+
+__all__ = [
+    "ADMIN",
+    "CLIENT",
+    "SERVICE",
+    "TRUSTED",
+    "AsyncLaneClient",
+    "Cluster",
+    "Identity",
+    "LaneClient",
+    "LaneServer",
+    "RpcClient",
+    "RpcClients",
+    "RpcServer",
+    "Token",
+    "create_secret",
+    "format_address",
+    "load_cluster",
+    "load_secret",
+    "methods",
+    "mint",
+    "parse_address",
+    "save_cluster",
+    "verify",
+]

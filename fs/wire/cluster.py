@@ -1,0 +1,67 @@
+"""The cluster file: where a cluster's manager is and where its secret lies. Written by `luciola up`."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from ..errors import ConfigError, Error, NotFound, PermissionDenied
+from .credentials import load_secret
+from .lane import parse_address
+
+FILE_NAME: Final = "cluster.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What every process is told at its start."""
+
+    cluster_id: str
+    mgmtd_lane: str
+    mgmtd_grpc: str
+    secret_file: str
+
+    def secret(self) -> bytes:
+        """The cluster secret. Raises as `load_secret`."""
+        return load_secret(Path(self.secret_file))
+
+
+def load_cluster(path: Path) -> Cluster:
+    """The cluster described in the file at `path`; a relative `secret_file` starts at its directory.
+
+    Raises: NotFound, PermissionDenied, ConfigError.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise NotFound("no cluster file; is the cluster running?", path=str(path)) from error
+    except PermissionError as error:
+        raise PermissionDenied("the cluster file may be read by its owner only", path=str(path)) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a cluster file: {error}") from error
+    names = tuple(Cluster.__dataclass_fields__)
+    if not isinstance(table, dict) or not all(isinstance(table.get(name), str) for name in names):
+        raise ConfigError(f"{path}: must be an object with the strings {', '.join(names)}")
+    cluster = Cluster(**{name: table[name] for name in names})
+    for name in ("mgmtd_lane", "mgmtd_grpc"):
+        try:
+            parse_address(table[name])
+        except Error as error:
+            raise ConfigError(f"{path}: {name}: {error}") from error
+    secret_file = str(path.parent / cluster.secret_file)  # an absolute one stays as it is
+    return Cluster(cluster.cluster_id, cluster.mgmtd_lane, cluster.mgmtd_grpc, secret_file)
+
+
+def save_cluster(path: Path, cluster: Cluster) -> None:
+    """Writes the cluster file (0600) in one step: a reader sees the old one or the new one."""
+    temporary = path.with_name(path.name + ".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(asdict(cluster), file, indent=1)
+        file.flush()
+        os.fsync(descriptor)
+    temporary.replace(path)
+
+
+__all__ = ["FILE_NAME", "Cluster", "load_cluster", "save_cluster"]

@@ -1,0 +1,202 @@
+"""Every method of every service, once: its gRPC name, its lane number, its messages, and who may call it.
+
+A service is an object with a method of the same name in snake case for each entry of its class here:
+
+    def lookup(self, request: LookupRequest, identity: Identity) -> InodeReply | Awaitable[InodeReply]
+    def scan_inodes(self, request: ScanRequest, identity: Identity) -> AsyncIterator[Inode]     (streams)
+
+A plain function that answers at once costs the lane no task; one that may have to wait returns an awaitable
+(or is an `async def`). Tests compare this table with `proto/`.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
+
+from google.protobuf.message import Message
+
+from .credentials import ADMIN, CLIENT, SERVICE, Identity
+from .pb import common_pb2, meta_pb2, mgmtd_pb2, storage_pb2
+from .pb.common_pb2 import Claims, Empty
+
+Request = TypeVar("Request", bound=Message)
+Reply = TypeVar("Reply", bound=Message)
+Handler: TypeAlias = Callable[[Any, Identity], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[Request, Reply]):
+    """One method. `lane` is 0 where only gRPC carries it."""
+
+    service: str
+    name: str
+    request: type[Request]
+    reply: type[Reply]
+    role: Claims.Role
+    lane: int
+    streams: bool = False
+
+    @property
+    def path(self) -> str:
+        """As gRPC names it."""
+        return f"/luciola.{self.service}/{self.name}"
+
+    @property
+    def attribute(self) -> str:
+        """The name of the service's Python method."""
+        return _snake(self.name)
+
+
+_LANE: Final = dict(common_pb2.Method.items())
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def _method(
+    where: str,
+    request: type[Request],
+    reply: type[Reply],
+    role: Claims.Role = CLIENT,
+    *,
+    streams: bool = False,
+) -> Method[Request, Reply]:
+    service, _, name = where.partition(".")
+    number = 0 if streams else _LANE.get(f"{service}_{_snake(name)}".upper(), 0)
+    return Method(service, name, request, reply, role, number, streams)
+
+
+class Mgmtd:
+    """The cluster manager."""
+
+    get_routing: Final = _method("Mgmtd.GetRouting", mgmtd_pb2.GetRoutingRequest, mgmtd_pb2.Routing)
+    stream_routing: Final = _method(
+        "Mgmtd.StreamRouting", mgmtd_pb2.GetRoutingRequest, mgmtd_pb2.Routing, streams=True
+    )
+    heartbeat: Final = _method(
+        "Mgmtd.Heartbeat", mgmtd_pb2.HeartbeatRequest, mgmtd_pb2.HeartbeatReply, SERVICE
+    )
+    extend_client: Final = _method(
+        "Mgmtd.ExtendClient", mgmtd_pb2.ExtendClientRequest, mgmtd_pb2.ExtendClientReply
+    )
+    list_clients: Final = _method("Mgmtd.ListClients", Empty, mgmtd_pb2.ListClientsReply, ADMIN)
+    create_chain_table: Final = _method(
+        "Mgmtd.CreateChainTable", mgmtd_pb2.CreateChainTableRequest, mgmtd_pb2.ChainTable, ADMIN
+    )
+    update_chain: Final = _method("Mgmtd.UpdateChain", mgmtd_pb2.UpdateChainRequest, mgmtd_pb2.Chain, ADMIN)
+    set_node_disabled: Final = _method(
+        "Mgmtd.SetNodeDisabled", mgmtd_pb2.SetNodeDisabledRequest, mgmtd_pb2.Node, ADMIN
+    )
+    unregister_node: Final = _method("Mgmtd.UnregisterNode", mgmtd_pb2.NodeRequest, Empty, ADMIN)
+    process_ended: Final = _method("Mgmtd.ProcessEnded", mgmtd_pb2.ProcessEndedRequest, Empty, ADMIN)
+    set_config: Final = _method("Mgmtd.SetConfig", mgmtd_pb2.ConfigRecord, mgmtd_pb2.ConfigRecord, ADMIN)
+    get_config: Final = _method("Mgmtd.GetConfig", mgmtd_pb2.ConfigRequest, mgmtd_pb2.ConfigRecord)
+
+
+class Meta:
+    """The namespace."""
+
+    lookup: Final = _method("Meta.Lookup", meta_pb2.LookupRequest, meta_pb2.InodeReply)
+    stat: Final = _method("Meta.Stat", meta_pb2.StatRequest, meta_pb2.InodeReply)
+    batch_stat: Final = _method("Meta.BatchStat", meta_pb2.BatchStatRequest, meta_pb2.BatchStatReply)
+    create: Final = _method("Meta.Create", meta_pb2.CreateRequest, meta_pb2.InodeReply)
+    open: Final = _method("Meta.Open", meta_pb2.OpenRequest, meta_pb2.InodeReply)
+    close: Final = _method("Meta.Close", meta_pb2.CloseRequest, meta_pb2.CloseReply)
+    sync: Final = _method("Meta.Sync", meta_pb2.SyncRequest, meta_pb2.InodeReply)
+    mknod: Final = _method("Meta.Mknod", meta_pb2.MknodRequest, meta_pb2.InodeReply)
+    mkdir: Final = _method("Meta.Mkdir", meta_pb2.MkdirRequest, meta_pb2.InodeReply)
+    symlink: Final = _method("Meta.Symlink", meta_pb2.SymlinkRequest, meta_pb2.InodeReply)
+    link: Final = _method("Meta.Link", meta_pb2.LinkRequest, meta_pb2.InodeReply)
+    unlink: Final = _method("Meta.Unlink", meta_pb2.UnlinkRequest, meta_pb2.InodeReply)
+    rmdir: Final = _method("Meta.Rmdir", meta_pb2.RmdirRequest, Empty)
+    rename: Final = _method("Meta.Rename", meta_pb2.RenameRequest, meta_pb2.RenameReply)
+    set_attr: Final = _method("Meta.SetAttr", meta_pb2.SetAttrRequest, meta_pb2.InodeReply)
+    list: Final = _method("Meta.List", meta_pb2.ListRequest, meta_pb2.ListReply)
+    stat_fs: Final = _method("Meta.StatFs", meta_pb2.StatFsRequest, meta_pb2.StatFsReply)
+    remove_tree: Final = _method("Meta.RemoveTree", meta_pb2.RemoveTreeRequest, Empty)
+    get_xattr: Final = _method("Meta.GetXattr", meta_pb2.XattrRequest, meta_pb2.XattrReply)
+    set_xattr: Final = _method("Meta.SetXattr", meta_pb2.XattrRequest, Empty)
+    list_xattr: Final = _method("Meta.ListXattr", meta_pb2.XattrRequest, meta_pb2.XattrReply)
+    remove_xattr: Final = _method("Meta.RemoveXattr", meta_pb2.XattrRequest, Empty)
+    hold: Final = _method("Meta.Hold", meta_pb2.HoldRequest, meta_pb2.HoldReply)
+    real_path: Final = _method("Meta.RealPath", meta_pb2.RealPathRequest, meta_pb2.RealPathReply)
+    scan_inodes: Final = _method("Meta.ScanInodes", meta_pb2.ScanRequest, meta_pb2.Inode, ADMIN, streams=True)
+    scan_dentries: Final = _method(
+        "Meta.ScanDentries", meta_pb2.ScanRequest, meta_pb2.ScannedDentry, ADMIN, streams=True
+    )
+    scan_removed: Final = _method(
+        "Meta.ScanRemoved", meta_pb2.ScanRequest, meta_pb2.RemovedContent, ADMIN, streams=True
+    )
+    status: Final = _method("Meta.Status", Empty, meta_pb2.MetaStatus, ADMIN)
+
+
+class Storage:
+    """Control of one storage node."""
+
+    last_chunk: Final = _method(
+        "Storage.LastChunk", storage_pb2.LastChunkRequest, storage_pb2.LastChunkReply, SERVICE
+    )
+    remove_chunks: Final = _method(
+        "Storage.RemoveChunks", storage_pb2.RemoveChunksRequest, storage_pb2.RemoveChunksReply, SERVICE
+    )
+    truncate_chunk: Final = _method("Storage.TruncateChunk", storage_pb2.TruncateChunkRequest, Empty, SERVICE)
+    list_chunks: Final = _method(
+        "Storage.ListChunks", storage_pb2.ListChunksRequest, storage_pb2.ListChunksReply, ADMIN
+    )
+    sync_start: Final = _method(
+        "Storage.SyncStart", storage_pb2.SyncStartRequest, storage_pb2.ListChunksReply, SERVICE, streams=True
+    )
+    sync_done: Final = _method("Storage.SyncDone", storage_pb2.SyncDoneRequest, Empty, SERVICE)
+    space: Final = _method("Storage.Space", Empty, storage_pb2.SpaceReply, ADMIN)
+    scrub: Final = _method("Storage.Scrub", storage_pb2.ScrubRequest, storage_pb2.ScrubReply, ADMIN)
+    status: Final = _method("Storage.Status", Empty, storage_pb2.StorageStatus, ADMIN)
+
+
+def methods_of(service: type) -> tuple[Method[Any, Any], ...]:
+    """All methods of `Mgmtd`, `Meta` or `Storage`."""
+    return tuple(entry for entry in vars(service).values() if isinstance(entry, Method))
+
+
+ALL: Final = (*methods_of(Mgmtd), *methods_of(Meta), *methods_of(Storage))
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A method and the function that serves it."""
+
+    method: Method[Any, Any]
+    handler: Handler
+
+
+def bind(service: type, implementation: object) -> tuple[Bound, ...]:
+    """Every method of `service` with the function of `implementation` that serves it.
+
+    A method that the implementation lacks is a programmer error.
+    """
+    bound = []
+    for method in methods_of(service):
+        handler = getattr(implementation, method.attribute, None)
+        assert callable(handler), f"{type(implementation).__name__} does not serve {method.path}"
+        bound.append(Bound(method, cast("Handler", handler)))
+    return tuple(bound)
+
+
+def by_lane(bound: Iterable[Bound]) -> dict[int, Bound]:
+    """Those of `bound` that the lane carries, by number."""
+    return {entry.method.lane: entry for entry in bound if entry.method.lane}
+
+
+__all__ = [
+    "ALL",
+    "Bound",
+    "Handler",
+    "Meta",
+    "Method",
+    "Mgmtd",
+    "Storage",
+    "bind",
+    "by_lane",
+    "methods_of",
+]

@@ -1,0 +1,324 @@
+"""gRPC between services and for administrators: the same methods and handlers as the lane (methods.py).
+
+Every call carries `authorization: Bearer <token>`. A caller without a valid token, or whose role may not use
+the method, is refused before its request is read. Errors travel as a status and, whole, in a trailer.
+"""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, Final, NoReturn, Self
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, Message
+
+from ..errors import Error, InvalidArgument, PermissionDenied, Unauthenticated, Unavailable
+from . import errors as wire_errors
+from .credentials import Identity, Token, verify
+from .lane import DEFAULT_TIMEOUT_S, format_address, parse_address
+from .methods import Bound, Method, Reply, Request
+
+log = logging.getLogger(__name__)
+
+MESSAGE_BYTES_MAX: Final = 16 << 20  # a routing snapshot of a large cluster; a page of chunk records is 1 MiB
+CONCURRENT_MAX: Final = 1024  # calls served at once
+KEEPALIVE_MS: Final = 10_000
+BEARER: Final = "Bearer "
+
+_COMMON: Final = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_MS // 2),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.keepalive_permit_without_calls", 0),
+)
+_SERVER: Final = (
+    *_COMMON,
+    ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a partner
+    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+    ("grpc.max_metadata_size", 8192),
+)
+_CHANNEL: Final = (
+    *_COMMON,
+    ("grpc.enable_http_proxy", 0),  # loopback and cluster addresses, whatever the environment says
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class RpcServer:
+    """Serves `bound` methods over gRPC to whoever shows a token made with `secret`."""
+
+    def __init__(self, bound: Iterable[Bound], *, secret: bytes) -> None:
+        self._doorman = _Doorman(bound, secret)
+        self._server: grpc.aio.Server | None = None
+        self.address = ""
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
+        """Listens, and returns the address. Raises: Unavailable if it cannot."""
+        assert self._server is None, "a server starts once"
+        server = grpc.aio.server(options=_SERVER, maximum_concurrent_rpcs=CONCURRENT_MAX)
+        server.add_generic_rpc_handlers((self._doorman,))
+        try:
+            bound_port = server.add_insecure_port(format_address(host, port))
+        except RuntimeError as error:
+            raise Unavailable(f"cannot listen on {format_address(host, port)}: {error}") from error
+        await server.start()
+        self._server = server
+        self.address = format_address(host, bound_port)
+        return self.address
+
+    async def stop(self, *, grace_s: float = 5.0) -> None:
+        """Accepts nothing new and lets calls in flight finish for `grace_s`."""
+        if self._server is not None:
+            await self._server.stop(grace_s)
+            self._server = None
+
+
+class _Doorman(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic when it runs
+    """Chooses what serves a call from its headers alone: the method's handler, or a refusal."""
+
+    def __init__(self, bound: Iterable[Bound], secret: bytes) -> None:
+        self._bound = {entry.method.path: entry for entry in bound}
+        self._secret = secret
+
+    def service(self, call: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        entry = self._bound.get(call.method)
+        try:
+            identity = self._identify(call)
+            if entry is None:
+                return None
+            if not identity.may(entry.method.role):
+                raise PermissionDenied(f"{entry.method.path} is not for this token's role")
+        except Error as error:
+            if isinstance(error, Unauthenticated):
+                log.info("grpc: refused %s: %s", call.method, error)
+            return grpc.unary_unary_rpc_method_handler(_refusal(error))
+        if entry.method.streams:
+            return grpc.unary_stream_rpc_method_handler(_stream(entry, identity))
+        return grpc.unary_unary_rpc_method_handler(_unary(entry, identity))
+
+    def _identify(self, call: grpc.HandlerCallDetails) -> Identity:
+        for name, value in call.invocation_metadata or ():
+            if name == "authorization":
+                text = value if isinstance(value, str) else value.decode("ascii", "replace")
+                if not text.startswith(BEARER):
+                    raise Unauthenticated("authorization must be a bearer token")
+                return verify(self._secret, Token.parse(text.removeprefix(BEARER)))
+        raise Unauthenticated("a token of this cluster is needed")
+
+
+def _refusal(error: Error) -> Any:
+    async def refuse(_: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> NoReturn:
+        await _abort(context, error)
+
+    return refuse
+
+
+def _unary(entry: Bound, identity: Identity) -> Any:
+    method = entry.method
+
+    async def serve(payload: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
+        try:
+            result = entry.handler(_parse(method, payload), identity)
+            if inspect.isawaitable(result):
+                result = await result
+            assert type(result) is method.reply, f"{method.path} replies with {method.reply.__name__}"
+        except Exception as error:  # noqa: BLE001 (the top of a request: whatever it is goes to the caller)
+            await _abort(context, error)
+        return bytes(result.SerializeToString())
+
+    return serve
+
+
+def _stream(entry: Bound, identity: Identity) -> Any:
+    method = entry.method
+
+    async def serve(payload: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[bytes]:
+        try:
+            async for item in entry.handler(_parse(method, payload), identity):
+                yield bytes(item.SerializeToString())
+        except Exception as error:  # noqa: BLE001 (as above)
+            await _abort(context, error)
+
+    return serve
+
+
+def _parse(method: Method[Any, Any], payload: bytes) -> Message:
+    try:
+        message: Message = method.request.FromString(payload)
+    except DecodeError as error:
+        raise InvalidArgument(f"{method.path}: the request cannot be read") from error
+    return message
+
+
+async def _abort(context: "grpc.aio.ServicerContext[Any, Any]", error: Exception) -> NoReturn:
+    if isinstance(error, Error):
+        message = wire_errors.encode(error)
+    else:
+        log.error("grpc: a call failed", exc_info=error)
+        message = wire_errors.unexpected()
+    status = wire_errors.STATUS.get(message.code, grpc.StatusCode.INTERNAL)
+    await context.abort(status, message.message, ((wire_errors.TRAILER, message.SerializeToString()),))
+    raise AssertionError("abort raises")
+
+
+def _error(error: "grpc.RpcError | grpc.aio.AioRpcError", address: str) -> Error:
+    """What a failed call means. Both kinds of gRPC error have these three methods."""
+    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError), "every failed call is one"
+    trailers: Any = error.trailing_metadata() or ()
+    for name, value in trailers:
+        if name == wire_errors.TRAILER:
+            return wire_errors.decode_bytes(bytes(value))
+    return wire_errors.from_status(error.code(), error.details(), address=address)
+
+
+def _headers(token: Token) -> tuple[tuple[str, str], ...]:
+    return (("authorization", BEARER + token.encode()),)
+
+
+def _check(method: Method[Any, Any], request: Message) -> None:
+    assert type(request) is method.request, f"{method.path} takes {method.request.__name__}"
+
+
+class RpcClients:
+    """Channels to any number of services, one per address, opened when first used. For asyncio."""
+
+    def __init__(self, token: Token) -> None:
+        self._headers = _headers(token)
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def call(
+        self,
+        address: str,
+        method: Method[Request, Reply],
+        request: Request,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> Reply:
+        """The reply of the service at `address`. Raises: Timeout, Unavailable, or what the service raised."""
+        assert not method.streams, f"{method.path} is a stream"
+        _check(method, request)
+        invoke: Any = self._channel(address).unary_unary(
+            method.path,
+            request_serializer=method.request.SerializeToString,
+            response_deserializer=method.reply.FromString,
+        )
+        try:
+            reply: Reply = await invoke(request, timeout=timeout_s, metadata=self._headers)
+        except grpc.aio.AioRpcError as error:
+            raise _error(error, address) from error
+        return reply
+
+    async def stream(
+        self,
+        address: str,
+        method: Method[Request, Reply],
+        request: Request,
+        *,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[Reply]:
+        """The replies of a streaming method, as they come. Raises as `call`."""
+        assert method.streams, f"{method.path} is not a stream"
+        _check(method, request)
+        invoke: Any = self._channel(address).unary_stream(
+            method.path,
+            request_serializer=method.request.SerializeToString,
+            response_deserializer=method.reply.FromString,
+        )
+        call = invoke(request, timeout=timeout_s, metadata=self._headers)
+        try:
+            async for reply in call:
+                yield reply
+        except grpc.aio.AioRpcError as error:
+            raise _error(error, address) from error
+        finally:
+            call.cancel()
+
+    async def forget(self, address: str) -> None:
+        """Closes the channel to a service that is gone."""
+        channel = self._channels.pop(address, None)
+        if channel is not None:
+            await channel.close(None)
+
+    async def close(self) -> None:
+        """Closes every channel."""
+        channels, self._channels = list(self._channels.values()), {}
+        await asyncio.gather(*(channel.close(None) for channel in channels))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        channel = self._channels.get(address)
+        if channel is None:
+            parse_address(address)
+            channel = self._channels[address] = grpc.aio.insecure_channel(address, options=_CHANNEL)
+        return channel
+
+
+class RpcClient:
+    """A blocking client of one service, for commands and tests."""
+
+    def __init__(self, address: str, token: Token) -> None:
+        parse_address(address)
+        self.address: Final = address
+        self._headers = _headers(token)
+        self._channel = grpc.insecure_channel(address, options=_CHANNEL)
+
+    def call(
+        self, method: Method[Request, Reply], request: Request, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Reply:
+        """The service's reply. Raises: Timeout, Unavailable, or what the service raised."""
+        assert not method.streams, f"{method.path} is a stream"
+        _check(method, request)
+        invoke: Any = self._channel.unary_unary(
+            method.path,
+            request_serializer=method.request.SerializeToString,
+            response_deserializer=method.reply.FromString,
+        )
+        try:
+            reply: Reply = invoke(request, timeout=timeout_s, metadata=self._headers)
+        except grpc.RpcError as error:
+            raise _error(error, self.address) from error
+        return reply
+
+    def stream(
+        self, method: Method[Request, Reply], request: Request, *, timeout_s: float | None = None
+    ) -> "Iterable[Reply]":
+        """The replies of a streaming method, as they come. Raises as `call`."""
+        assert method.streams, f"{method.path} is not a stream"
+        _check(method, request)
+        invoke: Any = self._channel.unary_stream(
+            method.path,
+            request_serializer=method.request.SerializeToString,
+            response_deserializer=method.reply.FromString,
+        )
+        call = invoke(request, timeout=timeout_s, metadata=self._headers)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise _error(error, self.address) from error
+        finally:
+            call.cancel()
+
+    def close(self) -> None:
+        """Closes the channel."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+__all__ = ["MESSAGE_BYTES_MAX", "RpcClient", "RpcClients", "RpcServer"]
