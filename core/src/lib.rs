@@ -5,6 +5,7 @@
 //! Only `python` knows that Python exists.
 
 pub mod buffer;
+pub mod chunk;
 pub mod client;
 pub mod error;
 #[cfg(feature = "python")]

@@ -1,0 +1,239 @@
+//! What callers of the engine see: requests, outcomes, options.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::types::{ChunkId, ChunkKey, Op, RequestTag, Stamp, Version};
+
+/// Writers remembered with each chunk. More than this many clients writing one chunk within two minutes is
+/// not a file any more but contention; they are told to come back.
+pub const WRITERS_MAX: usize = 32;
+/// A writer younger than this may still retry its last request, so its record is not evicted for another's.
+pub const WRITER_EVICT_MS: u64 = 120_000;
+
+/// How an engine behaves. The defaults suit a production disk.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Size of one block file, a multiple of the page size. Fixed when the directory is made.
+    pub segment_bytes: u64,
+    /// Client writes are refused with `NoSpace` when less than this is free; a quarter of it, which nobody's
+    /// data may use, is left to the index.
+    pub reserve_bytes: u64,
+    /// Chunk records kept in memory; as much again goes to the index's block cache.
+    pub cache_bytes: usize,
+    /// How often acknowledged updates are made durable in the background. `None`: only when `sync` is called.
+    pub sync_interval: Option<Duration>,
+    /// Pages given up are made durable and used again, at the latest, when they are this many bytes.
+    pub limbo_bytes_max: u64,
+    /// Wall clock for writer records and tombstones.
+    pub unix_ms: fn() -> u64,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            segment_bytes: 1 << 30,
+            reserve_bytes: 256 << 20,
+            cache_bytes: 64 << 20,
+            // As ext4: what nobody asked to be synced is at most this old after power loss.
+            sync_interval: Some(Duration::from_secs(5)),
+            limbo_bytes_max: 512 << 20,
+            unix_ms: wall_clock_ms,
+        }
+    }
+}
+
+fn wall_clock_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Why a directory could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{path}: another process has this storage directory open")]
+    Locked { path: PathBuf },
+    #[error("{path}: not a storage directory of Luciola (the directory is not empty and has no FORMAT file)")]
+    Foreign { path: PathBuf },
+    #[error("{path}: format {found} is newer than this release understands ({known})")]
+    Newer { path: PathBuf, found: u32, known: u32 },
+    #[error("{path}: {reason}")]
+    Damaged { path: PathBuf, reason: String },
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{path}: the index cannot be opened: {reason}")]
+    Index { path: PathBuf, reason: String },
+    #[error("invalid option: {0}")]
+    Option(&'static str),
+}
+
+/// What opening found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenReport {
+    pub chunks: u64,
+    /// Chunks with a pending version, which the chain must drive on or drop (R5).
+    pub pending: Vec<ChunkKey>,
+    /// Block files that were missing or shorter than they must be; what they held reads as `Checksum`.
+    pub damaged_segments: Vec<u32>,
+}
+
+/// On whose behalf space is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A client's own request, at the head: refused when space is low.
+    Client,
+    /// A predecessor's, or recovery's: the chain has already agreed to it, so it may use the reserve.
+    Chain,
+}
+
+/// One update to stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Update {
+    pub key: ChunkKey,
+    /// `version` is the one this update creates.
+    pub stamp: Stamp,
+    pub op: Op,
+    pub tag: RequestTag,
+    pub origin: Origin,
+}
+
+/// Recovery: what a chunk shall be, whatever it is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Install<'a> {
+    pub key: ChunkKey,
+    pub stamp: Stamp,
+    /// A tombstone; the payload is then empty.
+    pub removed: bool,
+    pub tag: RequestTag,
+    /// The sender's writer records, so that duplicates are known here too.
+    pub writers: &'a [WriterRecord],
+}
+
+/// The last request of one client that this chunk executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriterRecord {
+    pub tag: RequestTag,
+    /// The version that request created.
+    pub version: Version,
+    pub unix_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    pub stamp: Stamp,
+    pub length: u32,
+    /// A tombstone: reads as absent.
+    pub removed: bool,
+    /// When this replica committed it.
+    pub unix_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pending {
+    pub stamp: Stamp,
+    pub op: Op,
+    pub tag: RequestTag,
+    /// Length of the chunk once this is committed.
+    pub length: u32,
+    pub removed: bool,
+}
+
+/// All that is known of one chunk. A chunk that was never written has none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChunkState {
+    /// `None`: the first version is still pending.
+    pub committed: Option<Committed>,
+    pub pending: Option<Pending>,
+    pub writers: Vec<WriterRecord>,
+}
+
+impl ChunkState {
+    /// The committed version; 0 when there is none.
+    pub fn version(&self) -> Version {
+        self.committed.map_or(Version(0), |committed| committed.stamp.version)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Staged {
+    /// The update is pending now.
+    Pending,
+    /// It already was: the same tag and operation.
+    AlreadyPending,
+    /// That version is committed: a late duplicate, or an `Op::Replace`, which needs no commit.
+    Committed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageOutcome {
+    pub staged: Staged,
+    /// Length of the chunk in the state that results.
+    pub length: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommitOutcome {
+    /// The committed state after the call; newer than asked if the chunk has moved on.
+    pub stamp: Stamp,
+    pub length: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadOutcome {
+    /// Bytes placed; less than asked at the end of the chunk.
+    pub length: u32,
+    /// The state that was read.
+    pub stamp: Stamp,
+    /// Length of the whole chunk in that state.
+    pub chunk_length: u32,
+    /// A pending version existed when that state was looked up, in the same instant.
+    pub pending: Option<Version>,
+}
+
+/// One line of a listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkRecord {
+    pub chunk: ChunkId,
+    /// `None`: only a pending first version.
+    pub committed: Option<Committed>,
+    /// CRC32C of the whole committed content.
+    pub crc32c: u32,
+    pub pending: Option<Pending>,
+}
+
+/// The chunks of one content on one chain, tombstones and pending versions not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContentSummary {
+    /// Index and length of the last chunk.
+    pub last: Option<(u32, u32)>,
+    pub chunk_count: u64,
+    pub total_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Chunks with content.
+    pub chunks: u64,
+    pub tombstones: u64,
+    /// Committed bytes.
+    pub bytes: u64,
+    /// Bytes of the pages that committed and pending states own.
+    pub page_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// What this engine uses and what it still could.
+    pub capacity_bytes: u64,
+    /// What clients may still write: free, less the reserve.
+    pub free_bytes: u64,
+    pub used_bytes: u64,
+}
+
+/// A page whose bytes do not match its checksum, for scrub and repair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Damage {
+    pub key: ChunkKey,
+    pub version: Version,
+    /// Page of the chunk, counted from its start.
+    pub page: u32,
+}

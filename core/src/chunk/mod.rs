@@ -1,0 +1,29 @@
+//! Chunks on one disk: the engine of one storage directory.
+//!
+//! A chunk is a list of 16 KiB pages in large sparse block files. Every page has a CRC32C, so every read,
+//! partial ones too, is verified. The index holds, per chunk, its committed state, at most one pending state and
+//! the last request of each recent writer. `docs/formats.md` draws both on disk.
+//!
+//! Invariants
+//! - I1 A page that a committed state refers to is never written, except past that state's last valid byte.
+//! - I2 A page has at most one owner: one chunk, whose committed and pending state may share it.
+//! - I3 A page is used again only when no state in the index and no reader refers to it, and the index that
+//!   gave it up is durable: power loss cannot bring back a state whose pages were overwritten.
+//! - I4 For a chunk: committed ≤ pending ≤ committed + 1.
+//! - I5 What a call acknowledged survives `kill -9` at once, and power loss after the next `sync`.
+//! - I6 Data reaches the page cache before the index names it, and the disk before the index does in `sync`.
+//!
+//! Not here: who may write, in which order, to whom it is forwarded (`craq`, `server`). The caller runs at most
+//! one update of a chunk at a time, or takes what the engine's own lock of the chunk makes of several.
+
+mod api;
+mod engine;
+mod payload;
+
+pub use api::{
+    ChunkRecord, ChunkState, CommitOutcome, Committed, ContentSummary, Damage, Install, OpenError,
+    OpenReport, Options, Origin, Pending, ReadOutcome, Space, StageOutcome, Staged, Update, Usage,
+    WRITER_EVICT_MS, WRITERS_MAX, WriterRecord,
+};
+pub use engine::Engine;
+pub use payload::{Sink, Source};

@@ -1,0 +1,75 @@
+//! Where bytes come from and go to, as the engine needs it.
+//!
+//! A payload may lie in memory that another process can write to while we work. The engine therefore computes
+//! checksums only over its own copy of what it writes, and treats a mismatch found in the caller's memory as
+//! damage only after reading the page again into its own.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// Bytes of an update.
+pub trait Source {
+    fn len(&self) -> usize;
+    /// Copies `into.len()` bytes from `offset` on.
+    fn copy_to(&self, offset: usize, into: &mut [u8]);
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Where a read puts its bytes.
+pub trait Sink {
+    fn len(&self) -> usize;
+    /// Places up to `length` bytes of `file` from `position` at `offset`; like `pread`, may place fewer.
+    fn read_at(&mut self, offset: usize, length: usize, file: &File, position: u64) -> io::Result<usize>;
+    /// CRC32C of `length` bytes at `offset`.
+    fn crc32c(&self, offset: usize, length: usize) -> u32;
+    fn copy_from(&mut self, offset: usize, bytes: &[u8]);
+    fn zero(&mut self, offset: usize, length: usize);
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Source for &[u8] {
+    fn len(&self) -> usize {
+        <[u8]>::len(self)
+    }
+
+    fn copy_to(&self, offset: usize, into: &mut [u8]) {
+        into.copy_from_slice(&self[offset..offset + into.len()]);
+    }
+}
+
+impl Source for Vec<u8> {
+    fn len(&self) -> usize {
+        Vec::len(self)
+    }
+
+    fn copy_to(&self, offset: usize, into: &mut [u8]) {
+        into.copy_from_slice(&self[offset..offset + into.len()]);
+    }
+}
+
+impl Sink for &mut [u8] {
+    fn len(&self) -> usize {
+        <[u8]>::len(self)
+    }
+
+    fn read_at(&mut self, offset: usize, length: usize, file: &File, position: u64) -> io::Result<usize> {
+        file.read_at(&mut self[offset..offset + length], position)
+    }
+
+    fn crc32c(&self, offset: usize, length: usize) -> u32 {
+        crc_fast::crc32_iscsi(&self[offset..offset + length])
+    }
+
+    fn copy_from(&mut self, offset: usize, bytes: &[u8]) {
+        self[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn zero(&mut self, offset: usize, length: usize) {
+        self[offset..offset + length].fill(0);
+    }
+}
