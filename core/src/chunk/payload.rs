@@ -8,6 +8,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use crate::buffer::{Placement, total_length};
+
 /// Bytes of an update.
 pub trait Source {
     fn len(&self) -> usize;
@@ -71,5 +73,62 @@ impl Sink for &mut [u8] {
 
     fn zero(&mut self, offset: usize, length: usize) {
         self[offset..offset + length].fill(0);
+    }
+}
+
+impl Source for Placement {
+    fn len(&self) -> usize {
+        Placement::len(self)
+    }
+
+    fn copy_to(&self, offset: usize, into: &mut [u8]) {
+        self.slice(offset..offset + into.len()).copy_to(into);
+    }
+}
+
+/// Several pieces, one after the other.
+impl Source for &[Placement] {
+    fn len(&self) -> usize {
+        total_length(self)
+    }
+
+    fn copy_to(&self, mut offset: usize, mut into: &mut [u8]) {
+        for piece in self.iter() {
+            if into.is_empty() {
+                break;
+            }
+            if offset < piece.len() {
+                let (now, rest) = into.split_at_mut(into.len().min(piece.len() - offset));
+                piece.slice(offset..offset + now.len()).copy_to(now);
+                into = rest;
+                offset = 0;
+            } else {
+                offset -= piece.len();
+            }
+        }
+        assert!(into.is_empty(), "the pieces hold the bytes asked for");
+    }
+}
+
+/// Pass `&mut &placement`.
+impl Sink for &Placement {
+    fn len(&self) -> usize {
+        Placement::len(self)
+    }
+
+    fn read_at(&mut self, offset: usize, length: usize, file: &File, position: u64) -> io::Result<usize> {
+        self.slice(offset..offset + length).read_at(file, position)
+    }
+
+    fn crc32c(&self, offset: usize, length: usize) -> u32 {
+        self.slice(offset..offset + length).crc32c()
+    }
+
+    fn copy_from(&mut self, offset: usize, bytes: &[u8]) {
+        self.copy_in(offset, bytes);
+    }
+
+    fn zero(&mut self, offset: usize, length: usize) {
+        self.slice(offset..offset + length).zero();
     }
 }
