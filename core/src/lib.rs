@@ -8,6 +8,7 @@ pub mod buffer;
 pub mod chunk;
 pub mod client;
 pub mod error;
+pub mod fuse;
 #[cfg(feature = "python")]
 pub mod python;
 pub mod types;

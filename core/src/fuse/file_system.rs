@@ -1,0 +1,385 @@
+//! What a file system answers: one method per operation of the kernel, in terms of inode numbers and handles.
+//!
+//! Methods run on the session's threads, many at once, and may block. An error is the errno that the calling
+//! program sees. Defaults stand for "not offered": the kernel then falls back or tells its caller so.
+//!
+//! F1  The kernel has checked permissions (`default_permissions`), names (1 to 255 bytes, no slash, no NUL) and
+//!     types before it asks; what it knows may be as old as the timeouts that were given to it.
+//! F2  Every `Entry` that reaches the kernel (lookup, create, mknod, mkdir, symlink, link, `DirectorySink::plus`)
+//!     counts once for `forget`; an inode number stays valid until it is forgotten or the session ends.
+//! F3  `flush` comes once for each close(2), `release` once for each successful `open` and `create`, later and without
+//!     anybody waiting; what is not yet released when the session ends never is (`destroy` comes instead).
+//! F4  Set-user-id and set-group-id bits are cleared by the session when files are written, cut or given away.
+//! F5  After `destroy` no other method is called.
+
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use crate::buffer::Placement;
+
+use super::caller::Caller;
+use super::directory::DirectorySink;
+use super::notify::Notifier;
+
+/// What an operation gives: its result, or the errno for the calling program.
+pub type Reply<T> = Result<T, Errno>;
+
+/// Inode number of the mount's root directory.
+pub const ROOT: u64 = 1;
+
+/// Largest name of a directory entry, in bytes.
+pub const NAME_BYTES_MAX: usize = 255;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FileKind {
+    Regular,
+    Directory,
+    Symlink,
+    Fifo,
+    Socket,
+    CharDevice,
+    BlockDevice,
+}
+
+/// What stat(2) shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    pub inode: u64,
+    pub kind: FileKind,
+    /// Mode bits without the type: 0o7777.
+    pub permissions: u32,
+    pub links: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// As Linux encodes it (major and minor in 32 bits); 0 unless a device.
+    pub device: u32,
+    pub length: u64,
+    /// Space used, in units of 512 bytes.
+    pub blocks: u64,
+    /// What stat calls the best size of a transfer.
+    pub block_bytes: u32,
+    pub atime_ns: i64,
+    pub mtime_ns: i64,
+    pub ctime_ns: i64,
+}
+
+/// Attributes, and for how long the kernel may believe them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttributeReply {
+    pub attributes: Attributes,
+    pub ttl: Duration,
+}
+
+/// A name's inode, and for how long the kernel may believe both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub attributes: Attributes,
+    /// Tells apart two files that had the same inode number one after the other; 0 if numbers are never reused.
+    pub generation: u64,
+    pub name_ttl: Duration,
+    pub attribute_ttl: Duration,
+}
+
+/// A time to be set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    Now,
+    /// Nanoseconds since 1970.
+    At(i64),
+}
+
+/// The attributes to change; those that are `None` stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SetAttributes {
+    /// The open file this comes through (ftruncate), if any.
+    pub handle: Option<u64>,
+    pub permissions: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub length: Option<u64>,
+    pub atime: Option<SetTime>,
+    pub mtime: Option<SetTime>,
+    pub ctime_ns: Option<i64>,
+}
+
+/// How the kernel may use its page cache for one open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageCache {
+    /// The file has not changed since its pages were cached: use them.
+    Keep,
+    /// Forget cached pages, then cache (close-to-open consistency for a file that has or may have changed).
+    Drop,
+    /// Every read and write comes here.
+    Bypass,
+}
+
+/// An open file or directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Given back with every operation on this open file; the file system's own choice.
+    pub handle: u64,
+    /// For a directory: whether the kernel may cache the listing (`Keep`, `Drop`) or not (`Bypass`).
+    pub cache: PageCache,
+}
+
+/// Where and how bytes are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadRequest {
+    pub inode: u64,
+    pub handle: u64,
+    pub offset: u64,
+    /// open(2) flags, as fcntl(2) may have changed them.
+    pub flags: i32,
+}
+
+/// The bytes read.
+pub enum ReadOutcome {
+    /// So many bytes lie at the start of the placement; fewer than asked only at the end of the file.
+    Placed(usize),
+    /// The bytes lie, in order, in memory that the file system already had. Not copied: the kernel takes them from
+    /// there. At most `READ_PIECES_MAX` pieces.
+    Held(Vec<Placement>),
+}
+
+/// Most pieces in `ReadOutcome::Held`.
+pub const READ_PIECES_MAX: usize = 64;
+
+/// Where and how bytes are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteRequest {
+    pub inode: u64,
+    pub handle: u64,
+    pub offset: u64,
+    /// open(2) flags, as fcntl(2) may have changed them. With `O_APPEND` the offset is the kernel's idea of the end.
+    pub flags: i32,
+    /// Pages written back from the kernel's cache (mmap): the caller is not the process that wrote them, the handle
+    /// is any that is open for writing.
+    pub from_page_cache: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileSystemStatistics {
+    /// Unit of the three counts of blocks below.
+    pub block_bytes: u32,
+    pub blocks: u64,
+    pub blocks_free: u64,
+    /// Free for ordinary users.
+    pub blocks_available: u64,
+    pub inodes: u64,
+    pub inodes_free: u64,
+}
+
+/// What `rename` does when the target exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenameMode {
+    Replace,
+    /// Fails with `EEXIST`.
+    NoReplace,
+    /// Both names stay and swap their inodes; `ENOENT` unless both exist.
+    Exchange,
+}
+
+/// What `fallocate` does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllocateMode {
+    /// Extends the file if the range ends beyond its end.
+    Extend,
+    /// Later writes to the range find space; the length stays.
+    KeepLength,
+    /// The range reads as zeros; the length stays.
+    PunchHole,
+    /// The range reads as zeros; extends the file if the range ends beyond its end, unless `keep_length`.
+    Zero { keep_length: bool },
+}
+
+/// What `setxattr` does when the name exists or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XattrMode {
+    Set,
+    /// Fails with `EEXIST`.
+    Create,
+    /// Fails with `ENODATA`.
+    Replace,
+}
+
+/// A range of one open file, for `copy_file_range`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileRange {
+    pub inode: u64,
+    pub handle: u64,
+    pub offset: u64,
+}
+
+/// A file system that a `Session` shows to the kernel.
+#[allow(unused_variables)]
+pub trait FileSystem: Send + Sync + 'static {
+    /// The mount is about to be used. `notifier` drops what the kernel has cached; it may be kept and used from any
+    /// thread.
+    fn init(&self, notifier: Notifier) -> Reply<()> {
+        Ok(())
+    }
+
+    /// The session has ended: write back everything, then return. Called exactly once if `init` was.
+    fn destroy(&self) {}
+
+    /// `ENOENT` may be cached by the kernel for the session's `negative_ttl`.
+    fn lookup(&self, caller: &Caller, parent: u64, name: &[u8]) -> Reply<Entry>;
+
+    /// The kernel has dropped `count` of the references that it got through entries.
+    fn forget(&self, inode: u64, count: u64);
+
+    fn forget_many(&self, inodes: &[(u64, u64)]) {
+        for &(inode, count) in inodes {
+            self.forget(inode, count);
+        }
+    }
+
+    /// `handle` is given for fstat(2) on an open file, where the kernel knows it.
+    fn getattr(&self, caller: &Caller, inode: u64, handle: Option<u64>) -> Reply<AttributeReply>;
+
+    fn setattr(&self, caller: &Caller, inode: u64, change: &SetAttributes) -> Reply<AttributeReply>;
+
+    fn readlink(&self, caller: &Caller, inode: u64) -> Reply<Vec<u8>>;
+
+    /// `permissions` as the caller asked, umask already applied (here and below). `kind` is never a directory or
+    /// a symlink.
+    fn mknod(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &[u8],
+        kind: FileKind,
+        permissions: u32,
+        device: u32,
+    ) -> Reply<Entry>;
+
+    fn mkdir(&self, caller: &Caller, parent: u64, name: &[u8], permissions: u32) -> Reply<Entry>;
+
+    fn unlink(&self, caller: &Caller, parent: u64, name: &[u8]) -> Reply<()>;
+
+    fn rmdir(&self, caller: &Caller, parent: u64, name: &[u8]) -> Reply<()>;
+
+    fn symlink(&self, caller: &Caller, parent: u64, name: &[u8], target: &[u8]) -> Reply<Entry>;
+
+    fn rename(
+        &self,
+        caller: &Caller,
+        source: (u64, &[u8]),
+        target: (u64, &[u8]),
+        mode: RenameMode,
+    ) -> Reply<()>;
+
+    fn link(&self, caller: &Caller, inode: u64, parent: u64, name: &[u8]) -> Reply<Entry>;
+
+    /// `flags` of open(2): access mode, `O_APPEND`, `O_DIRECT`, `O_TRUNC` (which is done here), …
+    fn open(&self, caller: &Caller, inode: u64, flags: i32) -> Reply<Opened>;
+
+    /// Makes the file if it is missing (`O_EXCL` in `flags`: fails if not) and opens it.
+    fn create(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &[u8],
+        permissions: u32,
+        flags: i32,
+    ) -> Reply<(Entry, Opened)>;
+
+    /// Reads up to `into.len()` bytes.
+    fn read(&self, caller: &Caller, request: &ReadRequest, into: &Placement) -> Reply<ReadOutcome>;
+
+    /// Writes all of `payload`; returns the number of bytes taken, fewer only if an error comes after the first one.
+    ///
+    /// The payload lies page-aligned in a buffer of the session's registered region, and the file system may keep it
+    /// (the session then takes another buffer). Each is as large as the largest request: keep large payloads, copy
+    /// small ones, or a few bytes hold a megabyte.
+    fn write(&self, caller: &Caller, request: &WriteRequest, payload: Placement) -> Reply<usize>;
+
+    /// close(2) of one descriptor: the last chance to tell a program that its writes failed.
+    fn flush(&self, caller: &Caller, inode: u64, handle: u64) -> Reply<()>;
+
+    /// The last descriptor of an open file is gone. Nobody sees an error.
+    fn release(&self, inode: u64, handle: u64);
+
+    /// Returns when all that was written to the file survives the loss of power; without `data_only` its attributes
+    /// too.
+    fn fsync(&self, caller: &Caller, inode: u64, handle: u64, data_only: bool) -> Reply<()>;
+
+    fn opendir(&self, caller: &Caller, inode: u64) -> Reply<Opened>;
+
+    /// Puts entries into `sink`, beginning after the one whose offset is `after` (0: from the start), until it says
+    /// that it is full or there are no more. "." and ".." belong to the listing. Offsets are the file system's own
+    /// choice but for 0, and stay meaningful while entries are added and removed. With `sink.wants_attributes()`
+    /// entries other than "." and ".." should be put with `plus`.
+    fn readdir(
+        &self,
+        caller: &Caller,
+        inode: u64,
+        handle: u64,
+        after: u64,
+        sink: &mut DirectorySink<'_>,
+    ) -> Reply<()>;
+
+    fn releasedir(&self, inode: u64, handle: u64);
+
+    fn fsyncdir(&self, caller: &Caller, inode: u64, handle: u64, data_only: bool) -> Reply<()> {
+        Ok(())
+    }
+
+    fn statfs(&self, caller: &Caller, inode: u64) -> Reply<FileSystemStatistics>;
+
+    fn setxattr(&self, caller: &Caller, inode: u64, name: &[u8], value: &[u8], mode: XattrMode) -> Reply<()> {
+        Err(Errno::OPNOTSUPP)
+    }
+
+    /// `ENODATA` if there is none of that name.
+    fn getxattr(&self, caller: &Caller, inode: u64, name: &[u8]) -> Reply<Vec<u8>> {
+        Err(Errno::OPNOTSUPP)
+    }
+
+    fn listxattr(&self, caller: &Caller, inode: u64) -> Reply<Vec<Vec<u8>>> {
+        Err(Errno::OPNOTSUPP)
+    }
+
+    /// `ENODATA` if there is none of that name.
+    fn removexattr(&self, caller: &Caller, inode: u64, name: &[u8]) -> Reply<()> {
+        Err(Errno::OPNOTSUPP)
+    }
+
+    fn fallocate(
+        &self,
+        caller: &Caller,
+        inode: u64,
+        handle: u64,
+        mode: AllocateMode,
+        offset: u64,
+        length: u64,
+    ) -> Reply<()> {
+        Err(Errno::OPNOTSUPP)
+    }
+
+    /// First byte of data at or after `offset`; `ENXIO` if there is none.
+    fn seek_data(&self, caller: &Caller, inode: u64, handle: u64, offset: u64) -> Reply<u64> {
+        Err(Errno::NOSYS)
+    }
+
+    /// First byte of a hole at or after `offset` (the end of the file counts as one); `ENXIO` beyond the end.
+    fn seek_hole(&self, caller: &Caller, inode: u64, handle: u64, offset: u64) -> Reply<u64> {
+        Err(Errno::NOSYS)
+    }
+
+    /// Returns the number of bytes copied. `ENOSYS` makes the kernel copy by reading and writing.
+    fn copy_file_range(
+        &self,
+        caller: &Caller,
+        source: &FileRange,
+        target: &FileRange,
+        length: u64,
+    ) -> Reply<usize> {
+        Err(Errno::NOSYS)
+    }
+
+    /// The program that waits for the request `unique` (`Caller::unique`) got a signal. A method that blocks for
+    /// long sees it in `caller.is_interrupted()` and returns `EINTR` if it has changed nothing yet.
+    fn interrupt(&self, unique: u64) {}
+}

@@ -1,0 +1,19 @@
+//! The kernel's FUSE protocol on /dev/fuse: sessions, mounting, and the trait that a file system implements.
+//!
+//! A `Session` mounts a `FileSystem`, answers the kernel from several threads, and ends when it is unmounted, by
+//! whomever. Payloads are read from the device straight into page-aligned buffers of a registered region and handed
+//! over with the request; replies are written from where the bytes lie. Why not a library: docs/decisions/0003-fuse.md.
+//!
+//! Nothing here knows what a chain is. Source: Documentation/filesystems/fuse, include/uapi/linux/fuse.h.
+
+mod abi;
+mod attributes;
+mod caller;
+mod directory;
+mod file_system;
+mod notify;
+
+pub use caller::Caller;
+pub use directory::DirectorySink;
+pub use file_system::*;
+pub use notify::Notifier;
