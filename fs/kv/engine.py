@@ -22,6 +22,7 @@ from .conflicts import COMMITS_MAX, ConflictWindow, KeyRange, WriteSet
 KEY_BYTES_MAX: Final = 4096  # a directory entry: a name of 255 bytes and some ids
 VALUE_BYTES_MAX: Final = 256 * 1024  # an inode with the largest inline file, 64 KiB, with room to grow
 TRANSACTION_BYTES_MAX: Final = 8 * 1024 * 1024  # keeps one commit below about 50 ms, as the lane's frames do
+KEY_END: Final = b"\xff"  # keys from here on are the engines' own
 RANGE_LIMIT_MAX: Final = 100_000  # pairs in one answer; larger scans page through with several transactions
 
 Pair = tuple[bytes, bytes]
@@ -63,9 +64,10 @@ class Transaction:
         "_keys",
         "_open",
         "_ranges",
-        "_size_bytes",
         "_view",
         "_writes",
+        "may_use_reserve",
+        "size_bytes",
     )
 
     def __init__(self, engine: "Engine") -> None:
@@ -76,7 +78,8 @@ class Transaction:
         self._writes: dict[bytes, bytes | None] = {}
         self._cleared: list[KeyRange] = []
         self._guarded: list[bytes] = []
-        self._size_bytes = 0
+        self.size_bytes = 0  # of keys and values to be written
+        self.may_use_reserve = False  # set it in operations that free space: they may write to a full disk
         self._open = True
 
     # Reading.
@@ -132,8 +135,8 @@ class Transaction:
     def put(self, key: bytes, value: bytes) -> None:
         """Sets `key`. Raises: InvalidArgument when a limit is exceeded."""
         assert self._open, "the transaction has ended"
-        if not 0 < len(key) <= KEY_BYTES_MAX:
-            raise InvalidArgument(f"a key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}")
+        if not 0 < len(key) <= KEY_BYTES_MAX or key >= KEY_END:
+            raise _bad_key(key)
         if len(value) > VALUE_BYTES_MAX:
             raise InvalidArgument(f"a value has at most {VALUE_BYTES_MAX} bytes, not {len(value)}")
         self._grow(len(key) + len(value))
@@ -142,8 +145,8 @@ class Transaction:
     def delete(self, key: bytes) -> None:
         """Removes `key`, if it is there."""
         assert self._open, "the transaction has ended"
-        if not 0 < len(key) <= KEY_BYTES_MAX:
-            raise InvalidArgument(f"a key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}")
+        if not 0 < len(key) <= KEY_BYTES_MAX or key >= KEY_END:
+            raise _bad_key(key)
         self._grow(len(key))
         self._writes[key] = None
 
@@ -244,8 +247,8 @@ class Transaction:
         return view.get(key)
 
     def _grow(self, count: int) -> None:
-        self._size_bytes += count
-        if self._size_bytes > TRANSACTION_BYTES_MAX:
+        self.size_bytes += count
+        if self.size_bytes > TRANSACTION_BYTES_MAX:
             raise InvalidArgument(f"a transaction writes at most {TRANSACTION_BYTES_MAX} bytes")
 
     def _merged(self, wanted: KeyRange, *, limit: int, reverse: bool) -> Sequence[Pair]:
@@ -327,6 +330,12 @@ def prefix_end(prefix: bytes) -> bytes:
     return trimmed[:-1] + bytes((trimmed[-1] + 1,))
 
 
+def _bad_key(key: bytes) -> InvalidArgument:
+    if key >= KEY_END:
+        return InvalidArgument("keys that begin with 0xff belong to the engine")
+    return InvalidArgument(f"a key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}")
+
+
 def _merge(
     stored: Iterator[Pair], mine: Sequence[tuple[bytes, bytes | None]], *, reverse: bool
 ) -> Iterator[tuple[bytes, bytes | None]]:
@@ -346,6 +355,7 @@ def _merge(
 
 __all__ = [
     "KEY_BYTES_MAX",
+    "KEY_END",
     "RANGE_LIMIT_MAX",
     "TRANSACTION_BYTES_MAX",
     "VALUE_BYTES_MAX",

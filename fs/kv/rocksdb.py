@@ -1,0 +1,214 @@
+"""The default engine: RocksDB in a directory that one process owns.
+
+Every commit is one WriteBatch, written to the write-ahead log by one system call before it becomes visible:
+it survives `kill -9`. Reading costs a microsecond. The version of a commit is RocksDB's sequence number,
+which grows with every entry and is recovered with the log.
+
+A view reads the store directly while nobody has committed since, and from a RocksDB snapshot after that.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Final, cast
+
+import rocksdict
+
+from ..errors import Busy, Conflict, CorruptData, NoSpace, Unavailable
+from ..units import KIB, MIB
+from .conflicts import COMMITS_MAX
+from .engine import KEY_END, Engine, Pair, Transaction
+from .syncer import Syncer
+
+SYNC_INTERVAL_S: Final = 0.05  # power loss costs at most this much of what was not asked to be synced
+CACHE_BYTES: Final = 64 * MIB  # hot inodes and directory entries: about 200,000 of them
+WRITE_BUFFER_BYTES: Final = 32 * MIB  # replayed in a second after a crash
+RESERVE_BYTES: Final = 128 * MIB  # room for flushes and compactions that turn deletions into free space
+SPACE_CHECK_BYTES: Final = 1 * MIB  # how much is written between two looks at the free space
+CLEAR_KEYS_MAX: Final = (
+    256  # a larger cleared range becomes one range tombstone, which slows every later read
+)
+
+_MARKER: Final = b"\xff/marker"  # written by commits that only guard keys, so that the version grows
+
+
+class RocksEngine(Engine):
+    """RocksDB in `directory`, which is created if it does not exist.
+
+    Raises: Busy if another process has it open; CorruptData if RocksDB refuses it.
+    """
+
+    def __init__(
+        self, directory: Path, *, sync_interval_s: float = SYNC_INTERVAL_S, commits_max: int = COMMITS_MAX
+    ) -> None:
+        self.directory = directory
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = _own(directory)
+        try:
+            self._db = rocksdict.Rdict(str(directory), _options())
+        except Exception as error:  # rocksdict raises nothing more precise
+            os.close(self._lock)
+            raise CorruptData(f"cannot open the key-value store in {directory}: {error}") from error
+        super().__init__(version=self._db.latest_sequence_number(), commits_max=commits_max)
+        self._syncer = Syncer(self._flush, interval_s=sync_interval_s)
+        self._broken: BaseException | None = None
+        self._unchecked_bytes = SPACE_CHECK_BYTES
+
+    def look(self) -> "RocksView":
+        return RocksView(self, self._db)
+
+    def apply(self, transaction: Transaction) -> int:
+        self._unchecked_bytes += transaction.size_bytes
+        if self._unchecked_bytes >= SPACE_CHECK_BYTES:
+            self._check_space(may_use_reserve=transaction.may_use_reserve)
+        if self._broken is not None or self._syncer.error is not None:
+            raise Unavailable(f"the key-value store has failed: {self._broken or self._syncer.error}")
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        for begin, end in transaction.cleared:
+            self._clear(batch, begin, end)
+        for key, value in transaction.writes.items():
+            if value is None:
+                batch.delete(key)
+            else:
+                batch.put(key, value)
+        if batch.is_empty():
+            batch.put(_MARKER, b"")
+        try:
+            self._db.write(batch)
+        except Exception as error:  # rocksdict raises nothing more precise
+            # Whether the log has it is unknown until the store is opened again: nothing may follow it.
+            self._broken = error
+            raise Unavailable(f"cannot write to the key-value store in {self.directory}: {error}") from error
+        self._syncer.wrote()
+        return self._db.latest_sequence_number()
+
+    async def sync(self) -> None:
+        await self._syncer.sync()
+
+    @property
+    def syncs(self) -> int:
+        """Times the log went to disk: fewer than the commits that waited for it."""
+        return self._syncer.flushes
+
+    def close(self) -> None:
+        try:
+            self._syncer.close()
+        finally:
+            self._db.close()
+            os.close(self._lock)
+
+    def _flush(self) -> None:
+        self._db.flush_wal(sync=True)
+
+    def _clear(self, batch: rocksdict.WriteBatch, begin: bytes, end: bytes) -> None:
+        keys = list(islice(self._db.keys(from_key=begin, read_opt=_bounds(begin, end)), CLEAR_KEYS_MAX + 1))
+        if len(keys) > CLEAR_KEYS_MAX:
+            batch.delete_range(begin, min(end, KEY_END))
+            return
+        for key in keys:
+            batch.delete(key)
+
+    def _check_space(self, *, may_use_reserve: bool) -> None:
+        space = os.statvfs(self.directory)
+        if space.f_bavail * space.f_frsize >= RESERVE_BYTES:
+            self._unchecked_bytes = 0
+        elif not may_use_reserve:
+            raise NoSpace(f"less than {RESERVE_BYTES // MIB} MiB are free for metadata in {self.directory}")
+
+
+class RocksView:
+    """`RocksEngine` at one version."""
+
+    __slots__ = ("_db", "_engine", "_snapshot", "version")
+
+    def __init__(self, engine: RocksEngine, db: rocksdict.Rdict) -> None:
+        self._engine = engine
+        self._db = db
+        self._snapshot = db.snapshot()
+        self.version = engine.version
+
+    def get(self, key: bytes) -> bytes | None:
+        if self._engine.version == self.version:
+            value: bytes | None = self._db.get(key)
+            return value
+        self._check()
+        # Not `snapshot[key]`: it raises a bare Exception for a missing key as for a broken disk.
+        entry = self._snapshot.iter(_bounds(key, key + b"\x00"))
+        entry.seek(key)
+        if not entry.valid():
+            entry.status()
+            return None
+        found: bytes = entry.value()
+        return found
+
+    def scan(self, begin: bytes, end: bytes, *, limit: int, reverse: bool) -> Sequence[Pair]:
+        return list(islice(self.iterate(begin, end, reverse=reverse), limit))
+
+    def iterate(self, begin: bytes, end: bytes, *, reverse: bool) -> Iterator[Pair]:
+        source: rocksdict.Rdict | rocksdict.Snapshot = self._db
+        if self._engine.version != self.version:
+            self._check()
+            source = self._snapshot
+        if begin >= KEY_END:
+            return iter(())
+        read = _bounds(begin, end)
+        if reverse:
+            items = source.items(backwards=True, from_key=min(end, KEY_END), read_opt=read)
+        else:
+            items = source.items(from_key=begin, read_opt=read)
+        return cast("Iterator[Pair]", items)
+
+    def _check(self) -> None:
+        if self._engine.window.is_too_old(self.version):
+            raise Conflict("the transaction is too old: others have committed too much since it began")
+
+
+def _own(directory: Path) -> int:
+    """Takes the directory's lock; RocksDB's own lock does not say who holds it."""
+    lock = os.open(directory / "owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
+        os.close(lock)
+        raise Busy(f"the key-value store in {directory} is in use by process {owner}") from error
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+    return lock
+
+
+def _options() -> rocksdict.Options:
+    table = rocksdict.BlockBasedOptions()
+    table.set_block_cache(rocksdict.Cache(CACHE_BYTES))
+    table.set_bloom_filter(10, block_based=False)  # 1 % false positives: names that do not exist cost no read
+    table.set_block_size(8 * KIB)
+    table.set_cache_index_and_filter_blocks(v=True)  # so that CACHE_BYTES bounds them too
+    table.set_pin_l0_filter_and_index_blocks_in_cache(v=True)
+    options = rocksdict.Options(raw_mode=True)
+    options.create_if_missing(create_if_missing=True)
+    options.set_block_based_table_factory(table)
+    options.set_compression_type(rocksdict.DBCompressionType.lz4())
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES)
+    options.set_max_total_wal_size(2 * WRITE_BUFFER_BYTES)
+    options.set_max_background_jobs(2)
+    options.set_level_compaction_dynamic_level_bytes(v=True)
+    options.set_max_open_files(512)
+    options.set_wal_recovery_mode(
+        rocksdict.DBRecoveryMode.point_in_time()
+    )  # a torn tail was never acknowledged
+    options.set_keep_log_file_num(2)
+    options.set_max_log_file_size(4 * MIB)
+    options.set_stats_dump_period_sec(0)
+    return options
+
+
+def _bounds(begin: bytes, end: bytes) -> rocksdict.ReadOptions:
+    read = rocksdict.ReadOptions()
+    read.set_iterate_lower_bound(begin)
+    read.set_iterate_upper_bound(min(end, KEY_END))
+    return read
+
+
+__all__ = ["RESERVE_BYTES", "SYNC_INTERVAL_S", "RocksEngine", "RocksView"]
