@@ -1,0 +1,87 @@
+"""The `luciola` command: one file a group of commands.
+
+Every command answers `--help` with an example, prints errors as one line that says what to do, exits 0 on success,
+1 on an operating error, 2 on wrong usage, and speaks JSON with `--json`. Commands are imported when they are used,
+so that `luciola ls` does not pay for the supervisor.
+"""
+
+import sys
+from importlib import import_module
+from typing import Final
+
+import click
+
+from luciola import __version__
+
+from ..errors import Error
+from .output import fail
+
+# command -> (module, attribute)
+COMMANDS: Final = {
+    "up": ("cluster", "up"),
+    "down": ("cluster", "down"),
+    "status": ("cluster", "status"),
+    "mount": ("mount", "mount"),
+    "umount": ("mount", "umount"),
+    "ls": ("files", "ls"),
+    "cp": ("copy", "cp"),
+    "cat": ("files", "cat"),
+    "rm": ("files", "rm"),
+    "stat": ("files", "stat"),
+    "mkdir": ("files", "mkdir"),
+    "du": ("files", "du"),
+    "fsck": ("fsck", "fsck"),
+    "bench": ("bench", "bench"),
+    "token": ("token", "token"),
+    "plugins": ("plugins", "plugins"),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        place = COMMANDS.get(cmd_name)
+        if place is None:
+            return None
+        command = getattr(import_module(f".{place[0]}", __name__), place[1])
+        assert isinstance(command, click.Command), f"{place} is not a command"
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="luciola")
+def cli() -> None:
+    """Luciola, a distributed file system for AI training and inference.
+
+    Start a cluster on this machine and use it:
+
+    \b
+      luciola up --data /var/lib/luciola --mount /mnt/luciola
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line, and turns operating errors into one line and an exit code."""
+    try:
+        code = cli.main(args=arguments, prog_name="luciola", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        fail("interrupted", code=130)
+    except BrokenPipeError:
+        # The reader of our output is gone (as in `luciola ls | head`): nothing is left to say.
+        sys.stdout = None  # type: ignore[assignment]
+        code = 141
+    except (Error, OSError) as error:
+        fail(str(error), code=1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+__all__ = ["COMMANDS", "LazyGroup", "cli", "main"]

@@ -1,0 +1,5 @@
+"""`python -m luciola.cli` is `luciola`."""
+
+from . import main
+
+main()

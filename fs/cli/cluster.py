@@ -1,0 +1,249 @@
+"""`luciola up`, `down`, `status`: a cluster on this machine."""
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from ..config import ClusterConfig, load
+from ..errors import Timeout, Unavailable
+from . import processes
+from .datadir import DataDir, choose_shape
+from .manager import Manager, describe_chains
+from .output import print_json, print_table
+from .supervisor import Supervisor, end_extra_mounts, end_leftovers, read_state
+from .view import View
+
+READY_S: Final = 90.0  # longer than the supervisor itself waits for its services
+DOWN_S: Final = 60.0
+
+data_option = click.option(
+    "--data",
+    "data_path",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    envvar="LUCIOLA_DATA",
+    help="The cluster's data directory.",
+)
+
+
+@click.command()
+@data_option
+@click.option("--storage-nodes", type=click.IntRange(1, 64), help="Storage nodes of a new cluster.  [default: 3]")
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, 8),
+    help="Copies of every chunk in a new cluster.  [default: 2, or 1 with one storage node]",
+)
+@click.option(
+    "--mount", "mountpoint", type=click.Path(path_type=Path, file_okay=False), help="Also mount the cluster there."
+)
+@click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file.")
+@click.option("--detach", is_flag=True, help="Return when everything is usable; the cluster goes on running.")
+@click.option("--ready-fd", type=int, hidden=True, help="Where a detached supervisor reports.")
+def up(
+    data_path: Path,
+    storage_nodes: int | None,
+    replicas: int | None,
+    mountpoint: Path | None,
+    config_file: Path | None,
+    detach: bool,
+    ready_fd: int | None,
+) -> None:
+    """Start a cluster on this machine and keep it running.
+
+    The data directory is created if need be; with the same directory the same cluster comes back. Three storage nodes
+    with two copies are the default: every chunk survives the loss of any node, and a third node takes part so that the
+    load of a lost one spreads.
+
+    \b
+    Example:
+      luciola up --data /var/lib/luciola --mount /mnt/luciola
+    """
+    config = ClusterConfig() if config_file is None else load(config_file)
+    data = DataDir(data_path.absolute())
+    if detach:
+        _detach(data, sys.argv[1:])
+        return
+    data.create()
+    _log_to_stderr()
+    with data.supervised():
+        shape = choose_shape(data, storage_nodes=storage_nodes, replicas=replicas)
+        with View(enabled=ready_fd is None) as view:
+            supervisor = Supervisor(
+                data,
+                shape,
+                config,
+                config_file=None if config_file is None else config_file.absolute(),
+                mountpoint=None if mountpoint is None else mountpoint.absolute(),
+                on_change=view.show,
+            )
+            asyncio.run(supervisor.run(on_ready=lambda _: _report_ready(ready_fd)))
+
+
+@click.command()
+@data_option
+def down(data_path: Path) -> None:
+    """Stop the cluster of a data directory and unmount it.
+
+    \b
+    Example:
+      luciola down --data /var/lib/luciola
+    """
+    data = DataDir(data_path.absolute())
+    data.read_shape()
+    if data.is_supervised():
+        os.kill(read_state(data)["pid"], signal.SIGTERM)
+        deadline = time.monotonic() + DOWN_S
+        while data.is_supervised():
+            if time.monotonic() > deadline:
+                raise Timeout(f"the cluster has not stopped within {DOWN_S:.0f} s; see {data.root / 'log'}")
+            time.sleep(0.05)
+    end_extra_mounts(data, except_pids=set())
+    end_leftovers(data)
+
+
+@click.command()
+@data_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(data_path: Path, as_json: bool) -> None:
+    """Show the services and chains of a cluster on this machine.
+
+    Exits with 0 when everything runs and every chunk has all its copies, 1 otherwise.
+
+    \b
+    Example:
+      luciola status --data /var/lib/luciola
+    """
+    data = DataDir(data_path.absolute())
+    shape = data.read_shape()
+    supervised = data.is_supervised()
+    services = [_checked(service) for service in read_state(data).get("services", [])] if supervised else []
+    services += _extra_mounts(data, services)
+    report: dict[str, Any] = {
+        "cluster_id": shape.cluster_id,
+        "phase": read_state(data).get("phase", "stopped") if supervised else "stopped",
+        "replicas": shape.replicas,
+        "services": services,
+        "chains": [],
+    }
+    if supervised:
+        try:
+            report["chains"] = asyncio.run(_chains(shape))
+        except Unavailable as error:
+            report["error"] = str(error)
+    healthy = bool(services) and all(service["state"] == "running" for service in services)
+    healthy = healthy and bool(report["chains"]) and all(chain["state"] == "serving" for chain in report["chains"])
+    report["healthy"] = healthy
+    if as_json:
+        print_json(report)
+    else:
+        _print_status(report)
+    if not healthy:
+        sys.exit(1)
+
+
+async def _chains(shape: Any) -> list[dict[str, Any]]:
+    async with Manager.connect(shape) as manager:
+        return describe_chains(await manager.routing())
+
+
+def _checked(service: dict[str, Any]) -> dict[str, Any]:
+    if service["state"] == "running" and not (service["pid"] and processes.is_alive(service["pid"])):
+        return {**service, "state": "dead"}
+    return service
+
+
+def _extra_mounts(data: DataDir, services: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    import json
+
+    known = {service["id"] for service in services if service["kind"] == "mount"}
+    found = []
+    for record in sorted(data.mounts.glob("*.json")):
+        try:
+            entry = json.loads(record.read_text())
+        except (OSError, json.JSONDecodeError):
+            continue
+        if entry["mountpoint"] not in known and processes.belongs(entry["pid"], data.root):
+            found.append({"kind": "mount", "id": entry["mountpoint"], "pid": entry["pid"], "state": "running"})
+    return found
+
+
+def _print_status(report: dict[str, Any]) -> None:
+    click.echo(f"cluster {report['cluster_id']}: {report['phase']}, {report['replicas']} copies of every chunk")
+    if report["services"]:
+        rows = [
+            (each["kind"], each["id"], str(each["pid"] or "-"), each["state"], str(each.get("restarts", 0)))
+            for each in report["services"]
+        ]
+        print_table(("SERVICE", "ID", "PID", "STATE", "RESTARTS"), rows, right=(2, 4))
+    for chain in report["chains"]:
+        if chain["state"] != "serving":
+            members = " → ".join(f"{each['node']} {each['state']}" for each in chain["targets"])
+            click.echo(f"chain {chain['id']}: {chain['state']}: {members}")
+    serving = sum(chain["state"] == "serving" for chain in report["chains"])
+    if report["chains"]:
+        click.echo(f"chains: {serving} of {len(report['chains'])} complete")
+    if "error" in report:
+        click.echo(f"mgmtd: {report['error']}")
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+
+def _report_ready(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.write(descriptor, b"ready\n")
+        os.close(descriptor)
+
+
+def _detach(data: DataDir, arguments: list[str]) -> None:
+    """Runs this command again in the background and returns when it reports that everything is usable."""
+    data.create()
+    reader, writer = os.pipe()
+    log = data.log("supervisor")
+    processes.rotate(log)
+    start = log.stat().st_size if log.exists() else 0
+    rest = [argument for argument in arguments if argument != "--detach"]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [*processes.python("-m", "luciola.cli"), *rest, "--ready-fd", str(writer)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(writer,),
+            start_new_session=True,
+        )
+    os.close(writer)
+    os.set_blocking(reader, False)
+    deadline = time.monotonic() + READY_S
+    try:
+        while time.monotonic() < deadline:
+            try:
+                answer = os.read(reader, 64)
+            except BlockingIOError:
+                time.sleep(0.02)
+                continue
+            if answer:
+                return
+            break
+        process.terminate()
+        process.wait(DOWN_S)
+    finally:
+        os.close(reader)
+    said = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
+    reason = next((line for line in reversed(said) if line.startswith("luciola: ")), said[-1] if said else "")
+    raise Unavailable(f"the cluster did not start: {reason.removeprefix('luciola: ')} (log: {log})")
+
+
+__all__ = ["down", "status", "up"]

@@ -1,0 +1,211 @@
+"""The directory of a cluster that lives on one machine: what lies where, and who may see it.
+
+    DATA/                 0700
+      secret              0600  the cluster secret
+      cluster.json        0600  identity, shape and addresses
+      mgmtd/ meta/ storage-N/   what each service keeps
+      log/NAME.log              what each service says
+      run/lock                  held by the supervisor while it runs
+      run/state.json            services as the supervisor sees them
+      run/mounts/*.json         one per mount of this cluster on this machine
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..errors import Busy, InvalidArgument, NotFound
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a cluster was created as. Kept in cluster.json, so that a later `up` need not repeat it."""
+
+    cluster_id: str
+    storage_nodes: int
+    replicas: int
+    mgmtd_lane: str
+    mgmtd_grpc: str
+    secret_file: str
+
+
+@dataclass(frozen=True)
+class DataDir:
+    """Names of everything in a data directory."""
+
+    root: Path
+
+    @property
+    def secret(self) -> Path:
+        return self.root / "secret"
+
+    @property
+    def cluster(self) -> Path:
+        return self.root / "cluster.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "run" / "lock"
+
+    @property
+    def state(self) -> Path:
+        return self.root / "run" / "state.json"
+
+    @property
+    def mounts(self) -> Path:
+        return self.root / "run" / "mounts"
+
+    def log(self, name: str) -> Path:
+        return self.root / "log" / f"{name}.log"
+
+    def create(self) -> None:
+        """Makes the directories, closed to other users."""
+        if self.root.exists() and not self.root.is_dir():
+            raise InvalidArgument("not a directory", path=str(self.root))
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        foreign = {entry.name for entry in self.root.iterdir()} - {"lost+found"}
+        if foreign and not self.cluster.exists() and not {"secret", "run"} & foreign:
+            raise InvalidArgument(
+                "the data directory is not empty and holds no cluster; name an empty or a new one",
+                path=str(self.root),
+            )
+        for directory in (self.root, self.root / "log", self.root / "run", self.mounts):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        self.root.chmod(0o700)
+
+    def read_shape(self) -> Shape:
+        """The cluster's shape. Raises: NotFound with advice when there is no cluster here."""
+        try:
+            record = json.loads(self.cluster.read_text())
+        except FileNotFoundError as error:
+            raise NotFound(
+                "no cluster in this directory; `luciola up --data DIR` creates one", path=str(self.root)
+            ) from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InvalidArgument(
+                f"damaged ({error}); restore it or delete it and run `luciola up` with the same options",
+                path=str(self.cluster),
+            ) from error
+        return Shape(**record)
+
+    def write_shape(self, shape: Shape) -> None:
+        write_private(self.cluster, json.dumps(asdict(shape), indent=1) + "\n")
+
+    @contextlib.contextmanager
+    def supervised(self) -> Iterator[None]:
+        """Holds the supervisor's lock. Raises: Busy when another supervisor runs."""
+        descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Busy(
+                    f"this cluster is running already; `luciola status --data {self.root}` shows it"
+                ) from error
+            yield
+        finally:
+            os.close(descriptor)
+
+    def is_supervised(self) -> bool:
+        """Whether a supervisor holds the lock."""
+        try:
+            descriptor = os.open(self.lock, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+
+def choose_shape(data: DataDir, *, storage_nodes: int | None, replicas: int | None) -> Shape:
+    """The shape to start with: the recorded one, or a new one. Ports that are taken are replaced.
+
+    Raises: InvalidArgument when the options contradict what the cluster was created as.
+    """
+    if not data.cluster.exists():
+        nodes = 3 if storage_nodes is None else storage_nodes
+        copies = min(2, nodes) if replicas is None else replicas
+        if copies > nodes:
+            raise InvalidArgument(
+                f"{copies} replicas need at least {copies} storage nodes, not {nodes}: replicas of a chunk "
+                "never share a node"
+            )
+        lane, grpc = free_ports(2)
+        shape = Shape(
+            cluster_id=secrets.token_hex(8),
+            storage_nodes=nodes,
+            replicas=copies,
+            mgmtd_lane=f"127.0.0.1:{lane}",
+            mgmtd_grpc=f"127.0.0.1:{grpc}",
+            secret_file=str(data.secret.absolute()),
+        )
+        data.write_shape(shape)
+        return shape
+    old = data.read_shape()
+    if replicas is not None and replicas != old.replicas:
+        raise InvalidArgument(f"this cluster was created with {old.replicas} replicas, which cannot be changed here")
+    if storage_nodes is not None and storage_nodes != old.storage_nodes:
+        raise InvalidArgument(
+            f"this cluster was created with {old.storage_nodes} storage nodes, which cannot be changed here"
+        )
+    taken = [address for address in (old.mgmtd_lane, old.mgmtd_grpc) if not is_free(address)]
+    if not taken:
+        return old
+    lane, grpc = free_ports(2)
+    shape = Shape(
+        **{**asdict(old), "mgmtd_lane": f"127.0.0.1:{lane}", "mgmtd_grpc": f"127.0.0.1:{grpc}"},
+    )
+    data.write_shape(shape)
+    return shape
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def is_free(address: str) -> bool:
+    """Whether one could listen on `address`, "host:port"."""
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError:
+            return False
+    return True
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replaces `path` by `text`, readable by its owner alone, never half-written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+__all__ = ["DataDir", "Shape", "choose_shape", "free_ports", "is_free", "write_private"]

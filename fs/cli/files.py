@@ -1,0 +1,278 @@
+"""Commands on files of the cluster: ls, cat, rm, stat, mkdir, du. `copy.py` has cp.
+
+Which cluster is said by --data DIR (a cluster on this machine) or by --address HOST:PORT and --secret-file FILE, or by
+the environment variables LUCIOLA_DATA, LUCIOLA_ADDRESS and LUCIOLA_SECRET_FILE.
+"""
+
+import datetime
+import os
+import shutil
+import stat as modes
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ..units import MIB, format_bytes
+from .output import print_json, print_table
+from .target import cluster_options, cluster_path, open_cluster
+
+if TYPE_CHECKING:
+    from ..client import FileSystem
+
+CAT_BYTES: Final = 4 * MIB
+KINDS: Final = {
+    modes.S_IFREG: "file",
+    modes.S_IFDIR: "directory",
+    modes.S_IFLNK: "symlink",
+    modes.S_IFIFO: "fifo",
+    modes.S_IFSOCK: "socket",
+    modes.S_IFCHR: "character device",
+    modes.S_IFBLK: "block device",
+}
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.command()
+@cluster_options
+@json_option
+@click.option("-l", "--long", is_flag=True, help="With mode, links, owner, size and time.")
+@click.argument("paths", nargs=-1)
+def ls(
+    data_path: Path | None,
+    address: str | None,
+    secret_file: Path | None,
+    as_json: bool,
+    long: bool,
+    paths: tuple[str, ...],
+) -> None:
+    """List directories (the root, if no path is given).
+
+    \b
+    Example:
+      luciola ls --data /var/lib/luciola -l /datasets
+    """
+    with open_cluster(data_path, address, secret_file) as fs:
+        listings = [_list(fs, cluster_path(text)) for text in paths or ("/",)]
+    if as_json:
+        print_json([entry for listing in listings for entry in listing])
+        return
+    for text, listing in zip(paths or ("/",), listings, strict=True):
+        if len(listings) > 1:
+            click.echo(f"{text}:")
+        if long:
+            rows = [
+                (entry["mode"], str(entry["links"]), str(entry["uid"]), str(entry["gid"]), str(entry["size"]))
+                + (entry["modified"][:19].replace("T", " "), entry["name"] + _arrow(entry))
+                for entry in listing
+            ]
+            print_table(("MODE", "LINKS", "UID", "GID", "BYTES", "MODIFIED", "NAME"), rows, right=(1, 2, 3, 4))
+        else:
+            for entry in listing:
+                click.echo(entry["name"])
+
+
+def _list(fs: "FileSystem", path: str) -> list[dict[str, Any]]:
+    if not modes.S_ISDIR(fs.lstat(path).st_mode):
+        return [_describe(fs, path, path)]
+    names = sorted(fs.listdir(path))
+    return [_describe(fs, os.path.join(path, name), name) for name in names]
+
+
+def _arrow(entry: dict[str, Any]) -> str:
+    return f" -> {entry['target']}" if "target" in entry else ""
+
+
+def _describe(fs: "FileSystem", path: str, name: str) -> dict[str, Any]:
+    info = fs.lstat(path)
+    entry = {
+        "name": name,
+        "path": path,
+        "type": KINDS.get(modes.S_IFMT(info.st_mode), "unknown"),
+        "mode": modes.filemode(info.st_mode),
+        "inode": info.st_ino,
+        "links": info.st_nlink,
+        "uid": info.st_uid,
+        "gid": info.st_gid,
+        "size": info.st_size,
+        "modified": _time(info.st_mtime_ns),
+        "changed": _time(info.st_ctime_ns),
+        "accessed": _time(info.st_atime_ns),
+    }
+    if modes.S_ISLNK(info.st_mode):
+        entry["target"] = os.fsdecode(fs.readlink(path))
+    return entry
+
+
+def _time(unix_ns: int) -> str:
+    moment = datetime.datetime.fromtimestamp(unix_ns / 1e9, tz=datetime.UTC).astimezone()
+    return moment.isoformat(timespec="microseconds")
+
+
+@click.command()
+@cluster_options
+@click.argument("paths", nargs=-1, required=True)
+def cat(data_path: Path | None, address: str | None, secret_file: Path | None, paths: tuple[str, ...]) -> None:
+    """Write files to standard output.
+
+    \b
+    Example:
+      luciola cat --data /var/lib/luciola /logs/train.log
+    """
+    with open_cluster(data_path, address, secret_file) as fs:
+        for text in paths:
+            with fs.open(cluster_path(text), "rb") as source:
+                shutil.copyfileobj(source, sys.stdout.buffer, CAT_BYTES)
+    sys.stdout.buffer.flush()
+
+
+@click.command()
+@cluster_options
+@click.option("-r", "--recursive", is_flag=True, help="Also directories and all that is in them.")
+@click.option("-f", "--force", is_flag=True, help="Say nothing of paths that do not exist.")
+@click.argument("paths", nargs=-1, required=True)
+def rm(
+    data_path: Path | None,
+    address: str | None,
+    secret_file: Path | None,
+    recursive: bool,
+    force: bool,
+    paths: tuple[str, ...],
+) -> None:
+    """Remove files.
+
+    \b
+    Example:
+      luciola rm --data /var/lib/luciola -r /scratch/old
+    """
+    with open_cluster(data_path, address, secret_file) as fs:
+        for text in paths:
+            path = cluster_path(text)
+            try:
+                is_directory = modes.S_ISDIR(fs.lstat(path).st_mode)
+                if is_directory and recursive:
+                    fs.rmtree(path)
+                else:
+                    fs.remove(path)
+            except FileNotFoundError:
+                if not force:
+                    raise
+            except IsADirectoryError as error:
+                raise click.ClickException(f"{path} is a directory; use -r to remove it with all its files") from error
+
+
+@click.command()
+@cluster_options
+@json_option
+@click.argument("paths", nargs=-1, required=True)
+def stat(
+    data_path: Path | None, address: str | None, secret_file: Path | None, as_json: bool, paths: tuple[str, ...]
+) -> None:
+    """Show what is known of files.
+
+    \b
+    Example:
+      luciola stat --data /var/lib/luciola /datasets/train.bin
+    """
+    with open_cluster(data_path, address, secret_file) as fs:
+        entries = [_describe(fs, cluster_path(text), cluster_path(text)) for text in paths]
+    if as_json:
+        print_json(entries)
+        return
+    for entry in entries:
+        width = max(len(key) for key in entry)
+        for key, value in entry.items():
+            click.echo(f"{key.rjust(width)}: {value}")
+
+
+@click.command()
+@cluster_options
+@click.option("-p", "--parents", is_flag=True, help="Make missing parents; an existing directory is fine.")
+@click.option("-m", "--mode", default="755", show_default=True, help="Permissions, octal.")
+@click.argument("paths", nargs=-1, required=True)
+def mkdir(
+    data_path: Path | None,
+    address: str | None,
+    secret_file: Path | None,
+    parents: bool,
+    mode: str,
+    paths: tuple[str, ...],
+) -> None:
+    """Make directories.
+
+    \b
+    Example:
+      luciola mkdir --data /var/lib/luciola -p /datasets/images
+    """
+    try:
+        permissions = int(mode, 8)
+    except ValueError:
+        raise click.BadParameter(f"{mode!r} is not an octal number such as 755", param_hint="--mode") from None
+    if not 0 <= permissions <= 0o7777:
+        raise click.BadParameter(f"{mode} is larger than 7777", param_hint="--mode")
+    with open_cluster(data_path, address, secret_file) as fs:
+        for text in paths:
+            if parents:
+                fs.makedirs(cluster_path(text), mode=permissions, exist_ok=True)
+            else:
+                fs.mkdir(cluster_path(text), mode=permissions)
+
+
+@click.command()
+@cluster_options
+@json_option
+@click.option("-s", "--summary", is_flag=True, help="Only the totals of the paths named.")
+@click.argument("paths", nargs=-1)
+def du(
+    data_path: Path | None,
+    address: str | None,
+    secret_file: Path | None,
+    as_json: bool,
+    summary: bool,
+    paths: tuple[str, ...],
+) -> None:
+    """Sum up the bytes and files of directory trees (one copy of each; hard links once).
+
+    \b
+    Example:
+      luciola du --data /var/lib/luciola -s /datasets
+    """
+    with open_cluster(data_path, address, secret_file) as fs:
+        totals: list[dict[str, Any]] = []
+        for text in paths or ("/",):
+            found: list[dict[str, Any]] = []
+            _usage(fs, cluster_path(text), found, seen=set())
+            totals += found[-1:] if summary else found
+    if as_json:
+        print_json(totals)
+        return
+    rows = [(format_bytes(each["bytes"]), str(each["files"]), each["path"]) for each in totals]
+    print_table(("SIZE", "FILES", "PATH"), rows, right=(0, 1))
+
+
+def _usage(fs: "FileSystem", path: str, found: list[dict[str, Any]], *, seen: set[int]) -> tuple[int, int]:
+    """Appends the totals of every directory below `path`, deepest first, and returns its own."""
+    info = fs.lstat(path)
+    if not modes.S_ISDIR(info.st_mode):
+        fresh = info.st_ino not in seen
+        seen.add(info.st_ino)
+        found.append({"path": path, "bytes": info.st_size * fresh, "files": int(fresh)})
+        return info.st_size * fresh, int(fresh)
+    size, count = 0, 0
+    for entry in fs.scandir(path):
+        child = os.path.join(path, entry.name)
+        if entry.is_dir(follow_symlinks=False):
+            more = _usage(fs, child, found, seen=seen)
+        else:
+            status = entry.stat(follow_symlinks=False)
+            fresh = status.st_ino not in seen
+            seen.add(status.st_ino)
+            more = status.st_size * fresh, int(fresh)
+        size, count = size + more[0], count + more[1]
+    found.append({"path": path, "bytes": size, "files": count})
+    return size, count
+
+
+__all__ = ["cat", "du", "ls", "mkdir", "rm", "stat"]

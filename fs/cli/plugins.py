@@ -1,0 +1,39 @@
+"""`luciola plugins`: what is installed, and what each can use on this machine."""
+
+from importlib.metadata import entry_points
+from typing import Final
+
+import click
+
+from .output import print_json, print_table
+
+GROUP: Final = "luciola.plugins"
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plugins(as_json: bool) -> None:
+    """List the installed plugins.
+
+    \b
+    Example:
+      luciola plugins
+    """
+    found = []
+    for entry in sorted(entry_points(group=GROUP), key=lambda each: each.name):
+        try:
+            describe = entry.load()
+            found.append({"name": entry.name, "module": entry.value, **describe()})
+        except ImportError as error:
+            found.append({"name": entry.name, "module": entry.value, "state": f"not usable: {error}"})
+    if as_json:
+        print_json(found)
+    elif not found:
+        click.echo("no plugins are installed")
+    else:
+        print_table(
+            ("PLUGIN", "STATE", "MODULE"), [(each["name"], each["state"], each["module"]) for each in found]
+        )
+
+
+__all__ = ["plugins"]

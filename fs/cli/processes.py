@@ -1,0 +1,167 @@
+"""Child processes of the supervisor: start, watch, restart with back-off, stop.
+
+A child is started under `setpriv --pdeathsig TERM`, so that it stops by itself when the supervisor is killed.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+BACKOFF_FIRST_S: Final = 0.1  # a crashed service is missed at once
+BACKOFF_MAX_S: Final = 5.0  # one that cannot start must not fill the disk with logs
+STEADY_S: Final = 30.0  # after this long alive, a crash is a new story
+STOP_S: Final = 20.0  # a service that has not stopped by then is killed
+LOG_BYTES_MAX: Final = 16 << 20  # a log that is longer at start is rotated once
+
+
+@dataclass(frozen=True)
+class Service:
+    """What to run: its kind and id as `luciola status` shows them, and the command."""
+
+    kind: str  # mgmtd | meta | storage | mount
+    id: str
+    node: int  # node id in the cluster; 0 for a mount
+    command: tuple[str, ...]
+    log: Path
+
+    @property
+    def name(self) -> str:
+        return self.kind if self.kind in ("mgmtd", "mount") else f"{self.kind} {self.id}"
+
+
+@dataclass
+class Child:
+    """One service and its process."""
+
+    service: Service
+    state: str = "starting"  # starting | running | restarting | stopping | stopped
+    restarts: int = 0
+    since: float = 0.0
+    process: asyncio.subprocess.Process | None = field(default=None, repr=False)
+
+    @property
+    def pid(self) -> int | None:
+        return None if self.process is None or self.process.returncode is not None else self.process.pid
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": self.service.kind,
+            "id": self.service.id,
+            "pid": self.pid,
+            "state": self.state,
+            "restarts": self.restarts,
+            "log": str(self.service.log),
+        }
+
+
+def python(*arguments: str) -> tuple[str, ...]:
+    """The command that runs this Python with `arguments`."""
+    return (sys.executable, "-u", *arguments)
+
+
+async def start(child: Child) -> None:
+    """Starts the child's process, its output appended to its log."""
+    rotate(child.service.log)
+    with child.service.log.open("ab") as log:
+        child.process = await asyncio.create_subprocess_exec(
+            "setpriv",
+            "--pdeathsig",
+            "TERM",
+            "--",
+            *child.service.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            # Ctrl-C in the terminal reaches the supervisor alone, which stops the others in order.
+            start_new_session=True,
+        )
+    child.since = asyncio.get_running_loop().time()
+    child.state = "running"
+
+
+async def keep_running(
+    child: Child, *, on_end: Callable[[Child, int], Any], on_start: Callable[[Child], Any], stopping: asyncio.Event
+) -> None:
+    """Restarts the child whenever it ends, until `stopping` is set. Both callbacks are awaited."""
+    backoff_s = BACKOFF_FIRST_S
+    loop = asyncio.get_running_loop()
+    while True:
+        assert child.process is not None, "the child was started"
+        pid = child.process.pid
+        await child.process.wait()
+        if stopping.is_set():
+            child.state = "stopped"
+            return
+        if loop.time() - child.since > STEADY_S:
+            backoff_s = BACKOFF_FIRST_S
+        child.state = "restarting"
+        child.restarts += 1
+        await on_end(child, pid)
+        try:
+            await asyncio.wait_for(stopping.wait(), backoff_s)
+        except TimeoutError:
+            backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+        else:
+            child.state = "stopped"
+            return
+        await start(child)
+        await on_start(child)
+
+
+async def stop(child: Child, *, patience_s: float = STOP_S) -> None:
+    """Asks the child to end, and ends it when it does not."""
+    process = child.process
+    if process is None or process.returncode is not None:
+        child.state = "stopped"
+        return
+    child.state = "stopping"
+    process.send_signal(signal.SIGTERM)
+    try:
+        await asyncio.wait_for(process.wait(), patience_s)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+    child.state = "stopped"
+
+
+def rotate(log: Path) -> None:
+    """Moves a long log aside, to NAME.log.1."""
+    if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
+        log.replace(log.with_name(log.name + ".1"))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process with that id runs (and is not a zombie)."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def belongs(pid: int, data_root: Path) -> bool:
+    """Whether that process is one of ours, working on this data directory: ids are reused."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return b"luciola" in command and os.fsencode(data_root) in command
+
+
+__all__ = [
+    "Child",
+    "Service",
+    "belongs",
+    "is_alive",
+    "keep_running",
+    "python",
+    "rotate",
+    "start",
+    "stop",
+]

@@ -1,0 +1,234 @@
+"""A whole cluster on one machine under one supervisor.
+
+Start order: mgmtd, then storage nodes and meta, then the chain table (once), then the mount; each step waits until the
+one before answers. A service that ends is reported to mgmtd (its lease need not be waited for) and started again. The
+stop is the start backwards: the mount first, so that it can flush what it holds.
+
+State is written to DATA/run/state.json whenever it changes; `luciola status` reads it and asks mgmtd for the chains.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from ..config import ClusterConfig
+from ..errors import Error, Unavailable
+from ..fuse import clean_stale_mount, is_mounted
+from ..wire.credentials import create_secret
+from ..wire.pb import mgmtd_pb2 as pb
+from . import processes
+from .datadir import DataDir, Shape, write_private
+from .manager import Manager
+from .processes import Child, Service, python
+
+log = logging.getLogger(__name__)
+
+MGMTD_NODE: Final = 1
+META_NODE: Final = 100
+STORAGE_NODE_FIRST: Final = 201
+CHAIN_TABLE: Final = 1
+START_S: Final = 60.0  # a service that does not answer by then will not
+POLL_S: Final = 0.05
+
+
+@dataclass
+class Supervisor:
+    """Runs the services of `data` until `stop` is called."""
+
+    data: DataDir
+    shape: Shape
+    config: ClusterConfig
+    config_file: Path | None = None
+    mountpoint: Path | None = None
+    on_change: Callable[["Supervisor"], None] = lambda _: None
+    children: list[Child] = field(default_factory=list)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    phase: str = "starting"
+    _watchers: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def run(self, *, on_ready: Callable[["Supervisor"], None]) -> None:
+        """Starts everything, calls `on_ready`, and stops everything once `stopping` is set."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self.stopping.set)
+        try:
+            ready = asyncio.ensure_future(self._start())
+            stop = asyncio.ensure_future(self.stopping.wait())
+            await asyncio.wait((ready, stop), return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                await ready
+                self._set_phase("running")
+                on_ready(self)
+                await stop
+            else:
+                ready.cancel()
+        finally:
+            self.stopping.set()
+            self._set_phase("stopping")
+            await self._stop()
+            self._set_phase("stopped")
+
+    async def _start(self) -> None:
+        end_leftovers(self.data)
+        create_secret(self.data.secret)
+        async with Manager.connect(self.shape) as manager:
+            await self._launch(self._service("mgmtd", "1", MGMTD_NODE, "mgmtd"))
+            await self._wait("mgmtd", manager.answers)
+            # The configuration is handed out by mgmtd; a service started by hand gets the same.
+            for index in range(self.shape.storage_nodes):
+                node = STORAGE_NODE_FIRST + index
+                await self._launch(self._service("storage", str(node), node, f"storage-{node}"))
+            await self._launch(self._service("meta", str(META_NODE), META_NODE, "meta"))
+            expected = {META_NODE} | {STORAGE_NODE_FIRST + index for index in range(self.shape.storage_nodes)}
+            await self._wait("the storage nodes and meta", lambda: manager.are_connected(expected))
+            await manager.ensure_table(CHAIN_TABLE, replicas=self.shape.replicas)
+            await self._wait("the chains", lambda: manager.are_serving(CHAIN_TABLE))
+        if self.mountpoint is not None:
+            await self._start_mount(self.mountpoint)
+
+    async def _start_mount(self, mountpoint: Path) -> None:
+        clean_stale_mount(mountpoint)
+        mountpoint.mkdir(parents=True, exist_ok=True)
+        command = python("-m", "luciola.cli", "mount", "--foreground", str(self.data.root), str(mountpoint))
+        await self._launch(Service("mount", str(mountpoint), 0, command, self.data.log("mount")))
+
+        async def answers() -> bool:
+            return is_mounted(mountpoint)
+
+        await self._wait(f"the mount on {mountpoint}", answers)
+
+    def _service(self, kind: str, identity: str, node: int, directory: str) -> Service:
+        arguments = ["-m", f"luciola.{kind}", "--data", str(self.data.root / directory)]
+        arguments += ["--cluster", str(self.data.cluster)]
+        if kind != "mgmtd":
+            arguments += ["--node-id", str(node)]
+        if self.config_file is not None:
+            arguments += ["--config", str(self.config_file)]
+        return Service(kind, identity, node, python(*arguments), self.data.log(directory))
+
+    async def _launch(self, service: Service) -> None:
+        child = Child(service)
+        self.children.append(child)
+        await processes.start(child)
+        self._changed()
+        self._watchers.append(
+            asyncio.create_task(
+                processes.keep_running(
+                    child, on_end=self._ended, on_start=self._started, stopping=self.stopping
+                )
+            )
+        )
+
+    async def _ended(self, child: Child, pid: int) -> None:
+        assert child.process is not None, "it has ended, so it ran"
+        log.warning("%s (process %d) ended with status %s", child.service.name, pid, child.process.returncode)
+        self._changed()
+        if child.service.kind == "mount":
+            clean_stale_mount(Path(child.service.id))
+        elif child.service.kind in ("meta", "storage"):
+            try:
+                async with Manager.connect(self.shape) as manager:
+                    await asyncio.wait_for(manager.report_ended(child.service.node, pid), 1.0)
+            except (Error, TimeoutError) as error:
+                # mgmtd will notice by the lease.
+                log.info("mgmtd was not told: %s", error)
+
+    async def _started(self, child: Child) -> None:
+        log.info("%s runs again as process %s", child.service.name, child.pid)
+        self._changed()
+
+    async def _wait(self, what: str, condition: Callable[[], Any]) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + START_S
+        while not await condition():
+            if loop.time() > deadline:
+                raise Unavailable(f"{what} did not come up within {START_S:.0f} s; see {self.data.root / 'log'}")
+            await asyncio.sleep(POLL_S)
+
+    async def _stop(self) -> None:
+        for watcher in self._watchers:
+            if not watcher.done() and not self.stopping.is_set():
+                watcher.cancel()
+        end_extra_mounts(self.data, except_pids={child.pid for child in self.children if child.pid})
+        for kind in ("mount", "meta", "storage", "mgmtd"):
+            await asyncio.gather(
+                *(processes.stop(child) for child in self.children if child.service.kind == kind)
+            )
+            self._changed()
+        if self.mountpoint is not None:
+            clean_stale_mount(self.mountpoint)
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+
+    def _set_phase(self, phase: str) -> None:
+        self.phase = phase
+        self._changed()
+
+    def _changed(self) -> None:
+        record = {
+            "pid": os.getpid(),
+            "phase": self.phase,
+            "mountpoint": None if self.mountpoint is None else str(self.mountpoint),
+            "services": [child.describe() for child in self.children],
+        }
+        write_private(self.data.state, json.dumps(record, indent=1) + "\n")
+        self.on_change(self)
+
+
+def read_state(data: DataDir) -> dict[str, Any]:
+    """What the last supervisor of `data` wrote; empty if there was none."""
+    try:
+        state: dict[str, Any] = json.loads(data.state.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return state
+
+
+def end_leftovers(data: DataDir) -> None:
+    """Ends services that outlived a killed supervisor: they hold the ports and the directories."""
+    pids = [service["pid"] for service in read_state(data).get("services", []) if service["pid"]]
+    left = [pid for pid in pids if processes.belongs(pid, data.root)]
+    for pid in left:
+        _signal(pid, signal.SIGTERM)
+    _await_end(left, patience_s=processes.STOP_S)
+    for pid in left:
+        if processes.is_alive(pid):
+            _signal(pid, signal.SIGKILL)
+    _await_end(left, patience_s=processes.STOP_S)
+
+
+def end_extra_mounts(data: DataDir, *, except_pids: set[int | None]) -> None:
+    """Unmounts what `luciola mount` has mounted of this cluster beside the supervisor's own mount."""
+    pids = []
+    for record in data.mounts.glob("*.json"):
+        try:
+            pid = json.loads(record.read_text())["pid"]
+        except (OSError, json.JSONDecodeError, KeyError):
+            continue
+        if pid not in except_pids and processes.belongs(pid, data.root):
+            _signal(pid, signal.SIGTERM)
+            pids.append(pid)
+    _await_end(pids, patience_s=processes.STOP_S)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _await_end(pids: list[int], *, patience_s: float) -> None:
+    import time
+
+    deadline = time.monotonic() + patience_s
+    while any(processes.is_alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+
+
+__all__ = ["CHAIN_TABLE", "Supervisor", "end_extra_mounts", "end_leftovers", "read_state"]
