@@ -1,21 +1,83 @@
-# make demo   set up, start a cluster, use it with real data, clean up
-# make test   set up, pass all tests
+# make demo     set up, start a cluster, use it with real data through a node's loss, clean up
+# make test     set up, pass all tests
+# make check    formatting, lint, types, import rules, clippy
+# make dev      set up for development: environment, native module, editable install
+# make bench    measure this machine, beside other file systems where they are installed
+# make proto    regenerate the protobuf code after a change in proto/
+# make fmt      format everything
 SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help dev demo test test-rust test-python check check-python check-rust bench proto fmt clean
+
 VENV ?= .venv
 PY := $(VENV)/bin/python
-export PATH := $(abspath $(VENV))/bin:$(PATH)
-
-.PHONY: help system env dev check test bench proto demo fmt clean all
+STAMPS := $(VENV)/.stamps
+CORE_SOURCES := $(shell find core/src core/Cargo.toml core/Cargo.lock core/pyproject.toml -type f 2>/dev/null)
+# What the tests run beside Python and Rust: a command and the Debian package that brings it.
+TOOLS := fusermount3:fuse3 fio:fio git:git sqlite3:sqlite3 rsync:rsync ip:iproute2 setpriv:util-linux setfattr:attr
 
 help:
-	@sed -n 's/^# \(make .*\)/\1/p' $(MAKEFILE_LIST)
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
-$(VENV)/bin/python:
+$(STAMPS)/system:
+	@missing=""; for pair in $(TOOLS); do command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair##*:}"; done; \
+	if [ -n "$$missing" ]; then echo "installing$$missing"; \
+	  export DEBIAN_FRONTEND=noninteractive; apt-get update -q >/dev/null && apt-get install -y -q $$missing >/dev/null; fi
+	@mkdir -p $(@D) && touch $@
+
+$(STAMPS)/venv: | $(STAMPS)/system
 	python3 -m venv $(VENV)
 	$(PY) -m pip install -q --upgrade pip
+	@mkdir -p $(@D) && touch $@
 
-proto: ## regenerate fs/wire/pb and core/src/wire/pb.rs
+$(STAMPS)/install: $(STAMPS)/venv pyproject.toml $(CORE_SOURCES)
+	$(PY) -m pip install -q ./core -e .
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/install
+	$(PY) -m pip install -q ./core -e '.[dev]'
+	@touch $@
+
+dev: $(STAMPS)/dev
+
+demo: $(STAMPS)/install
+	$(PY) examples/demo.py
+
+test: $(STAMPS)/dev test-rust test-python
+
+test-rust: $(STAMPS)/dev
+	cd core && cargo test --locked
+
+test-python: $(STAMPS)/dev
+	$(PY) -m pytest
+
+check: check-python check-rust
+
+check-python: $(STAMPS)/dev
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+
+check-rust:
+	cd core && cargo fmt --check
+	cd core && cargo clippy --locked --all-targets --features python -- -D warnings
+
+fmt: $(STAMPS)/dev
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+	cd core && cargo fmt
+
+bench: $(STAMPS)/install
+	$(PY) benchmarks/run.py
+
+proto: $(STAMPS)/dev
 	$(PY) -m grpc_tools.protoc -Iproto --python_out=fs/wire/pb --pyi_out=fs/wire/pb --grpc_python_out=fs/wire/pb proto/*.proto
 	sed -i -E 's/^import (common|mgmtd|meta|storage)_pb2/from . import \1_pb2/' fs/wire/pb/*.py fs/wire/pb/*.pyi
+	mkdir -p core/target
 	$(PY) -m grpc_tools.protoc -Iproto --include_imports --descriptor_set_out=core/target/proto.bin proto/common.proto proto/mgmtd.proto proto/meta.proto
 	cd core/protogen && cargo run -q --release -- ../target/proto.bin ../target && mv ../target/luciola.rs ../src/wire/pb.rs
+
+clean:
+	rm -rf $(VENV) build *.egg-info src/*.egg-info core/target core/protogen/target

@@ -35,8 +35,20 @@ class Result:
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--size", default="512M", show_default=True, help="Size of the data file.")
-@click.option("--seconds", default=4.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Of each random phase.")
-@click.option("--files", default=1000, show_default=True, type=click.IntRange(1, 1_000_000), help="Of the metadata phase.")
+@click.option(
+    "--seconds",
+    default=4.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 3600),
+    help="Of each random phase.",
+)
+@click.option(
+    "--files",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(1, 1_000_000),
+    help="Of the metadata phase.",
+)
 @click.option(
     "--only",
     type=click.Choice(["sequential", "random", "metadata"]),
@@ -72,7 +84,13 @@ def bench(
         print_json([vars(result) for result in results])
         return
     rows = [
-        (each.name, f"{each.value:,.0f}", each.unit, _microseconds(each.latency_us_p50), _microseconds(each.latency_us_p99))
+        (
+            each.name,
+            f"{each.value:,.0f}",
+            each.unit,
+            _microseconds(each.latency_us_p50),
+            _microseconds(each.latency_us_p99),
+        )
         for each in results
     ]
     print_table(("WORK", "VALUE", "UNIT", "P50 µs", "P99 µs"), rows, right=(1, 3, 4))
@@ -82,7 +100,9 @@ def _microseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
 
 
-def _run(work: Path, phases: tuple[str, ...], *, size_bytes: int, seconds: float, files: int) -> Iterator[Result]:
+def _run(
+    work: Path, phases: tuple[str, ...], *, size_bytes: int, seconds: float, files: int
+) -> Iterator[Result]:
     data = work / "data"
     if "sequential" in phases or "random" in phases:
         written = _sequential_write(data, size_bytes)

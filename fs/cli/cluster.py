@@ -36,14 +36,19 @@ data_option = click.option(
 
 @click.command()
 @data_option
-@click.option("--storage-nodes", type=click.IntRange(1, 64), help="Storage nodes of a new cluster.  [default: 3]")
+@click.option(
+    "--storage-nodes", type=click.IntRange(1, 64), help="Storage nodes of a new cluster.  [default: 3]"
+)
 @click.option(
     "--replicas",
     type=click.IntRange(1, 8),
     help="Copies of every chunk in a new cluster.  [default: 2, or 1 with one storage node]",
 )
 @click.option(
-    "--mount", "mountpoint", type=click.Path(path_type=Path, file_okay=False), help="Also mount the cluster there."
+    "--mount",
+    "mountpoint",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Also mount the cluster there.",
 )
 @click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file.")
 @click.option("--detach", is_flag=True, help="Return when everything is usable; the cluster goes on running.")
@@ -140,7 +145,9 @@ def status(data_path: Path, as_json: bool) -> None:
         except Unavailable as error:
             report["error"] = str(error)
     healthy = bool(services) and all(service["state"] == "running" for service in services)
-    healthy = healthy and bool(report["chains"]) and all(chain["state"] == "serving" for chain in report["chains"])
+    healthy = (
+        healthy and bool(report["chains"]) and all(chain["state"] == "serving" for chain in report["chains"])
+    )
     report["healthy"] = healthy
     if as_json:
         print_json(report)
@@ -172,12 +179,16 @@ def _extra_mounts(data: DataDir, services: list[dict[str, Any]]) -> list[dict[st
         except (OSError, json.JSONDecodeError):
             continue
         if entry["mountpoint"] not in known and processes.belongs(entry["pid"], data.root):
-            found.append({"kind": "mount", "id": entry["mountpoint"], "pid": entry["pid"], "state": "running"})
+            found.append(
+                {"kind": "mount", "id": entry["mountpoint"], "pid": entry["pid"], "state": "running"}
+            )
     return found
 
 
 def _print_status(report: dict[str, Any]) -> None:
-    click.echo(f"cluster {report['cluster_id']}: {report['phase']}, {report['replicas']} copies of every chunk")
+    click.echo(
+        f"cluster {report['cluster_id']}: {report['phase']}, {report['replicas']} copies of every chunk"
+    )
     if report["services"]:
         rows = [
             (each["kind"], each["id"], str(each["pid"] or "-"), each["state"], str(each.get("restarts", 0)))

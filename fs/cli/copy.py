@@ -16,7 +16,14 @@ from typing import Any, Final, Protocol
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from ..errors import InvalidArgument
 from ..units import MIB, format_bytes
@@ -99,7 +106,9 @@ def cp(
       luciola cp --data /var/lib/luciola lu:/logs/train.log .
     """
     if not any(text.startswith(PREFIX) for text in (*sources, target)):
-        raise click.UsageError(f"no path on the cluster: write {PREFIX}/path for the source, the target or both")
+        raise click.UsageError(
+            f"no path on the cluster: write {PREFIX}/path for the source, the target or both"
+        )
     with open_cluster(data_path, address, secret_file) as fs:
         sides: dict[bool, Side] = {True: fs, False: LocalSide()}
         jobs = _plan(sides, sources, target, recursive=recursive)

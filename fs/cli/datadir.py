@@ -1,13 +1,13 @@
 """The directory of a cluster that lives on one machine: what lies where, and who may see it.
 
-    DATA/                 0700
-      secret              0600  the cluster secret
-      cluster.json        0600  identity, shape and addresses
-      mgmtd/ meta/ storage-N/   what each service keeps
-      log/NAME.log              what each service says
-      run/lock                  held by the supervisor while it runs
-      run/state.json            services as the supervisor sees them
-      run/mounts/*.json         one per mount of this cluster on this machine
+DATA/                 0700
+  secret              0600  the cluster secret
+  cluster.json        0600  identity, shape and addresses
+  mgmtd/ meta/ storage-N/   what each service keeps
+  log/NAME.log              what each service says
+  run/lock                  held by the supervisor while it runs
+  run/state.json            services as the supervisor sees them
+  run/mounts/*.json         one per mount of this cluster on this machine
 """
 
 import contextlib
@@ -153,7 +153,9 @@ def choose_shape(data: DataDir, *, storage_nodes: int | None, replicas: int | No
         return shape
     old = data.read_shape()
     if replicas is not None and replicas != old.replicas:
-        raise InvalidArgument(f"this cluster was created with {old.replicas} replicas, which cannot be changed here")
+        raise InvalidArgument(
+            f"this cluster was created with {old.replicas} replicas, which cannot be changed here"
+        )
     if storage_nodes is not None and storage_nodes != old.storage_nodes:
         raise InvalidArgument(
             f"this cluster was created with {old.storage_nodes} storage nodes, which cannot be changed here"

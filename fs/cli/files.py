@@ -68,7 +68,9 @@ def ls(
                 + (entry["modified"][:19].replace("T", " "), entry["name"] + _arrow(entry))
                 for entry in listing
             ]
-            print_table(("MODE", "LINKS", "UID", "GID", "BYTES", "MODIFIED", "NAME"), rows, right=(1, 2, 3, 4))
+            print_table(
+                ("MODE", "LINKS", "UID", "GID", "BYTES", "MODIFIED", "NAME"), rows, right=(1, 2, 3, 4)
+            )
         else:
             for entry in listing:
                 click.echo(entry["name"])
@@ -114,7 +116,9 @@ def _time(unix_ns: int) -> str:
 @click.command()
 @cluster_options
 @click.argument("paths", nargs=-1, required=True)
-def cat(data_path: Path | None, address: str | None, secret_file: Path | None, paths: tuple[str, ...]) -> None:
+def cat(
+    data_path: Path | None, address: str | None, secret_file: Path | None, paths: tuple[str, ...]
+) -> None:
     """Write files to standard output.
 
     \b
@@ -160,7 +164,9 @@ def rm(
                 if not force:
                     raise
             except IsADirectoryError as error:
-                raise click.ClickException(f"{path} is a directory; use -r to remove it with all its files") from error
+                raise click.ClickException(
+                    f"{path} is a directory; use -r to remove it with all its files"
+                ) from error
 
 
 @click.command()
@@ -168,7 +174,11 @@ def rm(
 @json_option
 @click.argument("paths", nargs=-1, required=True)
 def stat(
-    data_path: Path | None, address: str | None, secret_file: Path | None, as_json: bool, paths: tuple[str, ...]
+    data_path: Path | None,
+    address: str | None,
+    secret_file: Path | None,
+    as_json: bool,
+    paths: tuple[str, ...],
 ) -> None:
     """Show what is known of files.
 
@@ -209,7 +219,9 @@ def mkdir(
     try:
         permissions = int(mode, 8)
     except ValueError:
-        raise click.BadParameter(f"{mode!r} is not an octal number such as 755", param_hint="--mode") from None
+        raise click.BadParameter(
+            f"{mode!r} is not an octal number such as 755", param_hint="--mode"
+        ) from None
     if not 0 <= permissions <= 0o7777:
         raise click.BadParameter(f"{mode} is larger than 7777", param_hint="--mode")
     with open_cluster(data_path, address, secret_file) as fs:

@@ -86,7 +86,11 @@ async def start(child: Child) -> None:
 
 
 async def keep_running(
-    child: Child, *, on_end: Callable[[Child, int], Any], on_start: Callable[[Child], Any], stopping: asyncio.Event
+    child: Child,
+    *,
+    on_end: Callable[[Child, int], Any],
+    on_start: Callable[[Child], Any],
+    stopping: asyncio.Event,
 ) -> None:
     """Restarts the child whenever it ends, until `stopping` is set. Both callbacks are awaited."""
     backoff_s = BACKOFF_FIRST_S

@@ -8,6 +8,7 @@ State is written to DATA/run/state.json whenever it changes; `luciola status` re
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -18,10 +19,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..config import ClusterConfig
-from ..errors import Error, Unavailable
+from ..errors import AlreadyExists, Error, Unavailable
 from ..fuse import clean_stale_mount, is_mounted
-from ..wire.credentials import create_secret
-from ..wire.pb import mgmtd_pb2 as pb
+from ..wire import create_secret
 from . import processes
 from .datadir import DataDir, Shape, write_private
 from .manager import Manager
@@ -76,7 +76,8 @@ class Supervisor:
 
     async def _start(self) -> None:
         end_leftovers(self.data)
-        create_secret(self.data.secret)
+        with contextlib.suppress(AlreadyExists):
+            create_secret(self.data.secret)
         async with Manager.connect(self.shape) as manager:
             await self._launch(self._service("mgmtd", "1", MGMTD_NODE, "mgmtd"))
             await self._wait("mgmtd", manager.answers)
@@ -148,7 +149,9 @@ class Supervisor:
         deadline = loop.time() + START_S
         while not await condition():
             if loop.time() > deadline:
-                raise Unavailable(f"{what} did not come up within {START_S:.0f} s; see {self.data.root / 'log'}")
+                raise Unavailable(
+                    f"{what} did not come up within {START_S:.0f} s; see {self.data.root / 'log'}"
+                )
             await asyncio.sleep(POLL_S)
 
     async def _stop(self) -> None:

@@ -11,7 +11,13 @@ from rich.table import Table
 if TYPE_CHECKING:
     from .supervisor import Supervisor
 
-STYLES = {"running": "green", "starting": "yellow", "restarting": "red", "stopping": "yellow", "stopped": "dim"}
+STYLES = {
+    "running": "green",
+    "starting": "yellow",
+    "restarting": "red",
+    "stopping": "yellow",
+    "stopped": "dim",
+}
 
 
 class View:
