@@ -45,55 +45,46 @@ def check_names(names: Names) -> Iterator[Problem]:
     """Entries against inodes."""
     if ROOT_INODE not in names.inodes:
         yield Problem("names", "the root directory has no inode", "restore meta's store from a copy")
-    links: Counter[int] = Counter()
-    subdirectories: Counter[int] = Counter()
     for scanned in names.entries:
-        entry, parent = scanned.entry, scanned.parent
-        label = f"entry {entry.name.decode(errors='replace')!r} in directory {parent}"
-        inode = names.inodes.get(entry.inode)
-        if parent not in names.inodes:
-            yield Problem(
-                "names",
-                f"{label}: the directory does not exist",
-                "remove the entry with an administrator's tool",
-            )
-        if inode is None:
-            yield Problem("names", f"{label}: inode {entry.inode} does not exist", "unlink the entry")
-            continue
-        if inode.type != entry.type:
-            yield Problem(
-                "names", f"{label}: says type {entry.type}, its inode {inode.type}", "unlink the entry"
-            )
-        links[entry.inode] += 1
-        if inode.type == meta_pb2.DIRECTORY:
-            subdirectories[parent] += 1
-            if inode.parent != parent:
-                yield Problem(
-                    "names", f"{label}: its inode names {inode.parent} as parent", "rename the directory"
-                )
+        yield from _check_entry(names, scanned)
+    yield from _check_links(names)
+
+
+def _check_entry(names: Names, scanned: meta_pb2.ScannedDentry) -> Iterator[Problem]:
+    entry, parent = scanned.entry, scanned.parent
+    label = f"entry {entry.name.decode(errors='replace')!r} in directory {parent}"
+    if parent not in names.inodes:
+        yield Problem("names", f"{label}: the directory does not exist", "restore meta's store from a copy")
+    inode = names.inodes.get(entry.inode)
+    if inode is None:
+        yield Problem("names", f"{label}: inode {entry.inode} does not exist", "unlink the entry")
+    elif inode.type != entry.type:
+        yield Problem("names", f"{label}: says type {entry.type}, its inode {inode.type}", "unlink the entry")
+    elif inode.type == meta_pb2.DIRECTORY and inode.parent != parent:
+        yield Problem("names", f"{label}: its inode names {inode.parent} as parent", "rename the directory")
+
+
+def _check_links(names: Names) -> Iterator[Problem]:
+    links = Counter(scanned.entry.inode for scanned in names.entries)
+    subdirectories = Counter(
+        scanned.parent for scanned in names.entries if scanned.entry.type == meta_pb2.DIRECTORY
+    )
     # Removed while open: no entry, and their content already waits for collection.
     waiting = {record.inode for record in names.removed}
     for number, inode in names.inodes.items():
-        if number in waiting:
+        if number in waiting or inode.link_count == 0:
             continue
-        if inode.type == meta_pb2.DIRECTORY:
-            expected = 2 + subdirectories[number]
-            reachable = number == ROOT_INODE or links[number] == 1
-        else:
-            expected = links[number]
-            reachable = links[number] > 0
-        if not reachable:
+        is_directory = inode.type == meta_pb2.DIRECTORY
+        expected = 2 + subdirectories[number] if is_directory else links[number]
+        if links[number] == 0 and number != ROOT_INODE:
+            yield Problem("names", f"inode {number}: no entry leads to it", "it is kept; nothing is lost")
+        elif is_directory and links[number] > 1:
             yield Problem(
-                "names",
-                f"inode {number}: {links[number]} entries lead to it",
-                "it is kept; link it somewhere",
+                "names", f"directory {number}: {links[number]} entries lead to it", "remove all but one"
             )
         elif inode.link_count != expected:
-            yield Problem(
-                "names",
-                f"inode {number}: link count {inode.link_count}, but {expected} found",
-                "chmod it to rewrite the inode",
-            )
+            found = f"link count {inode.link_count}, but {expected} found"
+            yield Problem("names", f"inode {number}: {found}", "add and remove a hard link")
 
 
 def check_placement(names: Names, chains: Mapping[int, Chunks], locate: Locate) -> Iterator[Problem]:

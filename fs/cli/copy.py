@@ -5,6 +5,7 @@ written under a temporary name beside its target and renamed when it is complete
 leaves half a file under the name asked for.
 """
 
+import contextlib
 import os
 import secrets
 import stat as modes
@@ -67,7 +68,7 @@ class LocalSide:
 
     @staticmethod
     def open(path: str, mode: str) -> Any:
-        return open(path, mode, buffering=0)  # noqa: PTH123, SIM115
+        return open(path, mode, buffering=0)
 
 
 @dataclass
@@ -272,11 +273,9 @@ class Copier:
         self._target.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
 
     def _owner(self, target: str, info: Any) -> None:
-        try:
+        # As `cp -a`: only root gives files away.
+        with contextlib.suppress(PermissionError):
             self._target.chown(target, info.st_uid, info.st_gid, follow_symlinks=False)
-        except PermissionError:
-            # As `cp -a`: only root gives files away.
-            pass
 
 
 def _temporary(target: str) -> str:
@@ -285,10 +284,8 @@ def _temporary(target: str) -> str:
 
 
 def _remove_if_there(side: Side, path: str) -> None:
-    try:
+    with contextlib.suppress(FileNotFoundError):
         side.remove(path)
-    except FileNotFoundError:
-        pass
 
 
 __all__ = ["cp"]

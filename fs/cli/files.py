@@ -4,7 +4,7 @@ Which cluster is said by --data DIR (a cluster on this machine) or by --address 
 the environment variables LUCIOLA_DATA, LUCIOLA_ADDRESS and LUCIOLA_SECRET_FILE.
 """
 
-import datetime
+import datetime as dt
 import os
 import shutil
 import stat as modes
@@ -63,11 +63,7 @@ def ls(
         if len(listings) > 1:
             click.echo(f"{text}:")
         if long:
-            rows = [
-                (entry["mode"], str(entry["links"]), str(entry["uid"]), str(entry["gid"]), str(entry["size"]))
-                + (entry["modified"][:19].replace("T", " "), entry["name"] + _arrow(entry))
-                for entry in listing
-            ]
+            rows = [_long(entry) for entry in listing]
             print_table(
                 ("MODE", "LINKS", "UID", "GID", "BYTES", "MODIFIED", "NAME"), rows, right=(1, 2, 3, 4)
             )
@@ -83,8 +79,10 @@ def _list(fs: "FileSystem", path: str) -> list[dict[str, Any]]:
     return [_describe(fs, os.path.join(path, name), name) for name in names]
 
 
-def _arrow(entry: dict[str, Any]) -> str:
-    return f" -> {entry['target']}" if "target" in entry else ""
+def _long(entry: dict[str, Any]) -> tuple[str, ...]:
+    numbers = (str(entry[key]) for key in ("links", "uid", "gid", "size"))
+    arrow = f" -> {entry['target']}" if "target" in entry else ""
+    return (entry["mode"], *numbers, entry["modified"][:19].replace("T", " "), entry["name"] + arrow)
 
 
 def _describe(fs: "FileSystem", path: str, name: str) -> dict[str, Any]:
@@ -109,7 +107,7 @@ def _describe(fs: "FileSystem", path: str, name: str) -> dict[str, Any]:
 
 
 def _time(unix_ns: int) -> str:
-    moment = datetime.datetime.fromtimestamp(unix_ns / 1e9, tz=datetime.UTC).astimezone()
+    moment = dt.datetime.fromtimestamp(unix_ns / 1e9, tz=dt.UTC).astimezone()
     return moment.isoformat(timespec="microseconds")
 
 

@@ -239,7 +239,8 @@ class Check:
                 problems += [
                     Problem(
                         "replicas",
-                        f"chunk {record.chunk.index} of content {record.chunk.content} on chain {chain.id}: damaged on node {target.node}",
+                        f"chunk {record.chunk.index} of content {record.chunk.content} on chain {chain.id}: "
+                        f"damaged on node {target.node}",
                         "run with --scrub --repair",
                         chain.id,
                         (record.chunk.content, record.chunk.index),

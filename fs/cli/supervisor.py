@@ -220,10 +220,8 @@ def end_extra_mounts(data: DataDir, *, except_pids: set[int | None]) -> None:
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _await_end(pids: list[int], *, patience_s: float) -> None:

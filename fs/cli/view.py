@@ -2,7 +2,7 @@
 
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -31,7 +31,7 @@ class View:
         self._lines = enabled and self._live is None
         self._shown: dict[str, str] = {}
 
-    def __enter__(self) -> "View":
+    def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
         return self
