@@ -9,6 +9,7 @@ pub mod chunk;
 pub mod client;
 pub mod error;
 pub mod fuse;
+pub mod net;
 #[cfg(feature = "python")]
 pub mod python;
 pub mod types;

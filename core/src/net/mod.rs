@@ -1,0 +1,88 @@
+//! Connections: the handshake, the tcp and shm transports, the server and the pool of clients.
+//!
+//! A connection has one batch in flight. Each side has one thread for it, which blocks in the kernel
+//! (docs/decisions/0005). Nothing here knows what a chain is.
+//!
+//! Lending memory. Over a Unix socket a client registers its [`Region`](crate::buffer::Region)s, and the server
+//! reads and writes them in place. Rules:
+//! - N1 A server answers, or closes the connection, only when nothing of the batch can touch the client's memory
+//!   any more: every clone of the placements it gave to [`Service`] has been dropped. A server that lent the
+//!   memory on to its own successor counts too.
+//! - N2 A client whose request failed closes its side for writing, and keeps clones of the request's placements
+//!   until the server has closed its own (or died): the buffers stay out of their pool (B2) so long.
+
+mod connection;
+mod pool;
+mod server;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Instant;
+
+pub use connection::{ConnectError, Connection};
+pub use pool::{Pool, Pooled};
+pub use server::{Server, ServerOptions};
+
+pub use crate::wire::credential::{Credential, Secret};
+
+use crate::buffer::Placement;
+use crate::types::{ChainId, ChainVersion, ReadOp, ReadResult, Status, UpdateOp, UpdateResult};
+use crate::wire::pb::Claims;
+
+/// Where a server listens. A Unix endpoint shares memory.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Endpoint::Tcp(address) => write!(f, "tcp:{address}"),
+            Endpoint::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Who sent a batch.
+#[derive(Clone, Copy, Debug)]
+pub enum Sender<'a> {
+    /// A program or a mount: its updates are new ones, for the head of a chain.
+    Client(&'a Claims),
+    /// A node of this cluster (role SERVICE): its updates carry the version that a predecessor gave them.
+    Node(&'a Claims),
+}
+
+/// What a storage server does with batches. Called from many threads at once, one per connection.
+///
+/// Each method pushes exactly one result per operation onto `out` (which comes empty), in the same order. It must
+/// return soon after `deadline`, the answer then being `Status::Timeout`. Placements may be cloned and lent
+/// on (to a [`Connection`] of the server's own); the batch is answered when all clones have been dropped (N1).
+pub trait Service: Send + Sync + 'static {
+    /// Places the bytes of each operation at the start of the placement of the same index, which is as long as
+    /// the operation asks. The memory may be the client's own: what is read back from it proves nothing.
+    fn read(&self, ops: &[ReadOp], into: &[Placement], deadline: Instant, out: &mut Vec<ReadResult>);
+
+    /// `payload[i]` is empty for operations without one. It may be a client's own memory, which the client may
+    /// be changing (then it is damaged already, but replicas must not differ, nor checksums fail later).
+    fn update(
+        &self,
+        sender: Sender<'_>,
+        ops: &[UpdateOp],
+        payload: &[Placement],
+        deadline: Instant,
+        out: &mut Vec<UpdateResult>,
+    );
+
+    /// Makes everything that these chains have committed durable against power loss on this node, and on all
+    /// further members if the sender is a client.
+    fn sync(
+        &self,
+        sender: Sender<'_>,
+        chains: &[(ChainId, ChainVersion)],
+        deadline: Instant,
+        out: &mut Vec<Status>,
+    );
+}
