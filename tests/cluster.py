@@ -1,0 +1,130 @@
+"""A real cluster for tests: `luciola up` in a directory of its own, with the means to hurt it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+WAIT_S = 60.0
+
+
+class LocalCluster:
+    """One cluster on this machine. Use as a context manager: what was started is stopped."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        storage_nodes: int = 3,
+        replicas: int = 2,
+        mount: bool = False,
+        config: str = "",
+    ) -> None:
+        self.root = root
+        self.data = root / "data"
+        self.mountpoint = root / "mnt" if mount else None
+        self._options = ["--storage-nodes", str(storage_nodes), "--replicas", str(replicas)]
+        if config:
+            (root / "config.toml").write_text(config)
+            self._options += ["--config", str(root / "config.toml")]
+        self._mounts: list[Path] = []
+
+    def __enter__(self) -> Self:
+        self.up()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.down()
+
+    def up(self) -> None:
+        """Starts the cluster and returns when it is usable."""
+        options = list(self._options)
+        if self.mountpoint is not None:
+            options += ["--mount", str(self.mountpoint)]
+        luciola("up", "--data", str(self.data), "--detach", *options)
+
+    def down(self) -> None:
+        """Stops everything, mounts first."""
+        luciola("down", "--data", str(self.data))
+
+    def status(self) -> dict[str, Any]:
+        """What `luciola status --json` says."""
+        result = luciola("status", "--data", str(self.data), "--json", check=False)
+        report: dict[str, Any] = json.loads(result.stdout)
+        return report
+
+    def services(self, kind: str) -> list[dict[str, Any]]:
+        """The services of that kind, as `status` shows them."""
+        return [service for service in self.status()["services"] if service["kind"] == kind]
+
+    def kill(self, kind: str, index: int = 0) -> dict[str, Any]:
+        """kill -9 of one service. Returns what it was."""
+        service = self.services(kind)[index]
+        if service["pid"]:
+            os.kill(service["pid"], signal.SIGKILL)
+        return service
+
+    def kill_everything(self) -> None:
+        """kill -9 of the supervisor and all its services at once."""
+        state = json.loads((self.data / "run" / "state.json").read_text())
+        pids = [state["pid"], *(service["pid"] for service in state["services"] if service["pid"])]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() and _cmdline(pid) for pid in pids))
+
+    def wait_healthy(self, *, timeout_s: float = WAIT_S) -> None:
+        """Returns when every service runs and every chain has all its replicas serving."""
+        until(lambda: self.status()["healthy"], timeout_s=timeout_s, what="a healthy cluster")
+
+    def fsck(self, *options: str) -> dict[str, Any]:
+        """The report of `luciola fsck --json`."""
+        result = luciola("fsck", "--data", str(self.data), "--json", *options, check=False)
+        assert result.stdout, result.stderr
+        report: dict[str, Any] = json.loads(result.stdout)
+        return report
+
+    @contextmanager
+    def mounted(self, name: str) -> Iterator[Path]:
+        """Another mount of this cluster."""
+        mountpoint = self.root / name
+        mountpoint.mkdir()
+        luciola("mount", str(self.data), str(mountpoint))
+        try:
+            yield mountpoint
+        finally:
+            luciola("umount", str(mountpoint))
+
+
+def _cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def luciola(*arguments: str, check: bool = True, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-m", "luciola.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    if check:
+        assert result.returncode == 0, f"luciola {' '.join(arguments)}: {result.stderr}"
+    return result
+
+
+def until(condition: Callable[[], object], *, timeout_s: float = WAIT_S, what: str = "it") -> None:
+    """Polls until `condition` holds; the time limit is of the machine, not of the system under test."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
+        time.sleep(0.1)

@@ -1,0 +1,37 @@
+"""Fixtures for all tests."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import LocalCluster
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Says why a test cannot run here, instead of failing in its middle."""
+    for item in items:
+        if item.get_closest_marker("mount") and not (os.geteuid() == 0 and Path("/dev/fuse").exists()):
+            item.add_marker(pytest.mark.skip(reason="needs root and /dev/fuse"))
+        if item.get_closest_marker("root") and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """One healthy mounted cluster for tests that do not hurt it."""
+    root = tmp_path_factory.mktemp("cluster")
+    with LocalCluster(root, mount=True) as cluster:
+        yield cluster
+    shutil.rmtree(root)
+
+
+@pytest.fixture
+def mounted_dir(shared_cluster: LocalCluster, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """An empty directory on the shared cluster's mount."""
+    assert shared_cluster.mountpoint is not None, "it was started with a mount"
+    directory = shared_cluster.mountpoint / request.node.name.replace("/", "_")[:200]
+    directory.mkdir()
+    yield directory
+    shutil.rmtree(directory)

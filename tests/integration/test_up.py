@@ -1,0 +1,116 @@
+"""`luciola up`, `down`, `status`: what a person relies on."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from cluster import LocalCluster, luciola, until
+
+pytestmark = [pytest.mark.mount, pytest.mark.timeout(300)]
+
+
+def test_same_directory_brings_the_same_files_back(tmp_path: Path) -> None:
+    cluster = LocalCluster(tmp_path, mount=True)
+    assert cluster.mountpoint is not None
+    with cluster:
+        (cluster.mountpoint / "kept").write_bytes(b"x" * 3_000_000)
+        identity = cluster.status()["cluster_id"]
+    assert not os.path.ismount(cluster.mountpoint)
+    with cluster:
+        assert (cluster.mountpoint / "kept").read_bytes() == b"x" * 3_000_000
+        assert cluster.status()["cluster_id"] == identity
+
+
+def test_kill_of_everything_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    cluster = LocalCluster(tmp_path, mount=True)
+    assert cluster.mountpoint is not None
+    with cluster:
+        files = {f"file-{index}": os.urandom(200_000 + index) for index in range(20)}
+        for name, content in files.items():
+            (cluster.mountpoint / name).write_bytes(content)
+        cluster.kill_everything()
+        cluster.up()
+        assert {name: (cluster.mountpoint / name).read_bytes() for name in files} == files
+        cluster.wait_healthy()
+        assert cluster.fsck()["problems"] == []
+
+
+def test_a_service_that_dies_is_started_again(tmp_path: Path) -> None:
+    with LocalCluster(tmp_path, mount=True) as cluster:
+        for kind in ("storage", "meta", "mgmtd", "mount"):
+            old = cluster.kill(kind)
+            until(lambda kind=kind, old=old: _is_replaced(cluster, kind, old), what=f"another {kind}")
+        cluster.wait_healthy()
+        assert cluster.mountpoint is not None
+        (cluster.mountpoint / "after").write_text("all is well")
+        assert (cluster.mountpoint / "after").read_text() == "all is well"
+
+
+def _is_replaced(cluster: LocalCluster, kind: str, old: dict[str, object]) -> bool:
+    now = next(service for service in cluster.services(kind) if service["id"] == old["id"])
+    return now["state"] == "running" and now["pid"] not in (None, old["pid"])
+
+
+def test_status_has_the_promised_shape(shared_cluster: LocalCluster) -> None:
+    report = shared_cluster.status()
+    kinds = sorted(service["kind"] for service in report["services"])
+    assert kinds == ["meta", "mgmtd", "mount", "storage", "storage", "storage"]
+    for service in report["services"]:
+        assert {"kind", "id", "pid", "state"} <= service.keys()
+        assert Path(f"/proc/{service['pid']}").exists()
+
+
+def test_second_supervisor_is_refused(shared_cluster: LocalCluster) -> None:
+    result = luciola("up", "--data", str(shared_cluster.data), "--detach", check=False)
+    assert result.returncode == 1
+    assert "running already" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--storage-nodes", "0"], "0 is not in the range"),
+        (["--replicas", "4", "--storage-nodes", "3"], "need at least 4 storage nodes"),
+        (["--config", "/nonexistent.toml"], "no such configuration file"),
+        (["--mount", "/proc/version"], "is a file"),
+    ],
+)
+def test_wrong_options_say_what_to_do(tmp_path: Path, options: list[str], message: str) -> None:
+    result = luciola("up", "--data", str(tmp_path / "data"), "--detach", *options, check=False)
+    assert result.returncode in (1, 2)
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_foreign_directory_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    result = luciola("up", "--data", str(tmp_path), "--detach", check=False)
+    assert result.returncode == 1
+    assert "not empty and holds no cluster" in result.stderr
+    assert sorted(os.listdir(tmp_path)) == ["precious"]
+
+
+def test_status_and_down_without_a_cluster_say_so(tmp_path: Path) -> None:
+    for command in ("status", "down", "fsck"):
+        result = luciola(command, "--data", str(tmp_path), check=False)
+        assert result.returncode == 1
+        assert "no cluster in this directory" in result.stderr
+
+
+def test_damaged_cluster_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cluster.json").write_text("{")
+    result = luciola("status", "--data", str(tmp_path), check=False)
+    assert result.returncode == 1
+    assert "cluster.json" in result.stderr
+
+
+def test_status_of_a_stopped_cluster(tmp_path: Path) -> None:
+    cluster = LocalCluster(tmp_path, storage_nodes=1, replicas=1)
+    with cluster:
+        pass
+    result = luciola("status", "--data", str(cluster.data), "--json", check=False)
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["phase"] == "stopped"
+    shutil.rmtree(cluster.data)

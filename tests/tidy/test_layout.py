@@ -1,0 +1,74 @@
+"""The house itself: links, exports, documents that name files."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted(
+    path for top in ("fs", "plugins") for path in (ROOT / top).rglob("*.py") if "/pb/" not in str(path)
+)
+
+
+def test_the_two_links_lead_home() -> None:
+    assert (ROOT / "src" / "luciola").resolve() == ROOT / "fs"
+    assert (ROOT / "fs" / "plugins").resolve() == ROOT / "plugins"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_have_a_docstring_and_sorted_exports(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), "a module docstring tells its idea"
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and [ast.unparse(each) for each in node.targets] == ["__all__"]:
+            names = ast.literal_eval(node.value)
+            assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_inside_the_package_are_relative(path: Path) -> None:
+    if path.is_relative_to(ROOT / "plugins") or path.name == "__init__.py":
+        return
+    tree = ast.parse(path.read_text())
+    absolute = [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "luciola"
+    ]
+    assert absolute == []
+
+
+def test_importing_luciola_brings_neither_torch_nor_a_service() -> None:
+    code = "import sys, luciola, luciola.errors, luciola.config; print(' '.join(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"torch", "triton", "grpc", "rocksdict", "luciola_core", "luciola.meta", "luciola.storage"}
+    assert heavy & set(loaded) == set()
+
+
+def test_another_name_is_refused() -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import fs"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "this package is 'luciola'" in result.stderr
+
+
+def test_documents_name_files_that_exist() -> None:
+    pattern = re.compile(r"`((?:fs|core|docs|tests|benchmarks|examples|proto|plugins|deploy)/[\w./-]+)`")
+    missing = [
+        f"{document.relative_to(ROOT)}: {name}"
+        for document in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+        for name in pattern.findall(document.read_text())
+        if not (ROOT / name).exists()
+    ]
+    assert missing == []
+
+
+def test_example_configurations_load() -> None:
+    from luciola import config
+
+    for path in sorted((ROOT / "deploy").glob("*.toml")):
+        config.load(path)
