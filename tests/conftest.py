@@ -9,6 +9,12 @@ import pytest
 from cluster import LocalCluster
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long and how the chaos tests run."""
+    parser.addoption("--chaos-seconds", default="40", help="length of each chaos run")
+    parser.addoption("--chaos-seed", default=None, help="repeat a run")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Says why a test cannot run here, instead of failing in its middle."""
     for item in items:
