@@ -4,7 +4,7 @@ Every commit is one WriteBatch, written to the write-ahead log by one system cal
 it survives `kill -9`. Reading costs a microsecond. The version of a commit is RocksDB's sequence number,
 which grows with every entry and is recovered with the log.
 
-A view reads the store directly while nobody has committed since, and from a RocksDB snapshot after that.
+A view reads the store directly while nobody has committed since, and through its own iterator after that.
 """
 
 import fcntl
@@ -103,11 +103,12 @@ class RocksEngine(Engine):
         self._db.flush_wal(sync=True)
 
     def _clear(self, batch: rocksdict.WriteBatch, begin: bytes, end: bytes) -> None:
-        keys = list(islice(self._db.keys(from_key=begin, read_opt=_bounds(begin, end)), CLEAR_KEYS_MAX + 1))
-        if len(keys) > CLEAR_KEYS_MAX:
-            batch.delete_range(begin, min(end, KEY_END))
+        end = min(end, KEY_END)
+        pairs = self.look().scan(begin, end, limit=CLEAR_KEYS_MAX + 1, reverse=False)
+        if len(pairs) > CLEAR_KEYS_MAX:
+            batch.delete_range(begin, end)
             return
-        for key in keys:
+        for key, _value in pairs:
             batch.delete(key)
 
     def _check_space(self, *, may_use_reserve: bool) -> None:
@@ -119,46 +120,62 @@ class RocksEngine(Engine):
 
 
 class RocksView:
-    """`RocksEngine` at one version."""
+    """`RocksEngine` at one version: a RocksDB iterator, which sees the store as it was when it was made.
 
-    __slots__ = ("_db", "_engine", "_snapshot", "version")
+    Neither snapshots nor bounds of rocksdict 0.3.29 can be used: its snapshots iterate over the newest version
+    and its bounds give wrong answers; tests/unit/kv found both.
+    """
+
+    __slots__ = ("_cursor", "_db", "_engine", "version")
 
     def __init__(self, engine: RocksEngine, db: rocksdict.Rdict) -> None:
         self._engine = engine
         self._db = db
-        self._snapshot = db.snapshot()
+        self._cursor = db.iter()
         self.version = engine.version
 
     def get(self, key: bytes) -> bytes | None:
-        if self._engine.version == self.version:
-            value: bytes | None = self._db.get(key)
-            return value
+        if self._engine.version == self.version:  # nobody has committed since: the newest is ours
+            return cast("bytes | None", self._db.get(key))
         self._check()
-        # Not `snapshot[key]`: it raises a bare Exception for a missing key as for a broken disk.
-        entry = self._snapshot.iter(_bounds(key, key + b"\x00"))
-        entry.seek(key)
-        if not entry.valid():
-            entry.status()
+        cursor = self._cursor
+        cursor.seek(key)
+        if not cursor.valid():
+            cursor.status()  # raises if it ended because of a bad block
             return None
-        found: bytes = entry.value()
-        return found
+        return cast("bytes", cursor.value()) if cursor.key() == key else None
 
     def scan(self, begin: bytes, end: bytes, *, limit: int, reverse: bool) -> Sequence[Pair]:
         return list(islice(self.iterate(begin, end, reverse=reverse), limit))
 
     def iterate(self, begin: bytes, end: bytes, *, reverse: bool) -> Iterator[Pair]:
-        source: rocksdict.Rdict | rocksdict.Snapshot = self._db
-        if self._engine.version != self.version:
-            self._check()
-            source = self._snapshot
-        if begin >= KEY_END:
-            return iter(())
-        read = _bounds(begin, end)
-        if reverse:
-            items = source.items(backwards=True, from_key=min(end, KEY_END), read_opt=read)
-        else:
-            items = source.items(from_key=begin, read_opt=read)
-        return cast("Iterator[Pair]", items)
+        self._check()
+        end = min(end, KEY_END)
+        return self._descend(begin, end) if reverse else self._ascend(begin, end)
+
+    def _ascend(self, begin: bytes, end: bytes) -> Iterator[Pair]:
+        cursor = self._cursor
+        cursor.seek(begin)
+        while cursor.valid():
+            key = cursor.key()
+            if key >= end:
+                return
+            yield key, cursor.value()
+            cursor.next()
+        cursor.status()
+
+    def _descend(self, begin: bytes, end: bytes) -> Iterator[Pair]:
+        cursor = self._cursor
+        cursor.seek_for_prev(end)
+        if cursor.valid() and cursor.key() == end:
+            cursor.prev()
+        while cursor.valid():
+            key = cursor.key()
+            if key < begin:
+                return
+            yield key, cursor.value()
+            cursor.prev()
+        cursor.status()
 
     def _check(self) -> None:
         if self._engine.window.is_too_old(self.version):
@@ -202,13 +219,6 @@ def _options() -> rocksdict.Options:
     options.set_max_log_file_size(4 * MIB)
     options.set_stats_dump_period_sec(0)
     return options
-
-
-def _bounds(begin: bytes, end: bytes) -> rocksdict.ReadOptions:
-    read = rocksdict.ReadOptions()
-    read.set_iterate_lower_bound(begin)
-    read.set_iterate_upper_bound(min(end, KEY_END))
-    return read
 
 
 __all__ = ["RESERVE_BYTES", "SYNC_INTERVAL_S", "RocksEngine", "RocksView"]
