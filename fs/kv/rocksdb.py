@@ -122,7 +122,7 @@ class RocksEngine(Engine):
 class RocksView:
     """`RocksEngine` at one version: a RocksDB iterator, which sees the store as it was when it was made.
 
-    Neither snapshots nor bounds of rocksdict 0.3.29 can be used: its snapshots iterate over the newest version
+    Neither snapshots nor bounds of rocksdict 0.3.29 can be used: snapshots iterate over the newest version
     and its bounds give wrong answers; tests/unit/kv found both.
     """
 

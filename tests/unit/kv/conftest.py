@@ -1,6 +1,7 @@
 """Every engine passes the same tests."""
 
 import pytest
+
 from luciola.kv import Engine, MemoryEngine
 from luciola.kv.faulty import Fault, FaultyEngine
 from luciola.kv.rocksdb import RocksEngine

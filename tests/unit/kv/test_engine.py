@@ -1,6 +1,7 @@
 """The contract of an engine, one behaviour a test."""
 
 import pytest
+
 from luciola.errors import Conflict, InvalidArgument
 from luciola.kv import Engine, Transaction, prefix_end
 from luciola.kv.engine import KEY_BYTES_MAX, RANGE_LIMIT_MAX, TRANSACTION_BYTES_MAX, VALUE_BYTES_MAX
@@ -415,10 +416,11 @@ def test_limits_are_refused_with_clear_errors(engine):
 
 def test_transaction_that_writes_too_much_is_refused(engine):
     transaction = engine.begin()
-    value = b"v" * VALUE_BYTES_MAX
+    value = b"v" * (VALUE_BYTES_MAX - 2)
+    for number in range(TRANSACTION_BYTES_MAX // VALUE_BYTES_MAX):
+        transaction.put(b"%02d" % number, value)
     with pytest.raises(InvalidArgument, match="a transaction writes at most"):
-        for number in range(TRANSACTION_BYTES_MAX // VALUE_BYTES_MAX + 1):
-            transaction.put(b"%d" % number, value)
+        transaction.put(b"z", b"")
 
 
 def test_ended_transaction_cannot_be_used(engine):

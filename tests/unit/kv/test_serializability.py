@@ -2,8 +2,8 @@
 
 A history says what every transaction read, wrote and when it committed. It is explained if
 
-    every read, committed or not, equals the store at the transaction's read version plus its own writes   (K2)
-    every committed transaction, run again alone at its place in commit order, reads the same again        (K1)
+    K2  every read, committed or not, equals the store at the transaction's read version plus its own writes
+    K1  every committed transaction, run again alone at its place in commit order, reads the same again
 """
 
 import random
@@ -13,6 +13,7 @@ from itertools import takewhile
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from luciola.errors import Conflict
 from luciola.kv import Engine, MemoryEngine, Transaction
 from luciola.kv.rocksdb import RocksEngine
