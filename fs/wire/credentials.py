@@ -58,14 +58,14 @@ def load_secret(path: Path) -> bytes:
     to somebody else, or if it is not 64 hex digits.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
         raise NotFound("no cluster secret here; `luciola up` creates one", path=str(path)) from error
     except PermissionError as error:
         raise PermissionDenied("the cluster secret may be read by its owner only", path=str(path)) from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be opened as a secret file: {error.strerror}") from error
-    with os.fdopen(descriptor, encoding="ascii", errors="replace") as file:
+    try:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode):
             raise ConfigError(f"{path}: is not a regular file")
@@ -73,7 +73,9 @@ def load_secret(path: Path) -> bytes:
             raise ConfigError(f"{path}: others may read or write the cluster secret; run `chmod 600 {path}`")
         if about.st_uid not in (0, os.geteuid()):
             raise ConfigError(f"{path}: belongs to uid {about.st_uid}, not to this user or to root")
-        text = file.read(4096).strip()
+        text = os.read(descriptor, 4096).decode("ascii", "replace").strip()
+    finally:
+        os.close(descriptor)
     try:
         secret = bytes.fromhex(text)
     except ValueError:

@@ -11,6 +11,7 @@ task and no await; replies to requests that arrived together leave in one write.
 """
 
 import asyncio
+import inspect
 import logging
 import socket
 import struct
@@ -53,7 +54,7 @@ FAILED: Final = 2
 def parse_address(address: str) -> tuple[str, int]:
     """(host, port) of "host:port" or "[v6]:port". Raises: InvalidArgument."""
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+    if not colon or not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise InvalidArgument(f"not an address (host:port is expected): {address!r}")
     return host.strip("[]"), int(port)
 
@@ -260,12 +261,17 @@ class _ServerConnection(asyncio.Protocol):
         if result.__class__ is method.reply:
             _append_reply(replies, number, request, result)
             return
+        if not inspect.isawaitable(result):
+            mistake = AssertionError(f"{method.path} replied with {type(result).__name__}")
+            _append_error(replies, number, request, mistake)
+            return
         self.in_flight += 1
         future = asyncio.ensure_future(result, loop=self._loop)
         self.tasks.add(future)
-        future.add_done_callback(partial(self._finished, number, request))
+        future.add_done_callback(partial(self._finished, method, request))
 
-    def _finished(self, number: int, request: int, future: "asyncio.Future[Any]") -> None:
+    def _finished(self, method: Method[Any, Any], request: int, future: "asyncio.Future[Any]") -> None:
+        number = method.lane
         self.in_flight -= 1
         self.tasks.discard(future)
         replies: list[bytes] = []
@@ -273,8 +279,11 @@ class _ServerConnection(asyncio.Protocol):
             _append_error(replies, number, request, Unavailable("the service is stopping"))
         elif (error := future.exception()) is not None:
             _append_error(replies, number, request, error)
+        elif (reply := future.result()).__class__ is not method.reply:
+            mistake = AssertionError(f"{method.path} replied with {type(reply).__name__}")
+            _append_error(replies, number, request, mistake)
         else:
-            _append_reply(replies, number, request, future.result())
+            _append_reply(replies, number, request, reply)
         self._flush(replies)
         if self._paused and self.in_flight <= IN_FLIGHT_MAX // 2:
             self._resume()
@@ -486,18 +495,18 @@ class AsyncLaneClient:
 
     async def _open(self) -> "_ClientConnection":
         host, port = parse_address(self.address)
+        connection = _ClientConnection(self.address, self._token)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_s):
-                _, connection = await loop.create_connection(
-                    partial(_ClientConnection, self.address, self._token), host, port
-                )
+                await loop.create_connection(lambda: connection, host, port)
                 await connection.ready
-        except TimeoutError as error:
-            raise Timeout(f"{self.address}: no handshake in time") from error
-        except OSError as error:
-            if isinstance(error, Error):
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, Error) or not isinstance(error, OSError):
                 raise
+            if isinstance(error, TimeoutError):
+                raise Timeout(f"{self.address}: no handshake in time") from error
             raise Unavailable(f"{self.address}: cannot connect: {error}") from error
         return connection
 
@@ -533,7 +542,9 @@ class _ClientConnection(asyncio.Protocol):
 
     def close(self) -> None:
         self.is_lost = True
-        self._transport.close()
+        transport: asyncio.Transport | None = self._transport
+        if transport is not None:
+            transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)

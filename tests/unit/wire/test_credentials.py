@@ -1,0 +1,150 @@
+import os
+import stat
+
+import pytest
+
+from luciola.errors import AlreadyExists, ConfigError, NotFound, PermissionDenied, Unauthenticated
+from luciola.wire import credentials
+from luciola.wire.credentials import ADMIN, CLIENT, SERVICE, TRUSTED, Identity, Token, mint, verify
+from luciola.wire.pb.common_pb2 import Caller, Claims
+
+SECRET = bytes(range(32))
+
+
+def test_secret_is_created_for_its_owner_alone_and_read_back(tmp_path):
+    path = tmp_path / "secret"
+    os.umask(old := os.umask(0))
+    try:
+        os.umask(0)
+        secret = credentials.create_secret(path)
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert credentials.load_secret(path) == secret
+    assert len(set(secret)) > 8
+
+
+def test_secret_is_never_overwritten(tmp_path):
+    path = tmp_path / "secret"
+    secret = credentials.create_secret(path)
+    with pytest.raises(AlreadyExists):
+        credentials.create_secret(path)
+    assert credentials.load_secret(path) == secret
+
+
+def test_dangling_link_is_not_followed_when_the_secret_is_created(tmp_path):
+    path = tmp_path / "secret"
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(AlreadyExists):
+        credentials.create_secret(path)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666])
+def test_secret_that_others_may_touch_is_refused(tmp_path, mode):
+    path = tmp_path / "secret"
+    credentials.create_secret(path)
+    path.chmod(mode)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        credentials.load_secret(path)
+
+
+@pytest.mark.parametrize("text", ["", "00" * 31, "00" * 33, "zz" * 32, "é" * 64])
+def test_secret_of_another_form_is_refused(tmp_path, text):
+    path = tmp_path / "secret"
+    path.write_text(text)
+    path.chmod(0o600)
+    with pytest.raises(ConfigError, match="64 hex digits"):
+        credentials.load_secret(path)
+
+
+def test_missing_secret_names_its_path(tmp_path):
+    with pytest.raises(NotFound, match="secret") as caught:
+        credentials.load_secret(tmp_path / "secret")
+    assert caught.value.filename == str(tmp_path / "secret")
+
+
+def test_directory_is_not_a_secret(tmp_path):
+    tmp_path.chmod(0o700)
+    with pytest.raises(ConfigError):
+        credentials.load_secret(tmp_path)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
+def test_secret_of_another_user_is_refused(tmp_path):
+    path = tmp_path / "secret"
+    credentials.create_secret(path)
+    os.chown(path, 65534, 65534)
+    with pytest.raises(ConfigError, match="belongs to uid 65534"):
+        credentials.load_secret(path)
+
+
+def test_token_survives_its_text_form():
+    token = mint(SECRET, role=ADMIN, uid=7, gid=8, groups=(9, 10))
+    assert Token.parse(token.encode()) == token
+    assert verify(SECRET, token) == Identity(ADMIN, 7, 8, (9, 10))
+
+
+def test_token_without_a_user_is_for_this_process():
+    identity = verify(SECRET, mint(SECRET))
+    assert (identity.role, identity.uid, identity.gid) == (CLIENT, os.geteuid(), os.getegid())
+
+
+def test_two_tokens_of_one_user_differ():
+    assert mint(SECRET, uid=1) != mint(SECRET, uid=1)
+
+
+@pytest.mark.parametrize(
+    "text", ["", ".", "a", "a.b.c", "====.====", "AA.!!", "é.é", "A" * 5000 + ".AA", "AAAAA.AAAAA"]
+)
+def test_text_that_is_no_token_is_refused(text):
+    with pytest.raises(Unauthenticated):
+        verify(SECRET, Token.parse(text))
+
+
+def test_token_of_another_secret_is_refused():
+    with pytest.raises(Unauthenticated):
+        verify(SECRET, mint(bytes(32)))
+
+
+def test_every_tampered_bit_of_the_claims_is_noticed():
+    token = mint(SECRET, role=CLIENT, uid=1000)
+    for bit in range(8 * len(token.claims)):
+        claims = bytearray(token.claims)
+        claims[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(Unauthenticated):
+            verify(SECRET, Token(bytes(claims), token.key))
+
+
+def test_token_expires_at_its_second():
+    token = mint(SECRET, lifetime_s=60)
+    end = Claims.FromString(token.claims).expires_unix_s
+    assert verify(SECRET, token, now_unix_s=end - 1)
+    with pytest.raises(Unauthenticated, match="expired"):
+        verify(SECRET, token, now_unix_s=end)
+
+
+def test_client_speaks_for_its_own_user_only():
+    identity = Identity(CLIENT, 1000, 100, (20,))
+    assert identity.user(Caller(uid=1000, gid=0, groups=[0])) == (1000, 100, (20,))
+    with pytest.raises(PermissionDenied):
+        identity.user(Caller(uid=1001))
+    with pytest.raises(PermissionDenied):
+        identity.user(Caller(uid=0))
+
+
+def test_root_without_trust_is_nobody():
+    assert Identity(CLIENT, 0, 0, (0,)).user(Caller(uid=0)) == (65534, 65534, ())
+
+
+@pytest.mark.parametrize("role", [TRUSTED, ADMIN, SERVICE])
+def test_trusted_roles_speak_for_anybody(role):
+    assert Identity(role, 1, 1, ()).user(Caller(uid=0, gid=5, groups=[6])) == (0, 5, (6,))
+
+
+def test_each_role_includes_those_before_it():
+    roles = (CLIENT, TRUSTED, ADMIN, SERVICE)
+    for have in roles:
+        for need in roles:
+            assert Identity(have, 0, 0, ()).may(need) == (roles.index(have) >= roles.index(need))

@@ -1,0 +1,246 @@
+import asyncio
+import socket
+
+import grpc
+import pytest
+from serving import SECRET, Service, bound
+
+from luciola.errors import (
+    Error,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Timeout,
+    Unauthenticated,
+    Unavailable,
+    Unsupported,
+)
+from luciola.wire import RpcClient, RpcClients, RpcServer, methods
+from luciola.wire.credentials import ADMIN, CLIENT, Token, mint
+from luciola.wire.pb.common_pb2 import Empty
+from luciola.wire.pb.meta_pb2 import ListRequest, LookupRequest, RmdirRequest, ScanRequest, StatRequest
+
+TOKEN = mint(SECRET, role=ADMIN, uid=42, gid=42, groups=())
+LOOKUP = LookupRequest(parent=7, name=b"\xff\x00name")
+
+
+def run(test):
+    """Runs `test(address, service, clients)` beside a server."""
+
+    async def main() -> None:
+        service = Service()
+        server = RpcServer(bound(service), secret=SECRET)
+        address = await server.start()
+        try:
+            async with RpcClients(TOKEN) as clients:
+                await test(address, service, clients)
+        finally:
+            service.gate.set()
+            await server.stop(grace_s=1)
+
+    asyncio.run(main())
+
+
+def test_request_and_reply_travel_whole():
+    async def test(address, _, clients):
+        inode = (await clients.call(address, methods.Meta.lookup, LOOKUP)).inode
+        assert (inode.id, inode.name, inode.uid) == (7, b"\xff\x00name", 42)
+
+    run(test)
+
+
+def test_blocking_client_does_the_same():
+    async def test(address, *_):
+        def blocking() -> None:
+            with RpcClient(address, TOKEN) as client:
+                assert client.call(methods.Meta.lookup, LOOKUP).inode.id == 7
+                with pytest.raises(NotFound) as caught:
+                    client.call(methods.Meta.stat, StatRequest())
+                assert caught.value.filename == "/no/such"
+                items = []
+                with pytest.raises(NotFound, match="the end"):
+                    items.extend(client.stream(methods.Meta.scan_inodes, ScanRequest(limit=3)))
+
+        await asyncio.to_thread(blocking)
+
+    run(test)
+
+
+def test_error_arrives_as_the_class_that_was_raised():
+    async def test(address, _, clients):
+        with pytest.raises(NotFound, match="no such file") as caught:
+            await clients.call(address, methods.Meta.stat, StatRequest())
+        assert (caught.value.errno, caught.value.filename, caught.value.fields) == (
+            2,
+            "/no/such",
+            {"inode": "5"},
+        )
+
+    run(test)
+
+
+def test_mistake_in_a_handler_is_eio_and_harms_nobody(caplog):
+    async def test(address, _, clients):
+        with pytest.raises(Error, match="internal error") as caught:
+            await clients.call(address, methods.Meta.rmdir, RmdirRequest())
+        assert type(caught.value) is Error
+        assert (await clients.call(address, methods.Meta.lookup, LOOKUP)).inode.id == 7
+
+    run(test)
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_stream_brings_its_items_then_its_error():
+    async def test(address, service, clients):
+        stream = clients.stream(address, methods.Meta.scan_inodes, ScanRequest(limit=4))
+        items = [(await anext(stream)).id for _ in range(4)]
+        with pytest.raises(NotFound, match="the end"):
+            await anext(stream)
+        assert items == [0, 1, 2, 3]
+        assert service.closed_streams == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "token",
+    [mint(bytes(32), role=ADMIN), Token(TOKEN.claims + b"\x08\x03", TOKEN.key), mint(SECRET, lifetime_s=-10)],
+)
+def test_false_and_expired_tokens_are_refused_before_the_handler(token):
+    async def test(address, service, _):
+        async with RpcClients(token) as clients:
+            with pytest.raises(Unauthenticated):
+                await clients.call(address, methods.Meta.lookup, LOOKUP)
+            with pytest.raises(Unauthenticated):
+                async for _ in clients.stream(address, methods.Meta.scan_inodes, ScanRequest(limit=1)):
+                    pass
+        assert service.calls == 0
+        assert service.closed_streams == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        (),
+        (("authorization", ""),),
+        (("authorization", "Bearer "),),
+        (("authorization", "Bearer x.y"),),
+        (("authorization", TOKEN.encode()),),
+        (("authorization", "Basic " + TOKEN.encode()),),
+    ],
+)
+def test_headers_without_a_bearer_token_are_refused(metadata):
+    async def test(address, service, _):
+        async with grpc.aio.insecure_channel(address) as channel:
+            for path in (methods.Meta.lookup.path, "/luciola.Meta/Nothing", "/grpc.health.v1.Health/Check"):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await channel.unary_unary(path)(LOOKUP.SerializeToString(), metadata=metadata)
+                assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        assert service.calls == 0
+
+    run(test)
+
+
+def test_method_of_a_higher_role_is_refused():
+    async def test(address, service, _):
+        async with RpcClients(mint(SECRET, role=CLIENT)) as clients:
+            with pytest.raises(PermissionDenied):
+                await clients.call(address, methods.Meta.status, Empty())
+            with pytest.raises(PermissionDenied):
+                async for _ in clients.stream(address, methods.Meta.scan_inodes, ScanRequest(limit=1)):
+                    pass
+            await clients.call(address, methods.Meta.lookup, LOOKUP)
+        assert service.closed_streams == 0
+
+    run(test)
+
+
+def test_service_that_is_not_served_is_unsupported():
+    async def test(address, _, clients):
+        with pytest.raises(Unsupported):
+            await clients.call(address, methods.Storage.space, Empty())
+
+    run(test)
+
+
+def test_payload_that_is_no_message_is_an_invalid_argument():
+    async def test(address, *_):
+        async with grpc.aio.insecure_channel(address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary(methods.Meta.lookup.path)(
+                    b"\xff\xff\xff", metadata=(("authorization", "Bearer " + TOKEN.encode()),)
+                )
+            assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+    run(test)
+
+
+def test_message_above_the_limit_is_refused_and_the_server_lives():
+    async def test(address, service, clients):
+        with pytest.raises(Error):
+            await clients.call(address, methods.Meta.lookup, LookupRequest(name=b"n" * (17 << 20)))
+        assert service.calls == 0
+        assert (await clients.call(address, methods.Meta.lookup, LOOKUP)).inode.id == 7
+
+    run(test)
+
+
+def test_garbage_on_the_port_harms_nobody():
+    async def test(address, _, clients):
+        host, _, port = address.rpartition(":")
+
+        def babble() -> None:
+            for garbage in (
+                b"\0" * 100,
+                b"GET / HTTP/1.1\r\n\r\n",
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 99,
+            ):
+                with socket.create_connection((host, int(port)), timeout=5) as raw:
+                    raw.sendall(garbage)
+
+        await asyncio.to_thread(babble)
+        assert (await clients.call(address, methods.Meta.lookup, LOOKUP)).inode.id == 7
+
+    run(test)
+
+
+def test_call_times_out():
+    async def test(address, _, clients):
+        with pytest.raises(Timeout):
+            await clients.call(address, methods.Meta.list, ListRequest(), timeout_s=0.1)
+
+    run(test)
+
+
+def test_absent_service_is_unavailable():
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as unused:
+            address = f"127.0.0.1:{unused.getsockname()[1]}"
+        async with RpcClients(TOKEN) as clients:
+            with pytest.raises(Unavailable, match=address):
+                await clients.call(address, methods.Meta.lookup, LOOKUP)
+            await clients.forget(address)
+
+    asyncio.run(main())
+
+
+def test_port_in_use_is_unavailable():
+    async def test(address, *_):
+        second = RpcServer(bound(Service()), secret=SECRET)
+        with pytest.raises(Unavailable, match="cannot listen"):
+            await second.start(port=int(address.rpartition(":")[2]))
+
+    run(test)
+
+
+def test_bad_address_is_an_invalid_argument():
+    async def main() -> None:
+        async with RpcClients(TOKEN) as clients:
+            with pytest.raises(InvalidArgument):
+                await clients.call("nowhere", methods.Meta.lookup, LOOKUP)
+        with pytest.raises(InvalidArgument):
+            RpcClient("nowhere", TOKEN)
+
+    asyncio.run(main())
