@@ -7,7 +7,6 @@ import threading
 import time
 
 import pytest
-from serving import SECRET, Service, bound
 
 from luciola.errors import (
     Error,
@@ -32,6 +31,7 @@ from luciola.wire.pb.meta_pb2 import (
     RmdirRequest,
     StatRequest,
 )
+from wire_service import SECRET, Service, bound
 
 TOKEN = mint(SECRET, uid=42, gid=42, groups=())
 LOOKUP = LookupRequest(parent=7, name=b"\xff\x00name")

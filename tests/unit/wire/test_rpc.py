@@ -3,7 +3,6 @@ import socket
 
 import grpc
 import pytest
-from serving import SECRET, Service, bound
 
 from luciola.errors import (
     Error,
@@ -19,6 +18,7 @@ from luciola.wire import RpcClient, RpcClients, RpcServer, methods
 from luciola.wire.credentials import ADMIN, CLIENT, Token, mint
 from luciola.wire.pb.common_pb2 import Empty
 from luciola.wire.pb.meta_pb2 import ListRequest, LookupRequest, RmdirRequest, ScanRequest, StatRequest
+from wire_service import SECRET, Service, bound
 
 TOKEN = mint(SECRET, role=ADMIN, uid=42, gid=42, groups=())
 LOOKUP = LookupRequest(parent=7, name=b"\xff\x00name")
