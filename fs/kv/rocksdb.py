@@ -136,12 +136,15 @@ class RocksView:
 
     def get(self, key: bytes) -> bytes | None:
         if self._engine.version == self.version:  # nobody has committed since: the newest is ours
-            return cast("bytes | None", self._db.get(key))
+            try:
+                return cast("bytes | None", self._db.get(key))
+            except Exception as error:  # rocksdict raises nothing more precise
+                raise CorruptData(f"cannot read the key-value store: {error}") from error
         self._check()
         cursor = self._cursor
         cursor.seek(key)
         if not cursor.valid():
-            cursor.status()  # raises if it ended because of a bad block
+            _require_end(cursor)
             return None
         return cast("bytes", cursor.value()) if cursor.key() == key else None
 
@@ -162,7 +165,7 @@ class RocksView:
                 return
             yield key, cursor.value()
             cursor.next()
-        cursor.status()
+        _require_end(cursor)
 
     def _descend(self, begin: bytes, end: bytes) -> Iterator[Pair]:
         cursor = self._cursor
@@ -175,7 +178,7 @@ class RocksView:
                 return
             yield key, cursor.value()
             cursor.prev()
-        cursor.status()
+        _require_end(cursor)
 
     def _check(self) -> None:
         if self._engine.window.is_too_old(self.version):
@@ -194,6 +197,14 @@ def _own(directory: Path) -> int:
     os.ftruncate(lock, 0)
     os.pwrite(lock, b"%d\n" % os.getpid(), 0)
     return lock
+
+
+def _require_end(cursor: rocksdict.RdictIter) -> None:
+    """An iterator that is not valid is at the end, or has met a bad block. Raises: CorruptData."""
+    try:
+        cursor.status()
+    except Exception as error:  # rocksdict raises nothing more precise
+        raise CorruptData(f"cannot read the key-value store: {error}") from error
 
 
 def _options() -> rocksdict.Options:

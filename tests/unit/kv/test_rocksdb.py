@@ -1,0 +1,183 @@
+"""What only an engine on a disk can do: be locked, come back, and survive kill -9."""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from luciola.errors import Busy, CorruptData, NoSpace, Unavailable
+from luciola.kv import Durability, run
+from luciola.kv import rocksdb as module
+from luciola.kv.rocksdb import RocksEngine
+
+# Commits transactions of three keys that must stay together; prints each number after its commit.
+CHILD = """
+import sys
+from pathlib import Path
+from luciola.kv.rocksdb import RocksEngine
+engine = RocksEngine(Path(sys.argv[1]))
+number = int(engine.begin().get(b"count") or b"-1")
+while True:
+    number += 1
+    transaction = engine.begin()
+    assert int(transaction.get(b"count") or b"-1") == number - 1
+    transaction.put(b"count", b"%d" % number)
+    transaction.put(b"left/%08d" % number, b"x" * (number * 37 % 5000))
+    transaction.put(b"right/%08d" % number, b"x" * (number * 37 % 5000))
+    if number >= 10:
+        transaction.delete_range(b"left/%08d" % (number - 10), b"left/%08d" % (number - 9))
+        transaction.delete(b"right/%08d" % (number - 10))
+    transaction.commit()
+    sys.stdout.buffer.write(b"%d\\n" % number)
+    sys.stdout.buffer.flush()
+"""
+
+
+def test_closed_store_comes_back_with_its_content_and_version(tmp_path):
+    first = RocksEngine(tmp_path)
+    transaction = first.begin()
+    transaction.put(b"a", b"1")
+    version = transaction.commit()
+    first.close()
+    second = RocksEngine(tmp_path)
+    assert second.version == version
+    assert second.begin().get(b"a") == b"1"
+    transaction = second.begin()
+    transaction.put(b"a", b"2")
+    assert transaction.commit() > version
+    second.close()
+
+
+def test_directory_is_private(tmp_path):
+    RocksEngine(tmp_path / "deep" / "kv").close()
+    assert (tmp_path / "deep" / "kv").stat().st_mode & 0o777 == 0o700
+
+
+def test_second_owner_is_refused_by_name(tmp_path):
+    engine = RocksEngine(tmp_path)
+    with pytest.raises(Busy, match=f"in use by process {os.getpid()}"):
+        RocksEngine(tmp_path)
+    engine.close()
+    RocksEngine(tmp_path).close()
+
+
+def test_damaged_store_is_refused_and_unlocked(tmp_path):
+    RocksEngine(tmp_path).close()
+    current = tmp_path / "CURRENT"
+    good = current.read_bytes()
+    current.write_bytes(b"garbage\n")
+    with pytest.raises(CorruptData, match="cannot open"):
+        RocksEngine(tmp_path)
+    current.write_bytes(good)
+    RocksEngine(tmp_path).close()
+
+
+def test_bad_block_ends_a_scan_with_an_error_not_with_silence(tmp_path):
+    engine = RocksEngine(tmp_path)
+    for number in range(2000):
+        transaction = engine.begin()
+        transaction.put(b"%06d" % number, os.urandom(500))
+        transaction.commit()
+    engine._db.flush()
+    engine.close()
+    table = max(tmp_path.glob("*.sst"), key=lambda path: path.stat().st_size)
+    with table.open("r+b") as file:
+        file.seek(table.stat().st_size // 2)
+        file.write(b"\xff" * 64)
+    engine = RocksEngine(tmp_path)
+    with pytest.raises(CorruptData):
+        list(engine.begin().get_range(b"0", b"1"))
+    engine.close()
+
+
+def test_full_disk_is_reported_before_the_log_is_touched(tmp_path, monkeypatch):
+    engine = RocksEngine(tmp_path)
+    monkeypatch.setattr(module, "RESERVE_BYTES", 1 << 60)
+    transaction = engine.begin()
+    transaction.put(b"a", b"1")
+    with pytest.raises(NoSpace):
+        transaction.commit()
+    removal = engine.begin()
+    removal.may_use_reserve = True
+    removal.delete(b"a")
+    removal.commit()
+    monkeypatch.undo()
+    transaction = engine.begin()
+    transaction.put(b"a", b"2")
+    transaction.commit()
+    assert engine.begin().get(b"a") == b"2"
+    engine.close()
+
+
+def test_after_a_failed_write_nothing_is_written_any_more(tmp_path):
+    engine = RocksEngine(tmp_path)
+    engine._db.close()  # as if the disk were gone
+    for _ in range(2):
+        transaction = engine.begin()
+        transaction.put(b"a", b"1")
+        with pytest.raises(Unavailable):
+            transaction.commit()
+    engine._syncer.close()
+    os.close(engine._lock)
+
+
+def test_waiting_commits_share_syncs(tmp_path):
+    engine = RocksEngine(tmp_path, sync_interval_s=60)
+
+    async def writer(number: int) -> None:
+        for turn in range(20):
+            key = b"%d/%d" % (number, turn)
+            await run(
+                engine, lambda transaction, key=key: transaction.put(key, b""), durability=Durability.SYNC
+            )
+
+    async def scenario() -> None:
+        await asyncio.gather(*(writer(number) for number in range(50)))
+
+    asyncio.run(scenario())
+    assert len(engine.begin().get_range(b"0", b"a")) == 1000
+    assert engine.syncs <= 100, "1000 commits should share about 20 syncs"
+    engine.close()
+
+
+def verify(directory: Path, acknowledged: int) -> None:
+    engine = RocksEngine(directory)
+    look = engine.begin()
+    count = int(look.get(b"count") or b"-1")
+    assert count >= acknowledged, "an acknowledged transaction is gone"
+    assert count <= acknowledged + 1, "more than the one in flight was written"
+    expected = range(max(0, count - 9), count + 1)
+    for side in (b"left", b"right"):
+        found = look.get_range(side + b"/", side + b"0")
+        assert [int(key.rpartition(b"/")[2]) for key, _ in found] == list(expected), "half a transaction"
+        assert all(value == b"x" * (int(key.rpartition(b"/")[2]) * 37 % 5000) for key, value in found)
+    engine.close()
+
+
+def test_kill_at_random_moments_loses_nothing_and_leaves_nothing_half_written(tmp_path):
+    dice = random.Random(20261125)
+    acknowledged = -1
+    for _ in range(8):
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert child.stdout is not None
+        first = child.stdout.readline()
+        assert int(first) in (acknowledged + 1, acknowledged + 2)  # one may have been committed unheard
+        time.sleep(dice.uniform(0.0, 0.3))  # a real process needs real time
+        child.send_signal(signal.SIGKILL)
+        rest = child.stdout.read()  # all that it acknowledged before it died
+        child.stdout.close()
+        assert child.wait() == -signal.SIGKILL
+        lines = (first + rest).split(b"\n")
+        acknowledged = int(lines[-2])  # the last whole line
+        verify(tmp_path, acknowledged)
+    assert acknowledged > 100
