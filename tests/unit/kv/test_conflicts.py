@@ -6,8 +6,18 @@ from hypothesis import strategies as st
 from luciola.kv.conflicts import ConflictWindow, KeyRange, WriteSet
 
 keys = st.lists(st.sampled_from(b"ab"), min_size=1, max_size=2).map(bytes)
+ranges = st.tuples(keys, keys).map(lambda pair: KeyRange(min(pair), max(pair) + b"\x00"))
+writes = st.tuples(st.frozensets(keys, max_size=3), st.lists(ranges, max_size=2))
 
 
+@settings(deadline=None)
+@given(
+    commits=st.lists(writes, max_size=12),
+    size=st.integers(1, 6),
+    read_version=st.integers(0, 12),
+    read_keys=st.frozensets(keys, max_size=3),
+    read_ranges=st.lists(ranges, max_size=2),
+)
 def test_window_answers_as_the_whole_history_would(commits, size, read_version, read_keys, read_ranges):
     window = ConflictWindow(version=0, commits_max=size)
     for version, (written, cleared) in enumerate(commits, start=1):
