@@ -51,16 +51,24 @@ def demonstrate(root: Path, *, size_bytes: int) -> None:
     count, size = measure(mount / "stdlib")
     say(f"  {count:,} files, {format_bytes(size)} in {seconds:.1f} s: {count / seconds:,.0f} files/s")
 
-    say(f"a generated file of {format_bytes(size_bytes)} goes in; half-way a storage node is killed with kill -9")
+    say(
+        f"a generated file of {format_bytes(size_bytes)} goes in; half-way a storage node is killed with kill -9"
+    )
     written = generate(root / "big.bin", size_bytes)
     victim: list[dict[str, Any]] = []
-    killer = threading.Thread(target=lambda: victim.append(kill_half_way(data, mount / "big.bin", size_bytes)))
+    killer = threading.Thread(
+        target=lambda: victim.append(kill_half_way(data, mount / "big.bin", size_bytes))
+    )
     killer.start()
     seconds = timed(lambda: copy_file(root / "big.bin", mount / "big.bin"))
     killer.join()
-    say(f"  written through the failure at {size_bytes / MIB / seconds:,.0f} MiB/s (two copies of every byte)")
+    say(
+        f"  written through the failure at {size_bytes / MIB / seconds:,.0f} MiB/s (two copies of every byte)"
+    )
 
-    say(f"storage node {victim[0]['id']} (process {victim[0]['pid']}) was killed; it is started again and catches up")
+    say(
+        f"storage node {victim[0]['id']} (process {victim[0]['pid']}) was killed; it is started again and catches up"
+    )
     seconds = timed(lambda: wait_healthy(data))
     restarts = sum(service.get("restarts", 0) for service in status(data)["services"])
     say(f"  every chunk has both copies again {seconds:.1f} s after the copy; services restarted: {restarts}")
@@ -70,7 +78,10 @@ def demonstrate(root: Path, *, size_bytes: int) -> None:
     seconds = timed(lambda: check("the big file", digest(mount / "big.bin") == written))
     say(f"  read and hashed at {size_bytes / MIB / seconds:,.0f} MiB/s")
     copy_tree(mount / "stdlib", root / "stdlib-back")
-    check("the standard library", run("diff", "-r", "--no-dereference", str(tree), str(root / "stdlib-back")) == "")
+    check(
+        "the standard library",
+        run("diff", "-r", "--no-dereference", str(tree), str(root / "stdlib-back")) == "",
+    )
 
     say("fsck compares names, chunks and both replicas of every chunk, and reads every byte on disk")
     report = json.loads(luciola("fsck", "--data", str(data), "--scrub", "--json"))
@@ -93,7 +104,17 @@ def check(what: str, is_right: bool) -> None:  # noqa: FBT001
 def cluster(data: Path, mount: Path) -> Iterator[None]:
     """A running, mounted cluster."""
     say("starting three storage nodes, a metadata service, a cluster manager and a mount")
-    arguments = ("--data", str(data), "--storage-nodes", "3", "--replicas", "2", "--mount", str(mount), "--detach")
+    arguments = (
+        "--data",
+        str(data),
+        "--storage-nodes",
+        "3",
+        "--replicas",
+        "2",
+        "--mount",
+        str(mount),
+        "--detach",
+    )
     seconds = timed(lambda: luciola("up", *arguments))
     say(f"  usable after {seconds:.1f} s, mounted on {mount}")
     try:
@@ -109,7 +130,7 @@ def luciola(*arguments: str) -> str:
 
 def run(*command: str) -> str:
     """The output of a command, or the end of the demonstration."""
-    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode not in (0, 1) or (result.returncode == 1 and result.stderr):
         sys.exit(f"{' '.join(command)}: {result.stderr.strip()}")
     return result.stdout

@@ -108,7 +108,9 @@ def _cmdline(pid: int) -> bytes:
         return b""
 
 
-def luciola(*arguments: str, check: bool = True, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+def luciola(
+    *arguments: str, check: bool = True, timeout_s: float = 120.0
+) -> subprocess.CompletedProcess[str]:
     """Runs the command line in a process of its own."""
     result = subprocess.run(
         [sys.executable, "-m", "luciola.cli", *arguments],

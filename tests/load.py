@@ -176,7 +176,12 @@ def main() -> int:
     except (AssertionError, OSError) as failure:
         error = f"{type(failure).__name__}: {failure} (seed {options.seed}, operation {model.operations})"
     json.dump(
-        {"operations": model.operations, "bytes": model.bytes, "longest_s": round(longest_s, 3), "error": error},
+        {
+            "operations": model.operations,
+            "bytes": model.bytes,
+            "longest_s": round(longest_s, 3),
+            "error": error,
+        },
         sys.stdout,
     )
     return 1 if error else 0

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from cluster import LocalCluster
 
 LOAD = Path(__file__).parents[1] / "load.py"

@@ -9,8 +9,9 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import luciola
 import pytest
+
+import luciola
 from cluster import LocalCluster
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(600)]
@@ -34,7 +35,14 @@ def describe(root: Path) -> dict[str, tuple[object, ...]]:
             info = path.lstat()
             target = os.readlink(path) if path.is_symlink() else None
             size = info.st_size if not path.is_dir() or path.is_symlink() else None
-            found[str(path.relative_to(root))] = (info.st_mode, info.st_mtime_ns, info.st_uid, info.st_gid, target, size)
+            found[str(path.relative_to(root))] = (
+                info.st_mode,
+                info.st_mtime_ns,
+                info.st_uid,
+                info.st_gid,
+                target,
+                size,
+            )
     return found
 
 
@@ -111,7 +119,9 @@ def test_sqlite_keeps_thousands_of_transactions(mounted_dir: Path) -> None:
         database.close()
     database = sqlite3.connect(path)
     assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    rows = database.execute("SELECT mode, count(*), sum(value) FROM numbers GROUP BY mode ORDER BY mode").fetchall()
+    rows = database.execute(
+        "SELECT mode, count(*), sum(value) FROM numbers GROUP BY mode ORDER BY mode"
+    ).fetchall()
     database.close()
     assert rows == [("DELETE", 1000, 499_500), ("TRUNCATE", 1000, 499_500)]
 

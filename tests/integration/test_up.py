@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from cluster import LocalCluster, luciola, until
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(300)]

@@ -37,14 +37,18 @@ def test_imports_inside_the_package_are_relative(path: Path) -> None:
     absolute = [
         node.lineno
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "luciola"
+        if isinstance(node, ast.ImportFrom)
+        and node.level == 0
+        and (node.module or "").split(".")[0] == "luciola"
     ]
     assert absolute == []
 
 
 def test_importing_luciola_brings_neither_torch_nor_a_service() -> None:
     code = "import sys, luciola, luciola.errors, luciola.config; print(' '.join(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     heavy = {"torch", "triton", "grpc", "rocksdict", "luciola_core", "luciola.meta", "luciola.storage"}
     assert heavy & set(loaded) == set()
 
