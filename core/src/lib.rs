@@ -7,6 +7,7 @@
 pub mod buffer;
 pub mod chunk;
 pub mod client;
+pub mod craq;
 pub mod error;
 pub mod fuse;
 pub mod net;

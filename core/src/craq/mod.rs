@@ -1,0 +1,175 @@
+//! Chain replication of one chunk, as one pure state machine.
+//!
+//! `Replica::step(event)` returns effects; there is no clock, no I/O, no randomness and no waiting in it, and a
+//! payload is named by the ticket of its caller. `server` carries the effects out; `core/tests/craq_model.rs`
+//! explores this very code exhaustively for small worlds, `core/tests/craq_simulator.rs` for long ones.
+//!
+//! Invariants (`docs/architecture.md`, "Chain replication", tells the rules R1 to R9):
+//! - I1 `committed ≤ pending ≤ committed + 1`.
+//! - I2 Along a chain: predecessor's pending ≥ successor's ≥ successor's committed ≥ predecessor's committed.
+//! - I3 A stamp names one content: no two replicas commit different bytes under the same stamp.
+//! - I4 A request (client, sequence) is in the history of a chunk at most once.
+//! - I5 A member with a pending version on its disk serves nothing.
+//!
+//! What it does not do: know other chunks, decide membership, or read a byte.
+
+mod replica;
+mod view;
+
+pub use replica::Replica;
+pub use view::{Place, Successor, View};
+
+use crate::types::{ChainVersion, Op, RequestTag, Stamp, Status, Version, WriterRecord};
+
+/// Names one caller that waits for this machine, and the payload it brought. Unique while the machine lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// Most updates that wait for one chunk. Writers of one chunk are served one after another, so a longer queue
+/// would only hold requests until they time out.
+pub const QUEUE_MAX: usize = 64;
+/// Most reads that wait at the tail for one commit.
+pub const READERS_MAX: usize = 1024;
+
+/// What the engine holds of a chunk, when its machine is made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Stored {
+    /// Version 0: nothing was ever committed.
+    pub committed: Stamp,
+    /// The committed state is a tombstone.
+    pub removed: bool,
+    pub pending: Option<StoredPending>,
+    pub writers: Vec<WriterRecord>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StoredPending {
+    pub stamp: Stamp,
+    pub op: Op,
+    pub tag: RequestTag,
+}
+
+/// An update as a predecessor sends it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Forwarded {
+    pub chain_version: ChainVersion,
+    pub stamp: Stamp,
+    pub op: Op,
+    pub tag: RequestTag,
+    /// With a `Replace`: the records that came in its payload.
+    pub writers: Vec<WriterRecord>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// A client asks the head for an update. `leased`: the node holds its lease now.
+    Client { ticket: Ticket, chain_version: ChainVersion, op: Op, tag: RequestTag, leased: bool },
+    /// The predecessor brings an update.
+    Chain { ticket: Ticket, update: Forwarded },
+    /// Bring the SYNCING successor's copy up to this replica's committed state.
+    Push { ticket: Ticket, chain_version: ChainVersion },
+    /// A client asks for committed bytes.
+    Read { ticket: Ticket, chain_version: ChainVersion, leased: bool },
+    /// `Effect::Stage` is done: the pending version is on disk, or was refused and left nothing behind.
+    Staged { result: Result<(), Status> },
+    /// The successor answered the `Forward` or `Push` of that attempt, or its connection was lost.
+    Answered { attempt: u64, result: Result<(), Status> },
+    /// `Effect::Commit` is done.
+    Committed { result: Result<(), Status> },
+    /// `Effect::Drop` is done.
+    Dropped { result: Result<(), Status> },
+    /// Time has passed: drive a stalled update again.
+    Retry,
+    /// This caller's deadline has passed.
+    Leave { ticket: Ticket },
+    /// Routing says something new of the chain.
+    ViewChanged { view: View },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The update is committed here and on every later member; the version it created.
+    Done {
+        version: Version,
+    },
+    Refused(Status),
+}
+
+/// Whether a successor needs the change or the chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Content {
+    /// The operation and its payload.
+    Update,
+    /// A `Replace` with the chunk's whole content as of this update, and its writer records.
+    Whole,
+}
+
+/// One order to the driver. Those with an `owner` belong to that caller's thread, and to the driver's own
+/// thread when the owner is `None`: the caller has left.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// Put the payload of `owner` on disk as the pending version, with that tag. Answer with `Staged`.
+    Stage {
+        owner: Ticket,
+        update: StoredPending,
+    },
+    /// Send the pending update to the successor. Answer with `Answered`, sooner or later.
+    Forward {
+        owner: Option<Ticket>,
+        attempt: u64,
+        to: Successor,
+        chain_version: ChainVersion,
+        update: StoredPending,
+        content: Content,
+    },
+    /// Send the committed state to the successor as a `Replace`. Answer with `Answered`.
+    Push {
+        owner: Ticket,
+        attempt: u64,
+        to: Successor,
+        chain_version: ChainVersion,
+        stamp: Stamp,
+    },
+    /// Make the pending version the committed one. Answer with `Committed`.
+    Commit {
+        owner: Option<Ticket>,
+        stamp: Stamp,
+    },
+    /// Forget the pending version. Answer with `Dropped`.
+    Drop {
+        owner: Option<Ticket>,
+        stamp: Stamp,
+    },
+    /// The successor did not take the update; nothing happens before `Retry` or `ViewChanged`.
+    Stalled {
+        owner: Option<Ticket>,
+        status: Status,
+    },
+    /// Serve the committed content to this reader.
+    Serve {
+        ticket: Ticket,
+    },
+    Reply {
+        ticket: Ticket,
+        outcome: Outcome,
+    },
+}
+
+/// Mistakes that a test plants to see that the model check finds them. Production code says `Bug::None`.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Bug {
+    #[default]
+    None,
+    ServeWhilePending,
+    CommitBeforeAnswer,
+    DropPendingOnChange,
+    ForgetWriters,
+    IgnoreLease,
+    TailIgnoresSyncing,
+    AcceptOldChainVersion,
+    ReplaceRollsBack,
+    KeepStalePending,
+    UpdateWithoutPrevious,
+    AbortAfterRetry,
+}
