@@ -1,5 +1,6 @@
 """The native module: storage node, client, mount and rings. See `core/src/python`."""
 
+import os
 from collections.abc import Sequence
 from typing import Literal, final
 
@@ -29,3 +30,95 @@ class Client:
     @property
     def id(self) -> int: ...
     def close(self) -> None: ...
+
+@final
+class StorageNode:
+    """One storage node: the chunks in a directory, served over the data plane.
+
+    Every call releases the GIL while it waits, and raises the classes of `luciola.errors`. All versions are those
+    of routing. It decides nothing about membership: it serves what `set_routing` says while `set_lease` lets it.
+    """
+
+    def __new__(
+        cls,
+        node_id: int,
+        directory: str | os.PathLike[str],
+        *,
+        secret: bytes,
+        tcp: str = "127.0.0.1:0",
+        socket: str | os.PathLike[str] | None = None,
+        threads_max: int = 512,
+        reserve_bytes: int = ...,
+        durability: Literal["write", "sync"] | str = "write",
+        index_cache_bytes: int = ...,
+    ) -> StorageNode:
+        """Open the directory and begin to listen; without routing and lease it refuses every request.
+
+        `secret`: the 32 bytes of the cluster secret. `socket`: path of the Unix socket of the shm transport.
+        """
+    def tcp_address(self) -> str: ...
+    def set_routing(self, routing: bytes) -> int:
+        """Apply a serialized `Routing`, snapshot or delta; the routing version then known.
+
+        Every pending version of a chain that changed is driven on, in the background.
+        """
+    def set_lease(self, until_s: float, routing_version: int) -> None:
+        """Serve until `time.monotonic()` is `until_s`.
+
+        Renewing a lease that still runs takes effect at once. After one has run out, nothing is served before the
+        routing has reached `routing_version` (of the heartbeat's reply): chains may have changed meanwhile.
+        """
+    def drop_lease(self) -> None:
+        """Serve nothing from now on. Returns when no request that began under the lease is still being read."""
+    def lease_left_s(self) -> float: ...
+    def targets(self) -> list[tuple[int, int, int, int, int, bool]]:
+        """This node's replicas: (target, chain, chain version, chunks, used bytes, bad).
+
+        `bad`: its disk failed; it serves nothing until the node is restarted. Report it OFFLINE.
+        """
+    def chain_states(self) -> list[tuple[int, int, int, int]]:
+        """(chain, chain version, own `PublicState`, pending versions not yet driven to their end)."""
+    def list_chunks(
+        self, chain: int, after: tuple[int, int] | None, limit: int
+    ) -> list[tuple[int, int, int, int, int, int, bool, bool, int]]:
+        """The fields of `ChunkRecord` in order: content, index, version, chain version, length, crc32c, pending,
+        removed, pending version; sorted by (content, index), tombstones included.
+        """
+    def last_chunk(self, chain: int, chain_version: int, content: int) -> tuple[int, int, int, int] | None:
+        """(index, length, chunk count, total bytes) of a content on this chain; `None` if it has no chunk here."""
+    def remove_chunks(
+        self, chain: int, chain_version: int, content: int, first_index: int, limit: int, client: int, sequence: int
+    ) -> tuple[int, bool]:
+        """At the head: remove chunks with index >= `first_index` through the chain: (removed, whether more remain)."""
+    def truncate_chunk(
+        self, chain: int, chain_version: int, content: int, index: int, length: int, client: int, sequence: int
+    ) -> None:
+        """At the head: cut or extend one chunk through the chain."""
+    def sync_chunks(
+        self, chain: int, chain_version: int, chunks: Sequence[tuple[int, int]]
+    ) -> tuple[int, list[tuple[int, int, str]]]:
+        """Make the SYNCING successor's copies of these (content, index) equal to this node's.
+
+        Returns (chunks that are equal now, [(content, index, status)] of the others). The status "Stale" means
+        that the successor holds something newer than this chain ever had: it must be wiped and synced from nothing.
+        Raises `StaleRouting` when the chain has changed: compare again.
+        """
+    def commit_pending(self, chain: int, timeout_s: float = 10.0) -> int:
+        """Drive every pending version of a chain this node is a member of; how many are left."""
+    def scrub(
+        self, chain: int, after: tuple[int, int] | None, limit: int, repair: bool
+    ) -> tuple[int, int, list[tuple[int, int, int]], int, tuple[int, int] | None]:
+        """Read and verify up to `limit` chunks: (chunks, bytes, damaged (content, index, version), repaired, last).
+
+        `last`: pass it as `after` to go on; `None` at the end.
+        """
+    def wipe_chain(self, chain: int) -> None:
+        """Forget every chunk of a chain this node is not a serving member of."""
+    def purge_tombstones(self, chain: int, before_unix_ms: int, limit: int) -> int: ...
+    def sync(self) -> None:
+        """Make everything acknowledged durable against power loss."""
+    def space(self) -> tuple[int, int, int]:
+        """(capacity, free for clients, used) in bytes."""
+    def counters(self) -> dict[str, int]: ...
+    def stop(self) -> None:
+        """Stop listening, end all connections, sync and close the directory. Idempotent."""

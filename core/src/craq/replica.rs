@@ -336,6 +336,9 @@ impl Replica {
             if !rolls_back {
                 return out.push(Effect::Reply { ticket, outcome: done });
             }
+        } else if is_replace && self.view.place != Place::Syncing {
+            // A replacement is committed at once, so a member with successors cannot take it.
+            return refuse(ticket, Status::MissingVersion, out);
         } else if !is_replace && !follows && self.bug != Bug::UpdateWithoutPrevious {
             return refuse(ticket, Status::MissingVersion, out);
         }
@@ -470,7 +473,9 @@ impl Replica {
                     self.successor_has = Some(active.update.stamp);
                     out.push(Effect::Commit { owner: active.owner, stamp: active.update.stamp });
                 }
-                Err(Status::MissingVersion) if !active.whole => {
+                Err(Status::MissingVersion)
+                    if !active.whole && self.view.successor.is_some_and(|successor| successor.syncing) =>
+                {
                     active.whole = true;
                     self.drive(out);
                 }
