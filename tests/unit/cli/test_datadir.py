@@ -1,0 +1,101 @@
+"""The data directory: shape, privacy, lock."""
+
+import json
+import os
+import socket
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from luciola.cli.datadir import DataDir, choose_shape, write_private
+from luciola.errors import Busy, InvalidArgument, NotFound
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataDir:
+    data = DataDir(tmp_path / "data")
+    data.create()
+    return data
+
+
+def test_defaults_are_three_nodes_and_two_copies(data: DataDir) -> None:
+    shape = choose_shape(data, storage_nodes=None, replicas=None)
+    assert (shape.storage_nodes, shape.replicas) == (3, 2)
+    assert choose_shape(data, storage_nodes=None, replicas=None) == shape
+
+
+def test_one_node_keeps_one_copy(data: DataDir) -> None:
+    assert choose_shape(data, storage_nodes=1, replicas=None).replicas == 1
+
+
+def test_more_copies_than_nodes_are_refused(data: DataDir) -> None:
+    with pytest.raises(InvalidArgument, match="3 replicas need at least 3 storage nodes"):
+        choose_shape(data, storage_nodes=2, replicas=3)
+    assert not data.cluster.exists()
+
+
+@pytest.mark.parametrize(
+    "options", [{"storage_nodes": 4, "replicas": None}, {"storage_nodes": None, "replicas": 3}]
+)
+def test_shape_cannot_be_changed_by_options(data: DataDir, options: dict[str, int | None]) -> None:
+    choose_shape(data, storage_nodes=3, replicas=2)
+    with pytest.raises(InvalidArgument, match="was created with"):
+        choose_shape(data, **options)
+
+
+def test_a_taken_port_is_replaced(data: DataDir) -> None:
+    old = choose_shape(data, storage_nodes=None, replicas=None)
+    host, _, port = old.mgmtd_lane.rpartition(":")
+    with socket.socket() as squatter:
+        squatter.bind((host, int(port)))
+        squatter.listen()
+        new = choose_shape(data, storage_nodes=None, replicas=None)
+    assert new.mgmtd_lane != old.mgmtd_lane
+    assert {**asdict(new), "mgmtd_lane": "", "mgmtd_grpc": ""} == {
+        **asdict(old),
+        "mgmtd_lane": "",
+        "mgmtd_grpc": "",
+    }
+    assert data.read_shape() == new
+
+
+def test_everything_is_closed_to_other_users(data: DataDir) -> None:
+    choose_shape(data, storage_nodes=None, replicas=None)
+    for path in (data.root, data.root / "run", data.root / "log", data.mounts):
+        assert path.stat().st_mode & 0o077 == 0
+    assert data.cluster.stat().st_mode & 0o777 == 0o600
+
+
+def test_only_one_supervisor_at_a_time(data: DataDir) -> None:
+    assert not data.is_supervised()
+    with data.supervised():
+        assert data.is_supervised()
+        with pytest.raises(Busy, match="running already"), data.supervised():
+            pass
+    assert not data.is_supervised()
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InvalidArgument, match="holds no cluster"):
+        DataDir(tmp_path).create()
+    with pytest.raises(InvalidArgument, match="not a directory"):
+        DataDir(tmp_path / "thesis.tex").create()
+
+
+def test_missing_and_damaged_records_say_what_to_do(data: DataDir) -> None:
+    with pytest.raises(NotFound, match="luciola up"):
+        data.read_shape()
+    data.cluster.write_text("{")
+    with pytest.raises(InvalidArgument, match="damaged"):
+        data.read_shape()
+
+
+def test_private_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "record"
+    write_private(path, json.dumps([1]))
+    write_private(path, json.dumps([2]))
+    assert json.loads(path.read_text()) == [2]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == ["record"]

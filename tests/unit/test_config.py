@@ -1,0 +1,59 @@
+"""Configuration: defaults, bounds, and messages that name the key."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from luciola.config import BOUNDS, CHOICES, ClusterConfig, MetaConfig, load, loads
+from luciola.errors import ConfigError
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "luciola.toml"
+    path.write_text("")
+    assert load(path) == ClusterConfig()
+
+
+def test_values_replace_defaults_and_leave_the_rest() -> None:
+    config = loads("[meta]\nchunk_bytes = 4194304\n[storage]\ndurability = 'sync'\n")
+    assert config.meta == dataclasses.replace(MetaConfig(), chunk_bytes=4 << 20)
+    assert config.storage.durability == "sync"
+    assert config.mgmtd == ClusterConfig().mgmtd
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nonsense = 1", "nonsense: unknown key"),
+        ("[meta]\nchunk_byte = 1", "meta.chunk_byte: unknown key .*chunk_bytes"),
+        ("[meta]\nchunk_bytes = '1M'", "meta.chunk_bytes: must be int, not '1M'"),
+        ("[meta]\nchunk_bytes = true", "meta.chunk_bytes: must be int, not True"),
+        ("[meta]\nchunk_bytes = 1000000", "meta.chunk_bytes: must be a power of two"),
+        ("[meta]\nchunk_bytes = 1024", "meta.chunk_bytes: must be between 65536 and"),
+        ("[meta]\nstripe = 0", "meta.stripe: must be between 1"),
+        ("[mgmtd]\nlease_ms = -1", "mgmtd.lease_ms: must be between 0"),
+        ("[mount]\nallow_other = 1", "mount.allow_other: must be bool"),
+        ("[storage]\ndurability = 'maybe'", "storage.durability: must be one of write, sync"),
+        ("meta = 3", "meta: must be a table"),
+        ("[meta", "not valid TOML"),
+    ],
+)
+def test_mistakes_are_named_by_their_full_path(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        loads(text)
+
+
+def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml: no such"):
+        load(tmp_path / "none.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"binary\.toml: not valid TOML"):
+        load(tmp_path / "binary.toml")
+
+
+def test_defaults_obey_their_own_bounds() -> None:
+    for (cls, name), (low, high) in BOUNDS.items():
+        assert low <= getattr(cls(), name) <= high
+    for (cls, name), choices in CHOICES.items():
+        assert getattr(cls(), name) in choices
