@@ -6,6 +6,7 @@
     handshake     who is at the other end of a stream
     lane          framed messages: what clients speak to mgmtd and meta
     rpc           gRPC: what services and administrators speak
+    routing       the routing table, kept fresh by a streaming call
     errors        operating errors as messages
 
 A service is an object with one function per method (methods.py), served by both carriers:
@@ -50,6 +51,7 @@ from .credentials import (
     verify,
 )
 from .lane import AsyncLaneClient, LaneClient, LaneServer, format_address, parse_address
+from .routing import RoutingTable, follow_routing
 from .rpc import RpcClient, RpcClients, RpcServer
 
 __all__ = [
@@ -62,11 +64,13 @@ __all__ = [
     "Identity",
     "LaneClient",
     "LaneServer",
+    "RoutingTable",
     "RpcClient",
     "RpcClients",
     "RpcServer",
     "Token",
     "create_secret",
+    "follow_routing",
     "format_address",
     "load_cluster",
     "load_secret",

@@ -122,10 +122,12 @@ class ListChunksReply(_message.Message):
     def __init__(self, chunks: _Optional[_Iterable[_Union[ChunkRecord, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class SyncStartRequest(_message.Message):
-    __slots__ = ("chain",)
+    __slots__ = ("chain", "wipe")
     CHAIN_FIELD_NUMBER: _ClassVar[int]
+    WIPE_FIELD_NUMBER: _ClassVar[int]
     chain: ChainRef
-    def __init__(self, chain: _Optional[_Union[ChainRef, _Mapping]] = ...) -> None: ...
+    wipe: bool
+    def __init__(self, chain: _Optional[_Union[ChainRef, _Mapping]] = ..., wipe: _Optional[bool] = ...) -> None: ...
 
 class SyncDoneRequest(_message.Message):
     __slots__ = ("chain",)
