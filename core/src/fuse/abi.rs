@@ -10,8 +10,6 @@ pub const MAJOR: u32 = 7;
 pub const MINOR: u32 = 41;
 /// Oldest kernel spoken to: Linux 5.4, which brought `max_pages` and 1 MiB requests.
 pub const MINOR_MIN: u32 = 31;
-/// The kernel refuses to fill a smaller read buffer.
-pub const READ_BUFFER_BYTES_MIN: usize = 8192;
 
 /// Operation codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +117,6 @@ pub mod init {
     pub const PARALLEL_DIROPS: u64 = 1 << 18;
     pub const MAX_PAGES: u64 = 1 << 22;
     pub const CACHE_SYMLINKS: u64 = 1 << 23;
-    pub const EXPLICIT_INVAL_DATA: u64 = 1 << 25;
     pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub const INIT_EXT: u64 = 1 << 30;
     pub const HAS_EXPIRE_ONLY: u64 = 1 << 35;

@@ -8,12 +8,23 @@
 
 mod abi;
 mod attributes;
+mod body;
 mod caller;
+mod device;
 mod directory;
 mod file_system;
+mod mount;
+mod negotiate;
 mod notify;
+mod options;
+mod privileges;
+mod request;
+mod session;
+mod worker;
 
 pub use caller::Caller;
 pub use directory::DirectorySink;
 pub use file_system::*;
 pub use notify::Notifier;
+pub use options::{REQUEST_BYTES_MAX, SessionOptions};
+pub use session::{Session, SessionHandle};

@@ -1,0 +1,152 @@
+//! Inodes: attributes, extended attributes, links' targets, references.
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+use crate::fuse::NAME_BYTES_MAX;
+use crate::fuse::abi::{self, fattr};
+use crate::fuse::attributes::{attr_out, time_ns};
+use crate::fuse::file_system::{Reply, SetAttributes, SetTime, XattrMode};
+use crate::fuse::privileges::{CAPABILITY, also_drop_privileges};
+
+use super::{Request, put};
+
+/// Most bytes of an extended attribute, and of a list of their names: the kernel's own limits.
+const XATTR_BYTES_MAX: usize = 64 << 10;
+
+impl Request<'_> {
+    pub fn getattr(&mut self, out: &mut Vec<u8>) -> Reply<()> {
+        let input: abi::GetAttrIn = self.body.take()?;
+        let handle = (input.flags & abi::GETATTR_FH != 0).then_some(input.fh);
+        put(out, &attr_out(&self.context.fs.getattr(&self.caller, self.inode, handle)?));
+        Ok(())
+    }
+
+    pub fn setattr(&mut self, out: &mut Vec<u8>) -> Reply<()> {
+        let input: abi::SetAttrIn = self.body.take()?;
+        let mut change = wanted(&input);
+        let given_away = change.uid.is_some() || change.gid.is_some();
+        if given_away || input.valid & fattr::KILL_SUIDGID != 0 {
+            also_drop_privileges(self.context.fs, &self.caller, self.inode, &mut change)?;
+        }
+        put(out, &attr_out(&self.context.fs.setattr(&self.caller, self.inode, &change)?));
+        Ok(())
+    }
+
+    pub fn readlink(&mut self, out: &mut Vec<u8>) -> Reply<()> {
+        let target = self.context.fs.readlink(&self.caller, self.inode)?;
+        out.extend_from_slice(&target);
+        Ok(())
+    }
+
+    pub fn setxattr(&mut self) -> Reply<()> {
+        let input: abi::SetXattrIn = self.body.take()?;
+        let name = attribute_name(self.body.text()?)?;
+        let value = self.body.bytes(input.size as usize)?;
+        let mode = match XattrFlags::from_bits_retain(input.flags) {
+            flags if flags.is_empty() => XattrMode::Set,
+            XattrFlags::CREATE => XattrMode::Create,
+            XattrFlags::REPLACE => XattrMode::Replace,
+            _ => return Err(Errno::INVAL),
+        };
+        self.context.fs.setxattr(&self.caller, self.inode, name, value, mode)
+    }
+
+    pub fn getxattr(&mut self, out: &mut Vec<u8>) -> Reply<()> {
+        let input: abi::GetXattrIn = self.body.take()?;
+        let name = self.body.text()?;
+        // Asked for before the first write of each file.
+        if name == CAPABILITY {
+            return Err(Errno::NODATA);
+        }
+        let name = attribute_name(name)?;
+        let value = self.context.fs.getxattr(&self.caller, self.inode, name)?;
+        put_sized(out, &value, input.size as usize)
+    }
+
+    pub fn listxattr(&mut self, out: &mut Vec<u8>) -> Reply<()> {
+        let input: abi::GetXattrIn = self.body.take()?;
+        let names = self.context.fs.listxattr(&self.caller, self.inode)?;
+        let list: Vec<u8> = names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect();
+        put_sized(out, &list, input.size as usize)
+    }
+
+    pub fn removexattr(&mut self) -> Reply<()> {
+        let name = attribute_name(self.body.text()?)?;
+        self.context.fs.removexattr(&self.caller, self.inode, name)
+    }
+
+    pub fn statfs(&mut self, out: &mut Vec<u8>) -> Reply<()> {
+        let statistics = self.context.fs.statfs(&self.caller, self.inode)?;
+        let value = abi::StatFsOut {
+            blocks: statistics.blocks,
+            bfree: statistics.blocks_free,
+            bavail: statistics.blocks_available,
+            files: statistics.inodes,
+            ffree: statistics.inodes_free,
+            bsize: statistics.block_bytes,
+            namelen: NAME_BYTES_MAX as u32,
+            frsize: statistics.block_bytes,
+            ..Default::default()
+        };
+        put(out, &value);
+        Ok(())
+    }
+
+    pub fn forget(&mut self) {
+        if let Ok(input) = self.body.take::<abi::ForgetIn>() {
+            self.context.fs.forget(self.inode, input.nlookup);
+        }
+    }
+
+    pub fn forget_many(&mut self) {
+        let Ok(input) = self.body.take::<abi::BatchForgetIn>() else { return };
+        // A count that lies ends the list where the bytes end.
+        let inodes: Vec<(u64, u64)> = (0..input.count)
+            .map_while(|_| self.body.take::<abi::ForgetOne>().ok())
+            .map(|one| (one.inode, one.nlookup))
+            .collect();
+        self.context.fs.forget_many(&inodes);
+    }
+}
+
+/// Names that are stored: POSIX ACLs would be kept without being obeyed, and capabilities have their own rule.
+fn attribute_name(name: &[u8]) -> Reply<&[u8]> {
+    if name.starts_with(b"system.") || name == CAPABILITY { Err(Errno::OPNOTSUPP) } else { Ok(name) }
+}
+
+/// The protocol of getxattr(2): the length if `room` is 0, else the bytes, or `ERANGE` if they do not fit.
+fn put_sized(out: &mut Vec<u8>, bytes: &[u8], room: usize) -> Reply<()> {
+    if bytes.len() > XATTR_BYTES_MAX {
+        return Err(Errno::TOOBIG);
+    }
+    if room == 0 {
+        put(out, &abi::GetXattrOut { size: bytes.len() as u32, padding: 0 });
+    } else if bytes.len() <= room {
+        out.extend_from_slice(bytes);
+    } else {
+        return Err(Errno::RANGE);
+    }
+    Ok(())
+}
+
+fn wanted(input: &abi::SetAttrIn) -> SetAttributes {
+    let set = |flag: u32| input.valid & flag != 0;
+    let time = |flag: u32, now: u32, seconds: u64, nanoseconds: u32| {
+        if set(now) {
+            Some(SetTime::Now)
+        } else {
+            set(flag).then(|| SetTime::At(time_ns(seconds, nanoseconds)))
+        }
+    };
+    SetAttributes {
+        handle: set(fattr::FH).then_some(input.fh),
+        permissions: set(fattr::MODE).then_some(input.mode & 0o7777),
+        uid: set(fattr::UID).then_some(input.uid),
+        gid: set(fattr::GID).then_some(input.gid),
+        length: set(fattr::SIZE).then_some(input.size),
+        atime: time(fattr::ATIME, fattr::ATIME_NOW, input.atime, input.atimensec),
+        mtime: time(fattr::MTIME, fattr::MTIME_NOW, input.mtime, input.mtimensec),
+        ctime_ns: set(fattr::CTIME).then(|| time_ns(input.ctime, input.ctimensec)),
+    }
+}

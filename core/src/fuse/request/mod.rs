@@ -1,0 +1,135 @@
+//! One request: taken apart, handed to the file system, answered.
+//!
+//! The operations are grouped as the trait is: `names` (directories and what is in them), `files` (open files and
+//! their bytes), `inodes` (attributes, extended attributes, references).
+
+mod files;
+mod inodes;
+mod names;
+
+use rustix::io::Errno;
+use zerocopy::IntoBytes;
+
+use crate::buffer::Placement;
+
+use super::abi::{self, Opcode};
+use super::attributes;
+use super::body::Body;
+use super::caller::Caller;
+use super::file_system::{Entry, FileSystem, Opened, PageCache, Reply};
+use super::negotiate::Agreement;
+use super::options::SessionOptions;
+
+/// What every request needs to know of its session.
+pub struct Context<'a> {
+    pub fs: &'a dyn FileSystem,
+    pub options: &'a SessionOptions,
+    pub agreement: &'a Agreement,
+}
+
+/// A request as it was read.
+pub struct Request<'a> {
+    pub context: Context<'a>,
+    pub caller: Caller<'a>,
+    /// The inode that the request is about.
+    pub inode: u64,
+    pub opcode: u32,
+    pub body: Body<'a>,
+    /// Page-aligned memory of `request_bytes`, for the payload: of a WRITE, or to read into.
+    pub payload: Placement,
+    /// Bytes of the payload that came with the request.
+    pub payload_length: usize,
+}
+
+/// What goes back to the kernel, beside what an operation has put into `out`.
+pub enum Answer {
+    /// The kernel expects none.
+    Nothing,
+    /// The bytes in `out`.
+    Out,
+    /// Bytes from where they lie.
+    Pieces(Vec<Placement>),
+}
+
+/// Does what `request` asks for. `out` is empty; on success the fixed part of the answer is in it.
+pub fn perform(request: &mut Request<'_>, out: &mut Vec<u8>) -> Reply<Answer> {
+    use Opcode::*;
+    let opcode = Opcode::from_wire(request.opcode).ok_or(Errno::NOSYS)?;
+    match opcode {
+        Lookup => request.lookup(out)?,
+        Mknod => request.mknod(out)?,
+        Mkdir => request.mkdir(out)?,
+        Unlink => request.unlink()?,
+        Rmdir => request.rmdir()?,
+        Symlink => request.symlink(out)?,
+        Rename => request.rename()?,
+        Rename2 => request.rename2()?,
+        Link => request.link(out)?,
+        OpenDir => request.opendir(out)?,
+        ReadDir => request.readdir(out, false)?,
+        ReadDirPlus => request.readdir(out, true)?,
+        ReleaseDir => request.releasedir()?,
+        FsyncDir => request.fsyncdir()?,
+
+        Open => request.open(out)?,
+        Create => request.create(out)?,
+        Read => return request.read(),
+        Write => request.write(out)?,
+        Flush => request.flush()?,
+        Release => request.release()?,
+        Fsync => request.fsync()?,
+        Fallocate => request.fallocate()?,
+        Lseek => request.lseek(out)?,
+        CopyFileRange => request.copy_file_range(out)?,
+
+        GetAttr => request.getattr(out)?,
+        SetAttr => request.setattr(out)?,
+        ReadLink => request.readlink(out)?,
+        SetXattr => request.setxattr()?,
+        GetXattr => request.getxattr(out)?,
+        ListXattr => request.listxattr(out)?,
+        RemoveXattr => request.removexattr()?,
+        StatFs => request.statfs(out)?,
+        Forget => {
+            request.forget();
+            return Ok(Answer::Nothing);
+        }
+        BatchForget => {
+            request.forget_many();
+            return Ok(Answer::Nothing);
+        }
+
+        // The kernel itself checks (default_permissions); with ENOSYS it does not ask again.
+        Access => return Err(Errno::NOSYS),
+        Ioctl => return Err(Errno::NOTTY),
+        // Answered by the session before it comes here.
+        Init | Interrupt => return Err(Errno::IO),
+        Destroy => {}
+    }
+    Ok(Answer::Out)
+}
+
+fn put(out: &mut Vec<u8>, value: &(impl IntoBytes + zerocopy::Immutable)) {
+    out.extend_from_slice(value.as_bytes());
+}
+
+fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
+    put(out, &attributes::entry_out(entry));
+}
+
+impl Request<'_> {
+    /// The kernel's form of an open file.
+    fn open_out(&self, opened: &Opened, flags: i32) -> abi::OpenOut {
+        // A descriptor with O_DIRECT that the kernel knows to be direct may write in parallel.
+        let direct = flags & rustix::fs::OFlags::DIRECT.bits() as i32 != 0;
+        let open_flags = match opened.cache {
+            _ if direct || self.context.options.bypass_cache => {
+                abi::fopen::DIRECT_IO | abi::fopen::PARALLEL_DIRECT_WRITES
+            }
+            PageCache::Bypass => abi::fopen::DIRECT_IO | abi::fopen::PARALLEL_DIRECT_WRITES,
+            PageCache::Keep => abi::fopen::KEEP_CACHE,
+            PageCache::Drop => 0,
+        };
+        abi::OpenOut { fh: opened.handle, open_flags, backing_id: 0 }
+    }
+}

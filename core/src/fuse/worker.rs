@@ -1,0 +1,155 @@
+//! One thread of a session: read a request, perform it, answer it.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use zerocopy::FromBytes;
+
+use crate::buffer::Buffer;
+
+use super::abi::{InHeader, InterruptIn, Opcode};
+use super::body::Body;
+use super::caller::Caller;
+use super::device::{Device, HEAD_BYTES, Head, Received};
+use super::request::{self, Answer, Context, Request};
+use super::session::{Shared, Slot};
+
+/// How long the session waits for a buffer before it says so. The file system holds them all: it is to write back.
+const BUFFER_WAIT: Duration = Duration::from_secs(10);
+
+pub struct Worker<'a> {
+    shared: &'a Arc<Shared>,
+    device: Device,
+    slot: Arc<Slot>,
+    /// Bodies that are not payload, made contiguous.
+    scratch: Vec<u8>,
+    out: Vec<u8>,
+}
+
+/// The header at the start of a request.
+pub fn header(message: &[u8]) -> Option<InHeader> {
+    InHeader::read_from_prefix(message).ok().map(|(header, _)| header)
+}
+
+impl<'a> Worker<'a> {
+    pub fn new(shared: &'a Arc<Shared>, device: Device, slot: Arc<Slot>) -> Self {
+        Worker { shared, device, slot, scratch: Vec::new(), out: Vec::new() }
+    }
+
+    /// Serves requests until there will be no more.
+    pub fn serve(&mut self) -> io::Result<()> {
+        let mut head = [0; HEAD_BYTES];
+        let mut buffer = self.take_buffer();
+        loop {
+            match self.device.receive(&mut head, &buffer)? {
+                Received::Ended => return Ok(()),
+                Received::Nothing => {}
+                Received::Request(length) => {
+                    self.shared.begin_work(&self.device);
+                    let lent = self.answer(&head, &buffer, length);
+                    if lent {
+                        // Whoever kept a part of it keeps it out of the pool.
+                        drop(buffer);
+                        buffer = self.take_buffer();
+                    }
+                    self.shared.end_work();
+                }
+            }
+        }
+    }
+
+    fn take_buffer(&self) -> Buffer {
+        loop {
+            if let Some(buffer) = self.shared.pool.take(Instant::now() + BUFFER_WAIT) {
+                return buffer;
+            }
+            log::warn!("the file system holds all {} buffers", self.shared.pool.count());
+        }
+    }
+
+    /// Answers one request. True if the file system has seen `buffer`.
+    fn answer(&mut self, head: &Head, buffer: &Buffer, length: usize) -> bool {
+        let Some(header) = header(head).filter(|header| header.len as usize == length) else {
+            log::error!("a request of {length} bytes has a wrong header; ignored");
+            return false;
+        };
+        let in_buffer = length.saturating_sub(HEAD_BYTES);
+        let body = &head[size_of::<InHeader>()..length.min(HEAD_BYTES)];
+        match Opcode::from_wire(header.opcode) {
+            Some(Opcode::Write | Opcode::Read) => {
+                self.perform(&header, Body(body), buffer, in_buffer);
+                return true;
+            }
+            Some(Opcode::Interrupt) => self.interrupt(&header, body),
+            _ => {
+                let mut scratch = std::mem::take(&mut self.scratch);
+                scratch.clear();
+                scratch.extend_from_slice(body);
+                if in_buffer > 0 {
+                    let start = scratch.len();
+                    scratch.resize(start + in_buffer, 0);
+                    buffer.copy_to(&mut scratch[start..]);
+                }
+                self.perform(&header, Body(&scratch), buffer, 0);
+                self.scratch = scratch;
+            }
+        }
+        false
+    }
+
+    fn perform(&mut self, header: &InHeader, body: Body<'_>, buffer: &Buffer, payload_length: usize) {
+        let shared = self.shared;
+        self.slot.working_on.store(header.unique, Ordering::Release);
+        let mut request = Request {
+            context: Context { fs: &*shared.fs, options: &shared.options, agreement: &shared.agreement },
+            caller: Caller {
+                uid: header.uid,
+                gid: header.gid,
+                pid: header.pid,
+                unique: header.unique,
+                interrupted: &self.slot.interrupted,
+            },
+            inode: header.inode,
+            opcode: header.opcode,
+            body,
+            payload: buffer.slice(0..buffer.len()),
+            payload_length,
+        };
+        self.out.clear();
+        // A bug in one operation is one program's EIO, not everybody's lost mount.
+        let result = catch_unwind(AssertUnwindSafe(|| request::perform(&mut request, &mut self.out)));
+        drop(request);
+        self.slot.working_on.store(0, Ordering::Release);
+        match result {
+            Ok(Ok(Answer::Nothing)) => {}
+            Ok(Ok(Answer::Out)) => self.device.reply(header.unique, None, &self.out, &[]),
+            Ok(Ok(Answer::Pieces(pieces))) => self.device.reply(header.unique, None, &[], &pieces),
+            Ok(Err(errno)) => self.device.reply(header.unique, Some(errno), &[], &[]),
+            Err(_) => {
+                log::error!("operation {} on inode {} panicked", header.opcode, header.inode);
+                if !is_unanswered(header.opcode) {
+                    self.device.reply(header.unique, Some(Errno::IO), &[], &[]);
+                }
+            }
+        }
+    }
+
+    /// A signal for the program that waits for another request.
+    fn interrupt(&self, header: &InHeader, body: &[u8]) {
+        let Ok((input, _)) = InterruptIn::read_from_prefix(body) else { return };
+        if self.shared.interrupt(input.unique) {
+            self.shared.fs.interrupt(input.unique);
+        } else {
+            // Its thread has not got so far, or is done: in the first case the kernel sends it again.
+            self.device.reply(header.unique, Some(Errno::AGAIN), &[], &[]);
+        }
+    }
+}
+
+fn is_unanswered(opcode: u32) -> bool {
+    matches!(Opcode::from_wire(opcode), Some(Opcode::Forget | Opcode::BatchForget))
+}

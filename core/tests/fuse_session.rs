@@ -1,0 +1,376 @@
+//! Sessions against the real kernel: mounting, unmounting in every way, errors, limits. Needs root and /dev/fuse; where
+//! they are missing the tests say so and pass, as `tests/posix` does.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use luciola_core::buffer::Placement;
+use luciola_core::fuse::*;
+use rustix::io::Errno;
+
+#[path = "../examples/memory_mount/content.rs"]
+mod content;
+#[path = "../examples/memory_mount/file_system.rs"]
+mod file_system;
+
+use file_system::MemoryFileSystem;
+
+/// A mounted session that runs in a thread.
+struct Running {
+    directory: tempfile::TempDir,
+    fs: Arc<MemoryFileSystem>,
+    handle: SessionHandle,
+    thread: Option<JoinHandle<std::io::Result<()>>>,
+}
+
+fn can_mount() -> bool {
+    let can = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    if !can {
+        eprintln!("skipped: needs root and /dev/fuse");
+    }
+    can
+}
+
+impl Running {
+    fn start(change: impl FnOnce(&mut SessionOptions)) -> Running {
+        let directory = tempfile::tempdir().unwrap();
+        let fs = Arc::new(MemoryFileSystem::default());
+        let mut options = SessionOptions {
+            mountpoint: directory.path().to_owned(),
+            grace: Duration::from_millis(500),
+            ..Default::default()
+        };
+        change(&mut options);
+        let session = Session::mount(fs.clone(), options).unwrap();
+        let handle = session.handle();
+        let thread = Some(std::thread::spawn(move || session.run()));
+        Running { directory, fs, handle, thread }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn join(&mut self) -> std::io::Result<()> {
+        self.thread.take().expect("joined once").join().unwrap()
+    }
+
+    fn is_mounted(&self) -> bool {
+        let place = self.directory.path().to_str().unwrap();
+        fs::read_to_string("/proc/self/mountinfo").unwrap().lines().any(|line| line.contains(place))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.handle.abort().unwrap();
+            thread.join().unwrap().unwrap();
+        }
+        assert!(!self.is_mounted());
+    }
+}
+
+#[test]
+fn a_file_is_written_and_read_back() {
+    if !can_mount() {
+        return;
+    }
+    let mount = Running::start(|_| {});
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|i| (i * 7 / 3) as u8).collect();
+    fs::write(mount.path("file"), &bytes).unwrap();
+    assert!(fs::read(mount.path("file")).unwrap() == bytes);
+    let file = OpenOptions::new().read(true).write(true).open(mount.path("file")).unwrap();
+    file.write_all_at(b"hello", 1_999_998).unwrap();
+    let mut part = [0; 9];
+    file.read_exact_at(&mut part, 1_999_996).unwrap();
+    assert_eq!(&part[2..7], b"hello");
+    assert_eq!(part[..2], bytes[1_999_996..1_999_998]);
+}
+
+#[test]
+fn unmounting_by_the_handle_ends_the_session_and_destroys_once() {
+    if !can_mount() {
+        return;
+    }
+    let mut mount = Running::start(|_| {});
+    fs::write(mount.path("file"), b"x").unwrap();
+    mount.handle.unmount().unwrap();
+    mount.join().unwrap();
+    assert!(mount.fs.destroyed.load(Ordering::SeqCst));
+    assert!(!mount.is_mounted());
+    mount.handle.unmount().unwrap();
+}
+
+#[test]
+fn unmounting_from_outside_ends_the_session() {
+    if !can_mount() {
+        return;
+    }
+    for command in [&["umount"][..], &["fusermount3", "-u"], &["umount", "-l"]] {
+        let mut mount = Running::start(|_| {});
+        fs::write(mount.path("file"), b"x").unwrap();
+        let status =
+            Command::new(command[0]).args(&command[1..]).arg(mount.directory.path()).status().unwrap();
+        assert!(status.success(), "{command:?}");
+        mount.join().unwrap();
+        assert!(mount.fs.destroyed.load(Ordering::SeqCst));
+    }
+}
+
+#[test]
+fn a_busy_mount_is_given_its_grace_and_then_cut_off() {
+    if !can_mount() {
+        return;
+    }
+    let mut mount = Running::start(|_| {});
+    let mut file = File::create(mount.path("file")).unwrap();
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let unmounting = scope.spawn(|| mount.handle.unmount());
+        std::thread::sleep(Duration::from_millis(100));
+        file.write_all(b"still served").unwrap();
+        unmounting.join().unwrap().unwrap();
+    });
+    assert!(began.elapsed() >= Duration::from_millis(500));
+    mount.join().unwrap();
+    let error = file.write_all(b"too late").unwrap_err();
+    assert!(matches!(Errno::from_io_error(&error), Some(Errno::NOTCONN | Errno::CONNABORTED | Errno::IO)));
+}
+
+#[test]
+fn a_busy_mount_ends_as_soon_as_its_last_user_does() {
+    if !can_mount() {
+        return;
+    }
+    let mut mount = Running::start(|options| options.grace = Duration::from_secs(60));
+    let mut file = File::create(mount.path("file")).unwrap();
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| mount.handle.unmount().unwrap());
+        std::thread::sleep(Duration::from_millis(100));
+        file.write_all(b"last words").unwrap();
+        drop(file);
+    });
+    mount.join().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
+fn a_session_that_never_ran_leaves_no_mount() {
+    if !can_mount() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let fs = Arc::new(MemoryFileSystem::default());
+    let options = SessionOptions { mountpoint: directory.path().to_owned(), ..Default::default() };
+    drop(Session::mount(fs.clone(), options).unwrap());
+    assert!(fs.destroyed.load(Ordering::SeqCst));
+    assert!(fs::read_dir(directory.path()).unwrap().next().is_none());
+}
+
+#[test]
+fn a_mountpoint_that_is_no_directory_is_refused() {
+    if !can_mount() {
+        return;
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for mountpoint in [file.path().to_owned(), "/no/such/directory".into()] {
+        let options = SessionOptions { mountpoint, ..Default::default() };
+        let fs = Arc::new(MemoryFileSystem::default());
+        let error = Session::mount(fs, options).err().expect("refused");
+        assert!(
+            matches!(Errno::from_io_error(&error), None | Some(Errno::NOTDIR | Errno::NOENT)),
+            "{error:?}"
+        );
+    }
+}
+
+#[test]
+fn a_read_only_mount_refuses_writers() {
+    if !can_mount() {
+        return;
+    }
+    let mount = Running::start(|options| options.read_only = true);
+    let error = fs::write(mount.path("file"), b"x").unwrap_err();
+    assert_eq!(Errno::from_io_error(&error), Some(Errno::ROFS));
+}
+
+#[test]
+fn names_survive_every_operation_of_a_directory() {
+    if !can_mount() {
+        return;
+    }
+    let mount = Running::start(|_| {});
+    for number in 0..2000 {
+        File::create(mount.path(&format!("file-{number:04}"))).unwrap();
+    }
+    // Removing what was listed while listing skips nothing.
+    let mut seen = 0;
+    for entry in fs::read_dir(mount.directory.path()).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+        seen += 1;
+    }
+    assert_eq!(seen, 2000);
+    assert_eq!(fs::read_dir(mount.directory.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn more_readers_than_threads_all_get_their_bytes() {
+    if !can_mount() {
+        return;
+    }
+    let mount = Running::start(|options| options.threads_max = 2);
+    let bytes: Vec<u8> = (0..8 << 20).map(|i: u32| (i / 4096) as u8).collect();
+    fs::write(mount.path("file"), &bytes).unwrap();
+    std::thread::scope(|scope| {
+        for reader in 0..12_u64 {
+            let (path, bytes) = (mount.path("file"), &bytes);
+            scope.spawn(move || {
+                let file = File::open(path).unwrap();
+                let mut part = vec![0; 100_000];
+                for round in 0..50 {
+                    let offset = (reader * 601_001 + round * 77_777) % (8_000_000 - 100_000);
+                    file.read_exact_at(&mut part, offset).unwrap();
+                    assert!(part == bytes[offset as usize..][..100_000]);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn sparse_files_tell_their_holes() {
+    if !can_mount() {
+        return;
+    }
+    let mount = Running::start(|_| {});
+    let mut file =
+        OpenOptions::new().read(true).write(true).create_new(true).open(mount.path("sparse")).unwrap();
+    file.write_all_at(b"end", 5 << 20).unwrap();
+    let seek = |place| rustix::fs::seek(&file, place).unwrap();
+    assert_eq!(seek(rustix::fs::SeekFrom::Hole(0)), 0);
+    assert_eq!(seek(rustix::fs::SeekFrom::Data(0)), 5 << 20);
+    file.seek(SeekFrom::Start(1 << 20)).unwrap();
+    let mut zeros = [1; 4096];
+    file.read_exact(&mut zeros).unwrap();
+    assert!(zeros.iter().all(|&byte| byte == 0));
+}
+
+/// Forwards to the memory file system, except for what a test plants.
+struct Planted {
+    inner: MemoryFileSystem,
+    release: AtomicBool,
+}
+
+#[rustfmt::skip]
+impl FileSystem for Planted {
+    fn lookup(&self, caller: &Caller, parent: u64, name: &[u8]) -> Reply<Entry> {
+        match name {
+            b"panic" => panic!("planted"),
+            b"slow" => {
+                while !self.release.load(Ordering::SeqCst) {
+                    if caller.is_interrupted() {
+                        return Err(Errno::INTR);
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(Errno::NOENT)
+            }
+            _ => self.inner.lookup(caller, parent, name),
+        }
+    }
+    fn forget(&self, inode: u64, count: u64) { self.inner.forget(inode, count) }
+    fn getattr(&self, c: &Caller, inode: u64, handle: Option<u64>) -> Reply<AttributeReply> { self.inner.getattr(c, inode, handle) }
+    fn setattr(&self, c: &Caller, inode: u64, change: &SetAttributes) -> Reply<AttributeReply> { self.inner.setattr(c, inode, change) }
+    fn readlink(&self, c: &Caller, inode: u64) -> Reply<Vec<u8>> { self.inner.readlink(c, inode) }
+    fn mknod(&self, c: &Caller, parent: u64, name: &[u8], kind: FileKind, permissions: u32, device: u32) -> Reply<Entry> { self.inner.mknod(c, parent, name, kind, permissions, device) }
+    fn mkdir(&self, c: &Caller, parent: u64, name: &[u8], permissions: u32) -> Reply<Entry> { self.inner.mkdir(c, parent, name, permissions) }
+    fn unlink(&self, c: &Caller, parent: u64, name: &[u8]) -> Reply<()> { self.inner.unlink(c, parent, name) }
+    fn rmdir(&self, c: &Caller, parent: u64, name: &[u8]) -> Reply<()> { self.inner.rmdir(c, parent, name) }
+    fn symlink(&self, c: &Caller, parent: u64, name: &[u8], target: &[u8]) -> Reply<Entry> { self.inner.symlink(c, parent, name, target) }
+    fn rename(&self, c: &Caller, source: (u64, &[u8]), target: (u64, &[u8]), mode: RenameMode) -> Reply<()> { self.inner.rename(c, source, target, mode) }
+    fn link(&self, c: &Caller, inode: u64, parent: u64, name: &[u8]) -> Reply<Entry> { self.inner.link(c, inode, parent, name) }
+    fn open(&self, c: &Caller, inode: u64, flags: i32) -> Reply<Opened> { self.inner.open(c, inode, flags) }
+    fn create(&self, c: &Caller, parent: u64, name: &[u8], permissions: u32, flags: i32) -> Reply<(Entry, Opened)> { self.inner.create(c, parent, name, permissions, flags) }
+    fn read(&self, c: &Caller, request: &ReadRequest, into: &Placement) -> Reply<ReadOutcome> { self.inner.read(c, request, into) }
+    fn write(&self, c: &Caller, request: &WriteRequest, payload: Placement) -> Reply<usize> { self.inner.write(c, request, payload) }
+    fn flush(&self, _: &Caller, _: u64, _: u64) -> Reply<()> { Err(Errno::DQUOT) }
+    fn release(&self, inode: u64, handle: u64) { self.inner.release(inode, handle) }
+    fn fsync(&self, _: &Caller, _: u64, _: u64, _: bool) -> Reply<()> { Err(Errno::NOSPC) }
+    fn opendir(&self, c: &Caller, inode: u64) -> Reply<Opened> { self.inner.opendir(c, inode) }
+    fn readdir(&self, c: &Caller, inode: u64, handle: u64, after: u64, sink: &mut DirectorySink<'_>) -> Reply<()> { self.inner.readdir(c, inode, handle, after, sink) }
+    fn releasedir(&self, inode: u64, handle: u64) { self.inner.releasedir(inode, handle) }
+    fn statfs(&self, c: &Caller, inode: u64) -> Reply<FileSystemStatistics> { self.inner.statfs(c, inode) }
+}
+
+fn planted() -> (tempfile::TempDir, Arc<Planted>, SessionHandle, JoinHandle<std::io::Result<()>>) {
+    let directory = tempfile::tempdir().unwrap();
+    let fs = Arc::new(Planted { inner: MemoryFileSystem::default(), release: AtomicBool::new(false) });
+    let options = SessionOptions { mountpoint: directory.path().to_owned(), ..Default::default() };
+    let session = Session::mount(fs.clone(), options).unwrap();
+    let handle = session.handle();
+    (directory, fs, handle, std::thread::spawn(move || session.run()))
+}
+
+#[test]
+fn an_operation_that_panics_costs_its_caller_an_error_and_nobody_else_anything() {
+    if !can_mount() {
+        return;
+    }
+    let (directory, _, handle, thread) = planted();
+    for _ in 0..20 {
+        let error = fs::metadata(directory.path().join("panic")).unwrap_err();
+        assert_eq!(Errno::from_io_error(&error), Some(Errno::IO));
+    }
+    fs::write(directory.path().join("fine"), b"x").unwrap();
+    handle.unmount().unwrap();
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_signal_reaches_an_operation_that_waits() {
+    if !can_mount() {
+        return;
+    }
+    let (directory, fs, handle, thread) = planted();
+    let mut child = Command::new("stat").arg(directory.path().join("slow")).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    child.kill().unwrap();
+    let began = Instant::now();
+    child.wait().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(!fs.release.load(Ordering::SeqCst));
+    handle.unmount().unwrap();
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn errors_of_flush_and_fsync_reach_the_program() {
+    if !can_mount() {
+        return;
+    }
+    let (directory, _, handle, thread) = planted();
+    let file = File::create(directory.path().join("file")).unwrap();
+    assert_eq!(rustix::fs::fsync(&file), Err(Errno::NOSPC));
+    let error = nix_close(file);
+    assert_eq!(error, Some(Errno::DQUOT.raw_os_error()));
+    handle.unmount().unwrap();
+    thread.join().unwrap().unwrap();
+}
+
+/// close(2) with its error, which `drop` hides: Python tells it.
+fn nix_close(file: File) -> Option<i32> {
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    let script = "import os,sys\nfd=os.open(sys.argv[1],os.O_WRONLY)\ntry: os.close(fd)\nexcept OSError as e: print(e.errno)";
+    let output = Command::new("python3").args(["-c", script, &path]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().parse().ok()
+}
