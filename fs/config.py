@@ -44,7 +44,8 @@ class MetaConfig:
     gc_interval_ms: int = 500
     gc_batch: int = 128  # removed files looked at per round
     sync_interval_ms: int = 50  # acknowledged operations are durable against power loss after this long
-    durability: str = "write"  # "write": survives kill -9 at once; "sync": also power loss, a WAL sync per reply
+    # "write": a reply means that kill -9 loses nothing; "sync": nor does power loss, at one WAL sync per reply.
+    durability: str = "write"
     list_limit: int = 1024  # entries in one page of a listing
     path_depth_max: int = 256
     idempotence_ms: int = 1_800_000  # how long a request id is remembered
@@ -56,7 +57,8 @@ class StorageConfig:
 
     threads_max: int = 512  # connections served at once; each costs one thread
     reserve_bytes: int = 256 * MIB  # the disk is full for clients when less than this is free
-    durability: str = "write"  # "write": acknowledged means in every replica's page cache; "sync": on its disk
+    # "write": acknowledged means in every replica's page cache; "sync": on every replica's disk.
+    durability: str = "write"
     resync_batch: int = 64  # chunks in flight to a returning replica
     resync_interval_ms: int = 200
     scrub_interval_s: int = 86_400  # every chunk is read and verified once a day

@@ -35,7 +35,9 @@ class Error(OSError):
     default_errno: ClassVar[int] = _errno.EIO
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, errno: int | None = None, path: str | None = None, **fields: object) -> None:
+    def __init__(
+        self, message: str, *, errno: int | None = None, path: str | None = None, **fields: object
+    ) -> None:
         number = self.default_errno if errno is None else errno
         if path is None:
             super().__init__(number, message)
