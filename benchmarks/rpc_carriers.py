@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import uvloop
+
 from luciola.wire import SERVICE, LaneClient, LaneServer, methods, mint
 from luciola.wire.pb.meta_pb2 import Inode, InodeReply, LookupRequest
 
@@ -102,7 +103,7 @@ def main() -> None:
         outgoing.put(None)
     ours.send("stop")
     server.join()
-    print("| carrier | µs per call | × lane |\n|---|---:|---:|")
+    print("| carrier | µs per call | of the lane |\n|---|---:|---:|")
     for name, value in figures.items():
         print(f"| {name} | {value:.0f} | {value / figures['lane']:.1f} |")
 

@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         fail("interrupted", code=130)
     except BrokenPipeError:
         # The reader of our output is gone (as in `luciola ls | head`): nothing is left to say.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         code = 141
     except (Error, OSError) as error:
         fail(str(error), code=1)

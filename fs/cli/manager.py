@@ -82,7 +82,7 @@ class Manager:
         await self.clients.call(self._address, methods.Mgmtd.process_ended, request, timeout_s=CALL_S)
 
 
-def address_of(routing: pb.Routing, kind: "pb.NodeKind.ValueType") -> str:
+def address_of(routing: pb.Routing, kind: "pb.NodeKind") -> str:
     """gRPC address of a connected node of that kind. Raises: NotFound."""
     for node in routing.nodes:
         if node.kind == kind and node.status == pb.CONNECTED and node.grpc_address:
