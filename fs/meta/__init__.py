@@ -1,0 +1,25 @@
+"""The namespace: names, inodes, layouts, sessions and the removal of what nobody names any more.
+
+    schema       keys and values in the key-value store (drawn in docs/formats.md)
+    layout       which chain holds which chunk of a file
+    permissions  who may do what
+    work         one attempt at one operation: its transaction, its caller, its effects
+    resolve      from a path to an inode
+    operations/  one verb a file: functions of a transaction, without waiting
+    sessions     who has which file open: writers (stored), readers (in memory)
+    storage      what meta asks of storage nodes; chunks of a content across its chains
+    lengths      exact lengths of files that are being written
+    truncation   cutting chunks off, in an order that survives a crash
+    collector    removes unlinked inodes, detached trees, replaced contents, and sessions of dead clients
+    allocator    inode and content ids, never used twice
+    cluster      routing, heartbeats and clients, from the cluster manager
+    service      the handlers of `service Meta`
+
+Everything durable is in the key-value store. In memory there is only what can be made again: read holds (clients
+register them again after a restart), the table of write sessions (loaded at start), the round robin of chains, and
+lengths that are less than 50 ms old. Several meta processes over one store would need an owner for each inode's read
+holds, for its row of the session table, and for truncations in progress; nothing else is tied to the process.
+
+Times. `mtime`, `ctime` and `change` grow strictly within one process. Reading does not change `atime`: it is what was
+set when the file was made or by `utimes`; a stored atime for each read would turn every read into a write.
+"""

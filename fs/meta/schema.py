@@ -1,0 +1,271 @@
+"""Keys and values of the namespace in the key-value store. The bytes are drawn in docs/formats.md.
+
+    M                         superblock      format version, cluster id
+    I inode                   inode           the `Inode` message of proto/meta.proto
+    D directory name          entry           inode, type
+    T directory               entry time      when an entry last came or went: written blindly, so creates never conflict
+    N directory               subdirectories  how many: only making, removing and moving directories reads or writes it
+    S inode session           write session   client, when it was opened
+    R client sequence         record          the answer to a request that has been carried out
+    O removed_at inode        orphan          an inode without a name, until nobody has it open
+    G removed_at content      garbage         the `RemovedContent` message: chunks to remove
+    P inode                   cut             a truncation in progress
+    X inode name              attribute       an extended attribute
+    A kind                    allocator       first id that is not reserved
+
+Ids in keys are big-endian, so that keys sort by number. A directory's record holds 2 as its link count while it has a
+name, and 0 after; what callers see is put together by `work.Work.visible`.
+"""
+
+from struct import Struct
+from typing import Final, NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from ..errors import CorruptData
+from ..wire.pb.meta_pb2 import Inode, RemovedContent
+
+FORMAT_VERSION: Final = 1
+
+_ONE: Final = Struct(">cQ")
+_TWO: Final = Struct(">cQQ")
+_ENTRY: Final = Struct("<QB")
+_SESSION: Final = Struct("<QQ")
+_TIME: Final = Struct("<q")
+_COUNT: Final = Struct("<I")
+_RECORD: Final = Struct("<QH")
+_NEXT: Final = Struct("<Q")
+_CUT: Final = Struct("<QQ")
+
+SUPERBLOCK: Final = b"M"
+
+pack_one: Final = _ONE.pack
+pack_two: Final = _TWO.pack
+
+
+class Entry(NamedTuple):
+    """What a directory says of a name."""
+
+    inode: int
+    type: int
+
+
+class Session(NamedTuple):
+    """A file opened for writing."""
+
+    client: int
+    opened_unix_ms: int
+
+
+class Cut(NamedTuple):
+    """A truncation in progress: the chunks of `content` beyond `length` are being removed."""
+
+    content: int
+    length: int
+
+
+def inode_key(inode: int) -> bytes:
+    return pack_one(b"I", inode)
+
+
+def entry_key(directory: int, name: bytes) -> bytes:
+    return pack_one(b"D", directory) + name
+
+
+def entry_range(directory: int, *, after: bytes = b"") -> tuple[bytes, bytes]:
+    """All entries of a directory whose names sort after `after`."""
+    begin = pack_one(b"D", directory)
+    return (begin + after + b"\x00" if after else begin), pack_one(b"D", directory + 1)
+
+
+def time_key(directory: int) -> bytes:
+    return pack_one(b"T", directory)
+
+
+def subdirectories_key(directory: int) -> bytes:
+    return pack_one(b"N", directory)
+
+
+def session_key(inode: int, session: int) -> bytes:
+    return pack_two(b"S", inode, session)
+
+
+def session_range(inode: int) -> tuple[bytes, bytes]:
+    return pack_one(b"S", inode), pack_one(b"S", inode + 1)
+
+
+def record_key(client: int, sequence: int) -> bytes:
+    return pack_two(b"R", client, sequence)
+
+
+def orphan_key(removed_unix_ms: int, inode: int) -> bytes:
+    return pack_two(b"O", removed_unix_ms, inode)
+
+
+def garbage_key(removed_unix_ms: int, content: int) -> bytes:
+    return pack_two(b"G", removed_unix_ms, content)
+
+
+def cut_key(inode: int) -> bytes:
+    return pack_one(b"P", inode)
+
+
+def attribute_key(inode: int, name: bytes) -> bytes:
+    return pack_one(b"X", inode) + name
+
+
+def attribute_range(inode: int) -> tuple[bytes, bytes]:
+    return pack_one(b"X", inode), pack_one(b"X", inode + 1)
+
+
+def allocator_key(kind: bytes) -> bytes:
+    return b"A" + kind
+
+
+def kind_range(kind: bytes) -> tuple[bytes, bytes]:
+    """All keys that begin with one letter."""
+    return kind, bytes((kind[0] + 1,))
+
+
+def split_one(key: bytes) -> tuple[int, bytes]:
+    """The id in a key, and what follows it."""
+    return _ONE.unpack_from(key)[1], key[_ONE.size :]
+
+
+def split_two(key: bytes) -> tuple[int, int]:
+    """The two numbers of a key that is made of two."""
+    _, first, second = _TWO.unpack(key)
+    return first, second
+
+
+def encode_inode(inode: Inode) -> bytes:
+    return inode.SerializeToString()
+
+
+def decode_inode(value: bytes) -> Inode:
+    """Raises: CorruptData."""
+    try:
+        return Inode.FromString(value)
+    except DecodeError as error:
+        raise CorruptData("a stored inode cannot be read") from error
+
+
+def encode_entry(inode: int, kind: int) -> bytes:
+    return _ENTRY.pack(inode, kind)
+
+
+def decode_entry(value: bytes) -> Entry:
+    return Entry(*_ENTRY.unpack(value))
+
+
+def encode_session(client: int, opened_unix_ms: int) -> bytes:
+    return _SESSION.pack(client, opened_unix_ms)
+
+
+def decode_session(value: bytes) -> Session:
+    return Session(*_SESSION.unpack(value))
+
+
+def encode_time(time_ns: int) -> bytes:
+    return _TIME.pack(time_ns)
+
+
+def decode_time(value: bytes) -> int:
+    return int(_TIME.unpack(value)[0])
+
+
+def encode_count(count: int) -> bytes:
+    return _COUNT.pack(count)
+
+
+def decode_count(value: bytes | None) -> int:
+    return 0 if value is None else int(_COUNT.unpack(value)[0])
+
+
+def encode_record(unix_ms: int, method: int, reply: bytes) -> bytes:
+    return _RECORD.pack(unix_ms, method) + reply
+
+
+def decode_record(value: bytes) -> tuple[int, int, bytes]:
+    """(when, lane number of the method, serialized reply) of a request that has been carried out."""
+    unix_ms, method = _RECORD.unpack_from(value)
+    return unix_ms, method, value[_RECORD.size :]
+
+
+def encode_next(number: int) -> bytes:
+    return _NEXT.pack(number)
+
+
+def decode_next(value: bytes) -> int:
+    return int(_NEXT.unpack(value)[0])
+
+
+def encode_cut(content: int, length: int) -> bytes:
+    return _CUT.pack(content, length)
+
+
+def decode_cut(value: bytes) -> Cut:
+    return Cut(*_CUT.unpack(value))
+
+
+def encode_garbage(inode: Inode, removed_unix_ms: int) -> bytes:
+    """What is needed to remove the chunks of `inode`'s content when the inode is gone."""
+    return RemovedContent(
+        content=inode.content,
+        inode=inode.id,
+        layout=inode.layout,
+        removed_unix_ms=removed_unix_ms,
+        length=inode.length,
+    ).SerializeToString()
+
+
+def decode_garbage(value: bytes) -> RemovedContent:
+    """Raises: CorruptData."""
+    try:
+        return RemovedContent.FromString(value)
+    except DecodeError as error:
+        raise CorruptData("a stored record of removed content cannot be read") from error
+
+
+__all__ = [
+    "FORMAT_VERSION",
+    "SUPERBLOCK",
+    "Cut",
+    "Entry",
+    "Session",
+    "allocator_key",
+    "attribute_key",
+    "attribute_range",
+    "cut_key",
+    "decode_count",
+    "decode_cut",
+    "decode_entry",
+    "decode_garbage",
+    "decode_inode",
+    "decode_next",
+    "decode_record",
+    "decode_session",
+    "decode_time",
+    "encode_count",
+    "encode_cut",
+    "encode_entry",
+    "encode_garbage",
+    "encode_inode",
+    "encode_next",
+    "encode_record",
+    "encode_session",
+    "encode_time",
+    "entry_key",
+    "entry_range",
+    "garbage_key",
+    "inode_key",
+    "kind_range",
+    "orphan_key",
+    "record_key",
+    "session_key",
+    "session_range",
+    "split_one",
+    "split_two",
+    "subdirectories_key",
+    "time_key",
+]
