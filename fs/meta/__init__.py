@@ -15,11 +15,13 @@
     cluster      routing, heartbeats and clients, from the cluster manager
     service      the handlers of `service Meta`
 
-Everything durable is in the key-value store. In memory there is only what can be made again: read holds (clients
-register them again after a restart), the table of write sessions (loaded at start), the round robin of chains, and
-lengths that are less than 50 ms old. Several meta processes over one store would need an owner for each inode's read
-holds, for its row of the session table, and for truncations in progress; nothing else is tied to the process.
+Everything durable is in the key-value store. In memory there is only what can be made again: read holds
+(clients register them again after a restart), the table of write sessions (loaded at start), the round robin
+of chains, and lengths that are less than 50 ms old. Several meta processes over one store would need an
+owner for each inode's read holds, for its row of the session table, and for truncations in progress; nothing
+else is tied to the process.
 
-Times. `mtime`, `ctime` and `change` grow strictly within one process. Reading does not change `atime`: it is what was
-set when the file was made or by `utimes`; a stored atime for each read would turn every read into a write.
+Times. `mtime`, `ctime` and `change` grow strictly within one process. Reading does not change `atime`: it is
+what was set when the file was made or by `utimes`; a stored atime for each read would turn every read into a
+write.
 """

@@ -1,7 +1,7 @@
 """Which chain holds which chunk of a file (docs/formats.md, "Placement of a file's chunks").
 
-A new file takes the next `stripe` chains of its table, so that files spread evenly over the chains however large they
-are; the run is permuted by a seed, so that first chunks do not meet on the same chains.
+A new file takes the next `stripe` chains of its table, so that files spread evenly over the chains however
+large they are; the run is permuted by a seed, so that first chunks do not meet on the same chains.
 """
 
 import random
@@ -63,12 +63,15 @@ def validate(layout: Layout) -> None:
     chunk_bytes = layout.chunk_bytes
     if not CHUNK_BYTES_MIN <= chunk_bytes <= CHUNK_BYTES_MAX or chunk_bytes & (chunk_bytes - 1):
         raise InvalidArgument(
-            f"layout.chunk_bytes must be a power of two from {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}, not {chunk_bytes}"
+            f"layout.chunk_bytes must be a power of two from {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}, not
+            {chunk_bytes}"
         )
     if not 1 <= layout.stripe <= STRIPE_MAX:
         raise InvalidArgument(f"layout.stripe must be between 1 and {STRIPE_MAX}, not {layout.stripe}")
     if layout.inline_bytes > INLINE_BYTES_MAX:
-        raise InvalidArgument(f"layout.inline_bytes must be at most {INLINE_BYTES_MAX}, not {layout.inline_bytes}")
+        raise InvalidArgument(
+            f"layout.inline_bytes must be at most {INLINE_BYTES_MAX}, not {layout.inline_bytes}"
+        )
     if layout.permutation_version not in (0, PERMUTATION_VERSION):
         raise InvalidArgument(f"layout.permutation_version {layout.permutation_version} is not known")
 
@@ -94,14 +97,17 @@ class Placer:
         self._default = min(self._tables, default=0)
 
     def template(self, wanted: Layout | None, inherited: Layout | None) -> Layout:
-        """The template that new files follow: what the caller wants, or the directory's, or the configuration's.
+        """The template that new files follow: what the caller wants, or the directory's, or the
+        configuration's.
 
         Fields of `wanted` that are 0 are filled from the next one; chains are chosen later by `place`.
         """
         config = self._config
         base = inherited
         if base is None:
-            base = Layout(chunk_bytes=config.chunk_bytes, stripe=config.stripe, inline_bytes=config.inline_bytes)
+            base = Layout(
+                chunk_bytes=config.chunk_bytes, stripe=config.stripe, inline_bytes=config.inline_bytes
+            )
         if wanted is None:
             return base
         template = Layout(
@@ -121,7 +127,9 @@ class Placer:
         number = template.table or self._default
         table = self._tables.get(number)
         if table is None:
-            raise Unavailable("no chain table is known yet" if not number else f"chain table {number} is not known")
+            raise Unavailable(
+                "no chain table is known yet" if not number else f"chain table {number} is not known"
+            )
         count = len(table.chains)
         base = self._next.get(number)
         if base is None:

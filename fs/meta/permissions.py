@@ -1,7 +1,7 @@
 """Who may do what: mode bits, ownership, the sticky bit, and what becomes of set-id bits.
 
-Follows POSIX as Linux reads it. Root may do everything here; who may be root is decided where identities are proved
-(`wire.credentials`): a client's token never is.
+Follows POSIX as Linux reads it. Root may do everything here; who may be root is decided where identities are
+proved (`wire.credentials`): a client's token never is.
 """
 
 import stat
@@ -57,7 +57,9 @@ def require_removal(user: User, directory: Inode, inode: Inode) -> None:
     """Raises: PermissionDenied unless `user` may take the name of `inode` out of `directory`."""
     require(user, directory, WRITE | EXECUTE)
     if directory.permissions & stat.S_ISVTX and user.uid not in (0, inode.uid, directory.uid):
-        raise PermissionDenied("the directory is sticky: only the owner may remove this", errno=1, inode=inode.id)
+        raise PermissionDenied(
+            "the directory is sticky: only the owner may remove this", errno=1, inode=inode.id
+        )
 
 
 def inherit(user: User, directory: Inode, permissions: int, *, kind: int) -> tuple[int, int]:
@@ -74,8 +76,8 @@ def inherit(user: User, directory: Inode, permissions: int, *, kind: int) -> tup
 
 
 def without_set_id(permissions: int) -> int:
-    """Permissions after a change of content or owner: set-user-id goes, set-group-id too where it means execution."""
-    if permissions & stat.S_IXGRP:
+    """Permissions after a change of content or owner: set-user-id goes, set-group-id too where it means
+    execution.""" if permissions & stat.S_IXGRP:
         permissions &= ~stat.S_ISGID
     return permissions & ~stat.S_ISUID
 
@@ -97,8 +99,8 @@ def after_chmod(user: User, inode: Inode, permissions: int) -> int:
 
 
 def require_chown(user: User, inode: Inode, *, uid: int | None, gid: int | None) -> None:
-    """Raises: PermissionDenied (EPERM): only root gives files away; an owner may choose among its own groups."""
-    if user.uid == 0:
+    """Raises: PermissionDenied (EPERM): only root gives files away; an owner may choose among its own
+    groups.""" if user.uid == 0:
         return
     gives_away = uid is not None and uid != inode.uid
     foreign = gid is not None and gid != inode.gid and not user.is_member(gid)

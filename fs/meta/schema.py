@@ -3,8 +3,8 @@
     M                         superblock      format version, cluster id
     I inode                   inode           the `Inode` message of proto/meta.proto
     D directory name          entry           inode, type
-    T directory               entry time      when an entry last came or went: written blindly, so creates never conflict
-    N directory               subdirectories  how many: only making, removing and moving directories reads or writes it
+    T directory               entry time      when an entry last came or went; written blindly
+    N directory               subdirectories  how many
     S inode session           write session   client, when it was opened
     R client sequence         record          the answer to a request that has been carried out
     O removed_at inode        orphan          an inode without a name, until nobody has it open
@@ -13,8 +13,9 @@
     X inode name              attribute       an extended attribute
     A kind                    allocator       first id that is not reserved
 
-Ids in keys are big-endian, so that keys sort by number. A directory's record holds 2 as its link count while it has a
-name, and 0 after; what callers see is put together by `work.Work.visible`.
+Ids in keys are big-endian, so that keys sort by number. Making a file writes T but neither reads it nor writes its
+directory's I or N, so creates in one directory never conflict. A directory's record holds 2 as its link count
+while it has a name, and 0 after; what callers see is put together by `work.Work.visible`.
 """
 
 from struct import Struct

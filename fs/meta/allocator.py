@@ -1,0 +1,75 @@
+"""Ids that are never used twice, not even after power loss.
+
+A range is reserved in the store and the store synced to disk before the first id of it is handed out. A
+restart begins with a new range: at most `RANGE` ids are lost, of 2^63.
+"""
+
+from typing import Final
+
+from ..clock import Clock
+from ..kv import Durability, Engine, Transaction, run
+from . import schema
+
+RANGE: Final = 65_536  # at 10,000 creates a second one sync in six seconds
+LOW: Final = RANGE // 2  # when the next range is fetched in the background
+
+INODES: Final = b"i"
+CONTENTS: Final = b"c"
+FIRST_ID: Final = 16  # below are ids with a meaning: 0 none, 1 the root
+
+
+class NeedIds(Exception):  # noqa: N818, not an error: the operation is run again
+    """No reserved id is left; `refill` and try again."""
+
+    def __init__(self, allocator: "Allocator") -> None:
+        super().__init__()
+        self.allocator = allocator
+
+
+class Allocator:
+    """Hands out ids of one kind."""
+
+    def __init__(self, engine: Engine, kind: bytes, clock: Clock) -> None:
+        self._engine = engine
+        self._kind = kind
+        self._clock = clock
+        self._next = 0
+        self._end = 0
+        self._reserve: list[tuple[int, int]] = []
+
+    @property
+    def is_low(self) -> bool:
+        """Whether it is time to `refill`."""
+        return not self._reserve and self._end - self._next < LOW
+
+    def take(self) -> int:
+        """A new id. Raises: NeedIds."""
+        if self._next == self._end:
+            if not self._reserve:
+                raise NeedIds(self)
+            self._next, self._end = self._reserve.pop(0)
+        number = self._next
+        self._next += 1
+        return number
+
+    async def refill(self) -> None:
+        """Reserves another range, if this is still low."""
+        if not self.is_low:
+            return
+
+        def reserve(txn: Transaction) -> int:
+            key = schema.allocator_key(self._kind)
+            value = txn.get(key)
+            first = FIRST_ID if value is None else schema.decode_next(value)
+            txn.put(key, schema.encode_next(first + RANGE))
+            return first
+
+        # A reservation that is run twice, after an unknown outcome, skips a range and harms nobody.
+        first = await run(self._engine, reserve, durability=Durability.SYNC, clock=self._clock)
+        if self._next == self._end:
+            self._next, self._end = first, first + RANGE
+        else:
+            self._reserve.append((first, first + RANGE))
+
+
+__all__ = ["CONTENTS", "FIRST_ID", "INODES", "LOW", "RANGE", "Allocator", "NeedIds"]

@@ -1,0 +1,173 @@
+"""What meta knows of the cluster: routing, pushed by mgmtd; which clients live; and its own heartbeats."""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable, Collection
+from typing import Final
+
+from ..clock import Clock
+from ..errors import Error, Unavailable
+from ..ids import ChainId
+from ..wire import RpcClients, methods
+from ..wire.pb.common_pb2 import Empty
+from ..wire.pb.mgmtd_pb2 import (
+    CONNECTED,
+    NODE_STORAGE,
+    SERVING,
+    Chain,
+    ChainTable,
+    GetRoutingRequest,
+    HeartbeatRequest,
+    Node,
+    Routing,
+)
+
+log: Final = logging.getLogger("luciola.meta")
+
+RECONNECT_S: Final = 0.2
+CALL_TIMEOUT_S: Final = 2.0
+LEAVE_TIMEOUT_S: Final = 1.0
+
+
+class RoutingTable:
+    """The newest routing that was heard of."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.nodes: dict[int, Node] = {}
+        self.chains: dict[int, Chain] = {}
+        self.tables: dict[int, ChainTable] = {}
+
+    def apply(self, routing: Routing) -> None:
+        """Takes over a snapshot, or what has changed."""
+        if not routing.delta:
+            self.nodes.clear()
+            self.chains.clear()
+            self.tables.clear()
+        self.nodes.update((node.id, node) for node in routing.nodes)
+        self.chains.update((chain.id, chain) for chain in routing.chains)
+        self.tables.update((table.id, table) for table in routing.tables)
+        for number in routing.removed_nodes:
+            self.nodes.pop(number, None)
+        self.version = routing.version
+
+    def head(self, chain: ChainId) -> tuple[str, int]:
+        """(gRPC address of the head, chain version). Raises: Unavailable."""
+        known = self.chains.get(chain)
+        if known is None:
+            raise Unavailable(f"chain {chain} is not known")
+        for target in known.targets:
+            if target.state == SERVING:
+                node = self.nodes.get(target.node)
+                if node is None or not node.grpc_address:
+                    raise Unavailable(f"the head of chain {chain} has no address")
+                return node.grpc_address, known.version
+        raise Unavailable(f"chain {chain} has no replica that serves")
+
+    def storage_addresses(self) -> list[str]:
+        """gRPC addresses of the storage nodes that are here."""
+        return [
+            node.grpc_address
+            for node in self.nodes.values()
+            if node.kind == NODE_STORAGE and node.status == CONNECTED and node.grpc_address
+        ]
+
+
+class Cluster:
+    """Keeps in touch with mgmtd. `run` and `beat` are tasks."""
+
+    def __init__(self, clients: RpcClients, mgmtd: str, clock: Clock) -> None:
+        self.routing = RoutingTable()
+        self._clients = clients
+        self._mgmtd = mgmtd
+        self._clock = clock
+        self._changed = asyncio.Event()
+
+    async def watch(self, listener: Callable[[RoutingTable], None]) -> None:
+        """Follows routing for ever; `listener` is told of every change."""
+        while True:
+            try:
+                request = GetRoutingRequest(known_version=self.routing.version)
+                stream = self._clients.stream(self._mgmtd, methods.Mgmtd.stream_routing, request)
+                async for routing in stream:
+                    self.routing.apply(routing)
+                    self._changed.set()
+                    self._changed = asyncio.Event()
+                    listener(self.routing)
+            except Error as error:
+                log.warning("routing is not heard of for now: %s", error)
+            await self._clock.sleep(RECONNECT_S)
+
+    async def changed(self, timeout_s: float) -> None:
+        """Returns at the next change of routing, or after a while."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+
+    async def beat(self, node: Node) -> None:
+        """Sends heartbeats for ever."""
+        sequence = 0
+        while True:
+            sequence += 1
+            interval_s = 1.0
+            try:
+                request = HeartbeatRequest(node=node, sequence=sequence)
+                reply = await self._clients.call(
+                    self._mgmtd, methods.Mgmtd.heartbeat, request, timeout_s=CALL_TIMEOUT_S
+                )
+                interval_s = max(0.05, (reply.interval_ms or 1000) / 1000)
+            except Error as error:
+                log.warning("heartbeat failed: %s", error)
+            await self._clock.sleep(interval_s)
+
+    async def leave(self, node: Node) -> None:
+        """Tells mgmtd that this process stops."""
+        request = HeartbeatRequest(node=node, sequence=1 << 62, leaving=True)
+        try:
+            await self._clients.call(self._mgmtd, methods.Mgmtd.heartbeat, request, timeout_s=LEAVE_TIMEOUT_S)
+        except Error as error:
+            log.warning("mgmtd could not be told that this service stops: %s", error)
+
+    async def clients(self) -> Collection[int] | None:
+        """Clients that mgmtd knows, or None while it cannot say."""
+        try:
+            reply = await self._clients.call(
+                self._mgmtd, methods.Mgmtd.list_clients, Empty(), timeout_s=CALL_TIMEOUT_S
+            )
+        except Error as error:
+            log.warning("clients cannot be listed: %s", error)
+            return None
+        return None if reply.bootstrapping else {session.client for session in reply.clients}
+
+
+def boot_id() -> str:
+    """Of this host, as the kernel tells it."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def describe(  # noqa: PLR0913, fields of a message
+    kind: int, *, number: int, incarnation: int, rpc: str, lane: str, release: str
+) -> Node:
+    """This process as mgmtd shall know it."""
+    return Node(
+        id=number,
+        kind=kind,  # type: ignore[arg-type] # an enum's number
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        incarnation=incarnation,
+        grpc_address=rpc,
+        lane_address=lane,
+        boot_id=boot_id(),
+        release=release,
+    )
+
+
+__all__ = ["Cluster", "RoutingTable", "describe"]

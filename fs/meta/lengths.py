@@ -1,0 +1,64 @@
+"""How long a file is that somebody is writing: the chains know.
+
+A length that the store holds is brought up to date by its writers at `sync` and `close`. While another
+client has the file open for writing, `stat` asks the chains, so that it reports every write that was
+acknowledged `FRESH_S` before it began: for so long an answer is used again, which is below the staleness
+that clients allow for attributes.
+"""
+
+import asyncio
+from collections import OrderedDict
+from typing import Final
+
+from ..clock import Clock
+from ..wire.pb.meta_pb2 import Inode
+from .storage import Chunks
+from .work import Measured
+
+FRESH_S: Final = 0.05
+REMEMBERED_MAX: Final = 4096
+
+
+class Lengths:
+    """Asks the chains, and remembers for a moment."""
+
+    def __init__(self, chunks: Chunks, clock: Clock) -> None:
+        self._chunks = chunks
+        self._clock = clock
+        self._known: OrderedDict[tuple[int, int], tuple[float, int]] = OrderedDict()
+        self._asking: dict[tuple[int, int], asyncio.Task[int]] = {}
+
+    async def measure(self, inode: Inode) -> Measured:
+        """Where the file's chunks end, asked now. Raises: Unavailable."""
+        length = await self._chunks.end(inode.layout, inode.content)
+        return Measured(inode.content, inode.truncate_version, length)
+
+    async def recent(self, inode: Inode) -> int:
+        """Where the file's chunks end, or ended at most `FRESH_S` ago. Raises: Unavailable."""
+        key = (inode.content, inode.truncate_version)
+        known = self._known.get(key)
+        if known is not None and self._clock.monotonic() - known[0] <= FRESH_S:
+            return known[1]
+        task = self._asking.get(key)
+        if task is None:
+            task = asyncio.ensure_future(self._ask(key, inode))
+            self._asking[key] = task
+            task.add_done_callback(lambda done: self._answered(key, done))
+        return await asyncio.shield(task)
+
+    def _answered(self, key: tuple[int, int], task: asyncio.Task[int]) -> None:
+        self._asking.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # whoever waits gets it; nobody may be left to wait
+
+    async def _ask(self, key: tuple[int, int], inode: Inode) -> int:
+        asked_s = self._clock.monotonic()
+        length = await self._chunks.end(inode.layout, inode.content)
+        self._known[key] = (asked_s, length)
+        self._known.move_to_end(key)
+        if len(self._known) > REMEMBERED_MAX:
+            self._known.popitem(last=False)
+        return length
+
+
+__all__ = ["FRESH_S", "Lengths"]

@@ -1,0 +1,57 @@
+"""The end of sessions: many files in one transaction."""
+
+from typing import Final
+
+from ...errors import Error as OperatingError
+from ...errors import InvalidArgument, NotFound
+from ...wire.pb.common_pb2 import Error
+from ...wire.pb.meta_pb2 import CloseOne, CloseReply, CloseRequest, InodeReply
+from .. import schema
+from ..work import Work
+from .sync import absorb, require_writer
+
+CLOSES_MAX: Final = 1024  # sessions closed in one transaction
+
+
+def close(work: Work, request: CloseRequest) -> CloseReply:
+    """Closes each session and takes over what its writer reports. One that fails does not hinder the others.
+
+    A session that fails to close because its report is refused (Conflict for inline bytes) stays open.
+    """
+    if len(request.closes) > CLOSES_MAX:
+        raise InvalidArgument(f"at most {CLOSES_MAX} files are closed in one request")
+    reply = CloseReply()
+    for one in request.closes:
+        try:
+            reply.results.append(_close_one(work, one))
+            reply.errors.append(Error())
+        except OperatingError as error:
+            reply.results.append(InodeReply())
+            reply.errors.append(
+                Error(
+                    code=error.code, message=error.message, errno=error.errno or 0, retryable=error.retryable
+                )
+            )
+    return reply
+
+
+def _close_one(work: Work, one: CloseOne) -> InodeReply:
+    if not one.session and not (one.HasField("length") or one.has_inline or one.mtime_ns):
+        inode = work.find(one.inode)
+        return InodeReply() if inode is None else InodeReply(inode=work.visible(inode))
+    inode = work.take(one.inode)
+    work.pause(inode)
+    require_writer(work, inode, one.session)
+    absorb(work, inode, one, exact=False)
+    if one.session:
+        key = schema.session_key(one.inode, one.session)
+        value = work.txn.get(key)
+        if value is not None:
+            if schema.decode_session(value).client != work.client:
+                raise NotFound("not this client's session", inode=one.inode)
+            work.txn.delete(key)
+            work.closed.append((one.inode, one.session))
+    return InodeReply(inode=inode)
+
+
+__all__ = ["CLOSES_MAX", "close"]

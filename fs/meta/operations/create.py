@@ -1,0 +1,39 @@
+"""Making a regular file, or opening the one that has the name already."""
+
+from ...errors import AlreadyExists, IsADirectory
+from ...wire.pb.meta_pb2 import CreateRequest, InodeReply
+from ..resolve import locate
+from ..work import Work
+from .make import attach, claim, new_file, refuse_slash
+from .open import open_inode
+
+
+def create(work: Work, request: CreateRequest) -> InodeReply:
+    """A new file under a free name; else, unless `exclusive`, the existing file, opened.
+
+    Reads with conflict: the directory, the entry. Writes: entry, inode, the directory's entry time, a
+    session. Creates in one directory do not conflict with each other; with its removal they do.
+    Raises: AlreadyExists, IsADirectory, NotFound, NotADirectory, PermissionDenied, InvalidArgument,
+    Unavailable.
+    """
+    place = locate(work, request.path, follow=not request.exclusive)
+    if place.entry is not None:
+        if request.exclusive:
+            raise AlreadyExists("the name exists already", name=place.name)
+        if place.directory is None and not request.path.path:
+            raise IsADirectory("a name is needed to create a file")
+        if place.directory is not None:
+            work.entry(place.directory.id, place.name)
+        return open_inode(
+            work, place.entry.inode, read=request.read, write=request.write, truncate=request.truncate
+        )
+    refuse_slash(place)
+    directory = claim(work, place)
+    layout = request.layout if request.HasField("layout") else None
+    inode = new_file(work, directory, permissions=request.permissions, layout=layout)
+    attach(work, directory, place.name, inode)
+    session = work.open_session(inode.id) if request.write else 0
+    return InodeReply(inode=inode, session=session, created=True)
+
+
+__all__ = ["create"]

@@ -1,0 +1,57 @@
+"""What all operations share that take a name away."""
+
+from ...errors import IsADirectory, NotADirectory, NotEmpty, NotFound
+from ...wire.pb.meta_pb2 import DIRECTORY, Inode
+from .. import schema
+from ..permissions import require_removal
+from ..resolve import Place
+from ..work import Work
+
+
+def victim(work: Work, place: Place) -> Inode:
+    """The inode whose name is taken away, guarded together with its entry.
+
+    Raises: NotFound, PermissionDenied.
+    """
+    directory = place.directory
+    assert directory is not None, "checked by the caller: the path names an entry"
+    entry = work.entry(directory.id, place.name)
+    if entry is None:
+        raise NotFound("no such file or directory", name=place.name)
+    inode = work.take(entry.inode)
+    require_removal(work.user, directory, inode)
+    return inode
+
+
+def require_file(place: Place, inode: Inode) -> None:
+    """Raises: IsADirectory; NotADirectory if the path ended in a slash."""
+    if inode.type == DIRECTORY:
+        raise IsADirectory("is a directory", name=place.name)
+    if place.as_directory:
+        raise NotADirectory("not a directory", name=place.name)
+
+
+def require_empty(work: Work, inode: Inode) -> None:
+    """Raises: NotADirectory, NotEmpty. The commit fails if an entry comes in meanwhile."""
+    if inode.type != DIRECTORY:
+        raise NotADirectory("not a directory", inode=inode.id)
+    if work.txn.get_range(*schema.entry_range(inode.id), limit=1):
+        raise NotEmpty("the directory is not empty", inode=inode.id)
+
+
+def drop(work: Work, directory: int, name: bytes, inode: Inode) -> None:
+    """Takes the name away, and one link off the inode; without any it is left to the collector."""
+    work.txn.may_use_reserve = True
+    work.txn.delete(schema.entry_key(directory, name))
+    work.touch(directory)
+    if inode.type == DIRECTORY:
+        work.count_subdirectories(directory, -1)
+        inode.link_count = 0
+    else:
+        inode.link_count -= 1
+    if not inode.link_count:
+        work.txn.put(schema.orphan_key(work.now_ms, inode.id), b"")
+    work.change(inode)
+
+
+__all__ = ["drop", "require_empty", "require_file", "victim"]

@@ -1,0 +1,121 @@
+"""Setting and learning the length of a regular file.
+
+Three homes of bytes:
+- inline: they are `inline_data`; a longer `length` means zeros after them;
+- chunks under the inode's `content`;
+- none: a content that was never written.
+
+L1  A file's length never shrinks except by truncation, and each truncation makes `truncate_version` grow.
+L2  A length reported under an older `truncate_version` is not believed; the chains are asked.
+L3  When a truncation commits, no byte beyond its length is left under the content that the file then has,
+except
+    bytes written while it ran, and those lie within the length that is settled before their writer's session
+    ends.
+L4  A file in chunks becomes inline again only by truncation to nothing.
+"""
+
+from typing import Final
+
+from ...errors import Conflict, InvalidArgument
+from ...wire.pb.meta_pb2 import Inode, LengthHint
+from .. import schema
+from ..layout import length_max
+from ..permissions import after_write
+from ..work import NeedCut, NeedLength, Work
+
+EFBIG: Final = 27
+
+
+class Overtaken(Conflict):
+    """The caller made its bytes from a state of the file that is no more; trying again here is of no use."""
+
+
+def set_length(work: Work, inode: Inode, length: int) -> None:
+    """Truncates or extends `inode`, which was taken, and stores it.
+
+    Raises: InvalidArgument (EFBIG); NeedCut where chunks must go first.
+    """
+    if length > length_max(inode.layout):
+        raise InvalidArgument("the file would be too large", errno=EFBIG)
+    if inode.is_inline:
+        _cut_inline(work, inode, length)
+    elif length == 0 and not work.others_write(inode.id):
+        _replace_content(work, inode)
+    elif length < inode.length or work.is_written(inode.id):
+        _require_cut(work, inode, length)
+    if inode.id in work.cuts:
+        work.txn.delete(schema.cut_key(inode.id))
+    inode.length = length
+    inode.truncate_version += 1
+    inode.mtime_ns = work.now_ns
+    inode.permissions = after_write(work.user, inode)
+    work.change(inode)
+
+
+def _cut_inline(work: Work, inode: Inode, length: int) -> None:
+    inode.inline_data = inode.inline_data[:length]
+    if work.others_write(inode.id):
+        # Another client may have written chunks already, in order to leave the inode: they are not this
+        # file's.
+        _discard(work, inode)
+
+
+def _replace_content(work: Work, inode: Inode) -> None:
+    if inode.length or work.is_written(inode.id):
+        _discard(work, inode)
+    inode.is_inline = inode.layout.inline_bytes > 0
+    inode.inline_data = b""
+
+
+def _discard(work: Work, inode: Inode) -> None:
+    work.discard_content(inode)
+    inode.content = work.scene.contents.take()
+
+
+def _require_cut(work: Work, inode: Inode, length: int) -> None:
+    cut = work.cuts.get(inode.id)
+    if cut is None or cut.content != inode.content or cut.length != length:
+        raise NeedCut(inode.id, length)
+
+
+def absorb_length(work: Work, inode: Inode, hint: LengthHint, *, exact: bool) -> None:
+    """Lets a file in chunks grow to what a writer reports, or to what the chains hold.
+
+    Raises: NeedLength where the chains must be asked.
+    """
+    if not exact and hint.truncate_version == inode.truncate_version:
+        if hint.length > length_max(inode.layout):
+            raise InvalidArgument("the file would be too large", errno=EFBIG)
+        inode.length = max(inode.length, hint.length)
+        return
+    measured = work.measured.get(inode.id)
+    known = (inode.content, inode.truncate_version)
+    if measured is None or (measured.content, measured.truncate_version) != known:
+        raise NeedLength(inode.id)
+    inode.length = max(inode.length, measured.length)
+
+
+def absorb_inline(inode: Inode, data: bytes, hint: LengthHint, *, base: int) -> None:
+    """Replaces the content of an inline file.
+
+    Raises: Conflict if the caller made it from an older state; InvalidArgument if it does not fit.
+    """
+    if not inode.is_inline or inode.change != base:
+        raise Overtaken("the file has changed since these bytes were made", inode=inode.id)
+    if len(data) > inode.layout.inline_bytes:
+        raise InvalidArgument(f"at most {inode.layout.inline_bytes} bytes fit this inode", errno=EFBIG)
+    inode.inline_data = data
+    inode.length = len(data)
+    if hint.truncate_version == inode.truncate_version:
+        inode.length = max(inode.length, min(hint.length, length_max(inode.layout)))
+
+
+def leave_inline(inode: Inode, *, base: int) -> None:
+    """The bytes of an inline file are in chunks now. Raises: Conflict if they were made from an older
+    state.""" if not inode.is_inline or inode.change != base:
+        raise Overtaken("the file has changed since its bytes were written", inode=inode.id)
+    inode.is_inline = False
+    inode.inline_data = b""
+
+
+__all__ = ["EFBIG", "Overtaken", "absorb_inline", "absorb_length", "leave_inline", "set_length"]

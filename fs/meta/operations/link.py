@@ -1,0 +1,42 @@
+"""Hard links."""
+
+from typing import Final
+
+from ...errors import InvalidArgument, NotFound, PermissionDenied
+from ...wire.pb.meta_pb2 import DIRECTORY, InodeReply, LinkRequest
+from .. import schema
+from ..resolve import locate
+from ..work import Work
+from .make import free_place
+
+LINKS_MAX: Final = 65_535  # what tools expect of st_nlink
+EMLINK: Final = 31
+
+
+def link(work: Work, request: LinkRequest) -> InodeReply:
+    """One more name for an inode that is not a directory and has a name.
+
+    Reads with conflict: the inode, the new parent, the new entry. Writes: the entry, the inode.
+    Raises: PermissionDenied (EPERM for a directory), AlreadyExists, NotFound, InvalidArgument (EMLINK).
+    """
+    source = locate(work, request.source, follow=request.follow)
+    if source.entry is None:
+        raise NotFound("no such file or directory", name=source.name)
+    if source.directory is not None:
+        work.entry(source.directory.id, source.name)
+    inode = work.take(source.entry.inode)
+    if inode.type == DIRECTORY:
+        raise PermissionDenied("directories have one name", errno=1, inode=inode.id)
+    if not inode.link_count:
+        raise NotFound("the file has been removed", inode=inode.id)
+    if inode.link_count >= LINKS_MAX:
+        raise InvalidArgument("the file has too many names", errno=EMLINK)
+    directory, name = free_place(work, request.target)
+    inode.link_count += 1
+    work.change(inode)
+    work.txn.put(schema.entry_key(directory.id, name), schema.encode_entry(inode.id, inode.type))
+    work.touch(directory.id)
+    return InodeReply(inode=inode)
+
+
+__all__ = ["LINKS_MAX", "link"]

@@ -1,0 +1,143 @@
+"""Moving a name, with what it replaces."""
+
+from typing import Final
+
+from ...errors import AlreadyExists, Busy, InvalidArgument, IsADirectory, NotADirectory, NotFound
+from ...ids import ROOT_INODE
+from ...wire.pb.meta_pb2 import DIRECTORY, Inode, Path, RenameReply, RenameRequest
+from .. import schema
+from ..permissions import EXECUTE, WRITE, require, require_removal
+from ..resolve import ELOOP, Place, locate
+from ..work import Work
+from .detach import drop, require_empty
+
+ANCESTORS_MAX: Final = 16_384  # deeper trees than this cannot be moved
+
+
+def rename(work: Work, request: RenameRequest) -> RenameReply:
+    """Gives what the source names the target's name, replacing what had it; or exchanges the two.
+
+    Reads with conflict: both parents, both entries, both inodes; if a directory moves to another one, every
+    ancestor of the target; if a directory is replaced, the range of its entries.
+    Raises: NotFound, AlreadyExists, NotEmpty, NotADirectory, IsADirectory, PermissionDenied, Busy,
+    InvalidArgument (EINVAL: into itself; ELOOP: too deep).
+    """
+    if request.no_replace and request.exchange:
+        raise InvalidArgument("no_replace and exchange exclude each other")
+    source = _place(work, request.source)
+    target = _place(work, request.target)
+    moved = _existing(work, source)
+    replaced = _occupant(work, target)
+    if replaced is not None and request.no_replace:
+        raise AlreadyExists("the name exists already", name=target.name)
+    if replaced is None and request.exchange:
+        raise NotFound("no such file or directory", name=target.name)
+    if (source.as_directory or target.as_directory) and moved.type != DIRECTORY:
+        raise NotADirectory("not a directory", name=source.name)
+    _require_move(work, source, moved, into=target)
+    if request.exchange:
+        assert replaced is not None, "checked above"
+        _require_move(work, target, replaced, into=source)
+        return _exchange(work, source, moved, target, replaced)
+    if replaced is not None:
+        require_removal(work.user, _parent(target), replaced)
+        if replaced.id == moved.id:
+            return RenameReply(moved=work.visible(moved))
+        _require_replaceable(work, moved, replaced)
+    return _move(work, source, moved, target, replaced)
+
+
+def _place(work: Work, path: Path) -> Place:
+    place = locate(work, path, follow=False)
+    if place.directory is None:
+        raise Busy("this name cannot be moved or replaced", name=place.name)
+    if not place.directory.link_count:
+        raise NotFound("the directory has been removed", inode=place.directory.id)
+    work.txn.add_read_conflict(schema.inode_key(place.directory.id))
+    require(work.user, place.directory, WRITE | EXECUTE)
+    return place
+
+
+def _parent(place: Place) -> Inode:
+    assert place.directory is not None, "`_place` refuses paths without a parent"
+    return place.directory
+
+
+def _existing(work: Work, place: Place) -> Inode:
+    inode = _occupant(work, place)
+    if inode is None:
+        raise NotFound("no such file or directory", name=place.name)
+    return inode
+
+
+def _occupant(work: Work, place: Place) -> Inode | None:
+    entry = work.entry(_parent(place).id, place.name)
+    return None if entry is None else work.take(entry.inode)
+
+
+def _require_move(work: Work, source: Place, inode: Inode, *, into: Place) -> None:
+    """Raises unless the inode may leave its directory and go to the other one."""
+    require_removal(work.user, _parent(source), inode)
+    if inode.type != DIRECTORY or _parent(source).id == _parent(into).id:
+        return
+    require(work.user, inode, WRITE)  # its ".." changes
+    _refuse_loop(work, inode, below=_parent(into))
+
+
+def _refuse_loop(work: Work, inode: Inode, *, below: Inode) -> None:
+    """Raises: InvalidArgument if `below` lies inside `inode`. The commit fails if an ancestor moves."""
+    ancestor = below
+    for _ in range(ANCESTORS_MAX):
+        if ancestor.id == inode.id:
+            raise InvalidArgument("a directory cannot be moved into itself", inode=inode.id)
+        if ancestor.id == ROOT_INODE:
+            return
+        ancestor = work.take(ancestor.parent)
+    raise InvalidArgument("the directory is too deep", errno=ELOOP)
+
+
+def _require_replaceable(work: Work, moved: Inode, replaced: Inode) -> None:
+    if moved.type == DIRECTORY:
+        require_empty(work, replaced)
+    elif replaced.type == DIRECTORY:
+        raise IsADirectory("is a directory", inode=replaced.id)
+
+
+def _move(work: Work, source: Place, moved: Inode, target: Place, replaced: Inode | None) -> RenameReply:
+    if replaced is not None:
+        drop(work, _parent(target).id, target.name, replaced)
+    work.txn.delete(schema.entry_key(_parent(source).id, source.name))
+    work.touch(_parent(source).id)
+    if moved.type == DIRECTORY and _parent(source).id != _parent(target).id:
+        work.count_subdirectories(_parent(source).id, -1)
+        work.count_subdirectories(_parent(target).id, +1)
+    _settle(work, moved, target)
+    return RenameReply(
+        moved=work.visible(moved), replaced=None if replaced is None else work.visible(replaced)
+    )
+
+
+def _exchange(work: Work, source: Place, moved: Inode, target: Place, replaced: Inode) -> RenameReply:
+    if moved.id == replaced.id:
+        return RenameReply(moved=work.visible(moved), replaced=work.visible(replaced))
+    shift = (replaced.type == DIRECTORY) - (moved.type == DIRECTORY)
+    if shift and _parent(source).id != _parent(target).id:
+        work.count_subdirectories(_parent(source).id, shift)
+        work.count_subdirectories(_parent(target).id, -shift)
+    _settle(work, moved, target)
+    _settle(work, replaced, source)
+    return RenameReply(moved=work.visible(moved), replaced=work.visible(replaced))
+
+
+def _settle(work: Work, inode: Inode, place: Place) -> None:
+    """Puts the inode under its new name."""
+    directory = _parent(place)
+    if inode.type == DIRECTORY:
+        inode.parent = directory.id
+        inode.name = place.name
+    work.change(inode)
+    work.txn.put(schema.entry_key(directory.id, place.name), schema.encode_entry(inode.id, inode.type))
+    work.touch(directory.id)
+
+
+__all__ = ["ANCESTORS_MAX", "rename"]

@@ -1,0 +1,91 @@
+"""Permissions, owner, times, length, and the layout that a directory hands on."""
+
+from typing import Final
+
+from ...errors import InvalidArgument, IsADirectory, NotADirectory, NotFound
+from ...wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, InodeReply, SetAttrRequest
+from .. import schema
+from ..permissions import (
+    WRITE,
+    after_chmod,
+    after_chown,
+    require,
+    require_chown,
+    require_owner,
+)
+from ..resolve import locate
+from ..work import Work
+from .length import set_length
+
+NO_ID: Final = 0xFFFF_FFFF  # (uid_t)-1: "leave it"
+
+
+def set_attr(work: Work, request: SetAttrRequest) -> InodeReply:
+    """Changes what is set in the request, all or nothing.
+
+    Reads with conflict: the inode. Raises: NotFound, PermissionDenied, IsADirectory, InvalidArgument.
+    """
+    place = locate(work, request.path, follow=request.follow)
+    if place.entry is None:
+        raise NotFound("no such file or directory", name=place.name)
+    inode = work.take(place.entry.inode)
+    work.pause(inode)
+    # The length first: it may have to wait for the chains, and it clears set-id bits that a chmod then may
+    # set.
+    if request.HasField("length"):
+        _length(work, inode, request)
+    _owner(work, inode, request)
+    if request.HasField("permissions"):
+        inode.permissions = after_chmod(work.user, inode, request.permissions)
+    _times(work, inode, request)
+    if request.HasField("layout"):
+        _layout(work, inode, request)
+    work.change(inode)
+    return InodeReply(inode=work.visible(inode))
+
+
+def _length(work: Work, inode: Inode, request: SetAttrRequest) -> None:
+    if inode.type == DIRECTORY:
+        raise IsADirectory("is a directory", inode=inode.id)
+    if inode.type != REGULAR:
+        raise InvalidArgument("only regular files have a length", inode=inode.id)
+    if not work.owns_session(inode.id, request.session):
+        require(work.user, inode, WRITE)
+    set_length(work, inode, request.length)
+
+
+def _owner(work: Work, inode: Inode, request: SetAttrRequest) -> None:
+    uid = request.uid if request.HasField("uid") and request.uid != NO_ID else None
+    gid = request.gid if request.HasField("gid") and request.gid != NO_ID else None
+    if uid is None and gid is None:
+        return
+    require_chown(work.user, inode, uid=uid, gid=gid)
+    inode.permissions = after_chown(inode)
+    inode.uid = inode.uid if uid is None else uid
+    inode.gid = inode.gid if gid is None else gid
+
+
+def _times(work: Work, inode: Inode, request: SetAttrRequest) -> None:
+    explicit = request.HasField("atime_ns") or request.HasField("mtime_ns")
+    if not explicit and not request.atime_now and not request.mtime_now:
+        return
+    if explicit:
+        require_owner(work.user, inode)
+    elif work.user.uid != inode.uid and not work.owns_session(inode.id, request.session):
+        require(work.user, inode, WRITE)
+    if request.atime_now or request.HasField("atime_ns"):
+        inode.atime_ns = work.now_ns if request.atime_now else request.atime_ns
+    if request.mtime_now or request.HasField("mtime_ns"):
+        inode.mtime_ns = work.now_ns if request.mtime_now else request.mtime_ns
+        if inode.type == DIRECTORY:
+            work.txn.delete(schema.time_key(inode.id))  # older than what was set just now
+
+
+def _layout(work: Work, inode: Inode, request: SetAttrRequest) -> None:
+    if inode.type != DIRECTORY:
+        raise NotADirectory("only directories hand on a layout", inode=inode.id)
+    require_owner(work.user, inode)
+    inode.layout.CopyFrom(work.scene.placer.template(request.layout, None))
+
+
+__all__ = ["set_attr"]

@@ -1,0 +1,28 @@
+"""Symbolic links."""
+
+from ...errors import InvalidArgument
+from ...wire.pb.meta_pb2 import SYMLINK, InodeReply, SymlinkRequest
+from ..resolve import ENAMETOOLONG, PATH_BYTES_MAX
+from ..work import Work
+from .make import attach, free_place, new_inode
+
+
+def symlink(work: Work, request: SymlinkRequest) -> InodeReply:
+    """A symbolic link whose target need not exist.
+
+    Raises: AlreadyExists, NotFound, NotADirectory, PermissionDenied, InvalidArgument.
+    """
+    target = request.target
+    if not target or b"\0" in target:
+        raise InvalidArgument("not a target of a symbolic link", errno=0 if target else 2)
+    if len(target) >= PATH_BYTES_MAX:
+        raise InvalidArgument("the target is too long", errno=ENAMETOOLONG)
+    directory, name = free_place(work, request.path)
+    inode = new_inode(work, directory, kind=SYMLINK, permissions=0o777)
+    inode.symlink_target = target
+    inode.length = len(target)
+    attach(work, directory, name, inode)
+    return InodeReply(inode=inode)
+
+
+__all__ = ["symlink"]

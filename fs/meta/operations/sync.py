@@ -1,0 +1,65 @@
+"""What a writer reports of a file: its length, its time, its bytes if they fit the inode."""
+
+from typing import Final
+
+from ...errors import InvalidArgument, IsADirectory
+from ...wire.pb.meta_pb2 import DIRECTORY, REGULAR, CloseOne, Inode, InodeReply, SyncRequest
+from ..permissions import WRITE, after_write, require
+from ..work import Work
+from .length import absorb_inline, absorb_length, leave_inline
+
+EBADF: Final = 9
+
+
+def sync(work: Work, request: SyncRequest) -> InodeReply:
+    """Takes over what the request reports. `exact` asks the chains for the length.
+
+    A retry that finds the file left inline already, or the same bytes there, is recognised by its record.
+    Raises: NotFound; PermissionDenied; InvalidArgument; Conflict if inline bytes were made from an older
+    state.
+    """
+    inode = work.take(request.inode)
+    _require_file(inode)
+    work.pause(inode)
+    require_writer(work, inode, request.session)
+    if request.leave_inline:
+        leave_inline(inode, base=request.inline_base)
+    absorb(work, inode, request, exact=request.exact)
+    return InodeReply(inode=inode)
+
+
+def absorb(work: Work, inode: Inode, report: SyncRequest | CloseOne, *, exact: bool) -> None:
+    """Applies a report to the inode, and stores it if anything in it has changed."""
+    wrote = report.has_inline or report.HasField("length") or bool(report.mtime_ns)
+    before = (inode.length, inode.mtime_ns, inode.is_inline, inode.permissions)
+    if report.has_inline:
+        absorb_inline(inode, report.inline_data, report.length, base=report.inline_base)
+    elif not inode.is_inline and (exact or report.HasField("length")):
+        absorb_length(work, inode, report.length, exact=exact)
+    elif inode.is_inline and report.length.truncate_version == inode.truncate_version:
+        # Zeros after the inline bytes: the file was extended without bytes of its own.
+        inode.length = max(inode.length, report.length.length)
+    if report.mtime_ns:
+        inode.mtime_ns = report.mtime_ns
+    if wrote:
+        inode.permissions = after_write(work.user, inode)
+    after = (inode.length, inode.mtime_ns, inode.is_inline, inode.permissions)
+    left = isinstance(report, SyncRequest) and report.leave_inline
+    if after != before or report.has_inline or left:
+        work.change(inode)
+
+
+def require_writer(work: Work, inode: Inode, session: int) -> None:
+    """Raises: PermissionDenied unless the caller has the file open for writing, or might open it."""
+    if not work.owns_session(inode.id, session):
+        require(work.user, inode, WRITE)
+
+
+def _require_file(inode: Inode) -> None:
+    if inode.type == DIRECTORY:
+        raise IsADirectory("is a directory", inode=inode.id)
+    if inode.type != REGULAR:
+        raise InvalidArgument("only regular files are written", inode=inode.id)
+
+
+__all__ = ["EBADF", "absorb", "require_writer", "sync"]

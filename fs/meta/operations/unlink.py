@@ -1,0 +1,28 @@
+"""Taking the name of a file away."""
+
+from ...errors import InvalidArgument, IsADirectory
+from ...wire.pb.meta_pb2 import InodeReply, UnlinkRequest
+from ..resolve import locate
+from ..work import Work
+from .detach import drop, require_file, victim
+
+
+def unlink(work: Work, request: UnlinkRequest) -> InodeReply:
+    """Removes one name; the reply is the inode with the links it has left.
+
+    Reads with conflict: the entry, the inode. Writes: both, the directory's entry time, an orphan without
+    links.
+    Raises: NotFound, IsADirectory, NotADirectory, PermissionDenied, InvalidArgument.
+    """
+    place = locate(work, request.path, follow=False)
+    if place.directory is None:
+        if not request.path.path:
+            raise InvalidArgument("a name is needed to remove a file")
+        raise IsADirectory("is a directory", name=place.name)
+    inode = victim(work, place)
+    require_file(place, inode)
+    drop(work, place.directory.id, place.name, inode)
+    return InodeReply(inode=inode)
+
+
+__all__ = ["unlink"]

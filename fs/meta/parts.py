@@ -1,0 +1,108 @@
+"""Putting a meta service together over a store, and preparing the store."""
+
+import random
+
+from ..clock import Clock
+from ..config import MetaConfig
+from ..errors import ConfigError
+from ..ids import ROOT_INODE
+from ..kv import Durability, Engine, Transaction, run
+from ..wire.pb.meta_pb2 import DIRECTORY, Inode
+from . import schema
+from .allocator import CONTENTS, INODES, Allocator
+from .collector import Collector, Membership
+from .layout import Placer
+from .lengths import Lengths
+from .service import MetaService, Parts
+from .sessions import Holds, Writers
+from .storage import Chunks, StorageControl
+from .truncation import Truncations
+from .work import DIRECTORY_LINKS, Scene
+
+
+async def format_store(engine: Engine, *, cluster_id: str, clock: Clock) -> None:
+    """Makes the root directory in an empty store. Raises: ConfigError if the store is another cluster's."""
+
+    def prepare(txn: Transaction) -> None:
+        superblock = txn.get(schema.SUPERBLOCK)
+        wanted = schema.FORMAT_VERSION.to_bytes(4, "little") + cluster_id.encode()
+        if superblock is not None:
+            if superblock[:4] != wanted[:4]:
+                raise ConfigError("the metadata were written by another version of this program")
+            if superblock != wanted:
+                raise ConfigError(
+                    f"the metadata belong to cluster {superblock[4:].decode()!r}, not {cluster_id!r}"
+                )
+            return
+        now_ns = clock.unix_ns()
+        root = Inode(
+            id=ROOT_INODE,
+            type=DIRECTORY,
+            permissions=0o755,
+            link_count=DIRECTORY_LINKS,
+            parent=ROOT_INODE,
+            atime_ns=now_ns,
+            mtime_ns=now_ns,
+            ctime_ns=now_ns,
+            birth_ns=now_ns,
+            change=1,
+        )
+        txn.put(schema.SUPERBLOCK, wanted)
+        txn.put(schema.inode_key(ROOT_INODE), schema.encode_inode(root))
+
+    await run(engine, prepare, durability=Durability.SYNC, clock=clock)
+
+
+async def build(  # noqa: PLR0913, the seams of the service
+    engine: Engine,
+    control: StorageControl,
+    membership: Membership,
+    *,
+    config: MetaConfig,
+    clock: Clock,
+    cluster_id: str,
+    session_timeout_s: float,
+    placer: Placer | None = None,
+) -> tuple[MetaService, Collector, Parts]:
+    """A service and its collector over `engine`, ready to answer."""
+    await format_store(engine, cluster_id=cluster_id, clock=clock)
+    placer = placer or Placer(config)
+    chunks = Chunks(control, placer)
+    lengths = Lengths(chunks, clock)
+    truncations = Truncations(engine, chunks, clock)
+    writers = Writers()
+    holds = Holds()
+    inodes = Allocator(engine, INODES, clock)
+    contents = Allocator(engine, CONTENTS, clock)
+    scene = Scene(config, placer, inodes, contents, truncations)
+    truncations.load()
+    writers.load(engine)
+    await inodes.refill()
+    await contents.refill()
+    parts = Parts(
+        engine=engine,
+        clock=clock,
+        config=config,
+        scene=scene,
+        control=control,
+        lengths=lengths,
+        truncations=truncations,
+        writers=writers,
+        holds=holds,
+        incarnation=random.SystemRandom().getrandbits(63) | 1,
+    )
+    collector = Collector(
+        engine,
+        clock,
+        config,
+        chunks=chunks,
+        lengths=lengths,
+        writers=writers,
+        holds=holds,
+        membership=membership,
+        session_timeout_s=session_timeout_s,
+    )
+    return MetaService(parts), collector, parts
+
+
+__all__ = ["build", "format_store"]

@@ -1,0 +1,147 @@
+"""Who has which file open.
+
+`Writers` mirrors the stored write sessions, so that a `stat` need not look for them in the store. `Holds`
+counts how often each client has an inode open for reading; it is in memory only: after a restart clients
+send `Hold` with all that they have open, and until they could have, nothing is collected.
+
+With several meta processes over one store each inode's rows would have one owner.
+"""
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
+from typing import Final
+
+from ..kv import Engine
+from . import schema
+
+PAGE: Final = 10_000
+REMEMBERED_MAX: Final = 1024  # opens of one client that are recognised when they are sent again
+
+
+class Writers:
+    """Write sessions by inode, as in the store."""
+
+    def __init__(self) -> None:
+        self._clients: dict[int, dict[int, int]] = {}  # inode → session → client
+        self.count = 0
+
+    def load(self, engine: Engine) -> None:
+        """Reads all sessions from the store."""
+        self._clients.clear()
+        self.count = 0
+        begin, end = schema.kind_range(b"S")
+        while True:
+            pairs = engine.begin().snapshot_range(begin, end, limit=PAGE)
+            for key, value in pairs:
+                inode, session = schema.split_two(key)
+                self.add(inode, session, schema.decode_session(value).client)
+            if len(pairs) < PAGE:
+                return
+            begin = pairs[-1][0] + b"\x00"
+
+    def reload(self, engine: Engine, inode: int) -> None:
+        """Reads the sessions of one inode again, after a commit with an unknown outcome."""
+        for session in list(self._clients.get(inode, ())):
+            self.remove(inode, session)
+        for key, value in engine.begin().snapshot_range(*schema.session_range(inode)):
+            self.add(inode, schema.split_two(key)[1], schema.decode_session(value).client)
+
+    def add(self, inode: int, session: int, client: int) -> None:
+        sessions = self._clients.setdefault(inode, {})
+        self.count += session not in sessions
+        sessions[session] = client
+
+    def remove(self, inode: int, session: int) -> None:
+        sessions = self._clients.get(inode)
+        if sessions is None:
+            return
+        self.count -= sessions.pop(session, None) is not None
+        if not sessions:
+            del self._clients[inode]
+
+    def has_other(self, inode: int, client: int) -> bool:
+        """Whether a client other than `client` has the inode open for writing."""
+        sessions = self._clients.get(inode)
+        return sessions is not None and any(owner != client for owner in sessions.values())
+
+    def __contains__(self, inode: object) -> bool:
+        return inode in self._clients
+
+    def of_clients_outside(self, known: Collection[int]) -> list[tuple[int, int, int]]:
+        """(inode, session, client) of clients that are not in `known`."""
+        return [
+            (inode, session, client)
+            for inode, sessions in self._clients.items()
+            for session, client in sessions.items()
+            if client not in known
+        ]
+
+
+class Holds:
+    """Files open for reading, by client."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, dict[int, int]] = {}  # client → inode → opens
+        self._totals: dict[int, int] = {}  # inode → opens of all clients
+        self._seen: dict[int, OrderedDict[int, None]] = {}  # client → sequences
+
+    @property
+    def count(self) -> int:
+        return sum(self._totals.values())
+
+    @property
+    def clients(self) -> Collection[int]:
+        return self._counts.keys()
+
+    def acquire(self, client: int, inode: int, sequence: int) -> None:
+        """One more open, unless this request has been counted already."""
+        if self._is_new(client, sequence):
+            self._add(client, inode, +1)
+
+    def release(self, client: int, inodes: Iterable[int], sequence: int) -> None:
+        """One open less of each of `inodes`, unless this request has been counted already."""
+        if self._is_new(client, sequence):
+            for inode in inodes:
+                if self._counts.get(client, {}).get(inode):
+                    self._add(client, inode, -1)
+
+    def replace(self, client: int, inodes: Iterable[int]) -> None:
+        """All that `client` has open; an inode may be named several times."""
+        self.forget(client)
+        for inode in inodes:
+            self._add(client, inode, +1)
+
+    def forget(self, client: int) -> None:
+        """The client is gone."""
+        for inode, count in list(self._counts.get(client, {}).items()):
+            self._add(client, inode, -count)
+        self._seen.pop(client, None)
+
+    def __contains__(self, inode: object) -> bool:
+        return inode in self._totals
+
+    def _is_new(self, client: int, sequence: int) -> bool:
+        if not sequence:
+            return True
+        seen = self._seen.setdefault(client, OrderedDict())
+        if sequence in seen:
+            return False
+        seen[sequence] = None
+        if len(seen) > REMEMBERED_MAX:
+            seen.popitem(last=False)
+        return True
+
+    def _add(self, client: int, inode: int, change: int) -> None:
+        counts = self._counts.setdefault(client, {})
+        for table, key in ((counts, inode), (self._totals, inode)):
+            count = table.get(key, 0) + change
+            assert count >= 0, "a hold is given back once"
+            if count:
+                table[key] = count
+            else:
+                table.pop(key, None)
+        if not counts:
+            del self._counts[client]
+
+
+__all__ = ["Holds", "Writers"]

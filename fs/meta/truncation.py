@@ -1,0 +1,167 @@
+"""Cutting chunks off a file, in an order that survives a crash.
+
+    1  the intent is stored, and on disk       key P: (content, length)
+    2  the chunks go, chain by chain           may be repeated
+    3  one transaction sets the length, makes `truncate_version` grow and removes the intent
+
+From 1 to 3 whoever asks meta for this file waits (`NeedPause`), so nobody is told the old length of a file
+that has lost bytes already. After a crash, or when a chain could not be reached, the intent is carried out
+by `resume`. Writers that report a length in between are asked to wait too; then their report is of an older
+`truncate_version`, and the chains are asked (length.py, L2 and L3).
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from ..clock import Clock
+from ..errors import Busy, Error
+from ..kv import Durability, Engine, Transaction, run
+from ..wire.pb.meta_pb2 import REGULAR, Inode
+from . import schema
+from .schema import Cut
+from .storage import Chunks
+
+log: Final = logging.getLogger("luciola.meta")
+
+WAIT_S: Final = 10.0  # then the caller is told to try again
+PAGE: Final = 1000
+
+
+class Truncations:
+    """Truncations in progress, by inode."""
+
+    def __init__(self, engine: Engine, chunks: Chunks, clock: Clock) -> None:
+        self._engine = engine
+        self._chunks = chunks
+        self._clock = clock
+        self._pending: dict[int, asyncio.Event | None] = {}  # None: nobody has waited yet
+        self._locks: dict[int, asyncio.Lock] = {}
+
+    def load(self) -> None:
+        """Reads from the store what a crash has left."""
+        begin, end = schema.kind_range(b"P")
+        while pairs := self._engine.begin().snapshot_range(begin, end, limit=PAGE):
+            for key, _ in pairs:
+                self._pending[schema.split_one(key)[0]] = None
+            begin = pairs[-1][0] + b"\x00"
+
+    def __contains__(self, inode: object) -> bool:
+        return inode in self._pending
+
+    async def wait(self, inode: int) -> None:
+        """Returns when no truncation of `inode` is in progress. Raises: Busy if that takes too long."""
+        if inode not in self._pending:
+            return
+        event = self._pending[inode]
+        if event is None:
+            event = self._pending[inode] = asyncio.Event()
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await event.wait()
+        except TimeoutError as error:
+            raise Busy("the file is being truncated", inode=inode) from error
+
+    @asynccontextmanager
+    async def cut(self, inode: int, length: int) -> AsyncIterator[Cut | None]:
+        """Steps 1 and 2; inside, the caller does step 3, and if it does not, it is done for it.
+
+        None if the file has no chunks any more. Raises: Unavailable; the intent is then carried out later.
+        """
+        lock = self._locks.setdefault(inode, asyncio.Lock())
+        try:
+            async with lock:
+                if inode in self._pending:
+                    await self._carry_out(inode)
+                cut = await self._intend(inode, length)
+                if cut is None:
+                    yield None
+                    return
+                await self._remove(inode, cut)
+                try:
+                    yield cut
+                finally:
+                    await self._complete(inode)
+        finally:
+            if not lock.locked():
+                self._locks.pop(inode, None)
+
+    async def resume(self) -> None:
+        """Carries out what is pending and not being worked on."""
+        for inode in [inode for inode in self._pending if inode not in self._locks]:
+            lock = self._locks.setdefault(inode, asyncio.Lock())
+            try:
+                async with lock:
+                    if inode in self._pending:
+                        await self._carry_out(inode)
+            except Error as error:
+                log.warning("truncation of inode %d is still pending: %s", inode, error)
+            finally:
+                if not lock.locked():
+                    self._locks.pop(inode, None)
+
+    async def _intend(self, inode: int, length: int) -> Cut | None:
+        def store(txn: Transaction) -> Cut | None:
+            value = txn.get(schema.inode_key(inode))
+            found = None if value is None else schema.decode_inode(value)
+            if found is None or found.type != REGULAR or found.is_inline:
+                return None
+            txn.put(schema.cut_key(inode), schema.encode_cut(found.content, length))
+            return Cut(found.content, length)
+
+        self._pending.setdefault(inode, None)
+        try:
+            cut = await run(self._engine, store, durability=Durability.SYNC, clock=self._clock)
+        except BaseException:
+            if self._engine.begin().snapshot_get(schema.cut_key(inode)) is None:
+                self._release(inode)
+            raise
+        if cut is None:
+            self._release(inode)
+        return cut
+
+    async def _remove(self, inode: int, cut: Cut) -> None:
+        value = self._engine.begin().snapshot_get(schema.inode_key(inode))
+        if value is not None:
+            await self._chunks.cut(schema.decode_inode(value).layout, cut.content, cut.length)
+
+    async def _carry_out(self, inode: int) -> None:
+        value = self._engine.begin().snapshot_get(schema.cut_key(inode))
+        if value is not None:
+            await self._remove(inode, schema.decode_cut(value))
+        await self._complete(inode)
+
+    async def _complete(self, inode: int) -> None:
+        """Step 3, unless it is done."""
+
+        def finish(txn: Transaction) -> None:
+            value = txn.get(schema.cut_key(inode))
+            if value is None:
+                return
+            txn.delete(schema.cut_key(inode))
+            stored = txn.get(schema.inode_key(inode))
+            if stored is not None:
+                _shorten(txn, schema.decode_inode(stored), schema.decode_cut(value), self._clock.unix_ns())
+
+        await run(self._engine, finish, clock=self._clock)
+        self._release(inode)
+
+    def _release(self, inode: int) -> None:
+        event = self._pending.pop(inode, None)
+        if event is not None:
+            event.set()
+
+
+def _shorten(txn: Transaction, inode: Inode, cut: Cut, now_ns: int) -> None:
+    if inode.content != cut.content:
+        return
+    inode.length = cut.length
+    inode.truncate_version += 1
+    inode.change += 1
+    inode.mtime_ns = inode.ctime_ns = now_ns
+    txn.put(schema.inode_key(inode.id), schema.encode_inode(inode))
+
+
+__all__ = ["Truncations"]

@@ -1,0 +1,219 @@
+"""One attempt at one operation: its transaction, its caller, and what must happen after the commit.
+
+Operations are functions of a `Work` and a request that never wait. Where one cannot go on until something
+outside the store has happened, it raises a `Need`; the service satisfies it and runs the operation again
+from the start:
+
+    NeedIds      ids must be reserved
+    NeedLength   the chains must be asked how long a file is
+    NeedCut      chunks must be removed from the chains before the operation commits
+    NeedPause    a truncation of this inode is in progress
+"""
+
+from collections.abc import Container
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from ..config import MetaConfig
+from ..errors import NotADirectory, NotFound
+from ..ids import ROOT_INODE
+from ..kv import Transaction
+from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode
+from . import schema
+from .allocator import Allocator, NeedIds
+from .layout import Placer
+from .permissions import User
+from .schema import Cut, Entry
+
+DIRECTORY_LINKS: Final = 2  # its name, and its own "."
+NS_PER_MS: Final = 1_000_000
+
+
+class Need(Exception):  # noqa: N818, not an error: the operation is run again
+    """The operation cannot go on before something has happened outside the store."""
+
+    def __init__(self, inode: int) -> None:
+        super().__init__(inode)
+        self.inode = inode
+
+
+class NeedLength(Need):
+    """The chains must be asked how long this file is."""
+
+
+class NeedPause(Need):
+    """A truncation of this file is in progress."""
+
+
+class NeedCut(Need):
+    """Chunks of this file beyond `length` must be removed first."""
+
+    def __init__(self, inode: int, length: int) -> None:
+        super().__init__(inode)
+        self.length = length
+
+
+class Measured(NamedTuple):
+    """What the chains said: the end of the last chunk of `content`, asked at this `truncate_version`."""
+
+    content: int
+    truncate_version: int
+    length: int
+
+
+@dataclass(slots=True)
+class Scene:
+    """What operations find around them and share."""
+
+    config: MetaConfig
+    placer: Placer
+    inodes: Allocator
+    contents: Allocator
+    cutting: Container[int] = ()  # inodes with a truncation in progress
+
+
+@dataclass(slots=True)
+class Work:
+    """One attempt. `now_ns` and `session` are the same in every attempt at one operation."""
+
+    scene: Scene
+    txn: Transaction
+    user: User
+    client: int
+    now_ns: int
+    session: int = 0  # for a file that is opened for writing
+    measured: dict[int, Measured] = field(default_factory=dict)
+    cuts: dict[int, Cut] = field(default_factory=dict)  # carried out by this operation
+    opened: list[tuple[int, int]] = field(default_factory=list)  # (inode, session): after the commit
+    closed: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def now_ms(self) -> int:
+        return self.now_ns // NS_PER_MS
+
+    # Reading.
+
+    def find(self, inode: int) -> Inode | None:
+        """The inode as stored, or None; it may change before the commit."""
+        value = self.txn.snapshot_get(schema.inode_key(inode))
+        return None if value is None else schema.decode_inode(value)
+
+    def load(self, inode: int) -> Inode:
+        """The inode as stored; it may change before the commit. Raises: NotFound."""
+        value = self.txn.snapshot_get(schema.inode_key(inode))
+        if value is None:
+            raise NotFound("no such inode", inode=inode)
+        return schema.decode_inode(value)
+
+    def take(self, inode: int) -> Inode:
+        """The inode as stored, to be changed: the commit fails if somebody else changes it. Raises:
+        NotFound.""" value = self.txn.get(schema.inode_key(inode))
+        if value is None:
+            raise NotFound("no such inode", inode=inode)
+        return schema.decode_inode(value)
+
+    def directory(self, inode: int) -> Inode:
+        """The directory as stored; it may change before the commit. Raises: NotFound, NotADirectory."""
+        found = self.load(inode or ROOT_INODE)
+        if found.type != DIRECTORY:
+            raise NotADirectory("not a directory", inode=inode)
+        return found
+
+    def entry(self, directory: int, name: bytes) -> Entry | None:
+        """What the directory says of the name; the commit fails if that changes."""
+        value = self.txn.get(schema.entry_key(directory, name))
+        return None if value is None else schema.decode_entry(value)
+
+    def glance(self, directory: int, name: bytes) -> Entry | None:
+        """As `entry`, but it may change before the commit."""
+        value = self.txn.snapshot_get(schema.entry_key(directory, name))
+        return None if value is None else schema.decode_entry(value)
+
+    def visible(self, inode: Inode) -> Inode:
+        """The inode as callers see it: a directory's times and links are kept beside its record."""
+        if inode.type != DIRECTORY:
+            return inode
+        txn = self.txn
+        seen = Inode()
+        seen.CopyFrom(inode)
+        changed = txn.snapshot_get(schema.time_key(inode.id))
+        if changed is not None:
+            changed_ns = schema.decode_time(changed)
+            seen.mtime_ns = changed_ns
+            seen.ctime_ns = max(inode.ctime_ns, changed_ns)
+        seen.change = seen.ctime_ns
+        if inode.link_count:
+            seen.link_count += schema.decode_count(txn.snapshot_get(schema.subdirectories_key(inode.id)))
+        return seen
+
+    def others_write(self, inode: int) -> bool:
+        """Whether another client has the file open for writing; the commit fails if that changes."""
+        pairs = self.txn.get_range(*schema.session_range(inode))
+        return any(schema.decode_session(value).client != self.client for _, value in pairs)
+
+    def is_written(self, inode: int) -> bool:
+        """Whether anybody has the file open for writing; the commit fails if that changes."""
+        return bool(self.txn.get_range(*schema.session_range(inode), limit=1))
+
+    def owns_session(self, inode: int, session: int) -> bool:
+        """Whether this caller has opened the file for writing as `session`."""
+        if not session:
+            return False
+        value = self.txn.get(schema.session_key(inode, session))
+        return value is not None and schema.decode_session(value).client == self.client
+
+    def pause(self, inode: Inode) -> None:
+        """Raises: NeedPause while a truncation of `inode`, other than this operation's own, is in
+        progress.""" if inode.id in self.scene.cutting and inode.id not in self.cuts:
+            raise NeedPause(inode.id)
+
+    # Writing.
+
+    def put(self, inode: Inode) -> None:
+        """Stores the inode as it is."""
+        self.txn.put(schema.inode_key(inode.id), schema.encode_inode(inode))
+
+    def change(self, inode: Inode) -> None:
+        """Stores the inode, which the caller has modified."""
+        inode.ctime_ns = self.now_ns
+        inode.change += 1
+        self.txn.put(schema.inode_key(inode.id), schema.encode_inode(inode))
+
+    def touch(self, directory: int) -> None:
+        """An entry of the directory came or went."""
+        self.txn.put(schema.time_key(directory), schema.encode_time(self.now_ns))
+
+    def count_subdirectories(self, directory: int, change: int) -> None:
+        """The directory has gained or lost subdirectories."""
+        key = schema.subdirectories_key(directory)
+        count = schema.decode_count(self.txn.get(key)) + change
+        assert count >= 0, "a directory cannot lose a subdirectory that it does not have"
+        self.txn.put(key, schema.encode_count(count))
+
+    def open_session(self, inode: int) -> int:
+        """Records that the caller has the file open for writing."""
+        assert self.session, "the service chose a session before"
+        self.txn.put(schema.session_key(inode, self.session), schema.encode_session(self.client, self.now_ms))
+        self.opened.append((inode, self.session))
+        return self.session
+
+    def discard_content(self, inode: Inode) -> None:
+        """Leaves the chunks of the inode's content to the collector."""
+        assert inode.type == REGULAR, "only regular files have content"
+        self.txn.put(
+            schema.garbage_key(self.now_ms, inode.content), schema.encode_garbage(inode, self.now_ms)
+        )
+
+
+__all__ = [
+    "DIRECTORY_LINKS",
+    "NS_PER_MS",
+    "Measured",
+    "Need",
+    "NeedCut",
+    "NeedIds",
+    "NeedLength",
+    "NeedPause",
+    "Scene",
+    "Work",
+]
