@@ -63,8 +63,8 @@ def validate(layout: Layout) -> None:
     chunk_bytes = layout.chunk_bytes
     if not CHUNK_BYTES_MIN <= chunk_bytes <= CHUNK_BYTES_MAX or chunk_bytes & (chunk_bytes - 1):
         raise InvalidArgument(
-            f"layout.chunk_bytes must be a power of two from {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}, not
-            {chunk_bytes}"
+            f"layout.chunk_bytes must be a power of two from {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}, "
+            f"not {chunk_bytes}"
         )
     if not 1 <= layout.stripe <= STRIPE_MAX:
         raise InvalidArgument(f"layout.stripe must be between 1 and {STRIPE_MAX}, not {layout.stripe}")

@@ -76,8 +76,8 @@ def inherit(user: User, directory: Inode, permissions: int, *, kind: int) -> tup
 
 
 def without_set_id(permissions: int) -> int:
-    """Permissions after a change of content or owner: set-user-id goes, set-group-id too where it means
-    execution.""" if permissions & stat.S_IXGRP:
+    """After a change of content or owner: set-user-id goes, set-group-id too where it means execution."""
+    if permissions & stat.S_IXGRP:
         permissions &= ~stat.S_ISGID
     return permissions & ~stat.S_ISUID
 
@@ -99,8 +99,11 @@ def after_chmod(user: User, inode: Inode, permissions: int) -> int:
 
 
 def require_chown(user: User, inode: Inode, *, uid: int | None, gid: int | None) -> None:
-    """Raises: PermissionDenied (EPERM): only root gives files away; an owner may choose among its own
-    groups.""" if user.uid == 0:
+    """Only root gives files away; an owner may choose among its own groups.
+
+    Raises: PermissionDenied (EPERM).
+    """
+    if user.uid == 0:
         return
     gives_away = uid is not None and uid != inode.uid
     foreign = gid is not None and gid != inode.gid and not user.is_member(gid)

@@ -58,8 +58,11 @@ def locate(work: Work, path: Path, *, follow: bool) -> Place:
 
 
 def inode_at(work: Work, path: Path, *, follow: bool) -> Inode:
-    """The inode that `path` leads to, read without a conflict. Raises: as `locate`; NotFound if there is
-    none.""" place = locate(work, path, follow=follow)
+    """The inode that `path` leads to, read without a conflict.
+
+    Raises: what `locate` raises; NotFound if there is none.
+    """
+    place = locate(work, path, follow=follow)
     if place.entry is None:
         raise NotFound("no such file or directory", name=place.name)
     return work.load(place.entry.inode)

@@ -13,9 +13,9 @@
     X inode name              attribute       an extended attribute
     A kind                    allocator       first id that is not reserved
 
-Ids in keys are big-endian, so that keys sort by number. Making a file writes T but neither reads it nor writes its
-directory's I or N, so creates in one directory never conflict. A directory's record holds 2 as its link count
-while it has a name, and 0 after; what callers see is put together by `work.Work.visible`.
+Ids in keys are big-endian, so that keys sort by number. Making a file writes T but neither reads
+it nor writes its directory's I or N, so creates in one directory never conflict. A directory's record holds 2
+as its link count while it has a name, and 0 after; `work.Work.visible` puts together what callers see.
 """
 
 from struct import Struct

@@ -219,8 +219,11 @@ class MetaService:
             return self._filled(known[1])
         return self._ask_space()
 
-    async def scan_inodes(self, request: pb.ScanRequest, identity: Identity) -> AsyncIterator[pb.Inode]:  #
-    noqa: ARG002
+    async def scan_inodes(
+        self,
+        request: pb.ScanRequest,
+        identity: Identity,  # noqa: ARG002, a handler
+    ) -> AsyncIterator[pb.Inode]:
         """Every inode as stored."""
         async for _, value in self._scan(b"I", request.limit):
             yield schema.decode_inode(value)

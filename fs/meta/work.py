@@ -106,8 +106,11 @@ class Work:
         return schema.decode_inode(value)
 
     def take(self, inode: int) -> Inode:
-        """The inode as stored, to be changed: the commit fails if somebody else changes it. Raises:
-        NotFound.""" value = self.txn.get(schema.inode_key(inode))
+        """The inode as stored, to be changed: the commit fails if somebody else changes it.
+
+        Raises: NotFound.
+        """
+        value = self.txn.get(schema.inode_key(inode))
         if value is None:
             raise NotFound("no such inode", inode=inode)
         return schema.decode_inode(value)
@@ -163,8 +166,8 @@ class Work:
         return value is not None and schema.decode_session(value).client == self.client
 
     def pause(self, inode: Inode) -> None:
-        """Raises: NeedPause while a truncation of `inode`, other than this operation's own, is in
-        progress.""" if inode.id in self.scene.cutting and inode.id not in self.cuts:
+        """Raises: NeedPause while a truncation other than this operation's own is in progress."""
+        if inode.id in self.scene.cutting and inode.id not in self.cuts:
             raise NeedPause(inode.id)
 
     # Writing.

@@ -111,8 +111,8 @@ def absorb_inline(inode: Inode, data: bytes, hint: LengthHint, *, base: int) -> 
 
 
 def leave_inline(inode: Inode, *, base: int) -> None:
-    """The bytes of an inline file are in chunks now. Raises: Conflict if they were made from an older
-    state.""" if not inode.is_inline or inode.change != base:
+    """An inline file's bytes are in chunks now. Raises: Conflict if they were made from an older state."""
+    if not inode.is_inline or inode.change != base:
         raise Overtaken("the file has changed since its bytes were written", inode=inode.id)
     inode.is_inline = False
     inode.inline_data = b""

@@ -35,8 +35,8 @@ def _with_parents(work: Work, request: MkdirRequest, layout: Layout | None) -> I
 
 
 def _deepest(work: Work, path: Path, missing: list[bytes]) -> Inode:
-    """The directory at the end of the part of `path` that exists; the names after it go to `missing`, last
-    first.""" start = b"/" if path.path.startswith(b"/") else b""
+    """The end of the part of `path` that exists; the names after it go to `missing`, last first."""
+    start = b"/" if path.path.startswith(b"/") else b""
     names = [name for name in path.path.split(b"/") if name]
     while True:
         place = _existing(work, Path(at=path.at, path=start + b"/".join(names)))

@@ -106,8 +106,8 @@ def _require_change(work: Work, inode: Inode, name: bytes) -> None:
 
 
 def _require_user_attribute(work: Work, inode: Inode, wanted: int) -> None:
-    """As Linux: user attributes belong to regular files and directories; in a sticky directory to its
-    owner.""" if inode.type not in (REGULAR, DIRECTORY):
+    """As Linux: they belong to regular files and directories; a sticky directory's to its owner."""
+    if inode.type not in (REGULAR, DIRECTORY):
         if wanted == READ:
             raise NotFound("no such attribute", errno=ENODATA)
         raise PermissionDenied("user attributes belong to files and directories", errno=1)
