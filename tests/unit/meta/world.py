@@ -1,0 +1,284 @@
+"""A meta service over an engine in memory, with storage and mgmtd played by twins; tests call its handlers."""
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import Callable, Collection
+
+import pytest
+from luciola.clock import ManualClock
+from luciola.config import MetaConfig
+from luciola.errors import Error
+from luciola.kv import Engine, MemoryEngine
+from luciola.meta import schema
+from luciola.meta.control_memory import MemoryControl
+from luciola.meta.layout import Placer, chains_of
+from luciola.meta.parts import build
+from luciola.wire import TRUSTED, Identity
+from luciola.wire.pb import meta_pb2 as pb
+from luciola.wire.pb.common_pb2 import Caller, Claims
+from luciola.wire.pb.mgmtd_pb2 import ChainTable
+
+CHAINS = tuple(range(100, 108))
+CHUNK = 64 * 1024
+TIMEOUT_S = 60.0
+
+ROOT = (0, 0)
+ALICE = (1000, 1000)
+BOB = (1001, 1001)
+EVE = (1002, 1002)
+
+
+class PatientClock(ManualClock):
+    """Whoever sleeps on it finds that the time has passed."""
+
+    async def sleep(self, duration_s: float) -> None:
+        self.advance(duration_s)
+        await asyncio.sleep(0)
+
+
+class KnownClients:
+    """Plays mgmtd's list of clients."""
+
+    def __init__(self) -> None:
+        self.known: set[int] | None = None
+
+    async def clients(self) -> Collection[int] | None:
+        return self.known
+
+
+class World:
+    """One meta service, and what it talks to. `crash` replaces the process; the store stays."""
+
+    def __init__(self, engine: Engine | None = None, **config: object) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.clock = PatientClock()
+        self.engine = engine or MemoryEngine()
+        self.control = MemoryControl()
+        self.members = KnownClients()
+        self.config = MetaConfig(**{"chunk_bytes": CHUNK, "stripe": 4, "gc_delay_ms": 1000} | config)  # type: ignore[arg-type]
+        self.identity = Identity(TRUSTED, 0, 0, ())
+        self.sequence = 0
+        self.start()
+
+    def start(self) -> None:
+        """Starts the service; what it knew in memory is gone."""
+        placer = Placer(self.config, seed=1)
+        placer.set_tables({1: ChainTable(id=1, version=1, chains=CHAINS, replicas=1)})
+        self.placer = placer
+        self.service, self.collector, self.parts = self.run(
+            build(
+                self.engine,
+                self.control,
+                self.members,
+                config=self.config,
+                clock=self.clock,
+                cluster_id="test",
+                session_timeout_s=TIMEOUT_S,
+                placer=placer,
+            )
+        )
+
+    crash = start
+
+    def close(self) -> None:
+        self.loop.run_until_complete(self._cancel())
+        self.loop.close()
+
+    async def _cancel(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def run(self, reply):
+        """The outcome of a handler: the reply itself, or what it promises."""
+        if inspect.isawaitable(reply):
+            return self.loop.run_until_complete(_await(reply))
+        return reply
+
+    # Requests, as a client makes them.
+
+    def caller(self, user=ROOT, client: int = 1, *, groups=(), sequence: int | None = None) -> Caller:
+        if sequence is None:
+            self.sequence += 1
+            sequence = self.sequence
+        return Caller(uid=user[0], gid=user[1], groups=groups, client=client, sequence=sequence)
+
+    def call(self, name: str, request, *, user=ROOT, client: int = 1, groups=(), sequence=None, identity=None):
+        """Sends one request; `user` and `client` say whose."""
+        request.caller.CopyFrom(self.caller(user, client, groups=groups, sequence=sequence))
+        return self.run(getattr(self.service, name)(request, identity or self.identity))
+
+    def create(self, path, *, at=1, permissions=0o644, write=True, read=False, exclusive=False, truncate=False, layout=None, **who):
+        request = pb.CreateRequest(
+            path=pb.Path(at=at, path=path),
+            permissions=permissions,
+            write=write,
+            read=read,
+            exclusive=exclusive,
+            truncate=truncate,
+            layout=layout,
+        )
+        return self.call("create", request, **who)
+
+    def open(self, path=b"", *, at=1, read=True, write=False, truncate=False, follow=True, **who):
+        request = pb.OpenRequest(
+            path=pb.Path(at=at, path=path), read=read, write=write, truncate=truncate, follow=follow
+        )
+        return self.call("open", request, **who)
+
+    def close_one(self, inode, session=0, *, length=None, truncate_version=0, user=ROOT, client=1, sequence=None, **more):
+        one = pb.CloseOne(inode=inode, session=session, **more)
+        if length is not None:
+            one.length.CopyFrom(pb.LengthHint(length=length, truncate_version=truncate_version))
+        reply = self.call(
+            "close", pb.CloseRequest(closes=[one]), user=user, client=client, sequence=sequence
+        )
+        return reply.results[0], reply.errors[0]
+
+    def sync(self, inode, session=0, *, length=None, truncate_version=0, user=ROOT, client=1, sequence=None, **more):
+        request = pb.SyncRequest(inode=inode, session=session, **more)
+        if length is not None:
+            request.length.CopyFrom(pb.LengthHint(length=length, truncate_version=truncate_version))
+        return self.call("sync", request, user=user, client=client, sequence=sequence).inode
+
+    def lookup(self, name, *, parent=1, **who):
+        return self.call("lookup", pb.LookupRequest(parent=parent, name=name), **who).inode
+
+    def stat(self, path=b"", *, at=1, follow=True, **who):
+        return self.call("stat", pb.StatRequest(path=pb.Path(at=at, path=path), follow=follow), **who).inode
+
+    def mkdir(self, path, *, at=1, permissions=0o755, parents=False, layout=None, **who):
+        request = pb.MkdirRequest(
+            path=pb.Path(at=at, path=path), permissions=permissions, parents=parents, layout=layout
+        )
+        return self.call("mkdir", request, **who).inode
+
+    def mknod(self, path, kind, *, at=1, permissions=0o644, device=0, **who):
+        request = pb.MknodRequest(
+            path=pb.Path(at=at, path=path), type=kind, permissions=permissions, device=device
+        )
+        return self.call("mknod", request, **who).inode
+
+    def symlink(self, path, target, *, at=1, **who):
+        return self.call("symlink", pb.SymlinkRequest(path=pb.Path(at=at, path=path), target=target), **who).inode
+
+    def link(self, source, target, *, at=1, follow=False, **who):
+        request = pb.LinkRequest(
+            source=pb.Path(at=at, path=source), target=pb.Path(at=at, path=target), follow=follow
+        )
+        return self.call("link", request, **who).inode
+
+    def unlink(self, path, *, at=1, **who):
+        return self.call("unlink", pb.UnlinkRequest(path=pb.Path(at=at, path=path)), **who).inode
+
+    def rmdir(self, path, *, at=1, **who):
+        return self.call("rmdir", pb.RmdirRequest(path=pb.Path(at=at, path=path)), **who)
+
+    def remove_tree(self, path, *, at=1, **who):
+        return self.call("remove_tree", pb.RemoveTreeRequest(path=pb.Path(at=at, path=path)), **who)
+
+    def rename(self, source, target, *, at=1, to=None, no_replace=False, exchange=False, **who):
+        request = pb.RenameRequest(
+            source=pb.Path(at=at, path=source),
+            target=pb.Path(at=at if to is None else to, path=target),
+            no_replace=no_replace,
+            exchange=exchange,
+        )
+        return self.call("rename", request, **who)
+
+    def set_attr(self, path=b"", *, at=1, follow=True, user=ROOT, client=1, groups=(), sequence=None, **fields):
+        request = pb.SetAttrRequest(path=pb.Path(at=at, path=path), follow=follow, **fields)
+        return self.call(
+            "set_attr", request, user=user, client=client, groups=groups, sequence=sequence
+        ).inode
+
+    def list(self, inode=1, *, after=b"", limit=0, with_inodes=False, **who):
+        request = pb.ListRequest(inode=inode, after=after, limit=limit, with_inodes=with_inodes)
+        return self.call("list", request, **who)
+
+    def names(self, inode=1, **who):
+        return [entry.name for entry in self.list(inode, **who).entries]
+
+    def batch_stat(self, *inodes, **who):
+        return list(self.call("batch_stat", pb.BatchStatRequest(inodes=inodes), **who).inodes)
+
+    def xattr(self, what, inode, name=b"", value=b"", flags=0, **who):
+        return self.call(f"{what}_xattr", pb.XattrRequest(inode=inode, name=name, value=value, flags=flags), **who)
+
+    # Files with chunks.
+
+    def write(self, inode, offset: int, data: bytes) -> None:
+        """Puts bytes into the chains, as the data plane does for a client."""
+        while data:
+            index, start = divmod(offset, inode.layout.chunk_bytes)
+            piece = data[: inode.layout.chunk_bytes - start]
+            chains = chains_of(inode.layout, CHAINS)
+            self.control.write(
+                chains[index % len(chains)], inode.content, index=index, data=piece, offset=start
+            )
+            offset += len(piece)
+            data = data[len(piece) :]
+
+    def read(self, inode) -> bytes:
+        """All bytes of a file, as a client reads them."""
+        if inode.is_inline:
+            return inode.inline_data[: inode.length].ljust(inode.length, b"\0")
+        size = inode.layout.chunk_bytes
+        chains = chains_of(inode.layout, CHAINS)
+        pieces = []
+        for index in range(-(-inode.length // size)):
+            piece = self.control.read(chains[index % len(chains)], inode.content, index=index)
+            pieces.append(piece.ljust(size, b"\0"))
+        return b"".join(pieces)[: inode.length]
+
+    def chunked(self, path=b"f", data: bytes = b"", *, close=True, **who):
+        """A file whose bytes lie in chunks; (inode, session)."""
+        reply = self.create(path, layout=pb.Layout(chunk_bytes=CHUNK, stripe=4, inline_bytes=0), **who)
+        client = who.get("client", 1)
+        user = who.get("user", ROOT)
+        self.write(reply.inode, 0, data)
+        if not close:
+            inode = self.sync(reply.inode.id, reply.session, length=len(data), client=client, user=user)
+            return inode, reply.session
+        result, error = self.close_one(
+            reply.inode.id, reply.session, length=len(data), client=client, user=user
+        )
+        assert not error.code, error
+        return result.inode, 0
+
+    # Time, and what it brings.
+
+    def collect(self, rounds: int = 50) -> None:
+        """Lets the collector do all that is due."""
+        for _ in range(rounds):
+            self.run(self.parts.truncations.resume())
+            if not self.run(self.collector.round()):
+                return
+        raise AssertionError("the collector does not come to an end")
+
+    def keys(self, kind: bytes):
+        """All keys of one kind in the store."""
+        return [key for key, _ in self.engine.begin().snapshot_range(*schema.kind_range(kind))]
+
+
+async def _await(awaitable):
+    return await awaitable
+
+
+def trusted(role: Claims.Role = TRUSTED, uid: int = 0, gid: int = 0, groups=()) -> Identity:
+    return Identity(role, uid, gid, tuple(groups))
+
+
+@contextlib.contextmanager
+def refused(kind: type[Error], errno: int | None = None):
+    """The request inside is refused with this error, and this errno if one is given."""
+    with pytest.raises(kind) as caught:
+        yield caught
+    assert type(caught.value) is kind or issubclass(type(caught.value), kind)
+    if errno is not None:
+        assert caught.value.errno == errno, caught.value
+
+
+Action = Callable[[World], object]
