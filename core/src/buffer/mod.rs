@@ -21,6 +21,7 @@ mod region;
 pub use placement::{
     Placement, read_vectored, read_vectored_at, total_length, write_vectored, write_vectored_at,
 };
+pub(crate) use placement::{sources, targets};
 pub use pool::{Buffer, BufferPool};
 pub use region::{REGION_BYTES_MAX, Region, RegionId};
 

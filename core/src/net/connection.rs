@@ -1,10 +1,23 @@
 //! The client's side of one connection.
 
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use super::{Credential, Endpoint};
-use crate::buffer::Placement;
+use super::stream::Stream;
+use super::{Credential, Endpoint, handshake, reaper};
+use crate::buffer::{Placement, Region, RegionId};
 use crate::types::{ChainId, ChainVersion, ReadOp, ReadResult, Status, UpdateOp, UpdateResult};
+use crate::wire::credential;
+use crate::wire::frame::{
+    self, Envelope, HEADER_BYTES, Header, Home, Kind, Malformed, REGIONS_MAX, Registration,
+};
+
+/// A server answers `Timeout` in time to be heard if it is told a little less than the client has.
+const DEADLINE_MARGIN: Duration = Duration::from_millis(50);
+/// Longest that a handshake may take, on both sides.
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -16,7 +29,7 @@ pub enum ConnectError {
     #[error("what answers is not a server of this cluster")]
     NotOurs,
     #[error(transparent)]
-    Io(#[from] std::io::Error),
+    Io(#[from] io::Error),
 }
 
 impl ConnectError {
@@ -35,7 +48,15 @@ impl ConnectError {
 /// Any error makes it unusable: it closes, and memory of the failed batch that the server could still touch
 /// stays out of use until the server has closed its side (rule N2).
 #[derive(Debug)]
-pub struct Connection {}
+pub struct Connection {
+    /// `None` after an error.
+    stream: Option<Stream>,
+    shares_memory: bool,
+    regions: Regions,
+    next_id: u64,
+    /// Scratch space for frames.
+    frame: Vec<u8>,
+}
 
 impl Connection {
     /// Connects and shakes hands, all within `timeout`.
@@ -44,13 +65,28 @@ impl Connection {
         credential: &Credential,
         timeout: Duration,
     ) -> Result<Connection, ConnectError> {
-        let _ = (endpoint, credential, timeout);
-        todo!("lands with the transports")
+        let timeout = timeout.min(HANDSHAKE_TIMEOUT);
+        let deadline = Instant::now() + timeout;
+        let mut stream = Stream::connect(endpoint, timeout)?;
+        handshake::as_client(&mut stream, credential::Kind::Data, credential, deadline)?;
+        let shares_memory = stream.shares_memory();
+        Ok(Connection {
+            stream: Some(stream),
+            shares_memory,
+            regions: Regions::default(),
+            next_id: 0,
+            frame: Vec::new(),
+        })
     }
 
     /// Whether no request has failed on it.
     pub fn is_usable(&self) -> bool {
-        todo!("lands with the transports")
+        self.stream.is_some()
+    }
+
+    /// Whether an idle connection is still there.
+    pub(super) fn is_alive(&self) -> bool {
+        self.stream.as_ref().is_some_and(Stream::is_quiet)
     }
 
     /// Reads into `into`, one placement per operation, each at least as long as its operation asks. On success
@@ -63,8 +99,49 @@ impl Connection {
         deadline: Instant,
         out: &mut Vec<ReadResult>,
     ) -> Result<(), Status> {
-        let _ = (ops, into, deadline, out);
-        todo!("lands with the transports")
+        assert_eq!(ops.len(), into.len(), "one placement per operation");
+        debug_assert!(ops.iter().zip(into).all(|(op, into)| op.length as usize <= into.len()));
+        out.clear();
+        let result = self.try_read(ops, into, deadline, out);
+        result.map_err(|error| self.fail(error, into))
+    }
+
+    fn try_read(
+        &mut self,
+        ops: &[ReadOp],
+        into: &[Placement],
+        deadline: Instant,
+        out: &mut Vec<ReadResult>,
+    ) -> Result<(), Failure> {
+        let homes = self.homes(into, deadline)?;
+        let envelope = self.envelope(deadline)?;
+        frame::encode_reads(&mut self.frame, envelope, ops, &homes);
+        let header = self.exchange(Kind::Read, envelope, &[], ops.len(), deadline)?;
+        let results = header.decode_read_results(&self.frame[HEADER_BYTES..])?;
+        let mut following = Vec::new();
+        let mut crcs = Vec::new();
+        for (((result, crc), op), (home, place)) in results.iter().zip(ops).zip(homes.iter().zip(into)) {
+            if result.length > op.length || (result.status != Status::Ok && result.length != 0) {
+                return Err(Malformed("more bytes than were asked for").into());
+            }
+            out.push(*result);
+            if *home == Home::Follows && result.length > 0 {
+                following.push(place.slice(0..result.length as usize));
+                crcs.push(*crc);
+            }
+        }
+        if crate::buffer::total_length(&following) != header.payload_bytes as usize {
+            return Err(Malformed("the payload is not as long as its results say").into());
+        }
+        self.stream()?.receive_into(&following, deadline)?;
+        for (place, crc) in following.iter().zip(crcs) {
+            match crc {
+                Some(crc) if place.crc32c() != crc => return Err(Failure(Status::Checksum)),
+                None if !self.shares_memory => return Err(Malformed("bytes without a checksum").into()),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Sends updates; `payload[i]` is exactly as long as `ops[i]` says (empty if it has none). `payload_crc`
@@ -77,22 +154,242 @@ impl Connection {
         deadline: Instant,
         out: &mut Vec<UpdateResult>,
     ) -> Result<(), Status> {
-        let _ = (ops, payload, deadline, out);
-        todo!("lands with the transports")
+        assert_eq!(ops.len(), payload.len(), "one placement per operation");
+        assert!(
+            ops.iter().zip(payload).all(|(op, payload)| op.payload_bytes() == payload.len()),
+            "payloads are as long as their operations say"
+        );
+        out.clear();
+        let result = self.try_update(ops, payload, deadline, out);
+        result.map_err(|error| self.fail(error, payload))
     }
 
+    fn try_update(
+        &mut self,
+        ops: &[UpdateOp],
+        payload: &[Placement],
+        deadline: Instant,
+        out: &mut Vec<UpdateResult>,
+    ) -> Result<(), Failure> {
+        let homes = self.homes(payload, deadline)?;
+        let envelope = self.envelope(deadline)?;
+        let ops: Vec<UpdateOp> = ops
+            .iter()
+            .zip(payload)
+            .map(|(op, payload)| {
+                let needs_crc = !self.shares_memory && !payload.is_empty();
+                UpdateOp {
+                    payload_crc: needs_crc.then(|| op.payload_crc.unwrap_or_else(|| payload.crc32c())),
+                    ..*op
+                }
+            })
+            .collect();
+        frame::encode_updates(&mut self.frame, envelope, &ops, &homes);
+        let following: Vec<Placement> = payload
+            .iter()
+            .zip(&homes)
+            .filter(|(payload, home)| **home == Home::Follows && !payload.is_empty())
+            .map(|(payload, _)| payload.clone())
+            .collect();
+        let header = self.exchange(Kind::Update, envelope, &following, ops.len(), deadline)?;
+        out.extend(header.decode_update_results(&self.frame[HEADER_BYTES..])?);
+        Ok(())
+    }
+
+    /// Asks for durability of what these chains have committed.
     pub fn sync(
         &mut self,
         chains: &[(ChainId, ChainVersion)],
         deadline: Instant,
         out: &mut Vec<Status>,
     ) -> Result<(), Status> {
-        let _ = (chains, deadline, out);
-        todo!("lands with the transports")
+        out.clear();
+        let mut attempt = || -> Result<(), Failure> {
+            let envelope = self.envelope(deadline)?;
+            frame::encode_syncs(&mut self.frame, envelope, chains);
+            let header = self.exchange(Kind::Sync, envelope, &[], chains.len(), deadline)?;
+            out.extend(header.decode_sync_results(&self.frame[HEADER_BYTES..])?);
+            Ok(())
+        };
+        attempt().map_err(|error| self.fail(error, &[]))
     }
 
+    /// Asks whether the server is there.
     pub fn ping(&mut self, deadline: Instant) -> Result<(), Status> {
-        let _ = deadline;
-        todo!("lands with the transports")
+        let mut attempt = || -> Result<(), Failure> {
+            let envelope = self.envelope(deadline)?;
+            frame::encode_ping(&mut self.frame, envelope, false);
+            let header = self.exchange(Kind::Ping, envelope, &[], 0, deadline)?;
+            Ok(header.decode_ping(true)?)
+        };
+        attempt().map_err(|error| self.fail(error, &[]))
+    }
+
+    /// Sends the frame in `self.frame`, and receives the reply's header and table into it.
+    fn exchange(
+        &mut self,
+        kind: Kind,
+        envelope: Envelope,
+        following: &[Placement],
+        count: usize,
+        deadline: Instant,
+    ) -> Result<Header, Failure> {
+        let stream = self.stream.as_mut().ok_or(Failure(Status::Disconnected))?;
+        stream.send(&self.frame, following, None, deadline)?;
+        // The reply's table is as long as the request's, so one call brings both parts.
+        self.frame.clear();
+        self.frame.resize(HEADER_BYTES + count * kind.entry_bytes(true), 0);
+        stream.receive(&mut self.frame, deadline)?;
+        let header = Header::decode(self.frame[..HEADER_BYTES].try_into().expect("it is that long"))?;
+        if !header.reply || header.id != envelope.id {
+            return Err(Malformed("not the reply to this request").into());
+        }
+        Ok(header)
+    }
+
+    fn envelope(&mut self, deadline: Instant) -> Result<Envelope, Failure> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Failure(Status::Timeout));
+        }
+        let told = left - (left / 4).min(DEADLINE_MARGIN);
+        self.next_id += 1;
+        Ok(Envelope {
+            id: self.next_id,
+            deadline_ms: u32::try_from(told.as_millis()).unwrap_or(u32::MAX).max(1),
+        })
+    }
+
+    fn stream(&mut self) -> Result<&mut Stream, Failure> {
+        self.stream.as_mut().ok_or(Failure(Status::Disconnected))
+    }
+
+    /// Where the server finds each placement. Registers regions that it does not know yet.
+    fn homes(&mut self, placements: &[Placement], deadline: Instant) -> Result<Vec<Home>, Failure> {
+        let mut homes = Vec::with_capacity(placements.len());
+        for placement in placements {
+            let home = match placement.region() {
+                Some((region, offset)) if self.shares_memory => match self.slot(region, deadline)? {
+                    Some(slot) => Home::Region { slot, offset: offset as u64 },
+                    None => Home::Follows,
+                },
+                _ => Home::Follows,
+            };
+            homes.push(home);
+        }
+        self.regions.batch += 1;
+        Ok(homes)
+    }
+
+    /// The slot of `region`, registered now if need be; `None` if this batch uses all slots for others.
+    fn slot(&mut self, region: &Arc<Region>, deadline: Instant) -> Result<Option<u16>, Failure> {
+        if let Some(slot) = self.regions.find(region.id()) {
+            return Ok(Some(slot));
+        }
+        self.release_dead(deadline)?;
+        let Some(slot) = self.regions.choose() else {
+            return Ok(None);
+        };
+        let registration = Registration { slot, region: region.id(), len: region.len() as u64 };
+        let mut frame = Vec::new();
+        frame::encode_registration(&mut frame, &registration);
+        self.stream()?.send(&frame, &[], Some(region.as_fd()), deadline)?;
+        self.regions.set(slot, region);
+        Ok(Some(slot))
+    }
+
+    /// Tells the server to forget regions that no longer exist here, so that their memory is freed.
+    fn release_dead(&mut self, deadline: Instant) -> Result<(), Failure> {
+        for slot in self.regions.take_dead() {
+            let mut frame = Vec::new();
+            frame::encode_registration(&mut frame, &Registration { slot, region: RegionId([0; 16]), len: 0 });
+            self.stream()?.send(&frame, &[], None, deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Closes the connection after a failed batch.
+    fn fail(&mut self, failure: Failure, lent: &[Placement]) -> Status {
+        if let Some(stream) = self.stream.take() {
+            let lent: Vec<Placement> = if self.shares_memory {
+                lent.iter().filter(|placement| placement.is_shared()).cloned().collect()
+            } else {
+                Vec::new()
+            };
+            if !lent.is_empty() {
+                reaper::bury(stream.close_sending(), lent);
+            }
+        }
+        failure.0
+    }
+}
+
+/// The regions that the server knows by slot number.
+#[derive(Debug, Default)]
+struct Regions {
+    slots: Vec<Slot>,
+    /// Counts batches; slots used in this one must stay.
+    batch: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    id: Option<RegionId>,
+    region: Weak<Region>,
+    used: u64,
+}
+
+impl Regions {
+    fn find(&mut self, id: RegionId) -> Option<u16> {
+        let place = self.slots.iter().position(|slot| slot.id == Some(id))?;
+        self.slots[place].used = self.batch;
+        Some(place as u16)
+    }
+
+    /// A slot for one more region: an unused one, or the one least recently used.
+    fn choose(&mut self) -> Option<u16> {
+        if let Some(free) = self.slots.iter().position(|slot| slot.id.is_none()) {
+            return Some(free as u16);
+        }
+        if self.slots.len() < REGIONS_MAX {
+            self.slots.push(Slot { id: None, region: Weak::new(), used: 0 });
+            return Some(self.slots.len() as u16 - 1);
+        }
+        let oldest = (0..self.slots.len()).min_by_key(|place| self.slots[*place].used)?;
+        (self.slots[oldest].used < self.batch).then_some(oldest as u16)
+    }
+
+    fn set(&mut self, slot: u16, region: &Arc<Region>) {
+        self.slots[slot as usize] =
+            Slot { id: Some(region.id()), region: Arc::downgrade(region), used: self.batch };
+    }
+
+    fn take_dead(&mut self) -> Vec<u16> {
+        let dead: Vec<u16> = (0..self.slots.len())
+            .filter(|place| self.slots[*place].id.is_some() && self.slots[*place].region.strong_count() == 0)
+            .map(|place| place as u16)
+            .collect();
+        dead.iter().for_each(|place| self.slots[*place as usize].id = None);
+        dead
+    }
+}
+
+/// Why a batch failed as a whole.
+#[derive(Debug)]
+struct Failure(Status);
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure(match error.kind() {
+            io::ErrorKind::TimedOut => Status::Timeout,
+            _ => Status::Disconnected,
+        })
+    }
+}
+
+impl From<Malformed> for Failure {
+    fn from(malformed: Malformed) -> Failure {
+        log::warn!("a server's reply: {malformed}");
+        Failure(Status::Disconnected)
     }
 }

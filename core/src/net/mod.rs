@@ -11,9 +11,14 @@
 //! - N2 A client whose request failed closes its side for writing, and keeps clones of the request's placements
 //!   until the server has closed its own (or died): the buffers stay out of their pool (B2) so long.
 
+mod budget;
 mod connection;
+mod handshake;
 mod pool;
+mod reaper;
 mod server;
+mod session;
+mod stream;
 
 use std::fmt;
 use std::net::SocketAddr;

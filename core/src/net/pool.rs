@@ -1,50 +1,132 @@
 //! A bounded pool of connections to one endpoint.
 
+use std::fmt;
+use std::io;
 use std::ops::{Deref, DerefMut};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
 
 use super::{ConnectError, Connection, Credential, Endpoint};
 
+/// Connections that nobody needed for so long are closed: each costs the server a thread.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+
 /// Connections to one endpoint. The one used last is used next; connections that broke while idle are noticed.
-#[derive(Debug)]
-pub struct Pool {}
+pub struct Pool {
+    endpoint: Endpoint,
+    credential: Credential,
+    connections_max: usize,
+    state: Mutex<State>,
+    freed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// The one used last is at the end.
+    idle: Vec<(Connection, Instant)>,
+    /// Idle, in use and being opened.
+    open: usize,
+}
 
 impl Pool {
     /// At most `connections_max` are open at once; callers beyond that wait.
     pub fn new(endpoint: Endpoint, credential: Credential, connections_max: usize) -> Pool {
-        let _ = (endpoint, credential, connections_max);
-        todo!("lands with the transports")
+        assert!(connections_max > 0, "a pool of no connections serves nobody");
+        Pool { endpoint, credential, connections_max, state: Mutex::default(), freed: Condvar::new() }
     }
 
     pub fn endpoint(&self) -> &Endpoint {
-        todo!("lands with the transports")
+        &self.endpoint
     }
 
     /// A connection for one or several batches; it returns to the pool on drop unless a request failed on it.
     /// Errors: `Io` (timed out) if all are in use until `deadline`.
     pub fn get(&self, deadline: Instant) -> Result<Pooled<'_>, ConnectError> {
-        let _ = deadline;
-        todo!("lands with the transports")
+        let mut state = self.state.lock();
+        loop {
+            while let Some((connection, _)) = state.idle.pop() {
+                if connection.is_alive() {
+                    return Ok(Pooled { pool: self, connection: Some(connection) });
+                }
+                state.open -= 1;
+            }
+            if state.open < self.connections_max {
+                state.open += 1;
+                drop(state);
+                return self.open(deadline);
+            }
+            if self.freed.wait_until(&mut state, deadline).timed_out() && state.idle.is_empty() {
+                return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+            }
+        }
+    }
+
+    fn open(&self, deadline: Instant) -> Result<Pooled<'_>, ConnectError> {
+        // Counted already; given back by its drop if connecting fails.
+        let mut pooled = Pooled { pool: self, connection: None };
+        let left = deadline.saturating_duration_since(Instant::now());
+        pooled.connection = Some(Connection::connect(&self.endpoint, &self.credential, left)?);
+        Ok(pooled)
+    }
+
+    /// Closes all idle connections, when the server is known to have gone.
+    pub fn clear(&self) {
+        let mut state = self.state.lock();
+        state.open -= state.idle.len();
+        let idle = std::mem::take(&mut state.idle);
+        drop(state);
+        drop(idle);
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.lock();
+        write!(f, "Pool {{ {}, {} open, {} idle }}", self.endpoint, state.open, state.idle.len())
     }
 }
 
 /// A connection borrowed from its pool.
 #[derive(Debug)]
 pub struct Pooled<'a> {
-    _pool: &'a Pool,
-    connection: Connection,
+    pool: &'a Pool,
+    /// `None` only while connecting and while dropping.
+    connection: Option<Connection>,
 }
 
 impl Deref for Pooled<'_> {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
-        &self.connection
+        self.connection.as_ref().expect("it is there until the drop")
     }
 }
 
 impl DerefMut for Pooled<'_> {
     fn deref_mut(&mut self) -> &mut Connection {
-        &mut self.connection
+        self.connection.as_mut().expect("it is there until the drop")
+    }
+}
+
+impl Drop for Pooled<'_> {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        let mut state = self.pool.state.lock();
+        match self.connection.take() {
+            Some(connection) if connection.is_usable() => state.idle.push((connection, now)),
+            _ => state.open -= 1,
+        }
+        // The least recently used is the first; at most one goes at a time, so this costs nothing.
+        let stale = match state.idle.first() {
+            Some((_, since)) if now.duration_since(*since) > IDLE_MAX => {
+                state.open -= 1;
+                Some(state.idle.remove(0))
+            }
+            _ => None,
+        };
+        drop(state);
+        self.pool.freed.notify_one();
+        drop(stale);
     }
 }

@@ -1,18 +1,39 @@
-//! Listeners and one thread per connection.
+//! Listeners, admission of connections, and the clean stop.
 
+use std::collections::HashMap;
+use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use super::{Secret, Service};
+use parking_lot::{Condvar, Mutex};
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
+use rustix::net::Shutdown;
+
+use super::budget::Budget;
+use super::connection::HANDSHAKE_TIMEOUT;
+use super::session::{RegionCache, Session};
+use super::stream::{Stream, with_short_path};
+use super::{Secret, Service, handshake};
+use crate::wire::credential::Kind;
+use crate::wire::handshake::{ServerHello, encode_server_hello};
+
+/// How long `stop` waits for the threads of connections.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a server listens.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
     /// Port 0: chosen by the kernel, see [`Server::tcp_address`].
     pub tcp: Option<SocketAddr>,
-    /// Path of the socket of the shm transport, made with mode 0600.
+    /// Path of the socket of the shm transport, made with mode 0600. Only this user and root may use it.
     pub unix: Option<PathBuf>,
     pub secret: Secret,
     /// Connections served at once, each by one thread; further ones are told that the server is busy.
@@ -29,31 +50,276 @@ impl ServerOptions {
 }
 
 /// A running server; stops on drop.
-#[derive(Debug)]
-pub struct Server {}
+pub struct Server {
+    inner: Arc<Inner>,
+    tcp_address: Option<SocketAddr>,
+    socket_file: Option<SocketFile>,
+    listeners: Mutex<Vec<thread::JoinHandle<()>>>,
+}
+
+struct Inner {
+    service: Arc<dyn Service>,
+    secret: Secret,
+    threads_max: usize,
+    budget: Arc<Budget>,
+    regions: Arc<RegionCache>,
+    stopping: AtomicBool,
+    wake: OwnedFd,
+    connections: Mutex<Connections>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct Connections {
+    /// A second handle of each socket, to end it from outside.
+    sockets: HashMap<u64, Arc<OwnedFd>>,
+    /// Those that have not yet shown a token.
+    strangers: usize,
+    next: u64,
+}
 
 impl Server {
     /// Binds and begins to serve. Errors: `AddrInUse` if a live server holds the socket file or the port.
     pub fn start(options: ServerOptions, service: Arc<dyn Service>) -> io::Result<Server> {
-        let _ = (options, service);
-        todo!("lands with the transports")
+        let tcp = options.tcp.map(TcpListener::bind).transpose()?;
+        let tcp_address = tcp.as_ref().map(TcpListener::local_addr).transpose()?;
+        let (unix, socket_file) = match &options.unix {
+            Some(path) => {
+                let (listener, file) = SocketFile::bind(path)?;
+                (Some(listener), Some(file))
+            }
+            None => (None, None),
+        };
+        let inner = Arc::new(Inner {
+            service,
+            secret: options.secret,
+            threads_max: options.threads_max,
+            budget: Arc::new(Budget::new(options.payload_bytes_max)),
+            regions: Arc::default(),
+            stopping: AtomicBool::new(false),
+            wake: rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?,
+            connections: Mutex::default(),
+            ended: Condvar::new(),
+        });
+        let server = Server { inner, tcp_address, socket_file, listeners: Mutex::default() };
+        if let Some(listener) = tcp {
+            listener.set_nonblocking(true)?;
+            server.listen("luciola-tcp", move |inner| {
+                inner.accept_all(&listener, || Stream::from_tcp(listener.accept()?.0))
+            })?;
+        }
+        if let Some(listener) = unix {
+            listener.set_nonblocking(true)?;
+            server.listen("luciola-unix", move |inner| {
+                inner.accept_all(&listener, || accept_unix(&listener))
+            })?;
+        }
+        Ok(server)
+    }
+
+    fn listen(&self, name: &str, work: impl FnOnce(&Arc<Inner>) + Send + 'static) -> io::Result<()> {
+        let inner = self.inner.clone();
+        let thread = thread::Builder::new().name(name.into()).spawn(move || work(&inner))?;
+        self.listeners.lock().push(thread);
+        Ok(())
     }
 
     pub fn tcp_address(&self) -> Option<SocketAddr> {
-        todo!("lands with the transports")
+        self.tcp_address
     }
 
     pub fn unix_path(&self) -> Option<&Path> {
-        todo!("lands with the transports")
+        self.socket_file.as_ref().map(|file| file.path.as_path())
     }
 
     /// Connections being served now.
     pub fn connection_count(&self) -> usize {
-        todo!("lands with the transports")
+        self.inner.connections.lock().sockets.len()
     }
 
     /// Stops listening, ends all connections and waits up to a second for their threads. Idempotent.
     pub fn stop(&self) {
-        todo!("lands with the transports")
+        self.inner.stopping.store(true, Ordering::SeqCst);
+        let _ = rustix::io::write(&self.inner.wake, &1u64.to_ne_bytes());
+        for thread in self.listeners.lock().drain(..) {
+            let _ = thread.join();
+        }
+        if let Some(file) = &self.socket_file {
+            file.remove();
+        }
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        let mut connections = self.inner.connections.lock();
+        for socket in connections.sockets.values() {
+            // A batch under way still gets its answer out.
+            let _ = rustix::net::shutdown(socket, Shutdown::Read);
+        }
+        while !connections.sockets.is_empty() {
+            if self.inner.ended.wait_until(&mut connections, deadline).timed_out() {
+                // Their sockets stay open: closing them would say that nobody touches the clients' memory (N1).
+                log::warn!("{} connections did not end in time", connections.sockets.len());
+                break;
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let connections = self.connection_count();
+        write!(
+            f,
+            "Server {{ tcp: {:?}, unix: {:?}, {connections} connections }}",
+            self.tcp_address,
+            self.unix_path()
+        )
+    }
+}
+
+impl Inner {
+    /// Serves what `accept` brings from `listener` until the server stops.
+    fn accept_all(self: &Arc<Inner>, listener: impl AsFd, mut accept: impl FnMut() -> io::Result<Stream>) {
+        while !self.stopping.load(Ordering::SeqCst) {
+            let mut polled = [PollFd::new(&listener, PollFlags::IN), PollFd::new(&self.wake, PollFlags::IN)];
+            let _ = rustix::event::poll(&mut polled, None);
+            match accept() {
+                Ok(stream) => self.admit(stream),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    log::warn!("a connection was not accepted: {error}");
+                    // Out of file descriptors, say: the queue stays readable, so do not spin.
+                    thread::sleep(Duration::from_millis(20));
+                }
+            }
+        }
+    }
+
+    fn admit(self: &Arc<Inner>, mut stream: Stream) {
+        let Some(ticket) = self.ticket(&stream) else {
+            log::warn!("too many connections: one was refused");
+            // A fresh socket has room for this, so it does not block.
+            let busy = encode_server_hello(Kind::Data, ServerHello::Busy);
+            let _ = stream.send(&busy, &[], None, Instant::now());
+            return;
+        };
+        let spawned = thread::Builder::new().name("luciola-data".into()).spawn(move || ticket.serve(stream));
+        if let Err(error) = spawned {
+            log::warn!("no thread for a connection: {error}");
+        }
+    }
+
+    fn ticket(self: &Arc<Inner>, stream: &Stream) -> Option<Ticket> {
+        let socket = stream.handle();
+        let mut connections = self.connections.lock();
+        // Strangers get only part of the threads, so that they cannot keep those out who hold a token.
+        let strangers_max = (self.threads_max / 4).max(2);
+        if connections.sockets.len() >= self.threads_max || connections.strangers >= strangers_max {
+            return None;
+        }
+        let number = connections.next;
+        connections.next += 1;
+        connections.strangers += 1;
+        connections.sockets.insert(number, socket);
+        Some(Ticket { inner: self.clone(), number, stranger: true })
+    }
+}
+
+/// One connection's place among those that are served; given back on drop, also by a panic.
+struct Ticket {
+    inner: Arc<Inner>,
+    number: u64,
+    stranger: bool,
+}
+
+impl Ticket {
+    fn serve(mut self, mut stream: Stream) {
+        let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
+        let claims = match handshake::as_server(&mut stream, Kind::Data, &self.inner.secret, deadline) {
+            Ok(claims) => claims,
+            Err(error) => {
+                log::warn!("a connection was refused: {error}");
+                return;
+            }
+        };
+        self.stranger = false;
+        self.inner.connections.lock().strangers -= 1;
+        if self.inner.stopping.load(Ordering::SeqCst) {
+            return;
+        }
+        let inner = &self.inner;
+        let mut session = Session::new(stream, claims, inner.budget.clone(), inner.regions.clone());
+        if let Err(error) = session.run(inner.service.as_ref()) {
+            log::warn!("a connection was closed: {error}");
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut connections = self.inner.connections.lock();
+        connections.sockets.remove(&self.number);
+        connections.strangers -= usize::from(self.stranger);
+        self.inner.ended.notify_all();
+    }
+}
+
+fn accept_unix(listener: &UnixListener) -> io::Result<Stream> {
+    let (stream, _) = listener.accept()?;
+    let peer = rustix::net::sockopt::socket_peercred(&stream)?;
+    let ours = rustix::process::geteuid();
+    // The mode of the socket file says the same; this closes the moment before the mode is set.
+    if peer.uid != ours && !peer.uid.is_root() {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "a process of another user"));
+    }
+    Stream::from_unix(stream)
+}
+
+/// The file of a listening Unix socket; removed on stop if it is still ours.
+struct SocketFile {
+    path: PathBuf,
+    device_and_inode: (u64, u64),
+}
+
+impl SocketFile {
+    fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+        remove_if_dead(path)?;
+        let listener = with_short_path(path, |path| UnixListener::bind(path))?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        let metadata = std::fs::symlink_metadata(path)?;
+        let device_and_inode = (metadata.dev(), metadata.ino());
+        Ok((listener, SocketFile { path: path.to_owned(), device_and_inode }))
+    }
+
+    fn remove(&self) {
+        if let Ok(metadata) = std::fs::symlink_metadata(&self.path)
+            && (metadata.dev(), metadata.ino()) == self.device_and_inode
+        {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Removes a socket file that a dead server left. Errors: `AddrInUse` if it lives, or is no socket.
+fn remove_if_dead(path: &Path) -> io::Result<()> {
+    let metadata = match std::fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !metadata.file_type().is_socket() {
+        let message = format!("{} exists and is not a socket", path.display());
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
+    }
+    match with_short_path(path, |path| UnixStream::connect(path)) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        _ => {
+            let message = format!("a server listens at {}", path.display());
+            Err(io::Error::new(io::ErrorKind::AddrInUse, message))
+        }
     }
 }

@@ -1,0 +1,76 @@
+//! The handshake over a socket (docs/protocol.md).
+
+use std::io;
+use std::time::{Instant, SystemTime};
+
+use super::ConnectError;
+use super::stream::Stream;
+use crate::wire::credential::{self, Credential, Kind, Nonces, Secret};
+use crate::wire::frame::Malformed;
+use crate::wire::handshake::{
+    CLIENT_HELLO_BYTES, PROOF_BYTES, SERVER_HELLO_BYTES, ServerHello, VERDICT_BYTES, decode_client_hello,
+    decode_server_hello, decode_verdict, encode_client_hello, encode_server_hello, encode_verdict,
+};
+use crate::wire::pb::Claims;
+
+/// Shows the server who we are, and makes sure that it holds the cluster secret.
+pub(super) fn as_client(
+    stream: &mut Stream,
+    kind: Kind,
+    credential: &Credential,
+    deadline: Instant,
+) -> Result<(), ConnectError> {
+    let mut hello = [0; SERVER_HELLO_BYTES];
+    stream.receive(&mut hello, deadline)?;
+    let server = match decode_server_hello(kind, &hello).map_err(|_| ConnectError::NotOurs)? {
+        ServerHello::Busy => return Err(ConnectError::Busy),
+        ServerHello::Nonce(nonce) => nonce,
+    };
+    let nonces = Nonces { server, client: credential::nonce()? };
+    let proof = credential.client_proof(kind, &nonces);
+    stream.send(
+        &encode_client_hello(kind, nonces.client, credential.claims(), &proof),
+        &[],
+        None,
+        deadline,
+    )?;
+    let mut verdict = [0; VERDICT_BYTES];
+    stream.receive(&mut verdict, deadline)?;
+    let proof = decode_verdict(&verdict).ok_or(ConnectError::Refused)?;
+    credential.check_server(kind, &nonces, &proof).map_err(|_| ConnectError::NotOurs)
+}
+
+/// Lets in whoever holds a token of this cluster; returns its claims. Tells everybody else that they are refused.
+pub(super) fn as_server(
+    stream: &mut Stream,
+    kind: Kind,
+    secret: &Secret,
+    deadline: Instant,
+) -> io::Result<Claims> {
+    let server = credential::nonce()?;
+    stream.send(&encode_server_hello(kind, ServerHello::Nonce(server)), &[], None, deadline)?;
+    let mut hello = [0; CLIENT_HELLO_BYTES];
+    stream.receive(&mut hello, deadline)?;
+    let (client, claims_len) = decode_client_hello(kind, &hello).map_err(invalid)?;
+    let mut rest = vec![0; claims_len + PROOF_BYTES];
+    stream.receive(&mut rest, deadline)?;
+    let (claims, proof) = rest.split_at(claims_len);
+    let proof = proof.try_into().expect("split at its length");
+    let nonces = Nonces { server, client };
+    let now = SystemTime::UNIX_EPOCH.elapsed().map_or(u64::MAX, |since| since.as_secs());
+    match secret.verify(kind, &nonces, claims, proof, now) {
+        Ok((claims, key)) => {
+            let proof = credential::server_proof(&key, kind, &nonces);
+            stream.send(&encode_verdict(Some(proof)), &[], None, deadline)?;
+            Ok(claims)
+        }
+        Err(refusal) => {
+            stream.send(&encode_verdict(None), &[], None, deadline)?;
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, refusal))
+        }
+    }
+}
+
+pub(super) fn invalid(malformed: Malformed) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, malformed)
+}

@@ -1,0 +1,82 @@
+//! Keeps memory out of use while a server that was lost may still touch it (rule N2).
+//!
+//! A failed batch leaves its socket here, closed for sending, with clones of its placements. The server's end of
+//! the socket closes when its thread has finished with the batch, or its process has ended; then the kernel
+//! reports the end of the stream and the clones are dropped.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+
+use crate::buffer::Placement;
+
+struct Lost {
+    socket: Arc<OwnedFd>,
+    /// Held, never used.
+    _lent: Vec<Placement>,
+}
+
+struct Reaper {
+    arrivals: Mutex<Vec<Lost>>,
+    wake: OwnedFd,
+}
+
+/// Holds `lent` until the peer of `socket` has closed its end. The thread that waits is started when first needed.
+pub(super) fn bury(socket: Arc<OwnedFd>, lent: Vec<Placement>) {
+    static REAPER: OnceLock<Option<&'static Reaper>> = OnceLock::new();
+    let lost = Lost { socket, _lent: lent };
+    match REAPER.get_or_init(|| start().inspect_err(|error| log::error!("no reaper thread: {error}")).ok()) {
+        Some(reaper) => {
+            reaper.arrivals.lock().push(lost);
+            let _ = rustix::io::write(&reaper.wake, &1u64.to_ne_bytes());
+        }
+        // Memory that nobody watches is never reused: a leak, not a corruption.
+        None => std::mem::forget(lost),
+    }
+}
+
+fn start() -> io::Result<&'static Reaper> {
+    let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    let reaper: &'static Reaper = Box::leak(Box::new(Reaper { arrivals: Mutex::default(), wake }));
+    std::thread::Builder::new().name("luciola-reaper".into()).spawn(|| reaper.run())?;
+    Ok(reaper)
+}
+
+impl Reaper {
+    fn run(&self) {
+        let mut waiting: Vec<Lost> = Vec::new();
+        loop {
+            let mut polled = vec![PollFd::new(&self.wake, PollFlags::IN)];
+            polled.extend(waiting.iter().map(|lost| PollFd::new(&lost.socket, PollFlags::IN)));
+            match rustix::event::poll(&mut polled, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => {
+                    log::error!("the reaper cannot wait: {error}");
+                    std::thread::sleep(std::time::Duration::from_secs(1));
+                }
+            }
+            drop(polled);
+            let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
+            waiting.retain(|lost| !has_ended(&lost.socket));
+            waiting.append(&mut self.arrivals.lock());
+        }
+    }
+}
+
+/// Throws away what the server still sends; true when it has closed its end.
+fn has_ended(socket: &OwnedFd) -> bool {
+    let mut scrap = [0u8; 16384];
+    loop {
+        match rustix::net::recv(socket, &mut scrap, RecvFlags::DONTWAIT) {
+            Ok((0, _)) => return true,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return false,
+            Err(_) => return true,
+        }
+    }
+}

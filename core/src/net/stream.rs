@@ -1,0 +1,236 @@
+//! A connected socket: whole messages in and out, with deadlines, pieces of memory and file descriptors.
+
+use std::io;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType,
+};
+
+use super::Endpoint;
+use crate::buffer::{self, Placement, total_length};
+
+/// Sockets block at most this long in one call; longer deadlines are several calls. So a socket's timeout is
+/// set once, not once per request.
+const TICK: Duration = Duration::from_secs(1);
+/// Longest path of a Unix socket that the kernel takes, with its final zero.
+const SUN_PATH_BYTES: usize = 108;
+
+#[derive(Debug)]
+pub(super) struct Stream {
+    fd: Arc<OwnedFd>,
+    shares_memory: bool,
+    receive_timeout: Duration,
+    send_timeout: Duration,
+}
+
+impl Stream {
+    pub(super) fn connect(endpoint: &Endpoint, timeout: Duration) -> io::Result<Stream> {
+        match endpoint {
+            Endpoint::Tcp(address) => {
+                Stream::from_tcp(TcpStream::connect_timeout(address, timeout.max(Duration::from_millis(1)))?)
+            }
+            Endpoint::Unix(path) => Stream::connect_unix(path, timeout),
+        }
+    }
+
+    fn connect_unix(path: &Path, timeout: Duration) -> io::Result<Stream> {
+        let flags = SocketFlags::CLOEXEC;
+        let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        // Bounds `connect` too, which waits while the server's backlog is full.
+        sockopt::set_socket_timeout(&fd, Timeout::Send, Some(timeout.max(Duration::from_millis(1))))?;
+        with_short_path(path, |path| Ok(rustix::net::connect(&fd, &SocketAddrUnix::new(path)?)?))?;
+        Stream::new(fd, true)
+    }
+
+    pub(super) fn from_tcp(stream: TcpStream) -> io::Result<Stream> {
+        stream.set_nodelay(true)?;
+        // A host that vanished without a word is noticed while a connection is idle.
+        sockopt::set_socket_keepalive(&stream, true)?;
+        Stream::new(stream.into(), false)
+    }
+
+    pub(super) fn from_unix(stream: UnixStream) -> io::Result<Stream> {
+        Stream::new(stream.into(), true)
+    }
+
+    fn new(fd: OwnedFd, shares_memory: bool) -> io::Result<Stream> {
+        sockopt::set_socket_timeout(&fd, Timeout::Recv, Some(TICK))?;
+        sockopt::set_socket_timeout(&fd, Timeout::Send, Some(TICK))?;
+        Ok(Stream { fd: Arc::new(fd), shares_memory, receive_timeout: TICK, send_timeout: TICK })
+    }
+
+    /// Whether both ends are on one host and file descriptors can be passed.
+    pub(super) fn shares_memory(&self) -> bool {
+        self.shares_memory
+    }
+
+    /// Sends `head` and then `parts`, with `passed` beside the first byte.
+    pub(super) fn send(
+        &mut self,
+        head: &[u8],
+        parts: &[Placement],
+        passed: Option<BorrowedFd<'_>>,
+        deadline: Instant,
+    ) -> io::Result<()> {
+        let total = head.len() + total_length(parts);
+        let mut sent = 0;
+        while sent < total {
+            let mut pieces: Vec<IoSlice<'_>> = Vec::with_capacity(parts.len() + 1);
+            if sent < head.len() {
+                pieces.push(IoSlice::new(&head[sent..]));
+            }
+            pieces.extend(buffer::sources(parts, sent.saturating_sub(head.len())));
+            match self.send_once(&pieces, passed.filter(|_| sent == 0)) {
+                Ok(count) => sent += count,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => self.wait_longer(Timeout::Send, deadline)?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn send_once(&self, pieces: &[IoSlice<'_>], passed: Option<BorrowedFd<'_>>) -> rustix::io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds = passed.map(|fd| [fd]);
+        if let Some(fds) = &fds {
+            let fits = control.push(SendAncillaryMessage::ScmRights(fds));
+            debug_assert!(fits, "there is space for one file descriptor");
+        }
+        rustix::net::sendmsg(&self.fd, pieces, &mut control, SendFlags::NOSIGNAL)
+    }
+
+    /// Fills `target`. Errors: `UnexpectedEof` if the peer closed, `TimedOut`.
+    pub(super) fn receive(&mut self, target: &mut [u8], deadline: Instant) -> io::Result<()> {
+        let mut filled = 0;
+        while filled < target.len() {
+            self.fit_timeout(Timeout::Recv, deadline)?;
+            match rustix::net::recv(&self.fd, &mut target[filled..], RecvFlags::WAITALL) {
+                Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok((count, _)) => filled += count,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => self.wait_longer(Timeout::Recv, deadline)?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills the placements in order.
+    pub(super) fn receive_into(&mut self, parts: &[Placement], deadline: Instant) -> io::Result<()> {
+        let total = total_length(parts);
+        let mut filled = 0;
+        while filled < total {
+            self.fit_timeout(Timeout::Recv, deadline)?;
+            let mut control = RecvAncillaryBuffer::default();
+            let mut pieces = buffer::targets(parts, filled);
+            match rustix::net::recvmsg(&self.fd, &mut pieces, &mut control, RecvFlags::WAITALL) {
+                Ok(received) if received.bytes == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(received) => filled += received.bytes,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => self.wait_longer(Timeout::Recv, deadline)?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives what is there, at least one byte (0: the peer closed its side), and file descriptors passed
+    /// with it. Errors: `WouldBlock` after a tick without anything.
+    pub(super) fn receive_some(&mut self, target: &mut [u8], passed: &mut Vec<OwnedFd>) -> io::Result<usize> {
+        if !self.shares_memory {
+            return Ok(rustix::net::recv(&self.fd, target, RecvFlags::empty())?.0);
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut pieces = [IoSliceMut::new(target)];
+        let received = rustix::net::recvmsg(&self.fd, &mut pieces, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                passed.extend(fds);
+            }
+        }
+        if received.flags.contains(ReturnFlags::CTRUNC) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "more file descriptors than expected"));
+        }
+        Ok(received.bytes)
+    }
+
+    /// Whether the peer has neither closed nor said anything that nobody asked for.
+    pub(super) fn is_quiet(&self) -> bool {
+        let mut byte = [0u8; 1];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        matches!(rustix::net::recv(&self.fd, &mut byte, flags), Err(Errno::AGAIN))
+    }
+
+    /// Tells the peer that nothing more comes, and gives up the socket for whoever waits for its end.
+    pub(super) fn close_sending(self) -> Arc<OwnedFd> {
+        let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
+        self.fd
+    }
+
+    /// Another handle of the socket, to end it from outside.
+    pub(super) fn handle(&self) -> Arc<OwnedFd> {
+        self.fd.clone()
+    }
+
+    /// Makes the next call return no later than `deadline` (or a tick, if that is sooner).
+    fn fit_timeout(&mut self, which: Timeout, deadline: Instant) -> io::Result<()> {
+        let current = if which == Timeout::Recv { self.receive_timeout } else { self.send_timeout };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left < current { self.set_timeout(which, left) } else { Ok(()) }
+    }
+
+    /// After a tick: an error if the deadline has passed, else a fitting timeout for the next call.
+    fn wait_longer(&mut self, which: Timeout, deadline: Instant) -> io::Result<()> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.set_timeout(which, left)
+    }
+
+    fn set_timeout(&mut self, which: Timeout, left: Duration) -> io::Result<()> {
+        // Zero would mean "for ever".
+        let timeout = left.clamp(Duration::from_millis(1), TICK);
+        let current = if which == Timeout::Recv { &mut self.receive_timeout } else { &mut self.send_timeout };
+        if *current != timeout {
+            *current = timeout;
+            sockopt::set_socket_timeout(&self.fd, which, Some(timeout))?;
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Calls `work` with a name of the socket at `path` that is short enough for the kernel.
+pub(super) fn with_short_path<R>(path: &Path, work: impl FnOnce(&Path) -> io::Result<R>) -> io::Result<R> {
+    if path.as_os_str().as_bytes().len() < SUN_PATH_BYTES {
+        return work(path);
+    }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the path of a socket"));
+    };
+    let directory = rustix::fs::open(parent, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let number = std::os::fd::AsRawFd::as_raw_fd(&directory);
+    work(&PathBuf::from(format!("/proc/self/fd/{number}")).join(name))
+}

@@ -1,0 +1,581 @@
+//! Frames of the data plane: a header, a table of operations or results, then the payload of those that have
+//! one and whose bytes do not lie in a registered region.
+//!
+//! Decoding never panics and allocates nothing but the table, whose size the header bounds. What does not decode
+//! is a [`Malformed`] frame: its connection closes.
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::buffer::RegionId;
+use crate::types::{
+    BATCH_BYTES_MAX, BATCH_OPS_MAX, CHUNK_BYTES_MAX, ChainId, ChainVersion, ChunkId, ClientId, ContentId, Op,
+    ReadOp, ReadResult, RequestTag, Status, UpdateOp, UpdateResult, Version, WRITERS_MAX, WriterRecord,
+};
+
+pub const MAGIC: [u8; 4] = *b"LUCF";
+pub const VERSION: u8 = 1;
+pub const HEADER_BYTES: usize = size_of::<RawHeader>();
+/// Largest table of any frame.
+pub const TABLE_BYTES_MAX: usize = BATCH_OPS_MAX * size_of::<RawUpdate>();
+/// Most bytes after a frame: a batch's, and the records that go with the largest chunk.
+pub const PAYLOAD_BYTES_MAX: usize = BATCH_BYTES_MAX + WRITERS_MAX * WriterRecord::BYTES;
+/// Regions that one connection may have registered at once: a program has one pool and a few rings.
+pub const REGIONS_MAX: usize = 32;
+/// In place of a region's slot: the bytes follow the frame.
+const FOLLOWS: u16 = 0xffff;
+/// Set in the kind of a reply.
+const REPLY: u8 = 0x80;
+const HAS_CRC: u32 = 1;
+/// The state that a replacement brings is a tombstone.
+const REMOVED: u32 = 2;
+
+/// A frame that its receiver does not understand; the text says why, for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("malformed frame: {0}")]
+pub struct Malformed(pub &'static str);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    Read = 1,
+    Update = 2,
+    Sync = 3,
+    Ping = 4,
+    /// Gives a region a slot number. One file descriptor travels with it; there is no reply.
+    Register = 5,
+}
+
+impl Kind {
+    fn from_wire(number: u8) -> Result<Kind, Malformed> {
+        Ok(match number {
+            1 => Kind::Read,
+            2 => Kind::Update,
+            3 => Kind::Sync,
+            4 => Kind::Ping,
+            5 => Kind::Register,
+            _ => return Err(Malformed("unknown kind")),
+        })
+    }
+
+    /// Bytes of one entry of such a frame's table.
+    pub fn entry_bytes(self, reply: bool) -> usize {
+        match (self, reply) {
+            (Kind::Read, false) => size_of::<RawRead>(),
+            (Kind::Read, true) => size_of::<RawReadResult>(),
+            (Kind::Update, false) => size_of::<RawUpdate>(),
+            (Kind::Update, true) => size_of::<RawUpdateResult>(),
+            (Kind::Sync, false) => size_of::<RawSync>(),
+            (Kind::Sync, true) => size_of::<RawSyncResult>(),
+            (Kind::Register, false) => size_of::<RawRegister>(),
+            (Kind::Ping, _) | (Kind::Register, true) => 0,
+        }
+    }
+}
+
+/// What a header says, within all limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub kind: Kind,
+    pub reply: bool,
+    pub count: u16,
+    pub payload_bytes: u32,
+    pub deadline_ms: u32,
+    pub id: u64,
+    table_crc: u32,
+}
+
+/// Where the bytes of one operation are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// After the frame (of the reply, for a read), in the order of the operations.
+    Follows,
+    /// In the region registered under `slot`.
+    Region { slot: u16, offset: u64 },
+}
+
+/// A region about to be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registration {
+    pub slot: u16,
+    pub region: RegionId,
+    pub len: u64,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(super) struct RawHeader {
+    pub(super) magic: [u8; 4],
+    pub(super) version: u8,
+    pub(super) kind: u8,
+    pub(super) count: U16,
+    pub(super) payload_bytes: U32,
+    pub(super) deadline_ms: U32,
+    pub(super) id: U64,
+    pub(super) table_crc: U32,
+    pub(super) header_crc: U32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(super) struct RawRead {
+    pub(super) chain: U32,
+    pub(super) slot: U16,
+    pub(super) reserved: U16,
+    pub(super) chain_version: U64,
+    pub(super) content: U64,
+    pub(super) index: U32,
+    pub(super) offset: U32,
+    pub(super) length: U32,
+    pub(super) reserved_2: U32,
+    pub(super) region_offset: U64,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(super) struct RawReadResult {
+    pub(super) status: U16,
+    pub(super) flags: U16,
+    pub(super) length: U32,
+    pub(super) version: U64,
+    pub(super) crc: U32,
+    pub(super) reserved: U32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(super) struct RawUpdate {
+    pub(super) chain: U32,
+    pub(super) slot: U16,
+    pub(super) op: U16,
+    pub(super) chain_version: U64,
+    pub(super) content: U64,
+    pub(super) index: U32,
+    pub(super) offset: U32,
+    pub(super) length: U32,
+    pub(super) crc: U32,
+    pub(super) client: U64,
+    pub(super) sequence: U64,
+    pub(super) version: U64,
+    pub(super) region_offset: U64,
+    pub(super) flags: U32,
+    pub(super) writers: U32,
+    pub(super) decided: U64,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(super) struct RawUpdateResult {
+    pub(super) status: U16,
+    pub(super) reserved: U16,
+    pub(super) length: U32,
+    pub(super) version: U64,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(super) struct RawSync {
+    pub(super) chain: U32,
+    pub(super) reserved: U32,
+    pub(super) chain_version: U64,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(super) struct RawSyncResult {
+    pub(super) status: U16,
+    pub(super) reserved: [u8; 6],
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(super) struct RawRegister {
+    pub(super) slot: U16,
+    pub(super) reserved: [u8; 6],
+    pub(super) region: [u8; 16],
+    pub(super) length: U64,
+}
+
+impl Header {
+    /// Checks everything that a header alone can tell, before anything is allocated or received for it.
+    pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Header, Malformed> {
+        let raw = RawHeader::ref_from_bytes(bytes).expect("the sizes are equal and alignment is one");
+        if raw.magic != MAGIC {
+            return Err(Malformed("not the beginning of a frame"));
+        }
+        if raw.version != VERSION {
+            return Err(Malformed("another version of the protocol"));
+        }
+        if crc_fast::crc32_iscsi(&bytes[..HEADER_BYTES - 4]) != raw.header_crc.get() {
+            return Err(Malformed("header checksum"));
+        }
+        let header = Header {
+            kind: Kind::from_wire(raw.kind & !REPLY)?,
+            reply: raw.kind & REPLY != 0,
+            count: raw.count.get(),
+            payload_bytes: raw.payload_bytes.get(),
+            deadline_ms: raw.deadline_ms.get(),
+            id: raw.id.get(),
+            table_crc: raw.table_crc.get(),
+        };
+        header.check()?;
+        Ok(header)
+    }
+
+    fn check(&self) -> Result<(), Malformed> {
+        let count = self.count as usize;
+        let count_allowed = match (self.kind, self.reply) {
+            (Kind::Register, true) => false,
+            (Kind::Register, false) => count == 1,
+            (Kind::Ping, _) => count == 0,
+            _ => count >= 1 && count <= BATCH_OPS_MAX,
+        };
+        if !count_allowed {
+            return Err(Malformed("count of operations"));
+        }
+        let may_have_payload = matches!((self.kind, self.reply), (Kind::Read, true) | (Kind::Update, false));
+        if self.payload_bytes as usize > if may_have_payload { PAYLOAD_BYTES_MAX } else { 0 } {
+            return Err(Malformed("length of the payload"));
+        }
+        Ok(())
+    }
+
+    /// Bytes of the table that follows the header: at most [`TABLE_BYTES_MAX`].
+    pub fn table_bytes(&self) -> usize {
+        self.count as usize * self.kind.entry_bytes(self.reply)
+    }
+
+    fn entries<'a, T: FromBytes + KnownLayout + Immutable + Unaligned>(
+        &self,
+        kind: Kind,
+        reply: bool,
+        table: &'a [u8],
+    ) -> Result<&'a [T], Malformed> {
+        if self.kind != kind || self.reply != reply || table.len() != self.table_bytes() {
+            return Err(Malformed("not the frame that was expected"));
+        }
+        if crc_fast::crc32_iscsi(table) != self.table_crc {
+            return Err(Malformed("table checksum"));
+        }
+        <[T]>::ref_from_bytes(table).map_err(|_| Malformed("size of the table"))
+    }
+
+    /// Checks a frame without a table.
+    pub fn decode_ping(&self, reply: bool) -> Result<(), Malformed> {
+        self.entries::<RawSyncResult>(Kind::Ping, reply, &[]).map(|_| ())
+    }
+
+    /// The operations of a batch of reads. Together they ask for at most `BATCH_BYTES_MAX`.
+    pub fn decode_reads(&self, table: &[u8]) -> Result<(Vec<ReadOp>, Vec<Home>), Malformed> {
+        let entries = self.entries::<RawRead>(Kind::Read, false, table)?;
+        let mut ops = Vec::with_capacity(entries.len());
+        let mut homes = Vec::with_capacity(entries.len());
+        let mut total = 0;
+        for raw in entries {
+            let op = ReadOp {
+                chain: ChainId(raw.chain.get()),
+                chain_version: ChainVersion(raw.chain_version.get()),
+                chunk: chunk(raw.content, raw.index),
+                offset: raw.offset.get(),
+                length: raw.length.get(),
+            };
+            check_range(op.offset, op.length)?;
+            total += op.length as usize;
+            ops.push(op);
+            homes.push(home(raw.slot, raw.region_offset)?);
+        }
+        if total > BATCH_BYTES_MAX {
+            return Err(Malformed("more bytes than a batch may have"));
+        }
+        Ok((ops, homes))
+    }
+
+    /// The results of a batch of reads, with the checksums of the bytes that follow.
+    pub fn decode_read_results(&self, table: &[u8]) -> Result<Vec<(ReadResult, Option<u32>)>, Malformed> {
+        let entries = self.entries::<RawReadResult>(Kind::Read, true, table)?;
+        entries
+            .iter()
+            .map(|raw| {
+                let result = ReadResult {
+                    status: status(raw.status)?,
+                    length: raw.length.get(),
+                    version: Version(raw.version.get()),
+                };
+                check_range(0, result.length)?;
+                Ok((result, (u32::from(raw.flags.get()) & HAS_CRC != 0).then_some(raw.crc.get())))
+            })
+            .collect()
+    }
+
+    /// The operations of a batch of updates. The payloads that follow are together `payload_bytes` long.
+    pub fn decode_updates(&self, table: &[u8]) -> Result<(Vec<UpdateOp>, Vec<Home>), Malformed> {
+        let entries = self.entries::<RawUpdate>(Kind::Update, false, table)?;
+        let mut ops = Vec::with_capacity(entries.len());
+        let mut homes = Vec::with_capacity(entries.len());
+        let (mut total, mut following) = (0, 0);
+        for raw in entries {
+            let op = decode_update(raw)?;
+            let home = home(raw.slot, raw.region_offset)?;
+            let length = op.payload_bytes();
+            total += length;
+            following += if home == Home::Follows { length } else { 0 };
+            ops.push(op);
+            homes.push(home);
+        }
+        if total > PAYLOAD_BYTES_MAX {
+            return Err(Malformed("more bytes than a batch may have"));
+        }
+        if following != self.payload_bytes as usize {
+            return Err(Malformed("the payload is not as long as its operations say"));
+        }
+        Ok((ops, homes))
+    }
+
+    pub fn decode_update_results(&self, table: &[u8]) -> Result<Vec<UpdateResult>, Malformed> {
+        let entries = self.entries::<RawUpdateResult>(Kind::Update, true, table)?;
+        entries
+            .iter()
+            .map(|raw| {
+                let (version, length) = (Version(raw.version.get()), raw.length.get());
+                Ok(UpdateResult { status: status(raw.status)?, version, length })
+            })
+            .collect()
+    }
+
+    pub fn decode_syncs(&self, table: &[u8]) -> Result<Vec<(ChainId, ChainVersion)>, Malformed> {
+        let entries = self.entries::<RawSync>(Kind::Sync, false, table)?;
+        Ok(entries
+            .iter()
+            .map(|raw| (ChainId(raw.chain.get()), ChainVersion(raw.chain_version.get())))
+            .collect())
+    }
+
+    pub fn decode_sync_results(&self, table: &[u8]) -> Result<Vec<Status>, Malformed> {
+        self.entries::<RawSyncResult>(Kind::Sync, true, table)?.iter().map(|raw| status(raw.status)).collect()
+    }
+
+    pub fn decode_registration(&self, table: &[u8]) -> Result<Registration, Malformed> {
+        let raw = &self.entries::<RawRegister>(Kind::Register, false, table)?[0];
+        if raw.slot.get() as usize >= REGIONS_MAX {
+            return Err(Malformed("slot of a region"));
+        }
+        Ok(Registration { slot: raw.slot.get(), region: RegionId(raw.region), len: raw.length.get() })
+    }
+}
+
+fn decode_update(raw: &RawUpdate) -> Result<UpdateOp, Malformed> {
+    let (offset, length) = (raw.offset.get(), raw.length.get());
+    let op = match raw.op.get() {
+        1 => Op::Write { offset, length },
+        2 => Op::Truncate { length },
+        3 => Op::Remove,
+        4 => Op::Replace { length, writers: raw.writers.get(), removed: raw.flags.get() & REMOVED != 0 },
+        _ => return Err(Malformed("unknown operation")),
+    };
+    let is_replace = matches!(op, Op::Replace { .. });
+    if (!is_replace && (raw.writers.get() != 0 || raw.flags.get() & REMOVED != 0))
+        || (op == Op::Remove && length != 0)
+        || (!matches!(op, Op::Write { .. }) && offset != 0)
+    {
+        return Err(Malformed("fields that the operation does not have"));
+    }
+    if raw.writers.get() as usize > WRITERS_MAX {
+        return Err(Malformed("records of writers"));
+    }
+    check_range(offset, length)?;
+    Ok(UpdateOp {
+        chain: ChainId(raw.chain.get()),
+        chain_version: ChainVersion(raw.chain_version.get()),
+        chunk: chunk(raw.content, raw.index),
+        op,
+        tag: RequestTag { client: ClientId(raw.client.get()), sequence: raw.sequence.get() },
+        version: Version(raw.version.get()),
+        decided: ChainVersion(raw.decided.get()),
+        payload_crc: (raw.flags.get() & HAS_CRC != 0).then_some(raw.crc.get()),
+    })
+}
+
+fn chunk(content: U64, index: U32) -> ChunkId {
+    ChunkId { content: ContentId(content.get()), index: index.get() }
+}
+
+fn check_range(offset: u32, length: u32) -> Result<(), Malformed> {
+    match offset.checked_add(length) {
+        Some(end) if end <= CHUNK_BYTES_MAX => Ok(()),
+        _ => Err(Malformed("beyond the largest chunk")),
+    }
+}
+
+fn home(slot: U16, offset: U64) -> Result<Home, Malformed> {
+    match slot.get() {
+        FOLLOWS => Ok(Home::Follows),
+        slot if (slot as usize) < REGIONS_MAX => Ok(Home::Region { slot, offset: offset.get() }),
+        _ => Err(Malformed("slot of a region")),
+    }
+}
+
+fn status(number: U16) -> Result<Status, Malformed> {
+    Status::from_wire(number.get()).ok_or(Malformed("unknown status"))
+}
+
+/// What the sender of a frame chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    pub id: u64,
+    /// Time the receiver has for it, from its arrival. 0 in replies.
+    pub deadline_ms: u32,
+}
+
+/// Puts a frame with `entries` into `frame`, replacing what was there.
+fn encode<T: IntoBytes + Immutable>(
+    frame: &mut Vec<u8>,
+    kind: u8,
+    envelope: Envelope,
+    payload_bytes: usize,
+    entries: impl ExactSizeIterator<Item = T>,
+) {
+    debug_assert!(entries.len() <= BATCH_OPS_MAX, "callers split their batches");
+    debug_assert!(payload_bytes <= PAYLOAD_BYTES_MAX, "callers split their batches");
+    let count = entries.len() as u16;
+    frame.clear();
+    frame.resize(HEADER_BYTES, 0);
+    entries.for_each(|entry| frame.extend_from_slice(entry.as_bytes()));
+    let mut header = RawHeader {
+        magic: MAGIC,
+        version: VERSION,
+        kind,
+        count: count.into(),
+        payload_bytes: (payload_bytes as u32).into(),
+        deadline_ms: envelope.deadline_ms.into(),
+        id: envelope.id.into(),
+        table_crc: crc_fast::crc32_iscsi(&frame[HEADER_BYTES..]).into(),
+        header_crc: 0.into(),
+    };
+    header.header_crc = crc_fast::crc32_iscsi(&header.as_bytes()[..HEADER_BYTES - 4]).into();
+    frame[..HEADER_BYTES].copy_from_slice(header.as_bytes());
+}
+
+fn home_to_wire(home: &Home) -> (U16, U64) {
+    match *home {
+        Home::Follows => (FOLLOWS.into(), 0.into()),
+        Home::Region { slot, offset } => (slot.into(), offset.into()),
+    }
+}
+
+pub fn encode_reads(frame: &mut Vec<u8>, envelope: Envelope, ops: &[ReadOp], homes: &[Home]) {
+    let entries = ops.iter().zip(homes).map(|(op, home)| {
+        let (slot, region_offset) = home_to_wire(home);
+        RawRead {
+            chain: op.chain.0.into(),
+            slot,
+            reserved: 0.into(),
+            chain_version: op.chain_version.0.into(),
+            content: op.chunk.content.0.into(),
+            index: op.chunk.index.into(),
+            offset: op.offset.into(),
+            length: op.length.into(),
+            reserved_2: 0.into(),
+            region_offset,
+        }
+    });
+    encode(frame, Kind::Read as u8, envelope, 0, entries);
+}
+
+/// `crcs[i]` is the checksum of the bytes of result `i` that follow; `None` where both ends share memory.
+pub fn encode_read_results(
+    frame: &mut Vec<u8>,
+    id: u64,
+    payload_bytes: usize,
+    results: &[ReadResult],
+    crcs: &[Option<u32>],
+) {
+    let entries = results.iter().zip(crcs).map(|(result, crc)| RawReadResult {
+        status: (result.status as u16).into(),
+        flags: (if crc.is_some() { HAS_CRC as u16 } else { 0 }).into(),
+        length: result.length.into(),
+        version: result.version.0.into(),
+        crc: crc.unwrap_or(0).into(),
+        reserved: 0.into(),
+    });
+    encode(frame, Kind::Read as u8 | REPLY, Envelope { id, deadline_ms: 0 }, payload_bytes, entries);
+}
+
+pub fn encode_updates(frame: &mut Vec<u8>, envelope: Envelope, ops: &[UpdateOp], homes: &[Home]) {
+    let following = ops.iter().zip(homes).filter(|(_, home)| **home == Home::Follows);
+    let payload_bytes = following.map(|(op, _)| op.payload_bytes()).sum();
+    let entries = ops.iter().zip(homes).map(|(op, home)| encode_update(op, home));
+    encode(frame, Kind::Update as u8, envelope, payload_bytes, entries);
+}
+
+fn encode_update(op: &UpdateOp, home: &Home) -> RawUpdate {
+    let (slot, region_offset) = home_to_wire(home);
+    let (mut flags, mut records) = (if op.payload_crc.is_some() { HAS_CRC } else { 0 }, 0);
+    let (number, offset, length): (u16, u32, u32) = match op.op {
+        Op::Write { offset, length } => (1, offset, length),
+        Op::Truncate { length } => (2, 0, length),
+        Op::Remove => (3, 0, 0),
+        Op::Replace { length, writers, removed } => {
+            flags |= if removed { REMOVED } else { 0 };
+            records = writers;
+            (4, 0, length)
+        }
+    };
+    RawUpdate {
+        chain: op.chain.0.into(),
+        slot,
+        op: number.into(),
+        chain_version: op.chain_version.0.into(),
+        content: op.chunk.content.0.into(),
+        index: op.chunk.index.into(),
+        offset: offset.into(),
+        length: length.into(),
+        crc: op.payload_crc.unwrap_or(0).into(),
+        client: op.tag.client.0.into(),
+        sequence: op.tag.sequence.into(),
+        version: op.version.0.into(),
+        region_offset,
+        flags: flags.into(),
+        writers: records.into(),
+        decided: op.decided.0.into(),
+    }
+}
+
+pub fn encode_update_results(frame: &mut Vec<u8>, id: u64, results: &[UpdateResult]) {
+    let entries = results.iter().map(|result| RawUpdateResult {
+        status: (result.status as u16).into(),
+        reserved: 0.into(),
+        length: result.length.into(),
+        version: result.version.0.into(),
+    });
+    encode(frame, Kind::Update as u8 | REPLY, Envelope { id, deadline_ms: 0 }, 0, entries);
+}
+
+pub fn encode_syncs(frame: &mut Vec<u8>, envelope: Envelope, chains: &[(ChainId, ChainVersion)]) {
+    let entries = chains.iter().map(|(chain, version)| RawSync {
+        chain: chain.0.into(),
+        reserved: 0.into(),
+        chain_version: version.0.into(),
+    });
+    encode(frame, Kind::Sync as u8, envelope, 0, entries);
+}
+
+pub fn encode_sync_results(frame: &mut Vec<u8>, id: u64, results: &[Status]) {
+    let entries =
+        results.iter().map(|status| RawSyncResult { status: (*status as u16).into(), reserved: [0; 6] });
+    encode(frame, Kind::Sync as u8 | REPLY, Envelope { id, deadline_ms: 0 }, 0, entries);
+}
+
+pub fn encode_ping(frame: &mut Vec<u8>, envelope: Envelope, reply: bool) {
+    let kind = Kind::Ping as u8 | if reply { REPLY } else { 0 };
+    encode(frame, kind, envelope, 0, std::iter::empty::<RawSyncResult>());
+}
+
+pub fn encode_registration(frame: &mut Vec<u8>, registration: &Registration) {
+    let entry = RawRegister {
+        slot: registration.slot.into(),
+        reserved: [0; 6],
+        region: registration.region.0,
+        length: registration.len.into(),
+    };
+    encode(frame, Kind::Register as u8, Envelope { id: 0, deadline_ms: 0 }, 0, std::iter::once(entry));
+}
