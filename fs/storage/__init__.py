@@ -1,0 +1,13 @@
+"""A storage node: the Rust engine and data server (`luciola_core.StorageNode`), and everything it does not decide.
+
+    model        what this node says of its replicas (pure)
+    compare      which chunks of a returning replica differ (pure)
+    directory    whose data a directory holds, and what a replaced disk has lost
+    membership   heartbeats, lease, routing: what the node may do now
+    recovery     brings a SYNCING successor up to date
+    scrub        reads and verifies every chunk, forgets old tombstones
+    service      the control methods (proto/storage.proto)
+    node         joins them: the life of one process, `python -m luciola.storage`
+
+No byte of file data passes through here: replicas exchange chunks over the data plane, in Rust.
+"""

@@ -1,0 +1,59 @@
+"""`python -m luciola.storage`: one storage node, until SIGTERM."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import uvloop
+
+from .. import config as configuration
+from ..errors import Error
+from ..ids import NodeId
+from ..wire import load_cluster
+from .node import Settings, serve
+
+log = logging.getLogger("luciola.storage")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the node; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m luciola.storage",
+        description="One storage node of a Luciola cluster. `luciola up` starts these.",
+        epilog="example: python -m luciola.storage --node-id 1 --data /data/storage-1 --cluster /data/cluster.json",
+    )
+    parser.add_argument("--node-id", type=_node_id, required=True, help="number of this node, from 1")
+    parser.add_argument("--data", type=Path, required=True, help="directory that holds its chunks")
+    parser.add_argument("--cluster", type=Path, required=True, help="the cluster file")
+    parser.add_argument("--config", type=Path, help="TOML with what differs from the defaults")
+    parser.add_argument("--listen", default="127.0.0.1", metavar="HOST", help="where to listen (%(default)s)")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO,
+        format=f"%(asctime)s %(levelname).1s storage-{options.node_id} %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        settings = Settings(
+            node=options.node_id,
+            data=options.data,
+            cluster=load_cluster(options.cluster),
+            config=configuration.load(options.config) if options.config else configuration.ClusterConfig(),
+            host=options.listen,
+        )
+        uvloop.run(serve(settings))
+    except Error as error:
+        log.error("cannot run: %s", error)  # noqa: TRY400 (an operating error needs no traceback)
+        return 1
+    return 0
+
+
+def _node_id(text: str) -> NodeId:
+    if not text.isdecimal() or not 0 < int(text) < 1 << 32:
+        raise argparse.ArgumentTypeError(f"a number from 1 to {(1 << 32) - 1} is expected, not {text!r}")
+    return NodeId(int(text))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

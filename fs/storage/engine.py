@@ -1,0 +1,57 @@
+"""The native storage node, called from asyncio.
+
+Every call may wait for a disk or for another node, so each runs on a thread of a pool of our own; its size bounds
+how many wait at once. Recovery uses a few of them (`resync_batch`), so that other calls do not queue behind it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, ParamSpec, TypeVar
+
+from luciola_core import StorageNode
+
+from .compare import Name, Record
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+THREADS: Final = 16
+PAGE_RECORDS: Final = 1000  # of a listing: about 60 KiB as a message, well below every limit
+
+
+class Engine:
+    """A `StorageNode` whose calls are awaited."""
+
+    def __init__(self, node: StorageNode) -> None:
+        self.node: Final = node
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="engine")
+
+    async def run(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """What `call`, a method of the node, returns."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, lambda: call(*arguments, **named))
+
+    async def records(
+        self, chain: int, after: Name | None = None, *, limit: int = PAGE_RECORDS
+    ) -> list[Record]:
+        """Up to `limit` chunks of a chain after that one, in order."""
+        return [Record(*fields) for fields in await self.run(self.node.list_chunks, chain, after, limit)]
+
+    async def pages(self, chain: int, after: Name | None = None) -> AsyncIterator[list[Record]]:
+        """All chunks of a chain after that one, page by page; no page is empty."""
+        while True:
+            page = await self.records(chain, after)
+            if page:
+                yield page
+            if len(page) < PAGE_RECORDS:
+                return
+            after = page[-1].name
+
+    async def close(self) -> None:
+        """Stops the node: connections end, everything is synced and closed."""
+        await self.run(self.node.stop)
+        self._threads.shutdown(wait=False)
+
+
+__all__ = ["PAGE_RECORDS", "Engine"]

@@ -1,0 +1,264 @@
+"""What this node may do now: its lease, its routing, and what it tells mgmtd in heartbeats.
+
+M1  A lease is counted from before the heartbeat was sent, on the monotonic clock, and shortened by the drift
+    that two clocks may have: mgmtd, which counts from when it received it, never thinks that it ended earlier.
+M2  Routing reaches the data server before the model, and the model before the next heartbeat: a report is
+    always about a chain version that the data server already knows.
+"""
+
+import asyncio
+import errno
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .. import config as configuration
+from ..errors import ConfigError, Error
+from ..ids import ChainId, ChainVersion, TargetId
+from ..wire import RoutingTable, RpcClients, methods
+from ..wire.pb import mgmtd_pb2
+from ..wire.pb.mgmtd_pb2 import HeartbeatReply, HeartbeatRequest, LocalTarget, Routing
+from . import model
+from .directory import Directory
+from .engine import Engine
+
+log = logging.getLogger(__name__)
+
+SPACING_S: Final = 0.05  # between heartbeats that changes ask for
+RETRY_S: Final = 0.2  # after a failed heartbeat
+FIRST_INTERVAL_S: Final = 1.0  # until mgmtd has said its own
+TIMEOUT_S: Final = 1.5  # of one heartbeat: half a lease, so that a second try is in time
+LEAVE_TIMEOUT_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Where mgmtd is, and how much faster than its clock ours may run."""
+
+    mgmtd: str
+    drift_percent: int
+
+
+class Membership:
+    """Keeps mgmtd, the model and the data server of one node in step."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        directory: Directory,
+        clients: RpcClients,
+        about: mgmtd_pb2.Node,
+        options: Options,
+    ) -> None:
+        self.table: Final = RoutingTable()
+        self.state = model.State()
+        self._engine = engine
+        self._directory = directory
+        self._clients = clients
+        self._about = about
+        self._options = options
+        self._sequence = 0
+        self._interval_s = FIRST_INTERVAL_S
+        self._changed = asyncio.Event()
+        self._was_heard = True
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listeners: list[Callable[[], None]] = []
+        self._config_listeners: list[Callable[[configuration.ClusterConfig], None]] = []
+
+    def on_routing(self, listener: Callable[[], None]) -> None:
+        """`listener` is called after each change of routing."""
+        self._listeners.append(listener)
+
+    def on_config(self, listener: Callable[[configuration.ClusterConfig], None]) -> None:
+        """`listener` is called with each new configuration that mgmtd distributes."""
+        self._config_listeners.append(listener)
+
+    # Events.
+
+    def routing_changed(self, routing: Routing) -> None:
+        """Takes in what mgmtd published (already in `table`)."""
+        self._engine.node.set_routing(routing.SerializeToString())  # M2
+        seen = {
+            TargetId(target.id): model.Seen(
+                ChainId(chain.id), ChainVersion(chain.version), model.Public(target.state)
+            )
+            for chain in self.table.chains.values()
+            for target in chain.targets
+            if target.node == self._about.id
+        }
+        self._directory.join(seen)
+        self._apply(model.RoutingChanged(seen, self._directory.lost))
+        for listener in self._listeners:
+            listener()
+
+    def sync_done(self, chain: ChainId, chain_version: ChainVersion) -> bool:
+        """The predecessor is done with our replica; whether that is still about the present chain."""
+        if not model.may_sync(self.state, chain, chain_version):
+            return False
+        self._apply(model.SyncDone(chain, chain_version))
+        return True
+
+    def disk_failed(self) -> None:
+        """Reading or writing the disk gives errors."""
+        if not self.state.has_failed:
+            log.error("the disk fails; every replica here is OFFLINE until this process is started again")
+            self._spawn(self._engine.run(self._engine.node.drop_lease))
+            self._apply(model.DiskFailed())
+
+    def _apply(self, event: model.Event) -> None:
+        was_back = self.state.is_back
+        self.state, effects = model.step(self.state, event)
+        if self.state.is_back and not was_back:
+            log.info("mgmtd has noticed our absence; replicas are reported again")
+            self._changed.set()
+        for effect in effects:
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: model.Effect) -> None:
+        match effect:
+            case model.Report(target):
+                about = self.state.targets[target]
+                log.info(
+                    "target %d of chain %d version %d: %s, reported %s",
+                    *(target, about.chain, about.chain_version, about.public.name, about.local.name),
+                )
+                self._changed.set()
+            case model.Restored(target):
+                self._directory.restore(target)
+            case model.Removed(target, chain):
+                self._forget(target, chain)
+            case model.DataLost(target, chain):
+                log.error(
+                    "target %d was the last of chain %d that served, and its data is gone with a replaced disk; "
+                    "`luciola manager rotate` gives the role to another replica",
+                    *(target, chain),
+                )
+
+    def _forget(self, target: TargetId, chain: ChainId) -> None:
+        """Drops the chunks of a replica that an administrator took out of its chain."""
+        known = self.table.chains.get(chain)
+        if known is None or any(member.node == self._about.id for member in known.targets):
+            log.warning("target %d of chain %d is not in routing any more; its chunks stay", target, chain)
+            return
+        log.info("target %d was taken out of chain %d; its chunks are forgotten", target, chain)
+        self._spawn(self._engine.run(self._engine.node.wipe_chain, chain))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("storage: a background call failed", exc_info=task.exception())
+
+    # Heartbeats.
+
+    async def run(self) -> None:
+        """Sends heartbeats for ever."""
+        while True:
+            self._changed.clear()
+            is_heard = await self._beat()
+            await asyncio.sleep(SPACING_S)
+            try:
+                async with asyncio.timeout(self._interval_s if is_heard else RETRY_S):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    async def leave(self) -> None:
+        """Says that this node has stopped serving, so that nobody waits for its lease."""
+        request = HeartbeatRequest(node=self._about, sequence=self._next(), leaving=True)
+        request.targets.extend(
+            self._report(target, about, local=model.Local.OFFLINE, used=0)
+            for target, about in self.state.targets.items()
+        )
+        try:
+            await self._clients.call(
+                self._options.mgmtd, methods.Mgmtd.heartbeat, request, timeout_s=LEAVE_TIMEOUT_S
+            )
+        except Error as error:
+            log.warning("mgmtd was not told of the stop, and will wait for the lease: %s", error)
+
+    async def _beat(self) -> bool:
+        request = await self._request()
+        sent_s = time.monotonic()  # M1
+        try:
+            reply = await self._clients.call(
+                self._options.mgmtd, methods.Mgmtd.heartbeat, request, timeout_s=TIMEOUT_S
+            )
+        except Error as error:
+            if self._was_heard:
+                log.warning("heartbeats are not answered: %s", error)
+            self._was_heard = False
+            return False
+        if not self._was_heard:
+            log.info("heartbeats are answered again")
+        self._was_heard = True
+        self._granted(reply, sent_s)
+        return True
+
+    def _granted(self, reply: HeartbeatReply, sent_s: float) -> None:
+        if reply.interval_ms:
+            self._interval_s = reply.interval_ms / 1000
+        if reply.lease_ms and not self.state.has_failed:
+            lease_s = reply.lease_ms / 1000 * (1 - self._options.drift_percent / 100)
+            self._engine.node.set_lease(sent_s + lease_s, reply.routing_version)
+        if reply.config_toml and reply.config_version > self._about.config_version:
+            self._configure(reply)
+
+    def _configure(self, reply: HeartbeatReply) -> None:
+        self._about.config_version = reply.config_version
+        try:
+            config = configuration.loads(reply.config_toml)
+        except ConfigError as error:
+            log.error("configuration %d is not used: %s", reply.config_version, error)  # noqa: TRY400
+            return
+        log.info("configuration %d is used", reply.config_version)
+        for listener in self._config_listeners:
+            listener(config)
+
+    async def _request(self) -> HeartbeatRequest:
+        node = self._engine.node
+        used_bytes: dict[int, int] = {}
+        low_space = False
+        try:
+            await self._engine.run(self._directory.probe)
+            low_space = (await self._engine.run(node.space))[1] == 0
+            for target, _, _, _, used, bad in await self._engine.run(node.targets):
+                used_bytes[target] = used
+                if bad:
+                    self.disk_failed()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self.disk_failed()
+        request = HeartbeatRequest(node=self._about, sequence=self._next())
+        for target, about in self.state.targets.items():
+            used = used_bytes.get(target, 0)
+            request.targets.append(
+                self._report(target, about, local=about.local, used=used, low_space=low_space)
+            )
+        return request
+
+    def _report(
+        self, target: int, about: model.Target, *, local: model.Local, used: int, low_space: bool = False
+    ) -> LocalTarget:
+        return LocalTarget(
+            id=target,
+            state=mgmtd_pb2.LocalState.Name(local),
+            chain_version=about.chain_version,
+            used_bytes=used,
+            low_space=low_space,
+            chain=about.chain,
+        )
+
+    def _next(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
+
+__all__ = ["Membership", "Options"]

@@ -1,0 +1,240 @@
+"""What a storage node says of its own replicas, as a pure machine: `step(state, event) -> (state, effects)`.
+
+mgmtd decides what each replica may do (its public state, in routing); the node reports what it can do (its local
+state, in heartbeats). Invariants:
+
+    I1  After a start nothing is reported but OFFLINE until no replica of this node is publicly SERVING or
+        SYNCING: mgmtd has then noticed that the process was away, and whatever it missed will be sent to it.
+    I2  A SYNCING replica is UPTODATE only if its predecessor said so under the very same chain version.
+    I3  A replica whose data is gone (a replaced disk) never comes back as the last one that served: an operator
+        decides that the data is lost, not an empty directory.
+    I4  A failed disk stays OFFLINE until the process is started again.
+    I5  An older chain version than one already seen changes nothing.
+
+Source: the state machine of digest 3.5.2 and 5.10, with I3 added and leases instead of local guesses.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+from ..ids import ChainId, ChainVersion, TargetId
+
+
+class Public(IntEnum):
+    """What everybody is told of one replica. The numbers are those of `PublicState` in proto/mgmtd.proto."""
+
+    SERVING = 1
+    LASTSRV = 2
+    SYNCING = 4
+    WAITING = 8
+    OFFLINE = 16
+
+
+class Local(IntEnum):
+    """What this node says of its own replica. The numbers are those of `LocalState` in proto/mgmtd.proto."""
+
+    UPTODATE = 1
+    ONLINE = 2
+    OFFLINE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One replica of this node, as routing shows it."""
+
+    chain: ChainId
+    chain_version: ChainVersion
+    public: Public
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One replica of this node. `lost`: the chunks it once held are gone."""
+
+    chain: ChainId
+    chain_version: ChainVersion
+    public: Public
+    local: Local
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All of it. `is_back`: mgmtd has noticed our absence (I1)."""
+
+    is_back: bool = False
+    has_failed: bool = False
+    targets: Mapping[TargetId, Target] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingChanged:
+    """Routing now shows these replicas of this node. `lost`: those of them whose data is known to be gone."""
+
+    seen: Mapping[TargetId, Seen]
+    lost: frozenset[TargetId] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class SyncDone:
+    """The predecessor has compared every chunk of this chain and sent what differed."""
+
+    chain: ChainId
+    chain_version: ChainVersion
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFailed:
+    """Reading or writing the disk gives errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The heartbeat would now say something new of the target."""
+
+    target: TargetId
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """The target holds its data again; it need not be remembered as lost."""
+
+    target: TargetId
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """The target is no longer part of its chain; its chunks are of no use to anybody."""
+
+    target: TargetId
+    chain: ChainId
+
+
+@dataclass(frozen=True, slots=True)
+class DataLost:
+    """The target was the last one that served, and its data is gone: an operator must look at it."""
+
+    target: TargetId
+    chain: ChainId
+
+
+Event: TypeAlias = RoutingChanged | SyncDone | DiskFailed
+Effect: TypeAlias = Report | Restored | Removed | DataLost
+
+ACTIVE: Final = (Public.SERVING, Public.SYNCING)
+
+
+def step(state: State, event: Event) -> tuple[State, list[Effect]]:
+    """The state after `event`, and what must be done about it."""
+    match event:
+        case RoutingChanged():
+            return _routing_changed(state, event)
+        case SyncDone():
+            return _sync_done(state, event)
+        case DiskFailed():
+            targets = {id_: replace(target, local=Local.OFFLINE) for id_, target in state.targets.items()}
+            effects: list[Effect] = [
+                Report(id_) for id_, target in targets.items() if target != state.targets[id_]
+            ]
+            return replace(state, has_failed=True, targets=MappingProxyType(targets)), effects
+
+
+def may_sync(state: State, chain: ChainId, chain_version: ChainVersion) -> bool:
+    """Whether a predecessor may now compare its chunks of `chain` with ours."""
+    found = _find(state, chain)
+    if found is None:
+        return False
+    target = found[1]
+    return (
+        target.public == Public.SYNCING
+        and target.local != Local.OFFLINE
+        and target.chain_version == chain_version
+    )
+
+
+def _routing_changed(state: State, event: RoutingChanged) -> tuple[State, list[Effect]]:
+    seen = {id_: _newest(state.targets.get(id_), now) for id_, now in event.seen.items()}
+    is_back = state.is_back or not any(now.public in ACTIVE for now in seen.values())
+    base = replace(state, is_back=is_back)
+    targets: dict[TargetId, Target] = {}
+    effects: list[Effect] = []
+    for id_, now in seen.items():
+        before = state.targets.get(id_)
+        lost = id_ in event.lost if before is None else before.lost
+        after = _target(base, before, now, lost=lost)
+        targets[id_] = after
+        if before is None or (before.local, before.chain_version) != (after.local, after.chain_version):
+            effects.append(Report(id_))
+        if lost and not after.lost:
+            effects.append(Restored(id_))
+        if after.lost and now.public == Public.LASTSRV and (before is None or before.public != now.public):
+            effects.append(DataLost(id_, now.chain))
+    effects += [Removed(id_, target.chain) for id_, target in state.targets.items() if id_ not in seen]
+    return replace(base, targets=MappingProxyType(targets)), effects
+
+
+def _newest(before: Target | None, now: Seen) -> Seen:
+    if before is None or now.chain_version >= before.chain_version:
+        return now
+    return Seen(before.chain, before.chain_version, before.public)
+
+
+def _target(state: State, before: Target | None, now: Seen, *, lost: bool) -> Target:
+    """The target after routing showed `now` of it."""
+    is_synced = (
+        before is not None
+        and before.local == Local.UPTODATE
+        and before.public == Public.SYNCING
+        and before.chain_version == now.chain_version
+    )
+    # Whoever was declared UPTODATE, or is SERVING, has its data.
+    lost = lost and not is_synced and not (now.public == Public.SERVING and state.is_back)
+    if state.has_failed or not state.is_back or (lost and now.public == Public.LASTSRV):
+        local = Local.OFFLINE
+    elif now.public == Public.SERVING or (now.public == Public.SYNCING and is_synced):
+        local = Local.UPTODATE
+    else:
+        local = Local.ONLINE
+    return Target(now.chain, now.chain_version, now.public, local, lost)
+
+
+def _sync_done(state: State, event: SyncDone) -> tuple[State, list[Effect]]:
+    found = _find(state, event.chain)
+    if found is None or not may_sync(state, event.chain, event.chain_version):
+        return state, []
+    id_, target = found
+    after = replace(target, local=Local.UPTODATE, lost=False)
+    effects: list[Effect] = [Report(id_)] if after.local != target.local else []
+    if target.lost:
+        effects.append(Restored(id_))
+    return replace(state, targets=MappingProxyType({**state.targets, id_: after})), effects
+
+
+def _find(state: State, chain: ChainId) -> tuple[TargetId, Target] | None:
+    for id_, target in state.targets.items():
+        if target.chain == chain:
+            return id_, target
+    return None
+
+
+__all__ = [
+    "DataLost",
+    "DiskFailed",
+    "Effect",
+    "Event",
+    "Local",
+    "Public",
+    "Removed",
+    "Report",
+    "Restored",
+    "RoutingChanged",
+    "Seen",
+    "State",
+    "SyncDone",
+    "Target",
+    "may_sync",
+    "step",
+]

@@ -1,0 +1,151 @@
+"""The life of one storage process: open, join, serve, leave."""
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import socket
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from luciola_core import StorageNode
+
+from .. import __version__
+from ..config import ClusterConfig
+from ..ids import NodeId
+from ..wire import SERVICE, Cluster, RpcClients, RpcServer, follow_routing, format_address, methods, mint
+from ..wire.pb.mgmtd_pb2 import NODE_STORAGE, Node, Routing
+from .directory import Directory
+from .engine import Engine
+from .membership import Membership, Options
+from .recovery import Recovery
+from .scrub import Scrub
+from .service import StorageService
+
+log = logging.getLogger(__name__)
+
+FIRST_ROUTING_S: Final = 1.0  # heartbeats begin after routing is known, or after this long
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the command line says."""
+
+    node: NodeId
+    data: Path
+    cluster: Cluster
+    config: ClusterConfig
+    host: str = "127.0.0.1"
+
+
+async def serve(settings: Settings) -> None:
+    """Runs one storage node until SIGTERM or SIGINT.
+
+    Raises: Busy, ConfigError, NotFound and other operating errors of the start; afterwards only mistakes.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    directory = Directory(settings.data, node=settings.node, cluster_id=settings.cluster.cluster_id)
+    try:
+        await _serve(settings, directory, stop)
+    finally:
+        directory.close()
+
+
+async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) -> None:
+    secret = settings.cluster.secret()
+    config = settings.config.storage
+    engine = Engine(
+        StorageNode(
+            settings.node,
+            directory.chunks,
+            secret=secret,
+            tcp=format_address(settings.host, 0),
+            socket=directory.socket,
+            threads_max=config.threads_max,
+            reserve_bytes=config.reserve_bytes,
+            durability=config.durability,
+            index_cache_bytes=config.index_cache_bytes,
+        )
+    )
+    clients = RpcClients(mint(secret, role=SERVICE))
+    about = _about(settings, engine, directory)
+    options = Options(settings.cluster.mgmtd_grpc, settings.config.mgmtd.lease_drift_percent)
+    membership = Membership(engine, directory, clients, about, options)
+    recovery = Recovery(engine, clients, membership.table, node=settings.node, config=config)
+    scrub = Scrub(engine, directory, membership.table, node=settings.node, config=config)
+    service = StorageService(engine, membership, recovery, scrub)
+    server = RpcServer(methods.bind(methods.Storage, service), secret=secret)
+    about.grpc_address = await server.start(settings.host)
+    membership.on_routing(recovery.routing_changed)
+    membership.on_config(lambda new: _configure(recovery, scrub, new))
+    log.info("node %d serves: control %s, data %s", settings.node, about.grpc_address, about.data_address)
+    await _work(membership, clients, scrub, settings.cluster.mgmtd_grpc, stop)
+    # A clean stop: serve nothing, say so, finish what is under way.
+    log.info("node %d stops", settings.node)
+    await recovery.stop()
+    await engine.run(engine.node.drop_lease)
+    await membership.leave()
+    await server.stop(grace_s=1.0)
+    await clients.close()
+    await engine.close()
+    log.info("node %d has stopped", settings.node)
+
+
+async def _work(
+    membership: Membership, clients: RpcClients, scrub: Scrub, mgmtd: str, stop: asyncio.Event
+) -> None:
+    """Runs everything that goes on for ever until `stop`; a mistake in one of them ends them all."""
+    heard = asyncio.Event()
+
+    def changed(routing: Routing) -> None:
+        membership.routing_changed(routing)
+        heard.set()
+
+    async def beat() -> None:
+        try:
+            async with asyncio.timeout(FIRST_ROUTING_S):
+                await heard.wait()
+        except TimeoutError:
+            log.warning("mgmtd has not sent routing yet")
+        await membership.run()
+
+    endless: list[Coroutine[Any, Any, None]] = [
+        follow_routing(clients, mgmtd, membership.table, changed),
+        beat(),
+        scrub.run(),
+    ]
+    tasks = [asyncio.create_task(work) for work in endless]
+    stopping = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+    for task in (*tasks, stopping):
+        task.cancel()
+    await asyncio.gather(*tasks, stopping, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+def _about(settings: Settings, engine: Engine, directory: Directory) -> Node:
+    return Node(
+        id=settings.node,
+        kind=NODE_STORAGE,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        incarnation=random.SystemRandom().getrandbits(63) | 1,
+        data_address=engine.node.tcp_address(),
+        data_socket=str(directory.socket or ""),
+        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+        release=__version__,
+    )
+
+
+def _configure(recovery: Recovery, scrub: Scrub, config: ClusterConfig) -> None:
+    recovery.config = config.storage
+    scrub.config = config.storage
+
+
+__all__ = ["Settings", "serve"]

@@ -1,0 +1,189 @@
+"""The control methods of one storage node (proto/storage.proto). File data never passes here."""
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import Final
+
+from ..errors import InvalidArgument, NotFound, StaleRouting
+from ..ids import ChainId, ChainVersion
+from ..wire import Identity
+from ..wire.pb.common_pb2 import Empty
+from ..wire.pb.storage_pb2 import (
+    ChunkName,
+    ChunkRecord,
+    LastChunkReply,
+    LastChunkRequest,
+    ListChunksReply,
+    ListChunksRequest,
+    RemoveChunksReply,
+    RemoveChunksRequest,
+    ScrubReply,
+    ScrubRequest,
+    SpaceReply,
+    StorageStatus,
+    SyncDoneRequest,
+    SyncStartRequest,
+    TargetStatus,
+    TruncateChunkRequest,
+)
+from . import model
+from .compare import Record
+from .engine import PAGE_RECORDS, Engine
+from .membership import Membership
+from .recovery import Recovery
+from .scrub import Scrub
+
+LIST_MAX: Final = 10_000  # records in one reply: about 600 KiB
+REMOVE_DEFAULT: Final = 1000
+REMOVE_MAX: Final = 10_000
+
+
+class StorageService:
+    """Serves `methods.Storage`."""
+
+    def __init__(self, engine: Engine, membership: Membership, recovery: Recovery, scrub: Scrub) -> None:
+        self._engine = engine
+        self._membership = membership
+        self._recovery = recovery
+        self._scrub = scrub
+        self._started_s = time.monotonic()
+
+    async def last_chunk(self, request: LastChunkRequest, _: Identity) -> LastChunkReply:
+        """The last chunk of a content on one chain, and how many there are."""
+        found = await self._engine.run(
+            self._engine.node.last_chunk, request.chain.chain, request.chain.version, request.content
+        )
+        if found is None:
+            return LastChunkReply(found=False)
+        index, length, count, total = found
+        return LastChunkReply(
+            found=True,
+            chunk=ChunkName(content=request.content, index=index),
+            length=length,
+            chunk_count=count,
+            total_bytes=total,
+        )
+
+    async def remove_chunks(self, request: RemoveChunksRequest, _: Identity) -> RemoveChunksReply:
+        """Removes chunks of one content through the chain."""
+        removed, more = await self._engine.run(
+            self._engine.node.remove_chunks,
+            request.chain.chain,
+            request.chain.version,
+            request.content,
+            request.first_index,
+            min(request.limit or REMOVE_DEFAULT, REMOVE_MAX),
+            request.client,
+            request.sequence,
+        )
+        return RemoveChunksReply(removed=removed, more=more)
+
+    async def truncate_chunk(self, request: TruncateChunkRequest, _: Identity) -> Empty:
+        """Cuts or extends one chunk through the chain."""
+        await self._engine.run(
+            self._engine.node.truncate_chunk,
+            request.chain.chain,
+            request.chain.version,
+            request.chunk.content,
+            request.chunk.index,
+            request.length,
+            request.client,
+            request.sequence,
+        )
+        return Empty()
+
+    async def list_chunks(self, request: ListChunksRequest, _: Identity) -> ListChunksReply:
+        """One page of this node's chunks of a chain, for fsck and tests."""
+        if request.limit > LIST_MAX:
+            raise InvalidArgument(f"at most {LIST_MAX} records are listed at once, not {request.limit}")
+        limit = request.limit or PAGE_RECORDS
+        after = (request.after.content, request.after.index) if request.HasField("after") else None
+        records = await self._engine.records(request.chain, after, limit=limit)
+        return ListChunksReply(chunks=map(message_of, records), more=len(records) == limit)
+
+    async def sync_start(self, request: SyncStartRequest, _: Identity) -> AsyncIterator[ListChunksReply]:
+        """The predecessor compares its chunks with ours: all our records, page by page."""
+        chain = request.chain
+        self._check_syncing(chain.chain, chain.version)
+        if request.wipe:
+            await self._engine.run(self._engine.node.wipe_chain, chain.chain)
+        async for page in self._engine.pages(chain.chain):
+            self._check_syncing(chain.chain, chain.version)
+            yield ListChunksReply(chunks=map(message_of, page), more=True)
+        yield ListChunksReply()
+
+    async def sync_done(self, request: SyncDoneRequest, _: Identity) -> Empty:
+        """The predecessor is done: this replica is up to date."""
+        chain = request.chain
+        if not self._membership.sync_done(ChainId(chain.chain), ChainVersion(chain.version)):
+            raise self._not_syncing(chain.chain)
+        return Empty()
+
+    async def space(self, _: Empty, __: Identity) -> SpaceReply:
+        """Capacity, free and used bytes of this node's disk."""
+        capacity, free, used = await self._engine.run(self._engine.node.space)
+        return SpaceReply(capacity_bytes=capacity, free_bytes=free, used_bytes=used)
+
+    async def scrub(self, request: ScrubRequest, _: Identity) -> ScrubReply:
+        """Verifies every chunk of a chain now."""
+        return await self._scrub.chain(request.chain, repair=request.repair)
+
+    async def status(self, _: Empty, identity: Identity) -> StorageStatus:
+        """What this node holds and has done."""
+        status = StorageStatus(space=await self.space(Empty(), identity))
+        held = {target: (chunks, used) for target, _, _, chunks, used, _ in await self._targets()}
+        for target, about in self._membership.state.targets.items():
+            chunks, used = held.get(target, (0, 0))
+            status.targets.append(
+                TargetStatus(
+                    id=target,
+                    chain=about.chain,
+                    chain_version=about.chain_version,
+                    local=about.local.name,
+                    public=about.public.name,
+                    chunks=chunks,
+                    used_bytes=used,
+                )
+            )
+        counters = dict(await self._engine.run(self._engine.node.counters))
+        counters |= {f"recovery_{name}": value for name, value in asdict(self._recovery.counters).items()}
+        counters |= {f"scrub_{name}": value for name, value in asdict(self._scrub.counters).items()}
+        counters["uptime_s"] = int(time.monotonic() - self._started_s)
+        counters["lease_left_ms"] = max(0, int(self._engine.node.lease_left_s() * 1000))
+        for name, value in counters.items():
+            status.counters[name] = value
+        return status
+
+    async def _targets(self) -> list[tuple[int, int, int, int, int, bool]]:
+        return await self._engine.run(self._engine.node.targets)
+
+    def _check_syncing(self, chain: int, version: int) -> None:
+        if not model.may_sync(self._membership.state, ChainId(chain), ChainVersion(version)):
+            raise self._not_syncing(chain)
+
+    def _not_syncing(self, chain: int) -> StaleRouting | NotFound:
+        for target in self._membership.state.targets.values():
+            if target.chain == chain:
+                return StaleRouting(
+                    f"chain {chain} version {target.chain_version} is {target.public.name} here, not to be synced",
+                    version=target.chain_version,
+                )
+        return NotFound(f"no replica of chain {chain} is on this node", chain=chain)
+
+
+def message_of(record: Record) -> ChunkRecord:
+    """The record as a message."""
+    return ChunkRecord(
+        chunk=ChunkName(content=record.content, index=record.index),
+        version=record.version,
+        chain_version=record.chain_version,
+        length=record.length,
+        crc32c=record.crc32c,
+        pending=record.pending,
+        removed=record.removed,
+        pending_version=record.pending_version,
+    )
+
+
+__all__ = ["StorageService", "message_of"]
