@@ -105,12 +105,26 @@ class World:
             sequence = self.sequence
         return Caller(uid=user[0], gid=user[1], groups=groups, client=client, sequence=sequence)
 
-    def call(self, name: str, request, *, user=ROOT, client: int = 1, groups=(), sequence=None, identity=None):
+    def call(
+        self, name: str, request, *, user=ROOT, client: int = 1, groups=(), sequence=None, identity=None
+    ):
         """Sends one request; `user` and `client` say whose."""
         request.caller.CopyFrom(self.caller(user, client, groups=groups, sequence=sequence))
         return self.run(getattr(self.service, name)(request, identity or self.identity))
 
-    def create(self, path, *, at=1, permissions=0o644, write=True, read=False, exclusive=False, truncate=False, layout=None, **who):
+    def create(
+        self,
+        path,
+        *,
+        at=1,
+        permissions=0o644,
+        write=True,
+        read=False,
+        exclusive=False,
+        truncate=False,
+        layout=None,
+        **who,
+    ):
         request = pb.CreateRequest(
             path=pb.Path(at=at, path=path),
             permissions=permissions,
@@ -128,16 +142,18 @@ class World:
         )
         return self.call("open", request, **who)
 
-    def close_one(self, inode, session=0, *, length=None, truncate_version=0, user=ROOT, client=1, sequence=None, **more):
+    def close_one(
+        self, inode, session=0, *, length=None, truncate_version=0, user=ROOT, client=1, sequence=None, **more
+    ):
         one = pb.CloseOne(inode=inode, session=session, **more)
         if length is not None:
             one.length.CopyFrom(pb.LengthHint(length=length, truncate_version=truncate_version))
-        reply = self.call(
-            "close", pb.CloseRequest(closes=[one]), user=user, client=client, sequence=sequence
-        )
+        reply = self.call("close", pb.CloseRequest(closes=[one]), user=user, client=client, sequence=sequence)
         return reply.results[0], reply.errors[0]
 
-    def sync(self, inode, session=0, *, length=None, truncate_version=0, user=ROOT, client=1, sequence=None, **more):
+    def sync(
+        self, inode, session=0, *, length=None, truncate_version=0, user=ROOT, client=1, sequence=None, **more
+    ):
         request = pb.SyncRequest(inode=inode, session=session, **more)
         if length is not None:
             request.length.CopyFrom(pb.LengthHint(length=length, truncate_version=truncate_version))
@@ -162,7 +178,9 @@ class World:
         return self.call("mknod", request, **who).inode
 
     def symlink(self, path, target, *, at=1, **who):
-        return self.call("symlink", pb.SymlinkRequest(path=pb.Path(at=at, path=path), target=target), **who).inode
+        return self.call(
+            "symlink", pb.SymlinkRequest(path=pb.Path(at=at, path=path), target=target), **who
+        ).inode
 
     def link(self, source, target, *, at=1, follow=False, **who):
         request = pb.LinkRequest(
@@ -188,7 +206,9 @@ class World:
         )
         return self.call("rename", request, **who)
 
-    def set_attr(self, path=b"", *, at=1, follow=True, user=ROOT, client=1, groups=(), sequence=None, **fields):
+    def set_attr(
+        self, path=b"", *, at=1, follow=True, user=ROOT, client=1, groups=(), sequence=None, **fields
+    ):
         request = pb.SetAttrRequest(path=pb.Path(at=at, path=path), follow=follow, **fields)
         return self.call(
             "set_attr", request, user=user, client=client, groups=groups, sequence=sequence
@@ -205,7 +225,9 @@ class World:
         return list(self.call("batch_stat", pb.BatchStatRequest(inodes=inodes), **who).inodes)
 
     def xattr(self, what, inode, name=b"", value=b"", flags=0, **who):
-        return self.call(f"{what}_xattr", pb.XattrRequest(inode=inode, name=name, value=value, flags=flags), **who)
+        return self.call(
+            f"{what}_xattr", pb.XattrRequest(inode=inode, name=name, value=value, flags=flags), **who
+        )
 
     # Files with chunks.
 

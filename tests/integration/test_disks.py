@@ -1,0 +1,159 @@
+"""Disks that lie, lose or fill: what applications see, and what is repaired."""
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cluster import LocalCluster, luciola, until
+
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(600)]
+
+MIB = 1 << 20
+
+
+def storage_directories(cluster: LocalCluster) -> list[Path]:
+    return sorted(cluster.data.glob("storage-*"))
+
+
+def find(directory: Path, needle: bytes) -> tuple[Path, int]:
+    """Where on that node's disk the bytes lie."""
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.stat().st_size >= len(needle):
+            with path.open("rb") as file:
+                position = 0
+                while block := file.read(8 * MIB):
+                    where = block.find(needle)
+                    if where >= 0:
+                        return path, position + where
+                    position += len(block)
+    raise AssertionError("not on this disk")
+
+
+def forget_pages(path: Path) -> None:
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def holders(cluster: LocalCluster, needle: bytes) -> list[tuple[Path, int]]:
+    found = []
+    for directory in storage_directories(cluster):
+        try:
+            found.append(find(directory, needle))
+        except AssertionError:
+            continue
+    return found
+
+
+def test_a_flipped_byte_is_never_served_and_is_repaired(tmp_path: Path) -> None:
+    with LocalCluster(tmp_path, mount=True) as cluster:
+        assert cluster.mountpoint is not None
+        content = os.urandom(3 * MIB)
+        path = cluster.mountpoint / "file"
+        with path.open("wb") as file:
+            file.write(content)
+            os.fsync(file.fileno())
+        # Both replicas of the middle chunk, one after the other: each must be healed by the other.
+        needle = content[MIB + 5000 : MIB + 5064]
+        places = holders(cluster, needle)
+        assert len(places) == 2
+        for disk, offset in places:
+            with disk.open("r+b") as file:
+                os.pwrite(file.fileno(), bytes([needle[0] ^ 0xFF]), offset)
+            for _ in range(8):
+                forget_pages(path)
+                assert path.read_bytes() == content
+            report = cluster.fsck("--scrub", "--repair")
+            assert cluster.fsck("--scrub")["problems"] == [], report
+
+
+def test_scrub_names_a_damaged_replica(tmp_path: Path) -> None:
+    with LocalCluster(tmp_path, storage_nodes=2, replicas=2, mount=True) as cluster:
+        assert cluster.mountpoint is not None
+        content = os.urandom(MIB)
+        with (cluster.mountpoint / "file").open("wb") as file:
+            file.write(content)
+            os.fsync(file.fileno())
+        disk, offset = find(storage_directories(cluster)[0], content[100_000:100_064])
+        with disk.open("r+b") as file:
+            os.pwrite(file.fileno(), bytes([content[100_000] ^ 1]), offset)
+        (problem,) = cluster.fsck("--scrub")["problems"]
+        assert "damaged on node 201" in problem["what"]
+
+
+def test_an_emptied_disk_is_filled_again(tmp_path: Path) -> None:
+    with LocalCluster(tmp_path, mount=True) as cluster:
+        assert cluster.mountpoint is not None
+        files = {f"file-{index}": os.urandom(2 * MIB + index) for index in range(12)}
+        for name, content in files.items():
+            (cluster.mountpoint / name).write_bytes(content)
+        cluster.down()
+        subprocess.run(["rm", "-rf", str(storage_directories(cluster)[1])], check=True)
+        cluster.up()
+        cluster.wait_healthy()
+        assert {name: (cluster.mountpoint / name).read_bytes() for name in files} == files
+        assert cluster.fsck("--scrub")["problems"] == []
+
+
+@contextmanager
+def small_disk(directory: Path, size: str) -> Iterator[None]:
+    directory.mkdir(parents=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(directory)], check=True
+    )
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+def test_a_full_disk_gives_enospc_and_recovers(tmp_path: Path) -> None:
+    cluster = LocalCluster(
+        tmp_path, storage_nodes=1, replicas=1, mount=True, config="[storage]\nreserve_bytes = 33554432\n"
+    )
+    assert cluster.mountpoint is not None
+    (tmp_path / "data").mkdir(mode=0o700)
+    # The directory is a cluster's as soon as it has these.
+    (tmp_path / "data" / "run").mkdir(mode=0o700)
+    with small_disk(tmp_path / "data" / "storage-201", "256m"), cluster:
+        kept = os.urandom(20 * MIB)
+        (cluster.mountpoint / "kept").write_bytes(kept)
+        block = os.urandom(MIB)
+        with (
+            pytest.raises(OSError) as caught,
+            (cluster.mountpoint / "filler").open("wb", buffering=0) as file,
+        ):
+            for _ in range(512):
+                file.write(block)
+            os.fsync(file.fileno())
+        assert caught.value.errno == errno.ENOSPC
+        forget_pages(cluster.mountpoint / "kept")
+        assert (cluster.mountpoint / "kept").read_bytes() == kept
+        (cluster.mountpoint / "directory").mkdir()
+        (cluster.mountpoint / "small").write_text("inline files need no chunk")
+        (cluster.mountpoint / "filler").unlink()
+        until(
+            lambda: _can_write(cluster.mountpoint / "again", 40 * MIB), timeout_s=180, what="space to return"
+        )
+        assert (cluster.mountpoint / "again").stat().st_size == 40 * MIB
+
+
+def _can_write(path: Path, size: int) -> bool:
+    try:
+        with path.open("wb") as file:
+            file.write(b"x" * size)
+            os.fsync(file.fileno())
+    except OSError as error:
+        assert error.errno == errno.ENOSPC, error
+        return False
+    return True
+
+
+def test_fsck_repairs_only_when_asked(shared_cluster: LocalCluster) -> None:
+    assert shared_cluster.fsck()["problems"] == []
+    result = luciola("fsck", "--data", str(shared_cluster.data))
+    assert "0 problems" in result.stdout
