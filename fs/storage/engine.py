@@ -7,11 +7,12 @@ how many wait at once. Recovery uses a few of them (`resync_batch`), so that oth
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, ParamSpec, TypeVar
-
-from luciola_core import StorageNode
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from .compare import Name, Record
+
+if TYPE_CHECKING:
+    from luciola_core import StorageNode  # only `node` loads the native module
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -23,7 +24,7 @@ PAGE_RECORDS: Final = 1000  # of a listing: about 60 KiB as a message, well belo
 class Engine:
     """A `StorageNode` whose calls are awaited."""
 
-    def __init__(self, node: StorageNode) -> None:
+    def __init__(self, node: "StorageNode") -> None:
         self.node: Final = node
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="engine")
 

@@ -1,0 +1,134 @@
+"""A storage engine in memory with the calls of `luciola_core.StorageNode` that control code uses, and faults.
+
+It keeps records instead of bytes: `crc32c` stands for a chunk's content.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import astuple, replace
+
+from luciola.errors import StaleRouting
+from luciola.storage.compare import Name, Record
+from luciola.wire import RoutingTable
+from luciola.wire.pb.mgmtd_pb2 import SERVING, SYNCING, Routing
+
+
+def record(content: int, index: int, **fields) -> Record:
+    """A committed chunk."""
+    base = Record(
+        content, index, 1, 1, 10, 100 * content + index, pending=False, removed=False, pending_version=0
+    )
+    return replace(base, **fields)
+
+
+def _stamp(item: Record | None) -> tuple[int, int]:
+    return (0, 0) if item is None else (item.chain_version, item.version)
+
+
+class MemoryNode:
+    """One node. `peers` finds the others, as routing does for the real one."""
+
+    def __init__(self, number: int, peers: dict[int, "MemoryNode"]) -> None:
+        self.number = number
+        self.peers = peers
+        peers[number] = self
+        self.chains: dict[int, dict[Name, Record]] = {}
+        self.table = RoutingTable()
+        self.lock = threading.Lock()
+        self.wiped: list[int] = []
+        self.calls: list[tuple[int, int, tuple[Name, ...]]] = []
+        self.refuse: dict[Name, str] = {}  # chunks that cannot be sent, until the test says otherwise
+        self.refuse_ahead = False  # as a real successor does with what its chain never had
+        self.before_sync: Callable[[], None] = lambda: None
+        self.lease_until_s = 0.0
+        self.damaged: set[Name] = set()
+
+    def chain(self, number: int) -> dict[Name, Record]:
+        return self.chains.setdefault(number, {})
+
+    def put(self, number: int, *records: Record) -> None:
+        self.chain(number).update({item.name: item for item in records})
+
+    # The native interface.
+
+    def set_routing(self, routing: bytes) -> int:
+        self.table.apply(Routing.FromString(routing))
+        return self.table.version
+
+    def set_lease(self, until_s: float, routing_version: int) -> None:
+        self.lease_until_s = until_s
+
+    def drop_lease(self) -> None:
+        self.lease_until_s = 0.0
+
+    def lease_left_s(self) -> float:
+        return self.lease_until_s
+
+    def targets(self):
+        return [
+            (target.id, chain.id, chain.version, len(self.chain(chain.id)), 0, False)
+            for chain in self.table.chains.values()
+            for target in chain.targets
+            if target.node == self.number
+        ]
+
+    def space(self):
+        return 1000, 500, 500
+
+    def counters(self):
+        return {"reads": 0}
+
+    def list_chunks(self, chain: int, after: Name | None, limit: int):
+        with self.lock:
+            names = sorted(name for name in self.chain(chain) if after is None or name > after)
+            return [astuple(self.chain(chain)[name]) for name in names[:limit]]
+
+    def wipe_chain(self, chain: int) -> None:
+        with self.lock:
+            self.wiped.append(chain)
+            self.chain(chain).clear()
+
+    def sync_chunks(self, chain: int, chain_version: int, chunks):
+        self.before_sync()
+        self.calls.append((chain, chain_version, tuple(chunks)))
+        members = self.table.chains[chain]
+        if members.version != chain_version:
+            raise StaleRouting("the chain has changed")
+        assert [target for target in members.targets if target.state == SERVING][-1].node == self.number
+        successor = next(target for target in members.targets if target.state == SYNCING)
+        peer = self.peers[successor.node]
+        failures = []
+        for name in chunks:
+            status = self.refuse.get(name) or self._send(peer, chain, name)
+            if status:
+                failures.append((*name, status))
+        return len(chunks) - len(failures), failures
+
+    def _send(self, peer: "MemoryNode", chain: int, name: Name) -> str:
+        with peer.lock:
+            ours = self.chain(chain).get(name)
+            theirs = peer.chain(chain).get(name)
+            if peer.refuse_ahead and ours is not None and _stamp(theirs) > _stamp(ours):
+                return "Stale"
+            if ours is None or not ours.version:
+                peer.chain(chain).pop(name, None)
+            else:
+                peer.chain(chain)[name] = replace(ours, pending=False, pending_version=0)
+        return ""
+
+    def scrub(self, chain: int, after: Name | None, limit: int, repair: int):
+        names = sorted(name for name in self.chain(chain) if after is None or name > after)[:limit]
+        found = [(*name, self.chain(chain)[name].version) for name in names if name in self.damaged]
+        if repair:
+            self.damaged -= set(names)
+        last = names[-1] if len(names) == limit else None
+        return len(names), 10 * len(names), found, len(found) if repair else 0, last
+
+    def purge_tombstones(self, chain: int, before_unix_ms: int, limit: int) -> int:
+        dead = [name for name, item in self.chain(chain).items() if item.removed]
+        for name in dead:
+            del self.chain(chain)[name]
+        return len(dead)
+
+    def stop(self) -> None:
+        pass

@@ -1,0 +1,108 @@
+import json
+import os
+import stat
+
+import pytest
+
+from luciola.errors import Busy, ConfigError
+from luciola.storage.directory import Directory
+
+
+def opened(path, **named):
+    return Directory(path, **({"node": 1, "cluster_id": "test"} | named))
+
+
+def test_directory_is_for_its_owner_alone(tmp_path):
+    os.umask(old := os.umask(0))
+    directory = opened(tmp_path / "a" / "b")
+    os.umask(old)
+    directory.set_scrubbed_at(1.0)
+    for path in (directory.path, directory.chunks):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    for name in ("node.json", "scrub.json"):
+        assert stat.S_IMODE((directory.path / name).stat().st_mode) == 0o600
+    directory.close()
+
+
+def test_second_process_is_refused_until_the_first_has_closed(tmp_path):
+    first = opened(tmp_path)
+    with pytest.raises(Busy, match="another storage process"):
+        opened(tmp_path)
+    first.close()
+    opened(tmp_path).close()
+
+
+@pytest.mark.parametrize("other", [{"node": 2}, {"cluster_id": "another"}])
+def test_directory_of_another_node_or_cluster_is_refused(tmp_path, other):
+    opened(tmp_path).close()
+    with pytest.raises(ConfigError, match="belongs to"):
+        opened(tmp_path, **other)
+    opened(tmp_path).close()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"node": "x"}'])
+def test_damaged_record_is_named(tmp_path, text):
+    opened(tmp_path).close()
+    (tmp_path / "node.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"node\.json"):
+        opened(tmp_path)
+
+
+def test_replaced_disk_has_lost_what_routing_shows(tmp_path):
+    directory = opened(tmp_path)
+    directory.join([5, 6])
+    assert directory.lost == {5, 6}
+    directory.restore(5)
+    directory.close()
+    again = opened(tmp_path)
+    assert again.lost == {6}
+    again.join([7])
+    assert again.lost == {6}, "only a new directory has lost anything"
+    again.close()
+
+
+def test_directory_that_joined_without_replicas_has_lost_nothing(tmp_path):
+    directory = opened(tmp_path)
+    directory.join([])
+    directory.close()
+    again = opened(tmp_path)
+    again.join([5])
+    assert not again.lost
+    again.close()
+
+
+def test_crash_before_the_first_routing_keeps_the_question_open(tmp_path):
+    opened(tmp_path).close()
+    again = opened(tmp_path)
+    again.join([5])
+    assert again.lost == {5}
+    again.close()
+
+
+def test_time_of_the_last_scrub_is_kept(tmp_path):
+    directory = opened(tmp_path)
+    assert directory.scrubbed_at() == 0
+    directory.set_scrubbed_at(1234.5)
+    assert directory.scrubbed_at() == 1234.5
+    (tmp_path / "scrub.json").write_text("{")
+    assert directory.scrubbed_at() == 0
+    directory.close()
+
+
+def test_socket_is_left_out_where_its_path_would_be_too_long(tmp_path):
+    short = opened(tmp_path)
+    assert short.socket == tmp_path / "data.sock"
+    long = opened(tmp_path / ("x" * 100))
+    assert long.socket is None
+    short.close()
+    long.close()
+
+
+def test_record_is_replaced_in_one_step(tmp_path):
+    directory = opened(tmp_path)
+    (tmp_path / "node.json.new").write_text("left by a crash")
+    directory.join([1])
+    assert json.loads((tmp_path / "node.json").read_text())["lost"] == [1]
+    assert not (tmp_path / "node.json.new").exists()
+    directory.probe()
+    directory.close()

@@ -1,0 +1,322 @@
+"""The recovery driver against the real control service of its successor; engines in memory."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+
+from luciola.config import StorageConfig
+from luciola.errors import Error, NotFound, StaleRouting
+from luciola.storage.directory import Directory
+from luciola.storage.engine import PAGE_RECORDS, Engine
+from luciola.storage.membership import Membership, Options
+from luciola.storage.model import Local
+from luciola.storage.recovery import Job, Recovery, job_of
+from luciola.storage.scrub import Scrub
+from luciola.storage.service import StorageService
+from luciola.wire import SERVICE, RpcClients, RpcServer, methods, mint
+from luciola.wire.pb.mgmtd_pb2 import (
+    LASTSRV,
+    OFFLINE,
+    SERVING,
+    SYNCING,
+    WAITING,
+    Chain,
+    Node,
+    Routing,
+    Target,
+)
+from luciola.wire.pb.storage_pb2 import ChainRef, ListChunksRequest, SyncDoneRequest, SyncStartRequest
+from storage_twin import MemoryNode, record
+
+SECRET = bytes(range(32))
+CHAIN = 7
+CONFIG = StorageConfig(resync_interval_ms=5)
+
+
+async def until(condition):
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 (what is waited for happens in other tasks and threads)
+            await asyncio.sleep(0.005)
+
+
+class Member:
+    """One storage node without its process: everything but the native engine is real."""
+
+    def __init__(self, number, peers, path, clients):
+        self.twin = MemoryNode(number, peers)
+        self.about = Node(id=number)
+        self.engine = Engine(self.twin)
+        directory = Directory(path, node=number, cluster_id="test")
+        self.directory = directory
+        self.membership = Membership(self.engine, directory, clients, self.about, Options("127.0.0.1:1", 5))
+        self.table = self.membership.table
+        self.recovery = Recovery(self.engine, clients, self.table, node=number, config=CONFIG)
+        scrub = Scrub(self.engine, directory, self.table, node=number, config=CONFIG)
+        service = StorageService(self.engine, self.membership, self.recovery, scrub)
+        self.server = RpcServer(methods.bind(methods.Storage, service), secret=SECRET)
+        self.membership.on_routing(self.recovery.routing_changed)
+
+    def hear(self, routing):
+        if self.table.apply(routing):
+            self.membership.routing_changed(routing)
+
+    @property
+    def local(self):
+        return next(iter(self.membership.state.targets.values())).local
+
+    async def stop(self):
+        await self.recovery.stop()
+        await self.server.stop(grace_s=0.5)
+        self.directory.close()
+
+
+class Pair:
+    """Node 1 serves the chain, node 2 comes back to it."""
+
+    def __init__(self, first, second, clients):
+        self.first, self.second, self.clients = first, second, clients
+        self.version = 0
+
+    def publish(self, *states, hold=()):
+        """Routing with these states; `hold`: nodes that do not hear it."""
+        self.version += 1
+        targets = [Target(id=100 + node, node=node, state=state) for node, state in states]
+        routing = Routing(
+            version=self.version,
+            nodes=[self.first.about, self.second.about],
+            chains=[Chain(id=CHAIN, version=self.version, targets=targets)],
+        )
+        for member in (self.first, self.second):
+            if member.about.id not in hold:
+                member.hear(routing)
+
+    def join(self):
+        """The usual way of node 2: offline, then syncing."""
+        self.publish((1, SERVING), (2, OFFLINE))
+        self.publish((1, SERVING), (2, SYNCING))
+
+    async def until_done(self):
+        await until(lambda: self.second.local == Local.UPTODATE)
+
+    async def call(self, method, request):
+        return await self.clients.call(self.second.about.grpc_address, method, request)
+
+
+def run(tmp_path, test):
+    """Runs `test(pair)`."""
+
+    @asynccontextmanager
+    async def pair():
+        peers = {}
+        async with RpcClients(mint(SECRET, role=SERVICE)) as clients:
+            members = [Member(number, peers, tmp_path / str(number), clients) for number in (1, 2)]
+            for member in members:
+                member.about.grpc_address = await member.server.start()
+                member.hear(Routing(version=0, bootstrapping=True))
+            try:
+                yield Pair(*members, clients)
+            finally:
+                for member in members:
+                    await member.stop()
+
+    async def main():
+        async with pair() as both:
+            await test(both)
+
+    asyncio.run(main())
+
+
+def equal(pair):
+    return pair.first.twin.chain(CHAIN) == pair.second.twin.chain(CHAIN)
+
+
+def test_empty_replica_gets_everything_page_by_page(tmp_path):
+    async def test(pair):
+        count = 2 * PAGE_RECORDS + 17
+        pair.first.twin.put(CHAIN, *(record(1 + n // 50, n % 50) for n in range(count)))
+        pair.join()
+        await pair.until_done()
+        assert equal(pair)
+        assert pair.first.recovery.counters.sent == count
+
+    run(tmp_path, test)
+
+
+def test_returning_replica_gets_only_what_differs(tmp_path):
+    async def test(pair):
+        same = [record(1, n) for n in range(3 * PAGE_RECORDS)]
+        pair.first.twin.put(CHAIN, *same, record(5, 0), record(3, 1, version=3), record(3, 2, removed=True))
+        pair.second.twin.put(CHAIN, *same, record(4, 0), record(3, 1, version=2), record(3, 2), record(9, 9))
+        pair.join()
+        await pair.until_done()
+        assert equal(pair)
+        names = {name for _, _, batch in pair.first.twin.calls for name in batch}
+        assert names == {(3, 1), (3, 2), (4, 0), (5, 0), (9, 9)}
+        assert pair.first.recovery.counters.removed == 2
+
+    run(tmp_path, test)
+
+
+def test_done_is_not_said_while_a_chunk_cannot_be_sent(tmp_path):
+    async def test(pair):
+        pair.first.twin.put(CHAIN, *(record(1, n) for n in range(40)))
+        pair.first.twin.refuse = {(1, 33): "NoSpace"}
+        pair.join()
+        await until(lambda: pair.first.recovery.counters.rounds >= 3)
+        assert pair.second.local == Local.ONLINE
+        assert (1, 33) not in pair.second.twin.chain(CHAIN)
+        assert len(pair.second.twin.chain(CHAIN)) == 39, "the others were sent"
+        pair.first.twin.refuse = {}
+        await pair.until_done()
+        assert equal(pair)
+
+    run(tmp_path, test)
+
+
+def test_successor_that_is_ahead_of_its_chain_is_wiped_and_sent_everything(tmp_path):
+    async def test(pair):
+        pair.first.twin.put(CHAIN, *(record(1, n) for n in range(40)))
+        pair.second.twin.put(CHAIN, *(record(1, n) for n in range(40)), record(1, 7, chain_version=9))
+        pair.second.twin.refuse_ahead = True
+        pair.join()
+        await pair.until_done()
+        assert equal(pair)
+        assert pair.second.twin.wiped == [CHAIN]
+        assert pair.first.recovery.counters.conflicts >= 1
+
+    run(tmp_path, test)
+
+
+def test_round_ends_when_the_chain_changes_and_starts_again_under_the_new_version(tmp_path):
+    async def test(pair):
+        loop = asyncio.get_running_loop()
+        pair.first.twin.put(CHAIN, *(record(1, n) for n in range(200)))
+        changed = []
+
+        def change():
+            if not changed:
+                changed.append(True)
+                asyncio.run_coroutine_threadsafe(again(), loop).result()
+
+        async def again():
+            pair.publish((1, SERVING), (2, SYNCING))
+
+        pair.first.twin.before_sync = change
+        pair.join()
+        old = pair.version
+        await pair.until_done()
+        assert equal(pair)
+        target = next(iter(pair.second.membership.state.targets.values()))
+        assert target.chain_version == old + 1
+        assert {version for _, version, _ in pair.first.twin.calls} == {old, old + 1}
+
+    run(tmp_path, test)
+
+
+def test_predecessor_that_hears_of_the_chain_first_waits_for_its_successor(tmp_path):
+    async def test(pair):
+        pair.first.twin.put(CHAIN, record(1, 1))
+        pair.publish((1, SERVING), (2, OFFLINE))
+        pair.publish((1, SERVING), (2, SYNCING), hold=[2])
+        await until(lambda: pair.first.recovery.counters.rounds >= 2)
+        assert not pair.second.twin.chain(CHAIN)
+        pair.publish((1, SERVING), (2, SYNCING))
+        await pair.until_done()
+        assert equal(pair)
+
+    run(tmp_path, test)
+
+
+def test_writes_during_the_comparison_do_not_harm(tmp_path):
+    async def test(pair):
+        pair.first.twin.put(CHAIN, *(record(2, n) for n in range(2 * PAGE_RECORDS)))
+        pair.second.twin.put(CHAIN, *(record(2, n, version=9) for n in range(0, 2 * PAGE_RECORDS, 7)))
+        count = 0
+
+        def write():  # what clients write reaches both, as whole chunks
+            nonlocal count
+            count += 1
+            for name in ((1, count), (2, 3 * count), (3, count)):
+                new = record(*name, version=count + 10, crc32c=count)
+                with pair.second.twin.lock:
+                    pair.first.twin.put(CHAIN, new)
+                    pair.second.twin.put(CHAIN, new)
+
+        pair.first.twin.before_sync = write
+        pair.join()
+        await pair.until_done()
+        assert count > 10
+        assert equal(pair)
+
+    run(tmp_path, test)
+
+
+def test_task_ends_when_the_successor_falls_out(tmp_path):
+    async def test(pair):
+        pair.first.twin.put(CHAIN, record(1, 1))
+        pair.first.twin.refuse = {(1, 1): "Timeout"}
+        pair.join()
+        await asyncio.sleep(0.02)
+        pair.publish((1, SERVING), (2, OFFLINE))
+        rounds = pair.first.recovery.counters.rounds
+        await asyncio.sleep(0.05)
+        assert pair.first.recovery.counters.rounds == rounds
+        assert pair.first.recovery.counters.done == 0
+
+    run(tmp_path, test)
+
+
+def test_sync_of_a_replica_that_is_not_syncing_is_refused(tmp_path):
+    async def test(pair):
+        pair.publish((1, SERVING), (2, OFFLINE))
+        for version in (pair.version, pair.version + 1):
+            chain = ChainRef(chain=CHAIN, version=version)
+            with pytest.raises(StaleRouting):
+                await pair.call(methods.Storage.sync_done, SyncDoneRequest(chain=chain))
+            stream = pair.clients.stream(
+                pair.second.about.grpc_address,
+                methods.Storage.sync_start,
+                SyncStartRequest(chain=chain, wipe=True),
+            )
+            with pytest.raises(StaleRouting):
+                await anext(stream)
+        with pytest.raises(NotFound):
+            await pair.call(methods.Storage.sync_done, SyncDoneRequest(chain=ChainRef(chain=99)))
+        assert pair.second.twin.wiped == []
+
+    run(tmp_path, test)
+
+
+def test_listing_is_paged(tmp_path):
+    async def test(pair):
+        pair.second.twin.put(CHAIN, *(record(1, n) for n in range(25)))
+        first = await pair.call(methods.Storage.list_chunks, ListChunksRequest(chain=CHAIN, limit=20))
+        assert (len(first.chunks), first.more) == (20, True)
+        rest = ListChunksRequest(chain=CHAIN, limit=20, after=first.chunks[-1].chunk)
+        second = await pair.call(methods.Storage.list_chunks, rest)
+        assert [chunk.chunk.index for chunk in second.chunks] == list(range(20, 25))
+        assert not second.more
+        with pytest.raises(Error):
+            await pair.call(methods.Storage.list_chunks, ListChunksRequest(chain=CHAIN, limit=1 << 20))
+
+    run(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        ([(1, SERVING), (2, SYNCING)], {1: 2}),
+        ([(1, SERVING), (2, SERVING), (3, SYNCING)], {2: 3}),
+        ([(2, SERVING), (1, SERVING), (3, SYNCING), (4, WAITING)], {1: 3}),
+        ([(1, SERVING), (2, WAITING)], {}),
+        ([(1, LASTSRV), (2, WAITING)], {}),
+        ([(1, SERVING)], {}),
+        ([(2, SYNCING)], {}),
+    ],
+)
+def test_last_serving_member_brings_the_syncing_one_up(states, expected):
+    chain = Chain(id=CHAIN, version=3, targets=[Target(id=n, node=n, state=state) for n, state in states])
+    jobs = {node: job_of(chain, node) for node in range(1, 5)}
+    assert {node: job.successor for node, job in jobs.items() if job} == expected
+    assert all(job == Job(CHAIN, 3, job.successor, job.node) for job in jobs.values() if job)

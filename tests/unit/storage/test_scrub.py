@@ -1,0 +1,53 @@
+import asyncio
+
+import pytest
+from storage_twin import MemoryNode, record
+
+from luciola.config import StorageConfig
+from luciola.errors import NotFound
+from luciola.storage.directory import Directory
+from luciola.storage.engine import Engine
+from luciola.storage.scrub import BATCH, Scrub
+from luciola.wire import RoutingTable
+from luciola.wire.pb.mgmtd_pb2 import OFFLINE, SERVING, Chain, Routing, Target
+
+
+def scrub_of(tmp_path, *states):
+    """A node that holds chain 7, whose replicas are in these states."""
+    table = RoutingTable()
+    targets = [Target(id=100 + n, node=n, state=state) for n, state in enumerate(states, 1)]
+    table.apply(Routing(version=1, chains=[Chain(id=7, version=1, targets=targets), Chain(id=8, version=1)]))
+    twin = MemoryNode(1, {})
+    directory = Directory(tmp_path, node=1, cluster_id="test")
+    return twin, Scrub(Engine(twin), directory, table, node=1, config=StorageConfig()), directory
+
+
+def test_every_chunk_is_verified_and_damage_named_and_repaired(tmp_path):
+    twin, scrub, directory = scrub_of(tmp_path, SERVING, SERVING)
+    twin.put(7, *(record(1, n) for n in range(3 * BATCH + 1)))
+    twin.damaged = {(1, 0), (1, 20), (1, 3 * BATCH)}
+    reply = asyncio.run(scrub.chain(7, repair=False))
+    assert (reply.chunks, reply.bytes, reply.repaired) == (3 * BATCH + 1, 10 * (3 * BATCH + 1), 0)
+    assert [(item.chunk.content, item.chunk.index) for item in reply.damaged] == sorted(twin.damaged)
+    assert asyncio.run(scrub.chain(7, repair=True)).repaired == 3
+    assert not asyncio.run(scrub.chain(7, repair=True)).damaged
+    assert scrub.counters.damaged == 6
+    directory.close()
+
+
+def test_chain_that_is_not_here_is_not_found(tmp_path):
+    _, scrub, directory = scrub_of(tmp_path, SERVING)
+    for chain in (8, 99):
+        with pytest.raises(NotFound):
+            asyncio.run(scrub.chain(chain, repair=True))
+    directory.close()
+
+
+@pytest.mark.parametrize(("second", "forgotten"), [(SERVING, 1), (OFFLINE, 0)])
+def test_tombstones_are_forgotten_only_when_all_replicas_serve(tmp_path, second, forgotten):
+    twin, scrub, directory = scrub_of(tmp_path, SERVING, second)
+    twin.put(7, record(1, 1, removed=True), record(1, 2))
+    asyncio.run(scrub._forget_tombstones())
+    assert scrub.counters.tombstones == forgotten
+    assert len(twin.chain(7)) == 2 - forgotten
+    directory.close()
