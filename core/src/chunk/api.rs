@@ -3,11 +3,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::types::{ChunkId, ChunkKey, Op, RequestTag, Stamp, Version};
+use crate::types::{ChunkId, ChunkKey, Op, RequestTag, Stamp, Version, WriterRecord};
 
-/// Writers remembered with each chunk. More than this many clients writing one chunk within two minutes is
-/// not a file any more but contention; they are told to come back.
-pub const WRITERS_MAX: usize = 32;
 /// A writer younger than this may still retry its last request, so its record is not evicted for another's.
 pub const WRITER_EVICT_MS: u64 = 120_000;
 
@@ -104,17 +101,8 @@ pub struct Install<'a> {
     /// A tombstone; the payload is then empty.
     pub removed: bool,
     pub tag: RequestTag,
-    /// The sender's writer records, so that duplicates are known here too.
+    /// The sender's writer records, which take the place of ours: duplicates are known here too.
     pub writers: &'a [WriterRecord],
-}
-
-/// The last request of one client that this chunk executed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WriterRecord {
-    pub tag: RequestTag,
-    /// The version that request created.
-    pub version: Version,
-    pub unix_ms: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

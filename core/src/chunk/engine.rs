@@ -1,166 +1,413 @@
-//! The engine: what a storage node calls.
+//! The engine: opening a directory, and what it knows of its space. Updates, reads, listings and syncs are in
+//! the files beside this one.
 
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+use rustix::fs::FlockOperation;
 
 use super::api::*;
-use super::payload::{Sink, Source};
-use crate::types::{ChainId, ChainVersion, ChunkId, ChunkKey, ContentId, Status, Version};
+use super::cache::{Cache, Slot};
+use super::index::{self, Index};
+use super::limbo::Limbo;
+use super::pages::PageMap;
+use super::segments::{self, Found, Segments};
+use super::state::{HOLE, PAGE, PageNumber, Record, State};
+use super::sync::Rounds;
+use crate::types::{ChainId, ChunkKey, Status};
+
+/// Version of the directory's layout and of all formats in it (docs/formats.md).
+const FORMAT: u32 = 1;
+const FORMAT_FILE: &str = "FORMAT";
+/// How long a look at the file system's free space is believed.
+const SPACE_AGE_MAX: Duration = Duration::from_millis(20);
+/// Damaged pages remembered; a disk with more is broken as a whole.
+const DAMAGE_MAX: usize = 4096;
+/// Free pages that keep their disk space, so that they are quickly written again.
+const KEEP_BACKED_BYTES: u64 = 256 << 20;
 
 /// The chunks of one storage directory. All methods take `&self` and may be called from any thread.
-pub struct Engine {}
+pub struct Engine {
+    pub(super) core: Arc<Core>,
+    flusher: Option<JoinHandle<()>>,
+}
 
-#[allow(unused_variables)]
+/// What the engine's methods and its flusher thread share.
+pub(super) struct Core {
+    pub options: Options,
+    pub segments: Segments,
+    pub index: Index,
+    pub cache: Cache,
+    pub pages: Mutex<PageMap>,
+    pub limbo: Mutex<Limbo>,
+    pub rounds: Rounds,
+    usage: RwLock<HashMap<ChainId, Arc<Counters>>>,
+    damage: Mutex<BTreeSet<Damage>>,
+    free_space: Mutex<Option<(Instant, u64)>>,
+    /// The open directory: holds the lock, and asks for free space.
+    directory: File,
+    report: OpenReport,
+}
+
+#[derive(Default)]
+struct Counters {
+    chunks: AtomicI64,
+    tombstones: AtomicI64,
+    bytes: AtomicI64,
+    pages: AtomicI64,
+}
+
 impl Engine {
     /// Opens the storage directory `dir`, or makes one of an empty or absent directory.
     ///
     /// After `kill -9` everything acknowledged is there. Checks that no page has two owners.
     pub fn open(dir: &Path, options: Options) -> Result<Engine, OpenError> {
-        todo!()
+        let core = Arc::new(Core::open(dir, options)?);
+        let flusher = core.options.sync_interval.map(|interval| {
+            let core = core.clone();
+            std::thread::Builder::new()
+                .name("chunk-flush".into())
+                .spawn(move || core.flush_until_stopped(interval))
+                .expect("a thread can be started")
+        });
+        Ok(Engine { core, flusher })
     }
 
     /// What opening found: pending chunks to drive on, damaged block files.
     pub fn open_report(&self) -> &OpenReport {
-        todo!()
-    }
-
-    /// All that is known of a chunk; `None` if it was never written (or its tombstone was purged).
-    pub fn lookup(&self, key: ChunkKey) -> Result<Option<ChunkState>, Status> {
-        todo!()
-    }
-
-    /// Makes `update` pending: durable against `kill -9`, not yet visible to `read`.
-    ///
-    /// `Write`, `Truncate` and `Remove` create version committed + 1. Answers:
-    /// - `Staged::Committed` where that version, or a newer one, is committed already;
-    /// - `MissingVersion` where an earlier version is missing;
-    /// - `WrongChainVersion` where something newer than `stamp.chain_version` is stored;
-    /// - `Busy` where another request's pending version of the same chain version is in the way (a pending
-    ///   version of an older chain version is replaced), or where too many clients write this chunk;
-    /// - `Invalid`, `NoSpace`, `Checksum` (the bytes around a partial page are damaged), `Io`.
-    ///
-    /// The same tag and operation again is idempotent; a newer chain version is then taken over.
-    ///
-    /// `Op::Replace` is `install`: committed at once at the given stamp, whatever was there or pending. A commit
-    /// of that version afterwards is allowed and changes nothing.
-    pub fn stage(&self, update: &Update, payload: &dyn Source) -> Result<StageOutcome, Status> {
-        todo!()
-    }
-
-    /// Commits the pending `version` under `chain_version`. Idempotent: a version that is committed already, or
-    /// overtaken, is fine. `MissingVersion` where it is neither pending nor committed.
-    pub fn commit(
-        &self,
-        key: ChunkKey,
-        version: Version,
-        chain_version: ChainVersion,
-    ) -> Result<CommitOutcome, Status> {
-        todo!()
-    }
-
-    /// Drops the pending version if it is `version`; otherwise does nothing.
-    pub fn drop_pending(&self, key: ChunkKey, version: Version) -> Result<(), Status> {
-        todo!()
-    }
-
-    /// Recovery: makes the chunk what the predecessor says, committed at once at that stamp (repairs damage too).
-    pub fn install(&self, install: &Install<'_>, payload: &dyn Source) -> Result<StageOutcome, Status> {
-        todo!()
-    }
-
-    /// Forgets a chunk entirely, version and writers too: recovery, for a chunk its predecessor never heard of.
-    pub fn erase(&self, key: ChunkKey) -> Result<(), Status> {
-        todo!()
-    }
-
-    /// Reads committed bytes from `offset` on, at most `into.len()`, each page verified. Never waits for an update.
-    /// `NotFound` for a chunk without committed content; a read at or past the end places nothing.
-    /// After an error the content of `into` is undefined.
-    pub fn read(&self, key: ChunkKey, offset: u32, into: &mut dyn Sink) -> Result<ReadOutcome, Status> {
-        todo!()
-    }
-
-    /// Like `read`, of the chunk as it will be once its pending version is committed; `NotFound` without one.
-    pub fn read_pending(
-        &self,
-        key: ChunkKey,
-        offset: u32,
-        into: &mut dyn Sink,
-    ) -> Result<ReadOutcome, Status> {
-        todo!()
-    }
-
-    /// Up to `limit` chunks of a chain after `after`, in order of (content, index), tombstones and pending ones too.
-    pub fn list(
-        &self,
-        chain: ChainId,
-        after: Option<ChunkId>,
-        limit: usize,
-    ) -> Result<Vec<ChunkRecord>, Status> {
-        todo!()
-    }
-
-    /// The last chunk with content: its index and length.
-    pub fn last_chunk(&self, chain: ChainId, content: ContentId) -> Result<Option<(u32, u32)>, Status> {
-        todo!()
-    }
-
-    /// Last chunk, count and bytes of one content. Reads every record of the content.
-    pub fn content_summary(&self, chain: ChainId, content: ContentId) -> Result<ContentSummary, Status> {
-        todo!()
-    }
-
-    /// Chunks of one content with index ≥ `first_index` that hold content or have something pending.
-    pub fn content_chunks(
-        &self,
-        chain: ChainId,
-        content: ContentId,
-        first_index: u32,
-        limit: usize,
-    ) -> Result<Vec<ChunkRecord>, Status> {
-        todo!()
-    }
-
-    /// Returns when everything acknowledged before the call is durable against power loss.
-    /// Concurrent callers share one round of disk writes.
-    pub fn sync(&self) -> Result<(), Status> {
-        todo!()
+        &self.core.report
     }
 
     /// The chains that have records here.
     pub fn chains(&self) -> Vec<ChainId> {
-        todo!()
+        let usage = self.core.usage.read();
+        let mut chains: Vec<_> =
+            usage.iter().filter(|(_, counters)| counters.is_used()).map(|(&chain, _)| chain).collect();
+        chains.sort();
+        chains
     }
 
     pub fn usage(&self, chain: ChainId) -> Usage {
-        todo!()
+        self.core.usage.read().get(&chain).map(|counters| counters.usage()).unwrap_or_default()
     }
 
     pub fn space(&self) -> Result<Space, Status> {
-        todo!()
-    }
-
-    /// Removes up to `limit` records of a chain with their pages; `true` when none is left.
-    pub fn remove_chain(&self, chain: ChainId, limit: usize) -> Result<bool, Status> {
-        todo!()
-    }
-
-    /// Forgets up to `limit` tombstones committed before `before_unix_ms`; the number forgotten.
-    pub fn purge_tombstones(
-        &self,
-        chain: ChainId,
-        before_unix_ms: u64,
-        limit: usize,
-    ) -> Result<usize, Status> {
-        todo!()
-    }
-
-    /// Reads and verifies every page of a chunk's committed state (and pending one); the damaged ones.
-    pub fn verify(&self, key: ChunkKey) -> Result<Vec<Damage>, Status> {
-        todo!()
+        let free = self.core.file_system_free(true)?;
+        let pages = self.core.pages.lock();
+        let used_bytes = pages.used() * PAGE as u64;
+        let free_bytes = free + pages.free_backed() * PAGE as u64;
+        Ok(Space {
+            capacity_bytes: used_bytes + free_bytes,
+            free_bytes: free_bytes.saturating_sub(self.core.options.reserve_bytes),
+            used_bytes,
+        })
     }
 
     /// Damaged pages found since the start that have not been replaced since.
     pub fn damage(&self) -> Vec<Damage> {
-        todo!()
+        self.core.damage.lock().iter().copied().collect()
     }
+
+    /// Bytes of memory that cached records take.
+    pub fn cache_bytes(&self) -> usize {
+        self.core.cache.bytes()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.core.rounds.stop();
+        if let Some(flusher) = self.flusher.take() {
+            // A panic of the flusher has been reported by its thread; the drop goes on.
+            let _ = flusher.join();
+        }
+        if let Err(status) = self.core.sync() {
+            log::error!("closing the chunk engine: {status}");
+        }
+    }
+}
+
+impl Core {
+    fn open(dir: &Path, options: Options) -> Result<Core, OpenError> {
+        let failed = |source| OpenError::Io { path: dir.to_owned(), source };
+        fs::create_dir_all(dir).map_err(failed)?;
+        let directory = File::open(dir).map_err(failed)?;
+        rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
+            match io::Error::from(error) {
+                error if error.kind() == ErrorKind::WouldBlock => OpenError::Locked { path: dir.to_owned() },
+                error => failed(error),
+            }
+        })?;
+        let segment_bytes = open_format(dir, options.segment_bytes)?;
+        let blocks = dir.join("blocks");
+        fs::create_dir_all(&blocks).map_err(failed)?;
+        segments::sync_directory(dir).map_err(failed)?;
+        let index = Index::open(&dir.join("index"), options.cache_bytes).map_err(|error| match error {
+            fjall::Error::Io(source) => failed(source),
+            error => OpenError::Index { path: dir.to_owned(), reason: error.to_string() },
+        })?;
+        let segments = Segments::new(blocks, segment_bytes);
+        let mut core = Core {
+            pages: Mutex::new(PageMap::new(segments.segment_pages())),
+            cache: Cache::new(options.cache_bytes),
+            limbo: Mutex::default(),
+            rounds: Rounds::default(),
+            usage: RwLock::default(),
+            damage: Mutex::default(),
+            free_space: Mutex::new(None),
+            report: OpenReport::default(),
+            options,
+            segments,
+            index,
+            directory,
+        };
+        core.report = core.load(dir)?;
+        Ok(core)
+    }
+
+    /// Reads the whole index: which pages are in use, by whom, and how much each chain holds.
+    fn load(&self, dir: &Path) -> Result<OpenReport, OpenError> {
+        let damaged = |reason: String| OpenError::Damaged { path: dir.to_owned(), reason };
+        let failed = |source| OpenError::Io { path: dir.to_owned(), source };
+        let mut report = OpenReport::default();
+        let mut pages = self.pages.lock();
+        for entry in self.index.scan(index::everything()) {
+            let (key, record) = entry.map_err(|status| damaged(format!("the chunk index: {status}")))?;
+            for page in owned_pages(&record) {
+                if !pages.claim(page) {
+                    return Err(damaged(format!("page {page} has two owners, one is {key:?}")));
+                }
+            }
+            report.chunks += 1;
+            if record.pending.is_some() {
+                report.pending.push(key);
+            }
+            self.account(key, &Record::default(), &record);
+        }
+        let known = pages.segment_count();
+        let existing = segments::existing(&dir.join("blocks")).map_err(failed)?;
+        let numbers: BTreeSet<u32> =
+            existing.into_iter().chain((0..known).filter(|&number| pages.is_segment_used(number))).collect();
+        for number in numbers {
+            if self.segments.open_known(number).map_err(failed)? == Found::Restored {
+                log::error!("{}: block file {number} was missing or truncated", dir.display());
+                report.damaged_segments.push(number);
+            }
+            for page in self.segments.backed_pages(number).map_err(failed)? {
+                pages.note_backed(page);
+            }
+        }
+        drop(pages);
+        self.rounds.wrote();
+        Ok(report)
+    }
+
+    /// The slot and the record of a chunk.
+    pub fn record(&self, key: ChunkKey) -> Result<(Arc<Slot>, Arc<Record>), Status> {
+        let slot = self.cache.slot(key);
+        let record = self.record_of(key, &slot)?;
+        Ok((slot, record))
+    }
+
+    pub fn record_of(&self, key: ChunkKey, slot: &Slot) -> Result<Arc<Record>, Status> {
+        self.cache.record(key, slot, || Ok(self.index.get(key)?.unwrap_or_default()))
+    }
+
+    /// Keeps the counters of a chain: `before` has become `after`.
+    pub fn account(&self, key: ChunkKey, before: &Record, after: &Record) {
+        let known = self.usage.read().get(&key.chain).cloned();
+        let counters = known.unwrap_or_else(|| self.usage.write().entry(key.chain).or_default().clone());
+        counters.add(before, -1);
+        counters.add(after, 1);
+    }
+
+    /// Bytes free in the file system, as of a moment ago or (`exact`) of now.
+    pub fn file_system_free(&self, exact: bool) -> Result<u64, Status> {
+        let mut free_space = self.free_space.lock();
+        if let Some((at, free)) = *free_space
+            && !exact
+            && at.elapsed() < SPACE_AGE_MAX
+        {
+            return Ok(free);
+        }
+        let stat = rustix::fs::fstatvfs(&self.directory).map_err(|error| {
+            log::error!("the file system's free space: {error}");
+            Status::Io
+        })?;
+        let free = stat.f_bavail * stat.f_frsize;
+        *free_space = Some((Instant::now(), free));
+        Ok(free)
+    }
+
+    /// Notes that `bytes` of the free space were just used.
+    pub fn took_space(&self, bytes: u64) {
+        if let Some((_, free)) = &mut *self.free_space.lock() {
+            *free = free.saturating_sub(bytes);
+        }
+    }
+
+    /// Takes released pages back, and gives space to the file system where we hold much of it unused.
+    pub fn free_pages(&self, released: &[PageNumber]) {
+        let tight = self.file_system_free(false).is_ok_and(|free| free < 2 * self.options.reserve_bytes);
+        let keep = if tight { 0 } else { KEEP_BACKED_BYTES / PAGE as u64 };
+        let punch = {
+            let mut pages = self.pages.lock();
+            released.iter().for_each(|&page| pages.free_page(page));
+            pages.take_punchable(keep)
+        };
+        for extent in punch {
+            if let Err(error) = self.segments.punch(extent) {
+                log::warn!("giving space back: {error}");
+            }
+            self.pages.lock().free(extent);
+        }
+    }
+
+    pub fn report_damage(&self, damage: Damage) {
+        log::error!("damaged page: {damage:?}");
+        let mut known = self.damage.lock();
+        if known.len() < DAMAGE_MAX {
+            known.insert(damage);
+        }
+    }
+
+    /// After an update: damage of pages that the chunk no longer has is history.
+    pub fn review_damage(&self, key: ChunkKey, before: &Record, after: &Record) {
+        let mut known = self.damage.lock();
+        if known.is_empty() {
+            return;
+        }
+        let of_chunk: Vec<Damage> = known.iter().filter(|damage| damage.key == key).copied().collect();
+        for damage in of_chunk {
+            let page = |record: &Record| page_of(record.committed.as_deref(), damage.page as usize);
+            known.remove(&damage);
+            if page(after).is_some() && page(before) == page(after) {
+                known.insert(Damage { version: after.version(), ..damage });
+            }
+        }
+    }
+}
+
+fn page_of(state: Option<&State>, index: usize) -> Option<PageNumber> {
+    let state = state.filter(|state| index < state.crcs.len())?;
+    state.pages_between(index, index + 1).first().copied()
+}
+
+/// The pages of both states of a record, shared ones once.
+fn owned_pages(record: &Record) -> Vec<PageNumber> {
+    let committed = record.committed.as_ref().map(|state| state.pages()).unwrap_or_default();
+    let pending = record.pending.as_ref().map(|pending| pending.state.pages()).unwrap_or_default();
+    let own = pending.into_iter().enumerate().filter(|&(index, page)| committed.get(index) != Some(&page));
+    let mut pages: Vec<_> = own.map(|(_, page)| page).collect();
+    pages.extend(&committed);
+    pages.retain(|&page| page != HOLE);
+    pages
+}
+
+impl Counters {
+    fn add(&self, record: &Record, sign: i64) {
+        if record.is_absent() {
+            return;
+        }
+        match &record.committed {
+            Some(state) if state.removed => {
+                self.tombstones.fetch_add(sign, Ordering::Relaxed);
+            }
+            Some(state) => {
+                self.chunks.fetch_add(sign, Ordering::Relaxed);
+                self.bytes.fetch_add(sign * i64::from(state.length), Ordering::Relaxed);
+            }
+            None => {}
+        }
+        self.pages.fetch_add(sign * owned_pages(record).len() as i64, Ordering::Relaxed);
+    }
+
+    fn usage(&self) -> Usage {
+        let get = |counter: &AtomicI64| counter.load(Ordering::Relaxed).max(0) as u64;
+        Usage {
+            chunks: get(&self.chunks),
+            tombstones: get(&self.tombstones),
+            bytes: get(&self.bytes),
+            page_bytes: get(&self.pages) * PAGE as u64,
+        }
+    }
+
+    fn is_used(&self) -> bool {
+        let usage = self.usage();
+        usage.chunks + usage.tombstones + usage.page_bytes > 0
+    }
+}
+
+/// Reads `dir/FORMAT`, or writes it into an empty directory; the size of the block files.
+fn open_format(dir: &Path, segment_bytes: u64) -> Result<u64, OpenError> {
+    let failed = |source| OpenError::Io { path: dir.to_owned(), source };
+    let path = dir.join(FORMAT_FILE);
+    match fs::read_to_string(&path) {
+        Ok(text) => parse_format(&path, &text),
+        Err(error) if error.kind() == ErrorKind::InvalidData => {
+            Err(OpenError::Foreign { path: dir.to_owned() })
+        }
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(error)),
+        Err(_) => {
+            if segment_bytes == 0
+                || !segment_bytes.is_multiple_of(64 * PAGE as u64)
+                || segment_bytes > 1 << 44
+            {
+                return Err(OpenError::Option(
+                    "segment_bytes must be a multiple of 64 pages, at most 16 TiB",
+                ));
+            }
+            for entry in dir.read_dir().map_err(failed)? {
+                let name = entry.map_err(failed)?.file_name();
+                // What a crash while making the directory, and mkfs, leave behind.
+                if name != "FORMAT.new" && name != "lost+found" {
+                    return Err(OpenError::Foreign { path: dir.to_owned() });
+                }
+            }
+            write_format(dir, &path, segment_bytes).map_err(failed)?;
+            Ok(segment_bytes)
+        }
+    }
+}
+
+fn write_format(dir: &Path, path: &Path, segment_bytes: u64) -> io::Result<()> {
+    let new = dir.join("FORMAT.new");
+    let mut file = File::create(&new)?;
+    write!(
+        file,
+        "luciola chunk engine\nformat {FORMAT}\npage_bytes {PAGE}\nsegment_bytes {segment_bytes}\n"
+    )?;
+    file.sync_all()?;
+    fs::rename(new, path)?;
+    segments::sync_directory(dir)
+}
+
+fn parse_format(path: &Path, text: &str) -> Result<u64, OpenError> {
+    let mut lines = text.lines();
+    if lines.next() != Some("luciola chunk engine") {
+        return Err(OpenError::Foreign { path: path.to_owned() });
+    }
+    let damaged =
+        || OpenError::Damaged { path: path.to_owned(), reason: "a line is missing or malformed".into() };
+    let mut field = |name: &str| -> Result<u64, OpenError> {
+        let value = lines.next().and_then(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.ok_or_else(damaged)
+    };
+    let found = field("format")? as u32;
+    if found > FORMAT {
+        return Err(OpenError::Newer { path: path.to_owned(), found, known: FORMAT });
+    }
+    let page_bytes = field("page_bytes")?;
+    let segment_bytes = field("segment_bytes")?;
+    if page_bytes != PAGE as u64 || segment_bytes == 0 || !segment_bytes.is_multiple_of(64 * PAGE as u64) {
+        return Err(damaged());
+    }
+    Ok(segment_bytes)
 }

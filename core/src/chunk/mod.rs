@@ -17,13 +17,28 @@
 //! one update of a chunk at a time, or takes what the engine's own lock of the chunk makes of several.
 
 mod api;
+mod cache;
+mod checksum;
+mod codec;
+mod content;
 mod engine;
+#[cfg(test)]
+mod faults;
+mod index;
+mod limbo;
+mod pages;
 mod payload;
+mod read;
+mod scan;
+mod segments;
+mod state;
+mod sync;
+mod update;
 
 pub use api::{
     ChunkRecord, ChunkState, CommitOutcome, Committed, ContentSummary, Damage, Install, OpenError,
     OpenReport, Options, Origin, Pending, ReadOutcome, Space, StageOutcome, Staged, Update, Usage,
-    WRITER_EVICT_MS, WRITERS_MAX, WriterRecord,
+    WRITER_EVICT_MS,
 };
 pub use engine::Engine;
 pub use payload::{Sink, Source};

@@ -1,0 +1,437 @@
+//! Writing the pages of a new state: which pages are shared, appended to in place, or written anew.
+//!
+//! Everything is written from the engine's own copy of the payload, so that the checksums are those of the bytes
+//! on disk even when another process changes the payload meanwhile.
+
+use std::cell::RefCell;
+use std::io::{self, ErrorKind};
+use std::ops::Range;
+
+use super::api::{Damage, Origin};
+use super::checksum;
+use super::engine::Core;
+use super::payload::Source;
+use super::state::{Extent, HOLE, PAGE, PageNumber, State, compress, page_count};
+use crate::types::{ChunkKey, Status};
+
+/// Bytes gathered before they are written: half of a core's second-level cache, so that copying, checksumming
+/// and writing find them there.
+const BLOCK_BYTES: usize = 256 << 10;
+
+thread_local! {
+    static BLOCK: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static PAGE_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `work` with one page of scratch memory.
+pub fn with_page_buffer<R>(work: impl FnOnce(&mut [u8]) -> R) -> R {
+    PAGE_BUFFER.with_borrow_mut(|buffer| {
+        buffer.resize(PAGE, 0);
+        work(buffer)
+    })
+}
+
+/// New content: `payload` at `offset`, the whole `length` bytes long; what neither covers reads as zeros.
+pub struct Change<'a> {
+    pub offset: usize,
+    pub payload: &'a dyn Source,
+    pub length: u32,
+    /// Leave out pages of the payload that are all zeros: recovery keeps sparse chunks sparse.
+    pub sparse: bool,
+}
+
+/// Pages written for a state that no record refers to yet.
+pub struct Written {
+    pub extents: Vec<Extent>,
+    pub crcs: Vec<u32>,
+    pub tail_used: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Touch {
+    /// The page of the state before.
+    Share,
+    Hole,
+    /// In place, behind what any state ever used of the page.
+    Append,
+    Fresh,
+}
+
+impl Core {
+    /// Writes the pages in which the new content differs from `base`; takes pages for them. On an error nothing
+    /// is taken and `base` is untouched.
+    pub fn write_content(
+        &self,
+        key: ChunkKey,
+        base: &State,
+        change: &Change<'_>,
+        origin: Origin,
+    ) -> Result<Written, Status> {
+        let plan = Plan::of(base, change);
+        let wanted = plan.touches.iter().filter(|&&touch| touch == Touch::Fresh).count() as u32;
+        let fresh = self.take_pages(key, wanted, plan.page_before(), origin)?;
+        let mut draft = plan.draft(&fresh);
+        match self.write_pages(key, base, change, &mut draft) {
+            Ok(()) => {
+                self.note_backed(&fresh);
+                Ok(draft.finish(base, change))
+            }
+            Err(status) => {
+                let mut pages = self.pages.lock();
+                fresh.iter().for_each(|&page| pages.free_page(page));
+                Err(status)
+            }
+        }
+    }
+
+    /// Cuts `base` to `length` bytes. Writes no data: only the last page's checksum changes.
+    pub fn cut_content(&self, key: ChunkKey, base: &State, length: u32) -> Result<Written, Status> {
+        let count = page_count(length);
+        let mut pages = base.pages();
+        pages.truncate(count);
+        let mut crcs = base.crcs[..count].to_vec();
+        let mut tail_used = 0;
+        if let Some(last) = count.checked_sub(1)
+            && pages[last] != HOLE
+        {
+            let is_last_of_base = count == base.crcs.len();
+            tail_used = if is_last_of_base { base.tail_used } else { PAGE as u32 };
+            let valid = length as usize - last * PAGE;
+            if valid < base.valid(last) {
+                crcs[last] = with_page_buffer(|buffer| {
+                    self.read_page(key, base, last, buffer)?;
+                    Ok(checksum::crc32c(&buffer[..valid]))
+                })?;
+            }
+        }
+        Ok(Written { extents: compress(&pages), crcs, tail_used })
+    }
+
+    /// Reads and verifies page `index` of `state` into `buffer`, which is one page; zeros for a hole.
+    pub fn read_page(
+        &self,
+        key: ChunkKey,
+        state: &State,
+        index: usize,
+        buffer: &mut [u8],
+    ) -> Result<(), Status> {
+        let valid = state.valid(index);
+        let page = state.pages_between(index, index + 1)[0];
+        if page == HOLE {
+            buffer[..valid].fill(0);
+            return Ok(());
+        }
+        let count =
+            self.segments.read(address(page), &mut buffer[..valid]).map_err(|error| failed(&error))?;
+        if count < valid || checksum::crc32c(&buffer[..valid]) != state.crcs[index] {
+            self.report_damage(Damage { key, version: state.stamp.version, page: index as u32 });
+            return Err(Status::Checksum);
+        }
+        Ok(())
+    }
+
+    /// `count` pages, in a row if possible, or `NoSpace`.
+    fn take_pages(
+        &self,
+        key: ChunkKey,
+        count: u32,
+        after: Option<PageNumber>,
+        origin: Origin,
+    ) -> Result<Vec<PageNumber>, Status> {
+        if origin == Origin::Client && self.available_bytes()? < self.options.reserve_bytes + bytes_of(count)
+        {
+            // What waits in limbo may be enough.
+            self.reclaim()?;
+            if self.available_bytes()? < self.options.reserve_bytes + bytes_of(count) {
+                return Err(Status::NoSpace);
+            }
+        }
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let spread = key.chunk.index ^ key.chunk.content.0 as u32;
+        let extents = match self.allocate(count, after, spread)? {
+            Some(extents) => extents,
+            None => {
+                self.reclaim()?;
+                self.allocate(count, after, spread)?.ok_or(Status::NoSpace)?
+            }
+        };
+        Ok(extents.iter().flat_map(|extent| extent.first..extent.first + extent.count).collect())
+    }
+
+    fn allocate(
+        &self,
+        count: u32,
+        after: Option<PageNumber>,
+        spread: u32,
+    ) -> Result<Option<Vec<Extent>>, Status> {
+        // The last quarter of the reserve is the index's: without it nothing could be removed any more.
+        let floor = self.options.reserve_bytes / 4;
+        let is_roomy = self.file_system_free(false)? >= floor + bytes_of(count);
+        let mut pages = self.pages.lock();
+        if !is_roomy {
+            return Ok(pages.allocate_backed(count));
+        }
+        let extents = pages.allocate(count, after, spread);
+        drop(pages);
+        self.took_space(bytes_of(count));
+        Ok(extents)
+    }
+
+    /// Bytes that data could still take, our own unused pages included.
+    fn available_bytes(&self) -> Result<u64, Status> {
+        let free = self.file_system_free(false)?;
+        Ok(free + self.pages.lock().free_backed() * PAGE as u64)
+    }
+
+    /// Frees what waits in limbo, if anything does.
+    fn reclaim(&self) -> Result<(), Status> {
+        if self.limbo.lock().pages() > 0 {
+            self.sync()?;
+        }
+        Ok(())
+    }
+
+    fn note_backed(&self, fresh: &[PageNumber]) {
+        let mut pages = self.pages.lock();
+        fresh.iter().for_each(|&page| pages.note_backed(page));
+    }
+
+    fn write_pages(
+        &self,
+        key: ChunkKey,
+        base: &State,
+        change: &Change<'_>,
+        draft: &mut Draft,
+    ) -> Result<(), Status> {
+        BLOCK.with_borrow_mut(|buffer| {
+            let mut block = Block::new(self, buffer);
+            for place in 0..draft.touches.len() {
+                let index = draft.first + place;
+                let page = draft.pages[index];
+                let valid = valid_bytes(change.length, index);
+                match draft.touches[place] {
+                    Touch::Share | Touch::Hole => {}
+                    Touch::Append => {
+                        let before = base.valid(index);
+                        let bytes = block.extend(address(page) + before as u64, valid - before)?;
+                        fill(bytes, index * PAGE + before, change);
+                        draft.crcs[index] = checksum::extend(base.crcs[index], bytes);
+                    }
+                    Touch::Fresh => {
+                        let bytes = block.extend(address(page), valid)?;
+                        let data = data_in_page(change, index);
+                        if data.len() == valid {
+                            fill(bytes, index * PAGE, change);
+                        } else {
+                            self.merge(key, base, index, change, bytes)?;
+                        }
+                        draft.crcs[index] = checksum::crc32c(bytes);
+                    }
+                }
+            }
+            block.flush()
+        })
+    }
+
+    /// The bytes of a page that holds old and new.
+    fn merge(
+        &self,
+        key: ChunkKey,
+        base: &State,
+        index: usize,
+        change: &Change<'_>,
+        bytes: &mut [u8],
+    ) -> Result<(), Status> {
+        let before = base.valid(index);
+        let data = data_in_page(change, index);
+        // Old bytes that the data does not cover on both sides are needed; else only zeros.
+        if before > 0 && (data.start > 0 || data.end < before) {
+            with_page_buffer(|buffer| {
+                self.read_page(key, base, index, buffer)?;
+                let kept = before.min(bytes.len());
+                bytes[..kept].copy_from_slice(&buffer[..kept]);
+                Ok(())
+            })?;
+        }
+        if before < bytes.len() {
+            bytes[before..].fill(0);
+        }
+        if !data.is_empty() {
+            let from = index * PAGE + data.start - change.offset;
+            change.payload.copy_to(from, &mut bytes[data]);
+        }
+        Ok(())
+    }
+}
+
+/// Which pages the new state has, before any is taken.
+struct Plan {
+    /// Pages of `base`, as far as the new state has them.
+    pages: Vec<PageNumber>,
+    crcs: Vec<u32>,
+    /// First page looked at; all before it are shared.
+    first: usize,
+    touches: Vec<Touch>,
+}
+
+impl Plan {
+    fn of(base: &State, change: &Change<'_>) -> Plan {
+        debug_assert!(change.length >= base.length, "a write does not cut");
+        let count = page_count(change.length);
+        let mut pages = base.pages();
+        let mut crcs = base.crcs.clone();
+        // The first page that can change: where the data begins, or the last one before if it grows.
+        let growing = if change.length > base.length { base.length as usize / PAGE } else { usize::MAX };
+        let first = (change.offset / PAGE).min(growing).min(count);
+        let touches: Vec<Touch> = (first..count).map(|index| touch(base, &pages, change, index)).collect();
+        pages.resize(count, HOLE);
+        crcs.resize(count, 0);
+        Plan { pages, crcs, first, touches }
+    }
+
+    /// The page that the first fresh one should follow.
+    fn page_before(&self) -> Option<PageNumber> {
+        let place = self.touches.iter().position(|&touch| touch == Touch::Fresh)?;
+        let index = self.first + place;
+        // Overwritten pages are freed soon; only growing chunks want to continue their run.
+        let before = self.pages[index.checked_sub(1)?];
+        (before != HOLE && self.pages[index] == HOLE).then_some(before)
+    }
+
+    fn draft(mut self, fresh: &[PageNumber]) -> Draft {
+        let mut next = fresh.iter();
+        for (place, touch) in self.touches.iter().enumerate() {
+            let page = &mut self.pages[self.first + place];
+            match touch {
+                Touch::Share | Touch::Append => {}
+                Touch::Hole => *page = HOLE,
+                Touch::Fresh => *page = *next.next().expect("as many as wanted were taken"),
+            }
+        }
+        Draft { pages: self.pages, crcs: self.crcs, first: self.first, touches: self.touches }
+    }
+}
+
+fn touch(base: &State, pages: &[PageNumber], change: &Change<'_>, index: usize) -> Touch {
+    let before = base.valid(index);
+    let after = valid_bytes(change.length, index);
+    let data = data_in_page(change, index);
+    let has_page = before > 0 && pages[index] != HOLE;
+    if data.is_empty() && (after == before || !has_page) {
+        return if before == 0 || !has_page { Touch::Hole } else { Touch::Share };
+    }
+    let behind = data.is_empty() || data.start >= before;
+    if has_page && behind && base.tail_used as usize <= before {
+        return Touch::Append;
+    }
+    if change.sparse && data.len() == after && is_zero(change, index, data) {
+        return Touch::Hole;
+    }
+    Touch::Fresh
+}
+
+struct Draft {
+    pages: Vec<PageNumber>,
+    crcs: Vec<u32>,
+    first: usize,
+    touches: Vec<Touch>,
+}
+
+impl Draft {
+    fn finish(self, base: &State, change: &Change<'_>) -> Written {
+        let tail_used = match self.pages.last() {
+            None | Some(&HOLE) => 0,
+            Some(_) => {
+                let last = self.pages.len() - 1;
+                let valid = valid_bytes(change.length, last) as u32;
+                let is_shared = last < self.first || self.touches[last - self.first] == Touch::Share;
+                if is_shared { base.tail_used.max(valid) } else { valid }
+            }
+        };
+        Written { extents: compress(&self.pages), crcs: self.crcs, tail_used }
+    }
+}
+
+/// Bytes that lie one after the other on disk, gathered into one write.
+struct Block<'a> {
+    core: &'a Core,
+    buffer: &'a mut Vec<u8>,
+    address: u64,
+    used: usize,
+}
+
+impl<'a> Block<'a> {
+    fn new(core: &'a Core, buffer: &'a mut Vec<u8>) -> Block<'a> {
+        buffer.resize(BLOCK_BYTES, 0);
+        Block { core, buffer, address: 0, used: 0 }
+    }
+
+    /// Room for `count` bytes at `address`, to be filled before the next call.
+    fn extend(&mut self, address: u64, count: usize) -> Result<&mut [u8], Status> {
+        if self.address + self.used as u64 != address || self.used + count > self.buffer.len() {
+            self.flush()?;
+            self.address = address;
+        }
+        let start = self.used;
+        self.used += count;
+        Ok(&mut self.buffer[start..self.used])
+    }
+
+    fn flush(&mut self) -> Result<(), Status> {
+        let bytes = &self.buffer[..std::mem::take(&mut self.used)];
+        self.core.segments.write(self.address, bytes).map_err(|error| failed(&error))
+    }
+}
+
+/// Copies the payload's bytes at chunk offset `from` into `bytes`; zeros before the payload's start.
+fn fill(bytes: &mut [u8], from: usize, change: &Change<'_>) {
+    let gap = change.offset.saturating_sub(from).min(bytes.len());
+    bytes[..gap].fill(0);
+    let rest = &mut bytes[gap..];
+    if change.payload.is_empty() {
+        rest.fill(0);
+    } else if !rest.is_empty() {
+        change.payload.copy_to(from + gap - change.offset, rest);
+    }
+}
+
+fn is_zero(change: &Change<'_>, index: usize, data: Range<usize>) -> bool {
+    with_page_buffer(|buffer| {
+        let bytes = &mut buffer[..data.len()];
+        change.payload.copy_to(index * PAGE + data.start - change.offset, bytes);
+        bytes.iter().all(|&byte| byte == 0)
+    })
+}
+
+/// The part of page `index` that the payload covers.
+fn data_in_page(change: &Change<'_>, index: usize) -> Range<usize> {
+    let start = index * PAGE;
+    let end = change.offset + change.payload.len();
+    if change.payload.is_empty() || end <= start || change.offset >= start + PAGE {
+        return 0..0;
+    }
+    change.offset.saturating_sub(start)..(end - start).min(PAGE)
+}
+
+fn valid_bytes(length: u32, index: usize) -> usize {
+    (length as usize).saturating_sub(index * PAGE).min(PAGE)
+}
+
+pub fn address(page: PageNumber) -> u64 {
+    u64::from(page) * PAGE as u64
+}
+
+fn bytes_of(count: u32) -> u64 {
+    u64::from(count) * PAGE as u64
+}
+
+/// What a failed read or write of a block file means to the caller.
+pub fn failed(error: &io::Error) -> Status {
+    log::error!("a block file: {error}");
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Status::NoSpace,
+        _ => Status::Io,
+    }
+}

@@ -1,0 +1,47 @@
+//! Failing disks, for tests: the next calls of a kind fail with a chosen error.
+
+use std::io;
+
+use parking_lot::Mutex;
+
+#[derive(Default)]
+pub struct Faults {
+    pub read: Mutex<Fault>,
+    pub write: Mutex<Fault>,
+    pub sync: Mutex<Fault>,
+}
+
+/// After `skip` calls that succeed, `count` calls fail with `errno`.
+#[derive(Clone, Copy, Default)]
+pub struct Fault {
+    pub skip: u32,
+    pub count: u32,
+    pub errno: i32,
+}
+
+impl Faults {
+    pub fn on_read(&self) -> io::Result<()> {
+        strike(&self.read)
+    }
+
+    pub fn on_write(&self) -> io::Result<()> {
+        strike(&self.write)
+    }
+
+    pub fn on_sync(&self) -> io::Result<()> {
+        strike(&self.sync)
+    }
+}
+
+fn strike(fault: &Mutex<Fault>) -> io::Result<()> {
+    let mut fault = fault.lock();
+    if fault.count == 0 {
+        return Ok(());
+    }
+    if fault.skip > 0 {
+        fault.skip -= 1;
+        return Ok(());
+    }
+    fault.count -= 1;
+    Err(io::Error::from_raw_os_error(fault.errno))
+}

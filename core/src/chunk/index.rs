@@ -1,0 +1,122 @@
+//! The store of chunk records: fjall, whose choice `docs/decisions/0004-chunk-index.md` explains.
+//!
+//! Every change goes to the kernel before the call returns, so it survives `kill -9`; `sync` takes it to disk.
+
+use std::io::ErrorKind;
+use std::ops::Bound;
+use std::path::Path;
+
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+
+use super::codec::{self, KEY_BYTES};
+use super::state::Record;
+use crate::types::{ChainId, ChunkKey, ContentId, Status};
+
+/// Records written since the last flush are kept in memory up to this; an open after `kill -9` replays as much.
+const MEMTABLE_BYTES: u64 = 16 << 20;
+/// The journal files together; fjall wants at least 64 MiB.
+const JOURNAL_BYTES_MAX: u64 = 128 << 20;
+
+pub struct Index {
+    database: Database,
+    chunks: Keyspace,
+}
+
+impl Index {
+    pub fn open(dir: &Path, cache_bytes: usize) -> fjall::Result<Index> {
+        let database = Database::builder(dir)
+            .cache_size(cache_bytes as u64)
+            .max_journaling_size(JOURNAL_BYTES_MAX)
+            .worker_threads(1)
+            .open()?;
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
+        let chunks = database.keyspace("chunks", options)?;
+        Ok(Index { database, chunks })
+    }
+
+    pub fn get(&self, key: ChunkKey) -> Result<Option<Record>, Status> {
+        match self.chunks.get(codec::encode_key(key)).map_err(|error| failed(&error))? {
+            None => Ok(None),
+            Some(value) => decode(key, &value).map(Some),
+        }
+    }
+
+    /// Stores the record, or deletes the key of an absent one: one atomic batch.
+    pub fn put(&self, key: ChunkKey, record: &Record) -> Result<(), Status> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
+        let key = codec::encode_key(key);
+        match record.is_absent() {
+            true => batch.remove(&self.chunks, key),
+            false => batch.insert(&self.chunks, key, codec::encode_record(record)),
+        }
+        batch.commit().map_err(|error| failed(&error))
+    }
+
+    pub fn sync(&self) -> Result<(), Status> {
+        self.database.persist(PersistMode::SyncAll).map_err(|error| failed(&error))
+    }
+
+    /// The records of `range`, in order; from either end.
+    pub fn scan(
+        &self,
+        range: Range,
+    ) -> impl DoubleEndedIterator<Item = Result<(ChunkKey, Record), Status>> + use<> {
+        self.chunks.range(range).map(|guard| {
+            let (key, value) = guard.into_inner().map_err(|error| failed(&error))?;
+            let key = codec::decode_key(&key).map_err(|error| {
+                log::error!("the chunk index holds a malformed key: {error}");
+                Status::Io
+            })?;
+            Ok((key, decode(key, &value)?))
+        })
+    }
+}
+
+/// Keys from one bound to another.
+pub type Range = (Bound<[u8; KEY_BYTES]>, Bound<[u8; KEY_BYTES]>);
+
+pub fn everything() -> Range {
+    (Bound::Unbounded, Bound::Unbounded)
+}
+
+/// The records of a chain after `after`, or from its start.
+pub fn of_chain(chain: ChainId, after: Option<ChunkKey>) -> Range {
+    let start = match after {
+        Some(key) => Bound::Excluded(codec::encode_key(key)),
+        None => Bound::Included(chain_key(chain, [0; 12])),
+    };
+    (start, Bound::Included(chain_key(chain, [0xff; 12])))
+}
+
+/// The records of one content with an index of at least `first_index`.
+pub fn of_content(chain: ChainId, content: ContentId, first_index: u32) -> Range {
+    let key = |index: u32| {
+        let mut rest = [0; 12];
+        rest[..8].copy_from_slice(&content.0.to_be_bytes());
+        rest[8..].copy_from_slice(&index.to_be_bytes());
+        chain_key(chain, rest)
+    };
+    (Bound::Included(key(first_index)), Bound::Included(key(u32::MAX)))
+}
+
+fn chain_key(chain: ChainId, rest: [u8; 12]) -> [u8; KEY_BYTES] {
+    let mut key = [0; KEY_BYTES];
+    key[..4].copy_from_slice(&chain.0.to_be_bytes());
+    key[4..].copy_from_slice(&rest);
+    key
+}
+
+fn decode(key: ChunkKey, value: &[u8]) -> Result<Record, Status> {
+    codec::decode_record(value).map_err(|error| {
+        log::error!("the index record of {key:?} is damaged: {error}");
+        Status::Checksum
+    })
+}
+
+fn failed(error: &fjall::Error) -> Status {
+    log::error!("the chunk index failed: {error}");
+    match error {
+        fjall::Error::Io(error) if error.kind() == ErrorKind::StorageFull => Status::NoSpace,
+        _ => Status::Io,
+    }
+}

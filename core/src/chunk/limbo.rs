@@ -1,0 +1,90 @@
+//! Pages that were given up and may not be used again yet (invariant I3).
+//!
+//! An entry is a record that was replaced, which readers may still hold, and the pages that nothing after it
+//! refers to. Entries are released in order, which keeps a page that several successive records shared away
+//! from the oldest of their readers too.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::state::{PageNumber, Record};
+
+#[derive(Default)]
+pub struct Limbo {
+    entries: VecDeque<Entry>,
+    /// Number of the next entry.
+    next: u64,
+    pages: u64,
+}
+
+struct Entry {
+    number: u64,
+    record: Arc<Record>,
+    pages: Vec<PageNumber>,
+}
+
+impl Limbo {
+    /// Takes a replaced record; the index without it has been written, though not to disk.
+    pub fn push(&mut self, record: Arc<Record>, pages: Vec<PageNumber>) {
+        if pages.is_empty() && Arc::strong_count(&record) == 1 {
+            return;
+        }
+        self.pages += pages.len() as u64;
+        self.entries.push_back(Entry { number: self.next, record, pages });
+        self.next += 1;
+    }
+
+    /// What a flush of the index that begins now will make durable: pass it to `release` afterwards.
+    pub fn mark(&self) -> u64 {
+        self.next
+    }
+
+    /// The pages of entries before `mark` that no reader holds.
+    pub fn release(&mut self, mark: u64) -> Vec<PageNumber> {
+        let mut released = Vec::new();
+        while let Some(entry) = self.entries.front() {
+            if entry.number >= mark || Arc::strong_count(&entry.record) > 1 {
+                break;
+            }
+            let entry = self.entries.pop_front().expect("just seen");
+            self.pages -= entry.pages.len() as u64;
+            released.extend(entry.pages);
+        }
+        released
+    }
+
+    /// Pages waiting.
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_of_an_older_record_keeps_all_later_pages() {
+        let mut limbo = Limbo::default();
+        let first = Arc::new(Record::default());
+        let reader = first.clone();
+        limbo.push(first, vec![]);
+        limbo.push(Arc::new(Record::default()), vec![7]);
+        let mark = limbo.mark();
+        assert_eq!(limbo.release(mark), vec![], "the reader's record may share page 7");
+        drop(reader);
+        assert_eq!(limbo.release(mark), vec![7]);
+        assert_eq!(limbo.pages(), 0);
+    }
+
+    #[test]
+    fn what_came_after_the_flush_began_waits_for_the_next() {
+        let mut limbo = Limbo::default();
+        limbo.push(Arc::new(Record::default()), vec![1]);
+        let mark = limbo.mark();
+        limbo.push(Arc::new(Record::default()), vec![2]);
+        assert_eq!(limbo.release(mark), vec![1]);
+        assert_eq!(limbo.pages(), 1);
+        assert_eq!(limbo.release(limbo.mark()), vec![2]);
+    }
+}

@@ -1,0 +1,130 @@
+//! Listings, and removals of many chunks.
+
+use super::api::*;
+use super::engine::Engine;
+use super::index;
+use super::state::{Record, State};
+use crate::types::{ChainId, ChunkId, ChunkKey, ContentId, Status};
+
+impl Engine {
+    /// Up to `limit` chunks of a chain after `after`, in order of (content, index), tombstones and pending ones too.
+    pub fn list(
+        &self,
+        chain: ChainId,
+        after: Option<ChunkId>,
+        limit: usize,
+    ) -> Result<Vec<ChunkRecord>, Status> {
+        let after = after.map(|chunk| ChunkKey { chain, chunk });
+        let records = self.core.index.scan(index::of_chain(chain, after)).take(limit);
+        records.map(|entry| entry.map(|(key, record)| line(key, &record))).collect()
+    }
+
+    /// The last chunk with content: its index and length.
+    pub fn last_chunk(&self, chain: ChainId, content: ContentId) -> Result<Option<(u32, u32)>, Status> {
+        for entry in self.core.index.scan(index::of_content(chain, content, 0)).rev() {
+            let (key, record) = entry?;
+            if let Some(state) = content_of(&record) {
+                return Ok(Some((key.chunk.index, state.length)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Last chunk, count and bytes of one content. Reads every record of the content.
+    pub fn content_summary(&self, chain: ChainId, content: ContentId) -> Result<ContentSummary, Status> {
+        let mut summary = ContentSummary::default();
+        for entry in self.core.index.scan(index::of_content(chain, content, 0)) {
+            let (key, record) = entry?;
+            if let Some(state) = content_of(&record) {
+                summary.last = Some((key.chunk.index, state.length));
+                summary.chunk_count += 1;
+                summary.total_bytes += u64::from(state.length);
+            }
+        }
+        Ok(summary)
+    }
+
+    /// Chunks of one content with index ≥ `first_index` that hold content or have something pending.
+    pub fn content_chunks(
+        &self,
+        chain: ChainId,
+        content: ContentId,
+        first_index: u32,
+        limit: usize,
+    ) -> Result<Vec<ChunkRecord>, Status> {
+        let mut found = Vec::new();
+        for entry in self.core.index.scan(index::of_content(chain, content, first_index)) {
+            if found.len() == limit {
+                break;
+            }
+            let (key, record) = entry?;
+            if content_of(&record).is_some() || record.pending.is_some() {
+                found.push(line(key, &record));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes up to `limit` records of a chain with their pages; `true` when none is left.
+    pub fn remove_chain(&self, chain: ChainId, limit: usize) -> Result<bool, Status> {
+        let keys = self.keys(chain, limit, |_| true)?;
+        for &key in &keys {
+            self.core.erase_if(key, |_| true)?;
+        }
+        Ok(keys.len() < limit)
+    }
+
+    /// Forgets up to `limit` tombstones committed before `before_unix_ms`; the number forgotten.
+    pub fn purge_tombstones(
+        &self,
+        chain: ChainId,
+        before_unix_ms: u64,
+        limit: usize,
+    ) -> Result<usize, Status> {
+        let is_old = |record: &Record| {
+            record.pending.is_none()
+                && record
+                    .committed
+                    .as_ref()
+                    .is_some_and(|state| state.removed && state.unix_ms < before_unix_ms)
+        };
+        let mut count = 0;
+        for key in self.keys(chain, limit, is_old)? {
+            // Looked at again under the chunk's lock: it may have been written since.
+            count += usize::from(self.core.erase_if(key, is_old)?);
+        }
+        Ok(count)
+    }
+
+    fn keys(
+        &self,
+        chain: ChainId,
+        limit: usize,
+        is_wanted: impl Fn(&Record) -> bool,
+    ) -> Result<Vec<ChunkKey>, Status> {
+        let mut keys = Vec::new();
+        for entry in self.core.index.scan(index::of_chain(chain, None)) {
+            if keys.len() == limit {
+                break;
+            }
+            let (key, record) = entry?;
+            if is_wanted(&record) {
+                keys.push(key);
+            }
+        }
+        Ok(keys)
+    }
+}
+
+fn content_of(record: &Record) -> Option<&State> {
+    record.committed.as_deref().filter(|state| !state.removed)
+}
+
+fn line(key: ChunkKey, record: &Record) -> ChunkRecord {
+    ChunkRecord {
+        chunk: key.chunk,
+        committed: record.committed.as_ref().map(|state| state.committed()),
+        crc32c: record.committed.as_ref().map_or(0, |state| state.content_crc()),
+        pending: record.pending.as_ref().map(|pending| pending.pending()),
+    }
+}

@@ -1,0 +1,230 @@
+//! The block files: large, sparse, addressed by page.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::RwLock;
+use rustix::fs::FallocateFlags;
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+use super::payload::Sink;
+use super::state::{Extent, PAGE, PageNumber};
+
+pub struct Segments {
+    dir: PathBuf,
+    bytes: u64,
+    files: RwLock<Vec<Option<Arc<Segment>>>>,
+    #[cfg(test)]
+    pub(super) faults: super::faults::Faults,
+}
+
+struct Segment {
+    file: File,
+    /// Written since the last `sync` began. Set after the write, cleared before the flush: an acknowledged write
+    /// is never missed.
+    dirty: AtomicBool,
+}
+
+/// What `open` found of one block file.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    Whole,
+    /// Missing or too short; made whole again with zeros, which do not match what checksums say.
+    Restored,
+}
+
+impl Segments {
+    pub fn new(dir: PathBuf, bytes: u64) -> Segments {
+        Segments {
+            dir,
+            bytes,
+            files: RwLock::default(),
+            #[cfg(test)]
+            faults: super::faults::Faults::default(),
+        }
+    }
+
+    pub fn segment_pages(&self) -> u32 {
+        (self.bytes / PAGE as u64) as u32
+    }
+
+    /// Opens a block file that the index refers to.
+    pub fn open_known(&self, number: u32) -> io::Result<Found> {
+        let path = self.path(number);
+        let length = match path.metadata() {
+            Ok(metadata) => metadata.len(),
+            Err(error) if error.kind() == ErrorKind::NotFound => 0,
+            Err(error) => return Err(error),
+        };
+        self.segment(number)?;
+        Ok(if length < self.bytes { Found::Restored } else { Found::Whole })
+    }
+
+    /// Writes all of `bytes` at `address`, counted from the first byte of segment 0.
+    pub fn write(&self, mut address: u64, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let (segment, position, room) = self.at(address)?;
+            let (now, rest) = bytes.split_at(bytes.len().min(room));
+            #[cfg(test)]
+            self.faults.on_write()?;
+            segment.file.write_all_at(now, position)?;
+            segment.dirty.store(true, Ordering::Release);
+            address += now.len() as u64;
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// Reads up to `into.len()` bytes; fewer where a file ends.
+    pub fn read(&self, mut address: u64, mut into: &mut [u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while !into.is_empty() {
+            let (segment, position, room) = self.at(address)?;
+            let now = into.len().min(room);
+            #[cfg(test)]
+            self.faults.on_read()?;
+            match segment.file.read_at(&mut into[..now], position) {
+                Ok(0) => break,
+                Ok(count) => {
+                    done += count;
+                    address += count as u64;
+                    into = &mut into[count..];
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Reads up to `length` bytes into `sink` at `offset`; fewer where a file ends.
+    pub fn read_into(
+        &self,
+        address: u64,
+        sink: &mut dyn Sink,
+        offset: usize,
+        length: usize,
+    ) -> io::Result<usize> {
+        let mut done = 0;
+        while done < length {
+            let (segment, position, room) = self.at(address + done as u64)?;
+            let now = (length - done).min(room);
+            #[cfg(test)]
+            self.faults.on_read()?;
+            match sink.read_at(offset + done, now, &segment.file, position) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Makes everything written before the call durable. An error is final: the kernel may have dropped the
+    /// pages that it could not write, so nobody may believe a later success.
+    pub fn sync(&self) -> io::Result<()> {
+        let files: Vec<_> = self.files.read().iter().flatten().cloned().collect();
+        for segment in files {
+            if segment.dirty.swap(false, Ordering::AcqRel) {
+                #[cfg(test)]
+                self.faults.on_sync()?;
+                segment.file.sync_data()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the space of `extent` back to the file system.
+    pub fn punch(&self, extent: Extent) -> io::Result<()> {
+        let mut address = extent.first as u64 * PAGE as u64;
+        let mut left = extent.count as u64 * PAGE as u64;
+        while left > 0 {
+            let (segment, position, room) = self.at(address)?;
+            let now = left.min(room as u64);
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            rustix::fs::fallocate(&segment.file, flags, position, now)?;
+            address += now;
+            left -= now;
+        }
+        Ok(())
+    }
+
+    /// The pages of a block file that have space on the disk.
+    pub fn backed_pages(&self, number: u32) -> io::Result<Vec<PageNumber>> {
+        let segment = self.segment(number)?;
+        let first = number * self.segment_pages();
+        let mut pages = Vec::new();
+        let mut from = 0;
+        while from < self.bytes {
+            let data = match rustix::fs::seek(&segment.file, SeekFrom::Data(from)) {
+                Ok(data) => data,
+                Err(Errno::NXIO) => break,
+                Err(error) => return Err(error.into()),
+            };
+            let hole = rustix::fs::seek(&segment.file, SeekFrom::Hole(data))?.min(self.bytes);
+            // A page counts when it begins in data: an append in place may have backed only its first part.
+            pages.extend(data.div_ceil(PAGE as u64) as u32..hole.div_ceil(PAGE as u64) as u32);
+            from = hole.max(data + 1);
+        }
+        Ok(pages.into_iter().map(|page| first + page).collect())
+    }
+
+    fn path(&self, number: u32) -> PathBuf {
+        self.dir.join(format!("{number:08}.blk"))
+    }
+
+    /// The segment, the position in its file, and the bytes up to its end.
+    fn at(&self, address: u64) -> io::Result<(Arc<Segment>, u64, usize)> {
+        let position = address % self.bytes;
+        let segment = self.segment((address / self.bytes) as u32)?;
+        Ok((segment, position, (self.bytes - position) as usize))
+    }
+
+    fn segment(&self, number: u32) -> io::Result<Arc<Segment>> {
+        if let Some(Some(segment)) = self.files.read().get(number as usize) {
+            return Ok(segment.clone());
+        }
+        let mut files = self.files.write();
+        if files.len() <= number as usize {
+            files.resize(number as usize + 1, None);
+        }
+        let entry = &mut files[number as usize];
+        if entry.is_none() {
+            *entry = Some(Arc::new(self.open(number)?));
+        }
+        Ok(entry.clone().expect("just opened"))
+    }
+
+    fn open(&self, number: u32) -> io::Result<Segment> {
+        let path = self.path(number);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        if file.metadata()?.len() < self.bytes {
+            file.set_len(self.bytes)?;
+            file.sync_all()?;
+            sync_directory(&self.dir)?;
+        }
+        Ok(Segment { file, dirty: AtomicBool::new(false) })
+    }
+}
+
+/// Numbers of the block files in `dir`.
+pub fn existing(dir: &Path) -> io::Result<Vec<u32>> {
+    let mut numbers = Vec::new();
+    for entry in dir.read_dir()? {
+        let name = entry?.file_name();
+        if let Some(number) = name.to_str().and_then(|name| name.strip_suffix(".blk")?.parse().ok()) {
+            numbers.push(number);
+        }
+    }
+    Ok(numbers)
+}
+
+pub fn sync_directory(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}

@@ -1,0 +1,257 @@
+//! One state of a chunk, and the record that holds a chunk's states. Values; nothing here does I/O.
+
+use std::sync::Arc;
+
+use super::api::{Committed, Pending};
+use super::checksum;
+use crate::types::{Op, PAGE_BYTES, RequestTag, Stamp, Version, WRITERS_MAX, WriterRecord};
+
+/// A page of the block files, counted from the first page of segment 0.
+pub type PageNumber = u32;
+
+/// Stands where a chunk has no page: that part reads as zeros.
+pub const HOLE: PageNumber = u32::MAX;
+
+pub const PAGE: usize = PAGE_BYTES as usize;
+
+/// Pages that hold `length` bytes.
+pub fn page_count(length: u32) -> usize {
+    length.div_ceil(PAGE_BYTES) as usize
+}
+
+/// `count` pages in a row; `first` may be `HOLE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    pub first: PageNumber,
+    pub count: u32,
+}
+
+/// What a chunk holds at one version. Immutable; readers pin it by holding its `Arc`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    pub stamp: Stamp,
+    pub length: u32,
+    /// Bytes of the last page that some state, also a dropped one, has ever used: the end of what an append in
+    /// place must not touch. At least the valid bytes of that page; 0 if the page is a hole.
+    pub tail_used: u32,
+    pub removed: bool,
+    pub unix_ms: u64,
+    pub extents: Vec<Extent>,
+    /// One per page, over its valid bytes; 0 for a hole.
+    pub crcs: Vec<u32>,
+}
+
+impl State {
+    /// Bytes of page `index` that belong to the chunk.
+    pub fn valid(&self, index: usize) -> usize {
+        (self.length as usize).saturating_sub(index * PAGE).min(PAGE)
+    }
+
+    /// The page numbers, one per page.
+    pub fn pages(&self) -> Vec<PageNumber> {
+        let mut pages = Vec::with_capacity(self.crcs.len());
+        for extent in &self.extents {
+            match extent.first {
+                HOLE => pages.extend(std::iter::repeat_n(HOLE, extent.count as usize)),
+                first => pages.extend(first..first + extent.count),
+            }
+        }
+        pages
+    }
+
+    /// As `pages`, for the pages `from..to` only.
+    pub fn pages_between(&self, from: usize, to: usize) -> Vec<PageNumber> {
+        let mut pages = Vec::with_capacity(to - from);
+        let mut index = 0;
+        for extent in &self.extents {
+            let end = index + extent.count as usize;
+            for at in from.max(index)..to.min(end) {
+                pages.push(match extent.first {
+                    HOLE => HOLE,
+                    first => first + (at - index) as u32,
+                });
+            }
+            if end >= to {
+                break;
+            }
+            index = end;
+        }
+        pages
+    }
+
+    /// CRC32C of the whole content.
+    pub fn content_crc(&self) -> u32 {
+        let mut sum = 0;
+        let mut index = 0;
+        for extent in &self.extents {
+            for _ in 0..extent.count {
+                let valid = self.valid(index);
+                let crc = if extent.first == HOLE { checksum::zeros(valid) } else { self.crcs[index] };
+                sum = checksum::combine(sum, crc, valid);
+                index += 1;
+            }
+        }
+        sum
+    }
+
+    pub fn committed(&self) -> Committed {
+        Committed { stamp: self.stamp, length: self.length, removed: self.removed, unix_ms: self.unix_ms }
+    }
+
+    /// Bytes of memory this state takes, roughly.
+    pub fn memory(&self) -> usize {
+        size_of::<State>() + self.extents.len() * size_of::<Extent>() + self.crcs.len() * 4
+    }
+}
+
+/// Runs of pages as extents.
+pub fn compress(pages: &[PageNumber]) -> Vec<Extent> {
+    let mut extents: Vec<Extent> = Vec::new();
+    for &page in pages {
+        match extents.last_mut() {
+            Some(last) if last.first == HOLE && page == HOLE => last.count += 1,
+            Some(last) if last.first != HOLE && page != HOLE && last.first + last.count == page => {
+                last.count += 1
+            }
+            _ => extents.push(Extent { first: page, count: 1 }),
+        }
+    }
+    extents
+}
+
+/// A state that waits for its commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PendingState {
+    pub state: Arc<State>,
+    pub op: Op,
+    pub tag: RequestTag,
+}
+
+impl PendingState {
+    pub fn pending(&self) -> Pending {
+        Pending {
+            stamp: self.state.stamp,
+            op: self.op,
+            tag: self.tag,
+            length: self.state.length,
+            removed: self.state.removed,
+        }
+    }
+}
+
+/// Everything the index knows of one chunk. Immutable; an update makes a new one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    pub committed: Option<Arc<State>>,
+    pub pending: Option<PendingState>,
+    pub writers: Vec<WriterRecord>,
+}
+
+impl Record {
+    /// Nothing is known: no key in the index.
+    pub fn is_absent(&self) -> bool {
+        self.committed.is_none() && self.pending.is_none()
+    }
+
+    pub fn version(&self) -> Version {
+        self.committed.as_ref().map_or(Version(0), |state| state.stamp.version)
+    }
+
+    /// Committed, then pending.
+    pub fn states(&self) -> impl Iterator<Item = &Arc<State>> {
+        self.committed.iter().chain(self.pending.iter().map(|pending| &pending.state))
+    }
+
+    pub fn memory(&self) -> usize {
+        size_of::<Record>()
+            + self.committed.as_ref().map_or(0, |state| state.memory())
+            + self.pending.as_ref().map_or(0, |pending| pending.state.memory())
+            + self.writers.len() * size_of::<WriterRecord>()
+    }
+
+    /// The committed state with `tail_used` grown by what the pending state, about to vanish, put behind it.
+    pub fn settled(&self) -> Option<Arc<State>> {
+        let committed = self.committed.as_ref()?;
+        let Some(pending) = &self.pending else { return Some(committed.clone()) };
+        let Some(last) = committed.crcs.len().checked_sub(1) else { return Some(committed.clone()) };
+        let same_page =
+            pending.state.pages_between(last, last + 1) == committed.pages_between(last, last + 1);
+        let used = match pending.state.crcs.len() {
+            count if count == last + 1 => pending.state.tail_used,
+            _ => pending.state.valid(last) as u32,
+        };
+        if !same_page || used <= committed.tail_used {
+            return Some(committed.clone());
+        }
+        Some(Arc::new(State { tail_used: used, ..(**committed).clone() }))
+    }
+}
+
+/// `writers` with the request `record` in it: one record a client, the oldest evicted.
+pub fn with_writer(writers: &[WriterRecord], record: WriterRecord) -> Vec<WriterRecord> {
+    if record.tag == RequestTag::default() {
+        return writers.to_vec();
+    }
+    let mut known: Vec<WriterRecord> = writers.to_vec();
+    match known.iter_mut().find(|known| known.tag.client == record.tag.client) {
+        Some(same) if same.tag.sequence <= record.tag.sequence => *same = record,
+        Some(_) => {}
+        None => known.push(record),
+    }
+    while known.len() > WRITERS_MAX {
+        let oldest = (0..known.len()).min_by_key(|&place| known[place].unix_ms).expect("it is not empty");
+        known.swap_remove(oldest);
+    }
+    known
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::ClientId;
+
+    #[test]
+    fn pages_survive_compression() {
+        for pages in [
+            vec![],
+            vec![HOLE],
+            vec![5, 6, 7, HOLE, HOLE, 9, 10, 3],
+            vec![HOLE - 2, HOLE - 1, HOLE, HOLE],
+            vec![1, 2, 4, 3],
+        ] {
+            let state = State { extents: compress(&pages), crcs: vec![0; pages.len()], ..State::default() };
+            assert_eq!(state.pages(), pages);
+            for from in 0..pages.len() {
+                for to in from..=pages.len() {
+                    assert_eq!(state.pages_between(from, to), pages[from..to]);
+                }
+            }
+        }
+        assert_eq!(compress(&[5, 6, 7, HOLE, HOLE, 9]).len(), 3);
+        assert_eq!(compress(&[HOLE - 1, HOLE]).len(), 2, "a hole never continues a run of pages");
+    }
+
+    #[test]
+    fn writers_keep_one_record_a_client_and_evict_the_oldest() {
+        let record = |client, sequence, unix_ms| WriterRecord {
+            tag: RequestTag { client: ClientId(client), sequence },
+            version: Version(sequence),
+            unix_ms,
+        };
+        let mut writers = Vec::new();
+        for client in 1..=WRITERS_MAX as u64 + 8 {
+            writers = with_writer(&writers, record(client, 1, client));
+        }
+        assert_eq!(writers.len(), WRITERS_MAX);
+        assert!(writers.iter().all(|known| known.tag.client.0 > 8));
+        writers = with_writer(&writers, record(20, 7, 50));
+        writers = with_writer(&writers, record(20, 6, 51));
+        let of_20: Vec<_> = writers.iter().filter(|known| known.tag.client.0 == 20).collect();
+        assert_eq!(of_20.len(), 1);
+        assert_eq!(of_20[0].tag.sequence, 7);
+        assert_eq!(
+            with_writer(&writers, WriterRecord { tag: RequestTag::default(), ..record(0, 0, 99) }),
+            writers
+        );
+    }
+}

@@ -1,0 +1,141 @@
+//! Group commit: callers that come while a round runs share the next one.
+
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::engine::{Core, Engine};
+use crate::types::Status;
+
+impl Engine {
+    /// Returns when everything acknowledged before the call is durable against power loss.
+    /// Concurrent callers share one round of disk writes.
+    pub fn sync(&self) -> Result<(), Status> {
+        self.core.sync()
+    }
+}
+
+/// Rounds of flushing, and what makes the engine refuse updates for good.
+#[derive(Default)]
+pub struct Rounds {
+    state: Mutex<State>,
+    finished: Condvar,
+    /// Wakes the flusher.
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Rounds begun and ended. At most one runs.
+    begun: u64,
+    ended: u64,
+    is_running: bool,
+    /// Something was acknowledged since the last round began.
+    has_news: bool,
+    is_urgent: bool,
+    is_stopping: bool,
+    /// A failed flush or index write: what is on disk is no longer known, so nothing more may be promised.
+    failure: Option<Status>,
+}
+
+impl Rounds {
+    /// An update was acknowledged.
+    pub fn wrote(&self) {
+        self.state.lock().has_news = true;
+    }
+
+    /// The flusher shall run soon: much waits in limbo.
+    pub fn hurry(&self) {
+        let mut state = self.state.lock();
+        if !state.is_urgent {
+            state.is_urgent = true;
+            self.wake.notify_all();
+        }
+    }
+
+    pub fn stop(&self) {
+        self.state.lock().is_stopping = true;
+        self.wake.notify_all();
+    }
+
+    /// From now on every update and sync fails with `status`; reads go on.
+    pub fn fail(&self, status: Status) {
+        self.state.lock().failure.get_or_insert(status);
+    }
+
+    pub fn check(&self) -> Result<(), Status> {
+        self.state.lock().failure.map_or(Ok(()), Err)
+    }
+
+    /// Runs or joins a round that begins after this call.
+    fn join(&self, flush: impl Fn() -> Result<(), Status>) -> Result<(), Status> {
+        let mut state = self.state.lock();
+        let wanted = state.begun + 1;
+        loop {
+            if let Some(status) = state.failure {
+                return Err(status);
+            }
+            if state.ended >= wanted {
+                return Ok(());
+            }
+            if state.is_running {
+                self.finished.wait(&mut state);
+                continue;
+            }
+            state.is_running = true;
+            state.begun += 1;
+            state.has_news = false;
+            state.is_urgent = false;
+            drop(state);
+            let outcome = flush();
+            state = self.state.lock();
+            state.is_running = false;
+            state.ended = state.begun;
+            if let Err(status) = outcome {
+                state.failure.get_or_insert(status);
+            }
+            self.finished.notify_all();
+        }
+    }
+}
+
+impl Core {
+    pub fn sync(&self) -> Result<(), Status> {
+        self.rounds.join(|| self.flush())
+    }
+
+    /// One round: data, then the index that names it, then what that set free.
+    fn flush(&self) -> Result<(), Status> {
+        let mark = self.limbo.lock().mark();
+        self.segments.sync().map_err(|error| {
+            log::error!("flushing the block files: {error}");
+            Status::Io
+        })?;
+        self.index.sync()?;
+        let released = self.limbo.lock().release(mark);
+        self.free_pages(&released);
+        Ok(())
+    }
+
+    /// The flusher thread: a round every `interval` in which something happened, and when limbo is full.
+    pub fn flush_until_stopped(&self, interval: Duration) {
+        loop {
+            {
+                let mut state = self.rounds.state.lock();
+                if !state.is_stopping && !state.is_urgent {
+                    self.rounds.wake.wait_for(&mut state, interval);
+                }
+                if state.is_stopping {
+                    return;
+                }
+                if !state.has_news && !state.is_urgent {
+                    continue;
+                }
+            }
+            if let Err(status) = self.sync() {
+                log::error!("the background flush failed, updates are refused from now on: {status}");
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! Staging, committing, recovery's replacements and removals.
+
+use std::sync::Arc;
+
+use super::api::*;
+use super::cache::Slot;
+use super::content::{Change, Written};
+use super::engine::{Core, Engine};
+use super::payload::Source;
+use super::state::{HOLE, PAGE, PageNumber, PendingState, Record, State, with_writer};
+use crate::types::{
+    CHUNK_BYTES_MAX, ChainVersion, ChunkKey, Op, RequestTag, Stamp, Status, Version, WRITERS_MAX,
+    WriterRecord,
+};
+
+impl Engine {
+    /// Makes `update` pending: durable against `kill -9`, not yet visible to `read`.
+    ///
+    /// `Write`, `Truncate` and `Remove` create version committed + 1. Answers:
+    /// - `Staged::Committed` where that version, or a newer one, is committed already;
+    /// - `MissingVersion` where an earlier version is missing;
+    /// - `WrongChainVersion` where something newer than `stamp.chain_version` is stored;
+    /// - `Busy` where another request's pending version of the same chain version is in the way (a pending
+    ///   version of an older chain version is replaced), or where too many clients write this chunk;
+    /// - `Invalid`, `NoSpace`, `Checksum` (the bytes around a partial page are damaged), `Io`.
+    ///
+    /// The same tag and operation again is idempotent; a newer chain version is then taken over.
+    ///
+    /// `Op::Replace` is `install`: committed at once at the given stamp, whatever was there or pending. A commit
+    /// of that version afterwards is allowed and changes nothing. Its payload is the content, then the records.
+    pub fn stage(&self, update: &Update, payload: &dyn Source) -> Result<StageOutcome, Status> {
+        check(update, payload)?;
+        if let Op::Replace { length, removed, .. } = update.op {
+            let Update { key, stamp, tag, .. } = *update;
+            let writers = writers_behind(payload, length as usize);
+            let content = Prefix { payload, length: length as usize };
+            return self.install(&Install { key, stamp, removed, tag, writers: &writers }, &content);
+        }
+        let core = &self.core;
+        core.rounds.check()?;
+        let slot = core.cache.slot(update.key);
+        let _guard = slot.update.lock();
+        let record = core.record_of(update.key, &slot)?;
+        match admit(&record, update)? {
+            Admission::Known(outcome) => Ok(outcome),
+            Admission::Adopt(pending) => {
+                let outcome = StageOutcome { staged: Staged::AlreadyPending, length: pending.state.length };
+                let after = Record { pending: Some(pending), ..(*record).clone() };
+                core.put(update.key, &slot, record, after)?;
+                Ok(outcome)
+            }
+            Admission::New => core.stage_new(update, payload, &slot, record),
+        }
+    }
+
+    /// Commits the pending `version` under `chain_version`. Idempotent: a version that is committed already, or
+    /// overtaken, is fine. `MissingVersion` where it is neither pending nor committed.
+    pub fn commit(
+        &self,
+        key: ChunkKey,
+        version: Version,
+        chain_version: ChainVersion,
+    ) -> Result<CommitOutcome, Status> {
+        let core = &self.core;
+        core.rounds.check()?;
+        let slot = core.cache.slot(key);
+        let _guard = slot.update.lock();
+        let record = core.record_of(key, &slot)?;
+        if record.version() >= version
+            && let Some(state) = &record.committed
+        {
+            return Ok(CommitOutcome { stamp: state.stamp, length: state.length });
+        }
+        let Some(pending) = record.pending.as_ref().filter(|pending| pending.state.stamp.version == version)
+        else {
+            return Err(Status::MissingVersion);
+        };
+        let unix_ms = (core.options.unix_ms)();
+        let before = pending.state.stamp.chain_version;
+        let stamp = Stamp { chain_version: chain_version.max(before), version };
+        let state = State { stamp, unix_ms, ..(*pending.state).clone() };
+        let outcome = CommitOutcome { stamp, length: state.length };
+        let writers = with_writer(&record.writers, WriterRecord { tag: pending.tag, version, unix_ms });
+        let after = Record { committed: Some(Arc::new(state)), pending: None, writers };
+        core.put(key, &slot, record, after)?;
+        Ok(outcome)
+    }
+
+    /// Drops the pending version if it is `version`; otherwise does nothing.
+    pub fn drop_pending(&self, key: ChunkKey, version: Version) -> Result<(), Status> {
+        let core = &self.core;
+        core.rounds.check()?;
+        let slot = core.cache.slot(key);
+        let _guard = slot.update.lock();
+        let record = core.record_of(key, &slot)?;
+        if record.pending.as_ref().is_none_or(|pending| pending.state.stamp.version != version) {
+            return Ok(());
+        }
+        let after = Record { committed: record.settled(), pending: None, writers: record.writers.clone() };
+        core.put(key, &slot, record, after)
+    }
+
+    /// Recovery: makes the chunk what the predecessor says, committed at once at that stamp (repairs damage too).
+    pub fn install(&self, install: &Install<'_>, payload: &dyn Source) -> Result<StageOutcome, Status> {
+        let length = u32::try_from(payload.len()).map_err(|_| Status::Invalid)?;
+        if length > CHUNK_BYTES_MAX || (install.removed && length > 0) || install.stamp.version == Version(0)
+        {
+            return Err(Status::Invalid);
+        }
+        let core = &self.core;
+        core.rounds.check()?;
+        let slot = core.cache.slot(install.key);
+        let _guard = slot.update.lock();
+        let record = core.record_of(install.key, &slot)?;
+        let change = Change { offset: 0, payload, length, sparse: true };
+        let written = core.write_content(install.key, &State::default(), &change, Origin::Chain)?;
+        let unix_ms = (core.options.unix_ms)();
+        let state = state_of(&written, install.stamp, length, install.removed, unix_ms);
+        let own = WriterRecord { tag: install.tag, version: install.stamp.version, unix_ms };
+        let writers = install.writers.iter().chain([&own]);
+        let writers = writers.fold(Vec::new(), |known, &writer| with_writer(&known, writer));
+        let after = Record { committed: Some(Arc::new(state)), pending: None, writers };
+        core.put(install.key, &slot, record, after)?;
+        Ok(StageOutcome { staged: Staged::Committed, length })
+    }
+
+    /// Forgets a chunk entirely, version and writers too: recovery, for a chunk its predecessor never heard of.
+    pub fn erase(&self, key: ChunkKey) -> Result<(), Status> {
+        self.core.erase_if(key, |_| true).map(|_| ())
+    }
+}
+
+/// The content in front of the writer records of an `Op::Replace`.
+struct Prefix<'a> {
+    payload: &'a dyn Source,
+    length: usize,
+}
+
+impl Source for Prefix<'_> {
+    fn len(&self) -> usize {
+        self.length
+    }
+
+    fn copy_to(&self, offset: usize, into: &mut [u8]) {
+        self.payload.copy_to(offset, into);
+    }
+}
+
+fn writers_behind(payload: &dyn Source, mut offset: usize) -> Vec<WriterRecord> {
+    let mut writers = Vec::new();
+    while offset < payload.len() {
+        let mut bytes = [0; WriterRecord::BYTES];
+        payload.copy_to(offset, &mut bytes);
+        writers.push(WriterRecord::decode(&bytes));
+        offset += WriterRecord::BYTES;
+    }
+    writers
+}
+
+/// What an update finds.
+enum Admission {
+    /// Nothing to do.
+    Known(StageOutcome),
+    /// The same request under a newer chain version.
+    Adopt(PendingState),
+    New,
+}
+
+fn check(update: &Update, payload: &dyn Source) -> Result<(), Status> {
+    let expected = match update.op {
+        Op::Write { offset, length } => {
+            let end = u64::from(offset) + u64::from(length);
+            if length == 0 || end > u64::from(CHUNK_BYTES_MAX) {
+                return Err(Status::Invalid);
+            }
+            length
+        }
+        Op::Truncate { length } if length > CHUNK_BYTES_MAX => return Err(Status::Invalid),
+        Op::Replace { length, writers, .. } => {
+            if length > CHUNK_BYTES_MAX || writers as usize > WRITERS_MAX {
+                return Err(Status::Invalid);
+            }
+            length + writers * WriterRecord::BYTES as u32
+        }
+        Op::Truncate { .. } | Op::Remove => 0,
+    };
+    if payload.len() != expected as usize || update.stamp.version == Version(0) {
+        return Err(Status::Invalid);
+    }
+    Ok(())
+}
+
+fn admit(record: &Record, update: &Update) -> Result<Admission, Status> {
+    let stamp = update.stamp;
+    if let Some(state) = &record.committed {
+        if stamp.version <= state.stamp.version {
+            let outcome = StageOutcome { staged: Staged::Committed, length: state.length };
+            return Ok(Admission::Known(outcome));
+        }
+        if stamp.chain_version < state.stamp.chain_version {
+            return Err(Status::WrongChainVersion);
+        }
+    }
+    if stamp.version.0 != record.version().0 + 1 {
+        return Err(Status::MissingVersion);
+    }
+    let Some(pending) = &record.pending else { return Ok(Admission::New) };
+    let before = pending.state.stamp.chain_version;
+    if stamp.chain_version < before {
+        return Err(Status::WrongChainVersion);
+    }
+    let is_same = pending.tag == update.tag && pending.op == update.op && update.tag != RequestTag::default();
+    if is_same && stamp.chain_version == before {
+        let outcome = StageOutcome { staged: Staged::AlreadyPending, length: pending.state.length };
+        return Ok(Admission::Known(outcome));
+    }
+    if is_same {
+        let state = Arc::new(State { stamp, ..(*pending.state).clone() });
+        return Ok(Admission::Adopt(PendingState { state, ..pending.clone() }));
+    }
+    if stamp.chain_version == before && pending.tag != update.tag {
+        return Err(Status::Busy);
+    }
+    Ok(Admission::New)
+}
+
+/// Whether one more writer can be remembered.
+fn has_room_for_writer(record: &Record, tag: RequestTag, unix_ms: u64) -> bool {
+    tag == RequestTag::default()
+        || record.writers.len() < WRITERS_MAX
+        || record.writers.iter().any(|known| {
+            known.tag.client == tag.client || unix_ms.saturating_sub(known.unix_ms) > WRITER_EVICT_MS
+        })
+}
+
+fn state_of(written: &Written, stamp: Stamp, length: u32, removed: bool, unix_ms: u64) -> State {
+    State {
+        stamp,
+        length,
+        tail_used: written.tail_used,
+        removed,
+        unix_ms,
+        extents: written.extents.clone(),
+        crcs: written.crcs.clone(),
+    }
+}
+
+impl Core {
+    fn stage_new(
+        &self,
+        update: &Update,
+        payload: &dyn Source,
+        slot: &Slot,
+        record: Arc<Record>,
+    ) -> Result<StageOutcome, Status> {
+        let unix_ms = (self.options.unix_ms)();
+        if update.origin == Origin::Client && !has_room_for_writer(&record, update.tag, unix_ms) {
+            return Err(Status::Busy);
+        }
+        let settled = record.settled();
+        let nothing = State::default();
+        let base = settled.as_deref().unwrap_or(&nothing);
+        let (written, length) = self.write_update(update, payload, base)?;
+        let removed = update.op == Op::Remove;
+        let state = Arc::new(state_of(&written, update.stamp, length, removed, unix_ms));
+        let pending = PendingState { state, op: update.op, tag: update.tag };
+        let after = Record { committed: settled, pending: Some(pending), writers: record.writers.clone() };
+        self.put(update.key, slot, record, after)?;
+        Ok(StageOutcome { staged: Staged::Pending, length })
+    }
+
+    fn write_update(
+        &self,
+        update: &Update,
+        payload: &dyn Source,
+        base: &State,
+    ) -> Result<(Written, u32), Status> {
+        let none: &[u8] = &[];
+        match update.op {
+            Op::Write { offset, length } => {
+                let length = base.length.max(offset + length);
+                let change = Change { offset: offset as usize, payload, length, sparse: false };
+                Ok((self.write_content(update.key, base, &change, update.origin)?, length))
+            }
+            Op::Truncate { length } if length > base.length => {
+                let change = Change { offset: length as usize, payload: &none, length, sparse: false };
+                Ok((self.write_content(update.key, base, &change, update.origin)?, length))
+            }
+            Op::Truncate { length } => Ok((self.cut_content(update.key, base, length)?, length)),
+            Op::Remove => Ok((self.cut_content(update.key, base, 0)?, 0)),
+            Op::Replace { .. } => unreachable!("stage hands it to install"),
+        }
+    }
+
+    /// Puts `after` in the place of `before`, in the index and in memory, and retires what it gave up.
+    /// The caller holds the chunk's update lock.
+    pub fn put(&self, key: ChunkKey, slot: &Slot, before: Arc<Record>, after: Record) -> Result<(), Status> {
+        self.index.put(key, &after).inspect_err(|&status| {
+            // Whether the index took it is unknown; opening anew finds out. Until then nothing may build on it.
+            log::error!("the index write of {key:?} failed, updates are refused from now on");
+            self.rounds.fail(status);
+        })?;
+        self.account(key, &before, &after);
+        self.review_damage(key, &before, &after);
+        let released = released(&before, &after);
+        self.cache.replace(key, slot, Arc::new(after));
+        let waiting = {
+            let mut limbo = self.limbo.lock();
+            limbo.push(before, released);
+            limbo.pages() * PAGE as u64
+        };
+        self.rounds.wrote();
+        if waiting > self.options.limbo_bytes_max {
+            self.relieve_limbo(waiting)?;
+        }
+        Ok(())
+    }
+
+    fn relieve_limbo(&self, waiting: u64) -> Result<(), Status> {
+        if self.options.sync_interval.is_some() && waiting < 2 * self.options.limbo_bytes_max {
+            self.rounds.hurry();
+            return Ok(());
+        }
+        self.sync()
+    }
+
+    /// Deletes the record of a chunk if it is as `is_wanted` says, looked at under the chunk's lock.
+    pub fn erase_if(&self, key: ChunkKey, is_wanted: impl Fn(&Record) -> bool) -> Result<bool, Status> {
+        self.rounds.check()?;
+        let slot = self.cache.slot(key);
+        let _guard = slot.update.lock();
+        let record = self.record_of(key, &slot)?;
+        if record.is_absent() || !is_wanted(&record) {
+            return Ok(false);
+        }
+        self.put(key, &slot, record, Record::default())?;
+        Ok(true)
+    }
+}
+
+/// Pages of `before` that `after` no longer refers to. States only ever share a page at the same index.
+fn released(before: &Record, after: &Record) -> Vec<PageNumber> {
+    let is_kept = |state: &Arc<State>| after.states().any(|kept| Arc::ptr_eq(kept, state));
+    let lost: Vec<_> = before.states().filter(|state| !is_kept(state)).collect();
+    if lost.is_empty() {
+        return Vec::new();
+    }
+    let kept: Vec<_> = after.states().map(|state| state.pages()).collect();
+    let mut pages: Vec<PageNumber> = Vec::new();
+    for (place, state) in lost.iter().enumerate() {
+        let earlier = if place > 0 { lost[0].pages() } else { Vec::new() };
+        pages.extend(state.pages().into_iter().enumerate().filter_map(|(index, page)| {
+            let is_shared = |pages: &Vec<PageNumber>| pages.get(index) == Some(&page);
+            (page != HOLE && !kept.iter().any(is_shared) && !is_shared(&earlier)).then_some(page)
+        }));
+    }
+    pages
+}
