@@ -1,7 +1,6 @@
 import asyncio
 
 import pytest
-from storage_twin import MemoryNode, record
 
 from luciola.config import StorageConfig
 from luciola.errors import NotFound
@@ -10,6 +9,7 @@ from luciola.storage.engine import Engine
 from luciola.storage.scrub import BATCH, Scrub
 from luciola.wire import RoutingTable
 from luciola.wire.pb.mgmtd_pb2 import OFFLINE, SERVING, Chain, Routing, Target
+from storage_twin import MemoryNode, record
 
 
 def scrub_of(tmp_path, *states):
