@@ -132,7 +132,7 @@ class Membership:
             case model.DataLost(target, chain):
                 log.error(
                     "target %d was the last of chain %d that served, and its data is gone with a replaced disk; "
-                    "`luciola manager rotate` gives the role to another replica",
+                    "UpdateChain ROTATE_LASTSRV gives the role to another replica (docs/operations.md)",
                     *(target, chain),
                 )
 
