@@ -1,13 +1,28 @@
 //! Calls to mgmtd and meta over the lane (docs/protocol.md): framed protobuf on blocking sockets.
+//!
+//! A connection has one call in flight; concurrent calls take several connections out of a bounded pool.
 
+use std::fmt;
+use std::io;
+use std::net::ToSocketAddrs;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use prost::Message;
 
-use crate::error::Result;
-use crate::wire::credential::Credential;
-use crate::wire::pb::Method;
+use super::backoff::Backoff;
+use crate::error::{Error, Kind, Result};
+use crate::net::stream::Stream;
+use crate::net::{ConnectError, Endpoint, handshake};
+use crate::wire::credential::{self, Credential};
+use crate::wire::frame::Malformed;
+use crate::wire::lane::{HEADER_BYTES, LaneHeader, PAYLOAD_BYTES_MAX};
+use crate::wire::pb::{self, Method};
+
+/// Longest that connecting to one address may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How a lane retries.
 #[derive(Clone, Debug)]
@@ -29,20 +44,57 @@ impl Default for LaneOptions {
 
 /// Calls one service that listens at one of several addresses. A call goes to the address that answered last,
 /// and on to the next when a connection fails.
-#[derive(Debug)]
-pub struct Lane {}
+pub struct Lane {
+    credential: Credential,
+    options: LaneOptions,
+    next_id: AtomicU64,
+    state: Mutex<State>,
+    freed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    addresses: Vec<String>,
+    /// Index of the address that answered last.
+    preferred: usize,
+    /// The one used last is at the end.
+    idle: Vec<(String, Stream)>,
+    /// Idle, in use and being opened.
+    open: usize,
+}
+
+/// Why one attempt failed.
+enum Failure {
+    /// Another attempt may succeed, at another address.
+    Lost(Error),
+    /// The service answered; another attempt may succeed.
+    Later(Error),
+    Final(Error),
+}
 
 impl Lane {
     /// `addresses` are "host:port". Connects when the first call is made.
     pub fn new(addresses: Vec<String>, credential: Credential, options: LaneOptions) -> Arc<Lane> {
-        let _ = (addresses, credential, options);
-        todo!("lands with the transports")
+        assert!(options.connections_max > 0, "a lane of no connections serves nobody");
+        let state = Mutex::new(State { addresses, ..State::default() });
+        let next_id = AtomicU64::new(1);
+        Arc::new(Lane { credential, options, next_id, state, freed: Condvar::new() })
     }
 
     /// Replaces the addresses, as routing tells them. Calls under way are not disturbed.
     pub fn set_addresses(&self, addresses: Vec<String>) {
-        let _ = addresses;
-        todo!("lands with the transports")
+        let mut state = self.state.lock();
+        if state.addresses == addresses {
+            return;
+        }
+        let preferred = state.addresses.get(state.preferred);
+        let place = addresses.iter().position(|address| Some(address) == preferred).unwrap_or(0);
+        state.preferred = place;
+        state.addresses = addresses;
+        let before = state.idle.len();
+        let State { idle, addresses, .. } = &mut *state;
+        idle.retain(|(address, _)| addresses.contains(address));
+        state.open -= before - state.idle.len();
     }
 
     /// Calls `method`. The same bytes are sent again, with growing pauses, after a lost connection and after
@@ -54,7 +106,176 @@ impl Lane {
         request: &Q,
         deadline: Instant,
     ) -> Result<R> {
-        let _ = (method, request, deadline);
-        todo!("lands with the transports")
+        let request = request.encode_to_vec();
+        if request.len() > PAYLOAD_BYTES_MAX {
+            return Err(Error::invalid("the request is too long for the lane"));
+        }
+        let reply = self.call_bytes(method, &request, deadline)?;
+        R::decode(reply.as_slice())
+            .map_err(|error| Error::new(Kind::CorruptData, format!("{}: {error}", method.as_str_name())))
+    }
+
+    fn call_bytes(&self, method: Method, request: &[u8], deadline: Instant) -> Result<Vec<u8>> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let mut backoff = Backoff::new(self.options.retry_first, self.options.retry_max);
+        let mut untried = self.state.lock().addresses.len();
+        loop {
+            let error = match self.attempt(method, id, request, deadline) {
+                Ok(reply) => return Ok(reply),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Lost(error)) => {
+                    // Each address gets a chance before the first pause.
+                    untried = untried.saturating_sub(1);
+                    if untried > 0 && Instant::now() < deadline {
+                        continue;
+                    }
+                    error
+                }
+                Err(Failure::Later(error)) => error,
+            };
+            match backoff.pause(deadline) {
+                Some(pause) => std::thread::sleep(pause),
+                None => return Err(error.context(method.as_str_name())),
+            }
+        }
+    }
+
+    fn attempt(
+        &self,
+        method: Method,
+        id: u64,
+        request: &[u8],
+        deadline: Instant,
+    ) -> Result<Vec<u8>, Failure> {
+        let (address, mut stream) = self.connection(deadline)?;
+        match exchange(&mut stream, method, id, request, deadline) {
+            Ok((header, reply)) => {
+                self.give_back(address, Some(stream));
+                if !header.error {
+                    return Ok(reply);
+                }
+                Err(service_error(&reply))
+            }
+            Err(error) => {
+                self.give_back(address, None);
+                let timed_out = error.kind() == io::ErrorKind::TimedOut;
+                let kind = if timed_out { Kind::Timeout } else { Kind::Unavailable };
+                Err(Failure::Lost(Error::new(kind, format!("connection lost: {error}"))))
+            }
+        }
+    }
+
+    /// An idle connection that is still there, or a new one; its address beside it.
+    fn connection(&self, deadline: Instant) -> Result<(String, Stream), Failure> {
+        let mut state = self.state.lock();
+        let address = loop {
+            while let Some((address, stream)) = state.idle.pop() {
+                if stream.is_quiet() {
+                    return Ok((address, stream));
+                }
+                state.open -= 1;
+            }
+            if state.open < self.options.connections_max {
+                state.open += 1;
+                let preferred = state.preferred;
+                break state.addresses.get(preferred).cloned();
+            }
+            if self.freed.wait_until(&mut state, deadline).timed_out() {
+                return Err(Failure::Final(Error::timeout("all connections are in use")));
+            }
+        };
+        drop(state);
+        let Some(address) = address else {
+            self.give_back(String::new(), None);
+            return Err(Failure::Lost(Error::unavailable("no server of that kind is known")));
+        };
+        match self.connect(&address, deadline) {
+            Ok(stream) => Ok((address, stream)),
+            Err(error) => {
+                let failure = connect_failure(&address, error);
+                self.give_back(address, None);
+                Err(failure)
+            }
+        }
+    }
+
+    fn connect(&self, address: &str, deadline: Instant) -> Result<Stream, ConnectError> {
+        let timeout = deadline.saturating_duration_since(Instant::now()).min(CONNECT_TIMEOUT);
+        let resolved = address.to_socket_addrs()?.next();
+        let resolved = resolved.ok_or_else(|| io::Error::other("the name has no address"))?;
+        let mut stream = Stream::connect(&Endpoint::Tcp(resolved), timeout)?;
+        let deadline = Instant::now() + timeout;
+        handshake::as_client(&mut stream, credential::Kind::Lane, &self.credential, deadline)?;
+        Ok(stream)
+    }
+
+    /// Ends the use of a connection: it becomes idle, or was lost, and then another address is tried next.
+    fn give_back(&self, address: String, stream: Option<Stream>) {
+        let mut state = self.state.lock();
+        let place = state.addresses.iter().position(|known| *known == address);
+        match (stream, place) {
+            (Some(stream), Some(place)) => {
+                state.preferred = place;
+                state.idle.push((address, stream));
+            }
+            (Some(_), None) => state.open -= 1,
+            (None, place) => {
+                state.open -= 1;
+                if place == Some(state.preferred) {
+                    state.preferred = (state.preferred + 1) % state.addresses.len();
+                }
+            }
+        }
+        drop(state);
+        self.freed.notify_one();
+    }
+}
+
+impl fmt::Debug for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.lock();
+        write!(f, "Lane {{ {:?}, {} open, {} idle }}", state.addresses, state.open, state.idle.len())
+    }
+}
+
+fn exchange(
+    stream: &mut Stream,
+    method: Method,
+    id: u64,
+    request: &[u8],
+    deadline: Instant,
+) -> io::Result<(LaneHeader, Vec<u8>)> {
+    let (method, length) = (method as u16, request.len() as u32);
+    let header = LaneHeader { length, method, reply: false, error: false, id };
+    stream.send(&[&header.encode(), request].concat(), &[], None, deadline)?;
+    let mut bytes = [0; HEADER_BYTES];
+    stream.receive(&mut bytes, deadline)?;
+    let header = LaneHeader::decode(&bytes).map_err(handshake::invalid)?;
+    if !header.reply || header.id != id || header.method != method {
+        return Err(handshake::invalid(Malformed("not the reply to this request")));
+    }
+    let mut reply = vec![0; header.length as usize];
+    stream.receive(&mut reply, deadline)?;
+    Ok((header, reply))
+}
+
+fn service_error(reply: &[u8]) -> Failure {
+    let error = match pb::Error::decode(reply) {
+        Ok(error) => Error::from(error),
+        Err(error) => return Failure::Final(Error::new(Kind::CorruptData, error.to_string())),
+    };
+    match error.kind() {
+        Kind::Unavailable | Kind::MaybeCommitted | Kind::Busy => Failure::Later(error),
+        _ => Failure::Final(error),
+    }
+}
+
+fn connect_failure(address: &str, error: ConnectError) -> Failure {
+    let message = format!("{address}: {error}");
+    match error {
+        ConnectError::Refused => Failure::Final(Error::new(Kind::Unauthenticated, message)),
+        ConnectError::Busy => Failure::Lost(Error::new(Kind::Busy, message)),
+        // Another process may have got a dead server's port: not ours to talk to, but the server may come back.
+        ConnectError::NotOurs | ConnectError::Io(_) => Failure::Lost(Error::unavailable(message)),
     }
 }

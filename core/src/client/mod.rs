@@ -3,6 +3,7 @@
 //! `routing`, `data` and `lane` bring bytes and metadata calls to whoever serves them; this module, `file`,
 //! `inode` and `names` keep what a process knows of the files it uses; `fs` is the door of the mount.
 
+mod backoff;
 pub mod data;
 pub mod lane;
 pub mod routing;

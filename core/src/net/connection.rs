@@ -54,8 +54,20 @@ pub struct Connection {
     shares_memory: bool,
     regions: Regions,
     next_id: u64,
+    /// The batch that was sent and not yet answered.
+    waiting: Option<Waiting>,
     /// Scratch space for frames.
     frame: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    kind: Kind,
+    id: u64,
+    count: usize,
+    homes: Vec<Home>,
+    /// Memory that the server may touch until it has answered.
+    lent: Vec<Placement>,
 }
 
 impl Connection {
@@ -75,13 +87,19 @@ impl Connection {
             shares_memory,
             regions: Regions::default(),
             next_id: 0,
+            waiting: None,
             frame: Vec::new(),
         })
     }
 
-    /// Whether no request has failed on it.
+    /// Whether no request has failed on it, and none is under way.
     pub fn is_usable(&self) -> bool {
-        self.stream.is_some()
+        self.stream.is_some() && self.waiting.is_none()
+    }
+
+    /// Whether memory in a [`Region`] is lent to the server instead of being copied through the socket.
+    pub fn shares_memory(&self) -> bool {
+        self.shares_memory
     }
 
     /// Whether an idle connection is still there.
@@ -99,28 +117,55 @@ impl Connection {
         deadline: Instant,
         out: &mut Vec<ReadResult>,
     ) -> Result<(), Status> {
-        assert_eq!(ops.len(), into.len(), "one placement per operation");
-        debug_assert!(ops.iter().zip(into).all(|(op, into)| op.length as usize <= into.len()));
-        out.clear();
-        let result = self.try_read(ops, into, deadline, out);
-        result.map_err(|error| self.fail(error, into))
+        self.send_reads(ops, into, deadline)?;
+        self.receive_reads(ops, into, deadline, out)
     }
 
-    fn try_read(
+    /// The first half of [`Connection::read`]: a caller may send to several servers before it waits for any.
+    pub fn send_reads(
+        &mut self,
+        ops: &[ReadOp],
+        into: &[Placement],
+        deadline: Instant,
+    ) -> Result<(), Status> {
+        assert_eq!(ops.len(), into.len(), "one placement per operation");
+        debug_assert!(ops.iter().zip(into).all(|(op, into)| op.length as usize <= into.len()));
+        let mut attempt = || -> Result<(), Failure> {
+            let homes = self.homes(into, deadline)?;
+            let envelope = self.envelope(deadline)?;
+            frame::encode_reads(&mut self.frame, envelope, ops, &homes);
+            self.send(Kind::Read, envelope, homes, into, &[], deadline)
+        };
+        attempt().map_err(|failure| self.fail(failure))
+    }
+
+    /// The second half, with the same arguments.
+    pub fn receive_reads(
+        &mut self,
+        ops: &[ReadOp],
+        into: &[Placement],
+        deadline: Instant,
+        out: &mut Vec<ReadResult>,
+    ) -> Result<(), Status> {
+        out.clear();
+        self.try_receive_reads(ops, into, deadline, out).map_err(|failure| self.fail(failure))
+    }
+
+    fn try_receive_reads(
         &mut self,
         ops: &[ReadOp],
         into: &[Placement],
         deadline: Instant,
         out: &mut Vec<ReadResult>,
     ) -> Result<(), Failure> {
-        let homes = self.homes(into, deadline)?;
-        let envelope = self.envelope(deadline)?;
-        frame::encode_reads(&mut self.frame, envelope, ops, &homes);
-        let header = self.exchange(Kind::Read, envelope, &[], ops.len(), deadline)?;
+        let header = self.receive(Kind::Read, deadline)?;
+        let waiting = self.waiting.as_ref().expect("just received for it");
         let results = header.decode_read_results(&self.frame[HEADER_BYTES..])?;
         let mut following = Vec::new();
         let mut crcs = Vec::new();
-        for (((result, crc), op), (home, place)) in results.iter().zip(ops).zip(homes.iter().zip(into)) {
+        for (((result, crc), op), (home, place)) in
+            results.iter().zip(ops).zip(waiting.homes.iter().zip(into))
+        {
             if result.length > op.length || (result.status != Status::Ok && result.length != 0) {
                 return Err(Malformed("more bytes than were asked for").into());
             }
@@ -141,6 +186,7 @@ impl Connection {
                 _ => {}
             }
         }
+        self.waiting = None;
         Ok(())
     }
 
@@ -154,36 +200,39 @@ impl Connection {
         deadline: Instant,
         out: &mut Vec<UpdateResult>,
     ) -> Result<(), Status> {
+        self.send_updates(ops, payload, deadline)?;
+        self.receive_updates(deadline, out)
+    }
+
+    /// The first half of [`Connection::update`].
+    pub fn send_updates(
+        &mut self,
+        ops: &[UpdateOp],
+        payload: &[Placement],
+        deadline: Instant,
+    ) -> Result<(), Status> {
         assert_eq!(ops.len(), payload.len(), "one placement per operation");
         assert!(
             ops.iter().zip(payload).all(|(op, payload)| op.payload_bytes() == payload.len()),
             "payloads are as long as their operations say"
         );
-        out.clear();
-        let result = self.try_update(ops, payload, deadline, out);
-        result.map_err(|error| self.fail(error, payload))
+        self.try_send_updates(ops, payload, deadline).map_err(|failure| self.fail(failure))
     }
 
-    fn try_update(
+    fn try_send_updates(
         &mut self,
         ops: &[UpdateOp],
         payload: &[Placement],
         deadline: Instant,
-        out: &mut Vec<UpdateResult>,
     ) -> Result<(), Failure> {
         let homes = self.homes(payload, deadline)?;
         let envelope = self.envelope(deadline)?;
-        let ops: Vec<UpdateOp> = ops
-            .iter()
-            .zip(payload)
-            .map(|(op, payload)| {
-                let needs_crc = !self.shares_memory && !payload.is_empty();
-                UpdateOp {
-                    payload_crc: needs_crc.then(|| op.payload_crc.unwrap_or_else(|| payload.crc32c())),
-                    ..*op
-                }
-            })
-            .collect();
+        let with_crc = |(op, payload): (&UpdateOp, &Placement)| {
+            let needed = !self.shares_memory && !payload.is_empty();
+            let crc = needed.then(|| op.payload_crc.unwrap_or_else(|| payload.crc32c()));
+            UpdateOp { payload_crc: crc, ..*op }
+        };
+        let ops: Vec<UpdateOp> = ops.iter().zip(payload).map(with_crc).collect();
         frame::encode_updates(&mut self.frame, envelope, &ops, &homes);
         let following: Vec<Placement> = payload
             .iter()
@@ -191,12 +240,22 @@ impl Connection {
             .filter(|(payload, home)| **home == Home::Follows && !payload.is_empty())
             .map(|(payload, _)| payload.clone())
             .collect();
-        let header = self.exchange(Kind::Update, envelope, &following, ops.len(), deadline)?;
-        out.extend(header.decode_update_results(&self.frame[HEADER_BYTES..])?);
-        Ok(())
+        self.send(Kind::Update, envelope, homes, payload, &following, deadline)
     }
 
-    /// Asks for durability of what these chains have committed.
+    /// The second half.
+    pub fn receive_updates(&mut self, deadline: Instant, out: &mut Vec<UpdateResult>) -> Result<(), Status> {
+        out.clear();
+        let mut attempt = || -> Result<(), Failure> {
+            let header = self.receive(Kind::Update, deadline)?;
+            out.extend(header.decode_update_results(&self.frame[HEADER_BYTES..])?);
+            self.waiting = None;
+            Ok(())
+        };
+        attempt().map_err(|failure| self.fail(failure))
+    }
+
+    /// Asks for durability of what these chains have committed on that server.
     pub fn sync(
         &mut self,
         chains: &[(ChainId, ChainVersion)],
@@ -207,11 +266,14 @@ impl Connection {
         let mut attempt = || -> Result<(), Failure> {
             let envelope = self.envelope(deadline)?;
             frame::encode_syncs(&mut self.frame, envelope, chains);
-            let header = self.exchange(Kind::Sync, envelope, &[], chains.len(), deadline)?;
+            let homes = vec![Home::Follows; chains.len()];
+            self.send(Kind::Sync, envelope, homes, &[], &[], deadline)?;
+            let header = self.receive(Kind::Sync, deadline)?;
             out.extend(header.decode_sync_results(&self.frame[HEADER_BYTES..])?);
+            self.waiting = None;
             Ok(())
         };
-        attempt().map_err(|error| self.fail(error, &[]))
+        attempt().map_err(|failure| self.fail(failure))
     }
 
     /// Asks whether the server is there.
@@ -219,29 +281,42 @@ impl Connection {
         let mut attempt = || -> Result<(), Failure> {
             let envelope = self.envelope(deadline)?;
             frame::encode_ping(&mut self.frame, envelope, false);
-            let header = self.exchange(Kind::Ping, envelope, &[], 0, deadline)?;
-            Ok(header.decode_ping(true)?)
+            self.send(Kind::Ping, envelope, Vec::new(), &[], &[], deadline)?;
+            self.receive(Kind::Ping, deadline)?.decode_ping(true)?;
+            self.waiting = None;
+            Ok(())
         };
-        attempt().map_err(|error| self.fail(error, &[]))
+        attempt().map_err(|failure| self.fail(failure))
     }
 
-    /// Sends the frame in `self.frame`, and receives the reply's header and table into it.
-    fn exchange(
+    /// Sends the frame in `self.frame`, and what follows it.
+    fn send(
         &mut self,
         kind: Kind,
         envelope: Envelope,
+        homes: Vec<Home>,
+        placements: &[Placement],
         following: &[Placement],
-        count: usize,
         deadline: Instant,
-    ) -> Result<Header, Failure> {
-        let stream = self.stream.as_mut().ok_or(Failure(Status::Disconnected))?;
-        stream.send(&self.frame, following, None, deadline)?;
-        // The reply's table is as long as the request's, so one call brings both parts.
+    ) -> Result<(), Failure> {
+        assert!(self.waiting.is_none(), "one batch at a time");
+        let lent = placements.iter().zip(&homes).filter(|(_, home)| **home != Home::Follows);
+        let lent = lent.map(|(placement, _)| placement.clone()).collect();
+        self.waiting = Some(Waiting { kind, id: envelope.id, count: homes.len(), homes, lent });
+        Ok(self.stream.as_mut().ok_or(GONE)?.send(&self.frame, following, None, deadline)?)
+    }
+
+    /// Receives the reply's header and table into `self.frame`.
+    fn receive(&mut self, kind: Kind, deadline: Instant) -> Result<Header, Failure> {
+        let stream = self.stream.as_mut().ok_or(GONE)?;
+        let waiting = self.waiting.as_ref().expect("a batch was sent");
+        assert_eq!(waiting.kind, kind, "the answer to what was sent");
+        // The reply's table has as many entries as the request's, so one call brings both parts.
         self.frame.clear();
-        self.frame.resize(HEADER_BYTES + count * kind.entry_bytes(true), 0);
+        self.frame.resize(HEADER_BYTES + waiting.count * kind.entry_bytes(true), 0);
         stream.receive(&mut self.frame, deadline)?;
         let header = Header::decode(self.frame[..HEADER_BYTES].try_into().expect("it is that long"))?;
-        if !header.reply || header.id != envelope.id {
+        if !header.reply || header.id != waiting.id {
             return Err(Malformed("not the reply to this request").into());
         }
         Ok(header)
@@ -261,7 +336,7 @@ impl Connection {
     }
 
     fn stream(&mut self) -> Result<&mut Stream, Failure> {
-        self.stream.as_mut().ok_or(Failure(Status::Disconnected))
+        self.stream.as_mut().ok_or(GONE)
     }
 
     /// Where the server finds each placement. Registers regions that it does not know yet.
@@ -309,18 +384,23 @@ impl Connection {
     }
 
     /// Closes the connection after a failed batch.
-    fn fail(&mut self, failure: Failure, lent: &[Placement]) -> Status {
-        if let Some(stream) = self.stream.take() {
-            let lent: Vec<Placement> = if self.shares_memory {
-                lent.iter().filter(|placement| placement.is_shared()).cloned().collect()
-            } else {
-                Vec::new()
-            };
-            if !lent.is_empty() {
-                reaper::bury(stream.close_sending(), lent);
-            }
+    fn fail(&mut self, failure: Failure) -> Status {
+        let lent = self.waiting.take().map(|waiting| waiting.lent).unwrap_or_default();
+        if let Some(stream) = self.stream.take()
+            && !lent.is_empty()
+        {
+            reaper::bury(stream.close_sending(), lent);
         }
         failure.0
+    }
+}
+
+impl Drop for Connection {
+    /// A batch that was sent and not waited for has failed.
+    fn drop(&mut self) {
+        if self.waiting.is_some() {
+            self.fail(GONE);
+        }
     }
 }
 
@@ -377,6 +457,8 @@ impl Regions {
 /// Why a batch failed as a whole.
 #[derive(Debug)]
 struct Failure(Status);
+
+const GONE: Failure = Failure(Status::Disconnected);
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Failure {

@@ -14,7 +14,7 @@ use crate::wire::handshake::{
 use crate::wire::pb::Claims;
 
 /// Shows the server who we are, and makes sure that it holds the cluster secret.
-pub(super) fn as_client(
+pub(crate) fn as_client(
     stream: &mut Stream,
     kind: Kind,
     credential: &Credential,
@@ -41,7 +41,7 @@ pub(super) fn as_client(
 }
 
 /// Lets in whoever holds a token of this cluster; returns its claims. Tells everybody else that they are refused.
-pub(super) fn as_server(
+pub(crate) fn as_server(
     stream: &mut Stream,
     kind: Kind,
     secret: &Secret,
@@ -71,6 +71,6 @@ pub(super) fn as_server(
     }
 }
 
-pub(super) fn invalid(malformed: Malformed) -> io::Error {
+pub(crate) fn invalid(malformed: Malformed) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, malformed)
 }

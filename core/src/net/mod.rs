@@ -13,12 +13,12 @@
 
 mod budget;
 mod connection;
-mod handshake;
+pub(crate) mod handshake;
 mod pool;
 mod reaper;
 mod server;
 mod session;
-mod stream;
+pub(crate) mod stream;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -81,8 +81,8 @@ pub trait Service: Send + Sync + 'static {
         out: &mut Vec<UpdateResult>,
     );
 
-    /// Makes everything that these chains have committed durable against power loss on this node, and on all
-    /// further members if the sender is a client.
+    /// Makes everything that these chains have committed durable against power loss on this node. A client asks
+    /// every member that counts by itself.
     fn sync(
         &self,
         sender: Sender<'_>,

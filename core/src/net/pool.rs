@@ -45,29 +45,36 @@ impl Pool {
     pub fn get(&self, deadline: Instant) -> Result<Pooled<'_>, ConnectError> {
         let mut state = self.state.lock();
         loop {
-            while let Some((connection, _)) = state.idle.pop() {
-                if connection.is_alive() {
-                    return Ok(Pooled { pool: self, connection: Some(connection) });
-                }
-                state.open -= 1;
-            }
-            if state.open < self.connections_max {
-                state.open += 1;
+            if let Some(place) = self.place(&mut state) {
                 drop(state);
-                return self.open(deadline);
+                return place.connected(deadline);
             }
-            if self.freed.wait_until(&mut state, deadline).timed_out() && state.idle.is_empty() {
-                return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+            if self.freed.wait_until(&mut state, deadline).timed_out() {
+                let place = self.place(&mut state).ok_or(io::Error::from(io::ErrorKind::TimedOut))?;
+                drop(state);
+                return place.connected(deadline);
             }
         }
     }
 
-    fn open(&self, deadline: Instant) -> Result<Pooled<'_>, ConnectError> {
-        // Counted already; given back by its drop if connecting fails.
-        let mut pooled = Pooled { pool: self, connection: None };
-        let left = deadline.saturating_duration_since(Instant::now());
-        pooled.connection = Some(Connection::connect(&self.endpoint, &self.credential, left)?);
-        Ok(pooled)
+    /// As [`Pool::get`], but `None` if all are in use: whoever holds one connection must not wait for another.
+    pub fn try_get(&self, deadline: Instant) -> Option<Result<Pooled<'_>, ConnectError>> {
+        let place = self.place(&mut self.state.lock())?;
+        Some(place.connected(deadline))
+    }
+
+    /// An idle connection that is still there, or leave to open one more.
+    fn place(&self, state: &mut State) -> Option<Pooled<'_>> {
+        while let Some((connection, _)) = state.idle.pop() {
+            if connection.is_alive() {
+                return Some(Pooled { pool: self, connection: Some(connection) });
+            }
+            state.open -= 1;
+        }
+        (state.open < self.connections_max).then(|| {
+            state.open += 1;
+            Pooled { pool: self, connection: None }
+        })
     }
 
     /// Closes all idle connections, when the server is known to have gone.
@@ -93,6 +100,17 @@ pub struct Pooled<'a> {
     pool: &'a Pool,
     /// `None` only while connecting and while dropping.
     connection: Option<Connection>,
+}
+
+impl Pooled<'_> {
+    /// Opens the connection if there is none yet. If that fails, the drop gives back its count.
+    fn connected(mut self, deadline: Instant) -> Result<Self, ConnectError> {
+        if self.connection.is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.connection = Some(Connection::connect(&self.pool.endpoint, &self.pool.credential, left)?);
+        }
+        Ok(self)
+    }
 }
 
 impl Deref for Pooled<'_> {

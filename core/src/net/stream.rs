@@ -29,7 +29,7 @@ const TICK: Duration = Duration::from_secs(1);
 const SUN_PATH_BYTES: usize = 108;
 
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(crate) struct Stream {
     fd: Arc<OwnedFd>,
     shares_memory: bool,
     receive_timeout: Duration,
@@ -37,7 +37,7 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub(super) fn connect(endpoint: &Endpoint, timeout: Duration) -> io::Result<Stream> {
+    pub(crate) fn connect(endpoint: &Endpoint, timeout: Duration) -> io::Result<Stream> {
         match endpoint {
             Endpoint::Tcp(address) => {
                 Stream::from_tcp(TcpStream::connect_timeout(address, timeout.max(Duration::from_millis(1)))?)
@@ -55,14 +55,14 @@ impl Stream {
         Stream::new(fd, true)
     }
 
-    pub(super) fn from_tcp(stream: TcpStream) -> io::Result<Stream> {
+    pub(crate) fn from_tcp(stream: TcpStream) -> io::Result<Stream> {
         stream.set_nodelay(true)?;
         // A host that vanished without a word is noticed while a connection is idle.
         sockopt::set_socket_keepalive(&stream, true)?;
         Stream::new(stream.into(), false)
     }
 
-    pub(super) fn from_unix(stream: UnixStream) -> io::Result<Stream> {
+    pub(crate) fn from_unix(stream: UnixStream) -> io::Result<Stream> {
         Stream::new(stream.into(), true)
     }
 
@@ -73,12 +73,12 @@ impl Stream {
     }
 
     /// Whether both ends are on one host and file descriptors can be passed.
-    pub(super) fn shares_memory(&self) -> bool {
+    pub(crate) fn shares_memory(&self) -> bool {
         self.shares_memory
     }
 
     /// Sends `head` and then `parts`, with `passed` beside the first byte.
-    pub(super) fn send(
+    pub(crate) fn send(
         &mut self,
         head: &[u8],
         parts: &[Placement],
@@ -115,7 +115,7 @@ impl Stream {
     }
 
     /// Fills `target`. Errors: `UnexpectedEof` if the peer closed, `TimedOut`.
-    pub(super) fn receive(&mut self, target: &mut [u8], deadline: Instant) -> io::Result<()> {
+    pub(crate) fn receive(&mut self, target: &mut [u8], deadline: Instant) -> io::Result<()> {
         let mut filled = 0;
         while filled < target.len() {
             self.fit_timeout(Timeout::Recv, deadline)?;
@@ -131,7 +131,7 @@ impl Stream {
     }
 
     /// Fills the placements in order.
-    pub(super) fn receive_into(&mut self, parts: &[Placement], deadline: Instant) -> io::Result<()> {
+    pub(crate) fn receive_into(&mut self, parts: &[Placement], deadline: Instant) -> io::Result<()> {
         let total = total_length(parts);
         let mut filled = 0;
         while filled < total {
@@ -151,7 +151,7 @@ impl Stream {
 
     /// Receives what is there, at least one byte (0: the peer closed its side), and file descriptors passed
     /// with it. Errors: `WouldBlock` after a tick without anything.
-    pub(super) fn receive_some(&mut self, target: &mut [u8], passed: &mut Vec<OwnedFd>) -> io::Result<usize> {
+    pub(crate) fn receive_some(&mut self, target: &mut [u8], passed: &mut Vec<OwnedFd>) -> io::Result<usize> {
         if !self.shares_memory {
             return Ok(rustix::net::recv(&self.fd, target, RecvFlags::empty())?.0);
         }
@@ -171,20 +171,20 @@ impl Stream {
     }
 
     /// Whether the peer has neither closed nor said anything that nobody asked for.
-    pub(super) fn is_quiet(&self) -> bool {
+    pub(crate) fn is_quiet(&self) -> bool {
         let mut byte = [0u8; 1];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         matches!(rustix::net::recv(&self.fd, &mut byte, flags), Err(Errno::AGAIN))
     }
 
     /// Tells the peer that nothing more comes, and gives up the socket for whoever waits for its end.
-    pub(super) fn close_sending(self) -> Arc<OwnedFd> {
+    pub(crate) fn close_sending(self) -> Arc<OwnedFd> {
         let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
         self.fd
     }
 
     /// Another handle of the socket, to end it from outside.
-    pub(super) fn handle(&self) -> Arc<OwnedFd> {
+    pub(crate) fn handle(&self) -> Arc<OwnedFd> {
         self.fd.clone()
     }
 
@@ -223,7 +223,7 @@ impl AsFd for Stream {
 }
 
 /// Calls `work` with a name of the socket at `path` that is short enough for the kernel.
-pub(super) fn with_short_path<R>(path: &Path, work: impl FnOnce(&Path) -> io::Result<R>) -> io::Result<R> {
+pub(crate) fn with_short_path<R>(path: &Path, work: impl FnOnce(&Path) -> io::Result<R>) -> io::Result<R> {
     if path.as_os_str().as_bytes().len() < SUN_PATH_BYTES {
         return work(path);
     }

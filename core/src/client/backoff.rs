@@ -1,0 +1,53 @@
+//! Growing pauses between attempts.
+
+use std::time::{Duration, Instant};
+
+/// Pauses that double from `first` to `max`, each shortened at random by up to half, so that clients that failed
+/// together do not come back together.
+#[derive(Clone, Debug)]
+pub(super) struct Backoff {
+    next: Duration,
+    max: Duration,
+}
+
+impl Backoff {
+    pub(super) fn new(first: Duration, max: Duration) -> Backoff {
+        Backoff { next: first, max }
+    }
+
+    /// How long to wait now, never beyond `deadline`; `None` once that has passed.
+    pub(super) fn pause(&mut self, deadline: Instant) -> Option<Duration> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let pause = self.next.mul_f64(1.0 - random_fraction() / 2.0);
+        self.next = (self.next * 2).min(self.max);
+        (!left.is_zero()).then_some(pause.min(left))
+    }
+}
+
+/// In [0, 1).
+fn random_fraction() -> f64 {
+    let mut bytes = [0; 4];
+    // Without randomness the pauses are merely equal.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_their_limit_and_end_at_the_deadline() {
+        let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(50));
+        let far = Instant::now() + Duration::from_secs(100);
+        for most in [10, 20, 40, 50, 50] {
+            let pause = backoff.pause(far).unwrap();
+            let most = Duration::from_millis(most);
+            assert!(pause > most / 2 - Duration::from_micros(1) && pause <= most, "{pause:?} {most:?}");
+        }
+        assert!(
+            backoff.pause(Instant::now() + Duration::from_millis(1)).unwrap() <= Duration::from_millis(1)
+        );
+        assert!(backoff.pause(Instant::now()).is_none());
+    }
+}
