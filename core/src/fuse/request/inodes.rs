@@ -110,9 +110,11 @@ impl Request<'_> {
     }
 }
 
-/// Names that are stored: POSIX ACLs would be kept without being obeyed, and capabilities have their own rule.
+/// Names that are stored. Those that would have to be obeyed are not: POSIX ACLs (`system.`), file capabilities.
 fn attribute_name(name: &[u8]) -> Reply<&[u8]> {
-    if name.starts_with(b"system.") || name == CAPABILITY { Err(Errno::OPNOTSUPP) } else { Ok(name) }
+    let spaces: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    let known = spaces.iter().any(|space| name.len() > space.len() && name.starts_with(space));
+    if known && name != CAPABILITY { Ok(name) } else { Err(Errno::OPNOTSUPP) }
 }
 
 /// The protocol of getxattr(2): the length if `room` is 0, else the bytes, or `ERANGE` if they do not fit.
