@@ -83,10 +83,12 @@ class ClientConfig:
 class MountConfig:
     """The FUSE session."""
 
-    threads: int = 4
+    threads: int = 16  # requests worked on at once; started as they are needed
     request_bytes: int = 1 * MIB  # the kernel's largest
+    read_ahead_bytes: int = 4 * MIB  # by the kernel: four requests in flight for a sequential reader
     consistency: str = "close-to-open"  # or "strict": no kernel page cache
     allow_other: bool = True
+    grace_ms: int = 10_000  # after an unmount, how long programs that still use the mount may go on
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ BOUNDS: dict[tuple[type, str], tuple[int, int]] = {
     (StorageConfig, "threads_max"): (4, 65_536),
     (MountConfig, "threads"): (1, 256),
     (MountConfig, "request_bytes"): (128 * KIB, 1 * MIB),
+    (MountConfig, "read_ahead_bytes"): (0, 1024 * MIB),
+    (MountConfig, "grace_ms"): (0, 3_600_000),
 }
 
 
@@ -174,7 +178,7 @@ def _convert(cls: type, key: str, hint: Any, value: Any, path: str) -> Any:
         low, high = BOUNDS.get((cls, key), (0, 1 << 62))
         if not low <= value <= high:
             raise ConfigError(f"{path}: must be between {low} and {high}, not {value}")
-    if key == "chunk_bytes" and value & (value - 1):
+    if key in ("chunk_bytes", "request_bytes") and value & (value - 1):
         raise ConfigError(f"{path}: must be a power of two, not {value}")
     return value
 

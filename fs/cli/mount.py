@@ -1,0 +1,141 @@
+"""`luciola mount` and `umount`."""
+
+import logging
+import os
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from ..config import ClusterConfig, load
+from ..errors import InvalidArgument
+
+
+@click.command()
+@click.argument("cluster", metavar="ADDRESS_OR_DATA_DIR")
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--foreground", "-f", is_flag=True, help="Stay until unmounted; say on standard error what happens."
+)
+@click.option(
+    "--consistency",
+    type=click.Choice(["close-to-open", "strict"]),
+    help="close-to-open: a file that is opened shows what was closed before; the kernel caches in between. "
+    "strict: every read and write reaches the cluster.  [default: close-to-open]",
+)
+@click.option("--read-only", "-r", is_flag=True, help="Refuse everything that changes files.")
+@click.option(
+    "--allow-other/--no-allow-other",
+    default=None,
+    help="Whether other users of this machine may use the mount, as the modes of files permit.  "
+    "[default: yes for root, no for others]",
+)
+@click.option(
+    "--secret-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="LUCIOLA_SECRET_FILE",
+    help="File with the cluster secret, for a cluster at an address.",
+)
+@click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file.")
+@click.option("--ready-fd", type=int, hidden=True, help="Where a mount in the background reports.")
+def mount(
+    cluster: str,
+    mountpoint: Path,
+    *,
+    foreground: bool,
+    consistency: str | None,
+    read_only: bool,
+    allow_other: bool | None,
+    secret_file: Path | None,
+    config_file: Path | None,
+    ready_fd: int | None,
+) -> None:
+    """Mount a cluster on a directory.
+
+    The cluster is named by its data directory on this machine, or by the address HOST:PORT of its mgmtd. The command
+    returns when the mount is usable, and leaves a process that serves it until `luciola umount`.
+
+    \b
+    Example:
+      luciola mount /var/lib/luciola /mnt/luciola
+    """
+    from .. import fuse
+
+    config = ClusterConfig() if config_file is None else load(config_file)
+    options = config.mount if consistency is None else replace(config.mount, consistency=consistency)
+    if allow_other is None:
+        # Without root it takes a line in /etc/fuse.conf.
+        allow_other = options.allow_other and os.geteuid() == 0
+    if Path(cluster).is_dir():
+        cluster = str(Path(cluster).resolve())
+    settings = fuse.Settings(
+        cluster=cluster,
+        mountpoint=mountpoint,
+        secret_file=secret_file,
+        read_only=read_only,
+        mount=replace(options, allow_other=allow_other),
+        client=config.client,
+    )
+    if not foreground:
+        # What is wrong with the place is said here, not in a log.
+        path = fuse.check_mountpoint(mountpoint)
+        arguments = [cluster, str(path), *_repeated(settings, config_file)]
+        with _log_file(settings).open("ab") as output:
+            fuse.start_in_background(arguments, output=output)
+        return
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    fuse.serve(settings, on_ready=lambda: _report_ready(ready_fd))
+
+
+@click.command()
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--lazy", "-l", is_flag=True, help="Also while programs use it: they may finish, nobody new may begin."
+)
+def umount(mountpoint: Path, *, lazy: bool) -> None:
+    """Unmount, and return when everything is written back.
+
+    \b
+    Example:
+      luciola umount /mnt/luciola
+    """
+    from .. import fuse
+
+    fuse.stop(mountpoint, lazy=lazy)
+
+
+def _repeated(settings: "fuse.Settings", config_file: Path | None) -> list[str]:  # type: ignore[name-defined]  # noqa: F821
+    """The options once more, for the process in the background."""
+    options = ["--consistency", settings.mount.consistency]
+    options.append("--allow-other" if settings.mount.allow_other else "--no-allow-other")
+    if settings.read_only:
+        options.append("--read-only")
+    if settings.secret_file is not None:
+        options += ["--secret-file", str(settings.secret_file.absolute())]
+    if config_file is not None:
+        options += ["--config", str(config_file.absolute())]
+    return options
+
+
+def _log_file(settings: "fuse.Settings") -> Path:  # type: ignore[name-defined]  # noqa: F821
+    """Where a mount in the background says what happens."""
+    data = Path(settings.cluster)
+    directory = data / "log" if data.is_dir() else Path(tempfile.gettempdir()) / f"luciola-{os.geteuid()}"
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError as error:
+        raise InvalidArgument("no cluster in this directory", path=str(data)) from error
+    return directory / "mounts.log"
+
+
+def _report_ready(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.write(descriptor, b"ready\n")
+        os.close(descriptor)
+
+
+__all__ = ["mount", "umount"]

@@ -1,0 +1,26 @@
+"""The mount: options, lifecycle and records around the native session of `core/src/fuse`.
+
+    table      which file systems are mounted where; taking off mounts whose process is gone
+    records    which process serves which mount
+    lifecycle  one mount from its checks to its unmount
+
+No byte of file data passes through here.
+"""
+
+from .lifecycle import Settings, check_mountpoint, serve, start_in_background, stop
+from .records import Record, read_records
+from .table import Mounted, clean_stale_mount, find_mount, is_mounted
+
+__all__ = [
+    "Mounted",
+    "Record",
+    "Settings",
+    "check_mountpoint",
+    "clean_stale_mount",
+    "find_mount",
+    "is_mounted",
+    "read_records",
+    "serve",
+    "start_in_background",
+    "stop",
+]

@@ -1,0 +1,248 @@
+"""One mount, from the checks before it to the unmount.
+
+`serve` is the foreground mount and the whole of the process behind a background one: it returns when the mount is
+gone, whoever took it off (a signal, `luciola umount`, `fusermount3 -u`, umount(8)), and everything is written back.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final
+
+import luciola_core
+
+from ..config import ClientConfig, MountConfig
+from ..errors import (
+    Busy,
+    InvalidArgument,
+    NotADirectory,
+    NotEmpty,
+    NotFound,
+    Timeout,
+    Unavailable,
+)
+from ..wire import Token, load_cluster, load_secret, mint
+from ..wire.credentials import TRUSTED
+from . import records, table
+
+log = logging.getLogger(__name__)
+
+READY_S: Final = 90.0  # reaching a cluster that is starting may take this long
+END_S: Final = 60.0  # writing back what is dirty may take this long
+POLL_S: Final = 0.02
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to mount, where and how."""
+
+    cluster: str  # data directory of a cluster on this machine, or HOST:PORT of its mgmtd
+    mountpoint: Path
+    secret_file: Path | None = None
+    read_only: bool = False
+    mount: MountConfig = field(default_factory=MountConfig)
+    client: ClientConfig = field(default_factory=ClientConfig)
+
+
+def check_mountpoint(mountpoint: Path) -> Path:
+    """The mountpoint as the kernel will call it. A mount on it whose process is gone is taken off first.
+
+    Raises: NotFound, NotADirectory, NotEmpty, Busy when something is mounted there.
+    """
+    path = table.resolve(mountpoint)
+    if table.clean_stale_mount(path):
+        log.info("took off a mount whose process had ended: %s", path)
+    if (row := table.find_mount(path)) is not None:
+        raise Busy(f"{row.source} is mounted here already; unmount it first", path=str(path))
+    try:
+        path = Path(os.path.realpath(path, strict=True))
+        entries = os.listdir(path)
+    except FileNotFoundError as error:
+        raise NotFound("no such directory to mount on; create it first", path=str(path)) from error
+    except NotADirectoryError as error:
+        raise NotADirectory("only a directory can be mounted on", path=str(path)) from error
+    if entries:
+        raise NotEmpty(
+            "the directory to mount on is not empty, and a mount would hide what is in it", path=str(path)
+        )
+    return path
+
+
+def serve(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) -> None:
+    """Mounts, calls `on_ready` once the mount answers, and serves it until it is gone.
+
+    Called in the main thread: SIGTERM and SIGINT unmount, a second one cuts off programs that still use the mount.
+
+    Raises: as check_mountpoint; Unavailable, Unauthenticated; OSError from the mount itself.
+    """
+    mountpoint = check_mountpoint(settings.mountpoint)
+    client = _connect(settings)
+    try:
+        mount = luciola_core.Mount(
+            client,
+            str(mountpoint),
+            source=f"luciola:{settings.cluster}",
+            allow_other=settings.mount.allow_other,
+            read_only=settings.read_only,
+            strict=settings.mount.consistency == "strict",
+            threads=settings.mount.threads,
+            request_bytes=settings.mount.request_bytes,
+            read_ahead_bytes=settings.mount.read_ahead_bytes,
+            grace_ms=settings.mount.grace_ms,
+        )
+        failures: list[BaseException] = []
+        with records.recorded(mountpoint, settings.cluster), _ends_on_signals(mount):
+            session = threading.Thread(target=_run, args=(mount, failures), name="session")
+            session.start()
+            if table.answers(mountpoint):
+                log.info("mounted %s on %s", settings.cluster, mountpoint)
+                on_ready()
+            else:
+                mount.unmount()
+            session.join()
+        if failures:
+            raise failures[0]
+        log.info("unmounted %s", mountpoint)
+    finally:
+        client.close()
+
+
+def _run(mount: luciola_core.Mount, failures: list[BaseException]) -> None:
+    try:
+        mount.run()
+    except OSError as error:
+        failures.append(error)
+
+
+def _connect(settings: Settings) -> luciola_core.Client:
+    address, token = _door(settings)
+    client = settings.client
+    return luciola_core.Client(
+        [address],
+        token.claims,
+        token.key,
+        description=f"mount on {settings.mountpoint}",
+        mount=True,
+        deadline_ms=client.deadline_ms,
+        retry_first_ms=client.retry_first_ms,
+        retry_max_ms=client.retry_max_ms,
+        connections_per_node=client.connections_per_node,
+        write_buffer_bytes=client.write_buffer_bytes,
+        read_ahead_bytes=client.read_ahead_bytes,
+        attribute_timeout_ms=client.attribute_timeout_ms,
+        transport=client.transport,
+    )
+
+
+def _door(settings: Settings) -> tuple[str, Token]:
+    """Where the cluster is, and a token of a mount: it speaks for every user, so it needs the secret itself."""
+    data = Path(settings.cluster)
+    if data.is_dir():
+        cluster = load_cluster(data / "cluster.json")
+        secret = load_secret(settings.secret_file) if settings.secret_file else cluster.secret()
+        return cluster.mgmtd_lane, mint(secret, role=TRUSTED)
+    if "/" in settings.cluster or ":" not in settings.cluster:
+        raise NotFound(
+            "neither a data directory on this machine nor an address HOST:PORT", path=settings.cluster
+        )
+    if settings.secret_file is None:
+        raise InvalidArgument("a cluster at an address needs --secret-file")
+    return settings.cluster, mint(load_secret(settings.secret_file), role=TRUSTED)
+
+
+@contextlib.contextmanager
+def _ends_on_signals(mount: luciola_core.Mount) -> Iterator[None]:
+    """The first SIGTERM, SIGINT or SIGHUP unmounts, the second does not wait for programs that use the mount."""
+    asked = False
+
+    def end(number: int, _: object) -> None:
+        nonlocal asked
+        log.info("%s: unmounting", signal.Signals(number).name)
+        # Unmounting may wait for programs; handlers must not.
+        threading.Thread(target=mount.abort if asked else mount.unmount, daemon=True).start()
+        asked = True
+
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def start_in_background(arguments: list[str], *, output: IO[bytes]) -> int:
+    """Runs `luciola mount --foreground ARGUMENTS` in the background; returns its process id once the mount answers.
+
+    `output` gets what it says. Raises: Unavailable with the last line of it if it ends, Timeout if it is not ready
+    in time.
+    """
+    reader, writer = os.pipe()
+    begin = output.seek(0, os.SEEK_END)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "luciola.cli", "mount", "--foreground", "--ready-fd", str(writer), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        pass_fds=(writer,),
+        start_new_session=True,
+    )
+    os.close(writer)
+    try:
+        answer = _read_within(reader, READY_S)
+    finally:
+        os.close(reader)
+    if answer:
+        return process.pid
+    if answer is None:
+        process.terminate()
+        raise Timeout(f"the mount was not ready within {READY_S:.0f} s; see {output.name}")
+    process.wait()
+    with Path(output.name).open("rb") as said:
+        said.seek(begin)
+        lines = said.read().decode(errors="replace").strip().splitlines()
+    reason = next((line for line in reversed(lines) if line.startswith("luciola: ")), "".join(lines[-1:]))
+    raise Unavailable(reason.removeprefix("luciola: ") or f"the mount ended; see {output.name}")
+
+
+def _read_within(descriptor: int, limit_s: float) -> bytes | None:
+    """What comes out of a pipe first; empty at its end, None after `limit_s`."""
+    os.set_blocking(descriptor, False)
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        try:
+            return os.read(descriptor, 64)
+        except BlockingIOError:
+            time.sleep(POLL_S)
+    return None
+
+
+def stop(mountpoint: Path, *, lazy: bool = False) -> None:
+    """Unmounts, and returns when the process behind the mount has written back everything and ended.
+
+    Raises: InvalidArgument if no Luciola mount is there, Busy if programs use it (unless `lazy`), Timeout.
+    """
+    path = table.resolve(mountpoint)
+    row = table.find_mount(path)
+    if row is None or row.type != table.TYPE:
+        raise InvalidArgument("no Luciola mount here", path=str(path))
+    if table.clean_stale_mount(path):
+        return
+    record = records.find_record(path, row.source.removeprefix("luciola:"))
+    table.unmount(path, lazy=lazy)
+    deadline = time.monotonic() + END_S
+    while not lazy and record is not None and record.is_alive():
+        if time.monotonic() > deadline:
+            raise Timeout(f"unmounted, but process {record.pid} still writes back after {END_S:.0f} s")
+        time.sleep(POLL_S)
+
+
+__all__ = ["Settings", "check_mountpoint", "serve", "start_in_background", "stop"]

@@ -1,0 +1,110 @@
+"""Which process serves which mount: one small file each, for `luciola status`, `down` and `umount`.
+
+Mounts of a cluster on this machine are recorded under its data directory (run/mounts), others in a directory of the
+user's own. A record whose process is gone means nothing and is removed by whoever finds it.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..errors import PermissionDenied
+
+
+@dataclass(frozen=True)
+class Record:
+    """A mount and its process."""
+
+    pid: int
+    started: (
+        int  # clock ticks after boot, so that a process that got the same id later is not mistaken for it
+    )
+    mountpoint: str
+    cluster: str  # data directory, or address of mgmtd
+
+    def is_alive(self) -> bool:
+        """Whether that very process runs."""
+        return started_at(self.pid) == self.started
+
+
+def started_at(pid: int) -> int | None:
+    """When the process was started, in clock ticks after boot; None if it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def directory_for(cluster: str) -> Path:
+    """Where mounts of that cluster are recorded. Raises: PermissionDenied if it belongs to somebody else."""
+    data = Path(cluster)
+    if data.is_dir():
+        directory = data / "run" / "mounts"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return directory
+    directory = Path(tempfile.gettempdir()) / f"luciola-{os.geteuid()}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    about = directory.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o077:
+        raise PermissionDenied("must be a directory of this user alone", path=str(directory))
+    return directory
+
+
+def _file(record_of: str, mountpoint: str) -> Path:
+    name = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
+    return directory_for(record_of) / f"{name}.json"
+
+
+@contextlib.contextmanager
+def recorded(mountpoint: Path, cluster: str) -> Iterator[Record]:
+    """Records this process as the one that serves `mountpoint`, as long as the block runs."""
+    pid = os.getpid()
+    started = started_at(pid)
+    assert started is not None, "this process runs"
+    record = Record(pid, started, str(mountpoint), cluster)
+    path = _file(cluster, str(mountpoint))
+    temporary = path.with_suffix(f".{pid}")
+    temporary.write_text(json.dumps(asdict(record)) + "\n")
+    temporary.replace(path)
+    try:
+        yield record
+    finally:
+        # Another mount may have taken the place meanwhile.
+        if _read(path) == record:
+            path.unlink(missing_ok=True)
+
+
+def read_records(cluster: str) -> list[Record]:
+    """The mounts of that cluster that are served now."""
+    found = []
+    for path in sorted(directory_for(cluster).glob("*.json")):
+        record = _read(path)
+        if record is None:
+            continue
+        if record.is_alive():
+            found.append(record)
+        else:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def find_record(mountpoint: Path, cluster: str) -> Record | None:
+    """The record of that mount, if its process runs."""
+    return next((record for record in read_records(cluster) if record.mountpoint == str(mountpoint)), None)
+
+
+def _read(path: Path) -> Record | None:
+    try:
+        return Record(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+__all__ = ["Record", "directory_for", "find_record", "read_records", "recorded", "started_at"]

@@ -1,0 +1,129 @@
+"""The kernel's table of mounts, read without touching any of them, and unmounting from outside."""
+
+import errno
+import os
+import re
+import subprocess
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..errors import Busy
+
+TYPE: Final = "fuse.luciola"
+TABLE: Final = Path("/proc/self/mountinfo")
+# A mount that answers does so at once; one whose process hangs must not hang us too.
+ANSWER_S: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """One row of the table."""
+
+    mountpoint: Path
+    type: str
+    source: str
+
+
+def mounts() -> list[Mounted]:
+    """All mounts that this process sees, in the order in which they were made."""
+    rows = []
+    for line in TABLE.read_bytes().splitlines():
+        words = line.split(b" ")
+        # Optional fields end with a lone hyphen; then come type and source.
+        end = words.index(b"-", 6)
+        place, kind, source = (os.fsdecode(_unescape(word)) for word in (words[4], *words[end + 1 : end + 3]))
+        rows.append(Mounted(Path(place), kind, source))
+    return rows
+
+
+def find_mount(mountpoint: Path) -> Mounted | None:
+    """The topmost mount on exactly that path, if there is one."""
+    path = resolve(mountpoint)
+    return next((row for row in reversed(mounts()) if row.mountpoint == path), None)
+
+
+def resolve(mountpoint: Path) -> Path:
+    """The path as the table spells it. The last component is not looked at: a dead mount could not be."""
+    absolute = Path(os.path.abspath(mountpoint))
+    return Path(os.path.realpath(absolute.parent)) / absolute.name
+
+
+def is_mounted(mountpoint: Path) -> bool:
+    """Whether a Luciola mount is on that path; says nothing about its process."""
+    row = find_mount(mountpoint)
+    return row is not None and row.type == TYPE
+
+
+def is_stale(mountpoint: Path) -> bool:
+    """Whether the process behind the mount on that path is gone ("Transport endpoint is not connected")."""
+    return _error_of_stat(mountpoint) in (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def answers(mountpoint: Path) -> bool:
+    """Whether the file system on that path answers."""
+    return _error_of_stat(mountpoint) == 0
+
+
+def clean_stale_mount(mountpoint: Path) -> bool:
+    """Takes off Luciola mounts on that path whose process is gone. True if there were any.
+
+    Raises: Busy if one cannot be taken off.
+    """
+    cleaned = False
+    while is_mounted(mountpoint) and is_stale(mountpoint):
+        unmount(mountpoint, lazy=True)
+        cleaned = True
+    return cleaned
+
+
+def unmount(mountpoint: Path, *, lazy: bool) -> None:
+    """Takes the topmost mount off that path; with `lazy` also while programs use it.
+
+    Raises: Busy.
+    """
+    path = str(resolve(mountpoint))
+    if os.geteuid() == 0:
+        command = ["umount", *(["-l"] if lazy else []), "--", path]
+    else:
+        command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", path]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise Busy(result.stderr.strip() or f"{command[0]} failed", path=path)
+
+
+def _error_of_stat(path: Path) -> int:
+    """The errno of stat(2) on `path`, 0 for none, ETIMEDOUT when it does not return."""
+    outcome: list[int] = []
+
+    def ask() -> None:
+        try:
+            os.stat(path)
+        except OSError as error:
+            outcome.append(error.errno or errno.EIO)
+        else:
+            outcome.append(0)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_S)
+    return outcome[0] if outcome else errno.ETIMEDOUT
+
+
+def _unescape(word: bytes) -> bytes:
+    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), word)
+
+
+__all__ = [
+    "TYPE",
+    "Mounted",
+    "answers",
+    "clean_stale_mount",
+    "find_mount",
+    "is_mounted",
+    "is_stale",
+    "mounts",
+    "resolve",
+    "unmount",
+]
