@@ -32,6 +32,34 @@ class Client:
     def close(self) -> None: ...
 
 @final
+class Mount:
+    """A cluster on a directory. Mounted when this returns; programs that use it wait until `run`.
+
+    Raises OSError (of the subclass for its errno) about the mountpoint.
+    """
+
+    def __new__(
+        cls,
+        client: Client,
+        mountpoint: str | os.PathLike[str],
+        *,
+        source: str = "luciola",
+        allow_other: bool = False,
+        read_only: bool = False,
+        strict: bool = False,
+        threads: int = 16,
+        request_bytes: int = ...,
+        read_ahead_bytes: int = ...,
+        grace_ms: int = 10_000,
+    ) -> Mount: ...
+    def run(self) -> None:
+        """Serve the mount until it is gone, whoever unmounts it; then write back what is dirty. Once."""
+    def unmount(self) -> None:
+        """Unmount: `run` returns. Programs that still use the mount may go on for `grace_ms`, then get errors."""
+    def abort(self) -> None:
+        """Unmount at once, and cut off every program that uses the mount. What is dirty is still written back."""
+
+@final
 class StorageNode:
     """One storage node: the chunks in a directory, served over the data plane.
 
