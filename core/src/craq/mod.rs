@@ -167,7 +167,6 @@ pub enum Bug {
     ForgetWriters,
     IgnoreLease,
     TailIgnoresSyncing,
-    AcceptOldChainVersion,
     ReplaceRollsBack,
     KeepStalePending,
     UpdateWithoutPrevious,

@@ -285,9 +285,7 @@ impl Replica {
     // Requests of the chain -------------------------------------------------------------------------------
 
     fn chain(&mut self, ticket: Ticket, update: Forwarded, out: &mut Vec<Effect>) {
-        let old_accepted =
-            self.bug == Bug::AcceptOldChainVersion && update.chain_version < self.view.chain_version;
-        if update.chain_version != self.view.chain_version && !old_accepted {
+        if update.chain_version != self.view.chain_version {
             return refuse(ticket, Status::WrongChainVersion, out);
         }
         match self.view.place {

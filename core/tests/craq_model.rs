@@ -1,0 +1,242 @@
+//! Explores `craq::Replica` exhaustively in small worlds, and checks that planted mistakes are found.
+
+mod craq_world;
+
+use craq_world::{Action, Limits, World};
+use luciola_core::craq::Bug;
+use stateright::{Checker, Model, Property};
+
+struct Small(Limits);
+
+impl Model for Small {
+    type State = World;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![World::new(&self.0)]
+    }
+
+    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
+        world.actions(&self.0, actions);
+    }
+
+    fn next_state(&self, world: &World, action: Action) -> Option<World> {
+        world.after(&self.0, &action)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("sound", |_, world: &World| world.broken().is_none()),
+            Property::sometimes("all acknowledged", |_, world: &World| {
+                world.writers.iter().all(|writer| writer.acknowledged)
+            }),
+            Property::sometimes("acknowledged after a change", |model: &Small, world: &World| {
+                world.latest() == model.0.chain_versions
+                    && world.writers.iter().all(|writer| writer.acknowledged)
+                    && world.is_quiet(&world.serving())
+            }),
+        ]
+    }
+}
+
+/// Worlds are kept small enough for every run of the tests; `LUCIOLA_MODEL=wide` explores the larger ones.
+fn wide(usual: u8, wide: u8) -> u8 {
+    if std::env::var("LUCIOLA_MODEL").is_ok_and(|value| value == "wide") { wide } else { usual }
+}
+
+fn explore(name: &str, limits: Limits) {
+    let started = std::time::Instant::now();
+    let checker = Small(limits).checker().threads(2).spawn_bfs().join();
+    println!(
+        "{name}: {} states, {} distinct, depth {}, {:.1} s",
+        checker.state_count(),
+        checker.unique_state_count(),
+        checker.max_depth(),
+        started.elapsed().as_secs_f32()
+    );
+    if let Some(path) = checker.discovery("sound") {
+        let (world, actions) = (path.last_state().clone(), path.into_actions());
+        panic!("{:?} after {actions:#?}\n{world:#?}", world.broken());
+    }
+    checker.assert_properties();
+}
+
+/// The checker must find that the planted mistake breaks one of these invariants.
+fn must_find(limits: Limits, expected: &[&str]) {
+    let checker = Small(limits).checker().threads(2).spawn_bfs().join();
+    let path = checker.discovery("sound").expect("the planted mistake was not found");
+    let broken = path.last_state().broken().expect("a broken invariant");
+    println!("found: {broken}, after {} steps", path.into_actions().len());
+    assert!(expected.contains(&broken), "found {broken:?}, not {expected:?}");
+}
+
+#[test]
+fn one_crash_and_one_change_of_the_chain() {
+    explore("crash", Limits { resends: wide(0, 1), ..Limits::SMALL });
+}
+
+#[test]
+fn slow_disks_and_a_crash() {
+    explore("slow disks", Limits { slow_disks: true, resends: 0, ..Limits::SMALL });
+}
+
+#[test]
+fn a_node_cut_off_from_the_manager() {
+    explore("cut off", Limits { crashes: 0, expiries: 1, sends: wide(1, 2), ..Limits::SMALL });
+}
+
+#[test]
+fn a_node_that_restarts_before_anybody_notices() {
+    explore("restart", Limits { restarts: 1, sends: 1, resends: wide(0, 1), ..Limits::SMALL });
+}
+
+/// Two replicas: one falls, comes back, is brought up to date and serves again.
+#[test]
+fn a_replica_that_returns() {
+    explore("return", Limits { resends: wide(0, 1), ..RETURNING });
+}
+
+const RETURNING: Limits =
+    Limits { replicas: 2, serving: 2, restarts: 1, chain_versions: 4, sends: 1, ..Limits::SMALL };
+
+/// An empty replica joins while two writers write, and a member falls then.
+#[test]
+fn an_empty_replica_joins_while_writing() {
+    explore("join", JOINING);
+}
+
+const JOINING: Limits =
+    Limits { replicas: 2, serving: 1, crashes: 0, expiries: 1, chain_versions: 4, sends: 1, ..Limits::SMALL };
+
+/// The last replica falls and comes back.
+#[test]
+fn the_last_replica_falls_and_returns() {
+    let limits = Limits {
+        replicas: 2,
+        serving: 2,
+        restarts: 2,
+        crashes: 2,
+        writers: wide(1, 2),
+        sends: 1,
+        chain_versions: 4,
+        resends: 0,
+        ..Limits::SMALL
+    };
+    explore("last", limits);
+}
+
+#[test]
+fn a_full_disk_somewhere_in_the_chain() {
+    explore(
+        "full",
+        Limits { crashes: 0, full_disks: 1, slow_disks: true, chain_versions: 1, ..Limits::SMALL },
+    );
+}
+
+#[test]
+fn late_duplicates_in_the_network() {
+    explore(
+        "duplicates",
+        Limits {
+            replicas: 2,
+            serving: 1,
+            crashes: 0,
+            duplicates: wide(1, 2),
+            resends: wide(0, 1),
+            chain_versions: 3,
+            sends: 1,
+            ..Limits::SMALL
+        },
+    );
+}
+
+const LOST: &[&str] = &[
+    "a member lacks what a client has seen",
+    "a member has committed what an earlier member does not even hold",
+];
+const STALE: &[&str] =
+    &["a read is older than what had been seen before it began", "two clients have seen different histories"];
+
+#[test]
+fn finds_serving_while_pending() {
+    must_find(Limits { bug: Bug::ServeWhilePending, ..Limits::SMALL }, STALE);
+}
+
+#[test]
+fn finds_commit_before_the_successor_answered() {
+    must_find(Limits { bug: Bug::CommitBeforeAnswer, ..Limits::SMALL }, STALE);
+}
+
+#[test]
+fn finds_pending_dropped_when_the_chain_changes() {
+    must_find(
+        Limits { bug: Bug::DropPendingOnChange, ..Limits::SMALL },
+        &[
+            "a member lacks what a client has seen",
+            "a member has committed what an earlier member does not even hold",
+        ],
+    );
+}
+
+#[test]
+fn finds_requests_forgotten_on_failover() {
+    must_find(Limits { bug: Bug::ForgetWriters, ..Limits::SMALL }, &["a request was executed twice"]);
+}
+
+#[test]
+fn finds_serving_without_lease() {
+    must_find(Limits { bug: Bug::IgnoreLease, crashes: 0, expiries: 1, ..Limits::SMALL }, STALE);
+}
+
+#[test]
+fn finds_a_lease_given_back_without_new_routing() {
+    must_find(Limits { lease_without_routing: true, crashes: 0, expiries: 1, ..Limits::SMALL }, STALE);
+}
+
+#[test]
+fn finds_a_tail_that_serves_while_its_syncing_successor_may() {
+    must_find(Limits { bug: Bug::TailIgnoresSyncing, ..JOINING }, STALE);
+}
+
+#[test]
+fn finds_a_replacement_that_rolls_back() {
+    let limits = Limits {
+        bug: Bug::ReplaceRollsBack,
+        replicas: 2,
+        serving: 1,
+        crashes: 0,
+        duplicates: 1,
+        chain_versions: 3,
+        sends: 1,
+        ..Limits::SMALL
+    };
+    must_find(limits, LOST);
+}
+
+#[test]
+fn finds_a_stale_pending_version_kept_by_a_returning_replica() {
+    must_find(Limits { bug: Bug::KeepStalePending, ..RETURNING }, LOST);
+}
+
+#[test]
+fn finds_an_update_that_skips_versions() {
+    must_find(
+        Limits { bug: Bug::UpdateWithoutPrevious, ..JOINING },
+        &["a content is not what its version says"],
+    );
+}
+
+#[test]
+fn finds_an_update_dropped_that_another_try_had_delivered() {
+    let limits = Limits {
+        bug: Bug::AbortAfterRetry,
+        crashes: 0,
+        full_disks: 1,
+        slow_disks: true,
+        chain_versions: 1,
+        replicas: 2,
+        serving: 2,
+        ..Limits::SMALL
+    };
+    must_find(limits, STALE);
+}
