@@ -18,7 +18,7 @@ CONTENTS: Final = b"c"
 FIRST_ID: Final = 16  # below are ids with a meaning: 0 none, 1 the root
 
 
-class NeedIds(Exception):  # noqa: N818, not an error: the operation is run again
+class NeedIds(Exception):
     """No reserved id is left; `refill` and try again."""
 
     def __init__(self, allocator: "Allocator") -> None:

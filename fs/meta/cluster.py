@@ -147,7 +147,7 @@ class Cluster:
 def boot_id() -> str:
     """Of this host, as the kernel tells it."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
     except OSError:
         return ""

@@ -85,11 +85,13 @@ class Placer:
     """Chooses the chains of new files: round robin over each table, from a random start."""
 
     def __init__(self, config: MetaConfig, *, seed: int | None = None) -> None:
-        self._config = config
         self._random = random.Random(seed)  # noqa: S311, spreads load, guards nothing
         self._tables: Mapping[int, ChainTable] = {}
         self._next: dict[int, int] = {}
         self._default = 0
+        self._template = Layout(
+            chunk_bytes=config.chunk_bytes, stripe=config.stripe, inline_bytes=config.inline_bytes
+        )
 
     def set_tables(self, tables: Mapping[int, ChainTable]) -> None:
         """The chain tables as of now; those without chains are of no use."""
@@ -102,12 +104,7 @@ class Placer:
 
         Fields of `wanted` that are 0 are filled from the next one; chains are chosen later by `place`.
         """
-        config = self._config
-        base = inherited
-        if base is None:
-            base = Layout(
-                chunk_bytes=config.chunk_bytes, stripe=config.stripe, inline_bytes=config.inline_bytes
-            )
+        base = self._template if inherited is None else inherited
         if wanted is None:
             return base
         template = Layout(

@@ -26,8 +26,9 @@ from ..config import MetaConfig
 from ..errors import Busy, Conflict, Error, InvalidArgument, MaybeCommitted
 from ..kv import Engine, Pair
 from ..wire import Identity
+from ..wire.pb import common_pb2 as lane
 from ..wire.pb import meta_pb2 as pb
-from ..wire.pb.common_pb2 import Caller, Empty, Method
+from ..wire.pb.common_pb2 import Caller, Empty
 from . import schema
 from .lengths import Lengths
 from .operations.close import close
@@ -110,7 +111,7 @@ class MetaService:
         self._holds = parts.holds
         self._durable = parts.config.durability == "sync"
         self._last_ns = 0
-        self._random = random.SystemRandom()
+        self._random = random.Random(random.SystemRandom().getrandbits(128))  # noqa: S311, ids, not secrets
         self._space: tuple[float, Space] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self.operations = 0
@@ -141,49 +142,49 @@ class MetaService:
     # Names.
 
     def create(self, request: pb.CreateRequest, identity: Identity) -> Any:
-        reply = self._write(create, request, identity, Method.META_CREATE)
+        reply = self._write(create, request, identity, lane.META_CREATE)
         return self._held(reply, request) if request.read else reply
 
     def mknod(self, request: pb.MknodRequest, identity: Identity) -> Any:
-        return self._write(mknod, request, identity, Method.META_MKNOD)
+        return self._write(mknod, request, identity, lane.META_MKNOD)
 
     def mkdir(self, request: pb.MkdirRequest, identity: Identity) -> Any:
-        return self._write(mkdir, request, identity, Method.META_MKDIR)
+        return self._write(mkdir, request, identity, lane.META_MKDIR)
 
     def symlink(self, request: pb.SymlinkRequest, identity: Identity) -> Any:
-        return self._write(symlink, request, identity, Method.META_SYMLINK)
+        return self._write(symlink, request, identity, lane.META_SYMLINK)
 
     def link(self, request: pb.LinkRequest, identity: Identity) -> Any:
-        return self._write(link, request, identity, Method.META_LINK)
+        return self._write(link, request, identity, lane.META_LINK)
 
     def unlink(self, request: pb.UnlinkRequest, identity: Identity) -> Any:
-        return self._write(unlink, request, identity, Method.META_UNLINK)
+        return self._write(unlink, request, identity, lane.META_UNLINK)
 
     def rmdir(self, request: pb.RmdirRequest, identity: Identity) -> Any:
-        return self._write(rmdir, request, identity, Method.META_RMDIR)
+        return self._write(rmdir, request, identity, lane.META_RMDIR)
 
     def rename(self, request: pb.RenameRequest, identity: Identity) -> Any:
-        return self._write(rename, request, identity, Method.META_RENAME)
+        return self._write(rename, request, identity, lane.META_RENAME)
 
     def remove_tree(self, request: pb.RemoveTreeRequest, identity: Identity) -> Any:
-        return self._write(remove_tree, request, identity, Method.META_REMOVE_TREE)
+        return self._write(remove_tree, request, identity, lane.META_REMOVE_TREE)
 
     # Attributes.
 
     def set_attr(self, request: pb.SetAttrRequest, identity: Identity) -> Any:
-        return self._write(set_attr, request, identity, Method.META_SET_ATTR)
+        return self._write(set_attr, request, identity, lane.META_SET_ATTR)
 
     def set_xattr(self, request: pb.XattrRequest, identity: Identity) -> Any:
-        return self._write(set_xattr, request, identity, Method.META_SET_XATTR)
+        return self._write(set_xattr, request, identity, lane.META_SET_XATTR)
 
     def remove_xattr(self, request: pb.XattrRequest, identity: Identity) -> Any:
-        return self._write(remove_xattr, request, identity, Method.META_REMOVE_XATTR)
+        return self._write(remove_xattr, request, identity, lane.META_REMOVE_XATTR)
 
     # Open files.
 
     def open(self, request: pb.OpenRequest, identity: Identity) -> Any:
         if request.write or request.truncate:
-            reply = self._write(open_path, request, identity, Method.META_OPEN)
+            reply = self._write(open_path, request, identity, lane.META_OPEN)
         else:
             reply = self._read(open_path, request, identity)
         return self._held(reply, request) if request.read else reply
@@ -193,14 +194,14 @@ class MetaService:
         if len(request.closes) == 1 and _is_hold_only(request.closes[0]):
             reply = self._read(close, request, identity)
         else:
-            reply = self._write(close, request, identity, Method.META_CLOSE)
+            reply = self._write(close, request, identity, lane.META_CLOSE)
         released = [one.inode for one in request.closes if one.read_hold or not one.session]
         if released:
             self._holds.release(caller.client, released, caller.sequence)
         return reply
 
     def sync(self, request: pb.SyncRequest, identity: Identity) -> Any:
-        reply = self._write(sync, request, identity, Method.META_SYNC)
+        reply = self._write(sync, request, identity, lane.META_SYNC)
         return self._on_disk(reply) if request.durable and not self._durable else reply
 
     def hold(self, request: pb.HoldRequest, identity: Identity) -> pb.HoldReply:
@@ -278,7 +279,7 @@ class MetaService:
     ) -> R | Awaitable[R]:
         caller: Caller = request.caller
         call = Call(operation, request, User(*identity.user(caller)), caller.client, caller.sequence, number)
-        if number in (Method.META_CREATE, Method.META_OPEN) and request.write:
+        if number in (lane.META_CREATE, lane.META_OPEN) and request.write:
             call.session = self._random.getrandbits(63) | 1
         self.operations += 1
         try:
@@ -291,7 +292,7 @@ class MetaService:
             self._refill()
         if self._durable:
             return self._on_disk(reply)
-        return self._lengthened(reply, caller.client) if number == Method.META_OPEN else reply
+        return self._lengthened(reply, caller.client) if number == lane.META_OPEN else reply
 
     def _look(self, call: Call) -> Any:
         work = Work(self._scene, self._engine.begin(), call.user, call.client, self._now_ns())
@@ -511,21 +512,21 @@ class MetaService:
 
 
 _REPLIES: Final[dict[int, type[Message]]] = {
-    Method.META_CREATE: pb.InodeReply,
-    Method.META_OPEN: pb.InodeReply,
-    Method.META_CLOSE: pb.CloseReply,
-    Method.META_SYNC: pb.InodeReply,
-    Method.META_MKNOD: pb.InodeReply,
-    Method.META_MKDIR: pb.InodeReply,
-    Method.META_SYMLINK: pb.InodeReply,
-    Method.META_LINK: pb.InodeReply,
-    Method.META_UNLINK: pb.InodeReply,
-    Method.META_RMDIR: Empty,
-    Method.META_RENAME: pb.RenameReply,
-    Method.META_SET_ATTR: pb.InodeReply,
-    Method.META_REMOVE_TREE: Empty,
-    Method.META_SET_XATTR: Empty,
-    Method.META_REMOVE_XATTR: Empty,
+    lane.META_CREATE: pb.InodeReply,
+    lane.META_OPEN: pb.InodeReply,
+    lane.META_CLOSE: pb.CloseReply,
+    lane.META_SYNC: pb.InodeReply,
+    lane.META_MKNOD: pb.InodeReply,
+    lane.META_MKDIR: pb.InodeReply,
+    lane.META_SYMLINK: pb.InodeReply,
+    lane.META_LINK: pb.InodeReply,
+    lane.META_UNLINK: pb.InodeReply,
+    lane.META_RMDIR: Empty,
+    lane.META_RENAME: pb.RenameReply,
+    lane.META_SET_ATTR: pb.InodeReply,
+    lane.META_REMOVE_TREE: Empty,
+    lane.META_SET_XATTR: Empty,
+    lane.META_REMOVE_XATTR: Empty,
 }
 
 
@@ -547,8 +548,7 @@ def _inodes(reply: Message) -> "Sequence[pb.Inode]":
 
 def _without_data(reply: Message) -> bytes:
     """The reply as it is recorded: inline data is in the inode, and may be large."""
-    inodes = [inode for inode in _inodes(reply) if inode.inline_data]
-    if not inodes:
+    if not any(inode.inline_data for inode in _inodes(reply)):
         return reply.SerializeToString()
     kept = type(reply)()
     kept.CopyFrom(reply)

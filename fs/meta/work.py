@@ -29,7 +29,7 @@ DIRECTORY_LINKS: Final = 2  # its name, and its own "."
 NS_PER_MS: Final = 1_000_000
 
 
-class Need(Exception):  # noqa: N818, not an error: the operation is run again
+class Need(Exception):
     """The operation cannot go on before something has happened outside the store."""
 
     def __init__(self, inode: int) -> None:
@@ -131,6 +131,10 @@ class Work:
         """As `entry`, but it may change before the commit."""
         value = self.txn.snapshot_get(schema.entry_key(directory, name))
         return None if value is None else schema.decode_entry(value)
+
+    def guard(self, directory: int, name: bytes) -> None:
+        """The commit fails if what was glanced at has changed."""
+        self.txn.add_read_conflict(schema.entry_key(directory, name))
 
     def visible(self, inode: Inode) -> Inode:
         """The inode as callers see it: a directory's times and links are kept beside its record."""

@@ -23,7 +23,7 @@ def create(work: Work, request: CreateRequest) -> InodeReply:
         if place.directory is None and not request.path.path:
             raise IsADirectory("a name is needed to create a file")
         if place.directory is not None:
-            work.entry(place.directory.id, place.name)
+            work.guard(place.directory.id, place.name)
         return open_inode(
             work, place.entry.inode, read=request.read, write=request.write, truncate=request.truncate
         )

@@ -15,10 +15,10 @@ def victim(work: Work, place: Place) -> Inode:
     """
     directory = place.directory
     assert directory is not None, "checked by the caller: the path names an entry"
-    entry = work.entry(directory.id, place.name)
-    if entry is None:
+    if place.entry is None:
         raise NotFound("no such file or directory", name=place.name)
-    inode = work.take(entry.inode)
+    work.guard(directory.id, place.name)
+    inode = work.take(place.entry.inode)
     require_removal(work.user, directory, inode)
     return inode
 

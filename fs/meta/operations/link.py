@@ -23,7 +23,7 @@ def link(work: Work, request: LinkRequest) -> InodeReply:
     if source.entry is None:
         raise NotFound("no such file or directory", name=source.name)
     if source.directory is not None:
-        work.entry(source.directory.id, source.name)
+        work.guard(source.directory.id, source.name)
     inode = work.take(source.entry.inode)
     if inode.type == DIRECTORY:
         raise PermissionDenied("directories have one name", errno=1, inode=inode.id)

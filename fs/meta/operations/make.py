@@ -27,9 +27,7 @@ def claim(work: Work, place: Place) -> Inode:
         raise NotFound("the directory has been removed", inode=directory.id)
     require(work.user, directory, WRITE | EXECUTE)
     work.txn.add_read_conflict(schema.inode_key(directory.id))
-    taken = work.entry(directory.id, place.name)
-    if taken is not None:
-        raise AlreadyExists("the name exists already", name=place.name)
+    work.guard(directory.id, place.name)
     return directory
 
 

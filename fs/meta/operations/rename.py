@@ -71,8 +71,8 @@ def _existing(work: Work, place: Place) -> Inode:
 
 
 def _occupant(work: Work, place: Place) -> Inode | None:
-    entry = work.entry(_parent(place).id, place.name)
-    return None if entry is None else work.take(entry.inode)
+    work.guard(_parent(place).id, place.name)
+    return None if place.entry is None else work.take(place.entry.inode)
 
 
 def _require_move(work: Work, source: Place, inode: Inode, *, into: Place) -> None:
