@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import logging
-import random
 import signal
 import sys
 from pathlib import Path
@@ -74,7 +73,7 @@ async def serve(arguments: argparse.Namespace) -> None:
             node = describe(
                 NODE_META,
                 number=arguments.node_id,
-                incarnation=random.SystemRandom().getrandbits(63) | 1,
+                incarnation=parts.incarnation,
                 rpc=rpc_address,
                 lane=lane_address,
                 release=__version__,

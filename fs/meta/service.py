@@ -195,7 +195,7 @@ class MetaService:
             reply = self._read(close, request, identity)
         else:
             reply = self._write(close, request, identity, lane.META_CLOSE)
-        released = [one.inode for one in request.closes if one.read_hold or not one.session]
+        released = [one.inode for one in request.closes if one.read_hold]
         if released:
             self._holds.release(caller.client, released, caller.sequence)
         return reply

@@ -31,7 +31,7 @@ class Overtaken(Conflict):
 
 
 def set_length(work: Work, inode: Inode, length: int) -> None:
-    """Truncates or extends `inode`, which was taken, and stores it.
+    """Truncates or extends `inode`, which was taken; the caller stores it.
 
     Raises: InvalidArgument (EFBIG); NeedCut where chunks must go first.
     """
@@ -49,11 +49,11 @@ def set_length(work: Work, inode: Inode, length: int) -> None:
     inode.truncate_version += 1
     inode.mtime_ns = work.now_ns
     inode.permissions = after_write(work.user, inode)
-    work.change(inode)
 
 
 def _cut_inline(work: Work, inode: Inode, length: int) -> None:
-    inode.inline_data = inode.inline_data[:length]
+    kept = inode.inline_data[:length]
+    inode.inline_data = kept.ljust(min(length, inode.layout.inline_bytes), b"\0")
     if work.others_write(inode.id):
         # Another client may have written chunks already, in order to leave the inode: they are not this
         # file's.

@@ -35,6 +35,7 @@ def open_inode(work: Work, number: int, *, read: bool, write: bool, truncate: bo
         return InodeReply(inode=work.visible(inode))
     if truncate:
         set_length(work, inode, 0)
+        work.change(inode)
     session = work.open_session(number) if write else 0
     return InodeReply(inode=inode, session=session)
 

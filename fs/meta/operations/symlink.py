@@ -1,6 +1,6 @@
 """Symbolic links."""
 
-from ...errors import InvalidArgument
+from ...errors import InvalidArgument, NotFound
 from ...wire.pb.meta_pb2 import SYMLINK, InodeReply, SymlinkRequest
 from ..resolve import ENAMETOOLONG, PATH_BYTES_MAX
 from ..work import Work
@@ -13,8 +13,10 @@ def symlink(work: Work, request: SymlinkRequest) -> InodeReply:
     Raises: AlreadyExists, NotFound, NotADirectory, PermissionDenied, InvalidArgument.
     """
     target = request.target
-    if not target or b"\0" in target:
-        raise InvalidArgument("not a target of a symbolic link", errno=0 if target else 2)
+    if not target:
+        raise NotFound("a symbolic link needs a target")
+    if b"\0" in target:
+        raise InvalidArgument("not a target of a symbolic link")
     if len(target) >= PATH_BYTES_MAX:
         raise InvalidArgument("the target is too long", errno=ENAMETOOLONG)
     directory, name = free_place(work, request.path)

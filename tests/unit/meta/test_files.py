@@ -1,0 +1,527 @@
+"""Open files: sessions, holds, lengths, inline bytes, truncation."""
+
+import asyncio
+
+import pytest
+from luciola.errors import (
+    Conflict,
+    InvalidArgument,
+    IsADirectory,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+)
+from luciola.meta import schema
+from luciola.meta.layout import chains_of
+from luciola.wire.pb import meta_pb2 as pb
+
+from .world import ALICE, BOB, CHAINS, CHUNK, refused
+
+DATA = bytes(range(256)) * (CHUNK // 256) * 3 + b"tail"
+
+
+class TestOpen:
+    def test_reading_registers_a_hold_and_closing_gives_it_back(self, world):
+        number = world.create(b"f", write=False).inode.id
+        world.open(b"f")
+        world.open(b"f")
+        world.open(b"f", client=2)
+        assert world.parts.holds.count == 3
+        world.close_one(number, read_hold=True)
+        world.close_one(number, read_hold=True, client=2)
+        assert world.parts.holds.count == 1
+        assert number in world.parts.holds
+        world.close_one(number, read_hold=True)
+        assert number not in world.parts.holds
+        world.close_one(number, read_hold=True)
+        assert world.parts.holds.count == 0
+
+    def test_requests_sent_twice_count_once(self, world):
+        number = world.create(b"f", write=False).inode.id
+        for _ in range(2):
+            world.open(b"f", sequence=900)
+        world.open(b"f", sequence=901)
+        assert world.parts.holds.count == 2
+        for _ in range(2):
+            world.close_one(number, read_hold=True, sequence=902)
+        assert world.parts.holds.count == 1
+
+    def test_writing_records_a_session(self, world):
+        number = world.create(b"f", write=False).inode.id
+        session = world.open(b"f", write=True, client=7).session
+        (key,) = world.keys(b"S")
+        assert schema.split_two(key) == (number, session)
+        assert world.parts.writers.count == 1
+        assert not world.close_one(number, session, client=7)[1].code
+        assert world.keys(b"S") == []
+        assert world.parts.writers.count == 0
+
+    def test_create_for_reading_and_writing(self, world):
+        reply = world.create(b"f", read=True)
+        assert reply.session
+        assert reply.inode.id in world.parts.holds
+        world.close_one(reply.inode.id, reply.session, read_hold=True)
+        assert world.parts.holds.count == 0
+        assert world.parts.writers.count == 0
+
+    def test_errors(self, world):
+        world.mkdir(b"d")
+        world.create(b"f", permissions=0o600)
+        world.symlink(b"l", b"f")
+        world.mknod(b"fifo", pb.FIFO)
+        with refused(NotFound, 2):
+            world.open(b"none")
+        with refused(IsADirectory, 21):
+            world.open(b"d", write=True)
+        with refused(IsADirectory, 21):
+            world.open(b"d", truncate=True)
+        with refused(InvalidArgument, 40):
+            world.open(b"l", follow=False)
+        for how in ({"read": True}, {"read": False, "write": True}, {"read": False, "truncate": True}):
+            with refused(PermissionDenied, 13):
+                world.open(b"f", user=ALICE, **how)
+        assert world.open(b"d").inode.type == pb.DIRECTORY
+        assert world.open(b"fifo", write=True).session == 0
+        assert world.parts.holds.count == 2
+
+    def test_session_of_another_client_is_no_permission(self, world):
+        world.set_attr(b"", permissions=0o777)
+        reply = world.create(b"f", user=ALICE, client=5, permissions=0o600)
+        with refused(PermissionDenied, 13):
+            world.sync(reply.inode.id, reply.session, length=9, user=BOB, client=6)
+        _, error = world.close_one(reply.inode.id, reply.session, user=BOB, client=6, length=9)
+        assert error.code == "permission_denied"
+        assert world.parts.writers.count == 1
+        world.set_attr(b"f", permissions=0o444, user=ALICE)
+        assert world.sync(reply.inode.id, reply.session, mtime_ns=5, user=ALICE, client=5).mtime_ns == 5
+
+
+class TestInline:
+    def test_small_content_lives_in_the_inode(self, world):
+        reply = world.create(b"f")
+        inode, error = world.close_one(
+            reply.inode.id,
+            reply.session,
+            has_inline=True,
+            inline_data=b"hello",
+            inline_base=reply.inode.change,
+            mtime_ns=77,
+        )
+        assert not error.code
+        assert (inode.inode.length, inode.inode.mtime_ns) == (5, 77)
+        assert inode.inode.change == reply.inode.change + 1
+        assert world.read(world.lookup(b"f")) == b"hello"
+        assert world.parts.writers.count == 0
+        assert world.list(with_inodes=True).entries[0].attributes.inline_data == b"hello"
+
+    def test_bytes_made_from_an_older_state_are_refused(self, world):
+        reply = world.create(b"f")
+        base = reply.inode.change
+        world.sync(reply.inode.id, reply.session, has_inline=True, inline_data=b"one", inline_base=base)
+        with refused(Conflict):
+            world.sync(reply.inode.id, reply.session, has_inline=True, inline_data=b"two", inline_base=base)
+        _, error = world.close_one(
+            reply.inode.id, reply.session, has_inline=True, inline_data=b"two", inline_base=base
+        )
+        assert (error.code, error.retryable) == ("conflict", True)
+        assert world.parts.writers.count == 1  # the session stays, so that its owner can merge
+        assert world.read(world.lookup(b"f")) == b"one"
+
+    def test_too_many_bytes(self, world):
+        reply = world.create(b"f")
+        with refused(InvalidArgument, 27):
+            world.sync(
+                reply.inode.id,
+                reply.session,
+                has_inline=True,
+                inline_data=bytes(4097),
+                inline_base=reply.inode.change,
+            )
+
+    def test_leaving_the_inode(self, world):
+        reply = world.create(b"f")
+        inode = world.sync(
+            reply.inode.id, reply.session, has_inline=True, inline_data=b"abc", inline_base=reply.inode.change
+        )
+        world.write(inode, 0, b"abc" + bytes(CHUNK))
+        with refused(Conflict):
+            world.sync(inode.id, reply.session, leave_inline=True, inline_base=inode.change - 1, length=CHUNK)
+        left = world.sync(
+            inode.id, reply.session, leave_inline=True, inline_base=inode.change, length=CHUNK + 3
+        )
+        assert not left.is_inline
+        assert world.read(left) == b"abc" + bytes(CHUNK)
+        with refused(Conflict):
+            world.sync(inode.id, reply.session, has_inline=True, inline_data=b"x", inline_base=left.change)
+
+    def test_only_truncation_to_nothing_brings_it_back(self, world):
+        reply = world.create(b"f")
+        world.write(reply.inode, 0, b"x" * CHUNK)
+        left = world.sync(
+            reply.inode.id, reply.session, leave_inline=True, inline_base=reply.inode.change, length=CHUNK
+        )
+        assert not world.set_attr(b"f", length=10, session=reply.session).is_inline
+        empty = world.set_attr(b"f", length=0, session=reply.session)
+        assert empty.is_inline
+        assert empty.content != left.content
+
+    def test_truncation(self, world):
+        reply = world.create(b"f")
+        world.sync(
+            reply.inode.id,
+            reply.session,
+            has_inline=True,
+            inline_data=b"hello",
+            inline_base=reply.inode.change,
+        )
+        assert world.read(world.set_attr(b"f", length=3)) == b"hel"
+        assert world.read(world.set_attr(b"f", length=5)) == b"hel\0\0"
+        long = world.set_attr(b"f", length=10_000)
+        assert long.is_inline
+        assert world.read(long) == b"hel".ljust(10_000, b"\0")
+        assert long.truncate_version == 3
+
+    def test_truncation_while_others_write_abandons_their_chunks(self, world):
+        mine = world.create(b"f")
+        other = world.open(b"f", write=True, client=2)
+        world.write(other.inode, 0, b"secret" * 1000)
+        cut = world.set_attr(b"f", length=2, session=mine.session)
+        assert cut.content != other.inode.content
+        with refused(Conflict):
+            world.sync(
+                cut.id,
+                other.session,
+                client=2,
+                leave_inline=True,
+                inline_base=other.inode.change,
+                length=6000,
+            )
+        world.clock.advance(2)
+        world.collect()
+        assert world.control.contents() == set()
+
+
+class TestLength:
+    def test_grows_with_hints_and_never_shrinks(self, world):
+        inode, session = world.chunked(b"f", b"x" * 100, close=False)
+        assert world.sync(inode.id, session, length=50).length == 100
+        assert world.sync(inode.id, session, length=150).length == 150
+
+    def test_hint_of_an_older_truncation_is_void(self, world):
+        inode, session = world.chunked(b"f", DATA, close=False)
+        cut = world.set_attr(b"f", length=CHUNK, session=session)
+        assert cut.truncate_version == 1
+        assert world.sync(inode.id, session, length=len(DATA), truncate_version=0).length == CHUNK
+        world.write(cut, CHUNK, b"new")
+        assert world.sync(inode.id, session, length=len(DATA), truncate_version=0).length == CHUNK + 3
+        assert world.sync(inode.id, session, length=2 * CHUNK, truncate_version=1).length == 2 * CHUNK
+
+    def test_exact_asks_every_chain(self, world):
+        inode, session = world.chunked(b"f", b"", close=False)
+        world.write(inode, 2 * CHUNK, b"far")
+        calls = world.control.calls
+        assert world.sync(inode.id, session, exact=True).length == 2 * CHUNK + 3
+        assert world.control.calls - calls == 4
+
+    def test_exact_keeps_what_extension_added(self, world):
+        inode, session = world.chunked(b"f", b"abc", close=False)
+        world.set_attr(b"f", length=5 * CHUNK, session=session)
+        assert world.sync(inode.id, session, exact=True).length == 5 * CHUNK
+
+    def test_others_see_what_is_being_written(self, world):
+        inode, session = world.chunked(b"f", b"", close=False)
+        world.write(inode, 0, b"x" * 1000)
+        assert world.stat(b"f", client=1).length == 0  # the writer knows better itself
+        for look in (
+            lambda: world.stat(b"f", client=2),
+            lambda: world.lookup(b"f", client=2),
+            lambda: world.batch_stat(inode.id, client=2)[0],
+            lambda: world.list(with_inodes=True, client=2).entries[0].attributes,
+            lambda: world.open(b"f", client=2).inode,
+        ):
+            assert look().length == 1000
+        world.write(inode, 1000, b"x" * 500)
+        world.clock.advance(0.051)
+        assert world.stat(b"f", client=2).length == 1500
+        world.close_one(inode.id, session, length=1500)
+        calls = world.control.calls
+        assert world.stat(b"f", client=2).length == 1500
+        assert world.control.calls == calls
+
+    def test_answers_are_used_again_for_a_moment(self, world):
+        world.chunked(b"f", b"x", close=False)
+        world.stat(b"f", client=2)
+        calls = world.control.calls
+        world.stat(b"f", client=3)
+        assert world.control.calls == calls
+        world.clock.advance(0.051)
+        world.stat(b"f", client=3)
+        assert world.control.calls > calls
+
+    def test_silent_chain(self, world):
+        world.chunked(b"f", b"x" * 10, close=False)
+        world.control.down.update(CHAINS)
+        with refused(Unavailable):
+            world.stat(b"f", client=2)
+        assert world.list(with_inodes=True, client=2).entries[0].attributes.length == 10
+
+    def test_too_long(self, world):
+        inode, session = world.chunked(b"f", b"", close=False)
+        for length in ((1 << 48) + 1, 2**64 - 1):
+            with refused(InvalidArgument, 27):
+                world.sync(inode.id, session, length=length)
+            with refused(InvalidArgument, 27):
+                world.set_attr(b"f", length=length)
+        assert world.sync(inode.id, session, length=1 << 48).length == 1 << 48
+
+    def test_errors(self, world):
+        world.mkdir(b"d")
+        world.mknod(b"p", pb.FIFO)
+        with refused(IsADirectory, 21):
+            world.sync(world.stat(b"d").id, length=1)
+        with refused(InvalidArgument, 22):
+            world.sync(world.stat(b"p").id, length=1)
+        with refused(NotFound, 2):
+            world.sync(999, length=1)
+        with refused(IsADirectory, 21):
+            world.set_attr(b"d", length=1)
+        with refused(InvalidArgument, 22):
+            world.set_attr(b"p", length=1)
+
+    def test_writing_clears_set_id_bits(self, world):
+        world.set_attr(b"", permissions=0o777)
+        inode, session = world.chunked(b"f", b"", close=False, user=ALICE, permissions=0o755)
+        world.set_attr(b"f", permissions=0o6755, user=ALICE)
+        assert world.sync(inode.id, session, length=3, user=ALICE).permissions == 0o755
+        world.set_attr(b"f", permissions=0o6755)
+        assert world.sync(inode.id, session, length=9).permissions == 0o6755
+
+
+class TestTruncate:
+    @pytest.mark.parametrize(
+        "length", [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3 * CHUNK, len(DATA) - 1, len(DATA)]
+    )
+    @pytest.mark.parametrize("open_", [False, True])
+    def test_no_old_byte_comes_back(self, world, length, open_):
+        inode, session = world.chunked(b"f", DATA, close=not open_)
+        cut = world.set_attr(b"f", length=length, session=session)
+        assert world.read(cut) == DATA[:length]
+        assert cut.truncate_version == 1
+        assert cut.content == inode.content
+        longer = world.set_attr(b"f", length=4 * CHUNK, session=session)
+        assert world.read(longer) == DATA[:length].ljust(4 * CHUNK, b"\0")
+        assert world.keys(b"P") == []
+
+    def test_bytes_beyond_the_known_length_go_too(self, world):
+        inode, session = world.chunked(b"f", b"", close=False)
+        world.write(inode, 0, DATA)  # acknowledged by the chains, not yet reported
+        world.set_attr(b"f", length=CHUNK + 5, session=session)
+        assert world.read(world.set_attr(b"f", length=len(DATA), session=session)) == DATA[: CHUNK + 5].ljust(
+            len(DATA), b"\0"
+        )
+
+    def test_extension_of_a_closed_file_asks_nobody(self, world):
+        world.chunked(b"f", DATA)
+        calls = world.control.calls
+        assert world.set_attr(b"f", length=10 * CHUNK).length == 10 * CHUNK
+        assert world.control.calls == calls
+
+    def test_to_nothing_takes_a_new_content(self, world):
+        inode, session = world.chunked(b"f", DATA, close=False)
+        cut = world.set_attr(b"f", length=0, session=session)
+        assert cut.content != inode.content
+        assert world.control.contents() == {inode.content}
+        assert len(world.keys(b"G")) == 1
+        world.clock.advance(2)
+        world.collect()
+        assert world.control.contents() == set()
+        assert world.keys(b"G") == []
+
+    def test_to_nothing_while_others_write_removes_chunks_at_once(self, world):
+        inode, _ = world.chunked(b"f", DATA, close=False, client=1)
+        world.open(b"f", write=True, client=2)
+        cut = world.set_attr(b"f", length=0, client=2)
+        assert cut.content == inode.content
+        assert not cut.is_inline
+        assert world.control.contents() == set()
+        world.clock.advance(0.1)
+        world.write(cut, 0, b"again")  # by client 1, which has heard of nothing
+        assert world.stat(b"f", client=3).length == 5
+
+    def test_on_open(self, world):
+        inode, _ = world.chunked(b"f", DATA)
+        reply = world.open(b"f", write=True, truncate=True)
+        assert reply.inode.length == 0
+        assert reply.inode.content != inode.content
+        assert reply.session
+        again = world.create(b"f", truncate=True, client=2)
+        assert again.inode.length == 0
+        assert again.session not in (0, reply.session)
+
+    def test_on_open_while_others_write(self, world):
+        inode, _ = world.chunked(b"f", DATA, close=False)
+        reply = world.create(b"f", truncate=True, client=2)
+        assert reply.inode.content == inode.content
+        assert (reply.inode.length, reply.inode.truncate_version) == (0, 1)
+        assert world.control.contents() == set()
+        assert world.keys(b"P") == []
+        assert world.parts.writers.count == 2
+
+    def test_permissions(self, world):
+        world.set_attr(b"", permissions=0o777)
+        world.chunked(b"f", DATA, user=ALICE)
+        with refused(PermissionDenied, 13):
+            world.set_attr(b"f", length=1, user=BOB)
+        reply = world.open(b"f", write=True, user=ALICE)
+        world.set_attr(b"f", permissions=0o444, user=ALICE)
+        with refused(PermissionDenied, 13):
+            world.set_attr(b"f", length=1, user=ALICE)
+        assert world.set_attr(b"f", length=1, user=ALICE, session=reply.session).length == 1
+
+    def test_chains_that_cannot_be_reached(self, world):
+        inode, _ = world.chunked(b"f", DATA)
+        world.control.down.add(chains_of(inode.layout, CHAINS)[1])
+        with refused(Unavailable):
+            world.set_attr(b"f", length=1)
+        assert len(world.keys(b"P")) == 1
+        assert inode.id in world.parts.truncations
+        world.control.down.clear()
+        world.run(world.parts.truncations.resume())
+        assert world.keys(b"P") == []
+        cut = world.stat(b"f")
+        assert (cut.length, cut.truncate_version) == (1, 1)
+        assert world.read(world.set_attr(b"f", length=len(DATA))) == DATA[:1].ljust(len(DATA), b"\0")
+
+    def test_whoever_asks_meanwhile_waits(self, world):
+        inode, _ = world.chunked(b"f", DATA)
+
+        async def both():
+            slow = world.control.remove_chunks
+            started = world.loop.create_future()
+            gate = world.loop.create_future()
+
+            async def remove(*args, **kwargs):
+                if not started.done():
+                    started.set_result(None)
+                await gate
+                return await slow(*args, **kwargs)
+
+            world.control.remove_chunks = remove
+            request = pb.SetAttrRequest(path=pb.Path(at=inode.id), length=5)
+            request.caller.CopyFrom(world.caller())
+            cutting = world.loop.create_task(world.service.set_attr(request, world.identity))
+            await started
+            look = pb.StatRequest(path=pb.Path(at=inode.id))
+            look.caller.CopyFrom(world.caller(client=2))
+            looking = world.loop.create_task(world.service.stat(look, world.identity))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert not looking.done()
+            gate.set_result(None)
+            return (await cutting).inode.length, (await looking).inode.length
+
+        assert world.run(both()) == (5, 5)
+
+
+class TestUnlinkedButOpen:
+    def test_reader_keeps_it(self, world):
+        inode, _ = world.chunked(b"f", DATA)
+        world.open(b"f", client=2)
+        world.unlink(b"f")
+        world.clock.advance(100)
+        world.collect()
+        assert world.stat(b"", at=inode.id).link_count == 0
+        assert world.read(world.stat(b"", at=inode.id)) == DATA
+        world.close_one(inode.id, read_hold=True, client=2)
+        world.collect()
+        assert world.control.contents() == set()
+        with refused(NotFound):
+            world.stat(b"", at=inode.id)
+
+    def test_writer_keeps_it_and_goes_on(self, world):
+        inode, session = world.chunked(b"f", b"abc", close=False)
+        world.unlink(b"f")
+        world.clock.advance(100)
+        world.collect()
+        world.write(inode, 3, b"def")
+        assert world.sync(inode.id, session, length=6).length == 6
+        assert world.set_attr(b"", at=inode.id, length=4, session=session).length == 4
+        assert world.read(world.stat(b"", at=inode.id)) == b"abcd"
+        again = world.open(b"", at=inode.id, write=True)
+        world.close_one(inode.id, session, length=4, truncate_version=1)
+        world.collect()
+        assert world.stat(b"", at=inode.id).id
+        world.close_one(inode.id, again.session, read_hold=True)
+        world.collect()
+        assert world.control.contents() == set()
+        assert world.keys(b"O") == world.keys(b"G") == world.keys(b"S") == []
+
+    def test_after_a_restart_readers_have_time_to_say_so(self, world):
+        inode, _ = world.chunked(b"f", DATA)
+        world.open(b"f", client=2)
+        world.unlink(b"f")
+        world.clock.advance(100)
+        before = world.parts.incarnation
+        world.crash()
+        world.collect()
+        assert world.stat(b"", at=inode.id).id
+        world.clock.advance(0.5)
+        reply = world.call("hold", pb.HoldRequest(inodes=[inode.id], incarnation=before), client=2)
+        assert reply.incarnation == world.parts.incarnation != before
+        world.clock.advance(100)
+        world.collect()
+        assert world.read(world.stat(b"", at=inode.id)) == DATA
+        world.call("hold", pb.HoldRequest(inodes=[]), client=2)
+        world.collect()
+        with refused(NotFound):
+            world.stat(b"", at=inode.id)
+
+    def test_sessions_outlive_a_restart(self, world):
+        inode, session = world.chunked(b"f", b"abc", close=False)
+        world.unlink(b"f")
+        world.crash()
+        assert world.parts.writers.count == 1
+        world.clock.advance(100)
+        world.collect()
+        assert world.stat(b"", at=inode.id).id
+        assert not world.close_one(inode.id, session)[1].code
+        world.collect()
+        assert world.control.contents() == set()
+
+    def test_removed_directory_that_is_open(self, world):
+        number = world.mkdir(b"d").id
+        world.open(b"d", client=2)
+        world.rmdir(b"d")
+        world.clock.advance(100)
+        world.collect()
+        assert world.stat(b"", at=number).link_count == 0
+        assert world.names(number) == []
+        world.close_one(number, read_hold=True, client=2)
+        world.collect()
+        with refused(NotFound):
+            world.stat(b"", at=number)
+
+
+class TestCloseMany:
+    def test_one_failure_does_not_hinder_the_others(self, world):
+        one = world.create(b"a")
+        other = world.create(b"b")
+        request = pb.CloseRequest(
+            closes=[
+                pb.CloseOne(inode=one.inode.id, session=one.session),
+                pb.CloseOne(inode=999, session=5, mtime_ns=4),
+                pb.CloseOne(inode=other.inode.id, session=other.session),
+            ]
+        )
+        reply = world.call("close", request)
+        assert [error.code for error in reply.errors] == ["", "not_found", ""]
+        assert world.parts.writers.count == 0
+
+    def test_too_many(self, world):
+        with refused(InvalidArgument):
+            world.call("close", pb.CloseRequest(closes=[pb.CloseOne(inode=1)] * 1025))
+
+    def test_session_that_is_gone_already(self, world):
+        reply = world.create(b"f")
+        for _ in range(2):
+            assert not world.close_one(reply.inode.id, reply.session)[1].code
