@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from luciola.errors import (
     Conflict,
     InvalidArgument,

@@ -3,6 +3,7 @@ import collections
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from luciola.config import MetaConfig
 from luciola.errors import InvalidArgument, Unavailable
 from luciola.meta.layout import Placer, chain_of, chains_of, length_max, permute, validate

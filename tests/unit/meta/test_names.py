@@ -1,6 +1,7 @@
 """Making, linking and removing names: results, errors, times and link counts."""
 
 import pytest
+
 from luciola.errors import (
     AlreadyExists,
     Busy,

@@ -1,6 +1,7 @@
 import itertools
 
 import pytest
+
 from luciola.errors import PermissionDenied
 from luciola.meta.permissions import (
     User,

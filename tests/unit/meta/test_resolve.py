@@ -1,4 +1,5 @@
 import pytest
+
 from luciola.errors import InvalidArgument, NotADirectory, NotFound, PermissionDenied
 
 from .world import ALICE, World, refused

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from luciola.errors import CorruptData
 from luciola.meta import schema
 from luciola.wire.pb.meta_pb2 import Inode

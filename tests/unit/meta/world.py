@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Collection
 
 import pytest
+
 from luciola.clock import ManualClock
 from luciola.config import MetaConfig
 from luciola.errors import Error
