@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from ..errors import Error, NotFound
-from ..meta.layout import chain_of_chunk
+from ..meta.layout import chain_of
 from ..wire import methods
 from ..wire.pb import meta_pb2, mgmtd_pb2, storage_pb2
 from .consistency import (
@@ -148,7 +148,7 @@ class Check:
     def _locate(self, layout: meta_pb2.Layout, index: int) -> int | None:
         for table in self._routing.tables:
             if (table.id, table.version) == (layout.table, layout.table_version):
-                return chain_of_chunk(layout, list(table.chains), index)
+                return chain_of(layout, table.chains, index)
         return None
 
     async def _collect_chunks(self) -> dict[tuple[int, int], Chunks]:

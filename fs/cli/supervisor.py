@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -144,7 +144,7 @@ class Supervisor:
         log.info("%s runs again as process %s", child.service.name, child.pid)
         self._changed()
 
-    async def _wait(self, what: str, condition: Callable[[], Any]) -> None:
+    async def _wait(self, what: str, condition: Callable[[], Awaitable[bool]]) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + START_S
         while not await condition():
