@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from ..config import ClusterConfig
 from ..errors import AlreadyExists, Error, Unavailable
-from ..fuse import clean_stale_mount, is_mounted
+from ..fuse import clean_stale_mount, is_mounted, read_records
 from ..wire import create_secret
 from . import processes
 from .datadir import DataDir, Shape, write_private
@@ -207,15 +207,9 @@ def end_leftovers(data: DataDir) -> None:
 
 def end_extra_mounts(data: DataDir, *, except_pids: set[int | None]) -> None:
     """Unmounts what `luciola mount` has mounted of this cluster beside the supervisor's own mount."""
-    pids = []
-    for record in data.mounts.glob("*.json"):
-        try:
-            pid = json.loads(record.read_text())["pid"]
-        except (OSError, json.JSONDecodeError, KeyError):
-            continue
-        if pid not in except_pids and processes.belongs(pid, data.root):
-            _signal(pid, signal.SIGTERM)
-            pids.append(pid)
+    pids = [record.pid for record in read_records(str(data.root)) if record.pid not in except_pids]
+    for pid in pids:
+        _signal(pid, signal.SIGTERM)
     _await_end(pids, patience_s=processes.STOP_S)
 
 
