@@ -14,6 +14,7 @@ import click
 
 from ..config import ClusterConfig, load
 from ..errors import Timeout, Unavailable
+from ..fuse import read_records
 from . import processes
 from .datadir import DataDir, choose_shape
 from .manager import Manager, describe_chains
@@ -169,20 +170,12 @@ def _checked(service: dict[str, Any]) -> dict[str, Any]:
 
 
 def _extra_mounts(data: DataDir, services: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    import json
-
     known = {service["id"] for service in services if service["kind"] == "mount"}
-    found = []
-    for record in sorted(data.mounts.glob("*.json")):
-        try:
-            entry = json.loads(record.read_text())
-        except (OSError, json.JSONDecodeError):
-            continue
-        if entry["mountpoint"] not in known and processes.belongs(entry["pid"], data.root):
-            found.append(
-                {"kind": "mount", "id": entry["mountpoint"], "pid": entry["pid"], "state": "running"}
-            )
-    return found
+    return [
+        {"kind": "mount", "id": record.mountpoint, "pid": record.pid, "state": "running"}
+        for record in read_records(str(data.root))
+        if record.mountpoint not in known
+    ]
 
 
 def _print_status(report: dict[str, Any]) -> None:
