@@ -2,7 +2,9 @@
 
 M1  A lease is counted from before the heartbeat was sent, on the monotonic clock, and shortened by the drift
     that two clocks may have: mgmtd, which counts from when it received it, never thinks that it ended earlier.
-M2  Routing reaches the data server before the model, and the model before the next heartbeat: a report is
+M2  A lease is used only while the model allows it (I6 there), and dropped before OFFLINE is reported of a
+    replica that serves.
+M3  Routing reaches the data server before the model, and the model before the next heartbeat: a report is
     always about a chain version that the data server already knows.
 """
 
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .. import config as configuration
-from ..errors import ConfigError, Error
+from ..errors import ConfigError, Error, InvalidArgument
 from ..ids import ChainId, ChainVersion, TargetId
 from ..wire import RoutingTable, RpcClients, methods
 from ..wire.pb import mgmtd_pb2
@@ -79,7 +81,7 @@ class Membership:
 
     def routing_changed(self, routing: Routing) -> None:
         """Takes in what mgmtd published (already in `table`)."""
-        self._engine.node.set_routing(routing.SerializeToString())  # M2
+        self._engine.node.set_routing(routing.SerializeToString())  # M3
         seen = {
             TargetId(target.id): model.Seen(
                 ChainId(chain.id), ChainVersion(chain.version), model.Public(target.state)
@@ -104,7 +106,6 @@ class Membership:
         """Reading or writing the disk gives errors."""
         if not self.state.has_failed:
             log.error("the disk fails; every replica here is OFFLINE until this process is started again")
-            self._spawn(self._engine.run(self._engine.node.drop_lease))
             self._apply(model.DiskFailed())
 
     def _apply(self, event: model.Event) -> None:
@@ -194,6 +195,8 @@ class Membership:
             if self._was_heard:
                 log.warning("heartbeats are not answered: %s", error)
             self._was_heard = False
+            if isinstance(error, InvalidArgument):
+                raise  # another process has taken this node's place, or has been told to: end, and start again
             return False
         if not self._was_heard:
             log.info("heartbeats are answered again")
@@ -204,7 +207,7 @@ class Membership:
     def _granted(self, reply: HeartbeatReply, sent_s: float) -> None:
         if reply.interval_ms:
             self._interval_s = reply.interval_ms / 1000
-        if reply.lease_ms and not self.state.has_failed:
+        if reply.lease_ms and model.may_serve(self.state):  # M2
             lease_s = reply.lease_ms / 1000 * (1 - self._options.drift_percent / 100)
             self._engine.node.set_lease(sent_s + lease_s, reply.routing_version)
         if reply.config_toml and reply.config_version > self._about.config_version:
@@ -236,6 +239,8 @@ class Membership:
             if error.errno != errno.EIO:
                 raise
             self.disk_failed()
+        if not model.may_serve(self.state):
+            await self._engine.run(node.drop_lease)  # M2
         request = HeartbeatRequest(node=self._about, sequence=self._next())
         for target, about in self.state.targets.items():
             used = used_bytes.get(target, 0)

@@ -10,6 +10,8 @@ state, in heartbeats). Invariants:
         decides that the data is lost, not an empty directory.
     I4  A failed disk stays OFFLINE until the process is started again.
     I5  An older chain version than one already seen changes nothing.
+    I6  The lease is not used while a replica is publicly SERVING and reported OFFLINE: mgmtd may hand its part to
+        others as soon as it has heard that.
 
 Source: the state machine of digest 3.5.2 and 5.10, with I3 added and leases instead of local guesses.
 """
@@ -52,13 +54,14 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One replica of this node. `lost`: the chunks it once held are gone."""
+    """One replica of this node. `lost`: the chunks it once held are gone. `withdrawn`: it was asked to let go."""
 
     chain: ChainId
     chain_version: ChainVersion
     public: Public
     local: Local
     lost: bool = False
+    withdrawn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,13 @@ class SyncDone:
 
     chain: ChainId
     chain_version: ChainVersion
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """mgmtd asks this SERVING replica to let go, so that it comes back at the end of its chain."""
+
+    target: TargetId
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +131,7 @@ class DataLost:
     chain: ChainId
 
 
-Event: TypeAlias = RoutingChanged | SyncDone | DiskFailed
+Event: TypeAlias = RoutingChanged | SyncDone | Withdraw | DiskFailed
 Effect: TypeAlias = Report | Restored | Removed | DataLost
 
 ACTIVE: Final = (Public.SERVING, Public.SYNCING)
@@ -134,12 +144,21 @@ def step(state: State, event: Event) -> tuple[State, list[Effect]]:
             return _routing_changed(state, event)
         case SyncDone():
             return _sync_done(state, event)
+        case Withdraw(target):
+            return _withdraw(state, target)
         case DiskFailed():
             targets = {id_: replace(target, local=Local.OFFLINE) for id_, target in state.targets.items()}
             effects: list[Effect] = [
                 Report(id_) for id_, target in targets.items() if target != state.targets[id_]
             ]
             return replace(state, has_failed=True, targets=MappingProxyType(targets)), effects
+
+
+def may_serve(state: State) -> bool:
+    """Whether the lease may be used (I6)."""
+    return not state.has_failed and not any(
+        target.public == Public.SERVING and target.local == Local.OFFLINE for target in state.targets.values()
+    )
 
 
 def may_sync(state: State, chain: ChainId, chain_version: ChainVersion) -> bool:
@@ -192,13 +211,22 @@ def _target(state: State, before: Target | None, now: Seen, *, lost: bool) -> Ta
     )
     # Whoever was declared UPTODATE, or is SERVING, has its data.
     lost = lost and not is_synced and not (now.public == Public.SERVING and state.is_back)
-    if state.has_failed or not state.is_back or (lost and now.public == Public.LASTSRV):
+    withdrawn = before is not None and before.withdrawn and now.public == Public.SERVING
+    if state.has_failed or not state.is_back or withdrawn or (lost and now.public == Public.LASTSRV):
         local = Local.OFFLINE
     elif now.public == Public.SERVING or (now.public == Public.SYNCING and is_synced):
         local = Local.UPTODATE
     else:
         local = Local.ONLINE
-    return Target(now.chain, now.chain_version, now.public, local, lost)
+    return Target(now.chain, now.chain_version, now.public, local, lost, withdrawn)
+
+
+def _withdraw(state: State, id_: TargetId) -> tuple[State, list[Effect]]:
+    target = state.targets.get(id_)
+    if target is None or target.public != Public.SERVING or target.withdrawn:
+        return state, []
+    after = replace(target, local=Local.OFFLINE, withdrawn=True)
+    return replace(state, targets=MappingProxyType({**state.targets, id_: after})), [Report(id_)]
 
 
 def _sync_done(state: State, event: SyncDone) -> tuple[State, list[Effect]]:
@@ -235,6 +263,8 @@ __all__ = [
     "State",
     "SyncDone",
     "Target",
+    "Withdraw",
+    "may_serve",
     "may_sync",
     "step",
 ]

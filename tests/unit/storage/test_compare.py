@@ -111,7 +111,7 @@ def visible(record):
     return record.chain_version, record.version, content
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(replicas, replicas)
 def test_replicas_are_equal_after_any_plan(ours, theirs):
     local, remote = replica(ours), replica(theirs)
@@ -129,7 +129,7 @@ def test_replicas_are_equal_after_any_plan(ours, theirs):
     assert all(mine[name].version == 0 for name in result.keys() - committed.keys())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(replicas, replicas)
 def test_nothing_is_decided_twice_and_order_is_kept(ours, theirs):
     plan = compare(replica(ours), replica(theirs))
@@ -139,7 +139,7 @@ def test_nothing_is_decided_twice_and_order_is_kept(ours, theirs):
     assert plan.transfers == sorted(plan.transfers)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(replicas)
 def test_replica_compared_with_itself_at_rest_needs_nothing(chunks):
     still = [replace(record, pending=False, pending_version=0) for record in replica(chunks)]
