@@ -132,12 +132,12 @@ pub struct Error {
     kind: Kind,
     errno: i32,
     message: Cow<'static, str>,
-    fields: Option<Box<BTreeMap<String, String>>>,
+    fields: BTreeMap<String, String>,
 }
 
 impl Error {
     pub fn new(kind: Kind, message: impl Into<Cow<'static, str>>) -> Error {
-        Error { kind, errno: kind.errno(), message: message.into(), fields: None }
+        Error { kind, errno: kind.errno(), message: message.into(), fields: BTreeMap::new() }
     }
 
     /// The same error with another errno than its kind's: EPERM, ENAMETOOLONG, ELOOP, EFBIG.
@@ -165,14 +165,11 @@ impl Error {
     }
 
     pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.fields
-            .iter()
-            .flat_map(|fields| fields.iter())
-            .map(|(name, value)| (name.as_str(), value.as_str()))
+        self.fields.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     pub fn field(&self, name: &str) -> Option<&str> {
-        self.fields.as_ref()?.get(name).map(String::as_str)
+        self.fields.get(name).map(String::as_str)
     }
 
     pub fn is_retryable(&self) -> bool {
@@ -227,8 +224,7 @@ impl From<pb::Error> for Error {
     fn from(error: pb::Error) -> Error {
         let kind = Kind::from_code(&error.code);
         let errno = if error.errno > 0 { error.errno } else { kind.errno() };
-        let fields = (!error.fields.is_empty()).then(|| Box::new(error.fields));
-        Error { kind, errno, message: Cow::Owned(error.message), fields }
+        Error { kind, errno, message: Cow::Owned(error.message), fields: error.fields }
     }
 }
 
@@ -239,7 +235,7 @@ impl From<&Error> for pb::Error {
             message: error.message.to_string(),
             errno: error.errno,
             retryable: error.is_retryable(),
-            fields: error.fields.as_deref().cloned().unwrap_or_default(),
+            fields: error.fields.clone(),
         }
     }
 }
@@ -323,7 +319,7 @@ mod tests {
     #[test]
     fn an_error_survives_the_wire() {
         let mut error = Error::invalid("name too long").with_errno(Errno::NAMETOOLONG);
-        error.fields = Some(Box::new(BTreeMap::from([("name".to_owned(), "x".to_owned())])));
+        error.fields.insert("name".to_owned(), "x".to_owned());
         let back = Error::from(pb::Error::from(&error));
         assert_eq!(back, error);
         assert_eq!(back.field("name"), Some("x"));

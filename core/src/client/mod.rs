@@ -3,18 +3,53 @@
 //! `routing`, `data` and `lane` bring bytes and metadata calls to whoever serves them; this module, `file`,
 //! `inode` and `names` keep what a process knows of the files it uses; `fs` is the door of the mount.
 
+mod ahead;
 mod backoff;
+mod budget;
 pub mod data;
+mod directory;
+mod dirty;
+mod file;
+#[cfg(test)]
+mod file_tests;
+pub mod fs;
+mod inline;
+mod inode;
 pub mod lane;
+mod meta;
+mod names;
 pub mod routing;
+mod session;
+mod shared;
+#[cfg(test)]
+mod twin;
+mod workers;
 
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use crate::buffer::BufferPool;
 use crate::error::{Error, Result};
 use crate::types::ClientId;
-use crate::wire::pb::NodeKind;
+use crate::wire::credential::Credential;
+use crate::wire::pb::{self, NodeKind};
+
+use data::{DataClient, DataOptions};
+pub use file::{CreateOptions, File, OpenOptions, set_attributes, set_length};
+pub use inode::{OpenInode, Place, Through, now_ns};
+use lane::{Lane, LaneOptions};
+use meta::Carrier;
+pub use meta::{Meta, Who, inode_path, name_path};
+pub use names::{Found, LISTED_MAX, Names};
+use routing::RoutingTable;
+use session::Session;
+use shared::Chains;
+pub use shared::{Chunks, Shared};
+
+/// Size of a buffer for dirty bytes: the longest piece.
+const POOL_BUFFER_BYTES: usize = dirty::RUN_BYTES as usize;
 
 /// How bytes travel to storage nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,6 +120,10 @@ impl Options {
 pub struct Client {
     id: ClientId,
     options: Options,
+    who: Arc<Who>,
+    shared: Arc<Shared>,
+    session: Arc<Session>,
+    closed: AtomicBool,
 }
 
 impl Client {
@@ -94,7 +133,40 @@ impl Client {
     pub fn connect(options: Options) -> Result<Arc<Client>> {
         let mut bytes = [0u8; 8];
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-        Ok(Arc::new(Client { id: ClientId(u64::from_le_bytes(bytes) | 1), options }))
+        let id = ClientId(u64::from_le_bytes(bytes) | 1);
+        let who = Arc::new(Who::of_claims(&options.claims)?);
+        let credential = Credential::new(options.claims.clone(), options.key)
+            .map_err(|_| Error::invalid("the token's claims make no sense"))?;
+        let lane_options = LaneOptions {
+            retry_first: options.retry_first,
+            retry_max: options.retry_max,
+            connections_max: options.connections_per_node,
+        };
+        let mgmtd = Lane::new(options.mgmtd.clone(), credential.clone(), lane_options.clone());
+        let routing = RoutingTable::start(mgmtd.clone(), Instant::now() + options.deadline)?;
+        let meta_lane =
+            Lane::new(routing.current().lane_addresses(NodeKind::NodeMeta), credential.clone(), lane_options);
+        let data_options = DataOptions {
+            client: id,
+            retry_first: options.retry_first,
+            retry_max: options.retry_max,
+            connections_per_node: options.connections_per_node,
+            transport: options.transport,
+        };
+        let data = DataClient::new(routing.clone(), credential, data_options);
+        let meta = Meta::new(Carrier::Lane(meta_lane.clone()), id, options.deadline);
+        // Dirty bytes, what is in flight besides, and blocks read ahead.
+        let buffers = (options.write_buffer_bytes + 2 * options.read_ahead_bytes) / POOL_BUFFER_BYTES + 16;
+        let shared = Shared::new(
+            meta,
+            Box::new(Chains { data, deadline: options.deadline }),
+            BufferPool::new(POOL_BUFFER_BYTES, buffers)?,
+            options.write_buffer_bytes,
+            options.read_ahead_bytes,
+            options.attribute_timeout,
+        );
+        let session = Session::start(id, &options, shared.clone(), who.clone(), routing, mgmtd, meta_lane)?;
+        Ok(Arc::new(Client { id, options, who, shared, session, closed: AtomicBool::new(false) }))
     }
 
     pub fn id(&self) -> ClientId {
@@ -105,8 +177,76 @@ impl Client {
         &self.options
     }
 
-    /// Writes back what is dirty, ends all sessions and says goodbye. Later calls fail. Idempotent.
+    /// Who the token says its bearer is.
+    pub fn who(&self) -> &Arc<Who> {
+        &self.who
+    }
+
+    /// The metadata service, for calls that concern no open file.
+    pub fn meta(&self) -> &Meta {
+        &self.shared.meta
+    }
+
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Name of the cluster, as its manager tells it.
+    pub fn cluster_id(&self) -> String {
+        self.session.cluster_id()
+    }
+
+    pub fn open(&self, who: &Arc<Who>, path: pb::Path, options: OpenOptions) -> Result<Arc<File>> {
+        File::open(&self.shared, who, path, options)
+    }
+
+    pub fn create(
+        &self,
+        who: &Arc<Who>,
+        path: pb::Path,
+        options: OpenOptions,
+        create: CreateOptions,
+    ) -> Result<Arc<File>> {
+        File::create(&self.shared, who, path, options, create)
+    }
+
+    /// Attributes, with what was written here and not told yet.
+    pub fn stat(&self, who: &Who, path: pb::Path, follow: bool) -> Result<pb::Inode> {
+        let inode = self.shared.meta.stat(who, path, follow)?;
+        match self.shared.find(inode.id) {
+            Some(open) => {
+                open.adopt(&inode);
+                Ok(open.seen())
+            }
+            None => Ok(inode),
+        }
+    }
+
+    /// Everything written through this client so far is acknowledged and told.
+    pub fn flush(&self) -> Result<()> {
+        let results: Vec<_> = self.shared.open_files().iter().map(|inode| inode.sync(false, false)).collect();
+        results.into_iter().collect()
+    }
+
+    /// Writes back what is dirty, ends all sessions and says goodbye. Idempotent.
     pub fn close(&self) -> Result<()> {
-        Ok(())
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let flushed = self.flush();
+        self.session.stop();
+        self.shared.errands.stop();
+        self.shared.send_closes();
+        self.shared.workers.stop();
+        self.session.leave();
+        flushed
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            log::warn!("client {}: {error}", self.id);
+        }
     }
 }

@@ -1,0 +1,363 @@
+//! One open file: a handle on an [`OpenInode`], with its own mode, errors still to be told, and reading ahead.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::ahead::ReadAhead;
+use super::inode::{OpenInode, Place, Through};
+use super::meta::{Who, inode_path};
+use super::shared::{Close, Shared};
+use crate::buffer::Placement;
+use crate::error::{Error, Kind, Result};
+use crate::wire::pb;
+use rustix::io::Errno;
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenOptions {
+    pub read: bool,
+    pub write: bool,
+    pub append: bool,
+    pub truncate: bool,
+    /// Acknowledged by the chains before a write returns (O_DIRECT, strict consistency).
+    pub direct: bool,
+    pub follow: bool,
+}
+
+/// What `create` adds to [`OpenOptions`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// umask already applied.
+    pub permissions: u32,
+    pub exclusive: bool,
+}
+
+pub struct File {
+    inode: Arc<OpenInode>,
+    shared: Arc<Shared>,
+    who: Arc<Who>,
+    session: u64,
+    options: OpenOptions,
+    /// Errors that fsync and close have reported, and those that write has.
+    reported: AtomicU64,
+    written: AtomicU64,
+    ahead: ReadAhead,
+    closed: AtomicBool,
+}
+
+impl File {
+    pub fn open(
+        shared: &Arc<Shared>,
+        who: &Arc<Who>,
+        path: pb::Path,
+        options: OpenOptions,
+    ) -> Result<Arc<File>> {
+        let request = pb::OpenRequest {
+            path: Some(path.clone()),
+            read: options.read,
+            write: options.write,
+            truncate: options.truncate,
+            follow: options.follow,
+            ..Default::default()
+        };
+        // A file that other handles here are writing must be alone while it is emptied.
+        let known = if options.truncate && path.path.is_empty() { shared.find(path.at) } else { None };
+        let reply = match known {
+            Some(inode) => inode.truncate(0, || shared.meta.open(who, request))?,
+            None => shared.meta.open(who, request)?,
+        };
+        File::opened(shared, who, reply, options)
+    }
+
+    pub fn create(
+        shared: &Arc<Shared>,
+        who: &Arc<Who>,
+        path: pb::Path,
+        options: OpenOptions,
+        create: CreateOptions,
+    ) -> Result<Arc<File>> {
+        let request = pb::CreateRequest {
+            path: Some(path),
+            permissions: create.permissions,
+            exclusive: create.exclusive,
+            truncate: options.truncate,
+            write: options.write,
+            read: options.read,
+            ..Default::default()
+        };
+        let reply = shared.meta.create(who, request)?;
+        File::opened(shared, who, reply, options)
+    }
+
+    fn opened(
+        shared: &Arc<Shared>,
+        who: &Arc<Who>,
+        reply: pb::InodeReply,
+        options: OpenOptions,
+    ) -> Result<Arc<File>> {
+        let inode = reply.inode.ok_or_else(|| Error::new(Kind::CorruptData, "opened without an inode"))?;
+        shared.names.learn(inode.clone());
+        let inode = shared.opened(inode);
+        if reply.session != 0 {
+            inode.add_session(reply.session, who);
+        }
+        if options.read {
+            shared.hold(inode.id());
+        }
+        let errors = inode.errors();
+        Ok(Arc::new(File {
+            inode,
+            shared: shared.clone(),
+            who: who.clone(),
+            session: reply.session,
+            options,
+            reported: AtomicU64::new(errors),
+            written: AtomicU64::new(errors),
+            ahead: ReadAhead::new(),
+            closed: AtomicBool::new(false),
+        }))
+    }
+
+    pub fn inode(&self) -> &Arc<OpenInode> {
+        &self.inode
+    }
+
+    pub fn options(&self) -> OpenOptions {
+        self.options
+    }
+
+    pub fn who(&self) -> &Arc<Who> {
+        &self.who
+    }
+
+    fn check(&self, allowed: bool) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::invalid("the file is closed").with_errno(Errno::BADF));
+        }
+        if !allowed {
+            return Err(Error::invalid("the file is not open for that").with_errno(Errno::BADF));
+        }
+        Ok(())
+    }
+
+    fn through(&self) -> Through {
+        if self.options.direct { Through::Direct } else { Through::Buffered }
+    }
+
+    /// Reads up to `into.len()` bytes; fewer only at the end of the file.
+    pub fn read_at(&self, offset: u64, into: &Placement) -> Result<usize> {
+        self.check(self.options.read)?;
+        self.inode.read(&self.who, offset, into, self.through())
+    }
+
+    /// As `read_at`, for readers that have no cache below them: sequential small reads are read ahead.
+    pub fn read_ahead_at(&self, offset: u64, into: &Placement) -> Result<usize> {
+        self.check(self.options.read)?;
+        if self.options.direct {
+            return self.inode.read(&self.who, offset, into, Through::Direct);
+        }
+        self.ahead.read(&self.shared, &self.inode, &self.who, offset, into)
+    }
+
+    /// Reads with another mode than the file was opened with (fcntl may change O_DIRECT).
+    pub fn read_through(&self, offset: u64, into: &Placement, through: Through) -> Result<usize> {
+        self.check(true)?;
+        self.inode.read(&self.who, offset, into, through)
+    }
+
+    /// Writes all of `payload`; `keep`: its memory may be kept and changed. Returns the offset it went to.
+    pub fn write(&self, place: Place, payload: &Placement, keep: bool) -> Result<u64> {
+        self.write_through(place, payload, keep, self.through())
+    }
+
+    pub fn write_through(
+        &self,
+        place: Place,
+        payload: &Placement,
+        keep: bool,
+        through: Through,
+    ) -> Result<u64> {
+        self.check(self.options.write)?;
+        // A program that never asks should not write for hours into a file that does not take it.
+        if let Some((errors, error)) = self.inode.error_since(self.written.load(Ordering::Acquire)) {
+            self.written.store(errors, Ordering::Release);
+            return Err(error);
+        }
+        let place = if self.options.append { Place::End } else { place };
+        let result = self.inode.write(place, payload, keep, through);
+        if through == Through::Direct {
+            // Told to this writer now; fsync tells the others.
+            self.written.store(self.inode.errors(), Ordering::Release);
+        }
+        result
+    }
+
+    /// The error of a write-back that this handle has not reported yet.
+    fn report(&self) -> Result<()> {
+        match self.inode.error_since(self.reported.load(Ordering::Acquire)) {
+            Some((errors, error)) => {
+                self.reported.store(errors, Ordering::Release);
+                self.written.fetch_max(errors, Ordering::AcqRel);
+                Err(error)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What close(2) of one descriptor does: other clients that open the file now see everything.
+    pub fn flush(&self) -> Result<()> {
+        self.check(true)?;
+        let synced = if self.options.write { self.inode.sync(false, false) } else { Ok(()) };
+        self.report().and(synced)
+    }
+
+    pub fn fsync(&self, data_only: bool) -> Result<()> {
+        self.check(true)?;
+        let synced = self.inode.sync(true, data_only);
+        self.report().and(synced)
+    }
+
+    pub fn truncate(&self, length: u64) -> Result<pb::Inode> {
+        self.check(self.options.write)?;
+        set_length(&self.shared, &self.who, self.inode.id(), length, self.session)
+    }
+
+    /// Ends the handle: everything is acknowledged and told, or the error says why not. Idempotent.
+    pub fn close(&self) -> Result<()> {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let told = if self.options.write { self.close_written() } else { Ok(false) };
+        if !matches!(told, Ok(true)) {
+            self.shared.close_later(self.goodbye());
+        }
+        self.end();
+        self.report().and(told.map(drop))
+    }
+
+    /// Ends the handle when nobody waits: what is dirty is written back first.
+    pub fn release(self: &Arc<Self>) {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if !self.options.write || self.inode.is_clean() {
+            self.finish();
+            return;
+        }
+        let file = self.clone();
+        if !self.shared.errands.submit(move || file.finish_dirty()) {
+            self.finish_dirty();
+        }
+    }
+
+    fn finish_dirty(&self) {
+        if let Err(error) = self.inode.sync(false, false) {
+            self.inode.fail(error.context("close"));
+        }
+        self.finish();
+    }
+
+    fn finish(&self) {
+        self.shared.close_later(self.goodbye());
+        self.end();
+    }
+
+    fn end(&self) {
+        self.inode.drop_session(self.session);
+        if self.options.read {
+            self.shared.unhold(self.inode.id());
+        }
+        self.shared.released(self.inode.id());
+    }
+
+    /// Writes back and tells the last words with the close itself: one call. True: the close has been sent.
+    fn close_written(&self) -> Result<bool> {
+        self.inode.flush();
+        let Some((news, writes)) = self.inode.last_words() else { return Ok(false) };
+        if news.leave {
+            return self.inode.sync(false, false).map(|()| false);
+        }
+        let mut close = self.goodbye();
+        close.one.length = news.length;
+        close.one.mtime_ns = news.mtime_ns;
+        close.one.has_inline = news.inline.is_some();
+        close.one.inline_data = news.inline.unwrap_or_default();
+        close.one.inline_base = news.base;
+        let outcome = self.shared.meta.close(&self.who, vec![close.one])?.pop();
+        match outcome.expect("one outcome for one close") {
+            Ok(inode) => {
+                self.inode.told(&inode, writes, false);
+                self.shared.names.learn(inode);
+                Ok(true)
+            }
+            // Somebody else changed the small file: merge, with the session still open.
+            Err(error) if error.kind() == Kind::Conflict => self.inode.sync(false, false).map(|()| false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn goodbye(&self) -> Close {
+        let one = pb::CloseOne {
+            inode: self.inode.id(),
+            session: self.session,
+            read_hold: self.options.read,
+            ..Default::default()
+        };
+        Close { who: self.who.clone(), one }
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        if *self.closed.get_mut() {
+            return;
+        }
+        if self.options.write && !self.inode.is_clean() {
+            log::warn!("inode {}: dropped without close", self.inode.id());
+            self.finish_dirty();
+        } else {
+            self.finish();
+        }
+    }
+}
+
+/// Cuts or extends a file, which may be open here.
+pub fn set_length(
+    shared: &Arc<Shared>,
+    who: &Who,
+    inode: u64,
+    length: u64,
+    session: u64,
+) -> Result<pb::Inode> {
+    let request = pb::SetAttrRequest {
+        path: Some(inode_path(inode)),
+        length: Some(length),
+        session,
+        ..Default::default()
+    };
+    set_attributes(shared, who, request)
+}
+
+/// Changes attributes of an inode (by number), which may be open here.
+pub fn set_attributes(shared: &Arc<Shared>, who: &Who, request: pb::SetAttrRequest) -> Result<pb::Inode> {
+    let id = request.path.as_ref().map_or(0, |path| path.at);
+    let times = request.mtime_ns.is_some() || request.mtime_now;
+    let open = shared.find(id);
+    let inode = match (&open, request.length) {
+        (Some(open), Some(length)) => {
+            let change = || {
+                let inode = shared.meta.set_attr(who, request)?;
+                Ok(pb::InodeReply { inode: Some(inode), ..Default::default() })
+            };
+            open.truncate(length, change)?.inode.unwrap_or_default()
+        }
+        _ => shared.meta.set_attr(who, request)?,
+    };
+    shared.names.learn(inode.clone());
+    let Some(open) = open else { return Ok(inode) };
+    if times {
+        open.forget_mtime();
+    }
+    open.adopt(&inode);
+    Ok(open.seen())
+}

@@ -1,0 +1,426 @@
+//! Files against the twins of chunks and metadata.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+use super::twin::{CHUNK_BYTES, ChunkTwin, INLINE_BYTES, MetaTwin, client};
+use super::*;
+use crate::buffer::Placement;
+use crate::error::Kind;
+use crate::wire::pb::Method;
+
+struct World {
+    chunks: Arc<ChunkTwin>,
+    meta: Arc<MetaTwin>,
+    shared: Arc<Shared>,
+    who: Arc<Who>,
+}
+
+const READ_WRITE: OpenOptions =
+    OpenOptions { read: true, write: true, append: false, truncate: false, direct: false, follow: false };
+const FRESH: CreateOptions = CreateOptions { permissions: 0o644, exclusive: false };
+
+impl World {
+    fn new() -> World {
+        World::with_buffer(8 << 20)
+    }
+
+    fn with_buffer(bytes: usize) -> World {
+        let chunks = Arc::new(ChunkTwin::default());
+        let meta = MetaTwin::new(chunks.clone());
+        let shared = client(&chunks, &meta, bytes);
+        World { chunks, meta, shared, who: Arc::default() }
+    }
+
+    /// Another process on the same cluster.
+    fn other(&self) -> World {
+        let shared = client(&self.chunks, &self.meta, 8 << 20);
+        World { chunks: self.chunks.clone(), meta: self.meta.clone(), shared, who: Arc::default() }
+    }
+
+    fn create(&self, number: u64) -> Arc<File> {
+        let path = name_path(1, format!("f{number}").as_bytes());
+        File::create(&self.shared, &self.who, path, READ_WRITE, FRESH).unwrap()
+    }
+
+    fn open(&self, number: u64) -> Arc<File> {
+        File::open(&self.shared, &self.who, inode_path(number), READ_WRITE).unwrap()
+    }
+
+    fn open_with(&self, number: u64, options: OpenOptions) -> Arc<File> {
+        File::open(&self.shared, &self.who, inode_path(number), options).unwrap()
+    }
+}
+
+fn put(file: &File, offset: u64, bytes: &[u8]) {
+    file.write(Place::At(offset), &Placement::from_vec(bytes.to_vec()), false).unwrap();
+}
+
+fn get(file: &File, offset: u64, length: usize) -> Vec<u8> {
+    let into = Placement::from_vec(vec![0xee; length]);
+    let count = file.read_at(offset, &into).unwrap();
+    into.slice(0..count).to_vec()
+}
+
+fn pattern(length: usize, seed: u8) -> Vec<u8> {
+    (0..length).map(|index| (index as u8).wrapping_mul(31).wrapping_add(seed)).collect()
+}
+
+#[test]
+fn a_small_file_lives_in_its_inode_and_costs_one_close() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, b"hello");
+    put(&file, 5, b" world");
+    file.close().unwrap();
+    assert_eq!(world.meta.inode(5).inline_data, b"hello world");
+    assert_eq!(*world.meta.calls.lock(), [Method::MetaCreate, Method::MetaClose]);
+    assert_eq!(world.chunks.writes.load(Ordering::Relaxed), 0);
+    assert_eq!(get(&world.other().open(5), 0, 100), b"hello world");
+}
+
+#[test]
+fn a_file_that_outgrows_its_inode_moves_to_chunks() {
+    let world = World::new();
+    let file = world.create(5);
+    let bytes = pattern(INLINE_BYTES as usize + 10, 1);
+    put(&file, 0, &bytes[..100]);
+    file.flush().unwrap();
+    assert!(world.meta.inode(5).is_inline);
+    put(&file, 100, &bytes[100..]);
+    assert_eq!(get(&file, 0, 10_000), bytes);
+    file.close().unwrap();
+    let inode = world.meta.inode(5);
+    assert!(!inode.is_inline && inode.inline_data.is_empty());
+    assert_eq!(inode.length, bytes.len() as u64);
+    assert_eq!(world.chunks.content(inode.content), bytes);
+}
+
+#[test]
+fn writers_of_one_small_file_on_two_clients_both_survive() {
+    let world = World::new();
+    let mine = world.create(5);
+    put(&mine, 0, b"aaaaaaaa");
+    mine.flush().unwrap();
+    let other = world.other();
+    let theirs = other.open(5);
+    put(&mine, 0, b"MM");
+    put(&theirs, 6, b"TTTT");
+    theirs.close().unwrap();
+    mine.close().unwrap();
+    assert_eq!(world.meta.inode(5).inline_data, b"MMaaaaTTTT");
+}
+
+#[test]
+fn a_small_write_survives_that_the_file_became_a_large_one_meanwhile() {
+    let world = World::new();
+    let mine = world.create(5);
+    put(&mine, 0, b"aaaaaaaa");
+    mine.flush().unwrap();
+    let theirs = world.other().open(5);
+    let large = pattern(3 * CHUNK_BYTES as usize, 9);
+    put(&theirs, 0, &large);
+    theirs.close().unwrap();
+    put(&mine, 2, b"MM");
+    mine.close().unwrap();
+    let mut expected = large;
+    expected[2..4].copy_from_slice(b"MM");
+    assert_eq!(world.chunks.content(world.meta.inode(5).content), expected);
+    assert_eq!(world.meta.inode(5).length, expected.len() as u64);
+}
+
+#[test]
+fn a_file_that_outgrows_its_inode_keeps_what_others_wrote_there() {
+    let world = World::new();
+    let mine = world.create(5);
+    put(&mine, 0, b"aaaaaaaa");
+    mine.flush().unwrap();
+    let theirs = world.other().open(5);
+    put(&theirs, 0, b"TT");
+    theirs.close().unwrap();
+    put(&mine, 5000, b"far");
+    mine.close().unwrap();
+    let content = world.chunks.content(world.meta.inode(5).content);
+    assert_eq!(&content[..8], b"TTaaaaaa");
+    assert_eq!(&content[5000..], b"far");
+}
+
+#[test]
+fn reads_see_dirty_bytes_over_acknowledged_ones() {
+    let world = World::new();
+    let file = world.create(5);
+    let mut model = pattern(3 * CHUNK_BYTES as usize + 77, 3);
+    put(&file, 0, &model);
+    file.flush().unwrap();
+    for (offset, length) in [(10, 20), (65_530, 20), (100_000, 5), (196_600, 60)] {
+        let bytes = pattern(length, 200);
+        put(&file, offset, &bytes);
+        model[offset as usize..offset as usize + length].copy_from_slice(&bytes);
+    }
+    assert_eq!(get(&file, 0, model.len() + 100), model);
+    assert_eq!(get(&file, 65_000, 1000), model[65_000..66_000]);
+    file.close().unwrap();
+    assert_eq!(world.chunks.content(world.meta.inode(5).content), model);
+}
+
+#[test]
+fn a_write_while_its_chunk_is_in_flight_is_seen_and_follows() {
+    let world = World::new();
+    let file = world.create(5);
+    world.chunks.hold_writes(true);
+    put(&file, 0, &vec![1; CHUNK_BYTES as usize]);
+    put(&file, 100, &[2; 10]);
+    assert_eq!(get(&file, 95, 20), [[1; 5].as_slice(), &[2; 10], &[1; 5]].concat());
+    world.chunks.hold_writes(false);
+    file.close().unwrap();
+    let content = world.chunks.content(world.meta.inode(5).content);
+    assert_eq!(content[95..115], [[1; 5].as_slice(), &[2; 10], &[1; 5]].concat());
+}
+
+#[test]
+fn a_failed_write_back_is_told_once_to_every_handle() {
+    let world = World::new();
+    let first = world.create(5);
+    let second = world.open(5);
+    world.chunks.fail_writes(Some(Error::new(Kind::NoSpace, "full")));
+    put(&first, 0, &pattern(100_000, 0));
+    let error = first.fsync(false).unwrap_err();
+    assert_eq!((error.kind(), error.errno()), (Kind::NoSpace, 28));
+    world.chunks.fail_writes(None);
+    first.fsync(false).unwrap();
+    assert_eq!(second.close().unwrap_err().kind(), Kind::NoSpace);
+    first.close().unwrap();
+    let later = world.open(5);
+    later.close().unwrap();
+}
+
+#[test]
+fn a_writer_who_never_asks_is_told_by_its_next_write_and_again_by_close() {
+    let world = World::new();
+    let file = world.create(5);
+    world.chunks.fail_writes(Some(Error::new(Kind::NoSpace, "full")));
+    put(&file, 0, &pattern(100_000, 0));
+    file.inode().flush();
+    let payload = Placement::from_vec(vec![1]);
+    assert_eq!(file.write(Place::At(0), &payload, false).unwrap_err().kind(), Kind::NoSpace);
+    world.chunks.fail_writes(None);
+    file.write(Place::At(0), &payload, false).unwrap();
+    assert_eq!(file.close().unwrap_err().kind(), Kind::NoSpace);
+}
+
+#[test]
+fn direct_writes_are_acknowledged_before_they_return_and_report_their_own_error() {
+    let world = World::new();
+    world.create(5).close().unwrap();
+    let file = world.open_with(5, OpenOptions { direct: true, ..READ_WRITE });
+    put(&file, 8192, &[5; 4096]);
+    let inode = world.meta.inode(5);
+    assert!(!inode.is_inline, "it has left its inode already");
+    assert_eq!(world.chunks.content(inode.content)[8192..], [5; 4096]);
+    world.chunks.fail_writes(Some(Error::new(Kind::NoSpace, "full")));
+    let payload = Placement::from_vec(vec![1; 4096]);
+    assert_eq!(file.write(Place::At(0), &payload, false).unwrap_err().kind(), Kind::NoSpace);
+    world.chunks.fail_writes(None);
+    file.write(Place::At(0), &payload, false).unwrap();
+}
+
+#[test]
+fn direct_reads_see_what_another_client_has_just_written() {
+    let world = World::new();
+    let options = OpenOptions { direct: true, ..READ_WRITE };
+    world.create(5).close().unwrap();
+    let mine = world.open_with(5, options);
+    let theirs = world.other().open_with(5, options);
+    put(&theirs, 0, b"small");
+    assert_eq!(get(&mine, 0, 100), b"small");
+    put(&theirs, 0, &pattern(10_000, 4));
+    theirs.flush().unwrap();
+    assert_eq!(get(&mine, 0, 20_000), pattern(10_000, 4));
+}
+
+#[test]
+fn appends_of_many_threads_neither_overlap_nor_leave_gaps() {
+    let world = World::new();
+    let file = world.create(5);
+    thread::scope(|scope| {
+        for writer in 0..4u8 {
+            let file = &file;
+            scope.spawn(move || {
+                for _ in 0..200 {
+                    let payload = Placement::from_vec(vec![writer + 1; 333]);
+                    file.write(Place::End, &payload, false).unwrap();
+                }
+            });
+        }
+    });
+    file.close().unwrap();
+    let content = world.chunks.content(world.meta.inode(5).content);
+    assert_eq!(content.len(), 4 * 200 * 333);
+    for record in content.chunks(333) {
+        assert!(record[0] != 0 && record.iter().all(|byte| *byte == record[0]));
+    }
+}
+
+#[test]
+fn a_writer_waits_for_room_and_goes_on() {
+    let world = World::with_buffer(256 << 10);
+    let file = world.create(5);
+    let bytes = pattern(2 << 20, 8);
+    for (index, part) in bytes.chunks(5000).enumerate() {
+        put(&file, index as u64 * 5000, part);
+    }
+    file.close().unwrap();
+    assert_eq!(world.chunks.content(world.meta.inode(5).content), bytes);
+    assert_eq!(world.shared.budget.used(), 0);
+}
+
+#[test]
+fn truncation_drops_what_is_beyond_and_keeps_what_is_below() {
+    let world = World::new();
+    let file = world.create(5);
+    let bytes = pattern(200_000, 2);
+    put(&file, 0, &bytes);
+    assert_eq!(file.truncate(70_000).unwrap().length, 70_000);
+    assert_eq!(get(&file, 0, 300_000), bytes[..70_000]);
+    file.truncate(90_000).unwrap();
+    assert_eq!(get(&file, 69_000, 300_000), [&bytes[69_000..70_000], &[0; 20_000]].concat());
+    put(&file, 80_000, b"x");
+    file.truncate(0).unwrap();
+    assert!(get(&file, 0, 10).is_empty());
+    put(&file, 0, b"small again");
+    file.close().unwrap();
+    assert_eq!(world.meta.inode(5).inline_data, b"small again");
+    assert_eq!(world.shared.budget.used(), 0);
+}
+
+#[test]
+fn opening_with_truncation_forgets_what_other_handles_wrote() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, &pattern(200_000, 2));
+    let fresh = world.open_with(5, OpenOptions { truncate: true, ..READ_WRITE });
+    put(&fresh, 0, b"new");
+    assert_eq!(get(&file, 0, 100), b"new");
+    file.close().unwrap();
+    fresh.close().unwrap();
+    assert_eq!(world.meta.inode(5).inline_data, b"new");
+}
+
+#[test]
+fn times_set_by_the_user_are_not_undone_by_an_earlier_write() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, &pattern(10_000, 2));
+    let request =
+        pb::SetAttrRequest { path: Some(inode_path(5)), mtime_ns: Some(12_345), ..Default::default() };
+    set_attributes(&world.shared, &world.who, request).unwrap();
+    file.close().unwrap();
+    assert_eq!(world.meta.inode(5).mtime_ns, 12_345);
+}
+
+#[test]
+fn fdatasync_of_overwritten_bytes_does_not_ask_the_metadata_service() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, &pattern(100_000, 2));
+    file.fsync(false).unwrap();
+    let before = world.meta.count(Method::MetaSync);
+    put(&file, 500, b"overwritten");
+    file.fsync(true).unwrap();
+    assert_eq!(world.meta.count(Method::MetaSync), before);
+    assert_eq!(world.chunks.syncs.load(Ordering::Relaxed), 2);
+    put(&file, 100_000, b"longer");
+    file.fsync(true).unwrap();
+    assert_eq!(world.meta.count(Method::MetaSync), before + 1);
+    assert_eq!(world.meta.inode(5).length, 100_006);
+}
+
+#[test]
+fn a_released_dirty_file_is_written_back_and_its_session_closed() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, &pattern(100_000, 2));
+    file.release();
+    drop(file);
+    world.shared.errands.stop();
+    world.shared.send_closes();
+    assert_eq!(world.meta.inode(5).length, 100_000);
+    assert_eq!(world.meta.count(Method::MetaClose), 1);
+    assert!(world.shared.open_files().is_empty() && world.shared.held().is_empty());
+}
+
+#[test]
+fn sequential_small_reads_are_read_ahead_and_random_ones_are_not() {
+    let world = World::new();
+    let file = world.create(5);
+    let bytes = pattern(6 << 20, 5);
+    put(&file, 0, &bytes);
+    file.close().unwrap();
+    let shared = client(&world.chunks, &world.meta, 8 << 20);
+    let world = World { shared, ..world };
+    let file = world.open(5);
+    let reads = || world.chunks.reads.load(Ordering::Relaxed);
+    let read = |offset: usize, length: usize| {
+        let into = Placement::from_vec(vec![0; length]);
+        let count = file.read_ahead_at(offset as u64, &into).unwrap();
+        assert_eq!(into.slice(0..count).to_vec(), bytes[offset..(offset + length).min(bytes.len())]);
+    };
+    let before = reads();
+    for block in [77, 3, 50, 12, 9, 33] {
+        read(block * 60_000, 4096);
+    }
+    assert_eq!(reads() - before, 6);
+}
+
+#[test]
+fn random_operations_equal_a_plain_array() {
+    // Seeds are fixed; the failing one is in the message.
+    for seed in 0..6u64 {
+        let world = World::with_buffer(512 << 10);
+        let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let mut next = move |limit: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % limit
+        };
+        let mut model: Vec<u8> = Vec::new();
+        let file = world.create(5);
+        let direct = world.open_with(5, OpenOptions { direct: true, ..READ_WRITE });
+        for step in 0..300 {
+            let offset = next(300_000) as usize;
+            let length = if next(3) == 0 { next(90_000) } else { next(3000) } as usize + 1;
+            match next(20) {
+                0 => file.flush().unwrap(),
+                1 => file.fsync(next(2) == 0).unwrap(),
+                2 => {
+                    file.truncate(offset as u64).unwrap();
+                    model.resize(offset, 0);
+                }
+                3 if next(4) == 0 => {
+                    file.truncate(0).unwrap();
+                    model.clear();
+                }
+                4..9 => {
+                    let expected = &model[offset.min(model.len())..(offset + length).min(model.len())];
+                    assert!(get(&file, offset as u64, length) == expected, "seed {seed} step {step}");
+                }
+                kind => {
+                    let handle = if kind == 9 { &direct } else { &file };
+                    let offset = offset.min(model.len() + 10_000);
+                    let bytes = pattern(length, (step % 255) as u8 + 1);
+                    put(handle, offset as u64, &bytes);
+                    model.resize(model.len().max(offset + length), 0);
+                    model[offset..offset + length].copy_from_slice(&bytes);
+                }
+            }
+            assert_eq!(file.inode().length(), model.len() as u64, "seed {seed} step {step}");
+        }
+        file.close().unwrap();
+        direct.close().unwrap();
+        let fresh = world.other().open(5);
+        assert!(get(&fresh, 0, model.len() + 1) == model, "seed {seed}: what another client reads");
+        assert_eq!(world.shared.budget.used(), 0);
+    }
+}

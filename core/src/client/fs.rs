@@ -1,0 +1,610 @@
+//! The client as the file system of a mount: it links the kernel's calls to files, names and the metadata service.
+//!
+//! The kernel has checked permissions (F1), so calls go out as root; where the caller will own what is made, they go
+//! out in its name. Inode numbers are the cluster's own, so there is nothing to count for `forget`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::directory::Directory;
+use super::{
+    Client, CreateOptions, File, Found, LISTED_MAX, OpenOptions, Place, Through, Who, inode_path, name_path,
+    set_attributes,
+};
+use crate::buffer::Placement;
+use crate::error::{Error, Kind, Result};
+use crate::fuse::{
+    AllocateMode, AttributeReply, Attributes, Caller, DirectorySink, Entry, FileKind, FileSystem,
+    FileSystemStatistics, Notifier, Opened, PageCache, ReadOutcome, ReadRequest, RenameMode, Reply,
+    SetAttributes, SetTime, WriteRequest, XattrMode,
+};
+use crate::wire::pb;
+
+/// What stat calls the best size of a transfer: what the kernel reads ahead at least.
+const BLOCK_BYTES: u32 = 128 << 10;
+/// Unit of `Attributes::blocks`.
+const SECTOR_BYTES: u64 = 512;
+/// Zeros written at a time where a range is to read as zeros.
+const ZERO_BYTES: usize = 1 << 20;
+/// Names that are refused without asking: the metadata service keeps no access control lists.
+const ACL_PREFIX: &[u8] = b"system.posix_acl_";
+
+/// How consistent a mount is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consistency {
+    /// Whoever opens a file after it was closed elsewhere sees what was written.
+    CloseToOpen,
+    /// Every read sees every acknowledged write; nothing is cached.
+    Strict,
+}
+
+/// A client as a mounted file system.
+pub struct Mounted {
+    client: Arc<Client>,
+    consistency: Consistency,
+    root: Arc<Who>,
+    files: RwLock<HashMap<u64, Arc<File>>>,
+    directories: Mutex<HashMap<u64, Arc<Mutex<Directory>>>>,
+    last_handle: AtomicU64,
+}
+
+fn errno(error: Error) -> Errno {
+    Errno::from_raw_os_error(error.errno())
+}
+
+/// An inode that the kernel knows and the cluster does not: its name must be looked up again.
+fn stale(error: Error) -> Errno {
+    if error.kind() == Kind::NotFound { Errno::STALE } else { errno(error) }
+}
+
+fn kind_of(inode: &pb::Inode) -> FileKind {
+    match inode.r#type() {
+        pb::FileType::Directory => FileKind::Directory,
+        pb::FileType::Symlink => FileKind::Symlink,
+        pb::FileType::Fifo => FileKind::Fifo,
+        pb::FileType::Socket => FileKind::Socket,
+        pb::FileType::CharDevice => FileKind::CharDevice,
+        pb::FileType::BlockDevice => FileKind::BlockDevice,
+        pb::FileType::Regular | pb::FileType::TypeInvalid => FileKind::Regular,
+    }
+}
+
+fn type_of(kind: FileKind) -> pb::FileType {
+    match kind {
+        FileKind::Regular => pb::FileType::Regular,
+        FileKind::Directory => pb::FileType::Directory,
+        FileKind::Symlink => pb::FileType::Symlink,
+        FileKind::Fifo => pb::FileType::Fifo,
+        FileKind::Socket => pb::FileType::Socket,
+        FileKind::CharDevice => pb::FileType::CharDevice,
+        FileKind::BlockDevice => pb::FileType::BlockDevice,
+    }
+}
+
+/// What stat(2) shows of an inode.
+pub fn attributes(inode: &pb::Inode) -> Attributes {
+    Attributes {
+        inode: inode.id,
+        kind: kind_of(inode),
+        permissions: inode.permissions,
+        links: inode.link_count,
+        uid: inode.uid,
+        gid: inode.gid,
+        device: inode.device,
+        length: inode.length,
+        blocks: inode.length.div_ceil(SECTOR_BYTES),
+        block_bytes: BLOCK_BYTES,
+        atime_ns: inode.atime_ns,
+        mtime_ns: inode.mtime_ns,
+        ctime_ns: inode.ctime_ns,
+    }
+}
+
+fn open_options(flags: i32) -> OpenOptions {
+    let flags = OFlags::from_bits_retain(flags as u32);
+    let mode = flags & OFlags::RWMODE;
+    OpenOptions {
+        read: mode != OFlags::WRONLY,
+        write: mode == OFlags::WRONLY || mode == OFlags::RDWR,
+        // The kernel's flags come with every write.
+        append: false,
+        truncate: flags.contains(OFlags::TRUNC),
+        direct: flags.contains(OFlags::DIRECT),
+        follow: false,
+    }
+}
+
+impl Mounted {
+    pub fn new(client: Arc<Client>, consistency: Consistency) -> Mounted {
+        Mounted {
+            client,
+            consistency,
+            root: Arc::default(),
+            files: RwLock::new(HashMap::new()),
+            directories: Mutex::new(HashMap::new()),
+            last_handle: AtomicU64::new(0),
+        }
+    }
+
+    fn is_strict(&self) -> bool {
+        self.consistency == Consistency::Strict
+    }
+
+    /// In whose name something is made.
+    fn maker(&self, caller: &Caller) -> Arc<Who> {
+        if caller.uid == 0 && caller.gid == 0 {
+            return self.root.clone();
+        }
+        let groups = if caller.uid == 0 { Vec::new() } else { caller.groups() };
+        Arc::new(Who { uid: caller.uid, gid: caller.gid, groups })
+    }
+
+    fn file(&self, handle: u64) -> Reply<Arc<File>> {
+        self.files.read().get(&handle).cloned().ok_or(Errno::BADF)
+    }
+
+    fn handle(&self) -> u64 {
+        self.last_handle.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn keep(&self, file: Arc<File>) -> Opened {
+        let inode = file.inode().seen();
+        let same = self.client.shared().names.page_cache_at(inode.id, inode.change);
+        let cache = match self.consistency {
+            Consistency::Strict => PageCache::Bypass,
+            Consistency::CloseToOpen if same => PageCache::Keep,
+            Consistency::CloseToOpen => PageCache::Drop,
+        };
+        let handle = self.handle();
+        self.files.write().insert(handle, file);
+        Opened { handle, cache }
+    }
+
+    fn through(&self, flags: i32) -> Through {
+        let direct = OFlags::from_bits_retain(flags as u32).contains(OFlags::DIRECT);
+        if direct || self.is_strict() { Through::Direct } else { Through::Buffered }
+    }
+
+    /// What the kernel is told: with what was written here and is not told yet.
+    fn seen(&self, inode: &pb::Inode) -> Attributes {
+        match self.client.shared().find(inode.id) {
+            Some(open) => {
+                open.adopt(inode);
+                attributes(&open.seen())
+            }
+            None => attributes(inode),
+        }
+    }
+
+    fn ttl(&self, left: Duration) -> Duration {
+        if self.is_strict() { Duration::ZERO } else { left }
+    }
+
+    fn entry(&self, inode: &pb::Inode, left: Duration) -> Entry {
+        let ttl = self.ttl(left);
+        Entry { attributes: self.seen(inode), generation: 0, name_ttl: ttl, attribute_ttl: ttl }
+    }
+
+    /// The entry of a name that was just made.
+    fn made(&self, parent: u64, name: &[u8], inode: &pb::Inode) -> Entry {
+        let names = &self.client.shared().names;
+        names.changed(parent, name, Some(inode));
+        self.entry(inode, names.ttl())
+    }
+
+    fn ask(&self, parent: u64, name: &[u8]) -> Reply<Entry> {
+        let names = &self.client.shared().names;
+        let asked = Instant::now();
+        match self.client.meta().lookup(&self.root, parent, name) {
+            Ok(inode) => {
+                names.learn_name(parent, name, Some(inode.clone()), asked);
+                Ok(self.entry(&inode, names.ttl().saturating_sub(asked.elapsed())))
+            }
+            Err(error) => {
+                if error.kind() == Kind::NotFound {
+                    names.learn_name(parent, name, None, asked);
+                }
+                Err(errno(error))
+            }
+        }
+    }
+
+    /// Lists a directory with attributes, as far as that is worth it, for look-ups to come.
+    fn list(&self, parent: u64, after: Vec<u8>) {
+        let asked = Instant::now();
+        let mut entries: Vec<pb::Dentry> = Vec::new();
+        let listed = loop {
+            let last = entries.last().map_or(after.as_slice(), |entry| entry.name.as_slice()).to_vec();
+            let request = pb::ListRequest {
+                inode: parent,
+                after: last,
+                limit: (LISTED_MAX / 2) as u32,
+                with_inodes: true,
+                ..Default::default()
+            };
+            match self.client.meta().list(&self.root, request) {
+                Ok(page) => {
+                    let empty = page.entries.is_empty();
+                    entries.extend(page.entries);
+                    // Around a name in a large directory one page is enough.
+                    if !page.more || empty || entries.len() >= LISTED_MAX || !after.is_empty() {
+                        break Some((entries, page.more));
+                    }
+                }
+                Err(error) => {
+                    log::debug!("listing of {parent} ahead of look-ups: {error}");
+                    break None;
+                }
+            }
+        };
+        self.client.shared().names.finish_listing(parent, after, asked, listed);
+    }
+
+    fn zero(&self, file: &File, offset: u64, length: u64) -> Result<()> {
+        let zeros = Placement::from_vec(vec![0; ZERO_BYTES.min(length as usize)]);
+        let mut at = offset;
+        while at < offset + length {
+            let count = zeros.len().min((offset + length - at) as usize);
+            file.write(Place::At(at), &zeros.slice(0..count), false)?;
+            at += count as u64;
+        }
+        Ok(())
+    }
+}
+
+impl FileSystem for Mounted {
+    fn init(&self, _: Notifier) -> Reply<()> {
+        Ok(())
+    }
+
+    fn destroy(&self) {
+        let files: Vec<_> = self.files.write().drain().collect();
+        for (_, file) in files {
+            if let Err(error) = file.close() {
+                log::error!("inode {}: {error}", file.inode().id());
+            }
+        }
+        if let Err(error) = self.client.flush() {
+            log::error!("unmount: {error}");
+        }
+    }
+
+    fn lookup(&self, _: &Caller, parent: u64, name: &[u8]) -> Reply<Entry> {
+        if self.is_strict() {
+            return self.ask(parent, name);
+        }
+        let names = &self.client.shared().names;
+        let mut found = names.lookup(parent, name);
+        if let Found::List { after } = found {
+            self.list(parent, after);
+            found = names.lookup(parent, name);
+        }
+        match found {
+            Found::Known { inode, ttl } => Ok(self.entry(&inode, ttl)),
+            Found::Absent { .. } => Err(Errno::NOENT),
+            Found::List { after } => {
+                names.finish_listing(parent, after, Instant::now(), None);
+                self.ask(parent, name)
+            }
+            Found::Unknown => self.ask(parent, name),
+        }
+    }
+
+    fn forget(&self, _: u64, _: u64) {}
+
+    fn getattr(&self, _: &Caller, inode: u64, _: Option<u64>) -> Reply<AttributeReply> {
+        let names = &self.client.shared().names;
+        if !self.is_strict()
+            && let Some((known, ttl)) = names.attributes(inode)
+        {
+            return Ok(AttributeReply { attributes: self.seen(&known), ttl });
+        }
+        let asked = Instant::now();
+        let known = self.client.meta().stat(&self.root, inode_path(inode), false).map_err(stale)?;
+        let attributes = self.seen(&known);
+        names.learn_at(known, asked);
+        Ok(AttributeReply { attributes, ttl: self.ttl(names.ttl().saturating_sub(asked.elapsed())) })
+    }
+
+    fn setattr(&self, _: &Caller, inode: u64, change: &SetAttributes) -> Reply<AttributeReply> {
+        let mut request = pb::SetAttrRequest {
+            path: Some(inode_path(inode)),
+            permissions: change.permissions,
+            uid: change.uid,
+            gid: change.gid,
+            length: change.length,
+            ..Default::default()
+        };
+        match change.atime {
+            Some(SetTime::At(time_ns)) => request.atime_ns = Some(time_ns),
+            Some(SetTime::Now) => request.atime_now = true,
+            None => {}
+        }
+        match change.mtime {
+            Some(SetTime::At(time_ns)) => request.mtime_ns = Some(time_ns),
+            Some(SetTime::Now) => request.mtime_now = true,
+            None => {}
+        }
+        let inode = set_attributes(self.client.shared(), &self.root, request).map_err(stale)?;
+        Ok(AttributeReply { attributes: attributes(&inode), ttl: self.ttl(self.client.shared().names.ttl()) })
+    }
+
+    fn readlink(&self, _: &Caller, inode: u64) -> Reply<Vec<u8>> {
+        if let Some((known, _)) = self.client.shared().names.attributes(inode)
+            && !known.symlink_target.is_empty()
+        {
+            return Ok(known.symlink_target.clone());
+        }
+        let inode = self.client.meta().stat(&self.root, inode_path(inode), false).map_err(stale)?;
+        if inode.r#type() != pb::FileType::Symlink {
+            return Err(Errno::INVAL);
+        }
+        Ok(inode.symlink_target)
+    }
+
+    fn mknod(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &[u8],
+        kind: FileKind,
+        permissions: u32,
+        device: u32,
+    ) -> Reply<Entry> {
+        let (meta, who) = (self.client.meta(), self.maker(caller));
+        let inode =
+            meta.mknod(&who, name_path(parent, name), type_of(kind), permissions, device).map_err(errno)?;
+        Ok(self.made(parent, name, &inode))
+    }
+
+    fn mkdir(&self, caller: &Caller, parent: u64, name: &[u8], permissions: u32) -> Reply<Entry> {
+        let (meta, who) = (self.client.meta(), self.maker(caller));
+        let inode = meta.mkdir(&who, name_path(parent, name), permissions, false).map_err(errno)?;
+        self.client.shared().names.made_directory(inode.id);
+        Ok(self.made(parent, name, &inode))
+    }
+
+    fn unlink(&self, _: &Caller, parent: u64, name: &[u8]) -> Reply<()> {
+        let inode = self.client.meta().unlink(&self.root, name_path(parent, name)).map_err(errno)?;
+        let names = &self.client.shared().names;
+        names.changed(parent, name, None);
+        if let Some(open) = self.client.shared().find(inode.id) {
+            open.adopt(&inode);
+        }
+        names.learn(inode);
+        Ok(())
+    }
+
+    fn rmdir(&self, _: &Caller, parent: u64, name: &[u8]) -> Reply<()> {
+        self.client.meta().rmdir(&self.root, name_path(parent, name)).map_err(errno)?;
+        self.client.shared().names.changed(parent, name, None);
+        Ok(())
+    }
+
+    fn symlink(&self, caller: &Caller, parent: u64, name: &[u8], target: &[u8]) -> Reply<Entry> {
+        let (meta, who) = (self.client.meta(), self.maker(caller));
+        let inode = meta.symlink(&who, name_path(parent, name), target).map_err(errno)?;
+        Ok(self.made(parent, name, &inode))
+    }
+
+    fn rename(&self, _: &Caller, source: (u64, &[u8]), target: (u64, &[u8]), mode: RenameMode) -> Reply<()> {
+        let request = pb::RenameRequest {
+            source: Some(name_path(source.0, source.1)),
+            target: Some(name_path(target.0, target.1)),
+            no_replace: mode == RenameMode::NoReplace,
+            exchange: mode == RenameMode::Exchange,
+            ..Default::default()
+        };
+        let reply = self.client.meta().rename(&self.root, request).map_err(errno)?;
+        let names = &self.client.shared().names;
+        let replaced = reply.replaced.filter(|inode| inode.id != 0);
+        let back = if mode == RenameMode::Exchange { replaced.as_ref() } else { None };
+        // A rename to the same file leaves both names (rename(2)).
+        let same = replaced.as_ref().map(|inode| inode.id) == reply.moved.as_ref().map(|inode| inode.id);
+        if !same || replaced.is_none() {
+            names.changed(source.0, source.1, back);
+        }
+        names.changed(target.0, target.1, reply.moved.as_ref());
+        if let Some(inode) = replaced {
+            names.learn(inode);
+        }
+        Ok(())
+    }
+
+    fn link(&self, _: &Caller, inode: u64, parent: u64, name: &[u8]) -> Reply<Entry> {
+        let target = name_path(parent, name);
+        let inode = self.client.meta().link(&self.root, inode_path(inode), target, false).map_err(errno)?;
+        Ok(self.made(parent, name, &inode))
+    }
+
+    fn open(&self, _: &Caller, inode: u64, flags: i32) -> Reply<Opened> {
+        let file = self.client.open(&self.root, inode_path(inode), open_options(flags)).map_err(stale)?;
+        Ok(self.keep(file))
+    }
+
+    fn create(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &[u8],
+        permissions: u32,
+        flags: i32,
+    ) -> Reply<(Entry, Opened)> {
+        let who = self.maker(caller);
+        let exclusive = OFlags::from_bits_retain(flags as u32).contains(OFlags::EXCL);
+        let create = CreateOptions { permissions, exclusive };
+        let path = name_path(parent, name);
+        let file = self.client.create(&who, path, open_options(flags), create).map_err(errno)?;
+        let entry = self.made(parent, name, &file.inode().seen());
+        Ok((entry, self.keep(file)))
+    }
+
+    fn read(&self, _: &Caller, request: &ReadRequest, into: &Placement) -> Reply<ReadOutcome> {
+        let file = self.file(request.handle)?;
+        let through = self.through(request.flags);
+        file.read_through(request.offset, into, through).map(ReadOutcome::Placed).map_err(errno)
+    }
+
+    fn write(&self, _: &Caller, request: &WriteRequest, payload: Placement) -> Reply<usize> {
+        let file = self.file(request.handle)?;
+        let append = OFlags::from_bits_retain(request.flags as u32).contains(OFlags::APPEND);
+        let place = match append && !request.from_page_cache {
+            true => Place::End,
+            false => Place::At(request.offset),
+        };
+        let through = self.through(request.flags);
+        file.write_through(place, &payload, true, through).map_err(errno)?;
+        Ok(payload.len())
+    }
+
+    fn flush(&self, _: &Caller, _: u64, handle: u64) -> Reply<()> {
+        self.file(handle)?.flush().map_err(errno)
+    }
+
+    fn release(&self, _: u64, handle: u64) {
+        let file = self.files.write().remove(&handle);
+        if let Some(file) = file {
+            file.release();
+        }
+    }
+
+    fn fsync(&self, _: &Caller, _: u64, handle: u64, data_only: bool) -> Reply<()> {
+        self.file(handle)?.fsync(data_only).map_err(errno)
+    }
+
+    fn opendir(&self, _: &Caller, inode: u64) -> Reply<Opened> {
+        let handle = self.handle();
+        self.directories.lock().insert(handle, Arc::new(Mutex::new(Directory::new(inode))));
+        Ok(Opened { handle, cache: PageCache::Bypass })
+    }
+
+    fn readdir(
+        &self,
+        _: &Caller,
+        inode: u64,
+        handle: u64,
+        after: u64,
+        sink: &mut DirectorySink<'_>,
+    ) -> Reply<()> {
+        let directory = self.directories.lock().get(&handle).cloned().ok_or(Errno::BADF)?;
+        let mut directory = directory.lock();
+        let with_inodes = sink.wants_attributes();
+        let mut offset = after;
+        if offset == 0 {
+            directory.rewind();
+            if !sink.plain(b".", inode, FileKind::Directory, 1) {
+                return Ok(());
+            }
+            offset = 1;
+        }
+        if offset == 1 {
+            let parent = directory.parent(self.client.meta(), &self.root, with_inodes).map_err(stale)?;
+            if !sink.plain(b"..", parent, FileKind::Directory, 2) {
+                return Ok(());
+            }
+            offset = 2;
+        }
+        let names_ttl = self.client.shared().names.ttl();
+        while let Some((dentry, asked)) =
+            directory.entry(self.client.meta(), &self.root, offset - 2, with_inodes).map_err(stale)?
+        {
+            offset += 1;
+            let taken = match &dentry.attributes {
+                Some(attributes) if with_inodes => {
+                    let left = names_ttl.saturating_sub(asked.elapsed());
+                    sink.plus(&dentry.name, &self.entry(attributes, left), offset)
+                }
+                _ => {
+                    let kind = kind_of(&pb::Inode { r#type: dentry.r#type, ..Default::default() });
+                    sink.plain(&dentry.name, dentry.inode, kind, offset)
+                }
+            };
+            if !taken {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn releasedir(&self, _: u64, handle: u64) {
+        self.directories.lock().remove(&handle);
+    }
+
+    fn fsyncdir(&self, _: &Caller, inode: u64, _: u64, _: bool) -> Reply<()> {
+        let request = pb::SyncRequest { inode, durable: true, ..Default::default() };
+        self.client.meta().sync(&self.root, request).map(drop).map_err(stale)
+    }
+
+    fn statfs(&self, _: &Caller, _: u64) -> Reply<FileSystemStatistics> {
+        let space = self.client.meta().stat_fs(&self.root).map_err(errno)?;
+        let blocks = space.capacity_bytes / 4096;
+        let free = space.free_bytes / 4096;
+        Ok(FileSystemStatistics {
+            block_bytes: 4096,
+            blocks,
+            blocks_free: free,
+            blocks_available: free,
+            inodes: space.inode_count.saturating_add(free),
+            inodes_free: free,
+        })
+    }
+
+    fn setxattr(&self, _: &Caller, inode: u64, name: &[u8], value: &[u8], mode: XattrMode) -> Reply<()> {
+        if name.starts_with(ACL_PREFIX) {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let flags = match mode {
+            XattrMode::Set => 0,
+            XattrMode::Create => 1,
+            XattrMode::Replace => 2,
+        };
+        self.client.meta().set_xattr(&self.root, inode, name, value, flags).map_err(errno)
+    }
+
+    fn getxattr(&self, _: &Caller, inode: u64, name: &[u8]) -> Reply<Vec<u8>> {
+        if name.starts_with(ACL_PREFIX) {
+            return Err(Errno::OPNOTSUPP);
+        }
+        self.client.meta().get_xattr(&self.root, inode, name).map_err(errno)
+    }
+
+    fn listxattr(&self, _: &Caller, inode: u64) -> Reply<Vec<Vec<u8>>> {
+        self.client.meta().list_xattr(&self.root, inode).map_err(errno)
+    }
+
+    fn removexattr(&self, _: &Caller, inode: u64, name: &[u8]) -> Reply<()> {
+        self.client.meta().remove_xattr(&self.root, inode, name).map_err(errno)
+    }
+
+    fn fallocate(
+        &self,
+        _: &Caller,
+        _: u64,
+        handle: u64,
+        mode: AllocateMode,
+        offset: u64,
+        length: u64,
+    ) -> Reply<()> {
+        let file = self.file(handle)?;
+        let before = file.inode().length();
+        let end = offset + length;
+        let zero_until = match mode {
+            AllocateMode::Extend | AllocateMode::KeepLength => offset,
+            AllocateMode::PunchHole | AllocateMode::Zero { .. } => end.min(before),
+        };
+        if offset < zero_until {
+            self.zero(&file, offset, zero_until - offset).map_err(errno)?;
+        }
+        let extends = matches!(mode, AllocateMode::Extend | AllocateMode::Zero { keep_length: false });
+        if extends && end > before {
+            file.truncate(end).map_err(errno)?;
+        }
+        Ok(())
+    }
+}

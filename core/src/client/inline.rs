@@ -1,0 +1,147 @@
+//! A small file's bytes, kept in its inode, and which of them were changed here.
+
+use std::ops::Range;
+
+/// Sorted ranges that neither overlap nor touch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ranges(Vec<Range<usize>>);
+
+impl Ranges {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.0.iter().cloned()
+    }
+
+    pub fn add(&mut self, new: Range<usize>) {
+        if new.is_empty() {
+            return;
+        }
+        let first = self.0.partition_point(|range| range.end < new.start);
+        let last = self.0.partition_point(|range| range.start <= new.end);
+        let merged = match self.0.get(first..last) {
+            Some([start, .., end]) => start.start.min(new.start)..end.end.max(new.end),
+            Some([one]) => one.start.min(new.start)..one.end.max(new.end),
+            _ => new,
+        };
+        self.0.splice(first..last, [merged]);
+    }
+
+    /// What of `0..end` is in no range.
+    pub fn gaps(&self, end: usize) -> Vec<Range<usize>> {
+        let mut gaps = Vec::new();
+        let mut at = 0;
+        for range in &self.0 {
+            if range.start >= end {
+                break;
+            }
+            if at < range.start {
+                gaps.push(at..range.start);
+            }
+            at = range.end;
+        }
+        if at < end {
+            gaps.push(at..end);
+        }
+        gaps
+    }
+}
+
+/// The content of a small file as this client sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inline {
+    pub bytes: Vec<u8>,
+    /// `change` of the inode that `bytes` was made from.
+    pub base: u64,
+    /// What was written here since.
+    pub edited: Ranges,
+}
+
+impl Inline {
+    pub fn new(bytes: Vec<u8>, base: u64) -> Inline {
+        Inline { bytes, base, edited: Ranges::default() }
+    }
+
+    /// Puts `source` at `offset`; a gap before it becomes zeros, which count as written.
+    pub fn write(&mut self, offset: usize, length: usize, copy: impl FnOnce(&mut [u8])) {
+        let before = self.bytes.len();
+        let end = offset + length;
+        if before < end {
+            self.bytes.resize(end, 0);
+        }
+        copy(&mut self.bytes[offset..end]);
+        self.edited.add(offset.min(before)..end);
+    }
+
+    /// Somebody else changed the inode to `theirs`: keep their bytes where nothing was written here.
+    pub fn rebase(&mut self, theirs: Vec<u8>, base: u64) {
+        let mut merged = theirs;
+        for range in self.edited.iter() {
+            if merged.len() < range.end {
+                merged.resize(range.end, 0);
+            }
+            merged[range.clone()].copy_from_slice(&self.bytes[range]);
+        }
+        self.bytes = merged;
+        self.base = base;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn put(inline: &mut Inline, offset: usize, bytes: &[u8]) {
+        inline.write(offset, bytes.len(), |target| target.copy_from_slice(bytes));
+    }
+
+    #[test]
+    fn two_writers_of_different_bytes_both_survive() {
+        let mut mine = Inline::new(b"aaaaaaaa".to_vec(), 1);
+        put(&mut mine, 2, b"MM");
+        mine.rebase(b"aaaaaaTTtt".to_vec(), 2);
+        assert_eq!(mine.bytes, b"aaMMaaTTtt");
+        assert_eq!(mine.base, 2);
+    }
+
+    #[test]
+    fn bytes_written_after_a_truncation_elsewhere_stay() {
+        let mut mine = Inline::new(b"abcdef".to_vec(), 1);
+        put(&mut mine, 6, b"gh");
+        mine.rebase(Vec::new(), 2);
+        assert_eq!(mine.bytes, b"\0\0\0\0\0\0gh");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn ranges_equal_a_set_of_bytes(adds in proptest::collection::vec((0usize..60, 0usize..12), 0..14)) {
+            let mut ranges = Ranges::default();
+            let mut model = [false; 80];
+            for (start, length) in adds {
+                ranges.add(start..start + length);
+                model[start..start + length].fill(true);
+            }
+            let mut seen = [false; 80];
+            for range in ranges.iter() {
+                prop_assert!(!range.is_empty());
+                seen[range].fill(true);
+            }
+            prop_assert_eq!(seen, model);
+            for pair in ranges.0.windows(2) {
+                prop_assert!(pair[0].end < pair[1].start);
+            }
+            let mut gaps = [false; 80];
+            for gap in ranges.gaps(70) {
+                gaps[gap].fill(true);
+            }
+            for index in 0..70 {
+                prop_assert_eq!(gaps[index], !model[index]);
+            }
+        }
+    }
+}

@@ -1,0 +1,554 @@
+//! Names and attributes that the mount has seen lately, so that it need not ask again for every look-up.
+//!
+//! Invariants:
+//! - N1 Nothing is answered that the metadata service said more than `ttl` ago (counted from when it was asked).
+//! - N2 What this client changed itself is known at once; an answer to an older question never replaces it.
+//! - N3 Memory is bounded, whatever has been listed: old generations are dropped as a whole.
+//!
+//! Many look-ups in one directory within a short time become one listing with attributes, from which the following
+//! ones are answered, absent names too.
+
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::wire::pb;
+
+/// Entries of each kind: 32,768 inodes of about 300 bytes are 10 MiB, twice while a generation is replaced.
+const KNOWN_MAX: usize = 32_768;
+/// Directories whose listing is kept.
+const LISTINGS_MAX: usize = 16;
+/// Look-ups in one directory that had to ask, within `STORM_WINDOW`, before it is listed.
+const STORM_MISSES: u32 = 4;
+const STORM_MISSES_MAX: u32 = 4096;
+const STORM_WINDOW: Duration = Duration::from_millis(200);
+/// A listing that has answered fewer look-ups than this was not worth its price: the next one has to be earned.
+const WORTH_HITS: u32 = 32;
+/// Entries of a directory that are listed at most: two pages of the service.
+pub const LISTED_MAX: usize = 2048;
+
+/// A map that forgets what was not used for one or two generations.
+struct Generations<K, V> {
+    young: HashMap<K, V>,
+    old: HashMap<K, V>,
+}
+
+impl<K: Hash + Eq + Clone, V: Clone> Generations<K, V> {
+    fn new() -> Self {
+        Generations { young: HashMap::new(), old: HashMap::new() }
+    }
+
+    fn get<Q: Hash + Eq + ?Sized>(&mut self, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+    {
+        if !self.young.contains_key(key)
+            && let Some((key, value)) = self.old.remove_entry(key)
+        {
+            self.put(key, value);
+        }
+        self.young.get(key)
+    }
+
+    fn put(&mut self, key: K, value: V) {
+        if self.young.len() >= KNOWN_MAX {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(key, value);
+    }
+
+    fn remove<Q: Hash + Eq + ?Sized>(&mut self, key: &Q)
+    where
+        K: Borrow<Q>,
+    {
+        self.young.remove(key);
+        self.old.remove(key);
+    }
+
+    fn len(&self) -> usize {
+        self.young.len() + self.old.len()
+    }
+}
+
+#[derive(Clone)]
+struct Attributes {
+    inode: Arc<pb::Inode>,
+    asked: Instant,
+}
+
+#[derive(Clone, Copy)]
+struct Target {
+    /// `None`: there is no such name.
+    inode: Option<u64>,
+    asked: Instant,
+}
+
+/// Part of a directory, as it was at one moment and with our own changes since.
+struct Listing {
+    asked: Instant,
+    /// Names after this one are known …
+    after: Vec<u8>,
+    /// … up to and with this one; `None`: to the end.
+    last: Option<Vec<u8>>,
+    entries: BTreeMap<Vec<u8>, Arc<pb::Inode>>,
+    hits: u32,
+}
+
+impl Listing {
+    fn covers(&self, name: &[u8]) -> bool {
+        (self.after.is_empty() || name > self.after.as_slice())
+            && self.last.as_ref().is_none_or(|last| name <= last.as_slice())
+    }
+
+    fn change(&mut self, name: &[u8], inode: Option<Arc<pb::Inode>>) {
+        if !self.covers(name) {
+            return;
+        }
+        match inode {
+            Some(inode) => drop(self.entries.insert(name.to_vec(), inode)),
+            None => drop(self.entries.remove(name)),
+        }
+    }
+}
+
+/// A name, and the inode it has now.
+type Change = (Vec<u8>, Option<Arc<pb::Inode>>);
+
+/// How often a directory was asked about lately.
+struct Storm {
+    began: Instant,
+    misses: u32,
+    /// Misses that it takes to list.
+    needed: u32,
+    /// Whether `needed` takes the worth of the last listing into account.
+    judged: bool,
+    /// Larger than a listing: only the neighbourhood of a name is listed.
+    large: bool,
+    /// A listing is under way; the changes made here since it began.
+    listing: Option<Vec<Change>>,
+}
+
+/// What is known of a name.
+#[derive(Debug)]
+pub enum Found {
+    Known {
+        inode: Arc<pb::Inode>,
+        ttl: Duration,
+    },
+    Absent {
+        ttl: Duration,
+    },
+    Unknown,
+    /// Unknown, and worth a listing of the names after this one; `finish_listing` must follow.
+    List {
+        after: Vec<u8>,
+    },
+}
+
+struct Inner {
+    attributes: Generations<u64, Attributes>,
+    names: Generations<(u64, Vec<u8>), Target>,
+    listings: HashMap<u64, Listing>,
+    storms: HashMap<u64, Storm>,
+    cached: Generations<u64, u64>,
+}
+
+pub struct Names {
+    ttl: Duration,
+    inner: Mutex<Inner>,
+}
+
+/// Attributes only: the bytes of small files are not kept here.
+fn slim(mut inode: pb::Inode) -> Arc<pb::Inode> {
+    inode.inline_data = Vec::new();
+    Arc::new(inode)
+}
+
+/// A name just before `name` in order.
+fn before(name: &[u8]) -> Vec<u8> {
+    let mut before = name.to_vec();
+    match before.pop() {
+        Some(last) if last > 1 => {
+            before.push(last - 1);
+            before.extend([0xff; 8]);
+        }
+        _ => {}
+    }
+    before
+}
+
+impl Names {
+    pub fn new(ttl: Duration) -> Names {
+        let inner = Inner {
+            attributes: Generations::new(),
+            names: Generations::new(),
+            listings: HashMap::new(),
+            storms: HashMap::new(),
+            cached: Generations::new(),
+        };
+        Names { ttl, inner: Mutex::new(inner) }
+    }
+
+    pub fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    fn left(&self, asked: Instant) -> Option<Duration> {
+        self.ttl.checked_sub(asked.elapsed()).filter(|left| !left.is_zero())
+    }
+
+    /// What is known of `name` in directory `parent`.
+    pub fn lookup(&self, parent: u64, name: &[u8]) -> Found {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        if let Some(target) = inner.names.get(&(parent, name.to_vec())).copied()
+            && let Some(ttl) = self.left(target.asked)
+        {
+            match target.inode {
+                None => return Found::Absent { ttl },
+                Some(id) => {
+                    if let Some(known) = inner.attributes.get(&id)
+                        && let Some(fresh) = self.left(known.asked)
+                    {
+                        return Found::Known { inode: known.inode.clone(), ttl: ttl.min(fresh) };
+                    }
+                }
+            }
+        }
+        if let Some(listing) = inner.listings.get_mut(&parent) {
+            match self.left(listing.asked) {
+                Some(ttl) if listing.covers(name) => {
+                    listing.hits += 1;
+                    return match listing.entries.get(name) {
+                        None => Found::Absent { ttl },
+                        Some(inode) => {
+                            // What this client has learnt of the inode since may be newer.
+                            let newer = inner.attributes.get(&inode.id).map(|known| known.inode.clone());
+                            let inode =
+                                newer.filter(|newer| newer.change > inode.change).unwrap_or(inode.clone());
+                            Found::Known { inode, ttl }
+                        }
+                    };
+                }
+                _ => {}
+            }
+        }
+        inner.miss(parent, name, self.ttl)
+    }
+
+    /// The attributes of an inode, and for how long they hold.
+    pub fn attributes(&self, inode: u64) -> Option<(Arc<pb::Inode>, Duration)> {
+        let mut inner = self.inner.lock();
+        let known = inner.attributes.get(&inode)?;
+        let ttl = self.left(known.asked)?;
+        Some((known.inode.clone(), ttl))
+    }
+
+    /// The metadata service answered a question that was asked at `asked`.
+    pub fn learn_at(&self, inode: pb::Inode, asked: Instant) -> Arc<pb::Inode> {
+        self.inner.lock().learn(slim(inode), asked)
+    }
+
+    /// The metadata service just answered.
+    pub fn learn(&self, inode: pb::Inode) -> Arc<pb::Inode> {
+        self.learn_at(inode, Instant::now())
+    }
+
+    /// `name` was, when it was asked at `asked`, the inode, or absent.
+    pub fn learn_name(&self, parent: u64, name: &[u8], inode: Option<pb::Inode>, asked: Instant) {
+        let mut inner = self.inner.lock();
+        let id = inode.as_ref().map(|inode| inode.id);
+        if let Some(inode) = inode {
+            inner.learn(slim(inode), asked);
+        }
+        let key = (parent, name.to_vec());
+        if inner.names.get(&key).is_none_or(|known| known.asked <= asked) {
+            inner.names.put(key, Target { inode: id, asked });
+        }
+    }
+
+    /// This client has just given `name` to the inode, or taken it away.
+    pub fn changed(&self, parent: u64, name: &[u8], inode: Option<&pb::Inode>) {
+        let now = Instant::now();
+        let slim = inode.cloned().map(slim);
+        let mut inner = self.inner.lock();
+        // The directory's times and counts have changed with it.
+        inner.attributes.remove(&parent);
+        if let Some(listing) = inner.listings.get_mut(&parent) {
+            listing.change(name, slim.clone());
+        }
+        if let Some(changes) = inner.storms.get_mut(&parent).and_then(|storm| storm.listing.as_mut()) {
+            changes.push((name.to_vec(), slim.clone()));
+        }
+        let id = slim.as_ref().map(|inode| inode.id);
+        if let Some(inode) = slim {
+            inner.learn(inode, now);
+        }
+        inner.names.put((parent, name.to_vec()), Target { inode: id, asked: now });
+    }
+
+    /// Nothing known of the inode counts any more.
+    pub fn forget_attributes(&self, inode: u64) {
+        self.inner.lock().attributes.remove(&inode);
+    }
+
+    /// A directory that this client has just made: empty.
+    pub fn made_directory(&self, inode: u64) {
+        let listing = Listing {
+            asked: Instant::now(),
+            after: Vec::new(),
+            last: None,
+            entries: BTreeMap::new(),
+            hits: WORTH_HITS,
+        };
+        self.inner.lock().install(inode, listing);
+    }
+
+    /// The listing asked for by `Found::List` at `asked`: entries after `after`; `more`: it goes on. `None`: it
+    /// failed.
+    pub fn finish_listing(
+        &self,
+        parent: u64,
+        after: Vec<u8>,
+        asked: Instant,
+        listed: Option<(Vec<pb::Dentry>, bool)>,
+    ) {
+        let mut inner = self.inner.lock();
+        let Some(storm) = inner.storms.get_mut(&parent) else { return };
+        let changes = storm.listing.take().unwrap_or_default();
+        let Some((entries, more)) = listed else { return };
+        storm.large = more || !after.is_empty();
+        let last = more.then(|| entries.last().map(|entry| entry.name.clone()).unwrap_or_default());
+        let entries = entries
+            .into_iter()
+            .filter_map(|entry| entry.attributes.map(|inode| (entry.name, slim(inode))))
+            .collect();
+        let mut listing = Listing { asked, after, last, entries, hits: 0 };
+        for (name, inode) in changes {
+            listing.change(&name, inode);
+        }
+        inner.install(parent, listing);
+    }
+
+    /// Pages of the kernel's cache belong to the inode as it was at `change`. Returns whether those it may still have
+    /// from before are the same.
+    pub fn page_cache_at(&self, inode: u64, change: u64) -> bool {
+        let mut inner = self.inner.lock();
+        let same = inner.cached.get(&inode) == Some(&change);
+        inner.cached.put(inode, change);
+        same
+    }
+
+    /// Only this client changed the inode, from `from` to `to`: the kernel's pages are those of `to`.
+    pub fn page_cache_follows(&self, inode: u64, from: u64, to: u64) {
+        let mut inner = self.inner.lock();
+        if inner.cached.get(&inode) == Some(&from) {
+            inner.cached.put(inode, to);
+        }
+    }
+
+    /// Things known, for tests and statistics.
+    pub fn len(&self) -> usize {
+        let inner = self.inner.lock();
+        let listed: usize = inner.listings.values().map(|listing| listing.entries.len()).sum();
+        inner.attributes.len() + inner.names.len() + inner.cached.len() + listed
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Inner {
+    fn learn(&mut self, inode: Arc<pb::Inode>, asked: Instant) -> Arc<pb::Inode> {
+        if let Some(known) = self.attributes.get(&inode.id)
+            && (known.inode.change > inode.change
+                || known.inode.change == inode.change && known.asked > asked)
+        {
+            return known.inode.clone();
+        }
+        self.attributes.put(inode.id, Attributes { inode: inode.clone(), asked });
+        inode
+    }
+
+    fn install(&mut self, parent: u64, listing: Listing) {
+        if !self.listings.contains_key(&parent)
+            && self.listings.len() >= LISTINGS_MAX
+            && let Some(oldest) =
+                self.listings.iter().min_by_key(|(_, listing)| listing.asked).map(|(id, _)| *id)
+        {
+            self.listings.remove(&oldest);
+        }
+        self.listings.insert(parent, listing);
+    }
+
+    fn miss(&mut self, parent: u64, name: &[u8], ttl: Duration) -> Found {
+        let now = Instant::now();
+        if self.storms.len() > LISTINGS_MAX * 8 {
+            self.storms.retain(|_, storm| storm.listing.is_some() || storm.began.elapsed() < STORM_WINDOW);
+        }
+        let storm = self.storms.entry(parent).or_insert(Storm {
+            began: now,
+            misses: 0,
+            needed: STORM_MISSES,
+            judged: false,
+            large: false,
+            listing: None,
+        });
+        if now.duration_since(storm.began) > STORM_WINDOW {
+            storm.began = now;
+            storm.misses = 0;
+        }
+        storm.misses += 1;
+        if storm.misses < storm.needed || storm.listing.is_some() || ttl.is_zero() {
+            return Found::Unknown;
+        }
+        if !std::mem::replace(&mut storm.judged, true)
+            && let Some(last) = self.listings.get(&parent)
+        {
+            let worth = last.hits >= WORTH_HITS;
+            storm.needed = if worth { STORM_MISSES } else { (storm.needed * 4).min(STORM_MISSES_MAX) };
+            if storm.misses < storm.needed {
+                return Found::Unknown;
+            }
+        }
+        storm.misses = 0;
+        storm.judged = false;
+        storm.listing = Some(Vec::new());
+        let after = if storm.large { before(name) } else { Vec::new() };
+        Found::List { after }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inode(id: u64, change: u64) -> pb::Inode {
+        pb::Inode { id, change, inline_data: vec![1; 100], ..Default::default() }
+    }
+
+    fn dentry(name: &str, id: u64) -> pb::Dentry {
+        pb::Dentry { name: name.into(), inode: id, attributes: Some(inode(id, 1)), ..Default::default() }
+    }
+
+    fn names() -> Names {
+        Names::new(Duration::from_secs(3600))
+    }
+
+    fn id(found: Found) -> Option<u64> {
+        match found {
+            Found::Known { inode, .. } => Some(inode.id),
+            Found::Absent { .. } => None,
+            other => panic!("not known: {other:?}"),
+        }
+    }
+
+    /// Misses until the directory is to be listed.
+    fn storm(names: &Names, parent: u64) -> (u32, Vec<u8>) {
+        for misses in 1.. {
+            match names.lookup(parent, format!("miss{misses}").as_bytes()) {
+                Found::List { after } => return (misses, after),
+                Found::Unknown => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        unreachable!()
+    }
+
+    #[test]
+    fn a_storm_of_lookups_becomes_one_listing_that_answers_absent_names_too() {
+        let names = names();
+        let (misses, after) = storm(&names, 1);
+        assert_eq!((misses, after.as_slice()), (STORM_MISSES, &b""[..]));
+        assert!(matches!(names.lookup(1, b"x"), Found::Unknown), "one listing at a time");
+        let entries = vec![dentry("a", 2), dentry("b", 3)];
+        names.finish_listing(1, after, Instant::now(), Some((entries, false)));
+        assert_eq!(id(names.lookup(1, b"b")), Some(3));
+        assert_eq!(id(names.lookup(1, b"c")), None);
+    }
+
+    #[test]
+    fn own_changes_while_a_listing_is_under_way_win() {
+        let names = names();
+        let (_, after) = storm(&names, 1);
+        let asked = Instant::now();
+        names.changed(1, b"new", Some(&inode(9, 1)));
+        names.changed(1, b"gone", None);
+        names.finish_listing(1, after, asked, Some((vec![dentry("gone", 4)], false)));
+        assert_eq!(id(names.lookup(1, b"new")), Some(9));
+        assert_eq!(id(names.lookup(1, b"gone")), None);
+        names.changed(1, b"new", None);
+        assert_eq!(id(names.lookup(1, b"new")), None);
+    }
+
+    #[test]
+    fn an_answer_to_an_older_question_does_not_undo_an_own_change() {
+        let names = names();
+        let asked = Instant::now();
+        names.changed(1, b"f", Some(&inode(5, 3)));
+        names.learn_name(1, b"f", None, asked);
+        assert_eq!(id(names.lookup(1, b"f")), Some(5));
+        names.learn_at(inode(5, 2), Instant::now());
+        assert_eq!(names.attributes(5).unwrap().0.change, 3);
+    }
+
+    #[test]
+    fn nothing_is_answered_after_its_time() {
+        let names = Names::new(Duration::from_millis(20));
+        let long_ago = Instant::now() - Duration::from_millis(30);
+        names.learn_name(1, b"f", Some(inode(5, 1)), long_ago);
+        assert!(matches!(names.lookup(1, b"f"), Found::Unknown));
+        assert!(names.attributes(5).is_none());
+        names.learn_name(1, b"f", Some(inode(5, 1)), Instant::now());
+        let Found::Known { ttl, .. } = names.lookup(1, b"f") else { panic!() };
+        assert!(ttl <= Duration::from_millis(20));
+    }
+
+    #[test]
+    fn a_large_directory_is_listed_around_the_name_only() {
+        let names = names();
+        let (_, after) = storm(&names, 1);
+        names.finish_listing(1, after, Instant::now(), Some((vec![dentry("a", 2)], true)));
+        assert_eq!(id(names.lookup(1, b"a")), Some(2));
+        assert!(matches!(names.lookup(1, b"b"), Found::Unknown), "beyond what was listed");
+        let (misses, after) = storm(&names, 1);
+        assert!(misses > STORM_MISSES, "the first listing was not worth it");
+        assert!(after.as_slice() < format!("miss{misses}").as_bytes() && after.starts_with(b"miss"));
+    }
+
+    #[test]
+    fn a_directory_made_here_is_known_to_be_empty() {
+        let names = names();
+        names.made_directory(7);
+        assert_eq!(id(names.lookup(7, b"f")), None);
+        names.changed(7, b"f", Some(&inode(8, 1)));
+        assert_eq!(id(names.lookup(7, b"f")), Some(8));
+    }
+
+    #[test]
+    fn memory_stays_bounded_after_a_hundred_thousand_files() {
+        let names = names();
+        for id in 0..200_000u64 {
+            names.learn_name(1, id.to_string().as_bytes(), Some(inode(id + 2, 1)), Instant::now());
+        }
+        assert!(names.len() <= 6 * KNOWN_MAX);
+        assert!(names.attributes(200_001).unwrap().0.inline_data.is_empty());
+    }
+
+    #[test]
+    fn pages_are_kept_only_if_nobody_else_changed_the_file() {
+        let names = names();
+        assert!(!names.page_cache_at(5, 1));
+        assert!(names.page_cache_at(5, 1));
+        names.page_cache_follows(5, 1, 2);
+        assert!(names.page_cache_at(5, 2));
+        assert!(!names.page_cache_at(5, 4));
+        names.page_cache_follows(5, 3, 5);
+        assert!(!names.page_cache_at(5, 5));
+    }
+}

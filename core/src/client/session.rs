@@ -1,0 +1,219 @@
+//! What a client does by the clock: it extends its session, sends closes, writes back by age, and tells a metadata
+//! service that was restarted which files it holds open.
+//!
+//! One thread keeps time and never waits for anybody; what has to wait runs on the errand threads, each kind at most
+//! once at a time.
+
+use std::collections::HashMap;
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+
+use super::Options;
+use super::lane::Lane;
+use super::meta::Who;
+use super::routing::RoutingTable;
+use super::shared::CLOSES_MAX;
+use super::shared::Shared;
+use crate::error::Result;
+use crate::types::ClientId;
+use crate::wire::pb::{self, Method, NodeKind};
+
+/// Longest sleep of the clock thread.
+const TICK: Duration = Duration::from_millis(250);
+/// Closes wait this long for company.
+const GATHER: Duration = Duration::from_millis(20);
+/// Dirty bytes are written back after one to two of these, if nobody asks before.
+const AGE: Duration = Duration::from_secs(1);
+/// One attempt to extend the session.
+const EXTEND_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time for the goodbye: the manager notices by itself when it does not come.
+const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Read holds told in the one call that replaces them all: a lane message is at most 8 MiB.
+const HOLDS_MAX: usize = 700_000;
+
+/// One kind of errand, which runs at most once at a time.
+#[derive(Default)]
+struct Errand(AtomicBool);
+
+impl Errand {
+    /// Runs `job` on an errand thread unless the last one is still at it.
+    fn send(session: &Arc<Session>, which: fn(&Session) -> &Errand, job: fn(&Session)) {
+        if which(session).0.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let running = session.clone();
+        let sent = session.shared.errands.submit(move || {
+            job(&running);
+            which(&running).0.store(false, Ordering::Release);
+        });
+        if !sent {
+            which(session).0.store(false, Ordering::Release);
+        }
+    }
+}
+
+pub struct Session {
+    id: ClientId,
+    request: pb::ExtendClientRequest,
+    shared: Arc<Shared>,
+    who: Arc<Who>,
+    routing: Arc<RoutingTable>,
+    mgmtd: Arc<Lane>,
+    meta_lane: Arc<Lane>,
+    interval_ms: AtomicU64,
+    /// Incarnation of each metadata service that knows our holds.
+    known: Mutex<HashMap<u32, u64>>,
+    extending: Errand,
+    closing: Errand,
+    aging: Errand,
+    holding: Errand,
+    stopping: AtomicBool,
+    clock: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Session {
+    pub fn start(
+        id: ClientId,
+        options: &Options,
+        shared: Arc<Shared>,
+        who: Arc<Who>,
+        routing: Arc<RoutingTable>,
+        mgmtd: Arc<Lane>,
+        meta_lane: Arc<Lane>,
+    ) -> Result<Arc<Session>> {
+        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let request = pb::ExtendClientRequest {
+            client: id.0,
+            host,
+            description: options.description.clone(),
+            kind: options.kind.into(),
+            started_unix_ms: started.as_millis() as u64,
+            leaving: false,
+            pid: std::process::id(),
+        };
+        let session = Arc::new(Session {
+            id,
+            request,
+            shared,
+            who,
+            routing,
+            mgmtd,
+            meta_lane,
+            interval_ms: AtomicU64::new(1000),
+            known: Mutex::new(HashMap::new()),
+            extending: Errand::default(),
+            closing: Errand::default(),
+            aging: Errand::default(),
+            holding: Errand::default(),
+            stopping: AtomicBool::new(false),
+            clock: Mutex::new(None),
+        });
+        session.extend_by(Instant::now() + options.deadline)?;
+        *session.known.lock() = session.metas();
+        let ticking = session.clone();
+        let clock = thread::Builder::new().name("luciola-clock".to_owned()).spawn(move || ticking.tick())?;
+        *session.clock.lock() = Some(clock);
+        Ok(session)
+    }
+
+    pub fn cluster_id(&self) -> String {
+        self.routing.current().cluster_id.clone()
+    }
+
+    fn tick(self: Arc<Self>) {
+        let mut extended = Instant::now();
+        let mut aged = Instant::now();
+        while !self.stopping.load(Ordering::Acquire) {
+            if self.shared.wait_for_closes(TICK) {
+                let gathered = self.shared.closes_waiting() >= CLOSES_MAX;
+                thread::sleep(if gathered { GATHER / 20 } else { GATHER });
+                Errand::send(&self, |session| &session.closing, |session| session.shared.send_closes());
+            }
+            if extended.elapsed() >= Duration::from_millis(self.interval_ms.load(Ordering::Relaxed)) {
+                extended = Instant::now();
+                Errand::send(&self, |session| &session.extending, Session::extend);
+            }
+            if aged.elapsed() >= AGE {
+                aged = Instant::now();
+                Errand::send(&self, |session| &session.aging, |session| session.shared.write_back_aged());
+            }
+            self.follow_metas();
+        }
+    }
+
+    fn extend(&self) {
+        if let Err(error) = self.extend_by(Instant::now() + EXTEND_TIMEOUT) {
+            log::warn!("client {}: the session was not extended: {error}", self.id);
+        }
+    }
+
+    fn extend_by(&self, deadline: Instant) -> Result<()> {
+        let reply: pb::ExtendClientReply =
+            self.mgmtd.call(Method::MgmtdExtendClient, &self.request, deadline)?;
+        if reply.interval_ms > 0 {
+            self.interval_ms.store(u64::from(reply.interval_ms), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Incarnations of the metadata services that are there.
+    fn metas(&self) -> HashMap<u32, u64> {
+        let routing = self.routing.current();
+        let meta = |node: &&pb::Node| {
+            node.kind == i32::from(NodeKind::NodeMeta) && node.status == i32::from(pb::NodeStatus::Connected)
+        };
+        routing.nodes.values().filter(meta).map(|node| (node.id, node.incarnation)).collect()
+    }
+
+    /// Uses new metadata services, and tells those that were started anew what is held.
+    fn follow_metas(self: &Arc<Self>) {
+        let metas = self.metas();
+        if metas.is_empty() || *self.known.lock() == metas {
+            return;
+        }
+        self.meta_lane.set_addresses(self.routing.current().lane_addresses(NodeKind::NodeMeta));
+        Errand::send(self, |session| &session.holding, Session::tell_holds);
+    }
+
+    fn tell_holds(&self) {
+        let metas = self.metas();
+        let incarnation = metas.values().copied().max().unwrap_or_default();
+        let mut held = self.shared.held();
+        if held.len() > HOLDS_MAX {
+            log::warn!("client {}: {} files are open, {HOLDS_MAX} are told", self.id, held.len());
+            held.truncate(HOLDS_MAX);
+        }
+        if let Err(error) = self.shared.meta.hold(&self.who, held, incarnation) {
+            log::warn!("client {}: open files were not told: {error}", self.id);
+            return;
+        }
+        *self.known.lock() = metas;
+    }
+
+    /// Ends the clock. Closes that wait are the caller's.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.shared.wake.notify_all();
+        if let Some(clock) = self.clock.lock().take() {
+            // A panic of the clock has been reported by the panic hook.
+            let _ = clock.join();
+        }
+    }
+
+    /// Says goodbye, and stops following routing.
+    pub fn leave(&self) {
+        let request = pb::ExtendClientRequest { leaving: true, ..self.request.clone() };
+        let goodbye: Result<pb::ExtendClientReply> =
+            self.mgmtd.call(Method::MgmtdExtendClient, &request, Instant::now() + LEAVE_TIMEOUT);
+        if let Err(error) = goodbye {
+            log::info!("client {}: no goodbye: {error}", self.id);
+        }
+        self.routing.stop();
+    }
+}

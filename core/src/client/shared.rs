@@ -1,0 +1,270 @@
+//! What all files of one client share: the services, memory for dirty bytes, threads, and the table of open files.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ops::Range;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::budget::Budget;
+use super::data::{DataClient, Read, Write};
+use super::inode::OpenInode;
+use super::meta::{Meta, Who};
+use super::names::Names;
+use super::workers::Workers;
+use crate::buffer::BufferPool;
+use crate::error::Result;
+use crate::types::ContentId;
+use crate::wire::pb;
+
+/// File data as files see it: no chains, no retries.
+pub trait Chunks: Send + Sync {
+    /// Fills all of `read.into`; holes read as zeros.
+    fn read(&self, read: &Read) -> Result<()>;
+    fn read_many(&self, reads: &[Read]) -> Vec<Result<()>>;
+    /// One result for each; overlapping writes happen in order.
+    fn write_many(&self, writes: &[Write]) -> Vec<Result<()>>;
+    /// Everything acknowledged in `range` survives the loss of power.
+    fn sync(&self, layout: &pb::Layout, content: ContentId, range: Range<u64>) -> Result<()>;
+}
+
+/// The chains of a cluster.
+pub struct Chains {
+    pub data: Arc<DataClient>,
+    pub deadline: Duration,
+}
+
+impl Chunks for Chains {
+    fn read(&self, read: &Read) -> Result<()> {
+        let deadline = Instant::now() + self.deadline;
+        self.data.read(&read.layout, read.content, read.offset, &read.into, deadline).map(drop)
+    }
+
+    fn read_many(&self, reads: &[Read]) -> Vec<Result<()>> {
+        let results = self.data.read_many(reads, Instant::now() + self.deadline);
+        results.into_iter().map(|result| result.map(drop)).collect()
+    }
+
+    fn write_many(&self, writes: &[Write]) -> Vec<Result<()>> {
+        self.data.write_many(writes, Instant::now() + self.deadline)
+    }
+
+    fn sync(&self, layout: &pb::Layout, content: ContentId, range: Range<u64>) -> Result<()> {
+        let deadline = Instant::now() + self.deadline;
+        self.data.sync(layout, content, range.start, range.end - range.start, deadline)
+    }
+}
+
+/// Closes sent in one call.
+pub const CLOSES_MAX: usize = 128;
+
+/// Closes that may wait. Whoever closes more helps to send them.
+const CLOSES_WAITING_MAX: usize = 4096;
+
+/// A close that the metadata service is still to be told.
+pub struct Close {
+    pub who: Arc<Who>,
+    pub one: pb::CloseOne,
+}
+
+struct Opened {
+    inode: Arc<OpenInode>,
+    handles: usize,
+}
+
+pub struct Shared {
+    pub meta: Meta,
+    pub chunks: Box<dyn Chunks>,
+    /// Buffers for dirty bytes and for reading ahead.
+    pub pool: BufferPool,
+    pub budget: Budget,
+    /// Write-back only: its jobs wait for chains, never for room or for other jobs.
+    pub workers: Workers,
+    /// Everything else that should not hold up its caller.
+    pub errands: Workers,
+    pub names: Names,
+    pub attribute_timeout: Duration,
+    pub read_ahead_bytes: usize,
+    files: Mutex<HashMap<u64, Opened>>,
+    listed: Mutex<Vec<Weak<OpenInode>>>,
+    closes: Mutex<Vec<Close>>,
+    /// Tells the clock thread that closes wait.
+    pub wake: Condvar,
+    holds: Mutex<HashMap<u64, usize>>,
+}
+
+/// Threads for write-back, and for the rest.
+const WORKERS_MAX: usize = 8;
+const ERRANDS_MAX: usize = 16;
+
+impl Shared {
+    pub fn new(
+        meta: Meta,
+        chunks: Box<dyn Chunks>,
+        pool: BufferPool,
+        write_buffer_bytes: usize,
+        read_ahead_bytes: usize,
+        attribute_timeout: Duration,
+    ) -> Arc<Shared> {
+        Arc::new(Shared {
+            meta,
+            chunks,
+            pool,
+            budget: Budget::new(write_buffer_bytes),
+            workers: Workers::new("luciola-write", WORKERS_MAX),
+            errands: Workers::new("luciola-errand", ERRANDS_MAX),
+            names: Names::new(attribute_timeout),
+            attribute_timeout,
+            read_ahead_bytes,
+            files: Mutex::new(HashMap::new()),
+            listed: Mutex::new(Vec::new()),
+            closes: Mutex::new(Vec::new()),
+            wake: Condvar::new(),
+            holds: Mutex::new(HashMap::new()),
+        })
+    }
+
+    /// The open file with that inode number, if this process has it open.
+    pub fn find(&self, inode: u64) -> Option<Arc<OpenInode>> {
+        self.files.lock().get(&inode).map(|opened| opened.inode.clone())
+    }
+
+    /// One handle more of the file that the metadata service described.
+    pub fn opened(self: &Arc<Self>, inode: pb::Inode) -> Arc<OpenInode> {
+        let mut files = self.files.lock();
+        match files.entry(inode.id) {
+            Entry::Occupied(mut known) => {
+                let opened = known.get_mut();
+                opened.handles += 1;
+                let known = opened.inode.clone();
+                drop(files);
+                known.adopt(&inode);
+                known
+            }
+            Entry::Vacant(place) => {
+                let inode = OpenInode::new(self.clone(), inode);
+                place.insert(Opened { inode: inode.clone(), handles: 1 });
+                inode
+            }
+        }
+    }
+
+    /// One handle less.
+    pub fn released(&self, inode: u64) {
+        let mut files = self.files.lock();
+        if let Entry::Occupied(mut known) = files.entry(inode) {
+            known.get_mut().handles -= 1;
+            if known.get().handles == 0 {
+                known.remove();
+            }
+        }
+    }
+
+    pub fn open_files(&self) -> Vec<Arc<OpenInode>> {
+        self.files.lock().values().map(|opened| opened.inode.clone()).collect()
+    }
+
+    /// Remembers a file that has dirty bytes.
+    pub fn list_dirty(&self, inode: &Arc<OpenInode>) {
+        self.listed.lock().push(Arc::downgrade(inode));
+    }
+
+    fn dirty_files(&self) -> Vec<Arc<OpenInode>> {
+        self.listed.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Begins to write back everything: memory is short.
+    pub fn press(&self) {
+        for inode in self.dirty_files() {
+            inode.start_write_back();
+        }
+    }
+
+    /// Begins to write back what has waited since the last call but one.
+    pub fn write_back_aged(&self) {
+        for inode in self.dirty_files() {
+            inode.write_back_aged();
+        }
+        self.listed.lock().retain(|inode| inode.upgrade().is_some_and(|inode| inode.is_listed()));
+    }
+
+    /// Leaves a close to be sent with others.
+    pub fn close_later(&self, close: Close) {
+        let waiting = {
+            let mut closes = self.closes.lock();
+            closes.push(close);
+            closes.len()
+        };
+        if waiting == 1 || waiting == CLOSES_MAX {
+            self.wake.notify_all();
+        }
+        if waiting > CLOSES_WAITING_MAX {
+            self.send_closes();
+        }
+    }
+
+    /// Waits at most `most` for closes. True: there are some.
+    pub fn wait_for_closes(&self, most: Duration) -> bool {
+        let mut closes = self.closes.lock();
+        if closes.is_empty() {
+            self.wake.wait_for(&mut closes, most);
+        }
+        !closes.is_empty()
+    }
+
+    pub fn closes_waiting(&self) -> usize {
+        self.closes.lock().len()
+    }
+
+    /// Sends the closes that wait. Failures are logged: the sessions end with the client at the latest.
+    pub fn send_closes(&self) {
+        loop {
+            let (who, batch) = {
+                let mut closes = self.closes.lock();
+                let Some(who) = closes.first().map(|close| close.who.clone()) else { return };
+                let mut batch = Vec::new();
+                let mut rest = Vec::new();
+                for close in closes.drain(..) {
+                    if batch.len() < CLOSES_MAX && close.who == who {
+                        batch.push(close.one);
+                    } else {
+                        rest.push(close);
+                    }
+                }
+                *closes = rest;
+                (who, batch)
+            };
+            match self.meta.close(&who, batch) {
+                Ok(outcomes) => {
+                    for error in outcomes.into_iter().filter_map(Result::err) {
+                        log::debug!("close: {error}");
+                    }
+                }
+                Err(error) => {
+                    log::warn!("closes were not taken: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A file is open for reading once more.
+    pub fn hold(&self, inode: u64) {
+        *self.holds.lock().entry(inode).or_default() += 1;
+    }
+
+    pub fn unhold(&self, inode: u64) {
+        if let Entry::Occupied(mut count) = self.holds.lock().entry(inode) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+
+    pub fn held(&self) -> Vec<u64> {
+        self.holds.lock().keys().copied().collect()
+    }
+}

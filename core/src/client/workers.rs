@@ -1,0 +1,103 @@
+//! A few threads that carry out jobs: write-back, read-ahead, late closes.
+
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Sender, unbounded};
+use parking_lot::Mutex;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Threads start with the first jobs and stay. The queue has no limit of its own: every caller bounds how many
+/// jobs it has under way (helpers of an inode, read-ahead of a handle, entries of a ring).
+pub struct Workers {
+    queue: Mutex<Option<Sender<Job>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    jobs: crossbeam_channel::Receiver<Job>,
+    most: usize,
+    name: &'static str,
+}
+
+impl Workers {
+    pub fn new(name: &'static str, most: usize) -> Workers {
+        let (queue, jobs) = unbounded();
+        Workers { queue: Mutex::new(Some(queue)), threads: Mutex::new(Vec::new()), jobs, most, name }
+    }
+
+    /// Runs `job` on a thread. False: the pool has been stopped, the job was dropped.
+    pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> bool {
+        let sent = match &*self.queue.lock() {
+            Some(queue) => queue.send(Box::new(job)).is_ok(),
+            None => false,
+        };
+        if sent && !self.jobs.is_empty() {
+            self.grow();
+        }
+        sent
+    }
+
+    /// One thread more, if there are jobs that nobody has taken and the limit allows.
+    fn grow(&self) {
+        let mut threads = self.threads.lock();
+        if threads.len() == self.most {
+            return;
+        }
+        let jobs = self.jobs.clone();
+        let body = move || jobs.iter().for_each(|job| job());
+        match thread::Builder::new().name(self.name.to_owned()).spawn(body) {
+            Ok(thread) => threads.push(thread),
+            Err(error) if threads.is_empty() => panic!("no thread can be started: {error}"),
+            Err(error) => log::warn!("{}: no further thread: {error}", self.name),
+        }
+    }
+
+    /// Carries out what is queued, then ends the threads. A thread of the pool does not wait for itself.
+    pub fn stop(&self) {
+        drop(self.queue.lock().take());
+        for thread in self.threads.lock().drain(..) {
+            if thread.thread().id() != thread::current().id() {
+                // A job that panicked has been reported by the panic hook.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn every_job_runs_before_stop_returns_and_none_after() {
+        let workers = Workers::new("test", 3);
+        let done = Arc::new(AtomicUsize::new(0));
+        for _ in 0..100 {
+            let done = done.clone();
+            assert!(workers.submit(move || {
+                done.fetch_add(1, Ordering::SeqCst);
+            }));
+        }
+        workers.stop();
+        assert_eq!(done.load(Ordering::SeqCst), 100);
+        assert!(!workers.submit(|| ()));
+    }
+
+    #[test]
+    fn jobs_that_block_do_not_hold_up_others_below_the_limit() {
+        let workers = Workers::new("test", 2);
+        let (release, held) = unbounded::<()>();
+        let (told, tell) = unbounded();
+        workers.submit(move || held.recv().unwrap());
+        workers.submit(move || told.send(()).unwrap());
+        tell.recv_timeout(std::time::Duration::from_secs(20)).unwrap();
+        release.send(()).unwrap();
+    }
+}
