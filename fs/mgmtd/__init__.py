@@ -1,0 +1,14 @@
+"""The cluster manager: who is here, and which replica of which chain may do what.
+
+    transitions   the table of chain states, one pure function
+    placement     which nodes form which chain
+    records       what is stored
+    model         what is known and what follows from it, without I/O
+    sessions      clients that are alive
+    routing       what is published, in versions and deltas
+    store         records in the key-value store; who is primary
+    service       the asynchronous shell: handlers, clocks, writes
+    __main__      the process
+
+It never touches file data, and it talks to nobody: nodes and clients come to it.
+"""

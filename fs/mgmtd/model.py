@@ -1,0 +1,503 @@
+"""The cluster manager without I/O: what is known, what is heard, what follows from it.
+
+Stored records (`records.Records`) change only through a `Change`: a method here computes one, the service stores it
+durably, then `apply` makes it true. Everything else (when a node was heard, what its replicas say of themselves)
+lives here only, and is rebuilt from heartbeats after a restart.
+
+    L1  a node is taken for dead only when the lease it may still believe in has run out, or its process has ended
+    L2  no lease is granted to a node that may not know yet that one of its replicas does not serve any more
+    L3  after a start nothing is taken for dead until every lease granted before has run out
+    L4  a replica whose process has ended passes through OFFLINE or LASTSRV before its next report counts
+    L5  a chain with a member of which nothing is known yet does not change
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from ..config import MgmtdConfig
+from ..errors import AlreadyExists, Busy, Conflict, InvalidArgument, NotFound
+from ..ids import ChainId, ChainVersion, NodeId, TableId, TargetId
+from ..wire.pb import mgmtd_pb2 as pb
+from .records import ChainRecord, Change, ConfigEntry, NodeRecord, Records, TableRecord
+from .transitions import Local, Member, Public, advance, ordered
+
+FALLEN: Final = (Public.OFFLINE, Public.LASTSRV)
+TARGETS_MAX: Final = 20_000  # replicas on one node
+NODES_MAX: Final = 10_000
+CHAIN_MEMBERS_MAX: Final = 8
+CHAINS_PER_TABLE: Final = 100_000  # room for ids: chain = table * this + index + 1
+TARGETS_PER_CHAIN: Final = 1000  # and target = chain * this + n: replicas a chain may ever have had
+WITHDRAW_S: Final = 30.0  # a node that was asked to let go of a replica and did not is not asked any more
+ENDED_MAX: Final = 16  # incarnations of one node remembered as ended
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a node says of one replica."""
+
+    local: Local
+    chain_version: ChainVersion
+    used_bytes: int = 0
+
+
+@dataclass(slots=True)
+class NodeLife:
+    """What is known of a node's process since this manager started."""
+
+    status: int = pb.CONNECTING
+    heard_s: float = float("-inf")
+    sequence: int = 0
+    config_version: int = 0
+    has_ended: bool = False  # the current incarnation: reaped, left, or found dead
+    ended: list[int] = field(default_factory=list)  # incarnations that must never be heard again
+    reported: set[TargetId] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class TargetLife:
+    """What is known of one replica."""
+
+    local: Local | None = None  # None: nothing yet
+    used_bytes: int = 0
+    must_fall: bool = False  # L4
+    demoted_at: int = 0  # chain version at which it last stopped being SERVING
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What became of a heartbeat."""
+
+    lease_ms: int
+    config: ConfigEntry | None
+    withdraw: tuple[TargetId, ...]
+
+
+class Model:
+    """The manager's knowledge. Every method that reads a clock is handed the time."""
+
+    def __init__(self, config: MgmtdConfig, records: Records, *, now_s: float) -> None:
+        self.config = config
+        self.records = records
+        self.lives: dict[NodeId, NodeLife] = {node: NodeLife() for node in records.nodes}
+        self.targets: dict[TargetId, TargetLife] = {}
+        self.newborn_until: dict[ChainId, float] = {}
+        self.withdrawn: dict[TargetId, float] = {}
+        self.started_s = now_s
+        self.bootstrap_until_s = now_s + config.bootstrap_ms / 1000
+        self.looked_s = now_s
+        self.touched: set[NodeId] = set()  # nodes whose status changed since the service last published
+        self._falling: set[TargetId] = set()
+        self.dirty: set[ChainId] = set(records.chains)
+        for chain in records.chains.values():
+            self.newborn_until[chain.id] = self.bootstrap_until_s
+            for member in chain.members:
+                demoted = 0 if member.state is Public.SERVING else chain.version
+                self.targets[member.target] = TargetLife(demoted_at=demoted)
+        for node in records.nodes.values():
+            if node.disabled:
+                self._set_status(node.id, pb.DISABLED)
+            if node.disabled or node.unsettled:
+                for _chain, member in self._members_on(node.id):
+                    self._fell(member)
+
+    # Time.
+
+    @property
+    def lease_s(self) -> float:
+        """How long after hearing a node it may still believe in its lease, on our clock."""
+        return self.config.lease_ms * (100 + self.config.lease_drift_percent) / 100_000
+
+    @property
+    def granted_ms(self) -> int:
+        """What a node is told: shorter, by the same drift, counted from when it sent the heartbeat."""
+        return self.config.lease_ms * (100 - self.config.lease_drift_percent) // 100
+
+    def is_bootstrapping(self, now_s: float) -> bool:
+        return now_s < self.bootstrap_until_s
+
+    # Heartbeats.
+
+    def registration(self, node: pb.Node) -> Change:
+        """What must be stored before a heartbeat of `node` can be taken in. Raises: InvalidArgument, Busy."""
+        said = NodeRecord.from_pb(node)
+        known = self.records.nodes.get(said.id)
+        if said.id == 0 or said.incarnation == 0:
+            raise InvalidArgument("a node has an id and an incarnation, neither of which is 0")
+        if known is None:
+            if len(self.records.nodes) >= NODES_MAX:
+                raise Busy(f"a cluster has at most {NODES_MAX} nodes")
+            return Change(nodes=(replace(said, disabled=False, unsettled=False),))
+        if known.kind != said.kind:
+            raise InvalidArgument(
+                f"node {said.id} is a {pb.NodeKind.Name(known.kind)}, not a {pb.NodeKind.Name(said.kind)}"
+            )
+        life = self.lives[said.id]
+        if said.incarnation in life.ended:
+            raise InvalidArgument(
+                f"this process of node {said.id} was replaced or has ended; start it again", node=said.id
+            )
+        replaced = known.incarnation != said.incarnation
+        falls = any(member.state not in FALLEN for _chain, member in self._members_on(said.id))
+        said = replace(said, disabled=known.disabled, unsettled=falls if replaced else known.unsettled)
+        return Change() if said == known else Change(nodes=(said,))
+
+    def hear(self, request: pb.HeartbeatRequest, *, now_s: float) -> Heard:
+        """Takes in a heartbeat whose registration is stored; `now_s` is when it was received.
+
+        Raises: Conflict if it is older than one already heard; InvalidArgument for a malformed report.
+        """
+        node = self.records.nodes[NodeId(request.node.id)]
+        life = self.lives[node.id]
+        assert node.incarnation == request.node.incarnation, "register first"
+        if request.sequence <= life.sequence:
+            raise Conflict("a newer heartbeat was heard already", sequence=life.sequence)
+        reports = _reports(request)
+        life.sequence = request.sequence
+        life.config_version = request.node.config_version
+        if node.disabled:
+            return Heard(0, self._newer_config(node, life), ())
+        if request.leaving:
+            self.end(node.id)
+            return Heard(0, None, ())
+        life.heard_s = max(life.heard_s, now_s)
+        life.has_ended = False
+        self._set_status(node.id, pb.CONNECTED)
+        self._take_in(node, life, reports)
+        lease_ms = self.granted_ms if self._may_lease(node, reports) else 0
+        withdraw = tuple(target for target in self.withdrawn if target in reports)
+        return Heard(lease_ms, self._newer_config(node, life), withdraw)
+
+    def end(self, node: NodeId) -> None:
+        """The process of `node` is known to have ended, or to have stopped serving: its lease is void."""
+        life = self.lives[node]
+        self._forget_process(node, life, self.records.nodes[node].incarnation)
+        self._set_status(node, pb.FAILED)
+
+    def ended(self, request: pb.ProcessEndedRequest) -> bool:
+        """A supervisor has reaped a process. True if it was the node's current one."""
+        node = self.records.nodes.get(NodeId(request.node))
+        if node is None or node.disabled or node.incarnation != request.incarnation:
+            return False
+        self.end(node.id)
+        return True
+
+    def _forget_process(self, node: NodeId, life: NodeLife, incarnation: int) -> None:
+        life.has_ended = True
+        life.sequence = 0
+        life.reported = set()
+        if incarnation not in life.ended:
+            life.ended = [*life.ended, incarnation][-ENDED_MAX:]
+        for chain, member in self._members_on(node):
+            self._fell(member)
+            self.dirty.add(chain.id)
+
+    def _fell(self, member: Member) -> None:
+        target = self.targets[member.target]
+        target.local = Local.OFFLINE
+        target.must_fall = member.state not in FALLEN
+        self.withdrawn.pop(member.target, None)
+
+    def _take_in(self, node: NodeRecord, life: NodeLife, reports: dict[TargetId, tuple[int, Report]]) -> None:
+        missing = life.reported - reports.keys()
+        for target_id, (chain_id, report) in reports.items():
+            chain = self.records.chains.get(ChainId(chain_id))
+            if chain is None or not any(
+                member.target == target_id and member.node == node.id for member in chain.members
+            ):
+                continue  # an orphan: it belongs to no chain any more
+            target = self.targets[target_id]
+            target.used_bytes = report.used_bytes
+            if report.chain_version != chain.version or target.must_fall:
+                continue
+            self._set_local(chain.id, target_id, report.local)
+        for target_id in missing:  # a replica that the node had, and does not speak of any more
+            chain = next((c for c in self.records.chains.values() if c.state_of(target_id) is not None), None)
+            if chain is not None:
+                self._set_local(chain.id, target_id, Local.OFFLINE)
+        life.reported = set(reports)
+
+    def _set_local(self, chain: ChainId, target_id: TargetId, local: Local) -> None:
+        target = self.targets[target_id]
+        if target.local is not local:
+            target.local = local
+            self.dirty.add(chain)
+        if local is Local.OFFLINE:
+            self.withdrawn.pop(target_id, None)
+
+    def _may_lease(self, node: NodeRecord, reports: dict[TargetId, tuple[int, Report]]) -> bool:
+        """L2. A replica that the node does not report is one it does not serve."""
+        here = {member.target for _chain, member in self._members_on(node.id)}
+        for target_id, (_chain, report) in reports.items():
+            if target_id not in here:  # removed from its chain, which a node that serves it has not heard of
+                if report.local is Local.UPTODATE:
+                    return False
+                continue
+            target = self.targets[target_id]
+            if target_id in self._falling or target.must_fall or report.chain_version < target.demoted_at:
+                return False
+        return True
+
+    def _newer_config(self, node: NodeRecord, life: NodeLife) -> ConfigEntry | None:
+        config = self.records.configs.get(node.kind)
+        return config if config is not None and config.version > life.config_version else None
+
+    # Looking at the clock and the chains.
+
+    def look(self, *, now_s: float) -> Change:
+        """Who has died since the last look, and what that and the reports mean for the chains.
+
+        Until `apply` is called with it the change is being stored. There is only one at a time; if it cannot be
+        stored, nobody knows what is true, and a new model must be made from the records.
+        """
+        assert not self._falling, "one change at a time"
+        if now_s - self.looked_s > self.lease_s / 2:
+            # We were asleep ourselves: heartbeats may be waiting unread, so nobody's silence means anything.
+            for life in self.lives.values():
+                if life.status == pb.CONNECTED:
+                    life.heard_s = max(life.heard_s, now_s)
+        self.looked_s = now_s
+        self._find_dead(now_s)
+        for target in [target for target, until in self.withdrawn.items() if until <= now_s]:
+            del self.withdrawn[target]
+        change = Change(chains=tuple(self._advance_chains(now_s)), nodes=tuple(self._settled()))
+        for chain in change.chains:
+            before = self.records.chains[chain.id]
+            self._falling |= {member.target for member in before.serving} - {m.target for m in chain.serving}
+        return change
+
+    def _find_dead(self, now_s: float) -> None:
+        for node_id, life in self.lives.items():
+            if life.has_ended or life.status == pb.FAILED:
+                continue
+            alive_until = max(
+                life.heard_s + self.lease_s, self.bootstrap_until_s if life.heard_s < self.started_s else 0
+            )
+            if now_s < alive_until:
+                continue
+            if life.status != pb.DISABLED:
+                self._set_status(node_id, pb.FAILED)
+            life.has_ended = True
+            for chain, member in self._members_on(node_id):
+                self._set_local(chain.id, member.target, Local.OFFLINE)
+
+    def _settled(self) -> Iterable[NodeRecord]:
+        """Nodes whose replicas have all fallen since their process was replaced."""
+        for node in self.records.nodes.values():
+            if node.unsettled and not any(
+                self.targets[member.target].must_fall for _chain, member in self._members_on(node.id)
+            ):
+                yield replace(node, unsettled=False)
+
+    def _members_on(self, node: NodeId) -> list[tuple[ChainRecord, Member]]:
+        return [
+            (chain, member)
+            for chain in self.records.chains_of((node,))
+            for member in chain.members
+            if member.node == node
+        ]
+
+    def _advance_chains(self, now_s: float) -> Iterable[ChainRecord]:
+        for chain_id in list(self.dirty):
+            chain = self.records.chains[chain_id]
+            local: dict[TargetId, Local] = {}
+            for member in chain.members:
+                known = self.targets[member.target].local
+                if known is None:
+                    if now_s < self.newborn_until.get(chain_id, 0):
+                        break  # L5
+                    known = Local.OFFLINE
+                local[member.target] = known
+            else:
+                members = advance(chain.members, local)
+                if members == chain.members:
+                    self.dirty.discard(chain_id)
+                else:
+                    yield chain.changed(members)
+
+    # Making a stored change true.
+
+    def apply(self, change: Change) -> None:
+        """`change` is stored."""
+        for node in change.nodes:
+            self._apply_node(node)
+        for chain in change.chains:
+            self._apply_chain(chain)
+        for node_id in change.removed_nodes:
+            self.lives.pop(node_id, None)
+        self.records.apply(change)
+
+    def _apply_node(self, node: NodeRecord) -> None:
+        life = self.lives.setdefault(node.id, NodeLife())
+        before = self.records.nodes.get(node.id)
+        if before is not None and before.incarnation != node.incarnation:
+            self._forget_process(node.id, life, before.incarnation)
+            life.has_ended = False
+        if node.disabled:
+            self._set_status(node.id, pb.DISABLED)
+        elif life.status == pb.DISABLED:
+            self._set_status(node.id, pb.CONNECTING)
+            life.has_ended = False
+
+    def _apply_chain(self, chain: ChainRecord) -> None:
+        before = self.records.chains.get(chain.id)
+        served = {member.target for member in before.serving} if before is not None else set()
+        for member in chain.members:
+            target = self.targets.setdefault(member.target, TargetLife())
+            if member.target in served and member.state is not Public.SERVING:
+                target.demoted_at = chain.version
+            if member.state in FALLEN:
+                target.must_fall = False
+        left = {m.target for m in before.members} - {m.target for m in chain.members} if before else set()
+        for target_id in left:
+            self.targets.pop(target_id, None)
+        self.dirty.add(chain.id)
+        self._falling.difference_update(served)
+
+    # What administrators ask for.
+
+    def new_table(
+        self, request: pb.CreateChainTableRequest, placed: Sequence[Sequence[int]], *, now_s: float
+    ) -> Change:
+        """A chain table over chains placed on nodes, and those chains. Raises: AlreadyExists, InvalidArgument."""
+        table = TableId(request.table)
+        if not 0 < table < 2**32 // CHAINS_PER_TABLE:
+            raise InvalidArgument(f"a table's id is between 1 and {2**32 // CHAINS_PER_TABLE - 1}")
+        if any(known == table for known, _ in self.records.tables):
+            raise AlreadyExists(f"chain table {table} exists already")
+        chains = []
+        for index, nodes in enumerate(placed):
+            chain = ChainId(table * CHAINS_PER_TABLE + index + 1)
+            targets = [TargetId(chain * TARGETS_PER_CHAIN + number + 1) for number in range(len(nodes))]
+            members = tuple(
+                Member(target, node, Public.SERVING) for target, node in zip(targets, nodes, strict=True)
+            )
+            chains.append(ChainRecord(chain, ChainVersion(1), members, tuple(targets)))
+            self.newborn_until[chain] = now_s + self.config.bootstrap_ms / 1000
+        record = TableRecord(table, 1, tuple(c.id for c in chains), request.replicas, request.description)
+        return Change(chains=tuple(chains), tables=(record,))
+
+    def updated_chain(self, request: pb.UpdateChainRequest, *, now_s: float) -> Change:
+        """What an administrator asked of one chain. Raises: NotFound, InvalidArgument, Busy."""
+        chain = self.records.chains.get(ChainId(request.chain))
+        if chain is None:
+            raise NotFound(f"no chain {request.chain}")
+        match request.action:
+            case pb.UpdateChainRequest.ADD:
+                return Change(chains=(self._with_target(chain, NodeId(request.node)),))
+            case pb.UpdateChainRequest.REMOVE:
+                return Change(chains=(self._without_target(chain, TargetId(request.target)),))
+            case pb.UpdateChainRequest.ROTATE_LASTSRV:
+                return Change(chains=(_rotated_last(chain),))
+            case pb.UpdateChainRequest.ROTATE_PREFERRED:
+                self._rotate_preferred(chain, now_s=now_s)
+                return Change()
+        raise InvalidArgument(f"unknown action {request.action}")
+
+    def _with_target(self, chain: ChainRecord, node: NodeId) -> ChainRecord:
+        known = self.records.nodes.get(node)
+        if known is None or known.kind != pb.NODE_STORAGE:
+            raise NotFound(f"no storage node {node}")
+        if any(member.node == node for member in chain.members):
+            raise InvalidArgument(f"node {node} holds a replica of chain {chain.id} already")
+        if len(chain.members) >= CHAIN_MEMBERS_MAX:
+            raise InvalidArgument(f"a chain has at most {CHAIN_MEMBERS_MAX} replicas")
+        used = max((m.target for m in chain.members), default=0)
+        used = max((used, *chain.preferred))
+        target = TargetId(used + 1)
+        if target >= (chain.id + 1) * TARGETS_PER_CHAIN:
+            raise InvalidArgument(f"chain {chain.id} has had all the replicas it can have")
+        self.targets[target] = TargetLife(local=Local.OFFLINE)
+        members = ordered((*chain.members, Member(target, node, Public.OFFLINE)))
+        return replace(chain.changed(members), preferred=(*chain.preferred, target))
+
+    def _without_target(self, chain: ChainRecord, target: TargetId) -> ChainRecord:
+        state = chain.state_of(target)
+        if state is None:
+            raise NotFound(f"chain {chain.id} has no replica {target}")
+        if state is not Public.OFFLINE:
+            raise Busy(f"replica {target} is {state.name}; only an OFFLINE one can be removed")
+        members = tuple(member for member in chain.members if member.target != target)
+        if not members:
+            raise InvalidArgument("the last replica of a chain cannot be removed")
+        return chain.changed(members)
+
+    def _rotate_preferred(self, chain: ChainRecord, *, now_s: float) -> None:
+        """Asks the first replica that stands in another's place to let go; it comes back as the tail."""
+        if len(chain.serving) != len(chain.members):
+            raise Busy(f"chain {chain.id} is rotated only while all its replicas serve")
+        wanted = [target for target in chain.preferred if chain.state_of(target) is not None]
+        for member, target in zip(chain.members, wanted, strict=False):
+            if member.target != target:
+                self.withdrawn[member.target] = now_s + WITHDRAW_S
+                return
+
+    def disabled_node(self, node_id: NodeId, *, disabled: bool) -> Change:
+        """Raises: NotFound."""
+        node = self.records.nodes.get(node_id)
+        if node is None:
+            raise NotFound(f"no node {node_id}")
+        return Change() if node.disabled == disabled else Change(nodes=(replace(node, disabled=disabled),))
+
+    def unregistered(self, node_id: NodeId) -> Change:
+        """Raises: NotFound; Busy if it is alive or has replicas."""
+        if node_id not in self.records.nodes:
+            raise NotFound(f"no node {node_id}")
+        life = self.lives[node_id]
+        if not life.has_ended:
+            raise Busy(f"node {node_id} may be alive; stop or disable it and wait for its lease to run out")
+        holding = self.records.chains_of((node_id,))
+        if holding:
+            raise Busy(
+                f"node {node_id} still has {len(holding)} replicas, such as one of chain {holding[0].id}"
+            )
+        return Change(removed_nodes=(node_id,))
+
+    def new_config(self, request: pb.ConfigRecord) -> Change:
+        """The next version of a configuration. Raises: Conflict if `version` is not the next one (or 0)."""
+        known = self.records.configs.get(request.kind)
+        version = (known.version if known else 0) + 1
+        if request.version not in (0, version):
+            raise Conflict(f"the next version is {version}, not {request.version}", version=version)
+        return Change(configs=(replace(ConfigEntry.from_pb(request), version=version),))
+
+    def _set_status(self, node: NodeId, status: int) -> None:
+        if self.lives[node].status != status:
+            self.lives[node].status = status
+            self.touched.add(node)
+
+
+def _reports(request: pb.HeartbeatRequest) -> dict[TargetId, tuple[int, Report]]:
+    """The reports by target. Raises: InvalidArgument."""
+    if len(request.targets) > TARGETS_MAX:
+        raise InvalidArgument(f"a node reports at most {TARGETS_MAX} replicas")
+    reports: dict[TargetId, tuple[int, Report]] = {}
+    for said in request.targets:
+        try:
+            local = Local(said.state)
+        except ValueError as error:
+            raise InvalidArgument(f"replica {said.id} is reported in no valid state") from error
+        if said.id in reports:
+            raise InvalidArgument(f"replica {said.id} is reported twice")
+        reports[TargetId(said.id)] = (
+            said.chain,
+            Report(local, ChainVersion(said.chain_version), said.used_bytes),
+        )
+    return reports
+
+
+def _rotated_last(chain: ChainRecord) -> ChainRecord:
+    """The head, which everybody waits for, steps back: the next replica will serve what it has."""
+    if not chain.members or chain.members[0].state is not Public.LASTSRV:
+        raise Busy(f"chain {chain.id} does not wait for a replica that served last")
+    if len(chain.members) < 2:
+        raise InvalidArgument("there is no other replica")
+    first, second, *rest = chain.members
+    return chain.changed(
+        ordered(
+            (replace(second, state=Public.LASTSRV), *rest, replace(first, state=Public.OFFLINE)),
+        )
+    )
+
+
+__all__ = ["Heard", "Model", "NodeLife", "Report", "TargetLife"]

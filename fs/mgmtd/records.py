@@ -1,0 +1,196 @@
+"""What mgmtd keeps of nodes, chains, tables and configurations, and their protobuf forms."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from ..ids import ChainId, ChainVersion, NodeId, TableId, TargetId
+from ..wire.pb import mgmtd_pb2 as pb
+from .transitions import Member, Public
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """A node as it is stored: who it is and where; not whether it is alive."""
+
+    id: NodeId
+    kind: int
+    host: str = ""
+    pid: int = 0
+    incarnation: int = 0
+    grpc_address: str = ""
+    lane_address: str = ""
+    data_address: str = ""
+    data_socket: str = ""
+    boot_id: str = ""
+    release: str = ""
+    disabled: bool = False
+    unsettled: bool = False  # the process was replaced, and not all of its replicas have fallen yet
+
+    def to_pb(self) -> pb.Node:
+        """For the store: status DISABLED says `disabled`, FAILED `unsettled`. Publishing sets the real status."""
+        status = pb.DISABLED if self.disabled else pb.FAILED if self.unsettled else pb.CONNECTING
+        return pb.Node(
+            id=self.id,
+            kind=pb.NodeKind.Name(self.kind),
+            status=status,
+            host=self.host,
+            pid=self.pid,
+            incarnation=self.incarnation,
+            grpc_address=self.grpc_address,
+            lane_address=self.lane_address,
+            data_address=self.data_address,
+            data_socket=self.data_socket,
+            boot_id=self.boot_id,
+            release=self.release,
+        )
+
+    @classmethod
+    def from_pb(cls, node: pb.Node) -> "NodeRecord":
+        return cls(
+            id=NodeId(node.id),
+            kind=node.kind,
+            host=node.host,
+            pid=node.pid,
+            incarnation=node.incarnation,
+            grpc_address=node.grpc_address,
+            lane_address=node.lane_address,
+            data_address=node.data_address,
+            data_socket=node.data_socket,
+            boot_id=node.boot_id,
+            release=node.release,
+            disabled=node.status == pb.DISABLED,
+            unsettled=node.status == pb.FAILED,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ChainRecord:
+    """A chain as it is stored and published."""
+
+    id: ChainId
+    version: ChainVersion
+    members: tuple[Member, ...]
+    preferred: tuple[TargetId, ...] = ()
+
+    def changed(self, members: tuple[Member, ...]) -> "ChainRecord":
+        """The next version, with these members."""
+        return replace(self, members=members, version=ChainVersion(self.version + 1))
+
+    def state_of(self, target: TargetId) -> Public | None:
+        return next((member.state for member in self.members if member.target == target), None)
+
+    @property
+    def serving(self) -> tuple[Member, ...]:
+        return tuple(member for member in self.members if member.state is Public.SERVING)
+
+    def to_pb(self) -> pb.Chain:
+        chain = pb.Chain(id=self.id, version=self.version, preferred_order=self.preferred)
+        for member in self.members:
+            chain.targets.add(id=member.target, node=member.node, state=pb.PublicState.Name(member.state))
+        return chain
+
+    @classmethod
+    def from_pb(cls, chain: pb.Chain) -> "ChainRecord":
+        return cls(
+            id=ChainId(chain.id),
+            version=ChainVersion(chain.version),
+            members=tuple(
+                Member(TargetId(target.id), target.node, Public(target.state)) for target in chain.targets
+            ),
+            preferred=tuple(TargetId(target) for target in chain.preferred_order),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TableRecord:
+    """One version of a chain table; files pin (id, version), so a version never changes."""
+
+    id: TableId
+    version: int
+    chains: tuple[ChainId, ...]
+    replicas: int
+    description: str = ""
+
+    def to_pb(self) -> pb.ChainTable:
+        return pb.ChainTable(
+            id=self.id,
+            version=self.version,
+            chains=self.chains,
+            replicas=self.replicas,
+            description=self.description,
+        )
+
+    @classmethod
+    def from_pb(cls, table: pb.ChainTable) -> "TableRecord":
+        return cls(
+            TableId(table.id),
+            table.version,
+            tuple(ChainId(chain) for chain in table.chains),
+            table.replicas,
+            table.description,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigEntry:
+    """The configuration of one kind of node."""
+
+    kind: int
+    version: int
+    toml: str
+    description: str = ""
+
+    def to_pb(self) -> pb.ConfigRecord:
+        return pb.ConfigRecord(
+            kind=pb.NodeKind.Name(self.kind),
+            version=self.version,
+            toml=self.toml,
+            description=self.description,
+        )
+
+    @classmethod
+    def from_pb(cls, config: pb.ConfigRecord) -> "ConfigEntry":
+        return cls(config.kind, config.version, config.toml, config.description)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Records that are to be stored together, and then become true together."""
+
+    nodes: tuple[NodeRecord, ...] = ()
+    chains: tuple[ChainRecord, ...] = ()
+    tables: tuple[TableRecord, ...] = ()
+    configs: tuple[ConfigEntry, ...] = ()
+    removed_nodes: tuple[NodeId, ...] = ()
+
+    def __bool__(self) -> bool:
+        return any((self.nodes, self.chains, self.tables, self.configs, self.removed_nodes))
+
+
+@dataclass(slots=True)
+class Records:
+    """All that is stored."""
+
+    nodes: dict[NodeId, NodeRecord] = field(default_factory=dict)
+    chains: dict[ChainId, ChainRecord] = field(default_factory=dict)
+    tables: dict[tuple[TableId, int], TableRecord] = field(default_factory=dict)
+    configs: dict[int, ConfigEntry] = field(default_factory=dict)  # the newest of each kind
+
+    def apply(self, change: Change) -> None:
+        """Makes a stored change true in memory."""
+        self.nodes.update({node.id: node for node in change.nodes})
+        self.chains.update({chain.id: chain for chain in change.chains})
+        self.tables.update({(table.id, table.version): table for table in change.tables})
+        self.configs.update({config.kind: config for config in change.configs})
+        for node in change.removed_nodes:
+            self.nodes.pop(node, None)
+
+    def chains_of(self, nodes: Iterable[int]) -> list[ChainRecord]:
+        """Chains with a member on one of `nodes`."""
+        wanted = set(nodes)
+        return [
+            chain for chain in self.chains.values() if any(member.node in wanted for member in chain.members)
+        ]
+
+
+__all__ = ["ChainRecord", "Change", "ConfigEntry", "NodeRecord", "Records", "TableRecord"]
