@@ -129,12 +129,21 @@ def load(path: Path) -> ClusterConfig:
     Raises: ConfigError naming the file, and the key by its full path.
     """
     try:
-        table = tomllib.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such configuration file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     return from_table(ClusterConfig, table, where="")
+
+
+def read_text(path: Path) -> str:
+    """The text of a configuration file, unread. Raises: ConfigError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (
+            "no such configuration file" if isinstance(error, FileNotFoundError) else f"not readable: {error}"
+        )
+        raise ConfigError(f"{path}: {reason}") from error
 
 
 def loads(text: str) -> ClusterConfig:
@@ -195,4 +204,5 @@ __all__ = [
     "from_table",
     "load",
     "loads",
+    "read_text",
 ]

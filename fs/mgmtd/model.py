@@ -28,7 +28,6 @@ NODES_MAX: Final = 10_000
 CHAIN_MEMBERS_MAX: Final = 8
 CHAINS_PER_TABLE: Final = 100_000  # room for ids: chain = table * this + index + 1
 TARGETS_PER_CHAIN: Final = 1000  # and target = chain * this + n: replicas a chain may ever have had
-WITHDRAW_S: Final = 30.0  # a node that was asked to let go of a replica and did not is not asked any more
 ENDED_MAX: Final = 16  # incarnations of one node remembered as ended
 
 
@@ -70,7 +69,6 @@ class Heard:
 
     lease_ms: int
     config: ConfigEntry | None
-    withdraw: tuple[TargetId, ...]
 
 
 class Model:
@@ -82,7 +80,6 @@ class Model:
         self.lives: dict[NodeId, NodeLife] = {node: NodeLife() for node in records.nodes}
         self.targets: dict[TargetId, TargetLife] = {}
         self.newborn_until: dict[ChainId, float] = {}
-        self.withdrawn: dict[TargetId, float] = {}
         self.started_s = now_s
         self.bootstrap_until_s = now_s + config.bootstrap_ms / 1000
         self.looked_s = now_s
@@ -105,13 +102,8 @@ class Model:
 
     @property
     def lease_s(self) -> float:
-        """How long after hearing a node it may still believe in its lease, on our clock."""
+        """How long after hearing a node it may still believe in its lease: its clock may be the slower one."""
         return self.config.lease_ms * (100 + self.config.lease_drift_percent) / 100_000
-
-    @property
-    def granted_ms(self) -> int:
-        """What a node is told: shorter, by the same drift, counted from when it sent the heartbeat."""
-        return self.config.lease_ms * (100 - self.config.lease_drift_percent) // 100
 
     def is_bootstrapping(self, now_s: float) -> bool:
         return now_s < self.bootstrap_until_s
@@ -156,17 +148,16 @@ class Model:
         life.sequence = request.sequence
         life.config_version = request.node.config_version
         if node.disabled:
-            return Heard(0, self._newer_config(node, life), ())
+            return Heard(0, self._newer_config(node, life))
         if request.leaving:
             self.end(node.id)
-            return Heard(0, None, ())
+            return Heard(0, None)
         life.heard_s = max(life.heard_s, now_s)
         life.has_ended = False
         self._set_status(node.id, pb.CONNECTED)
         self._take_in(node, life, reports)
-        lease_ms = self.granted_ms if self._may_lease(node, reports) else 0
-        withdraw = tuple(target for target in self.withdrawn if target in reports)
-        return Heard(lease_ms, self._newer_config(node, life), withdraw)
+        lease_ms = self.config.lease_ms if self._may_lease(node, reports) else 0
+        return Heard(lease_ms, self._newer_config(node, life))
 
     def end(self, node: NodeId) -> None:
         """The process of `node` is known to have ended, or to have stopped serving: its lease is void."""
@@ -196,7 +187,6 @@ class Model:
         target = self.targets[member.target]
         target.local = Local.OFFLINE
         target.must_fall = member.state not in FALLEN
-        self.withdrawn.pop(member.target, None)
 
     def _take_in(self, node: NodeRecord, life: NodeLife, reports: dict[TargetId, tuple[int, Report]]) -> None:
         missing = life.reported - reports.keys()
@@ -222,8 +212,6 @@ class Model:
         if target.local is not local:
             target.local = local
             self.dirty.add(chain)
-        if local is Local.OFFLINE:
-            self.withdrawn.pop(target_id, None)
 
     def _may_lease(self, node: NodeRecord, reports: dict[TargetId, tuple[int, Report]]) -> bool:
         """L2. A replica that the node does not report is one it does not serve."""
@@ -257,9 +245,9 @@ class Model:
                 if life.status == pb.CONNECTED:
                     life.heard_s = max(life.heard_s, now_s)
         self.looked_s = now_s
+        if self.is_bootstrapping(now_s) and all(life.status != pb.CONNECTING for life in self.lives.values()):
+            self.bootstrap_until_s = now_s  # everybody who may hold an older lease was heard
         self._find_dead(now_s)
-        for target in [target for target, until in self.withdrawn.items() if until <= now_s]:
-            del self.withdrawn[target]
         change = Change(chains=tuple(self._advance_chains(now_s)), nodes=tuple(self._settled()))
         for chain in change.chains:
             before = self.records.chains[chain.id]
@@ -346,6 +334,8 @@ class Model:
             target = self.targets.setdefault(member.target, TargetLife())
             if member.target in served and member.state is not Public.SERVING:
                 target.demoted_at = chain.version
+                if member.state is Public.SYNCING:  # rotated: being up to date was yesterday
+                    target.local = Local.ONLINE
             if member.state in FALLEN:
                 target.must_fall = False
         left = {m.target for m in before.members} - {m.target for m in chain.members} if before else set()
@@ -377,7 +367,7 @@ class Model:
         record = TableRecord(table, 1, tuple(c.id for c in chains), request.replicas, request.description)
         return Change(chains=tuple(chains), tables=(record,))
 
-    def updated_chain(self, request: pb.UpdateChainRequest, *, now_s: float) -> Change:
+    def updated_chain(self, request: pb.UpdateChainRequest) -> Change:
         """What an administrator asked of one chain. Raises: NotFound, InvalidArgument, Busy."""
         chain = self.records.chains.get(ChainId(request.chain))
         if chain is None:
@@ -390,8 +380,7 @@ class Model:
             case pb.UpdateChainRequest.ROTATE_LASTSRV:
                 return Change(chains=(_rotated_last(chain),))
             case pb.UpdateChainRequest.ROTATE_PREFERRED:
-                self._rotate_preferred(chain, now_s=now_s)
-                return Change()
+                return Change(chains=self._rotated_as_preferred(chain))
         raise InvalidArgument(f"unknown action {request.action}")
 
     def _with_target(self, chain: ChainRecord, node: NodeId) -> ChainRecord:
@@ -422,15 +411,20 @@ class Model:
             raise InvalidArgument("the last replica of a chain cannot be removed")
         return chain.changed(members)
 
-    def _rotate_preferred(self, chain: ChainRecord, *, now_s: float) -> None:
-        """Asks the first replica that stands in another's place to let go; it comes back as the tail."""
+    def _rotated_as_preferred(self, chain: ChainRecord) -> tuple[ChainRecord, ...]:
+        """The first replica that stands in another's place goes to the tail, and is compared there.
+
+        It becomes SYNCING, not OFFLINE, so it still has to take part in every write: until its node has heard
+        of the new version no write is acknowledged, and what it serves meanwhile is not old.
+        """
         if len(chain.serving) != len(chain.members):
             raise Busy(f"chain {chain.id} is rotated only while all its replicas serve")
         wanted = [target for target in chain.preferred if chain.state_of(target) is not None]
         for member, target in zip(chain.members, wanted, strict=False):
             if member.target != target:
-                self.withdrawn[member.target] = now_s + WITHDRAW_S
-                return
+                others = tuple(other for other in chain.members if other != member)
+                return (chain.changed((*others, replace(member, state=Public.SYNCING))),)
+        return ()
 
     def disabled_node(self, node_id: NodeId, *, disabled: bool) -> Change:
         """Raises: NotFound."""

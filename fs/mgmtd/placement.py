@@ -12,7 +12,7 @@ order. Everything is deterministic: the same question has the same answer.
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import ceil, gcd
 from typing import Final
 
@@ -53,10 +53,7 @@ def place(nodes: Iterable[int], *, replicas: int, chains: int) -> list[Chain]:
 
 def default_chains(nodes: int, replicas: int) -> int:
     """How many chains let everything balance exactly, or nearly so for many nodes."""
-    if nodes < 2 or replicas < 2:
-        period = 1
-    else:
-        period = (nodes - 1) // gcd(nodes - 1, replicas * (replicas - 1))
+    period = 1 if nodes < 2 or replicas < 2 else (nodes - 1) // gcd(nodes - 1, replicas * (replicas - 1))
     per_node = max(period, ceil(CHAINS_DEFAULT_MIN / nodes))
     if per_node % period:
         per_node += period - per_node % period
@@ -160,8 +157,7 @@ def _flip(edges: dict[Vertex, dict[int, Vertex]], start: Vertex, colour: int, ot
         path.append(edges[path[-1]][wanted])
         wanted = other if wanted == colour else colour
     steps = [
-        (one, two, colour if index % 2 == 0 else other)
-        for index, (one, two) in enumerate(zip(path, path[1:], strict=False))
+        (one, two, colour if index % 2 == 0 else other) for index, (one, two) in enumerate(pairwise(path))
     ]
     for one, two, old in steps:
         del edges[one][old], edges[two][old]

@@ -3,19 +3,19 @@
 What everybody is told of a replica is its *public* state; what its own node says of it is its *local* state.
 
     old public        local               condition                          new public
-    SERVING           ONLINE, UPTODATE    –                                  SERVING
+    SERVING           ONLINE, UPTODATE    -                                  SERVING
     SERVING           OFFLINE             nobody serves afterwards           LASTSRV
     SERVING           OFFLINE             somebody serves afterwards         OFFLINE
     LASTSRV           ONLINE, UPTODATE    nobody serves so far               SERVING
     LASTSRV           OFFLINE             nobody serves afterwards           LASTSRV
     LASTSRV           any                 somebody serves so far/afterwards  OFFLINE
-    SYNCING           UPTODATE            –                                  SERVING
+    SYNCING           UPTODATE            -                                  SERVING
     SYNCING           ONLINE              somebody serves                    SYNCING
     SYNCING           ONLINE              nobody serves                      WAITING
-    SYNCING           OFFLINE             –                                  OFFLINE
+    SYNCING           OFFLINE             -                                  OFFLINE
     WAITING, OFFLINE  ONLINE              somebody serves, nobody syncs      SYNCING
     WAITING, OFFLINE  ONLINE, UPTODATE    otherwise                          WAITING
-    WAITING, OFFLINE  OFFLINE             –                                  OFFLINE
+    WAITING, OFFLINE  OFFLINE             -                                  OFFLINE
 
 "So far" means: in this order of groups, and within a group in the order of the chain.
 

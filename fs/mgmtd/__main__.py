@@ -1,0 +1,116 @@
+"""`python -m luciola.mgmtd`: the cluster manager, until SIGTERM."""
+
+import argparse
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import uvloop
+
+from .. import __version__
+from .. import config as configuration
+from ..errors import Error
+from ..ids import NodeId
+from ..kv.rocksdb import RocksEngine
+from ..wire import Cluster, LaneServer, RpcServer, load_cluster, methods, parse_address
+from ..wire.pb import mgmtd_pb2 as pb
+from .records import NodeRecord
+from .service import Service, Settings
+from .store import Store
+
+log = logging.getLogger("luciola.mgmtd")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the manager; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m luciola.mgmtd",
+        description="The manager of a Luciola cluster. `luciola up` starts it.",
+        epilog="example: python -m luciola.mgmtd --data /data/mgmtd --cluster /data/cluster.json",
+    )
+    parser.add_argument("--data", type=Path, required=True, help="directory that holds what it knows")
+    parser.add_argument(
+        "--cluster", type=Path, required=True, help="the cluster file, with its two addresses"
+    )
+    parser.add_argument("--config", type=Path, help="TOML with what differs from the defaults")
+    parser.add_argument("--node-id", type=int, default=1, help="number of this node (%(default)s)")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname).1s mgmtd %(message)s", stream=sys.stderr
+    )
+    try:
+        cluster = load_cluster(options.cluster)
+        text = "" if options.config is None else configuration.read_text(options.config)
+        uvloop.run(serve(options.data, cluster, text, NodeId(options.node_id)))
+    except Error as error:
+        log.error("cannot run: %s", error)  # noqa: TRY400 (an operating error needs no traceback)
+        return 1
+    return 0
+
+
+async def serve(data: Path, cluster: Cluster, config_toml: str, node_id: NodeId) -> None:
+    """Manages the cluster until SIGTERM or SIGINT."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    engine = RocksEngine(data)
+    try:
+        service = Service(
+            Store(engine, cluster_id=cluster.cluster_id),
+            Settings(
+                cluster_id=cluster.cluster_id,
+                node=_node(cluster, node_id),
+                config=configuration.loads(config_toml).mgmtd,
+                config_toml=config_toml,
+                sole=True,  # RocksDB lets nobody else in
+            ),
+        )
+        await _serve(service, cluster, stopping)
+    finally:
+        engine.close()
+
+
+async def _serve(service: Service, cluster: Cluster, stopping: asyncio.Event) -> None:
+    bound = methods.bind(methods.Mgmtd, service)
+    secret = cluster.secret()
+    lane, rpc = LaneServer(bound, secret=secret), RpcServer(bound, secret=secret)
+    running = asyncio.ensure_future(service.run())
+    stop = asyncio.ensure_future(stopping.wait())
+    try:
+        await lane.start(*parse_address(cluster.mgmtd_lane))
+        await rpc.start(*parse_address(cluster.mgmtd_grpc))
+        log.info("listening on %s (lane) and %s (gRPC)", lane.address, rpc.address)
+        await asyncio.wait((running, stop), return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
+    finally:
+        log.info("stopping")
+        running.cancel()
+        stop.cancel()
+        await asyncio.gather(lane.stop(grace_s=0.5), rpc.stop(grace_s=0.5))
+        await asyncio.gather(running, stop, return_exceptions=True)
+        await service.finish_writes()
+
+
+def _node(cluster: Cluster, node_id: NodeId) -> NodeRecord:
+    return NodeRecord(
+        id=node_id,
+        kind=pb.NODE_MGMTD,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        incarnation=secrets.randbits(63) | 1,
+        lane_address=cluster.mgmtd_lane,
+        grpc_address=cluster.mgmtd_grpc,
+        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        release=__version__,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,446 @@
+# ruff: noqa: ARG002 (all handlers have one signature, wire/methods.py)
+"""The cluster manager's shell: elections, ticks, writes and handlers around the pure `Model`.
+
+One change is stored at a time, durably, before it becomes true and is published. If a change cannot be stored its
+outcome is unknown: this process then stops being primary, and whoever is elected next reads what is true.
+
+While it is primary it holds a `Term`: model, publisher and client sessions, all of them new in every term.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeVar
+
+from .. import config as configuration
+from ..clock import Clock, SystemClock
+from ..config import MgmtdConfig
+from ..errors import ConfigError, Error, InvalidArgument, Unavailable
+from ..ids import ChainId, NodeId, TableId
+from ..wire.credentials import Identity
+from ..wire.pb import mgmtd_pb2 as pb
+from ..wire.pb.common_pb2 import Empty
+from .model import Model
+from .placement import default_chains, place
+from .records import Change, ConfigEntry, NodeRecord
+from .routing import Publisher
+from .sessions import Sessions
+from .store import Lease, Store
+
+log = logging.getLogger("luciola.mgmtd")
+
+T = TypeVar("T")
+
+PRIMARY_LEASE_S: Final = 5.0  # how long clients wait for a standby when a primary falls silent
+PRIMARY_RENEW_S: Final = 1.0  # four renewals may fail
+PRIMARY_DRIFT: Final = 0.05  # of the clocks of two managers
+STORE_FAILED_S: Final = 10.0  # a store that fails for so long needs the process to be started again
+WAIT_MS_MAX: Final = 60_000  # of one long poll
+KEEP_ALIVE_S: Final = 20.0  # a stream without news says so, and finds out whether anybody listens
+WAITERS_MAX: Final = 100_000  # polls and streams that wait for news
+CONFIG_BYTES_MAX: Final = 128 * 1024
+FROM_FILE: Final = "from the configuration file"
+CONFIGURED: Final = (pb.NODE_MGMTD, pb.NODE_META, pb.NODE_STORAGE, pb.NODE_CLIENT, pb.NODE_MOUNT)
+
+
+@dataclass
+class Term:
+    """What a primary has."""
+
+    lease: Lease
+    valid_until_s: float
+    model: Model
+    publisher: Publisher
+    sessions: Sessions
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    was_bootstrapping: bool = True
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Who this manager is. `sole`: nobody else can open the store, so no other holder can be alive."""
+
+    cluster_id: str
+    node: NodeRecord
+    config: MgmtdConfig = field(default_factory=MgmtdConfig)
+    config_toml: str = ""
+    sole: bool = False
+
+
+class Service:
+    """Serves `wire.methods.Mgmtd`. `run` must be running."""
+
+    def __init__(self, store: Store, settings: Settings, *, clock: Clock | None = None) -> None:
+        _check_times(settings.config)
+        self._store = store
+        self._settings = settings
+        self._config = settings.config
+        self._clock = clock or SystemClock()
+        self._term: Term | None = None
+        self._lock = asyncio.Lock()
+        self._seen: Lease | None = None
+        self._seen_s = self._clock.monotonic()
+        self._waiters = 0
+        self._writes: set[asyncio.Task[Any]] = set()
+
+    # Handlers.
+
+    def get_routing(
+        self, request: pb.GetRoutingRequest, identity: Identity
+    ) -> pb.Routing | Awaitable[pb.Routing]:
+        term = self._primary()
+        if request.wait_ms and request.known_version == term.publisher.version:
+            return self._wait_routing(request)
+        return self._routing(term, request.known_version)
+
+    async def stream_routing(
+        self,
+        request: pb.GetRoutingRequest,
+        identity: Identity,
+    ) -> AsyncIterator[pb.Routing]:
+        known = request.known_version
+        yield self._routing(self._primary(), known)
+        known = self._primary().publisher.version
+        while True:
+            await self._wait_news(known, KEEP_ALIVE_S)
+            routing = self._routing(self._primary(), known)
+            known = routing.version
+            yield routing
+
+    def heartbeat(
+        self,
+        request: pb.HeartbeatRequest,
+        identity: Identity,
+    ) -> pb.HeartbeatReply | Awaitable[pb.HeartbeatReply]:
+        received_s = self._clock.monotonic()
+        term = self._primary()
+        if term.model.registration(request.node):
+            return self._register(request, received_s)
+        return self._hear(term, request, received_s)
+
+    def extend_client(self, request: pb.ExtendClientRequest, identity: Identity) -> pb.ExtendClientReply:
+        term = self._primary()
+        now_s = self._clock.monotonic()
+        term.sessions.extend(request, now_s=now_s, unix_ms=self._clock.unix_ns() // 1_000_000)
+        reply = pb.ExtendClientReply(interval_ms=self._config.client_extend_interval_ms)
+        config = term.model.records.configs.get(request.kind)
+        if config is not None:
+            reply.config_version, reply.config_toml = config.version, config.toml
+        return reply
+
+    def list_clients(self, request: Empty, identity: Identity) -> pb.ListClientsReply:
+        return self._primary().sessions.list(now_s=self._clock.monotonic())
+
+    async def create_chain_table(
+        self, request: pb.CreateChainTableRequest, identity: Identity
+    ) -> pb.ChainTable:
+        model = self._primary().model
+        nodes = sorted(
+            node.id
+            for node in model.records.nodes.values()
+            if node.kind == pb.NODE_STORAGE and model.lives[node.id].status == pb.CONNECTED
+        )
+        chains = request.chains or default_chains(len(nodes) or 1, request.replicas or 1)
+        placed = await asyncio.to_thread(place, nodes, replicas=request.replicas, chains=chains)
+        term = await self._change(
+            lambda model: model.new_table(request, placed, now_s=self._clock.monotonic())
+        )
+        log.info("chain table %d: %d chains of %d", request.table, chains, request.replicas)
+        return term.model.records.tables[TableId(request.table), 1].to_pb()
+
+    async def update_chain(self, request: pb.UpdateChainRequest, identity: Identity) -> pb.Chain:
+        term = await self._change(lambda model: model.updated_chain(request))
+        log.info("chain %d: %s", request.chain, pb.UpdateChainRequest.Action.Name(request.action))
+        return term.publisher.chain(ChainId(request.chain))
+
+    async def set_node_disabled(self, request: pb.SetNodeDisabledRequest, identity: Identity) -> pb.Node:
+        node = NodeId(request.node)
+        term = await self._change(lambda model: model.disabled_node(node, disabled=request.disabled))
+        log.info("node %d is %s", node, "disabled" if request.disabled else "enabled")
+        return term.publisher.node(node)
+
+    async def unregister_node(self, request: pb.NodeRequest, identity: Identity) -> Empty:
+        await self._change(lambda model: model.unregistered(NodeId(request.node)))
+        log.info("node %d is forgotten", request.node)
+        return Empty()
+
+    def process_ended(self, request: pb.ProcessEndedRequest, identity: Identity) -> Empty:
+        term = self._primary()
+        if term.model.ended(request):
+            log.info("node %d: process %d has ended", request.node, request.pid)
+            self._publish(term, Change())
+        return Empty()
+
+    async def set_config(self, request: pb.ConfigRecord, identity: Identity) -> pb.ConfigRecord:
+        if len(request.toml.encode()) > CONFIG_BYTES_MAX:
+            raise InvalidArgument(f"a configuration has at most {CONFIG_BYTES_MAX} bytes")
+        parsed = configuration.loads(request.toml)
+        if request.kind == pb.NODE_MGMTD:
+            _check_times(parsed.mgmtd)
+        term = await self._change(lambda model: model.new_config(request))
+        return term.model.records.configs[request.kind].to_pb()
+
+    def get_config(self, request: pb.ConfigRequest, identity: Identity) -> pb.ConfigRecord:
+        config = self._primary().model.records.configs.get(request.kind)
+        return config.to_pb() if config is not None else pb.ConfigRecord(kind=request.kind)
+
+    # What handlers share.
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether this process may decide and grant, by its own clock (E3)."""
+        return self._term is not None and self._clock.monotonic() < self._term.valid_until_s
+
+    def _primary(self) -> Term:
+        if self._term is None or not self.is_primary:
+            other = self._seen
+            raise Unavailable(
+                "this manager is not the primary now",
+                primary=other.grpc_address if other is not None else "",
+                primary_lane=other.lane_address if other is not None else "",
+            )
+        return self._term
+
+    def _routing(self, term: Term, known: int) -> pb.Routing:
+        return term.publisher.since(known, now_s=self._clock.monotonic())
+
+    async def _wait_routing(self, request: pb.GetRoutingRequest) -> pb.Routing:
+        await self._wait_news(request.known_version, min(request.wait_ms, WAIT_MS_MAX) / 1000)
+        return self._routing(self._primary(), request.known_version)
+
+    async def _wait_news(self, known: int, duration_s: float) -> None:
+        """Returns when the version is not `known` any more, or after `duration_s`."""
+        term = self._primary()
+        if term.publisher.version != known:
+            return
+        if self._waiters >= WAITERS_MAX:
+            raise Unavailable("too many wait for news of the cluster")
+        self._waiters += 1
+        news = asyncio.ensure_future(term.news.wait())
+        late = asyncio.ensure_future(self._clock.sleep(duration_s))
+        try:
+            await asyncio.wait((news, late), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._waiters -= 1
+            news.cancel()
+            late.cancel()
+
+    async def _register(self, request: pb.HeartbeatRequest, received_s: float) -> pb.HeartbeatReply:
+        term = await self._change(lambda model: model.registration(request.node))
+        log.info(
+            "node %d: process %d, incarnation %#x",
+            request.node.id,
+            request.node.pid,
+            request.node.incarnation,
+        )
+        return self._hear(term, request, received_s)
+
+    def _hear(self, term: Term, request: pb.HeartbeatRequest, received_s: float) -> pb.HeartbeatReply:
+        heard = term.model.hear(request, now_s=received_s)
+        self._publish(term, Change())
+        if self._primary() is not term:
+            raise Unavailable("the primary has changed")
+        reply = pb.HeartbeatReply(
+            routing_version=term.publisher.version,
+            lease_ms=heard.lease_ms,
+            interval_ms=self._config.heartbeat_interval_ms,
+        )
+        if heard.config is not None:
+            reply.config_version, reply.config_toml = heard.config.version, heard.config.toml
+        return reply
+
+    # Writing.
+
+    async def _change(self, decide: Callable[[Model], Change]) -> Term:
+        """Decides with the model as it is when it is our turn, stores, applies, publishes; the term it was in."""
+        return await self._undisturbed(self._change_in_turn(decide))
+
+    async def _change_in_turn(self, decide: Callable[[Model], Change]) -> Term:
+        async with self._lock:
+            term = self._primary()
+            change = decide(term.model)
+            if change:
+                await self._keep(term, change)
+            return term
+
+    async def _undisturbed(self, work: Coroutine[Any, Any, T]) -> T:
+        """`work` is finished even if whoever waits for it goes away: half a write would be a lie."""
+        task = asyncio.ensure_future(work)
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        return await asyncio.shield(task)
+
+    async def _keep(self, term: Term, change: Change) -> None:
+        try:
+            await self._store.save(change, term.lease)
+        except Error as error:
+            self._step_down(term, error)
+            raise Unavailable("the change may not have been stored; ask the next primary") from error
+        if self._term is not term:
+            raise Unavailable("this manager stopped being primary while it stored the change")
+        term.model.apply(change)
+        self._publish(term, change)
+
+    def _publish(self, term: Term, change: Change) -> None:
+        if term.publisher.publish(change):
+            self._wake(term)
+
+    def _wake(self, term: Term) -> None:
+        term.news.set()
+        term.news = asyncio.Event()
+
+    async def finish_writes(self) -> None:
+        """Returns when nothing is being stored any more; call it before the engine is closed."""
+        while self._writes:
+            await asyncio.wait(self._writes)
+
+    # Running.
+
+    async def run(self) -> None:
+        """Takes part in elections and looks at the chains, until it is cancelled.
+
+        Raises: Unavailable if the store has failed for long: the process must be started again.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._campaign())
+            tasks.create_task(self._watch())
+
+    async def _campaign(self) -> None:
+        failed_since_s: float | None = None
+        while True:
+            try:
+                await self._undisturbed(self._renew_or_take())
+                failed_since_s = None
+            except ConfigError:
+                raise
+            except Error as error:
+                now_s = self._clock.monotonic()
+                failed_since_s = now_s if failed_since_s is None else failed_since_s
+                log.warning("the store fails: %s", error)
+                if now_s - failed_since_s > STORE_FAILED_S:
+                    raise
+            await self._clock.sleep(PRIMARY_RENEW_S)
+
+    async def _renew_or_take(self) -> None:
+        async with self._lock:
+            begun_s = self._clock.monotonic()
+            term = self._term
+            if term is not None:
+                try:
+                    term.lease = await self._store.renew(term.lease)
+                except Error as error:
+                    if not self.is_primary or isinstance(error, Unavailable):
+                        self._step_down(term, error)
+                    raise
+                term.valid_until_s = begun_s + PRIMARY_LEASE_S * (1 - PRIMARY_DRIFT)
+                return
+            found = await self._store.lease()
+            if found != self._seen:
+                self._seen, self._seen_s = found, begun_s
+            silent_s = begun_s - self._seen_s
+            if found is None or self._settings.sole or silent_s >= PRIMARY_LEASE_S * (1 + PRIMARY_DRIFT):
+                node = self._settings.node
+                mine = Lease(
+                    node.incarnation, 0, lane_address=node.lane_address, grpc_address=node.grpc_address
+                )
+                taken = await self._store.take(found, mine)
+                if taken is not None:
+                    await self._become_primary(taken, begun_s)
+
+    async def _become_primary(self, lease: Lease, begun_s: float) -> None:
+        records = await self._store.load()
+        change = Change(nodes=(self._settings.node,), configs=tuple(self._configs_from_file(records.configs)))
+        await self._store.save(change, lease)
+        records.apply(change)
+        self._config = self._stored_config(records.configs.get(pb.NODE_MGMTD))
+        now_s = self._clock.monotonic()
+        model = Model(self._config, records, now_s=now_s)
+        own = model.lives[self._settings.node.id]
+        own.status, own.heard_s = pb.CONNECTED, float("inf")
+        timeout_s = self._config.client_session_timeout_ms / 1000
+        self._term = Term(
+            lease=lease,
+            valid_until_s=begun_s + PRIMARY_LEASE_S * (1 - PRIMARY_DRIFT),
+            model=model,
+            publisher=Publisher(model, cluster_id=self._settings.cluster_id, term=lease.term),
+            sessions=Sessions(timeout_s=timeout_s, now_s=now_s),
+        )
+        self._seen = lease
+        log.info(
+            "primary in term %d: %d nodes, %d chains; chains are frozen until their nodes are heard, or for %d ms",
+            *(lease.term, len(records.nodes), len(records.chains), self._config.bootstrap_ms),
+        )
+
+    def _stored_config(self, entry: ConfigEntry | None) -> MgmtdConfig:
+        """What an administrator has set counts from the next term on, and before the file."""
+        if entry is None or entry.description == FROM_FILE:
+            return self._settings.config
+        try:
+            config = configuration.loads(entry.toml).mgmtd
+            _check_times(config)
+        except ConfigError as error:
+            log.warning("version %d of the stored configuration is not used: %s", entry.version, error)
+            return self._settings.config
+        return config
+
+    def _configs_from_file(self, known: dict[int, ConfigEntry]) -> list[ConfigEntry]:
+        """The configuration file is what nodes get, until an administrator sets something else."""
+        text = self._settings.config_toml
+        entries = []
+        for kind in CONFIGURED:
+            entry = known.get(kind)
+            if entry is None and text:
+                entries.append(ConfigEntry(kind, 1, text, FROM_FILE))
+            elif entry is not None and entry.description == FROM_FILE and entry.toml != text:
+                entries.append(replace(entry, version=entry.version + 1, toml=text))
+        return entries
+
+    def _step_down(self, term: Term, reason: object) -> None:
+        if self._term is term:
+            log.warning("not primary any more: %s", reason)
+            self._term = None
+            self._wake(term)
+
+    async def _watch(self) -> None:
+        while True:
+            if self.is_primary:
+                with suppress(Unavailable):  # logged where it stepped down
+                    await self._undisturbed(self._look())
+            await self._clock.sleep(self._config.chain_check_interval_ms / 1000)
+
+    async def _look(self) -> None:
+        async with self._lock:
+            term = self._primary()
+            now_s = self._clock.monotonic()
+            change = term.model.look(now_s=now_s)
+            for node in term.model.touched:
+                log.info("node %d: %s", node, pb.NodeStatus.Name(term.model.lives[node].status))
+            for chain in change.chains:
+                states = " ".join(f"{member.target}={member.state.name}" for member in chain.members)
+                log.info("chain %d version %d: %s", chain.id, chain.version, states)
+            self._publish(term, Change())
+            if change:
+                await self._keep(term, change)
+            if term.was_bootstrapping and not term.model.is_bootstrapping(now_s):
+                term.was_bootstrapping = False
+                term.publisher.bump()
+                self._wake(term)
+
+
+def _check_times(config: MgmtdConfig) -> None:
+    """Raises: ConfigError for times that would break the lease rules."""
+    longest_ms = config.lease_ms * (100 + config.lease_drift_percent) // 100
+    if config.bootstrap_ms < longest_ms:
+        raise ConfigError(
+            f"mgmtd.bootstrap_ms: must be at least {longest_ms}, the longest lease that an earlier manager granted"
+        )
+    if config.lease_ms < 2 * config.heartbeat_interval_ms:
+        raise ConfigError("mgmtd.lease_ms: must be at least two heartbeat intervals")
+    for name in ("heartbeat_interval_ms", "chain_check_interval_ms", "client_extend_interval_ms"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"mgmtd.{name}: must be at least 1")
+
+
+__all__ = ["Service", "Settings"]

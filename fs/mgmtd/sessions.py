@@ -1,0 +1,85 @@
+"""Clients that are alive. Meta asks who they are before it ends the write sessions of those that are not."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from ..errors import Busy, InvalidArgument
+from ..ids import ClientId
+from ..wire.pb import mgmtd_pb2 as pb
+
+CLIENTS_MAX: Final = 100_000
+TEXT_BYTES_MAX: Final = 256  # of a host name or description
+
+
+@dataclass(slots=True)
+class Session:
+    """One client process."""
+
+    host: str
+    description: str
+    kind: int
+    started_unix_ms: int
+    pid: int
+    seen_s: float
+    seen_unix_ms: int
+
+
+class Sessions:
+    """Who has been heard of within `timeout_s`. In memory only: everybody is heard again after a restart."""
+
+    def __init__(self, *, timeout_s: float, now_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._started_s = now_s
+        self._sessions: dict[ClientId, Session] = {}
+
+    def extend(self, request: pb.ExtendClientRequest, *, now_s: float, unix_ms: int) -> None:
+        """The client is alive, or is leaving. Raises: InvalidArgument, Busy."""
+        client = ClientId(request.client)
+        if client == 0:
+            raise InvalidArgument("a client has an id, which is not 0")
+        if max(len(request.host), len(request.description)) > TEXT_BYTES_MAX:
+            raise InvalidArgument(f"host and description have at most {TEXT_BYTES_MAX} characters")
+        known = self._sessions.get(client)
+        if known is not None and (known.pid, known.started_unix_ms) != (request.pid, request.started_unix_ms):
+            raise InvalidArgument(f"client {client:#x} is another process: ids are random, take a new one")
+        if request.leaving:
+            self._sessions.pop(client, None)
+            return
+        if known is None and len(self._sessions) >= CLIENTS_MAX:
+            raise Busy(f"at most {CLIENTS_MAX} clients")
+        self._sessions[client] = Session(
+            host=request.host,
+            description=request.description,
+            kind=request.kind,
+            started_unix_ms=request.started_unix_ms,
+            pid=request.pid,
+            seen_s=now_s,
+            seen_unix_ms=unix_ms,
+        )
+
+    def expire(self, *, now_s: float) -> None:
+        """Forgets those who have been silent for too long."""
+        silent = [
+            client for client, known in self._sessions.items() if now_s - known.seen_s >= self._timeout_s
+        ]
+        for client in silent:
+            del self._sessions[client]
+
+    def list(self, *, now_s: float) -> pb.ListClientsReply:
+        """All of them; `bootstrapping` while some may not have been heard of yet."""
+        self.expire(now_s=now_s)
+        reply = pb.ListClientsReply(bootstrapping=now_s - self._started_s < self._timeout_s)
+        for client, known in self._sessions.items():
+            reply.clients.add(
+                client=client,
+                host=known.host,
+                description=known.description,
+                kind=pb.NodeKind.Name(known.kind),
+                started_unix_ms=known.started_unix_ms,
+                last_seen_unix_ms=known.seen_unix_ms,
+                pid=known.pid,
+            )
+        return reply
+
+
+__all__ = ["CLIENTS_MAX", "Session", "Sessions"]

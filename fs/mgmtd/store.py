@@ -1,0 +1,183 @@
+"""Records in the key-value store, and who may write them.
+
+    mgmtd/cluster                       the id of the cluster these records belong to
+    mgmtd/lease                         who is primary, as JSON: holder, term, renewals, addresses
+    mgmtd/node/<id>                     Node
+    mgmtd/chain/<id>                    Chain
+    mgmtd/table/<id><version>           ChainTable
+    mgmtd/config/<kind><version>        ConfigRecord; the largest version counts
+
+Numbers in keys are 32-bit big-endian. Every commit is durable against power loss before it is believed.
+
+    E1  a term has one holder; terms only grow
+    E2  every write reads the lease in its own transaction: who is not primary any more cannot write
+    E3  a lease is taken from its holder only after it was not renewed for its whole length, measured by the taker
+        on its own clock; the holder stops believing in it earlier, counted from before it renewed it. No wall
+        clock is involved
+"""
+
+import json
+import struct
+from dataclasses import asdict, dataclass, replace
+from typing import Final
+
+from ..errors import ConfigError, CorruptData, Unavailable
+from ..kv import Durability, Engine, Transaction, prefix_end, run
+from ..wire.pb import mgmtd_pb2 as pb
+from .records import ChainRecord, Change, ConfigEntry, NodeRecord, Records, TableRecord
+
+CLUSTER: Final = b"mgmtd/cluster"
+LEASE: Final = b"mgmtd/lease"
+NODE: Final = b"mgmtd/node/"
+CHAIN: Final = b"mgmtd/chain/"
+TABLE: Final = b"mgmtd/table/"
+CONFIG: Final = b"mgmtd/config/"
+PAGE: Final = 10_000
+CONFIGS_KEPT: Final = 16  # old versions of one configuration, for people who look back
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who is primary. It is renewed by counting, so that who watches it sees it live."""
+
+    holder: int
+    term: int
+    renewals: int = 0
+    lane_address: str = ""
+    grpc_address: str = ""
+
+
+class Store:
+    """The records of one cluster in `engine`."""
+
+    def __init__(self, engine: Engine, *, cluster_id: str) -> None:
+        self._engine = engine
+        self._cluster_id = cluster_id
+
+    async def lease(self) -> Lease | None:
+        """The lease as it is stored."""
+        return await run(self._engine, _read_lease)
+
+    async def renew(self, lease: Lease) -> Lease:
+        """The same lease, renewed. Raises: Unavailable if somebody else has it now."""
+
+        def operation(transaction: Transaction) -> Lease:
+            _require(transaction, lease)
+            renewed = replace(lease, renewals=lease.renewals + 1)
+            _write_lease(transaction, renewed)
+            return renewed
+
+        return await run(self._engine, operation, durability=Durability.SYNC)
+
+    async def take(self, seen: Lease | None, mine: Lease) -> Lease | None:
+        """The next term for `mine.holder`, if the stored lease is still exactly what was `seen`; else None."""
+
+        def operation(transaction: Transaction) -> Lease | None:
+            found = _read_lease(transaction)
+            taken = replace(mine, term=(seen.term if seen else 0) + 1, renewals=0)
+            if found == taken:  # an earlier try of ours whose outcome was unknown
+                return taken
+            if found != seen:
+                return None
+            self._check_cluster(transaction)
+            _write_lease(transaction, taken)
+            return taken
+
+        return await run(self._engine, operation, durability=Durability.SYNC)
+
+    async def load(self) -> Records:
+        """All records. Raises: CorruptData."""
+        return await run(self._engine, _load, durability=Durability.SYNC)
+
+    async def save(self, change: Change, lease: Lease) -> None:
+        """Stores `change` durably. Raises: Unavailable if `lease` is not valid any more (E2)."""
+
+        def operation(transaction: Transaction) -> None:
+            _require(transaction, lease)
+            _write(transaction, change)
+
+        await run(self._engine, operation, durability=Durability.SYNC)
+
+    def _check_cluster(self, transaction: Transaction) -> None:
+        found = transaction.get(CLUSTER)
+        if found is None:
+            transaction.put(CLUSTER, self._cluster_id.encode())
+        elif found.decode() != self._cluster_id:
+            raise ConfigError(
+                f"these records belong to cluster {found.decode()!r}, not to {self._cluster_id!r}"
+            )
+
+
+def _read_lease(transaction: Transaction) -> Lease | None:
+    found = transaction.get(LEASE)
+    if found is None:
+        return None
+    try:
+        return Lease(**json.loads(found))
+    except (ValueError, TypeError) as error:
+        raise CorruptData(f"the lease of the primary cannot be read: {error}") from error
+
+
+def _write_lease(transaction: Transaction, lease: Lease) -> None:
+    transaction.may_use_reserve = True
+    transaction.put(LEASE, json.dumps(asdict(lease)).encode())
+
+
+def _require(transaction: Transaction, lease: Lease) -> None:
+    found = _read_lease(transaction)
+    if found is None or (found.holder, found.term) != (lease.holder, lease.term):
+        raise Unavailable(
+            "this manager is not the primary any more", primary=found.grpc_address if found else ""
+        )
+
+
+def _write(transaction: Transaction, change: Change) -> None:
+    transaction.may_use_reserve = True  # failures must be handled on a full disk, too
+    for node in change.nodes:
+        transaction.put(NODE + _number(node.id), node.to_pb().SerializeToString())
+    for removed in change.removed_nodes:
+        transaction.delete(NODE + _number(removed))
+    for chain in change.chains:
+        transaction.put(CHAIN + _number(chain.id), chain.to_pb().SerializeToString())
+    for table in change.tables:
+        key = TABLE + _number(table.id) + _number(table.version)
+        transaction.put(key, table.to_pb().SerializeToString())
+    for config in change.configs:
+        kind = CONFIG + _number(config.kind)
+        transaction.put(kind + _number(config.version), config.to_pb().SerializeToString())
+        transaction.delete_range(kind, kind + _number(max(0, config.version - CONFIGS_KEPT)))
+
+
+def _load(transaction: Transaction) -> Records:
+    records = Records()
+    for value in _values(transaction, NODE):
+        node = NodeRecord.from_pb(pb.Node.FromString(value))
+        records.nodes[node.id] = node
+    for value in _values(transaction, CHAIN):
+        chain = ChainRecord.from_pb(pb.Chain.FromString(value))
+        records.chains[chain.id] = chain
+    for value in _values(transaction, TABLE):
+        table = TableRecord.from_pb(pb.ChainTable.FromString(value))
+        records.tables[table.id, table.version] = table
+    for value in _values(transaction, CONFIG):  # ascending: the newest of each kind stays
+        config = ConfigEntry.from_pb(pb.ConfigRecord.FromString(value))
+        records.configs[config.kind] = config
+    return records
+
+
+def _values(transaction: Transaction, prefix: bytes) -> list[bytes]:
+    values: list[bytes] = []
+    begin, end = prefix, prefix_end(prefix)
+    while True:
+        page = transaction.snapshot_range(begin, end, limit=PAGE)
+        values += [value for _key, value in page]
+        if len(page) < PAGE:
+            return values
+        begin = page[-1][0] + b"\x00"
+
+
+def _number(number: int) -> bytes:
+    return struct.pack(">I", number)
+
+
+__all__ = ["Lease", "Store"]
