@@ -139,11 +139,12 @@ def read_text(path: Path) -> str:
     """The text of a configuration file, unread. Raises: ConfigError."""
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (
-            "no such configuration file" if isinstance(error, FileNotFoundError) else f"not readable: {error}"
-        )
-        raise ConfigError(f"{path}: {reason}") from error
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such configuration file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def loads(text: str) -> ClusterConfig:
