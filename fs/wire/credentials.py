@@ -138,12 +138,13 @@ def derive_key(secret: bytes, claims: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who calls, as proved by a token."""
+    """Who calls, as proved by a token. `expires_unix_s` 0: never."""
 
     role: Claims.Role
     uid: int
     gid: int
     groups: tuple[int, ...]
+    expires_unix_s: int = 0
 
     def may(self, role: Claims.Role) -> bool:
         """Whether this identity may do what `role` may: each role includes those before it."""
@@ -186,7 +187,7 @@ def read_claims(claims: bytes, *, now_unix_s: float | None = None) -> Identity:
     now = time.time() if now_unix_s is None else now_unix_s
     if message.expires_unix_s and now >= message.expires_unix_s:
         raise Unauthenticated("the token has expired")
-    return Identity(message.role, message.uid, message.gid, tuple(message.groups))
+    return Identity(message.role, message.uid, message.gid, tuple(message.groups), message.expires_unix_s)
 
 
 def proof(key: bytes, *, side: bytes, kind: int, nonce_server: bytes, nonce_client: bytes) -> bytes:

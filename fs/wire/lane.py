@@ -5,9 +5,10 @@ task and no await; replies to requests that arrived together leave in one write.
 
     I1  Nothing is parsed before the handshake has proved who calls.
     I2  What a connection can make us hold is bounded: FRAME_BYTES_MAX of unparsed input, IN_FLIGHT_MAX
-        requests, and we stop reading while it does not read.
+        requests of HELD_BYTES_MAX together, and we stop reading while it does not read.
     I3  A malformed frame closes its connection and nothing else; a handler's mistake closes nothing.
-    I4  A client repeats nothing by itself: a request whose reply is missing may have been executed.
+    I4  A connection ends when its token expires.
+    I5  A client repeats nothing by itself: a request whose reply is missing may have been executed.
 """
 
 import asyncio
@@ -43,6 +44,7 @@ FRAME_BYTES_MAX: Final = 8 << 20  # payload; the largest reply is a full page of
 CONNECTIONS_MAX: Final = 4096  # a client process holds a few; below the usual limit of file descriptors
 HANDSHAKES_MAX: Final = 256  # strangers at the door; the one that has waited longest makes room
 IN_FLIGHT_MAX: Final = 256  # requests of one connection that wait for something
+HELD_BYTES_MAX: Final = 32 << 20  # their payloads, so that large ones wait their turn
 KEEPALIVE_S: Final = 30  # a peer that vanished without a word is noticed after about three times this long
 DEFAULT_TIMEOUT_S: Final = 30.0
 
@@ -123,6 +125,7 @@ class _ServerConnection(asyncio.Protocol):
         self._writable = True
         self._paused = False
         self.in_flight = 0
+        self._held_bytes = 0
 
     # Life and flow control.
 
@@ -165,11 +168,14 @@ class _ServerConnection(asyncio.Protocol):
         self._resume()
 
     def _resume(self) -> None:
-        if self._writable and self.in_flight < IN_FLIGHT_MAX and not self._transport.is_closing():
+        if self._writable and not self._is_full() and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
             if self._buffer:
                 self._pump(b"")
+
+    def _is_full(self) -> bool:
+        return self.in_flight >= IN_FLIGHT_MAX or self._held_bytes >= HELD_BYTES_MAX
 
     # Bytes to requests.
 
@@ -196,6 +202,8 @@ class _ServerConnection(asyncio.Protocol):
             return b""
         self._identity, welcome, used = answer
         self._forget_stranger()
+        if self._identity.expires_unix_s:
+            self._timer = self._loop.call_later(self._identity.expires_unix_s - time.time(), self.close)
         self._transport.write(welcome)
         rest = bytes(buffer[used:])
         buffer.clear()
@@ -220,7 +228,7 @@ class _ServerConnection(asyncio.Protocol):
             stop = offset + 16 + length
             if stop > end:
                 break
-            if self.in_flight >= IN_FLIGHT_MAX:
+            if self._is_full():
                 self._paused = True
                 self._transport.pause_reading()
                 break
@@ -266,13 +274,17 @@ class _ServerConnection(asyncio.Protocol):
             _append_error(replies, number, request, mistake)
             return
         self.in_flight += 1
+        self._held_bytes += len(payload)
         future = asyncio.ensure_future(result, loop=self._loop)
         self.tasks.add(future)
-        future.add_done_callback(partial(self._finished, method, request))
+        future.add_done_callback(partial(self._finished, method, request, len(payload)))
 
-    def _finished(self, method: Method[Any, Any], request: int, future: "asyncio.Future[Any]") -> None:
+    def _finished(
+        self, method: Method[Any, Any], request: int, held: int, future: "asyncio.Future[Any]"
+    ) -> None:
         number = method.lane
         self.in_flight -= 1
+        self._held_bytes -= held
         self.tasks.discard(future)
         replies: list[bytes] = []
         if future.cancelled():
@@ -285,7 +297,7 @@ class _ServerConnection(asyncio.Protocol):
         else:
             _append_reply(replies, number, request, reply)
         self._flush(replies)
-        if self._paused and self.in_flight <= IN_FLIGHT_MAX // 2:
+        if self._paused and self.in_flight <= IN_FLIGHT_MAX // 2 and self._held_bytes <= HELD_BYTES_MAX // 2:
             self._resume()
 
 
@@ -312,7 +324,7 @@ def _append_error(replies: list[bytes], number: int, request: int, error: BaseEx
 class LaneClient:
     """A blocking client: one request at a time, on one connection that is opened when needed.
 
-    May be shared by threads. After an error of the connection the next call opens a new one (I4).
+    May be shared by threads. After an error of the connection the next call opens a new one (I5).
     """
 
     def __init__(self, address: str, token: Token, *, connect_s: float = handshake.TIMEOUT_S) -> None:

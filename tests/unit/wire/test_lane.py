@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import uvloop
 
 from luciola.errors import (
     Error,
@@ -54,7 +55,7 @@ def serving(**options):
         await server.stop()
         assert server.connection_count == 0 or await _drained(server)
 
-    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread = threading.Thread(target=lambda: uvloop.run(main()))
     thread.start()
     assert ready.wait(10)
     try:
@@ -323,6 +324,37 @@ def test_expired_token_is_refused():
     token = mint(SECRET, lifetime_s=-10)
     with serving() as (server, _), client(server, token) as old, pytest.raises(Unauthenticated):
         old.call(methods.Meta.lookup, LOOKUP)
+
+
+def test_connection_ends_when_its_token_expires():
+    token = mint(SECRET, lifetime_s=1)
+    with serving() as (server, _):
+        raw = shake(server, token)
+        raw.sendall(frame(methods.Meta.lookup.lane, b""))
+        assert reply_of(raw)[1] == lane.REPLY
+        assert is_closed(raw)
+        raw.close()
+
+
+def test_payloads_that_wait_are_bounded_together():
+    with serving() as (server, service):
+        raw = shake(server)
+        request = ListRequest(after=b"n" * (4 << 20)).SerializeToString()
+        sender = threading.Thread(
+            target=lambda: [raw.sendall(frame(methods.Meta.list.lane, request, request=n)) for n in range(30)]
+        )
+        sender.start()
+        with client(server) as other:
+            deadline = time.monotonic() + 10
+            while service.waiting < lane.HELD_BYTES_MAX // len(request) and time.monotonic() < deadline:
+                other.call(methods.Meta.lookup, LOOKUP)
+            for _ in range(20):
+                other.call(methods.Meta.lookup, LOOKUP)
+        assert service.waiting <= lane.HELD_BYTES_MAX // len(request) + 1
+        _open(service)
+        assert {reply_of(raw)[2] for _ in range(30)} == set(range(30))
+        sender.join()
+        raw.close()
 
 
 def test_recorded_answer_cannot_be_replayed():

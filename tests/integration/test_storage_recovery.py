@@ -1,0 +1,215 @@
+"""Storage nodes as processes: they die, lose their disk, return, and are brought up to date under load."""
+
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+
+from luciola.errors import StaleRouting, Unavailable
+from luciola.wire import methods
+from luciola.wire.pb import mgmtd_pb2, storage_pb2
+from luciola.wire.pb.common_pb2 import Empty
+from storage_cluster import StorageCluster
+
+pytestmark = pytest.mark.slow
+CONTENT = 0x51
+
+
+class Writer(threading.Thread):
+    """Sets lengths of chunks of every chain, over and over, and remembers what was acknowledged."""
+
+    def __init__(self, cluster: StorageCluster) -> None:
+        super().__init__()
+        self.cluster = cluster
+        self.expected: dict[tuple[int, int], int] = {}
+        self.ended = threading.Event()
+        self.error: BaseException | None = None
+        self.pause_s = 0.0
+
+    def run(self) -> None:
+        count = 0
+        chains = list(self.cluster.chains())
+        try:
+            while not self.ended.is_set():
+                count += 1
+                chain, index = chains[count % len(chains)], count * 7 % 50
+                started = time.monotonic()
+                self.cluster.write(chain, CONTENT, index, count % 60_000 + 1)
+                self.pause_s = max(self.pause_s, time.monotonic() - started)
+                self.expected[chain, index] = count % 60_000 + 1
+        except BaseException as error:  # noqa: BLE001 (handed to the test)
+            self.error = error
+
+    def finish(self) -> None:
+        self.ended.set()
+        self.join(60)
+        assert not self.is_alive()
+        if self.error is not None:
+            raise self.error
+
+    def check(self) -> None:
+        """Every acknowledged write is on every replica."""
+        for chain in self.cluster.chains().values():
+            wanted = {index: length for (which, index), length in self.expected.items() if which == chain.id}
+            for target in chain.targets:
+                records = self.cluster.records(target.node, chain.id)
+                found = {index: length for (_, index), (_, length, _, _) in records.items()}
+                assert found == wanted, f"chain {chain.id} on node {target.node}"
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    with StorageCluster(tmp_path) as running:
+        yield running
+
+
+def fill(cluster, *, chunks=20, contents=(1, 2)):
+    for chain in cluster.chains():
+        for content in contents:
+            for index in range(chunks):
+                cluster.write(chain, content, index, 100 * content + index + 1)
+
+
+def test_killed_node_loses_nothing_and_catches_up_under_writes(cluster):
+    fill(cluster, chunks=5)
+    for chain in cluster.chains():
+        cluster.remove(chain, 1)
+        cluster.remove(chain, 2)
+    writer = Writer(cluster)
+    writer.start()
+    time.sleep(0.5)
+    cluster.kill(2)
+    time.sleep(0.5)
+    cluster.start(2)
+    cluster.wait_healthy()
+    time.sleep(0.3)
+    writer.finish()
+    assert len(writer.expected) > 20
+    for chain in cluster.chains():
+        for node in {target.node for target in cluster.chains()[chain].targets}:
+            records = cluster.records(node, chain)
+            assert all(removed for (content, _), (_, _, removed, _) in records.items() if content in (1, 2))
+    assert cluster.assert_replicas_equal() > 20
+
+
+def test_node_that_dies_unreported_is_noticed_by_its_lease(cluster):
+    writer = Writer(cluster)
+    writer.start()
+    time.sleep(0.3)
+    cluster.kill(1, report=False)
+    time.sleep(5)
+    cluster.start(1)
+    cluster.wait_healthy()
+    writer.finish()
+    writer.check()
+    assert writer.pause_s < 8
+
+
+def test_stopped_process_serves_nothing_after_its_lease(cluster):
+    """SIGSTOP for longer than the lease: the others go on, and the sleeper must not answer with old state."""
+    fill(cluster, chunks=2)
+    victim = 3
+    chains = [c for c in cluster.chains().values() if any(t.node == victim for t in c.targets)]
+    process = cluster._processes[f"storage-{victim}"]
+    process.send_signal(signal.SIGSTOP)
+    for chain in chains:
+        cluster.write(chain.id, 1, 0, 7777)
+    old = {chain.id: chain.version for chain in chains}
+    assert all(cluster.chains()[chain].version > version for chain, version in old.items())
+    address = next(node.grpc_address for node in cluster.routing().nodes if node.id == victim)
+    process.send_signal(signal.SIGCONT)
+    for chain, version in old.items():
+        request = storage_pb2.LastChunkRequest(
+            chain=storage_pb2.ChainRef(chain=chain, version=version), content=1
+        )
+        try:
+            reply = cluster.call(address, methods.Storage.last_chunk, request)
+        except (StaleRouting, Unavailable):
+            continue
+        pytest.fail(f"answered {reply} without a lease")
+    cluster.wait_healthy()
+    cluster.assert_replicas_equal()
+
+
+def test_clean_stop_hands_over_at_once_and_exits_with_0(cluster):
+    fill(cluster, chunks=2)
+    started = time.monotonic()
+    assert cluster.kill(1, signal.SIGTERM) == 0
+    stopped_s = time.monotonic() - started
+    for chain in cluster.chains():
+        cluster.write(chain, 1, 0, 4242)
+    assert time.monotonic() - started - stopped_s < 2.5, "no lease was waited for"
+    assert stopped_s < 10
+    cluster.start(1)
+    cluster.wait_healthy()
+    cluster.assert_replicas_equal()
+
+
+def test_replaced_disk_is_filled_again(cluster):
+    fill(cluster)
+    before = cluster.assert_replicas_equal()
+    cluster.kill(2)
+    shutil.rmtree(cluster.data(2))
+    cluster.start(2)
+    cluster.wait_healthy()
+    assert cluster.assert_replicas_equal() == before
+    assert "is up to date" in cluster.log(1) + cluster.log(3)
+
+
+def test_directory_of_another_node_is_refused(cluster):
+    cluster.kill(1)
+    cluster.kill(2)
+    cluster.data(1).rename(cluster.root / "aside")
+    cluster.data(2).rename(cluster.data(1))
+    cluster.start(1)
+    assert cluster._processes["storage-1"].wait(20) == 1
+    assert "belongs to node 2" in cluster.log(1)
+    cluster.data(1).rename(cluster.data(2))
+    (cluster.root / "aside").rename(cluster.data(1))
+    cluster.start(1)
+    cluster.start(2)
+    cluster.wait_healthy()
+
+
+def test_everything_killed_at_once_comes_back_with_everything(cluster):
+    writer = Writer(cluster)
+    writer.start()
+    time.sleep(1)
+    writer.finish()
+    for node in cluster.nodes:
+        cluster.kill(node)
+    for node in cluster.nodes:
+        cluster.start(node)
+    cluster.wait_healthy()
+    writer.check()
+    cluster.assert_replicas_equal()
+
+
+def test_lost_disk_of_the_only_replica_does_not_come_back_empty(tmp_path):
+    with StorageCluster(tmp_path, nodes=1, replicas=1, chains=2) as cluster:
+        fill(cluster, chunks=2)
+        cluster.kill(1)
+        shutil.rmtree(cluster.data(1))
+        cluster.start(1)
+        cluster.wait(lambda: "its data is gone" in cluster.log(1), "the complaint")
+        time.sleep(1)
+        states = {target.state for chain in cluster.chains().values() for target in chain.targets}
+        assert states == {mgmtd_pb2.LASTSRV}
+
+
+def test_status_space_and_scrub_tell_what_is_there(cluster):
+    fill(cluster, chunks=3)
+    status = cluster.status(1)
+    mine = [c for c in cluster.chains().values() if any(t.node == 1 for t in c.targets)]
+    assert {target.chain for target in status.targets} == {chain.id for chain in mine}
+    assert {target.local for target in status.targets} == {"UPTODATE"}
+    assert {target.public for target in status.targets} == {"SERVING"}
+    assert sum(target.chunks for target in status.targets) == 6 * len(mine)
+    assert status.counters["lease_left_ms"] > 0
+    space = cluster.storage(1, methods.Storage.space, Empty())
+    assert 0 < space.free_bytes < space.capacity_bytes
+    for chain in mine:
+        reply = cluster.storage(1, methods.Storage.scrub, storage_pb2.ScrubRequest(chain=chain.id))
+        assert (reply.chunks, len(reply.damaged)) == (6, 0)

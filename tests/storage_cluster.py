@@ -1,0 +1,234 @@
+"""mgmtd and storage nodes as real processes, without meta and clients, for tests of replication and recovery."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from luciola.errors import Error
+from luciola.storage.recovery import records_of
+from luciola.wire import SERVICE, Cluster, RpcClient, create_secret, methods, mint, save_cluster
+from luciola.wire.pb import mgmtd_pb2, storage_pb2
+from luciola.wire.pb.common_pb2 import Empty
+
+TABLE = 1
+WAIT_S = 40.0
+CALL_S = 10.0
+
+
+class StorageCluster:
+    """Use as a context manager: every process that was started is ended."""
+
+    def __init__(
+        self, root: Path, *, nodes: int = 3, replicas: int = 2, chains: int = 0, config: str = ""
+    ) -> None:
+        self.root = root
+        self.nodes = range(1, nodes + 1)
+        self._replicas, self._chains = replicas, chains
+        self._config = root / "config.toml"
+        self._config.write_text(config)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._clients: dict[str, RpcClient] = {}
+        self.secret = create_secret(root / "secret")
+        ports = _free_ports(2)
+        self.cluster = Cluster("test", f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", "secret")
+        save_cluster(root / "cluster.json", self.cluster)
+        self.token = mint(self.secret, role=SERVICE)
+        self._sequence = 0
+        self.client = int.from_bytes(os.urandom(8), "little") | 1
+
+    def __enter__(self) -> Self:
+        self.start_mgmtd()
+        for node in self.nodes:
+            self.start(node)
+        self.wait(lambda: self._connected() >= set(self.nodes), "all nodes")
+        request = mgmtd_pb2.CreateChainTableRequest(
+            table=TABLE, replicas=self._replicas, chains=self._chains, description="test"
+        )
+        self.mgmtd(methods.Mgmtd.create_chain_table, request)
+        self.wait_healthy()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for client in self._clients.values():
+            client.close()
+        for process in self._processes.values():
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+            process.wait()
+
+    # Processes.
+
+    def start_mgmtd(self) -> None:
+        self._start("mgmtd", "luciola.mgmtd", "--data", str(self.root / "mgmtd"))
+
+    def start(self, node: int) -> None:
+        data = self.data(node)
+        self._start(f"storage-{node}", "luciola.storage", "--data", str(data), "--node-id", str(node))
+
+    def _start(self, name: str, module: str, *options: str) -> None:
+        common = ["--cluster", str(self.root / "cluster.json"), "--config", str(self._config)]
+        with (self.root / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", module, *options, *common], stdout=log, stderr=log
+            )
+
+    def data(self, node: int) -> Path:
+        return self.root / f"storage-{node}"
+
+    def pid(self, node: int) -> int:
+        return self._processes[f"storage-{node}"].pid
+
+    def log(self, node: int) -> str:
+        return (self.root / f"storage-{node}.log").read_text()
+
+    def kill(self, node: int, number: int = signal.SIGKILL, *, report: bool = True) -> int:
+        """Ends the node's process with that signal; its exit code. `report`: mgmtd is told, as a supervisor does."""
+        process = self._processes[f"storage-{node}"]
+        process.send_signal(number)
+        code = process.wait(20)
+        if report and number == signal.SIGKILL:
+            record = next(each for each in self.routing().nodes if each.id == node)
+            self.mgmtd(
+                methods.Mgmtd.process_ended,
+                mgmtd_pb2.ProcessEndedRequest(node=node, incarnation=record.incarnation, pid=process.pid),
+            )
+        return code
+
+    # Calls.
+
+    def call(self, address: str, method: methods.Method[Any, Any], request: Any) -> Any:
+        if address not in self._clients:
+            self._clients[address] = RpcClient(address, self.token)
+        return self._clients[address].call(method, request, timeout_s=CALL_S)
+
+    def mgmtd(self, method: methods.Method[Any, Any], request: Any) -> Any:
+        return self.call(self.cluster.mgmtd_grpc, method, request)
+
+    def storage(self, node: int, method: methods.Method[Any, Any], request: Any) -> Any:
+        record = next(each for each in self.routing().nodes if each.id == node)
+        return self.call(record.grpc_address, method, request)
+
+    def routing(self) -> mgmtd_pb2.Routing:
+        reply: mgmtd_pb2.Routing = self.mgmtd(methods.Mgmtd.get_routing, mgmtd_pb2.GetRoutingRequest())
+        return reply
+
+    def chains(self) -> dict[int, mgmtd_pb2.Chain]:
+        return {chain.id: chain for chain in self.routing().chains}
+
+    # Data: whole chunks of zeros, whose length tells them apart.
+
+    def write(self, chain: int, content: int, index: int, length: int) -> None:
+        """Sets a chunk's length through the head of its chain, however long that takes."""
+        self._through_head(
+            chain,
+            methods.Storage.truncate_chunk,
+            lambda ref: storage_pb2.TruncateChunkRequest(
+                chain=ref,
+                chunk=storage_pb2.ChunkName(content=content, index=index),
+                length=length,
+                client=self.client,
+                sequence=self._sequence,
+            ),
+        )
+
+    def remove(self, chain: int, content: int) -> int:
+        """Removes all chunks of a content."""
+        reply = self._through_head(
+            chain,
+            methods.Storage.remove_chunks,
+            lambda ref: storage_pb2.RemoveChunksRequest(
+                chain=ref, content=content, client=self.client, sequence=self._sequence
+            ),
+        )
+        return int(reply.removed)
+
+    def _through_head(
+        self, chain: int, method: methods.Method[Any, Any], request: Callable[[Any], Any]
+    ) -> Any:
+        self._sequence += 1000
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            known = self.chains()[chain]
+            head = known.targets[0]
+            ref = storage_pb2.ChainRef(chain=chain, version=known.version)
+            try:
+                return self.storage(head.node, method, request(ref))
+            except Error as error:
+                if not error.retryable or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+    def records(self, node: int, chain: int) -> dict[tuple[int, int], tuple[int, int, bool, int]]:
+        """The node's committed chunks of a chain: name to (version, length, removed, crc)."""
+        found = {}
+        after = None
+        while True:
+            request = storage_pb2.ListChunksRequest(chain=chain, limit=1000, after=after)
+            reply = self.storage(node, methods.Storage.list_chunks, request)
+            for item in records_of(reply):
+                assert not item.pending, f"chunk {item.name} is pending on node {node}"
+                found[item.name] = (item.version, item.length, item.removed, item.crc32c)
+            if not reply.more:
+                return found
+            after = reply.chunks[-1].chunk
+
+    def status(self, node: int) -> storage_pb2.StorageStatus:
+        reply: storage_pb2.StorageStatus = self.storage(node, methods.Storage.status, Empty())
+        return reply
+
+    # Waiting.
+
+    def wait(self, condition: Callable[[], object], what: str, *, timeout_s: float = WAIT_S) -> None:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                if condition():
+                    return
+            except Error as error:
+                if not error.retryable and time.monotonic() > deadline:
+                    raise
+            assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}: {self.routing()}"
+            time.sleep(0.05)
+
+    def wait_healthy(self) -> None:
+        """Every replica of every chain serves."""
+        self.wait(self._is_healthy, "a healthy cluster")
+
+    def _is_healthy(self) -> bool:
+        chains = self.chains().values()
+        return bool(chains) and all(
+            target.state == mgmtd_pb2.SERVING for chain in chains for target in chain.targets
+        )
+
+    def _connected(self) -> set[int]:
+        return {node.id for node in self.routing().nodes if node.status == mgmtd_pb2.CONNECTED}
+
+    def assert_replicas_equal(self) -> int:
+        """Compares all replicas of all chains, chunk by chunk; how many chunks there are."""
+        count = 0
+        for chain in self.chains().values():
+            replicas = {target.node: self.records(target.node, chain.id) for target in chain.targets}
+            first = next(iter(replicas.values()))
+            for node, records in replicas.items():
+                assert records == first, f"chain {chain.id}: node {node} differs"
+            count += len(first)
+        return count
+
+
+def _free_ports(count: int) -> list[int]:
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+def storage_processes(cluster: StorageCluster) -> Iterator[int]:
+    """Process ids of all storage nodes."""
+    return (cluster.pid(node) for node in cluster.nodes)
