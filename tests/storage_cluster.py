@@ -65,7 +65,7 @@ class StorageCluster:
     # Processes.
 
     def start_mgmtd(self) -> None:
-        self._start("mgmtd", "luciola.mgmtd", "--data", str(self.root / "mgmtd"))
+        self._start("mgmtd", "luciola.mgmtd", "--data", str(self.root / "mgmtd"), "--node-id", "1000")
 
     def start(self, node: int) -> None:
         data = self.data(node)

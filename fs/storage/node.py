@@ -84,16 +84,17 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
     membership.on_routing(recovery.routing_changed)
     membership.on_config(lambda new: _configure(recovery, scrub, new))
     log.info("node %d serves: control %s, data %s", settings.node, about.grpc_address, about.data_address)
-    await _work(membership, clients, scrub, settings.cluster.mgmtd_grpc, stop)
-    # A clean stop: serve nothing, say so, finish what is under way.
-    log.info("node %d stops", settings.node)
-    await recovery.stop()
-    await engine.run(engine.node.drop_lease)
-    await membership.leave()
-    await server.stop(grace_s=1.0)
-    await clients.close()
-    await engine.close()
-    log.info("node %d has stopped", settings.node)
+    try:
+        await _work(membership, clients, scrub, settings.cluster.mgmtd_grpc, stop)
+    finally:  # serve nothing, say so, finish what is under way
+        log.info("node %d stops", settings.node)
+        await recovery.stop()
+        await engine.run(engine.node.drop_lease)
+        await membership.leave()
+        await server.stop(grace_s=1.0)
+        await clients.close()
+        await engine.close()
+        log.info("node %d has stopped", settings.node)
 
 
 async def _work(

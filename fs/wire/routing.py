@@ -71,7 +71,7 @@ async def follow_routing(
                     changed(routing)
         except Error as error:
             if was_heard:
-                log.warning("routing is not heard any more: %s", error)
+                log.warning("routing is not heard: %s", error)
             was_heard = False
         await asyncio.sleep(RETRY_S)
 

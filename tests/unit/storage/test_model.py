@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from luciola.ids import ChainId, ChainVersion, TargetId
+from luciola.mgmtd import transitions
 from luciola.storage.model import (
     DataLost,
     DiskFailed,
@@ -300,30 +301,16 @@ class Rules:
         )
 
     def _chains(self, world):
-        """mgmtd's transitions (digest 3.5.1)."""
-        groups = {state: [node for node, public in world.members if public == state] for state in Public}
-        is_live = {node: world.reports[node] != Local.OFFLINE for node in NODES}
-        new = {node: Public.SERVING for node in groups[Public.SERVING] if is_live[node]}
-        fallen = [node for node in groups[Public.SERVING] if not is_live[node]]
-        new |= {node: Public.LASTSRV if place == 0 else Public.OFFLINE for place, node in enumerate(fallen)}
-        for node in groups[Public.LASTSRV]:
-            waits = Public.SERVING if is_live[node] else Public.LASTSRV
-            new[node] = Public.OFFLINE if Public.SERVING in new.values() else waits
-        for node in groups[Public.SYNCING]:
-            stays = Public.SYNCING if Public.SERVING in new.values() else Public.WAITING
-            done = Public.SERVING if world.reports[node] == Local.UPTODATE else stays
-            new[node] = done if is_live[node] else Public.OFFLINE
-        for node in groups[Public.WAITING] + groups[Public.OFFLINE]:
-            can_sync = Public.SERVING in new.values() and Public.SYNCING not in new.values()
-            back = Public.SYNCING if can_sync else Public.WAITING
-            new[node] = back if is_live[node] else Public.OFFLINE
-        if Public.SERVING in new.values():
-            new = {node: Public.OFFLINE if state == Public.LASTSRV else state for node, state in new.items()}
-        order = sorted(new, key=lambda node: list(Public).index(new[node]))
-        members = tuple((node, new[node]) for node in order)
-        if dict(members) == dict(world.members):
+        """mgmtd looks at what was reported."""
+        reports = {TargetId(node): transitions.Local(report) for node, report in enumerate(world.reports)}
+        members = [
+            transitions.Member(TargetId(node), node, transitions.Public(public))
+            for node, public in world.members
+        ]
+        changed = tuple((m.node, Public(m.state)) for m in transitions.advance(members, reports))
+        if changed == world.members:
             return world
-        return replace(world, members=members, version=world.version + 1)
+        return replace(world, members=changed, version=world.version + 1)
 
 
 def explore(rules, *, version_max):
