@@ -207,8 +207,6 @@ class Membership:
     def _granted(self, reply: HeartbeatReply, sent_s: float) -> None:
         if reply.interval_ms:
             self._interval_s = reply.interval_ms / 1000
-        for target in reply.withdraw:
-            self._apply(model.Withdraw(TargetId(target)))
         if reply.lease_ms and model.may_serve(self.state):  # M2
             lease_s = reply.lease_ms / 1000 * (1 - self._options.drift_percent / 100)
             self._engine.node.set_lease(sent_s + lease_s, reply.routing_version)

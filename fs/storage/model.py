@@ -54,14 +54,13 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One replica of this node. `lost`: the chunks it once held are gone. `withdrawn`: it was asked to let go."""
+    """One replica of this node. `lost`: the chunks it once held are gone."""
 
     chain: ChainId
     chain_version: ChainVersion
     public: Public
     local: Local
     lost: bool = False
-    withdrawn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +86,6 @@ class SyncDone:
 
     chain: ChainId
     chain_version: ChainVersion
-
-
-@dataclass(frozen=True, slots=True)
-class Withdraw:
-    """mgmtd asks this SERVING replica to let go, so that it comes back at the end of its chain."""
-
-    target: TargetId
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +123,7 @@ class DataLost:
     chain: ChainId
 
 
-Event: TypeAlias = RoutingChanged | SyncDone | Withdraw | DiskFailed
+Event: TypeAlias = RoutingChanged | SyncDone | DiskFailed
 Effect: TypeAlias = Report | Restored | Removed | DataLost
 
 ACTIVE: Final = (Public.SERVING, Public.SYNCING)
@@ -144,8 +136,6 @@ def step(state: State, event: Event) -> tuple[State, list[Effect]]:
             return _routing_changed(state, event)
         case SyncDone():
             return _sync_done(state, event)
-        case Withdraw(target):
-            return _withdraw(state, target)
         case DiskFailed():
             targets = {id_: replace(target, local=Local.OFFLINE) for id_, target in state.targets.items()}
             effects: list[Effect] = [
@@ -211,22 +201,13 @@ def _target(state: State, before: Target | None, now: Seen, *, lost: bool) -> Ta
     )
     # Whoever was declared UPTODATE, or is SERVING, has its data.
     lost = lost and not is_synced and not (now.public == Public.SERVING and state.is_back)
-    withdrawn = before is not None and before.withdrawn and now.public == Public.SERVING
-    if state.has_failed or not state.is_back or withdrawn or (lost and now.public == Public.LASTSRV):
+    if state.has_failed or not state.is_back or (lost and now.public == Public.LASTSRV):
         local = Local.OFFLINE
     elif now.public == Public.SERVING or (now.public == Public.SYNCING and is_synced):
         local = Local.UPTODATE
     else:
         local = Local.ONLINE
-    return Target(now.chain, now.chain_version, now.public, local, lost, withdrawn)
-
-
-def _withdraw(state: State, id_: TargetId) -> tuple[State, list[Effect]]:
-    target = state.targets.get(id_)
-    if target is None or target.public != Public.SERVING or target.withdrawn:
-        return state, []
-    after = replace(target, local=Local.OFFLINE, withdrawn=True)
-    return replace(state, targets=MappingProxyType({**state.targets, id_: after})), [Report(id_)]
+    return Target(now.chain, now.chain_version, now.public, local, lost)
 
 
 def _sync_done(state: State, event: SyncDone) -> tuple[State, list[Effect]]:
@@ -263,7 +244,6 @@ __all__ = [
     "State",
     "SyncDone",
     "Target",
-    "Withdraw",
     "may_serve",
     "may_sync",
     "step",

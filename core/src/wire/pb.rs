@@ -330,8 +330,6 @@ pub struct HeartbeatReply {
     pub config_toml: ::prost::alloc::string::String,
     #[prost(uint32, tag = "5")]
     pub interval_ms: u32,
-    #[prost(uint64, repeated, tag = "6")]
-    pub withdraw: ::prost::alloc::vec::Vec<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExtendClientRequest {

@@ -25,21 +25,21 @@ _sym_db = _symbol_database.Default()
 from . import common_pb2 as common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0bmgmtd.proto\x12\x07luciola\x1a\x0c\x63ommon.proto\"\xad\x02\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\r\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.luciola.NodeKind\x12#\n\x06status\x18\x03 \x01(\x0e\x32\x13.luciola.NodeStatus\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x13\n\x0bincarnation\x18\x06 \x01(\x04\x12\x14\n\x0cgrpc_address\x18\x07 \x01(\t\x12\x14\n\x0clane_address\x18\x08 \x01(\t\x12\x14\n\x0c\x64\x61ta_address\x18\t \x01(\t\x12\x13\n\x0b\x64\x61ta_socket\x18\n \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x0b \x01(\t\x12\x16\n\x0e\x63onfig_version\x18\x0c \x01(\x04\x12\x0f\n\x07release\x18\r \x01(\t\x12\x12\n\nchanged_at\x18\x0e \x01(\x04\"\x7f\n\x06Target\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04node\x18\x02 \x01(\r\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.luciola.PublicState\x12\"\n\x05local\x18\x04 \x01(\x0e\x32\x13.luciola.LocalState\x12\x12\n\nused_bytes\x18\x05 \x01(\x04\"s\n\x05\x43hain\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12 \n\x07targets\x18\x03 \x03(\x0b\x32\x0f.luciola.Target\x12\x12\n\nchanged_at\x18\x04 \x01(\x04\x12\x17\n\x0fpreferred_order\x18\x05 \x03(\x04\"t\n\nChainTable\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06\x63hains\x18\x03 \x03(\r\x12\x10\n\x08replicas\x18\x04 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x12\n\nchanged_at\x18\x06 \x01(\x04\"\xce\x01\n\x07Routing\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x15\n\rbootstrapping\x18\x02 \x01(\x08\x12\x1c\n\x05nodes\x18\x03 \x03(\x0b\x32\r.luciola.Node\x12\x1e\n\x06\x63hains\x18\x04 \x03(\x0b\x32\x0e.luciola.Chain\x12#\n\x06tables\x18\x05 \x03(\x0b\x32\x13.luciola.ChainTable\x12\x12\n\ncluster_id\x18\x06 \x01(\t\x12\r\n\x05\x64\x65lta\x18\x07 \x01(\x08\x12\x15\n\rremoved_nodes\x18\x08 \x03(\r\";\n\x11GetRoutingRequest\x12\x15\n\rknown_version\x18\x01 \x01(\x04\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\"\x8a\x01\n\x0bLocalTarget\x12\n\n\x02id\x18\x01 \x01(\x04\x12\"\n\x05state\x18\x02 \x01(\x0e\x32\x13.luciola.LocalState\x12\x15\n\rchain_version\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\x11\n\tlow_space\x18\x05 \x01(\x08\x12\r\n\x05\x63hain\x18\x06 \x01(\r\"y\n\x10HeartbeatRequest\x12\x1b\n\x04node\x18\x01 \x01(\x0b\x32\r.luciola.Node\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12%\n\x07targets\x18\x03 \x03(\x0b\x32\x14.luciola.LocalTarget\x12\x0f\n\x07leaving\x18\x04 \x01(\x08\"\x8f\x01\n\x0eHeartbeatReply\x12\x17\n\x0frouting_version\x18\x01 \x01(\x04\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\x12\x16\n\x0e\x63onfig_version\x18\x03 \x01(\x04\x12\x13\n\x0b\x63onfig_toml\x18\x04 \x01(\t\x12\x13\n\x0binterval_ms\x18\x05 \x01(\r\x12\x10\n\x08withdraw\x18\x06 \x03(\x04\"\xa0\x01\n\x13\x45xtendClientRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x04\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x1f\n\x04kind\x18\x04 \x01(\x0e\x32\x11.luciola.NodeKind\x12\x17\n\x0fstarted_unix_ms\x18\x05 \x01(\x04\x12\x0f\n\x07leaving\x18\x06 \x01(\x08\x12\x0b\n\x03pid\x18\x07 \x01(\r\"U\n\x11\x45xtendClientReply\x12\x13\n\x0binterval_ms\x18\x01 \x01(\r\x12\x16\n\x0e\x63onfig_version\x18\x02 \x01(\x04\x12\x13\n\x0b\x63onfig_toml\x18\x03 \x01(\t\"\xa4\x01\n\rClientSession\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x04\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x1f\n\x04kind\x18\x04 \x01(\x0e\x32\x11.luciola.NodeKind\x12\x17\n\x0fstarted_unix_ms\x18\x05 \x01(\x04\x12\x19\n\x11last_seen_unix_ms\x18\x06 \x01(\x04\x12\x0b\n\x03pid\x18\x07 \x01(\r\"R\n\x10ListClientsReply\x12\'\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x16.luciola.ClientSession\x12\x15\n\rbootstrapping\x18\x02 \x01(\x08\"_\n\x17\x43reateChainTableRequest\x12\r\n\x05table\x18\x01 \x01(\r\x12\x10\n\x08replicas\x18\x02 \x01(\r\x12\x0e\n\x06\x63hains\x18\x03 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\"\xbe\x01\n\x12UpdateChainRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x32\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\".luciola.UpdateChainRequest.Action\x12\x0e\n\x06target\x18\x03 \x01(\x04\x12\x0c\n\x04node\x18\x04 \x01(\r\"G\n\x06\x41\x63tion\x12\x07\n\x03\x41\x44\x44\x10\x00\x12\n\n\x06REMOVE\x10\x01\x12\x12\n\x0eROTATE_LASTSRV\x10\x02\x12\x14\n\x10ROTATE_PREFERRED\x10\x03\"\x1b\n\x0bNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\r\"8\n\x16SetNodeDisabledRequest\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x10\n\x08\x64isabled\x18\x02 \x01(\x08\"0\n\rConfigRequest\x12\x1f\n\x04kind\x18\x01 \x01(\x0e\x32\x11.luciola.NodeKind\"c\n\x0c\x43onfigRecord\x12\x1f\n\x04kind\x18\x01 \x01(\x0e\x32\x11.luciola.NodeKind\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0c\n\x04toml\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\"E\n\x13ProcessEndedRequest\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0b\n\x03pid\x18\x03 \x01(\r*\\\n\x08NodeKind\x12\x0e\n\nNODE_MGMTD\x10\x00\x12\r\n\tNODE_META\x10\x01\x12\x10\n\x0cNODE_STORAGE\x10\x02\x12\x0f\n\x0bNODE_CLIENT\x10\x03\x12\x0e\n\nNODE_MOUNT\x10\x04*E\n\nNodeStatus\x12\x0e\n\nCONNECTING\x10\x00\x12\r\n\tCONNECTED\x10\x01\x12\n\n\x06\x46\x41ILED\x10\x02\x12\x0c\n\x08\x44ISABLED\x10\x03*b\n\x0bPublicState\x12\x12\n\x0ePUBLIC_INVALID\x10\x00\x12\x0b\n\x07SERVING\x10\x01\x12\x0b\n\x07LASTSRV\x10\x02\x12\x0b\n\x07SYNCING\x10\x04\x12\x0b\n\x07WAITING\x10\x08\x12\x0b\n\x07OFFLINE\x10\x10*X\n\nLocalState\x12\x11\n\rLOCAL_INVALID\x10\x00\x12\x12\n\x0eLOCAL_UPTODATE\x10\x01\x12\x10\n\x0cLOCAL_ONLINE\x10\x02\x12\x11\n\rLOCAL_OFFLINE\x10\x04\x32\x80\x06\n\x05Mgmtd\x12:\n\nGetRouting\x12\x1a.luciola.GetRoutingRequest\x1a\x10.luciola.Routing\x12?\n\rStreamRouting\x12\x1a.luciola.GetRoutingRequest\x1a\x10.luciola.Routing0\x01\x12?\n\tHeartbeat\x12\x19.luciola.HeartbeatRequest\x1a\x17.luciola.HeartbeatReply\x12H\n\x0c\x45xtendClient\x12\x1c.luciola.ExtendClientRequest\x1a\x1a.luciola.ExtendClientReply\x12\x38\n\x0bListClients\x12\x0e.luciola.Empty\x1a\x19.luciola.ListClientsReply\x12I\n\x10\x43reateChainTable\x12 .luciola.CreateChainTableRequest\x1a\x13.luciola.ChainTable\x12:\n\x0bUpdateChain\x12\x1b.luciola.UpdateChainRequest\x1a\x0e.luciola.Chain\x12\x41\n\x0fSetNodeDisabled\x12\x1f.luciola.SetNodeDisabledRequest\x1a\r.luciola.Node\x12\x36\n\x0eUnregisterNode\x12\x14.luciola.NodeRequest\x1a\x0e.luciola.Empty\x12<\n\x0cProcessEnded\x12\x1c.luciola.ProcessEndedRequest\x1a\x0e.luciola.Empty\x12\x39\n\tSetConfig\x12\x15.luciola.ConfigRecord\x1a\x15.luciola.ConfigRecord\x12:\n\tGetConfig\x12\x16.luciola.ConfigRequest\x1a\x15.luciola.ConfigRecordb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0bmgmtd.proto\x12\x07luciola\x1a\x0c\x63ommon.proto\"\xad\x02\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\r\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.luciola.NodeKind\x12#\n\x06status\x18\x03 \x01(\x0e\x32\x13.luciola.NodeStatus\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x13\n\x0bincarnation\x18\x06 \x01(\x04\x12\x14\n\x0cgrpc_address\x18\x07 \x01(\t\x12\x14\n\x0clane_address\x18\x08 \x01(\t\x12\x14\n\x0c\x64\x61ta_address\x18\t \x01(\t\x12\x13\n\x0b\x64\x61ta_socket\x18\n \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x0b \x01(\t\x12\x16\n\x0e\x63onfig_version\x18\x0c \x01(\x04\x12\x0f\n\x07release\x18\r \x01(\t\x12\x12\n\nchanged_at\x18\x0e \x01(\x04\"\x7f\n\x06Target\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04node\x18\x02 \x01(\r\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.luciola.PublicState\x12\"\n\x05local\x18\x04 \x01(\x0e\x32\x13.luciola.LocalState\x12\x12\n\nused_bytes\x18\x05 \x01(\x04\"s\n\x05\x43hain\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12 \n\x07targets\x18\x03 \x03(\x0b\x32\x0f.luciola.Target\x12\x12\n\nchanged_at\x18\x04 \x01(\x04\x12\x17\n\x0fpreferred_order\x18\x05 \x03(\x04\"t\n\nChainTable\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06\x63hains\x18\x03 \x03(\r\x12\x10\n\x08replicas\x18\x04 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x12\n\nchanged_at\x18\x06 \x01(\x04\"\xce\x01\n\x07Routing\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x15\n\rbootstrapping\x18\x02 \x01(\x08\x12\x1c\n\x05nodes\x18\x03 \x03(\x0b\x32\r.luciola.Node\x12\x1e\n\x06\x63hains\x18\x04 \x03(\x0b\x32\x0e.luciola.Chain\x12#\n\x06tables\x18\x05 \x03(\x0b\x32\x13.luciola.ChainTable\x12\x12\n\ncluster_id\x18\x06 \x01(\t\x12\r\n\x05\x64\x65lta\x18\x07 \x01(\x08\x12\x15\n\rremoved_nodes\x18\x08 \x03(\r\";\n\x11GetRoutingRequest\x12\x15\n\rknown_version\x18\x01 \x01(\x04\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\"\x8a\x01\n\x0bLocalTarget\x12\n\n\x02id\x18\x01 \x01(\x04\x12\"\n\x05state\x18\x02 \x01(\x0e\x32\x13.luciola.LocalState\x12\x15\n\rchain_version\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\x11\n\tlow_space\x18\x05 \x01(\x08\x12\r\n\x05\x63hain\x18\x06 \x01(\r\"y\n\x10HeartbeatRequest\x12\x1b\n\x04node\x18\x01 \x01(\x0b\x32\r.luciola.Node\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12%\n\x07targets\x18\x03 \x03(\x0b\x32\x14.luciola.LocalTarget\x12\x0f\n\x07leaving\x18\x04 \x01(\x08\"}\n\x0eHeartbeatReply\x12\x17\n\x0frouting_version\x18\x01 \x01(\x04\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\x12\x16\n\x0e\x63onfig_version\x18\x03 \x01(\x04\x12\x13\n\x0b\x63onfig_toml\x18\x04 \x01(\t\x12\x13\n\x0binterval_ms\x18\x05 \x01(\r\"\xa0\x01\n\x13\x45xtendClientRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x04\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x1f\n\x04kind\x18\x04 \x01(\x0e\x32\x11.luciola.NodeKind\x12\x17\n\x0fstarted_unix_ms\x18\x05 \x01(\x04\x12\x0f\n\x07leaving\x18\x06 \x01(\x08\x12\x0b\n\x03pid\x18\x07 \x01(\r\"U\n\x11\x45xtendClientReply\x12\x13\n\x0binterval_ms\x18\x01 \x01(\r\x12\x16\n\x0e\x63onfig_version\x18\x02 \x01(\x04\x12\x13\n\x0b\x63onfig_toml\x18\x03 \x01(\t\"\xa4\x01\n\rClientSession\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x04\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x1f\n\x04kind\x18\x04 \x01(\x0e\x32\x11.luciola.NodeKind\x12\x17\n\x0fstarted_unix_ms\x18\x05 \x01(\x04\x12\x19\n\x11last_seen_unix_ms\x18\x06 \x01(\x04\x12\x0b\n\x03pid\x18\x07 \x01(\r\"R\n\x10ListClientsReply\x12\'\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x16.luciola.ClientSession\x12\x15\n\rbootstrapping\x18\x02 \x01(\x08\"_\n\x17\x43reateChainTableRequest\x12\r\n\x05table\x18\x01 \x01(\r\x12\x10\n\x08replicas\x18\x02 \x01(\r\x12\x0e\n\x06\x63hains\x18\x03 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\"\xbe\x01\n\x12UpdateChainRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x32\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\".luciola.UpdateChainRequest.Action\x12\x0e\n\x06target\x18\x03 \x01(\x04\x12\x0c\n\x04node\x18\x04 \x01(\r\"G\n\x06\x41\x63tion\x12\x07\n\x03\x41\x44\x44\x10\x00\x12\n\n\x06REMOVE\x10\x01\x12\x12\n\x0eROTATE_LASTSRV\x10\x02\x12\x14\n\x10ROTATE_PREFERRED\x10\x03\"\x1b\n\x0bNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\r\"8\n\x16SetNodeDisabledRequest\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x10\n\x08\x64isabled\x18\x02 \x01(\x08\"0\n\rConfigRequest\x12\x1f\n\x04kind\x18\x01 \x01(\x0e\x32\x11.luciola.NodeKind\"c\n\x0c\x43onfigRecord\x12\x1f\n\x04kind\x18\x01 \x01(\x0e\x32\x11.luciola.NodeKind\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0c\n\x04toml\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\"E\n\x13ProcessEndedRequest\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0b\n\x03pid\x18\x03 \x01(\r*\\\n\x08NodeKind\x12\x0e\n\nNODE_MGMTD\x10\x00\x12\r\n\tNODE_META\x10\x01\x12\x10\n\x0cNODE_STORAGE\x10\x02\x12\x0f\n\x0bNODE_CLIENT\x10\x03\x12\x0e\n\nNODE_MOUNT\x10\x04*E\n\nNodeStatus\x12\x0e\n\nCONNECTING\x10\x00\x12\r\n\tCONNECTED\x10\x01\x12\n\n\x06\x46\x41ILED\x10\x02\x12\x0c\n\x08\x44ISABLED\x10\x03*b\n\x0bPublicState\x12\x12\n\x0ePUBLIC_INVALID\x10\x00\x12\x0b\n\x07SERVING\x10\x01\x12\x0b\n\x07LASTSRV\x10\x02\x12\x0b\n\x07SYNCING\x10\x04\x12\x0b\n\x07WAITING\x10\x08\x12\x0b\n\x07OFFLINE\x10\x10*X\n\nLocalState\x12\x11\n\rLOCAL_INVALID\x10\x00\x12\x12\n\x0eLOCAL_UPTODATE\x10\x01\x12\x10\n\x0cLOCAL_ONLINE\x10\x02\x12\x11\n\rLOCAL_OFFLINE\x10\x04\x32\x80\x06\n\x05Mgmtd\x12:\n\nGetRouting\x12\x1a.luciola.GetRoutingRequest\x1a\x10.luciola.Routing\x12?\n\rStreamRouting\x12\x1a.luciola.GetRoutingRequest\x1a\x10.luciola.Routing0\x01\x12?\n\tHeartbeat\x12\x19.luciola.HeartbeatRequest\x1a\x17.luciola.HeartbeatReply\x12H\n\x0c\x45xtendClient\x12\x1c.luciola.ExtendClientRequest\x1a\x1a.luciola.ExtendClientReply\x12\x38\n\x0bListClients\x12\x0e.luciola.Empty\x1a\x19.luciola.ListClientsReply\x12I\n\x10\x43reateChainTable\x12 .luciola.CreateChainTableRequest\x1a\x13.luciola.ChainTable\x12:\n\x0bUpdateChain\x12\x1b.luciola.UpdateChainRequest\x1a\x0e.luciola.Chain\x12\x41\n\x0fSetNodeDisabled\x12\x1f.luciola.SetNodeDisabledRequest\x1a\r.luciola.Node\x12\x36\n\x0eUnregisterNode\x12\x14.luciola.NodeRequest\x1a\x0e.luciola.Empty\x12<\n\x0cProcessEnded\x12\x1c.luciola.ProcessEndedRequest\x1a\x0e.luciola.Empty\x12\x39\n\tSetConfig\x12\x15.luciola.ConfigRecord\x1a\x15.luciola.ConfigRecord\x12:\n\tGetConfig\x12\x16.luciola.ConfigRequest\x1a\x15.luciola.ConfigRecordb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mgmtd_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODEKIND']._serialized_start=2486
-  _globals['_NODEKIND']._serialized_end=2578
-  _globals['_NODESTATUS']._serialized_start=2580
-  _globals['_NODESTATUS']._serialized_end=2649
-  _globals['_PUBLICSTATE']._serialized_start=2651
-  _globals['_PUBLICSTATE']._serialized_end=2749
-  _globals['_LOCALSTATE']._serialized_start=2751
-  _globals['_LOCALSTATE']._serialized_end=2839
+  _globals['_NODEKIND']._serialized_start=2467
+  _globals['_NODEKIND']._serialized_end=2559
+  _globals['_NODESTATUS']._serialized_start=2561
+  _globals['_NODESTATUS']._serialized_end=2630
+  _globals['_PUBLICSTATE']._serialized_start=2632
+  _globals['_PUBLICSTATE']._serialized_end=2730
+  _globals['_LOCALSTATE']._serialized_start=2732
+  _globals['_LOCALSTATE']._serialized_end=2820
   _globals['_NODE']._serialized_start=39
   _globals['_NODE']._serialized_end=340
   _globals['_TARGET']._serialized_start=342
@@ -56,32 +56,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOCALTARGET']._serialized_end=1115
   _globals['_HEARTBEATREQUEST']._serialized_start=1117
   _globals['_HEARTBEATREQUEST']._serialized_end=1238
-  _globals['_HEARTBEATREPLY']._serialized_start=1241
-  _globals['_HEARTBEATREPLY']._serialized_end=1384
-  _globals['_EXTENDCLIENTREQUEST']._serialized_start=1387
-  _globals['_EXTENDCLIENTREQUEST']._serialized_end=1547
-  _globals['_EXTENDCLIENTREPLY']._serialized_start=1549
-  _globals['_EXTENDCLIENTREPLY']._serialized_end=1634
-  _globals['_CLIENTSESSION']._serialized_start=1637
-  _globals['_CLIENTSESSION']._serialized_end=1801
-  _globals['_LISTCLIENTSREPLY']._serialized_start=1803
-  _globals['_LISTCLIENTSREPLY']._serialized_end=1885
-  _globals['_CREATECHAINTABLEREQUEST']._serialized_start=1887
-  _globals['_CREATECHAINTABLEREQUEST']._serialized_end=1982
-  _globals['_UPDATECHAINREQUEST']._serialized_start=1985
-  _globals['_UPDATECHAINREQUEST']._serialized_end=2175
-  _globals['_UPDATECHAINREQUEST_ACTION']._serialized_start=2104
-  _globals['_UPDATECHAINREQUEST_ACTION']._serialized_end=2175
-  _globals['_NODEREQUEST']._serialized_start=2177
-  _globals['_NODEREQUEST']._serialized_end=2204
-  _globals['_SETNODEDISABLEDREQUEST']._serialized_start=2206
-  _globals['_SETNODEDISABLEDREQUEST']._serialized_end=2262
-  _globals['_CONFIGREQUEST']._serialized_start=2264
-  _globals['_CONFIGREQUEST']._serialized_end=2312
-  _globals['_CONFIGRECORD']._serialized_start=2314
-  _globals['_CONFIGRECORD']._serialized_end=2413
-  _globals['_PROCESSENDEDREQUEST']._serialized_start=2415
-  _globals['_PROCESSENDEDREQUEST']._serialized_end=2484
-  _globals['_MGMTD']._serialized_start=2842
-  _globals['_MGMTD']._serialized_end=3610
+  _globals['_HEARTBEATREPLY']._serialized_start=1240
+  _globals['_HEARTBEATREPLY']._serialized_end=1365
+  _globals['_EXTENDCLIENTREQUEST']._serialized_start=1368
+  _globals['_EXTENDCLIENTREQUEST']._serialized_end=1528
+  _globals['_EXTENDCLIENTREPLY']._serialized_start=1530
+  _globals['_EXTENDCLIENTREPLY']._serialized_end=1615
+  _globals['_CLIENTSESSION']._serialized_start=1618
+  _globals['_CLIENTSESSION']._serialized_end=1782
+  _globals['_LISTCLIENTSREPLY']._serialized_start=1784
+  _globals['_LISTCLIENTSREPLY']._serialized_end=1866
+  _globals['_CREATECHAINTABLEREQUEST']._serialized_start=1868
+  _globals['_CREATECHAINTABLEREQUEST']._serialized_end=1963
+  _globals['_UPDATECHAINREQUEST']._serialized_start=1966
+  _globals['_UPDATECHAINREQUEST']._serialized_end=2156
+  _globals['_UPDATECHAINREQUEST_ACTION']._serialized_start=2085
+  _globals['_UPDATECHAINREQUEST_ACTION']._serialized_end=2156
+  _globals['_NODEREQUEST']._serialized_start=2158
+  _globals['_NODEREQUEST']._serialized_end=2185
+  _globals['_SETNODEDISABLEDREQUEST']._serialized_start=2187
+  _globals['_SETNODEDISABLEDREQUEST']._serialized_end=2243
+  _globals['_CONFIGREQUEST']._serialized_start=2245
+  _globals['_CONFIGREQUEST']._serialized_end=2293
+  _globals['_CONFIGRECORD']._serialized_start=2295
+  _globals['_CONFIGRECORD']._serialized_end=2394
+  _globals['_PROCESSENDEDREQUEST']._serialized_start=2396
+  _globals['_PROCESSENDEDREQUEST']._serialized_end=2465
+  _globals['_MGMTD']._serialized_start=2823
+  _globals['_MGMTD']._serialized_end=3591
 # @@protoc_insertion_point(module_scope)

@@ -191,20 +191,18 @@ class HeartbeatRequest(_message.Message):
     def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., sequence: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[LocalTarget, _Mapping]]] = ..., leaving: _Optional[bool] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
-    __slots__ = ("routing_version", "lease_ms", "config_version", "config_toml", "interval_ms", "withdraw")
+    __slots__ = ("routing_version", "lease_ms", "config_version", "config_toml", "interval_ms")
     ROUTING_VERSION_FIELD_NUMBER: _ClassVar[int]
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
     CONFIG_VERSION_FIELD_NUMBER: _ClassVar[int]
     CONFIG_TOML_FIELD_NUMBER: _ClassVar[int]
     INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
-    WITHDRAW_FIELD_NUMBER: _ClassVar[int]
     routing_version: int
     lease_ms: int
     config_version: int
     config_toml: str
     interval_ms: int
-    withdraw: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, routing_version: _Optional[int] = ..., lease_ms: _Optional[int] = ..., config_version: _Optional[int] = ..., config_toml: _Optional[str] = ..., interval_ms: _Optional[int] = ..., withdraw: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, routing_version: _Optional[int] = ..., lease_ms: _Optional[int] = ..., config_version: _Optional[int] = ..., config_toml: _Optional[str] = ..., interval_ms: _Optional[int] = ...) -> None: ...
 
 class ExtendClientRequest(_message.Message):
     __slots__ = ("client", "host", "description", "kind", "started_unix_ms", "leaving", "pid")

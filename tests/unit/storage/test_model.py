@@ -19,7 +19,6 @@ from luciola.storage.model import (
     Seen,
     State,
     SyncDone,
-    Withdraw,
     may_serve,
     may_sync,
     step,
@@ -132,20 +131,9 @@ def test_lost_replica_is_synced_and_then_forgotten_as_lost():
     assert local(after(routing(Public.LASTSRV, 4), state=state)) == Local.ONLINE
 
 
-def test_replica_that_is_asked_to_let_go_comes_back_from_the_start():
-    state = after(RoutingChanged({}), routing(Public.SERVING))
-    assert may_serve(state)
-    state, effects = step(state, Withdraw(TARGET))
-    assert effects == [Report(TARGET)]
-    assert local(state) == Local.OFFLINE
-    assert not may_serve(state), "the lease is not used while the others may go on without us"
-    assert step(state, Withdraw(TARGET)) == (state, [])
-    assert local(after(routing(Public.SERVING, 1), state=state)) == Local.OFFLINE
-    state = after(routing(Public.OFFLINE, 2), state=state)
+def test_replica_whose_place_was_taken_from_it_is_synced_from_the_start():
+    state = after(RoutingChanged({}), routing(Public.SERVING), routing(Public.SYNCING, 2))
     assert local(state) == Local.ONLINE
-    assert may_serve(state)
-    assert step(state, Withdraw(TARGET)) == (state, []), "only what serves can let go"
-    assert local(after(routing(Public.SERVING, 4), state=state)) == Local.UPTODATE
 
 
 def test_lease_is_not_used_before_our_absence_was_noticed():
