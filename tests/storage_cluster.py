@@ -98,7 +98,18 @@ class StorageCluster:
                 methods.Mgmtd.process_ended,
                 mgmtd_pb2.ProcessEndedRequest(node=node, incarnation=record.incarnation, pid=process.pid),
             )
+        if report:
+            self.wait(lambda: not self._serves(node), f"the fall of node {node}")
         return code
+
+    def _serves(self, node: int) -> bool:
+        states = {
+            target.state
+            for chain in self.chains().values()
+            for target in chain.targets
+            if target.node == node
+        }
+        return bool(states & {mgmtd_pb2.SERVING, mgmtd_pb2.SYNCING})
 
     # Calls.
 

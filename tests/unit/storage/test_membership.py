@@ -1,0 +1,256 @@
+"""Heartbeats, leases and routing against a manager that answers what the test says; the engine is in memory."""
+
+import asyncio
+import time
+
+import pytest
+
+from luciola.errors import InvalidArgument, Unavailable
+from luciola.storage.directory import Directory
+from luciola.storage.engine import Engine
+from luciola.storage.membership import Membership, Options
+from luciola.storage.model import Local
+from luciola.wire import SERVICE, RpcClients, RpcServer, methods, mint
+from luciola.wire.pb.mgmtd_pb2 import (
+    OFFLINE,
+    SERVING,
+    Chain,
+    HeartbeatReply,
+    HeartbeatRequest,
+    Node,
+    Routing,
+    Target,
+)
+from storage_twin import MemoryNode
+
+SECRET = bytes(range(32))
+
+
+class Manager:
+    """mgmtd as a script: `answer(request)` is what the next heartbeats get."""
+
+    def __init__(self):
+        self.heard: list[HeartbeatRequest] = []
+        self.answer = lambda _: HeartbeatReply(lease_ms=3000, interval_ms=20, routing_version=1)
+        self.delay_s = 0.0
+
+    async def heartbeat(self, request, _):
+        self.heard.append(request)
+        await asyncio.sleep(self.delay_s)
+        return self.answer(request)
+
+    def __getattr__(self, name):
+        if name not in vars(methods.Mgmtd):
+            raise AttributeError(name)
+        return lambda request, identity: Routing()
+
+
+class World:
+    def __init__(self, manager, membership, twin):
+        self.manager, self.membership, self.twin = manager, membership, twin
+        self.version = 0
+
+    def routing(self, *states):
+        """Routing in which chain n of this node is in the n-th state."""
+        self.version += 1
+        chains = [
+            Chain(id=n, version=self.version, targets=[Target(id=100 + n, node=1, state=state)])
+            for n, state in enumerate(states, 1)
+        ]
+        routing = Routing(version=self.version, chains=chains)
+        assert self.membership.table.apply(routing)
+        self.membership.routing_changed(routing)
+
+    async def beats(self, count=2):
+        """Returns after that many more heartbeats."""
+        wanted = len(self.manager.heard) + count
+        async with asyncio.timeout(20):
+            while len(self.manager.heard) < wanted:  # noqa: ASYNC110 (the manager's task counts)
+                await asyncio.sleep(0.005)
+
+
+def run(tmp_path, test):
+    async def main():
+        manager = Manager()
+        server = RpcServer(methods.bind(methods.Mgmtd, manager), secret=SECRET)
+        address = await server.start()
+        twin = MemoryNode(1, {})
+        directory = Directory(tmp_path, node=1, cluster_id="test")
+        clients = RpcClients(mint(SECRET, role=SERVICE))
+        about = Node(id=1, incarnation=5)
+        membership = Membership(Engine(twin), directory, clients, about, Options(address, 5))
+        task = asyncio.create_task(membership.run())
+        try:
+            await test(World(manager, membership, twin), task)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await clients.close()
+            await server.stop(grace_s=0.5)
+            directory.close()
+
+    asyncio.run(main())
+
+
+def states(request):
+    return {target.id: target.state for target in request.targets}
+
+
+def test_lease_is_counted_from_before_the_heartbeat_was_sent(tmp_path):
+    async def test(world, _):
+        world.manager.delay_s = 0.3
+        world.routing()
+        await world.beats(1)
+        sent_s = time.monotonic()
+        await world.beats(1)
+        # The lease in force is that of the heartbeat before the last one.
+        assert 0 < world.twin.lease_until_s <= sent_s + 3.0 * 0.95
+
+    run(tmp_path, test)
+
+
+def test_no_lease_is_used_while_our_absence_is_unnoticed(tmp_path):
+    async def test(world, _):
+        world.routing(SERVING)
+        await world.beats(3)
+        assert world.twin.lease_until_s == 0
+        assert states(world.manager.heard[-1]) == {101: Local.OFFLINE}
+        world.routing(OFFLINE)
+        await world.beats(3)
+        assert world.twin.lease_until_s > time.monotonic()
+        assert states(world.manager.heard[-1]) == {101: Local.ONLINE}
+
+    run(tmp_path, test)
+
+
+def test_lease_is_dropped_before_a_serving_replica_is_reported_offline(tmp_path):
+    async def test(world, _):
+        world.routing()
+        world.routing(SERVING)
+        await world.beats(3)
+        assert world.twin.lease_until_s > 0
+        world.membership.disk_failed()
+
+        def answer(request):
+            assert set(states(request).values()) == {Local.OFFLINE}
+            assert world.twin.lease_until_s == 0, "reported while it could still serve"
+            return HeartbeatReply(lease_ms=3000, interval_ms=20)
+
+        world.manager.answer = answer
+        await world.beats(3)
+        assert world.twin.lease_until_s == 0
+
+    run(tmp_path, test)
+
+
+def test_reply_without_a_lease_grants_none(tmp_path):
+    async def test(world, _):
+        world.manager.answer = lambda _: HeartbeatReply(lease_ms=0, interval_ms=20)
+        world.routing()
+        await world.beats(3)
+        assert world.twin.lease_until_s == 0
+
+    run(tmp_path, test)
+
+
+def test_sequence_grows_and_every_report_names_its_chain_version(tmp_path):
+    async def test(world, _):
+        world.routing()
+        world.routing(SERVING, OFFLINE)
+        await world.beats(3)
+        sequences = [request.sequence for request in world.manager.heard]
+        assert sequences == sorted(set(sequences))
+        last = world.manager.heard[-1]
+        assert {(target.chain, target.chain_version) for target in last.targets} == {(1, 2), (2, 2)}
+        assert states(last) == {101: Local.UPTODATE, 102: Local.ONLINE}
+
+    run(tmp_path, test)
+
+
+def test_change_is_reported_at_once(tmp_path):
+    async def test(world, _):
+        world.manager.answer = lambda _: HeartbeatReply(lease_ms=3000, interval_ms=10_000)
+        world.routing()
+        await world.beats(1)
+        await asyncio.sleep(0.2)
+        world.routing(SERVING)
+        started = time.monotonic()
+        await world.beats(1)
+        assert time.monotonic() - started < 2
+
+    run(tmp_path, test)
+
+
+def test_silent_manager_is_asked_again(tmp_path):
+    async def test(world, task):
+        def refuse(_):
+            raise Unavailable("starting")
+
+        world.manager.answer = refuse
+        world.routing()
+        await world.beats(3)
+        assert not task.done()
+
+    run(tmp_path, test)
+
+
+def test_process_whose_place_was_taken_ends(tmp_path):
+    async def test(world, task):
+        def refuse(_):
+            raise InvalidArgument("this process of node 1 was replaced")
+
+        world.manager.answer = refuse
+        world.routing()
+        with pytest.raises(InvalidArgument, match="replaced"):
+            await asyncio.wait_for(task, 10)
+
+    run(tmp_path, test)
+
+
+def test_distributed_configuration_reaches_its_listeners_once(tmp_path):
+    async def test(world, _):
+        found = []
+        world.membership.on_config(found.append)
+
+        def answer(request):
+            reply = HeartbeatReply(lease_ms=3000, interval_ms=20)
+            if request.node.config_version < 3:
+                reply.config_version, reply.config_toml = 3, "[storage]\nscrub_interval_s = 77\n"
+            return reply
+
+        world.manager.answer = answer
+        world.routing()
+        await world.beats(3)
+        assert [config.storage.scrub_interval_s for config in found] == [77]
+
+    run(tmp_path, test)
+
+
+def test_bad_configuration_is_left_out(tmp_path):
+    async def test(world, task):
+        found = []
+        world.membership.on_config(found.append)
+        world.manager.answer = lambda _: HeartbeatReply(
+            lease_ms=3000, interval_ms=20, config_version=4, config_toml="[storage]\nnonsense = 1\n"
+        )
+        world.routing()
+        await world.beats(3)
+        assert not found
+        assert not task.done()
+
+    run(tmp_path, test)
+
+
+def test_leaving_says_that_nothing_is_served(tmp_path):
+    async def test(world, task):
+        world.routing()
+        world.routing(SERVING)
+        await world.beats(2)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await world.membership.leave()
+        last = world.manager.heard[-1]
+        assert last.leaving
+        assert states(last) == {101: Local.OFFLINE}
+
+    run(tmp_path, test)
