@@ -1,15 +1,48 @@
 //! File data: striping over chains, batching per node, choice of replica, retry through failover.
+//!
+//! A call runs on its caller's thread. It is split at chunk boundaries; the pieces for one node travel together,
+//! and batches for several nodes are all sent before the first answer is waited for.
+//!
+//! - D1 A read returns what one serving replica had committed; bytes that no chunk holds are zeros.
+//! - D2 An acknowledged write is committed on every member of the chain that counts. It is executed once, however
+//!   often it was sent: it keeps its tag, and a chunk has at most one update of this client in flight.
+//! - D3 Memory handed in is never touched after a call has *succeeded*. After a timeout a server on this host may
+//!   still touch memory in a shared region; a pooled buffer returns to its pool only when it no longer can (N2).
 
+mod batches;
+mod links;
+mod locks;
+mod reads;
+mod syncs;
+mod updates;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::RwLock;
+use rustix::io::Errno;
+
 use super::Transport;
+use super::backoff::Backoff;
 use super::routing::RoutingTable;
 use crate::buffer::{BufferPool, Placement};
-use crate::error::Result;
-use crate::types::{ClientId, ContentId};
+use crate::error::{Error, Kind, Result};
+use crate::types::{ChainId, ChunkId, ClientId, ContentId, Op, RequestTag, Status};
 use crate::wire::credential::Credential;
 use crate::wire::pb::Layout;
+
+use links::Links;
+use locks::ChunkLocks;
+
+/// Buffers of the client's own, for data in memory that cannot be shared: as many as threads that read and write
+/// such data at once. Memory is used only once they are.
+const BUFFER_BYTES: usize = 1 << 20;
+const BUFFERS: usize = 32;
+/// Stripes remembered; a stripe is a few chain numbers, and computed anew when forgotten.
+const STRIPES_MAX: usize = 8192;
 
 /// How a data client behaves; `ClientConfig` has the reasons.
 #[derive(Clone, Debug)]
@@ -40,18 +73,35 @@ pub struct Write {
 }
 
 /// Reads and writes file data. Knows nothing of names, lengths or permissions. Callable from any thread.
-pub struct DataClient {}
+pub struct DataClient {
+    routing: Arc<RoutingTable>,
+    options: DataOptions,
+    links: Links,
+    locks: ChunkLocks,
+    sequence: AtomicU64,
+    stripes: RwLock<HashMap<Layout, Arc<[ChainId]>>>,
+    buffers: BufferPool,
+}
 
 impl DataClient {
+    /// A client that finds nodes and chains in `routing`.
     pub fn new(routing: Arc<RoutingTable>, credential: Credential, options: DataOptions) -> Arc<DataClient> {
-        let _ = (routing, credential, options);
-        todo!("lands with the data client")
+        let links = Links::new(credential, options.connections_per_node, options.transport);
+        Arc::new(DataClient {
+            routing,
+            options,
+            links,
+            locks: ChunkLocks::default(),
+            sequence: AtomicU64::new(0),
+            stripes: RwLock::default(),
+            buffers: BufferPool::new(BUFFER_BYTES, BUFFERS).expect("address space for the client's buffers"),
+        })
     }
 
     /// Buffers that travel without a copy to nodes on this host: reads and writes whose placements lie in the
     /// region of any [`BufferPool`] or [`Region`](crate::buffer::Region) do. This pool is the client's own.
     pub fn buffers(&self) -> &BufferPool {
-        todo!("lands with the data client")
+        &self.buffers
     }
 
     /// Fills `into` from `offset`. Holes, and everything beyond the last byte written, read as zeros: the caller
@@ -64,8 +114,10 @@ impl DataClient {
         into: &Placement,
         deadline: Instant,
     ) -> Result<usize> {
-        let _ = (layout, content, offset, into, deadline);
-        todo!("lands with the data client")
+        let mut pieces = Vec::with_capacity(1 + into.len() / (layout.chunk_bytes as usize).max(1));
+        self.split_read(0, layout, content, offset, into, deadline, &mut pieces)?;
+        reads::run(self, &mut pieces, deadline);
+        self.finish_read(&pieces, deadline)
     }
 
     /// Writes `payload` at `offset`; acknowledged means committed on every replica that counts. The payload must
@@ -78,20 +130,63 @@ impl DataClient {
         payload: &Placement,
         deadline: Instant,
     ) -> Result<()> {
-        let _ = (layout, content, offset, payload, deadline);
-        todo!("lands with the data client")
+        let mut pieces = Vec::new();
+        self.split_write(0, layout, content, offset, payload, deadline, &mut pieces)?;
+        // One write touches every chunk once.
+        updates::run(self, &mut pieces, deadline);
+        pieces.iter().try_for_each(|piece| self.finish_update(piece, deadline))
     }
 
     /// Many reads at once, of one or many files, batched by node; one result each.
     pub fn read_many(&self, reads: &[Read], deadline: Instant) -> Vec<Result<usize>> {
-        let _ = (reads, deadline);
-        todo!("lands with the data client")
+        let mut pieces = Vec::with_capacity(reads.len());
+        let mut results: Vec<Result<usize>> = Vec::with_capacity(reads.len());
+        for (request, read) in reads.iter().enumerate() {
+            let Read { layout, content, offset, into } = read;
+            let split = self.split_read(request, layout, *content, *offset, into, deadline, &mut pieces);
+            results.push(split.map(|()| 0));
+        }
+        reads::run(self, &mut pieces, deadline);
+        for of_one in pieces.chunk_by(|one, next| one.request == next.request) {
+            let result = &mut results[of_one[0].request];
+            if result.is_ok() {
+                *result = self.finish_read(of_one, deadline);
+            }
+        }
+        results
     }
 
     /// Many writes at once; one result each. Writes of one list that overlap happen in the list's order.
     pub fn write_many(&self, writes: &[Write], deadline: Instant) -> Vec<Result<()>> {
-        let _ = (writes, deadline);
-        todo!("lands with the data client")
+        let mut pieces = Vec::with_capacity(writes.len());
+        let mut results: Vec<Result<()>> = Vec::with_capacity(writes.len());
+        for (request, write) in writes.iter().enumerate() {
+            let Write { layout, content, offset, payload } = write;
+            results.push(self.split_write(
+                request,
+                layout,
+                *content,
+                *offset,
+                payload,
+                deadline,
+                &mut pieces,
+            ));
+        }
+        while !pieces.is_empty() {
+            // The first update of each chunk; the others wait for the next round.
+            let mut chunks = HashSet::with_capacity(pieces.len());
+            let (mut now, later): (Vec<_>, Vec<_>) =
+                pieces.into_iter().partition(|piece| chunks.insert(piece.chunk));
+            updates::run(self, &mut now, deadline);
+            for piece in &now {
+                let result = &mut results[piece.request];
+                if result.is_ok() {
+                    *result = self.finish_update(piece, deadline);
+                }
+            }
+            pieces = later;
+        }
+        results
     }
 
     /// Makes everything acknowledged in `[offset, offset + length)` of `content` durable against power loss on
@@ -104,8 +199,19 @@ impl DataClient {
         length: u64,
         deadline: Instant,
     ) -> Result<()> {
-        let _ = (layout, content, offset, length, deadline);
-        todo!("lands with the data client")
+        if length == 0 {
+            return Ok(());
+        }
+        let stripe = self.stripe(layout, deadline)?;
+        let chunk_bytes = u64::from(layout.chunk_bytes);
+        let (first, last) = (offset / chunk_bytes, (offset.saturating_add(length) - 1) / chunk_bytes);
+        // After as many chunks as the stripe has chains, the chains repeat.
+        let count = (last - first + 1).min(stripe.len() as u64);
+        let chains: BTreeSet<ChainId> =
+            (first..first + count).map(|index| stripe[(index % stripe.len() as u64) as usize]).collect();
+        syncs::run(self, chains, deadline).map_err(|status| {
+            self.error(status, deadline).context(format!("content {content}: making it durable"))
+        })
     }
 
     /// Cuts or extends one chunk to `length` bytes.
@@ -117,7 +223,207 @@ impl DataClient {
         length: u32,
         deadline: Instant,
     ) -> Result<()> {
-        let _ = (layout, content, index, length, deadline);
-        todo!("lands with the data client")
+        if length > layout.chunk_bytes {
+            return Err(Error::invalid("a chunk is no longer than its layout says"));
+        }
+        let stripe = self.stripe(layout, deadline)?;
+        let chain = stripe[index as usize % stripe.len()];
+        let nothing = Placement::from_vec(Vec::new());
+        let op = Op::Truncate { length };
+        let mut pieces = [updates::Piece::new(0, chain, ChunkId { content, index }, op, nothing)];
+        updates::run(self, &mut pieces, deadline);
+        self.finish_update(&pieces[0], deadline)
+    }
+
+    fn stripe(&self, layout: &Layout, deadline: Instant) -> Result<Arc<[ChainId]>> {
+        if let Some(stripe) = self.stripes.read().get(layout) {
+            return Ok(stripe.clone());
+        }
+        let mut routing = self.routing.current();
+        loop {
+            match routing.stripe(layout) {
+                Ok(stripe) => {
+                    let mut stripes = self.stripes.write();
+                    if stripes.len() >= STRIPES_MAX {
+                        stripes.clear();
+                    }
+                    stripes.insert(*layout, stripe.clone());
+                    return Ok(stripe);
+                }
+                // The table is newer than our routing.
+                Err(error) if error.kind() == Kind::StaleRouting && Instant::now() < deadline => {
+                    routing = self.routing.wait_newer(routing.version, deadline);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn split_read(
+        &self,
+        request: usize,
+        layout: &Layout,
+        content: ContentId,
+        offset: u64,
+        into: &Placement,
+        deadline: Instant,
+        pieces: &mut Vec<reads::Piece>,
+    ) -> Result<()> {
+        let stripe = self.stripe(layout, deadline)?;
+        for part in Parts::new(layout.chunk_bytes, offset, into.len())? {
+            let chain = stripe[part.index as usize % stripe.len()];
+            let chunk = ChunkId { content, index: part.index };
+            let into = into.slice(part.start..part.start + part.length);
+            pieces.push(reads::Piece::new(request, part.start, chain, chunk, part.offset, into));
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn split_write(
+        &self,
+        request: usize,
+        layout: &Layout,
+        content: ContentId,
+        offset: u64,
+        payload: &Placement,
+        deadline: Instant,
+        pieces: &mut Vec<updates::Piece>,
+    ) -> Result<()> {
+        let stripe = self.stripe(layout, deadline)?;
+        for part in Parts::new(layout.chunk_bytes, offset, payload.len())? {
+            let chain = stripe[part.index as usize % stripe.len()];
+            let chunk = ChunkId { content, index: part.index };
+            let op = Op::Write { offset: part.offset, length: part.length as u32 };
+            let payload = payload.slice(part.start..part.start + part.length);
+            pieces.push(updates::Piece::new(request, chain, chunk, op, payload));
+        }
+        Ok(())
+    }
+
+    /// Fills the gaps of one read with zeros.
+    fn finish_read(&self, pieces: &[reads::Piece], deadline: Instant) -> Result<usize> {
+        let mut held = 0;
+        for piece in pieces {
+            let outcome = piece.outcome.expect("every piece has been carried out");
+            let length = outcome.map_err(|status| {
+                self.error(status, deadline).context(format!("reading chunk {}", name(piece.chunk)))
+            })? as usize;
+            if length < piece.into.len() {
+                piece.into.slice(length..piece.into.len()).zero();
+            }
+            if length > 0 {
+                held = piece.start + length;
+            }
+        }
+        Ok(held)
+    }
+
+    fn finish_update(&self, piece: &updates::Piece, deadline: Instant) -> Result<()> {
+        let outcome = piece.outcome.expect("every piece has been carried out");
+        outcome.map(|_| ()).map_err(|status| {
+            self.error(status, deadline).context(format!("writing chunk {}", name(piece.chunk)))
+        })
+    }
+
+    /// What the caller hears: whatever could have been retried was, until the deadline.
+    fn error(&self, status: Status, deadline: Instant) -> Error {
+        if status.is_retryable() && Instant::now() >= deadline {
+            return Error::timeout(status.to_string());
+        }
+        Error::from(status)
+    }
+
+    fn next_tag(&self) -> RequestTag {
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
+        RequestTag { client: self.options.client, sequence }
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(self.options.retry_first, self.options.retry_max)
+    }
+}
+
+impl fmt::Debug for DataClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DataClient {{ client: {}, {:?} }}", self.options.client, self.routing)
+    }
+}
+
+fn name(chunk: ChunkId) -> String {
+    format!("{} of content {}", chunk.index, chunk.content)
+}
+
+/// Part of a range of a file that lies in one chunk.
+struct Part {
+    index: u32,
+    /// In the chunk.
+    offset: u32,
+    /// In the range.
+    start: usize,
+    length: usize,
+}
+
+/// A range of a file, cut at chunk boundaries.
+struct Parts {
+    chunk_bytes: u64,
+    offset: u64,
+    length: usize,
+    start: usize,
+}
+
+impl Parts {
+    /// `chunk_bytes` is not zero. Errors: EFBIG if the range ends beyond the last chunk that can be numbered.
+    fn new(chunk_bytes: u32, offset: u64, length: usize) -> Result<Parts> {
+        let end_max = (u64::from(u32::MAX) + 1) * u64::from(chunk_bytes);
+        if offset.checked_add(length as u64).is_none_or(|end| end > end_max) {
+            return Err(Error::invalid("beyond the largest file").with_errno(Errno::FBIG));
+        }
+        Ok(Parts { chunk_bytes: chunk_bytes.into(), offset, length, start: 0 })
+    }
+}
+
+impl Iterator for Parts {
+    type Item = Part;
+
+    fn next(&mut self) -> Option<Part> {
+        if self.start == self.length {
+            return None;
+        }
+        let at = self.offset + self.start as u64;
+        let offset = at % self.chunk_bytes;
+        let length = (self.length - self.start).min((self.chunk_bytes - offset) as usize);
+        let part =
+            Part { index: (at / self.chunk_bytes) as u32, offset: offset as u32, start: self.start, length };
+        self.start += length;
+        Some(part)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_cut_at_chunk_boundaries() {
+        let cut = |offset, length| {
+            let parts = Parts::new(100, offset, length).unwrap();
+            parts.map(|part| (part.index, part.offset, part.start, part.length)).collect::<Vec<_>>()
+        };
+        assert_eq!(cut(0, 0), []);
+        assert_eq!(cut(0, 100), [(0, 0, 0, 100)]);
+        assert_eq!(cut(99, 102), [(0, 99, 0, 1), (1, 0, 1, 100), (2, 0, 101, 1)]);
+        assert_eq!(cut(250, 10), [(2, 50, 0, 10)]);
+    }
+
+    #[test]
+    fn a_range_beyond_the_last_chunk_is_too_large() {
+        let last = (1u64 << 32) * 4096;
+        assert!(Parts::new(4096, last - 10, 10).is_ok());
+        for (offset, length) in [(last - 10, 11), (last, 1), (u64::MAX, 2)] {
+            let error = Parts::new(4096, offset, length).err().unwrap();
+            assert_eq!(error.errno(), Errno::FBIG.raw_os_error());
+        }
     }
 }

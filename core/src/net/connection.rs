@@ -36,9 +36,10 @@ impl ConnectError {
     /// The status of a batch that could not be sent.
     pub fn status(&self) -> Status {
         match self {
-            ConnectError::Refused | ConnectError::NotOurs => Status::Denied,
+            ConnectError::Refused => Status::Denied,
             ConnectError::Busy => Status::Busy,
-            ConnectError::Io(_) => Status::Disconnected,
+            // Another process may have got a dead server's port; the server may come back elsewhere.
+            ConnectError::NotOurs | ConnectError::Io(_) => Status::Disconnected,
         }
     }
 }
@@ -262,12 +263,29 @@ impl Connection {
         deadline: Instant,
         out: &mut Vec<Status>,
     ) -> Result<(), Status> {
-        out.clear();
+        self.send_syncs(chains, deadline)?;
+        self.receive_syncs(deadline, out)
+    }
+
+    /// The first half of [`Connection::sync`].
+    pub fn send_syncs(
+        &mut self,
+        chains: &[(ChainId, ChainVersion)],
+        deadline: Instant,
+    ) -> Result<(), Status> {
         let mut attempt = || -> Result<(), Failure> {
             let envelope = self.envelope(deadline)?;
             frame::encode_syncs(&mut self.frame, envelope, chains);
             let homes = vec![Home::Follows; chains.len()];
-            self.send(Kind::Sync, envelope, homes, &[], &[], deadline)?;
+            self.send(Kind::Sync, envelope, homes, &[], &[], deadline)
+        };
+        attempt().map_err(|failure| self.fail(failure))
+    }
+
+    /// The second half.
+    pub fn receive_syncs(&mut self, deadline: Instant, out: &mut Vec<Status>) -> Result<(), Status> {
+        out.clear();
+        let mut attempt = || -> Result<(), Failure> {
             let header = self.receive(Kind::Sync, deadline)?;
             out.extend(header.decode_sync_results(&self.frame[HEADER_BYTES..])?);
             self.waiting = None;

@@ -58,6 +58,9 @@ pub struct Twin {
     pub batches: AtomicU64,
     pub executed: AtomicU64,
     pub synced: AtomicU64,
+    /// Updates under way, per client and chunk, and the most that ever were.
+    under_way: Mutex<HashMap<(u64, ChunkId), usize>>,
+    pub under_way_max: AtomicU64,
     released: Mutex<bool>,
     release: Condvar,
 }
@@ -164,6 +167,20 @@ impl Twin {
     }
 }
 
+struct Done<'a> {
+    twin: &'a Twin,
+    ops: &'a [UpdateOp],
+}
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        let mut under_way = self.twin.under_way.lock();
+        for op in self.ops {
+            *under_way.get_mut(&(op.tag.client.0, op.chunk)).unwrap() -= 1;
+        }
+    }
+}
+
 /// Ends this connection's thread without a panic message.
 fn break_connection() -> ! {
     std::panic::resume_unwind(Box::new("the twin breaks the connection"))
@@ -191,6 +208,13 @@ impl Service for Twin {
         deadline: Instant,
         out: &mut Vec<UpdateResult>,
     ) {
+        for op in ops {
+            let mut under_way = self.under_way.lock();
+            let count = under_way.entry((op.tag.client.0, op.chunk)).or_default();
+            *count += 1;
+            self.under_way_max.fetch_max(*count as u64, Ordering::SeqCst);
+        }
+        let _done = Done { twin: self, ops };
         let (answer, break_after) = self.meet_fault();
         let refusal = ops.iter().find_map(|op| self.refuse(op.chain, op.chain_version));
         let failed = |status| UpdateResult { status, version: Version(0), length: 0 };

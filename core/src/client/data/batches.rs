@@ -1,0 +1,80 @@
+//! Sends batches to several nodes at once from one thread: all are sent before any answer is waited for.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::links::Link;
+use crate::net::{ConnectError, Connection, Pool, Pooled};
+use crate::types::{NodeId, Status};
+
+/// Batches in flight at once for one call. Each occupies a connection, that is a thread of a server.
+const FLIGHTS_MAX: usize = 8;
+
+/// One batch for one node. `W` is what is sent, and what the sender knows it by.
+pub(super) struct Batch<W> {
+    pub(super) node: NodeId,
+    pub(super) link: Arc<Link>,
+    pub(super) deadline: Instant,
+    pub(super) work: W,
+}
+
+/// How one kind of batch is sent and its answer taken.
+pub(super) trait Carry<W> {
+    fn send(&mut self, connection: &mut Connection, batch: &Batch<W>) -> Result<(), Status>;
+    fn receive(&mut self, connection: &mut Connection, batch: &Batch<W>) -> Result<(), Status>;
+    /// The batch failed as a whole.
+    fn failed(&mut self, batch: Batch<W>, status: Status);
+}
+
+/// Carries out all `batches`. A small call is one batch, for which this costs next to nothing.
+pub(super) fn carry_out<W>(batches: Vec<Batch<W>>, carrier: &mut impl Carry<W>) {
+    let ways: Vec<[Arc<Pool>; 2]> = batches.iter().map(|batch| batch.link.ways()).collect();
+    let mut flights: Vec<(Pooled<'_>, Batch<W>)> = Vec::with_capacity(batches.len().min(FLIGHTS_MAX));
+    for (batch, [first, second]) in batches.into_iter().zip(&ways) {
+        if flights.len() == FLIGHTS_MAX {
+            land(&mut flights, carrier);
+        }
+        // Whoever holds a connection must not wait for another one.
+        let at_once = if flights.is_empty() { None } else { first.try_get(batch.deadline) };
+        let connection = at_once.unwrap_or_else(|| {
+            land(&mut flights, carrier);
+            first.get(batch.deadline)
+        });
+        let connection = connection.or_else(|error| {
+            land(&mut flights, carrier);
+            another_way(&batch, first, second, error)
+        });
+        match connection {
+            Err(error) => fail(batch, error.status(), carrier),
+            Ok(mut connection) => match carrier.send(&mut connection, &batch) {
+                Ok(()) => flights.push((connection, batch)),
+                Err(status) => fail(batch, status, carrier),
+            },
+        }
+    }
+    land(&mut flights, carrier);
+}
+
+fn another_way<'a, W>(
+    batch: &Batch<W>,
+    first: &Arc<Pool>,
+    second: &'a Pool,
+    error: ConnectError,
+) -> Result<Pooled<'a>, ConnectError> {
+    if batch.link.connect_failed(first, &error) { second.get(batch.deadline) } else { Err(error) }
+}
+
+fn land<W>(flights: &mut Vec<(Pooled<'_>, Batch<W>)>, carrier: &mut impl Carry<W>) {
+    for (mut connection, batch) in flights.drain(..) {
+        if let Err(status) = carrier.receive(&mut connection, &batch) {
+            fail(batch, status, carrier);
+        }
+    }
+}
+
+fn fail<W>(batch: Batch<W>, status: Status, carrier: &mut impl Carry<W>) {
+    batch.link.suspect();
+    // Bytes damaged on the way say nothing about the replica: as good as a lost connection.
+    let status = if status == Status::Checksum { Status::Disconnected } else { status };
+    carrier.failed(batch, status);
+}

@@ -1,0 +1,282 @@
+//! Reads: choice of a replica, and what to do when it cannot answer.
+
+use std::time::{Duration, Instant};
+
+use super::DataClient;
+use super::batches::{Batch, Carry, carry_out};
+use crate::buffer::Placement;
+use crate::client::backoff::Backoff;
+use crate::client::routing::Routing;
+use crate::net::Connection;
+use crate::types::{
+    BATCH_OPS_MAX, ChainId, ChainMember, ChainVersion, ChunkId, NodeId, ReadOp, ReadResult, Status,
+};
+
+/// Most bytes read by one batch: enough to hide its round trip, few enough that several connections share a large
+/// read.
+const BATCH_BYTES: usize = 2 << 20;
+/// A node that has not answered a read for so long is given up for another replica, where the memory is not lent.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Reads into memory of this process alone, from a node on this host: from here on it is cheaper to let the node
+/// fill a shared buffer and to copy that, than to send the bytes through the socket.
+const BOUNCE_BYTES_MIN: usize = 32 << 10;
+
+/// Part of a read that lies in one chunk.
+pub(super) struct Piece {
+    /// Which read of the caller's list it belongs to, and where in it it begins.
+    pub(super) request: usize,
+    pub(super) start: usize,
+    pub(super) chain: ChainId,
+    pub(super) chunk: ChunkId,
+    pub(super) offset: u32,
+    pub(super) into: Placement,
+    /// Bytes that the chunk had; the rest of `into` is untouched.
+    pub(super) outcome: Option<Result<u32, Status>>,
+    last: Status,
+    /// Replicas that could not answer since the last pause.
+    avoided: Vec<NodeId>,
+    /// How many of them because their copy is damaged.
+    damaged: usize,
+    to_tail: bool,
+    /// Nothing can be tried before a pause.
+    exhausted: bool,
+}
+
+impl Piece {
+    pub(super) fn new(
+        request: usize,
+        start: usize,
+        chain: ChainId,
+        chunk: ChunkId,
+        offset: u32,
+        into: Placement,
+    ) -> Piece {
+        Piece {
+            request,
+            start,
+            chain,
+            chunk,
+            offset,
+            into,
+            outcome: None,
+            last: Status::NotServing,
+            avoided: Vec::new(),
+            damaged: 0,
+            to_tail: false,
+            exhausted: false,
+        }
+    }
+
+    fn answered(&mut self, node: NodeId, result: &ReadResult, routing_is_newer: bool) {
+        self.last = result.status;
+        match result.status {
+            Status::Ok => self.outcome = Some(Ok(result.length)),
+            Status::NotFound => self.outcome = Some(Ok(0)),
+            // The tail always knows; if even it is waiting for a commit, so must we.
+            Status::Dirty if self.to_tail => self.exhausted = true,
+            Status::Dirty => self.to_tail = true,
+            Status::WrongChainVersion | Status::NotHead => self.exhausted = !routing_is_newer,
+            Status::Checksum | Status::Io => {
+                self.damaged += 1;
+                self.avoided.push(node);
+            }
+            status if status.is_retryable() => self.avoided.push(node),
+            status => self.outcome = Some(Err(status)),
+        }
+    }
+
+    fn after_pause(&mut self) {
+        self.avoided.clear();
+        self.damaged = 0;
+        self.exhausted = false;
+    }
+}
+
+/// Reads all `pieces`; afterwards each has an outcome.
+pub(super) fn run(client: &DataClient, pieces: &mut [Piece], deadline: Instant) {
+    let mut backoff = client.backoff();
+    loop {
+        let routing = client.routing.current();
+        let batches = batches(client, &routing, pieces, deadline);
+        carry_out(batches, &mut Carrier { client, routing: &routing, pieces });
+        if pieces.iter().all(|piece| piece.outcome.is_some()) {
+            return;
+        }
+        if pieces.iter().any(|piece| piece.outcome.is_none() && !piece.exhausted) {
+            continue;
+        }
+        if !pause(client, &routing, &mut backoff, deadline) {
+            for piece in pieces.iter_mut().filter(|piece| piece.outcome.is_none()) {
+                piece.outcome = Some(Err(piece.last));
+            }
+            return;
+        }
+        pieces.iter_mut().for_each(Piece::after_pause);
+    }
+}
+
+/// Waits for newer routing or a little while; false once the deadline has passed.
+pub(super) fn pause(
+    client: &DataClient,
+    routing: &Routing,
+    backoff: &mut Backoff,
+    deadline: Instant,
+) -> bool {
+    let Some(time) = backoff.pause(deadline) else {
+        return false;
+    };
+    if client.routing.wait_newer(routing.version, Instant::now() + time).version > routing.version {
+        *backoff = client.backoff();
+    }
+    true
+}
+
+struct Work {
+    /// Indices of pieces.
+    pieces: Vec<usize>,
+    ops: Vec<ReadOp>,
+    places: Vec<Placement>,
+    bytes: usize,
+}
+
+fn batches(
+    client: &DataClient,
+    routing: &Routing,
+    pieces: &mut [Piece],
+    deadline: Instant,
+) -> Vec<Batch<Work>> {
+    let mut batches: Vec<Batch<Work>> = Vec::new();
+    for (index, piece) in pieces.iter_mut().enumerate() {
+        if piece.outcome.is_some() || piece.exhausted {
+            continue;
+        }
+        let Some((node, chain_version)) = choose(client, routing, piece) else {
+            piece.exhausted = true;
+            continue;
+        };
+        let length = piece.into.len();
+        let room = batches.iter().rposition(|batch| {
+            batch.node == node
+                && batch.work.ops.len() < BATCH_OPS_MAX
+                && batch.work.bytes + length <= BATCH_BYTES
+        });
+        let place = match room {
+            Some(place) => place,
+            None => {
+                let Some(link) = client.links.get(routing, node) else {
+                    piece.exhausted = true;
+                    continue;
+                };
+                let work = Work { pieces: Vec::new(), ops: Vec::new(), places: Vec::new(), bytes: 0 };
+                batches.push(Batch {
+                    node,
+                    link,
+                    deadline: deadline.min(Instant::now() + ATTEMPT_TIMEOUT),
+                    work,
+                });
+                batches.len() - 1
+            }
+        };
+        let batch = &mut batches[place];
+        let local = batch.link.is_local();
+        if local && piece.into.is_shared() {
+            // While a node may still write into the caller's memory there is no other replica to turn to.
+            batch.deadline = deadline;
+        }
+        let work = &mut batch.work;
+        work.places.push(if local { bounced(client, &piece.into) } else { piece.into.clone() });
+        work.pieces.push(index);
+        work.bytes += length;
+        work.ops.push(ReadOp {
+            chain: piece.chain,
+            chain_version,
+            chunk: piece.chunk,
+            offset: piece.offset,
+            length: length as u32,
+        });
+    }
+    batches
+}
+
+fn bounced(client: &DataClient, into: &Placement) -> Placement {
+    let len = into.len();
+    if into.is_shared() || len < BOUNCE_BYTES_MIN || len > client.buffers.buffer_bytes() {
+        return into.clone();
+    }
+    client.buffers.try_take().map_or_else(|| into.clone(), |buffer| buffer.slice(0..len))
+}
+
+/// The replica that `piece` is read from now; `None` if all that could answer have been tried. Then the piece
+/// fails for good if every copy is damaged.
+fn choose(client: &DataClient, routing: &Routing, piece: &mut Piece) -> Option<(NodeId, ChainVersion)> {
+    let chain = routing.chains.get(&piece.chain)?;
+    if piece.to_tail {
+        let tail = chain.tail().filter(|tail| !piece.avoided.contains(&tail.node))?;
+        return Some((tail.node, chain.version));
+    }
+    let serving: Vec<&ChainMember> = chain.serving().collect();
+    let candidates = || serving.iter().filter(|member| !piece.avoided.contains(&member.node));
+    let count = candidates().count();
+    if count == 0 {
+        if !serving.is_empty() && piece.damaged >= serving.len() {
+            piece.outcome = Some(Err(piece.last));
+        }
+        return None;
+    }
+    // One chunk is always read from the same replica while all is well: its page cache has it.
+    let first = spread(piece.chunk) % count;
+    let rank = |member: &ChainMember| match client.links.get(routing, member.node) {
+        Some(link) if !link.is_suspect() => usize::from(!link.is_local()),
+        _ => 2,
+    };
+    let (_, member) = candidates()
+        .enumerate()
+        .min_by_key(|(place, member)| (rank(member), (place + count - first) % count))
+        .expect("there is one at least");
+    Some((member.node, chain.version))
+}
+
+/// Neighbouring chunks go to different replicas.
+fn spread(chunk: ChunkId) -> usize {
+    (chunk.content.0 as usize).wrapping_add(chunk.index as usize)
+}
+
+struct Carrier<'a> {
+    client: &'a DataClient,
+    routing: &'a Routing,
+    pieces: &'a mut [Piece],
+}
+
+impl Carry<Work> for Carrier<'_> {
+    fn send(&mut self, connection: &mut Connection, batch: &Batch<Work>) -> Result<(), Status> {
+        connection.send_reads(&batch.work.ops, &batch.work.places, batch.deadline)
+    }
+
+    fn receive(&mut self, connection: &mut Connection, batch: &Batch<Work>) -> Result<(), Status> {
+        let Batch { node, deadline, work, .. } = batch;
+        let mut results = Vec::with_capacity(work.ops.len());
+        connection.receive_reads(&work.ops, &work.places, *deadline, &mut results)?;
+        let newer = || self.client.routing.current().version > self.routing.version;
+        let all_good = results.iter().all(|result| result.status == Status::Ok);
+        let newer = !all_good && newer();
+        for ((index, place), result) in work.pieces.iter().zip(&work.places).zip(&results) {
+            let piece = &mut self.pieces[*index];
+            if place.as_ptr() != piece.into.as_ptr() && result.length > 0 {
+                place.slice(0..result.length as usize).copy_into(&piece.into);
+            }
+            piece.answered(*node, result, newer);
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, batch: Batch<Work>, status: Status) {
+        for index in batch.work.pieces {
+            let piece = &mut self.pieces[index];
+            piece.last = status;
+            match status.is_retryable() {
+                true => piece.avoided.push(batch.node),
+                false => piece.outcome = Some(Err(status)),
+            }
+        }
+    }
+}

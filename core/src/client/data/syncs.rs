@@ -1,0 +1,103 @@
+//! Durability: every member of every chain touched is asked for it.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use super::DataClient;
+use super::batches::{Batch, Carry, carry_out};
+use super::reads::pause;
+use crate::client::routing::Routing;
+use crate::net::Connection;
+use crate::types::{BATCH_OPS_MAX, ChainId, ChainVersion, Status, TargetState};
+
+/// Returns when all members of `chains` that acknowledge writes have made them durable.
+pub(super) fn run(
+    client: &DataClient,
+    mut chains: BTreeSet<ChainId>,
+    deadline: Instant,
+) -> Result<(), Status> {
+    let mut backoff = client.backoff();
+    loop {
+        let routing = client.routing.current();
+        let mut carrier = Carrier { failed: BTreeSet::new(), last: Status::NotServing };
+        carry_out(batches(client, &routing, &chains, &mut carrier, deadline), &mut carrier);
+        chains = carrier.failed;
+        if chains.is_empty() {
+            return Ok(());
+        }
+        if !carrier.last.is_retryable() || !pause(client, &routing, &mut backoff, deadline) {
+            return Err(carrier.last);
+        }
+    }
+}
+
+type Work = Vec<(ChainId, ChainVersion)>;
+
+/// One batch per node; chains that cannot be asked now are noted as failed.
+fn batches(
+    client: &DataClient,
+    routing: &Routing,
+    chains: &BTreeSet<ChainId>,
+    carrier: &mut Carrier,
+    deadline: Instant,
+) -> Vec<Batch<Work>> {
+    let mut batches: Vec<Batch<Work>> = Vec::new();
+    for id in chains {
+        let Some(chain) = routing.chains.get(id).filter(|chain| chain.head().is_some()) else {
+            carrier.failed.insert(*id);
+            continue;
+        };
+        let counts = |state| matches!(state, TargetState::Serving | TargetState::Syncing);
+        for member in chain.members.iter().filter(|member| counts(member.state)) {
+            let node = member.node;
+            let room =
+                batches.iter().rposition(|batch| batch.node == node && batch.work.len() < BATCH_OPS_MAX);
+            match (room, client.links.get(routing, node)) {
+                (Some(place), _) => batches[place].work.push((*id, chain.version)),
+                (None, Some(link)) => {
+                    batches.push(Batch { node, link, deadline, work: vec![(*id, chain.version)] });
+                }
+                (None, None) => {
+                    carrier.failed.insert(*id);
+                }
+            }
+        }
+    }
+    batches
+}
+
+struct Carrier {
+    failed: BTreeSet<ChainId>,
+    last: Status,
+}
+
+impl Carry<Work> for Carrier {
+    fn send(&mut self, connection: &mut Connection, batch: &Batch<Work>) -> Result<(), Status> {
+        connection.send_syncs(&batch.work, batch.deadline)
+    }
+
+    fn receive(&mut self, connection: &mut Connection, batch: &Batch<Work>) -> Result<(), Status> {
+        let mut results = Vec::with_capacity(batch.work.len());
+        connection.receive_syncs(batch.deadline, &mut results)?;
+        for ((chain, _), status) in batch.work.iter().zip(results) {
+            if status != Status::Ok {
+                self.note(*chain, status);
+            }
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, batch: Batch<Work>, status: Status) {
+        batch.work.iter().for_each(|(chain, _)| self.note(*chain, status));
+    }
+}
+
+impl Carrier {
+    /// An error that no retry can help outlives those that one can.
+    fn note(&mut self, chain: ChainId, status: Status) {
+        self.failed.insert(chain);
+        if self.last.is_retryable() {
+            self.last = status;
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Updates: to the head of the chain, with the same tag until it is known what became of them.
+
+use std::time::{Duration, Instant};
+
+use super::DataClient;
+use super::batches::{Batch, Carry, carry_out};
+use super::reads::pause;
+use crate::buffer::Placement;
+use crate::client::routing::Routing;
+use crate::net::Connection;
+use crate::types::{
+    BATCH_OPS_MAX, ChainId, ChainVersion, ChunkId, NodeId, Op, RequestTag, Status, UpdateOp, UpdateResult,
+    Version,
+};
+
+/// Most payload bytes of one batch: few enough that several connections share a large write.
+const BATCH_BYTES: usize = 2 << 20;
+/// A head that has not answered for so long is asked again, perhaps another one. Long, because a loaded disk is
+/// slow and asking twice does not make it faster.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
+/// From here on payload in memory of this process alone is copied into a shared buffer for a node on this host.
+const BOUNCE_BYTES_MIN: usize = 32 << 10;
+/// Attempts whose payload was damaged on the way before the caller hears of it.
+const DAMAGED_MAX: u32 = 3;
+
+/// One update of one chunk.
+pub(super) struct Piece {
+    /// Which write of the caller's list it belongs to.
+    pub(super) request: usize,
+    pub(super) chain: ChainId,
+    pub(super) chunk: ChunkId,
+    pub(super) op: Op,
+    pub(super) payload: Placement,
+    pub(super) outcome: Option<Result<UpdateResult, Status>>,
+    tag: RequestTag,
+    last: Status,
+    damaged: u32,
+    exhausted: bool,
+}
+
+impl Piece {
+    pub(super) fn new(request: usize, chain: ChainId, chunk: ChunkId, op: Op, payload: Placement) -> Piece {
+        Piece {
+            request,
+            chain,
+            chunk,
+            op,
+            payload,
+            outcome: None,
+            tag: RequestTag::default(),
+            last: Status::NotServing,
+            damaged: 0,
+            exhausted: false,
+        }
+    }
+
+    fn answered(&mut self, result: &UpdateResult, routing_is_newer: bool) {
+        self.last = result.status;
+        match result.status {
+            Status::Ok => self.outcome = Some(Ok(*result)),
+            Status::Checksum if self.damaged < DAMAGED_MAX => self.damaged += 1,
+            Status::WrongChainVersion | Status::NotHead => self.exhausted = !routing_is_newer,
+            status if status.is_retryable() => self.exhausted = true,
+            status => self.outcome = Some(Err(status)),
+        }
+    }
+}
+
+/// Carries out all `pieces`, which touch different chunks; afterwards each has an outcome. Without an answer by
+/// `deadline` an update may or may not happen.
+pub(super) fn run(client: &DataClient, pieces: &mut [Piece], deadline: Instant) {
+    let chunks = pieces.iter().map(|piece| piece.chunk).collect();
+    let Some(_guard) = client.locks.lock(chunks, deadline) else {
+        pieces.iter_mut().for_each(|piece| piece.outcome = Some(Err(Status::Timeout)));
+        return;
+    };
+    // Under the lock, so that the sequence grows for each chunk.
+    pieces.iter_mut().for_each(|piece| piece.tag = client.next_tag());
+    let mut backoff = client.backoff();
+    loop {
+        let routing = client.routing.current();
+        let batches = batches(client, &routing, pieces, deadline);
+        carry_out(batches, &mut Carrier { client, routing: &routing, pieces });
+        if pieces.iter().all(|piece| piece.outcome.is_some()) {
+            return;
+        }
+        if pieces.iter().any(|piece| piece.outcome.is_none() && !piece.exhausted) {
+            continue;
+        }
+        if !pause(client, &routing, &mut backoff, deadline) {
+            for piece in pieces.iter_mut().filter(|piece| piece.outcome.is_none()) {
+                piece.outcome = Some(Err(piece.last));
+            }
+            return;
+        }
+        pieces.iter_mut().for_each(|piece| piece.exhausted = false);
+    }
+}
+
+struct Work {
+    pieces: Vec<usize>,
+    ops: Vec<UpdateOp>,
+    payload: Vec<Placement>,
+    bytes: usize,
+}
+
+fn batches(
+    client: &DataClient,
+    routing: &Routing,
+    pieces: &mut [Piece],
+    deadline: Instant,
+) -> Vec<Batch<Work>> {
+    let attempt_deadline = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
+    let mut batches: Vec<Batch<Work>> = Vec::new();
+    for (index, piece) in pieces.iter_mut().enumerate() {
+        if piece.outcome.is_some() || piece.exhausted {
+            continue;
+        }
+        let Some((node, chain_version)) = head(routing, piece.chain) else {
+            piece.exhausted = true;
+            continue;
+        };
+        let length = piece.payload.len();
+        let room = batches.iter().rposition(|batch| {
+            batch.node == node
+                && batch.work.ops.len() < BATCH_OPS_MAX
+                && batch.work.bytes + length <= BATCH_BYTES
+        });
+        let place = match room {
+            Some(place) => place,
+            None => {
+                let Some(link) = client.links.get(routing, node) else {
+                    piece.exhausted = true;
+                    continue;
+                };
+                let work = Work { pieces: Vec::new(), ops: Vec::new(), payload: Vec::new(), bytes: 0 };
+                batches.push(Batch { node, link, deadline: attempt_deadline, work });
+                batches.len() - 1
+            }
+        };
+        let Batch { link, work, .. } = &mut batches[place];
+        work.payload.push(if link.is_local() {
+            bounced(client, &piece.payload)
+        } else {
+            piece.payload.clone()
+        });
+        work.pieces.push(index);
+        work.bytes += length;
+        work.ops.push(UpdateOp {
+            chain: piece.chain,
+            chain_version,
+            chunk: piece.chunk,
+            op: piece.op,
+            tag: piece.tag,
+            version: Version(0),
+            decided: ChainVersion(0),
+            payload_crc: None,
+        });
+    }
+    batches
+}
+
+fn head(routing: &Routing, chain: ChainId) -> Option<(NodeId, ChainVersion)> {
+    let chain = routing.chains.get(&chain)?;
+    Some((chain.head()?.node, chain.version))
+}
+
+fn bounced(client: &DataClient, payload: &Placement) -> Placement {
+    let len = payload.len();
+    if payload.is_shared() || len < BOUNCE_BYTES_MIN || len > client.buffers.buffer_bytes() {
+        return payload.clone();
+    }
+    let Some(buffer) = client.buffers.try_take() else {
+        return payload.clone();
+    };
+    payload.copy_into(&buffer);
+    buffer.slice(0..len)
+}
+
+struct Carrier<'a> {
+    client: &'a DataClient,
+    routing: &'a Routing,
+    pieces: &'a mut [Piece],
+}
+
+impl Carry<Work> for Carrier<'_> {
+    fn send(&mut self, connection: &mut Connection, batch: &Batch<Work>) -> Result<(), Status> {
+        connection.send_updates(&batch.work.ops, &batch.work.payload, batch.deadline)
+    }
+
+    fn receive(&mut self, connection: &mut Connection, batch: &Batch<Work>) -> Result<(), Status> {
+        let mut results = Vec::with_capacity(batch.work.ops.len());
+        connection.receive_updates(batch.deadline, &mut results)?;
+        let all_good = results.iter().all(|result| result.status == Status::Ok);
+        let newer = !all_good && self.client.routing.current().version > self.routing.version;
+        for (index, result) in batch.work.pieces.iter().zip(&results) {
+            self.pieces[*index].answered(result, newer);
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, batch: Batch<Work>, status: Status) {
+        for index in batch.work.pieces {
+            let piece = &mut self.pieces[index];
+            piece.last = status;
+            match status.is_retryable() {
+                true => piece.exhausted = true,
+                false => piece.outcome = Some(Err(status)),
+            }
+        }
+    }
+}
