@@ -116,7 +116,10 @@ class Directory:
         Raises: OSError.
         """
         try:
-            (self.path / ".probe").write_bytes(b"probe")
+            with (self.path / ".probe").open("wb") as file:
+                file.write(b"probe")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

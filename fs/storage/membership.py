@@ -33,6 +33,7 @@ RETRY_S: Final = 0.2  # after a failed heartbeat
 FIRST_INTERVAL_S: Final = 1.0  # until mgmtd has said its own
 TIMEOUT_S: Final = 1.5  # of one heartbeat: half a lease, so that a second try is in time
 LEAVE_TIMEOUT_S: Final = 2.0
+PROBE_S: Final = 30.0  # a write and an fsync: next to nothing, also on a busy disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,10 @@ class Membership:
                 )
                 self._changed.set()
             case model.Restored(target):
-                self._directory.restore(target)
+                try:
+                    self._directory.restore(target)
+                except OSError as error:  # a full disk: after a restart it will be synced once more
+                    log.warning("target %d is up to date, but that cannot be written down: %s", target, error)
             case model.Removed(target, chain):
                 self._forget(target, chain)
             case model.DataLost(target, chain):
@@ -169,6 +173,16 @@ class Membership:
                     await self._changed.wait()
             except TimeoutError:
                 continue
+
+    async def watch_disk(self) -> None:
+        """Writes to the disk now and then, for ever, so that one that fails is noticed while nobody uses it."""
+        while True:
+            await asyncio.sleep(PROBE_S)
+            try:
+                await self._engine.run(self._directory.probe)
+            except OSError as error:
+                if error.errno == errno.EIO:
+                    self.disk_failed()
 
     async def leave(self) -> None:
         """Says that this node has stopped serving, so that nobody waits for its lease."""
@@ -229,9 +243,8 @@ class Membership:
         used_bytes: dict[int, int] = {}
         low_space = False
         try:
-            await self._engine.run(self._directory.probe)
-            low_space = (await self._engine.run(node.space))[1] == 0
-            for target, _, _, _, used, bad in await self._engine.run(node.targets):
+            low_space = (await self._engine.quick(node.space))[1] == 0
+            for target, _, _, _, used, bad in await self._engine.quick(node.targets):
                 used_bytes[target] = used
                 if bad:
                     self.disk_failed()
@@ -240,7 +253,7 @@ class Membership:
                 raise
             self.disk_failed()
         if not model.may_serve(self.state):
-            await self._engine.run(node.drop_lease)  # M2
+            await self._engine.quick(node.drop_lease)  # M2
         request = HeartbeatRequest(node=self._about, sequence=self._next())
         for target, about in self.state.targets.items():
             used = used_bytes.get(target, 0)

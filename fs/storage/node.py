@@ -89,7 +89,7 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
     finally:  # serve nothing, say so, finish what is under way
         log.info("node %d stops", settings.node)
         await recovery.stop()
-        await engine.run(engine.node.drop_lease)
+        await engine.quick(engine.node.drop_lease)
         await membership.leave()
         await server.stop(grace_s=1.0)
         await clients.close()
@@ -119,6 +119,7 @@ async def _work(
         follow_routing(clients, mgmtd, membership.table, changed),
         beat(),
         scrub.run(),
+        membership.watch_disk(),
     ]
     tasks = [asyncio.create_task(work) for work in endless]
     stopping = asyncio.create_task(stop.wait())

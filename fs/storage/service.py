@@ -122,7 +122,7 @@ class StorageService:
 
     async def space(self, _: Empty, __: Identity) -> SpaceReply:
         """Capacity, free and used bytes of this node's disk."""
-        capacity, free, used = await self._engine.run(self._engine.node.space)
+        capacity, free, used = await self._engine.quick(self._engine.node.space)
         return SpaceReply(capacity_bytes=capacity, free_bytes=free, used_bytes=used)
 
     async def scrub(self, request: ScrubRequest, _: Identity) -> ScrubReply:
@@ -146,7 +146,7 @@ class StorageService:
                     used_bytes=used,
                 )
             )
-        counters = dict(await self._engine.run(self._engine.node.counters))
+        counters = dict(await self._engine.quick(self._engine.node.counters))
         counters |= {f"recovery_{name}": value for name, value in asdict(self._recovery.counters).items()}
         counters |= {f"scrub_{name}": value for name, value in asdict(self._scrub.counters).items()}
         counters["uptime_s"] = int(time.monotonic() - self._started_s)
@@ -156,7 +156,7 @@ class StorageService:
         return status
 
     async def _targets(self) -> list[tuple[int, int, int, int, int, bool]]:
-        return await self._engine.run(self._engine.node.targets)
+        return await self._engine.quick(self._engine.node.targets)
 
     def _check_syncing(self, chain: int, version: int) -> None:
         if not model.may_sync(self._membership.state, ChainId(chain), ChainVersion(version)):
