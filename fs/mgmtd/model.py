@@ -9,6 +9,8 @@ lives here only, and is rebuilt from heartbeats after a restart.
     L3  after a start nothing is taken for dead until every lease granted before has run out
     L4  a replica whose process has ended passes through OFFLINE or LASTSRV before its next report counts
     L5  a chain with a member of which nothing is known yet does not change
+    L6  a replica that was rotated while its node lives takes part in every write until the node has heard of it, or
+        its lease has run out
 """
 
 from collections.abc import Iterable, Sequence
@@ -61,6 +63,7 @@ class TargetLife:
     used_bytes: int = 0
     must_fall: bool = False  # L4
     demoted_at: int = 0  # chain version at which it last stopped being SERVING
+    serves_until_s: float = float("-inf")  # L6: until then its node may not know that it was rotated
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +97,18 @@ class Model:
         for node in records.nodes.values():
             if node.disabled:
                 self._set_status(node.id, pb.DISABLED)
-            if node.disabled or node.unsettled:
-                for _chain, member in self._members_on(node.id):
+            for _chain, member in self._members_on(node.id):
+                if node.unsettled:
                     self._fell(member)
+                elif node.disabled:  # it may still hold a lease, and whether it had to fall is not known
+                    self.targets[member.target].must_fall = member.state not in FALLEN
 
     # Time.
 
     @property
     def lease_s(self) -> float:
         """How long after hearing a node it may still believe in its lease: its clock may be the slower one."""
-        return self.config.lease_ms * (100 + self.config.lease_drift_percent) / 100_000
+        return longest_lease_ms(self.config) / 1000
 
     def is_bootstrapping(self, now_s: float) -> bool:
         return now_s < self.bootstrap_until_s
@@ -187,6 +192,7 @@ class Model:
         target = self.targets[member.target]
         target.local = Local.OFFLINE
         target.must_fall = member.state not in FALLEN
+        target.serves_until_s = float("-inf")
 
     def _take_in(self, node: NodeRecord, life: NodeLife, reports: dict[TargetId, tuple[int, Report]]) -> None:
         missing = life.reported - reports.keys()
@@ -200,6 +206,7 @@ class Model:
             target.used_bytes = report.used_bytes
             if report.chain_version != chain.version or target.must_fall:
                 continue
+            target.serves_until_s = float("-inf")
             self._set_local(chain.id, target_id, report.local)
         for target_id in missing:  # a replica that the node had, and does not speak of any more
             chain = next((c for c in self.records.chains.values() if c.state_of(target_id) is not None), None)
@@ -300,8 +307,16 @@ class Model:
                 members = advance(chain.members, local)
                 if members == chain.members:
                     self.dirty.discard(chain_id)
-                else:
+                elif not self._leaves_behind(members, now_s):
                     yield chain.changed(members)
+
+    def _leaves_behind(self, members: Sequence[Member], now_s: float) -> bool:
+        """L6: whether a replica that may still serve would be left out of writes."""
+        return any(
+            member.state not in (Public.SERVING, Public.SYNCING)
+            and now_s < self.targets[member.target].serves_until_s
+            for member in members
+        )
 
     # Making a stored change true.
 
@@ -367,7 +382,7 @@ class Model:
         record = TableRecord(table, 1, tuple(c.id for c in chains), request.replicas, request.description)
         return Change(chains=tuple(chains), tables=(record,))
 
-    def updated_chain(self, request: pb.UpdateChainRequest) -> Change:
+    def updated_chain(self, request: pb.UpdateChainRequest, *, now_s: float) -> Change:
         """What an administrator asked of one chain. Raises: NotFound, InvalidArgument, Busy."""
         chain = self.records.chains.get(ChainId(request.chain))
         if chain is None:
@@ -380,7 +395,7 @@ class Model:
             case pb.UpdateChainRequest.ROTATE_LASTSRV:
                 return Change(chains=(_rotated_last(chain),))
             case pb.UpdateChainRequest.ROTATE_PREFERRED:
-                return Change(chains=self._rotated_as_preferred(chain))
+                return Change(chains=self._rotated_as_preferred(chain, now_s=now_s))
         raise InvalidArgument(f"unknown action {request.action}")
 
     def _with_target(self, chain: ChainRecord, node: NodeId) -> ChainRecord:
@@ -411,11 +426,11 @@ class Model:
             raise InvalidArgument("the last replica of a chain cannot be removed")
         return chain.changed(members)
 
-    def _rotated_as_preferred(self, chain: ChainRecord) -> tuple[ChainRecord, ...]:
+    def _rotated_as_preferred(self, chain: ChainRecord, *, now_s: float) -> tuple[ChainRecord, ...]:
         """The first replica that stands in another's place goes to the tail, and is compared there.
 
         It becomes SYNCING, not OFFLINE, so it still has to take part in every write: until its node has heard
-        of the new version no write is acknowledged, and what it serves meanwhile is not old.
+        of the new version no write is acknowledged, and what it serves meanwhile is not old (L6).
         """
         if len(chain.serving) != len(chain.members):
             raise Busy(f"chain {chain.id} is rotated only while all its replicas serve")
@@ -423,6 +438,8 @@ class Model:
         for member, target in zip(chain.members, wanted, strict=False):
             if member.target != target:
                 others = tuple(other for other in chain.members if other != member)
+                self._falling.add(member.target)
+                self.targets[member.target].serves_until_s = now_s + self.lease_s
                 return (chain.changed((*others, replace(member, state=Public.SYNCING))),)
         return ()
 
@@ -461,6 +478,11 @@ class Model:
             self.touched.add(node)
 
 
+def longest_lease_ms(config: MgmtdConfig) -> float:
+    """A lease as the slowest clock that is allowed measures it."""
+    return config.lease_ms * 100 / (100 - config.lease_drift_percent)
+
+
 def _reports(request: pb.HeartbeatRequest) -> dict[TargetId, tuple[int, Report]]:
     """The reports by target. Raises: InvalidArgument."""
     if len(request.targets) > TARGETS_MAX:
@@ -494,4 +516,4 @@ def _rotated_last(chain: ChainRecord) -> ChainRecord:
     )
 
 
-__all__ = ["Heard", "Model", "NodeLife", "Report", "TargetLife"]
+__all__ = ["Heard", "Model", "NodeLife", "Report", "TargetLife", "longest_lease_ms"]

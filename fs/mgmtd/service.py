@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import Any, Final, TypeVar
 
 from .. import config as configuration
@@ -22,7 +23,7 @@ from ..ids import ChainId, NodeId, TableId
 from ..wire.credentials import Identity
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
-from .model import Model
+from .model import Model, longest_lease_ms
 from .placement import default_chains, place
 from .records import Change, ConfigEntry, NodeRecord
 from .routing import Publisher
@@ -38,6 +39,7 @@ PRIMARY_RENEW_S: Final = 1.0  # four renewals may fail
 PRIMARY_DRIFT: Final = 0.05  # of the clocks of two managers
 STORE_FAILED_S: Final = 10.0  # a store that fails for so long needs the process to be started again
 WAIT_MS_MAX: Final = 60_000  # of one long poll
+DRIFT_PERCENT_MAX: Final = 50  # clocks that differ by more are broken
 KEEP_ALIVE_S: Final = 20.0  # a stream without news says so, and finds out whether anybody listens
 WAITERS_MAX: Final = 100_000  # polls and streams that wait for news
 CONFIG_BYTES_MAX: Final = 128 * 1024
@@ -151,7 +153,7 @@ class Service:
         return term.model.records.tables[TableId(request.table), 1].to_pb()
 
     async def update_chain(self, request: pb.UpdateChainRequest, identity: Identity) -> pb.Chain:
-        term = await self._change(lambda model: model.updated_chain(request))
+        term = await self._change(lambda model: model.updated_chain(request, now_s=self._clock.monotonic()))
         log.info("chain %d: %s", request.chain, pb.UpdateChainRequest.Action.Name(request.action))
         return term.publisher.chain(ChainId(request.chain))
 
@@ -431,7 +433,9 @@ class Service:
 
 def _check_times(config: MgmtdConfig) -> None:
     """Raises: ConfigError for times that would break the lease rules."""
-    longest_ms = config.lease_ms * (100 + config.lease_drift_percent) // 100
+    if config.lease_drift_percent > DRIFT_PERCENT_MAX:
+        raise ConfigError(f"mgmtd.lease_drift_percent: must be at most {DRIFT_PERCENT_MAX}")
+    longest_ms = ceil(longest_lease_ms(config))
     if config.bootstrap_ms < longest_ms:
         raise ConfigError(
             f"mgmtd.bootstrap_ms: must be at least {longest_ms}, the longest lease that an earlier manager granted"
