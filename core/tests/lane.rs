@@ -1,0 +1,377 @@
+//! The lane client and the routing thread against servers made of the same bytes.
+
+mod twin;
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use luciola_core::client::lane::{Lane, LaneOptions};
+use luciola_core::client::routing::RoutingTable;
+use luciola_core::error::Kind;
+use luciola_core::net::Secret;
+use luciola_core::types::NodeId;
+use luciola_core::wire::credential::{self, Nonces};
+use luciola_core::wire::handshake;
+use luciola_core::wire::lane::{HEADER_BYTES, LaneHeader};
+use luciola_core::wire::pb::{self, Method, claims::Role};
+use parking_lot::{Condvar, Mutex};
+use prost::Message;
+use twin::{SECRET, credential, soon};
+
+/// What the server does with one request.
+#[derive(Clone, Debug)]
+enum Step {
+    /// Answers a lookup with an inode of that number.
+    Inode(u64),
+    Error(&'static str),
+    Close,
+    /// Answers with the id of another request.
+    WrongId,
+    /// Announces more bytes than are allowed.
+    TooLong,
+    Silence,
+}
+
+/// A lane server; requests beyond the scripted steps are answered with their own `parent` as inode.
+struct Server {
+    address: String,
+    steps: Arc<Mutex<VecDeque<Step>>>,
+    /// Id and bytes of every request seen.
+    seen: Arc<Mutex<Vec<(u64, Vec<u8>)>>>,
+    connections: Arc<AtomicU64>,
+}
+
+impl Server {
+    fn start(steps: impl IntoIterator<Item = Step>) -> Server {
+        Server::at(TcpListener::bind("127.0.0.1:0").unwrap(), steps)
+    }
+
+    fn at(listener: TcpListener, steps: impl IntoIterator<Item = Step>) -> Server {
+        let server = Server {
+            address: listener.local_addr().unwrap().to_string(),
+            steps: Arc::new(Mutex::new(steps.into_iter().collect())),
+            seen: Arc::default(),
+            connections: Arc::default(),
+        };
+        let (steps, seen, connections) =
+            (server.steps.clone(), server.seen.clone(), server.connections.clone());
+        std::thread::spawn(move || {
+            while let Ok((socket, _)) = listener.accept() {
+                connections.fetch_add(1, Ordering::SeqCst);
+                let (steps, seen) = (steps.clone(), seen.clone());
+                std::thread::spawn(move || serve(socket, &steps, &seen));
+            }
+        });
+        server
+    }
+}
+
+fn greet(socket: &mut TcpStream) -> Option<()> {
+    let kind = credential::Kind::Lane;
+    let server = [8; 32];
+    socket.write_all(&handshake::encode_server_hello(kind, handshake::ServerHello::Nonce(server))).ok()?;
+    let mut hello = [0; handshake::CLIENT_HELLO_BYTES];
+    socket.read_exact(&mut hello).ok()?;
+    let (client, claims_len) = handshake::decode_client_hello(kind, &hello).unwrap();
+    let mut rest = vec![0; claims_len + 32];
+    socket.read_exact(&mut rest).ok()?;
+    let (claims, proof) = rest.split_at(claims_len);
+    let nonces = Nonces { server, client };
+    let verdict = Secret::new(SECRET).verify(kind, &nonces, claims, proof.try_into().unwrap(), 0);
+    let proof = verdict.ok().map(|(_, key)| credential::server_proof(&key, kind, &nonces));
+    socket.write_all(&handshake::encode_verdict(proof)).ok()?;
+    proof.map(|_| ())
+}
+
+fn receive(socket: &mut TcpStream) -> Option<(LaneHeader, Vec<u8>)> {
+    let mut header = [0; HEADER_BYTES];
+    socket.read_exact(&mut header).ok()?;
+    let header = LaneHeader::decode(&header).unwrap();
+    let mut payload = vec![0; header.length as usize];
+    socket.read_exact(&mut payload).ok()?;
+    Some((header, payload))
+}
+
+fn reply(socket: &mut TcpStream, header: LaneHeader, error: bool, payload: &[u8]) -> Option<()> {
+    let header = LaneHeader { length: payload.len() as u32, reply: true, error, ..header };
+    socket.write_all(&[&header.encode(), payload].concat()).ok()
+}
+
+fn serve(
+    mut socket: TcpStream,
+    steps: &Mutex<VecDeque<Step>>,
+    seen: &Mutex<Vec<(u64, Vec<u8>)>>,
+) -> Option<()> {
+    greet(&mut socket)?;
+    loop {
+        let (header, payload) = receive(&mut socket)?;
+        let request = pb::LookupRequest::decode(payload.as_slice()).unwrap();
+        seen.lock().push((header.id, payload));
+        let inode = |id| {
+            let inode = Some(pb::Inode { id, ..pb::Inode::default() });
+            pb::InodeReply { inode, ..pb::InodeReply::default() }.encode_to_vec()
+        };
+        let step = steps.lock().pop_front();
+        match step.unwrap_or(Step::Inode(request.parent)) {
+            Step::Inode(id) => reply(&mut socket, header, false, &inode(id))?,
+            Step::Error(code) => {
+                let error = pb::Error {
+                    code: code.to_owned(),
+                    message: "told so".to_owned(),
+                    ..pb::Error::default()
+                };
+                reply(&mut socket, header, true, &error.encode_to_vec())?;
+            }
+            Step::Close => return None,
+            Step::WrongId => {
+                reply(&mut socket, LaneHeader { id: header.id + 1, ..header }, false, &inode(1))?
+            }
+            Step::TooLong => {
+                let header = LaneHeader { length: u32::MAX, reply: true, ..header };
+                socket.write_all(&header.encode()).ok()?;
+            }
+            Step::Silence => std::thread::sleep(Duration::from_secs(20)),
+        }
+    }
+}
+
+fn lane(addresses: &[&str]) -> Arc<Lane> {
+    let options = LaneOptions {
+        retry_first: Duration::from_millis(2),
+        retry_max: Duration::from_millis(20),
+        connections_max: 4,
+    };
+    Lane::new(
+        addresses.iter().map(|address| (*address).to_owned()).collect(),
+        credential(Role::Client),
+        options,
+    )
+}
+
+fn lookup(lane: &Lane, parent: u64, deadline: Instant) -> Result<u64, Kind> {
+    let request = pb::LookupRequest { parent, name: b"name".to_vec(), ..pb::LookupRequest::default() };
+    let reply: Result<pb::InodeReply, _> = lane.call(Method::MetaLookup, &request, deadline);
+    reply.map(|reply| reply.inode.unwrap().id).map_err(|error| error.kind())
+}
+
+#[test]
+fn calls_are_answered_over_few_connections() {
+    let server = Server::start([]);
+    let lane = lane(&[&server.address]);
+    for parent in 1..50 {
+        assert_eq!(lookup(&lane, parent, soon()), Ok(parent));
+    }
+    assert_eq!(server.connections.load(Ordering::SeqCst), 1);
+    std::thread::scope(|scope| {
+        for thread in 0..16 {
+            let lane = &lane;
+            scope.spawn(move || {
+                for call in 0..50 {
+                    assert_eq!(lookup(lane, thread * 100 + call + 1, soon()), Ok(thread * 100 + call + 1));
+                }
+            });
+        }
+    });
+    assert!(server.connections.load(Ordering::SeqCst) <= 4);
+}
+
+#[test]
+fn a_lost_connection_is_retried_with_the_same_id_and_bytes() {
+    use Step::*;
+    let server = Server::start([Inode(1), Close, Close, WrongId, TooLong, Inode(2)]);
+    let lane = lane(&[&server.address]);
+    assert_eq!(lookup(&lane, 7, soon()), Ok(1));
+    assert_eq!(lookup(&lane, 8, soon()), Ok(2));
+    let seen = server.seen.lock();
+    assert_eq!(seen.len(), 6);
+    assert!(seen[2..].iter().all(|one| *one == seen[1]), "the same request, five times");
+    assert_ne!(seen[0].0, seen[1].0);
+}
+
+#[test]
+fn passing_errors_are_retried_and_others_returned() {
+    use Step::*;
+    let server = Server::start([Error("unavailable"), Error("maybe_committed"), Error("busy"), Inode(3)]);
+    let lane = lane(&[&server.address]);
+    assert_eq!(lookup(&lane, 7, soon()), Ok(3));
+    for (code, kind) in [
+        ("not_found", Kind::NotFound),
+        ("conflict", Kind::Conflict),
+        ("stale_routing", Kind::StaleRouting),
+        ("of a later version", Kind::Other),
+    ] {
+        let before = server.seen.lock().len();
+        server.steps.lock().push_back(Error(code));
+        assert_eq!(lookup(&lane, 7, soon()), Err(kind));
+        assert_eq!(server.seen.lock().len(), before + 1);
+    }
+    assert_eq!(
+        server.connections.load(Ordering::SeqCst),
+        1,
+        "an error is an answer, the connection lives on"
+    );
+    server.steps.lock().extend((0..1000).map(|_| Error("unavailable")));
+    assert_eq!(lookup(&lane, 7, Instant::now() + Duration::from_millis(60)), Err(Kind::Unavailable));
+}
+
+#[test]
+fn a_dead_address_gives_way_to_a_living_one() {
+    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let living = Server::start([]);
+    let lane = lane(&[&dead, &living.address]);
+    let begun = Instant::now();
+    assert_eq!(lookup(&lane, 5, soon()), Ok(5));
+    assert_eq!(lookup(&lane, 6, soon()), Ok(6));
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    // And addresses can change.
+    let other = Server::start([]);
+    lane.set_addresses(vec![other.address.clone()]);
+    assert_eq!(lookup(&lane, 8, soon()), Ok(8));
+    assert_eq!(other.seen.lock().len(), 1);
+}
+
+#[test]
+fn a_server_that_comes_later_is_waited_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let lane = lane(&[&address]);
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| lookup(&lane, 5, soon()));
+        std::thread::sleep(Duration::from_millis(80));
+        let _server = Server::at(TcpListener::bind(&address).unwrap(), []);
+        assert_eq!(call.join().unwrap(), Ok(5));
+    });
+}
+
+#[test]
+fn a_silent_server_is_left_at_the_deadline() {
+    let server = Server::start([Step::Silence]);
+    let lane = lane(&[&server.address]);
+    let begun = Instant::now();
+    assert_eq!(lookup(&lane, 5, begun + Duration::from_millis(80)), Err(Kind::Timeout));
+    assert!(begun.elapsed() < Duration::from_millis(500));
+    assert_eq!(lookup(&lane, 6, soon()), Ok(6), "the next call takes another connection");
+}
+
+#[test]
+fn a_wrong_token_is_told_at_once() {
+    let server = Server::start([]);
+    let stranger = Secret::new([1; 32]).mint(&pb::Claims::default());
+    let lane = Lane::new(vec![server.address.clone()], stranger, LaneOptions::default());
+    assert_eq!(lookup(&lane, 5, soon()), Err(Kind::Unauthenticated));
+    assert!(server.seen.lock().is_empty());
+    let nobody = Lane::new(Vec::new(), credential(Role::Client), LaneOptions::default());
+    assert_eq!(lookup(&nobody, 5, Instant::now() + Duration::from_millis(20)), Err(Kind::Unavailable));
+}
+
+/// A cluster manager with long polls: answers when its version exceeds what the caller knows.
+#[derive(Clone)]
+struct Mgmtd {
+    state: Arc<(Mutex<(u64, bool)>, Condvar)>,
+    polls: Arc<AtomicU64>,
+}
+
+impl Mgmtd {
+    fn start() -> (Mgmtd, String) {
+        let mgmtd =
+            Mgmtd { state: Arc::new((Mutex::new((1, false)), Condvar::new())), polls: Arc::default() };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let served = mgmtd.clone();
+        std::thread::spawn(move || {
+            while let Ok((socket, _)) = listener.accept() {
+                let served = served.clone();
+                std::thread::spawn(move || served.serve(socket));
+            }
+        });
+        (mgmtd, address)
+    }
+
+    fn publish(&self, version: u64) {
+        self.state.0.lock().0 = version;
+        self.state.1.notify_all();
+    }
+
+    /// Breaks the next answer off.
+    fn break_next(&self) {
+        self.state.0.lock().1 = true;
+    }
+
+    fn serve(&self, mut socket: TcpStream) -> Option<()> {
+        greet(&mut socket)?;
+        loop {
+            let (header, payload) = receive(&mut socket)?;
+            let request = pb::GetRoutingRequest::decode(payload.as_slice()).unwrap();
+            self.polls.fetch_add(1, Ordering::SeqCst);
+            let mut state = self.state.0.lock();
+            let until = Instant::now() + Duration::from_millis(request.wait_ms.into());
+            while state.0 <= request.known_version {
+                if self.state.1.wait_until(&mut state, until).timed_out() {
+                    break;
+                }
+            }
+            let broken = std::mem::take(&mut state.1);
+            let version = state.0;
+            drop(state);
+            if broken {
+                return None;
+            }
+            // The whole at first; then each version brings the node of its number.
+            let delta = request.known_version > 0;
+            let ids = if delta { request.known_version + 1..version + 1 } else { 1..version + 1 };
+            let nodes = ids.map(|id| pb::Node { id: id as u32, ..pb::Node::default() }).collect();
+            let routing = pb::Routing {
+                version,
+                delta,
+                nodes,
+                cluster_id: "test".to_owned(),
+                ..pb::Routing::default()
+            };
+            reply(&mut socket, header, false, &routing.encode_to_vec())?;
+        }
+    }
+}
+
+#[test]
+fn routing_follows_the_cluster_manager() {
+    let (mgmtd, address) = Mgmtd::start();
+    let table = RoutingTable::start(lane(&[&address]), soon()).unwrap();
+    assert_eq!(table.current().version, 1);
+    let heard = Arc::new(AtomicU64::new(0));
+    table.on_change({
+        let heard = heard.clone();
+        move |routing| heard.store(routing.version, Ordering::SeqCst)
+    });
+    let begun = Instant::now();
+    for version in [2, 3, 7] {
+        mgmtd.publish(version);
+        let seen = table.wait_newer(version - 1, soon());
+        assert_eq!(seen.version, version);
+        assert!((1..=version).all(|id| seen.nodes.contains_key(&NodeId(id as u32))));
+    }
+    // A lost connection, and a change while it is lost.
+    mgmtd.break_next();
+    mgmtd.publish(9);
+    assert_eq!(table.wait_newer(8, soon()).version, 9);
+    assert!(begun.elapsed() < Duration::from_secs(2), "pushed, not polled: {:?}", begun.elapsed());
+    assert!(mgmtd.polls.load(Ordering::SeqCst) < 20, "one poll a change, not a busy loop");
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while heard.load(Ordering::SeqCst) != 9 && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    assert_eq!(heard.load(Ordering::SeqCst), 9);
+}
+
+#[test]
+fn without_a_cluster_manager_there_is_an_error_in_time() {
+    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let begun = Instant::now();
+    let error = RoutingTable::start(lane(&[&dead]), begun + Duration::from_millis(60)).unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable);
+    assert!(begun.elapsed() < Duration::from_secs(1));
+}
