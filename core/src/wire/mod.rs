@@ -10,3 +10,6 @@ pub mod lane;
 #[rustfmt::skip]
 #[allow(clippy::all, clippy::pedantic)]
 pub mod pb;
+
+#[cfg(test)]
+mod drawings;
