@@ -39,6 +39,7 @@ class Truncations:
         self._clock = clock
         self._pending: dict[int, asyncio.Event | None] = {}  # None: nobody has waited yet
         self._locks: dict[int, asyncio.Lock] = {}
+        self._waiting: dict[int, int] = {}  # who holds a lock or waits for it
 
     def load(self) -> None:
         """Reads from the store what a crash has left."""
@@ -52,7 +53,12 @@ class Truncations:
         return inode in self._pending
 
     async def wait(self, inode: int) -> None:
-        """Returns when no truncation of `inode` is in progress. Raises: Busy if that takes too long."""
+        """Returns when no truncation of `inode` is in progress; one that a crash has left is carried out.
+
+        Raises: Busy if that takes too long; Unavailable if chains cannot be reached.
+        """
+        if inode not in self._locks:
+            await self._resume(inode)
         if inode not in self._pending:
             return
         event = self._pending[inode]
@@ -70,37 +76,46 @@ class Truncations:
 
         None if the file has no chunks any more. Raises: Unavailable; the intent is then carried out later.
         """
-        lock = self._locks.setdefault(inode, asyncio.Lock())
-        try:
-            async with lock:
-                if inode in self._pending:
-                    await self._carry_out(inode)
-                cut = await self._intend(inode, length)
-                if cut is None:
-                    yield None
-                    return
-                await self._remove(inode, cut)
-                try:
-                    yield cut
-                finally:
-                    await self._complete(inode)
-        finally:
-            if not lock.locked():
-                self._locks.pop(inode, None)
+        async with self._alone(inode):
+            if inode in self._pending:
+                await self._carry_out(inode)
+            cut = await self._intend(inode, length)
+            if cut is None:
+                yield None
+                return
+            await self._remove(inode, cut)
+            try:
+                yield cut
+            finally:
+                await self._complete(inode)
 
     async def resume(self) -> None:
         """Carries out what is pending and not being worked on."""
         for inode in [inode for inode in self._pending if inode not in self._locks]:
-            lock = self._locks.setdefault(inode, asyncio.Lock())
             try:
-                async with lock:
-                    if inode in self._pending:
-                        await self._carry_out(inode)
+                await self._resume(inode)
             except Error as error:
                 log.warning("truncation of inode %d is still pending: %s", inode, error)
-            finally:
-                if not lock.locked():
-                    self._locks.pop(inode, None)
+
+    async def _resume(self, inode: int) -> None:
+        async with self._alone(inode):
+            if inode in self._pending:
+                await self._carry_out(inode)
+
+    @asynccontextmanager
+    async def _alone(self, inode: int) -> AsyncIterator[None]:
+        """One at a time works on an inode's chunks."""
+        lock = self._locks.get(inode)
+        if lock is None:
+            lock = self._locks[inode] = asyncio.Lock()
+        self._waiting[inode] = self._waiting.get(inode, 0) + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._waiting[inode] -= 1
+            if not self._waiting[inode]:
+                del self._waiting[inode], self._locks[inode]
 
     async def _intend(self, inode: int, length: int) -> Cut | None:
         def store(txn: Transaction) -> Cut | None:

@@ -305,3 +305,80 @@ def refused(kind: type[Error], errno: int | None = None):
 
 
 Action = Callable[[World], object]
+
+
+def dump(world: World) -> dict[bytes, tuple]:
+    """Everything that can be seen of a namespace, by path, without ids and times."""
+    seen: dict[bytes, tuple] = {}
+    numbers: dict[int, bytes] = {}
+
+    def visit(path: bytes, inode) -> None:
+        first = numbers.setdefault(inode.id, path)
+        seen[path] = (
+            inode.type,
+            oct(inode.permissions),
+            (inode.uid, inode.gid),
+            inode.link_count,
+            inode.length,
+            first,
+            inode.symlink_target,
+            world.read(inode) if inode.type == pb.REGULAR else b"",
+            tuple(
+                (name, world.xattr("get", inode.id, name).value)
+                for name in world.xattr("list", inode.id).names
+            ),
+        )
+        if inode.type == pb.DIRECTORY:
+            for entry in world.list(inode.id, with_inodes=True, limit=1000).entries:
+                child = entry.attributes
+                assert entry.inode == child.id, (path, entry)
+                assert entry.type == child.type, (path, entry)
+                if child.type == pb.DIRECTORY:
+                    assert (child.parent, child.name) == (inode.id, entry.name), (path, entry)
+                visit(path + b"/" + entry.name, child)
+
+    visit(b"", world.stat(b"", sequence=0))
+    return seen
+
+
+def check_store(world: World) -> None:
+    """What must hold of the store whatever has happened, when nothing is in flight."""
+    links: dict[int, int] = {}
+    subdirectories: dict[int, int] = {}
+    inodes = {
+        schema.split_one(key)[0]: schema.decode_inode(value)
+        for key, value in world.engine.begin().snapshot_range(*schema.kind_range(b"I"))
+    }
+    for key, value in world.engine.begin().snapshot_range(*schema.kind_range(b"D")):
+        parent, name = schema.split_one(key)
+        entry = schema.decode_entry(value)
+        assert parent in inodes, f"{name!r} lies in inode {parent}, which does not exist"
+        assert entry.inode in inodes, f"{name!r} names inode {entry.inode}, which does not exist"
+        assert inodes[entry.inode].type == entry.type
+        links[entry.inode] = links.get(entry.inode, 0) + 1
+        subdirectories[parent] = subdirectories.get(parent, 0) + (entry.type == pb.DIRECTORY)
+    orphans = [schema.split_two(key)[1] for key in world.keys(b"O")]
+    assert len(set(orphans)) == len(orphans), "an inode is an orphan once"
+    for number, inode in inodes.items():
+        named = links.get(number, 0) + (number == 1)
+        if inode.type == pb.DIRECTORY:
+            assert inode.link_count == (2 if named else 0), number
+            assert named <= 1, f"directory {number} has {named} names"
+            counted = schema.decode_count(
+                world.engine.begin().snapshot_get(schema.subdirectories_key(number))
+            )
+            if named and number not in orphans:
+                assert counted == subdirectories.get(number, 0), number
+        else:
+            assert inode.link_count == named, number
+        assert (number in orphans) == (not inode.link_count), number
+    for kind in (b"S", b"X", b"T", b"N", b"P"):
+        for key in world.keys(kind):
+            assert schema.split_one(key)[0] in inodes, key
+    stored = {schema.split_two(key) for key in world.keys(b"S")}
+    mirrored = {(inode, session) for inode, session, _ in world.parts.writers.of_clients_outside(frozenset())}
+    assert stored == mirrored
+    known = {inode.content for inode in inodes.values() if inode.content}
+    waiting = {schema.split_two(key)[1] for key in world.keys(b"G")}
+    assert not known & waiting, "content in use waits to be removed"
+    assert world.control.contents() <= known | waiting, "chunks that nobody will ever remove"

@@ -1,0 +1,285 @@
+"""The process ends at any commit, or between two calls to storage; or the machine loses power."""
+
+import pytest
+
+from luciola.errors import NotFound
+from luciola.kv import Engine, MemoryEngine
+from luciola.kv.faulty import Fault, FaultyEngine
+from luciola.meta import schema
+from luciola.meta.allocator import RANGE, Allocator
+from luciola.meta.layout import chains_of
+
+from .scenarios import CLEANING, SCENARIOS, Scenario
+from .test_faults import plain
+from .world import CHAINS, CHUNK, World, check_store, dump, refused
+
+DATA = b"0123456789abcdef" * (CHUNK // 16) * 3
+
+
+class Crash(BaseException):
+    """The process is no more."""
+
+
+class CrashingEngine(FaultyEngine):
+    """Ends the process before or after one of its commits."""
+
+    def __init__(self, inner: Engine) -> None:
+        super().__init__(inner, lambda _: Fault.NONE)
+        self.before: int | None = None
+        self.after: int | None = None
+
+    def commit(self, transaction):
+        if self.commits == self.before:
+            raise Crash
+        version = super().commit(transaction)
+        if self.commits - 1 == self.after:
+            raise Crash
+        return version
+
+
+def finish(world: World, scenario: Scenario):
+    """After a crash: the service starts, the client sends its request again, and everything settles."""
+    world.crash()
+    if scenario.cleans:
+        world.clock.advance(100)
+    return scenario.act(world)
+
+
+def settled(world: World, reply):
+    check_store(world)
+    seen = dump(world)
+    world.clock.advance(100)
+    world.collect()
+    check_store(world)
+    queues = tuple(len(world.keys(kind)) for kind in (b"S", b"O", b"G", b"P"))
+    return plain(reply), seen, dump(world), queues
+
+
+def count(scenario: Scenario):
+    """(commits, storage calls, outcome) when nothing fails."""
+    engine = CrashingEngine(MemoryEngine())
+    world = World(engine)
+    scenario.prepare(world)
+    commits, calls = engine.commits, world.control.calls
+    reply = scenario.act(world)
+    commits, calls = engine.commits - commits, world.control.calls - calls
+    result = settled(world, reply)
+    world.close()
+    return commits, calls, result
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS + CLEANING, ids=lambda scenario: scenario.name)
+def test_crash_at_every_commit_and_call(scenario):
+    commits, calls, expected = count(scenario)
+    points = [(place, number) for place in ("before", "after") for number in range(commits)]
+    points += [("call", number) for number in range(calls)]
+    for place, number in points:
+        engine = CrashingEngine(MemoryEngine())
+        world = World(engine)
+        scenario.prepare(world)
+        if place == "call":
+            world.control.crash_at = world.control.calls + number
+        else:
+            setattr(engine, place, engine.commits + number)
+        with pytest.raises(Crash):
+            scenario.act(world)
+        engine.before = engine.after = world.control.crash_at = None
+        result = settled(world, finish(world, scenario))
+        assert result == expected, f"crash {place} {number}"
+        world.close()
+
+
+@pytest.fixture(autouse=True)
+def crashing_calls(monkeypatch):
+    """Storage calls at which the process ends; the call itself is not carried out."""
+    from luciola.meta.control_memory import MemoryControl
+
+    class CrashingControl(MemoryControl):
+        crash_at: int | None = None
+
+        def _call(self, chain):
+            if self.crash_at is not None and self.calls >= self.crash_at:
+                raise Crash
+            super()._call(chain)
+
+    monkeypatch.setattr("meta.world.MemoryControl", CrashingControl)
+
+
+def test_crash_in_the_middle_of_removing_a_large_content(world):
+    """Batches that were removed stay removed; the rest follows after the restart."""
+    inode, _ = world.chunked(b"big", b"x")
+    for index in range(1000):
+        chains = chains_of(inode.layout, CHAINS)
+        world.control.write(chains[index % len(chains)], inode.content, index=index, data=b"y")
+    world.unlink(b"big")
+    world.clock.advance(2)
+    world.control.crash_at = world.control.calls + 7
+    with pytest.raises(Crash):
+        world.collect()
+    left = sum(len(chunks) for chunks in world.control.chunks.values())
+    assert 0 < left < 1000
+    world.control.crash_at = None
+    world.crash()
+    world.clock.advance(2)
+    world.collect()
+    assert world.control.contents() == set()
+    assert world.keys(b"G") == []
+
+
+def test_truncation_that_was_cut_short_is_completed_without_its_client(world):
+    inode, _ = world.chunked(b"f", DATA)
+    world.control.crash_at = world.control.calls + 2
+    with pytest.raises(Crash):
+        world.set_attr(b"f", length=5)
+    world.control.crash_at = None
+    world.crash()
+    assert inode.id in world.parts.truncations
+    world.collect()
+    cut = world.stat(b"f")
+    assert (cut.length, cut.truncate_version) == (5, 1)
+    longer = world.set_attr(b"f", length=len(DATA))
+    assert world.read(longer) == DATA[:5].ljust(len(DATA), b"\0")
+    check_store(world)
+
+
+def test_whoever_comes_first_after_a_crash_completes_the_truncation(world):
+    world.chunked(b"f", DATA)
+    world.control.crash_at = world.control.calls + 2
+    with pytest.raises(Crash):
+        world.set_attr(b"f", length=5)
+    world.control.crash_at = None
+    world.crash()
+
+    assert world.stat(b"f").length == 5
+    assert world.keys(b"P") == []
+
+
+class PowerEngine(MemoryEngine):
+    """Forgets, when the power goes, what was not synced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.disk: list[tuple[bytes, bytes]] = []
+
+    async def sync(self) -> None:
+        self.disk = list(self.begin().snapshot_range(b"\0", b"\xfe"))
+
+    def restore(self) -> "PowerEngine":
+        engine = PowerEngine()
+        transaction = engine.begin()
+        for key, value in self.disk:
+            transaction.put(key, value)
+        transaction.commit()
+        engine.disk = list(self.disk)
+        return engine
+
+
+def lose_power(world: World) -> None:
+    world.engine = world.engine.restore()
+    world.crash()
+
+
+def test_ids_are_never_used_twice_not_even_after_power_loss():
+    world = World(PowerEngine())
+    seen_inodes, seen_contents = set(), set()
+    for _ in range(4):
+        for number in range(50):
+            inode = world.create(b"%d" % number).inode
+            assert inode.id not in seen_inodes
+            assert inode.content not in seen_contents
+            seen_inodes.add(inode.id)
+            seen_contents.add(inode.content)
+        lose_power(world)
+        assert world.names() == []
+    world.close()
+
+
+def test_more_ids_than_one_range(world):
+    engine = PowerEngine()
+    allocator = Allocator(engine, b"t", world.clock)
+
+    async def take(count):
+        taken = []
+        for _ in range(count):
+            if allocator.is_low:
+                await allocator.refill()
+            taken.append(allocator.take())
+        return taken
+
+    taken = world.run(take(3 * RANGE))
+    assert len(set(taken)) == len(taken)
+    allocator = Allocator(engine.restore(), b"t", world.clock)
+    assert not set(world.run(take(1000))) & set(taken)
+
+
+def test_create_waits_for_ids_when_there_are_none(world):
+    world.parts.scene.inodes._next = world.parts.scene.inodes._end  # all taken
+    world.parts.scene.inodes._reserve.clear()
+    assert world.create(b"f").created
+
+
+def test_chunks_go_only_when_the_removal_is_on_disk():
+    world = World(PowerEngine(), gc_delay_ms=0)
+    world.chunked(b"f", DATA)
+    world.run(world.engine.sync())
+    world.unlink(b"f")
+    world.collect()
+    assert world.control.contents() == set()
+    lose_power(world)
+    with refused(NotFound):
+        world.lookup(b"f")
+    world.close()
+
+
+def test_chunks_are_cut_only_when_the_intent_is_on_disk():
+    world = World(PowerEngine())
+    world.chunked(b"f", DATA)
+    world.run(world.engine.sync())
+    world.control.crash_at = world.control.calls + 3
+    with pytest.raises(Crash):
+        world.set_attr(b"f", length=5)
+    world.control.crash_at = None
+    lose_power(world)
+    world.collect()
+    cut = world.stat(b"f")
+    assert world.read(world.set_attr(b"f", length=len(DATA))) == DATA[:5].ljust(len(DATA), b"\0")
+    assert cut.length == 5
+    world.close()
+
+
+def test_durable_sync_survives_power_loss():
+    world = World(PowerEngine())
+    reply = world.create(b"f")
+    world.sync(
+        reply.inode.id, reply.session, has_inline=True, inline_data=b"abc", inline_base=1, durable=True
+    )
+    lose_power(world)
+    assert world.read(world.lookup(b"f")) == b"abc"
+    assert world.parts.writers.count == 1
+    world.close()
+
+
+def test_every_reply_survives_power_loss_if_so_configured():
+    world = World(PowerEngine(), durability="sync")
+    world.mkdir(b"a")
+    world.create(b"a/f")
+    lose_power(world)
+    assert world.stat(b"a/f").id
+    world.unlink(b"a/f")
+    lose_power(world)
+    assert world.names(world.stat(b"a").id) == []
+    world.close()
+
+
+def test_store_of_another_cluster_is_refused(world):
+    from luciola.errors import ConfigError
+    from luciola.meta.parts import format_store
+
+    with refused(ConfigError):
+        world.run(format_store(world.engine, cluster_id="other", clock=world.clock))
+    world.run(format_store(world.engine, cluster_id="test", clock=world.clock))
+    transaction = world.engine.begin()
+    transaction.put(schema.SUPERBLOCK, b"\x09\0\0\0test")
+    transaction.commit()
+    with refused(ConfigError):
+        world.run(format_store(world.engine, cluster_id="test", clock=world.clock))

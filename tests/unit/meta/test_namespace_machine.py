@@ -1,0 +1,221 @@
+"""Random histories, with commits that fail and processes that end, beside a model; and each seed tells its story."""
+
+import random
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from luciola.errors import Error
+from luciola.kv import MemoryEngine
+from luciola.kv.faulty import Fault, FaultyEngine
+from luciola.wire.pb import meta_pb2 as pb
+
+from .model import Model, Refused
+from .world import CHUNK, World, check_store, dump
+
+NAMES = st.sampled_from([b"a", b"b", b"c"])
+PATHS = st.lists(NAMES, min_size=1, max_size=3).map(b"/".join)
+LENGTHS = st.sampled_from([0, 1, 5, 4096, 4097, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])
+FLAGS = st.booleans()
+
+
+class Namespace(RuleBasedStateMachine):
+    """Root's view of one service, through faults and restarts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine = FaultyEngine(MemoryEngine(), lambda _: Fault.NONE)
+        self.world = World(self.engine)
+        self.model = Model()
+        self.changed = False
+
+    @initialize(seed=st.integers(0, 1 << 30), probability=st.sampled_from([0.0, 0.2, 0.4]))
+    def faults(self, seed, probability):
+        source = random.Random(seed)
+
+        def plan(_: int) -> Fault:
+            if source.random() >= probability:
+                return Fault.NONE
+            return source.choice((Fault.CONFLICT, Fault.MAYBE_DONE, Fault.MAYBE_LOST))
+
+        self.engine.plan = plan
+
+    def both(self, act, expect):
+        """Lets both do it; they agree on the outcome."""
+        self.changed = True
+        try:
+            expect()
+            expected = 0
+        except Refused as refused:
+            expected = refused.errno
+        try:
+            reply = act()
+            found = 0
+        except Error as error:
+            reply, found = None, error.errno
+        assert found == expected, f"the service says {found}, the model {expected}"
+        return reply
+
+    @rule(path=PATHS, exclusive=FLAGS, truncate=FLAGS, permissions=st.sampled_from([0o644, 0o600, 0o4755]))
+    def create(self, path, exclusive, truncate, permissions):
+        reply = self.both(
+            lambda: self.world.create(path, exclusive=exclusive, truncate=truncate, permissions=permissions),
+            lambda: self.model.create(path, exclusive=exclusive, truncate=truncate, permissions=permissions),
+        )
+        if reply is not None:
+            self.world.close_one(reply.inode.id, reply.session)
+
+    @rule(path=PATHS, parents=FLAGS)
+    def mkdir(self, path, parents):
+        expect = self.model.make_parents if parents else self.model.mkdir
+        self.both(lambda: self.world.mkdir(path, parents=parents), lambda: expect(path))
+
+    @rule(path=PATHS, to=st.one_of(PATHS, PATHS.map(lambda path: b"/" + path)))
+    def symlink(self, path, to):
+        self.both(lambda: self.world.symlink(path, to), lambda: self.model.symlink(path, to))
+
+    @rule(source=PATHS, to=PATHS)
+    def link(self, source, to):
+        self.both(lambda: self.world.link(source, to), lambda: self.model.link(source, to))
+
+    @rule(path=PATHS)
+    def unlink(self, path):
+        self.both(lambda: self.world.unlink(path), lambda: self.model.unlink(path))
+
+    @rule(path=PATHS)
+    def rmdir(self, path):
+        self.both(lambda: self.world.rmdir(path), lambda: self.model.rmdir(path))
+
+    @rule(path=PATHS)
+    def remove_tree(self, path):
+        self.both(lambda: self.world.remove_tree(path), lambda: self.model.remove_tree(path))
+
+    @rule(source=PATHS, to=PATHS, flags=st.sampled_from(["", "", "no_replace", "exchange", "both"]))
+    def rename(self, source, to, flags):
+        how = {"no_replace": flags in ("no_replace", "both"), "exchange": flags in ("exchange", "both")}
+        self.both(
+            lambda: self.world.rename(source, to, **how),
+            lambda: self.model.rename(source, to, **how),
+        )
+
+    @rule(path=PATHS, length=LENGTHS, open_=FLAGS)
+    def truncate(self, path, length, open_):
+        def act():
+            if not open_:
+                return self.world.set_attr(path, length=length)
+            reply = self.world.open(path, write=True, read=False)
+            try:
+                return self.world.set_attr(b"", at=reply.inode.id, length=length, session=reply.session)
+            finally:
+                self.world.close_one(reply.inode.id, reply.session)
+
+        self.both(act, lambda: self.model.truncate(path, length))
+
+    @rule(path=PATHS, permissions=st.sampled_from([0o644, 0o700, 0o6755]))
+    def chmod(self, path, permissions):
+        self.both(
+            lambda: self.world.set_attr(path, permissions=permissions),
+            lambda: self.model.chmod(path, permissions),
+        )
+
+    @rule(path=PATHS, name=st.sampled_from([b"user.x", b"user.y"]), value=st.binary(max_size=5))
+    def set_attribute(self, path, name, value):
+        self.both(
+            lambda: self.world.xattr("set", self.world.stat(path).id, name, value),
+            lambda: self.model.set_attribute(path, name, value),
+        )
+
+    @rule(path=PATHS, offset=LENGTHS, size=st.sampled_from([1, 100, 5000, CHUNK + 1]), by=st.integers(1, 250))
+    def write(self, path, offset, size, by):
+        """As a client writes: inline while it fits, else chunks; then it closes."""
+        try:
+            _, _, node = self.model.existing(path, follow=True)
+        except Refused:
+            return
+        if node.kind != "file":
+            return
+        self.changed = True
+        data = bytes([by]) * size
+        before = node.data.ljust(offset, b"\0")
+        node.data = before[:offset] + data + before[offset + size :]
+        self._write_as_client(path, offset, data)
+
+    def _write_as_client(self, path, offset, data):
+        world = self.world
+        reply = world.open(path, write=True, read=False)
+        inode = reply.inode
+        hint = {"length": max(inode.length, offset + len(data)), "truncate_version": inode.truncate_version}
+        if inode.is_inline:
+            whole = world.read(inode).ljust(offset, b"\0")
+            whole = whole[:offset] + data + whole[offset + len(data) :]
+            if len(whole) <= inode.layout.inline_bytes:
+                _, error = world.close_one(
+                    inode.id, reply.session, has_inline=True, inline_data=whole, inline_base=inode.change
+                )
+                assert not error.code, error
+                return
+            world.write(inode, 0, whole)
+            world.sync(inode.id, reply.session, leave_inline=True, inline_base=inode.change, **hint)
+        else:
+            world.write(inode, offset, data)
+        _, error = world.close_one(inode.id, reply.session, **hint)
+        assert not error.code, error
+
+    @rule(path=PATHS)
+    def unlinked_but_open(self, path):
+        """Whoever has a file open keeps it when its name goes, until it is closed."""
+        try:
+            _, _, node = self.model.existing(path, follow=False)
+        except Refused:
+            return
+        if node.kind != "file":
+            return
+        self.changed = True
+        reply = self.world.open(path, write=True, read=False)
+        self.world.unlink(path)
+        self.model.unlink(path)
+        self.world.clock.advance(5)
+        self.world.collect()
+        inode = self.world.stat(b"", at=reply.inode.id)
+        assert self.world.read(inode) == node.data
+        self.world.close_one(inode.id, reply.session)
+
+    @rule()
+    def crash(self):
+        plan, self.engine.plan = self.engine.plan, lambda _: Fault.NONE
+        self.world.crash()
+        self.engine.plan = plan
+
+    @rule()
+    def collect(self):
+        self.world.clock.advance(5)
+        self.world.collect()
+
+    @invariant()
+    def agrees(self):
+        if not self.changed:
+            return
+        self.changed = False
+        assert dump(self.world) == self.model.dump()
+        check_store(self.world)
+
+    def teardown(self):
+        self.world.clock.advance(100)
+        self.world.collect()
+        check_store(self.world)
+        for kind in (b"O", b"G", b"P", b"S"):
+            assert self.world.keys(kind) == []
+        assert dump(self.world) == self.model.dump()
+        self.world.close()
+
+
+Namespace.TestCase.settings = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestNamespace = Namespace.TestCase
+assert pb.REGULAR == 1
