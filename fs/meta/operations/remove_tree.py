@@ -20,7 +20,8 @@ def remove_tree(work: Work, request: RemoveTreeRequest) -> Empty:
     """Takes the name of a tree away; what lies below is out of reach from then on.
 
     A user who is not root must be permitted to remove every entry; directories that are being filled
-    meanwhile may slip in. A file, or an empty directory, is removed as by unlink or rmdir.
+    meanwhile may slip in. A file, or an empty directory, is removed as by unlink or rmdir. Files that have
+    other names outside lose the links from the tree when the collector comes to them.
     Raises: NotFound, PermissionDenied, Busy for the root; Unsupported for a tree too large to check.
     """
     place = locate(work, request.path, follow=False)

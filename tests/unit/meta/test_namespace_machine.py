@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -15,7 +16,11 @@ from .model import Model, Refused
 from .world import CHUNK, World, check_store, dump
 
 NAMES = st.sampled_from([b"a", b"b", b"c"])
-PATHS = st.lists(NAMES, min_size=1, max_size=3).map(b"/".join)
+ANY = st.lists(NAMES, min_size=1, max_size=3).map(b"/".join)
+PATHS = st.one_of(
+    st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 1000), ANY
+)  # numbers: see `pick`
+DEPTH_MAX = 4
 LENGTHS = st.sampled_from([0, 1, 5, 4096, 4097, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])
 FLAGS = st.booleans()
 
@@ -41,6 +46,23 @@ class Namespace(RuleBasedStateMachine):
 
         self.engine.plan = plan
 
+    def pick(self, path: int | bytes) -> bytes:
+        """A path that exists, or a free name in a directory that exists; bytes are a path already."""
+        if isinstance(path, bytes):
+            return path
+        seen = self.model.dump()
+        known = sorted(seen)[1:]
+        free = [
+            directory + b"/" + name
+            for directory, (kind, *_) in sorted(seen.items())
+            for name in (b"a", b"b", b"c")
+            if kind == pb.DIRECTORY
+            and directory + b"/" + name not in seen
+            and directory.count(b"/") < DEPTH_MAX
+        ]
+        choice = known if path % 3 and known else free or known
+        return choice[path // 3 % len(choice)][1:]
+
     def both(self, act, expect):
         """Lets both do it; they agree on the outcome."""
         self.changed = True
@@ -59,6 +81,7 @@ class Namespace(RuleBasedStateMachine):
 
     @rule(path=PATHS, exclusive=FLAGS, truncate=FLAGS, permissions=st.sampled_from([0o644, 0o600, 0o4755]))
     def create(self, path, exclusive, truncate, permissions):
+        path = self.pick(path)
         reply = self.both(
             lambda: self.world.create(path, exclusive=exclusive, truncate=truncate, permissions=permissions),
             lambda: self.model.create(path, exclusive=exclusive, truncate=truncate, permissions=permissions),
@@ -68,31 +91,41 @@ class Namespace(RuleBasedStateMachine):
 
     @rule(path=PATHS, parents=FLAGS)
     def mkdir(self, path, parents):
+        path = self.pick(path)
         expect = self.model.make_parents if parents else self.model.mkdir
         self.both(lambda: self.world.mkdir(path, parents=parents), lambda: expect(path))
 
-    @rule(path=PATHS, to=st.one_of(PATHS, PATHS.map(lambda path: b"/" + path)))
+    @rule(path=PATHS, to=st.one_of(ANY, ANY.map(lambda path: b"/" + path)))
     def symlink(self, path, to):
+        path = self.pick(path)
         self.both(lambda: self.world.symlink(path, to), lambda: self.model.symlink(path, to))
 
     @rule(source=PATHS, to=PATHS)
     def link(self, source, to):
+        source = self.pick(source)
+        to = self.pick(to)
         self.both(lambda: self.world.link(source, to), lambda: self.model.link(source, to))
 
     @rule(path=PATHS)
     def unlink(self, path):
+        path = self.pick(path)
         self.both(lambda: self.world.unlink(path), lambda: self.model.unlink(path))
 
     @rule(path=PATHS)
     def rmdir(self, path):
+        path = self.pick(path)
         self.both(lambda: self.world.rmdir(path), lambda: self.model.rmdir(path))
 
     @rule(path=PATHS)
     def remove_tree(self, path):
+        path = self.pick(path)
         self.both(lambda: self.world.remove_tree(path), lambda: self.model.remove_tree(path))
+        self.collect()  # other names of files in the tree lose their links then
 
     @rule(source=PATHS, to=PATHS, flags=st.sampled_from(["", "", "no_replace", "exchange", "both"]))
     def rename(self, source, to, flags):
+        source = self.pick(source)
+        to = self.pick(to)
         how = {"no_replace": flags in ("no_replace", "both"), "exchange": flags in ("exchange", "both")}
         self.both(
             lambda: self.world.rename(source, to, **how),
@@ -101,6 +134,8 @@ class Namespace(RuleBasedStateMachine):
 
     @rule(path=PATHS, length=LENGTHS, open_=FLAGS)
     def truncate(self, path, length, open_):
+        path = self.pick(path)
+
         def act():
             if not open_:
                 return self.world.set_attr(path, length=length)
@@ -114,6 +149,7 @@ class Namespace(RuleBasedStateMachine):
 
     @rule(path=PATHS, permissions=st.sampled_from([0o644, 0o700, 0o6755]))
     def chmod(self, path, permissions):
+        path = self.pick(path)
         self.both(
             lambda: self.world.set_attr(path, permissions=permissions),
             lambda: self.model.chmod(path, permissions),
@@ -121,6 +157,7 @@ class Namespace(RuleBasedStateMachine):
 
     @rule(path=PATHS, name=st.sampled_from([b"user.x", b"user.y"]), value=st.binary(max_size=5))
     def set_attribute(self, path, name, value):
+        path = self.pick(path)
         self.both(
             lambda: self.world.xattr("set", self.world.stat(path).id, name, value),
             lambda: self.model.set_attribute(path, name, value),
@@ -129,6 +166,7 @@ class Namespace(RuleBasedStateMachine):
     @rule(path=PATHS, offset=LENGTHS, size=st.sampled_from([1, 100, 5000, CHUNK + 1]), by=st.integers(1, 250))
     def write(self, path, offset, size, by):
         """As a client writes: inline while it fits, else chunks; then it closes."""
+        path = self.pick(path)
         try:
             _, _, node = self.model.existing(path, follow=True)
         except Refused:
@@ -165,6 +203,7 @@ class Namespace(RuleBasedStateMachine):
     @rule(path=PATHS)
     def unlinked_but_open(self, path):
         """Whoever has a file open keeps it when its name goes, until it is closed."""
+        path = self.pick(path)
         try:
             _, _, node = self.model.existing(path, follow=False)
         except Refused:
@@ -211,11 +250,52 @@ class Namespace(RuleBasedStateMachine):
 
 
 Namespace.TestCase.settings = settings(
-    max_examples=60,
+    max_examples=30,
     stateful_step_count=40,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
 )
 TestNamespace = Namespace.TestCase
-assert pb.REGULAR == 1
+
+
+def walk(seed: int, steps: int) -> None:
+    """A long history from one seed: `walk(SEED, STEPS)` replays it."""
+    dice = random.Random(seed)
+    machine = Namespace()
+    machine.faults(seed, dice.choice([0.0, 0.1, 0.3]))
+
+    def path():
+        return dice.randrange(1000) if dice.random() < 0.8 else dice.choice([b"a", b"b/a", b"a/b/c", b"c"])
+
+    lengths = [0, 1, 5, 4096, 4097, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK]
+    flag = (False, True)
+    acts = [
+        (4, lambda: machine.create(path(), dice.choice(flag), dice.choice(flag), 0o644)),
+        (4, lambda: machine.mkdir(path(), dice.choice(flag))),
+        (1, lambda: machine.symlink(path(), dice.choice([b"a", b"/a/b", b"b/a", b"c/a"]))),
+        (2, lambda: machine.link(path(), path())),
+        (2, lambda: machine.unlink(path())),
+        (1, lambda: machine.rmdir(path())),
+        (0.3, lambda: machine.remove_tree(path())),
+        (6, lambda: machine.rename(path(), path(), dice.choice(["", "", "no_replace", "exchange"]))),
+        (6, lambda: machine.truncate(path(), dice.choice(lengths), dice.choice(flag))),
+        (1, lambda: machine.chmod(path(), dice.choice([0o644, 0o700]))),
+        (1, lambda: machine.set_attribute(path(), b"user.x", b"v")),
+        (6, lambda: machine.write(path(), dice.choice(lengths), dice.choice([1, 5000, CHUNK + 1]), 7)),
+        (1, lambda: machine.unlinked_but_open(path())),
+        (0.5, machine.crash),
+        (1, machine.collect),
+    ]
+    weights = [weight for weight, _ in acts]
+    machine.mkdir(b"a", False)
+    machine.mkdir(b"b", False)
+    for _ in range(steps):
+        dice.choices([act for _, act in acts], weights)[0]()
+        machine.agrees()
+    machine.teardown()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_long_history(seed):
+    walk(seed, 250)
