@@ -13,5 +13,6 @@ pub mod fuse;
 pub mod net;
 #[cfg(feature = "python")]
 pub mod python;
+pub mod server;
 pub mod types;
 pub mod wire;

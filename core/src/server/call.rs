@@ -1,0 +1,281 @@
+//! One caller's batch, carried out by the caller's own thread.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::counters::{add, count};
+use super::node::Node;
+use super::peers::Send;
+use super::table::{Mailbox, SlotRef};
+use crate::buffer::Placement;
+use crate::chunk::{Origin, Update};
+use crate::craq::{Effect, Event, Outcome, StoredPending, Ticket};
+use crate::types::{ChunkKey, Op, Status, Version};
+
+/// Pauses before an update is sent again to a successor that did not take it.
+const RETRY_FIRST: Duration = Duration::from_millis(5);
+const RETRY_MAX: Duration = Duration::from_millis(200);
+
+/// What became of one operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The update is committed on every member from here on.
+    Done(Version),
+    /// The read may be served from the committed state.
+    Serve,
+    Refused(Status),
+}
+
+impl From<Outcome> for Answer {
+    fn from(outcome: Outcome) -> Answer {
+        match outcome {
+            Outcome::Done { version } => Answer::Done(version),
+            Outcome::Refused(status) => Answer::Refused(status),
+        }
+    }
+}
+
+/// One operation of the batch.
+struct Job {
+    slot: SlotRef,
+    ticket: Ticket,
+    origin: Origin,
+    payload: Option<Placement>,
+    /// The pending version on disk was made from this job's own payload.
+    staged: bool,
+    answer: Option<Answer>,
+    pause: Duration,
+    retry_at: Option<Instant>,
+}
+
+/// A batch under way.
+pub struct Call<'a> {
+    node: &'a Node,
+    mailbox: Arc<Mailbox>,
+    jobs: Vec<Job>,
+    deadline: Instant,
+}
+
+impl<'a> Call<'a> {
+    pub fn new(node: &'a Node, deadline: Instant) -> Call<'a> {
+        Call { node, mailbox: Arc::default(), jobs: Vec::new(), deadline }
+    }
+
+    /// Adds an operation; what it waits for is begun at once, and carried out by `finish`.
+    pub fn begin(
+        &mut self,
+        key: ChunkKey,
+        origin: Origin,
+        payload: Option<Placement>,
+        event: impl FnOnce(Ticket) -> Event,
+    ) -> usize {
+        let (node, place, ticket) = (self.node, self.jobs.len(), self.node.new_ticket());
+        let slot = node.table.slot(key);
+        let (pause, retry_at) = (RETRY_FIRST, None);
+        slot.state.lock().callers.insert(ticket, (self.mailbox.clone(), place));
+        let answer = node.step(&slot, event(ticket)).err().map(|status| {
+            slot.state.lock().callers.remove(&ticket);
+            Answer::Refused(self.node.failed(key, status))
+        });
+        self.jobs.push(Job { slot, ticket, origin, payload, staged: false, answer, pause, retry_at });
+        place
+    }
+
+    /// An operation that is refused before anything is asked.
+    pub fn refuse(&mut self, key: ChunkKey, status: Status) {
+        self.jobs.push(Job {
+            slot: self.node.table.slot(key),
+            ticket: self.node.new_ticket(),
+            origin: Origin::Client,
+            payload: None,
+            staged: false,
+            answer: Some(Answer::Refused(status)),
+            pause: RETRY_FIRST,
+            retry_at: None,
+        });
+    }
+
+    /// Works until every operation has its answer or the deadline has passed; the answers in order.
+    pub fn finish(mut self) -> Vec<Answer> {
+        let mut sends: Vec<(usize, Effect)> = Vec::new();
+        let mut mail = self.mailbox.take_all();
+        loop {
+            while let Some((place, effect)) = mail.pop_front() {
+                self.receive(place, effect, &mut sends);
+            }
+            mail = self.mailbox.take_all();
+            if !mail.is_empty() {
+                continue;
+            }
+            if !sends.is_empty() {
+                self.send(std::mem::take(&mut sends));
+            } else if self.jobs.iter().all(|job| job.answer.is_some()) {
+                break;
+            } else if Instant::now() >= self.deadline {
+                self.leave();
+                break;
+            } else {
+                self.retry();
+                mail = self.mailbox.wait(self.next_wake());
+                continue;
+            }
+            mail = self.mailbox.take_all();
+        }
+        self.jobs.iter().map(|job| job.answer.expect("finished or left")).collect()
+    }
+
+    fn receive(&mut self, place: usize, effect: Effect, sends: &mut Vec<(usize, Effect)>) {
+        let job = &mut self.jobs[place];
+        match effect {
+            Effect::Reply { outcome, .. } => job.answer = Some(outcome.into()),
+            Effect::Serve { .. } => job.answer = Some(Answer::Serve),
+            Effect::Stalled { status, .. } => {
+                log::debug!("{:?} was not taken: {status}", job.slot.key);
+                job.retry_at = Some(Instant::now() + job.pause);
+                job.pause = (job.pause * 2).min(RETRY_MAX);
+            }
+            Effect::Stage { update, .. } => {
+                let result = self.node.stage(job.slot.key, update, job.origin, job.payload.as_ref());
+                job.staged = result.is_ok();
+                self.node.report(&job.slot, Event::Staged { result });
+            }
+            Effect::Commit { .. } | Effect::Drop { .. } => self.node.settle(&job.slot, &effect),
+            Effect::Forward { .. } | Effect::Push { .. } => {
+                job.retry_at = None;
+                sends.push((place, effect));
+            }
+        }
+    }
+
+    fn send(&mut self, sends: Vec<(usize, Effect)>) {
+        let sends = sends.into_iter().map(|(place, effect)| {
+            let job = &self.jobs[place];
+            let payload = job.payload.clone().filter(|_| job.staged);
+            Send { slot: job.slot.clone(), effect, payload }
+        });
+        self.node.send(sends.collect(), self.deadline);
+    }
+
+    fn next_wake(&self) -> Instant {
+        self.jobs.iter().filter_map(|job| job.retry_at).fold(self.deadline, Instant::min)
+    }
+
+    fn retry(&mut self) {
+        let now = Instant::now();
+        for job in &mut self.jobs {
+            if job.retry_at.is_some_and(|at| at <= now) {
+                job.retry_at = None;
+                self.node.report(&job.slot, Event::Retry);
+            }
+        }
+    }
+
+    /// The deadline has passed. What is pending stays so, and is driven on by others (R5).
+    fn leave(&mut self) {
+        for job in self.jobs.iter().filter(|job| job.answer.is_none()) {
+            count(&self.node.counters.timeouts);
+            self.node.report(&job.slot, Event::Leave { ticket: job.ticket });
+            job.slot.state.lock().callers.remove(&job.ticket);
+        }
+        // What had been ordered before is carried out, or handed over.
+        let rest: VecDeque<(usize, Effect)> = self.mailbox.take_all();
+        for (place, effect) in rest {
+            let job = &mut self.jobs[place];
+            match effect {
+                Effect::Reply { outcome, .. } => {
+                    job.answer.get_or_insert(outcome.into());
+                }
+                Effect::Stage { .. } => {
+                    self.node.report(&job.slot, Event::Staged { result: Err(Status::Timeout) });
+                }
+                Effect::Push { attempt, .. } => {
+                    let result = Err(Status::Timeout);
+                    self.node.report(&job.slot, Event::Answered { attempt, result });
+                }
+                Effect::Stalled { .. } | Effect::Serve { .. } => {}
+                Effect::Forward { .. } | Effect::Commit { .. } | Effect::Drop { .. } => {
+                    self.node.hand_over(&job.slot, effect);
+                }
+            }
+        }
+        for job in &mut self.jobs {
+            job.answer.get_or_insert(Answer::Refused(Status::Timeout));
+        }
+    }
+}
+
+impl Node {
+    /// Reports to a machine that has ordered something, and therefore exists.
+    pub fn report(&self, slot: &SlotRef, event: Event) {
+        if let Err(status) = self.step(slot, event) {
+            log::error!("the machine of {:?} is gone: {status}", slot.key);
+        }
+    }
+
+    /// What a failure of the engine means for the caller; the node takes note of it.
+    pub fn failed(&self, key: ChunkKey, status: Status) -> Status {
+        match status {
+            Status::Io => {
+                self.mark_bad("an access to the disk");
+                Status::NotServing
+            }
+            Status::Checksum => {
+                count(&self.counters.checksum_errors);
+                self.repairs.push(key);
+                Status::Checksum
+            }
+            other => other,
+        }
+    }
+
+    fn stage(
+        &self,
+        key: ChunkKey,
+        update: StoredPending,
+        origin: Origin,
+        payload: Option<&Placement>,
+    ) -> Result<(), Status> {
+        let StoredPending { stamp, op, tag } = update;
+        let update = Update { key, stamp, op, tag, origin };
+        let nothing: &[u8] = &[];
+        let result = match payload {
+            Some(payload) => self.engine.stage(&update, payload),
+            None => self.engine.stage(&update, &nothing),
+        };
+        match result {
+            Ok(_) => {
+                if let Op::Write { length, .. } = op {
+                    add(&self.counters.update_bytes, u64::from(length));
+                }
+                Ok(())
+            }
+            Err(status) => Err(match self.failed(key, status) {
+                // A page around the written bytes is damaged; it may be whole again soon.
+                Status::Checksum if self.has_other_replica(key.chain) => Status::Busy,
+                status => status,
+            }),
+        }
+    }
+
+    /// Carries out a `Commit` or a `Drop`.
+    pub fn settle(&self, slot: &SlotRef, effect: &Effect) {
+        match effect {
+            Effect::Commit { stamp, .. } => {
+                let done = self.engine.commit(slot.key, stamp.version, stamp.chain_version);
+                let result = done.map(|_| ()).map_err(|status| self.failed(slot.key, status));
+                self.report(slot, Event::Committed { result });
+            }
+            Effect::Drop { stamp, .. } => {
+                let done = self.engine.drop_pending(slot.key, stamp.version);
+                let result = done.map_err(|status| self.failed(slot.key, status));
+                self.report(slot, Event::Dropped { result });
+            }
+            other => unreachable!("not for the disk: {other:?}"),
+        }
+    }
+
+    pub fn hand_over(&self, slot: &SlotRef, effect: Effect) {
+        self.redrive.push(super::redrive::Work::Carry(slot.clone(), effect));
+    }
+}

@@ -1,0 +1,302 @@
+//! What the Python process asks of its node.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use super::call::{Answer, Call};
+use super::node::{Node, StorageServer, within};
+use super::redrive::Work;
+use crate::chunk::{ChunkRecord, ContentSummary, Origin, Space};
+use crate::craq::Event;
+use crate::error::{Error, Kind, Result};
+use crate::types::{
+    ChainId, ChainVersion, ChunkId, ChunkKey, ContentId, Op, RequestTag, Stamp, Status, Version,
+};
+
+/// How long a control operation may take through its chain.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Chunks that are sent to a returning replica at once: as many as fit into memory that is set aside.
+const PUSHES_AT_ONCE: usize = 8;
+const REMOVALS_AT_ONCE: usize = 128;
+
+/// One line of a listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkLine {
+    pub chunk: ChunkId,
+    pub stamp: Stamp,
+    pub length: u32,
+    pub crc32c: u32,
+    pub removed: bool,
+    pub pending: Option<Version>,
+}
+
+impl From<ChunkRecord> for ChunkLine {
+    fn from(record: ChunkRecord) -> ChunkLine {
+        ChunkLine {
+            chunk: record.chunk,
+            stamp: record.committed.map_or(Stamp::default(), |committed| committed.stamp),
+            length: record.committed.map_or(0, |committed| committed.length),
+            crc32c: record.crc32c,
+            removed: record.committed.is_some_and(|committed| committed.removed),
+            pending: record.pending.map(|pending| pending.stamp.version),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SyncReport {
+    /// Chunks that are equal on both sides now.
+    pub equal: usize,
+    pub failed: Vec<(ChunkId, Status)>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScrubReport {
+    pub chunks: u64,
+    pub bytes: u64,
+    pub damaged: Vec<(ChunkId, Version)>,
+    pub repaired: u64,
+    /// The last chunk looked at; `None` at the end of the chain.
+    pub last: Option<ChunkId>,
+}
+
+impl StorageServer {
+    pub fn list_chunks(
+        &self,
+        chain: ChainId,
+        after: Option<ChunkId>,
+        limit: usize,
+    ) -> Result<Vec<ChunkLine>> {
+        let records = self.node.engine.list(chain, after, limit)?;
+        Ok(records.into_iter().map(ChunkLine::from).collect())
+    }
+
+    /// Last chunk, count and bytes of one content, as far as they are committed.
+    pub fn last_chunk(
+        &self,
+        chain: ChainId,
+        version: ChainVersion,
+        content: ContentId,
+    ) -> Result<ContentSummary> {
+        self.node.check_serving(chain, version)?;
+        Ok(self.node.engine.content_summary(chain, content)?)
+    }
+
+    /// Removes up to `limit` chunks from `first_index` on, through the chain; how many, and whether more remain.
+    pub fn remove_chunks(
+        &self,
+        chain: ChainId,
+        version: ChainVersion,
+        content: ContentId,
+        first_index: u32,
+        limit: usize,
+        tag: RequestTag,
+    ) -> Result<(usize, bool)> {
+        self.node.check_serving(chain, version)?;
+        let limit = limit.max(1);
+        let found = self.node.engine.content_chunks(chain, content, first_index, limit + 1)?;
+        let more = found.len() > limit;
+        let mut removed = 0;
+        for group in found[..found.len().min(limit)].chunks(REMOVALS_AT_ONCE) {
+            let keys = group.iter().map(|record| ChunkKey { chain, chunk: record.chunk });
+            for answer in self.update(version, keys, Op::Remove, tag) {
+                done(answer)?;
+                removed += 1;
+            }
+        }
+        Ok((removed, more))
+    }
+
+    pub fn truncate_chunk(
+        &self,
+        chain: ChainId,
+        version: ChainVersion,
+        chunk: ChunkId,
+        length: u32,
+        tag: RequestTag,
+    ) -> Result<()> {
+        let key = ChunkKey { chain, chunk };
+        done(self.update(version, [key], Op::Truncate { length }, tag)[0])
+    }
+
+    fn update(
+        &self,
+        chain_version: ChainVersion,
+        keys: impl IntoIterator<Item = ChunkKey>,
+        op: Op,
+        tag: RequestTag,
+    ) -> Vec<Answer> {
+        let node = &self.node;
+        let mut call = Call::new(node, within(TIMEOUT));
+        for key in keys {
+            match node.refusal(key.chain) {
+                Some(status) => call.refuse(key, status),
+                None => {
+                    let leased = node.lease.holds();
+                    call.begin(key, Origin::Client, None, |ticket| Event::Client {
+                        ticket,
+                        chain_version,
+                        op,
+                        tag,
+                        leased,
+                    });
+                }
+            }
+        }
+        let answers = call.finish();
+        match node.sync_updates.then(|| node.engine.sync()) {
+            Some(Err(status)) => answers.iter().map(|_| Answer::Refused(status)).collect(),
+            _ => answers,
+        }
+    }
+
+    /// Makes the SYNCING successor's copies of these chunks equal to this node's. Errors: `StaleRouting` when
+    /// the chain has changed, so that everything must be compared again.
+    pub fn sync_chunks(
+        &self,
+        chain: ChainId,
+        chain_version: ChainVersion,
+        chunks: &[ChunkId],
+    ) -> Result<SyncReport> {
+        let mut report = SyncReport::default();
+        for group in chunks.chunks(PUSHES_AT_ONCE) {
+            let mut call = Call::new(&self.node, within(TIMEOUT));
+            for chunk in group {
+                let key = ChunkKey { chain, chunk: *chunk };
+                match self.node.refusal(chain) {
+                    Some(status) => call.refuse(key, status),
+                    None => {
+                        call.begin(key, Origin::Chain, None, |ticket| Event::Push { ticket, chain_version });
+                    }
+                }
+            }
+            for (chunk, answer) in group.iter().zip(call.finish()) {
+                match answer {
+                    Answer::Done(_) => report.equal += 1,
+                    Answer::Refused(Status::WrongChainVersion) => {
+                        return Err(Status::WrongChainVersion.into());
+                    }
+                    Answer::Refused(status) => report.failed.push((*chunk, status)),
+                    Answer::Serve => unreachable!("a push is not a read"),
+                }
+            }
+        }
+        Ok(report)
+    }
+
+    /// Drives every pending version of a chain to its end; how many are left after `timeout`.
+    pub fn commit_pending(&self, chain: ChainId, timeout: Duration) -> usize {
+        let (node, deadline) = (&self.node, within(timeout));
+        if node.view(chain).is_member() {
+            for key in node.table.dormant_of(&HashSet::from([chain])) {
+                node.redrive.push(Work::Wake(key));
+            }
+        }
+        loop {
+            let left = node.pending_count(chain);
+            if left == 0 || std::time::Instant::now() >= deadline {
+                return left;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn scrub(
+        &self,
+        chain: ChainId,
+        after: Option<ChunkId>,
+        limit: usize,
+        repair: bool,
+    ) -> Result<ScrubReport> {
+        let records = self.node.engine.list(chain, after, limit)?;
+        let mut report = ScrubReport::default();
+        if records.len() == limit {
+            report.last = records.last().map(|record| record.chunk);
+        }
+        for record in records {
+            let Some(committed) = record.committed.filter(|committed| !committed.removed) else { continue };
+            let key = ChunkKey { chain, chunk: record.chunk };
+            report.chunks += 1;
+            report.bytes += u64::from(committed.length);
+            if self.node.engine.verify(key)?.is_empty() {
+                continue;
+            }
+            report.damaged.push((record.chunk, committed.stamp.version));
+            if repair && self.node.repair(key).is_ok() {
+                report.repaired += 1;
+            }
+        }
+        Ok(report)
+    }
+
+    /// Forgets every chunk of a chain that this node is not a serving member of.
+    pub fn wipe_chain(&self, chain: ChainId) -> Result<()> {
+        let node = &self.node;
+        if node.view(chain).is_member() {
+            return Err(Error::new(Kind::Busy, format!("chain {chain} is served by this node")));
+        }
+        if !node.wiping.lock().insert(chain) {
+            return Err(Error::new(Kind::Busy, format!("chain {chain} is being wiped already")));
+        }
+        let result = self.wipe(chain);
+        node.wiping.lock().remove(&chain);
+        result
+    }
+
+    fn wipe(&self, chain: ChainId) -> Result<()> {
+        let (node, chains) = (&self.node, HashSet::from([chain]));
+        // Nothing new comes in; what is under way ends first.
+        let deadline = within(TIMEOUT);
+        while !node.table.slots_of(&chains).is_empty() {
+            if std::time::Instant::now() >= deadline {
+                return Err(Error::new(Kind::Busy, format!("chain {chain} is in use")));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        while !node.engine.remove_chain(chain, 1000)? {}
+        for key in node.table.dormant_of(&chains) {
+            node.table.awake(&key);
+        }
+        Ok(())
+    }
+
+    /// Forgets old tombstones of a chain that has one member. With several, one member would go on counting
+    /// versions where another begins anew, so there they stay (R7).
+    pub fn purge_tombstones(&self, chain: ChainId, before_unix_ms: u64, limit: usize) -> Result<usize> {
+        let alone = self.node.routing().chains.get(&chain).is_some_and(|chain| chain.members.len() == 1);
+        if !alone || !self.node.view(chain).is_member() {
+            return Ok(0);
+        }
+        Ok(self.node.engine.purge_tombstones(chain, before_unix_ms, limit)?)
+    }
+
+    pub fn sync(&self) -> Result<()> {
+        Ok(self.node.engine.sync()?)
+    }
+
+    pub fn space(&self) -> Result<Space> {
+        Ok(self.node.engine.space()?)
+    }
+}
+
+impl Node {
+    fn check_serving(&self, chain: ChainId, version: ChainVersion) -> Result<()> {
+        let view = self.view(chain);
+        let status = match self.refusal(chain) {
+            Some(status) => Some(status),
+            None if version != view.chain_version => Some(Status::WrongChainVersion),
+            None if !view.is_member() => Some(Status::NotServing),
+            None if !self.lease.holds() => Some(Status::NoLease),
+            None => None,
+        };
+        status.map_or(Ok(()), |status| Err(status.into()))
+    }
+}
+
+fn done(answer: Answer) -> Result<()> {
+    match answer {
+        Answer::Done(_) => Ok(()),
+        Answer::Refused(status) => Err(status.into()),
+        Answer::Serve => unreachable!("an update is not a read"),
+    }
+}

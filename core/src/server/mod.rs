@@ -1,0 +1,32 @@
+//! The storage server: what a node does with batches. It joins `net`, `craq` and `chunk`.
+//!
+//! - `table`: the machines of the chunks for which something is going on. Committed state lives in the engine, so
+//!   a machine that is at rest is forgotten.
+//! - `call`: one caller's batch. Its thread carries out what the machines order for its own updates.
+//! - `peers`: sends updates to successors, many chunks in one batch.
+//! - `redrive`: threads for what no caller carries out: pending versions whose caller has left, or that a restart
+//!   or a change of the chain found on disk.
+//! - `repair`: fetches a damaged chunk from another replica.
+//! - `control`: what the Python process asks for.
+//!
+//! Invariants
+//! - S1 No lock of the table is held across disk or network I/O; the lock of one chunk's machine is held across
+//!   the engine's look-up when the machine is made, and across a repair's write, and nothing else.
+//! - S2 A caller never waits for one chunk while it holds another that it could finish.
+//! - S3 Whoever holds one connection to a peer never waits for another one, and a send whose answer depends on
+//!   further sends has connections of its own: no circle of full pools can form.
+//! - S4 Lease and chain version are looked at before the state that is served.
+
+mod call;
+mod control;
+mod counters;
+mod lease;
+mod node;
+mod peers;
+mod redrive;
+mod repair;
+mod service;
+mod table;
+
+pub use control::{ChunkLine, ScrubReport, SyncReport};
+pub use node::{ChainStatus, NodeOptions, StorageServer, TargetReport};

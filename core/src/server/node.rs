@@ -1,0 +1,451 @@
+//! The state of one node, and its life.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::counters::{Counters, count};
+use super::lease::Lease;
+use super::peers::Peers;
+use super::redrive::{self, Redrive, Work};
+use super::repair::{self, Repairs};
+use super::table::{SlotRef, SlotState, Table};
+use crate::buffer::{BufferPool, Placement};
+use crate::chunk::{self, Engine};
+use crate::client::Transport;
+use crate::client::routing::Routing;
+use crate::craq::{Effect, Event, Replica, Stored, StoredPending, Ticket, View};
+use crate::error::{Error, Kind, Result};
+use crate::net::{Credential, Secret, Server, ServerOptions};
+use crate::types::{ChainId, ChainVersion, ChunkKey, NodeId, Stamp, Status, TargetId, TargetState, Version};
+use crate::wire::pb;
+use crate::wire::pb::claims::Role;
+
+/// Buffers for payloads that must not change while they are forwarded, each for a chunk of the usual size.
+const BUFFER_BYTES: usize = (1 << 20) + (64 << 10);
+const BUFFERS: usize = 64;
+/// Threads for what no caller carries out.
+const REDRIVE_THREADS: usize = 2;
+
+/// How a node runs.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    pub node: NodeId,
+    pub directory: PathBuf,
+    pub secret: Secret,
+    pub tcp: Option<SocketAddr>,
+    pub unix: Option<PathBuf>,
+    /// Connections served at once.
+    pub threads_max: usize,
+    pub engine: chunk::Options,
+    /// Acknowledge an update only when it is durable against power loss.
+    pub sync_updates: bool,
+    /// How to reach the other nodes.
+    pub transport: Transport,
+    pub connections_per_peer: usize,
+}
+
+impl NodeOptions {
+    pub fn new(node: NodeId, directory: PathBuf, secret: Secret) -> NodeOptions {
+        NodeOptions {
+            node,
+            directory,
+            secret,
+            tcp: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+            unix: None,
+            threads_max: 512,
+            engine: chunk::Options::default(),
+            sync_updates: false,
+            transport: Transport::Auto,
+            connections_per_peer: 32,
+        }
+    }
+}
+
+/// One replica, for the heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TargetReport {
+    pub target: TargetId,
+    pub chain: ChainId,
+    pub chain_version: ChainVersion,
+    pub chunks: u64,
+    pub used_bytes: u64,
+    /// Its disk has failed.
+    pub bad: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChainStatus {
+    pub chain: ChainId,
+    pub version: ChainVersion,
+    pub state: TargetState,
+    /// Pending versions that have not been driven to their end.
+    pub pending: usize,
+}
+
+/// What all threads of a node share.
+pub struct Node {
+    pub id: NodeId,
+    pub engine: Engine,
+    pub table: Arc<Table>,
+    pub peers: Peers,
+    pub lease: Lease,
+    pub redrive: Redrive,
+    pub repairs: Repairs,
+    pub counters: Counters,
+    pub sync_updates: bool,
+    buffers: BufferPool,
+    routing: RwLock<Arc<Routing>>,
+    /// One change of routing at a time.
+    routing_change: Mutex<()>,
+    tickets: AtomicU64,
+    bad: AtomicBool,
+    pub wiping: Mutex<HashSet<ChainId>>,
+    pub stopping: AtomicBool,
+}
+
+impl Node {
+    // Membership ------------------------------------------------------------------------------------------
+
+    pub fn routing(&self) -> Arc<Routing> {
+        self.routing.read().clone()
+    }
+
+    /// What routing says of this node's replica of a chain; nothing but version 0 for an unknown chain.
+    pub fn view(&self, chain: ChainId) -> View {
+        self.routing.read().chains.get(&chain).map_or(View::default(), |chain| View::of(chain, self.id))
+    }
+
+    /// Whether the disk works. A bad one serves nothing until the process has been started anew.
+    pub fn is_bad(&self) -> bool {
+        self.bad.load(Ordering::Acquire)
+    }
+
+    pub fn mark_bad(&self, what: &str) {
+        count(&self.counters.io_errors);
+        if !self.bad.swap(true, Ordering::AcqRel) {
+            log::error!("node {}: {what} failed; its replicas are bad from now on", self.id);
+        }
+    }
+
+    /// Why nobody may be served of this chain now, whatever they ask.
+    pub fn refusal(&self, chain: ChainId) -> Option<Status> {
+        let closed =
+            self.is_bad() || self.stopping.load(Ordering::Acquire) || (self.wiping.lock().contains(&chain));
+        closed.then_some(Status::NotServing)
+    }
+
+    pub fn set_routing(&self, update: pb::Routing) -> Result<u64> {
+        let _one = self.routing_change.lock();
+        let before = self.routing();
+        let after = Arc::new(before.apply(update)?);
+        *self.routing.write() = after.clone();
+        let changed: HashSet<ChainId> = after
+            .chains
+            .values()
+            .filter(|chain| before.chains.get(&chain.id).is_none_or(|old| old.version < chain.version))
+            .map(|chain| chain.id)
+            .collect();
+        // A machine made from now on sees the new routing; those made before hear of it (S4).
+        for slot in self.table.slots_of(&changed) {
+            self.step_if_made(&slot, |view| Event::ViewChanged { view });
+        }
+        for key in self.table.dormant_of(&changed) {
+            if self.view(key.chain).is_member() {
+                self.redrive.push(Work::Wake(key));
+            }
+        }
+        self.lease.routing_known(after.version);
+        Ok(after.version)
+    }
+
+    pub fn targets(&self) -> Vec<TargetReport> {
+        let routing = self.routing();
+        let own = routing.chains.values().filter_map(|chain| {
+            let member = chain.members.iter().find(|member| member.node == self.id)?;
+            let usage = self.engine.usage(chain.id);
+            Some(TargetReport {
+                target: member.target,
+                chain: chain.id,
+                chain_version: chain.version,
+                chunks: usage.chunks,
+                used_bytes: usage.page_bytes,
+                bad: self.is_bad(),
+            })
+        });
+        let mut own: Vec<TargetReport> = own.collect();
+        own.sort_by_key(|report| report.chain);
+        own
+    }
+
+    pub fn chain_states(&self) -> Vec<ChainStatus> {
+        let routing = self.routing();
+        let mut states: Vec<ChainStatus> = routing
+            .chains
+            .values()
+            .filter_map(|chain| {
+                let member = chain.members.iter().find(|member| member.node == self.id)?;
+                let pending = self.pending_count(chain.id);
+                Some(ChainStatus { chain: chain.id, version: chain.version, state: member.state, pending })
+            })
+            .collect();
+        states.sort_by_key(|state| state.chain);
+        states
+    }
+
+    pub fn pending_count(&self, chain: ChainId) -> usize {
+        let chains = HashSet::from([chain]);
+        let awake = self.table.slots_of(&chains);
+        let awake = awake.iter().filter(|slot| {
+            slot.state.lock().machine.as_ref().is_some_and(|machine| machine.pending().is_some())
+        });
+        awake.count() + self.table.dormant_of(&chains).len()
+    }
+
+    // Machines --------------------------------------------------------------------------------------------
+
+    pub fn new_ticket(&self) -> Ticket {
+        Ticket(self.tickets.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Steps the chunk's machine, which is made first if need be, and hands out what it orders.
+    pub fn step(&self, slot: &SlotRef, event: Event) -> Result<(), Status> {
+        let mut state = slot.state.lock();
+        self.make(slot.key, &mut state)?;
+        self.step_made(slot, &mut state, event);
+        Ok(())
+    }
+
+    fn step_if_made(&self, slot: &SlotRef, event: impl FnOnce(View) -> Event) {
+        let mut state = slot.state.lock();
+        if state.machine.is_some() {
+            let event = event(self.view(slot.key.chain));
+            self.step_made(slot, &mut state, event);
+        }
+    }
+
+    fn step_made(&self, slot: &SlotRef, state: &mut SlotState, event: Event) {
+        let machine = state.machine.as_mut().expect("made before");
+        let effects = machine.step(event);
+        let orphan = machine.is_orphan();
+        for effect in effects {
+            self.post(slot, state, effect);
+        }
+        if orphan && !state.redrive_queued {
+            state.redrive_queued = true;
+            self.redrive.push_later(slot.clone());
+        }
+    }
+
+    /// To the caller it is for, or to the redrive threads if that one has left.
+    fn post(&self, slot: &SlotRef, state: &mut SlotState, effect: Effect) {
+        let owner = match &effect {
+            Effect::Reply { ticket, .. } => {
+                if let Some((mailbox, place)) = state.callers.remove(ticket) {
+                    mailbox.post(place, effect);
+                }
+                return;
+            }
+            Effect::Serve { ticket } => {
+                if let Some((mailbox, place)) = state.callers.remove(ticket) {
+                    mailbox.post(place, effect);
+                }
+                return;
+            }
+            Effect::Stage { owner, .. } | Effect::Push { owner, .. } => Some(*owner),
+            Effect::Forward { owner, .. }
+            | Effect::Commit { owner, .. }
+            | Effect::Drop { owner, .. }
+            | Effect::Stalled { owner, .. } => *owner,
+        };
+        match owner.and_then(|owner| state.callers.get(&owner)) {
+            Some((mailbox, place)) => mailbox.post(*place, effect),
+            // What is stalled is an orphan, and queued as such.
+            None if matches!(effect, Effect::Stalled { .. }) => {}
+            None => self.redrive.push(Work::Carry(slot.clone(), effect)),
+        }
+    }
+
+    fn make(&self, key: ChunkKey, state: &mut SlotState) -> Result<(), Status> {
+        if state.machine.is_some() {
+            return Ok(());
+        }
+        let found = self.engine.lookup(key)?;
+        let stored = found.map_or(Stored::default(), |found| Stored {
+            committed: found.committed.map_or(Stamp::default(), |committed| committed.stamp),
+            removed: found.committed.is_some_and(|committed| committed.removed),
+            pending: found.pending.map(|pending| StoredPending {
+                stamp: pending.stamp,
+                op: pending.op,
+                tag: pending.tag,
+            }),
+            writers: found.writers,
+        });
+        self.table.awake(&key);
+        state.machine = Some(Replica::open(self.view(key.chain), stored));
+        Ok(())
+    }
+
+    /// Memory of our own for a payload: nobody else changes it while it is staged and forwarded.
+    pub fn buffer(&self, len: usize) -> Result<Placement, Status> {
+        if len <= self.buffers.buffer_bytes()
+            && let Some(buffer) = self.buffers.try_take()
+        {
+            return Ok(buffer.into_placement().slice(0..len));
+        }
+        Placement::private(len).map_err(|_| Status::Busy)
+    }
+
+    /// Length of the committed content; 0 if there is none.
+    pub fn length(&self, key: ChunkKey) -> u32 {
+        let found = self.engine.lookup(key).ok().flatten().and_then(|state| state.committed);
+        found.map_or(0, |committed| committed.length)
+    }
+
+}
+
+/// A running node: its data server and its threads.
+pub struct StorageServer {
+    pub(super) node: Arc<Node>,
+    server: Server,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl StorageServer {
+    /// Opens the directory and begins to listen. Without routing and lease every request is refused.
+    pub fn start(options: NodeOptions) -> Result<StorageServer> {
+        let engine = Engine::open(&options.directory, options.engine.clone()).map_err(opening)?;
+        let pending = engine.open_report().pending.clone();
+        let claims = pb::Claims { role: Role::Service as i32, ..pb::Claims::default() };
+        let credential: Credential = options.secret.mint(&claims);
+        let node = Arc::new(Node {
+            id: options.node,
+            engine,
+            table: Table::new(pending),
+            peers: Peers::new(credential, options.transport, options.connections_per_peer),
+            lease: Lease::default(),
+            redrive: Redrive::default(),
+            repairs: Repairs::default(),
+            counters: Counters::default(),
+            sync_updates: options.sync_updates,
+            buffers: BufferPool::new(BUFFER_BYTES, BUFFERS)?,
+            routing: RwLock::default(),
+            routing_change: Mutex::default(),
+            tickets: AtomicU64::new(1),
+            bad: AtomicBool::new(false),
+            wiping: Mutex::default(),
+            stopping: AtomicBool::new(false),
+        });
+        let mut server = ServerOptions::new(options.secret);
+        server.tcp = options.tcp;
+        server.unix = options.unix;
+        server.threads_max = options.threads_max;
+        let server = Server::start(server, node.clone())?;
+        let mut threads = Vec::new();
+        for _ in 0..REDRIVE_THREADS {
+            let node = node.clone();
+            let builder = std::thread::Builder::new().name("luciola-redrive".into());
+            threads.push(builder.spawn(move || redrive::run(&node))?);
+        }
+        let repairer = node.clone();
+        let builder = std::thread::Builder::new().name("luciola-repair".into());
+        threads.push(builder.spawn(move || repair::run(&repairer))?);
+        Ok(StorageServer { node, server, threads: Mutex::new(threads) })
+    }
+
+    pub fn id(&self) -> NodeId {
+        self.node.id
+    }
+
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.server.tcp_address()
+    }
+
+    /// Applies a snapshot or a delta of the manager's; returns the version then known.
+    pub fn set_routing(&self, update: pb::Routing) -> Result<u64> {
+        self.node.set_routing(update)
+    }
+
+    /// `until_ns` on the monotonic clock; see [`Lease`].
+    pub fn set_lease(&self, until_ns: u64, routing_version: u64) {
+        let known = self.node.routing().version;
+        self.node.lease.set(until_ns, routing_version, known);
+        // Routing may have become that new since it was looked at.
+        self.node.lease.routing_known(self.node.routing().version);
+    }
+
+    pub fn drop_lease(&self) {
+        self.node.lease.drop_now();
+    }
+
+    pub fn lease_left(&self) -> Duration {
+        Duration::from_nanos(self.node.lease.left_ns())
+    }
+
+    pub fn targets(&self) -> Vec<TargetReport> {
+        self.node.targets()
+    }
+
+    pub fn chain_states(&self) -> Vec<ChainStatus> {
+        self.node.chain_states()
+    }
+
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let mut all = self.node.counters.snapshot();
+        all.push(("connections", self.server.connection_count() as u64));
+        all.push(("machines", self.node.table.len() as u64));
+        all
+    }
+
+    /// Stops serving, waits for the threads, and makes everything durable. Idempotent.
+    pub fn stop(&self) {
+        self.end();
+        if let Err(status) = self.node.engine.sync() {
+            log::error!("node {}: the last sync failed: {status}", self.node.id);
+        }
+    }
+
+    /// As `kill -9` would end it, as far as that is possible within one process: nothing is synced.
+    #[doc(hidden)]
+    pub fn end(&self) {
+        self.node.stopping.store(true, Ordering::Release);
+        self.node.lease.drop_now();
+        self.server.stop();
+        self.node.redrive.stop();
+        self.node.repairs.stop();
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            if thread.join().is_err() {
+                log::error!("node {}: a thread has panicked", self.node.id);
+            }
+        }
+        self.node.peers.clear();
+    }
+}
+
+impl Drop for StorageServer {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn opening(error: chunk::OpenError) -> Error {
+    use chunk::OpenError::*;
+    let kind = match &error {
+        Locked { .. } => Kind::Busy,
+        Foreign { .. } | Newer { .. } | Option(_) => Kind::ConfigError,
+        Damaged { .. } => Kind::CorruptData,
+        Io { .. } | Index { .. } => Kind::Other,
+    };
+    Error::new(kind, error.to_string())
+}
+
+/// The latest moment for something that nobody waits for.
+pub fn within(limit: Duration) -> Instant {
+    Instant::now() + limit
+}

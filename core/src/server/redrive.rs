@@ -1,0 +1,136 @@
+//! What no caller carries out: pending versions whose caller has left, or that a restart found on disk.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::counters::count;
+use super::node::{Node, within};
+use super::peers::Send;
+use super::table::SlotRef;
+use crate::craq::{Effect, Event};
+use crate::types::{ChunkKey, Status};
+
+/// Pause before an orphan is sent again.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long one send may take: as long as the slowest disk of the chain.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most that one thread takes at once.
+const TAKE_MAX: usize = 32;
+
+/// One thing to do.
+#[derive(Debug)]
+pub enum Work {
+    /// A pending version is on disk and has no machine.
+    Wake(ChunkKey),
+    Retry(SlotRef),
+    Carry(SlotRef, Effect),
+}
+
+/// The queue of the redrive threads. It holds at most a few entries for each chunk that has a machine.
+#[derive(Debug, Default)]
+pub struct Redrive {
+    queue: Mutex<Queue>,
+    arrived: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    ready: VecDeque<Work>,
+    later: VecDeque<(Instant, SlotRef)>,
+    stopped: bool,
+}
+
+impl Redrive {
+    pub fn push(&self, work: Work) {
+        let mut queue = self.queue.lock();
+        if !queue.stopped {
+            queue.ready.push_back(work);
+            self.arrived.notify_one();
+        }
+    }
+
+    pub fn push_later(&self, slot: SlotRef) {
+        let mut queue = self.queue.lock();
+        if !queue.stopped {
+            queue.later.push_back((Instant::now() + PAUSE, slot));
+            self.arrived.notify_one();
+        }
+    }
+
+    /// Some work, waiting for it; `None` when it is time to end.
+    fn take(&self) -> Option<Vec<Work>> {
+        let mut queue = self.queue.lock();
+        loop {
+            if queue.stopped {
+                return None;
+            }
+            let now = Instant::now();
+            while queue.later.front().is_some_and(|(at, _)| *at <= now) {
+                let (_, slot) = queue.later.pop_front().expect("looked at it");
+                queue.ready.push_back(Work::Retry(slot));
+            }
+            if !queue.ready.is_empty() {
+                let count = queue.ready.len().min(TAKE_MAX);
+                return Some(queue.ready.drain(..count).collect());
+            }
+            match queue.later.front().map(|(at, _)| *at) {
+                Some(at) => drop(self.arrived.wait_until(&mut queue, at)),
+                None => self.arrived.wait(&mut queue),
+            }
+        }
+    }
+
+    pub fn stop(&self) {
+        let mut queue = self.queue.lock();
+        queue.stopped = true;
+        let rest = std::mem::take(&mut *queue);
+        queue.stopped = true;
+        self.arrived.notify_all();
+        drop(queue);
+        // Outside of the lock: giving up a slot locks its shard.
+        drop(rest);
+    }
+}
+
+/// The body of a redrive thread.
+pub fn run(node: &Arc<Node>) {
+    while let Some(work) = node.redrive.take() {
+        let mut sends = Vec::new();
+        for work in work {
+            match work {
+                Work::Wake(key) => {
+                    let slot = node.table.slot(key);
+                    count(&node.counters.redriven);
+                    node.report(&slot, Event::Retry);
+                }
+                Work::Retry(slot) => {
+                    slot.state.lock().redrive_queued = false;
+                    count(&node.counters.redriven);
+                    node.report(&slot, Event::Retry);
+                }
+                Work::Carry(slot, effect @ (Effect::Commit { .. } | Effect::Drop { .. })) => {
+                    node.settle(&slot, &effect);
+                }
+                Work::Carry(slot, effect @ Effect::Forward { .. }) => {
+                    sends.push(Send { slot, effect, payload: None });
+                }
+                Work::Carry(slot, Effect::Push { attempt, .. }) => {
+                    // Its caller has left before it was sent.
+                    let result = Err(Status::Timeout);
+                    node.report(&slot, Event::Answered { attempt, result });
+                }
+                Work::Carry(slot, Effect::Stage { .. }) => {
+                    let result = Err(Status::Timeout);
+                    node.report(&slot, Event::Staged { result });
+                }
+                Work::Carry(..) => {}
+            }
+        }
+        if !sends.is_empty() {
+            node.send(sends, within(SEND_TIMEOUT));
+        }
+    }
+}

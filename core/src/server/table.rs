@@ -1,0 +1,169 @@
+//! The machines of the chunks for which something is going on.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::craq::{Effect, Replica, Ticket};
+use crate::types::{ChainId, ChunkKey};
+
+const SHARDS: usize = 64;
+
+/// Where a caller's thread receives what the machines order for it: the place of the operation in its batch,
+/// and the order.
+#[derive(Debug, Default)]
+pub struct Mailbox {
+    mail: Mutex<VecDeque<(usize, Effect)>>,
+    arrived: Condvar,
+}
+
+impl Mailbox {
+    pub fn post(&self, place: usize, effect: Effect) {
+        self.mail.lock().push_back((place, effect));
+        self.arrived.notify_one();
+    }
+
+    pub fn take_all(&self) -> VecDeque<(usize, Effect)> {
+        std::mem::take(&mut self.mail.lock())
+    }
+
+    /// What has arrived, waiting for something until `deadline`.
+    pub fn wait(&self, deadline: Instant) -> VecDeque<(usize, Effect)> {
+        let mut mail = self.mail.lock();
+        while mail.is_empty() && !self.arrived.wait_until(&mut mail, deadline).timed_out() {}
+        std::mem::take(&mut mail)
+    }
+}
+
+/// One chunk.
+#[derive(Debug)]
+pub struct Slot {
+    pub key: ChunkKey,
+    pub state: Mutex<SlotState>,
+}
+
+#[derive(Debug, Default)]
+pub struct SlotState {
+    /// `None` until the engine has been asked.
+    pub machine: Option<Replica>,
+    pub callers: HashMap<Ticket, (Arc<Mailbox>, usize)>,
+    /// A redrive of this chunk is queued.
+    pub redrive_queued: bool,
+}
+
+impl SlotState {
+    fn is_forgettable(&self) -> bool {
+        self.callers.is_empty() && self.machine.as_ref().is_none_or(Replica::is_at_rest)
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    slot: Arc<Slot>,
+    /// References given out, counted under the lock of the shard.
+    users: usize,
+}
+
+#[derive(Debug)]
+pub struct Table {
+    shards: Vec<Mutex<HashMap<ChunkKey, Entry>>>,
+    hasher: RandomState,
+    /// Chunks without a machine whose pending version is on disk: found at the start, or left there when the
+    /// replica was taken out of its chain.
+    dormant: Mutex<HashSet<ChunkKey>>,
+}
+
+impl Table {
+    pub fn new(pending: impl IntoIterator<Item = ChunkKey>) -> Arc<Table> {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        let dormant = Mutex::new(pending.into_iter().collect());
+        Arc::new(Table { shards, hasher: RandomState::new(), dormant })
+    }
+
+    fn shard(&self, key: &ChunkKey) -> &Mutex<HashMap<ChunkKey, Entry>> {
+        &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
+    }
+
+    /// The slot of a chunk; it exists at least as long as the reference.
+    pub fn slot(self: &Arc<Table>, key: ChunkKey) -> SlotRef {
+        let mut shard = self.shard(&key).lock();
+        let new = || Entry { slot: Arc::new(Slot { key, state: Mutex::default() }), users: 0 };
+        self.refer(shard.entry(key).or_insert_with(new))
+    }
+
+    fn refer(self: &Arc<Table>, entry: &mut Entry) -> SlotRef {
+        entry.users += 1;
+        SlotRef { table: self.clone(), slot: entry.slot.clone() }
+    }
+
+    /// Those slots of `chains` that exist now.
+    pub fn slots_of(self: &Arc<Table>, chains: &HashSet<ChainId>) -> Vec<SlotRef> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            let wanted = shard.values_mut().filter(|entry| chains.contains(&entry.slot.key.chain));
+            found.extend(wanted.map(|entry| self.refer(entry)));
+        }
+        found
+    }
+
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    pub fn dormant_of(&self, chains: &HashSet<ChainId>) -> Vec<ChunkKey> {
+        self.dormant.lock().iter().filter(|key| chains.contains(&key.chain)).copied().collect()
+    }
+
+    /// A machine has been made for it.
+    pub fn awake(&self, key: &ChunkKey) {
+        self.dormant.lock().remove(key);
+    }
+
+    fn release(&self, slot: &Arc<Slot>) {
+        let mut shard = self.shard(&slot.key).lock();
+        let entry = shard.get_mut(&slot.key).expect("an entry exists while it is referred to");
+        entry.users -= 1;
+        if entry.users > 0 {
+            return;
+        }
+        let state = slot.state.lock();
+        if state.is_forgettable() {
+            if state.machine.as_ref().is_some_and(|machine| machine.pending().is_some()) {
+                self.dormant.lock().insert(slot.key);
+            }
+            shard.remove(&slot.key);
+        }
+    }
+}
+
+/// A slot that stays in the table while this exists.
+#[derive(Debug)]
+pub struct SlotRef {
+    table: Arc<Table>,
+    slot: Arc<Slot>,
+}
+
+impl Clone for SlotRef {
+    fn clone(&self) -> SlotRef {
+        self.table.slot(self.key)
+    }
+}
+
+impl Deref for SlotRef {
+    type Target = Slot;
+
+    fn deref(&self) -> &Slot {
+        &self.slot
+    }
+}
+
+impl Drop for SlotRef {
+    fn drop(&mut self) {
+        self.table.release(&self.slot);
+    }
+}
