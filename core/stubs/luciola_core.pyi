@@ -97,7 +97,7 @@ class StorageNode:
         routing has reached `routing_version` (of the heartbeat's reply): chains may have changed meanwhile.
         """
     def drop_lease(self) -> None:
-        """Serve nothing from now on. Returns when no request that began under the lease is still being read."""
+        """Serve nothing from now on. Reads that began before may still be answered: they began under the lease."""
     def lease_left_s(self) -> float: ...
     def targets(self) -> list[tuple[int, int, int, int, int, bool]]:
         """This node's replicas: (target, chain, chain version, chunks, used bytes, bad).
@@ -142,7 +142,8 @@ class StorageNode:
         """
     def wipe_chain(self, chain: int) -> None:
         """Forget every chunk of a chain this node is not a serving member of."""
-    def purge_tombstones(self, chain: int, before_unix_ms: int, limit: int) -> int: ...
+    def purge_tombstones(self, chain: int, before_unix_ms: int, limit: int) -> int:
+        """Forget old tombstones of a chain with one member; on longer chains they stay and this does nothing."""
     def sync(self) -> None:
         """Make everything acknowledged durable against power loss."""
     def space(self) -> tuple[int, int, int]:

@@ -4,11 +4,13 @@
 
 pub mod client;
 pub mod error;
+pub mod server;
 
 use pyo3::prelude::*;
 
 #[pymodule]
 fn luciola_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    client::register(module)
+    client::register(module)?;
+    server::register(module)
 }

@@ -23,7 +23,7 @@ use crate::client::routing::Routing;
 use crate::craq::{Effect, Event, Replica, Stored, StoredPending, Ticket, View};
 use crate::error::{Error, Kind, Result};
 use crate::net::{Credential, Secret, Server, ServerOptions};
-use crate::types::{ChainId, ChainVersion, ChunkKey, NodeId, Stamp, Status, TargetId, TargetState, Version};
+use crate::types::{ChainId, ChainVersion, ChunkKey, NodeId, Stamp, Status, TargetId, TargetState};
 use crate::wire::pb;
 use crate::wire::pb::claims::Role;
 
@@ -307,7 +307,6 @@ impl Node {
         let found = self.engine.lookup(key).ok().flatten().and_then(|state| state.committed);
         found.map_or(0, |committed| committed.length)
     }
-
 }
 
 /// A running node: its data server and its threads.

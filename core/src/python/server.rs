@@ -1,0 +1,309 @@
+//! Class `StorageNode`: the storage server as the Python process of a node drives it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use prost::Message;
+use pyo3::prelude::*;
+
+use crate::error::{Error, Kind};
+use crate::net::Secret;
+use crate::server::{NodeOptions, StorageServer};
+use crate::types::{ChainId, ChainVersion, ChunkId, ClientId, ContentId, NodeId, RequestTag, TargetState};
+use crate::wire::pb::{self, PublicState};
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyStorageNode>()
+}
+
+type Name = (u64, u32);
+
+/// One storage node: the chunks in a directory, served over the data plane.
+#[pyclass(frozen, name = "StorageNode", module = "luciola_core")]
+pub struct PyStorageNode {
+    /// `None` after `stop`.
+    server: RwLock<Option<Arc<StorageServer>>>,
+    tcp_address: String,
+}
+
+impl PyStorageNode {
+    fn server(&self) -> PyResult<Arc<StorageServer>> {
+        let server = self.server.read().clone();
+        Ok(server.ok_or_else(|| Error::new(Kind::Unavailable, "the storage node has stopped"))?)
+    }
+
+    /// What `work` returns, without the GIL.
+    fn run<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&StorageServer) -> crate::error::Result<T> + Send,
+    ) -> PyResult<T> {
+        let server = self.server()?;
+        Ok(py.detach(move || work(&server))?)
+    }
+}
+
+#[pymethods]
+impl PyStorageNode {
+    #[new]
+    #[pyo3(signature = (node_id, directory, *, secret, tcp = "127.0.0.1:0", socket = None, threads_max = 512,
+        reserve_bytes = 256 << 20, durability = "write", index_cache_bytes = 128 << 20))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        py: Python<'_>,
+        node_id: u32,
+        directory: PathBuf,
+        secret: &[u8],
+        tcp: &str,
+        socket: Option<PathBuf>,
+        threads_max: usize,
+        reserve_bytes: u64,
+        durability: &str,
+        index_cache_bytes: usize,
+    ) -> PyResult<PyStorageNode> {
+        let secret = secret.try_into().map_err(|_| Error::invalid("a cluster secret has 32 bytes"))?;
+        let mut options = NodeOptions::new(NodeId(node_id), directory, Secret::new(secret));
+        let address =
+            tcp.parse().map_err(|_| Error::invalid(format!("{tcp:?} is not an address and a port")))?;
+        options.tcp = Some(address);
+        options.unix = socket;
+        options.threads_max = threads_max;
+        options.engine.reserve_bytes = reserve_bytes;
+        options.engine.cache_bytes = index_cache_bytes;
+        options.sync_updates = match durability {
+            "write" => false,
+            "sync" => true,
+            other => return Err(Error::invalid(format!("durability {other:?} is not write or sync")).into()),
+        };
+        let server = py.detach(|| StorageServer::start(options))?;
+        let tcp_address = server.tcp_address().map_or_else(String::new, |address| address.to_string());
+        Ok(PyStorageNode { server: RwLock::new(Some(Arc::new(server))), tcp_address })
+    }
+
+    fn tcp_address(&self) -> &str {
+        &self.tcp_address
+    }
+
+    fn set_routing(&self, py: Python<'_>, routing: &[u8]) -> PyResult<u64> {
+        let routing = pb::Routing::decode(routing)
+            .map_err(|error| Error::new(Kind::CorruptData, format!("routing cannot be decoded: {error}")))?;
+        self.run(py, move |server| server.set_routing(routing))
+    }
+
+    fn set_lease(&self, until_s: f64, routing_version: u64) -> PyResult<()> {
+        // A time before the clock's start, or no number, is a lease that has ended.
+        self.server()?.set_lease((until_s.max(0.0) * 1e9) as u64, routing_version);
+        Ok(())
+    }
+
+    fn drop_lease(&self) -> PyResult<()> {
+        self.server()?.drop_lease();
+        Ok(())
+    }
+
+    fn lease_left_s(&self) -> PyResult<f64> {
+        Ok(self.server()?.lease_left().as_secs_f64())
+    }
+
+    fn targets(&self, py: Python<'_>) -> PyResult<Vec<(u64, u32, u64, u64, u64, bool)>> {
+        self.run(py, |server| {
+            let reports = server.targets().into_iter();
+            Ok(reports
+                .map(|report| {
+                    let (target, chain) = (report.target.0, report.chain.0);
+                    let version = report.chain_version.0;
+                    (target, chain, version, report.chunks, report.used_bytes, report.bad)
+                })
+                .collect())
+        })
+    }
+
+    fn chain_states(&self, py: Python<'_>) -> PyResult<Vec<(u32, u64, i32, usize)>> {
+        self.run(py, |server| {
+            let states = server.chain_states().into_iter();
+            Ok(states
+                .map(|state| {
+                    (state.chain.0, state.version.0, public_state(state.state) as i32, state.pending)
+                })
+                .collect())
+        })
+    }
+
+    #[pyo3(signature = (chain, after, limit))]
+    #[allow(clippy::type_complexity)]
+    fn list_chunks(
+        &self,
+        py: Python<'_>,
+        chain: u32,
+        after: Option<Name>,
+        limit: usize,
+    ) -> PyResult<Vec<(u64, u32, u64, u64, u32, u32, bool, bool, u64)>> {
+        self.run(py, |server| {
+            let lines = server.list_chunks(ChainId(chain), after.map(chunk_id), limit)?.into_iter();
+            Ok(lines
+                .map(|line| {
+                    let (content, index) = name(line.chunk);
+                    let (version, chain_version) = (line.stamp.version.0, line.stamp.chain_version.0);
+                    let pending = line.pending.map_or(0, |version| version.0);
+                    let has_pending = line.pending.is_some();
+                    let (length, crc) = (line.length, line.crc32c);
+                    (content, index, version, chain_version, length, crc, has_pending, line.removed, pending)
+                })
+                .collect())
+        })
+    }
+
+    fn last_chunk(
+        &self,
+        py: Python<'_>,
+        chain: u32,
+        chain_version: u64,
+        content: u64,
+    ) -> PyResult<Option<(u32, u32, u64, u64)>> {
+        self.run(py, |server| {
+            let summary =
+                server.last_chunk(ChainId(chain), ChainVersion(chain_version), ContentId(content))?;
+            Ok(summary.last.map(|(index, length)| (index, length, summary.chunk_count, summary.total_bytes)))
+        })
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn remove_chunks(
+        &self,
+        py: Python<'_>,
+        chain: u32,
+        chain_version: u64,
+        content: u64,
+        first_index: u32,
+        limit: usize,
+        client: u64,
+        sequence: u64,
+    ) -> PyResult<(usize, bool)> {
+        let tag = RequestTag { client: ClientId(client), sequence };
+        let (chain, version) = (ChainId(chain), ChainVersion(chain_version));
+        self.run(py, |server| {
+            server.remove_chunks(chain, version, ContentId(content), first_index, limit, tag)
+        })
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn truncate_chunk(
+        &self,
+        py: Python<'_>,
+        chain: u32,
+        chain_version: u64,
+        content: u64,
+        index: u32,
+        length: u32,
+        client: u64,
+        sequence: u64,
+    ) -> PyResult<()> {
+        let tag = RequestTag { client: ClientId(client), sequence };
+        let (chain, version) = (ChainId(chain), ChainVersion(chain_version));
+        self.run(py, |server| server.truncate_chunk(chain, version, chunk_id((content, index)), length, tag))
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn sync_chunks(
+        &self,
+        py: Python<'_>,
+        chain: u32,
+        chain_version: u64,
+        chunks: Vec<Name>,
+    ) -> PyResult<(usize, Vec<(u64, u32, String)>)> {
+        let chunks: Vec<ChunkId> = chunks.into_iter().map(chunk_id).collect();
+        self.run(py, |server| {
+            let report = server.sync_chunks(ChainId(chain), ChainVersion(chain_version), &chunks)?;
+            let failed = report.failed.into_iter().map(|(chunk, status)| {
+                let (content, index) = name(chunk);
+                (content, index, format!("{status:?}"))
+            });
+            Ok((report.equal, failed.collect()))
+        })
+    }
+
+    #[pyo3(signature = (chain, timeout_s = 10.0))]
+    fn commit_pending(&self, py: Python<'_>, chain: u32, timeout_s: f64) -> PyResult<usize> {
+        let timeout = Duration::try_from_secs_f64(timeout_s)
+            .map_err(|_| Error::invalid(format!("{timeout_s} is not a timeout")))?;
+        self.run(py, |server| Ok(server.commit_pending(ChainId(chain), timeout)))
+    }
+
+    #[pyo3(signature = (chain, after, limit, repair))]
+    #[allow(clippy::type_complexity)]
+    fn scrub(
+        &self,
+        py: Python<'_>,
+        chain: u32,
+        after: Option<Name>,
+        limit: usize,
+        repair: bool,
+    ) -> PyResult<(u64, u64, Vec<(u64, u32, u64)>, u64, Option<Name>)> {
+        self.run(py, |server| {
+            let report = server.scrub(ChainId(chain), after.map(chunk_id), limit, repair)?;
+            let damaged = report.damaged.into_iter().map(|(chunk, version)| {
+                let (content, index) = name(chunk);
+                (content, index, version.0)
+            });
+            Ok((report.chunks, report.bytes, damaged.collect(), report.repaired, report.last.map(name)))
+        })
+    }
+
+    fn wipe_chain(&self, py: Python<'_>, chain: u32) -> PyResult<()> {
+        self.run(py, |server| server.wipe_chain(ChainId(chain)))
+    }
+
+    fn purge_tombstones(
+        &self,
+        py: Python<'_>,
+        chain: u32,
+        before_unix_ms: u64,
+        limit: usize,
+    ) -> PyResult<usize> {
+        self.run(py, |server| server.purge_tombstones(ChainId(chain), before_unix_ms, limit))
+    }
+
+    fn sync(&self, py: Python<'_>) -> PyResult<()> {
+        self.run(py, StorageServer::sync)
+    }
+
+    fn space(&self, py: Python<'_>) -> PyResult<(u64, u64, u64)> {
+        self.run(py, |server| {
+            let space = server.space()?;
+            Ok((space.capacity_bytes, space.free_bytes, space.used_bytes))
+        })
+    }
+
+    fn counters(&self, py: Python<'_>) -> PyResult<std::collections::HashMap<&'static str, u64>> {
+        self.run(py, |server| Ok(server.counters().into_iter().collect()))
+    }
+
+    fn stop(&self, py: Python<'_>) {
+        py.detach(|| {
+            let server = self.server.write().take();
+            if let Some(server) = server {
+                server.stop();
+            }
+        });
+    }
+}
+
+fn chunk_id((content, index): Name) -> ChunkId {
+    ChunkId { content: ContentId(content), index }
+}
+
+fn name(chunk: ChunkId) -> Name {
+    (chunk.content.0, chunk.index)
+}
+
+fn public_state(state: TargetState) -> PublicState {
+    match state {
+        TargetState::Serving => PublicState::Serving,
+        TargetState::LastServing => PublicState::Lastsrv,
+        TargetState::Syncing => PublicState::Syncing,
+        TargetState::Waiting => PublicState::Waiting,
+        TargetState::Offline => PublicState::Offline,
+    }
+}
