@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod error;
+pub mod mount;
 pub mod server;
 
 use pyo3::prelude::*;
@@ -12,5 +13,6 @@ use pyo3::prelude::*;
 fn luciola_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     client::register(module)?;
+    mount::register(module)?;
     server::register(module)
 }
