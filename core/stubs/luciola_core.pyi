@@ -1,14 +1,34 @@
 """The native module: storage node, client, mount and rings. See `core/src/python`."""
 
+import builtins
 import os
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import Literal, TypeAlias, final
+
+from _typeshed import ReadableBuffer, WriteableBuffer
 
 __version__: str
 
+Stat: TypeAlias = tuple[int, int, int, int, int, int, int, int, int, int, int, int]
+"""(inode, type, permissions, links, uid, gid, device, length, atime, mtime, ctime, birth), times in nanoseconds."""
+
+@final
+class Buffer:
+    """Page-aligned shared memory, which storage nodes on this host place bytes into directly.
+
+    Views of it (memoryview, numpy, torch) are recognised by `File` and `Ring`.
+    """
+
+    def __new__(cls, length: int) -> Buffer: ...
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
 @final
 class Client:
-    """One client of a cluster. Raises the classes of `luciola.errors`."""
+    """One client of a cluster. Raises the classes of `luciola.errors`.
+
+    Names are paths from the root. Refuses use in a process that was forked from its own.
+    """
 
     def __new__(
         cls,
@@ -29,7 +49,110 @@ class Client:
     ) -> Client: ...
     @property
     def id(self) -> int: ...
+    @property
+    def cluster_id(self) -> str: ...
+    def open(
+        self,
+        name: bytes,
+        *,
+        read: bool = False,
+        write: bool = False,
+        append: bool = False,
+        truncate: bool = False,
+        direct: bool = False,
+        follow: bool = True,
+        permissions: int | None = None,
+        exclusive: bool = False,
+    ) -> File:
+        """`permissions`: of a new file, umask applied; `None`: it must exist."""
+    def stat(self, name: bytes, *, follow: bool = True) -> Stat: ...
+    def list(
+        self, inode: int, after: bytes, *, with_attributes: bool = False
+    ) -> tuple[builtins.list[tuple[bytes, int, int, Stat | None]], bool]:
+        """One page of a directory, after the name `after`: (name, inode, type, attributes), and whether it goes on."""
+    def mkdir(self, name: bytes, permissions: int, *, parents: bool = False) -> None: ...
+    def unlink(self, name: bytes) -> None: ...
+    def rmdir(self, name: bytes) -> None: ...
+    def remove_tree(self, name: bytes) -> None:
+        """Remove a directory and everything below it, at the metadata service."""
+    def rename(
+        self, source: bytes, target: bytes, *, no_replace: bool = False, exchange: bool = False
+    ) -> None: ...
+    def symlink(self, target: bytes, name: bytes) -> None: ...
+    def readlink(self, name: bytes) -> bytes: ...
+    def link(self, source: bytes, target: bytes, *, follow: bool = False) -> None: ...
+    def set_attributes(
+        self,
+        name: bytes,
+        *,
+        follow: bool = True,
+        permissions: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        length: int | None = None,
+        atime_ns: int | None = None,
+        mtime_ns: int | None = None,
+        times_now: bool = False,
+    ) -> None:
+        """Change what is given; `times_now`: both times become the service's now."""
+    def statfs(self) -> tuple[int, int, int]:
+        """(capacity, free bytes, inodes)."""
+    def get_xattr(self, name: bytes, attribute: bytes, *, follow: bool = True) -> bytes: ...
+    def set_xattr(
+        self, name: bytes, attribute: bytes, value: bytes, *, flags: int = 0, follow: bool = True
+    ) -> None:
+        """`flags` of setxattr(2): 1 must not exist, 2 must exist."""
+    def list_xattr(self, name: bytes, *, follow: bool = True) -> builtins.list[bytes]: ...
+    def remove_xattr(self, name: bytes, attribute: bytes, *, follow: bool = True) -> None: ...
+    def real_path(self, name: bytes) -> bytes:
+        """The path of a directory without symbolic links, "." and ".."."""
+    def ring(self, entries: int) -> Ring: ...
+    def flush(self) -> None:
+        """Everything written through this client so far is acknowledged and seen by others."""
+    def close(self) -> None:
+        """Write back what is dirty, end the session, say goodbye. Idempotent."""
+
+@final
+class File:
+    """One open file. May be used by several threads. Refuses use in a forked process."""
+
+    def read_into(self, buffer: WriteableBuffer, offset: int) -> int:
+        """Bytes placed: fewer than fit only at the end of the file."""
+    def read(self, offset: int, length: int) -> bytes: ...
+    def write(self, data: ReadableBuffer, offset: int | None) -> int:
+        """Write all of `data`, at the end for `None`. Returns the offset it went to."""
+    def truncate(self, length: int) -> None: ...
+    def flush(self) -> None:
+        """Other clients that open the file now see everything. Raises the first error of a write-back, once."""
+    def fsync(self, *, data_only: bool = False) -> None: ...
+    def length(self) -> int:
+        """As this client knows it."""
+    def refresh(self) -> int:
+        """The length, asked anew."""
+    def stat(self) -> Stat: ...
+    @property
+    def inode(self) -> int: ...
     def close(self) -> None: ...
+
+@final
+class Ring:
+    """Reads and writes in flight. Made by `Client.ring`."""
+
+    def submit(
+        self, submissions: Sequence[tuple[File, int, ReadableBuffer, int, int, bool, int]]
+    ) -> int:
+        """Take (file, offset, buffer, offset in it, length, write, user data) while there is room; how many."""
+    def drain(self, most: int, least: int, timeout_s: float | None = None) -> list[tuple[int, int]]:
+        """Up to `most` results (user data, bytes or negative errno), waiting for `least` of them."""
+    def fileno(self) -> int:
+        """An eventfd that is readable while there are results."""
+    @property
+    def entries(self) -> int: ...
+    @property
+    def in_flight(self) -> int:
+        """Submitted and not drained yet."""
+    def close(self) -> None:
+        """Wait for what is in flight; its results may still be drained."""
 
 @final
 class Mount:

@@ -36,6 +36,9 @@ function is fastest, then one that returns an asyncio.Future, then `async def` (
         inode = client.call(methods.Meta.lookup, LookupRequest(parent=1, name=b"a"), timeout_s=5).inode
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from . import methods
 from .cluster import Cluster, load_cluster, save_cluster
 from .credentials import (
@@ -51,8 +54,19 @@ from .credentials import (
     verify,
 )
 from .lane import AsyncLaneClient, LaneClient, LaneServer, format_address, parse_address
-from .routing import RoutingTable, follow_routing
-from .rpc import RpcClient, RpcClients, RpcServer
+
+if TYPE_CHECKING:
+    from .routing import RoutingTable, follow_routing
+    from .rpc import RpcClient, RpcClients, RpcServer
+
+# What needs gRPC is imported when it is used: programs that only connect do not wait for it.
+_LATER = {
+    "RoutingTable": "routing",
+    "RpcClient": "rpc",
+    "RpcClients": "rpc",
+    "RpcServer": "rpc",
+    "follow_routing": "routing",
+}
 
 __all__ = [
     "ADMIN",
@@ -80,3 +94,9 @@ __all__ = [
     "save_cluster",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(f".{_LATER[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,49 +5,52 @@ ours: its text stays in the log of the service, the caller learns that it happen
 """
 
 import errno as _errno
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import grpc
 from google.protobuf.message import DecodeError
 
 from ..errors import Error, Unavailable, from_code
 from .pb import common_pb2
 
+if TYPE_CHECKING:
+    import grpc  # at run time only where it is spoken: clients of the lane do not wait for it
+
 TRAILER: Final = "luciola-error-bin"
 TEXT_CHARS_MAX: Final = 1024  # of a message or field: trailing metadata is limited to 8 KiB by peers
 
-STATUS: Final[dict[str, grpc.StatusCode]] = {
-    "error": grpc.StatusCode.INTERNAL,
-    "not_found": grpc.StatusCode.NOT_FOUND,
-    "already_exists": grpc.StatusCode.ALREADY_EXISTS,
-    "not_a_directory": grpc.StatusCode.FAILED_PRECONDITION,
-    "is_a_directory": grpc.StatusCode.FAILED_PRECONDITION,
-    "not_empty": grpc.StatusCode.FAILED_PRECONDITION,
-    "permission_denied": grpc.StatusCode.PERMISSION_DENIED,
-    "unauthenticated": grpc.StatusCode.UNAUTHENTICATED,
-    "invalid_argument": grpc.StatusCode.INVALID_ARGUMENT,
-    "no_space": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "unsupported": grpc.StatusCode.UNIMPLEMENTED,
-    "corrupt_data": grpc.StatusCode.DATA_LOSS,
-    "unavailable": grpc.StatusCode.UNAVAILABLE,
-    "timeout": grpc.StatusCode.DEADLINE_EXCEEDED,
-    "busy": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "conflict": grpc.StatusCode.ABORTED,
-    "maybe_committed": grpc.StatusCode.UNKNOWN,
-    "stale_routing": grpc.StatusCode.FAILED_PRECONDITION,
-    "config_error": grpc.StatusCode.INVALID_ARGUMENT,
+# Names of `grpc.StatusCode`.
+STATUS: Final[dict[str, str]] = {
+    "error": "INTERNAL",
+    "not_found": "NOT_FOUND",
+    "already_exists": "ALREADY_EXISTS",
+    "not_a_directory": "FAILED_PRECONDITION",
+    "is_a_directory": "FAILED_PRECONDITION",
+    "not_empty": "FAILED_PRECONDITION",
+    "permission_denied": "PERMISSION_DENIED",
+    "unauthenticated": "UNAUTHENTICATED",
+    "invalid_argument": "INVALID_ARGUMENT",
+    "no_space": "RESOURCE_EXHAUSTED",
+    "unsupported": "UNIMPLEMENTED",
+    "corrupt_data": "DATA_LOSS",
+    "unavailable": "UNAVAILABLE",
+    "timeout": "DEADLINE_EXCEEDED",
+    "busy": "RESOURCE_EXHAUSTED",
+    "conflict": "ABORTED",
+    "maybe_committed": "UNKNOWN",
+    "stale_routing": "FAILED_PRECONDITION",
+    "config_error": "INVALID_ARGUMENT",
 }
 
 # What a status without our trailer means: it was made by gRPC itself, not by a service.
-_CODES: Final[dict[grpc.StatusCode, str]] = {
-    grpc.StatusCode.UNAVAILABLE: "unavailable",
-    grpc.StatusCode.DEADLINE_EXCEEDED: "timeout",
-    grpc.StatusCode.CANCELLED: "unavailable",
-    grpc.StatusCode.UNIMPLEMENTED: "unsupported",
-    grpc.StatusCode.UNAUTHENTICATED: "unauthenticated",
-    grpc.StatusCode.PERMISSION_DENIED: "permission_denied",
-    grpc.StatusCode.RESOURCE_EXHAUSTED: "busy",
-    grpc.StatusCode.INVALID_ARGUMENT: "invalid_argument",
+_CODES: Final[dict[str, str]] = {
+    "UNAVAILABLE": "unavailable",
+    "DEADLINE_EXCEEDED": "timeout",
+    "CANCELLED": "unavailable",
+    "UNIMPLEMENTED": "unsupported",
+    "UNAUTHENTICATED": "unauthenticated",
+    "PERMISSION_DENIED": "permission_denied",
+    "RESOURCE_EXHAUSTED": "busy",
+    "INVALID_ARGUMENT": "invalid_argument",
 }
 
 
@@ -91,9 +94,9 @@ def decode_bytes(payload: bytes) -> Error:
         return Unavailable("the service's answer cannot be read")
 
 
-def from_status(code: grpc.StatusCode, details: str | None, *, address: str) -> Error:
+def from_status(code: "grpc.StatusCode", details: str | None, *, address: str) -> Error:
     """The error for a status that gRPC made itself."""
-    name = _CODES.get(code, Error.code)
+    name = _CODES.get(code.name, Error.code)
     return from_code(name, f"{address}: {details or code.name}")
 
 

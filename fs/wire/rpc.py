@@ -163,7 +163,7 @@ async def _abort(context: "grpc.aio.ServicerContext[Any, Any]", error: Exception
     else:
         log.error("grpc: a call failed", exc_info=error)
         message = wire_errors.unexpected()
-    status = wire_errors.STATUS.get(message.code, grpc.StatusCode.INTERNAL)
+    status = grpc.StatusCode[wire_errors.STATUS.get(message.code, "INTERNAL")]
     await context.abort(status, message.message, ((wire_errors.TRAILER, message.SerializeToString()),))
     raise AssertionError("abort raises")
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::ahead::ReadAhead;
 use super::inode::{OpenInode, Place, Through};
@@ -138,6 +139,12 @@ impl File {
             return Err(Error::invalid("the file is not open for that").with_errno(Errno::BADF));
         }
         Ok(())
+    }
+
+    /// Asks the metadata service what it knows: another client may have written.
+    pub fn refresh(&self) -> Result<()> {
+        self.check(true)?;
+        self.inode.refresh(&self.who, Duration::ZERO)
     }
 
     fn through(&self) -> Through {

@@ -212,13 +212,17 @@ impl Client {
 
     /// Attributes, with what was written here and not told yet.
     pub fn stat(&self, who: &Who, path: pb::Path, follow: bool) -> Result<pb::Inode> {
-        let inode = self.shared.meta.stat(who, path, follow)?;
+        self.shared.meta.stat(who, path, follow).map(|inode| self.seen(&inode))
+    }
+
+    /// An inode as the metadata service just described it, with what was written here and not told yet.
+    pub fn seen(&self, inode: &pb::Inode) -> pb::Inode {
         match self.shared.find(inode.id) {
             Some(open) => {
-                open.adopt(&inode);
-                Ok(open.seen())
+                open.adopt(inode);
+                open.seen()
             }
-            None => Ok(inode),
+            None => inode.clone(),
         }
     }
 

@@ -4,24 +4,61 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
-use crate::client::{Client, Options, Transport};
-use crate::error::Error;
-use crate::wire::pb::NodeKind;
+use super::file::PyFile;
+use super::forked::Forked;
+use super::memory::PyMemory;
+use super::ring::PyRing;
+use crate::client::{Client, CreateOptions, OpenOptions, Options, Transport, inode_path, set_attributes};
+use crate::error::{Error, Kind};
+use crate::wire::pb::{self, NodeKind};
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<PyClient>()
+    module.add_class::<PyClient>()?;
+    module.add_class::<PyFile>()?;
+    module.add_class::<PyMemory>()?;
+    module.add_class::<PyRing>()
 }
 
 /// One client of a cluster. `Mount` takes it too.
 #[pyclass(frozen, name = "Client", module = "luciola_core")]
 pub struct PyClient {
-    client: Arc<Client>,
+    client: Forked<Arc<Client>>,
+}
+
+/// (inode, type, permissions, links, uid, gid, device, length, atime, mtime, ctime, birth) with times in nanoseconds.
+pub type Stat = (u64, i32, u32, u32, u32, u32, u32, u64, i64, i64, i64, u64);
+
+/// (name, inode, type, attributes)
+type Listed<'py> = (Bound<'py, PyBytes>, u64, i32, Option<Stat>);
+
+pub fn stat(inode: &pb::Inode) -> Stat {
+    (
+        inode.id,
+        inode.r#type,
+        inode.permissions,
+        inode.link_count,
+        inode.uid,
+        inode.gid,
+        inode.device,
+        inode.length,
+        inode.atime_ns,
+        inode.mtime_ns,
+        inode.ctime_ns,
+        inode.birth_ns,
+    )
+}
+
+/// A path from the root.
+fn path(path: &[u8]) -> pb::Path {
+    pb::Path { at: 1, path: path.to_vec() }
 }
 
 impl PyClient {
-    pub fn client(&self) -> &Arc<Client> {
-        &self.client
+    /// Errors: `InvalidArgument` in a process that was forked from its own.
+    pub fn client(&self) -> Result<&Arc<Client>, Error> {
+        self.client.get()
     }
 }
 
@@ -61,16 +98,290 @@ impl PyClient {
         options.attribute_timeout = Duration::from_millis(attribute_timeout_ms);
         options.transport = transport.parse::<Transport>()?;
         let client = py.detach(|| Client::connect(options))?;
-        Ok(PyClient { client })
+        Ok(PyClient { client: Forked::new("client", client) })
     }
 
     /// The random number that names this client in the cluster.
     #[getter]
-    fn id(&self) -> u64 {
-        self.client.id().0
+    fn id(&self) -> PyResult<u64> {
+        Ok(self.client()?.id().0)
+    }
+
+    #[getter]
+    fn cluster_id(&self) -> PyResult<String> {
+        Ok(self.client()?.cluster_id())
+    }
+
+    /// `permissions`: of a new file, umask applied; `None`: it must exist.
+    #[pyo3(signature = (name, *, read = false, write = false, append = false, truncate = false, direct = false,
+        follow = true, permissions = None, exclusive = false))]
+    #[allow(clippy::too_many_arguments)]
+    fn open(
+        &self,
+        py: Python<'_>,
+        name: &[u8],
+        read: bool,
+        write: bool,
+        append: bool,
+        truncate: bool,
+        direct: bool,
+        follow: bool,
+        permissions: Option<u32>,
+        exclusive: bool,
+    ) -> PyResult<PyFile> {
+        let client = self.client()?;
+        let options = OpenOptions { read, write, append, truncate, direct, follow };
+        let who = client.who();
+        let file = py.detach(|| match permissions {
+            None => client.open(who, path(name), options),
+            Some(permissions) => {
+                client.create(who, path(name), options, CreateOptions { permissions, exclusive })
+            }
+        })?;
+        Ok(PyFile::new(file))
+    }
+
+    #[pyo3(signature = (name, *, follow = true))]
+    fn stat(&self, py: Python<'_>, name: &[u8], follow: bool) -> PyResult<Stat> {
+        let client = self.client()?;
+        Ok(stat(&py.detach(|| client.stat(client.who(), path(name), follow))?))
+    }
+
+    /// One page of a directory, after the name `after`: its entries, and whether there are more.
+    #[pyo3(signature = (inode, after, *, with_attributes = false))]
+    fn list<'py>(
+        &self,
+        py: Python<'py>,
+        inode: u64,
+        after: &[u8],
+        with_attributes: bool,
+    ) -> PyResult<(Vec<Listed<'py>>, bool)> {
+        let client = self.client()?;
+        let request = pb::ListRequest {
+            inode,
+            after: after.to_vec(),
+            with_inodes: with_attributes,
+            ..Default::default()
+        };
+        let reply = py.detach(|| client.meta().list(client.who(), request))?;
+        let listed = |entry: pb::Dentry| {
+            let name = PyBytes::new(py, &entry.name);
+            (
+                name,
+                entry.inode,
+                entry.r#type,
+                entry.attributes.as_ref().map(|inode| stat(&client.seen(inode))),
+            )
+        };
+        Ok((reply.entries.into_iter().map(listed).collect(), reply.more))
+    }
+
+    #[pyo3(signature = (name, permissions, *, parents = false))]
+    fn mkdir(&self, py: Python<'_>, name: &[u8], permissions: u32, parents: bool) -> PyResult<()> {
+        let client = self.client()?;
+        py.detach(|| client.meta().mkdir(client.who(), path(name), permissions, parents))?;
+        Ok(())
+    }
+
+    fn unlink(&self, py: Python<'_>, name: &[u8]) -> PyResult<()> {
+        let client = self.client()?;
+        py.detach(|| client.meta().unlink(client.who(), path(name)))?;
+        Ok(())
+    }
+
+    fn rmdir(&self, py: Python<'_>, name: &[u8]) -> PyResult<()> {
+        let client = self.client()?;
+        Ok(py.detach(|| client.meta().rmdir(client.who(), path(name)))?)
+    }
+
+    /// Removes a directory and everything below it, at the metadata service.
+    fn remove_tree(&self, py: Python<'_>, name: &[u8]) -> PyResult<()> {
+        let client = self.client()?;
+        Ok(py.detach(|| client.meta().remove_tree(client.who(), path(name)))?)
+    }
+
+    #[pyo3(signature = (source, target, *, no_replace = false, exchange = false))]
+    fn rename(
+        &self,
+        py: Python<'_>,
+        source: &[u8],
+        target: &[u8],
+        no_replace: bool,
+        exchange: bool,
+    ) -> PyResult<()> {
+        let client = self.client()?;
+        let request = pb::RenameRequest {
+            source: Some(path(source)),
+            target: Some(path(target)),
+            no_replace,
+            exchange,
+            ..Default::default()
+        };
+        py.detach(|| client.meta().rename(client.who(), request))?;
+        Ok(())
+    }
+
+    fn symlink(&self, py: Python<'_>, target: &[u8], name: &[u8]) -> PyResult<()> {
+        let client = self.client()?;
+        py.detach(|| client.meta().symlink(client.who(), path(name), target))?;
+        Ok(())
+    }
+
+    fn readlink<'py>(&self, py: Python<'py>, name: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+        let client = self.client()?;
+        let inode = py.detach(|| client.meta().stat(client.who(), path(name), false))?;
+        if inode.r#type() != pb::FileType::Symlink {
+            return Err(Error::invalid("not a symbolic link").into());
+        }
+        Ok(PyBytes::new(py, &inode.symlink_target))
+    }
+
+    #[pyo3(signature = (source, target, *, follow = false))]
+    fn link(&self, py: Python<'_>, source: &[u8], target: &[u8], follow: bool) -> PyResult<()> {
+        let client = self.client()?;
+        py.detach(|| client.meta().link(client.who(), path(source), path(target), follow))?;
+        Ok(())
+    }
+
+    /// Changes what is given. Times in nanoseconds; `times_now`: both become the service's now.
+    #[pyo3(signature = (name, *, follow = true, permissions = None, uid = None, gid = None, length = None,
+        atime_ns = None, mtime_ns = None, times_now = false))]
+    #[allow(clippy::too_many_arguments)]
+    fn set_attributes(
+        &self,
+        py: Python<'_>,
+        name: &[u8],
+        follow: bool,
+        permissions: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        length: Option<u64>,
+        atime_ns: Option<i64>,
+        mtime_ns: Option<i64>,
+        times_now: bool,
+    ) -> PyResult<()> {
+        let client = self.client()?;
+        py.detach(|| {
+            let inode = client.meta().stat(client.who(), path(name), follow)?;
+            let request = pb::SetAttrRequest {
+                path: Some(inode_path(inode.id)),
+                permissions,
+                uid,
+                gid,
+                length,
+                atime_ns,
+                mtime_ns,
+                atime_now: times_now,
+                mtime_now: times_now,
+                ..Default::default()
+            };
+            set_attributes(client.shared(), client.who(), request)
+        })?;
+        Ok(())
+    }
+
+    /// (capacity, free bytes, inodes)
+    fn statfs(&self, py: Python<'_>) -> PyResult<(u64, u64, u64)> {
+        let client = self.client()?;
+        let space = py.detach(|| client.meta().stat_fs(client.who()))?;
+        Ok((space.capacity_bytes, space.free_bytes, space.inode_count))
+    }
+
+    #[pyo3(signature = (name, attribute, *, follow = true))]
+    fn get_xattr<'py>(
+        &self,
+        py: Python<'py>,
+        name: &[u8],
+        attribute: &[u8],
+        follow: bool,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let client = self.client()?;
+        let value = py.detach(|| {
+            let inode = client.meta().stat(client.who(), path(name), follow)?.id;
+            client.meta().get_xattr(client.who(), inode, attribute)
+        })?;
+        Ok(PyBytes::new(py, &value))
+    }
+
+    /// `flags` of setxattr(2): 1 must not exist, 2 must exist.
+    #[pyo3(signature = (name, attribute, value, *, flags = 0, follow = true))]
+    fn set_xattr(
+        &self,
+        py: Python<'_>,
+        name: &[u8],
+        attribute: &[u8],
+        value: &[u8],
+        flags: u32,
+        follow: bool,
+    ) -> PyResult<()> {
+        let client = self.client()?;
+        Ok(py.detach(|| {
+            let inode = client.meta().stat(client.who(), path(name), follow)?.id;
+            client.meta().set_xattr(client.who(), inode, attribute, value, flags)
+        })?)
+    }
+
+    #[pyo3(signature = (name, *, follow = true))]
+    fn list_xattr<'py>(
+        &self,
+        py: Python<'py>,
+        name: &[u8],
+        follow: bool,
+    ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        let client = self.client()?;
+        let names = py.detach(|| {
+            let inode = client.meta().stat(client.who(), path(name), follow)?.id;
+            client.meta().list_xattr(client.who(), inode)
+        })?;
+        Ok(names.iter().map(|name| PyBytes::new(py, name)).collect())
+    }
+
+    #[pyo3(signature = (name, attribute, *, follow = true))]
+    fn remove_xattr(&self, py: Python<'_>, name: &[u8], attribute: &[u8], follow: bool) -> PyResult<()> {
+        let client = self.client()?;
+        Ok(py.detach(|| {
+            let inode = client.meta().stat(client.who(), path(name), follow)?.id;
+            client.meta().remove_xattr(client.who(), inode, attribute)
+        })?)
+    }
+
+    /// The path without symbolic links, "." and "..".
+    fn real_path<'py>(&self, py: Python<'py>, name: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+        let client = self.client()?;
+        let real = py.detach(|| {
+            let inode = client.meta().stat(client.who(), path(name), true)?;
+            if inode.r#type() != pb::FileType::Directory {
+                return Err(Error::new(Kind::NotADirectory, "only a directory has one real path"));
+            }
+            client.meta().real_path(client.who(), inode.id)
+        })?;
+        Ok(PyBytes::new(py, &real))
+    }
+
+    fn ring(&self, entries: usize) -> PyResult<PyRing> {
+        Ok(PyRing::new(self.client()?, entries)?)
+    }
+
+    /// Everything written through this client so far is acknowledged and seen by others.
+    fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        let client = self.client()?;
+        Ok(py.detach(|| client.flush())?)
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        Ok(py.detach(|| self.client.close())?)
+        if self.client.is_foreign() {
+            return Ok(());
+        }
+        let client = self.client()?;
+        Ok(py.detach(|| client.close())?)
+    }
+}
+
+impl Drop for PyClient {
+    fn drop(&mut self) {
+        if let Some(client) = self.client.take() {
+            // Closing waits for threads and the network: never with the GIL.
+            Python::attach(|py| py.detach(|| drop(client)));
+        }
     }
 }

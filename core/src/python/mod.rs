@@ -4,7 +4,10 @@
 
 pub mod client;
 pub mod error;
-pub mod mount;
+mod file;
+mod forked;
+mod memory;
+mod ring;
 pub mod server;
 
 use pyo3::prelude::*;
@@ -13,6 +16,5 @@ use pyo3::prelude::*;
 fn luciola_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     client::register(module)?;
-    mount::register(module)?;
     server::register(module)
 }

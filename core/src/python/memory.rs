@@ -1,0 +1,98 @@
+//! Memory of Python objects as placements, and the class `Buffer`: shared memory that Python can see.
+//!
+//! `unsafe` is allowed here because the buffer protocol is made of raw pointers: a bytes-like object promises, as
+//! long as its view is held, that its memory stays where it is. That promise becomes a placement's `keep`.
+//! Bytes may change while they are moved if the program writes to its own buffer meanwhile: it then gets torn bytes.
+#![allow(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::ffi::c_int;
+use std::ptr::NonNull;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::{PyBufferError, PyValueError};
+use pyo3::ffi;
+use pyo3::prelude::*;
+
+use crate::buffer::{Placement, Region, page_align};
+use crate::error::Error;
+
+/// Regions of living `Buffer`s by address: a view of one, by whatever library, is recognised.
+static REGIONS: Mutex<BTreeMap<usize, Weak<Region>>> = Mutex::new(BTreeMap::new());
+
+/// Page-aligned memory in a region that storage nodes on this host place bytes into directly.
+#[pyclass(frozen, name = "Buffer", module = "luciola_core")]
+pub struct PyMemory {
+    region: Arc<Region>,
+    length: usize,
+}
+
+#[pymethods]
+impl PyMemory {
+    #[new]
+    fn new(length: usize) -> PyResult<PyMemory> {
+        if length == 0 {
+            return Err(PyValueError::new_err("a buffer has at least one byte"));
+        }
+        let region = Region::create(page_align(length)).map_err(Error::from)?;
+        REGIONS.lock().insert(region.as_ptr() as usize, Arc::downgrade(&region));
+        Ok(PyMemory { region, length })
+    }
+
+    fn __len__(&self) -> usize {
+        self.length
+    }
+
+    /// # Safety
+    /// Called by Python with a valid `view`.
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        if view.is_null() {
+            return Err(PyBufferError::new_err("no view"));
+        }
+        let memory = slf.get();
+        let (start, length) = (memory.region.as_ptr(), memory.length as ffi::Py_ssize_t);
+        // SAFETY: the region holds at least `length` bytes and lives as long as `slf`, which the view refers to.
+        let outcome = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start.cast(), length, 0, flags) };
+        if outcome == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+    }
+}
+
+impl Drop for PyMemory {
+    fn drop(&mut self) {
+        REGIONS.lock().remove(&(self.region.as_ptr() as usize));
+    }
+}
+
+/// The bytes of `object` as a placement that keeps them alive. Memory of a `Buffer` is recognised, also through a
+/// view (memoryview, numpy, torch).
+pub fn placement(object: &Bound<'_, PyAny>, writable: bool) -> PyResult<Placement> {
+    let view = PyBuffer::<u8>::get(object)
+        .or_else(|_| Err(PyBufferError::new_err("a bytes-like object of single bytes is expected")))?;
+    if !view.is_c_contiguous() {
+        return Err(PyBufferError::new_err("the buffer must be contiguous"));
+    }
+    if writable && view.readonly() {
+        return Err(PyBufferError::new_err("the buffer is read-only"));
+    }
+    let (start, length) = (view.buf_ptr() as usize, view.len_bytes());
+    let known = region_at(start, length);
+    let pointer = NonNull::new(view.buf_ptr().cast::<u8>()).unwrap_or(NonNull::dangling());
+    let keep = Arc::new(view);
+    if let Some((region, offset)) = known
+        && let Some(placement) = region.placement(offset, length)
+    {
+        return Ok(placement.kept_by(keep));
+    }
+    // SAFETY: the view holds `length` bytes at `pointer` (none if it is empty) until it is released, which `keep`
+    // does; Python hands out no references into them.
+    Ok(unsafe { Placement::from_raw(pointer, length, writable, keep) })
+}
+
+fn region_at(start: usize, length: usize) -> Option<(Arc<Region>, usize)> {
+    let regions = REGIONS.lock();
+    let (&first, region) = regions.range(..=start).next_back()?;
+    let region = region.upgrade()?;
+    (start + length <= first + region.len()).then(|| (region, start - first))
+}

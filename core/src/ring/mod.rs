@@ -1,0 +1,268 @@
+//! Many reads and writes in flight at once: submit them, go on, take the results later.
+//!
+//! A few threads take what was submitted in batches, so that many reads of many files travel in one frame to each
+//! node. An eventfd is readable while there are results. The order of results is unspecified.
+//!
+//! Invariants:
+//! - G1 Entries submitted and not yet drained are at most `entries`: nobody waits for room, `submit` says how many
+//!   it has taken.
+//! - G2 Every entry taken gives exactly one completion, also when the ring is closed.
+//! - G3 A placement is kept until its completion is drained, so its memory is nobody else's before.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+
+use crate::buffer::Placement;
+use crate::client::{File, Place, Shared, Through};
+use crate::error::{Error, Result};
+
+/// Most entries of a ring.
+pub const ENTRIES_MAX: usize = 65_536;
+/// Threads of a ring: each has one batch under way.
+const THREADS: usize = 4;
+/// Entries and bytes that one thread takes at a time.
+const BATCH_ENTRIES: usize = 64;
+const BATCH_BYTES: usize = 8 << 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Read,
+    /// Acknowledged by the chains when it completes; durable after fsync.
+    Write,
+}
+
+/// One read or write.
+pub struct Entry {
+    pub file: Arc<File>,
+    pub offset: u64,
+    pub buffer: Placement,
+    pub direction: Direction,
+    /// Comes back with the completion.
+    pub user_data: u64,
+}
+
+pub struct Completion {
+    pub user_data: u64,
+    /// Bytes read or written; fewer than asked only at the end of the file.
+    pub result: Result<usize>,
+    /// Keeps the memory until the completion is taken (G3).
+    pub buffer: Placement,
+}
+
+#[derive(Default)]
+struct Queues {
+    submitted: VecDeque<Entry>,
+    completed: VecDeque<Completion>,
+    /// Taken by a thread, without a completion yet.
+    working: usize,
+    closed: bool,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    queues: Mutex<Queues>,
+    /// Entries were submitted, or the ring was closed.
+    submitted: Condvar,
+    completed: Condvar,
+    event: OwnedFd,
+}
+
+pub struct Ring {
+    inner: Arc<Inner>,
+    entries: usize,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Ring {
+    /// A ring for `entries` reads and writes at once.
+    pub fn new(shared: Arc<Shared>, entries: usize) -> Result<Ring> {
+        if entries == 0 || entries > ENTRIES_MAX {
+            return Err(Error::invalid(format!("a ring has 1 to {ENTRIES_MAX} entries, not {entries}")));
+        }
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let inner = Arc::new(Inner {
+            shared,
+            queues: Mutex::default(),
+            submitted: Condvar::new(),
+            completed: Condvar::new(),
+            event,
+        });
+        let mut threads = Vec::new();
+        for _ in 0..THREADS.min(entries) {
+            let inner = inner.clone();
+            threads.push(thread::Builder::new().name("luciola-ring".to_owned()).spawn(move || inner.work())?);
+        }
+        Ok(Ring { inner, entries, threads: Mutex::new(threads) })
+    }
+
+    pub fn entries(&self) -> usize {
+        self.entries
+    }
+
+    /// Readable while there are completions to drain.
+    pub fn event(&self) -> BorrowedFd<'_> {
+        self.inner.event.as_fd()
+    }
+
+    /// Takes as many entries as there is room for, in order; returns the rest.
+    ///
+    /// Errors: `InvalidArgument` when the ring is closed; nothing was taken then.
+    pub fn submit(&self, entries: Vec<Entry>) -> Result<Vec<Entry>> {
+        let mut entries = VecDeque::from(entries);
+        let mut queues = self.inner.queues.lock();
+        if queues.closed {
+            return Err(Error::invalid("the ring is closed").with_errno(Errno::BADF));
+        }
+        let room = self.entries - queues.submitted.len() - queues.working - queues.completed.len();
+        let rest = entries.split_off(room.min(entries.len()));
+        queues.submitted.extend(entries);
+        drop(queues);
+        self.inner.submitted.notify_all();
+        Ok(rest.into())
+    }
+
+    /// Entries submitted and not drained yet.
+    pub fn in_flight(&self) -> usize {
+        let queues = self.inner.queues.lock();
+        queues.submitted.len() + queues.working + queues.completed.len()
+    }
+
+    /// Takes up to `most` completions, waiting until there are `least` or `timeout` has passed (`None`: for ever).
+    /// Waits for no more than are in flight.
+    pub fn drain(&self, most: usize, least: usize, timeout: Option<Duration>) -> Vec<Completion> {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let mut queues = self.inner.queues.lock();
+        loop {
+            let pending = queues.submitted.len() + queues.working;
+            if queues.completed.len() >= least.min(most) || pending == 0 {
+                break;
+            }
+            match deadline {
+                None => self.inner.completed.wait(&mut queues),
+                Some(deadline) => {
+                    if self.inner.completed.wait_until(&mut queues, deadline).timed_out() {
+                        break;
+                    }
+                }
+            }
+        }
+        let count = most.min(queues.completed.len());
+        let taken = queues.completed.drain(..count).collect();
+        if queues.completed.is_empty() {
+            // EAGAIN: the counter is zero already.
+            let _ = rustix::io::read(&self.inner.event, &mut [0u8; 8]);
+        }
+        taken
+    }
+
+    /// Finishes what was submitted, then ends the threads. Completions may still be drained. Idempotent.
+    pub fn close(&self) {
+        self.inner.queues.lock().closed = true;
+        self.inner.submitted.notify_all();
+        for thread in self.threads.lock().drain(..) {
+            // A panic of the thread has been reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Inner {
+    fn work(&self) {
+        loop {
+            let batch = {
+                let mut queues = self.queues.lock();
+                while queues.submitted.is_empty() {
+                    if queues.closed {
+                        return;
+                    }
+                    self.submitted.wait(&mut queues);
+                }
+                queues.take_batch()
+            };
+            let completions = self.carry_out(batch);
+            let mut queues = self.queues.lock();
+            queues.working -= completions.len();
+            queues.completed.extend(completions);
+            drop(queues);
+            // Written after the queue was filled: whoever sees the event finds the completion. It cannot overflow.
+            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+            self.completed.notify_all();
+        }
+    }
+
+    fn carry_out(&self, batch: Vec<Entry>) -> Vec<Completion> {
+        let mut plans = Vec::new();
+        let mut planned = Vec::new();
+        let mut completions = Vec::with_capacity(batch.len());
+        for entry in batch {
+            let plan = match entry.direction {
+                Direction::Read if entry.file.options().read => {
+                    entry.file.inode().plan_read(entry.offset, &entry.buffer)
+                }
+                _ => None,
+            };
+            match plan {
+                Some(plan) => {
+                    plans.push(plan);
+                    planned.push(entry);
+                }
+                None => completions.push(entry.carry_out()),
+            }
+        }
+        if !plans.is_empty() {
+            let results = self.shared.chunks.read_many(&plans);
+            assert_eq!(results.len(), planned.len(), "one result for each read");
+            completions.extend(planned.into_iter().zip(results).map(|(entry, result)| {
+                let length = entry.buffer.len();
+                entry.complete(result.map(|()| length))
+            }));
+        }
+        completions
+    }
+}
+
+impl Queues {
+    /// A fair share of what waits, bounded in entries and bytes.
+    fn take_batch(&mut self) -> Vec<Entry> {
+        let share = self.submitted.len().div_ceil(THREADS).min(BATCH_ENTRIES);
+        let mut batch = Vec::with_capacity(share);
+        let mut bytes = 0;
+        while batch.len() < share && bytes < BATCH_BYTES {
+            let Some(entry) = self.submitted.pop_front() else { break };
+            bytes += entry.buffer.len();
+            batch.push(entry);
+        }
+        self.working += batch.len();
+        batch
+    }
+}
+
+impl Entry {
+    fn carry_out(self) -> Completion {
+        let result = match self.direction {
+            Direction::Read => self.file.read_at(self.offset, &self.buffer),
+            Direction::Write => self
+                .file
+                .write_through(Place::At(self.offset), &self.buffer, false, Through::Direct)
+                .map(|_| self.buffer.len()),
+        };
+        self.complete(result)
+    }
+
+    fn complete(self, result: Result<usize>) -> Completion {
+        Completion { user_data: self.user_data, result, buffer: self.buffer }
+    }
+}

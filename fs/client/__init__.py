@@ -1,0 +1,44 @@
+"""What programs import: `connect`, and the objects it leads to.
+
+    with luciola.connect("/var/lib/luciola") as fs:          # data directory of a cluster on this machine
+        with fs.open("/data/part-0", "rb") as file:           # or "host:port" with a secret file or a token
+            header = file.read(64)
+        ring = fs.ring(128)                                   # many reads in flight, straight into buffers
+        ...
+        data = await fs.aio.read("/data/part-0")              # asyncio, over a ring
+
+    connection   which cluster, in whose name; one native client per process, also after fork
+    file_system  names and attributes
+    file         one open file
+    ring         submission and completion
+    aio          the same for asyncio
+    attributes   stat results and directory entries
+
+The work is done by `luciola_core`, which releases the GIL whenever it waits. Nothing here is cached except what the
+native client caches; every call of `stat`, `listdir` and `open` asks the metadata service.
+
+Fork: a `FileSystem` used in a forked child, or sent there by pickle, connects anew by itself, so DataLoader workers
+simply work. A `File` or `Ring` that was opened before the fork refuses use in the child.
+"""
+
+from luciola_core import Buffer
+
+from .aio import AsyncFile, AsyncFileSystem
+from .attributes import DirEntry
+from .connection import connect
+from .file import File
+from .file_system import FileSystem
+from .ring import Completion, Operation, Ring
+
+__all__ = [
+    "AsyncFile",
+    "AsyncFileSystem",
+    "Buffer",
+    "Completion",
+    "DirEntry",
+    "File",
+    "FileSystem",
+    "Operation",
+    "Ring",
+    "connect",
+]

@@ -1,0 +1,197 @@
+"""Which cluster, in whose name: how a program reaches it, and one native client in each process that does.
+
+C1  A connection is its parameters. The native client belongs to one process; in a child (fork, spawn, pickle) the
+    first use connects anew.
+C2  A client of another process is never used, closed or freed: its threads do not exist here.
+"""
+
+import atexit
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import luciola_core
+
+from ..config import ClientConfig, load
+from ..errors import Error, InvalidArgument, NotFound
+from ..wire.cluster import FILE_NAME, load_cluster
+from ..wire.credentials import CLIENT, TRUSTED, Token, load_secret, mint
+
+if TYPE_CHECKING:
+    from .file_system import FileSystem
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What identifies a connection; this is what is pickled."""
+
+    address: str  # data directory, or "host:port" of the lane of mgmtd
+    secret_file: str | None
+    token: str | None
+    config: ClientConfig
+
+    def resolve(self) -> tuple[str, Token]:
+        """Address and token. Raises: NotFound, InvalidArgument, PermissionDenied, ConfigError."""
+        if _is_address(self.address):
+            return self.address, self._token(self.secret_file)
+        data = Path(self.address)
+        if not data.is_dir():
+            raise NotFound(
+                "neither a data directory on this machine nor an address host:port", path=self.address
+            )
+        cluster = load_cluster(data / FILE_NAME)
+        return cluster.mgmtd_lane, self._token(self.secret_file or cluster.secret_file)
+
+    def _token(self, secret_file: str | None) -> Token:
+        if self.token is not None:
+            return Token.parse(self.token)
+        if secret_file is None:
+            raise InvalidArgument(
+                f"connecting to {self.address} needs secret_file=PATH (the cluster's secret, DATA/secret) "
+                "or token=TEXT (from `luciola token`)"
+            )
+        # Whoever holds the secret may mint any token; root without trust would be squashed to nobody.
+        role = TRUSTED if os.geteuid() == 0 else CLIENT
+        return mint(load_secret(Path(secret_file)), role=role)
+
+
+def _is_address(text: str) -> bool:
+    host, colon, port = text.rpartition(":")
+    return bool(colon and host and port.isdigit()) and "/" not in text
+
+
+class Connection:
+    """The native client of this process, made when it is first needed."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
+        self._lock = threading.Lock()
+        self._process = 0
+        self._client: luciola_core.Client | None = None
+        self._closed = False
+        _connections.add(self)
+
+    @property
+    def client(self) -> luciola_core.Client:
+        """Raises: InvalidArgument after `close`; whatever connecting raises."""
+        client = self._client
+        if client is not None and self._process == os.getpid():
+            return client
+        return self._connect()
+
+    def _connect(self) -> luciola_core.Client:
+        with self._lock:
+            if self._closed:
+                raise InvalidArgument("this file system is closed; connect again")
+            if self._client is None:
+                self._client = _connect(self.parameters)
+                self._process = os.getpid()
+            return self._client
+
+    def close(self) -> None:
+        """Writes back what is dirty and says goodbye. Raises: the first error of a write-back."""
+        with self._lock:
+            self._closed = True
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def after_fork(self) -> None:
+        """In the child: the lock may be held by a thread that is not here, and the client is the parent's."""
+        self._lock = threading.Lock()
+        if self._client is not None:
+            _foreign.append(self._client)
+            self._client = None
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+
+_connections: "weakref.WeakSet[Connection]" = weakref.WeakSet()
+_foreign: list[Any] = []  # clients of the parent process, kept so that nothing frees them (C2)
+
+
+def _after_fork() -> None:
+    for connection in list(_connections):
+        connection.after_fork()
+
+
+def _at_exit() -> None:
+    for connection in list(_connections):
+        # Nobody is left to be told; the native client has logged it.
+        with contextlib.suppress(OSError):
+            connection.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)
+
+
+def _connect(parameters: Parameters) -> luciola_core.Client:
+    address, token = parameters.resolve()
+    config = parameters.config
+    return luciola_core.Client(
+        [address],
+        token.claims,
+        token.key,
+        description=f"python {os.getpid()}",
+        deadline_ms=config.deadline_ms,
+        retry_first_ms=config.retry_first_ms,
+        retry_max_ms=config.retry_max_ms,
+        connections_per_node=config.connections_per_node,
+        write_buffer_bytes=config.write_buffer_bytes,
+        read_ahead_bytes=config.read_ahead_bytes,
+        attribute_timeout_ms=config.attribute_timeout_ms,
+        transport=config.transport,
+    )
+
+
+def connect(
+    address_or_data_dir: str | os.PathLike[str],
+    *,
+    secret_file: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+    config: ClientConfig | str | os.PathLike[str] | None = None,
+) -> "FileSystem":
+    """The file system of a cluster.
+
+    `address_or_data_dir`: the data directory of a cluster on this machine (`luciola up --data DIR`), whose secret is
+    used; or "host:port" of its manager, with the file that holds its secret, or a token made from it.
+    `config`: a ClientConfig, or a configuration file, whose [client] table is used.
+
+    Raises: NotFound if there is no such cluster here; InvalidArgument without a secret or token; Unauthenticated if
+    they are wrong; Unavailable if nobody answers within `deadline_ms`; PermissionDenied if the secret is not yours.
+    """
+    from .file_system import FileSystem
+
+    text = os.fspath(address_or_data_dir)
+    if not _is_address(text):
+        text = str(Path(text).absolute())
+    if not isinstance(config, ClientConfig):
+        config = ClientConfig() if config is None else load(Path(config)).client
+    secret = None if secret_file is None else str(Path(secret_file).absolute())
+    parameters = Parameters(text, secret, token, config)
+    file_system = FileSystem(Connection(parameters))
+    file_system.flush()  # connects: errors belong here, not to the first use
+    return file_system
+
+
+@contextlib.contextmanager
+def naming(path: object, second: object = None) -> Iterator[None]:
+    """Errors from within name the path, as those of `os` do."""
+    try:
+        yield
+    except Error as error:
+        if error.filename is None:
+            error.filename = path
+            error.filename2 = second
+        raise
+
+
+__all__ = ["Connection", "Parameters", "connect", "naming"]

@@ -1,0 +1,443 @@
+"""The names and attributes of a cluster, with the functions and the manners of `os` and `shutil`.
+
+Paths are `str`, `bytes` or path-like, always from the root: "data/x" is "/data/x". Names come back as `str`, decoded
+as `os.fsdecode` does. Errors are those of `luciola.errors`, which are also those of `os`, with `filename` set.
+"""
+
+import functools
+import io
+import os
+import stat as modes
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Final, Self
+
+from ..errors import AlreadyExists, Error, InvalidArgument, NotADirectory, NotFound
+from .attributes import BLOCK_BYTES, DirEntry, stat_result
+from .connection import Connection, Parameters, naming
+from .file import File
+from .ring import Ring
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+    from .aio import AsyncFileSystem
+
+StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+TEXT_BUFFER_BYTES: Final = 128 << 10
+
+
+def _name(path: StrPath) -> bytes:
+    return os.fsencode(path)
+
+
+@functools.lru_cache(maxsize=1)
+def _umask(_process: int) -> int:
+    """As it was when this process first made a file: reading it otherwise would set it for a moment."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o022
+
+
+class FileSystem:
+    """A cluster's files. Made by `luciola.connect`; may be shared by threads, pickled, and used after fork."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._aio: AsyncFileSystem | None = None
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Callable[[Parameters], "FileSystem"], tuple[Parameters]]:
+        return _restore, (self._connection.parameters,)
+
+    def __repr__(self) -> str:
+        return f"<luciola.FileSystem of {self._connection.parameters.address!r}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Writes back what is dirty, and says goodbye. Files that are still open are closed with it."""
+        self._connection.close()
+
+    def flush(self) -> None:
+        """Everything written through this file system so far is seen by others. Connects if need be."""
+        self._connection.client.flush()
+
+    @property
+    def cluster_id(self) -> str:
+        return self._connection.client.cluster_id
+
+    @property
+    def connection(self) -> Connection:
+        """For rings."""
+        return self._connection
+
+    @property
+    def aio(self) -> "AsyncFileSystem":
+        """The same files for asyncio."""
+        from .aio import AsyncFileSystem
+
+        with self._lock:
+            if self._aio is None:
+                self._aio = AsyncFileSystem(self)
+            return self._aio
+
+    def ring(self, entries: int = 128) -> Ring:
+        """A ring for that many reads and writes in flight."""
+        return Ring(self._connection.client.ring(entries))
+
+    # Files.
+
+    def open(  # noqa: PLR0913 (those of the built-in open)
+        self,
+        path: StrPath,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        *,
+        direct: bool = False,
+        permissions: int = 0o666,
+    ) -> IO[Any]:
+        """As the built-in `open`. In binary mode the result is a `File`, unless `buffering` is more than 1.
+
+        `direct`: writes return when every replica has them, and reads see what others have just written.
+        `permissions`: of a new file, less the umask.
+        """
+        binary = "b" in mode
+        if binary and (encoding is not None or errors is not None or newline is not None):
+            raise ValueError("binary mode takes no encoding, errors or newline")
+        if not binary and buffering == 0:
+            raise ValueError("text mode cannot be unbuffered")
+        file = self._open(path, mode, direct=direct, permissions=permissions)
+        if binary and buffering <= 1:
+            return file  # type: ignore[return-value]
+        buffered = _buffered(file, buffering if buffering > 1 else TEXT_BUFFER_BYTES)
+        if binary:
+            return buffered
+        text = io.TextIOWrapper(buffered, encoding, errors, newline, line_buffering=buffering == 1)
+        text.mode = mode  # type: ignore[misc]  # as the built-in open does
+        return text
+
+    def _open(self, path: StrPath, mode: str, *, direct: bool, permissions: int) -> File:
+        kinds = set(mode) & set("rwax")
+        if (
+            len(mode) != len(set(mode))
+            or set(mode) - set("rwaxbt+")
+            or len(kinds) != 1
+            or {"b", "t"} <= set(mode)
+        ):
+            raise ValueError(f"not a mode: {mode!r}")
+        kind = kinds.pop()
+        update = "+" in mode
+        with naming(path):
+            native = self._connection.client.open(
+                _name(path),
+                read=kind == "r" or update,
+                write=kind != "r" or update,
+                append=kind == "a",
+                truncate=kind == "w",
+                direct=direct,
+                permissions=None if kind == "r" else permissions & ~_umask(os.getpid()),
+                exclusive=kind == "x",
+            )
+        file = File(native, os.fsdecode(path), mode.replace("t", ""))
+        if kind == "a":
+            file.seek(0, os.SEEK_END)
+        return file
+
+    def read_into(self, path: StrPath, buffer: "WriteableBuffer", offset: int = 0) -> int:
+        """Fills `buffer` from `offset` of a file; returns the number of bytes, fewer only at its end."""
+        with self._open(path, "rb", direct=False, permissions=0) as file:
+            return file.pread_into(buffer, offset)
+
+    def read(self, path: StrPath, offset: int = 0, size: int = -1) -> bytes:
+        """The bytes of a file, all by default."""
+        with self._open(path, "rb", direct=False, permissions=0) as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def write(
+        self, path: StrPath, data: "bytes | bytearray | memoryview", *, permissions: int = 0o666
+    ) -> int:
+        """Makes `data` the whole content of a file; returns its length."""
+        with self._open(path, "wb", direct=False, permissions=permissions) as file:
+            return file.write(data)
+
+    def truncate(self, path: StrPath, length: int) -> None:
+        with naming(path):
+            self._connection.client.set_attributes(_name(path), length=_unsigned(length, "a length"))
+
+    # Attributes.
+
+    def stat(self, path: StrPath, *, follow_symlinks: bool = True) -> os.stat_result:
+        with naming(path):
+            return stat_result(self._connection.client.stat(_name(path), follow=follow_symlinks))
+
+    def lstat(self, path: StrPath) -> os.stat_result:
+        return self.stat(path, follow_symlinks=False)
+
+    def exists(self, path: StrPath) -> bool:
+        """False also for a link that leads nowhere. Raises: what is not about the path itself."""
+        return self._mode(path) is not None
+
+    def isdir(self, path: StrPath) -> bool:
+        return modes.S_ISDIR(self._mode(path) or 0)
+
+    def isfile(self, path: StrPath) -> bool:
+        return modes.S_ISREG(self._mode(path) or 0)
+
+    def _mode(self, path: StrPath) -> int | None:
+        try:
+            return self.stat(path).st_mode
+        except (NotFound, NotADirectory):
+            return None
+
+    def chmod(self, path: StrPath, mode: int, *, follow_symlinks: bool = True) -> None:
+        with naming(path):
+            self._connection.client.set_attributes(
+                _name(path), permissions=modes.S_IMODE(mode), follow=follow_symlinks
+            )
+
+    def chown(self, path: StrPath, uid: int, gid: int, *, follow_symlinks: bool = True) -> None:
+        """-1 leaves the owner or the group as it is."""
+        with naming(path):
+            self._connection.client.set_attributes(
+                _name(path),
+                uid=None if uid == -1 else uid,
+                gid=None if gid == -1 else gid,
+                follow=follow_symlinks,
+            )
+
+    def utime(
+        self,
+        path: StrPath,
+        times: tuple[float, float] | None = None,
+        *,
+        ns: tuple[int, int] | None = None,
+        follow_symlinks: bool = True,
+    ) -> None:
+        """Sets the times of access and modification, to now by default."""
+        if times is not None and ns is not None:
+            raise ValueError("give times or ns, not both")
+        if times is not None:
+            ns = (int(times[0] * 1e9), int(times[1] * 1e9))
+        atime_ns, mtime_ns = (None, None) if ns is None else ns
+        with naming(path):
+            self._connection.client.set_attributes(
+                _name(path),
+                atime_ns=atime_ns,
+                mtime_ns=mtime_ns,
+                times_now=ns is None,
+                follow=follow_symlinks,
+            )
+
+    def statvfs(self, path: StrPath = "/") -> os.statvfs_result:
+        """Space of the cluster; `path` must exist."""
+        self.lstat(path)
+        capacity, free, inodes = self._connection.client.statfs()
+        unit = 4096
+        total, left = capacity // unit, free // unit
+        return os.statvfs_result((BLOCK_BYTES, unit, total, left, left, inodes + left, left, left, 0, 255))
+
+    # Directories.
+
+    def listdir(self, path: StrPath = "/") -> list[str]:
+        """The names in a directory, in their byte order."""
+        return [os.fsdecode(name) for name, *_ in self._entries(path, with_attributes=False)]
+
+    def scandir(self, path: StrPath = "/") -> "Listing":
+        """The entries of a directory, with attributes, a page at a time."""
+        entries = self._entries(path, with_attributes=True)
+        return Listing(self._entry(os.fsdecode(path), *entry) for entry in entries)
+
+    def _entry(
+        self, directory: str, name: bytes, inode: int, file_type: int, attributes: tuple[int, ...] | None
+    ) -> DirEntry:
+        text = os.fsdecode(name)
+        path = os.path.join(directory, text)
+        return DirEntry(text, path, inode=inode, file_type=file_type, attributes=attributes, stat=self.stat)
+
+    def _entries(self, path: StrPath, *, with_attributes: bool) -> Iterator[tuple[bytes, int, int, Any]]:
+        client = self._connection.client
+        with naming(path):
+            fields = client.stat(_name(path))
+            status = stat_result(fields)
+            if not modes.S_ISDIR(status.st_mode):
+                raise NotADirectory("not a directory")
+            # The first page at once: errors belong to the call, not to the loop over its result.
+            page, more = client.list(status.st_ino, b"", with_attributes=with_attributes)
+        return self._pages(path, status.st_ino, page, more=more, with_attributes=with_attributes)
+
+    def _pages(
+        self, path: StrPath, inode: int, page: list[Any], *, more: bool, with_attributes: bool
+    ) -> Iterator[tuple[bytes, int, int, Any]]:
+        yield from page
+        while more and page:
+            with naming(path):
+                page, more = self._connection.client.list(inode, page[-1][0], with_attributes=with_attributes)
+            yield from page
+
+    def walk(
+        self,
+        top: StrPath,
+        topdown: bool = True,  # noqa: FBT001, FBT002 (as os.walk)
+        onerror: Callable[[OSError], object] | None = None,
+        followlinks: bool = False,  # noqa: FBT001, FBT002
+    ) -> Iterator[tuple[str, list[str], list[str]]]:
+        """As `os.walk`."""
+        path = os.fsdecode(top)
+        directories: list[str] = []
+        files: list[str] = []
+        try:
+            for entry in self.scandir(path):
+                (directories if entry.is_dir() else files).append(entry.name)
+        except Error as error:
+            if onerror is not None:
+                onerror(error)
+            return
+        if topdown:
+            yield path, directories, files
+        for name in directories:
+            below = os.path.join(path, name)
+            if followlinks or not modes.S_ISLNK(self.lstat(below).st_mode):
+                yield from self.walk(below, topdown, onerror, followlinks)
+        if not topdown:
+            yield path, directories, files
+
+    def mkdir(self, path: StrPath, mode: int = 0o777) -> None:
+        with naming(path):
+            self._connection.client.mkdir(_name(path), mode & ~_umask(os.getpid()))
+
+    def makedirs(self, path: StrPath, mode: int = 0o777, exist_ok: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Makes a directory and those above it, in one step."""
+        try:
+            with naming(path):
+                self._connection.client.mkdir(_name(path), mode & ~_umask(os.getpid()), parents=True)
+        except AlreadyExists:
+            if not exist_ok or not self.isdir(path):
+                raise
+
+    def rmdir(self, path: StrPath) -> None:
+        with naming(path):
+            self._connection.client.rmdir(_name(path))
+
+    def rmtree(self, path: StrPath, *, ignore_errors: bool = False) -> None:
+        """Removes a directory and all that is in it; the metadata service does it. A link is not followed."""
+        try:
+            with naming(path):
+                if not modes.S_ISDIR(self.lstat(path).st_mode):
+                    raise NotADirectory("not a directory")
+                self._connection.client.remove_tree(_name(path))
+        except Error:
+            if not ignore_errors:
+                raise
+
+    # Names.
+
+    def rename(self, source: StrPath, target: StrPath) -> None:
+        """As rename(2): an existing target of the same kind is replaced."""
+        with naming(source, target):
+            self._connection.client.rename(_name(source), _name(target))
+
+    replace = rename
+
+    def remove(self, path: StrPath) -> None:
+        with naming(path):
+            self._connection.client.unlink(_name(path))
+
+    unlink = remove
+
+    def symlink(self, target: StrPath, path: StrPath) -> None:
+        """Makes `path` a symbolic link to `target`."""
+        with naming(target, path):
+            self._connection.client.symlink(_name(target), _name(path))
+
+    def readlink(self, path: StrPath) -> str:
+        with naming(path):
+            return os.fsdecode(self._connection.client.readlink(_name(path)))
+
+    def link(self, source: StrPath, target: StrPath, *, follow_symlinks: bool = False) -> None:
+        """Gives the inode of `source` another name."""
+        with naming(source, target):
+            self._connection.client.link(_name(source), _name(target), follow=follow_symlinks)
+
+    def realpath(self, path: StrPath) -> str:
+        """The path of a directory without links, "." and ".."."""
+        with naming(path):
+            return os.fsdecode(self._connection.client.real_path(_name(path)))
+
+    # Extended attributes.
+
+    def getxattr(self, path: StrPath, attribute: StrPath, *, follow_symlinks: bool = True) -> bytes:
+        with naming(path):
+            return self._connection.client.get_xattr(_name(path), _name(attribute), follow=follow_symlinks)
+
+    def setxattr(
+        self, path: StrPath, attribute: StrPath, value: bytes, flags: int = 0, *, follow_symlinks: bool = True
+    ) -> None:
+        """`flags`: os.XATTR_CREATE or os.XATTR_REPLACE."""
+        with naming(path):
+            self._connection.client.set_xattr(
+                _name(path), _name(attribute), bytes(value), flags=flags, follow=follow_symlinks
+            )
+
+    def listxattr(self, path: StrPath, *, follow_symlinks: bool = True) -> list[str]:
+        with naming(path):
+            names = self._connection.client.list_xattr(_name(path), follow=follow_symlinks)
+        return [os.fsdecode(name) for name in names]
+
+    def removexattr(self, path: StrPath, attribute: StrPath, *, follow_symlinks: bool = True) -> None:
+        with naming(path):
+            self._connection.client.remove_xattr(_name(path), _name(attribute), follow=follow_symlinks)
+
+
+class Listing(Iterator[DirEntry]):
+    """What `scandir` returns: an iterator that may be closed, as that of `os`."""
+
+    def __init__(self, entries: Iterator[DirEntry]) -> None:
+        self._entries = entries
+
+    def __next__(self) -> DirEntry:
+        return next(self._entries)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._entries = iter(())
+
+
+def _restore(parameters: Parameters) -> FileSystem:
+    return FileSystem(Connection(parameters))
+
+
+def _unsigned(number: int, what: str) -> int:
+    if number < 0:
+        raise InvalidArgument(f"{what} is not negative: {number}")
+    return number
+
+
+def _buffered(file: File, size: int) -> io.BufferedRandom | io.BufferedReader | io.BufferedWriter:
+    if file.readable() and file.writable():
+        return io.BufferedRandom(file, size)
+    return io.BufferedReader(file, size) if file.readable() else io.BufferedWriter(file, size)
+
+
+__all__ = ["FileSystem", "Listing"]

@@ -1,0 +1,137 @@
+"""Many reads and writes in flight: submit them, go on, take the results later.
+
+    ring = fs.ring(128)
+    buffer = luciola.client.Buffer(128 << 20)                # storage nodes place bytes here without a copy
+    ring.submit(Operation(file, i << 20, buffer, i << 20, 1 << 20, user_data=i) for i in range(128))
+    for done in ring.drain(128, least=1, timeout_s=5):
+        use(done.user_data, done.moved)                      # bytes, or raises the error
+
+Buffers may be any writable bytes-like object (read-only for writes); those that are not a `Buffer`, or a view of one
+by memoryview, numpy or torch, cost one copy. The order of results is unspecified. A ring belongs to one process.
+"""
+
+import errno as _errno
+import os
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import luciola_core
+
+from ..errors import Error
+from .file import File
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class Operation(NamedTuple):
+    """One read into, or write from, `length` bytes at `buffer_offset` of `buffer` (by default all that follow).
+
+    A write completes when every replica has it; it is durable after `File.fsync`.
+    """
+
+    file: File
+    offset: int
+    buffer: "ReadableBuffer"
+    buffer_offset: int = 0
+    length: int | None = None
+    write: bool = False
+    user_data: Any = None
+
+
+class Completion(NamedTuple):
+    """The end of one operation: bytes moved (fewer than asked only at the end of the file), or a negative errno."""
+
+    user_data: Any
+    result: int
+
+    @property
+    def moved(self) -> int:
+        """Bytes moved. Raises: OSError, of the class for its errno."""
+        if self.result < 0:
+            number = -self.result
+            raise (
+                Error(os.strerror(number), errno=number)
+                if number == _errno.EIO
+                else OSError(number, os.strerror(number))
+            )
+        return self.result
+
+
+class Ring:
+    """Submission and completion. Made by `FileSystem.ring`. May be used by several threads."""
+
+    def __init__(self, native: luciola_core.Ring) -> None:
+        self._native = native
+        self._next = 0
+        self._waiting: dict[int, Any] = {}
+
+    @property
+    def entries(self) -> int:
+        """How many operations may be in flight, counted until they are drained."""
+        return self._native.entries
+
+    @property
+    def in_flight(self) -> int:
+        return self._native.in_flight
+
+    def submit(self, operations: Iterable[Operation]) -> int:
+        """Takes operations, in order, as long as there is room; returns how many it has taken.
+
+        Raises: ValueError for a range outside its buffer or a closed file; nothing is taken then.
+        """
+        submissions = []
+        for operation in operations:
+            number = self._next = self._next + 1
+            self._waiting[number] = operation.user_data
+            start, length = operation.buffer_offset, operation.length
+            if length is None:
+                length = memoryview(operation.buffer).nbytes - start
+            submissions.append(
+                (
+                    operation.file.native,
+                    operation.offset,
+                    operation.buffer,
+                    start,
+                    length,
+                    operation.write,
+                    number,
+                )
+            )
+        taken = 0
+        try:
+            taken = self._native.submit(submissions)
+        finally:
+            for *_, number in submissions[taken:]:
+                del self._waiting[number]
+        return taken
+
+    def drain(
+        self, most: int | None = None, *, least: int = 0, timeout_s: float | None = None
+    ) -> list[Completion]:
+        """Takes up to `most` results, once there are `least` of them or `timeout_s` has passed.
+
+        Waits for no more than are in flight.
+        """
+        completed = self._native.drain(self.entries if most is None else most, least, timeout_s)
+        return [Completion(self._waiting.pop(number), result) for number, result in completed]
+
+    def fileno(self) -> int:
+        """A descriptor (eventfd) that is readable while there are results to drain, for select, poll and asyncio."""
+        return self._native.fileno()
+
+    def close(self) -> None:
+        """Waits for what is in flight. Its results may still be drained."""
+        self._native.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+__all__ = ["Completion", "Operation", "Ring"]
