@@ -7,6 +7,7 @@ pub mod error;
 mod file;
 mod forked;
 mod memory;
+pub mod mount;
 mod ring;
 pub mod server;
 
@@ -16,5 +17,6 @@ use pyo3::prelude::*;
 fn luciola_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     client::register(module)?;
+    mount::register(module)?;
     server::register(module)
 }

@@ -1,0 +1,99 @@
+//! Class `Mount`: a cluster on a directory, served without the GIL.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use pyo3::exceptions::PyOSError;
+use pyo3::prelude::*;
+
+use super::client::PyClient;
+use crate::client::fs::{Consistency, Mounted};
+use crate::fuse::{Session, SessionHandle, SessionOptions};
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyMount>()
+}
+
+/// A mount: made by the constructor, served by `run`.
+#[pyclass(frozen, name = "Mount", module = "luciola_core")]
+pub struct PyMount {
+    /// Taken by `run`.
+    session: Mutex<Option<Session>>,
+    handle: SessionHandle,
+    mountpoint: PathBuf,
+}
+
+#[pymethods]
+impl PyMount {
+    #[new]
+    #[pyo3(signature = (client, mountpoint, *, source = "luciola".to_owned(), allow_other = false,
+        read_only = false, strict = false, threads = 16, request_bytes = 1 << 20, read_ahead_bytes = 4 << 20,
+        grace_ms = 10_000))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        py: Python<'_>,
+        client: &PyClient,
+        mountpoint: PathBuf,
+        source: String,
+        allow_other: bool,
+        read_only: bool,
+        strict: bool,
+        threads: usize,
+        request_bytes: usize,
+        read_ahead_bytes: usize,
+        grace_ms: u64,
+    ) -> PyResult<PyMount> {
+        let options = SessionOptions {
+            mountpoint: mountpoint.clone(),
+            source,
+            allow_other,
+            read_only,
+            bypass_cache: strict,
+            threads_max: threads,
+            request_bytes,
+            read_ahead_bytes,
+            grace: Duration::from_millis(grace_ms),
+            ..Default::default()
+        };
+        let consistency = if strict { Consistency::Strict } else { Consistency::CloseToOpen };
+        let client = client.client()?.clone();
+        let session = py
+            .detach(|| Session::mount(std::sync::Arc::new(Mounted::new(client, consistency)), options))
+            .map_err(|error| os_error(&error, &mountpoint))?;
+        let handle = session.handle();
+        Ok(PyMount { session: Mutex::new(Some(session)), handle, mountpoint })
+    }
+
+    /// Serves the mount until it is gone, then writes back what is dirty.
+    fn run(&self, py: Python<'_>) -> PyResult<()> {
+        let session = self.session.lock().take();
+        let session = session.ok_or_else(|| PyOSError::new_err("a mount runs once"))?;
+        py.detach(|| session.run()).map_err(|error| os_error(&error, &self.mountpoint))
+    }
+
+    fn unmount(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.handle.unmount()).map_err(|error| os_error(&error, &self.mountpoint))
+    }
+
+    fn abort(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.handle.abort()).map_err(|error| os_error(&error, &self.mountpoint))
+    }
+}
+
+/// The OSError (of the subclass that belongs to its errno) about `mountpoint`.
+fn os_error(error: &io::Error, mountpoint: &std::path::Path) -> PyErr {
+    match error.raw_os_error() {
+        Some(number) => {
+            let text = io::Error::from_raw_os_error(number).to_string();
+            let text = text.split(" (os error").next().unwrap_or_default().to_owned();
+            PyOSError::new_err((number, text, mountpoint.to_owned()))
+        }
+        None => PyOSError::new_err((
+            rustix::io::Errno::IO.raw_os_error(),
+            error.to_string(),
+            mountpoint.to_owned(),
+        )),
+    }
+}
