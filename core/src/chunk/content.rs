@@ -7,6 +7,8 @@ use std::cell::RefCell;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 
+use parking_lot::Mutex;
+
 use super::api::{Damage, Origin};
 use super::checksum;
 use super::engine::Core;
@@ -14,12 +16,11 @@ use super::payload::Source;
 use super::state::{Extent, HOLE, PAGE, PageNumber, State, compress, page_count};
 use crate::types::{ChunkKey, Status};
 
-/// Bytes gathered before they are written: half of a core's second-level cache, so that copying, checksumming
-/// and writing find them there.
-const BLOCK_BYTES: usize = 256 << 10;
+/// Most bytes gathered into one write: a chunk of the default size, because large writes get large folios in the
+/// page cache.
+const BLOCK_BYTES: usize = 1 << 20;
 
 thread_local! {
-    static BLOCK: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     static PAGE_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -205,9 +206,17 @@ impl Core {
         change: &Change<'_>,
         draft: &mut Draft,
     ) -> Result<(), Status> {
-        BLOCK.with_borrow_mut(|buffer| {
-            let mut block = Block::new(self, buffer);
-            for place in 0..draft.touches.len() {
+        self.blocks.lend(|buffer| {
+            let mut block = Block { core: self, buffer, address: 0, used: 0 };
+            let mut place = 0;
+            while place < draft.touches.len() {
+                let direct = draft.direct_run(place, change);
+                if direct > 0 {
+                    block.flush()?;
+                    self.write_direct(change, draft, place, direct)?;
+                    place += direct;
+                    continue;
+                }
                 let index = draft.first + place;
                 let page = draft.pages[index];
                 let valid = valid_bytes(change.length, index);
@@ -230,9 +239,28 @@ impl Core {
                         draft.crcs[index] = checksum::crc32c(bytes);
                     }
                 }
+                place += 1;
             }
             block.flush()
         })
+    }
+
+    /// Writes `count` pages from the payload's own memory, which nobody changes meanwhile.
+    fn write_direct(
+        &self,
+        change: &Change<'_>,
+        draft: &mut Draft,
+        place: usize,
+        count: usize,
+    ) -> Result<(), Status> {
+        let index = draft.first + place;
+        let end = (change.length as usize).min((index + count) * PAGE);
+        let bytes = change.payload.stable().expect("checked by direct_run");
+        let bytes = &bytes[index * PAGE - change.offset..end - change.offset];
+        for (page, crc) in bytes.chunks(PAGE).zip(&mut draft.crcs[index..]) {
+            *crc = checksum::crc32c(page);
+        }
+        self.segments.write(address(draft.pages[index]), bytes).map_err(|error| failed(&error))
     }
 
     /// The bytes of a page that holds old and new.
@@ -340,6 +368,23 @@ struct Draft {
 }
 
 impl Draft {
+    /// How many pages from `place` on can be written straight from the payload: fresh, covered by it, in a row,
+    /// and the payload is in memory that only we use.
+    fn direct_run(&self, place: usize, change: &Change<'_>) -> usize {
+        if change.payload.stable().is_none() {
+            return 0;
+        }
+        let first = self.pages[self.first + place];
+        (place..self.touches.len())
+            .take_while(|&at| {
+                let index = self.first + at;
+                self.touches[at] == Touch::Fresh
+                    && self.pages[index] == first + (at - place) as u32
+                    && data_in_page(change, index) == (0..valid_bytes(change.length, index))
+            })
+            .count()
+    }
+
     fn finish(self, base: &State, change: &Change<'_>) -> Written {
         let tail_used = match self.pages.last() {
             None | Some(&HOLE) => 0,
@@ -354,20 +399,34 @@ impl Draft {
     }
 }
 
+/// Scratch memory for writes, shared by all threads: many of them wait, few write.
+#[derive(Default)]
+pub struct Blocks(Mutex<Vec<Vec<u8>>>);
+
+impl Blocks {
+    /// Blocks kept while nobody uses them.
+    const IDLE_MAX: usize = 8;
+
+    fn lend<R>(&self, work: impl FnOnce(&mut [u8]) -> R) -> R {
+        let mut block = self.0.lock().pop().unwrap_or_else(|| vec![0; BLOCK_BYTES]);
+        let result = work(&mut block);
+        let mut idle = self.0.lock();
+        if idle.len() < Self::IDLE_MAX {
+            idle.push(block);
+        }
+        result
+    }
+}
+
 /// Bytes that lie one after the other on disk, gathered into one write.
 struct Block<'a> {
     core: &'a Core,
-    buffer: &'a mut Vec<u8>,
+    buffer: &'a mut [u8],
     address: u64,
     used: usize,
 }
 
-impl<'a> Block<'a> {
-    fn new(core: &'a Core, buffer: &'a mut Vec<u8>) -> Block<'a> {
-        buffer.resize(BLOCK_BYTES, 0);
-        Block { core, buffer, address: 0, used: 0 }
-    }
-
+impl Block<'_> {
     /// Room for `count` bytes at `address`, to be filled before the next call.
     fn extend(&mut self, address: u64, count: usize) -> Result<&mut [u8], Status> {
         if self.address + self.used as u64 != address || self.used + count > self.buffer.len() {

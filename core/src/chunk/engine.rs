@@ -15,6 +15,7 @@ use rustix::fs::FlockOperation;
 
 use super::api::*;
 use super::cache::{Cache, Slot};
+use super::content::Blocks;
 use super::index::{self, Index};
 use super::limbo::Limbo;
 use super::pages::PageMap;
@@ -48,6 +49,7 @@ pub(super) struct Core {
     pub pages: Mutex<PageMap>,
     pub limbo: Mutex<Limbo>,
     pub rounds: Rounds,
+    pub blocks: Blocks,
     usage: RwLock<HashMap<ChainId, Arc<Counters>>>,
     damage: Mutex<BTreeSet<Damage>>,
     free_space: Mutex<Option<(Instant, u64)>>,
@@ -159,6 +161,7 @@ impl Core {
             cache: Cache::new(options.cache_bytes),
             limbo: Mutex::default(),
             rounds: Rounds::default(),
+            blocks: Blocks::default(),
             usage: RwLock::default(),
             damage: Mutex::default(),
             free_space: Mutex::new(None),

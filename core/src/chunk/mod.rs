@@ -33,6 +33,8 @@ mod scan;
 mod segments;
 mod state;
 mod sync;
+#[cfg(test)]
+mod tests;
 mod update;
 
 pub use api::{

@@ -1,7 +1,7 @@
 //! Where bytes come from and go to, as the engine needs it.
 //!
-//! A payload may lie in memory that another process can write to while we work. The engine therefore computes
-//! checksums only over its own copy of what it writes, and treats a mismatch found in the caller's memory as
+//! A payload may lie in memory that another process can write to while we work. The engine then computes
+//! checksums over its own copy of what it writes. In the same way it treats a mismatch found in the caller's memory as
 //! damage only after reading the page again into its own.
 
 use std::fs::File;
@@ -15,6 +15,10 @@ pub trait Source {
     fn len(&self) -> usize;
     /// Copies `into.len()` bytes from `offset` on.
     fn copy_to(&self, offset: usize, into: &mut [u8]);
+    /// The bytes themselves, if they lie in one piece in memory that no other process can write to.
+    fn stable(&self) -> Option<&[u8]> {
+        None
+    }
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -42,6 +46,10 @@ impl Source for &[u8] {
     fn copy_to(&self, offset: usize, into: &mut [u8]) {
         into.copy_from_slice(&self[offset..offset + into.len()]);
     }
+
+    fn stable(&self) -> Option<&[u8]> {
+        Some(self)
+    }
 }
 
 impl Source for Vec<u8> {
@@ -51,6 +59,10 @@ impl Source for Vec<u8> {
 
     fn copy_to(&self, offset: usize, into: &mut [u8]) {
         into.copy_from_slice(&self[offset..offset + into.len()]);
+    }
+
+    fn stable(&self) -> Option<&[u8]> {
+        Some(self)
     }
 }
 
@@ -84,6 +96,10 @@ impl Source for Placement {
     fn copy_to(&self, offset: usize, into: &mut [u8]) {
         self.slice(offset..offset + into.len()).copy_to(into);
     }
+
+    fn stable(&self) -> Option<&[u8]> {
+        (!self.is_shared()).then(|| self.as_source())
+    }
 }
 
 /// Several pieces, one after the other.
@@ -107,6 +123,13 @@ impl Source for &[Placement] {
             }
         }
         assert!(into.is_empty(), "the pieces hold the bytes asked for");
+    }
+
+    fn stable(&self) -> Option<&[u8]> {
+        match self {
+            [only] => only.stable(),
+            _ => None,
+        }
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Segments {
     dir: PathBuf,
     bytes: u64,
     files: RwLock<Vec<Option<Arc<Segment>>>>,
+    /// A block file was made since the directory was last synced.
+    has_new: AtomicBool,
     #[cfg(test)]
     pub(super) faults: super::faults::Faults,
 }
@@ -44,6 +46,7 @@ impl Segments {
             dir,
             bytes,
             files: RwLock::default(),
+            has_new: AtomicBool::new(false),
             #[cfg(test)]
             faults: super::faults::Faults::default(),
         }
@@ -129,6 +132,9 @@ impl Segments {
     /// Makes everything written before the call durable. An error is final: the kernel may have dropped the
     /// pages that it could not write, so nobody may believe a later success.
     pub fn sync(&self) -> io::Result<()> {
+        if self.has_new.swap(false, Ordering::AcqRel) {
+            sync_directory(&self.dir)?;
+        }
         let files: Vec<_> = self.files.read().iter().flatten().cloned().collect();
         for segment in files {
             if segment.dirty.swap(false, Ordering::AcqRel) {
@@ -206,8 +212,7 @@ impl Segments {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         if file.metadata()?.len() < self.bytes {
             file.set_len(self.bytes)?;
-            file.sync_all()?;
-            sync_directory(&self.dir)?;
+            self.has_new.store(true, Ordering::Release);
         }
         Ok(Segment { file, dirty: AtomicBool::new(false) })
     }

@@ -67,6 +67,12 @@ impl Rounds {
         self.state.lock().failure.map_or(Ok(()), Err)
     }
 
+    /// Rounds run so far.
+    #[cfg(test)]
+    pub fn count(&self) -> u64 {
+        self.state.lock().ended
+    }
+
     /// Runs or joins a round that begins after this call.
     fn join(&self, flush: impl Fn() -> Result<(), Status>) -> Result<(), Status> {
         let mut state = self.state.lock();

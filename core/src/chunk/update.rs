@@ -144,6 +144,10 @@ impl Source for Prefix<'_> {
     fn copy_to(&self, offset: usize, into: &mut [u8]) {
         self.payload.copy_to(offset, into);
     }
+
+    fn stable(&self) -> Option<&[u8]> {
+        self.payload.stable().map(|bytes| &bytes[..self.length])
+    }
 }
 
 fn writers_behind(payload: &dyn Source, mut offset: usize) -> Vec<WriterRecord> {

@@ -1,0 +1,840 @@
+//! The engine's promises, one by one. Random sequences are in `core/tests/chunk_model.rs`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rustix::io::Errno;
+
+use super::faults::Fault;
+use super::state::PAGE;
+use super::*;
+use crate::types::*;
+
+fn options() -> Options {
+    Options {
+        segment_bytes: 64 * PAGE as u64,
+        reserve_bytes: 0,
+        cache_bytes: 1 << 20,
+        sync_interval: None,
+        ..Options::default()
+    }
+}
+
+fn open(dir: &Path) -> Engine {
+    Engine::open(dir, options()).expect("the directory opens")
+}
+
+fn key(index: u32) -> ChunkKey {
+    ChunkKey { chain: ChainId(1), chunk: ChunkId { content: ContentId(2), index } }
+}
+
+fn stamp(version: u64) -> Stamp {
+    Stamp { chain_version: ChainVersion(1), version: Version(version) }
+}
+
+fn tag(client: u64, sequence: u64) -> RequestTag {
+    RequestTag { client: ClientId(client), sequence }
+}
+
+fn update(index: u32, version: u64, op: Op) -> Update {
+    Update { key: key(index), stamp: stamp(version), op, tag: tag(1, version), origin: Origin::Client }
+}
+
+fn stage_write(
+    engine: &Engine,
+    index: u32,
+    version: u64,
+    offset: u32,
+    bytes: &[u8],
+) -> Result<Staged, Status> {
+    let op = Op::Write { offset, length: bytes.len() as u32 };
+    engine.stage(&update(index, version, op), &bytes).map(|outcome| outcome.staged)
+}
+
+fn write(engine: &Engine, index: u32, version: u64, offset: u32, bytes: &[u8]) {
+    assert_eq!(stage_write(engine, index, version, offset, bytes), Ok(Staged::Pending));
+    engine.commit(key(index), Version(version), ChainVersion(1)).unwrap();
+}
+
+fn truncate(engine: &Engine, index: u32, version: u64, length: u32) {
+    engine.stage(&update(index, version, Op::Truncate { length }), &Vec::new()).unwrap();
+    engine.commit(key(index), Version(version), ChainVersion(1)).unwrap();
+}
+
+fn remove(engine: &Engine, index: u32, version: u64) {
+    engine.stage(&update(index, version, Op::Remove), &Vec::new()).unwrap();
+    engine.commit(key(index), Version(version), ChainVersion(1)).unwrap();
+}
+
+fn read(engine: &Engine, index: u32, offset: u32, length: usize) -> Result<Vec<u8>, Status> {
+    let mut bytes = vec![0; length];
+    let outcome = engine.read(key(index), offset, &mut &mut bytes[..])?;
+    bytes.truncate(outcome.length as usize);
+    Ok(bytes)
+}
+
+fn noise(length: usize, seed: usize) -> Vec<u8> {
+    let mut state = seed as u64 * 2 + 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+/// The block file of page `page` of a chunk, and where the page begins in it.
+fn place_on_disk(engine: &Engine, dir: &Path, index: u32, page: usize) -> (PathBuf, u64) {
+    let record = engine.core.record(key(index)).unwrap().1;
+    let number = record.committed.as_ref().unwrap().pages()[page];
+    let segment_pages = engine.core.segments.segment_pages();
+    let path = dir.join(format!("blocks/{:08}.blk", number / segment_pages));
+    (path, u64::from(number % segment_pages) * PAGE as u64)
+}
+
+/// Flips one bit on disk.
+fn damage(engine: &Engine, dir: &Path, index: u32, offset: usize) {
+    let (path, start) = place_on_disk(engine, dir, index, offset / PAGE);
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    let at = start + (offset % PAGE) as u64;
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+fn assert_no_leak(engine: &Engine) {
+    engine.sync().unwrap();
+    let owned: u64 = engine.chains().into_iter().map(|chain| engine.usage(chain).page_bytes).sum();
+    assert_eq!(engine.space().unwrap().used_bytes, owned);
+}
+
+// Content -----------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_write_is_visible_once_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    assert_eq!(read(&engine, 0, 0, 10), Err(Status::NotFound));
+    assert_eq!(stage_write(&engine, 0, 1, 0, b"hello"), Ok(Staged::Pending));
+    assert_eq!(read(&engine, 0, 0, 10), Err(Status::NotFound));
+    engine.commit(key(0), Version(1), ChainVersion(1)).unwrap();
+    assert_eq!(read(&engine, 0, 0, 10).unwrap(), b"hello");
+    assert_eq!(read(&engine, 0, 3, 10).unwrap(), b"lo");
+    assert_eq!(read(&engine, 0, 5, 10).unwrap(), b"");
+}
+
+#[test]
+fn a_read_says_that_a_pending_version_exists() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    write(&engine, 0, 1, 0, b"one");
+    stage_write(&engine, 0, 2, 0, b"two").unwrap();
+    let mut bytes = [0; 3];
+    let outcome = engine.read(key(0), 0, &mut &mut bytes[..]).unwrap();
+    assert_eq!((&bytes, outcome.stamp, outcome.pending), (b"one", stamp(1), Some(Version(2))));
+    let outcome = engine.read_pending(key(0), 0, &mut &mut bytes[..]).unwrap();
+    assert_eq!((&bytes, outcome.stamp), (b"two", stamp(2)));
+}
+
+#[test]
+fn overwriting_a_little_writes_only_the_pages_it_touches() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let mut expected = noise(20 * PAGE, 1);
+    write(&engine, 0, 1, 0, &expected);
+    engine.sync().unwrap();
+    let before = engine.space().unwrap().used_bytes;
+    write(&engine, 0, 2, 5 * PAGE as u32 + 100, b"changed");
+    expected[5 * PAGE + 100..5 * PAGE + 107].copy_from_slice(b"changed");
+    // The old page waits for the next sync (I3).
+    assert_eq!(engine.space().unwrap().used_bytes, before + PAGE as u64);
+    assert_eq!(read(&engine, 0, 0, 20 * PAGE).unwrap(), expected);
+    engine.sync().unwrap();
+    assert_eq!(engine.space().unwrap().used_bytes, before);
+}
+
+#[test]
+fn a_large_sequential_write_is_one_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::open(dir.path(), Options { segment_bytes: 1 << 24, ..options() }).unwrap();
+    for index in 0..8 {
+        write(&engine, index, 1, 0, &noise(1 << 20, index as usize));
+        let record = engine.core.record(key(index)).unwrap().1;
+        assert_eq!(record.committed.as_ref().unwrap().extents.len(), 1);
+    }
+}
+
+#[test]
+fn a_gap_takes_no_space_and_reads_as_zeros() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    write(&engine, 0, 1, 40 * PAGE as u32, b"end");
+    assert_eq!(engine.usage(ChainId(1)).page_bytes, PAGE as u64);
+    let bytes = read(&engine, 0, 0, 41 * PAGE).unwrap();
+    assert_eq!(bytes.len(), 40 * PAGE + 3);
+    assert!(bytes[..40 * PAGE].iter().all(|&byte| byte == 0));
+    assert_eq!(&bytes[40 * PAGE..], b"end");
+}
+
+#[test]
+fn recovery_keeps_sparse_chunks_sparse() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let mut bytes = vec![0; 10 * PAGE];
+    bytes[7 * PAGE] = 1;
+    let install = Install { key: key(0), stamp: stamp(4), removed: false, tag: tag(0, 0), writers: &[] };
+    engine.install(&install, &bytes).unwrap();
+    assert_eq!(engine.usage(ChainId(1)).page_bytes, PAGE as u64);
+    assert_eq!(read(&engine, 0, 0, 11 * PAGE).unwrap(), bytes);
+}
+
+/// Digest §5.12 (4): what a committed version refers to is never written, except past its committed length.
+#[test]
+fn bytes_of_a_committed_version_are_never_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let first = noise(1000, 1);
+    write(&engine, 0, 1, 0, &first);
+    // An append goes behind it, on the same page.
+    write(&engine, 0, 2, 1000, &noise(1000, 2));
+    assert_eq!(engine.core.pages.lock().used(), 1);
+    // Cut to the middle of what version 2 holds, then appended to: version 2's bytes must stay for its readers.
+    let (_slot, reader) = engine.core.record(key(0)).unwrap();
+    truncate(&engine, 0, 3, 1500);
+    write(&engine, 0, 4, 1500, &noise(300, 3));
+    let state = reader.committed.as_ref().unwrap();
+    let mut page = vec![0; PAGE];
+    engine.core.read_page(key(0), state, 0, &mut page).unwrap();
+    assert_eq!(&page[..1000], first);
+    assert_eq!(&page[1000..2000], noise(1000, 2));
+    assert_eq!(read(&engine, 0, 1500, 500).unwrap(), noise(300, 3));
+}
+
+#[test]
+fn a_dropped_append_is_not_written_over_while_somebody_may_read_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    write(&engine, 0, 1, 0, b"base");
+    stage_write(&engine, 0, 2, 4, b"dropped").unwrap();
+    let (_slot, reader) = engine.core.record(key(0)).unwrap();
+    engine.drop_pending(key(0), Version(2)).unwrap();
+    stage_write(&engine, 0, 2, 4, b"another").unwrap();
+    let mut page = vec![0; PAGE];
+    engine.core.read_page(key(0), &reader.pending.as_ref().unwrap().state, 0, &mut page).unwrap();
+    assert_eq!(&page[..11], b"basedropped");
+    engine.commit(key(0), Version(2), ChainVersion(1)).unwrap();
+    assert_eq!(read(&engine, 0, 0, 20).unwrap(), b"baseanother");
+}
+
+// Protocol ----------------------------------------------------------------------------------------------------
+
+#[test]
+fn versions_go_on_counting_over_removal() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    write(&engine, 0, 1, 0, &noise(2 * PAGE, 1));
+    remove(&engine, 0, 2);
+    assert_eq!(read(&engine, 0, 0, 10), Err(Status::NotFound));
+    let state = engine.lookup(key(0)).unwrap().unwrap();
+    assert!(state.committed.unwrap().removed);
+    assert_eq!(state.writers.len(), 1, "a late retry is still recognised");
+    assert_eq!(stage_write(&engine, 0, 2, 0, b"late"), Ok(Staged::Committed));
+    write(&engine, 0, 3, 2, b"new");
+    assert_eq!(read(&engine, 0, 0, 10).unwrap(), b"\0\0new");
+    assert_no_leak(&engine);
+}
+
+#[test]
+fn tombstones_are_purged_by_age_and_living_chunks_are_not() {
+    static NOW: AtomicU64 = AtomicU64::new(1000);
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Options { unix_ms: || NOW.load(Ordering::Relaxed), ..options() };
+    let engine = Engine::open(dir.path(), clock).unwrap();
+    for index in 0..3 {
+        write(&engine, index, 1, 0, b"x");
+    }
+    remove(&engine, 0, 2);
+    NOW.store(5000, Ordering::Relaxed);
+    remove(&engine, 1, 2);
+    assert_eq!(engine.usage(ChainId(1)).tombstones, 2);
+    assert_eq!(engine.purge_tombstones(ChainId(1), 5000, 10), Ok(1));
+    assert_eq!(engine.lookup(key(0)), Ok(None));
+    assert!(engine.lookup(key(1)).unwrap().is_some());
+    assert_eq!(read(&engine, 2, 0, 1).unwrap(), b"x");
+}
+
+#[test]
+fn a_pending_version_keeps_its_tombstone_from_being_purged() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    write(&engine, 0, 1, 0, b"x");
+    remove(&engine, 0, 2);
+    stage_write(&engine, 0, 3, 0, b"y").unwrap();
+    assert_eq!(engine.purge_tombstones(ChainId(1), u64::MAX, 10), Ok(0));
+    engine.commit(key(0), Version(3), ChainVersion(1)).unwrap();
+    assert_eq!(read(&engine, 0, 0, 1).unwrap(), b"y");
+}
+
+#[test]
+fn a_pending_version_gives_way_only_to_a_newer_chain_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    stage_write(&engine, 0, 1, 0, b"first").unwrap();
+    let op = Op::Write { offset: 0, length: 6 };
+    let mut other = Update { tag: tag(2, 1), ..update(0, 1, op) };
+    let bytes: &[u8] = b"second";
+    assert_eq!(engine.stage(&other, &bytes), Err(Status::Busy));
+    other.stamp.chain_version = ChainVersion(2);
+    assert_eq!(engine.stage(&other, &bytes).unwrap().staged, Staged::Pending);
+    other.stamp.chain_version = ChainVersion(1);
+    assert_eq!(engine.stage(&other, &bytes), Err(Status::WrongChainVersion));
+    let committed = engine.commit(key(0), Version(1), ChainVersion(1)).unwrap();
+    assert_eq!(committed.stamp.chain_version, ChainVersion(2), "a stamp never goes back (§5.12, 2)");
+    assert_eq!(read(&engine, 0, 0, 10).unwrap(), b"second");
+    assert_eq!(stage_write(&engine, 0, 2, 0, b"x"), Err(Status::WrongChainVersion));
+    assert_no_leak(&engine);
+}
+
+#[test]
+fn writers_are_remembered_bounded_and_the_young_are_not_evicted() {
+    static NOW: AtomicU64 = AtomicU64::new(0);
+    let dir = tempfile::tempdir().unwrap();
+    let engine =
+        Engine::open(dir.path(), Options { unix_ms: || NOW.load(Ordering::Relaxed), ..options() }).unwrap();
+    let by = |client: u64, version: u64, origin: Origin| {
+        let op = Op::Write { offset: 0, length: 1 };
+        let update = Update { tag: tag(client, 9), origin, ..update(0, version, op) };
+        engine.stage(&update, &vec![7])?;
+        engine.commit(key(0), Version(version), ChainVersion(1))
+    };
+    let full = WRITERS_MAX as u64;
+    for client in 1..=full {
+        by(client, client, Origin::Client).unwrap();
+    }
+    assert_eq!(by(999, full + 1, Origin::Client), Err(Status::Busy));
+    by(5, full + 1, Origin::Client).unwrap();
+    // The head has accepted it: a later member must not refuse.
+    by(998, full + 2, Origin::Chain).unwrap();
+    assert_eq!(engine.lookup(key(0)).unwrap().unwrap().writers.len(), WRITERS_MAX);
+    NOW.store(WRITER_EVICT_MS + 1, Ordering::Relaxed);
+    by(999, full + 3, Origin::Client).unwrap();
+    let writers = engine.lookup(key(0)).unwrap().unwrap().writers;
+    assert_eq!(writers.len(), WRITERS_MAX);
+    assert!(writers.iter().any(|record| record.tag == tag(999, 9) && record.version == Version(full + 3)));
+}
+
+#[test]
+fn a_replacement_brings_content_stamp_and_writers() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    write(&engine, 0, 1, 0, b"mine");
+    stage_write(&engine, 0, 2, 0, b"undecided").unwrap();
+    let record = WriterRecord { tag: tag(42, 17), version: Version(8), unix_ms: 5 };
+    let mut payload = noise(3 * PAGE + 5, 4);
+    let content = payload.clone();
+    payload.extend(record.encode());
+    let op = Op::Replace { length: content.len() as u32, writers: 1, removed: false };
+    let outcome = engine.stage(&Update { tag: tag(0, 0), ..update(0, 9, op) }, &payload).unwrap();
+    assert_eq!(outcome.staged, Staged::Committed);
+    assert_eq!(engine.commit(key(0), Version(9), ChainVersion(1)).unwrap().stamp, stamp(9));
+    let state = engine.lookup(key(0)).unwrap().unwrap();
+    assert_eq!((state.pending, state.writers), (None, vec![record]));
+    assert_eq!(read(&engine, 0, 0, 4 * PAGE).unwrap(), content);
+    let op = Op::Replace { length: 0, writers: 0, removed: true };
+    engine.stage(&update(0, 12, op), &Vec::new()).unwrap();
+    assert_eq!(read(&engine, 0, 0, 1), Err(Status::NotFound));
+    assert_eq!(engine.lookup(key(0)).unwrap().unwrap().version(), Version(12));
+    assert_no_leak(&engine);
+}
+
+#[test]
+fn impossible_updates_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let bytes = vec![1; 8];
+    for op in [
+        Op::Write { offset: 0, length: 0 },
+        Op::Write { offset: 0, length: 7 },
+        Op::Write { offset: CHUNK_BYTES_MAX - 7, length: 8 },
+        Op::Write { offset: u32::MAX, length: 8 },
+        Op::Truncate { length: 8 },
+        Op::Remove,
+        Op::Replace { length: 9, writers: 0, removed: false },
+        Op::Replace { length: 8, writers: 1, removed: false },
+        Op::Replace { length: 8, writers: u32::MAX, removed: false },
+        Op::Replace { length: u32::MAX, writers: 0, removed: false },
+        Op::Replace { length: 8, writers: 0, removed: true },
+    ] {
+        assert_eq!(engine.stage(&update(0, 1, op), &bytes), Err(Status::Invalid), "{op:?}");
+    }
+    let op = Op::Truncate { length: CHUNK_BYTES_MAX + 1 };
+    assert_eq!(engine.stage(&update(0, 1, op), &Vec::new()), Err(Status::Invalid));
+    assert_eq!(stage_write(&engine, 0, 0, 0, b"x"), Err(Status::Invalid));
+    assert_eq!(engine.lookup(key(0)), Ok(None));
+}
+
+#[test]
+fn the_largest_chunk_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    write(&engine, 0, 1, CHUNK_BYTES_MAX - 3, b"end");
+    assert_eq!(read(&engine, 0, CHUNK_BYTES_MAX - 4, 10).unwrap(), b"\0end");
+    truncate(&engine, 0, 2, 1);
+    assert_eq!(read(&engine, 0, 0, 10).unwrap(), b"\0");
+    assert_no_leak(&engine);
+}
+
+// Listings ----------------------------------------------------------------------------------------------------
+
+#[test]
+fn listings_stay_within_their_chain_and_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let at = |chain, content, index| ChunkKey {
+        chain: ChainId(chain),
+        chunk: ChunkId { content: ContentId(content), index },
+    };
+    let keys = [
+        at(1, 1, 0),
+        at(1, 1, u32::MAX),
+        at(1, 2, 255),
+        at(1, 2, 256),
+        at(1, u64::MAX, 3),
+        at(2, 2, 300),
+        at(u32::MAX, u64::MAX, u32::MAX),
+    ];
+    for key in keys {
+        let op = Op::Write { offset: 0, length: 4 };
+        let update = Update { key, stamp: stamp(1), op, tag: tag(1, 1), origin: Origin::Chain };
+        engine.stage(&update, &vec![key.chunk.index as u8; 4]).unwrap();
+        engine.commit(key, Version(1), ChainVersion(1)).unwrap();
+    }
+    let all = engine.list(ChainId(1), None, 100).unwrap();
+    assert_eq!(
+        all.iter().map(|line| line.chunk).collect::<Vec<_>>(),
+        keys[..5].iter().map(|k| k.chunk).collect::<Vec<_>>()
+    );
+    let mut paged = Vec::new();
+    while let page = engine.list(ChainId(1), paged.last().copied(), 2).unwrap()
+        && !page.is_empty()
+    {
+        paged.extend(page.iter().map(|line| line.chunk));
+    }
+    assert_eq!(paged.len(), 5);
+    assert_eq!(engine.list(ChainId(u32::MAX), None, 9).unwrap().len(), 1);
+    assert_eq!(engine.last_chunk(ChainId(1), ContentId(2)), Ok(Some((256, 4))));
+    assert_eq!(engine.last_chunk(ChainId(1), ContentId(1)), Ok(Some((u32::MAX, 4))));
+    assert_eq!(engine.last_chunk(ChainId(1), ContentId(3)), Ok(None));
+    let summary = engine.content_summary(ChainId(1), ContentId(2)).unwrap();
+    assert_eq!(summary, ContentSummary { last: Some((256, 4)), chunk_count: 2, total_bytes: 8 });
+    assert_eq!(engine.content_chunks(ChainId(1), ContentId(2), 256, 9).unwrap().len(), 1);
+    assert_eq!(engine.chains(), vec![ChainId(1), ChainId(2), ChainId(u32::MAX)]);
+    while !engine.remove_chain(ChainId(1), 2).unwrap() {}
+    assert_eq!(engine.chains(), vec![ChainId(2), ChainId(u32::MAX)]);
+    assert_no_leak(&engine);
+}
+
+#[test]
+fn the_last_chunk_is_not_a_tombstone() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    write(&engine, 3, 1, 0, b"abc");
+    write(&engine, 8, 1, 0, b"x");
+    remove(&engine, 8, 2);
+    stage_write(&engine, 9, 1, 0, b"pending").unwrap();
+    assert_eq!(engine.last_chunk(ChainId(1), ContentId(2)), Ok(Some((3, 3))));
+    let found = engine.content_chunks(ChainId(1), ContentId(2), 0, 10).unwrap();
+    assert_eq!(found.iter().map(|line| line.chunk.index).collect::<Vec<_>>(), vec![3, 9]);
+}
+
+// Damage ------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_flipped_bit_is_found_by_whole_and_partial_reads_and_repaired_by_a_replacement() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let bytes = noise(4 * PAGE + 100, 9);
+    write(&engine, 0, 1, 0, &bytes);
+    damage(&engine, dir.path(), 0, 2 * PAGE + 5000);
+    assert_eq!(read(&engine, 0, 0, 5 * PAGE), Err(Status::Checksum), "whole");
+    assert_eq!(read(&engine, 0, 2 * PAGE as u32, 10), Err(Status::Checksum), "another part of the page");
+    assert_eq!(read(&engine, 0, 0, 2 * PAGE).unwrap(), bytes[..2 * PAGE], "the pages before are fine");
+    assert_eq!(read(&engine, 0, 3 * PAGE as u32, 2 * PAGE).unwrap(), bytes[3 * PAGE..]);
+    let expected = Damage { key: key(0), version: Version(1), page: 2 };
+    assert_eq!(engine.damage(), vec![expected]);
+    assert_eq!(engine.verify(key(0)), Ok(vec![expected]));
+    // A write that needs the damaged bytes is refused, one that covers them heals.
+    assert_eq!(stage_write(&engine, 0, 2, 2 * PAGE as u32, b"x"), Err(Status::Checksum));
+    write(&engine, 0, 2, 0, b"elsewhere");
+    assert_eq!(engine.damage(), vec![Damage { version: Version(2), ..expected }]);
+    let install = Install { key: key(0), stamp: stamp(2), removed: false, tag: tag(0, 0), writers: &[] };
+    engine.install(&install, &bytes).unwrap();
+    assert_eq!(engine.damage(), vec![]);
+    assert_eq!(engine.verify(key(0)), Ok(vec![]));
+    assert_eq!(read(&engine, 0, 0, 5 * PAGE).unwrap(), bytes);
+    assert_no_leak(&engine);
+}
+
+#[test]
+fn a_flipped_bit_in_the_last_partial_page_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let bytes = noise(PAGE + 777, 3);
+    write(&engine, 0, 1, 0, &bytes);
+    damage(&engine, dir.path(), 0, PAGE + 776);
+    assert_eq!(read(&engine, 0, PAGE as u32, 777), Err(Status::Checksum));
+    assert_eq!(read(&engine, 0, PAGE as u32 + 3, 5), Err(Status::Checksum));
+}
+
+#[test]
+fn a_truncated_or_missing_block_file_is_reported_and_its_chunks_read_as_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = noise(30 * PAGE, 1);
+    let path = {
+        let engine = open(dir.path());
+        write(&engine, 0, 1, 0, &large);
+        write(&engine, 1, 1, 0, b"small, in another lane");
+        place_on_disk(&engine, dir.path(), 0, 0).0
+    };
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(10 * PAGE as u64).unwrap();
+    for _ in 0..2 {
+        let engine = open(dir.path());
+        assert_eq!(engine.open_report().chunks, 2);
+        assert_eq!(read(&engine, 0, 0, 30 * PAGE), Err(Status::Checksum));
+        assert_eq!(read(&engine, 1, 0, 100).unwrap(), b"small, in another lane");
+        assert_eq!(engine.verify(key(1)), Ok(vec![]));
+        drop(engine);
+        fs::remove_file(&path).unwrap();
+    }
+    let engine = open(dir.path());
+    assert_eq!(engine.open_report().damaged_segments.len(), 1);
+    let install = Install { key: key(0), stamp: stamp(1), removed: false, tag: tag(0, 0), writers: &[] };
+    engine.install(&install, &large).unwrap();
+    assert_eq!(read(&engine, 0, 0, 30 * PAGE).unwrap(), large);
+}
+
+/// A caller that changes its own buffer while we verify in it is not a damaged disk.
+#[test]
+fn bytes_changed_in_the_callers_memory_are_read_again() {
+    struct Meddling<'a>(&'a mut [u8]);
+    impl Sink for Meddling<'_> {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn read_at(&mut self, offset: usize, length: usize, file: &File, at: u64) -> io::Result<usize> {
+            let count = file.read_at(&mut self.0[offset..offset + length], at)?;
+            self.0[offset] ^= 0xff;
+            Ok(count)
+        }
+        fn crc32c(&self, offset: usize, length: usize) -> u32 {
+            crc_fast::crc32_iscsi(&self.0[offset..offset + length])
+        }
+        fn copy_from(&mut self, offset: usize, bytes: &[u8]) {
+            self.0[offset..offset + bytes.len()].copy_from_slice(bytes);
+        }
+        fn zero(&mut self, offset: usize, length: usize) {
+            self.0[offset..offset + length].fill(0);
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let bytes = noise(3 * PAGE, 1);
+    write(&engine, 0, 1, 0, &bytes);
+    let mut into = vec![0; 3 * PAGE];
+    engine.read(key(0), 0, &mut Meddling(&mut into)).unwrap();
+    assert_eq!(into, bytes);
+    assert_eq!(engine.damage(), vec![]);
+}
+
+/// A payload in shared memory that changes after we looked at it must not poison the chunk.
+#[test]
+fn a_payload_that_changes_while_it_is_written_is_stored_as_one_of_its_states() {
+    struct Changing(AtomicU64);
+    impl Source for Changing {
+        fn len(&self) -> usize {
+            3 * PAGE
+        }
+        fn copy_to(&self, _offset: usize, into: &mut [u8]) {
+            into.fill(self.0.fetch_add(1, Ordering::Relaxed) as u8);
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let op = Op::Write { offset: 0, length: 3 * PAGE as u32 };
+    engine.stage(&update(0, 1, op), &Changing(AtomicU64::new(0))).unwrap();
+    engine.commit(key(0), Version(1), ChainVersion(1)).unwrap();
+    assert_eq!(read(&engine, 0, 0, 3 * PAGE).unwrap().len(), 3 * PAGE);
+    assert_eq!(engine.verify(key(0)), Ok(vec![]));
+}
+
+// Readers and writers -----------------------------------------------------------------------------------------
+
+/// A sink that stops in the middle of a read until the test lets it go on.
+struct Pausing<'a> {
+    bytes: Vec<u8>,
+    arrived: &'a Barrier,
+    go_on: &'a Barrier,
+    has_paused: bool,
+}
+
+impl Sink for Pausing<'_> {
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+    fn read_at(&mut self, offset: usize, length: usize, file: &File, at: u64) -> io::Result<usize> {
+        if !std::mem::replace(&mut self.has_paused, true) {
+            self.arrived.wait();
+            self.go_on.wait();
+        }
+        file.read_at(&mut self.bytes[offset..offset + length], at)
+    }
+    fn crc32c(&self, offset: usize, length: usize) -> u32 {
+        crc_fast::crc32_iscsi(&self.bytes[offset..offset + length])
+    }
+    fn copy_from(&mut self, offset: usize, bytes: &[u8]) {
+        self.bytes[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+    fn zero(&mut self, offset: usize, length: usize) {
+        self.bytes[offset..offset + length].fill(0);
+    }
+}
+
+/// §5.12 (5) and 3FS's use-after-free bugs (#385, #388): pages a reader holds are not used again.
+#[test]
+fn pages_are_not_used_again_while_a_reader_holds_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let old = noise(20 * PAGE, 1);
+    write(&engine, 0, 1, 0, &old);
+    let (arrived, go_on) = (Barrier::new(2), Barrier::new(2));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut sink =
+                Pausing { bytes: vec![0; 20 * PAGE], arrived: &arrived, go_on: &go_on, has_paused: false };
+            let outcome = engine.read(key(0), 0, &mut sink).unwrap();
+            (outcome.stamp, sink.bytes)
+        });
+        arrived.wait();
+        // Overwritten, removed, synced; then enough new data to take every free page of the block file.
+        write(&engine, 0, 2, 0, &noise(20 * PAGE, 2));
+        remove(&engine, 0, 3);
+        for index in 1..4 {
+            engine.sync().unwrap();
+            write(&engine, index, 1, 0, &noise(20 * PAGE, 3));
+        }
+        go_on.wait();
+        assert_eq!(reader.join().unwrap(), (stamp(1), old));
+    });
+    assert_no_leak(&engine);
+}
+
+/// Digest §5.6 and #389: a reader waits neither for a pending write nor for one that is being written.
+#[test]
+fn a_read_does_not_wait_for_a_write_in_progress() {
+    struct Slow<'a>(&'a Barrier, &'a Barrier, AtomicBool);
+    impl Source for Slow<'_> {
+        fn len(&self) -> usize {
+            PAGE
+        }
+        fn copy_to(&self, _offset: usize, into: &mut [u8]) {
+            if !self.2.swap(true, Ordering::Relaxed) {
+                self.0.wait();
+                self.1.wait();
+            }
+            into.fill(9);
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    write(&engine, 0, 1, 0, &vec![1; PAGE]);
+    let (arrived, go_on) = (Barrier::new(2), Barrier::new(2));
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let op = Op::Write { offset: 0, length: PAGE as u32 };
+            engine.stage(&update(0, 2, op), &Slow(&arrived, &go_on, AtomicBool::new(false)))
+        });
+        arrived.wait();
+        assert_eq!(read(&engine, 0, 0, PAGE).unwrap(), vec![1; PAGE]);
+        assert_eq!(engine.lookup(key(0)).unwrap().unwrap().pending, None);
+        go_on.wait();
+        writer.join().unwrap().unwrap();
+    });
+    assert_eq!(read(&engine, 0, 0, PAGE).unwrap(), vec![1; PAGE]);
+}
+
+/// 3FS's batch remove used metadata it had read before it took the locks.
+#[test]
+fn removing_many_looks_again_under_each_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    write(&engine, 0, 1, 0, b"x");
+    remove(&engine, 0, 2);
+    // The chunk comes back between the listing and its turn.
+    let is_tombstone =
+        |record: &super::state::Record| record.committed.as_ref().is_some_and(|state| state.removed);
+    write(&engine, 0, 3, 0, b"back");
+    assert_eq!(engine.core.erase_if(key(0), is_tombstone), Ok(false));
+    assert_eq!(read(&engine, 0, 0, 4).unwrap(), b"back");
+}
+
+// Failing disks -----------------------------------------------------------------------------------------------
+
+fn fault(skip: u32, count: u32, errno: Errno) -> Fault {
+    Fault { skip, count, errno: errno.raw_os_error() }
+}
+
+#[test]
+fn a_failed_read_is_an_io_error_and_the_next_may_succeed() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    write(&engine, 0, 1, 0, b"hello");
+    *engine.core.segments.faults.read.lock() = fault(0, 1, Errno::IO);
+    assert_eq!(read(&engine, 0, 0, 5), Err(Status::Io));
+    assert_eq!(read(&engine, 0, 0, 5).unwrap(), b"hello");
+}
+
+#[test]
+fn a_failed_write_leaves_the_old_state_and_gives_its_pages_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let old = noise(3 * PAGE, 1);
+    write(&engine, 0, 1, 0, &old);
+    for (errno, status) in
+        [(Errno::IO, Status::Io), (Errno::NOSPC, Status::NoSpace), (Errno::DQUOT, Status::NoSpace)]
+    {
+        *engine.core.segments.faults.write.lock() = fault(0, 1, errno);
+        assert_eq!(stage_write(&engine, 0, 2, 10, &noise(2 * PAGE, 2)), Err(status));
+        assert_eq!(engine.lookup(key(0)).unwrap().unwrap().pending, None);
+        assert_eq!(read(&engine, 0, 0, 3 * PAGE).unwrap(), old);
+        assert_no_leak(&engine);
+    }
+    write(&engine, 0, 2, 0, b"again");
+}
+
+/// After a failed flush nobody knows what the disk holds: no later sync may say that all is well.
+#[test]
+fn a_failed_sync_is_never_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    write(&engine, 0, 1, 0, b"hello");
+    *engine.core.segments.faults.sync.lock() = fault(0, 1, Errno::IO);
+    assert_eq!(engine.sync(), Err(Status::Io));
+    assert_eq!(engine.sync(), Err(Status::Io));
+    assert_eq!(stage_write(&engine, 0, 2, 0, b"x"), Err(Status::Io));
+    assert_eq!(read(&engine, 0, 0, 5).unwrap(), b"hello", "reads go on");
+}
+
+#[test]
+fn concurrent_syncs_share_rounds() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    std::thread::scope(|scope| {
+        for index in 0..8 {
+            let engine = &engine;
+            scope.spawn(move || {
+                for version in 1..=5 {
+                    write(engine, index, version, 0, b"x");
+                    engine.sync().unwrap();
+                }
+            });
+        }
+    });
+    let rounds = engine.core.rounds.count();
+    assert!((5..40).contains(&rounds), "{rounds} rounds for 40 calls");
+}
+
+// Directories -------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_directory_is_opened_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    assert!(matches!(Engine::open(dir.path(), options()), Err(OpenError::Locked { .. })));
+    drop(engine);
+    open(dir.path());
+}
+
+fn open_error(dir: &Path) -> OpenError {
+    Engine::open(dir, options()).err().expect("it must not open")
+}
+
+#[test]
+fn foreign_newer_and_damaged_directories_are_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("precious"), "data").unwrap();
+    assert!(matches!(open_error(dir.path()), OpenError::Foreign { .. }));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let format = dir.path().join("FORMAT");
+    let text = fs::read_to_string(&format).unwrap();
+    fs::write(&format, text.replace("format 1", "format 2")).unwrap();
+    let error = open_error(dir.path());
+    assert!(matches!(error, OpenError::Newer { found: 2, known: 1, .. }));
+    assert!(error.to_string().contains("format 2 is newer than this release understands (1)"), "{error}");
+    for broken in ["", "something else\nformat 1\n", "luciola chunk engine\nformat one\n"] {
+        fs::write(&format, broken).unwrap();
+        assert!(matches!(open_error(dir.path()), OpenError::Foreign { .. } | OpenError::Damaged { .. }));
+    }
+    fs::write(&format, [0xff, 0xfe]).unwrap();
+    assert!(matches!(open_error(dir.path()), OpenError::Foreign { .. }));
+    fs::write(&format, text).unwrap();
+    open(dir.path());
+}
+
+/// The drawing of FORMAT in docs/formats.md.
+#[test]
+fn the_format_file_is_as_drawn() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let text = fs::read_to_string(dir.path().join("FORMAT")).unwrap();
+    assert_eq!(text, "luciola chunk engine\nformat 1\npage_bytes 16384\nsegment_bytes 1048576\n");
+}
+
+/// The drawing of the block files: page n lies at byte n × 16384 of the files laid end to end.
+#[test]
+fn pages_lie_where_the_drawing_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let bytes = noise(30 * PAGE, 5);
+    write(&engine, 3, 1, 0, &bytes);
+    for index in 0..30 {
+        let (path, at) = place_on_disk(&engine, dir.path(), 3, index);
+        let mut found = vec![0; PAGE];
+        File::open(path).unwrap().read_exact_at(&mut found, at).unwrap();
+        assert_eq!(found, bytes[index * PAGE..(index + 1) * PAGE]);
+    }
+}
+
+/// 3FS: after some interleaving two chunks owned one block. Here such an index does not open.
+#[test]
+fn a_page_with_two_owners_is_found_at_open() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let engine = open(dir.path());
+        write(&engine, 0, 1, 0, b"x");
+        let record = engine.core.record(key(0)).unwrap().1;
+        engine.core.index.put(key(1), &record).unwrap();
+    }
+    let error = open_error(dir.path());
+    assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+    assert!(error.to_string().contains("two owners"), "{error}");
+}
+
+#[test]
+fn memory_for_records_is_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::open(dir.path(), Options { segment_bytes: 1 << 30, ..options() }).unwrap();
+    for index in 0..4000 {
+        write(&engine, index, 1, 0, b"x");
+    }
+    for index in 0..4000 {
+        assert_eq!(read(&engine, index, 0, 1).unwrap(), b"x");
+    }
+    let limit = options().cache_bytes;
+    assert!(engine.cache_bytes() < limit + limit / 4, "{} bytes", engine.cache_bytes());
+}
