@@ -1,10 +1,15 @@
 import pytest
 
-from .world import World
+from .world import OPENED, World
+
+
+@pytest.fixture(autouse=True)
+def _close_worlds():
+    yield
+    while OPENED:
+        OPENED.pop().close()
 
 
 @pytest.fixture
 def world():
-    made = World()
-    yield made
-    made.close()
+    return World()

@@ -48,11 +48,15 @@ class KnownClients:
         return self.known
 
 
+OPENED: list["World"] = []  # closed after each test, however it ends
+
+
 class World:
     """One meta service, and what it talks to. `crash` replaces the process; the store stays."""
 
     def __init__(self, engine: Engine | None = None, **config: object) -> None:
         self.loop = asyncio.new_event_loop()
+        OPENED.append(self)
         self.clock = PatientClock()
         self.engine = engine or MemoryEngine()
         self.control = MemoryControl()
@@ -83,8 +87,9 @@ class World:
     crash = start
 
     def close(self) -> None:
-        self.loop.run_until_complete(self._cancel())
-        self.loop.close()
+        if not self.loop.is_closed():
+            self.loop.run_until_complete(self._cancel())
+            self.loop.close()
 
     async def _cancel(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
