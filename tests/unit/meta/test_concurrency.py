@@ -117,7 +117,7 @@ def test_overlapping_operations_are_as_if_one_came_first(one, other):
     """`other` is carried out, whole, between what `one` reads and what it commits."""
     found = _outcome(one, other, overlapping=True)
     if found != _outcome(one, other, overlapping=False):
-        # Directories on the way are looked through without conflicts: the one that began first may also have been first.
+        # Directories on the way are read without conflicts: the one that began first may have been first.
         assert found == _outcome(other, one, overlapping=False)
 
 
