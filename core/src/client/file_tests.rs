@@ -81,6 +81,20 @@ fn a_small_file_lives_in_its_inode_and_costs_one_close() {
 }
 
 #[test]
+fn attributes_without_bytes_do_not_empty_a_small_file() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, b"hello");
+    file.flush().unwrap();
+    let listed = pb::Inode { inline_data: Vec::new(), ..world.meta.inode(5) };
+    for change in [listed.change, listed.change + 1] {
+        let listed = pb::Inode { change, ..listed.clone() };
+        assert_eq!(file.inode().seen_over(&listed).length, 5);
+        assert_eq!(get(&file, 0, 100), b"hello");
+    }
+}
+
+#[test]
 fn a_file_that_outgrows_its_inode_moves_to_chunks() {
     let world = World::new();
     let file = world.create(5);

@@ -174,10 +174,7 @@ impl Mounted {
     /// What the kernel is told: with what was written here and is not told yet.
     fn seen(&self, inode: &pb::Inode) -> Attributes {
         match self.client.shared().find(inode.id) {
-            Some(open) => {
-                open.adopt(inode);
-                attributes(&open.seen())
-            }
+            Some(open) => attributes(&open.seen_over(inode)),
             None => attributes(inode),
         }
     }
@@ -374,9 +371,6 @@ impl FileSystem for Mounted {
         let inode = self.client.meta().unlink(&self.root, name_path(parent, name)).map_err(errno)?;
         let names = &self.client.shared().names;
         names.changed(parent, name, None);
-        if let Some(open) = self.client.shared().find(inode.id) {
-            open.adopt(&inode);
-        }
         names.learn(inode);
         Ok(())
     }

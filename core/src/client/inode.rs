@@ -150,6 +150,17 @@ impl OpenInode {
         self.state.lock().seen()
     }
 
+    /// Attributes from elsewhere (a listing, a cache), with what was written here and not told yet. The bytes of small
+    /// files do not come with them, so nothing is taken in.
+    pub fn seen_over(&self, inode: &pb::Inode) -> pb::Inode {
+        let state = self.state.lock();
+        if inode.change <= state.inode.change {
+            return state.seen();
+        }
+        let length = inode.length.max(state.acknowledged).max(state.waiting_end());
+        state.with_times(pb::Inode { length, ..inode.clone() })
+    }
+
     /// `change` of the inode if nothing was written here since it was told.
     pub fn settled_change(&self) -> Option<u64> {
         let state = self.state.lock();
@@ -194,7 +205,7 @@ impl OpenInode {
         self.state.lock().is_clean()
     }
 
-    /// Takes in what the metadata service just said of this inode.
+    /// Takes in what the metadata service just said of this inode: all of it, with the bytes of a small file.
     pub fn adopt(&self, inode: &pb::Inode) {
         let mut state = self.state.lock();
         self.adopt_into(&mut state, inode.clone());
@@ -715,8 +726,10 @@ impl OpenInode {
 
 impl State {
     fn seen(&self) -> pb::Inode {
-        let mut inode = self.inode.clone();
-        inode.length = self.length;
+        self.with_times(pb::Inode { length: self.length, ..self.inode.clone() })
+    }
+
+    fn with_times(&self, mut inode: pb::Inode) -> pb::Inode {
         if let Some(mtime_ns) = self.mtime_ns {
             inode.mtime_ns = mtime_ns;
             inode.ctime_ns = inode.ctime_ns.max(mtime_ns);

@@ -215,15 +215,9 @@ impl Client {
         self.shared.meta.stat(who, path, follow).map(|inode| self.seen(&inode))
     }
 
-    /// An inode as the metadata service just described it, with what was written here and not told yet.
+    /// Attributes as the metadata service described them, with what was written here and not told yet.
     pub fn seen(&self, inode: &pb::Inode) -> pb::Inode {
-        match self.shared.find(inode.id) {
-            Some(open) => {
-                open.adopt(inode);
-                open.seen()
-            }
-            None => inode.clone(),
-        }
+        self.shared.find(inode.id).map_or_else(|| inode.clone(), |open| open.seen_over(inode))
     }
 
     /// Everything written through this client so far is acknowledged and told.
