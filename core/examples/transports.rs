@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -109,7 +109,7 @@ fn main() {
     std::fs::remove_dir_all(&directory).unwrap();
 }
 
-fn measure(directory: &PathBuf) {
+fn measure(directory: &Path) {
     let credential = Secret::new(SECRET).mint(&Claims::default());
     let deadline = || Instant::now() + Duration::from_secs(10);
     let file = File::open(directory.join("file")).unwrap();

@@ -249,7 +249,7 @@ fn a_dirty_chunk_is_read_from_the_tail() {
     let faults = || [Fault::Answer(Status::Dirty)];
     world.twin(1).fail(faults());
     world.twin(2).fail(faults());
-    let index_of_node_1 = (0..3).find(|index| (CONTENT.0 as u32 + index) % 3 == 0).unwrap();
+    let index_of_node_1 = (0..3).find(|index| (CONTENT.0 as u32 + index).is_multiple_of(3)).unwrap();
     for node in 1..=3 {
         world.twin(node).put(1, CONTENT.0, index_of_node_1, format!("node{node}").as_bytes());
     }

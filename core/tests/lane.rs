@@ -36,12 +36,15 @@ enum Step {
     Silence,
 }
 
+/// Ids and bytes of requests.
+type Seen = Mutex<Vec<(u64, Vec<u8>)>>;
+
 /// A lane server; requests beyond the scripted steps are answered with their own `parent` as inode.
 struct Server {
     address: String,
     steps: Arc<Mutex<VecDeque<Step>>>,
     /// Id and bytes of every request seen.
-    seen: Arc<Mutex<Vec<(u64, Vec<u8>)>>>,
+    seen: Arc<Seen>,
     connections: Arc<AtomicU64>,
 }
 
@@ -101,11 +104,7 @@ fn reply(socket: &mut TcpStream, header: LaneHeader, error: bool, payload: &[u8]
     socket.write_all(&[&header.encode(), payload].concat()).ok()
 }
 
-fn serve(
-    mut socket: TcpStream,
-    steps: &Mutex<VecDeque<Step>>,
-    seen: &Mutex<Vec<(u64, Vec<u8>)>>,
-) -> Option<()> {
+fn serve(mut socket: TcpStream, steps: &Mutex<VecDeque<Step>>, seen: &Seen) -> Option<()> {
     greet(&mut socket)?;
     loop {
         let (header, payload) = receive(&mut socket)?;

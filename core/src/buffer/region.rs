@@ -121,7 +121,7 @@ impl Region {
 
     /// Maps a region that a peer sent. Errors: `InvalidData` if it could shrink, or is not as long as said.
     pub fn map_peer(fd: OwnedFd, id: RegionId, len: usize) -> io::Result<Arc<Region>> {
-        if len == 0 || len > REGION_BYTES_MAX || len % super::ALIGNMENT != 0 {
+        if len == 0 || len > REGION_BYTES_MAX || !len.is_multiple_of(super::ALIGNMENT) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a region of that length is not allowed"));
         }
         // Fails for everything that is not a memfd (or another file that can be sealed).

@@ -34,7 +34,10 @@ const DEADLINE_MAX: Duration = Duration::from_secs(600);
 /// Regions mapped into this process, so that many connections of one client share one mapping. The memory is
 /// recognised by its inode, not only by the name that the peer gives it.
 #[derive(Debug, Default)]
-pub(super) struct RegionCache(Mutex<HashMap<(RegionId, (u64, u64), usize), Weak<Region>>>);
+pub(super) struct RegionCache(Mutex<HashMap<RegionKey, Weak<Region>>>);
+
+/// Name, device and inode, length.
+type RegionKey = (RegionId, (u64, u64), usize);
 
 impl RegionCache {
     fn map(&self, fd: OwnedFd, id: RegionId, len: usize) -> io::Result<Arc<Region>> {

@@ -228,7 +228,7 @@ impl Header {
             (Kind::Register, true) => false,
             (Kind::Register, false) => count == 1,
             (Kind::Ping, _) => count == 0,
-            _ => count >= 1 && count <= BATCH_OPS_MAX,
+            _ => (1..=BATCH_OPS_MAX).contains(&count),
         };
         if !count_allowed {
             return Err(Malformed("count of operations"));
