@@ -1,0 +1,583 @@
+//! A chain of storage nodes in this process, with a manager that changes it and clients that call it.
+#![allow(dead_code)]
+
+pub mod history;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use luciola_core::buffer::{BufferPool, Placement};
+use luciola_core::client::routing::own_boot_id;
+use luciola_core::net::{Endpoint, Pool, Secret};
+use luciola_core::server::{ChunkLine, NodeOptions, StorageServer};
+use luciola_core::types::*;
+use luciola_core::wire::pb::{self, PublicState, claims::Role};
+use parking_lot::{Mutex, RwLock};
+
+pub const CHAIN: ChainId = ChainId(7);
+const SECRET: [u8; 32] = [42; 32];
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct Cluster {
+    nodes: Vec<RwLock<Option<Arc<StorageServer>>>>,
+    root: tempfile::TempDir,
+    manager: Mutex<Manager>,
+    pools: Mutex<HashMap<(Endpoint, bool), Arc<Pool>>>,
+}
+
+struct Manager {
+    /// In chain order.
+    members: Vec<(usize, TargetState)>,
+    chain_version: u64,
+    routing_version: u64,
+}
+
+pub fn chunk(index: u32) -> ChunkId {
+    ChunkId { content: ContentId(500), index }
+}
+
+pub fn tag(client: u64, sequence: u64) -> RequestTag {
+    RequestTag { client: ClientId(client), sequence }
+}
+
+pub fn pattern(length: usize, seed: usize) -> Vec<u8> {
+    (0..length).map(|at| ((at * 31 + seed * 17 + at / 251) % 251) as u8).collect()
+}
+
+/// SplitMix64.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+/// `LUCIOLA_SEED`, or a new one.
+pub fn seed() -> u64 {
+    let given = std::env::var("LUCIOLA_SEED").ok().and_then(|text| text.parse().ok());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    given.unwrap_or(now.as_nanos() as u64)
+}
+
+fn refused(status: Status) -> UpdateResult {
+    UpdateResult { status, version: Version(0), length: 0 }
+}
+
+fn soon() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+impl Cluster {
+    /// A chain of that many serving replicas.
+    pub fn start(replicas: usize) -> Arc<Cluster> {
+        let cluster = Arc::new(Cluster {
+            nodes: (0..replicas).map(|_| RwLock::default()).collect(),
+            root: tempfile::tempdir().unwrap(),
+            manager: Mutex::new(Manager {
+                members: (0..replicas).map(|node| (node, TargetState::Serving)).collect(),
+                chain_version: 1,
+                routing_version: 1,
+            }),
+            pools: Mutex::default(),
+        });
+        for node in 0..replicas {
+            cluster.open(node, |_| {});
+        }
+        cluster.publish();
+        cluster
+    }
+
+    // The manager -----------------------------------------------------------------------------------------
+
+    pub fn version(&self) -> ChainVersion {
+        ChainVersion(self.manager.lock().chain_version)
+    }
+
+    /// By node.
+    pub fn states(&self) -> Vec<TargetState> {
+        let mut members = self.manager.lock().members.clone();
+        members.sort_unstable_by_key(|(node, _)| *node);
+        members.into_iter().map(|(_, state)| state).collect()
+    }
+
+    /// The next version of the chain; who serves goes first, in the order they had.
+    pub fn set_states(&self, states: &[TargetState]) {
+        let mut manager = self.manager.lock();
+        for (node, state) in &mut manager.members {
+            *state = states[*node];
+        }
+        manager.members.sort_by_key(|(_, state)| match state {
+            TargetState::Serving => 0,
+            TargetState::LastServing => 1,
+            TargetState::Syncing => 2,
+            TargetState::Waiting => 3,
+            TargetState::Offline => 4,
+        });
+        manager.chain_version += 1;
+        drop(manager);
+        self.publish();
+    }
+
+    fn set_state(&self, node: usize, state: TargetState) {
+        let mut states = self.states();
+        states[node] = state;
+        self.set_states(&states);
+    }
+
+    fn routing(&self) -> pb::Routing {
+        let mut manager = self.manager.lock();
+        manager.routing_version += 1;
+        let nodes = (0..self.nodes.len()).filter_map(|node| {
+            let server = self.nodes[node].read().clone()?;
+            Some(pb::Node {
+                id: node as u32 + 1,
+                kind: pb::NodeKind::NodeStorage as i32,
+                status: pb::NodeStatus::Connected as i32,
+                data_address: server.tcp_address().unwrap().to_string(),
+                data_socket: self.socket(node).display().to_string(),
+                boot_id: own_boot_id().to_owned(),
+                ..pb::Node::default()
+            })
+        });
+        let targets = manager.members.iter().map(|(node, state)| pb::Target {
+            id: 100 + *node as u64,
+            node: *node as u32 + 1,
+            state: match state {
+                TargetState::Serving => PublicState::Serving,
+                TargetState::LastServing => PublicState::Lastsrv,
+                TargetState::Syncing => PublicState::Syncing,
+                TargetState::Waiting => PublicState::Waiting,
+                TargetState::Offline => PublicState::Offline,
+            } as i32,
+            ..pb::Target::default()
+        });
+        let chain = pb::Chain {
+            id: CHAIN.0,
+            version: manager.chain_version,
+            targets: targets.collect(),
+            ..pb::Chain::default()
+        };
+        pb::Routing {
+            version: manager.routing_version,
+            nodes: nodes.collect(),
+            chains: vec![chain],
+            ..pb::Routing::default()
+        }
+    }
+
+    /// Tells every node, one after the other, and renews its lease.
+    fn publish(&self) {
+        let routing = self.routing();
+        for node in &self.nodes {
+            let Some(server) = node.read().clone() else { continue };
+            // Another change may have been published meanwhile.
+            if server.set_routing(routing.clone()).is_ok() {
+                server.set_lease(u64::MAX, routing.version);
+            }
+        }
+    }
+
+    // Nodes -----------------------------------------------------------------------------------------------
+
+    fn socket(&self, node: usize) -> PathBuf {
+        self.root.path().join(format!("{node}.sock"))
+    }
+
+    fn directory(&self, node: usize) -> PathBuf {
+        self.root.path().join(format!("node-{node}"))
+    }
+
+    fn open(&self, node: usize, change: impl FnOnce(&mut NodeOptions)) {
+        let id = NodeId(node as u32 + 1);
+        let mut options = NodeOptions::new(id, self.directory(node), Secret::new(SECRET));
+        options.unix = Some(self.socket(node));
+        options.engine.segment_bytes = 16 << 20;
+        options.engine.reserve_bytes = 0;
+        change(&mut options);
+        *self.nodes[node].write() = Some(Arc::new(StorageServer::start(options).unwrap()));
+    }
+
+    pub fn node(&self, node: usize) -> Arc<StorageServer> {
+        self.nodes[node].read().clone().expect("the node runs")
+    }
+
+    /// Ends the node in the middle of whatever it does.
+    pub fn kill(&self, node: usize) {
+        let server = self.nodes[node].write().take().expect("the node runs");
+        server.end();
+        // Whoever calls it now is done in a moment; only then the directory can be opened again.
+        self.wait_until("the node is gone", || Arc::strong_count(&server) == 1);
+    }
+
+    pub fn restart(&self, node: usize) {
+        self.open(node, |_| {});
+        self.publish();
+    }
+
+    /// Restarts a running node with other options, without a change of the chain.
+    pub fn restart_with(&self, node: usize, change: impl FnOnce(&mut NodeOptions)) {
+        self.kill(node);
+        self.open(node, change);
+        self.publish();
+    }
+
+    pub fn wipe_disk(&self, node: usize) {
+        fs::remove_dir_all(self.directory(node)).unwrap();
+    }
+
+    /// Flips a byte of the first place on the node's disk where these bytes lie.
+    pub fn flip_byte(&self, node: usize, bytes: &[u8]) {
+        let mut directories = vec![self.directory(node)];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    directories.push(path);
+                    continue;
+                }
+                let content = fs::read(&path).unwrap();
+                if let Some(place) = content.windows(bytes.len()).position(|window| window == bytes) {
+                    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+                    file.write_all_at(&[!bytes[0]], place as u64).unwrap();
+                    return;
+                }
+            }
+        }
+        panic!("the bytes are not on the disk of node {node}");
+    }
+
+    pub fn pending(&self, node: usize) -> usize {
+        self.node(node).chain_states()[0].pending
+    }
+
+    pub fn wait_until(&self, what: &str, mut condition: impl FnMut() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !condition() {
+            assert!(Instant::now() < deadline, "{what}: it does not happen");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    // Recovery --------------------------------------------------------------------------------------------
+
+    fn lines(&self, node: usize) -> BTreeMap<(u64, u32), ChunkLine> {
+        let server = self.node(node);
+        let mut lines = BTreeMap::new();
+        let mut after = None;
+        loop {
+            let page = server.list_chunks(CHAIN, after, 7).unwrap();
+            after = page.last().map(|line| line.chunk);
+            lines.extend(page.iter().map(|line| ((line.chunk.content.0, line.chunk.index), *line)));
+            if page.len() < 7 {
+                return lines;
+            }
+        }
+    }
+
+    /// Makes a replica that has come back SYNCING, brings it up to date and lets it serve.
+    pub fn resync(&self, node: usize) {
+        self.set_state(node, TargetState::Syncing);
+        let tail = self.serving().last().copied().expect("a predecessor");
+        let version = self.version();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (ours, theirs) = (self.lines(tail), self.lines(node));
+            let mut names: Vec<(u64, u32)> = ours.keys().chain(theirs.keys()).copied().collect();
+            names.sort_unstable();
+            names.dedup();
+            names.retain(|name| {
+                let lines = [ours.get(name), theirs.get(name)];
+                lines[0] != lines[1] || lines.iter().flatten().any(|line| line.pending.is_some())
+            });
+            let chunks: Vec<ChunkId> = names
+                .into_iter()
+                .map(|(content, index)| ChunkId { content: ContentId(content), index })
+                .collect();
+            let report = self.node(tail).sync_chunks(CHAIN, version, &chunks).unwrap();
+            if report.failed.is_empty() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "cannot be synced: {:?}", report.failed);
+        }
+        self.set_state(node, TargetState::Serving);
+    }
+
+    /// Waits until nothing is pending, then compares every chunk of every serving replica.
+    pub fn assert_equal_replicas(&self) {
+        let serving = self.serving();
+        self.wait_until("everything is committed", || serving.iter().all(|node| self.pending(*node) == 0));
+        let first = self.lines(serving[0]);
+        assert!(!first.is_empty(), "nothing to compare");
+        for node in &serving[1..] {
+            let other = self.lines(*node);
+            assert_eq!(first, other, "nodes {} and {node} differ", serving[0]);
+        }
+        for node in serving {
+            let report = self.node(node).scrub(CHAIN, None, 100_000, false).unwrap();
+            assert_eq!(report.damaged, [], "node {node}");
+        }
+    }
+
+    /// Nodes that serve, in chain order.
+    pub fn serving(&self) -> Vec<usize> {
+        let manager = self.manager.lock();
+        let serving = manager.members.iter().filter(|(_, state)| *state == TargetState::Serving);
+        serving.map(|(node, _)| *node).collect()
+    }
+
+    // Clients ---------------------------------------------------------------------------------------------
+
+    fn pool(&self, endpoint: Endpoint, mount: bool) -> Arc<Pool> {
+        let role = if mount { Role::Trusted } else { Role::Client };
+        let claims = pb::Claims { role: role as i32, ..pb::Claims::default() };
+        let new = || Arc::new(Pool::new(endpoint.clone(), Secret::new(SECRET).mint(&claims), 16));
+        self.pools.lock().entry((endpoint.clone(), mount)).or_insert_with(new).clone()
+    }
+
+    fn tcp(&self, node: usize) -> Result<Endpoint, Status> {
+        let server = self.nodes[node].read();
+        let server = server.as_ref().ok_or(Status::Disconnected)?;
+        Ok(Endpoint::Tcp(server.tcp_address().unwrap()))
+    }
+
+    fn head(&self) -> usize {
+        self.serving()[0]
+    }
+
+    fn operation(&self, chunk: ChunkId, op: Op, tag: RequestTag) -> UpdateOp {
+        UpdateOp {
+            chain: CHAIN,
+            chain_version: self.version(),
+            chunk,
+            op,
+            tag,
+            version: Version(0),
+            decided: ChainVersion(0),
+            payload_crc: None,
+        }
+    }
+
+    fn send(
+        &self,
+        endpoint: Endpoint,
+        ops: &[UpdateOp],
+        payload: &[Placement],
+        deadline: Instant,
+        mount: bool,
+    ) -> Result<Vec<UpdateResult>, Status> {
+        let pool = self.pool(endpoint, mount);
+        let mut connection = pool.get(deadline).map_err(|error| error.status())?;
+        let mut out = Vec::new();
+        connection.update(ops, payload, deadline, &mut out)?;
+        Ok(out)
+    }
+
+    fn send_one(&self, node: usize, op: UpdateOp, payload: &[u8], deadline: Instant) -> UpdateResult {
+        let payload = [Placement::from_vec(payload.to_vec())];
+        let sent = self.tcp(node).and_then(|to| self.send(to, &[op], &payload, deadline, false));
+        sent.map_or_else(refused, |results| results[0])
+    }
+
+    pub fn write(&self, chunk: ChunkId, offset: u32, bytes: &[u8], tag: RequestTag) -> UpdateResult {
+        self.write_within(chunk, offset, bytes, tag, PATIENCE)
+    }
+
+    pub fn write_within(
+        &self,
+        chunk: ChunkId,
+        offset: u32,
+        bytes: &[u8],
+        tag: RequestTag,
+        patience: Duration,
+    ) -> UpdateResult {
+        let op = self.operation(chunk, Op::Write { offset, length: bytes.len() as u32 }, tag);
+        self.send_one(self.head(), op, bytes, Instant::now() + patience)
+    }
+
+    /// As a client does: the same request again, to whoever is head then, until it is acknowledged.
+    pub fn write_persistently(
+        &self,
+        chunk: ChunkId,
+        offset: u32,
+        bytes: &[u8],
+        tag: RequestTag,
+    ) -> UpdateResult {
+        let deadline = Instant::now() + 2 * PATIENCE;
+        loop {
+            let result = self.write_within(chunk, offset, bytes, tag, Duration::from_secs(1));
+            if !result.status.is_retryable() || Instant::now() > deadline {
+                return result;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn write_in_background(
+        self: &Arc<Cluster>,
+        chunk: ChunkId,
+        offset: u32,
+        bytes: &[u8],
+        tag: RequestTag,
+    ) -> JoinHandle<UpdateResult> {
+        let (cluster, bytes) = (self.clone(), bytes.to_vec());
+        std::thread::spawn(move || cluster.write(chunk, offset, &bytes, tag))
+    }
+
+    pub fn update(&self, chunk: ChunkId, op: Op, tag: RequestTag) -> UpdateResult {
+        self.update_at(self.head(), self.version(), chunk, op, tag)
+    }
+
+    pub fn update_at(
+        &self,
+        node: usize,
+        chain_version: ChainVersion,
+        chunk: ChunkId,
+        op: Op,
+        tag: RequestTag,
+    ) -> UpdateResult {
+        let op = UpdateOp { chain_version, ..self.operation(chunk, op, tag) };
+        self.send_one(node, op, b"", soon())
+    }
+
+    pub fn forge(&self, chunk: ChunkId, op: Op, tag: RequestTag) -> UpdateResult {
+        let op = UpdateOp { version: Version(9), decided: self.version(), ..self.operation(chunk, op, tag) };
+        self.send_one(self.head(), op, b"", soon())
+    }
+
+    pub fn write_batch(&self, writes: &[(ChunkId, Vec<u8>)], client: u64) -> Vec<UpdateResult> {
+        let ops: Vec<UpdateOp> = writes
+            .iter()
+            .enumerate()
+            .map(|(place, (chunk, bytes))| {
+                let op = Op::Write { offset: 0, length: bytes.len() as u32 };
+                self.operation(*chunk, op, tag(client, 1 + place as u64))
+            })
+            .collect();
+        let payload: Vec<Placement> =
+            writes.iter().map(|(_, bytes)| Placement::from_vec(bytes.clone())).collect();
+        self.send(self.tcp(self.head()).unwrap(), &ops, &payload, soon(), false).unwrap()
+    }
+
+    /// From memory that the head shares.
+    pub fn write_shared(&self, chunk: ChunkId, bytes: &[u8], tag: RequestTag, mount: bool) -> UpdateResult {
+        let pool = BufferPool::new(bytes.len(), 1).unwrap();
+        let buffer = pool.try_take().unwrap().into_placement().slice(0..bytes.len());
+        buffer.copy_from(bytes);
+        let op = self.operation(chunk, Op::Write { offset: 0, length: bytes.len() as u32 }, tag);
+        let to = Endpoint::Unix(self.socket(self.head()));
+        self.send(to, &[op], &[buffer], soon(), mount).unwrap()[0]
+    }
+
+    pub fn write_while_scribbling(&self, chunk: ChunkId, length: usize, tag: RequestTag) {
+        let pool = BufferPool::new(length, 1).unwrap();
+        let buffer = pool.try_take().unwrap().into_placement().slice(0..length);
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let scribbler = buffer.clone();
+            let done = &done;
+            scope.spawn(move || {
+                let mut round = 0u8;
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    round = round.wrapping_add(1);
+                    scribbler.copy_from(&vec![round; length]);
+                }
+            });
+            let op = self.operation(chunk, Op::Write { offset: 0, length: length as u32 }, tag);
+            let to = Endpoint::Unix(self.socket(self.head()));
+            let result = self.send(to, &[op], &[buffer], soon(), false).unwrap()[0];
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(result.status, Status::Ok);
+        });
+    }
+
+    pub fn read(&self, node: usize, chunk: ChunkId) -> Result<Vec<u8>, Status> {
+        self.read_version(node, chunk, Duration::from_secs(5)).map(|(_, bytes)| bytes)
+    }
+
+    pub fn read_version(
+        &self,
+        node: usize,
+        chunk: ChunkId,
+        patience: Duration,
+    ) -> Result<(Version, Vec<u8>), Status> {
+        let into = Placement::private(2 << 20).unwrap();
+        self.read_into(self.tcp(node)?, chunk, into, Instant::now() + patience)
+    }
+
+    pub fn read_shared(&self, node: usize, chunk: ChunkId) -> Result<Vec<u8>, Status> {
+        let pool = BufferPool::new(2 << 20, 1).unwrap();
+        let into = pool.try_take().unwrap().into_placement();
+        self.read_into(Endpoint::Unix(self.socket(node)), chunk, into, soon()).map(|(_, bytes)| bytes)
+    }
+
+    fn read_into(
+        &self,
+        endpoint: Endpoint,
+        chunk: ChunkId,
+        into: Placement,
+        deadline: Instant,
+    ) -> Result<(Version, Vec<u8>), Status> {
+        let pool = self.pool(endpoint, false);
+        let mut connection = pool.get(deadline).map_err(|error| error.status())?;
+        let op = ReadOp {
+            chain: CHAIN,
+            chain_version: self.version(),
+            chunk,
+            offset: 0,
+            length: into.len() as u32,
+        };
+        let mut out = Vec::new();
+        connection.read(&[op], std::slice::from_ref(&into), deadline, &mut out)?;
+        match out[0].status {
+            Status::Ok => Ok((out[0].version, into.slice(0..out[0].length as usize).to_vec())),
+            status => Err(status),
+        }
+    }
+
+    pub fn read_ranges(&self, node: usize, ranges: &[(ChunkId, u32)], into: &Placement) -> Vec<ReadResult> {
+        let version = self.version();
+        let ops: Vec<ReadOp> = ranges
+            .iter()
+            .map(|(chunk, offset)| ReadOp {
+                chain: CHAIN,
+                chain_version: version,
+                chunk: *chunk,
+                offset: *offset,
+                length: into.len() as u32,
+            })
+            .collect();
+        let into = vec![into.clone(); ops.len()];
+        let mut out = Vec::new();
+        let pool = self.pool(self.tcp(node).unwrap(), false);
+        pool.get(soon()).unwrap().read(&ops, &into, soon(), &mut out).unwrap();
+        out
+    }
+
+    pub fn sync(&self) -> Vec<Status> {
+        let pool = self.pool(self.tcp(self.head()).unwrap(), false);
+        let mut out = Vec::new();
+        pool.get(soon()).unwrap().sync(&[(CHAIN, self.version())], soon(), &mut out).unwrap();
+        out
+    }
+}
+
+/// One member falls, the chain goes on without it, and it comes back.
+pub fn fall_and_return(cluster: &Cluster, victim: usize, with_empty_disk: bool) {
+    cluster.kill(victim);
+    cluster.set_state(victim, TargetState::Offline);
+    if with_empty_disk {
+        cluster.wipe_disk(victim);
+    }
+    cluster.restart(victim);
+    cluster.resync(victim);
+}

@@ -1,0 +1,348 @@
+//! Nodes with real engines and real connections in one process: replication, failure, return, retries.
+
+mod storage_cluster;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use luciola_core::buffer::Placement;
+use luciola_core::types::*;
+use storage_cluster::{CHAIN, Cluster, chunk, pattern, tag};
+
+#[test]
+fn what_is_written_is_read_from_every_member() {
+    for replicas in 1..=3 {
+        let cluster = Cluster::start(replicas);
+        for (index, length) in [1usize, 5000, 16 << 10, 100_000, 1 << 20].into_iter().enumerate() {
+            let bytes = pattern(length, index);
+            let result = cluster.write(chunk(index as u32), 0, &bytes, tag(1, 1 + index as u64));
+            assert_eq!((result.status, result.length as usize), (Status::Ok, length));
+            for node in 0..replicas {
+                assert_eq!(cluster.read(node, chunk(index as u32)).unwrap(), bytes);
+            }
+        }
+        // An overwrite in the middle, a gap, a cut and a removal.
+        let result = cluster.write(chunk(3), 50_000, &pattern(10_000, 77), tag(1, 10));
+        assert_eq!((result.status, result.version, result.length), (Status::Ok, Version(2), 100_000));
+        assert_eq!(cluster.write(chunk(1), 9_000, b"end", tag(1, 11)).length, 9_003);
+        assert_eq!(cluster.update(chunk(4), Op::Truncate { length: 10 }, tag(1, 12)).length, 10);
+        assert_eq!(cluster.update(chunk(0), Op::Remove, tag(1, 13)).status, Status::Ok);
+        let mut expected = pattern(100_000, 3);
+        expected[50_000..60_000].copy_from_slice(&pattern(10_000, 77));
+        for node in 0..replicas {
+            assert_eq!(cluster.read(node, chunk(3)).unwrap(), expected);
+            let with_gap = cluster.read(node, chunk(1)).unwrap();
+            assert_eq!(&with_gap[..5000], pattern(5000, 1));
+            assert!(with_gap[5000..9000].iter().all(|byte| *byte == 0));
+            assert_eq!(cluster.read(node, chunk(4)).unwrap(), pattern(10, 4));
+            assert_eq!(cluster.read(node, chunk(0)), Err(Status::NotFound));
+        }
+        cluster.assert_equal_replicas();
+    }
+}
+
+#[test]
+fn a_batch_writes_many_chunks_and_one_chunk_many_times() {
+    let cluster = Cluster::start(3);
+    let ops: Vec<(ChunkId, Vec<u8>)> =
+        (0..64).map(|place| (chunk(place % 16), pattern(3000, place as usize))).collect();
+    let results = cluster.write_batch(&ops, 1);
+    assert!(results.iter().all(|result| result.status == Status::Ok), "{results:?}");
+    for index in 0..16 {
+        // The order within one batch is the order of its operations.
+        assert_eq!(cluster.read(1, chunk(index)).unwrap(), pattern(3000, 48 + index as usize));
+    }
+    cluster.assert_equal_replicas();
+}
+
+#[test]
+fn who_may_not_serve_says_why() {
+    let cluster = Cluster::start(2);
+    cluster.write(chunk(0), 0, b"abc", tag(1, 1));
+    let stale = cluster.update_at(0, ChainVersion(9), chunk(0), Op::Remove, tag(1, 2));
+    assert_eq!(stale.status, Status::WrongChainVersion);
+    let not_head = cluster.update_at(1, cluster.version(), chunk(0), Op::Remove, tag(1, 2));
+    assert_eq!(not_head.status, Status::NotHead);
+    cluster.node(1).drop_lease();
+    assert_eq!(cluster.read(1, chunk(0)), Err(Status::NoLease));
+    cluster.node(0).drop_lease();
+    let no_lease = cluster.update_at(0, cluster.version(), chunk(0), Op::Remove, tag(1, 2));
+    assert_eq!(no_lease.status, Status::NoLease);
+    // A client may not speak as a predecessor does.
+    let forged = cluster.forge(chunk(0), Op::Remove, tag(1, 2));
+    assert_eq!(forged.status, Status::Denied);
+}
+
+#[test]
+fn a_retry_is_not_executed_twice_by_a_new_head() {
+    let cluster = Cluster::start(3);
+    let first = cluster.write(chunk(0), 0, b"aaaa", tag(1, 7));
+    assert_eq!((first.status, first.version), (Status::Ok, Version(1)));
+    // Another client writes after it; then the head falls, and the first one never heard of its success.
+    assert_eq!(cluster.write(chunk(0), 0, b"bb", tag(2, 1)).version, Version(2));
+    cluster.kill(0);
+    cluster.set_states(&[TargetState::Offline, TargetState::Serving, TargetState::Serving]);
+    let again = cluster.write(chunk(0), 0, b"aaaa", tag(1, 7));
+    assert_eq!((again.status, again.version), (Status::Ok, Version(1)));
+    assert_eq!(cluster.read(1, chunk(0)).unwrap(), b"bbaa");
+    assert_eq!(cluster.write(chunk(0), 0, b"cccc", tag(1, 6)).status, Status::Stale);
+    // So it is after a return by recovery, too.
+    cluster.restart(0);
+    cluster.resync(0);
+    cluster.kill(1);
+    cluster.kill(2);
+    cluster.set_states(&[TargetState::Serving, TargetState::Offline, TargetState::Offline]);
+    let again = cluster.write(chunk(0), 0, b"aaaa", tag(1, 7));
+    assert_eq!((again.status, again.version), (Status::Ok, Version(1)));
+    assert_eq!(cluster.read(0, chunk(0)).unwrap(), b"bbaa");
+}
+
+#[test]
+fn an_update_waits_for_a_dead_successor_until_the_chain_changes() {
+    for victim in 1..3 {
+        let cluster = Cluster::start(3);
+        cluster.write(chunk(0), 0, b"before", tag(1, 1));
+        cluster.kill(victim);
+        let writer = cluster.write_in_background(chunk(0), 0, b"after!", tag(1, 2));
+        // The head holds a version that the tail may have committed: it does not serve.
+        cluster.wait_until("the update is pending", || cluster.pending(0) == 1);
+        assert_eq!(cluster.read(0, chunk(0)), Err(Status::Dirty));
+        let mut states = [TargetState::Serving; 3];
+        states[victim] = TargetState::Offline;
+        cluster.set_states(&states);
+        assert_eq!(writer.join().unwrap().status, Status::Ok);
+        for node in (0..3).filter(|node| *node != victim) {
+            assert_eq!(cluster.read(node, chunk(0)).unwrap(), b"after!");
+        }
+        cluster.assert_equal_replicas();
+    }
+}
+
+#[test]
+fn an_update_whose_caller_gave_up_is_driven_on() {
+    let cluster = Cluster::start(2);
+    cluster.kill(1);
+    let result = cluster.write_within(chunk(0), 0, b"patience", tag(1, 1), Duration::from_millis(300));
+    assert_eq!(result.status, Status::Timeout);
+    assert_eq!(cluster.pending(0), 1);
+    cluster.set_states(&[TargetState::Serving, TargetState::Offline]);
+    cluster.wait_until("the update is committed", || cluster.pending(0) == 0);
+    assert_eq!(cluster.read(0, chunk(0)).unwrap(), b"patience");
+    // Its retry is known.
+    assert_eq!(cluster.write(chunk(0), 0, b"patience", tag(1, 1)).version, Version(1));
+}
+
+#[test]
+fn a_pending_version_survives_a_restart_and_is_driven_on() {
+    let cluster = Cluster::start(2);
+    cluster.kill(1);
+    cluster.write_within(chunk(3), 0, b"survivor", tag(1, 1), Duration::from_millis(200));
+    cluster.kill(0);
+    cluster.restart(0);
+    // The last one that served comes back: it commits what it has.
+    cluster.set_states(&[TargetState::LastServing, TargetState::Offline]);
+    assert_eq!(cluster.read(0, chunk(3)), Err(Status::NotServing));
+    cluster.set_states(&[TargetState::Serving, TargetState::Offline]);
+    assert_eq!(cluster.node(0).commit_pending(CHAIN, Duration::from_secs(5)), 0);
+    assert_eq!(cluster.read(0, chunk(3)).unwrap(), b"survivor");
+}
+
+#[test]
+fn an_empty_replica_is_brought_up_to_date_while_others_write() {
+    let cluster = Cluster::start(3);
+    for index in 0..20 {
+        cluster.write(chunk(index), 0, &pattern(40_000, index as usize), tag(1, 1));
+    }
+    cluster.update(chunk(19), Op::Remove, tag(1, 2));
+    cluster.kill(2);
+    cluster.set_states(&[TargetState::Serving, TargetState::Serving, TargetState::Offline]);
+    cluster.wipe_disk(2);
+    cluster.restart(2);
+    let stop = AtomicBool::new(false);
+    let writes = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let cluster = &cluster;
+        for client in 2..4u64 {
+            let (stop, writes) = (&stop, &writes);
+            scope.spawn(move || {
+                let mut sequence = 1;
+                while !stop.load(Ordering::Relaxed) {
+                    let index = (sequence % 25) as u32;
+                    let bytes = pattern(2000, (client * 1000 + sequence) as usize);
+                    let result =
+                        cluster.write_persistently(chunk(index), 3000, &bytes, tag(client, sequence));
+                    assert_eq!(result.status, Status::Ok);
+                    writes.fetch_add(1, Ordering::Relaxed);
+                    sequence += 1;
+                }
+            });
+        }
+        cluster.resync(2);
+        let before = writes.load(Ordering::Relaxed);
+        cluster.wait_until("writes go on", || writes.load(Ordering::Relaxed) > before + 20);
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(cluster.states(), [TargetState::Serving; 3]);
+    cluster.assert_equal_replicas();
+    for index in 0..19 {
+        assert_eq!(cluster.read(2, chunk(index)).unwrap()[5000..], pattern(40_000, index as usize)[5000..]);
+    }
+}
+
+#[test]
+fn a_stale_replica_loses_what_was_never_decided() {
+    let cluster = Cluster::start(2);
+    cluster.write(chunk(0), 0, b"agreed", tag(1, 1));
+    // The head stages two updates that nobody else will ever see, one of them of a new chunk.
+    cluster.kill(1);
+    cluster.write_within(chunk(0), 0, b"LOST!!", tag(1, 2), Duration::from_millis(200));
+    cluster.write_within(chunk(1), 0, b"LOST!!", tag(1, 3), Duration::from_millis(200));
+    cluster.kill(0);
+    cluster.restart(1);
+    cluster.set_states(&[TargetState::Offline, TargetState::Serving]);
+    cluster.write(chunk(0), 0, b"other!", tag(2, 1));
+    cluster.restart(0);
+    cluster.resync(0);
+    assert_eq!(cluster.read(0, chunk(0)).unwrap(), b"other!");
+    assert_eq!(cluster.read(0, chunk(1)), Err(Status::NotFound));
+    cluster.assert_equal_replicas();
+}
+
+#[test]
+fn a_flipped_byte_is_found_served_from_elsewhere_and_repaired() {
+    let cluster = Cluster::start(2);
+    let bytes = pattern(200_000, 5);
+    cluster.write(chunk(0), 0, &bytes, tag(1, 1));
+    cluster.flip_byte(1, &bytes[100_000..100_064]);
+    assert_eq!(cluster.read(1, chunk(0)), Err(Status::Checksum));
+    assert_eq!(cluster.read(0, chunk(0)).unwrap(), bytes);
+    cluster.wait_until("the chunk is repaired", || cluster.read(1, chunk(0)).as_ref() == Ok(&bytes));
+    cluster.flip_byte(0, &bytes[150_000..150_064]);
+    let report = cluster.node(0).scrub(CHAIN, None, 100, true).unwrap();
+    assert_eq!((report.chunks, report.damaged.len(), report.repaired), (1, 1, 1));
+    assert_eq!(cluster.read(0, chunk(0)).unwrap(), bytes);
+}
+
+#[test]
+fn control_operations_go_through_the_chain() {
+    let cluster = Cluster::start(3);
+    for index in 0..10 {
+        cluster.write(chunk(index), 0, &pattern(1000 + index as usize, 1), tag(1, 1));
+    }
+    let (head, version) = (cluster.node(0), cluster.version());
+    let content = chunk(0).content;
+    let summary = head.last_chunk(CHAIN, version, content).unwrap();
+    assert_eq!((summary.last, summary.chunk_count, summary.total_bytes), (Some((9, 1009)), 10, 10_045));
+    head.truncate_chunk(CHAIN, version, chunk(5), 7, tag(9, 1)).unwrap();
+    assert_eq!(head.remove_chunks(CHAIN, version, content, 6, 3, tag(9, 2)).unwrap(), (3, true));
+    assert_eq!(head.remove_chunks(CHAIN, version, content, 6, 3, tag(9, 3)).unwrap(), (1, false));
+    assert_eq!(head.remove_chunks(CHAIN, version, content, 6, 3, tag(9, 4)).unwrap(), (0, false));
+    for node in 0..3 {
+        let summary = cluster.node(node).last_chunk(CHAIN, version, content).unwrap();
+        assert_eq!((summary.last, summary.chunk_count), (Some((5, 7)), 6));
+    }
+    assert!(cluster.node(1).remove_chunks(CHAIN, version, content, 0, 3, tag(9, 5)).is_err(), "not the head");
+    cluster.assert_equal_replicas();
+}
+
+#[test]
+fn sync_reaches_every_member() {
+    let cluster = Cluster::start(3);
+    cluster.write(chunk(0), 0, b"durable", tag(1, 1));
+    assert_eq!(cluster.sync(), [Status::Ok]);
+    for node in 0..3 {
+        let counters: BTreeMap<&str, u64> = cluster.node(node).counters().into_iter().collect();
+        assert_eq!(counters["syncs"], 1, "node {node}");
+    }
+}
+
+#[test]
+fn machines_are_forgotten_when_they_are_at_rest() {
+    let cluster = Cluster::start(2);
+    for index in 0..200 {
+        cluster.write(chunk(index), 0, b"x", tag(1, 1));
+    }
+    for node in 0..2 {
+        let counters: BTreeMap<&str, u64> = cluster.node(node).counters().into_iter().collect();
+        assert_eq!(counters["machines"], 0, "node {node}");
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_one_write_and_nothing_else() {
+    let cluster = Cluster::start(2);
+    cluster.write(chunk(0), 0, b"fits", tag(1, 1));
+    // More is kept in reserve than any disk has.
+    cluster.restart_with(0, |options| options.engine.reserve_bytes = 1 << 60);
+    assert_eq!(cluster.write(chunk(1), 0, b"does not", tag(1, 2)).status, Status::NoSpace);
+    assert_eq!(cluster.pending(0) + cluster.pending(1), 0);
+    assert_eq!(cluster.read(0, chunk(0)).unwrap(), b"fits");
+    assert_eq!(cluster.update(chunk(0), Op::Remove, tag(1, 3)).status, Status::Ok);
+    cluster.restart_with(0, |_| {});
+    assert_eq!(cluster.write(chunk(1), 0, b"does now", tag(1, 4)).status, Status::Ok);
+    cluster.assert_equal_replicas();
+}
+
+#[test]
+fn shared_memory_is_forwarded_without_copies_by_nodes() {
+    let cluster = Cluster::start(3);
+    let bytes = pattern(1 << 20, 3);
+    for (number, role) in ["client", "mount"].into_iter().enumerate() {
+        let sequence = 1 + number as u64;
+        let result = cluster.write_shared(chunk(7), &bytes, tag(1, sequence), role == "mount");
+        assert_eq!(result.status, Status::Ok);
+        for node in 0..3 {
+            assert_eq!(cluster.read_shared(node, chunk(7)).unwrap(), bytes);
+        }
+    }
+    cluster.assert_equal_replicas();
+}
+
+#[test]
+fn a_program_that_scribbles_over_its_buffer_does_not_make_replicas_differ() {
+    let cluster = Cluster::start(3);
+    for round in 0..20u64 {
+        cluster.write_while_scribbling(chunk(round as u32), 256 << 10, tag(1, round + 1));
+    }
+    cluster.assert_equal_replicas();
+}
+
+/// Random load on few chunks while members fall and return; every read is checked.
+#[test]
+fn reads_are_linearizable_while_members_fall_and_return() {
+    let seed = storage_cluster::seed();
+    println!("LUCIOLA_SEED={seed}");
+    let cluster = Cluster::start(3);
+    let history = storage_cluster::history::History::new(4);
+    let stop = AtomicBool::new(false);
+    let deadline = Instant::now() + Duration::from_secs(8);
+    let mut random = storage_cluster::Random(seed);
+    std::thread::scope(|scope| {
+        for client in 1..=4u64 {
+            let (history, stop, cluster) = (&history, &stop, &cluster);
+            scope.spawn(move || storage_cluster::history::run_client(cluster, history, client, seed, stop));
+        }
+        while Instant::now() < deadline {
+            let victim = (random.next() % 3) as usize;
+            std::thread::sleep(Duration::from_millis(random.next() % 300));
+            storage_cluster::fall_and_return(&cluster, victim, random.next() % 2 == 0);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let (reads, writes) = history.check();
+    println!("{reads} reads and {writes} writes were checked");
+    assert!(reads > 200 && writes > 100, "the load was too small to say anything: {reads}, {writes}");
+    cluster.assert_equal_replicas();
+}
+
+#[test]
+fn a_read_of_several_operations_answers_each() {
+    let cluster = Cluster::start(1);
+    cluster.write(chunk(0), 0, b"0123456789", tag(1, 1));
+    let into = Placement::private(4).unwrap();
+    let results =
+        cluster.read_ranges(0, &[(chunk(0), 0), (chunk(0), 8), (chunk(0), 10), (chunk(1), 0)], &into);
+    let seen: Vec<(Status, u32)> = results.iter().map(|result| (result.status, result.length)).collect();
+    assert_eq!(seen, [(Status::Ok, 4), (Status::Ok, 2), (Status::Ok, 0), (Status::NotFound, 0)]);
+}
