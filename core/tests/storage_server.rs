@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use luciola_core::buffer::Placement;
 use luciola_core::types::*;
 use storage_cluster::{CHAIN, Cluster, chunk, pattern, tag};
 
@@ -323,12 +322,13 @@ fn reads_are_linearizable_while_members_fall_and_return() {
             let (history, stop, cluster) = (&history, &stop, &cluster);
             scope.spawn(move || storage_cluster::history::run_client(cluster, history, client, seed, stop));
         }
+        // Clients must end, too, when this thread fails.
+        let _stop = storage_cluster::SetOnDrop(&stop);
         while Instant::now() < deadline {
             let victim = (random.next() % 3) as usize;
             std::thread::sleep(Duration::from_millis(random.next() % 300));
             storage_cluster::fall_and_return(&cluster, victim, random.next() % 2 == 0);
         }
-        stop.store(true, Ordering::Relaxed);
     });
     let (reads, writes) = history.check();
     println!("{reads} reads and {writes} writes were checked");
@@ -340,9 +340,7 @@ fn reads_are_linearizable_while_members_fall_and_return() {
 fn a_read_of_several_operations_answers_each() {
     let cluster = Cluster::start(1);
     cluster.write(chunk(0), 0, b"0123456789", tag(1, 1));
-    let into = Placement::private(4).unwrap();
-    let results =
-        cluster.read_ranges(0, &[(chunk(0), 0), (chunk(0), 8), (chunk(0), 10), (chunk(1), 0)], &into);
+    let results = cluster.read_ranges(0, &[(chunk(0), 0), (chunk(0), 8), (chunk(0), 10), (chunk(1), 0)], 4);
     let seen: Vec<(Status, u32)> = results.iter().map(|result| (result.status, result.length)).collect();
     assert_eq!(seen, [(Status::Ok, 4), (Status::Ok, 2), (Status::Ok, 0), (Status::NotFound, 0)]);
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::counters::{add, count};
@@ -16,6 +17,8 @@ use crate::types::{ChunkKey, Op, Status, Version};
 /// Pauses before an update is sent again to a successor that did not take it.
 const RETRY_FIRST: Duration = Duration::from_millis(5);
 const RETRY_MAX: Duration = Duration::from_millis(200);
+/// How soon a waiting caller notices that the node stops.
+const STOP_CHECK: Duration = Duration::from_millis(100);
 
 /// What became of one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +115,7 @@ impl<'a> Call<'a> {
                 self.send(std::mem::take(&mut sends));
             } else if self.jobs.iter().all(|job| job.answer.is_some()) {
                 break;
-            } else if Instant::now() >= self.deadline {
+            } else if Instant::now() >= self.deadline || self.node.stopping.load(Ordering::Acquire) {
                 self.leave();
                 break;
             } else {
@@ -158,7 +161,8 @@ impl<'a> Call<'a> {
     }
 
     fn next_wake(&self) -> Instant {
-        self.jobs.iter().filter_map(|job| job.retry_at).fold(self.deadline, Instant::min)
+        let latest = self.deadline.min(Instant::now() + STOP_CHECK);
+        self.jobs.iter().filter_map(|job| job.retry_at).fold(latest, Instant::min)
     }
 
     fn retry(&mut self) {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use luciola_core::buffer::{BufferPool, Placement};
 use luciola_core::client::routing::own_boot_id;
+use luciola_core::error::Kind;
 use luciola_core::net::{Endpoint, Pool, Secret};
 use luciola_core::server::{ChunkLine, NodeOptions, StorageServer};
 use luciola_core::types::*;
@@ -59,6 +60,14 @@ impl Random {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         mixed ^ (mixed >> 31)
+    }
+}
+
+pub struct SetOnDrop<'a>(pub &'a std::sync::atomic::AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 }
 
@@ -204,7 +213,18 @@ impl Cluster {
         options.engine.segment_bytes = 16 << 20;
         options.engine.reserve_bytes = 0;
         change(&mut options);
-        *self.nodes[node].write() = Some(Arc::new(StorageServer::start(options).unwrap()));
+        let deadline = soon();
+        let server = loop {
+            match StorageServer::start(options.clone()) {
+                Ok(server) => break server,
+                // A thread of the life before waits for another node, and still has the directory.
+                Err(error) if error.kind() == Kind::Busy && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(error) => panic!("node {node} cannot be opened: {error}"),
+            }
+        };
+        *self.nodes[node].write() = Some(Arc::new(server));
     }
 
     pub fn node(&self, node: usize) -> Arc<StorageServer> {
@@ -544,7 +564,7 @@ impl Cluster {
         }
     }
 
-    pub fn read_ranges(&self, node: usize, ranges: &[(ChunkId, u32)], into: &Placement) -> Vec<ReadResult> {
+    pub fn read_ranges(&self, node: usize, ranges: &[(ChunkId, u32)], length: u32) -> Vec<ReadResult> {
         let version = self.version();
         let ops: Vec<ReadOp> = ranges
             .iter()
@@ -553,10 +573,11 @@ impl Cluster {
                 chain_version: version,
                 chunk: *chunk,
                 offset: *offset,
-                length: into.len() as u32,
+                length,
             })
             .collect();
-        let into = vec![into.clone(); ops.len()];
+        let into: Vec<Placement> =
+            ops.iter().map(|op| Placement::private(op.length as usize).unwrap()).collect();
         let mut out = Vec::new();
         let pool = self.pool(self.tcp(node).unwrap(), false);
         pool.get(soon()).unwrap().read(&ops, &into, soon(), &mut out).unwrap();
