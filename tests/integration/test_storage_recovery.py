@@ -113,11 +113,11 @@ def test_stopped_process_serves_nothing_after_its_lease(cluster):
     victim = 3
     chains = [c for c in cluster.chains().values() if any(t.node == victim for t in c.targets)]
     process = cluster._processes[f"storage-{victim}"]
+    old = {chain.id: chain.version for chain in chains}
     process.send_signal(signal.SIGSTOP)
+    cluster.wait(lambda: all(cluster.chains()[chain].version > old[chain] for chain in old), "other chains")
     for chain in chains:
         cluster.write(chain.id, 1, 0, 7777)
-    old = {chain.id: chain.version for chain in chains}
-    assert all(cluster.chains()[chain].version > version for chain, version in old.items())
     address = next(node.grpc_address for node in cluster.routing().nodes if node.id == victim)
     process.send_signal(signal.SIGCONT)
     for chain, version in old.items():
