@@ -501,24 +501,22 @@ fn one_bad_request_of_a_list_harms_no_other() {
 }
 
 #[test]
-fn a_sync_reaches_every_member_that_acknowledges_writes() {
-    let members = vec![
-        member(1, TargetState::Serving),
-        member(2, TargetState::Syncing),
-        member(3, TargetState::Waiting),
-    ];
-    let world = World::new(vec![members.clone(), members]);
+fn a_sync_asks_the_head_of_every_chain_that_the_range_touches() {
+    let world = World::new(vec![serving(&[1, 2]), serving(&[3, 1]), serving(&[1])]);
     let client = world.client(Transport::Auto);
-    world.twin(2).fail([Fault::Answer(Status::NotServing)]);
-    client.sync(&layout(2), CONTENT, 0, u64::MAX, soon()).unwrap();
-    let synced = |node| world.twin(node).synced.load(Ordering::SeqCst);
-    assert_eq!((synced(1), synced(2), synced(3)), (4, 4, 0), "two chains, twice because one answer was bad");
-    client.sync(&layout(2), CONTENT, 0, 1, soon()).unwrap();
-    assert_eq!(synced(1), 5, "only the chains that the range touches");
-    client.sync(&layout(2), CONTENT, 10, 0, soon()).unwrap();
-    assert_eq!(synced(1), 5);
+    let synced = || [1, 2, 3].map(|node| world.twin(node).synced.load(Ordering::SeqCst));
+    client.sync(&layout(3), CONTENT, 0, u64::MAX, soon()).unwrap();
+    assert_eq!(synced(), [2, 0, 1]);
+    world.twin(3).fail([Fault::Answer(Status::NotServing), Fault::DropBefore]);
+    client.sync(&layout(3), CONTENT, 0, 3 * u64::from(CHUNK), soon()).unwrap();
+    assert_eq!(synced(), [4, 0, 3], "only the chain that failed is asked again");
+    client.sync(&layout(3), CONTENT, 0, 1, soon()).unwrap();
+    assert_eq!(synced().iter().sum::<u64>(), 8, "a range in one chunk touches one chain");
+    client.sync(&layout(3), CONTENT, 10, 0, soon()).unwrap();
+    assert_eq!(synced().iter().sum::<u64>(), 8);
     world.twin(1).fail([Fault::Answer(Status::Io)]);
-    assert_eq!(client.sync(&layout(2), CONTENT, 0, 1, soon()).unwrap_err().errno(), 5);
+    let all = client.sync(&layout(3), CONTENT, 0, u64::MAX, soon());
+    assert_eq!(all.unwrap_err().errno(), 5);
 }
 
 #[test]

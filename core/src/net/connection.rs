@@ -256,7 +256,7 @@ impl Connection {
         attempt().map_err(|failure| self.fail(failure))
     }
 
-    /// Asks for durability of what these chains have committed on that server.
+    /// Asks for durability of what these chains have committed.
     pub fn sync(
         &mut self,
         chains: &[(ChainId, ChainVersion)],

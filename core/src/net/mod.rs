@@ -81,8 +81,8 @@ pub trait Service: Send + Sync + 'static {
         out: &mut Vec<UpdateResult>,
     );
 
-    /// Makes everything that these chains have committed durable against power loss on this node. A client asks
-    /// every member that counts by itself.
+    /// Makes everything that these chains have committed durable against power loss on this node, and on all
+    /// further members if the sender is a client.
     fn sync(
         &self,
         sender: Sender<'_>,

@@ -1,4 +1,4 @@
-//! Durability: every member of every chain touched is asked for it.
+//! Durability: the head of every chain touched is asked for it, and asks its other members.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -8,9 +8,9 @@ use super::batches::{Batch, Carry, carry_out};
 use super::reads::pause;
 use crate::client::routing::Routing;
 use crate::net::Connection;
-use crate::types::{BATCH_OPS_MAX, ChainId, ChainVersion, Status, TargetState};
+use crate::types::{BATCH_OPS_MAX, ChainId, ChainVersion, Status};
 
-/// Returns when all members of `chains` that acknowledge writes have made them durable.
+/// Returns when all serving members of `chains` have made durable what they have committed.
 pub(super) fn run(
     client: &DataClient,
     mut chains: BTreeSet<ChainId>,
@@ -33,7 +33,7 @@ pub(super) fn run(
 
 type Work = Vec<(ChainId, ChainVersion)>;
 
-/// One batch per node; chains that cannot be asked now are noted as failed.
+/// One batch per head; chains that cannot be asked now are noted as failed.
 fn batches(
     client: &DataClient,
     routing: &Routing,
@@ -43,24 +43,16 @@ fn batches(
 ) -> Vec<Batch<Work>> {
     let mut batches: Vec<Batch<Work>> = Vec::new();
     for id in chains {
-        let Some(chain) = routing.chains.get(id).filter(|chain| chain.head().is_some()) else {
+        let chain = routing.chains.get(id);
+        let head = chain.and_then(|chain| Some((chain.head()?.node, (*id, chain.version))));
+        let link = head.and_then(|(node, _)| client.links.get(routing, node));
+        let (Some((node, wanted)), Some(link)) = (head, link) else {
             carrier.failed.insert(*id);
             continue;
         };
-        let counts = |state| matches!(state, TargetState::Serving | TargetState::Syncing);
-        for member in chain.members.iter().filter(|member| counts(member.state)) {
-            let node = member.node;
-            let room =
-                batches.iter().rposition(|batch| batch.node == node && batch.work.len() < BATCH_OPS_MAX);
-            match (room, client.links.get(routing, node)) {
-                (Some(place), _) => batches[place].work.push((*id, chain.version)),
-                (None, Some(link)) => {
-                    batches.push(Batch { node, link, deadline, work: vec![(*id, chain.version)] });
-                }
-                (None, None) => {
-                    carrier.failed.insert(*id);
-                }
-            }
+        match batches.iter_mut().rfind(|batch| batch.node == node && batch.work.len() < BATCH_OPS_MAX) {
+            Some(batch) => batch.work.push(wanted),
+            None => batches.push(Batch { node, link, deadline, work: vec![wanted] }),
         }
     }
     batches
