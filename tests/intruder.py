@@ -9,6 +9,7 @@ privileges are given up, because that user need not be able to read this checkou
 With `secret` the tokens are real: the same attempts must then succeed, or the test would prove nothing.
 """
 
+import encodings.idna  # noqa: F401 (getaddrinfo wants it when it can be loaded no more)
 import json
 import os
 import socket

@@ -12,16 +12,18 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from cluster import LocalCluster
+from luciola.wire import format_address
 
 NOBODY = 65534
 INTRUDER = Path(__file__).parents[1] / "intruder.py"
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.slow]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def cluster() -> Iterator[LocalCluster]:
     """A cluster in a directory whose parents everybody may enter: its own modes must protect it."""
     root = Path(tempfile.mkdtemp(prefix="luciola-doors-", dir="/tmp"))
     root.chmod(0o755)
-    with LocalCluster(root) as running:
+    with LocalCluster(root, mount=True) as running:
         yield running
     shutil.rmtree(root)
 
@@ -81,17 +83,19 @@ def doors_of(inodes: set[str]) -> tuple[list[str], list[str], list[str]]:
             fields = line.split()
             if fields[3] == "0A" and fields[9] in inodes:
                 address, port = fields[1].split(":")
-                host = (
-                    ".".join(str(byte) for byte in bytes.fromhex(address)[::-1])
-                    if table == "tcp"
-                    else address
-                )
-                ports.append(f"{host}:{int(port, 16)}")
+                ports.append(format_address(host_of(address), int(port, 16)))
     for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
         fields = line.split(maxsplit=7)
         if len(fields) == 8 and fields[6] in inodes:
             (abstract if fields[7].startswith("@") else paths).add(fields[7].lstrip("@"))
     return ports, sorted(paths), sorted(abstract)
+
+
+def host_of(kernel: str) -> str:
+    """The address that /proc/net writes as little-endian words; a mapped one as the IPv4 address that it is."""
+    words = [bytes.fromhex(kernel[start : start + 8])[::-1] for start in range(0, len(kernel), 8)]
+    address = ip_address(b"".join(words))
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 def intrude(cluster: LocalCluster, doors: Doors, *, uid: int, secret: str = "", paths: bool = True) -> dict:

@@ -1,5 +1,6 @@
 """Storage nodes as processes: they die, lose their disk, return, and are brought up to date under load."""
 
+import random
 import shutil
 import signal
 import threading
@@ -213,3 +214,35 @@ def test_status_space_and_scrub_tell_what_is_there(cluster):
     for chain in mine:
         reply = cluster.storage(1, methods.Storage.scrub, storage_pb2.ScrubRequest(chain=chain.id))
         assert (reply.chunks, len(reply.damaged)) == (6, 0)
+
+
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_random_kills_under_writes_lose_nothing(tmp_path, replicas):
+    seed = random.randrange(1 << 30)
+    choose = random.Random(seed)
+    kills = []
+    with StorageCluster(tmp_path, nodes=3, replicas=replicas, chains=4) as cluster:
+        writer = Writer(cluster)
+        writer.start()
+        try:
+            for _ in range(5):
+                time.sleep(choose.uniform(0.1, 1.0))
+                victims = choose.sample(list(cluster.nodes), choose.choice([1, 1, 2]))
+                kills.append(victims)
+                for node in victims:
+                    cluster.kill(node, report=choose.random() < 0.8)
+                time.sleep(choose.uniform(0.0, 0.5))
+                for node in victims:
+                    cluster.start(node)
+                if choose.random() < 0.6:
+                    cluster.wait_healthy()
+            cluster.wait_healthy()
+            writer.finish()
+            writer.check()
+            cluster.assert_replicas_equal()
+        except BaseException as error:
+            error.add_note(f"seed {seed}, killed {kills}")
+            raise
+        finally:
+            writer.ended.set()
+            writer.join(60)
