@@ -42,9 +42,14 @@ class Sides(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ours = Path(tempfile.mkdtemp(prefix="random-", dir=self.root))
-        self.model = Path(tempfile.mkdtemp(prefix="luciola-model-"))
-        self.sides = (self.ours, self.model)
+        # One level down, so that links to ".." stay inside.
+        self.tops = (
+            Path(tempfile.mkdtemp(prefix="random-", dir=self.root)),
+            Path(tempfile.mkdtemp(prefix="luciola-")),
+        )
+        self.sides = (self.tops[0] / "side", self.tops[1] / "side")
+        for side in self.sides:
+            side.mkdir()
         self.files: dict[int, tuple[int, int]] = {}
         self.numbers = itertools.count()
         self.fill = itertools.count(1)
@@ -53,8 +58,8 @@ class Sides(RuleBasedStateMachine):
         for pair in self.files.values():
             for descriptor in pair:
                 os.close(descriptor)
-        for side in self.sides:
-            shutil.rmtree(side)
+        for top in self.tops:
+            shutil.rmtree(top)
 
     def both(self, call: Callable[[Path], Any]) -> list[Any]:
         """Does `call` on both sides: same result or same errno."""
@@ -194,7 +199,8 @@ class Sides(RuleBasedStateMachine):
 
     @invariant()
     def trees_are_equal(self) -> None:
-        assert describe(self.ours) == describe(self.model)
+        ours, local = self.sides
+        assert describe(ours) == describe(local)
 
 
 def describe(root: Path) -> dict[str, Any]:
