@@ -14,11 +14,16 @@ EBADF: Final = 9
 def sync(work: Work, request: SyncRequest) -> InodeReply:
     """Takes over what the request reports. `exact` asks the chains for the length.
 
+    Of a directory nothing can be reported; it is only made durable.
+
     A retry that finds the file left inline already, or the same bytes there, is recognised by its record.
     Raises: NotFound; PermissionDenied; InvalidArgument; Conflict if inline bytes were made from an older
     state.
     """
     inode = work.take(request.inode)
+    if inode.type == DIRECTORY and not _reports(request):
+        # fsync of a directory: what `durable` asks for happens to the whole reply.
+        return InodeReply(inode=inode)
     _require_file(inode)
     work.pause(inode)
     require_writer(work, inode, request.session)
@@ -53,6 +58,10 @@ def require_writer(work: Work, inode: Inode, session: int) -> None:
     """Raises: PermissionDenied unless the caller has the file open for writing, or might open it."""
     if not work.owns_session(inode.id, session):
         require(work.user, inode, WRITE)
+
+
+def _reports(request: SyncRequest) -> bool:
+    return request.has_inline or request.leave_inline or request.HasField("length") or bool(request.mtime_ns)
 
 
 def _require_file(inode: Inode) -> None:

@@ -289,6 +289,11 @@ class TestLength:
         with refused(InvalidArgument, 22):
             world.set_attr(b"p", length=1)
 
+    def test_directory_is_synced_and_stays_as_it_is(self, world):
+        world.mkdir(b"d")
+        before = world.stat(b"d")
+        assert world.sync(before.id, durable=True) == before
+
     def test_writing_clears_set_id_bits(self, world):
         world.set_attr(b"", permissions=0o777)
         inode, session = world.chunked(b"f", b"", close=False, user=ALICE, permissions=0o755)
