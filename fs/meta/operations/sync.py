@@ -23,7 +23,7 @@ def sync(work: Work, request: SyncRequest) -> InodeReply:
     inode = work.take(request.inode)
     if inode.type == DIRECTORY and not _reports(request):
         # fsync of a directory: what `durable` asks for happens to the whole reply.
-        return InodeReply(inode=inode)
+        return InodeReply(inode=work.visible(inode))
     _require_file(inode)
     work.pause(inode)
     require_writer(work, inode, request.session)
