@@ -1,5 +1,6 @@
 """Identities. Each is its own type, so that a chain cannot be passed where a node is meant."""
 
+import time
 from typing import Final, NewType
 
 NodeId = NewType("NodeId", int)
@@ -15,6 +16,12 @@ ClientId = NewType("ClientId", int)
 
 ROOT_INODE: Final = InodeId(1)
 
+
+def new_incarnation() -> int:
+    """A name for one run of a process; a later run on the same machine gets a larger one."""
+    return time.time_ns()
+
+
 __all__ = [
     "ROOT_INODE",
     "ChainId",
@@ -27,4 +34,5 @@ __all__ = [
     "SessionId",
     "TableId",
     "TargetId",
+    "new_incarnation",
 ]

@@ -1,11 +1,10 @@
 """Putting a meta service together over a store, and preparing the store."""
 
-import random
 
 from ..clock import Clock
 from ..config import MetaConfig
 from ..errors import ConfigError
-from ..ids import ROOT_INODE
+from ..ids import ROOT_INODE, new_incarnation
 from ..kv import Durability, Engine, Transaction, run
 from ..wire.pb.meta_pb2 import DIRECTORY, Inode
 from . import schema
@@ -89,7 +88,7 @@ async def build(  # noqa: PLR0913, the seams of the service
         truncations=truncations,
         writers=writers,
         holds=holds,
-        incarnation=random.SystemRandom().getrandbits(63) | 1,
+        incarnation=new_incarnation(),
     )
     collector = Collector(
         engine,

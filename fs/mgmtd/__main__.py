@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import logging
 import os
-import secrets
 import signal
 import socket
 import sys
@@ -15,7 +14,7 @@ import uvloop
 from .. import __version__
 from .. import config as configuration
 from ..errors import Error
-from ..ids import NodeId
+from ..ids import NodeId, new_incarnation
 from ..kv.rocksdb import RocksEngine
 from ..wire import Cluster, LaneServer, RpcServer, load_cluster, methods, parse_address
 from ..wire.pb import mgmtd_pb2 as pb
@@ -104,7 +103,7 @@ def _node(cluster: Cluster, node_id: NodeId) -> NodeRecord:
         kind=pb.NODE_MGMTD,
         host=socket.gethostname(),
         pid=os.getpid(),
-        incarnation=secrets.randbits(63) | 1,
+        incarnation=new_incarnation(),
         lane_address=cluster.mgmtd_lane,
         grpc_address=cluster.mgmtd_grpc,
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),

@@ -50,8 +50,8 @@ class NodeLife:
     heard_s: float = float("-inf")
     sequence: int = 0
     config_version: int = 0
-    has_ended: bool = False  # the current incarnation: reaped, left, or found dead
-    ended: list[int] = field(default_factory=list)  # incarnations that must never be heard again
+    has_ended: bool = False  # the current incarnation: reaped, left, or silent for longer than its lease
+    ended: list[int] = field(default_factory=list)  # incarnations that were reaped, or have left
     reported: set[TargetId] = field(default_factory=set)
 
 
@@ -116,7 +116,12 @@ class Model:
     # Heartbeats.
 
     def registration(self, node: pb.Node) -> Change:
-        """What must be stored before a heartbeat of `node` can be taken in. Raises: InvalidArgument, Busy."""
+        """What must be stored before a heartbeat of `node` can be taken in.
+
+        A larger incarnation is a later process, so the one before has ended. A smaller one is a message that was
+        long on its way, unless the clock of that machine was set back: it is believed when the other is silent.
+        Raises: InvalidArgument, Busy.
+        """
         said = NodeRecord.from_pb(node)
         known = self.records.nodes.get(said.id)
         if said.id == 0 or said.incarnation == 0:
@@ -130,7 +135,8 @@ class Model:
                 f"node {said.id} is a {pb.NodeKind.Name(known.kind)}, not a {pb.NodeKind.Name(said.kind)}"
             )
         life = self.lives[said.id]
-        if said.incarnation in life.ended:
+        is_replaced = said.incarnation < known.incarnation and not life.has_ended
+        if is_replaced or said.incarnation in life.ended:
             raise InvalidArgument(
                 f"this process of node {said.id} was replaced or has ended; start it again", node=said.id
             )
@@ -167,7 +173,8 @@ class Model:
     def end(self, node: NodeId) -> None:
         """The process of `node` is known to have ended, or to have stopped serving: its lease is void."""
         life = self.lives[node]
-        self._forget_process(node, life, self.records.nodes[node].incarnation)
+        life.ended = [*life.ended, self.records.nodes[node].incarnation][-ENDED_MAX:]
+        self._forget_process(node, life)
         self._set_status(node, pb.FAILED)
 
     def ended(self, request: pb.ProcessEndedRequest) -> bool:
@@ -178,12 +185,10 @@ class Model:
         self.end(node.id)
         return True
 
-    def _forget_process(self, node: NodeId, life: NodeLife, incarnation: int) -> None:
+    def _forget_process(self, node: NodeId, life: NodeLife) -> None:
         life.has_ended = True
         life.sequence = 0
         life.reported = set()
-        if incarnation not in life.ended:
-            life.ended = [*life.ended, incarnation][-ENDED_MAX:]
         for chain, member in self._members_on(node):
             self._fell(member)
             self.dirty.add(chain.id)
@@ -252,7 +257,9 @@ class Model:
                 if life.status == pb.CONNECTED:
                     life.heard_s = max(life.heard_s, now_s)
         self.looked_s = now_s
-        if self.is_bootstrapping(now_s) and all(life.status != pb.CONNECTING for life in self.lives.values()):
+        if self.is_bootstrapping(now_s) and all(
+            life.heard_s >= self.started_s or life.has_ended for life in self.lives.values()
+        ):
             self.bootstrap_until_s = now_s  # everybody who may hold an older lease was heard
         self._find_dead(now_s)
         change = Change(chains=tuple(self._advance_chains(now_s)), nodes=tuple(self._settled()))
@@ -334,7 +341,7 @@ class Model:
         life = self.lives.setdefault(node.id, NodeLife())
         before = self.records.nodes.get(node.id)
         if before is not None and before.incarnation != node.incarnation:
-            self._forget_process(node.id, life, before.incarnation)
+            self._forget_process(node.id, life)
             life.has_ended = False
         if node.disabled:
             self._set_status(node.id, pb.DISABLED)

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import random
 import signal
 import socket
 from collections.abc import Coroutine
@@ -15,7 +14,7 @@ from luciola_core import StorageNode
 
 from .. import __version__
 from ..config import ClusterConfig
-from ..ids import NodeId
+from ..ids import NodeId, new_incarnation
 from ..wire import SERVICE, Cluster, RpcClients, RpcServer, follow_routing, format_address, methods, mint
 from ..wire.pb.mgmtd_pb2 import NODE_STORAGE, Node, Routing
 from .directory import Directory
@@ -137,7 +136,7 @@ def _about(settings: Settings, engine: Engine, directory: Directory) -> Node:
         kind=NODE_STORAGE,
         host=socket.gethostname(),
         pid=os.getpid(),
-        incarnation=random.SystemRandom().getrandbits(63) | 1,
+        incarnation=new_incarnation(),
         data_address=engine.node.tcp_address(),
         data_socket=str(directory.socket or ""),
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
