@@ -38,7 +38,6 @@ class MemoryNode:
         self.wiped: list[int] = []
         self.calls: list[tuple[int, int, tuple[Name, ...]]] = []
         self.refuse: dict[Name, str] = {}  # chunks that cannot be sent, until the test says otherwise
-        self.refuse_ahead = False  # as a real successor does with what its chain never had
         self.before_sync: Callable[[], None] = lambda: None
         self.lease_until_s = 0.0
         self.damaged: set[Name] = set()
@@ -105,14 +104,16 @@ class MemoryNode:
         return len(chunks) - len(failures), failures
 
     def _send(self, peer: "MemoryNode", chain: int, name: Name) -> str:
+        """As the chain machine does: what is newer stays, and content is not taken away by a missing chunk."""
         with peer.lock:
             ours = self.chain(chain).get(name)
             theirs = peer.chain(chain).get(name)
-            if peer.refuse_ahead and ours is not None and _stamp(theirs) > _stamp(ours):
-                return "Stale"
             if ours is None or not ours.version:
-                peer.chain(chain).pop(name, None)
-            else:
+                if theirs is not None and theirs.version and not theirs.removed:
+                    return "Stale"
+                if theirs is not None and theirs.pending:
+                    del peer.chain(chain)[name]
+            elif _stamp(theirs) <= _stamp(ours):
                 peer.chain(chain)[name] = replace(ours, pending=False, pending_version=0)
         return ""
 

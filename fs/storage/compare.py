@@ -5,8 +5,10 @@ predecessor before it is forwarded, so what the successor has and the predecesso
 and what both have in equal states need not travel. Everything else is sent again: the predecessor's committed
 state is the truth, and sending it twice is harmless, because it is read under the chunk's own lock.
 
-Source: digest 5.9. Where 3FS calls a difference fatal and gives the replica up, `conflicts` names it for the log
-and it is sent like any other.
+`conflicts` are states that no history of the chain explains (somebody put back an old disk): a newer one is never
+overwritten by an older one, so the successor must forget everything first and get every chunk.
+
+Source: digest 5.9, where these differences are fatal and the replica is given up until an operator comes.
 """
 
 from collections.abc import Iterable

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 BATCH: Final = 16  # chunks of one call to the data server
 BACKOFF_S_MAX: Final = 5.0
 STALE: Final = "Stale"  # the data server's word for a successor that is ahead of its chain
-LOGGED_MAX: Final = 10  # conflicts of one round that are logged one by one
+LOGGED_MAX: Final = 10  # conflicts of one page that are logged one by one
 
 
 class Job(NamedTuple):
@@ -113,12 +113,13 @@ class Recovery:
         request = SyncStartRequest(chain=ChainRef(chain=job.chain, version=job.version), wipe=wipe)
         outcome = Outcome(is_done=True)
         after: Name | None = None
-        logged = 0
         async for reply in self._clients.stream(address, methods.Storage.sync_start, request):
             page = records_of(reply)
             if page:
                 plan = compare(await self._range(job.chain, after, page[-1].name), page)
-                logged = self._log(job, plan, logged)
+                if plan.conflicts:  # V4: nothing that is sent would take the place of a newer state
+                    self._log(job, plan)
+                    return Outcome(is_ahead=True)
                 await self._send(job, plan, outcome)
                 after = page[-1].name
         async for local in self._engine.pages(job.chain, after):
@@ -175,14 +176,13 @@ class Recovery:
             outcome.is_ahead |= status == STALE
             log.warning("chain %d: chunk %x.%d was not sent: %s", job.chain, content, index, status)
 
-    def _log(self, job: Job, plan: Plan, logged: int) -> int:
+    def _log(self, job: Job, plan: Plan) -> None:
         self.counters.conflicts += len(plan.conflicts)
-        for conflict in plan.conflicts[: max(0, LOGGED_MAX - logged)]:
+        for conflict in plan.conflicts[:LOGGED_MAX]:
             log.error(
-                "chain %d: chunk %x.%d of target %d: %s; it is replaced",
+                "chain %d: chunk %x.%d of target %d: %s; the whole replica is sent again",
                 *(job.chain, *conflict.name, job.successor, conflict.reason),
             )
-        return logged + len(plan.conflicts)
 
 
 @dataclass(slots=True)

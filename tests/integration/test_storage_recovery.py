@@ -246,3 +246,30 @@ def test_random_kills_under_writes_lose_nothing(tmp_path, replicas):
         finally:
             writer.ended.set()
             writer.join(60)
+
+
+def test_predecessor_with_an_older_disk_wins_over_its_successor(tmp_path):
+    """Somebody puts back an old copy of the last disk that served: wrong, but the replicas must become equal."""
+    with StorageCluster(tmp_path, nodes=2, replicas=2, chains=1) as cluster:
+        (chain,) = cluster.chains()
+        for index in range(20):
+            cluster.write(chain, 1, index, 100)
+        cluster.kill(1, signal.SIGTERM)
+        shutil.copytree(cluster.data(1), tmp_path / "old", ignore=shutil.ignore_patterns("*.sock"))
+        cluster.start(1)
+        cluster.wait_healthy()
+        for index in range(10):
+            cluster.write(chain, 1, index, 200 + index)
+        cluster.kill(2, signal.SIGTERM)
+        cluster.kill(1, signal.SIGTERM)
+        shutil.rmtree(cluster.data(1))
+        (tmp_path / "old").rename(cluster.data(1))
+        cluster.start(1)
+        cluster.wait(lambda: cluster.chains()[chain].targets[0].state == mgmtd_pb2.SERVING, "the old disk")
+        cluster.start(2)
+        cluster.wait_healthy()
+        assert cluster.assert_replicas_equal() == 20
+        assert "is ahead of its predecessor" in cluster.log(1)
+        for index in range(20):
+            cluster.write(chain, 1, index, 300 + index)
+        cluster.assert_replicas_equal()
