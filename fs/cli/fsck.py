@@ -113,8 +113,22 @@ class Check:
             self._report["replicas"] += sum(len(chunks) for chunks in held.values())
         self._report["chunks"] = sum(len(chunks) for chunks in heads.values())
         self._report["inodes"], self._report["entries"] = len(names.inodes), len(names.entries)
-        problems += list(check_names(names))
-        problems += list(check_placement(names, heads, self._locate))
+        problems += await self._persistent(names, heads)
+        return problems
+
+    async def _persistent(self, names: Names, heads: dict[int, Chunks]) -> list[Problem]:
+        """What is wrong with names and placement in every round: a file that is being made or removed is not."""
+        problems: list[Problem] = []
+        for round_number in range(ROUNDS):
+            found = [*check_names(names), *check_placement(names, heads, self._locate)]
+            known = {problem.what for problem in problems}
+            problems = [problem for problem in found if round_number == 0 or problem.what in known]
+            if not problems:
+                return []
+            await asyncio.sleep(SETTLE_S)
+            replicas = await self._collect_chunks()
+            heads = {chain: chunks for (chain, _), chunks in reversed(replicas.items())}
+            names = await self._collect_names()
         return problems
 
     def _missing_replicas(self) -> list[Problem]:

@@ -225,9 +225,13 @@ class MetaService:
         request: pb.ScanRequest,
         identity: Identity,  # noqa: ARG002, a handler
     ) -> AsyncIterator[pb.Inode]:
-        """Every inode as stored."""
+        """Every inode, directories with all their links."""
         async for _, value in self._scan(b"I", request.limit):
-            yield schema.decode_inode(value)
+            inode = schema.decode_inode(value)
+            if inode.type == pb.DIRECTORY and inode.link_count:
+                count = self._engine.begin().snapshot_get(schema.subdirectories_key(inode.id))
+                inode.link_count += schema.decode_count(count)
+            yield inode
 
     async def scan_dentries(
         self,
