@@ -6,6 +6,8 @@
 //! version. A client's request is delivered where and when it is sent: the world may send any request again at
 //! any time, late duplicates included, so a network between clients and replicas would add nothing.
 
+#![allow(dead_code)] // each of the two tests uses its part
+
 use std::collections::VecDeque;
 
 use luciola_core::craq::{
