@@ -117,6 +117,12 @@ impl Engine {
         self.core.damage.lock().iter().copied().collect()
     }
 
+    /// Why the engine refuses updates: a failed flush or index write, after which only opening it again tells
+    /// what the disk holds. Reads go on.
+    pub fn failure(&self) -> Option<Status> {
+        self.core.rounds.check().err()
+    }
+
     /// Bytes of memory that cached records take.
     pub fn cache_bytes(&self) -> usize {
         self.core.cache.bytes()
@@ -258,11 +264,13 @@ impl Core {
 
     /// Takes released pages back, and gives space to the file system where we hold much of it unused.
     pub fn free_pages(&self, released: &[PageNumber]) {
-        let tight = self.file_system_free(false).is_ok_and(|free| free < 2 * self.options.reserve_bytes);
-        let keep = if tight { 0 } else { KEEP_BACKED_BYTES / PAGE as u64 };
+        // On a tight disk the reserve comes first, the index's part of it most of all.
+        let free = self.file_system_free(false).unwrap_or(u64::MAX);
+        let missing = self.options.reserve_bytes.saturating_sub(free) / PAGE as u64;
         let punch = {
             let mut pages = self.pages.lock();
             released.iter().for_each(|&page| pages.free_page(page));
+            let keep = pages.free_backed().saturating_sub(missing).min(KEEP_BACKED_BYTES / PAGE as u64);
             pages.take_punchable(keep)
         };
         for extent in punch {
@@ -271,6 +279,7 @@ impl Core {
             }
             self.pages.lock().free(extent);
         }
+        *self.free_space.lock() = None;
     }
 
     pub fn report_damage(&self, damage: Damage) {

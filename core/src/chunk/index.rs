@@ -2,12 +2,15 @@
 //!
 //! Every change goes to the kernel before the call returns, so it survives `kill -9`; `sync` takes it to disk.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::ops::Bound;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
 use super::codec::{self, KEY_BYTES};
 use super::state::Record;
@@ -15,6 +18,9 @@ use crate::types::{ChainId, ChunkKey, ContentId, Status};
 
 /// Records written since the last flush are kept in memory up to this; an open after `kill -9` replays as much.
 const MEMTABLE_BYTES: u64 = 16 << 20;
+/// A journal's blocks are taken in advance when this many times its size is free, so that chunks can still be
+/// removed, and pending versions committed, on a disk that others have filled.
+const PREALLOCATE_FREE_FACTOR: u64 = 8;
 /// The journal files together; fjall wants at least 64 MiB.
 const JOURNAL_BYTES_MAX: u64 = 128 << 20;
 
@@ -33,7 +39,9 @@ impl Index {
             .open()?;
         let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
         let chunks = database.keyspace("chunks", options)?;
-        Ok(Index { dir: dir.to_owned(), database, chunks })
+        let index = Index { dir: dir.to_owned(), database, chunks };
+        index.sync_journals()?;
+        Ok(index)
     }
 
     pub fn get(&self, key: ChunkKey) -> Result<Option<Record>, Status> {
@@ -74,8 +82,11 @@ impl Index {
             if path.extension().is_none_or(|extension| extension != "jnl") {
                 continue;
             }
-            match File::open(path) {
-                Ok(journal) => journal.sync_data()?,
+            match OpenOptions::new().write(true).open(path) {
+                Ok(journal) => {
+                    preallocate(&journal)?;
+                    journal.sync_data()?;
+                }
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
             }
@@ -97,6 +108,23 @@ impl Index {
             })?;
             Ok((key, decode(key, &value)?))
         })
+    }
+}
+
+fn preallocate(journal: &File) -> io::Result<()> {
+    let metadata = journal.metadata()?;
+    let length = metadata.len();
+    if metadata.blocks() * 512 >= length {
+        return Ok(());
+    }
+    let stat = rustix::fs::fstatvfs(journal)?;
+    if stat.f_bavail * stat.f_frsize < PREALLOCATE_FREE_FACTOR * length {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(journal, FallocateFlags::KEEP_SIZE, 0, length) {
+        // Without it a full disk stops the index earlier; nothing else depends on it.
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSPC | Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -680,6 +680,54 @@ fn removing_many_looks_again_under_each_lock() {
     assert_eq!(read(&engine, 0, 0, 4).unwrap(), b"back");
 }
 
+// Crashes -----------------------------------------------------------------------------------------------------
+
+/// Data is written, the index is not: the old state stands, and the pages are free again.
+#[test]
+fn a_crash_between_data_and_index_leaves_the_old_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut expected = noise(2 * PAGE + 500, 1);
+    {
+        let engine = open(dir.path());
+        write(&engine, 0, 1, 0, &expected);
+        let record = engine.core.record(key(0)).unwrap().1;
+        let base = record.committed.as_ref().unwrap();
+        let payload = noise(3 * PAGE, 2);
+        for offset in [0, PAGE + 7, 2 * PAGE + 500] {
+            let length = (offset + payload.len()).max(expected.len()) as u32;
+            let change = super::content::Change { offset, payload: &payload, length, sparse: false };
+            engine.core.write_content(key(0), base, &change, Origin::Client).unwrap();
+        }
+    }
+    let engine = open(dir.path());
+    assert_eq!(read(&engine, 0, 0, 9 * PAGE).unwrap(), expected);
+    assert_no_leak(&engine);
+    write(&engine, 0, 2, expected.len() as u32, b"goes on");
+    expected.extend(b"goes on");
+    assert_eq!(read(&engine, 0, 0, 9 * PAGE).unwrap(), expected);
+}
+
+/// A pending append lies in place behind the committed bytes. What replaces it must not touch them before the
+/// index says so.
+#[test]
+fn a_crash_while_a_pending_version_is_replaced_leaves_the_old_one() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let engine = open(dir.path());
+        write(&engine, 0, 1, 0, b"base");
+        stage_write(&engine, 0, 2, 4, b"pending").unwrap();
+        let record = engine.core.record(key(0)).unwrap().1;
+        let base = record.settled().unwrap();
+        let payload = b"REPLACED".to_vec();
+        let change = super::content::Change { offset: 4, payload: &payload, length: 12, sparse: false };
+        engine.core.write_content(key(0), &base, &change, Origin::Chain).unwrap();
+    }
+    let engine = open(dir.path());
+    assert_eq!(engine.open_report().pending, vec![key(0)]);
+    engine.commit(key(0), Version(2), ChainVersion(1)).unwrap();
+    assert_eq!(read(&engine, 0, 0, 20).unwrap(), b"basepending");
+}
+
 // Failing disks -----------------------------------------------------------------------------------------------
 
 fn fault(skip: u32, count: u32, errno: Errno) -> Fault {
