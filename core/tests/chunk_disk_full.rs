@@ -46,7 +46,9 @@ fn key(index: u32) -> ChunkKey {
 }
 
 fn bytes(index: u32) -> Vec<u8> {
-    (0..MIB).map(|n| (n as u32 * 7 + index * 13 + (n >> 9) as u32) as u8).collect()
+    let mut bytes = vec![index as u8; MIB];
+    bytes[MIB / 2..MIB / 2 + 4].copy_from_slice(&index.to_le_bytes());
+    bytes
 }
 
 fn stage(engine: &Engine, index: u32, version: u64, origin: Origin, bytes: &[u8]) -> Result<Staged, Status> {
