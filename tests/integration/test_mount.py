@@ -1,0 +1,219 @@
+"""`luciola mount` and `umount`: background and foreground, every way to end, what is left behind."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import LocalCluster, luciola, until
+from luciola.fuse import is_mounted, read_records
+from luciola.fuse.records import started_at
+
+pytestmark = pytest.mark.mount
+
+
+@pytest.fixture
+def place(shared_cluster: LocalCluster, tmp_path: Path) -> Iterator[Path]:
+    """An empty directory to mount on; what is mounted there after the test is taken off."""
+    directory = tmp_path / "mnt"
+    directory.mkdir()
+    yield directory
+    if is_mounted(directory):
+        subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+@pytest.fixture
+def data(shared_cluster: LocalCluster) -> str:
+    return str(shared_cluster.data)
+
+
+def pid_of(data: str, place: Path) -> int:
+    return next(record.pid for record in read_records(data) if record.mountpoint == str(place))
+
+
+def foreground(data: str, place: Path, *options: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "luciola.cli", "mount", "--foreground", *options, data, str(place)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    until(lambda: is_mounted(place) or process.poll() is not None, what="the mount")
+    assert process.poll() is None
+    (place / ".").stat()
+    return process
+
+
+def test_background_mount_is_usable_at_once_and_ends_with_umount(shared_cluster, data, place):
+    luciola("mount", data, str(place))
+    (place / "from-the-second").write_bytes(b"x" * 100_000)
+    assert (shared_cluster.mountpoint / "from-the-second").read_bytes() == b"x" * 100_000
+    mounts = [service["id"] for service in shared_cluster.services("mount")]
+    assert str(place) in mounts
+    pid = pid_of(data, place)
+    luciola("umount", str(place))
+    assert started_at(pid) is None, "umount returns when everything is written back"
+    assert not is_mounted(place)
+    assert list(place.iterdir()) == []
+    (shared_cluster.mountpoint / "from-the-second").unlink()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_foreground_mount_ends_with_a_signal(data, place, number):
+    process = foreground(data, place)
+    process.send_signal(number)
+    assert process.wait(30) == 0
+    assert not is_mounted(place)
+    assert read_records(data) == [] or all(record.mountpoint != str(place) for record in read_records(data))
+
+
+@pytest.mark.parametrize("command", [("fusermount3", "-u"), ("umount",)])
+def test_mount_that_is_taken_off_from_outside_ends(data, place, command):
+    process = foreground(data, place)
+    subprocess.run([*command, str(place)], check=True)
+    assert process.wait(30) == 0
+
+
+def test_signal_to_a_busy_mount_lets_programs_finish(shared_cluster, data, place):
+    process = foreground(data, place)
+    with (place / "busy").open("wb", buffering=0) as file:
+        file.write(b"before")
+        process.send_signal(signal.SIGTERM)
+        until(lambda: not is_mounted(place), what="the mount to leave the tree")
+        file.write(b" and after")
+    assert process.wait(30) == 0
+    assert (shared_cluster.mountpoint / "busy").read_bytes() == b"before and after"
+    (shared_cluster.mountpoint / "busy").unlink()
+
+
+def test_second_signal_does_not_wait_for_programs(data, place):
+    process = foreground(data, place)
+    descriptor = os.open(place / "busy", os.O_WRONLY | os.O_CREAT, 0o644)
+    process.send_signal(signal.SIGTERM)
+    until(lambda: not is_mounted(place), what="the mount to leave the tree")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(8) == 0
+    for call in (lambda: os.write(descriptor, b"too late"), lambda: os.close(descriptor)):
+        with pytest.raises(OSError) as raised:  # noqa: PT011 (the errno follows)
+            call()
+        assert raised.value.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
+
+
+def test_mount_whose_process_was_killed_is_replaced(shared_cluster, data, place):
+    luciola("mount", data, str(place))
+    (place / "kept").write_bytes(b"kept")
+    os.kill(pid_of(data, place), signal.SIGKILL)
+
+    def is_stale() -> bool:
+        try:
+            place.stat()
+        except OSError as error:
+            return error.errno == errno.ENOTCONN
+        return False
+
+    until(is_stale, what="the mount to be dead")
+    luciola("mount", data, str(place))
+    assert (place / "kept").read_bytes() == b"kept"
+    luciola("umount", str(place))
+    (shared_cluster.mountpoint / "kept").unlink()
+
+
+def test_mounting_where_something_is_mounted_says_so(shared_cluster, data):
+    result = luciola("mount", data, str(shared_cluster.mountpoint), check=False)
+    assert result.returncode == 1
+    assert "mounted here already" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("cluster", "said"),
+    [
+        ("/no/such/directory", "neither a data directory"),
+        ("nonsense", "neither a data directory"),
+        ("127.0.0.1:1", "needs --secret-file"),
+    ],
+)
+def test_clusters_that_do_not_exist(place, cluster, said):
+    result = luciola("mount", cluster, str(place), check=False)
+    assert result.returncode == 1
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not is_mounted(place)
+
+
+def test_mount_by_address_needs_the_secret(shared_cluster, data, place, tmp_path):
+    import json
+
+    address = json.loads((shared_cluster.data / "cluster.json").read_text())["mgmtd_lane"]
+    wrong = tmp_path / "wrong"
+    wrong.write_text("00" * 32 + "\n")
+    wrong.chmod(0o600)
+    result = luciola("mount", address, str(place), "--secret-file", str(wrong), check=False)
+    assert result.returncode == 1
+    assert not is_mounted(place)
+    right = str(shared_cluster.data / "secret")
+    luciola("mount", address, str(place), "--secret-file", right, "--read-only")
+    with pytest.raises(OSError, match="Read-only"):
+        (place / "x").write_bytes(b"")
+    luciola("umount", str(place))
+
+
+def test_strict_mounts_see_each_other_at_once(data, place, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    luciola("mount", data, str(place), "--consistency", "strict")
+    luciola("mount", data, str(other), "--consistency", "strict")
+    try:
+        with (place / "shared").open("wb", buffering=0) as writer, (other / "shared").open("rb") as reader:
+            for round_ in range(20):
+                writer.write(b"%04d" % round_)
+                assert os.pread(reader.fileno(), 4, 4 * round_) == b"%04d" % round_
+        (place / "shared").unlink()
+        assert not (other / "shared").exists()
+    finally:
+        luciola("umount", str(other))
+        luciola("umount", str(place))
+
+
+def test_what_was_closed_is_seen_by_who_opens_later(shared_cluster, data, place):
+    luciola("mount", data, str(place))
+    ours = shared_cluster.mountpoint / "handed-over"
+    for round_ in range(20):
+        text = b"%d" % round_ * (1 + round_ * 1000)
+        ours.write_bytes(text)
+        began = time.monotonic()
+        with (place / "handed-over").open("rb") as reader:
+            assert reader.read() == text, f"{time.monotonic() - began} s after the close"
+    ours.unlink()
+    luciola("umount", str(place))
+
+
+WITHOUT_RIGHT_TO_MOUNT = """
+import ctypes, runpy, sys
+libc = ctypes.CDLL(None)
+header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+assert libc.capget(header, sets) == 0
+for index in range(3):
+    sets[index] &= ~(1 << 21)  # CAP_SYS_ADMIN
+assert libc.capset(header, sets) == 0
+runpy.run_module("luciola.cli", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.root
+def test_process_that_may_not_mount_uses_fusermount(shared_cluster, place):
+    """Root without CAP_SYS_ADMIN stands for an ordinary user, in whose reach this interpreter need not be."""
+    arguments = ["mount", "--foreground", str(shared_cluster.data), str(place)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", WITHOUT_RIGHT_TO_MOUNT, *arguments], stderr=subprocess.PIPE
+    )
+    until(lambda: is_mounted(place) or process.poll() is not None, what="the mount")
+    assert process.poll() is None, process.stderr.read().decode()
+    (place / "x").write_bytes(b"user")
+    assert (shared_cluster.mountpoint / "x").read_bytes() == b"user"
+    (place / "x").unlink()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    assert not is_mounted(place)
+    process.stderr.close()
