@@ -165,6 +165,19 @@ fn wrong_secrets_and_expired_tokens_are_refused() {
 }
 
 #[test]
+fn a_connection_ends_with_its_token() {
+    let running = Running::start();
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let claims = Claims { expires_unix_s: now + 2, ..Claims::default() };
+    let token = Secret::new(SECRET).mint(&claims);
+    let mut connection = Connection::connect(&running.tcp(), &token, Duration::from_secs(5)).unwrap();
+    connection.ping(soon()).unwrap();
+    wait_until("the token expires", || connection.ping(soon()) == Err(Status::Disconnected));
+    let refused = Connection::connect(&running.tcp(), &token, Duration::from_secs(5));
+    assert!(matches!(refused, Err(ConnectError::Refused)));
+}
+
+#[test]
 fn a_squatter_learns_nothing_and_is_noticed() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = Endpoint::Tcp(listener.local_addr().unwrap());
@@ -383,6 +396,31 @@ fn a_registration_without_its_descriptor_closes_the_connection() {
     frame::encode_registration(&mut bytes, &frame::Registration { slot: 0, region, len: 4096 });
     socket.write_all(&bytes).unwrap();
     assert!(closes(&mut socket));
+}
+
+#[test]
+fn more_descriptors_than_registrations_close_the_connection() {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+    use std::os::fd::AsFd;
+    let running = Running::start();
+    let mut socket = UnixStream::connect(running.socket()).unwrap();
+    raw_connection(&mut socket);
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut ping = Vec::new();
+    frame::encode_ping(&mut ping, Envelope { id: 1, deadline_ms: 1000 }, false);
+    let passed = [writer.as_fd(), writer.as_fd()];
+    let closed = (0..10).any(|_| {
+        let mut space = [std::mem::MaybeUninit::uninit(); 128];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&passed)));
+        let pieces = [std::io::IoSlice::new(&ping)];
+        let sent = rustix::net::sendmsg(&socket, &pieces, &mut control, SendFlags::NOSIGNAL);
+        sent.is_err() || socket.read_exact(&mut [0; frame::HEADER_BYTES]).is_err()
+    });
+    assert!(closed);
+    drop(writer);
+    // Ends when the server has closed all that it was sent.
+    assert_eq!(reader.read(&mut [0; 1]).unwrap(), 0);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
@@ -15,6 +15,7 @@ use super::stream::Stream;
 use super::{Sender, Service};
 use crate::buffer::{Placement, Region, RegionId};
 use crate::types::{ReadOp, ReadResult, Status, UpdateOp, UpdateResult, Version};
+use crate::wire::credential::Refusal;
 use crate::wire::frame::{
     self, HEADER_BYTES, Header, Home, Kind, Malformed, REGIONS_MAX, Registration, TABLE_BYTES_MAX,
 };
@@ -102,6 +103,9 @@ impl Session {
             }
             let taken = self.inbox.take(frame_bytes);
             let table = &taken[HEADER_BYTES..];
+            if self.has_expired() {
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, Refusal::Expired));
+            }
             let asked = Duration::from_millis(header.deadline_ms.into());
             let deadline = Instant::now() + asked.min(DEADLINE_MAX);
             match header.kind {
@@ -122,6 +126,12 @@ impl Session {
             self.inbox.recycle(taken);
         }
         Ok(())
+    }
+
+    /// A token is good for new requests only until it expires, also on a connection that stands.
+    fn has_expired(&self) -> bool {
+        let expires = self.claims.expires_unix_s;
+        expires != 0 && SystemTime::UNIX_EPOCH.elapsed().is_ok_and(|now| now.as_secs() >= expires)
     }
 
     /// Receives until `bytes` are in the inbox. False if the client closed before the first of them.
