@@ -351,6 +351,21 @@ fn a_lost_replica_costs_readers_nothing_but_a_connection() {
 }
 
 #[test]
+fn a_node_in_trouble_is_left_alone_for_a_while() {
+    let world = World::new(vec![serving(&[1, 2])]);
+    for transport in [Transport::Shm, Transport::Tcp] {
+        let client = world.client(transport);
+        let before = world.twin(1).batches.load(Ordering::SeqCst);
+        world.twin(1).fail([Fault::DropBefore; 20]);
+        for index in 0..6 {
+            read(&client, index * u64::from(CHUNK), 5).unwrap();
+        }
+        assert_eq!(world.twin(1).batches.load(Ordering::SeqCst), before + 1);
+        world.twin(1).faults.lock().clear();
+    }
+}
+
+#[test]
 fn a_write_follows_the_chain_to_its_new_head() {
     let world = World::new(vec![serving(&[1, 2])]);
     let client = world.client(Transport::Auto);

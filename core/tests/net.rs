@@ -4,6 +4,7 @@ mod twin;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::Ordering;
@@ -366,24 +367,60 @@ fn hostile_frames_close_their_connection_and_nothing_else() {
     assert_eq!(running.twin.reads.load(Ordering::SeqCst), 0);
 }
 
+/// Registers `region` by hand.
+fn register(socket: &UnixStream, slot: u16, region: &Region, len: u64) {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+    let mut bytes = Vec::new();
+    frame::encode_registration(&mut bytes, &frame::Registration { slot, region: region.id(), len });
+    let passed = [region.as_fd()];
+    let mut space = [std::mem::MaybeUninit::uninit(); 64];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&passed)));
+    let pieces = [std::io::IoSlice::new(&bytes)];
+    assert_eq!(
+        rustix::net::sendmsg(socket, &pieces, &mut control, SendFlags::NOSIGNAL).unwrap(),
+        bytes.len()
+    );
+}
+
 #[test]
 fn places_outside_a_registered_region_are_invalid() {
     let running = Running::start();
+    running.twin.put(1, 1, 1, b"0123456789");
     let mut socket = UnixStream::connect(running.socket()).unwrap();
     raw_connection(&mut socket);
-    // No region is registered in slot 3.
-    for (id, offset) in [(1, 0), (2, u64::MAX), (3, 1 << 40)] {
+    let region = Region::create(8192).unwrap();
+    register(&socket, 2, &region, 8192);
+    // Longer than the memfd: slot 4 stays empty.
+    register(&socket, 4, &region, 16384);
+    let cases = [
+        (2, 0, Status::Ok),
+        (2, 8192 - 10, Status::Ok),
+        (2, 8192 - 9, Status::Invalid),
+        (2, 8192, Status::Invalid),
+        (2, u64::MAX, Status::Invalid),
+        (2, u64::MAX - 9, Status::Invalid),
+        (3, 0, Status::Invalid),
+        (4, 0, Status::Invalid),
+    ];
+    for (slot, offset, expected) in cases {
         let mut bytes = Vec::new();
-        let home = Home::Region { slot: 3, offset };
-        frame::encode_reads(&mut bytes, Envelope { id, deadline_ms: 1000 }, &[read_op(1, 1, 0, 10)], &[home]);
+        let home = Home::Region { slot, offset };
+        frame::encode_reads(
+            &mut bytes,
+            Envelope { id: 9, deadline_ms: 1000 },
+            &[read_op(1, 1, 0, 10)],
+            &[home],
+        );
         socket.write_all(&bytes).unwrap();
         let mut reply = vec![0; frame::HEADER_BYTES + frame::Kind::Read.entry_bytes(true)];
         socket.read_exact(&mut reply).unwrap();
         let header = frame::Header::decode(reply[..frame::HEADER_BYTES].try_into().unwrap()).unwrap();
         let results = header.decode_read_results(&reply[frame::HEADER_BYTES..]).unwrap();
-        assert_eq!(results[0].0.status, Status::Invalid);
+        assert_eq!(results[0].0.status, expected, "slot {slot}, offset {offset}");
     }
-    assert_eq!(running.twin.reads.load(Ordering::SeqCst), 0);
+    assert_eq!(region.placement(8182, 10).unwrap().to_vec(), b"0123456789");
+    assert_eq!(running.twin.reads.load(Ordering::SeqCst), 2);
 }
 
 #[test]
@@ -401,7 +438,6 @@ fn a_registration_without_its_descriptor_closes_the_connection() {
 #[test]
 fn more_descriptors_than_registrations_close_the_connection() {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-    use std::os::fd::AsFd;
     let running = Running::start();
     let mut socket = UnixStream::connect(running.socket()).unwrap();
     raw_connection(&mut socket);
@@ -641,6 +677,29 @@ fn regions_come_and_go_on_one_connection() {
     for (round, into) in into.iter().enumerate() {
         assert_eq!(into.to_vec(), pattern(100, 2 * round));
     }
+}
+
+/// Memory of a region that the client has dropped is given back, not held by the server.
+#[test]
+fn a_dropped_region_is_unmapped_by_the_server() {
+    let running = Running::start();
+    let mut connection = connect(&running.unix());
+    let mut use_region = |region: &std::sync::Arc<Region>| {
+        let into = region.placement(0, 10).unwrap();
+        read_all(&mut connection, 1, 1, &into);
+    };
+    let region = Region::create(4096).unwrap();
+    use_region(&region);
+    let (_, inode) = Region::identity(&*region).unwrap();
+    let mappings = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        maps.lines().filter(|line| line.split_whitespace().nth(4) == Some(&inode.to_string())).count()
+    };
+    assert_eq!(mappings(), 2, "the client's and the server's");
+    drop(region);
+    assert_eq!(mappings(), 1);
+    use_region(&Region::create(4096).unwrap());
+    assert_eq!(mappings(), 0);
 }
 
 #[test]
