@@ -7,9 +7,11 @@ from typing import Literal, TypeAlias, final
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
+__all__ = ["Buffer", "Client", "File", "Mount", "Ring", "StorageNode", "__version__"]
+
 __version__: str
 
-Stat: TypeAlias = tuple[int, int, int, int, int, int, int, int, int, int, int, int]
+_Stat: TypeAlias = tuple[int, int, int, int, int, int, int, int, int, int, int, int]
 """(inode, type, permissions, links, uid, gid, device, length, atime, mtime, ctime, birth), times in nanoseconds."""
 
 @final
@@ -36,7 +38,7 @@ class Client:
         claims: bytes,
         key: bytes,
         *,
-        description: str = "",
+        description: str = ...,
         mount: bool = False,
         deadline_ms: int = 60_000,
         retry_first_ms: int = 10,
@@ -65,10 +67,10 @@ class Client:
         exclusive: bool = False,
     ) -> File:
         """`permissions`: of a new file, umask applied; `None`: it must exist."""
-    def stat(self, name: bytes, *, follow: bool = True) -> Stat: ...
+    def stat(self, name: bytes, *, follow: bool = True) -> _Stat: ...
     def list(
         self, inode: int, after: bytes, *, with_attributes: bool = False
-    ) -> tuple[builtins.list[tuple[bytes, int, int, Stat | None]], bool]:
+    ) -> tuple[builtins.list[tuple[bytes, int, int, _Stat | None]], bool]:
         """One page of a directory, after the name `after`: (name, inode, type, attributes), and whether it goes on."""
     def mkdir(self, name: bytes, permissions: int, *, parents: bool = False) -> None: ...
     def unlink(self, name: bytes) -> None: ...
@@ -129,7 +131,7 @@ class File:
         """As this client knows it."""
     def refresh(self) -> int:
         """The length, asked anew."""
-    def stat(self) -> Stat: ...
+    def stat(self) -> _Stat: ...
     @property
     def inode(self) -> int: ...
     def close(self) -> None: ...
@@ -166,7 +168,7 @@ class Mount:
         client: Client,
         mountpoint: str | os.PathLike[str],
         *,
-        source: str = "luciola",
+        source: str = ...,
         allow_other: bool = False,
         read_only: bool = False,
         strict: bool = False,

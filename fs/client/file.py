@@ -172,8 +172,8 @@ class File(io.RawIOBase):
 
     def flush(self) -> None:
         """Whoever opens the file from now on sees everything. Raises: the error of an earlier write, once."""
-        if self._ending:
-            return
+        if self._ending and not self.closed:
+            return  # `close` does it
         native = self.native
         if self._writes:
             with naming(self.name):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final, Self
 
-from ..errors import AlreadyExists, Error, InvalidArgument, NotADirectory, NotFound
+from ..errors import Error, InvalidArgument, NotADirectory, NotFound
 from .attributes import BLOCK_BYTES, DirEntry, stat_result
 from .connection import Connection, Parameters, naming
 from .file import File
@@ -321,13 +321,13 @@ class FileSystem:
             self._connection.client.mkdir(_name(path), mode & ~_umask(os.getpid()))
 
     def makedirs(self, path: StrPath, mode: int = 0o777, exist_ok: bool = False) -> None:  # noqa: FBT001, FBT002
-        """Makes a directory and those above it, in one step."""
-        try:
-            with naming(path):
-                self._connection.client.mkdir(_name(path), mode & ~_umask(os.getpid()), parents=True)
-        except AlreadyExists:
-            if not exist_ok or not self.isdir(path):
-                raise
+        """Makes a directory and those above it. The metadata service makes all that are missing in one step."""
+        above = _name(path) if exist_ok else os.path.dirname(_name(path).rstrip(b"/"))
+        with naming(path):
+            if above.strip(b"/"):
+                self._connection.client.mkdir(above, mode & ~_umask(os.getpid()), parents=True)
+        if not exist_ok:
+            self.mkdir(path, mode)
 
     def rmdir(self, path: StrPath) -> None:
         with naming(path):

@@ -147,6 +147,13 @@ impl File {
         self.inode.refresh(&self.who, Duration::ZERO)
     }
 
+    /// The length that a read up to `end` goes by; asked anew if the file may have grown elsewhere.
+    pub fn length_for(&self, end: u64) -> Result<u64> {
+        self.check(self.options.read)?;
+        self.inode.refresh_for(&self.who, end, self.through())?;
+        Ok(self.inode.length())
+    }
+
     fn through(&self) -> Through {
         if self.options.direct { Through::Direct } else { Through::Buffered }
     }

@@ -267,8 +267,7 @@ impl OpenInode {
 impl OpenInode {
     /// Reads up to `into.len()` bytes; fewer only at the end of the file.
     pub fn read(&self, who: &Who, offset: u64, into: &Placement, through: Through) -> Result<usize> {
-        let age = self.freshness(offset + into.len() as u64, through);
-        self.refresh(who, age)?;
+        self.refresh_for(who, offset.saturating_add(into.len() as u64), through)?;
         let state = self.state.lock();
         if offset >= state.length {
             return Ok(0);
@@ -293,6 +292,12 @@ impl OpenInode {
             bytes.copy_into(&into.slice(at..at + bytes.len()));
         }
         Ok(count)
+    }
+
+    /// Asks anew before a read up to `end`, if what is known is too old for it.
+    pub fn refresh_for(&self, who: &Who, end: u64, through: Through) -> Result<()> {
+        let age = self.freshness(end, through);
+        self.refresh(who, age)
     }
 
     /// How old the inode may be for a read up to `end`.
@@ -371,7 +376,6 @@ impl OpenInode {
             return Ok(offset);
         }
         let seen = state.errors;
-        let leaving = state.leaving.is_some();
         drop(state);
         if inline {
             self.tell(false)?;
@@ -380,7 +384,9 @@ impl OpenInode {
             if let Some((_, error)) = self.error_since(seen) {
                 return Err(error);
             }
-            if leaving {
+            // The metadata service measures the chains only now and then: a longer file is told at once.
+            let longer = !self.state.lock().length_is_told();
+            if longer {
                 self.tell(false)?;
             }
         }

@@ -33,6 +33,9 @@ pub type Stat = (u64, i32, u32, u32, u32, u32, u32, u64, i64, i64, i64, u64);
 /// (name, inode, type, attributes)
 type Listed<'py> = (Bound<'py, PyBytes>, u64, i32, Option<Stat>);
 
+/// Entries, and whether there are more.
+type Page<'py> = (Vec<Listed<'py>>, bool);
+
 pub fn stat(inode: &pb::Inode) -> Stat {
     (
         inode.id,
@@ -155,7 +158,7 @@ impl PyClient {
         inode: u64,
         after: &[u8],
         with_attributes: bool,
-    ) -> PyResult<(Vec<Listed<'py>>, bool)> {
+    ) -> PyResult<Page<'py>> {
         let client = self.client()?;
         let request = pb::ListRequest {
             inode,

@@ -41,10 +41,9 @@ impl PyFile {
 
     fn read<'py>(&self, py: Python<'py>, offset: u64, length: usize) -> PyResult<Bound<'py, PyBytes>> {
         let file = self.file()?;
-        let known = py.detach(|| file.inode().length());
-        // At the end one byte more is asked for, so that a file that has grown elsewhere is noticed.
+        let known = py.detach(|| file.length_for(offset.saturating_add(length as u64)))?;
         let left = usize::try_from(known.saturating_sub(offset)).unwrap_or(READ_BYTES_MAX);
-        let length = length.min(left.max(1));
+        let length = length.min(left);
         let mut count = 0;
         let bytes = PyBytes::new_with(py, length, |target| {
             let read = py.detach(|| Placement::scoped(target, |into| file.read_ahead_at(offset, into)));

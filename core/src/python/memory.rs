@@ -69,7 +69,7 @@ impl Drop for PyMemory {
 /// view (memoryview, numpy, torch).
 pub fn placement(object: &Bound<'_, PyAny>, writable: bool) -> PyResult<Placement> {
     let view = PyBuffer::<u8>::get(object)
-        .or_else(|_| Err(PyBufferError::new_err("a bytes-like object of single bytes is expected")))?;
+        .map_err(|_| PyBufferError::new_err("a bytes-like object of single bytes is expected"))?;
     if !view.is_c_contiguous() {
         return Err(PyBufferError::new_err("the buffer must be contiguous"));
     }

@@ -259,6 +259,16 @@ def test_durable_sync_survives_power_loss():
     world.close()
 
 
+def test_durable_sync_of_a_directory_keeps_its_names():
+    world = World(PowerEngine())
+    directory = world.mkdir(b"a").id
+    world.create(b"a/f")
+    world.sync(directory, 0, durable=True)
+    lose_power(world)
+    assert world.names(directory) == [b"f"]
+    world.close()
+
+
 def test_every_reply_survives_power_loss_if_so_configured():
     world = World(PowerEngine(), durability="sync")
     world.mkdir(b"a")

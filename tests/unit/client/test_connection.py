@@ -1,0 +1,101 @@
+"""What a connection needs to know, without a cluster."""
+
+import os
+import socket
+import threading
+
+import pytest
+
+import luciola
+from luciola.client.connection import Parameters
+from luciola.config import ClientConfig
+from luciola.errors import ConfigError, InvalidArgument, NotFound, Unauthenticated, Unavailable
+from luciola.wire.cluster import FILE_NAME, Cluster, save_cluster
+from luciola.wire.credentials import CLIENT, TRUSTED, create_secret, mint, read_claims
+
+QUICK = ClientConfig(deadline_ms=300)
+
+
+@pytest.fixture
+def data(tmp_path):
+    create_secret(tmp_path / "secret")
+    save_cluster(
+        tmp_path / FILE_NAME, Cluster("c", "127.0.0.1:4711", "127.0.0.1:4712", str(tmp_path / "secret"))
+    )
+    return tmp_path
+
+
+def parameters(address, **named):
+    return Parameters(str(address), **({"secret_file": None, "token": None, "config": QUICK} | named))
+
+
+def test_a_data_directory_names_address_and_secret(data):
+    address, token = parameters(data).resolve()
+    assert address == "127.0.0.1:4711"
+    identity = read_claims(token.claims)
+    assert identity.uid == os.geteuid()
+    assert identity.role == (TRUSTED if os.geteuid() == 0 else CLIENT)
+
+
+def test_a_token_is_used_as_it_is(data):
+    token = mint((data / "secret").read_bytes()[:32], role=CLIENT, uid=7)
+    for address in (data, "10.0.0.1:4711"):
+        assert parameters(address, token=token.encode()).resolve()[1] == token
+    with pytest.raises(Unauthenticated):
+        parameters(data, token="nonsense").resolve()
+
+
+def test_what_is_missing_is_said(data, tmp_path):
+    with pytest.raises(InvalidArgument, match="secret_file"):
+        parameters("10.0.0.1:4711").resolve()
+    with pytest.raises(NotFound, match="neither a data directory"):
+        parameters(tmp_path / "none").resolve()
+    with pytest.raises(NotFound, match="is the cluster running"):
+        (data / FILE_NAME).unlink()
+        parameters(data).resolve()
+    with pytest.raises(NotFound, match="secret"):
+        parameters("10.0.0.1:4711", secret_file=str(tmp_path / "none")).resolve()
+
+
+def test_nobody_answers(data):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+    with pytest.raises(Unavailable):
+        luciola.connect(f"127.0.0.1:{port}", secret_file=data / "secret", config=QUICK)
+
+
+def test_somebody_else_answers(data):
+    """A program that is no cluster manager: refused within the deadline, and told nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        heard = []
+
+        def answer():
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(64))
+                    connection.settimeout(0.5)
+                    try:
+                        heard.append(connection.recv(1000))
+                    except OSError:
+                        heard.append(b"")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        with pytest.raises(luciola.client.file_system.Error):
+            luciola.connect(f"127.0.0.1:{server.getsockname()[1]}", secret_file=data / "secret", config=QUICK)
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(timeout=10)
+        secret = bytes.fromhex((data / "secret").read_text())
+        assert heard
+        assert not any(secret in said for said in heard)
+
+
+def test_the_client_table_of_a_configuration_file_is_used(data, tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text("[client]\ndeadline_ms = 200\ntransport = 'pigeon'\n")
+    with pytest.raises(ConfigError, match=r"client\.transport"):
+        luciola.connect(data, config=file)
