@@ -26,7 +26,7 @@ const LIMITS: Limits = Limits {
     bug: Bug::None,
     lease_without_routing: false,
 };
-const STEPS: u64 = 60_000;
+const STEPS: u64 = 200_000;
 const EPISODE_STEPS: u64 = 3000;
 
 /// SplitMix64.

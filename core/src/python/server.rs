@@ -107,6 +107,7 @@ impl PyStorageNode {
         Ok(self.server()?.lease_left().as_secs_f64())
     }
 
+    #[allow(clippy::type_complexity)]
     fn targets(&self, py: Python<'_>) -> PyResult<Vec<(u64, u32, u64, u64, u64, bool)>> {
         self.run(py, |server| {
             let reports = server.targets().into_iter();

@@ -39,12 +39,20 @@ impl From<Outcome> for Answer {
     }
 }
 
+/// The bytes that came with an update.
+pub struct Payload {
+    pub bytes: Placement,
+    /// Nobody changes them while the update is under way. If a program could, later members get what was staged
+    /// here, and not what its memory holds by then.
+    pub stable: bool,
+}
+
 /// One operation of the batch.
 struct Job {
     slot: SlotRef,
     ticket: Ticket,
     origin: Origin,
-    payload: Option<Placement>,
+    payload: Option<Payload>,
     /// The pending version on disk was made from this job's own payload.
     staged: bool,
     answer: Option<Answer>,
@@ -70,7 +78,7 @@ impl<'a> Call<'a> {
         &mut self,
         key: ChunkKey,
         origin: Origin,
-        payload: Option<Placement>,
+        payload: Option<Payload>,
         event: impl FnOnce(Ticket) -> Event,
     ) -> usize {
         let (node, place, ticket) = (self.node, self.jobs.len(), self.node.new_ticket());
@@ -139,7 +147,8 @@ impl<'a> Call<'a> {
                 job.pause = (job.pause * 2).min(RETRY_MAX);
             }
             Effect::Stage { update, .. } => {
-                let result = self.node.stage(job.slot.key, update, job.origin, job.payload.as_ref());
+                let bytes = job.payload.as_ref().map(|payload| &payload.bytes);
+                let result = self.node.stage(job.slot.key, update, job.origin, bytes);
                 job.staged = result.is_ok();
                 self.node.report(&job.slot, Event::Staged { result });
             }
@@ -154,7 +163,8 @@ impl<'a> Call<'a> {
     fn send(&mut self, sends: Vec<(usize, Effect)>) {
         let sends = sends.into_iter().map(|(place, effect)| {
             let job = &self.jobs[place];
-            let payload = job.payload.clone().filter(|_| job.staged);
+            let payload = job.payload.as_ref().filter(|payload| job.staged && payload.stable);
+            let payload = payload.map(|payload| payload.bytes.clone());
             Send { slot: job.slot.clone(), effect, payload }
         });
         self.node.send(sends.collect(), self.deadline);

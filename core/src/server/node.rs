@@ -27,11 +27,11 @@ use crate::types::{ChainId, ChainVersion, ChunkKey, NodeId, Stamp, Status, Targe
 use crate::wire::pb;
 use crate::wire::pb::claims::Role;
 
-/// Buffers for payloads that must not change while they are forwarded, each for a chunk of the usual size.
+/// Buffers for payloads that are read from the disk to be sent, each for a chunk of the usual size.
 const BUFFER_BYTES: usize = (1 << 20) + (64 << 10);
 const BUFFERS: usize = 64;
 /// Threads for what no caller carries out.
-const REDRIVE_THREADS: usize = 2;
+const REDRIVE_THREADS: usize = 4;
 
 /// How a node runs.
 #[derive(Clone, Debug)]
@@ -292,7 +292,7 @@ impl Node {
         Ok(())
     }
 
-    /// Memory of our own for a payload: nobody else changes it while it is staged and forwarded.
+    /// Shared memory of our own for a payload.
     pub fn buffer(&self, len: usize) -> Result<Placement, Status> {
         if len <= self.buffers.buffer_bytes()
             && let Some(buffer) = self.buffers.try_take()

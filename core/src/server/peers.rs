@@ -1,10 +1,10 @@
 //! Sending updates and whole chunks to successors.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::counters::{add, count};
 use super::node::Node;
@@ -22,6 +22,25 @@ use crate::types::{
 /// Most payload bytes in one batch to a peer, unless a single chunk is larger: what waits in memory at once.
 const SEND_BYTES_MAX: usize = 16 << 20;
 
+/// Sends that build their payload in our own memory, at once for each number of members that follow: with
+/// `SEND_BYTES_MAX` the bound of that memory.
+const BUILDERS_MAX: usize = 8;
+/// A send that takes longer is given up and done again: its successor may have been replaced meanwhile.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Leave to build payloads. Given back on drop.
+struct Permit<'a> {
+    peers: &'a Peers,
+    following: usize,
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        *self.peers.builders.lock().entry(self.following).or_default() -= 1;
+        self.peers.built.notify_all();
+    }
+}
+
 /// Connections to the other nodes. A send is answered when all later members have answered, so there is a pool
 /// for every number of members that follow: those of the last hop never wait for others (S3).
 pub struct Peers {
@@ -29,11 +48,14 @@ pub struct Peers {
     transport: Transport,
     connections_max: usize,
     pools: Mutex<HashMap<(Endpoint, usize), Arc<Pool>>>,
+    builders: Mutex<HashMap<usize, usize>>,
+    built: Condvar,
 }
 
 impl Peers {
     pub fn new(credential: Credential, transport: Transport, connections_max: usize) -> Peers {
-        Peers { credential, transport, connections_max, pools: Mutex::default() }
+        let (pools, builders, built) = (Mutex::default(), Mutex::default(), Condvar::new());
+        Peers { credential, transport, connections_max, pools, builders, built }
     }
 
     /// Connections to `node` for requests on which `following` further members have a say.
@@ -42,6 +64,18 @@ impl Peers {
         let mut pools = self.pools.lock();
         let new = || Arc::new(Pool::new(endpoint.clone(), self.credential.clone(), self.connections_max));
         Ok(pools.entry((endpoint.clone(), following)).or_insert_with(new).clone())
+    }
+
+    /// As with connections, those of the last hop never wait for others (S3).
+    fn permit(&self, following: usize, deadline: Instant) -> Result<Permit<'_>, Status> {
+        let mut builders = self.builders.lock();
+        while builders.get(&following).is_some_and(|count| *count >= BUILDERS_MAX) {
+            if self.built.wait_until(&mut builders, deadline).timed_out() {
+                return Err(Status::Timeout);
+            }
+        }
+        *builders.entry(following).or_default() += 1;
+        Ok(Permit { peers: self, following })
     }
 
     pub fn clear(&self) {
@@ -57,6 +91,18 @@ pub struct Send {
     pub effect: Effect,
     /// The payload that the pending version was made from, if the caller still has it.
     pub payload: Option<Placement>,
+}
+
+impl Send {
+    /// Its payload is read from the disk.
+    fn must_be_built(&self) -> bool {
+        match &self.effect {
+            Effect::Forward { update, content: Content::Update, .. } => {
+                matches!(update.op, Op::Write { .. }) && self.payload.is_none()
+            }
+            _ => true,
+        }
+    }
 }
 
 /// One operation ready to go.
@@ -85,28 +131,52 @@ impl Node {
     /// Sends all of them, each with others to the same node, and reports every answer to its machine.
     pub fn send(&self, sends: Vec<Send>, deadline: Instant) {
         let routing = self.routing();
-        let mut waiting = sends.into_iter().peekable();
-        while waiting.peek().is_some() {
-            let mut batches: Vec<Batch> = Vec::new();
-            while let Some(send) = waiting.next() {
-                let chain = send.slot.key.chain;
-                let (attempt, to) = match &send.effect {
-                    Effect::Forward { attempt, to, .. } | Effect::Push { attempt, to, .. } => (*attempt, *to),
-                    other => unreachable!("not for a successor: {other:?}"),
-                };
-                let slot = send.slot.clone();
-                match self.parcel(send, attempt) {
-                    Ok(parcel) => {
-                        let following = members_after(&routing, chain, to);
-                        if !put(&mut batches, to.node, following, parcel) {
-                            break;
-                        }
-                    }
-                    Err(status) => self.report(&slot, Event::Answered { attempt, result: Err(status) }),
-                }
-            }
-            self.send_batches(&routing, batches, deadline);
+        let deadline = deadline.min(Instant::now() + SEND_TIMEOUT);
+        let mut by_following: BTreeMap<(usize, bool), Vec<(Send, u64, Successor)>> = BTreeMap::new();
+        for send in sends {
+            let (attempt, to) = match &send.effect {
+                Effect::Forward { attempt, to, .. } | Effect::Push { attempt, to, .. } => (*attempt, *to),
+                other => unreachable!("not for a successor: {other:?}"),
+            };
+            let following = members_after(&routing, send.slot.key.chain, to);
+            by_following.entry((following, send.must_be_built())).or_default().push((send, attempt, to));
         }
+        for ((following, built), sends) in by_following {
+            let permit = match built {
+                true => Some(self.peers.permit(following, deadline)),
+                false => None,
+            };
+            if let Some(Err(status)) = permit {
+                for (send, attempt, _) in sends {
+                    self.report(&send.slot, Event::Answered { attempt, result: Err(status) });
+                }
+                continue;
+            }
+            self.send_group(&routing, following, sends, deadline);
+        }
+    }
+
+    /// Sends with the same number of members that follow, a bounded number of bytes at a time.
+    fn send_group(
+        &self,
+        routing: &Routing,
+        following: usize,
+        sends: Vec<(Send, u64, Successor)>,
+        deadline: Instant,
+    ) {
+        let mut batches: Vec<Batch> = Vec::new();
+        for (send, attempt, to) in sends {
+            let slot = send.slot.clone();
+            match self.parcel(send, attempt) {
+                Ok(parcel) => {
+                    if !put(&mut batches, to.node, following, parcel) {
+                        self.send_batches(routing, std::mem::take(&mut batches), deadline);
+                    }
+                }
+                Err(status) => self.report(&slot, Event::Answered { attempt, result: Err(status) }),
+            }
+        }
+        self.send_batches(routing, batches, deadline);
     }
 
     fn parcel(&self, send: Send, attempt: u64) -> Result<Parcel, Status> {

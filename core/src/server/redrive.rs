@@ -15,7 +15,7 @@ use crate::types::{ChunkKey, Status};
 
 /// Pause before an orphan is sent again.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long one send may take: as long as the slowest disk of the chain.
+/// How long one send may take.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most that one thread takes at once.
 const TAKE_MAX: usize = 32;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::call::{Answer, Call};
+use super::call::{Answer, Call, Payload};
 use super::counters::{add, count};
 use super::node::Node;
 use crate::buffer::Placement;
@@ -190,14 +190,15 @@ impl Node {
         sender: Sender<'_>,
         op: &UpdateOp,
         payload: &Placement,
-    ) -> Result<(Origin, Option<Placement>, Admitted), Status> {
+    ) -> Result<(Origin, Option<Payload>, Admitted), Status> {
         if let Some(status) = self.refusal(op.chain) {
             return Err(status);
         }
         let is_replace = matches!(op.op, Op::Replace { .. });
         if op.version == Version(0) && !is_replace {
             count(&self.counters.updates);
-            let payload = self.stable(sender, op.chain, payload)?;
+            let stable = !payload.is_shared() || is_trusted(sender);
+            let payload = (!payload.is_empty()).then(|| Payload { bytes: payload.clone(), stable });
             let leased = self.lease.holds();
             let event = Admitted::Client { chain_version: op.chain_version, op: *op, leased };
             return Ok((Origin::Client, payload, event));
@@ -212,32 +213,8 @@ impl Node {
         };
         let stamp = op.stamp();
         let update = Forwarded { chain_version: op.chain_version, stamp, op: op.op, tag: op.tag, writers };
-        let payload = (!payload.is_empty()).then(|| payload.clone());
+        let payload = (!payload.is_empty()).then(|| Payload { bytes: payload.clone(), stable: true });
         Ok((Origin::Chain, payload, Admitted::Chain(update)))
-    }
-
-    /// The payload in memory that stays as it is while it is staged here and sent on: a program that writes to
-    /// its buffer meanwhile must not make replicas differ. A mount's buffers are known not to change.
-    fn stable(
-        &self,
-        sender: Sender<'_>,
-        chain: ChainId,
-        payload: &Placement,
-    ) -> Result<Option<Placement>, Status> {
-        if payload.is_empty() {
-            return Ok(None);
-        }
-        let trusted = match sender {
-            Sender::Client(claims) | Sender::Node(claims) => {
-                matches!(claims.role(), Role::Trusted | Role::Service)
-            }
-        };
-        if trusted || !payload.is_shared() || self.view(chain).successor.is_none() {
-            return Ok(Some(payload.clone()));
-        }
-        let own = self.buffer(payload.len())?;
-        payload.copy_into(&own);
-        Ok(Some(own))
     }
 
     pub(super) fn result_of(&self, op: &UpdateOp, answer: Answer) -> UpdateResult {
@@ -341,6 +318,15 @@ impl Node {
         match attempt() {
             Ok(()) => out,
             Err(status) => vec![status; chains.len()],
+        }
+    }
+}
+
+/// A mount's buffers, and those of other nodes, are known not to change.
+fn is_trusted(sender: Sender<'_>) -> bool {
+    match sender {
+        Sender::Client(claims) | Sender::Node(claims) => {
+            matches!(claims.role(), Role::Trusted | Role::Service)
         }
     }
 }
