@@ -1,0 +1,470 @@
+"""The rules of heartbeats and leases, one a test; test_simulation.py explores their combinations."""
+
+import pytest
+
+from luciola.config import MgmtdConfig
+from luciola.errors import AlreadyExists, Busy, Conflict, InvalidArgument, NotFound
+from luciola.mgmtd.model import Model, longest_lease_ms
+from luciola.mgmtd.records import Change, Records
+from luciola.mgmtd.transitions import Public
+from luciola.wire.pb import mgmtd_pb2 as pb
+
+CONFIG = MgmtdConfig()
+LEASE_S = longest_lease_ms(CONFIG) / 1000
+UPTODATE, ONLINE, OFFLINE = pb.LOCAL_UPTODATE, pb.LOCAL_ONLINE, pb.LOCAL_OFFLINE
+HEAD, TAIL = 1000, 1001
+CHAIN = 100_001
+
+
+class Manager:
+    """A model whose changes are stored at once."""
+
+    def __init__(self, records: Records | None = None, *, now_s: float = 100.0) -> None:
+        self.now_s = now_s
+        self.stored = records or Records()
+        self.model = Model(CONFIG, self.stored, now_s=now_s)
+        self.sequence = 0
+
+    def keep(self, change: Change) -> Change:
+        self.model.apply(change)
+        return change
+
+    def wait(self, duration_s: float) -> None:
+        end = self.now_s + duration_s
+        while self.now_s < end:
+            self.now_s = min(end, self.now_s + 0.1)
+            self.keep(self.model.look(now_s=self.now_s))
+
+    def beat(self, node: int, *reports: tuple, incarnation: int = 1, kind: int = pb.NODE_STORAGE, **fields):
+        self.sequence += 1
+        request = pb.HeartbeatRequest(
+            **{"sequence": self.sequence, **fields}, node=pb.Node(id=node, kind=kind, incarnation=incarnation)
+        )
+        for target, version, state in reports:
+            request.targets.add(id=target, chain=target // 1000, chain_version=version, state=state)
+        self.keep(self.model.registration(request.node))
+        return self.model.hear(request, now_s=self.now_s)
+
+    @property
+    def states(self) -> dict[int, Public]:
+        return {member.node: member.state for member in self.model.records.chains[CHAIN].members}
+
+    @property
+    def version(self) -> int:
+        return self.model.records.chains[CHAIN].version
+
+    def restart(self) -> "Manager":
+        return Manager(self.stored, now_s=self.now_s)
+
+
+def target(node: int) -> int:
+    return CHAIN * 1000 + 1 + (node - HEAD)
+
+
+@pytest.fixture
+def manager() -> Manager:
+    """One chain on two healthy nodes."""
+    made = Manager()
+    for node in (HEAD, TAIL):
+        made.beat(node)
+    request = pb.CreateChainTableRequest(table=1, replicas=2)
+    made.keep(made.model.new_table(request, [(HEAD, TAIL)], now_s=made.now_s))
+    for node in (HEAD, TAIL):
+        made.beat(node, (target(node), 1, UPTODATE))
+    made.wait(0.1)
+    assert made.states == {HEAD: Public.SERVING, TAIL: Public.SERVING}
+    return made
+
+
+# Leases.
+
+
+def test_heartbeat_grants_a_lease(manager):
+    assert manager.beat(HEAD, (target(HEAD), 1, UPTODATE)).lease_ms == CONFIG.lease_ms
+
+
+def test_silent_node_keeps_its_place_until_its_lease_has_run_out_on_the_slowest_clock(manager):
+    manager.beat(TAIL, (target(TAIL), 1, UPTODATE))
+    for _ in range(30):
+        manager.wait(0.1)
+        manager.beat(HEAD, (target(HEAD), 1, UPTODATE))
+    manager.wait(LEASE_S - 3.0 - 0.05)
+    assert manager.states[TAIL] is Public.SERVING
+    manager.wait(0.2)
+    assert manager.states == {HEAD: Public.SERVING, TAIL: Public.OFFLINE}
+    assert manager.model.lives[TAIL].status == pb.FAILED
+
+
+def test_node_that_has_not_heard_of_its_removal_gets_no_lease(manager):
+    manager.model.end(TAIL)
+    manager.wait(0.1)
+    manager.beat(TAIL, incarnation=2)
+    assert manager.beat(TAIL, (target(TAIL), 1, UPTODATE), incarnation=2).lease_ms == 0
+    assert manager.beat(TAIL, (target(TAIL), manager.version, ONLINE), incarnation=2).lease_ms > 0
+
+
+def test_no_lease_is_granted_while_the_removal_is_being_stored(manager):
+    for _ in range(35):
+        manager.now_s += 0.1
+        manager.beat(HEAD, (target(HEAD), 1, UPTODATE))
+        change = manager.model.look(now_s=manager.now_s)
+        if change:
+            break
+        manager.keep(change)
+    assert change, "the tail should have been found dead"
+    assert manager.beat(TAIL, (target(TAIL), 1, UPTODATE)).lease_ms == 0
+    manager.keep(change)
+    assert manager.states[TAIL] is Public.OFFLINE
+
+
+def test_replica_that_was_removed_from_its_chain_denies_the_lease_to_a_node_that_still_serves_it(manager):
+    manager.model.end(TAIL)
+    manager.wait(0.1)
+    request = pb.UpdateChainRequest(chain=CHAIN, action=pb.UpdateChainRequest.REMOVE, target=target(TAIL))
+    manager.keep(manager.model.updated_chain(request, now_s=manager.now_s))
+    assert manager.beat(TAIL, (target(TAIL), 1, UPTODATE), incarnation=2).lease_ms == 0
+    assert manager.beat(TAIL, incarnation=2).lease_ms > 0
+
+
+def test_manager_that_was_asleep_itself_declares_nobody_dead(manager):
+    manager.now_s += 10
+    assert not manager.keep(manager.model.look(now_s=manager.now_s)).chains
+    manager.wait(LEASE_S - 0.3)
+    assert manager.states[TAIL] is Public.SERVING
+
+
+def test_disabled_node_gets_no_lease_and_falls_when_the_last_one_has_run_out(manager):
+    manager.keep(manager.model.disabled_node(TAIL, disabled=True))
+    assert manager.beat(TAIL, (target(TAIL), 1, UPTODATE)).lease_ms == 0
+    manager.beat(HEAD, (target(HEAD), 1, UPTODATE))
+    manager.wait(2.0)
+    manager.beat(HEAD, (target(HEAD), 1, UPTODATE))
+    assert manager.states[TAIL] is Public.SERVING
+    manager.wait(LEASE_S - 2.0 + 0.1)
+    assert manager.states[TAIL] is Public.OFFLINE
+    assert manager.model.lives[TAIL].status == pb.DISABLED
+    manager.keep(manager.model.disabled_node(TAIL, disabled=False))
+    manager.beat(TAIL, (target(TAIL), manager.version, ONLINE))
+    manager.wait(0.1)
+    assert manager.states[TAIL] is Public.SYNCING
+
+
+# Ends of processes.
+
+
+def test_clean_stop_hands_over_at_once(manager):
+    assert manager.beat(HEAD, (target(HEAD), 1, OFFLINE), leaving=True).lease_ms == 0
+    manager.wait(0.1)
+    assert manager.states == {TAIL: Public.SERVING, HEAD: Public.OFFLINE}
+    with pytest.raises(InvalidArgument, match="has ended"):
+        manager.beat(HEAD, (target(HEAD), 1, UPTODATE))
+
+
+def test_reaped_process_is_not_waited_for(manager):
+    assert manager.model.ended(pb.ProcessEndedRequest(node=HEAD, incarnation=1))
+    manager.wait(0.1)
+    assert manager.states == {TAIL: Public.SERVING, HEAD: Public.OFFLINE}
+
+
+def test_report_of_an_older_process_that_ended_changes_nothing(manager):
+    manager.beat(HEAD, incarnation=2)
+    manager.wait(0.1)
+    version = manager.version
+    assert not manager.model.ended(pb.ProcessEndedRequest(node=HEAD, incarnation=1))
+    assert not manager.model.ended(pb.ProcessEndedRequest(node=77, incarnation=1))
+    manager.wait(0.1)
+    assert manager.version == version
+
+
+def test_new_incarnation_passes_through_offline_whatever_it_reports(manager):
+    manager.beat(TAIL, (target(TAIL), 1, UPTODATE), incarnation=2)
+    manager.beat(TAIL, (target(TAIL), 1, UPTODATE), incarnation=2)
+    manager.wait(0.1)
+    assert manager.states == {HEAD: Public.SERVING, TAIL: Public.OFFLINE}
+    assert manager.version == 2
+    manager.beat(TAIL, (target(TAIL), 1, ONLINE), incarnation=2)  # about an older version: not heard
+    manager.wait(0.1)
+    assert manager.states[TAIL] is Public.OFFLINE
+    manager.beat(TAIL, (target(TAIL), 2, ONLINE), incarnation=2)
+    manager.wait(0.1)
+    assert manager.states[TAIL] is Public.SYNCING
+
+
+def test_manager_that_crashes_remembers_that_a_new_process_has_to_fall(manager):
+    manager.beat(
+        TAIL, (target(TAIL), 1, UPTODATE), incarnation=2
+    )  # stored, but no look at the chains follows
+    after = manager.restart()
+    after.sequence = 100
+    after.beat(HEAD, (target(HEAD), 1, UPTODATE))
+    assert after.beat(TAIL, (target(TAIL), 1, UPTODATE), incarnation=2).lease_ms == 0
+    after.wait(0.1)
+    assert after.states == {HEAD: Public.SERVING, TAIL: Public.OFFLINE}
+    after.wait(0.1)
+    assert not after.model.records.nodes[TAIL].unsettled
+
+
+def test_late_message_of_an_earlier_process_does_not_replace_a_live_one(manager):
+    manager.beat(HEAD, incarnation=5)
+    with pytest.raises(InvalidArgument, match="was replaced"):
+        manager.beat(HEAD, incarnation=4)
+    manager.wait(LEASE_S + 0.1)  # the later one is silent: that machine's clock was set back
+    manager.beat(HEAD, incarnation=4)
+    assert manager.model.records.nodes[HEAD].incarnation == 4
+
+
+def test_everybody_who_falls_together_may_come_back_first(manager):
+    for node in (HEAD, TAIL):
+        manager.model.end(node)
+    manager.wait(0.1)
+    assert manager.states == {HEAD: Public.LASTSRV, TAIL: Public.LASTSRV}
+    manager.beat(TAIL, (target(TAIL), 2, ONLINE), incarnation=2)
+    manager.wait(0.1)
+    assert manager.states == {TAIL: Public.SERVING, HEAD: Public.OFFLINE}
+
+
+# Reports.
+
+
+def test_replica_that_is_not_reported_any_more_is_offline(manager):
+    manager.beat(TAIL)
+    manager.wait(0.1)
+    assert manager.states[TAIL] is Public.OFFLINE
+
+
+def test_unfinished_synchronisation_under_an_older_version_does_not_count(manager):
+    manager.beat(TAIL, (target(TAIL), 1, OFFLINE))
+    manager.wait(0.1)
+    manager.beat(TAIL, (target(TAIL), 2, ONLINE))
+    manager.wait(0.1)
+    assert manager.states[TAIL] is Public.SYNCING
+    manager.beat(TAIL, (target(TAIL), 2, UPTODATE))
+    manager.wait(0.1)
+    assert manager.states[TAIL] is Public.SYNCING
+    manager.beat(TAIL, (target(TAIL), 3, UPTODATE))
+    manager.wait(0.1)
+    assert manager.states[TAIL] is Public.SERVING
+
+
+def test_reports_about_replicas_of_other_nodes_and_unknown_ones_are_ignored(manager):
+    manager.beat(HEAD, (target(HEAD), 1, UPTODATE), (target(TAIL), 1, OFFLINE), (999, 1, OFFLINE))
+    manager.wait(0.1)
+    assert manager.states == {HEAD: Public.SERVING, TAIL: Public.SERVING}
+
+
+def test_malformed_heartbeats_are_refused(manager):
+    with pytest.raises(InvalidArgument, match="twice"):
+        manager.beat(HEAD, (target(HEAD), 1, UPTODATE), (target(HEAD), 1, ONLINE))
+    with pytest.raises(InvalidArgument, match="no valid state"):
+        manager.beat(HEAD, (target(HEAD), 1, pb.LOCAL_INVALID))
+    with pytest.raises(InvalidArgument, match="neither of which"):
+        manager.beat(0)
+    with pytest.raises(InvalidArgument, match="neither of which"):
+        manager.beat(HEAD, incarnation=0)
+    with pytest.raises(InvalidArgument, match="is a NODE_STORAGE"):
+        manager.beat(HEAD, kind=pb.NODE_META)
+    assert manager.beat(HEAD, (target(HEAD), 1, UPTODATE)).lease_ms > 0
+
+
+def test_stale_and_repeated_heartbeats_are_refused_with_the_sequence_to_go_on_from(manager):
+    manager.beat(HEAD, (target(HEAD), 1, UPTODATE), sequence=50)
+    for sequence in (49, 50):
+        with pytest.raises(Conflict) as caught:
+            manager.beat(HEAD, (target(HEAD), 1, OFFLINE), sequence=sequence)
+        assert caught.value.fields == {"sequence": "50"}
+    manager.wait(0.1)
+    assert manager.states[HEAD] is Public.SERVING
+
+
+# Starting.
+
+
+def test_restarted_manager_waits_for_leases_it_did_not_grant(manager):
+    after = manager.restart()
+    after.sequence = 100
+    after.beat(HEAD, (target(HEAD), 1, UPTODATE))
+    for _ in range(39):
+        after.wait(0.1)
+        after.beat(HEAD, (target(HEAD), 1, UPTODATE))
+        assert after.states[TAIL] is Public.SERVING
+    after.wait(0.2)
+    assert after.states[TAIL] is Public.OFFLINE
+
+
+def test_bootstrap_ends_when_everybody_was_heard(manager):
+    after = manager.restart()
+    after.sequence = 100
+    after.wait(0.1)
+    assert after.model.is_bootstrapping(after.now_s)
+    for node in (HEAD, TAIL):
+        after.beat(node, (target(node), 1, UPTODATE))
+    after.wait(0.1)
+    assert not after.model.is_bootstrapping(after.now_s)
+    assert after.version == 1
+
+
+def test_disabled_node_with_a_lease_is_waited_for_after_a_restart(manager):
+    manager.keep(manager.model.disabled_node(TAIL, disabled=True))
+    after = manager.restart()
+    after.sequence = 100
+    for _ in range(39):
+        after.beat(HEAD, (target(HEAD), 1, UPTODATE))
+        after.wait(0.1)
+        assert after.states[TAIL] is Public.SERVING
+    after.wait(0.2)
+    assert after.states[TAIL] is Public.OFFLINE
+
+
+def test_new_chain_waits_for_its_nodes_before_it_changes(manager):
+    request = pb.CreateChainTableRequest(table=2, replicas=2)
+    manager.keep(manager.model.new_table(request, [(HEAD, TAIL)], now_s=manager.now_s))
+    new = manager.model.records.chains[200_001]
+    for _ in range(5):
+        manager.wait(0.5)
+        for node in (HEAD, TAIL):
+            manager.beat(node, (target(node), 1, UPTODATE))
+    assert manager.model.records.chains[200_001] == new
+
+
+# Administration.
+
+
+def rotate(manager: Manager, action=pb.UpdateChainRequest.ROTATE_PREFERRED) -> None:
+    request = pb.UpdateChainRequest(chain=CHAIN, action=action)
+    manager.keep(manager.model.updated_chain(request, now_s=manager.now_s))
+
+
+def swapped(manager: Manager) -> None:
+    """The head falls and comes back as the tail."""
+    manager.beat(HEAD, (target(HEAD), 1, OFFLINE))
+    manager.wait(0.1)
+    manager.beat(HEAD, (target(HEAD), 2, ONLINE))
+    manager.wait(0.1)
+    manager.beat(HEAD, (target(HEAD), 3, UPTODATE))
+    manager.wait(0.1)
+    manager.beat(TAIL, (target(TAIL), 4, UPTODATE))
+    assert list(manager.states) == [TAIL, HEAD]
+    assert manager.version == 4
+
+
+def test_rotation_restores_the_preferred_order(manager):
+    swapped(manager)
+    rotate(manager)
+    assert manager.states == {HEAD: Public.SERVING, TAIL: Public.SYNCING}
+    manager.beat(TAIL, (target(TAIL), 4, UPTODATE))  # has not heard of it: that it is up to date is old news
+    manager.wait(0.1)
+    assert manager.states[TAIL] is Public.SYNCING
+    manager.beat(TAIL, (target(TAIL), 5, ONLINE))
+    manager.beat(TAIL, (target(TAIL), 5, UPTODATE))
+    manager.wait(0.1)
+    assert list(manager.states.items()) == [(HEAD, Public.SERVING), (TAIL, Public.SERVING)]
+    version = manager.version
+    rotate(manager)
+    assert manager.version == version
+
+
+def test_rotated_replica_takes_writes_until_its_node_knows(manager):
+    swapped(manager)
+    rotate(manager)
+    assert manager.beat(TAIL, (target(TAIL), 4, UPTODATE)).lease_ms == 0
+    manager.model.end(HEAD)  # now nobody serves; the rotated one may still believe that it does
+    manager.wait(0.1)
+    assert manager.states == {HEAD: Public.SERVING, TAIL: Public.SYNCING}
+    manager.beat(TAIL, (target(TAIL), 5, ONLINE))
+    manager.wait(0.1)
+    assert manager.states == {HEAD: Public.LASTSRV, TAIL: Public.WAITING}
+
+
+def test_rotated_replica_is_not_waited_for_longer_than_its_lease(manager):
+    swapped(manager)
+    rotate(manager)
+    manager.model.end(HEAD)
+    manager.wait(LEASE_S - 0.1)
+    assert manager.states == {HEAD: Public.SERVING, TAIL: Public.SYNCING}
+    manager.wait(0.3)
+    assert manager.states[HEAD] is Public.LASTSRV
+
+
+def test_rotation_needs_a_chain_that_serves_everywhere(manager):
+    manager.beat(TAIL, (target(TAIL), 1, OFFLINE))
+    manager.wait(0.1)
+    with pytest.raises(Busy):
+        rotate(manager)
+
+
+def test_role_of_the_last_replica_can_be_given_to_the_next(manager):
+    with pytest.raises(Busy):
+        rotate(manager, pb.UpdateChainRequest.ROTATE_LASTSRV)
+    manager.model.end(TAIL)
+    manager.wait(0.1)
+    manager.model.end(HEAD)
+    manager.wait(0.1)
+    assert manager.states == {HEAD: Public.LASTSRV, TAIL: Public.OFFLINE}
+    rotate(manager, pb.UpdateChainRequest.ROTATE_LASTSRV)
+    assert manager.states == {TAIL: Public.LASTSRV, HEAD: Public.OFFLINE}
+    manager.beat(TAIL, (target(TAIL), manager.version, ONLINE), incarnation=2)
+    manager.wait(0.1)
+    assert manager.states[TAIL] is Public.SERVING
+
+
+def test_replicas_are_added_and_removed(manager):
+    def update(action, **fields) -> None:
+        request = pb.UpdateChainRequest(chain=CHAIN, action=action, **fields)
+        manager.keep(manager.model.updated_chain(request, now_s=manager.now_s))
+
+    add, remove = pb.UpdateChainRequest.ADD, pb.UpdateChainRequest.REMOVE
+    with pytest.raises(NotFound):
+        update(add, node=1002)
+    with pytest.raises(InvalidArgument, match="already"):
+        update(add, node=HEAD)
+    manager.beat(1002)
+    update(add, node=1002)
+    assert manager.states[1002] is Public.OFFLINE
+    manager.beat(1002, (target(1002), 2, ONLINE))
+    manager.wait(0.1)
+    assert manager.states[1002] is Public.SYNCING
+    with pytest.raises(Busy, match="SYNCING"):
+        update(remove, target=target(1002))
+    with pytest.raises(NotFound):
+        update(remove, target=1)
+    manager.beat(1002, (target(1002), 3, OFFLINE))
+    manager.wait(0.1)
+    update(remove, target=target(1002))
+    assert 1002 not in manager.states
+    update(add, node=1002)
+    targets = [member.target for member in manager.model.records.chains[CHAIN].members]
+    assert targets[-1] == target(1002) + 1, "a target id is never used twice"
+
+
+def test_nodes_are_forgotten_only_when_dead_and_empty(manager):
+    manager.beat(1002)
+    with pytest.raises(Busy, match="may be alive"):
+        manager.model.unregistered(1002)
+    manager.wait(LEASE_S + 0.1)
+    manager.keep(manager.model.unregistered(1002))
+    assert 1002 not in manager.model.records.nodes
+    with pytest.raises(NotFound):
+        manager.model.unregistered(1002)
+    with pytest.raises(Busy, match="replicas"):
+        manager.model.unregistered(TAIL)
+
+
+def test_tables_are_created_once(manager):
+    request = pb.CreateChainTableRequest(table=1, replicas=1)
+    with pytest.raises(AlreadyExists):
+        manager.model.new_table(request, [(HEAD,)], now_s=manager.now_s)
+    with pytest.raises(InvalidArgument):
+        manager.model.new_table(pb.CreateChainTableRequest(table=0), [(HEAD,)], now_s=manager.now_s)
+
+
+def test_configurations_get_versions(manager):
+    first = manager.keep(manager.model.new_config(pb.ConfigRecord(kind=pb.NODE_STORAGE, toml="a = 1")))
+    assert first.configs[0].version == 1
+    with pytest.raises(Conflict, match="next version is 2"):
+        manager.model.new_config(pb.ConfigRecord(kind=pb.NODE_STORAGE, version=1))
+    heard = manager.beat(HEAD, (target(HEAD), 1, UPTODATE))
+    assert heard.config == first.configs[0]
+    request = pb.HeartbeatRequest(
+        node=pb.Node(id=HEAD, kind=pb.NODE_STORAGE, incarnation=1, config_version=1), sequence=1000
+    )
+    assert manager.model.hear(request, now_s=manager.now_s).config is None

@@ -1,0 +1,491 @@
+"""The manager's shell under a clock that only the test moves."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from luciola.clock import ManualClock
+from luciola.config import MgmtdConfig
+from luciola.errors import AlreadyExists, ConfigError, InvalidArgument, Unavailable
+from luciola.ids import NodeId
+from luciola.kv import MemoryEngine
+from luciola.kv.faulty import Fault, FaultyEngine
+from luciola.mgmtd.records import NodeRecord
+from luciola.mgmtd.service import PRIMARY_LEASE_S, STORE_FAILED_S, Service, Settings
+from luciola.mgmtd.store import Store
+from luciola.wire import SERVICE, RoutingTable, methods
+from luciola.wire.credentials import Identity
+from luciola.wire.pb import mgmtd_pb2 as pb
+from luciola.wire.pb.common_pb2 import Empty
+
+WHO = Identity(SERVICE, 0, 0, ())
+UPTODATE, ONLINE, OFFLINE = pb.LOCAL_UPTODATE, pb.LOCAL_ONLINE, pb.LOCAL_OFFLINE
+
+
+async def settle() -> None:
+    """Lets every task run until it waits for the clock."""
+    for _ in range(40):
+        await asyncio.sleep(0)
+
+
+@dataclass
+class Cluster:
+    """One manager, running."""
+
+    service: Service
+    clock: ManualClock
+    task: asyncio.Task[None]
+    sequence: int = 0
+
+    async def wait(self, duration_s: float) -> None:
+        for _ in range(round(duration_s * 10)):
+            self.clock.advance(0.1)
+            await settle()
+
+    async def call(self, name: str, request: Any = None) -> Any:
+        answer = getattr(self.service, name)(Empty() if request is None else request, WHO)
+        return await answer if isinstance(answer, Awaitable) else answer
+
+    async def routing(self, known: int = 0) -> pb.Routing:
+        return await self.call("get_routing", pb.GetRoutingRequest(known_version=known))
+
+    async def beat(
+        self, node: int, *, state: int = UPTODATE, incarnation: int = 1, **fields
+    ) -> pb.HeartbeatReply:
+        """Reports every replica that routing shows on the node."""
+        self.sequence += 1
+        request = pb.HeartbeatRequest(
+            node=pb.Node(id=node, kind=pb.NODE_STORAGE, incarnation=incarnation),
+            sequence=self.sequence,
+            **fields,
+        )
+        for chain in (await self.routing()).chains:
+            for target in chain.targets:
+                if target.node == node:
+                    request.targets.add(
+                        id=target.id, chain=chain.id, chain_version=chain.version, state=state
+                    )
+        return await self.call("heartbeat", request)
+
+
+def settings(number: int = 1, **fields) -> Settings:
+    node = NodeRecord(NodeId(number), pb.NODE_MGMTD, incarnation=number, grpc_address=f"m:{number}")
+    return Settings(**{"cluster_id": "c", "node": node, "sole": True, **fields})
+
+
+def start(engine, clock: ManualClock, **fields) -> Cluster:
+    service = Service(Store(engine, cluster_id="c"), settings(**fields), clock=clock)
+    return Cluster(service, clock, asyncio.ensure_future(service.run()))
+
+
+def scenario(story: Callable[[Cluster], Awaitable[None]], *, engine=None, **fields) -> None:
+    async def play() -> None:
+        cluster = start(engine or MemoryEngine(), ManualClock(), **fields)
+        await settle()
+        try:
+            await story(cluster)
+        finally:
+            cluster.task.cancel()
+            await asyncio.gather(cluster.task, return_exceptions=True)
+
+    asyncio.run(play())
+
+
+async def with_table(cluster: Cluster, *, replicas: int = 2) -> pb.ChainTable:
+    for node in (1000, 1001, 1002):
+        await cluster.beat(node)
+    table = await cluster.call("create_chain_table", pb.CreateChainTableRequest(table=1, replicas=replicas))
+    for node in (1000, 1001, 1002):
+        await cluster.beat(node)
+    return table
+
+
+async def alive(cluster: Cluster, duration_s: float, *nodes: int) -> None:
+    for _ in range(round(duration_s)):
+        await cluster.wait(1.0)
+        for node in nodes:
+            await cluster.beat(node)
+
+
+def serving(routing: pb.Routing) -> set[int]:
+    return {t.node for chain in routing.chains for t in chain.targets if t.state == pb.SERVING}
+
+
+def test_every_method_of_the_table_has_a_handler():
+    service = Service(Store(MemoryEngine(), cluster_id="c"), settings())
+    assert len(methods.bind(methods.Mgmtd, service)) == 12
+
+
+def test_nodes_register_themselves_and_chains_are_placed_over_them():
+    async def story(cluster: Cluster) -> None:
+        table = await with_table(cluster)
+        assert (table.version, table.replicas, len(table.chains)) == (1, 2, 9)
+        routing = await cluster.routing()
+        assert {node.id: node.status for node in routing.nodes} == dict.fromkeys(
+            (1, 1000, 1001, 1002), pb.CONNECTED
+        )
+        assert serving(routing) == {1000, 1001, 1002}
+        assert [entry.id for entry in routing.tables] == [1]
+        with pytest.raises(AlreadyExists):
+            await with_table(cluster)
+        with pytest.raises(InvalidArgument, match="4 replicas need"):
+            await cluster.call("create_chain_table", pb.CreateChainTableRequest(table=2, replicas=4))
+
+    scenario(story)
+
+
+def test_first_start_has_nobody_to_wait_for_and_a_restart_has():
+    engine = MemoryEngine()
+
+    async def first(cluster: Cluster) -> None:
+        await with_table(cluster)
+        await cluster.wait(0.2)
+        assert not (await cluster.routing()).bootstrapping
+
+    async def second(cluster: Cluster) -> None:
+        routing = await cluster.routing()
+        assert routing.bootstrapping
+        assert {node.status for node in routing.nodes if node.id >= 1000} == {pb.CONNECTING}
+        assert serving(routing) == {1000, 1001, 1002}
+        await cluster.wait(3.9)
+        assert serving(await cluster.routing()) == {1000, 1001, 1002}
+        await cluster.wait(0.3)
+        routing = await cluster.routing()
+        assert not routing.bootstrapping
+        assert serving(routing) == set()
+        assert {node.status for node in routing.nodes if node.id >= 1000} == {pb.FAILED}
+
+    scenario(first, engine=engine)
+    scenario(second, engine=engine)
+
+
+def test_dead_node_is_replaced_after_its_lease_and_comes_back():
+    async def story(cluster: Cluster) -> None:
+        await with_table(cluster)
+        await alive(cluster, 3, 1000, 1001)
+        assert serving(await cluster.routing()) == {1000, 1001, 1002}
+        await alive(cluster, 1, 1000, 1001)
+        assert serving(await cluster.routing()) == {1000, 1001}
+        for _ in range(3):
+            await cluster.beat(1002, state=ONLINE, incarnation=2)
+            await cluster.wait(0.1)
+        await cluster.beat(1002, incarnation=2)
+        await cluster.wait(0.1)
+        routing = await cluster.routing()
+        assert serving(routing) == {1000, 1001, 1002}
+        assert all(t.state == pb.SERVING for chain in routing.chains for t in chain.targets)
+
+    scenario(story)
+
+
+def test_reaped_process_is_replaced_at_the_next_look():
+    async def story(cluster: Cluster) -> None:
+        await with_table(cluster)
+        await cluster.call("process_ended", pb.ProcessEndedRequest(node=1002, incarnation=1, pid=5))
+        await cluster.call("process_ended", pb.ProcessEndedRequest(node=4711, incarnation=1, pid=5))
+        await cluster.wait(0.1)
+        routing = await cluster.routing()
+        assert serving(routing) == {1000, 1001}
+        assert next(node for node in routing.nodes if node.id == 1002).status == pb.FAILED
+
+    scenario(story)
+
+
+def test_long_poll_answers_with_news_or_after_its_time():
+    async def story(cluster: Cluster) -> None:
+        await with_table(cluster)
+        await cluster.wait(0.2)
+        known = (await cluster.routing()).version
+        poll = asyncio.ensure_future(
+            cluster.call("get_routing", pb.GetRoutingRequest(known_version=known, wait_ms=2000))
+        )
+        await cluster.wait(1.0)
+        assert not poll.done()
+        await cluster.call("process_ended", pb.ProcessEndedRequest(node=1002, incarnation=1))
+        await settle()
+        delta = await poll
+        assert delta.delta
+        assert [node.id for node in delta.nodes] == [1002]
+        poll = asyncio.ensure_future(
+            cluster.call("get_routing", pb.GetRoutingRequest(known_version=2**62, wait_ms=2000))
+        )
+        assert not (await poll).delta, (
+            "a version that was never published is answered at once, with everything"
+        )
+        known = (await cluster.routing()).version
+        request = pb.GetRoutingRequest(known_version=known, wait_ms=300)
+        poll = asyncio.ensure_future(cluster.call("get_routing", request))
+        await settle()
+        cluster.clock.advance(0.29)
+        await settle()
+        assert not poll.done() or (await poll).version > known
+        cluster.clock.advance(0.02)
+        await settle()
+        assert poll.done()
+
+    scenario(story)
+
+
+def test_stream_brings_a_snapshot_and_then_every_change():
+    async def story(cluster: Cluster) -> None:
+        table = RoutingTable()
+        stream = cluster.service.stream_routing(pb.GetRoutingRequest(), WHO)
+        table.apply(await anext(stream))
+        following = asyncio.ensure_future(anext(stream))
+        await settle()
+        assert not following.done()
+        await with_table(cluster)
+        while table.version < (await cluster.routing()).version:
+            table.apply(await following)
+            following = asyncio.ensure_future(anext(stream))
+            await settle()
+        assert len(table.chains) == 9
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+    scenario(story)
+
+
+def test_stream_says_that_it_is_alive():
+    async def story(cluster: Cluster) -> None:
+        await cluster.wait(0.2)
+        stream = cluster.service.stream_routing(pb.GetRoutingRequest(), WHO)
+        await anext(stream)
+        quiet = asyncio.ensure_future(anext(stream))
+        await cluster.wait(19)
+        assert not quiet.done()
+        await cluster.wait(2)
+        assert not (await quiet).nodes
+
+    scenario(story)
+
+
+def test_configuration_file_is_handed_out_until_somebody_sets_another():
+    engine = MemoryEngine()
+    text = "[storage]\nresync_batch = 7\n"
+
+    async def first(cluster: Cluster) -> None:
+        assert (await cluster.beat(1000)).config_toml == text
+        assert (await cluster.beat(1001)).config_version == 1
+        record = await cluster.call("get_config", pb.ConfigRequest(kind=pb.NODE_STORAGE))
+        assert (record.version, record.toml) == (1, text)
+
+    async def second(cluster: Cluster) -> None:
+        record = await cluster.call("get_config", pb.ConfigRequest(kind=pb.NODE_STORAGE))
+        assert (record.version, record.toml) == (2, "")
+        mine = pb.ConfigRecord(kind=pb.NODE_STORAGE, toml="[storage]\nresync_batch = 9\n")
+        assert (await cluster.call("set_config", mine)).version == 3
+        with pytest.raises(ConfigError, match=r"storage\.nonsense"):
+            await cluster.call(
+                "set_config", pb.ConfigRecord(kind=pb.NODE_STORAGE, toml="[storage]\nnonsense = 1")
+            )
+        with pytest.raises(ConfigError, match="bootstrap_ms"):
+            await cluster.call(
+                "set_config", pb.ConfigRecord(kind=pb.NODE_MGMTD, toml="[mgmtd]\nbootstrap_ms = 1")
+            )
+        with pytest.raises(InvalidArgument, match="at most"):
+            await cluster.call("set_config", pb.ConfigRecord(kind=pb.NODE_META, toml="#" * 200_000))
+
+    async def third(cluster: Cluster) -> None:
+        record = await cluster.call("get_config", pb.ConfigRequest(kind=pb.NODE_STORAGE))
+        assert (record.version, record.toml) == (3, "[storage]\nresync_batch = 9\n")
+
+    scenario(first, engine=engine, config_toml=text)
+    scenario(second, engine=engine)
+    scenario(third, engine=engine, config_toml=text)
+
+
+def test_configuration_set_for_the_manager_counts_from_its_next_term():
+    engine = MemoryEngine()
+
+    async def first(cluster: Cluster) -> None:
+        toml = "[mgmtd]\nheartbeat_interval_ms = 500\n"
+        await cluster.call("set_config", pb.ConfigRecord(kind=pb.NODE_MGMTD, toml=toml))
+        assert (await cluster.beat(1000)).interval_ms == 1000
+
+    async def second(cluster: Cluster) -> None:
+        assert (await cluster.beat(1000)).interval_ms == 500
+
+    scenario(first, engine=engine)
+    scenario(second, engine=engine)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MgmtdConfig(bootstrap_ms=3000), "bootstrap_ms"),
+        (MgmtdConfig(lease_ms=1500), "two heartbeat intervals"),
+        (MgmtdConfig(chain_check_interval_ms=0), "chain_check_interval_ms"),
+        (MgmtdConfig(lease_drift_percent=100), "lease_drift_percent"),
+    ],
+)
+def test_times_that_break_the_lease_rules_are_refused(config, message):
+    with pytest.raises(ConfigError, match=message):
+        Service(Store(MemoryEngine(), cluster_id="c"), settings(config=config))
+
+
+def test_clients_are_listed_and_told_their_configuration():
+    async def story(cluster: Cluster) -> None:
+        request = pb.ExtendClientRequest(client=9, kind=pb.NODE_MOUNT, pid=4)
+        reply = await cluster.call("extend_client", request)
+        assert reply.interval_ms == 5000
+        listed = await cluster.call("list_clients")
+        assert [client.client for client in listed.clients] == [9]
+        assert listed.bootstrapping
+        await cluster.wait(60.2)
+        listed = await cluster.call("list_clients")
+        assert not listed.clients
+        assert not listed.bootstrapping
+
+    scenario(story)
+
+
+def test_nodes_are_disabled_enabled_and_forgotten():
+    async def story(cluster: Cluster) -> None:
+        await cluster.beat(1000)
+        disabled = await cluster.call(
+            "set_node_disabled", pb.SetNodeDisabledRequest(node=1000, disabled=True)
+        )
+        assert disabled.status == pb.DISABLED
+        assert (await cluster.beat(1000)).lease_ms == 0
+        await cluster.wait(3.5)
+        known = (await cluster.routing()).version
+        await cluster.call("unregister_node", pb.NodeRequest(node=1000))
+        delta = await cluster.routing(known)
+        assert delta.removed_nodes == [1000]
+        assert (await cluster.beat(1000)).lease_ms > 0
+
+    scenario(story)
+
+
+# Elections.
+
+
+def test_two_managers_elect_one_and_the_other_follows_when_it_falls_silent():
+    async def play() -> None:
+        engine, clock = MemoryEngine(), ManualClock()
+        one = start(engine, clock, sole=False)
+        await settle()
+        other = start(engine, clock, number=2, sole=False)
+        await one.wait(2.0)
+        assert (one.service.is_primary, other.service.is_primary) == (True, False)
+        with pytest.raises(Unavailable) as caught:
+            await other.routing()
+        assert caught.value.fields["primary"] == "m:1"
+        await with_table(one)
+        before = await one.routing()
+        one.task.cancel()
+        await asyncio.gather(one.task, return_exceptions=True)
+        last_s = clock.monotonic()
+        while not other.service.is_primary:
+            assert clock.monotonic() - last_s < PRIMARY_LEASE_S + 3
+            await other.wait(0.1)
+            assert not (one.service.is_primary and other.service.is_primary), "two primaries"
+        after = await other.routing()
+        assert after.version > before.version
+        assert after.bootstrapping
+        assert [entry.id for entry in after.tables] == [1]
+        assert {node.id for node in after.nodes} == {1, 2, 1000, 1001, 1002}
+        with pytest.raises(Unavailable):
+            await one.beat(1000)
+        other.task.cancel()
+        await asyncio.gather(other.task, return_exceptions=True)
+
+    asyncio.run(play())
+
+
+def test_manager_that_was_deposed_cannot_write_and_says_so():
+    async def play() -> None:
+        engine, clock = MemoryEngine(), ManualClock()
+        one = start(engine, clock, sole=False)
+        await settle()
+        store = Store(engine, cluster_id="c")
+        seen = await store.lease()
+        await store.take(seen, seen.__class__(holder=77, term=0, grpc_address="m:77"))
+        with pytest.raises(Unavailable):
+            await one.beat(1000)  # has to be registered, which is a write
+        assert not one.service.is_primary
+        assert 1000 not in (await store.load()).nodes
+        one.task.cancel()
+        await asyncio.gather(one.task, return_exceptions=True)
+
+    asyncio.run(play())
+
+
+def test_change_whose_outcome_is_unknown_ends_the_term_and_the_next_one_reads_what_is_true():
+    trouble = {"on": False}
+
+    async def story(cluster: Cluster) -> None:
+        await with_table(cluster)
+        version = (await cluster.routing()).version
+        trouble["on"] = True
+        register = asyncio.ensure_future(cluster.beat(2000))
+        await cluster.wait(6.0)  # the driver's tries
+        with pytest.raises(Unavailable):
+            await register
+        assert not cluster.service.is_primary
+        trouble["on"] = False
+        await cluster.wait(1.5)
+        assert cluster.service.is_primary
+        routing = await cluster.routing()
+        assert routing.version > version
+        assert 2000 in {node.id for node in routing.nodes}, "it was stored, so it is true"
+
+    def plan(_number: int) -> Fault:
+        return Fault.MAYBE_DONE if trouble["on"] else Fault.NONE
+
+    scenario(story, engine=FaultyEngine(MemoryEngine(), plan))
+
+
+def test_request_that_is_cancelled_does_not_tear_a_write_apart():
+    class Slow(MemoryEngine):
+        gate: asyncio.Event
+
+        async def sync(self) -> None:
+            await self.gate.wait()
+
+    async def play() -> None:
+        engine = Slow()
+        engine.gate = asyncio.Event()
+        engine.gate.set()
+        cluster = start(engine, ManualClock())
+        await settle()
+        engine.gate.clear()
+        register = asyncio.ensure_future(cluster.beat(1000))
+        await settle()
+        register.cancel()
+        await settle()
+        engine.gate.set()
+        await settle()
+        assert 1000 in {node.id for node in (await cluster.routing()).nodes}
+        cluster.task.cancel()
+        await asyncio.gather(cluster.task, return_exceptions=True)
+
+    asyncio.run(play())
+
+
+def test_store_that_fails_for_long_ends_the_process():
+    class Broken(MemoryEngine):
+        is_broken = False
+
+        def apply(self, transaction):
+            if self.is_broken:
+                raise Unavailable("the disk is gone")
+            return super().apply(transaction)
+
+    async def play() -> None:
+        engine = Broken()
+        cluster = start(engine, ManualClock())
+        await settle()
+        assert cluster.service.is_primary
+        engine.is_broken = True
+        await cluster.wait(PRIMARY_LEASE_S + 0.2)
+        assert not cluster.service.is_primary
+        await cluster.wait(STORE_FAILED_S + 2)
+        with pytest.raises(ExceptionGroup):
+            await cluster.task
+
+    asyncio.run(play())

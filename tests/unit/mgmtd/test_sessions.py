@@ -1,0 +1,67 @@
+"""Clients that come, stay silent and go."""
+
+import pytest
+
+from luciola.errors import Busy, InvalidArgument
+from luciola.mgmtd import sessions as module
+from luciola.mgmtd.sessions import Sessions
+from luciola.wire.pb import mgmtd_pb2 as pb
+
+
+def request(client: int = 7, **fields) -> pb.ExtendClientRequest:
+    return pb.ExtendClientRequest(
+        **{"client": client, "host": "h", "kind": pb.NODE_MOUNT, "pid": 3, **fields}
+    )
+
+
+def listed(sessions: Sessions, now_s: float) -> list[int]:
+    return [session.client for session in sessions.list(now_s=now_s).clients]
+
+
+def test_client_is_alive_until_it_is_silent_for_too_long():
+    sessions = Sessions(timeout_s=60, now_s=0)
+    sessions.extend(request(), now_s=1, unix_ms=1000)
+    sessions.extend(request(), now_s=30, unix_ms=30_000)
+    assert listed(sessions, 89) == [7]
+    session = sessions.list(now_s=89).clients[0]
+    assert (session.host, session.kind, session.pid, session.last_seen_unix_ms) == (
+        "h",
+        pb.NODE_MOUNT,
+        3,
+        30_000,
+    )
+    assert listed(sessions, 90) == []
+
+
+def test_leaving_client_is_forgotten_at_once():
+    sessions = Sessions(timeout_s=60, now_s=0)
+    sessions.extend(request(), now_s=1, unix_ms=1)
+    sessions.extend(request(leaving=True), now_s=2, unix_ms=2)
+    assert listed(sessions, 2) == []
+
+
+def test_nobody_is_called_dead_before_everybody_could_be_heard():
+    sessions = Sessions(timeout_s=60, now_s=0)
+    assert sessions.list(now_s=59).bootstrapping
+    assert not sessions.list(now_s=60).bootstrapping
+
+
+def test_another_process_with_the_same_id_is_refused():
+    sessions = Sessions(timeout_s=60, now_s=0)
+    sessions.extend(request(), now_s=1, unix_ms=1)
+    with pytest.raises(InvalidArgument, match="another process"):
+        sessions.extend(request(pid=4), now_s=1, unix_ms=1)
+    with pytest.raises(InvalidArgument, match="not 0"):
+        sessions.extend(request(client=0), now_s=1, unix_ms=1)
+    with pytest.raises(InvalidArgument, match="at most"):
+        sessions.extend(request(client=8, description="x" * 300), now_s=1, unix_ms=1)
+
+
+def test_number_of_clients_is_bounded(monkeypatch):
+    monkeypatch.setattr(module, "CLIENTS_MAX", 2)
+    sessions = Sessions(timeout_s=60, now_s=0)
+    for client in (1, 2):
+        sessions.extend(request(client), now_s=1, unix_ms=1)
+    with pytest.raises(Busy):
+        sessions.extend(request(3), now_s=1, unix_ms=1)
+    sessions.extend(request(2), now_s=2, unix_ms=2)
