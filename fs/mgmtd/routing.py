@@ -78,7 +78,8 @@ class Publisher:
                 break
             self._add(routing, record, changed_at)
         if is_delta:
-            routing.removed_nodes.extend(node for version, node in self._removed if version > known)
+            gone = {node for version, node in self._removed if version > known}
+            routing.removed_nodes.extend(sorted(gone - self._model.records.nodes.keys()))
         return routing
 
     def _add(self, routing: pb.Routing, record: Record, changed_at: int) -> None:
