@@ -2,7 +2,7 @@
 
 The successor's records come first, then the predecessor's for the same range of chunks. A chunk is written at the
 predecessor before it is forwarded, so what the successor has and the predecessor (read later) has not is garbage,
-and what both have in equal states need not travel. Everything else is sent again: the predecessor's committed
+and what both have in equal states, with nothing pending, need not travel. Everything else is sent again: the predecessor's committed
 state is the truth, and sending it twice is harmless, because it is read under the chunk's own lock.
 
 `conflicts` are states that no history of the chain explains (somebody put back an old disk): a newer one is never
@@ -68,15 +68,16 @@ def compare(local: Iterable[Record], remote: Iterable[Record]) -> Plan:
         ours = mine.pop(theirs.name, None)
         if ours is None:
             plan.removes.append(theirs.name)
-        elif _state(ours) == _state(theirs) and not theirs.pending:
+        elif _state(ours) == _state(theirs) and not theirs.pending and not ours.pending:
             equal += 1
         else:
             plan.transfers.append(theirs.name)
             reason = _conflict(ours, theirs)
             if reason:
                 plan.conflicts.append(Conflict(theirs.name, reason))
-    # A first version that is still pending reaches the successor by itself, as a whole chunk.
-    plan.transfers.extend(name for name, record in mine.items() if record.version)
+    # Ours may be pending and yet not on its way to the successor: decided before we knew of it, and just being
+    # committed. So what is pending on either side is sent, under the chunk's lock, once it is committed (R8).
+    plan.transfers.extend(mine)
     plan.transfers.sort()
     return Plan(plan.removes, plan.transfers, plan.conflicts, equal)
 

@@ -34,9 +34,12 @@ def test_chunk_that_only_we_have_is_sent():
     assert compare([SAME], []).transfers == [(1, 0)]
 
 
-def test_first_version_that_is_pending_comes_by_itself():
-    pending = replace(SAME, version=0, chain_version=0, length=0, crc32c=0, pending=True, pending_version=1)
-    assert compare([pending], []).transfers == []
+def test_what_is_pending_at_the_predecessor_is_sent():
+    """It may have been decided before the successor joined, and only be on its way to our own disk."""
+    first = replace(SAME, version=0, chain_version=0, length=0, crc32c=0, pending=True, pending_version=1)
+    assert compare([first], []).transfers == [(1, 0)]
+    later = replace(SAME, pending=True, pending_version=5)
+    assert compare([later], [SAME]).transfers == [(1, 0)]
 
 
 @pytest.mark.parametrize(
