@@ -26,7 +26,7 @@ from ..errors import Error
 from ..kv import Engine, Pair, Transaction, run
 from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, RemovedContent
 from . import schema
-from .lengths import Lengths
+from .allocator import Allocator, NeedIds
 from .sessions import Holds, Writers
 from .storage import Chunks
 from .work import NS_PER_MS
@@ -34,6 +34,7 @@ from .work import NS_PER_MS
 log: Final = logging.getLogger("luciola.meta")
 
 ENTRIES: Final = 256  # of a removed directory in one transaction
+BREATH: Final = 16  # inodes removed, about a millisecond, before others have a turn
 CONCURRENCY: Final = 8  # contents whose chunks are removed at once
 RECORDS: Final = 2048  # requests forgotten in one round
 PRUNE_INTERVAL_S: Final = 5.0
@@ -56,9 +57,9 @@ class Collector:
         config: MetaConfig,
         *,
         chunks: Chunks,
-        lengths: Lengths,
         writers: Writers,
         holds: Holds,
+        contents: Allocator,
         membership: Membership,
         session_timeout_s: float,
     ) -> None:
@@ -66,9 +67,9 @@ class Collector:
         self._clock = clock
         self._config = config
         self._chunks = chunks
-        self._lengths = lengths
         self._writers = writers
         self._holds = holds
+        self._contents = contents
         self._membership = membership
         self._session_timeout_s = session_timeout_s
         self._started_s = clock.monotonic()
@@ -91,7 +92,9 @@ class Collector:
         if self._clock.monotonic() - self._started_s < self._config.gc_delay_ms / 1000:
             return 0
         done = 0
-        for key, _ in self._due(b"O"):
+        for number, (key, _) in enumerate(self._due(b"O")):
+            if number % BREATH == BREATH - 1:
+                await asyncio.sleep(0)  # requests come first
             removed_ms, inode = schema.split_two(key)
             if inode in self._holds or inode in self._writers:
                 continue
@@ -156,22 +159,26 @@ class Collector:
 
         async def collect(key: bytes, value: bytes) -> bool:
             async with slots:
-                return await self._collect_content(key, schema.decode_garbage(value))
+                return await self._collect_content(key, value)
 
         return sum(await asyncio.gather(*(collect(key, value) for key, value in due)))
 
-    async def _collect_content(self, key: bytes, record: RemovedContent) -> bool:
-        value = self._engine.begin().snapshot_get(schema.inode_key(record.inode))
-        if value is not None and schema.decode_inode(value).content == record.content:
-            log.error("content %d of inode %d is in use; its chunks stay", record.content, record.inode)
-        else:
-            try:
+    async def _collect_content(self, key: bytes, value: bytes) -> bool:
+        try:
+            record = schema.decode_garbage(value)
+            if self._is_in_use(record):
+                log.error("content %d of inode %d is in use; its chunks stay", record.content, record.inode)
+            else:
                 await self._chunks.remove(record.layout, record.content)
-            except Error as error:
-                log.warning("chunks of content %d cannot be removed yet: %s", record.content, error)
-                return False
+        except Error as error:
+            log.warning("chunks of content %d cannot be removed now: %s", schema.split_two(key)[1], error)
+            return False
         await run(self._engine, lambda txn: _delete(txn, key), clock=self._clock)
         return True
+
+    def _is_in_use(self, record: RemovedContent) -> bool:
+        value = self._engine.begin().snapshot_get(schema.inode_key(record.inode))
+        return value is not None and schema.decode_inode(value).content == record.content
 
     # Sessions of clients that are gone.
 
@@ -202,12 +209,12 @@ class Collector:
         inode = None if value is None else schema.decode_inode(value)
         try:
             length = 0
-            if inode is not None and not inode.is_inline:
+            if inode is not None and inode.type == REGULAR:
                 length = await self._chunks.end(inode.layout, inode.content)
             settled = await run(
                 self._engine, lambda txn: self._settle(txn, inode, session, length, number), clock=self._clock
             )
-        except Error as error:
+        except (Error, NeedIds) as error:
             log.warning("a dead client's session of inode %d stays for now: %s", number, error)
             return False
         if settled:
@@ -222,13 +229,25 @@ class Collector:
             same = (inode.content, inode.truncate_version, inode.is_inline)
             if same != (seen.content, seen.truncate_version, seen.is_inline):
                 return False
-            if not inode.is_inline and length > inode.length:
+            if inode.is_inline:
+                self._leave_chunks(txn, inode, length)
+            elif length > inode.length:
                 inode.length = length
                 inode.change += 1
                 inode.mtime_ns = inode.ctime_ns = self._clock.unix_ns()
                 txn.put(schema.inode_key(number), schema.encode_inode(inode))
         txn.delete(schema.session_key(number, session))
         return True
+
+    def _leave_chunks(self, txn: Transaction, inode: Inode, length: int) -> None:
+        """Chunks of a file that is still inline: its writer died before it said that it had left the inode."""
+        if not length or len(txn.get_range(*schema.session_range(inode.id), limit=2)) > 1:
+            return  # another writer may be leaving, with chunks of the same content
+        removed_ms = self._clock.unix_ns() // NS_PER_MS
+        txn.put(schema.garbage_key(removed_ms, inode.content), schema.encode_garbage(inode, removed_ms))
+        inode.content = self._contents.take()
+        inode.change += 1
+        txn.put(schema.inode_key(inode.id), schema.encode_inode(inode))
 
     # Requests that have been answered long ago.
 

@@ -95,9 +95,9 @@ async def build(  # noqa: PLR0913, the seams of the service
         clock,
         config,
         chunks=chunks,
-        lengths=lengths,
         writers=writers,
         holds=holds,
+        contents=contents,
         membership=membership,
         session_timeout_s=session_timeout_s,
     )

@@ -1,0 +1,220 @@
+"""The collector's patience: what it must leave alone, and until when."""
+
+from luciola.errors import NotFound
+from luciola.meta import schema
+from luciola.wire.pb import meta_pb2 as pb
+
+from .world import CHAINS, CHUNK, TIMEOUT_S, World, check_store, refused
+
+DATA = b"x" * (2 * CHUNK)
+
+
+class TestDelays:
+    def test_unlinked_files_wait(self, world):
+        inode, _ = world.chunked(b"f", DATA)
+        world.clock.advance(100)
+        world.unlink(b"f")
+        world.collect()
+        world.clock.advance(0.9)
+        world.collect()
+        assert world.control.contents() == {inode.content}
+        world.clock.advance(0.2)
+        world.collect()
+        assert world.control.contents() == set()
+
+    def test_replaced_content_waits(self, world):
+        inode, _ = world.chunked(b"f", DATA)
+        world.clock.advance(100)
+        world.set_attr(b"f", length=0)
+        world.collect()
+        assert world.control.contents() == {inode.content}
+        world.clock.advance(1.1)
+        world.collect()
+        assert world.control.contents() == set()
+        check_store(world)
+
+    def test_inline_files_ask_no_chain(self, world):
+        reply = world.create(b"f")
+        world.close_one(reply.inode.id, reply.session, has_inline=True, inline_data=b"abc", inline_base=1)
+        world.unlink(b"f")
+        world.clock.advance(2)
+        world.collect()
+        assert world.control.calls == 0
+        assert len(world.keys(b"I")) == 1
+
+    def test_held_inodes_do_not_keep_others_waiting(self):
+        world = World(gc_batch=4)
+        for number in range(12):
+            world.create(b"%02d" % number, write=False)
+            if number < 9:
+                world.open(b"%02d" % number)
+            world.unlink(b"%02d" % number)
+        world.clock.advance(100)
+        for _ in range(4):
+            world.run(world.collector.round())
+        assert len(world.keys(b"O")) == 9
+
+
+class TestTrouble:
+    def test_content_in_use_is_never_removed(self, world):
+        """Even if a record says so: here is one that lies."""
+        inode, _ = world.chunked(b"f", DATA)
+        transaction = world.engine.begin()
+        transaction.put(schema.garbage_key(1, inode.content), schema.encode_garbage(inode, 1))
+        transaction.commit()
+        world.collect()
+        assert world.read(world.lookup(b"f")) == DATA
+        assert world.keys(b"G") == []
+
+    def test_silent_chains_delay_only_their_own(self, world):
+        world.chunked(b"f", DATA)
+        world.mkdir(b"d", layout=pb.Layout(stripe=1))
+        reply = world.create(b"d/g", layout=pb.Layout(chunk_bytes=CHUNK, stripe=1))
+        world.write(reply.inode, 0, b"x")
+        world.close_one(reply.inode.id, reply.session, length=1)
+        (chain,) = world.placer.chains(reply.inode.layout)
+        world.unlink(b"f")
+        world.unlink(b"d/g")
+        world.clock.advance(2)
+        world.control.down.update(set(CHAINS) - {chain})
+        world.collect()
+        assert reply.inode.content not in world.control.contents()
+        assert len(world.keys(b"G")) == 1
+        world.control.down.clear()
+        world.collect()
+        assert world.control.contents() == set()
+
+    def test_record_that_cannot_be_read_stays_and_hinders_nobody(self, world):
+        world.chunked(b"f", DATA)
+        world.unlink(b"f")
+        transaction = world.engine.begin()
+        transaction.put(schema.garbage_key(1, 5), b"\xff\xff")
+        transaction.commit()
+        world.clock.advance(2)
+        world.collect()
+        assert world.control.contents() == set()
+        assert world.keys(b"G") == [schema.garbage_key(1, 5)]
+
+    def test_unknown_table_delays(self, world):
+        world.chunked(b"f", DATA)
+        world.unlink(b"f")
+        world.clock.advance(2)
+        world.placer.set_tables({})
+        world.collect()
+        assert len(world.keys(b"G")) == 1
+
+
+class TestPruning:
+    def prune(self, world, advance):
+        world.clock.advance(advance)
+        world.collect()
+
+    def open_(self, world):
+        inode, session = world.chunked(b"f", b"", close=False, client=9)
+        world.open(b"f", client=9)
+        world.write(inode, CHUNK, b"abc")
+        return inode, session
+
+    def test_known_clients_keep_their_sessions(self, world):
+        self.open_(world)
+        world.members.known = {9}
+        for _ in range(5):
+            self.prune(world, TIMEOUT_S)
+        assert (world.parts.writers.count, world.parts.holds.count) == (1, 1)
+
+    def test_unknown_clients_lose_them_after_a_while(self, world):
+        inode, session = self.open_(world)
+        world.members.known = set()
+        self.prune(world, 0)
+        self.prune(world, TIMEOUT_S - 1)
+        assert (world.parts.writers.count, world.parts.holds.count) == (1, 1)
+        self.prune(world, 6)
+        assert (world.parts.writers.count, world.parts.holds.count) == (0, 0)
+        settled = world.stat(b"f", client=2)
+        assert settled.length == CHUNK + 3
+        assert world.read(settled) == bytes(CHUNK) + b"abc"
+        check_store(world)
+        # It was not dead after all: its close still counts.
+        world.write(inode, CHUNK, b"abcdef")
+        result, error = world.close_one(inode.id, session, length=CHUNK + 6, client=9)
+        assert not error.code
+        assert result.inode.length == CHUNK + 6
+
+    def test_nobody_is_unknown_while_mgmtd_gathers(self, world):
+        self.open_(world)
+        for _ in range(5):
+            world.members.known = None
+            self.prune(world, TIMEOUT_S)
+        world.members.known = set()
+        self.prune(world, 6)
+        assert world.parts.writers.count == 1
+
+    def test_a_client_that_comes_back_is_forgiven(self, world):
+        self.open_(world)
+        for known in (set(), {9}, set()):
+            world.members.known = known
+            self.prune(world, TIMEOUT_S - 6)
+        assert world.parts.writers.count == 1
+
+    def test_session_waits_for_its_chains(self, world):
+        self.open_(world)
+        world.members.known = set()
+        self.prune(world, 0)
+        world.control.down.update(CHAINS)
+        self.prune(world, TIMEOUT_S + 1)
+        assert world.parts.writers.count == 1
+        world.control.down.clear()
+        self.prune(world, 6)
+        assert world.parts.writers.count == 0
+        assert world.stat(b"f").length == CHUNK + 3
+
+    def test_unlinked_file_of_a_dead_client_goes(self, world):
+        self.open_(world)
+        world.unlink(b"f")
+        world.members.known = set()
+        self.prune(world, 10)
+        assert world.control.contents()
+        self.prune(world, TIMEOUT_S + 1)
+        self.prune(world, 6)
+        assert world.control.contents() == set()
+        assert len(world.keys(b"I")) == 1
+
+    def test_chunks_of_a_writer_that_died_leaving_its_inode(self, world):
+        reply = world.create(b"f", client=9)
+        world.write(reply.inode, 0, b"never said")
+        world.members.known = set()
+        self.prune(world, 0)
+        self.prune(world, TIMEOUT_S + 1)
+        self.prune(world, 6)
+        assert world.control.contents() == set()
+        after = world.lookup(b"f")
+        assert after.is_inline
+        assert after.content != reply.inode.content
+        check_store(world)
+
+    def test_the_others_chunks_are_not_taken_for_a_dead_ones(self, world):
+        reply = world.create(b"f", client=9)
+        other = world.open(b"f", write=True, read=False, client=1)
+        world.write(other.inode, 0, b"y" * 5000)
+        world.members.known = {1}
+        self.prune(world, 0)
+        self.prune(world, TIMEOUT_S + 1)
+        left = world.sync(
+            reply.inode.id, other.session, leave_inline=True, inline_base=other.inode.change, length=5000
+        )
+        assert world.read(left) == b"y" * 5000
+
+
+def test_hold_is_replaced_as_a_whole(world):
+    numbers = [world.create(b"%d" % index, write=False).inode.id for index in range(3)]
+    world.call("hold", pb.HoldRequest(inodes=[numbers[0], numbers[0], numbers[1]]), client=4)
+    assert world.parts.holds.count == 3
+    world.call("hold", pb.HoldRequest(inodes=[numbers[2]]), client=4)
+    assert world.parts.holds.count == 1
+    for index in range(3):
+        world.unlink(b"%d" % index)
+    world.clock.advance(100)
+    world.collect()
+    with refused(NotFound):
+        world.stat(b"", at=numbers[0])
+    assert world.stat(b"", at=numbers[2]).id
