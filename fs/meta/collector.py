@@ -36,7 +36,8 @@ log: Final = logging.getLogger("luciola.meta")
 ENTRIES: Final = 256  # of a removed directory in one transaction
 BREATH: Final = 16  # inodes removed, about a millisecond, before others have a turn
 CONCURRENCY: Final = 8  # contents whose chunks are removed at once
-RECORDS: Final = 2048  # requests forgotten in one round
+RECORDS: Final = 512  # requests of one client forgotten in one round
+CLIENTS: Final = 32  # looked at in one round
 PRUNE_INTERVAL_S: Final = 5.0
 
 
@@ -252,9 +253,29 @@ class Collector:
     # Requests that have been answered long ago.
 
     async def forget_requests(self) -> int:
-        """Forgets answers older than `idempotence_ms`; how many."""
+        """Forgets answers older than `idempotence_ms`, of some clients at a time; how many."""
         limit_ms = self._clock.unix_ns() // NS_PER_MS - self._config.idempotence_ms
-        old = [key for key, value in self._page(b"R", RECORDS) if schema.decode_record(value)[0] < limit_ms]
+        begin, end = schema.kind_range(b"R")
+        cursor = self._cursors.get(b"R", begin)
+        old: list[bytes] = []
+        for _ in range(CLIENTS):
+            # A client's sequences grow with time: behind the first young answer all are young.
+            pairs = self._engine.begin().snapshot_range(cursor, end, limit=RECORDS if not old else 1)
+            if not pairs:
+                cursor = begin
+                break
+            client = schema.split_two(pairs[0][0])[0]
+            mine = [
+                key
+                for key, value in pairs
+                if schema.split_two(key)[0] == client and schema.decode_record(value)[0] < limit_ms
+            ]
+            old += mine
+            if len(mine) == len(pairs):
+                cursor = mine[-1] + b"\x00"
+                break
+            cursor = schema.record_key(client + 1, 0)
+        self._cursors[b"R"] = cursor
         if old:
             await run(self._engine, lambda txn: _delete(txn, *old), clock=self._clock)
         return len(old)

@@ -1,6 +1,5 @@
 """Putting a meta service together over a store, and preparing the store."""
 
-
 from ..clock import Clock
 from ..config import MetaConfig
 from ..errors import ConfigError

@@ -87,7 +87,7 @@ class Model:
 
     def mkdir(self, path):
         parent, name = self.free(path)
-        parent.children[name] = Node("directory", 0o755)
+        parent.children[name] = Node("directory", 0o755 | parent.permissions & 0o2000)
 
     def make_parents(self, path):
         parts = [part for part in path.split(b"/") if part]
@@ -108,7 +108,7 @@ class Model:
         if missing and missing[0] in node.children:
             raise Refused(errno.EEXIST)
         for name in missing:
-            node.children[name] = Node("directory", 0o755)
+            node.children[name] = Node("directory", 0o755 | node.permissions & 0o2000)
             node = node.children[name]
 
     def symlink(self, path, target):

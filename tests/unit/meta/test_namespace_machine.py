@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -251,6 +251,10 @@ class Namespace(RuleBasedStateMachine):
 
 Namespace.TestCase.settings = settings(
     max_examples=30,
+    phases=[
+        Phase.explicit,
+        Phase.generate,
+    ],  # shrinking would take longer than a test may; 40 steps can be read
     stateful_step_count=40,
     deadline=None,
     database=None,
