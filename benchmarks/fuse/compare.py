@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """One trivial file system behind four FUSE libraries: what each costs. docs/decisions/0003-fuse.md has the result.
 
 usage: benchmarks/fuse/compare.py [--work DIR] [--seconds 4] [--only NAME,...] [--json FILE]
@@ -135,13 +134,17 @@ def table(results: dict[str, dict[str, float]]) -> str:
     base = results[names[0]]
     lines = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     for figure in base:
-        cells = (f"{results[name][figure]:,.0f} ({results[name][figure] / base[figure]:.1f}×)" for name in names)
+        cells = (
+            f"{results[name][figure]:,.0f} ({results[name][figure] / base[figure]:.1f}×)" for name in names
+        )
         lines.append(f"| {figure} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path("/tmp/luciola-fuse-compare"))
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--only", default=",".join(LIBRARIES))

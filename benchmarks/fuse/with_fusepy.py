@@ -16,24 +16,24 @@ class Trivial(fuse.Operations):
         self.big = bytearray(b"\1") * BIG_BYTES
         self.names = {"/big"}
 
-    def getattr(self, path, fh=None):  # noqa: ARG002
+    def getattr(self, path, fh=None):
         if path == "/":
             return {"st_mode": stat.S_IFDIR | 0o755, "st_nlink": 2}
         if path not in self.names:
             raise fuse.FuseOSError(errno.ENOENT)
         return {"st_mode": stat.S_IFREG | 0o644, "st_nlink": 1, "st_size": BIG_BYTES if path == "/big" else 0}
 
-    def create(self, path, mode, fi=None):  # noqa: ARG002
+    def create(self, path, mode, fi=None):
         self.names.add(path)
         return 0
 
-    def open(self, path, flags):  # noqa: ARG002
+    def open(self, path, flags):
         return 0
 
-    def read(self, path, size, offset, fh):  # noqa: ARG002
+    def read(self, path, size, offset, fh):
         return bytes(memoryview(self.big)[offset : offset + size])
 
-    def write(self, path, data, offset, fh):  # noqa: ARG002
+    def write(self, path, data, offset, fh):
         self.big[offset : offset + len(data)] = data
         return len(data)
 

@@ -33,27 +33,27 @@ class Trivial(pyfuse3.Operations):
         entry.entry_timeout = entry.attr_timeout = 0
         return entry
 
-    async def lookup(self, parent_inode, name, ctx=None):  # noqa: ARG002
+    async def lookup(self, parent_inode, name, ctx=None):
         inode = self.names.get(bytes(name))
         if inode is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
         return self._attributes(inode)
 
-    async def getattr(self, inode, ctx=None):  # noqa: ARG002
+    async def getattr(self, inode, ctx=None):
         return self._attributes(inode)
 
-    async def create(self, parent_inode, name, mode, flags, ctx):  # noqa: ARG002
+    async def create(self, parent_inode, name, mode, flags, ctx):
         self.names[bytes(name)] = inode = self.next
         self.next += 1
         return pyfuse3.FileInfo(fh=inode), self._attributes(inode)
 
-    async def open(self, inode, flags, ctx):  # noqa: ARG002
+    async def open(self, inode, flags, ctx):
         return pyfuse3.FileInfo(fh=inode)
 
     async def read(self, fh, off, size):
         return bytes(memoryview(self.big)[off : off + size]) if fh == BIG else b""
 
-    async def write(self, fh, off, buf):  # noqa: ARG002
+    async def write(self, fh, off, buf):
         self.big[off : off + len(buf)] = buf
         return len(buf)
 

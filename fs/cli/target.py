@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ..errors import InvalidArgument
+from .datadir import DataDir
 
 if TYPE_CHECKING:
     from ..client import FileSystem
@@ -48,6 +49,7 @@ def open_cluster(data_path: Path | None, address: str | None, secret_file: Path 
             "name the cluster: either --data DIR (or LUCIOLA_DATA), or --address HOST:PORT with --secret-file"
         )
     if data_path is not None:
+        DataDir(data_path).read_shape()
         return connect(str(data_path))
     assert address is not None, "one of the two is set"
     return connect(address, secret_file=None if secret_file is None else str(secret_file))

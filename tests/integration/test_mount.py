@@ -96,7 +96,7 @@ def test_second_signal_does_not_wait_for_programs(data, place):
     process.send_signal(signal.SIGTERM)
     assert process.wait(8) == 0
     for call in (lambda: os.write(descriptor, b"too late"), lambda: os.close(descriptor)):
-        with pytest.raises(OSError) as raised:  # noqa: PT011 (the errno follows)
+        with pytest.raises(OSError) as raised:
             call()
         assert raised.value.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
 
