@@ -71,6 +71,8 @@ pub struct OpenReport {
     pub pending: Vec<ChunkKey>,
     /// Block files that were missing or shorter than they must be; what they held reads as `Checksum`.
     pub damaged_segments: Vec<u32>,
+    /// After power loss: chunks whose newest data had not been synced and is gone; they are in an older state.
+    pub fallen_back: Vec<ChunkKey>,
 }
 
 /// On whose behalf space is taken.

@@ -13,6 +13,7 @@ pub const KEY_BYTES: usize = 16;
 const RECORD_FORMAT: u8 = 1;
 const HAS_COMMITTED: u8 = 1;
 const HAS_PENDING: u8 = 2;
+const HAS_DURABLE: u8 = 4;
 const REMOVED: u32 = 1;
 
 /// Why a value is not a record.
@@ -57,12 +58,13 @@ pub fn encode_record(record: &Record) -> Vec<u8> {
     let committed = if record.committed.is_some() { HAS_COMMITTED } else { 0 };
     let pending = if record.pending.is_some() { HAS_PENDING } else { 0 };
     out.push(RECORD_FORMAT);
-    out.push(committed | pending);
+    let durable = if record.durable.is_some() { HAS_DURABLE } else { 0 };
+    out.push(committed | durable | pending);
     out.extend((record.writers.len() as u16).to_le_bytes());
     for writer in &record.writers {
         out.extend(writer.encode());
     }
-    if let Some(state) = &record.committed {
+    for state in record.committed.iter().chain(&record.durable) {
         encode_state(state, &mut out);
     }
     if let Some(pending) = &record.pending {
@@ -83,6 +85,7 @@ fn encode_state(state: &State, out: &mut Vec<u8>) {
     out.extend(state.stamp.chain_version.0.to_le_bytes());
     out.extend(state.stamp.version.0.to_le_bytes());
     out.extend(state.unix_ms.to_le_bytes());
+    out.extend(state.round.to_le_bytes());
     out.extend(state.length.to_le_bytes());
     out.extend(state.tail_used.to_le_bytes());
     out.extend((u32::from(state.removed) * REMOVED).to_le_bytes());
@@ -132,6 +135,10 @@ pub fn decode_record(bytes: &[u8]) -> Result<Record, Malformed> {
         0 => None,
         _ => Some(Arc::new(decode_state(&mut input)?)),
     };
+    let durable = match flags & HAS_DURABLE {
+        0 => None,
+        _ => Some(Arc::new(decode_state(&mut input)?)),
+    };
     let pending = match flags & HAS_PENDING {
         0 => None,
         _ => Some(decode_pending(&mut input)?),
@@ -139,7 +146,7 @@ pub fn decode_record(bytes: &[u8]) -> Result<Record, Malformed> {
     if !input.0.is_empty() {
         return Err(Malformed::Length);
     }
-    Ok(Record { committed, pending, writers })
+    Ok(Record { committed, durable, pending, writers })
 }
 
 fn decode_pending(input: &mut Input<'_>) -> Result<PendingState, Malformed> {
@@ -151,6 +158,7 @@ fn decode_pending(input: &mut Input<'_>) -> Result<PendingState, Malformed> {
 fn decode_state(input: &mut Input<'_>) -> Result<State, Malformed> {
     let stamp = Stamp { chain_version: ChainVersion(input.u64()?), version: Version(input.u64()?) };
     let unix_ms = input.u64()?;
+    let round = input.u64()?;
     let length = input.u32()?;
     let tail_used = input.u32()?;
     let removed = input.u32()? & REMOVED != 0;
@@ -176,7 +184,7 @@ fn decode_state(input: &mut Input<'_>) -> Result<State, Malformed> {
         return Err(Malformed::Field);
     }
     let crcs = (0..pages).map(|_| input.u32()).collect::<Result<_, _>>()?;
-    Ok(State { stamp, length, tail_used, removed, unix_ms, extents, crcs })
+    Ok(State { stamp, length, tail_used, removed, unix_ms, round, extents, crcs })
 }
 
 struct Input<'a>(&'a [u8]);
@@ -209,11 +217,13 @@ mod tests {
             tail_used: 8000,
             removed,
             unix_ms: 1_700_000_000_000,
+            round: 12,
             extents: vec![Extent { first: 7, count: 2 }, Extent { first: HOLE, count: 1 }],
             crcs: vec![1, 2, 0],
         };
         Record {
             committed: Some(Arc::new(state(4, false))),
+            durable: Some(Arc::new(state(2, false))),
             pending: Some(PendingState {
                 state: Arc::new(state(5, true)),
                 op: Op::Write { offset: 0x1111, length: 0x2222 },
@@ -241,20 +251,24 @@ mod tests {
         let u16_at = |at: usize| u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap());
         let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
         let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
-        assert_eq!((bytes[0], bytes[1], u16_at(2)), (1, 3, 1));
+        assert_eq!((bytes[0], bytes[1], u16_at(2)), (1, 7, 1));
         assert_eq!([u64_at(4), u64_at(12), u64_at(20), u64_at(28)], [1, 2, 3, 4]);
+        // A state of three pages in two extents.
+        let state_bytes = 48 + 2 * 8 + 3 * 4;
         let committed = 36;
         assert_eq!([u64_at(committed), u64_at(committed + 8)], [3, 4]);
-        assert_eq!(u64_at(committed + 16), 1_700_000_000_000);
-        let words: Vec<u32> = (0..11).map(|n| u32_at(committed + 24 + 4 * n)).collect();
+        assert_eq!([u64_at(committed + 16), u64_at(committed + 24)], [1_700_000_000_000, 12]);
+        let words: Vec<u32> = (0..11).map(|n| u32_at(committed + 32 + 4 * n)).collect();
         assert_eq!(words, [40_000, 8000, 0, 2, 7, 2, HOLE, 1, 1, 2, 0]);
-        let pending = committed + 24 + 44;
+        let durable = committed + state_bytes;
+        assert_eq!([u64_at(durable), u64_at(durable + 8)], [3, 2]);
+        let pending = durable + state_bytes;
         assert_eq!([u64_at(pending), u64_at(pending + 8)], [0xaa, 0xbb]);
         assert_eq!([u32_at(pending + 16), u32_at(pending + 20), u32_at(pending + 24)], [1, 0x1111, 0x2222]);
         let state = pending + 28;
         assert_eq!([u64_at(state), u64_at(state + 8)], [3, 5]);
-        assert_eq!(u32_at(state + 32), 1, "removed");
-        assert_eq!(bytes.len(), state + 24 + 44 + 4);
+        assert_eq!(u32_at(state + 40), 1, "removed");
+        assert_eq!(bytes.len(), state + state_bytes + 4);
         assert_eq!(u32_at(bytes.len() - 4), checksum::crc32c(&bytes[..bytes.len() - 4]));
     }
 
@@ -278,7 +292,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_damaged_record_is_refused(place in 0usize..200, flip in 1u8..) {
+        fn a_damaged_record_is_refused(place in 0usize..400, flip in 1u8..) {
             let mut bytes = encode_record(&sample());
             let place = place % bytes.len();
             bytes[place] ^= flip;

@@ -14,15 +14,16 @@ use parking_lot::{Mutex, RwLock};
 use rustix::fs::FlockOperation;
 
 use super::api::*;
+use super::boot;
 use super::cache::{Cache, Slot};
 use super::content::Blocks;
 use super::index::{self, Index};
 use super::limbo::Limbo;
 use super::pages::PageMap;
-use super::segments::{self, Found, Segments};
+use super::segments::{self, Segments};
 use super::state::{HOLE, PAGE, PageNumber, Record, State};
 use super::sync::Rounds;
-use crate::types::{ChainId, ChunkKey, Status};
+use crate::types::{ChainId, ChunkKey, Status, Version};
 
 /// Version of the directory's layout and of all formats in it (docs/formats.md).
 const FORMAT: u32 = 1;
@@ -161,12 +162,16 @@ impl Core {
             fjall::Error::Io(source) => failed(source),
             error => OpenError::Index { path: dir.to_owned(), reason: error.to_string() },
         })?;
+        let synced = index
+            .synced()
+            .map_err(|status| OpenError::Index { path: dir.to_owned(), reason: status.to_string() })?;
         let segments = Segments::new(blocks, segment_bytes);
         let mut core = Core {
             pages: Mutex::new(PageMap::new(segments.segment_pages())),
             cache: Cache::new(options.cache_bytes),
             limbo: Mutex::default(),
-            rounds: Rounds::default(),
+            // An earlier process may have been in the middle of the round after.
+            rounds: Rounds::starting_at(synced + 1),
             blocks: Blocks::default(),
             usage: RwLock::default(),
             damage: Mutex::default(),
@@ -177,18 +182,40 @@ impl Core {
             index,
             directory,
         };
-        core.report = core.load(dir)?;
+        // Data of earlier rounds is durable; after power loss the rest is looked at.
+        let suspect = boot::has_changed(dir).map_err(failed)?.then_some(synced);
+        core.report = core.load(dir, suspect)?;
+        // What an earlier process left in the kernel becomes durable before any page is used again (I3, I7).
+        core.segments.suspect_all();
+        core.sync().map_err(|status| OpenError::Index {
+            path: dir.to_owned(),
+            reason: format!("first sync: {status}"),
+        })?;
+        boot::remember(dir).map_err(failed)?;
         Ok(core)
     }
 
     /// Reads the whole index: which pages are in use, by whom, and how much each chain holds.
-    fn load(&self, dir: &Path) -> Result<OpenReport, OpenError> {
+    fn load(&self, dir: &Path, suspect: Option<u64>) -> Result<OpenReport, OpenError> {
         let damaged = |reason: String| OpenError::Damaged { path: dir.to_owned(), reason };
         let failed = |source| OpenError::Io { path: dir.to_owned(), source };
         let mut report = OpenReport::default();
+        // Before anything is read: reading makes missing files.
+        let existing = segments::existing(&dir.join("blocks")).map_err(failed)?;
         let mut pages = self.pages.lock();
         for entry in self.index.scan(index::everything()) {
-            let (key, record) = entry.map_err(|status| damaged(format!("the chunk index: {status}")))?;
+            let (key, mut record) = entry.map_err(|status| damaged(format!("the chunk index: {status}")))?;
+            if let Some(older) = suspect.and_then(|synced| self.fall_back(&record, synced)) {
+                log::warn!("{key:?}: its newest data did not reach the disk before the power was lost");
+                self.index
+                    .put(key, &older)
+                    .map_err(|status| damaged(format!("the chunk index: {status}")))?;
+                report.fallen_back.push(key);
+                record = older;
+                if record.is_absent() {
+                    continue;
+                }
+            }
             for page in owned_pages(&record) {
                 if !pages.claim(page) {
                     return Err(damaged(format!("page {page} has two owners, one is {key:?}")));
@@ -200,12 +227,11 @@ impl Core {
             }
             self.account(key, &Record::default(), &record);
         }
-        let known = pages.segment_count();
-        let existing = segments::existing(&dir.join("blocks")).map_err(failed)?;
-        let numbers: BTreeSet<u32> =
-            existing.into_iter().chain((0..known).filter(|&number| pages.is_segment_used(number))).collect();
+        let used = (0..pages.segment_count()).filter(|&number| pages.is_segment_used(number));
+        let numbers: BTreeSet<u32> = existing.keys().copied().chain(used).collect();
         for number in numbers {
-            if self.segments.open_known(number).map_err(failed)? == Found::Restored {
+            self.segments.open_known(number).map_err(failed)?;
+            if existing.get(&number).is_none_or(|&length| length < self.segments.bytes()) {
                 log::error!("{}: block file {number} was missing or truncated", dir.display());
                 report.damaged_segments.push(number);
             }
@@ -213,9 +239,25 @@ impl Core {
                 pages.note_backed(page);
             }
         }
-        drop(pages);
-        self.rounds.wrote();
         Ok(report)
+    }
+
+    /// After power loss: the record without states whose data, of round `synced` or later, is not on disk; `None`
+    /// if all is there.
+    fn fall_back(&self, record: &Record, synced: u64) -> Option<Record> {
+        let is_lost = |state: &State| state.round >= synced && !self.is_intact(state);
+        if record.committed.as_ref().is_some_and(|state| is_lost(state)) {
+            let committed = record.durable.clone();
+            if committed.as_ref().is_some_and(|state| !self.is_intact(state)) {
+                return None; // Not power loss but damage: the chain repairs it.
+            }
+            let version = committed.as_ref().map_or(Version(0), |state| state.stamp.version);
+            let mut writers = record.writers.clone();
+            writers.retain(|writer| writer.version <= version);
+            return Some(Record { committed, writers, ..Record::default() });
+        }
+        record.pending.as_ref().filter(|pending| is_lost(&pending.state))?;
+        Some(Record { pending: None, ..record.clone() })
     }
 
     /// The slot and the record of a chunk.

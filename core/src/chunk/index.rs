@@ -16,6 +16,8 @@ use super::codec::{self, KEY_BYTES};
 use super::state::Record;
 use crate::types::{ChainId, ChunkKey, ContentId, Status};
 
+/// Key of the newest round of `sync` that succeeded.
+const SYNCED: &str = "synced";
 /// Records written since the last flush are kept in memory up to this; an open after `kill -9` replays as much.
 const MEMTABLE_BYTES: u64 = 16 << 20;
 /// A journal's blocks are taken in advance when this many times its size is free, so that chunks can still be
@@ -28,6 +30,8 @@ pub struct Index {
     dir: PathBuf,
     database: Database,
     chunks: Keyspace,
+    /// What is not about one chunk: `SYNCED`.
+    engine: Keyspace,
 }
 
 impl Index {
@@ -39,7 +43,8 @@ impl Index {
             .open()?;
         let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
         let chunks = database.keyspace("chunks", options)?;
-        let index = Index { dir: dir.to_owned(), database, chunks };
+        let engine = database.keyspace("engine", KeyspaceCreateOptions::default)?;
+        let index = Index { dir: dir.to_owned(), database, chunks, engine };
         index.sync_journals()?;
         Ok(index)
     }
@@ -59,6 +64,25 @@ impl Index {
             true => batch.remove(&self.chunks, key),
             false => batch.insert(&self.chunks, key, codec::encode_record(record)),
         }
+        batch.commit().map_err(|error| failed(&error))
+    }
+
+    /// The newest round of `sync` that succeeded; 0 in a new directory.
+    pub fn synced(&self) -> Result<u64, Status> {
+        let value = self.engine.get(SYNCED).map_err(|error| failed(&error))?;
+        match value.as_deref().map(<[u8; 8]>::try_from) {
+            None => Ok(0),
+            Some(Ok(bytes)) => Ok(u64::from_le_bytes(bytes)),
+            Some(Err(_)) => {
+                log::error!("the index holds a malformed round number");
+                Err(Status::Io)
+            }
+        }
+    }
+
+    pub fn set_synced(&self, round: u64) -> Result<(), Status> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
+        batch.insert(&self.engine, SYNCED, round.to_le_bytes());
         batch.commit().map_err(|error| failed(&error))
     }
 

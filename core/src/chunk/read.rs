@@ -126,6 +126,12 @@ impl Core {
         damage
     }
 
+    /// Whether every page of a state matches its checksum.
+    pub fn is_intact(&self, state: &State) -> bool {
+        (0..state.crcs.len())
+            .all(|index| with_page_buffer(|buffer| self.check_page(state, index, buffer)).is_ok())
+    }
+
     fn check_page(&self, state: &State, index: usize, buffer: &mut [u8]) -> Result<(), Status> {
         let page = state.pages_between(index, index + 1)[0];
         if page == HOLE {

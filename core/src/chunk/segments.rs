@@ -1,5 +1,6 @@
 //! The block files: large, sparse, addressed by page.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
@@ -32,14 +33,6 @@ struct Segment {
     dirty: AtomicBool,
 }
 
-/// What `open` found of one block file.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Found {
-    Whole,
-    /// Missing or too short; made whole again with zeros, which do not match what checksums say.
-    Restored,
-}
-
 impl Segments {
     pub fn new(dir: PathBuf, bytes: u64) -> Segments {
         Segments {
@@ -56,16 +49,14 @@ impl Segments {
         (self.bytes / PAGE as u64) as u32
     }
 
-    /// Opens a block file that the index refers to.
-    pub fn open_known(&self, number: u32) -> io::Result<Found> {
-        let path = self.path(number);
-        let length = match path.metadata() {
-            Ok(metadata) => metadata.len(),
-            Err(error) if error.kind() == ErrorKind::NotFound => 0,
-            Err(error) => return Err(error),
-        };
-        self.segment(number)?;
-        Ok(if length < self.bytes { Found::Restored } else { Found::Whole })
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Opens a block file that exists or that the index refers to. One that is missing or too short becomes
+    /// whole again with zeros, which do not match what checksums say.
+    pub fn open_known(&self, number: u32) -> io::Result<()> {
+        self.segment(number).map(|_| ())
     }
 
     /// Writes all of `bytes` at `address`, counted from the first byte of segment 0.
@@ -127,6 +118,14 @@ impl Segments {
             }
         }
         Ok(done)
+    }
+
+    /// The next `sync` flushes every file that is open: a process before this one may have written them.
+    pub fn suspect_all(&self) {
+        for segment in self.files.read().iter().flatten() {
+            segment.dirty.store(true, Ordering::Release);
+        }
+        self.has_new.store(true, Ordering::Release);
     }
 
     /// Makes everything written before the call durable. An error is final: the kernel may have dropped the
@@ -218,16 +217,17 @@ impl Segments {
     }
 }
 
-/// Numbers of the block files in `dir`.
-pub fn existing(dir: &Path) -> io::Result<Vec<u32>> {
-    let mut numbers = Vec::new();
+/// Numbers and lengths of the block files in `dir`.
+pub fn existing(dir: &Path) -> io::Result<BTreeMap<u32, u64>> {
+    let mut lengths = BTreeMap::new();
     for entry in dir.read_dir()? {
-        let name = entry?.file_name();
+        let entry = entry?;
+        let name = entry.file_name();
         if let Some(number) = name.to_str().and_then(|name| name.strip_suffix(".blk")?.parse().ok()) {
-            numbers.push(number);
+            lengths.insert(number, entry.metadata()?.len());
         }
     }
-    Ok(numbers)
+    Ok(lengths)
 }
 
 pub fn sync_directory(dir: &Path) -> io::Result<()> {

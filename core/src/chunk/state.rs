@@ -36,6 +36,8 @@ pub struct State {
     pub tail_used: u32,
     pub removed: bool,
     pub unix_ms: u64,
+    /// The round of `sync` that was the last to begin before the data was written. A later one makes it durable.
+    pub round: u64,
     pub extents: Vec<Extent>,
     /// One per page, over its valid bytes; 0 for a hole.
     pub crcs: Vec<u32>,
@@ -143,6 +145,9 @@ impl PendingState {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
     pub committed: Option<Arc<State>>,
+    /// The last committed state before that whose data is durable, while the committed state's may not be:
+    /// what power loss falls back to. Its pages wait in limbo.
+    pub durable: Option<Arc<State>>,
     pub pending: Option<PendingState>,
     pub writers: Vec<WriterRecord>,
 }
@@ -165,8 +170,22 @@ impl Record {
     pub fn memory(&self) -> usize {
         size_of::<Record>()
             + self.committed.as_ref().map_or(0, |state| state.memory())
+            + self.durable.as_ref().map_or(0, |state| state.memory())
             + self.pending.as_ref().map_or(0, |pending| pending.state.memory())
             + self.writers.len() * size_of::<WriterRecord>()
+    }
+
+    /// What power loss falls back to once `after` has taken the place of this record. Data written before round
+    /// `synced` is durable.
+    pub fn durable_for(&self, after: &Record, synced: u64) -> Option<Arc<State>> {
+        let committed = after.committed.as_ref()?;
+        if committed.round < synced {
+            return None;
+        }
+        match &self.committed {
+            Some(before) if before.round < synced => Some(before.clone()),
+            _ => self.durable.clone(),
+        }
     }
 
     /// The committed state with `tail_used` grown by what the pending state, about to vanish, put behind it.

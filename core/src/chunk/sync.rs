@@ -1,5 +1,6 @@
 //! Group commit: callers that come while a round runs share the next one.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -22,6 +23,9 @@ pub struct Rounds {
     finished: Condvar,
     /// Wakes the flusher.
     wake: Condvar,
+    /// Copies of `State::begun`, and of `State::ended` as far as rounds succeeded.
+    begun: AtomicU64,
+    synced: AtomicU64,
 }
 
 #[derive(Default)]
@@ -39,6 +43,25 @@ struct State {
 }
 
 impl Rounds {
+    /// Rounds are counted over the whole life of the directory, of which `synced` are known to have succeeded.
+    pub fn starting_at(synced: u64) -> Rounds {
+        let rounds = Rounds::default();
+        *rounds.state.lock() = State { begun: synced, ended: synced, ..State::default() };
+        rounds.begun.store(synced, Ordering::Release);
+        rounds.synced.store(synced, Ordering::Release);
+        rounds
+    }
+
+    /// The newest round that has begun. What was written before this call is durable after the next one.
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    /// The newest round that has succeeded. States of earlier rounds have their data on disk.
+    pub fn synced(&self) -> u64 {
+        self.synced.load(Ordering::Acquire)
+    }
+
     /// An update was acknowledged.
     pub fn wrote(&self) {
         self.state.lock().has_news = true;
@@ -74,7 +97,7 @@ impl Rounds {
     }
 
     /// Runs or joins a round that begins after this call.
-    fn join(&self, flush: impl Fn() -> Result<(), Status>) -> Result<(), Status> {
+    fn join(&self, flush: impl Fn(u64) -> Result<(), Status>) -> Result<(), Status> {
         let mut state = self.state.lock();
         let wanted = state.begun + 1;
         loop {
@@ -92,13 +115,18 @@ impl Rounds {
             state.begun += 1;
             state.has_news = false;
             state.is_urgent = false;
+            let round = state.begun;
+            self.begun.store(round, Ordering::Release);
             drop(state);
-            let outcome = flush();
+            let outcome = flush(round);
             state = self.state.lock();
             state.is_running = false;
-            state.ended = state.begun;
-            if let Err(status) = outcome {
-                state.failure.get_or_insert(status);
+            state.ended = round;
+            match outcome {
+                Ok(()) => self.synced.store(round, Ordering::Release),
+                Err(status) => {
+                    state.failure.get_or_insert(status);
+                }
             }
             self.finished.notify_all();
         }
@@ -107,16 +135,18 @@ impl Rounds {
 
 impl Core {
     pub fn sync(&self) -> Result<(), Status> {
-        self.rounds.join(|| self.flush())
+        self.rounds.join(|round| self.flush(round))
     }
 
     /// One round: data, then the index that names it, then what that set free.
-    fn flush(&self) -> Result<(), Status> {
+    fn flush(&self, round: u64) -> Result<(), Status> {
         let mark = self.limbo.lock().mark();
         self.segments.sync().map_err(|error| {
             log::error!("flushing the block files: {error}");
             Status::Io
         })?;
+        // From here on the data of states of earlier rounds counts as durable, also after power loss.
+        self.index.set_synced(round)?;
         self.index.sync()?;
         let released = self.limbo.lock().release(mark);
         self.free_pages(&released);

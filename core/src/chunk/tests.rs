@@ -728,6 +728,96 @@ fn a_crash_while_a_pending_version_is_replaced_leaves_the_old_one() {
     assert_eq!(read(&engine, 0, 0, 20).unwrap(), b"basepending");
 }
 
+/// A copy of the directory as power loss leaves it: the index is there, and of the data what was synced.
+fn after_power_loss(engine: &Engine, dir: &Path, lost: &[(u32, usize)]) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    copy_tree(dir, copy.path());
+    fs::write(copy.path().join("boot"), "another kernel").unwrap();
+    for &(index, page) in lost {
+        let record = engine.core.record(key(index)).unwrap().1;
+        let state = record.pending.as_ref().map_or(record.committed.as_ref(), |pending| Some(&pending.state));
+        let number = state.unwrap().pages()[page];
+        let path = copy.path().join(format!("blocks/{:08}.blk", number / 64));
+        let file = OpenOptions::new().write(true).open(path).unwrap();
+        file.write_all_at(&[0; PAGE], u64::from(number % 64) * PAGE as u64).unwrap();
+    }
+    copy
+}
+
+fn copy_tree(source: &Path, target: &Path) {
+    for entry in fs::read_dir(source).unwrap() {
+        let entry = entry.unwrap();
+        let to = target.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            fs::create_dir(&to).unwrap();
+            copy_tree(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+/// I7: data that was never synced is lost, the index that names it is not.
+#[test]
+fn power_loss_leaves_the_synced_state_or_a_later_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let first = noise(3 * PAGE, 1);
+    write(&engine, 0, 1, 0, &first);
+    write(&engine, 1, 1, 0, &first);
+    write(&engine, 2, 1, 0, &first);
+    engine.sync().unwrap();
+    for version in 2..5 {
+        write(&engine, 0, version, 100, &noise(2 * PAGE, version as usize));
+        write(&engine, 1, version, 100, &noise(2 * PAGE, version as usize));
+    }
+    stage_write(&engine, 2, 2, PAGE as u32, b"pending").unwrap();
+    write(&engine, 3, 1, 0, b"new");
+    // Whatever else is written meanwhile takes none of the old pages.
+    for index in 10..14 {
+        write(&engine, index, 1, 0, &noise(10 * PAGE, 9));
+    }
+    let copy = after_power_loss(&engine, dir.path(), &[(0, 1), (2, 1), (3, 0)]);
+    let after = open(copy.path());
+    assert_eq!(after.open_report().fallen_back, vec![key(0), key(2), key(3)]);
+    assert_eq!(read(&after, 0, 0, 4 * PAGE).unwrap(), first, "the synced state");
+    let state = after.lookup(key(0)).unwrap().unwrap();
+    assert_eq!((state.version(), state.writers.len()), (Version(1), 0));
+    assert_eq!(read(&after, 1, 0, 4 * PAGE), read(&engine, 1, 0, 4 * PAGE), "the newest, which is intact");
+    assert_eq!(read(&after, 2, 0, 4 * PAGE).unwrap(), first);
+    assert_eq!(after.lookup(key(2)).unwrap().unwrap().pending, None);
+    assert_eq!(after.lookup(key(3)), Ok(None));
+    for index in [0, 1, 2, 10, 11, 12, 13] {
+        assert_eq!(after.verify(key(index)), Ok(vec![]));
+    }
+    assert_no_leak(&after);
+    // What fell back is an ordinary chunk.
+    write(&after, 0, 2, 0, b"again");
+    drop(after);
+    assert_eq!(open(copy.path()).open_report().fallen_back, vec![]);
+}
+
+#[test]
+fn what_was_synced_needs_no_older_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let durable =
+        || engine.core.record(key(0)).unwrap().1.durable.as_ref().map(|state| state.stamp.version.0);
+    write(&engine, 0, 1, 0, b"one");
+    write(&engine, 0, 2, 0, b"two");
+    assert_eq!(durable(), None, "nothing was durable yet");
+    engine.sync().unwrap();
+    write(&engine, 0, 3, 0, b"three");
+    write(&engine, 0, 4, 0, b"four");
+    assert_eq!(durable(), Some(2));
+    engine.sync().unwrap();
+    write(&engine, 0, 5, 0, b"five");
+    assert_eq!(durable(), Some(4));
+    engine.sync().unwrap();
+    stage_write(&engine, 0, 6, 0, b"six").unwrap();
+    assert_eq!(durable(), None, "the committed state is durable itself");
+}
+
 // Failing disks -----------------------------------------------------------------------------------------------
 
 fn fault(skip: u32, count: u32, errno: Errno) -> Fault {

@@ -81,7 +81,7 @@ impl Engine {
         let state = State { stamp, unix_ms, ..(*pending.state).clone() };
         let outcome = CommitOutcome { stamp, length: state.length };
         let writers = with_writer(&record.writers, WriterRecord { tag: pending.tag, version, unix_ms });
-        let after = Record { committed: Some(Arc::new(state)), pending: None, writers };
+        let after = Record { committed: Some(Arc::new(state)), writers, ..Record::default() };
         core.put(key, &slot, record, after)?;
         Ok(outcome)
     }
@@ -96,7 +96,8 @@ impl Engine {
         if record.pending.as_ref().is_none_or(|pending| pending.state.stamp.version != version) {
             return Ok(());
         }
-        let after = Record { committed: record.settled(), pending: None, writers: record.writers.clone() };
+        let after =
+            Record { committed: record.settled(), writers: record.writers.clone(), ..Record::default() };
         core.put(key, &slot, record, after)
     }
 
@@ -115,11 +116,13 @@ impl Engine {
         let change = Change { offset: 0, payload, length, sparse: true };
         let written = core.write_content(install.key, &State::default(), &change, Origin::Chain)?;
         let unix_ms = (core.options.unix_ms)();
-        let state = state_of(&written, install.stamp, length, install.removed, unix_ms);
+        let mut state = state_of(&written, install.stamp, length, unix_ms);
+        state.removed = install.removed;
+        state.round = core.rounds.begun();
         let own = WriterRecord { tag: install.tag, version: install.stamp.version, unix_ms };
         let writers = install.writers.iter().chain([&own]);
         let writers = writers.fold(Vec::new(), |known, &writer| with_writer(&known, writer));
-        let after = Record { committed: Some(Arc::new(state)), pending: None, writers };
+        let after = Record { committed: Some(Arc::new(state)), writers, ..Record::default() };
         core.put(install.key, &slot, record, after)?;
         Ok(StageOutcome { staged: Staged::Committed, length })
     }
@@ -237,15 +240,15 @@ fn has_room_for_writer(record: &Record, tag: RequestTag, unix_ms: u64) -> bool {
         })
 }
 
-fn state_of(written: &Written, stamp: Stamp, length: u32, removed: bool, unix_ms: u64) -> State {
+fn state_of(written: &Written, stamp: Stamp, length: u32, unix_ms: u64) -> State {
     State {
         stamp,
         length,
         tail_used: written.tail_used,
-        removed,
         unix_ms,
         extents: written.extents.clone(),
         crcs: written.crcs.clone(),
+        ..State::default()
     }
 }
 
@@ -265,10 +268,12 @@ impl Core {
         let nothing = State::default();
         let base = settled.as_deref().unwrap_or(&nothing);
         let (written, length) = self.write_update(update, payload, base)?;
-        let removed = update.op == Op::Remove;
-        let state = Arc::new(state_of(&written, update.stamp, length, removed, unix_ms));
-        let pending = PendingState { state, op: update.op, tag: update.tag };
-        let after = Record { committed: settled, pending: Some(pending), writers: record.writers.clone() };
+        let mut state = state_of(&written, update.stamp, length, unix_ms);
+        state.removed = update.op == Op::Remove;
+        state.round = self.rounds.begun();
+        let pending = PendingState { state: Arc::new(state), op: update.op, tag: update.tag };
+        let writers = record.writers.clone();
+        let after = Record { committed: settled, pending: Some(pending), writers, ..Record::default() };
         self.put(update.key, slot, record, after)?;
         Ok(StageOutcome { staged: Staged::Pending, length })
     }
@@ -298,7 +303,14 @@ impl Core {
 
     /// Puts `after` in the place of `before`, in the index and in memory, and retires what it gave up.
     /// The caller holds the chunk's update lock.
-    pub fn put(&self, key: ChunkKey, slot: &Slot, before: Arc<Record>, after: Record) -> Result<(), Status> {
+    pub fn put(
+        &self,
+        key: ChunkKey,
+        slot: &Slot,
+        before: Arc<Record>,
+        mut after: Record,
+    ) -> Result<(), Status> {
+        after.durable = before.durable_for(&after, self.rounds.synced());
         self.index.put(key, &after).inspect_err(|&status| {
             // Whether the index took it is unknown; opening anew finds out. Until then nothing may build on it.
             log::error!("the index write of {key:?} failed, updates are refused from now on");
