@@ -1,0 +1,131 @@
+"""Services that are killed while a client uses them: a pause, never an error or a wrong byte."""
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from typing import Self
+
+import pytest
+
+import luciola
+from cluster import LocalCluster
+from luciola.config import ClientConfig
+from luciola.errors import Error
+
+MIB = 1 << 20
+CONFIG = "[meta]\ngc_delay_ms = 500\n"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    with LocalCluster(tmp_path_factory.mktemp("faults"), config=CONFIG) as cluster:
+        yield cluster
+
+
+class Load:
+    """Threads that write, read back, overwrite and rename, and check every byte."""
+
+    def __init__(self, cluster: LocalCluster, top: str) -> None:
+        self.fs = luciola.connect(cluster.data)
+        self.fs.makedirs(top)
+        self._top = top
+        self._ending = threading.Event()
+        self.failures: list[BaseException] = []
+        self.rounds = 0
+        self.longest_s = 0.0
+        self._threads = [threading.Thread(target=self._run, args=(seed,)) for seed in range(3)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join()
+        self.fs.rmtree(self._top)
+        self.fs.close()
+
+    def _run(self, seed: int) -> None:
+        rng = random.Random(seed)
+        try:
+            while not self._ending.is_set():
+                began = time.monotonic()
+                self._round(rng, f"{self._top}/{seed}-{rng.randrange(5)}")
+                self.longest_s = max(self.longest_s, time.monotonic() - began)
+                self.rounds += 1
+        except BaseException as error:  # noqa: BLE001 (the test judges)
+            self.failures.append(error)
+
+    def _round(self, rng: random.Random, path: str) -> None:
+        data = bytearray(rng.randbytes(rng.choice([100, 5000, 200_000, 3 * MIB])))
+        with self.fs.open(path, "w+b") as file:
+            file.write(data)
+            for _ in range(3):
+                patch = rng.randbytes(rng.randrange(1, 3000))
+                at = rng.randrange(len(data))
+                file.pwrite(patch, at)
+                data[at : at + len(patch)] = patch
+            if rng.random() < 0.3:
+                file.fsync()
+        self.fs.rename(path, f"{path}-moved")
+        assert self.fs.read(f"{path}-moved") == data, f"{path}: wrong bytes"
+
+    def go_on(self, rounds: int, limit_s: float = 40.0) -> None:
+        """Returns when so many more rounds have been made."""
+        target = self.rounds + rounds
+        deadline = time.monotonic() + limit_s
+        while self.rounds < target and not self.failures:
+            assert time.monotonic() < deadline, "the load does not go on"
+            time.sleep(0.05)
+        assert self.failures == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["meta", "mgmtd", "storage"])
+def test_a_killed_service_is_a_pause(cluster, kind):
+    cluster.wait_healthy()
+    with Load(cluster, f"/load-{kind}") as load:
+        load.go_on(10)
+        cluster.kill(kind)
+        load.go_on(30)
+    assert load.failures == []
+    assert load.longest_s < 20
+
+
+@pytest.mark.slow
+def test_a_file_open_for_reading_stays_readable_after_meta_forgot_who_reads(cluster):
+    cluster.wait_healthy()
+    data = random.Random(3).randbytes(3 * MIB)
+    with luciola.connect(cluster.data) as reader, luciola.connect(cluster.data) as other:
+        other.write("/held", data)
+        with reader.open("/held", "rb") as file:
+            assert file.pread(10, 0) == data[:10]
+            before = {service["pid"] for service in cluster.services("meta")}
+            cluster.kill("meta")
+            other.listdir("/")
+            assert {service["pid"] for service in cluster.services("meta")} != before
+            # The reader notices the new service through routing.
+            time.sleep(3)
+            other.remove("/held")
+            time.sleep(4)  # several rounds of collection beyond gc_delay_ms
+            assert file.pread(3 * MIB, 0) == data
+
+
+@pytest.mark.slow
+def test_errors_come_within_the_deadline_when_nobody_is_there(cluster):
+    fs = luciola.connect(cluster.data, config=ClientConfig(deadline_ms=1500))
+    file = fs.open("/f", "wb")
+    file.write(b"x" * 300_000)
+    cluster.down()
+    for call in (lambda: fs.stat("/"), file.flush, file.close, lambda: fs.write("/g", b"")):
+        began = time.monotonic()
+        with pytest.raises((Error, ValueError)):
+            call()
+        assert time.monotonic() - began < 15
+    began = time.monotonic()
+    fs.close()
+    assert time.monotonic() - began < 15
+    cluster.up()
