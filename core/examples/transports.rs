@@ -67,10 +67,19 @@ fn serve(directory: &Path) {
     std::io::Read::read_to_end(&mut std::io::stdin(), &mut Vec::new()).unwrap();
 }
 
-/// Operations per second of `work`.
-fn rate(mut work: impl FnMut(u32)) -> f64 {
+/// What one operation costs, in seconds.
+#[derive(Clone, Copy)]
+struct Cost {
+    elapsed: f64,
+    /// Processor time of client and server together; on a busy machine the only number to trust.
+    processor: f64,
+}
+
+/// Runs `work` for a while; `server` is the process that works for us.
+fn cost(server: Option<u32>, mut work: impl FnMut(u32)) -> Cost {
     (0..200).for_each(&mut work);
-    let begun = Instant::now();
+    let used = || processor_s("self") + server.map_or(0.0, |server| processor_s(&server.to_string()));
+    let (begun, before) = (Instant::now(), used());
     let mut count = 0;
     while begun.elapsed() < RUN {
         for _ in 0..8 {
@@ -78,7 +87,17 @@ fn rate(mut work: impl FnMut(u32)) -> f64 {
             count += 1;
         }
     }
-    f64::from(count) / begun.elapsed().as_secs_f64()
+    let each = f64::from(count);
+    Cost { elapsed: begun.elapsed().as_secs_f64() / each, processor: (used() - before) / each }
+}
+
+/// Processor time that a process has used.
+fn processor_s(process: &str) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let after_name = stat.rsplit(')').next().unwrap();
+    let ticks: u64 =
+        after_name.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+    ticks as f64 / 100.0
 }
 
 fn op(n: u32, length: u32) -> ReadOp {
@@ -103,13 +122,13 @@ fn main() {
     while !directory.join("port").exists() {
         std::thread::sleep(Duration::from_millis(5));
     }
-    measure(&directory);
+    measure(&directory, server.id());
     drop(server.stdin.take());
     server.wait().unwrap();
     std::fs::remove_dir_all(&directory).unwrap();
 }
 
-fn measure(directory: &Path) {
+fn measure(directory: &Path, server: u32) {
     let credential = Secret::new(SECRET).mint(&Claims::default());
     let deadline = || Instant::now() + Duration::from_secs(10);
     let file = File::open(directory.join("file")).unwrap();
@@ -122,16 +141,18 @@ fn measure(directory: &Path) {
     let unix = Endpoint::Unix(directory.join("sock"));
 
     let preadv = |place: &[Placement]| {
-        rate(|n| {
+        cost(None, |n| {
             let at = u64::from(n % (FILE_BYTES >> 20) as u32) << 20;
             assert_eq!(read_vectored_at(&file, place, at).unwrap(), place[0].len());
         })
     };
     let (local_small, local_large) = (preadv(&small(&private)), preadv(&private));
-    println!("{:<34} {:>10} {:>12} {:>10}", "", "µs", "MiB/s", "of preadv");
-    let report = |name: &str, rate: f64, bytes: usize, local: f64| {
-        let mib = rate * bytes as f64 / (1 << 20) as f64;
-        println!("{name:<34} {:>10.1} {mib:>12.0} {:>9.1}%", 1e6 / rate, 100.0 * rate / local);
+    println!("{:<22} {:>8} {:>14} {:>10} {:>12}", "", "µs", "processor µs", "MiB/s", "of preadv");
+    let report = |name: &str, cost: Cost, bytes: usize, local: Cost| {
+        let (elapsed, processor) = (cost.elapsed * 1e6, cost.processor * 1e6);
+        let mib = bytes as f64 / (1 << 20) as f64 / cost.elapsed;
+        let share = 100.0 * local.elapsed / cost.elapsed;
+        println!("{name:<22} {elapsed:>8.1} {processor:>14.1} {mib:>10.0} {share:>11.1}%");
     };
     report("preadv 4 KiB", local_small, 4096, local_small);
     report("preadv 1 MiB", local_large, 1 << 20, local_large);
@@ -140,10 +161,15 @@ fn measure(directory: &Path) {
     {
         let mut connection = Connection::connect(endpoint, &credential, Duration::from_secs(5)).unwrap();
         let mut out = Vec::new();
-        report(&format!("{name} ping"), rate(|_| connection.ping(deadline()).unwrap()), 0, local_small);
+        report(
+            &format!("{name} ping"),
+            cost(Some(server), |_| connection.ping(deadline()).unwrap()),
+            0,
+            local_small,
+        );
         let place_small = small(place);
         let mut reads = |place: &[Placement; 1]| {
-            rate(|n| {
+            cost(Some(server), |n| {
                 connection.read(&[op(n, place[0].len() as u32)], place, deadline(), &mut out).unwrap();
                 assert_eq!(out[0].length as usize, place[0].len());
             })
@@ -151,7 +177,7 @@ fn measure(directory: &Path) {
         report(&format!("{name} read 4 KiB"), reads(&place_small), 4096, local_small);
         report(&format!("{name} read 1 MiB"), reads(place), 1 << 20, local_large);
         let mut out = Vec::new();
-        let write = rate(|n| {
+        let write = cost(Some(server), |n| {
             let update = UpdateOp {
                 chain: ChainId(1),
                 chain_version: ChainVersion(1),

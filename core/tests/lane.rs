@@ -85,9 +85,12 @@ fn greet(socket: &mut TcpStream) -> Option<()> {
     let (claims, proof) = rest.split_at(claims_len);
     let nonces = Nonces { server, client };
     let verdict = Secret::new(SECRET).verify(kind, &nonces, claims, proof.try_into().unwrap(), 0);
-    let proof = verdict.ok().map(|(_, key)| credential::server_proof(&key, kind, &nonces));
-    socket.write_all(&handshake::encode_verdict(proof)).ok()?;
-    proof.map(|_| ())
+    let Ok((_, key)) = verdict else {
+        let _ = socket.write_all(&handshake::encode_verdict(handshake::Verdict::Refused));
+        return None;
+    };
+    let proof = credential::server_proof(&key, kind, &nonces);
+    socket.write_all(&handshake::encode_verdict(handshake::Verdict::Welcome(proof))).ok()
 }
 
 fn receive(socket: &mut TcpStream) -> Option<(LaneHeader, Vec<u8>)> {

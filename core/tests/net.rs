@@ -189,7 +189,7 @@ fn a_squatter_learns_nothing_and_is_noticed() {
         socket.write_all(&hello).unwrap();
         let mut answer = [0; 4096];
         let length = socket.read(&mut answer).unwrap();
-        socket.write_all(&handshake::encode_verdict(Some([7; 32]))).unwrap();
+        socket.write_all(&handshake::encode_verdict(handshake::Verdict::Welcome([7; 32]))).unwrap();
         answer[..length].to_vec()
     });
     let error =
@@ -260,6 +260,20 @@ fn one_connection_too_many_is_told_that_the_server_is_busy() {
 }
 
 #[test]
+fn clients_leave_threads_to_nodes() {
+    let running = Running::with(|options| options.threads_max = 16);
+    let connect_as = |role| Connection::connect(&running.tcp(), &credential(role), Duration::from_secs(5));
+    let clients: Vec<_> = (0..14).map(|_| connect_as(Role::Trusted).unwrap()).collect();
+    assert!(matches!(connect_as(Role::Client), Err(ConnectError::Busy)));
+    wait_until("its place is free", || running.server.connection_count() == 14);
+    let mut nodes: Vec<_> = (0..2).map(|_| connect_as(Role::Service).unwrap()).collect();
+    nodes.iter_mut().for_each(|node| node.ping(soon()).unwrap());
+    drop((clients, nodes));
+    wait_until("all places are free", || running.server.connection_count() == 0);
+    let _clients: Vec<_> = (0..14).map(|_| connect_as(Role::Client).unwrap()).collect();
+}
+
+#[test]
 fn a_stop_ends_connections_and_threads_within_a_second() {
     let running = Running::start();
     let mut idle = connect(&running.tcp());
@@ -323,7 +337,7 @@ fn raw_connection(socket: &mut (impl Read + Write)) {
     socket.write_all(&handshake::encode_client_hello(kind, nonces.client, token.claims(), &proof)).unwrap();
     let mut verdict = [0; handshake::VERDICT_BYTES];
     socket.read_exact(&mut verdict).unwrap();
-    assert!(handshake::decode_verdict(&verdict).is_some());
+    assert!(matches!(handshake::decode_verdict(&verdict), handshake::Verdict::Welcome(_)));
 }
 
 fn closes(socket: &mut impl Read) -> bool {
@@ -732,4 +746,24 @@ fn payloads_in_memory_are_bounded_over_all_connections() {
         }
     });
     assert_eq!(running.twin.executed.load(Ordering::SeqCst), 120);
+}
+
+/// Else two nodes full of updates for each other would wait for ever.
+#[test]
+fn a_nodes_updates_do_not_wait_for_the_clients_budget() {
+    let running = Running::with(|options| options.payload_bytes_max = 1000);
+    std::thread::scope(|scope| {
+        running.twin.fail([Fault::Hang]);
+        let client = scope.spawn(|| {
+            let payload = [Placement::from_vec(pattern(1000, 1))];
+            connect(&running.tcp()).update(&[write_op(1, 0, 0, 1000, 1)], &payload, soon(), &mut Vec::new())
+        });
+        wait_until("the client's update hangs", || running.twin.batches.load(Ordering::SeqCst) == 1);
+        let node = credential(Role::Service);
+        let mut node = Connection::connect(&running.tcp(), &node, Duration::from_secs(5)).unwrap();
+        let payload = [Placement::from_vec(pattern(1000, 2))];
+        node.update(&[write_op(2, 0, 0, 1000, 1)], &payload, soon(), &mut Vec::new()).unwrap();
+        running.twin.release();
+        client.join().unwrap().unwrap();
+    });
 }

@@ -119,6 +119,8 @@ impl Lane {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let mut backoff = Backoff::new(self.options.retry_first, self.options.retry_max);
         let mut untried = self.state.lock().addresses.len();
+        // What the service itself said last tells more than that the deadline has passed.
+        let mut said = None;
         loop {
             let error = match self.attempt(method, id, request, deadline) {
                 Ok(reply) => return Ok(reply),
@@ -131,11 +133,14 @@ impl Lane {
                     }
                     error
                 }
-                Err(Failure::Later(error)) => error,
+                Err(Failure::Later(error)) => {
+                    said = Some(error.clone());
+                    error
+                }
             };
             match backoff.pause(deadline) {
                 Some(pause) => std::thread::sleep(pause),
-                None => return Err(error.context(method.as_str_name())),
+                None => return Err(said.unwrap_or(error).context(method.as_str_name())),
             }
         }
     }

@@ -8,8 +8,9 @@ use super::stream::Stream;
 use crate::wire::credential::{self, Credential, Kind, Nonces, Secret};
 use crate::wire::frame::Malformed;
 use crate::wire::handshake::{
-    CLIENT_HELLO_BYTES, PROOF_BYTES, SERVER_HELLO_BYTES, ServerHello, VERDICT_BYTES, decode_client_hello,
-    decode_server_hello, decode_verdict, encode_client_hello, encode_server_hello, encode_verdict,
+    CLIENT_HELLO_BYTES, PROOF_BYTES, SERVER_HELLO_BYTES, ServerHello, VERDICT_BYTES, Verdict,
+    decode_client_hello, decode_server_hello, decode_verdict, encode_client_hello, encode_server_hello,
+    encode_verdict,
 };
 use crate::wire::pb::Claims;
 
@@ -36,15 +37,21 @@ pub(crate) fn as_client(
     )?;
     let mut verdict = [0; VERDICT_BYTES];
     stream.receive(&mut verdict, deadline)?;
-    let proof = decode_verdict(&verdict).ok_or(ConnectError::Refused)?;
+    let proof = match decode_verdict(&verdict) {
+        Verdict::Welcome(proof) => proof,
+        Verdict::Refused => return Err(ConnectError::Refused),
+        Verdict::Busy => return Err(ConnectError::Busy),
+    };
     credential.check_server(kind, &nonces, &proof).map_err(|_| ConnectError::NotOurs)
 }
 
-/// Lets in whoever holds a token of this cluster; returns its claims. Tells everybody else that they are refused.
+/// Lets in whoever holds a token of this cluster and finds a place by `admit`; returns the claims. Tells everybody
+/// else why not.
 pub(crate) fn as_server(
     stream: &mut Stream,
     kind: Kind,
     secret: &Secret,
+    admit: impl FnOnce(&Claims) -> bool,
     deadline: Instant,
 ) -> io::Result<Claims> {
     let server = credential::nonce()?;
@@ -59,13 +66,17 @@ pub(crate) fn as_server(
     let nonces = Nonces { server, client };
     let now = SystemTime::UNIX_EPOCH.elapsed().map_or(u64::MAX, |since| since.as_secs());
     match secret.verify(kind, &nonces, claims, proof, now) {
+        Ok((claims, _)) if !admit(&claims) => {
+            stream.send(&encode_verdict(Verdict::Busy), &[], None, deadline)?;
+            Err(io::Error::other("too many connections of clients"))
+        }
         Ok((claims, key)) => {
             let proof = credential::server_proof(&key, kind, &nonces);
-            stream.send(&encode_verdict(Some(proof)), &[], None, deadline)?;
+            stream.send(&encode_verdict(Verdict::Welcome(proof)), &[], None, deadline)?;
             Ok(claims)
         }
         Err(refusal) => {
-            stream.send(&encode_verdict(None), &[], None, deadline)?;
+            stream.send(&encode_verdict(Verdict::Refused), &[], None, deadline)?;
             Err(io::Error::new(io::ErrorKind::PermissionDenied, refusal))
         }
     }

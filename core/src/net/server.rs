@@ -24,9 +24,13 @@ use super::stream::{Stream, with_short_path};
 use super::{Secret, Service, handshake};
 use crate::wire::credential::Kind;
 use crate::wire::handshake::{ServerHello, encode_server_hello};
+use crate::wire::pb::{Claims, claims::Role};
 
 /// How long `stop` waits for the threads of connections.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// One thread in so many is kept for nodes.
+const NODES_SHARE: usize = 8;
 
 /// How a server listens.
 #[derive(Clone, Debug)]
@@ -75,6 +79,8 @@ struct Connections {
     sockets: HashMap<u64, Arc<OwnedFd>>,
     /// Those that have not yet shown a token.
     strangers: usize,
+    /// Those of programs and mounts.
+    clients: usize,
     next: u64,
 }
 
@@ -225,7 +231,7 @@ impl Inner {
         connections.next += 1;
         connections.strangers += 1;
         connections.sockets.insert(number, socket);
-        Some(Ticket { inner: self.clone(), number, stranger: true })
+        Some(Ticket { inner: self.clone(), number, holder: Holder::Stranger })
     }
 }
 
@@ -233,25 +239,31 @@ impl Inner {
 struct Ticket {
     inner: Arc<Inner>,
     number: u64,
-    stranger: bool,
+    holder: Holder,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holder {
+    Stranger,
+    Client,
+    Node,
 }
 
 impl Ticket {
     fn serve(mut self, mut stream: Stream) {
         let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
-        let claims = match handshake::as_server(&mut stream, Kind::Data, &self.inner.secret, deadline) {
+        let inner = self.inner.clone();
+        let admit = |claims: &Claims| self.admit(claims);
+        let claims = match handshake::as_server(&mut stream, Kind::Data, &inner.secret, admit, deadline) {
             Ok(claims) => claims,
             Err(error) => {
                 log::warn!("a connection was refused: {error}");
                 return;
             }
         };
-        self.stranger = false;
-        self.inner.connections.lock().strangers -= 1;
-        if self.inner.stopping.load(Ordering::SeqCst) {
+        if inner.stopping.load(Ordering::SeqCst) {
             return;
         }
-        let inner = &self.inner;
         let mut session = Session::new(stream, claims, inner.budget.clone(), inner.regions.clone());
         if let Err(error) = session.run(inner.service.as_ref()) {
             log::warn!("a connection was closed: {error}");
@@ -259,11 +271,29 @@ impl Ticket {
     }
 }
 
+impl Ticket {
+    /// Counts the connection as what it is. Clients leave some threads to nodes, without which no write of theirs
+    /// could be forwarded.
+    fn admit(&mut self, claims: &Claims) -> bool {
+        let mut connections = self.inner.connections.lock();
+        let clients_max = self.inner.threads_max - self.inner.threads_max / NODES_SHARE;
+        let is_node = claims.role == Role::Service as i32;
+        if !is_node && connections.clients >= clients_max {
+            return false;
+        }
+        connections.strangers -= 1;
+        connections.clients += usize::from(!is_node);
+        self.holder = if is_node { Holder::Node } else { Holder::Client };
+        true
+    }
+}
+
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut connections = self.inner.connections.lock();
         connections.sockets.remove(&self.number);
-        connections.strangers -= usize::from(self.stranger);
+        connections.strangers -= usize::from(self.holder == Holder::Stranger);
+        connections.clients -= usize::from(self.holder == Holder::Client);
         self.inner.ended.notify_all();
     }
 }

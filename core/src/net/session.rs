@@ -346,8 +346,8 @@ impl Session {
         let (buffer, share) = match following {
             0 => (None, None),
             bytes => {
-                let share = self.budget.take(bytes, deadline).ok_or(Status::Busy)?;
-                (Some(self.payload.get(bytes).map_err(|_| Status::Busy)?), Some(share))
+                let share = self.share(bytes, deadline)?;
+                (Some(self.payload.get(bytes).map_err(|_| Status::Busy)?), share)
             }
         };
         let mut used = 0;
@@ -366,6 +366,15 @@ impl Session {
             })
             .collect();
         Ok((places, share))
+    }
+
+    /// Leave to hold `bytes`. Nodes need none: what they forward is bounded by the budgets of those who sent it, and
+    /// two nodes whose budgets were full of updates for each other would wait for ever.
+    fn share(&self, bytes: usize, deadline: Instant) -> Result<Option<Share>, Status> {
+        match sender(&self.claims) {
+            Sender::Node(_) => Ok(None),
+            Sender::Client(_) => self.budget.take(bytes, deadline).map(Some).ok_or(Status::Busy),
+        }
     }
 
     fn in_region(&self, slot: u16, offset: u64, length: usize) -> Result<Option<Placement>, Status> {

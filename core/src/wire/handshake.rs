@@ -91,16 +91,33 @@ pub fn decode_client_hello(
     Ok((raw.nonce_c, claims_len))
 }
 
-/// The server's last word: its proof, or `None` for a refusal.
-pub fn encode_verdict(proof_s: Option<[u8; 32]>) -> [u8; VERDICT_BYTES] {
-    let status = u8::from(proof_s.is_none());
-    let raw = RawVerdict { status, reserved: [0; 7], proof_s: proof_s.unwrap_or([0; 32]) };
+/// The server's last word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// With the server's own proof.
+    Welcome([u8; 32]),
+    Refused,
+    /// The token is good, but all threads for clients are taken.
+    Busy,
+}
+
+pub fn encode_verdict(verdict: Verdict) -> [u8; VERDICT_BYTES] {
+    let (status, proof_s) = match verdict {
+        Verdict::Welcome(proof_s) => (0, proof_s),
+        Verdict::Refused => (1, [0; 32]),
+        Verdict::Busy => (2, [0; 32]),
+    };
+    let raw = RawVerdict { status, reserved: [0; 7], proof_s };
     raw.as_bytes().try_into().expect("the sizes are equal")
 }
 
-pub fn decode_verdict(bytes: &[u8; VERDICT_BYTES]) -> Option<[u8; 32]> {
+pub fn decode_verdict(bytes: &[u8; VERDICT_BYTES]) -> Verdict {
     let raw = RawVerdict::ref_from_bytes(bytes).expect("the sizes are equal and alignment is one");
-    (raw.status == 0).then_some(raw.proof_s)
+    match raw.status {
+        0 => Verdict::Welcome(raw.proof_s),
+        2 => Verdict::Busy,
+        _ => Verdict::Refused,
+    }
 }
 
 fn check(kind: Kind, magic: [u8; 4], number: u8, version: u8) -> Result<(), Malformed> {
