@@ -67,6 +67,11 @@ class StorageCluster:
     def start_mgmtd(self) -> None:
         self._start("mgmtd", "luciola.mgmtd", "--data", str(self.root / "mgmtd"), "--node-id", "1000")
 
+    def kill_mgmtd(self) -> None:
+        process = self._processes["mgmtd"]
+        process.kill()
+        process.wait()
+
     def start(self, node: int) -> None:
         data = self.data(node)
         self._start(f"storage-{node}", "luciola.storage", "--data", str(data), "--node-id", str(node))
@@ -119,7 +124,15 @@ class StorageCluster:
         return self._clients[address].call(method, request, timeout_s=CALL_S)
 
     def mgmtd(self, method: methods.Method[Any, Any], request: Any) -> Any:
-        return self.call(self.cluster.mgmtd_grpc, method, request)
+        """What mgmtd replies, as soon as it is there."""
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            try:
+                return self.call(self.cluster.mgmtd_grpc, method, request)
+            except Error as error:
+                if not error.retryable or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
     def storage(self, node: int, method: methods.Method[Any, Any], request: Any) -> Any:
         record = next(each for each in self.routing().nodes if each.id == node)
@@ -212,10 +225,15 @@ class StorageCluster:
         self.wait(self._is_healthy, "a healthy cluster")
 
     def _is_healthy(self) -> bool:
-        chains = self.chains().values()
-        return bool(chains) and all(
-            target.state == mgmtd_pb2.SERVING for chain in chains for target in chain.targets
-        )
+        """By mgmtd, and by each node itself: mgmtd may not know yet that one has just been replaced."""
+        chains = self.chains()
+        if not chains or any(t.state != mgmtd_pb2.SERVING for c in chains.values() for t in c.targets):
+            return False
+        reports = [target for node in self.nodes for target in self.status(node).targets]
+        return all(
+            (report.local, report.chain_version) == ("UPTODATE", chains[report.chain].version)
+            for report in reports
+        ) and len(reports) == sum(len(chain.targets) for chain in chains.values())
 
     def _connected(self) -> set[int]:
         return {node.id for node in self.routing().nodes if node.status == mgmtd_pb2.CONNECTED}

@@ -1,5 +1,6 @@
 """Storage nodes as processes: they die, lose their disk, return, and are brought up to date under load."""
 
+import os
 import random
 import shutil
 import signal
@@ -218,7 +219,7 @@ def test_status_space_and_scrub_tell_what_is_there(cluster):
 
 @pytest.mark.parametrize("replicas", [2, 3])
 def test_random_kills_under_writes_lose_nothing(tmp_path, replicas):
-    seed = random.randrange(1 << 30)
+    seed = int(os.environ.get("LUCIOLA_SEED") or random.randrange(1 << 30))
     choose = random.Random(seed)
     kills = []
     with StorageCluster(tmp_path, nodes=3, replicas=replicas, chains=4) as cluster:
@@ -231,6 +232,11 @@ def test_random_kills_under_writes_lose_nothing(tmp_path, replicas):
                 kills.append(victims)
                 for node in victims:
                     cluster.kill(node, report=choose.random() < 0.8)
+                if choose.random() < 0.4:
+                    kills.append("mgmtd")
+                    cluster.kill_mgmtd()
+                    time.sleep(choose.uniform(0.0, 1.0))
+                    cluster.start_mgmtd()
                 time.sleep(choose.uniform(0.0, 0.5))
                 for node in victims:
                     cluster.start(node)
@@ -241,7 +247,7 @@ def test_random_kills_under_writes_lose_nothing(tmp_path, replicas):
             writer.check()
             cluster.assert_replicas_equal()
         except BaseException as error:
-            error.add_note(f"seed {seed}, killed {kills}")
+            error.add_note(f"killed {kills}; repeat with LUCIOLA_SEED={seed}")
             raise
         finally:
             writer.ended.set()
