@@ -11,6 +11,7 @@
     lengths      exact lengths of files that are being written
     truncation   cutting chunks off, in an order that survives a crash
     collector    removes unlinked inodes, detached trees, replaced contents, and sessions of dead clients
+    census       how many inodes there are
     allocator    inode and content ids, never used twice
     cluster      routing, heartbeats and clients, from the cluster manager
     service      the handlers of `service Meta`

@@ -32,6 +32,7 @@ NODE_ID: Final = 100
 async def collect(collector: Collector, parts: Parts, clock: Clock) -> None:
     """The work that nobody waits for, for ever."""
     interval_s = parts.config.gc_interval_ms / 1000
+    await parts.census.take(parts.engine)
     while True:
         try:
             await parts.truncations.resume()

@@ -15,6 +15,7 @@ length has
 """
 
 import asyncio
+import enum
 import logging
 from collections.abc import Collection
 from functools import partial
@@ -27,6 +28,7 @@ from ..kv import Engine, Pair, Transaction, run
 from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, RemovedContent
 from . import schema
 from .allocator import Allocator, NeedIds
+from .census import Census
 from .sessions import Holds, Writers
 from .storage import Chunks
 from .work import NS_PER_MS
@@ -48,6 +50,14 @@ class Membership(Protocol):
         """None while it cannot say: unreachable, or still gathering."""
 
 
+class Step(enum.Enum):
+    """What became of an inode without links."""
+
+    NONE = 0  # somebody has it open
+    PROGRESS = 1
+    ERASED = 2
+
+
 class Collector:
     """Call `round` again and again."""
 
@@ -60,6 +70,7 @@ class Collector:
         chunks: Chunks,
         writers: Writers,
         holds: Holds,
+        census: Census,
         contents: Allocator,
         membership: Membership,
         session_timeout_s: float,
@@ -70,6 +81,7 @@ class Collector:
         self._chunks = chunks
         self._writers = writers
         self._holds = holds
+        self._census = census
         self._contents = contents
         self._membership = membership
         self._session_timeout_s = session_timeout_s
@@ -99,24 +111,29 @@ class Collector:
             removed_ms, inode = schema.split_two(key)
             if inode in self._holds or inode in self._writers:
                 continue
-            done += await run(
+            step = await run(
                 self._engine, partial(self._bury, number=inode, removed_ms=removed_ms), clock=self._clock
             )
+            done += step is not Step.NONE
+            if step is Step.ERASED:
+                self._census.removed(inode)
         return done
 
-    def _bury(self, txn: Transaction, *, number: int, removed_ms: int) -> int:
+    def _bury(self, txn: Transaction, *, number: int, removed_ms: int) -> "Step":
         txn.may_use_reserve = True
         value = txn.get(schema.inode_key(number))
+        if value is None and txn.get(schema.orphan_key(removed_ms, number)) is None:
+            return Step.ERASED  # by the attempt before this one, whose outcome was unknown
         inode = None if value is None else schema.decode_inode(value)
         if inode is None or inode.link_count:
             txn.delete(schema.orphan_key(removed_ms, number))
-            return 1
+            return Step.PROGRESS
         if inode.type == DIRECTORY and self._empty(txn, inode, removed_ms):
-            return 1
+            return Step.PROGRESS
         if txn.get_range(*schema.session_range(number), limit=1):
-            return 0
+            return Step.NONE
         self._erase(txn, inode, removed_ms)
-        return 1
+        return Step.ERASED
 
     def _empty(self, txn: Transaction, directory: Inode, removed_ms: int) -> bool:
         """Takes some entries out of a removed directory; False if there are none."""

@@ -8,6 +8,7 @@ from ..kv import Durability, Engine, Transaction, run
 from ..wire.pb.meta_pb2 import DIRECTORY, Inode
 from . import schema
 from .allocator import CONTENTS, INODES, Allocator
+from .census import Census
 from .collector import Collector, Membership
 from .layout import Placer
 from .lengths import Lengths
@@ -70,6 +71,7 @@ async def build(  # noqa: PLR0913, the seams of the service
     truncations = Truncations(engine, chunks, clock)
     writers = Writers()
     holds = Holds()
+    census = Census()
     inodes = Allocator(engine, INODES, clock)
     contents = Allocator(engine, CONTENTS, clock)
     scene = Scene(config, placer, inodes, contents, truncations)
@@ -87,6 +89,7 @@ async def build(  # noqa: PLR0913, the seams of the service
         truncations=truncations,
         writers=writers,
         holds=holds,
+        census=census,
         incarnation=new_incarnation(),
     )
     collector = Collector(
@@ -96,6 +99,7 @@ async def build(  # noqa: PLR0913, the seams of the service
         chunks=chunks,
         writers=writers,
         holds=holds,
+        census=census,
         contents=contents,
         membership=membership,
         session_timeout_s=session_timeout_s,

@@ -30,6 +30,7 @@ from ..wire.pb import common_pb2 as lane
 from ..wire.pb import meta_pb2 as pb
 from ..wire.pb.common_pb2 import Caller, Empty
 from . import schema
+from .census import Census
 from .lengths import Lengths
 from .operations.close import close
 from .operations.create import create
@@ -82,6 +83,7 @@ class Call:
     measured: dict[int, Measured] = field(default_factory=dict)
     cuts: dict[int, schema.Cut] = field(default_factory=dict)
     uncertain: set[int] = field(default_factory=set)  # inodes whose sessions may have changed
+    made: int = 0  # new inodes of an attempt whose outcome was unknown
 
 
 @dataclass(slots=True)
@@ -97,6 +99,7 @@ class Parts:
     truncations: Truncations
     writers: Writers
     holds: Holds
+    census: Census
     incarnation: int
 
 
@@ -110,6 +113,7 @@ class MetaService:
         self._scene = parts.scene
         self._writers = parts.writers
         self._holds = parts.holds
+        self._census = parts.census
         self._durable = parts.config.durability == "sync"
         self._last_ns = 0
         self._random = random.Random(random.SystemRandom().getrandbits(128))  # noqa: S311, ids, not secrets
@@ -328,11 +332,14 @@ class MetaService:
             txn.commit()
         except MaybeCommitted:
             call.uncertain.update(inode for inode, _ in (*work.opened, *work.closed))
+            call.made = work.made
             raise
         for inode, session in work.opened:
             self._writers.add(inode, session, call.client)
         for inode, session in work.closed:
             self._writers.remove(inode, session)
+        if work.made:
+            self._census.added(work.made)
         return reply
 
     def _answer_again(self, call: Call, record: bytes) -> Any:
@@ -340,6 +347,7 @@ class MetaService:
         _, number, reply_bytes = schema.decode_record(record)
         if number != call.number:
             raise InvalidArgument("this sequence number was used for another request")
+        self._census.added(call.made)
         reply = _REPLIES[number].FromString(reply_bytes)
         work = Work(self._scene, self._engine.begin(), call.user, call.client, self._now_ns())
         for inode in _inodes(reply):
@@ -495,7 +503,9 @@ class MetaService:
         return self._filled(space)
 
     def _filled(self, space: Space) -> pb.StatFsReply:
-        return pb.StatFsReply(capacity_bytes=space.capacity, free_bytes=space.free)
+        return pb.StatFsReply(
+            capacity_bytes=space.capacity, free_bytes=space.free, inode_count=self._census.count
+        )
 
     async def _scan(self, kind: bytes, limit: int) -> AsyncIterator[Pair]:
         """Pairs of one kind, page by page; each page is of one moment."""

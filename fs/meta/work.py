@@ -86,6 +86,7 @@ class Work:
     cuts: dict[int, Cut] = field(default_factory=dict)  # carried out by this operation
     opened: list[tuple[int, int]] = field(default_factory=list)  # (inode, session): after the commit
     closed: list[tuple[int, int]] = field(default_factory=list)
+    made: int = 0  # new inodes
 
     @property
     def now_ms(self) -> int:

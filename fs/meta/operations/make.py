@@ -79,6 +79,7 @@ def new_directory(
 def attach(work: Work, directory: Inode, name: bytes, inode: Inode) -> None:
     """Stores a new inode and gives it its name."""
     work.put(inode)
+    work.made += 1
     work.txn.put(schema.entry_key(directory.id, name), schema.encode_entry(inode.id, inode.type))
     work.touch(directory.id)
     if inode.type == DIRECTORY:

@@ -84,6 +84,8 @@ class World:
             )
         )
 
+        self.run(self.parts.census.take(self.engine))
+
     crash = start
 
     def close(self) -> None:
@@ -383,6 +385,7 @@ def check_store(world: World) -> None:
     stored = {schema.split_two(key) for key in world.keys(b"S")}
     mirrored = {(inode, session) for inode, session, _ in world.parts.writers.of_clients_outside(frozenset())}
     assert stored == mirrored
+    assert world.call("stat_fs", pb.StatFsRequest()).inode_count == len(inodes)
     known = {inode.content for inode in inodes.values() if inode.content}
     waiting = {schema.split_two(key)[1] for key in world.keys(b"G")}
     assert not known & waiting, "content in use waits to be removed"

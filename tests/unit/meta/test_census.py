@@ -1,0 +1,46 @@
+from luciola.kv import MemoryEngine
+from luciola.meta import census
+from luciola.meta.census import Census
+from luciola.wire.pb import meta_pb2 as pb
+
+from .world import World
+
+
+def test_counts_while_inodes_come_and_go(world, monkeypatch):
+    monkeypatch.setattr(census, "PAGE", 4)
+    for number in range(20):
+        world.mkdir(b"%02d" % number)
+    count = Census()
+    counting = count.take(world.engine)
+    counting.send(None)  # the root and three directories are counted
+    low, high = world.stat(b"00").id, world.stat(b"15").id
+    world.rmdir(b"00")
+    world.rmdir(b"15")
+    world.clock.advance(2)
+    world.collect()
+    count.removed(low)
+    count.removed(high)
+    world.mkdir(b"new")
+    count.added(1)
+    try:
+        while True:
+            counting.send(None)
+    except StopIteration:
+        pass
+    assert count.count == 20
+    count.added(2)
+    count.removed(high)
+    assert count.count == 21
+
+
+def test_statfs_tells_it_after_a_restart_too():
+    world = World(MemoryEngine())
+    world.mkdir(b"a/b", parents=True)
+    world.create(b"f", write=False)
+    assert world.call("stat_fs", pb.StatFsRequest()).inode_count == 4
+    world.unlink(b"f")
+    world.clock.advance(2)
+    world.collect()
+    assert world.call("stat_fs", pb.StatFsRequest()).inode_count == 3
+    world.crash()
+    assert world.call("stat_fs", pb.StatFsRequest()).inode_count == 3
