@@ -291,7 +291,7 @@ class Collector:
             if len(mine) == len(pairs):
                 cursor = mine[-1] + b"\x00"
                 break
-            cursor = schema.record_key(client + 1, 0)
+            cursor = schema.records_end(client)
         self._cursors[b"R"] = cursor
         if old:
             await run(self._engine, lambda txn: _delete(txn, *old), clock=self._clock)

@@ -99,6 +99,11 @@ def record_key(client: int, sequence: int) -> bytes:
     return pack_two(b"R", client, sequence)
 
 
+def records_end(client: int) -> bytes:
+    """After all records of a client."""
+    return pack_one(b"R", client) + b"\xff" * 9
+
+
 def orphan_key(removed_unix_ms: int, inode: int) -> bytes:
     return pack_two(b"O", removed_unix_ms, inode)
 
@@ -263,6 +268,7 @@ __all__ = [
     "kind_range",
     "orphan_key",
     "record_key",
+    "records_end",
     "session_key",
     "session_range",
     "split_one",
