@@ -8,7 +8,7 @@ lives here only, and is rebuilt from heartbeats after a restart.
     L2  no lease is granted to a node that may not know yet that one of its replicas does not serve any more
     L3  after a start nothing is taken for dead until every lease granted before has run out
     L4  a replica whose process has ended passes through OFFLINE or LASTSRV before its next report counts
-    L5  a chain with a member of which nothing is known yet does not change
+    L5  a chain that serves, and has a member of which nothing is known yet, does not change
     L6  a replica that was rotated while its node lives takes part in every write until the node has heard of it, or
         its lease has run out
 """
@@ -214,9 +214,9 @@ class Model:
             target.serves_until_s = float("-inf")
             self._set_local(chain.id, target_id, report.local)
         for target_id in missing:  # a replica that the node had, and does not speak of any more
-            chain = next((c for c in self.records.chains.values() if c.state_of(target_id) is not None), None)
-            if chain is not None:
-                self._set_local(chain.id, target_id, Local.OFFLINE)
+            for chain, member in self._members_on(node.id):
+                if member.target == target_id:
+                    self._set_local(chain.id, target_id, Local.OFFLINE)
         life.reported = set(reports)
 
     def _set_local(self, chain: ChainId, target_id: TargetId, local: Local) -> None:
@@ -294,7 +294,7 @@ class Model:
     def _members_on(self, node: NodeId) -> list[tuple[ChainRecord, Member]]:
         return [
             (chain, member)
-            for chain in self.records.chains_of((node,))
+            for chain in self.records.chains_of(node)
             for member in chain.members
             if member.node == node
         ]
@@ -306,7 +306,7 @@ class Model:
             for member in chain.members:
                 known = self.targets[member.target].local
                 if known is None:
-                    if now_s < self.newborn_until.get(chain_id, 0):
+                    if chain.serving and now_s < self.newborn_until.get(chain_id, 0):
                         break  # L5
                     known = Local.OFFLINE
                 local[member.target] = known
@@ -338,7 +338,7 @@ class Model:
         self.records.apply(change)
 
     def _apply_node(self, node: NodeRecord) -> None:
-        life = self.lives.setdefault(node.id, NodeLife())
+        life = self.lives.setdefault(node.id, NodeLife(heard_s=self.looked_s))
         before = self.records.nodes.get(node.id)
         if before is not None and before.incarnation != node.incarnation:
             self._forget_process(node.id, life)
@@ -464,7 +464,7 @@ class Model:
         life = self.lives[node_id]
         if not life.has_ended:
             raise Busy(f"node {node_id} may be alive; stop or disable it and wait for its lease to run out")
-        holding = self.records.chains_of((node_id,))
+        holding = self.records.chains_of(node_id)
         if holding:
             raise Busy(
                 f"node {node_id} still has {len(holding)} replicas, such as one of chain {holding[0].id}"

@@ -1,6 +1,5 @@
 """What mgmtd keeps of nodes, chains, tables and configurations, and their protobuf forms."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from ..ids import ChainId, ChainVersion, NodeId, TableId, TargetId
@@ -175,22 +174,36 @@ class Records:
     chains: dict[ChainId, ChainRecord] = field(default_factory=dict)
     tables: dict[tuple[TableId, int], TableRecord] = field(default_factory=dict)
     configs: dict[int, ConfigEntry] = field(default_factory=dict)  # the newest of each kind
+    _by_node: dict[int, set[ChainId]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for chain in self.chains.values():
+            self._index(chain)
 
     def apply(self, change: Change) -> None:
         """Makes a stored change true in memory."""
         self.nodes.update({node.id: node for node in change.nodes})
-        self.chains.update({chain.id: chain for chain in change.chains})
+        for chain in change.chains:
+            for member in self.chains[chain.id].members if chain.id in self.chains else ():
+                self._by_node[member.node].discard(chain.id)
+            self.add_chain(chain)
         self.tables.update({(table.id, table.version): table for table in change.tables})
         self.configs.update({config.kind: config for config in change.configs})
         for node in change.removed_nodes:
             self.nodes.pop(node, None)
 
-    def chains_of(self, nodes: Iterable[int]) -> list[ChainRecord]:
-        """Chains with a member on one of `nodes`."""
-        wanted = set(nodes)
-        return [
-            chain for chain in self.chains.values() if any(member.node in wanted for member in chain.members)
-        ]
+    def add_chain(self, chain: ChainRecord) -> None:
+        """The chain as it is now."""
+        self.chains[chain.id] = chain
+        self._index(chain)
+
+    def chains_of(self, node: int) -> list[ChainRecord]:
+        """Chains with a member on `node`, by id."""
+        return [self.chains[chain] for chain in sorted(self._by_node.get(node, ()))]
+
+    def _index(self, chain: ChainRecord) -> None:
+        for member in chain.members:
+            self._by_node.setdefault(member.node, set()).add(chain.id)
 
 
 __all__ = ["ChainRecord", "Change", "ConfigEntry", "NodeRecord", "Records", "TableRecord"]

@@ -303,11 +303,18 @@ class Service:
     async def run(self) -> None:
         """Takes part in elections and looks at the chains, until it is cancelled.
 
-        Raises: Unavailable if the store has failed for long: the process must be started again.
+        Raises: Unavailable if the store has failed for long: the process must be started again; ConfigError if
+        the records belong to another cluster.
         """
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._campaign())
-            tasks.create_task(self._watch())
+        tasks = [asyncio.ensure_future(self._campaign()), asyncio.ensure_future(self._watch())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # neither ends but by an error
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _campaign(self) -> None:
         failed_since_s: float | None = None

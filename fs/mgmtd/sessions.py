@@ -46,6 +46,8 @@ class Sessions:
             self._sessions.pop(client, None)
             return
         if known is None and len(self._sessions) >= CLIENTS_MAX:
+            self.expire(now_s=now_s)
+        if known is None and len(self._sessions) >= CLIENTS_MAX:
             raise Busy(f"at most {CLIENTS_MAX} clients")
         self._sessions[client] = Session(
             host=request.host,

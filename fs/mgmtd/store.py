@@ -155,7 +155,7 @@ def _load(transaction: Transaction) -> Records:
         records.nodes[node.id] = node
     for value in _values(transaction, CHAIN):
         chain = ChainRecord.from_pb(pb.Chain.FromString(value))
-        records.chains[chain.id] = chain
+        records.add_chain(chain)
     for value in _values(transaction, TABLE):
         table = TableRecord.from_pb(pb.ChainTable.FromString(value))
         records.tables[table.id, table.version] = table

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,16 @@ def test_second_process_is_refused_and_names_the_first(cluster):
         _, errors = second.communicate(timeout=START_S)
         assert second.returncode == 1
         assert f"in use by process {first.pid}" in errors
+
+
+def test_records_of_another_cluster_are_refused(cluster):
+    with running(cluster):
+        routing(cluster)
+    save_cluster(Path(cluster.secret_file).parent / "cluster.json", replace(cluster, cluster_id="other"))
+    stranger = start(cluster)
+    _, errors = stranger.communicate(timeout=START_S)
+    assert stranger.returncode == 1
+    assert "these records belong to cluster 'test', not to 'other'" in errors
 
 
 def test_configuration_file_reaches_nodes_and_mistakes_are_named(cluster, tmp_path):

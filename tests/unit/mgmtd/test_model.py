@@ -326,6 +326,17 @@ def test_new_chain_waits_for_its_nodes_before_it_changes(manager):
     assert manager.model.records.chains[200_001] == new
 
 
+def test_chain_that_serves_nowhere_needs_no_waiting(manager):
+    """Nobody of it can be alive and serving, so the first that comes is enough."""
+    for node in (HEAD, TAIL):
+        manager.model.end(node)
+    manager.wait(0.1)
+    after = manager.restart()
+    after.beat(TAIL, (target(TAIL), 2, ONLINE), incarnation=2)
+    after.wait(0.1)
+    assert after.states == {TAIL: Public.SERVING, HEAD: Public.OFFLINE}
+
+
 # Administration.
 
 

@@ -485,7 +485,7 @@ def test_store_that_fails_for_long_ends_the_process():
         await cluster.wait(PRIMARY_LEASE_S + 0.2)
         assert not cluster.service.is_primary
         await cluster.wait(STORE_FAILED_S + 2)
-        with pytest.raises(ExceptionGroup):
+        with pytest.raises(Unavailable, match="the disk is gone"):
             await cluster.task
 
     asyncio.run(play())
