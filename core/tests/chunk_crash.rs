@@ -122,8 +122,8 @@ fn acknowledge(what: &str, chunk: u32, version: u64) {
     std::io::stdout().write_all(line.as_bytes()).and_then(|()| std::io::stdout().flush()).unwrap();
 }
 
-/// Runs the child for a while and kills it; the newest acknowledged (staged, committed) version of each chunk.
-fn run_and_kill(dir: &Path, run_for: Duration) -> HashMap<u32, (u64, u64)> {
+/// Runs the child until it has acknowledged `count` times, and a moment longer, and kills it; the newest acknowledged (staged, committed) version of each chunk.
+fn run_and_kill(dir: &Path, count: u64, moment: Duration) -> HashMap<u32, (u64, u64)> {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child", "--nocapture"])
         .env(DIRECTORY, dir)
@@ -131,7 +131,9 @@ fn run_and_kill(dir: &Path, run_for: Duration) -> HashMap<u32, (u64, u64)> {
         .spawn()
         .unwrap();
     let output = BufReader::new(child.stdout.take().unwrap());
+    let (reached, wait) = std::sync::mpsc::channel();
     let reader = std::thread::spawn(move || {
+        let mut left = count;
         let mut newest: HashMap<u32, (u64, u64)> = HashMap::new();
         for line in output.lines().map_while(Result::ok) {
             let words: Vec<&str> = line.split(' ').collect();
@@ -143,17 +145,24 @@ fn run_and_kill(dir: &Path, run_for: Duration) -> HashMap<u32, (u64, u64)> {
             } else {
                 *entry = (entry.0.max(version), version);
             }
+            left = left.saturating_sub(1);
+            if left == 0 {
+                // Sent again for every further line; nobody minds.
+                let _ = reached.send(());
+            }
         }
         newest
     });
-    std::thread::sleep(run_for);
+    wait.recv_timeout(Duration::from_secs(20)).expect("the child gets somewhere");
+    std::thread::sleep(moment);
     child.kill().unwrap();
     let status = child.wait().unwrap();
     assert!(status.code().is_none(), "the child ended by itself: {status}");
     reader.join().unwrap()
 }
 
-fn check(dir: &Path, acknowledged: &HashMap<u32, (u64, u64)>) {
+/// Checks the directory against what was acknowledged, and notes in `acknowledged` what it holds now.
+fn check(dir: &Path, acknowledged: &mut HashMap<u32, (u64, u64)>) {
     let engine = Engine::open(dir, Options { sync_interval: None, ..options() }).expect("it opens");
     assert_eq!(engine.open_report().damaged_segments, vec![]);
     let mut buffer = vec![0; 64 * PAGE as usize];
@@ -161,6 +170,7 @@ fn check(dir: &Path, acknowledged: &HashMap<u32, (u64, u64)>) {
         let (staged, committed) = acknowledged.get(&chunk).copied().unwrap_or_default();
         let state = engine.lookup(key(chunk)).unwrap();
         let version = state.as_ref().map_or(0, |state| state.version().0);
+        acknowledged.insert(chunk, (staged.max(version), version));
         let pending = state.as_ref().and_then(|state| state.pending);
         assert!(
             version == committed || version == committed + 1,
@@ -194,10 +204,14 @@ fn what_was_acknowledged_survives_kill_9() {
     // What earlier rounds acknowledged counts too.
     let mut acknowledged: HashMap<u32, (u64, u64)> = HashMap::new();
     for round in 0..12 {
-        let newest = run_and_kill(dir.path(), Duration::from_millis(150 + mix(0, round, 9) % 300));
-        acknowledged.extend(newest);
+        let moment = Duration::from_micros(mix(0, round, 10) % 3000);
+        let newest = run_and_kill(dir.path(), 1 + mix(0, round, 9) % 200, moment);
+        for (chunk, (staged, committed)) in newest {
+            let before = acknowledged.entry(chunk).or_default();
+            *before = (before.0.max(staged), before.1.max(committed));
+        }
+        check(dir.path(), &mut acknowledged);
         total = acknowledged.values().map(|(_, committed)| committed).sum();
-        check(dir.path(), &acknowledged);
     }
     assert!(total > 100, "the child got somewhere: {total} commits");
 }
