@@ -1,0 +1,156 @@
+"""The native storage node as Python drives it: its life, its lease, its refusals."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from luciola.errors import Busy, CorruptData, Error, InvalidArgument, StaleRouting, Unavailable
+from luciola.wire.pb.mgmtd_pb2 import CONNECTED, NODE_STORAGE, SERVING, Chain, Node, Routing, Target
+from luciola_core import StorageNode
+
+SECRET = bytes(range(32))
+
+
+def start(directory: Path, node: int = 1) -> StorageNode:
+    return StorageNode(
+        node, directory, secret=SECRET, socket=directory.parent / f"{node}.sock", reserve_bytes=0
+    )
+
+
+def routing(node: StorageNode, *, version: int = 1, chain_version: int = 1) -> bytes:
+    return Routing(
+        version=version,
+        nodes=[Node(id=1, kind=NODE_STORAGE, status=CONNECTED, data_address=node.tcp_address())],
+        chains=[Chain(id=7, version=chain_version, targets=[Target(id=70, node=1, state=SERVING)])],
+    ).SerializeToString()
+
+
+@pytest.fixture
+def node(tmp_path):
+    node = start(tmp_path / "chunks")
+    yield node
+    node.stop()
+
+
+def serve(node: StorageNode) -> None:
+    assert node.set_routing(routing(node)) == 1
+    node.set_lease(time.monotonic() + 60, 1)
+
+
+def test_chunks_are_made_cut_listed_and_removed_through_the_chain(node):
+    serve(node)
+    node.truncate_chunk(7, 1, 5, 0, 1000, 9, 1)
+    node.truncate_chunk(7, 1, 5, 3, 2000, 9, 1)
+    lines = node.list_chunks(7, None, 10)
+    assert [(line[0], line[1], line[2], line[4]) for line in lines] == [(5, 0, 1, 1000), (5, 3, 1, 2000)]
+    assert node.list_chunks(7, (5, 0), 10) == lines[1:]
+    assert node.last_chunk(7, 1, 5) == (3, 2000, 2, 3000)
+    assert node.remove_chunks(7, 1, 5, 1, 10, 9, 2) == (1, False)
+    assert node.last_chunk(7, 1, 5) == (0, 1000, 1, 1000)
+    assert node.last_chunk(7, 1, 6) is None
+    assert node.scrub(7, None, 10, repair=True) == (1, 1000, [], 0, None)
+    assert node.targets()[0][:4] == (70, 7, 1, 1)
+    assert node.chain_states() == [(7, 1, SERVING, 0)]
+    assert node.commit_pending(7) == 0
+    assert node.counters()["machines"] == 0
+
+
+def test_retry_of_a_request_is_recognised_after_a_restart(tmp_path):
+    node = start(tmp_path / "chunks")
+    serve(node)
+    node.truncate_chunk(7, 1, 5, 0, 1000, 9, 1)
+    node.truncate_chunk(7, 1, 5, 0, 10, 9, 2)
+    node.stop()
+    node = start(tmp_path / "chunks")
+    serve(node)
+    node.truncate_chunk(7, 1, 5, 0, 10, 9, 2)
+    assert node.list_chunks(7, None, 10)[0][2] == 2
+    with pytest.raises(Error, match="older request"):
+        node.truncate_chunk(7, 1, 5, 0, 1000, 9, 1)
+    node.stop()
+
+
+def test_nothing_is_served_without_routing_and_lease(node):
+    with pytest.raises(StaleRouting):
+        node.last_chunk(7, 1, 5)
+    node.set_routing(routing(node))
+    with pytest.raises(Unavailable, match="lease"):
+        node.last_chunk(7, 1, 5)
+    node.set_lease(time.monotonic() + 60, 2)  # the manager knows of routing that we do not have yet
+    with pytest.raises(Unavailable, match="lease"):
+        node.last_chunk(7, 1, 5)
+    node.set_routing(routing(node, version=2, chain_version=3))
+    assert node.last_chunk(7, 3, 5) is None
+    with pytest.raises(StaleRouting):
+        node.last_chunk(7, 1, 5)
+    assert 50 < node.lease_left_s() <= 60
+    node.drop_lease()
+    assert node.lease_left_s() == 0
+    with pytest.raises(Unavailable, match="lease"):
+        node.last_chunk(7, 3, 5)
+
+
+def test_lease_ends_by_itself(node):
+    node.set_routing(routing(node))
+    node.set_lease(time.monotonic() - 1, 1)
+    assert node.lease_left_s() == 0
+    node.set_lease(float("nan"), 1)
+    assert node.lease_left_s() == 0
+
+
+def test_bad_arguments_are_refused(tmp_path, node):
+    with pytest.raises(InvalidArgument, match="32 bytes"):
+        StorageNode(1, tmp_path / "other", secret=b"short")
+    with pytest.raises(InvalidArgument, match="address"):
+        StorageNode(1, tmp_path / "other", secret=SECRET, tcp="nowhere")
+    with pytest.raises(InvalidArgument, match="durability"):
+        StorageNode(1, tmp_path / "other", secret=SECRET, durability="perhaps")
+    with pytest.raises(Busy, match="another process"):
+        StorageNode(1, tmp_path / "chunks", secret=SECRET)
+    with pytest.raises(CorruptData):
+        node.set_routing(b"\xff\xff\xff")
+    with pytest.raises(InvalidArgument):
+        node.commit_pending(7, timeout_s=-1)
+
+
+def test_served_chain_is_not_wiped(node):
+    serve(node)
+    node.truncate_chunk(7, 1, 5, 0, 1000, 9, 1)
+    with pytest.raises(Busy):
+        node.wipe_chain(7)
+    elsewhere = Routing(
+        version=2, chains=[Chain(id=7, version=2, targets=[Target(id=71, node=2, state=SERVING)])]
+    )
+    node.set_routing(elsewhere.SerializeToString())
+    node.wipe_chain(7)
+    assert node.list_chunks(7, None, 10) == []
+
+
+def test_stopped_node_says_so_and_stops_twice(tmp_path):
+    node = start(tmp_path / "chunks")
+    node.stop()
+    node.stop()
+    with pytest.raises(Unavailable, match="stopped"):
+        node.space()
+    start(tmp_path / "chunks").stop()  # the directory is free again
+
+
+def test_waiting_calls_do_not_hold_the_interpreter(node):
+    serve(node)
+    done = threading.Event()
+
+    def wait() -> None:
+        # Nothing to wait for, but many times: each call gives the interpreter to others.
+        for _ in range(200):
+            node.sync()
+        done.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    turns = 0
+    while not done.is_set():
+        turns += 1
+    thread.join()
+    assert turns > 0
