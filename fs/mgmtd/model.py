@@ -25,6 +25,8 @@ from .records import ChainRecord, Change, ConfigEntry, NodeRecord, Records, Tabl
 from .transitions import Local, Member, Public, advance, ordered
 
 FALLEN: Final = (Public.OFFLINE, Public.LASTSRV)
+NODE_BYTES_MAX: Final = 4096  # of its host, addresses, socket path, release
+DESCRIPTION_BYTES_MAX: Final = 1024
 TARGETS_MAX: Final = 20_000  # replicas on one node
 NODES_MAX: Final = 10_000
 CHAIN_MEMBERS_MAX: Final = 8
@@ -126,6 +128,10 @@ class Model:
         known = self.records.nodes.get(said.id)
         if said.id == 0 or said.incarnation == 0:
             raise InvalidArgument("a node has an id and an incarnation, neither of which is 0")
+        if said.kind not in pb.NodeKind.values() or node.ByteSize() > NODE_BYTES_MAX:
+            raise InvalidArgument(
+                f"not a node: of no known kind, or described with over {NODE_BYTES_MAX} bytes"
+            )
         if known is None:
             if len(self.records.nodes) >= NODES_MAX:
                 raise Busy(f"a cluster has at most {NODES_MAX} nodes")
@@ -373,6 +379,7 @@ class Model:
     ) -> Change:
         """A chain table over chains placed on nodes, and those chains. Raises: AlreadyExists, InvalidArgument."""
         table = TableId(request.table)
+        _check_description(request.description)
         if not 0 < table < 2**32 // CHAINS_PER_TABLE:
             raise InvalidArgument(f"a table's id is between 1 and {2**32 // CHAINS_PER_TABLE - 1}")
         if any(known == table for known, _ in self.records.tables):
@@ -473,6 +480,7 @@ class Model:
 
     def new_config(self, request: pb.ConfigRecord) -> Change:
         """The next version of a configuration. Raises: Conflict if `version` is not the next one (or 0)."""
+        _check_description(request.description)
         known = self.records.configs.get(request.kind)
         version = (known.version if known else 0) + 1
         if request.version not in (0, version):
@@ -483,6 +491,11 @@ class Model:
         if self.lives[node].status != status:
             self.lives[node].status = status
             self.touched.add(node)
+
+
+def _check_description(text: str) -> None:
+    if len(text.encode()) > DESCRIPTION_BYTES_MAX:
+        raise InvalidArgument(f"a description has at most {DESCRIPTION_BYTES_MAX} bytes")
 
 
 def longest_lease_ms(config: MgmtdConfig) -> float:

@@ -176,6 +176,8 @@ class Service:
         return Empty()
 
     async def set_config(self, request: pb.ConfigRecord, identity: Identity) -> pb.ConfigRecord:
+        if request.kind not in CONFIGURED:
+            raise InvalidArgument(f"{request.kind} is no kind of node")
         if len(request.toml.encode()) > CONFIG_BYTES_MAX:
             raise InvalidArgument(f"a configuration has at most {CONFIG_BYTES_MAX} bytes")
         parsed = configuration.loads(request.toml)

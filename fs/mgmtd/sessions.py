@@ -37,6 +37,8 @@ class Sessions:
         client = ClientId(request.client)
         if client == 0:
             raise InvalidArgument("a client has an id, which is not 0")
+        if request.kind not in (pb.NODE_CLIENT, pb.NODE_MOUNT):
+            raise InvalidArgument("a client is a program or a mount")
         if max(len(request.host), len(request.description)) > TEXT_BYTES_MAX:
             raise InvalidArgument(f"host and description have at most {TEXT_BYTES_MAX} characters")
         known = self._sessions.get(client)
