@@ -81,7 +81,7 @@ async def main(arguments):
         engine = MemoryEngine() if arguments.engine == "memory" else RocksEngine(Path(directory))
         config = MetaConfig()
         placer = Placer(config)
-        placer.set_tables({1: ChainTable(id=1, version=1, chains=range(1, 13), replicas=2)})
+        placer.set_tables([ChainTable(id=1, version=1, chains=range(1, 13), replicas=2)])
         service, _, _ = await build(
             engine,
             MemoryControl(),

@@ -38,7 +38,7 @@ async def collect(collector: Collector, parts: Parts, clock: Clock) -> None:
             await parts.truncations.resume()
             while await collector.round():
                 await clock.sleep(0.001)
-        except Error:
+        except Exception:  # the top of a task: a defect here must not take the namespace down
             log.exception("a round of collection failed")
         await clock.sleep(interval_s)
 
@@ -81,7 +81,7 @@ async def serve(arguments: argparse.Namespace) -> None:
             )
 
             def routed(routing: RoutingTable) -> None:
-                placer.set_tables(routing.tables)
+                placer.set_tables(routing.tables.values())
 
             tasks = [
                 asyncio.create_task(cluster.watch(routed), name="routing"),

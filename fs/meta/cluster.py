@@ -38,7 +38,7 @@ class RoutingTable:
         self.version = 0
         self.nodes: dict[int, Node] = {}
         self.chains: dict[int, Chain] = {}
-        self.tables: dict[int, ChainTable] = {}
+        self.tables: dict[tuple[int, int], ChainTable] = {}
 
     def apply(self, routing: Routing) -> None:
         """Takes over a snapshot, or what has changed."""
@@ -48,7 +48,7 @@ class RoutingTable:
             self.tables.clear()
         self.nodes.update((node.id, node) for node in routing.nodes)
         self.chains.update((chain.id, chain) for chain in routing.chains)
-        self.tables.update((table.id, table) for table in routing.tables)
+        self.tables.update(((table.id, table.version), table) for table in routing.tables)
         for number in routing.removed_nodes:
             self.nodes.pop(number, None)
         self.version = routing.version

@@ -241,6 +241,7 @@ class Collector:
 
     def _settle(self, txn: Transaction, seen: Inode | None, session: int, length: int, number: int) -> bool:
         """Ends the session, if the file is still the one that was measured."""
+        txn.may_use_reserve = True
         value = txn.get(schema.inode_key(number))
         inode = None if value is None else schema.decode_inode(value)
         if inode is not None and seen is not None:

@@ -5,7 +5,7 @@ large they are; the run is permuted by a seed, so that first chunks do not meet 
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -86,17 +86,19 @@ class Placer:
 
     def __init__(self, config: MetaConfig, *, seed: int | None = None) -> None:
         self._random = random.Random(seed)  # noqa: S311, spreads load, guards nothing
-        self._tables: Mapping[int, ChainTable] = {}
+        self._tables: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._newest: dict[int, int] = {}  # table → version that new files get
         self._next: dict[int, int] = {}
         self._default = 0
         self._template = Layout(
             chunk_bytes=config.chunk_bytes, stripe=config.stripe, inline_bytes=config.inline_bytes
         )
 
-    def set_tables(self, tables: Mapping[int, ChainTable]) -> None:
-        """The chain tables as of now; those without chains are of no use."""
-        self._tables = {number: table for number, table in tables.items() if table.chains}
-        self._default = min(self._tables, default=0)
+    def set_tables(self, tables: Iterable[ChainTable]) -> None:
+        """The chain tables as of now, in all their versions; those without chains are of no use."""
+        self._tables = {(table.id, table.version): tuple(table.chains) for table in tables if table.chains}
+        self._newest = dict(sorted(self._tables))
+        self._default = min(self._newest, default=0)
 
     def template(self, wanted: Layout | None, inherited: Layout | None) -> Layout:
         """The template that new files follow: what the caller wants, or the directory's, or the
@@ -115,26 +117,26 @@ class Placer:
             permutation_version=wanted.permutation_version,
         )
         validate(template)
-        if template.table and self._tables and template.table not in self._tables:
+        if template.table and self._newest and template.table not in self._newest:
             raise InvalidArgument(f"layout.table {template.table} does not exist")
         return template
 
     def place(self, template: Layout) -> Layout:
         """A new file's layout. Raises: Unavailable while no chain table is known."""
         number = template.table or self._default
-        table = self._tables.get(number)
-        if table is None:
+        version = self._newest.get(number)
+        if version is None:
             raise Unavailable(
-                "no chain table is known yet" if not number else f"chain table {number} is not known"
+                f"chain table {number} is not known" if number else "no chain table is known yet"
             )
-        count = len(table.chains)
+        count = len(self._tables[number, version])
         base = self._next.get(number)
         if base is None:
             base = self._random.randrange(count)
         self._next[number] = (base + min(template.stripe, count)) % count
         return Layout(
             table=number,
-            table_version=table.version,
+            table_version=version,
             chunk_bytes=template.chunk_bytes,
             stripe=template.stripe,
             permutation_version=PERMUTATION_VERSION,
@@ -145,10 +147,10 @@ class Placer:
 
     def chains(self, layout: Layout) -> tuple[ChainId, ...]:
         """The chains of a file. Raises: Unavailable while its table is not known."""
-        table = self._tables.get(layout.table)
+        table = self._tables.get((layout.table, layout.table_version))
         if table is None:
-            raise Unavailable(f"chain table {layout.table} is not known")
-        return chains_of(layout, table.chains)
+            raise Unavailable(f"version {layout.table_version} of chain table {layout.table} is not known")
+        return chains_of(layout, table)
 
 
 __all__ = [

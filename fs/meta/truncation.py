@@ -123,6 +123,7 @@ class Truncations:
             found = None if value is None else schema.decode_inode(value)
             if found is None or found.type != REGULAR or found.is_inline:
                 return None
+            txn.may_use_reserve = True
             txn.put(schema.cut_key(inode), schema.encode_cut(found.content, length))
             return Cut(found.content, length)
 
@@ -155,6 +156,7 @@ class Truncations:
             value = txn.get(schema.cut_key(inode))
             if value is None:
                 return
+            txn.may_use_reserve = True
             txn.delete(schema.cut_key(inode))
             stored = txn.get(schema.inode_key(inode))
             if stored is not None:

@@ -20,6 +20,7 @@ def close(work: Work, request: CloseRequest) -> CloseReply:
     """
     if len(request.closes) > CLOSES_MAX:
         raise InvalidArgument(f"at most {CLOSES_MAX} files are closed in one request")
+    work.txn.may_use_reserve = True  # a full disk must not keep sessions open, which keep files from removal
     reply = CloseReply()
     for one in request.closes:
         try:

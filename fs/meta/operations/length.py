@@ -37,6 +37,7 @@ def set_length(work: Work, inode: Inode, length: int) -> None:
     """
     if length > length_max(inode.layout):
         raise InvalidArgument("the file would be too large", errno=EFBIG)
+    work.txn.may_use_reserve = length < inode.length
     if inode.is_inline:
         _cut_inline(work, inode, length)
     elif length == 0 and not work.others_write(inode.id):

@@ -99,7 +99,7 @@ class TestTrouble:
         world.chunked(b"f", DATA)
         world.unlink(b"f")
         world.clock.advance(2)
-        world.placer.set_tables({})
+        world.placer.set_tables([])
         world.collect()
         assert len(world.keys(b"G")) == 1
 

@@ -45,7 +45,7 @@ def test_chunks_go_round_the_run(count, stripe, base, seed):
 
 def placer(*, stripe=4, chains=CHAINS):
     made = Placer(MetaConfig(stripe=stripe), seed=7)
-    made.set_tables({3: ChainTable(id=3, version=9, chains=chains)})
+    made.set_tables([ChainTable(id=3, version=9, chains=chains)])
     return made
 
 
@@ -73,7 +73,7 @@ def test_no_table_no_file():
     made = Placer(MetaConfig())
     with pytest.raises(Unavailable):
         made.place(made.template(None, None))
-    made.set_tables({1: ChainTable(id=1, chains=[])})
+    made.set_tables([ChainTable(id=1, chains=[])])
     with pytest.raises(Unavailable):
         made.place(made.template(None, None))
 
@@ -115,3 +115,18 @@ def test_layouts_without_sense_are_refused(wrong):
 
 def test_longest_file_fits_32_bits_of_chunk_index():
     assert length_max(Layout(chunk_bytes=1 << 16)) == 1 << 48
+
+
+def test_files_keep_the_version_of_the_table_they_were_made_with():
+    made = Placer(MetaConfig(stripe=2), seed=7)
+    old = ChainTable(id=3, version=1, chains=[10, 11])
+    made.set_tables([old])
+    layout = made.place(made.template(None, None))
+    made.set_tables([ChainTable(id=3, version=2, chains=[20, 21, 22]), old])
+    assert set(made.chains(layout)) == {10, 11}
+    newer = made.place(made.template(None, None))
+    assert newer.table_version == 2
+    assert set(made.chains(newer)) < {20, 21, 22}
+    made.set_tables([ChainTable(id=3, version=2, chains=[20, 21, 22])])
+    with pytest.raises(Unavailable, match="version 1"):
+        made.chains(layout)

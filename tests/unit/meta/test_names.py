@@ -80,7 +80,7 @@ class TestCreate:
             world.create(b"g", layout=pb.Layout(chunk_bytes=12345))
 
     def test_not_before_a_table_is_known(self, world):
-        world.placer.set_tables({})
+        world.placer.set_tables([])
         with refused(Unavailable):
             world.create(b"f")
         assert world.names() == []

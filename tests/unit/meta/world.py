@@ -69,7 +69,7 @@ class World:
     def start(self) -> None:
         """Starts the service; what it knew in memory is gone."""
         placer = Placer(self.config, seed=1)
-        placer.set_tables({1: ChainTable(id=1, version=1, chains=CHAINS, replicas=1)})
+        placer.set_tables([ChainTable(id=1, version=1, chains=CHAINS, replicas=1)])
         self.placer = placer
         self.service, self.collector, self.parts = self.run(
             build(
