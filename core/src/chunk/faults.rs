@@ -45,3 +45,17 @@ fn strike(fault: &Mutex<Fault>) -> io::Result<()> {
     fault.count -= 1;
     Err(io::Error::from_raw_os_error(fault.errno))
 }
+
+/// For tests of those who use an engine.
+impl super::Engine {
+    pub(crate) fn fail_next(&self, which: &str, count: u32, errno: rustix::io::Errno) {
+        let faults = &self.core.segments.faults;
+        let fault = match which {
+            "read" => &faults.read,
+            "write" => &faults.write,
+            "sync" => &faults.sync,
+            other => panic!("no such fault: {other}"),
+        };
+        *fault.lock() = Fault { skip: 0, count, errno: errno.raw_os_error() };
+    }
+}

@@ -27,6 +27,8 @@ mod redrive;
 mod repair;
 mod service;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use control::{ChunkLine, ScrubReport, SyncReport};
 pub use node::{ChainStatus, NodeOptions, StorageServer, TargetReport};

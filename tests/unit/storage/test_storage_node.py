@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
+from luciola_core import StorageNode
 
 from luciola.errors import Busy, CorruptData, Error, InvalidArgument, StaleRouting, Unavailable
 from luciola.wire.pb.mgmtd_pb2 import CONNECTED, NODE_STORAGE, SERVING, Chain, Node, Routing, Target
-from luciola_core import StorageNode
 
 SECRET = bytes(range(32))
 

@@ -1,0 +1,146 @@
+//! A node alone with a disk that fails.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::*;
+use crate::buffer::Placement;
+use crate::net::{Secret, Sender, Service};
+use crate::types::*;
+use crate::wire::pb::{self, PublicState, claims::Role};
+
+const CHAIN: ChainId = ChainId(7);
+
+struct Alone {
+    server: StorageServer,
+    _directory: tempfile::TempDir,
+}
+
+impl Alone {
+    fn start() -> Alone {
+        let directory = tempfile::tempdir().unwrap();
+        let secret = Secret::new([1; 32]);
+        let mut options = NodeOptions::new(NodeId(1), directory.path().join("chunks"), secret);
+        options.engine.reserve_bytes = 0;
+        options.engine.sync_interval = None;
+        let server = StorageServer::start(options).unwrap();
+        let target =
+            pb::Target { id: 70, node: 1, state: PublicState::Serving as i32, ..pb::Target::default() };
+        let chain = pb::Chain { id: 7, version: 1, targets: vec![target], ..pb::Chain::default() };
+        let routing = pb::Routing { version: 1, chains: vec![chain], ..pb::Routing::default() };
+        server.set_routing(routing).unwrap();
+        server.set_lease(u64::MAX, 1);
+        Alone { server, _directory: directory }
+    }
+
+    fn write(&self, sequence: u64) -> UpdateResult {
+        let op = UpdateOp {
+            chain: CHAIN,
+            chain_version: ChainVersion(1),
+            chunk: ChunkId { content: ContentId(1), index: 0 },
+            op: Op::Write { offset: 0, length: 5000 },
+            tag: RequestTag { client: ClientId(1), sequence },
+            version: Version(0),
+            decided: ChainVersion(0),
+            payload_crc: None,
+        };
+        let claims = pb::Claims { role: Role::Client as i32, ..pb::Claims::default() };
+        let payload = [Placement::from_vec(vec![sequence as u8; 5000])];
+        let mut out = Vec::new();
+        self.server.node.update(Sender::Client(&claims), &[op], &payload, soon(), &mut out);
+        out[0]
+    }
+
+    fn read(&self) -> Result<Vec<u8>, Status> {
+        let op = ReadOp {
+            chain: CHAIN,
+            chain_version: ChainVersion(1),
+            chunk: ChunkId { content: ContentId(1), index: 0 },
+            offset: 0,
+            length: 5000,
+        };
+        let into = Placement::private(5000).unwrap();
+        let mut out = Vec::new();
+        self.server.node.read(&[op], std::slice::from_ref(&into), soon(), &mut out);
+        match out[0].status {
+            Status::Ok => Ok(into.to_vec()),
+            status => Err(status),
+        }
+    }
+
+    fn counters(&self) -> HashMap<&'static str, u64> {
+        self.server.counters().into_iter().collect()
+    }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(5)
+}
+
+#[test]
+fn a_disk_that_cannot_be_written_takes_its_replicas_out() {
+    let alone = Alone::start();
+    assert_eq!(alone.write(1).status, Status::Ok);
+    assert!(!alone.server.targets()[0].bad);
+    alone.server.node.engine.fail_next("write", 1, Errno::IO);
+    // Not an error that reaches a program: another replica takes over when the manager has heard of it.
+    assert_eq!(alone.write(2).status, Status::NotServing);
+    assert!(alone.server.targets()[0].bad);
+    assert_eq!(alone.read(), Err(Status::NotServing));
+    assert_eq!(alone.counters()["machines"], 0);
+}
+
+#[test]
+fn a_disk_that_cannot_be_synced_takes_its_replicas_out() {
+    let alone = Alone::start();
+    assert_eq!(alone.write(1).status, Status::Ok);
+    alone.server.node.engine.fail_next("sync", 1, Errno::IO);
+    let claims = pb::Claims::default();
+    let mut out = Vec::new();
+    alone.server.node.sync(Sender::Client(&claims), &[(CHAIN, ChainVersion(1))], soon(), &mut out);
+    assert_ne!(out, [Status::Ok]);
+    assert!(alone.server.targets()[0].bad);
+}
+
+#[test]
+fn a_page_that_cannot_be_read_is_damage_and_not_a_bad_disk() {
+    let alone = Alone::start();
+    assert_eq!(alone.write(1).status, Status::Ok);
+    alone.server.node.engine.fail_next("read", 1, Errno::IO);
+    assert_eq!(alone.read(), Err(Status::Checksum));
+    assert!(!alone.server.targets()[0].bad);
+    assert_eq!(alone.read().unwrap(), vec![1; 5000]);
+}
+
+#[test]
+fn a_full_disk_refuses_the_write_and_goes_on() {
+    let alone = Alone::start();
+    assert_eq!(alone.write(1).status, Status::Ok);
+    alone.server.node.engine.fail_next("write", 1, Errno::NOSPC);
+    assert_eq!(alone.write(2).status, Status::NoSpace);
+    assert_eq!(alone.read().unwrap(), vec![1; 5000]);
+    assert_eq!(alone.write(3).status, Status::Ok);
+    assert!(!alone.server.targets()[0].bad);
+}
+
+#[test]
+fn requests_of_one_chunk_are_executed_one_after_the_other() {
+    let alone = Alone::start();
+    let results: Vec<Status> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (1..=16u64)
+            .map(|sequence| {
+                scope.spawn({
+                    let alone = &alone;
+                    move || alone.write(sequence).status
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    // One client's requests of one chunk: each is executed, or was overtaken by a newer one.
+    assert!(results.iter().all(|status| matches!(status, Status::Ok | Status::Stale)), "{results:?}");
+    assert!(results.contains(&Status::Ok));
+    assert_eq!(alone.counters()["machines"], 0);
+}
