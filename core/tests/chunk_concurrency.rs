@@ -12,6 +12,11 @@ const WRITERS: u32 = 4;
 const CHUNKS_EACH: u32 = 6;
 const PAGE: u64 = PAGE_BYTES as u64;
 
+/// In memory where there is a place for that: these tests are not about the disk's speed.
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary directory")
+}
+
 fn key(index: u32) -> ChunkKey {
     ChunkKey { chain: ChainId(index % 3), chunk: ChunkId { content: ContentId(5), index } }
 }
@@ -107,7 +112,7 @@ fn check_read(engine: &Engine, history: &History, random: &mut Random, buffer: &
 
 #[test]
 fn readers_see_exactly_what_was_committed() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let options = Options {
         segment_bytes: 1 << 20,
         reserve_bytes: 0,

@@ -90,6 +90,11 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// In memory where there is a place for that: these tests are not about the disk's speed.
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary directory")
+}
+
 fn key(chunk: u32) -> ChunkKey {
     ChunkKey { chain: ChainId(7), chunk: ChunkId { content: ContentId(9), index: chunk } }
 }
@@ -121,7 +126,7 @@ fn open(dir: &Path) -> Engine {
 
 impl World {
     fn new() -> World {
-        let dir = tempfile::tempdir().expect("a temporary directory");
+        let dir = directory();
         World { engine: Some(open(dir.path())), dir, model: BTreeMap::new(), sequence: 0 }
     }
 

@@ -29,7 +29,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
-            segment_bytes: 1 << 30,
+            segment_bytes: 4 << 30,
             reserve_bytes: 256 << 20,
             cache_bytes: 64 << 20,
             // As ext4: what nobody asked to be synced is at most this old after power loss.

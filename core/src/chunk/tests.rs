@@ -14,6 +14,11 @@ use super::state::PAGE;
 use super::*;
 use crate::types::*;
 
+/// In memory where there is a place for that: these tests are not about the disk's speed.
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary directory")
+}
+
 fn options() -> Options {
     Options {
         segment_bytes: 64 * PAGE as u64,
@@ -115,7 +120,7 @@ fn assert_no_leak(engine: &Engine) {
 
 #[test]
 fn a_write_is_visible_once_committed() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     assert_eq!(read(&engine, 0, 0, 10), Err(Status::NotFound));
     assert_eq!(stage_write(&engine, 0, 1, 0, b"hello"), Ok(Staged::Pending));
@@ -128,7 +133,7 @@ fn a_write_is_visible_once_committed() {
 
 #[test]
 fn a_read_says_that_a_pending_version_exists() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     write(&engine, 0, 1, 0, b"one");
     stage_write(&engine, 0, 2, 0, b"two").unwrap();
@@ -141,7 +146,7 @@ fn a_read_says_that_a_pending_version_exists() {
 
 #[test]
 fn overwriting_a_little_writes_only_the_pages_it_touches() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     let mut expected = noise(20 * PAGE, 1);
     write(&engine, 0, 1, 0, &expected);
@@ -158,7 +163,7 @@ fn overwriting_a_little_writes_only_the_pages_it_touches() {
 
 #[test]
 fn a_large_sequential_write_is_one_run() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = Engine::open(dir.path(), Options { segment_bytes: 1 << 24, ..options() }).unwrap();
     for index in 0..8 {
         write(&engine, index, 1, 0, &noise(1 << 20, index as usize));
@@ -169,7 +174,7 @@ fn a_large_sequential_write_is_one_run() {
 
 #[test]
 fn a_gap_takes_no_space_and_reads_as_zeros() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     write(&engine, 0, 1, 40 * PAGE as u32, b"end");
     assert_eq!(engine.usage(ChainId(1)).page_bytes, PAGE as u64);
@@ -181,7 +186,7 @@ fn a_gap_takes_no_space_and_reads_as_zeros() {
 
 #[test]
 fn recovery_keeps_sparse_chunks_sparse() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     let mut bytes = vec![0; 10 * PAGE];
     bytes[7 * PAGE] = 1;
@@ -194,7 +199,7 @@ fn recovery_keeps_sparse_chunks_sparse() {
 /// Digest §5.12 (4): what a committed version refers to is never written, except past its committed length.
 #[test]
 fn bytes_of_a_committed_version_are_never_overwritten() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     let first = noise(1000, 1);
     write(&engine, 0, 1, 0, &first);
@@ -215,7 +220,7 @@ fn bytes_of_a_committed_version_are_never_overwritten() {
 
 #[test]
 fn a_dropped_append_is_not_written_over_while_somebody_may_read_it() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     write(&engine, 0, 1, 0, b"base");
     stage_write(&engine, 0, 2, 4, b"dropped").unwrap();
@@ -233,7 +238,7 @@ fn a_dropped_append_is_not_written_over_while_somebody_may_read_it() {
 
 #[test]
 fn versions_go_on_counting_over_removal() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     write(&engine, 0, 1, 0, &noise(2 * PAGE, 1));
     remove(&engine, 0, 2);
@@ -250,7 +255,7 @@ fn versions_go_on_counting_over_removal() {
 #[test]
 fn tombstones_are_purged_by_age_and_living_chunks_are_not() {
     static NOW: AtomicU64 = AtomicU64::new(1000);
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let clock = Options { unix_ms: || NOW.load(Ordering::Relaxed), ..options() };
     let engine = Engine::open(dir.path(), clock).unwrap();
     for index in 0..3 {
@@ -268,7 +273,7 @@ fn tombstones_are_purged_by_age_and_living_chunks_are_not() {
 
 #[test]
 fn a_pending_version_keeps_its_tombstone_from_being_purged() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     write(&engine, 0, 1, 0, b"x");
     remove(&engine, 0, 2);
@@ -280,7 +285,7 @@ fn a_pending_version_keeps_its_tombstone_from_being_purged() {
 
 #[test]
 fn a_pending_version_gives_way_only_to_a_newer_chain_version() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     stage_write(&engine, 0, 1, 0, b"first").unwrap();
     let op = Op::Write { offset: 0, length: 6 };
@@ -301,7 +306,7 @@ fn a_pending_version_gives_way_only_to_a_newer_chain_version() {
 #[test]
 fn writers_are_remembered_bounded_and_the_young_are_not_evicted() {
     static NOW: AtomicU64 = AtomicU64::new(0);
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine =
         Engine::open(dir.path(), Options { unix_ms: || NOW.load(Ordering::Relaxed), ..options() }).unwrap();
     let by = |client: u64, version: u64, origin: Origin| {
@@ -328,7 +333,7 @@ fn writers_are_remembered_bounded_and_the_young_are_not_evicted() {
 
 #[test]
 fn a_replacement_brings_content_stamp_and_writers() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     write(&engine, 0, 1, 0, b"mine");
     stage_write(&engine, 0, 2, 0, b"undecided").unwrap();
@@ -352,7 +357,7 @@ fn a_replacement_brings_content_stamp_and_writers() {
 
 #[test]
 fn impossible_updates_are_refused() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     let bytes = vec![1; 8];
     for op in [
@@ -378,7 +383,7 @@ fn impossible_updates_are_refused() {
 
 #[test]
 fn the_largest_chunk_works() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     write(&engine, 0, 1, CHUNK_BYTES_MAX - 3, b"end");
     assert_eq!(read(&engine, 0, CHUNK_BYTES_MAX - 4, 10).unwrap(), b"\0end");
@@ -391,7 +396,7 @@ fn the_largest_chunk_works() {
 
 #[test]
 fn listings_stay_within_their_chain_and_content() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     let at = |chain, content, index| ChunkKey {
         chain: ChainId(chain),
@@ -439,7 +444,7 @@ fn listings_stay_within_their_chain_and_content() {
 
 #[test]
 fn the_last_chunk_is_not_a_tombstone() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     write(&engine, 3, 1, 0, b"abc");
     write(&engine, 8, 1, 0, b"x");
@@ -454,7 +459,7 @@ fn the_last_chunk_is_not_a_tombstone() {
 
 #[test]
 fn a_flipped_bit_is_found_by_whole_and_partial_reads_and_repaired_by_a_replacement() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     let bytes = noise(4 * PAGE + 100, 9);
     write(&engine, 0, 1, 0, &bytes);
@@ -480,7 +485,7 @@ fn a_flipped_bit_is_found_by_whole_and_partial_reads_and_repaired_by_a_replaceme
 
 #[test]
 fn a_flipped_bit_in_the_last_partial_page_is_found() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     let bytes = noise(PAGE + 777, 3);
     write(&engine, 0, 1, 0, &bytes);
@@ -491,7 +496,7 @@ fn a_flipped_bit_in_the_last_partial_page_is_found() {
 
 #[test]
 fn a_truncated_or_missing_block_file_is_reported_and_its_chunks_read_as_damaged() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let large = noise(30 * PAGE, 1);
     let path = {
         let engine = open(dir.path());
@@ -539,7 +544,7 @@ fn bytes_changed_in_the_callers_memory_are_read_again() {
             self.0[offset..offset + length].fill(0);
         }
     }
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     let bytes = noise(3 * PAGE, 1);
     write(&engine, 0, 1, 0, &bytes);
@@ -561,7 +566,7 @@ fn a_payload_that_changes_while_it_is_written_is_stored_as_one_of_its_states() {
             into.fill(self.0.fetch_add(1, Ordering::Relaxed) as u8);
         }
     }
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     let op = Op::Write { offset: 0, length: 3 * PAGE as u32 };
     engine.stage(&update(0, 1, op), &Changing(AtomicU64::new(0))).unwrap();
@@ -605,7 +610,7 @@ impl Sink for Pausing<'_> {
 /// §5.12 (5) and 3FS's use-after-free bugs (#385, #388): pages a reader holds are not used again.
 #[test]
 fn pages_are_not_used_again_while_a_reader_holds_them() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     let old = noise(20 * PAGE, 1);
     write(&engine, 0, 1, 0, &old);
@@ -647,7 +652,7 @@ fn a_read_does_not_wait_for_a_write_in_progress() {
             into.fill(9);
         }
     }
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     write(&engine, 0, 1, 0, &vec![1; PAGE]);
     let (arrived, go_on) = (Barrier::new(2), Barrier::new(2));
@@ -668,7 +673,7 @@ fn a_read_does_not_wait_for_a_write_in_progress() {
 /// 3FS's batch remove used metadata it had read before it took the locks.
 #[test]
 fn removing_many_looks_again_under_each_lock() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     write(&engine, 0, 1, 0, b"x");
     remove(&engine, 0, 2);
@@ -685,7 +690,7 @@ fn removing_many_looks_again_under_each_lock() {
 /// Data is written, the index is not: the old state stands, and the pages are free again.
 #[test]
 fn a_crash_between_data_and_index_leaves_the_old_state() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let mut expected = noise(2 * PAGE + 500, 1);
     {
         let engine = open(dir.path());
@@ -711,7 +716,7 @@ fn a_crash_between_data_and_index_leaves_the_old_state() {
 /// index says so.
 #[test]
 fn a_crash_while_a_pending_version_is_replaced_leaves_the_old_one() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     {
         let engine = open(dir.path());
         write(&engine, 0, 1, 0, b"base");
@@ -730,7 +735,7 @@ fn a_crash_while_a_pending_version_is_replaced_leaves_the_old_one() {
 
 /// A copy of the directory as power loss leaves it: the index is there, and of the data what was synced.
 fn after_power_loss(engine: &Engine, dir: &Path, lost: &[(u32, usize)]) -> tempfile::TempDir {
-    let copy = tempfile::tempdir().unwrap();
+    let copy = directory();
     copy_tree(dir, copy.path());
     fs::write(copy.path().join("boot"), "another kernel").unwrap();
     for &(index, page) in lost {
@@ -760,7 +765,7 @@ fn copy_tree(source: &Path, target: &Path) {
 /// I7: data that was never synced is lost, the index that names it is not.
 #[test]
 fn power_loss_leaves_the_synced_state_or_a_later_one() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     let first = noise(3 * PAGE, 1);
     write(&engine, 0, 1, 0, &first);
@@ -799,7 +804,7 @@ fn power_loss_leaves_the_synced_state_or_a_later_one() {
 
 #[test]
 fn what_was_synced_needs_no_older_state() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     let durable =
         || engine.core.record(key(0)).unwrap().1.durable.as_ref().map(|state| state.stamp.version.0);
@@ -826,7 +831,7 @@ fn fault(skip: u32, count: u32, errno: Errno) -> Fault {
 
 #[test]
 fn a_failed_read_is_an_io_error_and_the_next_may_succeed() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     write(&engine, 0, 1, 0, b"hello");
     *engine.core.segments.faults.read.lock() = fault(0, 1, Errno::IO);
@@ -836,7 +841,7 @@ fn a_failed_read_is_an_io_error_and_the_next_may_succeed() {
 
 #[test]
 fn a_failed_write_leaves_the_old_state_and_gives_its_pages_back() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     let old = noise(3 * PAGE, 1);
     write(&engine, 0, 1, 0, &old);
@@ -855,7 +860,7 @@ fn a_failed_write_leaves_the_old_state_and_gives_its_pages_back() {
 /// After a failed flush nobody knows what the disk holds: no later sync may say that all is well.
 #[test]
 fn a_failed_sync_is_never_forgotten() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     write(&engine, 0, 1, 0, b"hello");
     *engine.core.segments.faults.sync.lock() = fault(0, 1, Errno::IO);
@@ -867,6 +872,7 @@ fn a_failed_sync_is_never_forgotten() {
 
 #[test]
 fn concurrent_syncs_share_rounds() {
+    // On a real disk: a round must take a moment to be shared.
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path());
     std::thread::scope(|scope| {
@@ -888,7 +894,7 @@ fn concurrent_syncs_share_rounds() {
 
 #[test]
 fn a_directory_is_opened_once() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     assert!(matches!(Engine::open(dir.path(), options()), Err(OpenError::Locked { .. })));
     drop(engine);
@@ -901,12 +907,12 @@ fn open_error(dir: &Path) -> OpenError {
 
 #[test]
 fn foreign_newer_and_damaged_directories_are_refused_and_left_alone() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     fs::write(dir.path().join("precious"), "data").unwrap();
     assert!(matches!(open_error(dir.path()), OpenError::Foreign { .. }));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     drop(open(dir.path()));
     let format = dir.path().join("FORMAT");
     let text = fs::read_to_string(&format).unwrap();
@@ -927,7 +933,7 @@ fn foreign_newer_and_damaged_directories_are_refused_and_left_alone() {
 /// The drawing of FORMAT in docs/formats.md.
 #[test]
 fn the_format_file_is_as_drawn() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     drop(open(dir.path()));
     let text = fs::read_to_string(dir.path().join("FORMAT")).unwrap();
     assert_eq!(text, "luciola chunk engine\nformat 1\npage_bytes 16384\nsegment_bytes 1048576\n");
@@ -936,7 +942,7 @@ fn the_format_file_is_as_drawn() {
 /// The drawing of the block files: page n lies at byte n × 16384 of the files laid end to end.
 #[test]
 fn pages_lie_where_the_drawing_says() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = open(dir.path());
     let bytes = noise(30 * PAGE, 5);
     write(&engine, 3, 1, 0, &bytes);
@@ -951,7 +957,7 @@ fn pages_lie_where_the_drawing_says() {
 /// 3FS: after some interleaving two chunks owned one block. Here such an index does not open.
 #[test]
 fn a_page_with_two_owners_is_found_at_open() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     {
         let engine = open(dir.path());
         write(&engine, 0, 1, 0, b"x");
@@ -965,7 +971,7 @@ fn a_page_with_two_owners_is_found_at_open() {
 
 #[test]
 fn memory_for_records_is_bounded() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let engine = Engine::open(dir.path(), Options { segment_bytes: 1 << 30, ..options() }).unwrap();
     for index in 0..4000 {
         write(&engine, index, 1, 0, b"x");
