@@ -2,14 +2,14 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from luciola.cli.datadir import free_ports
 from luciola.errors import Error
 from luciola.storage.recovery import records_of
 from luciola.wire import SERVICE, Cluster, RpcClient, create_secret, methods, mint, save_cluster
@@ -35,7 +35,7 @@ class StorageCluster:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._clients: dict[str, RpcClient] = {}
         self.secret = create_secret(root / "secret")
-        ports = _free_ports(2)
+        ports = free_ports(2)
         self.cluster = Cluster("test", f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", "secret")
         save_cluster(root / "cluster.json", self.cluster)
         self.token = mint(self.secret, role=SERVICE)
@@ -43,6 +43,14 @@ class StorageCluster:
         self.client = int.from_bytes(os.urandom(8), "little") | 1
 
     def __enter__(self) -> Self:
+        try:
+            self._start_all()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start_all(self) -> None:
         self.start_mgmtd()
         for node in self.nodes:
             self.start(node)
@@ -52,7 +60,6 @@ class StorageCluster:
         )
         self.mgmtd(methods.Mgmtd.create_chain_table, request)
         self.wait_healthy()
-        return self
 
     def __exit__(self, *exception: object) -> None:
         for client in self._clients.values():
@@ -248,16 +255,3 @@ class StorageCluster:
                 assert records == first, f"chain {chain.id}: node {node} differs"
             count += len(first)
         return count
-
-
-def _free_ports(count: int) -> list[int]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
-
-
-def storage_processes(cluster: StorageCluster) -> Iterator[int]:
-    """Process ids of all storage nodes."""
-    return (cluster.pid(node) for node in cluster.nodes)

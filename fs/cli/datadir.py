@@ -19,8 +19,11 @@ import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from ..errors import Busy, InvalidArgument, NotFound
+
+PORTS: Final = range(20_000, 32_768)  # up to the default of net.ipv4.ip_local_port_range
 
 
 @dataclass(frozen=True)
@@ -172,15 +175,18 @@ def choose_shape(data: DataDir, *, storage_nodes: int | None, replicas: int | No
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Loopback ports nobody listens on now.
+
+    They lie below those that the kernel gives to connections by itself: one of these could take the port of a
+    service while that is being restarted (a client that calls it may even connect to itself).
+    """
+    found: list[int] = []
+    for port in secrets.SystemRandom().sample(PORTS, len(PORTS)):
+        if len(found) == count:
+            break
+        if is_free(f"127.0.0.1:{port}"):
+            found.append(port)
+    return found
 
 
 def is_free(address: str) -> bool:
