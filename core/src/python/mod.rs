@@ -6,6 +6,7 @@ pub mod client;
 pub mod error;
 mod file;
 mod forked;
+mod log;
 mod memory;
 pub mod mount;
 mod ring;
@@ -15,6 +16,7 @@ use pyo3::prelude::*;
 
 #[pymodule]
 fn luciola_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    log::start();
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     client::register(module)?;
     mount::register(module)?;
