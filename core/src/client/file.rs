@@ -287,8 +287,10 @@ impl File {
     /// Writes back and tells the last words with the close itself: one call. True: the close has been sent.
     fn close_written(&self) -> Result<bool> {
         self.inode.flush();
+        let telling = self.inode.telling();
         let Some((news, writes)) = self.inode.last_words() else { return Ok(false) };
         if news.leave {
+            drop(telling);
             return self.inode.sync(false, false).map(|()| false);
         }
         let mut close = self.goodbye();
@@ -305,7 +307,10 @@ impl File {
                 Ok(true)
             }
             // Somebody else changed the small file: merge, with the session still open.
-            Err(error) if error.kind() == Kind::Conflict => self.inode.sync(false, false).map(|()| false),
+            Err(error) if error.kind() == Kind::Conflict => {
+                drop(telling);
+                self.inode.sync(false, false).map(|()| false)
+            }
             Err(error) => Err(error),
         }
     }
@@ -357,7 +362,8 @@ pub fn set_attributes(shared: &Arc<Shared>, who: &Who, request: pb::SetAttrReque
     let id = request.path.as_ref().map_or(0, |path| path.at);
     let times = request.mtime_ns.is_some() || request.mtime_now;
     let open = shared.find(id);
-    let inode = match (&open, request.length) {
+    let length = request.length;
+    let inode = match (&open, length) {
         (Some(open), Some(length)) => {
             let change = || {
                 let inode = shared.meta.set_attr(who, request)?;
@@ -365,11 +371,12 @@ pub fn set_attributes(shared: &Arc<Shared>, who: &Who, request: pb::SetAttrReque
             };
             open.truncate(length, change)?.inode.unwrap_or_default()
         }
+        (Some(open), None) if times => open.set_times(|| shared.meta.set_attr(who, request))?,
         _ => shared.meta.set_attr(who, request)?,
     };
     shared.names.learn(inode.clone());
     let Some(open) = open else { return Ok(inode) };
-    if times {
+    if times && length.is_some() {
         open.forget_mtime();
     }
     open.adopt(&inode);

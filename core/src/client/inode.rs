@@ -725,8 +725,22 @@ impl OpenInode {
     }
 
     /// The metadata service was given times by the user: those of earlier writes count no more.
+    /// Changes times at the metadata service while nothing else is being told of this file: what it hears of earlier
+    /// writes must not come after, and take the times back.
+    pub fn set_times<T>(&self, change: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _telling = self.telling.lock();
+        let result = change()?;
+        self.forget_mtime();
+        Ok(result)
+    }
+
     pub fn forget_mtime(&self) {
         self.state.lock().mtime_ns = None;
+    }
+
+    /// Held by whoever tells the metadata service of this file.
+    pub fn telling(&self) -> MutexGuard<'_, ()> {
+        self.telling.lock()
     }
 }
 
