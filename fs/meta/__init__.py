@@ -14,7 +14,11 @@
     census       how many inodes there are
     allocator    inode and content ids, never used twice
     cluster      routing, heartbeats and clients, from the cluster manager
+    execution    one request, over all attempts at it; its record
+    replies      what is in replies
     service      the handlers of `service Meta`
+    parts        puts a service together over a store
+    control      storage nodes over gRPC; control_memory, their twin
 
 Everything durable is in the key-value store. In memory there is only what can be made again: read holds
 (clients register them again after a restart), the table of write sessions (loaded at start), the round robin

@@ -20,9 +20,9 @@ from ..wire.pb.mgmtd_pb2 import NODE_META
 from .cluster import Cluster, RoutingTable, describe
 from .collector import Collector
 from .control import GrpcControl
+from .execution import Parts
 from .layout import Placer
 from .parts import build
-from .service import Parts
 
 log: Final = logging.getLogger("luciola.meta")
 

@@ -10,9 +10,10 @@ from . import schema
 from .allocator import CONTENTS, INODES, Allocator
 from .census import Census
 from .collector import Collector, Membership
+from .execution import Parts
 from .layout import Placer
 from .lengths import Lengths
-from .service import MetaService, Parts
+from .service import MetaService
 from .sessions import Holds, Writers
 from .storage import Chunks, StorageControl
 from .truncation import Truncations

@@ -1,6 +1,7 @@
 """Random histories, with commits that fail and processes that end, beside a model; and each seed tells its story."""
 
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -10,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from luciola.errors import Error
 from luciola.kv import MemoryEngine
 from luciola.kv.faulty import Fault, FaultyEngine
+from luciola.kv.rocksdb import RocksEngine
 from luciola.wire.pb import meta_pb2 as pb
 
 from .model import Model, Refused
@@ -28,9 +30,11 @@ FLAGS = st.booleans()
 class Namespace(RuleBasedStateMachine):
     """Root's view of one service, through faults and restarts."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path | None = None) -> None:
         super().__init__()
-        self.engine = FaultyEngine(MemoryEngine(), lambda _: Fault.NONE)
+        self.directory = directory
+        inner = MemoryEngine() if directory is None else RocksEngine(directory)
+        self.engine = FaultyEngine(inner, lambda _: Fault.NONE)
         self.world = World(self.engine)
         self.model = Model()
         self.changed = False
@@ -223,6 +227,10 @@ class Namespace(RuleBasedStateMachine):
     @rule()
     def crash(self):
         plan, self.engine.plan = self.engine.plan, lambda _: Fault.NONE
+        if self.directory is not None:
+            self.engine.close()
+            self.engine = FaultyEngine(RocksEngine(self.directory), self.engine.plan)
+            self.world.engine = self.engine
         self.world.crash()
         self.engine.plan = plan
 
@@ -263,10 +271,10 @@ Namespace.TestCase.settings = settings(
 TestNamespace = Namespace.TestCase
 
 
-def walk(seed: int, steps: int) -> None:
+def walk(seed: int, steps: int, directory: Path | None = None) -> None:
     """A long history from one seed: `walk(SEED, STEPS)` replays it."""
     dice = random.Random(seed)
-    machine = Namespace()
+    machine = Namespace(directory)
     machine.faults(seed, dice.choice([0.0, 0.1, 0.3]))
 
     def path():
@@ -298,8 +306,15 @@ def walk(seed: int, steps: int) -> None:
         dice.choices([act for _, act in acts], weights)[0]()
         machine.agrees()
     machine.teardown()
+    machine.engine.close()
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_long_history(seed):
     walk(seed, 250)
+
+
+@pytest.mark.parametrize("seed", range(100, 103))
+def test_history_on_disk(seed, tmp_path):
+    """A crash closes the store here and opens it again."""
+    walk(seed, 120, tmp_path)

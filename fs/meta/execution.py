@@ -1,0 +1,311 @@
+"""One request, over all attempts at it.
+
+The usual case is one attempt: a plain function, without a task. All else goes on in `_persist`.
+
+S1  A request with a sequence number leaves a record in the transaction that carries it out; sent again, also to a
+    process that has started since, it gets the same answer and changes nothing.
+S2  `Writers` is what the store holds: it changes after a commit, and is read again after a commit whose outcome was
+    unknown.
+S3  A reply is sent after the commit; with `durability = "sync"`, or `durable` in the request, when it is on disk.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from google.protobuf.message import Message
+
+from ..clock import Clock
+from ..config import MetaConfig
+from ..errors import Busy, Conflict, Error, InvalidArgument, MaybeCommitted
+from ..kv import Engine
+from ..wire import Identity
+from ..wire.pb import common_pb2 as lane
+from ..wire.pb import meta_pb2 as pb
+from ..wire.pb.common_pb2 import Caller
+from . import schema
+from .census import Census
+from .lengths import Lengths
+from .operations.length import Overtaken
+from .permissions import User
+from .replies import RECORDED, inodes_of, without_data
+from .sessions import Holds, Writers
+from .storage import StorageControl
+from .truncation import Truncations
+from .work import Measured, NeedCut, NeedIds, NeedLength, NeedPause, Scene, Work
+
+log: Final = logging.getLogger("luciola.meta")
+
+R = TypeVar("R", bound=Message)
+Operation = Callable[[Work, Any], R]
+
+TRIES_MAX: Final = 16  # conflicts of one request before its caller is told
+FIRST_WAIT_S: Final = 0.001
+LONGEST_WAIT_S: Final = 0.2
+
+
+@dataclass(slots=True)
+class Call:
+    """One request, over all attempts at it."""
+
+    operation: Callable[[Work, Any], Any]
+    request: Any
+    user: User
+    client: int
+    sequence: int
+    number: int  # of the method on the lane; 0: never recorded
+    session: int = 0
+    measured: dict[int, Measured] = field(default_factory=dict)
+    cuts: dict[int, schema.Cut] = field(default_factory=dict)
+    uncertain: set[int] = field(default_factory=set)  # inodes whose sessions may have changed
+    made: int = 0  # new inodes of an attempt whose outcome was unknown
+
+
+@dataclass(slots=True)
+class Parts:
+    """What the service is made of."""
+
+    engine: Engine
+    clock: Clock
+    config: MetaConfig
+    scene: Scene
+    control: StorageControl
+    lengths: Lengths
+    truncations: Truncations
+    writers: Writers
+    holds: Holds
+    census: Census
+    incarnation: int
+
+
+class Execution:
+    """Runs operations."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._engine = parts.engine
+        self._clock = parts.clock
+        self._scene = parts.scene
+        self._writers = parts.writers
+        self._census = parts.census
+        self._durable = parts.config.durability == "sync"
+        self._last_ns = 0
+        self._random = random.Random(random.SystemRandom().getrandbits(128))  # noqa: S311, ids, not secrets
+        self._background: set[asyncio.Task[None]] = set()
+        self.count = 0
+
+    def read(self, operation: Operation[R], request: Any, identity: Identity) -> R | Awaitable[R]:
+        caller: Caller = request.caller
+        call = Call(operation, request, User(*identity.user(caller)), caller.client, 0, 0)
+        self.count += 1
+        try:
+            reply: R = self._look(call)
+        except (NeedPause, Conflict):
+            return self._persist(call, self._look)
+        return self._lengthened(reply, caller.client)
+
+    def write(
+        self, operation: Operation[R], request: Any, identity: Identity, number: int
+    ) -> R | Awaitable[R]:
+        caller: Caller = request.caller
+        call = Call(operation, request, User(*identity.user(caller)), caller.client, caller.sequence, number)
+        if number in (lane.META_CREATE, lane.META_OPEN) and request.write:
+            call.session = self._random.getrandbits(63) | 1
+        self.count += 1
+        try:
+            reply: R = self._attempt(call)
+        except Overtaken:
+            raise
+        except (NeedIds, NeedLength, NeedPause, NeedCut, Conflict, MaybeCommitted) as reason:
+            return self._persist(call, self._attempt, reason)
+        if self._scene.inodes.is_low or self._scene.contents.is_low:
+            self._refill()
+        if self._durable:
+            return self.on_disk(reply)
+        return self._lengthened(reply, caller.client) if number == lane.META_OPEN else reply
+
+    def _look(self, call: Call) -> Any:
+        work = Work(self._scene, self._engine.begin(), call.user, call.client, self._now_ns())
+        return call.operation(work, call.request)
+
+    def _attempt(self, call: Call) -> Any:
+        """One transaction. Raises a `Need`, Conflict or MaybeCommitted if it has to be done again."""
+        txn = self._engine.begin()
+        record = schema.record_key(call.client, call.sequence) if call.sequence else b""
+        if record:
+            answered = txn.get(record)
+            if answered is not None:
+                return self._answer_again(call, answered)
+        work = Work(
+            self._scene,
+            txn,
+            call.user,
+            call.client,
+            self._now_ns(),
+            call.session,
+            call.measured,
+            call.cuts,
+        )
+        reply = call.operation(work, call.request)
+        if record:
+            txn.put(record, schema.encode_record(work.now_ms, call.number, without_data(reply)))
+        try:
+            txn.commit()
+        except MaybeCommitted:
+            call.uncertain.update(inode for inode, _ in (*work.opened, *work.closed))
+            call.made = work.made
+            raise
+        for inode, session in work.opened:
+            self._writers.add(inode, session, call.client)
+        for inode, session in work.closed:
+            self._writers.remove(inode, session)
+        if work.made:
+            self._census.added(work.made)
+        return reply
+
+    def _answer_again(self, call: Call, record: bytes) -> Any:
+        """The answer that this request got before; inodes as they are now, where they still exist."""
+        _, number, reply_bytes = schema.decode_record(record)
+        if number != call.number:
+            raise InvalidArgument("this sequence number was used for another request")
+        self._census.added(call.made)
+        reply = RECORDED[number].FromString(reply_bytes)
+        work = Work(self._scene, self._engine.begin(), call.user, call.client, self._now_ns())
+        for inode in inodes_of(reply):
+            now = work.find(inode.id)
+            if now is not None:
+                inode.CopyFrom(work.visible(now))
+        return reply
+
+    async def _persist(self, call: Call, attempt: Callable[[Call], R], reason: Exception | None = None) -> R:
+        """Goes on until the operation is carried out or refused."""
+        try:
+            reply = await self._try_again(call, attempt, reason)
+        finally:
+            for inode in call.uncertain:
+                self._writers.reload(self._engine, inode)
+        if self._durable and call.number:
+            await self._engine.sync()
+        longer = self._lengthened(reply, call.client)
+        return longer if isinstance(longer, Message) else await longer
+
+    async def _try_again(self, call: Call, attempt: Callable[[Call], R], reason: Exception | None) -> R:
+        for tries in range(1, TRIES_MAX + 1):
+            if isinstance(reason, NeedCut):
+                reason, reply = await self._attempt_after_cut(call, attempt, reason)
+                if reply is not None:
+                    return reply
+                continue
+            if reason is not None:
+                await self._satisfy(call, reason, tries)
+            try:
+                return attempt(call)
+            except Overtaken:
+                raise
+            except (NeedIds, NeedLength, NeedPause, NeedCut, Conflict, MaybeCommitted) as again:
+                reason = again
+        if isinstance(reason, Error):
+            raise reason
+        raise Busy("the file is changing all the time")
+
+    async def _attempt_after_cut(
+        self, call: Call, attempt: Callable[[Call], R], need: NeedCut
+    ) -> tuple[Exception | None, R | None]:
+        """Removes chunks, then tries while nobody else may touch the file; why it failed, or the reply."""
+        async with self._parts.truncations.cut(need.inode, need.length) as cut:
+            if cut is not None:
+                call.cuts[need.inode] = cut
+            try:
+                for tries in range(1, TRIES_MAX + 1):
+                    try:
+                        return None, attempt(call)
+                    except Overtaken:
+                        raise
+                    except (Conflict, MaybeCommitted) as again:
+                        if tries == TRIES_MAX:
+                            raise
+                        await self._satisfy(call, again, tries)
+                    except (NeedIds, NeedLength, NeedPause, NeedCut) as again:
+                        return again, None
+            finally:
+                call.cuts.pop(need.inode, None)
+        raise AssertionError("the loop returns or raises")
+
+    async def _satisfy(self, call: Call, reason: Exception, tries: int) -> None:
+        match reason:
+            case NeedIds():
+                await reason.allocator.refill()
+            case NeedLength():
+                await self._measure(call, reason.inode)
+            case NeedPause():
+                await self._parts.truncations.wait(reason.inode)
+            case _:
+                longest_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tries)
+                await self._clock.sleep(self._random.uniform(longest_s / 2, longest_s))
+
+    async def _measure(self, call: Call, inode: int) -> None:
+        value = self._engine.begin().snapshot_get(schema.inode_key(inode))
+        if value is not None:
+            call.measured[inode] = await self._parts.lengths.measure(schema.decode_inode(value))
+
+    # After the operation.
+
+    def _lengthened(self, reply: R, client: int) -> R | Coroutine[Any, Any, R]:
+        """The reply, with the lengths of files that other clients are writing as the chains tell them."""
+        if not self._writers.count:
+            return reply
+        written = [
+            inode
+            for inode in inodes_of(reply)
+            if inode.type == pb.REGULAR and not inode.is_inline and self._writers.has_other(inode.id, client)
+        ]
+        return self._ask_lengths(reply, written) if written else reply
+
+    async def _ask_lengths(self, reply: R, written: Sequence[pb.Inode]) -> R:
+        lengths = await asyncio.gather(
+            *(self._parts.lengths.recent(inode) for inode in written), return_exceptions=True
+        )
+        for inode, length in zip(written, lengths, strict=True):
+            if isinstance(length, int):
+                inode.length = max(inode.length, length)
+            elif not isinstance(length, Error) or not isinstance(reply, pb.ListReply):
+                raise length  # a listing shows what is stored rather than nothing
+        return reply
+
+    def on_disk(self, reply: Any) -> Awaitable[Any]:
+        async def wait() -> Any:
+            answered = reply if isinstance(reply, Message) else await reply
+            await self._engine.sync()
+            return answered
+
+        return wait()
+
+    def _now_ns(self) -> int:
+        """Grows with every attempt, so that times and `change` of directories do."""
+        now_ns = self._clock.unix_ns()
+        if now_ns <= self._last_ns:
+            now_ns = self._last_ns + 1
+        self._last_ns = now_ns
+        return now_ns
+
+    def _refill(self) -> None:
+        """Fetches ids in the background, before they are missed."""
+        if self._background:
+            return
+
+        async def fetch() -> None:
+            try:
+                await self._scene.inodes.refill()
+                await self._scene.contents.refill()
+            except Error as error:
+                log.warning("ids cannot be reserved now: %s", error)
+
+        task = asyncio.ensure_future(fetch())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+__all__ = ["Call", "Execution", "Operation", "Parts"]
