@@ -327,7 +327,7 @@ fn reads_are_linearizable_while_members_fall_and_return() {
         while Instant::now() < deadline {
             let victim = (random.next() % 3) as usize;
             std::thread::sleep(Duration::from_millis(random.next() % 300));
-            storage_cluster::fall_and_return(&cluster, victim, random.next() % 2 == 0);
+            storage_cluster::fall_and_return(&cluster, victim, random.next().is_multiple_of(2));
         }
     });
     let (reads, writes) = history.check();

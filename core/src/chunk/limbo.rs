@@ -71,7 +71,7 @@ mod tests {
         limbo.push(first, vec![]);
         limbo.push(Arc::new(Record::default()), vec![7]);
         let mark = limbo.mark();
-        assert_eq!(limbo.release(mark), vec![], "the reader's record may share page 7");
+        assert_eq!(limbo.release(mark), Vec::<PageNumber>::new(), "the reader's record may share page 7");
         drop(reader);
         assert_eq!(limbo.release(mark), vec![7]);
         assert_eq!(limbo.pages(), 0);

@@ -93,6 +93,12 @@ pub struct Send {
     pub payload: Option<Placement>,
 }
 
+struct Addressed {
+    send: Send,
+    attempt: u64,
+    to: Successor,
+}
+
 impl Send {
     /// Its payload is read from the disk.
     fn must_be_built(&self) -> bool {
@@ -132,14 +138,18 @@ impl Node {
     pub fn send(&self, sends: Vec<Send>, deadline: Instant) {
         let routing = self.routing();
         let deadline = deadline.min(Instant::now() + SEND_TIMEOUT);
-        let mut by_following: BTreeMap<(usize, bool), Vec<(Send, u64, Successor)>> = BTreeMap::new();
+        let mut by_following: BTreeMap<(usize, bool), Vec<Addressed>> = BTreeMap::new();
         for send in sends {
             let (attempt, to) = match &send.effect {
                 Effect::Forward { attempt, to, .. } | Effect::Push { attempt, to, .. } => (*attempt, *to),
                 other => unreachable!("not for a successor: {other:?}"),
             };
             let following = members_after(&routing, send.slot.key.chain, to);
-            by_following.entry((following, send.must_be_built())).or_default().push((send, attempt, to));
+            by_following.entry((following, send.must_be_built())).or_default().push(Addressed {
+                send,
+                attempt,
+                to,
+            });
         }
         for ((following, built), sends) in by_following {
             let permit = match built {
@@ -147,7 +157,7 @@ impl Node {
                 false => None,
             };
             if let Some(Err(status)) = permit {
-                for (send, attempt, _) in sends {
+                for Addressed { send, attempt, .. } in sends {
                     self.report(&send.slot, Event::Answered { attempt, result: Err(status) });
                 }
                 continue;
@@ -157,15 +167,9 @@ impl Node {
     }
 
     /// Sends with the same number of members that follow, a bounded number of bytes at a time.
-    fn send_group(
-        &self,
-        routing: &Routing,
-        following: usize,
-        sends: Vec<(Send, u64, Successor)>,
-        deadline: Instant,
-    ) {
+    fn send_group(&self, routing: &Routing, following: usize, sends: Vec<Addressed>, deadline: Instant) {
         let mut batches: Vec<Batch> = Vec::new();
-        for (send, attempt, to) in sends {
+        for Addressed { send, attempt, to } in sends {
             let slot = send.slot.clone();
             match self.parcel(send, attempt) {
                 Ok(parcel) => {

@@ -81,7 +81,7 @@ pub fn run_client(cluster: &Cluster, history: &History, client: u64, seed: u64, 
     let mut sequence = 0;
     while !stop.load(Ordering::Relaxed) {
         let index = (random.next() % u64::from(history.chunks)) as u32;
-        if random.next() % 3 == 0 {
+        if random.next().is_multiple_of(3) {
             sequence += 1;
             write(cluster, history, index, client, sequence);
         } else {
