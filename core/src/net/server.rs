@@ -257,7 +257,7 @@ impl Ticket {
         let claims = match handshake::as_server(&mut stream, Kind::Data, &inner.secret, admit, deadline) {
             Ok(claims) => claims,
             Err(error) => {
-                log::warn!("a connection was refused: {error}");
+                note("refused", &error);
                 return;
             }
         };
@@ -266,7 +266,7 @@ impl Ticket {
         }
         let mut session = Session::new(stream, claims, inner.budget.clone(), inner.regions.clone());
         if let Err(error) = session.run(inner.service.as_ref()) {
-            log::warn!("a connection was closed: {error}");
+            note("closed", &error);
         }
     }
 }
@@ -296,6 +296,14 @@ impl Drop for Ticket {
         connections.clients -= usize::from(self.holder == Holder::Client);
         self.inner.ended.notify_all();
     }
+}
+
+/// One line for each connection that ended badly. Peers that merely went away are no warning.
+fn note(what: &str, error: &io::Error) {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    let went_away = matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof);
+    let level = if went_away { log::Level::Debug } else { log::Level::Warn };
+    log::log!(level, "a connection was {what}: {error}");
 }
 
 fn accept_unix(listener: &UnixListener) -> io::Result<Stream> {
