@@ -161,7 +161,8 @@ class Collector:
             txn.delete(schema.subdirectories_key(inode.id))
         if inode.type == REGULAR and not inode.is_inline:
             txn.delete(schema.cut_key(inode.id))
-            txn.put(schema.garbage_key(removed_ms, inode.content), schema.encode_garbage(inode, removed_ms))
+            garbage = schema.encode_garbage(inode, removed_ms, length=inode.length)
+            txn.put(schema.garbage_key(removed_ms, inode.content), garbage)
         if txn.snapshot_range(*schema.attribute_range(inode.id), limit=1):
             txn.delete_range(*schema.attribute_range(inode.id))
 
@@ -187,7 +188,7 @@ class Collector:
             if self._is_in_use(record):
                 log.error("content %d of inode %d is in use; its chunks stay", record.content, record.inode)
             else:
-                await self._chunks.remove(record.layout, record.content)
+                await self._chunks.remove(record.layout, record.content, record.length)
         except Error as error:
             log.warning("chunks of content %d cannot be removed now: %s", schema.split_two(key)[1], error)
             return False
@@ -263,7 +264,8 @@ class Collector:
         if not length or len(txn.get_range(*schema.session_range(inode.id), limit=2)) > 1:
             return  # another writer may be leaving, with chunks of the same content
         removed_ms = self._clock.unix_ns() // NS_PER_MS
-        txn.put(schema.garbage_key(removed_ms, inode.content), schema.encode_garbage(inode, removed_ms))
+        garbage = schema.encode_garbage(inode, removed_ms, length=length)
+        txn.put(schema.garbage_key(removed_ms, inode.content), garbage)
         inode.content = self._contents.take()
         inode.change += 1
         txn.put(schema.inode_key(inode.id), schema.encode_inode(inode))

@@ -214,14 +214,14 @@ def decode_cut(value: bytes) -> Cut:
     return Cut(*_CUT.unpack(value))
 
 
-def encode_garbage(inode: Inode, removed_unix_ms: int) -> bytes:
-    """What is needed to remove the chunks of `inode`'s content when the inode is gone."""
+def encode_garbage(inode: Inode, removed_unix_ms: int, *, length: int) -> bytes:
+    """What is needed to remove the chunks of `inode`'s content, all below `length`, when the inode is gone."""
     return RemovedContent(
         content=inode.content,
         inode=inode.id,
         layout=inode.layout,
         removed_unix_ms=removed_unix_ms,
-        length=inode.length,
+        length=length,
     ).SerializeToString()
 
 

@@ -80,9 +80,13 @@ class Chunks:
         if last is not None and last >= (index, rest + 1):
             await self._control.truncate_chunk(chain, content, index=index, length=rest)
 
-    async def remove(self, layout: Layout, content: int) -> None:
-        """Removes all chunks. May be repeated. Raises: Unavailable."""
-        await self.cut(layout, content, 0)
+    async def remove(self, layout: Layout, content: int, length: int) -> None:
+        """Removes all chunks, of which none begins at or beyond `length`. May be repeated. Raises: Unavailable.
+
+        Asks only the chains that hold any: one for a file of one chunk.
+        """
+        chains = self._placer.chains(layout)[: -(-length // layout.chunk_bytes)]
+        await _gather([self._remove(chain, content, 0) for chain in dict.fromkeys(chains)])
 
     async def _remove(self, chain: ChainId, content: int, first: int) -> None:
         while await self._control.remove_chunks(chain, content, first=first, limit=REMOVE_BATCH):

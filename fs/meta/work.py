@@ -205,11 +205,12 @@ class Work:
         self.opened.append((inode, self.session))
         return self.session
 
-    def discard_content(self, inode: Inode) -> None:
-        """Leaves the chunks of the inode's content to the collector."""
+    def discard_content(self, inode: Inode, *, length: int) -> None:
+        """Leaves the chunks of the inode's content, all below `length`, to the collector."""
         assert inode.type == REGULAR, "only regular files have content"
         self.txn.put(
-            schema.garbage_key(self.now_ms, inode.content), schema.encode_garbage(inode, self.now_ms)
+            schema.garbage_key(self.now_ms, inode.content),
+            schema.encode_garbage(inode, self.now_ms, length=length),
         )
 
 

@@ -11,7 +11,8 @@ L3  When a truncation commits, no byte beyond its length is left under the conte
 except
     bytes written while it ran, and those lie within the length that is settled before their writer's session
     ends.
-L4  A file in chunks becomes inline again only by truncation to nothing.
+L4  While nobody has a file open for writing, all chunks of its content lie below its length.
+L5  A file in chunks becomes inline again only by truncation to nothing.
 """
 
 from typing import Final
@@ -58,18 +59,20 @@ def _cut_inline(work: Work, inode: Inode, length: int) -> None:
     if work.others_write(inode.id):
         # Another client may have written chunks already, in order to leave the inode: they are not this
         # file's.
-        _discard(work, inode)
+        _discard(work, inode, length=length_max(inode.layout))
 
 
 def _replace_content(work: Work, inode: Inode) -> None:
-    if inode.length or work.is_written(inode.id):
-        _discard(work, inode)
+    if work.is_written(inode.id):  # by this client: it may have written more than it has reported
+        _discard(work, inode, length=length_max(inode.layout))
+    elif inode.length:
+        _discard(work, inode, length=inode.length)
     inode.is_inline = inode.layout.inline_bytes > 0
     inode.inline_data = b""
 
 
-def _discard(work: Work, inode: Inode) -> None:
-    work.discard_content(inode)
+def _discard(work: Work, inode: Inode, *, length: int) -> None:
+    work.discard_content(inode, length=length)
     inode.content = work.scene.contents.take()
 
 

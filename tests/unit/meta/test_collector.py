@@ -33,6 +33,25 @@ class TestDelays:
         assert world.control.contents() == set()
         check_store(world)
 
+    def test_chains_without_chunks_are_not_asked(self, world):
+        world.chunked(b"one", b"x")
+        world.chunked(b"three", b"x" * (2 * CHUNK + 1))
+        for name, count in ((b"one", 1), (b"three", 3)):
+            world.unlink(name)
+            world.clock.advance(2)
+            calls = world.control.calls
+            world.collect()
+            assert world.control.calls - calls == count
+        assert world.control.contents() == set()
+
+    def test_unreported_bytes_of_a_replaced_content_go_too(self, world):
+        inode, session = world.chunked(b"f", b"x", close=False)
+        world.write(inode, 3 * CHUNK, b"not reported yet")
+        world.set_attr(b"f", length=0, session=session)
+        world.clock.advance(2)
+        world.collect()
+        assert world.control.contents() == set()
+
     def test_inline_files_ask_no_chain(self, world):
         reply = world.create(b"f")
         world.close_one(reply.inode.id, reply.session, has_inline=True, inline_data=b"abc", inline_base=1)
@@ -60,7 +79,7 @@ class TestTrouble:
         """Even if a record says so: here is one that lies."""
         inode, _ = world.chunked(b"f", DATA)
         transaction = world.engine.begin()
-        transaction.put(schema.garbage_key(1, inode.content), schema.encode_garbage(inode, 1))
+        transaction.put(schema.garbage_key(1, inode.content), schema.encode_garbage(inode, 1, length=40))
         transaction.commit()
         world.collect()
         assert world.read(world.lookup(b"f")) == DATA

@@ -107,10 +107,11 @@ def crashing_calls(monkeypatch):
 
 def test_crash_in_the_middle_of_removing_a_large_content(world):
     """Batches that were removed stay removed; the rest follows after the restart."""
-    inode, _ = world.chunked(b"big", b"x")
+    inode, session = world.chunked(b"big", b"x", close=False)
     for index in range(1000):
         chains = chains_of(inode.layout, CHAINS)
         world.control.write(chains[index % len(chains)], inode.content, index=index, data=b"y")
+    world.close_one(inode.id, session, length=999 * CHUNK + 1)
     world.unlink(b"big")
     world.clock.advance(2)
     world.control.crash_at = world.control.calls + 7

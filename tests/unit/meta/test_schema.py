@@ -50,7 +50,7 @@ def test_values_come_back(number, kind):
 def test_garbage_names_the_content_and_where_it_lies():
     inode = Inode(id=20, content=30, length=40)
     inode.layout.stripe = 5
-    record = schema.decode_garbage(schema.encode_garbage(inode, 60))
+    record = schema.decode_garbage(schema.encode_garbage(inode, 60, length=40))
     assert (record.inode, record.content, record.length, record.layout.stripe) == (20, 30, 40, 5)
     assert record.removed_unix_ms == 60
 

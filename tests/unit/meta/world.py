@@ -390,3 +390,7 @@ def check_store(world: World) -> None:
     waiting = {schema.split_two(key)[1] for key in world.keys(b"G")}
     assert not known & waiting, "content in use waits to be removed"
     assert world.control.contents() <= known | waiting, "chunks that nobody will ever remove"
+    for number, inode in inodes.items():
+        if inode.content and not inode.is_inline and number not in world.parts.writers:
+            end = world.run(world.parts.lengths.measure(inode)).length
+            assert end <= inode.length, f"L4: inode {number} has chunks beyond its length"
