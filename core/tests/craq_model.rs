@@ -128,6 +128,25 @@ fn the_last_replica_falls_and_returns() {
     explore("last", limits);
 }
 
+/// A head whose disk is slow is taken out of the chain and comes back as a returning replica meanwhile.
+#[test]
+fn a_slow_disk_under_a_replica_that_returns() {
+    explore("slow return", SLOW_RETURN);
+}
+
+const SLOW_RETURN: Limits = Limits {
+    replicas: 2,
+    serving: 2,
+    writers: 2,
+    sends: 1,
+    crashes: 0,
+    expiries: 1,
+    chain_versions: 4,
+    resends: 0,
+    slow_disks: true,
+    ..Limits::SMALL
+};
+
 #[test]
 fn a_full_disk_somewhere_in_the_chain() {
     explore(
@@ -239,4 +258,9 @@ fn finds_an_update_dropped_that_another_try_had_delivered() {
         ..Limits::SMALL
     };
     must_find(limits, WRONG);
+}
+
+#[test]
+fn finds_an_own_update_committed_by_a_returning_replica() {
+    must_find(Limits { bug: Bug::CommitOwnAsSyncing, ..SLOW_RETURN }, WRONG);
 }

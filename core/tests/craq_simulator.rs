@@ -98,6 +98,16 @@ fn walk(limits: &Limits, seed: u64, seen: &mut Seen) -> Option<(&'static str, Ve
         seen.steps += 1;
         let after: usize = world.writers.iter().filter(|writer| writer.acknowledged).count();
         seen.acknowledged += after.saturating_sub(before) as u64;
+        if std::env::var("LUCIOLA_TRACE").is_ok() {
+            println!("--- {:?}", way.last());
+            println!("chain {} {:?}, seen {}", world.latest(), world.chains.last(), world.seen.len());
+            for message in &world.network {
+                println!("  {message:?}");
+            }
+            for node in &world.nodes {
+                println!("  {node:?}");
+            }
+        }
         if let Some(broken) = world.broken() {
             return Some((broken, way));
         }

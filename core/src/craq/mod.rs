@@ -171,4 +171,5 @@ pub enum Bug {
     KeepStalePending,
     UpdateWithoutPrevious,
     AbortAfterRetry,
+    CommitOwnAsSyncing,
 }

@@ -41,6 +41,8 @@ struct Update {
     /// Retries of the same update, answered together.
     joined: Vec<Ticket>,
     phase: Phase,
+    /// The chain version under which it was begun as the predecessor's word to a SYNCING replica.
+    syncing_under: Option<ChainVersion>,
     /// The successor said that it misses the version before.
     whole: bool,
     /// How often it was sent to a successor. Only the refusal of the only send proves that nobody has it.
@@ -110,6 +112,7 @@ impl Replica {
                 owner: None,
                 joined: Vec::new(),
                 phase: Phase::Stalled,
+                syncing_under: None,
                 whole: false,
                 // It may have been sent before the restart.
                 sends: 1,
@@ -372,12 +375,14 @@ impl Replica {
         out: &mut Vec<Effect>,
     ) {
         assert!(self.active.is_none(), "one thing at a time holds a chunk");
+        let syncing = self.view.place == Place::Syncing;
         self.active = Some(Active::Update(Update {
             update,
             writers,
             owner: Some(ticket),
             joined: Vec::new(),
             phase: Phase::Staging,
+            syncing_under: syncing.then_some(self.view.chain_version),
             whole: false,
             sends: 0,
         }));
@@ -414,11 +419,12 @@ impl Replica {
     /// Takes a version that is on disk to its next station.
     fn drive(&mut self, out: &mut Vec<Effect>) {
         let Some(Active::Update(active)) = &mut self.active else { unreachable!("an update is driven") };
-        let fresh = active.phase == Phase::Staging;
+        let agreed = active.syncing_under == Some(self.view.chain_version)
+            || (self.bug == Bug::CommitOwnAsSyncing && active.phase == Phase::Staging);
         let successor = match self.view.place {
             Place::Member { .. } => self.view.successor,
-            Place::Syncing if fresh => None,
-            // It stays on disk: whoever this replica becomes later decides about it (R5, R8).
+            Place::Syncing if agreed => None,
+            // It stays on disk, also if it was begun in an earlier life as a member: whoever this replica becomes later decides about it (R5, R8).
             Place::Syncing | Place::Out => {
                 active.phase = Phase::Stalled;
                 for ticket in active.callers() {
