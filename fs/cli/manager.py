@@ -72,6 +72,11 @@ class Manager:
         }
         return bool(wanted) and wanted <= serving and not routing.bootstrapping
 
+    async def silent_pids(self) -> set[int]:
+        """Processes that mgmtd has not heard of for longer than their lease."""
+        routing = await self.routing()
+        return {node.pid for node in routing.nodes if node.status == pb.FAILED}
+
     async def report_ended(self, node: int, pid: int) -> None:
         """Tells mgmtd that the process `pid` of `node` is gone, so that its lease need not be waited for."""
         routing = await self.routing()

@@ -35,6 +35,8 @@ STORAGE_NODE_FIRST: Final = 201
 CHAIN_TABLE: Final = 1
 START_S: Final = 60.0  # a service that does not answer by then will not
 POLL_S: Final = 0.05
+WATCH_S: Final = 0.5
+HUNG_S: Final = 2.0  # beyond its lease; a process that was merely late has reported by then
 
 
 @dataclass
@@ -64,6 +66,7 @@ class Supervisor:
             if ready.done():
                 await ready
                 self._set_phase("running")
+                self._watchers.append(asyncio.create_task(self._end_hung()))
                 on_ready(self)
                 await stop
             else:
@@ -139,6 +142,28 @@ class Supervisor:
             except (Error, TimeoutError) as error:
                 # mgmtd will notice by the lease.
                 log.info("mgmtd was not told: %s", error)
+
+    async def _end_hung(self) -> None:
+        """Ends services that run and say nothing, so that they are started again.
+
+        Others have taken over by then, but whoever has lent such a process memory waits for it.
+        """
+        loop = asyncio.get_running_loop()
+        silent_since: dict[int, float] = {}
+        async with Manager.connect(self.shape) as manager:
+            while not self.stopping.is_set():
+                await asyncio.sleep(WATCH_S)
+                try:
+                    silent = await manager.silent_pids()
+                except Error:  # mgmtd itself is away
+                    silent = set()
+                silent_since = {pid: silent_since.get(pid, loop.time()) for pid in silent}
+                for child in self.children:
+                    if child.process is None or child.pid is None or child.pid not in silent_since:
+                        continue
+                    if loop.time() - silent_since[child.pid] >= HUNG_S:
+                        log.error("%s (process %d) hangs and is ended", child.service.name, child.pid)
+                        child.process.kill()
 
     async def _started(self, child: Child) -> None:
         log.info("%s runs again as process %s", child.service.name, child.pid)

@@ -1,0 +1,51 @@
+"""A storage process that hangs: others take over, and it is ended so that nobody waits for it."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster import LocalCluster
+
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.slow]
+PAUSE_S_MAX = 20.0  # lease 3 s, patience 2 s, restart; the rest is for a busy machine
+
+
+def test_hanging_node_is_ended_and_writers_go_on(tmp_path: Path) -> None:
+    with LocalCluster(tmp_path, mount=True) as cluster:
+        assert cluster.mountpoint is not None
+        victim = cluster.services("storage")[1]
+        pauses: list[float] = []
+        ended = threading.Event()
+
+        def write(number: int) -> None:
+            with (cluster.mountpoint / f"file-{number}").open("wb", buffering=0) as file:  # type: ignore[operator]
+                count = 0
+                while not ended.is_set():
+                    started = time.monotonic()
+                    file.seek((count % 16) << 20)
+                    file.write(bytes([count % 256]) * (1 << 20))
+                    os.fsync(file.fileno())
+                    pauses.append(time.monotonic() - started)
+                    count += 1
+
+        writers = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+        for writer in writers:
+            writer.start()
+        time.sleep(1)
+        os.kill(victim["pid"], signal.SIGSTOP)
+        try:
+            time.sleep(8)
+        finally:
+            ended.set()
+            for writer in writers:
+                writer.join(60)
+        assert max(pauses) < PAUSE_S_MAX
+        cluster.wait_healthy()
+        again = next(each for each in cluster.services("storage") if each["id"] == victim["id"])
+        assert again["restarts"] == victim["restarts"] + 1
+        assert again["pid"] != victim["pid"]
+        assert cluster.fsck()["problems"] == []
