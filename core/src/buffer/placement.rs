@@ -127,6 +127,14 @@ impl Placement {
         self.region.as_ref().map(|(region, offset)| (region, *offset))
     }
 
+    /// Whether somebody else holds what keeps this memory: a clone, a slice, or the pool's borrower.
+    pub(super) fn is_lent(&self) -> bool {
+        let lent = self.keep.as_ref().is_some_and(|keep| Arc::strong_count(keep) > 1);
+        // What the last borrower did to the bytes happened before what is done to them next.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
+        lent
+    }
+
     /// Whether another process may read or change the bytes at any time.
     pub fn is_shared(&self) -> bool {
         self.region.is_some()

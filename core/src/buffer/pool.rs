@@ -125,6 +125,11 @@ impl Deref for Buffer {
 }
 
 impl Buffer {
+    /// Whether a clone or a slice of the buffer exists.
+    pub fn is_lent(&self) -> bool {
+        self.0.is_lent()
+    }
+
     pub fn into_placement(self) -> Placement {
         self.0
     }
@@ -154,7 +159,9 @@ mod tests {
     fn a_slice_keeps_its_buffer_out_of_the_pool() {
         let pool = BufferPool::new(4096, 1).unwrap();
         let buffer = pool.try_take().unwrap();
+        assert!(!buffer.is_lent());
         let part = buffer.slice(10..20);
+        assert!(buffer.is_lent());
         drop(buffer);
         assert!(pool.try_take().is_none());
         drop(part);

@@ -69,6 +69,11 @@ impl Device {
         }
     }
 
+    /// Answers request `unique` with the bytes of `piece`.
+    pub fn reply_with(&self, unique: u64, piece: &Placement) {
+        self.reply(unique, None, piece.as_source(), &[]);
+    }
+
     /// Answers request `unique`: an error, or `value` followed by `pieces`.
     pub fn reply(&self, unique: u64, error: Option<Errno>, value: &[u8], pieces: &[Placement]) {
         let length = value.len() + buffer::total_length(pieces);

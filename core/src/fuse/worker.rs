@@ -50,8 +50,8 @@ impl<'a> Worker<'a> {
                 Received::Nothing => {}
                 Received::Request(length) => {
                     self.shared.begin_work(&self.device);
-                    let lent = self.answer(&head, &buffer, length);
-                    if lent {
+                    self.answer(&head, &buffer, length);
+                    if buffer.is_lent() {
                         // Whoever kept a part of it keeps it out of the pool.
                         drop(buffer);
                         buffer = self.take_buffer();
@@ -71,18 +71,17 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Answers one request. True if the file system has seen `buffer`.
-    fn answer(&mut self, head: &Head, buffer: &Buffer, length: usize) -> bool {
+    /// Answers one request.
+    fn answer(&mut self, head: &Head, buffer: &Buffer, length: usize) {
         let Some(header) = header(head).filter(|header| header.len as usize == length) else {
             log::error!("a request of {length} bytes has a wrong header; ignored");
-            return false;
+            return;
         };
         let in_buffer = length.saturating_sub(HEAD_BYTES);
         let body = &head[size_of::<InHeader>()..length.min(HEAD_BYTES)];
         match Opcode::from_wire(header.opcode) {
             Some(Opcode::Write | Opcode::Read) => {
                 self.perform(&header, Body(body), buffer, in_buffer);
-                return true;
             }
             Some(Opcode::Interrupt) => self.interrupt(&header, body),
             _ => {
@@ -98,7 +97,6 @@ impl<'a> Worker<'a> {
                 self.scratch = scratch;
             }
         }
-        false
     }
 
     fn perform(&mut self, header: &InHeader, body: Body<'_>, buffer: &Buffer, payload_length: usize) {
@@ -116,17 +114,17 @@ impl<'a> Worker<'a> {
             inode: header.inode,
             opcode: header.opcode,
             body,
-            payload: buffer.slice(0..buffer.len()),
+            payload: buffer,
             payload_length,
         };
         self.out.clear();
         // A bug in one operation is one program's EIO, not everybody's lost mount.
         let result = catch_unwind(AssertUnwindSafe(|| request::perform(&mut request, &mut self.out)));
-        drop(request);
         self.slot.working_on.store(0, Ordering::Release);
         match result {
             Ok(Ok(Answer::Nothing)) => {}
             Ok(Ok(Answer::Out)) => self.device.reply(header.unique, None, &self.out, &[]),
+            Ok(Ok(Answer::Piece(piece))) => self.device.reply_with(header.unique, &piece),
             Ok(Ok(Answer::Pieces(pieces))) => self.device.reply(header.unique, None, &[], &pieces),
             Ok(Err(errno)) => self.device.reply(header.unique, Some(errno), &[], &[]),
             Err(_) => {

@@ -61,7 +61,7 @@ impl Request<'_> {
         match self.context.fs.read(&self.caller, &request, &into)? {
             ReadOutcome::Placed(length) => {
                 assert!(length <= size, "a read places no more than was asked for");
-                Ok(Answer::Pieces(vec![into.slice(0..length)]))
+                Ok(Answer::Piece(if length == size { into } else { into.slice(0..length) }))
             }
             ReadOutcome::Held(pieces) => {
                 assert!(pieces.len() <= READ_PIECES_MAX, "a read answers in few pieces");

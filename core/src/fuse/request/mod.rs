@@ -36,7 +36,7 @@ pub struct Request<'a> {
     pub opcode: u32,
     pub body: Body<'a>,
     /// Page-aligned memory of `request_bytes`, for the payload: of a WRITE, or to read into.
-    pub payload: Placement,
+    pub payload: &'a Placement,
     /// Bytes of the payload that came with the request.
     pub payload_length: usize,
 }
@@ -47,7 +47,8 @@ pub enum Answer {
     Nothing,
     /// The bytes in `out`.
     Out,
-    /// Bytes from where they lie.
+    /// Bytes from where they lie: the usual one piece, and several.
+    Piece(Placement),
     Pieces(Vec<Placement>),
 }
 
