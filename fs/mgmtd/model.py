@@ -146,9 +146,10 @@ class Model:
             raise InvalidArgument(
                 f"this process of node {said.id} was replaced or has ended; start it again", node=said.id
             )
-        replaced = known.incarnation != said.incarnation
-        falls = any(member.state not in FALLEN for _chain, member in self._members_on(said.id))
-        said = replace(said, disabled=known.disabled, unsettled=falls if replaced else known.unsettled)
+        unsettled = known.unsettled
+        if known.incarnation != said.incarnation:
+            unsettled = any(member.state not in FALLEN for _chain, member in self._members_on(said.id))
+        said = replace(said, disabled=known.disabled, unsettled=unsettled)
         return Change() if said == known else Change(nodes=(said,))
 
     def hear(self, request: pb.HeartbeatRequest, *, now_s: float) -> Heard:
