@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import resource
 import sys
 from pathlib import Path
 
@@ -34,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         format=f"%(asctime)s %(levelname).1s storage-{options.node_id} %(message)s",
         stream=sys.stderr,
     )
+    # Every connection, block file and client's region is a descriptor; the usual soft limit is 1024.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         settings = Settings(
             node=options.node_id,
