@@ -2,7 +2,8 @@
 
 Start order: mgmtd, then storage nodes and meta, then the chain table (once), then the mount; each step waits until the
 one before answers. A service that ends is reported to mgmtd (its lease need not be waited for) and started again. The
-stop is the start backwards: the mount first, so that it can flush what it holds.
+stop begins with the mount, so that it can flush what it holds, and ends with the storage nodes: mgmtd does not see
+them go one after the other, so the last one is not taken for the only one that has everything.
 
 State is written to DATA/run/state.json whenever it changes; `luciola status` reads it and asks mgmtd for the chains.
 """
@@ -184,7 +185,7 @@ class Supervisor:
             if not watcher.done() and not self.stopping.is_set():
                 watcher.cancel()
         end_extra_mounts(self.data, except_pids={child.pid for child in self.children if child.pid})
-        for kind in ("mount", "meta", "storage", "mgmtd"):
+        for kind in ("mount", "meta", "mgmtd", "storage"):
             await asyncio.gather(
                 *(processes.stop(child) for child in self.children if child.service.kind == kind)
             )
