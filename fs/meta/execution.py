@@ -45,6 +45,7 @@ Operation = Callable[[Work, Any], R]
 TRIES_MAX: Final = 16  # conflicts of one request before its caller is told
 FIRST_WAIT_S: Final = 0.001
 LONGEST_WAIT_S: Final = 0.2
+UNRECORDED: Final = 0  # in place of a method's number: carried out twice it does no harm
 
 
 @dataclass(slots=True)
@@ -56,7 +57,7 @@ class Call:
     user: User
     client: int
     sequence: int
-    number: int  # of the method on the lane; 0: never recorded
+    number: int  # of the method on the lane, or UNRECORDED
     session: int = 0
     measured: dict[int, Measured] = field(default_factory=dict)
     cuts: dict[int, schema.Cut] = field(default_factory=dict)
@@ -99,7 +100,7 @@ class Execution:
 
     def read(self, operation: Operation[R], request: Any, identity: Identity) -> R | Awaitable[R]:
         caller: Caller = request.caller
-        call = Call(operation, request, User(*identity.user(caller)), caller.client, 0, 0)
+        call = Call(operation, request, User(*identity.user(caller)), caller.client, 0, UNRECORDED)
         self.count += 1
         try:
             reply: R = self._look(call)
@@ -134,7 +135,7 @@ class Execution:
     def _attempt(self, call: Call) -> Any:
         """One transaction. Raises a `Need`, Conflict or MaybeCommitted if it has to be done again."""
         txn = self._engine.begin()
-        record = schema.record_key(call.client, call.sequence) if call.sequence else b""
+        record = schema.record_key(call.client, call.sequence) if call.sequence and call.number else b""
         if record:
             answered = txn.get(record)
             if answered is not None:
@@ -187,7 +188,7 @@ class Execution:
         finally:
             for inode in call.uncertain:
                 self._writers.reload(self._engine, inode)
-        if self._durable and call.number:
+        if self._durable:
             await self._engine.sync()
         longer = self._lengthened(reply, call.client)
         return longer if isinstance(longer, Message) else await longer
@@ -308,4 +309,4 @@ class Execution:
         task.add_done_callback(self._background.discard)
 
 
-__all__ = ["Call", "Execution", "Operation", "Parts"]
+__all__ = ["UNRECORDED", "Call", "Execution", "Operation", "Parts"]

@@ -18,8 +18,8 @@ from ..wire.pb import common_pb2 as lane
 from ..wire.pb import meta_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
 from . import schema
-from .execution import Execution, Parts
-from .operations.close import close
+from .execution import UNRECORDED, Execution, Parts
+from .operations.close import close, reports
 from .operations.create import create
 from .operations.link import link
 from .operations.list import list_directory
@@ -132,10 +132,12 @@ class MetaService:
 
     def close(self, request: pb.CloseRequest, identity: Identity) -> Any:
         caller = request.caller
-        if len(request.closes) == 1 and _is_hold_only(request.closes[0]):
-            reply = self._execution.read(close, request, identity)
-        else:
+        if any(reports(one) for one in request.closes):
             reply = self._execution.write(close, request, identity, lane.META_CLOSE)
+        elif any(one.session for one in request.closes):
+            reply = self._execution.write(close, request, identity, UNRECORDED)
+        else:
+            reply = self._execution.read(close, request, identity)
         released = [one.inode for one in request.closes if one.read_hold]
         if released:
             self._holds.release(caller.client, released, caller.sequence)
@@ -253,10 +255,6 @@ class MetaService:
     def _count(self, kind: bytes) -> int:
         begin, end = schema.kind_range(kind)
         return len(self._engine.begin().snapshot_range(begin, end, limit=COUNTED_MAX))
-
-
-def _is_hold_only(one: pb.CloseOne) -> bool:
-    return not (one.session or one.HasField("length") or one.has_inline or one.mtime_ns)
 
 
 __all__ = ["MetaService"]

@@ -37,22 +37,34 @@ def close(work: Work, request: CloseRequest) -> CloseReply:
 
 
 def _close_one(work: Work, one: CloseOne) -> InodeReply:
-    if not one.session and not (one.HasField("length") or one.has_inline or one.mtime_ns):
-        inode = work.find(one.inode)
-        return InodeReply() if inode is None else InodeReply(inode=work.visible(inode))
+    if not reports(one):
+        _end_session(work, one)
+        found = work.find(one.inode)
+        return InodeReply() if found is None else InodeReply(inode=work.visible(found))
     inode = work.take(one.inode)
     work.pause(inode)
     require_writer(work, inode, one.session)
     absorb(work, inode, one, exact=False)
-    if one.session:
-        key = schema.session_key(one.inode, one.session)
-        value = work.txn.get(key)
-        if value is not None:
-            if schema.decode_session(value).client != work.client:
-                raise NotFound("not this client's session", inode=one.inode)
-            work.txn.delete(key)
-            work.closed.append((one.inode, one.session))
+    _end_session(work, one)
     return InodeReply(inode=inode)
 
 
-__all__ = ["CLOSES_MAX", "close"]
+def reports(one: CloseOne) -> bool:
+    """Whether this close tells of a change. One that does not may be carried out twice without harm."""
+    return one.HasField("length") or one.has_inline or bool(one.mtime_ns)
+
+
+def _end_session(work: Work, one: CloseOne) -> None:
+    if not one.session:
+        return
+    key = schema.session_key(one.inode, one.session)
+    value = work.txn.get(key)
+    if value is None:  # it has been closed before, or its client was taken for dead
+        return
+    if schema.decode_session(value).client != work.client:
+        raise NotFound("not this client's session", inode=one.inode)
+    work.txn.delete(key)
+    work.closed.append((one.inode, one.session))
+
+
+__all__ = ["CLOSES_MAX", "close", "reports"]

@@ -1,14 +1,10 @@
 """What a writer reports of a file: its length, its time, its bytes if they fit the inode."""
 
-from typing import Final
-
 from ...errors import InvalidArgument, IsADirectory
 from ...wire.pb.meta_pb2 import DIRECTORY, REGULAR, CloseOne, Inode, InodeReply, SyncRequest
 from ..permissions import WRITE, after_write, require
 from ..work import Work
 from .length import absorb_inline, absorb_length, leave_inline
-
-EBADF: Final = 9
 
 
 def sync(work: Work, request: SyncRequest) -> InodeReply:
@@ -71,4 +67,4 @@ def _require_file(inode: Inode) -> None:
         raise InvalidArgument("only regular files are written", inode=inode.id)
 
 
-__all__ = ["EBADF", "absorb", "require_writer", "sync"]
+__all__ = ["absorb", "require_writer", "sync"]

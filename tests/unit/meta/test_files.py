@@ -531,3 +531,30 @@ class TestCloseMany:
         reply = world.create(b"f")
         for _ in range(2):
             assert not world.close_one(reply.inode.id, reply.session)[1].code
+
+
+class TestCloseWithoutNews:
+    def test_leaves_no_record_and_does_no_harm_twice(self, world):
+        reply = world.create(b"f", read=True, sequence=5)
+        records = world.keys(b"R")
+        for _ in range(2):
+            result, error = world.close_one(reply.inode.id, reply.session, read_hold=True, sequence=6)
+            assert not error.code
+            assert result.inode.id == reply.inode.id
+        assert world.keys(b"R") == records
+        assert world.keys(b"S") == []
+        assert world.parts.holds.count == 0
+
+    def test_needs_no_permission_but_the_session(self, world):
+        world.set_attr(b"", permissions=0o777)
+        reply = world.create(b"f", user=ALICE, client=5, permissions=0o444)
+        assert world.close_one(reply.inode.id, reply.session, user=BOB, client=6)[1].code == "not_found"
+        assert world.parts.writers.count == 1
+        for _ in range(2):
+            assert not world.close_one(reply.inode.id, reply.session, user=ALICE, client=5)[1].code
+        assert world.parts.writers.count == 0
+
+    def test_of_an_inode_that_is_no_more(self, world):
+        result, error = world.close_one(12345, 5)
+        assert not error.code
+        assert not result.HasField("inode")
