@@ -106,6 +106,11 @@ pub fn attributes(inode: &pb::Inode) -> Attributes {
     }
 }
 
+/// The time at which a directory changed with this entry of it; `None` where its count of links may have changed too.
+fn time_of(inode: &pb::Inode) -> Option<i64> {
+    (inode.r#type() != pb::FileType::Directory).then_some(inode.ctime_ns)
+}
+
 fn open_options(flags: i32) -> OpenOptions {
     let flags = OFlags::from_bits_retain(flags as u32);
     let mode = flags & OFlags::RWMODE;
@@ -191,7 +196,7 @@ impl Mounted {
     /// The entry of a name that was just made.
     fn made(&self, parent: u64, name: &[u8], inode: &pb::Inode) -> Entry {
         let names = &self.client.shared().names;
-        names.changed(parent, name, Some(inode));
+        names.changed(parent, name, Some(inode), time_of(inode));
         self.entry(inode, names.ttl())
     }
 
@@ -370,14 +375,14 @@ impl FileSystem for Mounted {
     fn unlink(&self, _: &Caller, parent: u64, name: &[u8]) -> Reply<()> {
         let inode = self.client.meta().unlink(&self.root, name_path(parent, name)).map_err(errno)?;
         let names = &self.client.shared().names;
-        names.changed(parent, name, None);
+        names.changed(parent, name, None, time_of(&inode));
         names.learn(inode);
         Ok(())
     }
 
     fn rmdir(&self, _: &Caller, parent: u64, name: &[u8]) -> Reply<()> {
         self.client.meta().rmdir(&self.root, name_path(parent, name)).map_err(errno)?;
-        self.client.shared().names.changed(parent, name, None);
+        self.client.shared().names.changed(parent, name, None, None);
         Ok(())
     }
 
@@ -398,13 +403,15 @@ impl FileSystem for Mounted {
         let reply = self.client.meta().rename(&self.root, request).map_err(errno)?;
         let names = &self.client.shared().names;
         let replaced = reply.replaced.filter(|inode| inode.id != 0);
+        let plain = replaced.as_ref().is_none_or(|inode| time_of(inode).is_some());
+        let time_ns = reply.moved.as_ref().and_then(time_of).filter(|_| plain);
         let back = if mode == RenameMode::Exchange { replaced.as_ref() } else { None };
         // A rename to the same file leaves both names (rename(2)).
         let same = replaced.as_ref().map(|inode| inode.id) == reply.moved.as_ref().map(|inode| inode.id);
         if !same || replaced.is_none() {
-            names.changed(source.0, source.1, back);
+            names.changed(source.0, source.1, back, time_ns);
         }
-        names.changed(target.0, target.1, reply.moved.as_ref());
+        names.changed(target.0, target.1, reply.moved.as_ref(), time_ns);
         if let Some(inode) = replaced {
             names.learn(inode);
         }

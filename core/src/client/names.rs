@@ -271,13 +271,16 @@ impl Names {
         }
     }
 
-    /// This client has just given `name` to the inode, or taken it away.
-    pub fn changed(&self, parent: u64, name: &[u8], inode: Option<&pb::Inode>) {
+    /// This client has just given `name` to the inode, or taken it away. `time_ns`: the directory's time of change, if
+    /// nothing else of it has changed and it is known: the service gives it to the inode too.
+    pub fn changed(&self, parent: u64, name: &[u8], inode: Option<&pb::Inode>, time_ns: Option<i64>) {
         let now = Instant::now();
         let slim = inode.cloned().map(slim);
         let mut inner = self.inner.lock();
-        // The directory's times and counts have changed with it.
-        inner.attributes.remove(&parent);
+        match time_ns {
+            Some(time_ns) => inner.touch(parent, time_ns),
+            None => inner.attributes.remove(&parent),
+        }
         if let Some(listing) = inner.listings.get_mut(&parent) {
             listing.change(name, slim.clone());
         }
@@ -373,6 +376,18 @@ impl Inner {
         }
         self.attributes.put(inode.id, Attributes { inode: inode.clone(), asked });
         inode
+    }
+
+    /// The directory's entries changed at that time. What is known of it gets no younger.
+    fn touch(&mut self, directory: u64, time_ns: i64) {
+        let Some(known) = self.attributes.get(&directory).cloned() else { return };
+        if known.inode.ctime_ns < time_ns {
+            let mut inode = pb::Inode::clone(&known.inode);
+            inode.mtime_ns = time_ns;
+            inode.ctime_ns = time_ns;
+            inode.change = inode.change.max(time_ns as u64);
+            self.attributes.put(directory, Attributes { inode: Arc::new(inode), asked: known.asked });
+        }
     }
 
     fn install(&mut self, parent: u64, listing: Listing) {
@@ -477,12 +492,12 @@ mod tests {
         let names = names();
         let (_, after) = storm(&names, 1);
         let asked = Instant::now();
-        names.changed(1, b"new", Some(&inode(9, 1)));
-        names.changed(1, b"gone", None);
+        names.changed(1, b"new", Some(&inode(9, 1)), None);
+        names.changed(1, b"gone", None, None);
         names.finish_listing(1, after, asked, Some((vec![dentry("gone", 4)], false)));
         assert_eq!(id(names.lookup(1, b"new")), Some(9));
         assert_eq!(id(names.lookup(1, b"gone")), None);
-        names.changed(1, b"new", None);
+        names.changed(1, b"new", None, None);
         assert_eq!(id(names.lookup(1, b"new")), None);
     }
 
@@ -490,7 +505,7 @@ mod tests {
     fn an_answer_to_an_older_question_does_not_undo_an_own_change() {
         let names = names();
         let asked = Instant::now();
-        names.changed(1, b"f", Some(&inode(5, 3)));
+        names.changed(1, b"f", Some(&inode(5, 3)), None);
         names.learn_name(1, b"f", None, asked);
         assert_eq!(id(names.lookup(1, b"f")), Some(5));
         names.learn_at(inode(5, 2), Instant::now());
@@ -522,11 +537,24 @@ mod tests {
     }
 
     #[test]
+    fn a_change_of_names_moves_the_time_of_its_directory_and_nothing_else() {
+        let names = names();
+        let directory = pb::Inode { ctime_ns: 10, mtime_ns: 10, permissions: 0o755, ..inode(1, 10) };
+        names.learn(directory.clone());
+        names.changed(1, b"f", Some(&inode(5, 1)), Some(20));
+        names.changed(1, b"g", Some(&inode(6, 1)), Some(15));
+        let (known, _) = names.attributes(1).unwrap();
+        assert_eq!((known.mtime_ns, known.ctime_ns, known.permissions), (20, 20, 0o755));
+        names.changed(1, b"d", None, None);
+        assert!(names.attributes(1).is_none());
+    }
+
+    #[test]
     fn a_directory_made_here_is_known_to_be_empty() {
         let names = names();
         names.made_directory(7);
         assert_eq!(id(names.lookup(7, b"f")), None);
-        names.changed(7, b"f", Some(&inode(8, 1)));
+        names.changed(7, b"f", Some(&inode(8, 1)), None);
         assert_eq!(id(names.lookup(7, b"f")), Some(8));
     }
 

@@ -26,7 +26,7 @@ use crate::wire::pb::{self, Method, NodeKind};
 /// Longest sleep of the clock thread.
 const TICK: Duration = Duration::from_millis(250);
 /// Closes wait this long for company.
-const GATHER: Duration = Duration::from_millis(20);
+const GATHER: Duration = Duration::from_millis(50);
 /// Dirty bytes are written back after one to two of these, if nobody asks before.
 const AGE: Duration = Duration::from_secs(1);
 /// One attempt to extend the session.
@@ -132,7 +132,7 @@ impl Session {
         while !self.stopping.load(Ordering::Acquire) {
             if self.shared.wait_for_closes(TICK) {
                 let gathered = self.shared.closes_waiting() >= CLOSES_MAX;
-                thread::sleep(if gathered { GATHER / 20 } else { GATHER });
+                thread::sleep(if gathered { GATHER / 50 } else { GATHER });
                 Errand::send(&self, |session| &session.closing, |session| session.shared.send_closes());
             }
             if extended.elapsed() >= Duration::from_millis(self.interval_ms.load(Ordering::Relaxed)) {
