@@ -157,10 +157,12 @@ impl Client {
         let meta = Meta::new(Carrier::Lane(meta_lane.clone()), id, options.deadline);
         // Dirty bytes, what is in flight besides, and blocks read ahead.
         let buffers = (options.write_buffer_bytes + 2 * options.read_ahead_bytes) / POOL_BUFFER_BYTES + 16;
+        let pool = BufferPool::new(POOL_BUFFER_BYTES, buffers)?;
+        let staging = (options.transport != Transport::Tcp).then(|| pool.clone());
         let shared = Shared::new(
             meta,
-            Box::new(Chains { data, deadline: options.deadline }),
-            BufferPool::new(POOL_BUFFER_BYTES, buffers)?,
+            Box::new(Chains { data, deadline: options.deadline, staging }),
+            pool,
             options.write_buffer_bytes,
             options.read_ahead_bytes,
             options.attribute_timeout,

@@ -10,6 +10,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::budget::Budget;
 use super::data::{DataClient, Read, Write};
+use super::dirty::RUN_BYTES;
 use super::inode::OpenInode;
 use super::meta::{Meta, Who};
 use super::names::Names;
@@ -30,21 +31,90 @@ pub trait Chunks: Send + Sync {
     fn sync(&self, layout: &pb::Layout, content: ContentId, range: Range<u64>) -> Result<()>;
 }
 
+/// Bytes for memory that no node can reach travel through a socket; from this size on a copy out of a buffer that
+/// nodes on this host do reach is cheaper.
+const STAGED_BYTES_MIN: usize = 32 << 10;
+/// Buffers that one call uses for that; beyond, bytes travel.
+const STAGED_BUFFERS_MAX: usize = 8;
+
 /// The chains of a cluster.
 pub struct Chains {
     pub data: Arc<DataClient>,
     pub deadline: Duration,
+    /// Where to stage reads into private memory; `None`: no node is on this host.
+    pub staging: Option<BufferPool>,
+}
+
+/// A part of a read as it is carried out: for which read, where in it, and whether a copy is to follow.
+struct Staged {
+    owner: usize,
+    at: usize,
+    copy: bool,
+}
+
+impl Chains {
+    /// Splits reads into private memory into parts that buffers of the pool hold.
+    fn stage(&self, pool: &BufferPool, reads: &[Read]) -> (Vec<Read>, Vec<Staged>) {
+        let (mut parts, mut staged) = (Vec::with_capacity(reads.len()), Vec::with_capacity(reads.len()));
+        let mut buffers = 0;
+        for (owner, read) in reads.iter().enumerate() {
+            let mut at = 0;
+            while at < read.into.len() && !read.into.is_shared() && read.into.len() >= STAGED_BYTES_MIN {
+                let buffer = if buffers < STAGED_BUFFERS_MAX { pool.try_take() } else { None };
+                let Some(buffer) = buffer else { break };
+                buffers += 1;
+                let length = buffer.len().min(read.into.len() - at);
+                let into = buffer.slice(0..length);
+                parts.push(Read { into, offset: read.offset + at as u64, ..*read });
+                staged.push(Staged { owner, at, copy: true });
+                at += length;
+            }
+            if at < read.into.len() || at == 0 {
+                let into = read.into.slice(at..read.into.len());
+                parts.push(Read { into, offset: read.offset + at as u64, ..*read });
+                staged.push(Staged { owner, at, copy: false });
+            }
+        }
+        (parts, staged)
+    }
 }
 
 impl Chunks for Chains {
     fn read(&self, read: &Read) -> Result<()> {
-        let deadline = Instant::now() + self.deadline;
-        self.data.read(&read.layout, read.content, read.offset, &read.into, deadline).map(drop)
+        if self.staging.is_none() || read.into.is_shared() || read.into.len() < STAGED_BYTES_MIN {
+            let deadline = Instant::now() + self.deadline;
+            return self.data.read(&read.layout, read.content, read.offset, &read.into, deadline).map(drop);
+        }
+        let window = STAGED_BUFFERS_MAX * RUN_BYTES as usize;
+        for at in (0..read.into.len()).step_by(window) {
+            let into = read.into.slice(at..read.into.len().min(at + window));
+            let part = Read { into, offset: read.offset + at as u64, ..*read };
+            self.read_many(&[part]).into_iter().collect::<Result<()>>()?;
+        }
+        Ok(())
     }
 
     fn read_many(&self, reads: &[Read]) -> Vec<Result<()>> {
-        let results = self.data.read_many(reads, Instant::now() + self.deadline);
-        results.into_iter().map(|result| result.map(drop)).collect()
+        let deadline = Instant::now() + self.deadline;
+        let Some(pool) = &self.staging else {
+            let results = self.data.read_many(reads, deadline);
+            return results.into_iter().map(|result| result.map(drop)).collect();
+        };
+        let (parts, staged) = self.stage(pool, reads);
+        let results = self.data.read_many(&parts, deadline);
+        let mut outcomes: Vec<Result<()>> = reads.iter().map(|_| Ok(())).collect();
+        for ((part, staged), result) in parts.iter().zip(staged).zip(results) {
+            match result {
+                Ok(_) if staged.copy => {
+                    let target = &reads[staged.owner].into;
+                    part.into.copy_into(&target.slice(staged.at..staged.at + part.into.len()));
+                }
+                Ok(_) => {}
+                Err(error) if outcomes[staged.owner].is_ok() => outcomes[staged.owner] = Err(error),
+                Err(_) => {}
+            }
+        }
+        outcomes
     }
 
     fn write_many(&self, writes: &[Write]) -> Vec<Result<()>> {
