@@ -724,7 +724,6 @@ impl OpenInode {
         }
     }
 
-    /// The metadata service was given times by the user: those of earlier writes count no more.
     /// Changes times at the metadata service while nothing else is being told of this file: what it hears of earlier
     /// writes must not come after, and take the times back.
     pub fn set_times<T>(&self, change: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -734,6 +733,7 @@ impl OpenInode {
         Ok(result)
     }
 
+    /// The metadata service was given times by the user: those of earlier writes count no more.
     pub fn forget_mtime(&self) {
         self.state.lock().mtime_ns = None;
     }
