@@ -346,7 +346,7 @@ fn a_lost_replica_costs_readers_nothing_but_a_connection() {
         for index in 0..10 {
             assert_eq!(read(&client, index * u64::from(CHUNK), 5).unwrap(), b"value");
         }
-        assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     }
 }
 

