@@ -16,7 +16,7 @@ pub struct Options {
     /// Client writes are refused with `NoSpace` when less than this is free; a quarter of it, which nobody's
     /// data may use, is left to the index.
     pub reserve_bytes: u64,
-    /// Chunk records kept in memory; as much again goes to the index's block cache.
+    /// Memory for chunk records: half holds decoded records of hot chunks, half blocks of the index.
     pub cache_bytes: usize,
     /// How often acknowledged updates are made durable in the background. `None`: only when `sync` is called.
     pub sync_interval: Option<Duration>,
@@ -31,7 +31,7 @@ impl Default for Options {
         Options {
             segment_bytes: 4 << 30,
             reserve_bytes: 256 << 20,
-            cache_bytes: 64 << 20,
+            cache_bytes: 128 << 20,
             // As ext4: what nobody asked to be synced is at most this old after power loss.
             sync_interval: Some(Duration::from_secs(5)),
             limbo_bytes_max: 512 << 20,

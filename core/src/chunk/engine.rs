@@ -32,6 +32,8 @@ const FORMAT_FILE: &str = "FORMAT";
 const SPACE_AGE_MAX: Duration = Duration::from_millis(20);
 /// Damaged pages remembered; a disk with more is broken as a whole.
 const DAMAGE_MAX: usize = 4096;
+/// Shorter runs are not worth a system call to give back, unless the disk is tight.
+const PUNCH_PAGES_MIN: u32 = 16;
 /// Free pages that keep their disk space, so that they are quickly written again.
 const KEEP_BACKED_BYTES: u64 = 256 << 20;
 
@@ -158,17 +160,18 @@ impl Core {
         let blocks = dir.join("blocks");
         fs::create_dir_all(&blocks).map_err(failed)?;
         segments::sync_directory(dir).map_err(failed)?;
-        let index = Index::open(&dir.join("index"), options.cache_bytes).map_err(|error| match error {
-            fjall::Error::Io(source) => failed(source),
-            error => OpenError::Index { path: dir.to_owned(), reason: error.to_string() },
-        })?;
+        let index =
+            Index::open(&dir.join("index"), options.cache_bytes / 2).map_err(|error| match error {
+                fjall::Error::Io(source) => failed(source),
+                error => OpenError::Index { path: dir.to_owned(), reason: error.to_string() },
+            })?;
         let synced = index
             .synced()
             .map_err(|status| OpenError::Index { path: dir.to_owned(), reason: status.to_string() })?;
         let segments = Segments::new(blocks, segment_bytes);
         let mut core = Core {
             pages: Mutex::new(PageMap::new(segments.segment_pages())),
-            cache: Cache::new(options.cache_bytes),
+            cache: Cache::new(options.cache_bytes / 2),
             limbo: Mutex::default(),
             // An earlier process may have been in the middle of the round after.
             rounds: Rounds::starting_at(synced + 1),
@@ -313,7 +316,7 @@ impl Core {
             let mut pages = self.pages.lock();
             released.iter().for_each(|&page| pages.free_page(page));
             let keep = pages.free_backed().saturating_sub(missing).min(KEEP_BACKED_BYTES / PAGE as u64);
-            pages.take_punchable(keep)
+            pages.take_punchable(keep, if missing > 0 { 1 } else { PUNCH_PAGES_MIN })
         };
         for extent in punch {
             if let Err(error) = self.segments.punch(extent) {

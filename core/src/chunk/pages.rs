@@ -13,8 +13,8 @@ use super::state::{Extent, HOLE, PageNumber};
 pub const LANES: u32 = 4;
 /// From this many pages on an allocation is large: half a chunk of the smallest size.
 const LARGE_PAGES: u32 = 8;
-/// Shorter runs are not worth a system call to give back.
-const PUNCH_PAGES_MIN: u32 = 16;
+/// A search for runs to give back is repeated when this many more pages are free.
+const SEARCH_PAGES: u64 = 1024;
 
 const WORD: u32 = 64;
 
@@ -23,6 +23,8 @@ pub struct PageMap {
     segments: Vec<Segment>,
     used: u64,
     free_backed: u64,
+    /// The shortest run that the last search to give back asked for, and the free backed pages it left.
+    searched: (u32, u64),
 }
 
 #[derive(Clone)]
@@ -41,7 +43,7 @@ impl PageMap {
             segment_pages > 0 && segment_pages.is_multiple_of(WORD),
             "a segment is whole words of the bitmap"
         );
-        PageMap { segment_pages, segments: Vec::new(), used: 0, free_backed: 0 }
+        PageMap { segment_pages, segments: Vec::new(), used: 0, free_backed: 0, searched: (0, 0) }
     }
 
     /// Pages in use, limbo included.
@@ -150,15 +152,16 @@ impl PageMap {
         self.free_backed += u64::from(segment.backed[word] & bit != 0);
     }
 
-    /// Takes runs of free pages whose space shall go back to the file system, until at most `keep` free backed
-    /// pages are left. The caller punches them out of the files and then frees them.
-    pub fn take_punchable(&mut self, keep: u64) -> Vec<Extent> {
+    /// Takes runs of at least `shortest` free pages whose space shall go back to the file system, until at most
+    /// `keep` free backed pages are left. The caller punches them out of the files and then frees them.
+    pub fn take_punchable(&mut self, keep: u64, shortest: u32) -> Vec<Extent> {
+        let (searched, left) = self.searched;
+        if self.free_backed <= keep || (searched == shortest && self.free_backed < left + SEARCH_PAGES) {
+            return Vec::new();
+        }
         let mut taken = Vec::new();
         for number in 0..self.segments.len() {
-            if self.free_backed <= keep {
-                break;
-            }
-            for extent in self.backed_runs(number) {
+            for extent in self.backed_runs(number, shortest) {
                 if self.free_backed <= keep {
                     break;
                 }
@@ -170,25 +173,27 @@ impl PageMap {
                 taken.push(extent);
             }
         }
+        self.searched = (shortest, self.free_backed);
         taken
     }
 
-    fn backed_runs(&self, number: usize) -> Vec<Extent> {
+    fn backed_runs(&self, number: usize, shortest: u32) -> Vec<Extent> {
         let segment = &self.segments[number];
-        let first = number as u32 * self.segment_pages;
-        let mut runs = Vec::new();
-        let mut run = 0;
-        for offset in 0..=self.segment_pages {
-            let (word, bit) = ((offset / WORD) as usize, 1u64 << (offset % WORD));
-            if offset < self.segment_pages && segment.backed[word] & !segment.used[word] & bit != 0 {
-                run += 1;
-                continue;
+        let mut runs: Vec<Extent> = Vec::new();
+        for (word, (used, backed)) in segment.used.iter().zip(&segment.backed).enumerate() {
+            let mut free = backed & !used;
+            while free != 0 {
+                let bit = free.trailing_zeros();
+                let count = (free >> bit).trailing_ones();
+                let first = number as u32 * self.segment_pages + word as u32 * WORD + bit;
+                match runs.last_mut() {
+                    Some(last) if last.first + last.count == first => last.count += count,
+                    _ => runs.push(Extent { first, count }),
+                }
+                free &= u64::MAX.checked_shl(bit + count).unwrap_or(0);
             }
-            if run >= PUNCH_PAGES_MIN {
-                runs.push(Extent { first: first + offset - run, count: run });
-            }
-            run = 0;
         }
+        runs.retain(|run| run.count >= shortest);
         runs
     }
 
@@ -349,8 +354,9 @@ mod tests {
         let extent = map.allocate(40, None, 0).unwrap()[0];
         (0..40).for_each(|n| map.note_backed(extent.first + n));
         map.free(extent);
-        assert_eq!(map.take_punchable(40), vec![]);
-        assert_eq!(map.take_punchable(0), vec![extent]);
+        assert_eq!(map.take_punchable(40, 16), vec![]);
+        assert_eq!(map.take_punchable(0, 41), vec![]);
+        assert_eq!(map.take_punchable(0, 16), vec![extent]);
         assert_eq!((map.free_backed(), map.used()), (0, 40));
         map.free(extent);
         assert_eq!((map.free_backed(), map.used()), (0, 0));

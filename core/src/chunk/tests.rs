@@ -979,6 +979,6 @@ fn memory_for_records_is_bounded() {
     for index in 0..4000 {
         assert_eq!(read(&engine, index, 0, 1).unwrap(), b"x");
     }
-    let limit = options().cache_bytes;
+    let limit = options().cache_bytes / 2;
     assert!(engine.cache_bytes() < limit + limit / 4, "{} bytes", engine.cache_bytes());
 }
