@@ -92,7 +92,7 @@ impl DirtyChunk {
     }
 
     /// Puts `source` at `offset`, all inside one run.
-    fn put(&mut self, offset: u32, source: &Placement, keep: bool, pool: &BufferPool) {
+    fn put(&mut self, offset: u32, source: &Placement, keep: bool, chunk_bytes: u32, pool: &BufferPool) {
         let end = offset + source.len() as u32;
         let part = |from: u32, to: u32| source.slice((from - offset) as usize..(to - offset) as usize);
         let mut gaps = Vec::new();
@@ -109,12 +109,12 @@ impl DirtyChunk {
             gaps.push(at..end);
         }
         for gap in gaps {
-            self.fill(gap.start, &part(gap.start, gap.end), keep, pool);
+            self.fill(gap.start, &part(gap.start, gap.end), keep, chunk_bytes, pool);
         }
     }
 
     /// Adds bytes where none are dirty: to the piece before them if they continue it.
-    fn fill(&mut self, offset: u32, source: &Placement, keep: bool, pool: &BufferPool) {
+    fn fill(&mut self, offset: u32, source: &Placement, keep: bool, chunk_bytes: u32, pool: &BufferPool) {
         let length = source.len() as u32;
         if keep && length >= KEEP_BYTES {
             let held = RUN_BYTES as usize;
@@ -122,7 +122,7 @@ impl DirtyChunk {
             self.pieces.insert(offset, Piece { memory: source.clone(), length, held });
             return;
         }
-        let run_end = (offset / RUN_BYTES + 1) * RUN_BYTES;
+        let run_end = ((offset / RUN_BYTES + 1) * RUN_BYTES).min(chunk_bytes);
         let before = self.pieces.range_mut(..offset).next_back();
         if let Some((&start, piece)) = before
             && start + piece.length == offset
@@ -223,7 +223,7 @@ impl Dirty {
         for part in parts(offset, source.len(), chunk_bytes, RUN_BYTES) {
             let chunk = self.chunks.entry(part.index).or_insert_with(|| DirtyChunk::new(write));
             let before = chunk.bytes as isize;
-            chunk.put(part.offset, &source.slice(part.range.clone()), keep, pool);
+            chunk.put(part.offset, &source.slice(part.range.clone()), keep, chunk_bytes, pool);
             change += chunk.bytes as isize - before;
             if chunk.run_is_complete(part.offset, chunk_bytes) {
                 chunk.wanted = true;

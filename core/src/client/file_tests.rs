@@ -290,6 +290,29 @@ fn a_writer_waits_for_room_and_goes_on() {
 }
 
 #[test]
+fn a_write_that_is_larger_than_the_buffer_does_not_fill_memory() {
+    let world = World::with_buffer(5 << 20);
+    let file = world.create(5);
+    let bytes = pattern(30 << 20, 8);
+    let most = std::sync::atomic::AtomicUsize::new(0);
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                most.fetch_max(world.shared.budget.used(), Ordering::Relaxed);
+                thread::yield_now();
+            }
+        });
+        put(&file, 3, &bytes);
+        ended.store(true, Ordering::Relaxed);
+    });
+    let most = most.into_inner();
+    assert!(most <= 7 << 20, "one part may be on its way in beside what is there: {most}");
+    file.close().unwrap();
+    assert!(world.chunks.content(world.meta.inode(5).content)[3..] == bytes);
+}
+
+#[test]
 fn truncation_drops_what_is_beyond_and_keeps_what_is_below() {
     let world = World::new();
     let file = world.create(5);

@@ -31,6 +31,8 @@ const HELPERS_MAX: usize = 4;
 const WAVE_PIECES_MAX: usize = 128;
 /// How often a small file's bytes are merged with somebody else's before the conflict is reported.
 const MERGES_MAX: usize = 32;
+/// Most bytes taken in at once.
+const WRITE_BYTES_MAX: usize = 4 << 20;
 /// A reader asks again what it reads after this long: the file may have been replaced by an empty one, and its old
 /// chunks are only kept for a while (`MetaConfig.gc_delay_ms`).
 const REFRESH: Duration = Duration::from_secs(10);
@@ -346,6 +348,18 @@ impl OpenInode {
     ) -> Result<u64> {
         if payload.is_empty() {
             return Ok(0);
+        }
+        // A long payload in parts, so that its copy fits the bound on dirty bytes. An append stays whole: others may
+        // append too.
+        if let Place::At(offset) = place
+            && payload.len() > WRITE_BYTES_MAX
+        {
+            for at in (0..payload.len()).step_by(WRITE_BYTES_MAX) {
+                let part = payload.slice(at..payload.len().min(at + WRITE_BYTES_MAX));
+                let place = Place::At(offset.saturating_add(at as u64));
+                self.write(place, &part, keep, through)?;
+            }
+            return Ok(offset);
         }
         self.reserve(payload.len())?;
         let mut state = self.shared_state();
