@@ -177,6 +177,47 @@ fn a_session_that_never_ran_leaves_no_mount() {
 }
 
 #[test]
+fn a_session_that_has_ended_leaves_its_successor_alone() {
+    if !can_mount() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let options = SessionOptions { mountpoint: directory.path().to_owned(), ..Default::default() };
+    let mount = || Session::mount(Arc::new(MemoryFileSystem::default()), options.clone()).unwrap();
+    let first = mount();
+    let thread = std::thread::spawn(move || {
+        first.run().unwrap();
+        first
+    });
+    assert!(Command::new("umount").arg(directory.path()).status().unwrap().success());
+    let first = thread.join().unwrap();
+    // The kernel gives it the number that the first one had.
+    let second = mount();
+    let handle = second.handle();
+    let thread = std::thread::spawn(move || second.run());
+    first.handle().unmount().unwrap();
+    first.handle().abort().unwrap();
+    drop(first);
+    fs::write(directory.path().join("file"), b"x").unwrap();
+    assert_eq!(fs::read(directory.path().join("file")).unwrap(), b"x");
+    handle.unmount().unwrap();
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_connection_that_is_cut_leaves_no_dead_mount() {
+    if !can_mount() {
+        return;
+    }
+    let mut mount = Running::start(|_| {});
+    fs::write(mount.path("file"), b"x").unwrap();
+    mount.handle.abort().unwrap();
+    mount.join().unwrap();
+    assert!(!mount.is_mounted());
+    assert!(fs::read_dir(mount.directory.path()).unwrap().next().is_none());
+}
+
+#[test]
 fn a_mountpoint_that_is_no_directory_is_refused() {
     if !can_mount() {
         return;

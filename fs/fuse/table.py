@@ -45,8 +45,10 @@ def find_mount(mountpoint: Path) -> Mounted | None:
 
 
 def resolve(mountpoint: Path) -> Path:
-    """The path as the table spells it. The last component is not looked at: a dead mount could not be."""
+    """The path as the table spells it. What is mounted there is not asked: a dead mount would not answer."""
     absolute = Path(os.path.abspath(mountpoint))
+    if os.path.islink(absolute):  # is_symlink() would raise for a dead mount
+        return Path(os.path.realpath(absolute))
     return Path(os.path.realpath(absolute.parent)) / absolute.name
 
 

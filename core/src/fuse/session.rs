@@ -128,7 +128,7 @@ impl Session {
 impl Drop for Session {
     /// A session that never ran leaves no mount either.
     fn drop(&mut self) {
-        let _ = self.shared.mounted.unmount(true);
+        let _ = self.shared.unmount(true);
         self.finish();
     }
 }
@@ -144,7 +144,7 @@ impl SessionHandle {
     /// errors. Idempotent; returns before the session has ended.
     pub fn unmount(&self) -> io::Result<()> {
         let shared = &self.shared;
-        match shared.mounted.unmount(false) {
+        match shared.unmount(false) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
             result => return result,
         }
@@ -152,7 +152,7 @@ impl SessionHandle {
             "programs still use the mount: it goes on for them, for {:?} at most",
             shared.options.grace
         );
-        shared.mounted.unmount(true)?;
+        shared.unmount(true)?;
         if !shared.wait_until_ended(shared.options.grace) {
             log::warn!("programs still use the mount after {:?}: cut off", shared.options.grace);
             self.abort()?;
@@ -162,7 +162,10 @@ impl SessionHandle {
 
     /// Cuts off every program that uses the mount, at once. What they have written is still written back.
     pub fn abort(&self) -> io::Result<()> {
-        let _ = self.shared.mounted.unmount(true);
+        let _ = self.shared.unmount(true);
+        if self.shared.life.lock().ended {
+            return Ok(());
+        }
         self.shared.mounted.abort()
     }
 }
@@ -264,15 +267,23 @@ impl Shared {
         false
     }
 
+    /// Takes the mount off, if the connection has not ended: afterwards another mount may be in the same place, with
+    /// the same number.
+    fn unmount(&self, lazy: bool) -> io::Result<()> {
+        if self.life.lock().ended { Ok(()) } else { self.mounted.unmount(lazy) }
+    }
+
     fn wait_for_end(&self) {
         let mut life = self.life.lock();
         while !life.ended {
             self.changed.wait(&mut life);
         }
-        // What reading the device failed with, if so, would leave a mount that nobody serves.
+        // A connection that was cut, or that could not be read, leaves a mount that nobody serves.
+        parking_lot::MutexGuard::unlocked(&mut life, || {
+            let _ = self.mounted.unmount(true);
+        });
         if life.failure.is_some() {
             parking_lot::MutexGuard::unlocked(&mut life, || {
-                let _ = self.mounted.unmount(true);
                 let _ = self.mounted.abort();
             });
         }

@@ -12,6 +12,9 @@ use super::client::PyClient;
 use crate::client::fs::{Consistency, Mounted};
 use crate::fuse::{Session, SessionHandle, SessionOptions};
 
+/// Most payloads that wait for their write-back: bounds the region they lie in at 2 GiB.
+const BUFFERS_MAX: usize = 2048;
+
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyMount>()
 }
@@ -45,7 +48,12 @@ impl PyMount {
         read_ahead_bytes: usize,
         grace_ms: u64,
     ) -> PyResult<PyMount> {
+        let client = client.client()?.clone();
+        let defaults = SessionOptions::default();
+        // The client keeps at most its write buffer, and a few payloads that are on their way.
+        let kept = client.options().write_buffer_bytes.div_ceil(request_bytes.max(1)) + threads;
         let options = SessionOptions {
+            buffers_kept_max: kept.max(defaults.buffers_kept_max).min(BUFFERS_MAX),
             mountpoint: mountpoint.clone(),
             source,
             allow_other,
@@ -55,10 +63,9 @@ impl PyMount {
             request_bytes,
             read_ahead_bytes,
             grace: Duration::from_millis(grace_ms),
-            ..Default::default()
+            ..defaults
         };
         let consistency = if strict { Consistency::Strict } else { Consistency::CloseToOpen };
-        let client = client.client()?.clone();
         let session = py
             .detach(|| Session::mount(std::sync::Arc::new(Mounted::new(client, consistency)), options))
             .map_err(|error| os_error(&error, &mountpoint))?;

@@ -44,6 +44,8 @@ def test_relative_paths_and_links_above_are_resolved(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to("real")
     monkeypatch.chdir(tmp_path)
     assert table.resolve(Path("link/mnt")) == tmp_path / "real" / "mnt"
+    assert table.resolve(Path("link")) == tmp_path / "real"
+    assert table.resolve(Path("missing")) == tmp_path / "missing"
 
 
 def test_the_kernels_own_table_is_read():
