@@ -30,6 +30,7 @@ from . import schema
 from .census import Census
 from .lengths import Lengths
 from .operations.length import Overtaken
+from .operations.list import list_directory
 from .permissions import User
 from .replies import RECORDED, inodes_of, without_data
 from .sessions import Holds, Writers
@@ -62,6 +63,7 @@ class Call:
     measured: dict[int, Measured] = field(default_factory=dict)
     cuts: dict[int, schema.Cut] = field(default_factory=dict)
     uncertain: set[int] = field(default_factory=set)  # inodes whose sessions may have changed
+    wants_length: bool = False  # rather no answer than a length that others have outgrown
     made: int = 0  # new inodes of an attempt whose outcome was unknown
 
 
@@ -102,19 +104,22 @@ class Execution:
         caller: Caller = request.caller
         call = Call(operation, request, User(*identity.user(caller)), caller.client, 0, UNRECORDED)
         self.count += 1
+        call.wants_length = operation is not list_directory  # which shows what is stored rather than nothing
         try:
             reply: R = self._look(call)
         except (NeedPause, Conflict):
             return self._persist(call, self._look)
-        return self._lengthened(reply, caller.client)
+        return self._lengthened(call, reply)
 
     def write(
         self, operation: Operation[R], request: Any, identity: Identity, number: int
     ) -> R | Awaitable[R]:
         caller: Caller = request.caller
         call = Call(operation, request, User(*identity.user(caller)), caller.client, caller.sequence, number)
-        if number in (lane.META_CREATE, lane.META_OPEN) and request.write:
-            call.session = self._random.getrandbits(63) | 1
+        if number in (lane.META_CREATE, lane.META_OPEN):
+            call.wants_length = True
+            if request.write:
+                call.session = self._random.getrandbits(63) | 1
         self.count += 1
         try:
             reply: R = self._attempt(call)
@@ -124,9 +129,8 @@ class Execution:
             return self._persist(call, self._attempt, reason)
         if self._scene.inodes.is_low or self._scene.contents.is_low:
             self._refill()
-        if self._durable:
-            return self.on_disk(reply)
-        return self._lengthened(reply, caller.client) if number == lane.META_OPEN else reply
+        longer = self._lengthened(call, reply)
+        return self.on_disk(longer) if self._durable else longer
 
     def _look(self, call: Call) -> Any:
         work = Work(self._scene, self._engine.begin(), call.user, call.client, self._now_ns())
@@ -190,7 +194,7 @@ class Execution:
                 self._writers.reload(self._engine, inode)
         if self._durable:
             await self._engine.sync()
-        longer = self._lengthened(reply, call.client)
+        longer = self._lengthened(call, reply)
         return longer if isinstance(longer, Message) else await longer
 
     async def _try_again(self, call: Call, attempt: Callable[[Call], R], reason: Exception | None) -> R:
@@ -254,26 +258,28 @@ class Execution:
 
     # After the operation.
 
-    def _lengthened(self, reply: R, client: int) -> R | Coroutine[Any, Any, R]:
+    def _lengthened(self, call: Call, reply: R) -> R | Coroutine[Any, Any, R]:
         """The reply, with the lengths of files that other clients are writing as the chains tell them."""
         if not self._writers.count:
             return reply
         written = [
             inode
             for inode in inodes_of(reply)
-            if inode.type == pb.REGULAR and not inode.is_inline and self._writers.has_other(inode.id, client)
+            if inode.type == pb.REGULAR
+            and not inode.is_inline
+            and self._writers.has_other(inode.id, call.client)
         ]
-        return self._ask_lengths(reply, written) if written else reply
+        return self._ask_lengths(call, reply, written) if written else reply
 
-    async def _ask_lengths(self, reply: R, written: Sequence[pb.Inode]) -> R:
+    async def _ask_lengths(self, call: Call, reply: R, written: Sequence[pb.Inode]) -> R:
         lengths = await asyncio.gather(
             *(self._parts.lengths.recent(inode) for inode in written), return_exceptions=True
         )
         for inode, length in zip(written, lengths, strict=True):
             if isinstance(length, int):
                 inode.length = max(inode.length, length)
-            elif not isinstance(length, Error) or not isinstance(reply, pb.ListReply):
-                raise length  # a listing shows what is stored rather than nothing
+            elif not isinstance(length, Error) or call.wants_length:
+                raise length
         return reply
 
     def on_disk(self, reply: Any) -> Awaitable[Any]:

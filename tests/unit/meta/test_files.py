@@ -249,6 +249,25 @@ class TestLength:
         assert world.stat(b"f", client=2).length == 1500
         assert world.control.calls == calls
 
+    def test_replies_to_writers_tell_what_others_have_written(self, world):
+        inode, session = world.chunked(b"f", b"", close=False)
+        other = world.open(b"f", write=True, read=False, client=2)
+        world.write(inode, 0, b"x" * 1000)
+        assert other.inode.length == 0
+        world.clock.advance(1)
+        assert world.sync(inode.id, other.session, mtime_ns=5, client=2).length == 1000
+        assert world.set_attr(b"f", permissions=0o600, client=2).length == 1000
+        world.clock.advance(1)
+        world.control.down.update(CHAINS)  # what was committed is answered, with the length that is stored
+        assert world.sync(inode.id, other.session, mtime_ns=6, client=2).length == 0
+        result, error = world.close_one(inode.id, other.session, client=2)
+        assert not error.code
+        assert result.inode.length == 0
+        assert world.parts.writers.count == 1
+        with refused(Unavailable):
+            world.open(b"f", write=True, client=2)
+        assert session
+
     def test_answers_are_used_again_for_a_moment(self, world):
         world.chunked(b"f", b"x", close=False)
         world.stat(b"f", client=2)
