@@ -169,7 +169,7 @@ fn run_and_kill(dir: &Path, count: u64, moment: Duration) -> HashMap<u32, (u64, 
 /// Checks the directory against what was acknowledged, and notes in `acknowledged` what it holds now.
 fn check(dir: &Path, acknowledged: &mut HashMap<u32, (u64, u64)>) {
     let engine = Engine::open(dir, Options { sync_interval: None, ..options() }).expect("it opens");
-    assert_eq!(engine.open_report().damaged_segments, vec![]);
+    assert!(engine.open_report().damaged_segments.is_empty());
     let mut buffer = vec![0; 64 * PAGE as usize];
     for chunk in 0..CHUNKS {
         let (staged, committed) = acknowledged.get(&chunk).copied().unwrap_or_default();
