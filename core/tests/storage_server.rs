@@ -344,3 +344,24 @@ fn a_read_of_several_operations_answers_each() {
     let seen: Vec<(Status, u32)> = results.iter().map(|result| (result.status, result.length)).collect();
     assert_eq!(seen, [(Status::Ok, 4), (Status::Ok, 2), (Status::Ok, 0), (Status::NotFound, 0)]);
 }
+
+/// `cargo test --release --test storage_server measure -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn measure_one_mebibyte_at_a_time() {
+    // Few enough that the kernel does not make writers wait for the disk.
+    const ROUNDS: u32 = 128;
+    for replicas in 1..=3 {
+        let cluster = Cluster::start(replicas);
+        for mount in [true, false] {
+            let began = Instant::now();
+            cluster.write_rounds(ROUNDS, mount);
+            let seconds = began.elapsed().as_secs_f64();
+            let who = if mount { "mount" } else { "program" };
+            println!("{replicas} replicas, {who}: write {:.0} MiB/s", f64::from(ROUNDS) / seconds);
+        }
+        let began = Instant::now();
+        cluster.read_rounds(ROUNDS);
+        println!("{replicas} replicas: read {:.0} MiB/s", f64::from(ROUNDS) / began.elapsed().as_secs_f64());
+    }
+}

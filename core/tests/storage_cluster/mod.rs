@@ -498,6 +498,43 @@ impl Cluster {
         self.send(to, &[op], &[buffer], soon(), mount).unwrap()[0]
     }
 
+    /// Writes that many new chunks of 1 MiB from one shared buffer, one after the other.
+    pub fn write_rounds(&self, rounds: u32, mount: bool) {
+        let pool = BufferPool::new(1 << 20, 1).unwrap();
+        let buffer = pool.try_take().unwrap().into_placement();
+        buffer.copy_from(&pattern(1 << 20, 1));
+        let to = Endpoint::Unix(self.socket(self.head()));
+        for round in 0..rounds {
+            let op = Op::Write { offset: 0, length: 1 << 20 };
+            let client = 1 + u64::from(mount);
+            let index = round + if mount { rounds } else { 0 };
+            let op = self.operation(chunk(index), op, tag(client, 1));
+            let results = self.send(to.clone(), &[op], std::slice::from_ref(&buffer), soon(), mount);
+            assert_eq!(results.unwrap()[0].status, Status::Ok);
+        }
+    }
+
+    /// Reads them from the tail into one shared buffer.
+    pub fn read_rounds(&self, rounds: u32) {
+        let pool = BufferPool::new(1 << 20, 1).unwrap();
+        let into = pool.try_take().unwrap().into_placement();
+        let to = Endpoint::Unix(self.socket(*self.serving().last().unwrap()));
+        let mut connection_out = Vec::new();
+        let pool = self.pool(to, false);
+        for round in 0..rounds {
+            let op = ReadOp {
+                chain: CHAIN,
+                chain_version: self.version(),
+                chunk: chunk(round),
+                offset: 0,
+                length: 1 << 20,
+            };
+            let mut connection = pool.get(soon()).unwrap();
+            connection.read(&[op], std::slice::from_ref(&into), soon(), &mut connection_out).unwrap();
+            assert_eq!(connection_out[0].length, 1 << 20);
+        }
+    }
+
     pub fn write_while_scribbling(&self, chunk: ChunkId, length: usize, tag: RequestTag) {
         let pool = BufferPool::new(length, 1).unwrap();
         let buffer = pool.try_take().unwrap().into_placement().slice(0..length);
