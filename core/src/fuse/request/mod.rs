@@ -6,6 +6,8 @@
 mod files;
 mod inodes;
 mod names;
+#[cfg(test)]
+mod tests;
 
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
