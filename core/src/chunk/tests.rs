@@ -626,7 +626,7 @@ fn pages_are_not_used_again_while_a_reader_holds_them() {
         // Overwritten, removed, synced; then enough new data to take every free page of the block file.
         write(&engine, 0, 2, 0, &noise(20 * PAGE, 2));
         remove(&engine, 0, 3);
-        for index in 1..4 {
+        for index in 1..16 {
             engine.sync().unwrap();
             write(&engine, index, 1, 0, &noise(20 * PAGE, 3));
         }
