@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,7 +15,14 @@ import pytest
 import luciola
 from cluster import LocalCluster
 from luciola.client import Buffer, File, FileSystem
-from luciola.errors import AlreadyExists, InvalidArgument, IsADirectory, NotFound
+from luciola.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    IsADirectory,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+)
 
 MIB = 1 << 20
 
@@ -316,3 +324,35 @@ def test_random_operations_equal_a_local_file(fs, other, base, tmp_path, seed):
 def test_connecting_says_what_is_missing(address, named, words):
     with pytest.raises((NotFound, InvalidArgument), match=words):
         luciola.connect(address, **named)
+
+
+def test_a_token_of_another_cluster_is_refused_at_once(shared_cluster, tmp_path):
+    from luciola.wire.credentials import create_secret
+
+    create_secret(tmp_path / "secret")
+    began = time.monotonic()
+    with pytest.raises(Unauthenticated):
+        luciola.connect(shared_cluster.data, secret_file=tmp_path / "secret")
+    assert time.monotonic() - began < 10
+
+
+def test_a_token_speaks_for_its_user_only(fs, shared_cluster, base):
+    from luciola.wire.cluster import load_cluster
+    from luciola.wire.credentials import CLIENT, mint
+
+    cluster = load_cluster(shared_cluster.data / "cluster.json")
+    token = mint(cluster.secret(), role=CLIENT, uid=1234, gid=1234).encode()
+    fs.write(f"{base}/private", b"secret", permissions=0o600)
+    fs.mkdir(f"{base}/open")
+    fs.chmod(f"{base}/open", 0o777)
+    with luciola.connect(cluster.mgmtd_lane, token=token) as user:
+        user.write(f"{base}/open/mine", b"x")
+        assert fs.stat(f"{base}/open/mine").st_uid == 1234
+        for call in (
+            lambda: user.read(f"{base}/private"),
+            lambda: user.write(f"{base}/new", b""),
+            lambda: user.remove(f"{base}/private"),
+            lambda: user.chown(f"{base}/open/mine", 0, 0),
+        ):
+            with pytest.raises(PermissionDenied):
+                call()

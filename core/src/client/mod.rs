@@ -48,6 +48,9 @@ use session::Session;
 use shared::Chains;
 pub use shared::{Chunks, Shared};
 
+/// A cluster that has not answered for this long is not merely restarting: whoever connects is told.
+const CONNECT_MAX: Duration = Duration::from_secs(20);
+
 /// Size of a buffer for dirty bytes: the longest piece.
 const POOL_BUFFER_BYTES: usize = dirty::RUN_BYTES as usize;
 
@@ -129,8 +132,9 @@ pub struct Client {
 impl Client {
     /// Reaches a cluster manager, fetches routing and opens a session.
     ///
-    /// Errors: `Unavailable` if nobody answers within the deadline, `Unauthenticated` for a wrong token.
+    /// Errors: `Unavailable` if nobody answers within the deadline or 20 s, `Unauthenticated` for a wrong token.
     pub fn connect(options: Options) -> Result<Arc<Client>> {
+        let deadline = Instant::now() + options.deadline.min(CONNECT_MAX);
         let mut bytes = [0u8; 8];
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
         let id = ClientId(u64::from_le_bytes(bytes) | 1);
@@ -143,7 +147,7 @@ impl Client {
             connections_max: options.connections_per_node,
         };
         let mgmtd = Lane::new(options.mgmtd.clone(), credential.clone(), lane_options.clone());
-        let routing = RoutingTable::start(mgmtd.clone(), Instant::now() + options.deadline)?;
+        let routing = RoutingTable::start(mgmtd.clone(), deadline)?;
         let meta_lane =
             Lane::new(routing.current().lane_addresses(NodeKind::NodeMeta), credential.clone(), lane_options);
         let data_options = DataOptions {
@@ -167,7 +171,8 @@ impl Client {
             options.read_ahead_bytes,
             options.attribute_timeout,
         );
-        let session = Session::start(id, &options, shared.clone(), who.clone(), routing, mgmtd, meta_lane)?;
+        let session =
+            Session::start(id, &options, shared.clone(), who.clone(), routing, mgmtd, meta_lane, deadline)?;
         Ok(Arc::new(Client { id, options, who, shared, session, closed: AtomicBool::new(false) }))
     }
 

@@ -77,6 +77,7 @@ pub struct Session {
 }
 
 impl Session {
+    #[allow(clippy::too_many_arguments)] // the parts of one client, put together in one place
     pub fn start(
         id: ClientId,
         options: &Options,
@@ -85,6 +86,7 @@ impl Session {
         routing: Arc<RoutingTable>,
         mgmtd: Arc<Lane>,
         meta_lane: Arc<Lane>,
+        deadline: Instant,
     ) -> Result<Arc<Session>> {
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -114,7 +116,7 @@ impl Session {
             stopping: AtomicBool::new(false),
             clock: Mutex::new(None),
         });
-        session.extend_by(Instant::now() + options.deadline)?;
+        session.extend_by(deadline)?;
         *session.known.lock() = session.metas();
         let ticking = session.clone();
         let clock = thread::Builder::new().name("luciola-clock".to_owned()).spawn(move || ticking.tick())?;
