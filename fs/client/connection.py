@@ -165,8 +165,9 @@ def connect(
     used; or "host:port" of its manager, with the file that holds its secret, or a token made from it.
     `config`: a ClientConfig, or a configuration file, whose [client] table is used.
 
-    Raises: NotFound if there is no such cluster here; InvalidArgument without a secret or token; Unauthenticated if
-    they are wrong; Unavailable if nobody answers within `deadline_ms` or 20 s; PermissionDenied if the secret is not yours.
+    Raises: NotFound if there is no such cluster here; InvalidArgument without a secret or token;
+    Unauthenticated if they are wrong; Unavailable if nobody answers within `deadline_ms` or 20 s;
+    PermissionDenied if the secret is not yours.
     """
     from .file_system import FileSystem
 
