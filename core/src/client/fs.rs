@@ -4,8 +4,8 @@
 //! out in its name. Inode numbers are the cluster's own, so there is nothing to count for `forget`.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
@@ -52,6 +52,7 @@ pub struct Mounted {
     files: RwLock<HashMap<u64, Arc<File>>>,
     directories: Mutex<HashMap<u64, Arc<Mutex<Directory>>>>,
     last_handle: AtomicU64,
+    notifier: OnceLock<Notifier>,
 }
 
 fn errno(error: Error) -> Errno {
@@ -134,6 +135,7 @@ impl Mounted {
             files: RwLock::new(HashMap::new()),
             directories: Mutex::new(HashMap::new()),
             last_handle: AtomicU64::new(0),
+            notifier: OnceLock::new(),
         }
     }
 
@@ -169,6 +171,15 @@ impl Mounted {
         let handle = self.handle();
         self.files.write().insert(handle, file);
         Opened { handle, cache }
+    }
+
+    /// An append went elsewhere than the kernel thought, because it did not know the end: its pages show the bytes in
+    /// the wrong place. They cannot be dropped before the write is answered, which holds them.
+    fn page_cache_is_wrong(&self, inode: u64) {
+        self.client.shared().names.page_cache_is_wrong(inode);
+        if let Some(notifier) = self.notifier.get().cloned() {
+            std::thread::spawn(move || notifier.inval_inode(inode, 0, 0));
+        }
     }
 
     fn through(&self, flags: i32) -> Through {
@@ -261,7 +272,9 @@ impl Mounted {
 }
 
 impl FileSystem for Mounted {
-    fn init(&self, _: Notifier) -> Reply<()> {
+    fn init(&self, notifier: Notifier) -> Reply<()> {
+        let first = self.notifier.set(notifier).is_ok();
+        assert!(first, "a file system is mounted once");
         Ok(())
     }
 
@@ -460,7 +473,10 @@ impl FileSystem for Mounted {
             false => Place::At(request.offset),
         };
         let through = self.through(request.flags);
-        file.write_through(place, &payload, true, through).map_err(errno)?;
+        let offset = file.write_through(place, &payload, true, through).map_err(errno)?;
+        if offset != request.offset {
+            self.page_cache_is_wrong(request.inode);
+        }
         Ok(payload.len())
     }
 

@@ -346,6 +346,11 @@ impl Names {
         same
     }
 
+    /// The kernel's pages are to be dropped at the next open, whatever has changed.
+    pub fn page_cache_is_wrong(&self, inode: u64) {
+        self.inner.lock().cached.remove(&inode);
+    }
+
     /// Only this client changed the inode, from `from` to `to`: the kernel's pages are those of `to`.
     pub fn page_cache_follows(&self, inode: u64, from: u64, to: u64) {
         let mut inner = self.inner.lock();
@@ -575,6 +580,8 @@ mod tests {
         assert!(names.page_cache_at(5, 1));
         names.page_cache_follows(5, 1, 2);
         assert!(names.page_cache_at(5, 2));
+        names.page_cache_is_wrong(5);
+        assert!(!names.page_cache_at(5, 2));
         assert!(!names.page_cache_at(5, 4));
         names.page_cache_follows(5, 3, 5);
         assert!(!names.page_cache_at(5, 5));
