@@ -627,6 +627,10 @@ impl OpenInode {
             state.leaving = None;
         }
         self.adopt_into(&mut state, inode.clone());
+        // What was in flight when the news was made, and has arrived since, is not in it.
+        if state.inline.is_none() && state.acknowledged > state.inode.length {
+            state.unsynced = true;
+        }
         self.changed.notify_all();
     }
 
