@@ -113,7 +113,7 @@ def small_disk(directory: Path, size: str) -> Iterator[None]:
 
 def test_a_full_disk_gives_enospc_and_recovers(tmp_path: Path) -> None:
     cluster = LocalCluster(
-        tmp_path, storage_nodes=1, replicas=1, mount=True, config="[storage]\nreserve_bytes = 33554432\n"
+        tmp_path, storage_nodes=1, replicas=1, mount=True, config="[storage]\nreserve_bytes = 33554432\n[meta]\ngc_delay_ms = 2000\n"
     )
     assert cluster.mountpoint is not None
     (tmp_path / "data").mkdir(mode=0o700)
