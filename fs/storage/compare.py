@@ -2,8 +2,9 @@
 
 The successor's records come first, then the predecessor's for the same range of chunks. A chunk is written at the
 predecessor before it is forwarded, so what the successor has and the predecessor (read later) has not is garbage,
-and what both have in equal states, with nothing pending, need not travel. Everything else is sent again: the predecessor's committed
-state is the truth, and sending it twice is harmless, because it is read under the chunk's own lock.
+and what both have in equal states, with nothing pending, need not travel. Everything else is sent again: the
+predecessor's committed state is the truth, and sending it twice is harmless, because it is read under the chunk's
+own lock.
 
 `conflicts` are states that no history of the chain explains (somebody put back an old disk): a newer one is never
 overwritten by an older one, so the successor must forget everything first and get every chunk.

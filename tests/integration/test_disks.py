@@ -112,9 +112,8 @@ def small_disk(directory: Path, size: str) -> Iterator[None]:
 
 
 def test_a_full_disk_gives_enospc_and_recovers(tmp_path: Path) -> None:
-    cluster = LocalCluster(
-        tmp_path, storage_nodes=1, replicas=1, mount=True, config="[storage]\nreserve_bytes = 33554432\n[meta]\ngc_delay_ms = 2000\n"
-    )
+    config = "[storage]\nreserve_bytes = 33554432\n[meta]\ngc_delay_ms = 2000\n"
+    cluster = LocalCluster(tmp_path, storage_nodes=1, replicas=1, mount=True, config=config)
     assert cluster.mountpoint is not None
     (tmp_path / "data").mkdir(mode=0o700)
     # The directory is a cluster's as soon as it has these.
