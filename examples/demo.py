@@ -24,6 +24,7 @@ from luciola.units import MIB, format_bytes, parse_bytes
 
 BLOCK: Final = 4 * MIB
 HEALTHY_S: Final = 120.0
+INSTALLED: Final = "site-packages"  # not part of the standard library
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def demonstrate(root: Path, *, size_bytes: int) -> None:
     """Copies in and out, with a node killed on the way."""
     data, mount = root / "cluster", root / "mount"
     tree = Path(sysconfig.get_path("stdlib"))
-    say(f"the Python standard library ({tree}) goes in by cp -a")
+    say(f"the Python standard library ({tree}) goes in by tar")
     seconds = timed(lambda: copy_tree(tree, mount / "stdlib"))
     count, size = measure(mount / "stdlib")
     say(f"  {count:,} files, {format_bytes(size)} in {seconds:.1f} s: {count / seconds:,.0f} files/s")
@@ -78,10 +79,8 @@ def demonstrate(root: Path, *, size_bytes: int) -> None:
     seconds = timed(lambda: check("the big file", digest(mount / "big.bin") == written))
     say(f"  read and hashed at {size_bytes / MIB / seconds:,.0f} MiB/s")
     copy_tree(mount / "stdlib", root / "stdlib-back")
-    check(
-        "the standard library",
-        run("diff", "-r", "--no-dereference", str(tree), str(root / "stdlib-back")) == "",
-    )
+    differences = run("diff", "-r", "--no-dereference", "-x", INSTALLED, str(tree), str(root / "stdlib-back"))
+    check("the standard library", differences == "")
 
     say("fsck compares names, chunks and both replicas of every chunk, and reads every byte on disk")
     report = json.loads(luciola("fsck", "--data", str(data), "--scrub", "--json"))
@@ -144,8 +143,13 @@ def timed(action: Callable[[], object]) -> float:
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """cp -a, as a person would."""
-    run("cp", "-a", str(source), str(target))
+    """One tar into another, with modes, times and links, but without what pip has installed."""
+    target.mkdir()
+    pack = ("tar", "--exclude", f"./{INSTALLED}", "-C", str(source), "-cf", "-", ".")
+    with subprocess.Popen(pack, stdout=subprocess.PIPE) as packer:
+        subprocess.run(("tar", "-C", str(target), "-xpf", "-"), stdin=packer.stdout, check=True)
+    if packer.returncode:
+        sys.exit(f"tar could not read {source}")
 
 
 def copy_file(source: Path, target: Path) -> None:
