@@ -73,7 +73,7 @@ bench: $(STAMPS)/install
 	$(PY) benchmarks/run.py
 
 proto: $(STAMPS)/dev
-	$(PY) -m grpc_tools.protoc -Iproto --python_out=fs/wire/pb --pyi_out=fs/wire/pb --grpc_python_out=fs/wire/pb proto/*.proto
+	$(PY) -m grpc_tools.protoc -Iproto --python_out=fs/wire/pb --pyi_out=fs/wire/pb proto/*.proto
 	sed -i -E 's/^import (common|mgmtd|meta|storage)_pb2/from . import \1_pb2/' fs/wire/pb/*.py fs/wire/pb/*.pyi
 	mkdir -p core/target
 	$(PY) -m grpc_tools.protoc -Iproto --include_imports --descriptor_set_out=core/target/proto.bin proto/common.proto proto/mgmtd.proto proto/meta.proto
