@@ -210,9 +210,11 @@ def test_process_that_may_not_mount_uses_fusermount(shared_cluster, place):
     )
     until(lambda: is_mounted(place) or process.poll() is not None, what="the mount")
     assert process.poll() is None, process.stderr.read().decode()
-    (place / "x").write_bytes(b"user")
-    assert (shared_cluster.mountpoint / "x").read_bytes() == b"user"
-    (place / "x").unlink()
+    (place / "by-a-user").write_bytes(b"user")
+    # The other mount may have listed the directory less than its attribute timeout ago.
+    until((shared_cluster.mountpoint / "by-a-user").exists, what="the file on the other mount")
+    assert (shared_cluster.mountpoint / "by-a-user").read_bytes() == b"user"
+    (place / "by-a-user").unlink()
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     assert not is_mounted(place)
