@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from ..config import ClusterConfig, load
+from ..config import load
 from ..errors import Timeout, Unavailable
 from ..fuse import read_records
 from . import processes
@@ -73,7 +73,8 @@ def up(
     Example:
       luciola up --data /var/lib/luciola --mount /mnt/luciola
     """
-    config = ClusterConfig() if config_file is None else load(config_file)
+    if config_file is not None:
+        load(config_file)  # a mistake is refused before anything is started
     data = DataDir(data_path.absolute())
     if detach:
         _detach(data, sys.argv[1:])
@@ -86,7 +87,6 @@ def up(
             supervisor = Supervisor(
                 data,
                 shape,
-                config,
                 config_file=None if config_file is None else config_file.absolute(),
                 mountpoint=None if mountpoint is None else mountpoint.absolute(),
                 on_change=view.show,

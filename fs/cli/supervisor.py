@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ..config import ClusterConfig
 from ..errors import AlreadyExists, Error, Unavailable
 from ..fuse import clean_stale_mount, is_mounted, read_records
 from ..wire import create_secret
@@ -46,7 +45,6 @@ class Supervisor:
 
     data: DataDir
     shape: Shape
-    config: ClusterConfig
     config_file: Path | None = None
     mountpoint: Path | None = None
     on_change: Callable[["Supervisor"], None] = lambda _: None
@@ -85,7 +83,6 @@ class Supervisor:
         async with Manager.connect(self.shape) as manager:
             await self._launch(self._service("mgmtd", "1", MGMTD_NODE, "mgmtd"))
             await self._wait("mgmtd", manager.answers)
-            # The configuration is handed out by mgmtd; a service started by hand gets the same.
             for index in range(self.shape.storage_nodes):
                 node = STORAGE_NODE_FIRST + index
                 await self._launch(self._service("storage", str(node), node, f"storage-{node}"))
@@ -181,9 +178,6 @@ class Supervisor:
             await asyncio.sleep(POLL_S)
 
     async def _stop(self) -> None:
-        for watcher in self._watchers:
-            if not watcher.done() and not self.stopping.is_set():
-                watcher.cancel()
         end_extra_mounts(self.data, except_pids={child.pid for child in self.children if child.pid})
         for kind in ("mount", "meta", "mgmtd", "storage"):
             await asyncio.gather(
