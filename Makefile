@@ -36,7 +36,7 @@ $(STAMPS)/install: $(STAMPS)/venv pyproject.toml $(CORE_SOURCES)
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/install
-	$(PY) -m pip install -q -e '.[dev]'
+	$(PY) -m pip install -q -e '.[all]'
 	@touch $@
 
 dev: $(STAMPS)/dev

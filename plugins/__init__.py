@@ -1,1 +1,6 @@
-"""GPU compute plugins. Each is found by the entry-point group `luciola.plugins`."""
+"""GPU compute plugins, one folder each, and what they share.
+
+A plugin is found by the entry-point group `luciola.plugins`, whose value is a function `describe()` that says what it
+can use on this machine; its commands by `luciola.commands`. The package of a plugin imports torch only when one of its
+names is used, so that the command line stays quick. Plugins never import one another.
+"""

@@ -2,11 +2,14 @@
 
 Every command answers `--help` with an example, prints errors as one line that says what to do, exits 0 on success,
 1 on an operating error, 2 on wrong usage, and speaks JSON with `--json`. Commands are imported when they are used,
-so that `luciola ls` does not pay for the supervisor.
+so that `luciola ls` does not pay for the supervisor. Plugins add commands by the entry-point group
+`luciola.commands`: the entry's name is the command's, its value a click command in a module that imports nothing heavy
+before it runs.
 """
 
 import sys
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Final
 
 import click
@@ -37,17 +40,24 @@ COMMANDS: Final = {
 }
 
 
+COMMANDS_OF_PLUGINS: Final = "luciola.commands"
+
+
 class LazyGroup(click.Group):
     """A group that knows its commands by name and imports one when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return list(COMMANDS)
+        return [*COMMANDS, *sorted(entry_points(group=COMMANDS_OF_PLUGINS).names)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         place = COMMANDS.get(cmd_name)
-        if place is None:
-            return None
-        command = getattr(import_module(f".{place[0]}", __name__), place[1])
+        if place is not None:
+            command = getattr(import_module(f".{place[0]}", __name__), place[1])
+        else:
+            found = tuple(entry_points(group=COMMANDS_OF_PLUGINS, name=cmd_name))
+            if not found:
+                return None
+            command = found[0].load()
         assert isinstance(command, click.Command), f"{place} is not a command"
         return command
 

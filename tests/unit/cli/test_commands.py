@@ -2,14 +2,16 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from click import Context
 from click.testing import CliRunner
 
 from luciola.cli import COMMANDS, cli, main
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS))
+@pytest.mark.parametrize("name", sorted(cli.list_commands(Context(cli))))
 def test_help_has_an_example(name: str) -> None:
     result = CliRunner().invoke(cli, [name, "--help"])
     assert result.exit_code == 0, result.output
@@ -63,3 +65,17 @@ def test_the_command_line_starts_without_services() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert {"grpc", "rocksdict", "luciola_core", "rich"} & set(loaded) == set()
+
+
+def test_a_plugin_adds_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "guest.py").write_text(
+        "import click\n\n@click.command()\ndef guest():\n    click.echo('here')\n"
+    )
+    metadata = tmp_path / "guest-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: guest\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("[luciola.commands]\nguest = guest:guest\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    result = CliRunner().invoke(cli, ["guest"])
+    assert (result.exit_code, result.output) == (0, "here\n")
+    assert "\n  guest" in CliRunner().invoke(cli, ["--help"]).output
