@@ -1,0 +1,51 @@
+"""Expert-parallel load balancing: which GPU holds which replicas of which experts of a mixture-of-experts model.
+
+    rebalance    what users call: tensors in, tensors out, inputs checked
+    greedy       the plan of deepseek-ai/EPLB, bit for bit, in numpy over all layers at once
+    reference    the same in plain torch: the specification
+    balance      loads of GPUs, and a bound that no placement can beat
+    exchange     moves between two placements, and slots that stay where they are
+
+`rebalance_experts` has the name, arguments and outputs of deepseek-ai/EPLB; its users change one import. Importing this
+package imports neither torch nor numpy until one of its names is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .exchange import Move
+    from .rebalance import (
+        Placement,
+        align,
+        gpu_loads,
+        imbalance,
+        lower_bound,
+        moves_between,
+        rebalance_experts,
+    )
+
+__all__ = [
+    "Move",
+    "Placement",
+    "align",
+    "describe",
+    "gpu_loads",
+    "imbalance",
+    "lower_bound",
+    "moves_between",
+    "rebalance_experts",
+]
+
+_MODULE_OF = {"Move": ".exchange"}
+
+
+def describe() -> dict[str, str]:
+    """What `luciola plugins` shows."""
+    return {"state": "ready: any CPU, one core"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module(_MODULE_OF.get(name, ".rebalance"), __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

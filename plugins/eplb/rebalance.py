@@ -1,0 +1,226 @@
+"""What users call: placements from loads, and measures of placements. Tensors in, tensors out, inputs checked.
+
+A placement is named by its `physical_to_logical_map` (layers, slots): the expert of each slot. GPU g owns the slots
+g*S to (g+1)*S - 1 with S = slots / num_gpus, and node n the GPUs n*G to (n+1)*G - 1 with G = num_gpus / num_nodes.
+"""
+
+from collections.abc import Mapping
+from operator import index
+from typing import Final, Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from . import balance
+from .exchange import Move, keep_slots, list_moves
+from .greedy import Indices, hierarchical
+
+Policy = Literal["reference"]
+POLICIES: Final = get_args(Policy)
+
+
+class Placement(NamedTuple):
+    """Where the replicas are; int64 on the CPU. As a tuple it is what deepseek-ai/EPLB returns.
+
+    physical_to_logical_map (layers, slots): expert of each slot. logical_to_physical_map (layers, experts, X): slots of
+    each expert's replicas, padded with -1; X is the largest count. expert_count (layers, experts): replicas.
+    """
+
+    physical_to_logical_map: Tensor
+    logical_to_physical_map: Tensor
+    expert_count: Tensor
+
+
+def rebalance_experts(  # noqa: PLR0913, the original's arguments
+    weight: Tensor,
+    num_replicas: int,
+    num_groups: int,
+    num_nodes: int,
+    num_gpus: int,
+    *,
+    policy: Policy = "reference",
+) -> Placement:
+    """Place the replicas of every layer's experts on GPUs so that their loads are even.
+
+    `weight` (layers, experts): loads of experts, any dtype, taken as float32. `num_replicas`: slots in all, a multiple
+    of `num_gpus`. If `num_groups` is a multiple of `num_nodes`, each group of experts stays on one node (hierarchical);
+    otherwise groups and nodes do not matter (global).
+
+    Policies: "reference" is the plan of deepseek-ai/EPLB; where that depends on an unstable sort of equal loads, it is
+    the stable one. A layer without any load gives all its spare slots to its first expert, as there.
+
+    Raises: ValueError when the input cannot be placed, with the value and what is allowed; TypeError for a weight that
+    is no real tensor.
+    Source: deepseek-ai/EPLB; checked against `reference.py`.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"policy must be one of {', '.join(POLICIES)}, not {policy!r}")
+    sizes = {
+        "num_replicas": num_replicas,
+        "num_groups": num_groups,
+        "num_nodes": num_nodes,
+        "num_gpus": num_gpus,
+    }
+    _check_positive(sizes)
+    if num_groups % num_nodes:
+        num_groups = num_nodes = 1
+    loads = _loads(weight)
+    experts = loads.shape[1]
+    _check_divides("num_gpus", num_gpus, "num_nodes", num_nodes)
+    _check_divides("experts", experts, "num_groups", num_groups)
+    _check_slots(num_replicas, experts=experts, gpus=num_gpus)
+    # Not on a contiguous copy: the order in which torch adds up depends on the strides.
+    groups = loads.reshape(len(loads), num_groups, experts // num_groups).sum(-1)
+    expert_of, replica_of, count = hierarchical(
+        loads.numpy(), groups.numpy(), slots=num_replicas, nodes=num_nodes, gpus=num_gpus
+    )
+    return _placement(expert_of, replica_of, count)
+
+
+def gpu_loads(weight: Tensor, physical_to_logical_map: Tensor, num_gpus: int) -> Tensor:
+    """Load of each GPU, (layers, num_gpus) float64: an expert's load is split evenly over its replicas.
+
+    Raises: ValueError for a map that does not fit the weights or leaves an expert without a slot.
+    """
+    loads, expert_of = _loads_and_map(weight, physical_to_logical_map, num_gpus)
+    return torch.from_numpy(balance.gpu_loads(loads, expert_of, gpus=num_gpus))
+
+
+def imbalance(weight: Tensor, physical_to_logical_map: Tensor, num_gpus: int) -> Tensor:
+    """Largest over mean GPU load of each layer, (layers,) float64; 1 where a layer has no load."""
+    per_gpu = gpu_loads(weight, physical_to_logical_map, num_gpus)
+    mean = per_gpu.mean(-1)
+    return torch.where(mean > 0, per_gpu.amax(-1) / torch.where(mean > 0, mean, 1.0), 1.0)
+
+
+def lower_bound(weight: Tensor, num_replicas: int, num_gpus: int) -> Tensor:
+    """Largest GPU load of each layer that no placement can go below, (layers,) float64. Proof: `balance.py`."""
+    loads = _loads(weight)
+    _check_positive({"num_replicas": num_replicas, "num_gpus": num_gpus})
+    _check_slots(num_replicas, experts=loads.shape[1], gpus=num_gpus)
+    return torch.from_numpy(balance.lower_bound(_wide(loads), slots=num_replicas, gpus=num_gpus))
+
+
+def align(current: Tensor, target: Tensor, num_gpus: int) -> Tensor:
+    """The target placement with slots inside each GPU so ordered that an expert that stays there keeps its slot.
+
+    Both are physical_to_logical_maps (layers, slots), and so is the result.
+    """
+    return torch.from_numpy(keep_slots(*_two_maps(current, target, num_gpus), gpus=num_gpus))
+
+
+def moves_between(current: Tensor, target: Tensor, num_gpus: int) -> list[Move]:
+    """The experts that each GPU must load to get from one placement to the other, by layer and slot.
+
+    An expert that a GPU already holds is no move, whatever its slot there (`align` keeps slots). Of several GPUs that
+    hold an expert, the one that sends least in its layer is the source.
+    """
+    return list_moves(*_two_maps(current, target, num_gpus), gpus=num_gpus)
+
+
+def _placement(expert_of: Indices, replica_of: Indices, count: Indices) -> Placement:
+    layers, slots = expert_of.shape
+    logical = np.full((layers, count.shape[1], int(count.max())), -1, dtype=np.int64)
+    logical[np.arange(layers)[:, None], expert_of, replica_of] = np.arange(slots)
+    return Placement(torch.from_numpy(expert_of), torch.from_numpy(logical), torch.from_numpy(count))
+
+
+def _wide(loads: Tensor) -> npt.NDArray[np.float64]:
+    wide: npt.NDArray[np.float64] = loads.double().numpy()
+    return wide
+
+
+def _loads(weight: Tensor) -> Tensor:
+    """The loads as float32 on the CPU, checked."""
+    if not isinstance(weight, Tensor) or weight.is_complex():
+        kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"weight must be a real torch tensor, not {kind}")
+    if weight.dim() != 2 or 0 in weight.shape:
+        raise ValueError(f"weight must be (layers, experts), both at least 1, not {tuple(weight.shape)}")
+    loads = weight.detach().float().cpu()
+    bad = ~(loads >= 0) | loads.isinf()
+    if bool(bad.any()):
+        layer, expert = (int(each) for each in bad.nonzero()[0])
+        raise ValueError(
+            f"weight must be finite in float32 and not negative: layer {layer}, expert {expert} "
+            f"is {weight[layer, expert].item()}"
+        )
+    if bool(loads.sum(-1).isinf().any()):
+        raise ValueError(
+            "weight is too large: the sum of a layer overflows float32; divide all loads by one number"
+        )
+    return loads
+
+
+def _loads_and_map(weight: Tensor, expert_of: Tensor, gpus: int) -> tuple[npt.NDArray[np.float64], Indices]:
+    """Loads and a complete placement of them, checked."""
+    loads = _loads(weight)
+    layers, experts = loads.shape
+    placed = _map(expert_of, gpus)
+    if len(placed) != layers:
+        raise ValueError(f"physical_to_logical_map has {len(placed)} layers, weight has {layers}")
+    if placed.max() >= experts:
+        raise ValueError(f"physical_to_logical_map must name experts 0..{experts - 1}, not {placed.max()}")
+    missing = np.argwhere(balance.replica_counts(placed, experts=experts) == 0)
+    if len(missing):
+        layer, expert = missing[0]
+        raise ValueError(f"physical_to_logical_map leaves layer {layer}, expert {expert} without a slot")
+    return _wide(loads), placed
+
+
+def _two_maps(current: Tensor, target: Tensor, gpus: int) -> tuple[Indices, Indices]:
+    old, new = _map(current, gpus), _map(target, gpus)
+    if old.shape != new.shape:
+        raise ValueError(f"placements must have one shape, not {old.shape} and {new.shape}")
+    for layer, (before, after) in enumerate(zip(old, new, strict=True)):
+        if set(before.tolist()) != set(after.tolist()):
+            raise ValueError(f"placements must hold the same experts: layer {layer} does not")
+    return old, new
+
+
+def _map(expert_of: Tensor, gpus: int) -> Indices:
+    """A physical_to_logical_map as an array, checked as far as it can be without loads."""
+    _check_positive({"num_gpus": gpus})
+    if not isinstance(expert_of, Tensor) or expert_of.is_floating_point() or expert_of.is_complex():
+        kind = expert_of.dtype if isinstance(expert_of, Tensor) else type(expert_of).__name__
+        raise TypeError(f"physical_to_logical_map must be a torch tensor of integers, not {kind}")
+    if expert_of.dim() != 2 or 0 in expert_of.shape:
+        raise ValueError(
+            f"physical_to_logical_map must be (layers, slots), both at least 1, not {tuple(expert_of.shape)}"
+        )
+    _check_divides("slots", expert_of.shape[1], "num_gpus", gpus)
+    placed: Indices = expert_of.cpu().numpy().astype(np.int64)
+    if placed.min() < 0:
+        raise ValueError(f"physical_to_logical_map must name an expert in every slot, not {placed.min()}")
+    return placed
+
+
+def _check_positive(sizes: Mapping[str, int]) -> None:
+    for name, value in sizes.items():
+        if index(value) < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+
+
+def _check_divides(what: str, value: int, part: str, divisor: int) -> None:
+    if value % divisor:
+        raise ValueError(f"{what} ({value}) must be a multiple of {part} ({divisor})")
+
+
+def _check_slots(slots: int, *, experts: int, gpus: int) -> None:
+    _check_divides("num_replicas", slots, "num_gpus", gpus)
+    if slots < experts:
+        raise ValueError(f"num_replicas ({slots}) must be at least the number of experts ({experts})")
+
+
+__all__ = [
+    "Placement",
+    "Policy",
+    "align",
+    "gpu_loads",
+    "imbalance",
+    "lower_bound",
+    "moves_between",
+    "rebalance_experts",
+]
