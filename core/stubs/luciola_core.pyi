@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias, final
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
-__all__ = ["Buffer", "Client", "File", "Mount", "Ring", "StorageNode", "__version__"]
+__all__ = ["Buffer", "Client", "File", "Mount", "Ring", "StorageNode", "__version__", "crc32c"]
 
 __version__: str
 
@@ -24,6 +24,9 @@ class Buffer:
     def __new__(cls, length: int) -> Buffer: ...
     def __len__(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def crc32c(data: ReadableBuffer) -> int:
+    """CRC32C (Castagnoli) of the bytes, computed without the GIL."""
 
 @final
 class Client:

@@ -35,7 +35,7 @@ COPY_BYTES: Final = 4 * MIB  # four chunks in flight at the default chunk size
 
 
 class Side(Protocol):
-    """What a copy needs of a file system. `os` (LocalSide) and luciola's FileSystem both have it."""
+    """What a copy needs of a file system. LocalFileSystem and FileSystem both have it."""
 
     def lstat(self, path: str) -> Any: ...
     def open(self, path: str, mode: str) -> Any: ...
@@ -49,26 +49,6 @@ class Side(Protocol):
     def chmod(self, path: str, mode: int) -> Any: ...
     def chown(self, path: str, uid: int, gid: int, *, follow_symlinks: bool = ...) -> Any: ...
     def utime(self, path: str, *, ns: tuple[int, int], follow_symlinks: bool = ...) -> Any: ...
-
-
-class LocalSide:
-    """This machine's file system, with the same names."""
-
-    lstat = staticmethod(os.lstat)
-    listdir = staticmethod(os.listdir)
-    mkdir = staticmethod(os.mkdir)
-    readlink = staticmethod(os.readlink)
-    symlink = staticmethod(os.symlink)
-    link = staticmethod(os.link)
-    replace = staticmethod(os.replace)
-    remove = staticmethod(os.remove)
-    chmod = staticmethod(os.chmod)
-    chown = staticmethod(os.chown)
-    utime = staticmethod(os.utime)
-
-    @staticmethod
-    def open(path: str, mode: str) -> Any:
-        return open(path, mode, buffering=0)
 
 
 @dataclass
@@ -106,12 +86,14 @@ def cp(
       luciola cp --data /var/lib/luciola -r ./images lu:/datasets
       luciola cp --data /var/lib/luciola lu:/logs/train.log .
     """
+    from ..client import LocalFileSystem
+
     if not any(text.startswith(PREFIX) for text in (*sources, target)):
         raise click.UsageError(
             f"no path on the cluster: write {PREFIX}/path for the source, the target or both"
         )
     with open_cluster(data_path, address, secret_file) as fs:
-        sides: dict[bool, Side] = {True: fs, False: LocalSide()}
+        sides: dict[bool, Side] = {True: fs, False: LocalFileSystem()}
         jobs = _plan(sides, sources, target, recursive=recursive)
         total = sum(size for _, _, size in jobs)
         tally = Tally()

@@ -12,6 +12,8 @@
     file         one open file
     ring         submission and completion
     aio          the same for asyncio
+    local        this machine's own files with the same methods
+    location     a text that names a file on either
     attributes   stat results and directory entries
 
 The work is done by `luciola_core`, which releases the GIL whenever it waits. Nothing here is cached except what the
@@ -28,6 +30,8 @@ from .attributes import DirEntry
 from .connection import connect
 from .file import File
 from .file_system import FileSystem
+from .local import LocalFileSystem
+from .location import Location, close_locations, open_location, parse_location, replacing
 from .ring import Completion, Operation, Ring
 
 __all__ = [
@@ -38,7 +42,13 @@ __all__ = [
     "DirEntry",
     "File",
     "FileSystem",
+    "LocalFileSystem",
+    "Location",
     "Operation",
     "Ring",
+    "close_locations",
     "connect",
+    "open_location",
+    "parse_location",
+    "replacing",
 ]

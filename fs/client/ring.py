@@ -24,6 +24,8 @@ from .file import File
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+    from .local import LocalFile
+
 
 class Operation(NamedTuple):
     """One read into, or write from, `length` bytes at `buffer_offset` of `buffer` (by default all that follow).
@@ -31,7 +33,7 @@ class Operation(NamedTuple):
     A write completes when every replica has it; it is durable after `File.fsync`.
     """
 
-    file: File
+    file: "File | LocalFile"
     offset: int
     buffer: "ReadableBuffer"
     buffer_offset: int = 0

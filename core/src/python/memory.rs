@@ -65,6 +65,13 @@ impl Drop for PyMemory {
     }
 }
 
+/// CRC32C of a bytes-like object, without the GIL.
+#[pyfunction]
+pub fn crc32c(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<u32> {
+    let bytes = placement(data, false)?;
+    Ok(py.detach(|| bytes.crc32c()))
+}
+
 /// The bytes of `object` as a placement that keeps them alive. Memory of a `Buffer` is recognised, also through a
 /// view (memoryview, numpy, torch).
 pub fn placement(object: &Bound<'_, PyAny>, writable: bool) -> PyResult<Placement> {

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from luciola.cli.copy import Copier, LocalSide, Tally
+from luciola.cli.copy import Copier, Tally
+from luciola.client import LocalFileSystem
 
 
 def copy(source: Path, target: Path, side: Any = None) -> Tally:
@@ -15,7 +16,7 @@ def copy(source: Path, target: Path, side: Any = None) -> Tally:
     def advance(count: int) -> None:
         tally.bytes += count
 
-    Copier(LocalSide(), side or LocalSide(), tally, advance).copy(str(source), str(target))
+    Copier(LocalFileSystem(), side or LocalFileSystem(), tally, advance).copy(str(source), str(target))
     return tally
 
 
@@ -57,15 +58,14 @@ def test_copying_again_replaces(tree: Path, tmp_path: Path) -> None:
     assert sorted(os.listdir(target)) == sorted(os.listdir(tree))
 
 
-class FullDisk(LocalSide):
+class FullDisk(LocalFileSystem):
     """A side on which no file can be written."""
 
-    @staticmethod
-    def open(path: str, mode: str) -> Any:
+    def open(self, path: Any, mode: str = "r", *arguments: Any, **named: Any) -> Any:
         if "x" in mode:
             Path(path).write_bytes(b"half")
             raise OSError(28, "No space left on device")
-        return LocalSide.open(path, mode)
+        return super().open(path, mode, *arguments, **named)
 
 
 def test_failed_copy_leaves_the_old_file_and_no_rest(tree: Path, tmp_path: Path) -> None:

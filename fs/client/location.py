@@ -1,0 +1,235 @@
+"""The one way in which a program names a file somewhere.
+
+    /data/model, model.safetensors      a plain path: this machine, a mount included
+    luciola://HOST:PORT/path            the cluster whose manager listens there, with its secret file
+    luciola:///DATA_DIR!/path           the cluster of that data directory on this machine, with its secret
+    lu:/path                            the cluster that LUCIOLA_DATA names, or LUCIOLA_ADDRESS and LUCIOLA_SECRET_FILE
+
+Nothing is escaped: what follows the cluster is the path, byte by byte ('%', '?' and '#' are letters of it). A local
+file whose name looks like one of the forms is written with "./" before it.
+
+N1  Parsing has no effects; what it depends on (the environment) is an argument.
+N2  One connection serves all locations of one cluster in one process, until somebody closes it.
+"""
+
+import contextlib
+import os
+import posixpath
+import re
+import secrets
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+from ..config import ClientConfig
+from ..errors import InvalidArgument
+from ..wire.cluster import FILE_NAME, load_cluster
+from .connection import connect
+from .file_system import FileSystem
+from .local import LocalFileSystem
+
+SCHEME: Final = "luciola://"
+SHORT: Final = "lu:"
+FORMS: Final = "a plain path, luciola://HOST:PORT/path, luciola:///DATA_DIR!/path or lu:/path"
+
+AnyFileSystem = FileSystem | LocalFileSystem
+
+
+@dataclass(frozen=True)
+class Location:
+    """A path and where it is: `address` as `connect` takes it (data directory or "host:port"), None for local."""
+
+    path: str
+    address: str | None = None
+    secret_file: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        return self.address is None
+
+    def join(self, *names: str) -> "Location":
+        """The location of something below."""
+        return Location(posixpath.join(self.path, *names), self.address, self.secret_file)
+
+    def __str__(self) -> str:
+        if self.address is None:
+            return self.path
+        mark = "!" if self.address.startswith("/") else ""
+        return f"{SCHEME}{self.address}{mark}{self.path}"
+
+
+def parse_location(text: str | os.PathLike[str], environment: Mapping[str, str]) -> Location:
+    """What a text names. `environment` is read for the short form, and for the secret of a HOST:PORT.
+
+    Raises: InvalidArgument, which says what to write instead.
+    """
+    text = os.fspath(text)
+    if not isinstance(text, str):
+        raise InvalidArgument(f"a location is text, not {type(text).__name__}: write {FORMS}")
+    if not text or "\0" in text:
+        raise InvalidArgument(f"a location is not empty and has no NUL: write {FORMS}", path=text)
+    if text.startswith(SCHEME):
+        return _parse_url(text, environment)
+    if text.startswith(SHORT):
+        return _parse_short(text, environment)
+    if text.startswith("luciola:"):
+        raise InvalidArgument(
+            "a location on a cluster has two slashes (and is given as str, not as Path): write "
+            "luciola://HOST:PORT/path or luciola:///DATA_DIR!/path",
+            path=text,
+        )
+    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text):
+        raise InvalidArgument(f"not a scheme of Luciola, {scheme[1]!r}: write {FORMS}", path=text)
+    return Location(text)
+
+
+def _parse_url(text: str, environment: Mapping[str, str]) -> Location:
+    rest = text.removeprefix(SCHEME)
+    if rest.startswith("/"):
+        data, mark, path = rest.partition("!/")
+        if not mark:
+            raise InvalidArgument(
+                'no "!" between the data directory and the path: write luciola:///DATA_DIR!/path', path=text
+            )
+        return Location("/" + path, posixpath.normpath(data))
+    address, slash, path = rest.partition("/")
+    if not slash:
+        raise InvalidArgument("no path after the address: write luciola://HOST:PORT/path", path=text)
+    if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:@\[\]/]+):[0-9]{1,5}", address):
+        raise InvalidArgument(
+            f"not HOST:PORT, {address!r}: write luciola://HOST:PORT/path ([…] around an IPv6 address)",
+            path=text,
+        )
+    if not 0 < int(address.rpartition(":")[2]) < 1 << 16:
+        raise InvalidArgument("a port is 1 to 65535: write luciola://HOST:PORT/path", path=text)
+    return Location("/" + path, address, environment.get("LUCIOLA_SECRET_FILE") or None)
+
+
+def _parse_short(text: str, environment: Mapping[str, str]) -> Location:
+    path = text.removeprefix(SHORT)
+    if not path.startswith("/") or path.startswith("//"):
+        raise InvalidArgument(
+            "paths on the cluster are absolute: write lu:/dir/file (./lu:… for a local file of that name)",
+            path=text,
+        )
+    data = environment.get("LUCIOLA_DATA") or None
+    address = environment.get("LUCIOLA_ADDRESS") or None
+    if (data is None) == (address is None):
+        count = "no cluster is" if data is None else "two clusters are"
+        raise InvalidArgument(
+            f"{count} named: set either LUCIOLA_DATA (data directory), or LUCIOLA_ADDRESS (HOST:PORT) and "
+            "LUCIOLA_SECRET_FILE; or write luciola://HOST:PORT/path or luciola:///DATA_DIR!/path",
+            path=text,
+        )
+    if data is not None:
+        return Location(path, os.path.abspath(data))
+    return Location(path, address, environment.get("LUCIOLA_SECRET_FILE") or None)
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What one connection is kept for."""
+
+    address: str
+    secret_file: str | None
+    token: str | None
+    config: ClientConfig | None
+    manager: str  # where it listens: a cluster that came back elsewhere is another one
+
+
+_connected: dict[_Key, FileSystem] = {}
+_lock = threading.Lock()
+_local: Final = LocalFileSystem()
+
+
+def _after_fork() -> None:
+    # A thread that is not here may hold it. The file systems connect anew by themselves.
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def open_location(
+    location: str | os.PathLike[str] | Location,
+    *,
+    secret_file: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+    config: ClientConfig | None = None,
+) -> tuple[AnyFileSystem, str]:
+    """The file system that a location is on, and the path there.
+
+    The file system is shared by everybody in this process who names the same cluster: leave it open
+    (`close_locations` ends all of them). `secret_file` comes before the environment's.
+
+    Raises: InvalidArgument for a text that names nothing; whatever `connect` raises.
+    """
+    if not isinstance(location, Location):
+        location = parse_location(location, os.environ)
+    if location.address is None:
+        return _local, location.path
+    secret = location.secret_file if secret_file is None else os.fspath(secret_file)
+    manager = _manager(location.address)
+    key = _Key(location.address, secret, token, config, manager)
+    with _lock:
+        known = _connected.get(key)
+        if known is None or known.connection.is_closed:
+            known = connect(location.address, secret_file=secret, token=token, config=config)
+            _connected[key] = known
+    return known, location.path
+
+
+def _manager(address: str) -> str:
+    if not address.startswith("/") or not os.path.isdir(address):
+        return address  # `connect` says what is wrong with it
+    return load_cluster(Path(address) / FILE_NAME).mgmtd_lane
+
+
+def close_locations() -> None:
+    """Ends the connections that `open_location` has made. Raises: the first error of a write-back."""
+    with _lock:
+        file_systems = list(_connected.values())
+        _connected.clear()
+    with contextlib.ExitStack() as stack:
+        for file_system in file_systems:
+            stack.callback(file_system.close)
+
+
+@contextlib.contextmanager
+def replacing(file_system: AnyFileSystem, path: str) -> Iterator[IO[Any]]:
+    """A new file, open for writing, that takes the name `path` when the block ends, complete and durable.
+
+    Until then, and after an error, the name is what it was. Missing directories above are made.
+    """
+    directory = os.path.dirname(path)
+    if directory.strip("/"):
+        file_system.makedirs(directory, exist_ok=True)
+    temporary = os.path.join(directory, f".{os.path.basename(path)[:200]}.{secrets.token_hex(4)}.part")
+    file: Any = file_system.open(temporary, "xb")
+    try:
+        with file:
+            yield file
+            file.flush()
+            file.fsync()
+            file_system.replace(temporary, path)
+            if isinstance(file_system, LocalFileSystem):
+                file_system.sync_directory(directory)
+            else:
+                file.fsync()  # the name is as durable as the inode
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            file_system.remove(temporary)
+        raise
+
+
+__all__ = [
+    "AnyFileSystem",
+    "Location",
+    "close_locations",
+    "open_location",
+    "parse_location",
+    "replacing",
+]
