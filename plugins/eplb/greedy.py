@@ -94,7 +94,7 @@ def hierarchical(
 
     on_nodes = np.take_along_axis(loads, original, axis=1).reshape(layers * nodes, experts // nodes)
     expert_of, replica_of, count = replicate(on_nodes, slots // nodes)
-    per_replica: Loads = on_nodes / count.astype(np.float32)
+    per_replica: Loads = np.divide(on_nodes, count, dtype=np.float32)
     share = np.take_along_axis(per_replica, expert_of, axis=1)
     gpu_of, rank_of = pack(share, gpus // nodes)
     order = invert(gpu_of * (slots // gpus) + rank_of)
