@@ -32,7 +32,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Final, TypeVar
 
 RANKS_MAX: Final = 4096
@@ -141,7 +141,7 @@ class Place:
     stage: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Schedule:
     """The actions of all ranks in one step."""
 
@@ -166,9 +166,14 @@ class Schedule:
         """Micro-batches of the whole step, all flows together: the `num_chunks` of `step`."""
         return self.flows * self.chunks
 
+    @cached_property
+    def owners(self) -> dict[tuple[int, int], int]:
+        """The rank that holds each (flow, stage)."""
+        return _owners(self.places)
+
     def owner(self, flow: int, stage: int) -> int:
         """The rank that holds a stage of a flow."""
-        return _owners(self.places)[flow, stage]
+        return self.owners[flow, stage]
 
     def forward_only(self) -> "Schedule":
         """The same schedule without any gradient: what inference runs."""
@@ -243,6 +248,12 @@ class Builder:
     _queue: list[Transfer] = field(default_factory=list)
     _counts: dict[tuple[object, int], int] = field(default_factory=dict)
     _put_off: deque[BackwardInput] = field(default_factory=deque)
+    _owner: dict[tuple[int, int], int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._owner = _owners(
+            self.places
+        )  # once: hashing all places for each transfer would be most of the cost
 
     def forward(self, module: int, *, receive: bool = True, send: bool = True) -> None:
         """One Forward; `receive` and `send` say if its transfers are queued here or by the caller."""
@@ -340,7 +351,7 @@ class Builder:
     def _peer(self, flow: int, stage: int) -> int | None:
         if not 0 <= stage < self.stages:
             return None
-        owner = _owners(self.places)[flow, stage]
+        owner = self._owner[flow, stage]
         return None if owner == self.rank else owner
 
     def _next(self, what: object, module: int) -> int:

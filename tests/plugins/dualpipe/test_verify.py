@@ -1,0 +1,357 @@
+"""The verifier accepts every schedule that is made here, in every size, and finds what is planted."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luciola.plugins.dualpipe.machine import Deadlock, Transport, run
+from luciola.plugins.dualpipe.schedule import (
+    Action,
+    Backward,
+    BackwardInput,
+    BackwardWeight,
+    Exchange,
+    Forward,
+    Overlap,
+    Payload,
+    Place,
+    Receive,
+    Schedule,
+    Send,
+    dualpipe,
+    dualpipev,
+    label,
+)
+from luciola.plugins.dualpipe.schedules import SCHEDULES, one_f_one_b
+from luciola.plugins.dualpipe.verify import InvalidSchedule, Limits, Matching, find_problems, verify
+
+RANKS_MAX, CHUNKS_MAX = 16, 64
+
+
+def unit_idle(stages: int) -> float:
+    """(stages/2 - 1)(F&B + B - 3W) with F = I = W = 1 and a pair of 3."""
+    return max(0, stages / 2 - 1) * 2
+
+
+@pytest.mark.parametrize("ranks", range(2, RANKS_MAX + 1, 2))
+def test_dualpipe_is_right_in_all_sizes(ranks: int) -> None:
+    for chunks in range(2 * ranks, CHUNKS_MAX + 1, 2):
+        verify(dualpipe(ranks, chunks), limits=Limits(live_chunks=ranks + 1))
+
+
+@pytest.mark.parametrize("ranks", range(1, RANKS_MAX + 1))
+def test_dualpipev_is_right_in_all_sizes(ranks: int) -> None:
+    for chunks in range(2 * ranks, CHUNKS_MAX + 1):
+        verify(dualpipev(ranks, chunks), limits=Limits(live_chunks=2 * ranks + 1))
+
+
+@pytest.mark.parametrize("ranks", range(2, RANKS_MAX + 1, 2))
+def test_idle_time_is_the_published_one(ranks: int) -> None:
+    for chunks in {2 * ranks, 2 * ranks + 6, CHUNKS_MAX}:
+        verify(dualpipe(ranks, chunks), transports=[], limits=Limits(idle=unit_idle(ranks)))
+        verify(dualpipev(ranks // 2, chunks), transports=[], limits=Limits(idle=unit_idle(ranks)))
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES.keys() - {"dualpipe", "dualpipev"}))
+def test_the_other_schedules_are_right(name: str) -> None:
+    """Sends of these are never waited for, and messages are told apart by tags, as their runtimes do."""
+    right = 0
+    for ranks in (1, 2, 3, 4, 5, 8, 13):
+        for chunks in (1, 2, 3, 5, 8, 12, 17, 26, 64):
+            try:
+                schedule = SCHEDULES[name](ranks, chunks)
+            except ValueError:
+                continue
+            limit = schedule.stages
+            if name.endswith("-2x"):  # a round, and what is under way to the last stage and back
+                limit = chunks // max(1, chunks // ranks) + (2 if name == "1f1b-2x" else 1) * (ranks - 1) + 1
+            verify(
+                schedule,
+                transports=[Transport.BUFFERED, Transport.BACKGROUND],
+                matching=Matching.TAG,
+                limits=Limits(live_chunks=limit),
+            )
+            right += 1
+    assert right > 20
+
+
+def test_a_rank_with_too_many_live_micro_batches_is_named() -> None:
+    problems = find_problems(dualpipe(4, 8), limits=Limits(live_chunks=4))
+    assert {problem.rank for problem in problems} == {0, 1, 2, 3}
+    assert "holds 5 micro-batches, more than 4" in str(problems[0])
+    assert "|" in str(problems[0]), "a pair is where the peak is"
+
+
+def test_a_rank_that_idles_too_long_is_named() -> None:
+    problems = find_problems(dualpipe(8, 20), limits=Limits(idle=5.9))
+    assert [str(each) for each in problems] == [
+        f"rank {rank}: is idle for 6 of 66, more than 5.9" for rank in range(8)
+    ]
+
+
+def index_of(schedule: Schedule, rank: int, name: str) -> int:
+    """Where a task with this label, or an Exchange with this transfer, stands."""
+    for index, action in enumerate(schedule.actions[rank]):
+        own = label(action)
+        if name == own or (isinstance(action, Exchange) and name in own[1:-1].split(", ")):
+            return index
+    raise AssertionError(f"rank {rank} has no {name}")
+
+
+def changed(schedule: Schedule, rank: int, change: Callable[[list[Action]], None]) -> Schedule:
+    own = list(schedule.actions[rank])
+    change(own)
+    actions = tuple(tuple(own) if each == rank else old for each, old in enumerate(schedule.actions))
+    return replace(schedule, actions=actions)
+
+
+def moved(schedule: Schedule, rank: int, name: str, before: str) -> Schedule:
+    source, target = index_of(schedule, rank, name), index_of(schedule, rank, before)
+    return changed(schedule, rank, lambda own: own.insert(target, own.pop(source)))
+
+
+def without(schedule: Schedule, rank: int, name: str) -> Schedule:
+    index = index_of(schedule, rank, name)
+
+    def change(own: list[Action]) -> None:
+        action = own[index]
+        if isinstance(action, Exchange) and label(action) != name:
+            kept = tuple(each for each in action.transfers if label(Exchange((each,)))[1:-1] != name)
+            own[index] = Exchange(kept)
+        else:
+            del own[index]
+
+    return changed(schedule, rank, change)
+
+
+def told(schedule: Schedule, **limits) -> str:
+    with pytest.raises(InvalidSchedule) as caught:
+        verify(schedule, **limits)
+    return str(caught.value)
+
+
+def test_swapped_sends_are_found() -> None:
+    good = dualpipe(4, 8)
+    first, second = index_of(good, 0, ">1 a0:1"), index_of(good, 0, ">1 a0:0")
+
+    def change(own: list[Action]) -> None:
+        own[first], own[second] = own[second], own[first]
+
+    text = told(changed(good, 0, change))
+    assert "rank 0, action 1 [>1 a0:1]: the Send of activation 1 of flow 0" in text
+    assert "before the task that makes it" in text
+
+
+def test_sends_in_another_order_than_their_receives_are_found() -> None:
+    good = dualpipe(4, 8)
+    index = next(
+        index
+        for index, action in enumerate(good.actions[1])
+        if isinstance(action, Exchange)
+        and {(each.payload, each.peer) for each in action.transfers if isinstance(each, Send)}
+        >= {(Payload.ACTIVATION, 2), (Payload.GRADIENT, 2)}
+    )
+    swapped = changed(good, 1, lambda own: own.__setitem__(index, Exchange(own[index].transfers[::-1])))
+    text = told(swapped)
+    assert "rank 2, action" in text
+    assert "expects the Receive of" in text
+    assert (
+        f"but rank 1 sends the Send of gradient 0 of flow 1 across border 1 to rank 2 first, in its action {index}"
+        in text
+    )
+    assert find_problems(swapped, matching=Matching.TAG) == []
+
+
+def test_a_missing_receive_is_found() -> None:
+    text = told(without(dualpipe(4, 8), 2, "<1 a0:3"))
+    assert "rank 2, action" in text
+    assert "F0:3 before its input: no Receive of it comes earlier" in text
+    assert "rank 1, action" in text
+    assert "the Send of activation 3 of flow 0 across border 1 to rank 2 is never received by rank 2" in text
+
+
+def test_a_missing_send_is_found() -> None:
+    text = told(without(dualpipev(3, 8), 1, ">2 a0:5"))
+    assert "the Receive of activation 5 of flow 0 across border 1 from rank 1 is never sent by rank 1" in text
+    assert text.splitlines()[1].startswith("  rank 2, action ")
+
+
+def test_a_circular_wait_is_found() -> None:
+    """Each of two ranks wants the other's chunk before it gives its own."""
+    places = ((Place(0, 0), Place(1, 1)), (Place(0, 1), Place(1, 0)))
+
+    def rank(own: int) -> tuple[Action, ...]:
+        flow, other = own, 1 - own
+        return (
+            Forward(flow, flow, 0, 0),
+            Exchange((Receive(Payload.ACTIVATION, other, 0, 0, other),)),
+            Exchange((Send(Payload.ACTIVATION, flow, 0, 0, other),)),
+            Forward(1 - flow, other, 1, 0),
+            Backward(1 - flow, other, 1, 0),
+            Exchange(
+                (
+                    Send(Payload.GRADIENT, other, 0, 0, other),
+                    Receive(Payload.GRADIENT, flow, 0, 0, other),
+                )
+            ),
+            Backward(flow, flow, 0, 0),
+        )
+
+    schedule = Schedule("circle", 2, 2, 1, places, (rank(0), rank(1)))
+    problems = find_problems(schedule, transports=[Transport.BUFFERED])
+    assert [(each.rank, each.position) for each in problems] == [(0, 1), (1, 1)]
+    assert "waits for ever for the Receive of activation 0 of flow 1 across border 0 from rank 1" in str(
+        problems[0]
+    )
+    with pytest.raises(
+        Deadlock, match=r"stops in a circle: rank 0 waits in action 1 .*, rank 1 waits in action 1"
+    ):
+        run(schedule, Transport.BUFFERED)
+
+
+def test_sends_that_only_work_if_they_are_buffered_are_found() -> None:
+    """Rank 0 sends both chunks before it listens; rank 1 answers the first before it takes the second."""
+    schedule = moved(one_f_one_b(2, 2), 0, "F0:1", "B0:0")
+    sends_first = changed(
+        schedule,
+        0,
+        lambda own: own.__setitem__(
+            slice(None),
+            [
+                Forward(0, 0, 0, 0),
+                Exchange((Send(Payload.ACTIVATION, 0, 0, 0, 1),)),
+                Forward(0, 0, 0, 1),
+                Exchange((Send(Payload.ACTIVATION, 0, 0, 1, 1),)),
+                Exchange((Receive(Payload.GRADIENT, 0, 0, 0, 1),)),
+                Backward(0, 0, 0, 0),
+                Exchange((Receive(Payload.GRADIENT, 0, 0, 1, 1),)),
+                Backward(0, 0, 0, 1),
+            ],
+        ),
+    )
+    answers_first = changed(
+        sends_first,
+        1,
+        lambda own: own.__setitem__(
+            slice(None),
+            [
+                Exchange((Receive(Payload.ACTIVATION, 0, 0, 0, 0),)),
+                Forward(0, 0, 1, 0),
+                Backward(0, 0, 1, 0),
+                Exchange((Send(Payload.GRADIENT, 0, 0, 0, 0),)),
+                Exchange((Receive(Payload.ACTIVATION, 0, 0, 1, 0),)),
+                Forward(0, 0, 1, 1),
+                Backward(0, 0, 1, 1),
+                Exchange((Send(Payload.GRADIENT, 0, 0, 1, 0),)),
+            ],
+        ),
+    )
+    assert find_problems(answers_first, transports=[Transport.BUFFERED]) == []
+    problems = find_problems(answers_first)
+    assert [(each.rank, each.position) for each in problems] == [(0, 3), (1, 3)]
+    assert "waits for ever for the Send of activation 1" in str(problems[0])
+    assert "rendezvous" in str(problems[0])
+
+
+def test_an_early_weight_gradient_is_found() -> None:
+    text = told(moved(dualpipe(8, 20), 1, "W1:0", before="I1:0"))
+    assert "rank 1, action" in text
+    assert "W1:0: W1:0 before its BackwardInput" in text
+
+
+def test_weight_gradients_in_another_order_are_found() -> None:
+    text = told(moved(dualpipe(8, 20), 1, "W0:9", before="W0:8"))
+    assert "W0:9 is not the oldest that was put off" in text
+
+
+def test_an_early_forward_is_found() -> None:
+    good = dualpipev(2, 4)
+    text = told(moved(good, 1, "F1:0", before="F0:0"))
+    assert "F1:0 before its input: no Forward of it comes earlier" in text
+
+
+def test_an_early_backward_is_found() -> None:
+    good = dualpipe(4, 8)
+    pair = index_of(good, 3, "F0:2|B1:0")
+    apart = changed(
+        good, 3, lambda own: own.__setitem__(slice(pair, pair + 1), [own[pair].backward, own[pair].forward])
+    )
+    assert find_problems(apart) == []
+    assert "before its gradient: no Receive of it comes earlier" in told(
+        moved(apart, 3, "B1:0", before="I0:0")
+    )
+    alone = one_f_one_b(1, 2)
+    assert "B0:1 before its Forward" in told(moved(alone, 0, "B0:1", before="F0:1"))
+
+
+def test_what_is_done_twice_or_never_is_found() -> None:
+    good = one_f_one_b(3, 4)
+    twice = changed(good, 2, lambda own: own.insert(3, own[1]))
+    assert "F0:0 is done twice" in told(twice)
+    never = without(good, 0, "B0:3")
+    assert "rank 0: no Backward of flow 0, stage 0, micro-batch 3" in told(never)
+    assert "no BackwardWeight after its BackwardInput" in told(without(dualpipe(2, 4), 0, "W0:1"))
+
+
+def test_a_transfer_that_is_received_twice_is_found() -> None:
+    good = dualpipe(4, 8)
+    index = index_of(good, 1, "<0 a0:1")
+    text = told(changed(good, 1, lambda own: own.insert(index, own[index])))
+    assert "comes twice" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda own: own.insert(0, Forward(0, 0, 1, 0)), "module 0 of this rank is stage 0 of flow 0"),
+        (lambda own: own.insert(0, Forward(2, 0, 0, 0)), "the rank has 2 modules"),
+        (lambda own: own.insert(0, Forward(0, 0, 0, 4)), "a flow has 4 micro-batches"),
+        (
+            lambda own: own.insert(0, Exchange((Receive(Payload.GRADIENT, 0, 0, 0, 3),))),
+            "border 0 of flow 0 goes from rank 1 to rank 0",
+        ),
+        (
+            lambda own: own.insert(0, Exchange((Receive(Payload.GRADIENT, 0, 3, 0, 1),))),
+            "border 3 of flow 0 is not part of the step",
+        ),
+        (
+            lambda own: own.insert(0, Overlap(Forward(0, 0, 0, 0), BackwardInput(1, 1, 3, 0))),
+            "a pair is a Forward and a whole Backward",
+        ),
+    ],
+)
+def test_actions_in_the_wrong_place_are_found(change, words) -> None:
+    assert words in told(changed(dualpipe(4, 8), 0, change))
+
+
+def test_places_that_leave_a_stage_out_are_found() -> None:
+    good = one_f_one_b(2, 2)
+    assert "each stage of each flow once" in told(replace(good, places=((Place(0, 0),), (Place(0, 0),))))
+    assert "1 lists of actions for 2 ranks" in told(replace(good, actions=good.actions[:1]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.randoms(use_true_random=False), st.sampled_from([(2, 4), (4, 8), (4, 12)]))
+def test_whatever_is_left_out_or_moved_to_the_front_is_found(
+    source: random.Random, size: tuple[int, int]
+) -> None:
+    """Every action of DualPipe is necessary, and all but the first have something that must come before."""
+    good = dualpipe(*size)
+    rank = source.randrange(good.ranks)
+    own = good.actions[rank]
+    index = source.randrange(1, len(own))
+    problems = find_problems(changed(good, rank, lambda own: own.pop(index)))
+    assert problems
+    assert all(0 <= each.rank < good.ranks for each in problems)
+    early = next(
+        index
+        for index, action in enumerate(own)
+        if isinstance(action, Backward | BackwardInput | BackwardWeight | Overlap)
+    )
+    late = source.randrange(early, len(own))
+    if not isinstance(own[late], Exchange):
+        assert find_problems(changed(good, rank, lambda own: own.insert(0, own.pop(late))))
