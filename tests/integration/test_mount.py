@@ -189,6 +189,46 @@ def test_what_was_closed_is_seen_by_who_opens_later(shared_cluster, data, place)
     luciola("umount", str(place))
 
 
+@pytest.mark.root
+def test_attributes_of_an_unpacked_file_are_seen_by_who_looks_after_the_close(shared_cluster, data, place):
+    luciola("mount", data, str(place))
+    for size in (0, 100, 20_000):
+        ours, theirs = shared_cluster.mountpoint / f"unpacked-{size}", place / f"unpacked-{size}"
+        descriptor = os.open(ours, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        os.write(descriptor, b"x" * size)
+        os.utime(descriptor, ns=(5, 1_000_000_007))
+        os.fchown(descriptor, 1234, 1235)
+        os.fchmod(descriptor, 0o4751)
+        for seen in (ours.stat(), os.fstat(descriptor)):
+            assert (seen.st_mtime_ns, seen.st_uid, seen.st_mode & 0o7777) == (1_000_000_007, 1234, 0o4751)
+        os.close(descriptor)
+        seen = theirs.stat()
+        assert (seen.st_mtime_ns, seen.st_atime_ns, seen.st_size) == (1_000_000_007, 5, size)
+        assert (seen.st_uid, seen.st_gid, seen.st_mode & 0o7777) == (1234, 1235, 0o4751)
+        assert theirs.read_bytes() == b"x" * size
+        ours.unlink()
+    luciola("umount", str(place))
+
+
+@pytest.mark.root
+def test_attributes_of_a_file_being_made_are_seen_before_what_is_moved_and_after_a_while(
+    shared_cluster, data, place
+):
+    luciola("mount", "--consistency", "strict", data, str(place))
+    ours = shared_cluster.mountpoint / "being-made"
+    descriptor = os.open(ours, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o640)
+    os.fchmod(descriptor, 0o644)
+    moved = ours.rename(ours.with_name("moved"))
+    assert (place / "moved").stat().st_mode & 0o777 == 0o644
+    os.fchmod(descriptor, 0o755)
+    until(lambda: (place / "moved").stat().st_mode & 0o777 == 0o755, what="the mode by age")
+    os.fchmod(descriptor, 0o700)
+    assert (place / "moved").stat().st_mode & 0o777 == 0o700, "what takes access away is told at once"
+    os.close(descriptor)
+    moved.unlink()
+    luciola("umount", str(place))
+
+
 WITHOUT_RIGHT_TO_MOUNT = """
 import ctypes, runpy, sys
 libc = ctypes.CDLL(None)

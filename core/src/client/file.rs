@@ -87,7 +87,12 @@ impl File {
             ..Default::default()
         };
         let reply = shared.meta.create(who, request)?;
-        File::opened(shared, who, reply, options)
+        let created = reply.created;
+        let file = File::opened(shared, who, reply, options)?;
+        if created && options.write {
+            file.inode.made();
+        }
+        Ok(file)
     }
 
     fn opened(
@@ -221,6 +226,7 @@ impl File {
     /// What close(2) of one descriptor does: other clients that open the file now see everything.
     pub fn flush(&self) -> Result<()> {
         self.check(true)?;
+        self.inode.closing();
         let synced = if self.options.write { self.inode.sync(false, false) } else { Ok(()) };
         self.report().and(synced)
     }
@@ -241,6 +247,7 @@ impl File {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
+        self.inode.closing();
         let told = if self.options.write { self.close_written() } else { Ok(false) };
         if !matches!(told, Ok(true)) {
             self.shared.close_later(self.goodbye());
@@ -254,6 +261,7 @@ impl File {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
         }
+        self.inode.closing();
         if !self.options.write || self.inode.is_clean() {
             self.finish();
             return;
@@ -289,7 +297,7 @@ impl File {
         self.inode.flush();
         let telling = self.inode.telling();
         let Some((news, writes)) = self.inode.last_words() else { return Ok(false) };
-        if news.leave {
+        if news.leave || news.later.is_some() {
             drop(telling);
             return self.inode.sync(false, false).map(|()| false);
         }
@@ -302,7 +310,7 @@ impl File {
         let outcome = self.shared.meta.close(&self.who, vec![close.one])?.pop();
         match outcome.expect("one outcome for one close") {
             Ok(inode) => {
-                self.inode.told(&inode, writes, false);
+                self.inode.told(&inode, writes, false, None);
                 self.shared.names.learn(inode);
                 Ok(true)
             }
@@ -357,11 +365,27 @@ pub fn set_length(
     set_attributes(shared, who, request)
 }
 
+/// As `set_attributes`, but of a file that was made here and is not closed yet, what can wait is told with the rest.
+pub fn set_attributes_later(
+    shared: &Arc<Shared>,
+    who: &Arc<Who>,
+    request: pb::SetAttrRequest,
+) -> Result<pb::Inode> {
+    let id = request.path.as_ref().map_or(0, |path| path.at);
+    match shared.find(id).and_then(|open| open.set_later(who, &request)) {
+        Some(seen) => Ok(seen),
+        None => set_attributes(shared, who, request),
+    }
+}
+
 /// Changes attributes of an inode (by number), which may be open here.
 pub fn set_attributes(shared: &Arc<Shared>, who: &Who, request: pb::SetAttrRequest) -> Result<pb::Inode> {
     let id = request.path.as_ref().map_or(0, |path| path.at);
     let times = request.mtime_ns.is_some() || request.mtime_now;
     let open = shared.find(id);
+    if let Some(open) = &open {
+        open.settle()?;
+    }
     let length = request.length;
     let inode = match (&open, length) {
         (Some(open), Some(length)) => {
@@ -379,6 +403,10 @@ pub fn set_attributes(shared: &Arc<Shared>, who: &Who, request: pb::SetAttrReque
     if times && length.is_some() {
         open.forget_mtime();
     }
-    open.adopt(&inode);
+    if length.is_none() {
+        open.adopt_own(&inode);
+    } else {
+        open.adopt(&inode);
+    }
     Ok(open.seen())
 }

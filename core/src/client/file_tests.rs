@@ -461,3 +461,107 @@ fn random_operations_equal_a_plain_array() {
         assert_eq!(world.shared.budget.used(), 0);
     }
 }
+
+fn times(mtime_ns: i64) -> pb::SetAttrRequest {
+    pb::SetAttrRequest { path: Some(inode_path(5)), mtime_ns: Some(mtime_ns), ..Default::default() }
+}
+
+fn mode(permissions: u32) -> pb::SetAttrRequest {
+    pb::SetAttrRequest { path: Some(inode_path(5)), permissions: Some(permissions), ..Default::default() }
+}
+
+#[test]
+fn an_unpacked_file_costs_a_create_and_one_report() {
+    let world = World::new();
+    let file = world.create(5);
+    let bytes = pattern(2 * INLINE_BYTES as usize, 3);
+    put(&file, 0, &bytes);
+    let seen = set_attributes_later(&world.shared, &world.who, times(77)).unwrap();
+    assert_eq!((seen.mtime_ns, seen.length), (77, bytes.len() as u64));
+    set_attributes_later(&world.shared, &world.who, mode(0o755)).unwrap();
+    assert_eq!(file.inode().seen().permissions, 0o755);
+    assert_eq!(*world.meta.calls.lock(), [Method::MetaCreate], "what waits is not told yet");
+    file.flush().unwrap();
+    let inode = world.meta.inode(5);
+    assert_eq!((inode.mtime_ns, inode.permissions, inode.length), (77, 0o755, bytes.len() as u64));
+    assert_eq!(*world.meta.calls.lock(), [Method::MetaCreate, Method::MetaSync]);
+    assert!(file.inode().is_clean());
+    assert_eq!(get(&world.other().open(5), 0, 10_000), bytes, "another client sees it after the close");
+}
+
+#[test]
+fn attributes_of_a_closed_file_are_told_at_once() {
+    let world = World::new();
+    let file = world.create(5);
+    file.flush().unwrap();
+    set_attributes_later(&world.shared, &world.who, times(77)).unwrap();
+    assert_eq!(world.meta.inode(5).mtime_ns, 77);
+}
+
+#[test]
+fn a_change_that_may_not_wait_comes_after_those_that_do() {
+    let world = World::new();
+    let file = world.create(5);
+    set_attributes_later(&world.shared, &world.who, mode(0o755)).unwrap();
+    set_attributes_later(&world.shared, &world.who, mode(0o600)).unwrap();
+    assert_eq!(world.meta.inode(5).permissions, 0o600);
+    file.flush().unwrap();
+    assert_eq!(world.meta.inode(5).permissions, 0o600);
+}
+
+#[test]
+fn a_write_after_the_times_were_set_counts() {
+    let world = World::new();
+    let file = world.create(5);
+    set_attributes_later(&world.shared, &world.who, times(77)).unwrap();
+    put(&file, 0, b"later");
+    file.flush().unwrap();
+    assert!(world.meta.inode(5).mtime_ns > 77);
+}
+
+#[test]
+fn attributes_that_wait_are_told_before_a_name_moves_and_by_age() {
+    for settle in [|world: &World| world.shared.settle(), |world: &World| world.shared.write_back_aged()] {
+        let world = World::new();
+        let file = world.create(5);
+        put(&file, 0, &pattern(2 * INLINE_BYTES as usize, 3));
+        set_attributes_later(&world.shared, &world.who, mode(0o755)).unwrap();
+        settle(&world);
+        let inode = world.meta.inode(5);
+        assert_eq!((inode.permissions, inode.is_inline), (0o755, true));
+        assert_eq!(world.shared.unsettled.load(Ordering::Relaxed), 0);
+        file.flush().unwrap();
+        assert_eq!(world.meta.count(Method::MetaSync), 1, "no conflict with this client's own change");
+        assert!(!world.meta.inode(5).is_inline);
+    }
+}
+
+#[test]
+fn an_error_of_attributes_that_waited_reaches_the_close() {
+    let world = World::new();
+    let file = world.create(5);
+    set_attributes_later(&world.shared, &world.who, mode(0o755)).unwrap();
+    world.meta.fail_calls(Some(Error::new(Kind::NoSpace, "full")));
+    assert_eq!(file.flush().unwrap_err().kind(), Kind::NoSpace);
+    world.meta.fail_calls(None);
+    file.flush().unwrap();
+    assert_eq!(world.meta.inode(5).permissions, 0o755);
+}
+
+#[test]
+fn own_attributes_do_not_make_a_conflict_of_a_small_file_but_those_of_others_do() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, b"hello");
+    set_attributes(&world.shared, &world.who, times(77)).unwrap();
+    file.flush().unwrap();
+    assert_eq!((world.meta.count(Method::MetaSync), world.meta.count(Method::MetaStat)), (1, 0));
+    let other = world.other();
+    let theirs = other.open(5);
+    put(&theirs, 5, b" you");
+    put(&file, 0, b"HELLO");
+    theirs.flush().unwrap();
+    set_attributes(&world.shared, &world.who, times(78)).unwrap();
+    file.flush().unwrap();
+    assert_eq!(world.meta.inode(5).inline_data, b"HELLO you");
+}

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::directory::Directory;
 use super::{
     Client, CreateOptions, File, Found, LISTED_MAX, OpenOptions, Place, Through, Who, inode_path, name_path,
-    set_attributes,
+    set_attributes, set_attributes_later,
 };
 use crate::buffer::Placement;
 use crate::error::{Error, Kind, Result};
@@ -346,7 +346,12 @@ impl FileSystem for Mounted {
             Some(SetTime::Now) => request.mtime_now = true,
             None => {}
         }
-        let inode = set_attributes(self.client.shared(), &self.root, request).map_err(stale)?;
+        let shared = self.client.shared();
+        let inode = match self.consistency {
+            Consistency::CloseToOpen => set_attributes_later(shared, &self.root, request),
+            Consistency::Strict => set_attributes(shared, &self.root, request),
+        };
+        let inode = inode.map_err(stale)?;
         Ok(AttributeReply { attributes: attributes(&inode), ttl: self.ttl(self.client.shared().names.ttl()) })
     }
 
@@ -413,6 +418,7 @@ impl FileSystem for Mounted {
             exchange: mode == RenameMode::Exchange,
             ..Default::default()
         };
+        self.client.shared().settle();
         let reply = self.client.meta().rename(&self.root, request).map_err(errno)?;
         let names = &self.client.shared().names;
         let replaced = reply.replaced.filter(|inode| inode.id != 0);
@@ -433,6 +439,7 @@ impl FileSystem for Mounted {
 
     fn link(&self, _: &Caller, inode: u64, parent: u64, name: &[u8]) -> Reply<Entry> {
         let target = name_path(parent, name);
+        self.client.shared().settle();
         let inode = self.client.meta().link(&self.root, inode_path(inode), target, false).map_err(errno)?;
         Ok(self.made(parent, name, &inode))
     }

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -18,6 +19,7 @@ use rustix::io::Errno;
 use super::data::{Read, Write};
 use super::dirty::{Dirty, DirtyChunk, RUN_BYTES, overlay, parts};
 use super::inline::{Inline, Ranges};
+use super::later::Later;
 use super::meta::{Who, inode_path};
 use super::shared::Shared;
 use crate::buffer::Placement;
@@ -78,6 +80,9 @@ pub struct State {
     writes: u64,
     /// Time of the last write that the metadata service was not told.
     mtime_ns: Option<i64>,
+    /// Made here and not closed yet: attributes may wait.
+    fresh: bool,
+    later: Option<Later>,
     /// The metadata service is to be told of a length, a time or inline bytes.
     unsynced: bool,
     /// Something was told to it without asking for durability.
@@ -122,6 +127,8 @@ impl OpenInode {
             flights: BTreeMap::new(),
             writes: 0,
             mtime_ns: None,
+            fresh: false,
+            later: None,
             unsynced: false,
             undurable: true,
             volatile: None,
@@ -205,6 +212,27 @@ impl OpenInode {
     /// Whether everything written here is acknowledged and told.
     pub fn is_clean(&self) -> bool {
         self.state.lock().is_clean()
+    }
+
+    /// Takes in the reply to a change of attributes that this client made. If it was the only change since what is
+    /// known, the bytes of a small file are still those that what is waiting here was made from.
+    pub fn adopt_own(&self, inode: &pb::Inode) {
+        let mut state = self.state.lock();
+        let known = state.inode.change;
+        if inode.change == known + 1 {
+            self.shared.names.page_cache_follows(self.id, known, inode.change);
+            if let Some(inline) = &mut state.inline
+                && inline.base == known
+            {
+                inline.base = inode.change;
+            }
+            if let Some(leaving) = &mut state.leaving
+                && leaving.base == known
+            {
+                leaving.base = inode.change;
+            }
+        }
+        self.adopt_into(&mut state, inode.clone());
     }
 
     /// Takes in what the metadata service just said of this inode: all of it, with the bytes of a small file.
@@ -375,10 +403,7 @@ impl OpenInode {
         self.shared.budget.settle(payload.len(), change);
         let write = state.writes;
         let inline = state.inline.is_some();
-        if !state.listed {
-            state.listed = true;
-            self.shared.list_dirty(self);
-        }
+        self.list(&mut state);
         if through == Through::Buffered {
             if complete {
                 self.help(&mut state);
@@ -507,7 +532,12 @@ impl OpenInode {
     pub fn write_back_aged(self: &Arc<Self>) {
         self.start_write_back();
         let mut state = self.state.lock();
-        if state.inline.as_ref().is_some_and(|inline| !inline.edited.is_empty()) {
+        if state.later.is_some() {
+            drop(state);
+            if let Err(error) = self.settle() {
+                self.state.lock().fail(error.context("attributes"));
+            }
+        } else if state.inline.as_ref().is_some_and(|inline| !inline.edited.is_empty()) {
             drop(state);
             if let Err(error) = self.tell(false) {
                 self.state.lock().fail(error.context("write-back"));
@@ -576,7 +606,10 @@ impl OpenInode {
             }
             let news = state.news();
             let writes = state.writes;
-            let (session, who) = state.sessions.first().cloned().unwrap_or_default();
+            let (session, mut who) = state.sessions.first().cloned().unwrap_or_default();
+            if let Some(later) = &news.later {
+                who = later.who.clone();
+            }
             let request = pb::SyncRequest {
                 inode: self.id,
                 length: news.length,
@@ -587,12 +620,13 @@ impl OpenInode {
                 leave_inline: news.leave,
                 durable,
                 session,
+                attributes: news.later.as_ref().map(|later| later.request.clone()),
                 ..Default::default()
             };
             drop(state);
             match self.shared.meta.sync(&who, request) {
                 Ok(inode) => {
-                    self.told(&inode, writes, durable);
+                    self.told(&inode, writes, durable, news.later.as_ref());
                     drop(telling);
                     self.shared.names.learn(inode);
                     return Ok(());
@@ -606,9 +640,10 @@ impl OpenInode {
         }
     }
 
-    /// The metadata service has taken what was news when `writes` writes had been made.
-    pub fn told(&self, inode: &pb::Inode, writes: u64, durable: bool) {
+    /// The metadata service has taken what was news when `writes` writes had been made, and `later` waited.
+    pub fn told(&self, inode: &pb::Inode, writes: u64, durable: bool, later: Option<&Later>) {
         let mut state = self.state.lock();
+        self.settled(&mut state, later);
         if inode.change == state.inode.change + 1 {
             self.shared.names.page_cache_follows(self.id, state.inode.change, inode.change);
         }
@@ -683,6 +718,65 @@ pub struct News {
     pub inline: Option<Vec<u8>>,
     pub base: u64,
     pub leave: bool,
+    pub later: Option<Later>,
+}
+
+// Attributes that wait.
+impl OpenInode {
+    /// The file was made here just now: until it is closed, attributes may wait.
+    pub fn made(&self) {
+        self.state.lock().fresh = true;
+    }
+
+    /// The file is being closed: from here on attributes are told at once.
+    pub fn closing(&self) {
+        self.state.lock().fresh = false;
+    }
+
+    /// Keeps a change of attributes to be told later, and returns what is seen now. `None`: it may not wait.
+    pub fn set_later(self: &Arc<Self>, who: &Arc<Who>, request: &pb::SetAttrRequest) -> Option<pb::Inode> {
+        let mut state = self.state.lock();
+        if !state.fresh || state.sessions.is_empty() {
+            return None;
+        }
+        let later = Later::add(state.later.as_ref(), who, request, &state.seen())?;
+        if request.mtime_ns.is_some() || request.mtime_now {
+            state.mtime_ns = None;
+        }
+        if state.later.replace(later).is_none() {
+            self.shared.unsettled.fetch_add(1, Ordering::AcqRel);
+        }
+        self.list(&mut state);
+        Some(state.seen())
+    }
+
+    /// Tells attributes that wait, alone. Length and bytes are not told.
+    pub fn settle(&self) -> Result<()> {
+        let _telling = self.telling.lock();
+        let Some(later) = self.state.lock().later.clone() else { return Ok(()) };
+        let request = pb::SetAttrRequest { path: Some(inode_path(self.id)), ..later.request.clone() };
+        let inode = self.shared.meta.set_attr(&later.who, request)?;
+        self.adopt_own(&inode);
+        self.settled(&mut self.state.lock(), Some(&later));
+        self.shared.names.learn(inode);
+        Ok(())
+    }
+
+    fn settled(&self, state: &mut State, told: Option<&Later>) {
+        let told = told.map(|later| later.number);
+        if told.is_some() && told == state.later.as_ref().map(|later| later.number) {
+            state.later = None;
+            self.shared.unsettled.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// In the client's list of files that have something to tell.
+    fn list(self: &Arc<Self>, state: &mut State) {
+        if !state.listed {
+            state.listed = true;
+            self.shared.list_dirty(self);
+        }
+    }
 }
 
 // Alone with the file.
@@ -707,6 +801,9 @@ impl OpenInode {
             state.acknowledged = 0;
             state.length = length;
             state.mtime_ns = None;
+            if let Some(later) = &mut state.later {
+                later.written();
+            }
             state.undurable = true;
             if let Some(inode) = reply.inode.clone() {
                 self.adopt_into(&mut state, inode);
@@ -772,6 +869,9 @@ impl State {
             inode.mtime_ns = mtime_ns;
             inode.ctime_ns = inode.ctime_ns.max(mtime_ns);
         }
+        if let Some(later) = &self.later {
+            later.overlay(&mut inode);
+        }
         inode
     }
 
@@ -780,7 +880,7 @@ impl State {
     }
 
     fn is_told(&self) -> bool {
-        !self.unsynced && self.mtime_ns.is_none() && self.inline_is_told()
+        !self.unsynced && self.mtime_ns.is_none() && self.later.is_none() && self.inline_is_told()
     }
 
     fn inline_is_told(&self) -> bool {
@@ -809,6 +909,7 @@ impl State {
                 (None, None) => 0,
             },
             leave: self.leaving.is_some(),
+            later: self.later.clone(),
         }
     }
 
@@ -853,6 +954,9 @@ impl State {
         }
         self.length = self.length.max(end);
         self.mtime_ns = Some(now_ns());
+        if let Some(later) = &mut self.later {
+            later.written();
+        }
         (change, complete)
     }
 

@@ -16,6 +16,7 @@ pub mod fs;
 mod inline;
 mod inode;
 pub mod lane;
+mod later;
 mod meta;
 mod names;
 pub mod routing;
@@ -37,7 +38,7 @@ use crate::wire::credential::Credential;
 use crate::wire::pb::{self, NodeKind};
 
 use data::{DataClient, DataOptions};
-pub use file::{CreateOptions, File, OpenOptions, set_attributes, set_length};
+pub use file::{CreateOptions, File, OpenOptions, set_attributes, set_attributes_later, set_length};
 pub use inode::{OpenInode, Place, Through, now_ns};
 use lane::{Lane, LaneOptions};
 use meta::Carrier;

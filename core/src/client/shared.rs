@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -155,6 +156,8 @@ pub struct Shared {
     /// Everything else that should not hold up its caller.
     pub errands: Workers,
     pub names: Names,
+    /// Files whose attributes wait to be told.
+    pub unsettled: AtomicUsize,
     pub attribute_timeout: Duration,
     pub read_ahead_bytes: usize,
     files: Mutex<HashMap<u64, Opened>>,
@@ -186,6 +189,7 @@ impl Shared {
             workers: Workers::new("luciola-write", WORKERS_MAX),
             errands: Workers::new("luciola-errand", ERRANDS_MAX),
             names: Names::new(attribute_timeout),
+            unsettled: AtomicUsize::new(0),
             attribute_timeout,
             read_ahead_bytes,
             files: Mutex::new(HashMap::new()),
@@ -243,6 +247,18 @@ impl Shared {
 
     fn dirty_files(&self) -> Vec<Arc<OpenInode>> {
         self.listed.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Tells all attributes that wait: a name is about to be moved, and its reader is to find them.
+    pub fn settle(&self) {
+        if self.unsettled.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        for inode in self.dirty_files() {
+            if let Err(error) = inode.settle() {
+                inode.fail(error.context("attributes"));
+            }
+        }
     }
 
     /// Begins to write back everything: memory is short.

@@ -121,6 +121,8 @@ pub struct MetaTwin {
     inodes: Mutex<HashMap<u64, pb::Inode>>,
     chunks: Arc<ChunkTwin>,
     pub calls: Mutex<Vec<Method>>,
+    /// Error of the next calls.
+    fault: Mutex<Option<Error>>,
     last_content: AtomicUsize,
 }
 
@@ -131,6 +133,7 @@ impl MetaTwin {
             inodes: Mutex::new(HashMap::new()),
             chunks,
             calls: Mutex::new(Vec::new()),
+            fault: Mutex::new(None),
             last_content,
         })
     }
@@ -139,12 +142,19 @@ impl MetaTwin {
         self.inodes.lock()[&id].clone()
     }
 
+    pub fn fail_calls(&self, error: Option<Error>) {
+        *self.fault.lock() = error;
+    }
+
     pub fn count(&self, method: Method) -> usize {
         self.calls.lock().iter().filter(|called| **called == method).count()
     }
 
     pub fn call<Q: Message, R: Message + Default>(&self, method: Method, request: &Q) -> Result<R> {
         self.calls.lock().push(method);
+        if let Some(error) = self.fault.lock().clone() {
+            return Err(error);
+        }
         let bytes = request.encode_to_vec();
         let reply = self.answer(method, &bytes)?;
         Ok(R::decode(reply.as_slice()).expect("twin and caller agree on types"))
@@ -232,12 +242,12 @@ impl MetaTwin {
     }
 
     fn set_attr(&self, request: pb::SetAttrRequest) -> Result<pb::InodeReply> {
-        let id = request.path.unwrap().at;
+        let id = request.path.as_ref().unwrap().at;
         if let Some(length) = request.length {
             self.cut(id, length)?;
         }
         if let Some(inode) = self.inodes.lock().get_mut(&id) {
-            inode.mtime_ns = request.mtime_ns.unwrap_or(inode.mtime_ns);
+            change_attributes(inode, &request);
             inode.change += 1;
         }
         self.reply(id)
@@ -254,6 +264,11 @@ impl MetaTwin {
             ..Default::default()
         };
         self.tell(&one, request.leave_inline)?;
+        if let (Some(attributes), Some(inode)) =
+            (request.attributes, self.inodes.lock().get_mut(&request.inode))
+        {
+            change_attributes(inode, &attributes);
+        }
         self.reply(request.inode)
     }
 
@@ -302,6 +317,13 @@ impl MetaTwin {
         }
         reply
     }
+}
+
+fn change_attributes(inode: &mut pb::Inode, request: &pb::SetAttrRequest) {
+    inode.uid = request.uid.unwrap_or(inode.uid);
+    inode.gid = request.gid.unwrap_or(inode.gid);
+    inode.permissions = request.permissions.unwrap_or(inode.permissions);
+    inode.mtime_ns = request.mtime_ns.unwrap_or(inode.mtime_ns);
 }
 
 /// A client of twins. Two of one `chunks` and `meta` are two processes.

@@ -830,6 +830,8 @@ pub struct SyncRequest {
     pub session: u64,
     #[prost(uint64, tag = "11")]
     pub inline_base: u64,
+    #[prost(message, optional, tag = "14")]
+    pub attributes: ::core::option::Option<SetAttrRequest>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MknodRequest {

@@ -44,7 +44,8 @@ def _close_one(work: Work, one: CloseOne) -> InodeReply:
     inode = work.take(one.inode)
     work.pause(inode)
     require_writer(work, inode, one.session)
-    absorb(work, inode, one, exact=False)
+    if absorb(work, inode, one, exact=False):
+        work.change(inode)
     _end_session(work, one)
     return InodeReply(inode=inode)
 

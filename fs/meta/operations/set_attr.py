@@ -34,14 +34,19 @@ def set_attr(work: Work, request: SetAttrRequest) -> InodeReply:
     # set.
     if request.HasField("length"):
         _length(work, inode, request)
-    _owner(work, inode, request)
-    if request.HasField("permissions"):
-        inode.permissions = after_chmod(work.user, inode, request.permissions)
-    _times(work, inode, request)
+    change_attributes(work, inode, request)
     if request.HasField("layout"):
         _layout(work, inode, request)
     work.change(inode)
     return InodeReply(inode=work.visible(inode))
+
+
+def change_attributes(work: Work, inode: Inode, request: SetAttrRequest) -> None:
+    """Owner, permissions and times of `inode`, which was taken; the caller stores it. Raises: PermissionDenied."""
+    _owner(work, inode, request)
+    if request.HasField("permissions"):
+        inode.permissions = after_chmod(work.user, inode, request.permissions)
+    _times(work, inode, request)
 
 
 def _length(work: Work, inode: Inode, request: SetAttrRequest) -> None:
@@ -88,4 +93,4 @@ def _layout(work: Work, inode: Inode, request: SetAttrRequest) -> None:
     inode.layout.CopyFrom(work.scene.placer.template(request.layout, None))
 
 
-__all__ = ["set_attr"]
+__all__ = ["change_attributes", "set_attr"]

@@ -5,6 +5,7 @@ from ...wire.pb.meta_pb2 import DIRECTORY, REGULAR, CloseOne, Inode, InodeReply,
 from ..permissions import WRITE, after_write, require
 from ..work import Work
 from .length import absorb_inline, absorb_length, leave_inline
+from .set_attr import change_attributes
 
 
 def sync(work: Work, request: SyncRequest) -> InodeReply:
@@ -25,12 +26,17 @@ def sync(work: Work, request: SyncRequest) -> InodeReply:
     require_writer(work, inode, request.session)
     if request.leave_inline:
         leave_inline(inode, base=request.inline_base)
-    absorb(work, inode, request, exact=request.exact)
+    changed = absorb(work, inode, request, exact=request.exact)
+    if request.HasField("attributes"):
+        change_attributes(work, inode, request.attributes)
+        changed = True
+    if changed:
+        work.change(inode)
     return InodeReply(inode=inode)
 
 
-def absorb(work: Work, inode: Inode, report: SyncRequest | CloseOne, *, exact: bool) -> None:
-    """Applies a report to the inode, and stores it if anything in it has changed."""
+def absorb(work: Work, inode: Inode, report: SyncRequest | CloseOne, *, exact: bool) -> bool:
+    """Applies a report to the inode. Returns whether anything in it has changed: the caller then stores it."""
     wrote = report.has_inline or report.HasField("length") or bool(report.mtime_ns)
     before = (inode.length, inode.mtime_ns, inode.is_inline, inode.permissions)
     if report.has_inline:
@@ -46,8 +52,7 @@ def absorb(work: Work, inode: Inode, report: SyncRequest | CloseOne, *, exact: b
         inode.permissions = after_write(work.user, inode)
     after = (inode.length, inode.mtime_ns, inode.is_inline, inode.permissions)
     left = isinstance(report, SyncRequest) and report.leave_inline
-    if after != before or report.has_inline or left:
-        work.change(inode)
+    return after != before or report.has_inline or left
 
 
 def require_writer(work: Work, inode: Inode, session: int) -> None:
@@ -57,7 +62,8 @@ def require_writer(work: Work, inode: Inode, session: int) -> None:
 
 
 def _reports(request: SyncRequest) -> bool:
-    return request.has_inline or request.leave_inline or request.HasField("length") or bool(request.mtime_ns)
+    told = request.has_inline or request.leave_inline or request.HasField("attributes")
+    return told or request.HasField("length") or bool(request.mtime_ns)
 
 
 def _require_file(inode: Inode) -> None:

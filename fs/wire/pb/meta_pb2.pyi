@@ -226,7 +226,7 @@ class CloseReply(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[InodeReply, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[_common_pb2.Error, _Mapping]]] = ...) -> None: ...
 
 class SyncRequest(_message.Message):
-    __slots__ = ("caller", "inode", "length", "mtime_ns", "exact", "has_inline", "inline_data", "leave_inline", "durable", "session", "inline_base")
+    __slots__ = ("caller", "inode", "length", "mtime_ns", "exact", "has_inline", "inline_data", "leave_inline", "durable", "session", "inline_base", "attributes")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -238,6 +238,7 @@ class SyncRequest(_message.Message):
     DURABLE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     INLINE_BASE_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     inode: int
     length: LengthHint
@@ -249,7 +250,8 @@ class SyncRequest(_message.Message):
     durable: bool
     session: int
     inline_base: int
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., inode: _Optional[int] = ..., length: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime_ns: _Optional[int] = ..., exact: _Optional[bool] = ..., has_inline: _Optional[bool] = ..., inline_data: _Optional[bytes] = ..., leave_inline: _Optional[bool] = ..., durable: _Optional[bool] = ..., session: _Optional[int] = ..., inline_base: _Optional[int] = ...) -> None: ...
+    attributes: SetAttrRequest
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., inode: _Optional[int] = ..., length: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime_ns: _Optional[int] = ..., exact: _Optional[bool] = ..., has_inline: _Optional[bool] = ..., inline_data: _Optional[bytes] = ..., leave_inline: _Optional[bool] = ..., durable: _Optional[bool] = ..., session: _Optional[int] = ..., inline_base: _Optional[int] = ..., attributes: _Optional[_Union[SetAttrRequest, _Mapping]] = ...) -> None: ...
 
 class MknodRequest(_message.Message):
     __slots__ = ("caller", "path", "type", "permissions", "device")

@@ -105,6 +105,17 @@ SCENARIOS = (
         ),
     ),
     Scenario(
+        "sync with attributes",
+        _inline,
+        lambda w: w.sync(
+            w.lookup(b"small").id,
+            _close_session(w),
+            length=9,
+            attributes=pb.SetAttrRequest(permissions=0o640, mtime_ns=5),
+            sequence=SEQUENCE,
+        ),
+    ),
+    Scenario(
         "leave inline",
         _inline,
         lambda w: w.sync(

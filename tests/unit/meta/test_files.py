@@ -98,6 +98,28 @@ class TestOpen:
 
 
 class TestInline:
+    def test_attributes_travel_with_the_rest_as_one_change(self, world):
+        reply = world.create(b"f", permissions=0o600)
+        wanted = pb.SetAttrRequest(permissions=0o4755, uid=7, gid=8, mtime_ns=5, atime_ns=6)
+        inode = world.sync(reply.inode.id, reply.session, length=9, mtime_ns=99, attributes=wanted)
+        assert (inode.permissions, inode.uid, inode.gid) == (0o4755, 7, 8)
+        assert (inode.mtime_ns, inode.atime_ns, inode.length) == (5, 6, 9)
+        assert inode.change == reply.inode.change + 1
+
+    def test_attributes_are_refused_to_strangers_with_all_that_travels_with_them(self, world):
+        world.mkdir(b"d", permissions=0o777)
+        reply = world.create(b"d/f", user=ALICE, client=5)
+        with refused(PermissionDenied):
+            world.sync(
+                reply.inode.id,
+                reply.session,
+                length=9,
+                attributes=pb.SetAttrRequest(permissions=0o777),
+                user=BOB,
+                client=5,
+            )
+        assert world.stat(b"d/f").length == 0
+
     def test_small_content_lives_in_the_inode(self, world):
         reply = world.create(b"f")
         inode, error = world.close_one(

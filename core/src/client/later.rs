@@ -1,0 +1,133 @@
+//! Attributes of a file that this client has made and not closed yet: they are told with its length.
+//!
+//! Whoever unpacks an archive makes a file, writes it, and sets its times, owner and permissions before it closes it:
+//! one call instead of four.
+//!
+//! - A1 Only what takes access from nobody may wait; all else is told before the call returns.
+//! - A2 What waits is told by the first close or fsync, before any name of this client is moved or linked, and after
+//!   one to two seconds.
+//! - A3 Everything that asks this client sees what waits.
+
+use std::sync::Arc;
+
+use super::inode::now_ns;
+use super::meta::Who;
+use crate::wire::pb;
+
+/// (uid_t)-1: "leave it".
+const NO_ID: u32 = u32::MAX;
+const SET_ID: u32 = 0o6000;
+const NOT_OWNER: u32 = 0o077;
+const ACCESS: u32 = 0o777;
+
+/// What is still to be told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Later {
+    pub who: Arc<Who>,
+    /// Owner, permissions and times only.
+    pub request: pb::SetAttrRequest,
+    ctime_ns: i64,
+    /// Which change this is, of all that waited.
+    pub number: u64,
+}
+
+impl Later {
+    /// `request` on top of what waits already, or `None` if it may not wait (A1). `seen` is the file as this client
+    /// sees it. Only root's changes wait: they are never refused when they are told.
+    pub fn add(
+        before: Option<&Later>,
+        who: &Arc<Who>,
+        request: &pb::SetAttrRequest,
+        seen: &pb::Inode,
+    ) -> Option<Later> {
+        let uid = request.uid.filter(|uid| *uid != NO_ID);
+        let gid = request.gid.filter(|gid| *gid != NO_ID);
+        let given = uid.is_some_and(|uid| uid != seen.uid) || gid.is_some_and(|gid| gid != seen.gid);
+        let is_shared = seen.permissions & NOT_OWNER != 0;
+        let taken = given && (is_shared || uid.is_some() && seen.uid != 0);
+        let cleared = (uid.is_some() || gid.is_some()) && seen.permissions & SET_ID != 0;
+        let kept = request.permissions.unwrap_or(seen.permissions);
+        let fewer = seen.permissions & !kept & (ACCESS | SET_ID) != 0;
+        let other = request.length.is_some() || request.layout.is_some();
+        if who.uid != 0 || taken || cleared || fewer || other {
+            return None;
+        }
+        let now = now_ns();
+        let base = before.map(|before| before.request.clone()).unwrap_or_default();
+        let request = pb::SetAttrRequest {
+            uid: uid.or(base.uid),
+            gid: gid.or(base.gid),
+            permissions: request.permissions.or(base.permissions),
+            atime_ns: request.atime_ns.or(request.atime_now.then_some(now)).or(base.atime_ns),
+            mtime_ns: request.mtime_ns.or(request.mtime_now.then_some(now)).or(base.mtime_ns),
+            ..Default::default()
+        };
+        let number = before.map_or(0, |before| before.number) + 1;
+        Some(Later { who: who.clone(), request, ctime_ns: now, number })
+    }
+
+    /// A write came after them: it is its time that counts.
+    pub fn written(&mut self) {
+        self.request.mtime_ns = None;
+    }
+
+    /// Lays what waits over the inode.
+    pub fn overlay(&self, inode: &mut pb::Inode) {
+        let request = &self.request;
+        inode.uid = request.uid.unwrap_or(inode.uid);
+        inode.gid = request.gid.unwrap_or(inode.gid);
+        inode.permissions = request.permissions.unwrap_or(inode.permissions);
+        inode.atime_ns = request.atime_ns.unwrap_or(inode.atime_ns);
+        inode.mtime_ns = request.mtime_ns.unwrap_or(inode.mtime_ns);
+        inode.ctime_ns = inode.ctime_ns.max(self.ctime_ns);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(uid: u32, permissions: u32) -> pb::Inode {
+        pb::Inode { uid, gid: uid, permissions, ..Default::default() }
+    }
+
+    fn waits(request: pb::SetAttrRequest, seen: &pb::Inode) -> bool {
+        Later::add(None, &Arc::default(), &request, seen).is_some()
+    }
+
+    #[test]
+    fn what_takes_access_from_somebody_does_not_wait() {
+        let chmod = |permissions| pb::SetAttrRequest { permissions: Some(permissions), ..Default::default() };
+        let chown = |uid, gid| pb::SetAttrRequest { uid, gid, ..Default::default() };
+        assert!(waits(chmod(0o644), &seen(0, 0o600)));
+        assert!(waits(chmod(0o4755), &seen(0, 0o600)));
+        assert!(!waits(chmod(0o600), &seen(0, 0o644)));
+        assert!(!waits(chmod(0o755), &seen(0, 0o4755)));
+        assert!(waits(chown(Some(7), Some(7)), &seen(0, 0o600)));
+        assert!(waits(chown(Some(0), Some(NO_ID)), &seen(0, 0o644)), "nothing changes");
+        assert!(!waits(chown(None, Some(7)), &seen(0, 0o640)), "its group would lose it");
+        assert!(!waits(chown(Some(7), None), &seen(5, 0o600)), "its owner would lose it");
+        assert!(!waits(chown(Some(0), None), &seen(0, 0o4700)), "set-id bits go");
+        assert!(!waits(pb::SetAttrRequest { length: Some(0), ..chmod(0o644) }, &seen(0, 0o600)));
+    }
+
+    #[test]
+    fn only_changes_of_root_wait() {
+        let request = pb::SetAttrRequest { permissions: Some(0o644), ..Default::default() };
+        let user = Arc::new(Who { uid: 7, ..Default::default() });
+        assert_eq!(Later::add(None, &user, &request, &seen(7, 0o600)), None);
+    }
+
+    #[test]
+    fn later_changes_are_laid_over_earlier_ones() {
+        let root = Arc::default();
+        let times = pb::SetAttrRequest { mtime_ns: Some(5), atime_ns: Some(6), ..Default::default() };
+        let first = Later::add(None, &root, &times, &seen(0, 0o600)).unwrap();
+        let chmod = pb::SetAttrRequest { permissions: Some(0o644), mtime_ns: Some(9), ..Default::default() };
+        let both = Later::add(Some(&first), &root, &chmod, &seen(0, 0o600)).unwrap();
+        let mut inode = seen(0, 0o600);
+        both.overlay(&mut inode);
+        assert_eq!((inode.permissions, inode.atime_ns, inode.mtime_ns), (0o644, 6, 9));
+        assert_ne!(first.number, both.number);
+    }
+}
