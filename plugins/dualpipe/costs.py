@@ -63,25 +63,43 @@ class StageCosts:
             raise ValueError(f"{name} has {len(value)} numbers, one a stage, but there are {stages} stages")
         return [float(each) for each in value]
 
-    def merged(self, group: int) -> "StageCosts":
-        """The same model cut into fewer stages, each of `group` neighbours: sums, and only outer borders are crossed.
+    @property
+    def stages(self) -> int | None:
+        """How many stages the lists are for; None if there are only numbers for all stages.
 
-        Raises: ValueError if `group` does not divide the number of stages, where costs are given by stage.
+        Raises: ValueError if lists have different lengths.
         """
+        lengths = {
+            each.name: len(value)
+            for each in fields(self)
+            if isinstance(value := getattr(self, each.name), Sequence)
+        }
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"costs by stage must all be for one number of stages, not {lengths}")
+        return next(iter(lengths.values()), None)
 
-        def add(name: str) -> Any:
+    def recut(self, given: int, stages: int) -> "StageCosts":
+        """Costs of the same model cut into `stages` equal stages, where these are for `given`.
+
+        Stages that are joined cost their sum, and what crosses between them is saved. Stages can only be cut further
+        where they all cost the same.
+        Raises: ValueError if the cut is not possible.
+        """
+        if stages < 1 or (given % stages and (stages % given or self.stages is not None)):
+            raise ValueError(f"costs of {given} stages do not tell those of {stages}")
+
+        def cut(name: str) -> Any:
             value = getattr(self, name)
             if value is None or not isinstance(value, Sequence):
-                return value and value * group
-            if group < 1 or len(value) % group:
-                raise ValueError(f"{name} has {len(value)} numbers, which do not go into groups of {group}")
-            return [sum(value[first : first + group]) for first in range(0, len(value), group)]
+                return value and value * given / stages
+            group = given // stages
+            return [sum(value[first : first + group]) for first in range(0, given, group)]
 
         crossing = self.communication
         if isinstance(crossing, Sequence):
-            crossing = crossing[group - 1 :: group]
+            crossing = crossing[given // stages - 1 :: given // stages]
         names = ("forward", "backward", "weight", "overlap", "activation", "parameters")
-        return replace(self, communication=crossing, **{name: add(name) for name in names})
+        return replace(self, communication=crossing, **{name: cut(name) for name in names})
 
 
 __all__ = ["Cost", "StageCosts"]

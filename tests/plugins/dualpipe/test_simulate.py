@@ -190,13 +190,30 @@ def test_costs_for_another_number_of_stages_are_refused() -> None:
         simulate(dualpipe(4, 8), StageCosts(forward=[1, 1, 1]))
 
 
-def test_merged_stages_cost_what_their_parts_cost() -> None:
+def test_joined_stages_cost_what_their_parts_cost() -> None:
     fine = StageCosts(
         forward=[1, 2, 3, 4], backward=[2, 2, 2, 2], weight=1, communication=[7, 8, 9, 0], activation=5
     )
-    merged = fine.merged(2)
-    assert merged == StageCosts(
+    assert fine.stages == 4
+    assert fine.recut(4, 2) == StageCosts(
         forward=[3, 7], backward=[4, 4], weight=2, communication=[8, 0], activation=10, parameters=2
     )
-    with pytest.raises(ValueError, match="do not go into groups of 3"):
-        fine.merged(3)
+    with pytest.raises(ValueError, match="costs of 4 stages do not tell those of 3"):
+        fine.recut(4, 3)
+    with pytest.raises(ValueError, match="costs of 4 stages do not tell those of 8"):
+        fine.recut(4, 8)
+
+
+def test_equal_stages_can_be_cut_further() -> None:
+    costs = StageCosts(forward=1, backward=3, weight=1, overlap=3.5, communication=0.2)
+    assert costs.stages is None
+    assert costs.recut(4, 8) == StageCosts(
+        forward=0.5, backward=1.5, weight=0.5, overlap=1.75, communication=0.2, activation=0.5, parameters=0.5
+    )
+
+
+def test_lists_for_different_numbers_of_stages_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"must all be for one number of stages, not \{'forward': 2, 'activation': 3\}"
+    ):
+        StageCosts(forward=[1, 1], activation=[1, 1, 1]).stages  # noqa: B018
