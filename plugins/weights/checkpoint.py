@@ -1,0 +1,451 @@
+"""A checkpoint on a location: what tensors it has, and their bytes, or parts of them, into tensors of yours.
+
+C1  Only wanted bytes are read, and gaps of at most `gap_bytes` between them.
+C2  Memory is bounded: the targets, and a staging buffer of 16 MiB.
+C3  A block whose checksum is wrong raises before the call returns; what the targets hold then is unspecified.
+C4  A file that was replaced after the checkpoint was opened is refused, not mixed with the old header.
+"""
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from luciola.client import Location, open_location
+from luciola.client.location import AnyFileSystem
+from luciola.errors import CorruptData, InvalidArgument, NotFound
+
+from .checksums import SUFFIX, Checksums, parse_checksums
+from .dtypes import torch_dtype
+from .header import LENGTH_BYTES, Header, TensorInfo, header_length, parse_header
+from .plan import BLOCK_BYTES, GAP_BYTES
+from .transfer import Part, Transfer, grouped
+
+if TYPE_CHECKING:
+    import torch
+
+    from .targets import Index
+
+INDEX_SUFFIX: Final = ".safetensors.index.json"
+FILE_SUFFIX: Final = ".safetensors"
+FIRST_BYTES: Final = 256 << 10  # read of a file before its header's length is known: most headers are shorter
+INDEX_BYTES_MAX: Final = 100_000_000  # as of a header
+ALIGNMENT: Final = 64  # of tensors in one buffer: a cache line
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Part of a tensor, and where it goes.
+
+    `index`: a slice or a number for each dimension, from the first; those that are left out are taken whole. Slices
+    have step 1 and lie within the tensor: a shard beyond the end is a mistake, not a shorter shard.
+    """
+
+    name: str
+    target: "torch.Tensor"
+    index: "Index" = ()
+
+
+@dataclass(frozen=True)
+class ReadReport:
+    """What a call has done, in bytes."""
+
+    needed: int  # of the tensors' parts that were asked for
+    read: int  # from the file system
+    verified: int  # against checksums beside the files
+    reads: int  # operations
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A block of a tensor whose bytes do not match its checksum."""
+
+    file: str
+    tensor: str
+    begin: int  # in the tensor
+    end: int
+
+    def __str__(self) -> str:
+        return f"tensor {self.tensor!r}: bytes {self.begin} to {self.end} do not match their checksum"
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One file of a checkpoint, as it was when it was opened."""
+
+    header: Header
+    checksums: Checksums | None
+    identity: tuple[int, int, int]
+
+
+class Checkpoint:
+    """The tensors of one safetensors file, or of many. Holds no open files; may be shared by threads, and pickled.
+
+    `tensors`: name -> TensorInfo, sorted by name. `metadata`: of the files' headers. `files`: paths, in order.
+    """
+
+    def __init__(self, file_system: AnyFileSystem, path: str, *, verify: bool = True) -> None:
+        """Reads the headers. Raises: NotFound, CorruptData. `verify=False` leaves checksums beside the files unread."""
+        self.file_system = file_system
+        self.path = path
+        self._verify = verify
+        paths, weight_map = _files(file_system, path)
+        self._shards = _read_shards(file_system, paths, verify=verify)
+        self.files = tuple(paths)
+        self.tensors: dict[str, TensorInfo] = _merge(self._shards, weight_map, path)
+        self.metadata: dict[str, str] = {}
+        for shard in self._shards:
+            self.metadata.update(shard.header.metadata)
+        self._file_index = {file: index for index, file in enumerate(self.files)}
+
+    @classmethod
+    def open(
+        cls,
+        location: str | os.PathLike[str] | Location,
+        *,
+        secret_file: str | os.PathLike[str] | None = None,
+        verify: bool = True,
+    ) -> Self:
+        """A checkpoint at a location: a .safetensors file, an index of shards (….safetensors.index.json), or a
+        directory that has one of the two."""
+        return cls(*open_location(location, secret_file=secret_file), verify=verify)
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {self.path!r}: {len(self.tensors)} tensors in {len(self.files)} files>"
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether every file has checksums beside it."""
+        return all(self.file_has_checksums(file) for file in self.files)
+
+    def file_has_checksums(self, file: str) -> bool:
+        """Whether that file has checksums beside it."""
+        return self._shards[self._file_index[file]].checksums is not None
+
+    def info(self, name: str) -> TensorInfo:
+        """Raises: KeyError, which names what is there instead."""
+        info = self.tensors.get(name)
+        if info is None:
+            import difflib
+
+            near = difflib.get_close_matches(name, self.tensors, 1)
+            raise KeyError(
+                f"no tensor {name!r} in {self.path}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+        return info
+
+    # Reading.
+
+    def read_into(
+        self, targets: Mapping[str, "torch.Tensor"], *, convert: bool = False, gap_bytes: int = GAP_BYTES
+    ) -> ReadReport:
+        """Fills whole tensors. As `read_slices`."""
+        slices = [Slice(name, target) for name, target in targets.items()]
+        return self.read_slices(slices, convert=convert, gap_bytes=gap_bytes)
+
+    def read_slices(
+        self, slices: Iterable[Slice], *, convert: bool = False, gap_bytes: int = GAP_BYTES
+    ) -> ReadReport:
+        """Fills targets with parts of tensors, many reads in flight.
+
+        Contiguous parts go straight into targets in host memory (without a copy where that memory is a
+        `luciola.client.Buffer`, see `allocate`). The rest passes through staging: small tensors, column shards with
+        gaps of at most `gap_bytes`, targets on a device, and other types if `convert` allows them.
+
+        Raises: KeyError for a name that is not there; ValueError or TypeError for a target that does not fit;
+        CorruptData, which names file and tensor; OSError. A target may hold anything after an error.
+        """
+        from .targets import Placer
+
+        if gap_bytes < 0:
+            raise ValueError(f"gap_bytes is not negative: {gap_bytes}")
+        placer = Placer(convert=convert, gap_bytes=gap_bytes)
+        wanted = [(self.info(each.name), each) for each in slices]
+        for info, each in wanted:
+            placer.add(info, self._file_index[info.file], each.target, each.index)
+        verified = _Verified(self._crcs)
+        parts = placer.parts(verified.check_of)
+        with self._opened({info.file for info, _ in wanted}) as files, placer.staging() as memory:
+            transfer = Transfer(self.file_system, files, memory)
+            transfer.run(grouped(parts, gap_bytes))
+        return ReadReport(placer.needed_bytes, transfer.bytes_read, verified.bytes, transfer.reads)
+
+    def load(
+        self, names: Iterable[str] | None = None, *, device: "str | torch.device" = "cpu"
+    ) -> dict[str, "torch.Tensor"]:
+        """New tensors, all by default."""
+        import torch
+
+        infos = [self.info(name) for name in (self.tensors if names is None else names)]
+        targets = {
+            info.name: torch.empty(info.torch_shape, dtype=torch_dtype(info.dtype), device=device)
+            for info in infos
+        }
+        self.read_into(targets)
+        return targets
+
+    def allocate(self, names: Iterable[str] | None = None) -> dict[str, "torch.Tensor"]:
+        """Tensors for `read_into`, in memory that storage nodes on this machine fill without a copy; not filled yet.
+
+        All of them share one buffer, which lives as long as any of them and which a forked child shares, not copies.
+        """
+        import torch
+
+        from luciola.client import Buffer
+
+        infos = [self.info(name) for name in (self.tensors if names is None else names)]
+        offsets, end = [], 0
+        for info in infos:
+            offsets.append(end)
+            end += -(-info.nbytes // ALIGNMENT) * ALIGNMENT
+        buffer = torch.frombuffer(Buffer(max(end, 1)), dtype=torch.uint8)
+        return {
+            info.name: buffer[offset : offset + info.nbytes]
+            .view(torch_dtype(info.dtype))
+            .reshape(info.torch_shape)
+            for info, offset in zip(infos, offsets, strict=True)
+        }
+
+    # Verifying.
+
+    def verify(self, progress: Callable[[int], object] = lambda _: None) -> list[Damage]:
+        """Reads everything and returns what does not match its checksum; needs no torch.
+
+        Files without checksums are read too: storage nodes verify what they send. Raises: OSError.
+        """
+        damages: list[Damage] = []
+
+        def look(info: TensorInfo, begin: int, view: memoryview) -> None:
+            crc = self._crcs(info)
+            if crc is not None and _crc32c(view) != crc[begin // BLOCK_BYTES]:
+                damages.append(Damage(info.file, info.name, begin, begin + view.nbytes))
+            progress(view.nbytes)
+
+        self._for_each_block(look)
+        return sorted(damages, key=lambda damage: (damage.file, damage.tensor, damage.begin))
+
+    def checksums(self, progress: Callable[[int], object] = lambda _: None) -> dict[str, Checksums]:
+        """The checksums of each file, computed by reading everything; needs no torch."""
+        results = {
+            shard.header.file: Checksums(
+                shard.header.file_bytes,
+                _header_crc(self.file_system, shard.header),
+                {name: [0] * -(-info.nbytes // BLOCK_BYTES) for name, info in shard.header.tensors.items()},
+            )
+            for shard in self._shards
+        }
+
+        def note(info: TensorInfo, begin: int, view: memoryview) -> None:
+            results[info.file].tensors[info.name][begin // BLOCK_BYTES] = _crc32c(view)
+            progress(view.nbytes)
+
+        self._for_each_block(note)
+        return results
+
+    def _for_each_block(self, see: Callable[[TensorInfo, int, memoryview], None]) -> None:
+        def parts() -> Iterator[Part]:
+            for index, shard in enumerate(self._shards):
+                for info in sorted(shard.header.tensors.values(), key=lambda info: info.offset):
+                    for begin in range(0, info.nbytes, BLOCK_BYTES):
+                        yield Part(
+                            index,
+                            info.offset + begin,
+                            min(BLOCK_BYTES, info.nbytes - begin),
+                            land=functools.partial(see, info, begin),
+                        )
+
+        with self._opened(set(self.files)) as files:
+            Transfer(self.file_system, files).run(grouped(parts(), 0))
+
+    def _crcs(self, info: TensorInfo) -> list[int] | None:
+        checksums = self._shards[self._file_index[info.file]].checksums
+        return None if checksums is None else checksums.tensors[info.name]
+
+    @contextlib.contextmanager
+    def _opened(self, wanted: set[str]) -> Iterator[list[Any]]:
+        """The files, open where they are wanted, None elsewhere. Raises: InvalidArgument for one that was replaced."""
+        with contextlib.ExitStack() as stack:
+            files: list[Any] = []
+            for shard, path in zip(self._shards, self.files, strict=True):
+                if path not in wanted:
+                    files.append(None)
+                    continue
+                file: Any = stack.enter_context(self.file_system.open(path, "rb"))
+                if _identity(file.stat()) != shard.identity:
+                    raise InvalidArgument(
+                        "the file was changed since the checkpoint was opened: open it again", path=path
+                    )
+                files.append(file)
+            yield files
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (type(self), self.file_system, self.path, self._verify)
+
+
+def _reopen(kind: type[Checkpoint], file_system: AnyFileSystem, path: str, verify: bool) -> Checkpoint:  # noqa: FBT001
+    return kind(file_system, path, verify=verify)
+
+
+class _Verified:
+    """Checks blocks that arrive, and counts them."""
+
+    def __init__(self, crcs_of: Callable[[TensorInfo], list[int] | None]) -> None:
+        self._crcs_of = crcs_of
+        self.bytes = 0
+
+    def check_of(self, info: TensorInfo, begin: int, nbytes: int) -> Callable[[memoryview], None] | None:
+        """What is to be done with bytes of a tensor, if they are one whole block."""
+        crcs = self._crcs_of(info)
+        if crcs is None or begin % BLOCK_BYTES or nbytes != min(BLOCK_BYTES, info.nbytes - begin):
+            return None
+        expected = crcs[begin // BLOCK_BYTES]
+
+        def check(view: memoryview) -> None:
+            if _crc32c(view) != expected:
+                raise CorruptData(str(Damage(info.file, info.name, begin, begin + nbytes)), path=info.file)
+            self.bytes += nbytes
+
+        return check
+
+
+def _crc32c(data: bytes | memoryview) -> int:
+    import luciola_core
+
+    return luciola_core.crc32c(data)
+
+
+# Which files, and what they hold.
+
+
+def _files(file_system: AnyFileSystem, path: str) -> tuple[list[str], dict[str, str] | None]:
+    """Paths, and the map name -> path that an index gives."""
+    if path.endswith(INDEX_SUFFIX):
+        return _read_index(file_system, path)
+    if not file_system.isdir(path):
+        return [path], None
+    names = sorted(file_system.listdir(path))
+    indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
+    if len(indexes) > 1:
+        raise InvalidArgument(
+            f"several checkpoints in one directory: name one of {', '.join(indexes)}", path=path
+        )
+    if indexes:
+        return _read_index(file_system, os.path.join(path, indexes[0]))
+    files = [os.path.join(path, name) for name in names if name.endswith(FILE_SUFFIX)]
+    if not files:
+        raise NotFound(f"no {FILE_SUFFIX} file and no …{INDEX_SUFFIX} in the directory", path=path)
+    return files, None
+
+
+def _read_index(file_system: AnyFileSystem, path: str) -> tuple[list[str], dict[str, str]]:
+    if file_system.stat(path).st_size > INDEX_BYTES_MAX:
+        raise CorruptData(f"an index of more than {INDEX_BYTES_MAX} bytes", path=path)
+    try:
+        weight_map = _weight_map(json.loads(file_system.read(path)))
+    except (ValueError, RecursionError) as error:
+        raise CorruptData(f"not an index of safetensors files: {error!s:.200}", path=path) from error
+    directory = os.path.dirname(path)
+    where = {name: os.path.join(directory, file) for name, file in weight_map.items()}
+    return sorted(set(where.values())), where
+
+
+def _weight_map(table: Any) -> dict[str, str]:
+    weight_map = table.get("weight_map") if isinstance(table, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError("no weight_map with the tensors' names")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or file in {"", ".", ".."} or "/" in file or "\0" in file:
+            raise ValueError(
+                f"tensor {name!r} is in {file!r}, which is not the name of a file beside the index"
+            )
+    return weight_map
+
+
+def _read_shards(file_system: AnyFileSystem, paths: Sequence[str], *, verify: bool) -> list[_Shard]:
+    with contextlib.ExitStack() as stack:
+        files: list[Any] = [stack.enter_context(file_system.open(path, "rb")) for path in paths]
+        stats = [file.stat() for file in files]
+        texts = _read_headers(file_system, files, paths, [stat.st_size for stat in stats])
+    shards = []
+    for path, stat, (first, text) in zip(paths, stats, texts, strict=True):
+        header = parse_header(text, stat.st_size, path)
+        checksums = _read_checksums(file_system, header, first + text) if verify else None
+        shards.append(_Shard(header, checksums, _identity(stat)))
+    return shards
+
+
+def _read_headers(
+    file_system: AnyFileSystem, files: list[Any], paths: Sequence[str], sizes: list[int]
+) -> list[tuple[bytes, bytes]]:
+    """(length field, header) of each file: the first bytes of all at once, then what is missing of the longer ones."""
+    buffers = [bytearray(min(FIRST_BYTES, size)) for size in sizes]
+    _fill(file_system, files, [(index, 0, buffer) for index, buffer in enumerate(buffers)])
+    missing = []
+    for index, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+        end = LENGTH_BYTES + header_length(bytes(buffers[index][:LENGTH_BYTES]), size, path)
+        rest = bytearray(max(0, end - len(buffers[index])))
+        if rest:
+            missing.append((index, len(buffers[index]), rest))
+        else:
+            del buffers[index][end:]
+    _fill(file_system, files, missing)
+    for index, _, rest in missing:
+        buffers[index] += rest
+    return [(bytes(buffer[:LENGTH_BYTES]), bytes(buffer[LENGTH_BYTES:])) for buffer in buffers]
+
+
+def _fill(file_system: AnyFileSystem, files: list[Any], wanted: list[tuple[int, int, bytearray]]) -> None:
+    parts = [
+        Part(index, offset + at, len(piece), target=piece)
+        for index, offset, buffer in wanted
+        for at in range(0, len(buffer), BLOCK_BYTES)
+        for piece in [memoryview(buffer)[at : at + BLOCK_BYTES]]
+    ]
+    Transfer(file_system, files).run(grouped(parts, 0))
+    for part in parts:
+        if part.target is not None:
+            part.target.release()  # so that the buffers may grow
+
+
+def _read_checksums(file_system: AnyFileSystem, header: Header, head: bytes) -> Checksums | None:
+    path = header.file + SUFFIX
+    try:
+        text = file_system.read(path)
+    except FileNotFoundError:
+        return None
+    checksums = parse_checksums(text, path)
+    checksums.require_match(header, _crc32c(head), path)
+    return checksums
+
+
+def _header_crc(file_system: AnyFileSystem, header: Header) -> int:
+    return _crc32c(file_system.read(header.file, 0, header.data_offset))
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _merge(shards: list[_Shard], weight_map: dict[str, str] | None, path: str) -> dict[str, TensorInfo]:
+    """All tensors. Raises: CorruptData for a name in two files, or one that is not where the index says."""
+    if weight_map is not None:
+        by_file = {shard.header.file: shard.header.tensors for shard in shards}
+        for name, file in weight_map.items():
+            if name not in by_file[file]:
+                raise CorruptData(
+                    f"the index {path!r} says that tensor {name!r} is in this file; it is not", path=file
+                )
+        return {name: by_file[weight_map[name]][name] for name in sorted(weight_map)}
+    found: dict[str, TensorInfo] = {}
+    for shard in shards:
+        for name, info in shard.header.tensors.items():
+            if name in found:
+                raise CorruptData(f"tensor {name!r} is also in {found[name].file!r}", path=info.file)
+            found[name] = info
+    return dict(sorted(found.items()))
+
+
+__all__ = ["Checkpoint", "Damage", "ReadReport", "Slice"]
