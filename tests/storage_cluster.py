@@ -159,8 +159,9 @@ class StorageCluster:
         self._through_head(
             chain,
             methods.Storage.truncate_chunk,
-            lambda ref: storage_pb2.TruncateChunkRequest(
+            lambda ref, expiry: storage_pb2.TruncateChunkRequest(
                 chain=ref,
+                expiry=expiry,
                 chunk=storage_pb2.ChunkName(content=content, index=index),
                 length=length,
                 client=self.client,
@@ -173,14 +174,14 @@ class StorageCluster:
         reply = self._through_head(
             chain,
             methods.Storage.remove_chunks,
-            lambda ref: storage_pb2.RemoveChunksRequest(
-                chain=ref, content=content, client=self.client, sequence=self._sequence
+            lambda ref, expiry: storage_pb2.RemoveChunksRequest(
+                chain=ref, expiry=expiry, content=content, client=self.client, sequence=self._sequence
             ),
         )
         return int(reply.removed)
 
     def _through_head(
-        self, chain: int, method: methods.Method[Any, Any], request: Callable[[Any], Any]
+        self, chain: int, method: methods.Method[Any, Any], request: Callable[[Any, Any], Any]
     ) -> Any:
         self._sequence += 1000
         deadline = time.monotonic() + WAIT_S
@@ -189,7 +190,9 @@ class StorageCluster:
             head = known.targets[0]
             ref = storage_pb2.ChainRef(chain=chain, version=known.version)
             try:
-                return self.storage(head.node, method, request(ref))
+                clock = self.storage(head.node, methods.Storage.clock, Empty())
+                expiry = storage_pb2.Expiry(life=clock.life, at_ms=clock.now_ms + int(CALL_S * 1000))
+                return self.storage(head.node, method, request(ref, expiry))
             except Error as error:
                 if not error.retryable or time.monotonic() > deadline:
                     raise

@@ -3,6 +3,7 @@
 //! Nothing here does I/O. `docs/architecture.md` explains the nouns, `docs/protocol.md` draws their wire form.
 
 use std::fmt;
+use std::time::Duration;
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
@@ -126,6 +127,9 @@ pub const CHUNK_BYTES_MAX: u32 = 64 << 20;
 pub const PAGE_BYTES: u32 = 16 << 10;
 /// Most clients whose last request a chunk remembers, so most records in a `Replace`.
 pub const WRITERS_MAX: usize = 64;
+/// Longest that a client goes on with one update. Below the time for which a chunk remembers a request: 120 s before
+/// another client may take the place of its record (`chunk::WRITER_EVICT_MS`), more before a tombstone is forgotten.
+pub const UPDATE_LIFE_MAX: Duration = Duration::from_secs(100);
 /// Most operations in one batch: a 1 MiB request at the smallest chunk size, with room to spare.
 pub const BATCH_OPS_MAX: usize = 256;
 /// Most payload bytes in one batch.

@@ -243,13 +243,32 @@ class StorageNode:
     def last_chunk(self, chain: int, chain_version: int, content: int) -> tuple[int, int, int, int] | None:
         """(index, length, chunk count, total bytes) of a content on this chain; `None` if it has no chunk here."""
     def remove_chunks(
-        self, chain: int, chain_version: int, content: int, first_index: int, limit: int, client: int, sequence: int
+        self,
+        chain: int,
+        chain_version: int,
+        content: int,
+        first_index: int,
+        limit: int,
+        client: int,
+        sequence: int,
+        expires_s: float,
     ) -> tuple[int, bool]:
-        """At the head: remove chunks with index >= `first_index` through the chain: (removed, whether more remain)."""
+        """At the head: remove chunks with index >= `first_index` through the chain: (removed, whether more remain).
+
+        None is begun once `time.monotonic()` is `expires_s`. Raises: Timeout.
+        """
     def truncate_chunk(
-        self, chain: int, chain_version: int, content: int, index: int, length: int, client: int, sequence: int
+        self,
+        chain: int,
+        chain_version: int,
+        content: int,
+        index: int,
+        length: int,
+        client: int,
+        sequence: int,
+        expires_s: float,
     ) -> None:
-        """At the head: cut or extend one chunk through the chain."""
+        """At the head: cut or extend one chunk through the chain, if that is begun before `expires_s`."""
     def sync_chunks(
         self, chain: int, chain_version: int, chunks: Sequence[tuple[int, int]]
     ) -> tuple[int, list[tuple[int, int, str]]]:

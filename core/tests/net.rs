@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use luciola_core::wire::credential::{self, Nonces};
 use luciola_core::wire::frame::{self, Envelope, Home};
 use luciola_core::wire::handshake;
 use luciola_core::wire::pb::{Claims, claims::Role};
+use parking_lot::RwLock;
 use twin::{Fault, Running, SECRET, credential, read_op, soon, write_op};
 
 fn connect(endpoint: &Endpoint) -> Connection {
@@ -357,7 +359,7 @@ fn hostile_frames_close_their_connection_and_nothing_else() {
         state ^= state << 17;
         state
     };
-    let envelope = Envelope { id: 1, deadline_ms: 1000 };
+    let envelope = Envelope { id: 1, deadline_ms: 1000, clock_ms: 1000 };
     let mut good = Vec::new();
     frame::encode_reads(&mut good, envelope, &[read_op(1, 1, 0, 10)], &[Home::Follows]);
     for round in 0..60usize {
@@ -422,7 +424,7 @@ fn places_outside_a_registered_region_are_invalid() {
         let home = Home::Region { slot, offset };
         frame::encode_reads(
             &mut bytes,
-            Envelope { id: 9, deadline_ms: 1000 },
+            Envelope { id: 9, deadline_ms: 1000, clock_ms: 1000 },
             &[read_op(1, 1, 0, 10)],
             &[home],
         );
@@ -457,7 +459,7 @@ fn more_descriptors_than_registrations_close_the_connection() {
     raw_connection(&mut socket);
     let (mut reader, writer) = std::io::pipe().unwrap();
     let mut ping = Vec::new();
-    frame::encode_ping(&mut ping, Envelope { id: 1, deadline_ms: 1000 }, false);
+    frame::encode_ping(&mut ping, Envelope { id: 1, deadline_ms: 1000, clock_ms: 1000 }, false);
     let passed = [writer.as_fd(), writer.as_fd()];
     let closed = (0..10).any(|_| {
         let mut space = [std::mem::MaybeUninit::uninit(); 128];
@@ -481,7 +483,12 @@ fn damage_on_the_way_is_noticed_by_the_server() {
     let mut op = write_op(1, 1, 0, 5, 1);
     op.payload_crc = Some(Placement::from_vec(b"hello".to_vec()).crc32c());
     let mut bytes = Vec::new();
-    frame::encode_updates(&mut bytes, Envelope { id: 1, deadline_ms: 1000 }, &[op], &[Home::Follows]);
+    frame::encode_updates(
+        &mut bytes,
+        Envelope { id: 1, deadline_ms: 1000, clock_ms: 1000 },
+        &[op],
+        &[Home::Follows],
+    );
     bytes.extend(b"hellp");
     socket.write_all(&bytes).unwrap();
     let mut reply = vec![0; frame::HEADER_BYTES + frame::Kind::Update.entry_bytes(true)];
@@ -534,6 +541,52 @@ fn damage_on_the_way_is_noticed_by_the_client() {
     let mut connection = connect(&damaging_proxy(&running, before_payload - 20));
     let read = connection.read(&[read_op(5, 0, 0, 1000)], &[into], soon(), &mut Vec::new());
     assert_eq!(read, Err(Status::Disconnected));
+}
+
+/// A proxy that can hold back what the client sends. What it held has reached the server, and been dealt with, when
+/// the thread ends; it returns how many bytes that were.
+fn holding_proxy(running: &Running) -> (Endpoint, Arc<RwLock<()>>, std::thread::JoinHandle<usize>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = Endpoint::Tcp(listener.local_addr().unwrap());
+    let server = running.server.tcp_address().unwrap();
+    let gate = Arc::new(RwLock::new(()));
+    let open = gate.clone();
+    let proxy = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut upstream = TcpStream::connect(server).unwrap();
+        let mut back = (upstream.try_clone().unwrap(), client.try_clone().unwrap());
+        let replies = std::thread::spawn(move || std::io::copy(&mut back.0, &mut back.1));
+        let (mut bytes, mut held) = ([0; 4096], 0);
+        while let Ok(length @ 1..) = client.read(&mut bytes) {
+            if open.try_read().is_none() {
+                held += length;
+            }
+            let _open = open.read();
+            upstream.write_all(&bytes[..length]).unwrap();
+        }
+        upstream.shutdown(std::net::Shutdown::Write).unwrap();
+        let _ = replies.join().unwrap();
+        held
+    });
+    (endpoint, gate, proxy)
+}
+
+/// What its client has given up is not begun, however late it arrives (N3).
+#[test]
+fn an_update_that_was_given_up_on_its_way_is_not_executed() {
+    let running = Running::start();
+    let (endpoint, gate, proxy) = holding_proxy(&running);
+    let mut connection = connect(&endpoint);
+    let mut update = |deadline| {
+        let payload = [Placement::from_vec(b"late".to_vec())];
+        connection.update(&[write_op(1, 1, 0, 4, 1)], &payload, deadline, &mut Vec::new())
+    };
+    assert_eq!(update(soon()), Ok(()));
+    let closed = gate.write();
+    assert_eq!(update(Instant::now() + Duration::from_millis(300)), Err(Status::Timeout));
+    drop(closed);
+    assert!(proxy.join().unwrap() > frame::HEADER_BYTES, "it was under way");
+    assert_eq!(running.twin.executed.load(Ordering::SeqCst), 1);
 }
 
 #[test]

@@ -233,15 +233,30 @@ fn control_operations_go_through_the_chain() {
     let content = chunk(0).content;
     let summary = head.last_chunk(CHAIN, version, content).unwrap();
     assert_eq!((summary.last, summary.chunk_count, summary.total_bytes), (Some((9, 1009)), 10, 10_045));
-    head.truncate_chunk(CHAIN, version, chunk(5), 7, tag(9, 1)).unwrap();
-    assert_eq!(head.remove_chunks(CHAIN, version, content, 6, 3, tag(9, 2)).unwrap(), (3, true));
-    assert_eq!(head.remove_chunks(CHAIN, version, content, 6, 3, tag(9, 3)).unwrap(), (1, false));
-    assert_eq!(head.remove_chunks(CHAIN, version, content, 6, 3, tag(9, 4)).unwrap(), (0, false));
+    head.truncate_chunk(CHAIN, version, chunk(5), 7, tag(9, 1), storage_cluster::soon()).unwrap();
+    assert_eq!(
+        head.remove_chunks(CHAIN, version, content, 6, 3, tag(9, 2), storage_cluster::soon()).unwrap(),
+        (3, true)
+    );
+    assert_eq!(
+        head.remove_chunks(CHAIN, version, content, 6, 3, tag(9, 3), storage_cluster::soon()).unwrap(),
+        (1, false)
+    );
+    assert_eq!(
+        head.remove_chunks(CHAIN, version, content, 6, 3, tag(9, 4), storage_cluster::soon()).unwrap(),
+        (0, false)
+    );
     for node in 0..3 {
         let summary = cluster.node(node).last_chunk(CHAIN, version, content).unwrap();
         assert_eq!((summary.last, summary.chunk_count), (Some((5, 7)), 6));
     }
-    assert!(cluster.node(1).remove_chunks(CHAIN, version, content, 0, 3, tag(9, 5)).is_err(), "not the head");
+    assert!(
+        cluster
+            .node(1)
+            .remove_chunks(CHAIN, version, content, 0, 3, tag(9, 5), storage_cluster::soon())
+            .is_err(),
+        "not the head"
+    );
     cluster.assert_equal_replicas();
 }
 

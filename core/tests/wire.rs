@@ -76,21 +76,22 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn reads_come_back_as_they_went(batch in vec(read(), 1..=BATCH_OPS_MAX), id in any::<u64>(), deadline_ms in any::<u32>()) {
+    fn reads_come_back_as_they_went(batch in vec(read(), 1..=BATCH_OPS_MAX), id in any::<u32>(), deadline_ms in any::<u32>(), clock_ms in any::<u32>()) {
         let (ops, homes): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         let mut bytes = vec![1, 2, 3];
-        frame::encode_reads(&mut bytes, Envelope { id, deadline_ms }, &ops, &homes);
+        frame::encode_reads(&mut bytes, Envelope { id, deadline_ms, clock_ms }, &ops, &homes);
         let (header, table) = open(&bytes);
-        prop_assert_eq!((header.kind, header.reply, header.id, header.deadline_ms), (Kind::Read, false, id, deadline_ms));
+        prop_assert_eq!((header.kind, header.reply, header.id), (Kind::Read, false, id));
+        prop_assert_eq!((header.deadline_ms, header.clock_ms), (deadline_ms, clock_ms));
         prop_assert_eq!(header.decode_reads(table).unwrap(), (ops, homes));
         prop_assert!(header.decode_updates(table).is_err());
     }
 
     #[test]
-    fn updates_come_back_as_they_went(batch in vec(update(), 1..=BATCH_OPS_MAX), id in any::<u64>()) {
+    fn updates_come_back_as_they_went(batch in vec(update(), 1..=BATCH_OPS_MAX), id in any::<u32>()) {
         let (ops, homes): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         let mut bytes = Vec::new();
-        frame::encode_updates(&mut bytes, Envelope { id, deadline_ms: 7 }, &ops, &homes);
+        frame::encode_updates(&mut bytes, Envelope { id, deadline_ms: 7, clock_ms: 9 }, &ops, &homes);
         let (header, table) = open(&bytes);
         let following = ops.iter().zip(&homes).filter(|(_, home)| **home == Home::Follows);
         prop_assert_eq!(header.payload_bytes as usize, following.map(|(op, _)| op.payload_bytes()).sum::<usize>());
@@ -111,7 +112,7 @@ proptest! {
             .map(|(status, length, version, _)| ReadResult { status: *status, length: *length, version: Version(*version) })
             .collect();
         let crcs: Vec<_> = reads.iter().map(|read| read.3).collect();
-        frame::encode_read_results(&mut bytes, 1, 55, &results, &crcs);
+        frame::encode_read_results(&mut bytes, Envelope::reply(1, 9), 55, &results, &crcs);
         let (header, table) = open(&bytes);
         prop_assert_eq!(header.payload_bytes, 55);
         let seen = header.decode_read_results(table).unwrap();
@@ -121,16 +122,16 @@ proptest! {
             .into_iter()
             .map(|(status, length, version)| UpdateResult { status, version: Version(version), length })
             .collect();
-        frame::encode_update_results(&mut bytes, 1, &results);
+        frame::encode_update_results(&mut bytes, Envelope::reply(1, 9), &results);
         let (header, table) = open(&bytes);
         prop_assert_eq!(header.decode_update_results(table).unwrap(), results);
 
-        frame::encode_sync_results(&mut bytes, 1, &syncs);
+        frame::encode_sync_results(&mut bytes, Envelope::reply(1, 9), &syncs);
         let (header, table) = open(&bytes);
         prop_assert_eq!(header.decode_sync_results(table).unwrap(), syncs);
 
         let chains: Vec<_> = chains.into_iter().map(|(chain, version)| (ChainId(chain), ChainVersion(version))).collect();
-        frame::encode_syncs(&mut bytes, Envelope { id: 1, deadline_ms: 1 }, &chains);
+        frame::encode_syncs(&mut bytes, Envelope { id: 1, deadline_ms: 1, clock_ms: 1000 }, &chains);
         let (header, table) = open(&bytes);
         prop_assert_eq!(header.decode_syncs(table).unwrap(), chains);
     }
@@ -180,7 +181,7 @@ fn reseal(bytes: &mut [u8]) {
 }
 
 fn any_frame() -> impl Strategy<Value = Vec<u8>> {
-    let envelope = Envelope { id: 3, deadline_ms: 1000 };
+    let envelope = Envelope { id: 3, deadline_ms: 1000, clock_ms: 1000 };
     prop_oneof![
         vec(read(), 1..5).prop_map(move |batch| {
             let (ops, homes): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
@@ -276,7 +277,7 @@ proptest! {
 
 #[test]
 fn limits_are_kept_to_the_byte() {
-    let envelope = Envelope { id: 1, deadline_ms: 1 };
+    let envelope = Envelope { id: 1, deadline_ms: 1, clock_ms: 1000 };
     let read = |offset, length| {
         let chunk = ChunkId::default();
         let op = ReadOp { chain: ChainId(1), chain_version: ChainVersion(1), chunk, offset, length };

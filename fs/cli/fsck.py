@@ -1,16 +1,19 @@
 """`luciola fsck`: names against inodes against chunks against replicas."""
 
 import asyncio
+import random
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from ..clock import SystemClock
 from ..errors import Error, NotFound
 from ..meta.layout import chain_of
-from ..wire import methods
+from ..wire import Expiries, methods
 from ..wire.pb import meta_pb2, mgmtd_pb2, storage_pb2
 from .consistency import (
     Chunks,
@@ -225,10 +228,17 @@ class Check:
         if chain is None or problem.chunk is None or not chain.targets:
             return False
         if problem.kind == "placement":
-            request = storage_pb2.RemoveChunksRequest(
-                chain=storage_pb2.ChainRef(chain=chain.id, version=chain.version), content=problem.chunk[0]
-            )
             head = self._node_address(chain.targets[0].node)
+            expiry = await Expiries(self._manager.clients, SystemClock()).expiry(
+                head, time.monotonic() + CALL_S
+            )
+            request = storage_pb2.RemoveChunksRequest(
+                chain=storage_pb2.ChainRef(chain=chain.id, version=chain.version),
+                content=problem.chunk[0],
+                client=random.SystemRandom().getrandbits(63) | 1,
+                sequence=1,
+                expiry=expiry,
+            )
             await self._manager.clients.call(head, methods.Storage.remove_chunks, request, timeout_s=CALL_S)
             return True
         return False

@@ -3,32 +3,47 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from ..clock import Clock
 from ..errors import Error, StaleRouting, Timeout, Unavailable
 from ..ids import ChainId
-from ..wire import RpcClients, methods
+from ..wire import Expiries, RpcClients, methods
 from ..wire.pb.common_pb2 import Empty
 from ..wire.pb.storage_pb2 import (
     ChainRef,
     ChunkName,
+    Expiry,
     LastChunkRequest,
     RemoveChunksRequest,
     TruncateChunkRequest,
 )
 from .cluster import Cluster
-from .storage import LastChunk, Space
+from .storage import REQUEST_LIFE_S, LastChunk, Space
 
 T = TypeVar("T")
 
-CALL_TIMEOUT_S: Final = 5.0
 PATIENCE_S: Final = 10.0  # longer than it takes a chain to lose a member and go on
 RETRY_S: Final = 0.1
 
 
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """A request that changes chunks and of which no answer has come: it may be begun until then."""
+
+    version: int
+    until_s: float
+
+
 class GrpcControl:
-    """Sends each request to the head of its chain, and again when the chain has changed."""
+    """Sends each request to the head of its chain, and again when the chain has changed.
+
+    G1  A request that changes chunks of a content is done only when no earlier attempt, of this request or of one
+        that was given up, can still be begun: otherwise that would remove what is written afterwards. An attempt is
+        void when it has expired (wire/expiry.py), or when the chain has answered under a newer version: what the
+        old head had not passed on by then is refused, and what it had, comes first.
+    """
 
     def __init__(self, clients: RpcClients, cluster: Cluster, clock: Clock) -> None:
         self._clients = clients
@@ -36,12 +51,14 @@ class GrpcControl:
         self._clock = clock
         self._client = random.SystemRandom().getrandbits(63) | 1
         self._sequence = 0
+        self._expiries = Expiries(clients, clock)
+        self._open: dict[tuple[int, int], list[Attempt]] = {}
 
     async def last_chunk(self, chain: ChainId, content: int) -> LastChunk | None:
         async def ask(address: str, ref: ChainRef) -> LastChunk | None:
             request = LastChunkRequest(chain=ref, content=content)
             reply = await self._clients.call(
-                address, methods.Storage.last_chunk, request, timeout_s=CALL_TIMEOUT_S
+                address, methods.Storage.last_chunk, request, timeout_s=REQUEST_LIFE_S
             )
             return LastChunk(reply.chunk.index, reply.length) if reply.found else None
 
@@ -50,7 +67,7 @@ class GrpcControl:
     async def remove_chunks(self, chain: ChainId, content: int, *, first: int, limit: int) -> bool:
         sequence = self._next()
 
-        async def ask(address: str, ref: ChainRef) -> bool:
+        async def ask(address: str, ref: ChainRef, expiry: Expiry) -> bool:
             request = RemoveChunksRequest(
                 chain=ref,
                 content=content,
@@ -58,36 +75,38 @@ class GrpcControl:
                 limit=limit,
                 client=self._client,
                 sequence=sequence,
+                expiry=expiry,
             )
             reply = await self._clients.call(
-                address, methods.Storage.remove_chunks, request, timeout_s=CALL_TIMEOUT_S
+                address, methods.Storage.remove_chunks, request, timeout_s=REQUEST_LIFE_S
             )
             return reply.more
 
-        return await self._persist(chain, ask)
+        return await self._change(chain, content, ask)
 
     async def truncate_chunk(self, chain: ChainId, content: int, *, index: int, length: int) -> None:
         sequence = self._next()
 
-        async def ask(address: str, ref: ChainRef) -> None:
+        async def ask(address: str, ref: ChainRef, expiry: Expiry) -> None:
             request = TruncateChunkRequest(
                 chain=ref,
                 chunk=ChunkName(content=content, index=index),
                 length=length,
                 client=self._client,
                 sequence=sequence,
+                expiry=expiry,
             )
             await self._clients.call(
-                address, methods.Storage.truncate_chunk, request, timeout_s=CALL_TIMEOUT_S
+                address, methods.Storage.truncate_chunk, request, timeout_s=REQUEST_LIFE_S
             )
 
-        await self._persist(chain, ask)
+        await self._change(chain, content, ask)
 
     async def space(self) -> Space:
         async def ask(address: str) -> Space:
             try:
                 reply = await self._clients.call(
-                    address, methods.Storage.space, Empty(), timeout_s=CALL_TIMEOUT_S
+                    address, methods.Storage.space, Empty(), timeout_s=REQUEST_LIFE_S
                 )
             except Error:
                 return Space(0, 0)  # a node that does not answer holds nothing that could be used now
@@ -99,6 +118,49 @@ class GrpcControl:
     def _next(self) -> int:
         self._sequence += 1
         return self._sequence
+
+    async def _change(
+        self, chain: ChainId, content: int, ask: Callable[[str, ChainRef, Expiry], Awaitable[T]]
+    ) -> T:
+        """As `_persist`, for a request that changes chunks of `content`; G1."""
+        key = (chain, content)
+
+        async def attempt(address: str, ref: ChainRef) -> tuple[T, int]:
+            until_s = self._clock.monotonic() + REQUEST_LIFE_S
+            try:
+                expiry = await self._expiries.expiry(address, until_s)
+            except Error:
+                self._expiries.forget(address)
+                raise
+            mine = Attempt(ref.version, until_s)
+            self._open.setdefault(key, []).append(mine)
+            try:
+                answer = await ask(address, ref, expiry)
+            except Error:
+                self._expiries.forget(address)
+                raise
+            self._open[key].remove(mine)
+            return answer, ref.version
+
+        try:
+            answer, version = await self._persist(chain, attempt)
+            opened = [each.until_s for each in self._open[key] if each.version >= version]
+            wait_s = max(opened, default=0.0) - self._clock.monotonic()
+            if wait_s > 0:
+                await self._clock.sleep(wait_s)
+            return answer
+        finally:
+            self._forget_void()
+
+    def _forget_void(self) -> None:
+        now_s = self._clock.monotonic()
+        void = [
+            key
+            for key, attempts in self._open.items()
+            if all(attempt.until_s <= now_s for attempt in attempts)
+        ]
+        for key in void:
+            del self._open[key]
 
     async def _persist(self, chain: ChainId, ask: Callable[[str, ChainRef], Awaitable[T]]) -> T:
         """Asks the head, whoever it is by then, until `PATIENCE_S` have passed."""

@@ -14,6 +14,7 @@ from .layout import Placer
 
 T = TypeVar("T")
 
+REQUEST_LIFE_S: Final = 5.0  # of one request to one chain: not begun later, wherever it was on its way
 REMOVE_BATCH: Final = 64  # chunks in one request; each is an update that goes through its chain
 CONCURRENCY: Final = 16  # chains asked at once for one content
 
@@ -33,8 +34,11 @@ class Space(NamedTuple):
 
 
 class StorageControl(Protocol):
-    """One request to one chain. All raise Unavailable, Timeout or StaleRouting when it cannot be served
-    now."""
+    """One request to one chain. All raise Unavailable, Timeout or StaleRouting when it cannot be served now.
+
+    Once `remove_chunks` or `truncate_chunk` has returned, nothing of it, nor of an earlier one of this process that
+    was given up, is executed any more.
+    """
 
     async def last_chunk(self, chain: ChainId, content: int) -> LastChunk | None:
         """The last committed chunk of `content` on this chain."""

@@ -8,6 +8,10 @@ From 1 to 3 whoever asks meta for this file waits (`NeedPause`), so nobody is to
 that has lost bytes already. After a crash, or when a chain could not be reached, the intent is carried out
 by `resume`. Writers that report a length in between are asked to wait too; then their report is of an older
 `truncate_version`, and the chains are asked (length.py, L2 and L3).
+
+    T1  Step 3 comes only when no request of step 2 can be executed any more, whoever has sent it: it would remove
+        what is written afterwards. `StorageControl` promises that for this process; what a process before this one
+        has sent is void `REQUEST_LIFE_S` after this one began.
 """
 
 import asyncio
@@ -22,10 +26,11 @@ from ..kv import Durability, Engine, Transaction, run
 from ..wire.pb.meta_pb2 import REGULAR, Inode
 from . import schema
 from .schema import Cut
-from .storage import Chunks
+from .storage import REQUEST_LIFE_S, Chunks
 
 log: Final = logging.getLogger("luciola.meta")
 
+DRIFT: Final = 0.05  # by which the clock of the process before may have been slower
 WAIT_S: Final = 10.0  # then the caller is told to try again
 PAGE: Final = 1000
 
@@ -40,13 +45,17 @@ class Truncations:
         self._pending: dict[int, asyncio.Event | None] = {}  # None: nobody has waited yet
         self._locks: dict[int, asyncio.Lock] = {}
         self._waiting: dict[int, int] = {}  # who holds a lock or waits for it
+        self._inherited: set[int] = set()  # what an earlier process had begun
+        self._inherited_until_s = 0.0
 
     def load(self) -> None:
         """Reads from the store what a crash has left."""
+        self._inherited_until_s = self._clock.monotonic() + REQUEST_LIFE_S / (1 - DRIFT)
         begin, end = schema.kind_range(b"P")
         while pairs := self._engine.begin().snapshot_range(begin, end, limit=PAGE):
             for key, _ in pairs:
                 self._pending[schema.split_one(key)[0]] = None
+                self._inherited.add(schema.split_one(key)[0])
             begin = pairs[-1][0] + b"\x00"
 
     def __contains__(self, inode: object) -> bool:
@@ -147,6 +156,9 @@ class Truncations:
         value = self._engine.begin().snapshot_get(schema.cut_key(inode))
         if value is not None:
             await self._remove(inode, schema.decode_cut(value))
+        if inode in self._inherited:  # T1
+            await self._clock.sleep(max(0.0, self._inherited_until_s - self._clock.monotonic()))
+            self._inherited.discard(inode)
         await self._complete(inode)
 
     async def _complete(self, inode: int) -> None:

@@ -1,17 +1,20 @@
 """The control methods of one storage node (proto/storage.proto). File data never passes here."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from ..errors import InvalidArgument, NotFound, StaleRouting
-from ..ids import ChainId, ChainVersion
+from ..ids import ChainId, ChainVersion, new_incarnation
 from ..wire import Identity
 from ..wire.pb.common_pb2 import Empty
 from ..wire.pb.storage_pb2 import (
     ChunkName,
     ChunkRecord,
+    ClockReply,
+    Expiry,
     LastChunkReply,
     LastChunkRequest,
     ListChunksReply,
@@ -48,6 +51,8 @@ class StorageService:
         self._recovery = recovery
         self._scrub = scrub
         self._started_s = time.monotonic()
+        self._life = new_incarnation()
+        self._rounds: dict[int, _Round] = {}
 
     async def last_chunk(self, request: LastChunkRequest, _: Identity) -> LastChunkReply:
         """The last chunk of a content on one chain, and how many there are."""
@@ -65,6 +70,10 @@ class StorageService:
             total_bytes=total,
         )
 
+    def clock(self, _: Empty, __: Identity) -> ClockReply:
+        """The clock in which requests that change chunks say when they expire."""
+        return ClockReply(life=self._life, now_ms=int(time.monotonic() * 1000))
+
     async def remove_chunks(self, request: RemoveChunksRequest, _: Identity) -> RemoveChunksReply:
         """Removes chunks of one content through the chain."""
         removed, more = await self._engine.run(
@@ -76,6 +85,7 @@ class StorageService:
             min(request.limit or REMOVE_DEFAULT, REMOVE_MAX),
             request.client,
             request.sequence,
+            self._expires_s(request),
         )
         return RemoveChunksReply(removed=removed, more=more)
 
@@ -90,6 +100,7 @@ class StorageService:
             request.length,
             request.client,
             request.sequence,
+            self._expires_s(request),
         )
         return Empty()
 
@@ -106,16 +117,27 @@ class StorageService:
         """The predecessor compares its chunks with ours: all our records, page by page."""
         chain = request.chain
         self._check_syncing(chain.chain, chain.version)
+        before = self._rounds.get(chain.chain)
+        mine = self._rounds[chain.chain] = _Round(chain.version, before.wipe if before else None)
+        if mine.wipe is not None:  # also if its caller has left meanwhile
+            await asyncio.wait([mine.wipe])
         if request.wipe:
-            await self._engine.run(self._engine.node.wipe_chain, chain.chain)
+            self._check_round(chain.chain, mine)
+            mine.wipe = asyncio.ensure_future(self._engine.run(self._engine.node.wipe_chain, chain.chain))
+            await asyncio.shield(mine.wipe)
         async for page in self._engine.pages(chain.chain):
-            self._check_syncing(chain.chain, chain.version)
+            self._check_round(chain.chain, mine)
             yield ListChunksReply(chunks=map(message_of, page), more=True)
+        mine.is_listed = True
         yield ListChunksReply()
 
     async def sync_done(self, request: SyncDoneRequest, _: Identity) -> Empty:
         """The predecessor is done: this replica is up to date."""
         chain = request.chain
+        self._check_syncing(chain.chain, chain.version)
+        latest = self._rounds.get(chain.chain)
+        if latest is None or latest.version != chain.version or not latest.is_listed:
+            raise StaleRouting(f"chain {chain.chain} is being compared anew")
         if not self._membership.sync_done(ChainId(chain.chain), ChainVersion(chain.version)):
             raise self._not_syncing(chain.chain)
         return Empty()
@@ -158,9 +180,25 @@ class StorageService:
     async def _targets(self) -> list[tuple[int, int, int, int, int, bool]]:
         return await self._engine.quick(self._engine.node.targets)
 
+    def _expires_s(self, request: RemoveChunksRequest | TruncateChunkRequest) -> float:
+        """When the request is void. Raises: InvalidArgument if it does not say."""
+        if not request.client or not request.sequence:
+            raise InvalidArgument("a request that changes chunks needs a client and a sequence number, not 0")
+        expiry: Expiry = request.expiry
+        if not expiry.life:
+            raise InvalidArgument("a request that changes chunks must say when it expires (Storage.Clock)")
+        if expiry.life != self._life:
+            raise StaleRouting("the request was meant for an earlier life of this node")
+        return expiry.at_ms / 1000
+
     def _check_syncing(self, chain: int, version: int) -> None:
         if not model.may_sync(self._membership.state, ChainId(chain), ChainVersion(version)):
             raise self._not_syncing(chain)
+
+    def _check_round(self, chain: int, mine: "_Round") -> None:
+        self._check_syncing(chain, mine.version)
+        if self._rounds[chain] is not mine:
+            raise StaleRouting(f"chain {chain} is being compared anew")
 
     def _not_syncing(self, chain: int) -> StaleRouting | NotFound:
         for target in self._membership.state.targets.values():
@@ -170,6 +208,16 @@ class StorageService:
                     version=target.chain_version,
                 )
         return NotFound(f"no replica of chain {chain} is on this node", chain=chain)
+
+
+@dataclass(slots=True, eq=False)
+class _Round:
+    """One comparison of our chunks of a chain, the latest that was begun: a request to forget everything may come late,
+    when another comparison has begun or ended already; that one then counts no more."""
+
+    version: int
+    wipe: asyncio.Future[None] | None = None
+    is_listed: bool = False
 
 
 def message_of(record: Record) -> ChunkRecord:

@@ -6,6 +6,7 @@
     handshake     who is at the other end of a stream
     lane          framed messages: what clients speak to mgmtd and meta
     rpc           gRPC: what services and administrators speak
+    expiry        until when a request to a storage node may be begun
     routing       the routing table, kept fresh by a streaming call
     errors        operating errors as messages
 
@@ -56,11 +57,13 @@ from .credentials import (
 from .lane import AsyncLaneClient, LaneClient, LaneServer, format_address, parse_address
 
 if TYPE_CHECKING:
+    from .expiry import Expiries
     from .routing import RoutingTable, follow_routing
     from .rpc import RpcClient, RpcClients, RpcServer
 
 # What needs gRPC is imported when it is used: programs that only connect do not wait for it.
 _LATER = {
+    "Expiries": "expiry",
     "RoutingTable": "routing",
     "RpcClient": "rpc",
     "RpcClients": "rpc",
@@ -75,6 +78,7 @@ __all__ = [
     "TRUSTED",
     "AsyncLaneClient",
     "Cluster",
+    "Expiries",
     "Identity",
     "LaneClient",
     "LaneServer",

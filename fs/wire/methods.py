@@ -138,6 +138,7 @@ class Storage:
     last_chunk: Final = _method(
         "Storage.LastChunk", storage_pb2.LastChunkRequest, storage_pb2.LastChunkReply, SERVICE
     )
+    clock: Final = _method("Storage.Clock", Empty, storage_pb2.ClockReply, SERVICE)
     remove_chunks: Final = _method(
         "Storage.RemoveChunks", storage_pb2.RemoveChunksRequest, storage_pb2.RemoveChunksReply, SERVICE
     )

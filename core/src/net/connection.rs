@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::stream::Stream;
-use super::{Credential, Endpoint, handshake, reaper};
+use super::{CLOCK_DRIFT_PERCENT, Credential, Endpoint, handshake, reaper};
 use crate::buffer::{Placement, Region, RegionId};
 use crate::types::{ChainId, ChainVersion, ReadOp, ReadResult, Status, UpdateOp, UpdateResult};
 use crate::wire::credential;
@@ -54,7 +54,9 @@ pub struct Connection {
     stream: Option<Stream>,
     shares_memory: bool,
     regions: Regions,
-    next_id: u64,
+    next_id: u32,
+    /// What the last reply told.
+    clock: Option<ServerClock>,
     /// The batch that was sent and not yet answered.
     waiting: Option<Waiting>,
     /// Scratch space for frames.
@@ -64,11 +66,29 @@ pub struct Connection {
 #[derive(Debug)]
 struct Waiting {
     kind: Kind,
-    id: u64,
+    id: u32,
     count: usize,
     homes: Vec<Home>,
     /// Memory that the server may touch until it has answered.
     lent: Vec<Placement>,
+}
+
+/// The clock that the server keeps for this connection.
+#[derive(Clone, Copy, Debug)]
+struct ServerClock {
+    /// When we heard of it: later than the server had read it.
+    told_at: Instant,
+    clock_ms: u32,
+}
+
+impl ServerClock {
+    /// What it shows at `moment`, or less (N3).
+    fn at(&self, moment: Instant) -> u32 {
+        let passed = moment.saturating_duration_since(self.told_at) * (100 - CLOCK_DRIFT_PERCENT) / 100;
+        // Half of what a wrapping `u32` can tell; a server waits no longer than that anyway.
+        let passed_ms = passed.as_millis().min(i32::MAX as u128 / 2) as u32;
+        self.clock_ms.wrapping_add(passed_ms)
+    }
 }
 
 impl Connection {
@@ -88,6 +108,7 @@ impl Connection {
             shares_memory,
             regions: Regions::default(),
             next_id: 0,
+            clock: None,
             waiting: None,
             frame: Vec::new(),
         })
@@ -131,13 +152,12 @@ impl Connection {
     ) -> Result<(), Status> {
         assert_eq!(ops.len(), into.len(), "one placement per operation");
         debug_assert!(ops.iter().zip(into).all(|(op, into)| op.length as usize <= into.len()));
-        let mut attempt = || -> Result<(), Failure> {
-            let homes = self.homes(into, deadline)?;
-            let envelope = self.envelope(deadline)?;
-            frame::encode_reads(&mut self.frame, envelope, ops, &homes);
-            self.send(Kind::Read, envelope, homes, into, &[], deadline)
-        };
-        attempt().map_err(|failure| self.fail(failure))
+        self.attempt(|connection| {
+            let homes = connection.homes(into, deadline)?;
+            let envelope = connection.envelope(deadline)?;
+            frame::encode_reads(&mut connection.frame, envelope, ops, &homes);
+            connection.send(Kind::Read, envelope, homes, into, &[], deadline)
+        })
     }
 
     /// The second half, with the same arguments.
@@ -149,7 +169,7 @@ impl Connection {
         out: &mut Vec<ReadResult>,
     ) -> Result<(), Status> {
         out.clear();
-        self.try_receive_reads(ops, into, deadline, out).map_err(|failure| self.fail(failure))
+        self.attempt(|connection| connection.try_receive_reads(ops, into, deadline, out))
     }
 
     fn try_receive_reads(
@@ -193,7 +213,7 @@ impl Connection {
 
     /// Sends updates; `payload[i]` is exactly as long as `ops[i]` says (empty if it has none). `payload_crc`
     /// of the operations is filled in where the transport needs it. After an error the updates may or may not
-    /// happen.
+    /// happen; none is begun after `deadline` (N3).
     pub fn update(
         &mut self,
         ops: &[UpdateOp],
@@ -217,7 +237,7 @@ impl Connection {
             ops.iter().zip(payload).all(|(op, payload)| op.payload_bytes() == payload.len()),
             "payloads are as long as their operations say"
         );
-        self.try_send_updates(ops, payload, deadline).map_err(|failure| self.fail(failure))
+        self.attempt(|connection| connection.try_send_updates(ops, payload, deadline))
     }
 
     fn try_send_updates(
@@ -226,8 +246,10 @@ impl Connection {
         payload: &[Placement],
         deadline: Instant,
     ) -> Result<(), Failure> {
+        self.read_clock(deadline)?;
         let homes = self.homes(payload, deadline)?;
-        let envelope = self.envelope(deadline)?;
+        let mut envelope = self.envelope(deadline)?;
+        envelope.clock_ms = self.clock.expect("it was just read").at(deadline);
         let with_crc = |(op, payload): (&UpdateOp, &Placement)| {
             let needed = !self.shares_memory && !payload.is_empty();
             let crc = needed.then(|| op.payload_crc.unwrap_or_else(|| payload.crc32c()));
@@ -246,14 +268,8 @@ impl Connection {
 
     /// The second half.
     pub fn receive_updates(&mut self, deadline: Instant, out: &mut Vec<UpdateResult>) -> Result<(), Status> {
-        out.clear();
-        let mut attempt = || -> Result<(), Failure> {
-            let header = self.receive(Kind::Update, deadline)?;
-            out.extend(header.decode_update_results(&self.frame[HEADER_BYTES..])?);
-            self.waiting = None;
-            Ok(())
-        };
-        attempt().map_err(|failure| self.fail(failure))
+        *out = self.answer(Kind::Update, deadline, Header::decode_update_results)?;
+        Ok(())
     }
 
     /// Asks for durability of what these chains have committed.
@@ -273,38 +289,60 @@ impl Connection {
         chains: &[(ChainId, ChainVersion)],
         deadline: Instant,
     ) -> Result<(), Status> {
-        let mut attempt = || -> Result<(), Failure> {
-            let envelope = self.envelope(deadline)?;
-            frame::encode_syncs(&mut self.frame, envelope, chains);
+        self.attempt(|connection| {
+            let envelope = connection.envelope(deadline)?;
+            frame::encode_syncs(&mut connection.frame, envelope, chains);
             let homes = vec![Home::Follows; chains.len()];
-            self.send(Kind::Sync, envelope, homes, &[], &[], deadline)
-        };
-        attempt().map_err(|failure| self.fail(failure))
+            connection.send(Kind::Sync, envelope, homes, &[], &[], deadline)
+        })
     }
 
     /// The second half.
     pub fn receive_syncs(&mut self, deadline: Instant, out: &mut Vec<Status>) -> Result<(), Status> {
-        out.clear();
-        let mut attempt = || -> Result<(), Failure> {
-            let header = self.receive(Kind::Sync, deadline)?;
-            out.extend(header.decode_sync_results(&self.frame[HEADER_BYTES..])?);
-            self.waiting = None;
-            Ok(())
-        };
-        attempt().map_err(|failure| self.fail(failure))
+        *out = self.answer(Kind::Sync, deadline, Header::decode_sync_results)?;
+        Ok(())
     }
 
     /// Asks whether the server is there.
     pub fn ping(&mut self, deadline: Instant) -> Result<(), Status> {
-        let mut attempt = || -> Result<(), Failure> {
-            let envelope = self.envelope(deadline)?;
-            frame::encode_ping(&mut self.frame, envelope, false);
-            self.send(Kind::Ping, envelope, Vec::new(), &[], &[], deadline)?;
-            self.receive(Kind::Ping, deadline)?.decode_ping(true)?;
-            self.waiting = None;
-            Ok(())
-        };
-        attempt().map_err(|failure| self.fail(failure))
+        self.attempt(|connection| connection.try_ping(deadline))
+    }
+
+    fn try_ping(&mut self, deadline: Instant) -> Result<(), Failure> {
+        let envelope = self.envelope(deadline)?;
+        frame::encode_ping(&mut self.frame, envelope, false);
+        self.send(Kind::Ping, envelope, Vec::new(), &[], &[], deadline)?;
+        self.receive(Kind::Ping, deadline)?.decode_ping(true)?;
+        self.waiting = None;
+        Ok(())
+    }
+
+    /// Knows the server's clock well enough to name a moment near `deadline` on it.
+    fn read_clock(&mut self, deadline: Instant) -> Result<(), Failure> {
+        let now = Instant::now();
+        let left = deadline.saturating_duration_since(now);
+        let is_fresh = |clock: &ServerClock| now - clock.told_at <= left / 2;
+        if self.clock.as_ref().is_some_and(is_fresh) { Ok(()) } else { self.try_ping(deadline) }
+    }
+
+    /// What a batch needs; any failure ends the connection.
+    fn attempt<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, Failure>) -> Result<T, Status> {
+        work(self).map_err(|failure| self.fail(failure))
+    }
+
+    /// The results of a batch whose reply is nothing but a table of them.
+    fn answer<T>(
+        &mut self,
+        kind: Kind,
+        deadline: Instant,
+        decode: impl FnOnce(&Header, &[u8]) -> Result<Vec<T>, Malformed>,
+    ) -> Result<Vec<T>, Status> {
+        self.attempt(|connection| {
+            let header = connection.receive(kind, deadline)?;
+            let results = decode(&header, &connection.frame[HEADER_BYTES..])?;
+            connection.waiting = None;
+            Ok(results)
+        })
     }
 
     /// Sends the frame in `self.frame`, and what follows it.
@@ -337,6 +375,7 @@ impl Connection {
         if !header.reply || header.id != waiting.id {
             return Err(Malformed("not the reply to this request").into());
         }
+        self.clock = Some(ServerClock { told_at: Instant::now(), clock_ms: header.clock_ms });
         Ok(header)
     }
 
@@ -346,11 +385,9 @@ impl Connection {
             return Err(Failure(Status::Timeout));
         }
         let told = left - (left / 4).min(DEADLINE_MARGIN);
-        self.next_id += 1;
-        Ok(Envelope {
-            id: self.next_id,
-            deadline_ms: u32::try_from(told.as_millis()).unwrap_or(u32::MAX).max(1),
-        })
+        self.next_id = self.next_id.wrapping_add(1);
+        let deadline_ms = u32::try_from(told.as_millis()).unwrap_or(u32::MAX).max(1);
+        Ok(Envelope { id: self.next_id, deadline_ms, clock_ms: 0 })
     }
 
     fn stream(&mut self) -> Result<&mut Stream, Failure> {

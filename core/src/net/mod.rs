@@ -10,6 +10,12 @@
 //!   memory on to its own successor counts too.
 //! - N2 A client whose request failed closes its side for writing, and keeps clones of the request's placements
 //!   until the server has closed its own (or died): the buffers stay out of their pool (B2) so long.
+//!
+//! Requests that arrive late.
+//! - N3 An update is not begun once its client may have given it up, wherever it was on its way: every reply tells the
+//!   server's clock, and a request for updates names the moment on that clock from which they are void. The client
+//!   reckons it from below: it was told the clock later than the server read it, and the server's clock is at most
+//!   `CLOCK_DRIFT_PERCENT` slower. So what `send_updates` got a deadline for begins before it, or never.
 
 mod budget;
 mod connection;
@@ -34,6 +40,9 @@ pub use crate::wire::credential::{Credential, Secret};
 use crate::buffer::Placement;
 use crate::types::{ChainId, ChainVersion, ReadOp, ReadResult, Status, UpdateOp, UpdateResult};
 use crate::wire::pb::Claims;
+
+/// How much slower than ours a server's monotonic clock may run; leases rest on the same bound.
+pub const CLOCK_DRIFT_PERCENT: u32 = 5;
 
 /// Where a server listens. A Unix endpoint shares memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -70,6 +79,8 @@ pub trait Service: Send + Sync + 'static {
     /// the operation asks. The memory may be the client's own: what is read back from it proves nothing.
     fn read(&self, ops: &[ReadOp], into: &[Placement], deadline: Instant, out: &mut Vec<ReadResult>);
 
+    /// An update is begun before `deadline` or not at all (N3).
+    ///
     /// `payload[i]` is empty for operations without one. It may be a client's own memory, which the client may
     /// be changing (then it is damaged already, but replicas must not differ, nor checksums fail later).
     fn update(

@@ -17,7 +17,7 @@ use crate::buffer::{Placement, Region, RegionId};
 use crate::types::{ReadOp, ReadResult, Status, UpdateOp, UpdateResult, Version};
 use crate::wire::credential::Refusal;
 use crate::wire::frame::{
-    self, HEADER_BYTES, Header, Home, Kind, Malformed, REGIONS_MAX, Registration, TABLE_BYTES_MAX,
+    self, Envelope, HEADER_BYTES, Header, Home, Kind, Malformed, REGIONS_MAX, Registration, TABLE_BYTES_MAX,
 };
 use crate::wire::pb::{Claims, claims::Role};
 
@@ -67,6 +67,8 @@ pub(super) struct Session {
     /// Held by every placement of the current batch (rule N1).
     loan: Arc<()>,
     frame: Vec<u8>,
+    /// Where this connection's clock begins.
+    begun: Instant,
 }
 
 impl Session {
@@ -87,6 +89,7 @@ impl Session {
             payload: Payload::default(),
             loan: Arc::new(()),
             frame: Vec::new(),
+            begun: Instant::now(),
         }
     }
 
@@ -106,8 +109,7 @@ impl Session {
             if self.has_expired() {
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, Refusal::Expired));
             }
-            let asked = Duration::from_millis(header.deadline_ms.into());
-            let deadline = Instant::now() + asked.min(DEADLINE_MAX);
+            let deadline = self.deadline(&header);
             match header.kind {
                 Kind::Read => self.read(service, &header, table, deadline)?,
                 Kind::Update => self.update(service, &header, table, deadline)?,
@@ -115,17 +117,34 @@ impl Session {
                 Kind::Register => self.register(header.decode_registration(table).map_err(invalid)?)?,
                 Kind::Ping => {
                     header.decode_ping(false).map_err(invalid)?;
-                    frame::encode_ping(
-                        &mut self.frame,
-                        frame::Envelope { id: header.id, deadline_ms: 0 },
-                        true,
-                    );
+                    let envelope = self.envelope(&header);
+                    frame::encode_ping(&mut self.frame, envelope, true);
                     self.reply(&[])?;
                 }
             }
             self.inbox.recycle(taken);
         }
         Ok(())
+    }
+
+    /// This connection's clock; a `u32` of it begins anew after 49 days.
+    fn clock_ms(&self) -> u32 {
+        self.begun.elapsed().as_millis() as u32
+    }
+
+    fn envelope(&self, header: &Header) -> Envelope {
+        Envelope::reply(header.id, self.clock_ms())
+    }
+
+    /// When the answer is due. Updates are not begun from then on, and never after the moment that their sender named
+    /// on this connection's clock: it may have given them up while they waited in the socket (rule N3).
+    fn deadline(&self, header: &Header) -> Instant {
+        let asked = Duration::from_millis(header.deadline_ms.into()).min(DEADLINE_MAX);
+        let left = match header.kind {
+            Kind::Update => header.clock_ms.wrapping_sub(self.clock_ms()) as i32,
+            _ => i32::MAX,
+        };
+        Instant::now() + asked.min(Duration::from_millis(left.max(0) as u64))
     }
 
     /// A token is good for new requests only until it expires, also on a connection that stands.
@@ -215,7 +234,8 @@ impl Session {
         drop(places);
         let crcs = self.read_crcs(&homes, &results, &following);
         let payload_bytes = crate::buffer::total_length(&following);
-        frame::encode_read_results(&mut self.frame, header.id, payload_bytes, &results, &crcs);
+        let envelope = self.envelope(header);
+        frame::encode_read_results(&mut self.frame, envelope, payload_bytes, &results, &crcs);
         self.wait_for_loans(following.len());
         self.reply(&following)
     }
@@ -251,6 +271,7 @@ impl Session {
             Ok((payload, _share)) => {
                 self.receive_payload(&homes, &payload)?;
                 match self.verify(&ops, &homes, &payload)? {
+                    _ if Instant::now() >= deadline => Some(Status::Timeout),
                     Status::Ok => {
                         let sender = sender(&self.claims);
                         service.update(sender, &ops, &payload, deadline, &mut results);
@@ -268,7 +289,8 @@ impl Session {
         if let Some(status) = failed {
             results.extend(ops.iter().map(|_| UpdateResult { status, version: Version(0), length: 0 }));
         }
-        frame::encode_update_results(&mut self.frame, header.id, &results);
+        let envelope = self.envelope(header);
+        frame::encode_update_results(&mut self.frame, envelope, &results);
         self.wait_for_loans(0);
         self.reply(&[])
     }
@@ -315,7 +337,8 @@ impl Session {
         let mut results = Vec::with_capacity(chains.len());
         service.sync(sender(&self.claims), &chains, deadline, &mut results);
         assert_eq!(results.len(), chains.len(), "one result per chain");
-        frame::encode_sync_results(&mut self.frame, header.id, &results);
+        let envelope = self.envelope(header);
+        frame::encode_sync_results(&mut self.frame, envelope, &results);
         self.reply(&[])
     }
 

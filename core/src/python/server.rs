@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use prost::Message;
@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 
 use crate::error::{Error, Kind};
 use crate::net::Secret;
-use crate::server::{NodeOptions, StorageServer};
+use crate::server::{NodeOptions, StorageServer, now_ns};
 use crate::types::{ChainId, ChainVersion, ChunkId, ClientId, ContentId, NodeId, RequestTag, TargetState};
 use crate::wire::pb::{self, PublicState};
 
@@ -181,11 +181,13 @@ impl PyStorageNode {
         limit: usize,
         client: u64,
         sequence: u64,
+        expires_s: f64,
     ) -> PyResult<(usize, bool)> {
+        let expires = moment(expires_s)?;
         let tag = RequestTag { client: ClientId(client), sequence };
         let (chain, version) = (ChainId(chain), ChainVersion(chain_version));
         self.run(py, |server| {
-            server.remove_chunks(chain, version, ContentId(content), first_index, limit, tag)
+            server.remove_chunks(chain, version, ContentId(content), first_index, limit, tag, expires)
         })
     }
 
@@ -200,10 +202,13 @@ impl PyStorageNode {
         length: u32,
         client: u64,
         sequence: u64,
+        expires_s: f64,
     ) -> PyResult<()> {
+        let expires = moment(expires_s)?;
         let tag = RequestTag { client: ClientId(client), sequence };
         let (chain, version) = (ChainId(chain), ChainVersion(chain_version));
-        self.run(py, |server| server.truncate_chunk(chain, version, chunk_id((content, index)), length, tag))
+        let chunk = chunk_id((content, index));
+        self.run(py, |server| server.truncate_chunk(chain, version, chunk, length, tag, expires))
     }
 
     #[allow(clippy::type_complexity)]
@@ -289,6 +294,13 @@ impl PyStorageNode {
             }
         });
     }
+}
+
+/// A moment of `time.monotonic()`. Errors: `Timeout` if it has passed.
+fn moment(at_s: f64) -> PyResult<Instant> {
+    let left_s = at_s - now_ns() as f64 / 1e9;
+    let left = Duration::try_from_secs_f64(left_s);
+    Ok(left.map(|left| Instant::now() + left).map_err(|_| Error::timeout("the request has expired"))?)
 }
 
 fn chunk_id((content, index): Name) -> ChunkId {

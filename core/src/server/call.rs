@@ -148,7 +148,11 @@ impl<'a> Call<'a> {
             }
             Effect::Stage { update, .. } => {
                 let bytes = job.payload.as_ref().map(|payload| &payload.bytes);
-                let result = self.node.stage(job.slot.key, update, job.origin, bytes);
+                // Its caller may have given it up while it waited for this chunk, or for a processor (S5).
+                let result = match Instant::now() < self.deadline {
+                    true => self.node.stage(job.slot.key, update, job.origin, bytes),
+                    false => Err(Status::Timeout),
+                };
                 job.staged = result.is_ok();
                 self.node.report(&job.slot, Event::Staged { result });
             }

@@ -1,7 +1,7 @@
 //! What the Python process asks of its node.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::call::{Answer, Call};
 use super::node::{Node, StorageServer, within};
@@ -83,6 +83,8 @@ impl StorageServer {
     }
 
     /// Removes up to `limit` chunks from `first_index` on, through the chain; how many, and whether more remain.
+    /// No removal is begun after `expires` (S5).
+    #[allow(clippy::too_many_arguments)]
     pub fn remove_chunks(
         &self,
         chain: ChainId,
@@ -91,15 +93,17 @@ impl StorageServer {
         first_index: u32,
         limit: usize,
         tag: RequestTag,
+        expires: Instant,
     ) -> Result<(usize, bool)> {
         self.node.check_serving(chain, version)?;
+        self.node.wait_for_routing_change();
         let limit = limit.max(1);
         let found = self.node.engine.content_chunks(chain, content, first_index, limit + 1)?;
         let more = found.len() > limit;
         let mut removed = 0;
         for group in found[..found.len().min(limit)].chunks(REMOVALS_AT_ONCE) {
             let keys = group.iter().map(|record| ChunkKey { chain, chunk: record.chunk });
-            for answer in self.update(version, keys, Op::Remove, tag) {
+            for answer in self.update(version, keys, Op::Remove, tag, expires) {
                 done(answer)?;
                 removed += 1;
             }
@@ -114,9 +118,10 @@ impl StorageServer {
         chunk: ChunkId,
         length: u32,
         tag: RequestTag,
+        expires: Instant,
     ) -> Result<()> {
         let key = ChunkKey { chain, chunk };
-        done(self.update(version, [key], Op::Truncate { length }, tag)[0])
+        done(self.update(version, [key], Op::Truncate { length }, tag, expires)[0])
     }
 
     fn update(
@@ -125,9 +130,10 @@ impl StorageServer {
         keys: impl IntoIterator<Item = ChunkKey>,
         op: Op,
         tag: RequestTag,
+        expires: Instant,
     ) -> Vec<Answer> {
         let node = &self.node;
-        let mut call = Call::new(node, within(TIMEOUT));
+        let mut call = Call::new(node, expires.min(within(TIMEOUT)));
         for key in keys {
             match node.refusal(key.chain) {
                 Some(status) => call.refuse(key, status),
@@ -194,7 +200,7 @@ impl StorageServer {
         }
         loop {
             let left = node.pending_count(chain);
-            if left == 0 || std::time::Instant::now() >= deadline {
+            if left == 0 || Instant::now() >= deadline {
                 return left;
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -248,7 +254,7 @@ impl StorageServer {
         // Nothing new comes in; what is under way ends first.
         let deadline = within(TIMEOUT);
         while !node.table.slots_of(&chains).is_empty() {
-            if std::time::Instant::now() >= deadline {
+            if Instant::now() >= deadline {
                 return Err(Error::new(Kind::Busy, format!("chain {chain} is in use")));
             }
             std::thread::sleep(Duration::from_millis(5));

@@ -16,6 +16,8 @@
 //! - S3 Whoever holds one connection to a peer never waits for another one, and a send whose answer depends on
 //!   further sends has connections of its own: no circle of full pools can form.
 //! - S4 Lease and chain version are looked at before the state that is served.
+//! - S5 An update is not begun after its caller's deadline. It is looked at when the update holds its chunk, so
+//!   whatever is decided for this chunk afterwards comes after it, also if its thread sleeps there.
 
 mod call;
 mod control;
@@ -31,4 +33,5 @@ mod table;
 mod tests;
 
 pub use control::{ChunkLine, ScrubReport, SyncReport};
+pub use lease::now_ns;
 pub use node::{ChainStatus, NodeOptions, StorageServer, TargetReport};

@@ -165,6 +165,11 @@ impl Node {
         Ok(after.version)
     }
 
+    /// Returns when every machine has heard of the routing that is seen now.
+    pub fn wait_for_routing_change(&self) {
+        drop(self.routing_change.lock());
+    }
+
     pub fn targets(&self) -> Vec<TargetReport> {
         let routing = self.routing();
         let own = routing.chains.values().filter_map(|chain| {

@@ -196,6 +196,10 @@ impl Node {
         }
         let is_replace = matches!(op.op, Op::Replace { .. });
         if op.version == Version(0) && !is_replace {
+            if op.tag.client.0 == 0 {
+                // Sent again it would be executed again.
+                return Err(Status::Invalid);
+            }
             count(&self.counters.updates);
             let stable = !payload.is_shared() || is_trusted(sender);
             let payload = (!payload.is_empty()).then(|| Payload { bytes: payload.clone(), stable });

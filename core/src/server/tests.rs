@@ -125,6 +125,31 @@ fn a_full_disk_refuses_the_write_and_goes_on() {
     assert!(!alone.server.targets()[0].bad);
 }
 
+/// A caller's thread that sleeps until its deadline has passed, and only then begins what it was ordered to do (S5).
+#[test]
+fn an_update_is_not_begun_after_its_deadline() {
+    let alone = Alone::start();
+    assert_eq!(alone.write(1).status, Status::Ok);
+    let key = ChunkKey { chain: CHAIN, chunk: ChunkId { content: ContentId(1), index: 0 } };
+    let mut call = call::Call::new(&alone.server.node, Instant::now());
+    let tag = RequestTag { client: ClientId(2), sequence: 1 };
+    call.begin(key, crate::chunk::Origin::Client, None, |ticket| crate::craq::Event::Client {
+        ticket,
+        chain_version: ChainVersion(1),
+        op: Op::Remove,
+        tag,
+        leased: true,
+    });
+    assert_eq!(call.finish(), [call::Answer::Refused(Status::Timeout)]);
+    assert_eq!(alone.read().unwrap(), vec![1; 5000]);
+    assert_eq!(alone.write(2).status, Status::Ok);
+    let content = ContentId(1);
+    let removed =
+        alone.server.remove_chunks(CHAIN, ChainVersion(1), content, 0, 10, tag, Instant::now()).unwrap_err();
+    assert_eq!(removed.kind(), crate::error::Kind::Timeout);
+    assert_eq!(alone.read().unwrap(), vec![2; 5000]);
+}
+
 #[test]
 fn requests_of_one_chunk_are_executed_one_after_the_other() {
     let alone = Alone::start();

@@ -36,7 +36,18 @@ fn structs() -> Vec<Drawn> {
         drawn!("lane header", RawLaneHeader { length, method, flags, id }),
         drawn!(
             "header",
-            RawHeader { magic, version, kind, count, payload_bytes, deadline_ms, id, table_crc, header_crc }
+            RawHeader {
+                magic,
+                version,
+                kind,
+                count,
+                payload_bytes,
+                deadline_ms,
+                id,
+                clock_ms,
+                table_crc,
+                header_crc
+            }
         ),
         drawn!(
             "read",

@@ -14,7 +14,7 @@ use crate::types::{
 };
 
 pub const MAGIC: [u8; 4] = *b"LUCF";
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 pub const HEADER_BYTES: usize = size_of::<RawHeader>();
 /// Largest table of any frame.
 pub const TABLE_BYTES_MAX: usize = BATCH_OPS_MAX * size_of::<RawUpdate>();
@@ -81,7 +81,8 @@ pub struct Header {
     pub count: u16,
     pub payload_bytes: u32,
     pub deadline_ms: u32,
-    pub id: u64,
+    pub id: u32,
+    pub clock_ms: u32,
     table_crc: u32,
 }
 
@@ -111,7 +112,8 @@ pub(super) struct RawHeader {
     pub(super) count: U16,
     pub(super) payload_bytes: U32,
     pub(super) deadline_ms: U32,
-    pub(super) id: U64,
+    pub(super) id: U32,
+    pub(super) clock_ms: U32,
     pub(super) table_crc: U32,
     pub(super) header_crc: U32,
 }
@@ -216,6 +218,7 @@ impl Header {
             payload_bytes: raw.payload_bytes.get(),
             deadline_ms: raw.deadline_ms.get(),
             id: raw.id.get(),
+            clock_ms: raw.clock_ms.get(),
             table_crc: raw.table_crc.get(),
         };
         header.check()?;
@@ -421,9 +424,19 @@ fn status(number: U16) -> Result<Status, Malformed> {
 /// What the sender of a frame chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Envelope {
-    pub id: u64,
+    pub id: u32,
     /// Time the receiver has for it, from its arrival. 0 in replies.
     pub deadline_ms: u32,
+    /// On the clock that the server keeps for this connection. In a reply: now. In a request for updates: the moment
+    /// from which none of them is begun any more; in other requests 0.
+    pub clock_ms: u32,
+}
+
+impl Envelope {
+    /// Of the reply to request `id`, given at `clock_ms`.
+    pub fn reply(id: u32, clock_ms: u32) -> Envelope {
+        Envelope { id, deadline_ms: 0, clock_ms }
+    }
 }
 
 /// Puts a frame with `entries` into `frame`, replacing what was there.
@@ -448,6 +461,7 @@ fn encode<T: IntoBytes + Immutable>(
         payload_bytes: (payload_bytes as u32).into(),
         deadline_ms: envelope.deadline_ms.into(),
         id: envelope.id.into(),
+        clock_ms: envelope.clock_ms.into(),
         table_crc: crc_fast::crc32_iscsi(&frame[HEADER_BYTES..]).into(),
         header_crc: 0.into(),
     };
@@ -484,7 +498,7 @@ pub fn encode_reads(frame: &mut Vec<u8>, envelope: Envelope, ops: &[ReadOp], hom
 /// `crcs[i]` is the checksum of the bytes of result `i` that follow; `None` where both ends share memory.
 pub fn encode_read_results(
     frame: &mut Vec<u8>,
-    id: u64,
+    envelope: Envelope,
     payload_bytes: usize,
     results: &[ReadResult],
     crcs: &[Option<u32>],
@@ -497,7 +511,7 @@ pub fn encode_read_results(
         crc: crc.unwrap_or(0).into(),
         reserved: 0.into(),
     });
-    encode(frame, Kind::Read as u8 | REPLY, Envelope { id, deadline_ms: 0 }, payload_bytes, entries);
+    encode(frame, Kind::Read as u8 | REPLY, envelope, payload_bytes, entries);
 }
 
 pub fn encode_updates(frame: &mut Vec<u8>, envelope: Envelope, ops: &[UpdateOp], homes: &[Home]) {
@@ -540,14 +554,14 @@ fn encode_update(op: &UpdateOp, home: &Home) -> RawUpdate {
     }
 }
 
-pub fn encode_update_results(frame: &mut Vec<u8>, id: u64, results: &[UpdateResult]) {
+pub fn encode_update_results(frame: &mut Vec<u8>, envelope: Envelope, results: &[UpdateResult]) {
     let entries = results.iter().map(|result| RawUpdateResult {
         status: (result.status as u16).into(),
         reserved: 0.into(),
         length: result.length.into(),
         version: result.version.0.into(),
     });
-    encode(frame, Kind::Update as u8 | REPLY, Envelope { id, deadline_ms: 0 }, 0, entries);
+    encode(frame, Kind::Update as u8 | REPLY, envelope, 0, entries);
 }
 
 pub fn encode_syncs(frame: &mut Vec<u8>, envelope: Envelope, chains: &[(ChainId, ChainVersion)]) {
@@ -559,10 +573,10 @@ pub fn encode_syncs(frame: &mut Vec<u8>, envelope: Envelope, chains: &[(ChainId,
     encode(frame, Kind::Sync as u8, envelope, 0, entries);
 }
 
-pub fn encode_sync_results(frame: &mut Vec<u8>, id: u64, results: &[Status]) {
+pub fn encode_sync_results(frame: &mut Vec<u8>, envelope: Envelope, results: &[Status]) {
     let entries =
         results.iter().map(|status| RawSyncResult { status: (*status as u16).into(), reserved: [0; 6] });
-    encode(frame, Kind::Sync as u8 | REPLY, Envelope { id, deadline_ms: 0 }, 0, entries);
+    encode(frame, Kind::Sync as u8 | REPLY, envelope, 0, entries);
 }
 
 pub fn encode_ping(frame: &mut Vec<u8>, envelope: Envelope, reply: bool) {
@@ -577,5 +591,5 @@ pub fn encode_registration(frame: &mut Vec<u8>, registration: &Registration) {
         region: registration.region.0,
         length: registration.len.into(),
     };
-    encode(frame, Kind::Register as u8, Envelope { id: 0, deadline_ms: 0 }, 0, std::iter::once(entry));
+    encode(frame, Kind::Register as u8, Envelope::reply(0, 0), 0, std::iter::once(entry));
 }

@@ -82,7 +82,7 @@ fn refused(status: Status) -> UpdateResult {
     UpdateResult { status, version: Version(0), length: 0 }
 }
 
-fn soon() -> Instant {
+pub fn soon() -> Instant {
     Instant::now() + PATIENCE
 }
 

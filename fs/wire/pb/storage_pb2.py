@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from . import common_pb2 as common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\rstorage.proto\x12\x07luciola\x1a\x0c\x63ommon.proto\"*\n\x08\x43hainRef\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\"+\n\tChunkName\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\"E\n\x10LastChunkRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x04\"|\n\x0eLastChunkReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.luciola.ChunkName\x12\x0e\n\x06length\x18\x03 \x01(\r\x12\x13\n\x0b\x63hunk_count\x18\x04 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\"\x8e\x01\n\x13RemoveChunksRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_index\x18\x03 \x01(\r\x12\r\n\x05limit\x18\x04 \x01(\r\x12\x0e\n\x06\x63lient\x18\x05 \x01(\x04\x12\x10\n\x08sequence\x18\x06 \x01(\x04\"2\n\x11RemoveChunksReply\x12\x0f\n\x07removed\x18\x01 \x01(\r\x12\x0c\n\x04more\x18\x02 \x01(\x08\"\x8d\x01\n\x14TruncateChunkRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.luciola.ChunkName\x12\x0e\n\x06length\x18\x03 \x01(\r\x12\x0e\n\x06\x63lient\x18\x04 \x01(\x04\x12\x10\n\x08sequence\x18\x05 \x01(\x04\"\xb3\x01\n\x0b\x43hunkRecord\x12!\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x12.luciola.ChunkName\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x15\n\rchain_version\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\r\x12\x0e\n\x06\x63rc32c\x18\x05 \x01(\r\x12\x0f\n\x07pending\x18\x06 \x01(\x08\x12\x0f\n\x07removed\x18\x07 \x01(\x08\x12\x17\n\x0fpending_version\x18\x08 \x01(\x04\"T\n\x11ListChunksRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12!\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32\x12.luciola.ChunkName\x12\r\n\x05limit\x18\x03 \x01(\r\"E\n\x0fListChunksReply\x12$\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x14.luciola.ChunkRecord\x12\x0c\n\x04more\x18\x02 \x01(\x08\"B\n\x10SyncStartRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\x12\x0c\n\x04wipe\x18\x02 \x01(\x08\"3\n\x0fSyncDoneRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\"L\n\nSpaceReply\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x01 \x01(\x04\x12\x12\n\nfree_bytes\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\"-\n\x0cScrubRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x0e\n\x06repair\x18\x02 \x01(\x08\"d\n\nScrubReply\x12\x0e\n\x06\x63hunks\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12%\n\x07\x64\x61maged\x18\x03 \x03(\x0b\x32\x14.luciola.ChunkRecord\x12\x10\n\x08repaired\x18\x04 \x01(\x04\"\xc4\x01\n\rStorageStatus\x12\"\n\x05space\x18\x01 \x01(\x0b\x32\x13.luciola.SpaceReply\x12\x36\n\x08\x63ounters\x18\x02 \x03(\x0b\x32$.luciola.StorageStatus.CountersEntry\x12&\n\x07targets\x18\x03 \x03(\x0b\x32\x15.luciola.TargetStatus\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x9a\x01\n\x0cTargetStatus\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05\x63hain\x18\x02 \x01(\r\x12\x15\n\rchain_version\x18\x03 \x01(\x04\x12\r\n\x05local\x18\x04 \x01(\t\x12\x0e\n\x06public\x18\x05 \x01(\t\x12\x0e\n\x06\x63hunks\x18\x06 \x01(\x04\x12\x12\n\nused_bytes\x18\x07 \x01(\x04\x12\x15\n\rsynced_chunks\x18\x08 \x01(\x04\x32\xa7\x04\n\x07Storage\x12?\n\tLastChunk\x12\x19.luciola.LastChunkRequest\x1a\x17.luciola.LastChunkReply\x12H\n\x0cRemoveChunks\x12\x1c.luciola.RemoveChunksRequest\x1a\x1a.luciola.RemoveChunksReply\x12>\n\rTruncateChunk\x12\x1d.luciola.TruncateChunkRequest\x1a\x0e.luciola.Empty\x12\x42\n\nListChunks\x12\x1a.luciola.ListChunksRequest\x1a\x18.luciola.ListChunksReply\x12\x42\n\tSyncStart\x12\x19.luciola.SyncStartRequest\x1a\x18.luciola.ListChunksReply0\x01\x12\x34\n\x08SyncDone\x12\x18.luciola.SyncDoneRequest\x1a\x0e.luciola.Empty\x12,\n\x05Space\x12\x0e.luciola.Empty\x1a\x13.luciola.SpaceReply\x12\x33\n\x05Scrub\x12\x15.luciola.ScrubRequest\x1a\x13.luciola.ScrubReply\x12\x30\n\x06Status\x12\x0e.luciola.Empty\x1a\x16.luciola.StorageStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\rstorage.proto\x12\x07luciola\x1a\x0c\x63ommon.proto\"*\n\x08\x43hainRef\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\"+\n\tChunkName\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\"E\n\x10LastChunkRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x04\"|\n\x0eLastChunkReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.luciola.ChunkName\x12\x0e\n\x06length\x18\x03 \x01(\r\x12\x13\n\x0b\x63hunk_count\x18\x04 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\"*\n\nClockReply\x12\x0c\n\x04life\x18\x01 \x01(\x04\x12\x0e\n\x06now_ms\x18\x02 \x01(\x04\"%\n\x06\x45xpiry\x12\x0c\n\x04life\x18\x01 \x01(\x04\x12\r\n\x05\x61t_ms\x18\x02 \x01(\x04\"\xaf\x01\n\x13RemoveChunksRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_index\x18\x03 \x01(\r\x12\r\n\x05limit\x18\x04 \x01(\r\x12\x0e\n\x06\x63lient\x18\x05 \x01(\x04\x12\x10\n\x08sequence\x18\x06 \x01(\x04\x12\x1f\n\x06\x65xpiry\x18\x07 \x01(\x0b\x32\x0f.luciola.Expiry\"2\n\x11RemoveChunksReply\x12\x0f\n\x07removed\x18\x01 \x01(\r\x12\x0c\n\x04more\x18\x02 \x01(\x08\"\xae\x01\n\x14TruncateChunkRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.luciola.ChunkName\x12\x0e\n\x06length\x18\x03 \x01(\r\x12\x0e\n\x06\x63lient\x18\x04 \x01(\x04\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x1f\n\x06\x65xpiry\x18\x06 \x01(\x0b\x32\x0f.luciola.Expiry\"\xb3\x01\n\x0b\x43hunkRecord\x12!\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x12.luciola.ChunkName\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x15\n\rchain_version\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\r\x12\x0e\n\x06\x63rc32c\x18\x05 \x01(\r\x12\x0f\n\x07pending\x18\x06 \x01(\x08\x12\x0f\n\x07removed\x18\x07 \x01(\x08\x12\x17\n\x0fpending_version\x18\x08 \x01(\x04\"T\n\x11ListChunksRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12!\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32\x12.luciola.ChunkName\x12\r\n\x05limit\x18\x03 \x01(\r\"E\n\x0fListChunksReply\x12$\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x14.luciola.ChunkRecord\x12\x0c\n\x04more\x18\x02 \x01(\x08\"B\n\x10SyncStartRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\x12\x0c\n\x04wipe\x18\x02 \x01(\x08\"3\n\x0fSyncDoneRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\"L\n\nSpaceReply\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x01 \x01(\x04\x12\x12\n\nfree_bytes\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\"-\n\x0cScrubRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x0e\n\x06repair\x18\x02 \x01(\x08\"d\n\nScrubReply\x12\x0e\n\x06\x63hunks\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12%\n\x07\x64\x61maged\x18\x03 \x03(\x0b\x32\x14.luciola.ChunkRecord\x12\x10\n\x08repaired\x18\x04 \x01(\x04\"\xc4\x01\n\rStorageStatus\x12\"\n\x05space\x18\x01 \x01(\x0b\x32\x13.luciola.SpaceReply\x12\x36\n\x08\x63ounters\x18\x02 \x03(\x0b\x32$.luciola.StorageStatus.CountersEntry\x12&\n\x07targets\x18\x03 \x03(\x0b\x32\x15.luciola.TargetStatus\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x9a\x01\n\x0cTargetStatus\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05\x63hain\x18\x02 \x01(\r\x12\x15\n\rchain_version\x18\x03 \x01(\x04\x12\r\n\x05local\x18\x04 \x01(\t\x12\x0e\n\x06public\x18\x05 \x01(\t\x12\x0e\n\x06\x63hunks\x18\x06 \x01(\x04\x12\x12\n\nused_bytes\x18\x07 \x01(\x04\x12\x15\n\rsynced_chunks\x18\x08 \x01(\x04\x32\xd5\x04\n\x07Storage\x12?\n\tLastChunk\x12\x19.luciola.LastChunkRequest\x1a\x17.luciola.LastChunkReply\x12,\n\x05\x43lock\x12\x0e.luciola.Empty\x1a\x13.luciola.ClockReply\x12H\n\x0cRemoveChunks\x12\x1c.luciola.RemoveChunksRequest\x1a\x1a.luciola.RemoveChunksReply\x12>\n\rTruncateChunk\x12\x1d.luciola.TruncateChunkRequest\x1a\x0e.luciola.Empty\x12\x42\n\nListChunks\x12\x1a.luciola.ListChunksRequest\x1a\x18.luciola.ListChunksReply\x12\x42\n\tSyncStart\x12\x19.luciola.SyncStartRequest\x1a\x18.luciola.ListChunksReply0\x01\x12\x34\n\x08SyncDone\x12\x18.luciola.SyncDoneRequest\x1a\x0e.luciola.Empty\x12,\n\x05Space\x12\x0e.luciola.Empty\x1a\x13.luciola.SpaceReply\x12\x33\n\x05Scrub\x12\x15.luciola.ScrubRequest\x1a\x13.luciola.ScrubReply\x12\x30\n\x06Status\x12\x0e.luciola.Empty\x1a\x16.luciola.StorageStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,34 +42,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LASTCHUNKREQUEST']._serialized_end=198
   _globals['_LASTCHUNKREPLY']._serialized_start=200
   _globals['_LASTCHUNKREPLY']._serialized_end=324
-  _globals['_REMOVECHUNKSREQUEST']._serialized_start=327
-  _globals['_REMOVECHUNKSREQUEST']._serialized_end=469
-  _globals['_REMOVECHUNKSREPLY']._serialized_start=471
-  _globals['_REMOVECHUNKSREPLY']._serialized_end=521
-  _globals['_TRUNCATECHUNKREQUEST']._serialized_start=524
-  _globals['_TRUNCATECHUNKREQUEST']._serialized_end=665
-  _globals['_CHUNKRECORD']._serialized_start=668
-  _globals['_CHUNKRECORD']._serialized_end=847
-  _globals['_LISTCHUNKSREQUEST']._serialized_start=849
-  _globals['_LISTCHUNKSREQUEST']._serialized_end=933
-  _globals['_LISTCHUNKSREPLY']._serialized_start=935
-  _globals['_LISTCHUNKSREPLY']._serialized_end=1004
-  _globals['_SYNCSTARTREQUEST']._serialized_start=1006
-  _globals['_SYNCSTARTREQUEST']._serialized_end=1072
-  _globals['_SYNCDONEREQUEST']._serialized_start=1074
-  _globals['_SYNCDONEREQUEST']._serialized_end=1125
-  _globals['_SPACEREPLY']._serialized_start=1127
-  _globals['_SPACEREPLY']._serialized_end=1203
-  _globals['_SCRUBREQUEST']._serialized_start=1205
-  _globals['_SCRUBREQUEST']._serialized_end=1250
-  _globals['_SCRUBREPLY']._serialized_start=1252
-  _globals['_SCRUBREPLY']._serialized_end=1352
-  _globals['_STORAGESTATUS']._serialized_start=1355
-  _globals['_STORAGESTATUS']._serialized_end=1551
-  _globals['_STORAGESTATUS_COUNTERSENTRY']._serialized_start=1504
-  _globals['_STORAGESTATUS_COUNTERSENTRY']._serialized_end=1551
-  _globals['_TARGETSTATUS']._serialized_start=1554
-  _globals['_TARGETSTATUS']._serialized_end=1708
-  _globals['_STORAGE']._serialized_start=1711
-  _globals['_STORAGE']._serialized_end=2262
+  _globals['_CLOCKREPLY']._serialized_start=326
+  _globals['_CLOCKREPLY']._serialized_end=368
+  _globals['_EXPIRY']._serialized_start=370
+  _globals['_EXPIRY']._serialized_end=407
+  _globals['_REMOVECHUNKSREQUEST']._serialized_start=410
+  _globals['_REMOVECHUNKSREQUEST']._serialized_end=585
+  _globals['_REMOVECHUNKSREPLY']._serialized_start=587
+  _globals['_REMOVECHUNKSREPLY']._serialized_end=637
+  _globals['_TRUNCATECHUNKREQUEST']._serialized_start=640
+  _globals['_TRUNCATECHUNKREQUEST']._serialized_end=814
+  _globals['_CHUNKRECORD']._serialized_start=817
+  _globals['_CHUNKRECORD']._serialized_end=996
+  _globals['_LISTCHUNKSREQUEST']._serialized_start=998
+  _globals['_LISTCHUNKSREQUEST']._serialized_end=1082
+  _globals['_LISTCHUNKSREPLY']._serialized_start=1084
+  _globals['_LISTCHUNKSREPLY']._serialized_end=1153
+  _globals['_SYNCSTARTREQUEST']._serialized_start=1155
+  _globals['_SYNCSTARTREQUEST']._serialized_end=1221
+  _globals['_SYNCDONEREQUEST']._serialized_start=1223
+  _globals['_SYNCDONEREQUEST']._serialized_end=1274
+  _globals['_SPACEREPLY']._serialized_start=1276
+  _globals['_SPACEREPLY']._serialized_end=1352
+  _globals['_SCRUBREQUEST']._serialized_start=1354
+  _globals['_SCRUBREQUEST']._serialized_end=1399
+  _globals['_SCRUBREPLY']._serialized_start=1401
+  _globals['_SCRUBREPLY']._serialized_end=1501
+  _globals['_STORAGESTATUS']._serialized_start=1504
+  _globals['_STORAGESTATUS']._serialized_end=1700
+  _globals['_STORAGESTATUS_COUNTERSENTRY']._serialized_start=1653
+  _globals['_STORAGESTATUS_COUNTERSENTRY']._serialized_end=1700
+  _globals['_TARGETSTATUS']._serialized_start=1703
+  _globals['_TARGETSTATUS']._serialized_end=1857
+  _globals['_STORAGE']._serialized_start=1860
+  _globals['_STORAGE']._serialized_end=2457
 # @@protoc_insertion_point(module_scope)

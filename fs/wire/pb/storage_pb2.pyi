@@ -45,21 +45,39 @@ class LastChunkReply(_message.Message):
     total_bytes: int
     def __init__(self, found: _Optional[bool] = ..., chunk: _Optional[_Union[ChunkName, _Mapping]] = ..., length: _Optional[int] = ..., chunk_count: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
 
+class ClockReply(_message.Message):
+    __slots__ = ("life", "now_ms")
+    LIFE_FIELD_NUMBER: _ClassVar[int]
+    NOW_MS_FIELD_NUMBER: _ClassVar[int]
+    life: int
+    now_ms: int
+    def __init__(self, life: _Optional[int] = ..., now_ms: _Optional[int] = ...) -> None: ...
+
+class Expiry(_message.Message):
+    __slots__ = ("life", "at_ms")
+    LIFE_FIELD_NUMBER: _ClassVar[int]
+    AT_MS_FIELD_NUMBER: _ClassVar[int]
+    life: int
+    at_ms: int
+    def __init__(self, life: _Optional[int] = ..., at_ms: _Optional[int] = ...) -> None: ...
+
 class RemoveChunksRequest(_message.Message):
-    __slots__ = ("chain", "content", "first_index", "limit", "client", "sequence")
+    __slots__ = ("chain", "content", "first_index", "limit", "client", "sequence", "expiry")
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     FIRST_INDEX_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRY_FIELD_NUMBER: _ClassVar[int]
     chain: ChainRef
     content: int
     first_index: int
     limit: int
     client: int
     sequence: int
-    def __init__(self, chain: _Optional[_Union[ChainRef, _Mapping]] = ..., content: _Optional[int] = ..., first_index: _Optional[int] = ..., limit: _Optional[int] = ..., client: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+    expiry: Expiry
+    def __init__(self, chain: _Optional[_Union[ChainRef, _Mapping]] = ..., content: _Optional[int] = ..., first_index: _Optional[int] = ..., limit: _Optional[int] = ..., client: _Optional[int] = ..., sequence: _Optional[int] = ..., expiry: _Optional[_Union[Expiry, _Mapping]] = ...) -> None: ...
 
 class RemoveChunksReply(_message.Message):
     __slots__ = ("removed", "more")
@@ -70,18 +88,20 @@ class RemoveChunksReply(_message.Message):
     def __init__(self, removed: _Optional[int] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class TruncateChunkRequest(_message.Message):
-    __slots__ = ("chain", "chunk", "length", "client", "sequence")
+    __slots__ = ("chain", "chunk", "length", "client", "sequence", "expiry")
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRY_FIELD_NUMBER: _ClassVar[int]
     chain: ChainRef
     chunk: ChunkName
     length: int
     client: int
     sequence: int
-    def __init__(self, chain: _Optional[_Union[ChainRef, _Mapping]] = ..., chunk: _Optional[_Union[ChunkName, _Mapping]] = ..., length: _Optional[int] = ..., client: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+    expiry: Expiry
+    def __init__(self, chain: _Optional[_Union[ChainRef, _Mapping]] = ..., chunk: _Optional[_Union[ChunkName, _Mapping]] = ..., length: _Optional[int] = ..., client: _Optional[int] = ..., sequence: _Optional[int] = ..., expiry: _Optional[_Union[Expiry, _Mapping]] = ...) -> None: ...
 
 class ChunkRecord(_message.Message):
     __slots__ = ("chunk", "version", "chain_version", "length", "crc32c", "pending", "removed", "pending_version")

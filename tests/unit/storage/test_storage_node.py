@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from luciola_core import StorageNode
 
-from luciola.errors import Busy, CorruptData, Error, InvalidArgument, StaleRouting, Unavailable
+from luciola.errors import Busy, CorruptData, Error, InvalidArgument, StaleRouting, Timeout, Unavailable
 from luciola.wire.pb.mgmtd_pb2 import CONNECTED, NODE_STORAGE, SERVING, Chain, Node, Routing, Target
 
 SECRET = bytes(range(32))
@@ -27,6 +27,10 @@ def routing(node: StorageNode, *, version: int = 1, chain_version: int = 1) -> b
     ).SerializeToString()
 
 
+def soon() -> float:
+    return time.monotonic() + 60
+
+
 @pytest.fixture
 def node(tmp_path):
     node = start(tmp_path / "chunks")
@@ -41,13 +45,13 @@ def serve(node: StorageNode) -> None:
 
 def test_chunks_are_made_cut_listed_and_removed_through_the_chain(node):
     serve(node)
-    node.truncate_chunk(7, 1, 5, 0, 1000, 9, 1)
-    node.truncate_chunk(7, 1, 5, 3, 2000, 9, 1)
+    node.truncate_chunk(7, 1, 5, 0, 1000, 9, 1, soon())
+    node.truncate_chunk(7, 1, 5, 3, 2000, 9, 1, soon())
     lines = node.list_chunks(7, None, 10)
     assert [(line[0], line[1], line[2], line[4]) for line in lines] == [(5, 0, 1, 1000), (5, 3, 1, 2000)]
     assert node.list_chunks(7, (5, 0), 10) == lines[1:]
     assert node.last_chunk(7, 1, 5) == (3, 2000, 2, 3000)
-    assert node.remove_chunks(7, 1, 5, 1, 10, 9, 2) == (1, False)
+    assert node.remove_chunks(7, 1, 5, 1, 10, 9, 2, soon()) == (1, False)
     assert node.last_chunk(7, 1, 5) == (0, 1000, 1, 1000)
     assert node.last_chunk(7, 1, 6) is None
     assert node.scrub(7, None, 10, repair=True) == (1, 1000, [], 0, None)
@@ -57,18 +61,28 @@ def test_chunks_are_made_cut_listed_and_removed_through_the_chain(node):
     assert node.counters()["machines"] == 0
 
 
+def test_a_request_that_has_expired_changes_nothing(node):
+    serve(node)
+    node.truncate_chunk(7, 1, 5, 0, 1000, 9, 1, soon())
+    with pytest.raises(Timeout, match="expired"):
+        node.remove_chunks(7, 1, 5, 0, 10, 9, 2, time.monotonic() - 1)
+    with pytest.raises(Timeout, match="expired"):
+        node.truncate_chunk(7, 1, 5, 0, 10, 9, 2, time.monotonic() - 1)
+    assert node.last_chunk(7, 1, 5) == (0, 1000, 1, 1000)
+
+
 def test_retry_of_a_request_is_recognised_after_a_restart(tmp_path):
     node = start(tmp_path / "chunks")
     serve(node)
-    node.truncate_chunk(7, 1, 5, 0, 1000, 9, 1)
-    node.truncate_chunk(7, 1, 5, 0, 10, 9, 2)
+    node.truncate_chunk(7, 1, 5, 0, 1000, 9, 1, soon())
+    node.truncate_chunk(7, 1, 5, 0, 10, 9, 2, soon())
     node.stop()
     node = start(tmp_path / "chunks")
     serve(node)
-    node.truncate_chunk(7, 1, 5, 0, 10, 9, 2)
+    node.truncate_chunk(7, 1, 5, 0, 10, 9, 2, soon())
     assert node.list_chunks(7, None, 10)[0][2] == 2
     with pytest.raises(Error, match="older request"):
-        node.truncate_chunk(7, 1, 5, 0, 1000, 9, 1)
+        node.truncate_chunk(7, 1, 5, 0, 1000, 9, 1, soon())
     node.stop()
 
 
@@ -117,7 +131,7 @@ def test_bad_arguments_are_refused(tmp_path, node):
 
 def test_served_chain_is_not_wiped(node):
     serve(node)
-    node.truncate_chunk(7, 1, 5, 0, 1000, 9, 1)
+    node.truncate_chunk(7, 1, 5, 0, 1000, 9, 1, soon())
     with pytest.raises(Busy):
         node.wipe_chain(7)
     elsewhere = Routing(

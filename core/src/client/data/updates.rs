@@ -9,8 +9,8 @@ use crate::buffer::Placement;
 use crate::client::routing::Routing;
 use crate::net::Connection;
 use crate::types::{
-    BATCH_OPS_MAX, ChainId, ChainVersion, ChunkId, NodeId, Op, RequestTag, Status, UpdateOp, UpdateResult,
-    Version,
+    BATCH_OPS_MAX, ChainId, ChainVersion, ChunkId, NodeId, Op, RequestTag, Status, UPDATE_LIFE_MAX, UpdateOp,
+    UpdateResult, Version,
 };
 
 /// Most payload bytes of one batch: few enough that several connections share a large write.
@@ -36,6 +36,9 @@ pub(super) struct Piece {
     last: Status,
     damaged: u32,
     exhausted: bool,
+    /// Until then the attempt under way may be begun, and those of which no answer came.
+    sent_until: Option<Instant>,
+    open_until: Option<Instant>,
 }
 
 impl Piece {
@@ -51,10 +54,13 @@ impl Piece {
             last: Status::NotServing,
             damaged: 0,
             exhausted: false,
+            sent_until: None,
+            open_until: None,
         }
     }
 
     fn answered(&mut self, result: &UpdateResult, routing_is_newer: bool) {
+        self.sent_until = None;
         self.last = result.status;
         match result.status {
             Status::Ok => self.outcome = Some(Ok(*result)),
@@ -67,8 +73,10 @@ impl Piece {
 }
 
 /// Carries out all `pieces`, which touch different chunks; afterwards each has an outcome. Without an answer by
-/// `deadline` an update may or may not happen.
+/// `deadline` an update may or may not have happened; that it will happen later is excluded.
 pub(super) fn run(client: &DataClient, pieces: &mut [Piece], deadline: Instant) {
+    // So long the chunk remembers that it has executed the request.
+    let deadline = deadline.min(Instant::now() + UPDATE_LIFE_MAX);
     let chunks = pieces.iter().map(|piece| piece.chunk).collect();
     let Some(_guard) = client.locks.lock(chunks, deadline) else {
         pieces.iter_mut().for_each(|piece| piece.outcome = Some(Err(Status::Timeout)));
@@ -76,6 +84,20 @@ pub(super) fn run(client: &DataClient, pieces: &mut [Piece], deadline: Instant) 
     };
     // Under the lock, so that the sequence grows for each chunk.
     pieces.iter_mut().for_each(|piece| piece.tag = client.next_tag());
+    attempt_all(client, pieces, deadline);
+    wait_until_void(pieces);
+}
+
+/// An attempt without an answer may be under way still. If the update was acknowledged, its chunk knows the tag and
+/// executes it no more; otherwise its caller goes on only when it cannot be begun any more (N3).
+fn wait_until_void(pieces: &[Piece]) {
+    let failed = pieces.iter().filter(|piece| !matches!(piece.outcome, Some(Ok(_))));
+    if let Some(until) = failed.filter_map(|piece| piece.open_until).max() {
+        std::thread::sleep(until.saturating_duration_since(Instant::now()));
+    }
+}
+
+fn attempt_all(client: &DataClient, pieces: &mut [Piece], deadline: Instant) {
     let mut backoff = client.backoff();
     loop {
         let routing = client.routing.current();
@@ -185,6 +207,9 @@ struct Carrier<'a> {
 
 impl Carry<Work> for Carrier<'_> {
     fn send(&mut self, connection: &mut Connection, batch: &Batch<Work>) -> Result<(), Status> {
+        for index in &batch.work.pieces {
+            self.pieces[*index].sent_until = Some(batch.deadline);
+        }
         connection.send_updates(&batch.work.ops, &batch.work.payload, batch.deadline)
     }
 
@@ -203,6 +228,7 @@ impl Carry<Work> for Carrier<'_> {
         for index in batch.work.pieces {
             let piece = &mut self.pieces[index];
             piece.last = status;
+            piece.open_until = piece.open_until.max(piece.sent_until.take());
             match status.is_retryable() {
                 true => piece.exhausted = true,
                 false => piece.outcome = Some(Err(status)),

@@ -1,0 +1,147 @@
+"""Requests to chains that are answered late, twice, or not at all."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from luciola.clock import ManualClock
+from luciola.errors import StaleRouting, Timeout, Unavailable
+from luciola.ids import ChainId
+from luciola.meta.cluster import Cluster
+from luciola.meta.control import GrpcControl
+from luciola.meta.storage import REQUEST_LIFE_S
+from luciola.wire import methods
+from luciola.wire.pb.mgmtd_pb2 import SERVING, Chain, Node, Routing, Target
+from luciola.wire.pb.storage_pb2 import ClockReply, RemoveChunksReply
+
+CHAIN = ChainId(7)
+CONTENT = 5
+SERVER_RATE = 0.96  # its clock is slower than ours, by less than the bound
+
+
+class Head:
+    """The head of a chain behind a network that keeps requests for later; what `GrpcControl` sees of `RpcClients`."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.clock = clock
+        self.life = 1
+        self.lost: list[Any] = []  # requests whose answer will not come; they arrive when the test says so
+        self.losing = 0
+        self.all_lost = asyncio.Event()
+        self.executed = 0
+        self.refused = 0
+
+    def now_ms(self) -> int:
+        return 1_000_000 + int(self.clock.monotonic() * SERVER_RATE * 1000)
+
+    async def call(self, _: str, method: Any, request: Any, *, timeout_s: float) -> Any:
+        await asyncio.sleep(0)
+        if method is methods.Storage.clock:
+            return ClockReply(life=self.life, now_ms=self.now_ms())
+        if self.losing:
+            self.losing -= 1
+            self.lost.append(request)
+            if not self.losing:
+                self.all_lost.set()
+            if self.losing % 2:
+                self.clock.advance(timeout_s)
+                raise Timeout("no answer")
+            raise Unavailable("the connection was lost")
+        return self.arrives(request)
+
+    def arrives(self, request: Any) -> RemoveChunksReply:
+        if request.expiry.life != self.life:
+            self.refused += 1
+            raise StaleRouting("another life")
+        if self.now_ms() >= request.expiry.at_ms:
+            self.refused += 1
+            raise Timeout("expired")
+        self.executed += 1
+        return RemoveChunksReply(removed=1)
+
+
+class World:
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.head = Head(self.clock)
+        self.cluster = Cluster(self.head, "mgmtd", self.clock)  # type: ignore[arg-type] # its `call`
+        self.control = GrpcControl(self.head, self.cluster, self.clock)  # type: ignore[arg-type]
+        self.publish(1)
+
+    def publish(self, version: int) -> None:
+        node = Node(id=1, grpc_address="head:1")
+        chain = Chain(id=CHAIN, version=version, targets=[Target(id=70, node=1, state=SERVING)])
+        self.cluster.routing.apply(Routing(version=version, nodes=[node], chains=[chain]))
+
+    async def remove(self) -> bool:
+        return await self.control.remove_chunks(CHAIN, CONTENT, first=1, limit=10)
+
+    async def settled(self, task: "asyncio.Task[bool]") -> bool:
+        """Whether the request is done without time going on."""
+        await asyncio.wait([task], timeout=0.3)
+        return task.done()
+
+
+@pytest.mark.parametrize("losses", [1, 2])
+def test_a_request_is_done_only_when_its_lost_attempts_are_void(losses: int) -> None:
+    async def scenario() -> None:
+        world = World()
+        world.head.losing = losses
+        task = asyncio.ensure_future(world.remove())
+        assert not await world.settled(task)
+        assert world.head.executed == 1
+        world.head.arrives(world.head.lost[-1])  # in time: nobody has gone on yet
+        world.clock.advance(REQUEST_LIFE_S)
+        assert await task is False
+        executed = world.head.executed
+        for request in world.head.lost:
+            with pytest.raises(Timeout):
+                world.head.arrives(request)
+        assert world.head.executed == executed
+
+    asyncio.run(scenario())
+
+
+def test_what_was_given_up_is_waited_for_by_the_next_request_for_that_content() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.head.losing = 2
+        task = asyncio.ensure_future(world.remove())
+        await world.head.all_lost.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        again = asyncio.ensure_future(world.remove())
+        assert not await world.settled(again)
+        other = asyncio.ensure_future(world.control.remove_chunks(CHAIN, CONTENT + 1, first=0, limit=1))
+        assert await world.settled(other), "another content has nothing to wait for"
+        world.clock.advance(REQUEST_LIFE_S)
+        assert await again is False
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_under_a_newer_chain_version_need_not_wait() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.head.losing = 1
+        task = asyncio.ensure_future(world.remove())
+        await world.head.all_lost.wait()
+        world.publish(2)
+        assert await world.settled(task)
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_was_started_anew_is_asked_for_its_clock_again() -> None:
+    async def scenario() -> None:
+        world = World()
+        assert await world.remove() is False
+        world.head.life = 2
+        task = asyncio.ensure_future(world.remove())
+        await world.settled(task)
+        assert (world.head.executed, world.head.refused) == (2, 1)
+        world.clock.advance(REQUEST_LIFE_S)
+        assert await task is False
+
+    asyncio.run(scenario())
