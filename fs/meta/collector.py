@@ -12,6 +12,8 @@ repeated.
 C5  A session of a client that mgmtd has not known for `client_session_timeout_ms` ends, after its file's
 length has
     been read from the chains. While mgmtd is gathering its clients nobody is called unknown.
+C6  A content that was reserved as a spare is taken from those who might still use it by a transaction of its own
+    before its chunks go: a file moves to it or it is collected, never both.
 """
 
 import asyncio
@@ -27,7 +29,6 @@ from ..errors import Error
 from ..kv import Engine, Pair, Transaction, run
 from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, RemovedContent
 from . import schema
-from .allocator import Allocator, NeedIds
 from .census import Census
 from .sessions import Holds, Writers
 from .storage import Chunks
@@ -71,7 +72,6 @@ class Collector:
         writers: Writers,
         holds: Holds,
         census: Census,
-        contents: Allocator,
         membership: Membership,
         session_timeout_s: float,
     ) -> None:
@@ -82,7 +82,6 @@ class Collector:
         self._writers = writers
         self._holds = holds
         self._census = census
-        self._contents = contents
         self._membership = membership
         self._session_timeout_s = session_timeout_s
         self._started_s = clock.monotonic()
@@ -185,6 +184,8 @@ class Collector:
     async def _collect_content(self, key: bytes, value: bytes) -> bool:
         try:
             record = schema.decode_garbage(value)
+            if record.spare:
+                return await run(self._engine, partial(_give_up, key=key), clock=self._clock)
             if self._is_in_use(record):
                 log.error("content %d of inode %d is in use; its chunks stay", record.content, record.inode)
             else:
@@ -228,12 +229,12 @@ class Collector:
         inode = None if value is None else schema.decode_inode(value)
         try:
             length = 0
-            if inode is not None and inode.type == REGULAR:
+            if inode is not None and inode.type == REGULAR and not inode.is_inline:
                 length = await self._chunks.end(inode.layout, inode.content)
             settled = await run(
                 self._engine, lambda txn: self._settle(txn, inode, session, length, number), clock=self._clock
             )
-        except (Error, NeedIds) as error:
+        except Error as error:
             log.warning("a dead client's session of inode %d stays for now: %s", number, error)
             return False
         if settled:
@@ -249,26 +250,13 @@ class Collector:
             same = (inode.content, inode.truncate_version, inode.is_inline)
             if same != (seen.content, seen.truncate_version, seen.is_inline):
                 return False
-            if inode.is_inline:
-                self._leave_chunks(txn, inode, length)
-            elif length > inode.length:
+            if not inode.is_inline and length > inode.length:
                 inode.length = length
                 inode.change += 1
                 inode.mtime_ns = inode.ctime_ns = self._clock.unix_ns()
                 txn.put(schema.inode_key(number), schema.encode_inode(inode))
         txn.delete(schema.session_key(number, session))
         return True
-
-    def _leave_chunks(self, txn: Transaction, inode: Inode, length: int) -> None:
-        """Chunks of a file that is still inline: its writer died before it said that it had left the inode."""
-        if not length or len(txn.get_range(*schema.session_range(inode.id), limit=2)) > 1:
-            return  # another writer may be leaving, with chunks of the same content
-        removed_ms = self._clock.unix_ns() // NS_PER_MS
-        garbage = schema.encode_garbage(inode, removed_ms, length=length)
-        txn.put(schema.garbage_key(removed_ms, inode.content), garbage)
-        inode.content = self._contents.take()
-        inode.change += 1
-        txn.put(schema.inode_key(inode.id), schema.encode_inode(inode))
 
     # Requests that have been answered long ago.
 
@@ -320,6 +308,18 @@ class Collector:
         else:
             self._cursors[kind] = pairs[-1][0] + b"\x00"
         return pairs
+
+
+def _give_up(txn: Transaction, *, key: bytes) -> bool:
+    """Nobody may claim this spare content any more; when that is on disk, its chunks are removed (C2, C6)."""
+    value = txn.get(key)
+    if value is None:
+        return False
+    txn.may_use_reserve = True
+    record = schema.decode_garbage(value)
+    record.spare = False
+    txn.put(key, record.SerializeToString())
+    return True
 
 
 def _delete(txn: Transaction, *keys: bytes) -> None:

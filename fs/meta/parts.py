@@ -101,7 +101,6 @@ async def build(  # noqa: PLR0913, the seams of the service
         writers=writers,
         holds=holds,
         census=census,
-        contents=contents,
         membership=membership,
         session_timeout_s=session_timeout_s,
     )

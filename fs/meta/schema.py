@@ -225,6 +225,18 @@ def encode_garbage(inode: Inode, removed_unix_ms: int, *, length: int) -> bytes:
     ).SerializeToString()
 
 
+def encode_spare(inode: Inode, content: int, reserved_unix_ms: int) -> bytes:
+    """A content that is reserved for the bytes of `inode`, which is inline: garbage unless it is claimed."""
+    return RemovedContent(
+        content=content,
+        inode=inode.id,
+        layout=inode.layout,
+        removed_unix_ms=reserved_unix_ms,
+        length=inode.layout.inline_bytes,
+        spare=True,
+    ).SerializeToString()
+
+
 def decode_garbage(value: bytes) -> RemovedContent:
     """Raises: CorruptData."""
     try:
@@ -260,6 +272,7 @@ __all__ = [
     "encode_next",
     "encode_record",
     "encode_session",
+    "encode_spare",
     "encode_time",
     "entry_key",
     "entry_range",

@@ -205,6 +205,27 @@ class Work:
         self.opened.append((inode, self.session))
         return self.session
 
+    def reserve_content(self, inode: Inode) -> int:
+        """A new content for the bytes of an inline file, on the list of garbage until it is claimed."""
+        content = self.scene.contents.take()
+        self.txn.put(
+            schema.garbage_key(self.now_ms, content),
+            schema.encode_spare(inode, content, self.now_ms),
+        )
+        return content
+
+    def claim_spare(self, inode: Inode, *, content: int, reserved_ms: int) -> bool:
+        """Takes a content that was reserved for `inode` off the list of garbage. False: it is not there as such."""
+        key = schema.garbage_key(reserved_ms, content)
+        value = self.txn.get(key)
+        if value is None:
+            return False
+        record = schema.decode_garbage(value)
+        if not record.spare or record.inode != inode.id:
+            return False
+        self.txn.delete(key)
+        return True
+
     def discard_content(self, inode: Inode, *, length: int) -> None:
         """Leaves the chunks of the inode's content, all below `length`, to the collector."""
         assert inode.type == REGULAR, "only regular files have content"

@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -226,6 +227,29 @@ def test_a_small_file_outgrown_by_one_client_keeps_what_the_other_wrote(fs, othe
     data = fs.read(path)
     assert data[50:56] == b"THEIRS"
     assert data[1000:] == noise(2 * MIB)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_two_clients_that_outgrow_one_small_file_keep_both_writes(fs, other, base, at_once):
+    """Each has bytes beyond the inode before the other has told of its own: one of them moves an older file."""
+    for number in range(4):
+        path = f"{base}/{number}"
+        expected = bytearray(noise(4000, number)) + bytes(200_000)
+        fs.write(path, expected[:4000])
+        files = [client.open(path, "r+b") for client in (fs, other)]
+        for index, file in enumerate(files):
+            for at, mine in ((index * 512 + 3, b"m" * 100), (5000 + index * 90_000, noise(70_000, index))):
+                expected[at : at + len(mine)] = mine
+                file.pwrite(mine, at)
+        if at_once:
+            with ThreadPoolExecutor(2) as threads:
+                list(threads.map(File.close, files))
+        else:
+            for file in files:
+                file.close()
+        expected = expected[: 5000 + 90_000 + 70_000]
+        assert other.read(path) == expected
+        assert fs.read(path) == expected
 
 
 def test_truncation_elsewhere_is_seen_by_a_writer(fs, other, base):

@@ -297,7 +297,7 @@ impl File {
         self.inode.flush();
         let telling = self.inode.telling();
         let Some((news, writes)) = self.inode.last_words() else { return Ok(false) };
-        if news.leave || news.later.is_some() {
+        if news.later.is_some() {
             drop(telling);
             return self.inode.sync(false, false).map(|()| false);
         }

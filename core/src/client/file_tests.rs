@@ -160,6 +160,106 @@ fn a_file_that_outgrows_its_inode_keeps_what_others_wrote_there() {
     assert_eq!(&content[5000..], b"far");
 }
 
+/// Two clients with a small file open; each has written its own bytes of the first few, and beyond what fits its inode.
+fn two_that_outgrow(world: &World) -> [(Arc<File>, World); 2] {
+    let first = world.create(5);
+    put(&first, 0, &[b'.'; 4000]);
+    first.close().unwrap();
+    let clients = [world.other(), world.other()];
+    let files = clients.map(|client| (client.open(5), client));
+    for (index, (file, _)) in files.iter().enumerate() {
+        put(file, index as u64 * 100 + 7, b"mine");
+        put(file, 5000 + index as u64 * 70_000, &[b'0' + index as u8; 3000]);
+    }
+    files
+}
+
+fn what_two_have_written() -> Vec<u8> {
+    let mut expected = [vec![b'.'; 4000], vec![0; 74_000]].concat();
+    for index in 0..2 {
+        expected[index * 100 + 7..][..4].copy_from_slice(b"mine");
+        expected[5000 + index * 70_000..][..3000].fill(b'0' + index as u8);
+    }
+    expected
+}
+
+#[test]
+fn of_two_clients_that_outgrow_an_inode_the_later_keeps_the_bytes_of_the_faster() {
+    let world = World::new();
+    let files = two_that_outgrow(&world);
+    for (file, _) in &files {
+        file.close().unwrap();
+    }
+    let inode = world.meta.inode(5);
+    assert_eq!(inode.length, 78_000);
+    assert!(world.chunks.content(inode.content) == what_two_have_written());
+    assert!(get(&world.other().open(5), 0, 100_000) == what_two_have_written());
+}
+
+#[test]
+fn two_clients_that_stand_before_leaving_an_inode_at_one_moment_both_keep_their_bytes() {
+    let world = World::new();
+    let files = two_that_outgrow(&world);
+    world.chunks.hold_writes(true);
+    thread::scope(|scope| {
+        for (file, _) in &files {
+            scope.spawn(|| file.close().unwrap());
+        }
+        // Both have read the inode, and write its bytes elsewhere: one of them will be late.
+        world.chunks.wait_for_writers(2);
+        world.chunks.hold_writes(false);
+    });
+    assert!(get(&world.other().open(5), 0, 100_000) == what_two_have_written());
+}
+
+#[test]
+fn a_file_that_is_emptied_while_it_leaves_its_inode_keeps_only_what_was_written_here() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, b"old old old");
+    file.flush().unwrap();
+    put(&file, 4, b"new");
+    put(&file, 5000, b"far");
+    world.chunks.hold_writes(true);
+    thread::scope(|scope| {
+        scope.spawn(|| file.close().unwrap());
+        world.chunks.wait_for_writers(1);
+        world.other().open_with(5, OpenOptions { truncate: true, ..READ_WRITE }).close().unwrap();
+        world.chunks.hold_writes(false);
+    });
+    let expected = [b"\0\0\0\0new".as_slice(), &[0; 4993], b"far"].concat();
+    assert_eq!(get(&world.other().open(5), 0, 10_000), expected);
+}
+
+#[test]
+fn a_file_that_cannot_leave_its_inode_keeps_its_bytes_there_and_the_writer_is_told() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, b"small");
+    file.flush().unwrap();
+    world.chunks.fail_writes(Some(Error::new(Kind::NoSpace, "full")));
+    put(&file, 5000, b"far");
+    assert_eq!(file.fsync(false).unwrap_err().kind(), Kind::NoSpace);
+    assert_eq!(world.meta.inode(5).inline_data, b"small");
+    assert_eq!(world.shared.budget.used(), 0);
+    world.chunks.fail_writes(None);
+    put(&file, 5, b"er");
+    file.close().unwrap();
+    assert_eq!(world.meta.inode(5).inline_data, b"smaller");
+}
+
+#[test]
+fn bytes_in_an_inode_are_on_the_disks_of_chains_before_they_leave_it() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, b"small");
+    file.fsync(false).unwrap();
+    put(&file, 5000, b"far");
+    file.flush().unwrap();
+    assert!(!world.meta.inode(5).is_inline);
+    assert_eq!(world.chunks.syncs.load(Ordering::Relaxed), 1);
+}
+
 #[test]
 fn reads_see_dirty_bytes_over_acknowledged_ones() {
     let world = World::new();
@@ -410,6 +510,60 @@ fn sequential_small_reads_are_read_ahead_and_random_ones_are_not() {
     assert_eq!(reads() - before, 6);
 }
 
+/// Clients whose bytes interleave, each in its own thread: nobody's byte is lost, whoever leaves the inode first.
+#[test]
+fn clients_with_bytes_of_their_own_never_lose_them() {
+    const CLIENTS: usize = 3;
+    // Seeds are fixed; the failing one is in the message.
+    for seed in 0..40u64 {
+        let world = World::new();
+        let first = world.create(5);
+        put(&first, 0, &vec![b'.'; (seed as usize * 211) % 4097]);
+        first.close().unwrap();
+        let mut expected = vec![b'.'; (seed as usize * 211) % 4097];
+        let clients: Vec<World> = (0..CLIENTS).map(|_| world.other()).collect();
+        let mut plans: Vec<Vec<(usize, bool)>> = Vec::new();
+        let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let mut next = move |limit: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % limit
+        };
+        for client in 0..CLIENTS {
+            // Mostly inside the inode, now and then beyond.
+            let write = |_| {
+                let reach = if next(4) == 0 { 2000 } else { 120 };
+                (next(reach) as usize * 30 + client * 10, next(3) == 0)
+            };
+            let plan: Vec<_> = (0..12).map(write).collect();
+            for (offset, _) in &plan {
+                expected.resize(expected.len().max(offset + 10), 0);
+                expected[*offset..offset + 10].fill(b'a' + client as u8);
+            }
+            plans.push(plan);
+        }
+        thread::scope(|scope| {
+            for ((client, plan), world) in plans.iter().enumerate().zip(&clients) {
+                scope.spawn(move || {
+                    let file = world.open_with(5, OpenOptions { direct: client == 2, ..READ_WRITE });
+                    for (offset, flush) in plan {
+                        put(&file, *offset as u64, &[b'a' + client as u8; 10]);
+                        if *flush {
+                            file.flush().unwrap();
+                        }
+                    }
+                    file.close().unwrap();
+                });
+            }
+        });
+        assert!(get(&world.other().open(5), 0, 100_000) == expected, "seed {seed}");
+        for client in &clients {
+            assert_eq!(client.shared.budget.used(), 0, "seed {seed}");
+        }
+    }
+}
+
 #[test]
 fn random_operations_equal_a_plain_array() {
     // Seeds are fixed; the failing one is in the message.
@@ -471,7 +625,7 @@ fn mode(permissions: u32) -> pb::SetAttrRequest {
 }
 
 #[test]
-fn an_unpacked_file_costs_a_create_and_one_report() {
+fn an_unpacked_file_costs_a_create_a_move_and_one_report() {
     let world = World::new();
     let file = world.create(5);
     let bytes = pattern(2 * INLINE_BYTES as usize, 3);
@@ -484,7 +638,8 @@ fn an_unpacked_file_costs_a_create_and_one_report() {
     file.flush().unwrap();
     let inode = world.meta.inode(5);
     assert_eq!((inode.mtime_ns, inode.permissions, inode.length), (77, 0o755, bytes.len() as u64));
-    assert_eq!(*world.meta.calls.lock(), [Method::MetaCreate, Method::MetaSync]);
+    // It leaves its inode, and tells the rest.
+    assert_eq!(*world.meta.calls.lock(), [Method::MetaCreate, Method::MetaSync, Method::MetaSync]);
     assert!(file.inode().is_clean());
     assert_eq!(get(&world.other().open(5), 0, 10_000), bytes, "another client sees it after the close");
 }
@@ -531,7 +686,8 @@ fn attributes_that_wait_are_told_before_a_name_moves_and_by_age() {
         assert_eq!((inode.permissions, inode.is_inline), (0o755, true));
         assert_eq!(world.shared.unsettled.load(Ordering::Relaxed), 0);
         file.flush().unwrap();
-        assert_eq!(world.meta.count(Method::MetaSync), 1, "no conflict with this client's own change");
+        let calls = (world.meta.count(Method::MetaSync), world.meta.count(Method::MetaStat));
+        assert_eq!(calls, (2, 0), "no conflict with this client's own change");
         assert!(!world.meta.inode(5).is_inline);
     }
 }

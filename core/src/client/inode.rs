@@ -4,8 +4,9 @@
 //! - I1 A byte that was written is in `inline`, in `dirty`, in a flight, or acknowledged by the chains.
 //! - I2 At most one flight of a chunk is under way, so its updates reach the chain in order.
 //! - I3 A length is told to the metadata service only after the bytes below it were acknowledged.
-//! - I4 While `exclusive` is set no flight is under way and nobody writes.
+//! - I4 While `exclusive` is set no flight is under way, the file is not leaving its inode, and nobody writes.
 //! - I5 The first error of a write-back is told to every handle that was open then, at its next fsync and close.
+//! - I6 While there is `inline`, nothing flies: a file with dirty bytes besides leaves its inode first (departure.rs).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,8 +18,9 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::io::Errno;
 
 use super::data::{Read, Write};
+use super::departure::Departure;
 use super::dirty::{Dirty, DirtyChunk, RUN_BYTES, overlay, parts};
-use super::inline::{Inline, Ranges};
+use super::inline::Inline;
 use super::later::Later;
 use super::meta::{Who, inode_path};
 use super::shared::Shared;
@@ -55,14 +57,6 @@ pub enum Through {
     Direct,
 }
 
-/// A small file that has outgrown its inode; the metadata service does not know it yet.
-#[derive(Debug)]
-struct Leaving {
-    base: u64,
-    /// The bytes among the first that were written here.
-    edited: Ranges,
-}
-
 pub struct State {
     /// As last told by the metadata service.
     inode: pb::Inode,
@@ -72,8 +66,10 @@ pub struct State {
     length: u64,
     /// End of what the chains have acknowledged since the last truncation.
     acknowledged: u64,
+    /// The bytes in the inode. With `dirty` bytes besides, those are newer, and the file has outgrown it.
     inline: Option<Inline>,
-    leaving: Option<Leaving>,
+    /// A thread is moving the file out of its inode.
+    departing: bool,
     dirty: Dirty,
     flights: BTreeMap<u32, Arc<DirtyChunk>>,
     /// Counts writes.
@@ -115,14 +111,14 @@ pub fn now_ns() -> i64 {
 impl OpenInode {
     pub fn new(shared: Arc<Shared>, inode: pb::Inode) -> Arc<OpenInode> {
         let layout = inode.layout.unwrap_or_default();
-        let inline = inode.is_inline.then(|| Inline::new(inode.inline_data.clone(), inode.change));
+        let inline = inline_of(&inode);
         let state = State {
             told: Instant::now(),
             layout,
             length: inode.length,
             acknowledged: 0,
             inline,
-            leaving: None,
+            departing: false,
             dirty: Dirty::default(),
             flights: BTreeMap::new(),
             writes: 0,
@@ -226,11 +222,6 @@ impl OpenInode {
             {
                 inline.base = inode.change;
             }
-            if let Some(leaving) = &mut state.leaving
-                && leaving.base == known
-            {
-                leaving.base = inode.change;
-            }
         }
         self.adopt_into(&mut state, inode.clone());
     }
@@ -251,17 +242,8 @@ impl OpenInode {
             state.acknowledged = 0;
             state.volatile = None;
         }
-        match (&mut state.inline, inode.is_inline) {
-            (Some(inline), _) if !inline.edited.is_empty() => {}
-            (inline @ Some(_), true) => *inline = Some(Inline::new(inode.inline_data.clone(), inode.change)),
-            (inline @ Some(_), false) => *inline = None,
-            (None, true) if state.leaving.is_some() => {}
-            (None, true) if state.dirty.is_empty() && state.flights.is_empty() => {
-                state.inline = Some(Inline::new(inode.inline_data.clone(), inode.change));
-            }
-            // Emptied elsewhere while bytes for its chunks wait here: they make it outgrow its inode again.
-            (None, true) => state.leaving = Some(Leaving { base: inode.change, edited: Ranges::default() }),
-            (None, false) => state.leaving = None,
+        if state.inline.as_ref().is_none_or(|inline| inline.edited.is_empty()) {
+            state.inline = inline_of(&inode);
         }
         state.length = inode.length.max(state.acknowledged).max(state.waiting_end());
         if let Some(layout) = inode.layout {
@@ -306,6 +288,9 @@ impl OpenInode {
         let into = into.slice(0..count);
         if let Some(inline) = &state.inline {
             copy_inline(&inline.bytes, offset as usize, &into);
+            for (at, bytes) in state.waiting(offset, &into).unwrap_or_default() {
+                bytes.copy_into(&into.slice(at..at + bytes.len()));
+            }
             return Ok(count);
         }
         let waiting = state.waiting(offset, &into);
@@ -356,6 +341,10 @@ impl OpenInode {
     }
 }
 
+fn inline_of(inode: &pb::Inode) -> Option<Inline> {
+    inode.is_inline.then(|| Inline::new(inode.inline_data.clone(), inode.change))
+}
+
 fn copy_inline(bytes: &[u8], offset: usize, into: &Placement) {
     let known = bytes.get(offset..).unwrap_or_default();
     let known = &known[..known.len().min(into.len())];
@@ -402,7 +391,7 @@ impl OpenInode {
         let (change, complete) = state.put(offset, payload, keep, &self.shared);
         self.shared.budget.settle(payload.len(), change);
         let write = state.writes;
-        let inline = state.inline.is_some();
+        let inside = state.is_inside();
         self.list(&mut state);
         if through == Through::Buffered {
             if complete {
@@ -416,7 +405,7 @@ impl OpenInode {
         }
         let seen = state.errors;
         drop(state);
-        if inline {
+        if inside {
             self.tell(false)?;
         } else {
             self.flush_until(write);
@@ -468,7 +457,11 @@ impl OpenInode {
     }
 
     /// Writes back what is wanted, as many chunks as make a good batch. False: there was nothing to do.
-    fn fly(&self, state: &mut MutexGuard<'_, State>) -> bool {
+    fn fly(self: &Arc<Self>, state: &mut MutexGuard<'_, State>) -> bool {
+        if state.inline.is_some() {
+            return self.depart(state);
+        }
+        assert!(!state.inode.is_inline, "I6: nothing is written under the content of a file in its inode");
         let wave = state.take_wave();
         if wave.is_empty() {
             return false;
@@ -502,6 +495,40 @@ impl OpenInode {
             freed += chunk.bytes();
         }
         self.shared.budget.release(freed);
+        self.changed.notify_all();
+        true
+    }
+
+    /// Moves the file out of its inode, because dirty bytes are wanted on its chunks. False: there is nothing to do.
+    fn depart(self: &Arc<Self>, state: &mut MutexGuard<'_, State>) -> bool {
+        if state.departing || state.ready().next().is_none() {
+            return false;
+        }
+        let Some(inline) = state.inline.clone() else { return false };
+        let (session, who) = state.sessions.first().cloned().unwrap_or_default();
+        let layout = state.layout;
+        state.departing = true;
+        let departed = MutexGuard::unlocked(state, || {
+            let departure = Departure { shared: &self.shared, who: &who, inode: self.id, session, layout };
+            departure.run(inline.bytes, inline.base)
+        });
+        state.departing = false;
+        match departed {
+            Ok(departed) => {
+                let inode = departed.inode;
+                if departed.ours && inode.change == state.inode.change + 1 {
+                    self.shared.names.page_cache_follows(self.id, state.inode.change, inode.change);
+                }
+                state.undurable = true;
+                self.adopt_into(state, inode);
+            }
+            Err(error) => {
+                let freed = state.give_up();
+                self.shared.budget.release(freed);
+                state.fail(error.context("write-back"));
+            }
+        }
+        self.help(state);
         self.changed.notify_all();
         true
     }
@@ -576,7 +603,7 @@ impl OpenInode {
             _ if told && state.sessions.is_empty() => true,
             (false, _) => told,
             (true, false) => told && !state.undurable,
-            (true, true) => !state.undurable && state.length_is_told() && state.leaving.is_none(),
+            (true, true) => !state.undurable && state.length_is_told(),
         };
         drop(state);
         if skip { Ok(()) } else { self.tell(durable) }
@@ -601,11 +628,17 @@ impl OpenInode {
         let mut merges = 0;
         loop {
             let state = self.state.lock();
+            let writes = state.writes;
+            if state.inline.is_some() && !state.dirty.is_empty() {
+                // Outgrown since its caller wrote everything back, with bytes that were to be told now.
+                drop(state);
+                self.flush_until(writes);
+                continue;
+            }
             if state.is_told() && !(durable && state.undurable) {
                 return Ok(());
             }
             let news = state.news();
-            let writes = state.writes;
             let (session, mut who) = state.sessions.first().cloned().unwrap_or_default();
             if let Some(later) = &news.later {
                 who = later.who.clone();
@@ -617,7 +650,6 @@ impl OpenInode {
                 has_inline: news.inline.is_some(),
                 inline_base: news.base,
                 inline_data: news.inline.unwrap_or_default(),
-                leave_inline: news.leave,
                 durable,
                 session,
                 attributes: news.later.as_ref().map(|later| later.request.clone()),
@@ -650,16 +682,13 @@ impl OpenInode {
         state.undurable = !durable;
         if state.writes == writes {
             if let Some(inline) = &mut state.inline {
-                inline.edited = Ranges::default();
+                inline.edited = Default::default();
             }
             state.mtime_ns = None;
             state.unsynced = !state.dirty.is_empty() || !state.flights.is_empty();
         } else if let Some(inline) = &mut state.inline {
             // Written meanwhile: what was edited stays edited, on top of what was just told.
             inline.base = inode.change;
-        }
-        if !inode.is_inline {
-            state.leaving = None;
         }
         self.adopt_into(&mut state, inode.clone());
         // What was in flight when the news was made, and has arrived since, is not in it.
@@ -671,31 +700,19 @@ impl OpenInode {
 
     /// Somebody else changed the small file: keep their bytes where nothing was written here.
     fn merge(self: &Arc<Self>, who: &Who) -> Result<()> {
-        let theirs = self.shared.meta.stat(who, inode_path(self.id), false)?;
+        let asked = self.shared.meta.stat(who, inode_path(self.id), false)?;
         let mut state = self.state.lock();
-        let write = state.writes + 1;
-        let shared = &self.shared;
-        if let Some(leaving) = &mut state.leaving {
-            leaving.base = theirs.change;
-            let gaps = leaving.edited.gaps(theirs.inline_data.len());
-            if theirs.is_inline {
-                let bytes = Placement::from_vec(theirs.inline_data.clone());
-                for gap in gaps {
-                    state.put_chunks(write, gap.start as u64, &bytes.slice(gap.clone()), shared);
-                }
-            }
-        } else if let Some(mut inline) = state.inline.take() {
-            if theirs.is_inline {
-                inline.rebase(theirs.inline_data.clone(), theirs.change);
-                state.inline = Some(inline);
-            } else {
-                let bytes = Placement::from_vec(inline.bytes);
-                for range in inline.edited.iter() {
-                    state.put_chunks(write, range.start as u64, &bytes.slice(range.clone()), shared);
-                }
-            }
+        let theirs = if asked.change < state.inode.change { state.inode.clone() } else { asked };
+        if let Some(inline) = &mut state.inline
+            && theirs.is_inline
+        {
+            inline.rebase(theirs.inline_data.clone(), theirs.change);
+        } else {
+            let change = state.outgrow(&self.shared);
+            self.shared.budget.settle(0, change);
         }
-        state.writes = write;
+        state.writes += 1;
+        let write = state.writes;
         self.adopt_into(&mut state, theirs);
         let end = state.inline.as_ref().map_or(0, |inline| inline.bytes.len() as u64);
         state.length = state.length.max(end);
@@ -717,7 +734,6 @@ pub struct News {
     pub mtime_ns: i64,
     pub inline: Option<Vec<u8>>,
     pub base: u64,
-    pub leave: bool,
     pub later: Option<Later>,
 }
 
@@ -794,10 +810,7 @@ impl OpenInode {
             let chunk_bytes = state.layout.chunk_bytes;
             let freed = state.dirty.cut(length, chunk_bytes);
             self.shared.budget.release(freed);
-            if length == 0 {
-                state.leaving = None;
-            }
-            state.inline = state.inline.take().map(|inline| Inline { edited: Ranges::default(), ..inline });
+            state.inline = state.inline.take().map(|inline| Inline { edited: Default::default(), ..inline });
             state.acknowledged = 0;
             state.length = length;
             state.mtime_ns = None;
@@ -827,10 +840,9 @@ impl OpenInode {
                 continue;
             }
             state.exclusive = true;
-            while !state.flights.is_empty() {
+            while !state.flights.is_empty() || state.departing {
                 self.changed.wait(&mut state);
             }
-            // A flight may have been the last to bring bytes of a file that has to leave its inode.
             if length == 0 || state.inline_is_told() {
                 return Ok(state);
             }
@@ -884,7 +896,12 @@ impl State {
     }
 
     fn inline_is_told(&self) -> bool {
-        self.leaving.is_none() && self.inline.as_ref().is_none_or(|inline| inline.edited.is_empty())
+        self.inline.as_ref().is_none_or(|inline| inline.edited.is_empty())
+    }
+
+    /// Whether all that is known of the file's bytes is in `inline`, so that a small write may go there.
+    fn is_inside(&self) -> bool {
+        self.inline.is_some() && self.dirty.is_empty() && self.flights.is_empty()
     }
 
     fn length_is_told(&self) -> bool {
@@ -893,7 +910,7 @@ impl State {
 
     fn news(&self) -> News {
         // Of an inline file all of it is told, and it may be longer than its bytes: zeros after them.
-        let length = if self.inline.is_some() { self.length } else { self.acknowledged };
+        let length = if self.is_inside() { self.length } else { self.acknowledged };
         let hint = pb::LengthHint { length, truncate_version: self.inode.truncate_version };
         News {
             length: (length > 0).then_some(hint),
@@ -903,12 +920,7 @@ impl State {
                 .as_ref()
                 .filter(|inline| !inline.edited.is_empty())
                 .map(|inline| inline.bytes.clone()),
-            base: match (&self.inline, &self.leaving) {
-                (Some(inline), _) => inline.base,
-                (None, Some(leaving)) => leaving.base,
-                (None, None) => 0,
-            },
-            leave: self.leaving.is_some(),
+            base: self.inline.as_ref().map_or(0, |inline| inline.base),
             later: self.later.clone(),
         }
     }
@@ -935,18 +947,13 @@ impl State {
         self.writes += 1;
         let end = offset + payload.len() as u64;
         let mut change = 0;
-        if self.inline.is_some() && end > u64::from(self.layout.inline_bytes) {
-            change += self.outgrow(shared);
-        }
         let mut complete = false;
-        if let Some(inline) = &mut self.inline {
+        let inside = self.is_inside() && end <= u64::from(self.layout.inline_bytes);
+        if let Some(inline) = self.inline.as_mut().filter(|_| inside) {
             inline.write(offset as usize, payload.len(), |target| payload.copy_to(target));
             self.unsynced = true;
         } else {
-            if let Some(leaving) = &mut self.leaving {
-                let most = u64::from(self.layout.inline_bytes);
-                leaving.edited.add(offset.min(most) as usize..end.min(most) as usize);
-            }
+            change += self.outgrow(shared);
             let (more, runs) =
                 self.dirty.put(self.writes, offset, payload, keep, self.layout.chunk_bytes, &shared.pool);
             change += more;
@@ -960,22 +967,19 @@ impl State {
         (change, complete)
     }
 
-    /// The bytes move from the inode to chunks, here first. Returns the change in memory held.
+    /// What was written to `inline` becomes dirty instead, and what is left of it is what the inode holds. Returns the
+    /// change in memory held.
     fn outgrow(&mut self, shared: &Shared) -> isize {
-        let Some(inline) = self.inline.take() else { return 0 };
-        let leaving = Leaving { base: inline.base, edited: inline.edited };
-        self.leaving = Some(leaving);
-        if inline.bytes.is_empty() {
-            return 0;
+        let Some(inline) = self.inline.as_ref().filter(|inline| !inline.edited.is_empty()) else { return 0 };
+        let bytes = Placement::from_vec(inline.bytes.clone());
+        let mut change = 0;
+        for range in inline.edited.iter() {
+            // Older than everything that is written from here on: whoever flushes waits for it.
+            let (start, bytes) = (range.start as u64, bytes.slice(range));
+            change += self.dirty.put(0, start, &bytes, false, self.layout.chunk_bytes, &shared.pool).0;
         }
-        let bytes = Placement::from_vec(inline.bytes);
-        self.dirty.put(self.writes, 0, &bytes, false, self.layout.chunk_bytes, &shared.pool).0
-    }
-
-    fn put_chunks(&mut self, write: u64, offset: u64, bytes: &Placement, shared: &Shared) {
-        let (change, _) = self.dirty.put(write, offset, bytes, false, self.layout.chunk_bytes, &shared.pool);
-        shared.budget.settle(0, change);
-        self.length = self.length.max(offset + bytes.len() as u64);
+        self.inline = inline_of(&self.inode);
+        change
     }
 
     /// What waits here of a range that is about to be read: pieces to lay over what the chains have. `None`: all of
@@ -1039,6 +1043,12 @@ impl State {
             wave.push((index, chunk));
         }
         wave
+    }
+
+    /// Forgets what is wanted on chunks and cannot get there. Returns the memory set free.
+    fn give_up(&mut self) -> usize {
+        let lost: Vec<u32> = self.ready().map(|(index, _)| index).collect();
+        lost.into_iter().filter_map(|index| self.dirty.take(index)).map(|chunk| chunk.bytes()).sum()
     }
 
     /// Whether a write up to number `write` is not acknowledged yet.

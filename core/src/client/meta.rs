@@ -160,6 +160,15 @@ impl Meta {
         reply.inode.ok_or_else(missing)
     }
 
+    /// A content for the bytes of a file that is to leave its inode. `Conflict` comes back, as from `sync`.
+    pub fn reserve_spare(&self, who: &Who, request: pb::SyncRequest) -> Result<pb::Spare> {
+        let request = pb::SyncRequest { caller: self.writer(who), reserve_spare: true, ..request };
+        let reply: pb::InodeReply = self.once(Method::MetaSync, &request, self.deadline())?;
+        reply
+            .spare
+            .ok_or_else(|| Error::new(Kind::CorruptData, "a spare content was asked for and none came"))
+    }
+
     pub fn mknod(
         &self,
         who: &Who,

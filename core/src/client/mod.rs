@@ -7,6 +7,7 @@ mod ahead;
 mod backoff;
 mod budget;
 pub mod data;
+mod departure;
 mod directory;
 mod dirty;
 mod file;

@@ -25,11 +25,12 @@ pub const INLINE_BYTES: u32 = 4096;
 #[derive(Default)]
 pub struct ChunkTwin {
     contents: Mutex<HashMap<u64, Vec<u8>>>,
+    /// How many writes wait to be let go.
+    waiting: AtomicUsize,
     /// Error of the next writes.
     fault: Mutex<Option<Error>>,
     held: Mutex<bool>,
     released: Condvar,
-    under_way: Mutex<HashMap<(u64, u64), usize>>,
     pub writes: AtomicUsize,
     pub reads: AtomicUsize,
     pub syncs: AtomicUsize,
@@ -46,6 +47,14 @@ impl ChunkTwin {
         self.released.notify_all();
     }
 
+    /// Returns when so many calls wait to write.
+    pub fn wait_for_writers(&self, count: usize) {
+        let mut held = self.held.lock();
+        while self.waiting.load(Ordering::Relaxed) < count {
+            self.released.wait(&mut held);
+        }
+    }
+
     pub fn content(&self, content: u64) -> Vec<u8> {
         self.contents.lock().get(&content).cloned().unwrap_or_default()
     }
@@ -58,11 +67,17 @@ impl ChunkTwin {
     }
 }
 
-impl Chunks for Arc<ChunkTwin> {
+/// One client's way to the chunks.
+struct ChunkClient {
+    twin: Arc<ChunkTwin>,
+    under_way: Mutex<HashMap<(u64, u64), usize>>,
+}
+
+impl Chunks for ChunkClient {
     fn read(&self, read: &Read) -> Result<()> {
-        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.twin.reads.fetch_add(1, Ordering::Relaxed);
         read.into.zero();
-        let contents = self.contents.lock();
+        let contents = self.twin.contents.lock();
         let bytes = contents.get(&read.content.0).map(Vec::as_slice).unwrap_or_default();
         let known = bytes.get(read.offset as usize..).unwrap_or_default();
         read.into.copy_from(&known[..known.len().min(read.into.len())]);
@@ -81,20 +96,23 @@ impl Chunks for Arc<ChunkTwin> {
             assert_eq!(*count, 0, "I2: one flight of a chunk at a time");
             *count += 1;
         }
-        let mut held = self.held.lock();
+        let mut held = self.twin.held.lock();
+        self.twin.waiting.fetch_add(1, Ordering::Relaxed);
+        self.twin.released.notify_all();
         while *held {
-            self.released.wait(&mut held);
+            self.twin.released.wait(&mut held);
         }
+        self.twin.waiting.fetch_sub(1, Ordering::Relaxed);
         drop(held);
         let results = writes.iter().map(|write| {
             assert!(
                 write.offset % u64::from(CHUNK_BYTES) + write.payload.len() as u64 <= u64::from(CHUNK_BYTES)
             );
-            self.writes.fetch_add(1, Ordering::Relaxed);
-            if let Some(error) = self.fault.lock().clone() {
+            self.twin.writes.fetch_add(1, Ordering::Relaxed);
+            if let Some(error) = self.twin.fault.lock().clone() {
                 return Err(error);
             }
-            let mut contents = self.contents.lock();
+            let mut contents = self.twin.contents.lock();
             let bytes = contents.entry(write.content.0).or_default();
             let end = write.offset as usize + write.payload.len();
             if bytes.len() < end {
@@ -111,8 +129,8 @@ impl Chunks for Arc<ChunkTwin> {
     }
 
     fn sync(&self, _: &pb::Layout, _: ContentId, _: Range<u64>) -> Result<()> {
-        self.syncs.fetch_add(1, Ordering::Relaxed);
-        self.fault.lock().clone().map_or(Ok(()), Err)
+        self.twin.syncs.fetch_add(1, Ordering::Relaxed);
+        self.twin.fault.lock().clone().map_or(Ok(()), Err)
     }
 }
 
@@ -124,6 +142,7 @@ pub struct MetaTwin {
     /// Error of the next calls.
     fault: Mutex<Option<Error>>,
     last_content: AtomicUsize,
+    spares: Mutex<Vec<u64>>,
 }
 
 impl MetaTwin {
@@ -135,6 +154,7 @@ impl MetaTwin {
             calls: Mutex::new(Vec::new()),
             fault: Mutex::new(None),
             last_content,
+            spares: Mutex::default(),
         })
     }
 
@@ -207,7 +227,7 @@ impl MetaTwin {
             ..Default::default()
         };
         self.inodes.lock().insert(id, inode.clone());
-        pb::InodeReply { inode: Some(inode), session: id * 10 + 1, created: true }
+        pb::InodeReply { inode: Some(inode), session: id * 10 + 1, created: true, spare: None }
     }
 
     fn open(&self, request: pb::OpenRequest) -> Result<pb::InodeReply> {
@@ -263,7 +283,17 @@ impl MetaTwin {
             inline_base: request.inline_base,
             ..Default::default()
         };
-        self.tell(&one, request.leave_inline)?;
+        if request.reserve_spare {
+            self.inline_at(request.inode, request.inline_base)?;
+            let content = self.fresh_content();
+            self.spares.lock().push(content);
+            let spare = Some(pb::Spare { content, reserved_unix_ms: 1 });
+            return Ok(pb::InodeReply { spare, ..self.reply(request.inode)? });
+        }
+        if request.leave_inline {
+            self.leave(request.inode, request.inline_base, request.spare)?;
+        }
+        self.tell(&one)?;
         if let (Some(attributes), Some(inode)) =
             (request.attributes, self.inodes.lock().get_mut(&request.inode))
         {
@@ -272,21 +302,49 @@ impl MetaTwin {
         self.reply(request.inode)
     }
 
-    fn tell(&self, one: &pb::CloseOne, leave: bool) -> Result<()> {
+    fn inline_at(&self, id: u64, base: u64) -> Result<pb::Inode> {
+        let inode = self.reply(id)?.inode.expect("every reply has one");
+        if !inode.is_inline || inode.change != base {
+            return Err(Error::new(Kind::Conflict, "the inode has changed"));
+        }
+        Ok(inode)
+    }
+
+    fn leave(&self, id: u64, base: u64, spare: Option<pb::Spare>) -> Result<()> {
+        let inode = self.inline_at(id, base)?;
+        let mut inodes = self.inodes.lock();
+        let stored = inodes.get_mut(&id).expect("it was there a moment ago");
+        if stored.change != base {
+            return Err(Error::new(Kind::Conflict, "the inode has changed"));
+        }
+        match spare {
+            Some(spare) => {
+                let mut spares = self.spares.lock();
+                assert!(spares.contains(&spare.content), "a spare is reserved, and used once");
+                spares.retain(|content| *content != spare.content);
+                stored.content = spare.content;
+                let moved = self.chunks.content(spare.content);
+                assert_eq!(
+                    moved, inode.inline_data,
+                    "X2: exactly the inode's bytes are under the spare content"
+                );
+            }
+            None => assert!(inode.inline_data.is_empty(), "bytes would be lost"),
+        }
+        stored.is_inline = false;
+        stored.inline_data = Vec::new();
+        Ok(())
+    }
+
+    fn tell(&self, one: &pb::CloseOne) -> Result<()> {
         let mut inodes = self.inodes.lock();
         let inode = inodes.get_mut(&one.inode).ok_or_else(|| Error::new(Kind::NotFound, "no inode"))?;
-        if (one.has_inline || leave)
-            && (one.inline_base != inode.change || one.has_inline && !inode.is_inline)
-        {
+        if one.has_inline && (one.inline_base != inode.change || !inode.is_inline) {
             return Err(Error::new(Kind::Conflict, "the inode has changed"));
         }
         if one.has_inline {
             inode.length = one.inline_data.len() as u64;
             inode.inline_data = one.inline_data.clone();
-        }
-        if leave {
-            inode.is_inline = false;
-            inode.inline_data = Vec::new();
         }
         if let Some(hint) = one.length
             && hint.truncate_version == inode.truncate_version
@@ -304,7 +362,7 @@ impl MetaTwin {
         let mut reply = pb::CloseReply::default();
         for one in request.closes {
             let told = one.length.is_some() || one.mtime_ns != 0 || one.has_inline;
-            match if told { self.tell(&one, false) } else { Ok(()) }.and_then(|()| self.reply(one.inode)) {
+            match if told { self.tell(&one) } else { Ok(()) }.and_then(|()| self.reply(one.inode)) {
                 Ok(inode) => {
                     reply.results.push(inode);
                     reply.errors.push(pb::Error::default());
@@ -330,5 +388,12 @@ fn change_attributes(inode: &mut pb::Inode, request: &pb::SetAttrRequest) {
 pub fn client(chunks: &Arc<ChunkTwin>, meta: &Arc<MetaTwin>, write_buffer_bytes: usize) -> Arc<Shared> {
     let meta = Meta::new(Carrier::Twin(meta.clone()), ClientId(7), Duration::from_secs(20));
     let pool = BufferPool::new(1 << 20, 16).unwrap();
-    Shared::new(meta, Box::new(chunks.clone()), pool, write_buffer_bytes, 4 << 20, Duration::from_millis(0))
+    Shared::new(
+        meta,
+        Box::new(ChunkClient { twin: chunks.clone(), under_way: Mutex::default() }),
+        pool,
+        write_buffer_bytes,
+        4 << 20,
+        Duration::from_millis(0),
+    )
 }

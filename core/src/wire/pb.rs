@@ -719,6 +719,15 @@ pub struct InodeReply {
     pub session: u64,
     #[prost(bool, tag = "3")]
     pub created: bool,
+    #[prost(message, optional, tag = "4")]
+    pub spare: ::core::option::Option<Spare>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Spare {
+    #[prost(uint64, tag = "1")]
+    pub content: u64,
+    #[prost(uint64, tag = "2")]
+    pub reserved_unix_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BatchStatRequest {
@@ -832,6 +841,10 @@ pub struct SyncRequest {
     pub inline_base: u64,
     #[prost(message, optional, tag = "14")]
     pub attributes: ::core::option::Option<SetAttrRequest>,
+    #[prost(bool, tag = "12")]
+    pub reserve_spare: bool,
+    #[prost(message, optional, tag = "13")]
+    pub spare: ::core::option::Option<Spare>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MknodRequest {
@@ -1066,6 +1079,8 @@ pub struct RemovedContent {
     pub removed_unix_ms: u64,
     #[prost(uint64, tag = "5")]
     pub length: u64,
+    #[prost(bool, tag = "6")]
+    pub spare: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MetaStatus {

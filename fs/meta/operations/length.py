@@ -13,12 +13,15 @@ except
     ends.
 L4  While nobody has a file open for writing, all chunks of its content lie below its length.
 L5  A file in chunks becomes inline again only by truncation to nothing.
+L6  Nothing is written under the content of an inline file. Whoever moves a file out of its inode writes the inode's
+    bytes under a spare content of its own; the transaction that installs it fails if the inode has changed, so the
+    bytes of one of two movers are never among the other's. A spare that is not installed is collected as garbage.
 """
 
 from typing import Final
 
 from ...errors import Conflict, InvalidArgument
-from ...wire.pb.meta_pb2 import Inode, LengthHint
+from ...wire.pb.meta_pb2 import Inode, LengthHint, Spare
 from .. import schema
 from ..layout import length_max
 from ..permissions import after_write
@@ -40,7 +43,7 @@ def set_length(work: Work, inode: Inode, length: int) -> None:
         raise InvalidArgument("the file would be too large", errno=EFBIG)
     work.txn.may_use_reserve = length < inode.length
     if inode.is_inline:
-        _cut_inline(work, inode, length)
+        _cut_inline(inode, length)
     elif length == 0 and not work.others_write(inode.id):
         _replace_content(work, inode)
     elif length < inode.length or work.is_written(inode.id):
@@ -53,13 +56,9 @@ def set_length(work: Work, inode: Inode, length: int) -> None:
     inode.permissions = after_write(work.user, inode)
 
 
-def _cut_inline(work: Work, inode: Inode, length: int) -> None:
+def _cut_inline(inode: Inode, length: int) -> None:
     kept = inode.inline_data[:length]
     inode.inline_data = kept.ljust(min(length, inode.layout.inline_bytes), b"\0")
-    if work.others_write(inode.id):
-        # Another client may have written chunks already, in order to leave the inode: they are not this
-        # file's.
-        _discard(work, inode, length=length_max(inode.layout))
 
 
 def _replace_content(work: Work, inode: Inode) -> None:
@@ -114,12 +113,44 @@ def absorb_inline(inode: Inode, data: bytes, hint: LengthHint, *, base: int) -> 
         inode.length = max(inode.length, min(hint.length, length_max(inode.layout)))
 
 
-def leave_inline(inode: Inode, *, base: int) -> None:
-    """An inline file's bytes are in chunks now. Raises: Conflict if they were made from an older state."""
-    if not inode.is_inline or inode.change != base:
-        raise Overtaken("the file has changed since its bytes were written", inode=inode.id)
+def reserve_spare(work: Work, inode: Inode, *, base: int) -> Spare:
+    """A content for the bytes of an inline file that is to leave its inode. It is born as garbage (L6).
+
+    Raises: Conflict if the caller would write the bytes of an older state there.
+    """
+    _require_inline(inode, base)
+    return Spare(content=work.reserve_content(inode), reserved_unix_ms=work.now_ms)
+
+
+def leave_inline(work: Work, inode: Inode, *, base: int, spare: Spare | None) -> None:
+    """From here on the file is in chunks: those of `spare`, which hold its bytes, or none if it has no bytes.
+
+    Raises: Conflict if the inode has changed since, or the spare has been given up; InvalidArgument.
+    """
+    _require_inline(inode, base)
+    if spare is not None:
+        if not work.claim_spare(inode, content=spare.content, reserved_ms=spare.reserved_unix_ms):
+            raise Overtaken("the content was reserved too long ago: reserve another one", inode=inode.id)
+        inode.content = spare.content
+    elif inode.inline_data:
+        raise InvalidArgument(
+            "bytes leave their inode with a spare content: reserve one, and write them there"
+        )
     inode.is_inline = False
     inode.inline_data = b""
 
 
-__all__ = ["EFBIG", "Overtaken", "absorb_inline", "absorb_length", "leave_inline", "set_length"]
+def _require_inline(inode: Inode, base: int) -> None:
+    if not inode.is_inline or inode.change != base:
+        raise Overtaken("the file has changed since its bytes were read", inode=inode.id)
+
+
+__all__ = [
+    "EFBIG",
+    "Overtaken",
+    "absorb_inline",
+    "absorb_length",
+    "leave_inline",
+    "reserve_spare",
+    "set_length",
+]

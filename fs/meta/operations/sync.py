@@ -4,7 +4,7 @@ from ...errors import InvalidArgument, IsADirectory
 from ...wire.pb.meta_pb2 import DIRECTORY, REGULAR, CloseOne, Inode, InodeReply, SyncRequest
 from ..permissions import WRITE, after_write, require
 from ..work import Work
-from .length import absorb_inline, absorb_length, leave_inline
+from .length import absorb_inline, absorb_length, leave_inline, reserve_spare
 from .set_attr import change_attributes
 
 
@@ -15,7 +15,7 @@ def sync(work: Work, request: SyncRequest) -> InodeReply:
 
     A retry that finds the file left inline already, or the same bytes there, is recognised by its record.
     Raises: NotFound; PermissionDenied; InvalidArgument; Conflict if inline bytes were made from an older
-    state.
+    state, or somebody else was faster to leave the inode.
     """
     inode = work.take(request.inode)
     if inode.type == DIRECTORY and not _reports(request):
@@ -25,14 +25,18 @@ def sync(work: Work, request: SyncRequest) -> InodeReply:
     work.pause(inode)
     require_writer(work, inode, request.session)
     if request.leave_inline:
-        leave_inline(inode, base=request.inline_base)
+        spare = request.spare if request.HasField("spare") else None
+        leave_inline(work, inode, base=request.inline_base, spare=spare)
     changed = absorb(work, inode, request, exact=request.exact)
     if request.HasField("attributes"):
         change_attributes(work, inode, request.attributes)
         changed = True
     if changed:
         work.change(inode)
-    return InodeReply(inode=inode)
+    reply = InodeReply(inode=inode)
+    if request.reserve_spare:
+        reply.spare.CopyFrom(reserve_spare(work, inode, base=request.inline_base))
+    return reply
 
 
 def absorb(work: Work, inode: Inode, report: SyncRequest | CloseOne, *, exact: bool) -> bool:
@@ -63,7 +67,7 @@ def require_writer(work: Work, inode: Inode, session: int) -> None:
 
 def _reports(request: SyncRequest) -> bool:
     told = request.has_inline or request.leave_inline or request.HasField("attributes")
-    return told or request.HasField("length") or bool(request.mtime_ns)
+    return told or request.reserve_spare or request.HasField("length") or bool(request.mtime_ns)
 
 
 def _require_file(inode: Inode) -> None:

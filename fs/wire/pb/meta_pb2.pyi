@@ -122,14 +122,24 @@ class StatRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., path: _Optional[_Union[Path, _Mapping]] = ..., follow: _Optional[bool] = ...) -> None: ...
 
 class InodeReply(_message.Message):
-    __slots__ = ("inode", "session", "created")
+    __slots__ = ("inode", "session", "created", "spare")
     INODE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
+    SPARE_FIELD_NUMBER: _ClassVar[int]
     inode: Inode
     session: int
     created: bool
-    def __init__(self, inode: _Optional[_Union[Inode, _Mapping]] = ..., session: _Optional[int] = ..., created: _Optional[bool] = ...) -> None: ...
+    spare: Spare
+    def __init__(self, inode: _Optional[_Union[Inode, _Mapping]] = ..., session: _Optional[int] = ..., created: _Optional[bool] = ..., spare: _Optional[_Union[Spare, _Mapping]] = ...) -> None: ...
+
+class Spare(_message.Message):
+    __slots__ = ("content", "reserved_unix_ms")
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    content: int
+    reserved_unix_ms: int
+    def __init__(self, content: _Optional[int] = ..., reserved_unix_ms: _Optional[int] = ...) -> None: ...
 
 class BatchStatRequest(_message.Message):
     __slots__ = ("caller", "inodes")
@@ -226,7 +236,7 @@ class CloseReply(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[InodeReply, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[_common_pb2.Error, _Mapping]]] = ...) -> None: ...
 
 class SyncRequest(_message.Message):
-    __slots__ = ("caller", "inode", "length", "mtime_ns", "exact", "has_inline", "inline_data", "leave_inline", "durable", "session", "inline_base", "attributes")
+    __slots__ = ("caller", "inode", "length", "mtime_ns", "exact", "has_inline", "inline_data", "leave_inline", "durable", "session", "inline_base", "attributes", "reserve_spare", "spare")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -239,6 +249,8 @@ class SyncRequest(_message.Message):
     SESSION_FIELD_NUMBER: _ClassVar[int]
     INLINE_BASE_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    RESERVE_SPARE_FIELD_NUMBER: _ClassVar[int]
+    SPARE_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     inode: int
     length: LengthHint
@@ -251,7 +263,9 @@ class SyncRequest(_message.Message):
     session: int
     inline_base: int
     attributes: SetAttrRequest
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., inode: _Optional[int] = ..., length: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime_ns: _Optional[int] = ..., exact: _Optional[bool] = ..., has_inline: _Optional[bool] = ..., inline_data: _Optional[bytes] = ..., leave_inline: _Optional[bool] = ..., durable: _Optional[bool] = ..., session: _Optional[int] = ..., inline_base: _Optional[int] = ..., attributes: _Optional[_Union[SetAttrRequest, _Mapping]] = ...) -> None: ...
+    reserve_spare: bool
+    spare: Spare
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., inode: _Optional[int] = ..., length: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime_ns: _Optional[int] = ..., exact: _Optional[bool] = ..., has_inline: _Optional[bool] = ..., inline_data: _Optional[bytes] = ..., leave_inline: _Optional[bool] = ..., durable: _Optional[bool] = ..., session: _Optional[int] = ..., inline_base: _Optional[int] = ..., attributes: _Optional[_Union[SetAttrRequest, _Mapping]] = ..., reserve_spare: _Optional[bool] = ..., spare: _Optional[_Union[Spare, _Mapping]] = ...) -> None: ...
 
 class MknodRequest(_message.Message):
     __slots__ = ("caller", "path", "type", "permissions", "device")
@@ -498,18 +512,20 @@ class ScannedDentry(_message.Message):
     def __init__(self, parent: _Optional[int] = ..., entry: _Optional[_Union[Dentry, _Mapping]] = ...) -> None: ...
 
 class RemovedContent(_message.Message):
-    __slots__ = ("content", "inode", "layout", "removed_unix_ms", "length")
+    __slots__ = ("content", "inode", "layout", "removed_unix_ms", "length", "spare")
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     REMOVED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
+    SPARE_FIELD_NUMBER: _ClassVar[int]
     content: int
     inode: int
     layout: Layout
     removed_unix_ms: int
     length: int
-    def __init__(self, content: _Optional[int] = ..., inode: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., removed_unix_ms: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+    spare: bool
+    def __init__(self, content: _Optional[int] = ..., inode: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., removed_unix_ms: _Optional[int] = ..., length: _Optional[int] = ..., spare: _Optional[bool] = ...) -> None: ...
 
 class MetaStatus(_message.Message):
     __slots__ = ("incarnation", "gc_queue", "write_sessions", "read_holds", "operations")

@@ -46,6 +46,17 @@ def _inline(world):
     world.create(b"small")
 
 
+def _spare(world):
+    """Client 1 has put the bytes of "small" under a spare content."""
+    reply = world.create(b"small")
+    inode = world.sync(
+        reply.inode.id, reply.session, has_inline=True, inline_data=b"hello", inline_base=reply.inode.change
+    )
+    world.base = inode.change
+    world.spare = world.reserve(inode, reply.session)
+    world.write_to(inode, world.spare.content, 0, b"hello and")
+
+
 SEQUENCE = 77_777  # of the request that is made to fail
 
 SCENARIOS = (
@@ -123,6 +134,30 @@ SCENARIOS = (
             _close_session(w),
             leave_inline=True,
             inline_base=1,
+            length=9,
+            sequence=SEQUENCE,
+        ),
+    ),
+    Scenario(
+        "reserve a spare content",
+        _inline,
+        lambda w: w.sync(
+            w.lookup(b"small").id,
+            _close_session(w),
+            reserve_spare=True,
+            inline_base=1,
+            sequence=SEQUENCE,
+        ),
+    ),
+    Scenario(
+        "leave inline for a spare content",
+        _spare,
+        lambda w: w.sync(
+            w.lookup(b"small").id,
+            _close_session(w),
+            leave_inline=True,
+            inline_base=w.base,
+            spare=w.spare,
             length=9,
             sequence=SEQUENCE,
         ),

@@ -198,30 +198,13 @@ class TestPruning:
         assert world.control.contents() == set()
         assert len(world.keys(b"I")) == 1
 
-    def test_chunks_of_a_writer_that_died_leaving_its_inode(self, world):
-        reply = world.create(b"f", client=9)
-        world.write(reply.inode, 0, b"never said")
+    def test_a_dead_writer_of_an_inline_file_asks_no_chain(self, world):
+        world.create(b"f", client=9)
+        world.control.down.update(CHAINS)
         world.members.known = set()
         self.prune(world, 0)
         self.prune(world, TIMEOUT_S + 1)
-        self.prune(world, 6)
-        assert world.control.contents() == set()
-        after = world.lookup(b"f")
-        assert after.is_inline
-        assert after.content != reply.inode.content
-        check_store(world)
-
-    def test_the_others_chunks_are_not_taken_for_a_dead_ones(self, world):
-        reply = world.create(b"f", client=9)
-        other = world.open(b"f", write=True, read=False, client=1)
-        world.write(other.inode, 0, b"y" * 5000)
-        world.members.known = {1}
-        self.prune(world, 0)
-        self.prune(world, TIMEOUT_S + 1)
-        left = world.sync(
-            reply.inode.id, other.session, leave_inline=True, inline_base=other.inode.change, length=5000
-        )
-        assert world.read(left) == b"y" * 5000
+        assert world.parts.writers.count == 0
 
 
 def test_hold_is_replaced_as_a_whole(world):

@@ -3,6 +3,8 @@
 import asyncio
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from luciola.errors import (
     Conflict,
@@ -16,7 +18,7 @@ from luciola.meta import schema
 from luciola.meta.layout import chains_of
 from luciola.wire.pb import meta_pb2 as pb
 
-from .world import ALICE, BOB, CHAINS, CHUNK, refused
+from .world import ALICE, BOB, CHAINS, CHUNK, World, check_store, refused
 
 DATA = bytes(range(256)) * (CHUNK // 256) * 3 + b"tail"
 
@@ -166,23 +168,25 @@ class TestInline:
         inode = world.sync(
             reply.inode.id, reply.session, has_inline=True, inline_data=b"abc", inline_base=reply.inode.change
         )
-        world.write(inode, 0, b"abc" + bytes(CHUNK))
         with refused(Conflict):
-            world.sync(inode.id, reply.session, leave_inline=True, inline_base=inode.change - 1, length=CHUNK)
-        left = world.sync(
-            inode.id, reply.session, leave_inline=True, inline_base=inode.change, length=CHUNK + 3
-        )
+            world.sync(inode.id, reply.session, leave_inline=True, inline_base=inode.change - 1)
+        with refused(InvalidArgument):  # its bytes would be lost
+            world.sync(inode.id, reply.session, leave_inline=True, inline_base=inode.change)
+        left = world.leave(inode, reply.session)
         assert not left.is_inline
-        assert world.read(left) == b"abc" + bytes(CHUNK)
+        assert left.content != inode.content
+        assert world.read(left) == b"abc"
+        assert world.keys(b"G") == []
+        world.write(left, 3, bytes(CHUNK))
+        assert world.read(world.sync(left.id, reply.session, length=CHUNK + 3)) == b"abc" + bytes(CHUNK)
         with refused(Conflict):
             world.sync(inode.id, reply.session, has_inline=True, inline_data=b"x", inline_base=left.change)
 
     def test_only_truncation_to_nothing_brings_it_back(self, world):
         reply = world.create(b"f")
-        world.write(reply.inode, 0, b"x" * CHUNK)
-        left = world.sync(
-            reply.inode.id, reply.session, leave_inline=True, inline_base=reply.inode.change, length=CHUNK
-        )
+        left = world.leave(reply.inode, reply.session)
+        world.write(left, 0, b"x" * CHUNK)
+        world.sync(left.id, reply.session, length=CHUNK)
         assert not world.set_attr(b"f", length=10, session=reply.session).is_inline
         empty = world.set_attr(b"f", length=0, session=reply.session)
         assert empty.is_inline
@@ -204,24 +208,215 @@ class TestInline:
         assert world.read(long) == b"hel".ljust(10_000, b"\0")
         assert long.truncate_version == 3
 
-    def test_truncation_while_others_write_abandons_their_chunks(self, world):
-        mine = world.create(b"f")
-        other = world.open(b"f", write=True, client=2)
-        world.write(other.inode, 0, b"secret" * 1000)
-        cut = world.set_attr(b"f", length=2, session=mine.session)
-        assert cut.content != other.inode.content
+
+class TestSpare:
+    """A file leaves its inode for a content that nobody else has written to."""
+
+    def small(self, world, data=b"hello", client=1):
+        reply = world.create(b"f", client=client)
+        inode = world.sync(
+            reply.inode.id,
+            reply.session,
+            client=client,
+            has_inline=True,
+            inline_data=data,
+            inline_base=reply.inode.change,
+        )
+        return inode, reply.session
+
+    def test_of_two_movers_one_moves_and_the_others_bytes_are_elsewhere(self, world):
+        inode, session = self.small(world)
+        other = world.open(b"f", write=True, read=False, client=2)
+        mine, theirs = world.reserve(inode, session), world.reserve(inode, other.session, client=2)
+        assert len({mine.content, theirs.content, inode.content}) == 3
+        world.write_to(inode, mine.content, 0, b"HELLO")
+        world.write_to(inode, theirs.content, 0, b"hello")
+        left = world.sync(
+            inode.id, other.session, client=2, leave_inline=True, inline_base=inode.change, spare=theirs
+        )
+        assert world.read(left) == b"hello"
         with refused(Conflict):
-            world.sync(
-                cut.id,
-                other.session,
-                client=2,
-                leave_inline=True,
-                inline_base=other.inode.change,
-                length=6000,
-            )
+            world.sync(inode.id, session, leave_inline=True, inline_base=inode.change, spare=mine)
+        world.clock.advance(2)
+        world.collect()
+        assert world.control.contents() == {theirs.content}
+        check_store(world)
+
+    def test_nothing_is_reserved_from_an_older_state(self, world):
+        inode, session = self.small(world)
+        world.set_attr(b"f", length=2)
+        with refused(Conflict):
+            world.reserve(inode, session)
+        left = world.leave(world.lookup(b"f"), session)
+        with refused(Conflict):
+            world.reserve(left, session)
+        assert world.keys(b"G") == []
+
+    def test_truncation_before_the_move_wins(self, world):
+        inode, session = self.small(world)
+        spare = world.reserve(inode, session)
+        world.write_to(inode, spare.content, 0, b"hello")
+        assert world.open(b"f", write=True, truncate=True, client=2).inode.is_inline
+        with refused(Conflict):
+            world.sync(inode.id, session, leave_inline=True, inline_base=inode.change, spare=spare)
+        assert world.read(world.lookup(b"f")) == b""
         world.clock.advance(2)
         world.collect()
         assert world.control.contents() == set()
+
+    def test_a_dead_movers_content_is_collected(self, world):
+        inode, session = self.small(world, client=9)
+        spare = world.reserve(inode, session, client=9)
+        world.write_to(inode, spare.content, 0, b"hello")
+        world.crash()
+        world.clock.advance(0.5)
+        world.collect()
+        assert world.control.contents() == {spare.content}, "its writer may still be about to move"
+        world.clock.advance(2)
+        world.collect()
+        assert world.control.contents() == set()
+        assert world.read(world.lookup(b"f")) == b"hello"
+        # It was not dead after all: it has to reserve another one.
+        with refused(Conflict):
+            world.sync(inode.id, session, client=9, leave_inline=True, inline_base=inode.change, spare=spare)
+        assert world.read(world.leave(inode, session, client=9)) == b"hello"
+        check_store(world)
+
+    def test_a_lost_session_hinders_nobody(self, world):
+        inode, session = self.small(world, client=9)
+        spare = world.reserve(inode, session, client=9)
+        world.write_to(inode, spare.content, 0, b"hello")
+        world.close_one(inode.id, session, client=9)
+        left = world.sync(
+            inode.id, session, client=9, leave_inline=True, inline_base=inode.change, spare=spare
+        )
+        assert world.read(left) == b"hello"
+
+    def test_a_content_that_is_being_collected_is_not_moved_to(self, world):
+        """The collector has taken it and stands before its chunks; the mover comes late."""
+        inode, session = self.small(world)
+        spare = world.reserve(inode, session)
+        world.write_to(inode, spare.content, 0, b"hello")
+        world.clock.advance(2)
+        world.control.down.update(CHAINS)
+        world.run(world.collector.round())
+        world.run(world.collector.round())
+        with refused(Conflict):
+            world.sync(inode.id, session, leave_inline=True, inline_base=inode.change, spare=spare)
+        world.control.down.clear()
+        world.collect()
+        assert world.control.contents() == set()
+
+    def test_only_what_was_reserved_for_this_file_is_moved_to(self, world):
+        secret, _ = world.chunked(b"secret", b"s" * 100)
+        world.unlink(b"secret")
+        world.clock.advance(2)
+        world.control.down.update(CHAINS)
+        world.collect()
+        (key,) = world.keys(b"G")
+        removed_ms, content = schema.split_two(key)
+        inode, session = self.small(world)
+        other = world.create(b"g")
+        foreign = world.reserve(other.inode, other.session)
+        garbage = pb.Spare(content=content, reserved_unix_ms=removed_ms)
+        for spare in (garbage, foreign, pb.Spare(content=secret.content), pb.Spare()):
+            with refused(Conflict):
+                world.sync(inode.id, session, leave_inline=True, inline_base=inode.change, spare=spare)
+        assert world.lookup(b"f").is_inline
+
+    def test_reserving_needs_the_right_to_write(self, world):
+        inode, session = self.small(world)
+        with refused(PermissionDenied, 13):
+            world.reserve(inode, session, user=BOB, client=2)
+
+    @given(
+        acts=st.lists(
+            st.tuples(
+                st.sampled_from(["open", "reserve", "leave", "small", "truncate", "die", "collect"]),
+                st.integers(1, 3),
+            ),
+            max_size=25,
+        )
+    )
+    @settings(max_examples=60, deadline=None, database=None)
+    def test_movers_never_mix_and_leave_nothing_behind(self, acts):
+        """Three clients in any order: what a reader sees is what one of them put there whole."""
+        movers = Movers()
+        for act, client in acts:
+            getattr(movers, act)(client)
+            movers.check()
+        movers.end()
+
+
+class Movers:
+    """Clients of one small file, and what it must hold."""
+
+    def __init__(self) -> None:
+        self.world = World()
+        self.number = self.world.create(b"f", write=False).inode.id
+        self.expected = b""
+        self.sessions: dict[int, int] = {}
+        self.held: dict[int, tuple] = {}  # client → inode as it was, spare
+
+    def now(self):
+        return self.world.lookup(b"f")
+
+    def sync(self, client, **report):
+        return self.world.sync(self.number, self.sessions.get(client, 0), client=client, **report)
+
+    def open(self, client):
+        if client not in self.sessions:
+            self.sessions[client] = self.world.open(b"f", write=True, client=client).session
+
+    def small(self, client):
+        now = self.now()
+        if now.is_inline:
+            self.expected = bytes([now.change % 255 + 1]) * (client * 10)
+            self.sync(client, has_inline=True, inline_data=self.expected, inline_base=now.change)
+
+    def reserve(self, client):
+        now = self.now()
+        if now.is_inline:
+            spare = self.world.reserve(now, self.sessions.get(client, 0), client=client)
+            self.world.write_to(now, spare.content, 0, now.inline_data)
+            self.held[client] = (now, spare)
+
+    def leave(self, client):
+        if client not in self.held:
+            return
+        was, spare = self.held.pop(client)
+        now = self.now()
+        try:
+            self.sync(client, leave_inline=True, inline_base=was.change, spare=spare)
+        except Conflict:  # overtaken, or collected
+            assert self.now() == now
+        else:
+            assert was == now
+
+    def truncate(self, client):
+        self.world.set_attr(b"f", length=0, client=client, session=self.sessions.get(client, 0))
+        self.expected = b""
+
+    def die(self, client):
+        self.held.pop(client, None)
+        session = self.sessions.pop(client, 0)
+        if session:
+            self.world.close_one(self.number, session, client=client)
+
+    def collect(self, _client):
+        self.world.clock.advance(1.5)
+        self.world.collect()
+
+    def check(self):
+        assert self.world.read(self.now()) == self.expected
+        check_store(self.world)
+
+    def end(self):
+        self.world.clock.advance(10)
+        self.world.collect()
+        self.check()
+        assert self.world.control.contents() <= {self.now().content}
+        assert self.world.keys(b"G") == []
 
 
 class TestLength:

@@ -197,8 +197,8 @@ class Namespace(RuleBasedStateMachine):
                 )
                 assert not error.code, error
                 return
-            world.write(inode, 0, whole)
-            world.sync(inode.id, reply.session, leave_inline=True, inline_base=inode.change, **hint)
+            inode = world.leave(inode, reply.session)
+            world.write(inode, offset, data)
         else:
             world.write(inode, offset, data)
         _, error = world.close_one(inode.id, reply.session, **hint)

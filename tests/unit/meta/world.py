@@ -237,17 +237,42 @@ class World:
             f"{what}_xattr", pb.XattrRequest(inode=inode, name=name, value=value, flags=flags), **who
         )
 
+    def reserve(self, inode, session=0, *, client=1, user=ROOT):
+        """A spare content for the bytes of an inline file, as it is in `inode`."""
+        request = pb.SyncRequest(
+            inode=inode.id, session=session, reserve_spare=True, inline_base=inode.change
+        )
+        return self.call("sync", request, user=user, client=client).spare
+
+    def leave(self, inode, session=0, *, client=1, **hint):
+        """Moves an inline file out of its inode, as a client does."""
+        spare = None
+        if inode.inline_data:
+            spare = self.reserve(inode, session, client=client)
+            self.write_to(inode, spare.content, 0, inode.inline_data)
+        return self.sync(
+            inode.id,
+            session,
+            client=client,
+            leave_inline=True,
+            inline_base=inode.change,
+            spare=spare,
+            **hint,
+        )
+
     # Files with chunks.
 
     def write(self, inode, offset: int, data: bytes) -> None:
         """Puts bytes into the chains, as the data plane does for a client."""
+        self.write_to(inode, inode.content, offset, data)
+
+    def write_to(self, inode, content: int, offset: int, data: bytes) -> None:
+        """As `write`, under a content that the file perhaps does not have yet."""
         while data:
             index, start = divmod(offset, inode.layout.chunk_bytes)
             piece = data[: inode.layout.chunk_bytes - start]
             chains = chains_of(inode.layout, CHAINS)
-            self.control.write(
-                chains[index % len(chains)], inode.content, index=index, data=piece, offset=start
-            )
+            self.control.write(chains[index % len(chains)], content, index=index, data=piece, offset=start)
             offset += len(piece)
             data = data[len(piece) :]
 
