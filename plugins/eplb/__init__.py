@@ -5,6 +5,8 @@
     reference    the same in plain torch: the specification
     balance      loads of GPUs, and a bound that no placement can beat
     exchange     moves between two placements, and slots that stay where they are
+    recorder     live loads: tensors of ids in, a file on a location out
+    loader       the experts that a GPU lacks, from a checkpoint into its slots
 
 `rebalance_experts` has the name, arguments and outputs of deepseek-ai/EPLB; its users change one import. Importing this
 package imports neither torch nor numpy until one of its names is used.
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .exchange import Move
+    from .loader import ExpertNames, ExpertReport, load_experts
     from .rebalance import (
         Placement,
         align,
@@ -24,20 +27,31 @@ if TYPE_CHECKING:
         moves_between,
         rebalance_experts,
     )
+    from .recorder import LoadRecorder, Loads, merged
 
 __all__ = [
+    "ExpertNames",
+    "ExpertReport",
+    "LoadRecorder",
+    "Loads",
     "Move",
     "Placement",
     "align",
     "describe",
     "gpu_loads",
     "imbalance",
+    "load_experts",
     "lower_bound",
+    "merged",
     "moves_between",
     "rebalance_experts",
 ]
 
-_MODULE_OF = {"Move": ".exchange"}
+_MODULE_OF = {
+    "Move": ".exchange",
+    **dict.fromkeys(("ExpertNames", "ExpertReport", "load_experts"), ".loader"),
+    **dict.fromkeys(("LoadRecorder", "Loads", "merged"), ".recorder"),
+}
 
 
 def describe() -> dict[str, str]:
