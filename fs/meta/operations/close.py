@@ -39,7 +39,8 @@ def close(work: Work, request: CloseRequest) -> CloseReply:
 def _close_one(work: Work, one: CloseOne) -> InodeReply:
     if not reports(one):
         _end_session(work, one)
-        return InodeReply()  # hundreds of these come in one request: what nobody asks for is not looked up
+        found = work.find(one.inode)
+        return InodeReply() if found is None else InodeReply(inode=work.visible(found))
     inode = work.take(one.inode)
     work.pause(inode)
     require_writer(work, inode, one.session)

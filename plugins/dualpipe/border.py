@@ -1,0 +1,160 @@
+"""What the tensors that cross a border look like.
+
+Both ends of a border must agree before the first message, for a receiver makes its buffers from it and a message of
+another size would be taken for something else. Either the user says it on all ranks (`set_p2p_tensor_shapes`), or the
+rank below a border tells the one above after its first Forward. The sender compares each tensor with it.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Shapes = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor of a border."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    gradient: bool
+    """A gradient comes back for it."""
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')}{list(self.shape)}"
+
+    def empty(self, device: torch.device) -> Tensor:
+        """A buffer for it."""
+        return torch.empty(self.shape, dtype=self.dtype, device=device)
+
+
+Border = tuple[TensorSpec | None, ...]
+"""The specs of a border's tensors in their order; None where the stage below gives None."""
+
+
+def describe(border: Border) -> str:
+    """A border in words: `float32[3, 256], None`."""
+    return ", ".join("None" if spec is None else str(spec) for spec in border) or "nothing"
+
+
+def border_of(tensors: Iterable[Tensor | None]) -> Border:
+    """What the outputs of a stage need."""
+    return tuple(
+        None if each is None else TensorSpec(tuple(each.shape), each.dtype, each.requires_grad)
+        for each in tensors
+    )
+
+
+def encode(border: Border) -> bytes:
+    """For the store."""
+    return json.dumps(
+        [
+            None
+            if spec is None
+            else [list(spec.shape), str(spec.dtype).removeprefix("torch."), spec.gradient]
+            for spec in border
+        ]
+    ).encode()
+
+
+def decode(data: bytes) -> Border:
+    """From the store."""
+    return tuple(
+        None if each is None else TensorSpec(tuple(each[0]), getattr(torch, each[1]), each[2])
+        for each in json.loads(data)
+    )
+
+
+def same_tensors(one: Border, other: Border) -> bool:
+    """Equal but for the gradients, which a user's shapes do not tell."""
+    return len(one) == len(other) and all(
+        (a is None) == (b is None) and (a is None or b is None or (a.shape, a.dtype) == (b.shape, b.dtype))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the user said of all borders, or of each."""
+
+    shapes: tuple[tuple[int, ...], ...] | dict[int, tuple[tuple[int, ...], ...]] | None = None
+    dtype: torch.dtype | None = None
+
+    def border(self, border: int) -> Border | None:
+        """The border's tensors, or None if the pipeline shall find out.
+
+        Raises: ValueError if there are shapes without a dtype.
+        """
+        shapes = self.shapes.get(border) if isinstance(self.shapes, dict) else self.shapes
+        if shapes is None:
+            return None
+        if self.dtype is None:
+            raise ValueError("set_p2p_tensor_shapes was called without set_p2p_tensor_dtype: call both")
+        differentiable = self.dtype.is_floating_point or self.dtype.is_complex
+        return tuple(TensorSpec(shape, self.dtype, differentiable) for shape in shapes)
+
+    def summary(self) -> dict[str, Any]:
+        """For the comparison between ranks."""
+        return {"p2p shapes": repr(self.shapes), "p2p dtype": str(self.dtype)}
+
+
+_told = Told()
+
+
+def told() -> Told:
+    """What the user has said in this process."""
+    return _told
+
+
+def set_p2p_tensor_shapes(shapes: Shapes | Mapping[int, Shapes] | None) -> None:
+    """Say the shapes of the tensors that cross a stage border, on all ranks alike.
+
+    A mapping gives each border (border b lies between stages b and b+1) its own list; borders that it lacks, and all
+    if `shapes` is None, are found out in each step, which is also the default.
+    """
+    global _told  # noqa: PLW0603 - the original's interface is one setting for the process
+    if shapes is None:
+        _told = Told(None, _told.dtype)
+    elif isinstance(shapes, Mapping):
+        _told = Told({int(border): _tuples(each) for border, each in shapes.items()}, _told.dtype)
+    else:
+        _told = Told(_tuples(shapes), _told.dtype)
+
+
+def set_p2p_tensor_dtype(dtype: torch.dtype | None) -> None:
+    """Say the dtype that goes with `set_p2p_tensor_shapes`, on all ranks alike."""
+    global _told  # noqa: PLW0603 - as above
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"set_p2p_tensor_dtype takes a torch.dtype, not {dtype!r}")
+    _told = Told(_told.shapes, dtype)
+
+
+def _tuples(shapes: Shapes) -> tuple[tuple[int, ...], ...]:
+    result = []
+    for shape in shapes:
+        if isinstance(shape, int) or not all(isinstance(size, int) and size >= 0 for size in shape):
+            raise ValueError(
+                f"set_p2p_tensor_shapes takes a list of shapes like [(3, 256, 512)], not {shapes!r}"
+            )
+        result.append(tuple(shape))
+    return tuple(result)
+
+
+__all__ = [
+    "Border",
+    "TensorSpec",
+    "Told",
+    "border_of",
+    "decode",
+    "describe",
+    "encode",
+    "same_tensors",
+    "set_p2p_tensor_dtype",
+    "set_p2p_tensor_shapes",
+    "told",
+]

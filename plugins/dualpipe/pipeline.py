@@ -1,0 +1,387 @@
+"""`DualPipe` and `DualPipeV`: pipelines that play their schedule on real processes.
+
+They take the arguments of the originals and give their results; everything else is a keyword with a default that
+changes nothing.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import ClassVar, Final, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store  # as in board
+
+from . import batch, border, mirror, schedule
+from .board import Board
+from .failure import PipelineError
+from .play import Borders, Criterion, Job, Player, Result
+from .session import Session
+
+TIMEOUT_S: Final = 300.0
+"""A rank waits so long for another one. Longer than any sane task of a stage, the first with its compiling too. The
+end of a process is noticed at once, not by this."""
+
+ARGUMENTS: Final = "its arguments"
+
+Losses = Tensor | None
+Outputs = Tensor | tuple[Tensor | None, ...] | None
+
+
+class _Pipeline(nn.Module):
+    """What both pipelines share."""
+
+    name: ClassVar[str]
+
+    def __init__(  # noqa: PLR0913 - the original's arguments, and keywords
+        self,
+        modules: Sequence[nn.Module],
+        batch_dim: int = 0,
+        process_group: dist.ProcessGroup | None = None,
+        rank_mapping: Sequence[int] | None = None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        gradient_scale: float | Literal["mean"] = 1.0,
+    ) -> None:
+        super().__init__()
+        if len(modules) != 2:
+            raise ValueError(f"{type(self).__name__} needs a pair of modules, not {len(modules)}")
+        if gradient_scale != "mean" and not (
+            isinstance(gradient_scale, int | float) and 0 < gradient_scale < float("inf")
+        ):
+            raise ValueError(f"gradient_scale must be a positive number or 'mean', not {gradient_scale!r}")
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s must be positive, not {timeout_s!r}")
+        self.module = nn.ModuleList(modules)
+        self.batch_dim = batch_dim
+        self.gradient_scale = gradient_scale
+        self.timeout_s = float(timeout_s)
+        self._device = _device_of(modules)
+        self._group = _group(process_group, self._device)
+        self.num_ranks = 1 if self._group is None else self._group.size()
+        self.rank, self._global_ranks = _pipeline_rank(self._group, rank_mapping)
+        self._store = _named_store(self._group, self.name, self.rank)
+        self._generation = 0
+        self._session: Session | None = None
+        self.peak_chunks = 0
+        """Most micro-batches that waited for their backward at one time, in the last step."""
+
+    @property
+    def is_first_rank(self) -> bool:
+        """This rank is pipeline rank 0."""
+        return self.rank == 0
+
+    @property
+    def is_last_rank(self) -> bool:
+        """This rank is the highest pipeline rank."""
+        return self.rank == self.num_ranks - 1
+
+    def step(
+        self,
+        *inputs: Tensor | None,
+        num_chunks: int = 0,
+        criterion: Criterion | None = None,
+        labels: Sequence[Tensor | None] = (),
+        return_outputs: bool = False,
+    ) -> tuple[Losses, Outputs]:
+        """Run one step: forward and backward of `num_chunks` micro-batches, or forward only under torch.no_grad().
+
+        Inputs are needed on ranks with the first stage, labels and criterion on ranks with the last one. Returns the
+        losses of the micro-batches and, if asked for, the outputs, on ranks with the last stage; None elsewhere.
+        Gradients add up in `.grad`.
+        Raises: ValueError or TypeError for bad arguments of this rank; PipelineError on all other ranks then, and on
+        all ranks for whatever fails later.
+        """
+        with self._guarded(ARGUMENTS) as (session, at):
+            plan, job = self._prepare(
+                inputs, num_chunks=num_chunks, criterion=criterion, labels=labels, keep_outputs=return_outputs
+            )
+            neighbours = self._peers(plan)
+            with session.watch(neighbours):
+                at("comparing the steps of neighbours")
+                session.compare(neighbours, self._facts(num_chunks, plan.name))
+                at("connecting")
+                transport = session.transport() if self.num_ranks > 1 else None
+                at("moving labels")
+                job = self._before(session, job, labels)
+                player = Player(
+                    plan,
+                    self.rank,
+                    list(self.module),
+                    job,
+                    Borders(border.told(), session.board, step=session.steps),
+                    transport,
+                    self._device,
+                )
+                at(lambda: player.where)
+                result = player.play()
+                at("moving losses and outputs")
+                self.peak_chunks = player.peak_chunks
+                result = self._after(session, job, result)
+                session.end_step(player.borders.notes)
+        return result.loss, result.outputs
+
+    def _before(self, session: Session, job: Job, labels: Sequence[Tensor | None]) -> Job:
+        """A subclass may exchange labels here."""
+        del session, labels
+        return job
+
+    def _after(self, session: Session, job: Job, result: Result) -> Result:
+        """A subclass may exchange results here."""
+        del session, job
+        return result
+
+    def _prepare(
+        self,
+        inputs: Sequence[Tensor | None],
+        *,
+        num_chunks: int,
+        criterion: Criterion | None,
+        labels: Sequence[Tensor | None],
+        keep_outputs: bool,
+    ) -> tuple[schedule.Schedule, Job]:
+        gradients = torch.is_grad_enabled()
+        plan = schedule.MAKERS[self.name](self.num_ranks, num_chunks)
+        plan = plan if gradients else plan.forward_only()
+        places = plan.places[self.rank]
+        first = [module for module, place in enumerate(places) if place.stage == 0]
+        last = [module for module, place in enumerate(places) if place.stage == plan.stages - 1]
+        if first and not inputs:
+            raise ValueError(f"rank {self.rank} holds the first stage: step needs its share of the batch")
+        if last and gradients and criterion is None:
+            raise ValueError(
+                f"rank {self.rank} holds the last stage: step needs a criterion, or torch.no_grad() around it"
+            )
+        if not isinstance(labels, Sequence):
+            raise TypeError(f"labels must be a list or tuple of tensors, not {type(labels).__name__}")
+
+        def cut(tensors: Sequence[Tensor | None], what: str) -> list[batch.Chunk]:
+            return batch.cut(tensors, chunks=plan.chunks, dim=self.batch_dim, what=what)
+
+        return plan, Job(
+            inputs={module: cut(inputs, "input") for module in first},
+            labels={module: cut(labels, "label") if labels else [] for module in last},
+            criterion=criterion,
+            gradients=gradients,
+            scale=1 / num_chunks if self.gradient_scale == "mean" else float(self.gradient_scale),
+            keep_outputs=keep_outputs,
+            batch_dim=self.batch_dim,
+        )
+
+    def _peers(self, plan: schedule.Schedule) -> list[int]:
+        return sorted({each.peer for each in schedule.transfers(plan.actions[self.rank])})
+
+    def _facts(self, num_chunks: int, plan_name: str) -> dict[str, str]:
+        return {
+            "num_chunks": str(num_chunks),
+            "the schedule": plan_name,
+            "device": self._device.type,
+            "gradient_scale": str(self.gradient_scale),
+            **{name: str(value) for name, value in border.told().summary().items()},
+        }
+
+    @contextlib.contextmanager
+    def _guarded(self, where: str) -> Iterator[tuple[Session, Callable[[str | Callable[[], str]], None]]]:
+        """Makes every failure inside known to all ranks, and ends the session."""
+        place: list[str | Callable[[], str]] = [where]
+
+        def at(new: str | Callable[[], str]) -> None:
+            place[0] = new
+
+        session = self._current()
+        try:
+            session.board.check()
+            yield session, at
+        except BaseException as error:
+            here = place[0]
+            early = here == ARGUMENTS and isinstance(error, ValueError | TypeError)
+            cause = session.failed(error, where=here if isinstance(here, str) else here(), moving=not early)
+            self._session = None
+            self._generation += 1
+            if early or not isinstance(error, Exception):
+                raise
+            raise PipelineError(cause) from error
+
+    def _current(self) -> Session:
+        if self._session is None:
+            store = PrefixStore(str(self._generation), self._store)
+            self._session = Session(
+                Board(store, rank=self.rank, timeout_s=self.timeout_s),
+                ranks=self.num_ranks,
+                device=self._device,
+                group=self._group,
+                global_ranks=self._global_ranks,
+            )
+        return self._session
+
+
+class DualPipe(_Pipeline):
+    """The bidirectional pipeline on an even number of ranks.
+
+    `modules` of pipeline rank r are stage r and stage ranks-1-r of the model. Rank 0 puts in the first half of the
+    batch and the last rank the second half. As in the original, the labels of each half are given to, and its losses
+    and outputs come out at, the other end; with `labels_with_inputs` all of them stay with the half's inputs.
+
+    Each stage exists twice and each copy gets the gradients of one half: `reduce_mirror_gradients()` adds the other's,
+    and with `reduce_mirror` each training step does so for what it has added.
+    """
+
+    name = "dualpipe"
+
+    def __init__(  # noqa: PLR0913 - the original's arguments, and keywords
+        self,
+        modules: Sequence[nn.Module],
+        batch_dim: int = 0,
+        process_group: dist.ProcessGroup | None = None,
+        rank_mapping: Sequence[int] | None = None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        gradient_scale: float | Literal["mean"] = 1.0,
+        labels_with_inputs: bool = False,
+        reduce_mirror: bool = False,
+    ) -> None:
+        super().__init__(
+            modules,
+            batch_dim,
+            process_group,
+            rank_mapping,
+            timeout_s=timeout_s,
+            gradient_scale=gradient_scale,
+        )
+        if self.num_ranks % 2:
+            raise ValueError(
+                f"DualPipe needs an even number of ranks, not {self.num_ranks}; DualPipeV takes any"
+            )
+        self.labels_with_inputs = labels_with_inputs
+        self.reduce_mirror = reduce_mirror
+
+    @property
+    def mirror_rank(self) -> int:
+        """The pipeline rank that holds the other copies of this rank's stages."""
+        return self.num_ranks - 1 - self.rank
+
+    def reduce_mirror_gradients(self) -> None:
+        """Add the gradients of the other copies of this rank's stages to its own. All ranks must call.
+
+        Once for each optimizer step, after its last `step`: a second call would add what is already added.
+        """
+        with self._guarded("sum of mirror gradients") as (session, _), session.watch([self.mirror_rank]):
+            session.transport()
+            mirror.sum_gradients(list(self.module), session)
+
+    def _facts(self, num_chunks: int, plan_name: str) -> dict[str, str]:
+        return super()._facts(num_chunks, plan_name) | {
+            "labels_with_inputs": str(self.labels_with_inputs),
+            "reduce_mirror": str(self.reduce_mirror),
+        }
+
+    def _before(self, session: Session, job: Job, labels: Sequence[Tensor | None]) -> Job:
+        if not (self.labels_with_inputs and job.labels):
+            return job
+        theirs = session.trade(self.mirror_rank, labels, what="labels")
+        (module,) = job.labels
+        chunks = len(next(iter(job.inputs.values())))
+        cut = batch.cut(theirs, chunks=chunks, dim=self.batch_dim, what="label") if theirs else []
+        return replace(job, labels={module: cut})
+
+    def _after(self, session: Session, job: Job, result: Result) -> Result:
+        if not (self.labels_with_inputs and job.labels):
+            return result
+        outputs = result.outputs if isinstance(result.outputs, tuple) else (result.outputs,)
+        loss, *traded = session.trade(self.mirror_rank, (result.loss, *outputs), what="losses and outputs")
+        return Result(loss, tuple(traded) if isinstance(result.outputs, tuple) else traded[0])
+
+    def step(
+        self,
+        *inputs: Tensor | None,
+        num_chunks: int = 0,
+        criterion: Criterion | None = None,
+        labels: Sequence[Tensor | None] = (),
+        return_outputs: bool = False,
+    ) -> tuple[Losses, Outputs]:
+        """As for every pipeline; with `reduce_mirror` the mirror copies' gradients of this step are added."""
+
+        def run() -> tuple[Losses, Outputs]:
+            return super(DualPipe, self).step(
+                *inputs,
+                num_chunks=num_chunks,
+                criterion=criterion,
+                labels=labels,
+                return_outputs=return_outputs,
+            )
+
+        if not (self.reduce_mirror and torch.is_grad_enabled()):
+            return run()
+        earlier = [(each, each.grad) for _, each in mirror.parameters_of(list(self.module))]
+        for parameter, _ in earlier:
+            parameter.grad = None
+        result = run()
+        self.reduce_mirror_gradients()
+        for parameter, grad in earlier:
+            if grad is not None:
+                parameter.grad = grad if parameter.grad is None else grad.add_(parameter.grad)
+        return result
+
+
+class DualPipeV(_Pipeline):
+    """The V-shaped pipeline on any number of ranks.
+
+    `modules` of pipeline rank r are stage r and stage 2*ranks-1-r of the model. Rank 0 puts in the batch, has the
+    labels, and gets losses and outputs. Each stage exists once.
+    """
+
+    name = "dualpipev"
+
+
+def _device_of(modules: Sequence[nn.Module]) -> torch.device:
+    device = next((each.device for module in modules for each in module.parameters()), torch.device("cpu"))
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"pipelines run on cpu and cuda devices, not on {device}")
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        raise ValueError(
+            f"the modules are on {device} but the current device is cuda:{torch.cuda.current_device()}: "
+            "call torch.cuda.set_device first"
+        )
+    return device
+
+
+def _group(group: dist.ProcessGroup | None, device: torch.device) -> dist.ProcessGroup | None:
+    """The pipeline's processes, or None for a pipeline of this process alone."""
+    if group is None and dist.is_available() and dist.is_initialized():
+        group = dist.group.WORLD
+    if group is not None and device.type == "cuda" and "nccl" not in str(dist.get_backend_config(group)):
+        raise ValueError("modules on a GPU need a process group with the nccl backend")
+    return group
+
+
+def _pipeline_rank(group: dist.ProcessGroup | None, mapping: Sequence[int] | None) -> tuple[int, list[int]]:
+    """This process's pipeline rank, and the global rank of each pipeline rank."""
+    size = 1 if group is None else group.size()
+    mapping = list(range(size)) if mapping is None else list(mapping)
+    if sorted(mapping) != list(range(size)):
+        raise ValueError(
+            f"rank_mapping must give each of the {size} processes another pipeline rank from 0 to {size - 1}, "
+            f"not {mapping}"
+        )
+    if group is None:
+        return 0, [0]
+    globals_ = [0] * size
+    for index, rank in enumerate(mapping):
+        globals_[rank] = dist.get_global_rank(group, index)
+    return mapping[group.rank()], globals_
+
+
+def _named_store(group: dist.ProcessGroup | None, name: str, rank: int) -> Store:
+    """A part of the job's store for this pipeline alone. All ranks must make their pipelines in one order."""
+    if group is None:
+        return HashStore()
+    base = PrefixStore(
+        f"luciola/{name}/{group.group_name}",
+        dist.distributed_c10d._get_default_store(),  # noqa: SLF001
+    )
+    return PrefixStore(str(base.add(f"pipelines/{rank}", 1)), base)
+
+
+__all__ = ["DualPipe", "DualPipeV"]

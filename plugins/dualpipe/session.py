@@ -1,0 +1,193 @@
+"""What the ranks of one pipeline share until a failure: a board, connections, and a count of steps.
+
+A failure ends the session on every rank; the next step begins another one, on all ranks again. Which rank is in which
+session needs no agreement: sessions are counted, and a rank that did not notice a failure learns of it from the board
+when it begins its next step.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .board import Board, StoreLost
+from .border import border_of, decode, encode
+from .failure import Cause, LinkLost, PipelineError
+from .transport import MeshTransport, Message, NcclTransport, Transport
+from .watch import Watch
+
+SPECIAL: Final = 1 << 29
+"""From here on tags are for messages that no schedule knows."""
+
+GRACE_S: Final = 1.0
+"""How long a rank whose link broke waits for the peer's own words, before it tells that the peer has gone."""
+GRACE_PARTS: Final = 50
+
+
+class Session:
+    """One rank's share in a pipeline's session."""
+
+    def __init__(
+        self,
+        board: Board,
+        *,
+        ranks: int,
+        device: torch.device,
+        group: dist.ProcessGroup | None,
+        global_ranks: Sequence[int],
+    ) -> None:
+        self.board = board
+        self.rank = board.rank
+        self.ranks = ranks
+        self.device = device
+        self.steps = 0
+        self.calls = 0
+        """Of the functions that exchange special messages."""
+        self._group = group
+        self._global_ranks = global_ranks
+        self._transport: Transport | None = None
+        self._old: list[list[str]] = []
+        self._notes: list[str] = []
+        self._last_event: torch.cuda.Event | None = None
+
+    def transport(self) -> Transport:
+        """The connections, made at the first call; then all ranks must call."""
+        if self._transport is None:
+            if self.device.type == "cuda":
+                assert self._group is not None, "several ranks have a group"
+                self._transport = NcclTransport(self._group, self._global_ranks)
+            else:
+                self._gather()
+                self._transport = MeshTransport(self.board, ranks=self.ranks)
+        return self._transport
+
+    def _gather(self) -> None:
+        """Wait for all ranks, so that the making of connections, which cannot be ended, waits for nobody."""
+        self.board.put(f"ready/{self.rank}", b"1")
+        for rank in range(self.ranks):
+            self.board.take(f"ready/{rank}", what=f"pipeline rank {rank} to begin its step")
+
+    def watch(self, neighbours: Sequence[int]) -> AbstractContextManager[object]:
+        """Looks after what this rank does until the `with` block ends."""
+        if self.ranks == 1:
+            return nullcontext()
+        return Watch(self.board, neighbours=neighbours, cut=self.cut, pending=self._pending)
+
+    def compare(self, neighbours: Sequence[int], facts: Mapping[str, str]) -> None:
+        """Make sure that this rank and its neighbours begin the same step. All being equal follows.
+
+        Raises: ValueError that names the difference.
+        """
+        note = f"step/{self.steps}"
+        self.board.put(f"{note}/{self.rank}", json.dumps(dict(facts)).encode())
+        for peer in neighbours:
+            what = f"pipeline rank {peer} to begin step {self.steps}"
+            theirs: dict[str, str] = json.loads(self.board.take(f"{note}/{peer}", what=what))
+            for name, value in facts.items():
+                if theirs[name] != value:
+                    raise ValueError(
+                        f"rank {self.rank} runs this step with {name} = {value}, but rank {peer} with "
+                        f"{theirs[name]}: all ranks must agree"
+                    )
+
+    def end_step(self, notes: Sequence[str]) -> None:
+        """Count a step. Its notes go when no rank can want them any more: neighbours are at most one step behind."""
+        if self.device.type == "cuda":
+            self._last_event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._last_event.record()
+        self._old.append([f"step/{self.steps}/{self.rank}", *notes, *self._notes])
+        self._notes = []
+        if len(self._old) > 2:
+            self.board.drop(self._old.pop(0))
+        self.steps += 1
+
+    def swap(self, peer: int, tensors: Sequence[Tensor], room: Sequence[Tensor], *, what: str) -> None:
+        """Send tensors to a peer and take others from it. Both ranks must call, with fitting tensors."""
+        messages = [
+            Message(
+                outgoing,
+                peer,
+                SPECIAL + index % SPECIAL,
+                tensor,
+                f"exchange of {what} with pipeline rank {peer}",
+            )
+            for outgoing, group in ((True, tensors), (False, room))
+            for index, tensor in enumerate(group)
+        ]
+        self.transport().exchange(messages)
+
+    def trade(self, peer: int, tensors: Sequence[Tensor | None], *, what: str) -> list[Tensor | None]:
+        """Give tensors to a peer for its own, whatever they look like."""
+        self.calls += 1
+        theirs = decode(self.agree(peer, f"{what}/{self.calls}", encode(border_of(tensors))))
+        room = [None if spec is None else spec.empty(self.device) for spec in theirs]
+        self.swap(
+            peer,
+            [each.detach().to(self.device).contiguous() for each in tensors if each is not None],
+            [each for each in room if each is not None],
+            what=what,
+        )
+        return room
+
+    def agree(self, peer: int, name: str, mine: bytes) -> bytes:
+        """Swap a note with a peer."""
+        self.board.put(f"{name}/{self.rank}", mine)
+        theirs = self.board.take(f"{name}/{peer}", what=f"{name.partition('/')[0]} of pipeline rank {peer}")
+        self._notes.append(f"{name}/{self.rank}")
+        return theirs
+
+    def cut(self) -> None:
+        """End all waits of this rank."""
+        if self._transport is not None:
+            self._transport.cut()
+
+    def _pending(self) -> bool:
+        return self._last_event is not None and not self._last_event.query()  # type: ignore[no-untyped-call]
+
+    def failed(self, error: BaseException, *, where: str, moving: bool) -> Cause:
+        """Tell all ranks that this one failed, or learn which one did first.
+
+        `moving` says if messages may be on their way: only then must a GPU's communicator be aborted.
+        """
+        try:
+            cause = self._cause(error, where)
+        except StoreLost as lost:
+            what = f"{_said(error)}; the store is lost too, so the process that hosts it has ended ({lost})"
+            cause = Cause(self.rank, where, what.splitlines()[0])
+        if moving or self.device.type == "cpu":
+            self.cut()
+        self._transport = None
+        return cause
+
+    def _cause(self, error: BaseException, where: str) -> Cause:
+        if isinstance(error, PipelineError):
+            return error.cause
+        if isinstance(error, LinkLost):
+            told = self._await_words()
+            if told is not None:
+                return told
+            what = f"lost pipeline rank {error.peer} ({error}): its process has ended, or is stuck"
+            return self.board.fail(Cause(self.rank, where, what))
+        return self.board.fail(Cause(self.rank, where, _said(error)))
+
+    def _await_words(self) -> Cause | None:
+
+        for _ in range(GRACE_PARTS):
+            told = self.board.failure()
+            if told is not None:
+                return told
+            time.sleep(GRACE_S / GRACE_PARTS)
+        return None
+
+
+def _said(error: BaseException) -> str:
+    text = str(error)
+    return text if isinstance(error, LinkLost | TimeoutError) else f"{type(error).__name__}: {text}"
+
+
+__all__ = ["Session"]

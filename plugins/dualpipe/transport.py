@@ -1,0 +1,182 @@
+"""Moves tensors between the ranks of a pipeline: gloo on a CPU, NCCL on a GPU.
+
+Gloo messages have tags made of what they carry, so a message cannot arrive in another one's place. NCCL has no tags and
+matches by order; there the order is safe because both ends play one verified schedule (its invariant I2) and have
+compared their steps before the first message.
+
+`MeshTransport` has connections of its own, so that a failure never hurts the user's process group, and a new mesh can
+be made after it. Gloo cannot wait with an end and go on: a wait that runs out cuts all connections of the mesh. `cut`
+uses just this, from another thread, to end every wait of this rank; the peers see their connections close.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .board import Board
+from .failure import LinkLost
+
+NEVER: Final = (1 << 30) + 1
+"""A tag that no message has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One tensor on its way to or from `peer`."""
+
+    outgoing: bool
+    peer: int
+    tag: int
+    tensor: Tensor
+    """Contiguous. Filled by an incoming message."""
+    what: str
+    """For error messages."""
+
+
+class Transport(Protocol):
+    """How tensors travel."""
+
+    @property
+    def together(self) -> bool:
+        """Messages between two ranks must start in one batch, in one order on both."""
+
+    def exchange(self, messages: Sequence[Message]) -> None:
+        """Start all messages together, in this order, and wait for them."""
+
+    def start(self, messages: Sequence[Message]) -> Callable[[], None]:
+        """Start all messages; the result waits for them."""
+
+    def cut(self) -> None:
+        """End all waits of this rank and the connections to the others. Any thread may call it, more than once."""
+
+
+class MeshTransport:
+    """Gloo connections between all ranks of one pipeline.
+
+    Making one needs all ranks: each connects to each.
+    """
+
+    def __init__(self, board: Board, *, ranks: int) -> None:
+        self._timeout_s = board.timeout_s
+        self._ranks = ranks
+        self._rank = board.rank
+        self._group: Any = dist.ProcessGroupGloo(
+            board.below("mesh"), board.rank, ranks, timedelta(seconds=board.timeout_s)
+        )
+
+    @property
+    def together(self) -> bool:
+        """Messages may start one by one: tags match them."""
+        return False
+
+    def exchange(self, messages: Sequence[Message]) -> None:
+        """Start and wait.
+
+        Raises: LinkLost, with the peer.
+        """
+        self.start(messages)()
+
+    def start(self, messages: Sequence[Message]) -> Callable[[], None]:
+        """Start all; the result waits for them and raises LinkLost."""
+        deadline = time.monotonic() + self._timeout_s
+        works = [(each, self._start(each)) for each in messages]
+
+        def wait() -> None:
+            for message, work in works:
+                self._wait(message, work, deadline)
+
+        return wait
+
+    def cut(self) -> None:
+        """As Transport.cut: a wait that runs out at once closes every connection of the mesh."""
+        for peer in range(self._ranks):
+            if peer != self._rank:
+                try:
+                    self._group.recv([torch.zeros(1)], peer, NEVER).wait(timedelta(milliseconds=1))
+                except RuntimeError:
+                    return
+
+    def _start(self, message: Message) -> Any:
+        operation = self._group.send if message.outgoing else self._group.recv
+        try:
+            return operation([message.tensor], message.peer, message.tag)
+        except RuntimeError as error:
+            raise LinkLost(message.peer, f"{message.what}: {_first_line(error)}") from error
+
+    def _wait(self, message: Message, work: Any, deadline: float) -> None:
+        rest_s = max(deadline - time.monotonic(), 0.001)
+        try:
+            work.wait(timedelta(seconds=rest_s))
+        except RuntimeError as error:
+            if time.monotonic() >= deadline:
+                raise LinkLost(message.peer, f"{message.what}: waited {self._timeout_s:g} s") from error
+            raise LinkLost(message.peer, f"{message.what}: {_first_line(error)}") from error
+
+
+class NcclTransport:
+    """The user's process group, whose NCCL communicator carries the messages on the current stream."""
+
+    def __init__(self, group: dist.ProcessGroup, global_ranks: Sequence[int]) -> None:
+        self._group = group
+        self._global_ranks = global_ranks
+        """By pipeline rank."""
+
+    @property
+    def together(self) -> bool:
+        """NCCL matches by order."""
+        return True
+
+    def exchange(self, messages: Sequence[Message]) -> None:
+        """Start, and let the current stream wait.
+
+        Raises: LinkLost if NCCL already knows that a peer has gone.
+        """
+        self.start(messages)()
+
+    def start(self, messages: Sequence[Message]) -> Callable[[], None]:
+        """Start all in one batch; the result makes the current stream wait."""
+        if not messages:
+            return lambda: None
+        operations = [
+            dist.P2POp(
+                dist.isend if each.outgoing else dist.irecv,
+                each.tensor,
+                self._global_ranks[each.peer],
+                self._group,
+            )
+            for each in messages
+        ]
+
+        def guarded(call: Callable[[], Any]) -> Any:
+            try:
+                return call()
+            except RuntimeError as error:
+                raise LinkLost(messages[0].peer, f"{messages[0].what}: {_first_line(error)}") from error
+
+        works = guarded(lambda: dist.batch_isend_irecv(operations))
+
+        def wait() -> None:
+            for work in works:
+                guarded(work.wait)
+
+        return wait
+
+    def cut(self) -> None:
+        """Abort the communicator, which ends its kernels. The group can then only be destroyed."""
+        self._group.abort()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if text.startswith("[") and "] " in text:  # gloo begins with its source file
+        text = text.split("] ", 1)[1]
+    return text.split(". This is typically")[0]
+
+
+__all__ = ["MeshTransport", "Message", "NcclTransport", "Transport"]

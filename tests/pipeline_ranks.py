@@ -1,0 +1,181 @@
+"""Real processes for the tests of pipelines: one parent imports torch, then forks the ranks of each case.
+
+`serve` is that parent, `Ranks` its other end; `pipeline_cases` is what a rank can do.
+Frames on its pipes are a length and a pickle.
+"""
+
+import contextlib
+import os
+import pickle
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+CASE_S = 60.0
+"""After so long the ranks of a case are killed, and their results are missing."""
+
+
+@dataclass
+class Answer:
+    """What became of one rank."""
+
+    value: Any = None
+    error: str = ""
+    """Type of an exception that left the rank's function."""
+    message: str = ""
+    cause: str = ""
+    seconds: float = 0.0
+    status: int = -1
+    """As os.waitpid tells it: 0 is a clean end, a signal's number one that was killed."""
+    notes: list[str] = field(default_factory=list)
+
+
+class Ranks:
+    """Runs cases in the forking parent."""
+
+    def __init__(self) -> None:
+        paths = [os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._parent = subprocess.Popen(
+            [sys.executable, "-c", "import pipeline_ranks; pipeline_ranks.serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )
+
+    def run(self, case: str, size: int, **arguments: Any) -> list[Answer]:
+        """One process for each rank, each calling the function named `case` with its rank, size and arguments."""
+        assert self._parent.stdin is not None
+        assert self._parent.stdout is not None
+        _write(self._parent.stdin.fileno(), pickle.dumps((case, size, arguments)))
+        return pickle.loads(_read(self._parent.stdout.fileno()))
+
+    def close(self) -> None:
+        assert self._parent.stdin is not None
+        self._parent.stdin.close()
+        self._parent.wait(10)
+        assert self._parent.stdout is not None
+        self._parent.stdout.close()
+
+
+def _write(fd: int, data: bytes) -> None:
+    data = struct.pack("<Q", len(data)) + data
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _read(fd: int) -> bytes:
+    def exactly(count: int) -> bytes:
+        parts = b""
+        while len(parts) < count:
+            part = os.read(fd, count - len(parts))
+            if not part:
+                raise EOFError
+            parts += part
+        return parts
+
+    return exactly(struct.unpack("<Q", exactly(8))[0])
+
+
+def serve() -> None:
+    """The parent: nothing here may start a thread, for it forks."""
+    import sympy  # noqa: F401 - torch imports it at the first custom autograd function, 0.7 s in each rank
+
+    import pipeline_cases
+
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what libraries print must not be taken for a frame
+    while True:
+        try:
+            case, size, arguments = pickle.loads(_read(0))
+        except EOFError:
+            return
+        _write(answers, pickle.dumps(_run(getattr(pipeline_cases, case), size, arguments)))
+
+
+def _run(case: Any, size: int, arguments: dict[str, Any]) -> list[Answer]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = [_fork(case, rank, size, port, arguments) for rank in range(size)]
+    texts: dict[int, bytes] = dict.fromkeys((fd for _, fd in children), b"")
+    open_fds = set(texts)
+    deadline = time.monotonic() + CASE_S
+    while open_fds and time.monotonic() < deadline:
+        for fd in select.select(list(open_fds), [], [], 0.5)[0]:
+            part = os.read(fd, 1 << 16)
+            texts[fd] += part
+            if not part:
+                open_fds.discard(fd)
+    result = []
+    for pid, fd in children:
+        if fd in open_fds:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+        os.close(fd)
+        answer = pickle.loads(texts[fd]) if texts[fd] else Answer()
+        answer.status = status
+        result.append(answer)
+    return result
+
+
+def _fork(case: Any, rank: int, size: int, port: int, arguments: dict[str, Any]) -> tuple[int, int]:
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writer)
+        return pid, reader
+    os.close(reader)
+    answer = _rank(case, rank, size, port, arguments)
+    data = pickle.dumps(answer)
+    while data:
+        data = data[os.write(writer, data) :]
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _rank(case: Any, rank: int, size: int, port: int, arguments: dict[str, Any]) -> Answer:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    begun = time.monotonic()
+    answer = Answer()
+    try:
+        store = dist.TCPStore(
+            "127.0.0.1",
+            port,
+            size,
+            is_master=rank == 0,
+            timeout=timedelta(seconds=30),
+            wait_for_workers=False,
+        )
+        dist.init_process_group(
+            "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=30)
+        )
+        answer.value = case(rank, size, **arguments)
+        dist.destroy_process_group()
+        _leave_together(store, rank, size)
+    except BaseException as error:  # noqa: BLE001 - the test wants to see it, whatever it is
+        answer.error = type(error).__name__
+        answer.message = str(error)
+        answer.cause = repr(error.__cause__)
+    answer.seconds = time.monotonic() - begun
+    return answer
+
+
+def _leave_together(store: Any, rank: int, size: int) -> None:
+    """The rank that hosts the store leaves last, if all others leave in good order."""
+    if rank:
+        store.add("left", 1)
+        return
+    deadline = time.monotonic() + 5
+    while store.add("left", 0) < size - 1 and time.monotonic() < deadline:
+        time.sleep(0.002)
