@@ -43,6 +43,9 @@ class View(Protocol):
     def get(self, key: bytes) -> bytes | None:
         """The value of `key`, or None. Raises: Conflict if the version is too old to be read."""
 
+    def get_many(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """As `get` of each, in order."""
+
     def scan(self, begin: bytes, end: bytes, *, limit: int, reverse: bool) -> Sequence[Pair]:
         """The first `limit` pairs with begin <= key < end (the last ones, descending, if `reverse`)."""
 
@@ -101,6 +104,12 @@ class Transaction:
         if key in self._writes:
             return self._writes[key]
         return self._read(key)
+
+    def snapshot_get_many(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """As `snapshot_get` of each, in order, for a fraction of the cost."""
+        if self._writes or self._cleared:
+            return [self.snapshot_get(key) for key in keys]
+        return self._look().get_many(keys)
 
     def get_range(
         self, begin: bytes, end: bytes, *, limit: int = RANGE_LIMIT_MAX, reverse: bool = False

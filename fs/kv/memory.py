@@ -84,6 +84,9 @@ class MemoryView:
         self._check()
         return self._engine.read(key, self.version)
 
+    def get_many(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        return [self.get(key) for key in keys]
+
     def scan(self, begin: bytes, end: bytes, *, limit: int, reverse: bool) -> Sequence[Pair]:
         return list(islice(self.iterate(begin, end, reverse=reverse), limit))
 

@@ -148,6 +148,14 @@ class RocksView:
             return None
         return cast("bytes", cursor.value()) if cursor.key() == key else None
 
+    def get_many(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        if self._engine.version != self.version:
+            return [self.get(key) for key in keys]
+        try:
+            return list(map(self._db.get, keys))  # a list of keys in one call of rocksdict costs more
+        except Exception as error:  # rocksdict raises nothing more precise
+            raise CorruptData(f"cannot read the key-value store: {error}") from error
+
     def scan(self, begin: bytes, end: bytes, *, limit: int, reverse: bool) -> Sequence[Pair]:
         return list(islice(self.iterate(begin, end, reverse=reverse), limit))
 

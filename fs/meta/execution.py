@@ -260,14 +260,17 @@ class Execution:
 
     def _lengthened(self, call: Call, reply: R) -> R | Coroutine[Any, Any, R]:
         """The reply, with the lengths of files that other clients are writing as the chains tell them."""
-        if not self._writers.count:
+        writers = self._writers
+        if not writers.count:
             return reply
+        if isinstance(reply, pb.ListReply):  # a thousand inodes, of which next to none are being written
+            inodes = [entry.attributes for entry in reply.entries if entry.inode in writers]
+        else:
+            inodes = inodes_of(reply)  # type: ignore[assignment]
         written = [
             inode
-            for inode in inodes_of(reply)
-            if inode.type == pb.REGULAR
-            and not inode.is_inline
-            and self._writers.has_other(inode.id, call.client)
+            for inode in inodes
+            if inode.type == pb.REGULAR and not inode.is_inline and writers.has_other(inode.id, call.client)
         ]
         return self._ask_lengths(call, reply, written) if written else reply
 

@@ -42,6 +42,8 @@ SUPERBLOCK: Final = b"M"
 
 pack_one: Final = _ONE.pack
 pack_two: Final = _TWO.pack
+unpack_entry: Final = _ENTRY.unpack
+ONE_BYTES: Final = _ONE.size  # of a key up to what follows its id
 
 
 class Entry(NamedTuple):
@@ -247,6 +249,7 @@ def decode_garbage(value: bytes) -> RemovedContent:
 
 __all__ = [
     "FORMAT_VERSION",
+    "ONE_BYTES",
     "SUPERBLOCK",
     "Cut",
     "Entry",
@@ -288,4 +291,5 @@ __all__ = [
     "split_two",
     "subdirectories_key",
     "time_key",
+    "unpack_entry",
 ]

@@ -4,7 +4,8 @@
     greedy       the plan of deepseek-ai/EPLB, bit for bit, in numpy over all layers at once
     reference    the same in plain torch: the specification
     balance      loads of GPUs, and a bound that no placement can beat
-    exchange     moves between two placements, and slots that stay where they are
+    optimal      plans close to that bound: replicas (packing), places (exchange), groups of nodes
+    moves        what has to move between two placements, and slots that stay where they are
     recorder     live loads: tensors of ids in, a file on a location out
     loader       the experts that a GPU lacks, from a checkpoint into its slots
 
@@ -16,8 +17,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .exchange import Move
     from .loader import ExpertNames, ExpertReport, load_experts
+    from .moves import Move
     from .rebalance import (
         Placement,
         align,
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "Move": ".exchange",
+    "Move": ".moves",
     **dict.fromkeys(("ExpertNames", "ExpertReport", "load_experts"), ".loader"),
     **dict.fromkeys(("LoadRecorder", "Loads", "merged"), ".recorder"),
 }

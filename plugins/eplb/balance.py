@@ -1,27 +1,40 @@
 """How good a placement is: loads of GPUs, and a bound that no placement can beat.
 
-Bound. Let T be the largest GPU load of any placement that splits an expert's load evenly over its replicas. Then
-T >= total / gpus (the mean), and every replica weighs at most T, so expert e has at least ceil(load_e / T) replicas;
-there are `slots` of them: sum_e max(1, ceil(load_e / T)) <= slots. The smallest T that obeys both is the bound.
-Two replicas of one expert on one GPU do not help it: they weigh together what they weigh.
+Bound. Let T be the largest GPU load of any placement that splits an expert's load w evenly over its c replicas, with
+S slots on each of G GPUs.
+
+B1 T >= sum(w) / G, the mean.
+B2 No replica weighs more than T, so c >= ceil(w / T), and at least 1; all c together are S*G.
+B3 For each k from 2 to S: no GPU holds k replicas that weigh more than T/k each, so there are at most (k-1)*G of those.
+   An expert either has all its replicas that heavy, or at least ceil(k*w / T) replicas, none of them heavy. The
+   cheapest choice of experts to divide that finely, taken with a fraction of the last, must fit into the S*G slots.
+
+What B2 and B3 demand shrinks as T grows, so the smallest T that meets all is found by bisection. The fraction makes
+B3 weaker than the truth, never stronger. Two replicas of one expert on one GPU weigh together what they weigh.
 """
 
-from typing import Final
+from collections.abc import Callable
+from functools import partial
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from .greedy import Indices
 
+Floats: TypeAlias = npt.NDArray[np.float64]
+
 BISECTIONS: Final = 60  # halves the interval below the resolution of float64
+TOGETHER_MAX: Final = 8  # the largest k of B3 that is looked at; larger ones have not been seen to matter
+ROUNDING: Final = 1e-12  # a replica that weighs exactly the limit must not need one more because of rounding
 
 
-def gpu_loads(loads: npt.NDArray[np.float64], expert_of: Indices, *, gpus: int) -> npt.NDArray[np.float64]:
+def gpu_loads(loads: Floats, expert_of: Indices, *, gpus: int) -> Floats:
     """Load of each GPU. Shapes: loads (layers, experts), expert_of (layers, slots); result (layers, gpus)."""
     layers, experts = loads.shape
     count = replica_counts(expert_of, experts=experts)
     share = np.take_along_axis(loads / np.maximum(count, 1), expert_of, axis=1)
-    result: npt.NDArray[np.float64] = share.reshape(layers, gpus, -1).sum(axis=2)
+    result: Floats = share.reshape(layers, gpus, -1).sum(axis=2)
     return result
 
 
@@ -44,27 +57,50 @@ def replica_numbers(expert_of: Indices) -> Indices:
     return result
 
 
-def lower_bound(loads: npt.NDArray[np.float64], *, slots: int, gpus: int) -> npt.NDArray[np.float64]:
+def lower_bound(loads: Floats, *, slots: int | Indices, gpus: int) -> Floats:
     """The largest GPU load that no placement of each layer can go below (see the module's text).
 
-    Shapes: loads (layers, experts); result (layers,).
+    Shapes: loads (layers, experts), slots one number or one a layer; result (layers,).
     """
     low = loads.sum(axis=1) / gpus
     high = np.maximum(loads.max(axis=1), low)
-    high = np.where(_replicas_needed(loads, low) <= slots, low, high)
-    for _ in range(BISECTIONS):
+    bound = _least(low, high, lambda limit: _at_least(loads, limit).sum(axis=1) <= slots)
+    size = int(np.max(slots)) // gpus
+    for together in range(2, min(size, TOGETHER_MAX) + 1):
+        bound = _least(bound, loads.sum(axis=1), partial(_fit, loads, slots, gpus, together))
+    return bound
+
+
+def _least(low: Floats, high: Floats, holds: Callable[[Floats], npt.NDArray[np.bool_]]) -> Floats:
+    """The smallest limit of each layer, from `low` on, for which the condition holds; it does for `high`."""
+    high = np.where(holds(low), low, np.maximum(low, high))
+    for _ in range(BISECTIONS if (high > low).any() else 0):
         middle = (low + high) / 2
-        enough = _replicas_needed(loads, middle) <= slots
+        enough = holds(middle)
         high = np.where(enough, middle, high)
         low = np.where(enough, low, middle)
     return high
 
 
-def _replicas_needed(loads: npt.NDArray[np.float64], limit: npt.NDArray[np.float64]) -> Indices:
+def _at_least(loads: Floats, limit: Floats) -> Floats:
+    """Replicas that each expert needs so that none weighs more than the limit."""
     safe = np.where(limit > 0, limit, 1.0)[:, None]
-    # A replica that weighs exactly the limit must not need one more because of rounding.
-    needed: Indices = np.maximum(1, np.ceil(loads / safe * (1 - 1e-12))).sum(axis=1).astype(np.int64)
+    needed: Floats = np.maximum(1, np.ceil(loads / safe * (1 - ROUNDING)))
     return needed
+
+
+def _fit(
+    loads: Floats, slots: int | Indices, gpus: int, together: int, limit: Floats
+) -> npt.NDArray[np.bool_]:
+    """Says where B3 can be met for k = `together`."""
+    few, many = _at_least(loads, limit), _at_least(loads, limit / together)
+    heavy, extra = np.where(many > few, few, 0), many - few
+    order = np.argsort(np.where(heavy > 0, extra / np.maximum(heavy, 1), np.inf), axis=1)
+    heavy, extra = np.take_along_axis(heavy, order, axis=1), np.take_along_axis(extra, order, axis=1)
+    too_many = heavy.sum(axis=1, keepdims=True) - (together - 1) * gpus
+    part = np.clip((too_many - (heavy.cumsum(axis=1) - heavy)) / np.maximum(heavy, 1), 0, 1)
+    result: npt.NDArray[np.bool_] = few.sum(axis=1) + (part * extra).sum(axis=1) <= np.asarray(slots) + 1e-9
+    return result
 
 
 __all__ = ["gpu_loads", "lower_bound", "replica_counts", "replica_numbers"]

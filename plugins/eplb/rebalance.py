@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from . import balance
-from .exchange import Move, keep_slots, list_moves
 from .greedy import Indices, hierarchical
+from .moves import Move, keep_slots, list_moves
+from .optimal import better_of, optimal
 
-Policy = Literal["reference"]
+Policy = Literal["reference", "optimal", "optimal-global"]
 POLICIES: Final = get_args(Policy)
 
 
@@ -50,6 +51,10 @@ def rebalance_experts(  # noqa: PLR0913, the original's arguments
 
     Policies: "reference" is the plan of deepseek-ai/EPLB; where that depends on an unstable sort of equal loads, it is
     the stable one. A layer without any load gives all its spare slots to its first expert, as there.
+    "optimal" comes close to `lower_bound`: it chooses replicas and their places together, puts no two replicas of an
+    expert on one GPU where an expert has no more replicas than GPUs, and may give nodes different numbers of groups.
+    "optimal-global" does so without regard to groups and nodes. Both also take several load windows (windows, layers,
+    experts) and make the worst one good, each window measured in its own mean.
 
     Raises: ValueError when the input cannot be placed, with the value and what is allowed; TypeError for a weight that
     is no real tensor.
@@ -66,17 +71,34 @@ def rebalance_experts(  # noqa: PLR0913, the original's arguments
     _check_positive(sizes)
     if num_groups % num_nodes:
         num_groups = num_nodes = 1
-    loads = _loads(weight)
-    experts = loads.shape[1]
+    if policy == "optimal-global":
+        num_groups = num_nodes = 1
+    loads = _loads(weight, windows=policy != "reference")
+    experts = loads.shape[-1]
     _check_divides("num_gpus", num_gpus, "num_nodes", num_nodes)
     _check_divides("experts", experts, "num_groups", num_groups)
     _check_slots(num_replicas, experts=experts, gpus=num_gpus)
-    # Not on a contiguous copy: the order in which torch adds up depends on the strides.
-    groups = loads.reshape(len(loads), num_groups, experts // num_groups).sum(-1)
-    expert_of, replica_of, count = hierarchical(
-        loads.numpy(), groups.numpy(), slots=num_replicas, nodes=num_nodes, gpus=num_gpus
+    original: tuple[Indices, Indices, Indices] | None = None
+    if loads.dim() == 2:
+        # Not on a contiguous copy: the order in which torch adds up depends on the strides.
+        groups = loads.reshape(len(loads), num_groups, experts // num_groups).sum(-1)
+        original = hierarchical(
+            loads.numpy(), groups.numpy(), slots=num_replicas, nodes=num_nodes, gpus=num_gpus
+        )
+        if policy == "reference":
+            return _placement(*original)
+    expert_of = optimal(
+        _wide(loads.reshape(-1, *loads.shape[-2:])),
+        slots=num_replicas,
+        gpus=num_gpus,
+        nodes=num_nodes,
+        groups=num_groups,
     )
-    return _placement(expert_of, replica_of, count)
+    if original is not None:
+        expert_of = better_of(expert_of, original[0], _wide(loads), gpus=num_gpus)
+    return _placement(
+        expert_of, balance.replica_numbers(expert_of), balance.replica_counts(expert_of, experts=experts)
+    )
 
 
 def gpu_loads(weight: Tensor, physical_to_logical_map: Tensor, num_gpus: int) -> Tensor:
@@ -132,20 +154,20 @@ def _wide(loads: Tensor) -> npt.NDArray[np.float64]:
     return wide
 
 
-def _loads(weight: Tensor) -> Tensor:
-    """The loads as float32 on the CPU, checked."""
+def _loads(weight: Tensor, *, windows: bool = False) -> Tensor:
+    """The loads as float32 on the CPU, checked; with `windows`, there may be a dimension before the layers."""
     if not isinstance(weight, Tensor) or weight.is_complex():
         kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
         raise TypeError(f"weight must be a real torch tensor, not {kind}")
-    if weight.dim() != 2 or 0 in weight.shape:
-        raise ValueError(f"weight must be (layers, experts), both at least 1, not {tuple(weight.shape)}")
+    if weight.dim() not in ((2, 3) if windows else (2,)) or 0 in weight.shape:
+        shape = "(layers, experts) or (windows, layers, experts)" if windows else "(layers, experts)"
+        raise ValueError(f"weight must be {shape}, all at least 1, not {tuple(weight.shape)}")
     loads = weight.detach().float().cpu()
     bad = ~(loads >= 0) | loads.isinf()
     if bool(bad.any()):
-        layer, expert = (int(each) for each in bad.nonzero()[0])
+        place = tuple(bad.nonzero()[0].tolist())
         raise ValueError(
-            f"weight must be finite in float32 and not negative: layer {layer}, expert {expert} "
-            f"is {weight[layer, expert].item()}"
+            f"weight must be finite in float32 and not negative: weight{list(place)} is {weight[place].item()}"
         )
     if bool(loads.sum(-1).isinf().any()):
         raise ValueError(

@@ -310,6 +310,9 @@ impl File {
         let outcome = self.shared.meta.close(&self.who, vec![close.one])?.pop();
         match outcome.expect("one outcome for one close") {
             Ok(inode) => {
+                let inode = inode.ok_or_else(|| {
+                    Error::new(Kind::CorruptData, "a close with news was answered without an inode")
+                })?;
                 self.inode.told(&inode, writes, false, None);
                 self.shared.names.learn(inode);
                 Ok(true)

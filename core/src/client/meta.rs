@@ -135,8 +135,8 @@ impl Meta {
         self.call(Method::MetaOpen, &pb::OpenRequest { caller: self.writer(who), ..request })
     }
 
-    /// The outcome of each close, in order.
-    pub fn close(&self, who: &Who, closes: Vec<pb::CloseOne>) -> Result<Vec<Result<pb::Inode>>> {
+    /// The outcome of each close, in order; with the inode if the close brought news of it.
+    pub fn close(&self, who: &Who, closes: Vec<pb::CloseOne>) -> Result<Vec<Result<Option<pb::Inode>>>> {
         let count = closes.len();
         let request = pb::CloseRequest { caller: self.writer(who), closes };
         let reply: pb::CloseReply = self.call(Method::MetaClose, &request)?;
@@ -147,7 +147,7 @@ impl Meta {
             ));
         }
         let outcome = |(result, error): (pb::InodeReply, pb::Error)| match error.code.as_str() {
-            "" => result.inode.ok_or_else(missing),
+            "" => Ok(result.inode),
             _ => Err(error.into()),
         };
         Ok(reply.results.into_iter().zip(reply.errors).map(outcome).collect())

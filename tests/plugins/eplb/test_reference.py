@@ -3,8 +3,8 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from eplb_placements import assert_is_a_placement, lognormal, problems
 from luciola.plugins.eplb import rebalance_experts
 from luciola.plugins.eplb.reference import rebalance_experts as specification
 
@@ -31,27 +31,13 @@ def test_documented_example_gives_the_documented_plan(rebalance):
     assert {each.dtype for each in (physical, logical, count)} == {torch.int64}
 
 
-@st.composite
-def problems(draw):
-    """Loads with ties and zeros as often as without, and sizes that fit them, one expert and one GPU too."""
-    nodes = draw(st.integers(1, 3))
-    groups = nodes * draw(st.integers(1, 3))
-    experts = groups * draw(st.integers(1, 5))
-    gpus = nodes * draw(st.integers(1, 4))
-    slots = gpus * (-(-experts // gpus) + draw(st.integers(0, 4)))
-    if draw(st.booleans()):
-        nodes = groups + 1  # groups are no multiple of nodes: the global policy
-    load = st.one_of(st.integers(0, 3), st.floats(0, 1e6, width=32))
-    row = st.lists(load, min_size=experts, max_size=experts)
-    weight = torch.tensor(draw(st.lists(row, min_size=1, max_size=3)), dtype=torch.float32)
-    return weight, slots, groups, nodes, gpus
-
-
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(problems())
 def test_plan_equals_the_specification(problem):
-    for ours, theirs in zip(rebalance_experts(*problem), specification(*problem), strict=True):
+    placement = rebalance_experts(*problem)
+    for ours, theirs in zip(placement, specification(*problem), strict=True):
         assert torch.equal(ours, theirs)
+    assert_is_a_placement(placement, problem[0].shape[1], problem[1])
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -78,14 +64,14 @@ def test_plan_equals_the_specification_on_common_loads(seed, kind):
 
 
 def test_plan_equals_the_specification_at_a_model_s_size():
-    weight = torch.randn((2, 256), generator=torch.Generator().manual_seed(1)).exp()
+    weight = lognormal(2, 256)
     for problem in ((weight, 288, 8, 4, 32), (weight, 288, 1, 1, 144), (weight, 320, 8, 1, 320)):
         for ours, theirs in zip(rebalance_experts(*problem), specification(*problem), strict=True):
             assert torch.equal(ours, theirs)
 
 
 def test_strides_of_the_input_do_not_matter_beyond_their_sums():
-    weight = torch.randn((40, 6), generator=torch.Generator().manual_seed(2)).exp().T
+    weight = lognormal(40, 6).T
     for ours, theirs in zip(
         rebalance_experts(weight, 48, 4, 2, 8), specification(weight, 48, 4, 2, 8), strict=True
     ):

@@ -55,6 +55,19 @@ def test_own_writes_are_read_before_commit(engine):
     assert transaction.snapshot_get(b"a") == b"new"
 
 
+def test_many_keys_are_read_as_one_by_one_at_the_same_version(engine):
+    put(engine, a=b"1", c=b"3")
+    keys = (b"c", b"b", b"a", b"c")
+    reader = begun(engine)
+    put(engine, a=b"other", b=b"2")
+    assert list(reader.snapshot_get_many(keys)) == [b"3", None, b"1", b"3"]
+    writer = engine.begin()
+    writer.put(b"c", b"own")
+    writer.delete(b"a")
+    assert list(writer.snapshot_get_many(keys)) == [b"own", b"2", None, b"own"]
+    assert list(engine.begin().snapshot_get_many(())) == []
+
+
 def test_versions_grow_with_every_commit_that_changes_something(engine):
     versions = [put(engine, a=b"1"), put(engine, a=b"1"), put(engine, b=b"2")]
     guard = engine.begin()

@@ -210,7 +210,7 @@ class TestList:
         assert page.entries[1].attributes == made
         assert page.entries[0].attributes == world.stat(b"d/e")
 
-    def test_pages_of_inline_files_fit_a_frame(self, world):
+    def test_attributes_come_without_the_bytes_of_small_files(self, world):
         layout = pb.Layout(chunk_bytes=CHUNK, stripe=1, inline_bytes=65_536)
         for number in range(60):
             reply = world.create(b"%d" % number, layout=layout)
@@ -222,8 +222,20 @@ class TestList:
                 inline_base=reply.inode.change,
             )
         page = world.list(with_inodes=True)
+        assert len(page.entries) == 60
+        assert not page.more
+        assert page.ByteSize() < 60 * 600
+        assert {entry.attributes.length for entry in page.entries} == {65_536}
+
+    def test_pages_of_long_symbolic_links_fit_a_frame(self, world):
+        for number in range(1100):
+            world.symlink(b"%04d" % number, b"x" * 4095)
+        page = world.list(with_inodes=True, limit=1100)
         assert page.more
-        assert page.ByteSize() < 4 << 20
+        assert page.ByteSize() < 5 << 20
+        rest = world.list(with_inodes=True, limit=1100, after=page.entries[-1].name)
+        assert not rest.more
+        assert len(page.entries) + len(rest.entries) == 1100
 
     def test_order_is_of_bytes(self, world):
         for name in (b"\xff", b"a", b"B", b"\x01", b"a\xc3\xa9"):

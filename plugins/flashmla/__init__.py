@@ -1,0 +1,88 @@
+"""Attention for Multi-head Latent Attention: FlashMLA's functions, and its KV cache on a file system.
+
+    interface    the public functions: check the arguments, choose a layer, run it
+    reference    the specification, in torch
+    kernel       Triton: every operator, on Hopper or in Triton's interpreter
+    launch       how a call becomes launches: grids, scratch memory, strides
+    schedule     which program works on which blocks of which sequence
+    layouts      the two FP8 cache layouts, byte by byte
+    machine      the kernels compiled ahead of time, and what must hold of their machine code
+    pages        `PagedKVFile`: pages of the cache in a file, local or on a cluster
+    prefix       chained hashes of tokens, and the index that finds pages by them
+
+A user of `flash_mla` changes one import:
+
+    from luciola.plugins.flashmla import flash_mla_with_kvcache, get_mla_metadata
+
+Importing this package imports neither torch nor triton; using one of its names does.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from .interface import (
+        flash_attn_varlen_func,
+        flash_attn_varlen_kvpacked_func,
+        flash_attn_varlen_qkvpacked_func,
+        flash_mla_sparse_fwd,
+        flash_mla_with_kvcache,
+        get_mla_metadata,
+    )
+    from .layers import layer_for, using_layer
+    from .layouts import (
+        dequantize_model1,
+        dequantize_v32,
+        empty_model1_cache,
+        quantize_model1,
+        quantize_v32,
+    )
+    from .schedule import FlashMLASchedMeta
+
+_HOMES: Final = {
+    "FlashMLASchedMeta": "schedule",
+    "dequantize_model1": "layouts",
+    "dequantize_v32": "layouts",
+    "empty_model1_cache": "layouts",
+    "flash_attn_varlen_func": "interface",
+    "flash_attn_varlen_kvpacked_func": "interface",
+    "flash_attn_varlen_qkvpacked_func": "interface",
+    "flash_mla_sparse_fwd": "interface",
+    "flash_mla_with_kvcache": "interface",
+    "get_mla_metadata": "interface",
+    "layer_for": "layers",
+    "quantize_model1": "layouts",
+    "quantize_v32": "layouts",
+    "using_layer": "layers",
+}
+
+__all__ = [
+    "FlashMLASchedMeta",
+    "dequantize_model1",
+    "dequantize_v32",
+    "describe",
+    "empty_model1_cache",
+    "flash_attn_varlen_func",
+    "flash_attn_varlen_kvpacked_func",
+    "flash_attn_varlen_qkvpacked_func",
+    "flash_mla_sparse_fwd",
+    "flash_mla_with_kvcache",
+    "get_mla_metadata",
+    "layer_for",
+    "quantize_model1",
+    "quantize_v32",
+    "using_layer",
+]
+
+
+def describe() -> dict[str, str]:
+    """What this plugin can use on this machine, for `luciola plugins`."""
+    from .layers import state
+
+    return {"state": state()}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,264 @@
+"""How a call becomes kernel launches: tiles, grids, scratch memory. Arguments have been checked by `interface`.
+
+Nothing here waits for the device or reads a tensor's values, so that every call can be captured in a CUDA graph.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from . import kernel, layouts
+from .schedule import ROW_INTS, FlashMLASchedMeta, part_count, sparse_lengths
+
+LATENT: Final = 512
+COMBINE_ROWS: Final = 4
+INTERPRETED_MULTIPROCESSORS: Final = 4  # few enough for a quick test, enough to split sequences
+_LOG2E: Final = math.log2(math.e)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One configuration of a kernel: rows and tokens of a step, steps in flight, warps."""
+
+    block_m: int
+    block_n: int
+    stages: int
+    warps: int
+
+
+# By the query rows (or heads) that share the loaded tokens: with few, memory is the limit, and rows are padding.
+DECODE_TILES: Final = {16: Tile(16, 64, 2, 4), 32: Tile(32, 64, 2, 4), 64: Tile(64, 64, 2, 8)}
+SPARSE_TILES: Final = {16: Tile(16, 64, 1, 4), 32: Tile(32, 64, 1, 4), 64: Tile(64, 64, 1, 8)}
+VARLEN_TILE: Final = Tile(128, 64, 2, 8)
+INTERPRETED_VARLEN_TILE: Final = Tile(16, 16, 1, 4)
+
+
+@dataclass(frozen=True)
+class Extra:
+    """The second cache of a sparse call, and what to look at in it."""
+
+    cache: torch.Tensor
+    indices: torch.Tensor
+    length: torch.Tensor | None
+
+
+def tile_for(rows: int, tiles: dict[int, Tile]) -> Tile:
+    """The smallest tile that holds the rows, or the largest there is."""
+    return next((tiles[size] for size in sorted(tiles) if size >= rows), tiles[max(tiles)])
+
+
+def dense_decode(  # noqa: PLR0913 (the operator's own)
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    cache_seqlens: torch.Tensor,
+    schedule: FlashMLASchedMeta,
+    *,
+    scale: float,
+    causal: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `reference.dense_decode`; the cache may also be FP8 in V3.2 layout."""
+    _, s_q, h_q, _ = q.shape
+    fp8 = k_cache.element_size() == 1
+    cache = k_cache.view(torch.uint8) if fp8 else k_cache
+    h_kv = cache.shape[2]
+    group = h_q // h_kv
+    rows = s_q * group
+    with _on(q.device):
+        parts = part_count(_multiprocessors(q.device), kv_heads=h_kv, rows=rows)
+        table, splits = _schedule(schedule, cache_seqlens, parts)
+        out, lse, piece_out, piece_lse = _results(q, len(table))
+        tile = tile_for(rows, DECODE_TILES)
+        kernel.flash_fwd_splitkv_mla_kernel[(-(-rows // tile.block_m), h_kv, len(table))](
+            q, cache, block_table, cache_seqlens, table, splits, out, lse, piece_out, piece_lse,
+            q.stride(0), q.stride(1), q.stride(2), cache.stride(0), cache.stride(1), cache.stride(2),
+            block_table.stride(0), cache.shape[0], block_table.shape[1], s_q, group, h_kv, scale * _LOG2E,
+            PAGE=cache.shape[1], FORMAT=kernel.FP8_V32 if fp8 else kernel.PLAIN_576, CAUSAL=causal,
+            **_constants(tile),
+        )  # fmt: skip
+        _combine(piece_out, piece_lse, splits, out, lse, None, group=group, h_kv=h_kv)
+    return out, lse
+
+
+def sparse_decode(  # noqa: PLR0913 (the operator's own)
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    indices: torch.Tensor,
+    schedule: FlashMLASchedMeta,
+    *,
+    scale: float,
+    attn_sink: torch.Tensor | None,
+    topk_length: torch.Tensor | None,
+    extra: Extra | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `reference.sparse_decode`."""
+    b, s_q, h_q, _ = q.shape
+    model1 = k_cache.shape[-1] == layouts.MODEL1_BYTES
+    cache = k_cache.view(torch.uint8)
+    more = extra or Extra(cache, indices, None)
+    more_cache = more.cache.view(torch.uint8)
+    extra_topk = more.indices.shape[2] if extra else None
+    with _on(q.device):
+        lengths = sparse_lengths(b, indices.shape[2], topk_length, extra_topk, more.length, device=q.device)
+        parts = part_count(_multiprocessors(q.device) // s_q, kv_heads=1, rows=h_q)
+        table, splits = _schedule(schedule, lengths, parts)
+        out, lse, piece_out, piece_lse = _results(q, len(table))
+        tile = tile_for(h_q, SPARSE_TILES)
+        none = lse  # stands for a pointer that the kernel does not follow
+        kernel.flash_fwd_splitkv_mla_fp8_sparse_kernel[(-(-h_q // tile.block_m) * s_q, len(table))](
+            q, cache, indices, _or(topk_length, none), more_cache, more.indices, _or(more.length, none),
+            _or(attn_sink, none), table, splits, out, lse, piece_out, piece_lse,
+            q.stride(0), q.stride(1), q.stride(2), cache.stride(0),
+            layouts.MODEL1_ROW_BYTES if model1 else layouts.V32_BYTES,
+            indices.stride(0), indices.stride(1),
+            more_cache.stride(0), more.indices.stride(0), more.indices.stride(1),
+            cache.shape[0], more_cache.shape[0], indices.shape[2], more.indices.shape[2], s_q, h_q, scale * _LOG2E,
+            PAGE=cache.shape[1], EXTRA_PAGE=more_cache.shape[1],
+            FORMAT=kernel.FP8_MODEL1 if model1 else kernel.FP8_V32, HAS_LENGTH=topk_length is not None,
+            HAS_EXTRA=extra is not None, HAS_EXTRA_LENGTH=more.length is not None, HAS_SINK=attn_sink is not None,
+            **_constants(tile),
+        )  # fmt: skip
+        _combine(piece_out, piece_lse, splits, out, lse, attn_sink, group=h_q, h_kv=1)
+    return out, lse
+
+
+def sparse_prefill(  # noqa: PLR0913 (the operator's own)
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    indices: torch.Tensor,
+    *,
+    scale: float,
+    attn_sink: torch.Tensor | None,
+    topk_length: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `reference.sparse_prefill`."""
+    s_q, h_q, d = q.shape
+    out = torch.empty((s_q, h_q, LATENT), dtype=q.dtype, device=q.device)
+    max_logits, lse = (torch.empty((s_q, h_q), dtype=torch.float32, device=q.device) for _ in range(2))
+    tile = tile_for(h_q, SPARSE_TILES)
+    with _on(q.device):
+        kernel.sparse_attn_fwd[(-(-h_q // tile.block_m) * s_q,)](
+            q, kv, indices, _or(topk_length, lse), _or(attn_sink, lse), out, max_logits, lse,
+            q.stride(0), q.stride(1), kv.stride(0), indices.stride(0),
+            kv.shape[0], indices.shape[2], h_q, scale * _LOG2E,
+            FORMAT=kernel.PLAIN_576 if d > LATENT else kernel.PLAIN_512,
+            HAS_LENGTH=topk_length is not None, HAS_SINK=attn_sink is not None,
+            **_constants(tile),
+        )  # fmt: skip
+    return out, max_logits, lse
+
+
+def varlen(  # noqa: PLR0913 (the operator's own)
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    starts_q: torch.Tensor,
+    starts_kv: torch.Tensor,
+    max_queries: int,
+    *,
+    scale: float,
+    causal: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `reference.varlen`."""
+    total, h_q, d = q.shape
+    out = torch.empty((total, h_q, v.shape[2]), dtype=q.dtype, device=q.device)
+    lse = torch.empty((h_q, total), dtype=torch.float32, device=q.device)
+    tile = INTERPRETED_VARLEN_TILE if kernel.INTERPRETED else VARLEN_TILE
+    with _on(q.device):
+        kernel.flash_fwd_varlen_kernel[(-(-max_queries // tile.block_m), h_q, len(starts_q) - 1)](
+            q, k, v, starts_q, starts_kv, out, lse,
+            q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
+            total, h_q, h_q // k.shape[1], scale * _LOG2E,
+            HAS_ROPE=d > v.shape[2], CAUSAL=causal,
+            **_constants(tile),
+        )  # fmt: skip
+    return out, lse.transpose(0, 1)
+
+
+def _schedule(
+    schedule: FlashMLASchedMeta, lengths: torch.Tensor, parts: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The table and the split counts, made on the device by the first call of a step."""
+    if schedule.tile_scheduler_metadata is None or schedule.num_splits is None:
+        table = torch.empty((parts, ROW_INTS), dtype=torch.int32, device=lengths.device)
+        splits = torch.empty((len(lengths) + 1,), dtype=torch.int32, device=lengths.device)
+        kernel.schedule_kernel[(1,)](lengths, table, splits, len(lengths), parts, num_warps=1)
+        schedule.tile_scheduler_metadata, schedule.num_splits = table, splits
+    return schedule.tile_scheduler_metadata, schedule.num_splits
+
+
+def _results(q: torch.Tensor, parts: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    b, s_q, h_q, _ = q.shape
+    out = torch.empty((b, s_q, h_q, LATENT), dtype=q.dtype, device=q.device)
+    lse = torch.empty((b, h_q, s_q), dtype=torch.float32, device=q.device)
+    pieces = b + parts
+    piece_out = torch.empty((pieces, s_q * h_q, LATENT), dtype=torch.float32, device=q.device)
+    piece_lse = torch.empty((pieces, s_q * h_q), dtype=torch.float32, device=q.device)
+    return out, lse, piece_out, piece_lse
+
+
+def _combine(  # noqa: PLR0913 (the kernel's own)
+    piece_out: torch.Tensor,
+    piece_lse: torch.Tensor,
+    splits: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    sink: torch.Tensor | None,
+    *,
+    group: int,
+    h_kv: int,
+) -> None:
+    b, s_q = out.shape[:2]
+    grid = (-(-s_q * group * h_kv // COMBINE_ROWS), b)
+    kernel.flash_fwd_mla_combine_kernel[grid](
+        piece_out, piece_lse, splits, out, lse, _or(sink, lse), s_q, group, h_kv,
+        HAS_SINK=sink is not None, BLOCK_R=COMBINE_ROWS, num_warps=4,
+    )  # fmt: skip
+
+
+def _constants(tile: Tile) -> dict[str, int | bool]:
+    return {
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "STAGES": tile.stages,
+        "INTERPRET": kernel.INTERPRETED,
+        "num_warps": tile.warps,
+    }
+
+
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return INTERPRETED_MULTIPROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@contextmanager
+def _on(device: torch.device) -> Iterator[None]:
+    """Launches go to the tensors' device, whichever is current."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            yield
+    else:
+        yield
+
+
+def _or(tensor: torch.Tensor | None, stand_in: torch.Tensor) -> torch.Tensor:
+    return stand_in if tensor is None else tensor
+
+
+__all__ = [
+    "DECODE_TILES",
+    "SPARSE_TILES",
+    "VARLEN_TILE",
+    "Extra",
+    "Tile",
+    "dense_decode",
+    "sparse_decode",
+    "sparse_prefill",
+    "tile_for",
+    "varlen",
+]
