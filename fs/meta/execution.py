@@ -7,6 +7,7 @@ S1  A request with a sequence number leaves a record in the transaction that car
 S2  `Writers` is what the store holds: it changes after a commit, and is read again after a commit whose outcome was
     unknown.
 S3  A reply is sent after the commit; with `durability = "sync"`, or `durable` in the request, when it is on disk.
+S4  A small file's bytes, which lie in its inode, are told only to a caller who may read it, or has it open.
 """
 
 import asyncio
@@ -31,9 +32,9 @@ from .census import Census
 from .lengths import Lengths
 from .operations.length import Overtaken
 from .operations.list import list_directory
-from .permissions import User
+from .permissions import READ, User, may
 from .replies import RECORDED, inodes_of, without_data
-from .sessions import Holds, Writers
+from .sessions import SESSIONS_MAX, Holds, Writers
 from .storage import StorageControl
 from .truncation import Truncations
 from .work import Measured, NeedCut, NeedIds, NeedLength, NeedPause, Scene, Work
@@ -151,6 +152,7 @@ class Execution:
             call.client,
             self._now_ns(),
             call.session,
+            bool(call.session) and self._writers.count_of(call.client) >= SESSIONS_MAX,
             call.measured,
             call.cuts,
         )
@@ -260,6 +262,8 @@ class Execution:
 
     def _lengthened(self, call: Call, reply: R) -> R | Coroutine[Any, Any, R]:
         """The reply, with the lengths of files that other clients are writing as the chains tell them."""
+        if call.user.uid:
+            self._withhold(call, reply)
         writers = self._writers
         if not writers.count:
             return reply
@@ -284,6 +288,18 @@ class Execution:
             elif not isinstance(length, Error) or call.wants_length:
                 raise length
         return reply
+
+    def _withhold(self, call: Call, reply: Message) -> None:
+        """S4: takes out the bytes of small files that the caller may not read."""
+        if isinstance(reply, pb.ListReply):  # brings no bytes
+            return
+        for inode in inodes_of(reply):
+            if inode.inline_data and not may(call.user, inode, READ) and not self._has_open(call, inode.id):
+                inode.ClearField("inline_data")
+                inode.bytes_withheld = True
+
+    def _has_open(self, call: Call, inode: int) -> bool:
+        return self._parts.holds.has(inode, call.client) or self._writers.has(inode, call.client)
 
     def on_disk(self, reply: Any) -> Awaitable[Any]:
         async def wait() -> Any:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from ..config import MetaConfig
-from ..errors import NotADirectory, NotFound
+from ..errors import InvalidArgument, NotADirectory, NotFound
 from ..ids import ROOT_INODE
 from ..kv import Transaction
 from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode
@@ -24,9 +24,11 @@ from .allocator import Allocator, NeedIds
 from .layout import Placer
 from .permissions import User
 from .schema import Cut, Entry
+from .sessions import SESSIONS_MAX
 
 DIRECTORY_LINKS: Final = 2  # its name, and its own "."
 NS_PER_MS: Final = 1_000_000
+EMFILE: Final = 24
 
 
 class Need(Exception):
@@ -82,6 +84,7 @@ class Work:
     client: int
     now_ns: int
     session: int = 0  # for a file that is opened for writing
+    sessions_max: bool = False  # the client has as many of them open as it may
     measured: dict[int, Measured] = field(default_factory=dict)
     cuts: dict[int, Cut] = field(default_factory=dict)  # carried out by this operation
     opened: list[tuple[int, int]] = field(default_factory=list)  # (inode, session): after the commit
@@ -199,8 +202,13 @@ class Work:
         self.txn.put(key, schema.encode_count(count))
 
     def open_session(self, inode: int) -> int:
-        """Records that the caller has the file open for writing."""
+        """Records that the caller has the file open for writing. Raises: InvalidArgument (EMFILE)."""
         assert self.session, "the service chose a session before"
+        if self.sessions_max:
+            raise InvalidArgument(
+                f"this client has {SESSIONS_MAX} files open for writing: close some, or use another client",
+                errno=EMFILE,
+            )
         self.txn.put(schema.session_key(inode, self.session), schema.encode_session(self.client, self.now_ms))
         self.opened.append((inode, self.session))
         return self.session

@@ -10,7 +10,7 @@
 use std::time::Instant;
 
 use super::data::Write;
-use super::meta::{Who, inode_path};
+use super::meta::Who;
 use super::shared::Shared;
 use crate::buffer::Placement;
 use crate::error::{Kind, Result};
@@ -44,7 +44,7 @@ impl Departure<'_> {
                 Err(error) if error.kind() == Kind::Conflict && Instant::now() < deadline => {}
                 result => return result.map(|inode| Departed { inode, ours: true }),
             }
-            let theirs = self.shared.meta.stat(self.who, inode_path(self.inode), false)?;
+            let theirs = self.shared.meta.stat_open(self.who, self.inode)?;
             if !theirs.is_inline {
                 return Ok(Departed { inode: theirs, ours: false });
             }

@@ -258,7 +258,7 @@ impl OpenInode {
         if self.state.lock().told.elapsed() < age {
             return Ok(());
         }
-        match self.shared.meta.stat(who, inode_path(self.id), false) {
+        match self.shared.meta.stat_open(who, self.id) {
             Ok(inode) => self.adopt(&inode),
             Err(error) if error.kind() == Kind::NotFound => self.state.lock().told = Instant::now(),
             Err(error) => return Err(error),
@@ -700,7 +700,7 @@ impl OpenInode {
 
     /// Somebody else changed the small file: keep their bytes where nothing was written here.
     fn merge(self: &Arc<Self>, who: &Who) -> Result<()> {
-        let asked = self.shared.meta.stat(who, inode_path(self.id), false)?;
+        let asked = self.shared.meta.stat_open(who, self.id)?;
         let mut state = self.state.lock();
         let theirs = if asked.change < state.inode.change { state.inode.clone() } else { asked };
         if let Some(inline) = &mut state.inline

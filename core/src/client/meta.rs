@@ -127,6 +127,17 @@ impl Meta {
         self.inode(Method::MetaStat, &request)
     }
 
+    /// The inode of a file that is open here, with the bytes of a small one. The service withholds those from a user
+    /// who may not read the file and, after it was restarted, is not known to have it open: they must not be taken
+    /// for none.
+    pub fn stat_open(&self, who: &Who, inode: u64) -> Result<pb::Inode> {
+        let inode = self.stat(who, inode_path(inode), false)?;
+        if inode.bytes_withheld {
+            return Err(Error::new(Kind::PermissionDenied, "the file may not be read any more"));
+        }
+        Ok(inode)
+    }
+
     pub fn create(&self, who: &Who, request: pb::CreateRequest) -> Result<pb::InodeReply> {
         self.call(Method::MetaCreate, &pb::CreateRequest { caller: self.writer(who), ..request })
     }

@@ -685,6 +685,8 @@ pub struct Inode {
     pub change: u64,
     #[prost(uint64, tag = "21")]
     pub birth_ns: u64,
+    #[prost(bool, tag = "22")]
+    pub bytes_withheld: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Path {

@@ -5,6 +5,7 @@ from typing import Final
 from ...errors import InvalidArgument, NotFound, PermissionDenied
 from ...wire.pb.meta_pb2 import DIRECTORY, InodeReply, LinkRequest
 from .. import schema
+from ..permissions import READ, WRITE, require
 from ..resolve import locate
 from ..work import Work
 from .make import free_place
@@ -25,6 +26,9 @@ def link(work: Work, request: LinkRequest) -> InodeReply:
     if source.directory is not None:
         work.guard(source.directory.id, source.name)
     inode = work.take(source.entry.inode)
+    if source.directory is None and work.user.uid != inode.uid:
+        # By number the caller has not shown a name of it. As Linux with protected_hardlinks: what one may change.
+        require(work.user, inode, READ | WRITE)
     if inode.type == DIRECTORY:
         raise PermissionDenied("directories have one name", errno=1, inode=inode.id)
     if not inode.link_count:

@@ -3,6 +3,7 @@
 from ...errors import InvalidArgument, NotADirectory, NotFound
 from ...ids import ROOT_INODE
 from ...wire.pb.meta_pb2 import DIRECTORY, RealPathReply, RealPathRequest
+from ..permissions import EXECUTE, require
 from ..resolve import ENAMETOOLONG, PATH_BYTES_MAX
 from ..work import Work
 
@@ -10,7 +11,8 @@ from ..work import Work
 def real_path(work: Work, request: RealPathRequest) -> RealPathReply:
     """The absolute path of a directory. Files may have many names, and do not know them.
 
-    Raises: NotFound if it or an ancestor has been removed; NotADirectory; InvalidArgument (ENAMETOOLONG).
+    Raises: NotFound if it or an ancestor has been removed; NotADirectory; InvalidArgument (ENAMETOOLONG);
+    PermissionDenied if the caller may not search one of its ancestors, whose names this would tell.
     """
     inode = work.load(request.inode or ROOT_INODE)
     if inode.type != DIRECTORY:
@@ -25,6 +27,7 @@ def real_path(work: Work, request: RealPathRequest) -> RealPathReply:
         if size_bytes > PATH_BYTES_MAX:
             raise InvalidArgument("the path is too long", errno=ENAMETOOLONG)
         inode = work.directory(inode.parent)
+        require(work.user, inode, EXECUTE)
     return RealPathReply(path=b"/" + b"/".join(reversed(names)))
 
 

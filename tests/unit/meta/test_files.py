@@ -18,7 +18,7 @@ from luciola.meta import schema
 from luciola.meta.layout import chains_of
 from luciola.wire.pb import meta_pb2 as pb
 
-from .world import ALICE, BOB, CHAINS, CHUNK, World, check_store, refused
+from .world import ALICE, BOB, CHAINS, CHUNK, TIMEOUT_S, World, check_store, refused
 
 DATA = bytes(range(256)) * (CHUNK // 256) * 3 + b"tail"
 
@@ -97,6 +97,136 @@ class TestOpen:
         assert world.parts.writers.count == 1
         world.set_attr(b"f", permissions=0o444, user=ALICE)
         assert world.sync(reply.inode.id, reply.session, mtime_ns=5, user=ALICE, client=5).mtime_ns == 5
+
+
+class TestLimits:
+    def test_a_client_has_so_many_files_open_for_writing_and_no_more(self, world, monkeypatch):
+        monkeypatch.setattr("luciola.meta.execution.SESSIONS_MAX", 3)
+        replies = [world.create(b"%d" % number, sequence=900 + number) for number in range(3)]
+        with refused(InvalidArgument, 24) as caught:
+            world.create(b"more")
+        assert "close some" in str(caught.value)
+        with refused(InvalidArgument, 24):
+            world.open(b"0", write=True)
+        with refused(NotFound):
+            world.lookup(b"more")  # nothing is left of what was refused
+        assert world.create(b"2", sequence=902).session == replies[2].session, "the answer to a retry"
+        assert world.open(b"0").inode.id == replies[0].inode.id
+        assert world.create(b"others", client=2).session
+        world.close_one(replies[0].inode.id, replies[0].session)
+        assert world.create(b"more").session
+        world.crash()
+        with refused(InvalidArgument, 24):
+            world.open(b"0", write=True)
+
+    def test_sessions_of_a_dead_client_make_room(self, world, monkeypatch):
+        monkeypatch.setattr("luciola.meta.execution.SESSIONS_MAX", 2)
+        for number in range(2):
+            world.create(b"%d" % number, client=9)
+        assert world.parts.writers.count_of(9) == 2
+        world.members.known = set()
+        world.collect()
+        world.clock.advance(TIMEOUT_S + 1)
+        world.collect()
+        assert world.parts.writers.count_of(9) == 0
+        assert world.create(b"again", client=9).session
+
+    def test_a_client_has_so_many_files_open_for_reading_and_no_more(self, world, monkeypatch):
+        monkeypatch.setattr("luciola.meta.service.HOLDS_MAX", 2)
+        for number in range(2):
+            world.create(b"%d" % number, read=True)
+        with refused(InvalidArgument, 24):
+            world.open(b"0")
+        with refused(InvalidArgument, 24):
+            world.create(b"2", read=True)
+        assert world.open(b"0", client=2).inode.id
+
+
+class TestByNumber:
+    """An inode named by its number is guarded by its own mode bits, whatever leads to it."""
+
+    def hidden(self, world, permissions, data=b"a secret"):
+        world.set_attr(b"", permissions=0o777)
+        directory = world.mkdir(b"private", permissions=0o700, user=ALICE)
+        reply = world.create(b"f", at=directory.id, permissions=permissions, user=ALICE)
+        result, error = world.close_one(
+            reply.inode.id,
+            reply.session,
+            user=ALICE,
+            has_inline=True,
+            inline_data=data,
+            inline_base=reply.inode.change,
+        )
+        assert not error.code
+        return directory, result.inode
+
+    def test_bytes_in_an_inode_are_told_to_readers_only(self, world):
+        directory, inode = self.hidden(world, 0o600)
+        world.set_attr(b"private", permissions=0o755)
+        asked = {
+            "stat": lambda who: world.stat(b"", at=inode.id, **who),
+            "lookup": lambda who: world.lookup(b"f", parent=directory.id, **who),
+            "batch": lambda who: world.batch_stat(inode.id, **who)[0],
+            "hold": lambda who: (
+                world.call("hold", pb.HoldRequest(inodes=[inode.id]), **who),
+                world.stat(b"", at=inode.id, **who),
+            )[1],
+        }
+        for name, ask in asked.items():
+            assert ask({"user": ALICE}).inline_data == b"a secret", name
+            assert ask({}).inline_data == b"a secret", name
+            theirs = ask({"user": BOB, "client": 2})
+            assert (theirs.inline_data, theirs.length, theirs.bytes_withheld) == (b"", 8, True), name
+        world.set_attr(b"", at=inode.id, permissions=0o644)
+        assert asked["stat"]({"user": BOB, "client": 2}).inline_data == b"a secret"
+
+    def test_who_has_a_file_open_keeps_reading_it(self, world):
+        _, inode = self.hidden(world, 0o644)
+        world.open(b"", at=inode.id, user=BOB, client=2)
+        session = world.open(b"", at=inode.id, write=True, user=ALICE).session
+        world.set_attr(b"", at=inode.id, permissions=0)
+        for who in ({"user": BOB, "client": 2}, {"user": ALICE}):
+            assert world.stat(b"", at=inode.id, **who).inline_data == b"a secret"
+        world.close_one(inode.id, read_hold=True, user=BOB, client=2)
+        world.close_one(inode.id, session, read_hold=True, user=ALICE)
+        for who in ({"user": BOB, "client": 2}, {"user": ALICE}):
+            assert world.stat(b"", at=inode.id, **who).inline_data == b""
+
+    def test_what_another_user_may_not(self, world):
+        directory, inode = self.hidden(world, 0o600)
+        who = {"user": BOB, "client": 2}
+        for attempt in (
+            lambda: world.open(b"", at=inode.id, **who),
+            lambda: world.open(b"", at=inode.id, write=True, read=False, **who),
+            lambda: world.open(b"", at=inode.id, truncate=True, read=False, **who),
+            lambda: world.set_attr(b"", at=inode.id, length=0, **who),
+            lambda: world.set_attr(b"", at=inode.id, mtime_now=True, **who),
+            lambda: world.set_attr(b"", at=inode.id, permissions=0o666, **who),
+            lambda: world.set_attr(b"", at=inode.id, uid=BOB[0], **who),
+            lambda: world.sync(inode.id, has_inline=True, inline_data=b"x", inline_base=inode.change, **who),
+            lambda: world.sync(inode.id, length=5000, **who),
+            lambda: world.reserve(inode, **who),
+            lambda: world.xattr("get", inode.id, b"user.a", **who),
+            lambda: world.xattr("set", inode.id, b"user.a", b"v", **who),
+            lambda: world.list(directory.id, **who),
+            lambda: world.lookup(b"f", parent=directory.id, **who),
+            lambda: world.unlink(b"f", at=directory.id, **who),
+            lambda: world.call(
+                "link", pb.LinkRequest(source=pb.Path(at=inode.id), target=pb.Path(at=1, path=b"mine")), **who
+            ),
+        ):
+            with refused(PermissionDenied):
+                attempt()
+        assert world.read(world.stat(b"", at=inode.id)) == b"a secret"
+        assert world.open(b"", at=inode.id, user=ALICE).inode.id == inode.id
+
+    def test_names_of_directories_are_told_to_who_may_search_them(self, world):
+        directory, _ = self.hidden(world, 0o600)
+        inner = world.mkdir(b"inner", at=directory.id, permissions=0o777, user=ALICE)
+        ask = pb.RealPathRequest(inode=inner.id)
+        assert world.call("real_path", ask, user=ALICE).path == b"/private/inner"
+        with refused(PermissionDenied, 13):
+            world.call("real_path", ask, user=BOB, client=2)
 
 
 class TestInline:
