@@ -8,6 +8,7 @@
     moves        what has to move between two placements, and slots that stay where they are
     recorder     live loads: tensors of ids in, a file on a location out
     loader       the experts that a GPU lacks, from a checkpoint into its slots
+    command      `luciola eplb`, over load_files, plan_file, simulation and heatmap
 
 `rebalance_experts` has the name, arguments and outputs of deepseek-ai/EPLB; its users change one import. Importing this
 package imports neither torch nor numpy until one of its names is used.

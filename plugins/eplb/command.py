@@ -1,0 +1,299 @@
+"""`luciola eplb`: make plans from loads, look at them, and try ways of balancing on a series of loads.
+
+Files are locations: plain paths, lu:/path, luciola://HOST:PORT/path or luciola:///DATA_DIR!/path.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from luciola.cli.output import print_json, print_table
+from luciola.errors import Error, InvalidArgument
+from luciola.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .plan_file import LayerBalance, Plan
+
+POLICIES: Final = ("reference", "optimal", "optimal-global")  # as in `rebalance`, which brings torch
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def machine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What the experts are placed on."""
+    for option in (
+        click.option("--gpus", type=click.IntRange(1), required=True, help="GPUs in all."),
+        click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Servers."),
+        click.option(
+            "--groups", type=click.IntRange(1), default=1, show_default=True,
+            help="Groups of experts, for routing that is limited to groups.",
+        ),
+        click.option("--replicas", type=click.IntRange(1), required=True, help="Slots for experts on all GPUs."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.group()
+def eplb() -> None:
+    """Which GPU holds which replicas of which experts: plan from loads, show, simulate.
+
+    Loads are files: .safetensors of a LoadRecorder, or .npy, .json, .csv with a row a layer. Files are locations: plain
+    paths, lu:/path, luciola://HOST:PORT/path or luciola:///DATA_DIR!/path.
+
+    \b
+    Example:
+      luciola eplb plan loads.csv --replicas 288 --gpus 32 --nodes 4 -o plan.json
+    """
+
+
+@eplb.command()
+@click.argument("loads")
+@machine_options
+@click.option(
+    "--policy", type=click.Choice(POLICIES), default="optimal", show_default=True, help="How to place."
+)
+@click.option(
+    "--current", metavar="PLAN", help="The plan in use: slots that can stay do, and moves are listed."
+)
+@click.option("--windows", is_flag=True, help="Plan for the recorded windows too, not for the average alone.")
+@click.option("-o", "--output", metavar="PLAN", help="Write the plan here.")
+@json_option
+def plan(
+    loads: str,
+    replicas: int,
+    groups: int,
+    nodes: int,
+    gpus: int,
+    policy: str,
+    current: str | None,
+    windows: bool,
+    output: str | None,
+    as_json: bool,
+) -> None:
+    """Make a plan from the loads in a file.
+
+    \b
+    Examples:
+      luciola eplb plan loads.csv --replicas 288 --gpus 32 --nodes 4 --groups 8 -o lu:/serving/plan.json
+      luciola eplb plan new.npy --replicas 288 --gpus 32 --current plan.json -o next.json
+    """
+    from .plan_file import Plan, balance_of, experts_in_order
+    from .rebalance import align, moves_between, rebalance_experts
+
+    with _explained():
+        average, weight = _weight(loads, windows=windows)
+        target = rebalance_experts(weight, replicas, groups, nodes, gpus, policy=policy)[0]  # type: ignore[arg-type]
+        moves = None
+        before = experts_in_order(average, replicas)
+        if current is not None:
+            before = Plan.load(current).placement
+            target = align(before, target, gpus)
+            moves = tuple(tuple(move) for move in moves_between(before, target, gpus))
+        made = Plan(policy, groups, nodes, gpus, average, target, moves)
+        old = balance_of(dataclasses.replace(made, placement=before), average)
+        new = balance_of(made, average)
+    if output is not None:
+        made.save(output)
+    if as_json:
+        print_json(
+            {
+                "plan": output,
+                "before": _summary(old),
+                "after": _summary(new),
+                "moves": None if moves is None else len(moves),
+            }
+        )
+        return
+    layers, experts = average.shape
+    click.echo(f"{layers} layers, {experts} experts in {replicas} slots on {gpus} GPUs, policy {policy}")
+    named = "experts in order" if current is None else current
+    print_table(
+        ("PLACEMENT", "MAX/MEAN", "WORST LAYER", "BOUND"),
+        [(name, *_cells(_summary(rows))) for name, rows in ((named, old), (output or "plan", new))],
+        right=(1, 2, 3),
+    )
+    if moves is not None:
+        click.echo(f"{len(moves)} experts move to a GPU that has not got them")
+    if output is None:
+        click.echo("nothing is written: give -o PLAN")
+
+
+@eplb.command()
+@click.argument("plan_location", metavar="PLAN")
+@click.option(
+    "--loads", metavar="LOADS", help="Measure with these loads, not with those that it was made from."
+)
+@click.option("--png", metavar="FILE", help="Draw the loads of GPUs by layer, before and with the plan.")
+@json_option
+def show(plan_location: str, loads: str | None, png: str | None, as_json: bool) -> None:
+    """Show how even a plan is: for each layer the most loaded GPU beside the mean and beside the bound.
+
+    \b
+    Example:
+      luciola eplb show plan.json --png loads.png
+    """
+    from .plan_file import Plan, balance_of
+
+    shown = Plan.load(plan_location)
+    with _explained():
+        weight = shown.loads if loads is None else _weight(loads, windows=False)[0]
+        rows = balance_of(shown, weight)
+    if png is not None:
+        _draw(png, shown, weight)
+    if as_json:
+        print_json(
+            {
+                "policy": shown.policy,
+                "summary": _summary(rows),
+                "layers": [dataclasses.asdict(row) for row in rows],
+            }
+        )
+        return
+    print_table(
+        ("LAYER", "MEAN", "MAX/MEAN", "BOUND", "GPU", "MOST REPLICAS", "DOUBLES"),
+        [
+            (
+                str(row.layer),
+                f"{row.mean:.6g}",
+                f"{row.ratio:.4f}",
+                f"{row.bound:.4f}",
+                str(row.gpu),
+                str(row.most_replicas),
+                str(row.doubles),
+            )
+            for row in rows
+        ],
+        right=range(7),
+    )
+    summary = _summary(rows)
+    click.echo(
+        f"policy {shown.policy}, {shown.slots} slots on {shown.gpus} GPUs: max/mean {summary['mean']:.4f} on average, "
+        f"{summary['worst']:.4f} at worst (layer {summary['worst_layer']}); bound {summary['bound']:.4f}"
+    )
+
+
+@eplb.command()
+@click.argument("loads", nargs=-1, required=True)
+@machine_options
+@click.option(
+    "--expert-bytes", metavar="SIZE", default="0", help="Size of one expert, as 42M, to count moved bytes."
+)
+@json_option
+def simulate(
+    loads: tuple[str, ...],
+    replicas: int,
+    groups: int,
+    nodes: int,
+    gpus: int,
+    expert_bytes: str,
+    as_json: bool,
+) -> None:
+    """Play a series of loads against ways of balancing: each plan is made from one moment and meets the next.
+
+    A file with windows is a series by itself. "optimal" and "reference" plan anew each time, "first plan" never after
+    the first time.
+
+    \b
+    Example:
+      luciola eplb simulate day/*.npy --replicas 288 --gpus 32 --nodes 4 --groups 8 --expert-bytes 42M
+    """
+    from .simulation import Machine, play
+
+    with _explained():
+        size = parse_bytes(expert_bytes)
+        outcomes = play(_series(loads), Machine(replicas, groups, nodes, gpus))
+    if as_json:
+        print_json([dataclasses.asdict(each) | {"moved_bytes": each.moves * size} for each in outcomes])
+        return
+    print_table(
+        ("WAY", "MAX/MEAN", "WORST", "MOVES", "MOST AT ONCE", "MOVED"),
+        [
+            (
+                each.name,
+                f"{each.balance:.4f}",
+                f"{each.worst:.4f}",
+                str(each.moves),
+                str(each.most_moves),
+                format_bytes(each.moves * size) if size else "-",
+            )
+            for each in outcomes
+        ],
+        right=(1, 2, 3, 4, 5),
+    )
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What the numeric functions say of bad arguments becomes one line."""
+    try:
+        yield
+    except Error:
+        raise
+    except (ValueError, TypeError) as error:
+        raise InvalidArgument(str(error)) from error
+
+
+def _weight(location: str, *, windows: bool) -> "tuple[Tensor, Tensor]":
+    """The average, and what is planned for."""
+    import torch
+
+    from .load_files import read_loads
+
+    loads = read_loads(location)
+    if windows and not len(loads.windows):
+        raise InvalidArgument(
+            "no windows in this file: record them (LoadRecorder(windows=…)), or omit --windows", path=location
+        )
+    return loads.average, torch.cat([loads.average[None], loads.windows]) if windows else loads.average
+
+
+def _series(locations: tuple[str, ...]) -> "list[Tensor]":
+    from .load_files import read_loads
+
+    series: list[Tensor] = []
+    for location in locations:
+        loads = read_loads(location)
+        series += list(loads.windows) if len(loads.windows) else [loads.average]
+    return series
+
+
+def _summary(rows: "list[LayerBalance]") -> dict[str, Any]:
+    worst = max(rows, key=lambda row: row.ratio)
+    return {
+        "mean": sum(row.ratio for row in rows) / len(rows),
+        "worst": worst.ratio,
+        "worst_layer": worst.layer,
+        "bound": sum(row.bound for row in rows) / len(rows),
+    }
+
+
+def _cells(summary: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{summary[name]:.4f}" for name in ("mean", "worst", "bound"))
+
+
+def _draw(location: str, shown: "Plan", weight: "Tensor") -> None:
+    from luciola.client import open_location, replacing
+
+    from .heatmap import draw
+    from .plan_file import experts_in_order
+    from .rebalance import gpu_loads
+
+    in_order = experts_in_order(weight, shown.slots)
+    picture = draw(
+        {
+            "experts in order": gpu_loads(weight, in_order, shown.gpus),
+            f"plan, {shown.policy}": gpu_loads(weight, shown.placement, shown.gpus),
+        },
+        nodes=shown.nodes,
+    )
+    with replacing(*open_location(location)) as writer:
+        writer.write(picture)
+
+
+__all__ = ["eplb"]

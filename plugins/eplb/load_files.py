@@ -1,0 +1,97 @@
+"""Loads of experts from files of several kinds, by their suffix.
+
+.safetensors   what `LoadRecorder` saves: an average, and windows
+.npy           an array (layers, experts), or (windows, layers, experts)
+.json          the same as nested lists, or a table with them under "loads"
+.csv           a line a layer, a number an expert; a first line without numbers is a heading, '#' begins a remark
+"""
+
+import io
+import json
+import os
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from luciola.client import open_location
+from luciola.errors import CorruptData, InvalidArgument
+from luciola.units import MIB, format_bytes
+
+from .recorder import Loads
+
+FILE_BYTES_MAX: Final = 256 * MIB  # 100 windows of 100 layers of 1024 experts as text
+
+
+@dataclass(frozen=True)
+class LoadFile:
+    """What a file says; float64. average (layers, experts), windows (windows, layers, experts), perhaps none."""
+
+    average: Tensor
+    windows: Tensor
+
+
+def read_loads(location: str) -> LoadFile:
+    """The loads in a file at a location. Raises: InvalidArgument, CorruptData, OSError."""
+    suffix = os.path.splitext(location)[1].lower()
+    if suffix == ".safetensors":
+        loads = Loads.load(location)
+        return LoadFile(loads.average, loads.windows)
+    parse = {".npy": _npy, ".json": _json, ".csv": _csv}.get(suffix)
+    if parse is None:
+        raise InvalidArgument("loads are in a .safetensors, .npy, .json or .csv file", path=location)
+    file_system, path = open_location(location)
+    size = file_system.stat(path).st_size
+    if size > FILE_BYTES_MAX:
+        raise InvalidArgument(
+            f"{format_bytes(size)} of loads; at most {format_bytes(FILE_BYTES_MAX)} are read", path=path
+        )
+    try:
+        return _checked(parse(file_system.read(path)))
+    except (ValueError, TypeError, LookupError, EOFError, RecursionError, MemoryError) as error:
+        raise CorruptData(f"not loads of experts: {error!s:.200}", path=path) from error
+
+
+def _npy(data: bytes) -> Any:
+    return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+def _json(data: bytes) -> Any:
+    table = json.loads(data)
+    return table["loads"] if isinstance(table, dict) else table
+
+
+def _csv(data: bytes) -> Any:
+    rows: list[list[float]] = []
+    for number, line in enumerate(data.decode().splitlines(), 1):
+        cells = line.partition("#")[0].strip()
+        if not cells:
+            continue
+        try:
+            row = [float(cell) for cell in cells.split(",")]
+        except ValueError:
+            if rows or number > 1:
+                raise ValueError(f"line {number} has something that is no number: {line[:60]!r}") from None
+            continue
+        if rows and len(row) != len(rows[0]):
+            raise ValueError(f"line {number} has {len(row)} numbers, the lines before {len(rows[0])}")
+        rows.append(row)
+    return rows
+
+
+def _checked(values: Any) -> LoadFile:
+    array = np.asarray(values)
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"an array of {array.dtype}, not of numbers")
+    if array.ndim not in {2, 3} or 0 in array.shape:
+        raise ValueError(f"shape {array.shape}, not (layers, experts) or (windows, layers, experts)")
+    array = array.astype(np.float64)
+    if not (np.isfinite(array) & (array >= 0)).all():
+        raise ValueError("loads are finite numbers from zero on")
+    tensor = torch.from_numpy(array)
+    return LoadFile(tensor, tensor[None][:0]) if tensor.dim() == 2 else LoadFile(tensor.mean(0), tensor)
+
+
+__all__ = ["LoadFile", "read_loads"]
