@@ -4,7 +4,9 @@
     greedy       the plan of deepseek-ai/EPLB, bit for bit, in numpy over all layers at once
     reference    the same in plain torch: the specification
     balance      loads of GPUs, and a bound that no placement can beat
-    optimal      plans close to that bound: replicas (packing), places (exchange), groups of nodes
+    optimal      plans close to that bound: groups to nodes, then rows
+    rows         one layer or node: replicas (counts), places (packing), exchanges between GPUs (exchange)
+    incremental  the best plan within a budget of moves
     moves        what has to move between two placements, and slots that stay where they are
     recorder     live loads: tensors of ids in, a file on a location out
     loader       the experts that a GPU lacks, from a checkpoint into its slots
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
         lower_bound,
         moves_between,
         rebalance_experts,
+        rebalance_incrementally,
     )
     from .recorder import LoadRecorder, Loads, merged
 
@@ -47,6 +50,7 @@ __all__ = [
     "merged",
     "moves_between",
     "rebalance_experts",
+    "rebalance_incrementally",
 ]
 
 _MODULE_OF = {

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import balance
+from . import balance, incremental
 from .greedy import Indices, hierarchical
-from .moves import Move, keep_slots, list_moves
-from .optimal import better_of, optimal
+from .moves import Move, keep_slots, list_moves, match_gpus
+from .optimal import better_of, optimal, optimal_in_place
 
 Policy = Literal["reference", "optimal", "optimal-global"]
 POLICIES: Final = get_args(Policy)
@@ -96,9 +96,36 @@ def rebalance_experts(  # noqa: PLR0913, the original's arguments
     )
     if original is not None:
         expert_of = better_of(expert_of, original[0], _wide(loads), gpus=num_gpus)
-    return _placement(
-        expert_of, balance.replica_numbers(expert_of), balance.replica_counts(expert_of, experts=experts)
+    return _numbered(expert_of, experts=experts)
+
+
+def rebalance_incrementally(
+    weight: Tensor, physical_to_logical_map: Tensor, num_gpus: int, *, budget: int, num_nodes: int = 1
+) -> tuple[Placement, list[Move]]:
+    """The best placement within `budget` expert moves of the present one, over all layers, and those moves.
+
+    A move loads an expert onto a GPU that lacks it; an expert that stays on its GPU keeps its slot. The best is the
+    least sum over layers of the largest GPU load. A larger budget is never worse; no budget gives the same placement.
+    With `num_nodes`, an expert stays on the node that has it.
+    Shapes: weight (layers, experts), physical_to_logical_map (layers, slots).
+    Raises: ValueError for a negative budget, a map that does not fit the weights or leaves an expert without a slot,
+    and with `num_nodes` for an expert on several nodes.
+    """
+    loads, current = _loads_and_map(weight, physical_to_logical_map, num_gpus)
+    if index(budget) < 0:
+        raise ValueError(f"budget must not be negative, not {budget}")
+    _check_positive({"num_nodes": num_nodes})
+    _check_divides("num_gpus", num_gpus, "num_nodes", num_nodes)
+    _check_homes(current, num_nodes)
+    target: Indices | None = None
+    if budget:
+        best = optimal_in_place(loads, current, gpus=num_gpus, nodes=num_nodes)
+        target = match_gpus(current, best, gpus=num_gpus, nodes=num_nodes)
+    chosen = incremental.rebalance(
+        loads, current, gpus=num_gpus, nodes=num_nodes, budget=budget, target=target
     )
+    expert_of = keep_slots(current, chosen, gpus=num_gpus)
+    return _numbered(expert_of, experts=loads.shape[1]), list_moves(current, expert_of, gpus=num_gpus)
 
 
 def gpu_loads(weight: Tensor, physical_to_logical_map: Tensor, num_gpus: int) -> Tensor:
@@ -140,6 +167,13 @@ def moves_between(current: Tensor, target: Tensor, num_gpus: int) -> list[Move]:
     hold an expert, the one that sends least in its layer is the source.
     """
     return list_moves(*_two_maps(current, target, num_gpus), gpus=num_gpus)
+
+
+def _numbered(expert_of: Indices, *, experts: int) -> Placement:
+    """The placement whose replicas are numbered by their slots."""
+    return _placement(
+        expert_of, balance.replica_numbers(expert_of), balance.replica_counts(expert_of, experts=experts)
+    )
 
 
 def _placement(expert_of: Indices, replica_of: Indices, count: Indices) -> Placement:
@@ -230,6 +264,18 @@ def _check_divides(what: str, value: int, part: str, divisor: int) -> None:
         raise ValueError(f"{what} ({value}) must be a multiple of {part} ({divisor})")
 
 
+def _check_homes(placed: Indices, nodes: int) -> None:
+    for layer, held in enumerate(placed.reshape(len(placed), nodes, -1) if nodes > 1 else ()):
+        seen: set[int] = set()
+        for node in held:
+            here = set(node.tolist())
+            if twice := seen & here:
+                raise ValueError(
+                    f"with num_nodes {nodes} each expert must be on one node: in layer {layer}, {min(twice)} is on two"
+                )
+            seen |= here
+
+
 def _check_slots(slots: int, *, experts: int, gpus: int) -> None:
     _check_divides("num_replicas", slots, "num_gpus", gpus)
     if slots < experts:
@@ -245,4 +291,5 @@ __all__ = [
     "lower_bound",
     "moves_between",
     "rebalance_experts",
+    "rebalance_incrementally",
 ]

@@ -1,0 +1,227 @@
+"""Few moves, much balance: the best placement within a budget of expert moves of the present one.
+
+A move loads an expert onto a GPU that lacks it; to change slots inside a GPU costs nothing. Each layer walks away from
+its present placement step by step, always relieving its heaviest GPU where that gains most a move:
+
+    exchange  a slot of it and one elsewhere exchange their experts (2 moves)
+    share     a slot elsewhere, whose expert has other replicas, takes a further replica of one of its experts (1 move)
+    shed      one of its slots, whose expert has other replicas, takes the lightest expert instead (1 move)
+
+All layers walk at once. The walk does not depend on the budget. Beyond its end, the placement of `optimal` is a last,
+expensive point. Of each layer's points (moves, largest load), the combination with the least sum of largest loads
+within the budget is found exactly, by dynamic programming over layers. So a larger budget is never worse.
+"""
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from .balance import gpu_loads, lower_bound, replica_counts
+from .greedy import Indices
+from .moves import count_moves
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+GAP: Final = 5e-4  # a layer within this of the bound walks no further
+GAIN: Final = 1e-9  # relative; less is rounding
+STEPS_MAX: Final = 300  # of a layer; 288 slots on 32 GPUs take 50 to 150
+
+
+class Point(NamedTuple):
+    """A placement of one layer: what it costs to get there, and its largest GPU load."""
+
+    moves: int
+    peak: float
+    placed: Indices
+
+
+def rebalance(  # noqa: PLR0913, a placement, its loads and its limits
+    loads: Floats, current: Indices, *, gpus: int, nodes: int, budget: int, target: Indices | None
+) -> Indices:
+    """Expert of each slot, at most `budget` moves away from the current placement.
+
+    Shapes: loads (layers, experts), current (layers, slots), target (layers, slots) a good placement however far.
+    """
+    points = [[Point(0, peak, row)] for peak, row in zip(_peaks(loads, current, gpus), current, strict=True)]
+    if budget:
+        placements = list(_walk(loads, current, gpus=gpus, nodes=nodes, steps_max=min(STEPS_MAX, budget)))
+        for placed in [*placements, *([] if target is None else [target])]:
+            moves, peaks = count_moves(current, placed, gpus=gpus), _peaks(loads, placed, gpus)
+            for layer, row in enumerate(placed):
+                points[layer].append(Point(int(moves[layer]), float(peaks[layer]), row))
+    return np.stack(choose([frontier(each) for each in points], budget))
+
+
+def frontier(points: list[Point]) -> list[Point]:
+    """The points that no other beats in both moves and peak, by moves."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda each: each[:2]):
+        if not best or point.peak < best[-1].peak * (1 - GAIN):
+            best.append(point)
+    return best
+
+
+def choose(fronts: list[list[Point]], budget: int) -> list[Indices]:
+    """A placement of each layer: the least sum of peaks within the budget, and of those the fewest moves."""
+    budget = min(budget, sum(front[-1].moves for front in fronts))
+    least = np.zeros(budget + 1)  # by moves spent at most, over the layers so far
+    chosen = np.empty((len(fronts), budget + 1), dtype=np.int64)
+    for layer, front in enumerate(fronts):
+        sums = np.full((len(front), budget + 1), np.inf)
+        for index, point in enumerate(front):
+            if point.moves <= budget:
+                sums[index, point.moves :] = least[: budget + 1 - point.moves] + point.peak
+        chosen[layer] = sums.argmin(axis=0)
+        least = sums.min(axis=0)
+    left = int(np.flatnonzero(least <= least[-1] * (1 + GAIN))[0])
+    result = []
+    for layer in range(len(fronts) - 1, -1, -1):
+        point = fronts[layer][chosen[layer, left]]
+        left -= point.moves
+        result.append(point.placed)
+    return result[::-1]
+
+
+def _peaks(loads: Floats, placed: Indices, gpus: int) -> Floats:
+    peaks: Floats = gpu_loads(loads, placed, gpus=gpus).max(axis=1)
+    return peaks
+
+
+def _walk(loads: Floats, current: Indices, *, gpus: int, nodes: int, steps_max: int) -> Iterator[Indices]:
+    """The placements of all layers after each step; a layer that has arrived stays."""
+    placed = current.copy()
+    goal = lower_bound(loads, slots=current.shape[1], gpus=gpus) * (1 + GAP)
+    active = np.flatnonzero(_peaks(loads, placed, gpus) > goal)
+    for _ in range(steps_max):
+        if not len(active):
+            return
+        some = placed[active]
+        walking = _step(loads[active], some, gpus=gpus, nodes=nodes)
+        placed[active] = some
+        yield placed.copy()
+        active = active[walking & (_peaks(loads[active], some, gpus) > goal[active])]
+
+
+class _Choice(NamedTuple):
+    """The best change of one kind in each layer: slots, their new experts, and the load that it leaves."""
+
+    peak: Floats
+    slots: tuple[Indices, ...]
+    experts: tuple[Indices, ...]
+
+
+def _step(loads: Floats, placed: Indices, *, gpus: int, nodes: int) -> npt.NDArray[np.bool_]:
+    """Change each layer in place by one step; says where there was one."""
+    layer = np.arange(len(placed))
+    per_gpu = gpu_loads(loads, placed, gpus=gpus)
+    heaviest = per_gpu.max(axis=1)
+    runner_up = np.partition(per_gpu, -2, axis=1)[:, -2] if gpus > 1 else heaviest
+    choices = _Layers(loads, placed, per_gpu, nodes).choices()
+    # What counts is the gain a move until the next GPU is the heaviest; of equals, what relieves this one more.
+    gains = np.stack(
+        [
+            (heaviest - np.maximum(each.peak, runner_up)) / len(each.slots) + 1e-3 * (heaviest - each.peak)
+            for each in choices
+        ]
+    )
+    helps = np.stack([each.peak < heaviest * (1 - GAIN) for each in choices])
+    best = np.where(helps, gains, -np.inf).argmax(axis=0)
+    for kind, choice in enumerate(choices):
+        mine = layer[(best == kind) & helps[kind]]
+        for slot, expert in zip(choice.slots, choice.experts, strict=True):
+            placed[mine, slot[mine]] = expert[mine]
+    stepped: npt.NDArray[np.bool_] = np.logical_or.reduce(helps, axis=0)
+    return stepped
+
+
+class _Layers:
+    """All that the kinds of steps need to know of the layers. S is the number of slots a GPU."""
+
+    def __init__(self, loads: Floats, placed: Indices, per_gpu: Floats, nodes: int) -> None:
+        layers, slots = placed.shape
+        experts, gpus = loads.shape[1], per_gpu.shape[1]
+        size = slots // gpus
+        self.layer = np.arange(layers)
+        self.placed = placed
+        count = replica_counts(placed, experts=experts)
+        gpu = np.arange(slots) // size
+        at = np.take_along_axis
+        self.share = at(loads / np.maximum(count, 1), placed, axis=1)
+        further = loads / (count + 1)  # a replica's load with one replica more
+        self.load = per_gpu[:, gpu]  # of the GPU of each slot
+        held = np.zeros((layers, gpus, experts), dtype=np.bool_)
+        held[self.layer[:, None], gpu, placed] = True
+
+        heavy = per_gpu.argmax(axis=1)
+        self.heavy_load = per_gpu.max(axis=1)[:, None]
+        near = (
+            gpu // (slots // nodes // size) == (heavy // (gpus // nodes))[:, None]
+        )  # slots of the heaviest GPU's node
+        self.mine = heavy[:, None] * size + np.arange(size)
+        self.my_experts = at(placed, self.mine, axis=1)
+        self.my_share = at(self.share, self.mine, axis=1)
+        self.my_further = at(further, self.my_experts, axis=1)
+        # arrives[layer, i, slot]: the GPU of the slot may take the expert of slot i of the heaviest GPU.
+        self.arrives = near[:, None, :] & ~held[self.layer[:, None, None], gpu, self.my_experts[:, :, None]]
+        self.unheld = near & ~held[self.layer[:, None], heavy[:, None], placed]
+        self.spare = at(count, placed, axis=1) > 1
+        self.without = self._peak_without(loads, count)
+        self.further = at(further, placed, axis=1)
+
+    def _peak_without(self, loads: Floats, count: Indices) -> Floats:
+        """For each slot, the heaviest GPU with another replica of its expert, once this slot holds something else."""
+        at = np.take_along_axis
+        more = at(loads / np.maximum(count - 1, 1) - loads / np.maximum(count, 1), self.placed, axis=1)
+        order = np.lexsort((self.load, self.placed), axis=1)
+        load, expert = at(self.load, order, axis=1), at(self.placed, order, axis=1)
+        last = np.arange(load.shape[1]) + np.zeros_like(order)
+        ends = np.diff(expert, axis=1, append=-1) != 0
+        end = np.minimum.accumulate(np.where(ends, last, load.shape[1])[:, ::-1], axis=1)[:, ::-1]
+        other = np.where(ends, np.maximum(end - 1, 0), end)  # the heaviest of the run, or the one before it
+        result = np.empty_like(load)
+        np.put_along_axis(result, order, at(load, other, axis=1), axis=1)
+        peak: Floats = result + more
+        return peak
+
+    def choices(self) -> tuple[_Choice, ...]:
+        """The best change of each kind."""
+        return self._exchange(), self._share(), self._shed()
+
+    def _exchange(self) -> _Choice:
+        given = self.my_share[:, :, None] - self.share[:, None, :]
+        peak = np.maximum(self.heavy_load[:, :, None] - given, self.load[:, None, :] + given)
+        return self._best(np.where(self.arrives & self.unheld[:, None, :], peak, np.inf), exchange=True)
+
+    def _share(self) -> _Choice:
+        lighter = self.heavy_load - self.my_share + self.my_further
+        peak = np.maximum(
+            self.without[:, None, :], (self.load - self.share)[:, None, :] + self.my_further[:, :, None]
+        )
+        peak = np.maximum(peak, lighter[:, :, None])
+        return self._best(np.where(self.arrives & self.spare[:, None, :], peak, np.inf), exchange=False)
+
+    def _best(self, peak: Floats, *, exchange: bool) -> _Choice:
+        flat = peak.reshape(len(peak), -1)
+        best = flat.argmin(axis=1)
+        index, slot = np.divmod(best, peak.shape[2])
+        mine, expert = self.mine[self.layer, index], self.my_experts[self.layer, index]
+        slots, experts = (slot, mine), (expert, self.placed[self.layer, slot])
+        ways = 2 if exchange else 1
+        return _Choice(flat[self.layer, best], slots[:ways], experts[:ways])
+
+    def _shed(self) -> _Choice:
+        lightest = np.where(self.unheld, self.further, np.inf).argmin(axis=1)
+        added = np.where(self.unheld[self.layer, lightest], self.further[self.layer, lightest], np.inf)[
+            :, None
+        ]
+        spare, without = (np.take_along_axis(each, self.mine, axis=1) for each in (self.spare, self.without))
+        peak = np.where(spare, np.maximum(self.heavy_load - self.my_share + added, without), np.inf)
+        best = peak.argmin(axis=1)
+        return _Choice(
+            peak[self.layer, best], (self.mine[self.layer, best],), (self.placed[self.layer, lightest],)
+        )
+
+
+__all__ = ["Point", "choose", "frontier", "rebalance"]
