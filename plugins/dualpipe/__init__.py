@@ -27,22 +27,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .border import set_p2p_tensor_dtype, set_p2p_tensor_shapes
+    from .costs import StageCosts
     from .failure import PipelineError
     from .linear import Linear
     from .pipeline import DualPipe, DualPipeV
+    from .plan import best_schedule
     from .schedule import Schedule, dualpipe, dualpipev
+    from .verify import InvalidSchedule, find_problems
     from .weight_store import WeightGradStore
 
 __all__ = [
     "DualPipe",
     "DualPipeV",
+    "InvalidSchedule",
     "Linear",
     "PipelineError",
     "Schedule",
+    "StageCosts",
     "WeightGradStore",
+    "best_schedule",
     "describe",
     "dualpipe",
     "dualpipev",
+    "find_problems",
     "set_p2p_tensor_dtype",
     "set_p2p_tensor_shapes",
 ]
@@ -51,9 +58,12 @@ _MODULE_OF = {
     **dict.fromkeys(("DualPipe", "DualPipeV"), ".pipeline"),
     **dict.fromkeys(("Schedule", "dualpipe", "dualpipev"), ".schedule"),
     **dict.fromkeys(("set_p2p_tensor_dtype", "set_p2p_tensor_shapes"), ".border"),
+    **dict.fromkeys(("InvalidSchedule", "find_problems"), ".verify"),
     "Linear": ".linear",
     "PipelineError": ".failure",
+    "StageCosts": ".costs",
     "WeightGradStore": ".weight_store",
+    "best_schedule": ".plan",
 }
 
 
