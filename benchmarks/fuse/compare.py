@@ -47,15 +47,20 @@ def prepare(work: Path) -> dict[str, tuple[list[str], dict[str, str]]]:
         description.write_text(text)
         environment = {**os.environ, "PKG_CONFIG_PATH": str(description.parent)}
         run(str(python), "-m", "pip", "install", "-q", "fusepy", "pyfuse3", env=environment)
-    build = work / "target"
-    run("cargo", "build", "--release", "--target-dir", str(build), cwd=HERE / "trivial")
+    build = build_trivial(work)
     libfuse2 = next(root.rglob("libfuse.so.2"))
     return {
         "fusepy": ([str(python), str(HERE / "with_fusepy.py")], {"FUSE_LIBRARY_PATH": str(libfuse2)}),
         "pyfuse3": ([str(python), str(HERE / "with_pyfuse3.py")], {}),
-        "fuser": ([str(build / "release" / "with_fuser")], {}),
-        "luciola": ([str(build / "release" / "with_luciola")], {}),
+        "fuser": ([str(build / "with_fuser")], {}),
+        "luciola": ([str(build / "with_luciola")], {}),
     }
+
+
+def build_trivial(work: Path) -> Path:
+    """The folder of the trivial file system's servers in Rust."""
+    run("cargo", "build", "--release", "--target-dir", str(work / "target"), cwd=HERE / "trivial")
+    return work / "target" / "release"
 
 
 class Served:
