@@ -89,7 +89,7 @@ def measure(root: Path, data: Path, options: argparse.Namespace) -> dict[tuple[s
     for number in range(options.rounds + 1):
         for block, depth in WORKS:
             order = list(range(0, len(content) - block + 1, block))
-            random.Random(number).shuffle(order)  # noqa: S311
+            random.Random(number).shuffle(order)
             for side in ("local", *file_systems):
                 if side == "local":
                     figure = timed(options.seconds, [], local_reader(local, content, order, block, depth))
@@ -188,7 +188,7 @@ def storage_nodes(data: Path) -> list[int]:
 
 
 def show(figures: dict[tuple[str, int, int], list[Figure]], options: argparse.Namespace) -> None:
-    print("| block | in flight | side | MiB/s | blocks/s | of local | lowest – highest | CPU µs a block |")
+    print("| block | in flight | side | MiB/s | blocks/s | of local | lowest to highest | CPU µs a block |")
     print("|---|---:|---|---:|---:|---:|---:|---:|")
     for block, depth in WORKS:
         local = figures["local", block, depth]
@@ -200,7 +200,7 @@ def show(figures: dict[tuple[str, int, int], list[Figure]], options: argparse.Na
             cpu = statistics.median(each.cpu_us for each in found)
             print(
                 f"| {name} | {depth} | {side} | {rate * block / MIB:,.0f} | {rate:,.0f} | "
-                f"{statistics.median(ratios):.2f} | {min(ratios):.2f} – {max(ratios):.2f} | {cpu:,.1f} |"
+                f"{statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} | {cpu:,.1f} |"
             )
 
 

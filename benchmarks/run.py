@@ -1,9 +1,10 @@
-"""Luciola beside JuiceFS and the local file system, in one run, as ratios.
+"""Luciola with one and with two copies beside JuiceFS and the local file system, in one run, as ratios.
 
-usage: python benchmarks/run.py [--directory DIR] [--rounds 1] [--only PHASE ...] [--without-juicefs]
+usage: python benchmarks/run.py [--directory DIR] [--rounds 3] [--only PHASE ...] [--systems NAME ...]
 
-Every round measures every system in turn, so that a machine whose speed drifts does so for all of them; the table
-shows medians and the ratios of medians. Results are also written to benchmarks/results/.
+Every round measures every system in turn, so that a machine whose speed drifts does so for all of them. The first
+table shows medians over rounds, with the lowest and highest value; the second one the ratios to JuiceFS within each
+round: their median, lowest and highest. Results are also written to benchmarks/results/.
 """
 
 import argparse
@@ -33,7 +34,7 @@ SYSTEMS: dict[str, Callable[[Path], AbstractContextManager[Path]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size-mib", type=int, default=512)
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--only", nargs="*", choices=PHASES, default=list(PHASES))
@@ -49,11 +50,8 @@ def main() -> None:
             ):
                 for figure, value in measure(directory, options).items():
                     figures[name].setdefault(figure, []).append(value)
-    medians = {
-        name: {figure: statistics.median(values) for figure, values in found.items()}
-        for name, found in figures.items()
-    }
-    print_ratios(medians)
+    print_figures(figures)
+    print_ratios(figures)
     keep(figures)
 
 
@@ -72,16 +70,39 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, float]:
     return figures
 
 
-def print_ratios(medians: dict[str, dict[str, float]]) -> None:
-    names = list(medians)
-    print("| work |", " | ".join(names), "| luciola / juicefs |")
-    print("|---|" + "---:|" * (len(names) + 1))
-    for figure in next(iter(medians.values())):
-        values = [f"{medians[name][figure]:,.0f}" for name in names]
-        ratio = "-"
-        if "juicefs" in medians and "luciola" in medians:
-            ratio = f"{medians['luciola'][figure] / medians['juicefs'][figure]:.2f}"
-        print(f"| {figure} |", " | ".join(values), f"| {ratio} |")
+Figures = dict[str, dict[str, list[float]]]
+"""The values of all rounds, by system and figure."""
+
+
+def spread(values: list[float], digits: int) -> str:
+    """The median and, of several values, the lowest and the highest."""
+    middle = f"{statistics.median(values):,.{digits}f}"
+    return (
+        middle if len(values) == 1 else f"{middle} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+    )
+
+
+def print_figures(figures: Figures) -> None:
+    names = list(figures)
+    print("| work |", " | ".join(names), "|")
+    print("|---|" + "---:|" * len(names))
+    for figure in next(iter(figures.values())):
+        print(f"| {figure} |", " | ".join(spread(figures[name][figure], 0) for name in names), "|")
+
+
+def print_ratios(figures: Figures) -> None:
+    """How many times JuiceFS's each figure of ours is."""
+    names = [name for name in figures if name.startswith("luciola")]
+    if "juicefs" not in figures or not names:
+        return
+    print("\n| times JuiceFS |", " | ".join(names), "|")
+    print("|---|" + "---:|" * len(names))
+    for figure, theirs in figures["juicefs"].items():
+        ratios = [
+            [mine / other for mine, other in zip(figures[name][figure], theirs, strict=True)]
+            for name in names
+        ]
+        print(f"| {figure} |", " | ".join(spread(each, 2) for each in ratios), "|")
 
 
 def keep(figures: dict[str, dict[str, list[float]]]) -> None:

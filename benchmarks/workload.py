@@ -17,8 +17,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PHASES = ("sequential", "random", "metadata", "small")
+PHASES = ("sequential", "random", "metadata", "small", "unpack")
 SMALL_BYTES = 128 << 10
+UNPACKED_BYTES = (5 << 10, 20 << 10)  # the smallest and the largest file of an archive
 
 
 def main() -> None:
@@ -46,6 +47,8 @@ def main() -> None:
             figures |= work_on_names(work, options.files)
         if "small" in options.only:
             figures |= work_on_small_files(work, options.files // 2)
+        if "unpack" in options.only:
+            figures |= unpack_archives(work, options.files)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     json.dump(figures, sys.stdout, indent=1)
@@ -170,6 +173,33 @@ def write_small(directory: Path, count: int) -> None:
 def read_small(directory: Path, count: int) -> None:
     for index in range(count):
         assert len(Path(f"{directory}/small-{index}").read_bytes()) == SMALL_BYTES
+
+
+def unpack(directory: Path, count: int) -> None:
+    """What GNU tar does as root for each file of an archive."""
+    directory.mkdir(exist_ok=True)
+    smallest, largest = UNPACKED_BYTES
+    content = os.urandom(largest)
+    for index in range(count):
+        length = smallest + index * 7919 % (largest - smallest)
+        file = os.open(f"{directory}/file-{index}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        for at in range(0, length, 10 << 10):
+            os.write(file, content[at : min(length, at + (10 << 10))])
+        os.utime(file, ns=(1_700_000_000 * 10**9, 1_700_000_000 * 10**9 + index))
+        os.fchown(file, 0, 0)
+        os.fchmod(file, 0o644)
+        os.close(file)
+
+
+def unpack_archives(work: Path, files: int) -> dict[str, float]:
+    figures = {}
+    for processes in (1, 4):
+        names = work / f"unpack-{processes}"
+        names.mkdir()
+        figures[f"unpack 5-20K files x{processes} file/s"] = parallel(
+            unpack, names, processes, files // processes
+        )
+    return figures
 
 
 def work_on_names(work: Path, files: int) -> dict[str, float]:

@@ -66,7 +66,7 @@ def fill(path: Path) -> None:
 
 def table(ceilings: list[dict[str, float]], mounts: list[dict[str, float]]) -> str:
     lines = [
-        "| work | only replies | mount | of the ceiling | lowest – highest |",
+        "| work | only replies | mount | of the ceiling | lowest to highest |",
         "|---|---:|---:|---:|---:|",
     ]
     for figure in ceilings[0]:
@@ -75,7 +75,7 @@ def table(ceilings: list[dict[str, float]], mounts: list[dict[str, float]]) -> s
         ratios = [mine / theirs for mine, theirs in zip(found, above, strict=True)]
         lines.append(
             f"| {figure} | {statistics.median(above):,.0f} | {statistics.median(found):,.0f} | "
-            f"{statistics.median(ratios):.2f} | {min(ratios):.2f} – {max(ratios):.2f} |"
+            f"{statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} |"
         )
     return "\n".join(lines)
 
