@@ -7,7 +7,10 @@
     schedule     which program works on which blocks of which sequence
     layouts      the two FP8 cache layouts, byte by byte
     machine      the kernels compiled ahead of time, and what must hold of their machine code
-    pages        `PagedKVFile`: pages of the cache in a file, local or on a cluster
+    pages        `PagedKVFile`: pages of the cache in a file, on a cluster or on this machine
+    page_format  the bytes of that file
+    page_cache   the cache in memory that pages are loaded into and saved from
+    transfer     pages on their way, while decoding goes on
     prefix       chained hashes of tokens, and the index that finds pages by them
 
 A user of `flash_mla` changes one import:
@@ -37,10 +40,18 @@ if TYPE_CHECKING:
         quantize_model1,
         quantize_v32,
     )
+    from .page_cache import PageCache
+    from .page_format import PageLayout
+    from .pages import Damage, Page, PagedKVFile
     from .schedule import FlashMLASchedMeta
 
 _HOMES: Final = {
+    "Damage": "pages",
     "FlashMLASchedMeta": "schedule",
+    "Page": "pages",
+    "PageCache": "page_cache",
+    "PageLayout": "page_format",
+    "PagedKVFile": "pages",
     "dequantize_model1": "layouts",
     "dequantize_v32": "layouts",
     "empty_model1_cache": "layouts",
@@ -57,7 +68,12 @@ _HOMES: Final = {
 }
 
 __all__ = [
+    "Damage",
     "FlashMLASchedMeta",
+    "Page",
+    "PageCache",
+    "PageLayout",
+    "PagedKVFile",
     "dequantize_model1",
     "dequantize_v32",
     "describe",

@@ -1,0 +1,482 @@
+"""`PagedKVFile`: pages of a KV cache in one file of bounded size, on a cluster or on this machine.
+
+    file = PagedKVFile.create("lu:/kv/chat", PageLayout(layers=61), capacity=10_000, model="v3 2026-01")
+    cache = PageCache.allocate(file.layout, blocks=512)
+    pages = file.match(tokens)                                     # the longest known beginning
+    file.load(pages, range(len(pages)), cache).wait()
+    ...
+    file.save(file.names(tokens), blocks, cache).wait()            # durable, found again after a restart
+
+One process writes, many read. When the file is full, the pages go that were used longest ago, later ones of a text
+before earlier ones. What a page is, on disk: `page_format`; how it moves: `transfer`; how it is found: `prefix`.
+
+    P1  a page that `match` returns is whole, or its load says CorruptData (with file and page) or NotFound (it was
+        evicted meanwhile); it never loads other bytes silently
+    P2  after a crash at any point every page that a finished save had is there, and of others all or nothing
+"""
+
+import contextlib
+import fcntl
+import os
+import socket
+import threading
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+from luciola_core import crc32c
+
+from ...client import open_location, replacing
+from ...client.local import LocalFileSystem
+from ...client.location import AnyFileSystem, Location
+from ...errors import AlreadyExists, Busy, CorruptData, InvalidArgument, NoSpace, NotFound
+from .page_cache import PageCache
+from .page_format import (
+    BLOCK_BYTES,
+    Entry,
+    Header,
+    PageLayout,
+    decode_entry,
+    decode_header,
+    encode_entry,
+    encode_header,
+    fingerprint,
+)
+from .prefix import PageName, PrefixIndex, page_names
+from .transfer import Mover, Transfer, View
+
+WRITER_SUFFIX: Final = ".writer"  # beside a file on a cluster, while a process writes it
+SCRUB_BLOCKS: Final = 8  # pages in memory while a file is verified
+
+_Place = str | os.PathLike[str] | Location
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of the file, as it was when it was found."""
+
+    name: PageName
+    slot: int
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A page whose bytes do not match their checksum."""
+
+    slot: int
+    layer: int
+    key: bytes
+
+
+class PagedKVFile:
+    """An open file of pages. `match`, `load` and `save` may be called by several threads."""
+
+    def __init__(self, file_system: AnyFileSystem, path: str, file: Any, *, writable: bool) -> None:
+        self.path = path
+        self.writable = writable
+        self._file_system = file_system
+        self._file = file
+        block = file.pread(BLOCK_BYTES, 0)
+        self.header: Header = decode_header(block, path)
+        if file.stat().st_size < self.header.file_bytes:
+            raise CorruptData(
+                f"the file has {file.stat().st_size} bytes of {self.header.file_bytes}", path=path
+            )
+        self._lock = threading.Lock()  # of what follows
+        self._saving = threading.Lock()  # one save at a time
+        self._transfers: list[Transfer] = []
+        self._pinned: Counter[int] = Counter()
+        self._read_table()
+
+    @classmethod
+    def create(
+        cls,
+        location: _Place,
+        layout: PageLayout,
+        capacity: int,
+        *,
+        model: str,
+        secret_file: str | os.PathLike[str] | None = None,
+    ) -> "PagedKVFile":
+        """A new file for `capacity` pages, open for writing. It is sparse until pages are saved.
+
+        `model`: a name for the weights and their revision; pages are found only by those who open with the same.
+        Raises: AlreadyExists; InvalidArgument; OSError.
+        """
+        header = Header(layout, capacity, fingerprint(model, layout))
+        file_system, path = open_location(location, secret_file=secret_file)
+        if file_system.exists(path):
+            raise AlreadyExists("a file of that name exists: open it, or remove it first", path=path)
+        with replacing(file_system, path) as new:
+            new.write(encode_header(header))
+            new.truncate(header.file_bytes)
+        return cls.open(location, model=model, writable=True, secret_file=secret_file)
+
+    @classmethod
+    def open(
+        cls,
+        location: _Place,
+        *,
+        model: str | None = None,
+        writable: bool = False,
+        take_over: bool = False,
+        secret_file: str | os.PathLike[str] | None = None,
+    ) -> "PagedKVFile":
+        """Opens a file. With `model` it must be of that model and revision.
+
+        `take_over`: on a cluster, write though the last writer did not say goodbye; only when it is surely gone.
+        Raises: NotFound; InvalidArgument for another model or kind of file; Busy if somebody writes it; CorruptData.
+        """
+        file_system, path = open_location(location, secret_file=secret_file)
+        file: Any = file_system.open(path, "r+b" if writable else "rb", direct=True)
+        with contextlib.ExitStack() as undo:
+            undo.callback(file.close)
+            if writable:
+                _claim(file_system, path, file, take_over=take_over)
+                undo.callback(_release, file_system, path)
+            opened = cls(file_system, path, file, writable=writable)
+            if model is not None and fingerprint(model, opened.layout) != opened.header.model:
+                raise InvalidArgument(f"these pages are of another model than {model!r}", path=path)
+            undo.pop_all()
+        return opened
+
+    @property
+    def layout(self) -> PageLayout:
+        return self.header.layout
+
+    @property
+    def capacity(self) -> int:
+        return self.header.capacity
+
+    def __len__(self) -> int:
+        """How many pages there are."""
+        with self._lock:
+            return len(self._index)
+
+    def names(self, tokens: Sequence[int]) -> list[PageName]:
+        """What the pages of a text are called; the last may not be full."""
+        return page_names(tokens, self.layout.page_tokens, self.header.model)
+
+    def match(self, tokens: Sequence[int]) -> list[Page]:
+        """The pages of the longest beginning of a text that is there. The last one may hold fewer tokens."""
+        with self._lock:
+            found = []
+            for name in self._index.longest(tokens):
+                slot = self._index.slot(name.key)
+                entry = self._entries[slot]
+                assert entry is not None, "the index names used slots"
+                found.append(Page(name, slot, entry))
+            return found
+
+    def pages(self) -> list[Page]:
+        """All pages, by slot."""
+        with self._lock:
+            return [
+                Page(_name(entry), slot, entry)
+                for slot, entry in enumerate(self._entries)
+                if entry is not None
+            ]
+
+    def refresh(self) -> None:
+        """Sees what the writer has saved and evicted since. For readers; a writer knows."""
+        if not self.writable:
+            with self._lock:
+                self._read_table()
+
+    def load(self, pages: Sequence[Page], blocks: Sequence[int], cache: PageCache) -> Transfer:
+        """Reads pages into blocks of the cache, in a thread; each is verified before it counts as landed.
+
+        A page that was evicted meanwhile fails with NotFound, a damaged one with CorruptData; the others land.
+        """
+        self._check(cache, blocks, len(pages))
+        slots = [page.slot for page in pages]
+        with self._lock:
+            self._pinned.update(slots)
+            self._touch(slots)
+
+        def work(transfer: Transfer) -> None:
+            try:
+                self._carry_in(transfer, pages, blocks, cache)
+            finally:
+                with self._lock:
+                    self._pinned.subtract(slots)
+
+        return self._start(len(pages), work)
+
+    def save(self, names: Sequence[PageName], blocks: Sequence[int], cache: PageCache) -> Transfer:
+        """Writes blocks of the cache as the pages of those names, in a thread; a page has landed when it is durable.
+
+        Pages that are there already are not written again. If the file is too small for all of them, later ones
+        fail with NoSpace. Raises: InvalidArgument for a file that is open for reading.
+        """
+        if not self.writable:
+            raise InvalidArgument("the file is open for reading: open it with writable=True", path=self.path)
+        self._check(cache, blocks, len(names))
+        return self._start(len(names), lambda transfer: self._carry_out(transfer, names, blocks, cache))
+
+    def verify(self) -> Iterator[Damage]:
+        """Reads every page and compares it with its checksums."""
+        cache = PageCache.allocate(self.layout, min(SCRUB_BLOCKS, self.capacity))
+        pages = self.pages()
+        for begin in range(0, len(pages), cache.blocks):
+            batch = pages[begin : begin + cache.blocks]
+            for place, error in sorted(self.load(batch, range(len(batch)), cache).errors().items()):
+                if isinstance(error, NotFound):
+                    continue
+                if not isinstance(error, CorruptData):
+                    raise error
+                page = batch[place]
+                yield Damage(page.slot, int(error.fields.get("layer", 0)), page.name.key)
+
+    def close(self) -> None:
+        """Waits for what is under way, and ends."""
+        with self._lock:
+            transfers, self._transfers = self._transfers, []
+        for transfer in transfers:
+            transfer.errors()
+        if not self._file.closed:
+            if self.writable:
+                self._write_clocks()
+                _release(self._file_system, self.path)
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Loading.
+
+    def _carry_in(
+        self, transfer: Transfer, pages: Sequence[Page], blocks: Sequence[int], cache: PageCache
+    ) -> None:
+        def then(place: int, view: View) -> None:
+            page = pages[place]
+            bad = _mismatch(view, page.entry)
+            if bad is None:
+                transfer.land(place)
+            else:
+                transfer.fail(place, self._reason(page, bad))
+
+        jobs = (
+            (place, blocks[place], self.header.record_offset(page.slot)) for place, page in enumerate(pages)
+        )
+        self._mover(cache, transfer, then, write=False).run(jobs)
+
+    def _mover(
+        self, cache: PageCache, transfer: Transfer, then: Callable[[int, View], None], *, write: bool
+    ) -> Mover:
+        return Mover(self._file_system, self._file, cache, write=write, then=then, failed=transfer.fail)
+
+    def _reason(self, page: Page, layer: int) -> OSError:
+        """Why a page's bytes are not those that were expected."""
+        size = self.layout.entry_bytes
+        now = decode_entry(self._file.pread(size, self.header.entry_offset(page.slot)), self.layout)
+        if now != page.entry:
+            return NotFound(f"page {page.slot} has been evicted", path=self.path)
+        message = f"page {page.slot}, layer {layer}: the bytes do not match their checksum"
+        return CorruptData(message, path=self.path, page=page.slot, layer=layer)
+
+    # Saving.
+
+    def _carry_out(
+        self, transfer: Transfer, names: Sequence[PageName], blocks: Sequence[int], cache: PageCache
+    ) -> None:
+        with self._saving:
+            slots = self._allot(transfer, names)
+            try:
+                entries = self._write_records(transfer, names, slots, blocks, cache)
+                self._write_entries(entries, slots)
+            except BaseException:
+                with self._lock:
+                    self._doubtful.update(slots.values())
+                raise
+            with self._lock:
+                for place, entry in entries.items():
+                    slot = slots.pop(place)
+                    self._entries[slot] = entry
+                    self._index.add(names[place], slot)
+                self._doubtful.update(slots.values())  # those whose record could not be written
+            for place in entries:
+                transfer.land(place)
+            self._write_clocks()
+
+    def _allot(self, transfer: Transfer, names: Sequence[PageName]) -> dict[int, int]:
+        """A slot for each page that is not there, its old entry gone from the disk (F3); by place."""
+        with self._lock:
+            present = {place for place, name in enumerate(names) if name.key in self._index}
+            # Keys that come twice are written once.
+            wanted = {name.key: place for place, name in reversed(list(enumerate(names)))}
+            places = sorted(set(wanted.values()) - present, key=lambda place: names[place].depth)
+            kept = {self._index.slot(names[place].key) for place in present}
+            self._touch(sorted(kept))
+            chosen, doubtful = self._choose(len(places), kept)
+            slots = dict(zip(places, chosen, strict=False))
+            self._touch(list(slots.values()))
+        empty = bytes(self.layout.entry_bytes)
+        for slot in doubtful:
+            self._file.pwrite(empty, self.header.entry_offset(slot))
+        if doubtful:
+            self._file.fsync(data_only=True)
+        for place in places[len(chosen) :]:
+            transfer.fail(place, NoSpace(f"all {self.capacity} pages of the file are in use", path=self.path))
+        written = {names[place].key for place in slots}
+        for place in range(len(names)):
+            if place in present or (place not in places and names[place].key in written):
+                transfer.land(place)
+        return slots
+
+    def _choose(self, count: int, kept: set[int]) -> tuple[list[int], list[int]]:
+        """Up to `count` slots to write, and those of them whose entry on the disk must go first."""
+        free = [slot for slot, entry in enumerate(self._entries) if entry is None]
+        used = (
+            (self._clocks[slot], -entry.depth, slot)
+            for slot, entry in enumerate(self._entries)
+            if entry is not None and slot not in kept and self._pinned[slot] <= 0
+        )
+        victims = [slot for *_, slot in sorted(used)[: max(0, count - len(free))]]
+        chosen = (free + victims)[:count]
+        for slot in victims:
+            entry = self._entries[slot]
+            assert entry is not None, "a victim is a used slot"
+            self._index.remove(entry.key)
+            self._entries[slot] = None
+        doubtful = victims + [slot for slot in chosen if slot in self._doubtful]
+        self._doubtful.difference_update(doubtful)
+        return chosen, doubtful
+
+    def _write_records(
+        self,
+        transfer: Transfer,
+        names: Sequence[PageName],
+        slots: dict[int, int],
+        blocks: Sequence[int],
+        cache: PageCache,
+    ) -> dict[int, Entry]:
+        entries: dict[int, Entry] = {}
+
+        def then(place: int, view: View) -> None:
+            name = names[place]
+            sums = tuple(crc32c(view.layer(layer)) for layer in range(self.layout.layers))
+            entries[place] = Entry(name.tokens, self._generation, name.key, name.parent, name.depth, sums)
+            self._generation += 1
+
+        jobs = ((place, blocks[place], self.header.record_offset(slot)) for place, slot in slots.items())
+        self._mover(cache, transfer, then, write=True).run(jobs)
+        if entries:
+            self._file.fsync(data_only=True)
+        return entries
+
+    def _write_entries(self, entries: dict[int, Entry], slots: dict[int, int]) -> None:
+        for place, entry in entries.items():
+            self._file.pwrite(encode_entry(entry, self.layout), self.header.entry_offset(slots[place]))
+        if entries:
+            self._file.fsync(data_only=True)
+
+    # The table.
+
+    def _read_table(self) -> None:
+        header, layout = self.header, self.layout
+        self._clocks = array("Q", self._file.pread(8 * header.capacity, header.clocks_offset))
+        table = memoryview(self._file.pread(layout.entry_bytes * header.capacity, header.entries_offset))
+        self._entries: list[Entry | None] = [
+            decode_entry(table[at : at + layout.entry_bytes], layout) if table[at] else None
+            for at in range(0, len(table), layout.entry_bytes)
+        ]
+        # A slot that looks free but holds torn bytes is cleaned before it is used.
+        size = layout.entry_bytes
+        self._doubtful = {
+            slot
+            for slot, entry in enumerate(self._entries)
+            if entry is None and any(table[slot * size : (slot + 1) * size])
+        }
+        self._index = PrefixIndex(layout.page_tokens, header.model)
+        self._generation = 1 + max((each.generation for each in self._entries if each is not None), default=0)
+        self._clock = 1 + max(self._clocks, default=0)
+        for entry, slot in sorted(
+            ((each, slot) for slot, each in enumerate(self._entries) if each is not None),
+            key=lambda pair: -pair[0].generation,
+        ):
+            if entry.key in self._index:  # an older copy, of two writers at one time
+                self._entries[slot] = None
+                self._doubtful.add(slot)
+            else:
+                self._index.add(_name(entry), slot)
+
+    def _touch(self, slots: Sequence[int]) -> None:
+        for slot in slots:
+            self._clocks[slot] = self._clock
+        self._clock += 1
+
+    def _write_clocks(self) -> None:
+        """Without waiting for the disk: after a crash, older times of use do no harm."""
+        with self._lock:
+            data = self._clocks.tobytes()
+        self._file.pwrite(data, self.header.clocks_offset)
+
+    def _start(self, count: int, work: Any) -> Transfer:
+        if self._file.closed:
+            raise InvalidArgument("the file is closed", path=self.path)
+        transfer = Transfer(count)
+        with self._lock:
+            self._transfers = [each for each in self._transfers if not each.done]
+            self._transfers.append(transfer)
+        return transfer.start(work)
+
+    def _check(self, cache: PageCache, blocks: Sequence[int], count: int) -> None:
+        if cache.layout != self.layout:
+            raise InvalidArgument(f"the cache has {cache.layout}; the file has {self.layout}", path=self.path)
+        if len(blocks) != count:
+            raise InvalidArgument(f"there are {count} pages and {len(blocks)} blocks: pass one for each")
+        bad = [block for block in blocks if not 0 <= block < cache.blocks]
+        if bad or len(set(blocks)) != len(blocks):
+            raise InvalidArgument(
+                f"blocks are {list(blocks)}; they must differ and be 0 to {cache.blocks - 1}"
+            )
+
+
+def _name(entry: Entry) -> PageName:
+    return PageName(entry.key, entry.parent, entry.depth, entry.tokens)
+
+
+def _mismatch(view: View, entry: Entry) -> int | None:
+    """The first layer whose bytes are not those of the entry."""
+    found = enumerate(entry.checksums)
+    return next((layer for layer, wanted in found if crc32c(view.layer(layer)) != wanted), None)
+
+
+def _claim(file_system: AnyFileSystem, path: str, file: Any, *, take_over: bool) -> None:
+    """Makes this process the only writer. Raises: Busy."""
+    if isinstance(file_system, LocalFileSystem):
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Busy("another process writes this file: open it for reading", path=path) from error
+        return
+    mark = path + WRITER_SUFFIX
+    if take_over and file_system.exists(mark):
+        file_system.remove(mark)
+    try:
+        with file_system.open(mark, "xb") as new:
+            new.write(f"{socket.gethostname()} {os.getpid()}\n".encode())
+    except FileExistsError as error:
+        holder = file_system.read(mark).decode(errors="replace").strip()
+        raise Busy(
+            f"process {holder} writes this file: open it for reading, or with take_over=True if that has ended",
+            path=path,
+        ) from error
+
+
+def _release(file_system: AnyFileSystem, path: str) -> None:
+    if not isinstance(file_system, LocalFileSystem):
+        file_system.remove(path + WRITER_SUFFIX)
+
+
+__all__ = ["Damage", "Page", "PagedKVFile"]

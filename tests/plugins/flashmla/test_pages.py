@@ -1,0 +1,457 @@
+"""Files of pages: round trips, eviction, damage, other processes, and power loss at any moment."""
+
+import multiprocessing
+import os
+import random
+from collections import deque
+
+import pytest
+import torch
+
+from luciola.client.local import LocalFileSystem
+from luciola.client.ring import Completion
+from luciola.errors import AlreadyExists, Busy, CorruptData, InvalidArgument, NoSpace, NotFound
+from luciola.plugins.flashmla import PageCache, PagedKVFile, PageLayout
+
+SMALL = PageLayout(layers=2, page_tokens=4)
+
+
+def fill(cache, seed, blocks=None):
+    """Random bits in every layer, NaNs among them."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in cache.layers:
+        for block in range(cache.blocks) if blocks is None else blocks:
+            shape = layer[block].view(torch.uint8).shape
+            layer[block].view(torch.uint8).copy_(
+                torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+            )
+
+
+def bits(cache, block):
+    return [layer[block].clone().view(torch.uint8) for layer in cache.layers]
+
+
+def same(cache, block, other, other_block):
+    return all(map(torch.equal, bits(cache, block), bits(other, other_block)))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "chat.pages")
+
+
+@pytest.fixture
+def file(path):
+    with PagedKVFile.create(path, SMALL, 6, model="m") as file:
+        yield file
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp16", "fp8-v32", "fp8-model1"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_pages_come_back_bit_by_bit(path, kind, layers):
+    layout = PageLayout(layers, kind)
+    cache, other = PageCache.allocate(layout, 4), PageCache.allocate(layout, 4)
+    fill(cache, layers)
+    tokens = list(range(150))
+    with PagedKVFile.create(path, layout, 5, model="m") as file:
+        file.save(file.names(tokens), [2, 0, 3], cache).wait()
+    with PagedKVFile.open(path, model="m") as file:
+        pages = file.match([*tokens, 7, 8])
+        assert [page.name.tokens for page in pages] == [64, 64, 22]
+        transfer = file.load(pages, [1, 2, 0], other)
+        assert sorted(transfer.landing()) == [0, 1, 2]
+        assert transfer.done
+        assert list(file.verify()) == []
+    assert all(same(cache, mine, other, its) for mine, its in ((2, 1), (0, 2), (3, 0)))
+    assert not any(each.any() for each in bits(other, 3)), "a block that nobody asked for stays as it was"
+
+
+def test_caches_of_a_server_one_tensor_a_layer(file):
+    layers = [torch.randn(9, 4, 1, 600).to(torch.bfloat16)[2:7, :, :, :576].contiguous() for _ in range(2)]
+    cache, other = PageCache.over(SMALL, layers), PageCache.allocate(SMALL, 2)
+    file.save(file.names([1, 2, 3, 4, 5]), [4, 0], cache).wait()
+    file.load(file.match([1, 2, 3, 4, 5]), [0, 1], other).wait()
+    assert same(cache, 4, other, 0)
+    assert same(cache, 0, other, 1)
+
+
+def test_bytes_that_pass_through_staging(file):
+    """As for a cache on a GPU, more pages than staging slots."""
+    cache, other = PageCache.allocate(SMALL, 6), PageCache.allocate(SMALL, 6)
+    cache.staged = other.staged = True
+    fill(cache, 1)
+    tokens = list(range(24))
+    file.save(file.names(tokens), range(6), cache).wait()
+    file.load(file.match(tokens), range(6), other).wait()
+    assert all(same(cache, block, other, block) for block in range(6))
+
+
+def test_what_is_there_is_not_written_again(file):
+    cache = PageCache.allocate(SMALL, 3)
+    fill(cache, 1)
+    file.save(file.names(range(8)), [0, 1], cache).wait()
+    before = {page.slot: page.entry for page in file.pages()}
+    file.save(file.names(range(10)), [0, 1, 2], cache).wait()
+    after = {page.slot: page.entry for page in file.pages()}
+    assert before.items() <= after.items()
+    assert len(after) == 3
+
+
+def test_texts_share_their_common_beginning(file):
+    cache = PageCache.allocate(SMALL, 6)
+    fill(cache, 1)
+    file.save(file.names([1, 2, 3, 4, 5, 6, 7, 8]), [0, 1], cache).wait()
+    file.save(file.names([1, 2, 3, 4, 9, 9]), [0, 2], cache).wait()
+    assert len(file) == 3
+    assert [page.name.tokens for page in file.match([1, 2, 3, 4, 9, 9, 9])] == [4, 2]
+    assert [page.name.tokens for page in file.match([1, 2, 3, 4, 5])] == [4]
+    assert file.match([2, 2, 3, 4]) == []
+
+
+def test_the_longest_unused_go_first_and_of_a_text_its_end(file):
+    cache = PageCache.allocate(SMALL, 6)
+    fill(cache, 1)
+    first, second, third = ([letter] * 12 for letter in (1, 2, 3))
+    file.save(file.names(first), [0, 1, 2], cache).wait()
+    file.save(file.names(second), [3, 4, 5], cache).wait()
+    assert len(file) == 6
+    file.load(file.match(first), [0, 1, 2], PageCache.allocate(SMALL, 3)).wait()
+    file.save(file.names(third[:8]), [0, 1], cache).wait()
+    assert [len(file.match(text)) for text in (first, second, third)] == [3, 1, 2]
+    file.save(file.names([4] * 8), [0, 1], cache).wait()
+    assert [len(file.match(text)) for text in (first, second, third)] == [2, 0, 2]
+
+
+def test_order_of_use_survives_a_restart(path):
+    cache = PageCache.allocate(SMALL, 2)
+    with PagedKVFile.create(path, SMALL, 2, model="m") as file:
+        file.save(file.names([1] * 4), [0], cache).wait()
+        file.save(file.names([2] * 4), [1], cache).wait()
+        file.load(file.match([1] * 4), [0], cache).wait()
+    with PagedKVFile.open(path, writable=True) as file:
+        file.save(file.names([3] * 4), [0], cache).wait()
+        assert [len(file.match([letter] * 4)) for letter in (1, 2, 3)] == [1, 0, 1]
+
+
+def test_a_text_larger_than_the_file_keeps_its_beginning(file):
+    cache = PageCache.allocate(SMALL, 8)
+    transfer = file.save(file.names(range(32)), range(8), cache)
+    with pytest.raises(NoSpace, match="all 6 pages"):
+        transfer.wait()
+    assert set(transfer.errors()) == {6, 7}
+    assert len(file.match(range(32))) == 6
+
+
+def test_a_page_that_is_being_loaded_is_not_evicted(path):
+    cache = PageCache.allocate(SMALL, 2)
+    with PagedKVFile.create(path, SMALL, 1, model="m") as file:
+        file.save(file.names([1] * 4), [0], cache).wait()
+        file._pinned[0] += 1  # as a load that is under way
+        with pytest.raises(NoSpace):
+            file.save(file.names([2] * 4), [0], cache).wait()
+        file._pinned[0] -= 1
+        file.save(file.names([2] * 4), [0], cache).wait()
+        assert len(file.match([2] * 4)) == 1
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_damage_names_file_page_and_layer(path, layer):
+    cache = PageCache.allocate(SMALL, 3)
+    fill(cache, 1)
+    with PagedKVFile.create(path, SMALL, 3, model="m") as file:
+        file.save(file.names(range(12)), range(3), cache).wait()
+        offset = file.header.record_offset(1) + layer * SMALL.layer_stride + 77
+    with open(path, "r+b") as raw:
+        raw.seek(offset)
+        byte = raw.read(1)[0]
+        raw.seek(offset)
+        raw.write(bytes([byte ^ 4]))
+    with PagedKVFile.open(path) as file:
+        transfer = file.load(file.match(range(12)), range(3), cache)
+        assert transfer.wait_for(0)
+        assert transfer.wait_for(2)
+        with pytest.raises(CorruptData, match=f"page 1, layer {layer}: .*chat.pages") as caught:
+            transfer.wait()
+        assert (caught.value.filename, caught.value.fields["page"]) == (path, "1")
+        with pytest.raises(CorruptData):
+            transfer.wait_for(1)
+        assert [(each.slot, each.layer) for each in file.verify()] == [(1, layer)]
+
+
+def test_a_reader_sees_what_is_saved_and_evicted(path):
+    cache = PageCache.allocate(SMALL, 2)
+    fill(cache, 1)
+    with PagedKVFile.create(path, SMALL, 1, model="m") as writer, PagedKVFile.open(path) as reader:
+        assert reader.match([1] * 4) == []
+        writer.save(writer.names([1] * 4), [0], cache).wait()
+        reader.refresh()
+        stale = reader.match([1] * 4)
+        reader.load(stale, [1], cache).wait()
+        fill(cache, 2, [0])
+        writer.save(writer.names([2] * 4), [0], cache).wait()
+        with pytest.raises(NotFound, match=r"page 0 has been evicted.*chat\.pages"):
+            reader.load(stale, [1], cache).wait()
+        reader.refresh()
+        assert reader.match([1] * 4) == []
+        assert len(reader.match([2] * 4)) == 1
+
+
+def test_bad_input_is_refused(path, file):
+    cache = PageCache.allocate(SMALL, 2)
+    with pytest.raises(AlreadyExists, match="remove it first"):
+        PagedKVFile.create(path, SMALL, 1, model="m")
+    with pytest.raises(Busy, match="open it for reading"):
+        PagedKVFile.open(path, writable=True)
+    with pytest.raises(InvalidArgument, match="another model than 'n'"):
+        PagedKVFile.open(path, model="n")
+    with pytest.raises(NotFoundOnDisk):
+        PagedKVFile.open(path + "x")
+    with pytest.raises(ValueError, match="capacity is 0"):
+        PagedKVFile.create(path + "y", SMALL, 0, model="m")
+    with pytest.raises(InvalidArgument, match="1 pages and 2 blocks"):
+        file.save(file.names([1]), [0, 1], cache)
+    with pytest.raises(InvalidArgument, match=r"blocks are \[2\]; they must differ and be 0 to 1"):
+        file.save(file.names([1]), [2], cache)
+    with pytest.raises(InvalidArgument, match=r"blocks are \[1, 1\]"):
+        file.save(file.names(range(5)), [1, 1], cache)
+    with pytest.raises(InvalidArgument, match="the cache has"):
+        file.save(file.names([1]), [0], PageCache.allocate(PageLayout(1), 1))
+    with PagedKVFile.open(path) as reader, pytest.raises(InvalidArgument, match="open it with writable=True"):
+        reader.save(reader.names([1]), [0], cache)
+    file.close()
+    with pytest.raises(InvalidArgument, match="closed"):
+        file.load([], [], cache)
+    with open(path, "r+b") as raw:
+        raw.truncate(9000)
+    with pytest.raises(CorruptData, match="9000 bytes of"):
+        PagedKVFile.open(path)
+    with open(path, "wb") as raw:
+        raw.write(b"something else entirely")
+    with pytest.raises(InvalidArgument, match="not a file of KV pages"):
+        PagedKVFile.open(path)
+
+
+NotFoundOnDisk = FileNotFoundError
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([torch.zeros(2, 4, 1, 576)] * 2, "dtype torch.float32"),
+        ([torch.zeros(2, 4, 1, 576, dtype=torch.bfloat16)], "1 tensors; the layout has 2"),
+        ([torch.zeros(2, 5, 1, 576, dtype=torch.bfloat16)] * 2, "shape"),
+        ([torch.zeros(2, 4, 1, 600, dtype=torch.bfloat16)[..., :576]] * 2, "without gaps"),
+    ],
+)
+def test_a_cache_that_does_not_fit_is_refused(layers, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        PageCache.over(SMALL, layers)
+
+
+def _read_for_ever(path, ready, stop, results):
+    cache = PageCache.allocate(SMALL, 4)
+    loads = 0
+    with PagedKVFile.open(path) as file:
+        ready.release()
+        while not stop.is_set():
+            file.refresh()
+            for letter in range(6):
+                pages = file.match([letter] * 8)
+                errors = file.load(pages, range(len(pages)), cache).errors()
+                if any(not isinstance(error, NotFound) for error in errors.values()):
+                    results.put(repr(errors))
+                    return
+                for place, page in enumerate(pages):
+                    if place not in errors:
+                        wanted = letter * 10 + page.name.depth
+                        if not all((layer[place] == wanted).all() for layer in cache.layers):
+                            results.put(f"other bytes than those of {letter}")
+                            return
+                        loads += 1
+    results.put(loads)
+
+
+def test_readers_in_other_processes_never_see_other_bytes(path):
+    cache = PageCache.allocate(SMALL, 2)
+    context = multiprocessing.get_context("spawn")
+    ready, stop, results = context.Semaphore(0), context.Event(), context.Queue()
+    with PagedKVFile.create(path, SMALL, 5, model="m") as file:
+        readers = [
+            context.Process(target=_read_for_ever, args=(path, ready, stop, results)) for _ in range(2)
+        ]
+        for reader in readers:
+            reader.start()
+        chosen = random.Random(1)
+        try:
+            assert all(ready.acquire(timeout=60) for _ in readers)
+            for _ in range(150):
+                letter = chosen.randrange(6)
+                for block in range(2):
+                    for layer in cache.layers:
+                        layer[block] = letter * 10 + block
+                file.save(file.names([letter] * 8), [0, 1], cache).wait()
+        finally:
+            stop.set()
+            found = [results.get(timeout=60) for _ in readers]
+            for reader in readers:
+                reader.join()
+    assert all(isinstance(each, int) for each in found), found
+    assert sum(found) > 0, "the readers must have met pages"
+
+
+# Power loss.
+
+
+class Disk:
+    """A file that remembers the order of its writes and syncs, for looking at every state that a disk may have."""
+
+    def __init__(self, file):
+        self._file = file
+        self.log = []
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def pwrite(self, data, offset):
+        self.log.append((offset, bytes(data)))
+        return self._file.pwrite(data, offset)
+
+    def fsync(self, *, data_only=False):
+        self.log.append("sync")
+        self._file.fsync(data_only=data_only)
+
+
+class DiskRing:
+    def __init__(self):
+        self._done = deque()
+
+    @property
+    def in_flight(self):
+        return len(self._done)
+
+    def submit(self, operations):
+        for each in operations:
+            memory = memoryview(each.buffer)[each.buffer_offset :][: each.length]
+            move = each.file.pwrite if each.write else each.file.pread_into
+            self._done.append(Completion(each.user_data, move(memory, each.offset)))
+        return len(operations)
+
+    def drain(self, most=None, *, least=0, timeout_s=None):
+        done, self._done = list(self._done), deque()
+        return done
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+class DiskFileSystem(LocalFileSystem):
+    def ring(self, entries=128):
+        return DiskRing()
+
+
+def after_power_loss(image, log, cut, chosen):
+    """What may be on the disk when the power goes after `cut` steps: what was synced, and any sectors of the rest."""
+    last = max((place for place in range(cut) if log[place] == "sync"), default=-1)
+    disk = bytearray(image)
+    for place, step in enumerate(log[:cut]):
+        if step == "sync":
+            continue
+        offset, data = step
+        begin = offset
+        while begin < offset + len(data):
+            end = min(
+                begin - begin % 512 + 512, offset + len(data)
+            )  # sectors are the disk's, not the write's
+            if place < last or chosen.random() < 0.5:
+                disk[begin:end] = data[begin - offset : end - offset]
+            begin = end
+    return bytes(disk)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_power_loss_at_any_step_keeps_finished_saves(path, tmp_path, seed):
+    PagedKVFile.create(path, SMALL, 4, model="m").close()
+    with open(path, "rb") as raw:
+        image = raw.read()
+    chosen, system = random.Random(seed), DiskFileSystem()
+    disk = Disk(system.open(path, "r+b"))
+    cache = PageCache.allocate(SMALL, 2)
+    file = PagedKVFile(system, path, disk, writable=True)
+    contents, promises = {}, []  # key -> bits; (steps so far, keys that must be there)
+    for round_ in range(5):
+        tokens = [round_ % 4] * chosen.choice([4, 6, 8])
+        names = file.names(tokens)
+        for block, name in enumerate(names):
+            fill(cache, int.from_bytes(name.key[:4]), [block])  # what a page holds follows from its tokens
+            contents[name.key] = bits(cache, block)
+        file.save(names, range(len(names)), cache).wait()
+        promises.append((len(disk.log), {page.name.key for page in file.pages()}))
+    file.close()
+
+    lost = str(tmp_path / "lost.pages")
+    for cut in range(len(disk.log) + 1):
+        with open(lost, "wb") as raw:
+            raw.write(after_power_loss(image, disk.log, cut, chosen))
+        before = [keys for steps, keys in promises if steps <= cut]
+        following = [keys for steps, keys in promises if steps > cut]
+        # What the save that was cut off would evict may be gone.
+        must = (before[-1] if before else set()) & (following[0] if following else before[-1])
+        with PagedKVFile.open(lost, writable=True) as again:
+            pages = again.pages()
+            assert must <= {page.name.key for page in pages}, f"cut {cut} of seed {seed}"
+            for page in pages:
+                again.load([page], [0], cache).wait()
+                assert all(map(torch.equal, bits(cache, 0), contents[page.name.key]))
+            # It goes on as if nothing had been.
+            fill(cache, 999, [1])
+            again.save(again.names([9] * 4), [1], cache).wait()
+            again.load(again.match([9] * 4), [0], cache).wait()
+            assert same(cache, 0, cache, 1)
+
+
+class FailingRing(DiskRing):
+    def submit(self, operations):
+        operations = list(operations)
+        good = [each for each in operations if not each.write]
+        super().submit(good)
+        self._done.extend(Completion(each.user_data, -28) for each in operations if each.write)
+        return len(operations)
+
+
+class FullFileSystem(LocalFileSystem):
+    def ring(self, entries=128):
+        return FailingRing()
+
+
+def test_a_write_that_fails_leaves_no_page(path):
+    PagedKVFile.create(path, SMALL, 2, model="m").close()
+    system, cache = FullFileSystem(), PageCache.allocate(SMALL, 2)
+    with PagedKVFile(system, path, system.open(path, "r+b"), writable=True) as file:
+        with pytest.raises(OSError, match="No space left") as caught:
+            file.save(file.names(range(8)), [0, 1], cache).wait()
+        assert caught.value.errno == 28
+        assert len(file) == 0
+    with PagedKVFile.open(path, writable=True) as file:
+        assert file.pages() == []
+        file.save(file.names(range(8)), [0, 1], cache).wait()
+        assert len(file) == 2
+
+
+def test_decoding_goes_on_while_pages_land(file):
+    """Other blocks are used meanwhile, and a transfer's own land one by one."""
+    cache = PageCache.allocate(SMALL, 6)
+    fill(cache, 1)
+    kept = bits(cache, 5)
+    file.save(file.names(range(20)), range(5), cache).wait()
+    transfer = file.load(file.match(range(20)), range(5), cache)
+    seen = []
+    for place in transfer.landing():
+        seen.append(place)
+        assert all(map(torch.equal, bits(cache, 5), kept))
+    assert sorted(seen) == list(range(5))
+    assert len(transfer) == 5
+    assert transfer.wait(timeout_s=0)
+    assert os.path.getsize(file.path) == file.header.file_bytes
