@@ -1,9 +1,23 @@
 """What a rank can do in the tests of pipelines, and the models it does it with."""
 
+import os
+import signal
+import weakref
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from luciola.plugins.dualpipe import DualPipe, DualPipeV, Linear
+from luciola.plugins.dualpipe import (
+    DualPipe,
+    DualPipeV,
+    Linear,
+    set_p2p_tensor_dtype,
+    set_p2p_tensor_shapes,
+)
+
+STORE: list[dist.Store] = []
+"""That of this case, without any prefix."""
 
 WIDTH, SAMPLES = 6, 2
 """Of a border; of a micro-batch."""
@@ -176,3 +190,211 @@ def infer(rank: int, size: int, *, form: str, kind: str, chunks: int, **options)
     assert nothing is None
     assert all(grad is None for grads in grads_of(pipe) for grad in grads)
     return loss, outputs
+
+
+class Faulty(nn.Module):
+    """Does something bad at one call of its forward."""
+
+    def __init__(self, inner: nn.Module, fault: str, call: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.fault = fault
+        self.call = call
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> object:
+        self.calls += 1
+        y = self.inner(x)
+        return y if self.calls != self.call else getattr(self, self.fault)(y)
+
+    def killed(self, _: Tensor) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def stopped(self, _: Tensor) -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def raises(self, _: Tensor) -> None:
+        raise ArithmeticError("no luck in this stage")
+
+    def exits(self, _: Tensor) -> None:
+        raise SystemExit(3)
+
+    def wrong_shape(self, y: Tensor) -> Tensor:
+        return y[:, :-1]
+
+    def wrong_dtype(self, y: Tensor) -> Tensor:
+        return y.float()
+
+    def wrong_count(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return y, y
+
+    def no_tensor(self, _: Tensor) -> str:
+        return "nothing"
+
+
+def fault(
+    rank: int, size: int, *, form: str, kind: str, chunks: int, bad: int, fault: str, call: int, **options
+):
+    """A step in which the first module of rank `bad` does something bad. What this rank learned, and a second step.
+
+    The second step runs without fault where all processes live: its losses, gradients set to zero before it.
+    """
+    pipe = make(rank, size, form=form, kind=kind, **options)
+    inputs, labels = share(pipe, kind, chunks)
+    whole = pipe.module[0]
+    if rank == bad:
+        pipe.module[0] = Faulty(whole, fault, call)
+    learned = attempt(lambda: pipe.step(*inputs, num_chunks=chunks, criterion=criterion, labels=labels))
+    if fault == "stopped" and rank == (bad + 1) % size:
+        os.kill(int(STORE[0].get(f"pid/{bad}")), signal.SIGKILL)
+    if fault in ("killed", "stopped", "exits"):
+        return learned, None
+    pipe.module[0] = whole
+    pipe.zero_grad()
+    loss, _ = pipe.step(*inputs, num_chunks=chunks, criterion=criterion, labels=labels)
+    return learned, loss
+
+
+def attempt(call) -> tuple[str, str, str]:
+    """Type, text and cause of what a call raises."""
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - the test looks at it
+        return type(error).__name__, str(error), repr(error.__cause__)
+    return "", "", ""
+
+
+def disagree(rank: int, size: int, *, form: str, chunks: int, change: str):
+    """A step in which rank 1 is given something else than the others."""
+    odd = rank == 1
+    options = {"timeout_s": 2.0} if change == "absent" else {}
+    if change == "scale" and odd:
+        options["gradient_scale"] = "mean"
+    pipe = make(rank, size, form=form, kind="split", **options)
+    inputs, labels = share(pipe, "split", chunks)
+    if change == "shapes":
+        set_p2p_tensor_shapes([(SAMPLES, WIDTH + odd)])
+        set_p2p_tensor_dtype(torch.double)
+    if change == "absent" and odd:
+        return "", "", ""
+    asked = chunks + 2 if change == "chunks" and odd else chunks
+
+    def run():
+        if change == "inference" and odd:
+            with torch.no_grad():
+                return pipe.step(*inputs, num_chunks=asked)
+        return pipe.step(*inputs, num_chunks=asked, criterion=criterion, labels=labels)
+
+    return attempt(run)
+
+
+def argument(rank: int, size: int, *, form: str, change: str):
+    """A step in which the last rank (the first in a V) gives a bad argument."""
+    pipe = make(rank, size, form=form, kind="split")
+    inputs, labels = share(pipe, "split", 8)
+    given = {"num_chunks": 8, "criterion": criterion, "labels": labels}
+    if rank == (size - 1 if form == "dualpipe" else 0):
+        if change == "no inputs":
+            inputs = []
+        elif change == "uneven":
+            inputs = [inputs[0][1:]]
+        elif change == "no criterion":
+            given["criterion"] = None
+        elif change == "labels":
+            given["labels"] = labels[0]
+        elif change == "not a tensor":
+            inputs = [3]
+        elif change == "vector loss":
+            given["criterion"] = lambda output, label: output - label
+        elif change == "criterion":
+            given["criterion"] = lambda output, label: output.no_such_thing
+    return attempt(lambda: pipe.step(*inputs, **given))
+
+
+def options(rank: int, size: int, *, form: str, kind: str, chunks: int, told: str = "", **given):
+    """As train, without the call that sums mirror gradients, twice, with shapes that the user tells."""
+    if told == "all":
+        set_p2p_tensor_shapes([(SAMPLES, WIDTH)])
+        set_p2p_tensor_dtype(torch.double)
+    elif told == "some":
+        set_p2p_tensor_shapes({0: [(SAMPLES, WIDTH)]})
+        set_p2p_tensor_dtype(torch.double)
+    return train(rank, size, form=form, kind=kind, chunks=chunks, steps=2, reduce=False, **given)
+
+
+def tied(rank: int, size: int, *, form: str, chunks: int):
+    """First and last stage share a parameter on the ranks that hold both."""
+    pipe = make(rank, size, form=form, kind="plain")
+    if pipe.is_first_rank or (pipe.is_last_rank and form == "dualpipe"):
+        first, last = pipe.module if pipe.is_first_rank else reversed(pipe.module)
+        last.first.weight = first.first.weight
+    inputs, labels = share(pipe, "plain", chunks)
+    pipe.step(*inputs, num_chunks=chunks, criterion=criterion, labels=labels)
+    if form == "dualpipe":
+        pipe.reduce_mirror_gradients()
+    return grads_of(pipe)
+
+
+def unlike(rank: int, size: int):
+    """The copies of a stage are of different types."""
+    place = nn.Sequential(nn.Linear(WIDTH, WIDTH)).double() if rank == 0 else Split().double()
+    other = Split().double()
+    pipe = DualPipe((place, other))
+    inputs, labels = share(pipe, "split", 4)
+    pipe.step(*inputs, num_chunks=4, criterion=criterion, labels=labels)
+    return attempt(pipe.reduce_mirror_gradients)
+
+
+class Owned(torch.autograd.Function):
+    """A copy in memory that we can watch: numpy's array lives as long as the tensor's storage."""
+
+    @staticmethod
+    def forward(_ctx, x: Tensor, seen: list[weakref.ref]) -> Tensor:
+        array = x.numpy().copy()
+        seen.append(weakref.ref(array))
+        return torch.from_numpy(array)
+
+    @staticmethod
+    def backward(_ctx, grad: Tensor):
+        return grad, None
+
+
+class Viewing(nn.Module):
+    """Its output is a view, and it remembers the memory of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.linspace(0.5, 1, WIDTH))
+        self.seen: list[weakref.ref] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Owned.apply((x * self.scale).exp().flatten(), self.seen).view(SAMPLES, WIDTH)
+
+
+def viewing_batch(chunks: int) -> Tensor:
+    return torch.linspace(-1, 1, chunks * SAMPLES * WIDTH).double().reshape(-1, WIDTH)
+
+
+def memory(rank: int, size: int, *, chunks: int):
+    """How many outputs of the first module were alive, at most, when it was called again; gradients."""
+    pipe = DualPipeV((Viewing().double(), Viewing().double()))
+    module = pipe.module[0]
+    alive: list[int] = []
+    module.register_forward_pre_hook(lambda *_: alive.append(sum(each() is not None for each in module.seen)))
+    inputs = [viewing_batch(chunks)] if rank == 0 else []
+    pipe.step(*inputs, num_chunks=chunks, criterion=lambda y: y.sum())
+    return max(alive), [each.scale.grad for each in pipe.module]
+
+
+def groups(rank: int, size: int, *, chunks: int):
+    """Two pipelines of half the processes each, at the same time, the ranks of the second turned round."""
+    halves = [dist.new_group(list(range(size // 2))), dist.new_group(list(range(size // 2, size)))]
+    second = rank >= size // 2
+    mapping = list(reversed(range(size // 2))) if second else None
+    place = rank % (size // 2)
+    pipe = make(
+        place, size // 2, form="dualpipev", kind="split", mapping=mapping, process_group=halves[int(second)]
+    )
+    inputs, labels = share(pipe, "split", chunks)
+    loss, _ = pipe.step(*inputs, num_chunks=chunks, criterion=criterion, labels=labels)
+    return pipe.rank, loss, grads_of(pipe)

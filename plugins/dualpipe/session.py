@@ -8,7 +8,7 @@ when it begins its next step.
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Final
 
 import torch
@@ -103,7 +103,8 @@ class Session:
         self._old.append([f"step/{self.steps}/{self.rank}", *notes, *self._notes])
         self._notes = []
         if len(self._old) > 2:
-            self.board.drop(self._old.pop(0))
+            with suppress(StoreLost):  # its host may have ended after its last step
+                self.board.drop(self._old.pop(0))
         self.steps += 1
 
     def swap(self, peer: int, tensors: Sequence[Tensor], room: Sequence[Tensor], *, what: str) -> None:

@@ -64,8 +64,8 @@ class Watch:
                     next_beat = time.monotonic() + BEAT_S
                     self._beat()
                     cause = self._silent()
-            except StoreLost:
-                cause = Cause(self._board.rank, "", "the store is lost")
+            except StoreLost:  # its host may have ended well; if not, the links tell
+                return
             if cause is not None:
                 self._cut()
                 return

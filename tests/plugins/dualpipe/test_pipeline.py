@@ -11,7 +11,7 @@ SIZES = [(2, 4), (2, 8), (4, 8), (4, 20), (8, 20)]
 
 def values(answers: list[Answer]) -> list:
     for rank, answer in enumerate(answers):
-        assert answer.error == "", f"rank {rank}: {answer.message} ({answer.cause})"
+        assert answer.error == "", f"rank {rank}: {answer.error}: {answer.message}"
         assert answer.status == 0
     return [answer.value for answer in answers]
 
