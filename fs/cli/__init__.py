@@ -35,6 +35,8 @@ COMMANDS: Final = {
     "du": ("files", "du"),
     "fsck": ("fsck", "fsck"),
     "bench": ("bench", "bench"),
+    "chain": ("chain", "chain"),
+    "node": ("node", "node"),
     "token": ("token", "token"),
     "plugins": ("plugins", "plugins"),
 }

@@ -134,7 +134,7 @@ def status(data_path: Path, as_json: bool) -> None:
     services = [_checked(service) for service in read_state(data).get("services", [])] if supervised else []
     services += _extra_mounts(data, services)
     report: dict[str, Any] = {
-        "cluster_id": shape.cluster_id,
+        "cluster_id": shape.cluster.cluster_id,
         "phase": read_state(data).get("phase", "stopped") if supervised else "stopped",
         "replicas": shape.replicas,
         "services": services,
@@ -159,7 +159,7 @@ def status(data_path: Path, as_json: bool) -> None:
 
 
 async def _chains(shape: Any) -> list[dict[str, Any]]:
-    async with Manager.connect(shape) as manager:
+    async with Manager.connect(shape.cluster) as manager:
         return describe_chains(await manager.routing())
 
 

@@ -17,11 +17,12 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from ..errors import Busy, InvalidArgument, NotFound
+from ..wire import Cluster, write_private
 
 PORTS: Final = range(20_000, 32_768)  # up to the default of net.ipv4.ip_local_port_range
 
@@ -30,12 +31,9 @@ PORTS: Final = range(20_000, 32_768)  # up to the default of net.ipv4.ip_local_p
 class Shape:
     """What a cluster was created as. Kept in cluster.json, so that a later `up` need not repeat it."""
 
-    cluster_id: str
+    cluster: Cluster
     storage_nodes: int
     replicas: int
-    mgmtd_lane: str
-    mgmtd_grpc: str
-    secret_file: str
 
 
 @dataclass(frozen=True)
@@ -83,22 +81,32 @@ class DataDir:
         self.root.chmod(0o700)
 
     def read_shape(self) -> Shape:
-        """The cluster's shape. Raises: NotFound with advice when there is no cluster here."""
+        """The cluster's shape.
+
+        Raises: NotFound with advice when there is no cluster here; InvalidArgument when the file is damaged.
+        """
         try:
             record = json.loads(self.cluster.read_text())
+            nodes, replicas = int(record["storage_nodes"]), int(record["replicas"])
+            cluster = Cluster(**{name: str(record[name]) for name in Cluster.__dataclass_fields__})
         except FileNotFoundError as error:
             raise NotFound(
                 "no cluster in this directory; `luciola up --data DIR` creates one", path=str(self.root)
             ) from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise InvalidArgument(
-                f"damaged ({error}); restore it or delete it and run `luciola up` with the same options",
+                f"damaged ({error!r}); restore it or delete it and run `luciola up` with the same options",
                 path=str(self.cluster),
             ) from error
-        return Shape(**record)
+        return Shape(cluster, nodes, replicas)
 
     def write_shape(self, shape: Shape) -> None:
-        write_private(self.cluster, json.dumps(asdict(shape), indent=1) + "\n")
+        """Writes cluster.json: what every process is told (`wire.Cluster`), and what only `up` needs."""
+        record = asdict(shape.cluster) | {
+            "storage_nodes": shape.storage_nodes,
+            "replicas": shape.replicas,
+        }
+        write_private(self.cluster, json.dumps(record, indent=1) + "\n")
 
     @contextlib.contextmanager
     def supervised(self) -> Iterator[None]:
@@ -144,14 +152,13 @@ def choose_shape(data: DataDir, *, storage_nodes: int | None, replicas: int | No
                 "never share a node"
             )
         lane, grpc = free_ports(2)
-        shape = Shape(
+        cluster = Cluster(
             cluster_id=secrets.token_hex(8),
-            storage_nodes=nodes,
-            replicas=copies,
             mgmtd_lane=f"127.0.0.1:{lane}",
             mgmtd_grpc=f"127.0.0.1:{grpc}",
             secret_file=str(data.secret.absolute()),
         )
+        shape = Shape(cluster, nodes, copies)
         data.write_shape(shape)
         return shape
     old = data.read_shape()
@@ -163,13 +170,13 @@ def choose_shape(data: DataDir, *, storage_nodes: int | None, replicas: int | No
         raise InvalidArgument(
             f"this cluster was created with {old.storage_nodes} storage nodes, which cannot be changed here"
         )
-    taken = [address for address in (old.mgmtd_lane, old.mgmtd_grpc) if not is_free(address)]
+    known = old.cluster
+    taken = [address for address in (known.mgmtd_lane, known.mgmtd_grpc) if not is_free(address)]
     if not taken:
         return old
     lane, grpc = free_ports(2)
-    shape = Shape(
-        **{**asdict(old), "mgmtd_lane": f"127.0.0.1:{lane}", "mgmtd_grpc": f"127.0.0.1:{grpc}"},
-    )
+    moved = replace(known, mgmtd_lane=f"127.0.0.1:{lane}", mgmtd_grpc=f"127.0.0.1:{grpc}")
+    shape = replace(old, cluster=moved)
     data.write_shape(shape)
     return shape
 
@@ -201,19 +208,4 @@ def is_free(address: str) -> bool:
     return True
 
 
-def write_private(path: Path, text: str) -> None:
-    """Replaces `path` by `text`, readable by its owner alone, never half-written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-__all__ = ["DataDir", "Shape", "choose_shape", "free_ports", "is_free", "write_private"]
+__all__ = ["DataDir", "Shape", "choose_shape", "free_ports", "is_free"]

@@ -89,7 +89,7 @@ class Check:
 
     async def run(self, *, scrub: bool, repair: bool) -> dict[str, Any]:
         """Collects, compares, and repairs if asked. The report is what --json prints."""
-        async with Manager.connect(self._shape) as manager:
+        async with Manager.connect(self._shape.cluster) as manager:
             self._manager = manager
             self._routing = await manager.routing()
             problems = await self._compare()

@@ -2,13 +2,11 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from ..errors import NotFound, Timeout, Unavailable
-from ..wire import SERVICE, RpcClients, load_secret, methods, mint
+from ..wire import SERVICE, Cluster, RpcClients, methods, mint
 from ..wire.pb import mgmtd_pb2 as pb
-from .datadir import Shape
 
 CALL_S = 5.0  # everything asked here is answered from memory
 
@@ -22,17 +20,35 @@ class Manager:
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, shape: Shape) -> AsyncIterator["Manager"]:
-        """A connection to the cluster of `shape`, as a member of it."""
-        secret = load_secret(Path(shape.secret_file))
-        async with RpcClients(mint(secret, role=SERVICE)) as clients:
-            yield cls(shape.mgmtd_grpc, clients)
+    async def connect(cls, cluster: Cluster) -> AsyncIterator["Manager"]:
+        """A connection to the cluster, as a member of it."""
+        async with RpcClients(mint(cluster.secret(), role=SERVICE)) as clients:
+            yield cls(cluster.mgmtd_grpc, clients)
 
     async def routing(self) -> pb.Routing:
         """Everything mgmtd publishes."""
         return await self.clients.call(
             self._address, methods.Mgmtd.get_routing, pb.GetRoutingRequest(), timeout_s=CALL_S
         )
+
+    async def update_chain(
+        self, chain: int, action: "pb.UpdateChainRequest.Action", *, target: int = 0, node: int = 0
+    ) -> pb.Chain:
+        """Changes the members of a chain or their order. Raises: NotFound, Busy, InvalidArgument."""
+        request = pb.UpdateChainRequest(chain=chain, action=action, target=target, node=node)
+        return await self.clients.call(self._address, methods.Mgmtd.update_chain, request, timeout_s=CALL_S)
+
+    async def disable_node(self, node: int, *, disabled: bool) -> pb.Node:
+        """A disabled node gets no lease, so it serves nothing. Raises: NotFound."""
+        request = pb.SetNodeDisabledRequest(node=node, disabled=disabled)
+        return await self.clients.call(
+            self._address, methods.Mgmtd.set_node_disabled, request, timeout_s=CALL_S
+        )
+
+    async def forget_node(self, node: int) -> None:
+        """Raises: NotFound; Busy if it may be alive or has replicas."""
+        request = pb.NodeRequest(node=node)
+        await self.clients.call(self._address, methods.Mgmtd.unregister_node, request, timeout_s=CALL_S)
 
     async def answers(self) -> bool:
         """Whether mgmtd is there."""
@@ -97,23 +113,27 @@ def address_of(routing: pb.Routing, kind: "pb.NodeKind") -> str:
 
 def describe_chains(routing: pb.Routing) -> list[dict[str, Any]]:
     """Each chain with its members, and one word for it: serving, degraded, syncing or unavailable."""
-    return [
-        {
-            "id": chain.id,
-            "version": chain.version,
-            "state": _state(chain),
-            "targets": [
-                {
-                    "target": target.id,
-                    "node": target.node,
-                    "state": pb.PublicState.Name(target.state).lower(),
-                    "used_bytes": target.used_bytes,
-                }
-                for target in chain.targets
-            ],
-        }
-        for chain in routing.chains
-    ]
+    return [describe_chain(chain) for chain in routing.chains]
+
+
+def describe_chain(chain: pb.Chain) -> dict[str, Any]:
+    """A chain with its members, in their order, and one word for it."""
+    return {
+        "id": chain.id,
+        "version": chain.version,
+        "state": _state(chain),
+        "preferred_order": list(chain.preferred_order),
+        "targets": [
+            {
+                "target": target.id,
+                "node": target.node,
+                "state": pb.PublicState.Name(target.state).lower(),
+                "reported": pb.LocalState.Name(target.local).removeprefix("LOCAL_").lower(),
+                "used_bytes": target.used_bytes,
+            }
+            for target in chain.targets
+        ],
+    }
 
 
 def _state(chain: pb.Chain) -> str:
@@ -125,4 +145,4 @@ def _state(chain: pb.Chain) -> str:
     return "syncing" if pb.SYNCING in states else "degraded"
 
 
-__all__ = ["Manager", "address_of", "describe_chains"]
+__all__ = ["Manager", "address_of", "describe_chain", "describe_chains"]

@@ -17,6 +17,7 @@ BACKOFF_FIRST_S: Final = 0.1  # a crashed service is missed at once
 BACKOFF_MAX_S: Final = 5.0  # one that cannot start must not fill the disk with logs
 STEADY_S: Final = 30.0  # after this long alive, a crash is a new story
 STOP_S: Final = 20.0  # a service that has not stopped by then is killed
+LAST_WORDS_BYTES: Final = 4096  # of a log, in which its last line is looked for
 LOG_BYTES_MAX: Final = 16 << 20  # a log that is longer at start is rotated once
 
 
@@ -48,6 +49,19 @@ class Child:
     @property
     def pid(self) -> int | None:
         return None if self.process is None or self.process.returncode is not None else self.process.pid
+
+    def last_words(self) -> str:
+        """The last line of its log, and where the rest is."""
+        try:
+            with self.service.log.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
+                lines = log.read().decode(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        said = (
+            lines[-1].rpartition("cannot run: ")[2].removeprefix("luciola: ") if lines else "it says nothing"
+        )
+        return f"{said} (log: {self.service.log})"
 
     def describe(self) -> dict[str, Any]:
         return {

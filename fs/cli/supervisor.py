@@ -21,9 +21,9 @@ from typing import Any, Final
 
 from ..errors import AlreadyExists, Error, Unavailable
 from ..fuse import clean_stale_mount, is_mounted, read_records
-from ..wire import create_secret
+from ..wire import create_secret, write_private
 from . import processes
-from .datadir import DataDir, Shape, write_private
+from .datadir import DataDir, Shape
 from .manager import Manager
 from .processes import Child, Service, python
 
@@ -34,6 +34,7 @@ META_NODE: Final = 100
 STORAGE_NODE_FIRST: Final = 201
 CHAIN_TABLE: Final = 1
 START_S: Final = 60.0  # a service that does not answer by then will not
+START_CRASHES_MAX: Final = 4  # of one service before the cluster is up: what it says will not change
 POLL_S: Final = 0.05
 WATCH_S: Final = 0.5
 HUNG_S: Final = 2.0  # beyond its lease; a process that was merely late has reported by then
@@ -80,7 +81,7 @@ class Supervisor:
         end_leftovers(self.data)
         with contextlib.suppress(AlreadyExists):
             create_secret(self.data.secret)
-        async with Manager.connect(self.shape) as manager:
+        async with Manager.connect(self.shape.cluster) as manager:
             await self._launch(self._service("mgmtd", "1", MGMTD_NODE, "mgmtd"))
             await self._wait("mgmtd", manager.answers)
             for index in range(self.shape.storage_nodes):
@@ -135,7 +136,7 @@ class Supervisor:
             clean_stale_mount(Path(child.service.id))
         elif child.service.kind in ("meta", "storage"):
             try:
-                async with Manager.connect(self.shape) as manager:
+                async with Manager.connect(self.shape.cluster) as manager:
                     await asyncio.wait_for(manager.report_ended(child.service.node, pid), 1.0)
             except (Error, TimeoutError) as error:
                 # mgmtd will notice by the lease.
@@ -148,7 +149,7 @@ class Supervisor:
         """
         loop = asyncio.get_running_loop()
         silent_since: dict[int, float] = {}
-        async with Manager.connect(self.shape) as manager:
+        async with Manager.connect(self.shape.cluster) as manager:
             while not self.stopping.is_set():
                 await asyncio.sleep(WATCH_S)
                 try:
@@ -171,6 +172,9 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + START_S
         while not await condition():
+            for child in self.children:
+                if child.restarts >= START_CRASHES_MAX:
+                    raise Unavailable(f"{child.service.name} ends again and again: {child.last_words()}")
             if loop.time() > deadline:
                 raise Unavailable(
                     f"{what} did not come up within {START_S:.0f} s; see {self.data.root / 'log'}"

@@ -50,7 +50,7 @@ class View:
             self._print_changes(supervisor)
 
     def _table(self, supervisor: "Supervisor") -> Table:
-        title = f"Luciola {supervisor.shape.cluster_id}: {supervisor.phase}"
+        title = f"Luciola {supervisor.shape.cluster.cluster_id}: {supervisor.phase}"
         caption = f"{supervisor.data.root}    Ctrl-C stops"
         if supervisor.mountpoint is not None:
             caption = f"mounted on {supervisor.mountpoint}    {caption}"

@@ -55,6 +55,7 @@ from .credentials import (
     verify,
 )
 from .lane import AsyncLaneClient, LaneClient, LaneServer, format_address, parse_address
+from .private import write_private
 
 if TYPE_CHECKING:
     from .expiry import Expiries
@@ -97,6 +98,7 @@ __all__ = [
     "parse_address",
     "save_cluster",
     "verify",
+    "write_private",
 ]
 
 

@@ -1,7 +1,6 @@
 """The cluster file: where a cluster's manager is and where its secret lies. Written by `luciola up`."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -9,6 +8,7 @@ from typing import Final
 from ..errors import ConfigError, Error, NotFound, PermissionDenied
 from .credentials import load_secret
 from .lane import parse_address
+from .private import write_private
 
 FILE_NAME: Final = "cluster.json"
 
@@ -55,13 +55,7 @@ def load_cluster(path: Path) -> Cluster:
 
 def save_cluster(path: Path, cluster: Cluster) -> None:
     """Writes the cluster file (0600) in one step: a reader sees the old one or the new one."""
-    temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(asdict(cluster), file, indent=1)
-        file.flush()
-        os.fsync(descriptor)
-    temporary.replace(path)
+    write_private(path, json.dumps(asdict(cluster), indent=1) + "\n")
 
 
 __all__ = ["FILE_NAME", "Cluster", "load_cluster", "save_cluster"]

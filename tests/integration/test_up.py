@@ -85,6 +85,16 @@ def test_wrong_options_say_what_to_do(tmp_path: Path, options: list[str], messag
     assert "Traceback" not in result.stderr
 
 
+def test_a_service_that_cannot_start_is_named_with_what_it_says(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("[mgmtd]\nlease_ms = 1000\n")
+    options = ["--data", str(tmp_path / "data"), "--config", str(config)]
+    result = luciola("up", *options, "--detach", check=False)
+    assert result.returncode == 1
+    assert "mgmtd ends again and again: mgmtd.lease_ms: must be at least two heartbeat" in result.stderr
+    assert json.loads((tmp_path / "data" / "run" / "state.json").read_text())["phase"] == "stopped"
+
+
 def test_a_foreign_directory_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     result = luciola("up", "--data", str(tmp_path), "--detach", check=False)

@@ -19,6 +19,20 @@ def test_help_has_an_example(name: str) -> None:
     assert f"luciola {name}" in result.output
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        f"{group} {name}"
+        for group in ("chain", "node")
+        for name in sorted(cli.get_command(Context(cli), group).commands)  # type: ignore[union-attr]
+    ],
+)
+def test_help_of_a_command_in_a_group_has_an_example(names: str) -> None:
+    result = CliRunner().invoke(cli, [*names.split(), "--help"])
+    assert result.exit_code == 0, result.output
+    assert f"Example:\n    luciola {names}" in result.output
+
+
 def test_help_of_everything_lists_every_command() -> None:
     result = CliRunner().invoke(cli, ["--help"])
     assert result.exit_code == 0
@@ -44,6 +58,13 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
         (["status", "--data", "/nonexistent"], "no cluster"),
         (["fsck", "--data", "/nonexistent"], "no cluster"),
         (["token", "--data", "/nonexistent"], "no cluster secret"),
+        (["chain", "list", "--data", "/nonexistent"], "no cluster"),
+        (["chain", "list"], "name the cluster"),
+        (["chain", "list", "--manager", "127.0.0.1:1"], "--secret-file"),
+        (["node", "list", "--manager", "nowhere", "--secret-file", "/x"], "nowhere"),
+        (["chain", "rotate", "1", "--data", "/nonexistent"], "say which rotation"),
+        (["chain", "rotate", "1", "--preferred", "--last-serving", "--data", "/x"], "say which rotation"),
+        (["chain", "rotate", "0", "--preferred", "--data", "/x"], "not in the range"),
         (["bench", "/", "--size", "lots"], "not a size"),
         (["bench", "/", "--size", "1K"], "at least 1M"),
         (["mkdir", "--data", "/nonexistent", "-m", "9", "/x"], "octal"),

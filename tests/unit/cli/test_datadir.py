@@ -3,13 +3,14 @@
 import json
 import os
 import socket
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from luciola.cli.datadir import DataDir, choose_shape, write_private
+from luciola.cli.datadir import DataDir, choose_shape
 from luciola.errors import Busy, InvalidArgument, NotFound
+from luciola.wire import load_cluster, write_private
 
 
 @pytest.fixture
@@ -46,17 +47,14 @@ def test_shape_cannot_be_changed_by_options(data: DataDir, options: dict[str, in
 
 def test_a_taken_port_is_replaced(data: DataDir) -> None:
     old = choose_shape(data, storage_nodes=None, replicas=None)
-    host, _, port = old.mgmtd_lane.rpartition(":")
+    host, _, port = old.cluster.mgmtd_lane.rpartition(":")
     with socket.socket() as squatter:
         squatter.bind((host, int(port)))
         squatter.listen()
         new = choose_shape(data, storage_nodes=None, replicas=None)
-    assert new.mgmtd_lane != old.mgmtd_lane
-    assert {**asdict(new), "mgmtd_lane": "", "mgmtd_grpc": ""} == {
-        **asdict(old),
-        "mgmtd_lane": "",
-        "mgmtd_grpc": "",
-    }
+    assert new.cluster.mgmtd_lane != old.cluster.mgmtd_lane
+    places = {"mgmtd_lane": new.cluster.mgmtd_lane, "mgmtd_grpc": new.cluster.mgmtd_grpc}
+    assert new == replace(old, cluster=replace(old.cluster, **places))
     assert data.read_shape() == new
 
 
@@ -87,9 +85,15 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
 def test_missing_and_damaged_records_say_what_to_do(data: DataDir) -> None:
     with pytest.raises(NotFound, match="luciola up"):
         data.read_shape()
-    data.cluster.write_text("{")
-    with pytest.raises(InvalidArgument, match="damaged"):
-        data.read_shape()
+    for damaged in ("{", "[]", "3", '{"replicas": 2}', '{"storage_nodes": "many", "replicas": 2}'):
+        data.cluster.write_text(damaged)
+        with pytest.raises(InvalidArgument, match="damaged"):
+            data.read_shape()
+
+
+def test_every_process_reads_the_cluster_out_of_the_same_file(data: DataDir) -> None:
+    shape = choose_shape(data, storage_nodes=None, replicas=None)
+    assert load_cluster(data.cluster) == shape.cluster
 
 
 def test_private_file_is_replaced_whole(tmp_path: Path) -> None:

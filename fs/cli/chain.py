@@ -1,0 +1,210 @@
+"""`luciola chain`: which replicas form which chain, and what an administrator may change about it."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import NotFound
+from ..wire.pb import mgmtd_pb2 as pb
+from .administration import JSON_OPTION, YES_OPTION, Door, consent, door_options
+from .manager import Manager, describe_chain, describe_chains
+from .output import print_json, print_table
+
+Action = pb.UpdateChainRequest
+
+
+@click.group()
+def chain() -> None:
+    """Look at chains, and change their replicas.
+
+    A chain is an ordered list of replicas (targets), each on another node. `list` shows them with their states, which
+    docs/architecture.md explains.
+
+    \b
+    Example:
+      luciola chain list --data /var/lib/luciola
+    """
+
+
+@chain.command("list")
+@click.argument("chains", metavar="[CHAIN]...", type=click.IntRange(1), nargs=-1)
+@click.option("--incomplete", is_flag=True, help="Only chains of which not every replica serves.")
+@door_options
+@JSON_OPTION
+def list_chains(
+    chains: tuple[int, ...],
+    *,
+    incomplete: bool,
+    data_path: Path | None,
+    manager: str | None,
+    secret_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Show chains with their version, and the state of every replica, head first.
+
+    STATE is what everybody is told of a replica, REPORTED what its node says of it.
+
+    \b
+    Example:
+      luciola chain list --incomplete --data /var/lib/luciola
+    """
+    found = describe_chains(Door(data_path, manager, secret_file).ask(Manager.routing))
+    if chains:
+        found = _chosen(found, chains)
+    if incomplete:
+        found = [each for each in found if each["state"] != "serving"]
+    _show(found, as_json=as_json)
+
+
+@chain.command()
+@click.argument("chains", metavar="CHAIN...", type=click.IntRange(1), nargs=-1, required=True)
+@click.option(
+    "--last-serving",
+    "last_serving",
+    is_flag=True,
+    help="Of a chain that waits for the replica that served last: let the next one serve with what it has. "
+    "What only the first one had is lost.",
+)
+@click.option(
+    "--preferred",
+    is_flag=True,
+    help="Of a chain that serves: move a replica that stands in another's place to the tail, so that the order "
+    "becomes the preferred one, in as many steps as replicas are misplaced.",
+)
+@door_options
+@YES_OPTION
+@JSON_OPTION
+def rotate(
+    chains: tuple[int, ...],
+    *,
+    last_serving: bool,
+    preferred: bool,
+    data_path: Path | None,
+    manager: str | None,
+    secret_file: Path | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Change the order of the replicas of one or more chains.
+
+    \b
+    Example:
+      luciola chain rotate 100001 --preferred --data /var/lib/luciola
+    """
+    if last_serving == preferred:
+        raise click.UsageError("say which rotation: either --preferred or --last-serving")
+    door = Door(data_path, manager, secret_file)
+    before = _chosen(describe_chains(door.ask(Manager.routing)), chains)
+    if last_serving:
+        losses = [_loss(each) for each in before if each["state"] == "unavailable"]
+        if losses:
+            consent("\n".join([*losses, "Go on?"]), yes=yes)
+    action = Action.ROTATE_LASTSRV if last_serving else Action.ROTATE_PREFERRED
+
+    async def rotate_all(ask: Manager) -> list[dict[str, Any]]:
+        return [describe_chain(await ask.update_chain(each["id"], action)) for each in before]
+
+    _show(door.ask(rotate_all), as_json=as_json)
+
+
+@chain.command()
+@click.argument("number", metavar="CHAIN", type=click.IntRange(1))
+@click.argument("node", type=click.IntRange(1))
+@door_options
+@JSON_OPTION
+def add(
+    number: int,
+    node: int,
+    *,
+    data_path: Path | None,
+    manager: str | None,
+    secret_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Give a chain one more replica, on a storage node that has none of it.
+
+    It begins empty; the replica before it sends it every chunk, and then it serves.
+
+    \b
+    Example:
+      luciola chain add 100001 204 --data /var/lib/luciola
+    """
+    door = Door(data_path, manager, secret_file)
+    changed = door.ask(lambda ask: ask.update_chain(number, Action.ADD, node=node))
+    _show([describe_chain(changed)], as_json=as_json)
+
+
+@chain.command()
+@click.argument("number", metavar="CHAIN", type=click.IntRange(1))
+@click.argument("target", type=click.IntRange(1))
+@door_options
+@YES_OPTION
+@JSON_OPTION
+def remove(
+    number: int,
+    target: int,
+    *,
+    data_path: Path | None,
+    manager: str | None,
+    secret_file: Path | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Take a replica that is OFFLINE out of its chain for good.
+
+    The chain has one copy less from then on. To take a node's replicas offline: `luciola node disable`.
+
+    \b
+    Example:
+      luciola chain remove 100001 6400065 --data /var/lib/luciola
+    """
+    door = Door(data_path, manager, secret_file)
+    (before,) = _chosen(describe_chains(door.ask(Manager.routing)), (number,))
+    if target not in {each["target"] for each in before["targets"]}:
+        raise NotFound(f"chain {number} has no replica {target}")
+    left = len(before["targets"]) - 1
+    consent(f"Chain {number} keeps {left} of {left + 1} replicas. Go on?", yes=yes)
+    changed = door.ask(lambda ask: ask.update_chain(number, Action.REMOVE, target=target))
+    _show([describe_chain(changed)], as_json=as_json)
+
+
+def _chosen(found: list[dict[str, Any]], numbers: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Those of the chains that are named. Raises: NotFound."""
+    unknown = set(numbers) - {each["id"] for each in found}
+    if unknown:
+        raise NotFound(f"no chain {min(unknown)}; `luciola chain list` shows all of them")
+    return [each for each in found if each["id"] in numbers]
+
+
+def _loss(chain: dict[str, Any]) -> str:
+    first, *others = chain["targets"]
+    after = f"replica {others[0]['target']} on node {others[0]['node']}" if others else "no other replica"
+    return (
+        f"Chain {chain['id']} waits for replica {first['target']} on node {first['node']}, which served last. "
+        f"Without it, {after} serves what it has: writes that were acknowledged after it had fallen are lost for good."
+    )
+
+
+def _show(chains: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        print_json(chains)
+        return
+    rows = [
+        (
+            str(each["id"]) if place == 0 else "",
+            str(each["version"]) if place == 0 else "",
+            str(target["target"]),
+            str(target["node"]),
+            target["state"],
+            target["reported"],
+            str(target["used_bytes"]),
+        )
+        for each in chains
+        for place, target in enumerate(each["targets"])
+    ]
+    header = ("CHAIN", "VERSION", "TARGET", "NODE", "STATE", "REPORTED", "BYTES")
+    print_table(header, rows, right=(0, 1, 2, 3, 6))
+
+
+__all__ = ["chain"]

@@ -1,0 +1,161 @@
+"""`luciola node`: which processes the cluster knows, and which of them take part."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import NotFound
+from ..wire.pb import mgmtd_pb2 as pb
+from .administration import JSON_OPTION, YES_OPTION, Door, consent, door_options
+from .manager import Manager
+from .output import print_json, print_table
+
+
+@click.group()
+def node() -> None:
+    """Look at the nodes of a cluster, and take one out or in.
+
+    \b
+    Example:
+      luciola node list --data /var/lib/luciola
+    """
+
+
+@node.command("list")
+@door_options
+@JSON_OPTION
+def list_nodes(
+    *, data_path: Path | None, manager: str | None, secret_file: Path | None, as_json: bool
+) -> None:
+    """Show every node with its status, and how many replicas of chains a storage node has.
+
+    \b
+    Example:
+      luciola node list --data /var/lib/luciola
+    """
+    routing = Door(data_path, manager, secret_file).ask(Manager.routing)
+    found = [describe_node(each, routing) for each in routing.nodes]
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            str(each["id"]),
+            each["kind"],
+            each["status"],
+            each["host"],
+            str(each["pid"]),
+            str(each["replicas"]),
+            str(each["serving"]),
+        )
+        for each in found
+    ]
+    header = ("NODE", "KIND", "STATUS", "HOST", "PID", "REPLICAS", "SERVING")
+    print_table(header, rows, right=(0, 4, 5, 6))
+
+
+@node.command()
+@click.argument("number", metavar="NODE", type=click.IntRange(1))
+@door_options
+@YES_OPTION
+@JSON_OPTION
+def disable(
+    number: int,
+    *,
+    data_path: Path | None,
+    manager: str | None,
+    secret_file: Path | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Take a node out: its replicas go offline as soon as its lease has run out, and others serve.
+
+    It keeps what it holds, and misses what is written meanwhile. Chains of which it has the only replica that serves
+    wait until it is enabled again.
+
+    \b
+    Example:
+      luciola node disable 202 --data /var/lib/luciola
+    """
+    door = Door(data_path, manager, secret_file)
+    alone = _chains_alone(door.ask(Manager.routing), number)
+    if alone:
+        consent(
+            f"Node {number} has the only replica that serves of {len(alone)} chains, such as {alone[0]}: "
+            "their files cannot be read until it is enabled again. Go on?",
+            yes=yes,
+        )
+    _set(door, number, disabled=True, as_json=as_json)
+
+
+@node.command()
+@click.argument("number", metavar="NODE", type=click.IntRange(1))
+@door_options
+@JSON_OPTION
+def enable(
+    number: int, *, data_path: Path | None, manager: str | None, secret_file: Path | None, as_json: bool
+) -> None:
+    """Let a disabled node take part again: its replicas are brought up to date and serve.
+
+    \b
+    Example:
+      luciola node enable 202 --data /var/lib/luciola
+    """
+    _set(Door(data_path, manager, secret_file), number, disabled=False, as_json=as_json)
+
+
+@node.command()
+@click.argument("number", metavar="NODE", type=click.IntRange(1))
+@door_options
+@YES_OPTION
+def forget(
+    number: int, *, data_path: Path | None, manager: str | None, secret_file: Path | None, yes: bool
+) -> None:
+    """Forget a node that is gone for good and has no replicas (`luciola chain remove`).
+
+    \b
+    Example:
+      luciola node forget 204 --data /var/lib/luciola
+    """
+    door = Door(data_path, manager, secret_file)
+    consent(f"Forget node {number}?", yes=yes)
+    door.ask(lambda ask: ask.forget_node(number))
+
+
+def describe_node(node: pb.Node, routing: pb.Routing) -> dict[str, Any]:
+    """A node in plain words."""
+    targets = [target for chain in routing.chains for target in chain.targets if target.node == node.id]
+    return {
+        "id": node.id,
+        "kind": pb.NodeKind.Name(node.kind).removeprefix("NODE_").lower(),
+        "status": pb.NodeStatus.Name(node.status).lower(),
+        "host": node.host,
+        "pid": node.pid,
+        "address": node.grpc_address,
+        "release": node.release,
+        "replicas": len(targets),
+        "serving": sum(target.state == pb.SERVING for target in targets),
+    }
+
+
+def _chains_alone(routing: pb.Routing, node: int) -> list[int]:
+    """Chains that only this node serves. Raises: NotFound if there is no such node."""
+    if node not in {each.id for each in routing.nodes}:
+        raise NotFound(f"no node {node}; `luciola node list` shows all of them")
+    serving = {
+        chain.id: [target.node for target in chain.targets if target.state == pb.SERVING]
+        for chain in routing.chains
+    }
+    return [chain for chain, nodes in serving.items() if nodes == [node]]
+
+
+def _set(door: Door, number: int, *, disabled: bool, as_json: bool) -> None:
+    changed = door.ask(lambda ask: ask.disable_node(number, disabled=disabled))
+    if as_json:
+        print_json(describe_node(changed, door.ask(Manager.routing)))
+    else:
+        click.echo(f"node {number} is {'disabled' if disabled else 'enabled'}")
+
+
+__all__ = ["describe_node", "node"]
