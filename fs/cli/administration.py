@@ -1,7 +1,7 @@
 """What commands of administrators share: how the cluster is named, and consent."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -14,7 +14,6 @@ from .datadir import DataDir
 from .manager import Manager
 
 R = TypeVar("R")
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 JSON_OPTION: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 YES_OPTION: Final = click.option("--yes", is_flag=True, help="Do not ask.")
@@ -52,33 +51,29 @@ class Door:
         return asyncio.run(connected())
 
 
-DOOR: Final[Sequence[Decorator]] = (
-    click.option(
-        "--secret-file",
-        type=click.Path(path_type=Path, dir_okay=False),
-        envvar="LUCIOLA_SECRET_FILE",
-        help="File with the cluster secret, for --manager.",
-    ),
-    click.option(
-        "--manager",
-        metavar="HOST:PORT",
-        help="gRPC address of mgmtd, of a cluster elsewhere (mgmtd_grpc in its cluster.json).",
-    ),
-    click.option(
-        "--data",
-        "data_path",
-        type=click.Path(path_type=Path, file_okay=False),
-        envvar="LUCIOLA_DATA",
-        help="Data directory of a cluster on this machine.",
-    ),
+SECRET_OPTION: Final = click.option(
+    "--secret-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="LUCIOLA_SECRET_FILE",
+    help="File with the cluster secret, for --manager.",
+)
+MANAGER_OPTION: Final = click.option(
+    "--manager",
+    metavar="HOST:PORT",
+    help="gRPC address of mgmtd, of a cluster elsewhere (mgmtd_grpc in its cluster.json).",
+)
+DATA_OPTION: Final = click.option(
+    "--data",
+    "data_path",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="LUCIOLA_DATA",
+    help="Data directory of a cluster on this machine.",
 )
 
 
 def door_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --data, --manager and --secret-file to a command, which takes their values for a `Door`."""
-    for option in DOOR:
-        command = option(command)
-    return command
+    return DATA_OPTION(MANAGER_OPTION(SECRET_OPTION(command)))
 
 
 def consent(question: str, *, yes: bool) -> None:
