@@ -1,6 +1,7 @@
 """What commands of administrators share: how the cluster is named, and consent."""
 
 import asyncio
+import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,14 +74,16 @@ DATA_OPTION: Final = click.option(
 
 def door_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --data, --manager and --secret-file to a command, which takes their values for a `Door`."""
-    return DATA_OPTION(MANAGER_OPTION(SECRET_OPTION(command)))
+    for option in (SECRET_OPTION, MANAGER_OPTION, DATA_OPTION):
+        command = option(command)
+    return command
 
 
 def consent(question: str, *, yes: bool) -> None:
     """Raises: click.UsageError without an answer (no terminal); click.Abort when it is no."""
     if yes:
         return
-    if not click.get_text_stream("stdin").isatty():
+    if not sys.stdin.isatty():
         raise click.UsageError(f"{question} Nobody is there to answer: repeat with --yes.")
     click.confirm(question, abort=True)
 
