@@ -55,11 +55,12 @@ def eplb() -> None:
 @eplb.command()
 @click.argument("loads")
 @machine_options
-@click.option(
-    "--policy", type=click.Choice(POLICIES), default="optimal", show_default=True, help="How to place."
-)
+@click.option("--policy", type=click.Choice(POLICIES), help="How to place.  [default: optimal]")
 @click.option(
     "--current", metavar="PLAN", help="The plan in use: slots that can stay do, and moves are listed."
+)
+@click.option(
+    "--budget", type=click.IntRange(0), help="At most so many moves from --current, all layers together."
 )
 @click.option("--windows", is_flag=True, help="Plan for the recorded windows too, not for the average alone.")
 @click.option("-o", "--output", metavar="PLAN", help="Write the plan here.")
@@ -70,8 +71,9 @@ def plan(
     groups: int,
     nodes: int,
     gpus: int,
-    policy: str,
+    policy: str | None,
     current: str | None,
+    budget: int | None,
     windows: bool,
     output: str | None,
     as_json: bool,
@@ -81,41 +83,49 @@ def plan(
     \b
     Examples:
       luciola eplb plan loads.csv --replicas 288 --gpus 32 --nodes 4 --groups 8 -o lu:/serving/plan.json
-      luciola eplb plan new.npy --replicas 288 --gpus 32 --current plan.json -o next.json
+      luciola eplb plan new.npy --replicas 288 --gpus 32 --current plan.json --budget 200 -o next.json
     """
-    from .plan_file import Plan, balance_of, experts_in_order
-    from .rebalance import align, moves_between, rebalance_experts
+    from .plan_file import Plan, balance_of, bound_nodes, experts_in_order, settled
+    from .rebalance import moves_between, rebalance_experts, rebalance_incrementally
 
+    if budget is not None and (current is None or policy is not None or windows):
+        raise click.UsageError("--budget goes with --current PLAN, and without --policy and --windows")
+    name = policy or ("optimal" if budget is None else "incremental")
     with _explained():
         average, weight = _weight(loads, windows=windows)
-        target = rebalance_experts(weight, replicas, groups, nodes, gpus, policy=policy)[0]  # type: ignore[arg-type]
+        bound = bound_nodes(name, groups=groups, nodes=nodes)
+        before = None if current is None else _placement_of(current, gpus=gpus, replicas=replicas)
+        if budget is None or before is None:
+            target = rebalance_experts(weight, replicas, groups, nodes, gpus, policy=name)[0]  # type: ignore[arg-type]
+        else:
+            target = rebalance_incrementally(weight, before, gpus, budget=budget, num_nodes=bound)[0][0]
         moves = None
-        before = experts_in_order(average, replicas)
-        if current is not None:
-            before = Plan.load(current).placement
-            target = align(before, target, gpus)
+        if before is not None:
+            target = settled(before, target, gpus=gpus, nodes=bound)
             moves = tuple(tuple(move) for move in moves_between(before, target, gpus))
-        made = Plan(policy, groups, nodes, gpus, average, target, moves)
-        old = balance_of(dataclasses.replace(made, placement=before), average)
-        new = balance_of(made, average)
+        made = Plan(name, groups, nodes, gpus, average, target, moves)
+        old = experts_in_order(average, replicas, nodes=bound) if before is None else before
+        rows = [
+            balance_of(dataclasses.replace(made, placement=placement), average) for placement in (old, target)
+        ]
     if output is not None:
         made.save(output)
     if as_json:
         print_json(
             {
                 "plan": output,
-                "before": _summary(old),
-                "after": _summary(new),
+                "before": _summary(rows[0]),
+                "after": _summary(rows[1]),
                 "moves": None if moves is None else len(moves),
             }
         )
         return
     layers, experts = average.shape
-    click.echo(f"{layers} layers, {experts} experts in {replicas} slots on {gpus} GPUs, policy {policy}")
+    click.echo(f"{layers} layers, {experts} experts in {replicas} slots on {gpus} GPUs, policy {name}")
     named = "experts in order" if current is None else current
     print_table(
         ("PLACEMENT", "MAX/MEAN", "WORST LAYER", "BOUND"),
-        [(name, *_cells(_summary(rows))) for name, rows in ((named, old), (output or "plan", new))],
+        [(each, *_cells(_summary(part))) for each, part in zip((named, output or "plan"), rows, strict=True)],
         right=(1, 2, 3),
     )
     if moves is not None:
@@ -182,6 +192,13 @@ def show(plan_location: str, loads: str | None, png: str | None, as_json: bool) 
 @click.argument("loads", nargs=-1, required=True)
 @machine_options
 @click.option(
+    "--budget",
+    "budgets",
+    type=click.IntRange(0),
+    multiple=True,
+    help="Moves a moment; may be given several times.",
+)
+@click.option(
     "--expert-bytes", metavar="SIZE", default="0", help="Size of one expert, as 42M, to count moved bytes."
 )
 @json_option
@@ -191,23 +208,24 @@ def simulate(
     groups: int,
     nodes: int,
     gpus: int,
+    budgets: tuple[int, ...],
     expert_bytes: str,
     as_json: bool,
 ) -> None:
     """Play a series of loads against ways of balancing: each plan is made from one moment and meets the next.
 
     A file with windows is a series by itself. "optimal" and "reference" plan anew each time, "first plan" never after
-    the first time.
+    the first time, and "at most N moves" changes the placement by no more than the budget.
 
     \b
     Example:
-      luciola eplb simulate day/*.npy --replicas 288 --gpus 32 --nodes 4 --groups 8 --expert-bytes 42M
+      luciola eplb simulate day/*.npy --replicas 288 --gpus 32 --nodes 4 --groups 8 --budget 100 --expert-bytes 42M
     """
     from .simulation import Machine, play
 
     with _explained():
         size = parse_bytes(expert_bytes)
-        outcomes = play(_series(loads), Machine(replicas, groups, nodes, gpus))
+        outcomes = play(_series(loads), Machine(replicas, groups, nodes, gpus), budgets)
     if as_json:
         print_json([dataclasses.asdict(each) | {"moved_bytes": each.moves * size} for each in outcomes])
         return
@@ -253,6 +271,18 @@ def _weight(location: str, *, windows: bool) -> "tuple[Tensor, Tensor]":
     return loads.average, torch.cat([loads.average[None], loads.windows]) if windows else loads.average
 
 
+def _placement_of(location: str, *, gpus: int, replicas: int) -> "Tensor":
+    """The placement of the plan in use. Raises: InvalidArgument if it is for other GPUs or slots."""
+    from .plan_file import Plan
+
+    found = Plan.load(location)
+    if (found.gpus, found.slots) != (gpus, replicas):
+        raise InvalidArgument(
+            f"a plan of {found.slots} slots on {found.gpus} GPUs, not of {replicas} on {gpus}", path=location
+        )
+    return found.placement
+
+
 def _series(locations: tuple[str, ...]) -> "list[Tensor]":
     from .load_files import read_loads
 
@@ -281,10 +311,11 @@ def _draw(location: str, shown: "Plan", weight: "Tensor") -> None:
     from luciola.client import open_location, replacing
 
     from .heatmap import draw
-    from .plan_file import experts_in_order
+    from .plan_file import bound_nodes, experts_in_order
     from .rebalance import gpu_loads
 
-    in_order = experts_in_order(weight, shown.slots)
+    bound = bound_nodes(shown.policy, groups=shown.groups, nodes=shown.nodes)
+    in_order = experts_in_order(weight, shown.slots, nodes=bound)
     picture = draw(
         {
             "experts in order": gpu_loads(weight, in_order, shown.gpus),

@@ -16,7 +16,8 @@ from torch import Tensor
 from luciola.client import open_location, replacing
 from luciola.errors import CorruptData
 
-from .rebalance import gpu_loads, imbalance, lower_bound
+from .moves import match_gpus
+from .rebalance import align, gpu_loads, imbalance, lower_bound
 
 if TYPE_CHECKING:
     from luciola.client import Location
@@ -135,10 +136,30 @@ def balance_of(plan: Plan, loads: Tensor) -> list[LayerBalance]:
     return rows
 
 
-def experts_in_order(loads: Tensor, slots: int) -> Tensor:
-    """The placement without balancing: expert i in slot i, and again from the first in the slots that are left."""
+def experts_in_order(loads: Tensor, slots: int, *, nodes: int = 1) -> Tensor:
+    """The placement without balancing: expert i in slot i, and again from the first in the slots that are left.
+
+    With nodes, each has an equal part of the experts, in order, in an equal part of the slots.
+    """
     layers, experts = loads.shape
-    return torch.arange(slots).remainder(experts).expand(layers, slots).contiguous()
+    own = experts // nodes
+    node, place = (
+        torch.arange(slots).div(slots // nodes, rounding_mode="floor"),
+        torch.arange(slots) % (slots // nodes),
+    )
+    return (node * own + place % own).expand(layers, slots).contiguous()
 
 
-__all__ = ["LayerBalance", "Plan", "balance_of", "experts_in_order"]
+def bound_nodes(policy: str, *, groups: int, nodes: int) -> int:
+    """How many nodes an expert is bound to one of: all where groups are placed on nodes, else one."""
+    return 1 if groups % nodes or policy == "optimal-global" else nodes
+
+
+def settled(current: Tensor, target: Tensor, *, gpus: int, nodes: int) -> Tensor:
+    """The target with GPUs renumbered inside nodes, and slots inside GPUs, so that much can stay where it is."""
+    align(current, target, gpus)  # refuses what cannot be compared
+    renumbered = match_gpus(current.numpy(), target.numpy(), gpus=gpus, nodes=nodes)
+    return align(current, torch.from_numpy(renumbered), gpus)
+
+
+__all__ = ["LayerBalance", "Plan", "balance_of", "bound_nodes", "experts_in_order", "settled"]

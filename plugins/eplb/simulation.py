@@ -11,8 +11,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .plan_file import experts_in_order
-from .rebalance import Policy, align, imbalance, lower_bound, moves_between, rebalance_experts
+from .plan_file import bound_nodes, experts_in_order, settled
+from .rebalance import (
+    Policy,
+    imbalance,
+    lower_bound,
+    moves_between,
+    rebalance_experts,
+    rebalance_incrementally,
+)
 
 Replan = Callable[[Tensor, Tensor], Tensor]
 """(loads, current placement) -> placement"""
@@ -27,6 +34,15 @@ class Machine:
     nodes: int
     gpus: int
 
+    @property
+    def bound_nodes(self) -> int:
+        """How many nodes an expert is bound to one of."""
+        return bound_nodes("optimal", groups=self.groups, nodes=self.nodes)
+
+    def in_order(self, loads: Tensor) -> Tensor:
+        """Where everything starts."""
+        return experts_in_order(loads, self.replicas, nodes=self.bound_nodes)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -39,10 +55,10 @@ class Outcome:
     most_moves: int  # in one moment
 
 
-def play(series: Sequence[Tensor], machine: Machine) -> list[Outcome]:
+def play(series: Sequence[Tensor], machine: Machine, budgets: Sequence[int] = ()) -> list[Outcome]:
     """All ways over `series`, tensors (layers, experts) of one shape, at least two.
 
-    Raises: ValueError for loads that do not fit.
+    Budgets are moves a moment, all layers together. Raises: ValueError for loads that do not fit.
     """
     if len(series) < 2:
         raise ValueError("a series has at least two moments: plans are made from one and meet the next")
@@ -50,11 +66,12 @@ def play(series: Sequence[Tensor], machine: Machine) -> list[Outcome]:
         raise ValueError(
             f"loads of one shape, not {', '.join(str(tuple(loads.shape)) for loads in series[:4])}"
         )
-    first = _anew(machine, "optimal")(series[0], experts_in_order(series[0], machine.replicas))
+    first = _anew(machine, "optimal")(series[0], machine.in_order(series[0]))
     ways: dict[str, Replan] = {"no balancing": lambda _, current: current, "first plan": lambda _, __: first}
     policies: tuple[Policy, ...] = ("reference", "optimal")
     for policy in policies:
         ways[policy] = _anew(machine, policy)
+    ways |= {f"at most {budget} moves": _within(machine, budget) for budget in budgets}
     return [*(_play(name, replan, series, machine) for name, replan in ways.items()), _bound(series, machine)]
 
 
@@ -63,13 +80,24 @@ def _anew(machine: Machine, policy: Policy) -> Replan:
         placement = rebalance_experts(
             loads, machine.replicas, machine.groups, machine.nodes, machine.gpus, policy=policy
         )
-        return align(current, placement.physical_to_logical_map, machine.gpus)
+        target = placement.physical_to_logical_map
+        return settled(current, target, gpus=machine.gpus, nodes=machine.bound_nodes)
+
+    return replan
+
+
+def _within(machine: Machine, budget: int) -> Replan:
+    def replan(loads: Tensor, current: Tensor) -> Tensor:
+        placement, _ = rebalance_incrementally(
+            loads, current, machine.gpus, budget=budget, num_nodes=machine.bound_nodes
+        )
+        return placement.physical_to_logical_map
 
     return replan
 
 
 def _play(name: str, replan: Replan, series: Sequence[Tensor], machine: Machine) -> Outcome:
-    current = experts_in_order(series[0], machine.replicas)
+    current = machine.in_order(series[0])
     ratios, moves = [], []
     for known, met in pairwise(series):
         after = replan(known, current)

@@ -54,7 +54,8 @@ def test_a_plan_is_that_of_the_library(files, tmp_path, policy):
     assert torch.equal(plan.placement, expected)
     assert (plan.policy, plan.moves, report["moves"]) == (policy, None, None)
     assert report["after"]["mean"] == pytest.approx(float(imbalance(loads_at(0), expected, 8).mean()))
-    before = imbalance(loads_at(0), experts_in_order(loads_at(0), 40), 8)
+    nodes = 1 if policy == "optimal-global" else 2
+    before = imbalance(loads_at(0), experts_in_order(loads_at(0), 40, nodes=nodes), 8)
     assert report["before"]["worst"] == pytest.approx(float(before.max()))
     assert report["before"]["worst_layer"] == int(before.argmax())
 
@@ -71,6 +72,26 @@ def test_a_plan_after_another_keeps_slots_and_lists_moves(files, tmp_path):
     again = json.loads(run("plan", files[1], *MACHINE, "--current", second, "--json").output)
     assert again["moves"] == 0
     assert again["before"]["mean"] == pytest.approx(again["after"]["mean"])
+
+
+def test_a_plan_within_a_budget(files, tmp_path):
+    first, second = str(tmp_path / "1.json"), str(tmp_path / "2.json")
+    run("plan", files[0], *MACHINE, "-o", first)
+    old = Plan.load(first)
+    balances = []
+    for budget in (0, 6, 1000):
+        run("plan", files[1], *MACHINE, "--current", first, "--budget", str(budget), "-o", second)
+        new = Plan.load(second)
+        assert len(new.moves) == len(moves_between(old.placement, new.placement, 8)) <= budget
+        assert new.policy == "incremental"
+        balances.append(float(imbalance(loads_at(1), new.placement, 8).mean()))
+    assert balances[0] > balances[1] > balances[2]
+    assert balances[0] == pytest.approx(float(imbalance(loads_at(1), old.placement, 8).mean()))
+    for more in (("--policy", "optimal", "--current", first), ("--windows", "--current", first), ()):
+        assert (
+            "--budget goes with"
+            in run("plan", files[1], *MACHINE, "--budget", "3", *more, error=SystemExit).output
+        )
 
 
 def test_windows_count_when_asked_for(tmp_path, files):
@@ -105,17 +126,26 @@ def test_showing_a_plan(files, tmp_path):
 
 
 def test_simulating_plays_plans_against_the_next_moment(files):
-    report = json.loads(run("simulate", *files, *MACHINE, "--expert-bytes", "1K", "--json").output)
+    report = json.loads(
+        run(
+            "simulate", *files, *MACHINE, "--budget", "0", "--budget", "7", "--expert-bytes", "1K", "--json"
+        ).output
+    )
     ways = {each["name"]: each for each in report}
-    assert list(ways) == ["no balancing", "first plan", "reference", "optimal", "bound"]
+    assert list(ways) == [
+        "no balancing", "first plan", "reference", "optimal", "at most 0 moves", "at most 7 moves", "bound",
+    ]  # fmt: skip
     met = [loads_at(moment) for moment in (1, 2, 3)]
-    in_order = torch.stack([imbalance(loads, experts_in_order(loads, 40), 8) for loads in met])
+    in_order = torch.stack([imbalance(loads, experts_in_order(loads, 40, nodes=2), 8) for loads in met])
     assert ways["no balancing"]["balance"] == pytest.approx(float(in_order.mean()))
     first = rebalance_experts(loads_at(0), 40, 4, 2, 8, policy="optimal")[0]
     ratios = torch.stack([imbalance(loads, first, 8) for loads in met])
     assert ways["first plan"]["worst"] == pytest.approx(float(ratios.max()))
     assert ways["first plan"]["moves"] == ways["first plan"]["most_moves"]
     assert ways["no balancing"]["moves"] == 0
+    assert ways["at most 0 moves"] == ways["no balancing"] | {"name": "at most 0 moves"}
+    assert 0 < ways["at most 7 moves"]["most_moves"] <= 7
+    assert ways["at most 7 moves"]["balance"] < ways["no balancing"]["balance"]
     assert ways["optimal"]["moves"] > ways["first plan"]["moves"]
     assert ways["optimal"]["moved_bytes"] == 1024 * ways["optimal"]["moves"]
     assert min(each["balance"] for each in report) == ways["bound"]["balance"]
@@ -167,7 +197,7 @@ def test_loads_of_other_shapes(files, tmp_path):
     run("show", plan, "--loads", str(tmp_path / "other.npy"), error=InvalidArgument)
     other = ("--replicas", "80", "--gpus", "8")
     result = run("plan", str(tmp_path / "other.npy"), *other, "--current", plan, error=InvalidArgument)
-    assert "one shape" in str(result.exception)
+    assert "a plan of 40 slots on 8 GPUs, not of 80 on 8" in str(result.exception)
 
 
 def test_layers_without_load_are_even():

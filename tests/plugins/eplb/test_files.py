@@ -175,3 +175,4 @@ def test_balance_of_layers():
 
 def test_experts_in_order():
     assert experts_in_order(LOADS[:2], 8).tolist() == [[0, 1, 2, 3, 4, 0, 1, 2]] * 2
+    assert experts_in_order(LOADS[:1, :4], 8, nodes=2).tolist() == [[0, 1, 0, 1, 2, 3, 2, 3]]
