@@ -1,0 +1,268 @@
+"""Dense products: D = C + A · B.
+
+The two letters of a name say how A and B are stored: "n" as in the formula, "t" transposed. So in "nt" A is (m, k) and
+B is (n, k), both contiguous along k. FP8 on SM90 knows only that one.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ..kernels.errors import BadArgument, BadType, refuse
+from ..kernels.layers import layer_for
+from . import checks, reference
+from .quantize import BLOCK, FP8, ceil_div
+from .scales import check_scales
+
+RECIPE_BLOCKS: Final = (1, 128, 128)  # "1D2D": B has a scale for 128 x 128
+RECIPE_ROWS: Final = (1, 1, 128)  # "1D1D": B has a scale for 1 x 128; accumulates in float32
+
+
+def fp8_gemm_nt(  # noqa: PLR0913, PLR0917 (the original's)
+    a: tuple[Tensor, Tensor],
+    b: tuple[Tensor, Tensor],
+    d: Tensor,
+    c: Tensor | None = None,
+    recipe: tuple[int, int, int] | None = None,
+    recipe_a: tuple[int, int] | None = None,
+    recipe_b: tuple[int, int] | None = None,
+    compiled_dims: str = "nk",
+    disable_ue8m0_cast: bool = False,  # noqa: ARG001, FBT001, FBT002 (SM90 takes float32 scales as they are)
+) -> None:
+    """D = C + A · Bᵀ of FP8 operands.
+
+    Shapes: a (m, k) e4m3 and (m, ceil(k/128)) float32; b (n, k) e4m3 and (ceil(n/128), ceil(k/128)) float32; d (m, n)
+    bfloat16. With recipe (1, 1, 128): b's scales (n, ceil(k/128)), d and c float32, c required.
+    Limits: n % 8 == 0, rows at multiples of 16 bytes.
+    Raises: BadArgument (ValueError, RuntimeError) and BadType (TypeError, RuntimeError).
+    Source: DeepGEMM `fp8_gemm_nt` on SM90.
+    """
+    (a_values, sfa), (b_values, sfb) = checks.unpack(a, "a"), checks.unpack(b, "b")
+    rows = choose_recipe(recipe, recipe_a, recipe_b) == RECIPE_ROWS
+    n = _check_fp8(a_values, sfa, b_values, sfb, gran_n=1 if rows else BLOCK)
+    shape = (a_values.shape[0], n)
+    if rows:
+        if c is None:
+            raise BadArgument("recipe (1, 1, 128) accumulates: give c (float32)")
+        checks.check_output(d, shape, dtypes=[torch.float32])
+    else:
+        if c is not None:
+            raise BadArgument(
+                "recipe (1, 128, 128) does not accumulate: leave c out, or use recipe (1, 1, 128)"
+            )
+        checks.check_output(d, shape, dtypes=[torch.bfloat16])
+    checks.check_compiled_dims(compiled_dims)
+    checks.check_same_device(a_values, sfa, b_values, sfb, d)
+    if _is_trivial(a_values.shape[1], c, d):
+        return
+    if layer_for(d) == "reference":
+        total = reference.fp8_gemm(a_values, sfa, b_values, sfb, gran_n=1 if rows else BLOCK)
+        d.copy_(total if c is None else total + d)
+        return
+    from . import launch
+
+    launch.gemm(a_values, b_values, d, scales=launch.Scales(sfa, sfb, rows), accumulate=c is not None)
+
+
+def fp8_gemm_nt_skip_head_mid(  # noqa: PLR0913, PLR0917 (the original's)
+    a: tuple[Tensor, Tensor],
+    b: tuple[Tensor, Tensor],
+    d: Tensor,
+    head_splits: tuple[int, int, int],
+    recipe: tuple[int, int, int] | None = None,
+    compiled_dims: str = "nk",
+    disable_ue8m0_cast: bool = False,  # noqa: ARG001, FBT001, FBT002
+) -> None:
+    """As `fp8_gemm_nt`, but every left + right columns make a head of D with a hole of `mid` between them.
+
+    Shapes: d (m, n + n / (left + right) · mid) for head_splits (left, mid, right); the holes are left as they are.
+    """
+    (a_values, sfa), (b_values, sfb) = checks.unpack(a, "a"), checks.unpack(b, "b")
+    if choose_recipe(recipe, None, None) != RECIPE_BLOCKS:
+        refuse("recipe", recipe, f"it must be {RECIPE_BLOCKS}")
+    n = _check_fp8(a_values, sfa, b_values, sfb, gran_n=BLOCK)
+    left, mid, right = head_splits
+    if min(left, mid, right) < 0 or left + right == 0 or n % (left + right):
+        refuse("head_splits", head_splits, f"left + right must divide n = {n}")
+    checks.check_output(d, (a_values.shape[0], n + n // (left + right) * mid), dtypes=[torch.bfloat16])
+    checks.check_compiled_dims(compiled_dims)
+    checks.check_same_device(a_values, sfa, b_values, sfb, d)
+    if d.numel() == 0:
+        return
+    if layer_for(d) == "reference" or a_values.shape[1] == 0:
+        columns = torch.arange(n, device=d.device)
+        places = columns + (columns + right) // (left + right) * mid
+        d[:, places] = reference.fp8_gemm(a_values, sfa, b_values, sfb, gran_n=BLOCK).to(d.dtype)
+        return
+    from . import launch
+
+    launch.gemm(a_values, b_values, d, scales=launch.Scales(sfa, sfb), heads=launch.Heads(left, mid, right))
+
+
+def _refuse_majors(name: str) -> None:
+    raise BadArgument(
+        f"{name} is not for SM90: its FP8 instruction takes operands contiguous along k; "
+        "store A as (m, k) and B as (n, k) and call fp8_gemm_nt"
+    )
+
+
+def fp8_gemm_nn(*_arguments: object, **_keywords: object) -> None:
+    """Raises BadArgument: see `fp8_gemm_nt`."""
+    _refuse_majors("fp8_gemm_nn")
+
+
+def fp8_gemm_tn(*_arguments: object, **_keywords: object) -> None:
+    """Raises BadArgument: see `fp8_gemm_nt`."""
+    _refuse_majors("fp8_gemm_tn")
+
+
+def fp8_gemm_tt(*_arguments: object, **_keywords: object) -> None:
+    """Raises BadArgument: see `fp8_gemm_nt`."""
+    _refuse_majors("fp8_gemm_tt")
+
+
+def bf16_gemm_nt(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None = None, compiled_dims: str = "nk") -> None:
+    """D = C + A · Bᵀ. Shapes: a (m, k), b (n, k) bfloat16; d (m, n) bfloat16 or float32, c like d."""
+    _bf16(a, b, d, c, compiled_dims, a_transposed=False, b_transposed=False)
+
+
+def bf16_gemm_nn(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None = None, compiled_dims: str = "nk") -> None:
+    """D = C + A · B. Shapes: a (m, k), b (k, n) bfloat16; d (m, n) bfloat16 or float32, c like d."""
+    _bf16(a, b, d, c, compiled_dims, a_transposed=False, b_transposed=True)
+
+
+def bf16_gemm_tn(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None = None, compiled_dims: str = "mn") -> None:
+    """D = C + Aᵀ · B. Shapes: a (k, m), b (k, n) bfloat16; d (m, n) bfloat16 or float32, c like d."""
+    _bf16(a, b, d, c, compiled_dims, a_transposed=True, b_transposed=True)
+
+
+def bf16_gemm_tt(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None = None, compiled_dims: str = "mn") -> None:
+    """D = C + Aᵀ · Bᵀ. Shapes: a (k, m), b (n, k) bfloat16; d (m, n) bfloat16 or float32, c like d."""
+    _bf16(a, b, d, c, compiled_dims, a_transposed=True, b_transposed=False)
+
+
+def cublaslt_gemm_nt(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None = None) -> None:
+    """D = C + A · Bᵀ by torch's own product, as a baseline; also takes e4m3 operands (scale 1)."""
+    _torch_product(a, b.T, d, c)
+
+
+def cublaslt_gemm_nn(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None = None) -> None:
+    """D = C + A · B by torch's own product."""
+    _torch_product(a, b, d, c)
+
+
+def cublaslt_gemm_tn(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None = None) -> None:
+    """D = C + Aᵀ · B by torch's own product."""
+    _torch_product(a.T, b, d, c)
+
+
+def cublaslt_gemm_tt(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None = None) -> None:
+    """D = C + Aᵀ · Bᵀ by torch's own product."""
+    _torch_product(a.T, b.T, d, c)
+
+
+def _bf16(  # noqa: PLR0913, PLR0917 (one call in four forms)
+    a: Tensor,
+    b: Tensor,
+    d: Tensor,
+    c: Tensor | None,
+    compiled_dims: str,
+    *,
+    a_transposed: bool,
+    b_transposed: bool,
+) -> None:
+    checks.check_operand(a, name="a", dtype=torch.bfloat16, dims=2, transposed=a_transposed)
+    checks.check_operand(b, name="b", dtype=torch.bfloat16, dims=2, transposed=b_transposed)
+    m, k = a.shape[::-1] if a_transposed else a.shape
+    n, k_of_b = b.shape[::-1] if b_transposed else b.shape
+    checks.check_same_k(k, k_of_b)
+    checks.check_output(d, (m, n), dtypes=[torch.bfloat16, torch.float32])
+    checks.check_compiled_dims(compiled_dims)
+    checks.check_same_device(a, b, d)
+    if _is_trivial(k, c, d):
+        return
+    if layer_for(d) == "reference":
+        total = reference.bf16_gemm(a.T if a_transposed else a, b.T if b_transposed else b)
+        d.copy_(total if c is None else total + d.float())
+        return
+    from . import launch
+
+    launch.gemm(a, b, d, a_transposed=a_transposed, b_transposed=b_transposed, accumulate=c is not None)
+
+
+def _is_trivial(k: int, c: Tensor | None, d: Tensor) -> bool:
+    """Brings c into d; whether nothing is left to be computed."""
+    if c is not None:
+        checks.check_output(c, d.shape, dtypes=[d.dtype])
+        if c is not d:
+            d.copy_(c)
+    if d.numel() == 0:
+        return True
+    if k == 0:
+        if c is None:
+            d.zero_()
+        return True
+    return False
+
+
+def _check_fp8(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, *, gran_n: int) -> int:
+    checks.check_operand(a, name="a[0]", dtype=FP8, dims=2)
+    checks.check_operand(b, name="b[0]", dtype=FP8, dims=2)
+    m, k = a.shape
+    n, k_of_b = b.shape
+    checks.check_same_k(k, k_of_b)
+    if n % 8:
+        refuse("n", n, "it must be a multiple of 8")
+    check_scales(sfa, (m, ceil_div(k, BLOCK)), num_groups=None, name="a[1]")
+    check_scales(sfb, (ceil_div(n, gran_n), ceil_div(k, BLOCK)), num_groups=None, name="b[1]")
+    return n
+
+
+def choose_recipe(
+    recipe: Sequence[int] | None, recipe_a: Sequence[int] | None, recipe_b: Sequence[int] | None
+) -> tuple[int, ...]:
+    """The recipe that a call means: (gran_m, gran_n, gran_k), one of those that SM90 knows."""
+    if (recipe_a is None) != (recipe_b is None):
+        raise BadArgument("recipe_a and recipe_b go together")
+    if recipe_a is not None and recipe_b is not None:
+        if recipe is not None:
+            raise BadArgument("give either recipe, or recipe_a and recipe_b")
+        recipe = (recipe_a[0], recipe_b[0], recipe_a[1])
+        if recipe_a[1] != recipe_b[1]:
+            refuse("recipe_b", tuple(recipe_b), f"its second number must be recipe_a's, {recipe_a[1]}")
+    chosen = RECIPE_BLOCKS if recipe is None else tuple(recipe)
+    if chosen not in {RECIPE_BLOCKS, RECIPE_ROWS}:
+        refuse("recipe", chosen, f"SM90 knows {RECIPE_BLOCKS} and {RECIPE_ROWS}")
+    return chosen
+
+
+def _torch_product(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None) -> None:
+    for name, each in (("a", a), ("b", b)):
+        if each.dtype not in {torch.bfloat16, FP8}:
+            raise BadType(f"{name} is {each.dtype}; it must be bfloat16 or {FP8}")
+    if a.dtype == FP8 or d.dtype != a.dtype or d.device.type == "cpu":
+        a, b = a.float(), b.float()
+    total = a @ b
+    d.copy_(total if c is None else total.float() + c.float())
+
+
+__all__ = [
+    "RECIPE_BLOCKS",
+    "RECIPE_ROWS",
+    "bf16_gemm_nn",
+    "bf16_gemm_nt",
+    "bf16_gemm_tn",
+    "bf16_gemm_tt",
+    "choose_recipe",
+    "cublaslt_gemm_nn",
+    "cublaslt_gemm_nt",
+    "cublaslt_gemm_tn",
+    "cublaslt_gemm_tt",
+    "fp8_gemm_nn",
+    "fp8_gemm_nt",
+    "fp8_gemm_nt_skip_head_mid",
+    "fp8_gemm_tn",
+    "fp8_gemm_tt",
+]

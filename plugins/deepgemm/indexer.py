@@ -1,0 +1,342 @@
+"""Logits of the lightning indexer: how much each query wants each token, summed over heads.
+
+logits[i, j] = sum over h of relu(q[i, h] · kv[j]) · weights[i, h] · sf[j]        for start[i] <= j < end[i]
+"""
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ..kernels.errors import BadArgument, BadType, refuse
+from ..kernels.layers import layer_for
+from . import checks, reference
+from .quantize import FP8, align
+
+HEADS: Final = (32, 64)
+DIMENSIONS: Final = (32, 64, 128)
+PAGE_TOKENS: Final = 64
+PIECE_TOKENS: Final = 256  # what the paged schedule deals out
+ROW_BYTES: Final = 1024  # to which rows of logits are padded
+LOGITS_DTYPES: Final = (torch.float32, torch.bfloat16)
+
+
+def fp8_mqa_logits(  # noqa: PLR0913, PLR0917 (the original's)
+    q: Tensor,
+    kv: tuple[Tensor, Tensor],
+    weights: Tensor,
+    cu_seq_len_k_start: Tensor,
+    cu_seq_len_k_end: Tensor,
+    clean_logits: bool = True,  # noqa: FBT001, FBT002
+    max_seqlen_k: int = 0,
+    logits_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Logits of queries against the tokens of one sequence.
+
+    Shapes: q (s, heads, d) e4m3; kv (tokens, d) e4m3 and (tokens,) float32; weights (s, heads) float32; starts and ends
+    (s,) int32; result (s, tokens), a view with padded rows, -inf where `clean_logits` and not visible. With
+    max_seqlen_k > 0: (s, max_seqlen_k), column j - start; `clean_logits` must be False.
+    Limits: heads 32 or 64, d 32, 64 or 128.
+    Source: DeepGEMM `fp8_mqa_logits`.
+    """
+    keys, sf = checks.unpack(kv, "kv")
+    s, heads, d = _check_queries(q, dims=3)
+    if keys.dim() != 2 or keys.shape[1] != d or keys.stride(1) != 1:
+        refuse("kv[0]", f"of shape {tuple(keys.shape)}", f"it must be (tokens, {d}), contiguous along d")
+    _check_float(sf, (keys.shape[0],), name="kv[1]")
+    _check_float(weights, (s, heads), name="weights")
+    checks.check_index(cu_seq_len_k_start, (s,), name="cu_seq_len_k_start")
+    checks.check_index(cu_seq_len_k_end, (s,), name="cu_seq_len_k_end")
+    checks.check_same_device(q, keys, sf, weights, cu_seq_len_k_start, cu_seq_len_k_end)
+    if max_seqlen_k < 0:
+        refuse("max_seqlen_k", max_seqlen_k, "it must not be negative")
+    if max_seqlen_k and clean_logits:
+        raise BadArgument("compressed logits (max_seqlen_k > 0) are not cleaned: pass clean_logits=False")
+    logits = _empty_logits(s, max_seqlen_k or keys.shape[0], logits_dtype, q.device)
+    if logits.numel() == 0:
+        return logits
+    if layer_for(q) == "reference":
+        _reference_logits(
+            q, keys, sf, weights, cu_seq_len_k_start, cu_seq_len_k_end, logits, max_seqlen_k, clean_logits
+        )
+        return logits
+    from . import launch
+
+    launch.mqa_logits(
+        q,
+        keys,
+        sf,
+        weights,
+        cu_seq_len_k_start,
+        cu_seq_len_k_end,
+        logits,
+        compressed=max_seqlen_k > 0,
+        clean=clean_logits,
+    )
+    return logits
+
+
+def fp8_fp4_mqa_logits(  # noqa: PLR0913, PLR0917 (the original's)
+    q: tuple[Tensor, None],
+    kv: tuple[Tensor, Tensor],
+    weights: Tensor,
+    cu_seq_len_k_start: Tensor,
+    cu_seq_len_k_end: Tensor,
+    clean_logits: bool = True,  # noqa: FBT001, FBT002
+    max_seqlen_k: int = 0,
+    logits_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """`fp8_mqa_logits` with q as (values, None): FP4 operands are for later GPUs."""
+    return fp8_mqa_logits(
+        _only_values(q),
+        kv,
+        weights,
+        cu_seq_len_k_start,
+        cu_seq_len_k_end,
+        clean_logits,
+        max_seqlen_k,
+        logits_dtype,
+    )
+
+
+def get_paged_mqa_logits_metadata(
+    context_lens: Tensor, block_kv: int, num_sms: int, indices: Tensor | None = None
+) -> Tensor:
+    """Where each of num_sms programs begins in the pieces of 256 tokens of all requests.
+
+    Shapes: context_lens (b,) or (b, next_n) int32 (the last column counts); result (num_sms + 1, 2) int32: request and
+    piece; its last row is the end.
+    """
+    _refuse_indices(indices)
+    if block_kv != PAGE_TOKENS:
+        refuse("block_kv", block_kv, f"it must be {PAGE_TOKENS}")
+    if num_sms <= 0:
+        refuse("num_sms", num_sms, "it must be positive")
+    last = _lengths(context_lens)[:, -1]
+    schedule = torch.empty((num_sms + 1, 2), dtype=torch.int32, device=context_lens.device)
+    if layer_for(context_lens) == "reference":
+        _fill_schedule(last, schedule)
+    else:
+        from . import launch
+
+        launch.paged_metadata(last, schedule)
+    return schedule
+
+
+def fp8_paged_mqa_logits(  # noqa: PLR0913, PLR0917 (the original's)
+    q: Tensor,
+    kv_cache: Tensor,
+    weights: Tensor,
+    context_lens: Tensor,
+    block_table: Tensor,
+    schedule_meta: Tensor,
+    max_context_len: int,
+    clean_logits: bool = False,  # noqa: FBT001, FBT002
+    logits_dtype: torch.dtype = torch.float32,
+    indices: Tensor | None = None,
+) -> Tensor:
+    """Logits of the newest tokens of many requests against their paged caches.
+
+    Shapes: q (b, next_n, heads, d) e4m3; kv_cache (blocks, 64, 1, d + 4) uint8, of each block first 64 · d values, then
+    64 float32 scales; weights (b · next_n, heads) float32; context_lens (b,) or (b, next_n) int32; block_table
+    (b, blocks of a request) int32; schedule_meta from `get_paged_mqa_logits_metadata`; result
+    (b · next_n, max_context_len). Columns from a query's context length on are -inf if `clean_logits`, else undefined.
+    Limits: next_n 1 or 2; heads 32 or 64; d 32, 64 or 128.
+    """
+    _refuse_indices(indices)
+    b, next_n, heads, d = _check_paged(q, kv_cache, weights)
+    lengths = _lengths(context_lens)
+    if lengths.shape[0] != b or lengths.shape[1] not in {1, next_n}:
+        refuse(
+            "context_lens", f"of shape {tuple(context_lens.shape)}", f"it must be ({b},) or ({b}, {next_n})"
+        )
+    if clean_logits and context_lens.dim() != 1 and next_n > 1:
+        raise BadArgument(
+            "logits can be cleaned only with one context length a request: pass clean_logits=False"
+        )
+    if block_table.dtype != torch.int32 or block_table.dim() != 2 or block_table.shape[0] != b:
+        refuse(
+            "block_table",
+            f"{block_table.dtype} of shape {tuple(block_table.shape)}",
+            f"it must be int32 ({b}, …)",
+        )
+    if schedule_meta.dim() != 2 or schedule_meta.shape[-1] != 2 or schedule_meta.dtype != torch.int32:
+        raise BadArgument(
+            "schedule_meta does not come from get_paged_mqa_logits_metadata: it is (num_sms + 1, 2) int32"
+        )
+    checks.check_same_device(q, kv_cache, weights, context_lens, block_table, schedule_meta)
+    logits = _empty_logits(b * next_n, max_context_len, logits_dtype, q.device)
+    if clean_logits:
+        logits.fill_(float("-inf"))
+    if logits.numel() == 0:
+        return logits
+    lengths = lengths.expand(b, next_n)
+    if layer_for(q) == "reference":
+        _reference_paged(q, kv_cache, weights, lengths, block_table, logits)
+        return logits
+    from . import launch
+
+    launch.paged_mqa_logits(q, kv_cache, weights, lengths, block_table, schedule_meta, logits)
+    return logits
+
+
+def fp8_fp4_paged_mqa_logits(  # noqa: PLR0913, PLR0917 (the original's)
+    q: tuple[Tensor, None],
+    kv_cache: Tensor,
+    weights: Tensor,
+    context_lens: Tensor,
+    block_table: Tensor,
+    schedule_meta: Tensor,
+    max_context_len: int,
+    clean_logits: bool = False,  # noqa: FBT001, FBT002
+    logits_dtype: torch.dtype = torch.float32,
+    indices: Tensor | None = None,
+) -> Tensor:
+    """`fp8_paged_mqa_logits` with q as (values, None): FP4 operands are for later GPUs."""
+    return fp8_paged_mqa_logits(
+        _only_values(q),
+        kv_cache,
+        weights,
+        context_lens,
+        block_table,
+        schedule_meta,
+        max_context_len,
+        clean_logits,
+        logits_dtype,
+        indices,
+    )
+
+
+def _reference_logits(  # noqa: PLR0913, PLR0917 (the operator's arguments)
+    q: Tensor,
+    keys: Tensor,
+    sf: Tensor,
+    weights: Tensor,
+    starts: Tensor,
+    ends: Tensor,
+    logits: Tensor,
+    max_seqlen_k: int,
+    clean: bool,  # noqa: FBT001
+) -> None:
+    total = reference.mqa_logits(q, keys, sf, weights)
+    tokens = torch.arange(keys.shape[0], device=q.device)
+    visible = (tokens >= starts[:, None]) & (tokens < ends[:, None])
+    if max_seqlen_k:
+        rows, columns = visible.nonzero(as_tuple=True)
+        places = columns - starts[rows].clamp(min=0)
+        inside = places < max_seqlen_k
+        logits[rows[inside], places[inside]] = total[rows[inside], columns[inside]].to(logits.dtype)
+        return
+    logits[visible] = total[visible].to(logits.dtype)
+    if clean:
+        logits[~visible] = float("-inf")
+
+
+def _reference_paged(
+    q: Tensor, cache: Tensor, weights: Tensor, lengths: Tensor, block_table: Tensor, logits: Tensor
+) -> None:
+    b, next_n = lengths.shape
+    values, scales = reference.unpack_paged(cache)
+    for request in range(b):
+        for token in range(next_n):
+            row = request * next_n + token
+            length = min(int(lengths[request, token]), logits.shape[1])
+            if length <= 0:
+                continue
+            pages = block_table[request, : -(-length // PAGE_TOKENS)].long()
+            known = (pages >= 0) & (pages < values.shape[0])
+            pages = pages.clamp(0, values.shape[0] - 1)
+            keys = values[pages].flatten(0, 1)[:length]
+            sf = scales[pages].flatten()[:length]
+            total = reference.mqa_logits(q[request, token : token + 1], keys, sf, weights[row : row + 1])[0]
+            seen = known.repeat_interleave(PAGE_TOKENS)[:length]
+            logits[row, :length][seen] = total[seen].to(logits.dtype)
+
+
+def _fill_schedule(lengths: Tensor, schedule: Tensor) -> None:
+    pieces = [-(-length // PIECE_TOKENS) for length in lengths.tolist()]
+    programs, total = schedule.shape[0] - 1, sum(pieces)
+    order = [(row, piece) for row, count in enumerate(pieces) for piece in range(count)] + [(len(pieces), 0)]
+    share, rest = divmod(total, programs)
+    starts = [order[min(program * share + min(program, rest), total)] for program in range(programs + 1)]
+    schedule.copy_(torch.tensor(starts, dtype=torch.int32))
+
+
+def _empty_logits(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if dtype not in LOGITS_DTYPES:
+        raise BadType(f"logits_dtype is {dtype}; it must be float32 or bfloat16")
+    width = align(columns, ROW_BYTES // dtype.itemsize)
+    return torch.empty((rows, width), dtype=dtype, device=device)[:, :columns]
+
+
+def _check_queries(q: Tensor, *, dims: int) -> tuple[int, int, int]:
+    if q.dtype != FP8:
+        raise BadType(f"q is {q.dtype}; it must be {FP8}")
+    if q.dim() != dims or not q.is_contiguous():
+        refuse(
+            "q",
+            f"of shape {tuple(q.shape)} and strides {q.stride()}",
+            f"it must have {dims} dimensions, contiguous",
+        )
+    rows, heads, d = q.shape[-3:]
+    if heads not in HEADS or d not in DIMENSIONS:
+        refuse(
+            "q", f"of {heads} heads of {d}", f"heads must be one of {HEADS}, their size one of {DIMENSIONS}"
+        )
+    return rows, heads, d
+
+
+def _check_paged(q: Tensor, cache: Tensor, weights: Tensor) -> tuple[int, int, int, int]:
+    next_n, heads, d = _check_queries(q, dims=4)
+    b = q.shape[0]
+    if next_n not in {1, 2}:
+        refuse("next_n", next_n, "it must be 1 or 2")
+    if cache.dtype != torch.uint8:
+        raise BadType(f"kv_cache is {cache.dtype}; it must be torch.uint8")
+    if cache.dim() != 4 or tuple(cache.shape[1:]) != (PAGE_TOKENS, 1, d + 4):
+        refuse(
+            "kv_cache", f"of shape {tuple(cache.shape)}", f"it must be (blocks, {PAGE_TOKENS}, 1, {d + 4})"
+        )
+    if cache.stride(3) != 1 or cache.stride(1) != d + 4 or cache.stride(0) % 16:
+        refuse(
+            "kv_cache",
+            f"of strides {cache.stride()}",
+            "blocks must be contiguous and start at multiples of 16 bytes",
+        )
+    _check_float(weights, (b * next_n, heads), name="weights")
+    return b, next_n, heads, d
+
+
+def _check_float(x: Tensor, shape: tuple[int, ...], *, name: str) -> None:
+    if x.dtype != torch.float32:
+        raise BadType(f"{name} is {x.dtype}; it must be torch.float32")
+    if tuple(x.shape) != shape or not x.is_contiguous():
+        refuse(name, f"of shape {tuple(x.shape)} and strides {x.stride()}", f"it must be {shape}, contiguous")
+
+
+def _lengths(context_lens: Tensor) -> Tensor:
+    if context_lens.dtype != torch.int32:
+        raise BadType(f"context_lens is {context_lens.dtype}; it must be torch.int32")
+    if context_lens.dim() not in {1, 2}:
+        refuse("context_lens", f"of shape {tuple(context_lens.shape)}", "it must be (b,) or (b, next_n)")
+    return context_lens.unsqueeze(1) if context_lens.dim() == 1 else context_lens
+
+
+def _only_values(q: tuple[Tensor, None]) -> Tensor:
+    if not isinstance(q, tuple) or len(q) != 2 or q[1] is not None:
+        raise BadType("q must be (e4m3 values, None): FP4 queries are for later GPUs")
+    return q[0]
+
+
+def _refuse_indices(indices: Tensor | None) -> None:
+    if indices is not None:
+        raise BadArgument("indices is not for SM90: leave it out")
+
+
+__all__ = [
+    "fp8_fp4_mqa_logits",
+    "fp8_fp4_paged_mqa_logits",
+    "fp8_mqa_logits",
+    "fp8_paged_mqa_logits",
+    "get_paged_mqa_logits_metadata",
+]

@@ -1,0 +1,369 @@
+"""Triton kernels of every operator; `launch` starts them.
+
+One tile of D = C + A · Bᵀ is computed by `_product`, in two levels for FP8: 128 columns of K in the tensor core from a
+fresh accumulator (it adds with about 14 bits), then float32 with the blocks' scales. With SWAP the tile is computed
+transposed, so that the weights fill the 64 rows of a warpgroup's instruction when there are few tokens.
+
+    I1  no row of A or B influences another row: padding may hold NaN
+    I2  nothing is stored outside the real rows and columns, except zeros in rows of group -1
+    I3  offsets are 64-bit where a tensor may have more than 2^31 numbers
+
+Kernel names contain what the original's benchmarks look for in a profile ("gemm_", "bf16_gemm", "mqa_logits").
+"""
+
+from typing import Any, Final
+
+import triton
+import triton.language as tl
+
+DENSE: Final = 0
+CONTIGUOUS: Final = 1
+PSUM: Final = 2
+MASKED: Final = 3
+
+_K_BLOCK: tl.constexpr = tl.constexpr(128)
+_DENSE: tl.constexpr = tl.constexpr(DENSE)
+_CONTIGUOUS: tl.constexpr = tl.constexpr(CONTIGUOUS)
+_PSUM: tl.constexpr = tl.constexpr(PSUM)
+_FAR: tl.constexpr = tl.constexpr(0x7FFFFFFF)
+
+
+def _gemm_name(specialization: Any) -> str:
+    constants = specialization.constants
+    kind = "fp8_gemm_1d1d" if constants["B_ROW_SCALES"] else "fp8_gemm_1d2d"
+    prefix = {
+        DENSE: "",
+        CONTIGUOUS: "m_grouped_contiguous_",
+        PSUM: "m_grouped_psum_",
+        MASKED: "m_grouped_masked_",
+    }
+    return f"{prefix[constants.get('MODE', MASKED)]}{kind if constants['FP8'] else 'bf16_gemm'}_kernel"
+
+
+@triton.jit
+def _dot(a, b, INTERPRET: tl.constexpr):
+    # The interpreter multiplies the bit patterns of bfloat16.
+    return tl.dot(a.to(tl.float32), b.to(tl.float32)) if INTERPRET else tl.dot(a, b)
+
+
+@triton.jit
+def _swizzled(tile, tiles_m, tiles_n, GROUP: tl.constexpr):
+    # Neighbours in time share rows of A or of B, so that both stay in the L2 cache.
+    width = GROUP * tiles_n
+    first = tile // width * GROUP
+    size = tl.minimum(tiles_m - first, GROUP)
+    return first + tile % width % size, tile % width // size
+
+
+@triton.jit
+def _product(
+    a_tile, b_tile, sfa, sfb, a_row, b_row, b_k, rows, rows_end, columns, columns_end, k_end, blocks,
+    sfa_m, sfa_k, sfb_n, sfb_k,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, FP8: tl.constexpr, B_ROW_SCALES: tl.constexpr,
+    A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, K_STEP: tl.constexpr, SWAP: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):  # fmt: skip
+    if SWAP:
+        total = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+    else:
+        total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for block in range(blocks):
+        k = block * K_STEP
+        if A_TRANSPOSED:
+            a = tl.trans(a_tile.load([k, a_row]))
+        else:
+            a = a_tile.load([a_row, k])
+        if B_TRANSPOSED:
+            # Beyond k lies the next group, and 0 · NaN is NaN.
+            b = b_tile.load([b_k + k, b_row])
+            b = tl.trans(tl.where((k + tl.arange(0, K_STEP) < k_end)[:, None], b, 0.0).to(b.dtype))
+        else:
+            b = b_tile.load([b_row, k])
+        if SWAP:
+            part = _dot(b, tl.trans(a), INTERPRET)
+        else:
+            part = _dot(a, tl.trans(b), INTERPRET)
+        if FP8:
+            scale_a = tl.load(sfa + rows * sfa_m + block * sfa_k, mask=rows < rows_end, other=0.0)
+            # A vector although it is mostly one number: a tile may straddle a border of 128 columns.
+            scale_rows = columns if B_ROW_SCALES else columns // _K_BLOCK
+            scale_b = tl.load(sfb + scale_rows * sfb_n + block * sfb_k, mask=columns < columns_end, other=0.0)
+            if SWAP:
+                part *= scale_b[:, None] * scale_a[None, :]
+            else:
+                part *= scale_a[:, None] * scale_b[None, :]
+        total += part
+    return tl.trans(total) if SWAP else total
+
+
+@triton.jit
+def _store(
+    d, total, rows, valid_rows, columns, n, d_m, head_period, head_mid, head_right, ACCUMULATE: tl.constexpr
+):
+    # A hole of head_mid columns in every head: 0 leaves the columns where they are.
+    places = columns + (columns + head_right) // head_period * head_mid
+    pointers = d + rows.to(tl.int64)[:, None] * d_m + places[None, :]
+    mask = valid_rows[:, None] & (columns < n)[None, :]
+    if ACCUMULATE:
+        total += tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+    tl.store(pointers, total.to(d.dtype.element_ty), mask=mask)
+
+
+# Sizes that change from call to call: no kernel of its own for each of their divisibilities.
+@triton.jit(repr=_gemm_name, do_not_specialize=["m", "groups", "sfa_k"])
+def gemm_kernel(
+    a_tile, b_tile, d, sfa, sfb, layout, m, n, k, groups, d_m, sfa_m, sfa_k, sfb_g, sfb_n, sfb_k,
+    head_period, head_mid, head_right,
+    MODE: tl.constexpr, FP8: tl.constexpr, B_ROW_SCALES: tl.constexpr, ACCUMULATE: tl.constexpr,
+    A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, GROUPS: tl.constexpr, ALIGNMENT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, K_STEP: tl.constexpr, SWAP: tl.constexpr, PROGRAMS: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """Dense and contiguous grouped products, persistent: PROGRAMS programs share the tiles.
+
+    B of group g begins at row g · n of its descriptor, or at g · k if it is transposed: the same tensor, flattened.
+    """
+    tiles_m = tl.cdiv(m, BLOCK_M)
+    tiles_n = tl.cdiv(n, BLOCK_N)
+    for tile in range(tl.program_id(0), tiles_m * tiles_n, PROGRAMS):
+        tile_m, tile_n = _swizzled(tile, tiles_m, tiles_n, 8)
+        first = tile_m * BLOCK_M
+        rows = first + tl.arange(0, BLOCK_M)
+        columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+        group = 0
+        blocks = tl.cdiv(k, K_STEP)
+        real = rows < m
+        stored = real
+        if MODE == _CONTIGUOUS:
+            of_rows = tl.load(layout + rows, mask=real, other=-1)
+            group = tl.max(of_rows, 0)
+            real = of_rows >= 0
+            blocks = tl.where(group < 0, 0, blocks)
+            group = tl.maximum(group, 0)
+        if MODE == _PSUM:
+            each = tl.arange(0, GROUPS)
+            ends = tl.load(layout + each, mask=each < groups, other=_FAR)
+            starts_after = (tl.minimum(ends, _FAR - ALIGNMENT) + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+            group = tl.sum((starts_after <= first).to(tl.int32), 0)
+            end = tl.sum(tl.where((each == group) & (each < groups), ends, 0), 0)
+            stored = rows < tl.minimum(end, m)
+            blocks = tl.where(first < end, blocks, 0)
+            group = tl.minimum(group, groups - 1)
+        b_row = tile_n * BLOCK_N
+        b_k = 0
+        if B_TRANSPOSED:
+            b_k += group * k
+        else:
+            b_row += group * n
+        wide = tl.full((), group, tl.int64)
+        total = _product(
+            a_tile, b_tile, sfa, sfb + wide * sfb_g, first, b_row, b_k, rows.to(tl.int64), m, columns.to(tl.int64), n,
+            k, blocks, sfa_m, sfa_k, sfb_n, sfb_k,
+            BLOCK_M, BLOCK_N, FP8, B_ROW_SCALES, A_TRANSPOSED, B_TRANSPOSED, K_STEP, SWAP, INTERPRET,
+        )  # fmt: skip
+        if MODE == _CONTIGUOUS:
+            total = tl.where(real[:, None], total, 0.0)
+        _store(d, total, rows, stored, columns, n, d_m, head_period, head_mid, head_right, ACCUMULATE)
+
+
+@triton.jit(repr=_gemm_name, do_not_specialize=["max_m", "groups", "d_g", "sfa_g", "sfa_k"])
+def masked_gemm_kernel(
+    a_tile, b_tile, d, sfa, sfb, masked_m, max_m, n, k, groups, d_g, d_m, sfa_g, sfa_m, sfa_k, sfb_g, sfb_n, sfb_k,
+    FP8: tl.constexpr, B_ROW_SCALES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, K_STEP: tl.constexpr, SWAP: tl.constexpr, PROGRAMS: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """Grouped products whose real rows are counted on the device: group g has masked_m[g] of max_m.
+
+    The tiles of all groups are dealt out in turn, so that empty groups cost a load and the host knows nothing.
+    """
+    tiles_n = tl.cdiv(n, BLOCK_N)
+    dealt = 0
+    for group in range(groups):
+        rows_end = tl.minimum(tl.load(masked_m + group), max_m)
+        tiles = tl.cdiv(rows_end, BLOCK_M) * tiles_n
+        first_tile = (tl.program_id(0) + PROGRAMS - dealt % PROGRAMS) % PROGRAMS
+        dealt += tiles
+        wide = tl.full((), group, tl.int64)
+        for tile in range(first_tile, tiles, PROGRAMS):
+            tile_m, tile_n = _swizzled(tile, tl.cdiv(rows_end, BLOCK_M), tiles_n, 8)
+            first = tile_m * BLOCK_M
+            rows = first + tl.arange(0, BLOCK_M)
+            columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+            total = _product(
+                a_tile, b_tile, sfa + wide * sfa_g, sfb + wide * sfb_g,
+                group * max_m + first, group * n + tile_n * BLOCK_N, 0,
+                rows.to(tl.int64), rows_end, columns.to(tl.int64), n, k, tl.cdiv(k, K_STEP), sfa_m, sfa_k, sfb_n, sfb_k,
+                BLOCK_M, BLOCK_N, FP8, B_ROW_SCALES, False, False, K_STEP, SWAP, INTERPRET,
+            )  # fmt: skip
+            _store(d + wide * d_g, total, rows, rows < rows_end, columns, n, d_m, n, 0, 0, False)
+
+
+@triton.jit
+def _rounded_to_e4m3(x):
+    # The interpreter's cast loses the carry where rounding reaches the next power of two: it gets rounded numbers.
+    bits = x.to(tl.int32, bitcast=True)
+    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & ~0xFFFFF).to(tl.float32, bitcast=True)
+    step = 2.0**-9 * 1.5 * 2.0**23
+    return tl.where(tl.abs(x) < 2.0**-6, (x + step) - step, normal)
+
+
+@triton.jit(do_not_specialize=["m", "scales_k"])
+def per_token_cast_kernel(
+    x, values, scales, m, n, x_m, scales_m, scales_k,
+    UE8M0: tl.constexpr, BLOCK_M: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """Quantises rows in blocks of 128 and writes the scales at the strides that the product wants."""
+    rows = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    block = tl.program_id(1)
+    columns = block * _K_BLOCK + tl.arange(0, _K_BLOCK)
+    mask = (rows < m)[:, None] & (columns < n)[None, :]
+    part = tl.load(x + rows[:, None] * x_m + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(part), 1), 1e-4) / 448.0
+    if UE8M0:
+        bits = scale.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFFFF) & 0x7F800000  # up to a power of two
+        scale = bits.to(tl.float32, bitcast=True)
+    quantised = tl.clamp(part * (1.0 / scale)[:, None], -448.0, 448.0)
+    if INTERPRET:
+        quantised = _rounded_to_e4m3(quantised)
+    tl.store(values + rows[:, None] * n + columns[None, :], quantised.to(tl.float8e4nv), mask=mask)
+    tl.store(scales + rows * scales_m + block * scales_k, scale, mask=rows < m)
+
+
+@triton.jit(do_not_specialize=["s_kv", "logits_s", "max_seqlen_k"])
+def mqa_logits_kernel(
+    q, kv, sf, weights, starts, ends, logits, s_kv, q_s, q_h, kv_t, weights_s, logits_s, max_seqlen_k,
+    HEADS: tl.constexpr, D: tl.constexpr, BLOCK_KV: tl.constexpr, COMPRESSED: tl.constexpr, CLEAN: tl.constexpr,
+):  # fmt: skip
+    """One query against one block of tokens. COMPRESSED: column j - start instead of j."""
+    query = tl.program_id(0)
+    wide = tl.full((), query, tl.int64)
+    start = tl.maximum(tl.load(starts + query), 0)
+    end = tl.minimum(tl.load(ends + query), s_kv)
+    first = tl.program_id(1) * BLOCK_KV
+    if COMPRESSED:
+        first += start
+    tokens = first + tl.arange(0, BLOCK_KV)
+    visible = (tokens >= start) & (tokens < end)
+    columns = tokens
+    width = s_kv
+    if COMPRESSED:
+        columns = tokens - start
+        width = max_seqlen_k
+    out = logits + wide * logits_s + columns
+    if (first < end) & (first + BLOCK_KV > start):
+        heads = tl.arange(0, HEADS)
+        dims = tl.arange(0, D)
+        queries = tl.load(q + wide * q_s + heads[None, :] * q_h + dims[:, None])
+        keys = tl.load(
+            kv + tokens.to(tl.int64)[:, None] * kv_t + dims[None, :], mask=visible[:, None], other=0.0
+        )
+        scores = tl.maximum(tl.dot(keys, queries), 0.0)
+        scores *= tl.load(weights + wide * weights_s + heads)[None, :]
+        scale = tl.load(sf + tokens, mask=visible, other=0.0)
+        total = tl.sum(scores, 1) * scale
+        tl.store(out, total.to(logits.dtype.element_ty), mask=visible & (columns < width))
+    if CLEAN:
+        tl.store(
+            out,
+            tl.full((BLOCK_KV,), float("-inf"), logits.dtype.element_ty),
+            mask=~visible & (columns < width),
+        )
+
+
+@triton.jit(do_not_specialize=["rows", "rows_per_length"])
+def paged_mqa_logits_metadata_kernel(
+    context_lens, schedule, rows, rows_per_length,
+    PIECE: tl.constexpr, SMS: tl.constexpr, SMS_PADDED: tl.constexpr,
+):  # fmt: skip
+    """Where each of SMS programs begins: (row, piece) after an even share of all pieces."""
+    total = 0
+    for row in range(rows):
+        total += tl.cdiv(tl.load(context_lens + row * rows_per_length), PIECE)
+    programs = tl.arange(0, SMS_PADDED)
+    share = total // SMS
+    rest = total % SMS
+    wanted = programs * share + tl.minimum(programs, rest)
+    at_row = tl.zeros((SMS_PADDED,), dtype=tl.int32) + rows
+    at_piece = tl.zeros((SMS_PADDED,), dtype=tl.int32)
+    before = 0
+    for row in range(rows):
+        pieces = tl.cdiv(tl.load(context_lens + row * rows_per_length), PIECE)
+        inside = (wanted >= before) & (wanted < before + pieces)
+        at_row = tl.where(inside, row, at_row)
+        at_piece = tl.where(inside, wanted - before, at_piece)
+        before += pieces
+    tl.store(schedule + programs * 2, at_row, mask=programs <= SMS)
+    tl.store(schedule + programs * 2 + 1, at_piece, mask=programs <= SMS)
+
+
+@triton.jit(
+    do_not_specialize=["block_count", "table_row", "logits_row", "width", "next_n", "lens_row", "lens_next"]
+)
+def paged_mqa_logits_kernel(
+    q, cache, scales, weights, context_lens, block_table, schedule, logits, block_count,
+    q_row, q_h, cache_block, scales_block, weights_row, table_row, logits_row, width, next_n, lens_row, lens_next,
+    HEADS: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, PIECE: tl.constexpr,
+):  # fmt: skip
+    """Program i computes the pieces between schedule[i] and schedule[i + 1], for each of a request's queries.
+
+    A page holds the values of its tokens first, then their scales: `scales` is the cache, seen as float32.
+    """
+    program = tl.program_id(0)
+    row = tl.load(schedule + program * 2)
+    piece = tl.load(schedule + program * 2 + 1)
+    last_row = tl.load(schedule + program * 2 + 2)
+    last_piece = tl.load(schedule + program * 2 + 3)
+    heads = tl.arange(0, HEADS)
+    dims = tl.arange(0, D)
+    while (row < last_row) | ((row == last_row) & (piece < last_piece)):
+        longest = tl.load(context_lens + row * lens_row + (next_n - 1) * lens_next)
+        first = piece * PIECE
+        for step in range(PIECE // PAGE):
+            start = first + step * PAGE
+            if start < longest:
+                block = tl.load(block_table + row.to(tl.int64) * table_row + start // PAGE)
+                known = (block >= 0) & (block < block_count)
+                wide = tl.where(known, block, 0).to(tl.int64)
+                inside = tl.arange(0, PAGE)
+                tokens = start + inside
+                visible = tokens < tl.where(known, longest, 0)
+                keys = tl.load(
+                    cache + wide * cache_block + inside[:, None] * D + dims[None, :],
+                    mask=visible[:, None],
+                    other=0.0,
+                )
+                scale = tl.load(
+                    scales + wide * scales_block + PAGE * D // 4 + inside, mask=visible, other=0.0
+                )
+                for next_token in range(next_n):
+                    out_row = (row * next_n + next_token).to(tl.int64)
+                    length = tl.load(context_lens + row * lens_row + next_token * lens_next)
+                    queries = tl.load(q + out_row * q_row + heads[None, :] * q_h + dims[:, None])
+                    scores = tl.maximum(tl.dot(keys, queries), 0.0)
+                    scores *= tl.load(weights + out_row * weights_row + heads)[None, :]
+                    total = (tl.sum(scores, 1) * scale).to(logits.dtype.element_ty)
+                    tl.store(
+                        logits + out_row * logits_row + tokens,
+                        total,
+                        mask=visible & (tokens < length) & (tokens < width),
+                    )
+        piece += 1
+        if piece * PIECE >= longest:
+            row += 1
+            piece = 0
+
+
+__all__ = [
+    "CONTIGUOUS",
+    "DENSE",
+    "MASKED",
+    "PSUM",
+    "gemm_kernel",
+    "masked_gemm_kernel",
+    "mqa_logits_kernel",
+    "paged_mqa_logits_kernel",
+    "paged_mqa_logits_metadata_kernel",
+    "per_token_cast_kernel",
+]

@@ -1,0 +1,205 @@
+"""How a checked call becomes kernel launches: descriptors, tiles, grids.
+
+Nothing here waits for the device or reads a tensor's values, so that every call can be captured in a CUDA graph.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ..kernels.ahead import start
+from ..kernels.layers import is_interpreting, on_device
+from . import kernel, settings
+from .quantize import BLOCK, FP8, ceil_div
+from .tiles import Tile, choose
+
+INTERPRETED_PROGRAMS: Final = 4  # few enough for quick tests, enough to share tiles
+PIECE_TOKENS: Final = 256
+LOGITS_BLOCK: Final = 128
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Scales of both operands of an FP8 product; `row_scales`: B has one a row, not one for 128 rows."""
+
+    a: Tensor
+    b: Tensor
+    row_scales: bool = False
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Output columns with a hole of `mid` in each head of left + right columns."""
+
+    left: int
+    mid: int
+    right: int
+
+
+def gemm(  # noqa: PLR0913 (a product and its variants)
+    a: Tensor,
+    b: Tensor,
+    d: Tensor,
+    *,
+    scales: Scales | None = None,
+    layout: Tensor | None = None,
+    psum: bool = False,
+    a_transposed: bool = False,
+    b_transposed: bool = False,
+    accumulate: bool = False,
+    heads: Heads | None = None,
+    expected_m: int | None = None,
+) -> None:
+    """D = A · Bᵀ, or D += with `accumulate`; with a layout, each row's B is that of its group.
+
+    Shapes: a (m, k), or (k, m) if transposed; b ([groups,] n, k), or (…, k, n) if transposed; d (m, n).
+    """
+    m, k = a.shape[::-1] if a_transposed else a.shape
+    n = b.shape[-2] if not b_transposed else b.shape[-1]
+    groups = b.shape[0] if b.dim() == 3 else 1
+    alignment = settings.ALIGNMENT if layout is None else settings.get_mk_alignment_for_contiguous_layout()
+    programs = _programs()
+    rows = m if expected_m is None else expected_m * groups
+    tile = choose(
+        rows, n, fp8=scales is not None, groups=1, programs=programs, alignment=alignment,
+        multiple_of=settings.get_block_size_multiple_of(),
+    )  # fmt: skip
+    sfa, sfb = (scales.a, scales.b) if scales else (d, d)  # d stands for a pointer that is not followed
+    mode = kernel.DENSE if layout is None else kernel.PSUM if psum else kernel.CONTIGUOUS
+    tiles = ceil_div(m, tile.block_m) * ceil_div(n, tile.block_n)
+    count = min(programs, tiles)
+    with on_device(d):
+        start(
+            kernel.gemm_kernel, (count,),
+            _descriptor(a, tile.block_m, tile.k_step, transposed=a_transposed),
+            _descriptor(b.reshape(-1, b.shape[-1]) if b.dim() == 3 else b, tile.block_n, tile.k_step, transposed=b_transposed),
+            d, sfa, sfb, d if layout is None else layout, m, n, k, groups, d.stride(0),
+            sfa.stride(-2), sfa.stride(-1), sfb.stride(0) if sfb.dim() == 3 else 0, sfb.stride(-2), sfb.stride(-1),
+            heads.left + heads.right if heads else n, heads.mid if heads else 0, heads.right if heads else 0,
+            MODE=mode, FP8=scales is not None, B_ROW_SCALES=scales is not None and scales.row_scales,
+            ACCUMULATE=accumulate, A_TRANSPOSED=a_transposed, B_TRANSPOSED=b_transposed,
+            GROUPS=_power_of_two(groups), ALIGNMENT=alignment, PROGRAMS=count, **_constants(tile),
+        )  # fmt: skip
+
+
+def masked_gemm(  # noqa: PLR0913 (a product and its variants)
+    a: Tensor, b: Tensor, d: Tensor, masked_m: Tensor, expected_m: int, *, scales: Scales | None = None
+) -> None:
+    """D[g] = A[g] · B[g]ᵀ for the first masked_m[g] rows. Shapes: a (groups, max_m, k), b (groups, n, k)."""
+    groups, max_m, k = a.shape
+    n = b.shape[1]
+    programs = _programs()
+    tile = choose(
+        min(expected_m, max_m), n, fp8=scales is not None, groups=groups, programs=programs,
+        alignment=settings.ALIGNMENT, multiple_of=settings.get_block_size_multiple_of(),
+    )  # fmt: skip
+    sfa, sfb = (scales.a, scales.b) if scales else (d, d)
+    with on_device(d):
+        start(
+            kernel.masked_gemm_kernel, (programs,),
+            _descriptor(a.view(groups * max_m, k), tile.block_m, tile.k_step),
+            _descriptor(b.view(groups * n, k), tile.block_n, tile.k_step),
+            d, sfa, sfb, masked_m, max_m, n, k, groups, d.stride(0), d.stride(1), sfa.stride(0), sfa.stride(1), sfa.stride(2),
+            sfb.stride(0), sfb.stride(1), sfb.stride(2),
+            FP8=scales is not None, B_ROW_SCALES=False, PROGRAMS=programs, **_constants(tile),
+        )  # fmt: skip
+
+
+def per_token_cast(x: Tensor, values: Tensor, scales: Tensor, *, use_ue8m0: bool) -> None:
+    """Fills values (m, n) e4m3 and scales (m, ceil(n / 128)), of any strides, from x."""
+    m, n = x.shape
+    rows = 16
+    with on_device(x):
+        start(
+            kernel.per_token_cast_kernel, (ceil_div(m, rows), ceil_div(n, BLOCK)),
+            x, values, scales, m, n, x.stride(0), scales.stride(0), scales.stride(1),
+            UE8M0=use_ue8m0, BLOCK_M=rows, INTERPRET=is_interpreting(), num_warps=4,
+        )  # fmt: skip
+
+
+def mqa_logits(  # noqa: PLR0913 (the operator's own)
+    q: Tensor, kv: Tensor, sf: Tensor, weights: Tensor, starts: Tensor, ends: Tensor, logits: Tensor,
+    *, compressed: bool, clean: bool,
+) -> None:  # fmt: skip
+    """Fills logits (s, s_kv), or (s, max_seqlen_k) if compressed."""
+    s, heads, d = q.shape
+    with on_device(q):
+        start(
+            kernel.mqa_logits_kernel, (s, ceil_div(logits.shape[1], LOGITS_BLOCK)),
+            q, kv, sf, weights, starts, ends, logits, kv.shape[0], q.stride(0), q.stride(1), kv.stride(0),
+            weights.stride(0), logits.stride(0), logits.shape[1],
+            HEADS=heads, D=d, BLOCK_KV=LOGITS_BLOCK, COMPRESSED=compressed, CLEAN=clean, num_warps=4,
+        )  # fmt: skip
+
+
+def paged_metadata(context_lens: Tensor, schedule: Tensor) -> None:
+    """Fills schedule (programs + 1, 2) for requests of context_lens (b,) tokens."""
+    programs = schedule.shape[0] - 1
+    with on_device(schedule):
+        start(
+            kernel.paged_mqa_logits_metadata_kernel, (1,),
+            context_lens, schedule, context_lens.shape[0], context_lens.stride(0),
+            PIECE=PIECE_TOKENS, SMS=programs, SMS_PADDED=_power_of_two(programs + 1), num_warps=4,
+        )  # fmt: skip
+
+
+def paged_mqa_logits(  # noqa: PLR0913 (the operator's own)
+    q: Tensor,
+    cache: Tensor,
+    weights: Tensor,
+    context_lens: Tensor,
+    block_table: Tensor,
+    schedule: Tensor,
+    logits: Tensor,
+) -> None:
+    """Fills logits (b · next_n, max_context_len). Shapes: context_lens (b, next_n), cache (blocks, block, 1, d + 4)."""
+    _, next_n, heads, d = q.shape
+    blocks, page = cache.shape[:2]
+    with on_device(q):
+        start(
+            kernel.paged_mqa_logits_kernel, (schedule.shape[0] - 1,),
+            q, cache.view(FP8), cache.view(torch.float32), weights, context_lens, block_table, schedule, logits, blocks,
+            q.stride(1), q.stride(2), cache.stride(0), cache.stride(0) // 4, weights.stride(0), block_table.stride(0),
+            logits.stride(0), logits.shape[1], next_n, context_lens.stride(0), context_lens.stride(1),
+            HEADS=heads, D=d, PAGE=page, PIECE=PIECE_TOKENS, num_warps=4,
+        )  # fmt: skip
+
+
+def _descriptor(matrix: Tensor, rows: int, k_step: int, *, transposed: bool = False) -> TensorDescriptor:
+    block = [k_step, rows] if transposed else [rows, k_step]
+    return TensorDescriptor(matrix, list(matrix.shape), [matrix.stride(0), 1], block)
+
+
+def _constants(tile: Tile) -> dict[str, int | bool]:
+    return {
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "K_STEP": tile.k_step,
+        "SWAP": tile.swap,
+        "INTERPRET": is_interpreting(),
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
+
+
+def _programs() -> int:
+    return INTERPRETED_PROGRAMS if is_interpreting() else settings.get_num_sms()
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
+__all__ = [
+    "Heads",
+    "Scales",
+    "gemm",
+    "masked_gemm",
+    "mqa_logits",
+    "paged_metadata",
+    "paged_mqa_logits",
+    "per_token_cast",
+]

@@ -1,0 +1,75 @@
+"""Which tile a product is cut into: a pure choice by shape and number of multiprocessors.
+
+Order: fewest waves over the multiprocessors, then the fullest last wave, then the least traffic. Few rows are computed
+transposed, with the weights in the rows of the tensor core's instruction.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from .quantize import ceil_div
+
+SHARED_BYTES: Final = 227 * 1024
+SWAP_ROWS_MAX: Final = 64  # rows up to which the transposed tile is used
+STAGES_MAX: Final = 6
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows, columns and depth of a step; steps in flight; warps; whether it is computed transposed."""
+
+    block_m: int
+    block_n: int
+    k_step: int
+    stages: int
+    warps: int
+    swap: bool = False
+
+
+def choose(  # noqa: PLR0913 (what a product is made of)
+    rows: int,
+    n: int,
+    *,
+    fp8: bool,
+    groups: int,
+    programs: int,
+    alignment: int,
+    multiple_of: tuple[int, int] = (1, 1),
+) -> Tile:
+    """The tile for `groups` products of about `rows` rows and n columns.
+
+    `alignment` bounds the rows of a tile: 128, or the rows to which groups are aligned.
+    """
+    k_step = 128 if fp8 else 64
+    if rows <= SWAP_ROWS_MAX:
+        size = max(16, 1 << (rows - 1).bit_length() if rows > 1 else 16, multiple_of[0])
+        return _staged(min(size, alignment), 128, k_step, warps=4, fp8=fp8, swap=True)
+    candidates = [
+        (m, columns)
+        for m in (64, 128)
+        for columns in (64, 128, 256)
+        if m <= alignment
+        and m % multiple_of[0] == 0
+        and columns % multiple_of[1] == 0
+        # Two accumulators of 128 x 256 float32, one for the step and one for the sum, do not fit the registers.
+        and m * columns <= (128 * 128 if fp8 else 128 * 256)
+    ] or [(min(64, alignment), 128)]
+
+    def cost(size: tuple[int, int]) -> tuple[int, int, int]:
+        m, columns = size
+        tiles = groups * ceil_div(rows, m) * ceil_div(n, columns)
+        waves = ceil_div(tiles, programs)
+        idle = waves * programs - tiles
+        return waves * m * columns, idle * m * columns, (m + columns) * tiles
+
+    m, columns = min(candidates, key=cost)
+    return _staged(m, columns, k_step, warps=8 if m * columns >= 128 * 128 else 4, fp8=fp8)
+
+
+def _staged(m: int, n: int, k_step: int, *, warps: int, fp8: bool, swap: bool = False) -> Tile:
+    step_bytes = (m + n) * k_step * (1 if fp8 else 2)
+    stages = max(2, min(STAGES_MAX, SHARED_BYTES // step_bytes - 1))
+    return Tile(m, n, k_step, min(stages, 4), warps, swap)
+
+
+__all__ = ["Tile", "choose"]

@@ -1,0 +1,75 @@
+"""Which layer runs a call: "triton" or "reference".
+
+tensors on a CUDA device                          triton
+meta tensors while kernels are compiled ahead     triton
+CPU tensors, TRITON_INTERPRET=1                   triton, in its interpreter
+other CPU tensors                                 reference
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from importlib.util import find_spec
+from typing import Final
+
+import torch
+
+LAYERS: Final = ("reference", "triton")
+
+_forced: ContextVar[str | None] = ContextVar("luciola_kernel_layer", default=None)
+
+
+def layer_for(tensor: torch.Tensor) -> str:
+    """The layer that a call with this tensor runs in.
+
+    Raises: RuntimeError if `using_layer("triton")` is in force and the tensor is on a CPU without the interpreter.
+    """
+    runnable = tensor.device.type in {"cuda", "meta"} or is_interpreting()
+    forced = _forced.get()
+    if forced == "triton" and not runnable:
+        raise RuntimeError(
+            f"the Triton kernels cannot run on {tensor.device}: move the tensors to a CUDA device, "
+            "or start the process with TRITON_INTERPRET=1"
+        )
+    return forced or ("triton" if runnable else "reference")
+
+
+@contextmanager
+def using_layer(name: str) -> Iterator[None]:
+    """Calls inside run in that layer."""
+    if name not in LAYERS:
+        raise ValueError(f"there is no layer {name!r}; choose one of {', '.join(LAYERS)}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def on_device(tensor: torch.Tensor) -> AbstractContextManager[object]:
+    """Launches inside go to the device of this tensor."""
+    return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
+
+
+def is_interpreting() -> bool:
+    """Whether Triton kernels of this process run in the interpreter: Triton reads TRITON_INTERPRET once for each."""
+    if find_spec("triton") is None:
+        return False
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+def state() -> str:
+    """One line about this machine, for `luciola plugins`."""
+    if find_spec("triton") is None:
+        return "no Triton: reference operators on the CPU"
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        return f"Triton kernels on {torch.cuda.get_device_name()} (sm_{major}{minor})"
+    if is_interpreting():
+        return "no CUDA device: Triton kernels in the interpreter"
+    return "no CUDA device: reference operators on the CPU"
+
+
+__all__ = ["LAYERS", "is_interpreting", "layer_for", "on_device", "state", "using_layer"]

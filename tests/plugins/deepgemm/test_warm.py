@@ -1,0 +1,149 @@
+"""Kernels compiled ahead of time: machine code gates, and a cache directory shared by many writers."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from luciola.plugins.deepgemm import warm
+from luciola.plugins.kernels.errors import BadArgument
+
+# Compiles in a process without the interpreter and prints what the gates say.
+GATES = """
+import json, sys
+from luciola.plugins.deepgemm import warm
+from luciola.plugins.kernels.ahead import compiling, machine_code
+
+found = []
+for call in warm.parse(sys.stdin):
+    with compiling() as kernels:
+        warm._CALLS[call.operator](**dict(call.sizes))
+    product = "QGMMA" if "fp8" in call.operator else "HGMMA"
+    for each in kernels:
+        code = machine_code(each)
+        wanted = [product, "UTMALDG"] if "gemm" in call.operator else [product] if "logits_kernel" in code.name else []
+        found.append({"call": str(call), "kernel": code.name, "failures": code.failures(wanted=wanted),
+                      "registers": code.registers, "spills": code.spills})
+print(json.dumps(found))
+"""
+CALLS = """
+fp8_gemm_nt m=1,64,128,4096 n=4096 k=7168
+fp8_gemm_nt_accumulate m=4096 n=7168 k=2048
+bf16_gemm_nt m=64,4096 n=4096 k=7168
+bf16_gemm_nn m=4096 n=4096 k=7168
+bf16_gemm_tn m=4096 n=4096 k=7168
+m_grouped_fp8_gemm_nt_contiguous groups=4 m=8192 n=4096 k=7168
+m_grouped_fp8_gemm_nt_masked groups=8 max_m=4096 expected_m=20,512 n=4096 k=7168
+quantize_activations m=4096 n=7168
+fp8_mqa_logits s=2048 tokens=4096 heads=64 d=128
+fp8_paged_mqa_logits b=16 next_n=2 heads=64 d=128 max_context_len=4096
+"""
+# A tile whose accumulators cannot fit the registers, and one that never uses the warpgroup instruction.
+BAD = """
+import json, sys
+from luciola.plugins.deepgemm import launch, tiles, warm
+from luciola.plugins.kernels.ahead import compiling, machine_code
+
+bad = tiles.Tile(*json.loads(sys.argv[1]))
+launch.choose = lambda *_sizes, **_details: bad
+with compiling() as kernels:
+    warm._CALLS["fp8_gemm_nt"](m=4096, n=4096, k=7168)
+print(json.dumps(machine_code(kernels[0]).failures(wanted=["QGMMA", "UTMALDG"])))
+"""
+
+
+def compiled(code: str, *arguments: str, given: str = "", cache: Path) -> list:
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        input=given, capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_every_tile_compiles_for_hopper_as_it_should(tmp_path: Path) -> None:
+    found = compiled(GATES, given=CALLS, cache=tmp_path)
+    assert [each for each in found if each["failures"]] == []
+    names = {each["kernel"] for each in found}
+    assert {
+        "fp8_gemm_1d2d_kernel",
+        "fp8_gemm_1d1d_kernel",
+        "bf16_gemm_kernel",
+        "paged_mqa_logits_kernel",
+    } <= names
+
+
+@pytest.mark.parametrize(
+    ("tile", "failure"),
+    [
+        ([128, 256, 128, 3, 4], "spills"),
+        ([16, 128, 128, 2, 4], "no QGMMA"),
+        ([128, 128, 128, 12, 8], "shared memory"),
+    ],
+)
+def test_a_gate_finds_a_bad_kernel(tile: list, failure: str, tmp_path: Path) -> None:
+    assert any(failure in each for each in compiled(BAD, json.dumps(tile), cache=tmp_path))
+
+
+def luciola(*arguments: str, given: str) -> list:
+    done = subprocess.run(
+        [sys.executable, "-m", "luciola.cli", *arguments],
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def entries(directory: Path) -> int:
+    return len(list(directory.rglob("*.cubin")))
+
+
+@pytest.mark.mount
+def test_many_writers_fill_one_shared_directory(mounted_dir: Path) -> None:
+    shapes = "bf16_gemm_nt m=1,64 n=256 k=512\nquantize_activations m=64 n=512\n"
+    arguments = [
+        "deepgemm",
+        "warm",
+        "-",
+        "--cache-dir",
+        str(mounted_dir / "kernels"),
+        "--jobs",
+        "1",
+        "--json",
+    ]
+    with ThreadPoolExecutor() as threads:
+        writers = [threads.submit(luciola, *arguments, given=shapes) for _ in range(2)]
+        assert [len(each.result()) for each in writers] == [3, 3]
+    count = entries(mounted_dir / "kernels")
+    assert [each["cached"] for each in luciola(*arguments, given=shapes)] == [1, 1, 1]
+    assert entries(mounted_dir / "kernels") == count > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fp9_gemm m=1", "line 1: operator is fp9_gemm"),
+        ("\nfp8_gemm_nt m=1 n=8", "line 2: fp8_gemm_nt lacks k"),
+        ("fp8_gemm_nt m=1 n=8 k=x", "k is 'x'"),
+        ("fp8_gemm_nt m=1 m=2 n=8 k=16", "each once"),
+        ("fp8_gemm_nt m=0 n=8 k=16", "positive"),
+    ],
+)
+def test_a_bad_line_is_named(text: str, message: str) -> None:
+    with pytest.raises(BadArgument, match=message):
+        warm.parse(text.splitlines())
+
+
+def test_lists_of_sizes_are_combined() -> None:
+    calls = warm.parse(["fp8_gemm_nt m=1,2 n=8 k=16,32  # all four", "# nothing"])
+    assert [str(each) for each in calls] == [f"fp8_gemm_nt m={m} n=8 k={k}" for m in (1, 2) for k in (16, 32)]
