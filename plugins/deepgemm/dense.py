@@ -20,7 +20,7 @@ RECIPE_BLOCKS: Final = (1, 128, 128)  # "1D2D": B has a scale for 128 x 128
 RECIPE_ROWS: Final = (1, 1, 128)  # "1D1D": B has a scale for 1 x 128; accumulates in float32
 
 
-def fp8_gemm_nt(  # noqa: PLR0913, PLR0917 (the original's)
+def fp8_gemm_nt(  # noqa: PLR0913 (the original's)
     a: tuple[Tensor, Tensor],
     b: tuple[Tensor, Tensor],
     d: Tensor,
@@ -66,7 +66,7 @@ def fp8_gemm_nt(  # noqa: PLR0913, PLR0917 (the original's)
     launch.gemm(a_values, b_values, d, scales=launch.Scales(sfa, sfb, rows), accumulate=c is not None)
 
 
-def fp8_gemm_nt_skip_head_mid(  # noqa: PLR0913, PLR0917 (the original's)
+def fp8_gemm_nt_skip_head_mid(  # noqa: PLR0913 (the original's)
     a: tuple[Tensor, Tensor],
     b: tuple[Tensor, Tensor],
     d: Tensor,
@@ -163,7 +163,7 @@ def cublaslt_gemm_tt(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None = None) -
     _torch_product(a.T, b.T, d, c)
 
 
-def _bf16(  # noqa: PLR0913, PLR0917 (one call in four forms)
+def _bf16(  # noqa: PLR0913 (one call in four forms)
     a: Tensor,
     b: Tensor,
     d: Tensor,

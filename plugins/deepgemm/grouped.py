@@ -18,7 +18,7 @@ from .quantize import BLOCK, FP8, ceil_div
 from .scales import check_scales
 
 
-def m_grouped_fp8_gemm_nt_contiguous(  # noqa: PLR0913, PLR0917 (the original's)
+def m_grouped_fp8_gemm_nt_contiguous(  # noqa: PLR0913 (the original's)
     a: tuple[Tensor, Tensor],
     b: tuple[Tensor, Tensor],
     d: Tensor,
@@ -71,7 +71,7 @@ def m_grouped_fp8_gemm_nt_contiguous(  # noqa: PLR0913, PLR0917 (the original's)
     )
 
 
-def m_grouped_fp8_gemm_nt_masked(  # noqa: PLR0913, PLR0917 (the original's)
+def m_grouped_fp8_gemm_nt_masked(  # noqa: PLR0913 (the original's)
     a: tuple[Tensor, Tensor],
     b: tuple[Tensor, Tensor],
     d: Tensor,
@@ -110,7 +110,7 @@ def m_grouped_fp8_gemm_nt_masked(  # noqa: PLR0913, PLR0917 (the original's)
     launch.masked_gemm(a_values, b_values, d, masked_m, expected_m, scales=launch.Scales(sfa, sfb))
 
 
-def k_grouped_fp8_gemm_nt_contiguous(  # noqa: PLR0913, PLR0917 (the original's)
+def k_grouped_fp8_gemm_nt_contiguous(  # noqa: PLR0913 (the original's)
     a: tuple[Tensor, Tensor],
     b: tuple[Tensor, Tensor],
     d: Tensor,
@@ -129,7 +129,7 @@ def k_grouped_fp8_gemm_nt_contiguous(  # noqa: PLR0913, PLR0917 (the original's)
     """
     (a_values, sfa), (b_values, sfb) = checks.unpack(a, "a"), checks.unpack(b, "b")
     if use_psum_layout:
-        refuse("use_psum_layout", True, "SM90 has no such layout for k-grouped operands")  # noqa: FBT003
+        refuse("use_psum_layout", True, "SM90 has no such layout for k-grouped operands")
     if tuple(recipe) != RECIPE_ROWS:
         refuse("recipe", recipe, f"it must be {RECIPE_ROWS}")
     if not ks_cpu:
@@ -160,7 +160,7 @@ def k_grouped_fp8_gemm_nt_contiguous(  # noqa: PLR0913, PLR0917 (the original's)
         start += k
 
 
-def m_grouped_bf16_gemm_nt_contiguous(  # noqa: PLR0913, PLR0917 (the original's)
+def m_grouped_bf16_gemm_nt_contiguous(  # noqa: PLR0913 (the original's)
     a: Tensor,
     b: Tensor,
     d: Tensor,
@@ -182,7 +182,7 @@ def m_grouped_bf16_gemm_nt_contiguous(  # noqa: PLR0913, PLR0917 (the original's
     )
 
 
-def m_grouped_bf16_gemm_nn_contiguous(  # noqa: PLR0913, PLR0917 (the original's)
+def m_grouped_bf16_gemm_nn_contiguous(  # noqa: PLR0913 (the original's)
     a: Tensor,
     b: Tensor,
     d: Tensor,
@@ -194,7 +194,7 @@ def m_grouped_bf16_gemm_nn_contiguous(  # noqa: PLR0913, PLR0917 (the original's
     _bf16_contiguous(a, b, d, grouped_layout, compiled_dims, use_psum_layout, None, b_transposed=True)
 
 
-def m_grouped_bf16_gemm_nt_masked(  # noqa: PLR0913, PLR0917 (the original's)
+def m_grouped_bf16_gemm_nt_masked(  # noqa: PLR0913 (the original's)
     a: Tensor, b: Tensor, d: Tensor, masked_m: Tensor, expected_m: int, compiled_dims: str = "nk"
 ) -> None:
     """As `m_grouped_fp8_gemm_nt_masked` without scales. Shapes: a (groups, max_m, k), b (groups, n, k)."""
@@ -212,7 +212,7 @@ def m_grouped_bf16_gemm_nt_masked(  # noqa: PLR0913, PLR0917 (the original's)
     launch.masked_gemm(a, b, d, masked_m, expected_m)
 
 
-def k_grouped_bf16_gemm_tn_contiguous(  # noqa: PLR0913, PLR0917 (the original's)
+def k_grouped_bf16_gemm_tn_contiguous(  # noqa: PLR0913 (the original's)
     a: Tensor,
     b: Tensor,
     d: Tensor,
@@ -269,7 +269,7 @@ def _add_product(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, d: Tensor) -> N
     launch.gemm(a, b, d, scales=launch.Scales(sfa, sfb, row_scales=True), accumulate=True)
 
 
-def _bf16_contiguous(  # noqa: PLR0913, PLR0917 (one call in two forms)
+def _bf16_contiguous(  # noqa: PLR0913 (one call in two forms)
     a: Tensor,
     b: Tensor,
     d: Tensor,
@@ -319,7 +319,7 @@ def _check_bf16_groups(a: Tensor, b: Tensor, *, dims: int, b_transposed: bool = 
     return groups, n
 
 
-def _check_contiguous(
+def _check_contiguous(  # noqa: PLR0913 (one call's arguments)
     d: Tensor, layout: Tensor, shape: tuple[int, int], *, groups: int, psum: bool, compiled_dims: str
 ) -> None:
     checks.check_output(d, shape, dtypes=[torch.bfloat16])

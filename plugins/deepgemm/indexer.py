@@ -21,7 +21,7 @@ ROW_BYTES: Final = 1024  # to which rows of logits are padded
 LOGITS_DTYPES: Final = (torch.float32, torch.bfloat16)
 
 
-def fp8_mqa_logits(  # noqa: PLR0913, PLR0917 (the original's)
+def fp8_mqa_logits(  # noqa: PLR0913 (the original's)
     q: Tensor,
     kv: tuple[Tensor, Tensor],
     weights: Tensor,
@@ -76,7 +76,7 @@ def fp8_mqa_logits(  # noqa: PLR0913, PLR0917 (the original's)
     return logits
 
 
-def fp8_fp4_mqa_logits(  # noqa: PLR0913, PLR0917 (the original's)
+def fp8_fp4_mqa_logits(  # noqa: PLR0913 (the original's)
     q: tuple[Tensor, None],
     kv: tuple[Tensor, Tensor],
     weights: Tensor,
@@ -123,7 +123,7 @@ def get_paged_mqa_logits_metadata(
     return schedule
 
 
-def fp8_paged_mqa_logits(  # noqa: PLR0913, PLR0917 (the original's)
+def fp8_paged_mqa_logits(  # noqa: PLR0913 (the original's)
     q: Tensor,
     kv_cache: Tensor,
     weights: Tensor,
@@ -144,7 +144,7 @@ def fp8_paged_mqa_logits(  # noqa: PLR0913, PLR0917 (the original's)
     Limits: next_n 1 or 2; heads 32 or 64; d 32, 64 or 128.
     """
     _refuse_indices(indices)
-    b, next_n, heads, d = _check_paged(q, kv_cache, weights)
+    b, next_n = _check_paged(q, kv_cache, weights)
     lengths = _lengths(context_lens)
     if lengths.shape[0] != b or lengths.shape[1] not in {1, next_n}:
         refuse(
@@ -180,7 +180,7 @@ def fp8_paged_mqa_logits(  # noqa: PLR0913, PLR0917 (the original's)
     return logits
 
 
-def fp8_fp4_paged_mqa_logits(  # noqa: PLR0913, PLR0917 (the original's)
+def fp8_fp4_paged_mqa_logits(  # noqa: PLR0913 (the original's)
     q: tuple[Tensor, None],
     kv_cache: Tensor,
     weights: Tensor,
@@ -207,7 +207,7 @@ def fp8_fp4_paged_mqa_logits(  # noqa: PLR0913, PLR0917 (the original's)
     )
 
 
-def _reference_logits(  # noqa: PLR0913, PLR0917 (the operator's arguments)
+def _reference_logits(  # noqa: PLR0913 (the operator's arguments)
     q: Tensor,
     keys: Tensor,
     sf: Tensor,
@@ -232,7 +232,7 @@ def _reference_logits(  # noqa: PLR0913, PLR0917 (the operator's arguments)
         logits[~visible] = float("-inf")
 
 
-def _reference_paged(
+def _reference_paged(  # noqa: PLR0913 (the operator's arguments)
     q: Tensor, cache: Tensor, weights: Tensor, lengths: Tensor, block_table: Tensor, logits: Tensor
 ) -> None:
     b, next_n = lengths.shape
@@ -286,7 +286,7 @@ def _check_queries(q: Tensor, *, dims: int) -> tuple[int, int, int]:
     return rows, heads, d
 
 
-def _check_paged(q: Tensor, cache: Tensor, weights: Tensor) -> tuple[int, int, int, int]:
+def _check_paged(q: Tensor, cache: Tensor, weights: Tensor) -> tuple[int, int]:
     next_n, heads, d = _check_queries(q, dims=4)
     b = q.shape[0]
     if next_n not in {1, 2}:
@@ -304,7 +304,7 @@ def _check_paged(q: Tensor, cache: Tensor, weights: Tensor) -> tuple[int, int, i
             "blocks must be contiguous and start at multiples of 16 bytes",
         )
     _check_float(weights, (b * next_n, heads), name="weights")
-    return b, next_n, heads, d
+    return b, next_n
 
 
 def _check_float(x: Tensor, shape: tuple[int, ...], *, name: str) -> None:

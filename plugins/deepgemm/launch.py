@@ -75,7 +75,7 @@ def gemm(  # noqa: PLR0913 (a product and its variants)
         start(
             kernel.gemm_kernel, (count,),
             _descriptor(a, tile.block_m, tile.k_step, transposed=a_transposed),
-            _descriptor(b.reshape(-1, b.shape[-1]) if b.dim() == 3 else b, tile.block_n, tile.k_step, transposed=b_transposed),
+            _descriptor(b.flatten(0, -2), tile.block_n, tile.k_step, transposed=b_transposed),
             d, sfa, sfb, d if layout is None else layout, m, n, k, groups, d.stride(0),
             sfa.stride(-2), sfa.stride(-1), sfb.stride(0) if sfb.dim() == 3 else 0, sfb.stride(-2), sfb.stride(-1),
             heads.left + heads.right if heads else n, heads.mid if heads else 0, heads.right if heads else 0,
@@ -102,8 +102,8 @@ def masked_gemm(  # noqa: PLR0913 (a product and its variants)
             kernel.masked_gemm_kernel, (programs,),
             _descriptor(a.view(groups * max_m, k), tile.block_m, tile.k_step),
             _descriptor(b.view(groups * n, k), tile.block_n, tile.k_step),
-            d, sfa, sfb, masked_m, max_m, n, k, groups, d.stride(0), d.stride(1), sfa.stride(0), sfa.stride(1), sfa.stride(2),
-            sfb.stride(0), sfb.stride(1), sfb.stride(2),
+            d, sfa, sfb, masked_m, max_m, n, k, groups, d.stride(0), d.stride(1),
+            *(sfa.stride(each) for each in range(3)), *(sfb.stride(each) for each in range(3)),
             FP8=scales is not None, B_ROW_SCALES=False, PROGRAMS=programs, **_constants(tile),
         )  # fmt: skip
 

@@ -49,7 +49,7 @@ def get_mn_major_tma_aligned_packed_ue8m0_tensor(sf: Tensor, psum_layout: Tensor
     return _mn_major(packed)
 
 
-def get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor(  # noqa: PLR0913, PLR0917 (the original's)
+def get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor(  # noqa: PLR0913 (the original's)
     sf: Tensor,
     grouped_layout: Tensor,  # noqa: ARG001 (device copy of ks_cpu)
     ks_cpu: Sequence[int],
@@ -62,18 +62,18 @@ def get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor(  # noqa: PLR0913, PL
     Shapes: sf (sum of k / gran_k, mn) float32; result (mn, sum of ceil(k / (4 · gran_k))) int32, MN-major and aligned.
     """
     if use_psum_layout:
-        refuse("use_psum_layout", True, "SM90 has no such layout for k-grouped operands")  # noqa: FBT003
+        refuse("use_psum_layout", True, "SM90 has no such layout for k-grouped operands")
     _check_scales(sf, torch.float32)
     rows = [ceil_div(align(k, k_alignment), gran_k) for k in ks_cpu]
     if sum(rows) != sf.shape[0]:
         refuse("sf", f"of {sf.shape[0]} rows", f"ks_cpu {list(ks_cpu)} asks for {sum(rows)}")
-    parts = [get_mn_major_tma_aligned_packed_ue8m0_tensor(part.T) for part in sf.split(rows) if part.shape[0]]
+    parts = [get_mn_major_tma_aligned_packed_ue8m0_tensor(part.T) for part in torch.split(sf, rows) if part.shape[0]]
     if not parts:
         return sf.new_empty((sf.shape[1], 0), dtype=torch.int32)
     return _mn_major(torch.cat(parts, -1))
 
 
-def transform_sf_into_required_layout(  # noqa: PLR0913, PLR0917 (the original's)
+def transform_sf_into_required_layout(  # noqa: PLR0913 (the original's)
     sf: Tensor,
     mn: int,
     k: int,

@@ -11,7 +11,7 @@ from .quantize import ceil_div
 
 SHARED_BYTES: Final = 227 * 1024
 SWAP_ROWS_MAX: Final = 64  # rows up to which the transposed tile is used
-STAGES_MAX: Final = 6
+STAGES_MAX: Final = 4  # steps of K in flight
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,12 @@ def choose(  # noqa: PLR0913 (what a product is made of)
     return _staged(m, columns, k_step, warps=8 if m * columns >= 128 * 128 else 4, fp8=fp8)
 
 
-def _staged(m: int, n: int, k_step: int, *, warps: int, fp8: bool, swap: bool = False) -> Tile:
+def _staged(  # noqa: PLR0913 (what a tile is made of)
+    m: int, n: int, k_step: int, *, warps: int, fp8: bool, swap: bool = False
+) -> Tile:
     step_bytes = (m + n) * k_step * (1 if fp8 else 2)
     stages = max(2, min(STAGES_MAX, SHARED_BYTES // step_bytes - 1))
-    return Tile(m, n, k_step, min(stages, 4), warps, swap)
+    return Tile(m, n, k_step, stages, warps, swap)
 
 
 __all__ = ["Tile", "choose"]

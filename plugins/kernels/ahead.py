@@ -62,7 +62,7 @@ def compiling(target: GPUTarget = HOPPER) -> Iterator[list[Any]]:
     if triton.knobs.runtime.interpret:
         raise RuntimeError("kernels cannot be compiled while TRITON_INTERPRET=1: unset it and start again")
     before = driver._active  # noqa: SLF001 (`driver.active` would look for a GPU)
-    driver.set_active(_TargetDriver(target))  # type: ignore[arg-type]
+    driver.set_active(_TargetDriver(target))
     kernels: list[Any] = []
     token = _compiled.set(kernels)
     try:
