@@ -4,8 +4,8 @@ usage: python benchmarks/plugins/weights.py [--size-mib 512] [--rounds 3] [--dir
 
 One machine, one storage node, one copy. The servers' page cache is warm; the mount's is dropped before each read, so
 that it asks the cluster as the native client does. Targets are in memory that was touched before. The table shows
-medians in MiB/s of the bytes that were wanted. Every result is compared with what was written. "Shared" are tensors that
-storage nodes fill themselves (`allocate`): for the first time, when every page costs the node a fault, and again.
+medians in MiB/s of the bytes that were wanted. Every result is compared with what was written. "Shared" are tensors
+that storage nodes fill themselves (`allocate`): for the first time, when every page costs the node a fault, and again.
 """
 
 import argparse

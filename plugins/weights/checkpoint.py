@@ -168,8 +168,8 @@ class Checkpoint:
             placer.add(info, self._file_index[info.file], each.target, each.index)
         verified = _Verified(self._crcs)
         parts = placer.parts(verified.check_of)
-        with self._opened({info.file for info, _ in wanted}) as files, placer.staging() as memory:
-            transfer = Transfer(self.file_system, files, memory)
+        with self._opened({info.file for info, _ in wanted}) as files:
+            transfer = Transfer(self.file_system, files, placer.staging())
             transfer.run(grouped(parts, gap_bytes))
         return ReadReport(placer.needed_bytes, transfer.bytes_read, verified.bytes, transfer.reads)
 

@@ -3,7 +3,6 @@
 The only module of this plugin that handles tensors' memory.
 """
 
-import contextlib
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -120,14 +119,12 @@ class Placer:
         self.needed_bytes += target.numel() * wanted.item_bytes
         self._on_gpu |= target.device.type == "cuda"
 
-    @contextlib.contextmanager
-    def staging(self) -> Iterator[memoryview]:
-        """The staging buffer, pinned if a target is on a GPU."""
-        buffer = Buffer(SLOTS * BLOCK_BYTES)
-        with (
-            _pinned(torch.frombuffer(buffer, dtype=torch.uint8)) if self._on_gpu else contextlib.nullcontext()
-        ):
-            yield memoryview(buffer)
+    def staging(self) -> memoryview:
+        """The staging buffer: one that storage nodes fill themselves, or pinned if a target is on a GPU."""
+        if not self._on_gpu:
+            return memoryview(Buffer(SLOTS * BLOCK_BYTES))
+        pinned: Any = torch.empty(SLOTS * BLOCK_BYTES, dtype=torch.uint8, pin_memory=True).numpy()
+        return memoryview(pinned)
 
     def parts(self, check_of: CheckOf) -> Iterator[Part]:
         """In the order of the files."""
@@ -157,9 +154,10 @@ class Placer:
             target = wanted.target.as_strided(
                 sizes, [dimension.target for dimension in block.dimensions], place
             )
-            target.copy_(source, non_blocking=True)
             if target.device.type != "cuda":
+                target.copy_(source)
                 return None
+            target.copy_(source, non_blocking=True)
             done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record(torch.cuda.current_stream(target.device))
             return done
@@ -171,19 +169,6 @@ def _aligned(view: memoryview, dtype: torch.dtype) -> torch.Tensor:
     """The elements in `view`; files may put a tensor at any byte."""
     data = torch.frombuffer(view, dtype=torch.uint8)
     return (data.clone() if data.data_ptr() % dtype.itemsize else data).view(dtype)
-
-
-@contextlib.contextmanager
-def _pinned(memory: torch.Tensor) -> Iterator[None]:
-    """Lets a GPU fetch from the memory by itself meanwhile; without, its driver copies first."""
-    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    is_pinned = int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), 0)) == 0
-    try:
-        yield
-    finally:
-        if is_pinned:
-            torch.cuda.synchronize()
-            runtime.cudaHostUnregister(memory.data_ptr())
 
 
 __all__ = ["Index", "Placer"]

@@ -12,6 +12,7 @@ from luciola.errors import CorruptData
 from luciola.plugins.eplb import LoadRecorder, Loads, merged
 
 LAYERS, EXPERTS = 3, 8
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def ids_of(seed, *shape):
@@ -23,14 +24,15 @@ def counts_of(ids):
     return torch.bincount(ids[ids >= 0].flatten(), minlength=EXPERTS).double()
 
 
-def test_the_average_is_the_weighted_mean_of_the_steps():
-    recorder = LoadRecorder(LAYERS, EXPERTS, half_life_steps=2)
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_average_is_the_weighted_mean_of_the_steps(device):
+    recorder = LoadRecorder(LAYERS, EXPERTS, half_life_steps=2, device=device)
     steps = [
         [ids_of(10 * step + layer, 5, 2).to(torch.int32) for layer in range(LAYERS)] for step in range(7)
     ]
     for step in steps:
         for layer, ids in enumerate(step):
-            recorder.record(layer, ids[:2])
+            recorder.record(layer, ids[:2].to(device))
             recorder.record(layer, ids[2:])
         recorder.step()
     weights = torch.tensor([0.5 ** (age / 2) for age in range(7)][::-1], dtype=torch.float64)
