@@ -6,6 +6,7 @@
     reference                           their specification in torch
     kernel launch tiles                 Triton kernels, how they are started, which tile
     quantize scales settings            casts, layouts of scales, knobs
+    loader                              operands from a checkpoint, a rank's part of them
     warm                                kernels compiled ahead of time into a cache that many machines share
     shim                                `import deep_gemm` in programs that cannot be changed
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         fp8_paged_mqa_logits,
         get_paged_mqa_logits_metadata,
     )
+    from .loader import Shard, load_weights
     from .quantize import (
         calc_diff,
         ceil_div,
@@ -85,7 +87,17 @@ if TYPE_CHECKING:
     )
     from .warm import set_cache_dir
 
-_HOMES: Final = ("dense", "grouped", "indexer", "activations", "quantize", "scales", "settings", "warm")
+_HOMES: Final = (
+    "dense",
+    "grouped",
+    "indexer",
+    "activations",
+    "loader",
+    "quantize",
+    "scales",
+    "settings",
+    "warm",
+)
 
 # Older names of the same functions, which frameworks still call.
 _OLD_NAMES: Final = {
@@ -105,6 +117,7 @@ _OLD_NAMES: Final = {
 }
 
 __all__ = [
+    "Shard",
     "bf16_gemm_nn",
     "bf16_gemm_nt",
     "bf16_gemm_tn",
@@ -139,6 +152,7 @@ __all__ = [
     "k_grouped_bf16_gemm_tn_contiguous",
     "k_grouped_fp8_gemm_nt_contiguous",
     "k_grouped_fp8_gemm_tn_contiguous",
+    "load_weights",
     "m_grouped_bf16_gemm_nn_contiguous",
     "m_grouped_bf16_gemm_nt_contiguous",
     "m_grouped_bf16_gemm_nt_masked",

@@ -67,7 +67,11 @@ def get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor(  # noqa: PLR0913 (th
     rows = [ceil_div(align(k, k_alignment), gran_k) for k in ks_cpu]
     if sum(rows) != sf.shape[0]:
         refuse("sf", f"of {sf.shape[0]} rows", f"ks_cpu {list(ks_cpu)} asks for {sum(rows)}")
-    parts = [get_mn_major_tma_aligned_packed_ue8m0_tensor(part.T) for part in torch.split(sf, rows) if part.shape[0]]
+    parts = [
+        get_mn_major_tma_aligned_packed_ue8m0_tensor(part.T)
+        for part in torch.split(sf, rows)
+        if part.shape[0]
+    ]
     if not parts:
         return sf.new_empty((sf.shape[1], 0), dtype=torch.int32)
     return _mn_major(torch.cat(parts, -1))

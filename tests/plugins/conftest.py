@@ -1,11 +1,30 @@
 """Tests of the plugins need the extra `plugins` (torch, triton): without it they are not collected.
 
 Triton's kernels run in its interpreter here, which it decides when a kernel is defined. Tests of compiled kernels start
-a process without TRITON_INTERPRET.
+a process without TRITON_INTERPRET. LUCIOLA_TEST_DEVICE=cuda (`make gpu`) runs the kernels' tests on a GPU instead.
 """
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 
+import pytest
+
+DEVICE = os.environ.get("LUCIOLA_TEST_DEVICE", "cpu")
+
 collect_ignore_glob = [] if find_spec("torch") else ["*"]
-os.environ["TRITON_INTERPRET"] = "1"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture
+def kernel_device() -> Iterator[str]:
+    """The device on which tests of kernels make their tensors; one thread on a CPU, where the interpreter is slow."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_default_device(DEVICE)
+    yield DEVICE
+    torch.set_default_device("cpu")
+    torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ from luciola.plugins.kernels.layers import using_layer
 
 def decoded(values: torch.Tensor) -> np.ndarray:
     """E4M3 by its definition: sign, four exponent bits of bias 7, three of mantissa."""
-    bits = values.view(torch.uint8).numpy().astype(np.int64)
+    bits = values.view(torch.uint8).cpu().numpy().astype(np.int64)
     sign, exponent, mantissa = np.where(bits >> 7, -1.0, 1.0), (bits >> 3) & 15, bits & 7
     assert not np.any((exponent == 15) & (mantissa == 7)), "no NaN"
     normal = (1 + mantissa / 8) * 2.0 ** (exponent - 7)
@@ -33,12 +33,15 @@ def test_a_token_s_cast_is_close_and_its_scales_are_as_defined(m: int, n: int, u
         if use_ue8m0:
             wanted = torch.exp2(torch.ceil(torch.log2(wanted.double()))).float()
         assert torch.equal(scales[:, block], wanted)
-        restored = decoded(values[:, block * 128 : (block + 1) * 128]) * scales[:, block : block + 1].numpy()
+        restored = (
+            decoded(values[:, block * 128 : (block + 1) * 128]) * scales[:, block : block + 1].cpu().numpy()
+        )
         # Half a step of three mantissa bits, or of the smallest number.
         tolerance = (
-            np.maximum(np.abs(part.numpy()) / 16, scales[:, block : block + 1].numpy() * 2.0**-10) * 1.001
+            np.maximum(np.abs(part.cpu().numpy()) / 16, scales[:, block : block + 1].cpu().numpy() * 2.0**-10)
+            * 1.001
         )
-        assert np.all(np.abs(restored - part.numpy()) <= tolerance)
+        assert np.all(np.abs(restored - part.cpu().numpy()) <= tolerance)
 
 
 def test_blocks_and_channels_share_scales_as_named() -> None:

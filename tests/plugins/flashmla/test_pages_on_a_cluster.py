@@ -56,7 +56,10 @@ def test_a_writer_that_died_is_followed_by_another(location):
     with pytest.raises(Busy, match="process .* writes this file"):
         PagedKVFile.open(location, writable=True)
     cache = random_cache(1)
-    with PagedKVFile.open(location, writable=True, take_over=True) as again, PagedKVFile.open(location) as reader:
+    with (
+        PagedKVFile.open(location, writable=True, take_over=True) as again,
+        PagedKVFile.open(location) as reader,
+    ):
         again.save(again.names([1, 2, 3]), [0], cache).wait()
         reader.refresh()
         other = PageCache.allocate(LAYOUT, 1)
