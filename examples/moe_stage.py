@@ -1,7 +1,7 @@
 """The model of `train_moe_dualpipe.py`: a small mixture-of-experts transformer cut into pipeline stages.
 
-A stage is one transformer layer (attention, then experts), with the embedding in front of the first and the output
-projection behind the last. It does what a model must do to gain from DualPipe:
+A stage is one or more transformer layers (attention, then experts), with the embedding in front of the first and the
+output projection behind the last. It does what a model must do to gain from DualPipe:
 
 - its projections are the plugin's `Linear`, which puts the weight gradient off, so that a backward splits into I and W;
 - `MoeStage.overlapped_forward_backward` runs the forward of one micro-batch and the backward of another segment by
@@ -37,6 +37,8 @@ class MoeConfig:
     expert_width: int = 96
     sequence: int = 64
     stages: int = 4
+    layers: int = 1
+    """Of one stage."""
 
 
 def linear(inputs: int, outputs: int) -> Linear:
@@ -143,15 +145,27 @@ class MoeStage(nn.Module):
     def __init__(self, config: MoeConfig, stage: int) -> None:
         super().__init__()
         first, last = stage == 0, stage == config.stages - 1
-        self.experts = Experts(config)
         self.segments = nn.ModuleList(
             [
                 *([Embedding(config)] if first else []),
-                Attention(config),
-                self.experts,
+                *(kind(config) for _ in range(config.layers) for kind in (Attention, Experts)),
                 *([Head(config)] if last else []),
             ]
         )
+
+    @property
+    def experts(self) -> list[Experts]:
+        """Those of each layer."""
+        return [each for each in self.segments if isinstance(each, Experts)]
+
+    def loads(self) -> Tensor:
+        """How often each expert of each layer was chosen since the last `rebalance`."""
+        return torch.stack([each.load for each in self.experts])
+
+    def rebalance(self, loads: Tensor) -> None:
+        """As `Experts.rebalance`, for all layers."""
+        for experts, load in zip(self.experts, loads, strict=True):
+            experts.rebalance(load)
 
     def forward(self, x: Tensor) -> Tensor:
         *_, result = self.run(x)

@@ -135,13 +135,13 @@ class Model:
 
     def loads(self) -> list[Tensor]:
         """How often each expert of each module was chosen in this step, by all copies of the stage."""
-        return [module.experts.load for module in self.modules]
+        return [module.loads() for module in self.modules]
 
     def update(self) -> None:
         """Takes an optimizer step."""
         for module, optimizer, load in zip(self.modules, self.optimizers, self.loads(), strict=True):
             optimizer.step()
-            module.experts.rebalance(load)
+            module.rebalance(load)
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -184,7 +184,7 @@ class PipelineModel(Model):
         return float(torch.cat((everywhere[0], everywhere[-1])).mean())
 
     def loads(self) -> list[Tensor]:
-        own = torch.stack([module.experts.load for module in self.modules])
+        own = torch.stack([module.loads() for module in self.modules])
         mirror = gathered(own)[RANKS - 1 - self.rank]
         return list(own + mirror.flip(0))
 

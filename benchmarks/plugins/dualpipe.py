@@ -1,0 +1,336 @@
+"""What DualPipe gains: simulated with measured times of the example's stages, and measured on this machine.
+
+usage: python benchmarks/plugins/dualpipe.py [--ranks 2] [--chunks 12] [--costs FILE]
+
+The model is that of examples/train_moe_dualpipe.py with larger layers, two for each rank. First one process measures
+what each task of a stage costs (the least of several tries), and a table shows what the simulator makes of it for every
+schedule. Then as many processes as ranks train it, one thread each, with DualPipe, DualPipeV and, of PyTorch, 1F1B and
+DualPipeV; the table shows the median step. `--costs` writes the costs for `luciola dualpipe plan --costs FILE`.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, multiprocessing, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleDualPipeV
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+
+from moe_stage import MoeConfig, MoeStage, build_stage, next_token_loss
+
+from luciola.cli.output import print_table
+from luciola.plugins.dualpipe import DualPipe, DualPipeV, Linear, StageCosts, WeightGradStore
+from luciola.plugins.dualpipe.machine import Transport
+from luciola.plugins.dualpipe.plan import compare
+
+CONFIG = MoeConfig(width=256, heads=8, expert_width=512, sequence=128)
+MICRO_BATCH = 2
+TRIES = 7
+SEED = 1
+ADDRESS = "127.0.0.1"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--ranks", type=int, default=2, help="processes, an even number; one for each core at most"
+    )
+    parser.add_argument("--chunks", type=int, default=12, help="micro-batches of a step")
+    parser.add_argument("--steps", type=int, default=7, help="steps measured of each pipeline")
+    parser.add_argument("--costs", help="write the measured costs there, as JSON")
+    options = parser.parse_args()
+    if options.ranks < 2 or options.ranks % 2 or options.chunks % 2 or options.chunks < 2 * options.ranks:
+        parser.error("--ranks must be even, and --chunks even and at least twice the ranks")
+    torch.set_num_threads(1)
+    print(f"{processor()}, {os.cpu_count()} cores; torch {torch.__version__}, one thread a process")
+
+    store = dist.TCPStore(ADDRESS, 0, is_master=True, wait_for_workers=False)
+    crossing = run_ranks(measure_crossing, 2, store.port)[0]
+    costs = measure_costs(2 * options.ranks, crossing)
+    show_costs(costs)
+    if options.costs:
+        Path(options.costs).write_text(json.dumps(asdict(costs)))
+    simulated = show_simulated(costs, options.ranks, options.chunks)
+    measured = run_ranks(measure_steps, options.ranks, store.port, options.chunks, options.steps)[0]
+    print(f"\nmeasured: {options.ranks} processes, median of {options.steps} steps")
+    print_table(
+        ("PIPELINE", "STEP, MS", "SIMULATED, MS"),
+        [(name, f"{1e3 * seconds:.1f}", f"{1e3 * simulated[like]:.1f}") for name, like, seconds in measured],
+        right=(1, 2),
+    )
+
+
+def processor() -> str:
+    with open("/proc/cpuinfo") as file:
+        return next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "CPU")
+
+
+def show_costs(costs: StageCosts) -> None:
+    print(f"\none layer a stage, {MICRO_BATCH} sequences of {CONFIG.sequence} a micro-batch, in milliseconds")
+    names = ("forward", "backward", "weight", "overlap")
+    rows = [
+        (str(stage), *(f"{1e3 * each:.2f}" for each in column))
+        for stage, column in enumerate(zip(*(getattr(costs, name) for name in names), strict=True))
+    ]
+    print_table(("STAGE", "F", "B", "W", "F&B"), rows, right=range(5))
+    print(f"one transfer: {1e3 * costs.communication:.2f} ms")
+
+
+def show_simulated(costs: StageCosts, ranks: int, chunks: int) -> dict[str, float]:
+    """Makespans by schedule."""
+    print(f"\nsimulated with these costs: {ranks} ranks, {chunks} micro-batches")
+    rows, found = [], {}
+    for each in compare(costs, ranks=ranks, chunks=chunks, transport=Transport.BUFFERED):
+        if each.timeline is None:
+            rows.append((each.name, "-", "-", "-", each.reason or ""))
+            continue
+        found[each.name] = each.timeline.makespan
+        chunks_held = max(each.timeline.peak_activation) / 2  # a rank's part of the model is two layers
+        rows.append(
+            (
+                each.name,
+                f"{1e3 * each.timeline.makespan:.1f}",
+                f"{each.timeline.bubble:.1%}",
+                f"{chunks_held:g}",
+                f"{max(each.timeline.parameters) / 2:g}x",
+            )
+        )
+    print_table(("SCHEDULE", "STEP, MS", "IDLE", "ACTIVATIONS", "PARAMETERS"), rows, right=(1, 2, 3, 4))
+    return found
+
+
+# ---- one process: what tasks cost
+
+
+def measure_costs(layers: int, crossing: float) -> StageCosts:
+    """Of each layer of the model, one a stage: the least of several tries."""
+    modules = [build_stage(cut(layers, layers), stage, SEED) for stage in range(layers)]
+    found = [_costs_of(modules, stage) for stage in range(layers)]
+    return StageCosts(
+        forward=[each["forward"] for each in found],
+        backward=[max(each["backward"], each["weight"]) for each in found],
+        weight=[each["weight"] for each in found],
+        overlap=[each["overlap"] for each in found],
+        communication=crossing,
+    )
+
+
+def _costs_of(modules: list[MoeStage], stage: int) -> dict[str, float]:
+    least: dict[str, float] = {}
+
+    def clocked(name: str, run: Callable[[], Tensor]) -> Tensor:
+        start = time.perf_counter()
+        result = run()
+        least[name] = min(least.get(name, float("inf")), time.perf_counter() - start)
+        return result
+
+    module, other = modules[stage], modules[stage - 1]  # a pair has the backward of another stage
+    last = stage == len(modules) - 1
+
+    def forward(which: MoeStage) -> Tensor:
+        x = tokens_of(1) if which is modules[0] else activation()
+        y = which(x)
+        return next_token_loss(y, tokens_of(1)) if which is modules[-1] else y
+
+    def pair(root: Tensor) -> None:
+        x = tokens_of(1) if stage == 0 else activation()
+        loss = root if root.dim() == 0 else None
+        outputs, gradients = ([], []) if root.dim() == 0 else ([root], [torch.ones_like(root)])
+        criterion, labels = (next_token_loss, [tokens_of(1)]) if last else (None, [])
+        MoeStage.overlapped_forward_backward(module, [x], criterion, labels, other, loss, outputs, gradients)
+
+    def backward(root: Tensor) -> None:
+        root.backward(torch.ones_like(root))
+
+    for _ in range(TRIES):
+        root = clocked("forward", lambda: forward(module))
+        clocked("backward", lambda root=root: backward(root))
+        root = forward(module)
+        WeightGradStore.enabled = True
+        clocked("input", lambda root=root: backward(root))
+        WeightGradStore.enabled = False
+        WeightGradStore.flush()
+        clocked("weight", WeightGradStore.pop)
+        root = forward(other) * 1
+        clocked("overlap", lambda root=root: pair(root))
+    return least
+
+
+def tokens_of(seed: int) -> Tensor:
+    source = torch.Generator().manual_seed(seed)
+    return torch.randint(CONFIG.vocabulary, (MICRO_BATCH, CONFIG.sequence), generator=source)
+
+
+def activation() -> Tensor:
+    return torch.randn(MICRO_BATCH, CONFIG.sequence, CONFIG.width).requires_grad_()
+
+
+def cut(layers: int, stages: int) -> MoeConfig:
+    return replace(CONFIG, stages=stages, layers=layers // stages)
+
+
+# ---- several processes
+
+
+def run_ranks(work: Callable[..., object], ranks: int, port: int, *arguments: object) -> list:
+    """What each rank returns, by rank."""
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    multiprocessing.start_processes(
+        _rank, (work, ranks, port, arguments, results), nprocs=ranks, start_method="spawn"
+    )
+    found = dict(results.get() for _ in range(ranks))
+    return [found[rank] for rank in range(ranks)]
+
+
+def _rank(rank: int, work, ranks: int, port: int, arguments, results) -> None:
+    torch.set_num_threads(1)
+    base = dist.TCPStore(ADDRESS, port, is_master=False)
+    dist.init_process_group("gloo", store=dist.PrefixStore(work.__name__, base), rank=rank, world_size=ranks)
+    results.put((rank, work(rank, ranks, *arguments)))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def measure_crossing(rank: int, _ranks: int) -> float:
+    """One transfer of an activation: half of the least time there and back."""
+    tensor = activation().detach()
+    times = []
+    for _ in range(10 * TRIES):
+        start = time.perf_counter()
+        if rank == 0:
+            dist.send(tensor, 1)
+            dist.recv(tensor, 1)
+        else:
+            dist.recv(tensor, 0)
+            dist.send(tensor, 0)
+        times.append(time.perf_counter() - start)
+    return min(times) / 2
+
+
+def measure_steps(rank: int, ranks: int, chunks: int, steps: int) -> list[tuple[str, str, float]]:
+    """(pipeline, its name in the simulator, seconds of a step), the same on all ranks."""
+    source = torch.Generator().manual_seed(SEED)
+    batch = torch.randint(CONFIG.vocabulary, (chunks * MICRO_BATCH, CONFIG.sequence + 1), generator=source)
+    job = Job(rank, ranks, chunks, batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
+    return [
+        (name, like, clock(make(job), steps))
+        for name, like, make in (
+            ("Luciola DualPipe", "dualpipe", luciola_dualpipe),
+            ("Luciola DualPipeV", "dualpipev", luciola_dualpipev),
+            ("PyTorch Schedule1F1B", "1f1b", torch_1f1b),
+            ("PyTorch ScheduleDualPipeV", "dualpipev", torch_dualpipev),
+        )
+    ]
+
+
+def clock(step: Callable[[], object], steps: int) -> float:
+    """Median time from barrier to barrier, after two steps to warm up."""
+    times = []
+    for _ in range(steps + 2):
+        dist.barrier()
+        start = time.perf_counter()
+        step()
+        dist.barrier()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+@dataclass(frozen=True)
+class Job:
+    """One rank's view of what all pipelines compute."""
+
+    rank: int
+    ranks: int
+    chunks: int
+    tokens: Tensor
+    labels: Tensor
+
+    def stages(self, count: int, mine: Iterable[int]) -> list[MoeStage]:
+        return [build_stage(cut(2 * self.ranks, count), stage, SEED) for stage in mine]
+
+
+def forget(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        module.zero_grad()
+
+
+def luciola_dualpipe(job: Job) -> Callable[[], object]:
+    last = job.ranks - 1
+    modules = job.stages(job.ranks, (job.rank, last - job.rank))
+    pipeline = DualPipe(modules, gradient_scale="mean", labels_with_inputs=True, reduce_mirror=True)
+    ends = job.rank in (0, last)
+    half = int(job.rank == last)
+    inputs = [job.tokens.chunk(2)[half]] if ends else []
+    labels = [job.labels.chunk(2)[half]] if ends else []
+
+    def step() -> None:
+        pipeline.step(*inputs, num_chunks=job.chunks, criterion=next_token_loss, labels=labels)
+        forget(modules)
+
+    return step
+
+
+def luciola_dualpipev(job: Job) -> Callable[[], object]:
+    modules = job.stages(2 * job.ranks, (job.rank, 2 * job.ranks - 1 - job.rank))
+    pipeline = DualPipeV(modules, gradient_scale="mean")
+    inputs, labels = ([job.tokens], [job.labels]) if job.rank == 0 else ([], [])
+
+    def step() -> None:
+        pipeline.step(*inputs, num_chunks=job.chunks, criterion=next_token_loss, labels=labels)
+        forget(modules)
+
+    return step
+
+
+def torch_1f1b(job: Job) -> Callable[[], object]:
+    (module,) = job.stages(job.ranks, (job.rank,))
+    stage = PipelineStage(plain(module), job.rank, job.ranks, torch.device("cpu"))
+    schedule = Schedule1F1B(stage, job.chunks, loss_fn=next_token_loss)
+    inputs = [job.tokens] if job.rank == 0 else []
+    target = {"target": job.labels} if job.rank == job.ranks - 1 else {}
+
+    def step() -> None:
+        schedule.step(*inputs, **target)
+        module.zero_grad()
+
+    return step
+
+
+def torch_dualpipev(job: Job) -> Callable[[], object]:
+    count = 2 * job.ranks
+    mine = (job.rank, count - 1 - job.rank)
+    modules = job.stages(count, mine)
+    stages = [
+        PipelineStage(plain(module), index, count, torch.device("cpu"))
+        for module, index in zip(modules, mine, strict=True)
+    ]
+    schedule = ScheduleDualPipeV(stages, job.chunks, loss_fn=next_token_loss)
+    inputs, target = ([job.tokens], {"target": job.labels}) if job.rank == 0 else ([], {})
+
+    def step() -> None:
+        schedule.step(*inputs, **target)
+        forget(modules)
+
+    return step
+
+
+def plain(module: MoeStage) -> MoeStage:
+    """With PyTorch's own linear layers, which is what its pipelines split by themselves."""
+    for each in module.modules():
+        if isinstance(each, Linear):
+            each.__class__ = nn.Linear
+    return module
+
+
+if __name__ == "__main__":
+    main()
