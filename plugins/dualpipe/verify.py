@@ -102,12 +102,15 @@ def verify(
     transports: Iterable[Transport] = (Transport.BUFFERED, Transport.RENDEZVOUS),
     matching: Matching = Matching.ORDER,
     limits: Limits = NO_LIMITS,
+    inference: bool = False,
 ) -> None:
     """Accepts a schedule in silence.
 
     Raises: InvalidSchedule, with every problem found.
     """
-    problems = find_problems(schedule, transports=transports, matching=matching, limits=limits)
+    problems = find_problems(
+        schedule, transports=transports, matching=matching, limits=limits, inference=inference
+    )
     if problems:
         raise InvalidSchedule(schedule, problems)
 
@@ -118,12 +121,16 @@ def find_problems(
     transports: Iterable[Transport] = (Transport.BUFFERED, Transport.RENDEZVOUS),
     matching: Matching = Matching.ORDER,
     limits: Limits = NO_LIMITS,
+    inference: bool = False,
 ) -> list[Problem]:
-    """Everything that is wrong with a schedule, by the list above. Cost: a few microseconds an action."""
+    """Everything that is wrong with a schedule, by the list above; with `inference`, of one of forwards alone.
+
+    Cost: a few microseconds an action.
+    """
     problems = _misplaced(schedule)
     if problems:
         return problems  # the rest would look up what does not exist
-    check = _Needs(schedule)
+    check = _Needs(schedule, inference=inference)
     for rank, actions in enumerate(schedule.actions):
         check.rank(rank, actions, limits.live_chunks)
     problems = check.problems + check.unfinished()
@@ -202,7 +209,8 @@ class _Needs:
     What crosses a border is kept under the unit below it.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule, *, inference: bool) -> None:
+        self.inference = inference
         self.schedule, self.chunks, self.last = schedule, schedule.chunks, schedule.stages - 1
         units = schedule.flows * schedule.stages * schedule.chunks
         self.forward, self.backward, self.weight, self.late = (bytearray(units) for _ in range(4))
@@ -227,7 +235,7 @@ class _Needs:
                 if text := self._part(part, rank):
                     self.problems.append(Problem(rank, index, action, text))
                 live += 1 if isinstance(part, Forward) else 0 if isinstance(part, BackwardWeight) else -1
-                if live_max is not None and live > live_max:
+                if live_max is not None and live > live_max and not self.inference:
                     self.problems.append(
                         Problem(rank, index, action, f"holds {live} micro-batches, more than {live_max}")
                     )
@@ -237,7 +245,11 @@ class _Needs:
         everywhere = range(len(self.forward))
         return [
             *(self._missing(unit, "Forward") for unit in everywhere if not self.forward[unit]),
-            *(self._missing(unit, "Backward") for unit in everywhere if not self.backward[unit]),
+            *(
+                self._missing(unit, "Backward")
+                for unit in everywhere
+                if not self.backward[unit] and not self.inference
+            ),
             *(
                 self._missing(unit, "BackwardWeight after its BackwardInput")
                 for unit in everywhere
@@ -279,6 +291,8 @@ class _Needs:
         unit = (part.flow * (self.last + 1) + part.stage) * self.chunks + part.chunk
         if isinstance(part, Forward):
             return self._forward(part, rank, unit)
+        if self.inference:
+            return f"{label(part)} has no place in inference"
         if isinstance(part, BackwardWeight):
             return self._weight(part, unit)
         return self._backward(part, rank, unit)

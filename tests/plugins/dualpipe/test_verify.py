@@ -56,6 +56,17 @@ def test_idle_time_is_the_published_one(ranks: int) -> None:
         verify(dualpipev(ranks // 2, chunks), transports=[], limits=Limits(idle=unit_idle(ranks)))
 
 
+@pytest.mark.parametrize("ranks", [2, 6, 16])
+def test_inference_is_right_too(ranks: int) -> None:
+    for chunks in (2 * ranks, 2 * ranks + 2, CHUNKS_MAX):
+        for schedule in (dualpipe(ranks, chunks), dualpipev(ranks, chunks)):
+            verify(schedule.forward_only(), inference=True)
+    assert "rank 1: no Forward of flow 0, stage 1, micro-batch 1" in told(
+        without(one_f_one_b(2, 2).forward_only(), 1, "F0:1"), inference=True
+    )
+    assert "has no place in inference" in told(dualpipe(2, 4), inference=True)
+
+
 @pytest.mark.parametrize("name", sorted(SCHEDULES.keys() - {"dualpipe", "dualpipev"}))
 def test_the_other_schedules_are_right(name: str) -> None:
     """Sends of these are never waited for, and messages are told apart by tags, as their runtimes do."""
