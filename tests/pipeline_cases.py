@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 import weakref
 
 import torch
@@ -398,3 +399,25 @@ def groups(rank: int, size: int, *, chunks: int):
     inputs, labels = share(pipe, "split", chunks)
     loss, _ = pipe.step(*inputs, num_chunks=chunks, criterion=criterion, labels=labels)
     return pipe.rank, loss, grads_of(pipe)
+
+
+def notes(rank: int, size: int):
+    """How many keys the store has after 4 steps and after 12."""
+    pipe = make(rank, size, form="dualpipe", kind="plain", reduce_mirror=True, labels_with_inputs=True)
+    inputs, labels = share(pipe, "plain", 4)
+    counts = []
+    for step in range(1, 13):
+        pipe.step(*inputs, num_chunks=4, criterion=criterion, labels=labels, return_outputs=True)
+        if step in (4, 12):
+            dist.barrier()
+            counts.append(STORE[0].num_keys())
+            dist.barrier()
+    return counts
+
+
+def slow_watch(rank: int, size: int, *, seconds: float):
+    """A step in which every rank computes for longer than its watch's periods."""
+    pipe = make(rank, size, form="dualpipev", kind="plain")
+    pipe.module[0].register_forward_pre_hook(lambda *_: time.sleep(seconds))
+    inputs, labels = share(pipe, "plain", 4)
+    return pipe.step(*inputs, num_chunks=4, criterion=criterion, labels=labels)[0]

@@ -44,6 +44,9 @@ class PipelineError(RuntimeError):
         """The pipeline rank that noticed the failure."""
         return self.cause.rank
 
+    def __reduce__(self) -> tuple[type["PipelineError"], tuple[Cause]]:
+        return PipelineError, (self.cause,)
+
 
 class LinkLost(Exception):
     """A transfer failed here: the peer has gone, cut the connection, or was too slow."""

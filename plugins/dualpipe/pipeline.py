@@ -5,8 +5,10 @@ changes nothing.
 """
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import ClassVar, Final, Literal
 
 import torch
@@ -23,6 +25,9 @@ from .session import Session
 TIMEOUT_S: Final = 300.0
 """A rank waits so long for another one. Longer than any sane task of a stage, the first with its compiling too. The
 end of a process is noticed at once, not by this."""
+
+PLANS_KEPT: Final = 8
+"""Schedules that are not made anew in each step: training and inference with a few numbers of chunks."""
 
 ARGUMENTS: Final = "its arguments"
 
@@ -101,7 +106,7 @@ class _Pipeline(nn.Module):
             neighbours = self._peers(plan)
             with session.watch(neighbours):
                 at("comparing the steps of neighbours")
-                session.compare(neighbours, self._facts(num_chunks, plan.name))
+                session.compare(neighbours, self._facts(num_chunks))
                 at("connecting")
                 transport = session.transport() if self.num_ranks > 1 else None
                 at("moving labels")
@@ -143,8 +148,7 @@ class _Pipeline(nn.Module):
         keep_outputs: bool,
     ) -> tuple[schedule.Schedule, Job]:
         gradients = torch.is_grad_enabled()
-        plan = schedule.MAKERS[self.name](self.num_ranks, num_chunks)
-        plan = plan if gradients else plan.forward_only()
+        plan, _ = _plan(self.name, self.num_ranks, num_chunks, gradients=gradients)
         places = plan.places[self.rank]
         first = [module for module, place in enumerate(places) if place.stage == 0]
         last = [module for module, place in enumerate(places) if place.stage == plan.stages - 1]
@@ -173,10 +177,12 @@ class _Pipeline(nn.Module):
     def _peers(self, plan: schedule.Schedule) -> list[int]:
         return sorted({each.peer for each in schedule.transfers(plan.actions[self.rank])})
 
-    def _facts(self, num_chunks: int, plan_name: str) -> dict[str, str]:
+    def _facts(self, num_chunks: int) -> dict[str, str]:
+        plan, digest = _plan(self.name, self.num_ranks, num_chunks, gradients=torch.is_grad_enabled())
         return {
             "num_chunks": str(num_chunks),
-            "the schedule": plan_name,
+            "the schedule": plan.name,
+            "the digest of the schedule": digest,
             "device": self._device.type,
             "gradient_scale": str(self.gradient_scale),
             **{name: str(value) for name, value in border.told().summary().items()},
@@ -271,8 +277,8 @@ class DualPipe(_Pipeline):
             session.transport()
             mirror.sum_gradients(list(self.module), session)
 
-    def _facts(self, num_chunks: int, plan_name: str) -> dict[str, str]:
-        return super()._facts(num_chunks, plan_name) | {
+    def _facts(self, num_chunks: int) -> dict[str, str]:
+        return super()._facts(num_chunks) | {
             "labels_with_inputs": str(self.labels_with_inputs),
             "reduce_mirror": str(self.reduce_mirror),
         }
@@ -333,6 +339,14 @@ class DualPipeV(_Pipeline):
     """
 
     name = "dualpipev"
+
+
+@lru_cache(maxsize=PLANS_KEPT)
+def _plan(name: str, ranks: int, chunks: int, *, gradients: bool) -> tuple[schedule.Schedule, str]:
+    """A schedule, and a digest that tells it from one that another version of this package makes."""
+    plan = schedule.MAKERS[name](ranks, chunks)
+    plan = plan if gradients else plan.forward_only()
+    return plan, hashlib.sha256(repr(plan.actions).encode()).hexdigest()[:16]
 
 
 def _device_of(modules: Sequence[nn.Module]) -> torch.device:

@@ -58,11 +58,11 @@ class Session:
     def transport(self) -> Transport:
         """The connections, made at the first call; then all ranks must call."""
         if self._transport is None:
+            self._gather()
             if self.device.type == "cuda":
                 assert self._group is not None, "several ranks have a group"
-                self._transport = NcclTransport(self._group, self._global_ranks)
+                self._transport = NcclTransport(self._group, self._global_ranks, self.device)
             else:
-                self._gather()
                 self._transport = MeshTransport(self.board, ranks=self.ranks)
         return self._transport
 

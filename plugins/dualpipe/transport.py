@@ -122,10 +122,13 @@ class MeshTransport:
 class NcclTransport:
     """The user's process group, whose NCCL communicator carries the messages on the current stream."""
 
-    def __init__(self, group: dist.ProcessGroup, global_ranks: Sequence[int]) -> None:
+    def __init__(self, group: dist.ProcessGroup, global_ranks: Sequence[int], device: torch.device) -> None:
         self._group = group
         self._global_ranks = global_ranks
         """By pipeline rank."""
+        # A communicator is made at its first use, by all ranks together. Were this the first batch of messages, a rank
+        # would wait in there for one that waits for its note on what crosses the border between them.
+        dist.all_reduce(torch.zeros(1, device=device), group=group)
 
     @property
     def together(self) -> bool:

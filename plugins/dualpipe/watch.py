@@ -38,6 +38,7 @@ class Watch:
         self._cut = cut
         self._pending = pending
         self._left = threading.Event()
+        self._left_at = 0.0
         self._beats = 0
         self._heard: dict[int, tuple[bytes | None, float]] = {
             each: (None, time.monotonic()) for each in neighbours
@@ -49,6 +50,7 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._left_at = time.monotonic()
         self._left.set()
         if not self._pending():
             self._thread.join()
@@ -59,7 +61,7 @@ class Watch:
             if self._left.is_set():
                 time.sleep(LOOK_S)
             try:
-                cause = self._board.failure()
+                cause = self._board.failure() or self._overdue()
                 if cause is None and time.monotonic() >= next_beat:
                     next_beat = time.monotonic() + BEAT_S
                     self._beat()
@@ -81,6 +83,14 @@ class Watch:
                 self._board.put(f"alive/{self._board.rank}", IDLE)
             except StoreLost:
                 return
+
+    def _overdue(self) -> Cause | None:
+        """Tells of work on a GPU that does not end after its step."""
+        limit_s = self._board.timeout_s
+        if not self._left.is_set() or time.monotonic() - self._left_at < limit_s:
+            return None
+        what = f"the work of a step on this GPU has not ended {limit_s:g} s after it: another rank is stuck"
+        return self._board.fail(Cause(self._board.rank, "", what))
 
     def _silent(self) -> Cause | None:
         """Tells of a neighbour that has begun to give signs of life and stopped."""

@@ -87,3 +87,14 @@ def test_pipelines_of_separate_groups_run_at_one_time(ranks: Ranks) -> None:
     for rank, loss, mine in done:
         assert torch.equal(loss, losses) if rank == 0 else loss is None
         near(mine, [grads[rank], grads[3 - rank]])
+
+
+def test_notes_of_old_steps_leave_the_store(ranks: Ranks) -> None:
+    """A barrier makes keys of its own, the same number each time."""
+    for early, late in values(ranks.run("notes", 2)):
+        assert late - early <= 4
+
+
+def test_ranks_that_compute_for_long_give_signs_of_life(ranks: Ranks) -> None:
+    done = values(ranks.run("slow_watch", 2, seconds=0.7))
+    assert torch.equal(done[0], cases.alone("plain", 4, 4)[0])
