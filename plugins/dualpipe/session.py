@@ -68,9 +68,13 @@ class Session:
 
     def _gather(self) -> None:
         """Wait for all ranks, so that the making of connections, which cannot be ended, waits for nobody."""
-        self.board.put(f"ready/{self.rank}", b"1")
+        self._begin()
         for rank in range(self.ranks):
             self.board.take(f"ready/{rank}", what=f"pipeline rank {rank} to begin its step")
+
+    def _begin(self) -> None:
+        """Say that this rank is here, before it waits for any other."""
+        self.board.put(f"ready/{self.rank}", b"1")
 
     def watch(self, neighbours: Sequence[int]) -> AbstractContextManager[object]:
         """Looks after what this rank does until the `with` block ends."""
@@ -83,6 +87,8 @@ class Session:
 
         Raises: ValueError that names the difference.
         """
+        if self._transport is None:
+            self._begin()
         note = f"step/{self.steps}"
         self.board.put(f"{note}/{self.rank}", json.dumps(dict(facts)).encode())
         for peer in neighbours:
