@@ -139,15 +139,22 @@ class _Key:
     manager: str  # where it listens: a cluster that came back elsewhere is another one
 
 
-_connected: dict[_Key, FileSystem] = {}
-_lock = threading.Lock()
+class _Shared:
+    """The connection for one key. Its lock is held while it is made, which may take long if nobody answers."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.file_system: FileSystem | None = None
+
+
+_shared: dict[_Key, _Shared] = {}  # setdefault and clear are atomic
 _local: Final = LocalFileSystem()
 
 
 def _after_fork() -> None:
-    # A thread that is not here may hold it. The file systems connect anew by themselves.
-    global _lock  # noqa: PLW0603
-    _lock = threading.Lock()
+    # Threads that are not here may hold the locks. The file systems connect anew by themselves.
+    for shared in list(_shared.values()):
+        shared.lock = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -174,12 +181,13 @@ def open_location(
     secret = location.secret_file if secret_file is None else os.fspath(secret_file)
     manager = _manager(location.address)
     key = _Key(location.address, secret, token, config, manager)
-    with _lock:
-        known = _connected.get(key)
-        if known is None or known.connection.is_closed:
-            known = connect(location.address, secret_file=secret, token=token, config=config)
-            _connected[key] = known
-    return known, location.path
+    shared = _shared.setdefault(key, _Shared())
+    with shared.lock:
+        found = shared.file_system
+        if found is None or found.connection.is_closed:
+            found = connect(location.address, secret_file=secret, token=token, config=config)
+            shared.file_system = found
+    return found, location.path
 
 
 def _manager(address: str) -> str:
@@ -190,12 +198,12 @@ def _manager(address: str) -> str:
 
 def close_locations() -> None:
     """Ends the connections that `open_location` has made. Raises: the first error of a write-back."""
-    with _lock:
-        file_systems = list(_connected.values())
-        _connected.clear()
     with contextlib.ExitStack() as stack:
-        for file_system in file_systems:
-            stack.callback(file_system.close)
+        while _shared:
+            _, shared = _shared.popitem()
+            with shared.lock:
+                if shared.file_system is not None:
+                    stack.callback(shared.file_system.close)
 
 
 @contextlib.contextmanager

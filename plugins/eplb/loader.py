@@ -170,8 +170,7 @@ def load_experts(  # noqa: PLR0913 (what, into what, from where to where)
         for expert, slot in action.reads
         for name, tensor in slots[layer].items()
     ]
-    for each in slices:
-        checkpoint.info(each.name)  # before anything moves
+    checkpoint.check_slices(slices, convert=convert)  # before anything moves
     copied_bytes = sum(_copy(tensors, action.copies) for tensors, action in zip(slots, actions, strict=True))
     report = checkpoint.read_slices(slices, convert=convert, gap_bytes=0)
     copied_bytes += sum(

@@ -27,7 +27,7 @@ from .transfer import Part, Transfer, grouped
 if TYPE_CHECKING:
     import torch
 
-    from .targets import Index
+    from .targets import Index, Placer
 
 INDEX_SUFFIX: Final = ".safetensors.index.json"
 FILE_SUFFIX: Final = ".safetensors"
@@ -158,20 +158,29 @@ class Checkpoint:
         Raises: KeyError for a name that is not there; ValueError or TypeError for a target that does not fit;
         CorruptData, which names file and tensor; OSError. A target may hold anything after an error.
         """
-        from .targets import Placer
-
         if gap_bytes < 0:
             raise ValueError(f"gap_bytes is not negative: {gap_bytes}")
-        placer = Placer(convert=convert, gap_bytes=gap_bytes)
-        wanted = [(self.info(each.name), each) for each in slices]
-        for info, each in wanted:
-            placer.add(info, self._file_index[info.file], each.target, each.index)
+        wanted = list(slices)
+        placer = self._placer(wanted, convert=convert, gap_bytes=gap_bytes)
         verified = _Verified(self._crcs)
         parts = placer.parts(verified.check_of)
-        with self._opened({info.file for info, _ in wanted}) as files:
+        with self._opened({self.info(each.name).file for each in wanted}) as files:
             transfer = Transfer(self.file_system, files, placer.staging())
             transfer.run(grouped(parts, gap_bytes))
         return ReadReport(placer.needed_bytes, transfer.bytes_read, verified.bytes, transfer.reads)
+
+    def check_slices(self, slices: Iterable[Slice], *, convert: bool = False) -> None:
+        """Raises what `read_slices` would for names that are not there and targets that do not fit; reads nothing."""
+        self._placer(slices, convert=convert, gap_bytes=GAP_BYTES)
+
+    def _placer(self, slices: Iterable[Slice], *, convert: bool, gap_bytes: int) -> "Placer":
+        from .targets import Placer
+
+        placer = Placer(convert=convert, gap_bytes=gap_bytes)
+        for each in slices:
+            info = self.info(each.name)
+            placer.add(info, self._file_index[info.file], each.target, each.index)
+        return placer
 
     def load(
         self, names: Iterable[str] | None = None, *, device: "str | torch.device" = "cpu"

@@ -3,11 +3,13 @@
 import multiprocessing as mp
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from cluster import LocalCluster
 from luciola.client import close_locations, open_location, replacing
+from luciola.config import ClientConfig
 from luciola.wire.cluster import FILE_NAME, load_cluster
 
 
@@ -45,12 +47,21 @@ def test_one_connection_until_it_is_closed(shared_cluster: LocalCluster) -> None
     location = f"luciola://{shared_cluster.data}!/"
     first, _ = open_location(location)
     assert open_location(location)[0] is first
+    other, _ = open_location(location, config=ClientConfig(transport="tcp"))
+    assert other is not first
+    assert open_location(location, config=ClientConfig(transport="tcp"))[0] is other
     first.close()
     second, _ = open_location(location)
     assert second is not first
     assert second.isdir("/")
     close_locations()
     assert open_location(location)[0] is not second
+
+
+def test_threads_share_one_connection(shared_cluster: LocalCluster) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        opened = list(pool.map(lambda _: open_location(f"luciola://{shared_cluster.data}!/")[0], range(8)))
+    assert len(set(opened)) == 1
 
 
 def test_a_failed_replacement_leaves_the_old_file(shared_cluster: LocalCluster) -> None:

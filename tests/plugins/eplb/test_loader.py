@@ -194,6 +194,15 @@ def test_what_does_not_fit_is_refused_before_anything_moves(model):
         target=torch.where(torch.arange(3)[:, None] == 1, -1, target),
     )
     attempt(ValueError, "has 1 numbers", names=ExpertNames(names.template, [0]))
+    attempt(
+        TypeError,
+        "convert=True",
+        slots=[{"up": layer["up"].half()} for layer in slots],
+        current=target.flip(1),
+    )
+    attempt(
+        ValueError, "has shape", slots=[{"up": layer["up"][:, 1:]} for layer in slots], current=target.flip(1)
+    )
     attempt(KeyError, "no tensor", names=ExpertNames("none.{layer}.{expert}.{name}"))
     assert all(tensor.isnan().all() for layer in slots for tensor in layer.values())
     with pytest.raises(ValueError, match="a template has"):
