@@ -3,12 +3,13 @@
 # make check    formatting, lint, types, import rules, clippy
 # make dev      set up for development: environment, native module, editable install
 # make bench    measure this machine, beside other file systems where they are installed
+# make gpu      on a machine with an NVIDIA GPU: the kernels' tests and benchmarks there
 # make proto    regenerate the protobuf code after a change in proto/
 # make fmt      format everything
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test test-rust test-python check check-python check-rust bench proto fmt clean
+.PHONY: help dev demo test test-rust test-python check check-python check-rust bench gpu proto fmt clean
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -71,6 +72,10 @@ fmt: $(STAMPS)/dev
 
 bench: $(STAMPS)/install
 	$(PY) benchmarks/run.py
+
+gpu: $(STAMPS)/dev
+	LUCIOLA_TEST_DEVICE=cuda $(PY) -m pytest tests/plugins/deepgemm tests/plugins/flashmla
+	$(PY) benchmarks/plugins/deepgemm.py
 
 proto: $(STAMPS)/dev
 	$(PY) -m grpc_tools.protoc -Iproto --python_out=fs/wire/pb --pyi_out=fs/wire/pb proto/*.proto

@@ -93,6 +93,15 @@ def warm(calls: list[Call], cache_dir: str | Path, *, jobs: int = 1) -> Iterator
         yield from pool.map(_compile, calls)
 
 
+def compile_call(call: Call) -> list[Any]:
+    """The compiled kernels of one call, in this process, by Triton's current cache directory."""
+    from ..kernels.ahead import compiling
+
+    with compiling() as kernels:
+        _CALLS[call.operator](**dict(call.sizes))
+    return kernels
+
+
 def operators() -> dict[str, tuple[str, ...]]:
     """Names of operators that can be warmed, with their sizes."""
     return {name: tuple(inspect.signature(call).parameters) for name, call in _CALLS.items()}
@@ -108,14 +117,11 @@ def _begin(cache_dir: str) -> None:
 def _compile(call: Call) -> Warmed:
     from triton import knobs
 
-    from ..kernels.ahead import compiling
-
     hits: list[bool] = []
     before = knobs.compilation.listener
     knobs.compilation.listener = lambda *, cache_hit, **_details: hits.append(cache_hit)
     try:
-        with compiling() as kernels:
-            _CALLS[call.operator](**dict(call.sizes))
+        kernels = compile_call(call)
     finally:
         knobs.compilation.listener = before
     return Warmed(
@@ -246,4 +252,4 @@ _CALLS: Final[dict[str, Callable[..., Any]]] = {
     "fp8_paged_mqa_logits": _paged_mqa_logits,
 }
 
-__all__ = ["Call", "Warmed", "operators", "parse", "set_cache_dir", "warm"]
+__all__ = ["Call", "Warmed", "compile_call", "operators", "parse", "set_cache_dir", "warm"]

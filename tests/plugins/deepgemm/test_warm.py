@@ -16,14 +16,12 @@ from luciola.plugins.kernels.errors import BadArgument
 GATES = """
 import json, sys
 from luciola.plugins.deepgemm import warm
-from luciola.plugins.kernels.ahead import compiling, machine_code
+from luciola.plugins.kernels.ahead import machine_code
 
 found = []
 for call in warm.parse(sys.stdin):
-    with compiling() as kernels:
-        warm._CALLS[call.operator](**dict(call.sizes))
     product = "QGMMA" if "fp8" in call.operator else "HGMMA"
-    for each in kernels:
+    for each in warm.compile_call(call):
         code = machine_code(each)
         wanted = [product, "UTMALDG"] if "gemm" in call.operator else [product] if "logits_kernel" in code.name else []
         found.append({"call": str(call), "kernel": code.name, "failures": code.failures(wanted=wanted),
@@ -46,12 +44,11 @@ fp8_paged_mqa_logits b=16 next_n=2 heads=64 d=128 max_context_len=4096
 BAD = """
 import json, sys
 from luciola.plugins.deepgemm import launch, tiles, warm
-from luciola.plugins.kernels.ahead import compiling, machine_code
+from luciola.plugins.kernels.ahead import machine_code
 
 bad = tiles.Tile(*json.loads(sys.argv[1]))
 launch.choose = lambda *_sizes, **_details: bad
-with compiling() as kernels:
-    warm._CALLS["fp8_gemm_nt"](m=4096, n=4096, k=7168)
+kernels = warm.compile_call(warm.parse(["fp8_gemm_nt m=4096 n=4096 k=7168"])[0])
 print(json.dumps(machine_code(kernels[0]).failures(wanted=["QGMMA", "UTMALDG"])))
 """
 
