@@ -41,6 +41,8 @@ class MemoryNode:
         self.before_sync: Callable[[], None] = lambda: None
         self.lease_until_s = 0.0
         self.damaged: set[Name] = set()
+        self.rounds = 5
+        self.staged: dict[Name, int] = {}  # the round in which a chunk was staged; 0 if not named
 
     def chain(self, number: int) -> dict[Name, Record]:
         return self.chains.setdefault(number, {})
@@ -125,11 +127,17 @@ class MemoryNode:
         last = names[-1] if len(names) == limit else None
         return len(names), 10 * len(names), found, len(found) if repair else 0, last
 
-    def purge_tombstones(self, chain: int, before_unix_ms: int, limit: int) -> int:
-        dead = [name for name, item in self.chain(chain).items() if item.removed]
+    def round(self) -> int:
+        return self.rounds
+
+    def purge_tombstones(
+        self, chain: int, after: Name | None, round_: int, limit: int
+    ) -> tuple[int, Name | None]:
+        names = sorted(name for name in self.chain(chain) if after is None or name > after)[:limit]
+        dead = [n for n in names if self.chain(chain)[n].removed and self.staged.get(n, 0) < round_]
         for name in dead:
             del self.chain(chain)[name]
-        return len(dead)
+        return len(dead), names[-1] if len(names) == limit else None
 
     def stop(self) -> None:
         pass

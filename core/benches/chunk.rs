@@ -32,7 +32,9 @@ fn write_from(engine: &Engine, index: u32, version: u64, (offset, length): (u32,
     let stamp = Stamp { chain_version: ChainVersion(1), version: Version(version) };
     let op = Op::Write { offset, length };
     let tag = RequestTag { client: ClientId(1), sequence: version };
-    engine.stage(&Update { key: key(index), stamp, op, tag, origin: Origin::Client }, bytes).unwrap();
+    engine
+        .stage(&Update { key: key(index), stamp, op, tag, origin: Origin::Client, fresh: false }, bytes)
+        .unwrap();
     engine.commit(key(index), stamp.version, stamp.chain_version).unwrap();
 }
 

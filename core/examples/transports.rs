@@ -186,6 +186,7 @@ fn measure(directory: &Path, server: u32) {
                 tag: RequestTag::default(),
                 version: Version(0),
                 decided: ChainVersion(0),
+                fresh: false,
                 payload_crc: None,
             };
             connection.update(&[update], place, deadline(), &mut out).unwrap();

@@ -263,6 +263,8 @@ pub struct UpdateOp {
     /// From a client: zero. From a predecessor: the chain version under which a head decided this update;
     /// with `version` its stamp, which stays the same when the update is driven again under a newer one.
     pub decided: ChainVersion,
+    /// From a predecessor: before this update its chunk held nothing. From a client: false.
+    pub fresh: bool,
     /// CRC32C of the payload; `None` where both ends share memory.
     pub payload_crc: Option<u32>,
 }

@@ -289,7 +289,11 @@ class StorageNode:
         """
     def wipe_chain(self, chain: int) -> None:
         """Forget every chunk of a chain this node is not a serving member of."""
-    def purge_tombstones(self, chain: int, before_unix_ms: int, limit: int) -> int:
+    def round(self) -> int:
+        """Rounds of sync begun on this disk: what is staged from now on is of this one or a later."""
+    def purge_tombstones(
+        self, chain: int, after: tuple[int, int] | None, round: int, limit: int
+    ) -> tuple[int, tuple[int, int] | None]:
         """Forget old tombstones of a chain with one member; on longer chains they stay and this does nothing."""
     def sync(self) -> None:
         """Make everything acknowledged durable against power loss."""

@@ -78,7 +78,7 @@ impl Writer<'_> {
         let seen = (op != Op::Remove).then(|| (bytes.len(), crc_fast::crc32_iscsi(&bytes)));
         self.history.lock().unwrap().insert((index, version + 1), seen);
         let tag = RequestTag { client: ClientId(1), sequence: version + 1 };
-        let update = Update { key: key(index), stamp, op, tag, origin: Origin::Client };
+        let update = Update { key: key(index), stamp, op, tag, origin: Origin::Client, fresh: false };
         self.engine.stage(&update, &payload).unwrap();
         if self.random.below(8) == 0 && !matches!(op, Op::Replace { .. }) {
             // Dropped and staged anew: the same version with the same content.

@@ -108,7 +108,7 @@ fn write_for_ever(engine: &Engine, chunks: std::ops::Range<u32>) {
             let (op, payload) = apply(chunk, *version, bytes);
             let stamp = Stamp { chain_version: ChainVersion(1), version: Version(*version) };
             let tag = RequestTag { client: ClientId(1), sequence: *version };
-            let update = Update { key: key(chunk), stamp, op, tag, origin: Origin::Client };
+            let update = Update { key: key(chunk), stamp, op, tag, origin: Origin::Client, fresh: false };
             assert_eq!(engine.stage(&update, &payload).unwrap().staged, Staged::Pending);
             acknowledge("staged", chunk, *version);
             commit(engine, chunk, *version);

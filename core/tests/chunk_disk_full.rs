@@ -55,7 +55,7 @@ fn stage(engine: &Engine, index: u32, version: u64, origin: Origin, bytes: &[u8]
     let stamp = Stamp { chain_version: ChainVersion(1), version: Version(version) };
     let op = Op::Write { offset: 0, length: bytes.len() as u32 };
     let tag = RequestTag { client: ClientId(1), sequence: version };
-    let update = Update { key: key(index), stamp, op, tag, origin };
+    let update = Update { key: key(index), stamp, op, tag, origin, fresh: false };
     engine.stage(&update, &bytes).map(|outcome| outcome.staged)
 }
 
@@ -67,7 +67,7 @@ fn write(engine: &Engine, index: u32, version: u64, origin: Origin) -> Result<()
 fn remove(engine: &Engine, index: u32, version: u64) {
     let stamp = Stamp { chain_version: ChainVersion(1), version: Version(version) };
     let tag = RequestTag { client: ClientId(1), sequence: version };
-    let update = Update { key: key(index), stamp, op: Op::Remove, tag, origin: Origin::Client };
+    let update = Update { key: key(index), stamp, op: Op::Remove, tag, origin: Origin::Client, fresh: false };
     engine.stage(&update, &Vec::new()).unwrap();
     engine.commit(key(index), Version(version), ChainVersion(1)).unwrap();
 }
@@ -174,7 +174,14 @@ fn a_disk_filled_by_others_loses_nothing() {
         version += 1;
         let stamp = Stamp { chain_version: ChainVersion(1), version: Version(version) };
         let op = Op::Truncate { length: MIB as u32 };
-        let update = Update { key: key(0), stamp, op, tag: RequestTag::default(), origin: Origin::Client };
+        let update = Update {
+            key: key(0),
+            stamp,
+            op,
+            tag: RequestTag::default(),
+            origin: Origin::Client,
+            fresh: false,
+        };
         engine.stage(&update, &Vec::new()).unwrap();
         engine.commit(key(0), stamp.version, stamp.chain_version).unwrap();
     }

@@ -24,7 +24,7 @@ struct Chunk {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Stage { chunk: u32, op: Kind, client: u64, chain_version: u64, ahead: u64, again: bool },
+    Stage { chunk: u32, op: Kind, client: u64, chain_version: u64, ahead: u64, again: bool, fresh: bool },
     Commit { chunk: u32 },
     Drop { chunk: u32 },
     Install { chunk: u32, length: u32, removed: bool, version: u64 },
@@ -72,9 +72,9 @@ fn kind() -> impl Strategy<Value = Kind> {
 fn step() -> impl Strategy<Value = Step> {
     let chunk = || 0u32..3;
     prop_oneof![
-        8 => (chunk(), kind(), 1u64..4, 1u64..4, prop_oneof![9 => Just(1u64), 1 => 0u64..4], any::<bool>())
-            .prop_map(|(chunk, op, client, chain_version, ahead, again)| Step::Stage {
-                chunk, op, client, chain_version, ahead, again
+        8 => (chunk(), kind(), 1u64..4, 1u64..4, prop_oneof![9 => Just(1u64), 1 => 0u64..4], any::<bool>(), any::<bool>())
+            .prop_map(|(chunk, op, client, chain_version, ahead, again, fresh)| Step::Stage {
+                chunk, op, client, chain_version, ahead, again, fresh
             }),
         8 => chunk().prop_map(|chunk| Step::Commit { chunk }),
         1 => chunk().prop_map(|chunk| Step::Drop { chunk }),
@@ -136,8 +136,8 @@ impl World {
 
     fn run(&mut self, step: Step) {
         match step {
-            Step::Stage { chunk, op, client, chain_version, ahead, again } => {
-                self.stage(chunk, op, client, chain_version, ahead);
+            Step::Stage { chunk, op, client, chain_version, ahead, again, fresh } => {
+                self.stage(chunk, op, client, (chain_version, ahead), fresh);
                 if again {
                     self.stage_again(chunk);
                 }
@@ -163,7 +163,10 @@ impl World {
                 check_bytes(expected.as_ref(), offset, &into, outcome);
             }
             Step::Purge => {
-                self.engine().purge_tombstones(ChainId(7), u64::MAX, usize::MAX).unwrap();
+                let (old, _) = self.engine().old_tombstones(ChainId(7), None, u64::MAX, usize::MAX).unwrap();
+                for (key, stamp) in old {
+                    assert!(self.engine().forget(key, stamp).unwrap());
+                }
                 self.model.retain(|_, chunk| {
                     chunk.pending.is_some() || chunk.committed.as_ref().is_none_or(|state| !state.removed)
                 });
@@ -184,7 +187,8 @@ impl World {
         self.model.entry(chunk).or_default()
     }
 
-    fn stage(&mut self, chunk: u32, kind: Kind, client: u64, chain_version: u64, ahead: u64) {
+    fn stage(&mut self, chunk: u32, kind: Kind, client: u64, by: (u64, u64), fresh: bool) {
+        let (chain_version, ahead) = by;
         self.sequence += 1;
         let before = self.chunk(chunk);
         let base = before.committed.as_ref().map(|state| state.bytes.clone()).unwrap_or_default();
@@ -204,16 +208,17 @@ impl World {
             Op::Write { length, .. } => bytes(length, self.sequence),
             _ => Vec::new(),
         };
-        let update = Update { key: key(chunk), stamp, op, tag, origin: Origin::Client };
+        let update = Update { key: key(chunk), stamp, op, tag, origin: Origin::Client, fresh };
         let outcome = self.engine().stage(&update, &data);
         let pending = before.pending.as_ref().map(|pending| pending.0.stamp);
+        let begins = fresh && before.committed.as_ref().is_none_or(|state| state.removed);
         let expected = if stamp.version == Version(0) {
             Err(Status::Invalid)
-        } else if ahead == 0 {
+        } else if begins && stamp <= committed || !begins && ahead == 0 {
             Ok(Staged::Committed)
         } else if committed.chain_version > stamp.chain_version && before.committed.is_some() {
             Err(Status::WrongChainVersion)
-        } else if ahead > 1 {
+        } else if ahead > 1 && !begins {
             Err(Status::MissingVersion)
         } else {
             match pending {
@@ -244,7 +249,7 @@ impl World {
         for by in [0, 1] {
             let chain_version = ChainVersion(content.stamp.chain_version.0 + by);
             let stamp = Stamp { chain_version, ..content.stamp };
-            let update = Update { key: key(chunk), stamp, op, tag, origin: Origin::Chain };
+            let update = Update { key: key(chunk), stamp, op, tag, origin: Origin::Chain, fresh: true };
             let length = content.bytes.len() as u32;
             let expected = StageOutcome { staged: Staged::AlreadyPending, length };
             assert_eq!(self.engine().stage(&update, &data), Ok(expected));

@@ -172,6 +172,38 @@ fn late_duplicates_in_the_network() {
     );
 }
 
+/// A chunk is written, removed, forgotten by one member after the other, and written again, while a member falls.
+#[test]
+fn a_chunk_that_is_forgotten_and_written_again() {
+    explore("forgotten", Limits { purges: 2, ..FORGETTING });
+}
+
+const FORGETTING: Limits = Limits {
+    replicas: 2,
+    serving: 2,
+    writers: 2,
+    removers: 1,
+    requests: 2,
+    sends: 1,
+    crashes: 1,
+    resends: 0,
+    ..Limits::SMALL
+};
+
+/// The same with a replica that falls, comes back and is brought up to date.
+#[test]
+fn a_forgotten_chunk_and_a_replica_that_returns() {
+    let limits = Limits { purges: 1, restarts: 1, requests: 1, chain_versions: 4, ..FORGETTING };
+    explore("forgotten, return", limits);
+}
+
+/// The same with messages that arrive twice and late.
+#[test]
+fn a_forgotten_chunk_and_late_duplicates() {
+    let limits = Limits { purges: 2, crashes: 0, duplicates: wide(1, 2), chain_versions: 1, ..FORGETTING };
+    explore("forgotten, duplicates", limits);
+}
+
 /// What a client, or the next one, would see of a mistake; which of them comes first depends on the threads.
 const WRONG: &[&str] = &[
     "a read is older than what had been seen before it began",
@@ -263,4 +295,18 @@ fn finds_an_update_dropped_that_another_try_had_delivered() {
 #[test]
 fn finds_an_own_update_committed_by_a_returning_replica() {
     must_find(Limits { bug: Bug::CommitOwnAsSyncing, ..SLOW_RETURN }, WRONG);
+}
+
+#[test]
+fn finds_a_tombstone_forgotten_too_early() {
+    let limits =
+        Limits { purges: 2, purges_early: true, crashes: 0, duplicates: 1, chain_versions: 1, ..FORGETTING };
+    let expected = ["a request was executed twice", "a member has committed what a later member has not"];
+    must_find(limits, &[&expected[..], WRONG].concat());
+}
+
+#[test]
+fn finds_versions_that_begin_anew_below_a_tombstone() {
+    let limits = Limits { bug: Bug::BirthRestarts, purges: 2, crashes: 0, ..FORGETTING };
+    must_find(limits, &[&["an acknowledged write is not in the history"], WRONG].concat());
 }

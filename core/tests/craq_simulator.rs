@@ -24,6 +24,9 @@ const LIMITS: Limits = Limits {
     duplicates: 40,
     losses: true,
     bug: Bug::None,
+    removers: 0,
+    purges: 0,
+    purges_early: false,
     lease_without_routing: false,
 };
 const STEPS: u64 = 200_000;
@@ -48,6 +51,7 @@ fn weight(action: &Action) -> u64 {
         Action::Deliver(_) | Action::DiskDone { .. } => 40,
         Action::Send { .. } | Action::Read { .. } | Action::Learn { .. } | Action::Grant { .. } => 10,
         Action::Push | Action::Promote | Action::Next { .. } => 10,
+        Action::Purge { .. } => 10,
         Action::BeginSync { .. } | Action::Restart { .. } | Action::Revive { .. } => 6,
         Action::Remove { .. } | Action::Resend { .. } => 4,
         Action::DeliverAndKeep(_) | Action::Lose(_) | Action::GiveUp { .. } => 2,
@@ -60,16 +64,21 @@ struct Seen {
     acknowledged: u64,
     changes: u64,
     quiet: u64,
+    forgotten: u64,
     steps: u64,
 }
 
 /// A connection delivers what is sent on it once or not at all, and R9 rests on that: where a network that
 /// duplicates is simulated, disks do not fill.
 fn limits_of(seed: u64) -> Limits {
+    let limits = match seed / 2 % 2 {
+        0 => LIMITS,
+        _ => Limits { removers: 1, purges: 30, ..LIMITS },
+    };
     if seed.is_multiple_of(2) {
-        Limits { duplicates: 0, ..LIMITS }
+        Limits { duplicates: 0, ..limits }
     } else {
-        Limits { full_disks: 0, ..LIMITS }
+        Limits { full_disks: 0, ..limits }
     }
 }
 
@@ -103,6 +112,7 @@ fn walk(limits: &Limits, seed: u64, seen: &mut Seen) -> Option<(&'static str, Ve
             })
             .expect("one of them");
         let before: usize = world.writers.iter().filter(|writer| writer.acknowledged).count();
+        seen.forgotten += u64::from(matches!(action, Action::Purge { .. }));
         world.act(limits, &action);
         way.push(action);
         seen.steps += 1;
@@ -151,7 +161,10 @@ fn long_random_walks_break_nothing() {
     }
     println!("last seed {seed}: {seen:?}");
     if given.is_none() {
-        assert!(seen.acknowledged > 100 && seen.changes > 50 && seen.quiet > 100, "too little: {seen:?}");
+        assert!(
+            seen.acknowledged > 100 && seen.changes > 50 && seen.quiet > 100 && seen.forgotten > 10,
+            "too little: {seen:?}"
+        );
     }
 }
 

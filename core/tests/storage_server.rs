@@ -260,6 +260,38 @@ fn control_operations_go_through_the_chain() {
     cluster.assert_equal_replicas();
 }
 
+/// A tombstone and its absence are the same, whichever members have forgotten it (R7).
+#[test]
+fn a_forgotten_chunk_is_written_again_whoever_has_forgotten_it() {
+    let cluster = Cluster::start(3);
+    let content = chunk(0).content;
+    cluster.write(chunk(9), 0, b"stays", tag(1, 1));
+    for (round, forgetful) in
+        [vec![0], vec![1], vec![2], vec![0, 2], vec![0, 1, 2], vec![]].iter().enumerate()
+    {
+        let sequence = 10 * round as u64;
+        let bytes = pattern(3000, round);
+        cluster.write(chunk(0), 0, &bytes, tag(1, sequence + 2));
+        for node in 0..3 {
+            assert_eq!(cluster.read(node, chunk(0)).unwrap(), bytes, "{forgetful:?}, node {node}");
+        }
+        cluster.assert_equal_replicas();
+        let (head, soon) = (cluster.node(0), storage_cluster::soon());
+        let removed = head.remove_chunks(CHAIN, cluster.version(), content, 0, 1, tag(9, sequence + 3), soon);
+        assert_eq!(removed.unwrap(), (1, true));
+        for node in forgetful {
+            let node = cluster.node(*node);
+            assert_eq!(node.purge_tombstones(CHAIN, None, 0, 10).unwrap(), (0, None), "too young");
+            assert_eq!(node.purge_tombstones(CHAIN, None, u64::MAX, 10).unwrap(), (1, None));
+            assert_eq!(node.list_chunks(CHAIN, None, 10).unwrap().len(), 1);
+        }
+    }
+    // Not while a replica is away, which would come back with it.
+    cluster.kill(2);
+    cluster.set_states(&[TargetState::Serving, TargetState::Serving, TargetState::Offline]);
+    assert_eq!(cluster.node(0).purge_tombstones(CHAIN, None, u64::MAX, 10).unwrap(), (0, None));
+}
+
 #[test]
 fn sync_reaches_every_member() {
     let cluster = Cluster::start(3);

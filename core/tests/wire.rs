@@ -61,6 +61,7 @@ fn update() -> impl Strategy<Value = (UpdateOp, Home)> {
             op,
             tag: RequestTag { client: ClientId(words[1]), sequence: words[2] },
             version: Version(words[3]),
+            fresh: matches!(op, Op::Write { .. }),
             decided: ChainVersion(words[4]),
             payload_crc,
         };

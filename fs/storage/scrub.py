@@ -3,13 +3,15 @@
 A damaged chunk is taken again from another replica by the data server. The background pass runs at low priority:
 after each batch it sleeps several times as long as the batch took.
 
-    S1  A tombstone is forgotten only in a chain whose members are all SERVING, when no request older than it can
-        still arrive (R7 in docs/architecture.md).
+    S1  A tombstone is forgotten only in a chain whose members are all SERVING, when nothing older than it can still
+        arrive (R7 in docs/architecture.md): it was there at a moment that is `TOMBSTONE_AGE_S` ago on the monotonic
+        clock. The engine's rounds of sync tell what was there; a tombstone's own time is of a clock that may be set.
 """
 
 import asyncio
 import logging
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,8 +29,9 @@ log = logging.getLogger(__name__)
 BATCH: Final = 16  # chunks of one call: 16 MiB of usual chunks, a fraction of a second of any disk
 REST: Final = 4.0  # a pass takes at most a fifth of the disk's time
 TICK_S: Final = 30.0  # how often it is looked at what is due
-TOMBSTONE_AGE_S: Final = 600.0  # ten times a client's deadline, five times what a writer's record is kept for
-TOMBSTONES_MAX: Final = 10_000  # forgotten in one call
+TOMBSTONE_AGE_S: Final = 1200.0  # ten times what a client retries one update for, and more than any deadline
+FORGET_INTERVAL_S: Final = 300.0  # a look at every record of the index
+RECORDS: Final = 1000  # looked at in one call
 DAMAGED_MAX: Final = 1000  # named in a reply; all are counted and repaired
 
 
@@ -56,13 +59,15 @@ class Scrub:
         self._directory = directory
         self._table = table
         self._node = node
+        self._marks: deque[tuple[float, int]] = deque()  # moments, and the engine's round then; oldest first
+        self._forgot_s = float("-inf")
 
     async def run(self) -> None:
         """Scrubs and forgets tombstones when that is due, for ever."""
         while True:
             await asyncio.sleep(TICK_S)
             try:
-                await self._forget_tombstones()
+                await self.forget_tombstones(time.monotonic())
                 if time.time() - self._directory.scrubbed_at() >= self.config.scrub_interval_s:
                     await self._scrub_all()
                     self._directory.set_scrubbed_at(time.time())
@@ -112,13 +117,28 @@ class Scrub:
         self.counters.passes += 1
         log.info("scrub: done; %s", self.counters)
 
-    async def _forget_tombstones(self) -> None:
-        before_unix_ms = int((time.time() - TOMBSTONE_AGE_S) * 1000)
+    async def forget_tombstones(self, now_s: float) -> None:
+        """Forgets what is old enough when the monotonic clock shows `now_s`. Call it again and again."""
+        self._marks.append((now_s, await self._engine.quick(self._engine.node.round)))
+        while len(self._marks) > 1 and now_s - self._marks[1][0] >= TOMBSTONE_AGE_S:
+            self._marks.popleft()
+        marked_s, round_ = self._marks[0]
+        if now_s - marked_s < TOMBSTONE_AGE_S or now_s - self._forgot_s < FORGET_INTERVAL_S:
+            return
+        self._forgot_s = now_s
         for chain in self._chains().values():
             if all(target.state == SERVING for target in chain.targets):  # S1
-                self.counters.tombstones += await self._engine.run(
-                    self._engine.node.purge_tombstones, chain.id, before_unix_ms, TOMBSTONES_MAX
-                )
+                await self._forget(chain.id, round_)
+
+    async def _forget(self, chain: int, round_: int) -> None:
+        after: Name | None = None
+        while True:
+            count, after = await self._engine.run(
+                self._engine.node.purge_tombstones, chain, after, round_, RECORDS
+            )
+            self.counters.tombstones += count
+            if after is None:
+                return
 
     def _chains(self) -> dict[int, Chain]:
         """Chains with a replica here."""

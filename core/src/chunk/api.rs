@@ -93,6 +93,8 @@ pub struct Update {
     pub op: Op,
     pub tag: RequestTag,
     pub origin: Origin,
+    /// If there is nothing here, or a tombstone, any higher stamp may follow.
+    pub fresh: bool,
 }
 
 /// Recovery: what a chunk shall be, whatever it is now.

@@ -55,6 +55,8 @@ pub(super) struct Core {
     pub blocks: Blocks,
     usage: RwLock<HashMap<ChainId, Arc<Counters>>>,
     damage: Mutex<BTreeSet<Damage>>,
+    /// The highest version of any record that was forgotten; never lower than what the index says.
+    pub floor: Mutex<Version>,
     free_space: Mutex<Option<(Instant, u64)>>,
     /// The open directory: holds the lock, and asks for free space.
     directory: File,
@@ -126,6 +128,16 @@ impl Engine {
         self.core.rounds.check().err()
     }
 
+    /// No record that was forgotten had a higher version.
+    pub fn floor(&self) -> Version {
+        *self.core.floor.lock()
+    }
+
+    /// Rounds of `sync` begun in the life of this directory: what is staged from now on is of this one or a later.
+    pub fn round(&self) -> u64 {
+        self.core.rounds.begun()
+    }
+
     /// Bytes of memory that cached records take.
     pub fn cache_bytes(&self) -> usize {
         self.core.cache.bytes()
@@ -168,6 +180,9 @@ impl Core {
         let synced = index
             .synced()
             .map_err(|status| OpenError::Index { path: dir.to_owned(), reason: status.to_string() })?;
+        let floor = index
+            .floor()
+            .map_err(|status| OpenError::Index { path: dir.to_owned(), reason: status.to_string() })?;
         let segments = Segments::new(blocks, segment_bytes);
         let mut core = Core {
             pages: Mutex::new(PageMap::new(segments.segment_pages())),
@@ -178,6 +193,7 @@ impl Core {
             blocks: Blocks::default(),
             usage: RwLock::default(),
             damage: Mutex::default(),
+            floor: Mutex::new(Version(floor)),
             free_space: Mutex::new(None),
             report: OpenReport::default(),
             options,
@@ -210,9 +226,11 @@ impl Core {
             let (key, mut record) = entry.map_err(|status| damaged(format!("the chunk index: {status}")))?;
             if let Some(older) = suspect.and_then(|synced| self.fall_back(&record, synced)) {
                 log::warn!("{key:?}: its newest data did not reach the disk before the power was lost");
-                self.index
-                    .put(key, &older)
-                    .map_err(|status| damaged(format!("the chunk index: {status}")))?;
+                let stored = match older.is_absent() {
+                    true => self.forget(key, &record),
+                    false => self.index.put(key, &older),
+                };
+                stored.map_err(|status| damaged(format!("the chunk index: {status}")))?;
                 report.fallen_back.push(key);
                 record = older;
                 if record.is_absent() {

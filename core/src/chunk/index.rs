@@ -14,10 +14,12 @@ use rustix::io::Errno;
 
 use super::codec::{self, KEY_BYTES};
 use super::state::Record;
-use crate::types::{ChainId, ChunkKey, ContentId, Status};
+use crate::types::{ChainId, ChunkKey, ContentId, Status, Version};
 
 /// Key of the newest round of `sync` that succeeded.
 const SYNCED: &str = "synced";
+/// Key of the highest version of any record that was forgotten.
+const FLOOR: &str = "floor";
 /// Records written since the last flush are kept in memory up to this; an open after `kill -9` replays as much.
 const MEMTABLE_BYTES: u64 = 16 << 20;
 /// A journal's blocks are taken in advance when this many times its size is free, so that chunks can still be
@@ -30,7 +32,7 @@ pub struct Index {
     dir: PathBuf,
     database: Database,
     chunks: Keyspace,
-    /// What is not about one chunk: `SYNCED`.
+    /// What is not about one chunk: `SYNCED`, `FLOOR`.
     engine: Keyspace,
 }
 
@@ -56,25 +58,38 @@ impl Index {
         }
     }
 
-    /// Stores the record, or deletes the key of an absent one: one atomic batch.
+    /// Stores the record.
     pub fn put(&self, key: ChunkKey, record: &Record) -> Result<(), Status> {
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
-        let key = codec::encode_key(key);
-        match record.is_absent() {
-            true => batch.remove(&self.chunks, key),
-            false => batch.insert(&self.chunks, key, codec::encode_record(record)),
-        }
+        batch.insert(&self.chunks, codec::encode_key(key), codec::encode_record(record));
+        batch.commit().map_err(|error| failed(&error))
+    }
+
+    /// Deletes the record, and raises the floor, in one atomic batch.
+    pub fn forget(&self, key: ChunkKey, floor: Version) -> Result<(), Status> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
+        batch.remove(&self.chunks, codec::encode_key(key));
+        batch.insert(&self.engine, FLOOR, floor.0.to_le_bytes());
         batch.commit().map_err(|error| failed(&error))
     }
 
     /// The newest round of `sync` that succeeded; 0 in a new directory.
     pub fn synced(&self) -> Result<u64, Status> {
-        let value = self.engine.get(SYNCED).map_err(|error| failed(&error))?;
+        self.number(SYNCED)
+    }
+
+    /// The highest version of any record that was forgotten; 0 if none was.
+    pub fn floor(&self) -> Result<u64, Status> {
+        self.number(FLOOR)
+    }
+
+    fn number(&self, key: &str) -> Result<u64, Status> {
+        let value = self.engine.get(key).map_err(|error| failed(&error))?;
         match value.as_deref().map(<[u8; 8]>::try_from) {
             None => Ok(0),
             Some(Ok(bytes)) => Ok(u64::from_le_bytes(bytes)),
             Some(Err(_)) => {
-                log::error!("the index holds a malformed round number");
+                log::error!("the index holds a malformed number under {key:?}");
                 Err(Status::Io)
             }
         }

@@ -9,7 +9,7 @@
 //! - I2 A page has at most one owner: one chunk, whose committed and pending state may share it.
 //! - I3 A page is used again only when no state in the index and no reader refers to it, and the index that
 //!   gave it up is durable: power loss cannot bring back a state whose pages were overwritten.
-//! - I4 For a chunk: committed ≤ pending ≤ committed + 1.
+//! - I4 For a chunk: committed ≤ pending ≤ committed + 1; on nothing, or a tombstone, any higher stamp may be pending.
 //! - I5 What a call acknowledged survives `kill -9` at once, and power loss after the next `sync`.
 //! - I6 Data reaches the page cache before the index names it, and the disk before the index does in `sync`.
 //! - I7 After power loss a chunk is in the state of the last `sync` or in a later committed one, never in between:

@@ -4,7 +4,7 @@ use super::api::*;
 use super::engine::Engine;
 use super::index;
 use super::state::{Record, State};
-use crate::types::{ChainId, ChunkId, ChunkKey, ContentId, Status};
+use crate::types::{ChainId, ChunkId, ChunkKey, ContentId, Stamp, Status};
 
 impl Engine {
     /// Up to `limit` chunks of a chain after `after`, in order of (content, index), tombstones and pending ones too.
@@ -74,26 +74,33 @@ impl Engine {
         Ok(keys.len() < limit)
     }
 
-    /// Forgets up to `limit` tombstones committed before `before_unix_ms`; the number forgotten.
-    pub fn purge_tombstones(
+    /// Among the next `limit` records of a chain after `after`: the tombstones that were staged before `round` of
+    /// `sync` began, and the last record looked at; `None` at the end of the chain.
+    #[allow(clippy::type_complexity)]
+    pub fn old_tombstones(
         &self,
         chain: ChainId,
-        before_unix_ms: u64,
+        after: Option<ChunkId>,
+        round: u64,
         limit: usize,
-    ) -> Result<usize, Status> {
-        let is_old = |record: &Record| {
-            record.pending.is_none()
-                && record
-                    .committed
-                    .as_ref()
-                    .is_some_and(|state| state.removed && state.unix_ms < before_unix_ms)
-        };
-        let mut count = 0;
-        for key in self.keys(chain, limit, is_old)? {
-            // Looked at again under the chunk's lock: it may have been written since.
-            count += usize::from(self.core.erase_if(key, is_old)?);
+    ) -> Result<(Vec<(ChunkKey, Stamp)>, Option<ChunkId>), Status> {
+        let after = after.map(|chunk| ChunkKey { chain, chunk });
+        let (mut found, mut last, mut count) = (Vec::new(), None, 0);
+        for entry in self.core.index.scan(index::of_chain(chain, after)).take(limit) {
+            let (key, record) = entry?;
+            let state = record.committed.filter(|state| state.removed && state.round < round);
+            found.extend(state.filter(|_| record.pending.is_none()).map(|state| (key, state.stamp)));
+            (last, count) = (Some(key.chunk), count + 1);
         }
-        Ok(count)
+        Ok((found, last.filter(|_| count == limit)))
+    }
+
+    /// Forgets a tombstone, if it is still there and nothing is pending; whether it was.
+    pub fn forget(&self, key: ChunkKey, stamp: Stamp) -> Result<bool, Status> {
+        self.core.erase_if(key, |record| {
+            let state = record.committed.as_ref().filter(|state| state.removed && state.stamp == stamp);
+            state.is_some() && record.pending.is_none()
+        })
     }
 
     fn keys(

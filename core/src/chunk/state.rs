@@ -158,6 +158,11 @@ impl Record {
         self.committed.is_none() && self.pending.is_none()
     }
 
+    /// No committed content: never written, or a tombstone.
+    pub fn is_bare(&self) -> bool {
+        self.committed.as_ref().is_none_or(|state| state.removed)
+    }
+
     pub fn version(&self) -> Version {
         self.committed.as_ref().map_or(Version(0), |state| state.stamp.version)
     }

@@ -46,7 +46,14 @@ fn tag(client: u64, sequence: u64) -> RequestTag {
 }
 
 fn update(index: u32, version: u64, op: Op) -> Update {
-    Update { key: key(index), stamp: stamp(version), op, tag: tag(1, version), origin: Origin::Client }
+    Update {
+        key: key(index),
+        stamp: stamp(version),
+        op,
+        tag: tag(1, version),
+        origin: Origin::Client,
+        fresh: false,
+    }
 }
 
 fn stage_write(
@@ -253,22 +260,74 @@ fn versions_go_on_counting_over_removal() {
 }
 
 #[test]
-fn tombstones_are_purged_by_age_and_living_chunks_are_not() {
-    static NOW: AtomicU64 = AtomicU64::new(1000);
+fn tombstones_are_forgotten_by_age_and_living_chunks_are_not() {
     let dir = directory();
-    let clock = Options { unix_ms: || NOW.load(Ordering::Relaxed), ..options() };
-    let engine = Engine::open(dir.path(), clock).unwrap();
+    let engine = open(dir.path());
     for index in 0..3 {
         write(&engine, index, 1, 0, b"x");
     }
     remove(&engine, 0, 2);
-    NOW.store(5000, Ordering::Relaxed);
+    engine.sync().unwrap();
+    let round = engine.round();
     remove(&engine, 1, 2);
     assert_eq!(engine.usage(ChainId(1)).tombstones, 2);
-    assert_eq!(engine.purge_tombstones(ChainId(1), 5000, 10), Ok(1));
+    let old = (key(0), stamp(2));
+    assert_eq!(engine.old_tombstones(ChainId(1), None, round, 10), Ok((vec![old], None)));
+    let last = Some(key(0).chunk);
+    assert_eq!(engine.old_tombstones(ChainId(1), None, round, 1), Ok((vec![old], last)));
+    assert_eq!(engine.old_tombstones(ChainId(1), last, round, 1), Ok((vec![], Some(key(1).chunk))));
+    assert_eq!(engine.forget(key(0), stamp(1)), Ok(false), "another one");
+    assert_eq!(engine.forget(key(2), stamp(1)), Ok(false), "alive");
+    assert_eq!(engine.forget(key(0), stamp(2)), Ok(true));
+    assert_eq!(engine.forget(key(0), stamp(2)), Ok(false));
     assert_eq!(engine.lookup(key(0)), Ok(None));
     assert!(engine.lookup(key(1)).unwrap().is_some());
     assert_eq!(read(&engine, 2, 0, 1).unwrap(), b"x");
+}
+
+#[test]
+fn the_floor_is_the_highest_version_forgotten_also_after_a_restart() {
+    let dir = directory();
+    let engine = open(dir.path());
+    for index in 0..2 {
+        write(&engine, index, 1, 0, b"x");
+    }
+    write(&engine, 1, 2, 0, b"x");
+    remove(&engine, 1, 3);
+    remove(&engine, 0, 2);
+    assert_eq!(engine.floor(), Version(0));
+    engine.forget(key(1), stamp(3)).unwrap();
+    engine.forget(key(0), stamp(2)).unwrap();
+    assert_eq!(engine.floor(), Version(3));
+    drop(engine);
+    let engine = open(dir.path());
+    assert_eq!(engine.floor(), Version(3));
+    assert_no_leak(&engine);
+}
+
+#[test]
+fn a_fresh_update_follows_any_tombstone_with_a_lower_stamp() {
+    let dir = directory();
+    let engine = open(dir.path());
+    write(&engine, 0, 1, 0, b"x");
+    remove(&engine, 0, 2);
+    let op = Op::Write { offset: 0, length: 3 };
+    let bytes: &[u8] = b"new";
+    let fresh = |chain_version, version| Update {
+        stamp: Stamp { chain_version: ChainVersion(chain_version), version: Version(version) },
+        fresh: true,
+        ..update(0, version, op)
+    };
+    let stage = |update: &Update| engine.stage(update, &bytes).map(|outcome| outcome.staged);
+    assert_eq!(stage(&Update { fresh: false, ..fresh(1, 9) }), Err(Status::MissingVersion));
+    assert_eq!(stage(&fresh(1, 2)), Ok(Staged::Committed), "a late duplicate");
+    // The head had forgotten the chunk, and counts from another number.
+    assert_eq!(stage(&fresh(2, 1)), Ok(Staged::Pending));
+    engine.commit(key(0), Version(1), ChainVersion(2)).unwrap();
+    assert_eq!(read(&engine, 0, 0, 10).unwrap(), b"new");
+    assert_eq!(stage(&fresh(3, 9)), Err(Status::MissingVersion), "here is something");
+    let other = Update { key: key(5), ..fresh(2, 7) };
+    assert_eq!(stage(&other), Ok(Staged::Pending), "a chunk that was never here");
 }
 
 #[test]
@@ -278,7 +337,8 @@ fn a_pending_version_keeps_its_tombstone_from_being_purged() {
     write(&engine, 0, 1, 0, b"x");
     remove(&engine, 0, 2);
     stage_write(&engine, 0, 3, 0, b"y").unwrap();
-    assert_eq!(engine.purge_tombstones(ChainId(1), u64::MAX, 10), Ok(0));
+    assert_eq!(engine.old_tombstones(ChainId(1), None, u64::MAX, 10), Ok((vec![], None)));
+    assert_eq!(engine.forget(key(0), stamp(2)), Ok(false));
     engine.commit(key(0), Version(3), ChainVersion(1)).unwrap();
     assert_eq!(read(&engine, 0, 0, 1).unwrap(), b"y");
 }
@@ -413,7 +473,7 @@ fn listings_stay_within_their_chain_and_content() {
     ];
     for key in keys {
         let op = Op::Write { offset: 0, length: 4 };
-        let update = Update { key, stamp: stamp(1), op, tag: tag(1, 1), origin: Origin::Chain };
+        let update = Update { key, stamp: stamp(1), op, tag: tag(1, 1), origin: Origin::Chain, fresh: false };
         engine.stage(&update, &vec![key.chunk.index as u8; 4]).unwrap();
         engine.commit(key, Version(1), ChainVersion(1)).unwrap();
     }

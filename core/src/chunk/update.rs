@@ -16,7 +16,8 @@ use crate::types::{
 impl Engine {
     /// Makes `update` pending: durable against `kill -9`, not yet visible to `read`.
     ///
-    /// `Write`, `Truncate` and `Remove` create version committed + 1. Answers:
+    /// `Write`, `Truncate` and `Remove` create version committed + 1, or any one where a `fresh` update finds nothing.
+    /// Answers:
     /// - `Staged::Committed` where that version, or a newer one, is committed already;
     /// - `MissingVersion` where an earlier version is missing;
     /// - `WrongChainVersion` where something newer than `stamp.chain_version` is stored;
@@ -66,14 +67,11 @@ impl Engine {
         let slot = core.cache.slot(key);
         let _guard = slot.update.lock();
         let record = core.record_of(key, &slot)?;
-        if record.version() >= version
-            && let Some(state) = &record.committed
-        {
-            return Ok(CommitOutcome { stamp: state.stamp, length: state.length });
-        }
         let Some(pending) = record.pending.as_ref().filter(|pending| pending.state.stamp.version == version)
         else {
-            return Err(Status::MissingVersion);
+            let newer = record.committed.as_ref().filter(|_| record.version() >= version);
+            let state = newer.ok_or(Status::MissingVersion)?;
+            return Ok(CommitOutcome { stamp: state.stamp, length: state.length });
         };
         let unix_ms = (core.options.unix_ms)();
         let before = pending.state.stamp.chain_version;
@@ -199,8 +197,10 @@ fn check(update: &Update, payload: &dyn Source) -> Result<(), Status> {
 
 fn admit(record: &Record, update: &Update) -> Result<Admission, Status> {
     let stamp = update.stamp;
+    let begins = update.fresh && record.is_bare();
     if let Some(state) = &record.committed {
-        if stamp.version <= state.stamp.version {
+        let is_known = if begins { stamp <= state.stamp } else { stamp.version <= state.stamp.version };
+        if is_known {
             let outcome = StageOutcome { staged: Staged::Committed, length: state.length };
             return Ok(Admission::Known(outcome));
         }
@@ -208,7 +208,7 @@ fn admit(record: &Record, update: &Update) -> Result<Admission, Status> {
             return Err(Status::WrongChainVersion);
         }
     }
-    if stamp.version.0 != record.version().0 + 1 {
+    if !begins && stamp.version.0 != record.version().0 + 1 {
         return Err(Status::MissingVersion);
     }
     let Some(pending) = &record.pending else { return Ok(Admission::New) };
@@ -311,7 +311,11 @@ impl Core {
         mut after: Record,
     ) -> Result<(), Status> {
         after.durable = before.durable_for(&after, self.rounds.synced());
-        self.index.put(key, &after).inspect_err(|&status| {
+        let stored = match after.is_absent() {
+            true => self.forget(key, &before),
+            false => self.index.put(key, &after),
+        };
+        stored.inspect_err(|&status| {
             // Whether the index took it is unknown; opening anew finds out. Until then nothing may build on it.
             log::error!("the index write of {key:?} failed, updates are refused from now on");
             self.rounds.fail(status);
@@ -329,6 +333,15 @@ impl Core {
         if waiting > self.options.limbo_bytes_max {
             self.relieve_limbo(waiting)?;
         }
+        Ok(())
+    }
+
+    /// Deletes the record from the index. The floor there is never lower than one that was used.
+    pub fn forget(&self, key: ChunkKey, before: &Record) -> Result<(), Status> {
+        let mut floor = self.floor.lock();
+        let raised = before.version().max(*floor);
+        self.index.forget(key, raised)?;
+        *floor = raised;
         Ok(())
     }
 

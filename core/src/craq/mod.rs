@@ -5,7 +5,7 @@
 //! explores this very code exhaustively for small worlds, `core/tests/craq_simulator.rs` for long ones.
 //!
 //! Invariants (`docs/architecture.md`, "Chain replication", tells the rules R1 to R9):
-//! - I1 `committed ≤ pending ≤ committed + 1`.
+//! - I1 `committed ≤ pending ≤ committed + 1`, unless nothing is committed here (R7): then any higher stamp.
 //! - I2 Along a chain: predecessor's pending ≥ successor's ≥ successor's committed ≥ predecessor's committed.
 //! - I3 A stamp names one content: no two replicas commit different bytes under the same stamp.
 //! - I4 A request (client, sequence) is in the history of a chunk at most once.
@@ -40,6 +40,8 @@ pub struct Stored {
     pub removed: bool,
     pub pending: Option<StoredPending>,
     pub writers: Vec<WriterRecord>,
+    /// No tombstone that was forgotten here had a higher version.
+    pub floor: Version,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,6 +58,8 @@ pub struct Forwarded {
     pub stamp: Stamp,
     pub op: Op,
     pub tag: RequestTag,
+    /// Before it the predecessor's chunk held nothing: it need not follow the version here if here is nothing either.
+    pub fresh: bool,
     /// With a `Replace`: the records that came in its payload.
     pub writers: Vec<WriterRecord>,
 }
@@ -82,6 +86,8 @@ pub enum Event {
     Retry,
     /// This caller's deadline has passed.
     Leave { ticket: Ticket },
+    /// This tombstone is old enough: nobody will send what came before it any more (R7).
+    Forget { stamp: Stamp },
     /// Routing says something new of the chain.
     ViewChanged { view: View },
 }
@@ -112,6 +118,8 @@ pub enum Effect {
     Stage {
         owner: Ticket,
         update: StoredPending,
+        /// There is nothing here, so any higher stamp may follow.
+        fresh: bool,
     },
     /// Send the pending update to the successor. Answer with `Answered`, sooner or later.
     Forward {
@@ -120,6 +128,7 @@ pub enum Effect {
         to: Successor,
         chain_version: ChainVersion,
         update: StoredPending,
+        fresh: bool,
         content: Content,
     },
     /// Send the committed state to the successor as a `Replace`. Answer with `Answered`.
@@ -144,6 +153,10 @@ pub enum Effect {
     Stalled {
         owner: Option<Ticket>,
         status: Status,
+    },
+    /// Delete the record of this tombstone, before anything else happens to the chunk.
+    Forget {
+        stamp: Stamp,
     },
     /// Serve the committed content to this reader.
     Serve {
@@ -172,4 +185,5 @@ pub enum Bug {
     UpdateWithoutPrevious,
     AbortAfterRetry,
     CommitOwnAsSyncing,
+    BirthRestarts,
 }

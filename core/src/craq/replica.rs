@@ -15,6 +15,7 @@ pub struct Replica {
     committed: Stamp,
     removed: bool,
     writers: Vec<WriterRecord>,
+    floor: Version,
     active: Option<Active>,
     queue: VecDeque<Waiting>,
     readers: Vec<Ticket>,
@@ -102,8 +103,9 @@ impl Replica {
     pub fn open_with_bug(view: View, stored: Stored, bug: Bug) -> Replica {
         let active = stored.pending.map(|update| {
             let is_replace = matches!(update.op, Op::Replace { .. });
+            let bare = stored.removed || stored.committed.version == Version(0);
             assert!(
-                is_replace || update.stamp.version.0 == stored.committed.version.0 + 1,
+                is_replace || bare || update.stamp.version.0 == stored.committed.version.0 + 1,
                 "I1: a pending version follows the committed one"
             );
             Active::Update(Update {
@@ -123,6 +125,7 @@ impl Replica {
             committed: stored.committed,
             removed: stored.removed,
             writers: stored.writers,
+            floor: stored.floor,
             active,
             queue: VecDeque::new(),
             readers: Vec::new(),
@@ -197,6 +200,7 @@ impl Replica {
             Event::Dropped { result } => self.dropped(result, out),
             Event::Retry => self.retry(out),
             Event::Leave { ticket } => self.leave(ticket, out),
+            Event::Forget { stamp } => self.forget(stamp, out),
             Event::ViewChanged { view } => self.view_changed(view, out),
         }
         self.check();
@@ -235,9 +239,19 @@ impl Replica {
         if self.active.is_some() {
             return self.enqueue(waiting, out);
         }
-        let stamp =
-            Stamp { chain_version: self.view.chain_version, version: Version(self.committed.version.0 + 1) };
+        let stamp = Stamp { chain_version: self.view.chain_version, version: self.next_version() };
         self.begin(ticket, StoredPending { stamp, op, tag }, Vec::new(), out);
+    }
+
+    /// Here is nothing: no chunk, or a tombstone, which is the same for all that comes (R7).
+    fn is_bare(&self) -> bool {
+        self.removed || self.committed.version == Version(0)
+    }
+
+    /// Of the next update of this head. Higher than that of every tombstone that another member may still have.
+    fn next_version(&self) -> Version {
+        let floor = if self.bug == Bug::BirthRestarts { Version(0) } else { self.floor };
+        Version(self.committed.version.max(floor).0 + 1)
     }
 
     /// What became of a request that this chunk remembers.
@@ -325,7 +339,11 @@ impl Replica {
     fn chain_now(&mut self, ticket: Ticket, update: Forwarded, out: &mut Vec<Effect>) {
         let done = Outcome::Done { version: self.committed.version };
         let is_replace = matches!(update.op, Op::Replace { .. });
-        let follows = update.stamp.version.0 == self.committed.version.0 + 1;
+        // What removes follows on nothing as well: a later member may have forgotten that tombstone already.
+        let follows = match self.is_bare() {
+            true => update.fresh || update.op == Op::Remove,
+            false => update.stamp.version.0 == self.committed.version.0 + 1,
+        };
         if is_replace && update.stamp.version == Version(0) {
             // The predecessor has no such chunk. Living content is not taken away by a late message.
             let nothing_here = self.committed.version == Version(0) || self.removed;
@@ -386,7 +404,7 @@ impl Replica {
             whole: false,
             sends: 0,
         }));
-        out.push(Effect::Stage { owner: ticket, update });
+        out.push(Effect::Stage { owner: ticket, update, fresh: self.is_bare() });
     }
 
     /// The same update came again: its caller hears of the one outcome.
@@ -442,6 +460,7 @@ impl Replica {
         active.phase = Phase::Forwarding { attempt: self.attempts };
         // What a returning replica holds is not known, unless it has said so.
         let unknown = to.syncing && self.successor_has != Some(self.committed);
+        let fresh = self.removed || self.committed.version == Version(0);
         let whole = (active.whole || unknown) && self.bug != Bug::UpdateWithoutPrevious;
         out.push(Effect::Forward {
             owner: active.owner,
@@ -449,6 +468,7 @@ impl Replica {
             to,
             chain_version: self.view.chain_version,
             update: active.update,
+            fresh,
             content: if whole { Content::Whole } else { Content::Update },
         });
         if self.bug == Bug::CommitBeforeAnswer {
@@ -582,6 +602,17 @@ impl Replica {
         }
     }
 
+    /// A tombstone and its absence are the same for whatever may still come, so every member forgets its own.
+    fn forget(&mut self, stamp: Stamp, out: &mut Vec<Effect>) {
+        if self.active.is_none() && self.removed && self.committed == stamp {
+            out.push(Effect::Forget { stamp });
+            self.floor = self.floor.max(self.committed.version);
+            self.committed = Stamp::default();
+            self.removed = false;
+            self.writers.clear();
+        }
+    }
+
     // Time and change -------------------------------------------------------------------------------------
 
     fn retry(&mut self, out: &mut Vec<Effect>) {
@@ -668,6 +699,7 @@ impl Replica {
         assert!(self.active.is_some() || self.readers.is_empty(), "no reader waits for an idle chunk");
         if let Some(Active::Update(active)) = &self.active
             && !matches!(active.update.op, Op::Replace { .. })
+            && !self.is_bare()
             && self.bug == Bug::None
         {
             assert_eq!(active.update.stamp.version.0, self.committed.version.0 + 1, "I1");

@@ -261,14 +261,23 @@ impl PyStorageNode {
         self.run(py, |server| server.wipe_chain(ChainId(chain)))
     }
 
+    fn round(&self) -> PyResult<u64> {
+        Ok(self.server()?.round())
+    }
+
+    #[pyo3(signature = (chain, after, round, limit))]
     fn purge_tombstones(
         &self,
         py: Python<'_>,
         chain: u32,
-        before_unix_ms: u64,
+        after: Option<Name>,
+        round: u64,
         limit: usize,
-    ) -> PyResult<usize> {
-        self.run(py, |server| server.purge_tombstones(ChainId(chain), before_unix_ms, limit))
+    ) -> PyResult<(usize, Option<Name>)> {
+        self.run(py, |server| {
+            let (count, last) = server.purge_tombstones(ChainId(chain), after.map(chunk_id), round, limit)?;
+            Ok((count, last.map(name)))
+        })
     }
 
     fn sync(&self, py: Python<'_>) -> PyResult<()> {

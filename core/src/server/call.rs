@@ -146,11 +146,12 @@ impl<'a> Call<'a> {
                 job.retry_at = Some(Instant::now() + job.pause);
                 job.pause = (job.pause * 2).min(RETRY_MAX);
             }
-            Effect::Stage { update, .. } => {
+            Effect::Forget { .. } => unreachable!("`Node::forget` carries it out"),
+            Effect::Stage { update, fresh, .. } => {
                 let bytes = job.payload.as_ref().map(|payload| &payload.bytes);
                 // Its caller may have given it up while it waited for this chunk, or for a processor (S5).
                 let result = match Instant::now() < self.deadline {
-                    true => self.node.stage(job.slot.key, update, job.origin, bytes),
+                    true => self.node.stage(job.slot.key, update, fresh, job.origin, bytes),
                     false => Err(Status::Timeout),
                 };
                 job.staged = result.is_ok();
@@ -211,7 +212,7 @@ impl<'a> Call<'a> {
                     let result = Err(Status::Timeout);
                     self.node.report(&job.slot, Event::Answered { attempt, result });
                 }
-                Effect::Stalled { .. } | Effect::Serve { .. } => {}
+                Effect::Stalled { .. } | Effect::Serve { .. } | Effect::Forget { .. } => {}
                 Effect::Forward { .. } | Effect::Commit { .. } | Effect::Drop { .. } => {
                     self.node.hand_over(&job.slot, effect);
                 }
@@ -251,11 +252,12 @@ impl Node {
         &self,
         key: ChunkKey,
         update: StoredPending,
+        fresh: bool,
         origin: Origin,
         payload: Option<&Placement>,
     ) -> Result<(), Status> {
         let StoredPending { stamp, op, tag } = update;
-        let update = Update { key, stamp, op, tag, origin };
+        let update = Update { key, stamp, op, tag, origin, fresh };
         let nothing: &[u8] = &[];
         let result = match payload {
             Some(payload) => self.engine.stage(&update, payload),

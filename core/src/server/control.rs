@@ -10,7 +10,7 @@ use crate::chunk::{ChunkRecord, ContentSummary, Origin, Space};
 use crate::craq::Event;
 use crate::error::{Error, Kind, Result};
 use crate::types::{
-    ChainId, ChainVersion, ChunkId, ChunkKey, ContentId, Op, RequestTag, Stamp, Status, Version,
+    Chain, ChainId, ChainVersion, ChunkId, ChunkKey, ContentId, Op, RequestTag, Stamp, Status, Version,
 };
 
 /// How long a control operation may take through its chain.
@@ -266,14 +266,37 @@ impl StorageServer {
         Ok(())
     }
 
-    /// Forgets old tombstones of a chain that has one member. With several, one member would go on counting
-    /// versions where another begins anew, so there they stay (R7).
-    pub fn purge_tombstones(&self, chain: ChainId, before_unix_ms: u64, limit: usize) -> Result<usize> {
-        let alone = self.node.routing().chains.get(&chain).is_some_and(|chain| chain.members.len() == 1);
-        if !alone || !self.node.view(chain).is_member() {
-            return Ok(0);
+    /// Rounds of sync begun on this disk: tells what was staged before from what was staged after.
+    pub fn round(&self) -> u64 {
+        self.node.engine.round()
+    }
+
+    /// Looks at the next `limit` chunks of a chain and forgets the tombstones among them that were staged before
+    /// `round` began; how many, and the last chunk looked at, `None` at the end. The caller knows that this round
+    /// began so long ago that no message and no request from before is on its way (R7). Does nothing while a replica of
+    /// the chain is away: it would return with chunks of which nobody knows any more that they were removed.
+    pub fn purge_tombstones(
+        &self,
+        chain: ChainId,
+        after: Option<ChunkId>,
+        round: u64,
+        limit: usize,
+    ) -> Result<(usize, Option<ChunkId>)> {
+        let node = &self.node;
+        let is_whole = |chain: &Chain| chain.serving().count() == chain.members.len();
+        let whole =
+            || node.routing().chains.get(&chain).is_some_and(is_whole) && node.view(chain).is_member();
+        if !whole() {
+            return Ok((0, None));
         }
-        Ok(self.node.engine.purge_tombstones(chain, before_unix_ms, limit)?)
+        let (found, last) = node.engine.old_tombstones(chain, after, round, limit)?;
+        let mut count = 0;
+        for (key, stamp) in found {
+            if whole() && node.refusal(chain).is_none() {
+                count += usize::from(node.forget(key, stamp)?);
+            }
+        }
+        Ok((count, last))
     }
 
     pub fn sync(&self) -> Result<()> {

@@ -11,7 +11,7 @@
 //!
 //! Invariants
 //! - S1 No lock of the table is held across disk or network I/O; the lock of one chunk's machine is held across
-//!   the engine's look-up when the machine is made, and across a repair's write, and nothing else.
+//!   the engine's look-up when the machine is made, and across the write of a repair or of a tombstone's end.
 //! - S2 A caller never waits for one chunk while it holds another that it could finish.
 //! - S3 Whoever holds one connection to a peer never waits for another one, and a send whose answer depends on
 //!   further sends has connections of its own: no circle of full pools can form.

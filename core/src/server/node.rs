@@ -23,7 +23,7 @@ use crate::client::routing::Routing;
 use crate::craq::{Effect, Event, Replica, Stored, StoredPending, Ticket, View};
 use crate::error::{Error, Kind, Result};
 use crate::net::{Credential, Secret, Server, ServerOptions};
-use crate::types::{ChainId, ChainVersion, ChunkKey, NodeId, Stamp, Status, TargetId, TargetState};
+use crate::types::{ChainId, ChainVersion, ChunkKey, NodeId, Stamp, Status, TargetId, TargetState, Version};
 use crate::wire::pb;
 use crate::wire::pb::claims::Role;
 
@@ -263,6 +263,7 @@ impl Node {
                 }
                 return;
             }
+            Effect::Forget { .. } => unreachable!("`forget` carries it out"),
             Effect::Stage { owner, .. } | Effect::Push { owner, .. } => Some(*owner),
             Effect::Forward { owner, .. }
             | Effect::Commit { owner, .. }
@@ -274,6 +275,19 @@ impl Node {
             // What is stalled is an orphan, and queued as such.
             None if matches!(effect, Effect::Stalled { .. }) => {}
             None => self.redrive.push(Work::Carry(slot.clone(), effect)),
+        }
+    }
+
+    /// Forgets a tombstone that is old enough; whether it did. Under the lock of the chunk's machine, so that no update
+    /// comes in between (S1).
+    pub fn forget(&self, key: ChunkKey, stamp: Stamp) -> Result<bool, Status> {
+        let slot = self.table.slot(key);
+        let mut state = slot.state.lock();
+        self.make(key, &mut state)?;
+        let machine = state.machine.as_mut().expect("made before");
+        match machine.step(Event::Forget { stamp })[..] {
+            [Effect::Forget { stamp }] => self.engine.forget(key, stamp),
+            _ => Ok(false),
         }
     }
 
@@ -291,7 +305,10 @@ impl Node {
                 tag: pending.tag,
             }),
             writers: found.writers,
+            floor: Version(0),
         });
+        // Read after the record: whoever forgot that raised the floor with it.
+        let stored = Stored { floor: self.engine.floor(), ..stored };
         self.table.awake(&key);
         state.machine = Some(Replica::open(self.view(key.chain), stored));
         Ok(())

@@ -187,7 +187,7 @@ impl Node {
         let Send { slot, effect, payload } = send;
         let key = slot.key;
         let (op, payload) = match effect {
-            Effect::Forward { chain_version, update, content: Content::Update, .. } => {
+            Effect::Forward { chain_version, update, fresh, content: Content::Update, .. } => {
                 count(&self.counters.forwards);
                 let StoredPending { stamp, op, tag } = update;
                 let payload = match op {
@@ -197,7 +197,7 @@ impl Node {
                     },
                     _ => self.buffer(0)?,
                 };
-                (operation(key, chain_version, op, tag, stamp), payload)
+                (UpdateOp { fresh, ..operation(key, chain_version, op, tag, stamp) }, payload)
             }
             Effect::Forward { chain_version, update, .. } => {
                 count(&self.counters.forwards_whole);
@@ -359,6 +359,7 @@ fn operation(key: ChunkKey, chain_version: ChainVersion, op: Op, tag: RequestTag
         tag,
         version: stamp.version,
         decided: stamp.chain_version,
+        fresh: false,
         payload_crc: None,
     }
 }

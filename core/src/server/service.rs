@@ -216,7 +216,14 @@ impl Node {
             _ => Vec::new(),
         };
         let stamp = op.stamp();
-        let update = Forwarded { chain_version: op.chain_version, stamp, op: op.op, tag: op.tag, writers };
+        let update = Forwarded {
+            chain_version: op.chain_version,
+            stamp,
+            op: op.op,
+            tag: op.tag,
+            fresh: op.fresh,
+            writers,
+        };
         let payload = (!payload.is_empty()).then(|| Payload { bytes: payload.clone(), stable: true });
         Ok((Origin::Chain, payload, Admitted::Chain(update)))
     }

@@ -44,6 +44,7 @@ impl Alone {
             tag: RequestTag { client: ClientId(1), sequence },
             version: Version(0),
             decided: ChainVersion(0),
+            fresh: false,
             payload_crc: None,
         };
         let claims = pb::Claims { role: Role::Client as i32, ..pb::Claims::default() };

@@ -29,6 +29,8 @@ const REPLY: u8 = 0x80;
 const HAS_CRC: u32 = 1;
 /// The state that a replacement brings is a tombstone.
 const REMOVED: u32 = 2;
+/// Before the update the predecessor's chunk held nothing.
+const FRESH: u32 = 4;
 
 /// A frame that its receiver does not understand; the text says why, for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -376,7 +378,9 @@ fn decode_update(raw: &RawUpdate) -> Result<UpdateOp, Malformed> {
         _ => return Err(Malformed("unknown operation")),
     };
     let is_replace = matches!(op, Op::Replace { .. });
-    if (!is_replace && (raw.writers.get() != 0 || raw.flags.get() & REMOVED != 0))
+    let only_of_replace = raw.writers.get() != 0 || raw.flags.get() & REMOVED != 0;
+    if (!is_replace && only_of_replace)
+        || (is_replace && raw.flags.get() & FRESH != 0)
         || (op == Op::Remove && length != 0)
         || (!matches!(op, Op::Write { .. }) && offset != 0)
     {
@@ -394,6 +398,7 @@ fn decode_update(raw: &RawUpdate) -> Result<UpdateOp, Malformed> {
         tag: RequestTag { client: ClientId(raw.client.get()), sequence: raw.sequence.get() },
         version: Version(raw.version.get()),
         decided: ChainVersion(raw.decided.get()),
+        fresh: raw.flags.get() & FRESH != 0,
         payload_crc: (raw.flags.get() & HAS_CRC != 0).then_some(raw.crc.get()),
     })
 }
@@ -524,6 +529,7 @@ pub fn encode_updates(frame: &mut Vec<u8>, envelope: Envelope, ops: &[UpdateOp],
 fn encode_update(op: &UpdateOp, home: &Home) -> RawUpdate {
     let (slot, region_offset) = home_to_wire(home);
     let (mut flags, mut records) = (if op.payload_crc.is_some() { HAS_CRC } else { 0 }, 0);
+    flags |= if op.fresh { FRESH } else { 0 };
     let (number, offset, length): (u16, u32, u32) = match op.op {
         Op::Write { offset, length } => (1, offset, length),
         Op::Truncate { length } => (2, 0, length),

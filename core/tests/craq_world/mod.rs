@@ -2,8 +2,9 @@
 //! obeys the leases, writers that retry and a reader. `craq_model.rs` explores it exhaustively, and
 //! `craq_simulator.rs` walks through it at random for long.
 //!
-//! An update appends one byte that names its request, so a chunk's content is its history, and its length is its
-//! version. A client's request is delivered where and when it is sent: the world may send any request again at
+//! An update appends one byte that names its request, so a chunk's content is its history, and as long as no
+//! tombstone has been forgotten its length is its version. A removal appends its byte as well; that real chunks are
+//! empty then makes no difference to the protocol. Where a tombstone is forgotten, the history is kept for checking. A client's request is delivered where and when it is sent: the world may send any request again at
 //! any time, late duplicates included, so a network between clients and replicas would add nothing.
 
 #![allow(dead_code)] // each of the two tests uses its part
@@ -11,7 +12,7 @@
 use std::collections::VecDeque;
 
 use luciola_core::craq::{
-    Bug, Content, Effect, Event, Forwarded, Outcome, Replica, Stored, StoredPending, Ticket, View,
+    Bug, Content, Effect, Event, Forwarded, Outcome, Place, Replica, Stored, StoredPending, Ticket, View,
 };
 use luciola_core::types::*;
 
@@ -40,6 +41,12 @@ pub struct Limits {
     pub duplicates: u8,
     pub losses: bool,
     pub bug: Bug,
+    /// So many of the writers, the last ones, remove the chunk instead of writing to it.
+    pub removers: u8,
+    /// Tombstones forgotten.
+    pub purges: u8,
+    /// Tombstones are forgotten while messages from before them are still on their way.
+    pub purges_early: bool,
     /// The manager forgets that a lease which had run out needs newer routing.
     pub lease_without_routing: bool,
 }
@@ -61,8 +68,18 @@ impl Limits {
         duplicates: 0,
         losses: false,
         bug: Bug::None,
+        removers: 0,
+        purges: 0,
+        purges_early: false,
         lease_without_routing: false,
     };
+
+    fn op_of(&self, writer: usize) -> Op {
+        match writer >= usize::from(self.writers - self.removers) {
+            true => Op::Remove,
+            false => Op::Write { offset: 0, length: 1 },
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -97,18 +114,31 @@ impl Message {
 pub struct Disk {
     pub committed: Stamp,
     pub content: Vec<u8>,
+    pub removed: bool,
     pub pending: Option<StoredPending>,
     pub writers: Vec<WriterRecord>,
+    pub floor: Version,
 }
 
 impl Disk {
     fn stored(&self) -> Stored {
         Stored {
             committed: self.committed,
-            removed: false,
+            removed: self.removed,
             pending: self.pending,
             writers: self.writers.clone(),
+            floor: self.floor,
         }
+    }
+
+    fn is_bare(&self) -> bool {
+        self.removed || self.committed.version == Version(0)
+    }
+
+    /// What two replicas must agree on: a tombstone is as good as none, also for the requests it remembers.
+    fn essence(&self, purged: bool) -> (&[u8], Option<StoredPending>, Option<Stamp>, &[WriterRecord]) {
+        let stamp = (!purged || !self.is_bare()).then_some(self.committed);
+        (&self.content, self.pending, stamp, if purged { &[] } else { &self.writers })
     }
 
     fn remember(&mut self, tag: RequestTag, version: Version) {
@@ -121,7 +151,11 @@ impl Disk {
     /// The content once the pending version is committed.
     fn pending_content(&self) -> Vec<u8> {
         let mut content = self.content.clone();
-        content.extend(self.pending.map(|pending| byte_of(pending.tag)));
+        // To remove nothing once more, where its tombstone was forgotten, changes nothing.
+        let again = |pending: &StoredPending| {
+            pending.op == Op::Remove && self.is_bare() && self.content.last() == Some(&byte_of(pending.tag))
+        };
+        content.extend(self.pending.filter(|pending| !again(pending)).map(|pending| byte_of(pending.tag)));
         content
     }
 }
@@ -176,6 +210,11 @@ pub struct World {
     resends: u8,
     full_disks: u8,
     duplicates: u8,
+    purges: u8,
+    /// The SYNCING replica holds what its predecessor has forgotten, and must forget everything first.
+    ahead: bool,
+    /// A tombstone has been forgotten somewhere.
+    purged: bool,
     pub fault: Option<&'static str>,
 }
 
@@ -201,6 +240,7 @@ pub enum Action {
     BeginSync { node: usize },
     Push,
     Promote,
+    Purge { node: usize },
 }
 
 const READER: Ticket = Ticket(1 << 40);
@@ -236,6 +276,9 @@ impl World {
             resends: limits.resends,
             full_disks: limits.full_disks,
             duplicates: limits.duplicates,
+            purges: limits.purges,
+            ahead: false,
+            purged: false,
             fault: None,
         };
         for node in 0..limits.replicas {
@@ -335,6 +378,9 @@ impl World {
             let may_resend = self.resends > 0 && machine.pending().is_some() && machine.view().is_member();
             if may_resend && node.work.is_empty() {
                 actions.push(Action::Resend { node: place });
+            }
+            if self.may_purge(limits, place) {
+                actions.push(Action::Purge { node: place });
             }
             if self.crashes > 0 {
                 actions.push(Action::Crash { node: place });
@@ -441,6 +487,7 @@ impl World {
                 self.change(node, TargetState::Serving);
             }
             Action::Push => self.push(limits),
+            Action::Purge { node } => self.purge(limits, node),
         }
         self.network.sort_by_key(Message::order);
     }
@@ -461,7 +508,7 @@ impl World {
             ticket,
             // The client's routing is as old as the node's; other requests are refused without a trace.
             chain_version: ChainVersion(self.nodes[node].known),
-            op: Op::Write { offset: 0, length: 1 },
+            op: limits.op_of(writer),
             tag,
             leased: self.nodes[node].leased,
         };
@@ -486,7 +533,11 @@ impl World {
     fn acknowledge(&mut self, writer: usize, sequence: u8, node: usize, version: Version) {
         let content = &self.nodes[node].disk.content;
         let byte = (writer as u8 + 1) * 32 + sequence;
-        let place = (version.0 as usize).wrapping_sub(1);
+        // Versions are places in the history until they begin anew.
+        let place = match self.purged {
+            true => content.iter().position(|other| *other == byte).unwrap_or(usize::MAX),
+            false => (version.0 as usize).wrapping_sub(1),
+        };
         if content.get(place) != Some(&byte) {
             self.fault = Some("an acknowledged write is not in the history");
             return;
@@ -534,7 +585,14 @@ impl World {
     fn carry_out(&mut self, limits: &Limits, node: usize, effect: Effect) {
         let _ = limits;
         match effect {
-            Effect::Stage { owner, update } => {
+            Effect::Forget { .. } => {
+                let disk = &mut self.nodes[node].disk;
+                disk.floor = disk.floor.max(disk.committed.version);
+                disk.committed = Stamp::default();
+                disk.removed = false;
+                disk.writers.clear();
+            }
+            Effect::Stage { owner, update, .. } => {
                 let held = &mut self.nodes[node].held;
                 let place = held.iter().position(|(ticket, ..)| *ticket == owner);
                 let replacement = match update.op {
@@ -548,7 +606,7 @@ impl World {
             }
             Effect::Commit { stamp, .. } => self.nodes[node].work.push_back(DiskWork::Commit(stamp)),
             Effect::Drop { stamp, .. } => self.nodes[node].work.push_back(DiskWork::Drop(stamp)),
-            Effect::Forward { attempt, to, chain_version, update, content, .. } => {
+            Effect::Forward { attempt, to, chain_version, update, fresh, content, .. } => {
                 let StoredPending { stamp, op, tag } = update;
                 let disk = &self.nodes[node].disk;
                 let (op, payload, writers) = match content {
@@ -557,20 +615,23 @@ impl World {
                         let content = disk.pending_content();
                         let length = content.len() as u32;
                         let writers = disk.writers.clone();
-                        let op = Op::Replace { length, writers: writers.len() as u32, removed: false };
+                        let removed = op == Op::Remove;
+                        let op = Op::Replace { length, writers: writers.len() as u32, removed };
                         (op, Payload::Whole(content), writers)
                     }
                 };
-                let update = Forwarded { chain_version, stamp, op, tag, writers };
+                let fresh = fresh && content == Content::Update;
+                let update = Forwarded { chain_version, stamp, op, tag, fresh, writers };
                 self.post(node, to.node, attempt, update, payload);
             }
             Effect::Push { attempt, to, chain_version, stamp, .. } => {
                 let disk = &self.nodes[node].disk;
                 let (content, writers) = (disk.content.clone(), disk.writers.clone());
                 let length = content.len() as u32;
-                let op = Op::Replace { length, writers: writers.len() as u32, removed: false };
+                let removed = disk.is_bare();
+                let op = Op::Replace { length, writers: writers.len() as u32, removed };
                 let tag = RequestTag::default();
-                let update = Forwarded { chain_version, stamp, op, tag, writers };
+                let update = Forwarded { chain_version, stamp, op, tag, fresh: false, writers };
                 self.post(node, to.node, attempt, update, Payload::Whole(content));
             }
             Effect::Stalled { .. } => self.nodes[node].outstanding = None,
@@ -591,8 +652,9 @@ impl World {
         if ticket == READER {
             self.waiting_reader = None;
         } else if ticket.0 & PUSHER.0 != 0 {
-            if let Outcome::Done { .. } = outcome {
-                self.synced = Some(ticket.0 & 0xFF);
+            match outcome {
+                Outcome::Done { .. } => self.synced = Some(ticket.0 & 0xFF),
+                Outcome::Refused(status) => self.ahead |= status == Status::Stale,
             }
         } else if ticket.0 >> 32 != 0 {
             let (from, life) = ((ticket.0 >> 16) as usize & 0xFF, (ticket.0 >> 24) as u8);
@@ -618,12 +680,24 @@ impl World {
                     return;
                 }
                 let ticket = Ticket(1 << 32 | (life as u64) << 24 | (from as u64) << 16 | attempt);
+                let nothing = update.stamp.version == Version(0)
+                    && self.nodes[to].machine.as_ref().is_some_and(|machine| {
+                        machine.view().chain_version == update.chain_version
+                            && machine.view().place == Place::Syncing
+                    });
+                let mut history = None;
                 if let Payload::Whole(content) = payload {
+                    history = nothing.then(|| content.clone());
                     let held = &mut self.nodes[to].held;
                     held.retain(|(other, ..)| *other != ticket);
                     held.push((ticket, content, update.writers.clone()));
                 }
                 self.step(limits, to, Event::Chain { ticket, update });
+                let disk = &mut self.nodes[to].disk;
+                if let Some(history) = history.filter(|_| disk.is_bare() && disk.pending.is_none()) {
+                    // Nothing here and nothing there, however that came about.
+                    disk.content = history;
+                }
             }
             Message::Answer { to, attempt, result } => {
                 if self.nodes[to].machine.is_none() {
@@ -647,6 +721,7 @@ impl World {
                     // As the engine does it: a replacement is committed at once.
                     (Ok(()), Some((content, writers))) => {
                         disk.committed = update.stamp;
+                        disk.removed = matches!(update.op, Op::Replace { removed: true, .. });
                         disk.content = content;
                         disk.pending = None;
                         disk.writers = writers;
@@ -662,6 +737,7 @@ impl World {
                 {
                     disk.content = disk.pending_content();
                     disk.committed = stamp;
+                    disk.removed = pending.op == Op::Remove;
                     disk.pending = None;
                     disk.remember(pending.tag, stamp.version);
                 }
@@ -735,6 +811,9 @@ impl World {
     /// The predecessor of the SYNCING replica sends what it has committed.
     fn push(&mut self, limits: &Limits) {
         let tail = *self.serving().last().expect("a predecessor");
+        if std::mem::take(&mut self.ahead) {
+            self.wipe(limits);
+        }
         let ticket = Ticket(PUSHER.0 | self.latest());
         if let Some(attempt) = self.nodes[tail].outstanding.take() {
             self.resends -= 1;
@@ -743,6 +822,48 @@ impl World {
         self.step(limits, tail, Event::Leave { ticket });
         let chain_version = ChainVersion(self.latest());
         self.step(limits, tail, Event::Push { ticket, chain_version });
+    }
+
+    fn wipe(&mut self, limits: &Limits) {
+        let returning = self.with_state(TargetState::Syncing)[0];
+        let view = self.view(self.latest(), returning);
+        let node = &mut self.nodes[returning];
+        node.disk = Disk { floor: node.disk.floor.max(node.disk.committed.version), ..Disk::default() };
+        let stored = node.disk.stored();
+        node.machine = Some(Replica::open_with_bug(view, stored, limits.bug));
+        (node.work, node.held) = Default::default();
+    }
+
+    // Tombstones ------------------------------------------------------------------------------------------
+
+    /// A tombstone is forgotten when all replicas serve, and so long after it was made that nothing from before it can
+    /// still arrive: no message (its deadline has passed), and no request, which its client has given up.
+    fn may_purge(&self, limits: &Limits, place: usize) -> bool {
+        let node = &self.nodes[place];
+        let disk = &node.disk;
+        let before = |message: &Message| match message {
+            Message::Update { to, update, .. } => *to == place && update.stamp < disk.committed,
+            Message::Answer { .. } => false,
+        };
+        self.purges > 0
+            && disk.removed
+            && disk.pending.is_none()
+            && node.known == self.latest()
+            && self.serving().len() == limits.replicas
+            && (limits.purges_early || !self.network.iter().any(before))
+    }
+
+    fn purge(&mut self, limits: &Limits, place: usize) {
+        let stamp = self.nodes[place].disk.committed;
+        self.step(limits, place, Event::Forget { stamp });
+        if self.nodes[place].disk.removed {
+            return; // something is going on for this chunk
+        }
+        self.purges -= 1;
+        self.purged = true;
+        for writer in self.writers.iter_mut().filter(|writer| writer.sends > 0) {
+            writer.sends = limits.sends;
+        }
     }
 
     // What must always hold -------------------------------------------------------------------------------
@@ -755,11 +876,12 @@ impl World {
     fn broken_replica(&self) -> Option<&'static str> {
         for node in &self.nodes {
             let disk = &node.disk;
-            if disk.content.len() as u64 != disk.committed.version.0 {
+            if !self.purged && disk.content.len() as u64 != disk.committed.version.0 {
                 return Some("a content is not what its version says");
             }
             if let Some(pending) = disk.pending
                 && pending.stamp.version.0 != disk.committed.version.0 + 1
+                && !disk.is_bare()
             {
                 return Some("a pending version does not follow the committed one");
             }
@@ -794,7 +916,7 @@ impl World {
         if self.is_quiet(&members) {
             for pair in members.windows(2) {
                 let [before, after] = [&self.nodes[pair[0]].disk, &self.nodes[pair[1]].disk];
-                if before != after {
+                if before.essence(self.purged) != after.essence(self.purged) {
                     return Some("replicas at rest differ");
                 }
             }

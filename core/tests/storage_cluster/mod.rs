@@ -383,6 +383,7 @@ impl Cluster {
             tag,
             version: Version(0),
             decided: ChainVersion(0),
+            fresh: false,
             payload_crc: None,
         }
     }

@@ -298,6 +298,7 @@ pub fn write_op(content: u64, index: u32, offset: u32, length: u32, sequence: u6
         tag: RequestTag { client: ClientId(7), sequence },
         version: Version(0),
         decided: ChainVersion(0),
+        fresh: false,
         payload_crc: None,
     }
 }

@@ -6,7 +6,7 @@ from luciola.config import StorageConfig
 from luciola.errors import NotFound
 from luciola.storage.directory import Directory
 from luciola.storage.engine import Engine
-from luciola.storage.scrub import BATCH, Scrub
+from luciola.storage.scrub import BATCH, TOMBSTONE_AGE_S, Scrub
 from luciola.wire import RoutingTable
 from luciola.wire.pb.mgmtd_pb2 import OFFLINE, SERVING, Chain, Routing, Target
 from storage_twin import MemoryNode, record
@@ -47,7 +47,17 @@ def test_chain_that_is_not_here_is_not_found(tmp_path):
 def test_tombstones_are_forgotten_only_when_all_replicas_serve(tmp_path, second, forgotten):
     twin, scrub, directory = scrub_of(tmp_path, SERVING, second)
     twin.put(7, record(1, 1, removed=True), record(1, 2))
-    asyncio.run(scrub._forget_tombstones())
+
+    async def scenario() -> None:
+        await scrub.forget_tombstones(0.0)
+        twin.rounds = 6
+        await scrub.forget_tombstones(TOMBSTONE_AGE_S - 1)
+        assert scrub.counters.tombstones == 0
+        await scrub.forget_tombstones(TOMBSTONE_AGE_S)
+
+    twin.staged = {(1, 1): 4, (1, 3): 5}  # the second only after the node had begun
+    twin.put(7, record(1, 3, removed=True))
+    asyncio.run(scenario())
     assert scrub.counters.tombstones == forgotten
-    assert len(twin.chain(7)) == 2 - forgotten
+    assert len(twin.chain(7)) == 3 - forgotten
     directory.close()

@@ -176,6 +176,7 @@ fn batches(
             tag: piece.tag,
             version: Version(0),
             decided: ChainVersion(0),
+            fresh: false,
             payload_crc: None,
         });
     }
