@@ -84,6 +84,7 @@ impl File {
             truncate: options.truncate,
             write: options.write,
             read: options.read,
+            in_chunks: options.write && shared.makes_large_files(),
             ..Default::default()
         };
         let reply = shared.meta.create(who, request)?;

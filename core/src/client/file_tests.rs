@@ -721,3 +721,31 @@ fn own_attributes_do_not_make_a_conflict_of_a_small_file_but_those_of_others_do(
     file.flush().unwrap();
     assert_eq!(world.meta.inode(5).inline_data, b"HELLO you");
 }
+
+#[test]
+fn after_large_files_in_a_row_the_next_is_made_in_chunks() {
+    let world = World::new();
+    let bytes = pattern(2 * INLINE_BYTES as usize, 3);
+    for number in 10..14 {
+        let file = world.create(number);
+        put(&file, 0, &bytes);
+        file.flush().unwrap();
+        file.close().unwrap();
+    }
+    world.create(14).close().unwrap();
+    world.meta.calls.lock().clear();
+    let large = world.create(15);
+    assert!(!world.meta.inode(15).is_inline);
+    put(&large, 0, &bytes);
+    large.flush().unwrap();
+    assert_eq!(*world.meta.calls.lock(), [Method::MetaCreate, Method::MetaSync]);
+    assert_eq!(get(&world.other().open(15), 0, 10_000), bytes);
+
+    let small = world.create(16);
+    put(&small, 0, b"hello");
+    small.close().unwrap();
+    assert_eq!(get(&world.other().open(16), 0, 100), b"hello");
+    assert_eq!(world.chunks.content(world.meta.inode(16).content), b"hello");
+    world.create(17);
+    assert!(world.meta.inode(17).is_inline, "a small file ends the row");
+}

@@ -439,7 +439,12 @@ impl OpenInode {
 
     /// Sends threads, if there is something for them to do.
     fn help(self: &Arc<Self>, state: &mut State) {
-        let ready = state.ready().take(HELPERS_MAX).count();
+        self.help_besides(state, 0);
+    }
+
+    /// Sends threads, if there is more to do than `others` will.
+    fn help_besides(self: &Arc<Self>, state: &mut State, others: usize) {
+        let ready = state.ready().take(HELPERS_MAX + others).count().saturating_sub(others);
         while state.helpers < ready {
             let inode = self.clone();
             if !self.shared.workers.submit(move || inode.write_back()) {
@@ -538,7 +543,8 @@ impl OpenInode {
         let mut state = self.shared_state();
         loop {
             state.want_until(write);
-            self.help(&mut state);
+            // This thread flies too: for one chunk nobody is woken.
+            self.help_besides(&mut state, 1);
             if !state.exclusive && self.fly(&mut state) {
                 continue;
             }
@@ -746,7 +752,10 @@ impl OpenInode {
 
     /// The file is being closed: from here on attributes are told at once.
     pub fn closing(&self) {
-        self.state.lock().fresh = false;
+        let mut state = self.state.lock();
+        if std::mem::take(&mut state.fresh) {
+            self.shared.was_made(state.length, state.layout.inline_bytes);
+        }
     }
 
     /// Keeps a change of attributes to be told later, and returns what is seen now. `None`: it may not wait.

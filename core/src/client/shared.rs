@@ -160,6 +160,8 @@ pub struct Shared {
     pub unsettled: AtomicUsize,
     pub attribute_timeout: Duration,
     pub read_ahead_bytes: usize,
+    /// How many of the files made last, in a row, have outgrown their inodes.
+    outgrown: AtomicUsize,
     files: Mutex<HashMap<u64, Opened>>,
     listed: Mutex<Vec<Weak<OpenInode>>>,
     closes: Mutex<Vec<Close>>,
@@ -167,6 +169,10 @@ pub struct Shared {
     pub wake: Condvar,
     holds: Mutex<HashMap<u64, usize>>,
 }
+
+/// So many large files in a row, and the next is taken for a large one: a mistake costs a round trip to a storage node
+/// instead of one to the metadata service.
+const OUTGROWN_MIN: usize = 4;
 
 /// Threads for write-back, and for the rest.
 const WORKERS_MAX: usize = 8;
@@ -192,6 +198,7 @@ impl Shared {
             unsettled: AtomicUsize::new(0),
             attribute_timeout,
             read_ahead_bytes,
+            outgrown: AtomicUsize::new(0),
             files: Mutex::new(HashMap::new()),
             listed: Mutex::new(Vec::new()),
             closes: Mutex::new(Vec::new()),
@@ -247,6 +254,21 @@ impl Shared {
 
     fn dirty_files(&self) -> Vec<Arc<OpenInode>> {
         self.listed.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// A file that was made here has been closed for the first time; `length` tells what has become of it. An empty
+    /// one tells nothing.
+    pub fn was_made(&self, length: u64, inline_bytes: u32) {
+        if length > u64::from(inline_bytes) {
+            self.outgrown.fetch_add(1, Ordering::Relaxed);
+        } else if length > 0 {
+            self.outgrown.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the next file will probably outgrow its inode, so that it had better be made in chunks.
+    pub fn makes_large_files(&self) -> bool {
+        self.outgrown.load(Ordering::Relaxed) >= OUTGROWN_MIN
     }
 
     /// Tells all attributes that wait: a name is about to be moved, and its reader is to find them.

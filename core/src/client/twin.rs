@@ -221,7 +221,7 @@ impl MetaTwin {
             permissions: request.permissions,
             layout: Some(layout),
             content: self.fresh_content(),
-            is_inline: true,
+            is_inline: !request.in_chunks,
             change: 1,
             link_count: 1,
             ..Default::default()

@@ -761,6 +761,8 @@ pub struct CreateRequest {
     pub layout: ::core::option::Option<Layout>,
     #[prost(bool, tag = "8")]
     pub read: bool,
+    #[prost(bool, tag = "9")]
+    pub in_chunks: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OpenRequest {

@@ -31,6 +31,7 @@ def create(work: Work, request: CreateRequest) -> InodeReply:
     directory = claim(work, place)
     layout = request.layout if request.HasField("layout") else None
     inode = new_file(work, directory, permissions=request.permissions, layout=layout)
+    inode.is_inline = inode.is_inline and not request.in_chunks
     attach(work, directory, place.name, inode)
     session = work.open_session(inode.id) if request.write else 0
     return InodeReply(inode=inode, session=session, created=True)

@@ -158,7 +158,7 @@ class BatchStatReply(_message.Message):
     def __init__(self, inodes: _Optional[_Iterable[_Union[Inode, _Mapping]]] = ...) -> None: ...
 
 class CreateRequest(_message.Message):
-    __slots__ = ("caller", "path", "permissions", "exclusive", "truncate", "write", "layout", "read")
+    __slots__ = ("caller", "path", "permissions", "exclusive", "truncate", "write", "layout", "read", "in_chunks")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     PERMISSIONS_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +167,7 @@ class CreateRequest(_message.Message):
     WRITE_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     READ_FIELD_NUMBER: _ClassVar[int]
+    IN_CHUNKS_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     path: Path
     permissions: int
@@ -175,7 +176,8 @@ class CreateRequest(_message.Message):
     write: bool
     layout: Layout
     read: bool
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., path: _Optional[_Union[Path, _Mapping]] = ..., permissions: _Optional[int] = ..., exclusive: _Optional[bool] = ..., truncate: _Optional[bool] = ..., write: _Optional[bool] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., read: _Optional[bool] = ...) -> None: ...
+    in_chunks: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., path: _Optional[_Union[Path, _Mapping]] = ..., permissions: _Optional[int] = ..., exclusive: _Optional[bool] = ..., truncate: _Optional[bool] = ..., write: _Optional[bool] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., read: _Optional[bool] = ..., in_chunks: _Optional[bool] = ...) -> None: ...
 
 class OpenRequest(_message.Message):
     __slots__ = ("caller", "path", "read", "write", "truncate", "follow")

@@ -230,6 +230,22 @@ class TestByNumber:
 
 
 class TestInline:
+    def test_a_file_can_be_made_in_chunks_from_the_start(self, world):
+        reply = world.create(b"f", in_chunks=True)
+        assert not reply.inode.is_inline
+        assert reply.inode.layout.inline_bytes
+        with refused(Conflict):
+            world.sync(
+                reply.inode.id,
+                reply.session,
+                has_inline=True,
+                inline_data=b"x",
+                inline_base=reply.inode.change,
+            )
+        assert world.sync(reply.inode.id, reply.session, length=9).length == 9
+        again = world.create(b"f", in_chunks=True, exclusive=False)
+        assert again.inode.id == reply.inode.id
+
     def test_attributes_travel_with_the_rest_as_one_change(self, world):
         reply = world.create(b"f", permissions=0o600)
         wanted = pb.SetAttrRequest(permissions=0o4755, uid=7, gid=8, mtime_ns=5, atime_ns=6)

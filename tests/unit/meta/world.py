@@ -131,6 +131,7 @@ class World:
         exclusive=False,
         truncate=False,
         layout=None,
+        in_chunks=False,
         **who,
     ):
         request = pb.CreateRequest(
@@ -141,6 +142,7 @@ class World:
             exclusive=exclusive,
             truncate=truncate,
             layout=layout,
+            in_chunks=in_chunks,
         )
         return self.call("create", request, **who)
 
