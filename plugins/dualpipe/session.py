@@ -67,14 +67,19 @@ class Session:
         return self._transport
 
     def _gather(self) -> None:
-        """Wait for all ranks, so that the making of connections, which cannot be ended, waits for nobody."""
-        self._begin()
-        for rank in range(self.ranks):
-            self.board.take(f"ready/{rank}", what=f"pipeline rank {rank} to begin its step")
+        """Wait for all ranks, so that the making of connections, which cannot be ended, waits for nobody.
+
+        First for those that have not begun, which names a rank that does not come; then for those whose step may still
+        fail before they connect.
+        """
+        for note, what in (("here", "begin its step"), ("ready", "connect")):
+            self.board.put(f"{note}/{self.rank}", b"1")
+            for rank in range(self.ranks):
+                self.board.take(f"{note}/{rank}", what=f"pipeline rank {rank} to {what}")
 
     def _begin(self) -> None:
         """Say that this rank is here, before it waits for any other."""
-        self.board.put(f"ready/{self.rank}", b"1")
+        self.board.put(f"here/{self.rank}", b"1")
 
     def watch(self, neighbours: Sequence[int]) -> AbstractContextManager[object]:
         """Looks after what this rank does until the `with` block ends."""
