@@ -1,6 +1,7 @@
 """`luciola up`, `down`, `status`: a cluster on this machine."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -14,16 +15,19 @@ import click
 
 from ..config import load
 from ..errors import Timeout, Unavailable
-from ..fuse import read_records
+from ..fuse import read_records, source_of, stale_mounts
 from . import processes
 from .datadir import DataDir, choose_shape
 from .manager import Manager, describe_chains
 from .output import print_json, print_table
-from .supervisor import Supervisor, end_extra_mounts, end_leftovers, read_state
+from .supervisor import Supervisor, clean_stale_mounts, end_extra_mounts, end_leftovers, read_state
 from .view import View
 
 READY_S: Final = 90.0  # longer than the supervisor itself waits for its services
 DOWN_S: Final = 60.0
+READY: Final = "ready"  # what a supervisor in the background reports, unless it is a reason
+REASON_BYTES_MAX: Final = 4096  # one write to a pipe
+PATIENCE_S: Final = 2.0  # of a person who is told nothing
 
 data_option = click.option(
     "--data",
@@ -79,11 +83,11 @@ def up(
     if detach:
         _detach(data, sys.argv[1:])
         return
-    data.create()
     _log_to_stderr()
-    with data.supervised():
-        shape = choose_shape(data, storage_nodes=storage_nodes, replicas=replicas)
-        with View(enabled=ready_fd is None) as view:
+    try:
+        data.create()
+        with data.supervised(), View(enabled=ready_fd is None) as view:
+            shape = choose_shape(data, storage_nodes=storage_nodes, replicas=replicas)
             supervisor = Supervisor(
                 data,
                 shape,
@@ -91,7 +95,10 @@ def up(
                 mountpoint=None if mountpoint is None else mountpoint.absolute(),
                 on_change=view.show,
             )
-            asyncio.run(supervisor.run(on_ready=lambda _: _report_ready(ready_fd)))
+            asyncio.run(supervisor.run(on_ready=lambda _: _report(ready_fd, READY)))
+    except OSError as error:
+        _report(ready_fd, str(error))
+        raise
 
 
 @click.command()
@@ -107,13 +114,27 @@ def down(data_path: Path) -> None:
     data.read_shape()
     if data.is_supervised():
         os.kill(read_state(data)["pid"], signal.SIGTERM)
-        deadline = time.monotonic() + DOWN_S
-        while data.is_supervised():
-            if time.monotonic() > deadline:
-                raise Timeout(f"the cluster has not stopped within {DOWN_S:.0f} s; see {data.root / 'log'}")
-            time.sleep(0.05)
+        _await_stop(data)
     end_extra_mounts(data, except_pids=set())
     end_leftovers(data)
+    clean_stale_mounts(data)
+
+
+def _await_stop(data: DataDir) -> None:
+    """Returns when the supervisor is gone; says on standard error what it is waiting for."""
+    began = time.monotonic()
+    told = False
+    while data.is_supervised():
+        waited_s = time.monotonic() - began
+        if waited_s > DOWN_S:
+            raise Timeout(f"the cluster has not stopped within {DOWN_S:.0f} s; see {data.root / 'log'}")
+        if waited_s > PATIENCE_S and not told:
+            told = True
+            left = [each for each in read_state(data).get("services", []) if each["pid"]]
+            mounts = [each["id"] for each in left if each["kind"] == "mount"]
+            what = f"programs that use {', '.join(mounts)}" if mounts else f"{len(left)} services"
+            click.echo(f"luciola: waiting for {what}; then they are cut off", err=True)
+        time.sleep(0.05)
 
 
 @click.command()
@@ -171,11 +192,17 @@ def _checked(service: dict[str, Any]) -> dict[str, Any]:
 
 def _extra_mounts(data: DataDir, services: list[dict[str, Any]]) -> list[dict[str, Any]]:
     known = {service["id"] for service in services if service["kind"] == "mount"}
-    return [
+    served = [
         {"kind": "mount", "id": record.mountpoint, "pid": record.pid, "state": "running"}
         for record in read_records(str(data.root))
         if record.mountpoint not in known
     ]
+    dead = [
+        {"kind": "mount", "id": str(mountpoint), "pid": None, "state": "dead"}
+        for mountpoint in stale_mounts(source_of(str(data.root)))
+        if str(mountpoint) not in known
+    ]
+    return served + dead
 
 
 def _print_status(report: dict[str, Any]) -> None:
@@ -205,10 +232,11 @@ def _log_to_stderr() -> None:
     )
 
 
-def _report_ready(descriptor: int | None) -> None:
+def _report(descriptor: int | None, what: str) -> None:
+    """Tells the command that waits for this one. Its log may lie on a full disk."""
     if descriptor is not None:
-        os.write(descriptor, b"ready\n")
-        os.close(descriptor)
+        with contextlib.suppress(BrokenPipeError):  # it waits no more
+            os.write(descriptor, what.encode(errors="surrogateescape"))
 
 
 def _detach(data: DataDir, arguments: list[str]) -> None:
@@ -230,15 +258,16 @@ def _detach(data: DataDir, arguments: list[str]) -> None:
         )
     os.close(writer)
     os.set_blocking(reader, False)
+    answer = ""
     deadline = time.monotonic() + READY_S
     try:
         while time.monotonic() < deadline:
             try:
-                answer = os.read(reader, 64)
+                answer = os.read(reader, REASON_BYTES_MAX).decode(errors="surrogateescape")
             except BlockingIOError:
                 time.sleep(0.02)
                 continue
-            if answer:
+            if answer == READY:
                 return
             break
         process.terminate()
@@ -247,6 +276,7 @@ def _detach(data: DataDir, arguments: list[str]) -> None:
         os.close(reader)
     said = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
     reason = next((line for line in reversed(said) if line.startswith("luciola: ")), said[-1] if said else "")
+    reason = answer or reason or f"it was not ready within {READY_S:.0f} s"
     raise Unavailable(f"the cluster did not start: {reason.removeprefix('luciola: ')} (log: {log})")
 
 

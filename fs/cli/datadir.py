@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -117,7 +118,8 @@ class DataDir:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise Busy(
-                    f"this cluster is running already; `luciola status --data {self.root}` shows it"
+                    "this cluster is running already; "
+                    f"`luciola status --data {shlex.quote(str(self.root))}` shows it"
                 ) from error
             yield
         finally:

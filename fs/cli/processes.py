@@ -5,6 +5,7 @@ A child is started under `setpriv --pdeathsig TERM`, so that it stops by itself 
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ BACKOFF_FIRST_S: Final = 0.1  # a crashed service is missed at once
 BACKOFF_MAX_S: Final = 5.0  # one that cannot start must not fill the disk with logs
 STEADY_S: Final = 30.0  # after this long alive, a crash is a new story
 STOP_S: Final = 20.0  # a service that has not stopped by then is killed
+# What stands before the reason: the time, level and name of a log line, the name of a program.
+LOG_PREFIX: Final = re.compile(r"^([\d-]+ [\d:,.]+ \w+ )?([\w.]+ cannot run: |luciola[\w.]*:? )?")
 LAST_WORDS_BYTES: Final = 4096  # of a log, in which its last line is looked for
 LOG_BYTES_MAX: Final = 16 << 20  # a log that is longer at start is rotated once
 
@@ -58,9 +61,7 @@ class Child:
                 lines = log.read().decode(errors="replace").strip().splitlines()
         except OSError:
             lines = []
-        said = (
-            lines[-1].rpartition("cannot run: ")[2].removeprefix("luciola: ") if lines else "it says nothing"
-        )
+        said = LOG_PREFIX.sub("", lines[-1]) if lines else "it says nothing"
         return f"{said} (log: {self.service.log})"
 
     def describe(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import AlreadyExists, Error, Unavailable
-from ..fuse import clean_stale_mount, is_mounted, read_records
+from ..fuse import clean_stale_mount, is_mounted, read_records, source_of, stale_mounts
 from ..wire import create_secret, write_private
 from . import processes
 from .datadir import DataDir, Shape
@@ -98,7 +98,10 @@ class Supervisor:
     async def _start_mount(self, mountpoint: Path) -> None:
         clean_stale_mount(mountpoint)
         mountpoint.mkdir(parents=True, exist_ok=True)
-        command = python("-m", "luciola.cli", "mount", "--foreground", str(self.data.root), str(mountpoint))
+        arguments = ["--foreground", str(self.data.root), str(mountpoint)]
+        if self.config_file is not None:
+            arguments += ["--config", str(self.config_file)]
+        command = python("-m", "luciola.cli", "mount", *arguments)
         await self._launch(Service("mount", str(mountpoint), 0, command, self.data.log("mount")))
 
         async def answers() -> bool:
@@ -237,6 +240,12 @@ def end_extra_mounts(data: DataDir, *, except_pids: set[int | None]) -> None:
     _await_end(pids, patience_s=processes.STOP_S)
 
 
+def clean_stale_mounts(data: DataDir) -> None:
+    """Takes off mounts of this cluster whose processes were killed. Raises: Busy if one cannot be taken off."""
+    for mountpoint in stale_mounts(source_of(str(data.root))):
+        clean_stale_mount(mountpoint)
+
+
 def _signal(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
@@ -250,4 +259,11 @@ def _await_end(pids: list[int], *, patience_s: float) -> None:
         time.sleep(POLL_S)
 
 
-__all__ = ["CHAIN_TABLE", "Supervisor", "end_extra_mounts", "end_leftovers", "read_state"]
+__all__ = [
+    "CHAIN_TABLE",
+    "Supervisor",
+    "clean_stale_mounts",
+    "end_extra_mounts",
+    "end_leftovers",
+    "read_state",
+]

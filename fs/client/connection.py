@@ -8,6 +8,7 @@ C2  A client of another process is never used, closed or freed: its threads do n
 import atexit
 import contextlib
 import os
+import shlex
 import threading
 import weakref
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import luciola_core
 
 from ..config import ClientConfig, load
-from ..errors import Error, InvalidArgument, NotFound
+from ..errors import Error, InvalidArgument, NotFound, Timeout, Unavailable
 from ..wire.cluster import FILE_NAME, load_cluster
 from ..wire.credentials import CLIENT, TRUSTED, Token, load_secret, mint
 
@@ -136,6 +137,25 @@ atexit.register(_at_exit)
 def _connect(parameters: Parameters) -> luciola_core.Client:
     address, token = parameters.resolve()
     config = parameters.config
+    with explained(parameters.address, address):
+        return _native(address, token, config)
+
+
+@contextlib.contextmanager
+def explained(cluster: str, address: str) -> Iterator[None]:
+    """An error of connecting says what to do about a cluster on this machine that does not run."""
+    try:
+        yield
+    except (Unavailable, Timeout) as error:
+        if _is_address(cluster):
+            raise
+        advice = f"`luciola up --data {shlex.quote(cluster)}` starts it"
+        raise type(error)(
+            f"nobody answers at {address}: is the cluster running? {advice} ({error})"
+        ) from error
+
+
+def _native(address: str, token: Token, config: ClientConfig) -> luciola_core.Client:
     return luciola_core.Client(
         [address],
         token.claims,
@@ -195,4 +215,4 @@ def naming(path: object, second: object = None) -> Iterator[None]:
         raise
 
 
-__all__ = ["Connection", "Parameters", "connect", "naming"]
+__all__ = ["Connection", "Parameters", "connect", "explained", "naming"]

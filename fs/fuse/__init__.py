@@ -8,8 +8,8 @@ No byte of file data passes through here.
 """
 
 from .lifecycle import Settings, check_mountpoint, serve, start_in_background, stop
-from .records import Record, read_records
-from .table import Mounted, clean_stale_mount, find_mount, is_mounted
+from .records import Record, read_records, source_of
+from .table import Mounted, clean_stale_mount, find_mount, is_mounted, stale_mounts
 
 __all__ = [
     "Mounted",
@@ -21,6 +21,8 @@ __all__ = [
     "is_mounted",
     "read_records",
     "serve",
+    "source_of",
+    "stale_mounts",
     "start_in_background",
     "stop",
 ]

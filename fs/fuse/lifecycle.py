@@ -19,6 +19,7 @@ from typing import IO, Final
 
 import luciola_core
 
+from ..client.connection import explained
 from ..config import ClientConfig, MountConfig
 from ..errors import (
     Busy,
@@ -89,7 +90,7 @@ def serve(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) ->
         mount = luciola_core.Mount(
             client,
             str(mountpoint),
-            source=f"luciola:{settings.cluster}",
+            source=records.source_of(settings.cluster),
             allow_other=settings.mount.allow_other,
             read_only=settings.read_only,
             strict=settings.mount.consistency == "strict",
@@ -124,6 +125,11 @@ def _run(mount: luciola_core.Mount, failures: list[BaseException]) -> None:
 
 def _connect(settings: Settings) -> luciola_core.Client:
     address, token = _door(settings)
+    with explained(settings.cluster, address):
+        return _native(settings, address, token)
+
+
+def _native(settings: Settings, address: str, token: Token) -> luciola_core.Client:
     client = settings.client
     return luciola_core.Client(
         [address],

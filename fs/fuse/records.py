@@ -33,6 +33,11 @@ class Record:
         return started_at(self.pid) == self.started
 
 
+def source_of(cluster: str) -> str:
+    """What the kernel's table calls mounts of that cluster."""
+    return f"luciola:{cluster}"
+
+
 def started_at(pid: int) -> int | None:
     """When the process was started, in clock ticks after boot; None if it is gone or a zombie."""
     try:
@@ -107,4 +112,4 @@ def _read(path: Path) -> Record | None:
         return None
 
 
-__all__ = ["Record", "directory_for", "find_record", "read_records", "recorded", "started_at"]
+__all__ = ["Record", "directory_for", "find_record", "read_records", "recorded", "source_of", "started_at"]

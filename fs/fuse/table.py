@@ -80,6 +80,12 @@ def clean_stale_mount(mountpoint: Path) -> bool:
     return cleaned
 
 
+def stale_mounts(source: str) -> list[Path]:
+    """Where Luciola mounts of that source lie whose process is gone, the last one first."""
+    rows = [row for row in reversed(mounts()) if (row.type, row.source) == (TYPE, source)]
+    return [row.mountpoint for row in rows if is_stale(row.mountpoint)]
+
+
 def unmount(mountpoint: Path, *, lazy: bool) -> None:
     """Takes the topmost mount off that path; with `lazy` also while programs use it.
 
@@ -127,5 +133,6 @@ __all__ = [
     "is_stale",
     "mounts",
     "resolve",
+    "stale_mounts",
     "unmount",
 ]

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,67 @@ def test_kill_of_everything_loses_nothing_acknowledged(tmp_path: Path) -> None:
         assert {name: (cluster.mountpoint / name).read_bytes() for name in files} == files
         cluster.wait_healthy()
         assert cluster.fsck()["problems"] == []
+
+
+def test_down_after_a_kill_of_everything_leaves_no_dead_mount(tmp_path: Path) -> None:
+    root = tmp_path / "a place with spaces"
+    root.mkdir()
+    cluster = LocalCluster(root, storage_nodes=1, replicas=1, mount=True)
+    assert cluster.mountpoint is not None
+    cluster.up()
+    second = root / "second mount"
+    second.mkdir()
+    luciola("mount", str(cluster.data), str(second))
+    (second / "kept").write_bytes(b"kept")
+    served = next(each for each in cluster.services("mount") if each["id"] == str(second))
+    cluster.kill_everything()
+    os.kill(served["pid"], signal.SIGKILL)
+    until(lambda: {each["state"] for each in cluster.services("mount")} == {"dead"}, what="dead mounts")
+    refused = luciola("mount", str(cluster.data), str(root), check=False)
+    assert refused.returncode == 1
+    cluster.down()
+    assert cluster.services("mount") == []
+    for place in (cluster.mountpoint, second):
+        assert not os.path.ismount(place)
+        assert list(place.iterdir()) == []
+    with cluster:
+        assert (cluster.mountpoint / "kept").read_bytes() == b"kept"
+
+
+def test_down_waits_for_programs_and_then_cuts_them_off(tmp_path: Path) -> None:
+    cluster = LocalCluster(
+        tmp_path, storage_nodes=1, replicas=1, mount=True, config="[mount]\ngrace_ms = 3000\n"
+    )
+    assert cluster.mountpoint is not None
+    cluster.up()
+    pids = [service["pid"] for service in cluster.services("mount")]
+    file = os.open(cluster.mountpoint / "busy", os.O_WRONLY | os.O_CREAT, 0o644)
+    os.write(file, b"written")
+    result = luciola("down", "--data", str(cluster.data))
+    assert f"programs that use {cluster.mountpoint}" in result.stderr
+    for call in (os.fsync, os.close):
+        with pytest.raises(OSError, match=r"not connected|connection abort|Input/output"):
+            call(file)
+    assert not os.path.ismount(cluster.mountpoint)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    with cluster:
+        assert (cluster.mountpoint / "busy").read_bytes() == b"written"
+
+
+@pytest.mark.root
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(disk)], check=True)
+    try:
+        (disk / "lost+found").write_bytes(bytes(100 << 10))
+        options = ["--data", str(disk), "--storage-nodes", "1"]
+        result = luciola("up", *options, "--detach", check=False)
+        assert result.returncode == 1
+        assert "No space left" in result.stderr
+        assert str(disk) in result.stderr
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)  # fails while anything runs there
 
 
 def test_a_service_that_dies_is_started_again(tmp_path: Path) -> None:
