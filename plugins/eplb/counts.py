@@ -14,7 +14,7 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 
 BISECTIONS: Final = 20  # finer than any two shares that matter; `top_up` gives out what is left
 DONORS_MAX: Final = 3
-RECEIVERS_MAX: Final = 12
+RECEIVERS_MAX: Final = 8
 
 
 def even_counts(loads: Loads, present: Flags, *, slots: int, gpus: int) -> Indices:

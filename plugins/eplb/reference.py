@@ -35,11 +35,10 @@ def rebalance_experts(
     numbered = (expert_of.gather(-1, order) + start).view(layers, num_replicas)
     physical = original.gather(-1, numbered)
     replica = replica_of.gather(-1, order).view(layers, num_replicas)
-    logical = torch.full((layers, experts, int(count.max())), -1, dtype=torch.int64)
-    for layer in range(layers):
-        for slot in range(num_replicas):
-            logical[layer, physical[layer, slot], replica[layer, slot]] = slot
-    return physical, logical, count.view(layers, experts).gather(-1, renumbered)
+    most = int(count.max())
+    logical = torch.full((layers, experts * most), -1, dtype=torch.int64)
+    logical.scatter_(-1, physical * most + replica, torch.arange(num_replicas).repeat(layers, 1))
+    return physical, logical.view(layers, experts, most), count.view(layers, experts).gather(-1, renumbered)
 
 
 def pack(loads: Tensor, packs: int) -> tuple[Tensor, Tensor]:

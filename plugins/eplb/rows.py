@@ -26,10 +26,10 @@ RETRY_SIZE_MAX: Final = (
 SMALL_ROW: Final = (
     96  # slots of a row that is packed to judge a change of replicas, instead of taking its floor
 )
-JUDGE_ROUNDS: Final = 2
-REGIVE_STEPS_MAX: Final = 6
-TOGETHER_MAX: Final = 4
-PARTS: Final = (0.05, 0.2, 0.4, 0.6, 0.8)  # loads tried, on the way from the least to the present peak
+JUDGE_ROUNDS: Final = 1
+REGIVE_STEPS_MAX: Final = 4
+TOGETHER_MAX: Final = 2  # k of `restrain`; 3 and 4 gained nothing more
+PARTS: Final = (0.1, 0.4, 0.7)  # loads tried, on the way from the least to the present peak
 
 
 def place(loads: Loads, present: Flags, least: Loads, *, gpus: int, size: int) -> Indices:
