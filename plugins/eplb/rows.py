@@ -20,12 +20,10 @@ from .packing import floor_of, pack_apart, shares_of
 GAP: Final = 5e-4  # a row within this of the bound for its replicas is good enough
 ROUNDS_MAX: Final = 40  # of exchanges; on model sizes 10 to 30 reach the gap
 RETRY_GAP: Final = 5e-3  # rows that are further than this from the least are tried with other replicas
-RETRY_SIZE_MAX: Final = (
-    4  # slots a GPU up to which that can pay in a large row; beyond, exchanges reach the bound
-)
-SMALL_ROW: Final = (
-    96  # slots of a row that is packed to judge a change of replicas, instead of taking its floor
-)
+# Slots a GPU up to which that pays in a large row; with more, exchanges reach the bound anyway.
+RETRY_SIZE_MAX: Final = 4
+# Slots of a row that is packed to judge a change of replicas; a larger one is judged by its floor, which costs less.
+SMALL_ROW: Final = 96
 JUDGE_ROUNDS: Final = 1
 REGIVE_STEPS_MAX: Final = 4
 TOGETHER_MAX: Final = 2  # k of `restrain`; 3 and 4 gained nothing more
