@@ -45,6 +45,22 @@ class TensorInfo:
         packed = DTYPES[self.dtype].packed
         return self.shape if packed == 1 else (*self.shape[:-1], self.shape[-1] // packed)
 
+    def shard(self, rank: int, ranks: int, *, dimension: int = 0) -> tuple[slice, ...]:
+        """The index of one rank's equal part along a dimension, for `Slice`. Raises: ValueError if there is none."""
+        shape = self.torch_shape
+        if not 0 <= rank < ranks:
+            raise ValueError(f"rank must be 0 to {ranks - 1}, not {rank}")
+        if not 0 <= dimension < len(shape):
+            raise ValueError(
+                f"{self.name!r} has {len(shape)} dimensions: dimension must be below, not {dimension}"
+            )
+        if shape[dimension] % ranks:
+            raise ValueError(
+                f"dimension {dimension} of {self.name!r} ({shape[dimension]}) must be a multiple of ranks ({ranks})"
+            )
+        part = shape[dimension] // ranks
+        return (*[slice(None)] * dimension, slice(rank * part, (rank + 1) * part))
+
 
 @dataclass(frozen=True)
 class Header:

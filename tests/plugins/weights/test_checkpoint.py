@@ -139,6 +139,28 @@ def test_column_shards_by_runs_or_through_gaps(tmp_path):
     assert (counter.read_bytes, counter.reads) == ((40 * 20_000 - 3 * 19_000) * 4, 3)
 
 
+@pytest.mark.parametrize("dimension", [0, 1])
+def test_the_shards_of_all_ranks_are_the_tensor(one, dimension):
+    path, tensors = one
+    checkpoint = Checkpoint.open(path)
+    info = checkpoint.info("bf16")
+    parts = list(torch.empty(700, 1024, dtype=torch.bfloat16).chunk(4, dimension))
+    checkpoint.read_slices(
+        Slice("bf16", part, info.shard(rank, 4, dimension=dimension)) for rank, part in enumerate(parts)
+    )
+    assert same(torch.cat(parts, dimension), tensors["bf16"])
+
+
+def test_shards_that_cannot_be(one):
+    info = Checkpoint.open(one[0]).info("large")
+    with pytest.raises(ValueError, match="rank must be 0 to 1, not 2"):
+        info.shard(2, 2)
+    with pytest.raises(ValueError, match="2 dimensions: dimension must be below, not 2"):
+        info.shard(0, 2, dimension=2)
+    with pytest.raises(ValueError, match=r"dimension 1 of 'large' \(513\) must be a multiple of ranks \(2\)"):
+        info.shard(0, 2, dimension=1)
+
+
 def test_near_small_tensors_share_a_read(tmp_path):
     tensors = {f"t{index:03}": raw(100 + index, seed=index) for index in range(300)}
     save_file(tensors, tmp_path / "f.safetensors")
