@@ -366,3 +366,66 @@ def test_whatever_is_left_out_or_moved_to_the_front_is_found(
     late = source.randrange(early, len(own))
     if not isinstance(own[late], Exchange):
         assert find_problems(changed(good, rank, lambda own: own.insert(0, own.pop(late))))
+
+
+def stuck(schedule: Schedule, source: random.Random, *, rendezvous: bool) -> set[int]:
+    """The ranks that never end, by trying all of them again and again, each time in another order."""
+    at, open_now = [0] * schedule.ranks, [False] * schedule.ranks
+    sent: set[tuple] = set()
+    received: set[tuple] = set()
+
+    def crossing(each: Send | Receive) -> tuple:
+        return (each.payload, each.flow, each.border, each.chunk)
+
+    def over(each: Send | Receive) -> bool:
+        if isinstance(each, Receive):
+            return crossing(each) in sent
+        return not rendezvous or crossing(each) in received
+
+    def go(rank: int) -> bool:
+        """One thing, if it can be done."""
+        if at[rank] == len(schedule.actions[rank]):
+            return False
+        action = schedule.actions[rank][at[rank]]
+        transfers = action.transfers if isinstance(action, Exchange) else ()
+        if not open_now[rank]:
+            open_now[rank] = True
+            sent.update(crossing(each) for each in transfers if isinstance(each, Send))
+            received.update(crossing(each) for each in transfers if isinstance(each, Receive))
+            return True
+        if all(over(each) for each in transfers):
+            at[rank], open_now[rank] = at[rank] + 1, False
+            return True
+        return False
+
+    while any([go(rank) for rank in source.sample(range(schedule.ranks), schedule.ranks)]):  # noqa: C419 - all try
+        pass
+    return {rank for rank in range(schedule.ranks) if at[rank] < len(schedule.actions[rank])}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.randoms(use_true_random=False),
+    st.sampled_from(
+        [("dualpipe", 4, 8), ("dualpipev", 3, 6), ("1f1b", 3, 4), ("zbv", 2, 4), ("zb1p-2x", 2, 4)]
+    ),
+    st.sampled_from([Transport.BUFFERED, Transport.RENDEZVOUS]),
+)
+def test_the_machine_stops_where_trying_stops(
+    source: random.Random, size: tuple[str, int, int], transport: Transport
+) -> None:
+    """With exchanges moved about, so that some schedules stop and others do not."""
+    name, ranks, chunks = size
+    schedule = SCHEDULES[name](ranks, chunks)
+    for _ in range(source.randrange(3)):
+        rank = source.randrange(ranks)
+        exchanges = [at for at, each in enumerate(schedule.actions[rank]) if isinstance(each, Exchange)]
+        moved_from, moved_to = source.choice(exchanges), source.randrange(len(schedule.actions[rank]))
+        schedule = changed(schedule, rank, lambda own, a=moved_from, b=moved_to: own.insert(b, own.pop(a)))
+    expected = stuck(schedule, source, rendezvous=transport is Transport.RENDEZVOUS)
+    try:
+        run(schedule, transport)
+        found = set()
+    except Deadlock as deadlock:
+        found = {wait.rank for wait in deadlock.waits}
+    assert found == expected
