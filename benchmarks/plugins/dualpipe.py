@@ -28,13 +28,14 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from moe_stage import MoeConfig, MoeStage, build_stage, next_token_loss
 
 from luciola.cli.output import print_table
-from luciola.plugins.dualpipe import DualPipe, DualPipeV, Linear, StageCosts, WeightGradStore
+from luciola.plugins.dualpipe import DualPipe, DualPipeV, Linear, StageCosts, measure_costs
 from luciola.plugins.dualpipe.machine import Transport
 from luciola.plugins.dualpipe.plan import compare
+from luciola.units import MIB
 
 CONFIG = MoeConfig(width=256, heads=8, expert_width=512, sequence=128)
 MICRO_BATCH = 2
-TRIES = 7
+TRANSFERS = 70
 SEED = 1
 ADDRESS = "127.0.0.1"
 
@@ -55,7 +56,7 @@ def main() -> None:
 
     store = dist.TCPStore(ADDRESS, 0, is_master=True, wait_for_workers=False)
     crossing = run_ranks(measure_crossing, 2, store.port)[0]
-    costs = measure_costs(2 * options.ranks, crossing)
+    costs = replace(costs_of_layers(2 * options.ranks), communication=crossing)
     show_costs(costs)
     if options.costs:
         Path(options.costs).write_text(json.dumps(asdict(costs)))
@@ -94,84 +95,26 @@ def show_simulated(costs: StageCosts, ranks: int, chunks: int) -> dict[str, floa
             rows.append((each.name, "-", "-", "-", each.reason or ""))
             continue
         found[each.name] = each.timeline.makespan
-        chunks_held = max(each.timeline.peak_activation) / 2  # a rank's part of the model is two layers
         rows.append(
             (
                 each.name,
                 f"{1e3 * each.timeline.makespan:.1f}",
                 f"{each.timeline.bubble:.1%}",
-                f"{chunks_held:g}",
-                f"{max(each.timeline.parameters) / 2:g}x",
+                f"{max(each.timeline.peak_activation) / MIB:.1f}",
+                f"{max(each.timeline.parameters) / MIB:.1f}",
             )
         )
-    print_table(("SCHEDULE", "STEP, MS", "IDLE", "ACTIVATIONS", "PARAMETERS"), rows, right=(1, 2, 3, 4))
+    print_table(
+        ("SCHEDULE", "STEP, MS", "IDLE", "ACTIVATIONS, MIB", "PARAMETERS, MIB"), rows, right=(1, 2, 3, 4)
+    )
     return found
 
 
-# ---- one process: what tasks cost
-
-
-def measure_costs(layers: int, crossing: float) -> StageCosts:
-    """Of each layer of the model, one a stage: the least of several tries."""
-    modules = [build_stage(cut(layers, layers), stage, SEED) for stage in range(layers)]
-    found = [_costs_of(modules, stage) for stage in range(layers)]
-    return StageCosts(
-        forward=[each["forward"] for each in found],
-        backward=[max(each["backward"], each["weight"]) for each in found],
-        weight=[each["weight"] for each in found],
-        overlap=[each["overlap"] for each in found],
-        communication=crossing,
-    )
-
-
-def _costs_of(modules: list[MoeStage], stage: int) -> dict[str, float]:
-    least: dict[str, float] = {}
-
-    def clocked(name: str, run: Callable[[], Tensor]) -> Tensor:
-        start = time.perf_counter()
-        result = run()
-        least[name] = min(least.get(name, float("inf")), time.perf_counter() - start)
-        return result
-
-    module, other = modules[stage], modules[stage - 1]  # a pair has the backward of another stage
-    last = stage == len(modules) - 1
-
-    def forward(which: MoeStage) -> Tensor:
-        x = tokens_of(1) if which is modules[0] else activation()
-        y = which(x)
-        return next_token_loss(y, tokens_of(1)) if which is modules[-1] else y
-
-    def pair(root: Tensor) -> None:
-        x = tokens_of(1) if stage == 0 else activation()
-        loss = root if root.dim() == 0 else None
-        outputs, gradients = ([], []) if root.dim() == 0 else ([root], [torch.ones_like(root)])
-        criterion, labels = (next_token_loss, [tokens_of(1)]) if last else (None, [])
-        MoeStage.overlapped_forward_backward(module, [x], criterion, labels, other, loss, outputs, gradients)
-
-    def backward(root: Tensor) -> None:
-        root.backward(torch.ones_like(root))
-
-    for _ in range(TRIES):
-        root = clocked("forward", lambda: forward(module))
-        clocked("backward", lambda root=root: backward(root))
-        root = forward(module)
-        WeightGradStore.enabled = True
-        clocked("input", lambda root=root: backward(root))
-        WeightGradStore.enabled = False
-        WeightGradStore.flush()
-        clocked("weight", WeightGradStore.pop)
-        root = forward(other) * 1
-        clocked("overlap", lambda root=root: pair(root))
-    return least
-
-
-def tokens_of(seed: int) -> Tensor:
-    source = torch.Generator().manual_seed(seed)
-    return torch.randint(CONFIG.vocabulary, (MICRO_BATCH, CONFIG.sequence), generator=source)
-
-
-def activation() -> Tensor:
-    return torch.randn(MICRO_BATCH, CONFIG.sequence, CONFIG.width).requires_grad_()
+def costs_of_layers(layers: int) -> StageCosts:
+    """Of each layer of the model as one stage, transfers left out."""
+    stages = [build_stage(cut(layers, layers), stage, SEED) for stage in range(layers)]
+    tokens, labels = torch.randint(CONFIG.vocabulary, (2, MICRO_BATCH, CONFIG.sequence))
+    return measure_costs(stages, [tokens], criterion=next_token_loss, labels=[labels])
 
 
 def cut(layers: int, stages: int) -> MoeConfig:
@@ -203,9 +146,9 @@ def _rank(rank: int, work, ranks: int, port: int, arguments, results) -> None:
 
 def measure_crossing(rank: int, _ranks: int) -> float:
     """One transfer of an activation: half of the least time there and back."""
-    tensor = activation().detach()
+    tensor = torch.randn(MICRO_BATCH, CONFIG.sequence, CONFIG.width)
     times = []
-    for _ in range(10 * TRIES):
+    for _ in range(TRANSFERS):
         start = time.perf_counter()
         if rank == 0:
             dist.send(tensor, 1)

@@ -13,7 +13,7 @@ Know one:
     schedules  1F1B, interleaved 1F1B, ZB1P and ZB-V in the same words, to compare with
     verify     proves that a schedule works, or names the rank and action where it goes wrong
     machine    plays the actions of all ranks against one another; verifier and simulator share it
-    costs      what a micro-batch costs in each stage
+    costs      what a micro-batch costs in each stage; `measure` finds out
     simulate   when each task runs, idle time, peak memory
     plan       compares all schedules for a number of devices and their memory, and picks the best
     timeline   draws a simulated step as a picture or as text
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .costs import StageCosts
     from .failure import PipelineError
     from .linear import Linear
+    from .measure import measure_costs
     from .pipeline import DualPipe, DualPipeV
     from .plan import best_schedule
     from .schedule import Schedule, dualpipe, dualpipev
@@ -50,6 +51,7 @@ __all__ = [
     "dualpipe",
     "dualpipev",
     "find_problems",
+    "measure_costs",
     "set_p2p_tensor_dtype",
     "set_p2p_tensor_shapes",
 ]
@@ -64,6 +66,7 @@ _MODULE_OF = {
     "StageCosts": ".costs",
     "WeightGradStore": ".weight_store",
     "best_schedule": ".plan",
+    "measure_costs": ".measure",
 }
 
 
