@@ -171,7 +171,9 @@ def measure_budgets(size: Size) -> list[tuple[int, int, float, float]]:
         return float((gpu_loads(weight, physical, size.gpus).amax(-1) / bound).mean())
 
     scratch = rebalance_experts(weight, *size.arguments, policy="optimal-global").physical_to_logical_map
-    needed = len(moves_between(current, align(current, scratch, size.gpus), size.gpus)) / size.layers
+    needed = (
+        len(moves_between(current, align(current, scratch, size.gpus, num_nodes=1), size.gpus)) / size.layers
+    )
     print(
         f"\n{size.name}, a third of the recorded loads changed; a new plan moves {needed:.0f} experts a layer"
     )

@@ -152,12 +152,19 @@ def lower_bound(weight: Tensor, num_replicas: int, num_gpus: int) -> Tensor:
     return torch.from_numpy(balance.lower_bound(_wide(loads), slots=num_replicas, gpus=num_gpus))
 
 
-def align(current: Tensor, target: Tensor, num_gpus: int) -> Tensor:
+def align(current: Tensor, target: Tensor, num_gpus: int, *, num_nodes: int | None = None) -> Tensor:
     """The target placement with slots inside each GPU so ordered that an expert that stays there keeps its slot.
 
+    With `num_nodes`, GPUs are first renumbered inside each node so that many experts stay where they are; 1 for
+    placements that do not care for nodes.
     Both are physical_to_logical_maps (layers, slots), and so is the result.
     """
-    return torch.from_numpy(keep_slots(*_two_maps(current, target, num_gpus), gpus=num_gpus))
+    old, new = _two_maps(current, target, num_gpus)
+    if num_nodes is not None:
+        _check_positive({"num_nodes": num_nodes})
+        _check_divides("num_gpus", num_gpus, "num_nodes", num_nodes)
+        new = match_gpus(old, new, gpus=num_gpus, nodes=num_nodes)
+    return torch.from_numpy(keep_slots(old, new, gpus=num_gpus))
 
 
 def moves_between(current: Tensor, target: Tensor, num_gpus: int) -> list[Move]:

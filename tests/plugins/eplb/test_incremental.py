@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eplb_placements import assert_is_a_placement, lognormal, problems
-from luciola.plugins.eplb import gpu_loads, moves_between, rebalance_experts, rebalance_incrementally
+from luciola.plugins.eplb import align, gpu_loads, moves_between, rebalance_experts, rebalance_incrementally
 from luciola.plugins.eplb.incremental import Point, choose, frontier
-from luciola.plugins.eplb.moves import count_moves, match_gpus
+from luciola.plugins.eplb.moves import count_moves
 
 
 def total_peak(weight, physical, gpus):
@@ -117,10 +117,12 @@ def test_counted_moves_are_listed_moves_and_matched_gpus_need_fewer():
     current, target = (
         rebalance_experts(lognormal(5, 32, seed=seed), 48, 1, 1, 8).physical_to_logical_map for seed in (0, 1)
     )
-    matched = torch.from_numpy(match_gpus(current.numpy(), target.numpy(), gpus=8))
-    assert torch.equal(
-        matched.view(5, 8, 6).sum(-1).sort(-1).values, target.view(5, 8, 6).sum(-1).sort(-1).values
-    )
+    matched = align(current, target, 8, num_nodes=2)
+    for layer, before in zip(
+        matched.view(5, 2, 4, 6).tolist(), target.view(5, 2, 4, 6).tolist(), strict=True
+    ):
+        for ours, theirs in zip(layer, before, strict=True):  # the same GPUs in each node, in another order
+            assert sorted(map(sorted, ours)) == sorted(map(sorted, theirs))
     listed = [len(moves_between(current, each, 8)) for each in (target, matched)]
     assert listed == [
         int(count_moves(current.numpy(), each.numpy(), gpus=8).sum()) for each in (target, matched)
