@@ -1,9 +1,10 @@
 """Disks that lie, lose or fill: what applications see, and what is repaired."""
 
 import errno
+import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -150,6 +151,62 @@ def _can_write(path: Path, size: int) -> bool:
         assert error.errno == errno.ENOSPC, error
         return False
     return True
+
+
+@contextmanager
+def lying_disk(directory: Path, backing: Path) -> Iterator[None]:
+    """A disk that takes whatever it is given and fails when it has to keep it: a file system in a sparse file, on
+    another one that is too small for it."""
+    backing.mkdir()
+    directory.mkdir(parents=True)
+    disk = backing / "disk"
+    with small_disk(backing / "small", "80m"):
+        disk = backing / "small" / "disk"
+        subprocess.run(["truncate", "-s", "1G", str(disk)], check=True)
+        subprocess.run(["mkfs.ext4", "-q", "-F", str(disk)], check=True)
+        subprocess.run(["mount", "-o", "loop", str(disk), str(directory)], check=True)
+        (directory / "lost+found").rmdir()
+        directory.chmod(0o700)
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", str(directory)], check=True)
+
+
+def states(cluster: LocalCluster, node: int) -> set[str]:
+    """What the cluster says of the replicas on one node."""
+    chains = json.loads(luciola("chain", "list", "--data", str(cluster.data), "--json").stdout)
+    return {replica["state"] for chain in chains for replica in chain["targets"] if replica["node"] == node}
+
+
+def test_a_disk_that_fails_when_it_must_keep_something_loses_nothing(tmp_path: Path) -> None:
+    cluster = LocalCluster(tmp_path, storage_nodes=2, replicas=2, mount=True)
+    assert cluster.mountpoint is not None
+    (tmp_path / "data").mkdir(mode=0o700)
+    (tmp_path / "data" / "run").mkdir(mode=0o700)
+    files = {}
+    with lying_disk(tmp_path / "data" / "storage-201", tmp_path / "backing"), cluster:
+        for index in range(6):
+            content = os.urandom(24 * MIB)
+            with (cluster.mountpoint / f"file-{index}").open("wb") as file:
+                file.write(content)
+                os.fsync(file.fileno())
+            files[f"file-{index}"] = content
+        until(lambda: states(cluster, 201) == {"offline"}, what="the node to be taken out")
+        (process,) = [each for each in cluster.services("storage") if str(each["id"]) == "201"]
+        assert process["pid"], "it goes on, without serving, until somebody has looked at its disk"
+        assert contents(cluster.mountpoint, files) == files
+    # The disk has been replaced.
+    with cluster:
+        cluster.wait_healthy()
+        assert contents(cluster.mountpoint, files) == files
+        assert cluster.fsck("--scrub")["problems"] == []
+
+
+def contents(directory: Path, names: Iterable[str]) -> dict[str, bytes]:
+    for name in names:
+        forget_pages(directory / name)
+    return {name: (directory / name).read_bytes() for name in names}
 
 
 def test_fsck_repairs_only_when_asked(shared_cluster: LocalCluster) -> None:

@@ -128,6 +128,11 @@ impl Engine {
         self.core.rounds.check().err()
     }
 
+    /// Whether there is a `failure`. Cheap enough to ask before every request.
+    pub fn has_failed(&self) -> bool {
+        self.core.rounds.has_failed()
+    }
+
     /// No record that was forgotten had a higher version.
     pub fn floor(&self) -> Version {
         *self.core.floor.lock()

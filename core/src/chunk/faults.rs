@@ -4,11 +4,14 @@ use std::io;
 
 use parking_lot::Mutex;
 
+use crate::types::Status;
+
 #[derive(Default)]
 pub struct Faults {
     pub read: Mutex<Fault>,
     pub write: Mutex<Fault>,
     pub sync: Mutex<Fault>,
+    pub index: Mutex<Fault>,
 }
 
 /// After `skip` calls that succeed, `count` calls fail with `errno`.
@@ -30,6 +33,14 @@ impl Faults {
 
     pub fn on_sync(&self) -> io::Result<()> {
         strike(&self.sync)
+    }
+
+    /// As the index tells its own errors.
+    pub fn on_index(&self) -> Result<(), Status> {
+        strike(&self.index).map_err(|error| match error.kind() {
+            io::ErrorKind::StorageFull => Status::NoSpace,
+            _ => Status::Io,
+        })
     }
 }
 
@@ -54,6 +65,7 @@ impl super::Engine {
             "read" => &faults.read,
             "write" => &faults.write,
             "sync" => &faults.sync,
+            "index" => &faults.index,
             other => panic!("no such fault: {other}"),
         };
         *fault.lock() = Fault { skip: 0, count, errno: errno.raw_os_error() };

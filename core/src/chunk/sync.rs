@@ -1,6 +1,6 @@
 //! Group commit: callers that come while a round runs share the next one.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -26,6 +26,8 @@ pub struct Rounds {
     /// Copies of `State::begun`, and of `State::ended` as far as rounds succeeded.
     begun: AtomicU64,
     synced: AtomicU64,
+    /// Whether there is a `State::failure`.
+    has_failed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -84,6 +86,12 @@ impl Rounds {
     /// From now on every update and sync fails with `status`; reads go on.
     pub fn fail(&self, status: Status) {
         self.state.lock().failure.get_or_insert(status);
+        self.has_failed.store(true, Ordering::Release);
+    }
+
+    /// Whether `check` gives an error; costs next to nothing.
+    pub fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Acquire)
     }
 
     pub fn check(&self) -> Result<(), Status> {
@@ -126,6 +134,7 @@ impl Rounds {
                 Ok(()) => self.synced.store(round, Ordering::Release),
                 Err(status) => {
                     state.failure.get_or_insert(status);
+                    self.has_failed.store(true, Ordering::Release);
                 }
             }
             self.finished.notify_all();

@@ -311,11 +311,7 @@ impl Core {
         mut after: Record,
     ) -> Result<(), Status> {
         after.durable = before.durable_for(&after, self.rounds.synced());
-        let stored = match after.is_absent() {
-            true => self.forget(key, &before),
-            false => self.index.put(key, &after),
-        };
-        stored.inspect_err(|&status| {
+        self.store(key, &before, &after).inspect_err(|&status| {
             // Whether the index took it is unknown; opening anew finds out. Until then nothing may build on it.
             log::error!("the index write of {key:?} failed, updates are refused from now on");
             self.rounds.fail(status);
@@ -334,6 +330,15 @@ impl Core {
             self.relieve_limbo(waiting)?;
         }
         Ok(())
+    }
+
+    fn store(&self, key: ChunkKey, before: &Record, after: &Record) -> Result<(), Status> {
+        #[cfg(test)]
+        self.segments.faults.on_index()?;
+        match after.is_absent() {
+            true => self.forget(key, before),
+            false => self.index.put(key, after),
+        }
     }
 
     /// Deletes the record from the index. The floor there is never lower than one that was used.

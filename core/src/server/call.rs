@@ -235,6 +235,8 @@ impl Node {
     /// What a failure of the engine means for the caller; the node takes note of it.
     pub fn failed(&self, key: ChunkKey, status: Status) -> Status {
         match status {
+            // An index that could not be written for want of space takes nothing more either.
+            Status::NoSpace if self.is_bad() => Status::NotServing,
             Status::Io => {
                 self.mark_bad("an access to the disk");
                 Status::NotServing

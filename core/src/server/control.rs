@@ -150,7 +150,7 @@ impl StorageServer {
             }
         }
         let answers = call.finish();
-        match node.sync_updates.then(|| node.engine.sync()) {
+        match node.sync_updates.then(|| node.make_durable()) {
             Some(Err(status)) => answers.iter().map(|_| Answer::Refused(status)).collect(),
             _ => answers,
         }

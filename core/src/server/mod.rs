@@ -18,6 +18,7 @@
 //! - S4 Lease and chain version are looked at before the state that is served.
 //! - S5 An update is not begun after its caller's deadline. It is looked at when the update holds its chunk, so
 //!   whatever is decided for this chunk afterwards comes after it, also if its thread sleeps there.
+//! - S6 A node whose disk has failed, a flush or a write of the index included, serves nothing from that moment on.
 
 mod call;
 mod control;

@@ -122,15 +122,22 @@ impl Node {
         self.routing.read().chains.get(&chain).map_or(View::default(), |chain| View::of(chain, self.id))
     }
 
-    /// Whether the disk works. A bad one serves nothing until the process has been started anew.
+    /// Whether the disk has failed. A bad one serves nothing until the process has been started anew. A failed flush
+    /// of the background or a failed write of the index counts from the moment it happens, whoever noticed it (S6).
     pub fn is_bad(&self) -> bool {
+        if self.engine.has_failed() && !self.bad.load(Ordering::Acquire) {
+            self.mark_bad("a flush, or a write of the index,");
+        }
         self.bad.load(Ordering::Acquire)
     }
 
     pub fn mark_bad(&self, what: &str) {
         count(&self.counters.io_errors);
         if !self.bad.swap(true, Ordering::AcqRel) {
-            log::error!("node {}: {what} failed; its replicas are bad from now on", self.id);
+            log::error!(
+                "node {}: {what} failed; it serves nothing until its disk is whole and it is started again",
+                self.id
+            );
         }
     }
 

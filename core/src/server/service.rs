@@ -53,7 +53,7 @@ impl Service for Node {
             }
         }
         let answers = call.finish();
-        let durable = if self.sync_updates { self.engine.sync() } else { Ok(()) };
+        let durable = if self.sync_updates { self.make_durable() } else { Ok(()) };
         for (op, answer) in ops.iter().zip(answers) {
             let answer = match durable {
                 Err(status) => Answer::Refused(status),
@@ -277,8 +277,7 @@ impl Node {
                 .iter()
                 .map(|(node, chains)| (chains, scope.spawn(|| self.sync_peer(*node, chains, deadline))))
                 .collect();
-            if let Err(status) = self.engine.sync() {
-                self.mark_bad("a sync");
+            if let Err(status) = self.make_durable() {
                 statuses.fill(status);
             }
             for (asked_for, peer) in asked {
@@ -292,6 +291,14 @@ impl Node {
             }
         });
         statuses
+    }
+
+    /// Errors: `NotServing`; whoever asked asks the chain again when it has gone on without this node.
+    pub(super) fn make_durable(&self) -> Result<(), Status> {
+        self.engine.sync().map_err(|_| {
+            self.mark_bad("a sync");
+            Status::NotServing
+        })
     }
 
     /// By node, the chains it is a member of, and whether its answer counts: a returning replica's does not.

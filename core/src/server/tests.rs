@@ -15,16 +15,24 @@ const CHAIN: ChainId = ChainId(7);
 
 struct Alone {
     server: StorageServer,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Alone {
     fn start() -> Alone {
-        let directory = tempfile::tempdir().unwrap();
+        Alone::start_with(|_| {})
+    }
+
+    fn start_with(change: impl FnOnce(&mut NodeOptions)) -> Alone {
+        Alone::open(tempfile::tempdir().unwrap(), change)
+    }
+
+    fn open(directory: tempfile::TempDir, change: impl FnOnce(&mut NodeOptions)) -> Alone {
         let secret = Secret::new([1; 32]);
         let mut options = NodeOptions::new(NodeId(1), directory.path().join("chunks"), secret);
         options.engine.reserve_bytes = 0;
         options.engine.sync_interval = None;
+        change(&mut options);
         let server = StorageServer::start(options).unwrap();
         let target =
             pb::Target { id: 70, node: 1, state: PublicState::Serving as i32, ..pb::Target::default() };
@@ -32,7 +40,7 @@ impl Alone {
         let routing = pb::Routing { version: 1, chains: vec![chain], ..pb::Routing::default() };
         server.set_routing(routing).unwrap();
         server.set_lease(u64::MAX, 1);
-        Alone { server, _directory: directory }
+        Alone { server, directory }
     }
 
     fn write(&self, sequence: u64) -> UpdateResult {
@@ -71,6 +79,13 @@ impl Alone {
         }
     }
 
+    fn sync(&self) -> Status {
+        let claims = pb::Claims::default();
+        let mut out = Vec::new();
+        self.server.node.sync(Sender::Client(&claims), &[(CHAIN, ChainVersion(1))], soon(), &mut out);
+        out[0]
+    }
+
     fn counters(&self) -> HashMap<&'static str, u64> {
         self.server.counters().into_iter().collect()
     }
@@ -98,11 +113,65 @@ fn a_disk_that_cannot_be_synced_takes_its_replicas_out() {
     let alone = Alone::start();
     assert_eq!(alone.write(1).status, Status::Ok);
     alone.server.node.engine.fail_next("sync", 1, Errno::IO);
-    let claims = pb::Claims::default();
-    let mut out = Vec::new();
-    alone.server.node.sync(Sender::Client(&claims), &[(CHAIN, ChainVersion(1))], soon(), &mut out);
-    assert_ne!(out, [Status::Ok]);
+    // The others go on without this one, so the caller asks again.
+    assert_eq!(alone.sync(), Status::NotServing);
     assert!(alone.server.targets()[0].bad);
+}
+
+/// What is acknowledged may not have reached the disk and never will: from then on others must serve it (S6).
+#[test]
+fn a_failed_flush_in_the_background_takes_the_replicas_out_at_once() {
+    let alone = Alone::start_with(|options| {
+        options.engine.sync_interval = Some(Duration::from_millis(50));
+    });
+    alone.server.node.engine.fail_next("sync", 1, Errno::IO);
+    assert_eq!(alone.write(1).status, Status::Ok);
+    while alone.server.node.engine.failure().is_none() {
+        std::thread::yield_now();
+    }
+    // Nobody has written or synced since.
+    assert_eq!(alone.read(), Err(Status::NotServing));
+    assert!(alone.server.targets()[0].bad);
+    assert_eq!(alone.write(2).status, Status::NotServing);
+    assert_eq!(alone.counters()["machines"], 0);
+}
+
+#[test]
+fn an_index_that_cannot_be_written_takes_the_replicas_out() {
+    for errno in [Errno::IO, Errno::NOSPC] {
+        let alone = Alone::start();
+        assert_eq!(alone.write(1).status, Status::Ok);
+        alone.server.node.engine.fail_next("index", 1, errno);
+        // Whether the index took it is not known; no program hears of that, not as ENOSPC either.
+        assert_eq!(alone.write(2).status, Status::NotServing, "{errno:?}");
+        assert!(alone.server.targets()[0].bad);
+        assert_eq!(alone.read(), Err(Status::NotServing));
+    }
+}
+
+#[test]
+fn an_update_that_cannot_be_made_durable_is_asked_for_elsewhere() {
+    let alone = Alone::start_with(|options| options.sync_updates = true);
+    assert_eq!(alone.write(1).status, Status::Ok);
+    alone.server.node.engine.fail_next("sync", 1, Errno::IO);
+    assert_eq!(alone.write(2).status, Status::NotServing);
+    assert!(alone.server.targets()[0].bad);
+}
+
+/// A process that ends after its disk has failed, and one that begins on it.
+#[test]
+fn a_node_with_a_failed_disk_ends_and_comes_back() {
+    let alone = Alone::start();
+    assert_eq!(alone.write(1).status, Status::Ok);
+    alone.server.node.engine.fail_next("sync", 1, Errno::IO);
+    alone.sync();
+    assert_eq!(alone.read(), Err(Status::NotServing));
+    alone.server.stop();
+    let Alone { server, directory } = alone;
+    drop(server);
+    let alone = Alone::open(directory, |_| {});
+    assert!(!alone.server.targets()[0].bad);
+    assert_eq!(alone.read().unwrap(), vec![1; 5000]);
 }
 
 #[test]
