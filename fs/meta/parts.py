@@ -28,7 +28,11 @@ async def format_store(engine: Engine, *, cluster_id: str, clock: Clock) -> None
         wanted = schema.FORMAT_VERSION.to_bytes(4, "little") + cluster_id.encode()
         if superblock is not None:
             if superblock[:4] != wanted[:4]:
-                raise ConfigError("the metadata were written by another version of this program")
+                found = int.from_bytes(superblock[:4], "little")
+                raise ConfigError(
+                    f"the metadata have format {found}, and this release reads format {schema.FORMAT_VERSION}: "
+                    "run the release that wrote them"
+                )
             if superblock != wanted:
                 raise ConfigError(
                     f"the metadata belong to cluster {superblock[4:].decode()!r}, not {cluster_id!r}"

@@ -1,5 +1,6 @@
 """Records in the key-value store, and who may write them.
 
+    mgmtd/format                        of all these records, a decimal number; absent: 1
     mgmtd/cluster                       the id of the cluster these records belong to
     mgmtd/lease                         who is primary, as JSON: holder, term, renewals, addresses
     mgmtd/node/<id>                     Node
@@ -26,6 +27,8 @@ from ..kv import Durability, Engine, Transaction, prefix_end, run
 from ..wire.pb import mgmtd_pb2 as pb
 from .records import ChainRecord, Change, ConfigEntry, NodeRecord, Records, TableRecord
 
+FORMAT_VERSION: Final = 1
+FORMAT: Final = b"mgmtd/format"
 CLUSTER: Final = b"mgmtd/cluster"
 LEASE: Final = b"mgmtd/lease"
 NODE: Final = b"mgmtd/node/"
@@ -99,6 +102,14 @@ class Store:
         await run(self._engine, operation, durability=Durability.SYNC)
 
     def _check_cluster(self, transaction: Transaction) -> None:
+        format_ = transaction.get(FORMAT)
+        if format_ is None:
+            transaction.put(FORMAT, str(FORMAT_VERSION).encode())
+        elif format_ != str(FORMAT_VERSION).encode():
+            raise ConfigError(
+                f"the manager's records have format {format_.decode(errors='replace')}, and this release reads format "
+                f"{FORMAT_VERSION}: run the release that wrote them"
+            )
         found = transaction.get(CLUSTER)
         if found is None:
             transaction.put(CLUSTER, self._cluster_id.encode())

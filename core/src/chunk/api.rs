@@ -51,8 +51,16 @@ pub enum OpenError {
     Locked { path: PathBuf },
     #[error("{path}: not a storage directory of Luciola (the directory is not empty and has no FORMAT file)")]
     Foreign { path: PathBuf },
-    #[error("{path}: format {found} is newer than this release understands ({known})")]
-    Newer { path: PathBuf, found: u32, known: u32 },
+    #[error(
+        "{path}: chunk engine format {found}, and this release reads format {wanted}; run the release that wrote it, or \
+         give this node an empty directory, which the other replicas fill"
+    )]
+    Format { path: PathBuf, found: u32, wanted: u32 },
+    #[error(
+        "{path}: FORMAT says {wanted}, but the index has records of format {found}, written by another release; run \
+         that, or give this node an empty directory, which the other replicas fill"
+    )]
+    RecordFormat { path: PathBuf, found: u8, wanted: u8 },
     #[error("{path}: {reason}")]
     Damaged { path: PathBuf, reason: String },
     #[error("{path}: {source}")]

@@ -10,7 +10,7 @@ use crate::types::{
 };
 
 pub const KEY_BYTES: usize = 16;
-const RECORD_FORMAT: u8 = 1;
+pub const RECORD_FORMAT: u8 = 1;
 const HAS_COMMITTED: u8 = 1;
 const HAS_PENDING: u8 = 2;
 const HAS_DURABLE: u8 = 4;

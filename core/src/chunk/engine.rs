@@ -16,6 +16,7 @@ use rustix::fs::FlockOperation;
 use super::api::*;
 use super::boot;
 use super::cache::{Cache, Slot};
+use super::codec::RECORD_FORMAT;
 use super::content::Blocks;
 use super::index::{self, Index};
 use super::limbo::Limbo;
@@ -26,7 +27,10 @@ use super::sync::Rounds;
 use crate::types::{ChainId, ChunkKey, Status, Version};
 
 /// Version of the directory's layout and of all formats in it (docs/formats.md).
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// The same without a floor. A directory of this format is taken over; a release that only knew this one would count
+/// versions anew below tombstones that other replicas have.
+const FORMAT_WITHOUT_FLOOR: u32 = 1;
 const FORMAT_FILE: &str = "FORMAT";
 /// How long a look at the file system's free space is believed.
 const SPACE_AGE_MAX: Duration = Duration::from_millis(20);
@@ -228,7 +232,10 @@ impl Core {
         let existing = segments::existing(&dir.join("blocks")).map_err(failed)?;
         let mut pages = self.pages.lock();
         for entry in self.index.scan(index::everything()) {
-            let (key, mut record) = entry.map_err(|status| damaged(format!("the chunk index: {status}")))?;
+            let (key, mut record) = entry.map_err(|status| match self.index.foreign_format() {
+                Some(found) => OpenError::RecordFormat { path: dir.to_owned(), found, wanted: RECORD_FORMAT },
+                None => damaged(format!("the chunk index: {status}")),
+            })?;
             if let Some(older) = suspect.and_then(|synced| self.fall_back(&record, synced)) {
                 log::warn!("{key:?}: its newest data did not reach the disk before the power was lost");
                 let stored = match older.is_absent() {
@@ -430,7 +437,13 @@ fn open_format(dir: &Path, segment_bytes: u64) -> Result<u64, OpenError> {
     let failed = |source| OpenError::Io { path: dir.to_owned(), source };
     let path = dir.join(FORMAT_FILE);
     match fs::read_to_string(&path) {
-        Ok(text) => parse_format(&path, &text),
+        Ok(text) => {
+            let (found, segment_bytes) = parse_format(&path, &text)?;
+            if found != FORMAT {
+                write_format(dir, &path, segment_bytes).map_err(failed)?;
+            }
+            Ok(segment_bytes)
+        }
         Err(error) if error.kind() == ErrorKind::InvalidData => {
             Err(OpenError::Foreign { path: dir.to_owned() })
         }
@@ -469,7 +482,7 @@ fn write_format(dir: &Path, path: &Path, segment_bytes: u64) -> io::Result<()> {
     segments::sync_directory(dir)
 }
 
-fn parse_format(path: &Path, text: &str) -> Result<u64, OpenError> {
+fn parse_format(path: &Path, text: &str) -> Result<(u32, u64), OpenError> {
     let mut lines = text.lines();
     if lines.next() != Some("luciola chunk engine") {
         return Err(OpenError::Foreign { path: path.to_owned() });
@@ -481,13 +494,13 @@ fn parse_format(path: &Path, text: &str) -> Result<u64, OpenError> {
         value.ok_or_else(damaged)
     };
     let found = field("format")? as u32;
-    if found > FORMAT {
-        return Err(OpenError::Newer { path: path.to_owned(), found, known: FORMAT });
+    if found != FORMAT && found != FORMAT_WITHOUT_FLOOR {
+        return Err(OpenError::Format { path: path.to_owned(), found, wanted: FORMAT });
     }
     let page_bytes = field("page_bytes")?;
     let segment_bytes = field("segment_bytes")?;
     if page_bytes != PAGE as u64 || segment_bytes == 0 || !segment_bytes.is_multiple_of(64 * PAGE as u64) {
         return Err(damaged());
     }
-    Ok(segment_bytes)
+    Ok((found, segment_bytes))
 }

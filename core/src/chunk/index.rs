@@ -73,6 +73,13 @@ impl Index {
         batch.commit().map_err(|error| failed(&error))
     }
 
+    #[cfg(test)]
+    pub fn put_raw(&self, key: ChunkKey, value: &[u8]) {
+        let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
+        batch.insert(&self.chunks, codec::encode_key(key), value);
+        batch.commit().unwrap();
+    }
+
     /// The newest round of `sync` that succeeded; 0 in a new directory.
     pub fn synced(&self) -> Result<u64, Status> {
         self.number(SYNCED)
@@ -132,6 +139,12 @@ impl Index {
             count += 1;
         }
         Ok(count)
+    }
+
+    /// The format of a record that is not ours, if there is one.
+    pub fn foreign_format(&self) -> Option<u8> {
+        let formats = self.chunks.iter().filter_map(|guard| guard.value().ok()?.first().copied());
+        formats.into_iter().find(|format| *format != codec::RECORD_FORMAT)
     }
 
     /// The records of `range`, in order; from either end.

@@ -976,10 +976,13 @@ fn foreign_newer_and_damaged_directories_are_refused_and_left_alone() {
     drop(open(dir.path()));
     let format = dir.path().join("FORMAT");
     let text = fs::read_to_string(&format).unwrap();
-    fs::write(&format, text.replace("format 1", "format 2")).unwrap();
-    let error = open_error(dir.path());
-    assert!(matches!(error, OpenError::Newer { found: 2, known: 1, .. }));
-    assert!(error.to_string().contains("format 2 is newer than this release understands (1)"), "{error}");
+    for found in [0, 3] {
+        fs::write(&format, text.replace("format 2", &format!("format {found}"))).unwrap();
+        let error = open_error(dir.path());
+        assert!(matches!(error, OpenError::Format { wanted: 2, .. }));
+        let words = format!("chunk engine format {found}, and this release reads format 2; run the release");
+        assert!(error.to_string().contains(&words), "{error}");
+    }
     for broken in ["", "something else\nformat 1\n", "luciola chunk engine\nformat one\n"] {
         fs::write(&format, broken).unwrap();
         assert!(matches!(open_error(dir.path()), OpenError::Foreign { .. } | OpenError::Damaged { .. }));
@@ -990,13 +993,35 @@ fn foreign_newer_and_damaged_directories_are_refused_and_left_alone() {
     open(dir.path());
 }
 
+#[test]
+fn a_directory_of_the_first_format_is_taken_over() {
+    let dir = directory();
+    drop(open(dir.path()));
+    let format = dir.path().join("FORMAT");
+    let text = fs::read_to_string(&format).unwrap();
+    fs::write(&format, text.replace("format 2", "format 1")).unwrap();
+    drop(open(dir.path()));
+    assert_eq!(fs::read_to_string(&format).unwrap(), text);
+}
+
+#[test]
+fn records_of_another_format_are_called_so_and_not_damaged() {
+    let dir = directory();
+    let engine = open(dir.path());
+    write(&engine, 0, 1, 0, b"x");
+    engine.core.index.put_raw(key(1), &[9, 0, 0, 0, 1, 2, 3, 4]);
+    drop(engine);
+    let error = open_error(dir.path());
+    assert!(matches!(error, OpenError::RecordFormat { found: 9, wanted: 1, .. }), "{error}");
+}
+
 /// The drawing of FORMAT in docs/formats.md.
 #[test]
 fn the_format_file_is_as_drawn() {
     let dir = directory();
     drop(open(dir.path()));
     let text = fs::read_to_string(dir.path().join("FORMAT")).unwrap();
-    assert_eq!(text, "luciola chunk engine\nformat 1\npage_bytes 16384\nsegment_bytes 1048576\n");
+    assert_eq!(text, "luciola chunk engine\nformat 2\npage_bytes 16384\nsegment_bytes 1048576\n");
 }
 
 /// The drawing of the block files: page n lies at byte n × 16384 of the files laid end to end.

@@ -466,7 +466,7 @@ fn opening(error: chunk::OpenError) -> Error {
     use chunk::OpenError::*;
     let kind = match &error {
         Locked { .. } => Kind::Busy,
-        Foreign { .. } | Newer { .. } | Option(_) => Kind::ConfigError,
+        Foreign { .. } | Format { .. } | RecordFormat { .. } | Option(_) => Kind::ConfigError,
         Damaged { .. } => Kind::CorruptData,
         Io { .. } | Index { .. } => Kind::Other,
     };

@@ -10,7 +10,7 @@ from luciola.ids import ChainId, ChainVersion, NodeId, TableId, TargetId
 from luciola.kv import MemoryEngine
 from luciola.kv.faulty import Fault, FaultyEngine, every
 from luciola.mgmtd.records import ChainRecord, Change, ConfigEntry, NodeRecord, TableRecord
-from luciola.mgmtd.store import CONFIGS_KEPT, LEASE, Lease, Store
+from luciola.mgmtd.store import CONFIGS_KEPT, FORMAT, LEASE, Lease, Store
 from luciola.mgmtd.transitions import Member, Public
 from luciola.wire.pb import mgmtd_pb2 as pb
 
@@ -117,6 +117,22 @@ def test_records_of_another_cluster_are_refused():
         lease = await Store(engine, cluster_id="one").take(None, MINE)
         with pytest.raises(ConfigError, match="belong to cluster 'one'"):
             await Store(engine, cluster_id="two").take(lease, MINE)
+
+    asyncio.run(scenario())
+
+
+def test_records_of_another_format_are_named_and_refused():
+    async def scenario() -> None:
+        engine = MemoryEngine()
+        lease = await Store(engine, cluster_id="one").take(None, MINE)
+        transaction = engine.begin()
+        assert transaction.get(FORMAT) == b"1"
+        transaction.put(FORMAT, b"7")
+        transaction.commit()
+        with pytest.raises(
+            ConfigError, match="have format 7, and this release reads format 1: run the release"
+        ):
+            await Store(engine, cluster_id="one").take(lease, MINE)
 
     asyncio.run(scenario())
 
