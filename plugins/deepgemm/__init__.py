@@ -5,6 +5,7 @@
     dense grouped indexer activations   operators: check, choose a layer
     reference                           their specification in torch
     kernel launch tiles                 Triton kernels, how they are started, which tile
+    hopper                              fast path in Gluon, taken by using_layer("hopper")
     quantize scales settings            casts, layouts of scales, knobs
     loader                              operands from a checkpoint, a rank's part of them
     warm                                kernels compiled ahead of time into a cache that many machines share

@@ -32,7 +32,7 @@ def deepgemm() -> None:
     "--jobs", type=click.IntRange(min=1), default=os.cpu_count() or 1, help="Processes that compile."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def warm(shapes: IO[str], cache_dir: Path, jobs: int, as_json: bool) -> None:
+def warm(shapes: IO[str], cache_dir: Path, layer: str, jobs: int, as_json: bool) -> None:
     """Compile the kernels for a list of SHAPES (a file, or - for standard input), for Hopper, without a GPU.
 
     A line is an operator and its sizes; commas separate several values: `fp8_gemm_nt m=1,128 n=4096 k=7168`.
@@ -55,7 +55,7 @@ def warm(shapes: IO[str], cache_dir: Path, jobs: int, as_json: bool) -> None:
         raise click.BadParameter(str(error), param_hint="SHAPES") from error
     if not calls:
         raise click.BadParameter("it names no call", param_hint="SHAPES")
-    done = list(compile_all(calls, cache_dir, jobs=jobs))
+    done = list(compile_all(calls, cache_dir, layer=layer, jobs=jobs))
     if as_json:
         print_json([asdict(each) for each in done])
         return

@@ -57,10 +57,17 @@ def fp8_gemm_nt(  # noqa: PLR0913 (the original's)
     checks.check_same_device(a_values, sfa, b_values, sfb, d)
     if _is_trivial(a_values.shape[1], c, d):
         return
-    if layer_for(d) == "reference":
+    layer = layer_for(d)
+    if layer == "reference":
         total = reference.fp8_gemm(a_values, sfa, b_values, sfb, gran_n=1 if rows else BLOCK)
         d.copy_(total if c is None else total + d)
         return
+    if layer == "hopper" and not rows:
+        from . import hopper
+
+        if hopper.takes(a_values.shape[0]):
+            hopper.fp8_gemm((a_values, sfa), (b_values, sfb), d)
+            return
     from . import launch
 
     launch.gemm(a_values, b_values, d, scales=launch.Scales(sfa, sfb, rows), accumulate=c is not None)

@@ -54,10 +54,17 @@ def m_grouped_fp8_gemm_nt_contiguous(  # noqa: PLR0913 (the original's)
     checks.check_same_device(a_values, sfa, b_values, sfb, d, grouped_layout)
     if d.numel() == 0:
         return
-    if layer_for(d) == "reference" or k == 0:
+    layer = layer_for(d)
+    if layer == "reference" or k == 0:
         rows = _rows(grouped_layout, m, psum=use_psum_layout)
         _write(d, reference.fp8_grouped(a_values, sfa, b_values, sfb, rows), rows, psum=use_psum_layout)
         return
+    if layer == "hopper" and not use_psum_layout:
+        from . import hopper
+
+        if hopper.takes(m, alignment=settings.get_mk_alignment_for_contiguous_layout()):
+            hopper.fp8_gemm((a_values, sfa), (b_values, sfb), d, grouped_layout)
+            return
     from . import launch
 
     launch.gemm(

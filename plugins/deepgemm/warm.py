@@ -79,8 +79,10 @@ def parse(lines: Iterable[str]) -> list[Call]:
     return calls
 
 
-def warm(calls: list[Call], cache_dir: str | Path, *, jobs: int = 1) -> Iterator[Warmed]:
-    """Compiles the calls' kernels for Hopper in `jobs` processes; yields in the order of `calls`.
+def warm(
+    calls: list[Call], cache_dir: str | Path, *, layer: str = "triton", jobs: int = 1
+) -> Iterator[Warmed]:
+    """Compiles the calls' kernels of a layer for Hopper in `jobs` processes; yields in the order of `calls`.
 
     Raises: RuntimeError if a call does not compile.
     """
@@ -90,14 +92,15 @@ def warm(calls: list[Call], cache_dir: str | Path, *, jobs: int = 1) -> Iterator
     with ProcessPoolExecutor(
         jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(str(cache_dir),)
     ) as pool:
-        yield from pool.map(_compile, calls)
+        yield from pool.map(_compile, calls, itertools.repeat(layer))
 
 
-def compile_call(call: Call) -> list[Any]:
+def compile_call(call: Call, *, layer: str = "triton") -> list[Any]:
     """The compiled kernels of one call, in this process, by Triton's current cache directory."""
     from ..kernels.ahead import compiling
+    from ..kernels.layers import using_layer
 
-    with compiling() as kernels:
+    with compiling() as kernels, using_layer(layer):
         _CALLS[call.operator](**dict(call.sizes))
     return kernels
 
@@ -114,14 +117,14 @@ def _begin(cache_dir: str) -> None:
     set_cache_dir(cache_dir)
 
 
-def _compile(call: Call) -> Warmed:
+def _compile(call: Call, layer: str) -> Warmed:
     from triton import knobs
 
     hits: list[bool] = []
     before = knobs.compilation.listener
     knobs.compilation.listener = lambda *, cache_hit, **_details: hits.append(cache_hit)
     try:
-        kernels = compile_call(call)
+        kernels = compile_call(call, layer=layer)
     finally:
         knobs.compilation.listener = before
     return Warmed(

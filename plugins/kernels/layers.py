@@ -1,4 +1,4 @@
-"""Which layer runs a call: "triton" or "reference".
+"""Which layer runs a call: "triton" or "reference", or "hopper" where it is asked for.
 
 tensors on a CUDA device                          triton
 meta tensors while kernels are compiled ahead     triton
@@ -14,7 +14,7 @@ from typing import Final
 
 import torch
 
-LAYERS: Final = ("reference", "triton")
+LAYERS: Final = ("reference", "triton", "hopper")
 
 _forced: ContextVar[str | None] = ContextVar("luciola_kernel_layer", default=None)
 
@@ -22,15 +22,17 @@ _forced: ContextVar[str | None] = ContextVar("luciola_kernel_layer", default=Non
 def layer_for(tensor: torch.Tensor) -> str:
     """The layer that a call with this tensor runs in.
 
-    Raises: RuntimeError if `using_layer("triton")` is in force and the tensor is on a CPU without the interpreter.
+    Raises: RuntimeError if `using_layer` asks for one that cannot run with this tensor in this process.
     """
     runnable = tensor.device.type in {"cuda", "meta"} or is_interpreting()
     forced = _forced.get()
-    if forced == "triton" and not runnable:
+    if forced in {"triton", "hopper"} and not runnable:
         raise RuntimeError(
             f"the Triton kernels cannot run on {tensor.device}: move the tensors to a CUDA device, "
             "or start the process with TRITON_INTERPRET=1"
         )
+    if forced == "hopper" and is_interpreting():
+        raise RuntimeError("the interpreter (TRITON_INTERPRET=1) does not run the fast path for Hopper")
     return forced or ("triton" if runnable else "reference")
 
 

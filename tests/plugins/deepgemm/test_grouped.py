@@ -10,7 +10,7 @@ from luciola.plugins.deepgemm.quantize import dequantize
 from luciola.plugins.kernels.errors import BadArgument, BadType
 from luciola.plugins.kernels.layers import using_layer
 
-LAYERS = ("reference", "triton")
+LAYERS = ("reference", "triton", "hopper") if torch.cuda.is_available() else ("reference", "triton")
 POISON = float("nan")
 
 

@@ -19,11 +19,12 @@ from luciola.plugins.deepgemm import warm
 from luciola.plugins.kernels.ahead import machine_code
 
 found = []
-for call in warm.parse(sys.stdin):
+for call, layer in [(call, layer) for call in warm.parse(sys.stdin) for layer in sys.argv[1:]]:
     product = "QGMMA" if "fp8" in call.operator else "HGMMA"
-    for each in warm.compile_call(call):
+    for each in warm.compile_call(call, layer=layer):
         code = machine_code(each)
         wanted = [product, "UTMALDG"] if "gemm" in call.operator else [product] if "logits_kernel" in code.name else []
+        wanted += ["QGMMA.64x128x32", "USETMAXREG"] if "_ws_" in code.name else []
         found.append({"call": str(call), "kernel": code.name, "failures": code.failures(wanted=wanted),
                       "registers": code.registers, "spills": code.spills})
 print(json.dumps(found))
@@ -40,6 +41,10 @@ quantize_activations m=4096 n=7168
 fp8_mqa_logits s=2048 tokens=4096 heads=64 d=128
 fp8_paged_mqa_logits b=16 next_n=2 heads=64 d=128 max_context_len=4096
 """
+FAST_CALLS = """
+fp8_gemm_nt m=65,4096 n=4096 k=7168
+m_grouped_fp8_gemm_nt_contiguous groups=4 m=8192 n=7168 k=2048
+"""
 # A tile whose accumulators cannot fit the registers, and one that never uses the warpgroup instruction.
 BAD = """
 import json, sys
@@ -50,6 +55,15 @@ bad = tiles.Tile(*json.loads(sys.argv[1]))
 launch.choose = lambda *_sizes, **_details: bad
 kernels = warm.compile_call(warm.parse(["fp8_gemm_nt m=4096 n=4096 k=7168"])[0])
 print(json.dumps(machine_code(kernels[0]).failures(wanted=["QGMMA", "UTMALDG"])))
+"""
+BAD_FAST = """
+import json
+from luciola.plugins.deepgemm import hopper, warm
+from luciola.plugins.kernels.ahead import machine_code
+
+hopper.SETTING
+kernels = warm.compile_call(warm.parse(["fp8_gemm_nt m=4096 n=4096 k=7168"])[0], layer="hopper")
+print(json.dumps(machine_code(kernels[0]).failures(wanted=["QGMMA", "UTMALDG", "USETMAXREG"])))
 """
 
 
@@ -66,7 +80,7 @@ def compiled(code: str, *arguments: str, given: str = "", cache: Path) -> list:
 
 @pytest.mark.slow
 def test_every_tile_compiles_for_hopper_as_it_should(tmp_path: Path) -> None:
-    found = compiled(GATES, given=CALLS, cache=tmp_path)
+    found = compiled(GATES, "triton", given=CALLS, cache=tmp_path)
     assert [each for each in found if each["failures"]] == []
     names = {each["kernel"] for each in found}
     assert {
@@ -75,6 +89,21 @@ def test_every_tile_compiles_for_hopper_as_it_should(tmp_path: Path) -> None:
         "bf16_gemm_kernel",
         "paged_mqa_logits_kernel",
     } <= names
+
+
+def test_the_fast_path_compiles_for_hopper_as_it_should(tmp_path: Path) -> None:
+    found = compiled(GATES, "hopper", given=FAST_CALLS, cache=tmp_path)
+    assert [each for each in found if each["failures"]] == []
+    assert {each["kernel"] for each in found} == {
+        "fp8_gemm_1d2d_ws_kernel",
+        "m_grouped_contiguous_fp8_gemm_1d2d_ws_kernel",
+    }
+
+
+def test_a_gate_finds_a_bad_fast_path(tmp_path: Path) -> None:
+    """Too many slots for shared memory."""
+    code = BAD_FAST.replace("SETTING", "STAGES = 8")
+    assert any("shared memory" in each for each in compiled(code, cache=tmp_path))
 
 
 @pytest.mark.parametrize(
