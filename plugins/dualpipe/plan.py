@@ -10,11 +10,15 @@ cut the model twice as fine. DualPipe holds two copies of it.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from .costs import StageCosts
 from .machine import Transport
 from .schedules import SCHEDULES
 from .simulate import Timeline, simulate
+
+CELLS_MAX: Final = 1 << 17
+"""Ranks times micro-batches: more would take minutes, and the best schedule is the same for a tenth of the chunks."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,12 @@ def compare(  # noqa: PLR0913 - the question has this many parts
 
     `chunks` counts all micro-batches of a step. Single numbers in `costs` are of one of `ranks` equal parts of the
     model; lists say by their length how fine the model is cut.
-    Raises: ValueError for unknown names and for costs of different numbers of stages.
+    Raises: ValueError for unknown names, too many micro-batches, and costs of different numbers of stages.
     """
+    if ranks * chunks > CELLS_MAX:
+        raise ValueError(
+            f"{ranks} ranks with {chunks} chunks are too many to simulate: at most {CELLS_MAX // max(ranks, 1)} chunks"
+        )
     given = costs.stages or ranks
     found = [_candidate(name, costs, given, (ranks, chunks), transport) for name in names]
     if memory_max is None:

@@ -5,6 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner, Result
 
+from luciola.client import close_locations, open_location
 from luciola.plugins.dualpipe.command import dualpipe
 
 
@@ -91,6 +92,18 @@ def test_plot_writes_a_picture(tmp_path) -> None:
         assert result.exit_code == 0, result.output
         assert "zbv: 4 ranks, 8 stages, 8 micro-batches" in result.output
         assert (tmp_path / "new" / name).read_bytes().startswith(start)
+
+
+def test_plot_writes_to_a_cluster(shared_cluster) -> None:
+    location = f"luciola://{shared_cluster.data}!/plots/step.png"
+    result = run("plot", location, "--ranks", "2", "--chunks", "4")
+    assert result.exit_code == 0, result.output
+    files, path = open_location(location)
+    try:
+        assert files.read(path).startswith(b"\x89PNG")
+        files.rmtree("/plots")
+    finally:
+        close_locations()
 
 
 def test_plot_refuses_other_pictures_and_sizes(tmp_path) -> None:

@@ -76,3 +76,10 @@ def test_uneven_stages_slow_all_down() -> None:
 def test_an_unknown_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match="no schedule is named 'gpipe'; there are 1f1b, "):
         compare(StageCosts(), ranks=2, chunks=4, names=["gpipe"])
+
+
+def test_too_many_micro_batches_to_wait_for_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="64 ranks with 4096 chunks are too many to simulate: at most 2048 chunks"
+    ):
+        compare(StageCosts(), ranks=64, chunks=4096)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from luciola.client import close_locations, open_location
 from luciola.client.location import Location
+from luciola.plugins.dualpipe import DualPipeV
 from luciola.plugins.dualpipe.weight_store import WeightGradStore
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -122,6 +123,39 @@ def test_a_loss_from_outside_the_hook_is_taken_back_too() -> None:
             loss.backward()
     expected_first(tokens(1))
     assert_same(gradients(last), gradients(expected_last))
+
+
+def test_a_pipeline_takes_pairs_back_in_segments_with_the_bits_of_no_hook(monkeypatch) -> None:
+    """A pipeline of one process: all its pairs but one with a loss that it computed outside the hook."""
+    import moe_stage
+    from moe_stage import MoeStage, next_token_loss, trace_of
+
+    x, labels = (
+        torch.cat([tokens(seed) for seed in range(4)]),
+        torch.cat([tokens(seed) for seed in range(5, 9)]),
+    )
+
+    def run(modules) -> tuple[Tensor, list[Tensor | None]]:
+        pipeline = DualPipeV(modules, gradient_scale="mean")
+        losses, _ = pipeline.step(x, num_chunks=4, criterion=next_token_loss, labels=[labels])
+        return losses, gradients(*modules)
+
+    found: list[bool] = []
+
+    def watched(tensor: Tensor):
+        trace = trace_of(tensor)
+        found.append(trace is not None)
+        return trace
+
+    with monkeypatch.context() as patch:
+        patch.setattr(moe_stage, "trace_of", watched)
+        losses, paired = run(stages())
+    assert found.count(False) <= 1 < found.count(True)
+    with monkeypatch.context() as patch:
+        patch.delattr(MoeStage, "overlapped_forward_backward")
+        plain, apart = run(stages())
+    assert torch.equal(losses, plain)
+    assert_same(paired, apart)
 
 
 def test_projections_put_their_weight_gradients_off() -> None:
