@@ -155,6 +155,8 @@ class Player:
     """For the outputs of a module."""
     _outbox: dict[tuple[Payload, int, int, int], list[Tensor | None]] = field(default_factory=dict)
     _live: set[Key] = field(default_factory=set)
+    _sent: Callable[[], None] | None = None
+    """Waits for what the last exchange sent."""
     _values: dict[int, Tensor] = field(default_factory=dict)
     """Losses without graph, by chunk."""
     _outputs: dict[int, Chunk] = field(default_factory=dict)
@@ -165,6 +167,7 @@ class Player:
         try:
             for action in self.schedule.actions[self.rank]:
                 self._do(action)
+            self._await_sent()
         finally:
             WeightGradStore.enabled = False
             WeightGradStore.clear()
@@ -310,27 +313,39 @@ class Player:
     # ---- transfers
 
     def _exchange(self, group: Sequence[Transfer]) -> None:
+        """Start the transfers of an exchange and wait for what is received.
+
+        Where messages must start together, all are waited for: on a GPU only its stream waits. Where tags match them,
+        what is sent may still be on its way until the next exchange, so a rank does not stand still until its peer
+        comes to take it.
+        """
         assert self.transport is not None, "a schedule of one rank has no transfers"
+        self._await_sent()
         if self.transport.together:
-            batches: list[list[Transfer]] = [list(group)]
-        else:  # nothing sent here may wait for a note about what is received
-            batches = [
-                [each for each in group if isinstance(each, Send)],
-                [each for each in group if isinstance(each, Receive)],
-            ]
-        waits, buffers = [], []
-        for batch in batches:
-            messages: list[Message] = []
-            for transfer in batch:
-                tensors = self._tensors_of(transfer)
-                buffers.append((transfer, tensors))
-                messages.extend(_messages(transfer, tensors))
-            waits.append(self.transport.start(messages))
-        for wait in reversed(waits):
+            wait, buffers = self._start(group)
+            wait()
+        else:
+            # Sends first: nothing sent here may wait for a note about what is received.
+            self._sent, _ = self._start([each for each in group if isinstance(each, Send)])
+            wait, buffers = self._start([each for each in group if isinstance(each, Receive)])
             wait()
         for transfer, tensors in buffers:
             if isinstance(transfer, Receive):
                 self._deliver(transfer, tensors)
+
+    def _start(
+        self, group: Sequence[Transfer]
+    ) -> tuple[Callable[[], None], list[tuple[Transfer, list[Tensor | None]]]]:
+        assert self.transport is not None, "as above"
+        buffers = [(transfer, self._tensors_of(transfer)) for transfer in group]
+        messages = [message for transfer, tensors in buffers for message in _messages(transfer, tensors)]
+        return self.transport.start(messages), buffers
+
+    def _await_sent(self) -> None:
+        """What was sent has arrived; its memory is free."""
+        if self._sent is not None:
+            self._sent()
+            self._sent = None
 
     def _tensors_of(self, transfer: Transfer) -> list[Tensor | None]:
         if isinstance(transfer, Receive):

@@ -84,10 +84,10 @@ class MeshTransport:
 
     def start(self, messages: Sequence[Message]) -> Callable[[], None]:
         """Start all; the result waits for them and raises LinkLost."""
-        deadline = time.monotonic() + self._timeout_s
         works = [(each, self._start(each)) for each in messages]
 
         def wait() -> None:
+            deadline = time.monotonic() + self._timeout_s
             for message, work in works:
                 self._wait(message, work, deadline)
 

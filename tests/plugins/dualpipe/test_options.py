@@ -70,9 +70,9 @@ def test_first_and_last_stage_can_share_a_parameter(ranks: Ranks, form: str, siz
         near(done[rank], [grads[rank], grads[count - 1 - rank]])
 
 
-def test_an_output_goes_when_it_has_been_sent_though_it_is_a_view(ranks: Ranks) -> None:
+def test_an_output_goes_soon_after_it_was_sent_though_it_is_a_view(ranks: Ranks) -> None:
     done = values(ranks.run("memory", 2, chunks=8))
-    assert done[0][0] <= 1
+    assert done[0][0] <= 2, "one on its way, one to be sent"
     model = [cases.Viewing().double() for _ in range(4)]
     for x in cases.viewing_batch(8).split(cases.SAMPLES):
         torch.nn.Sequential(*model)(x).sum().backward()
