@@ -1,0 +1,24 @@
+"""The example as a user runs it, with a short prompt, its pages on a cluster."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster import LocalCluster
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "continue_conversation.py"
+
+
+@pytest.mark.slow
+def test_a_conversation_goes_on_after_a_restart(shared_cluster: LocalCluster):
+    location = f"luciola://{shared_cluster.data}!/kv-example/chat.pages"
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    command = [sys.executable, str(EXAMPLE), location, "--tokens=130"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "equal in every bit of every logit" in done.stdout
+    # 130 tokens and 23 of the answer: three full pages would be 192, so the last page is one that is not full.
+    assert "153 tokens found" in done.stdout
