@@ -30,9 +30,12 @@ class Tile:
     warps: int
 
 
-# By the query rows (or heads) that share the loaded tokens: with few, memory is the limit, and rows are padding.
-DECODE_TILES: Final = {16: Tile(16, 64, 2, 4), 32: Tile(32, 64, 2, 4), 64: Tile(64, 64, 2, 8)}
-SPARSE_TILES: Final = {16: Tile(16, 64, 1, 4), 32: Tile(32, 64, 1, 4), 64: Tile(64, 64, 1, 8)}
+# By the query rows (or heads) that share the loaded tokens: with few, memory is the limit, and rows are padding. Eight
+# warps hold the output of 64 rows in half of their registers; gathering rows by index, or scaling them, takes more.
+DENSE_TILES: Final = {16: Tile(16, 64, 2, 8), 64: Tile(64, 32, 2, 8)}
+DENSE_FP8_TILES: Final = {16: Tile(16, 32, 2, 8)}
+SPARSE_TILES: Final = {16: Tile(16, 32, 1, 8), 32: Tile(32, 32, 1, 8)}
+MODEL1_TILES: Final = {16: Tile(16, 32, 1, 8)}
 VARLEN_TILE: Final = Tile(128, 64, 2, 8)
 INTERPRETED_VARLEN_TILE: Final = Tile(16, 16, 1, 4)
 
@@ -72,7 +75,7 @@ def dense_decode(  # noqa: PLR0913 (the operator's own)
         parts = part_count(_multiprocessors(q.device), kv_heads=h_kv, rows=rows)
         table, splits = _schedule(schedule, cache_seqlens, parts)
         out, lse, piece_out, piece_lse = _results(q, len(table))
-        tile = tile_for(rows, DECODE_TILES)
+        tile = tile_for(rows, DENSE_FP8_TILES if fp8 else DENSE_TILES)
         kernel.flash_fwd_splitkv_mla_kernel[(-(-rows // tile.block_m), h_kv, len(table))](
             q, cache, block_table, cache_seqlens, table, splits, out, lse, piece_out, piece_lse,
             q.stride(0), q.stride(1), q.stride(2), cache.stride(0), cache.stride(1), cache.stride(2),
@@ -107,7 +110,7 @@ def sparse_decode(  # noqa: PLR0913 (the operator's own)
         parts = part_count(_multiprocessors(q.device) // s_q, kv_heads=1, rows=h_q)
         table, splits = _schedule(schedule, lengths, parts)
         out, lse, piece_out, piece_lse = _results(q, len(table))
-        tile = tile_for(h_q, SPARSE_TILES)
+        tile = tile_for(h_q, MODEL1_TILES if model1 else SPARSE_TILES)
         none = lse  # stands for a pointer that the kernel does not follow
         kernel.flash_fwd_splitkv_mla_fp8_sparse_kernel[(-(-h_q // tile.block_m) * s_q, len(table))](
             q, cache, indices, _or(topk_length, none), more_cache, more.indices, _or(more.length, none),
@@ -251,7 +254,9 @@ def _or(tensor: torch.Tensor | None, stand_in: torch.Tensor) -> torch.Tensor:
 
 
 __all__ = [
-    "DECODE_TILES",
+    "DENSE_FP8_TILES",
+    "DENSE_TILES",
+    "MODEL1_TILES",
     "SPARSE_TILES",
     "VARLEN_TILE",
     "Extra",

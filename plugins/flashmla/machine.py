@@ -25,7 +25,8 @@ from . import kernel, launch
 
 TARGET: Final = GPUTarget("cuda", 90, 32)
 SHARED_BYTES_MAX: Final = 232_448  # dynamic shared memory of one thread block on sm_90
-REGISTER_FILE: Final = 65_536
+# Of a kernel whose output takes half of all registers (64 rows of 512 numbers): reloads of a few addresses.
+WGMMA_SPILLS_MAX: Final = 8
 
 _TOOLS: Final = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _ALIGNED: Final = [["tt.divisibility", 16]]
@@ -73,7 +74,7 @@ class Configuration:
     cache: str = "bf16"
     wgmma: bool = True  # tiles of 64 rows and more must use the warpgroup instruction
     matmul: bool = True
-    aligned: bool = True
+    pipelined: bool = False  # tokens must be copied ahead, by cp.async
     stages: int = 2
 
 
@@ -93,17 +94,14 @@ class Report:
 
     def failures(self) -> list[str]:
         """The gates that do not hold; empty if all do."""
-        wanted = self.configuration
-        threads = wanted.warps * 32
+        wanted, found = self.configuration, self.instructions
+        matrix = "HGMMA" if wanted.wgmma else "HMMA"
+        most = WGMMA_SPILLS_MAX if wanted.wgmma else 0
         checks = (
-            (self.spills == 0, f"{self.spills} spills between matrix instructions"),
+            (self.spills <= most, f"{self.spills} spills between matrix instructions, {most} are allowed"),
             (self.shared_bytes <= SHARED_BYTES_MAX, f"{self.shared_bytes} bytes of shared memory"),
-            (self.registers * threads <= REGISTER_FILE, f"{self.registers} registers of {threads} threads"),
-            (not wanted.matmul or not wanted.wgmma or self.instructions["HGMMA"] > 0, "no HGMMA"),
-            (
-                not wanted.matmul or wanted.wgmma or self.instructions["HMMA"] > 0,
-                "no HMMA",
-            ),
+            (not wanted.matmul or found[matrix] > 0, f"no {matrix}"),
+            (not wanted.pipelined or found["LDGSTS"] > 0, "no LDGSTS"),
         )
         return [message for holds, message in checks if not holds]
 
@@ -119,29 +117,23 @@ def configurations() -> Iterator[Configuration]:
             4,
             matmul=False,
         )
-    for rows, tile in launch.DECODE_TILES.items():
+    for rows, tile in launch.DENSE_TILES.items():
         for dtype in ("bf16", "fp16"):
-            for causal in (False, True):
-                name = f"dense-{dtype}-{rows}{'-causal' * causal}"
-                yield _dense(name, tile, {"FORMAT": kernel.PLAIN_576, "CAUSAL": causal}, dtype, dtype)
-    yield _dense(
-        "dense-fp8-64-causal",
-        launch.DECODE_TILES[64],
-        {"FORMAT": kernel.FP8_V32, "CAUSAL": True},
-        "bf16",
-        "u8",
-    )
+            constants = {"FORMAT": kernel.PLAIN_576, "CAUSAL": True}
+            yield _dense(f"dense-{dtype}-{rows}", tile, constants, dtype, dtype)
+    for rows, tile in launch.DENSE_FP8_TILES.items():
+        yield _dense(f"dense-fp8-{rows}", tile, {"FORMAT": kernel.FP8_V32, "CAUSAL": True}, "bf16", "u8")
+    for rows, tile in launch.MODEL1_TILES.items():
+        yield _sparse(f"sparse-model1-{rows}", tile, kernel.FP8_MODEL1, extra=True)
     for rows, tile in launch.SPARSE_TILES.items():
         yield _sparse(f"sparse-v32-{rows}", tile, kernel.FP8_V32, extra=False)
-        yield _sparse(f"sparse-model1-{rows}", tile, kernel.FP8_MODEL1, extra=True)
         for plain in (kernel.PLAIN_576, kernel.PLAIN_512):
             constants = {"FORMAT": plain, "HAS_LENGTH": True, "HAS_SINK": True}
             yield _tiled(f"prefill-{(576, 512)[plain]}-{rows}", kernel.sparse_attn_fwd, tile, constants)
     for rope in (False, True):
-        for causal in (False, True):
-            constants = {"HAS_ROPE": rope, "CAUSAL": causal}
-            name = f"varlen-{192 if rope else 128}{'-causal' * causal}"
-            yield _tiled(name, kernel.flash_fwd_varlen_kernel, launch.VARLEN_TILE, constants)
+        constants = {"HAS_ROPE": rope, "CAUSAL": True}
+        name = f"varlen-{192 if rope else 128}"
+        yield _tiled(name, kernel.flash_fwd_varlen_kernel, launch.VARLEN_TILE, constants)
 
 
 def compile_one(configuration: Configuration) -> Report:
@@ -152,7 +144,7 @@ def compile_one(configuration: Configuration) -> Report:
     attributes = {
         (place,): _ALIGNED
         for place, name in enumerate(names)
-        if configuration.aligned and signature[name] != "constexpr" and name not in _UNALIGNED
+        if signature[name] != "constexpr" and name not in _UNALIGNED
     }
     constants = {(names.index(name),): value for name, value in configuration.constants.items()}
     source = ASTSource(function, signature, constants, attributes)
@@ -205,7 +197,11 @@ def _tiled(  # noqa: PLR0913 (a kernel and its types)
 ) -> Configuration:
     tiled = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "STAGES": tile.stages, "INTERPRET": False}
     constants = {**constants, **tiled}
-    return Configuration(name, function, constants, tile.warps, generic, cache, wgmma=tile.block_m >= 64)
+    wgmma = tile.block_m >= 64
+    pipelined = tile.stages > 1
+    return Configuration(
+        name, function, constants, tile.warps, generic, cache, wgmma=wgmma, pipelined=pipelined
+    )
 
 
 def _type(name: str, configuration: Configuration) -> str:

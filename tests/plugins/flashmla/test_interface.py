@@ -33,9 +33,13 @@ def call(**changes):
     """A dense call of two sequences with some arguments changed."""
     case = cases.dense(1, [5, 70], s_q=2, h_q=4, h_kv=2)
     arguments = {
-        "q": case.q, "k_cache": case.k_cache, "block_table": case.block_table,
-        "cache_seqlens": case.cache_seqlens, "head_dim_v": 512,
-        "tile_scheduler_metadata": get_mla_metadata()[0], **changes,
+        "q": case.q,
+        "k_cache": case.k_cache,
+        "block_table": case.block_table,
+        "cache_seqlens": case.cache_seqlens,
+        "head_dim_v": 512,
+        "tile_scheduler_metadata": get_mla_metadata()[0],
+        **changes,
     }
     return flash_mla_with_kvcache(**arguments)
 
@@ -44,9 +48,14 @@ def sparse_call(layout="v32", **changes):
     width = 576 if layout == "v32" else 512
     quantize = quantize_v32 if layout == "v32" else quantize_model1
     arguments = {
-        "q": cases.rows(1, 2, 1, 3, width), "k_cache": quantize(cases.rows(2, 4, 8, 1, width)),
-        "block_table": None, "cache_seqlens": None, "head_dim_v": 512, "is_fp8_kvcache": True,
-        "indices": cases.indices(3, (2, 1, 64), 32), "tile_scheduler_metadata": get_mla_metadata()[0],
+        "q": cases.rows(1, 2, 1, 3, width),
+        "k_cache": quantize(cases.rows(2, 4, 8, 1, width)),
+        "block_table": None,
+        "cache_seqlens": None,
+        "head_dim_v": 512,
+        "is_fp8_kvcache": True,
+        "indices": cases.indices(3, (2, 1, 64), 32),
+        "tile_scheduler_metadata": get_mla_metadata()[0],
         **changes,
     }
     return flash_mla_with_kvcache(**arguments)
@@ -193,14 +202,14 @@ def test_sparse_over_numbers_that_are_not_fp8_is_refused():
 def test_varlen_calls_that_are_refused(changes, message):
     starts = torch.tensor([0, 3, 5], dtype=INT)
     arguments = {
-        "q": cases.rows(1, 5, 2, 128), "k": cases.rows(2, 5, 2, 128), "v": cases.rows(3, 5, 2, 128),
-
-            "cu_seqlens_qo": starts,
-            "cu_seqlens_kv": starts,
-            "max_seqlen_qo": 3,
-            "max_seqlen_kv": 3,
-            **changes
-        ,
+        "q": cases.rows(1, 5, 2, 128),
+        "k": cases.rows(2, 5, 2, 128),
+        "v": cases.rows(3, 5, 2, 128),
+        "cu_seqlens_qo": starts,
+        "cu_seqlens_kv": starts,
+        "max_seqlen_qo": 3,
+        "max_seqlen_kv": 3,
+        **changes,
     }
     with pytest.raises((ValueError, TypeError), match=message):
         flash_attn_varlen_func(**arguments)

@@ -53,7 +53,7 @@ def test_pages_survive_and_are_verified(location):
 def test_a_writer_that_died_is_followed_by_another(location):
     file = PagedKVFile.create(location, LAYOUT, 2, model="m")
     file._file.close()  # without a goodbye
-    with pytest.raises(Busy, match="process .* writes this file"):
+    with pytest.raises(Busy, match=r"process .* writes this file"):
         PagedKVFile.open(location, writable=True)
     cache = random_cache(1)
     with (

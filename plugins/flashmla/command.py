@@ -1,0 +1,163 @@
+"""`luciola flashmla`: files of KV pages, and the kernels' machine code."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from luciola.cli.output import fail, print_json, print_table
+from luciola.units import format_bytes
+
+if TYPE_CHECKING:
+    from .pages import PagedKVFile
+
+location_argument = click.argument("location")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def flashmla() -> None:
+    """KV cache pages in files, and attention kernels.
+
+    LOCATION is a plain path, lu:/path (the cluster that LUCIOLA_DATA names, or LUCIOLA_ADDRESS and
+    LUCIOLA_SECRET_FILE), luciola://HOST:PORT/path or luciola:///DATA_DIR!/path.
+
+    \b
+    Example:
+      luciola flashmla show lu:/kv/chat.pages
+    """
+
+
+@flashmla.command()
+@json_option
+@location_argument
+def show(as_json: bool, location: str) -> None:
+    """Show what a file of KV pages is made for, and how full it is.
+
+    \b
+    Example:
+      luciola flashmla show lu:/kv/chat.pages
+    """
+    with _open(location) as file:
+        report = _described(file)
+    if as_json:
+        print_json(report)
+        return
+    page, whole = format_bytes(report["record_bytes"]), format_bytes(report["file_bytes"])
+    rows = [
+        ("pages", f"{report['pages']} of {report['capacity']}, {report['tokens']} tokens"),
+        ("layout", f"{report['layers']} layers of {report['kind']}, {report['page_tokens']} tokens a page"),
+        ("page", page),
+        ("file", f"{whole} when it is full"),
+    ]
+    print_table(("WHAT", "VALUE"), rows)
+
+
+@flashmla.command()
+@json_option
+@location_argument
+def verify(as_json: bool, location: str) -> None:
+    """Read every page and compare it with its checksums. Ends with status 1 if one is damaged.
+
+    \b
+    Example:
+      luciola flashmla verify lu:/kv/chat.pages
+    """
+    with _open(location) as file:
+        count = len(file)
+        damages = list(file.verify())
+    if as_json:
+        found = [{"page": each.slot, "layer": each.layer, "key": each.key.hex()} for each in damages]
+        print_json({"path": file.path, "pages": count, "damaged": found})
+    else:
+        for each in damages:
+            click.echo(f"page {each.slot}, layer {each.layer}: the bytes do not match their checksum")
+        click.echo(f"{count} pages, {len(damages)} damaged")
+    sys.exit(1 if damages else 0)
+
+
+@flashmla.command(name="compile")
+@json_option
+@click.option(
+    "--match", default="*", help="Only configurations whose names match this pattern (as of the shell)."
+)
+def compile_(as_json: bool, match: str) -> None:
+    """Compile the kernels for Hopper (sm_90a), without a GPU, and check their machine code.
+
+    Ends with status 1 if a check fails.
+
+    \b
+    Example:
+      luciola flashmla compile --match "dense-*"
+    """
+    import fnmatch
+
+    from . import kernel
+
+    if kernel.INTERPRETED:
+        fail("TRITON_INTERPRET is set: the interpreter does not compile, unset it", code=2)
+    from . import machine
+
+    reports = [
+        {
+            "name": report.name,
+            "registers": report.registers,
+            "shared_bytes": report.shared_bytes,
+            "spills": report.spills,
+            "matrix_instructions": report.instructions["HGMMA"] + report.instructions["HMMA"],
+            "warpgroup": report.instructions["HGMMA"] > 0,
+            "failures": report.failures(),
+        }
+        for report in machine.compile_all(lambda name: fnmatch.fnmatchcase(name, match))
+    ]
+    if not reports:
+        names = ", ".join(each.name for each in machine.configurations())
+        fail(f"no configuration matches {match!r}; there are {names}", code=2)
+    if as_json:
+        print_json(reports)
+    else:
+        _print_reports(reports)
+    sys.exit(1 if any(report["failures"] for report in reports) else 0)
+
+
+def _print_reports(reports: list[dict[str, Any]]) -> None:
+    rows = [
+        (
+            report["name"],
+            str(report["registers"]),
+            str(report["shared_bytes"]),
+            str(report["spills"]),
+            ("HGMMA" if report["warpgroup"] else "HMMA") if report["matrix_instructions"] else "-",
+            "; ".join(report["failures"]) or "ok",
+        )
+        for report in reports
+    ]
+    print_table(("KERNEL", "REGISTERS", "SHARED", "SPILLS", "MATRIX", "CHECKS"), rows, right=(1, 2, 3))
+
+
+def _described(file: "PagedKVFile") -> dict[str, Any]:
+    layout = file.layout
+    return {
+        "path": file.path,
+        "pages": len(file),
+        "capacity": file.capacity,
+        "tokens": sum(page.name.tokens for page in file.pages()),
+        "kind": layout.kind,
+        "layers": layout.layers,
+        "page_tokens": layout.page_tokens,
+        "kv_heads": layout.kv_heads,
+        "record_bytes": layout.record_bytes,
+        "file_bytes": file.header.file_bytes,
+    }
+
+
+def _open(location: str) -> "PagedKVFile":
+    from .pages import PagedKVFile
+
+    try:
+        return PagedKVFile.open(location)
+    except OSError as error:
+        fail(str(error), code=1)
+
+
+__all__ = ["flashmla"]
