@@ -77,10 +77,6 @@ class PageCache:
             (number * stride, _view(self._bytes_of(number, block))) for number in range(self.layout.layers)
         ]
 
-    def layer_view(self, block: int, layer: int) -> memoryview:
-        """The bytes of one layer of a block. For a cache in host memory."""
-        return _view(self._bytes_of(layer, block))
-
     def _bytes_of(self, layer: int, block: int) -> torch.Tensor:
         if self.memory is not None:
             begin = layer * self.layout.layer_stride

@@ -10,6 +10,7 @@ F3  the order of a save makes entries true: the old entry is gone from the disk 
 import hashlib
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from luciola_core import crc32c
@@ -53,24 +54,24 @@ class PageLayout:
             if not 1 <= getattr(self, name) <= most:
                 raise InvalidArgument(f"{name} is {getattr(self, name)}; it must be 1 to {most}")
 
-    @property
+    @cached_property
     def layer_bytes(self) -> int:
         """Bytes of one layer of a page."""
         size, width = KINDS[self.kind]
         plain = self.page_tokens * self.kv_heads * width * size
         return round_up(plain, 576) if self.kind == "fp8-model1" else plain
 
-    @property
+    @cached_property
     def layer_stride(self) -> int:
         """From the beginning of one layer to the next."""
         return round_up(self.layer_bytes, SECTOR_BYTES)
 
-    @property
+    @cached_property
     def record_bytes(self) -> int:
         """Bytes of a page, all layers."""
         return round_up(self.layers * self.layer_stride, BLOCK_BYTES)
 
-    @property
+    @cached_property
     def entry_bytes(self) -> int:
         """Bytes of a page's entry in the table."""
         least = _ENTRY.size + _CRC.size * (self.layers + 1)

@@ -202,6 +202,7 @@ class View:
         self._block = block
         self.slot = slot
         self._record = record
+        self._layer_stride, self._layer_bytes = cache.layout.layer_stride, cache.layout.layer_bytes
         if record is None:
             self.parts = cache.parts(block)
         else:
@@ -210,11 +211,10 @@ class View:
 
     def layer(self, number: int) -> memoryview:
         """The bytes of one layer."""
-        layout = self._cache.layout
-        if self._record is None:
-            return self._cache.layer_view(self._block, number)
-        begin = number * layout.layer_stride
-        return self.parts[0][1][begin : begin + layout.layer_bytes]
+        if len(self.parts) > 1:  # one a layer
+            return self.parts[number][1]
+        begin = number * self._layer_stride
+        return self.parts[0][1][begin : begin + self._layer_bytes]
 
     def to_device(self) -> None:
         if self._record is not None:
