@@ -13,6 +13,7 @@ from .greedy import Indices, Loads
 Flags: TypeAlias = npt.NDArray[np.bool_]
 
 BISECTIONS: Final = 20  # finer than any two shares that matter; `top_up` gives out what is left
+# What `regiven` tries: all pairs of these. Twice as many receivers gain 0.01 % at half as much time again.
 DONORS_MAX: Final = 3
 RECEIVERS_MAX: Final = 8
 
@@ -53,6 +54,11 @@ def top_up(loads: Loads, count: Indices, *, slots: int, gpus: int) -> Indices:
 
 
 def restrained(loads: Loads, count: Indices, limit: Loads, *, together: int, gpus: int) -> Indices:
+    """Counts with no replica above the limit and at most (together - 1) * gpus above limit / together, or `count`.
+
+    Shapes: loads and count (rows, experts), limit (rows,) above 0; result (rows, experts). The present counts are the
+    result where the slots are too few even for the first condition; the second is met as far as slots allow.
+    """
     slots = int(count[0].sum())
     few, many = (
         np.where(count > 0, np.clip(np.ceil(loads / part[:, None]), 1, gpus), 0).astype(np.int64)

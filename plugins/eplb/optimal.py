@@ -34,12 +34,11 @@ def optimal_in_place(loads: npt.NDArray[np.float64], current: Indices, *, gpus: 
     Shapes: loads (layers, experts), current and result (layers, slots).
     """
     layers, slots = current.shape
-    members = np.full((layers, nodes, slots // nodes), -1)
-    for place_of, held in zip(
-        members.reshape(layers * nodes, -1), current.reshape(layers * nodes, -1), strict=True
-    ):
+    members = np.full((layers * nodes, slots // nodes), -1)
+    for row, held in enumerate(current.reshape(layers * nodes, -1)):
         experts = np.unique(held)
-        place_of[: len(experts)] = experts
+        members[row, : len(experts)] = experts
+    members = members.reshape(layers, nodes, -1)
     return _place_members(_relative(loads[None], gpus), members, slots=slots, gpus=gpus)
 
 
@@ -91,13 +90,15 @@ def _members(loads: Loads, *, slots: int, gpus: int, nodes: int, groups: int) ->
     of_groups = loads.reshape(windows, layers, groups, group_size).sum(axis=3) * np.float32(nodes / gpus)
     best = np.full((layers, nodes, most), -1)
     bound = np.full(layers, np.inf)
-    for room, rounds_max in ((equal, 0), (equal, ROUNDS_MAX), (most, ROUNDS_MAX))[
-        : 2 if most == equal else 3
-    ]:
+    ways = [(equal, 0), (equal, ROUNDS_MAX)] + [(most, ROUNDS_MAX)] * (most > equal)
+    for room, rounds_max in ways:
         plan = _groups_of(of_groups, nodes=nodes, room=room, rounds_max=rounds_max)
         members = _experts_of(plan, group_size)
         found = _worst_bound(loads, members, slots=slots // nodes, gpus=gpus // nodes)
-        better = found < bound * (1 - GAP)
+        occupied = (
+            (plan >= 0).any(axis=2).all(axis=1)
+        )  # a node without experts would have nothing for its slots
+        better = occupied & (found < bound * (1 - GAP))
         best[better, :, :room], best[better, :, room:] = plan[better], -1
         bound[better] = found[better]
     return _experts_of(best, group_size)

@@ -24,8 +24,8 @@ RETRY_GAP: Final = 5e-3  # rows that are further than this from the least are tr
 RETRY_SIZE_MAX: Final = 4
 # Slots of a row that is packed to judge a change of replicas; a larger one is judged by its floor, which costs less.
 SMALL_ROW: Final = 96
-JUDGE_ROUNDS: Final = 1
-REGIVE_STEPS_MAX: Final = 4
+JUDGE_ROUNDS: Final = 1  # of exchanges; without any, packings of small rows say too little
+REGIVE_STEPS_MAX: Final = 4  # slots that change hands; more have not been seen to help
 TOGETHER_MAX: Final = 2  # k of `restrain`; 3 and 4 gained nothing more
 PARTS: Final = (0.1, 0.4, 0.7)  # loads tried, on the way from the least to the present peak
 
