@@ -95,9 +95,8 @@ def _members(loads: Loads, *, slots: int, gpus: int, nodes: int, groups: int) ->
         plan = _groups_of(of_groups, nodes=nodes, room=room, rounds_max=rounds_max)
         members = _experts_of(plan, group_size)
         found = _worst_bound(loads, members, slots=slots // nodes, gpus=gpus // nodes)
-        occupied = (
-            (plan >= 0).any(axis=2).all(axis=1)
-        )  # a node without experts would have nothing for its slots
+        # A node without experts would have nothing to put into its slots.
+        occupied = plan.max(axis=2).min(axis=1) >= 0
         better = occupied & (found < bound * (1 - GAP))
         best[better, :, :room], best[better, :, room:] = plan[better], -1
         bound[better] = found[better]
