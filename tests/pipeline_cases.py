@@ -16,6 +16,8 @@ from luciola.plugins.dualpipe import (
     set_p2p_tensor_dtype,
     set_p2p_tensor_shapes,
 )
+from luciola.plugins.dualpipe.board import Board
+from luciola.plugins.dualpipe.transport import MeshTransport, Message
 
 STORE: list[dist.Store] = []
 """That of this case, without any prefix."""
@@ -136,12 +138,41 @@ def alone(kind: str, count: int, chunks: int, *, gradients: bool = True):
     return torch.stack(losses), [torch.cat(each) for each in zip(*outputs, strict=True)], grads
 
 
-def make(rank: int, size: int, *, form: str, kind: str, mapping: list[int] | None = None, **options):
+class GroupDualPipe(DualPipe):
+    """Sends in the process group, in batches and without tags, as on a GPU."""
+
+    in_group = True
+
+
+class GroupDualPipeV(DualPipeV):
+    """As GroupDualPipe."""
+
+    in_group = True
+
+
+MAKERS = {
+    ("dualpipe", False): DualPipe,
+    ("dualpipev", False): DualPipeV,
+    ("dualpipe", True): GroupDualPipe,
+    ("dualpipev", True): GroupDualPipeV,
+}
+
+
+def make(
+    rank: int,
+    size: int,
+    *,
+    form: str,
+    kind: str,
+    mapping: list[int] | None = None,
+    group: bool = False,
+    **options,
+):
     """The pipeline of one rank; `rank` is the process's."""
     place = rank if mapping is None else mapping[rank]
     count = size if form == "dualpipe" else 2 * size
     model = stages(kind, count)
-    maker = DualPipe if form == "dualpipe" else DualPipeV
+    maker = MAKERS[form, group]
     return maker((model[place], model[count - 1 - place]), rank_mapping=mapping, **options)
 
 
@@ -421,3 +452,27 @@ def slow_watch(rank: int, size: int, *, seconds: float):
     pipe.module[0].register_forward_pre_hook(lambda *_: time.sleep(seconds))
     inputs, labels = share(pipe, "plain", 4)
     return pipe.step(*inputs, num_chunks=4, criterion=criterion, labels=labels)[0]
+
+
+def crossing(rank: int, size: int):
+    """Two messages of one shape, received in the other order than sent."""
+    transport = MeshTransport(Board(STORE[0], rank=rank, timeout_s=20.0), ranks=size)
+    tensors = [torch.full((3,), float(index + 1 if rank == 0 else 0)) for index in range(2)]
+    messages = [Message(rank == 0, 1 - rank, tag, tensors[tag], "test") for tag in range(2)]
+    waits = [transport.start([each]) for each in (messages if rank == 0 else reversed(messages))]
+    for wait in waits:
+        wait()
+    dist.barrier()
+    return [each.tolist() for each in tensors]
+
+
+def keeps(rank: int, size: int):
+    """Gradients after a step with mirror sums that failed, which had some before."""
+    pipe = make(rank, size, form="dualpipe", kind="split", reduce_mirror=True)
+    for parameter in pipe.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    if rank == 0:
+        pipe.module[0] = Faulty(pipe.module[0], "raises", 3)
+    inputs, labels = share(pipe, "split", 8)
+    kind, _, _ = attempt(lambda: pipe.step(*inputs, num_chunks=8, criterion=criterion, labels=labels))
+    return kind, [bool((parameter.grad == 1).all()) for parameter in pipe.parameters()]

@@ -39,6 +39,8 @@ class _Pipeline(nn.Module):
     """What both pipelines share."""
 
     name: ClassVar[str]
+    in_group: ClassVar[bool | None] = None
+    """Whether messages travel in the process group; None means on a GPU only."""
 
     def __init__(  # noqa: PLR0913 - the original's arguments, and keywords
         self,
@@ -213,11 +215,12 @@ class _Pipeline(nn.Module):
     def _current(self) -> Session:
         if self._session is None:
             store = PrefixStore(str(self._generation), self._store)
+            in_group = self._device.type == "cuda" if self.in_group is None else self.in_group
             self._session = Session(
                 Board(store, rank=self.rank, timeout_s=self.timeout_s),
                 ranks=self.num_ranks,
                 device=self._device,
-                group=self._group,
+                group=self._group if in_group else None,
                 global_ranks=self._global_ranks,
             )
         return self._session
@@ -323,8 +326,13 @@ class DualPipe(_Pipeline):
         earlier = [(each, each.grad) for _, each in mirror.parameters_of(list(self.module))]
         for parameter, _ in earlier:
             parameter.grad = None
-        result = run()
-        self.reduce_mirror_gradients()
+        try:
+            result = run()
+            self.reduce_mirror_gradients()
+        except BaseException:
+            for parameter, grad in earlier:
+                parameter.grad = grad
+            raise
         for parameter, grad in earlier:
             if grad is not None:
                 parameter.grad = grad if parameter.grad is None else grad.add_(parameter.grad)

@@ -433,13 +433,19 @@ def as_list(outputs: object, module: nn.Module) -> list[Tensor | None]:
 
 def _messages(transfer: Transfer, tensors: Sequence[Tensor | None]) -> list[Message]:
     return [
-        Message(isinstance(transfer, Send), transfer.peer, _tag(transfer, index), tensor, in_words(transfer))
+        Message(
+            isinstance(transfer, Send),
+            transfer.peer,
+            message_tag(transfer, index),
+            tensor,
+            in_words(transfer),
+        )
         for index, tensor in enumerate(tensors)
         if tensor is not None
     ]
 
 
-def _tag(transfer: Transfer, index: int) -> int:
+def message_tag(transfer: Transfer, index: int) -> int:
     """Below 2**30. Two messages with one tag are so far apart that they never wait together."""
     kind = 1 if transfer.payload is Payload.GRADIENT else 0
     fields = ((kind, 2), (transfer.flow, 2), (transfer.border, 1024), (transfer.chunk, 4096), (index, 64))
@@ -465,4 +471,4 @@ def in_words(action: Action | Transfer) -> str:
             return f"{name} of stage {action.stage}, micro-batch {action.chunk} of flow {action.flow} ({label(action)})"
 
 
-__all__ = ["Borders", "Job", "Player", "Result", "as_list", "in_words", "overlap_hook"]
+__all__ = ["Borders", "Job", "Player", "Result", "as_list", "in_words", "message_tag", "overlap_hook"]

@@ -18,10 +18,10 @@ from torch import Tensor
 from .board import Board, StoreLost
 from .border import border_of, decode, encode
 from .failure import Cause, LinkLost, PipelineError
-from .transport import MeshTransport, Message, NcclTransport, Transport
+from .transport import GroupTransport, MeshTransport, Message, Transport
 from .watch import Watch
 
-SPECIAL: Final = 1 << 29
+SPECIAL: Final = 1 << 30
 """From here on tags are for messages that no schedule knows."""
 
 GRACE_S: Final = 1.0
@@ -49,6 +49,7 @@ class Session:
         self.calls = 0
         """Of the functions that exchange special messages."""
         self._group = group
+        """Messages travel in it; without one, in connections of this session's own."""
         self._global_ranks = global_ranks
         self._transport: Transport | None = None
         self._old: list[list[str]] = []
@@ -59,9 +60,8 @@ class Session:
         """The connections, made at the first call; then all ranks must call."""
         if self._transport is None:
             self._gather()
-            if self.device.type == "cuda":
-                assert self._group is not None, "several ranks have a group"
-                self._transport = NcclTransport(self._group, self._global_ranks, self.device)
+            if self._group is not None:
+                self._transport = GroupTransport(self._group, self._global_ranks, self.device)
             else:
                 self._transport = MeshTransport(self.board, ranks=self.ranks)
         return self._transport
@@ -124,7 +124,7 @@ class Session:
             Message(
                 outgoing,
                 peer,
-                SPECIAL + index % SPECIAL,
+                SPECIAL + index % (1 << 20),
                 tensor,
                 f"exchange of {what} with pipeline rank {peer}",
             )
@@ -164,14 +164,14 @@ class Session:
     def failed(self, error: BaseException, *, where: str, moving: bool) -> Cause:
         """Tell all ranks that this one failed, or learn which one did first.
 
-        `moving` says if messages may be on their way: only then must a GPU's communicator be aborted.
+        `moving` says if messages may be on their way: only then must the user's group be aborted.
         """
         try:
             cause = self._cause(error, where)
         except StoreLost as lost:
             what = f"{_said(error)}; the store is lost too, so the process that hosts it has ended ({lost})"
             cause = Cause(self.rank, where, what.splitlines()[0])
-        if moving or self.device.type == "cpu":
+        if moving or self._group is None:
             self.cut()
         self._transport = None
         return cause

@@ -22,7 +22,7 @@ from torch import Tensor
 from .board import Board
 from .failure import LinkLost
 
-NEVER: Final = (1 << 30) + 1
+NEVER: Final = (1 << 31) - 1
 """A tag that no message has."""
 
 
@@ -119,8 +119,8 @@ class MeshTransport:
             raise LinkLost(message.peer, f"{message.what}: {_first_line(error)}") from error
 
 
-class NcclTransport:
-    """The user's process group, whose NCCL communicator carries the messages on the current stream."""
+class GroupTransport:
+    """The user's process group. With NCCL its communicator carries the messages on the current stream."""
 
     def __init__(self, group: dist.ProcessGroup, global_ranks: Sequence[int], device: torch.device) -> None:
         self._group = group
@@ -132,13 +132,13 @@ class NcclTransport:
 
     @property
     def together(self) -> bool:
-        """NCCL matches by order."""
+        """NCCL has no tags and matches by order."""
         return True
 
     def exchange(self, messages: Sequence[Message]) -> None:
         """Start, and let the current stream wait.
 
-        Raises: LinkLost if NCCL already knows that a peer has gone.
+        Raises: LinkLost if the group already knows that a peer has gone.
         """
         self.start(messages)()
 
@@ -182,4 +182,4 @@ def _first_line(error: BaseException) -> str:
     return text.split(". This is typically")[0]
 
 
-__all__ = ["MeshTransport", "Message", "NcclTransport", "Transport"]
+__all__ = ["GroupTransport", "MeshTransport", "Message", "Transport"]

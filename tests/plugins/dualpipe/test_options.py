@@ -1,9 +1,14 @@
 """What goes beyond the original: options of the pipelines, and what they do with memory, groups and shared weights."""
 
+import itertools
+
 import pytest
 import torch
 
 import pipeline_cases as cases
+from luciola.plugins.dualpipe.play import message_tag
+from luciola.plugins.dualpipe.schedule import Exchange, Schedule, dualpipe, dualpipev
+from luciola.plugins.dualpipe.session import SPECIAL
 from pipeline_ranks import Answer, Ranks
 
 
@@ -98,3 +103,30 @@ def test_notes_of_old_steps_leave_the_store(ranks: Ranks) -> None:
 def test_ranks_that_compute_for_long_give_signs_of_life(ranks: Ranks) -> None:
     done = values(ranks.run("slow_watch", 2, seconds=0.7))
     assert torch.equal(done[0], cases.alone("plain", 4, 4)[0])
+
+
+def test_messages_are_told_apart_by_their_tags(ranks: Ranks) -> None:
+    done = values(ranks.run("crossing", 2))
+    assert done[1] == [[1.0] * 3, [2.0] * 3]
+
+
+def test_a_failed_step_with_mirror_sums_leaves_earlier_gradients(ranks: Ranks) -> None:
+    for kind, kept in values(ranks.run("keeps", 2)):
+        assert kind == "PipelineError"
+        assert kept
+        assert all(kept)
+
+
+@pytest.mark.parametrize("plan", [dualpipe(4, 40), dualpipe(8, 20), dualpipev(3, 30), dualpipev(6, 13)])
+def test_messages_that_may_wait_together_have_different_tags(plan: Schedule) -> None:
+    """On each link: those of two exchanges after one another, and any two kinds, flows, borders or tensors."""
+    for actions in plan.actions:
+        exchanges = [action.transfers for action in actions if isinstance(action, Exchange)]
+        for one, two in itertools.pairwise(exchanges):
+            tags = [
+                (type(each), each.peer, message_tag(each, index))
+                for each in (*one, *two)
+                for index in range(3)
+            ]
+            assert len(tags) == len(set(tags))
+            assert all(0 <= tag < SPECIAL for _, _, tag in tags)

@@ -90,3 +90,19 @@ def test_inference_is_equal_to_the_bit(ranks: Ranks, form: str, size: int, chunk
     parts = (done[-1], done[0]) if form == "dualpipe" else (done[0],)
     assert torch.equal(torch.cat([each[0] for each in parts]), losses)
     assert torch.equal(torch.cat([each[1] for each in parts]), outputs[0])
+
+
+@pytest.mark.parametrize(
+    ("form", "size", "chunks"), [("dualpipe", 4, 8), ("dualpipe", 8, 20), ("dualpipev", 3, 7)]
+)
+def test_batches_without_tags_do_not_lock_and_arrive_in_order(
+    ranks: Ranks, form: str, size: int, chunks: int
+) -> None:
+    """The way of a GPU, on a process group that matches by order as NCCL does."""
+    done = values(ranks.run("train", size, form=form, kind="split", chunks=chunks, group=True))
+    count = size if form == "dualpipe" else 2 * size
+    losses, _, grads = cases.alone("split", count, chunks)
+    ours = torch.cat([done[-1][0], done[0][0]]) if form == "dualpipe" else done[0][0]
+    assert torch.equal(ours, losses)
+    for rank in range(size):
+        assert_near(done[rank][2], [grads[rank], grads[count - 1 - rank]])
