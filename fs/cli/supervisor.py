@@ -53,6 +53,7 @@ class Supervisor:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     phase: str = "starting"
     _watchers: list[asyncio.Task[None]] = field(default_factory=list)
+    _unwritten: OSError | None = None  # why run/state.json is older than what it tells
 
     async def run(self, *, on_ready: Callable[["Supervisor"], None]) -> None:
         """Starts everything, calls `on_ready`, and stops everything once `stopping` is set."""
@@ -175,6 +176,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + START_S
         while not await condition():
+            if self._unwritten is not None:
+                raise self._unwritten
             for child in self.children:
                 if child.restarts >= START_CRASHES_MAX:
                     raise Unavailable(f"{child.service.name} ends again and again: {child.last_words()}")
@@ -206,7 +209,13 @@ class Supervisor:
             "mountpoint": None if self.mountpoint is None else str(self.mountpoint),
             "services": [child.describe() for child in self.children],
         }
-        write_private(self.data.state, json.dumps(record, indent=1) + "\n")
+        try:
+            write_private(self.data.state, json.dumps(record, indent=1) + "\n")
+            self._unwritten = None
+        except OSError as error:
+            # A full disk must not end services that run; a cluster does not start on it (`_wait`).
+            log.warning("the state of the cluster cannot be written: %s", error)
+            self._unwritten = error
         self.on_change(self)
 
 
