@@ -29,6 +29,7 @@ NODE_BYTES_MAX: Final = 4096  # of its host, addresses, socket path, release
 DESCRIPTION_BYTES_MAX: Final = 1024
 TARGETS_MAX: Final = 20_000  # replicas on one node
 NODES_MAX: Final = 10_000
+CHAINS_MAX: Final = 100_000  # of all tables; each takes about 2 KiB here, and 70 bytes with every client
 CHAIN_MEMBERS_MAX: Final = 8
 CHAINS_PER_TABLE: Final = 100_000  # room for ids: chain = table * this + index + 1
 TARGETS_PER_CHAIN: Final = 1000  # and target = chain * this + n: replicas a chain may ever have had
@@ -385,6 +386,10 @@ class Model:
             raise InvalidArgument(f"a table's id is between 1 and {2**32 // CHAINS_PER_TABLE - 1}")
         if any(known == table for known, _ in self.records.tables):
             raise AlreadyExists(f"chain table {table} exists already")
+        if len(self.records.chains) + len(placed) > CHAINS_MAX:
+            raise InvalidArgument(
+                f"a cluster has at most {CHAINS_MAX} chains; it has {len(self.records.chains)}"
+            )
         chains = []
         for index, nodes in enumerate(placed):
             chain = ChainId(table * CHAINS_PER_TABLE + index + 1)

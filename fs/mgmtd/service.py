@@ -85,6 +85,7 @@ class Service:
         self._seen: Lease | None = None
         self._seen_s = self._clock.monotonic()
         self._waiters = 0
+        self._snapshots = asyncio.Lock()
         self._writes: set[asyncio.Task[Any]] = set()
 
     # Handlers.
@@ -95,6 +96,8 @@ class Service:
         term = self._primary()
         if request.wait_ms and request.known_version == term.publisher.version:
             return self._wait_routing(request)
+        if not term.publisher.has_delta(request.known_version):
+            return self._whole_routing(request)
         return self._routing(term, request.known_version)
 
     async def stream_routing(
@@ -103,8 +106,9 @@ class Service:
         identity: Identity,
     ) -> AsyncIterator[pb.Routing]:
         known = request.known_version
-        yield self._routing(self._primary(), known)
-        known = self._primary().publisher.version
+        routing = await self._whole_routing(request)
+        known = routing.version
+        yield routing
         while True:
             await self._wait_news(known, KEEP_ALIVE_S)
             routing = self._routing(self._primary(), known)
@@ -209,6 +213,14 @@ class Service:
 
     def _routing(self, term: Term, known: int) -> pb.Routing:
         return term.publisher.since(known, now_s=self._clock.monotonic())
+
+    async def _whole_routing(self, request: pb.GetRoutingRequest) -> pb.Routing:
+        """One at a time: after a restart a thousand clients ask at once, and heartbeats must not wait for all."""
+        asked_s = self._clock.monotonic()
+        async with self._snapshots:
+            await asyncio.sleep(0)
+            publisher = self._primary().publisher
+            return publisher.since(request.known_version, now_s=self._clock.monotonic(), asked_s=asked_s)
 
     async def _wait_routing(self, request: pb.GetRoutingRequest) -> pb.Routing:
         await self._wait_news(request.known_version, min(request.wait_ms, WAIT_MS_MAX) / 1000)

@@ -403,6 +403,15 @@ def test_rotation_needs_a_chain_that_serves_everywhere(manager):
         rotate(manager)
 
 
+def test_chains_of_all_tables_are_limited(manager, monkeypatch):
+    monkeypatch.setattr("luciola.mgmtd.model.CHAINS_MAX", len(manager.model.records.chains) + 1)
+    request = pb.CreateChainTableRequest(table=7, replicas=1)
+    manager.keep(manager.model.new_table(request, [(HEAD,)], now_s=manager.now_s))
+    request.table = 8
+    with pytest.raises(InvalidArgument, match="at most"):
+        manager.model.new_table(request, [(HEAD,)], now_s=manager.now_s)
+
+
 def test_role_of_the_last_replica_can_be_given_to_the_next(manager):
     with pytest.raises(Busy):
         rotate(manager, pb.UpdateChainRequest.ROTATE_LASTSRV)

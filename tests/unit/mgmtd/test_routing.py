@@ -107,3 +107,18 @@ def test_who_missed_more_removals_than_are_remembered_gets_a_snapshot():
         publisher.publish(Change(removed_nodes=(NodeId(9),)))
     assert not publisher.since(known, now_s=0.0).delta
     assert publisher.since(publisher.version - 1, now_s=0.0).removed_nodes == [9]
+
+
+def test_who_has_waited_shares_what_others_were_given_and_catches_up_by_a_delta():
+    model = Model(MgmtdConfig(), Records(), now_s=0.0)
+    publisher = Publisher(model, cluster_id="c", term=3)
+    shared = publisher.since(0, now_s=1.0)
+    change = to_change(model, ("chain", 1))
+    model.apply(change)
+    publisher.publish(change)
+    assert publisher.since(0, now_s=1.1, asked_s=0.5) is shared, "made after it was asked for"
+    assert [chain.id for chain in publisher.since(shared.version, now_s=1.1).chains] == [1]
+    fresh = publisher.since(0, now_s=1.1, asked_s=1.05)
+    assert [chain.id for chain in fresh.chains] == [1]
+    assert publisher.since(0, now_s=1.5) is fresh, "nothing has changed"
+    assert publisher.since(0, now_s=9.0) is not fresh, "what nodes report of themselves has"
