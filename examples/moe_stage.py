@@ -257,7 +257,7 @@ def run_backward(root: Tensor, gradient: Tensor | None) -> Iterator[None]:
 def accumulate(tensor: Tensor, gradient: Tensor | None) -> None:
     """Adds to `.grad`, as a whole backward would."""
     if gradient is not None:
-        tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+        tensor.grad = gradient if tensor.grad is None else tensor.grad.add_(gradient)
 
 
 class Adam:

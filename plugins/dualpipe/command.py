@@ -1,7 +1,7 @@
 """`luciola dualpipe`: plan, plot and show schedules."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
@@ -43,6 +43,13 @@ COST_OPTIONS = (
 
 def sizes_and_costs(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say what is simulated."""
+    command = click.option(
+        "--transport",
+        type=click.Choice(("background", "buffered", "rendezvous")),
+        default="background",
+        show_default=True,
+        help="What transfers make a device wait for: nothing, what it receives, or what it sends too.",
+    )(command)
     for name, text in reversed(COST_OPTIONS):
         command = click.option(f"--{name}", type=Costs(), help=text)(command)
     command = click.option(
@@ -82,7 +89,7 @@ def plan(ranks: int, chunks: int, memory_limit: float | None, as_json: bool, **g
     Example:
       luciola dualpipe plan --ranks 8 --chunks 32 --forward 1 --backward 2 --weight 1 --overlap 2.4
     """
-    from .plan import best_of, compare
+    from .plan import best_of
 
     if (
         memory_limit is not None
@@ -91,7 +98,7 @@ def plan(ranks: int, chunks: int, memory_limit: float | None, as_json: bool, **g
     ):
         raise click.UsageError("--memory-limit needs --activation and --parameters, in the same unit")
     with _usage_errors():
-        candidates = compare(_costs(**given), ranks=ranks, chunks=chunks, memory_max=memory_limit)
+        candidates = _compare(ranks, chunks, memory_max=memory_limit, **given)
         best = best_of(candidates).name
     candidates.sort(key=_makespan)
     if as_json:
@@ -126,7 +133,7 @@ def plot(file: str, name: str, ranks: int, chunks: int, **given: Any) -> None:
         raise click.UsageError(f"FILE must end in .png or .svg, not {file!r}")
     picture = BytesIO()
     with _usage_errors():
-        timeline = _timeline(name, ranks, chunks, _costs(**given))
+        timeline = _timeline(name, ranks, chunks, **given)
         draw(timeline, picture, image=image)
     file_system, path = open_location(file)
     try:
@@ -152,7 +159,7 @@ def show(name: str, ranks: int, chunks: int, actions: bool, **given: Any) -> Non
     from .timeline import as_text
 
     with _usage_errors():
-        timeline = _timeline(name, ranks, chunks, _costs(**given))
+        timeline = _timeline(name, ranks, chunks, **given)
         text = None if actions else as_text(timeline)
     if text is not None:
         click.echo(text)
@@ -187,10 +194,31 @@ def _costs(costs_file: IO[bytes] | None, **given: Any) -> "StageCosts":
     return StageCosts(**found | {name: value for name, value in given.items() if value is not None})
 
 
-def _timeline(name: str, ranks: int, chunks: int, costs: "StageCosts") -> "Timeline":
+def _compare(
+    ranks: int,
+    chunks: int,
+    *,
+    transport: str,
+    names: Sequence[str] = (),
+    memory_max: float | None = None,
+    **given: Any,
+) -> "list[Candidate]":
+    from .machine import Transport
     from .plan import compare
+    from .schedules import SCHEDULES
 
-    (candidate,) = compare(costs, ranks=ranks, chunks=chunks, names=(name,))
+    return compare(
+        _costs(**given),
+        ranks=ranks,
+        chunks=chunks,
+        memory_max=memory_max,
+        names=names or tuple(SCHEDULES),
+        transport=Transport(transport),
+    )
+
+
+def _timeline(name: str, ranks: int, chunks: int, **given: Any) -> "Timeline":
+    (candidate,) = _compare(ranks, chunks, names=(name,), **given)
     if candidate.timeline is None:
         raise ValueError(candidate.reason)
     return candidate.timeline

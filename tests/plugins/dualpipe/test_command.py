@@ -47,6 +47,17 @@ def test_plan_with_a_limit_of_memory() -> None:
     assert "--memory-limit needs --activation and --parameters" in refused.output
 
 
+def test_plan_with_transfers_that_are_waited_for() -> None:
+    sizes = ("plan", "--ranks", "4", "--chunks", "20", "--communication", "0.2", "--json", "--transport")
+    free, waiting = (
+        {each["name"]: each for each in json.loads(run(*sizes, transport).output)["schedules"]}
+        for transport in ("background", "rendezvous")
+    )
+    assert waiting["1f1b"]["makespan"] > free["1f1b"]["makespan"]
+    assert waiting["zbv"]["reason"].startswith("zbv stops in a circle: rank ")
+    assert "makespan" not in waiting["zbv"]
+
+
 def test_costs_come_from_a_file_and_options_come_before_it(tmp_path) -> None:
     file = tmp_path / "costs.json"
     file.write_text(json.dumps({"forward": [1, 1, 1, 1], "backward": 3, "weight": 1}))
