@@ -63,7 +63,15 @@ class Hooked(Split):
             loss1.backward()
             loss1.detach_()
         else:
-            torch.autograd.backward(outputs1, output_grads1)
+            torch.autograd.Variable._execution_engine.run_backward(  # as hooks for the original do
+                outputs1,
+                output_grads1,
+                keep_graph=False,
+                create_graph=False,
+                inputs=(),
+                allow_unreachable=True,
+                accumulate_grad=True,
+            )
         outputs0 = [module0(*inputs0)]
         loss0 = None if criterion0 is None else criterion0(*outputs0, *labels0)
         assert criterion0 is not None or not labels0

@@ -263,16 +263,17 @@ class Player:
 
     def _backward_arguments(
         self, part: Backward | BackwardInput
-    ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
+    ) -> tuple[Tensor | None, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The loss, or outputs and their gradients; in tuples, as torch's engine takes them from a hook."""
         key = (part.module, part.chunk)
         if self._is_last(part):
-            return self._losses.pop(key), [], []
+            return self._losses.pop(key), (), ()
         pairs = [
             (edge, grad)
             for edge, grad in zip(self._edges.pop(key), self._grads.pop(key), strict=True)
             if edge is not None and grad is not None
         ]
-        return None, [edge for edge, _ in pairs], [grad for _, grad in pairs]
+        return None, tuple(edge for edge, _ in pairs), tuple(grad for _, grad in pairs)
 
     def _after_backward(self, part: Backward | BackwardInput) -> None:
         self._live.discard((part.module, part.chunk))
