@@ -620,3 +620,38 @@ fn a_chain_of_three_forwards_what_it_is_given() {
         assert_eq!(stored[100..], bytes);
     }
 }
+
+/// A node on this host that hangs keeps the buffer that it was lent; whoever can do without that reads elsewhere.
+#[test]
+fn a_read_into_lent_memory_is_given_up_if_its_owner_can_do_without() {
+    let world = World::new(vec![serving(&[1, 2])]);
+    let client = world.client(Transport::Auto);
+    for index in 0..2 {
+        world.put(1, index, &[index as u8 + 1; CHUNK as usize]);
+    }
+    world.twin(1).fail([Fault::Hang]);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let pool = BufferPool::new(CHUNK as usize, 4).unwrap();
+    let mut lost = 0;
+    // Neighbouring chunks are read from different nodes.
+    for index in 0..2u64 {
+        let offset = index * u64::from(CHUNK);
+        let buffer = pool.try_take().unwrap();
+        let into = buffer.slice(0..CHUNK as usize).expendable();
+        if let Err(error) = client.read(&layout(1), CONTENT, offset, &into, deadline) {
+            assert_eq!(error.kind(), Kind::Timeout);
+            lost += 1;
+        }
+        let other = Placement::private(CHUNK as usize).unwrap();
+        client.read(&layout(1), CONTENT, offset, &other, deadline).unwrap();
+        assert_eq!(other.to_vec(), vec![index as u8 + 1; CHUNK as usize]);
+    }
+    assert_eq!(lost, 1);
+    assert!(Instant::now() < deadline);
+    assert_eq!(pool.available(), 3, "the lost buffer is not used again");
+    world.twin(1).release();
+    while pool.available() < 4 {
+        assert!(Instant::now() < deadline, "it comes back when the node has answered");
+        std::thread::yield_now();
+    }
+}

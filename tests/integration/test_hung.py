@@ -1,5 +1,6 @@
 """A storage process that hangs: others take over, and it is ended so that nobody waits for it."""
 
+import json
 import os
 import signal
 import threading
@@ -49,3 +50,25 @@ def test_hanging_node_is_ended_and_writers_go_on(tmp_path: Path) -> None:
         assert again["restarts"] == victim["restarts"] + 1
         assert again["pid"] != victim["pid"]
         assert cluster.fsck()["problems"] == []
+
+
+def test_readers_go_on_beside_a_node_that_hangs_and_is_not_ended(tmp_path: Path) -> None:
+    with LocalCluster(tmp_path, mount=True) as cluster:
+        assert cluster.mountpoint is not None
+        content = os.urandom(1 << 20)
+        names = [cluster.mountpoint / f"file-{number}" for number in range(8)]
+        for path in names:
+            path.write_bytes(content)
+        supervisor = json.loads((cluster.data / "run" / "state.json").read_text())["pid"]
+        stopped = [supervisor, cluster.services("storage")[1]["pid"]]  # nobody ends the node
+        try:
+            for process in stopped:
+                os.kill(process, signal.SIGSTOP)
+            for path in names:
+                with path.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                    assert file.read() == content
+        finally:
+            for process in stopped:
+                os.kill(process, signal.SIGCONT)
+        cluster.wait_healthy()

@@ -31,6 +31,7 @@ pub struct Placement {
     region: Option<(Arc<Region>, usize)>,
     keep: Option<Keep>,
     writable: bool,
+    expendable: bool,
 }
 
 // SAFETY: a placement is an address that `region` or `keep` hold valid for every thread (B1); its bytes have no
@@ -44,21 +45,35 @@ impl Placement {
         debug_assert!(offset + len <= region.len(), "checked by Region::placement");
         // SAFETY: `offset` is at most the region's length, so the address stays in (or one past) its mapping.
         let start = unsafe { NonNull::new_unchecked(region.as_ptr().add(offset)) };
-        Placement { start, len, region: Some((region.clone(), offset)), keep: None, writable: true }
+        Placement {
+            start,
+            len,
+            region: Some((region.clone(), offset)),
+            keep: None,
+            writable: true,
+            expendable: false,
+        }
     }
 
     /// `len` zeroed bytes of this process alone, page-aligned.
     pub fn private(len: usize) -> io::Result<Placement> {
         let mapping = Mapping::anonymous(len)?;
         let start = mapping.start();
-        Ok(Placement { start, len, region: None, keep: Some(Arc::new(mapping)), writable: true })
+        Ok(Placement {
+            start,
+            len,
+            region: None,
+            keep: Some(Arc::new(mapping)),
+            writable: true,
+            expendable: false,
+        })
     }
 
     /// The bytes of `bytes`, owned by the placement.
     pub fn from_vec(mut bytes: Vec<u8>) -> Placement {
         let start = NonNull::new(bytes.as_mut_ptr()).expect("a vector's pointer is never null");
         let len = bytes.len();
-        Placement { start, len, region: None, keep: Some(Arc::new(bytes)), writable: true }
+        Placement { start, len, region: None, keep: Some(Arc::new(bytes)), writable: true, expendable: false }
     }
 
     /// Calls `work` with `bytes` as a placement, which does not outlive the call: a clone that does ends the
@@ -84,7 +99,8 @@ impl Placement {
         }
         // Declared first, so dropped after the placement, also when `work` panics.
         let guard = Guard(Arc::new(()));
-        let placement = Placement { start, len, region: None, keep: Some(guard.0.clone()), writable };
+        let placement =
+            Placement { start, len, region: None, keep: Some(guard.0.clone()), writable, expendable: false };
         let result = work(&placement);
         drop(placement);
         drop(guard);
@@ -97,7 +113,7 @@ impl Placement {
     /// `start .. start + len` must be readable (and writable if `writable`) until `keep` is dropped, and no
     /// reference to it may be held while the placement is used.
     pub unsafe fn from_raw(start: NonNull<u8>, len: usize, writable: bool, keep: Keep) -> Placement {
-        Placement { start, len, region: None, keep: Some(keep), writable }
+        Placement { start, len, region: None, keep: Some(keep), writable, expendable: false }
     }
 
     /// The same memory, which in addition holds `keep` until it and its clones are dropped.
@@ -107,6 +123,17 @@ impl Placement {
             None => keep,
         });
         self
+    }
+
+    /// The same memory, whose owner can do without it: a read into it may be given up while a server that hangs may
+    /// still write there. Its clones keep it out of use so long (rule N2).
+    pub fn expendable(mut self) -> Placement {
+        self.expendable = true;
+        self
+    }
+
+    pub fn is_expendable(&self) -> bool {
+        self.expendable
     }
 
     pub fn len(&self) -> usize {
@@ -151,6 +178,7 @@ impl Placement {
             region: self.region.as_ref().map(|(region, offset)| (region.clone(), offset + range.start)),
             keep: self.keep.clone(),
             writable: self.writable,
+            expendable: self.expendable,
         }
     }
 

@@ -185,6 +185,12 @@ impl File {
         self.inode.read(&self.who, offset, into, through)
     }
 
+    /// As `read_through`, into memory that its owner can do without; the bytes read, which may lie elsewhere.
+    pub fn read_anywhere(&self, offset: u64, into: &Placement, through: Through) -> Result<Placement> {
+        self.check(true)?;
+        self.inode.read_anywhere(&self.who, offset, into, through)
+    }
+
     /// Writes all of `payload`; `keep`: its memory may be kept and changed. Returns the offset it went to.
     pub fn write(&self, place: Place, payload: &Placement, keep: bool) -> Result<u64> {
         self.write_through(place, payload, keep, self.through())

@@ -469,7 +469,11 @@ impl FileSystem for Mounted {
     fn read(&self, _: &Caller, request: &ReadRequest, into: &Placement) -> Reply<ReadOutcome> {
         let file = self.file(request.handle)?;
         let through = self.through(request.flags);
-        file.read_through(request.offset, into, through).map(ReadOutcome::Placed).map_err(errno)
+        let bytes = file.read_anywhere(request.offset, into, through).map_err(errno)?;
+        match bytes.as_ptr() == into.as_ptr() {
+            true => Ok(ReadOutcome::Placed(bytes.len())),
+            false => Ok(ReadOutcome::Held(vec![bytes])),
+        }
     }
 
     fn write(&self, _: &Caller, request: &WriteRequest, payload: Placement) -> Reply<usize> {

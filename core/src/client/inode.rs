@@ -309,6 +309,24 @@ impl OpenInode {
         Ok(count)
     }
 
+    /// As `read`, into memory that its owner can do without: if a node hangs with it, the bytes lie elsewhere.
+    pub fn read_anywhere(
+        &self,
+        who: &Who,
+        offset: u64,
+        into: &Placement,
+        through: Through,
+    ) -> Result<Placement> {
+        match self.read(who, offset, &into.clone().expendable(), through) {
+            Err(error) if error.kind() == Kind::Timeout && into.is_shared() => {
+                let other = Placement::private(into.len())?;
+                let count = self.read(who, offset, &other, through)?;
+                Ok(other.slice(0..count))
+            }
+            result => result.map(|count| into.slice(0..count)),
+        }
+    }
+
     /// Asks anew before a read up to `end`, if what is known is too old for it.
     pub fn refresh_for(&self, who: &Who, end: u64, through: Through) -> Result<()> {
         let age = self.freshness(end, through);

@@ -17,7 +17,7 @@ use super::meta::{Meta, Who};
 use super::names::Names;
 use super::workers::Workers;
 use crate::buffer::BufferPool;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::types::ContentId;
 use crate::wire::pb;
 
@@ -65,7 +65,7 @@ impl Chains {
                 let Some(buffer) = buffer else { break };
                 buffers += 1;
                 let length = buffer.len().min(read.into.len() - at);
-                let into = buffer.slice(0..length);
+                let into = buffer.slice(0..length).expendable();
                 parts.push(Read { into, offset: read.offset + at as u64, ..*read });
                 staged.push(Staged { owner, at, copy: true });
                 at += length;
@@ -111,6 +111,14 @@ impl Chunks for Chains {
                     part.into.copy_into(&target.slice(staged.at..staged.at + part.into.len()));
                 }
                 Ok(_) => {}
+                // A node hangs with our buffer; without one another node can be asked.
+                Err(error) if staged.copy && error.kind() == Kind::Timeout => {
+                    let into = reads[staged.owner].into.slice(staged.at..staged.at + part.into.len());
+                    let again = self.data.read(&part.layout, part.content, part.offset, &into, deadline);
+                    if let (Err(error), Ok(())) = (again, &outcomes[staged.owner]) {
+                        outcomes[staged.owner] = Err(error);
+                    }
+                }
                 Err(error) if outcomes[staged.owner].is_ok() => outcomes[staged.owner] = Err(error),
                 Err(_) => {}
             }

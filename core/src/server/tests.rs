@@ -126,7 +126,9 @@ fn a_failed_flush_in_the_background_takes_the_replicas_out_at_once() {
     });
     alone.server.node.engine.fail_next("sync", 1, Errno::IO);
     assert_eq!(alone.write(1).status, Status::Ok);
+    let deadline = soon();
     while alone.server.node.engine.failure().is_none() {
+        assert!(Instant::now() < deadline, "the flusher runs");
         std::thread::yield_now();
     }
     // Nobody has written or synced since.

@@ -17,6 +17,8 @@ use crate::types::{
 const BATCH_BYTES: usize = 2 << 20;
 /// A node that has not answered a read for so long is given up for another replica, where the memory is not lent.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same where the memory is lent, and its owner reads into other memory then: soon, because a program waits.
+const LENT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Reads into memory of this process alone, from a node on this host: from here on it is cheaper to let the node
 /// fill a shared buffer and to copy that, than to send the bytes through the socket.
 const BOUNCE_BYTES_MIN: usize = 32 << 10;
@@ -181,7 +183,10 @@ fn batches(
         let local = batch.link.is_local();
         if local && piece.into.is_shared() {
             // While a node may still write into the caller's memory there is no other replica to turn to.
-            batch.deadline = deadline;
+            batch.deadline = match piece.into.is_expendable() {
+                true => batch.deadline.min(Instant::now() + LENT_TIMEOUT),
+                false => deadline,
+            };
         }
         let work = &mut batch.work;
         work.places.push(if local { bounced(client, &piece.into) } else { piece.into.clone() });
@@ -270,10 +275,13 @@ impl Carry<Work> for Carrier<'_> {
     }
 
     fn failed(&mut self, batch: Batch<Work>, status: Status) {
+        let lent = batch.link.is_local() && status == Status::Timeout;
         for index in batch.work.pieces {
             let piece = &mut self.pieces[index];
             piece.last = status;
-            match status.is_retryable() {
+            // Lost to the node that hangs: only other memory can be read into.
+            let is_lost = lent && piece.into.is_shared() && piece.into.is_expendable();
+            match status.is_retryable() && !is_lost {
                 true => piece.avoided.push(batch.node),
                 false => piece.outcome = Some(Err(status)),
             }
