@@ -1,11 +1,13 @@
 """Random calls, with poison wherever a call must not look, and FlashMLA's measure of closeness."""
 
+import os
 import random
 from dataclasses import dataclass
 
 import torch
 
 NAN = float("nan")
+DEVICE = os.environ.get("LUCIOLA_TEST_DEVICE", "cpu")  # tensors are made on the CPU, by seeds, and go there
 WILD = 2147480000  # a page number that nobody may follow
 
 
@@ -28,30 +30,33 @@ def dense(seed, lengths, *, s_q=1, h_q=4, h_kv=1, page=64, dtype=torch.bfloat16)
     per = [-(-length // page) for length in lengths]
     pages = list(range(sum(per) + 2))
     shuffled.shuffle(pages)
-    table = torch.full((len(lengths), max(per, default=0) + 1), WILD, dtype=torch.int32)
-    cache = torch.full((len(pages), page, h_kv, 576), NAN, dtype=dtype)
+    table = torch.full((len(lengths), max(per, default=0) + 1), WILD, dtype=torch.int32, device="cpu")
+    cache = torch.full((len(pages), page, h_kv, 576), NAN, dtype=dtype, device="cpu")
     for request, length in enumerate(lengths):
         for place in range(per[request]):
             number = pages.pop()
             table[request, place] = number
             used = min(page, length - place * page)
-            rows = torch.randn((used, h_kv, 576), generator=generator) / 10
+            rows = torch.randn((used, h_kv, 576), generator=generator, device="cpu") / 10
             cache[number, :used] = rows.clamp(-1, 1).to(dtype)
-    q = (torch.randn((len(lengths), s_q, h_q, 576), generator=generator) / 10).to(dtype)
-    return Dense(q, cache, table, torch.tensor(lengths, dtype=torch.int32))
+    q = (torch.randn((len(lengths), s_q, h_q, 576), generator=generator, device="cpu") / 10).to(dtype)
+    seqlens = torch.tensor(lengths, dtype=torch.int32, device="cpu")
+    return Dense(*(each.to(DEVICE) for each in (q, cache, table, seqlens)))
 
 
 def rows(seed, *shape):
     generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(shape, generator=generator) / 10).clamp(-1, 1).to(torch.bfloat16)
+    return (
+        (torch.randn(shape, generator=generator, device="cpu") / 10).clamp(-1, 1).to(DEVICE, torch.bfloat16)
+    )
 
 
 def indices(seed, shape, slots, *, holes=0.2):
     """Slot numbers, some of which are -1 or otherwise name nothing."""
     generator = torch.Generator().manual_seed(seed)
-    found = torch.randint(0, max(slots, 1), shape, generator=generator, dtype=torch.int32)
-    hole = torch.rand(shape, generator=generator) < (holes if slots else 2.0)
-    return found.masked_fill(hole, -1)
+    found = torch.randint(0, max(slots, 1), shape, generator=generator, dtype=torch.int32, device="cpu")
+    hole = torch.rand(shape, generator=generator, device="cpu") < (holes if slots else 2.0)
+    return found.masked_fill(hole, -1).to(DEVICE)
 
 
 def assert_close(got, want, *, absolute=8e-4, relative=2.01 / 128, cosine=2e-5):

@@ -24,6 +24,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from ..kernels.layers import layer_for, using_layer
     from .interface import (
         flash_attn_varlen_func,
         flash_attn_varlen_kvpacked_func,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
         flash_mla_with_kvcache,
         get_mla_metadata,
     )
-    from .layers import layer_for, using_layer
     from .layouts import (
         dequantize_model1,
         dequantize_v32,
@@ -61,10 +61,10 @@ _HOMES: Final = {
     "flash_mla_sparse_fwd": "interface",
     "flash_mla_with_kvcache": "interface",
     "get_mla_metadata": "interface",
-    "layer_for": "layers",
+    "layer_for": ".kernels.layers",
     "quantize_model1": "layouts",
     "quantize_v32": "layouts",
-    "using_layer": "layers",
+    "using_layer": ".kernels.layers",
 }
 
 __all__ = [
@@ -93,7 +93,7 @@ __all__ = [
 
 def describe() -> dict[str, str]:
     """What this plugin can use on this machine, for `luciola plugins`."""
-    from .layers import state
+    from ..kernels.layers import state
 
     return {"state": state()}
 

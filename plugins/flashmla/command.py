@@ -78,9 +78,7 @@ def verify(as_json: bool, location: str) -> None:
 
 @flashmla.command(name="compile")
 @json_option
-@click.option(
-    "--match", default="*", help="Only configurations whose names match this pattern (as of the shell)."
-)
+@click.option("--match", default="*", help="Only kernels whose names match this pattern (as of the shell).")
 def compile_(as_json: bool, match: str) -> None:
     """Compile the kernels for Hopper (sm_90a), without a GPU, and check their machine code.
 
@@ -101,18 +99,18 @@ def compile_(as_json: bool, match: str) -> None:
     reports = [
         {
             "name": report.name,
-            "registers": report.registers,
-            "shared_bytes": report.shared_bytes,
+            "registers": report.code.registers,
+            "shared_bytes": report.code.shared_bytes,
             "spills": report.spills,
-            "matrix_instructions": report.instructions["HGMMA"] + report.instructions["HMMA"],
-            "warpgroup": report.instructions["HGMMA"] > 0,
+            "matrix_instructions": report.code.instructions["HGMMA"] + report.code.instructions["HMMA"],
+            "warpgroup": report.code.instructions["HGMMA"] > 0,
             "failures": report.failures(),
         }
         for report in machine.compile_all(lambda name: fnmatch.fnmatchcase(name, match))
     ]
     if not reports:
-        names = ", ".join(each.name for each in machine.configurations())
-        fail(f"no configuration matches {match!r}; there are {names}", code=2)
+        names = ", ".join(each.name for each in machine.cases())
+        fail(f"no kernel matches {match!r}; there are {names}", code=2)
     if as_json:
         print_json(reports)
     else:

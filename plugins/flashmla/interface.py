@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import torch
 
+from ..kernels.errors import BadArgument, BadCall, BadType, refuse
+from ..kernels.layers import layer_for
 from . import layouts, reference
-from .errors import BadArgument, BadCall, BadType, refuse
-from .layers import layer_for
 from .schedule import Config, FlashMLASchedMeta, make_schedule, part_count, sparse_lengths
 
 CHANNELS: Final = 576

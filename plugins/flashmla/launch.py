@@ -4,13 +4,13 @@ Nothing here waits for the device or reads a tensor's values, so that every call
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 
+from ..kernels.ahead import MULTIPROCESSORS, start
+from ..kernels.layers import on_device
 from . import kernel, layouts
 from .schedule import ROW_INTS, FlashMLASchedMeta, part_count, sparse_lengths
 
@@ -71,12 +71,13 @@ def dense_decode(  # noqa: PLR0913 (the operator's own)
     h_kv = cache.shape[2]
     group = h_q // h_kv
     rows = s_q * group
-    with _on(q.device):
+    with on_device(q):
         parts = part_count(_multiprocessors(q.device), kv_heads=h_kv, rows=rows)
         table, splits = _schedule(schedule, cache_seqlens, parts)
         out, lse, piece_out, piece_lse = _results(q, len(table))
         tile = tile_for(rows, DENSE_FP8_TILES if fp8 else DENSE_TILES)
-        kernel.flash_fwd_splitkv_mla_kernel[(-(-rows // tile.block_m), h_kv, len(table))](
+        start(
+            kernel.flash_fwd_splitkv_mla_kernel, (-(-rows // tile.block_m), h_kv, len(table)),
             q, cache, block_table, cache_seqlens, table, splits, out, lse, piece_out, piece_lse,
             q.stride(0), q.stride(1), q.stride(2), cache.stride(0), cache.stride(1), cache.stride(2),
             block_table.stride(0), cache.shape[0], block_table.shape[1], s_q, group, h_kv, scale * _LOG2E,
@@ -105,14 +106,15 @@ def sparse_decode(  # noqa: PLR0913 (the operator's own)
     more = extra or Extra(cache, indices, None)
     more_cache = more.cache.view(torch.uint8)
     extra_topk = more.indices.shape[2] if extra else None
-    with _on(q.device):
+    with on_device(q):
         lengths = sparse_lengths(b, indices.shape[2], topk_length, extra_topk, more.length, device=q.device)
         parts = part_count(_multiprocessors(q.device) // s_q, kv_heads=1, rows=h_q)
         table, splits = _schedule(schedule, lengths, parts)
         out, lse, piece_out, piece_lse = _results(q, len(table))
         tile = tile_for(h_q, MODEL1_TILES if model1 else SPARSE_TILES)
         none = lse  # stands for a pointer that the kernel does not follow
-        kernel.flash_fwd_splitkv_mla_fp8_sparse_kernel[(-(-h_q // tile.block_m) * s_q, len(table))](
+        start(
+            kernel.flash_fwd_splitkv_mla_fp8_sparse_kernel, (-(-h_q // tile.block_m) * s_q, len(table)),
             q, cache, indices, _or(topk_length, none), more_cache, more.indices, _or(more.length, none),
             _or(attn_sink, none), table, splits, out, lse, piece_out, piece_lse,
             q.stride(0), q.stride(1), q.stride(2), cache.stride(0),
@@ -143,8 +145,9 @@ def sparse_prefill(  # noqa: PLR0913 (the operator's own)
     out = torch.empty((s_q, h_q, LATENT), dtype=q.dtype, device=q.device)
     max_logits, lse = (torch.empty((s_q, h_q), dtype=torch.float32, device=q.device) for _ in range(2))
     tile = tile_for(h_q, SPARSE_TILES)
-    with _on(q.device):
-        kernel.sparse_attn_fwd[(-(-h_q // tile.block_m) * s_q,)](
+    with on_device(q):
+        start(
+            kernel.sparse_attn_fwd, (-(-h_q // tile.block_m) * s_q,),
             q, kv, indices, _or(topk_length, lse), _or(attn_sink, lse), out, max_logits, lse,
             q.stride(0), q.stride(1), kv.stride(0), indices.stride(0),
             kv.shape[0], indices.shape[2], h_q, scale * _LOG2E,
@@ -171,8 +174,9 @@ def varlen(  # noqa: PLR0913 (the operator's own)
     out = torch.empty((total, h_q, v.shape[2]), dtype=q.dtype, device=q.device)
     lse = torch.empty((h_q, total), dtype=torch.float32, device=q.device)
     tile = INTERPRETED_VARLEN_TILE if kernel.INTERPRETED else VARLEN_TILE
-    with _on(q.device):
-        kernel.flash_fwd_varlen_kernel[(-(-max_queries // tile.block_m), h_q, len(starts_q) - 1)](
+    with on_device(q):
+        start(
+            kernel.flash_fwd_varlen_kernel, (-(-max_queries // tile.block_m), h_q, len(starts_q) - 1),
             q, k, v, starts_q, starts_kv, out, lse,
             q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
             total, h_q, h_q // k.shape[1], scale * _LOG2E,
@@ -189,7 +193,7 @@ def _schedule(
     if schedule.tile_scheduler_metadata is None or schedule.num_splits is None:
         table = torch.empty((parts, ROW_INTS), dtype=torch.int32, device=lengths.device)
         splits = torch.empty((len(lengths) + 1,), dtype=torch.int32, device=lengths.device)
-        kernel.schedule_kernel[(1,)](lengths, table, splits, len(lengths), parts, num_warps=1)
+        start(kernel.schedule_kernel, (1,), lengths, table, splits, len(lengths), parts, num_warps=1)
         schedule.tile_scheduler_metadata, schedule.num_splits = table, splits
     return schedule.tile_scheduler_metadata, schedule.num_splits
 
@@ -217,7 +221,8 @@ def _combine(  # noqa: PLR0913 (the kernel's own)
 ) -> None:
     b, s_q = out.shape[:2]
     grid = (-(-s_q * group * h_kv // COMBINE_ROWS), b)
-    kernel.flash_fwd_mla_combine_kernel[grid](
+    start(
+        kernel.flash_fwd_mla_combine_kernel, grid,
         piece_out, piece_lse, splits, out, lse, _or(sink, lse), s_q, group, h_kv,
         HAS_SINK=sink is not None, BLOCK_R=COMBINE_ROWS, num_warps=4,
     )  # fmt: skip
@@ -234,19 +239,11 @@ def _constants(tile: Tile) -> dict[str, int | bool]:
 
 
 def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
+    if device.type == "cpu":
         return INTERPRETED_MULTIPROCESSORS
+    if device.type == "meta":  # compiled for a device that is not here
+        return MULTIPROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@contextmanager
-def _on(device: torch.device) -> Iterator[None]:
-    """Launches go to the tensors' device, whichever is current."""
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            yield
-    else:
-        yield
 
 
 def _or(tensor: torch.Tensor | None, stand_in: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from typing import Final
 
 import torch
 
-from .errors import BadArgument, BadType, refuse
+from ..kernels.errors import BadArgument, BadType, refuse
 
 V32_CHANNELS: Final = 576
 V32_BYTES: Final = 656

@@ -1,248 +1,167 @@
-"""The kernels compiled ahead of time for Hopper (sm_90a), without a GPU, and what must hold of their machine code.
+"""Every kernel compiled ahead of time for Hopper (sm_90a), without a GPU, and what must hold of its machine code.
 
     for report in compile_all():
-        print(report.name, report.registers, report.shared_bytes, report.failures())
+        print(report.name, report.code.registers, report.code.shared_bytes, report.failures())
 
-A `Configuration` is a kernel with its constants and the types and alignments that `launch` calls it with. Its gates:
-the tensor cores are used as they should be, nothing spills, shared memory fits a multiprocessor.
+A `Case` is a call of a public function with tensors that have no memory, so that what is compiled is what such a call
+would launch. Its gates: tensor cores are used as they should be, nothing spills between their instructions, shared
+memory fits a multiprocessor, copies run ahead.
 """
 
-import os
 import re
-import subprocess
-import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Final
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+import torch
 
-from . import kernel, launch
+from ..kernels.ahead import SHARED_BYTES_MAX, MachineCode, compiling, machine_code
+from . import layouts
+from .interface import (
+    flash_attn_varlen_func,
+    flash_mla_sparse_fwd,
+    flash_mla_with_kvcache,
+    get_mla_metadata,
+)
 
-TARGET: Final = GPUTarget("cuda", 90, 32)
-SHARED_BYTES_MAX: Final = 232_448  # dynamic shared memory of one thread block on sm_90
 # Of a kernel whose output takes half of all registers (64 rows of 512 numbers): reloads of a few addresses.
 WGMMA_SPILLS_MAX: Final = 8
 
-_TOOLS: Final = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-_ALIGNED: Final = [["tt.divisibility", 16]]
-
 _INSTRUCTION: Final = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", re.MULTILINE)
 _SPILLS: Final = frozenset(("LDL", "STL"))
-_MATMULS: Final = frozenset(("HGMMA", "HMMA"))
-
-# Types by argument name, for all kernels. "*" and the cache's or queries' type where the kernel is generic.
-_TYPES: Final[dict[str, str]] = {
-    **dict.fromkeys(("block_table", "seqlens", "table", "num_splits", "indices", "topk_length"), "*i32"),
-    **dict.fromkeys(("extra_indices", "extra_length", "lengths", "starts_q", "starts_kv"), "*i32"),
-    **dict.fromkeys(("lse", "piece_out", "piece_lse", "sink", "max_logits"), "*fp32"),
-    "scale_log2": "fp32",
-}
-# Counts that a caller chooses freely are not promised to be multiples of 16.
-_UNALIGNED: Final = frozenset(
-    (
-        *(
-            "b",
-            "parts",
-            "s_q",
-            "group",
-            "h_kv",
-            "h_q",
-            "page_count",
-            "extra_page_count",
-            "table_width",
-            "s_kv",
-        ),
-        *("total_q", "topk", "extra_topk", "stride_table", "scale_log2"),
-    )
-)
+_MATRIX: Final = frozenset(("HGMMA", "HMMA"))
 
 
 @dataclass(frozen=True)
-class Configuration:
-    """One kernel as `launch` would start it."""
+class Case:
+    """A call, which of its kernels is looked at, and what must be in its machine code."""
 
     name: str
-    function: Any
-    constants: dict[str, Any]
-    warps: int
-    generic: str = "bf16"  # of q, k, v, kv and out
-    cache: str = "bf16"
-    wgmma: bool = True  # tiles of 64 rows and more must use the warpgroup instruction
-    matmul: bool = True
-    pipelined: bool = False  # tokens must be copied ahead, by cp.async
-    stages: int = 2
+    kernel: str
+    call: Callable[[], object]
+    wanted: tuple[str, ...] = ()
+    spills_max: int = 0
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the assembler made of a configuration."""
+    """What the assembler made of a case."""
 
-    configuration: Configuration
-    registers: int
-    shared_bytes: int
-    spills: int  # from the first to the last matrix instruction; in the whole kernel if it has none
-    instructions: Counter[str] = field(repr=False)
+    case: Case
+    code: MachineCode
 
     @property
     def name(self) -> str:
-        return self.configuration.name
+        return self.case.name
+
+    @property
+    def spills(self) -> int:
+        """From the first to the last matrix instruction; in the whole kernel if it has none."""
+        instructions = _INSTRUCTION.findall(self.code.text)
+        places = [place for place, each in enumerate(instructions) if each in _MATRIX]
+        between = instructions[places[0] : places[-1]] if places else instructions
+        return sum(each in _SPILLS for each in between)
 
     def failures(self) -> list[str]:
         """The gates that do not hold; empty if all do."""
-        wanted, found = self.configuration, self.instructions
-        matrix = "HGMMA" if wanted.wgmma else "HMMA"
-        most = WGMMA_SPILLS_MAX if wanted.wgmma else 0
+        spills, most = self.spills, self.case.spills_max
         checks = (
-            (self.spills <= most, f"{self.spills} spills between matrix instructions, {most} are allowed"),
-            (self.shared_bytes <= SHARED_BYTES_MAX, f"{self.shared_bytes} bytes of shared memory"),
-            (not wanted.matmul or found[matrix] > 0, f"no {matrix}"),
-            (not wanted.pipelined or found["LDGSTS"] > 0, "no LDGSTS"),
+            (spills <= most, f"{spills} spills between matrix instructions, {most} are allowed"),
+            (
+                self.code.shared_bytes <= SHARED_BYTES_MAX,
+                f"{self.code.shared_bytes} bytes of shared memory, {SHARED_BYTES_MAX} are there",
+            ),
+            *((self.code.instructions[each] > 0, f"no {each}") for each in self.case.wanted),
         )
         return [message for holds, message in checks if not holds]
 
 
-def configurations() -> Iterator[Configuration]:
-    """Every kernel that `launch` can start on Hopper, with each tile and format."""
-    yield Configuration("schedule", kernel.schedule_kernel, {}, 1, matmul=False)
-    for sink in (False, True):
-        yield Configuration(
-            f"combine{'-sink' * sink}",
-            kernel.flash_fwd_mla_combine_kernel,
-            {"HAS_SINK": sink, "BLOCK_R": launch.COMBINE_ROWS},
-            4,
-            matmul=False,
-        )
-    for rows, tile in launch.DENSE_TILES.items():
-        for dtype in ("bf16", "fp16"):
-            constants = {"FORMAT": kernel.PLAIN_576, "CAUSAL": True}
-            yield _dense(f"dense-{dtype}-{rows}", tile, constants, dtype, dtype)
-    for rows, tile in launch.DENSE_FP8_TILES.items():
-        yield _dense(f"dense-fp8-{rows}", tile, {"FORMAT": kernel.FP8_V32, "CAUSAL": True}, "bf16", "u8")
-    for rows, tile in launch.MODEL1_TILES.items():
-        yield _sparse(f"sparse-model1-{rows}", tile, kernel.FP8_MODEL1, extra=True)
-    for rows, tile in launch.SPARSE_TILES.items():
-        yield _sparse(f"sparse-v32-{rows}", tile, kernel.FP8_V32, extra=False)
-        for plain in (kernel.PLAIN_576, kernel.PLAIN_512):
-            constants = {"FORMAT": plain, "HAS_LENGTH": True, "HAS_SINK": True}
-            yield _tiled(f"prefill-{(576, 512)[plain]}-{rows}", kernel.sparse_attn_fwd, tile, constants)
-    for rope in (False, True):
-        constants = {"HAS_ROPE": rope, "CAUSAL": True}
-        name = f"varlen-{192 if rope else 128}"
-        yield _tiled(name, kernel.flash_fwd_varlen_kernel, launch.VARLEN_TILE, constants)
+def cases() -> Iterator[Case]:
+    """Every kernel that is launched on Hopper, with each tile and layout."""
+    yield Case("schedule", "schedule_kernel", lambda: dense(16, torch.bfloat16))
+    yield Case("combine", "flash_fwd_mla_combine_kernel", lambda: dense(16, torch.bfloat16))
+    yield Case("combine-sink", "flash_fwd_mla_combine_kernel", lambda: sparse(16, layouts.V32_BYTES))
+    name = "flash_fwd_splitkv_mla_kernel"
+    ahead = ("HMMA", "LDGSTS")
+    for short, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        yield Case(f"dense-{short}-16", name, _dense(16, dtype), ahead)
+        yield Case(f"dense-{short}-64", name, _dense(128, dtype), ("HGMMA", "LDGSTS"), WGMMA_SPILLS_MAX)
+    yield Case("dense-fp8-16", name, lambda: dense(16, torch.bfloat16, fp8=True), ahead)
+    name = "flash_fwd_splitkv_mla_fp8_sparse_kernel"
+    for heads in (16, 32):
+        yield Case(f"sparse-v32-{heads}", name, _sparse(heads, layouts.V32_BYTES), ("HMMA",))
+    yield Case("sparse-model1-16", name, _sparse(16, layouts.MODEL1_BYTES), ("HMMA",))
+    for width in (576, 512):
+        for heads in (16, 32):
+            yield Case(f"prefill-{width}-{heads}", "sparse_attn_fwd", _prefill(heads, width), ("HMMA",))
+    for width in (128, 192):
+        yield Case(f"varlen-{width}", "flash_fwd_varlen_kernel", _varlen(width), ("HGMMA", "LDGSTS"))
 
 
-def compile_one(configuration: Configuration) -> Report:
-    """Compiles for sm_90a and reads the machine code. Takes seconds; Triton's cache remembers the result."""
-    function = configuration.function
-    names = function.arg_names
-    signature = {name: _type(name, configuration) for name in names}
-    attributes = {
-        (place,): _ALIGNED
-        for place, name in enumerate(names)
-        if signature[name] != "constexpr" and name not in _UNALIGNED
-    }
-    constants = {(names.index(name),): value for name, value in configuration.constants.items()}
-    source = ASTSource(function, signature, constants, attributes)
-    options = {"num_warps": configuration.warps, "num_stages": configuration.stages, "enable_fp_fusion": True}
-    compiled = triton.compile(source, target=TARGET, options=options)
-    usage, code = _disassembled(compiled.asm["cubin"])
-    instructions = [match[1] for match in re.finditer(_INSTRUCTION, code)]
-    return Report(
-        configuration,
-        registers=_number(r"REG:(\d+)", usage),
-        shared_bytes=compiled.metadata.shared,
-        spills=sum(each in _SPILLS for each in _between_matmuls(instructions)),
-        instructions=Counter(instructions),
-    )
+def compile_one(case: Case) -> Report:
+    """Compiles and reads the machine code. Takes seconds; Triton's cache remembers the result."""
+    with compiling() as kernels:
+        case.call()
+    compiled = next(each for each in kernels if each.metadata.name == case.kernel)
+    return Report(case, machine_code(compiled))
 
 
 def compile_all(chosen: Callable[[str], bool] = lambda _name: True) -> Iterator[Report]:
-    """Reports of the configurations whose names are chosen."""
-    for each in configurations():
-        if chosen(each.name):
-            yield compile_one(each)
+    """Reports of the cases whose names are chosen."""
+    for case in cases():
+        if chosen(case.name):
+            yield compile_one(case)
 
 
-def _dense(
-    name: str, tile: launch.Tile, constants: dict[str, Any], generic: str, cache: str
-) -> Configuration:
-    return _tiled(name, kernel.flash_fwd_splitkv_mla_kernel, tile, {"PAGE": 64, **constants}, generic, cache)
+def dense(heads: int, dtype: torch.dtype, *, fp8: bool = False) -> None:
+    """Dense decoding of 8 sequences."""
+    cache = _meta(64, 64, 1, 656, dtype=torch.float8_e4m3fn) if fp8 else _meta(64, 64, 1, 576, dtype=dtype)
+    table, lengths = _meta(8, 16, dtype=torch.int32), _meta(8, dtype=torch.int32)
+    schedule, _ = get_mla_metadata()
+    q = _meta(8, 2, heads // 2, 576, dtype=dtype)
+    flash_mla_with_kvcache(q, cache, table, lengths, 512, schedule, causal=True, is_fp8_kvcache=fp8)
 
 
-def _sparse(name: str, tile: launch.Tile, layout: int, *, extra: bool) -> Configuration:
-    constants = {
-        "PAGE": 64,
-        "EXTRA_PAGE": 64,
-        "FORMAT": layout,
-        "HAS_LENGTH": extra,
-        "HAS_EXTRA": extra,
-        "HAS_EXTRA_LENGTH": extra,
-        "HAS_SINK": True,
-    }
-    return _tiled(name, kernel.flash_fwd_splitkv_mla_fp8_sparse_kernel, tile, constants, cache="u8")
-
-
-def _tiled(  # noqa: PLR0913 (a kernel and its types)
-    name: str,
-    function: Any,
-    tile: launch.Tile,
-    constants: dict[str, Any],
-    generic: str = "bf16",
-    cache: str = "bf16",
-) -> Configuration:
-    tiled = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "STAGES": tile.stages, "INTERPRET": False}
-    constants = {**constants, **tiled}
-    wgmma = tile.block_m >= 64
-    pipelined = tile.stages > 1
-    return Configuration(
-        name, function, constants, tile.warps, generic, cache, wgmma=wgmma, pipelined=pipelined
+def sparse(heads: int, row_bytes: int) -> None:
+    """Sparse decoding of 8 sequences, with everything that its layout takes."""
+    model1 = row_bytes == layouts.MODEL1_BYTES
+    if model1:
+        cache = layouts.empty_model1_cache(64, device="meta")
+    else:
+        cache = _meta(64, 64, 1, row_bytes, dtype=torch.float8_e4m3fn)
+    indices, length = _meta(8, 2, 2048, dtype=torch.int32), _meta(8, dtype=torch.int32)
+    more: dict[str, Any] = {}
+    if model1:
+        more = {"extra_k_cache": cache, "extra_indices_in_kvcache": indices}
+        more |= {"topk_length": length, "extra_topk_length": length}
+    schedule, _ = get_mla_metadata()
+    q, sink = _meta(8, 2, heads, 512 if model1 else 576), _meta(heads, dtype=torch.float32)
+    flash_mla_with_kvcache(
+        q, cache, None, None, 512, schedule, is_fp8_kvcache=True, indices=indices, attn_sink=sink, **more
     )
 
 
-def _type(name: str, configuration: Configuration) -> str:
-    if name in configuration.constants:
-        return "constexpr"
-    if name in {"cache", "extra_cache"}:
-        return f"*{configuration.cache}"
-    if name in {"q", "k", "v", "kv", "out"}:
-        return f"*{configuration.generic}"
-    return _TYPES.get(name, "i32")
+def _dense(heads: int, dtype: torch.dtype) -> Callable[[], None]:
+    return lambda: dense(heads, dtype)
 
 
-def _between_matmuls(instructions: list[str]) -> list[str]:
-    places = [place for place, each in enumerate(instructions) if each in _MATMULS]
-    return instructions[places[0] : places[-1] + 1] if places else instructions
+def _sparse(heads: int, row_bytes: int) -> Callable[[], None]:
+    return lambda: sparse(heads, row_bytes)
 
 
-def _disassembled(cubin: bytes) -> tuple[str, str]:
-    with tempfile.TemporaryDirectory() as directory:
-        path = os.path.join(directory, "kernel.cubin")
-        Path(path).write_bytes(cubin)
-        return _tool("--dump-resource-usage", path), _tool("-sass", path)
+def _prefill(heads: int, width: int) -> Callable[[], object]:
+    q, kv, indices = _meta(64, heads, width), _meta(4096, 1, width), _meta(64, 1, 2048, dtype=torch.int32)
+    sink, length = _meta(heads, dtype=torch.float32), _meta(64, dtype=torch.int32)
+    return lambda: flash_mla_sparse_fwd(q, kv, indices, 0.1, 512, sink, length)
 
 
-def _tool(flag: str, path: str) -> str:
-    done = subprocess.run([_TOOLS / "cuobjdump", flag, path], capture_output=True, text=True, check=True)
-    return done.stdout
+def _varlen(width: int) -> Callable[[], object]:
+    q, v, starts = _meta(4096, 16, width), _meta(4096, 16, 128), _meta(9, dtype=torch.int32)
+    return lambda: flash_attn_varlen_func(q, q, v, starts, starts, 512, 512, causal=True)
 
 
-def _number(pattern: str, text: str) -> int:
-    found = re.search(pattern, text)
-    assert found is not None, "cuobjdump tells registers and stack of every kernel"
-    return int(found[1])
+def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
-__all__ = [
-    "SHARED_BYTES_MAX",
-    "TARGET",
-    "Configuration",
-    "Report",
-    "compile_all",
-    "compile_one",
-    "configurations",
-]
+__all__ = ["Case", "Report", "cases", "compile_all", "compile_one", "dense", "sparse"]

@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from ...client import Buffer
-from .errors import BadArgument, BadType
+from ..kernels.errors import BadArgument, BadType
 from .page_format import KINDS, PageLayout
 
 _DTYPES: Final = {

@@ -1,17 +1,12 @@
-"""The Triton kernels run in Triton's interpreter, which reads this variable when a kernel is defined."""
-
-import os
+"""Tests of operators run on the device that was chosen for them; a page file's are about host memory."""
 
 import pytest
 
-os.environ["TRITON_INTERPRET"] = "1"
-
-import torch
+HOST = ("test_page", "test_prefix", "test_example", "test_machine", "test_interface", "test_command")
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _on_the_chosen_device(request: pytest.FixtureRequest) -> None:
+    """Tensors are made there."""
+    if not request.node.path.name.startswith(HOST):
+        request.getfixturevalue("kernel_device")
