@@ -2,7 +2,7 @@
 
 One warp loads, two warpgroups multiply. The loader fills STAGES slots of shared memory by TMA, as far ahead as there
 are free ones; the others wait for a slot, multiply its 128 columns into a fresh accumulator, hand the slot back, and
-add the result, scaled, to the sum. Both sides walk the same tiles in the same order, so slot and phase need no messages.
+add the result, scaled, to the sum. Both sides walk the same tiles in the same order: slot and phase need no messages.
 
     I1  slot s is filled for step i with i mod STAGES = s; its barrier's phase is the parity of i div STAGES
     I2  a slot is handed back after the multiplication that reads it has ended
