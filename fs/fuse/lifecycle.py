@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import IO, Final
 
 import luciola_core
@@ -87,33 +88,46 @@ def serve(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) ->
     mountpoint = check_mountpoint(settings.mountpoint)
     client = _connect(settings)
     try:
-        mount = luciola_core.Mount(
-            client,
-            str(mountpoint),
-            source=records.source_of(settings.cluster),
-            allow_other=settings.mount.allow_other,
-            read_only=settings.read_only,
-            strict=settings.mount.consistency == "strict",
-            threads=settings.mount.threads,
-            request_bytes=settings.mount.request_bytes,
-            read_ahead_bytes=settings.mount.read_ahead_bytes,
-            grace_ms=settings.mount.grace_ms,
-        )
-        failures: list[BaseException] = []
-        with records.recorded(mountpoint, settings.cluster), _ends_on_signals(mount):
-            session = threading.Thread(target=_run, args=(mount, failures), name="session")
-            session.start()
-            if table.answers(mountpoint):
-                log.info("mounted %s on %s", settings.cluster, mountpoint)
-                on_ready()
-            else:
-                mount.unmount()
-            session.join()
-        if failures:
-            raise failures[0]
+        with _signals() as asked:
+            _serve(client, settings, mountpoint, asked=asked, on_ready=on_ready)
         log.info("unmounted %s", mountpoint)
     finally:
         client.close()
+
+
+def _serve(
+    client: luciola_core.Client,
+    settings: Settings,
+    mountpoint: Path,
+    *,
+    asked: SimpleQueue[int],
+    on_ready: Callable[[], None],
+) -> None:
+    mount = luciola_core.Mount(
+        client,
+        str(mountpoint),
+        source=records.source_of(settings.cluster),
+        allow_other=settings.mount.allow_other,
+        read_only=settings.read_only,
+        strict=settings.mount.consistency == "strict",
+        threads=settings.mount.threads,
+        request_bytes=settings.mount.request_bytes,
+        read_ahead_bytes=settings.mount.read_ahead_bytes,
+        grace_ms=settings.mount.grace_ms,
+    )
+    failures: list[BaseException] = []
+    with records.recorded(mountpoint, settings.cluster):
+        session = threading.Thread(target=_run, args=(mount, failures), name="session")
+        session.start()
+        threading.Thread(target=_attend, args=(mount, asked), name="signals", daemon=True).start()
+        if table.answers(mountpoint):
+            log.info("mounted %s on %s", settings.cluster, mountpoint)
+            on_ready()
+        else:
+            mount.unmount()
+        session.join()
+    if failures:
+        raise failures[0]
 
 
 def _run(mount: luciola_core.Mount, failures: list[BaseException]) -> None:
@@ -165,24 +179,26 @@ def _door(settings: Settings) -> tuple[str, Token]:
 
 
 @contextlib.contextmanager
-def _ends_on_signals(mount: luciola_core.Mount) -> Iterator[None]:
-    """The first SIGTERM, SIGINT or SIGHUP unmounts, the second does not wait for programs that use the mount."""
-    asked = False
+def _signals() -> Iterator[SimpleQueue[int]]:
+    """SIGTERM, SIGINT and SIGHUP go into a queue from here on: a mount that is just being made is not left behind.
 
-    def end(number: int, _: object) -> None:
-        nonlocal asked
-        log.info("%s: unmounting", signal.Signals(number).name)
-        # Unmounting may wait for programs; handlers must not.
-        threading.Thread(target=mount.abort if asked else mount.unmount, daemon=True).start()
-        asked = True
-
+    A handler may interrupt anything, the start of a thread included, so it does nothing else.
+    """
+    asked: SimpleQueue[int] = SimpleQueue()
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {number: signal.signal(number, end) for number in numbers}
+    before = {number: signal.signal(number, lambda number, _: asked.put(number)) for number in numbers}
     try:
-        yield
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _attend(mount: luciola_core.Mount, asked: SimpleQueue[int]) -> None:
+    """The first signal unmounts, the second does not wait for programs that use the mount."""
+    for end in (mount.unmount, mount.abort):
+        log.info("%s: unmounting", signal.Signals(asked.get()).name)
+        threading.Thread(target=end, daemon=True).start()  # it may wait for programs
 
 
 def start_in_background(arguments: list[str], *, output: IO[bytes]) -> int:
