@@ -223,8 +223,8 @@ def plot(rows: list[Row], budgets: list[tuple[int, int, float, float]], file: Pa
     balance.set(xscale="log", xlabel="largest GPU load above the bound (grey: original, orange: optimal)")
     balance.set(yticks=range(len(names)), yticklabels=[])
     balance.invert_yaxis()
-    balance.set_xlim(left=3e-5)
-    balance.legend(fontsize=8, loc="center left")
+    balance.set_xlim(left=1e-5)
+    balance.legend(fontsize=8, loc="upper left")
 
     moves.plot(
         [made for _, made, _, _ in budgets], [over for _, _, over, _ in budgets], "o-", color="#e07a1f"
