@@ -100,10 +100,11 @@ class Session:
             what = f"pipeline rank {peer} to begin step {self.steps}"
             theirs: dict[str, str] = json.loads(self.board.take(f"{note}/{peer}", what=what))
             for name, value in facts.items():
-                if theirs[name] != value:
+                other = theirs.get(name, "nothing like it")
+                if other != value:
                     raise ValueError(
                         f"rank {self.rank} runs this step with {name} = {value}, but rank {peer} with "
-                        f"{theirs[name]}: all ranks must agree"
+                        f"{other}: all ranks must agree"
                     )
 
     def end_step(self, notes: Sequence[str]) -> None:
