@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::links::Link;
+use crate::buffer::Placement;
 use crate::net::{ConnectError, Connection, Pool, Pooled};
-use crate::types::{NodeId, Status};
+use crate::types::{BATCH_OPS_MAX, NodeId, Status};
 
 /// Batches in flight at once for one call. Each occupies a connection, that is a thread of a server.
 const FLIGHTS_MAX: usize = 8;
@@ -16,6 +17,46 @@ pub(super) struct Batch<W> {
     pub(super) link: Arc<Link>,
     pub(super) deadline: Instant,
     pub(super) work: W,
+}
+
+/// Operations, the memory of each, and which of the caller's pieces each belongs to.
+pub(super) struct Work<O> {
+    pub(super) pieces: Vec<usize>,
+    pub(super) ops: Vec<O>,
+    pub(super) places: Vec<Placement>,
+    bytes: usize,
+}
+
+impl<O> Work<O> {
+    pub(super) fn add(&mut self, piece: usize, op: O, place: Placement) {
+        self.bytes += place.len();
+        self.pieces.push(piece);
+        self.ops.push(op);
+        self.places.push(place);
+    }
+}
+
+/// The batch for `node` that has room for one operation more, of `length` bytes; a new one, over the link and with the
+/// deadline that `open` tells, if there is none. `None`: `open` knows no way to the node.
+pub(super) fn with_room<O>(
+    batches: &mut Vec<Batch<Work<O>>>,
+    node: NodeId,
+    length: usize,
+    bytes_max: usize,
+    open: impl FnOnce() -> Option<(Arc<Link>, Instant)>,
+) -> Option<&mut Batch<Work<O>>> {
+    let has_room = |work: &Work<O>| work.ops.len() < BATCH_OPS_MAX && work.bytes + length <= bytes_max;
+    let known = batches.iter().rposition(|batch| batch.node == node && has_room(&batch.work));
+    let place = match known {
+        Some(place) => place,
+        None => {
+            let (link, deadline) = open()?;
+            let work = Work { pieces: Vec::new(), ops: Vec::new(), places: Vec::new(), bytes: 0 };
+            batches.push(Batch { node, link, deadline, work });
+            batches.len() - 1
+        }
+    };
+    batches.get_mut(place)
 }
 
 /// How one kind of batch is sent and its answer taken.

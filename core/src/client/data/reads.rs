@@ -3,14 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::DataClient;
-use super::batches::{Batch, Carry, carry_out};
+use super::batches::{self, Batch, Carry, carry_out, with_room};
 use crate::buffer::Placement;
 use crate::client::backoff::Backoff;
 use crate::client::routing::Routing;
 use crate::net::Connection;
-use crate::types::{
-    BATCH_OPS_MAX, ChainId, ChainMember, ChainVersion, ChunkId, NodeId, ReadOp, ReadResult, Status,
-};
+use crate::types::{ChainId, ChainMember, ChainVersion, ChunkId, NodeId, ReadOp, ReadResult, Status};
 
 /// Most bytes read by one batch: enough to hide its round trip, few enough that several connections share a large
 /// read.
@@ -133,13 +131,7 @@ pub(super) fn pause(
     true
 }
 
-struct Work {
-    /// Indices of pieces.
-    pieces: Vec<usize>,
-    ops: Vec<ReadOp>,
-    places: Vec<Placement>,
-    bytes: usize,
-}
+type Work = batches::Work<ReadOp>;
 
 fn batches(
     client: &DataClient,
@@ -156,30 +148,15 @@ fn batches(
             piece.exhausted = true;
             continue;
         };
-        let length = piece.into.len();
-        let room = batches.iter().rposition(|batch| {
-            batch.node == node
-                && batch.work.ops.len() < BATCH_OPS_MAX
-                && batch.work.bytes + length <= BATCH_BYTES
-        });
-        let place = match room {
-            Some(place) => place,
-            None => {
-                let Some(link) = client.links.get(routing, node) else {
-                    piece.exhausted = true;
-                    continue;
-                };
-                let work = Work { pieces: Vec::new(), ops: Vec::new(), places: Vec::new(), bytes: 0 };
-                batches.push(Batch {
-                    node,
-                    link,
-                    deadline: deadline.min(Instant::now() + ATTEMPT_TIMEOUT),
-                    work,
-                });
-                batches.len() - 1
-            }
+        let open = || {
+            let link = client.links.get(routing, node)?;
+            Some((link, deadline.min(Instant::now() + ATTEMPT_TIMEOUT)))
         };
-        let batch = &mut batches[place];
+        let length = piece.into.len();
+        let Some(batch) = with_room(&mut batches, node, length, BATCH_BYTES, open) else {
+            piece.exhausted = true;
+            continue;
+        };
         let local = batch.link.is_local();
         if local && piece.into.is_shared() {
             // While a node may still write into the caller's memory there is no other replica to turn to.
@@ -188,17 +165,15 @@ fn batches(
                 false => deadline,
             };
         }
-        let work = &mut batch.work;
-        work.places.push(if local { bounced(client, &piece.into) } else { piece.into.clone() });
-        work.pieces.push(index);
-        work.bytes += length;
-        work.ops.push(ReadOp {
+        let op = ReadOp {
             chain: piece.chain,
             chain_version,
             chunk: piece.chunk,
             offset: piece.offset,
             length: length as u32,
-        });
+        };
+        let place = if local { bounced(client, &piece.into) } else { piece.into.clone() };
+        batch.work.add(index, op, place);
     }
     batches
 }

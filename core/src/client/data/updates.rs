@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use super::DataClient;
-use super::batches::{Batch, Carry, carry_out};
+use super::batches::{self, Batch, Carry, carry_out, with_room};
 use super::reads::pause;
 use crate::buffer::Placement;
 use crate::client::routing::Routing;
 use crate::net::Connection;
 use crate::types::{
-    BATCH_OPS_MAX, ChainId, ChainVersion, ChunkId, NodeId, Op, RequestTag, Status, UPDATE_LIFE_MAX, UpdateOp,
-    UpdateResult, Version,
+    ChainId, ChainVersion, ChunkId, NodeId, Op, RequestTag, Status, UPDATE_LIFE_MAX, UpdateOp, UpdateResult,
+    Version,
 };
 
 /// Most payload bytes of one batch: few enough that several connections share a large write.
@@ -119,12 +119,7 @@ fn attempt_all(client: &DataClient, pieces: &mut [Piece], deadline: Instant) {
     }
 }
 
-struct Work {
-    pieces: Vec<usize>,
-    ops: Vec<UpdateOp>,
-    payload: Vec<Placement>,
-    bytes: usize,
-}
+type Work = batches::Work<UpdateOp>;
 
 fn batches(
     client: &DataClient,
@@ -142,33 +137,12 @@ fn batches(
             piece.exhausted = true;
             continue;
         };
-        let length = piece.payload.len();
-        let room = batches.iter().rposition(|batch| {
-            batch.node == node
-                && batch.work.ops.len() < BATCH_OPS_MAX
-                && batch.work.bytes + length <= BATCH_BYTES
-        });
-        let place = match room {
-            Some(place) => place,
-            None => {
-                let Some(link) = client.links.get(routing, node) else {
-                    piece.exhausted = true;
-                    continue;
-                };
-                let work = Work { pieces: Vec::new(), ops: Vec::new(), payload: Vec::new(), bytes: 0 };
-                batches.push(Batch { node, link, deadline: attempt_deadline, work });
-                batches.len() - 1
-            }
+        let open = || Some((client.links.get(routing, node)?, attempt_deadline));
+        let Some(batch) = with_room(&mut batches, node, piece.payload.len(), BATCH_BYTES, open) else {
+            piece.exhausted = true;
+            continue;
         };
-        let Batch { link, work, .. } = &mut batches[place];
-        work.payload.push(if link.is_local() {
-            bounced(client, &piece.payload)
-        } else {
-            piece.payload.clone()
-        });
-        work.pieces.push(index);
-        work.bytes += length;
-        work.ops.push(UpdateOp {
+        let op = UpdateOp {
             chain: piece.chain,
             chain_version,
             chunk: piece.chunk,
@@ -178,7 +152,10 @@ fn batches(
             decided: ChainVersion(0),
             fresh: false,
             payload_crc: None,
-        });
+        };
+        let local = batch.link.is_local();
+        let place = if local { bounced(client, &piece.payload) } else { piece.payload.clone() };
+        batch.work.add(index, op, place);
     }
     batches
 }
@@ -211,7 +188,7 @@ impl Carry<Work> for Carrier<'_> {
         for index in &batch.work.pieces {
             self.pieces[*index].sent_until = Some(batch.deadline);
         }
-        connection.send_updates(&batch.work.ops, &batch.work.payload, batch.deadline)
+        connection.send_updates(&batch.work.ops, &batch.work.places, batch.deadline)
     }
 
     fn receive(&mut self, connection: &mut Connection, batch: &Batch<Work>) -> Result<(), Status> {
