@@ -128,7 +128,7 @@ def flash_mla_sparse_fwd(  # noqa: PLR0913 (the original's)
     _check_vector("attn_sink", attn_sink, q.shape[1], torch.float32, q)
     _check_vector("topk_length", topk_length, q.shape[0], torch.int32, q)
     run: Any = reference.sparse_prefill
-    if layer_for(q) != "reference":
+    if _is_compiled(q):
         from . import launch
 
         run = launch.sparse_prefill
@@ -230,7 +230,7 @@ class _Varlen(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
         q, k, v, starts_q, starts_kv, (max_q, max_kv), scale, causal = given
-        if layer_for(q) == "reference":
+        if not _is_compiled(q):
             bounds = (
                 _starts("cu_seqlens_qo", starts_q, len(q), max_q),
                 _starts("cu_seqlens_kv", starts_kv, len(k), max_kv),
@@ -274,7 +274,7 @@ def _dense(  # noqa: PLR0913 (the operator's own)
         refuse("heads of q", q.shape[2], f"they must be a multiple of k_cache's {h_kv}")
     _check_tensor("block_table", block_table, (b, None), (torch.int32,), like=q)
     _check_vector("cache_seqlens", cache_seqlens, b, torch.int32, q)
-    if layer_for(q) != "reference":
+    if _is_compiled(q):
         from . import launch
 
         return launch.dense_decode(
@@ -326,7 +326,7 @@ def _sparse(  # noqa: PLR0913 (the operator's own)
             )
         _check_tensor("extra_indices_in_kvcache", extra_indices, (b, s_q, None), (torch.int32,), like=q)
         scopes.append((extra_cache, extra_indices, extra_length))
-    if layer_for(q) != "reference":
+    if _is_compiled(q):
         from . import launch
 
         more = launch.Extra(*scopes[1]) if len(scopes) > 1 else None
@@ -345,6 +345,14 @@ def _sparse(  # noqa: PLR0913 (the operator's own)
     _fill(schedule, lengths, part_count(REFERENCE_MULTIPROCESSORS // max(s_q, 1), kv_heads=1, rows=h_q))
     parsed = [reference.Scope(reference.fp8_rows(cache), listed, length) for cache, listed, length in scopes]
     return reference.sparse_decode(q, parsed, scale=scale, attn_sink=attn_sink)
+
+
+def _is_compiled(q: torch.Tensor) -> bool:
+    """Whether a call with these queries runs in Triton. Raises: RuntimeError for a layer that is not there."""
+    layer = layer_for(q)
+    if layer == "hopper":
+        raise RuntimeError('there is no fast path for Hopper here: choose "triton" or "reference"')
+    return layer == "triton"
 
 
 def _fill(schedule: FlashMLASchedMeta, lengths: torch.Tensor, parts: int) -> None:

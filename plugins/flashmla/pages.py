@@ -325,6 +325,8 @@ class PagedKVFile:
             self._file.pwrite(empty, self.header.entry_offset(slot))
         if doubtful:
             self._file.fsync(data_only=True)
+            with self._lock:
+                self._doubtful.difference_update(doubtful)
         for place in places[len(chosen) :]:
             transfer.fail(place, NoSpace(f"all {self.capacity} pages of the file are in use", path=self.path))
         written = {names[place].key for place in slots}
@@ -348,8 +350,8 @@ class PagedKVFile:
             assert entry is not None, "a victim is a used slot"
             self._index.remove(entry.key)
             self._entries[slot] = None
-        doubtful = victims + [slot for slot in chosen if slot in self._doubtful]
-        self._doubtful.difference_update(doubtful)
+        self._doubtful.update(victims)
+        doubtful = [slot for slot in chosen if slot in self._doubtful]
         return chosen, doubtful
 
     def _write_records(

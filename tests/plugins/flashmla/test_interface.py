@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import os
 import subprocess
 import sys
 
@@ -223,6 +224,22 @@ def test_layers_are_chosen_and_named():
         pass
 
 
+def test_a_layer_that_is_not_there_is_refused():
+    code = (
+        "import torch\n"
+        "from luciola.plugins.flashmla import flash_mla_sparse_fwd, using_layer\n"
+        "q = torch.zeros(1, 1, 512, dtype=torch.bfloat16, device='meta')\n"
+        "listed = torch.zeros(1, 1, 1, dtype=torch.int32, device='meta')\n"
+        "with using_layer('hopper'):\n"
+        "    try: flash_mla_sparse_fwd(q, q, listed, 1.0)\n"
+        "    except RuntimeError as error: print(error)\n"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", code]
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "there is no fast path for Hopper here" in out
+
+
 def test_without_the_interpreter_cpu_tensors_take_the_reference():
     code = (
         "import torch, luciola.plugins.flashmla as mla\n"
@@ -231,7 +248,7 @@ def test_without_the_interpreter_cpu_tensors_take_the_reference():
         "    try: mla.layer_for(torch.zeros(1))\n"
         "    except RuntimeError as error: print(error)\n"
     )
-    environment = {**__import__("os").environ, "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-c", code]
     out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     assert "reference no CUDA device: reference operators on the CPU" in out

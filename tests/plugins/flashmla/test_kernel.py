@@ -75,7 +75,7 @@ def test_no_sequences_at_all():
     run_dense(cases.dense(0, []))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     lengths=st.lists(st.integers(0, 200), min_size=1, max_size=4),
@@ -137,7 +137,7 @@ def test_sparse_model1(extra_page):
     assert (lse[2] == math.inf).all()
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     h=st.integers(1, 20),

@@ -455,3 +455,32 @@ def test_decoding_goes_on_while_pages_land(file):
     assert len(transfer) == 5
     assert transfer.wait(timeout_s=0)
     assert os.path.getsize(file.path) == file.header.file_bytes
+
+
+class StuckDisk(Disk):
+    """Refuses to sync while it is stuck."""
+
+    stuck = False
+
+    def fsync(self, *, data_only=False):
+        if self.stuck:
+            raise OSError(5, "Input/output error")
+        super().fsync(data_only=data_only)
+
+
+def test_an_eviction_that_could_not_be_made_durable_is_made_again(path):
+    """Or a page would be overwritten while the disk still has its entry."""
+    PagedKVFile.create(path, SMALL, 1, model="m").close()
+    system, cache = DiskFileSystem(), PageCache.allocate(SMALL, 1)
+    disk = StuckDisk(system.open(path, "r+b"))
+    with PagedKVFile(system, path, disk, writable=True) as file:
+        file.save(file.names([1] * 4), [0], cache).wait()
+        disk.stuck = True
+        with pytest.raises(OSError, match="Input/output error"):
+            file.save(file.names([2] * 4), [0], cache).wait()
+        disk.stuck = False
+        disk.log.clear()
+        file.save(file.names([3] * 4), [0], cache).wait()
+        offsets = [step if step == "sync" else step[0] for step in disk.log]
+        assert offsets[:3] == [file.header.entry_offset(0), "sync", file.header.record_offset(0)]
+        assert not any(disk.log[0][1]), "the old entry is zeroed first"
