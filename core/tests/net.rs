@@ -577,13 +577,13 @@ fn an_update_that_was_given_up_on_its_way_is_not_executed() {
     let running = Running::start();
     let (endpoint, gate, proxy) = holding_proxy(&running);
     let mut connection = connect(&endpoint);
-    let mut update = |deadline| {
+    let mut update = |sequence, deadline| {
         let payload = [Placement::from_vec(b"late".to_vec())];
-        connection.update(&[write_op(1, 1, 0, 4, 1)], &payload, deadline, &mut Vec::new())
+        connection.update(&[write_op(1, 1, 0, 4, sequence)], &payload, deadline, &mut Vec::new())
     };
-    assert_eq!(update(soon()), Ok(()));
+    assert_eq!(update(1, soon()), Ok(()));
     let closed = gate.write();
-    assert_eq!(update(Instant::now() + Duration::from_millis(300)), Err(Status::Timeout));
+    assert_eq!(update(2, Instant::now() + Duration::from_millis(300)), Err(Status::Timeout));
     drop(closed);
     assert!(proxy.join().unwrap() > frame::HEADER_BYTES, "it was under way");
     assert_eq!(running.twin.executed.load(Ordering::SeqCst), 1);
