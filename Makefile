@@ -76,6 +76,7 @@ bench: $(STAMPS)/install
 gpu: $(STAMPS)/dev
 	LUCIOLA_TEST_DEVICE=cuda $(PY) -m pytest tests/plugins/deepgemm tests/plugins/flashmla
 	$(PY) benchmarks/plugins/deepgemm.py
+	$(PY) benchmarks/plugins/flashmla.py
 
 proto: $(STAMPS)/dev
 	$(PY) -m grpc_tools.protoc -Iproto --python_out=fs/wire/pb --pyi_out=fs/wire/pb proto/*.proto
