@@ -61,15 +61,18 @@ def main() -> None:
     if options.costs:
         Path(options.costs).write_text(json.dumps(asdict(costs)))
     simulated = show_simulated(costs, options.ranks, options.chunks)
+    load = os.getloadavg()[0]
     measured = run_ranks(measure_steps, options.ranks, store.port, options.chunks, options.steps)[0]
-    print(f"\nmeasured: {options.ranks} processes, median of {options.steps} steps")
+    print(
+        f"\nmeasured: {options.ranks} processes, {options.steps} steps; load of the machine before {load:.1f}"
+    )
     print_table(
-        ("PIPELINE", "STEP, MS", "SIMULATED, MS", "PROCESSOR TIME OF ALL, MS"),
+        ("PIPELINE", "MEDIAN STEP, MS", "LEAST, MS", "SIMULATED, MS", "PROCESSOR TIME OF ALL, MS"),
         [
-            (name, f"{1e3 * seconds:.0f}", f"{1e3 * simulated[like]:.0f}", f"{1e3 * used:.0f}")
-            for name, like, (seconds, used) in measured
+            (name, *(f"{1e3 * each:.0f}" for each in (median, least, simulated[like], used)))
+            for name, like, (median, least, used) in measured
         ],
-        right=(1, 2, 3),
+        right=(1, 2, 3, 4),
     )
 
 
@@ -165,7 +168,7 @@ def measure_crossing(rank: int, _ranks: int) -> float:
 
 def measure_steps(
     rank: int, ranks: int, chunks: int, steps: int
-) -> list[tuple[str, str, tuple[float, float]]]:
+) -> list[tuple[str, str, tuple[float, float, float]]]:
     """(pipeline, its name in the simulator, seconds of a step), the same on all ranks."""
     source = torch.Generator().manual_seed(SEED)
     batch = torch.randint(CONFIG.vocabulary, (chunks * MICRO_BATCH, CONFIG.sequence + 1), generator=source)
@@ -181,8 +184,8 @@ def measure_steps(
     ]
 
 
-def clock(step: Callable[[], object], steps: int) -> tuple[float, float]:
-    """After two steps to warm up: median time from barrier to barrier, and least processor time of all ranks."""
+def clock(step: Callable[[], object], steps: int) -> tuple[float, float, float]:
+    """After two steps to warm up: median and least time from barrier to barrier, least processor time of all ranks."""
     times, used = [], []
     for _ in range(steps + 2):
         dist.barrier()
@@ -192,7 +195,7 @@ def clock(step: Callable[[], object], steps: int) -> tuple[float, float]:
         dist.all_reduce(processor_time)
         times.append(time.perf_counter() - start)
         used.append(float(processor_time))
-    return statistics.median(times[2:]), min(used[2:])
+    return statistics.median(times[2:]), min(times[2:]), min(used[2:])
 
 
 @dataclass(frozen=True)

@@ -290,6 +290,7 @@ def test_a_training_learns_and_saves_every_stage(unstopped: Result) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.timeout(300)  # two trainings, ten processes that load torch
 def test_a_training_that_was_killed_goes_on_bit_by_bit(tmp_path, unstopped: Result) -> None:
     """This one is on this machine; the one it is compared with ran on a cluster."""
     train_and_kill(str(tmp_path), at="step 3 ")
