@@ -46,16 +46,22 @@ def measure_costs(  # noqa: PLR0913 - what one micro-batch of a model consists o
     if not stages or tries < 1:
         raise ValueError(f"measure_costs needs at least one stage and one try, not {len(stages)} and {tries}")
     chain = list(_chain(stages, inputs, criterion, labels))
-    found = [_measured(chain, index, tries) for index in range(len(chain))]
+    for stage in chain:
+        stage.kept_bytes = _kept(stage)
+    for _ in range(
+        tries
+    ):  # outside: what disturbs the machine for a while then disturbs one try of all stages
+        for index, stage in enumerate(chain):
+            _clock_all(stage, chain[index - 1])
     for each in stages:
         each.zero_grad()
-    times = [each.least for each in found]
+    times = [each.least for each in chain]
     return StageCosts(
         forward=[each["forward"] for each in times],
         backward=[max(each["backward"], each["weight"]) for each in times],
         weight=[each["weight"] for each in times],
         overlap=[each["overlap"] for each in times] if all("overlap" in each for each in times) else None,
-        activation=[float(each.kept_bytes) for each in found],
+        activation=[float(each.kept_bytes) for each in chain],
         parameters=[copies * _bytes(each.parameters()) for each in stages],
     )
 
@@ -106,26 +112,22 @@ def _chain(
     yield _Stage(stages[-1], given, criterion, labels)
 
 
-def _measured(chain: Sequence[_Stage], index: int, tries: int) -> _Stage:
-    stage, other = chain[index], chain[index - 1]
-    stage.kept_bytes = _kept(stage)
-    for _ in range(tries):
-        outputs = stage.clock("forward", stage.forward)
-        stage.clock("backward", partial(torch.autograd.backward, *_roots(outputs)))
-        outputs = stage.forward()
-        WeightGradStore.clear()
-        WeightGradStore.enabled = True
-        try:
-            torch.autograd.backward(*_roots(outputs))
-            WeightGradStore.flush()
-        finally:
-            WeightGradStore.enabled = False
-        stage.clock("weight", WeightGradStore.pop)
-        hook = overlap_hook([stage.module, other.module])
-        if hook is not None:
-            outputs = other.forward()
-            stage.clock("overlap", partial(_pair, hook, stage, other, outputs))
-    return stage
+def _clock_all(stage: _Stage, other: _Stage) -> None:
+    """Each task of a stage once."""
+    outputs = stage.clock("forward", stage.forward)
+    stage.clock("backward", partial(torch.autograd.backward, *_roots(outputs)))
+    outputs = stage.forward()
+    WeightGradStore.clear()
+    WeightGradStore.enabled = True
+    try:
+        torch.autograd.backward(*_roots(outputs))
+        WeightGradStore.flush()
+    finally:
+        WeightGradStore.enabled = False
+    stage.clock("weight", WeightGradStore.pop)
+    hook = overlap_hook([stage.module, other.module])
+    if hook is not None:
+        stage.clock("overlap", partial(_pair, hook, stage, other, other.forward()))
 
 
 def _pair(hook: Callable[..., Any], stage: _Stage, other: _Stage, outputs: Tensors) -> None:
