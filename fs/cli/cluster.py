@@ -152,7 +152,10 @@ def status(data_path: Path, as_json: bool) -> None:
     data = DataDir(data_path.absolute())
     shape = data.read_shape()
     supervised = data.is_supervised()
-    services = [_checked(service) for service in read_state(data).get("services", [])] if supervised else []
+    mounting = {record.pid for record in read_records(str(data.root))}
+    services = (
+        [_checked(each, mounting) for each in read_state(data).get("services", [])] if supervised else []
+    )
     services += _extra_mounts(data, services)
     report: dict[str, Any] = {
         "cluster_id": shape.cluster.cluster_id,
@@ -184,9 +187,14 @@ async def _chains(shape: Any) -> list[dict[str, Any]]:
         return describe_chains(await manager.routing())
 
 
-def _checked(service: dict[str, Any]) -> dict[str, Any]:
-    if service["state"] == "running" and not (service["pid"] and processes.is_alive(service["pid"])):
+def _checked(service: dict[str, Any], mounting: set[int]) -> dict[str, Any]:
+    """What the supervisor says of a service, and what the system knows better. `mounting`: processes with a mount."""
+    if service["state"] != "running":
+        return service
+    if not (service["pid"] and processes.is_alive(service["pid"])):
         return {**service, "state": "dead"}
+    if service["kind"] == "mount" and service["pid"] not in mounting:
+        return {**service, "state": "starting"}
     return service
 
 

@@ -29,6 +29,13 @@ def deepgemm() -> None:
     help="Directory that jobs name by TRITON_CACHE_DIR; may lie on a mount, shared.",
 )
 @click.option(
+    "--layer",
+    type=click.Choice(["triton", "hopper"]),
+    default="triton",
+    show_default=True,
+    help="Whose kernels: the portable ones, or the fast path where there is one.",
+)
+@click.option(
     "--jobs", type=click.IntRange(min=1), default=os.cpu_count() or 1, help="Processes that compile."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -75,6 +75,10 @@ def dualpipe() -> None:
 
     Costs are of one micro-batch in one of RANKS equal parts of the model; a list has one number for each part, and
     may be for twice as many parts.
+
+    \b
+    Example:
+      luciola dualpipe plan --ranks 8 --chunks 32 --forward 1 --backward 2 --weight 1
     """
 
 
