@@ -162,6 +162,7 @@ def test_fio_verifies_what_it_wrote(mounted_dir: Path, block: str, pattern: str,
         "--verify=crc32c",
         "--do_verify=1",
         "--verify_fatal=1",
+        "--verify_state_save=0",
         "--fallocate=none",
         "--end_fsync=1",
     )
