@@ -15,7 +15,7 @@ import click
 
 from ..config import load
 from ..errors import Timeout, Unavailable
-from ..fuse import read_records, source_of, stale_mounts
+from ..fuse import Record, read_records, source_of, stale_mounts
 from . import processes
 from .datadir import DataDir, choose_shape
 from .manager import Manager, describe_chains
@@ -152,11 +152,12 @@ def status(data_path: Path, as_json: bool) -> None:
     data = DataDir(data_path.absolute())
     shape = data.read_shape()
     supervised = data.is_supervised()
-    mounting = {record.pid for record in read_records(str(data.root))}
+    mounts = read_records(str(data.root))
+    mounting = {record.pid for record in mounts}
     services = (
         [_checked(each, mounting) for each in read_state(data).get("services", [])] if supervised else []
     )
-    services += _extra_mounts(data, services)
+    services += _extra_mounts(data, services, mounts)
     report: dict[str, Any] = {
         "cluster_id": shape.cluster.cluster_id,
         "phase": read_state(data).get("phase", "stopped") if supervised else "stopped",
@@ -198,11 +199,13 @@ def _checked(service: dict[str, Any], mounting: set[int]) -> dict[str, Any]:
     return service
 
 
-def _extra_mounts(data: DataDir, services: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _extra_mounts(
+    data: DataDir, services: list[dict[str, Any]], mounts: list[Record]
+) -> list[dict[str, Any]]:
     known = {service["id"] for service in services if service["kind"] == "mount"}
     served = [
         {"kind": "mount", "id": record.mountpoint, "pid": record.pid, "state": "running"}
-        for record in read_records(str(data.root))
+        for record in mounts
         if record.mountpoint not in known
     ]
     dead = [

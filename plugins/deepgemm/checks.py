@@ -7,8 +7,7 @@ from torch import Tensor
 
 from ..kernels.errors import BadArgument, BadType, refuse
 from .quantize import FP8
-
-TMA_BYTES = 16
+from .scales import TMA_BYTES
 
 
 def check_operand(x: Tensor, *, name: str, dtype: torch.dtype, dims: int, transposed: bool = False) -> None:

@@ -334,6 +334,7 @@ def _refuse_indices(indices: Tensor | None) -> None:
 
 
 __all__ = [
+    "PIECE_TOKENS",
     "fp8_fp4_mqa_logits",
     "fp8_fp4_paged_mqa_logits",
     "fp8_mqa_logits",

@@ -8,16 +8,17 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from triton import next_power_of_2
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..kernels.ahead import start
 from ..kernels.layers import is_interpreting, on_device
 from . import kernel, settings
+from .indexer import PIECE_TOKENS
 from .quantize import BLOCK, FP8, ceil_div
 from .tiles import Tile, choose
 
 INTERPRETED_PROGRAMS: Final = 4  # few enough for quick tests, enough to share tiles
-PIECE_TOKENS: Final = 256
 LOGITS_BLOCK: Final = 128
 
 
@@ -81,7 +82,7 @@ def gemm(  # noqa: PLR0913 (a product and its variants)
             heads.left + heads.right if heads else n, heads.mid if heads else 0, heads.right if heads else 0,
             MODE=mode, FP8=scales is not None, B_ROW_SCALES=scales is not None and scales.row_scales,
             ACCUMULATE=accumulate, A_TRANSPOSED=a_transposed, B_TRANSPOSED=b_transposed,
-            GROUPS=_power_of_two(groups), ALIGNMENT=alignment, PROGRAMS=count, **_constants(tile),
+            GROUPS=next_power_of_2(groups), ALIGNMENT=alignment, PROGRAMS=count, **_constants(tile),
         )  # fmt: skip
 
 
@@ -142,7 +143,7 @@ def paged_metadata(context_lens: Tensor, schedule: Tensor) -> None:
         start(
             kernel.paged_mqa_logits_metadata_kernel, (1,),
             context_lens, schedule, context_lens.shape[0], context_lens.stride(0),
-            PIECE=PIECE_TOKENS, SMS=programs, SMS_PADDED=_power_of_two(programs + 1), num_warps=4,
+            PIECE=PIECE_TOKENS, SMS=programs, SMS_PADDED=next_power_of_2(programs + 1), num_warps=4,
         )  # fmt: skip
 
 
@@ -187,10 +188,6 @@ def _constants(tile: Tile) -> dict[str, int | bool]:
 
 def _programs() -> int:
     return INTERPRETED_PROGRAMS if is_interpreting() else settings.get_num_sms()
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << (count - 1).bit_length()
 
 
 __all__ = [

@@ -3,8 +3,6 @@
 Operands are always A (m, k) and B (n, k), "NT"; the callers have transposed the others and checked everything.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -86,19 +84,12 @@ def unpack_paged(cache: Tensor) -> tuple[Tensor, Tensor]:
     return values, flat[:, split:].contiguous().view(torch.float32)
 
 
-def k_grouped(parts: Sequence[Tensor], out: Tensor) -> None:
-    """Adds each group's product to its matrix. Shapes: parts[g] (m, n) float32, out (groups, m, n) float32."""
-    for group, part in enumerate(parts):
-        out[group] += part
-
-
 __all__ = [
     "bf16_gemm",
     "bf16_grouped",
     "fp8_gemm",
     "fp8_grouped",
     "group_of_rows",
-    "k_grouped",
     "mqa_logits",
     "unpack_paged",
 ]
