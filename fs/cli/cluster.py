@@ -16,8 +16,9 @@ import click
 from ..config import load
 from ..errors import Timeout, Unavailable
 from ..fuse import Record, read_records, source_of, stale_mounts
+from ..wire.pb import mgmtd_pb2
 from . import processes
-from .datadir import DataDir, choose_shape
+from .datadir import DataDir, Shape, choose_shape
 from .manager import Manager, describe_chains
 from .output import print_json, print_table
 from .supervisor import Supervisor, clean_stale_mounts, end_extra_mounts, end_leftovers, read_state
@@ -167,13 +168,14 @@ def status(data_path: Path, as_json: bool) -> None:
     }
     if supervised:
         try:
-            report["chains"] = asyncio.run(_chains(shape))
+            routing = asyncio.run(_routing(shape))
+            report["chains"] = describe_chains(routing)
+            report["services"] = [_heard_of(service, routing) for service in services]
         except Unavailable as error:
             report["error"] = str(error)
-    healthy = bool(services) and all(service["state"] == "running" for service in services)
-    healthy = (
-        healthy and bool(report["chains"]) and all(chain["state"] == "serving" for chain in report["chains"])
-    )
+    states = [service["state"] for service in report["services"]]
+    chains = [chain["state"] for chain in report["chains"]]
+    healthy = bool(states) and set(states) == {"running"} and bool(chains) and set(chains) == {"serving"}
     report["healthy"] = healthy
     if as_json:
         print_json(report)
@@ -183,9 +185,17 @@ def status(data_path: Path, as_json: bool) -> None:
         sys.exit(1)
 
 
-async def _chains(shape: Any) -> list[dict[str, Any]]:
+async def _routing(shape: Shape) -> mgmtd_pb2.Routing:
     async with Manager.connect(shape.cluster) as manager:
-        return describe_chains(await manager.routing())
+        return await manager.routing()
+
+
+def _heard_of(service: dict[str, Any], routing: mgmtd_pb2.Routing) -> dict[str, Any]:
+    """A process that runs is of use to nobody until mgmtd has heard of it: that very one, not the one before it."""
+    if service["state"] != "running" or service["kind"] not in ("meta", "storage"):
+        return service
+    known = {(str(node.id), node.pid) for node in routing.nodes if node.status == mgmtd_pb2.CONNECTED}
+    return service if (service["id"], service["pid"]) in known else {**service, "state": "starting"}
 
 
 def _checked(service: dict[str, Any], mounting: set[int]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 from typing import IO, Final
 
 import luciola_core
@@ -100,7 +99,7 @@ def _serve(
     settings: Settings,
     mountpoint: Path,
     *,
-    asked: SimpleQueue[int],
+    asked: int,
     on_ready: Callable[[], None],
 ) -> None:
     mount = luciola_core.Mount(
@@ -179,26 +178,34 @@ def _door(settings: Settings) -> tuple[str, Token]:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[SimpleQueue[int]]:
-    """SIGTERM, SIGINT and SIGHUP go into a queue from here on: a mount that is just being made is not left behind.
+def _signals() -> Iterator[int]:
+    """SIGTERM, SIGINT and SIGHUP go into a pipe from here on: a mount that is just being made is not left behind.
 
-    A handler may interrupt anything, the start of a thread included, so it does nothing else.
+    Yields the end to read, a byte a signal. Handlers of Python's own run when the main thread next runs Python code,
+    and it may have gone to sleep just before the signal came; the pipe is written at once, whatever it does.
     """
-    asked: SimpleQueue[int] = SimpleQueue()
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda number, _: asked.put(number)) for number in numbers}
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    descriptor = signal.set_wakeup_fd(writer)
     try:
-        yield asked
+        yield reader
     finally:
+        signal.set_wakeup_fd(descriptor)
         for number, handler in before.items():
             signal.signal(number, handler)
+        os.close(writer)  # which ends whoever reads
 
 
-def _attend(mount: luciola_core.Mount, asked: SimpleQueue[int]) -> None:
+def _attend(mount: luciola_core.Mount, asked: int) -> None:
     """The first signal unmounts, the second does not wait for programs that use the mount."""
-    for end in (mount.unmount, mount.abort):
-        log.info("%s: unmounting", signal.Signals(asked.get()).name)
-        threading.Thread(target=end, daemon=True).start()  # it may wait for programs
+    with open(asked, "rb", buffering=0) as pipe:
+        for end in (mount.unmount, mount.abort):
+            if not (number := pipe.read(1)):
+                return
+            log.info("%s: unmounting", signal.Signals(number[0]).name)
+            threading.Thread(target=end, daemon=True).start()  # it may wait for programs
 
 
 def start_in_background(arguments: list[str], *, output: IO[bytes]) -> int:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,13 +37,27 @@ def pid_of(data: str, place: Path) -> int:
     return next(record.pid for record in read_records(data) if record.mountpoint == str(place))
 
 
-def foreground(data: str, place: Path, *options: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "luciola.cli", "mount", "--foreground", *options, data, str(place)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    until(lambda: is_mounted(place) or process.poll() is not None, what="the mount")
-    assert process.poll() is None
-    (place / ".").stat()
-    return process
+Foreground = Callable[[], subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def foreground(data: str, place: Path) -> Iterator[Foreground]:
+    """Mounts on `place`. The process does not outlive the test, whatever it fails on."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "luciola.cli", "mount", "--foreground", data, str(place)]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        started.append(process)
+        until(lambda: is_mounted(place) or process.poll() is not None, what="the mount")
+        assert process.poll() is None
+        (place / ".").stat()
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def test_background_mount_is_usable_at_once_and_ends_with_umount(shared_cluster, data, place):
@@ -61,8 +75,8 @@ def test_background_mount_is_usable_at_once_and_ends_with_umount(shared_cluster,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_foreground_mount_ends_with_a_signal(data, place, number):
-    process = foreground(data, place)
+def test_foreground_mount_ends_with_a_signal(data, foreground, place, number):
+    process = foreground()
     process.send_signal(number)
     assert process.wait(30) == 0
     assert not is_mounted(place)
@@ -70,14 +84,14 @@ def test_foreground_mount_ends_with_a_signal(data, place, number):
 
 
 @pytest.mark.parametrize("command", [("fusermount3", "-u"), ("umount",)])
-def test_mount_that_is_taken_off_from_outside_ends(data, place, command):
-    process = foreground(data, place)
+def test_mount_that_is_taken_off_from_outside_ends(foreground, place, command):
+    process = foreground()
     subprocess.run([*command, str(place)], check=True)
     assert process.wait(30) == 0
 
 
-def test_signal_to_a_busy_mount_lets_programs_finish(shared_cluster, data, place):
-    process = foreground(data, place)
+def test_signal_to_a_busy_mount_lets_programs_finish(shared_cluster, foreground, place):
+    process = foreground()
     with (place / "busy").open("wb", buffering=0) as file:
         file.write(b"before")
         process.send_signal(signal.SIGTERM)
@@ -88,8 +102,8 @@ def test_signal_to_a_busy_mount_lets_programs_finish(shared_cluster, data, place
     (shared_cluster.mountpoint / "busy").unlink()
 
 
-def test_second_signal_does_not_wait_for_programs(data, place):
-    process = foreground(data, place)
+def test_second_signal_does_not_wait_for_programs(foreground, place):
+    process = foreground()
     descriptor = os.open(place / "busy", os.O_WRONLY | os.O_CREAT, 0o644)
     process.send_signal(signal.SIGTERM)
     until(lambda: not is_mounted(place), what="the mount to leave the tree")
