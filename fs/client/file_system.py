@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final, Self
 
-from ..errors import Error, InvalidArgument, NotADirectory, NotFound
+from ..errors import Error, InvalidArgument, IsADirectory, NotADirectory, NotFound
 from .attributes import BLOCK_BYTES, DirEntry, stat_result
 from .connection import Connection, Parameters, naming
 from .file import File
@@ -152,6 +152,9 @@ class FileSystem:
                 permissions=None if kind == "r" else permissions & ~_umask(os.getpid()),
                 exclusive=kind == "x",
             )
+            if modes.S_ISDIR(stat_result(native.stat()).st_mode):
+                native.close()
+                raise IsADirectory("is a directory")
         file = File(native, os.fsdecode(path), mode.replace("t", ""))
         if kind == "a":
             file.seek(0, os.SEEK_END)

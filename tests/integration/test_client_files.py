@@ -108,8 +108,9 @@ def test_binary_modes_and_their_errors(fs, base):
     with fs.open(path, "wb"):
         pass
     assert fs.read(path) == b""
-    with pytest.raises(IsADirectory):
-        fs.open(base, "wb")
+    for mode in ("rb", "wb", "r"):
+        with pytest.raises(IsADirectory):
+            fs.open(base, mode)
     for mode in ("", "rw", "rt+b", "z", "rr", "+"):
         with pytest.raises(ValueError, match="mode"):
             fs.open(path, mode)

@@ -1,0 +1,17 @@
+"""`luciola://` for fsspec, and so for pandas, pyarrow, DuckDB, Hugging Face `datasets`, zarr and dask.
+
+    pandas.read_parquet("luciola:///var/lib/luciola!/data/part-0.parquet")
+    fs = fsspec.filesystem("luciola", cluster="/var/lib/luciola")
+
+    file_system  the class that fsspec finds by its entry point
+    files        open files
+    ranges       many ranges in one submission
+    paths        URLs, and what is told of a file
+    threads      the coroutines' threads
+
+Needs the package `fsspec`, which the rest of Luciola does not: nothing else imports this one.
+"""
+
+from .file_system import LuciolaFileSystem
+
+__all__ = ["LuciolaFileSystem"]

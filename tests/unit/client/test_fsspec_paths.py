@@ -1,0 +1,99 @@
+"""URLs of fsspec, and what storage options become."""
+
+import os
+
+import pytest
+
+pytest.importorskip("fsspec", reason="needs the extra `fsspec`")
+
+import fsspec
+
+from luciola.client.fsspec import LuciolaFileSystem
+from luciola.client.fsspec.paths import resolved_cluster, split_url
+from luciola.errors import InvalidArgument
+
+
+@pytest.fixture(autouse=True)
+def without_environment(monkeypatch) -> None:
+    for name in ("LUCIOLA_DATA", "LUCIOLA_ADDRESS", "LUCIOLA_SECRET_FILE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("luciola:///data/dir!/a/b", ("/data/dir", "/a/b")),
+        ("luciola:///data/dir!/a/b/", ("/data/dir", "/a/b")),
+        ("luciola:///data/dir!/", ("/data/dir", "/")),
+        ("luciola:///data/dir!", ("/data/dir", "/")),
+        ("luciola:///data/dir!/a!/b", ("/data/dir", "/a!/b")),
+        ("luciola://host:8000/a", ("host:8000", "/a")),
+        ("luciola://host:8000", ("host:8000", "/")),
+        ("luciola://[::1]:8000/a", ("[::1]:8000", "/a")),
+        ("luciola:///a/b", (None, "/a/b")),
+        ("luciola://", (None, "/")),
+        ("lu:/a/b", (None, "/a/b")),
+        ("/a//b///c/", (None, "/a/b/c")),
+        ("a/b", (None, "/a/b")),
+        ("", (None, "/")),
+        ("/a?b#c%20*", (None, "/a?b#c%20*")),
+    ],
+)
+def test_a_url_names_a_cluster_and_a_path(url: str, expected: tuple[str | None, str]) -> None:
+    assert split_url(url) == expected
+
+
+@pytest.mark.parametrize(
+    "url", ["luciola://bucket/a", "luciola://host:0/a", "luciola://host:99999/a", "luciola://a"]
+)
+def test_a_url_that_names_nothing_is_refused(url: str) -> None:
+    with pytest.raises(InvalidArgument, match="write luciola://HOST:PORT/path"):
+        split_url(url)
+
+
+def test_the_environment_names_a_cluster_where_nothing_else_does(monkeypatch) -> None:
+    with pytest.raises(InvalidArgument, match=r"LUCIOLA_DATA.*cluster=DATA_DIR"):
+        resolved_cluster(None, None)
+    monkeypatch.setenv("LUCIOLA_DATA", "relative")
+    assert resolved_cluster(None, None) == (os.path.abspath("relative"), None)
+    monkeypatch.setenv("LUCIOLA_SECRET_FILE", "/secret")
+    assert resolved_cluster("/data", None) == ("/data", None)
+    assert resolved_cluster("host:80", None) == ("host:80", "/secret")
+    assert resolved_cluster("host:80", "own") == ("host:80", os.path.abspath("own"))
+    monkeypatch.setenv("LUCIOLA_ADDRESS", "host:81")
+    with pytest.raises(InvalidArgument, match="two clusters"):
+        resolved_cluster(None, None)
+
+
+def test_instances_are_shared_by_what_they_are(monkeypatch) -> None:
+    first = LuciolaFileSystem("/one")
+    assert LuciolaFileSystem(cluster="/one/") is first
+    assert fsspec.filesystem("luciola", cluster="/one") is first
+    assert fsspec.url_to_fs("luciola:///one!/x") == (first, "/x")
+    assert LuciolaFileSystem("/two") is not first
+    assert LuciolaFileSystem("/one", auto_mkdir=False) is not first
+    monkeypatch.setenv("LUCIOLA_DATA", "/one")
+    assert fsspec.filesystem("luciola") is first
+    monkeypatch.setenv("LUCIOLA_DATA", "/two")
+    assert fsspec.filesystem("luciola") is LuciolaFileSystem("/two")
+
+
+def test_a_url_of_another_cluster_is_refused() -> None:
+    fs = LuciolaFileSystem("/one")
+    assert fs._strip_protocol("luciola:///one!/x") == "/x"
+    assert fs.unstrip_protocol("/x") == "luciola:///one!/x"
+    with pytest.raises(InvalidArgument, match="of the cluster /two, not of /one"):
+        fs.info("luciola:///two!/x")
+    with pytest.raises(InvalidArgument, match="a path is text"):
+        fs.info(5)
+
+
+def test_making_an_instance_does_not_connect() -> None:
+    fs = LuciolaFileSystem("/there/is/no/such/cluster")
+    with pytest.raises(FileNotFoundError, match="neither a data directory"):
+        fs.exists("/a")
+
+
+def test_a_wrong_option_is_named() -> None:
+    with pytest.raises(TypeError, match="no_such_setting"):
+        LuciolaFileSystem("/one", config={"no_such_setting": 1})
