@@ -14,13 +14,13 @@ import pytest
 import luciola
 from cluster import LocalCluster
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.mount, pytest.mark.timeout(1200)]
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:
     """Runs a program, and shows what it said when it fails."""
     result = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=500, check=False
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=1000, check=False
     )
     assert result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
     return result.stdout
