@@ -38,11 +38,12 @@ def get_num_sms() -> int:
         return _settings.num_sms
     import torch
 
-    from ..kernels import ahead
+    from ..kernels import ahead, layers
 
-    if ahead.is_compiling() or not torch.cuda.is_available():
-        return ahead.MULTIPROCESSORS
-    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count)
+    here = torch.cuda.is_available() and not ahead.is_compiling()
+    return layers.multiprocessors(
+        torch.device("cuda", torch.cuda.current_device()) if here else torch.device("cpu")
+    )
 
 
 def set_tc_util(tc_util: int) -> None:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.errors import BadArgument, refuse
+from ..kernels.layers import MULTIPROCESSORS
 from . import activations, dense, grouped, indexer
 from .quantize import BLOCK, FP8, ceil_div
 from .scales import get_tma_aligned_size
@@ -231,8 +232,6 @@ def _mqa_logits(s: int, tokens: int, heads: int, d: int) -> None:
 
 
 def _paged_mqa_logits(b: int, next_n: int, heads: int, d: int, max_context_len: int) -> None:
-    from ..kernels.ahead import MULTIPROCESSORS
-
     lengths = _meta(b, next_n, dtype=torch.int32)
     page = indexer.PAGE_TOKENS
     cache = _meta(max(2, ceil_div(max_context_len, page)), page, 1, d + 4, dtype=torch.uint8)

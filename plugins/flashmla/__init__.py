@@ -3,6 +3,7 @@
     interface    the public functions: check the arguments, choose a layer, run it
     reference    the specification, in torch
     kernel       Triton: every operator, on Hopper or in Triton's interpreter
+    hopper       fast path of dense decoding in Gluon, taken by using_layer("hopper")
     launch       how a call becomes launches: grids, scratch memory, strides
     schedule     which program works on which blocks of which sequence
     layouts      the two FP8 cache layouts, byte by byte

@@ -11,13 +11,12 @@ from typing import Any, Final
 import torch
 
 from ..kernels.errors import BadArgument, BadCall, BadType, refuse
-from ..kernels.layers import layer_for
+from ..kernels.layers import layer_for, multiprocessors
 from . import layouts, reference
 from .schedule import Config, FlashMLASchedMeta, make_schedule, part_count, sparse_lengths
 
 CHANNELS: Final = 576
 LATENT: Final = 512
-REFERENCE_MULTIPROCESSORS: Final = 132  # an H100's, so that a schedule made on a CPU shows what one would do
 
 _ROWS = (torch.bfloat16, torch.float16)
 _MAX_TOTAL: Final = 2**31 - 1
@@ -281,7 +280,7 @@ def _dense(  # noqa: PLR0913 (the operator's own)
             q, k_cache, block_table, cache_seqlens, schedule, scale=scale, causal=causal
         )
     _check_lengths(cache_seqlens, block_table, k_cache)
-    parts = part_count(REFERENCE_MULTIPROCESSORS, kv_heads=h_kv, rows=q.shape[1] * (q.shape[2] // h_kv))
+    parts = part_count(multiprocessors(q.device), kv_heads=h_kv, rows=q.shape[1] * (q.shape[2] // h_kv))
     _fill(schedule, cache_seqlens, parts)
     cache = layouts.dequantize_v32(k_cache) if k_cache.element_size() == 1 else k_cache
     return reference.dense_decode(q, cache, block_table, cache_seqlens, scale=scale, causal=causal)
@@ -342,17 +341,14 @@ def _sparse(  # noqa: PLR0913 (the operator's own)
         )
     extra_topk = None if extra_indices is None else extra_indices.shape[2]
     lengths = sparse_lengths(b, indices.shape[2], topk_length, extra_topk, extra_length, device=q.device)
-    _fill(schedule, lengths, part_count(REFERENCE_MULTIPROCESSORS // max(s_q, 1), kv_heads=1, rows=h_q))
+    _fill(schedule, lengths, part_count(multiprocessors(q.device) // max(s_q, 1), kv_heads=1, rows=h_q))
     parsed = [reference.Scope(reference.fp8_rows(cache), listed, length) for cache, listed, length in scopes]
     return reference.sparse_decode(q, parsed, scale=scale, attn_sink=attn_sink)
 
 
 def _is_compiled(q: torch.Tensor) -> bool:
-    """Whether a call with these queries runs in Triton. Raises: RuntimeError for a layer that is not there."""
-    layer = layer_for(q)
-    if layer == "hopper":
-        raise RuntimeError('there is no fast path for Hopper here: choose "triton" or "reference"')
-    return layer == "triton"
+    """Whether a call with these queries runs in a kernel."""
+    return layer_for(q) != "reference"
 
 
 def _fill(schedule: FlashMLASchedMeta, lengths: torch.Tensor, parts: int) -> None:

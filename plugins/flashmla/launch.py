@@ -9,9 +9,9 @@ from typing import Final
 
 import torch
 
-from ..kernels.ahead import MULTIPROCESSORS, start
-from ..kernels.layers import on_device
-from . import kernel, layouts
+from ..kernels.ahead import start
+from ..kernels.layers import layer_for, multiprocessors, on_device
+from . import hopper, kernel, layouts
 from .schedule import ROW_INTS, FlashMLASchedMeta, part_count, sparse_lengths
 
 LATENT: Final = 512
@@ -75,6 +75,19 @@ def dense_decode(  # noqa: PLR0913 (the operator's own)
         parts = part_count(_multiprocessors(q.device), kv_heads=h_kv, rows=rows)
         table, splits = _schedule(schedule, cache_seqlens, parts)
         out, lse, piece_out, piece_lse = _results(q, len(table))
+        if layer_for(q) == "hopper" and hopper.takes(q, cache):
+            hopper.dense_decode(
+                q,
+                cache,
+                block_table,
+                cache_seqlens,
+                (table, splits),
+                (out, lse, piece_out, piece_lse),
+                scale_log2=scale * _LOG2E,
+                causal=causal,
+            )
+            _combine(piece_out, piece_lse, splits, out, lse, None, group=group, h_kv=h_kv)
+            return out, lse
         tile = tile_for(rows, DENSE_FP8_TILES if fp8 else DENSE_TILES)
         start(
             kernel.flash_fwd_splitkv_mla_kernel, (-(-rows // tile.block_m), h_kv, len(table)),
@@ -239,11 +252,7 @@ def _constants(tile: Tile) -> dict[str, int | bool]:
 
 
 def _multiprocessors(device: torch.device) -> int:
-    if device.type == "cpu":
-        return INTERPRETED_MULTIPROCESSORS
-    if device.type == "meta":  # compiled for a device that is not here
-        return MULTIPROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return INTERPRETED_MULTIPROCESSORS if device.type == "cpu" else multiprocessors(device)
 
 
 def _or(tensor: torch.Tensor | None, stand_in: torch.Tensor) -> torch.Tensor:

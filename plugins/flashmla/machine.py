@@ -8,7 +8,6 @@ would launch. Its gates: tensor cores are used as they should be, nothing spills
 memory fits a multiprocessor, copies run ahead.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,6 +15,7 @@ from typing import Any, Final
 import torch
 
 from ..kernels.ahead import SHARED_BYTES_MAX, MachineCode, compiling, machine_code
+from ..kernels.layers import using_layer
 from . import layouts
 from .interface import (
     flash_attn_varlen_func,
@@ -27,9 +27,9 @@ from .interface import (
 # Of a kernel whose output takes half of all registers (64 rows of 512 numbers): reloads of a few addresses.
 WGMMA_SPILLS_MAX: Final = 8
 
-_INSTRUCTION: Final = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", re.MULTILINE)
-_SPILLS: Final = frozenset(("LDL", "STL"))
-_MATRIX: Final = frozenset(("HGMMA", "HMMA"))
+
+# The scores' and the outputs' instruction, copies by TMA, registers split among the warps.
+SPECIALISED: Final = ("HGMMA.64x64x16", "HGMMA.64x256x16", "UTMALDG.3D", "USETMAXREG")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Case:
     call: Callable[[], object]
     wanted: tuple[str, ...] = ()
     spills_max: int = 0
+    layer: str = "triton"
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,7 @@ class Report:
     @property
     def spills(self) -> int:
         """From the first to the last matrix instruction; in the whole kernel if it has none."""
-        instructions = _INSTRUCTION.findall(self.code.text)
-        places = [place for place, each in enumerate(instructions) if each in _MATRIX]
-        between = instructions[places[0] : places[-1]] if places else instructions
-        return sum(each in _SPILLS for each in between)
+        return self.code.spills_between
 
     def failures(self) -> list[str]:
         """The gates that do not hold; empty if all do."""
@@ -71,7 +69,7 @@ class Report:
                 self.code.shared_bytes <= SHARED_BYTES_MAX,
                 f"{self.code.shared_bytes} bytes of shared memory, {SHARED_BYTES_MAX} are there",
             ),
-            *((self.code.instructions[each] > 0, f"no {each}") for each in self.case.wanted),
+            *((f" {each}" in self.code.text, f"no {each}") for each in self.case.wanted),
         )
         return [message for holds, message in checks if not holds]
 
@@ -86,6 +84,7 @@ def cases() -> Iterator[Case]:
     yield Case("dense-bf16-16", name, _dense(16, torch.bfloat16), ahead)
     for short, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
         yield Case(f"dense-{short}-64", name, _dense(128, dtype), ("HGMMA", "LDGSTS"), WGMMA_SPILLS_MAX)
+        yield Case(f"dense-{short}-hopper", f"{name}_ws", _dense(128, dtype), SPECIALISED, layer="hopper")
     yield Case("dense-fp8-16", name, lambda: dense(16, torch.bfloat16, fp8=True), ahead)
     name = "flash_fwd_splitkv_mla_fp8_sparse_kernel"
     for heads in (16, 32):
@@ -100,7 +99,7 @@ def cases() -> Iterator[Case]:
 
 def compile_one(case: Case) -> Report:
     """Compiles and reads the machine code. Takes seconds; Triton's cache remembers the result."""
-    with compiling() as kernels:
+    with compiling() as kernels, using_layer(case.layer):
         case.call()
     compiled = next(each for each in kernels if each.metadata.name == case.kernel)
     return Report(case, machine_code(compiled))

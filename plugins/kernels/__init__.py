@@ -1,6 +1,6 @@
 """What the plugins with GPU kernels share.
 
-layers   which layer runs a call: the torch reference or the Triton kernels
+layers   which layer runs a call: the torch reference, the Triton kernels or the fast path; the device's size
 ahead    kernels compiled without a GPU: warm caches, machine code and its gates
 quantize casts to FP8 with one scale a block
 errors   what bad arguments raise

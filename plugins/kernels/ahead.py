@@ -25,14 +25,19 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
+from .layers import launcher
+
 HOPPER: Final = GPUTarget("cuda", 90, 32)
 SHARED_BYTES_MAX: Final = 232_448  # dynamic shared memory of one thread block on sm_90
 REGISTER_FILE: Final = 65_536
-MULTIPROCESSORS: Final = 132  # of an H100 or H200 SXM
 
 _TOOLS: Final = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # No real device has this number, so kernels compiled here never mix with those that were loaded.
 _DEVICE: Final = -1
+
+_INSTRUCTION: Final = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", re.MULTILINE)
+_SPILLS: Final = frozenset(("LDL", "STL"))
+_MATRIX: Final = frozenset(("HGMMA", "QGMMA", "HMMA", "QMMA", "IGMMA"))
 
 _compiled: ContextVar[list[Any] | None] = ContextVar("luciola_compiled", default=None)
 
@@ -73,13 +78,16 @@ def compiling(target: GPUTarget = HOPPER) -> Iterator[list[Any]]:
 
 
 def start(kernel: Any, grid: Sequence[int], *arguments: Any, **constants: Any) -> None:
-    """Launches a kernel; inside `compiling`, only compiles it.
+    """Launches a kernel; inside `compiling`, only compiles it; inside `launching_with`, hands it over.
 
     Multiplications and additions are fused, whatever this release of Triton does by itself.
     """
     kernels = _compiled.get()
     constants.setdefault("enable_fp_fusion", True)
-    if kernels is None:
+    other = launcher()
+    if other is not None:
+        other(kernel, tuple(grid), *arguments, **constants)
+    elif kernels is None:
         kernel[tuple(grid)](*arguments, **constants)
     else:
         kernels.append(kernel.run(*arguments, grid=tuple(grid), warmup=True, **constants))
@@ -107,6 +115,28 @@ class MachineCode:
         """Loads from and stores to local memory."""
         return self.instructions["LDL"] + self.instructions["STL"]
 
+    @property
+    def spills_between(self) -> int:
+        """Those from the first to the last matrix instruction of each part of the code: of all, if there is none.
+
+        A part is what lies between two changes of the number of registers: a kernel without them has one, in one with
+        specialised warps each group of warps has its own.
+        """
+        parts: list[list[str]] = [[]]
+        for each in _INSTRUCTION.findall(self.text):
+            if each == "USETMAXREG":
+                parts.append([])
+            parts[-1].append(each)
+        places = [[place for place, each in enumerate(part) if each in _MATRIX] for part in parts]
+        if not any(places):
+            return self.spills
+        return sum(
+            each in _SPILLS
+            for part, found in zip(parts, places, strict=True)
+            if found
+            for each in part[found[0] : found[-1]]
+        )
+
     def failures(self, *, wanted: Sequence[str] = ()) -> list[str]:
         """The gates that do not hold: no spills, shared memory and registers fit, the wanted instructions are there.
 
@@ -130,14 +160,13 @@ def machine_code(compiled: Any) -> MachineCode:
         path = Path(directory) / "kernel.cubin"
         path.write_bytes(compiled.asm["cubin"])
         usage, text = _tool("--dump-resource-usage", path), _tool("-sass", path)
-    names = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", text, re.MULTILINE)
     return MachineCode(
         compiled.metadata.name,
         registers=_number(r"REG:(\d+)", usage),
         stack_bytes=_number(r"STACK:(\d+)", usage),
         shared_bytes=compiled.metadata.shared,
         threads=compiled.metadata.num_warps * 32,
-        instructions=Counter(names),
+        instructions=Counter(_INSTRUCTION.findall(text)),
         text=text,
     )
 
@@ -155,7 +184,6 @@ def _number(pattern: str, text: str) -> int:
 
 __all__ = [
     "HOPPER",
-    "MULTIPROCESSORS",
     "REGISTER_FILE",
     "SHARED_BYTES_MAX",
     "MachineCode",

@@ -6,7 +6,7 @@ CPU tensors, TRITON_INTERPRET=1                   triton, in its interpreter
 other CPU tensors                                 reference
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from importlib.util import find_spec
@@ -15,8 +15,12 @@ from typing import Final
 import torch
 
 LAYERS: Final = ("reference", "triton", "hopper")
+MULTIPROCESSORS: Final = 132  # of an H100 or H200 SXM
+
+Launcher = Callable[..., None]
 
 _forced: ContextVar[str | None] = ContextVar("luciola_kernel_layer", default=None)
+_launcher: ContextVar[Launcher | None] = ContextVar("luciola_kernel_launcher", default=None)
 
 
 def layer_for(tensor: torch.Tensor) -> str:
@@ -24,14 +28,15 @@ def layer_for(tensor: torch.Tensor) -> str:
 
     Raises: RuntimeError if `using_layer` asks for one that cannot run with this tensor in this process.
     """
-    runnable = tensor.device.type in {"cuda", "meta"} or is_interpreting()
+    simulated = _launcher.get() is not None
+    runnable = tensor.device.type in {"cuda", "meta"} or is_interpreting() or simulated
     forced = _forced.get()
     if forced in {"triton", "hopper"} and not runnable:
         raise RuntimeError(
             f"the Triton kernels cannot run on {tensor.device}: move the tensors to a CUDA device, "
             "or start the process with TRITON_INTERPRET=1"
         )
-    if forced == "hopper" and is_interpreting():
+    if forced == "hopper" and is_interpreting() and not simulated:
         raise RuntimeError("the interpreter (TRITON_INTERPRET=1) does not run the fast path for Hopper")
     return forced or ("triton" if runnable else "reference")
 
@@ -46,6 +51,31 @@ def using_layer(name: str) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+@contextmanager
+def launching_with(launcher: Launcher) -> Iterator[None]:
+    """Calls inside hand their kernels to `launcher(kernel, grid, *arguments, **constants)`, as a simulator takes them.
+
+    It decides what runs them, so that the fast path can be taken with tensors on the CPU too.
+    """
+    token = _launcher.set(launcher)
+    try:
+        yield
+    finally:
+        _launcher.reset(token)
+
+
+def launcher() -> Launcher | None:
+    """What `launching_with` has set."""
+    return _launcher.get()
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a CUDA device, else an H100's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).multi_processor_count)
+    return MULTIPROCESSORS
 
 
 def on_device(tensor: torch.Tensor) -> AbstractContextManager[object]:
@@ -74,4 +104,16 @@ def state() -> str:
     return "no CUDA device: reference operators on the CPU"
 
 
-__all__ = ["LAYERS", "is_interpreting", "layer_for", "on_device", "state", "using_layer"]
+__all__ = [
+    "LAYERS",
+    "MULTIPROCESSORS",
+    "Launcher",
+    "is_interpreting",
+    "launcher",
+    "launching_with",
+    "layer_for",
+    "multiprocessors",
+    "on_device",
+    "state",
+    "using_layer",
+]

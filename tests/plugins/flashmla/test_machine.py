@@ -14,7 +14,7 @@ ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0"}
 
 BAD = """
 import dataclasses, json
-from luciola.plugins.flashmla import launch, machine
+from luciola.plugins.flashmla import hopper, launch, machine
 
 good = {case.name: case for case in machine.cases()}
 
@@ -25,10 +25,19 @@ def made_with(name, size, *tile):
     launch.DENSE_TILES[size] = before
     return report.failures()
 
+def with_few_registers(name):
+    hopper.RIGHT_REGISTERS = 120
+    report = machine.compile_one(good[name])
+    hopper.RIGHT_REGISTERS = 224
+    return report.failures()
+
 def measured_by(name, wanted):
     return machine.compile_one(dataclasses.replace(good[name], wanted=wanted)).failures()
 
+for_others = measured_by("dense-bf16-64", machine.SPECIALISED)
 print(json.dumps({
+    "spills of a side": with_few_registers("dense-bf16-hopper"),
+    "no HGMMA.64x64x16": for_others, "no UTMALDG.3D": for_others, "no USETMAXREG": for_others,
     "spills between": made_with("dense-bf16-64", 64, 64, 16, 2, 4),
     "bytes of shared memory": made_with("dense-bf16-16", 16, 16, 64, 4, 8),
     "no LDGSTS": made_with("dense-bf16-16", 16, 16, 64, 1, 8),
@@ -51,7 +60,8 @@ def in_a_process(*arguments):
 @pytest.mark.parametrize(
     ("match", "names"),
     [
-        ("dense-*", "dense-bf16-16 dense-bf16-64 dense-fp16-64 dense-fp8-16"),
+        ("dense-?p*", "dense-fp16-64 dense-fp8-16 dense-fp16-hopper"),
+        ("dense-bf*", "dense-bf16-16 dense-bf16-64 dense-bf16-hopper"),
         ("s*", "schedule sparse-v32-16 sparse-v32-32 sparse-model1-16"),
         ("prefill-*", "prefill-576-16 prefill-576-32 prefill-512-16 prefill-512-32"),
         ("[cv]*", "combine combine-sink varlen-128 varlen-192"),
@@ -63,16 +73,18 @@ def test_every_kernel_passes_its_gates(match, names):
     assert {report["name"]: report["failures"] for report in reports if report["failures"]} == {}
     assert status == 0
     assert {report["name"] for report in reports} == set(names.split())
-    with_warpgroups = {"dense-bf16-64", "dense-fp16-64", "varlen-128", "varlen-192"}
-    assert {report["name"] for report in reports if report["warpgroup"]} == with_warpgroups & set(
-        names.split()
-    )
+    older = {name for name in names.split() if name.endswith(("-16", "-32"))} | {
+        "schedule",
+        "combine",
+        "combine-sink",
+    }
+    assert {report["name"] for report in reports if not report["warpgroup"]} == older & set(names.split())
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_gates_stop_bad_kernels():
     _, failures = in_a_process("-c", BAD)
-    assert len(failures) == 5
+    assert len(failures) == 9
     for gate, messages in failures.items():
-        assert any(gate in message for message in messages), f"{gate}: {messages}"
+        assert any(gate.removesuffix(" of a side") in message for message in messages), f"{gate}: {messages}"

@@ -1,0 +1,510 @@
+"""The fast path of dense decoding on Hopper, in Gluon: 64 query rows, pages of 64 tokens.
+
+Two warpgroups share the output of 64 x 512 numbers, which would not fit the registers of one: `_left` owns its first
+256 columns, `_right` the others. Both need the probabilities of every block of tokens, so they go through the blocks in
+pairs: `_left` computes those of the first block, `_right` those of the second, and each hands its own to the other
+through shared memory. While one is at its softmax the other keeps the tensor cores busy. A warp of its own loads.
+
+    of a pair     _left                                   _right
+                  S0 = Q · K0ᵀ                            S1 = Q · K1ᵀ
+                  m0 = max(m, S0), told  ───────────────► m1 = max(m0, S1), told
+                  left += P0 · V0        ◄─────────────── P1 = exp(S1 - m1), handed over
+                  P0 = exp(S0 - m1), handed over ───────► right += P1 · V1
+                  left += P1 · V1                         right += P0 · V0
+
+    I1  a block's left and right half are loaded and given back on their own; each half has one side that reads it
+        last and gives it back: K0's left and K1's left `_left`, the right ones `_right`
+    I2  the RoPE part of a block is dead once its logits are there: P takes its place. P0 lies with K0's right half,
+        which `_right` gives back, P1 with K1's left half
+    I3  a sequence's last block lies at the end of its 64 rows, below rows that the loader fills with zeros because
+        they would come before the page: rows that do not exist are never read, whatever memory holds there, and
+        nothing has to be cleaned afterwards. A page that does not exist is all zeros and not visible
+    I4  both sides and the loader walk the same pairs in the same order: barriers' phases need no messages
+
+Rows, schedule, pieces and results are those of `kernel.flash_fwd_splitkv_mla_kernel`.
+"""
+
+from typing import Final
+
+import torch
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from ..kernels.ahead import start
+
+ROWS: Final = 64  # query rows of a program: the rows of a warpgroup's instruction
+PAGE: Final = 64
+ROWS_MIN: Final = 33  # with fewer, half of the instruction's rows would be padding, and memory is the limit
+WARPS: Final = 4  # of each side
+RIGHT_REGISTERS: Final = 224
+LOADER_REGISTERS: Final = 24
+
+_ROWS: gl.constexpr = gl.constexpr(ROWS)
+_PAGE: gl.constexpr = gl.constexpr(PAGE)
+_HALF: gl.constexpr = gl.constexpr(256)
+_LATENT: gl.constexpr = gl.constexpr(512)
+_ROPE: gl.constexpr = gl.constexpr(64)
+_HALF_BYTES: gl.constexpr = gl.constexpr(PAGE * 256 * 2)
+_ROPE_BYTES: gl.constexpr = gl.constexpr(PAGE * 64 * 2)
+_INF: gl.constexpr = gl.constexpr(float("inf"))
+_LN2: gl.constexpr = gl.constexpr(0.6931471805599453)
+# Barriers by half block: first of a pair, left and right, and second.
+_K0_LEFT: gl.constexpr = gl.constexpr(0)
+_K0_RIGHT: gl.constexpr = gl.constexpr(1)
+_K1_LEFT: gl.constexpr = gl.constexpr(2)
+_K1_RIGHT: gl.constexpr = gl.constexpr(3)
+# Barriers between the sides.
+_MAX0: gl.constexpr = gl.constexpr(0)
+_MAX1: gl.constexpr = gl.constexpr(1)
+_P0: gl.constexpr = gl.constexpr(2)
+_P1: gl.constexpr = gl.constexpr(3)
+
+_SCORES: gl.constexpr = gl.constexpr(
+    gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16])
+)
+_SUMS: gl.constexpr = gl.constexpr(
+    gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 256, 16])
+)
+_OF_SCORES: gl.constexpr = gl.constexpr(gl.SliceLayout(1, _SCORES.value))
+_OF_SUMS: gl.constexpr = gl.constexpr(gl.SliceLayout(1, _SUMS.value))
+_P_OPERAND: gl.constexpr = gl.constexpr(gl.DotOperandLayout(operand_index=0, parent=_SUMS.value, k_width=2))
+_QUERY_HALF: gl.constexpr = gl.constexpr(gl.BlockedLayout([1, 8], [1, 32], [4, 1], [1, 0]))
+_QUERY_ROPE: gl.constexpr = gl.constexpr(gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0]))
+_NUMBERS: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
+_SHARED: gl.constexpr = gl.constexpr(gl.NVMMASharedLayout(128, 16, 2))
+_LAYOUT: Final = gl.NVMMASharedLayout(128, 16, 3)
+# Triton 3.6 has it under its older name.
+_tma_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+
+
+@gluon.jit
+def _wide(number):
+    return gl.to_tensor(number).to(gl.int64)
+
+
+@gluon.jit
+def _none(number):
+    """0, of a number that is never negative. The compiler does not know, so what depends on it is computed where it is
+    needed, instead of ahead of the loop, from where it would take registers that the loop does not have."""
+    return gl.minimum(number, 0)
+
+
+@gluon.jit
+def _part(table):
+    """What the schedule gives this program."""
+    row = table + gl.program_id(2) * 8
+    return gl.load(row), gl.load(row + 1), gl.load(row + 2), gl.load(row + 3), gl.load(row + 4)
+
+
+@gluon.jit
+def _seen(length, s_q, group, CAUSAL: gl.constexpr):
+    """Tokens that each row may look at."""
+    row = gl.program_id(0) * _ROWS + gl.arange(0, _ROWS, layout=_OF_SCORES)
+    seen = length + 0 * row
+    if CAUSAL:
+        seen = length - (s_q - 1 - row // group)
+    return seen
+
+
+@gluon.jit
+def _bounds(request, first, last, first_block, last_end, seqlens, table_width):
+    """Tokens of a sequence, and those that this program works on."""
+    length = gl.minimum(gl.maximum(gl.load(seqlens + request), 0), table_width * _PAGE)
+    begin = gl.where(request == first, first_block * _PAGE, 0)
+    end = gl.where(request == last, gl.minimum(last_end * _PAGE, length), length)
+    return length, begin, end
+
+
+@gluon.jit
+def _block(pages, n, length, page_count):
+    """The page of token n, `page_count` if there is none, and the rows by which its tokens are moved down."""
+    page = gl.load(pages + n // _PAGE)
+    known = (page >= 0) & (page < page_count)
+    return gl.where(known, page, page_count), gl.maximum(n + _PAGE - length, 0)
+
+
+@gluon.jit
+def _fill(tile, place, page, shift, channel, filled, free, use, BYTES: gl.constexpr):
+    mbarrier.wait(free, use & 1 ^ 1)
+    mbarrier.expect(filled, BYTES)
+    _tma_load(tile, [page, -shift, channel], filled, place)
+
+
+@gluon.jit
+def _load(half_tile, rope_tile, memory, barriers, cache, plan, stride_head):
+    _, _, _, left, right, rope, _ = memory
+    filled, free, _, _ = barriers
+    block_table, stride_table, page_count, table_width = cache
+    table, seqlens = plan
+    first, last, first_block, last_end, _ = _part(table)
+    channel = gl.program_id(1) * stride_head
+    pairs = 0
+    seconds = 0
+    for request in range(first, last + 1):
+        length, begin, end = _bounds(request, first, last, first_block, last_end, seqlens, table_width)
+        pages = block_table + _wide(request) * stride_table
+        for n in range(begin, end, 2 * _PAGE):
+            page, shift = _block(pages, n, length, page_count)
+            _fill(
+                half_tile, left.index(0), page, shift, channel,
+                filled.index(_K0_LEFT), free.index(_K0_LEFT), pairs, _HALF_BYTES,
+            )  # fmt: skip
+            # In the order in which they are given back.
+            if n + _PAGE < end:
+                page1, shift1 = _block(pages, n + _PAGE, length, page_count)
+                _fill(
+                    half_tile, right.index(1), page1, shift1, channel + _HALF,
+                    filled.index(_K1_RIGHT), free.index(_K1_RIGHT), seconds, _HALF_BYTES,
+                )  # fmt: skip
+            _fill(
+                half_tile, right.index(0), page, shift, channel + _HALF,
+                filled.index(_K0_RIGHT), free.index(_K0_RIGHT), pairs, _HALF_BYTES + _ROPE_BYTES,
+            )  # fmt: skip
+            _tma_load(rope_tile, [page, -shift, channel + _LATENT], filled.index(_K0_RIGHT), rope.index(0))
+            if n + _PAGE < end:
+                page1, shift1 = _block(pages, n + _PAGE, length, page_count)
+                _fill(
+                    half_tile, left.index(1), page1, shift1, channel,
+                    filled.index(_K1_LEFT), free.index(_K1_LEFT), seconds, _HALF_BYTES + _ROPE_BYTES,
+                )  # fmt: skip
+                _tma_load(
+                    rope_tile, [page1, -shift1, channel + _LATENT], filled.index(_K1_LEFT), rope.index(1)
+                )
+                seconds += 1
+            pairs += 1
+
+
+@gluon.jit
+def _matrix(place):
+    return place.reshape((place.shape[1], place.shape[2]))
+
+
+@gluon.jit
+def _meet(barrier, meetings):
+    """Both sides wait for each other; what was written to shared memory before is seen after."""
+    fence_async_shared()
+    mbarrier.arrive(barrier, count=1)
+    mbarrier.wait(barrier, meetings & 1)
+
+
+@gluon.jit
+def _load_query(query, request, channel, rows, group, LAYOUT: gl.constexpr, WIDTH: gl.constexpr):
+    q, stride_b, stride_s, stride_h = query
+    row = gl.program_id(0) * _ROWS + gl.arange(0, _ROWS, layout=gl.SliceLayout(1, LAYOUT)) + _none(request)
+    head = gl.program_id(1) * group + row % group
+    at = (row // group).to(gl.int64) * stride_s + head.to(gl.int64) * stride_h
+    columns = channel + gl.arange(0, WIDTH, layout=gl.SliceLayout(0, LAYOUT))
+    places = gl.expand_dims(at, 1) + gl.expand_dims(columns, 0)
+    return gl.load(q + _wide(request) * stride_b + places, mask=gl.expand_dims(row < rows, 1), other=0.0)
+
+
+@gluon.jit
+def _logits(q_early, q_late, q_rope, early, late, rope, early_filled, late_filled, use):
+    """Q · Kᵀ, as the halves of K come in."""
+    zeros = gl.zeros((_ROWS, _PAGE), gl.float32, _SCORES)
+    mbarrier.wait(early_filled, use & 1)
+    s = warpgroup_mma(q_early, _matrix(early).permute((1, 0)), zeros, use_acc=False, is_async=True)
+    mbarrier.wait(late_filled, use & 1)
+    s = warpgroup_mma(q_late, _matrix(late).permute((1, 0)), s, is_async=True)
+    s = warpgroup_mma(q_rope, _matrix(rope).permute((1, 0)), s, is_async=True)
+    return warpgroup_mma_wait(0, deps=(s,))
+
+
+@gluon.jit
+def _masked(s, scale_log2, page, shift, n, seen, page_count):
+    """Logits in base 2, -inf where a row does not see a token."""
+    column = gl.arange(0, _PAGE, layout=gl.SliceLayout(0, _SCORES))
+    end = gl.where(page < page_count, seen - n + shift, 0)
+    visible = gl.expand_dims(column >= shift, 0) & (gl.expand_dims(column, 0) < gl.expand_dims(end, 1))
+    return gl.where(visible, s * scale_log2, -_INF)
+
+
+@gluon.jit
+def _finite(m):
+    return gl.where(m == -_INF, 0.0, m)
+
+
+@gluon.jit
+def _times(acc, factor):
+    return acc * gl.expand_dims(gl.convert_layout(factor, _OF_SUMS), 1)
+
+
+@gluon.jit
+def _hand_over(p, place, barrier):
+    _matrix(place).store(p.to(place.dtype))
+    fence_async_shared()
+    mbarrier.arrive(barrier, count=1)
+
+
+@gluon.jit
+def _add_own(acc, p, half):
+    """acc += P · V with P in registers."""
+    operand = gl.convert_layout(p.to(half.dtype), _P_OPERAND)
+    acc = warpgroup_mma(operand, _matrix(half), acc, is_async=True)
+    return warpgroup_mma_wait(0, deps=(acc,))
+
+
+@gluon.jit
+def _add_other(acc, p, half, told, use):
+    """acc += P · V with P from the other side."""
+    mbarrier.wait(told, use & 1)
+    acc = warpgroup_mma(_matrix(p), _matrix(half), acc, is_async=True)
+    return warpgroup_mma_wait(0, deps=(acc,))
+
+
+@gluon.jit
+def _store_result(acc, m, l, request, column, first, first_piece, results, sizes, LSE: gl.constexpr):
+    """Half of the columns of the rows' results, or of a piece of them; the log-sum-exp too, if LSE."""
+    num_splits, out, lse, piece_out, piece_lse = results
+    s_q, group, h_kv = sizes
+    kv_head = gl.program_id(1)
+    rows = s_q * group
+    empty = l == 0.0
+    divisor = gl.where(empty, 1.0, l)
+    result = _times(acc, 1.0 / divisor)
+    lse2 = gl.where(empty, -_INF, m + gl.log2(divisor))
+    first_row = gl.program_id(0) * _ROWS + _none(request)
+    row = first_row + gl.arange(0, _ROWS, layout=_OF_SUMS)
+    lse_row = first_row + gl.arange(0, _ROWS, layout=_OF_SCORES)
+    columns = gl.expand_dims(column + gl.arange(0, _HALF, layout=gl.SliceLayout(0, _SUMS)), 0)
+    mask = gl.expand_dims(row < rows, 1)
+    before = gl.load(num_splits + request)
+    if gl.load(num_splits + request + 1) - before == 1:
+        at = (_wide(request) * s_q + row // group) * (group * h_kv) + kv_head * group + row % group
+        gl.store(
+            out + (gl.expand_dims(at, 1) * _LATENT + columns), result.to(out.dtype.element_ty), mask=mask
+        )
+        if LSE:
+            head = kv_head * group + lse_row % group
+            lse_at = (_wide(request) * (group * h_kv) + head) * s_q + lse_row // group
+            told = gl.where(empty, _INF, lse2 * _LN2)
+            gl.store(lse + lse_at, told, mask=lse_row < rows)
+    else:
+        piece = before + gl.where(request == first, first_piece, 0)
+        piece_at = (_wide(piece) * h_kv + kv_head) * rows
+        gl.store(piece_out + (gl.expand_dims(piece_at + row, 1) * _LATENT + columns), result, mask=mask)
+        if LSE:
+            gl.store(piece_lse + (piece_at + lse_row), lse2, mask=lse_row < rows)
+
+
+@gluon.jit
+def _left(query, memory, barriers, cache, plan, results, sizes, scale_log2, CAUSAL: gl.constexpr):
+    q_left, q_right, q_rope, left, right, rope, numbers = memory
+    filled, free, told, meeting = barriers
+    block_table, stride_table, page_count, table_width = cache
+    table, seqlens = plan
+    s_q, group, _ = sizes
+    first, last, first_block, last_end, first_piece = _part(table)
+    pairs = 0
+    seconds = 0
+    meetings = 0
+    for request in range(first, last + 1):
+        length, begin, end = _bounds(request, first, last, first_block, last_end, seqlens, table_width)
+        pages = block_table + _wide(request) * stride_table
+        q_left.store(_load_query(query, request, 0, s_q * group, group, _QUERY_HALF, _HALF))
+        _meet(meeting, meetings)
+        seen = _seen(length, s_q, group, CAUSAL)
+        acc = gl.zeros((_ROWS, _HALF), gl.float32, _SUMS)
+        m = gl.full((_ROWS,), -_INF, gl.float32, _OF_SCORES)
+        l = gl.zeros((_ROWS,), gl.float32, _OF_SCORES)
+        for n in range(begin, end, 2 * _PAGE):
+            both = n + _PAGE < end
+            page, shift = _block(pages, n, length, page_count)
+            slot = _none(n)
+            s = _logits(
+                q_left, q_right, q_rope, left.index(slot), right.index(slot), rope.index(slot),
+                filled.index(_K0_LEFT), filled.index(_K0_RIGHT), pairs,
+            )  # fmt: skip
+            s = _masked(s, scale_log2, page, shift, n, seen, page_count)
+            m0 = gl.maximum(m, gl.max(s, 1))
+            numbers.index(_MAX0).store(m0)
+            mbarrier.arrive(told.index(_MAX0), count=1)
+            base = _finite(m0)
+            p = gl.exp2(s - gl.expand_dims(base, 1))
+            shrink = gl.exp2(m - base)
+            l = l * shrink + gl.sum(p, 1)
+            acc = _add_own(_times(acc, shrink), p, left.index(slot))
+            mbarrier.arrive(free.index(_K0_LEFT), count=1)
+            m = m0
+            if both:
+                mbarrier.wait(told.index(_MAX1), seconds & 1)
+                m = numbers.index(_MAX1).load(_OF_SCORES)
+            shrink = gl.exp2(m0 - _finite(m))
+            _hand_over(p * gl.expand_dims(shrink, 1), rope.index(slot), told.index(_P0))
+            l = l * shrink
+            acc = _times(acc, shrink)
+            if both:
+                acc = _add_other(acc, rope.index(1 + slot), left.index(1 + slot), told.index(_P1), seconds)
+                mbarrier.arrive(free.index(_K1_LEFT), count=1)
+                seconds += 1
+            pairs += 1
+        numbers.index(2).store(l)
+        _meet(meeting, meetings + 1)
+        l += numbers.index(3).load(_OF_SCORES)
+        meetings += 2
+        _store_result(acc, m, l, request, 0, first, first_piece, results, sizes, True)
+
+
+@gluon.jit
+def _right(query, memory, barriers, cache, plan, results, sizes, scale_log2, CAUSAL: gl.constexpr):
+    q_left, q_right, q_rope, left, right, rope, numbers = memory
+    filled, free, told, meeting = barriers
+    block_table, stride_table, page_count, table_width = cache
+    table, seqlens = plan
+    s_q, group, _ = sizes
+    first, last, first_block, last_end, first_piece = _part(table)
+    pairs = 0
+    seconds = 0
+    meetings = 0
+    for request in range(first, last + 1):
+        length, begin, end = _bounds(request, first, last, first_block, last_end, seqlens, table_width)
+        pages = block_table + _wide(request) * stride_table
+        q_right.store(_load_query(query, request, _HALF, s_q * group, group, _QUERY_HALF, _HALF))
+        q_rope.store(_load_query(query, request, _LATENT, s_q * group, group, _QUERY_ROPE, _ROPE))
+        _meet(meeting, meetings)
+        seen = _seen(length, s_q, group, CAUSAL)
+        acc = gl.zeros((_ROWS, _HALF), gl.float32, _SUMS)
+        m = gl.full((_ROWS,), -_INF, gl.float32, _OF_SCORES)
+        l = gl.zeros((_ROWS,), gl.float32, _OF_SCORES)
+        for n in range(begin, end, 2 * _PAGE):
+            slot = 1 + _none(n)
+            if n + _PAGE < end:
+                page, shift = _block(pages, n + _PAGE, length, page_count)
+                s = _logits(
+                    q_right, q_left, q_rope, right.index(slot), left.index(slot), rope.index(slot),
+                    filled.index(_K1_RIGHT), filled.index(_K1_LEFT), seconds,
+                )  # fmt: skip
+                s = _masked(s, scale_log2, page, shift, n + _PAGE, seen, page_count)
+                m1 = gl.max(s, 1)
+                mbarrier.wait(told.index(_MAX0), pairs & 1)
+                m1 = gl.maximum(numbers.index(_MAX0).load(_OF_SCORES), m1)
+                numbers.index(_MAX1).store(m1)
+                mbarrier.arrive(told.index(_MAX1), count=1)
+                base = _finite(m1)
+                p = gl.exp2(s - gl.expand_dims(base, 1))
+                _hand_over(p, rope.index(slot), told.index(_P1))
+                shrink = gl.exp2(m - base)
+                l = l * shrink + gl.sum(p, 1)
+                acc = _add_own(_times(acc, shrink), p, right.index(slot))
+                mbarrier.arrive(free.index(_K1_RIGHT), count=1)
+                m = m1
+                seconds += 1
+            else:
+                mbarrier.wait(told.index(_MAX0), pairs & 1)
+                m1 = numbers.index(_MAX0).load(_OF_SCORES)
+                shrink = gl.exp2(m - _finite(m1))
+                l = l * shrink
+                acc = _times(acc, shrink)
+                m = m1
+            acc = _add_other(acc, rope.index(slot - 1), right.index(slot - 1), told.index(_P0), pairs)
+            mbarrier.arrive(free.index(_K0_RIGHT), count=1)
+            pairs += 1
+        numbers.index(3).store(l)
+        _meet(meeting, meetings + 1)
+        l += numbers.index(2).load(_OF_SCORES)
+        meetings += 2
+        _store_result(acc, m, l, request, _HALF, first, first_piece, results, sizes, False)
+
+
+@gluon.jit
+def flash_fwd_splitkv_mla_kernel_ws(
+    half_tile, rope_tile, q, block_table, seqlens, table, num_splits, out, lse, piece_out, piece_lse,
+    stride_q_b, stride_q_s, stride_q_h, stride_table, stride_head,
+    page_count, table_width, s_q, group, h_kv, scale_log2,
+    CAUSAL: gl.constexpr, RIGHT_REGISTERS: gl.constexpr, LOADER_REGISTERS: gl.constexpr,
+):  # fmt: skip
+    """Grid: tiles of 64 rows, KV heads, parts."""
+    dtype: gl.constexpr = half_tile.dtype
+    q_left = gl.allocate_shared_memory(dtype, [_ROWS, _HALF], _SHARED)
+    q_right = gl.allocate_shared_memory(dtype, [_ROWS, _HALF], _SHARED)
+    q_rope = gl.allocate_shared_memory(dtype, [_ROWS, _ROPE], _SHARED)
+    left = gl.allocate_shared_memory(dtype, [2, 1, _PAGE, _HALF], half_tile.layout)
+    right = gl.allocate_shared_memory(dtype, [2, 1, _PAGE, _HALF], half_tile.layout)
+    rope = gl.allocate_shared_memory(dtype, [2, 1, _PAGE, _ROPE], rope_tile.layout)
+    numbers = gl.allocate_shared_memory(gl.float32, [4, _ROWS], _NUMBERS)
+    filled = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
+    told = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
+    meeting = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    for each in gl.static_range(4):
+        mbarrier.init(filled.index(each), count=1)
+        mbarrier.init(free.index(each), count=1)
+        mbarrier.init(told.index(each), count=1)
+    mbarrier.init(meeting, count=2)
+    query = (q, stride_q_b, stride_q_s, stride_q_h)
+    memory = (q_left, q_right, q_rope, left, right, rope, numbers)
+    barriers = (filled, free, told, meeting)
+    cache = (block_table, stride_table, page_count, table_width)
+    plan = (table, seqlens)
+    results = (num_splits, out, lse, piece_out, piece_lse)
+    sizes = (s_q, group, h_kv)
+    sides = (query, memory, barriers, cache, plan, results, sizes, scale_log2, CAUSAL)
+    gl.warp_specialize(
+        [
+            (_left, sides),
+            (_right, sides),
+            (_load, (half_tile, rope_tile, memory, barriers, cache, plan, stride_head)),
+        ],
+        [4, 1],
+        [RIGHT_REGISTERS, LOADER_REGISTERS],
+    )
+
+
+def takes(q: torch.Tensor, cache: torch.Tensor) -> bool:
+    """Whether this path is for such a call: enough rows, pages of 64, rows of 576 that TMA can address."""
+    pages, page, heads, _ = cache.shape
+    rows = q.shape[1] * (q.shape[2] // heads)
+    aligned = all(stride % 8 == 0 for stride in cache.stride()[:3]) and cache.data_ptr() % 16 == 0
+    return (
+        rows >= ROWS_MIN
+        and page == PAGE
+        and pages > 0
+        and cache.element_size() == 2
+        and aligned
+        and (heads == 1 or cache.stride(1) >= heads * cache.stride(2))
+    )
+
+
+def dense_decode(
+    q: torch.Tensor,
+    cache: torch.Tensor,
+    block_table: torch.Tensor,
+    cache_seqlens: torch.Tensor,
+    plan: tuple[torch.Tensor, torch.Tensor],
+    results: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    *,
+    scale_log2: float,
+    causal: bool,
+) -> None:
+    """Fills the results of `launch.dense_decode`, whose schedule `plan` is."""
+    _, s_q, h_q, _ = q.shape
+    heads = cache.shape[2]
+    group = h_q // heads
+    table, splits = plan
+    stride_head = cache.stride(2) if heads > 1 else 0
+    start(
+        flash_fwd_splitkv_mla_kernel_ws, (-(-s_q * group // ROWS), heads, len(table)),
+        _descriptor(cache, stride_head, 256), _descriptor(cache, stride_head, 64),
+        q, block_table, cache_seqlens, table, splits, *results,
+        q.stride(0), q.stride(1), q.stride(2), block_table.stride(0), stride_head,
+        cache.shape[0], block_table.shape[1], s_q, group, heads, scale_log2,
+        CAUSAL=causal, RIGHT_REGISTERS=RIGHT_REGISTERS, LOADER_REGISTERS=LOADER_REGISTERS, num_warps=WARPS,
+    )  # fmt: skip
+
+
+def _descriptor(cache: torch.Tensor, stride_head: int, width: int) -> TensorDescriptor:
+    """Pages, tokens of a page, numbers of a token: what lies before or behind these is read as zeros."""
+    pages, page, heads, channels = cache.shape
+    shape = [pages, page, (heads - 1) * stride_head + channels]
+    return TensorDescriptor(cache, shape, [cache.stride(0), cache.stride(1), 1], [1, page, width], _LAYOUT)
+
+
+__all__ = ["dense_decode", "flash_fwd_splitkv_mla_kernel_ws", "takes"]

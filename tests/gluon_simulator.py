@@ -1,0 +1,447 @@
+"""Gluon kernels of Hopper run on the CPU, from their own source: for their logic, not their layouts or their speed.
+
+    with launching_with(launch_simulated(seed=1)), using_layer("hopper"):
+        flash_mla_with_kvcache(...)
+
+Every partition of `warp_specialize` is a thread; one runs at a time, and which one goes on is drawn by the seed
+wherever they could influence each other. What is asynchronous on the chip may happen at any later moment:
+
+    TMA load     its place is poisoned at once and filled at a moment that is drawn; then its barrier gets the bytes
+    wgmma        computed when it is waited for; its operands in shared memory must not have changed meanwhile
+
+Errors: a barrier that gets too many arrivals; waiting that nobody can end; an operand written by threads and read by
+a multiplication without `fence_async_shared`; an address beyond a tensor; an asynchronous result that is used. What
+is not simulated: layouts, registers, the order of memory operations inside a partition.
+"""
+
+import random
+import threading
+from types import FunctionType, ModuleType, SimpleNamespace
+
+import torch
+from triton.experimental.gluon import language as real
+from triton.experimental.gluon._runtime import GluonJITFunction
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier as real_mbarrier
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.runtime.jit import JITFunction
+
+LIMIT_S = 100
+
+
+class Wrong(AssertionError):
+    """The kernel does what is not allowed."""
+
+
+class Turns:
+    """Who runs. A thread waits for its turn with a condition; events happen in between."""
+
+    def __init__(self, seed, count):
+        self.random = random.Random(seed)
+        self.waiting = [lambda: True] * count  # conditions of those that have not ended
+        self.events = []
+        self.turn, self.error = None, None
+        self.changed = threading.Condition()
+
+    def begin(self, me):
+        with self.changed:
+            self._wait(me)
+
+    def next(self, me, condition=lambda: True):
+        with self.changed:
+            self.waiting[me] = condition
+            self._choose()
+            self._wait(me)
+
+    def end(self, me, error):
+        with self.changed:
+            self.waiting[me] = None
+            self.error = self.error or error
+            self._choose()
+
+    def _wait(self, me):
+        done = self.changed.wait_for(lambda: self.turn == me or self.error, timeout=LIMIT_S)
+        if self.error:
+            raise self.error
+        assert done, "turns go on"
+
+    def _choose(self):
+        while not self.error:
+            ready = [each for each, condition in enumerate(self.waiting) if condition and condition()]
+            if not ready and not self.events:
+                if any(self.waiting):
+                    self.error = Wrong("all partitions wait for one another")
+                self.turn = None
+                break
+            chosen = self.random.randrange(len(ready) + len(self.events))
+            if chosen < len(ready):
+                self.turn = ready[chosen]
+                break
+            self.events.pop(chosen - len(ready))()
+        self.changed.notify_all()
+
+
+class Program:
+    """One program of the grid: its place, its turns, and which thread is which partition."""
+
+    def __init__(self, place, seed):
+        self.place, self.seed = place, seed
+        self.turns, self.local = None, threading.local()
+
+    @property
+    def partition(self):
+        return getattr(self.local, "partition", -1)
+
+    def yield_(self, condition=lambda: True):
+        if self.turns is not None:
+            self.turns.next(self.partition, condition)
+
+    def specialize(self, functions, _warps, _registers):
+        self.turns = Turns(self.seed, len(functions))
+        threads = [
+            threading.Thread(target=self._partition, args=(number, *each), daemon=True)
+            for number, each in enumerate(functions)
+        ]
+        for thread in threads:
+            thread.start()
+        with self.turns.changed:
+            self.turns._choose()
+        for thread in threads:
+            thread.join(LIMIT_S)
+        if self.turns.error:
+            raise self.turns.error
+        assert not self.turns.events, "every load was waited for"
+
+    def _partition(self, number, function, arguments):
+        self.local.partition, error = number, None
+        try:
+            self.turns.begin(number)
+            function(*arguments)
+        except Exception as caught:  # noqa: BLE001 (raised again by `specialize`)
+            error = caught
+        self.turns.end(number, error)
+
+
+class Barrier:
+    """Phases end when all arrivals and all bytes are there."""
+
+    def __init__(self):
+        self.count, self.arrivals, self.bytes, self.phase = 0, 0, 0, 0
+
+    def index(self, _zero):
+        return self
+
+    def arrive(self, count):
+        self.arrivals += count
+        self.settle()
+
+    def settle(self):
+        if self.arrivals > self.count:
+            raise Wrong(f"{self.arrivals} arrivals at a barrier of {self.count}")
+        if self.count and self.arrivals == self.count and self.bytes == 0:
+            self.arrivals, self.phase = 0, self.phase + 1
+
+    def waits(self, parity):
+        return self.phase & 1 == int(parity)
+
+
+class Shared:
+    """A place in shared memory; `written` says by which partition (+ 1) since its last fence."""
+
+    def __init__(self, program, values, written):
+        self.program, self.values, self.written = program, values, written
+
+    def _view(self, change):
+        return Shared(self.program, change(self.values), change(self.written))
+
+    def index(self, place):
+        assert 0 <= int(place) < self.values.shape[0], "a slot that is there"
+        return self._view(lambda each: each[int(place)])
+
+    def reshape(self, shape):
+        return self._view(lambda each: each.view(tuple(int(size) for size in shape)))
+
+    def permute(self, order):
+        return self._view(lambda each: each.permute(order))
+
+    def slice(self, start, length, dim=0):
+        return self._view(lambda each: each.narrow(dim, int(start), int(length)))
+
+    def store(self, value):
+        self.program.yield_()
+        assert value.shape == self.values.shape, f"{tuple(value.shape)} into {tuple(self.values.shape)}"
+        assert value.dtype == self.values.dtype, f"{value.dtype} into {self.values.dtype}"
+        self.values.copy_(value)
+        self.written.fill_(self.program.partition + 2)
+
+    def load(self, _layout):
+        self.program.yield_()
+        return self.values.clone()
+
+    @property
+    def shape(self):
+        return self.values.shape
+
+    @property
+    def dtype(self):
+        return self.values.dtype
+
+
+class Pending:
+    """The result of an asynchronous multiplication."""
+
+    def __init__(self, before, operands, use_acc):
+        self.before, self.use_acc = before, use_acc
+        self.operands = operands
+        self.then = [each.values.clone() if isinstance(each, Shared) else each for each in operands]
+
+    def result(self):
+        before = self.before.result() if isinstance(self.before, Pending) else self.before
+        for each, then in zip(self.operands, self.then, strict=True):
+            now = each.values if isinstance(each, Shared) else each
+            if not torch.equal(now.float().nan_to_num(7.5), then.float().nan_to_num(7.5)):
+                raise Wrong("an operand changed while it was multiplied")
+        product = self.then[0].float() @ self.then[1].float()
+        return product + before if self.use_acc else product
+
+
+class Pointer:
+    """Addresses in a tensor's storage, from its first element on."""
+
+    def __init__(self, tensor, offset=0):
+        self.tensor, self.offset = tensor, offset
+        self.dtype = SimpleNamespace(element_ty=tensor.dtype)
+
+    def __add__(self, offset):
+        return Pointer(self.tensor, self.offset + offset)
+
+    def places(self, mask):
+        """Flat storage, and the checked numbers in it."""
+        storage = self.tensor.untyped_storage()
+        size = storage.nbytes() // self.tensor.element_size() - self.tensor.storage_offset()
+        flat = torch.as_strided(self.tensor, (size,), (1,), self.tensor.storage_offset())
+        places = torch.as_tensor(self.offset).long()
+        mask = torch.ones_like(places, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
+        mask = mask.expand(torch.broadcast_shapes(mask.shape, places.shape))
+        places = places.expand(mask.shape)
+        if ((places[mask] < 0) | (places[mask] >= size)).any():
+            raise Wrong("an address beyond its tensor")
+        return flat, torch.where(mask, places, 0), mask
+
+
+class Tile:
+    """A tensor descriptor: what lies outside of the tensor is read as zeros."""
+
+    def __init__(self, descriptor):
+        self.base, self.dtype, self.layout = descriptor.base, descriptor.base.dtype, descriptor.layout
+        self.sizes, self.strides = descriptor.shape, descriptor.strides
+        shape = descriptor.block_shape
+        size = torch.Size(shape).numel() * self.base.element_size()
+        self.block_type = SimpleNamespace(shape=list(shape), nbytes=size)
+
+    def read(self, corner):
+        values = torch.zeros(self.block_type.shape, dtype=self.dtype)
+        source = torch.as_strided(
+            self.base, tuple(self.sizes), tuple(self.strides), self.base.storage_offset()
+        )
+        begins = [max(0, each) for each in corner]
+        ends = [
+            max(begin, min(limit, each + size))
+            for begin, each, size, limit in zip(begins, corner, values.shape, self.sizes, strict=True)
+        ]
+        to = tuple(
+            slice(begin - each, end - each) for begin, end, each in zip(begins, ends, corner, strict=True)
+        )
+        if all(begin < end for begin, end in zip(begins, ends, strict=True)):
+            values[to] = source[
+                tuple(slice(begin, end) for begin, end in zip(begins, ends, strict=True))
+            ].cpu()
+        return values
+
+
+def tensors(function):
+    """Numbers among the arguments become tensors."""
+    return lambda *given, **named: function(*(torch.as_tensor(each) for each in given), **named)
+
+
+def language(program):  # noqa: C901 (a list of small functions)
+    """What stands for `gl` and the functions of Hopper."""
+
+    def load(pointer, mask=None, other=None):
+        flat, places, mask = pointer.places(mask)
+        if flat.numel() == 0:
+            return torch.full(places.shape, other, dtype=flat.dtype)
+        return torch.where(mask, flat[places], torch.as_tensor(other or 0, dtype=flat.dtype))
+
+    def store(pointer, value, mask=None):
+        flat, places, mask = pointer.places(mask)
+        value = torch.as_tensor(value)
+        assert value.dtype == flat.dtype, f"{value.dtype} into a tensor of {flat.dtype}"
+        flat[places[mask]] = value.expand(mask.shape)[mask]
+
+    def allocate(dtype, shape, layout):
+        shape = [int(each) for each in shape]
+        if isinstance(layout, real_mbarrier.MBarrierLayout):
+            barriers = [Barrier() for _ in range(shape[0])]
+            return (
+                SimpleNamespace(index=lambda place: barriers[int(place)]) if len(shape) > 1 else barriers[0]
+            )
+        values = torch.full(shape, float("nan")).to(dtype)
+        return Shared(program, values, torch.zeros(shape, dtype=torch.int8))
+
+    def tma_load(tile, corner, barrier, place):
+        program.yield_()
+        assert list(place.shape) == tile.block_type.shape, "the place has the tile's shape"
+        corner = [int(each) for each in corner]
+        place.values.copy_(torch.full(place.shape, float("nan")).to(place.dtype))
+
+        def arrive():
+            place.values.copy_(tile.read(corner))
+            place.written.zero_()
+            barrier.bytes -= tile.block_type.nbytes
+            barrier.settle()
+
+        program.turns.events.append(arrive)
+
+    def expect(barrier, size):
+        program.yield_()
+        barrier.bytes += int(size)
+        barrier.arrive(1)
+
+    def arrive(barrier, *, count=1):
+        program.yield_()
+        barrier.arrive(count)
+
+    def fence():
+        for written in fenced:
+            written[written == program.partition + 2] = 0
+
+    def allocate_and_note(dtype, shape, layout):
+        place = allocate(dtype, shape, layout)
+        if isinstance(place, Shared):
+            fenced.append(place.written)
+        return place
+
+    def multiply(a, b, acc, *, use_acc=True, is_async=False):
+        program.yield_()
+        for each in (a, b):
+            if isinstance(each, Shared) and each.written.any():
+                raise Wrong("an operand was written by threads, and no fence_async_shared came after that")
+        pending = Pending(acc, (a, b), use_acc)
+        return pending if is_async else pending.result()
+
+    def wait(outstanding=0, deps=()):
+        assert outstanding == 0, "nothing else is simulated"
+        program.yield_()
+        results = [each.result() if isinstance(each, Pending) else each for each in deps]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    fenced = []
+    gl = SimpleNamespace(
+        **{name: getattr(torch, name) for name in ("int32", "int64", "float32", "bfloat16", "float16")},
+        program_id=lambda axis: program.place[axis],
+        load=load,
+        store=store,
+        allocate_shared_memory=allocate_and_note,
+        warp_specialize=program.specialize,
+        tma_load=tma_load,
+        arange=lambda begin, end, layout=None: torch.arange(begin, end, dtype=torch.int32),
+        zeros=lambda shape, dtype, layout=None: torch.zeros([int(each) for each in shape], dtype=dtype),
+        full=lambda shape, value, dtype, layout=None: torch.full(
+            [int(each) for each in shape], value, dtype=dtype
+        ),
+        where=tensors(torch.where),
+        minimum=tensors(torch.minimum),
+        maximum=tensors(torch.maximum),
+        exp2=torch.exp2,
+        log2=torch.log2,
+        max=lambda x, axis: x.amax(axis),
+        sum=lambda x, axis: x.sum(axis),
+        expand_dims=lambda x, axis: x.unsqueeze(axis),
+        convert_layout=lambda x, layout: x,
+        cdiv=lambda x, y: -(-x // y),
+        to_tensor=torch.as_tensor,
+        static_range=range,
+        constexpr=real.constexpr,
+        SliceLayout=real.SliceLayout,
+        NVMMADistributedLayout=lambda **given: given,
+    )
+    barriers = SimpleNamespace(
+        MBarrierLayout=real_mbarrier.MBarrierLayout,
+        init=lambda barrier, count: setattr(barrier, "count", count),
+        arrive=arrive,
+        expect=expect,
+        wait=lambda barrier, parity: program.yield_(lambda: not barrier.waits(parity)),
+    )
+    return (
+        gl,
+        barriers,
+        {
+            "async_load": tma_load,
+            "async_copy_global_to_shared": tma_load,
+            "fence_async_shared": fence,
+            "warpgroup_mma": multiply,
+            "warpgroup_mma_wait": wait,
+        },
+    )
+
+
+def translate(kernel, program, planted):
+    """The kernel's Python function, its globals replaced by what is simulated, or by bugs: `planted(gl, barriers)`."""
+    gl, barriers, functions = language(program)
+    bugs = planted(gl, barriers)
+    functions.update(bugs)
+    done = {}
+
+    def stand_in(value):
+        if value is real:
+            return gl
+        if value is real_mbarrier:
+            return barriers
+        if isinstance(value, JITFunction):
+            return bugs.get(value.fn.__name__) or function(value)
+        if isinstance(value, real.constexpr):
+            return value.value
+        if callable(value) and not isinstance(value, type | ModuleType):
+            return functions.get(getattr(value, "__name__", ""), value)
+        return value
+
+    def function(jitted):
+        if jitted not in done:
+            plain = jitted.fn
+            names = {}
+            done[jitted] = FunctionType(plain.__code__, names, plain.__name__, plain.__defaults__)
+            used = {**plain.__globals__}
+            names.update({name: stand_in(used[name]) for name in plain.__code__.co_names if name in used})
+            names["__builtins__"] = used["__builtins__"]
+        return done[jitted]
+
+    return function(kernel)
+
+
+def no_bugs(_gl, _barriers):
+    return {}
+
+
+def launch_simulated(*, seed=0, planted=no_bugs):
+    """For `launching_with`: Gluon kernels are simulated, others run in Triton's interpreter."""
+
+    def launch(kernel, grid, *arguments, **constants):
+        if not isinstance(kernel, GluonJITFunction):
+            kernel[grid](*arguments, **constants)
+            return
+        given = [_argument(each) for each in arguments]
+        kept = {name: each for name, each in constants.items() if name in kernel.arg_names}
+        grid = (*grid, 1, 1)[:3]
+        for number in range(grid[0] * grid[1] * grid[2]):
+            place = (number % grid[0], number // grid[0] % grid[1], number // grid[0] // grid[1])
+            translate(kernel, Program(place, seed + number), planted)(*given, **kept)
+
+    return launch
+
+
+def _argument(value):
+    if isinstance(value, TensorDescriptor):
+        return Tile(value)
+    if isinstance(value, torch.Tensor):
+        return Pointer(value)
+    return value
