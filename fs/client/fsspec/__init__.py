@@ -3,7 +3,10 @@
     pandas.read_parquet("luciola:///var/lib/luciola!/data/part-0.parquet")
     fs = fsspec.filesystem("luciola", cluster="/var/lib/luciola")
 
-    file_system  the class that fsspec finds by its entry point
+    file_system  the class that fsspec finds by its entry point, with its promises
+    base         storage options, connection, names
+    names        listings, attributes, and changes of names
+    contents     the bytes of files
     files        open files
     ranges       many ranges in one submission
     paths        URLs, and what is told of a file

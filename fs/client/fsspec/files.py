@@ -25,6 +25,7 @@ from ...errors import AlreadyExists, InvalidArgument, IsADirectory, NotFound
 from ..connection import naming
 from ..file import File
 from ..file_system import FileSystem
+from .threads import in_thread
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -250,8 +251,6 @@ OpenFile = Reader | Writer | Updater
 
 def wrapped(fs: "LuciolaFileSystem", raw: File, path: str, block_size: int | None) -> OpenFile:
     """The buffered object for a file just opened."""
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size is at least one byte, not {block_size}")
     if not raw.writable():
         return Reader(fs, raw, path, block_size or READ_BYTES)
     return (Updater if raw.readable() else Writer)(fs, raw, path, block_size or WRITE_BYTES)
@@ -281,20 +280,23 @@ class AsyncStream(AbstractAsyncStreamedFile):  # type: ignore[misc]
         self._file = file
 
     async def _fetch_range(self, start: int, end: int) -> bytes:
-        result: bytes = await self.fs.in_thread(self._file.file.pread, end - start, start)
-        return result
+        return await in_thread(self._file.file.pread, end - start, start)
 
     async def _upload_chunk(self, final: bool = False) -> bool:  # noqa: FBT001, FBT002, ARG002 (fsspec's)
-        await self.fs.in_thread(self._file.write, self.buffer.getvalue())
+        await in_thread(self._file.write, self.buffer.getvalue())
         return True
 
     async def close(self) -> None:
         if not self.closed:
             await super().close()
-            await self.fs.in_thread(self._file.close)
+            await in_thread(self._file.close)
 
     async def __aenter__(self) -> Self:
         return self
+
+    def __del__(self) -> None:
+        if not self.closed:
+            self._file.close()
 
 
 __all__ = ["AsyncStream", "CachedFile", "OpenFile", "Replacement", "Updater", "Writer", "wrapped"]

@@ -4,19 +4,24 @@
     luciola:///DATA_DIR!/path           the cluster of that data directory on this machine
     luciola:///path, lu:/path, /path    the cluster that the storage options or the environment name
 
-A path within a file system is absolute, without "//" and without "/" at its end. Nothing is escaped.
+A name is absolute, without "//" and without "/" at its end; nothing is escaped. Names that come from a URL with a
+cluster keep it ("/DATA_DIR!/path", "HOST:PORT/path"), and so do the names of what is found there.
 """
 
 import os
 import re
 import stat as modes
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+from fsspec.utils import stringify_path
 
 from ...errors import InvalidArgument
 from ..attributes import NS_PER_S, TYPE_BITS, Stat
 from ..location import SCHEME, SHORT, parse_location
 
 KINDS: Final = {modes.S_IFREG: "file", modes.S_IFDIR: "directory", modes.S_IFLNK: "link"}
+
+ADDRESS: Final = re.compile(r"[^/]*:[0-9]+(/|$)")
 
 Info = dict[str, Any]
 
@@ -33,6 +38,8 @@ def split_url(text: str) -> tuple[str | None, str]:
     rest = text.removeprefix(SCHEME) + "/"
     if rest.startswith("/") and "!/" not in rest:
         return None, normal(rest)
+    if "!/" in rest and not ADDRESS.match(rest):
+        rest = f"/{rest.lstrip('/')}"  # libraries that hold URLs in a pathlib.Path lose the third slash
     location = parse_location(SCHEME + rest, {})
     return location.address, normal(location.path)
 
@@ -40,6 +47,36 @@ def split_url(text: str) -> tuple[str | None, str]:
 def normal(path: str) -> str:
     """Absolute, no slash twice, none at the end."""
     return "/" + re.sub("//+", "/", path).strip("/")
+
+
+class Place(NamedTuple):
+    """A file as its caller names it, and its path on the cluster."""
+
+    name: str
+    path: str
+
+    def child(self, name: bytes | str) -> "Place":
+        """Something in this directory."""
+        text = os.fsdecode(name)
+        return Place(f"{self.name.rstrip('/')}/{text}", f"{self.path.rstrip('/')}/{text}")
+
+
+def text_of(path: Any) -> str:
+    """Raises: InvalidArgument for what is no path."""
+    text = stringify_path(path)
+    if not isinstance(text, str):
+        raise InvalidArgument(f"a path is text, not {type(path).__name__}")
+    return text
+
+
+def canonical(text: str) -> str:
+    """The name within fsspec: the URL without "luciola://". So whoever puts that before a name has its URL again."""
+    cluster, path = split_url(text)
+    if cluster is None and not text.startswith((SCHEME, SHORT)) and ADDRESS.match(text):
+        cluster, path = split_url(SCHEME + text)
+    if cluster is None:
+        return path
+    return f"{cluster}{'!' if cluster.startswith('/') else ''}{path.rstrip('/')}"
 
 
 def resolved_cluster(cluster: str | os.PathLike[str] | None, secret_file: Any) -> tuple[str, str | None]:
@@ -92,4 +129,14 @@ def info_of(path: str, own: Stat, *, target: Stat | None = None, destination: st
     return info
 
 
-__all__ = ["Info", "info_of", "kind", "normal", "resolved_cluster", "split_url"]
+__all__ = [
+    "Info",
+    "Place",
+    "canonical",
+    "info_of",
+    "kind",
+    "normal",
+    "resolved_cluster",
+    "split_url",
+    "text_of",
+]

@@ -26,6 +26,8 @@ def without_environment(monkeypatch) -> None:
         ("luciola:///data/dir!/a/b/", ("/data/dir", "/a/b")),
         ("luciola:///data/dir!/", ("/data/dir", "/")),
         ("luciola:///data/dir!", ("/data/dir", "/")),
+        ("luciola://data/dir!/a/b", ("/data/dir", "/a/b")),
+        ("luciola://host:8000/a!/b", ("host:8000", "/a!/b")),
         ("luciola:///data/dir!/a!/b", ("/data/dir", "/a!/b")),
         ("luciola://host:8000/a", ("host:8000", "/a")),
         ("luciola://host:8000", ("host:8000", "/")),
@@ -69,7 +71,7 @@ def test_instances_are_shared_by_what_they_are(monkeypatch) -> None:
     first = LuciolaFileSystem("/one")
     assert LuciolaFileSystem(cluster="/one/") is first
     assert fsspec.filesystem("luciola", cluster="/one") is first
-    assert fsspec.url_to_fs("luciola:///one!/x") == (first, "/x")
+    assert fsspec.url_to_fs("luciola:///one!/x") == (first, "/one!/x")
     assert LuciolaFileSystem("/two") is not first
     assert LuciolaFileSystem("/one", auto_mkdir=False) is not first
     monkeypatch.setenv("LUCIOLA_DATA", "/one")
@@ -80,12 +82,40 @@ def test_instances_are_shared_by_what_they_are(monkeypatch) -> None:
 
 def test_a_url_of_another_cluster_is_refused() -> None:
     fs = LuciolaFileSystem("/one")
-    assert fs._strip_protocol("luciola:///one!/x") == "/x"
-    assert fs.unstrip_protocol("/x") == "luciola:///one!/x"
-    with pytest.raises(InvalidArgument, match="of the cluster /two, not of /one"):
-        fs.info("luciola:///two!/x")
+    for url in ("luciola:///two!/x", "luciola://host:1/x", "host:1/x"):
+        with pytest.raises(InvalidArgument, match="another cluster than /one"):
+            fs.info(url)
     with pytest.raises(InvalidArgument, match="a path is text"):
         fs.info(5)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "url", "name"),
+    [
+        ("/one", "luciola:///one!/x/y", "/one!/x/y"),
+        ("/one", "luciola:///two/../one!//x/", "/one!/x"),
+        ("/one", "luciola:///one!/", "/one!"),
+        ("host:1", "luciola://host:1/x", "host:1/x"),
+        ("host:1", "luciola://host:1", "host:1"),
+        ("/one", "luciola:///x!y", "/x!y"),
+        ("/one", "/x", "/x"),
+    ],
+)
+def test_a_name_with_the_scheme_is_its_url_again(cluster: str, url: str, name: str) -> None:
+    fs = LuciolaFileSystem(cluster)
+    path = split_url(url)[1]
+    assert LuciolaFileSystem._strip_protocol(url) == fs._strip_protocol(url) == name
+    assert fs._place(name) == fs._place(f"luciola://{name}") == (name, path)
+    assert fs._strip_protocol([url, name]) == [name, name]
+    assert split_url(fs.unstrip_protocol(name)) == (cluster, path)
+
+
+def test_parents() -> None:
+    fs = LuciolaFileSystem("/one")
+    assert [fs._parent(name) for name in ("/a/b", "/a", "/", "/one!/a/b", "/one!/a")] == [
+        *("/a", "/", "/", "/one!/a", "/one!")
+    ]
+    assert LuciolaFileSystem("host:1")._parent("host:1/a") == "host:1"
 
 
 def test_making_an_instance_does_not_connect() -> None:

@@ -1,0 +1,124 @@
+"""One cluster behind fsspec: storage options, the connection, and what URLs and names mean."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from fsspec.asyn import AsyncFileSystem, get_loop
+from fsspec.config import apply_config
+
+from ...config import ClientConfig
+from ...errors import InvalidArgument
+from ..file_system import FileSystem
+from ..location import Location, open_location
+from .paths import Place, canonical, resolved_cluster, split_url, text_of
+
+
+class _Resolved(type(AsyncFileSystem)):  # type: ignore[misc]
+    """Storage options are made complete before fsspec compares, caches and pickles them (F3)."""
+
+    def __call__(cls, cluster: Any = None, **options: Any) -> Any:
+        options = apply_config(cls, {**options, **({} if cluster is None else {"cluster": cluster})})
+        options["cluster"], secret_file = resolved_cluster(options.get("cluster"), options.get("secret_file"))
+        options.pop("secret_file", None)
+        if secret_file is not None:
+            options["secret_file"] = secret_file
+        return super().__call__(**options)
+
+
+class Cluster(AsyncFileSystem, metaclass=_Resolved):  # type: ignore[misc]
+    """What `LuciolaFileSystem` is before it can do anything."""
+
+    protocol = "luciola"
+    root_marker = "/"
+    _pid: int
+
+    def __init__(  # noqa: PLR0913 (storage options)
+        self,
+        cluster: str,
+        *,
+        secret_file: str | None = None,
+        token: str | None = None,
+        config: ClientConfig | Mapping[str, Any] | None = None,
+        auto_mkdir: bool = True,
+        use_listings_cache: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(use_listings_cache=use_listings_cache, **options)
+        self.cluster = cluster
+        self.auto_mkdir = auto_mkdir
+        self._secret_file = secret_file
+        self._token = token
+        self._config = ClientConfig(**config) if isinstance(config, Mapping) else config
+        self._files: FileSystem | None = None
+        self._prefix = canonical(str(Location("/", cluster)))
+        # A URL of another cluster must not name a file of this one.
+        self._strip_protocol = self._own_name  # type: ignore[method-assign]
+
+    @property
+    def files(self) -> FileSystem:
+        """The cluster's own interface. Connects if need be; the connection is that of `open_location`."""
+        files = self._files
+        if files is None or files.connection.is_closed:
+            location = Location("/", self.cluster, self._secret_file)
+            opened, _ = open_location(location, token=self._token, config=self._config)
+            assert isinstance(opened, FileSystem), "the location names a cluster"
+            files = self._files = opened
+        return files
+
+    @property
+    def loop(self) -> Any:
+        """fsspec's event loop. A forked child gets its own."""
+        if self._pid != os.getpid():
+            self._loop = None if self.asynchronous else get_loop()
+            self._pid = os.getpid()
+        return self._loop
+
+    @property
+    def fsid(self) -> str:
+        return f"luciola-{self.files.cluster_id}"
+
+    # Names.
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        if isinstance(path, list):
+            return [cls._strip_protocol(each) for each in path]
+        return canonical(text_of(path))
+
+    def _own_name(self, path: Any) -> Any:
+        if isinstance(path, list):
+            return [self._own_name(each) for each in path]
+        return self._place(path).name
+
+    def _place(self, path: Any) -> Place:
+        """Raises: InvalidArgument for a URL of another cluster."""
+        text = text_of(path)
+        name = canonical(text)
+        if name == self._prefix or name.startswith(f"{self._prefix}/"):
+            return Place(name, name.removeprefix(self._prefix) or "/")
+        other, _ = split_url(text)
+        if other is not None or not name.startswith("/"):
+            raise InvalidArgument(
+                f"this is a file of another cluster than {self.cluster}: open its URL", path=text
+            )
+        return Place(name, name)
+
+    def _path(self, path: Any) -> str:
+        return self._place(path).path
+
+    @classmethod
+    def _parent(cls, path: str) -> str:
+        return cls._strip_protocol(path).rpartition("/")[0] or cls.root_marker
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, str]:
+        cluster, _ = split_url(path)
+        return {} if cluster is None else {"cluster": cluster}
+
+    def unstrip_protocol(self, name: str) -> str:
+        """The URL of a path."""
+        return str(Location(self._path(name), self.cluster))
+
+
+__all__ = ["Cluster"]
