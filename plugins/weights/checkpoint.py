@@ -87,15 +87,27 @@ class Checkpoint:
     `tensors`: name -> TensorInfo, sorted by name. `metadata`: of the files' headers. `files`: paths, in order.
     """
 
-    def __init__(self, file_system: AnyFileSystem, path: str, *, verify: bool = True) -> None:
-        """Reads the headers. Raises: NotFound, CorruptData. `verify=False` leaves checksums beside the files unread."""
+    def __init__(
+        self, file_system: AnyFileSystem, path: str, *, verify: bool = True, files: Sequence[str] | None = None
+    ) -> None:
+        """Reads the headers. Raises: NotFound, CorruptData. `verify=False` leaves checksums beside the files unread.
+
+        `files`: names of files in the directory `path`, of which only these are opened. Their tensors are called
+        FILE/NAME then, because a name may be in several.
+        """
         self.file_system = file_system
         self.path = path
-        self._verify = verify
-        paths, weight_map = _files(file_system, path)
+        self._arguments: dict[str, Any] = {"verify": verify, "files": files}
+        weight_map = None
+        if files is None:
+            paths, weight_map = _files(file_system, path)
+        else:
+            paths = [os.path.join(path, file) for file in files]
         self._shards = _read_shards(file_system, paths, verify=verify)
         self.files = tuple(paths)
-        self.tensors: dict[str, TensorInfo] = _merge(self._shards, weight_map, path)
+        self.tensors: dict[str, TensorInfo] = (
+            _merge(self._shards, weight_map, path) if files is None else _by_file(self._shards)
+        )
         self.metadata: dict[str, str] = {}
         for shard in self._shards:
             self.metadata.update(shard.header.metadata)
@@ -147,7 +159,12 @@ class Checkpoint:
         return self.read_slices(slices, convert=convert, gap_bytes=gap_bytes)
 
     def read_slices(
-        self, slices: Iterable[Slice], *, convert: bool = False, gap_bytes: int = GAP_BYTES
+        self,
+        slices: Iterable[Slice],
+        *,
+        convert: bool = False,
+        gap_bytes: int = GAP_BYTES,
+        whole_blocks: bool = False,
     ) -> ReadReport:
         """Fills targets with parts of tensors, many reads in flight.
 
@@ -155,13 +172,16 @@ class Checkpoint:
         `luciola.client.Buffer`, see `allocate`). The rest passes through staging: small tensors, column shards with
         gaps of at most `gap_bytes`, targets on a device, and other types if `convert` allows them.
 
+        `whole_blocks`: every block of 1 MiB that something is wanted of is read whole, so that its checksum is verified,
+        that of an edge or of a column too.
+
         Raises: KeyError for a name that is not there; ValueError or TypeError for a target that does not fit;
         CorruptData, which names file and tensor; OSError. A target may hold anything after an error.
         """
         if gap_bytes < 0:
             raise ValueError(f"gap_bytes is not negative: {gap_bytes}")
         wanted = list(slices)
-        placer = self._placer(wanted, convert=convert, gap_bytes=gap_bytes)
+        placer = self._placer(wanted, convert=convert, gap_bytes=gap_bytes, whole_blocks=whole_blocks)
         verified = _Verified(self._crcs)
         parts = placer.parts(verified.check_of)
         with self._opened({self.info(each.name).file for each in wanted}) as files:
@@ -173,10 +193,12 @@ class Checkpoint:
         """Raises what `read_slices` would for names that are not there and targets that do not fit; reads nothing."""
         self._placer(slices, convert=convert, gap_bytes=GAP_BYTES)
 
-    def _placer(self, slices: Iterable[Slice], *, convert: bool, gap_bytes: int) -> "Placer":
+    def _placer(
+        self, slices: Iterable[Slice], *, convert: bool, gap_bytes: int, whole_blocks: bool = False
+    ) -> "Placer":
         from .targets import Placer
 
-        placer = Placer(convert=convert, gap_bytes=gap_bytes)
+        placer = Placer(convert=convert, gap_bytes=gap_bytes, whole_blocks=whole_blocks)
         for each in slices:
             info = self.info(each.name)
             placer.add(info, self._file_index[info.file], each.target, each.index)
@@ -291,11 +313,7 @@ class Checkpoint:
             yield files
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (type(self), self.file_system, self.path, self._verify)
-
-
-def _reopen(kind: type[Checkpoint], file_system: AnyFileSystem, path: str, verify: bool) -> Checkpoint:  # noqa: FBT001
-    return kind(file_system, path, verify=verify)
+        return functools.partial(type(self), **self._arguments), (self.file_system, self.path)
 
 
 class _Verified:
@@ -436,6 +454,14 @@ def _header_crc(file_system: AnyFileSystem, header: Header) -> int:
 
 def _identity(stat: os.stat_result) -> tuple[int, int, int]:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _by_file(shards: list[_Shard]) -> dict[str, TensorInfo]:
+    return {
+        f"{os.path.basename(shard.header.file)}/{name}": info
+        for shard in shards
+        for name, info in shard.header.tensors.items()
+    }
 
 
 def _merge(shards: list[_Shard], weight_map: dict[str, str] | None, path: str) -> dict[str, TensorInfo]:

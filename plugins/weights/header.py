@@ -178,8 +178,14 @@ def _refuse(file: str, what: str) -> NoReturn:
     raise CorruptData(f"not a safetensors file: {what}", path=file)
 
 
-def encode_header(entries: dict[str, tuple[str, tuple[int, ...], int]], metadata: dict[str, str]) -> bytes:
-    """Length and header of tensors (dtype, shape, bytes) that follow in this order; a multiple of 8 bytes long."""
+def encode_header(
+    entries: dict[str, tuple[str, tuple[int, ...], int]], metadata: dict[str, str], *, room: int = 0
+) -> bytes:
+    """Length and header of tensors (dtype, shape, bytes) that follow in this order; a multiple of 8 bytes long.
+
+    `room`: it is at least that long, filled up with spaces, for one who has to know where the tensors begin before he
+    knows all of them.
+    """
     table: dict[str, Any] = {METADATA: metadata} if metadata else {}
     begin = 0
     for name, (dtype, shape, nbytes) in entries.items():
@@ -188,7 +194,7 @@ def encode_header(entries: dict[str, tuple[str, tuple[int, ...], int]], metadata
         table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, begin + nbytes]}
         begin += nbytes
     text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * max(-len(text) % 8, room - LENGTH_BYTES - len(text))
     if len(text) > HEADER_BYTES_MAX:
         raise ValueError(
             f"a header of {len(text)} bytes; at most {HEADER_BYTES_MAX} are allowed: save in shards"

@@ -7,6 +7,9 @@ What is left is cut into blocks of at most BLOCK_BYTES:
     a run          contiguous on both sides: may be read straight into the target
     a strided one  gaps of at most GAP_BYTES between its rows: read with the gaps, and copied out of a staging buffer
 
+Blocks may be `aligned`: then strided ones too lie between two multiples of BLOCK_BYTES from the tensor's start, so that
+each is part of one block that has a checksum.
+
 A column shard whose gaps are larger becomes one run a row: only needed bytes are read. Gaps up to GAP_BYTES are read,
 because a storage node reads and verifies whole pages of that size anyhow, and a larger read costs less than two.
 """
@@ -69,15 +72,21 @@ def joined(dimensions: Sequence[Dimension]) -> tuple[Dimension, ...]:
 
 
 def blocks(
-    dimensions: Sequence[Dimension], start: int, item_bytes: int, *, gap_bytes: int = GAP_BYTES
+    dimensions: Sequence[Dimension],
+    start: int,
+    item_bytes: int,
+    *,
+    gap_bytes: int = GAP_BYTES,
+    aligned: bool = False,
 ) -> Iterator[Block]:
     """The box that starts at element `start` of its tensor, in blocks, in the order of the file.
 
-    Cuts of a run lie at multiples of BLOCK_BYTES from the tensor's start, where checksums begin.
+    Cuts of a run lie at multiples of BLOCK_BYTES from the tensor's start, where checksums begin; all cuts if `aligned`.
     """
     if any(dimension.size == 0 for dimension in dimensions):
         return
-    yield from _cut(joined(dimensions), start, 0, _Limits(BLOCK_BYTES // item_bytes, gap_bytes // item_bytes))
+    limits = _Limits(BLOCK_BYTES // item_bytes, gap_bytes // item_bytes, aligned=aligned)
+    yield from _cut(joined(dimensions), start, 0, limits)
 
 
 class _Limits(NamedTuple):
@@ -85,6 +94,11 @@ class _Limits(NamedTuple):
 
     block: int
     gap: int
+    aligned: bool
+
+    def room(self, source: int) -> int:
+        """What a strided block that begins there may span."""
+        return self.block - source % self.block if self.aligned else self.block
 
 
 def _cut(dimensions: tuple[Dimension, ...], source: int, target: int, limits: _Limits) -> Iterator[Block]:
@@ -99,13 +113,17 @@ def _cut(dimensions: tuple[Dimension, ...], source: int, target: int, limits: _L
     if not rest and first.source == 1:
         yield from _cut_run(first, source, target, limits)
         return
-    rows = 1
-    if _is_dense(dimensions, limits) and span(rest) <= limits.block:
-        rows = (limits.block - span(rest)) // first.source + 1
-    for index in range(0, first.size, rows):
-        count = min(rows, first.size - index)
+    is_dense = _is_dense(dimensions, limits)
+    index = 0
+    while index < first.size:
+        at = source + index * first.source
+        room = limits.room(at)
+        count = 1
+        if is_dense and span(rest) <= room:
+            count = min((room - span(rest)) // first.source + 1, first.size - index)
         part = (first._replace(size=count), *rest) if count > 1 else rest
-        yield from _cut(part, source + index * first.source, target + index * first.target, limits)
+        yield from _cut(part, at, target + index * first.target, limits)
+        index += count
 
 
 def _is_dense(dimensions: tuple[Dimension, ...], limits: _Limits) -> bool:
@@ -117,11 +135,10 @@ def _is_dense(dimensions: tuple[Dimension, ...], limits: _Limits) -> bool:
 
 
 def _is_cut(dimensions: tuple[Dimension, ...], source: int, limits: _Limits) -> bool:
-    """Whether it is a run that crosses a multiple of the block."""
-    return (
-        len(dimensions) == 1
-        and dimensions[0].source == 1
-        and source // limits.block != (source + dimensions[0].size - 1) // limits.block
+    """Whether it is a run, or one of those that must be aligned, that crosses a multiple of the block."""
+    is_run = len(dimensions) == 1 and dimensions[0].source == 1
+    return (is_run or limits.aligned) and (
+        source // limits.block != (source + span(dimensions) - 1) // limits.block
     )
 
 

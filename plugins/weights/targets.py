@@ -3,6 +3,7 @@
 The only module of this plugin that handles tensors' memory.
 """
 
+import itertools
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -94,9 +95,10 @@ def _memory(tensor: torch.Tensor) -> memoryview:
 class Placer:
     """Collects slices and turns them into parts of a transfer."""
 
-    def __init__(self, *, convert: bool, gap_bytes: int) -> None:
+    def __init__(self, *, convert: bool, gap_bytes: int, whole_blocks: bool = False) -> None:
         self._convert = convert
         self._gap_bytes = gap_bytes
+        self._whole_blocks = whole_blocks
         self._wanted: list[_Wanted] = []
         self._on_gpu = False
         self.needed_bytes = 0
@@ -130,6 +132,9 @@ class Placer:
         """In the order of the files."""
         for wanted in sorted(self._wanted, key=lambda each: each.position):
             size = wanted.item_bytes
+            if self._whole_blocks:
+                yield from self._whole(wanted, check_of)
+                continue
             for block in blocks(wanted.dimensions, wanted.start, size, gap_bytes=self._gap_bytes):
                 begin, nbytes = block.source * size, block.span * size
                 part = Part(
@@ -143,6 +148,37 @@ class Placer:
                 else:
                     part.land = self._landing(wanted, block)
                 yield part
+
+    def _whole(self, wanted: _Wanted, check_of: CheckOf) -> Iterator[Part]:
+        """Every block that has a checksum and of which something is wanted, whole."""
+        size, info = wanted.item_bytes, wanted.info
+        cut = blocks(wanted.dimensions, wanted.start, size, gap_bytes=BLOCK_BYTES, aligned=True)
+        for number, group in itertools.groupby(cut, lambda block: block.source * size // BLOCK_BYTES):
+            inside = list(group)
+            begin = number * BLOCK_BYTES
+            nbytes = min(BLOCK_BYTES, info.nbytes - begin)
+            part = Part(wanted.file, info.offset + begin, nbytes, check=check_of(info, begin, nbytes))
+            first = inside[0]
+            if wanted.memory is not None and first.is_run and first.span * size == nbytes:
+                part.target = wanted.memory[first.target * size :][:nbytes]
+            else:
+                part.land = self._landing_all(wanted, inside, begin)
+            yield part
+
+    def _landing_all(self, wanted: _Wanted, inside: list[Block], begin: int) -> Callable[[memoryview], Any]:
+        """Takes some blocks out of the bytes from `begin` of their tensor on."""
+        size = wanted.item_bytes
+        landings = [
+            (block.source * size - begin, block.span * size, self._landing(wanted, block)) for block in inside
+        ]
+
+        def land(view: memoryview) -> Any:
+            last = None
+            for at, nbytes, each in landings:
+                last = each(view[at : at + nbytes])
+            return last  # they are of one stream: when the last is done, all are
+
+        return land
 
     def _landing(self, wanted: _Wanted, block: Block) -> Callable[[memoryview], Any]:
         def land(view: memoryview) -> Any:

@@ -43,8 +43,9 @@ def offsets(block_dimensions, which):
     boxes(),
     st.sampled_from([0, 1, 3, 16]),
     st.sampled_from([BLOCK_BYTES, BLOCK_BYTES // 8, BLOCK_BYTES // 32]),
+    st.booleans(),
 )
-def test_blocks_are_the_box(box, gap, item_bytes):
+def test_blocks_are_the_box(box, gap, item_bytes, aligned):
     """Every element once, from the right place to the right place, in blocks that keep the limits."""
     shape, parts, order = box
     dimensions, start = dimensions_of(shape, parts, order)
@@ -53,11 +54,14 @@ def test_blocks_are_the_box(box, gap, item_bytes):
     expected = source.reshape(shape)[parts].transpose(order).ravel()
     target = np.full(int(np.prod(sizes)), -1)
     last = -1
-    for block in blocks(dimensions, start, item_bytes, gap_bytes=gap * item_bytes):
+    for block in blocks(dimensions, start, item_bytes, gap_bytes=gap * item_bytes, aligned=aligned):
         at = block.target + offsets(block.dimensions, 2)
         assert (target[at] == -1).all(), "an element comes twice"
         target[at] = source[block.source + offsets(block.dimensions, 1)]
         assert block.span * item_bytes <= BLOCK_BYTES
+        if aligned:
+            first, end = block.source * item_bytes, (block.source + block.span) * item_bytes
+            assert first // BLOCK_BYTES == (end - 1) // BLOCK_BYTES
         assert block.source >= last
         last = block.source
         taken = np.unique(offsets(block.dimensions, 1))
