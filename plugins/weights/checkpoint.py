@@ -88,7 +88,12 @@ class Checkpoint:
     """
 
     def __init__(
-        self, file_system: AnyFileSystem, path: str, *, verify: bool = True, files: Sequence[str] | None = None
+        self,
+        file_system: AnyFileSystem,
+        path: str,
+        *,
+        verify: bool = True,
+        files: Sequence[str] | None = None,
     ) -> None:
         """Reads the headers. Raises: NotFound, CorruptData. `verify=False` leaves checksums beside the files unread.
 
@@ -172,8 +177,8 @@ class Checkpoint:
         `luciola.client.Buffer`, see `allocate`). The rest passes through staging: small tensors, column shards with
         gaps of at most `gap_bytes`, targets on a device, and other types if `convert` allows them.
 
-        `whole_blocks`: every block of 1 MiB that something is wanted of is read whole, so that its checksum is verified,
-        that of an edge or of a column too.
+        `whole_blocks`: every block of 1 MiB of which something is wanted is read whole, so that its checksum is
+        verified, that of an edge or of a column too.
 
         Raises: KeyError for a name that is not there; ValueError or TypeError for a target that does not fit;
         CorruptData, which names file and tensor; OSError. A target may hold anything after an error.

@@ -1,0 +1,77 @@
+"""Checkpoints of training jobs: `torch.distributed.checkpoint` on a location, and what goes with it.
+
+    job          `Checkpoints`: the checkpoints of one job, by step
+    writer       `Writer`, the StorageWriter
+    reader       `Reader`, the StorageReader
+    objects      `save_object`, `load_object`, `open_stream`: torch.save and torch.load
+    catalog      which checkpoints a directory has: `list_checkpoints`, `latest`
+    retention    `Keep`: which of them stay
+    publish      how a checkpoint appears at once, and what an interrupted one leaves
+    manifest     the file that says that a checkpoint is whole
+    entries      what the tensors of its safetensors files are called
+    items        what one rank writes
+    tensorfile   one such file, written by many writes in flight
+    damage       whether every byte is what was written
+
+    state = {"model": model.state_dict(), "step": 100}
+    dcp.save(state, storage_writer=Writer("lu:/runs/7/step-100"))
+    dcp.load(state, storage_reader=Reader(latest("lu:/runs/7")))
+
+Importing this package imports neither torch nor the client until one of its names is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from .catalog import Saved, latest, list_checkpoints
+    from .damage import Damage, verify
+    from .job import Checkpoints
+    from .objects import load_object, open_stream, save_object
+    from .reader import Reader
+    from .retention import Keep, prune
+    from .writer import Writer
+
+_HOMES: Final = {
+    "Checkpoints": "job",
+    "Damage": "damage",
+    "Keep": "retention",
+    "Reader": "reader",
+    "Saved": "catalog",
+    "Writer": "writer",
+    "latest": "catalog",
+    "list_checkpoints": "catalog",
+    "load_object": "objects",
+    "open_stream": "objects",
+    "prune": "retention",
+    "save_object": "objects",
+    "verify": "damage",
+}
+
+__all__ = [
+    "Checkpoints",
+    "Damage",
+    "Keep",
+    "Reader",
+    "Saved",
+    "Writer",
+    "describe",
+    "latest",
+    "list_checkpoints",
+    "load_object",
+    "open_stream",
+    "prune",
+    "save_object",
+    "verify",
+]
+
+
+def describe() -> dict[str, str]:
+    """What `luciola plugins` shows."""
+    return {"state": "ready: torch.distributed.checkpoint on any location"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,242 @@
+"""The StorageReader: what a rank wants of a checkpoint, by many range reads in flight, straight into its tensors.
+
+R1  Nothing is read that was not asked for, but for the rest of blocks of 1 MiB of which something was: so every byte
+    that arrives is compared with its checksum. `verify=False` reads only what was asked for, and compares nothing.
+R2  Targets are resolved WAVE_BYTES at a time, because a planner may make memory for them.
+R3  metadata.pickle is compared with the checksum in the manifest before it is unpickled.
+
+Source: the protocol of torch.distributed.checkpoint.storage.StorageReader.
+"""
+
+import io
+import math
+import os
+import pickle
+import uuid
+from collections.abc import Iterator
+from typing import Any, Final
+
+import torch
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.storage import StorageReader
+from torch.futures import Future
+
+from luciola.client import Location, open_location
+from luciola.client.location import AnyFileSystem
+from luciola.errors import CorruptData, InvalidArgument
+
+from ..weights.checkpoint import Checkpoint, ReadReport, Slice
+from .catalog import as_location
+from .entries import Stored
+from .manifest import METADATA_NAME, Manifest, crc_text, read_manifest
+
+WAVE_BYTES: Final = 1 << 30
+NOTHING: Final = ReadReport(0, 0, 0, 0)
+
+
+class Reader(StorageReader):
+    """Loads a checkpoint for `torch.distributed.checkpoint.load`, on any number of ranks, in any sharding.
+
+    `location`: of the checkpoint itself (see `latest`); `checkpoint_id` of a load takes its place. `report` says what
+    the last load has read on this rank. May be pickled, and used again.
+    """
+
+    def __init__(
+        self,
+        location: str | os.PathLike[str] | Location | None = None,
+        *,
+        verify: bool = True,
+        secret_file: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.verify = verify
+        self.secret_file = secret_file
+        self.report = NOTHING
+        self._location: Location | None = None if location is None else as_location(location)
+        self._load_id = ""
+        self._stored: dict[Any, Stored] = {}
+
+    # What torch calls, in this order.
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        if checkpoint_id is not None:
+            self._location = as_location(checkpoint_id)
+        self._stored = {}
+        self._load_id = str(uuid.uuid4())
+
+    def read_metadata(self, *args: Any) -> Metadata:  # noqa: ARG002
+        metadata = load_metadata(self._file_system, self._path, self.manifest())
+        if metadata.storage_meta is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self._load_id
+        return metadata
+
+    def set_up_storage_reader(
+        self,
+        metadata: Metadata,
+        is_coordinator: bool,  # noqa: FBT001, ARG002
+        *args: Any,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        self._stored = metadata.storage_data
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        self.report = NOTHING
+        items = sorted(plan.items, key=self._position)
+        if items:
+            files = sorted({self._stored_at(item).file for item in items})
+            checkpoint = Checkpoint(self._file_system, self._path, verify=self.verify, files=files)
+            for wave in _waves(items, checkpoint, self._stored):
+                self._read(checkpoint, wave, planner)
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        try:
+            as_location(checkpoint_id)
+        except InvalidArgument:
+            return False
+        return True
+
+    @property
+    def checkpoint_id(self) -> str:
+        """Where the checkpoint is."""
+        return str(self._place)
+
+    def manifest(self) -> Manifest:
+        """What is known of the checkpoint. Raises: NotFound, CorruptData."""
+        return read_manifest(self._file_system, self._path)
+
+    # What they are made of.
+
+    @property
+    def _place(self) -> Location:
+        if self._location is None:
+            raise InvalidArgument("which checkpoint? Give Reader a location, or the load a checkpoint_id")
+        return self._location
+
+    @property
+    def _file_system(self) -> AnyFileSystem:
+        return open_location(self._place, secret_file=self.secret_file)[0]
+
+    @property
+    def _path(self) -> str:
+        return self._place.path
+
+    def _stored_at(self, item: ReadItem) -> Stored:
+        return self._stored[item.storage_index]
+
+    def _position(self, item: ReadItem) -> tuple[str, str, tuple[int, ...]]:
+        stored = self._stored_at(item)
+        return stored.file, stored.entry, tuple(item.storage_offsets)
+
+    def _read(self, checkpoint: Checkpoint, items: list[ReadItem], planner: LoadPlanner) -> None:
+        slices, landings = [], []
+        for item in items:
+            stored = self._stored_at(item)
+            name = f"{stored.file}/{stored.entry}"
+            if name not in checkpoint.tensors:
+                raise CorruptData(
+                    f"tensor {stored.entry!r} is not in this file, where the metadata says it is",
+                    path=os.path.join(self._path, stored.file),
+                )
+            landing = _Landing(item, stored, checkpoint.tensors[name].torch_shape, planner)
+            landings.append(landing)
+            slices.append(Slice(name, landing.memory, landing.index))
+        report = checkpoint.read_slices(slices, convert=True, whole_blocks=self.verify)
+        for landing in landings:
+            landing.commit(planner)
+        self.report = ReadReport(
+            self.report.needed + report.needed,
+            self.report.read + report.read,
+            self.report.verified + report.verified,
+            self.report.reads + report.reads,
+        )
+
+
+class _Landing:
+    """Where one item goes, and what is done when it has arrived."""
+
+    def __init__(self, item: ReadItem, stored: Stored, shape: tuple[int, ...], planner: LoadPlanner) -> None:
+        self._item = item
+        self._target: torch.Tensor | None = None
+        self.index: tuple[slice, ...] = ()
+        if item.type is LoadItemType.BYTE_IO:
+            self.memory = torch.empty(shape, dtype=torch.uint8)
+            return
+        self.index = tuple(
+            slice(offset, offset + length)
+            for offset, length in zip(item.storage_offsets, item.lengths, strict=True)
+        )
+        self._target = planner.resolve_tensor(item).detach()
+        if self._target.shape != item.lengths:
+            raise ValueError(
+                f"{item.dest_index.fqn!r}: the planner gives {list(self._target.shape)} for {list(item.lengths)}"
+            )
+        self.memory = self._target
+        if stored.form == "real":
+            if not self._target.is_complex():
+                raise TypeError(
+                    f"{item.dest_index.fqn!r} is complex in the checkpoint, not {self._target.dtype}"
+                )
+            self.memory = torch.view_as_real(self._target)
+        elif len(shape) != len(item.lengths):
+            raise CorruptData(
+                f"tensor {stored.entry!r} has shape {list(shape)}, and {len(item.lengths)} dimensions in the metadata",
+                path=stored.file,
+            )
+
+    def commit(self, planner: LoadPlanner) -> None:
+        """Hands over what has arrived."""
+        if self._target is None:
+            data: Any = self.memory.numpy()
+            planner.load_bytes(self._item, io.BytesIO(data.tobytes()))
+        else:
+            planner.commit_tensor(self._item, self._target)
+
+
+def _waves(
+    items: list[ReadItem], checkpoint: Checkpoint, stored: dict[Any, Stored]
+) -> Iterator[list[ReadItem]]:
+    """Items of about WAVE_BYTES at a time."""
+    wave: list[ReadItem] = []
+    size = 0
+    for item in items:
+        where = stored[item.storage_index]
+        info = checkpoint.tensors.get(f"{where.file}/{where.entry}")
+        if info is not None:
+            whole = max(1, math.prod(info.shape))
+            part = whole if item.type is LoadItemType.BYTE_IO else math.prod(item.lengths)
+            size += info.nbytes * part // whole
+        wave.append(item)
+        if size >= WAVE_BYTES:
+            yield wave
+            wave, size = [], 0
+    if wave:
+        yield wave
+
+
+def load_metadata(file_system: AnyFileSystem, path: str, manifest: Manifest) -> Metadata:
+    """The metadata of a checkpoint, as torch's planners know it. Raises: CorruptData."""
+    name = os.path.join(path, METADATA_NAME)
+    text = file_system.read(name)
+    if crc_text(text) != manifest.metadata:
+        raise CorruptData(
+            "it does not match the checksum in the manifest: the checkpoint is damaged", path=name
+        )
+    # Pickle, as torch's own checkpoints: load only those that you trust.
+    metadata = pickle.loads(text)  # noqa: S301
+    assert isinstance(metadata, Metadata), "a Writer has pickled it"
+    return metadata
+
+
+__all__ = ["Reader", "load_metadata"]

@@ -1,0 +1,234 @@
+"""The StorageWriter: one safetensors file of each rank, written in parallel; the checkpoint appears when all are there.
+
+The coordinator makes a hidden directory and tells its name to all ranks with their plans. Each writes and syncs its
+file. `finish` adds the metadata and the manifest, and renames the directory (see publish). Ranks talk to each other
+only as `torch.distributed.checkpoint` lets them: through their plans and their results.
+
+Source: the protocol of torch.distributed.checkpoint.storage.StorageWriter.
+"""
+
+import os
+import pickle
+import time
+import uuid
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.futures import Future
+
+from luciola.client import Location, open_location
+from luciola.client.location import AnyFileSystem
+from luciola.errors import CorruptData, InvalidArgument, NotFound
+
+from .catalog import as_location, find, next_serial, step_of
+from .items import write_items
+from .manifest import METADATA_NAME, NAME, Manifest, crc_text
+from .publish import begin, discard, durable_name, find_part, publish, split
+from .retention import Keep
+from .tensorfile import explained
+
+WAIT_S: Final = (
+    30.0  # for another mount to see the directory that the coordinator has made: a second, usually
+)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What the coordinator tells a rank."""
+
+    path: str
+    hidden: str
+    rank: int
+    ranks: int
+
+
+class Writer(StorageWriter):
+    """Saves one checkpoint at a time for `torch.distributed.checkpoint.save` and `async_save`.
+
+    `location`: of the checkpoint itself, a directory that is not there yet; `checkpoint_id` of a save takes its place.
+    `step`: by default the number that its name ends with. `keep`: which checkpoints beside it stay when it is complete.
+    `overwrite`: a checkpoint of the same name is replaced, in one step. May be pickled, and used again.
+    """
+
+    def __init__(
+        self,
+        location: str | os.PathLike[str] | Location | None = None,
+        *,
+        step: int | None = None,
+        keep: Keep | None = None,
+        overwrite: bool = True,
+        secret_file: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if step is not None and (type(step) is not int or step < 0):
+            raise ValueError(f"step is a number from 0 on, not {step!r}")
+        self.keep = keep
+        self.overwrite = overwrite
+        self.secret_file = secret_file
+        self._step = step
+        self._location: Location | None = None if location is None else as_location(location)
+        self._save_id = ""
+        self._is_coordinator = False
+        self._hidden: str | None = None  # at the coordinator: what it has begun
+        self._ranks = 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_hidden": None}  # what this process has begun is not another's
+
+    # What torch calls, in this order.
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        if checkpoint_id is not None:
+            self._location = as_location(checkpoint_id)
+        self._save_id = str(uuid.uuid4())
+
+    def storage_meta(self) -> StorageMeta | None:
+        return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=self._save_id)
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:  # noqa: FBT001, ARG002
+        if not kwargs.get("use_collectives", True):
+            raise InvalidArgument(
+                "use_collectives=False: without them no rank knows when all have written, so a checkpoint could not "
+                "appear at once; leave it out"
+            )
+        self._is_coordinator = is_coordinator
+        split(self._path)
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        self.abandon()
+        with explained(self._path):
+            self._hidden = begin(self._file_system, self._path, overwrite=self.overwrite, owner=self)
+        self._ranks = len(plans)
+        return [
+            replace(plan, storage_data=_Place(self._path, self._hidden, rank, len(plans)))
+            for rank, plan in enumerate(plans)
+        ]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        place: _Place = plan.storage_data
+        hidden = self._hidden_directory(place)
+        results = (
+            write_items(self._file_system, hidden, place.rank, plan.items, planner) if plan.items else []
+        )
+        future: Future[list[WriteResult]] = Future()
+        future.set_result(results)
+        return future
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        assert self._hidden is not None, "the coordinator has begun"
+        try:
+            with explained(self._path):
+                self._finish(self._hidden, metadata, [result for each in results for result in each])
+        except BaseException:
+            self.abandon()
+            raise
+        self._hidden = None
+        if self.keep is not None:
+            self._prune(self.keep)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        try:
+            as_location(checkpoint_id)
+        except InvalidArgument:
+            return False
+        return True
+
+    @property
+    def checkpoint_id(self) -> str:
+        """Where the checkpoint will be."""
+        return str(self._place)
+
+    def abandon(self) -> None:
+        """Removes what a save that failed has left. At the coordinator; the next save does it too."""
+        hidden, self._hidden = self._hidden, None
+        if hidden is not None and self._file_system.exists(hidden):
+            discard(self._file_system, hidden)
+
+    # What they are made of.
+
+    @property
+    def _place(self) -> Location:
+        if self._location is None:
+            raise InvalidArgument(
+                "no place for the checkpoint: give Writer a location, or the save a checkpoint_id"
+            )
+        return self._location
+
+    @property
+    def _file_system(self) -> AnyFileSystem:
+        return open_location(self._place, secret_file=self.secret_file)[0]
+
+    @property
+    def _path(self) -> str:
+        return self._place.path
+
+    def _hidden_directory(self, place: _Place) -> str:
+        """The directory to write into. A planner that keeps plans hands out the place of an earlier save; then it is
+        looked for. Another mount may take a moment to see it."""
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            if place.path == self._path and self._file_system.isdir(place.hidden):
+                return place.hidden
+            found = find_part(self._file_system, self._path)
+            if found is not None:
+                return found
+            if time.monotonic() > deadline:
+                raise NotFound(
+                    f"the directory that the coordinator has made for this save is not there after {WAIT_S:g} s: do "
+                    "all ranks see the same file system?",
+                    path=place.hidden,
+                )
+            time.sleep(0.05)
+
+    def _finish(self, hidden: str, metadata: Metadata, results: list[WriteResult]) -> None:
+        file_system = self._file_system
+        metadata.storage_data = {result.index: result.storage_data.stored for result in results}
+        metadata.storage_meta = self.storage_meta()
+        files: dict[str, int] = {}
+        for result in results:
+            files.update(result.storage_data.files)
+        _require_files(file_system, hidden, files)
+        text = pickle.dumps(metadata)
+        with file_system.open(os.path.join(hidden, METADATA_NAME), "xb") as file:
+            file.write(text)
+            file.flush()
+            file.fsync()  # type: ignore[attr-defined]
+        directory, name = split(self._path)
+        manifest = Manifest(
+            serial=next_serial(file_system, directory),
+            step=step_of(name) if self._step is None else self._step,
+            saved_ns=time.time_ns(),
+            ranks=self._ranks,
+            tensors=len(metadata.state_dict_metadata),
+            data_bytes=sum(result.size_in_bytes for result in results),
+            torch=torch.__version__,
+            metadata=crc_text(text),
+            files=files | {METADATA_NAME: len(text)},
+        )
+        with durable_name(file_system, os.path.join(hidden, NAME), manifest.encode()):
+            publish(file_system, hidden, self._path, overwrite=self.overwrite)
+
+    def _prune(self, keep: Keep) -> None:
+        directory, name = split(self._path)
+        parent = Location(directory, self._place.address, self._place.secret_file)
+        for saved in keep.surplus(find(self._file_system, directory, parent)):
+            if saved.name != name:
+                discard(self._file_system, os.path.join(directory, saved.name))
+
+
+def _require_files(file_system: AnyFileSystem, hidden: str, files: dict[str, int]) -> None:
+    for name, length in files.items():
+        path = os.path.join(hidden, name)
+        if (found := file_system.stat(path).st_size) != length:
+            raise CorruptData(f"a rank wrote {length} bytes; there are {found}", path=path)
+
+
+__all__ = ["Writer"]
