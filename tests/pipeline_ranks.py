@@ -1,10 +1,11 @@
-"""Real processes for the tests of pipelines: one parent imports torch, then forks the ranks of each case.
+"""Real processes for tests with ranks: one parent imports torch, then forks the ranks of each case.
 
-`serve` is that parent, `Ranks` its other end; `pipeline_cases` is what a rank can do.
+`serve` is that parent, `Ranks` its other end; a module of cases (`pipeline_cases`) is what a rank can do.
 Frames on its pipes are a length and a pickle.
 """
 
 import contextlib
+import importlib
 import os
 import pickle
 import select
@@ -37,10 +38,10 @@ class Answer:
 class Ranks:
     """Runs cases in the forking parent."""
 
-    def __init__(self) -> None:
+    def __init__(self, cases: str = "pipeline_cases") -> None:
         paths = [os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._parent = subprocess.Popen(
-            [sys.executable, "-c", "import pipeline_ranks; pipeline_ranks.serve()"],
+            [sys.executable, "-c", f"import pipeline_ranks; pipeline_ranks.serve({cases!r})"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TORCH_CPP_LOG_LEVEL": "ERROR"},
@@ -80,12 +81,11 @@ def _read(fd: int) -> bytes:
     return exactly(struct.unpack("<Q", exactly(8))[0])
 
 
-def serve() -> None:
+def serve(module: str) -> None:
     """The parent: nothing here may start a thread, for it forks."""
     import sympy  # noqa: F401 - torch imports it at the first custom autograd function, 0.7 s in each rank
 
-    import pipeline_cases
-
+    cases = importlib.import_module(module)
     answers = os.dup(1)
     os.dup2(2, 1)  # what libraries print must not be taken for a frame
     while True:
@@ -93,7 +93,7 @@ def serve() -> None:
             case, size, arguments = pickle.loads(_read(0))
         except EOFError:
             return
-        _write(answers, pickle.dumps(_run(getattr(pipeline_cases, case), size, arguments)))
+        _write(answers, pickle.dumps(_run(getattr(cases, case), size, arguments)))
 
 
 def _run(case: Any, size: int, arguments: dict[str, Any]) -> list[Answer]:
@@ -142,8 +142,6 @@ def _rank(case: Any, rank: int, size: int, port: int, arguments: dict[str, Any])
     import torch
     import torch.distributed as dist
 
-    import pipeline_cases
-
     torch.set_num_threads(1)
     answer = Answer()
     try:
@@ -159,7 +157,7 @@ def _rank(case: Any, rank: int, size: int, port: int, arguments: dict[str, Any])
         dist.init_process_group(
             "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=30)
         )
-        pipeline_cases.STORE[:] = [store]
+        sys.modules[case.__module__].STORE[:] = [store]  # type: ignore[attr-defined]
         answer.value = case(rank, size, **arguments)
         dist.destroy_process_group()
         _leave_together(store, rank, size)
