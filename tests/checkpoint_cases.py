@@ -1,14 +1,13 @@
 """What a rank can do in the tests of checkpoints, and the states it does it with."""
 
 import os
-import random
 import signal
-import sys
 import threading
 import time
-from typing import Any
+from typing import Any, Self
 
 import torch
+import torch._dynamo
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh
@@ -187,11 +186,16 @@ class _Stopping:
         self._stops, self._file = stops, file
 
     def __getattr__(self, name: str) -> Any:
-        if name in {"write", "fsync", "flush", "fileno"}:  # a ring asks for the descriptor, once for each operation
+        if name in {
+            "write",
+            "fsync",
+            "flush",
+            "fileno",
+        }:  # a ring asks for the descriptor, once for each operation
             self._stops.tick()
         return getattr(self._file, name)
 
-    def __enter__(self) -> "_Stopping":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -208,7 +212,7 @@ class StoppingWriter(Writer):
         return self.stops
 
 
-def stop_at_every_operation(rank: int, size: int, root: str, overwrite: bool) -> list[int]:  # noqa: FBT001
+def stop_at_every_operation(rank: int, size: int, root: str, overwrite: bool) -> list[int]:
     """Kills a process that saves before its first operation on files, its second, and so on until it gets through.
 
     Returns, for each, the value that the checkpoint "old" or "new" has: 1 or 2. `overwrite`: both have one name.
@@ -264,5 +268,3 @@ def save_and_load_much(rank: int, size: int, root: str, rounds: int, seed: int) 
         assert torch.equal(state["x"].full_tensor(), tensor + step)
         STORE[0].set(f"round/{step}/{rank}", "1")
     return rounds
-
-

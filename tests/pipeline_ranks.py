@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-CASE_S = 60.0
+CASE_S = 100.0
 """After so long the ranks of a case are killed, and their results are missing."""
 
 

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from cluster import LocalCluster
 from luciola.plugins.checkpoint import Keep, latest, list_checkpoints, prune, verify
 from pipeline_ranks import Ranks
 
@@ -35,16 +36,23 @@ def test_another_number_of_ranks_in_another_sharding(
     (found,) = list_checkpoints(root)
     assert (found.step, found.manifest.ranks, found.problem) == (7, savers, "")
     whole_bytes = 37 * 24 * 4 + 37 * 6 * 2 + 3 * 5 * 4 + 300 * 1400 * 4 + 1000 * 4
-    assert whole_bytes <= found.manifest.data_bytes < whole_bytes + 20_000  # what all ranks have is there once
+    assert (
+        whole_bytes <= found.manifest.data_bytes < whole_bytes + 20_000
+    )  # what all ranks have is there once
 
 
-@pytest.mark.parametrize("how", ["sync", "thread", "process"])
+@pytest.mark.parametrize("how", ["sync", "thread"])
 def test_two_ranks_on_every_kind_of_place(checkpoint_ranks: Ranks, place, how):
-    if how == "process" and not place.startswith("luciola"):
-        pytest.skip("a process more says nothing about local files")
     assert done(checkpoint_ranks.run("load", 2, root=place, sharding="rows")) == [None, None]
     done(checkpoint_ranks.run("save", 2, root=place, step=1, sharding="rows", how=how))
     assert done(checkpoint_ranks.run("load", 2, root=place, sharding="columns")) == [1, 1]
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_saves(checkpoint_ranks: Ranks, shared_cluster: LocalCluster, request):
+    root = f"luciola://{shared_cluster.data}!/{request.node.name}"
+    done(checkpoint_ranks.run("save", 1, root=root, step=1, sharding="rows", how="process"))
+    assert done(checkpoint_ranks.run("load", 1, root=root, sharding="rows")) == [1]
 
 
 def test_a_planner_that_keeps_its_plans(checkpoint_ranks: Ranks, tmp_path):
@@ -72,15 +80,16 @@ def test_killed_before_each_operation_on_files(checkpoint_ranks: Ranks, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("victims", "how", "delay_ms"),
+    ("place", "victims", "how", "delay_ms"),
     [
-        ([1], "sync", 5),
-        ([0], "sync", 15),
-        ([0, 1], "sync", 25),
-        ([1], "thread", 35),
-        ([0, 1], "thread", 45),
-        ([0, 1], "sync", 70),
+        ("local", [1], "sync", 5),
+        ("local", [0, 1], "thread", 20),
+        ("native", [0], "sync", 15),
+        ("native", [1], "thread", 35),
+        ("native", [0, 1], "sync", 70),
+        ("mount", [0, 1], "sync", 40),
     ],
+    indirect=["place"],
 )
 def test_ranks_killed_in_the_middle_of_a_save(checkpoint_ranks: Ranks, place, victims, how, delay_ms):
     """Whenever it comes, there is the checkpoint before or the new one, whole; the next save leaves nothing else."""
