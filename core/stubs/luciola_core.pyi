@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias, final
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
-__all__ = ["Buffer", "Client", "File", "Mount", "Ring", "StorageNode", "__version__", "crc32c"]
+__all__ = ["Buffer", "Client", "File", "Mount", "Ring", "StorageNode", "__version__", "crc32c", "flag_raise", "flag_wait"]
 
 __version__: str
 
@@ -27,6 +27,15 @@ class Buffer:
 
 def crc32c(data: ReadableBuffer) -> int:
     """CRC32C (Castagnoli) of the bytes, computed without the GIL."""
+
+def flag_raise(memory: WriteableBuffer, offset: int, value: int) -> None:
+    """Raises the 64-bit flag at `offset` of shared memory: what was written before is seen by all who see it.
+
+    Flags are aligned to 8 bytes and only grow.
+    """
+
+def flag_wait(memory: WriteableBuffer, offset: int, value: int, timeout_s: float) -> int:
+    """Waits, without the GIL, until the flag is at least `value` or the time is over. Returns what it is."""
 
 @final
 class Client:

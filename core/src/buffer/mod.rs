@@ -11,13 +11,17 @@
 //! - B3 A region never shrinks (`F_SEAL_SHRINK`, checked before a peer's memory is mapped), so that touching it
 //!   cannot raise SIGBUS.
 //!
+//! [`Flag`] is the one word that is looked at more than once: processes that share memory wait for it.
+//!
 //! This is one of the few modules where `unsafe` is allowed.
 #![allow(unsafe_code)]
 
+mod flag;
 mod placement;
 mod pool;
 mod region;
 
+pub use flag::Flag;
 pub use placement::{
     Placement, read_vectored, read_vectored_at, total_length, write_vectored, write_vectored_at,
 };

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use pyo3::buffer::PyBuffer;
@@ -16,7 +17,7 @@ use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 
-use crate::buffer::{Placement, Region, page_align};
+use crate::buffer::{Flag, Placement, Region, page_align};
 use crate::error::Error;
 
 /// Regions of living `Buffer`s by address: a view of one, by whatever library, is recognised.
@@ -70,6 +71,46 @@ impl Drop for PyMemory {
 pub fn crc32c(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<u32> {
     let bytes = placement(data, false)?;
     Ok(py.detach(|| bytes.crc32c()))
+}
+
+/// Raise the flag at `offset` of shared memory to `value`: what was written before is seen by all who see it.
+#[pyfunction]
+pub fn flag_raise(memory: &Bound<'_, PyAny>, offset: usize, value: u64) -> PyResult<()> {
+    with_flag(memory, offset, |flag| flag.raise(value))
+}
+
+/// Wait for a flag, without the GIL: until it is at least `value` or `timeout_s` have passed. Returns what it is.
+#[pyfunction]
+pub fn flag_wait(
+    py: Python<'_>,
+    memory: &Bound<'_, PyAny>,
+    offset: usize,
+    value: u64,
+    timeout_s: f64,
+) -> PyResult<u64> {
+    let limit = Duration::try_from_secs_f64(timeout_s)
+        .map_err(|_| PyValueError::new_err(format!("timeout_s is {timeout_s}; it must be zero or more")))?;
+    with_flag(memory, offset, |flag| {
+        let seen = flag.load();
+        if seen >= value || limit.is_zero() { seen } else { py.detach(|| flag.wait(value, limit)) }
+    })
+}
+
+fn with_flag<T>(memory: &Bound<'_, PyAny>, offset: usize, act: impl FnOnce(Flag<'_>) -> T) -> PyResult<T> {
+    let view = PyBuffer::<u8>::get(memory)
+        .map_err(|_| PyBufferError::new_err("memory of flags must be a writable buffer of single bytes"))?;
+    let address = (view.buf_ptr() as usize).wrapping_add(offset);
+    let is_inside = offset.checked_add(8).is_some_and(|end| end <= view.len_bytes());
+    if view.readonly() || !view.is_c_contiguous() || !is_inside || !address.is_multiple_of(8) {
+        return Err(PyValueError::new_err(format!(
+            "no flag at byte {offset} of {}: flags are 8 bytes, aligned, in writable memory",
+            view.len_bytes()
+        )));
+    }
+    // SAFETY: the eight bytes lie in the view, which is held until `act` returns, and are aligned. Other bytes of the
+    // memory are anybody's; that flags are touched only as flags is the contract of who shares it.
+    let flag = unsafe { Flag::from_ptr(address as *mut u64) };
+    Ok(act(flag))
 }
 
 /// The bytes of `object` as a placement that keeps them alive. Memory of a `Buffer` is recognised, also through a

@@ -1,0 +1,65 @@
+"""DeepEP: tokens to the ranks that own their experts, and results back.
+
+    import luciola.plugins.deepep as deep_ep            # the one import that its users change
+
+    buffer         `Buffer`, with the original's names, arguments and results
+    config event   what its calls take and return beside tensors
+    reference      normal mode's specification: what one process computes that has all ranks' inputs
+    layout         which token goes where
+    exchange       rows of one set of ranks to another and back, over a transport, in turns
+    normal         dispatch and combine on one node, made of `layout` and `exchange`
+    two_hop        the same over several nodes
+    kernel launch  Triton kernels that count, pack, wait and reduce over a transport's memory
+    transport      how bytes travel between ranks: one interface, several backends
+    failure        what goes wrong between ranks
+    settings       what the environment chooses
+    shim           `import deep_ep` in programs that cannot be changed
+
+Importing this package imports torch only when one of its names is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .event import EventHandle, EventOverlap
+    from .failure import CommunicationError, PeerLost, PeerTimeout, RanksDisagree
+
+_HOMES: Final = {
+    "CommunicationError": "failure",
+    "Config": "config",
+    "EventHandle": "event",
+    "EventOverlap": "event",
+    "PeerLost": "failure",
+    "PeerTimeout": "failure",
+    "RanksDisagree": "failure",
+}
+
+__all__ = [
+    "CommunicationError",
+    "Config",
+    "EventHandle",
+    "EventOverlap",
+    "PeerLost",
+    "PeerTimeout",
+    "RanksDisagree",
+    "describe",
+]
+
+
+def describe() -> dict[str, str]:
+    """What the plugin can use on this machine."""
+    from ..kernels.layers import state
+
+    return {"state": state(), "transports": "shared-memory, messages"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *globals()})

@@ -1,0 +1,83 @@
+"""The ranks that open a transport together, and how they talk before there is one."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store  # torch.distributed hides them from type checkers
+
+from ..failure import RanksDisagree
+
+
+class Members(Protocol):
+    """Ranks 0 to size - 1, of which this process is one."""
+
+    @property
+    def rank(self) -> int:
+        """Of this process."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Everybody's value, in order of ranks. All call it."""
+
+    def store(self, name: str) -> Store | None:
+        """A place for notes that all reach, under a name that all know; None if there is none."""
+
+
+class GroupMembers:
+    """Those of a `torch.distributed` process group."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
+        self.rank = group.rank()
+        self.size = group.size()
+
+    def gather(self, value: Any) -> list[Any]:
+        """As Members.gather."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def store(self, name: str) -> Store | None:
+        """The store that the group was made with."""
+        known = dist.distributed_c10d._world.pg_map.get(self._group)  # noqa: SLF001 (there is no public way)
+        return None if known is None else PrefixStore(name, known[1])
+
+
+class CommMembers:
+    """Those of a communicator as mpi4py has it."""
+
+    def __init__(self, comm: Any) -> None:
+        self._comm = comm
+        self.rank = int(comm.Get_rank())
+        self.size = int(comm.Get_size())
+
+    def gather(self, value: Any) -> list[Any]:
+        """As Members.gather."""
+        return list(self._comm.allgather(value))
+
+    def store(self, name: str) -> Store | None:  # noqa: ARG002 (the protocol's)
+        """MPI has none."""
+        return None
+
+
+def agree(members: Members, facts: Mapping[str, object], *, phase: str) -> None:
+    """All ranks compare what they were called with.
+
+    Raises: RanksDisagree on every rank, naming the first fact that differs and two ranks that differ in it.
+    """
+    rows = members.gather(dict(facts))
+    for name in facts:
+        for rank, row in enumerate(rows):
+            if row.get(name) != rows[0].get(name):
+                raise RanksDisagree(
+                    f"rank 0 has {name} = {rows[0].get(name)!r}, rank {rank} has {row.get(name)!r}; "
+                    "all ranks must give the same",
+                    rank=members.rank, phase=phase, peer=rank,
+                )  # fmt: skip
+
+
+__all__ = ["CommMembers", "GroupMembers", "Members", "agree"]

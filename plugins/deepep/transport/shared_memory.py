@@ -1,0 +1,244 @@
+"""Processes of one host: each maps the memory of all.
+
+A region is a memfd, which peers open through /proc and map, and which has no name: nothing is left behind when a
+process is killed, and the size of /dev/shm does not limit it. Pages are taken when they are first written.
+
+      0  flags     64-bit words, [source][slot]: raised by `source`, waited for by the owner
+         state     a flag: 0 open, 1 closed, 2 failed
+         reason    length (uint64) and text of the failure
+    page boundary
+         data      num_bytes
+
+Order: flags are atomics of the native module, raised with release and read with acquire, on x86-64 and arm64 alike (see
+`core/src/buffer/flag.rs`); torch's plain stores before them cannot do that. A waiter sleeps in the kernel (futex),
+which matters where there are more ranks than cores, and looks after the peer's process now and then.
+"""
+
+import contextlib
+import fcntl
+import mmap
+import os
+import select
+import time
+from collections.abc import Sequence
+from typing import ClassVar, Final, Self
+
+import luciola_core
+import torch
+from torch import Tensor
+
+from ..failure import CommunicationError, PeerLost, PeerTimeout, decode
+from .interface import SLOTS, NotUsable, Span, Transport
+from .members import Members
+
+LOOK_S: Final = 0.02
+"""Between two looks at the peer's process, and at a flag that a kernel raises, which wakes nobody."""
+OPEN, CLOSED, FAILED = range(3)
+PAGE: Final = mmap.PAGESIZE
+REASON_BYTES_MAX: Final = 2048
+WORD: Final = 8
+
+
+class SharedMemory(Transport):
+    """Regions of processes of one host."""
+
+    name: ClassVar[str] = "shared-memory"
+
+    def __init__(self, members: Members, maps: list[mmap.mmap], processes: list[int], *, num_bytes: int,
+                 timeout_s: float) -> None:  # fmt: skip
+        super().__init__(
+            members.rank, members.size, num_bytes=num_bytes, device=torch.device("cpu"), timeout_s=timeout_s
+        )
+        self._maps = maps
+        self._processes = processes
+        """File descriptors by which peers' ends are noticed; -1 for this rank."""
+        head = _head_bytes(self.size)
+        self._regions = [torch.frombuffer(each, dtype=torch.uint8)[head:] for each in maps]
+        self._flags = [torch.frombuffer(each, dtype=torch.int64, count=self.size * SLOTS) for each in maps]
+        self._failure: CommunicationError | None = None
+        self._is_closed = False
+
+    @classmethod
+    def open(cls, members: Members, num_bytes: int, *, device: torch.device, timeout_s: float) -> Self:
+        """All ranks together. Raises: NotUsable on all of them."""
+        length = _head_bytes(members.size) + _whole_pages(num_bytes)
+        if device.type != "cpu":
+            raise NotUsable(f"tensors are on {device.type}")
+        file, offer, problem = -1, None, ""
+        try:
+            file = os.memfd_create("luciola-deepep", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(file, length)
+            fcntl.fcntl(
+                file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK
+            )  # so that touching a mapping cannot fail
+            offer = (_host(), os.getpid(), file, os.fstat(file).st_ino)
+        except OSError as error:
+            problem = f"rank {members.rank} has no memory to share: {error}"
+        offers = members.gather(offer)
+        maps: list[mmap.mmap] = []
+        processes: list[int] = []
+        if not problem:
+            problem = _map_all(offers, members.rank, length, maps, processes)
+        problems = [
+            each for each in members.gather(problem) if each
+        ]  # after this, all have mapped what they need
+        if file >= 0:
+            os.close(file)
+        if problems:
+            _release(maps, processes)
+            raise NotUsable(problems[0])
+        return cls(members, maps, processes, num_bytes=num_bytes, timeout_s=timeout_s)
+
+    def buffer(self, rank: int) -> Tensor:
+        """As Transport.buffer."""
+        self._require_usable()
+        return self._regions[rank][: self.num_bytes]
+
+    def maps(self, rank: int) -> bool:
+        """Always."""
+        assert 0 <= rank < self.size, "a rank of this transport"
+        return True
+
+    def signal(self, peer: int, slot: int, epoch: int, *, spans: Sequence[Span] = ()) -> None:  # noqa: ARG002
+        """As Transport.signal: one store, and one call of the kernel to wake who sleeps."""
+        self._require_usable()
+        luciola_core.flag_raise(self._maps[peer], _flag(self.rank, slot), epoch)
+
+    def wait(self, peer: int, slot: int, epoch: int, *, what: str, timeout_s: float | None = None) -> None:
+        """As Transport.wait."""
+        self._require_usable()
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + limit_s
+        flag = _flag(peer, slot)
+        while luciola_core.flag_wait(self._maps[self.rank], flag, epoch, LOOK_S) < epoch:
+            error = self._trouble_with(peer, what)
+            if luciola_core.flag_wait(self._maps[self.rank], flag, epoch, 0) >= epoch:
+                return  # it came just before its rank went
+            if error is None and time.monotonic() >= deadline:
+                error = PeerTimeout(
+                    f"timeout: rank {peer} did not come within {limit_s:g} s", rank=self.rank, phase=what, peer=peer
+                )  # fmt: skip
+            if error is not None:
+                self.fail(error)
+                raise error
+
+    def fail(self, error: CommunicationError) -> None:
+        """As Transport.fail. The first failure stays."""
+        if self._failure is not None or self._is_closed:
+            return
+        self._failure = error
+        self._tell(FAILED, error.encode())
+
+    def close(self) -> None:
+        """As Transport.close. Memory that the caller still has views of is freed with them."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._failure is None:
+            self._tell(CLOSED, b"")
+        self._regions.clear()
+        self._flags.clear()
+        _release(self._maps, self._processes)
+
+    def flag_addresses(self) -> Tensor:
+        """As Transport.flag_addresses."""
+        self._require_usable()
+        return torch.tensor([each.data_ptr() for each in self._flags], dtype=torch.int64)
+
+    def _trouble_with(self, peer: int, what: str) -> CommunicationError | None:
+        there, state = self._maps[peer], _state(self.size)
+        phase = luciola_core.flag_wait(there, state, 0, 0)
+        if phase == FAILED:
+            length = int.from_bytes(there[state + WORD : state + 2 * WORD], "little")
+            return decode(there[state + 2 * WORD : state + 2 * WORD + length])
+        if phase == CLOSED:
+            return PeerLost(f"rank {peer} has closed its buffer", rank=self.rank, phase=what, peer=peer)
+        process = self._processes[peer]
+        if process >= 0 and _has_ended(process):
+            return PeerLost(f"the process of rank {peer} has ended", rank=self.rank, phase=what, peer=peer)
+        return None
+
+    def _tell(self, phase: int, reason: bytes) -> None:
+        assert len(reason) <= REASON_BYTES_MAX, "phases and reasons are sentences"
+        here, state = self._maps[self.rank], _state(self.size)
+        here[state + 2 * WORD : state + 2 * WORD + len(reason)] = reason
+        here[state + WORD : state + 2 * WORD] = len(reason).to_bytes(WORD, "little")
+        luciola_core.flag_raise(here, state, phase)
+
+    def _require_usable(self) -> None:
+        if self._is_closed:
+            raise ValueError("this buffer is closed")
+        if self._failure is not None:
+            raise self._failure
+
+
+def _flag(source: int, slot: int) -> int:
+    assert 0 <= slot < SLOTS, "a slot of the interface"
+    return (source * SLOTS + slot) * WORD
+
+
+def _state(size: int) -> int:
+    return size * SLOTS * WORD
+
+
+def _head_bytes(size: int) -> int:
+    return _whole_pages(_state(size) + 2 * WORD + REASON_BYTES_MAX)
+
+
+def _whole_pages(num_bytes: int) -> int:
+    return -(-num_bytes // PAGE) * PAGE
+
+
+def _host() -> tuple[str, int]:
+    """Equal where processes can find one another by number: one running kernel, one name space of processes."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip(), os.stat("/proc/self/ns/pid").st_ino
+
+
+def _map_all(offers: Sequence[tuple[tuple[str, int], int, int, int] | None], rank: int, length: int,
+             maps: list[mmap.mmap], processes: list[int]) -> str:  # fmt: skip
+    """Fills `maps` and `processes`. Returns why it cannot, or nothing."""
+    mine = offers[rank]
+    assert mine is not None, "only a rank with an offer maps"
+    for peer, offer in enumerate(offers):
+        if offer is None:
+            return f"rank {peer} has no memory to share"
+        if offer[0] != mine[0]:
+            return f"ranks {rank} and {peer} are on different hosts or in different containers"
+        _, process, file, inode = offer
+        try:
+            processes.append(-1 if peer == rank else os.pidfd_open(process))
+            maps.append(_map(process, file, inode, length))
+        except (OSError, ValueError) as error:
+            return f"rank {rank} cannot map the memory of rank {peer}: {error}"
+    return ""
+
+
+def _map(process: int, file: int, inode: int, length: int) -> mmap.mmap:
+    opened = os.open(f"/proc/{process}/fd/{file}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if os.fstat(opened).st_ino != inode:
+            raise OSError(f"process {process} is another one now")
+        return mmap.mmap(opened, length)
+    finally:
+        os.close(opened)
+
+
+def _release(maps: list[mmap.mmap], processes: list[int]) -> None:
+    for each in maps:
+        with contextlib.suppress(BufferError):  # somebody has a view: the memory goes with it
+            each.close()
+    for process in processes:
+        if process >= 0:
+            os.close(process)
+    maps.clear()
+    processes.clear()
+
+
+def _has_ended(process: int) -> bool:
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+__all__ = ["SharedMemory"]

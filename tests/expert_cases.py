@@ -1,0 +1,92 @@
+"""What a rank can do in the tests of expert parallelism."""
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from luciola.plugins.deepep.failure import CommunicationError
+from luciola.plugins.deepep.transport.choose import open_transport
+from luciola.plugins.deepep.transport.interface import Transport
+from luciola.plugins.deepep.transport.members import GroupMembers
+
+STORE: list[dist.Store] = []
+"""That of this case, without any prefix."""
+
+CPU = torch.device("cpu")
+
+
+def transport(name: str, *, num_bytes: int = 4096, timeout_s: float = 60.0) -> Transport:
+    """One that connects all ranks."""
+    return open_transport(
+        GroupMembers(dist.group.WORLD), num_bytes, device=CPU, name=name, timeout_s=timeout_s
+    )
+
+
+def ring(rank: int, size: int, *, name: str, turns: int) -> list[int]:
+    """Each rank writes into its successor's region, turn after turn, in two halves; returns what arrived."""
+    made = transport(name)
+    after, before = (rank + 1) % size, (rank - 1) % size
+    seen = []
+    for turn in range(1, turns + 1):
+        start = turn % 2 * 2048
+        if turn > 2:
+            made.wait(after, 1, turn - 2, what="room")
+        made.buffer(after)[start : start + 8] = torch.tensor([turn * 100 + rank]).view(torch.uint8)
+        made.signal(after, 0, turn, spans=[(start, 8)])
+        made.wait(before, 0, turn, what="word")
+        seen.append(int(made.buffer(rank)[start : start + 8].view(torch.int64)))
+        made.signal(before, 1, turn)
+    made.barrier()
+    made.close()
+    return seen
+
+
+def described(rank: int, size: int, *, name: str) -> tuple[str, str, bool, bool]:
+    """Which transport it is."""
+    made = transport(name)
+    result = (made.name, made.why, made.all_mapped, made.maps(rank))
+    made.close()
+    made.close()
+    return result
+
+
+def disagreeing(rank: int, size: int, *, name: str) -> tuple[str, int]:
+    """Regions of different size."""
+    return learned(lambda: transport(name, num_bytes=4096 * (1 + (rank == 1))))
+
+
+def lost(rank: int, size: int, *, name: str, fault: str, bad: int, timeout_s: float = 60.0) -> Any:
+    """One rank goes in the middle of a chain of waits: each waits for its successor."""
+    made = transport(name, timeout_s=timeout_s)
+    dist.barrier()
+    if rank == bad:
+        if fault == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif fault == "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif fault == "closed":
+            made.close()
+            return None
+    result = learned(lambda: made.wait((rank + 1) % size, 0, 1, what=f"waiting on {rank}"))
+    again = learned(made.barrier)
+    assert again[:2] == result[:2], (again, result)
+    made.close()
+    if fault == "stopped":
+        STORE[0].set(f"learned/{rank}", "1")
+        if rank == (bad + 1) % size:
+            STORE[0].wait([f"learned/{each}" for each in range(size) if each != bad])
+            os.kill(int(STORE[0].get(f"pid/{bad}")), signal.SIGKILL)
+    return result
+
+
+def learned(call: Callable[[], Any]) -> tuple[str, str, int, int]:
+    """The error that a call ends with: class, text, the rank that noticed it, the rank that is to blame."""
+    try:
+        call()
+    except CommunicationError as error:
+        return type(error).__name__, str(error), error.rank, error.peer
+    raise AssertionError("no error")

@@ -1,0 +1,66 @@
+"""Bytes reach the right region in order, and no wait is without end."""
+
+import signal
+
+import pytest
+
+from pipeline_ranks import Answer, Ranks
+
+BACKENDS = ["shared-memory", "messages"]
+
+
+def values(answers: list[Answer]) -> list:
+    assert [each.message for each in answers] == [""] * len(answers)
+    assert [each.status for each in answers] == [0] * len(answers)
+    return [each.value for each in answers]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_what_was_written_before_a_signal_is_there_after_the_wait(experts: Ranks, name, size) -> None:
+    turns = 200
+    seen = values(experts.run("ring", size, name=name, turns=turns))
+    for rank in range(size):
+        assert seen[rank] == [turn * 100 + (rank - 1) % size for turn in range(1, turns + 1)]
+
+
+def test_processes_of_one_host_share_memory(experts: Ranks) -> None:
+    assert values(experts.run("described", 2, name="auto")) == [("shared-memory", "", True, True)] * 2
+    assert values(experts.run("described", 2, name="messages")) == [("messages", "", False, True)] * 2
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_ranks_that_open_regions_of_different_sizes_learn_it(experts: Ranks, name) -> None:
+    for kind, text, _, peer in values(experts.run("disagreeing", 3, name=name)):
+        assert (kind, peer) == ("RanksDisagree", 1)
+        assert "rank 0 has num_bytes = 4096, rank 1 has 8192" in text
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(("size", "bad"), [(2, 1), (4, 2)])
+def test_a_killed_rank_is_blamed_everywhere(experts: Ranks, name, size, bad) -> None:
+    answers = experts.run("lost", size, name=name, fault="killed", bad=bad)
+    assert answers.pop(bad).status == signal.SIGKILL
+    for kind, text, noticed_by, peer in values(answers):
+        assert (kind, peer, noticed_by) == ("PeerLost", bad, bad - 1)
+        assert f"rank {bad - 1}, waiting on {bad - 1}: " in text
+        assert f"rank {bad}" in text
+        assert "its process has ended" in text or f"process of rank {bad} has ended" in text
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_rank_that_has_closed_its_buffer_is_not_waited_for(experts: Ranks, name) -> None:
+    answers = experts.run("lost", 3, name=name, fault="closed", bad=1)
+    del answers[1]
+    for kind, text, noticed_by, peer in values(answers):
+        assert (kind, noticed_by, peer) == ("PeerLost", 0, 1)
+        assert "rank 1 has closed its buffer" in text
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_stopped_rank_is_waited_for_until_the_timeout(experts: Ranks, name) -> None:
+    answers = experts.run("lost", 3, name=name, fault="stopped", bad=1, timeout_s=3.0)
+    assert answers.pop(1).status == signal.SIGKILL, "by a rank that had learned of it"
+    for kind, text, _, _ in values(answers):
+        assert kind == "PeerTimeout"
+        assert "within 3 s" in text
