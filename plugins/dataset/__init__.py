@@ -1,0 +1,78 @@
+"""Data sets for training: records on a location, read at random by many range reads in flight, in an order that is
+the same for any number of ranks and workers, and goes on anywhere.
+
+    opening    `open_records`: the records of files, whatever their format
+    records    where records lie; one file, many, or a directory in one numbering
+    ffrecord   FFRecord files, read and written
+    tokens     Megatron's .bin and .idx, read and written
+    tar        tar shards with names as WebDataset has them, read at random by an index that is built once
+    order      the global order: shuffles and mixtures of any size in constant memory
+    batches    global batches, and the slices of ranks
+    batch      a batch of records in one submission to the ring (no torch)
+    datasets   `MapDataset` and `IterableDataset`
+    loader     `Loader`, a DataLoader that stops and goes on
+    metrics    counters and latencies, on demand and for Prometheus
+    packing    files into data sets
+
+    dataset = MapDataset(open_records("lu:/data/train"))
+    for batch in Loader(dataset, global_batch_size=512, seed=7):
+        ...
+
+Importing this package imports neither torch nor the client until one of its names is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .batches import GlobalBatches
+    from .datasets import IterableDataset, MapDataset, Samples, collate
+    from .ffrecord import FFRecords, FFRecordWriter
+    from .loader import Loader
+    from .metrics import Metrics
+    from .opening import open_records
+    from .order import Order
+
+__all__ = [
+    "FFRecordWriter",
+    "FFRecords",
+    "GlobalBatches",
+    "IterableDataset",
+    "Loader",
+    "MapDataset",
+    "Metrics",
+    "Order",
+    "Samples",
+    "collate",
+    "describe",
+    "open_records",
+]
+
+_MODULE_OF = {
+    "FFRecordWriter": ".ffrecord",
+    "FFRecords": ".ffrecord",
+    "GlobalBatches": ".batches",
+    "IterableDataset": ".datasets",
+    "Loader": ".loader",
+    "MapDataset": ".datasets",
+    "Metrics": ".metrics",
+    "Order": ".order",
+    "Samples": ".datasets",
+    "collate": ".datasets",
+    "open_records": ".opening",
+}
+
+
+def describe() -> dict[str, str]:
+    """What `luciola plugins` shows."""
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        return {"state": "formats only: MapDataset and Loader need torch (pip install 'luciola[plugins]')"}
+    return {"state": "ready: FFRecord, Megatron tokens and tar shards on any location"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(import_module(_MODULE_OF[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,348 @@
+"""Batches of records: all reads of a batch in one submission to the ring, into one piece of page-aligned memory.
+
+    reader = BatchReader([records])
+    first, second = reader.start(indices), reader.start(more)      # both under way
+    batch = reader.finish(first)
+    batch.arrays()                                                  # views of the batch's memory, in the order asked
+
+B1  A batch's memory is used again only when nothing refers to it any more: arrays and tensors over it keep it.
+B2  Records that follow one another in a file and in the batch are one read; a large one is several of PIECE_BYTES.
+B3  Where the format has checksums every record is compared with its own (unless `check=False`); damage names file and
+    record.
+B4  A reader belongs to one process. Several threads may use it.
+
+If all records of a batch have one length they lie back to back, and the batch is one two-dimensional array. Others
+begin at multiples of ALIGNMENT, so that any element type may be viewed.
+"""
+
+import os
+import threading
+import time
+import weakref
+import zlib
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ...client import Buffer, Operation
+from ...client.local import LocalFile
+from ...errors import CorruptData
+from .records import Bytes, Checksums, Integers, Records
+
+ENTRIES: Final = 512  # reads in flight on one file system
+PIECE_BYTES: Final = 4 << 20  # of one read: four chunks, which come from as many nodes
+ALIGNMENT: Final = 64  # a cache line, and a multiple of every element type
+POOL_BYTES: Final = 1 << 30  # of free memory that is kept
+SMALLEST: Final = 64 << 10  # a piece of the pool
+OPEN_FILES_MAX: Final = 512  # the metadata service holds each for us
+
+Observe = Callable[[int, int, float], None]
+"""Told of every batch: records, bytes, seconds from its submission to its last byte."""
+
+
+class Pool:
+    """Page-aligned memory that comes back by itself."""
+
+    def __init__(self, *, pin: Callable[[Bytes], None] | None = None, limit_bytes: int = POOL_BYTES) -> None:
+        self._pin, self._limit_bytes = pin, limit_bytes
+        self._free: dict[int, deque[tuple[Any, Bytes]]] = {}
+        self.free_bytes = 0
+
+    def take(self, nbytes: int) -> tuple[Any, Bytes]:
+        """(what a ring fills, the same bytes as an array of at least that many)."""
+        size = _rounded(nbytes)
+        free = self._free.setdefault(size, deque())
+        try:
+            memory, whole = free.pop()
+            self.free_bytes -= size
+        except IndexError:
+            memory = memoryview(Buffer(size))
+            whole = np.frombuffer(memory, np.uint8)
+            if self._pin is not None:
+                self._pin(whole)
+        array = np.frombuffer(memory, np.uint8)  # it dies with the last view of it, and `memory` does not
+        weakref.finalize(array, self._give_back, size, memory, whole).atexit = False
+        return memory, array
+
+    def _give_back(self, size: int, memory: Any, whole: Bytes) -> None:
+        # May run inside any allocation of any thread: no locks.
+        if self.free_bytes + size <= self._limit_bytes or self._pin is not None:
+            self._free[size].append((memory, whole))
+            self.free_bytes += size
+
+
+def _rounded(nbytes: int) -> int:
+    """Up to one of eight sizes in each power of two, so that batches of nearly equal size share pieces."""
+    if nbytes <= SMALLEST:
+        return SMALLEST
+    step = 1 << ((nbytes - 1).bit_length() - 4)
+    return -(-nbytes // step) * step
+
+
+@dataclass(eq=False)
+class Batch:
+    """Records in memory. `positions` and `lengths` say where each lies in `memory`."""
+
+    memory: Bytes
+    positions: Integers
+    lengths: Integers
+    uniform: int | None
+    """The one length of all records, which then lie back to back."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.lengths.sum())
+
+    def arrays(self) -> list[Bytes]:
+        """The bytes of each record, without a copy."""
+        spans = zip(self.positions.tolist(), self.lengths.tolist(), strict=True)
+        return [self.memory[start : start + length] for start, length in spans]
+
+    def matrix(self) -> Bytes:
+        """All records as rows, without a copy. Raises: ValueError if their lengths differ."""
+        if self.uniform is None:
+            raise ValueError(
+                f"records of {int(self.lengths.min())} to {int(self.lengths.max())} bytes are not one array"
+            )
+        return self.memory[: len(self) * self.uniform].reshape(len(self), self.uniform)
+
+
+@dataclass(eq=False)
+class Pending:
+    """A batch under way."""
+
+    batch: Batch
+    indices: Integers
+    checks: list[tuple[Records, Integers, Integers, Checksums]]
+    """(data set, places in the batch, numbers in the data set, checksums)."""
+    started: float
+    left: int = 0
+    error: BaseException | None = None
+    files: list["_OpenFile"] = field(default_factory=list)
+    channels: list["_Channel"] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _OpenFile:
+    file: Any
+    users: int = 0
+
+
+class _Channel:
+    """The ring of one file system and what waits for room in it."""
+
+    def __init__(self, file_system: Any) -> None:
+        self.file_system = file_system
+        self.ring: Any = file_system.ring(ENTRIES)
+        self.waiting: deque[Operation] = deque()
+
+    def submit(self) -> None:
+        room = min(ENTRIES - self.ring.in_flight, len(self.waiting))
+        if room > 0:
+            taken = self.ring.submit([self.waiting[place] for place in range(room)])
+            for _ in range(taken):
+                self.waiting.popleft()
+
+    def land(self) -> None:
+        """Takes results, at least one, and fills the room."""
+        for done in self.ring.drain(least=1):
+            pending, wanted, path, end = done.user_data
+            pending.left -= 1
+            try:
+                if done.moved < wanted:
+                    raise CorruptData(f"the file ends before byte {end}", path=path)
+            except OSError as error:
+                if error.filename is None:
+                    error.filename = path
+                pending.error = pending.error or error
+        self.submit()
+
+
+class BatchReader:
+    """Reads batches of records of several data sets, which are numbered one after the other."""
+
+    def __init__(
+        self, parts: Sequence[Records], *, check: bool = True, pin: Callable[[Bytes], None] | None = None
+    ) -> None:
+        self.parts = list(parts)
+        self.check = check
+        self.observe: Observe | None = None
+        self._ends = np.cumsum([len(part) for part in self.parts], dtype=np.int64)
+        self._starts = np.concatenate(([0], self._ends[:-1]))
+        self._pool = Pool(pin=pin)
+        self._channels: dict[int, _Channel] = {}  # by data set; those of one file system share theirs
+        self._open: OrderedDict[tuple[int, int], _OpenFile] = OrderedDict()
+        self._lock = threading.RLock()
+        self._process = os.getpid()
+        weakref.finalize(self, _close, self._open, self._channels, self._process)
+
+    def split(self, indices: Integers) -> tuple[Integers, Integers]:
+        """(data sets, numbers in them). Raises: IndexError."""
+        if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < int(self._ends[-1]):
+            wrong = int(indices.max() if indices.min() >= 0 else indices.min())
+            raise IndexError(f"samples are 0 to {int(self._ends[-1]) - 1}, not {wrong}")
+        parts = np.searchsorted(self._ends, indices, side="right")
+        return parts, indices - self._starts[parts]
+
+    def read(self, indices: npt.ArrayLike) -> Batch:
+        """The records, in that order; one may come twice."""
+        return self.finish(self.start(indices))
+
+    def start(self, indices: npt.ArrayLike) -> Pending:
+        """Begins to read a batch. Raises: IndexError; what opening a file raises."""
+        assert self._process == os.getpid(), "a reader belongs to one process"
+        started = time.perf_counter()
+        wanted = np.asarray(indices, np.int64).reshape(-1)
+        parts, numbers = self.split(wanted)
+        keys, offsets, lengths = (np.empty(len(wanted), np.int64) for _ in range(3))
+        checks: list[tuple[Records, Integers, Integers, Checksums]] = []
+        for part in np.unique(parts):
+            chosen = np.flatnonzero(parts == part)
+            records = self.parts[int(part)]
+            extents = records.locate(numbers[chosen])
+            keys[chosen] = (int(part) << 32) | extents.files
+            offsets[chosen], lengths[chosen] = extents.offsets, extents.lengths
+            if self.check and extents.checksums is not None:
+                checks.append((records, chosen, numbers[chosen], extents.checksums))
+        uniform = int(lengths[0]) if len(lengths) and (lengths == lengths[0]).all() else None
+        room = lengths if uniform is not None else -(-lengths // ALIGNMENT) * ALIGNMENT
+        positions = np.cumsum(room) - room
+        memory, array = self._pool.take(int(room.sum()))
+        pending = Pending(Batch(array, positions, lengths, uniform), wanted, checks, started)
+        with self._lock:
+            self._submit(pending, memory, keys, offsets)
+        return pending
+
+    def _submit(self, pending: Pending, memory: Any, keys: Integers, offsets: Integers) -> None:
+        batch = pending.batch
+        try:
+            for key, offset, position, length in _runs(keys, offsets, batch.positions, batch.lengths):
+                part, number = key >> 32, key & 0xFFFFFFFF
+                opened = self._opened(part, number, pending)
+                path = self.parts[part].files[number].path
+                channel = self._channel(part)
+                if channel not in pending.channels:
+                    pending.channels.append(channel)
+                for at in range(0, length, PIECE_BYTES):
+                    size = min(PIECE_BYTES, length - at)
+                    data = (pending, size, path, offset + at + size)
+                    channel.waiting.append(
+                        Operation(opened.file, offset + at, memory, position + at, size, False, data)
+                    )
+                    pending.left += 1
+        except BaseException:
+            for channel in pending.channels:
+                channel.waiting = deque(each for each in channel.waiting if each.user_data[0] is not pending)
+            for opened in pending.files:
+                opened.users -= 1
+            raise
+        for channel in pending.channels:
+            channel.submit()
+
+    def finish(self, pending: Pending) -> Batch:
+        """Waits for a batch. Raises: OSError; CorruptData, which names file and record."""
+        self.abandon(pending)
+        if pending.error is not None:
+            raise pending.error
+        if self.observe is not None:
+            self.observe(len(pending.batch), pending.batch.nbytes, time.perf_counter() - pending.started)
+        for records, places, numbers, checksums in pending.checks:
+            _compare(pending.batch, records, places, numbers, checksums)
+        return pending.batch
+
+    def abandon(self, pending: Pending) -> None:
+        """Waits for a batch that nobody wants any more."""
+        with self._lock:
+            while pending.left:
+                for channel in pending.channels:
+                    channel.land()
+            for opened in pending.files:
+                opened.users -= 1
+            pending.files = []
+
+    def close(self) -> None:
+        """Waits for what is under way, and closes the files."""
+        with self._lock:
+            _close(self._open, self._channels, self._process)
+
+    def _channel(self, part: int) -> _Channel:
+        found = self._channels.get(part)
+        if found is None:
+            file_system = self.parts[part].place.file_system
+            same = (each for each in self._channels.values() if each.file_system is file_system)
+            found = self._channels[part] = next(same, None) or _Channel(file_system)
+        return found
+
+    def _opened(self, part: int, number: int, pending: Pending) -> _OpenFile:
+        found = self._open.get((part, number))
+        if found is None:
+            self._make_room()
+            found = self._open[part, number] = _OpenFile(self.parts[part].open(number))
+        else:
+            self._open.move_to_end((part, number))
+        found.users += 1
+        pending.files.append(found)
+        return found
+
+    def _make_room(self) -> None:
+        """Closes the file that was used longest ago, of those that no batch is being read from."""
+        if len(self._open) >= OPEN_FILES_MAX:
+            unused = next((key for key, opened in self._open.items() if not opened.users), None)
+            if unused is not None:
+                self._open.pop(unused).file.close()
+
+
+def _close(files: dict[tuple[int, int], _OpenFile], channels: dict[int, _Channel], process: int) -> None:
+    """Ends a reader, also one that was inherited by a fork: its ring and its files on a cluster are the parent's."""
+    own = process == os.getpid()
+    for channel in {id(each): each for each in channels.values()}.values():
+        channel.waiting.clear()
+        if own:
+            channel.ring.close()
+    for opened in files.values():
+        if own or isinstance(opened.file, LocalFile):
+            opened.file.close()
+    channels.clear()
+    files.clear()
+
+
+def _runs(
+    keys: Integers, offsets: Integers, positions: Integers, lengths: Integers
+) -> list[tuple[int, int, int, int]]:
+    """(file, offset, position, bytes) of reads: neighbours in the file that are neighbours in memory are one."""
+    if not len(keys):
+        return []
+    follows = (
+        (keys[1:] == keys[:-1])
+        & (offsets[1:] == offsets[:-1] + lengths[:-1])
+        & (positions[1:] == positions[:-1] + lengths[:-1])
+    )
+    firsts = np.concatenate(([0], np.flatnonzero(~follows) + 1))
+    sums = np.add.reduceat(lengths, firsts)
+    columns = (keys[firsts], offsets[firsts], positions[firsts], sums)
+    return [run for run in zip(*(column.tolist() for column in columns), strict=True) if run[3]]
+
+
+def _compare(
+    batch: Batch, records: Records, places: Integers, numbers: Integers, checksums: Checksums
+) -> None:
+    memory = batch.memory.data
+    starts, lengths = batch.positions[places].tolist(), batch.lengths[places].tolist()
+    for number, start, length, wanted in zip(
+        numbers.tolist(), starts, lengths, checksums.tolist(), strict=True
+    ):
+        if zlib.crc32(memory[start : start + length]) != wanted:
+            file = records.files[int(records.split(np.array([number]))[0][0])]
+            raise CorruptData(
+                f"{records.name(number)} does not match its checksum ({length} bytes)", path=file.path
+            )
+
+
+__all__ = ["Batch", "BatchReader", "Pending", "Pool"]

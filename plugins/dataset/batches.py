@@ -1,0 +1,250 @@
+"""Which samples are whose: the global order cut into global batches, and those into the slices of ranks.
+
+    batches = GlobalBatches(order, global_batch_size=512, rank=3, ranks=8)
+    for indices in batches: ...                 # this rank's samples of each batch of the epoch
+
+The global batch that begins at sample s of an epoch is the positions s … s+G-1 of the order. Rank r of R has the
+slice from floor(r·n/R) to floor((r+1)·n/R) of a batch of n, so the slices of all ranks, one after the other, are the
+batch. Where training stands is (epoch, sample): nothing in it depends on ranks or workers, so it is the same for all
+of them, and any other number of ranks goes on from it exactly.
+
+It is a batch sampler for torch's DataLoader, and for torchdata's StatefulDataLoader, which saves and restores the
+iterator's state.
+"""
+
+import operator
+import os
+from collections.abc import Iterator
+from typing import Any, Final, Literal, Self
+
+import numpy as np
+
+from .order import Indices, Order
+
+STATE_VERSION: Final = 1
+WINDOW: Final = 4096  # positions put in order at a time: the cost of a call to numpy is shared by so many
+
+Tail = Literal["drop", "short", "pad"]
+TAILS: Final = ("drop", "short", "pad")
+
+
+class GlobalBatches:
+    """This rank's samples of one global batch after the other, from (epoch, sample) to the end of the epoch.
+
+    `tail`: what becomes of the samples that do not fill the last batch of an epoch. "drop": nothing; "short": a smaller
+    batch (a rank whose slice is empty has one batch fewer); "pad": it is filled with the first samples of the epoch.
+    When an iteration ends, the next begins with the next epoch.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        *,
+        global_batch_size: int,
+        rank: int = 0,
+        ranks: int = 1,
+        tail: Tail = "drop",
+    ) -> None:
+        self.order = order
+        self.global_batch_size = operator.index(global_batch_size)
+        self.rank, self.ranks, self.tail = operator.index(rank), operator.index(ranks), tail
+        if not 0 <= self.rank < self.ranks:
+            raise ValueError(f"rank is 0 to ranks-1, not {rank} of {ranks}")
+        if self.global_batch_size < self.ranks:
+            raise ValueError(
+                f"a global batch of {global_batch_size} is too small for {ranks} ranks: one sample each"
+            )
+        if tail not in TAILS:
+            raise ValueError(f"tail is one of {', '.join(TAILS)}, not {tail!r}")
+        if tail == "drop" and order.samples < self.global_batch_size:
+            raise ValueError(
+                f"an epoch of {order.samples} samples has no batch of {global_batch_size}: "
+                'make the batch smaller, or tail="short"'
+            )
+        self.epoch, self.sample = 0, 0
+
+    def seek(self, epoch: int, sample: int = 0) -> None:
+        """The next iteration begins there."""
+        epoch, sample = operator.index(epoch), operator.index(sample)
+        if epoch < 0 or not 0 <= sample <= self.order.samples:
+            raise ValueError(
+                f"epochs count from 0 and samples to {self.order.samples}, not epoch {epoch}, sample {sample}"
+            )
+        self.epoch, self.sample = epoch, sample
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration is of that epoch; in the one where it stands, it stays where it stands."""
+        if epoch != self.epoch:
+            self.seek(epoch)
+
+    def left(self, sample: int | None = None) -> int:
+        """Global batches from there to the end of the epoch."""
+        rest = self.order.samples - (self.sample if sample is None else sample)
+        return rest // self.global_batch_size if self.tail == "drop" else -(-rest // self.global_batch_size)
+
+    def own_left(self, sample: int) -> int:
+        """Of these, those in which this rank has samples."""
+        rest = self.order.samples - sample
+        short = rest % self.global_batch_size
+        count = self.left(sample)
+        if self.tail == "short" and short and self._slice(short)[0] == self._slice(short)[1]:
+            count -= 1
+        return count
+
+    def __len__(self) -> int:
+        return self.own_left(self.sample)
+
+    def _slice(self, count: int) -> tuple[int, int]:
+        return self.rank * count // self.ranks, (self.rank + 1) * count // self.ranks
+
+    def after(self, sample: int) -> int:
+        """Where the batch that begins there ends."""
+        return min(sample + self.global_batch_size, self.order.samples)
+
+    def indices(self, epoch: int, first: int, count: int, *, stride: int = 1) -> list[Indices]:
+        """This rank's samples of `count` batches, each `stride` batches after the one before."""
+        places = [self._places(first + turn * stride * self.global_batch_size) for turn in range(count)]
+        if not places:
+            return []
+        samples = self.order.indices(epoch, np.concatenate(places))
+        return np.split(samples, np.cumsum([len(each) for each in places])[:-1])
+
+    def _places(self, sample: int) -> Indices:
+        count = min(self.global_batch_size, self.order.samples - sample)
+        if self.tail == "pad":
+            begin, end = self._slice(self.global_batch_size)
+            return np.arange(sample + begin, sample + end, dtype=np.int64) % self.order.samples
+        begin, end = self._slice(count)
+        return np.arange(sample + begin, sample + end, dtype=np.int64)
+
+    def __iter__(self) -> "BatchesIterator":
+        return BatchesIterator(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next iteration begins, and what decides the order."""
+        return self.state_at(self.epoch, self.sample)
+
+    def state_at(self, epoch: int, sample: int) -> dict[str, Any]:
+        """The state of training that stands there."""
+        return {
+            "version": STATE_VERSION,
+            "epoch": epoch,
+            "sample": sample,
+            "global_batch_size": self.global_batch_size,
+            "order": self.order.description(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes there. Raises: ValueError for the state of another order; ranks and the size of batches may differ."""
+        self.seek(*self.place_in(state))
+
+    def place_in(self, state: dict[str, Any]) -> tuple[int, int]:
+        """(epoch, sample) of a state. Raises: ValueError, with what differs."""
+        if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
+            raise ValueError(
+                f"not a state of version {STATE_VERSION} of a data set's order: {str(state)[:100]}"
+            )
+        mine, theirs = self.order.description(), state["order"]
+        differing = [name for name in mine if theirs.get(name) != mine[name]]
+        if differing:
+            told = ", ".join(
+                f"{name} {_short(theirs.get(name))}, now {_short(mine[name])}" for name in differing
+            )
+            raise ValueError(f"the state is of another order: {told}")
+        return state["epoch"], state["sample"]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+class BatchesIterator(Iterator[list[int]]):
+    """One iteration: lists of samples, and the state behind the last one that was taken."""
+
+    def __init__(self, batches: GlobalBatches, *, worker: int = 0, workers: int = 1) -> None:
+        self.batches = batches
+        self.worker, self.workers = worker, workers
+        self.epoch = batches.epoch
+        self._begin(batches.sample)
+
+    def _begin(self, sample: int) -> None:
+        """With several workers this one takes every `workers`-th batch from there, `worker` first."""
+        self._start = sample
+        self._taken = 0
+        self._ready: list[Indices] = []
+
+    @property
+    def sample(self) -> int:
+        """Where the batches end that this iterator has given out."""
+        if not self._taken:
+            return self._start
+        last = self._start + (self.worker + (self._taken - 1) * self.workers) * self.batches.global_batch_size
+        return self.batches.after(last)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> list[int]:
+        return self.next_array().tolist()  # type: ignore[no-any-return]
+
+    def next_array(self) -> Indices:
+        """This rank's samples of the next batch, of this worker. Raises: StopIteration."""
+        if not self._ready:
+            self._fill()
+        self._taken += 1
+        return self._ready.pop()
+
+    def _fill(self) -> None:
+        batches = self.batches
+        turn = self.worker + self._taken * self.workers
+        left = -(-(batches.own_left(self._start) - turn) // self.workers)
+        if left <= 0:
+            if (batches.epoch, batches.sample) == (self.epoch, self._start):
+                batches.seek(self.epoch + 1)
+            raise StopIteration
+        own = max(1, batches.global_batch_size // batches.ranks)
+        count = min(left, max(1, WINDOW // own))
+        first = self._start + turn * batches.global_batch_size
+        self._ready = batches.indices(self.epoch, first, count, stride=self.workers)[::-1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """For StatefulDataLoader."""
+        return self.batches.state_at(self.epoch, self.sample)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on behind the last batch that was given out."""
+        self.epoch, sample = self.batches.place_in(state)
+        self._begin(sample)
+        self.batches.seek(self.epoch, sample)
+
+    def worker_state(self, *, ahead: int) -> dict[str, Any]:
+        """Of one worker of several, `ahead` of whose batches have not been handed out."""
+        state = self.batches.state_at(self.epoch, self._start)
+        return {**state, "taken": self._taken - ahead, "worker": self.worker, "workers": self.workers}
+
+    def load_worker_state(self, state: dict[str, Any]) -> None:
+        """Goes on behind what this worker has handed out. Raises: ValueError for another number of workers."""
+        mine = {"worker": self.worker, "workers": self.workers}
+        theirs = {name: state.get(name) for name in mine}
+        if theirs != mine:
+            raise ValueError(
+                f"the state is that of worker {theirs['worker']} of {theirs['workers']}, this is {self.worker} of "
+                f"{self.workers}: use as many workers, or `Loader`, which goes on with any number"
+            )
+        self.epoch, sample = self.batches.place_in(state)
+        self._begin(sample)
+        self._taken = state["taken"]
+        self.batches.seek(self.epoch, sample)
+
+
+def distributed_rank() -> tuple[int, int]:
+    """(rank, ranks) of torch.distributed, or of torchrun's environment, or (0, 1)."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+__all__ = ["TAILS", "BatchesIterator", "GlobalBatches", "Tail", "distributed_rank"]

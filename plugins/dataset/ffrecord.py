@@ -1,0 +1,245 @@
+"""FFRecord files (`.ffr`), byte for byte as HFAiLab/ffrecord writes and reads them.
+
+    ┌ 0 ────────┬ 4 ───────┬ 12 ──────────────┬ 12+4N ────────────┬ 12+12N ─────────────────────┐
+    │ CRC32     │ N        │ CRC32 of each    │ offset of each    │ the records, back to back,  │
+    │ of 4…12N  │ int64    │ record, N × u32  │ record, N × int64 │ to the end of the file      │
+    └───────────┴──────────┴──────────────────┴───────────────────┴─────────────────────────────┘
+
+Little endian. CRC32 is zlib's. Offsets count from the start of the file, the first is 12+12N. A first checksum of 0 is
+an old file's: its header cannot be checked, which is a warning. A header of zeros is that of a file whose writer was
+stopped: their writer fills it in at the end. Ours gives a file its name when it is complete.
+
+    with FFRecordWriter("lu:/data/part.ffr", count=1000) as writer:
+        for record in records:
+            writer.write(record)
+"""
+
+import contextlib
+import os
+import struct
+import tempfile
+import warnings
+import zlib
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+
+from ...client.location import AnyFileSystem, Location, replacing
+from ...errors import CorruptData, InvalidArgument
+from .records import Index, Integers, RecordFile, Records, opened, place_of, read_exactly
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+HEAD: Final = struct.Struct("<Iq")
+RECORD_BYTES: Final = 12  # of the header, for each record
+COUNT_MAX: Final = 1 << 40  # 12 TiB of header
+WRITE_BYTES: Final = 4 << 20  # records are gathered into writes of this size
+SPOOL_BYTES: Final = (
+    64 << 20
+)  # of records whose number is not known yet, in memory; more go to a temporary file
+
+
+class FFRecords(Records):
+    """The records of FFRecord files. Each sample is an array of bytes."""
+
+    format = "ffrecord"
+    suffix = ".ffr"
+
+    def examine(self, path: str) -> RecordFile:
+        with opened(self.place.file_system, path) as (file, identity):
+            if identity.size < HEAD.size:
+                raise CorruptData(
+                    f"not an FFRecord file: {identity.size} bytes are less than its header", path=path
+                )
+            checksum, count = HEAD.unpack(read_exactly(file, 0, HEAD.size))
+        if checksum == 0 and count == 0:
+            raise CorruptData(
+                "the file has no header: its writer was stopped before it was complete, or it is not an FFRecord file",
+                path=path,
+            )
+        if not 0 <= count <= (identity.size - HEAD.size) // RECORD_BYTES:
+            raise CorruptData(
+                f"not an FFRecord file, or a damaged one: a header of {count} records does not fit into "
+                f"{identity.size} bytes",
+                path=path,
+            )
+        found = RecordFile(path, count, identity)
+        if count == 0:
+            self.read_index(found)  # nobody will ask for a record
+        return found
+
+    def read_index(self, file: RecordFile) -> Index:
+        with opened(self.place.file_system, file.path) as (handle, identity):
+            header = read_exactly(handle, 0, HEAD.size + RECORD_BYTES * file.count)
+        if identity != file.identity:
+            raise CorruptData(
+                "the file was replaced after the data set was opened: open it again", path=file.path
+            )
+        checksum, count = HEAD.unpack_from(header)
+        if checksum == 0:
+            warnings.warn(f"{file.path}: an old FFRecord file without a checksum of its header", stacklevel=2)
+        elif count != file.count or zlib.crc32(memoryview(header)[4:]) != checksum:
+            raise CorruptData("the header does not match its checksum", path=file.path)
+        offsets = np.frombuffer(header, "<i8", count, HEAD.size + 4 * count)
+        _check_offsets(offsets, file)
+        return Index(
+            np.append(offsets, file.identity.size).astype(np.int64),
+            None,
+            np.frombuffer(header, "<u4", count, HEAD.size).astype(np.uint32),
+        )
+
+
+def _check_offsets(offsets: Integers, file: RecordFile) -> None:
+    start = HEAD.size + RECORD_BYTES * file.count
+    if not len(offsets):
+        if file.identity.size > start:
+            raise CorruptData(
+                f"the header has no records, but {file.identity.size - start} bytes follow it", path=file.path
+            )
+        return
+    if int(offsets[0]) != start:
+        raise CorruptData(
+            f"record 0 begins at byte {int(offsets[0])}, not behind the header at {start}", path=file.path
+        )
+    ends = np.append(offsets[1:], file.identity.size)
+    wrong = np.flatnonzero(ends < offsets)
+    if wrong.size:
+        first = int(wrong[0])
+        reason = "ends before it begins" if first + 1 < len(offsets) else "begins behind the end of the file"
+        raise CorruptData(
+            f"record {first} {reason} (bytes {int(offsets[first])} to {int(ends[first])}): the file was cut off or "
+            "is damaged",
+            path=file.path,
+        )
+
+
+class FFRecordWriter:
+    """Writes one FFRecord file, which takes its name when it is complete and durable.
+
+    `count`: how many records will come. Without it they are kept aside until the number is known. Leaving a `with`
+    block by an error leaves no file, and an old one of that name as it was.
+    """
+
+    def __init__(
+        self,
+        location: str | os.PathLike[str] | Location,
+        count: int | None = None,
+        *,
+        file_system: AnyFileSystem | None = None,
+    ) -> None:
+        place, (self.path,) = place_of(location, file_system=file_system)
+        if not self.path.endswith(FFRecords.suffix):
+            raise InvalidArgument(
+                "names of FFRecord files end in .ffr: their readers insist on it", path=self.path
+            )
+        if count is not None and not 0 <= count <= COUNT_MAX:
+            raise InvalidArgument(f"a file has 0 to {COUNT_MAX} records, not {count}", path=self.path)
+        self.count = count
+        self.bytes_written = 0
+        self._file_system = place.file_system
+        self._checksums: list[int] = []
+        self._lengths: list[int] = []
+        self._pending = bytearray()
+        self._open = contextlib.ExitStack()
+        self._spool: IO[bytes] | None = None
+        self._file: Any = None
+        if count is None:
+            self._spool = self._open.enter_context(tempfile.SpooledTemporaryFile(SPOOL_BYTES))  # noqa: SIM115
+        else:
+            self._begin(count)
+
+    @property
+    def written(self) -> int:
+        """Records so far."""
+        return len(self._lengths)
+
+    def write(self, record: "ReadableBuffer") -> None:
+        """Adds one record. Raises: ValueError for more than `count`, or after `close`."""
+        if self._spool is None and self._file is None:
+            raise ValueError(f"{self.path}: the writer is closed")
+        if self.count is not None and self.written >= self.count:
+            raise ValueError(f"{self.path}: more records than the {self.count} that were announced")
+        data = memoryview(record).cast("B") if memoryview(record).nbytes else memoryview(b"")
+        self._checksums.append(zlib.crc32(data))
+        self._lengths.append(data.nbytes)
+        self.bytes_written += data.nbytes
+        if data.nbytes >= WRITE_BYTES:
+            self._flush()
+            self._put(data)
+            return
+        self._pending += data
+        if len(self._pending) >= WRITE_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Completes the file. Raises: ValueError if records are missing; the file does not appear then."""
+        if self._spool is None and self._file is None:
+            return
+        try:
+            self._require_all()
+            self._flush()
+            if self._spool is not None:
+                self._begin(self.written)
+                self._copy(self._spool)
+            self._file.pwrite(header(self._checksums, self._lengths), 0)
+        except BaseException as error:
+            self._abandon(error)
+            raise
+        self._spool = self._file = None
+        self._open.close()
+
+    def _require_all(self) -> None:
+        if self.count is not None and self.written != self.count:
+            raise ValueError(f"{self.path}: {self.written} records were written, {self.count} were announced")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if value is None:
+            self.close()
+        else:
+            self._abandon(value)
+
+    def _abandon(self, error: BaseException) -> None:
+        self._spool = self._file = None
+        # `replacing` removes what there is when it is told of an error, which it raises again.
+        with contextlib.suppress(type(error)):
+            self._open.__exit__(type(error), error, error.__traceback__)
+
+    def _begin(self, count: int) -> None:
+        self._file = self._open.enter_context(replacing(self._file_system, self.path))
+        self._position = HEAD.size + RECORD_BYTES * count
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._put(self._pending)
+            self._pending = bytearray()
+
+    def _put(self, data: "ReadableBuffer") -> None:
+        if self._file is None:
+            assert self._spool is not None, "the writer is open"
+            self._spool.write(data)
+            return
+        self._position += self._file.pwrite(data, self._position)
+
+    def _copy(self, source: IO[bytes]) -> None:
+        source.seek(0)
+        while data := source.read(WRITE_BYTES):
+            self._position += self._file.pwrite(data, self._position)
+
+
+def header(checksums: list[int], lengths: list[int]) -> bytes:
+    """The first bytes of a file with these records."""
+    count = len(lengths)
+    first = HEAD.size + RECORD_BYTES * count
+    starts = first + np.concatenate(([0], np.cumsum(lengths[:-1], dtype=np.int64)))[:count]
+    rest = struct.pack("<q", count) + np.array(checksums, "<u4").tobytes() + starts.astype("<i8").tobytes()
+    return struct.pack("<I", zlib.crc32(rest)) + rest
+
+
+__all__ = ["FFRecordWriter", "FFRecords", "header"]

@@ -1,0 +1,60 @@
+"""Opens the records of files, whatever their format."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Final
+
+from ...client.location import AnyFileSystem, Location
+from ...errors import InvalidArgument
+from .ffrecord import FFRecords
+from .records import Records, files_below, place_of
+
+FORMATS: Final[dict[str, type[Records]]] = {kind.format: kind for kind in (FFRecords,)}
+
+Locations = str | os.PathLike[str] | Location | Sequence[str | os.PathLike[str] | Location]
+
+
+def open_records(
+    locations: Locations,
+    *,
+    format: str | None = None,  # noqa: A002 (what it is called everywhere)
+    secret_file: str | os.PathLike[str] | None = None,
+    file_system: AnyFileSystem | None = None,
+    **options: Any,
+) -> Records:
+    """The records of a file, of several, or of all files of a format in a directory, in the order of their names.
+
+    `format`: "ffrecord", "tokens" or "tar"; by default what the names' endings say. `options` are the format's own.
+    Raises: InvalidArgument for files that are of no format or of several; CorruptData for files that are damaged.
+    """
+    place, paths = place_of(locations, secret_file=secret_file, file_system=file_system)
+    if format is not None and format not in FORMATS:
+        raise InvalidArgument(f"not a format: {format!r} (formats are {', '.join(FORMATS)})")
+    kind = _kind_of(place.file_system, paths) if format is None else FORMATS[format]
+    files = [file for path in paths for file in files_below(place.file_system, path, kind.suffix)]
+    if not files:
+        raise InvalidArgument(f"no *{kind.suffix} there", path=paths[0])
+    return kind(place, files, **options)
+
+
+def _kind_of(file_system: AnyFileSystem, paths: Sequence[str]) -> type[Records]:
+    kinds = {
+        kind
+        for path in paths
+        for kind in FORMATS.values()
+        if files_below(file_system, path, kind.suffix) and _fits(file_system, path, kind)
+    }
+    if len(kinds) != 1:
+        endings = ", ".join(f"*{kind.suffix}" for kind in FORMATS.values())
+        found = "no file of a known format" if not kinds else "files of several formats"
+        raise InvalidArgument(
+            f"{found}: give files or directories of {endings}, or say format=", path=paths[0]
+        )
+    return kinds.pop()
+
+
+def _fits(file_system: AnyFileSystem, path: str, kind: type[Records]) -> bool:
+    return path.endswith(kind.suffix) or file_system.isdir(path)
+
+
+__all__ = ["FORMATS", "open_records"]

@@ -1,0 +1,189 @@
+"""The global order of samples: a pure function of seed, epoch and position, with random access and no tables.
+
+    order = Order([60_000], seed=7)
+    order.indices(epoch=3, positions=numpy.arange(512))     # the first 512 samples of epoch 3
+
+O1  Within one pass over a data set every sample comes exactly once: `permute` is a bijection of 0 … size-1 for every
+    size and key.
+O2  The sample at a position depends on sizes, weights, seed and epoch alone: not on ranks, workers, machines, the
+    versions of Python, numpy or torch, or on what was asked before.
+O3  Memory does not grow with the size.
+O4  VERSION names the function. A change of any result is a new version; golden tests hold this one.
+
+The permutation is a generalized Feistel cipher with cycle walking (Black and Rogaway, "Ciphers with Arbitrary Finite
+Domains", 2002): a number below a·b is split into two digits, each round adds to one digit, modulo its base, a keyed
+hash of the other; what falls outside the size is sent through again. The hash is the finalizer of SplitMix64.
+
+A mixture takes blocks of BLOCK samples. Each data set has its quota of every block, spread over it by a permutation;
+so the share of each is exact after every block, and a data set goes on where it was at the end of an epoch.
+"""
+
+import hashlib
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+VERSION: Final = 1
+ROUNDS: Final = 8  # four for each digit
+SMALL: Final = (
+    1 << 16
+)  # sizes up to this take twice the rounds: of five samples, eight leave some orders too rare
+BLOCK: Final = 1 << 16  # samples of a mixture with exact shares, and the resolution of weights
+SAMPLES_MAX: Final = 1 << 53  # positions are exact in every language that may read a state
+
+Indices = npt.NDArray[np.int64]
+_Words = npt.NDArray[np.uint64]
+
+
+def permute(values: npt.ArrayLike, size: int, key: bytes, turns: npt.ArrayLike = 0) -> Indices:
+    """Where each of `values` (below `size`) goes in the permutation of 0 … size-1 that `key` and its turn name.
+
+    `turns`: one number for all, or one for each value. Raises: ValueError for a size that is not 1 … 2**53, IndexError
+    for a value that is not below it.
+    """
+    if not 1 <= size <= SAMPLES_MAX:
+        raise ValueError(f"a permutation has 1 to 2**53 places, not {size}")
+    given = np.asarray(values, np.int64)
+    if given.size and not 0 <= int(given.min()) <= int(given.max()) < size:
+        raise IndexError(f"positions are 0 to {size - 1}, not {int(given.min())} to {int(given.max())}")
+    first = math.isqrt(size - 1) + 1
+    bases = (np.uint64(first), np.uint64(-(-size // first)))
+    keys = _round_keys(key, ROUNDS if size > SMALL else 2 * ROUNDS, turns)
+    result = _rounds(given.reshape(-1).astype(np.uint64), bases, keys)
+    outside = np.flatnonzero(result >= size)
+    while outside.size:  # a·b is below size + 2·sqrt(size), so few walk, and few steps
+        own_keys = keys if keys.shape[1] == 1 else keys[:, outside]
+        result[outside] = _rounds(result[outside], bases, own_keys)
+        outside = outside[result[outside] >= size]
+    return result.astype(np.int64).reshape(given.shape)
+
+
+def _round_keys(key: bytes, rounds: int, turns: npt.ArrayLike) -> _Words:
+    """One row a round; one column for all values, or one for each."""
+    words = np.frombuffer(hashlib.shake_256(b"luciola order " + key).digest(8 * rounds), "<u8")
+    numbers = np.asarray(turns, np.int64).reshape(1, -1).astype(np.uint64)
+    return _hash(words[:, np.newaxis] + _hash(numbers))
+
+
+def _rounds(values: _Words, bases: tuple[np.uint64, np.uint64], keys: _Words) -> _Words:
+    low_base, high_base = bases
+    low, high = values % low_base, values // low_base
+    for turn in range(0, len(keys), 2):
+        low = (low + _hash(high ^ keys[turn]) % low_base) % low_base
+        high = (high + _hash(low ^ keys[turn + 1]) % high_base) % high_base
+    return high * low_base + low
+
+
+def _hash(words: _Words) -> _Words:
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
+class Order:
+    """Which sample is at which position of which epoch, for one data set or several.
+
+    `sizes`: of the data sets, whose samples are numbered one after the other. Without `weights` they are one data set,
+    and an epoch is all of it once. With `weights` an epoch is `samples` long (by default as many as there are), and
+    each data set is gone through again and again, in a new order each time, as often as its weight asks.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        weights: Sequence[float] | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        samples: int | None = None,
+    ) -> None:
+        self.sizes = tuple(operator.index(size) for size in sizes)
+        if not self.sizes or min(self.sizes) < 1:
+            raise ValueError(f"each data set has at least one sample, not {list(self.sizes)}")
+        total = sum(self.sizes)
+        self.seed, self.shuffle = operator.index(seed), bool(shuffle)
+        self.weights = None if weights is None else tuple(float(weight) for weight in weights)
+        self.samples = total if samples is None else operator.index(samples)
+        if not 1 <= max(total, self.samples) <= SAMPLES_MAX or self.samples < 1:
+            raise ValueError(f"an epoch has 1 to 2**53 samples, not {self.samples} of {total}")
+        if self.weights is None and self.samples != total:
+            raise ValueError(f"without weights an epoch is all {total} samples once, not {self.samples}")
+        self._quotas = None if self.weights is None else quotas(self.weights, len(self.sizes))
+        self._starts = np.concatenate(([0], np.cumsum(self.sizes, dtype=np.int64)))
+
+    def indices(self, epoch: int, positions: npt.ArrayLike) -> Indices:
+        """The samples at those positions (0 … samples-1) of an epoch."""
+        if epoch < 0:
+            raise ValueError(f"epochs count from 0, not {epoch}")
+        places = np.asarray(positions, np.int64)
+        if places.size and not 0 <= int(places.min()) <= int(places.max()) < self.samples:
+            raise IndexError(f"positions are 0 to {self.samples - 1}")
+        if self._quotas is None:
+            total = int(self._starts[-1])
+            return permute(places, total, self._key("pass", 0), epoch) if self.shuffle else places.copy()
+        return self._mixed(places.reshape(-1), epoch * self.samples).reshape(places.shape)
+
+    def description(self) -> dict[str, Any]:
+        """What decides the order, for a state: two orders with equal descriptions are equal."""
+        return {
+            "version": VERSION,
+            "sizes": list(self.sizes),
+            "weights": None if self.weights is None else list(self.weights),
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "samples": self.samples,
+        }
+
+    def _mixed(self, places: Indices, before: int) -> Indices:
+        """Positions of an endless mixture, `before` more than those of the epoch."""
+        assert self._quotas is not None, "it is a mixture"
+        blocks, within = np.divmod(places + before, BLOCK)
+        within = permute(within, BLOCK, self._key("block", 0), blocks)
+        ends = np.cumsum(self._quotas)
+        owners = np.searchsorted(ends, within, side="right")
+        ordinals = blocks * self._quotas[owners] + within - (ends - self._quotas)[owners]
+        result = np.empty_like(places)
+        for owner in np.unique(owners):
+            mine = owners == owner
+            result[mine] = self._starts[owner] + self._passed(int(owner), ordinals[mine])
+        return result
+
+    def _passed(self, owner: int, ordinals: Indices) -> Indices:
+        """Samples of one data set that is gone through again and again."""
+        size = self.sizes[owner]
+        passes, places = np.divmod(ordinals, size)
+        return permute(places, size, self._key("pass", owner), passes) if self.shuffle else places
+
+    def _key(self, use: str, owner: int) -> bytes:
+        return f"{VERSION} {use} {self.seed} {owner}".encode()
+
+
+def quotas(weights: Sequence[float], count: int) -> Indices:
+    """Samples of each data set in a block, by largest remainders, at least one of each.
+
+    Raises: ValueError for weights that are not `count` positive numbers.
+    """
+    if len(weights) != count:
+        raise ValueError(f"there are {count} data sets and {len(weights)} weights: give one for each")
+    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise ValueError(
+            f"weights are positive numbers, not {list(weights)}: leave a data set out instead of 0"
+        )
+    if count > BLOCK:
+        raise ValueError(f"a mixture has at most {BLOCK} data sets, not {count}")
+    total = math.fsum(weights)
+    exact = [weight / total * BLOCK for weight in weights]
+    result = [max(1, int(share)) for share in exact]
+    by_remainder = sorted(range(count), key=lambda each: (result[each] - exact[each], each))
+    for step in range(BLOCK - sum(result)):
+        result[by_remainder[step % count]] += 1
+    while sum(result) > BLOCK:  # ones that were raised from less take from the largest
+        result[max(range(count), key=lambda each: (result[each], -each))] -= 1
+    return np.array(result, np.int64)
+
+
+__all__ = ["BLOCK", "VERSION", "Order", "permute", "quotas"]

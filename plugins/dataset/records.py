@@ -1,0 +1,273 @@
+"""Records of files: where each one lies, whatever the format. Reading them is `batch`, their order is `order`.
+
+A `Records` joins files of one format into one numbering. What it knows of a file is its size, its date and how many
+records it has; the places of the records (`Index`) are read when the first one is wanted, in each process anew, so
+that a data set sent to a worker is small.
+
+R1  Nothing in a file is believed before it is checked against the file's size: no length makes an allocation larger
+    than the file, no offset leads out of it.
+R2  A file that was replaced after the data set was opened is refused, not mixed with the old one.
+"""
+
+import contextlib
+import dataclasses
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ...client.location import AnyFileSystem, Location, open_location, parse_location
+from ...errors import CorruptData, InvalidArgument
+
+THREADS: Final = 8  # files looked at together while a data set is opened
+
+Integers = npt.NDArray[np.int64]
+Checksums = npt.NDArray[np.uint32]
+Bytes = npt.NDArray[np.uint8]
+
+
+class Index(NamedTuple):
+    """The records of one file. Without `lengths`, `offsets` has one more, and each record ends where the next begins.
+
+    `checksums`: CRC32 (zlib) of each record, None where the format has none.
+    """
+
+    offsets: Integers
+    lengths: Integers | None
+    checksums: Checksums | None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - (self.lengths is None)
+
+    def lengths_of(self, numbers: Integers) -> Integers:
+        """Bytes of these records."""
+        if self.lengths is not None:
+            return self.lengths[numbers]
+        result: Integers = self.offsets[numbers + 1] - self.offsets[numbers]
+        return result
+
+
+class Extents(NamedTuple):
+    """Where some records lie: one element for each in every array."""
+
+    files: Integers
+    offsets: Integers
+    lengths: Integers
+    checksums: Checksums | None
+
+
+class Identity(NamedTuple):
+    """What tells one state of a file from another."""
+
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file system that is found again in another process: by its location, unless one was given."""
+
+    location: Location | None
+    given: Any = None
+
+    @property
+    def file_system(self) -> AnyFileSystem:
+        if self.given is not None:
+            found: AnyFileSystem = self.given
+            return found
+        assert self.location is not None, "one of the two is there"
+        return open_location(self.location)[0]
+
+
+@dataclass(frozen=True)
+class RecordFile:
+    """One file of a data set: its records are `count`, its bytes lie at `path`."""
+
+    path: str
+    count: int
+    identity: Identity
+
+
+class Records(ABC):
+    """The records of some files of one format, numbered from 0 in the order of the files."""
+
+    format: ClassVar[str]
+    suffix: ClassVar[str]
+    """Of the files that a directory is searched for."""
+    dtype: Any = np.dtype(np.uint8)
+    """Of the elements of a record."""
+    is_plain = True
+    """A record is an array as it lies in the file."""
+
+    def __init__(self, place: Place, paths: Sequence[str]) -> None:
+        if not paths:
+            raise InvalidArgument(f"a data set has at least one file, named *{self.suffix}")
+        self.place = place
+        if len(paths) == 1:
+            self.files = [self.examine(paths[0])]
+        else:
+            with ThreadPoolExecutor(min(THREADS, len(paths)), "luciola-dataset") as pool:
+                self.files = list(pool.map(self.examine, paths))
+        counts = np.array([file.count for file in self.files], np.int64)
+        self._ends: Integers = np.cumsum(counts)
+        self._starts: Integers = self._ends - counts
+        self._indexes: dict[int, Index] = {}
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def examine(self, path: str) -> RecordFile:
+        """What a file is. Raises: CorruptData for one that cannot be of this format."""
+
+    @abstractmethod
+    def read_index(self, file: RecordFile) -> Index:
+        """The places of the records, checked."""
+
+    def samples(self, numbers: Integers, arrays: list[Bytes]) -> list[Any]:  # noqa: ARG002
+        """The records as samples; `arrays` are their bytes."""
+        return [array.view(self.dtype) for array in arrays]
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.update(_indexes={}, _lock=None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} records in {len(self.files)} files>"
+
+    def index(self, number: int) -> Index:
+        """The places of the records of a file."""
+        with self._lock:
+            found = self._indexes.get(number)
+            if found is None:
+                found = self._indexes[number] = self.read_index(self.files[number])
+            return found
+
+    def locate(self, numbers: Integers) -> Extents:
+        """Where records lie. Raises: IndexError for a number that is not 0 to len-1."""
+        files, within = self.split(numbers)
+        offsets, lengths = np.empty_like(within), np.empty_like(within)
+        checksums: Checksums | None = np.zeros(len(within), np.uint32)
+        for file in np.unique(files):
+            index, chosen = self.index(int(file)), files == file
+            offsets[chosen] = index.offsets[within[chosen]]
+            lengths[chosen] = index.lengths_of(within[chosen])
+            if index.checksums is None:
+                checksums = None
+            elif checksums is not None:
+                checksums[chosen] = index.checksums[within[chosen]]
+        return Extents(files, offsets, lengths, checksums)
+
+    def split(self, numbers: Integers) -> tuple[Integers, Integers]:
+        """(files, numbers within them)."""
+        if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(self):
+            wrong = int(numbers.max() if numbers.min() >= 0 else numbers.min())
+            raise IndexError(f"records are 0 to {len(self) - 1}, not {wrong}")
+        files = np.searchsorted(self._ends, numbers, side="right")
+        return files, numbers - self._starts[files]
+
+    def name(self, number: int) -> str:
+        """A record's name in messages."""
+        _, within = self.split(np.array([number]))
+        return f"record {int(within[0])}"
+
+    def open(self, number: int) -> Any:
+        """An open file. Raises: CorruptData if it is not the file that it was."""
+        known = self.files[number]
+        file: Any = self.place.file_system.open(known.path, "rb")
+        if identity_of(file) != known.identity:
+            file.close()
+            raise CorruptData(
+                "the file was replaced or changed after the data set was opened: open it again",
+                path=known.path,
+            )
+        return file
+
+
+def identity_of(file: Any) -> Identity:
+    """Of an open file."""
+    status = file.stat()
+    return Identity(status.st_size, status.st_mtime_ns)
+
+
+@contextlib.contextmanager
+def opened(file_system: AnyFileSystem, path: str) -> Iterator[tuple[Any, Identity]]:
+    """An open file and what it is."""
+    file: Any
+    with file_system.open(path, "rb") as file:
+        yield file, identity_of(file)
+
+
+def read_exactly(file: Any, offset: int, length: int) -> bytes:
+    """Raises: CorruptData where the file ends before."""
+    data: bytes = file.pread(length, offset)
+    if len(data) < length:
+        raise CorruptData(f"the file ends before byte {offset + length}", path=str(file.name))
+    return data
+
+
+def place_of(
+    locations: str | os.PathLike[str] | Location | Sequence[str | os.PathLike[str] | Location],
+    *,
+    secret_file: str | os.PathLike[str] | None = None,
+    file_system: AnyFileSystem | None = None,
+) -> tuple[Place, list[str]]:
+    """The file system that locations are on, and their paths there. With `file_system` they are paths on that.
+
+    Raises: InvalidArgument for none, and for locations on several clusters.
+    """
+    given = [locations] if isinstance(locations, str | os.PathLike | Location) else list(locations)
+    if not given:
+        raise InvalidArgument("no location is given")
+    if file_system is not None:
+        return Place(None, file_system), [os.fspath(each) for each in given]  # type: ignore[arg-type]
+    parsed = [each if isinstance(each, Location) else parse_location(each, os.environ) for each in given]
+    if secret_file is not None:
+        parsed = [dataclasses.replace(each, secret_file=os.fspath(secret_file)) for each in parsed]
+    wheres = {(each.address, each.secret_file) for each in parsed}
+    if len(wheres) > 1:
+        raise InvalidArgument(
+            "these locations are on several clusters: open each by itself, and give MapDataset the list",
+            path=str(parsed[-1]),
+        )
+    return Place(dataclasses.replace(parsed[0], path="/")), [each.path for each in parsed]
+
+
+def files_below(file_system: AnyFileSystem, path: str, suffix: str) -> list[str]:
+    """The file, or those of a directory that end in `suffix`, in the order of their names."""
+    if not file_system.isdir(path):
+        return [path]
+    names = sorted(
+        name for name in file_system.listdir(path) if name.endswith(suffix) and not name.startswith(".")
+    )
+    return [os.path.join(path, name) for name in names]
+
+
+__all__ = [
+    "Bytes",
+    "Checksums",
+    "Extents",
+    "Identity",
+    "Index",
+    "Integers",
+    "Place",
+    "RecordFile",
+    "Records",
+    "files_below",
+    "identity_of",
+    "opened",
+    "place_of",
+    "read_exactly",
+]
