@@ -258,6 +258,10 @@ class Tile:
         return values
 
 
+def no_layout(*_given, **_named):
+    """Layouts are not simulated."""
+
+
 def tensors(function):
     """Numbers among the arguments become tensors."""
     return lambda *given, **named: function(*(torch.as_tensor(each) for each in given), **named)
@@ -338,6 +342,7 @@ def language(program):  # noqa: C901 (a list of small functions)
     fenced = []
     gl = SimpleNamespace(
         **{name: getattr(torch, name) for name in ("int32", "int64", "float32", "bfloat16", "float16")},
+        partition=lambda: program.partition,  # for planted bugs
         program_id=lambda axis: program.place[axis],
         load=load,
         store=store,
@@ -362,8 +367,7 @@ def language(program):  # noqa: C901 (a list of small functions)
         to_tensor=torch.as_tensor,
         static_range=range,
         constexpr=real.constexpr,
-        SliceLayout=real.SliceLayout,
-        NVMMADistributedLayout=lambda **given: given,
+        **dict.fromkeys(("SliceLayout", "BlockedLayout", "NVMMADistributedLayout"), no_layout),
     )
     barriers = SimpleNamespace(
         MBarrierLayout=real_mbarrier.MBarrierLayout,

@@ -62,11 +62,11 @@ def fp8_gemm_nt(  # noqa: PLR0913 (the original's)
         total = reference.fp8_gemm(a_values, sfa, b_values, sfb, gran_n=1 if rows else BLOCK)
         d.copy_(total if c is None else total + d)
         return
-    if layer == "hopper" and not rows:
+    if layer == "hopper":
         from . import hopper
 
         if hopper.takes(a_values.shape[0]):
-            hopper.fp8_gemm((a_values, sfa), (b_values, sfb), d)
+            hopper.fp8_gemm((a_values, sfa), (b_values, sfb), d, accumulate=rows)
             return
     from . import launch
 

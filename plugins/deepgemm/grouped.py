@@ -59,11 +59,13 @@ def m_grouped_fp8_gemm_nt_contiguous(  # noqa: PLR0913 (the original's)
         rows = _rows(grouped_layout, m, psum=use_psum_layout)
         _write(d, reference.fp8_grouped(a_values, sfa, b_values, sfb, rows), rows, psum=use_psum_layout)
         return
-    if layer == "hopper" and not use_psum_layout:
+    if layer == "hopper":
         from . import hopper
 
-        if hopper.takes(m, alignment=settings.get_mk_alignment_for_contiguous_layout()):
-            hopper.fp8_gemm((a_values, sfa), (b_values, sfb), d, grouped_layout)
+        if hopper.takes(
+            expected_m_for_psum_layout or m, alignment=settings.get_mk_alignment_for_contiguous_layout()
+        ):
+            hopper.fp8_gemm((a_values, sfa), (b_values, sfb), d, grouped_layout, psum=use_psum_layout)
             return
     from . import launch
 
@@ -105,13 +107,20 @@ def m_grouped_fp8_gemm_nt_masked(  # noqa: PLR0913 (the original's)
     checks.check_same_device(a_values, sfa, b_values, sfb, d, masked_m)
     if d.numel() == 0:
         return
-    if layer_for(d) == "reference" or k == 0:
+    layer = layer_for(d)
+    if layer == "reference" or k == 0:
         for group, rows in enumerate(masked_m.tolist()):
             total = reference.fp8_gemm(
                 a_values[group, :rows], sfa[group, :rows], b_values[group], sfb[group], gran_n=BLOCK
             )
             d[group, :rows] = total.to(d.dtype)
         return
+    if layer == "hopper":
+        from . import hopper
+
+        if hopper.takes(min(expected_m, a_values.shape[1])):
+            hopper.fp8_masked_gemm((a_values, sfa), (b_values, sfb), d, masked_m)
+            return
     from . import launch
 
     launch.masked_gemm(a_values, b_values, d, masked_m, expected_m, scales=launch.Scales(sfa, sfb))
@@ -268,9 +277,16 @@ def k_grouped_fp8_gemm_tn_contiguous(*_arguments: object, **_keywords: object) -
 def _add_product(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, d: Tensor) -> None:
     if a.shape[1] == 0:
         return
-    if layer_for(d) == "reference":
+    layer = layer_for(d)
+    if layer == "reference":
         d += reference.fp8_gemm(a, sfa, b, sfb, gran_n=1)
         return
+    if layer == "hopper":
+        from . import hopper
+
+        if hopper.takes(a.shape[0]):
+            hopper.fp8_gemm((a, sfa), (b, sfb), d, accumulate=True)
+            return
     from . import launch
 
     launch.gemm(a, b, d, scales=launch.Scales(sfa, sfb, row_scales=True), accumulate=True)

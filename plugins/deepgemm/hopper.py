@@ -1,4 +1,4 @@
-"""The fast path for many rows on Hopper, in Gluon: dense and contiguous grouped FP8 products.
+"""The fast path for many rows on Hopper, in Gluon: FP8 products, dense and in every grouped form.
 
 One warp loads, two warpgroups multiply. The loader fills STAGES slots of shared memory by TMA, as far ahead as there
 are free ones; the others wait for a slot, multiply its 128 columns into a fresh accumulator, hand the slot back, and
@@ -8,11 +8,14 @@ add the result, scaled, to the sum. Both sides walk the same tiles in the same o
     I2  a slot is handed back after the multiplication that reads it has ended
     I3  as in `kernel`: no row influences another; nothing is stored outside real rows and columns, but zeros in
         rows of group -1
+
+MODE says how rows find their group, as in `kernel`. Groups that cut k are products of their own, added to D.
 """
 
 from typing import Any, Final
 
 from torch import Tensor
+from triton import next_power_of_2
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
@@ -21,6 +24,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from ..kernels.ahead import start
 from ..kernels.layers import on_device
 from . import settings
+from .kernel import CONTIGUOUS, DENSE, MASKED, PSUM
 from .quantize import BLOCK, ceil_div
 
 BLOCK_M: Final = 128
@@ -32,6 +36,10 @@ LOADER_REGISTERS: Final = 24  # what a loader needs; the rest of the register fi
 _K: gl.constexpr = gl.constexpr(BLOCK)
 _TILE_M: gl.constexpr = gl.constexpr(BLOCK_M)
 _TILE_N: gl.constexpr = gl.constexpr(BLOCK_N)
+_CONTIGUOUS: gl.constexpr = gl.constexpr(CONTIGUOUS)
+_PSUM: gl.constexpr = gl.constexpr(PSUM)
+_MASKED: gl.constexpr = gl.constexpr(MASKED)
+_FAR: gl.constexpr = gl.constexpr(0x7FFFFFFF)
 # Triton 3.6 has it under its older name.
 _tma_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 _LAYOUT: Final = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2)
@@ -47,91 +55,163 @@ def _place(tile, tiles_m, tiles_n):
 
 
 @gluon.jit
-def _group_of(layout, row, GROUPED: gl.constexpr):
-    group = 0
-    if GROUPED:
-        group = gl.load(layout + row)
-    return group
+def _share(layout, number, m, tiles_n, dealt, MODE: gl.constexpr, PROGRAMS: gl.constexpr):
+    """Of a group's tiles, or of all: the end of their rows, how many, and the first that is this program's."""
+    rows_end = m
+    if MODE == _MASKED:
+        rows_end = gl.minimum(gl.load(layout + number), m)
+    tiles = gl.cdiv(rows_end, _TILE_M) * tiles_n
+    return rows_end, tiles, (gl.program_id(0) + PROGRAMS - dealt % PROGRAMS) % PROGRAMS
+
+
+@gluon.jit
+def _group_of(
+    layout, number, first, rows_end, groups, MODE: gl.constexpr, GROUPS: gl.constexpr, WARPS: gl.constexpr
+):
+    """The group of the tile that begins at row `first`, negative for none, and where its stored rows end."""
+    group = number
+    end = rows_end
+    if MODE == _CONTIGUOUS:
+        group = gl.load(layout + first)
+    if MODE == _PSUM:
+        # Every warp holds all ends, so that no sum crosses warps.
+        spread: gl.constexpr = gl.SliceLayout(0, gl.BlockedLayout([1, 1], [1, 32], [WARPS, 1], [1, 0]))
+        each = gl.arange(0, GROUPS, layout=spread)
+        ends = gl.load(layout + each, mask=each < groups, other=_FAR)
+        starts_after = (gl.minimum(ends, _FAR - _TILE_M) + _TILE_M - 1) // _TILE_M * _TILE_M
+        group = gl.sum((starts_after <= first).to(gl.int32), 0)
+        end = gl.minimum(gl.sum(gl.where((each == group) & (each < groups), ends, 0), 0), rows_end)
+        group = gl.where(first < end, group, -1)
+    return group, end
 
 
 @gluon.jit
 def _load_tiles(
-    a_tile, b_tile, a_slots, b_slots, filled, free, layout, m, n, k,
-    GROUPED: gl.constexpr, STAGES: gl.constexpr, PROGRAMS: gl.constexpr,
+    a_tile, b_tile, slots, layout, sizes,
+    MODE: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr, PROGRAMS: gl.constexpr,
 ):  # fmt: skip
-    tiles_m = gl.cdiv(m, _TILE_M)
+    a_slots, b_slots, filled, free = slots
+    m, n, k, groups = sizes
     tiles_n = gl.cdiv(n, _TILE_N)
     step = 0
-    for tile in range(gl.program_id(0), tiles_m * tiles_n, PROGRAMS):
-        tile_m, tile_n = _place(tile, tiles_m, tiles_n)
-        group = _group_of(layout, tile_m * _TILE_M, GROUPED)
-        if group >= 0:
-            for block in range(gl.cdiv(k, _K)):
-                slot = step % STAGES
-                mbarrier.wait(free.index(slot), (step // STAGES) & 1 ^ 1)
-                barrier = filled.index(slot)
-                mbarrier.expect(barrier, a_tile.block_type.nbytes + b_tile.block_type.nbytes)
-                _tma_load(a_tile, [tile_m * _TILE_M, block * _K], barrier, a_slots.index(slot))
-                _tma_load(b_tile, [group * n + tile_n * _TILE_N, block * _K], barrier, b_slots.index(slot))
-                step += 1
+    dealt = 0
+    for number in range(groups if MODE == _MASKED else 1):
+        rows_end, tiles, first_tile = _share(layout, number, m, tiles_n, dealt, MODE, PROGRAMS)
+        dealt += tiles
+        for tile in range(first_tile, tiles, PROGRAMS):
+            tile_m, tile_n = _place(tile, gl.cdiv(rows_end, _TILE_M), tiles_n)
+            first = tile_m * _TILE_M
+            group, _ = _group_of(layout, number, first, rows_end, groups, MODE, GROUPS, 1)
+            if group >= 0:
+                a_row = first
+                if MODE == _MASKED:
+                    a_row += number * m
+                for block in range(gl.cdiv(k, _K)):
+                    slot = step % STAGES
+                    mbarrier.wait(free.index(slot), (step // STAGES) & 1 ^ 1)
+                    barrier = filled.index(slot)
+                    mbarrier.expect(barrier, a_tile.block_type.nbytes + b_tile.block_type.nbytes)
+                    _tma_load(a_tile, [a_row, block * _K], barrier, a_slots.index(slot))
+                    _tma_load(
+                        b_tile, [group * n + tile_n * _TILE_N, block * _K], barrier, b_slots.index(slot)
+                    )
+                    step += 1
 
 
 @gluon.jit
 def _multiply_tiles(
-    a_slots, b_slots, filled, free, d, sfa, sfb, layout, m, n, k, d_m, sfa_m, sfa_k, sfb_g, sfb_n, sfb_k,
-    GROUPED: gl.constexpr, STAGES: gl.constexpr, PROGRAMS: gl.constexpr,
+    slots, d, scales, layout, sizes, strides,
+    MODE: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr, PROGRAMS: gl.constexpr,
+    B_ROW_SCALES: gl.constexpr, ACCUMULATE: gl.constexpr, CONSUMERS: gl.constexpr,
 ):  # fmt: skip
     sums: gl.constexpr = gl.NVMMADistributedLayout(
-        version=[3, 0], warps_per_cta=[8, 1], instr_shape=[16, _TILE_N, 32]
+        version=[3, 0], warps_per_cta=[CONSUMERS, 1], instr_shape=[16, _TILE_N, 32]
     )
-    tiles_m = gl.cdiv(m, _TILE_M)
+    a_slots, b_slots, filled, free = slots
+    sfa, sfb = scales
+    m, n, k, groups = sizes
+    d_g, d_m, sfa_g, sfa_m, sfa_k, sfb_g, sfb_n, sfb_k = strides
     tiles_n = gl.cdiv(n, _TILE_N)
     step = 0
-    for tile in range(gl.program_id(0), tiles_m * tiles_n, PROGRAMS):
-        tile_m, tile_n = _place(tile, tiles_m, tiles_n)
-        rows = tile_m * _TILE_M + gl.arange(0, _TILE_M, layout=gl.SliceLayout(1, sums))
-        columns = tile_n * _TILE_N + gl.arange(0, _TILE_N, layout=gl.SliceLayout(0, sums))
-        group = _group_of(layout, tile_m * _TILE_M, GROUPED)
-        total = gl.zeros((_TILE_M, _TILE_N), gl.float32, sums)
-        zeros = gl.zeros((_TILE_M, _TILE_N), gl.float32, sums)
-        if group >= 0:
-            scales_a = sfa + rows.to(gl.int64) * sfa_m
-            # A tile starts at a multiple of 128 columns, so it has one scale of B.
-            scales_b = sfb + gl.to_tensor(group).to(gl.int64) * sfb_g + tile_n * sfb_n
-            for block in range(gl.cdiv(k, _K)):
-                slot = step % STAGES
-                mbarrier.wait(filled.index(slot), (step // STAGES) & 1)
-                part = warpgroup_mma(
-                    a_slots.index(slot),
-                    b_slots.index(slot).permute((1, 0)),
-                    zeros,
-                    use_acc=False,
-                    is_async=True,
-                )
-                scale = gl.load(scales_a + block * sfa_k, mask=rows < m, other=0.0)
-                scale *= gl.load(scales_b + block * sfb_k)
-                part = warpgroup_mma_wait(0, deps=(part,))
-                mbarrier.arrive(free.index(slot), count=1)
-                total += part * gl.expand_dims(scale, 1)
-                step += 1
-        if GROUPED:
-            of_rows = gl.load(layout + rows, mask=rows < m, other=-1)
-            total = gl.where(gl.expand_dims(of_rows, 1) >= 0, total, 0.0)
-        places = gl.expand_dims(rows.to(gl.int64), 1) * d_m + gl.expand_dims(columns, 0)
-        mask = (gl.expand_dims(rows, 1) < m) & (gl.expand_dims(columns, 0) < n)
-        gl.store(d + places, total.to(d.dtype.element_ty), mask=mask)
+    dealt = 0
+    for number in range(groups if MODE == _MASKED else 1):
+        rows_end, tiles, first_tile = _share(layout, number, m, tiles_n, dealt, MODE, PROGRAMS)
+        dealt += tiles
+        for tile in range(first_tile, tiles, PROGRAMS):
+            tile_m, tile_n = _place(tile, gl.cdiv(rows_end, _TILE_M), tiles_n)
+            first = tile_m * _TILE_M
+            rows = first + gl.arange(0, _TILE_M, layout=gl.SliceLayout(1, sums))
+            columns = tile_n * _TILE_N + gl.arange(0, _TILE_N, layout=gl.SliceLayout(0, sums))
+            group, end = _group_of(layout, number, first, rows_end, groups, MODE, GROUPS, CONSUMERS)
+            total = gl.zeros((_TILE_M, _TILE_N), gl.float32, sums)
+            zeros = gl.zeros((_TILE_M, _TILE_N), gl.float32, sums)
+            if group >= 0:
+                wide = gl.to_tensor(group).to(gl.int64)
+                scales_a = sfa + rows.to(gl.int64) * sfa_m
+                if MODE == _MASKED:
+                    scales_a += wide * sfa_g
+                # A tile starts at a multiple of 128 columns, so it has one scale of B, or one for each of its rows.
+                scales_b = sfb + wide * sfb_g
+                if B_ROW_SCALES:
+                    scales_of_b = scales_b + columns.to(gl.int64) * sfb_n
+                else:
+                    scales_of_b = scales_b + tile_n * sfb_n
+                for block in range(gl.cdiv(k, _K)):
+                    slot = step % STAGES
+                    mbarrier.wait(filled.index(slot), (step // STAGES) & 1)
+                    part = warpgroup_mma(
+                        a_slots.index(slot),
+                        b_slots.index(slot).permute((1, 0)),
+                        zeros,
+                        use_acc=False,
+                        is_async=True,
+                    )
+                    scale = gl.load(scales_a + block * sfa_k, mask=rows < end, other=0.0)
+                    if B_ROW_SCALES:
+                        scale_b = gl.load(scales_of_b + block * sfb_k, mask=columns < n, other=0.0)
+                        part = warpgroup_mma_wait(0, deps=(part,))
+                        mbarrier.arrive(free.index(slot), count=1)
+                        total += part * (gl.expand_dims(scale, 1) * gl.expand_dims(scale_b, 0))
+                    else:
+                        scale *= gl.load(scales_of_b + block * sfb_k)
+                        part = warpgroup_mma_wait(0, deps=(part,))
+                        mbarrier.arrive(free.index(slot), count=1)
+                        total += part * gl.expand_dims(scale, 1)
+                    step += 1
+            if MODE == _CONTIGUOUS:
+                of_rows = gl.load(layout + rows, mask=rows < m, other=-1)
+                total = gl.where(gl.expand_dims(of_rows, 1) >= 0, total, 0.0)
+            places = gl.expand_dims(rows.to(gl.int64), 1) * d_m + gl.expand_dims(columns, 0)
+            if MODE == _MASKED:
+                places += gl.to_tensor(number).to(gl.int64) * d_g
+            mask = (gl.expand_dims(rows, 1) < end) & (gl.expand_dims(columns, 0) < n)
+            if ACCUMULATE:
+                total += gl.load(d + places, mask=mask, other=0.0)
+            gl.store(d + places, total.to(d.dtype.element_ty), mask=mask)
 
 
 def _name(specialization: Any) -> str:
-    return f"{'m_grouped_contiguous_' * specialization.constants['GROUPED']}fp8_gemm_1d2d_ws_kernel"
+    constants = specialization.constants
+    kind = "1d1d" if constants["B_ROW_SCALES"] else "1d2d"
+    prefix = {
+        DENSE: "",
+        CONTIGUOUS: "m_grouped_contiguous_",
+        PSUM: "m_grouped_psum_",
+        MASKED: "m_grouped_masked_",
+    }
+    return f"{prefix[constants['MODE']]}fp8_gemm_{kind}_ws_kernel"
 
 
-@gluon.jit(repr=_name, do_not_specialize=["m", "sfa_k"])
+@gluon.jit(repr=_name, do_not_specialize=["m", "groups", "d_g", "sfa_g", "sfa_k"])
 def specialised_gemm_kernel(
-    a_tile, b_tile, d, sfa, sfb, layout, m, n, k, d_m, sfa_m, sfa_k, sfb_g, sfb_n, sfb_k,
-    GROUPED: gl.constexpr, STAGES: gl.constexpr, PROGRAMS: gl.constexpr, LOADER_REGISTERS: gl.constexpr,
+    a_tile, b_tile, d, sfa, sfb, layout, m, n, k, groups, d_g, d_m, sfa_g, sfa_m, sfa_k, sfb_g, sfb_n, sfb_k,
+    MODE: gl.constexpr, GROUPS: gl.constexpr, B_ROW_SCALES: gl.constexpr, ACCUMULATE: gl.constexpr,
+    STAGES: gl.constexpr, PROGRAMS: gl.constexpr, CONSUMERS: gl.constexpr, LOADER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """Persistent: PROGRAMS programs share the tiles. B of group g begins at row g · n of its descriptor."""
+    """Persistent: PROGRAMS programs share the tiles. B of group g begins at row g · n of its descriptor.
+
+    Masked: m is the number of rows that every group has room for.
+    """
     a_slots = gl.allocate_shared_memory(a_tile.dtype, [STAGES] + a_tile.block_type.shape, a_tile.layout)  # noqa: RUF005 (Gluon knows no *)
     b_slots = gl.allocate_shared_memory(b_tile.dtype, [STAGES] + b_tile.block_type.shape, b_tile.layout)  # noqa: RUF005
     filled = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -139,19 +219,19 @@ def specialised_gemm_kernel(
     for slot in gl.static_range(STAGES):
         mbarrier.init(filled.index(slot), count=1)
         mbarrier.init(free.index(slot), count=1)
+    slots = (a_slots, b_slots, filled, free)
+    sizes = (m, n, k, groups)
+    strides = (d_g, d_m, sfa_g, sfa_m, sfa_k, sfb_g, sfb_n, sfb_k)
     gl.warp_specialize(
         [
             (
                 _multiply_tiles,
                 (
-                    a_slots, b_slots, filled, free, d, sfa, sfb, layout, m, n, k,
-                    d_m, sfa_m, sfa_k, sfb_g, sfb_n, sfb_k, GROUPED, STAGES, PROGRAMS,
+                    slots, d, (sfa, sfb), layout, sizes, strides,
+                    MODE, GROUPS, STAGES, PROGRAMS, B_ROW_SCALES, ACCUMULATE, CONSUMERS,
                 ),
             ),
-            (
-                _load_tiles,
-                (a_tile, b_tile, a_slots, b_slots, filled, free, layout, m, n, k, GROUPED, STAGES, PROGRAMS),
-            ),
+            (_load_tiles, (a_tile, b_tile, slots, layout, sizes, MODE, GROUPS, STAGES, PROGRAMS)),
         ],
         [1],
         [LOADER_REGISTERS],
@@ -159,29 +239,61 @@ def specialised_gemm_kernel(
 
 
 def takes(rows: int, *, alignment: int = BLOCK_M) -> bool:
-    """Whether this path is for a product of so many rows, in groups of that alignment."""
+    """Whether this path is for a product of so many rows (of a group), in groups of that alignment."""
     return rows > BLOCK_M // 2 and alignment % BLOCK_M == 0
 
 
 def fp8_gemm(
-    a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], d: Tensor, layout: Tensor | None = None
+    a: tuple[Tensor, Tensor],
+    b: tuple[Tensor, Tensor],
+    d: Tensor,
+    layout: Tensor | None = None,
+    *,
+    psum: bool = False,
+    accumulate: bool = False,
 ) -> None:
-    """D = A · Bᵀ; with a layout (m,) int32, each row's B is that of its group, and rows of group -1 become zeros.
+    """D = A · Bᵀ, or D += with `accumulate`, where B has a scale for each row instead of for 128.
 
-    Shapes: as `dense.fp8_gemm_nt` and `grouped.m_grouped_fp8_gemm_nt_contiguous`, which have checked them.
+    With a layout, each row's B is that of its group, and rows of group -1 become zeros; `psum` as in the contiguous
+    form. Shapes: as `dense.fp8_gemm_nt` and `grouped.m_grouped_fp8_gemm_nt_contiguous`, which have checked them.
     """
+    m = a[0].shape[0]
+    n = b[0].shape[-2]
+    mode = DENSE if layout is None else PSUM if psum else CONTIGUOUS
+    tiles = ceil_div(m, BLOCK_M) * ceil_div(n, BLOCK_N)
+    _start(a, b, d, layout, mode=mode, programs=min(settings.get_num_sms(), tiles), accumulate=accumulate)
+
+
+def fp8_masked_gemm(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], d: Tensor, masked_m: Tensor) -> None:
+    """D[g] = A[g] · B[g]ᵀ for the first masked_m[g] rows. Shapes: as `grouped.m_grouped_fp8_gemm_nt_masked`."""
+    _start(a, b, d, masked_m, mode=MASKED, programs=settings.get_num_sms(), accumulate=False)
+
+
+def _start(
+    a: tuple[Tensor, Tensor],
+    b: tuple[Tensor, Tensor],
+    d: Tensor,
+    layout: Tensor | None,
+    *,
+    mode: int,
+    programs: int,
+    accumulate: bool,
+) -> None:
     (a_values, sfa), (b_values, sfb) = a, b
-    m, k = a_values.shape
+    m, k = a_values.shape[-2:]
     n = b_values.shape[-2]
-    count = min(settings.get_num_sms(), ceil_div(m, BLOCK_M) * ceil_div(n, BLOCK_N))
+    grouped, masked = b_values.dim() == 3, mode == MASKED
+    groups = b_values.shape[0] if grouped else 1
     with on_device(d):
         start(
-            specialised_gemm_kernel, (count,),
-            _descriptor(a_values, BLOCK_M), _descriptor(b_values.flatten(0, -2), BLOCK_N), d, sfa, sfb,
-            d if layout is None else layout, m, n, k, d.stride(0), sfa.stride(0), sfa.stride(1),
-            sfb.stride(0) if layout is not None else 0, sfb.stride(-2), sfb.stride(-1),
-            GROUPED=layout is not None, STAGES=STAGES, PROGRAMS=count, LOADER_REGISTERS=LOADER_REGISTERS,
-            num_warps=CONSUMER_WARPS,
+            specialised_gemm_kernel, (programs,),
+            _descriptor(a_values.flatten(0, -2), BLOCK_M), _descriptor(b_values.flatten(0, -2), BLOCK_N), d, sfa, sfb,
+            d if layout is None else layout, m, n, k, groups, d.stride(0) if masked else 0, d.stride(-2),
+            sfa.stride(0) if masked else 0, sfa.stride(-2), sfa.stride(-1),
+            sfb.stride(0) if grouped else 0, sfb.stride(-2), sfb.stride(-1),
+            MODE=mode, GROUPS=next_power_of_2(groups) if mode == PSUM else 1, B_ROW_SCALES=accumulate,
+            ACCUMULATE=accumulate, STAGES=STAGES, PROGRAMS=programs, CONSUMERS=CONSUMER_WARPS,
+            LOADER_REGISTERS=LOADER_REGISTERS, num_warps=CONSUMER_WARPS,
         )  # fmt: skip
 
 
@@ -189,4 +301,4 @@ def _descriptor(matrix: Tensor, rows: int) -> TensorDescriptor:
     return TensorDescriptor(matrix, list(matrix.shape), [matrix.stride(0), 1], [rows, BLOCK], _LAYOUT)
 
 
-__all__ = ["fp8_gemm", "specialised_gemm_kernel", "takes"]
+__all__ = ["fp8_gemm", "fp8_masked_gemm", "specialised_gemm_kernel", "takes"]

@@ -200,6 +200,13 @@ def _fp8_contiguous(groups: int, m: int, n: int, k: int) -> None:
     grouped.m_grouped_fp8_gemm_nt_contiguous(_tokens(m, k), _weights(groups, n, k), d, layout)
 
 
+def _fp8_ends(groups: int, m: int, n: int, k: int) -> None:
+    d, ends = _meta(m, n, dtype=torch.bfloat16), _meta(groups, dtype=torch.int32)
+    grouped.m_grouped_fp8_gemm_nt_contiguous(
+        _tokens(m, k), _weights(groups, n, k), d, ends, use_psum_layout=True
+    )
+
+
 def _bf16_contiguous(groups: int, m: int, n: int, k: int) -> None:
     a, b = _meta(m, k, dtype=torch.bfloat16), _meta(groups, n, k, dtype=torch.bfloat16)
     layout = _meta(m, dtype=torch.int32)
@@ -246,6 +253,7 @@ _CALLS: Final[dict[str, Callable[..., Any]]] = {
     "fp8_gemm_nt_accumulate": _fp8_gemm_nt_accumulate,
     **{f"bf16_gemm_{form}": _bf16(form) for form in ("nt", "nn", "tn", "tt")},
     "m_grouped_fp8_gemm_nt_contiguous": _fp8_contiguous,
+    "m_grouped_fp8_gemm_nt_contiguous_psum": _fp8_ends,
     "m_grouped_fp8_gemm_nt_masked": _fp8_masked,
     "m_grouped_bf16_gemm_nt_contiguous": _bf16_contiguous,
     "m_grouped_bf16_gemm_nt_masked": _bf16_masked,

@@ -42,8 +42,11 @@ fp8_mqa_logits s=2048 tokens=4096 heads=64 d=128
 fp8_paged_mqa_logits b=16 next_n=2 heads=64 d=128 max_context_len=4096
 """
 FAST_CALLS = """
-fp8_gemm_nt m=65,4096 n=4096 k=7168
+fp8_gemm_nt m=4096 n=4096 k=7168
+fp8_gemm_nt_accumulate m=4096 n=7168 k=2048
 m_grouped_fp8_gemm_nt_contiguous groups=4 m=8192 n=7168 k=2048
+m_grouped_fp8_gemm_nt_contiguous_psum groups=4 m=8192 n=7168 k=2048
+m_grouped_fp8_gemm_nt_masked groups=8 max_m=4096 expected_m=512 n=4096 k=7168
 """
 # A tile whose accumulators cannot fit the registers, and one that never uses the warpgroup instruction.
 BAD = """
@@ -94,9 +97,11 @@ def test_every_tile_compiles_for_hopper_as_it_should(tmp_path: Path) -> None:
 def test_the_fast_path_compiles_for_hopper_as_it_should(tmp_path: Path) -> None:
     found = compiled(GATES, "hopper", given=FAST_CALLS, cache=tmp_path)
     assert [each for each in found if each["failures"]] == []
+    grouped = ("contiguous", "psum", "masked")
     assert {each["kernel"] for each in found} == {
         "fp8_gemm_1d2d_ws_kernel",
-        "m_grouped_contiguous_fp8_gemm_1d2d_ws_kernel",
+        "fp8_gemm_1d1d_ws_kernel",
+        *(f"m_grouped_{each}_fp8_gemm_1d2d_ws_kernel" for each in grouped),
     }
 
 
