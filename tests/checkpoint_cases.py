@@ -256,15 +256,19 @@ def _value_in(top: str) -> int:
 # Faults of the cluster.
 
 
-def save_and_load_much(rank: int, size: int, root: str, rounds: int, seed: int) -> int:
-    """Saves and loads again and again, every byte checked; the number of rounds."""
+def save_and_load_until(rank: int, size: int, root: str, end: str, seed: int) -> int:
+    """Saves and loads again and again until the file `end` is there, every byte checked; the number of rounds."""
     tensor = torch.randn(size * 1500, 1000, generator=torch.Generator().manual_seed(seed))
     mesh = init_device_mesh("cpu", (size,))
     checkpoints = Checkpoints(root, keep=Keep(last=2))
-    for step in range(rounds):
+    step = 0
+    while True:
+        ends = [os.path.exists(end)]
+        dist.broadcast_object_list(ends, src=0)
+        if ends[0]:
+            return step
         checkpoints.save(step, {"x": distribute_tensor(tensor + step, mesh, [Shard(0)])})
         state = {"x": distribute_tensor(torch.zeros_like(tensor), mesh, [Shard(1)])}
         assert checkpoints.load(state) == step
         assert torch.equal(state["x"].full_tensor(), tensor + step)
-        STORE[0].set(f"round/{step}/{rank}", "1")
-    return rounds
+        step += 1

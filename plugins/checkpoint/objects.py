@@ -35,19 +35,29 @@ def open_stream(
             yield reader
     elif mode == "wb":
         with explained(path), replacing(file_system, path) as file:
-            kept: Any = _Unclosed(file)
+            kept = _Unclosed(file)
             writer = io.BufferedWriter(kept, BUFFER_BYTES)
-            yield writer
-            writer.flush()
+            try:
+                yield writer
+                writer.close()
+            except BaseException as error:
+                kept.is_given_up = True
+                writer.close()
+                # torch tells only that its archive has not the length that it should have.
+                if kept.error is not None and kept.error is not error:
+                    raise kept.error from error
+                raise
     else:
         raise ValueError(f"mode is 'rb' or 'wb', not {mode!r}")
 
 
 class _Unclosed(io.RawIOBase):
-    """A file that `replacing` still needs when the buffer before it is closed."""
+    """A file that `replacing` still needs when the buffer before it is closed; it keeps the first error of a write."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
+        self.error: OSError | None = None
+        self.is_given_up = False
 
     def writable(self) -> bool:
         return True
@@ -56,7 +66,13 @@ class _Unclosed(io.RawIOBase):
         return True
 
     def write(self, data: Any, /) -> int:
-        return int(self._file.write(data))
+        if self.is_given_up:
+            return memoryview(data).nbytes
+        try:
+            return int(self._file.write(data))
+        except OSError as error:
+            self.error = self.error or error
+            raise
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         return int(self._file.seek(offset, whence))
