@@ -38,6 +38,7 @@ COMMANDS: Final = {
     "chain": ("chain", "chain"),
     "node": ("node", "node"),
     "token": ("token", "token"),
+    "rdma": ("rdma", "rdma"),
     "plugins": ("plugins", "plugins"),
 }
 

@@ -23,7 +23,7 @@ def test_help_has_an_example(name: str) -> None:
     "names",
     [
         f"{group} {name}"
-        for group in ("chain", "node")
+        for group in ("chain", "node", "rdma")
         for name in sorted(cli.get_command(Context(cli), group).commands)  # type: ignore[union-attr]
     ],
 )
