@@ -7,7 +7,9 @@
         checkpoints.async_save(step + 1, state)     # waits for the one before, copies, and saves while training goes on
     checkpoints.close()                             # waits for the last
 
-All ranks call the same methods with the same steps. Which checkpoint is the newest is decided by the first rank.
+All ranks call the same methods with the same steps. Which checkpoint is the newest is decided by the first rank. Saves
+that go on beside training talk through a process group of their own, so that they do not get between the collectives
+of training.
 """
 
 import contextlib
@@ -63,6 +65,7 @@ class Checkpoints:
         self._verify = verify
         self._secret_file = secret_file
         self._stager: DefaultStager | None = None
+        self._own_group: dist.ProcessGroup | None = None
         self._saving: tuple[Future[Any], Writer] | None = None
 
     def __enter__(self) -> Self:
@@ -93,6 +96,7 @@ class Checkpoints:
         The memory of the copy is kept for the next. Raises: what the save before has met, or this one's copying.
         """
         self.wait()
+        group = self._group_of_saves()
         if self._stager is None:
             on_gpu = torch.cuda.is_available()
             self._stager = DefaultStager(StagingOptions(on_gpu, self._in_process, False, on_gpu))
@@ -103,7 +107,7 @@ class Checkpoints:
                 state,
                 storage_writer=writer,
                 planner=planner,
-                process_group=self._group,
+                process_group=group,
                 async_checkpointer_type=kind,
                 async_stager=self._stager,
             )
@@ -121,13 +125,28 @@ class Checkpoints:
                 future.result()
 
     def close(self) -> None:
-        """As `wait`, and gives back the memory of copies."""
+        """As `wait`, and gives back the memory of copies and the process group of saves."""
         try:
             self.wait()
         finally:
             stager, self._stager = self._stager, None
             if stager is not None:
                 stager.close()
+            group, self._own_group = self._own_group, None
+            if group is not None and dist.is_initialized():
+                dist.destroy_process_group(group)
+
+    def _group_of_saves(self) -> dist.ProcessGroup | None:
+        """The same ranks, over gloo; for saves that go on beside training."""
+        if self._own_group is None and dist.is_available() and dist.is_initialized():
+            group: Any
+            if self._group is None:
+                group = dist.new_group(backend="gloo")
+            else:
+                ranks = dist.get_process_group_ranks(self._group)
+                group = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+            self._own_group = group
+        return self._own_group
 
     def load(
         self, state: dict[str, Any], *, step: int | None = None, planner: LoadPlanner | None = None
