@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from .metrics import Metrics
     from .opening import open_records
     from .order import Order
+    from .records import Records
+    from .tar import TarRecords, TarWriter
+    from .tokens import TokenRecords, TokenWriter
 
 __all__ = [
     "FFRecordWriter",
@@ -42,7 +45,12 @@ __all__ = [
     "MapDataset",
     "Metrics",
     "Order",
+    "Records",
     "Samples",
+    "TarRecords",
+    "TarWriter",
+    "TokenRecords",
+    "TokenWriter",
     "collate",
     "describe",
     "open_records",
@@ -57,7 +65,12 @@ _MODULE_OF = {
     "MapDataset": ".datasets",
     "Metrics": ".metrics",
     "Order": ".order",
+    "Records": ".records",
     "Samples": ".datasets",
+    "TarRecords": ".tar",
+    "TarWriter": ".tar",
+    "TokenRecords": ".tokens",
+    "TokenWriter": ".tokens",
     "collate": ".datasets",
     "open_records": ".opening",
 }

@@ -11,7 +11,7 @@ A batch of records of one length is one tensor over the memory that the ring has
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ from .batch import Batch, BatchReader, Pending
 from .batches import BatchesIterator, GlobalBatches
 from .metrics import Metrics
 from .records import Integers, Records
+
+WORKERS_MAX: Final = 256  # of one IterableDataset
 
 Decode = Callable[[Any], Any]
 
@@ -155,8 +157,9 @@ class IterableDataset(TorchIterableDataset[Any]):
     """Batches in the global order, one after the other: for `DataLoader(dataset, batch_size=None, num_workers=…)`.
 
     Worker w of W makes this rank's batches w, w+W, … of the rest of the epoch, which DataLoader hands out in turn, so
-    their order is that of `Loader`. Iterating begins where `batches` stands, and the next time with the next epoch.
-    Under torchdata's StatefulDataLoader it is resumed in the middle of an epoch, by as many workers as there were.
+    their order is that of `Loader`. Iterating begins where `batches` stood, or where `seek` went since, and the next
+    time with the next epoch (a loader with another number of workers has to be told: `set_epoch`). Under torchdata's
+    StatefulDataLoader it is resumed in the middle of an epoch, by as many workers as there were.
     """
 
     def __init__(
@@ -169,15 +172,15 @@ class IterableDataset(TorchIterableDataset[Any]):
     ) -> None:
         self.dataset, self.batches, self.collate_fn = dataset, batches, collate_fn
         self.read_ahead = read_ahead
-        # (how often it was set, epoch, sample), in memory shared with workers: those that live on look for a new place.
-        self._place = torch.tensor([0, batches.epoch, batches.sample]).share_memory_()  # type: ignore[no-untyped-call]
-        self._seen = 0
+        # Memory that workers share: where to begin, with the number of that decision; and what each worker has finished
+        # since: (decision, workers, next epoch). Each writes its own row, so none is ahead of another.
+        self._place = _shared(1, batches.epoch, batches.sample)
+        self._finished = _shared(*(0,) * 3 * WORKERS_MAX).view(WORKERS_MAX, 3)
 
     def seek(self, epoch: int, sample: int = 0) -> None:
         """The next iteration begins there, in all workers. Raises: ValueError."""
         self.batches.seek(epoch, sample)
-        self._seen = int(self._place[0]) + 1
-        self._place.copy_(torch.tensor([self._seen, epoch, sample]))
+        self._place.copy_(torch.tensor([int(self._place[0]) + 1, epoch, sample]))
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration is of that epoch, from its start."""
@@ -187,20 +190,31 @@ class IterableDataset(TorchIterableDataset[Any]):
         return len(self.batches)
 
     def __iter__(self) -> "BatchStream":
-        turn, epoch, sample = self._place.tolist()
-        if turn != self._seen:
-            self._seen = turn
-            self.batches.seek(epoch, sample)
-        return BatchStream(self)
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        if workers > WORKERS_MAX:
+            raise ValueError(f"at most {WORKERS_MAX} workers, not {workers}")
+        decision, epoch, sample = self._place.tolist()
+        finished = self._finished[worker].tolist()
+        if finished[:2] == [decision, workers]:
+            epoch, sample = finished[2], 0
+        self.batches.seek(epoch, sample)
+        return BatchStream(self, self._finished[worker], decision, worker, workers)
+
+
+def _shared(*values: int) -> Tensor:
+    shared: Tensor = torch.tensor(values).share_memory_()  # type: ignore[no-untyped-call]
+    return shared
 
 
 class BatchStream(Iterator[Any]):
     """One iteration of an `IterableDataset` in one worker; its state is behind the last batch that was handed out."""
 
-    def __init__(self, source: IterableDataset) -> None:
-        info = get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+    def __init__(
+        self, source: IterableDataset, finished: Tensor, decision: int, worker: int, workers: int
+    ) -> None:
         self._source = source
+        self._finished, self._decision = finished, decision
         self._indices = BatchesIterator(source.batches, worker=worker, workers=workers)
         self._under_way: deque[Pending] = deque()
         self._more = True
@@ -213,6 +227,8 @@ class BatchStream(Iterator[Any]):
             except StopIteration:
                 self._more = False
         if not self._under_way:
+            after = (self._decision, self._indices.workers, self._indices.epoch + 1)
+            self._finished.copy_(torch.tensor(after))
             raise StopIteration
         return source.collate_fn(source.dataset.finish(self._under_way.popleft()))
 

@@ -14,20 +14,19 @@ stopped: their writer fills it in at the end. Ours gives a file its name when it
             writer.write(record)
 """
 
-import contextlib
 import os
 import struct
 import tempfile
 import warnings
 import zlib
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from ...client.location import AnyFileSystem, Location, replacing
+from ...client.location import AnyFileSystem, Location
 from ...errors import CorruptData, InvalidArgument
 from .records import Index, Integers, RecordFile, Records, opened, place_of, read_exactly
+from .writing import WRITE_BYTES, NewFile, Writer, as_bytes
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 HEAD: Final = struct.Struct("<Iq")
 RECORD_BYTES: Final = 12  # of the header, for each record
 COUNT_MAX: Final = 1 << 40  # 12 TiB of header
-WRITE_BYTES: Final = 4 << 20  # records are gathered into writes of this size
 SPOOL_BYTES: Final = (
     64 << 20
 )  # of records whose number is not known yet, in memory; more go to a temporary file
@@ -115,7 +113,7 @@ def _check_offsets(offsets: Integers, file: RecordFile) -> None:
         )
 
 
-class FFRecordWriter:
+class FFRecordWriter(Writer):
     """Writes one FFRecord file, which takes its name when it is complete and durable.
 
     `count`: how many records will come. Without it they are kept aside until the number is known. Leaving a `with`
@@ -141,14 +139,8 @@ class FFRecordWriter:
         self._file_system = place.file_system
         self._checksums: list[int] = []
         self._lengths: list[int] = []
-        self._pending = bytearray()
-        self._open = contextlib.ExitStack()
-        self._spool: IO[bytes] | None = None
-        self._file: Any = None
-        if count is None:
-            self._spool = self._open.enter_context(tempfile.SpooledTemporaryFile(SPOOL_BYTES))  # noqa: SIM115
-        else:
-            self._begin(count)
+        self._file: NewFile | None = None if count is None else self._begin(count)
+        self._spool = None if count is not None else tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115
 
     @property
     def written(self) -> int:
@@ -157,80 +149,44 @@ class FFRecordWriter:
 
     def write(self, record: "ReadableBuffer") -> None:
         """Adds one record. Raises: ValueError for more than `count`, or after `close`."""
-        if self._spool is None and self._file is None:
-            raise ValueError(f"{self.path}: the writer is closed")
+        self._require_open()
         if self.count is not None and self.written >= self.count:
             raise ValueError(f"{self.path}: more records than the {self.count} that were announced")
-        data = memoryview(record).cast("B") if memoryview(record).nbytes else memoryview(b"")
+        data = as_bytes(record)
+        if self._file is not None:
+            self._file.put(data)
+        else:
+            assert self._spool is not None, "the number of records is not known"
+            self._spool.write(data)
         self._checksums.append(zlib.crc32(data))
         self._lengths.append(data.nbytes)
         self.bytes_written += data.nbytes
-        if data.nbytes >= WRITE_BYTES:
-            self._flush()
-            self._put(data)
-            return
-        self._pending += data
-        if len(self._pending) >= WRITE_BYTES:
-            self._flush()
 
-    def close(self) -> None:
-        """Completes the file. Raises: ValueError if records are missing; the file does not appear then."""
-        if self._spool is None and self._file is None:
-            return
-        try:
-            self._require_all()
-            self._flush()
-            if self._spool is not None:
-                self._begin(self.written)
-                self._copy(self._spool)
-            self._file.pwrite(header(self._checksums, self._lengths), 0)
-        except BaseException as error:
-            self._abandon(error)
-            raise
-        self._spool = self._file = None
-        self._open.close()
-
-    def _require_all(self) -> None:
+    def _complete(self) -> None:
+        """Raises: ValueError if records are missing; the file does not appear then."""
         if self.count is not None and self.written != self.count:
-            raise ValueError(f"{self.path}: {self.written} records were written, {self.count} were announced")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if value is None:
-            self.close()
-        else:
-            self._abandon(value)
+            error = ValueError(
+                f"{self.path}: {self.written} records were written, {self.count} were announced"
+            )
+            self._abandon(error)
+            raise error
+        if self._spool is not None:
+            with self._spool as spool:
+                self._file = self._begin(self.written)
+                spool.seek(0)
+                while data := spool.read(WRITE_BYTES):
+                    self._file.put(data)
+        assert self._file is not None, "it was begun, or is now"
+        self._file.complete(header(self._checksums, self._lengths))
 
     def _abandon(self, error: BaseException) -> None:
-        self._spool = self._file = None
-        # `replacing` removes what there is when it is told of an error, which it raises again.
-        with contextlib.suppress(type(error)):
-            self._open.__exit__(type(error), error, error.__traceback__)
+        if self._spool is not None:
+            self._spool.close()
+        if self._file is not None:
+            self._file.abandon(error)
 
-    def _begin(self, count: int) -> None:
-        self._file = self._open.enter_context(replacing(self._file_system, self.path))
-        self._position = HEAD.size + RECORD_BYTES * count
-
-    def _flush(self) -> None:
-        if self._pending:
-            self._put(self._pending)
-            self._pending = bytearray()
-
-    def _put(self, data: "ReadableBuffer") -> None:
-        if self._file is None:
-            assert self._spool is not None, "the writer is open"
-            self._spool.write(data)
-            return
-        self._position += self._file.pwrite(data, self._position)
-
-    def _copy(self, source: IO[bytes]) -> None:
-        source.seek(0)
-        while data := source.read(WRITE_BYTES):
-            self._position += self._file.pwrite(data, self._position)
+    def _begin(self, count: int) -> NewFile:
+        return NewFile(self._file_system, self.path, start=HEAD.size + RECORD_BYTES * count)
 
 
 def header(checksums: list[int], lengths: list[int]) -> bytes:

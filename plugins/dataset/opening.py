@@ -8,8 +8,12 @@ from ...client.location import AnyFileSystem, Location
 from ...errors import InvalidArgument
 from .ffrecord import FFRecords
 from .records import Records, files_below, place_of
+from .tar import TarRecords
+from .tokens import TokenRecords
 
-FORMATS: Final[dict[str, type[Records]]] = {kind.format: kind for kind in (FFRecords,)}
+FORMATS: Final[dict[str, type[Records]]] = {
+    kind.format: kind for kind in (FFRecords, TokenRecords, TarRecords)
+}
 
 Locations = str | os.PathLike[str] | Location | Sequence[str | os.PathLike[str] | Location]
 
@@ -38,23 +42,20 @@ def open_records(
 
 
 def _kind_of(file_system: AnyFileSystem, paths: Sequence[str]) -> type[Records]:
-    kinds = {
-        kind
-        for path in paths
-        for kind in FORMATS.values()
-        if files_below(file_system, path, kind.suffix) and _fits(file_system, path, kind)
-    }
+    kinds = {kind for path in paths for kind in _kinds_at(file_system, path)}
     if len(kinds) != 1:
         endings = ", ".join(f"*{kind.suffix}" for kind in FORMATS.values())
         found = "no file of a known format" if not kinds else "files of several formats"
         raise InvalidArgument(
-            f"{found}: give files or directories of {endings}, or say format=", path=paths[0]
+            f"{found}: give files or directories of {endings}, or say the format", path=paths[0]
         )
     return kinds.pop()
 
 
-def _fits(file_system: AnyFileSystem, path: str, kind: type[Records]) -> bool:
-    return path.endswith(kind.suffix) or file_system.isdir(path)
+def _kinds_at(file_system: AnyFileSystem, path: str) -> set[type[Records]]:
+    if not file_system.isdir(path):
+        return {kind for kind in FORMATS.values() if path.endswith((kind.suffix, *kind.also))}
+    return {kind for kind in FORMATS.values() if files_below(file_system, path, kind.suffix)}
 
 
 __all__ = ["FORMATS", "open_records"]

@@ -100,6 +100,8 @@ class Records(ABC):
     format: ClassVar[str]
     suffix: ClassVar[str]
     """Of the files that a directory is searched for."""
+    also: ClassVar[tuple[str, ...]] = ()
+    """Other endings by which a file may be named."""
     dtype: Any = np.dtype(np.uint8)
     """Of the elements of a record."""
     is_plain = True

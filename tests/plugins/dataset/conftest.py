@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from luciola.plugins.dataset import FFRecordWriter, MapDataset, open_records
+from luciola.plugins.dataset import MapDataset, open_records
+from number_records import write_numbers
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -16,15 +17,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def write_numbers(directory: str | Path, count: int, *, files: int = 3, width: int = 8) -> None:
-    """Record i is the number i, `width` times, as int64."""
-    for file in range(files):
-        mine = range(file * count // files, (file + 1) * count // files)
-        with FFRecordWriter(f"{directory}/PART_{file:05}.ffr", len(mine)) as writer:
-            for number in mine:
-                writer.write(number.to_bytes(8, "little") * width)
 
 
 @pytest.fixture

@@ -7,31 +7,16 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from luciola.errors import CorruptData
 from luciola.plugins.dataset import (
     FFRecordWriter,
     Loader,
     MapDataset,
-    Order,
     collate,
     open_records,
 )
-
-
-def first_numbers(batch: Tensor) -> list[int]:
-    """The numbers that the records of `write_numbers` are."""
-    assert batch.dtype == torch.uint8
-    words = batch.view(torch.int64)
-    assert (words == words[:, :1]).all()
-    return words[:, 0].tolist()
-
-
-def epoch_of(dataset: MapDataset, seed: int, epoch: int, batch: int) -> list[list[int]]:
-    samples = Order(dataset.sizes, seed=seed).indices(epoch, np.arange(len(dataset))).tolist()
-    return [samples[at : at + batch] for at in range(0, len(samples) - batch + 1, batch)]
-
+from number_records import epoch_of, first_numbers
 
 # ---- one process
 
