@@ -2,11 +2,11 @@
 
     import luciola.plugins.deepgemm as deep_gemm        # the one import that its users change
 
-    dense grouped indexer activations   operators: check, choose a layer
+    dense grouped sums indexer activations   operators: check, choose a layer
     reference                           their specification in torch
     kernel launch tiles                 Triton kernels, how they are started, which tile
     hopper                              fast path in Gluon, taken by using_layer("hopper")
-    quantize scales settings            casts, layouts of scales, knobs
+    quantize fp4 scales settings        casts, layouts of scales, knobs
     loader                              operands from a checkpoint, a rank's part of them
     warm                                kernels compiled ahead of time into a cache that many machines share
     shim                                `import deep_gemm` in programs that cannot be changed
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         fp8_gemm_tn,
         fp8_gemm_tt,
     )
+    from .fp4 import cast_back_from_fp4, per_token_cast_to_fp4, transpose_packed_fp4
     from .grouped import (
         k_grouped_bf16_gemm_tn_contiguous,
         k_grouped_fp8_gemm_nt_contiguous,
@@ -86,10 +87,12 @@ if TYPE_CHECKING:
         set_pdl,
         set_tc_util,
     )
+    from .sums import einsum, fp8_einsum
     from .warm import set_cache_dir
 
 _HOMES: Final = (
     "dense",
+    "fp4",
     "grouped",
     "indexer",
     "activations",
@@ -97,6 +100,7 @@ _HOMES: Final = (
     "quantize",
     "scales",
     "settings",
+    "sums",
     "warm",
 )
 
@@ -106,9 +110,11 @@ _OLD_NAMES: Final = {
     "fp8_fp4_gemm_nt": "fp8_gemm_nt",
     "fp8_fp4_gemm_tn": "fp8_gemm_tn",
     "fp8_fp4_gemm_tt": "fp8_gemm_tt",
+    "bf16_m_grouped_gemm_nt_masked": "m_grouped_bf16_gemm_nt_masked",
     "fp8_m_grouped_gemm_nt_masked": "m_grouped_fp8_gemm_nt_masked",
     "gemm_fp8_fp8_bf16_nt": "fp8_gemm_nt",
     "get_col_major_tma_aligned_tensor": "get_mn_major_tma_aligned_tensor",
+    "get_k_alignment_for_contiguous_layout": "get_mk_alignment_for_contiguous_layout",
     "get_m_alignment_for_contiguous_layout": "get_mk_alignment_for_contiguous_layout",
     "m_grouped_fp8_fp4_gemm_nn_contiguous": "m_grouped_fp8_gemm_nn_contiguous",
     "m_grouped_fp8_fp4_gemm_nt_contiguous": "m_grouped_fp8_gemm_nt_contiguous",
@@ -124,12 +130,15 @@ __all__ = [
     "bf16_gemm_tn",
     "bf16_gemm_tt",
     "calc_diff",
+    "cast_back_from_fp4",
     "ceil_div",
     "ceil_to_ue8m0",
     "cublaslt_gemm_nn",
     "cublaslt_gemm_nt",
     "cublaslt_gemm_tn",
     "cublaslt_gemm_tt",
+    "einsum",
+    "fp8_einsum",
     "fp8_fp4_mqa_logits",
     "fp8_fp4_paged_mqa_logits",
     "fp8_gemm_nn",
@@ -164,6 +173,7 @@ __all__ = [
     "per_block_cast_to_fp8",
     "per_channel_cast_to_fp8",
     "per_custom_dims_cast_to_fp8",
+    "per_token_cast_to_fp4",
     "per_token_cast_to_fp8",
     "quantize_activations",
     "set_block_size_multiple_of",
@@ -174,6 +184,7 @@ __all__ = [
     "set_pdl",
     "set_tc_util",
     "transform_sf_into_required_layout",
+    "transpose_packed_fp4",
     "unpack_ue8m0_from_int",
 ]
 

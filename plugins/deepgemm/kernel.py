@@ -56,10 +56,19 @@ def _swizzled(tile, tiles_m, tiles_n, GROUP: tl.constexpr):
 
 
 @triton.jit
+def _tile(tile, batch, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BATCHED: tl.constexpr):
+    if BATCHED:
+        values = tl.reshape(tile.load([batch, row, column]), (ROWS, COLUMNS))
+    else:
+        values = tile.load([row, column])
+    return values
+
+
+@triton.jit
 def _product(
-    a_tile, b_tile, sfa, sfb, a_row, b_row, b_k, rows, rows_end, columns, columns_end, k_end, blocks,
+    a_tile, b_tile, batch, sfa, sfb, a_row, b_row, b_k, rows, rows_end, columns, columns_end, k_end, blocks,
     sfa_m, sfa_k, sfb_n, sfb_k,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, FP8: tl.constexpr, B_ROW_SCALES: tl.constexpr,
+    BATCHED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, FP8: tl.constexpr, B_ROW_SCALES: tl.constexpr,
     A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, K_STEP: tl.constexpr, SWAP: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):  # fmt: skip
@@ -70,15 +79,15 @@ def _product(
     for block in range(blocks):
         k = block * K_STEP
         if A_TRANSPOSED:
-            a = tl.trans(a_tile.load([k, a_row]))
+            a = tl.trans(_tile(a_tile, batch, k, a_row, K_STEP, BLOCK_M, BATCHED))
         else:
-            a = a_tile.load([a_row, k])
+            a = _tile(a_tile, batch, a_row, k, BLOCK_M, K_STEP, BATCHED)
         if B_TRANSPOSED:
             # Beyond k lies the next group, and 0 · NaN is NaN.
-            b = b_tile.load([b_k + k, b_row])
+            b = _tile(b_tile, batch, b_k + k, b_row, K_STEP, BLOCK_N, BATCHED)
             b = tl.trans(tl.where((k + tl.arange(0, K_STEP) < k_end)[:, None], b, 0.0).to(b.dtype))
         else:
-            b = b_tile.load([b_row, k])
+            b = _tile(b_tile, batch, b_row, k, BLOCK_N, K_STEP, BATCHED)
         if SWAP:
             part = _dot(b, tl.trans(a), INTERPRET)
         else:
@@ -157,9 +166,9 @@ def gemm_kernel(
             b_row += group * n
         wide = tl.full((), group, tl.int64)
         total = _product(
-            a_tile, b_tile, sfa, sfb + wide * sfb_g, first, b_row, b_k, rows.to(tl.int64), m, columns.to(tl.int64), n,
-            k, blocks, sfa_m, sfa_k, sfb_n, sfb_k,
-            BLOCK_M, BLOCK_N, FP8, B_ROW_SCALES, A_TRANSPOSED, B_TRANSPOSED, K_STEP, SWAP, INTERPRET,
+            a_tile, b_tile, 0, sfa, sfb + wide * sfb_g, first, b_row, b_k, rows.to(tl.int64), m,
+            columns.to(tl.int64), n, k, blocks, sfa_m, sfa_k, sfb_n, sfb_k,
+            False, BLOCK_M, BLOCK_N, FP8, B_ROW_SCALES, A_TRANSPOSED, B_TRANSPOSED, K_STEP, SWAP, INTERPRET,
         )  # fmt: skip
         if MODE == _CONTIGUOUS:
             total = tl.where(real[:, None], total, 0.0)
@@ -191,12 +200,61 @@ def masked_gemm_kernel(
             rows = first + tl.arange(0, BLOCK_M)
             columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
             total = _product(
-                a_tile, b_tile, sfa + wide * sfa_g, sfb + wide * sfb_g,
+                a_tile, b_tile, 0, sfa + wide * sfa_g, sfb + wide * sfb_g,
                 group * max_m + first, group * n + tile_n * BLOCK_N, 0,
                 rows.to(tl.int64), rows_end, columns.to(tl.int64), n, k, tl.cdiv(k, K_STEP), sfa_m, sfa_k, sfb_n, sfb_k,
-                BLOCK_M, BLOCK_N, FP8, B_ROW_SCALES, False, False, K_STEP, SWAP, INTERPRET,
+                False, BLOCK_M, BLOCK_N, FP8, B_ROW_SCALES, False, False, K_STEP, SWAP, INTERPRET,
             )  # fmt: skip
             _store(d + wide * d_g, total, rows, rows < rows_end, columns, n, d_m, n, 0, 0, False)
+
+
+def _batched_name(specialization: Any) -> str:
+    return f"batched_{'fp8_gemm_1d2d' if specialization.constants['FP8'] else 'bf16_gemm'}_kernel"
+
+
+@triton.jit(repr=_batched_name, do_not_specialize=["m", "d_m", "sfa_b", "sfa_m"])
+def batched_gemm_kernel(
+    a_tile, b_tile, d, sfa, sfb, batches, m, n, k, d_b, d_m, sfa_b, sfa_m, sfa_k, sfb_b, sfb_n, sfb_k,
+    FP8: tl.constexpr, A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, ACCUMULATE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, K_STEP: tl.constexpr, SWAP: tl.constexpr, PROGRAMS: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """As many products as there are batches, each with its own A, B and D; descriptors have three dimensions."""
+    tiles_m = tl.cdiv(m, BLOCK_M)
+    tiles_n = tl.cdiv(n, BLOCK_N)
+    for tile in range(tl.program_id(0), batches * tiles_m * tiles_n, PROGRAMS):
+        batch = tile // (tiles_m * tiles_n)
+        tile_m, tile_n = _swizzled(tile % (tiles_m * tiles_n), tiles_m, tiles_n, 8)
+        rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+        columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+        wide = tl.full((), batch, tl.int64)
+        total = _product(
+            a_tile, b_tile, batch, sfa + wide * sfa_b, sfb + wide * sfb_b, tile_m * BLOCK_M, tile_n * BLOCK_N, 0,
+            rows.to(tl.int64), m, columns.to(tl.int64), n, k, tl.cdiv(k, K_STEP), sfa_m, sfa_k, sfb_n, sfb_k,
+            True, BLOCK_M, BLOCK_N, FP8, False, A_TRANSPOSED, B_TRANSPOSED, K_STEP, SWAP, INTERPRET,
+        )  # fmt: skip
+        _store(d + wide * d_b, total, rows, rows < m, columns, n, d_m, n, 0, 0, ACCUMULATE)
+
+
+@triton.jit(do_not_specialize=["batches"])
+def bmn_bnk_mn_gemm_impl(
+    a_tile, b_tile, parts, batches, m, n, k,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, K_STEP: tl.constexpr, SWAP: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """The sum of all batches' products, in as many parts (parts, m, n) as the grid's second dimension has."""
+    first = tl.program_id(0) // tl.cdiv(n, BLOCK_N) * BLOCK_M
+    first_column = tl.program_id(0) % tl.cdiv(n, BLOCK_N) * BLOCK_N
+    rows = first + tl.arange(0, BLOCK_M)
+    columns = first_column + tl.arange(0, BLOCK_N)
+    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for batch in range(tl.program_id(1), batches, tl.num_programs(1)):
+        total += _product(
+            a_tile, b_tile, batch, parts, parts, first, first_column, 0, rows, m, columns, n,
+            k, tl.cdiv(k, K_STEP), 0, 0, 0, 0,
+            True, BLOCK_M, BLOCK_N, False, False, False, False, K_STEP, SWAP, INTERPRET,
+        )  # fmt: skip
+    part = parts + tl.program_id(1).to(tl.int64) * m * n
+    _store(part, total, rows, rows < m, columns, n, n, n, 0, 0, False)
 
 
 @triton.jit
@@ -360,6 +418,8 @@ __all__ = [
     "DENSE",
     "MASKED",
     "PSUM",
+    "batched_gemm_kernel",
+    "bmn_bnk_mn_gemm_impl",
     "gemm_kernel",
     "masked_gemm_kernel",
     "mqa_logits_kernel",

@@ -109,6 +109,62 @@ def masked_gemm(  # noqa: PLR0913 (a product and its variants)
         )  # fmt: skip
 
 
+def batched_gemm(  # noqa: PLR0913 (a product and its variants)
+    a: Tensor,
+    b: Tensor,
+    d: Tensor,
+    *,
+    scales: Scales | None = None,
+    a_transposed: bool = False,
+    b_transposed: bool = False,
+    accumulate: bool = False,
+) -> None:
+    """D[z] = A[z] · B[z]ᵀ, or D[z] += with `accumulate`; scales have the batch in front, too.
+
+    Shapes: a (batches, m, k), or (…, k, m) if transposed; b (batches, n, k), or (…, k, n); d (batches, m, n).
+    """
+    batches, m, n = d.shape
+    k = a.shape[1] if a_transposed else a.shape[2]
+    programs = _programs()
+    tile = choose(
+        m, n, fp8=scales is not None, groups=batches, programs=programs, alignment=settings.ALIGNMENT,
+        multiple_of=settings.get_block_size_multiple_of(),
+    )  # fmt: skip
+    sfa, sfb = (scales.a, scales.b) if scales else (d, d)
+    count = min(programs, batches * ceil_div(m, tile.block_m) * ceil_div(n, tile.block_n))
+    with on_device(d):
+        start(
+            kernel.batched_gemm_kernel, (count,),
+            _batched_descriptor(a, tile.block_m, tile.k_step, transposed=a_transposed),
+            _batched_descriptor(b, tile.block_n, tile.k_step, transposed=b_transposed),
+            d, sfa, sfb, batches, m, n, k, d.stride(0), d.stride(1),
+            *(sfa.stride(each) for each in range(3)), *(sfb.stride(each) for each in range(3)),
+            FP8=scales is not None, A_TRANSPOSED=a_transposed, B_TRANSPOSED=b_transposed, ACCUMULATE=accumulate,
+            PROGRAMS=count, **_constants(tile),
+        )  # fmt: skip
+
+
+def summed_gemm(a: Tensor, b: Tensor) -> Tensor:
+    """Float32 sum over z of A[z] · B[z]ᵀ. Shapes: a (batches, m, k), b (batches, n, k); result (m, n).
+
+    The batches are dealt out to parts that fill the device; the parts are added in order, always the same.
+    """
+    batches, m, k = a.shape
+    n = b.shape[1]
+    tile = Tile(64 if m <= 64 else 128, 128, 64, 4, 8)
+    tiles = ceil_div(m, tile.block_m) * ceil_div(n, tile.block_n)
+    count = min(batches, max(1, _programs() // tiles))
+    parts = torch.empty((count, m, n), dtype=torch.float32, device=a.device)
+    constants = _constants(tile)
+    with on_device(a):
+        start(
+            kernel.bmn_bnk_mn_gemm_impl, (tiles, count),
+            _batched_descriptor(a, tile.block_m, tile.k_step), _batched_descriptor(b, tile.block_n, tile.k_step),
+            parts, batches, m, n, k, **constants,
+        )  # fmt: skip
+    return parts.sum(0)
+
+
 def per_token_cast(x: Tensor, values: Tensor, scales: Tensor, *, use_ue8m0: bool) -> None:
     """Fills values (m, n) e4m3 and scales (m, ceil(n / 128)), of any strides, from x."""
     m, n = x.shape
@@ -174,6 +230,13 @@ def _descriptor(matrix: Tensor, rows: int, k_step: int, *, transposed: bool = Fa
     return TensorDescriptor(matrix, list(matrix.shape), [matrix.stride(0), 1], block)
 
 
+def _batched_descriptor(
+    stack: Tensor, rows: int, k_step: int, *, transposed: bool = False
+) -> TensorDescriptor:
+    block = [1, k_step, rows] if transposed else [1, rows, k_step]
+    return TensorDescriptor(stack, list(stack.shape), [stack.stride(0), stack.stride(1), 1], block)
+
+
 def _constants(tile: Tile) -> dict[str, int | bool]:
     return {
         "BLOCK_M": tile.block_m,
@@ -193,10 +256,12 @@ def _programs() -> int:
 __all__ = [
     "Heads",
     "Scales",
+    "batched_gemm",
     "gemm",
     "masked_gemm",
     "mqa_logits",
     "paged_metadata",
     "paged_mqa_logits",
     "per_token_cast",
+    "summed_gemm",
 ]

@@ -4,8 +4,7 @@
     shim.install()
     import deep_gemm                                  # this plugin
 
-Provided: `deep_gemm`, `deep_gemm.utils`, `deep_gemm.utils.math`, `deep_gemm.utils.layout`, `deep_gemm.testing`
-(`calc_diff`, `count_bytes`, `get_arch_major`).
+Provided: `deep_gemm`, `deep_gemm.utils`, `deep_gemm.utils.math`, `deep_gemm.utils.layout`, `deep_gemm.testing`.
 """
 
 import sys
@@ -15,7 +14,7 @@ from types import ModuleType
 from typing import Final
 
 from ..kernels.errors import BadCall
-from . import quantize, scales, testing
+from . import fp4, quantize, scales, settings, testing
 
 NAME: Final = "deep_gemm"
 
@@ -30,9 +29,9 @@ def install(*, replace: bool = False) -> None:
         return
     if not replace and (NAME in sys.modules or find_spec(NAME) is not None):
         raise BadCall("deep_gemm is installed: uninstall it, or call install(replace=True)")
-    utils = _module(f"{NAME}.utils", quantize, scales)
-    utils.math = _module(f"{NAME}.utils.math", quantize)  # type: ignore[attr-defined]
-    utils.layout = _module(f"{NAME}.utils.layout", scales)  # type: ignore[attr-defined]
+    utils = _module(f"{NAME}.utils", quantize, fp4, scales, settings)
+    utils.math = _module(f"{NAME}.utils.math", quantize, fp4)  # type: ignore[attr-defined]
+    utils.layout = _module(f"{NAME}.utils.layout", scales, settings)  # type: ignore[attr-defined]
     sys.modules[f"{NAME}.testing"] = testing
     sys.modules[NAME] = package
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..kernels.errors import BadArgument, refuse
 from ..kernels.layers import MULTIPROCESSORS
-from . import activations, dense, grouped, indexer
+from . import activations, dense, grouped, indexer, sums
 from .quantize import BLOCK, FP8, ceil_div
 from .scales import get_tma_aligned_size
 
@@ -226,6 +226,29 @@ def _bf16_masked(groups: int, max_m: int, expected_m: int, n: int, k: int) -> No
     grouped.m_grouped_bf16_gemm_nt_masked(a, b, d, masked_m, expected_m)
 
 
+def _einsum(expr: str) -> Callable[..., None]:
+    def call(b: int, h: int, r: int, d: int) -> None:
+        sizes = {"b": b, "h": h, "r": r, "d": d}
+        left, right, result = (
+            [sizes[letter] for letter in letters] for letters in expr.replace("->", ",").split(",")
+        )
+        dtype = torch.float32 if result[0] == h else torch.bfloat16
+        a, b_ = (_meta(*each, dtype=torch.bfloat16) for each in (left, right))
+        sums.einsum(expr, a, b_, _meta(*result, dtype=dtype))
+
+    return call
+
+
+def _einsum_of_batches(b: int, m: int, n: int, k: int) -> None:
+    left, right = (_meta(b, rows, k, dtype=torch.bfloat16) for rows in (m, n))
+    sums.einsum("bmk,bnk->mn", left, right, _meta(m, n, dtype=torch.bfloat16))
+
+
+def _fp8_einsum(b: int, h: int, r: int, d: int) -> None:
+    values = _meta(b, h, r, dtype=FP8), _meta(b, h, ceil_div(r, BLOCK), dtype=torch.float32)
+    sums.fp8_einsum(sums.FP8_EXPRESSION, values, _weights(h, d, r), _meta(b, h, d, dtype=torch.bfloat16))
+
+
 def _quantize(m: int, n: int) -> None:
     activations.quantize_activations(_meta(m, n, dtype=torch.bfloat16))
 
@@ -257,6 +280,12 @@ _CALLS: Final[dict[str, Callable[..., Any]]] = {
     "m_grouped_fp8_gemm_nt_masked": _fp8_masked,
     "m_grouped_bf16_gemm_nt_contiguous": _bf16_contiguous,
     "m_grouped_bf16_gemm_nt_masked": _bf16_masked,
+    "einsum_bmk_bnk_mn": _einsum_of_batches,
+    **{
+        f"einsum_{expr.replace(',', '_').replace('->', '_')}": _einsum(expr)
+        for expr in ("bhr,hdr->bhd", "bhd,hdr->bhr", "bhd,bhr->hdr")
+    },
+    "fp8_einsum_bhr_hdr_bhd": _fp8_einsum,
     "quantize_activations": _quantize,
     "fp8_mqa_logits": _mqa_logits,
     "fp8_paged_mqa_logits": _paged_mqa_logits,

@@ -12,7 +12,9 @@ import deep_gemm
 from deep_gemm import fp8_gemm_nt, get_col_major_tma_aligned_tensor
 from deep_gemm.testing import calc_diff, count_bytes
 from deep_gemm.utils.math import per_token_cast_to_fp8, per_block_cast_to_fp8
-from deep_gemm.utils.layout import get_mn_major_tma_aligned_tensor
+from deep_gemm.utils.math import cast_back_from_fp4
+from deep_gemm.testing import bench, bench_kineto, test_filter
+from deep_gemm.utils.layout import get_mn_major_tma_aligned_tensor, get_mk_alignment_for_contiguous_layout
 import deep_gemm.utils
 
 a, b = torch.randn(4, 128), torch.randn(16, 128)

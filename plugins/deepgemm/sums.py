@@ -1,0 +1,184 @@
+"""The Einstein sums of attention with absorbed projections, and of their gradients.
+
+bmk,bnk->mn     one product, summed over batch and k
+bhr,hdr->bhd    a product for each head h, as are the next two
+bhd,hdr->bhr
+bhd,bhr->hdr    its weight gradient
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ..kernels.errors import BadArgument, BadType, refuse
+from ..kernels.layers import layer_for
+from . import checks
+from .dense import RECIPE_BLOCKS
+from .quantize import BLOCK, FP8, ceil_div, dequantize
+from .scales import TMA_BYTES, check_scales
+
+FP8_EXPRESSION: Final = "bhr,hdr->bhd"
+
+
+def einsum(  # noqa: PLR0913 (the original's)
+    expr: str,
+    a: Tensor,
+    b: Tensor,
+    d: Tensor,
+    c: Tensor | None = None,
+    use_cublaslt: bool = False,  # noqa: FBT001, FBT002
+) -> None:
+    """D = C + the sum that `expr` names, of bfloat16 operands.
+
+    Shapes: by the letters of `expr`. d and c: bfloat16 or float32 for "bmk,bnk->mn", where c goes with float32 and
+    has d's memory; bfloat16 without c for the two products of heads; float32 for "bhd,bhr->hdr".
+    Limits: the last dimensions are contiguous, other strides multiples of 16 bytes. `use_cublaslt`: torch's product.
+    Raises: BadArgument (ValueError, RuntimeError) and BadType (TypeError, RuntimeError).
+    Source: DeepGEMM `einsum` on SM90.
+    """
+    if expr not in _SUMS:
+        refuse("expr", repr(expr), f"it must be one of {', '.join(_SUMS)}")
+    for name, each in (("a", a), ("b", b)):
+        _check_operand(each, name=name, dtype=torch.bfloat16)
+    sizes = _sizes(expr, a, b)
+    checks.check_output(d, [sizes[letter] for letter in expr.partition("->")[2]], dtypes=_OUTPUTS[expr])
+    if c is not None:
+        _check_added(expr, c, d)
+    checks.check_same_device(a, b, d)
+    if d.numel() == 0:
+        return
+    if a.numel() == 0:
+        d.copy_(torch.zeros_like(d) if c is None else c)
+        return
+    if use_cublaslt or layer_for(d) == "reference":
+        total = torch.einsum(expr, a.float(), b.float())
+        d.copy_(total if c is None else total + c)
+        return
+    _SUMS[expr](a, b, d, c)
+
+
+def fp8_einsum(  # noqa: PLR0913 (the original's)
+    expr: str,
+    a: tuple[Tensor, Tensor],
+    b: tuple[Tensor, Tensor],
+    d: Tensor,
+    c: Tensor | None = None,
+    recipe: tuple[int, int, int] = RECIPE_BLOCKS,
+) -> None:
+    """D = the sum "bhr,hdr->bhd" of FP8 operands, the one that SM90's FP8 instruction can do.
+
+    Shapes: a (b, h, r) e4m3 and (b, h, ceil(r/128)) float32; b (h, d, r) e4m3 and (h, ceil(d/128), ceil(r/128))
+    float32; d (b, h, d) bfloat16.
+    Raises: as `einsum`.
+    """
+    if expr != FP8_EXPRESSION:
+        refuse(
+            "expr", repr(expr), f"SM90 takes FP8 operands contiguous along what is summed: {FP8_EXPRESSION}"
+        )
+    (a_values, sfa), (b_values, sfb) = checks.unpack(a, "a"), checks.unpack(b, "b")
+    if tuple(recipe) != RECIPE_BLOCKS:
+        refuse("recipe", recipe, f"it must be {RECIPE_BLOCKS}")
+    if c is not None:
+        raise BadArgument("FP8 sums do not accumulate on SM90: leave c out")
+    _check_operand(a_values, name="a[0]", dtype=FP8)
+    _check_operand(b_values, name="b[0]", dtype=FP8)
+    sizes = _sizes(expr, a_values, b_values)
+    rows, heads, columns = sizes["b"], sizes["h"], sizes["d"]
+    blocks = ceil_div(sizes["r"], BLOCK)
+    check_scales(sfa, (heads, blocks), num_groups=rows, name="a[1]")
+    check_scales(sfb, (ceil_div(columns, BLOCK), blocks), num_groups=heads, name="b[1]")
+    checks.check_output(d, (rows, heads, columns), dtypes=[torch.bfloat16])
+    checks.check_same_device(a_values, sfa, b_values, sfb, d)
+    if d.numel() == 0:
+        return
+    if blocks == 0:
+        d.zero_()
+        return
+    if layer_for(d) == "reference":
+        plain = dequantize(a_values, sfa), dequantize(b_values, sfb, gran_m=BLOCK)
+        d.copy_(torch.einsum(expr, *plain))
+        return
+    from . import launch
+
+    by_heads = [each.transpose(0, 1) for each in (a_values, sfa, d)]
+    launch.batched_gemm(by_heads[0], b_values, by_heads[2], scales=launch.Scales(by_heads[1], sfb))
+
+
+def _sum_of_batches(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None) -> None:
+    from . import launch
+
+    total = launch.summed_gemm(a, b)
+    d.copy_(total if c is None else total + c)
+
+
+def _expand_heads(a: Tensor, b: Tensor, d: Tensor, _c: Tensor | None) -> None:
+    from . import launch
+
+    launch.batched_gemm(a.transpose(0, 1), b, d.transpose(0, 1))
+
+
+def _contract_heads(a: Tensor, b: Tensor, d: Tensor, _c: Tensor | None) -> None:
+    from . import launch
+
+    launch.batched_gemm(a.transpose(0, 1), b, d.transpose(0, 1), b_transposed=True)
+
+
+def _gradient_of_heads(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None) -> None:
+    from . import launch
+
+    if c is not None and c is not d:
+        d.copy_(c)
+    left, right = a.transpose(0, 1), b.transpose(0, 1)
+    launch.batched_gemm(left, right, d, a_transposed=True, b_transposed=True, accumulate=c is not None)
+
+
+_SUMS: Final[dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], None]]] = {
+    "bmk,bnk->mn": _sum_of_batches,
+    "bhr,hdr->bhd": _expand_heads,
+    "bhd,hdr->bhr": _contract_heads,
+    "bhd,bhr->hdr": _gradient_of_heads,
+}
+_OUTPUTS: Final = {
+    "bmk,bnk->mn": (torch.bfloat16, torch.float32),
+    "bhr,hdr->bhd": (torch.bfloat16,),
+    "bhd,hdr->bhr": (torch.bfloat16,),
+    "bhd,bhr->hdr": (torch.float32,),
+}
+
+
+def _sizes(expr: str, a: Tensor, b: Tensor) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for letters, tensor in zip(expr.partition("->")[0].split(","), (a, b), strict=True):
+        for letter, size in zip(letters, tensor.shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                raise BadArgument(
+                    f'"{letter}" of {expr} is {sizes[letter]} in a and {size} in b; they must be equal'
+                )
+    return sizes
+
+
+def _check_operand(x: Tensor, *, name: str, dtype: torch.dtype) -> None:
+    if x.dtype != dtype:
+        raise BadType(f"{name} is {x.dtype}; it must be {dtype}")
+    if x.dim() != 3:
+        refuse(name, f"of shape {tuple(x.shape)}", "it must have three dimensions")
+    if x.numel() == 0:
+        return
+    if x.stride(2) != 1 and x.shape[2] > 1:
+        refuse(name, f"of strides {x.stride()}", "its last dimension must be contiguous")
+    bytes_apart = [x.stride(each) * x.element_size() for each in (0, 1) if x.shape[each] > 1]
+    if any(each % TMA_BYTES for each in bytes_apart):
+        refuse(name, f"of strides {x.stride()}", f"they must be multiples of {TMA_BYTES} bytes")
+    if x.device.type != "meta" and x.data_ptr() % TMA_BYTES:
+        refuse(name, f"at address {x.data_ptr():#x}", f"it must begin at a multiple of {TMA_BYTES} bytes")
+
+
+def _check_added(expr: str, c: Tensor, d: Tensor) -> None:
+    if d.dtype != torch.float32:
+        raise BadArgument(f"{expr} accumulates in float32 alone, and d is {d.dtype}: leave c out")
+    checks.check_output(c, d.shape, dtypes=[d.dtype])
+
+
+__all__ = ["FP8_EXPRESSION", "einsum", "fp8_einsum"]

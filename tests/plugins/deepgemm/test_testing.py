@@ -1,0 +1,130 @@
+"""The tools for measuring and comparing, and the casts to FP4."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from luciola.plugins import deepgemm
+from luciola.plugins.deepgemm import testing
+from luciola.plugins.kernels.errors import BadArgument, BadCall, BadType
+
+ON_GPU = torch.cuda.is_available()
+
+
+def product():
+    x = torch.ones(64, 64)
+
+    def call():
+        return (x @ x).relu()
+
+    return call
+
+
+def test_the_profiler_tells_the_time_of_each_kernel_by_its_name(tmp_path):
+    names = ("relu", "nothing of that name") if ON_GPU else ("aten::mm", "nothing of that name")
+    trace = tmp_path / "trace.json"
+    times = testing.bench_kineto(
+        product(), names, num_tests=3, trace_path=str(trace), with_multiple_kernels=True
+    )
+    assert times[0] > 0
+    assert times[1] == 0
+    assert json.loads(trace.read_text())["traceEvents"]
+    assert testing.bench(product(), 1, 2) > 0
+
+
+@pytest.mark.skipif(ON_GPU, reason="names of operators on the CPU")
+def test_a_name_that_fits_several_kernels_is_refused_or_summed(capfd):
+    with pytest.raises(BadCall, match=r"fit 'aten::' .*aten::mm"):
+        testing.bench_kineto(product(), "aten::", num_tests=2)
+    both = testing.bench_kineto(
+        product(), "aten::", num_tests=2, with_multiple_kernels=True, suppress_kineto_output=True
+    )
+    assert both > 0
+    assert capfd.readouterr().out == ""
+    with pytest.raises(BadType, match="a string or a tuple"):
+        testing.bench_kineto(product(), ["aten::mm"])
+
+
+def test_what_is_printed_while_silenced_is_dropped_and_later_not(capfd):
+    def loud():
+        os.write(1, b"loud\n")
+
+    testing.bench_kineto(loud, "x", num_tests=1, suppress_kineto_output=True)
+    os.write(1, b"after\n")
+    assert capfd.readouterr().out == "after\n"
+
+
+def test_another_profiler_at_work_makes_all_times_one(monkeypatch):
+    monkeypatch.setenv("DG_USE_NVIDIA_TOOLS", "1")
+    assert testing.bench_kineto(product(), ("a", "b")) == (1, 1)
+
+
+def test_barriers_are_met_before_every_call():
+    calls = []
+    testing.bench_kineto(lambda: calls.append("call"), "x", 2, barrier=lambda: calls.append("barrier"))
+    assert calls == ["call", "barrier", "call", "barrier", "call"]
+
+
+def test_bits_are_compared():
+    x = torch.tensor([1.0, float("nan"), 0.0])
+    testing.assert_bitwise_equal(x, x.clone())
+    testing.assert_bitwise_equal(torch.tensor(2), torch.tensor(2))
+    for other, message in ((-x, "bytes differ"), (x[:2], "shapes"), (x.double(), "dtypes")):
+        with pytest.raises(AssertionError, match=message):
+            testing.assert_bitwise_equal(x, other)
+
+
+def test_filters_run_what_fits_the_machine(capsys, monkeypatch):
+    ran = []
+    testing.test_filter(lambda: True)(ran.append)(1)
+
+    @testing.test_filter(lambda: False)
+    def not_here():
+        ran.append(2)
+
+    not_here()
+    assert ran == [1]
+    assert "not_here: not on this machine" in capsys.readouterr().out
+    monkeypatch.setenv("LUCIOLA_IGNORED", "x")
+    testing.ignore_env("LUCIOLA_IGNORED", lambda: True)(
+        lambda: ran.append(os.environ.get("LUCIOLA_IGNORED"))
+    )()
+    testing.ignore_env("LUCIOLA_IGNORED", lambda: False)(lambda: ran.append(os.environ["LUCIOLA_IGNORED"]))()
+    assert ran[1:] == [None, "x"]
+    assert os.environ["LUCIOLA_IGNORED"] == "x"
+
+
+def test_fp4_has_the_nearest_of_eight_magnitudes():
+    x = torch.tensor([[0.0, 0.5, -1.0, 1.5, 2.0, -3.0, 4.0, 6.0, 0.2, -0.3, 5.1, -5.0, 0.25, 2.5, -0.1, 1.8]])
+    packed, scales = deepgemm.per_token_cast_to_fp4(x, use_ue8m0=False)
+    assert packed.shape == (1, 8)
+    assert scales.item() == 1.0
+    assert packed[0, :2].tolist() == [0x10, 0x3A]
+    want = [0, 0.5, -1, 1.5, 2, -3, 4, 6, 0, -0.5, 6, -4, 0, 2, 0, 2]
+    assert deepgemm.cast_back_from_fp4(packed, scales).tolist() == [want]
+
+
+@pytest.mark.parametrize("packed_scales", [False, True])
+def test_fp4_keeps_random_rows(packed_scales):
+    x = torch.randn(6, 1024)
+    packed, scales = deepgemm.per_token_cast_to_fp4(x, True, 32, packed_scales)
+    assert scales.shape == (6, 8 if packed_scales else 32)
+    back = deepgemm.cast_back_from_fp4(packed, scales, 32, packed_scales)
+    assert deepgemm.calc_diff(back, x) < 2e-2
+    turned = deepgemm.transpose_packed_fp4(packed)
+    ones = torch.ones(1024, 1)
+    plain = deepgemm.cast_back_from_fp4(packed, torch.ones(6, 8))
+    assert torch.equal(deepgemm.cast_back_from_fp4(turned, ones), plain.T)
+
+
+def test_bad_fp4_arguments_are_named():
+    with pytest.raises(BadArgument, match="even number of columns"):
+        deepgemm.per_token_cast_to_fp4(torch.ones(2, 3), use_ue8m0=False)
+    with pytest.raises(BadArgument, match="use_ue8m0=True"):
+        deepgemm.per_token_cast_to_fp4(torch.ones(2, 4), use_ue8m0=False, use_packed_ue8m0=True)
+    with pytest.raises(BadType, match="must be int8"):
+        deepgemm.transpose_packed_fp4(torch.ones(2, 4))
+    with pytest.raises(BadArgument, match="3 rows"):
+        deepgemm.transpose_packed_fp4(torch.ones(3, 4, dtype=torch.int8))
