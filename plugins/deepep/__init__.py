@@ -22,11 +22,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from .buffer import Buffer, topk_idx_t
     from .config import Config
     from .event import EventHandle, EventOverlap
     from .failure import CommunicationError, PeerLost, PeerTimeout, RanksDisagree
 
 _HOMES: Final = {
+    "Buffer": "buffer",
     "CommunicationError": "failure",
     "Config": "config",
     "EventHandle": "event",
@@ -34,9 +36,11 @@ _HOMES: Final = {
     "PeerLost": "failure",
     "PeerTimeout": "failure",
     "RanksDisagree": "failure",
+    "topk_idx_t": "buffer",
 }
 
 __all__ = [
+    "Buffer",
     "CommunicationError",
     "Config",
     "EventHandle",
@@ -45,6 +49,7 @@ __all__ = [
     "PeerTimeout",
     "RanksDisagree",
     "describe",
+    "topk_idx_t",
 ]
 
 

@@ -74,7 +74,7 @@ def per_token_cast_to_fp8(
     blocks = ceil_div(n, gran_k)
     parts = pad(x, (0, blocks * gran_k - n)).view(m, blocks, gran_k)
     scales = _scales(parts.abs().float().amax(dim=2), use_ue8m0=use_ue8m0)
-    values = _quantized(parts, scales.unsqueeze(2)).view(m, -1)[:, :n].contiguous()
+    values = _quantized(parts, scales.unsqueeze(2)).flatten(1)[:, :n].contiguous()
     return values, pack_ue8m0_to_int(scales) if use_packed_ue8m0 else scales
 
 

@@ -1,0 +1,480 @@
+"""`Buffer`: dispatch and combine between ranks, with the original's names, arguments, results and assertions.
+
+Here arguments are checked and results are put together; `normal` and `two_hop` do the work. Tensors live
+where the transport's regions are, and are brought there and back if they come from another device.
+"""
+
+import contextlib
+from typing import Any, ClassVar, Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..kernels.errors import BadCall, BadType, refuse
+from ..kernels.quantize import FP8
+from . import layout, normal, settings, two_hop
+from .config import Config, combine_config, dispatch_config
+from .event import EventHandle, EventOverlap
+from .exchange import SLOTS_EACH, Exchange
+from .failure import CommunicationError
+from .normal import Handle, Received, Tokens
+from .transport.choose import open_transport
+from .transport.interface import Transport
+from .transport.members import CommMembers, GroupMembers, Members, agree
+
+topk_idx_t: Final = torch.int64
+"""Of expert numbers; int32 is taken as well, and given back."""
+
+ROW_ALIGNMENT: Final = 16
+"""The original moves rows in pieces of so many bytes."""
+EXPERTS_PER_RANK_MAX: Final = 1024
+TOPK_MAX: Final = 32
+
+AnyHandle = Handle | two_hop.TwoHopHandle | tuple[Any, ...]
+
+
+class Buffer:
+    """Memory through which the ranks of a group exchange tokens.
+
+    `num_nvl_bytes`: for normal mode inside a node, any size from a token on. `num_rdma_bytes`: for low-latency mode,
+    and between nodes. What these do not know of the machine is here: `transport` (by default LUCIOLA_DEEPEP_TRANSPORT,
+    else the best), `ranks_per_node` (LUCIOLA_DEEPEP_RANKS_PER_NODE, else the ranks of a host), `timeout_s`
+    (LUCIOLA_DEEPEP_TIMEOUT_S, else 100), `device` (the current GPU, else the CPU). Arguments of the original that steer
+    its network cards change nothing.
+
+    All ranks make one together and call its methods in the same order. Raises: RanksDisagree, on all ranks.
+    """
+
+    num_sms: ClassVar[int] = 20
+
+    def __init__(  # noqa: PLR0913 (the original's)
+        self,
+        group: dist.ProcessGroup | None,
+        num_nvl_bytes: int = 0,
+        num_rdma_bytes: int = 0,
+        low_latency_mode: bool = False,  # noqa: FBT001, FBT002
+        num_qps_per_rank: int = 24,  # noqa: ARG002
+        allow_nvlink_for_low_latency_mode: bool = True,  # noqa: FBT001, FBT002, ARG002
+        allow_mnnvl: bool = False,  # noqa: FBT001, FBT002, ARG002
+        use_fabric: bool = False,  # noqa: FBT001, FBT002, ARG002
+        explicitly_destroy: bool = False,  # noqa: FBT001, FBT002
+        enable_shrink: bool = False,  # noqa: FBT001, FBT002
+        comm: Any = None,
+        *,
+        transport: str | None = None,
+        ranks_per_node: int | None = None,
+        timeout_s: float | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        assert group is not None or comm is not None, (
+            "give a torch.distributed process group, or a communicator of MPI"
+        )
+        if num_nvl_bytes < 0 or num_rdma_bytes < 0:
+            refuse(
+                "num_nvl_bytes, num_rdma_bytes", (num_nvl_bytes, num_rdma_bytes), "they must not be negative"
+            )
+        members: Members = CommMembers(comm) if group is None else GroupMembers(group)
+        self.group = group
+        self.rank, self.group_size = members.rank, members.size
+        self.num_nvl_bytes, self.num_rdma_bytes = num_nvl_bytes, num_rdma_bytes
+        self.low_latency_mode = low_latency_mode
+        self.explicitly_destroy = explicitly_destroy
+        self.enable_shrink = enable_shrink
+        wanted = ranks_per_node or settings.ranks_per_node()
+        facts = {"num_nvl_bytes": num_nvl_bytes, "num_rdma_bytes": num_rdma_bytes, "ranks_per_node": wanted,
+                 "low_latency_mode": low_latency_mode, "enable_shrink": enable_shrink}  # fmt: skip
+        agree(members, facts, phase="making a Buffer")
+        self.ranks_per_node = self._node_size(wanted)
+        self.transport: Transport = open_transport(
+            members,
+            num_nvl_bytes + num_rdma_bytes,
+            device=_device(device),
+            name=transport or settings.transport_name(),
+            timeout_s=settings.timeout_s() if timeout_s is None else timeout_s,
+        )
+        self._nodes: two_hop.Nodes | None = None
+        self._exchange: Exchange | None = None
+        self._connect()
+
+    # -- the original's small methods --
+
+    @property
+    def num_nodes(self) -> int:
+        """Of `ranks_per_node` ranks each."""
+        return self.group_size // self.ranks_per_node
+
+    def destroy(self) -> None:
+        """Leave. Only for buffers that were made with `explicitly_destroy`; others leave when they are collected."""
+        assert self.explicitly_destroy, "`explicitly_destroy` flag must be set"
+        self.transport.close()
+
+    def __del__(self) -> None:
+        transport = getattr(self, "transport", None)
+        if transport is not None:
+            with contextlib.suppress(CommunicationError):
+                transport.close()
+
+    @staticmethod
+    def is_sm90_compiled() -> bool:
+        """Whether FP8 and what else needs SM90 in the original is there: always."""
+        return True
+
+    @staticmethod
+    def set_num_sms(new_num_sms: int) -> None:
+        """How many programs a call's kernels may have; those of normal mode are made of pairs."""
+        assert new_num_sms % 2 == 0, "The SM count must be even"
+        Buffer.num_sms = new_num_sms
+
+    @staticmethod
+    def capture() -> EventOverlap:
+        """An event of the current stream."""
+        return EventOverlap(EventHandle())
+
+    def get_comm_stream(self) -> Any:
+        """The stream on which calls run: the current one."""
+        return (
+            torch.cuda.current_stream()
+            if self.transport.device.type == "cuda"
+            else torch.cpu.current_stream()
+        )
+
+    def get_local_buffer_tensor(
+        self,
+        dtype: torch.dtype,
+        size: torch.Size | None = None,
+        offset: int = 0,
+        use_rdma_buffer: bool = False,  # noqa: FBT001, FBT002 (the original's)
+    ) -> Tensor:
+        """This rank's region, or its part of normal mode alone, from `offset` bytes on."""
+        start, end = (
+            (self.num_nvl_bytes, self.num_nvl_bytes + self.num_rdma_bytes)
+            if use_rdma_buffer
+            else (0, self.num_nvl_bytes)
+        )
+        if not 0 <= offset <= end - start:
+            refuse("offset", offset, f"it must be 0 to {end - start}")
+        region = self.transport.buffer(self.rank)[start + offset : end]
+        tensor = region[: len(region) // dtype.itemsize * dtype.itemsize].view(dtype)
+        if size is None:
+            return tensor
+        assert tensor.numel() >= size.numel(), (
+            f"{size.numel()} of {dtype} do not fit into {len(region)} bytes"
+        )
+        return tensor[: size.numel()].view(size)
+
+    @staticmethod
+    def get_dispatch_config(num_ranks: int) -> Config:
+        """The original's choice for so many ranks."""
+        return dispatch_config(num_ranks, Buffer.num_sms)
+
+    @staticmethod
+    def get_combine_config(num_ranks: int) -> Config:
+        """The original's choice for so many ranks."""
+        return combine_config(num_ranks, Buffer.num_sms)
+
+    # -- normal mode --
+
+    def get_dispatch_layout(
+        self,
+        topk_idx: Tensor,
+        num_experts: int,
+        previous_event: EventOverlap | None = None,
+        async_finish: bool = False,  # noqa: FBT001, FBT002
+        allocate_on_comm_stream: bool = False,  # noqa: FBT001, FBT002
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, EventOverlap]:
+        """Where tokens go: num_tokens_per_rank (R,), num_tokens_per_rdma_rank (nodes,) or None,
+        num_tokens_per_expert (E,), is_token_in_rank (T, R), event. topk_idx (T, K) has -1 for no expert.
+        """
+        _begin(previous_event, async_finish, allocate_on_comm_stream)
+        found = layout.count(
+            topk_idx, num_experts, num_ranks=self.group_size, ranks_per_node=self.ranks_per_node
+        )
+        return (
+            found.num_tokens_per_rank,
+            found.num_tokens_per_rdma_rank,
+            found.num_tokens_per_expert,
+            found.is_token_in_rank,
+            _end(async_finish),
+        )
+
+    def dispatch(  # noqa: PLR0913 (the original's)
+        self,
+        x: Tensor | tuple[Tensor, Tensor],
+        handle: AnyHandle | None = None,
+        num_tokens_per_rank: Tensor | None = None,
+        num_tokens_per_rdma_rank: Tensor | None = None,
+        is_token_in_rank: Tensor | None = None,
+        num_tokens_per_expert: Tensor | None = None,
+        topk_idx: Tensor | None = None,
+        topk_weights: Tensor | None = None,
+        expert_alignment: int = 1,
+        num_worst_tokens: int = 0,
+        config: Config | None = None,
+        previous_event: EventOverlap | None = None,
+        async_finish: bool = False,  # noqa: FBT001, FBT002
+        allocate_on_comm_stream: bool = False,  # noqa: FBT001, FBT002
+    ) -> tuple[
+        Tensor | tuple[Tensor, Tensor],
+        Tensor | None,
+        Tensor | None,
+        list[int] | None,
+        AnyHandle | None,
+        EventOverlap,
+    ]:
+        """Send each token once to every rank that has one of its experts.
+
+        x (T, H) bfloat16, or (e4m3 (T, H), scales (T, …) float32 or int32). Returns recv_x like x, rows ordered by
+        (source rank, token); recv_topk_idx (N, K), local expert numbers or -1; recv_topk_weights (N, K), 0 there;
+        tokens for each local expert, a list rounded up to `expert_alignment`; handle; event. With `num_worst_tokens`
+        there are so many rows, those without a token have -1, and the list is empty. With `handle`, tokens go where
+        those of the dispatch that made it went: (recv_x, None, None, None, None, event).
+        """
+        _begin(previous_event, async_finish, allocate_on_comm_stream)
+        config = self.get_dispatch_config(self.group_size) if config is None else config
+        tokens = self._tokens(x, topk_idx, topk_weights)
+        home = x[0].device if isinstance(x, tuple | list) else x.device
+        if handle is not None:
+            assert topk_idx is None and topk_weights is None, "a handle has the routing already"  # noqa: PT018
+            self._check_handle(handle, tokens=len(tokens.x))
+            if self._nodes is None:
+                came = normal.cached_dispatch(self._one_node(), tokens, Handle(*handle))
+            else:
+                came = two_hop.cached_dispatch(self._nodes, tokens, _two_hops(handle))
+            return _pair(came, home), None, None, None, None, _end(async_finish)
+        assert num_tokens_per_rank is not None, "without a handle, give num_tokens_per_rank"
+        assert is_token_in_rank is not None, "without a handle, give is_token_in_rank"
+        assert num_tokens_per_expert is not None, "without a handle, give num_tokens_per_expert"
+        if self._nodes is not None:
+            assert num_tokens_per_rdma_rank is not None, "several nodes: give num_tokens_per_rdma_rank"
+        member = self._here(is_token_in_rank)
+        counts = self._check_layout(len(tokens.x), member, num_tokens_per_rank, num_tokens_per_expert)
+        if expert_alignment < 1:
+            refuse("expert_alignment", expert_alignment, "it must be positive")
+        if num_worst_tokens < 0:
+            refuse("num_worst_tokens", num_worst_tokens, "it must not be negative")
+        if tokens.topk_idx is not None:
+            layout.check_indices(tokens.topk_idx, len(counts))
+        rows = num_worst_tokens or None
+        if self._nodes is None:
+            channels = max(config.num_sms // 2, 1)
+            received = normal.dispatch(self._one_node(), tokens, member, counts, channels=channels, rows=rows)
+        else:
+            received = two_hop.dispatch(self._nodes, tokens, member, counts, rows=rows)
+        return (*_results(received, home, expert_alignment, worst=bool(rows)), _end(async_finish))
+
+    def combine(  # noqa: PLR0913 (the original's)
+        self,
+        x: Tensor,
+        handle: AnyHandle,
+        topk_weights: Tensor | None = None,
+        bias: Tensor | tuple[Tensor, Tensor] | None = None,
+        config: Config | None = None,
+        previous_event: EventOverlap | None = None,
+        async_finish: bool = False,  # noqa: FBT001, FBT002
+        allocate_on_comm_stream: bool = False,  # noqa: FBT001, FBT002
+    ) -> tuple[Tensor, Tensor | None, EventOverlap]:
+        """Sum each token's rows over the ranks that received it; no weights are applied.
+
+        x (N, H) bfloat16, in the order of what was dispatched. topk_weights (N, K) float32 are summed likewise. bias
+        (T, H) is added. Returns combined_x (T, H) bfloat16, combined_topk_weights (T, K) or None, event.
+        """
+        _begin(previous_event, async_finish, allocate_on_comm_stream)
+        assert config is None or config.num_sms % 2 == 0, "The SM count must be even"
+        _check_rows(x, "x", (torch.bfloat16,))
+        tokens, rows = self._check_handle(handle)
+        if len(x) < rows:
+            refuse("x", f"of {len(x)} rows", f"{rows} tokens have come by the dispatch of this handle")
+        columns = [self._here(x)]
+        if topk_weights is not None:
+            _check_rows(topk_weights, "topk_weights", (torch.float32,), alignment=4)
+            if len(topk_weights) != len(x):
+                refuse("topk_weights", f"of {len(topk_weights)} rows", f"x has {len(x)}")
+            columns.append(self._here(topk_weights))
+        biases = [self._here(each) for each in _biases(bias, (tokens, x.shape[1]))]
+        if self._nodes is None:
+            out = normal.combine(self._one_node(), columns, Handle(*handle), biases)
+        else:
+            out = two_hop.combine(self._nodes, columns, _two_hops(handle), biases)
+        combined = [each.to(x.device) for each in out]
+        return combined[0], combined[1] if len(combined) > 1 else None, _end(async_finish)
+
+    def internode_dispatch(self, *arguments: Any, **options: Any) -> Any:
+        """`dispatch`, which chooses by the number of nodes."""
+        return self.dispatch(*arguments, **options)
+
+    def internode_combine(self, *arguments: Any, **options: Any) -> Any:
+        """`combine`, which chooses by the number of nodes."""
+        return self.combine(*arguments, **options)
+
+    # -- parts --
+
+    def _node_size(self, wanted: int | None) -> int:
+        size = self.group_size if wanted is None else wanted
+        if size <= 0 or self.group_size % size:
+            refuse("ranks_per_node", size, f"it must divide the {self.group_size} ranks")
+        return self.group_size if size == 1 else size  # one rank for each node: one hop is all there is
+
+    def _connect(self) -> None:
+        size, nvl, rdma = self.ranks_per_node, self.num_nvl_bytes, self.num_rdma_bytes
+        if nvl and self.num_nodes == 1:
+            self._exchange = Exchange(self.transport, range(self.group_size), start=0, num_bytes=nvl, slot=0)
+        elif nvl and rdma:
+            node, place = divmod(self.rank, size)
+            across = range(place, self.group_size, size)
+            within = range(node * size, (node + 1) * size)
+            self._nodes = two_hop.Nodes(
+                Exchange(self.transport, across, start=nvl, num_bytes=rdma, slot=SLOTS_EACH),
+                Exchange(self.transport, within, start=0, num_bytes=nvl, slot=2 * SLOTS_EACH),
+            )
+
+    def _one_node(self) -> Exchange:
+        if self._exchange is None:
+            needed = "num_nvl_bytes" if self.num_nodes == 1 else "num_nvl_bytes and num_rdma_bytes"
+            raise BadCall(f"this buffer has no memory for normal mode: make it with {needed}")
+        return self._exchange
+
+    def _here(self, x: Tensor) -> Tensor:
+        return x.to(self.transport.device)
+
+    def _tokens(self, x: Any, topk_idx: Tensor | None, topk_weights: Tensor | None) -> Tokens:
+        values, scales = x if isinstance(x, tuple | list) else (x, None)
+        _check_rows(values, "x", (torch.bfloat16,) if scales is None else (FP8,), alignment=ROW_ALIGNMENT)
+        if scales is not None:
+            if scales.dtype not in {torch.float32, torch.int32}:
+                raise BadType(f"scales are {scales.dtype}; they must be torch.float32 or torch.int32")
+            if scales.dim() not in {1, 2} or len(scales) != len(values):
+                refuse("scales", f"of shape {tuple(scales.shape)}", f"x has {len(values)} rows")
+            scales = scales.view(len(scales), -1) if scales.dim() == 1 else scales
+        if (topk_idx is None) != (topk_weights is None):
+            raise BadCall("give topk_idx and topk_weights together")
+        if topk_idx is not None and topk_weights is not None:
+            _check_rows(topk_weights, "topk_weights", (torch.float32,), alignment=4)
+            if not len(values) == len(topk_idx) == len(topk_weights) or topk_idx.shape != topk_weights.shape:
+                refuse("topk_idx, topk_weights", (tuple(topk_idx.shape), tuple(topk_weights.shape)),
+                       f"they must have one shape, with x's {len(values)} rows")  # fmt: skip
+            if topk_idx.shape[1] > TOPK_MAX:
+                refuse(
+                    "topk_idx", f"of shape {tuple(topk_idx.shape)}", f"a token has at most {TOPK_MAX} experts"
+                )
+        given = (values, None if scales is None else scales.contiguous(), topk_idx, topk_weights)
+        return Tokens(*(None if each is None else self._here(each) for each in given))  # type: ignore[arg-type]
+
+    def _check_layout(self, tokens: int, member: Tensor, per_rank: Tensor, per_expert: Tensor) -> list[int]:
+        """Returns tokens for each expert."""
+        ranks = self.group_size
+        if member.dtype != torch.bool or tuple(member.shape) != (tokens, ranks) or not member.is_contiguous():
+            refuse("is_token_in_rank", f"{member.dtype} of shape {tuple(member.shape)}",
+                   f"it must be a contiguous torch.bool of shape {(tokens, ranks)}")  # fmt: skip
+        for name, counts, length in (
+            ("num_tokens_per_rank", per_rank, ranks),
+            ("num_tokens_per_expert", per_expert, None),
+        ):
+            if (
+                counts.dtype != torch.int32
+                or counts.dim() != 1
+                or (length is not None and len(counts) != length)
+            ):
+                refuse(
+                    name,
+                    f"{counts.dtype} of shape {tuple(counts.shape)}",
+                    "give what get_dispatch_layout returned",
+                )
+        layout.check_experts(len(per_expert), ranks)
+        if len(per_expert) > EXPERTS_PER_RANK_MAX * ranks:
+            refuse("num_experts", len(per_expert), f"a rank has at most {EXPERTS_PER_RANK_MAX}")
+        if self.transport.device.type == "cpu" and not torch.equal(
+            member.sum(0, dtype=torch.int32), per_rank.cpu()
+        ):
+            refuse("num_tokens_per_rank", per_rank.tolist(), "is_token_in_rank says otherwise")
+        found: list[int] = per_expert.tolist()
+        return found
+
+    def _check_handle(self, handle: AnyHandle, *, tokens: int | None = None) -> tuple[int, int]:
+        """How many tokens were sent by its dispatch, and how many came."""
+        length = 6 if self._nodes is None else 10
+        if not isinstance(handle, tuple) or len(handle) != length:
+            raise BadCall(f"the handle must be what dispatch of this buffer returned, {length} tensors")
+        member = handle[4] if self._nodes is None else handle[0]
+        if self._nodes is None:
+            self._one_node()
+        if member.shape[1] != self.group_size:
+            raise BadCall(f"the handle is of {member.shape[1]} ranks; this buffer has {self.group_size}")
+        if tokens is not None and tokens != len(member):
+            refuse("x", f"of {tokens} tokens", f"the handle is of {len(member)}")
+        prefix = handle[0][-1, self.rank] if self._nodes is None else handle[6][-1]
+        return len(member), int(prefix)
+
+
+def _begin(previous_event: EventOverlap | None, async_finish: bool, allocate_on_comm_stream: bool) -> None:  # noqa: FBT001
+    if allocate_on_comm_stream:
+        assert previous_event is not None and async_finish, (  # noqa: PT018
+            "allocate_on_comm_stream needs previous_event and async_finish"
+        )
+    if previous_event is not None and previous_event.event is not None:
+        previous_event.current_stream_wait()
+
+
+def _end(async_finish: bool) -> EventOverlap:  # noqa: FBT001
+    return EventOverlap(EventHandle() if async_finish else None)
+
+
+def _results(
+    received: Received, home: torch.device, alignment: int, *, worst: bool
+) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor | None, Tensor | None, list[int], AnyHandle]:
+    tokens = received.tokens
+    counts = [] if worst else [-(-each // alignment) * alignment for each in received.expert_counts]
+    idx, weights = (
+        None if each is None else each.to(home) for each in (tokens.topk_idx, tokens.topk_weights)
+    )
+    return _pair(tokens, home), idx, weights, counts, received.handle
+
+
+def _pair(tokens: Tokens, home: torch.device) -> Tensor | tuple[Tensor, Tensor]:
+    x = tokens.x.to(home)
+    return x if tokens.scales is None else (x, tokens.scales.to(home))
+
+
+def _check_rows(
+    x: Tensor, name: str, dtypes: tuple[torch.dtype, ...], *, alignment: int = ROW_ALIGNMENT
+) -> None:
+    if x.dtype not in dtypes:
+        raise BadType(f"{name} is {x.dtype}; it must be {' or '.join(map(str, dtypes))}")
+    if x.dim() != 2 or not x.is_contiguous():
+        refuse(
+            name,
+            f"of shape {tuple(x.shape)} and strides {x.stride()}",
+            "it must be contiguous and have two dimensions",
+        )
+    if x.shape[1] == 0 or x.shape[1] * x.element_size() % alignment:
+        refuse(name, f"of {x.shape[1]} columns", f"a row must be a multiple of {alignment} bytes")
+
+
+def _biases(bias: Tensor | tuple[Tensor, ...] | None, shape: tuple[int, int]) -> list[Tensor]:
+    given = [] if bias is None else list(bias) if isinstance(bias, tuple | list) else [bias]
+    if len(given) > 2:
+        refuse("bias", f"of {len(given)} tensors", "give one or two")
+    for each in given:
+        _check_rows(each, "bias", (torch.bfloat16,))
+        if tuple(each.shape) != shape:
+            refuse("bias", f"of shape {tuple(each.shape)}", f"it must be {shape}")
+    return given
+
+
+def _two_hops(handle: AnyHandle) -> two_hop.TwoHopHandle:
+    if not isinstance(handle, two_hop.TwoHopHandle):
+        raise BadCall("the handle must be the object that dispatch returned, not a copy of its tensors")
+    return handle
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
+
+
+__all__ = ["Buffer", "topk_idx_t"]

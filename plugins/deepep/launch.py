@@ -1,0 +1,76 @@
+"""How moves of rows become kernel launches. Nothing here waits for the device."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+from triton import next_power_of_2
+
+from ..kernels.ahead import start
+from ..kernels.layers import is_interpreting, on_device
+from ..kernels.quantize import ceil_div
+from . import kernel
+from .moves import Rows, length
+
+BLOCK: Final = 1024
+"""Numbers of a row that one program moves: each thread has some that lie together."""
+BLOCK_ROWS: Final = 4
+INTERPRETED_ROWS: Final = 64  # few programs, which run one after another
+LAYOUT_TOKENS: Final = 128
+
+
+def layout(topk_idx: Tensor, num_experts: int, ranks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens for each rank and for each expert, and is_token_in_rank, of topk_idx (T, K)."""
+    tokens, topk = topk_idx.shape
+    per_rank, per_expert = (
+        torch.zeros(each, dtype=torch.int32, device=topk_idx.device) for each in (ranks, num_experts)
+    )
+    in_rank = torch.empty(tokens, ranks, dtype=torch.bool, device=topk_idx.device)
+    if topk_idx.numel():
+        with on_device(topk_idx):
+            start(
+                kernel.layout_kernel, (ceil_div(tokens, LAYOUT_TOKENS),),
+                topk_idx, per_rank, per_expert, in_rank.view(torch.int8), tokens, num_experts // ranks,
+                TOPK=topk, RANKS=ranks, RANKS_PADDED=next_power_of_2(ranks), BLOCK=LAYOUT_TOKENS, num_warps=4,
+            )  # fmt: skip
+    else:
+        in_rank.zero_()
+    return per_rank, per_expert, in_rank
+
+
+def take(out: Tensor, source: Tensor, rows: Rows) -> None:
+    """out[i] = source[rows[i]], of integers (…, width)."""
+    count, width = length(rows), out.shape[1]
+    block, block_rows = _blocks(width)
+    indexed = not isinstance(rows, slice)
+    with on_device(out):
+        start(
+            kernel.take_kernel, (ceil_div(count, block_rows), ceil_div(width, block)),
+            out, source, rows if isinstance(rows, Tensor) else out, 0 if isinstance(rows, Tensor) else rows.start,
+            count, width, source.stride(0),
+            INDEXED=indexed, BLOCK_ROWS=block_rows, BLOCK=block, num_warps=4,
+        )  # fmt: skip
+
+
+def reduce(out: Tensor, parts: Sequence[Tensor], member: Tensor, bias: Sequence[Tensor]) -> None:
+    """As `moves.reduce`."""
+    rows = torch.where(member, member.cumsum(0, dtype=torch.int32) - 1, -1).int()
+    starts = torch.tensor([each.data_ptr() for each in parts], dtype=torch.int64, device=out.device)
+    block, block_rows = _blocks(out.shape[1])
+    biases = [*bias, out, out]  # out stands for a pointer that is not followed
+    with on_device(out):
+        start(
+            kernel.reduce_kernel, (ceil_div(len(out), block_rows), ceil_div(out.shape[1], block)),
+            out, starts, rows, biases[0], biases[1], len(out), out.shape[1],
+            RANKS=len(parts), BIASES=len(bias), BLOCK_TOKENS=block_rows, BLOCK=block,
+            INTERPRET=is_interpreting(), num_warps=4,
+        )  # fmt: skip
+
+
+def _blocks(width: int) -> tuple[int, int]:
+    """Columns and rows of one program."""
+    return min(next_power_of_2(width), BLOCK), INTERPRETED_ROWS if is_interpreting() else BLOCK_ROWS
+
+
+__all__ = ["layout", "reduce", "take"]
