@@ -8,6 +8,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from low_latency_cases import (
+    low_latency_calls,
+    low_latency_described_errors,
+    low_latency_disagreeing,
+    low_latency_fuzz,
+    low_latency_killed,
+    low_latency_many_turns,
+    low_latency_shrinking,
+    low_latency_two_alive,
+)
 from luciola.plugins.deepep.failure import CommunicationError
 from luciola.plugins.deepep.transport.choose import open_transport
 from luciola.plugins.deepep.transport.interface import Transport
@@ -90,3 +100,19 @@ def learned(call: Callable[[], Any]) -> tuple[str, str, int, int]:
     except CommunicationError as error:
         return type(error).__name__, str(error), error.rank, error.peer
     raise AssertionError("no error")
+
+
+__all__ = [
+    "described",
+    "disagreeing",
+    "lost",
+    "low_latency_calls",
+    "low_latency_described_errors",
+    "low_latency_disagreeing",
+    "low_latency_fuzz",
+    "low_latency_killed",
+    "low_latency_many_turns",
+    "low_latency_shrinking",
+    "low_latency_two_alive",
+    "ring",
+]

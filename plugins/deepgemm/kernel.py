@@ -16,6 +16,8 @@ from typing import Any, Final
 import triton
 import triton.language as tl
 
+from ..kernels.kernel import rounded_to_e4m3
+
 DENSE: Final = 0
 CONTIGUOUS: Final = 1
 PSUM: Final = 2
@@ -257,15 +259,6 @@ def bmn_bnk_mn_gemm_impl(
     _store(part, total, rows, rows < m, columns, n, n, n, 0, 0, False)
 
 
-@triton.jit
-def _rounded_to_e4m3(x):
-    # The interpreter's cast loses the carry where rounding reaches the next power of two: it gets rounded numbers.
-    bits = x.to(tl.int32, bitcast=True)
-    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & ~0xFFFFF).to(tl.float32, bitcast=True)
-    step = 2.0**-9 * 1.5 * 2.0**23
-    return tl.where(tl.abs(x) < 2.0**-6, (x + step) - step, normal)
-
-
 @triton.jit(do_not_specialize=["m", "scales_k"])
 def per_token_cast_kernel(
     x, values, scales, m, n, x_m, scales_m, scales_k,
@@ -284,7 +277,7 @@ def per_token_cast_kernel(
         scale = bits.to(tl.float32, bitcast=True)
     quantised = tl.clamp(part * (1.0 / scale)[:, None], -448.0, 448.0)
     if INTERPRET:
-        quantised = _rounded_to_e4m3(quantised)
+        quantised = rounded_to_e4m3(quantised)
     tl.store(values + rows[:, None] * n + columns[None, :], quantised.to(tl.float8e4nv), mask=mask)
     tl.store(scales + rows * scales_m + block * scales_k, scale, mask=rows < m)
 

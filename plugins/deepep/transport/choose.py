@@ -6,12 +6,14 @@ import torch
 
 from ...kernels.errors import BadArgument, refuse
 from .interface import NotUsable, Transport
+from .ipc import CudaIpc
 from .members import Members, agree
 from .messages import Messages
 from .shared_memory import SharedMemory
+from .symmetric import Symmetric
 
 AUTO: Final = "auto"
-BACKENDS: Final = (SharedMemory, Messages)
+BACKENDS: Final = (Symmetric, CudaIpc, SharedMemory, Messages)
 """Fastest first; each refuses devices and hosts that it cannot serve."""
 
 
@@ -28,7 +30,7 @@ def open_transport(members: Members, num_bytes: int, *, device: torch.device, na
     agree(members, facts, phase="opening")
     reasons: list[str] = []
     for backend in BACKENDS:
-        if name not in {AUTO, backend.name}:
+        if name not in {AUTO, backend.name} or (name == AUTO and device.type not in backend.devices):
             continue
         try:
             transport = backend.open(members, num_bytes, device=device, timeout_s=timeout_s)

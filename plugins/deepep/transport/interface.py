@@ -45,6 +45,8 @@ class Transport(ABC):
 
     name: ClassVar[str]
     """For the user: as argument, and in `Buffer.transport`."""
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    """Whose tensors it is for."""
 
     def __init__(
         self, rank: int, size: int, *, num_bytes: int, device: torch.device, timeout_s: float
@@ -77,8 +79,20 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def wait(self, peer: int, slot: int, epoch: int, *, what: str, timeout_s: float | None = None) -> None:
+    def wait(  # noqa: PLR0913 (a wait and how it may end)
+        self,
+        peer: int,
+        slot: int,
+        epoch: int,
+        *,
+        what: str,
+        timeout_s: float | None = None,
+        fatal: bool = True,
+    ) -> None:
         """Wait until a peer has come to an epoch. `what`: this rank's phase, for errors.
+
+        `fatal`: a wait that fails is the end of this rank (T4). Otherwise the caller goes on without the peer, where
+        `maps(peer)` holds.
 
         Raises: PeerLost, PeerTimeout; or what the peer had to tell, if it has failed itself.
         """

@@ -31,19 +31,19 @@ class GroupMembers:
     """Those of a `torch.distributed` process group."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
-        self._group = group
+        self.group = group
         self.rank = group.rank()
         self.size = group.size()
 
     def gather(self, value: Any) -> list[Any]:
         """As Members.gather."""
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self._group)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def store(self, name: str) -> Store | None:
         """The store that the group was made with."""
-        known = dist.distributed_c10d._world.pg_map.get(self._group)  # noqa: SLF001 (there is no public way)
+        known = dist.distributed_c10d._world.pg_map.get(self.group)  # noqa: SLF001 (there is no public way)
         return None if known is None else PrefixStore(name, known[1])
 
 

@@ -45,6 +45,7 @@ class Messages(Transport):
     """Outboxes for each peer, and gloo connections."""
 
     name: ClassVar[str] = "messages"
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     def __init__(
         self, members: Members, mesh: Any, notes: Store, *, num_bytes: int, timeout_s: float
@@ -111,7 +112,16 @@ class Messages(Transport):
             for work in sends.popleft()[1]:
                 self._finish(work, peer, self._patient(phase))
 
-    def wait(self, peer: int, slot: int, epoch: int, *, what: str, timeout_s: float | None = None) -> None:
+    def wait(  # noqa: PLR0913
+        self,
+        peer: int,
+        slot: int,
+        epoch: int,
+        *,
+        what: str,
+        timeout_s: float | None = None,
+        fatal: bool = True,  # noqa: ARG002 (its connections cannot go on)
+    ) -> None:
         """As Transport.wait."""
         self._require_usable()
         limit_s = self.timeout_s if timeout_s is None else timeout_s

@@ -104,7 +104,16 @@ class SharedMemory(Transport):
         self._require_usable()
         luciola_core.flag_raise(self._maps[peer], _flag(self.rank, slot), epoch)
 
-    def wait(self, peer: int, slot: int, epoch: int, *, what: str, timeout_s: float | None = None) -> None:
+    def wait(  # noqa: PLR0913
+        self,
+        peer: int,
+        slot: int,
+        epoch: int,
+        *,
+        what: str,
+        timeout_s: float | None = None,
+        fatal: bool = True,
+    ) -> None:
         """As Transport.wait."""
         self._require_usable()
         limit_s = self.timeout_s if timeout_s is None else timeout_s
@@ -119,7 +128,8 @@ class SharedMemory(Transport):
                     f"timeout: rank {peer} did not come within {limit_s:g} s", rank=self.rank, phase=what, peer=peer
                 )  # fmt: skip
             if error is not None:
-                self.fail(error)
+                if fatal:
+                    self.fail(error)
                 raise error
 
     def fail(self, error: CommunicationError) -> None:

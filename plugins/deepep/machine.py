@@ -1,0 +1,296 @@
+"""Every kernel that is launched on Hopper, compiled ahead of time (sm_90a), and what must hold of its machine code.
+
+    for report in compile_all():
+        print(report.name, report.failures())
+
+Kernels that move data do so in words of 8 or 16 bytes and spill at most a few numbers. Kernels that order it obey what
+their documentation promises (`transport.kernel`):
+
+    release    an exchange at system scope has before it a barrier of the block and then a memory barrier at system
+               scope, and no store between barrier and exchange; no exchange has a narrower scope
+    acquire    the loop that waits reads with a strong load at system scope and drops what the cache holds
+    bounded    that loop reads the clock, and all its ways back are conditional
+    no trap    nothing ends the process
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from ..kernels.ahead import MachineCode, compiling, machine_code, start
+from .low_latency import launch
+from .low_latency.layout import Layout
+from .transport import kernel as flags
+from .transport.device import WARPS
+from .transport.interface import SLOTS
+
+_LINE: Final = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);", re.MULTILINE)
+_RANKS: Final = 8
+_SLOT: Final = 3
+SPILLS_MAX: Final = 4  # an address that is kept across a loop
+
+Gate = Callable[[MachineCode], list[str]]
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of machine code."""
+
+    address: int
+    text: str
+
+    @property
+    def name(self) -> str:
+        return self.text.split()[1 if self.text.startswith("@") else 0].split(".")[0]
+
+    @property
+    def target(self) -> int | None:
+        """Where a branch leads."""
+        found = re.search(r"\b0x([0-9a-f]+)$", self.text)
+        return int(found[1], 16) if self.name == "BRA" and found else None
+
+    @property
+    def is_conditional(self) -> bool:
+        return self.text.startswith("@") or re.search(r"\bBRA !?U?P\d", self.text) is not None
+
+
+def instructions(code: MachineCode) -> list[Instruction]:
+    """All instructions in their order."""
+    return [Instruction(int(at, 16), " ".join(text.split())) for at, text in _LINE.findall(code.text)]
+
+
+def release_failures(code: MachineCode) -> list[str]:
+    """What is wrong with the exchanges that publish."""
+    found, failures = instructions(code), []
+    places = [
+        index for index, each in enumerate(found) if each.name in {"ATOMG", "ATOM"} and "EXCH" in each.text
+    ]
+    if not places:
+        failures.append("no exchange that publishes")
+    for place in places:
+        if ".STRONG.SYS" not in found[place].text:
+            failures.append(f"an exchange of another scope than the system: {found[place].text}")
+        before = found[:place]
+        fence = _last(before, lambda each: each.name == "MEMBAR" and ".SYS" in each.text)
+        if fence is None:
+            failures.append("no memory barrier at system scope before the exchange")
+            continue
+        barrier = _last(before[:fence], lambda each: each.name == "BAR" and "SYNC" in each.text)
+        if barrier is None:
+            failures.append("no barrier of the block before the memory barrier")
+        elif any(each.name in {"STG", "ST", "STS"} for each in found[barrier:place]):
+            failures.append("a store between the barrier and the exchange")
+    return failures
+
+
+def wait_failures(code: MachineCode) -> list[str]:
+    """What is wrong with the loops that wait."""
+    found, failures = instructions(code), []
+    loops = [
+        body for body in _loops(found) if any(each.name in {"LDG", "LD", "ATOMG", "ATOM"} for each in body)
+    ]
+    if not loops:
+        failures.append("no loop that waits")
+    for body in loops:
+        reads = [each.text for each in body if each.name in {"LDG", "LD", "ATOMG", "ATOM"}]
+        if not all(".STRONG.SYS" in each for each in reads):
+            failures.append(f"a wait that reads without system scope: {reads}")
+        if not any(each.name == "CCTL" and "IVALL" in each.text for each in body):
+            failures.append("a wait that keeps what the cache holds: not an acquire")
+        if not any("SR_GLOBALTIMER" in each.text for each in body):
+            failures.append("a wait without a clock: not bounded")
+        if not body[-1].is_conditional:
+            failures.append("a wait that nothing ends")
+    return failures
+
+
+def size_failures(code: MachineCode) -> list[str]:
+    """More spills than a few, and shared memory or registers that do not fit."""
+    few = code.spills <= SPILLS_MAX
+    return [each for each in code.failures() if not (few and "spills" in each)]
+
+
+def wide_failures(code: MachineCode) -> list[str]:
+    """Rows that are not written in words of 8 or 16 bytes."""
+    return [] if re.search(r"STG\.E\.(64|128)\b", code.text) else ["rows are written in words below 8 bytes"]
+
+
+def trap_failures(code: MachineCode) -> list[str]:
+    """Instructions that end the process."""
+    return [f"a trap: {each.text}" for each in instructions(code) if each.name in {"BPT", "KILL"}]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A launch, and the gates of its kernel."""
+
+    name: str
+    kernel: str
+    call: Callable[[], object]
+    gates: tuple[Gate, ...] = (size_failures, trap_failures, wide_failures)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the assembler made of a case."""
+
+    case: Case
+    code: MachineCode
+
+    @property
+    def name(self) -> str:
+        return self.case.name
+
+    def failures(self) -> list[str]:
+        """The gates that do not hold; empty if all do."""
+        return [message for gate in self.case.gates for message in gate(self.code)]
+
+
+def cases() -> Iterator[Case]:
+    """Every kernel that is launched on Hopper."""
+    ordered = (size_failures, trap_failures)
+    yield Case("signal-next", "signal_kernel", signal, (release_failures, *ordered))
+    yield Case("signal", "signal_kernel", lambda: signal(counted=False), (release_failures, *ordered))
+    yield Case("wait-next", "wait_kernel", _wait(counted=True), (wait_failures, *ordered))
+    yield Case("wait-drop", "wait_kernel", _wait(counted=True, drop=True), (wait_failures, *ordered))
+    yield Case("wait", "wait_kernel", _wait(counted=False), (wait_failures, *ordered))
+    yield Case("slots", "slot_kernel", lambda: dispatch_send(fp8=False), ordered)
+    yield Case("dispatch-send-bf16", "dispatch_send_kernel", lambda: dispatch_send(fp8=False))
+    yield Case("dispatch-send-fp8", "dispatch_send_kernel", lambda: dispatch_send(fp8=True))
+    yield Case("dispatch-receive-bf16", "dispatch_receive_kernel", lambda: dispatch_receive(None))
+    yield Case("dispatch-receive-fp8", "dispatch_receive_kernel", lambda: dispatch_receive(torch.float32))
+    yield Case("dispatch-receive-ue8m0", "dispatch_receive_kernel", lambda: dispatch_receive(torch.int32))
+    for logfmt in (False, True):
+        kind = "logfmt" if logfmt else "bf16"
+        yield Case(f"combine-send-{kind}", "combine_send_kernel", _combine(launch_send=True, logfmt=logfmt))
+        yield Case(
+            f"combine-receive-{kind}", "combine_receive_kernel", _combine(launch_send=False, logfmt=logfmt)
+        )
+
+
+def compile_one(case: Case) -> Report:
+    """Compiles and reads the machine code. Takes seconds; Triton's cache remembers the result."""
+    with compiling() as kernels:
+        case.call()
+    compiled = next(each for each in kernels if each.metadata.name == case.kernel)
+    return Report(case, machine_code(compiled))
+
+
+def compile_all(chosen: Callable[[str], bool] = lambda _name: True) -> Iterator[Report]:
+    """Reports of the cases whose names are chosen."""
+    for case in cases():
+        if chosen(case.name):
+            yield compile_one(case)
+
+
+# The launches, with tensors that have no memory: the sizes of the original's tests.
+
+LAYOUT: Final = Layout(max_tokens=128, hidden=7168, ranks=_RANKS, experts=288)
+TOPK: Final = 8
+
+
+def signal(kernel: Any = flags.signal_kernel, *, counted: bool = True) -> None:
+    """One signal to every peer."""
+    start(
+        kernel, (_RANKS - 1,), _long(_RANKS), _long(SLOTS, _RANKS), _int(_RANKS), 2, _SLOT, 1,
+        RANK=1, RANKS=_RANKS, COUNTED=counted, num_warps=WARPS,
+    )  # fmt: skip
+
+
+def wait(kernel: Any = flags.wait_kernel, *, counted: bool = True, drop: bool = False) -> None:
+    """One wait for every peer."""
+    start(
+        kernel, (_RANKS - 1,), _long(_RANKS), _long(SLOTS, _RANKS), _int(_RANKS), 1 << 40, _long(_RANKS), 2, _SLOT, 1,
+        10**11,
+        RANK=1, RANKS=_RANKS, COUNTED=counted, LESS=0, DROP=drop, COSTS=drop, CLOCK=True, num_warps=WARPS,
+    )  # fmt: skip
+
+
+def _wait(*, counted: bool, drop: bool = False) -> Callable[[], None]:
+    return lambda: wait(counted=counted, drop=drop)
+
+
+def dispatch_send(*, fp8: bool) -> None:
+    """128 tokens of the original's test."""
+    x = _meta(128, LAYOUT.hidden, dtype=torch.bfloat16)
+    launch.dispatch_send(
+        LAYOUT, _long(_RANKS), _int(_RANKS), 0, x, _long(128, TOPK), rank=1, fp8=fp8, round_scale=fp8
+    )
+
+
+def dispatch_receive(scale: torch.dtype | None) -> None:
+    """Into outputs with scales of a type, or without."""
+    local, rows = LAYOUT.local, LAYOUT.rows
+    width = LAYOUT.groups // (4 if scale == torch.int32 else 1)
+    launch.dispatch_receive(
+        LAYOUT, _long(_RANKS), _int(_RANKS), 0, rank=1,
+        rows=_meta(local, rows, LAYOUT.hidden, dtype=torch.bfloat16 if scale is None else torch.float8_e4m3fn),
+        scales=None if scale is None else _meta(local, width, rows, dtype=scale).mT,
+        source_tokens=_int(local, rows), ranges=_long(local, _RANKS), recv_counts=_int(local), stats=_int(local),
+    )  # fmt: skip
+
+
+def _combine(*, launch_send: bool, logfmt: bool) -> Callable[[], None]:
+    local, rows = LAYOUT.local, LAYOUT.rows
+
+    def send() -> None:
+        x = _meta(local, rows, LAYOUT.hidden, dtype=torch.bfloat16)
+        launch.combine_send(
+            LAYOUT, _long(_RANKS), _int(_RANKS), 0, x,
+            ranges=_long(local, _RANKS), source_tokens=_int(local, rows), rank=1, logfmt=logfmt,
+        )  # fmt: skip
+
+    def receive() -> None:
+        launch.combine_receive(
+            LAYOUT, _long(_RANKS), _int(_RANKS), 0, rank=1,
+            topk=_long(128, TOPK), weights=_meta(128, TOPK, dtype=torch.float32),
+            out=_meta(128, LAYOUT.hidden, dtype=torch.bfloat16), logfmt=logfmt,
+        )  # fmt: skip
+
+    return send if launch_send else receive
+
+
+def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _int(*shape: int) -> Tensor:
+    return _meta(*shape, dtype=torch.int32)
+
+
+def _long(*shape: int) -> Tensor:
+    return _meta(*shape, dtype=torch.int64)
+
+
+def _last(found: list[Instruction], wanted: Callable[[Instruction], bool]) -> int | None:
+    return next((place for place in reversed(range(len(found))) if wanted(found[place])), None)
+
+
+def _loops(found: list[Instruction]) -> Iterator[list[Instruction]]:
+    """The bodies of loops: from where a branch leads back to, to the branch; not the one that ends every kernel."""
+    for place, each in enumerate(found):
+        target = each.target
+        if target is not None and target < each.address:
+            yield [other for other in found[: place + 1] if other.address >= target]
+
+
+__all__ = [
+    "Case",
+    "Instruction",
+    "Report",
+    "cases",
+    "compile_all",
+    "compile_one",
+    "instructions",
+    "release_failures",
+    "signal",
+    "size_failures",
+    "trap_failures",
+    "wait",
+    "wait_failures",
+    "wide_failures",
+]

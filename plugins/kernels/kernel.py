@@ -1,0 +1,19 @@
+"""Pieces of Triton kernels that several plugins use."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rounded_to_e4m3(x):
+    """Float32 that e4m3 can hold exactly.
+
+    The interpreter's cast loses the carry where rounding reaches the next power of two: it gets rounded numbers.
+    """
+    bits = x.to(tl.int32, bitcast=True)
+    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & ~0xFFFFF).to(tl.float32, bitcast=True)
+    step = 2.0**-9 * 1.5 * 2.0**23
+    return tl.where(tl.abs(x) < 2.0**-6, (x + step) - step, normal)
+
+
+__all__ = ["rounded_to_e4m3"]

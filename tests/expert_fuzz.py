@@ -1,0 +1,122 @@
+"""Random calls of expert parallelism, and checks that are quick enough for ten thousand of them.
+
+What arrives is compared bit for bit; what comes back within the original's tolerance. Experts multiply by numbers of
+their own, so that no two answers can stand for each other.
+"""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from expert_inputs import Call, inputs
+from luciola.plugins.deepep.low_latency.mode import LowLatency
+from luciola.plugins.deepep.quantize import calc_diff, cast_from_fp8, cast_to_fp8
+
+HIDDEN = (128, 256, 384, 512, 1024)
+COMBINE_DIFF = {"bf16": 1e-5, "fp8": 9e-4}
+"""The original's: `calc_diff` of the answer to one that was computed without a cast."""
+
+
+def random_call(seed: int, ranks: int, *, tokens_max: int = 6) -> Call:
+    """Any sizes: 8 to 512 experts, 1 to 9 of them a token, 0 to `tokens_max` tokens."""
+    choose = random.Random(seed)
+    most = 512 // ranks
+    least = max(1, 8 // ranks)
+    local = choose.choice([least, most, choose.randint(least, most), choose.randint(least, min(most, 8))])
+    experts = local * ranks
+    fp8 = choose.random() < 0.5
+    round_scale = fp8 and choose.random() < 0.5
+    hidden = choose.choice(HIDDEN)
+    logfmt = choose.random() < 0.15
+    hook = choose.random() < 0.5
+    even = choose.random() < 0.3
+    tokens = (
+        [choose.randint(0, tokens_max)] * ranks
+        if even
+        else [choose.randint(0, tokens_max) for _ in range(ranks)]
+    )
+    return Call(
+        seed=seed,
+        tokens=tuple(tokens),
+        hidden=hidden,
+        experts=experts,
+        topk=choose.randint(1, min(9, experts)),
+        fp8=fp8,
+        round_scale=round_scale,
+        use_ue8m0=round_scale and hidden % 512 == 0 and choose.random() < 0.5,
+        logfmt=logfmt,
+        hook=hook,
+        zero_copy=not logfmt and choose.random() < 0.3,
+        async_finish=not hook and choose.random() < 0.5,
+        hot=choose.random() < 0.15,
+        dropped=choose.choice([0.0, 0.1, 0.5, 1.0]),
+        empty_rank=choose.randrange(ranks) if choose.random() < 0.15 else -1,
+    )
+
+
+def factors(experts: Tensor) -> Tensor:
+    """What each expert multiplies by, exact in bfloat16."""
+    return (1 + experts % 13).float() / 8
+
+
+def arrivals(topks: Sequence[Tensor], first: int, local: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Local expert, source and token of all messages for `local` experts from `first` on, in the order of rows."""
+    flat = torch.cat([each.reshape(-1) for each in topks])
+    source = torch.cat([torch.full((each.numel(),), rank) for rank, each in enumerate(topks)])
+    token = torch.cat([torch.arange(each.numel()) // each.shape[1] for each in topks])
+    mine = ((flat >= first) & (flat < first + local)).nonzero().view(-1)
+    order = mine[flat[mine].argsort(stable=True)]
+    return flat[order] - first, source[order], token[order]
+
+
+def check_low_latency(mode: LowLatency, call: Call) -> None:
+    """One dispatch and one combine."""
+    rank, local = mode.rank, call.experts // call.ranks
+    xs, topks, weights = inputs(call)
+    got = mode.dispatch(
+        xs[rank], topks[rank], call.max_tokens, call.experts, use_fp8=call.fp8, round_scale=call.round_scale,
+        use_ue8m0=call.use_ue8m0, async_finish=call.async_finish, return_recv_hook=call.hook,
+    )  # fmt: skip
+    if got.hook is not None:
+        got.hook()
+    rows, scales = got.x if isinstance(got.x, tuple) else (got.x, None)
+    expert, source, token = arrivals(topks, rank * local, local)
+    counts = torch.bincount(expert, minlength=local)
+    assert got.counts.tolist() == counts.tolist()
+    per_source = torch.bincount(expert * call.ranks + source, minlength=local * call.ranks).view(local, -1)
+    assert torch.equal(got.handle[1] & 0xFFFFFFFF, per_source)
+    assert torch.equal(got.handle[1] >> 32, per_source.cumsum(1) - per_source)
+    line = torch.arange(len(expert)) - (counts.cumsum(0) - counts)[expert]
+    assert torch.equal(got.handle[0][expert, line].long(), token)
+    cast = [
+        cast_to_fp8(x, round_scale=call.round_scale, use_ue8m0=call.use_ue8m0) if call.fp8 else (x, None)
+        for x in xs
+    ]
+    starts = torch.tensor([0, *call.tokens]).cumsum(0)
+    at = starts[source] + token
+    values = torch.cat([each[0].view(torch.uint8) for each in cast])[at]
+    assert torch.equal(rows[expert, line].view(torch.uint8), values)
+    if scales is not None:
+        assert torch.equal(scales[expert, line], torch.cat([each[1] for each in cast])[at])
+    plain = cast_from_fp8(rows, scales) if scales is not None else rows
+    answers = torch.full_like(plain, float("nan"))
+    answers[expert, line] = (plain[expert, line].float() * factors(expert + rank * local).unsqueeze(1)).to(
+        torch.bfloat16
+    )
+    given = answers
+    if call.zero_copy:
+        mode.next_combine_buffer(got.handle)[:] = answers
+        given = torch.full_like(answers, float("nan"))
+    combined = mode.combine(
+        given, topks[rank], weights[rank], got.handle, use_logfmt=call.logfmt, zero_copy=call.zero_copy,
+        async_finish=call.async_finish, return_recv_hook=call.hook,
+    )  # fmt: skip
+    if combined.hook is not None:
+        combined.hook()
+    chosen = torch.where(topks[rank] >= 0, factors(topks[rank].clamp(min=0)) * weights[rank], 0.0)
+    wanted = xs[rank].float() * chosen.sum(1, keepdim=True)
+    assert bool(combined.x.isfinite().all())
+    difference = calc_diff(combined.x, wanted) if wanted.numel() else 0.0
+    assert difference < COMBINE_DIFF["fp8" if call.fp8 else "bf16"], f"combine differs by {difference}"

@@ -1,0 +1,289 @@
+"""What a rank can do in the tests of low-latency mode."""
+
+import functools
+import os
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from expert_fuzz import check_low_latency, random_call
+from expert_inputs import Call, inputs
+from luciola.plugins.deepep.failure import CommunicationError
+from luciola.plugins.deepep.low_latency import reference
+from luciola.plugins.deepep.low_latency.mode import LowLatency, size_hint
+from luciola.plugins.deepep.quantize import cast_from_fp8
+from luciola.plugins.deepep.transport.choose import open_transport
+from luciola.plugins.deepep.transport.members import GroupMembers
+from luciola.plugins.kernels.layers import using_layer
+
+STORE: list[dist.Store] = []
+"""That of this case, without any prefix."""
+
+
+def on_host(case: Callable[..., Any]) -> Callable[..., Any]:
+    """Calls of this case use the code for host memory, also where kernels could be interpreted."""
+
+    @functools.wraps(case)
+    def run(*arguments: Any, **keywords: Any) -> Any:
+        with using_layer("reference"):
+            return case(*arguments, **keywords)
+
+    return run
+
+
+def opened(
+    num_bytes: int, *, name: str = "auto", timeout_s: float = 60.0, shrink: bool = False
+) -> LowLatency:
+    """Low-latency mode between all ranks."""
+    transport = open_transport(
+        GroupMembers(dist.group.WORLD), num_bytes, device=torch.device("cpu"), name=name, timeout_s=timeout_s
+    )
+    return LowLatency(transport, num_bytes=num_bytes, shrink=shrink)
+
+
+def check_call(mode: LowLatency, call: Call) -> None:
+    """One dispatch and one combine, against the reference."""
+    rank = mode.rank
+    xs, topks, weights = inputs(call)
+    casts = {"fp8": call.fp8, "round_scale": call.round_scale, "use_ue8m0": call.use_ue8m0}
+    wanted = reference.dispatch(xs, topks, max_tokens=call.max_tokens, experts=call.experts, **casts)
+    stats = torch.full((call.experts // call.ranks,), 3, dtype=torch.int32)
+    got = mode.dispatch(
+        xs[rank], topks[rank], call.max_tokens, call.experts, stats=stats, use_fp8=call.fp8,
+        round_scale=call.round_scale, use_ue8m0=call.use_ue8m0, async_finish=call.async_finish,
+        return_recv_hook=call.hook,
+    )  # fmt: skip
+    finish(got, call)
+    mine = wanted[rank]
+    rows, scales = got.x if call.fp8 else (got.x, None)
+    real = torch.arange(rows.shape[1]) < mine.counts.unsqueeze(1)
+    assert torch.equal(got.counts, mine.counts)
+    assert torch.equal(stats, mine.counts + 3)
+    assert torch.equal(got.handle[1], mine.ranges)
+    assert torch.equal(got.handle[0][real], mine.source_tokens[real])
+    assert torch.equal(rows.view(torch.uint8)[real], mine.rows.view(torch.uint8)[real])
+    if scales is not None:
+        assert torch.equal(scales[real], mine.scales[real])
+        assert scales.stride()[-2:] == (1, rows.shape[1])
+    answers = [(cast_from_fp8(each.rows, each.scales) if call.fp8 else each.rows) * -0.5 for each in wanted]
+    given = answers[rank]
+    if call.zero_copy:
+        mode.next_combine_buffer(got.handle)[:] = given
+        given = torch.full_like(given, float("nan"))
+    expected = reference.combine(answers, wanted, topks, weights, logfmt=call.logfmt)[rank]
+    out = torch.full_like(xs[rank], float("nan")) if call.seed % 2 else None
+    combined = mode.combine(
+        given, topks[rank], weights[rank], got.handle, use_logfmt=call.logfmt, zero_copy=call.zero_copy,
+        async_finish=call.async_finish, return_recv_hook=call.hook, out=out,
+    )  # fmt: skip
+    finish(combined, call)
+    assert out is None or combined.x is out
+    error = (combined.x.float() - expected.float()).abs()
+    assert bool((error <= expected.float().abs() / 64 + 1 / 128).all()), f"combine is wrong by {error.max()}"
+
+
+def finish(result: Any, call: Call) -> None:
+    """As the original's tests do."""
+    if call.hook:
+        result.hook()
+    elif call.async_finish:
+        result.event.current_stream_wait()
+
+
+def low_latency_calls(
+    rank: int, size: int, *, cases: Sequence[Call], name: str = "auto", layer: str = "reference"
+) -> str:
+    """Many calls over one transport, of one size for all; the name of it."""
+    hint = max(size_hint(each.max_tokens, each.hidden, size, each.experts) for each in cases)
+    mode = opened(hint, name=name)
+    with using_layer(layer) if layer else nullcontext():
+        for index, each in enumerate(cases):
+            try:
+                check_call(mode, each)
+            except AssertionError as error:
+                raise AssertionError(f"case {index}, rank {rank}: {each}: {error}") from error
+    mode.transport.barrier()
+    mode.transport.close()
+    return mode.transport.name
+
+
+@on_host
+def low_latency_described_errors(rank: int, size: int) -> dict[str, str]:
+    """What is said of arguments that do not fit; one rank is enough."""
+    del rank, size
+    mode = opened(size_hint(4, 512, 1, 8))
+    x, topk = torch.zeros(4, 512, dtype=torch.bfloat16), torch.zeros(4, 2, dtype=torch.int64)
+    topk[:, 1] = 1
+    weights = torch.ones(4, 2)
+    good = mode.dispatch(x, topk, 4, 8, use_fp8=False)
+    answers = good.x.clone()
+    three_blocks = torch.zeros(4, 384, dtype=torch.bfloat16)
+    wrong: dict[str, Callable[[], object]] = {
+        "type of x": lambda: mode.dispatch(x.float(), topk, 4, 8),
+        "type of topk": lambda: mode.dispatch(x, topk.int(), 4, 8),
+        "shape of topk": lambda: mode.dispatch(x, topk[:3], 4, 8),
+        "many k": lambda: mode.dispatch(x, topk[:, :1].expand(4, 33).contiguous(), 4, 8),
+        "tokens": lambda: mode.dispatch(x, topk, 3, 8),
+        "experts": lambda: mode.dispatch(x, topk, 4, 0),
+        "memory": lambda: mode.dispatch(x, topk, 5, 8),
+        "hidden": lambda: mode.dispatch(x[:, :100].contiguous(), topk, 4, 8, use_fp8=False),
+        "hidden of FP8": lambda: mode.dispatch(x[:, :200].contiguous(), topk, 4, 8),
+        "hidden of exponents": lambda: mode.dispatch(
+            three_blocks, topk, 4, 8, round_scale=True, use_ue8m0=True
+        ),
+        "exponents": lambda: mode.dispatch(x, topk, 4, 8, use_ue8m0=True),
+        "twice the same": lambda: mode.dispatch(x, torch.zeros_like(topk), 4, 8),
+        "hook and event": lambda: mode.dispatch(x, topk, 4, 8, async_finish=True, return_recv_hook=True),
+        "stats": lambda: mode.dispatch(x, topk, 4, 8, stats=torch.zeros(7, dtype=torch.int32)),
+        "type of stats": lambda: mode.dispatch(x, topk, 4, 8, stats=torch.zeros(8)),
+        "answers": lambda: mode.combine(answers[:, :2].contiguous(), topk, weights, good.handle),
+        "type of weights": lambda: mode.combine(answers, topk, weights.double(), good.handle),
+        "shape of weights": lambda: mode.combine(answers, topk, weights[:, :1], good.handle),
+        "out": lambda: mode.combine(answers, topk, weights, good.handle, out=x[:3]),
+        "LogFMT in place": lambda: mode.combine(
+            answers, topk, weights, good.handle, use_logfmt=True, zero_copy=True
+        ),
+        "mask": lambda: mode.update_mask(0, masked=True),
+        "hint": lambda: size_hint(4, 512, 3, 8),
+    }
+    told = {}
+    for name, call in wrong.items():
+        try:
+            call()
+        except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+            told[name] = f"{type(error).__name__}: {error}"
+    mode.combine(answers, topk, weights, good.handle)  # nothing of this has spoiled the next call
+    mode.transport.close()
+    return told
+
+
+@on_host
+def low_latency_two_alive(rank: int, size: int) -> list[str]:
+    """Two dispatches in flight, received the other way round; a third before is refused. Then what was in them."""
+    mode = opened(size_hint(2, 128, size, 2 * size))
+    topk = torch.arange(2 * size).view(2, size)  # every token to every expert, once
+    xs = [torch.full((2, 128), float(60 * turn + rank)).to(torch.bfloat16) for turn in (1, 2, 3)]
+    first, second = (
+        mode.dispatch(x, topk, 2, 2 * size, use_fp8=False, return_recv_hook=True) for x in xs[:2]
+    )
+    told = []
+    for call in (
+        lambda: mode.dispatch(xs[2], topk, 2, 2 * size, use_fp8=False),
+        second.hook,
+        first.hook,
+        first.hook,
+    ):
+        try:
+            call()
+        except ValueError as error:
+            told.append(str(error))
+    third = mode.dispatch(xs[2], topk, 2, 2 * size, use_fp8=False)
+    for turn, got in ((1, first), (2, second), (3, third)):
+        for expert, count in enumerate(got.counts.tolist()):
+            seen = sorted(got.x[expert, :count, 0].tolist())
+            assert seen == [60.0 * turn + source for source in range(size)], (turn, expert, seen)
+    mode.transport.barrier()
+    mode.transport.close()
+    return told
+
+
+@on_host
+def low_latency_many_turns(rank: int, size: int, *, turns: int) -> int:
+    """Dispatches without combine, with ranks of different speed: nothing is overwritten before it was taken."""
+    mode = opened(size_hint(1, 128, size, size))
+    topk = torch.arange(size).view(1, size)
+    for turn in range(turns):
+        x = torch.full((1, 128), float(turn % 200)).to(torch.bfloat16)
+        got = mode.dispatch(x, topk, 1, size, use_fp8=False, return_recv_hook=turn % 3 == rank % 3)
+        if got.hook is not None:
+            got.hook()
+        assert bool((got.x[0] == turn % 200).all()), (turn, got.x[0, :, 0])
+        if turn % (rank + 2) == 0:
+            os.sched_yield()
+    mode.transport.barrier()
+    mode.transport.close()
+    return turns
+
+
+@on_host
+def low_latency_disagreeing(rank: int, size: int) -> tuple[str, str]:
+    """One rank calls with other sizes."""
+    mode = opened(size_hint(8, 256, size, 4 * size), timeout_s=60.0)
+    x, topk = torch.zeros(1, 256, dtype=torch.bfloat16), torch.zeros(1, 1, dtype=torch.int64)
+    try:
+        mode.dispatch(x, topk, 8 if rank else 4, 4 * size, use_fp8=False)
+        mode.dispatch(x, topk, 8, 4 * size, use_fp8=False)
+    except CommunicationError as error:
+        return type(error).__name__, str(error)
+    finally:
+        mode.transport.close()
+    return "nothing", ""
+
+
+@on_host
+def low_latency_killed(rank: int, size: int, *, bad: int, name: str) -> tuple[str, str, int]:
+    """One rank dies between dispatch and combine."""
+    mode = opened(size_hint(1, 128, size, size), name=name)
+    x, topk = torch.ones(1, 128, dtype=torch.bfloat16), torch.arange(size).view(1, size)
+    got = mode.dispatch(x, topk, 1, size, use_fp8=False)
+    if rank == bad:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        mode.combine(got.x, topk, torch.ones(1, size), got.handle)
+    except CommunicationError as error:
+        return type(error).__name__, str(error), error.peer
+    finally:
+        mode.transport.close()
+    return "nothing", "", -1
+
+
+@on_host
+def low_latency_shrinking(rank: int, size: int, *, bad: int) -> tuple[list[list[int]], list[float]]:
+    """One rank dies, the others go on without it: masks after each step, and the value that combine gives."""
+    mode = opened(size_hint(1, 128, size, size), shrink=True)
+    x, topk = torch.ones(1, 128, dtype=torch.bfloat16), torch.arange(size).view(1, size)
+    weights, masks, values = torch.ones(1, size), [], []
+
+    def step() -> None:
+        got = mode.dispatch(x, topk, 1, size, use_fp8=False)
+        values.append(float(mode.combine(got.x, topk, weights, got.handle).x[0, 0]))
+        status = torch.zeros(size, dtype=torch.int32)
+        mode.query_mask(status)
+        masks.append(status.tolist())
+
+    step()
+    if rank == bad:
+        os.kill(os.getpid(), signal.SIGKILL)
+    step()
+    step()
+    spared = (bad + 1) % size  # this one lives, and is left out by all others
+    if rank != spared:
+        mode.update_mask(spared, masked=True)
+        step()
+        mode.clean_mask()
+        status = torch.ones(size, dtype=torch.int32)
+        mode.query_mask(status)
+        masks.append(status.tolist())
+    mode.transport.close()
+    return masks, values
+
+
+@on_host
+def low_latency_fuzz(rank: int, size: int, *, seeds: Sequence[int], name: str = "auto") -> int:
+    """A random call for each seed, over one transport; how many."""
+    del rank
+    cases = [random_call(seed, size) for seed in seeds]
+    hint = max(size_hint(each.max_tokens, each.hidden, size, each.experts) for each in cases)
+    mode = opened(hint, name=name)
+    for each in cases:
+        try:
+            check_low_latency(mode, each)
+        except AssertionError as error:
+            raise AssertionError(f"rank {mode.rank}: {each}: {error}") from error
+    mode.transport.barrier()
+    mode.transport.close()
+    return len(cases)

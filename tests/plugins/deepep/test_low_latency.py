@@ -1,0 +1,120 @@
+"""Low-latency mode between real processes, against loops over the inputs of all ranks."""
+
+import signal
+
+import pytest
+
+from expert_inputs import Call
+from pipeline_ranks import Answer, Ranks
+
+BACKENDS = ["shared-memory", "messages"]
+
+
+def values(answers: list[Answer]) -> list:
+    assert [each.message for each in answers] == [""] * len(answers)
+    assert [each.status for each in answers] == [0] * len(answers)
+    return [each.value for each in answers]
+
+
+def varied(size: int) -> list[Call]:
+    """Every option, uneven tokens, few and many experts, one hot expert, a rank without work."""
+    one, two = (3, 0, 1, 5, 2, 4, 0, 6)[:size], (2,) * size
+    return [
+        Call(1, one, 128, 8, 3),
+        Call(2, one, 256, 64, 9, hook=True),
+        Call(3, one, 384, 16, 4, fp8=True),
+        Call(4, two, 512, 8, 1, fp8=True, round_scale=True, async_finish=True),
+        Call(5, one, 1024, 24, 6, fp8=True, round_scale=True, use_ue8m0=True, hook=True),
+        Call(6, two, 128, 512, 8, zero_copy=True, dropped=0.0),
+        Call(7, one, 256, 16, 5, logfmt=True, hook=True),
+        Call(8, one, 24, 16, 2, async_finish=True),
+        Call(9, one, 128, 16, 2, hot=True),
+        Call(10, one, 128, 16, 7, empty_rank=size - 1, fp8=True),
+        Call(11, (0,) * size, 128, 16, 2),
+        Call(12, two, 128, 8, 2, dropped=1.0),
+    ]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_all_ranks_get_what_the_reference_says(experts: Ranks, name, size) -> None:
+    assert values(experts.run("low_latency_calls", size, cases=varied(size), name=name)) == [name] * size
+
+
+def test_kernels_do_the_same_between_processes(experts: Ranks) -> None:
+    """In Triton's interpreter, over memory that other processes write."""
+    cases = [
+        Call(21, (2, 1), 128, 4, 2, hook=True, hot=True),
+        Call(22, (0, 2), 128, 4, 1, fp8=True),
+        Call(23, (1, 1), 512, 2, 1, fp8=True, round_scale=True, use_ue8m0=True, zero_copy=True),
+        Call(24, (1, 1), 128, 2, 1, logfmt=True),
+    ]
+    assert len(set(values(experts.run("low_latency_calls", 2, cases=cases, layer="triton")))) == 1
+
+
+def test_two_results_may_be_alive_and_no_more(experts: Ranks) -> None:
+    for told in values(experts.run("low_latency_two_alive", 3)):
+        assert told == [
+            "low_latency_dispatch: the hook of the last call but one was not called yet; only two results may be alive",
+            "this hook was called already",
+        ]
+
+
+def test_what_was_not_taken_is_not_overwritten(experts: Ranks) -> None:
+    assert values(experts.run("low_latency_many_turns", 4, turns=150)) == [150] * 4
+
+
+def test_ranks_that_call_with_other_sizes_learn_it(experts: Ranks) -> None:
+    found = values(experts.run("low_latency_disagreeing", 3))
+    assert {kind for kind, _ in found} == {"RanksDisagree"}
+    assert all("(max tokens, hidden, experts, type) = (" in text for _, text in found)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_killed_rank_is_an_error_on_all_others(experts: Ranks, name) -> None:
+    answers = experts.run("low_latency_killed", 4, bad=2, name=name)
+    assert answers.pop(2).status == signal.SIGKILL
+    for kind, text, peer in values(answers):
+        assert (kind, peer) == ("PeerLost", 2)
+        assert "low-latency combine" in text or "signal of slot" in text
+
+
+def test_ranks_go_on_without_one_that_died(experts: Ranks) -> None:
+    answers = experts.run("low_latency_shrinking", 4, bad=1)
+    assert answers.pop(1).status == signal.SIGKILL
+    found = values(answers)
+    for masks, combined in (found[0], found[2]):
+        assert masks == [[0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+        assert combined == [4.0, 3.0, 3.0, 2.0]
+    assert found[1] == ([[0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]], [4.0, 3.0, 3.0])
+
+
+def test_bad_arguments_are_refused_with_what_is_allowed(experts: Ranks) -> None:
+    (told,) = values(experts.run("low_latency_described_errors", 1))
+    wanted = {
+        "type of x": "BadType: x is torch.float32; it must be torch.bfloat16",
+        "type of topk": "BadType: topk_idx is torch.int32; it must be torch.int64",
+        "shape of topk": "topk_idx is of shape (3, 2); it must be (4, k)",
+        "many k": "k is 33; it must be 1 to 32",
+        "tokens": "x is of 4 tokens; num_max_dispatch_tokens_per_rank is 3",
+        "experts": "(4, 0); both must be positive",
+        "memory": "are needed for 5 tokens of 512 and 8 experts: see Buffer.get_low_latency_rdma_size_hint",
+        "hidden": "hidden is 100; it must be a multiple of 8",
+        "hidden of FP8": "hidden is 200; it must be a multiple of 128",
+        "hidden of exponents": "hidden is 384; it must be a multiple of 512",
+        "exponents": "use_ue8m0 is True; it goes with round_scale=True",
+        "twice the same": "topk_idx is with 8 tokens for expert 0; it gets at most 4",
+        "hook and event": "BadCall: async_finish and return_recv_hook exclude each other",
+        "stats": "cumulative_local_expert_recv_stats is of shape (7,); it must be (8,)",
+        "type of stats": "it must be torch.int32",
+        "answers": "x is of shape (8, 2, 512); it must be (8, 4, 512)",
+        "type of weights": "topk_weights is torch.float64; it must be torch.float32",
+        "shape of weights": "topk_weights is of shape (4, 1); it must be (4, 2)",
+        "out": "out is torch.bfloat16 of shape (3, 512); it must be torch.bfloat16 of (4, 512)",
+        "LogFMT in place": "use_logfmt is with hidden 512, zero_copy True",
+        "mask": "BadCall: masks of ranks need a Buffer with enable_shrink=True",
+        "hint": "4 tokens of 512 on 3 ranks with 8 experts",
+    }
+    assert set(told) == set(wanted)
+    for name, part in wanted.items():
+        assert part in told[name], f"{name}: {told[name]}"

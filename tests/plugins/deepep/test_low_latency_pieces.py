@@ -1,0 +1,132 @@
+"""Sending and receiving of low-latency mode without processes: the memories of all ranks are tensors of this one.
+
+The torch code for host memory and the kernels, in Triton's interpreter or on a GPU, against loops over tokens.
+"""
+
+import pytest
+import torch
+
+from luciola.plugins.deepep.low_latency import host, launch, reference
+from luciola.plugins.deepep.low_latency.layout import Layout
+from luciola.plugins.deepep.quantize import calc_diff
+
+pytestmark = pytest.mark.usefixtures("kernel_device")
+
+
+class Ranks:
+    """All ranks of a call in one process."""
+
+    def __init__(self, way, layout, device):
+        self.way, self.layout, self.device = way, layout, device
+        self.memories = [
+            torch.full((layout.total_bytes,), 0xFF, dtype=torch.uint8, device=device)
+            for _ in range(layout.ranks)
+        ]
+        self.table = torch.tensor([each.data_ptr() for each in self.memories], dtype=torch.int64)
+        self.inactive = torch.zeros(layout.ranks, dtype=torch.int32)
+        self.active = range(layout.ranks)
+
+    def send(self, name, rank, half, *inputs, **options):
+        call = getattr(host if self.way == "host" else launch, name)
+        where = (self.memories, self.active) if self.way == "host" else (self.table, self.inactive)
+        call(self.layout, *where, half, *inputs, rank=rank, **options)
+
+    def receive(self, name, rank, half, **options):
+        if self.way == "host":
+            getattr(host, name)(self.layout, self.memories[rank], self.active, half, **options)
+        else:
+            getattr(launch, name)(self.layout, self.table, self.inactive, half, rank=rank, **options)
+
+
+def routes(tokens, topk, experts, seed, spread=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(tokens, experts, generator=generator)
+    scores[:, 0] += 1 - spread  # one hot expert
+    chosen = scores.topk(topk, -1)[1]
+    return torch.where(torch.rand(tokens, topk, generator=generator) < 0.1, -1, chosen)
+
+
+def outputs(layout, *, fp8, use_ue8m0):
+    local, rows = layout.local, layout.rows
+    dtype = torch.float8_e4m3fn if fp8 else torch.bfloat16
+    scales = None
+    if fp8:
+        width = layout.groups // 4 if use_ue8m0 else layout.groups
+        scales = torch.zeros(local, width, rows, dtype=torch.int32 if use_ue8m0 else torch.float32).mT
+    return {
+        "rows": torch.zeros(local, rows, layout.hidden, dtype=torch.bfloat16).to(dtype),
+        "scales": scales,
+        "source_tokens": torch.zeros(local, rows, dtype=torch.int32),
+        "ranges": torch.zeros(local, layout.ranks, dtype=torch.int64),
+        "recv_counts": torch.zeros(local, dtype=torch.int32),
+        "stats": torch.full((local,), 5, dtype=torch.int32),
+    }
+
+
+CASES = {
+    "bf16": ((3, 0, 5), 16, 6, 2, {}),
+    "bf16-odd-hidden": ((1, 4), 24, 4, 1, {}),
+    "fp8": ((4, 1), 256, 8, 3, {"fp8": True}),
+    "fp8-large": ((2, 3), 1152, 2, 1, {"fp8": True}),
+    "fp8-rounded": ((3, 2), 128, 4, 2, {"fp8": True, "round_scale": True}),
+    "fp8-packed": ((3, 2), 512, 4, 2, {"fp8": True, "round_scale": True, "use_ue8m0": True}),
+    "hot": ((6, 6), 32, 4, 1, {"spread": 0.0}),
+}
+
+
+@pytest.mark.parametrize("way", ["host", "kernels"])
+@pytest.mark.parametrize("name", CASES)
+def test_both_ways_do_what_the_reference_does(way, name, kernel_device):
+    if way == "host" and kernel_device != "cpu":
+        pytest.skip("host memory is the CPU's")
+    sizes, hidden, experts, topk, options = CASES[name]
+    fp8, spread = options.get("fp8", False), options.get("spread", 1.0)
+    round_scale, use_ue8m0 = options.get("round_scale", False), options.get("use_ue8m0", False)
+    layout = Layout(8, hidden, len(sizes), experts)
+    ranks = Ranks(way, layout, kernel_device)
+    xs = [
+        torch.randn(size, hidden, device="cpu", generator=torch.Generator().manual_seed(rank)).to(
+            torch.bfloat16
+        )
+        for rank, size in enumerate(sizes)
+    ]
+    topks = [routes(size, topk, experts, 7 + rank, spread) for rank, size in enumerate(sizes)]
+    with torch.device("cpu"):
+        wanted = reference.dispatch(
+            xs, topks, max_tokens=8, experts=experts, fp8=fp8, round_scale=round_scale, use_ue8m0=use_ue8m0
+        )
+    for rank in range(len(sizes)):
+        x, chosen = xs[rank].to(kernel_device), topks[rank].to(kernel_device)
+        ranks.send("dispatch_send", rank, 1, x, chosen, fp8=fp8, round_scale=round_scale)
+    given = []
+    for rank, expected in enumerate(wanted):
+        got = outputs(layout, fp8=fp8, use_ue8m0=use_ue8m0)
+        ranks.receive("dispatch_receive", rank, 1, **got)
+        assert torch.equal(got["recv_counts"].cpu(), expected.counts)
+        assert torch.equal(got["stats"].cpu(), expected.counts + 5)
+        assert torch.equal(got["ranges"].cpu(), expected.ranges)
+        assert torch.equal(got["source_tokens"].cpu(), expected.source_tokens)
+        assert torch.equal(got["rows"].cpu().view(torch.uint8), expected.rows.view(torch.uint8))
+        if fp8:
+            assert torch.equal(got["scales"].cpu(), expected.scales)
+        given.append(got)
+
+    for logfmt in (False, True) if hidden % 128 == 0 else (False,):
+        rows = [
+            torch.randn(layout.local, layout.rows, hidden, device="cpu").to(torch.bfloat16) for _ in sizes
+        ]
+        weights = [torch.rand(size, topk, device="cpu") for size in sizes]
+        with torch.device("cpu"):
+            combined = reference.combine(rows, wanted, topks, weights, logfmt=logfmt)
+        for rank, got in enumerate(given):
+            handle = {name: got[name] for name in ("ranges", "source_tokens")}
+            ranks.send("combine_send", rank, 0, rows[rank].to(kernel_device), **handle, logfmt=logfmt)
+        for rank, expected in enumerate(combined):
+            out = torch.full((sizes[rank], hidden), float("nan"), dtype=torch.bfloat16)
+            inputs = {"topk": topks[rank].to(kernel_device), "weights": weights[rank].to(kernel_device)}
+            ranks.receive("combine_receive", rank, 0, **inputs, out=out, logfmt=logfmt)
+            assert bool(out.isfinite().all())
+            assert calc_diff(out.cpu(), expected) < 1e-5
+            assert torch.allclose(
+                out.cpu().float(), expected.float(), atol=1 / 16 if logfmt else 1 / 64, rtol=1 / 64
+            )

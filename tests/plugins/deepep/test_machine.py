@@ -1,0 +1,69 @@
+"""Every kernel that is launched on Hopper, compiled ahead of time, and gates that bad kernels do not pass.
+
+In processes of their own: here the kernels are interpreted.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0"}
+
+GOOD = """
+import json, sys
+from luciola.plugins.deepep import machine
+reports = machine.compile_all(lambda name: name.startswith(sys.argv[1]))
+print(json.dumps({each.name: each.failures() for each in reports}))
+"""
+
+NAMES = {
+    "signal": "signal signal-next",
+    "wait": "wait wait-next wait-drop",
+    "slots": "slots",
+    "dispatch": "dispatch-send-bf16 dispatch-send-fp8 "
+    "dispatch-receive-bf16 dispatch-receive-fp8 dispatch-receive-ue8m0",
+    "combine": "combine-send-bf16 combine-send-logfmt combine-receive-bf16 combine-receive-logfmt",
+}
+
+
+def in_a_process(*arguments):
+    done = subprocess.run(
+        [sys.executable, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("beginning", NAMES)
+def test_every_kernel_passes_its_gates(beginning):
+    reports = in_a_process("-c", GOOD, beginning)
+    assert {name: failures for name, failures in reports.items() if failures} == {}
+    assert set(reports) == set(NAMES[beginning].split())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_gates_stop_kernels_that_order_wrongly():
+    told = in_a_process(str(Path(__file__).with_name("bad_kernels.py")))
+    wanted = {
+        "relaxed_signal": "no memory barrier at system scope",
+        "near_signal": "another scope than the system",
+        "late_payload_signal": "a store between the barrier and the exchange",
+        "no_barrier_signal": "no barrier of the block",
+        "silent_signal": "no exchange that publishes",
+        "relaxed_wait": "not an acquire",
+        "near_wait": "without system scope",
+        "endless_wait": "not bounded",
+        "no_wait": "no loop that waits",
+        "trapping": "a trap",
+        "narrow": "words below 8 bytes",
+    }
+    assert set(told) == set(wanted)
+    for name, part in wanted.items():
+        assert any(part in message for message in told[name]), f"{name}: {told[name]}"
