@@ -12,7 +12,7 @@ import types
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypedDict, TypeVar
 
 from .errors import ConfigError
 from .units import GIB, KIB, MIB
@@ -63,6 +63,11 @@ class StorageConfig:
     resync_interval_ms: int = 200
     scrub_interval_s: int = 86_400  # every chunk is read and verified once a day
     index_cache_bytes: int = 128 * MIB  # chunk index kept in memory
+    # How other nodes are reached, and what clients find: auto | shm | tcp | rdma. "auto" answers by RDMA who asks for
+    # it, "rdma" does not start without a device.
+    transport: str = "auto"
+    rdma_devices: str = ""  # "mlx5_0, mlx5_1:1": only these devices or ports; empty: all that are up
+    rdma_gid_index: int = -1  # of every port; -1: RoCE version 2, IPv4 before IPv6
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,20 @@ class ClientConfig:
     write_buffer_bytes: int = 64 * MIB  # dirty bytes of all files together before writers wait
     read_ahead_bytes: int = 8 * MIB
     attribute_timeout_ms: int = 1000  # how stale names and attributes of other clients may be
-    transport: str = "auto"  # auto | shm | tcp
+    # auto | shm | tcp | rdma. "auto": shared memory on this host, else RDMA where both ends have it, else TCP.
+    transport: str = "auto"
+    rdma_devices: str = ""  # as for storage
+    rdma_gid_index: int = -1
+    # Transmissions that servers may make to this process at once, against many answering together; 0: they do not ask.
+    rdma_transmissions: int = 0
+
+
+class RdmaOptions(TypedDict):
+    """Arguments of `luciola_core.Client` and `StorageNode`."""
+
+    transport: str
+    rdma_devices: list[str]
+    rdma_gid_index: int | None
 
 
 @dataclass(frozen=True)
@@ -102,10 +120,13 @@ class ClusterConfig:
     mount: MountConfig = field(default_factory=MountConfig)
 
 
+TRANSPORTS: Final = ("auto", "shm", "tcp", "rdma")
+
 CHOICES: dict[tuple[type, str], tuple[str, ...]] = {
     (MetaConfig, "durability"): ("write", "sync"),
     (StorageConfig, "durability"): ("write", "sync"),
-    (ClientConfig, "transport"): ("auto", "shm", "tcp"),
+    (StorageConfig, "transport"): TRANSPORTS,
+    (ClientConfig, "transport"): TRANSPORTS,
     (MountConfig, "consistency"): ("close-to-open", "strict"),
 }
 
@@ -116,11 +137,24 @@ BOUNDS: dict[tuple[type, str], tuple[int, int]] = {
     (MetaConfig, "inline_bytes"): (0, 64 * KIB),
     (StorageConfig, "reserve_bytes"): (0, 1024 * GIB),
     (StorageConfig, "threads_max"): (4, 65_536),
+    (StorageConfig, "rdma_gid_index"): (-1, 255),
+    (ClientConfig, "rdma_gid_index"): (-1, 255),
+    (ClientConfig, "rdma_transmissions"): (0, 65_536),
     (MountConfig, "threads"): (1, 256),
     (MountConfig, "request_bytes"): (128 * KIB, 1 * MIB),
     (MountConfig, "read_ahead_bytes"): (0, 1024 * MIB),
     (MountConfig, "grace_ms"): (0, 3_600_000),
 }
+
+
+def rdma_options(config: StorageConfig | ClientConfig) -> RdmaOptions:
+    """What the native module is told about RDMA."""
+    index = config.rdma_gid_index
+    return {
+        "transport": config.transport,
+        "rdma_devices": [name.strip() for name in config.rdma_devices.split(",") if name.strip()],
+        "rdma_gid_index": None if index < 0 else index,
+    }
 
 
 def load(path: Path) -> ClusterConfig:
@@ -196,14 +230,17 @@ def _convert(cls: type, key: str, hint: Any, value: Any, path: str) -> Any:
 __all__ = [
     "BOUNDS",
     "CHOICES",
+    "TRANSPORTS",
     "ClientConfig",
     "ClusterConfig",
     "MetaConfig",
     "MgmtdConfig",
     "MountConfig",
+    "RdmaOptions",
     "StorageConfig",
     "from_table",
     "load",
     "loads",
+    "rdma_options",
     "read_text",
 ]

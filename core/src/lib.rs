@@ -13,6 +13,7 @@ pub mod fuse;
 pub mod net;
 #[cfg(feature = "python")]
 pub mod python;
+pub mod rdma;
 pub mod ring;
 pub mod server;
 pub mod types;

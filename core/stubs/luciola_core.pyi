@@ -7,7 +7,19 @@ from typing import Literal, TypeAlias, final
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
-__all__ = ["Buffer", "Client", "File", "Mount", "Ring", "StorageNode", "__version__", "crc32c", "flag_raise", "flag_wait"]
+__all__ = [
+    "Buffer",
+    "Client",
+    "File",
+    "Mount",
+    "Ring",
+    "StorageNode",
+    "__version__",
+    "crc32c",
+    "flag_raise",
+    "flag_wait",
+    "rdma_ports",
+]
 
 __version__: str
 
@@ -37,6 +49,12 @@ def flag_raise(memory: WriteableBuffer, offset: int, value: int) -> None:
 def flag_wait(memory: WriteableBuffer, offset: int, value: int, timeout_s: float) -> int:
     """Waits, without the GIL, until the flag is at least `value` or the time is over. Returns what it is."""
 
+def rdma_ports(
+    devices: Sequence[str] = (), gid_index: int | None = None
+) -> tuple[list[tuple[str, int, str, str, int, int]], list[tuple[str, str]], str]:
+    """The ports that connections can use (device, port, link layer, GID, its index, MTU), what cannot be used and why,
+    and why there is nothing at all ("" if there is)."""
+
 @final
 class Client:
     """One client of a cluster. Raises the classes of `luciola.errors`.
@@ -59,8 +77,13 @@ class Client:
         write_buffer_bytes: int = ...,
         read_ahead_bytes: int = ...,
         attribute_timeout_ms: int = 1000,
-        transport: Literal["auto", "shm", "tcp"] | str = "auto",
+        transport: Literal["auto", "shm", "tcp", "rdma"] | str = "auto",
+        rdma_devices: Sequence[str] = (),
+        rdma_gid_index: int | None = None,
+        rdma_transmissions: int | None = None,
     ) -> Client: ...
+    def rdma_counters(self) -> dict[str, int]:
+        """What travelled by RDMA, and what could not; empty where the transport excludes it."""
     @property
     def id(self) -> int: ...
     @property
@@ -152,9 +175,7 @@ class File:
 class Ring:
     """Reads and writes in flight. Made by `Client.ring`."""
 
-    def submit(
-        self, submissions: Sequence[tuple[File, int, ReadableBuffer, int, int, bool, int]]
-    ) -> int:
+    def submit(self, submissions: Sequence[tuple[File, int, ReadableBuffer, int, int, bool, int]]) -> int:
         """Take (file, offset, buffer, offset in it, length, write, user data) while there is room; how many."""
     def drain(self, most: int, least: int, timeout_s: float | None = None) -> list[tuple[int, int]]:
         """Up to `most` results (user data, bytes or negative errno), waiting for `least` of them."""
@@ -216,6 +237,9 @@ class StorageNode:
         reserve_bytes: int = ...,
         durability: Literal["write", "sync"] | str = "write",
         index_cache_bytes: int = ...,
+        transport: Literal["auto", "shm", "tcp", "rdma"] | str = "auto",
+        rdma_devices: Sequence[str] = (),
+        rdma_gid_index: int | None = None,
     ) -> StorageNode:
         """Open the directory and begin to listen; without routing and lease it refuses every request.
 

@@ -82,7 +82,7 @@ impl World {
             retry_first: Duration::from_millis(2),
             retry_max: Duration::from_millis(50),
             connections_per_node: 4,
-            transport,
+            reach: transport.into(),
         };
         DataClient::new(self.table.clone(), credential, options)
     }
@@ -162,7 +162,7 @@ fn a_file_reads_back_like_a_vector() {
                 retry_first: Duration::from_millis(2),
                 retry_max: Duration::from_millis(50),
                 connections_per_node: 2,
-                transport,
+                reach: transport.into(),
             };
             DataClient::new(world.table.clone(), credential(Role::Client), options)
         })

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from ..config import ClusterConfig, load
+from ..config import TRANSPORTS, ClusterConfig, load
 from ..errors import InvalidArgument
 
 
@@ -38,6 +38,12 @@ from ..errors import InvalidArgument
     envvar="LUCIOLA_SECRET_FILE",
     help="File with the cluster secret, for a cluster at an address.",
 )
+@click.option(
+    "--transport",
+    type=click.Choice(TRANSPORTS),
+    help="How bytes travel to storage nodes: auto is shared memory on this host, else RDMA where both ends have it, "
+    "else TCP.  [default: as configured, or auto]",
+)
 @click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file.")
 @click.option("--ready-fd", type=int, hidden=True, help="Where a mount in the background reports.")
 def mount(
@@ -49,6 +55,7 @@ def mount(
     read_only: bool,
     allow_other: bool | None,
     secret_file: Path | None,
+    transport: str | None,
     config_file: Path | None,
     ready_fd: int | None,
 ) -> None:
@@ -76,7 +83,7 @@ def mount(
         secret_file=secret_file,
         read_only=read_only,
         mount=replace(options, allow_other=allow_other),
-        client=config.client,
+        client=config.client if transport is None else replace(config.client, transport=transport),
     )
     if not foreground:
         # What is wrong with the place is said here, not in a log.
@@ -116,6 +123,7 @@ def _repeated(settings: "fuse.Settings", config_file: Path | None) -> list[str]:
         options.append("--read-only")
     if settings.secret_file is not None:
         options += ["--secret-file", str(settings.secret_file.absolute())]
+    options += ["--transport", settings.client.transport]
     if config_file is not None:
         options += ["--config", str(config_file.absolute())]
     return options

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import luciola_core
 
-from ..config import ClientConfig, load
+from ..config import ClientConfig, load, rdma_options
 from ..errors import Error, InvalidArgument, NotFound, Timeout, Unavailable
 from ..wire.cluster import FILE_NAME, load_cluster
 from ..wire.credentials import CLIENT, TRUSTED, Token, load_secret, mint
@@ -168,7 +168,8 @@ def _native(address: str, token: Token, config: ClientConfig) -> luciola_core.Cl
         write_buffer_bytes=config.write_buffer_bytes,
         read_ahead_bytes=config.read_ahead_bytes,
         attribute_timeout_ms=config.attribute_timeout_ms,
-        transport=config.transport,
+        rdma_transmissions=config.rdma_transmissions or None,
+        **rdma_options(config),
     )
 
 

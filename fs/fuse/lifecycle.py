@@ -20,7 +20,7 @@ from typing import IO, Final
 import luciola_core
 
 from ..client.connection import explained
-from ..config import ClientConfig, MountConfig
+from ..config import ClientConfig, MountConfig, rdma_options
 from ..errors import (
     Busy,
     InvalidArgument,
@@ -157,7 +157,8 @@ def _native(settings: Settings, address: str, token: Token) -> luciola_core.Clie
         write_buffer_bytes=client.write_buffer_bytes,
         read_ahead_bytes=client.read_ahead_bytes,
         attribute_timeout_ms=client.attribute_timeout_ms,
-        transport=client.transport,
+        rdma_transmissions=client.rdma_transmissions or None,
+        **rdma_options(client),
     )
 
 

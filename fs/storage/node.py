@@ -13,7 +13,7 @@ from typing import Any, Final
 from luciola_core import StorageNode
 
 from .. import __version__
-from ..config import ClusterConfig
+from ..config import ClusterConfig, rdma_options
 from ..ids import NodeId, new_incarnation
 from ..wire import SERVICE, Cluster, RpcClients, RpcServer, follow_routing, format_address, methods, mint
 from ..wire.pb.mgmtd_pb2 import NODE_STORAGE, Node, Routing
@@ -69,6 +69,7 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
             reserve_bytes=config.reserve_bytes,
             durability=config.durability,
             index_cache_bytes=config.index_cache_bytes,
+            **rdma_options(config),
         )
     )
     clients = RpcClients(mint(secret, role=SERVICE))

@@ -164,7 +164,7 @@ impl Placement {
 
     /// Whether another process may read or change the bytes at any time.
     pub fn is_shared(&self) -> bool {
-        self.region.is_some()
+        self.region.as_ref().is_some_and(|(region, _)| !region.is_exclusive())
     }
 
     /// Part of the placement. Panics if `range` does not lie inside.

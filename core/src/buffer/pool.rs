@@ -27,9 +27,22 @@ struct Shared {
 impl BufferPool {
     /// A pool of `count` buffers of `buffer_bytes` (rounded up to whole pages) each.
     pub fn new(buffer_bytes: usize, count: usize) -> io::Result<BufferPool> {
+        BufferPool::over(Region::create, buffer_bytes, count)
+    }
+
+    /// As [`BufferPool::new`], out of a region that no other process writes to unasked.
+    pub fn exclusive(buffer_bytes: usize, count: usize) -> io::Result<BufferPool> {
+        BufferPool::over(Region::create_exclusive, buffer_bytes, count)
+    }
+
+    fn over(
+        create: fn(usize) -> io::Result<Arc<Region>>,
+        buffer_bytes: usize,
+        count: usize,
+    ) -> io::Result<BufferPool> {
         let buffer_bytes = page_align(buffer_bytes);
         let total = buffer_bytes.checked_mul(count).ok_or(io::ErrorKind::InvalidInput)?;
-        let region = Region::create(total)?;
+        let region = create(total)?;
         let free = Mutex::new((0..count as u32).rev().collect());
         let shared = Shared { region, buffer_bytes, count, free, returned: Condvar::new() };
         Ok(BufferPool { shared: Arc::new(shared) })

@@ -1,11 +1,13 @@
 //! Shared memory: a sealed memfd and its mapping.
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
@@ -89,15 +91,29 @@ impl Drop for Mapping {
 
 /// A memfd that cannot shrink, mapped into this process; ours, or lent to us by a peer.
 pub struct Region {
+    /// What devices know this memory by. First, so that they let go of it before it is unmapped.
+    attachments: Mutex<Vec<(usize, Option<Attachment>)>>,
     id: RegionId,
     fd: OwnedFd,
     mapping: Mapping,
     len: usize,
+    exclusive: bool,
 }
+
+type Attachment = Arc<dyn Any + Send + Sync>;
 
 impl Region {
     /// A new region of at least `bytes` (whole pages), zeroed; memory is used as it is touched.
     pub fn create(bytes: usize) -> io::Result<Arc<Region>> {
+        Region::new(bytes, false)
+    }
+
+    /// As [`Region::create`]; no other process will write to it but as this one asks it to.
+    pub fn create_exclusive(bytes: usize) -> io::Result<Arc<Region>> {
+        Region::new(bytes, true)
+    }
+
+    fn new(bytes: usize, exclusive: bool) -> io::Result<Arc<Region>> {
         let len = page_align(bytes);
         if len == 0 || len > REGION_BYTES_MAX {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -116,7 +132,8 @@ impl Region {
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         let mapping = Mapping::shared(fd.as_fd(), len)?;
         mapping.advise_huge_pages();
-        Ok(Arc::new(Region { id: RegionId(id), fd, mapping, len }))
+        let attachments = Mutex::default();
+        Ok(Arc::new(Region { attachments, id: RegionId(id), fd, mapping, len, exclusive }))
     }
 
     /// Maps a region that a peer sent. Errors: `InvalidData` if it could shrink, or is not as long as said.
@@ -134,7 +151,7 @@ impl Region {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the region is shorter than said"));
         }
         let mapping = Mapping::shared(fd.as_fd(), len)?;
-        Ok(Arc::new(Region { id, fd, mapping, len }))
+        Ok(Arc::new(Region { attachments: Mutex::default(), id, fd, mapping, len, exclusive: false }))
     }
 
     pub fn id(&self) -> RegionId {
@@ -152,6 +169,28 @@ impl Region {
 
     pub fn as_ptr(&self) -> *mut u8 {
         self.mapping.start.as_ptr()
+    }
+
+    /// Whether no other process writes to it unasked.
+    pub fn is_exclusive(&self) -> bool {
+        self.exclusive
+    }
+
+    /// What `owner` keeps with this region for as long as that lives, made when first asked for. Errors: why it could not
+    /// be made; that is not tried again.
+    pub(crate) fn attachment<T: Any + Send + Sync>(
+        &self,
+        owner: usize,
+        make: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<Arc<T>> {
+        let mut attachments = self.attachments.lock();
+        if let Some((_, kept)) = attachments.iter().find(|(of, _)| *of == owner) {
+            let kept = kept.clone().ok_or_else(|| io::Error::other("it could not be attached before"))?;
+            return Ok(kept.downcast().expect("an owner attaches one type of thing"));
+        }
+        let made = make().map(Arc::new);
+        attachments.push((owner, made.as_ref().ok().map(|made| made.clone() as Attachment)));
+        made
     }
 
     /// `len` bytes at `offset`; `None` if they do not lie inside the region.
@@ -217,6 +256,19 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(4096).unwrap();
         assert!(Region::map_peer(file.into(), RegionId([2; 16]), 4096).is_err());
+    }
+
+    #[test]
+    fn an_attachment_is_made_once_and_goes_with_its_region() {
+        let region = Region::create_exclusive(4096).unwrap();
+        let first = region.attachment(1, || Ok(5u32)).unwrap();
+        assert_eq!(*region.attachment(1, || Ok(6u32)).unwrap(), 5);
+        assert_eq!(*region.attachment(2, || Ok(7u32)).unwrap(), 7);
+        let refused = || Err::<u32, _>(io::ErrorKind::OutOfMemory.into());
+        assert_eq!(region.attachment(3, refused).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+        assert!(region.attachment(3, || Ok(8u32)).is_err(), "not tried again");
+        drop(region);
+        assert_eq!(Arc::strong_count(&first), 1);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use parking_lot::RwLock;
 use rustix::io::Errno;
 
-use super::Transport;
+use super::Reach;
 use super::backoff::Backoff;
 use super::routing::RoutingTable;
 use crate::buffer::{BufferPool, Placement};
@@ -51,7 +51,7 @@ pub struct DataOptions {
     pub retry_first: Duration,
     pub retry_max: Duration,
     pub connections_per_node: usize,
-    pub transport: Transport,
+    pub reach: Reach,
 }
 
 /// One read: `into.len()` bytes of `content` from `offset`.
@@ -86,7 +86,7 @@ pub struct DataClient {
 impl DataClient {
     /// A client that finds nodes and chains in `routing`.
     pub fn new(routing: Arc<RoutingTable>, credential: Credential, options: DataOptions) -> Arc<DataClient> {
-        let links = Links::new(credential, options.connections_per_node, options.transport);
+        let links = Links::new(credential, options.connections_per_node, options.reach.clone());
         Arc::new(DataClient {
             routing,
             options,

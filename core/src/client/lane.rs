@@ -174,7 +174,7 @@ impl Lane {
     fn connection(&self, deadline: Instant) -> Result<(String, Stream), Failure> {
         let mut state = self.state.lock();
         let address = loop {
-            while let Some((address, stream)) = state.idle.pop() {
+            while let Some((address, mut stream)) = state.idle.pop() {
                 if stream.is_quiet() {
                     return Ok((address, stream));
                 }
@@ -281,6 +281,8 @@ fn connect_failure(address: &str, error: ConnectError) -> Failure {
         ConnectError::Refused => Failure::Final(Error::new(Kind::Unauthenticated, message)),
         ConnectError::Busy => Failure::Lost(Error::new(Kind::Busy, message)),
         // Another process may have got a dead server's port: not ours to talk to, but the server may come back.
-        ConnectError::NotOurs | ConnectError::Io(_) => Failure::Lost(Error::unavailable(message)),
+        ConnectError::NotOurs | ConnectError::NoRdma(_) | ConnectError::Io(_) => {
+            Failure::Lost(Error::unavailable(message))
+        }
     }
 }

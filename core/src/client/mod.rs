@@ -20,6 +20,7 @@ pub mod lane;
 mod later;
 mod meta;
 mod names;
+mod reach;
 pub mod routing;
 mod session;
 mod shared;
@@ -27,13 +28,13 @@ mod shared;
 mod twin;
 mod workers;
 
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::buffer::BufferPool;
 use crate::error::{Error, Result};
+use crate::rdma;
 use crate::types::ClientId;
 use crate::wire::credential::Credential;
 use crate::wire::pb::{self, NodeKind};
@@ -45,6 +46,7 @@ use lane::{Lane, LaneOptions};
 use meta::Carrier;
 pub use meta::{Meta, Who, inode_path, name_path};
 pub use names::{Found, LISTED_MAX, Names};
+pub use reach::{Reach, Transport};
 use routing::RoutingTable;
 use session::Session;
 use shared::Chains;
@@ -55,29 +57,6 @@ const CONNECT_MAX: Duration = Duration::from_secs(20);
 
 /// Size of a buffer for dirty bytes: the longest piece.
 const POOL_BUFFER_BYTES: usize = dirty::RUN_BYTES as usize;
-
-/// How bytes travel to storage nodes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Transport {
-    /// Shared memory where the node is on this host, else TCP.
-    #[default]
-    Auto,
-    Shm,
-    Tcp,
-}
-
-impl FromStr for Transport {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Transport> {
-        match text {
-            "auto" => Ok(Transport::Auto),
-            "shm" => Ok(Transport::Shm),
-            "tcp" => Ok(Transport::Tcp),
-            _ => Err(Error::invalid(format!("no such transport: {text:?} (auto, shm or tcp)"))),
-        }
-    }
-}
 
 /// Who connects, and `ClientConfig` of `fs/config.py`, where every number has its reason.
 #[derive(Clone)]
@@ -98,6 +77,7 @@ pub struct Options {
     pub read_ahead_bytes: usize,
     pub attribute_timeout: Duration,
     pub transport: Transport,
+    pub rdma: rdma::Options,
 }
 
 impl Options {
@@ -117,6 +97,7 @@ impl Options {
             read_ahead_bytes: 8 << 20,
             attribute_timeout: Duration::from_secs(1),
             transport: Transport::Auto,
+            rdma: rdma::Options::default(),
         }
     }
 }
@@ -125,6 +106,7 @@ impl Options {
 pub struct Client {
     id: ClientId,
     options: Options,
+    reach: Reach,
     who: Arc<Who>,
     shared: Arc<Shared>,
     session: Arc<Session>,
@@ -137,6 +119,7 @@ impl Client {
     /// Errors: `Unavailable` if nobody answers within the deadline or 20 s, `Unauthenticated` for a wrong token.
     pub fn connect(options: Options) -> Result<Arc<Client>> {
         let deadline = Instant::now() + options.deadline.min(CONNECT_MAX);
+        let reach = Reach::new(options.transport, options.rdma.clone())?;
         let mut bytes = [0u8; 8];
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
         let id = ClientId(u64::from_le_bytes(bytes) | 1);
@@ -157,7 +140,7 @@ impl Client {
             retry_first: options.retry_first,
             retry_max: options.retry_max,
             connections_per_node: options.connections_per_node,
-            transport: options.transport,
+            reach: reach.clone(),
         };
         let data = DataClient::new(routing.clone(), credential, data_options);
         let meta = Meta::new(Carrier::Lane(meta_lane.clone()), id, options.deadline);
@@ -175,7 +158,7 @@ impl Client {
         );
         let session =
             Session::start(id, &options, shared.clone(), who.clone(), routing, mgmtd, meta_lane, deadline)?;
-        Ok(Arc::new(Client { id, options, who, shared, session, closed: AtomicBool::new(false) }))
+        Ok(Arc::new(Client { id, options, reach, who, shared, session, closed: AtomicBool::new(false) }))
     }
 
     pub fn id(&self) -> ClientId {
@@ -184,6 +167,11 @@ impl Client {
 
     pub fn options(&self) -> &Options {
         &self.options
+    }
+
+    /// The RDMA of this client; `None` where its transport excludes it.
+    pub fn fabric(&self) -> Option<&Arc<rdma::Fabric>> {
+        self.reach.fabric()
     }
 
     /// Who the token says its bearer is.

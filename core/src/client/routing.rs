@@ -78,7 +78,8 @@ impl Routing {
         Ok(next)
     }
 
-    /// Where to reach a storage node: its Unix socket if it is on this host (`Auto`), else TCP.
+    /// Where to reach a storage node: its Unix socket if it is on this host (`Auto`), else TCP, by which RDMA is agreed on
+    /// too.
     pub fn endpoint(&self, node: NodeId, transport: Transport) -> Option<Endpoint> {
         let node = self.nodes.get(&node)?;
         let unix =
@@ -86,7 +87,7 @@ impl Routing {
         let tcp = || node.data_address.parse().ok().map(Endpoint::Tcp);
         match transport {
             Transport::Shm => unix(),
-            Transport::Tcp => tcp(),
+            Transport::Tcp | Transport::Rdma => tcp(),
             Transport::Auto if node.boot_id == own_boot_id() => unix().or_else(tcp),
             Transport::Auto => tcp(),
         }

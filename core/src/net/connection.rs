@@ -6,13 +6,15 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::stream::Stream;
-use super::{CLOCK_DRIFT_PERCENT, Credential, Endpoint, handshake, reaper};
+use super::{CLOCK_DRIFT_PERCENT, Credential, Endpoint, handshake, reaper, upgrade};
 use crate::buffer::{Placement, Region, RegionId};
+use crate::rdma::{Fabric, Grant};
 use crate::types::{ChainId, ChainVersion, ReadOp, ReadResult, Status, UpdateOp, UpdateResult};
 use crate::wire::credential;
 use crate::wire::frame::{
     self, Envelope, HEADER_BYTES, Header, Home, Kind, Malformed, REGIONS_MAX, Registration,
 };
+use crate::wire::rdma::RemoteMemory;
 
 /// A server answers `Timeout` in time to be heard if it is told a little less than the client has.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(50);
@@ -28,6 +30,8 @@ pub enum ConnectError {
     Busy,
     #[error("what answers is not a server of this cluster")]
     NotOurs,
+    #[error("no RDMA: {0}")]
+    NoRdma(String),
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -39,7 +43,7 @@ impl ConnectError {
             ConnectError::Refused => Status::Denied,
             ConnectError::Busy => Status::Busy,
             // Another process may have got a dead server's port; the server may come back elsewhere.
-            ConnectError::NotOurs | ConnectError::Io(_) => Status::Disconnected,
+            ConnectError::NotOurs | ConnectError::NoRdma(_) | ConnectError::Io(_) => Status::Disconnected,
         }
     }
 }
@@ -53,6 +57,8 @@ pub struct Connection {
     /// `None` after an error.
     stream: Option<Stream>,
     shares_memory: bool,
+    /// Whose buffers travel by RDMA; `None` if nothing does.
+    fabric: Option<Arc<Fabric>>,
     regions: Regions,
     next_id: u32,
     /// What the last reply told.
@@ -71,6 +77,15 @@ struct Waiting {
     homes: Vec<Home>,
     /// Memory that the server may touch until it has answered.
     lent: Vec<Placement>,
+    /// Buffers in place of memory that the server cannot reach; empty if there is none.
+    bounced: Vec<Option<Placement>>,
+}
+
+impl Waiting {
+    /// Where the bytes of operation `place` travel to: `own`, or a buffer in its stead.
+    fn target<'a>(&'a self, place: usize, own: &'a Placement) -> &'a Placement {
+        self.bounced.get(place).and_then(Option::as_ref).unwrap_or(own)
+    }
 }
 
 /// The clock that the server keeps for this connection.
@@ -92,7 +107,7 @@ impl ServerClock {
 }
 
 impl Connection {
-    /// Connects and shakes hands, all within `timeout`.
+    /// Connects and shakes hands, all within `timeout`. Errors: `NoRdma` if that was to be and cannot.
     pub fn connect(
         endpoint: &Endpoint,
         credential: &Credential,
@@ -102,16 +117,32 @@ impl Connection {
         let deadline = Instant::now() + timeout;
         let mut stream = Stream::connect(endpoint, timeout)?;
         handshake::as_client(&mut stream, credential::Kind::Data, credential, deadline)?;
+        let fabric = match endpoint {
+            Endpoint::Rdma { address, fabric, .. } => {
+                upgrade::as_client(&mut stream, fabric, deadline)?;
+                Some((*address, fabric.clone()))
+            }
+            _ => None,
+        };
         let shares_memory = stream.shares_memory();
-        Ok(Connection {
+        let mut connection = Connection {
             stream: Some(stream),
             shares_memory,
+            fabric: fabric.as_ref().map(|(_, fabric)| fabric.clone()),
             regions: Regions::default(),
             next_id: 0,
             clock: None,
             waiting: None,
             frame: Vec::new(),
-        })
+        };
+        if let Some((address, fabric)) = fabric {
+            let first = deadline.min(Instant::now() + upgrade::FIRST_PING_TIMEOUT);
+            connection.ping(first).map_err(|status| {
+                ConnectError::NoRdma(format!("the first ping over it was not answered ({status})"))
+            })?;
+            fabric.reached(address);
+        }
+        Ok(connection)
     }
 
     /// Whether no request has failed on it, and none is under way.
@@ -124,9 +155,14 @@ impl Connection {
         self.shares_memory
     }
 
+    /// Whether memory in a [`Region`] is read and written by the server's device.
+    pub fn is_remote_direct(&self) -> bool {
+        self.fabric.is_some()
+    }
+
     /// Whether an idle connection is still there.
-    pub(super) fn is_alive(&self) -> bool {
-        self.stream.as_ref().is_some_and(Stream::is_quiet)
+    pub(super) fn is_alive(&mut self) -> bool {
+        self.stream.as_mut().is_some_and(Stream::is_quiet)
     }
 
     /// Reads into `into`, one placement per operation, each at least as long as its operation asks. On success
@@ -153,10 +189,11 @@ impl Connection {
         assert_eq!(ops.len(), into.len(), "one placement per operation");
         debug_assert!(ops.iter().zip(into).all(|(op, into)| op.length as usize <= into.len()));
         self.attempt(|connection| {
-            let homes = connection.homes(into, deadline)?;
+            let bounced = connection.bounce(into)?;
+            let homes = connection.homes(into, &bounced, deadline)?;
             let envelope = connection.envelope(deadline)?;
             frame::encode_reads(&mut connection.frame, envelope, ops, &homes);
-            connection.send(Kind::Read, envelope, homes, into, &[], deadline)
+            connection.send(Kind::Read, envelope, Lent { homes, places: into, bounced }, &[], deadline)
         })
     }
 
@@ -183,28 +220,37 @@ impl Connection {
         let waiting = self.waiting.as_ref().expect("just received for it");
         let results = header.decode_read_results(&self.frame[HEADER_BYTES..])?;
         let mut following = Vec::new();
-        let mut crcs = Vec::new();
-        for (((result, crc), op), (home, place)) in
-            results.iter().zip(ops).zip(waiting.homes.iter().zip(into))
+        let mut arrived = Vec::new();
+        for (place, (((result, crc), op), (home, own))) in
+            results.iter().zip(ops).zip(waiting.homes.iter().zip(into)).enumerate()
         {
             if result.length > op.length || (result.status != Status::Ok && result.length != 0) {
                 return Err(Malformed("more bytes than were asked for").into());
             }
             out.push(*result);
-            if *home == Home::Follows && result.length > 0 {
-                following.push(place.slice(0..result.length as usize));
-                crcs.push(*crc);
+            if result.length == 0 {
+                continue;
             }
+            let target = waiting.target(place, own).slice(0..result.length as usize);
+            if *home == Home::Follows {
+                following.push(target.clone());
+            }
+            arrived.push((target, own, *crc));
         }
         if crate::buffer::total_length(&following) != header.payload_bytes as usize {
             return Err(Malformed("the payload is not as long as its results say").into());
         }
-        self.stream()?.receive_into(&following, deadline)?;
-        for (place, crc) in following.iter().zip(crcs) {
+        let shares_memory = self.shares_memory;
+        self.stream.as_mut().ok_or(GONE)?.receive_into(&following, deadline)?;
+        for (place, own, crc) in &arrived {
             match crc {
-                Some(crc) if place.crc32c() != crc => return Err(Failure(Status::Checksum)),
-                None if !self.shares_memory => return Err(Malformed("bytes without a checksum").into()),
-                _ => {}
+                _ if shares_memory => {}
+                Some(crc) if place.crc32c() != *crc => return Err(Failure(Status::Checksum)),
+                Some(_) => {}
+                None => return Err(Malformed("bytes without a checksum").into()),
+            }
+            if place.as_ptr() != own.as_ptr() {
+                place.copy_into(own);
             }
         }
         self.waiting = None;
@@ -247,7 +293,13 @@ impl Connection {
         deadline: Instant,
     ) -> Result<(), Failure> {
         self.read_clock(deadline)?;
-        let homes = self.homes(payload, deadline)?;
+        let bounced = self.bounce(payload)?;
+        for (payload, bounced) in payload.iter().zip(&bounced) {
+            if let Some(bounced) = bounced {
+                payload.copy_into(bounced);
+            }
+        }
+        let homes = self.homes(payload, &bounced, deadline)?;
         let mut envelope = self.envelope(deadline)?;
         envelope.clock_ms = self.clock.expect("it was just read").at(deadline);
         let with_crc = |(op, payload): (&UpdateOp, &Placement)| {
@@ -263,7 +315,8 @@ impl Connection {
             .filter(|(payload, home)| **home == Home::Follows && !payload.is_empty())
             .map(|(payload, _)| payload.clone())
             .collect();
-        self.send(Kind::Update, envelope, homes, payload, &following, deadline)
+        let lent = Lent { homes, places: payload, bounced };
+        self.send(Kind::Update, envelope, lent, &following, deadline)
     }
 
     /// The second half.
@@ -293,7 +346,7 @@ impl Connection {
             let envelope = connection.envelope(deadline)?;
             frame::encode_syncs(&mut connection.frame, envelope, chains);
             let homes = vec![Home::Follows; chains.len()];
-            connection.send(Kind::Sync, envelope, homes, &[], &[], deadline)
+            connection.send(Kind::Sync, envelope, Lent { homes, ..Lent::default() }, &[], deadline)
         })
     }
 
@@ -311,7 +364,7 @@ impl Connection {
     fn try_ping(&mut self, deadline: Instant) -> Result<(), Failure> {
         let envelope = self.envelope(deadline)?;
         frame::encode_ping(&mut self.frame, envelope, false);
-        self.send(Kind::Ping, envelope, Vec::new(), &[], &[], deadline)?;
+        self.send(Kind::Ping, envelope, Lent::default(), &[], deadline)?;
         self.receive(Kind::Ping, deadline)?.decode_ping(true)?;
         self.waiting = None;
         Ok(())
@@ -350,15 +403,14 @@ impl Connection {
         &mut self,
         kind: Kind,
         envelope: Envelope,
-        homes: Vec<Home>,
-        placements: &[Placement],
+        Lent { homes, places, bounced }: Lent<'_>,
         following: &[Placement],
         deadline: Instant,
     ) -> Result<(), Failure> {
         assert!(self.waiting.is_none(), "one batch at a time");
-        let lent = placements.iter().zip(&homes).filter(|(_, home)| **home != Home::Follows);
+        let lent = places.iter().zip(&homes).filter(|(_, home)| **home != Home::Follows);
         let lent = lent.map(|(placement, _)| placement.clone()).collect();
-        self.waiting = Some(Waiting { kind, id: envelope.id, count: homes.len(), homes, lent });
+        self.waiting = Some(Waiting { kind, id: envelope.id, count: homes.len(), homes, lent, bounced });
         Ok(self.stream.as_mut().ok_or(GONE)?.send(&self.frame, following, None, deadline)?)
     }
 
@@ -370,7 +422,19 @@ impl Connection {
         // The reply's table has as many entries as the request's, so one call brings both parts.
         self.frame.clear();
         self.frame.resize(HEADER_BYTES + waiting.count * kind.entry_bytes(true), 0);
-        stream.receive(&mut self.frame, deadline)?;
+        // Held until the reply is here: so long the bytes are on their way.
+        let _grant = match &self.fabric {
+            Some(fabric) => {
+                stream.receive(&mut self.frame[..HEADER_BYTES], deadline)?;
+                let grant = grant(stream, fabric, waiting, &mut self.frame[..HEADER_BYTES], deadline)?;
+                stream.receive(&mut self.frame[HEADER_BYTES..], deadline)?;
+                grant
+            }
+            None => {
+                stream.receive(&mut self.frame, deadline)?;
+                None
+            }
+        };
         let header = Header::decode(self.frame[..HEADER_BYTES].try_into().expect("it is that long"))?;
         if !header.reply || header.id != waiting.id {
             return Err(Malformed("not the reply to this request").into());
@@ -394,12 +458,57 @@ impl Connection {
         self.stream.as_mut().ok_or(GONE)
     }
 
-    /// Where the server finds each placement. Registers regions that it does not know yet.
-    fn homes(&mut self, placements: &[Placement], deadline: Instant) -> Result<Vec<Home>, Failure> {
+    /// Registered buffers for placements that the server's device cannot reach as they are; empty if there is none.
+    fn bounce(&mut self, placements: &[Placement]) -> Result<Vec<Option<Placement>>, Failure> {
+        let (Some(fabric), Some(stream)) = (&self.fabric, &self.stream) else { return Ok(Vec::new()) };
+        let link = stream.link().ok_or(GONE)?;
+        let mut regions: Vec<RegionId> = Vec::new();
+        let mut reachable = |placement: &Placement| {
+            let Some((region, _)) = placement.region() else { return false };
+            let known = regions.contains(&region.id());
+            // One slot stays for the buffers.
+            if (!known && regions.len() == REGIONS_MAX - 1) || link.keys(placement).is_err() {
+                return false;
+            }
+            if !known {
+                regions.push(region.id());
+            }
+            true
+        };
+        let bounced: Vec<bool> =
+            placements.iter().map(|placement| !placement.is_empty() && !reachable(placement)).collect();
+        let lengths = placements.iter().zip(&bounced).filter(|(_, bounced)| **bounced);
+        let total: usize = lengths.map(|(placement, _)| placement.len()).sum();
+        if total == 0 {
+            return Ok(Vec::new());
+        }
+        let buffer = fabric.buffers().take(total).map_err(|_| Failure(Status::Busy))?;
+        let mut used = 0;
+        Ok(placements
+            .iter()
+            .zip(bounced)
+            .map(|(placement, bounced)| {
+                bounced.then(|| {
+                    used += placement.len();
+                    buffer.slice(used - placement.len()..used)
+                })
+            })
+            .collect())
+    }
+
+    /// Where the server finds each placement, or the buffer in its stead. Registers regions that it does not know yet.
+    fn homes(
+        &mut self,
+        placements: &[Placement],
+        bounced: &[Option<Placement>],
+        deadline: Instant,
+    ) -> Result<Vec<Home>, Failure> {
         let mut homes = Vec::with_capacity(placements.len());
-        for placement in placements {
+        for (place, placement) in placements.iter().enumerate() {
+            let placement = bounced.get(place).and_then(Option::as_ref).unwrap_or(placement);
+            let lends = self.shares_memory || (self.fabric.is_some() && !placement.is_empty());
             let home = match placement.region() {
-                Some((region, offset)) if self.shares_memory => match self.slot(region, deadline)? {
+                Some((region, offset)) if lends => match self.slot(placement, region, deadline)? {
                     Some(slot) => Home::Region { slot, offset: offset as u64 },
                     None => Home::Follows,
                 },
@@ -412,7 +521,12 @@ impl Connection {
     }
 
     /// The slot of `region`, registered now if need be; `None` if this batch uses all slots for others.
-    fn slot(&mut self, region: &Arc<Region>, deadline: Instant) -> Result<Option<u16>, Failure> {
+    fn slot(
+        &mut self,
+        placement: &Placement,
+        region: &Arc<Region>,
+        deadline: Instant,
+    ) -> Result<Option<u16>, Failure> {
         if let Some(slot) = self.regions.find(region.id()) {
             return Ok(Some(slot));
         }
@@ -420,10 +534,23 @@ impl Connection {
         let Some(slot) = self.regions.choose() else {
             return Ok(None);
         };
-        let registration = Registration { slot, region: region.id(), len: region.len() as u64 };
+        let stream = self.stream.as_mut().ok_or(GONE)?;
+        let (name, passed) = match stream.link() {
+            Some(link) => {
+                // Without a registration there is no way: `bounce` has made sure of one for all but its own buffer.
+                let keys = link.keys(placement).map_err(|error| {
+                    log::warn!("memory for RDMA: {error}");
+                    Failure(Status::Busy)
+                })?;
+                let address = region.as_ptr() as u64;
+                (RegionId::from(RemoteMemory { address, rkey: keys.rkey }), None)
+            }
+            None => (region.id(), Some(region.as_fd())),
+        };
+        let registration = Registration { slot, region: name, len: region.len() as u64 };
         let mut frame = Vec::new();
         frame::encode_registration(&mut frame, &registration);
-        self.stream()?.send(&frame, &[], Some(region.as_fd()), deadline)?;
+        stream.send(&frame, &[], passed, deadline)?;
         self.regions.set(slot, region);
         Ok(Some(slot))
     }
@@ -440,11 +567,17 @@ impl Connection {
 
     /// Closes the connection after a failed batch.
     fn fail(&mut self, failure: Failure) -> Status {
-        let lent = self.waiting.take().map(|waiting| waiting.lent).unwrap_or_default();
-        if let Some(stream) = self.stream.take()
-            && !lent.is_empty()
-        {
-            reaper::bury(stream.close_sending(), lent);
+        let waiting = self.waiting.take();
+        if let Some(stream) = self.stream.take() {
+            let lent = match stream.is_remote_direct() {
+                // Free as soon as the link is reset, which `close_sending` does.
+                true => Vec::new(),
+                false => waiting.as_ref().map(|waiting| waiting.lent.clone()).unwrap_or_default(),
+            };
+            let (socket, remains) = stream.close_sending();
+            if !lent.is_empty() || remains.is_some() {
+                reaper::bury(socket, lent, remains);
+            }
         }
         failure.0
     }
@@ -457,6 +590,38 @@ impl Drop for Connection {
             self.fail(GONE);
         }
     }
+}
+
+/// What goes with a request.
+#[derive(Default)]
+struct Lent<'a> {
+    homes: Vec<Home>,
+    places: &'a [Placement],
+    bounced: Vec<Option<Placement>>,
+}
+
+/// Waits for leave to have bytes transmitted, if the server asks for that in `head` instead of answering; then `head` is
+/// that of the answer.
+fn grant<'a>(
+    stream: &mut Stream,
+    fabric: &'a Fabric,
+    waiting: &Waiting,
+    head: &mut [u8],
+    deadline: Instant,
+) -> Result<Option<Grant<'a>>, Failure> {
+    let header = Header::decode((&*head).try_into().expect("a header"))?;
+    if header.kind != Kind::Transmit {
+        return Ok(None);
+    }
+    header.decode_transmit(false)?;
+    let grants = fabric.grants().filter(|_| header.id == waiting.id && waiting.kind == Kind::Read);
+    let grants = grants.ok_or(Malformed("nobody wants to be asked"))?;
+    let grant = grants.take(deadline).ok_or(Failure(Status::Timeout))?;
+    let mut answer = Vec::new();
+    frame::encode_transmit(&mut answer, Envelope::reply(header.id, 0), true);
+    stream.send(&answer, &[], None, deadline)?;
+    stream.receive(head, deadline)?;
+    Ok(Some(grant))
 }
 
 /// The regions that the server knows by slot number.

@@ -1,4 +1,4 @@
-//! Connections: the handshake, the tcp and shm transports, the server and the pool of clients.
+//! Connections: the handshake, the tcp, shm and rdma transports, the server and the pool of clients.
 //!
 //! A connection has one batch in flight. Each side has one thread for it, which blocks in the kernel
 //! (docs/decisions/0005). Nothing here knows what a chain is.
@@ -10,6 +10,8 @@
 //!   memory on to its own successor counts too.
 //! - N2 A client whose request failed closes its side for writing, and keeps clones of the request's placements
 //!   until the server has closed its own (or died): the buffers stay out of their pool (B2) so long.
+//!
+//! Over RDMA the rules A1 to A5 of docs/protocol.md take the place of N2: a client's memory is its own again at once.
 //!
 //! Requests that arrive late.
 //! - N3 An update is not begun once its client may have given it up, wherever it was on its way: every reply tells the
@@ -25,10 +27,12 @@ mod reaper;
 mod server;
 mod session;
 pub(crate) mod stream;
+mod upgrade;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 pub use connection::{ConnectError, Connection};
@@ -38,6 +42,7 @@ pub use server::{Server, ServerOptions};
 pub use crate::wire::credential::{Credential, Secret};
 
 use crate::buffer::Placement;
+use crate::rdma::Fabric;
 use crate::types::{ChainId, ChainVersion, ReadOp, ReadResult, Status, UpdateOp, UpdateResult};
 use crate::wire::pb::Claims;
 
@@ -48,6 +53,12 @@ pub const CLOCK_DRIFT_PERCENT: u32 = 5;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
     Tcp(SocketAddr),
+    /// RDMA, agreed on over TCP. `may_fall_back`: where that cannot be, a pool's connections stay with TCP.
+    Rdma {
+        address: SocketAddr,
+        fabric: Arc<Fabric>,
+        may_fall_back: bool,
+    },
     Unix(PathBuf),
 }
 
@@ -55,6 +66,7 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Endpoint::Tcp(address) => write!(f, "tcp:{address}"),
+            Endpoint::Rdma { address, .. } => write!(f, "rdma:{address}"),
             Endpoint::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }

@@ -65,7 +65,7 @@ impl Pool {
 
     /// An idle connection that is still there, or leave to open one more.
     fn place(&self, state: &mut State) -> Option<Pooled<'_>> {
-        while let Some((connection, _)) = state.idle.pop() {
+        while let Some((mut connection, _)) = state.idle.pop() {
             if connection.is_alive() {
                 return Some(Pooled { pool: self, connection: Some(connection) });
             }
@@ -75,6 +75,27 @@ impl Pool {
             state.open += 1;
             Pooled { pool: self, connection: None }
         })
+    }
+
+    /// A new connection: by RDMA if that is the endpoint's way, and over TCP where it may be and has to be.
+    fn open(&self, deadline: Instant) -> Result<Connection, ConnectError> {
+        let connect = |endpoint: &Endpoint| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            Connection::connect(endpoint, &self.credential, left)
+        };
+        let Endpoint::Rdma { address, fabric, may_fall_back } = &self.endpoint else {
+            return connect(&self.endpoint);
+        };
+        if *may_fall_back && fabric.avoids(*address) {
+            return connect(&Endpoint::Tcp(*address));
+        }
+        match connect(&self.endpoint) {
+            Err(ConnectError::NoRdma(reason)) if *may_fall_back => {
+                fabric.fall_back(*address, &reason);
+                connect(&Endpoint::Tcp(*address))
+            }
+            result => result,
+        }
     }
 
     /// Closes all idle connections, when the server is known to have gone.
@@ -106,8 +127,7 @@ impl Pooled<'_> {
     /// Opens the connection if there is none yet. If that fails, the drop gives back its count.
     fn connected(mut self, deadline: Instant) -> Result<Self, ConnectError> {
         if self.connection.is_none() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            self.connection = Some(Connection::connect(&self.pool.endpoint, &self.pool.credential, left)?);
+            self.connection = Some(self.pool.open(deadline)?);
         }
         Ok(self)
     }

@@ -14,11 +14,14 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
 use crate::buffer::Placement;
+use crate::rdma::Remains;
 
 struct Lost {
     socket: Arc<OwnedFd>,
     /// Held, never used.
     _lent: Vec<Placement>,
+    /// Keeps the number of a queue pair out of use (rule A3).
+    _remains: Option<Remains>,
 }
 
 struct Reaper {
@@ -26,10 +29,10 @@ struct Reaper {
     wake: OwnedFd,
 }
 
-/// Holds `lent` until the peer of `socket` has closed its end. The thread that waits is started when first needed.
-pub(super) fn bury(socket: Arc<OwnedFd>, lent: Vec<Placement>) {
+/// Holds `lent` and `remains` until the peer of `socket` has closed its end. The thread that waits is started when first needed.
+pub(super) fn bury(socket: Arc<OwnedFd>, lent: Vec<Placement>, remains: Option<Remains>) {
     static REAPER: OnceLock<Option<&'static Reaper>> = OnceLock::new();
-    let lost = Lost { socket, _lent: lent };
+    let lost = Lost { socket, _lent: lent, _remains: remains };
     match REAPER.get_or_init(|| start().inspect_err(|error| log::error!("no reaper thread: {error}")).ok()) {
         Some(reaper) => {
             reaper.arrivals.lock().push(lost);

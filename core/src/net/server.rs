@@ -19,9 +19,10 @@ use rustix::net::Shutdown;
 
 use super::budget::Budget;
 use super::connection::HANDSHAKE_TIMEOUT;
-use super::session::{RegionCache, Session};
+use super::session::{Common, RegionCache, Session};
 use super::stream::{Stream, with_short_path};
 use super::{Secret, Service, handshake};
+use crate::rdma::Fabric;
 use crate::wire::credential::Kind;
 use crate::wire::handshake::{ServerHello, encode_server_hello};
 use crate::wire::pb::{Claims, claims::Role};
@@ -42,14 +43,23 @@ pub struct ServerOptions {
     pub secret: Secret,
     /// Connections served at once, each by one thread; further ones are told that the server is busy.
     pub threads_max: usize,
-    /// Bytes of payload that follow frames and are in memory at once, over all connections.
+    /// Bytes of payload that follow frames, or travel by RDMA, and are in memory at once, over all connections.
     pub payload_bytes_max: usize,
+    /// By which connections over TCP may go on by RDMA; `None`: by nothing.
+    pub fabric: Option<Arc<Fabric>>,
 }
 
 impl ServerOptions {
     /// No listener yet; limits as `StorageConfig` has them.
     pub fn new(secret: Secret) -> ServerOptions {
-        ServerOptions { tcp: None, unix: None, secret, threads_max: 512, payload_bytes_max: 256 << 20 }
+        ServerOptions {
+            tcp: None,
+            unix: None,
+            secret,
+            threads_max: 512,
+            payload_bytes_max: 256 << 20,
+            fabric: None,
+        }
     }
 }
 
@@ -65,8 +75,7 @@ struct Inner {
     service: Arc<dyn Service>,
     secret: Secret,
     threads_max: usize,
-    budget: Arc<Budget>,
-    regions: Arc<RegionCache>,
+    common: Arc<Common>,
     stopping: AtomicBool,
     wake: OwnedFd,
     connections: Mutex<Connections>,
@@ -100,8 +109,11 @@ impl Server {
             service,
             secret: options.secret,
             threads_max: options.threads_max,
-            budget: Arc::new(Budget::new(options.payload_bytes_max)),
-            regions: Arc::default(),
+            common: Arc::new(Common {
+                budget: Arc::new(Budget::new(options.payload_bytes_max)),
+                regions: RegionCache::default(),
+                fabric: options.fabric,
+            }),
             stopping: AtomicBool::new(false),
             wake: rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?,
             connections: Mutex::default(),
@@ -264,7 +276,7 @@ impl Ticket {
         if inner.stopping.load(Ordering::SeqCst) {
             return;
         }
-        let mut session = Session::new(stream, claims, inner.budget.clone(), inner.regions.clone());
+        let mut session = Session::new(stream, claims, inner.common.clone());
         if let Err(error) = session.run(inner.service.as_ref()) {
             note("closed", &error);
         }

@@ -12,14 +12,16 @@ use parking_lot::Mutex;
 use super::budget::{Budget, Share};
 use super::handshake::invalid;
 use super::stream::Stream;
-use super::{Sender, Service};
-use crate::buffer::{Placement, Region, RegionId};
+use super::{Sender, Service, upgrade};
+use crate::buffer::{Placement, REGION_BYTES_MAX, Region, RegionId};
+use crate::rdma::{Fabric, Half, Transfer};
 use crate::types::{ReadOp, ReadResult, Status, UpdateOp, UpdateResult, Version};
 use crate::wire::credential::Refusal;
 use crate::wire::frame::{
     self, Envelope, HEADER_BYTES, Header, Home, Kind, Malformed, REGIONS_MAX, Registration, TABLE_BYTES_MAX,
 };
 use crate::wire::pb::{Claims, claims::Role};
+use crate::wire::rdma::{RemoteMemory, encode_connect_answer, encode_offer_answer};
 
 /// Once a frame has begun, its next bytes must come within this; also how long a client may take to read
 /// its reply. Frees the thread and the memory of a client that went to sleep.
@@ -54,12 +56,36 @@ impl RegionCache {
     }
 }
 
+/// What all connections of a server share.
+pub(super) struct Common {
+    pub(super) budget: Arc<Budget>,
+    pub(super) regions: RegionCache,
+    pub(super) fabric: Option<Arc<Fabric>>,
+}
+
+/// A client's memory.
+enum Lent {
+    Mapped(Arc<Region>),
+    Remote { memory: RemoteMemory, len: u64 },
+}
+
+/// How far the way to RDMA has been gone.
+enum Direct {
+    No,
+    /// Our end waits for the client's.
+    Offered(Box<Half>),
+    /// `asks`: the client wants to be asked before bytes are transmitted.
+    Yes {
+        asks: bool,
+    },
+}
+
 pub(super) struct Session {
     stream: Stream,
     claims: Claims,
-    budget: Arc<Budget>,
-    region_cache: Arc<RegionCache>,
-    regions: [Option<Arc<Region>>; REGIONS_MAX],
+    common: Arc<Common>,
+    direct: Direct,
+    regions: [Option<Lent>; REGIONS_MAX],
     /// File descriptors that arrived and that no registration has claimed yet.
     passed: Vec<OwnedFd>,
     inbox: Inbox,
@@ -72,17 +98,12 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(
-        stream: Stream,
-        claims: Claims,
-        budget: Arc<Budget>,
-        region_cache: Arc<RegionCache>,
-    ) -> Session {
+    pub(super) fn new(stream: Stream, claims: Claims, common: Arc<Common>) -> Session {
         Session {
             stream,
             claims,
-            budget,
-            region_cache,
+            common,
+            direct: Direct::No,
             regions: [const { None }; REGIONS_MAX],
             passed: Vec::new(),
             inbox: Inbox::new(),
@@ -115,6 +136,9 @@ impl Session {
                 Kind::Update => self.update(service, &header, table, deadline)?,
                 Kind::Sync => self.sync(service, &header, table, deadline)?,
                 Kind::Register => self.register(header.decode_registration(table).map_err(invalid)?)?,
+                Kind::Offer => self.offer(&header, table)?,
+                Kind::Connect => self.connect(&header, table)?,
+                Kind::Transmit => return Err(invalid(Malformed("a client does not ask to transmit"))),
                 Kind::Ping => {
                     header.decode_ping(false).map_err(invalid)?;
                     let envelope = self.envelope(&header);
@@ -185,18 +209,64 @@ impl Session {
         Ok(true)
     }
 
+    /// A client could go on by RDMA.
+    fn offer(&mut self, header: &Header, table: &[u8]) -> io::Result<()> {
+        let offers = header.decode_offer(table).map_err(invalid)?;
+        if self.stream.shares_memory() || !matches!(self.direct, Direct::No) {
+            return Err(invalid(Malformed("an offer where none belongs")));
+        }
+        let answer = match upgrade::answer_offer(self.common.fabric.as_ref(), &offers) {
+            Ok((half, end)) => {
+                self.direct = Direct::Offered(Box::new(half));
+                Ok(end)
+            }
+            Err(unable) => Err(unable),
+        };
+        let envelope = self.envelope(header);
+        encode_offer_answer(&mut self.frame, envelope, &answer);
+        self.reply(&[])
+    }
+
+    /// The client goes on by RDMA.
+    fn connect(&mut self, header: &Header, table: &[u8]) -> io::Result<()> {
+        let end = header.decode_connect(table).map_err(invalid)?;
+        let Direct::Offered(half) = std::mem::replace(&mut self.direct, Direct::No) else {
+            return Err(invalid(Malformed("an end that nothing was offered to")));
+        };
+        let answer = upgrade::answer_connect(*half, &end);
+        let envelope = self.envelope(header);
+        encode_connect_answer(&mut self.frame, envelope, answer.as_ref().map(|_| end.asks).map_err(|e| *e));
+        self.reply(&[])?;
+        if let Ok(link) = answer {
+            if !self.inbox.is_empty() {
+                return Err(invalid(Malformed("more bytes over TCP than were to come")));
+            }
+            self.direct = Direct::Yes { asks: end.asks };
+            self.stream.go_on_over(link);
+        }
+        Ok(())
+    }
+
     fn register(&mut self, registration: Registration) -> io::Result<()> {
         let slot = registration.slot as usize;
         self.regions[slot] = None;
         if registration.len == 0 {
             return Ok(());
         }
+        if self.stream.is_remote_direct() {
+            if registration.len > REGION_BYTES_MAX as u64 {
+                return Err(invalid(Malformed("a region of that length is not allowed")));
+            }
+            let (memory, len) = (registration.region.into(), registration.len);
+            self.regions[slot] = Some(Lent::Remote { memory, len });
+            return Ok(());
+        }
         if self.passed.is_empty() {
             return Err(invalid(Malformed("a registration without a file descriptor")));
         }
         let fd = self.passed.remove(0);
-        match self.region_cache.map(fd, registration.region, registration.len as usize) {
-            Ok(region) => self.regions[slot] = Some(region),
+        match self.common.regions.map(fd, registration.region, registration.len as usize) {
+            Ok(region) => self.regions[slot] = Some(Lent::Mapped(region)),
             // Operations that name the slot are answered with Invalid.
             Err(error) => log::warn!("a region was not registered: {error}"),
         }
@@ -224,34 +294,75 @@ impl Session {
                 (Vec::new(), None)
             }
         };
-        let following: Vec<Placement> = places
+        let filled: Vec<(&Home, Placement)> = places
             .iter()
             .zip(&homes)
             .zip(&results)
-            .filter(|((_, home), result)| **home == Home::Follows && result.length > 0)
-            .map(|((place, _), result)| place.slice(0..result.length as usize))
+            .filter(|(_, result)| result.length > 0)
+            .map(|((place, home), result)| (home, place.slice(0..result.length as usize)))
             .collect();
         drop(places);
-        let crcs = self.read_crcs(&homes, &results, &following);
+        let crcs = self.read_crcs(&results, &filled);
+        let (following, transfers) = self.split(filled).map_err(io::Error::other)?;
+        self.transmit(header, &transfers)?;
         let payload_bytes = crate::buffer::total_length(&following);
         let envelope = self.envelope(header);
         frame::encode_read_results(&mut self.frame, envelope, payload_bytes, &results, &crcs);
-        self.wait_for_loans(following.len());
-        self.reply(&following)
+        self.wait_for_loans(following.len() + transfers.len());
+        self.reply(&following)?;
+        if transfers.is_empty() {
+            return Ok(());
+        }
+        self.stream.over_link(|link, socket| link.settle(socket, Instant::now() + STALL_TIMEOUT))
     }
 
-    /// Checksums of what follows; none where both ends share memory.
-    fn read_crcs(&self, homes: &[Home], results: &[ReadResult], following: &[Placement]) -> Vec<Option<u32>> {
-        let mut following = following.iter();
-        homes
+    /// Checksums of what was read; none where both ends share memory.
+    fn read_crcs(&self, results: &[ReadResult], filled: &[(&Home, Placement)]) -> Vec<Option<u32>> {
+        let mut filled = filled.iter();
+        results
             .iter()
-            .zip(results)
-            .map(|(home, result)| {
-                let follows = *home == Home::Follows && result.length > 0;
-                let place = follows.then(|| following.next().expect("one for each that follows"));
-                place.filter(|_| !self.stream.shares_memory()).map(Placement::crc32c)
+            .map(|result| {
+                let place = (result.length > 0).then(|| filled.next().expect("one for each with bytes"));
+                place.filter(|_| !self.stream.shares_memory()).map(|(_, place)| place.crc32c())
             })
             .collect()
+    }
+
+    /// What follows the reply, and what goes to the client's memory by RDMA; the rest lies there already.
+    fn split(&self, filled: Vec<(&Home, Placement)>) -> Result<(Vec<Placement>, Vec<Transfer>), Status> {
+        let (mut following, mut transfers) = (Vec::new(), Vec::new());
+        for (home, local) in filled {
+            match home {
+                Home::Follows => following.push(local),
+                Home::Region { slot, offset } => {
+                    if let Some(remote) = self.remote(*slot, *offset, local.len())? {
+                        transfers.push(Transfer { local, remote });
+                    }
+                }
+            }
+        }
+        Ok((following, transfers))
+    }
+
+    /// Writes to the client's memory, when it lets us. The reply comes after the bytes (rule A2).
+    fn transmit(&mut self, header: &Header, transfers: &[Transfer]) -> io::Result<()> {
+        if transfers.is_empty() {
+            return Ok(());
+        }
+        if matches!(self.direct, Direct::Yes { asks: true }) {
+            let envelope = self.envelope(header);
+            frame::encode_transmit(&mut self.frame, envelope, false);
+            self.reply(&[])?;
+            self.receive(HEADER_BYTES, false)?;
+            let answer = self.inbox.take(HEADER_BYTES);
+            let answer = Header::decode(answer.as_slice().try_into().expect("a header")).map_err(invalid)?;
+            answer.decode_transmit(true).map_err(invalid)?;
+            if answer.id != header.id {
+                return Err(invalid(Malformed("leave for another batch")));
+            }
+        }
+        let patience = Instant::now() + STALL_TIMEOUT;
+        self.stream.over_link(|link, socket| link.write(transfers, socket, patience))
     }
 
     fn update(
@@ -270,7 +381,8 @@ impl Session {
         let failed = match self.places(&homes, &lengths, patience) {
             Ok((payload, _share)) => {
                 self.receive_payload(&homes, &payload)?;
-                match self.verify(&ops, &homes, &payload)? {
+                self.fetch_payload(&homes, &payload)?;
+                match self.verify(&ops, &payload)? {
                     _ if Instant::now() >= deadline => Some(Status::Timeout),
                     Status::Ok => {
                         let sender = sender(&self.claims);
@@ -308,13 +420,24 @@ impl Session {
         self.stream.receive_into(&missing, Instant::now() + STALL_TIMEOUT)
     }
 
+    /// Reads the payloads that lie in the client's memory beyond the network.
+    fn fetch_payload(&mut self, homes: &[Home], payload: &[Placement]) -> io::Result<()> {
+        let filled = homes.iter().zip(payload.iter().cloned()).filter(|(_, place)| !place.is_empty());
+        let (_, transfers) = self.split(filled.collect()).map_err(io::Error::other)?;
+        if transfers.is_empty() {
+            return Ok(());
+        }
+        let patience = Instant::now() + STALL_TIMEOUT;
+        self.stream.over_link(|link, socket| link.read(&transfers, socket, patience))
+    }
+
     /// Whether the payload arrived as it was sent.
-    fn verify(&self, ops: &[UpdateOp], homes: &[Home], payload: &[Placement]) -> io::Result<Status> {
+    fn verify(&self, ops: &[UpdateOp], payload: &[Placement]) -> io::Result<Status> {
         if self.stream.shares_memory() {
             return Ok(Status::Ok);
         }
-        for ((op, home), place) in ops.iter().zip(homes).zip(payload) {
-            if *home != Home::Follows || place.is_empty() {
+        for (op, place) in ops.iter().zip(payload) {
+            if place.is_empty() {
                 continue;
             }
             match op.payload_crc {
@@ -353,16 +476,19 @@ impl Session {
         lengths: &[usize],
         deadline: Instant,
     ) -> Result<(Vec<Placement>, Option<Share>), Status> {
+        let direct = self.stream.is_remote_direct();
+        // Bytes that pass through memory of ours.
         let following: usize = homes
             .iter()
             .zip(lengths)
-            .filter(|(home, _)| **home == Home::Follows)
+            .filter(|(home, _)| direct || **home == Home::Follows)
             .map(|(_, length)| *length)
             .sum();
         let mut places = Vec::with_capacity(homes.len());
         for (home, length) in homes.iter().zip(lengths) {
             places.push(match home {
                 Home::Region { slot, offset } => self.in_region(*slot, *offset, *length)?,
+                Home::Follows if direct && *length > 0 => return Err(Status::Invalid),
                 Home::Follows => None,
             });
         }
@@ -370,7 +496,11 @@ impl Session {
             0 => (None, None),
             bytes => {
                 let share = self.share(bytes, deadline)?;
-                (Some(self.payload.get(bytes).map_err(|_| Status::Busy)?), share)
+                let buffer = match self.common.fabric.as_ref().filter(|_| direct) {
+                    Some(fabric) => fabric.buffers().take(bytes),
+                    None => self.payload.get(bytes),
+                };
+                (Some(buffer.map_err(|_| Status::Busy)?), share)
             }
         };
         let mut used = 0;
@@ -396,14 +526,34 @@ impl Session {
     fn share(&self, bytes: usize, deadline: Instant) -> Result<Option<Share>, Status> {
         match sender(&self.claims) {
             Sender::Node(_) => Ok(None),
-            Sender::Client(_) => self.budget.take(bytes, deadline).map(Some).ok_or(Status::Busy),
+            Sender::Client(_) => self.common.budget.take(bytes, deadline).map(Some).ok_or(Status::Busy),
         }
     }
 
+    /// The place in memory that the client shares; `None` if it lies beyond the network.
     fn in_region(&self, slot: u16, offset: u64, length: usize) -> Result<Option<Placement>, Status> {
-        let region = self.regions[slot as usize].as_ref().ok_or(Status::Invalid)?;
-        let offset = usize::try_from(offset).map_err(|_| Status::Invalid)?;
-        region.placement(offset, length).map(Some).ok_or(Status::Invalid)
+        match self.regions[slot as usize].as_ref().ok_or(Status::Invalid)? {
+            Lent::Mapped(region) => {
+                let offset = usize::try_from(offset).map_err(|_| Status::Invalid)?;
+                region.placement(offset, length).map(Some).ok_or(Status::Invalid)
+            }
+            Lent::Remote { .. } => self.remote(slot, offset, length).map(|_| None),
+        }
+    }
+
+    /// Where the client's device finds the place; `None` if the memory is shared.
+    fn remote(&self, slot: u16, offset: u64, length: usize) -> Result<Option<RemoteMemory>, Status> {
+        match self.regions[slot as usize].as_ref().ok_or(Status::Invalid)? {
+            Lent::Mapped(_) => Ok(None),
+            Lent::Remote { memory, len } => {
+                let end = offset.checked_add(length as u64).ok_or(Status::Invalid)?;
+                let address = memory.address.checked_add(offset).ok_or(Status::Invalid)?;
+                if end > *len {
+                    return Err(Status::Invalid);
+                }
+                Ok(Some(RemoteMemory { address, rkey: memory.rkey }))
+            }
+        }
     }
 
     /// Waits until nobody but us (with `ours` placements) can touch the memory of this batch (rule N1). Nearly

@@ -1,5 +1,7 @@
-//! A connected socket: whole messages in and out, with deadlines, pieces of memory and file descriptors.
+//! A connected socket: whole messages in and out, with deadlines, pieces of memory and file descriptors. It may go on
+//! over RDMA; then the socket only tells whether the peer is still there.
 
+use std::fmt;
 use std::io;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -21,6 +23,7 @@ use rustix::net::{
 
 use super::Endpoint;
 use crate::buffer::{self, Placement, total_length};
+use crate::rdma::{Link, Remains};
 
 /// Sockets block at most this long in one call; longer deadlines are several calls. So a socket's timeout is
 /// set once, not once per request.
@@ -28,8 +31,11 @@ const TICK: Duration = Duration::from_secs(1);
 /// Longest path of a Unix socket that the kernel takes, with its final zero.
 const SUN_PATH_BYTES: usize = 108;
 
-#[derive(Debug)]
 pub(crate) struct Stream {
+    /// Frames go over it, once there is one. Before the socket, so that it is gone when the peer sees that end (A4).
+    link: Option<Box<Link>>,
+    /// After an error of the link, which nothing can be sent over any more.
+    remains: Option<Remains>,
     fd: Arc<OwnedFd>,
     shares_memory: bool,
     receive_timeout: Duration,
@@ -42,6 +48,7 @@ impl Stream {
             Endpoint::Tcp(address) => {
                 Stream::from_tcp(TcpStream::connect_timeout(address, timeout.max(Duration::from_millis(1)))?)
             }
+            Endpoint::Rdma { address, .. } => Stream::connect(&Endpoint::Tcp(*address), timeout),
             Endpoint::Unix(path) => Stream::connect_unix(path, timeout),
         }
     }
@@ -69,7 +76,52 @@ impl Stream {
     fn new(fd: OwnedFd, shares_memory: bool) -> io::Result<Stream> {
         sockopt::set_socket_timeout(&fd, Timeout::Recv, Some(TICK))?;
         sockopt::set_socket_timeout(&fd, Timeout::Send, Some(TICK))?;
-        Ok(Stream { fd: Arc::new(fd), shares_memory, receive_timeout: TICK, send_timeout: TICK })
+        Ok(Stream {
+            link: None,
+            remains: None,
+            fd: Arc::new(fd),
+            shares_memory,
+            receive_timeout: TICK,
+            send_timeout: TICK,
+        })
+    }
+
+    /// Everything from here on travels over `link`.
+    pub(super) fn go_on_over(&mut self, link: Link) {
+        debug_assert!(
+            !self.is_remote_direct() && !self.shares_memory,
+            "only a TCP connection goes on, and once"
+        );
+        self.link = Some(Box::new(link));
+    }
+
+    /// Whether frames travel by RDMA.
+    pub(super) fn is_remote_direct(&self) -> bool {
+        self.link.is_some() || self.remains.is_some()
+    }
+
+    /// Does something with the link. After an error its device works on no memory any more, before this returns.
+    pub(super) fn over_link<T>(
+        &mut self,
+        work: impl FnOnce(&mut Link, BorrowedFd<'_>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let link = self.link.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        let result = work(link, self.fd.as_fd());
+        if result.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock) {
+            self.reset_link();
+        }
+        result
+    }
+
+    fn reset_link(&mut self) {
+        if let Some(link) = self.link.take() {
+            self.remains = Some(link.reset());
+        }
+    }
+
+    /// The link, for questions.
+    pub(super) fn link(&self) -> Option<&Link> {
+        self.link.as_deref()
     }
 
     /// Whether both ends are on one host and file descriptors can be passed.
@@ -86,6 +138,10 @@ impl Stream {
         deadline: Instant,
     ) -> io::Result<()> {
         let total = head.len() + total_length(parts);
+        if self.is_remote_direct() {
+            assert!(total == head.len() && passed.is_none(), "nothing follows a frame over RDMA");
+            return self.over_link(|link, socket| link.send(head, socket, deadline));
+        }
         let mut sent = 0;
         while sent < total {
             let mut pieces: Vec<IoSlice<'_>> = Vec::with_capacity(parts.len() + 1);
@@ -117,6 +173,16 @@ impl Stream {
     /// Fills `target`. Errors: `UnexpectedEof` if the peer closed, `TimedOut`.
     pub(crate) fn receive(&mut self, target: &mut [u8], deadline: Instant) -> io::Result<()> {
         let mut filled = 0;
+        while self.is_remote_direct() && filled < target.len() {
+            match self.over_link(|link, socket| link.receive_some(&mut target[filled..], socket, deadline)) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                Err(error) => return Err(error),
+            }
+        }
         while filled < target.len() {
             self.fit_timeout(Timeout::Recv, deadline)?;
             match rustix::net::recv(&self.fd, &mut target[filled..], RecvFlags::WAITALL) {
@@ -152,6 +218,9 @@ impl Stream {
     /// Receives what is there, at least one byte (0: the peer closed its side), and file descriptors passed
     /// with it. Errors: `WouldBlock` after a tick without anything.
     pub(crate) fn receive_some(&mut self, target: &mut [u8], passed: &mut Vec<OwnedFd>) -> io::Result<usize> {
+        if self.is_remote_direct() {
+            return self.over_link(|link, socket| link.receive_some(target, socket, Instant::now() + TICK));
+        }
         if !self.shares_memory {
             return Ok(rustix::net::recv(&self.fd, target, RecvFlags::empty())?.0);
         }
@@ -171,16 +240,21 @@ impl Stream {
     }
 
     /// Whether the peer has neither closed nor said anything that nobody asked for.
-    pub(crate) fn is_quiet(&self) -> bool {
+    pub(crate) fn is_quiet(&mut self) -> bool {
+        if self.remains.is_some() || self.link.as_mut().is_some_and(|link| !link.is_quiet()) {
+            return false;
+        }
         let mut byte = [0u8; 1];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         matches!(rustix::net::recv(&self.fd, &mut byte, flags), Err(Errno::AGAIN))
     }
 
-    /// Tells the peer that nothing more comes, and gives up the socket for whoever waits for its end.
-    pub(crate) fn close_sending(self) -> Arc<OwnedFd> {
+    /// Tells the peer that nothing more comes, and gives up the socket for whoever waits for its end, with what is left
+    /// of the link: its device works on no memory any more (A3).
+    pub(crate) fn close_sending(mut self) -> (Arc<OwnedFd>, Option<Remains>) {
+        self.reset_link();
         let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
-        self.fd
+        (self.fd, self.remains.filter(Remains::is_held))
     }
 
     /// Another handle of the socket, to end it from outside.
@@ -213,6 +287,17 @@ impl Stream {
             sockopt::set_socket_timeout(&self.fd, which, Some(timeout))?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match (self.is_remote_direct(), self.shares_memory) {
+            (true, _) => "rdma",
+            (false, true) => "shm",
+            (false, false) => "tcp",
+        };
+        write!(f, "Stream {{ {kind}, {:?} }}", self.fd)
     }
 }
 

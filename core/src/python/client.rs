@@ -12,6 +12,7 @@ use super::memory::{PyMemory, crc32c, flag_raise, flag_wait};
 use super::ring::PyRing;
 use crate::client::{Client, CreateOptions, OpenOptions, Options, Transport, inode_path, set_attributes};
 use crate::error::{Error, Kind};
+use crate::rdma;
 use crate::wire::pb::{self, NodeKind};
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -73,7 +74,8 @@ impl PyClient {
     #[new]
     #[pyo3(signature = (mgmtd, claims, key, *, description = String::new(), mount = false, deadline_ms = 60_000,
         retry_first_ms = 10, retry_max_ms = 1000, connections_per_node = 16, write_buffer_bytes = 64 << 20,
-        read_ahead_bytes = 8 << 20, attribute_timeout_ms = 1000, transport = "auto"))]
+        read_ahead_bytes = 8 << 20, attribute_timeout_ms = 1000, transport = "auto",
+        rdma_devices = Vec::new(), rdma_gid_index = None, rdma_transmissions = None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -90,6 +92,9 @@ impl PyClient {
         read_ahead_bytes: usize,
         attribute_timeout_ms: u64,
         transport: &str,
+        rdma_devices: Vec<String>,
+        rdma_gid_index: Option<u8>,
+        rdma_transmissions: Option<usize>,
     ) -> PyResult<PyClient> {
         let key = key.try_into().map_err(|_| Error::invalid("a key has 32 bytes"))?;
         let mut options = Options::new(mgmtd, claims, key);
@@ -103,6 +108,11 @@ impl PyClient {
         options.read_ahead_bytes = read_ahead_bytes;
         options.attribute_timeout = Duration::from_millis(attribute_timeout_ms);
         options.transport = transport.parse::<Transport>()?;
+        options.rdma = rdma::Options {
+            devices: rdma_devices,
+            gid_index: rdma_gid_index,
+            transmissions_max: rdma_transmissions,
+        };
         let client = py.detach(|| Client::connect(options))?;
         Ok(PyClient { client: Forked::new("client", client) })
     }
@@ -116,6 +126,12 @@ impl PyClient {
     #[getter]
     fn cluster_id(&self) -> PyResult<String> {
         Ok(self.client()?.cluster_id())
+    }
+
+    /// What travelled by RDMA, and what could not; empty where the transport excludes it.
+    fn rdma_counters(&self) -> PyResult<std::collections::HashMap<&'static str, u64>> {
+        let client = self.client()?;
+        Ok(client.fabric().map(|fabric| fabric.counters().all().into_iter().collect()).unwrap_or_default())
     }
 
     /// `permissions`: of a new file, umask applied; `None`: it must exist.

@@ -9,6 +9,7 @@ mod forked;
 mod log;
 mod memory;
 pub mod mount;
+mod rdma;
 mod ring;
 pub mod server;
 
@@ -20,5 +21,6 @@ fn luciola_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     client::register(module)?;
     mount::register(module)?;
+    rdma::register(module)?;
     server::register(module)
 }

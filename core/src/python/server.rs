@@ -49,7 +49,8 @@ impl PyStorageNode {
 impl PyStorageNode {
     #[new]
     #[pyo3(signature = (node_id, directory, *, secret, tcp = "127.0.0.1:0", socket = None, threads_max = 512,
-        reserve_bytes = 256 << 20, durability = "write", index_cache_bytes = 128 << 20))]
+        reserve_bytes = 256 << 20, durability = "write", index_cache_bytes = 128 << 20,
+        transport = "auto", rdma_devices = Vec::new(), rdma_gid_index = None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -62,6 +63,9 @@ impl PyStorageNode {
         reserve_bytes: u64,
         durability: &str,
         index_cache_bytes: usize,
+        transport: &str,
+        rdma_devices: Vec<String>,
+        rdma_gid_index: Option<u8>,
     ) -> PyResult<PyStorageNode> {
         let secret = secret.try_into().map_err(|_| Error::invalid("a cluster secret has 32 bytes"))?;
         let mut options = NodeOptions::new(NodeId(node_id), directory, Secret::new(secret));
@@ -70,6 +74,9 @@ impl PyStorageNode {
         options.tcp = Some(address);
         options.unix = socket;
         options.threads_max = threads_max;
+        options.transport = transport.parse()?;
+        options.rdma.devices = rdma_devices;
+        options.rdma.gid_index = rdma_gid_index;
         options.engine.reserve_bytes = reserve_bytes;
         options.engine.cache_bytes = index_cache_bytes;
         options.sync_updates = match durability {

@@ -18,11 +18,12 @@ use super::repair::{self, Repairs};
 use super::table::{SlotRef, SlotState, Table};
 use crate::buffer::{BufferPool, Placement};
 use crate::chunk::{self, Engine};
-use crate::client::Transport;
 use crate::client::routing::Routing;
+use crate::client::{Reach, Transport};
 use crate::craq::{Effect, Event, Replica, Stored, StoredPending, Ticket, View};
 use crate::error::{Error, Kind, Result};
 use crate::net::{Credential, Secret, Server, ServerOptions};
+use crate::rdma;
 use crate::types::{ChainId, ChainVersion, ChunkKey, NodeId, Stamp, Status, TargetId, TargetState, Version};
 use crate::wire::pb;
 use crate::wire::pb::claims::Role;
@@ -46,8 +47,9 @@ pub struct NodeOptions {
     pub engine: chunk::Options,
     /// Acknowledge an update only when it is durable against power loss.
     pub sync_updates: bool,
-    /// How to reach the other nodes.
+    /// How to reach the other nodes, and whether clients may reach this one by RDMA.
     pub transport: Transport,
+    pub rdma: rdma::Options,
     pub connections_per_peer: usize,
 }
 
@@ -63,6 +65,7 @@ impl NodeOptions {
             engine: chunk::Options::default(),
             sync_updates: false,
             transport: Transport::Auto,
+            rdma: rdma::Options::default(),
             connections_per_peer: 32,
         }
     }
@@ -348,6 +351,7 @@ pub struct StorageServer {
 impl StorageServer {
     /// Opens the directory and begins to listen. Without routing and lease every request is refused.
     pub fn start(options: NodeOptions) -> Result<StorageServer> {
+        let reach = Reach::new(options.transport, options.rdma)?;
         let engine = Engine::open(&options.directory, options.engine.clone()).map_err(opening)?;
         let pending = engine.open_report().pending.clone();
         let claims = pb::Claims { role: Role::Service as i32, ..pb::Claims::default() };
@@ -356,7 +360,7 @@ impl StorageServer {
             id: options.node,
             engine,
             table: Table::new(pending),
-            peers: Peers::new(credential, options.transport, options.connections_per_peer),
+            peers: Peers::new(credential, reach, options.connections_per_peer),
             lease: Lease::default(),
             redrive: Redrive::default(),
             repairs: Repairs::default(),
@@ -374,6 +378,7 @@ impl StorageServer {
         server.tcp = options.tcp;
         server.unix = options.unix;
         server.threads_max = options.threads_max;
+        server.fabric = node.peers.fabric().cloned();
         let server = Server::start(server, node.clone())?;
         let mut threads = Vec::new();
         for _ in 0..REDRIVE_THREADS {
@@ -428,6 +433,9 @@ impl StorageServer {
         let mut all = self.node.counters.snapshot();
         all.push(("connections", self.server.connection_count() as u64));
         all.push(("machines", self.node.table.len() as u64));
+        if let Some(fabric) = self.node.peers.fabric() {
+            all.extend(fabric.counters().all());
+        }
         all
     }
 

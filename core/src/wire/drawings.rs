@@ -5,6 +5,7 @@ use std::mem::{offset_of, size_of};
 use super::frame::*;
 use super::handshake::*;
 use super::lane::*;
+use super::rdma::*;
 
 /// Offset, size and name of a field.
 type Field = (usize, usize, String);
@@ -90,6 +91,12 @@ fn structs() -> Vec<Drawn> {
         drawn!("sync", RawSync { chain, reserved, chain_version }),
         drawn!("sync result", RawSyncResult { status, reserved }),
         drawn!("register", RawRegister { slot, reserved, region, length }),
+        drawn!("offer", RawOffer { gid, link, mtu, lid, reserved }),
+        drawn!(
+            "rdma end",
+            RawEnd { status, port, qpn, psn, lid, link, mtu, gid, window, reads, flags, reserved }
+        ),
+        drawn!("connected", RawConnected { status, grants, reserved }),
     ]
 }
 

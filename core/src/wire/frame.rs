@@ -7,6 +7,7 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::rdma::{PORTS_MAX, RawConnected, RawEnd, RawOffer};
 use crate::buffer::RegionId;
 use crate::types::{
     BATCH_BYTES_MAX, BATCH_OPS_MAX, CHUNK_BYTES_MAX, ChainId, ChainVersion, ChunkId, ClientId, ContentId, Op,
@@ -25,7 +26,7 @@ pub const REGIONS_MAX: usize = 32;
 /// In place of a region's slot: the bytes follow the frame.
 const FOLLOWS: u16 = 0xffff;
 /// Set in the kind of a reply.
-const REPLY: u8 = 0x80;
+pub(super) const REPLY: u8 = 0x80;
 const HAS_CRC: u32 = 1;
 /// The state that a replacement brings is a tombstone.
 const REMOVED: u32 = 2;
@@ -44,8 +45,14 @@ pub enum Kind {
     Update = 2,
     Sync = 3,
     Ping = 4,
-    /// Gives a region a slot number. One file descriptor travels with it; there is no reply.
+    /// Gives a region a slot number. Over a Unix socket one file descriptor travels with it; there is no reply.
     Register = 5,
+    /// The ports over which a client could go on by RDMA; answered with the server's end of a queue pair.
+    Offer = 6,
+    /// The client's end of the queue pair. After the answer frames travel over it.
+    Connect = 7,
+    /// From a server that is ready to transmit; answered by the client when it may.
+    Transmit = 8,
 }
 
 impl Kind {
@@ -56,6 +63,9 @@ impl Kind {
             3 => Kind::Sync,
             4 => Kind::Ping,
             5 => Kind::Register,
+            6 => Kind::Offer,
+            7 => Kind::Connect,
+            8 => Kind::Transmit,
             _ => return Err(Malformed("unknown kind")),
         })
     }
@@ -70,7 +80,10 @@ impl Kind {
             (Kind::Sync, false) => size_of::<RawSync>(),
             (Kind::Sync, true) => size_of::<RawSyncResult>(),
             (Kind::Register, false) => size_of::<RawRegister>(),
-            (Kind::Ping, _) | (Kind::Register, true) => 0,
+            (Kind::Offer, false) => size_of::<RawOffer>(),
+            (Kind::Offer, true) | (Kind::Connect, false) => size_of::<RawEnd>(),
+            (Kind::Connect, true) => size_of::<RawConnected>(),
+            (Kind::Ping | Kind::Transmit, _) | (Kind::Register, true) => 0,
         }
     }
 }
@@ -231,8 +244,9 @@ impl Header {
         let count = self.count as usize;
         let count_allowed = match (self.kind, self.reply) {
             (Kind::Register, true) => false,
-            (Kind::Register, false) => count == 1,
-            (Kind::Ping, _) => count == 0,
+            (Kind::Register, false) | (Kind::Connect, _) | (Kind::Offer, true) => count == 1,
+            (Kind::Offer, false) => (1..=PORTS_MAX).contains(&count),
+            (Kind::Ping | Kind::Transmit, _) => count == 0,
             _ => (1..=BATCH_OPS_MAX).contains(&count),
         };
         if !count_allowed {
@@ -250,7 +264,7 @@ impl Header {
         self.count as usize * self.kind.entry_bytes(self.reply)
     }
 
-    fn entries<'a, T: FromBytes + KnownLayout + Immutable + Unaligned>(
+    pub(super) fn entries<'a, T: FromBytes + KnownLayout + Immutable + Unaligned>(
         &self,
         kind: Kind,
         reply: bool,
@@ -268,6 +282,11 @@ impl Header {
     /// Checks a frame without a table.
     pub fn decode_ping(&self, reply: bool) -> Result<(), Malformed> {
         self.entries::<RawSyncResult>(Kind::Ping, reply, &[]).map(|_| ())
+    }
+
+    /// As [`Header::decode_ping`].
+    pub fn decode_transmit(&self, reply: bool) -> Result<(), Malformed> {
+        self.entries::<RawSyncResult>(Kind::Transmit, reply, &[]).map(|_| ())
     }
 
     /// The operations of a batch of reads. Together they ask for at most `BATCH_BYTES_MAX`.
@@ -445,7 +464,7 @@ impl Envelope {
 }
 
 /// Puts a frame with `entries` into `frame`, replacing what was there.
-fn encode<T: IntoBytes + Immutable>(
+pub(super) fn encode<T: IntoBytes + Immutable>(
     frame: &mut Vec<u8>,
     kind: u8,
     envelope: Envelope,
@@ -587,6 +606,11 @@ pub fn encode_sync_results(frame: &mut Vec<u8>, envelope: Envelope, results: &[S
 
 pub fn encode_ping(frame: &mut Vec<u8>, envelope: Envelope, reply: bool) {
     let kind = Kind::Ping as u8 | if reply { REPLY } else { 0 };
+    encode(frame, kind, envelope, 0, std::iter::empty::<RawSyncResult>());
+}
+
+pub fn encode_transmit(frame: &mut Vec<u8>, envelope: Envelope, reply: bool) {
+    let kind = Kind::Transmit as u8 | if reply { REPLY } else { 0 };
     encode(frame, kind, envelope, 0, std::iter::empty::<RawSyncResult>());
 }
 

@@ -42,6 +42,9 @@ pair)
     ip link set ve1 up
     ip route add 10.77.0.0/24 dev ve0 table 100
     ip route add 10.77.0.0/24 dev ve1 table 101
+    # A device reaches itself inside the driver, when the address is known to be its own interface's.
+    ip neigh add 10.77.0.1 lladdr "$(cat /sys/class/net/ve0/address)" dev ve0 nud permanent
+    ip neigh add 10.77.0.2 lladdr "$(cat /sys/class/net/ve1/address)" dev ve1 nud permanent
     add rxe0 ve0
     add rxe1 ve1 ;;
 *) sed -n '2,6s/^# //p' "$0" >&2; exit 2 ;;

@@ -1,0 +1,181 @@
+//! How many messages may be sent: a pure machine, one for each end of a connection (docs/protocol.md, "Messages").
+//!
+//! - C1 An end sends only what the other has a buffer for, so no message ever meets an empty queue.
+//! - C2 Neither end waits for ever: one buffer is kept for a message that only returns buffers, and an end that owes
+//!   half its window must send one.
+
+/// What one end knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Credits {
+    /// Buffers of the other end that are free for us.
+    free: u16,
+    /// The other end's window.
+    free_max: u16,
+    /// Buffers of ours that were posted again and that the other end does not know of.
+    owed: u16,
+    /// Our window.
+    window: u16,
+}
+
+/// The other end said that more buffers are free than it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("more receive buffers were returned than there are")]
+pub struct TooMany;
+
+impl Credits {
+    pub fn new(window: u16, window_of_peer: u16) -> Credits {
+        assert!(
+            window >= 4 && window_of_peer >= 4,
+            "with less, ends would return buffers to each other for ever"
+        );
+        Credits { free: window_of_peer, free_max: window_of_peer, owed: 0, window }
+    }
+
+    /// Whether a message with bytes may be sent.
+    pub fn may_send(&self) -> bool {
+        self.free >= 2
+    }
+
+    /// Whether a message must be sent only to return buffers, and may be.
+    pub fn must_return(&self) -> bool {
+        self.owed >= self.window / 2 && self.free >= 1
+    }
+
+    /// A message goes out; it returns that many buffers.
+    pub fn send(&mut self) -> u16 {
+        assert!(self.free >= 1, "whoever sends has asked whether it may");
+        self.free -= 1;
+        std::mem::take(&mut self.owed)
+    }
+
+    /// A message came in that returns `returned` buffers.
+    pub fn receive(&mut self, returned: u16) -> Result<(), TooMany> {
+        match self.free.checked_add(returned) {
+            Some(free) if free <= self.free_max => {
+                self.free = free;
+                Ok(())
+            }
+            _ => Err(TooMany),
+        }
+    }
+
+    /// The buffer of a message is posted again.
+    pub fn repost(&mut self) {
+        self.owed += 1;
+        debug_assert!(self.owed <= self.window, "an end has no more buffers than its window");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{HashSet, VecDeque};
+
+    use super::*;
+
+    /// Two ends and the messages under way between them (buffers returned, and whether there are bytes).
+    #[derive(Clone, PartialEq, Eq, Hash)]
+    struct World {
+        ends: [Credits; 2],
+        /// Posted receive buffers, as the devices know them.
+        posted: [u16; 2],
+        /// Received and not yet posted again.
+        held: [u16; 2],
+        /// Towards end 0 and towards end 1.
+        lines: [VecDeque<(u16, bool)>; 2],
+        /// Messages with bytes that each end still wants to send.
+        wanted: [u8; 2],
+    }
+
+    impl World {
+        fn new(windows: [u16; 2], wanted: u8) -> World {
+            World {
+                ends: [Credits::new(windows[0], windows[1]), Credits::new(windows[1], windows[0])],
+                posted: windows,
+                held: [0; 2],
+                lines: Default::default(),
+                wanted: [wanted; 2],
+            }
+        }
+
+        fn send(&self, end: usize, bytes: bool) -> World {
+            let mut next = self.clone();
+            let returned = next.ends[end].send();
+            next.wanted[end] -= u8::from(bytes);
+            next.lines[1 - end].push_back((returned, bytes));
+            next
+        }
+
+        /// Everything that could happen next.
+        fn steps(&self) -> Vec<World> {
+            let mut steps = Vec::new();
+            for end in 0..2 {
+                if self.wanted[end] > 0 && self.ends[end].may_send() {
+                    steps.push(self.send(end, true));
+                }
+                if self.ends[end].must_return() {
+                    steps.push(self.send(end, false));
+                }
+                if let Some((returned, _)) = self.lines[end].front() {
+                    let mut next = self.clone();
+                    assert!(next.posted[end] > 0, "C1: a message finds a buffer");
+                    next.posted[end] -= 1;
+                    next.held[end] += 1;
+                    next.ends[end].receive(*returned).unwrap();
+                    next.lines[end].pop_front();
+                    steps.push(next);
+                }
+                if self.held[end] > 0 {
+                    let mut next = self.clone();
+                    next.held[end] -= 1;
+                    next.posted[end] += 1;
+                    next.ends[end].repost();
+                    steps.push(next);
+                }
+            }
+            steps
+        }
+    }
+
+    /// All orders of events, for small windows.
+    #[test]
+    fn every_message_finds_a_buffer_and_none_waits_for_ever() {
+        for windows in [[4, 4], [4, 5], [6, 4]] {
+            let mut seen = HashSet::new();
+            let mut open = vec![World::new(windows, 3)];
+            let mut finished = 0;
+            while let Some(world) = open.pop() {
+                if !seen.insert(world.clone()) {
+                    continue;
+                }
+                let steps = world.steps();
+                if steps.is_empty() {
+                    assert_eq!(world.wanted, [0, 0], "C2: an end waits for ever");
+                    finished += 1;
+                }
+                open.extend(steps);
+            }
+            assert!(finished > 0, "windows {windows:?}: returning buffers never ends");
+        }
+    }
+
+    #[test]
+    fn more_buffers_than_there_are_is_an_error() {
+        let mut credits = Credits::new(8, 4);
+        assert_eq!(credits.receive(1), Err(TooMany));
+        credits.send();
+        assert_eq!(credits.receive(2), Err(TooMany));
+        assert_eq!(credits.receive(1), Ok(()));
+        assert_eq!(credits.receive(u16::MAX), Err(TooMany));
+    }
+
+    #[test]
+    fn a_message_returns_what_is_owed() {
+        let mut credits = Credits::new(8, 8);
+        (0..3).for_each(|_| credits.repost());
+        assert!(!credits.must_return());
+        credits.repost();
+        assert!(credits.must_return());
+        assert_eq!(credits.send(), 4);
+        assert!(!credits.must_return());
+    }
+}
