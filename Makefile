@@ -3,7 +3,7 @@
 # make check    formatting, lint, types, import rules, clippy
 # make dev      set up for development: environment, native module, editable install
 # make bench    measure this machine, beside other file systems where they are installed
-# make gpu      on a machine with an NVIDIA GPU: the kernels' tests and benchmarks there
+# make gpu      on a machine with an NVIDIA GPU: the kernels' tests and benchmarks there, and a report of them
 # make proto    regenerate the protobuf code after a change in proto/
 # make fmt      format everything
 SHELL := /bin/bash
@@ -74,9 +74,7 @@ bench: $(STAMPS)/install
 	$(PY) benchmarks/run.py
 
 gpu: $(STAMPS)/dev
-	LUCIOLA_TEST_DEVICE=cuda $(PY) -m pytest tests/plugins/deepgemm tests/plugins/flashmla
-	$(PY) benchmarks/plugins/deepgemm.py
-	$(PY) benchmarks/plugins/flashmla.py
+	$(PY) benchmarks/plugins/gpu.py
 
 proto: $(STAMPS)/dev
 	$(PY) -m grpc_tools.protoc -Iproto --python_out=fs/wire/pb --pyi_out=fs/wire/pb proto/*.proto

@@ -2,17 +2,18 @@
 
     python benchmarks/plugins/deepgemm.py [--only fp8_gemm_nt] [--json FILE]
 
-Time of a call in a CUDA graph with a cold L2 cache (triton.testing.do_bench_cudagraph), random inputs; TFLOP/s, GB/s,
-and the share of what the chip could do at best: the larger of the time to move the bytes and the time to multiply.
+Time of a call in a CUDA graph with a cold L2 cache, random inputs, every layer that has the operator; TFLOP/s, GB/s,
+the share of what the chip could do at best (the larger of the time to move the bytes and the time to multiply), and
+torch's fastest way over ours. A case that fails says so, and the others go on.
 Without a GPU it says so and shows the machine code of every tile instead.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 
 import torch
+from measuring import Case, Work, measure, print_figures, print_lines
 from torch import Tensor
 
 from luciola.cli.output import print_table
@@ -20,8 +21,6 @@ from luciola.plugins import deepgemm
 from luciola.plugins.deepgemm import warm
 from luciola.plugins.deepgemm.testing import count_bytes
 
-# (memory GB/s, FP8 TFLOP/s, BF16 TFLOP/s), dense, by data sheet.
-PEAKS = {"H100": (3350, 1979, 989), "H800": (3350, 1979, 989), "H200": (4800, 1979, 989)}
 SHAPES = [(2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048)]
 ROWS = (64, 128, 4096)
 GROUPS = [(4, 8192), (8, 4096)]
@@ -39,30 +38,8 @@ fp8_paged_mqa_logits b=16 next_n=2 heads=64 d=128 max_context_len=4096
 """
 
 
-@dataclass(frozen=True)
-class Case:
-    """One call, its cost, and torch's way to the same result, if there is one."""
-
-    operator: str
-    shape: str
-    run: Callable[[], object]
-    flops: float
-    moved_bytes: int
-    baseline: Callable[[], object] | None
-    fp8: bool = True
-
-
-@dataclass(frozen=True)
-class Result:
-    """What was measured of a case."""
-
-    operator: str
-    shape: str
-    time_us: float
-    tflops: float
-    gb_s: float
-    share_of_roofline: float | None
-    baseline_over_ours: float | None
+BOTH = ("triton", "hopper")
+HEADS = [(128, 512, 128), (8, 4096, 1024)]
 
 
 def main() -> None:
@@ -71,107 +48,101 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help="operators whose name contains this")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
+    parser.add_argument(
+        "--lines", type=int, metavar="FIRST", help="cases from that number on, as lines of JSON"
+    )
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("There is no GPU here: no speed is measured. Machine code for sm_90a instead:\n")
         show_code()
         return
-    name = torch.cuda.get_device_name()
-    peaks = next((peak for card, peak in PEAKS.items() if card in name), None)
-    print(f"{name}, torch {torch.__version__}\n")
     torch.manual_seed(0)
-    results = [measure(case, peaks) for case in cases() if arguments.only in case.operator]
-    print_table(
-        ("OPERATOR", "SHAPE", "TIME us", "TFLOP/s", "GB/s", "ROOFLINE", "TORCH/OURS"),
-        [row(each) for each in results],
-        right=range(2, 7),
-    )
+    chosen = [case for case in cases() if arguments.only in case.operator]
+    if arguments.lines is not None:
+        print_lines(chosen, arguments.lines)
+        return
+    name = torch.cuda.get_device_name()
+    print(f"{name}, torch {torch.__version__}\n")
+    figures = [line for case in chosen for line in measure(case)]
+    print_figures(figures)
     if arguments.json:
         with open(arguments.json, "w") as file:
-            json.dump({"card": name, "results": [asdict(each) for each in results]}, file, indent=2)
-
-
-def row(result: Result) -> tuple[str, ...]:
-    share = "" if result.share_of_roofline is None else f"{result.share_of_roofline:.0%}"
-    ratio = "" if result.baseline_over_ours is None else f"{result.baseline_over_ours:.2f}"
-    return (
-        result.operator,
-        result.shape,
-        f"{result.time_us:.1f}",
-        f"{result.tflops:.0f}",
-        f"{result.gb_s:.0f}",
-        share,
-        ratio,
-    )
-
-
-def measure(case: Case, peaks: tuple[int, int, int] | None) -> Result:
-    seconds = time_s(case.run)
-    share = None
-    if peaks is not None:
-        best = max(case.moved_bytes / (peaks[0] * 1e9), case.flops / (peaks[1 if case.fp8 else 2] * 1e12))
-        share = best / seconds
-    ratio = None if case.baseline is None else time_s(case.baseline) / seconds
-    return Result(
-        case.operator,
-        case.shape,
-        seconds * 1e6,
-        case.flops / seconds / 1e12,
-        case.moved_bytes / seconds / 1e9,
-        share,
-        ratio,
-    )
-
-
-def time_s(call: Callable[[], object]) -> float:
-    from triton.testing import do_bench_cudagraph
-
-    return do_bench_cudagraph(call) / 1e3
+            json.dump({"card": name, "figures": figures}, file, indent=2)
 
 
 def cases() -> Iterator[Case]:
+    yield from products()
+    yield from grouped_products()
+    for h, r, d in HEADS:
+        for b in (32, 4096):
+            shape, given = f"b {b} h {h} r {r} d {d}", {"b": b, "h": h, "r": r, "d": d}
+            for expr in ("bhr,hdr->bhd", "bhd,hdr->bhr"):
+                yield Case(f"einsum {expr}", shape, lambda given=given, expr=expr: heads(expr, **given))
+    yield Case("fp8_einsum bhr,hdr->bhd", "b 4096 h 8 r 4096 d 1024", lambda: fp8_heads(4096, 8, 4096, 1024))
+    yield Case("fp8_mqa_logits", "s 4096 tokens 8192 h 64 d 128", lambda: logits(4096, 8192, 64, 128))
+
+
+def products() -> Iterator[Case]:
     for m in ROWS:
         for n, k in SHAPES:
-            yield dense(m, n, k)
+            yield Case("fp8_gemm_nt", f"{m} x {n} x {k}", lambda m=m, n=n, k=k: dense(m, n, k), layers_for(m))
+    yield Case("fp8_gemm_nt (1, 1, 128)", "4096 x 7168 x 2048", lambda: accumulated(4096, 7168, 2048), BOTH)
     for m in ROWS:
-        yield bf16(m, 4096, 7168)
+        yield Case("bf16_gemm_nt", f"{m} x 4096 x 7168", lambda m=m: bf16(m, 4096, 7168))
+
+
+def grouped_products() -> Iterator[Case]:
     for n, k in GROUPED_SHAPES:
         for groups, m in GROUPS:
-            yield contiguous(groups, m, n, k)
+            shape, given = f"{groups} x {m} x {n} x {k}", {"groups": groups, "m": m, "n": n, "k": k}
+            name = "m_grouped_fp8_gemm_nt_contiguous"
+            yield Case(name, shape, lambda given=given: contiguous(**given, psum=False), BOTH)
+            yield Case(f"{name} by ends", shape, lambda given=given: contiguous(**given, psum=True), BOTH)
         for groups, m in MASKED:
-            yield masked(groups, m, n, k)
+            shape, given = f"{groups} x {m} x {n} x {k}", {"groups": groups, "m": m, "n": n, "k": k}
+            name = "m_grouped_fp8_gemm_nt_masked"
+            yield Case(name, shape, lambda given=given: masked(**given), layers_for(m))
+    name, sizes = "k_grouped_fp8_gemm_nt_contiguous", (4, 4096, 7168, 8192)
+    yield Case(name, "4 x 4096 x 7168 x 8192", lambda: k_grouped(*sizes), BOTH)
 
 
-def operands(m: int, n: int, k: int) -> tuple[Tensor, Tensor]:
-    return (
-        torch.randn(m, k, device="cuda", dtype=torch.bfloat16),
-        torch.randn(n, k, device="cuda", dtype=torch.bfloat16),
-    )
+def layers_for(m: int) -> tuple[str, ...]:
+    """The fast path is for more than 64 rows."""
+    return BOTH if m > 64 else ("triton",)
 
 
-def dense(m: int, n: int, k: int) -> Case:
-    x, weight = operands(m, n, k)
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+
+def dense(m: int, n: int, k: int) -> Work:
+    x, weight = random(m, k), random(n, k)
     a, b = deepgemm.quantize_activations(x), deepgemm.per_block_cast_to_fp8(weight, False)
     d = torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
-    return Case(
-        "fp8_gemm_nt",
-        f"{m} x {n} x {k}",
+    ways = {"scaled_mm": torch_block_scaled(a, b), "bf16 matmul": lambda: x @ weight.T}
+    return Work(
         lambda: deepgemm.fp8_gemm_nt(a, b, d),
         2.0 * m * n * k,
         count_bytes(a, b, d),
-        torch_block_scaled(a, b),
+        d,
+        fp8=True,
+        torch_ways=ways,
     )
 
 
-def torch_block_scaled(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Callable[[], object] | None:
-    """torch's product with the same scales, where this build of torch has it."""
+def accumulated(m: int, n: int, k: int) -> Work:
+    a, b = (deepgemm.per_token_cast_to_fp8(random(rows, k), False) for rows in (m, n))
+    d = torch.zeros(m, n, device="cuda")
+    run = lambda: deepgemm.fp8_gemm_nt(a, b, d, d, recipe=(1, 1, 128))  # noqa: E731
+    return Work(run, 2.0 * m * n * k, count_bytes(a, b, d, d), d, fp8=True, prepare=d.zero_)
+
+
+def torch_block_scaled(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Callable[[], object]:
+    """torch's product with the same scales; builds of torch without it raise."""
     from torch.nn import functional
 
-    kinds = getattr(functional, "ScalingType", None)
-    if kinds is None:
-        return None
-
     def call() -> Tensor:
+        kinds = functional.ScalingType
         return functional.scaled_mm(
             a[0],
             b[0].T,
@@ -182,67 +153,108 @@ def torch_block_scaled(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Ca
             output_dtype=torch.bfloat16,
         )
 
-    try:
-        call()
-    except (RuntimeError, ValueError, TypeError) as error:
-        print(f"torch's block-scaled product does not run here: {error}")
-        return None
     return call
 
 
-def bf16(m: int, n: int, k: int) -> Case:
-    x, weight = operands(m, n, k)
+def bf16(m: int, n: int, k: int) -> Work:
+    x, weight = random(m, k), random(n, k)
     d = torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
-    return Case(
-        "bf16_gemm_nt",
-        f"{m} x {n} x {k}",
-        lambda: deepgemm.bf16_gemm_nt(x, weight, d),
-        2.0 * m * n * k,
-        count_bytes(x, weight, d),
-        lambda: torch.matmul(x, weight.T, out=d),
-        fp8=False,
-    )
+    ways = {"matmul": lambda: torch.matmul(x, weight.T)}
+    moved = count_bytes(x, weight, d)
+    return Work(lambda: deepgemm.bf16_gemm_nt(x, weight, d), 2.0 * m * n * k, moved, d, torch_ways=ways)
 
 
 def experts(groups: int, n: int, k: int) -> tuple[Tensor, Tensor]:
-    parts = [
-        deepgemm.per_block_cast_to_fp8(torch.randn(n, k, device="cuda", dtype=torch.bfloat16), False)
-        for _ in range(groups)
-    ]
+    parts = [deepgemm.per_block_cast_to_fp8(random(n, k), False) for _ in range(groups)]
     return torch.stack([each[0] for each in parts]), torch.stack([each[1] for each in parts])
 
 
-def contiguous(groups: int, m: int, n: int, k: int) -> Case:
-    b = experts(groups, n, k)
-    a = deepgemm.quantize_activations(torch.randn(groups * m, k, device="cuda", dtype=torch.bfloat16))
+def one_by_one(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], m: int) -> Callable[[], object]:
+    """torch's product of each group on its own: it has no grouped one with such scales."""
+    calls = []
+    for group, (values, scales) in enumerate(zip(*b, strict=True)):
+        rows = slice(group * m, (group + 1) * m)
+        own = a[0][rows], a[1].T[:, rows].contiguous().T
+        calls.append(torch_block_scaled(own, (values, scales)))
+    return lambda: [call() for call in calls]
+
+
+def contiguous(groups: int, m: int, n: int, k: int, *, psum: bool) -> Work:
+    b, a = experts(groups, n, k), deepgemm.quantize_activations(random(groups * m, k))
     layout = torch.arange(groups, device="cuda", dtype=torch.int32).repeat_interleave(m)
+    ends = (torch.arange(groups, device="cuda", dtype=torch.int32) + 1) * m
     d = torch.empty(groups * m, n, device="cuda", dtype=torch.bfloat16)
-    return Case(
-        "m_grouped_fp8_gemm_nt_contiguous",
-        f"{groups} x {m} x {n} x {k}",
-        lambda: deepgemm.m_grouped_fp8_gemm_nt_contiguous(a, b, d, layout),
+    by = ends if psum else layout
+    return Work(
+        lambda: deepgemm.m_grouped_fp8_gemm_nt_contiguous(a, b, d, by, use_psum_layout=psum),
         2.0 * groups * m * n * k,
         count_bytes(a, b, d),
-        None,
+        d,
+        fp8=True,
+        torch_ways={"scaled_mm, groups one by one": one_by_one(a, b, m)},
     )
 
 
-def masked(groups: int, m: int, n: int, k: int) -> Case:
+def masked(groups: int, m: int, n: int, k: int) -> Work:
     b = experts(groups, n, k)
-    values, scales = deepgemm.quantize_activations(
-        torch.randn(groups * m, k, device="cuda", dtype=torch.bfloat16)
-    )
+    values, scales = deepgemm.quantize_activations(random(groups * m, k))
     a = (values.view(groups, m, k), scales.contiguous().view(groups, m, -1))
     d = torch.empty(groups, m, n, device="cuda", dtype=torch.bfloat16)
     counts = torch.full((groups,), m, device="cuda", dtype=torch.int32)
-    return Case(
-        "m_grouped_fp8_gemm_nt_masked",
-        f"{groups} x {m} x {n} x {k}",
+    return Work(
         lambda: deepgemm.m_grouped_fp8_gemm_nt_masked(a, b, d, counts, m),
         2.0 * groups * m * n * k,
         count_bytes(a, b, d),
-        None,
+        d,
+        fp8=True,
+        torch_ways={"scaled_mm, groups one by one": one_by_one((values, scales), b, m)},
     )
+
+
+def k_grouped(groups: int, m: int, n: int, k: int) -> Work:
+    def flat(rows: int) -> tuple[Tensor, Tensor]:
+        parts = [deepgemm.per_token_cast_to_fp8(random(rows, k), False) for _ in range(groups)]
+        return torch.cat([each[0].flatten() for each in parts]), torch.cat([each[1] for each in parts], dim=1)
+
+    a, b, ks = flat(m), flat(n), [k] * groups
+    sizes, d = torch.tensor(ks, device="cuda", dtype=torch.int32), torch.zeros(groups, m, n, device="cuda")
+    run = lambda: deepgemm.k_grouped_fp8_gemm_nt_contiguous(a, b, d, ks, sizes, d)  # noqa: E731
+    return Work(run, 2.0 * groups * m * n * k, count_bytes(a, b, d, d), d, fp8=True, prepare=d.zero_)
+
+
+def heads(expr: str, b: int, h: int, r: int, d: int) -> Work:
+    last, out = (r, d) if expr.startswith("bhr") else (d, r)
+    x, y, z = random(b, h, last), random(h, d, r), torch.empty(b, h, out, device="cuda", dtype=torch.bfloat16)
+    ways = {"einsum": lambda: torch.einsum(expr, x, y)}
+    return Work(
+        lambda: deepgemm.einsum(expr, x, y, z), 2.0 * b * h * r * d, count_bytes(x, y, z), z, torch_ways=ways
+    )
+
+
+def fp8_heads(b: int, h: int, r: int, d: int) -> Work:
+    x, y = random(b, h, r), random(h, d, r)
+    values, scales = deepgemm.per_token_cast_to_fp8(x.view(-1, r), False)
+    parts = [deepgemm.per_block_cast_to_fp8(each, False) for each in y]
+    weights = torch.stack([each[0] for each in parts]), torch.stack([each[1] for each in parts])
+    a, z = (values.view(b, h, r), scales.view(b, h, -1)), torch.empty(b, h, d, device="cuda", dtype=x.dtype)
+    return Work(
+        lambda: deepgemm.fp8_einsum("bhr,hdr->bhd", a, weights, z),
+        2.0 * b * h * r * d,
+        count_bytes(a, weights, z),
+        z,
+        fp8=True,
+        torch_ways={"bf16 einsum": lambda: torch.einsum("bhr,hdr->bhd", x, y)},
+    )
+
+
+def logits(s: int, tokens: int, h: int, d: int) -> Work:
+    q, keys = random(s, h, d).to(torch.float8_e4m3fn), random(tokens, d).to(torch.float8_e4m3fn)
+    sf, weights = torch.rand(tokens, device="cuda"), torch.randn(s, h, device="cuda")
+    starts = torch.zeros(s, device="cuda", dtype=torch.int32)
+    ends = torch.full_like(starts, tokens)
+    moved = count_bytes(q, keys, sf, weights) + 4.0 * s * tokens
+    run = lambda: deepgemm.fp8_mqa_logits(q, (keys, sf), weights, starts, ends)  # noqa: E731
+    return Work(run, 2.0 * s * tokens * h * d, moved, fp8=True)
 
 
 def show_code() -> None:

@@ -2,8 +2,9 @@
 
 usage: python benchmarks/plugins/flashmla.py [--pages 64] [--layers 16] [--rounds 5] [--directory DIR] [--plot FILE]
 
-With a CUDA device: dense and sparse decoding and sparse prefill in the shapes of FlashMLA's own benchmark, TFLOP/s,
-GB/s, and the share of what the device's memory and tensor cores allow. Without one it says so. In either case:
+With a CUDA device: dense and sparse decoding and prefill in the shapes of FlashMLA's own benchmark, in every layer that
+has them, TFLOP/s, GB/s, the share of what the device's memory and tensor cores allow, and torch's best way over
+ours; a case that fails says so, and the others go on. Without one it says so. In either case:
 `PagedKVFile.save` and `load` on a local directory, and on a cluster of one storage node on this machine, beside preadv
 of the same bytes with as many threads, and decoding by the CPU reference. Medians of the rounds; files lie in the page
 cache. Every loaded page is verified by its checksums.
@@ -19,10 +20,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from measuring import Case, Work, measure, print_figures, print_lines
 
 from luciola.client import Buffer, close_locations
 from luciola.client.local import THREADS, read_fully
@@ -30,6 +31,7 @@ from luciola.plugins.flashmla import (
     PageCache,
     PagedKVFile,
     PageLayout,
+    flash_attn_varlen_func,
     flash_mla_sparse_fwd,
     flash_mla_with_kvcache,
     get_mla_metadata,
@@ -40,18 +42,6 @@ from luciola.plugins.flashmla import (
 Row = tuple[str, str, str, str, str]
 
 
-@dataclass(frozen=True)
-class Card:
-    """What a device can do at best: bytes/s of memory, and bfloat16 operations/s."""
-
-    memory: float
-    compute: float
-
-
-# Data sheets, dense. Another card is measured against the first whose name it contains, or shows no share.
-CARDS = {"H200": Card(4.8e12, 989e12), "H100": Card(3.35e12, 989e12), "H800": Card(3.35e12, 989e12)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--pages", type=int, default=64)
@@ -59,11 +49,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--plot", type=Path, help="write a chart of the bandwidths there")
+    parser.add_argument(
+        "--lines", type=int, metavar="FIRST", help="cases of a GPU from that number on, as JSON"
+    )
     options = parser.parse_args()
+    if options.lines is not None:
+        print_lines(cases(), options.lines)
+        return
     if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        print(f"{name}: random inputs, medians of {options.rounds} rounds of 20 calls")
-        table(("operator", "µs", "TFLOP/s", "GB/s", "of the limit"), list(on_gpu(options.rounds)))
+        print(f"{torch.cuda.get_device_name()}: random inputs")
+        print_figures(line for case in cases() for line in measure(case))
     else:
         print("no CUDA device: the kernels were not measured; what follows is the CPU reference")
     table(("decoding on the CPU", "ms", "", "", ""), list(on_cpu(options.rounds)))
@@ -86,100 +81,114 @@ def table(header: Row, rows: list[Row]) -> None:
 # Operators.
 
 
-def dense_case(
-    b: int, h_q: int, s_q: int, s_k: int, device: str
-) -> tuple[Callable[[], object], float, float]:
-    """A call, its operations, and the bytes it must move."""
+def cases() -> Iterator[Case]:
+    both, one = ("triton", "hopper"), ("triton",)
+    for b, h_q, s_q, s_k in (
+        (128, 16, 1, 4096),
+        (128, 64, 1, 4096),
+        (128, 128, 1, 4096),
+        (128, 128, 1, 8192),
+        (128, 128, 2, 8192),
+        (128, 128, 1, 32768),
+        (1, 128, 1, 131072),
+    ):
+        given = (b, h_q, s_q, s_k)
+        shape = f"b {b} h {h_q} s_q {s_q} s_k {s_k}"
+        yield Case(
+            "dense decoding", shape, lambda given=given: dense_case(*given, "cuda"), both if h_q > 32 else one
+        )
+    for b, h_q, s_q, topk in ((128, 128, 2, 2048), (128, 64, 2, 2048), (128, 16, 1, 2048)):
+        given = (b, h_q, s_q, 8192, topk)
+        shape = f"b {b} h {h_q} s_q {s_q} topk {topk}"
+        yield Case("sparse decoding", shape, lambda given=given: sparse_case(*given))
+    for h_q in (64, 128):
+        yield Case(
+            "sparse prefill",
+            f"s_q 4096 h {h_q} topk 2048",
+            lambda h_q=h_q: prefill_case(4096, h_q, 8192, 2048),
+        )
+    yield Case("plain attention", "4 x 4096 h 16 d 192", lambda: varlen_case(4, 4096, 16))
+
+
+def dense_case(b: int, h_q: int, s_q: int, s_k: int, device: str) -> Work:
     pages = -(-s_k // 64)
     q = torch.randn(b, s_q, h_q, 576, device=device).bfloat16()
     cache = torch.randn(b * pages, 64, 1, 576, device=device, dtype=torch.bfloat16)
     blocks = torch.randperm(b * pages, device=device).to(torch.int32).view(b, pages)
     lengths = torch.full((b,), s_k, dtype=torch.int32, device=device)
     schedule, _ = get_mla_metadata()
-    operations = 2.0 * b * s_q * h_q * s_k * (576 + 512)
-    moved = b * s_k * 1152.0 + b * s_q * h_q * 2176.0
-    return (
+    ways = torch_attention(q, cache.view(b, pages * 64, 576)) if device == "cuda" and s_q == 1 else {}
+    return Work(
         lambda: flash_mla_with_kvcache(q, cache, blocks, lengths, 512, schedule, causal=True),
-        operations,
-        moved,
+        2.0 * b * s_q * h_q * s_k * (576 + 512),
+        b * s_k * 1152.0 + b * s_q * h_q * 2176.0,
+        torch_ways=ways,
     )
 
 
-def sparse_case(b: int, h_q: int, s_q: int, s_k: int, topk: int) -> tuple[Callable[[], object], float, float]:
+def torch_attention(q: torch.Tensor, rows: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """torch's attention over rows that lie one after the other, which spares it the pages."""
+    from torch.nn.functional import scaled_dot_product_attention
+
+    queries = q.transpose(1, 2)
+    keys = rows.unsqueeze(1)
+
+    def products() -> torch.Tensor:
+        scores = torch.matmul(q.squeeze(1), rows.mT) * 576**-0.5
+        return torch.matmul(scores.softmax(-1), rows[..., :512])
+
+    return {
+        "SDPA": lambda: scaled_dot_product_attention(queries, keys, keys[..., :512], enable_gqa=True),
+        "two products": products,
+    }
+
+
+def sparse_case(b: int, h_q: int, s_q: int, s_k: int, topk: int) -> Work:
     pages = b * s_k // 64
     q = torch.randn(b, s_q, h_q, 576, device="cuda").bfloat16()
-    cache = quantize_v32(torch.randn(pages, 64, 1, 576, device="cuda", dtype=torch.bfloat16))
+    cache = torch.cat(
+        [
+            quantize_v32(torch.randn(pages // b, 64, 1, 576, device="cuda", dtype=torch.bfloat16))
+            for _ in range(b)
+        ]
+    )
     indices = torch.randint(0, pages * 64, (b, s_q, topk), device="cuda", dtype=torch.int32)
     schedule, _ = get_mla_metadata()
-    operations = 2.0 * b * s_q * h_q * topk * (576 + 512)
-    moved = b * s_q * (topk * 656.0 + h_q * 2176.0)
-    return (
-        lambda: flash_mla_with_kvcache(
-            q, cache, None, None, 512, schedule, is_fp8_kvcache=True, indices=indices
-        ),
-        operations,
-        moved,
+    run = lambda: flash_mla_with_kvcache(  # noqa: E731
+        q, cache, None, None, 512, schedule, is_fp8_kvcache=True, indices=indices
     )
+    moved = b * s_q * (topk * 656.0 + h_q * 2176.0)
+    return Work(run, 2.0 * b * s_q * h_q * topk * (576 + 512), moved)
 
 
-def prefill_case(s_q: int, h_q: int, s_kv: int, topk: int) -> tuple[Callable[[], object], float, float]:
+def prefill_case(s_q: int, h_q: int, s_kv: int, topk: int) -> Work:
     q = torch.randn(s_q, h_q, 576, device="cuda").bfloat16()
     kv = torch.randn(s_kv, 1, 576, device="cuda").bfloat16()
     indices = torch.randint(0, s_kv, (s_q, 1, topk), device="cuda", dtype=torch.int32)
-    operations = 2.0 * s_q * h_q * topk * (576 + 512)
-    return (
-        lambda: flash_mla_sparse_fwd(q, kv, indices, 576**-0.5),
-        operations,
-        s_kv * 1152.0 + s_q * h_q * 2176.0,
+    moved = s_kv * 1152.0 + s_q * h_q * 2176.0
+    run = lambda: flash_mla_sparse_fwd(q, kv, indices, 576**-0.5)  # noqa: E731
+    return Work(run, 2.0 * s_q * h_q * topk * (576 + 512), moved)
+
+
+def varlen_case(sequences: int, tokens: int, heads: int) -> Work:
+    from torch.nn.functional import scaled_dot_product_attention
+
+    total = sequences * tokens
+    q, k = (torch.randn(total, heads, 192, device="cuda").bfloat16() for _ in range(2))
+    v = torch.randn(total, heads, 128, device="cuda").bfloat16()
+    starts = torch.arange(sequences + 1, device="cuda", dtype=torch.int32) * tokens
+    apart = [each.view(sequences, tokens, heads, -1).transpose(1, 2) for each in (q, k, v)]
+    return Work(
+        lambda: flash_attn_varlen_func(q, k, v, starts, starts, tokens, tokens, causal=True),
+        sequences * heads * tokens * tokens * (192.0 + 128.0),
+        2.0 * total * heads * (192 + 192 + 128 + 128),
+        torch_ways={"SDPA": lambda: scaled_dot_product_attention(*apart, is_causal=True)},
     )
-
-
-def on_gpu(rounds: int) -> Iterator[Row]:
-    cases = {
-        "dense b128 h16 s_k4096": lambda: dense_case(128, 16, 1, 4096, "cuda"),
-        "dense b128 h64 s_k4096": lambda: dense_case(128, 64, 1, 4096, "cuda"),
-        "dense b128 h128 s_k8192": lambda: dense_case(128, 128, 1, 8192, "cuda"),
-        "dense b128 h128 s_q2 s_k8192": lambda: dense_case(128, 128, 2, 8192, "cuda"),
-        "sparse b128 h128 s_q2 topk2048": lambda: sparse_case(128, 128, 2, 8192, 2048),
-        "prefill s_q4096 h128 topk2048": lambda: prefill_case(4096, 128, 8192, 2048),
-    }
-    name = torch.cuda.get_device_name()
-    card = next((card for part, card in CARDS.items() if part in name), None)
-    for label, make in cases.items():
-        call, operations, moved = make()
-        call()
-        seconds = statistics.median(gpu_seconds(call) for _ in range(rounds))
-        share = "-"
-        if card is not None:
-            limit = max(operations / card.compute, moved / card.memory)
-            share = f"{limit / seconds:.0%}"
-        yield (
-            label,
-            f"{seconds * 1e6:.0f}",
-            f"{operations / seconds / 1e12:.0f}",
-            f"{moved / seconds / 1e9:.0f}",
-            share,
-        )
-
-
-def gpu_seconds(call: Callable[[], object], count: int = 20) -> float:
-    """Seconds of one call. The second-level cache is overwritten before each."""
-    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
-    total = 0.0
-    for _ in range(count):
-        flush.zero_()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        total += begin.elapsed_time(end) / 1000
-    return total / count
 
 
 def on_cpu(rounds: int) -> Iterator[Row]:
     for b, h_q, s_k in ((1, 16, 4096), (4, 16, 1024), (1, 128, 1024)):
-        call, _, _ = dense_case(b, h_q, 1, s_k, "cpu")
+        call = dense_case(b, h_q, 1, s_k, "cpu").run
         assert layer_for(torch.zeros(1)) == "reference", "start without TRITON_INTERPRET"
         call()
         seconds = statistics.median(elapsed(call) for _ in range(rounds))
