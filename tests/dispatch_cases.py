@@ -1,5 +1,7 @@
 """What a rank does in the tests of normal mode: each case compares with what one process computes."""
 
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -275,3 +277,164 @@ def learned(call: Callable[[], Any]) -> tuple[str, str, int, int]:
     except CommunicationError as error:
         return type(error).__name__, str(error), error.rank, error.peer
     raise AssertionError("no error")
+
+
+def killed(rank: int, size: int, *, nodes: int, transport: str, bad: int, call: str) -> Any:
+    """A rank dies while the others go on dispatching and combining; `call` is the one it does not come to."""
+    with using_layer("reference"):
+        buffer = make(rank, size, nodes=nodes, transport=transport)
+        made = world(size, tokens=[6], experts=16, topk=4, routing="random", seed=9)
+        routing, options = _arguments(buffer, made)
+        for _ in range(3):
+            got, _, _, _, handle, _ = buffer.dispatch(made.x[rank], **routing, **options)
+            buffer.combine(got, handle)
+        dist.barrier()
+        if rank == bad and call == "dispatch":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if call == "dispatch":
+            result = learned(lambda: buffer.dispatch(made.x[rank], **routing, **options))
+        else:
+            got, _, _, _, handle, _ = buffer.dispatch(made.x[rank], **routing, **options)
+            dist.barrier()
+            if rank == bad:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = learned(lambda: buffer.combine(got, handle))
+        assert learned(lambda: buffer.combine(got, handle))[1] == result[1], (
+            "the buffer is of no use any more"
+        )
+        buffer.destroy()
+    return result
+
+
+def disagreeing(rank: int, size: int, *, nodes: int, transport: str) -> dict[str, Any]:
+    """One rank calls with something else than the others; then all go on, to the next such call."""
+    with using_layer("reference"):
+        buffer = make(rank, size, nodes=nodes, transport=transport)
+        abouts = ("hidden", "experts", "top-k", "call", "cached", "combine")
+        result = {about: _disagree(buffer, about) for about in abouts}
+        buffer.destroy()
+    return result
+
+
+def _disagree(buffer: Buffer, about: str) -> Any:
+    rank, size = buffer.rank, buffer.group_size
+    made = world(size, tokens=[6], experts=16, topk=4, routing="random", seed=9)
+    usual = _arguments(buffer, made)
+    got, _, _, _, handle, _ = buffer.dispatch(made.x[rank], **usual[0], **usual[1])
+    x, (routing, options), is_odd = made.x[rank], usual, rank == size - 1
+    if is_odd and about == "hidden":
+        x = torch.cat([x, x], 1)
+    elif is_odd and about == "experts":
+        other = World(32 * size, made.x, made.topk_idx, made.topk_weights)
+        routing, options = _arguments(buffer, other)
+    elif is_odd and about == "top-k":
+        options = {name: each[:, :3].contiguous() for name, each in options.items()}
+    if is_odd and about == "call":
+        result = learned(lambda: buffer.combine(got, handle))
+    elif is_odd and about == "cached":
+        result = learned(lambda: buffer.dispatch(x, handle=handle))
+    elif about == "combine":
+        result = learned(lambda: buffer.combine(torch.cat([got, got], 1) if is_odd else got, handle))
+    else:
+        result = learned(lambda: buffer.dispatch(x, **routing, **options))
+    again, *_ = buffer.dispatch(made.x[rank], **usual[0], **usual[1])
+    _same(again, got)
+    return result
+
+
+def _arguments(buffer: Buffer, made: World) -> tuple[dict[str, Any], dict[str, Any]]:
+    idx = made.topk_idx[buffer.rank]
+    per_rank, per_node, per_expert, inside, _ = buffer.get_dispatch_layout(idx, made.experts)
+    routing = {
+        "num_tokens_per_rank": per_rank, "num_tokens_per_rdma_rank": per_node,
+        "is_token_in_rank": inside, "num_tokens_per_expert": per_expert,
+    }  # fmt: skip
+    return routing, {"topk_idx": idx, "topk_weights": made.topk_weights[buffer.rank]}
+
+
+def left(rank: int, size: int) -> tuple[str, str]:
+    """One rank is interrupted in the middle of a call; the others learn of it."""
+    with using_layer("reference"):
+        buffer = make(rank, size)
+        made = world(size, tokens=[6], experts=16, topk=4, routing="random", seed=9)
+        routing, options = _arguments(buffer, made)
+        try:
+            if rank:
+                buffer.dispatch(made.x[rank], **routing, **options)
+            else:
+                signal.setitimer(signal.ITIMER_REAL, 0.2)
+                signal.signal(signal.SIGALRM, signal.default_int_handler)
+                exchange = buffer._exchange
+                with exchange._all_or_nothing("dispatch"):
+                    buffer.transport.wait(1, 7, 1, what="never")
+        except (KeyboardInterrupt, CommunicationError) as error:
+            return type(error).__name__, str(error)
+        finally:
+            buffer.destroy()
+    raise AssertionError("no error")
+
+
+def refused(rank: int, size: int) -> list[tuple[str, str]]:
+    """What one rank sees by itself, before any other is asked."""
+    with using_layer("reference"):
+        buffer = make(rank, size)
+        made = world(size, tokens=[6], experts=16, topk=4, routing="random", seed=9)
+        x, (routing, options) = made.x[rank], _arguments(buffer, made)
+        handle = buffer.dispatch(x, **routing, **options)[4]
+        idx = options["topk_idx"]
+        calls: list[Callable[[], Any]] = [
+            lambda: buffer.get_dispatch_layout(idx, 15),
+            lambda: buffer.get_dispatch_layout(idx.float(), 16),
+            lambda: buffer.get_dispatch_layout(idx + 16, 16),
+            lambda: buffer.get_dispatch_layout(idx.T, 16),
+            lambda: buffer.dispatch(x.float(), **routing),
+            lambda: buffer.dispatch(x[:, :100].contiguous(), **routing),
+            lambda: buffer.dispatch(x.T, **routing),
+            lambda: buffer.dispatch(x[:3], **routing),
+            lambda: buffer.dispatch(x),
+            lambda: buffer.dispatch(x, handle=handle, topk_idx=idx),
+            lambda: buffer.dispatch(x[:2], handle=handle),
+            lambda: buffer.dispatch(x, handle=(1, 2)),
+            lambda: buffer.dispatch(x, topk_idx=idx, **routing),
+            lambda: buffer.dispatch(x, **{**routing, "num_tokens_per_rank": routing["num_tokens_per_rank"] + 1}),
+            lambda: buffer.dispatch(x, **{**routing, "num_tokens_per_expert": torch.zeros(15).int()}),
+            lambda: buffer.dispatch(x, **routing, expert_alignment=0),
+            lambda: buffer.dispatch((x, x.float()), **routing),
+            lambda: buffer.dispatch(x, **routing, allocate_on_comm_stream=True),
+            lambda: buffer.combine(x.float(), handle),
+            lambda: buffer.combine(x[:0], handle),
+            lambda: buffer.combine(torch.cat([x] * 9), handle, bias=(x, x, x)),
+            lambda: buffer.combine(torch.cat([x] * 9), handle, bias=x[:2]),
+            lambda: buffer.combine(torch.cat([x] * 9), handle, topk_weights=torch.zeros(1, 4)),
+            lambda: buffer.get_local_buffer_tensor(torch.int32, torch.Size([1 << 22])),
+            lambda: Buffer.set_num_sms(3),
+        ]  # fmt: skip
+        errors = []
+        for number, call in enumerate(calls):
+            try:
+                call()
+            except (ValueError, TypeError, AssertionError) as error:
+                errors.append((type(error).__name__, str(error)))
+            else:
+                raise AssertionError(f"call {number} was not refused")
+        assert buffer.get_local_buffer_tensor(torch.bfloat16, torch.Size([3, 5]), offset=64).shape == (3, 5)
+        assert Buffer.is_sm90_compiled()
+        buffer.destroy()
+    return errors
+
+
+def worst_is_too_small(rank: int, size: int) -> list[str]:
+    """More tokens come to rank 0 than it has said; the next call works on all ranks."""
+    with using_layer("reference"):
+        buffer = make(rank, size, num_bytes=75_000)
+        made = world(size, tokens=[30], experts=16, topk=4, hidden=384, routing="first rank", seed=9)
+        routing, options = _arguments(buffer, made)
+        errors = []
+        try:
+            buffer.dispatch(made.x[rank], **routing, **options, num_worst_tokens=31)
+        except ValueError as error:
+            errors.append(str(error))
+        wanted = reference.dispatched(made.x, made.member, rank)
+        _same(buffer.dispatch(made.x[rank], **routing, **options)[0], wanted)
+        buffer.destroy()
+    return errors

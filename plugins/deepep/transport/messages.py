@@ -101,12 +101,14 @@ class Messages(Transport):
             [epoch, len(spans), *(word for each in spans for word in each)]
         )
         parts = [header, *(self._regions[peer][start : start + length] for start, length in spans)]
-        sends = self._sends.setdefault((peer, slot), deque())
         phase = f"signal of slot {slot}"
-        works = [
-            self._guarded(lambda part=part: self._mesh.send([part], peer, slot), peer, phase)
-            for part in parts
-        ]
+        try:
+            works = [self._mesh.send([part], peer, slot) for part in parts]
+        except RuntimeError as error:
+            if not spans:  # it would have said that the peer may go on, and the peer has left
+                return
+            raise self._lost(peer, phase, error) from error
+        sends = self._sends.setdefault((peer, slot), deque())
         sends.append((header, works))
         if len(sends) > SENDS_MAX:
             for work in sends.popleft()[1]:
@@ -162,14 +164,11 @@ class Messages(Transport):
         self._regions.clear()
 
     def _receive(self, into: Tensor, peer: int, slot: int, patience: _Patience) -> None:
-        work = self._guarded(lambda: self._mesh.recv([into], peer, slot), peer, patience.what)
-        self._finish(work, peer, patience)
-
-    def _guarded(self, call: Any, peer: int, what: str) -> Any:
         try:
-            return call()
+            work = self._mesh.recv([into], peer, slot)
         except RuntimeError as error:
-            raise self._lost(peer, what, error) from error
+            raise self._lost(peer, patience.what, error) from error
+        self._finish(work, peer, patience)
 
     def _finish(self, work: Any, peer: int, patience: _Patience) -> None:
         try:

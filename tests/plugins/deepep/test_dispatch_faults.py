@@ -1,0 +1,93 @@
+"""What goes wrong in normal mode ends with an error that says what and whose."""
+
+import signal
+from typing import Any
+
+import pytest
+
+from pipeline_ranks import Answer, Ranks
+
+
+@pytest.fixture(scope="module")
+def dispatchers() -> Any:
+    """Forks the ranks of each case from one parent that has imported torch."""
+    made = Ranks("dispatch_cases")
+    yield made
+    made.close()
+
+
+def values(answers: list[Answer]) -> list[Any]:
+    assert [each.message for each in answers] == [""] * len(answers)
+    assert [each.status for each in answers] == [0] * len(answers)
+    return [each.value for each in answers]
+
+
+@pytest.mark.parametrize(
+    ("size", "nodes", "transport", "call"),
+    [
+        (2, 1, "shared-memory", "dispatch"),
+        (8, 1, "shared-memory", "combine"),
+        (4, 2, "shared-memory", "dispatch"),
+        (4, 2, "shared-memory", "combine"),
+        (3, 1, "messages", "dispatch"),
+        (4, 2, "messages", "combine"),
+    ],
+)
+def test_a_killed_rank_is_blamed_by_all_others(dispatchers: Ranks, size, nodes, transport, call) -> None:
+    bad = size // 2
+    answers = dispatchers.run("killed", size, nodes=nodes, transport=transport, bad=bad, call=call)
+    assert answers.pop(bad).status == signal.SIGKILL
+    for kind, text, noticed_by, peer in values(answers):
+        assert (kind, peer) == ("PeerLost", bad)
+        assert noticed_by != bad
+        assert text.startswith(f"rank {noticed_by}, ")
+        assert f"rank {bad}" in text
+        assert "dispatch" in text or "combine" in text or "signal of slot" in text
+
+
+DISAGREEMENTS = {
+    "hidden": "hidden size = 128, rank 3 has 256",
+    "experts": "num_experts = 16, rank 3 has 128",
+    "top-k": "topk_idx = torch.int64 of shape (tokens, 4), rank 3 has torch.int64 of shape (tokens, 3)",
+    "call": "call = dispatch, rank 3 has combine",
+    "cached": "call = dispatch, rank 3 has cached dispatch",
+    "combine": "hidden size = 128, rank 3 has 256",
+}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "transport"), [(1, "shared-memory"), (2, "shared-memory"), (1, "messages")]
+)
+def test_ranks_that_call_differently_learn_it_and_go_on(dispatchers: Ranks, nodes, transport) -> None:
+    learned = values(dispatchers.run("disagreeing", 4, nodes=nodes, transport=transport))
+    for about, words in DISAGREEMENTS.items():
+        for answers in learned:
+            kind, text, _, peer = answers[about]
+            assert (kind, peer) == ("RanksDisagree", 3)
+            assert words in text
+
+
+def test_bad_arguments_are_refused_with_what_is_allowed(dispatchers: Ranks) -> None:
+    answers = values(dispatchers.run("refused", 2))
+    assert answers[0] == answers[1]
+    assert [kind for kind, _ in answers[0]] == [
+        "BadArgument", "BadType", "BadArgument", "BadArgument", "BadType", "BadArgument", "BadArgument", "BadArgument",
+        "AssertionError", "BadCall", "BadArgument", "BadCall", "BadCall", "BadArgument", "BadArgument",
+        "BadArgument", "BadType", "AssertionError", "BadType", "BadArgument", "BadArgument", "BadArgument",
+        "BadArgument", "AssertionError", "AssertionError",
+    ]  # fmt: skip
+    assert all(len(text) > 20 for _, text in answers[0])
+
+
+def test_a_rank_that_leaves_a_call_says_so(dispatchers: Ranks) -> None:
+    first, *others = values(dispatchers.run("left", 3))
+    assert first[0] == "KeyboardInterrupt"
+    for kind, text in others:
+        assert kind == "CommunicationError"
+        assert "rank 0 has left the call: KeyboardInterrupt" in text
+
+
+def test_a_result_that_is_too_small_is_one_ranks_error(dispatchers: Ranks) -> None:
+    first, *others = values(dispatchers.run("worst_is_too_small", 3))
+    assert first == ["num_worst_tokens is 31; 90 tokens have come to rank 0"]
+    assert others == [[], []]
