@@ -34,14 +34,15 @@ def open_records(
     place, paths = place_of(locations, secret_file=secret_file, file_system=file_system)
     if format is not None and format not in FORMATS:
         raise InvalidArgument(f"not a format: {format!r} (formats are {', '.join(FORMATS)})")
-    kind = _kind_of(place.file_system, paths) if format is None else FORMATS[format]
+    kind = kind_of(place.file_system, paths) if format is None else FORMATS[format]
     files = [file for path in paths for file in files_below(place.file_system, path, kind.suffix)]
     if not files:
         raise InvalidArgument(f"no *{kind.suffix} there", path=paths[0])
     return kind(place, files, **options)
 
 
-def _kind_of(file_system: AnyFileSystem, paths: Sequence[str]) -> type[Records]:
+def kind_of(file_system: AnyFileSystem, paths: Sequence[str]) -> type[Records]:
+    """The one format that names, or the names in directories, are of. Raises: InvalidArgument."""
     kinds = {kind for path in paths for kind in _kinds_at(file_system, path)}
     if len(kinds) != 1:
         endings = ", ".join(f"*{kind.suffix}" for kind in FORMATS.values())
@@ -58,4 +59,4 @@ def _kinds_at(file_system: AnyFileSystem, path: str) -> set[type[Records]]:
     return {kind for kind in FORMATS.values() if files_below(file_system, path, kind.suffix)}
 
 
-__all__ = ["FORMATS", "open_records"]
+__all__ = ["FORMATS", "kind_of", "open_records"]

@@ -180,6 +180,10 @@ class Records(ABC):
         files = np.searchsorted(self._ends, numbers, side="right")
         return files, numbers - self._starts[files]
 
+    def first(self, file: int) -> int:
+        """The number of a file's first record."""
+        return int(self._starts[file])
+
     def name(self, number: int) -> str:
         """A record's name in messages."""
         _, within = self.split(np.array([number]))

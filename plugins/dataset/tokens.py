@@ -190,6 +190,16 @@ class TokenWriter(Writer):
         self._documents = [0]
         self._file = NewFile(self._file_system, self.path + ".bin")
 
+    @property
+    def written(self) -> int:
+        """Sequences so far."""
+        return len(self._lengths)
+
+    @property
+    def bytes_written(self) -> int:
+        """Of tokens."""
+        return sum(self._lengths) * self.dtype.itemsize
+
     def write(self, tokens: npt.ArrayLike, *, ends_document: bool = True) -> None:
         """Adds a sequence. Raises: ValueError for tokens that the type cannot hold, or that are not in a row."""
         self._require_open()

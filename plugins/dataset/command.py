@@ -1,0 +1,287 @@
+"""`luciola dataset`: pack files into data sets, look at them, verify them, and measure how fast they are read."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from luciola.cli.output import print_json, print_table
+from luciola.errors import CorruptData
+from luciola.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from .records import Records
+
+FORMATS: Final = ("ffrecord", "tokens", "tar")  # as in `opening`, which brings numpy
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+progress_option = click.option(
+    "--progress/--no-progress", default=None, help="A progress bar.  [default: in a terminal]"
+)
+format_option = click.option(
+    "--format", "format_", type=click.Choice(FORMATS), help="[default: by the names]"
+)
+locations_argument = click.argument("locations", nargs=-1, required=True)
+
+
+@click.group()
+def dataset() -> None:
+    """Data sets for training: pack, info, verify, bench.
+
+    LOCATIONS are files or directories: plain paths, lu:/path (the cluster that LUCIOLA_DATA names, or LUCIOLA_ADDRESS
+    and LUCIOLA_SECRET_FILE), luciola://HOST:PORT/path or luciola:///DATA_DIR!/path. Formats are FFRecord (*.ffr),
+    Megatron's tokens (*.bin, *.idx) and tar shards named as WebDataset does (*.tar).
+
+    \b
+    Example:
+      luciola dataset pack photos/ --to lu:/data/photos
+    """
+
+
+@dataset.command()
+@locations_argument
+@click.option("--to", "target", required=True, metavar="DIRECTORY", help="A location; it is made.")
+@click.option("--format", "format_", type=click.Choice(FORMATS), default="ffrecord", show_default=True)
+@click.option("--part-size", default="1GiB", show_default=True, help="About so much in each file.")
+@click.option("--dtype", help="Of tokens: uint8, uint16, int32, …  [default: that of the first file]")
+@progress_option
+@json_option
+def pack(
+    locations: tuple[str, ...],
+    target: str,
+    format_: str,
+    part_size: str,
+    dtype: str | None,
+    progress: bool | None,
+    as_json: bool,
+) -> None:
+    """Pack files, and all files below directories, into the files of a data set, in the order of their names.
+
+    ffrecord: each file is a record. tar: files are parts of samples (0001.jpg and 0001.cls are two of "0001"). tokens:
+    each file is a document, of integers in .npy, or of the bytes of any other file.
+
+    \b
+    Examples:
+      luciola dataset pack photos/ --to lu:/data/photos --format tar --part-size 256MiB
+      luciola dataset pack texts/ --to lu:/data/texts --format tokens --dtype uint16
+    """
+    from .packing import find_sources, pack_files
+
+    part_bytes = _parsed(part_size)
+    if dtype is not None and format_ != "tokens":
+        raise click.UsageError("--dtype goes with --format tokens")
+    sources = find_sources(list(locations))
+    with _progress("packing", sources.bytes, shown=progress, as_json=as_json) as advance:
+        report = pack_files(
+            sources, target, format=format_, part_bytes=part_bytes, dtype=_known(dtype), advance=advance
+        )
+    if as_json:
+        print_json(
+            {"format": format_, "records": report.records, "bytes": report.bytes, "files": report.files}
+        )
+    else:
+        files = len(report.files)
+        click.echo(f"wrote {report.records} records, {format_bytes(report.bytes)}, in {files} files")
+
+
+@dataset.command()
+@locations_argument
+@format_option
+@progress_option
+@json_option
+def info(locations: tuple[str, ...], format_: str | None, progress: bool | None, as_json: bool) -> None:
+    """Say what a data set is: records, bytes, files. The index of a tar shard is made if there is none.
+
+    \b
+    Example:
+      luciola dataset info lu:/data/photos
+    """
+    from .checking import info as describe
+
+    told = describe(_open(locations, format_, progress=progress, as_json=as_json))
+    if as_json:
+        print_json(told)
+        return
+    rows = [(file["path"], str(file["records"]), format_bytes(file["bytes"])) for file in told["files"]]
+    print_table(("FILE", "RECORDS", "SIZE"), rows, right=(1, 2))
+    sizes = told["record_bytes"]
+    click.echo(
+        f"{told['records']} records of {told['format']}, {format_bytes(told['bytes'])}: "
+        f"{format_bytes(sizes['least'])} to {format_bytes(sizes['most'])}, median {format_bytes(sizes['median'])}, "
+        f"{'with' if told['checksums'] else 'without'} checksums"
+    )
+
+
+@dataset.command()
+@locations_argument
+@format_option
+@progress_option
+@json_option
+def verify(locations: tuple[str, ...], format_: str | None, progress: bool | None, as_json: bool) -> None:
+    """Read every record, and compare it with its checksum. Exit code 1 if something is damaged.
+
+    Token files have no checksums: their structure is checked, and storage nodes verify what they send.
+
+    \b
+    Example:
+      luciola dataset verify lu:/data/photos
+    """
+    from .checking import as_dict
+    from .checking import verify as check
+
+    records = _open(locations, format_, progress=progress, as_json=as_json)
+    total = sum(file.identity.size for file in records.files)
+    with _progress("verifying", total, shown=progress, as_json=as_json) as advance:
+        damages = check(records, advance)
+    if as_json:
+        print_json(
+            {"records": len(records), "bytes": total, "damages": [as_dict(damage) for damage in damages]}
+        )
+    else:
+        for damage in damages:
+            click.echo(f"{damage.file}: {damage.reason}")
+        click.echo(f"read {len(records)} records in {len(records.files)} files, {format_bytes(total)}")
+    if damages:
+        raise CorruptData(f"{len(damages)} damaged records or files", path=damages[0].file)
+
+
+@dataset.command()
+@locations_argument
+@format_option
+@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Samples of a batch.")
+@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that read.")
+@click.option("--seconds", type=click.FloatRange(0.1), default=5.0, show_default=True, help="How long.")
+@click.option("--window", type=click.IntRange(1), help="Of tokens: samples of so many, and one.")
+@click.option("--check/--no-check", default=True, show_default=True, help="Compare with checksums.")
+@click.option("--in-order", is_flag=True, help="In the order of the files, not shuffled.")
+@json_option
+def bench(
+    locations: tuple[str, ...],
+    format_: str | None,
+    batch: int,
+    workers: int,
+    seconds: float,
+    window: int | None,
+    check: bool,
+    in_order: bool,
+    as_json: bool,
+) -> None:
+    """Measure how fast a training job could read a data set, in random order.
+
+    \b
+    Example:
+      luciola dataset bench lu:/data/photos --batch 128 --workers 4
+    """
+    import time
+
+    from .datasets import MapDataset
+    from .loader import Loader
+    from .opening import open_records
+
+    options: dict[str, Any] = {} if window is None else {"window": window}
+    data = MapDataset(open_records(list(locations), format=format_, **options), check=check)
+    batch = min(batch, len(data))
+    if not batch:
+        raise click.UsageError("the data set has no records")
+    loader = Loader(
+        data,
+        global_batch_size=batch,
+        rank=0,
+        ranks=1,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        shuffle=not in_order,
+        collate_fn=_whole,
+    )
+    _read_for(loader, 0)  # opens files, starts workers
+    data.metrics.reset()
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        _read_for(loader, until)
+    told = {"batch": batch, "workers": workers, **data.metrics.snapshot().to_dict()}
+    del loader
+    data.close()
+    if as_json:
+        print_json(told)
+        return
+    waited = told["wait_s"] / told["seconds"]
+    click.echo(f"{told['samples_per_s']:,.0f} samples/s, {format_bytes(told['bytes_per_s'])}/s")
+    click.echo(f"the consumer waited {waited:.0%} of the time")
+    latency = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in told["latency_s"].items())
+    click.echo(f"a batch of {batch}: {latency}")
+
+
+def _whole(samples: Any) -> Any:
+    """The batch as workers would send it, if it is one tensor."""
+    return len(samples) if samples.tensor is None else samples.tensor
+
+
+def _read_for(loader: Any, until: float) -> None:
+    """Batches to the end of an epoch, or until that moment; at least one."""
+    import time
+
+    for _ in loader:
+        if time.monotonic() >= until:
+            return
+
+
+def _open(
+    locations: tuple[str, ...], format_: str | None, *, progress: bool | None, as_json: bool
+) -> "Records":
+    from .opening import FORMATS as KINDS
+    from .opening import kind_of, open_records
+    from .records import place_of
+
+    if format_ is None:
+        place, paths = place_of(list(locations))
+        format_ = kind_of(place.file_system, paths).format
+    options: dict[str, Any] = {}
+    if KINDS[format_].format != "tar":
+        return open_records(list(locations), format=format_)
+    with _progress("making the index", None, shown=progress, as_json=as_json) as advance:
+        options["progress"] = advance
+        return open_records(list(locations), format=format_, **options)
+
+
+def _parsed(size: str) -> int:
+    try:
+        return parse_bytes(size)
+    except ValueError as error:
+        raise click.UsageError(f"--part-size: {error}") from error
+
+
+def _known(dtype: str | None) -> str | None:
+    import numpy as np
+
+    if dtype is not None:
+        try:
+            np.dtype(dtype)
+        except TypeError as error:
+            raise click.UsageError(
+                f"--dtype: not a type, {dtype!r} (write uint8, uint16, int32, …)"
+            ) from error
+    return dtype
+
+
+@contextmanager
+def _progress(
+    what: str, total: int | None, *, shown: bool | None, as_json: bool
+) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    enabled = (sys.stderr.isatty() if shown is None else shown) and not as_json
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not enabled) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+__all__ = ["dataset"]
