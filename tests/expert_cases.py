@@ -15,6 +15,7 @@ from low_latency_cases import (
     low_latency_fuzz,
     low_latency_killed,
     low_latency_many_turns,
+    low_latency_original,
     low_latency_shrinking,
     low_latency_two_alive,
 )
@@ -22,6 +23,7 @@ from luciola.plugins.deepep.failure import CommunicationError
 from luciola.plugins.deepep.transport.choose import open_transport
 from luciola.plugins.deepep.transport.interface import Transport
 from luciola.plugins.deepep.transport.members import GroupMembers
+from moe_cases import moe_decoding, moe_gradients, moe_loading
 
 STORE: list[dist.Store] = []
 """That of this case, without any prefix."""
@@ -112,7 +114,11 @@ __all__ = [
     "low_latency_fuzz",
     "low_latency_killed",
     "low_latency_many_turns",
+    "low_latency_original",
     "low_latency_shrinking",
     "low_latency_two_alive",
+    "moe_decoding",
+    "moe_gradients",
+    "moe_loading",
     "ring",
 ]

@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from expert_fuzz import check_low_latency, random_call
 from expert_inputs import Call, inputs
+from luciola.plugins.deepep.buffer import Buffer
 from luciola.plugins.deepep.failure import CommunicationError
 from luciola.plugins.deepep.low_latency import reference
 from luciola.plugins.deepep.low_latency.mode import LowLatency, size_hint
-from luciola.plugins.deepep.quantize import cast_from_fp8
+from luciola.plugins.deepep.quantize import calc_diff, cast_from_fp8, per_token_cast_back
 from luciola.plugins.deepep.transport.choose import open_transport
 from luciola.plugins.deepep.transport.members import GroupMembers
 from luciola.plugins.kernels.layers import using_layer
@@ -124,7 +126,7 @@ def low_latency_described_errors(rank: int, size: int) -> dict[str, str]:
     three_blocks = torch.zeros(4, 384, dtype=torch.bfloat16)
     wrong: dict[str, Callable[[], object]] = {
         "type of x": lambda: mode.dispatch(x.float(), topk, 4, 8),
-        "type of topk": lambda: mode.dispatch(x, topk.int(), 4, 8),
+        "type of topk": lambda: mode.dispatch(x, topk.short(), 4, 8),
         "shape of topk": lambda: mode.dispatch(x, topk[:3], 4, 8),
         "many k": lambda: mode.dispatch(x, topk[:, :1].expand(4, 33).contiguous(), 4, 8),
         "tokens": lambda: mode.dispatch(x, topk, 3, 8),
@@ -287,3 +289,103 @@ def low_latency_fuzz(rank: int, size: int, *, seeds: Sequence[int], name: str = 
     mode.transport.barrier()
     mode.transport.close()
     return len(cases)
+
+
+@on_host
+def low_latency_original(  # noqa: PLR0915 (as long as the original)
+    rank: int, size: int, *, tokens: int, hidden: int, experts: int, topk: int, logfmt: bool, seed: int
+) -> int:
+    """What the original's own test does with a Buffer, call by call and check by check; a hash of all results.
+
+    x holds the rank, and in its last 128 channels the token's number, so that each row tells where it comes from.
+    """
+    hint = Buffer.get_low_latency_rdma_size_hint(tokens, hidden, size, experts)
+    buffer = Buffer(
+        dist.group.WORLD, num_rdma_bytes=hint, low_latency_mode=True, num_qps_per_rank=experts // size,
+        allow_nvlink_for_low_latency_mode=True, explicitly_destroy=True, enable_shrink=True, timeout_s=60.0,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(seed + rank)
+    local, offset, seen = experts // size, 128, 0
+    x = torch.full((tokens, hidden), float(rank - offset), dtype=torch.bfloat16)
+    x[:, -128:] = torch.arange(tokens).to(torch.bfloat16).view(-1, 1)
+    others = [torch.randn(tokens, hidden, generator=generator).to(torch.bfloat16) * 0.1]
+    scores = torch.randn(tokens, experts, generator=generator).abs() + 1
+    topk_idx = scores.topk(topk, -1)[1]
+    weights = torch.randn(tokens, topk, generator=generator).abs()
+    topk_idx[
+        torch.randint(tokens, (10,), generator=generator), torch.randint(topk, (10,), generator=generator)
+    ] = -1
+    all_idx = torch.empty((size, tokens, topk), dtype=topk_idx.dtype)
+    dist.all_gather_into_tensor(all_idx.view(-1, topk), topk_idx)
+    options = [
+        (current, hook, fp8, rounded, packed)
+        for current in (x, *others)
+        for hook in (False, True)
+        for fp8 in (False, True)
+        for rounded in ((False, True) if fp8 else (False,))
+        for packed in ((False, True) if rounded else (False,))
+    ]
+    for turn, (current, with_hook, fp8, rounded, packed) in enumerate(options, 1):
+        for _ in range(turn % 2 + 1):
+            stats = torch.zeros(local, dtype=torch.int32)
+            received, count, handle, event, hook = buffer.low_latency_dispatch(
+                current, topk_idx, tokens, experts, use_fp8=fp8, round_scale=rounded, use_ue8m0=packed,
+                cumulative_local_expert_recv_stats=stats, async_finish=not with_hook, return_recv_hook=with_hook,
+            )  # fmt: skip
+            hook() if with_hook else event.current_stream_wait()
+        if fp8:
+            received = (received[0], received[1].contiguous())
+            width = received[1].shape[2]
+            for_gemm = per_token_cast_back(received[0].view(-1, hidden), received[1].view(-1, width))
+            for_gemm = for_gemm.view(received[0].shape)
+        else:
+            for_gemm = received.clone()
+        for expert in range(local):
+            name = rank * local + expert
+            valid, sources, ranges = int(count[expert]), handle[0][expert], handle[1][expert]
+            assert (
+                int(stats[expert])
+                == valid
+                == int((ranges & 0xFFFFFFFF).sum())
+                == int((all_idx == name).sum())
+            )
+            rows = (for_gemm if fp8 else received)[expert][:valid].float()
+            if current is x and valid:
+                least = rows[:, :-128].amin(-1)
+                assert torch.equal(least, rows[:, :-128].amax(-1))
+                if rounded:
+                    assert calc_diff(rows[:, -1], sources[:valid].view(-1)) < 0.007
+                else:
+                    assert (rows[:, -128:] - sources[:valid].view(-1, 1) % tokens).sum() == 0
+                    for source in range(size):
+                        begin, length = int(ranges[source] >> 32), int(ranges[source] & 0xFFFFFFFF)
+                        assert int((least == source - offset).sum()) == int((all_idx[source] == name).sum())
+                        assert (rows[begin : begin + length, :-128] - source + offset).sum() == 0
+            seen ^= hash_of(for_gemm[expert, :valid])
+        for zero_copy in (False,) if logfmt else (False, True):
+            if zero_copy:
+                buffer.get_next_low_latency_combine_buffer(handle)[:, :, :] = for_gemm
+            out = torch.empty((tokens, hidden), dtype=torch.bfloat16)
+            combined, event, hook = buffer.low_latency_combine(
+                for_gemm, topk_idx, weights, handle, use_logfmt=logfmt, async_finish=not with_hook,
+                zero_copy=zero_copy, return_recv_hook=with_hook, out=out,
+            )  # fmt: skip
+            hook() if with_hook else event.current_stream_wait()
+            wanted = current * weights.masked_fill(topk_idx == -1, 0).sum(1).view(-1, 1)
+            assert not combined.isnan().any()
+            difference = calc_diff(wanted, combined)
+            assert difference < (9e-4 if fp8 else 1e-5), (turn, zero_copy, difference)
+            seen ^= hash_of(combined)
+    status = torch.ones(size, dtype=torch.int32)
+    buffer.low_latency_query_mask_buffer(status)
+    assert not status.any()
+    buffer.clean_low_latency_buffer(tokens, hidden, experts)
+    buffer.transport.barrier()
+    buffer.destroy()
+    return seen
+
+
+def hash_of(x: Tensor) -> int:
+    """Of all bits."""
+    words = x.contiguous().view(torch.int16).long().view(-1)
+    return int((words * (torch.arange(len(words)) % 8191 + 1)).sum())

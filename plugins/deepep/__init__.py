@@ -9,6 +9,11 @@
     exchange       rows of one set of ranks to another and back, over a transport, in turns
     normal         dispatch and combine on one node, made of `layout` and `exchange`
     two_hop        the same over several nodes
+    low_latency    low-latency mode
+    moe            a mixture-of-experts layer made of this, DeepGEMM, EPLB and weights
+    quantize       what travels in fewer bytes: FP8 and LogFMT
+    traffic        tokens to each rank and expert, for EPLB
+    machine        kernels compiled without a GPU, and gates for their machine code
     kernel launch  Triton kernels that count, pack, wait and reduce over a transport's memory
     transport      how bytes travel between ranks: one interface, several backends
     failure        what goes wrong between ranks

@@ -1,6 +1,7 @@
 """`Buffer`: dispatch and combine between ranks, with the original's names, arguments, results and assertions.
 
-Here arguments are checked and results are put together; `normal` and `two_hop` do the work. Tensors live
+Here arguments are checked and results are put together; `normal` and `two_hop` do the work, and `low_latency` has the
+methods of low-latency mode. Tensors live
 where the transport's regions are, and are brought there and back if they come from another device.
 """
 
@@ -18,6 +19,7 @@ from .config import Config, combine_config, dispatch_config
 from .event import EventHandle, EventOverlap
 from .exchange import SLOTS_EACH, Exchange
 from .failure import CommunicationError
+from .low_latency.methods import LowLatencyMethods
 from .normal import Handle, Received, Tokens
 from .transport.choose import open_transport
 from .transport.interface import Transport
@@ -34,7 +36,7 @@ TOPK_MAX: Final = 32
 AnyHandle = Handle | two_hop.TwoHopHandle | tuple[Any, ...]
 
 
-class Buffer:
+class Buffer(LowLatencyMethods):
     """Memory through which the ranks of a group exchange tokens.
 
     `num_nvl_bytes`: for normal mode inside a node, any size from a token on. `num_rdma_bytes`: for low-latency mode,

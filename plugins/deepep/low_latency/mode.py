@@ -93,6 +93,7 @@ class LowLatency:
         """See `Buffer.low_latency_dispatch`."""
         layout = self._layout(max_tokens, x.shape[-1], experts)
         _check_tokens(x, topk_idx, layout)
+        topk_idx = topk_idx.to(torch.int64)
         _check_casts(layout, fp8=use_fp8, round_scale=round_scale, use_ue8m0=use_ue8m0)
         _check_finish(async_finish=async_finish, return_recv_hook=return_recv_hook)
         _check_counter(stats, "cumulative_local_expert_recv_stats", torch.int32, layout.local)
@@ -168,6 +169,7 @@ class LowLatency:
         source_tokens, ranges, max_tokens, hidden, experts = handle
         layout = self._layout(max_tokens, hidden, experts)
         _check_answers(x, topk_idx, topk_weights, out, layout)
+        topk_idx = topk_idx.to(torch.int64)
         if use_logfmt and (hidden % BLOCK or zero_copy):
             refuse(
                 "use_logfmt", f"with hidden {hidden}, zero_copy {zero_copy}",
@@ -395,8 +397,8 @@ def _check_tokens(x: Tensor, topk_idx: Tensor, layout: Layout) -> None:
 
 
 def _check_topk(topk_idx: Tensor, tokens: int, layout: Layout) -> None:
-    if topk_idx.dtype != torch.int64:
-        raise BadType(f"topk_idx is {topk_idx.dtype}; it must be torch.int64")
+    if topk_idx.dtype not in {torch.int64, torch.int32}:
+        raise BadType(f"topk_idx is {topk_idx.dtype}; it must be torch.int64, or torch.int32")
     if topk_idx.dim() != 2 or topk_idx.shape[0] != tokens or not topk_idx.is_contiguous():
         refuse("topk_idx", f"of shape {tuple(topk_idx.shape)}", f"it must be ({tokens}, k), contiguous")
     if not 0 < topk_idx.shape[1] <= TOPK_MAX:

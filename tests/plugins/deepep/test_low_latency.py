@@ -41,6 +41,14 @@ def test_all_ranks_get_what_the_reference_says(experts: Ranks, name, size) -> No
     assert values(experts.run("low_latency_calls", size, cases=varied(size), name=name)) == [name] * size
 
 
+def test_the_original_s_own_checks_hold(experts: Ranks) -> None:
+    """Twice with the same bits, and with LogFMT within the same tolerances."""
+    sizes = {"tokens": 8, "hidden": 512, "experts": 16, "topk": 5, "seed": 3}
+    first, again = (values(experts.run("low_latency_original", 4, logfmt=False, **sizes)) for _ in range(2))
+    assert first == again
+    values(experts.run("low_latency_original", 2, logfmt=True, **sizes))
+
+
 def test_kernels_do_the_same_between_processes(experts: Ranks) -> None:
     """In Triton's interpreter, over memory that other processes write."""
     cases = [
@@ -93,7 +101,7 @@ def test_bad_arguments_are_refused_with_what_is_allowed(experts: Ranks) -> None:
     (told,) = values(experts.run("low_latency_described_errors", 1))
     wanted = {
         "type of x": "BadType: x is torch.float32; it must be torch.bfloat16",
-        "type of topk": "BadType: topk_idx is torch.int32; it must be torch.int64",
+        "type of topk": "BadType: topk_idx is torch.int16; it must be torch.int64",
         "shape of topk": "topk_idx is of shape (3, 2); it must be (4, k)",
         "many k": "k is 33; it must be 1 to 32",
         "tokens": "x is of 4 tokens; num_max_dispatch_tokens_per_rank is 3",
