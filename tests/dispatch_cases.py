@@ -1,5 +1,6 @@
 """What a rank does in the tests of normal mode: each case compares with what one process computes."""
 
+import itertools
 import os
 import signal
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from luciola.plugins.deepep import Buffer, CommunicationError, reference
+from luciola.plugins.deepep import Buffer, CommunicationError, reference, shim
 from luciola.plugins.kernels.layers import using_layer
 from luciola.plugins.kernels.quantize import per_token_cast_to_fp8
 
@@ -219,55 +220,111 @@ def _same(got: Tensor, wanted: Tensor) -> None:
 
 
 def original(rank: int, size: int, **arguments: int) -> None:
-    """The original's test of normal mode: rows that tell their source, and its tolerances."""
+    """The calls and the checks of the original's tests of normal mode, by its own names."""
+    shim.install(replace=True)
     with using_layer("reference"):
         _original(rank, size, **arguments)
 
 
-def _original(rank: int, size: int, *, nodes: int, tokens: int, hidden: int, experts: int, topk: int) -> None:
-    buffer = make(rank, size, nodes=nodes, num_bytes=1 << 21)
+def _original(  # noqa: C901, PLR0915 (one step after another)
+    rank: int, size: int, *, nodes: int, tokens: int, hidden: int, experts: int, topk: int
+) -> None:
+    import deep_ep  # noqa: I001 (the shim has made it)
+    from deep_ep.utils.math import (
+        calc_diff, create_grouped_scores, inplace_unique, per_token_cast_back, per_token_cast_to_fp8,
+    )  # fmt: skip
+
+    buffer = deep_ep.Buffer(
+        dist.group.WORLD, 1 << 21, 1 << 21 if nodes > 1 else 0, ranks_per_node=size // nodes
+    )
     torch.manual_seed(rank)
-    x = torch.full((tokens, hidden), float(rank)).bfloat16()
+    x = torch.ones(tokens, hidden).bfloat16() * rank
     noise = torch.randn(tokens, hidden).bfloat16()
-    topk_idx = torch.rand(tokens, experts).topk(topk, dim=1, sorted=False).indices
-    topk_weights = torch.full((tokens, topk), float(rank))
-    per_rank, per_node, per_expert, inside, _ = buffer.get_dispatch_layout(topk_idx, experts)
-    everywhere = per_rank.clone()
-    dist.all_reduce(everywhere)
-    expert_totals = per_expert.clone()
+    values, scales = per_token_cast_to_fp8(x)
+    casts = {"x": (values, scales.T.contiguous().T), "noise": per_token_cast_to_fp8(noise)}
+    scores = torch.randn(tokens, experts).abs() + 1
+    groups = torch.topk(
+        scores.view(tokens, nodes, experts // nodes).amax(-1), k=max(nodes // 2, 1), dim=-1
+    ).indices
+    topk_idx = torch.topk(create_grouped_scores(scores, groups, nodes), topk, dim=-1, sorted=False)[1]
+    topk_idx = topk_idx.to(deep_ep.topk_idx_t)
+    weights = {"x": torch.ones(tokens, topk) * rank, "noise": torch.randn(tokens, topk)}
+
+    rank_idx = topk_idx // (experts // size)
+    inplace_unique(rank_idx, size)
+    node_idx = torch.where(rank_idx >= 0, rank_idx // (size // nodes), -1)
+    inplace_unique(node_idx, nodes)
+    per_rank = torch.stack([(rank_idx == each).sum() for each in range(size)]).int()
+    per_node = torch.stack([(node_idx == each).sum() for each in range(nodes)]).int()
+    per_expert = torch.stack([(topk_idx == each).sum() for each in range(experts)]).int()
+    inside = torch.stack([(rank_idx == each).any(1) for each in range(size)], 1).contiguous()
+    layout = buffer.get_dispatch_layout(topk_idx, experts)
+    for got, wanted in zip(
+        layout, (per_rank, per_node if nodes > 1 else None, per_expert, inside), strict=False
+    ):
+        assert got is wanted is None or torch.equal(got, wanted)
+    totals, expert_totals = per_rank.clone(), per_expert.clone()
+    dist.all_reduce(totals)
     dist.all_reduce(expert_totals)
-    for current, fp8 in ((x, False), (noise, False), (x, True), (noise, True)):
-        given = per_token_cast_to_fp8(current, use_ue8m0=False) if fp8 else current
-        got, got_idx, got_weights, counts, handle, _ = buffer.dispatch(
-            given, num_tokens_per_rank=per_rank, num_tokens_per_rdma_rank=per_node, is_token_in_rank=inside,
-            num_tokens_per_expert=per_expert, topk_idx=topk_idx, topk_weights=topk_weights,
+    config = deep_ep.Config(24, 8, 512, 16, 128) if nodes > 1 else deep_ep.Config(24, 8, 256)
+    bias = (torch.ones(tokens, hidden).bfloat16(), torch.randn(tokens, hidden).bfloat16())
+    copies = inside.sum(1).unsqueeze(1)
+
+    def check(rows: Tensor, ends: Tensor) -> None:
+        assert torch.allclose(rows.amin(1), rows.amax(1))
+        start = 0
+        for source in range(size):
+            end = int(ends[source])
+            assert (rows[start:end].int() - source).sum() == 0
+            start = end
+
+    steps = ((False, True), (False, True)) if size < 8 else ((True,), (True,))
+    for previous, asynchronous, name, fp8, with_topk in itertools.product(
+        *steps, ("noise", "x"), (False, True), (False, True)
+    ):
+        usual = {"config": config, "async_finish": asynchronous}
+        before = (lambda: {"previous_event": deep_ep.Buffer.capture()}) if previous else dict
+        current = casts[name] if fp8 else {"x": x, "noise": noise}[name]
+        experts_too = {"topk_idx": topk_idx, "topk_weights": weights[name]} if with_topk else {}
+        rows, idx, row_weights, counts, handle, event = buffer.dispatch(
+            x=current, num_tokens_per_rank=per_rank, num_tokens_per_rdma_rank=per_node, is_token_in_rank=inside,
+            num_tokens_per_expert=per_expert, **usual, **experts_too, **before(),
         )  # fmt: skip
-        rows = (
-            (got[0].float().view(len(got[0]), -1, 128) * got[1][:, :, None]).flatten(1).bfloat16()
-            if fp8
-            else got
-        )
-        assert len(rows) == int(everywhere[rank])
-        assert counts == expert_totals.view(size, -1)[rank].tolist()
+        if asynchronous:
+            event.current_stream_wait()
+        rows = per_token_cast_back(*rows) if isinstance(rows, tuple) else rows
         ends = handle[0][:, rank] if nodes == 1 else handle[-4]
-        if current is x:
-            start = 0
-            for source, end in enumerate(ends.tolist()):
-                assert (rows[start:end] == source).all()
-                assert (got_weights[start:end][got_idx[start:end] >= 0] == source).all()
-                start = end
-        back, back_weights, _ = buffer.combine(rows, handle, topk_weights=got_weights)
-        scale = inside.sum(1, keepdim=True)
-        assert difference(back.float(), current.float() * scale) < (5e-4 if fp8 else 5e-6)
-        sent = (topk_idx >= 0).float() * topk_weights
-        assert difference(back_weights, sent) < 1e-9
-    buffer.destroy()
-
-
-def difference(x: Tensor, y: Tensor) -> float:
-    """The original's: 1 - cosine similarity of the numbers plus one."""
-    x, y = x.double() + 1, y.double() + 1
-    return float(1 - 2 * (x * y).sum() / (x * x + y * y).sum())
+        assert len(rows) == int(totals[rank])
+        assert counts == expert_totals.view(size, -1)[rank].tolist()
+        if name == "x":
+            check(rows, ends)
+        if with_topk:
+            assert (idx.eq(-1) | ((idx >= 0) & (idx < experts // size))).all()
+            assert [int(idx.eq(each).sum()) for each in range(len(counts))] == counts
+            if name == "x":
+                filled = row_weights.amax(1, keepdim=True).expand_as(row_weights)
+                check(torch.where(idx.eq(-1), filled, row_weights), ends)
+        else:
+            again, *_, event = buffer.dispatch(x=current, handle=handle, **usual, **before())
+            if asynchronous:
+                event.current_stream_wait()
+            again = per_token_cast_back(*again) if isinstance(again, tuple) else again
+            assert torch.equal(again, rows)
+        back, back_weights, event = buffer.combine(
+            x=rows,
+            handle=handle,
+            bias=bias,
+            topk_weights=row_weights if with_topk else None,
+            **usual,
+            **before(),
+        )
+        if asynchronous:
+            event.current_stream_wait()
+        wanted = {"x": x, "noise": noise}[name]
+        restored = (back.float() - bias[0].float() - bias[1].float()) / copies
+        assert calc_diff(restored, wanted) < (5e-4 if fp8 else 5e-6)
+        if with_topk:
+            assert calc_diff(back_weights, weights[name]) < 1e-9
 
 
 def learned(call: Callable[[], Any]) -> tuple[str, str, int, int]:

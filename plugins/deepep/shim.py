@@ -1,0 +1,70 @@
+"""`import deep_ep` in programs that cannot be changed.
+
+    from luciola.plugins.deepep import shim
+    shim.install()
+    import deep_ep                                    # this plugin
+
+Provided: `deep_ep`, `deep_ep.buffer`, `deep_ep.buffers.legacy`, `deep_ep.utils` with its modules `envs`, `math`,
+`testing` and `event`, and `deep_ep_cpp` (`Config`, `EventHandle`, `topk_idx_t`).
+"""
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, Final
+
+from ..kernels.errors import BadCall
+from . import buffer, config, event, quantize, testing
+
+NAME: Final = "deep_ep"
+_CASTS: Final = ("calc_diff", "per_token_cast_back", "per_token_cast_to_fp8")
+_ENVS: Final = ("dist_print", "init_dist", "init_seed")
+_MEASURES: Final = ("bench", "bench_kineto")
+
+
+def install(*, replace: bool = False) -> None:
+    """Makes this plugin the module `deep_ep` of this process.
+
+    Raises: BadCall if the original is installed, unless `replace`.
+    """
+    package = import_module(__package__)
+    if sys.modules.get(NAME) is package:
+        return
+    if not replace and (NAME in sys.modules or find_spec(NAME) is not None):
+        raise BadCall("deep_ep is installed: uninstall it, or call install(replace=True)")
+    events: dict[str, Any] = {name: getattr(event, name) for name in event.__all__}
+    casts = {name: getattr(quantize, name) for name in _CASTS}
+    others = {name: getattr(testing, name) for name in testing.__all__}
+    math = casts | {name: each for name, each in others.items() if name not in {*_ENVS, *_MEASURES}}
+    modules = {
+        "utils.event": events,
+        "utils.envs": {name: others[name] for name in _ENVS},
+        "utils.testing": {name: others[name] for name in _MEASURES},
+        "utils.math": math,
+        "utils": events | casts | others,
+        "buffer": {"Buffer": buffer.Buffer},
+        "buffers": {},
+        "buffers.legacy": {"Buffer": buffer.Buffer},
+    }
+    for name, members in modules.items():
+        _module(f"{NAME}.{name}", members)
+    for name in modules:
+        parent, _, child = f"{NAME}.{name}".rpartition(".")
+        if parent != NAME:
+            setattr(sys.modules[parent], child, sys.modules[f"{NAME}.{name}"])
+    _module(
+        "deep_ep_cpp",
+        {"Config": config.Config, "EventHandle": event.EventHandle, "topk_idx_t": buffer.topk_idx_t},
+    )
+    sys.modules[NAME] = package
+
+
+def _module(name: str, members: dict[str, Any]) -> None:
+    module = ModuleType(name, f"Stands for {name}.")
+    for each, value in members.items():
+        setattr(module, each, value)
+    sys.modules[name] = module
+
+
+__all__ = ["install"]

@@ -1,0 +1,159 @@
+"""What the original's `deep_ep.utils` offers to its test programs, on GPUs and on CPUs alike."""
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..kernels.errors import BadCall
+from ..kernels.quantize import align, ceil_div
+
+_cuda: Any = torch.cuda  # parts of it have no types
+
+
+def init_dist(
+    local_rank: int, num_local_ranks: int, seed: int | None = None
+) -> tuple[int, int, dist.ProcessGroup]:
+    """Joins the processes of a run: (rank, number of ranks, group of all).
+
+    MASTER_ADDR, MASTER_PORT, WORLD_SIZE (hosts) and RANK (of this host) say where, as for the original. Ranks share
+    GPUs if there are fewer; gloo connects those, and CPUs, because NCCL refuses two ranks on one GPU.
+    """
+    hosts, host = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    address = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    port = int(os.environ.get("MASTER_PORT", "8361"))
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus:
+        torch.cuda.set_device(local_rank % gpus)
+        torch.set_default_dtype(torch.bfloat16)
+        torch.set_default_device("cuda")
+    ranks, rank = hosts * num_local_ranks, host * num_local_ranks + local_rank
+    backend = "nccl" if gpus >= num_local_ranks else "gloo"
+    dist.init_process_group(backend, init_method=f"tcp://{address}:{port}", world_size=ranks, rank=rank)
+    if seed is not None:
+        init_seed(seed + rank)
+    group = dist.group.WORLD
+    assert group is not None, "it has just been made"
+    return rank, ranks, group
+
+
+def init_seed(seed: int) -> None:
+    """Of all generators."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def dist_print(*values: object, once_in_node: bool = False, **options: Any) -> None:
+    """`print`, on one rank of all if `once_in_node`; then all ranks go on together."""
+    if not once_in_node or dist.get_rank() == 0:
+        print(*values, **{"flush": True, **options})  # noqa: T201 (what it is for)
+    dist.barrier()
+
+
+def inplace_unique(x: Tensor, num_slots: int) -> None:
+    """Each row of x (T, K) keeps one of each number below `num_slots`, most frequent first; the rest becomes -1."""
+    assert x.dim() == 2, "rows of numbers"
+    is_known = (x >= 0) & (x < num_slots)
+    counts = torch.zeros(len(x), num_slots + 1, dtype=torch.int64, device=x.device)
+    counts.scatter_add_(1, torch.where(is_known, x.long(), num_slots), torch.ones_like(x, dtype=torch.int64))
+    found, numbers = counts[:, :num_slots].sort(dim=1, descending=True, stable=True)
+    width = min(num_slots, x.shape[1])
+    x.fill_(-1)
+    x[:, :width] = torch.where(found > 0, numbers, -1)[:, :width].to(x.dtype)
+
+
+def create_grouped_scores(scores: Tensor, group_idx: Tensor, num_groups: int) -> Tensor:
+    """Scores (T, E), zero outside the groups of neighbouring experts that group_idx (T, G) names."""
+    tokens, experts = scores.shape
+    is_chosen = torch.zeros(tokens, num_groups, dtype=torch.bool, device=scores.device).scatter_(
+        1, group_idx, value=True
+    )
+    grouped = scores.view(tokens, num_groups, experts // num_groups) * is_chosen.unsqueeze(2)
+    return grouped.flatten(1)
+
+
+def hash_tensor(x: Tensor) -> int:
+    """A number that differs if a byte differs, most likely."""
+    words = x.contiguous().view(torch.uint8).flatten().long()
+    return int((words * (torch.arange(len(words), device=x.device) % 65_521 + 1)).sum())
+
+
+def hash_tensors(*tensors: Tensor) -> int:
+    """The same of several."""
+    return sum(hash_tensor(each) for each in tensors)
+
+
+def count_bytes(*values: Tensor | Iterable[Any] | None) -> int:
+    """Of all tensors, in tuples and lists too."""
+    total = 0
+    for value in values:
+        if isinstance(value, Tensor):
+            total += value.numel() * value.element_size()
+        elif value is not None:
+            total += count_bytes(*value)
+    return total
+
+
+def bench(
+    fn: Callable[[], object],
+    num_warmups: int = 5,
+    num_tests: int = 20,
+    post_fn: Callable[[], object] | None = None,
+) -> tuple[float, float, float]:
+    """Seconds of a call: mean, least, most."""
+    for _ in range(num_warmups):
+        fn()
+    times = []
+    for _ in range(num_tests):
+        _wait()
+        began = time.perf_counter()
+        fn()
+        _wait()
+        times.append(time.perf_counter() - began)
+        if post_fn is not None:
+            post_fn()
+    return sum(times) / len(times), min(times), max(times)
+
+
+def bench_kineto(
+    fn: Callable[[], object], kernel_names: str | tuple[str, ...], num_tests: int = 30, **_unused: object
+) -> float | tuple[float, ...]:
+    """Seconds that a GPU spends in a call's kernels whose names contain each of `kernel_names`."""
+    if not torch.cuda.is_available():
+        raise BadCall("bench_kineto measures kernels of a GPU, and there is none: use bench")
+    names = (kernel_names,) if isinstance(kernel_names, str) else kernel_names
+    fn()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(num_tests):
+            fn()
+        _wait()
+    events: list[Any] = list(profile.key_averages())
+    sums = [sum(each.self_device_time_total for each in events if name in each.key) for name in names]
+    seconds = tuple(each / num_tests / 1e6 for each in sums)
+    return seconds[0] if isinstance(kernel_names, str) else seconds
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        _cuda.synchronize()
+
+
+__all__ = [
+    "align",
+    "bench",
+    "bench_kineto",
+    "ceil_div",
+    "count_bytes",
+    "create_grouped_scores",
+    "dist_print",
+    "hash_tensor",
+    "hash_tensors",
+    "init_dist",
+    "init_seed",
+    "inplace_unique",
+]
