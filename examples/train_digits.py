@@ -241,21 +241,21 @@ def compare(data: Path, options: argparse.Namespace) -> None:
     kill_at = steps * 5 // 8 + 3
     print(f"\nand now with a stop after step {kill_at}")
     node = storage_node(data)
-    run_training(cluster, "stopped", options, ranks=2, kill=(kill_at, node))
+    killed = run_training(cluster, "stopped", options, ranks=2, kill=(kill_at, node))
     print(f"killed both processes, and storage node {node} with them")
-    told = run_training(cluster, "stopped", options, ranks=1)
-    resumed = int(told[0].partition("step ")[2].partition(":")[0])
-    assert 0 < resumed <= kill_at, told[0]
+    first, *told = run_training(cluster, "stopped", options, ranks=1)
+    resumed = int(first.partition("step ")[2].partition(":")[0])
+    assert 0 < resumed <= kill_at, first
+    assert told[: kill_at - resumed] == killed[resumed:], "the steps behind the checkpoint, done again"
     unstopped, stopped = (
         json.loads(read(f"{cluster}/{name}/losses.json")) for name in ("unstopped", "stopped")
     )
-    draw(options.plot, unstopped, stopped, killed=kill_at, resumed=resumed)
+    draw(options.plot, unstopped, [float(line.split()[-1]) for line in killed], stopped[resumed:])
     if unstopped != stopped:
         sys.exit("the losses differ")
     print(
         f"\n{len(stopped)} losses, equal in every bit to those of the training without a stop: {options.plot}"
     )
-    close_locations()
 
 
 def run_training(
@@ -296,33 +296,28 @@ def read(location: str) -> bytes:
     return files.read(path)
 
 
-def draw(path: Path, unstopped: list[float], stopped: list[float], *, killed: int, resumed: int) -> None:
-    """Both curves, and where the second was stopped."""
+def draw(path: Path, unstopped: list[float], killed: list[float], resumed: list[float]) -> None:
+    """The curves, and where the second was stopped."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
+    steps, stop = len(unstopped), len(killed)
+    start = steps - len(resumed)
     axes.plot(
-        range(1, len(unstopped) + 1),
-        unstopped,
-        linewidth=6,
-        color="#b9d7ea",
-        label="never stopped, two processes",
+        range(1, steps + 1), unstopped, linewidth=6, color="#b9d7ea", label="never stopped, two processes"
     )
-    axes.plot(
-        range(1, killed + 1), stopped[:killed], linewidth=1.4, color="#1f4e79", label="stopped: two processes"
-    )
-    axes.plot(
-        range(resumed + 1, len(stopped) + 1), stopped[resumed:], "--", linewidth=1.4, color="#c0392b",
-        label=f"then one, from the checkpoint of step {resumed}",
-    )  # fmt: skip
-    axes.axvline(killed, color="black", linewidth=0.8)
+    axes.plot(range(1, stop + 1), killed, linewidth=1.4, color="#1f4e79", label="stopped: two processes")
+    label = f"then one, from the checkpoint of step {start}"
+    axes.plot(range(start + 1, steps + 1), resumed, "--", linewidth=1.4, color="#c0392b", label=label)
+    axes.axvline(stop, color="black", linewidth=0.8)
     axes.annotate(
-        "both processes and a storage node killed", (killed, max(unstopped) * 0.8), xytext=(6, 0),
-        textcoords="offset points", fontsize=9,
-    )  # fmt: skip
-    per_epoch = TRAINING // BATCH
-    for end in range(per_epoch, len(unstopped), per_epoch):
+        "both processes and a storage node killed ",
+        (stop, max(unstopped) * 0.8),
+        horizontalalignment="right",
+        fontsize=9,
+    )
+    for end in range(TRAINING // BATCH, steps, TRAINING // BATCH):
         axes.axvline(end, color="gray", linewidth=0.5, linestyle=":")
     axes.set_xlabel("step (dotted: ends of epochs)")
     axes.set_ylabel("loss")
