@@ -4,12 +4,13 @@
 # make dev      set up for development: environment, native module, editable install
 # make bench    measure this machine, beside other file systems where they are installed
 # make gpu      on a machine with an NVIDIA GPU: the kernels' tests and benchmarks there, and a report of them
+# make test-rdma  everything that speaks RDMA, in a virtual machine with Soft-RoCE (Debian, root)
 # make proto    regenerate the protobuf code after a change in proto/
 # make fmt      format everything
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test test-rust test-python check check-python check-rust bench gpu proto fmt clean
+.PHONY: help dev demo test test-rust test-python test-rdma test-rdma-quick check check-python check-rust bench gpu proto fmt clean
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -52,6 +53,12 @@ test-rust: $(STAMPS)/dev
 
 test-python: $(STAMPS)/dev
 	$(PY) -m pytest
+
+test-rdma: $(STAMPS)/dev
+	$(PY) tests/rdma/run.py
+
+test-rdma-quick: $(STAMPS)/dev
+	$(PY) tests/rdma/run.py --quick
 
 check: check-python check-rust
 
