@@ -1,7 +1,8 @@
 //! One end of a data-plane connection over RDMA, driven by lines on standard input; what another implementation of the
 //! protocol is tested against (`tests/rdma`).
 //!
-//! rdma_peer serve DEVICE                  prints its TCP port; `connections`, `chunk CONTENT INDEX`, `put … LENGTH SEED`
+//! rdma_peer serve DEVICE                  prints its TCP port; `connections`, `chunk CONTENT INDEX`, `put … LENGTH SEED`,
+//!                                         `hang` (in the next batch), `release`
 //! rdma_peer drive DEVICE ADDRESS [strict] `connect`, `ping`, `write CONTENT INDEX LENGTH SEED`, `read CONTENT INDEX
 //!                                         LENGTH DEADLINE_MS`, `peek`; strict: no falling back to TCP
 //!
@@ -19,7 +20,7 @@ use luciola_core::net::{Endpoint, Pool};
 use luciola_core::rdma::{Fabric, Options};
 use luciola_core::types::*;
 use luciola_core::wire::pb::claims::Role;
-use twin::{Running, credential, read_op, write_op};
+use twin::{Fault, Running, credential, read_op, write_op};
 
 const CHUNK_BYTES: usize = 1 << 20;
 const LONG: Duration = Duration::from_secs(60);
@@ -47,6 +48,14 @@ fn serve(device: &str) {
         ["chunk", content, index] => {
             let chunk = running.twin.chunk(1, number(content), number(index) as u32);
             chunk.map_or("none".to_owned(), |bytes| hexadecimal(&bytes))
+        }
+        ["hang"] => {
+            running.twin.fail([Fault::Hang]);
+            "ok".to_owned()
+        }
+        ["release"] => {
+            running.twin.release();
+            "ok".to_owned()
         }
         ["put", content, index, length, seed] => {
             running.twin.put(1, number(content), number(index) as u32, &pattern(length, seed));

@@ -6,6 +6,7 @@ from pathlib import Path
 
 INTERFACES = {"rxe0": "ve0", "rxe1": "ve1"}
 TABLES = {"ve0": "100", "ve1": "101"}
+ADDRESSES = {"ve0": "10.77.0.1", "ve1": "10.77.0.2"}
 PATIENCE_S = 60
 
 
@@ -35,8 +36,13 @@ def mend() -> None:
     for device, interface in INTERFACES.items():
         subprocess.run(["tc", "qdisc", "del", "dev", interface, "root"], capture_output=True, check=False)
         run("ip", "link", "set", interface, "up")
-        # A link that goes down takes its routes with it.
+    # No end has a carrier before the other is up.
+    for device, interface in INTERFACES.items():
+        # A link that goes down takes its routes and neighbours with it.
         run("ip", "route", "replace", "10.77.0.0/24", "dev", interface, "table", TABLES[interface])
+        mac = Path(f"/sys/class/net/{interface}/address").read_text().strip()
+        neighbour = (ADDRESSES[interface], "lladdr", mac, "dev", interface, "nud", "permanent")
+        run("ip", "neigh", "replace", *neighbour)
         wait_for(f"{device} became usable", lambda device=device: is_usable(device))
 
 

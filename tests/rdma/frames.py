@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 MAGIC, VERSION, REPLY = b"LUCF", 2, 0x80
 READ, UPDATE, SYNC, PING, REGISTER, OFFER, CONNECT, TRANSMIT = range(1, 9)
-HEADER = struct.Struct("<4sBBHIIIII")
+HEADER = struct.Struct("<4sBBHIIIIII")
 ENTRIES = {
     READ: struct.Struct("<IHHQQIIIIQ"),
     UPDATE: struct.Struct("<IHHQQIIIIQQQQIIQ"),
