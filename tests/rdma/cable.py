@@ -33,7 +33,7 @@ def disturb(interface: str, *how: str) -> None:
 
 def mend() -> None:
     """Both ends up, nothing lost, addresses and routes as at the start."""
-    for device, interface in INTERFACES.items():
+    for interface in TABLES:
         subprocess.run(["tc", "qdisc", "del", "dev", interface, "root"], capture_output=True, check=False)
         run("ip", "link", "set", interface, "up")
     # No end has a carrier before the other is up.
