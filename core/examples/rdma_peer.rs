@@ -4,7 +4,7 @@
 //! rdma_peer serve DEVICE                  prints its TCP port; `connections`, `chunk CONTENT INDEX`, `put … LENGTH SEED`,
 //!                                         `hang` (in the next batch), `release`
 //! rdma_peer drive DEVICE ADDRESS [strict] `connect`, `ping`, `write CONTENT INDEX LENGTH SEED`, `read CONTENT INDEX
-//!                                         LENGTH DEADLINE_MS`, `peek`; strict: no falling back to TCP
+//!                                         LENGTH DEADLINE_MS`, `peek`, `measure …`; strict: no falling back to TCP
 //!
 //! Each line is answered by one. It ends with its input.
 
@@ -69,7 +69,7 @@ fn drive(device: &str, address: &str, may_fall_back: bool) {
     let endpoint =
         Endpoint::Rdma { address: address.parse().unwrap(), fabric: fabric(device), may_fall_back };
     let pool = Pool::new(endpoint, credential(Role::Client), 1);
-    let memory = BufferPool::new(CHUNK_BYTES, 2).unwrap();
+    let memory = BufferPool::new(CHUNK_BYTES, 8).unwrap();
     let mut last: Option<Placement> = None;
     let mut sequence = 0;
     answer_lines(|words| {
@@ -88,13 +88,33 @@ fn drive(device: &str, address: &str, may_fall_back: bool) {
         match words {
             ["connect"] => if connection.is_remote_direct() { "rdma" } else { "tcp" }.to_owned(),
             ["ping"] => status(connection.ping(deadline)),
+            // Reads (or writes) of SIZE bytes, DEPTH to a batch, COUNT batches; the microseconds of each.
+            ["measure", "ping", count] => microseconds(number(count), || connection.ping(deadline)),
+            ["measure", "read", size, depth, count] => {
+                let ops: Vec<_> =
+                    (0..number(depth)).map(|n| read_op(9, n as u32, 0, number(size) as u32)).collect();
+                let places: Vec<_> =
+                    ops.iter().map(|op| memory.try_take().unwrap().slice(0..op.length as usize)).collect();
+                microseconds(number(count), || connection.read(&ops, &places, deadline, &mut Vec::new()))
+            }
+            ["measure", "write", size, depth, count] => {
+                let places: Vec<_> = (0..number(depth))
+                    .map(|_| memory.try_take().unwrap().slice(0..number(size) as usize))
+                    .collect();
+                microseconds(number(count), || {
+                    sequence += 1;
+                    let ops: Vec<_> = (0..number(depth))
+                        .map(|n| write_op(9, n as u32, 0, number(size) as u32, sequence))
+                        .collect();
+                    connection.update(&ops, &places, deadline, &mut Vec::new())
+                })
+            }
             ["write", content, index, length, seed] => {
                 let bytes = pattern(length, seed);
                 let payload = memory.try_take().unwrap().slice(0..bytes.len());
                 payload.copy_from(&bytes);
                 sequence += 1;
-                let op =
-                    write_op(number(content), number(index) as u32, 0, bytes.len() as u32, sequence);
+                let op = write_op(number(content), number(index) as u32, 0, bytes.len() as u32, sequence);
                 let mut out = Vec::new();
                 match connection.update(&[op], &[payload], deadline, &mut out) {
                     Ok(()) => format!("{:?} {}", out[0].status, out[0].length),
@@ -130,6 +150,18 @@ fn answer_lines(mut answer: impl FnMut(&[&str]) -> String) {
 fn say(text: &str) {
     let mut out = stdout().lock();
     writeln!(out, "{text}").and_then(|()| out.flush()).unwrap();
+}
+
+fn microseconds(count: u64, mut work: impl FnMut() -> Result<(), Status>) -> String {
+    let mut all = Vec::new();
+    for _ in 0..count {
+        let start = Instant::now();
+        if let Err(status) = work() {
+            return format!("{status:?}");
+        }
+        all.push(start.elapsed().as_micros().to_string());
+    }
+    all.join(" ")
 }
 
 fn status(result: Result<(), Status>) -> String {

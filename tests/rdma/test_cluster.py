@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,10 @@ deadline_ms = 120000
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    # Programs are read from the machine outside, slowly the first time: not while a supervisor waits for them.
+    services = ("mgmtd", "meta", "storage")
+    imports = "; ".join(f"import luciola.{name}.__main__" for name in services)
+    subprocess.run([sys.executable, "-c", imports], check=True)
     with LocalCluster(tmp_path_factory.mktemp("cluster"), replicas=3, mount=True, config=CONFIG) as running:
         running.wait_healthy(timeout_s=PATIENCE_S)
         yield running
