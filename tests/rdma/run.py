@@ -23,19 +23,17 @@ LIMIT_S: Final = 1800
 QUICK_LIMIT_S: Final = 600
 
 
-def build() -> tuple[Path, Path]:
-    """The binaries of the native tests, and of the native end for the other implementation."""
-    found: dict[str, Path] = {}
-    for what in (("build", "--example", "rdma_peer"), ("test", "--no-run", "--test", "rdma")):
+def build(*targets: tuple[str, ...]) -> list[Path]:
+    """Builds with cargo; the binaries."""
+    found = []
+    for what in targets:
         command = ("cargo", what[0], "--locked", "--message-format=json-render-diagnostics", *what[1:])
         done = subprocess.run(command, cwd=CORE, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode != 0:
             sys.exit(f"run.py: {' '.join(command)} failed")
-        for line in done.stdout.splitlines():
-            message = json.loads(line)
-            if message.get("executable") and message["target"]["name"] in ("rdma", "rdma_peer"):
-                found[message["target"]["name"]] = Path(message["executable"])
-    return found["rdma"], found["rdma_peer"]
+        executables = [json.loads(line).get("executable") for line in done.stdout.splitlines()]
+        found.append(Path(next(filter(None, executables))))
+    return found
 
 
 def main() -> int:
@@ -43,13 +41,15 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="leave out what takes long")
     parser.add_argument("pytest", nargs="*", help="only pytest, with these arguments")
     given = parser.parse_args()
-    native, peer = build()
+    (peer,) = build(("build", "--example", "rdma_peer"))
     python = [sys.executable, "-m", "pytest", "--timeout", "300"]
-    steps = [[str(native), "--test-threads", "1"], [*python, str(HERE)]]
     if given.pytest:
         steps = [[*python, *given.pytest]]
     elif given.quick:
         steps = [[*python, "-m", "not slow", str(HERE)]]
+    else:
+        (native,) = build(("test", "--no-run", "--test", "rdma"))
+        steps = [[str(native), "--test-threads", "1"], [*python, str(HERE)]]
     script = " && ".join(shlex.join(step) for step in steps)
     command = [sys.executable, str(HERE / "laboratory.py")]
     command += ["--limit", str(QUICK_LIMIT_S if given.quick else LIMIT_S)]

@@ -96,6 +96,7 @@ def test_garbage_on_tcp_ends_that_test_only(listener: int) -> None:
     assert check(*arguments)[0] == 0
 
 
+@pytest.mark.slow
 def test_lost_packets_are_named(listener: int, whole_cable: None) -> None:
     cable.disturb("ve0", "loss", "100%")
     status, document = check("--device", "rxe0", "--peer", f"127.0.0.1:{listener}")
@@ -105,6 +106,7 @@ def test_lost_packets_are_named(listener: int, whole_cable: None) -> None:
     assert "4791" in problem["remedy"]
 
 
+@pytest.mark.slow
 def test_a_link_that_is_down_is_named_and_the_other_port_used(whole_cable: None) -> None:
     cable.cut("ve0")
     cable.wait_for("the port went down", lambda: not cable.is_usable("rxe0"))

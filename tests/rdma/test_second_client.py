@@ -248,6 +248,7 @@ def test_bytes_over_tcp_after_it_went_on_by_rdma_end_it(server: Native, other: N
         assert closed_by_server(client)
 
 
+@pytest.mark.slow
 def test_a_client_that_is_gone_leaves_no_queue_pair(server: Native) -> None:
     before = queue_pairs()
     for number in range(20):
@@ -265,6 +266,7 @@ def queue_pairs() -> list[int]:
     return [int(count) for count in re.findall(r"qp (\d+)", shown)]
 
 
+@pytest.mark.slow
 def test_a_cut_cable_ends_connections_and_a_mended_one_serves_again(
     server: Native, whole_cable: None
 ) -> None:
@@ -279,6 +281,7 @@ def test_a_cut_cable_ends_connections_and_a_mended_one_serves_again(
         assert write_and_read(client, 80, 1000)
 
 
+@pytest.mark.slow
 def test_loss_delay_and_reordering_change_no_byte(server: Native, whole_cable: None) -> None:
     cable.disturb("ve0", "delay", "2ms", "1ms", "loss", "1%", "reorder", "25%")
     with connected(server) as client:

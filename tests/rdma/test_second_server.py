@@ -103,6 +103,7 @@ def test_damage_on_the_way_is_noticed() -> None:
             assert each.client.hear() == "Checksum"
 
 
+@pytest.mark.slow
 def test_a_placement_after_the_deadline_lands_nowhere() -> None:
     """The client has given the read up, its memory is its own again; the server, late, writes where it was told to."""
     with driven("strict") as each:
@@ -120,6 +121,7 @@ def test_a_placement_after_the_deadline_lands_nowhere() -> None:
             assert each.client.ask("peek") == "ee" * 4096
 
 
+@pytest.mark.slow
 def test_a_fetch_after_the_client_gave_up_brings_nothing() -> None:
     with driven("strict") as each:
         each.client.say("connect")
@@ -191,6 +193,7 @@ def test_a_server_that_goes_is_noticed_and_another_found() -> None:
             connect(each, server)
 
 
+@pytest.mark.slow
 def test_a_cut_cable_is_an_error_and_not_a_wait(whole_cable: None) -> None:
     with driven("strict") as each:
         each.client.say("connect")
