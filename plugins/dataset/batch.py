@@ -15,6 +15,7 @@ If all records of a batch have one length they lie back to back, and the batch i
 begin at multiples of ALIGNMENT, so that any element type may be viewed.
 """
 
+import itertools
 import os
 import threading
 import time
@@ -50,7 +51,11 @@ class Pool:
     def __init__(self, *, pin: Callable[[Bytes], None] | None = None, limit_bytes: int = POOL_BYTES) -> None:
         self._pin, self._limit_bytes = pin, limit_bytes
         self._free: dict[int, deque[tuple[Any, Bytes]]] = {}
-        self.free_bytes = 0
+
+    @property
+    def free_bytes(self) -> int:
+        """Of memory that waits to be used again."""
+        return sum(size * len(free) for size, free in list(self._free.items()))
 
     def take(self, nbytes: int) -> tuple[Any, Bytes]:
         """(what a ring fills, the same bytes as an array of at least that many)."""
@@ -58,7 +63,6 @@ class Pool:
         free = self._free.setdefault(size, deque())
         try:
             memory, whole = free.pop()
-            self.free_bytes -= size
         except IndexError:
             memory = memoryview(Buffer(size))
             whole = np.frombuffer(memory, np.uint8)
@@ -72,7 +76,6 @@ class Pool:
         # May run inside any allocation of any thread: no locks.
         if self.free_bytes + size <= self._limit_bytes or self._pin is not None:
             self._free[size].append((memory, whole))
-            self.free_bytes += size
 
 
 def _rounded(nbytes: int) -> int:
@@ -146,7 +149,7 @@ class _Channel:
     def submit(self) -> None:
         room = min(ENTRIES - self.ring.in_flight, len(self.waiting))
         if room > 0:
-            taken = self.ring.submit([self.waiting[place] for place in range(room)])
+            taken = self.ring.submit(list(itertools.islice(self.waiting, room)))
             for _ in range(taken):
                 self.waiting.popleft()
 
@@ -155,6 +158,8 @@ class _Channel:
         for done in self.ring.drain(least=1):
             pending, wanted, path, end = done.user_data
             pending.left -= 1
+            if done.result == wanted:
+                continue
             try:
                 if done.moved < wanted:
                     raise CorruptData(f"the file ends before byte {end}", path=path)
@@ -222,27 +227,22 @@ class BatchReader:
 
     def _submit(self, pending: Pending, memory: Any, keys: Integers, offsets: Integers) -> None:
         batch = pending.batch
+        runs = _runs(keys, offsets, batch.positions, batch.lengths)
         try:
-            for key, offset, position, length in _runs(keys, offsets, batch.positions, batch.lengths):
-                part, number = key >> 32, key & 0xFFFFFFFF
-                opened = self._opened(part, number, pending)
-                path = self.parts[part].files[number].path
-                channel = self._channel(part)
-                if channel not in pending.channels:
-                    pending.channels.append(channel)
-                for at in range(0, length, PIECE_BYTES):
-                    size = min(PIECE_BYTES, length - at)
-                    data = (pending, size, path, offset + at + size)
-                    channel.waiting.append(
-                        Operation(opened.file, offset + at, memory, position + at, size, False, data)
-                    )
-                    pending.left += 1
+            known = {
+                key: self._opened(key >> 32, key & 0xFFFFFFFF, pending) for key in {run[0] for run in runs}
+            }
         except BaseException:
-            for channel in pending.channels:
-                channel.waiting = deque(each for each in channel.waiting if each.user_data[0] is not pending)
-            for opened in pending.files:
-                opened.users -= 1
+            self._leave_files(pending)
             raise
+        for key, offset, position, length in runs:
+            file, path, channel = known[key]
+            for at in range(0, length, PIECE_BYTES):
+                size = min(PIECE_BYTES, length - at)
+                data = (pending, size, path, offset + at + size)
+                operation = Operation(file, offset + at, memory, position + at, size, False, data)
+                channel.waiting.append(operation)
+                pending.left += 1
         for channel in pending.channels:
             channel.submit()
 
@@ -263,9 +263,7 @@ class BatchReader:
             while pending.left:
                 for channel in pending.channels:
                     channel.land()
-            for opened in pending.files:
-                opened.users -= 1
-            pending.files = []
+            self._leave_files(pending)
 
     def close(self) -> None:
         """Waits for what is under way, and closes the files."""
@@ -280,7 +278,8 @@ class BatchReader:
             found = self._channels[part] = next(same, None) or _Channel(file_system)
         return found
 
-    def _opened(self, part: int, number: int, pending: Pending) -> _OpenFile:
+    def _opened(self, part: int, number: int, pending: Pending) -> tuple[Any, str, _Channel]:
+        """(file, its path, the channel that reads it), in use by a batch from now on."""
         found = self._open.get((part, number))
         if found is None:
             self._make_room()
@@ -289,7 +288,15 @@ class BatchReader:
             self._open.move_to_end((part, number))
         found.users += 1
         pending.files.append(found)
-        return found
+        channel = self._channel(part)
+        if channel not in pending.channels:
+            pending.channels.append(channel)
+        return found.file, self.parts[part].files[number].path, channel
+
+    def _leave_files(self, pending: Pending) -> None:
+        for opened in pending.files:
+            opened.users -= 1
+        pending.files = []
 
     def _make_room(self) -> None:
         """Closes the file that was used longest ago, of those that no batch is being read from."""

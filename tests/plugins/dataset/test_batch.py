@@ -1,0 +1,225 @@
+"""Batches through a ring: what is one read, memory, open files, threads, and reads that fail."""
+
+import errno
+import gc
+import threading
+import zlib
+
+import numpy as np
+import pytest
+
+from luciola.client import Completion, LocalFileSystem
+from luciola.errors import CorruptData
+from luciola.plugins.dataset import FFRecords, FFRecordWriter, Loader, MapDataset, open_records
+from luciola.plugins.dataset.batch import ENTRIES, OPEN_FILES_MAX, PIECE_BYTES, BatchReader, Pool
+from luciola.plugins.dataset.ffrecord import header
+
+
+def write_file(path, records: list[bytes]) -> None:
+    """Without the fsync of a writer."""
+    path.write_bytes(
+        header([zlib.crc32(each) for each in records], [len(each) for each in records]) + b"".join(records)
+    )
+
+
+class Rings(LocalFileSystem):
+    """A local file system whose rings count what they are given, and whose n-th result is another."""
+
+    def __init__(self) -> None:
+        self.operations = self.submissions = 0
+        self.good, self.result = 0, 0
+
+    def ring(self, entries=128):
+        return CountingRing(self, super().ring(entries))
+
+
+class CountingRing:
+    def __init__(self, rings: Rings, ring) -> None:
+        self._rings, self._ring = rings, ring
+
+    def __getattr__(self, name):
+        return getattr(self._ring, name)
+
+    def submit(self, operations):
+        taken = self._ring.submit(operations)
+        self._rings.submissions += 1
+        self._rings.operations += taken
+        return taken
+
+    def drain(self, *arguments, **named):
+        done = self._ring.drain(*arguments, **named)
+        for place, one in enumerate(done):
+            self._rings.good -= 1
+            if self._rings.good == 0:
+                done[place] = Completion(one.user_data, self._rings.result)
+        return done
+
+
+@pytest.fixture
+def rings():
+    return Rings()
+
+
+@pytest.fixture
+def reader(tmp_path, rings):
+    """1500 records of 1 to 100 bytes."""
+    write_file(tmp_path / "a.ffr", [bytes([number % 256]) * (1 + number % 100) for number in range(1500)])
+    made = BatchReader([open_records(tmp_path / "a.ffr", file_system=rings)])
+    yield made
+    made.close()
+
+
+def is_right(batch, numbers) -> bool:
+    wanted = [bytes([number % 256]) * (1 + number % 100) for number in numbers]
+    return [array.tobytes() for array in batch.arrays()] == wanted
+
+
+def test_a_batch_is_one_submission(reader: BatchReader, rings: Rings) -> None:
+    assert is_right(reader.read([5, 1000, 7]), [5, 1000, 7])
+    assert (rings.submissions, rings.operations) == (1, 3)
+
+
+def test_neighbours_of_one_length_are_one_read_and_large_ones_several(tmp_path, rings: Rings) -> None:
+    large = np.random.default_rng(2).integers(0, 256, 2 * PIECE_BYTES + 5, np.uint8).tobytes()
+    write_file(tmp_path / "b.ffr", [b"%08d" % number for number in range(50)] + [large])
+    reader = BatchReader([open_records(tmp_path / "b.ffr", file_system=rings)])
+    assert reader.read(np.arange(50)).matrix()[49].tobytes() == b"00000049"
+    assert rings.operations == 1
+    reader.read([3, 4, 5, 9, 8, 7])
+    assert rings.operations == 1 + 4
+    assert reader.read([50]).arrays()[0].tobytes() == large
+    assert rings.operations == 1 + 4 + 3
+    reader.close()
+
+
+def test_more_reads_than_the_ring_has_room_for(reader: BatchReader, rings: Rings) -> None:
+    numbers = np.random.default_rng(1).permutation(1500)
+    assert len(numbers) > ENTRIES
+    first, second = reader.start(numbers), reader.start(numbers[::-1])
+    assert is_right(reader.finish(second), numbers[::-1])
+    assert is_right(reader.finish(first), numbers)
+    assert rings.operations == 3000
+
+
+def test_batches_that_nobody_wants_are_left(reader: BatchReader) -> None:
+    pending = reader.start([1, 2, 3])
+    reader.abandon(pending)
+    assert is_right(reader.read([9]), [9])
+    assert all(opened.users == 0 for opened in reader._open.values())
+
+
+@pytest.mark.parametrize("good", [1, 3, 700])
+@pytest.mark.parametrize(
+    ("result", "kind", "words"),
+    [
+        (-errno.EIO, OSError, "Input/output error"),
+        (-errno.ETIMEDOUT, TimeoutError, "timed out"),
+        (0, CorruptData, "the file ends before byte"),
+    ],
+)
+def test_a_read_that_fails_names_the_file_and_the_next_batch_is_right(
+    reader: BatchReader, rings: Rings, good: int, result: int, kind, words: str
+) -> None:
+    rings.good, rings.result = good, result
+    numbers = np.arange(0, 1500, 2)
+    with pytest.raises(kind, match=words) as caught:
+        reader.read(numbers)
+    assert caught.value.filename == reader.parts[0].files[0].path
+    assert is_right(reader.read(numbers), numbers)
+    assert all(opened.users == 0 for opened in reader._open.values())
+
+
+def test_a_loader_goes_on_behind_a_read_that_failed(tmp_path, rings: Rings) -> None:
+    write_file(tmp_path / "a.ffr", [bytes([number]) for number in range(100)])
+    dataset = MapDataset(open_records(tmp_path / "a.ffr", file_system=rings))
+    loader = Loader(dataset, global_batch_size=10, shuffle=False)
+    rings.good, rings.result = 3, -errno.EIO
+    seen = []
+    with pytest.raises(OSError, match="Input/output"):
+        for batch in loader:
+            seen += batch.flatten().tolist()
+    for batch in loader:
+        seen += batch.flatten().tolist()
+    assert seen == list(range(100))
+    dataset.close()
+
+
+def test_a_file_that_cannot_be_opened_leaves_the_others_readable(tmp_path) -> None:
+    for name in "ab":
+        write_file(tmp_path / f"{name}.ffr", [name.encode()])
+    records = open_records(tmp_path)
+    assert len(records.locate(np.arange(2)).files) == 2, "the indexes have been read"
+    (tmp_path / "b.ffr").unlink()
+    reader = BatchReader([records])
+    with pytest.raises(FileNotFoundError):
+        reader.read([0, 1])
+    assert reader.read([0]).arrays()[0].tobytes() == b"a"
+    assert all(opened.users == 0 for opened in reader._open.values())
+    reader.close()
+
+
+def test_open_files_are_bounded(tmp_path) -> None:
+    count = OPEN_FILES_MAX + 20
+    for number in range(count):
+        write_file(tmp_path / f"{number:05}.ffr", [b"%05d" % number])
+    reader = BatchReader([open_records(tmp_path)])
+    for start in range(0, count, 50):
+        numbers = np.arange(start, min(start + 50, count))
+        assert [each.tobytes() for each in reader.read(numbers).arrays()] == [
+            b"%05d" % number for number in numbers
+        ]
+        assert len(reader._open) <= OPEN_FILES_MAX
+    assert reader.read([0]).arrays()[0].tobytes() == b"00000", "opened again"
+    reader.close()
+
+
+def test_several_threads_share_a_reader(reader: BatchReader) -> None:
+    wrong = []
+
+    def work(seed: int) -> None:
+        source = np.random.default_rng(seed)
+        for _ in range(20):
+            numbers = source.integers(0, 1500, 40)
+            if not is_right(reader.read(numbers), numbers):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_several_file_systems_in_one_batch(tmp_path) -> None:
+    write_file(tmp_path / "a.ffr", [b"a" * 5, b"b" * 5])
+    parts = [open_records(tmp_path / "a.ffr", file_system=Rings()), open_records(tmp_path / "a.ffr")]
+    reader = BatchReader(parts)
+    assert [each.tobytes() for each in reader.read([3, 0, 2, 1]).arrays()] == [
+        b"b" * 5,
+        b"a" * 5,
+        b"a" * 5,
+        b"b" * 5,
+    ]
+    with pytest.raises(IndexError, match="samples are 0 to 3, not 4"):
+        reader.read([4])
+    reader.close()
+
+
+def test_memory_that_is_kept_is_bounded() -> None:
+    pool = Pool(limit_bytes=3 << 20)
+    taken = [pool.take(1 << 20) for _ in range(5)]
+    assert len({array.ctypes.data for _, array in taken}) == 5
+    assert all(array.ctypes.data % 4096 == 0 and array.nbytes == 1 << 20 for _, array in taken)
+    del taken
+    gc.collect()
+    assert pool.free_bytes == 3 << 20
+
+
+def test_a_data_set_of_one_file_may_be_made_by_hand(tmp_path) -> None:
+    from luciola.plugins.dataset.records import Place
+
+    with FFRecordWriter(tmp_path / "a.ffr", 1) as writer:
+        writer.write(b"x")
+    records = FFRecords(Place(None, LocalFileSystem()), [str(tmp_path / "a.ffr")])
+    assert repr(records) == "<FFRecords of 1 records in 1 files>"
