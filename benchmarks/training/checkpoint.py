@@ -5,12 +5,15 @@ usage: python benchmarks/training/checkpoint.py [--size-mib 2048] [--rounds 3] [
 One process, one storage node, one copy, in one run:
 
     ring                 `luciola.plugins.checkpoint` on luciola://; "unverified": loading without comparing checksums
+    ours on the mount,   the same on a plain path
+    ours on local
     mount, juicefs,      torch's FileSystemWriter and FileSystemReader
     local
 
 Every way syncs what it saves. The mounts' pages are dropped before loading, the servers' page cache is warm. What is
-loaded is compared with what was saved. The table shows medians in MiB/s, and the median over rounds of the ratio to the
-mount in the same round.
+loaded is compared with what was saved. The first table shows medians in MiB/s, and the median over rounds of the ratio
+to the mount in the same round. The second one shows the second of two asynchronous saves: for how long it stops
+training (torch's copy; ours keeps its memory from one save to the next), and until it is complete.
 """
 
 import argparse
@@ -28,7 +31,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from luciola.client import close_locations
-from luciola.plugins.checkpoint import Reader, Writer
+from luciola.plugins.checkpoint import Checkpoints, Reader, Writer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from peers import juicefs, local, luciola
@@ -62,7 +65,10 @@ def main() -> None:
                 for way, (writer, reader, forget) in ways.items():
                     print(f"round {number + 1}: {way}", file=sys.stderr, flush=True)
                     measure(way, figures, state, target, writer=writer, reader=reader, forget=forget)
+                    if writer is not None:
+                        measure_async(figures[way], state, writer().checkpoint_id, way=way)
     print_figures(figures)
+    print_async(figures)
 
 
 Way = tuple[Callable[[], Any] | None, Callable[[], Any], Callable[[], None]]
@@ -78,6 +84,7 @@ def luciola_ways(root: Path) -> Iterator[dict[str, Way]]:
                 "ring": (lambda: Writer(url), lambda: Reader(url), nothing),
                 "ring, unverified": (None, lambda: Reader(url, verify=False), nothing),
                 "mount": torch_way(mountpoint),
+                "ours on the mount": our_way(mountpoint),
             }
         finally:
             close_locations()
@@ -92,8 +99,10 @@ def juicefs_ways(root: Path) -> Iterator[dict[str, Way]]:
 @contextmanager
 def local_ways(root: Path) -> Iterator[dict[str, Way]]:
     with local(root) as directory:
-        writer, reader, _ = torch_way(directory)
-        yield {"local": (writer, reader, nothing)}
+        yield {
+            "local": (*torch_way(directory)[:2], nothing),
+            "ours on local": (*our_way(directory)[:2], nothing),
+        }
 
 
 SYSTEMS: dict[str, Any] = {"luciola": luciola_ways, "juicefs": juicefs_ways, "local": local_ways}
@@ -106,6 +115,11 @@ def torch_way(directory: Path) -> Way:
         lambda: dcp.FileSystemReader(place),
         lambda: forget_pages(place),
     )
+
+
+def our_way(directory: Path) -> Way:
+    place = directory / "ours-checkpoint"
+    return (lambda: Writer(place), lambda: Reader(place), lambda: forget_pages(place))
 
 
 def nothing() -> None:
@@ -142,6 +156,31 @@ def measure(
     dcp.load(target, storage_reader=reader())
     found["load"].append(mib / (time.perf_counter() - begin))
     assert all(torch.equal(target[name], tensor) for name, tensor in state.items()), "other bytes came back"
+
+
+def measure_async(found: dict[str, list[float]], state: State, place: str, *, way: str) -> None:
+    """Two asynchronous saves; the figures are those of the second, in seconds."""
+    with Checkpoints(f"{place}-async") as checkpoints:
+        for turn in range(2):
+            begin = time.perf_counter()
+            if way == "ring" or way.startswith("ours"):
+                future: Any = checkpoints.async_save(turn, state)
+            else:
+                future = dcp.async_save(state, storage_writer=dcp.FileSystemWriter(f"{place}-async-{turn}"))
+            stopped = time.perf_counter() - begin
+            future.result()
+            complete = time.perf_counter() - begin
+    found.setdefault("stopped", []).append(stopped)
+    found.setdefault("complete", []).append(complete)
+
+
+def print_async(figures: Figures) -> None:
+    print("\n| way | training stops, s | saved after, s |")
+    print("|---|---:|---:|")
+    for way, found in figures.items():
+        if found.get("stopped"):
+            cells = [f"{statistics.median(found[name]):.2f}" for name in ("stopped", "complete")]
+            print(f"| {way} | " + " | ".join(cells) + " |")
 
 
 def print_figures(figures: Figures) -> None:
