@@ -13,7 +13,8 @@ One process, one storage node, one copy, in one run:
 Every way syncs what it saves. The mounts' pages are dropped before loading, the servers' page cache is warm. What is
 loaded is compared with what was saved. The first table shows medians in MiB/s, and the median over rounds of the ratio
 to the mount in the same round. The second one shows the second of two asynchronous saves: for how long it stops
-training (torch's copy; ours keeps its memory from one save to the next), and until it is complete.
+training (torch's copy; ours keeps its memory from one save to the next), and until it is complete. Processor seconds
+are those of this process and of all services together: what they say holds on a busy machine too.
 """
 
 import argparse
@@ -64,7 +65,10 @@ def main() -> None:
             ):
                 for way, (writer, reader, forget) in ways.items():
                     print(f"round {number + 1}: {way}", file=sys.stderr, flush=True)
-                    measure(way, figures, state, target, writer=writer, reader=reader, forget=forget)
+                    meter = Meter(root)
+                    measure(
+                        way, figures, state, target, writer=writer, reader=reader, forget=forget, meter=meter
+                    )
                     if writer is not None:
                         measure_async(figures[way], state, writer().checkpoint_id, way=way)
     print_figures(figures)
@@ -133,6 +137,34 @@ def forget_pages(place: Path) -> None:
         os.close(file)
 
 
+class Meter:
+    """Processor time of this process, and of all whose command line names a directory: the services of a system."""
+
+    def __init__(self, root: str) -> None:
+        self._root = os.fsencode(root)
+        self._last = self._total()
+
+    def seconds(self) -> float:
+        """Since the last call."""
+        before, self._last = self._last, self._total()
+        return self._last - before
+
+    def _total(self) -> float:
+        ticks = 0
+        for entry in os.scandir("/proc"):
+            if not entry.name.isdigit():
+                continue
+            try:
+                mine = (
+                    entry.name == str(os.getpid()) or self._root in Path(entry.path, "cmdline").read_bytes()
+                )
+                fields = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            ticks += int(fields[11]) + int(fields[12]) if mine else 0
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def measure(
     way: str,
     figures: Figures,
@@ -142,6 +174,7 @@ def measure(
     writer: Callable[[], Any] | None,
     reader: Callable[[], Any],
     forget: Callable[[], None],
+    meter: "Meter",
 ) -> None:
     mib = sum(tensor.nbytes for tensor in state.values()) / 2**20
     found = figures.setdefault(way, {"save": [], "load": []})
@@ -149,12 +182,15 @@ def measure(
         begin = time.perf_counter()
         dcp.save(state, storage_writer=writer())
         found["save"].append(mib / (time.perf_counter() - begin))
+        found.setdefault("save, processor", []).append(meter.seconds() / mib * 1024)
     forget()
     for tensor in target.values():
         tensor.zero_()
+    meter.seconds()
     begin = time.perf_counter()
     dcp.load(target, storage_reader=reader())
     found["load"].append(mib / (time.perf_counter() - begin))
+    found.setdefault("load, processor", []).append(meter.seconds() / mib * 1024)
     assert all(torch.equal(target[name], tensor) for name, tensor in state.items()), "other bytes came back"
 
 
@@ -184,14 +220,21 @@ def print_async(figures: Figures) -> None:
 
 
 def print_figures(figures: Figures) -> None:
-    print("| way | save, MiB/s | load, MiB/s | save, times the mount | load, times the mount |")
-    print("|---|---:|---:|---:|---:|")
+    print(
+        "| way | save, MiB/s | load, MiB/s | save, times the mount | load, times the mount "
+        "| processor s/GiB, save | load |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|")
     for way, found in figures.items():
         cells = [f"{statistics.median(found[work]):,.0f}" if found[work] else "" for work in ("save", "load")]
         for work in ("save", "load"):
             mount = figures.get("mount", {}).get(work, [])
             ratios = [mine / theirs for mine, theirs in zip(found[work], mount, strict=False)]
             cells.append(f"{statistics.median(ratios):.2f}" if ratios else "")
+        cells.extend(
+            f"{statistics.median(found[work]):.2f}" if work in found else ""
+            for work in ("save, processor", "load, processor")
+        )
         print(f"| {way} | " + " | ".join(cells) + " |")
 
 

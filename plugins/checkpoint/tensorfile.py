@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 from luciola_core import crc32c
 
-from luciola.client import Buffer, Operation
+from luciola.client import Buffer, LocalFileSystem, Operation
 from luciola.client.location import AnyFileSystem
 from luciola.errors import NoSpace
 
@@ -23,6 +23,9 @@ from ..weights.plan import BLOCK_BYTES
 
 ENTRIES: Final = 64  # writes in flight: 64 MiB of them
 BATCH: Final = 8  # writes handed over at once
+LOCAL_ENTRIES: Final = (
+    2  # of local files: the kernel writes one block of a file at a time, the rest would only spin
+)
 SLOTS: Final = 16  # staging slots
 STRETCH_BYTES: Final = 16 * BLOCK_BYTES  # of one tensor at a time: its checksums, then its writes
 PAGE_BYTES: Final = 4096
@@ -126,7 +129,8 @@ class _Blocks:
     def __init__(self, file_system: AnyFileSystem, file: Any, offset: int) -> None:
         self._file = file
         self._position = offset
-        self._ring: Any = file_system.ring(ENTRIES)
+        is_local = isinstance(file_system, LocalFileSystem)
+        self._ring: Any = file_system.ring(LOCAL_ENTRIES if is_local else ENTRIES)
         self._waiting: list[Operation] = []
         self._staging = memoryview(b"")
         self._free: list[int] = []
