@@ -34,6 +34,10 @@ FILE_SUFFIX: Final = ".safetensors"
 FIRST_BYTES: Final = 256 << 10  # read of a file before its header's length is known: most headers are shorter
 INDEX_BYTES_MAX: Final = 100_000_000  # as of a header
 ALIGNMENT: Final = 64  # of tensors in one buffer: a cache line
+BUFFER_BYTES: Final = (
+    1 << 30
+)  # of one buffer for many tensors: none stays for one small tensor that is still in use
+LARGEST_BUFFER_BYTES: Final = 4 << 30  # that storage nodes accept
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,24 +230,20 @@ class Checkpoint:
     def allocate(self, names: Iterable[str] | None = None) -> dict[str, "torch.Tensor"]:
         """Tensors for `read_into`, in memory that storage nodes on this machine fill without a copy; not filled yet.
 
-        All of them share one buffer, which lives as long as any of them and which a forked child shares, not copies.
+        They share buffers of up to BUFFER_BYTES, each of which lives as long as a tensor in it and which a forked child
+        shares, not copies. A tensor that is larger than any buffer can be has memory of its own, at the price of a copy.
         """
         import torch
 
-        from luciola.client import Buffer
-
         infos = [self.info(name) for name in (self.tensors if names is None else names)]
-        offsets, end = [], 0
-        for info in infos:
-            offsets.append(end)
-            end += -(-info.nbytes // ALIGNMENT) * ALIGNMENT
-        buffer = torch.frombuffer(Buffer(max(end, 1)), dtype=torch.uint8)
-        return {
-            info.name: buffer[offset : offset + info.nbytes]
-            .view(torch_dtype(info.dtype))
-            .reshape(info.torch_shape)
-            for info, offset in zip(infos, offsets, strict=True)
-        }
+        tensors: dict[str, torch.Tensor] = {}
+        for group in _groups(infos):
+            buffer, offset = _new_buffer(sum(map(_room, group))), 0
+            for info in group:
+                flat = buffer[offset : offset + info.nbytes]
+                tensors[info.name] = flat.view(torch_dtype(info.dtype)).reshape(info.torch_shape)
+                offset += _room(info)
+        return tensors
 
     # Verifying.
 
@@ -319,6 +319,35 @@ class Checkpoint:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return functools.partial(type(self), **self._arguments), (self.file_system, self.path)
+
+
+def _room(info: TensorInfo) -> int:
+    """Bytes of a tensor in a buffer of several."""
+    return -(-info.nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def _groups(infos: Sequence[TensorInfo]) -> Iterator[list[TensorInfo]]:
+    """Tensors that share a buffer."""
+    group: list[TensorInfo] = []
+    size = 0
+    for info in infos:
+        if group and size + _room(info) > BUFFER_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(info)
+        size += _room(info)
+    if group:
+        yield group
+
+
+def _new_buffer(nbytes: int) -> "torch.Tensor":
+    import torch
+
+    from luciola.client import Buffer
+
+    if nbytes > LARGEST_BUFFER_BYTES:
+        return torch.empty(nbytes, dtype=torch.uint8)
+    return torch.frombuffer(Buffer(max(nbytes, 1)), dtype=torch.uint8)
 
 
 class _Verified:
