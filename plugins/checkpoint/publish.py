@@ -97,15 +97,19 @@ def require_free(file_system: AnyFileSystem, path: str, *, overwrite: bool) -> N
         )
 
 
-def publish(file_system: AnyFileSystem, hidden: str, path: str, *, overwrite: bool) -> None:
-    """Gives a complete hidden directory its name. Raises: AlreadyExists, as `begin`."""
+def publish(file_system: AnyFileSystem, hidden: str, path: str, *, overwrite: bool) -> str | None:
+    """Gives a complete hidden directory its name; where that is now which had it before, for `discard`.
+
+    Raises: AlreadyExists, as `begin`; Unsupported where names cannot be exchanged.
+    """
     require_free(file_system, path, overwrite=overwrite)
-    if file_system.exists(path):
+    replaces = file_system.exists(path)
+    if replaces:
         _exchange(file_system, hidden, path)
-        discard(file_system, hidden)
     else:
         file_system.rename(hidden, path)
     _active.pop(hidden, None)
+    return hidden if replaces else None
 
 
 def _exchange(file_system: AnyFileSystem, one: str, other: str) -> None:

@@ -32,6 +32,7 @@ from .entries import Stored
 from .manifest import METADATA_NAME, Manifest, crc_text, read_manifest
 
 WAVE_BYTES: Final = 1 << 30
+FILES: Final = 128  # open at a time: a process may have 1024 by default
 NOTHING: Final = ReadReport(0, 0, 0, 0)
 
 
@@ -90,10 +91,9 @@ class Reader(StorageReader):
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         self.report = NOTHING
         items = sorted(plan.items, key=self._position)
-        if items:
-            files = sorted({self._stored_at(item).file for item in items})
+        for files, inside in self._by_files(items):
             checkpoint = Checkpoint(self._file_system, self._path, verify=self.verify, files=files)
-            for wave in _waves(items, checkpoint, self._stored):
+            for wave in _waves(inside, checkpoint, self._stored):
                 self._read(checkpoint, wave, planner)
         future: Future[None] = Future()
         future.set_result(None)
@@ -138,6 +138,14 @@ class Reader(StorageReader):
     def _position(self, item: ReadItem) -> tuple[str, str, tuple[int, ...]]:
         stored = self._stored_at(item)
         return stored.file, stored.entry, tuple(item.storage_offsets)
+
+    def _by_files(self, items: list[ReadItem]) -> Iterator[tuple[list[str], list[ReadItem]]]:
+        """Sorted items, with their files, of which at most FILES are open at a time."""
+        files = sorted({self._stored_at(item).file for item in items})
+        for begin in range(0, len(files), FILES):
+            some = files[begin : begin + FILES]
+            inside = set(some)
+            yield some, [item for item in items if self._stored_at(item).file in inside]
 
     def _read(self, checkpoint: Checkpoint, items: list[ReadItem], planner: LoadPlanner) -> None:
         slices, landings = [], []

@@ -7,6 +7,8 @@ only as `torch.distributed.checkpoint` lets them: through their plans and their 
 Source: the protocol of torch.distributed.checkpoint.storage.StorageWriter.
 """
 
+import contextlib
+import logging
 import os
 import pickle
 import time
@@ -30,6 +32,8 @@ from .manifest import METADATA_NAME, NAME, Manifest, crc_text
 from .publish import begin, discard, durable_name, find_part, publish, split
 from .retention import Keep
 from .tensorfile import explained
+
+log = logging.getLogger("luciola.checkpoint")
 
 WAIT_S: Final = (
     30.0  # for another mount to see the directory that the coordinator has made: a second, usually
@@ -74,6 +78,7 @@ class Writer(StorageWriter):
         self._save_id = ""
         self._is_coordinator = False
         self._hidden: str | None = None  # at the coordinator: what it has begun
+        self._replaced: str | None = None  # the hidden name of the checkpoint that had this name before
         self._ranks = 1
 
     def __getstate__(self) -> dict[str, Any]:
@@ -127,11 +132,16 @@ class Writer(StorageWriter):
             with explained(self._path):
                 self._finish(self._hidden, metadata, [result for each in results for result in each])
         except BaseException:
-            self.abandon()
+            with contextlib.suppress(OSError):
+                self.abandon()
             raise
         self._hidden = None
-        if self.keep is not None:
-            self._prune(self.keep)
+        try:
+            self._remove_old()
+        except OSError as error:
+            log.warning(
+                "%s is saved, but old checkpoints beside it could not be removed: %s", self._place, error
+            )
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -168,7 +178,7 @@ class Writer(StorageWriter):
 
     @property
     def _path(self) -> str:
-        return self._place.path
+        return self._place.path.rstrip("/") or "/"
 
     def _hidden_directory(self, place: _Place) -> str:
         """The directory to write into. A planner that keeps plans hands out the place of an earlier save; then it is
@@ -214,12 +224,18 @@ class Writer(StorageWriter):
             files=files | {METADATA_NAME: len(text)},
         )
         with durable_name(file_system, os.path.join(hidden, NAME), manifest.encode()):
-            publish(file_system, hidden, self._path, overwrite=self.overwrite)
+            self._replaced = publish(file_system, hidden, self._path, overwrite=self.overwrite)
 
-    def _prune(self, keep: Keep) -> None:
+    def _remove_old(self) -> None:
+        """What this checkpoint has replaced, and what the policy does not keep."""
+        replaced, self._replaced = self._replaced, None
+        if replaced is not None:
+            discard(self._file_system, replaced)
+        if self.keep is None:
+            return
         directory, name = split(self._path)
         parent = Location(directory, self._place.address, self._place.secret_file)
-        for saved in keep.surplus(find(self._file_system, directory, parent)):
+        for saved in self.keep.surplus(find(self._file_system, directory, parent)):
             if saved.name != name:
                 discard(self._file_system, os.path.join(directory, saved.name))
 

@@ -231,7 +231,7 @@ class Checkpoint:
         """Tensors for `read_into`, in memory that storage nodes on this machine fill without a copy; not filled yet.
 
         They share buffers of up to BUFFER_BYTES, each of which lives as long as a tensor in it and which a forked child
-        shares, not copies. A tensor that is larger than any buffer can be has memory of its own, at the price of a copy.
+        shares, not copies. A tensor that is larger than any buffer can be has its own memory, at the price of a copy.
         """
         import torch
 
