@@ -278,7 +278,7 @@ def _original(  # noqa: C901, PLR0915 (one step after another)
             assert (rows[start:end].int() - source).sum() == 0
             start = end
 
-    steps = ((False, True), (False, True)) if size < 8 else ((True,), (True,))
+    steps = ((False, True), (False, True)) if size == 2 else ((True,), (True,))
     for previous, asynchronous, name, fp8, with_topk in itertools.product(
         *steps, ("noise", "x"), (False, True), (False, True)
     ):

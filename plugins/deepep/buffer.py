@@ -24,6 +24,7 @@ from .normal import Handle, Received, Tokens
 from .transport.choose import open_transport
 from .transport.interface import Transport
 from .transport.members import CommMembers, GroupMembers, Members, agree
+from .transport.mixed import Mixed
 
 topk_idx_t: Final = torch.int64
 """Of expert numbers; int32 is taken as well, and given back."""
@@ -76,23 +77,23 @@ class Buffer(LowLatencyMethods):
             refuse(
                 "num_nvl_bytes, num_rdma_bytes", (num_nvl_bytes, num_rdma_bytes), "they must not be negative"
             )
-        members: Members = CommMembers(comm) if group is None else GroupMembers(group)
+        name, wanted = transport or settings.transport_name(), ranks_per_node or settings.ranks_per_node()
+        members = _members(group, comm, wanted if name == Mixed.name else None)
         self.group = group
         self.rank, self.group_size = members.rank, members.size
         self.num_nvl_bytes, self.num_rdma_bytes = num_nvl_bytes, num_rdma_bytes
         self.low_latency_mode = low_latency_mode
         self.explicitly_destroy = explicitly_destroy
         self.enable_shrink = enable_shrink
-        wanted = ranks_per_node or settings.ranks_per_node()
         facts = {"num_nvl_bytes": num_nvl_bytes, "num_rdma_bytes": num_rdma_bytes, "ranks_per_node": wanted,
                  "low_latency_mode": low_latency_mode, "enable_shrink": enable_shrink}  # fmt: skip
         agree(members, facts, phase="making a Buffer")
-        self.ranks_per_node = self._node_size(wanted)
+        self.ranks_per_node = _node_size(members, wanted)
         self.transport: Transport = open_transport(
             members,
             num_nvl_bytes + num_rdma_bytes,
             device=_device(device),
-            name=transport or settings.transport_name(),
+            name=name,
             timeout_s=settings.timeout_s() if timeout_s is None else timeout_s,
         )
         self._nodes: two_hop.Nodes | None = None
@@ -311,12 +312,6 @@ class Buffer(LowLatencyMethods):
 
     # -- parts --
 
-    def _node_size(self, wanted: int | None) -> int:
-        size = self.group_size if wanted is None else wanted
-        if size <= 0 or self.group_size % size:
-            refuse("ranks_per_node", size, f"it must divide the {self.group_size} ranks")
-        return self.group_size if size == 1 else size  # one rank for each node: one hop is all there is
-
     def _connect(self) -> None:
         size, nvl, rdma = self.ranks_per_node, self.num_nvl_bytes, self.num_rdma_bytes
         if nvl and self.num_nodes == 1:
@@ -406,6 +401,26 @@ class Buffer(LowLatencyMethods):
             refuse("x", f"of {tokens} tokens", f"the handle is of {len(member)}")
         prefix = handle[0][-1, self.rank] if self._nodes is None else handle[6][-1]
         return len(member), int(prefix)
+
+
+def _members(group: dist.ProcessGroup | None, comm: Any, node_size: int | None) -> Members:
+    """The ranks. Those of different nodes of `node_size` are not to share memory, even if they are on one host."""
+    rank = int(comm.Get_rank()) if group is None else group.rank()
+    node = None if node_size is None else rank // node_size
+    return CommMembers(comm, node=node) if group is None else GroupMembers(group, node=node)
+
+
+def _node_size(members: Members, wanted: int | None) -> int:
+    """Ranks of a node: those of a host, if hosts have equally many, one after the other."""
+    ranks = members.size
+    hosts = members.gather(members.host)
+    size = wanted or hosts.count(hosts[0])
+    if wanted is not None and ranks % size:
+        refuse("ranks_per_node", size, f"it must divide the {ranks} ranks")
+    in_order = all(len(set(hosts[start : start + size])) == 1 for start in range(0, ranks, size))
+    if size == 1 or (wanted is None and (ranks % size or not in_order or len(set(hosts)) != ranks // size)):
+        return ranks  # one hop is all there is
+    return size
 
 
 def _begin(previous_event: EventOverlap | None, async_finish: bool, allocate_on_comm_stream: bool) -> None:  # noqa: FBT001

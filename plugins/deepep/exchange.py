@@ -103,7 +103,7 @@ class Exchange:
         self.size = len(self.ranks)
         self.me = self.ranks.index(transport.rank)
         self._others = [(self.me + step) % self.size for step in range(1, self.size)]
-        self._mapped = transport.all_mapped
+        self._mapped = all(transport.maps(each) for each in ranks)
         self._start = start
         self._half_bytes = num_bytes // 2 // ALIGNMENT * ALIGNMENT
         self._segment_bytes = self._half_bytes // (1 if self._mapped else self.size) // ALIGNMENT * ALIGNMENT

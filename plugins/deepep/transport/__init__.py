@@ -6,6 +6,7 @@
     symmetric      GPUs that reach each other over NVLink: torch's symmetric memory
     ipc            GPUs of one host, or one GPU for several processes: CUDA's handles and events
     device         what both share: regions on GPUs, and flags that kernels raise and wait for (`kernel`)
+    mixed          several hosts: shared memory in each, messages between them
     messages       any hosts: gloo connections carry what was written
     choose         `open_transport`: the best backend that all ranks can use
 

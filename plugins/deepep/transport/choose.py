@@ -9,11 +9,12 @@ from .interface import NotUsable, Transport
 from .ipc import CudaIpc
 from .members import Members, agree
 from .messages import Messages
+from .mixed import Mixed
 from .shared_memory import SharedMemory
 from .symmetric import Symmetric
 
 AUTO: Final = "auto"
-BACKENDS: Final = (Symmetric, CudaIpc, SharedMemory, Messages)
+BACKENDS: Final = (Symmetric, CudaIpc, SharedMemory, Mixed, Messages)
 """Fastest first; each refuses devices and hosts that it cannot serve."""
 
 

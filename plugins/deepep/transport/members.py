@@ -1,5 +1,6 @@
 """The ranks that open a transport together, and how they talk before there is one."""
 
+import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -12,13 +13,15 @@ from ..failure import RanksDisagree
 class Members(Protocol):
     """Ranks 0 to size - 1, of which this process is one."""
 
-    @property
-    def rank(self) -> int:
-        """Of this process."""
+    rank: int
+    """Of this process."""
+    size: int
+    """How many there are."""
+    host: tuple[object, ...]
+    """Equal for ranks that can find one another's processes, and may share memory."""
 
-    @property
-    def size(self) -> int:
-        """How many there are."""
+    def number(self, rank: int) -> int:
+        """The rank by which errors name a member."""
 
     def gather(self, value: Any) -> list[Any]:
         """Everybody's value, in order of ranks. All call it."""
@@ -28,12 +31,17 @@ class Members(Protocol):
 
 
 class GroupMembers:
-    """Those of a `torch.distributed` process group."""
+    """Those of a `torch.distributed` process group. `node`: ranks of different ones are not to share memory."""
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
+    def __init__(self, group: dist.ProcessGroup, *, node: int | None = None) -> None:
         self.group = group
         self.rank = group.rank()
         self.size = group.size()
+        self.host: tuple[object, ...] = (*_host(), node)
+
+    def number(self, rank: int) -> int:
+        """As Members.number."""
+        return rank
 
     def gather(self, value: Any) -> list[Any]:
         """As Members.gather."""
@@ -48,12 +56,17 @@ class GroupMembers:
 
 
 class CommMembers:
-    """Those of a communicator as mpi4py has it."""
+    """Those of a communicator as mpi4py has it. `node` as for a group."""
 
-    def __init__(self, comm: Any) -> None:
+    def __init__(self, comm: Any, *, node: int | None = None) -> None:
         self._comm = comm
         self.rank = int(comm.Get_rank())
         self.size = int(comm.Get_size())
+        self.host: tuple[object, ...] = (*_host(), node)
+
+    def number(self, rank: int) -> int:
+        """As Members.number."""
+        return rank
 
     def gather(self, value: Any) -> list[Any]:
         """As Members.gather."""
@@ -62,6 +75,12 @@ class CommMembers:
     def store(self, name: str) -> Store | None:  # noqa: ARG002 (the protocol's)
         """MPI has none."""
         return None
+
+
+def _host() -> tuple[str, int]:
+    """Processes find one another by number within one running kernel and one name space of processes."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip(), os.stat("/proc/self/ns/pid").st_ino
 
 
 def agree(members: Members, facts: Mapping[str, object], *, phase: str) -> None:

@@ -47,8 +47,15 @@ class Messages(Transport):
     name: ClassVar[str] = "messages"
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
-    def __init__(
-        self, members: Members, mesh: Any, notes: Store, *, num_bytes: int, timeout_s: float
+    def __init__(  # noqa: PLR0913 (what `open` has found)
+        self,
+        members: Members,
+        mesh: Any,
+        notes: Store,
+        *,
+        num_bytes: int,
+        timeout_s: float,
+        own: Tensor | None = None,
     ) -> None:
         super().__init__(
             members.rank, members.size, num_bytes=num_bytes, device=torch.device("cpu"), timeout_s=timeout_s
@@ -57,13 +64,23 @@ class Messages(Transport):
         self._notes = notes
         # Memory is taken when it is first written, so an outbox costs what is sent from it.
         self._regions = [torch.zeros(num_bytes, dtype=torch.uint8) for _ in range(self.size)]
+        if own is not None:
+            self._regions[self.rank] = own
         self._epochs = [[0] * SLOTS for _ in range(self.size)]
         self._sends: dict[tuple[int, int], deque[tuple[Tensor, list[Any]]]] = {}
         self._failure: CommunicationError | None = None
 
     @classmethod
-    def open(cls, members: Members, num_bytes: int, *, device: torch.device, timeout_s: float) -> Self:  # noqa: ARG003
-        """All ranks together. Raises: NotUsable on all of them."""
+    def open(
+        cls,
+        members: Members,
+        num_bytes: int,
+        *,
+        device: torch.device,  # noqa: ARG003 (its regions are on the CPU)
+        timeout_s: float,
+        own: Tensor | None = None,
+    ) -> Self:
+        """All ranks together. `own`: memory for this rank's region. Raises: NotUsable on all of them."""
         name = members.gather(f"luciola-deepep-{uuid.uuid4()}")[0]
         notes, mesh, problem = members.store(name), None, ""
         if notes is None:
@@ -76,7 +93,7 @@ class Messages(Transport):
         problems = [each for each in members.gather(problem) if each]
         if problems or notes is None:
             raise NotUsable(problems[0])
-        return cls(members, mesh, notes, num_bytes=num_bytes, timeout_s=timeout_s)
+        return cls(members, mesh, notes, num_bytes=num_bytes, timeout_s=timeout_s, own=own)
 
     def buffer(self, rank: int) -> Tensor:
         """As Transport.buffer."""

@@ -49,6 +49,7 @@ class SharedMemory(Transport):
         super().__init__(
             members.rank, members.size, num_bytes=num_bytes, device=torch.device("cpu"), timeout_s=timeout_s
         )
+        self._number = members.number
         self._maps = maps
         self._processes = processes
         """File descriptors by which peers' ends are noticed; -1 for this rank."""
@@ -71,14 +72,14 @@ class SharedMemory(Transport):
             fcntl.fcntl(
                 file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK
             )  # so that touching a mapping cannot fail
-            offer = (_host(), os.getpid(), file, os.fstat(file).st_ino)
+            offer = (members.host, os.getpid(), file, os.fstat(file).st_ino)
         except OSError as error:
             problem = f"rank {members.rank} has no memory to share: {error}"
         offers = members.gather(offer)
         maps: list[mmap.mmap] = []
         processes: list[int] = []
         if not problem:
-            problem = _map_all(offers, members.rank, length, maps, processes)
+            problem = _map_all(members, offers, length, maps, processes)
         problems = [
             each for each in members.gather(problem) if each
         ]  # after this, all have mapped what they need
@@ -125,7 +126,8 @@ class SharedMemory(Transport):
                 return  # it came just before its rank went
             if error is None and time.monotonic() >= deadline:
                 error = PeerTimeout(
-                    f"timeout: rank {peer} did not come within {limit_s:g} s", rank=self.rank, phase=what, peer=peer
+                    f"timeout: rank {self._number(peer)} did not come within {limit_s:g} s",
+                    rank=self._number(self.rank), phase=what, peer=self._number(peer),
                 )  # fmt: skip
             if error is not None:
                 if fatal:
@@ -157,15 +159,16 @@ class SharedMemory(Transport):
 
     def _trouble_with(self, peer: int, what: str) -> CommunicationError | None:
         there, state = self._maps[peer], _state(self.size)
+        number, mine = self._number(peer), self._number(self.rank)
         phase = luciola_core.flag_wait(there, state, 0, 0)
         if phase == FAILED:
             length = int.from_bytes(there[state + WORD : state + 2 * WORD], "little")
             return decode(there[state + 2 * WORD : state + 2 * WORD + length])
         if phase == CLOSED:
-            return PeerLost(f"rank {peer} has closed its buffer", rank=self.rank, phase=what, peer=peer)
+            return PeerLost(f"rank {number} has closed its buffer", rank=mine, phase=what, peer=number)
         process = self._processes[peer]
         if process >= 0 and _has_ended(process):
-            return PeerLost(f"the process of rank {peer} has ended", rank=self.rank, phase=what, peer=peer)
+            return PeerLost(f"the process of rank {number} has ended", rank=mine, phase=what, peer=number)
         return None
 
     def _tell(self, phase: int, reason: bytes) -> None:
@@ -199,28 +202,23 @@ def _whole_pages(num_bytes: int) -> int:
     return -(-num_bytes // PAGE) * PAGE
 
 
-def _host() -> tuple[str, int]:
-    """Equal where processes can find one another by number: one running kernel, one name space of processes."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read().strip(), os.stat("/proc/self/ns/pid").st_ino
-
-
-def _map_all(offers: Sequence[tuple[tuple[str, int], int, int, int] | None], rank: int, length: int,
+def _map_all(members: Members, offers: Sequence[tuple[tuple[object, ...], int, int, int] | None], length: int,
              maps: list[mmap.mmap], processes: list[int]) -> str:  # fmt: skip
     """Fills `maps` and `processes`. Returns why it cannot, or nothing."""
-    mine = offers[rank]
+    mine, number = offers[members.rank], members.number
     assert mine is not None, "only a rank with an offer maps"
+    own, names = f"rank {number(members.rank)}", [f"rank {number(each)}" for each in range(members.size)]
     for peer, offer in enumerate(offers):
         if offer is None:
-            return f"rank {peer} has no memory to share"
+            return f"{names[peer]} has no memory to share"
         if offer[0] != mine[0]:
-            return f"ranks {rank} and {peer} are on different hosts or in different containers"
+            return f"{own} and {names[peer]} are on different hosts or in different containers"
         _, process, file, inode = offer
         try:
-            processes.append(-1 if peer == rank else os.pidfd_open(process))
+            processes.append(-1 if peer == members.rank else os.pidfd_open(process))
             maps.append(_map(process, file, inode, length))
         except (OSError, ValueError) as error:
-            return f"rank {rank} cannot map the memory of rank {peer}: {error}"
+            return f"{own} cannot map the memory of {names[peer]}: {error}"
     return ""
 
 

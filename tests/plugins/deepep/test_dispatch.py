@@ -33,20 +33,22 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_all_call_patterns_on_one_node(dispatchers: Ranks, size) -> None:
-    assert values(dispatchers.run("exact", size, cases=CASES)) == ["shared-memory"] * size
+@pytest.mark.parametrize(("size", "cases"), [(1, CASES), (2, CASES), (4, CASES[1::2]), (8, CASES[::2])])
+def test_all_call_patterns_on_one_node(dispatchers: Ranks, size, cases) -> None:
+    assert values(dispatchers.run("exact", size, cases=cases)) == ["shared-memory"] * size
 
 
-@pytest.mark.parametrize(("size", "nodes"), [(4, 2), (6, 3), (8, 2)])
-def test_all_call_patterns_on_several_nodes(dispatchers: Ranks, size, nodes) -> None:
-    assert values(dispatchers.run("exact", size, nodes=nodes, cases=CASES)) == ["shared-memory"] * size
+@pytest.mark.parametrize(("size", "nodes", "cases"), [(4, 2, CASES), (6, 3, CASES[::3]), (8, 2, CASES[1::3])])
+def test_all_call_patterns_on_several_nodes(dispatchers: Ranks, size, nodes, cases) -> None:
+    assert values(dispatchers.run("exact", size, nodes=nodes, cases=cases)) == ["shared-memory"] * size
 
 
-@pytest.mark.parametrize(("size", "nodes"), [(2, 1), (3, 1), (4, 2)])
-def test_all_call_patterns_over_messages(dispatchers: Ranks, size, nodes) -> None:
-    answers = dispatchers.run("exact", size, nodes=nodes, cases=CASES, transport="messages")
-    assert values(answers) == ["messages"] * size
+@pytest.mark.parametrize(
+    ("size", "nodes", "transport"), [(3, 1, "messages"), (4, 2, "messages"), (4, 2, "mixed")]
+)
+def test_all_call_patterns_over_messages(dispatchers: Ranks, size, nodes, transport) -> None:
+    answers = dispatchers.run("exact", size, nodes=nodes, cases=CASES[::2], transport=transport)
+    assert values(answers) == [transport] * size
 
 
 @pytest.mark.parametrize(
@@ -55,16 +57,16 @@ def test_all_call_patterns_over_messages(dispatchers: Ranks, size, nodes) -> Non
 )
 def test_small_buffers_take_many_turns(dispatchers: Ranks, size, nodes, transport, num_bytes) -> None:
     """Some 30 tokens of 3 kB and of 768 bytes, in a buffer of 4 kB for each half of each rank."""
-    cases = [{**each, "hidden": 384} for each in CASES]
+    cases = [{**each, "hidden": 384} for each in CASES[1::4]]
     values(dispatchers.run("exact", size, nodes=nodes, cases=cases, transport=transport, num_bytes=num_bytes))
 
 
-@pytest.mark.parametrize(("size", "nodes"), [(2, 1), (4, 1), (8, 1), (8, 2)])
+@pytest.mark.parametrize(("size", "nodes"), [(2, 1), (4, 2), (8, 1)])
 def test_the_checks_of_the_original_hold(dispatchers: Ranks, size, nodes) -> None:
-    values(dispatchers.run("original", size, nodes=nodes, tokens=64, hidden=512, experts=64, topk=8))
+    values(dispatchers.run("original", size, nodes=nodes, tokens=40, hidden=256, experts=64, topk=8))
 
 
 @pytest.mark.parametrize(("size", "nodes"), [(2, 1), (4, 2)])
 def test_kernels_and_torch_write_the_same_memory(dispatchers: Ranks, size, nodes) -> None:
     """Every second rank runs the Triton kernels, in the interpreter."""
-    values(dispatchers.run("exact", size, nodes=nodes, cases=CASES[:6], layers=("triton", "reference")))
+    values(dispatchers.run("exact", size, nodes=nodes, cases=CASES[:2], layers=("triton", "reference")))

@@ -31,6 +31,7 @@ def values(answers: list[Answer]) -> list[Any]:
         (4, 2, "shared-memory", "combine"),
         (3, 1, "messages", "dispatch"),
         (4, 2, "messages", "combine"),
+        (4, 2, "mixed", "dispatch"),
     ],
 )
 def test_a_killed_rank_is_blamed_by_all_others(dispatchers: Ranks, size, nodes, transport, call) -> None:

@@ -16,9 +16,9 @@ def values(answers: list[Answer]) -> list:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("size", [1, 4])
 def test_what_was_written_before_a_signal_is_there_after_the_wait(experts: Ranks, name, size) -> None:
-    turns = 200
+    turns = 100
     seen = values(experts.run("ring", size, name=name, turns=turns))
     for rank in range(size):
         assert seen[rank] == [turn * 100 + (rank - 1) % size for turn in range(1, turns + 1)]
@@ -37,7 +37,7 @@ def test_ranks_that_open_regions_of_different_sizes_learn_it(experts: Ranks, nam
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize(("size", "bad"), [(2, 1), (4, 2)])
+@pytest.mark.parametrize(("size", "bad"), [(3, 2)])
 def test_a_killed_rank_is_blamed_everywhere(experts: Ranks, name, size, bad) -> None:
     answers = experts.run("lost", size, name=name, fault="killed", bad=bad)
     assert answers.pop(bad).status == signal.SIGKILL
@@ -59,8 +59,8 @@ def test_a_rank_that_has_closed_its_buffer_is_not_waited_for(experts: Ranks, nam
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_stopped_rank_is_waited_for_until_the_timeout(experts: Ranks, name) -> None:
-    answers = experts.run("lost", 3, name=name, fault="stopped", bad=1, timeout_s=3.0)
+    answers = experts.run("lost", 3, name=name, fault="stopped", bad=1, timeout_s=2.0)
     assert answers.pop(1).status == signal.SIGKILL, "by a rank that had learned of it"
     for kind, text, _, _ in values(answers):
         assert kind == "PeerTimeout"
-        assert "within 3 s" in text
+        assert "within 2 s" in text
