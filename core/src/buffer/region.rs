@@ -92,7 +92,7 @@ impl Drop for Mapping {
 /// A memfd that cannot shrink, mapped into this process; ours, or lent to us by a peer.
 pub struct Region {
     /// What devices know this memory by. First, so that they let go of it before it is unmapped.
-    attachments: Mutex<Vec<(usize, Option<Attachment>)>>,
+    attachments: Mutex<Vec<(usize, Result<Attachment, String>)>>,
     id: RegionId,
     fd: OwnedFd,
     mapping: Mapping,
@@ -185,11 +185,12 @@ impl Region {
     ) -> io::Result<Arc<T>> {
         let mut attachments = self.attachments.lock();
         if let Some((_, kept)) = attachments.iter().find(|(of, _)| *of == owner) {
-            let kept = kept.clone().ok_or_else(|| io::Error::other("it could not be attached before"))?;
+            let kept = kept.clone().map_err(io::Error::other)?;
             return Ok(kept.downcast().expect("an owner attaches one type of thing"));
         }
         let made = make().map(Arc::new);
-        attachments.push((owner, made.as_ref().ok().map(|made| made.clone() as Attachment)));
+        let kept = made.as_ref().map(|made| made.clone() as Attachment).map_err(io::Error::to_string);
+        attachments.push((owner, kept));
         made
     }
 

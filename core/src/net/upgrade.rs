@@ -12,7 +12,7 @@ use crate::wire::frame::{Envelope, HEADER_BYTES, Header, Kind, Malformed};
 use crate::wire::rdma::{End, Offer, Unable, encode_connect, encode_offer};
 
 /// How long the first ping over RDMA may take: between ends that reach each other it takes microseconds.
-pub(super) const FIRST_PING_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const FIRST_PING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Offers our ports and connects to the one that the server chose. Errors: `NoRdma` if the connection stays what it is.
 pub(super) fn as_client(

@@ -320,6 +320,16 @@ impl Device {
             | verbs::ACCESS_REMOTE_READ
             | verbs::ACCESS_RELAXED_ORDERING;
         let (address, len) = (region.as_ptr(), region.len());
+        if len as u64 > self.limits.registration_bytes {
+            let name = &self.name;
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "{name} registers at most {} bytes at once, not {len}",
+                    self.limits.registration_bytes
+                ),
+            ));
+        }
         // SAFETY: the range is the region's mapping, which outlives the registration: regions drop their attachments
         // before they unmap.
         let raw = unsafe {

@@ -20,8 +20,9 @@ use crate::wire::rdma::{End, LinkLayer};
 
 /// Most requests handed over in one call, and most completions taken in one.
 pub const POST_MAX: usize = 32;
-/// 4.096 us * 2^14 = 67 ms before a packet is sent again.
-const TIMEOUT: u8 = 14;
+/// 4.096 us * 2^16 = 268 ms before a packet is sent again, if nobody says that it is missing: long enough for a peer under
+/// emulation or on a busy machine, short enough for a request. That a peer has died the TCP connection tells sooner.
+const TIMEOUT: u8 = 16;
 /// Times that a packet is sent again. 7 means "for ever" to some devices, so a dead peer would never be noticed.
 const RETRIES: u8 = 6;
 /// A message always finds a buffer (C1), so that it did not is an error at once.

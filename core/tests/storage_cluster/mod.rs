@@ -7,14 +7,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use luciola_core::buffer::{BufferPool, Placement};
+use luciola_core::client::Transport;
 use luciola_core::client::routing::own_boot_id;
 use luciola_core::error::Kind;
 use luciola_core::net::{Endpoint, Pool, Secret};
+use luciola_core::rdma::{Fabric, Options};
 use luciola_core::server::{ChunkLine, NodeOptions, StorageServer};
 use luciola_core::types::*;
 use luciola_core::wire::pb::{self, PublicState, claims::Role};
@@ -84,6 +86,14 @@ fn refused(status: Status) -> UpdateResult {
 
 pub fn soon() -> Instant {
     Instant::now() + PATIENCE
+}
+
+/// What clients go by instead of TCP, and nodes among themselves instead of sockets, where the laboratory asks for it
+/// (`LUCIOLA_TEST_TRANSPORT=rdma`): the same tests over RDMA.
+fn fabric() -> Option<Arc<Fabric>> {
+    static FABRIC: OnceLock<Option<Arc<Fabric>>> = OnceLock::new();
+    let wanted = || std::env::var("LUCIOLA_TEST_TRANSPORT").is_ok_and(|transport| transport == "rdma");
+    FABRIC.get_or_init(|| wanted().then(|| Fabric::new(Options::default()))).clone()
 }
 
 impl Cluster {
@@ -210,6 +220,9 @@ impl Cluster {
         let id = NodeId(node as u32 + 1);
         let mut options = NodeOptions::new(id, self.directory(node), Secret::new(SECRET));
         options.unix = Some(self.socket(node));
+        if fabric().is_some() {
+            options.transport = Transport::Rdma;
+        }
         options.engine.segment_bytes = 16 << 20;
         options.engine.reserve_bytes = 0;
         change(&mut options);
@@ -367,7 +380,11 @@ impl Cluster {
     fn tcp(&self, node: usize) -> Result<Endpoint, Status> {
         let server = self.nodes[node].read();
         let server = server.as_ref().ok_or(Status::Disconnected)?;
-        Ok(Endpoint::Tcp(server.tcp_address().unwrap()))
+        let address = server.tcp_address().unwrap();
+        Ok(match fabric() {
+            Some(fabric) => Endpoint::Rdma { address, fabric, may_fall_back: false },
+            None => Endpoint::Tcp(address),
+        })
     }
 
     fn head(&self) -> usize {
