@@ -10,7 +10,7 @@ from fsspec.utils import isfilelike
 
 from ...errors import NotFound
 from ..file import File
-from .files import AsyncStream, CachedFile, Replacement, Updater, Writer, wrapped
+from .files import AsyncStream, CachedFile, Replacement, Updater, Writer, destination, wrapped
 from .names import Names
 from .paths import Place
 from .ranges import Range, RangeReader, bounds
@@ -95,13 +95,14 @@ class Contents(Names):
         permissions: int = 0o666,
     ) -> Writer | Updater:
         """A hidden file that becomes the one at `place`. Modes that keep what is there begin with a copy of it."""
-        replacement = Replacement.of(self.files, place.path, exclusive=mode.startswith("x"))
-        if mode[0] == "r" and replacement.replaced is None:
+        old = destination(self.files, place.path) if mode[0] in "ra" else (place.path, None)
+        if mode[0] == "r" and old[1] is None:
             raise NotFound("no such file", path=place.path)
+        replacement = Replacement.of(self.files, place.path, exclusive=mode[0] == "x")
         raw = self._raw(replacement.temporary, "x" + mode[1:], permissions=permissions)
         try:
-            if mode[0] in "ra" and replacement.replaced is not None:
-                self._copy_bytes(replacement.path, raw)
+            if old[1] is not None:
+                self._copy_bytes(old[0], raw)
                 raw.seek(0, os.SEEK_SET if mode[0] == "r" else os.SEEK_END)
             file = wrapped(self, raw, place.name, block_size)
         except BaseException:

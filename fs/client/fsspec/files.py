@@ -13,6 +13,7 @@ import os
 import posixpath
 import secrets
 import stat as modes
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from fsspec.asyn import AbstractAsyncStreamedFile
 from fsspec.spec import AbstractBufferedFile
 
-from ...errors import AlreadyExists, InvalidArgument, IsADirectory, NotFound
+from ...errors import AlreadyExists, InvalidArgument, NotFound
 from ..connection import naming
 from ..file import File
 from ..file_system import FileSystem
@@ -43,32 +44,32 @@ class Replacement:
 
     path: str
     temporary: str
-    replaced: os.stat_result | None
     exclusive: bool
 
     @classmethod
     def of(cls, files: FileSystem, path: str, *, exclusive: bool) -> "Replacement":
-        """For a file at `path`, or where a link of that name leads.
-
-        Raises: IsADirectoryError; FileExistsError if `exclusive` and there is one.
-        """
-        path, status = _destination(files, path)
-        if status is not None and exclusive:
-            raise AlreadyExists("a file of this name is there", path=path)
-        if status is not None and modes.S_ISDIR(status.st_mode):
-            raise IsADirectory("a directory", path=path)
+        """Raises: FileExistsError if `exclusive` and something is there already."""
+        if exclusive and _lexists(files, path):
+            raise AlreadyExists("something of this name is there", path=path)
         directory, name = posixpath.split(path)
         temporary = posixpath.join(directory, f".{name[:200]}.{secrets.token_hex(4)}.part")
-        return cls(path, temporary, status, exclusive)
+        return cls(path, temporary, exclusive)
 
     def commit(self, files: FileSystem) -> None:
-        """The hidden file takes the name, in one step."""
-        if self.replaced is not None:
-            self._take_after(files, self.replaced)
-        with naming(self.path):
-            files.connection.client.rename(
-                os.fsencode(self.temporary), os.fsencode(self.path), no_replace=self.exclusive
-            )
+        """The hidden file takes the name, in one step. Raises: FileExistsError if exclusive; IsADirectoryError."""
+        try:
+            # Most files are new: then nothing has to be asked.
+            with naming(self.path):
+                files.connection.client.rename(
+                    os.fsencode(self.temporary), os.fsencode(self.path), no_replace=True
+                )
+        except AlreadyExists:
+            if self.exclusive:
+                raise
+            path, old = destination(files, self.path)
+            if old is not None:
+                self._take_after(files, old)
+            files.rename(self.temporary, path)
 
     def _take_after(self, files: FileSystem, old: os.stat_result) -> None:
         new = files.lstat(self.temporary)
@@ -84,7 +85,7 @@ class Replacement:
             files.remove(self.temporary)
 
 
-def _destination(files: FileSystem, path: str) -> tuple[str, os.stat_result | None]:
+def destination(files: FileSystem, path: str) -> tuple[str, os.stat_result | None]:
     """Where writing to `path` goes, and what is there now."""
     for _ in range(LINKS_MAX):
         try:
@@ -95,6 +96,14 @@ def _destination(files: FileSystem, path: str) -> tuple[str, os.stat_result | No
             return path, status
         path = posixpath.normpath(posixpath.join(posixpath.dirname(path), files.readlink(path)))
     raise InvalidArgument("too many links lead to one another", path=path)
+
+
+def _lexists(files: FileSystem, path: str) -> bool:
+    try:
+        files.lstat(path)
+    except NotFound:
+        return False
+    return True
 
 
 class _Opened:
@@ -146,6 +155,26 @@ class _Opened:
 
 class Reader(_Opened, io.BufferedReader):
     """A file opened to read. May be pickled: it is opened again, at the same position."""
+
+    def __init__(self, fs: "LuciolaFileSystem", raw: File, path: str, blocksize: int) -> None:
+        super().__init__(fs, raw, path, blocksize)
+        self._lock = threading.Lock()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Up to `size` bytes, all to the end for -1. What is as large as the buffer does not pass through it."""
+        if size is None or size < self.blocksize:
+            return super().read(size)
+        with self._lock:
+            position = self.tell()
+            data = self.file.pread(size, position)
+            self.seek(position + len(data))
+            return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """The end is that of the file when it was opened, or what this client has heard of since."""
+        if whence == os.SEEK_END:
+            return super().seek(self.size + offset)
+        return super().seek(offset, whence)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _reopen, (self.fs, self.path, self.blocksize, self.tell())
@@ -299,4 +328,13 @@ class AsyncStream(AbstractAsyncStreamedFile):  # type: ignore[misc]
             self._file.close()
 
 
-__all__ = ["AsyncStream", "CachedFile", "OpenFile", "Replacement", "Updater", "Writer", "wrapped"]
+__all__ = [
+    "AsyncStream",
+    "CachedFile",
+    "OpenFile",
+    "Replacement",
+    "Updater",
+    "Writer",
+    "destination",
+    "wrapped",
+]
