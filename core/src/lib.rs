@@ -10,6 +10,7 @@ pub mod client;
 pub mod craq;
 pub mod error;
 pub mod fuse;
+mod lock;
 pub mod net;
 #[cfg(feature = "python")]
 pub mod python;

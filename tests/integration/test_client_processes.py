@@ -11,7 +11,7 @@ import pytest
 
 import luciola
 from cluster import LocalCluster
-from luciola.client import FileSystem
+from luciola.client import FileSystem, Operation
 from luciola.errors import InvalidArgument
 
 DATA = bytes(range(256)) * 1000
@@ -128,3 +128,27 @@ def test_connecting_imports_neither_grpc_nor_torch():
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
     assert result.stdout == "False False\n"
+
+
+def test_children_of_a_process_whose_threads_wait(fs):
+    """What those threads wait in must not be the child's: their memory belongs to its new threads."""
+    rings = [fs.ring(16) for _ in range(6)]
+    with fs.open("/processes/0", "rb") as file:
+        for ring in rings:
+            ring.submit(Operation(file, at, bytearray(1000), user_data=at) for at in range(16))
+            assert len(ring.drain(least=16)) == 16
+
+        def read_by_rings() -> int:
+            total = 0
+            own = [fs.ring(32) for _ in range(8)]
+            with fs.open("/processes/1", "rb") as file:
+                for ring in own:
+                    ring.submit(Operation(file, at, bytearray(1000)) for at in range(32))
+                for ring in own:
+                    total += sum(done.moved for done in ring.drain(least=32))
+            return total
+
+        for _ in range(4):
+            assert in_child(read_by_rings) == str(8 * 32 * 1000)
+    for ring in rings:
+        ring.close()

@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
+use crate::lock::Mutex;
 
 use super::state::Record;
 use crate::types::{ChunkKey, Status};
@@ -105,7 +105,7 @@ impl Cache {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    fn shard(&self, key: ChunkKey) -> parking_lot::MutexGuard<'_, Shard> {
+    fn shard(&self, key: ChunkKey) -> crate::lock::MutexGuard<'_, Shard> {
         self.shards[self.hasher.hash_one(key) as usize % SHARDS].lock()
     }
 

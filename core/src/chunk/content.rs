@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 
-use parking_lot::Mutex;
+use crate::lock::Mutex;
 
 use super::api::{Damage, Origin};
 use super::checksum;

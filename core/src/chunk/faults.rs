@@ -2,7 +2,7 @@
 
 use std::io;
 
-use parking_lot::Mutex;
+use crate::lock::Mutex;
 
 use crate::types::Status;
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::RwLock;
+use crate::lock::RwLock;
 use rustix::fs::FallocateFlags;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;

@@ -2,8 +2,8 @@
 
 use std::thread::{self, JoinHandle};
 
+use crate::lock::Mutex;
 use crossbeam_channel::{Sender, unbounded};
-use parking_lot::Mutex;
 
 type Job = Box<dyn FnOnce() + Send>;
 

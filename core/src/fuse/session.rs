@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use crate::lock::{Condvar, Mutex, RwLock};
 
 use crate::buffer::BufferPool;
 
@@ -279,11 +279,11 @@ impl Shared {
             self.changed.wait(&mut life);
         }
         // A connection that was cut, or that could not be read, leaves a mount that nobody serves.
-        parking_lot::MutexGuard::unlocked(&mut life, || {
+        crate::lock::MutexGuard::unlocked(&mut life, || {
             let _ = self.mounted.unmount(true);
         });
         if life.failure.is_some() {
-            parking_lot::MutexGuard::unlocked(&mut life, || {
+            crate::lock::MutexGuard::unlocked(&mut life, || {
                 let _ = self.mounted.abort();
             });
         }

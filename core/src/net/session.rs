@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use parking_lot::Mutex;
+use crate::lock::Mutex;
 
 use super::budget::{Budget, Share};
 use super::handshake::invalid;

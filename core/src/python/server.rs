@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::RwLock;
+use crate::lock::RwLock;
 use prost::Message;
 use pyo3::prelude::*;
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
+use crate::lock::{Condvar, Mutex};
 
 /// A number of transmissions that may be under way at once. First come, first served.
 #[derive(Debug)]

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use crate::lock::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 
 /// Nanoseconds of the monotonic clock, the one of Python's `time.monotonic`.
