@@ -31,11 +31,12 @@ class Tile:
 
 
 # By the query rows (or heads) that share the loaded tokens: with few, memory is the limit, and rows are padding. Eight
-# warps hold the output of 64 rows in half of their registers; gathering rows by index, or scaling them, takes more.
+# warps hold the output of 64 rows in half of their registers; rows that are scaled on their way go through the others.
 DENSE_TILES: Final = {16: Tile(16, 64, 2, 8), 64: Tile(64, 32, 2, 8)}
 DENSE_FP8_TILES: Final = {16: Tile(16, 32, 2, 8)}
 SPARSE_TILES: Final = {16: Tile(16, 32, 1, 8), 32: Tile(32, 32, 1, 8)}
 MODEL1_TILES: Final = {16: Tile(16, 32, 1, 8)}
+PREFILL_TILES: Final = {16: Tile(16, 32, 1, 8), 32: Tile(32, 32, 1, 8), 64: Tile(64, 32, 2, 8)}
 VARLEN_TILE: Final = Tile(128, 64, 2, 8)
 INTERPRETED_VARLEN_TILE: Final = Tile(16, 16, 1, 4)
 
@@ -157,7 +158,7 @@ def sparse_prefill(  # noqa: PLR0913 (the operator's own)
     s_q, h_q, d = q.shape
     out = torch.empty((s_q, h_q, LATENT), dtype=q.dtype, device=q.device)
     max_logits, lse = (torch.empty((s_q, h_q), dtype=torch.float32, device=q.device) for _ in range(2))
-    tile = tile_for(h_q, SPARSE_TILES)
+    tile = tile_for(h_q, PREFILL_TILES)
     with on_device(q):
         start(
             kernel.sparse_attn_fwd, (-(-h_q // tile.block_m) * s_q,),
@@ -263,6 +264,7 @@ __all__ = [
     "DENSE_FP8_TILES",
     "DENSE_TILES",
     "MODEL1_TILES",
+    "PREFILL_TILES",
     "SPARSE_TILES",
     "VARLEN_TILE",
     "Extra",

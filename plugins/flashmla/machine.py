@@ -93,6 +93,8 @@ def cases() -> Iterator[Case]:
     for width in (576, 512):
         for heads in (16, 32):
             yield Case(f"prefill-{width}-{heads}", "sparse_attn_fwd", _prefill(heads, width), ("HMMA",))
+        more = ("HGMMA", "LDGSTS")
+        yield Case(f"prefill-{width}-64", "sparse_attn_fwd", _prefill(128, width), more, WGMMA_SPILLS_MAX)
     for width in (128, 192):
         yield Case(f"varlen-{width}", "flash_fwd_varlen_kernel", _varlen(width), ("HGMMA", "LDGSTS"))
 

@@ -17,6 +17,7 @@ import torch
 from ...client import Buffer, Operation
 from ...client.location import AnyFileSystem
 from ...errors import CorruptData
+from ..weights.transfer import submit_all
 from .page_cache import PageCache
 
 ENTRIES: Final = 64  # operations in flight
@@ -158,15 +159,9 @@ class Mover:
                     )
                     for at, memory in view.parts
                 ]
-                self._submit(ring)
+                submit_all(ring, self._waiting, lambda least: self._settle(ring, least=least))
             while ring.in_flight:
                 self._settle(ring, least=1)
-
-    def _submit(self, ring: Any) -> None:
-        while self._waiting:
-            taken = ring.submit(self._waiting)
-            del self._waiting[:taken]
-            self._settle(ring, least=1 if self._waiting else 0)
 
     def _settle(self, ring: Any, *, least: int) -> None:
         for done in ring.drain(least=least):

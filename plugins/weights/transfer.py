@@ -80,6 +80,17 @@ def _belongs(part: Part, read: Read, gap_bytes: int) -> bool:
     )
 
 
+def submit_all(ring: Any, waiting: list[Operation], settle: Callable[[int], None]) -> None:
+    """Hands the waiting operations to a ring and empties the list.
+
+    `settle(least)` takes from the ring what is done: where the ring is full, at least one, which makes room.
+    """
+    while waiting:
+        taken = ring.submit(waiting)
+        del waiting[:taken]
+        settle(1 if waiting else 0)
+
+
 class Transfer:
     """Carries out reads of some open files. `bytes_read` counts what was asked of the file system."""
 
@@ -137,10 +148,7 @@ class Transfer:
         )
 
     def _submit(self, ring: Any) -> None:
-        while self._waiting:
-            taken = ring.submit(self._waiting)
-            del self._waiting[:taken]
-            self._land(ring, least=1 if self._waiting else 0)
+        submit_all(ring, self._waiting, lambda least: self._land(ring, least=least))
 
     def _land(self, ring: Any, *, least: int) -> None:
         for done in ring.drain(least=least):
@@ -172,4 +180,4 @@ class Transfer:
             self._free.append(read.slot)
 
 
-__all__ = ["Part", "Read", "Transfer", "grouped"]
+__all__ = ["Part", "Read", "Transfer", "grouped", "submit_all"]

@@ -63,7 +63,8 @@ def in_a_process(*arguments):
         ("dense-?p*", "dense-fp16-64 dense-fp8-16 dense-fp16-hopper"),
         ("dense-bf*", "dense-bf16-16 dense-bf16-64 dense-bf16-hopper"),
         ("s*", "schedule sparse-v32-16 sparse-v32-32 sparse-model1-16"),
-        ("prefill-*", "prefill-576-16 prefill-576-32 prefill-512-16 prefill-512-32"),
+        ("prefill-576-*", "prefill-576-16 prefill-576-32 prefill-576-64"),
+        ("prefill-512-*", "prefill-512-16 prefill-512-32 prefill-512-64"),
         ("[cv]*", "combine combine-sink varlen-128 varlen-192"),
     ],
 )
