@@ -11,7 +11,9 @@ import torch
 import torch._dynamo
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from luciola.client import LocalFileSystem, close_locations
@@ -105,6 +107,32 @@ def save_with_torch_defaults(rank: int, size: int, root: str) -> None:
     state = {"model": {"plain": torch.zeros(1000)}}
     dcp.load(state, storage_reader=Reader(), checkpoint_id=f"{root}/2")
     assert torch.equal(state["model"]["plain"], torch.arange(1000.0) + 2)
+
+
+def fsdp(rank: int, size: int, root: str, train: bool) -> float:
+    """A model and its optimizer under FSDP: trains and saves, or loads; what all their numbers add up to."""
+    torch.manual_seed(3 if train else 4 + rank)
+    model = torch.nn.Sequential(torch.nn.Linear(7, 33), torch.nn.ReLU(), torch.nn.Linear(33, 5))
+    fully_shard(model, mesh=init_device_mesh("cpu", (size,)))
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    for step in range(3 if train else 1):
+        model(torch.full((2, 7), float(step))).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    checkpoints = Checkpoints(root)
+    weights, moments = get_state_dict(model, optimizer)
+    state = {"model": weights, "optimizer": moments}
+    if train:
+        checkpoints.save(3, state)
+    else:
+        assert checkpoints.load(state) == 3
+        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    total = torch.zeros((), dtype=torch.float64)
+    for parameter in model.parameters():
+        entry = optimizer.state[parameter]
+        for number, tensor in enumerate((parameter, entry["exp_avg"], entry["exp_avg_sq"]), 1):
+            total += number * tensor.detach().full_tensor().double().sum()
+    return float(total)
 
 
 # Kills.

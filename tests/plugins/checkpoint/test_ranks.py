@@ -55,6 +55,13 @@ def test_a_process_of_its_own_saves(checkpoint_ranks: Ranks, shared_cluster: Loc
     assert done(checkpoint_ranks.run("load", 1, root=root, sharding="rows")) == [1]
 
 
+def test_a_model_and_its_optimizer_under_fsdp(checkpoint_ranks: Ranks, tmp_path):
+    sums = done(checkpoint_ranks.run("fsdp", 2, root=str(tmp_path), train=True))
+    assert sums[0] == sums[1]
+    loaded = done(checkpoint_ranks.run("fsdp", 4, root=str(tmp_path), train=False))
+    assert loaded == [sums[0]] * 4
+
+
 def test_a_planner_that_keeps_its_plans(checkpoint_ranks: Ranks, tmp_path):
     done(checkpoint_ranks.run("save_twice_with_kept_plans", 2, root=str(tmp_path)))
     assert [saved.name for saved in list_checkpoints(tmp_path)] == ["step-1", "step-2"]
