@@ -4,7 +4,8 @@
     run.py --quick      what fits into continuous integration: tests marked `slow` are left out
     run.py -- ARGS...   only pytest, with these arguments
 
-The native tests of connections (`core/tests/rdma.rs`) run first, then pytest on this directory, all in one guest.
+The native tests of connections (`core/tests/rdma.rs`) run first, then those of replication and recovery over RDMA
+(`core/tests/storage_server.rs`), then pytest on this directory, all in one guest.
 """
 
 import argparse
@@ -48,8 +49,12 @@ def main() -> int:
     elif given.quick:
         steps = [[*python, "-m", "not slow", str(HERE)]]
     else:
-        (native,) = build(("test", "--no-run", "--test", "rdma"))
-        steps = [[str(native), "--test-threads", "1"], [*python, str(HERE)]]
+        connections, chains = (
+            build(("test", "--no-run", "--test", name))[0] for name in ("rdma", "storage_server")
+        )
+        # The tests of replication and recovery are those of every transport.
+        over_rdma = ["env", "LUCIOLA_TEST_TRANSPORT=rdma", str(chains), "--test-threads", "1"]
+        steps = [[str(connections), "--test-threads", "1"], over_rdma, [*python, str(HERE)]]
     script = " && ".join(shlex.join(step) for step in steps)
     command = [sys.executable, str(HERE / "laboratory.py")]
     command += ["--limit", str(QUICK_LIMIT_S if given.quick else LIMIT_S)]
