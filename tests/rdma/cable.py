@@ -7,7 +7,8 @@ from pathlib import Path
 INTERFACES = {"rxe0": "ve0", "rxe1": "ve1"}
 TABLES = {"ve0": "100", "ve1": "101"}
 ADDRESSES = {"ve0": "10.77.0.1", "ve1": "10.77.0.2"}
-PATIENCE_S = 60
+# An emulated machine on a busy one is slow; nothing waits so long unless it fails.
+PATIENCE_S = 180
 
 
 def run(*command: str) -> str:

@@ -14,6 +14,8 @@ from rdma import cable, frames
 from rdma.native import Native
 from rdma.peer import PATIENCE_S, Broken, E, Server, Wire, pattern
 
+# The native client waits 3 s for its first answer over RDMA: on a quiet machine more than enough.
+pytestmark = pytest.mark.slow
 # A deadline that passes while a test waits for that, and not before the request has arrived on a busy machine.
 SHORT_MS = 8000
 
@@ -103,7 +105,6 @@ def test_damage_on_the_way_is_noticed() -> None:
             assert each.client.hear() == "Checksum"
 
 
-@pytest.mark.slow
 def test_a_placement_after_the_deadline_lands_nowhere() -> None:
     """The client has given the read up, its memory is its own again; the server, late, writes where it was told to."""
     with driven("strict") as each:
@@ -121,7 +122,6 @@ def test_a_placement_after_the_deadline_lands_nowhere() -> None:
             assert each.client.ask("peek") == "ee" * 4096
 
 
-@pytest.mark.slow
 def test_a_fetch_after_the_client_gave_up_brings_nothing() -> None:
     with driven("strict") as each:
         each.client.say("connect")
@@ -193,7 +193,6 @@ def test_a_server_that_goes_is_noticed_and_another_found() -> None:
             connect(each, server)
 
 
-@pytest.mark.slow
 def test_a_cut_cable_is_an_error_and_not_a_wait(whole_cable: None) -> None:
     with driven("strict") as each:
         each.client.say("connect")
