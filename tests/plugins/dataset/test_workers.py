@@ -1,5 +1,5 @@
 """DataLoader workers on a real cluster, by the native client and on the mount: forked, spawned, kept, killed; and
-reading goes on, with nothing repeated or skipped, while a storage node dies."""
+reading goes on, with nothing repeated or skipped, while a storage node and the metadata service die."""
 
 import os
 import signal
@@ -151,15 +151,25 @@ def test_under_torchdatas_loader_a_state_is_resumed(places: dict[str, str], kind
     dataset.close()
 
 
-def test_reading_goes_on_while_a_storage_node_dies(shared_cluster: LocalCluster, dataset: MapDataset) -> None:
+def test_reading_goes_on_while_a_storage_node_and_the_metadata_service_die(
+    shared_cluster: LocalCluster, dataset: MapDataset
+) -> None:
     loader = Loader(dataset, global_batch_size=BATCH, seed=3, num_workers=1)
-    seen = []
+    seen, killed = [], {}
     try:
         for batch in loader:
             seen.append(first_numbers(batch))
-            if len(seen) == 4:
-                killed = shared_cluster.kill("storage", 1)
-        assert seen == wanted(dataset)
-        until(lambda: shared_cluster.services("storage")[1]["pid"] not in {None, killed["pid"]})
+            if len(seen) in {4, 8}:
+                kind = "storage" if len(seen) == 4 else "meta"
+                killed[kind] = shared_cluster.kill(kind)["pid"]
+        dataset.close()  # files are opened anew, which the metadata service has to do
+        seen += [first_numbers(batch) for batch in loader]
+        assert seen == wanted(dataset) + wanted(dataset, 1)
+        for kind, process in killed.items():
+            until(
+                lambda kind=kind, process=process: (
+                    shared_cluster.services(kind)[0]["pid"] not in {None, process}
+                )
+            )
     finally:
         shared_cluster.wait_healthy()
