@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 
 from low_latency_cases import (
+    expert_fuzz,
     low_latency_calls,
     low_latency_described_errors,
     low_latency_disagreeing,
-    low_latency_fuzz,
     low_latency_killed,
     low_latency_many_turns,
     low_latency_original,
@@ -107,11 +107,11 @@ def learned(call: Callable[[], Any]) -> tuple[str, str, int, int]:
 __all__ = [
     "described",
     "disagreeing",
+    "expert_fuzz",
     "lost",
     "low_latency_calls",
     "low_latency_described_errors",
     "low_latency_disagreeing",
-    "low_latency_fuzz",
     "low_latency_killed",
     "low_latency_many_turns",
     "low_latency_original",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from expert_inputs import Call, inputs
-from luciola.plugins.deepep.low_latency.mode import LowLatency
+from luciola.plugins.deepep.buffer import Buffer
 from luciola.plugins.deepep.quantize import calc_diff, cast_from_fp8, cast_to_fp8
 
 HIDDEN = (128, 256, 384, 512, 1024)
@@ -71,11 +71,11 @@ def arrivals(topks: Sequence[Tensor], first: int, local: int) -> tuple[Tensor, T
     return flat[order] - first, source[order], token[order]
 
 
-def check_low_latency(mode: LowLatency, call: Call) -> None:
-    """One dispatch and one combine."""
-    rank, local = mode.rank, call.experts // call.ranks
+def check_low_latency(buffer: Buffer, call: Call) -> None:
+    """One dispatch and one combine in low-latency mode."""
+    rank, local = buffer.rank, call.experts // call.ranks
     xs, topks, weights = inputs(call)
-    got = mode.dispatch(
+    got = buffer.low_latency_dispatch(
         xs[rank], topks[rank], call.max_tokens, call.experts, use_fp8=call.fp8, round_scale=call.round_scale,
         use_ue8m0=call.use_ue8m0, async_finish=call.async_finish, return_recv_hook=call.hook,
     )  # fmt: skip
@@ -107,9 +107,9 @@ def check_low_latency(mode: LowLatency, call: Call) -> None:
     )
     given = answers
     if call.zero_copy:
-        mode.next_combine_buffer(got.handle)[:] = answers
+        buffer.get_next_low_latency_combine_buffer(got.handle)[:] = answers
         given = torch.full_like(answers, float("nan"))
-    combined = mode.combine(
+    combined = buffer.low_latency_combine(
         given, topks[rank], weights[rank], got.handle, use_logfmt=call.logfmt, zero_copy=call.zero_copy,
         async_finish=call.async_finish, return_recv_hook=call.hook,
     )  # fmt: skip
@@ -120,3 +120,51 @@ def check_low_latency(mode: LowLatency, call: Call) -> None:
     assert bool(combined.x.isfinite().all())
     difference = calc_diff(combined.x, wanted) if wanted.numel() else 0.0
     assert difference < COMBINE_DIFF["fp8" if call.fp8 else "bf16"], f"combine differs by {difference}"
+
+
+def check_normal(buffer: Buffer, call: Call) -> None:
+    """Layout, dispatch, cached dispatch and combine in normal mode."""
+    rank, local = buffer.rank, call.experts // call.ranks
+    xs, topks, weights = inputs(call)
+    cast = [cast_to_fp8(x) if call.fp8 else (x, None) for x in xs]
+    given = cast[rank] if call.fp8 else xs[rank]
+    per_rank, per_node, per_expert, member, _ = buffer.get_dispatch_layout(topks[rank], call.experts)
+    rows, idx, shares, counts, handle, event = buffer.dispatch(
+        given, num_tokens_per_rank=per_rank, num_tokens_per_rdma_rank=per_node, is_token_in_rank=member,
+        num_tokens_per_expert=per_expert, topk_idx=topks[rank], topk_weights=weights[rank],
+        async_finish=call.async_finish,
+    )  # fmt: skip
+    if call.async_finish:
+        event.current_stream_wait()
+    reached = [_reached(each, call.ranks, local) for each in topks]
+    here = [each[:, rank] for each in reached]
+    assert torch.equal(member, reached[rank])
+    wanted_idx = torch.cat([each[mine] for each, mine in zip(topks, here, strict=True)])
+    is_mine = (wanted_idx >= rank * local) & (wanted_idx < (rank + 1) * local)
+    assert torch.equal(idx, torch.where(is_mine, wanted_idx - rank * local, -1))
+    wanted_shares = torch.cat([each[mine] for each, mine in zip(weights, here, strict=True)])
+    assert torch.equal(shares, torch.where(is_mine, wanted_shares, 0.0))
+    assert counts == torch.bincount(idx[idx >= 0], minlength=local).tolist()
+    again, *_ = buffer.dispatch(given, handle=handle)
+    for got in (rows, again):
+        values, scales = got if isinstance(got, tuple) else (got, None)
+        wanted = torch.cat([each[0].view(torch.uint8)[mine] for each, mine in zip(cast, here, strict=True)])
+        assert torch.equal(values.view(torch.uint8), wanted)
+        if scales is not None:
+            assert torch.equal(
+                scales, torch.cat([each[1][mine] for each, mine in zip(cast, here, strict=True)])
+            )
+    plain = cast_from_fp8(*rows) if isinstance(rows, tuple) else rows
+    answers = (plain.float() * factors(torch.tensor(rank))).to(torch.bfloat16)
+    combined, sums, _ = buffer.combine(answers, handle, topk_weights=shares)
+    expected = xs[rank].float() * (reached[rank].float() @ factors(torch.arange(call.ranks))).unsqueeze(1)
+    difference = calc_diff(combined, expected) if expected.numel() else 0.0
+    assert difference < COMBINE_DIFF["fp8" if call.fp8 else "bf16"], f"combine differs by {difference}"
+    assert torch.allclose(sums, torch.where(topks[rank] >= 0, weights[rank], 0.0))
+
+
+def _reached(topk: Tensor, ranks: int, local: int) -> Tensor:
+    """Which ranks each token goes to: (T, R)."""
+    goes = torch.zeros(topk.shape[0], ranks + 1, dtype=torch.bool)
+    goes.scatter_(1, torch.where(topk >= 0, topk // local, ranks), torch.ones_like(topk, dtype=torch.bool))
+    return goes[:, :-1].contiguous()

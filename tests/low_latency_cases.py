@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from expert_fuzz import check_low_latency, random_call
+from expert_fuzz import check_low_latency, check_normal, random_call
 from expert_inputs import Call, inputs
 from luciola.plugins.deepep.buffer import Buffer
 from luciola.plugins.deepep.failure import CommunicationError
@@ -275,19 +275,23 @@ def low_latency_shrinking(rank: int, size: int, *, bad: int) -> tuple[list[list[
 
 
 @on_host
-def low_latency_fuzz(rank: int, size: int, *, seeds: Sequence[int], name: str = "auto") -> int:
-    """A random call for each seed, over one transport; how many."""
-    del rank
+def expert_fuzz(rank: int, size: int, *, seeds: Sequence[int]) -> int:
+    """A random call for each seed over one buffer: in normal mode if the seed is even, else in low-latency mode."""
     cases = [random_call(seed, size) for seed in seeds]
     hint = max(size_hint(each.max_tokens, each.hidden, size, each.experts) for each in cases)
-    mode = opened(hint, name=name)
+    buffer = Buffer(
+        dist.group.WORLD, 1 << 20, hint, low_latency_mode=True, explicitly_destroy=True, timeout_s=60.0, device="cpu"
+    )  # fmt: skip
     for each in cases:
         try:
-            check_low_latency(mode, each)
+            if each.seed % 2:
+                check_low_latency(buffer, each)
+            else:
+                check_normal(buffer, each)
         except AssertionError as error:
-            raise AssertionError(f"rank {mode.rank}: {each}: {error}") from error
-    mode.transport.barrier()
-    mode.transport.close()
+            raise AssertionError(f"rank {rank}: {each}: {error}") from error
+    buffer.transport.barrier()
+    buffer.destroy()
     return len(cases)
 
 
