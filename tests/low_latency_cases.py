@@ -4,7 +4,6 @@ import functools
 import os
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from expert_inputs import Call, inputs
 from luciola.plugins.deepep.buffer import Buffer
 from luciola.plugins.deepep.failure import CommunicationError
 from luciola.plugins.deepep.low_latency import reference
-from luciola.plugins.deepep.low_latency.mode import LowLatency, size_hint
+from luciola.plugins.deepep.low_latency.mode import Dispatched, LowLatency, size_hint
 from luciola.plugins.deepep.quantize import calc_diff, cast_from_fp8, per_token_cast_back
 from luciola.plugins.deepep.transport.choose import open_transport
 from luciola.plugins.deepep.transport.members import GroupMembers
@@ -38,54 +37,60 @@ def on_host(case: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def opened(
-    num_bytes: int, *, name: str = "auto", timeout_s: float = 60.0, shrink: bool = False
+    num_bytes: int, *, name: str = "auto", timeout_s: float = 60.0, shrink: bool = False, device: str = "cpu"
 ) -> LowLatency:
     """Low-latency mode between all ranks."""
     transport = open_transport(
-        GroupMembers(dist.group.WORLD), num_bytes, device=torch.device("cpu"), name=name, timeout_s=timeout_s
+        GroupMembers(dist.group.WORLD), num_bytes, device=torch.device(device), name=name, timeout_s=timeout_s
     )
     return LowLatency(transport, num_bytes=num_bytes, shrink=shrink)
 
 
 def check_call(mode: LowLatency, call: Call) -> None:
     """One dispatch and one combine, against the reference."""
-    rank = mode.rank
+    rank, device = mode.rank, mode.transport.device
     xs, topks, weights = inputs(call)
+    x, topk, shares = (each[rank].to(device) for each in (xs, topks, weights))
     casts = {"fp8": call.fp8, "round_scale": call.round_scale, "use_ue8m0": call.use_ue8m0}
     wanted = reference.dispatch(xs, topks, max_tokens=call.max_tokens, experts=call.experts, **casts)
-    stats = torch.full((call.experts // call.ranks,), 3, dtype=torch.int32)
+    stats = torch.full((call.experts // call.ranks,), 3, dtype=torch.int32, device=device)
     got = mode.dispatch(
-        xs[rank], topks[rank], call.max_tokens, call.experts, stats=stats, use_fp8=call.fp8,
-        round_scale=call.round_scale, use_ue8m0=call.use_ue8m0, async_finish=call.async_finish,
-        return_recv_hook=call.hook,
+        x, topk, call.max_tokens, call.experts, stats=stats, use_fp8=call.fp8, round_scale=call.round_scale,
+        use_ue8m0=call.use_ue8m0, async_finish=call.async_finish, return_recv_hook=call.hook,
     )  # fmt: skip
     finish(got, call)
-    mine = wanted[rank]
-    rows, scales = got.x if call.fp8 else (got.x, None)
-    real = torch.arange(rows.shape[1]) < mine.counts.unsqueeze(1)
-    assert torch.equal(got.counts, mine.counts)
-    assert torch.equal(stats, mine.counts + 3)
-    assert torch.equal(got.handle[1], mine.ranges)
-    assert torch.equal(got.handle[0][real], mine.source_tokens[real])
-    assert torch.equal(rows.view(torch.uint8)[real], mine.rows.view(torch.uint8)[real])
-    if scales is not None:
-        assert torch.equal(scales[real], mine.scales[real])
-        assert scales.stride()[-2:] == (1, rows.shape[1])
+    check_received(got, wanted[rank], stats, fp8=call.fp8)
     answers = [(cast_from_fp8(each.rows, each.scales) if call.fp8 else each.rows) * -0.5 for each in wanted]
-    given = answers[rank]
+    given = answers[rank].to(device)
     if call.zero_copy:
         mode.next_combine_buffer(got.handle)[:] = given
         given = torch.full_like(given, float("nan"))
     expected = reference.combine(answers, wanted, topks, weights, logfmt=call.logfmt)[rank]
-    out = torch.full_like(xs[rank], float("nan")) if call.seed % 2 else None
+    out = torch.full_like(x, float("nan")) if call.seed % 2 else None
     combined = mode.combine(
-        given, topks[rank], weights[rank], got.handle, use_logfmt=call.logfmt, zero_copy=call.zero_copy,
+        given, topk, shares, got.handle, use_logfmt=call.logfmt, zero_copy=call.zero_copy,
         async_finish=call.async_finish, return_recv_hook=call.hook, out=out,
     )  # fmt: skip
     finish(combined, call)
     assert out is None or combined.x is out
-    error = (combined.x.float() - expected.float()).abs()
+    error = (combined.x.cpu().float() - expected.float()).abs()
     assert bool((error <= expected.float().abs() / 64 + 1 / 128).all()), f"combine is wrong by {error.max()}"
+
+
+def check_received(got: Dispatched, wanted: reference.Received, stats: Tensor, *, fp8: bool) -> None:
+    """What dispatch returned, bit for bit; `stats` were 3 before."""
+    given, scales = got.x if isinstance(got.x, tuple) else (got.x, None)
+    assert (scales is not None) == fp8
+    rows, source_tokens, ranges = (each.cpu() for each in (given, *got.handle[:2]))
+    real = torch.arange(rows.shape[1]) < wanted.counts.unsqueeze(1)
+    assert torch.equal(got.counts.cpu(), wanted.counts)
+    assert torch.equal(stats.cpu(), wanted.counts + 3)
+    assert torch.equal(ranges, wanted.ranges)
+    assert torch.equal(source_tokens[real], wanted.source_tokens[real])
+    assert torch.equal(rows.view(torch.uint8)[real], wanted.rows.view(torch.uint8)[real])
+    if scales is not None:
+        assert torch.equal(scales.cpu()[real], wanted.scales[real])
+        assert scales.stride()[-2:] == (1, rows.shape[1])
 
 
 def finish(result: Any, call: Call) -> None:
@@ -97,12 +102,21 @@ def finish(result: Any, call: Call) -> None:
 
 
 def low_latency_calls(
-    rank: int, size: int, *, cases: Sequence[Call], name: str = "auto", layer: str = "reference"
+    rank: int,
+    size: int,
+    *,
+    cases: Sequence[Call],
+    name: str = "auto",
+    layer: str = "reference",
+    device: str = "cpu",
 ) -> str:
     """Many calls over one transport, of one size for all; the name of it."""
+    if device == "cuda":
+        device = f"cuda:{rank % torch.cuda.device_count()}"
+        torch.cuda.set_device(device)
     hint = max(size_hint(each.max_tokens, each.hidden, size, each.experts) for each in cases)
-    mode = opened(hint, name=name)
-    with using_layer(layer) if layer else nullcontext():
+    mode = opened(hint, name=name, device=device)
+    with using_layer(layer):
         for index, each in enumerate(cases):
             try:
                 check_call(mode, each)

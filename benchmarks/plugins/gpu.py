@@ -30,12 +30,15 @@ TESTS = (
     "deepgemm/test_indexer.py",
     "deepgemm/test_testing.py",
     "deepgemm/test_hopper.py",
+    "deepep/test_low_latency_pieces.py",
+    "deepep/test_device_flags.py",
+    "deepep/test_gpu_ranks.py",
     "flashmla/test_schedule.py",
     "flashmla/test_layouts.py",
     "flashmla/test_kernel.py",
     "flashmla/test_hopper.py",
 )
-BENCHMARKS = ("deepgemm", "flashmla")
+BENCHMARKS = ("deepgemm", "flashmla", "deepep")
 RESTARTS_MAX = 200  # more than there are cases: every one of them may break the device
 
 

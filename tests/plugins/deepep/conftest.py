@@ -1,10 +1,13 @@
 """The processes that run the ranks of all cases."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from pipeline_ranks import Ranks
+
+collect_ignore = [] if os.environ.get("LUCIOLA_TEST_DEVICE") == "cuda" else ["test_gpu_ranks.py"]
 
 
 @pytest.fixture(scope="session")

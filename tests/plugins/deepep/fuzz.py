@@ -26,13 +26,12 @@ def run(ranks: Ranks, *, cases: int, seed: int, sizes: list[int]) -> Iterator[in
     for batch, first in enumerate(range(0, cases, BATCH)):
         size = sizes[batch % len(sizes)]
         seeds = range(seed + first, seed + min(first + BATCH, cases))
-        for rank, answer in enumerate(ranks.run("expert_fuzz", size, seeds=list(seeds))):
-            replay = (
-                f"python tests/plugins/deepep/fuzz.py --cases {len(seeds)} --seed {seeds[0]} --ranks {size}"
-            )
-            assert answer.value == len(seeds), (
-                f"rank {rank}: {answer.error} {answer.message}; again by: {replay}"
-            )
+        answers = ranks.run("expert_fuzz", size, seeds=list(seeds))
+        wrong = [
+            f"rank {rank}: {each.error} {each.message}" for rank, each in enumerate(answers) if each.error
+        ]
+        again = f"python tests/plugins/deepep/fuzz.py --cases {len(seeds)} --seed {seeds[0]} --ranks {size}"
+        assert all(each.value == len(seeds) for each in answers), "\n".join([*wrong, f"again by: {again}"])
         done += len(seeds)
         yield done
 

@@ -4,35 +4,10 @@ import signal
 
 import pytest
 
-from expert_inputs import Call
-from pipeline_ranks import Answer, Ranks
+from expert_inputs import Call, values, varied
+from pipeline_ranks import Ranks
 
 BACKENDS = ["shared-memory", "messages"]
-
-
-def values(answers: list[Answer]) -> list:
-    assert [each.message for each in answers] == [""] * len(answers)
-    assert [each.status for each in answers] == [0] * len(answers)
-    return [each.value for each in answers]
-
-
-def varied(size: int) -> list[Call]:
-    """Every option, uneven tokens, few and many experts, one hot expert, a rank without work."""
-    one, two = (3, 0, 1, 5, 2, 4, 0, 6)[:size], (2,) * size
-    return [
-        Call(1, one, 128, 8, 3),
-        Call(2, one, 256, 64, 9, hook=True),
-        Call(3, one, 384, 16, 4, fp8=True),
-        Call(4, two, 512, 8, 1, fp8=True, round_scale=True, async_finish=True),
-        Call(5, one, 1024, 24, 6, fp8=True, round_scale=True, use_ue8m0=True, hook=True),
-        Call(6, two, 128, 512, 8, zero_copy=True, dropped=0.0),
-        Call(7, one, 256, 16, 5, logfmt=True, hook=True),
-        Call(8, one, 24, 16, 2, async_finish=True),
-        Call(9, one, 128, 16, 2, hot=True),
-        Call(10, one, 128, 16, 7, empty_rank=size - 1, fp8=True),
-        Call(11, (0,) * size, 128, 16, 2),
-        Call(12, two, 128, 8, 2, dropped=1.0),
-    ]
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -3,18 +3,14 @@
 import pytest
 import torch
 
+from expert_inputs import values
 from luciola.plugins.deepep.moe import PhysicalExperts
 from luciola.plugins.weights import save
 from moe_cases import CHECKPOINT_NAMES, EXPERTS, HIDDEN, WIDTH, weights
-from pipeline_ranks import Answer, Ranks
+from pipeline_ranks import Ranks
 
 UNEVEN = (5, 0, 8, 1)
 REPLICAS = [0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 1, 3]  # 3 slots on each of 4 ranks
-
-
-def values(answers: list[Answer]) -> list:
-    assert [each.message for each in answers] == [""] * len(answers)
-    return [each.value for each in answers]
 
 
 @pytest.mark.parametrize("placement", [None, REPLICAS])
