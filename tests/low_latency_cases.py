@@ -245,10 +245,10 @@ def low_latency_killed(rank: int, size: int, *, bad: int, name: str) -> tuple[st
     """One rank dies between dispatch and combine."""
     mode = opened(size_hint(1, 128, size, size), name=name)
     x, topk = torch.ones(1, 128, dtype=torch.bfloat16), torch.arange(size).view(1, size)
-    got = mode.dispatch(x, topk, 1, size, use_fp8=False)
-    if rank == bad:
-        os.kill(os.getpid(), signal.SIGKILL)
     try:
+        got = mode.dispatch(x, topk, 1, size, use_fp8=False)
+        if rank == bad:
+            os.kill(os.getpid(), signal.SIGKILL)
         mode.combine(got.x, topk, torch.ones(1, size), got.handle)
     except CommunicationError as error:
         return type(error).__name__, str(error), error.peer

@@ -27,9 +27,8 @@ def test_the_original_s_own_checks_hold(experts: Ranks) -> None:
 def test_kernels_do_the_same_between_processes(experts: Ranks) -> None:
     """In Triton's interpreter, over memory that other processes write."""
     cases = [
-        Call(21, (2, 1), 128, 4, 2, hook=True, hot=True),
-        Call(22, (0, 2), 128, 4, 1, fp8=True),
-        Call(23, (1, 1), 512, 2, 1, fp8=True, round_scale=True, use_ue8m0=True, zero_copy=True),
+        Call(21, (2, 1), 128, 2, 2, hook=True),
+        Call(22, (0, 1), 128, 2, 1, fp8=True, zero_copy=True),
         Call(24, (1, 1), 128, 2, 1, logfmt=True),
     ]
     assert len(set(values(experts.run("low_latency_calls", 2, cases=cases, layer="triton")))) == 1
@@ -59,7 +58,8 @@ def test_a_killed_rank_is_an_error_on_all_others(experts: Ranks, name) -> None:
     assert answers.pop(2).status == signal.SIGKILL
     for kind, text, peer in values(answers):
         assert (kind, peer) == ("PeerLost", 2)
-        assert "low-latency combine" in text or "signal of slot" in text
+        # Connections may lose with a process what it has sent: then its peers miss its tokens already.
+        assert "low-latency" in text or "signal of slot" in text
 
 
 def test_ranks_go_on_without_one_that_died(experts: Ranks) -> None:
