@@ -58,7 +58,8 @@ def _rounded_to_bf16(x):
 @triton.jit
 def reduce_kernel(
     out, parts, rows, bias_0, bias_1, tokens, width,
-    RANKS: tl.constexpr, BIASES: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK: tl.constexpr, INTERPRET: tl.constexpr,
+    RANKS: tl.constexpr, BIASES: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK: tl.constexpr, ALIGNMENT: tl.constexpr,
+    INTERPRET: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -70,7 +71,10 @@ def reduce_kernel(
     if BIASES > 1:
         total += tl.load(bias_1 + place, mask=is_real, other=0.0).to(tl.float32)
     for rank in range(RANKS):
-        part = tl.load(parts + rank).to(tl.pointer_type(out.dtype.element_ty))
+        start = tl.multiple_of(
+            tl.load(parts + rank), ALIGNMENT
+        )  # what no argument says of an address in a table
+        part = tl.multiple_of(start.to(tl.pointer_type(out.dtype.element_ty)), ALIGNMENT)
         row = tl.load(rows + token.to(tl.int64) * RANKS + rank, mask=token < tokens, other=-1).to(tl.int64)
         is_there = is_real & (row >= 0)[:, None]
         total += tl.load(part + row[:, None] * width + column[None, :], mask=is_there, other=0.0).to(

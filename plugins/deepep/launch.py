@@ -1,5 +1,6 @@
 """How moves of rows become kernel launches. Nothing here waits for the device."""
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -18,6 +19,8 @@ BLOCK: Final = 1024
 BLOCK_ROWS: Final = 4
 INTERPRETED_ROWS: Final = 64  # few programs, which run one after another
 LAYOUT_TOKENS: Final = 128
+WIDEST_BYTES: Final = 16
+"""That one instruction loads."""
 
 
 def layout(topk_idx: Tensor, num_experts: int, ranks: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,16 +59,22 @@ def take(out: Tensor, source: Tensor, rows: Rows) -> None:
 def reduce(out: Tensor, parts: Sequence[Tensor], member: Tensor, bias: Sequence[Tensor]) -> None:
     """As `moves.reduce`."""
     rows = torch.where(member, member.cumsum(0, dtype=torch.int32) - 1, -1).int()
-    starts = torch.tensor([each.data_ptr() for each in parts], dtype=torch.int64, device=out.device)
+    addresses = [each.data_ptr() for each in parts]
+    starts = torch.tensor(addresses, dtype=torch.int64, device=out.device)
     block, block_rows = _blocks(out.shape[1])
     biases = [*bias, out, out]  # out stands for a pointer that is not followed
     with on_device(out):
         start(
             kernel.reduce_kernel, (ceil_div(len(out), block_rows), ceil_div(out.shape[1], block)),
             out, starts, rows, biases[0], biases[1], len(out), out.shape[1],
-            RANKS=len(parts), BIASES=len(bias), BLOCK_TOKENS=block_rows, BLOCK=block,
+            RANKS=len(parts), BIASES=len(bias), BLOCK_TOKENS=block_rows, BLOCK=block, ALIGNMENT=_alignment(addresses),
             INTERPRET=is_interpreting(), num_warps=4,
         )  # fmt: skip
+
+
+def _alignment(addresses: Sequence[int]) -> int:
+    """The power of two, up to what one thread loads at once, that divides all addresses."""
+    return math.gcd(WIDEST_BYTES, *addresses)
 
 
 def _blocks(width: int) -> tuple[int, int]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.ahead import MachineCode, compiling, machine_code, start
+from . import launch as normal
 from .low_latency import launch
 from .low_latency.layout import Layout
 from .transport import kernel as flags
@@ -119,6 +120,11 @@ def wide_failures(code: MachineCode) -> list[str]:
     return [] if re.search(r"STG\.E\.(64|128)\b", code.text) else ["rows are written in words below 8 bytes"]
 
 
+def narrow_failures(code: MachineCode) -> list[str]:
+    """Rows that are read number by number."""
+    return ["rows are read in words of 2 bytes"] if re.search(r"LDG\.E\.U16\b", code.text) else []
+
+
 def trap_failures(code: MachineCode) -> list[str]:
     """Instructions that end the process."""
     return [f"a trap: {each.text}" for each in instructions(code) if each.name in {"BPT", "KILL"}]
@@ -158,6 +164,10 @@ def cases() -> Iterator[Case]:
     yield Case("wait-next", "wait_kernel", _wait(counted=True), (wait_failures, *ordered))
     yield Case("wait-drop", "wait_kernel", _wait(counted=True, drop=True), (wait_failures, *ordered))
     yield Case("wait", "wait_kernel", _wait(counted=False), (wait_failures, *ordered))
+    yield Case("layout", "layout_kernel", _layout, ordered)
+    yield Case("take", "take_kernel", lambda: _take(torch.empty(_TOKENS, dtype=torch.int64, device="meta")))
+    yield Case("take-range", "take_kernel", lambda: _take(slice(0, _TOKENS)))
+    yield Case("reduce", "reduce_kernel", _reduce, (*ordered, wide_failures, narrow_failures))
     yield Case("slots", "slot_kernel", lambda: dispatch_send(fp8=False), ordered)
     yield Case("dispatch-send-bf16", "dispatch_send_kernel", lambda: dispatch_send(fp8=False))
     yield Case("dispatch-send-fp8", "dispatch_send_kernel", lambda: dispatch_send(fp8=True))
@@ -188,6 +198,23 @@ def compile_all(chosen: Callable[[str], bool] = lambda _name: True) -> Iterator[
 
 
 # The launches, with tensors that have no memory: the sizes of the original's tests.
+
+_TOKENS: Final = 4096
+
+
+def _layout() -> None:
+    normal.layout(_meta(_TOKENS, 8, dtype=torch.int64), 256, _RANKS)
+
+
+def _take(rows: Tensor | slice) -> None:
+    words = _meta(_TOKENS, 1792, dtype=torch.int64)  # 7168 of two bytes
+    normal.take(words, words, rows)
+
+
+def _reduce() -> None:
+    rows = _meta(_TOKENS, 7168, dtype=torch.bfloat16)
+    normal.reduce(rows, [rows] * _RANKS, _meta(_TOKENS, _RANKS, dtype=torch.bool), [rows, rows])
+
 
 LAYOUT: Final = Layout(max_tokens=128, hidden=7168, ranks=_RANKS, experts=288)
 TOPK: Final = 8

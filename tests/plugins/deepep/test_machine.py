@@ -24,6 +24,9 @@ NAMES = {
     "signal": "signal signal-next",
     "wait": "wait wait-next wait-drop",
     "slots": "slots",
+    "layout": "layout",
+    "take": "take take-range",
+    "reduce": "reduce",
     "dispatch": "dispatch-send-bf16 dispatch-send-fp8 "
     "dispatch-receive-bf16 dispatch-receive-fp8 dispatch-receive-ue8m0",
     "combine": "combine-send-bf16 combine-send-logfmt combine-receive-bf16 combine-receive-logfmt",

@@ -29,9 +29,7 @@ def test_what_is_said_counts(monkeypatch) -> None:
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf"])
 def test_a_timeout_is_a_positive_number(monkeypatch, text) -> None:
     monkeypatch.setenv("LUCIOLA_DEEPEP_TIMEOUT_S", text)
-    with pytest.raises(
-        ValueError, match="LUCIOLA_DEEPEP_TIMEOUT_S is .*; it must be a positive number of seconds"
-    ):
+    with pytest.raises(ValueError, match="it must be a positive number of seconds"):
         settings.timeout_s()
 
 
