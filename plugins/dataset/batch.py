@@ -42,7 +42,7 @@ SMALLEST: Final = 64 << 10  # a piece of the pool
 OPEN_FILES_MAX: Final = 512  # the metadata service holds each for us
 
 Observe = Callable[[int, int, float], None]
-"""Told of every batch: records, bytes, seconds from its submission to its last byte."""
+"""Told of every batch: records, bytes, seconds from its submission until its last byte was noticed."""
 
 
 class Pool:
@@ -126,6 +126,7 @@ class Pending:
     checks: list[tuple[Records, Integers, Integers, Checksums]]
     """(data set, places in the batch, numbers in the data set, checksums)."""
     started: float
+    landed: float
     left: int = 0
     error: BaseException | None = None
     files: list["_OpenFile"] = field(default_factory=list)
@@ -153,11 +154,19 @@ class _Channel:
             for _ in range(taken):
                 self.waiting.popleft()
 
+    def forget(self, pending: Pending) -> None:
+        """What has not been submitted of a batch is not wanted any more."""
+        kept = [each for each in self.waiting if each.user_data[0] is not pending]
+        self.waiting.clear()
+        self.waiting.extend(kept)
+
     def land(self) -> None:
         """Takes results, at least one, and fills the room."""
         for done in self.ring.drain(least=1):
             pending, wanted, path, end = done.user_data
             pending.left -= 1
+            if not pending.left:
+                pending.landed = time.perf_counter()
             if done.result == wanted:
                 continue
             try:
@@ -220,7 +229,7 @@ class BatchReader:
         room = lengths if uniform is not None else -(-lengths // ALIGNMENT) * ALIGNMENT
         positions = np.cumsum(room) - room
         memory, array = self._pool.take(int(room.sum()))
-        pending = Pending(Batch(array, positions, lengths, uniform), wanted, checks, started)
+        pending = Pending(Batch(array, positions, lengths, uniform), wanted, checks, started, started)
         with self._lock:
             self._submit(pending, memory, keys, offsets)
         return pending
@@ -243,8 +252,14 @@ class BatchReader:
                 operation = Operation(file, offset + at, memory, position + at, size, False, data)
                 channel.waiting.append(operation)
                 pending.left += 1
-        for channel in pending.channels:
-            channel.submit()
+        try:
+            for channel in pending.channels:
+                channel.submit()
+        except BaseException:
+            for channel in pending.channels:
+                channel.forget(pending)
+            self._leave_files(pending)
+            raise
 
     def finish(self, pending: Pending) -> Batch:
         """Waits for a batch. Raises: OSError; CorruptData, which names file and record."""
@@ -252,7 +267,7 @@ class BatchReader:
         if pending.error is not None:
             raise pending.error
         if self.observe is not None:
-            self.observe(len(pending.batch), pending.batch.nbytes, time.perf_counter() - pending.started)
+            self.observe(len(pending.batch), pending.batch.nbytes, pending.landed - pending.started)
         for records, places, numbers, checksums in pending.checks:
             _compare(pending.batch, records, places, numbers, checksums)
         return pending.batch

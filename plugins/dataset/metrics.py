@@ -5,8 +5,9 @@
     with dataset.metrics.serve(9400): ...       # http://HOST:9400/metrics
 
 Each process writes rows of its own (WORKERS of them, by worker number), so nobody waits; readers sum them up. A latency
-is that of a batch of reads, from its submission to its last byte. Percentiles come from the histogram, whose buckets
-are 19 % wide.
+is that of a batch of reads, from its submission until its last byte is noticed: a batch that is read ahead may lie
+ready while the program computes, and is noticed when the program asks for one. Percentiles come from the histogram,
+whose buckets are 19 % wide.
 """
 
 import bisect

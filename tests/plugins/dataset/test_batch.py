@@ -108,6 +108,26 @@ def test_batches_that_nobody_wants_are_left(reader: BatchReader) -> None:
     assert all(opened.users == 0 for opened in reader._open.values())
 
 
+def test_a_batch_that_cannot_be_submitted_leaves_nothing_behind(reader: BatchReader, rings: Rings) -> None:
+    reader.read([0])
+    channel = reader._channels[0]
+    ring = channel.ring
+
+    class Full:
+        in_flight = 0
+
+        def submit(self, operations):
+            raise ValueError("closed")
+
+    channel.ring = Full()
+    with pytest.raises(ValueError, match="closed"):
+        reader.start([1, 2])
+    channel.ring = ring
+    assert not channel.waiting
+    assert is_right(reader.read([3]), [3])
+    assert all(opened.users == 0 for opened in reader._open.values())
+
+
 @pytest.mark.parametrize("good", [1, 3, 700])
 @pytest.mark.parametrize(
     ("result", "kind", "words"),
