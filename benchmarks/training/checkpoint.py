@@ -71,8 +71,10 @@ def main() -> None:
                     )
                     if writer is not None:
                         measure_async(figures[way], state, writer().checkpoint_id, way=way)
-    print_figures(figures)
-    print_async(figures)
+        if number + 1 < options.rounds:
+            print(f"after round {number + 1}:")
+        print_figures(figures)
+        print_async(figures)
 
 
 Way = tuple[Callable[[], Any] | None, Callable[[], Any], Callable[[], None]]
