@@ -7,6 +7,7 @@ import pytest
 from expert_inputs import Call, values, varied
 from pipeline_ranks import Ranks
 
+pytestmark = pytest.mark.timeout(300)  # several runs of real processes
 BACKENDS = ["shared-memory", "messages"]
 
 

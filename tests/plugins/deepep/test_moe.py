@@ -9,6 +9,7 @@ from luciola.plugins.weights import save
 from moe_cases import CHECKPOINT_NAMES, EXPERTS, HIDDEN, WIDTH, weights
 from pipeline_ranks import Ranks
 
+pytestmark = pytest.mark.timeout(300)  # several runs of real processes
 UNEVEN = (5, 0, 8, 1)
 REPLICAS = [0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 1, 3]  # 3 slots on each of 4 ranks
 
