@@ -43,7 +43,8 @@ def main() -> int:
     parser.add_argument("pytest", nargs="*", help="only pytest, with these arguments")
     given = parser.parse_args()
     (peer,) = build(("build", "--example", "rdma_peer"))
-    python = [sys.executable, "-m", "pytest", "--timeout", "600"]
+    # Hypothesis is not used there, and slow to load.
+    python = [sys.executable, "-m", "pytest", "-p", "no:hypothesispytest", "--timeout", "600"]
     if given.pytest:
         steps = [[*python, *given.pytest]]
     elif given.quick:
