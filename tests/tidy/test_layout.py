@@ -76,3 +76,13 @@ def test_example_configurations_load() -> None:
 
     for path in sorted((ROOT / "deploy").glob("*.toml")):
         config.load(path)
+
+
+def test_locks_of_the_core_may_be_met_after_a_fork() -> None:
+    """Those of parking_lot wait in a table that a forked child inherits; see core/src/lock.rs."""
+    found = [
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "core" / "src").rglob("*.rs"))
+        if "parking_lot::" in path.read_text()
+    ]
+    assert found == []
