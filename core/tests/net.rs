@@ -15,11 +15,13 @@ use luciola_core::buffer::{BufferPool, Placement, Region};
 use luciola_core::net::{
     ConnectError, Connection, Credential, Endpoint, Pool, Secret, Server, ServerOptions,
 };
+use luciola_core::rdma::{Fabric, Options};
 use luciola_core::types::*;
 use luciola_core::wire::credential::{self, Nonces};
 use luciola_core::wire::frame::{self, Envelope, Home};
 use luciola_core::wire::handshake;
 use luciola_core::wire::pb::{Claims, claims::Role};
+use luciola_core::wire::rdma;
 use parking_lot::RwLock;
 use twin::{Fault, Running, SECRET, credential, read_op, soon, write_op};
 
@@ -381,6 +383,82 @@ fn hostile_frames_close_their_connection_and_nothing_else() {
     }
     bystander.ping(soon()).unwrap();
     assert_eq!(running.twin.reads.load(Ordering::SeqCst), 0);
+}
+
+fn an_end() -> rdma::End {
+    let offer = rdma::Offer { gid: [7; 16], link: rdma::LinkLayer::Ethernet, mtu: 3, lid: 0 };
+    rdma::End { port: 0, offer, qpn: 5, psn: 6, window: 8, reads: 1, asks: false }
+}
+
+/// No device is needed for that: the answer is no.
+#[test]
+fn a_server_without_rdma_says_so_and_goes_on_over_tcp() {
+    let running = Running::start();
+    let mut socket = TcpStream::connect(running.server.tcp_address().unwrap()).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    raw_connection(&mut socket);
+    let envelope = Envelope { id: 1, deadline_ms: 60_000, clock_ms: 0 };
+    let mut frame = Vec::new();
+    // Twice: being refused is no state.
+    for _ in 0..2 {
+        rdma::encode_offer(&mut frame, envelope, &[an_end().offer]);
+        socket.write_all(&frame).unwrap();
+        let mut answer = vec![0; frame::HEADER_BYTES + frame::Kind::Offer.entry_bytes(true)];
+        socket.read_exact(&mut answer).unwrap();
+        let (head, table) = answer.split_at(frame::HEADER_BYTES);
+        let header = frame::Header::decode(head.try_into().unwrap()).unwrap();
+        assert_eq!(header.decode_offer_answer(table), Ok(Err(rdma::Unable::NoDevice)));
+    }
+    frame::encode_ping(&mut frame, envelope, false);
+    socket.write_all(&frame).unwrap();
+    socket.read_exact(&mut [0; frame::HEADER_BYTES]).unwrap();
+}
+
+#[test]
+fn steps_towards_rdma_out_of_turn_close_their_connection() {
+    let running = Running::start();
+    let envelope = Envelope { id: 1, deadline_ms: 60_000, clock_ms: 0 };
+    let (mut connect_frame, mut transmit, mut answer) = (Vec::new(), Vec::new(), Vec::new());
+    rdma::encode_connect(&mut connect_frame, envelope, &an_end());
+    frame::encode_transmit(&mut transmit, envelope, false);
+    rdma::encode_offer_answer(&mut answer, envelope, &Ok(an_end()));
+    for frame in [connect_frame, transmit, answer] {
+        let mut socket = TcpStream::connect(running.server.tcp_address().unwrap()).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        raw_connection(&mut socket);
+        socket.write_all(&frame).unwrap();
+        assert!(closes(&mut socket));
+    }
+    // A Unix socket never goes on by RDMA.
+    let mut socket = UnixStream::connect(running.socket()).unwrap();
+    raw_connection(&mut socket);
+    let mut offer = Vec::new();
+    rdma::encode_offer(&mut offer, envelope, &[an_end().offer]);
+    socket.write_all(&offer).unwrap();
+    assert!(closes(&mut socket));
+    connect(&running.tcp()).ping(soon()).unwrap();
+}
+
+/// A pool that may fall back does; one that may not says why. True with and without devices: the server has none.
+#[test]
+fn without_rdma_a_pool_stays_with_tcp_where_it_may() {
+    let running = Running::start();
+    let address = running.server.tcp_address().unwrap();
+    for may_fall_back in [true, false] {
+        let fabric = Fabric::new(Options::default());
+        let endpoint = Endpoint::Rdma { address, fabric: fabric.clone(), may_fall_back };
+        let pool = Pool::new(endpoint, credential(Role::Client), 2);
+        match pool.get(soon()) {
+            Ok(mut connection) => {
+                assert!(may_fall_back && !connection.is_remote_direct());
+                connection.ping(soon()).unwrap();
+                assert!(fabric.avoids(address));
+            }
+            Err(ConnectError::NoRdma(reason)) => assert!(!may_fall_back && !reason.is_empty()),
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(fabric.counters().all()[1], ("rdma_fallbacks", u64::from(may_fall_back)));
+    }
 }
 
 /// Registers `region` by hand.

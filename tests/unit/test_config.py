@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from luciola.config import BOUNDS, CHOICES, ClusterConfig, MetaConfig, load, loads
+from luciola.config import (
+    BOUNDS,
+    CHOICES,
+    ClientConfig,
+    ClusterConfig,
+    MetaConfig,
+    StorageConfig,
+    load,
+    loads,
+    rdma_options,
+)
 from luciola.errors import ConfigError
 
 
@@ -57,3 +67,31 @@ def test_defaults_obey_their_own_bounds() -> None:
         assert low <= getattr(cls(), name) <= high
     for (cls, name), choices in CHOICES.items():
         assert getattr(cls(), name) in choices
+
+
+@pytest.mark.parametrize("component", [StorageConfig, ClientConfig])
+def test_rdma_options_are_what_the_native_module_takes(component: type[StorageConfig | ClientConfig]) -> None:
+    assert rdma_options(component()) == {
+        "transport": "auto",
+        "rdma_devices": [],
+        "rdma_gid_index": None,
+    }
+    given = component(transport="rdma", rdma_devices=" mlx5_0, mlx5_1:1 ,", rdma_gid_index=3)
+    assert rdma_options(given) == {
+        "transport": "rdma",
+        "rdma_devices": ["mlx5_0", "mlx5_1:1"],
+        "rdma_gid_index": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("transport = 'infiniband'", r"storage\.transport: must be one of auto, shm, tcp, rdma"),
+        ("rdma_gid_index = 256", r"storage\.rdma_gid_index: must be between -1 and 255"),
+        ("rdma_devices = ['mlx5_0']", r"storage\.rdma_devices: must be str"),
+    ],
+)
+def test_wrong_rdma_settings_are_refused(line: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        loads(f"[storage]\n{line}\n")
