@@ -60,9 +60,12 @@ __all__ = [
 
 def describe() -> dict[str, str]:
     """What the plugin can use on this machine."""
+    import torch
+
     from ..kernels.layers import state
 
-    return {"state": state(), "transports": "shared-memory, messages"}
+    on_gpus = "symmetric-memory, cuda-ipc, " if torch.cuda.is_available() else ""
+    return {"state": state(), "transports": f"{on_gpus}shared-memory, mixed, messages"}
 
 
 def __getattr__(name: str) -> Any:
