@@ -28,6 +28,7 @@ PATIENCE_S = 600
 CONFIG = """
 [mgmtd]
 lease_ms = 15000
+bootstrap_ms = 16000
 [storage]
 transport = "rdma"
 [client]
