@@ -150,7 +150,10 @@ def _filled(step: int, rank: int) -> dict[str, Any]:
 def die_while_saving(rank: int, size: int, root: str, victims: list[int], delay_s: float, how: str) -> str:
     """Saves step 1, then step 2, in which the victims are killed after a while; what became of step 2."""
     checkpoints = Checkpoints(root)
-    checkpoints.save(1, _filled(1, rank))
+    if how == "sync":
+        checkpoints.save(1, _filled(1, rank))
+    else:  # makes the group that saves talk through: who dies while that is made lets the others wait long
+        checkpoints.async_save(1, _filled(1, rank)).result()
     dist.barrier()
     if rank in victims:
         threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
