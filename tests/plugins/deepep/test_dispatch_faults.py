@@ -7,6 +7,8 @@ import pytest
 
 from pipeline_ranks import Answer, Ranks
 
+pytestmark = pytest.mark.timeout(300)  # torch takes a minute to import on a very busy machine
+
 
 @pytest.fixture(scope="module")
 def dispatchers() -> Any:

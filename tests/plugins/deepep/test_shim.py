@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.timeout(300)  # torch takes a minute to import on a very busy machine
+
 PROGRAM = """
 from luciola.plugins.deepep import shim
 shim.install()

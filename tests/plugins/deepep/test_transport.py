@@ -6,6 +6,8 @@ import pytest
 
 from pipeline_ranks import Answer, Ranks
 
+pytestmark = pytest.mark.timeout(300)  # torch takes a minute to import on a very busy machine
+
 BACKENDS = ["shared-memory", "messages"]
 
 
