@@ -216,32 +216,62 @@ class BatchStream(Iterator[Any]):
         self._source = source
         self._finished, self._decision = finished, decision
         self._indices = BatchesIterator(source.batches, worker=worker, workers=workers)
-        self._under_way: deque[Pending] = deque()
-        self._more = True
+        self._ahead = ReadAhead(source.dataset, self._indices, source.read_ahead)
 
     def __next__(self) -> Any:
-        source = self._source
-        while self._more and len(self._under_way) <= source.read_ahead:
-            try:
-                self._under_way.append(source.dataset.start(self._indices.next_array()))
-            except StopIteration:
-                self._more = False
-        if not self._under_way:
+        try:
+            samples = next(self._ahead)
+        except StopIteration:
             after = (self._decision, self._indices.workers, self._indices.epoch + 1)
             self._finished.copy_(torch.tensor(after))
-            raise StopIteration
-        return source.collate_fn(source.dataset.finish(self._under_way.popleft()))
+            raise
+        return self._source.collate_fn(samples)
 
     def state_dict(self) -> dict[str, Any]:
         """For StatefulDataLoader, which keeps one for each worker."""
-        return self._indices.worker_state(ahead=len(self._under_way))
+        return self._indices.worker_state(ahead=len(self._ahead))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on behind the last batch that was handed out. Raises: ValueError for another number of workers."""
-        while self._under_way:
-            self._source.dataset.reader.abandon(self._under_way.popleft())
+        self._ahead.close()
         self._indices.load_worker_state(state)
+        self._ahead = ReadAhead(self._source.dataset, self._indices, self._source.read_ahead)
+
+
+class ReadAhead(Iterator[Samples]):
+    """The batches of an iterator of indices, `ahead` of which are under way while the caller has one."""
+
+    def __init__(self, dataset: MapDataset, indices: BatchesIterator, ahead: int) -> None:
+        self._dataset, self._indices, self._ahead = dataset, indices, ahead
+        self._under_way: deque[Pending | OSError] = deque()
         self._more = True
 
+    def __len__(self) -> int:
+        """Batches that were begun and not handed out."""
+        return len(self._under_way)
 
-__all__ = ["BatchStream", "IterableDataset", "MapDataset", "Samples", "collate"]
+    def __next__(self) -> Samples:
+        while self._more and len(self._under_way) <= self._ahead:
+            try:
+                self._under_way.append(self._dataset.start(self._indices.next_array()))
+            except StopIteration:
+                self._more = False
+            except OSError as error:  # its turn comes when the batches before it have been handed out
+                self._under_way.append(error)
+                self._more = False
+        if not self._under_way:
+            raise StopIteration
+        first = self._under_way.popleft()
+        if isinstance(first, OSError):
+            raise first
+        return self._dataset.finish(first)
+
+    def close(self) -> None:
+        """Leaves what is under way."""
+        while self._under_way:
+            pending = self._under_way.popleft()
+            if isinstance(pending, Pending):
+                self._dataset.reader.abandon(pending)
+
+
+__all__ = ["BatchStream", "IterableDataset", "MapDataset", "ReadAhead", "Samples", "collate"]

@@ -18,15 +18,13 @@ and tensors lie in the memory that the ring has filled. Workers pay off when dec
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from torch.utils.data import DataLoader
 
-from .batch import Pending
 from .batches import BatchesIterator, GlobalBatches, Tail, distributed_rank
-from .datasets import MapDataset, collate
+from .datasets import MapDataset, ReadAhead, collate
 from .order import Order
 
 READ_AHEAD: Final = 2  # batches under way beside the one in use
@@ -65,6 +63,8 @@ class Loader(DataLoader[Any]):
             raise TypeError(
                 f"{', '.join(refused)}: the global order decides; use global_batch_size, shuffle= and tail= of Loader"
             )
+        if not options.get("in_order", True):
+            raise ValueError("in_order=False: batches would come in another order than that of the state")
         if read_ahead < 0:
             raise ValueError(f"read_ahead is 0 or more batches, not {read_ahead}")
         if (rank is None) != (ranks is None):
@@ -153,22 +153,12 @@ class Loader(DataLoader[Any]):
 
     def _from_ring(self) -> Iterator[Any]:
         dataset: MapDataset = self.dataset  # type: ignore[assignment]
-        indices = BatchesIterator(self.batches)
-        under_way: deque[Pending] = deque()
-        more = True
+        ahead = ReadAhead(dataset, BatchesIterator(self.batches), self.read_ahead)
         try:
-            while True:
-                while more and len(under_way) <= self.read_ahead:
-                    try:
-                        under_way.append(dataset.start(indices.next_array()))
-                    except StopIteration:
-                        more = False
-                if not under_way:
-                    return
-                yield self.collate_fn(dataset.finish(under_way.popleft()))
+            for samples in ahead:
+                yield self.collate_fn(samples)
         finally:
-            for pending in under_way:
-                dataset.reader.abandon(pending)
+            ahead.close()
 
 
 __all__ = ["Loader"]

@@ -164,6 +164,20 @@ def test_a_loader_goes_on_behind_a_read_that_failed(tmp_path, rings: Rings) -> N
     dataset.close()
 
 
+def test_a_file_that_cannot_be_opened_is_told_when_its_turn_comes(tmp_path) -> None:
+    for name in "ab":
+        write_file(tmp_path / f"{name}.ffr", [name.encode()] * 40)
+    dataset = MapDataset(open_records(tmp_path))
+    (tmp_path / "b.ffr").unlink()
+    loader = Loader(dataset, global_batch_size=10, shuffle=False, read_ahead=3)
+    seen = []
+    with pytest.raises(FileNotFoundError):
+        seen.extend(bytes(batch.flatten().tolist()) for batch in loader)
+    assert seen == [b"a" * 10] * 4
+    assert loader.sample == 40
+    dataset.close()
+
+
 def test_a_file_that_cannot_be_opened_leaves_the_others_readable(tmp_path) -> None:
     for name in "ab":
         write_file(tmp_path / f"{name}.ffr", [name.encode()])

@@ -189,6 +189,7 @@ def test_metrics_count_what_was_read(numbers: MapDataset) -> None:
         ({"batch_size": 4}, TypeError, "batch_size: the global order decides"),
         ({"shuffle": True, "drop_last": True}, TypeError, "drop_last: the global order"),
         ({"rank": 1}, ValueError, "rank and ranks, or neither"),
+        ({"in_order": False}, ValueError, "another order than that of the state"),
         ({"read_ahead": -1}, ValueError, "0 or more batches, not -1"),
         ({"rank": 4, "ranks": 4}, ValueError, "not 4 of 4"),
         ({"weights": [1, 2]}, ValueError, "1 data sets and 2 weights"),
