@@ -104,7 +104,7 @@ def drained(ring, count: int) -> None:
     done = []
     while len(done) < count:
         done += ring.drain(least=1, timeout_s=PATIENCE_S)
-    assert all(each.moved() == MIB for each in done)
+    assert all(each.moved == MIB for each in done)
 
 
 def test_a_killed_node_costs_nothing(cluster: LocalCluster) -> None:
