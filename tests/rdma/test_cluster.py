@@ -143,8 +143,9 @@ def test_the_devices_hold_no_more_than_connections_need(cluster: LocalCluster) -
 
     def connect_once() -> None:
         with luciola.connect(cluster.data, config=ClientConfig(transport="rdma", deadline_ms=120_000)) as fs:
-            assert fs.read("/kept") == data(14, MIB)
+            assert fs.read("/held") == data(16, MIB)
 
+    (cluster.mountpoint / "held").write_bytes(data(16, MIB))
     connect_once()
     before = queue_pairs()
     for _ in range(5):
