@@ -50,7 +50,7 @@ def flag_wait(memory: WriteableBuffer, offset: int, value: int, timeout_s: float
     """Waits, without the GIL, until the flag is at least `value` or the time is over. Returns what it is."""
 
 def rdma_ports(
-    devices: Sequence[str] = (), gid_index: int | None = None
+    devices: Sequence[str] = ..., gid_index: int | None = None
 ) -> tuple[list[tuple[str, int, str, str, int, int]], list[tuple[str, str]], str]:
     """The ports that connections can use (device, port, link layer, GID, its index, MTU), what cannot be used and why,
     and why there is nothing at all ("" if there is)."""
@@ -78,7 +78,7 @@ class Client:
         read_ahead_bytes: int = ...,
         attribute_timeout_ms: int = 1000,
         transport: Literal["auto", "shm", "tcp", "rdma"] | str = "auto",
-        rdma_devices: Sequence[str] = (),
+        rdma_devices: Sequence[str] = ...,
         rdma_gid_index: int | None = None,
         rdma_transmissions: int | None = None,
     ) -> Client: ...
@@ -238,7 +238,7 @@ class StorageNode:
         durability: Literal["write", "sync"] | str = "write",
         index_cache_bytes: int = ...,
         transport: Literal["auto", "shm", "tcp", "rdma"] | str = "auto",
-        rdma_devices: Sequence[str] = (),
+        rdma_devices: Sequence[str] = ...,
         rdma_gid_index: int | None = None,
     ) -> StorageNode:
         """Open the directory and begin to listen; without routing and lease it refuses every request.
