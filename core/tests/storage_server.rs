@@ -362,7 +362,9 @@ fn reads_are_linearizable_while_members_fall_and_return() {
     let cluster = Cluster::start(3);
     let history = storage_cluster::history::History::new(4);
     let stop = AtomicBool::new(false);
-    let deadline = Instant::now() + Duration::from_secs(8);
+    let (enough, patience) = (Duration::from_secs(8), Duration::from_secs(90));
+    let begun = Instant::now();
+    let is_small = |(reads, writes): (usize, usize)| reads <= 200 || writes <= 100;
     let mut random = storage_cluster::Random(seed);
     std::thread::scope(|scope| {
         for client in 1..=4u64 {
@@ -371,7 +373,8 @@ fn reads_are_linearizable_while_members_fall_and_return() {
         }
         // Clients must end, too, when this thread fails.
         let _stop = storage_cluster::SetOnDrop(&stop);
-        while Instant::now() < deadline {
+        // An emulated machine takes longer to do as much.
+        while begun.elapsed() < enough || (is_small(history.counts()) && begun.elapsed() < patience) {
             let victim = (random.next() % 3) as usize;
             std::thread::sleep(Duration::from_millis(random.next() % 300));
             storage_cluster::fall_and_return(&cluster, victim, random.next().is_multiple_of(2));
@@ -379,7 +382,7 @@ fn reads_are_linearizable_while_members_fall_and_return() {
     });
     let (reads, writes) = history.check();
     println!("{reads} reads and {writes} writes were checked");
-    assert!(reads > 200 && writes > 100, "the load was too small to say anything: {reads}, {writes}");
+    assert!(!is_small((reads, writes)), "the load was too small to say anything: {reads}, {writes}");
     cluster.assert_equal_replicas();
 }
 

@@ -35,6 +35,13 @@ impl History {
         History { chunks, events: Mutex::default() }
     }
 
+    /// How many reads and writes there are by now.
+    pub fn counts(&self) -> (usize, usize) {
+        let events = self.events.lock();
+        let writes = events.iter().filter(|event| event.is_write).count();
+        (events.len() - writes, writes)
+    }
+
     /// Panics if no order explains what was seen. The numbers of reads and writes.
     pub fn check(&self) -> (usize, usize) {
         let events = self.events.lock();
@@ -66,8 +73,8 @@ impl History {
                 );
             }
         }
-        let writes = events.iter().filter(|event| event.is_write).count();
-        (events.len() - writes, writes)
+        drop(events);
+        self.counts()
     }
 
     fn add(&self, event: Event) {
