@@ -170,7 +170,8 @@ def status(data_path: Path, as_json: bool) -> None:
         try:
             routing = asyncio.run(_routing(shape))
             report["chains"] = describe_chains(routing)
-            report["services"] = [_heard_of(service, routing) for service in services]
+            known = {(str(node.id), node.pid) for node in routing.nodes if node.status == mgmtd_pb2.CONNECTED}
+            report["services"] = [_heard_of(service, known) for service in services]
         except Unavailable as error:
             report["error"] = str(error)
     states = [service["state"] for service in report["services"]]
@@ -190,11 +191,13 @@ async def _routing(shape: Shape) -> mgmtd_pb2.Routing:
         return await manager.routing()
 
 
-def _heard_of(service: dict[str, Any], routing: mgmtd_pb2.Routing) -> dict[str, Any]:
-    """A process that runs is of use to nobody until mgmtd has heard of it: that very one, not the one before it."""
+def _heard_of(service: dict[str, Any], known: set[tuple[str, int]]) -> dict[str, Any]:
+    """A process that runs is of use to nobody until mgmtd has heard of it: that very one, not the one before it.
+
+    `known`: identity and process of each that mgmtd has heard of.
+    """
     if service["state"] != "running" or service["kind"] not in ("meta", "storage"):
         return service
-    known = {(str(node.id), node.pid) for node in routing.nodes if node.status == mgmtd_pb2.CONNECTED}
     return service if (service["id"], service["pid"]) in known else {**service, "state": "starting"}
 
 

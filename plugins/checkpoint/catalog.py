@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from luciola.client import Location, open_location, parse_location
 from luciola.client.location import AnyFileSystem
-from luciola.errors import CorruptData, NotFound
+from luciola.errors import CorruptData, InvalidArgument, NotFound
 
 from .manifest import NAME, Manifest, read_manifest
 
@@ -132,11 +132,21 @@ def as_location(location: str | os.PathLike[str] | Location) -> Location:
     return location if isinstance(location, Location) else parse_location(location, os.environ)
 
 
+def is_location(text: str | os.PathLike[str]) -> bool:
+    """Whether that can name a checkpoint."""
+    try:
+        as_location(text)
+    except InvalidArgument:
+        return False
+    return True
+
+
 __all__ = [
     "NAME",
     "Saved",
     "as_location",
     "find",
+    "is_location",
     "latest",
     "list_checkpoints",
     "look",

@@ -27,7 +27,7 @@ from luciola.client.location import AnyFileSystem
 from luciola.errors import CorruptData, InvalidArgument
 
 from ..weights.checkpoint import Checkpoint, ReadReport, Slice
-from .catalog import as_location
+from .catalog import as_location, is_location
 from .entries import Stored
 from .manifest import METADATA_NAME, Manifest, crc_text, read_manifest
 
@@ -101,11 +101,7 @@ class Reader(StorageReader):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        try:
-            as_location(checkpoint_id)
-        except InvalidArgument:
-            return False
-        return True
+        return is_location(checkpoint_id)
 
     @property
     def checkpoint_id(self) -> str:

@@ -26,7 +26,7 @@ from luciola.client import Location, open_location
 from luciola.client.location import AnyFileSystem
 from luciola.errors import CorruptData, InvalidArgument, NotFound
 
-from .catalog import as_location, find, next_serial, step_of
+from .catalog import as_location, find, is_location, next_serial, step_of
 from .items import write_items
 from .manifest import METADATA_NAME, NAME, Manifest, crc_text
 from .publish import begin, discard, durable_name, find_part, publish, split
@@ -145,11 +145,7 @@ class Writer(StorageWriter):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        try:
-            as_location(checkpoint_id)
-        except InvalidArgument:
-            return False
-        return True
+        return is_location(checkpoint_id)
 
     @property
     def checkpoint_id(self) -> str:

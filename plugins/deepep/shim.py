@@ -10,11 +10,9 @@ Provided: `deep_ep`, `deep_ep.buffer`, `deep_ep.buffers.legacy`, `deep_ep.utils`
 
 import sys
 from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any, Final
 
-from ..kernels.errors import BadCall
+from ..kernels.shim import add_module, must_stand
 from . import buffer, config, event, quantize, testing
 
 NAME: Final = "deep_ep"
@@ -29,10 +27,8 @@ def install(*, replace: bool = False) -> None:
     Raises: BadCall if the original is installed, unless `replace`.
     """
     package = import_module(__package__)
-    if sys.modules.get(NAME) is package:
+    if not must_stand(NAME, package, replace=replace):
         return
-    if not replace and (NAME in sys.modules or find_spec(NAME) is not None):
-        raise BadCall("deep_ep is installed: uninstall it, or call install(replace=True)")
     events: dict[str, Any] = {name: getattr(event, name) for name in event.__all__}
     casts = {name: getattr(quantize, name) for name in _CASTS}
     others = {name: getattr(testing, name) for name in testing.__all__}
@@ -48,23 +44,16 @@ def install(*, replace: bool = False) -> None:
         "buffers.legacy": {"Buffer": buffer.Buffer},
     }
     for name, members in modules.items():
-        _module(f"{NAME}.{name}", members)
+        add_module(f"{NAME}.{name}", members)
     for name in modules:
         parent, _, child = f"{NAME}.{name}".rpartition(".")
         if parent != NAME:
             setattr(sys.modules[parent], child, sys.modules[f"{NAME}.{name}"])
-    _module(
+    add_module(
         "deep_ep_cpp",
         {"Config": config.Config, "EventHandle": event.EventHandle, "topk_idx_t": buffer.topk_idx_t},
     )
     sys.modules[NAME] = package
-
-
-def _module(name: str, members: dict[str, Any]) -> None:
-    module = ModuleType(name, f"Stands for {name}.")
-    for each, value in members.items():
-        setattr(module, each, value)
-    sys.modules[name] = module
 
 
 __all__ = ["install"]

@@ -9,11 +9,10 @@ Provided: `deep_gemm`, `deep_gemm.utils`, `deep_gemm.utils.math`, `deep_gemm.uti
 
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Final
 
-from ..kernels.errors import BadCall
+from ..kernels.shim import add_module, must_stand
 from . import fp4, quantize, scales, settings, testing
 
 NAME: Final = "deep_gemm"
@@ -25,10 +24,8 @@ def install(*, replace: bool = False) -> None:
     Raises: BadCall if the original is installed, unless `replace`.
     """
     package = import_module(__package__)
-    if sys.modules.get(NAME) is package:
+    if not must_stand(NAME, package, replace=replace):
         return
-    if not replace and (NAME in sys.modules or find_spec(NAME) is not None):
-        raise BadCall("deep_gemm is installed: uninstall it, or call install(replace=True)")
     utils = _module(f"{NAME}.utils", quantize, fp4, scales, settings)
     utils.math = _module(f"{NAME}.utils.math", quantize, fp4)  # type: ignore[attr-defined]
     utils.layout = _module(f"{NAME}.utils.layout", scales, settings)  # type: ignore[attr-defined]
@@ -37,12 +34,7 @@ def install(*, replace: bool = False) -> None:
 
 
 def _module(name: str, *sources: ModuleType) -> ModuleType:
-    module = ModuleType(name, f"Stands for {name}.")
-    for source in sources:
-        for each in source.__all__:
-            setattr(module, each, getattr(source, each))
-    sys.modules[name] = module
-    return module
+    return add_module(name, {each: getattr(source, each) for source in sources for each in source.__all__})
 
 
 __all__ = ["install"]
