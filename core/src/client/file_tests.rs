@@ -676,14 +676,18 @@ fn a_write_after_the_times_were_set_counts() {
 
 #[test]
 fn attributes_that_wait_are_told_before_a_name_moves_and_by_age() {
-    for settle in [|world: &World| world.shared.settle(), |world: &World| world.shared.write_back_aged()] {
+    let by_name = |world: &World| world.shared.settle();
+    let by_age = |world: &World| world.shared.write_back_aged();
+    for (settle, writes_back) in [(by_name as fn(&World), false), (by_age, true)] {
         let world = World::new();
         let file = world.create(5);
         put(&file, 0, &pattern(2 * INLINE_BYTES as usize, 3));
         set_attributes_later(&world.shared, &world.who, mode(0o755)).unwrap();
         settle(&world);
         let inode = world.meta.inode(5);
-        assert_eq!((inode.permissions, inode.is_inline), (0o755, true));
+        assert_eq!(inode.permissions, 0o755);
+        // What is old is also written back, by another thread that may be ahead of this one.
+        assert!(inode.is_inline || writes_back);
         assert_eq!(world.shared.unsettled.load(Ordering::Relaxed), 0);
         file.flush().unwrap();
         let calls = (world.meta.count(Method::MetaSync), world.meta.count(Method::MetaStat));
