@@ -48,8 +48,9 @@ demo: $(STAMPS)/install
 
 test: $(STAMPS)/dev test-rust test-python
 
+# What fails is run once more: three tests at most, and none whose subject is lost or wrong data (tests/rust.py).
 test-rust: $(STAMPS)/dev
-	cd core && cargo test --locked
+	$(PY) tests/rust.py
 
 # A failed test is run once more, and both attempts are shown; more than five such tests are a failure, and so is any
 # failure of a test marked `integrity` (tests/reruns.py).
