@@ -35,7 +35,7 @@ from luciola.client import close_locations
 from luciola.plugins.checkpoint import Checkpoints, Reader, Writer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from peers import juicefs, local, luciola
+from peers import Meter, juicefs, local, luciola
 
 TENSOR_MIB = 16
 State = dict[str, torch.Tensor]
@@ -139,34 +139,6 @@ def forget_pages(place: Path) -> None:
         os.close(file)
 
 
-class Meter:
-    """Processor time of this process, and of all whose command line names a directory: the services of a system."""
-
-    def __init__(self, root: str) -> None:
-        self._root = os.fsencode(root)
-        self._last = self._total()
-
-    def seconds(self) -> float:
-        """Since the last call."""
-        before, self._last = self._last, self._total()
-        return self._last - before
-
-    def _total(self) -> float:
-        ticks = 0
-        for entry in os.scandir("/proc"):
-            if not entry.name.isdigit():
-                continue
-            try:
-                mine = (
-                    entry.name == str(os.getpid()) or self._root in Path(entry.path, "cmdline").read_bytes()
-                )
-                fields = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            ticks += int(fields[11]) + int(fields[12]) if mine else 0
-        return ticks / os.sysconf("SC_CLK_TCK")
-
-
 def measure(
     way: str,
     figures: Figures,
@@ -176,7 +148,7 @@ def measure(
     writer: Callable[[], Any] | None,
     reader: Callable[[], Any],
     forget: Callable[[], None],
-    meter: "Meter",
+    meter: Meter,
 ) -> None:
     mib = sum(tensor.nbytes for tensor in state.values()) / 2**20
     found = figures.setdefault(way, {"save": [], "load": []})

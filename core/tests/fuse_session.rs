@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -131,28 +130,19 @@ fn a_busy_mount_is_given_its_grace_and_then_cut_off() {
     if !can_mount() {
         return;
     }
-    // Under load the grace may be over before the file is written.
-    let served_within = |grace| {
-        let mut mount = Running::start(|options| options.grace = grace);
-        let mut file = File::create(mount.path("file")).unwrap();
-        let began = Instant::now();
-        let served = std::thread::scope(|scope| {
-            let unmounting = scope.spawn(|| mount.handle.unmount());
-            std::thread::sleep(Duration::from_millis(100));
-            let served = file.write_all(b"still served").is_ok();
-            unmounting.join().unwrap().unwrap();
-            served
-        });
-        assert!(began.elapsed() >= grace);
-        mount.join().unwrap();
-        let error = file.write_all(b"too late").unwrap_err();
-        assert!(matches!(
-            Errno::from_io_error(&error),
-            Some(Errno::NOTCONN | Errno::CONNABORTED | Errno::IO)
-        ));
-        served
-    };
-    assert!([500, 5000, 50_000].map(Duration::from_millis).into_iter().any(served_within));
+    let mut mount = Running::start(|_| {});
+    let mut file = File::create(mount.path("file")).unwrap();
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let unmounting = scope.spawn(|| mount.handle.unmount());
+        std::thread::sleep(Duration::from_millis(100));
+        file.write_all(b"still served").unwrap();
+        unmounting.join().unwrap().unwrap();
+    });
+    assert!(began.elapsed() >= Duration::from_millis(500));
+    mount.join().unwrap();
+    let error = file.write_all(b"too late").unwrap_err();
+    assert!(matches!(Errno::from_io_error(&error), Some(Errno::NOTCONN | Errno::CONNABORTED | Errno::IO)));
 }
 
 #[test]
@@ -160,19 +150,17 @@ fn a_busy_mount_ends_as_soon_as_its_last_user_does() {
     if !can_mount() {
         return;
     }
-    // Far beyond what a loaded machine takes.
-    let grace = Duration::from_secs(600);
-    let mount = Running::start(|options| options.grace = grace);
+    let mut mount = Running::start(|options| options.grace = Duration::from_secs(60));
     let mut file = File::create(mount.path("file")).unwrap();
-    let (ended, wait) = mpsc::channel();
+    let began = Instant::now();
     std::thread::scope(|scope| {
-        scope.spawn(move || ended.send(mount.handle.unmount().map(|()| mount)).unwrap());
+        scope.spawn(|| mount.handle.unmount().unwrap());
         std::thread::sleep(Duration::from_millis(100));
         file.write_all(b"last words").unwrap();
         drop(file);
-        let mut mount = wait.recv_timeout(grace / 5).expect("it ends before its grace does").unwrap();
-        mount.join().unwrap();
     });
+    mount.join().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(20));
 }
 
 #[test]
@@ -320,8 +308,6 @@ fn sparse_files_tell_their_holes() {
 /// Forwards to the memory file system, except for what a test plants.
 struct Planted {
     inner: MemoryFileSystem,
-    /// A look-up of "slow" has begun.
-    waiting: AtomicBool,
     release: AtomicBool,
 }
 
@@ -331,7 +317,6 @@ impl FileSystem for Planted {
         match name {
             b"panic" => panic!("planted"),
             b"slow" => {
-                self.waiting.store(true, Ordering::SeqCst);
                 while !self.release.load(Ordering::SeqCst) {
                     if caller.is_interrupted() {
                         return Err(Errno::INTR);
@@ -369,11 +354,7 @@ impl FileSystem for Planted {
 
 fn planted() -> (tempfile::TempDir, Arc<Planted>, SessionHandle, JoinHandle<std::io::Result<()>>) {
     let directory = tempfile::tempdir().unwrap();
-    let fs = Arc::new(Planted {
-        inner: MemoryFileSystem::default(),
-        waiting: AtomicBool::new(false),
-        release: AtomicBool::new(false),
-    });
+    let fs = Arc::new(Planted { inner: MemoryFileSystem::default(), release: AtomicBool::new(false) });
     let options = SessionOptions { mountpoint: directory.path().to_owned(), ..Default::default() };
     let session = Session::mount(fs.clone(), options).unwrap();
     let handle = session.handle();
@@ -402,20 +383,12 @@ fn a_signal_reaches_an_operation_that_waits() {
     }
     let (directory, fs, handle, thread) = planted();
     let mut child = Command::new("stat").arg(directory.path().join("slow")).spawn().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !fs.waiting.load(Ordering::SeqCst) {
-        assert!(Instant::now() < deadline, "stat looks the name up");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    std::thread::sleep(Duration::from_millis(200));
     child.kill().unwrap();
-    let ended = (0..600).any(|_| {
-        std::thread::sleep(Duration::from_millis(100));
-        child.try_wait().unwrap().is_some()
-    });
-    // Lets it end, if the signal did not.
-    fs.release.store(true, Ordering::SeqCst);
+    let began = Instant::now();
     child.wait().unwrap();
-    assert!(ended, "stat waits on");
+    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(!fs.release.load(Ordering::SeqCst));
     handle.unmount().unwrap();
     thread.join().unwrap().unwrap();
 }

@@ -9,6 +9,8 @@ the same for any number of ranks and workers, and goes on anywhere.
     order      the global order: shuffles and mixtures of any size in constant memory
     batches    global batches, and the slices of ranks
     batch      a batch of records in one submission to the ring (no torch)
+    pool       the memory of batches, which may be lent to another process (no torch)
+    lending    batches of workers reach the training process without a copy
     datasets   `MapDataset` and `IterableDataset`
     loader     `Loader`, a DataLoader that stops and goes on
     metrics    counters and latencies, on demand and for Prometheus
@@ -26,13 +28,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .batches import GlobalBatches
-    from .datasets import IterableDataset, MapDataset, Samples, collate
+    from .datasets import IterableDataset, MapDataset, collate
     from .ffrecord import FFRecords, FFRecordWriter
     from .loader import Loader
     from .metrics import Metrics
     from .opening import open_records
     from .order import Order
     from .records import Records
+    from .samples import Samples
     from .tar import TarRecords, TarWriter
     from .tokens import TokenRecords, TokenWriter
 
@@ -66,7 +69,7 @@ _MODULE_OF = {
     "Metrics": ".metrics",
     "Order": ".order",
     "Records": ".records",
-    "Samples": ".datasets",
+    "Samples": ".samples",
     "TarRecords": ".tar",
     "TarWriter": ".tar",
     "TokenRecords": ".tokens",

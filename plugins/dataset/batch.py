@@ -20,76 +20,36 @@ import os
 import threading
 import time
 import weakref
-import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import luciola_core
 import numpy as np
 import numpy.typing as npt
 
-from ...client import Buffer, Operation
+from ...client import Operation
 from ...client.local import LocalFile
 from ...errors import CorruptData
+from .pool import Loan, Piece, Pool
 from .records import Bytes, Checksums, Integers, Records
 
 ENTRIES: Final = 512  # reads in flight on one file system
 PIECE_BYTES: Final = 4 << 20  # of one read: four chunks, which come from as many nodes
 ALIGNMENT: Final = 64  # a cache line, and a multiple of every element type
-POOL_BYTES: Final = 1 << 30  # of free memory that is kept
-SMALLEST: Final = 64 << 10  # a piece of the pool
 OPEN_FILES_MAX: Final = 512  # the metadata service holds each for us
 
 Observe = Callable[[int, int, float], None]
 """Told of every batch: records, bytes, seconds from its submission until its last byte was noticed."""
 
 
-class Pool:
-    """Page-aligned memory that comes back by itself."""
-
-    def __init__(self, *, pin: Callable[[Bytes], None] | None = None, limit_bytes: int = POOL_BYTES) -> None:
-        self._pin, self._limit_bytes = pin, limit_bytes
-        self._free: dict[int, deque[tuple[Any, Bytes]]] = {}
-
-    @property
-    def free_bytes(self) -> int:
-        """Of memory that waits to be used again."""
-        return sum(size * len(free) for size, free in list(self._free.items()))
-
-    def take(self, nbytes: int) -> tuple[Any, Bytes]:
-        """(what a ring fills, the same bytes as an array of at least that many)."""
-        size = _rounded(nbytes)
-        free = self._free.setdefault(size, deque())
-        try:
-            memory, whole = free.pop()
-        except IndexError:
-            memory = memoryview(Buffer(size))
-            whole = np.frombuffer(memory, np.uint8)
-            if self._pin is not None:
-                self._pin(whole)
-        array = np.frombuffer(memory, np.uint8)  # it dies with the last view of it, and `memory` does not
-        weakref.finalize(array, self._give_back, size, memory, whole).atexit = False
-        return memory, array
-
-    def _give_back(self, size: int, memory: Any, whole: Bytes) -> None:
-        # May run inside any allocation of any thread: no locks.
-        if self.free_bytes + size <= self._limit_bytes or self._pin is not None:
-            self._free[size].append((memory, whole))
-
-
-def _rounded(nbytes: int) -> int:
-    """Up to one of eight sizes in each power of two, so that batches of nearly equal size share pieces."""
-    if nbytes <= SMALLEST:
-        return SMALLEST
-    step = 1 << ((nbytes - 1).bit_length() - 4)
-    return -(-nbytes // step) * step
-
-
 @dataclass(eq=False)
 class Batch:
     """Records in memory. `positions` and `lengths` say where each lies in `memory`."""
 
+    pool: Pool
+    piece: Piece
     memory: Bytes
     positions: Integers
     lengths: Integers
@@ -102,6 +62,10 @@ class Batch:
     @property
     def nbytes(self) -> int:
         return int(self.lengths.sum())
+
+    def lend(self) -> Loan | None:
+        """Lends the memory to another process (`pool`); None if too much is lent."""
+        return self.pool.lend(self.piece, self.memory)
 
     def arrays(self) -> list[Bytes]:
         """The bytes of each record, without a copy."""
@@ -228,10 +192,11 @@ class BatchReader:
         uniform = int(lengths[0]) if len(lengths) and (lengths == lengths[0]).all() else None
         room = lengths if uniform is not None else -(-lengths // ALIGNMENT) * ALIGNMENT
         positions = np.cumsum(room) - room
-        memory, array = self._pool.take(int(room.sum()))
-        pending = Pending(Batch(array, positions, lengths, uniform), wanted, checks, started, started)
+        piece, array = self._pool.take(int(room.sum()))
+        batch = Batch(self._pool, piece, array, positions, lengths, uniform)
+        pending = Pending(batch, wanted, checks, started, started)
         with self._lock:
-            self._submit(pending, memory, keys, offsets)
+            self._submit(pending, piece.memory, keys, offsets)
         return pending
 
     def _submit(self, pending: Pending, memory: Any, keys: Integers, offsets: Integers) -> None:
@@ -355,16 +320,15 @@ def _runs(
 def _compare(
     batch: Batch, records: Records, places: Integers, numbers: Integers, checksums: Checksums
 ) -> None:
-    memory = batch.memory.data
-    starts, lengths = batch.positions[places].tolist(), batch.lengths[places].tolist()
-    for number, start, length, wanted in zip(
-        numbers.tolist(), starts, lengths, checksums.tolist(), strict=True
-    ):
-        if zlib.crc32(memory[start : start + length]) != wanted:
-            file = records.files[int(records.split(np.array([number]))[0][0])]
-            raise CorruptData(
-                f"{records.name(number)} does not match its checksum ({length} bytes)", path=file.path
-            )
+    lengths = batch.lengths[places]
+    found = luciola_core.crc32s(batch.memory.data, batch.positions[places].tolist(), lengths.tolist())
+    wrong = np.flatnonzero(np.array(found, np.uint32) != checksums)
+    if wrong.size:
+        number, length = int(numbers[wrong[0]]), int(lengths[wrong[0]])
+        file = records.files[int(records.split(np.array([number]))[0][0])]
+        raise CorruptData(
+            f"{records.name(number)} does not match its checksum ({length} bytes)", path=file.path
+        )
 
 
-__all__ = ["Batch", "BatchReader", "Pending", "Pool"]
+__all__ = ["Batch", "BatchReader", "Pending"]

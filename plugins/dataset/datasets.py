@@ -24,17 +24,11 @@ from .batch import Batch, BatchReader, Pending
 from .batches import BatchesIterator, GlobalBatches
 from .metrics import Metrics
 from .records import Integers, Records
+from .samples import Samples
 
 WORKERS_MAX: Final = 256  # of one IterableDataset
 
 Decode = Callable[[Any], Any]
-
-
-class Samples(list[Any]):
-    """The samples of one batch, in a list. `tensor` is all of them in one, if they are plain and of one length."""
-
-    tensor: Tensor | None = None
-    indices: Integers
 
 
 def collate(samples: Any) -> Any:
@@ -130,7 +124,7 @@ class MapDataset(Dataset[Any]):
             samples = Samples(self._shaped(batch, indices))
         if self.decode is not None:
             samples[:] = [self.decode(sample) for sample in samples]
-        samples.indices = indices
+        samples.indices, samples.batch = indices, batch
         return samples
 
     def _shaped(self, batch: Batch, indices: Integers) -> list[Any]:

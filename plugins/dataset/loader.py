@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from .batches import BatchesIterator, GlobalBatches, Tail, distributed_rank
 from .datasets import MapDataset, ReadAhead, collate
+from .lending import Lending, forget_ended
 from .order import Order
 
 READ_AHEAD: Final = 2  # batches under way beside the one in use
@@ -76,7 +77,7 @@ class Loader(DataLoader[Any]):
         self.read_ahead = read_ahead
         self._epoch = self._sample = 0
         self._turn = 0  # of iterations: an older one that goes on does not move the place
-        super().__init__(dataset, batch_sampler=batches, collate_fn=collate_fn, **options)
+        super().__init__(dataset, batch_sampler=batches, collate_fn=Lending(collate_fn), **options)
 
     @property
     def batches(self) -> GlobalBatches:
@@ -144,6 +145,7 @@ class Loader(DataLoader[Any]):
             self._epoch, self._sample = epoch + 1, 0
 
     def _from_workers(self) -> Iterator[Any]:
+        forget_ended()
         try:
             yield from super().__iter__()
         except RuntimeError:

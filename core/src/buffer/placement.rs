@@ -229,6 +229,11 @@ impl Placement {
         crc_fast::crc32_iscsi(self.as_source())
     }
 
+    /// The CRC32 of zlib, PNG and FFRecord.
+    pub fn crc32(&self) -> u32 {
+        crc_fast::crc32_iso_hdlc(self.as_source())
+    }
+
     /// Reads from `file` at `offset` until the placement is full or the file ends; returns the bytes read.
     pub fn read_at(&self, file: impl AsFd, offset: u64) -> io::Result<usize> {
         let file = file.as_fd();
@@ -393,6 +398,11 @@ mod tests {
     #[should_panic(expected = "only read")]
     fn a_source_is_never_written() {
         Placement::scoped_source(b"abc", |bytes| bytes.zero());
+    }
+
+    #[test]
+    fn crc32_is_that_of_zlib() {
+        assert_eq!(Placement::from_vec(b"123456789".to_vec()).crc32(), 0xcbf4_3926);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use pyo3::types::PyBytes;
 
 use super::file::PyFile;
 use super::forked::Forked;
-use super::memory::{PyMemory, crc32c, flag_raise, flag_wait};
+use super::memory::{PyMemory, crc32c, crc32s, flag_raise, flag_wait};
 use super::ring::PyRing;
 use crate::client::{Client, CreateOptions, OpenOptions, Options, Transport, inode_path, set_attributes};
 use crate::error::{Error, Kind};
@@ -20,6 +20,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyFile>()?;
     module.add_class::<PyMemory>()?;
     module.add_function(wrap_pyfunction!(crc32c, module)?)?;
+    module.add_function(wrap_pyfunction!(crc32s, module)?)?;
     module.add_function(wrap_pyfunction!(flag_raise, module)?)?;
     module.add_function(wrap_pyfunction!(flag_wait, module)?)?;
     module.add_class::<PyRing>()

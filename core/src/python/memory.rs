@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::c_int;
+use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -46,6 +47,11 @@ impl PyMemory {
         self.length
     }
 
+    /// The descriptor of the memory, for other processes to map; the `Buffer` keeps it open.
+    fn fileno(&self) -> c_int {
+        self.region.as_fd().as_raw_fd()
+    }
+
     /// # Safety
     /// Called by Python with a valid `view`.
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
@@ -71,6 +77,31 @@ impl Drop for PyMemory {
 pub fn crc32c(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<u32> {
     let bytes = placement(data, false)?;
     Ok(py.detach(|| bytes.crc32c()))
+}
+
+/// CRC32 (zlib's) of many pieces of a bytes-like object, without the GIL.
+#[pyfunction]
+pub fn crc32s(
+    py: Python<'_>,
+    data: &Bound<'_, PyAny>,
+    offsets: Vec<usize>,
+    lengths: Vec<usize>,
+) -> PyResult<Vec<u32>> {
+    let bytes = placement(data, false)?;
+    if offsets.len() != lengths.len() {
+        let message = format!("{} offsets and {} lengths", offsets.len(), lengths.len());
+        return Err(PyValueError::new_err(message));
+    }
+    let is_inside =
+        |start: usize, length: usize| start.checked_add(length).is_some_and(|end| end <= bytes.len());
+    if let Some((start, length)) =
+        offsets.iter().zip(&lengths).find(|&(&start, &length)| !is_inside(start, length))
+    {
+        let message = format!("{length} bytes at {start} do not lie in {}", bytes.len());
+        return Err(PyValueError::new_err(message));
+    }
+    let pieces = offsets.iter().zip(&lengths);
+    Ok(py.detach(|| pieces.map(|(&start, &length)| bytes.slice(start..start + length).crc32()).collect()))
 }
 
 /// Raise the flag at `offset` of shared memory to `value`: what was written before is seen by all who see it.

@@ -11,8 +11,9 @@ import pytest
 from luciola.client import Completion, LocalFileSystem
 from luciola.errors import CorruptData
 from luciola.plugins.dataset import FFRecords, FFRecordWriter, Loader, MapDataset, open_records
-from luciola.plugins.dataset.batch import ENTRIES, OPEN_FILES_MAX, PIECE_BYTES, BatchReader, Pool
+from luciola.plugins.dataset.batch import ENTRIES, OPEN_FILES_MAX, PIECE_BYTES, BatchReader
 from luciola.plugins.dataset.ffrecord import header
+from luciola.plugins.dataset.pool import Pool
 
 
 def write_file(path, records: list[bytes]) -> None:

@@ -1,0 +1,167 @@
+"""Batches of DataLoader's workers reach the training process in the memory that the ring has filled.
+
+torch copies a worker's tensors into new shared memory, one piece for each batch. What `BatchReader` fills is shared
+memory already: the worker lends it (`pool`), and the training process maps each piece once and then gets only its
+number.
+
+    Loader(…, num_workers=4): `Lending(collate_fn)` is its workers' collate function
+
+T1  Tensors that lie in the memory of their batch travel without a copy, wherever they are in lists, tuples and
+    dictionaries. All others travel as torch sends them.
+T2  The piece is the worker's again when nothing refers to the tensors' storage any more.
+T3  Mappings of a worker that has ended go with the next iteration; tensors over them stay valid.
+"""
+
+import mmap
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from multiprocessing.reduction import DupFd
+from typing import Any
+
+import luciola_core
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from .batch import Batch
+from .pool import FLAG_BYTES, Loan
+from .samples import Samples
+
+Maker = Callable[..., Any]
+
+
+class Lending:
+    """A collate function whose batches a worker lends. In a process that is no worker it is `collate_fn` itself."""
+
+    def __init__(self, collate_fn: Callable[[Any], Any]) -> None:
+        self.collate_fn = collate_fn
+
+    def __call__(self, samples: Any) -> Any:
+        collated = self.collate_fn(samples)
+        batch = samples.batch if isinstance(samples, Samples) else None
+        if batch is None or get_worker_info() is None:
+            return collated
+        return lent(collated, batch)
+
+
+def lent(collated: Any, batch: Batch) -> Any:
+    """`collated`, whose tensors in the memory of `batch` are replaced by what unpickles to them elsewhere."""
+    packing = _Packing(batch)
+    packed = packing.packed(collated)
+    return packed if packing.storage.loan is not None else collated
+
+
+class _Packing:
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.storage = _LentStorage()
+        self._start = batch.memory.ctypes.data
+        self._is_refused = False
+
+    def packed(self, value: Any) -> Any:
+        kind = type(value)
+        if kind is Tensor:
+            return self._lent_tensor(value)
+        if kind is Samples:
+            return value.changed(self.packed)
+        if kind is list or kind is tuple:
+            return kind(self.packed(each) for each in value)
+        if isinstance(value, tuple) and hasattr(kind, "_make"):
+            return kind._make(self.packed(each) for each in value)
+        if kind is dict:
+            return {name: self.packed(each) for name, each in value.items()}
+        return value
+
+    def _lent_tensor(self, tensor: Tensor) -> Any:
+        if tensor.device.type != "cpu" or tensor.layout is not torch.strided or tensor.requires_grad:
+            return tensor
+        offset = tensor.data_ptr() - self._start
+        extent = (
+            sum((count - 1) * step for count, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        )
+        is_inside = offset >= 0 and offset + extent * tensor.itemsize <= self.batch.memory.nbytes
+        if not tensor.numel() or not is_inside or offset % tensor.itemsize:
+            return tensor
+        if self.storage.loan is None and not self._is_refused:
+            self.storage.loan = self.batch.lend()
+            self._is_refused = self.storage.loan is None
+        if self._is_refused:
+            return tensor
+        place = (tensor.dtype, offset // tensor.itemsize, tuple(tensor.shape), tensor.stride())
+        return _Sent(_tensor, (self.storage, *place))
+
+
+class _Sent:
+    """Unpickles to what `maker` makes."""
+
+    def __init__(self, maker: Maker, arguments: tuple[Any, ...]) -> None:
+        self._reduced = (maker, arguments)
+
+    def __reduce__(self) -> tuple[Maker, tuple[Any, ...]]:
+        return self._reduced
+
+
+class _LentStorage:
+    """Unpickles to the storage of all tensors of a batch. Pickled once: pickle remembers what it has seen."""
+
+    loan: Loan | None = None
+
+    def __reduce__(self) -> tuple[Maker, tuple[Any, ...]]:
+        assert self.loan is not None, "tensors were lent"
+        loan = self.loan
+        descriptor = None if loan.descriptor is None else DupFd(loan.descriptor)
+        return _borrowed, (loan._replace(descriptor=None), os.getpid(), descriptor)
+
+
+class _Lender:
+    """A worker's pieces, as the training process has mapped them."""
+
+    def __init__(self, worker: int) -> None:
+        self.worker = worker
+        self.pieces: dict[int, mmap.mmap] = {}
+
+
+_lenders: dict[bytes, _Lender] = {}
+
+
+def _borrowed(loan: Loan, worker: int, descriptor: Any) -> torch.UntypedStorage:
+    lender = _lenders.setdefault(loan.pool, _Lender(worker))
+    for serial in loan.retired:
+        lender.pieces.pop(serial, None)
+    if descriptor is not None:
+        file = descriptor.detach()
+        try:
+            lender.pieces[loan.serial] = mmap.mmap(file, loan.size + FLAG_BYTES)
+        finally:
+            os.close(file)
+    piece = lender.pieces[loan.serial]
+    array = np.frombuffer(piece, np.uint8, loan.size)
+    weakref.finalize(array, _give_back, piece, loan, os.getpid()).atexit = False
+    return torch.from_numpy(array).untyped_storage()
+
+
+def _tensor(
+    storage: torch.UntypedStorage,
+    dtype: torch.dtype,
+    offset: int,
+    shape: Sequence[int],
+    stride: Sequence[int],
+) -> Tensor:
+    return torch.empty(0, dtype=dtype).set_(storage, offset, shape, stride)
+
+
+def _give_back(piece: mmap.mmap, loan: Loan, process: int) -> None:
+    if os.getpid() == process:  # a forked child has the same objects, and its parent may use them still
+        luciola_core.flag_raise(piece, loan.size, loan.turn)
+
+
+def forget_ended() -> None:
+    """Unmaps the pieces of workers that have ended, as far as no tensor is over them."""
+    for name, lender in list(_lenders.items()):
+        if not os.path.exists(f"/proc/{lender.worker}"):
+            _lenders.pop(name, None)
+
+
+__all__ = ["Lending", "forget_ended", "lent"]

@@ -1,0 +1,152 @@
+"""Workers lend their batches: nothing is copied, and nothing is used again while somebody needs it."""
+
+from collections.abc import Iterator
+from itertools import islice
+from multiprocessing import resource_sharer
+from multiprocessing.reduction import ForkingPickler
+from typing import NamedTuple
+
+import luciola_core
+import numpy as np
+import pytest
+import torch
+
+from luciola.plugins.dataset import Loader, MapDataset, Samples, TarWriter, collate, lending, open_records
+from luciola.plugins.dataset.pool import LOANS_MAX, SMALLEST, Pool
+from number_records import epoch_of, first_numbers
+
+
+class Pair(NamedTuple):
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+@pytest.fixture(autouse=True)
+def nothing_mapped() -> Iterator[None]:
+    lending._lenders.clear()
+    yield
+    resource_sharer.stop()
+    lending._lenders.clear()
+
+
+def sent(value: object) -> object:
+    """As a worker's queue sends it."""
+    return ForkingPickler.loads(ForkingPickler.dumps(value))
+
+
+def test_a_piece_comes_back_when_its_borrower_says_so() -> None:
+    pool = Pool()
+    piece, array = pool.take(1000)
+    loan = pool.lend(piece, array)
+    assert loan is not None
+    assert (loan.serial, loan.turn, loan.size) == (1, 1, SMALLEST)
+    del array
+    other, kept = pool.take(1000)
+    assert other is not piece
+    assert pool.lent == 1
+    luciola_core.flag_raise(piece.memory, loan.size, loan.turn)
+    assert pool.lent == 0
+    again, array = pool.take(1000)
+    assert again is piece
+    second = pool.lend(again, array)
+    assert second is not None
+    assert (second.turn, second.descriptor) == (2, None), "it is mapped already"
+    assert kept is not array
+
+
+def test_the_borrower_is_told_what_will_not_come_again() -> None:
+    pool = Pool(limit_bytes=SMALLEST)
+    pieces = [pool.take(10) for _ in range(3)]
+    loans = [pool.lend(piece, array) for piece, array in pieces]
+    memories = [piece.memory for piece, _ in pieces]
+    del pieces
+    for memory, loan in zip(memories, loans, strict=True):
+        luciola_core.flag_raise(memory, loan.size, loan.turn)
+    assert pool.lent == 0
+    assert pool.free_bytes == SMALLEST
+    assert len(pool.lend(*pool.take(10)).retired) == 2
+
+
+def test_there_is_an_end_to_lending() -> None:
+    pool = Pool()
+    assert None not in [pool.lend(*pool.take(10)) for _ in range(LOANS_MAX)]
+    assert pool.lend(*pool.take(10)) is None
+
+
+def test_what_is_lent_arrives_in_the_same_memory(numbers: MapDataset) -> None:
+    batch = numbers.reader.read([3, 5])
+    matrix = torch.from_numpy(batch.matrix())
+    copied = torch.arange(5)
+    packed = lending.lent(
+        {"rows": [matrix[0], matrix[1]], "pair": Pair(matrix.T, copied), "text": "a", "none": None}, batch
+    )
+    got = sent(packed)
+    assert got["text"] == "a"
+    assert got["none"] is None
+    assert torch.equal(got["pair"].left, matrix.T)
+    assert torch.equal(got["pair"].right, copied)
+    got["rows"][0][0] = 77
+    assert matrix[0, 0] == 77, "not a copy"
+    assert got["pair"].left[0, 0] == 77
+    pool = batch.pool
+    assert pool.lent == 1
+    del got["pair"]
+    assert pool.lent == 1, "rows are left"
+    del got
+    assert pool.lent == 0
+
+
+def test_samples_are_lent_too(numbers: MapDataset) -> None:
+    samples = numbers.__getitems__([3, 5])
+    got = sent(lending.lent(samples, samples.batch))
+    assert isinstance(got, Samples)
+    assert got.batch is None
+    assert torch.equal(got.tensor, samples.tensor)
+    assert [sample.tolist() for sample in got] == [sample.tolist() for sample in samples]
+    assert got.indices.tolist() == [3, 5]
+
+
+def test_tensors_elsewhere_go_as_torch_sends_them(numbers: MapDataset) -> None:
+    batch = numbers.reader.read([3])
+    values = [torch.ones(2), torch.empty(0), torch.ones(1, requires_grad=True), np.ones(2), Samples([1])]
+    values[-1].indices = np.arange(1)
+    assert lending.lent(values, batch) is values
+    assert batch.pool.lent == 0
+
+
+def test_batches_that_are_kept_stay_what_they_are(numbers: MapDataset) -> None:
+    loader = Loader(numbers, global_batch_size=4, seed=3, num_workers=1)
+    kept = list(loader)
+    (lender,) = lending._lenders.values()
+    assert len(lender.pieces) == len(kept) == 25, "each in its own memory"
+    assert [first_numbers(batch) for batch in kept] == epoch_of(numbers, 3, 0, 4)
+    assert [first_numbers(batch) for batch in islice(loader, 3)] == epoch_of(numbers, 3, 1, 4)[:3]
+    assert lender not in lending._lenders.values(), "its worker has ended"
+    assert [first_numbers(batch) for batch in kept] == epoch_of(numbers, 3, 0, 4)
+
+
+def test_batches_that_are_dropped_use_little_memory(numbers: MapDataset) -> None:
+    loader = Loader(numbers, global_batch_size=2, seed=3, num_workers=1)
+    seen = [first_numbers(batch) for batch in loader]
+    assert seen == epoch_of(numbers, 3, 0, 2)
+    (lender,) = lending._lenders.values()
+    # Two that are asked for, one here, the one that follows, and some on their way: of 50.
+    assert len(lender.pieces) <= 6
+
+
+def test_parts_of_tars_are_lent(tmp_path) -> None:
+    with TarWriter(str(tmp_path / "a.tar")) as writer:
+        for index in range(20):
+            writer.write({"__key__": f"{index}", "bin": bytes([index]) * (index + 1)})
+    loader = Loader(
+        MapDataset(open_records(tmp_path)), global_batch_size=5, shuffle=False, num_workers=1, collate_fn=list
+    )
+    samples = [sample for batch in loader for sample in batch]
+    assert [bytes(sample["bin"].numpy()) for sample in samples] == [
+        bytes([index]) * (index + 1) for index in range(20)
+    ]
+    assert sum(len(lender.pieces) for lender in lending._lenders.values()) == 4
+
+
+def test_outside_of_workers_it_is_the_function_itself(numbers: MapDataset) -> None:
+    assert torch.equal(lending.Lending(collate)(numbers.__getitems__([1])), numbers[1][None])
