@@ -48,11 +48,14 @@ demo: $(STAMPS)/install
 
 test: $(STAMPS)/dev test-rust test-python
 
+# What fails is run once more: three tests at most, and none whose subject is lost or wrong data (tests/rust.py).
 test-rust: $(STAMPS)/dev
-	cd core && cargo test --locked
+	$(PY) tests/rust.py
 
+# A failed test is run once more, and both attempts are shown; more than five such tests are a failure, and so is any
+# failure of a test marked `integrity` (tests/reruns.py).
 test-python: $(STAMPS)/dev
-	$(PY) -m pytest
+	$(PY) -m pytest --reruns 1 --max-suite-reruns 5 --rerun-show-tracebacks
 
 test-rdma: $(STAMPS)/dev
 	$(PY) tests/rdma/run.py

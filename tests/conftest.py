@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster import LocalCluster
+from reruns import Reruns
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -16,6 +17,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-seed", default=None, help="repeat a run")
     parser.addoption("--posix-dir", default=None, help="run tests/posix on this directory, not on a cluster")
     parser.addoption("--posix-examples", default=30, type=int, help="random histories in tests/posix")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Rules for tests that are run again; what takes long on a busy machine is no failure."""
+    config.pluginmanager.register(Reruns())
+    if config.pluginmanager.hasplugin("hypothesispytest"):
+        from hypothesis import HealthCheck, settings
+
+        settings.register_profile("luciola", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        settings.load_profile("luciola")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -158,7 +158,7 @@ fn run_and_kill(dir: &Path, count: u64, moment: Duration) -> HashMap<u32, (u64, 
         }
         newest
     });
-    wait.recv_timeout(Duration::from_secs(20)).expect("the child gets somewhere");
+    wait.recv_timeout(Duration::from_secs(120)).expect("the child gets somewhere");
     std::thread::sleep(moment);
     child.kill().unwrap();
     let status = child.wait().unwrap();

@@ -15,7 +15,7 @@ use luciola_core::net::{Credential, Pool, Secret};
 use luciola_core::types::*;
 use luciola_core::wire::pb::{self, Layout, claims::Role};
 use proptest::prelude::*;
-use twin::{Fault, Running, credential, soon};
+use twin::{Fault, Running, at_most_a_minute, credential, soon};
 
 const CHUNK: u32 = 4096;
 const CONTENT: ContentId = ContentId(77);
@@ -277,11 +277,11 @@ fn a_damaged_copy_is_read_from_another_replica() {
         assert_eq!(read(&client, 0, 5).unwrap(), b"value");
         world.twin(node).faults.lock().clear();
     }
-    let begun = Instant::now();
+    let before = world.batches();
     world.twin(1).fail([damaged()]);
     world.twin(2).fail([damaged()]);
     assert_eq!(read(&client, 0, 5), Err(Kind::CorruptData), "when no good copy is left");
-    assert!(begun.elapsed() < Duration::from_secs(1), "at once");
+    assert_eq!(world.batches(), before + 2, "each is asked once");
 }
 
 #[test]
@@ -342,11 +342,11 @@ fn a_lost_replica_costs_readers_nothing_but_a_connection() {
         let client = world.client(transport);
         read(&client, 0, 5).unwrap();
         world.nodes[0].server.stop();
-        let begun = Instant::now();
+        let before = world.batches();
         for index in 0..10 {
             assert_eq!(read(&client, index * u64::from(CHUNK), 5).unwrap(), b"value");
         }
-        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        assert_eq!(world.batches(), before + 10, "the other one is asked, once for each");
     }
 }
 
@@ -357,10 +357,14 @@ fn a_node_in_trouble_is_left_alone_for_a_while() {
         let client = world.client(transport);
         let before = world.twin(1).batches.load(Ordering::SeqCst);
         world.twin(1).fail([Fault::DropBefore; 20]);
+        let begun = Instant::now();
         for index in 0..6 {
             read(&client, index * u64::from(CHUNK), 5).unwrap();
         }
-        assert_eq!(world.twin(1).batches.load(Ordering::SeqCst), before + 1);
+        // For a second; under load the reads may take longer.
+        let most = 1 + begun.elapsed().as_secs();
+        let asked = world.twin(1).batches.load(Ordering::SeqCst) - before;
+        assert!((1..=most).contains(&asked), "asked {asked} times and not {most}");
         world.twin(1).faults.lock().clear();
     }
 }
@@ -409,13 +413,14 @@ fn a_deadline_is_kept_whatever_happens() {
         let world = World::new(vec![serving(&[1]), Vec::new()]);
         let client = world.client(transport);
         let limit = |time| Instant::now() + Duration::from_millis(time);
-        let begun = Instant::now();
-        world.twin(1).fail([Fault::Hang]);
-        assert_eq!(read_until(&client, 0, 10, limit(80)), Err(Kind::Timeout));
-        world.twin(1).fail([Fault::Hang]);
+        world.twin(1).fail([Fault::Hang, Fault::Hang]);
         let payload = Placement::from_vec(vec![1; 10]);
-        let written = client.write(&layout(1), CONTENT, 0, &payload, limit(80));
-        assert_eq!(written.unwrap_err().kind(), Kind::Timeout);
+        let attempts = || {
+            assert_eq!(read_until(&client, 0, 10, limit(80)), Err(Kind::Timeout));
+            let written = client.write(&layout(1), CONTENT, 0, &payload, limit(80));
+            assert_eq!(written.unwrap_err().kind(), Kind::Timeout);
+        };
+        at_most_a_minute(|| world.twin(1).release(), attempts);
         // A chain without a serving member.
         let nowhere = Layout { base: 1, ..layout(1) };
         let into = Placement::private(10).unwrap();
@@ -423,7 +428,6 @@ fn a_deadline_is_kept_whatever_happens() {
         assert_eq!(nothing.unwrap_err().kind(), Kind::Timeout);
         assert!(client.write(&nowhere, CONTENT, 0, &payload, limit(80)).is_err());
         assert!(client.sync(&nowhere, CONTENT, 0, 1, limit(80)).is_err());
-        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
         world.twin(1).release();
     }
 }
@@ -552,12 +556,11 @@ fn a_socket_that_cannot_be_used_gives_way_to_tcp() {
     next.version += 1;
     next.nodes.get_mut(&NodeId(1)).unwrap().data_socket = "/nonexistent/data.sock".to_owned();
     world.table.replace(next);
-    let begun = Instant::now();
     let client = world.client(Transport::Auto);
     assert_eq!(read(&client, 0, 5).unwrap(), b"value");
     write(&client, 0, b"VALUE").unwrap();
     assert_eq!(read(&client, 0, 5).unwrap(), b"VALUE");
-    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert_eq!(world.batches(), 3, "each went through the first time");
 }
 
 #[test]
@@ -646,9 +649,9 @@ fn a_read_into_lent_memory_is_given_up_if_its_owner_can_do_without() {
         client.read(&layout(1), CONTENT, offset, &other, deadline).unwrap();
         assert_eq!(other.to_vec(), vec![index as u8 + 1; CHUNK as usize]);
     }
-    assert_eq!(lost, 1);
-    assert!(Instant::now() < deadline);
-    assert_eq!(pool.available(), 3, "the lost buffer is not used again");
+    // Under load the other node may take too long as well.
+    assert!(lost >= 1);
+    assert!(pool.available() < 4, "the lost buffer is not used again");
     world.twin(1).release();
     while pool.available() < 4 {
         assert!(Instant::now() < deadline, "it comes back when the node has answered");

@@ -20,7 +20,8 @@ use luciola_core::wire::lane::{HEADER_BYTES, LaneHeader};
 use luciola_core::wire::pb::{self, Method, claims::Role};
 use parking_lot::{Condvar, Mutex};
 use prost::Message;
-use twin::{SECRET, credential, soon};
+use twin::port::Port;
+use twin::{SECRET, credential, patiently, soon};
 
 /// What the server does with one request.
 #[derive(Clone, Debug)]
@@ -112,12 +113,12 @@ fn serve(mut socket: TcpStream, steps: &Mutex<VecDeque<Step>>, seen: &Seen) -> O
     loop {
         let (header, payload) = receive(&mut socket)?;
         let request = pb::LookupRequest::decode(payload.as_slice()).unwrap();
+        let step = steps.lock().pop_front();
         seen.lock().push((header.id, payload));
         let inode = |id| {
             let inode = Some(pb::Inode { id, ..pb::Inode::default() });
             pb::InodeReply { inode, ..pb::InodeReply::default() }.encode_to_vec()
         };
-        let step = steps.lock().pop_front();
         match step.unwrap_or(Step::Inode(request.parent)) {
             Step::Inode(id) => reply(&mut socket, header, false, &inode(id))?,
             Step::Error(code) => {
@@ -136,7 +137,11 @@ fn serve(mut socket: TcpStream, steps: &Mutex<VecDeque<Step>>, seen: &Seen) -> O
                 let header = LaneHeader { length: u32::MAX, reply: true, ..header };
                 socket.write_all(&header.encode()).ok()?;
             }
-            Step::Silence => std::thread::sleep(Duration::from_secs(20)),
+            // No client waits for so long; the next try of one that does is answered.
+            Step::Silence => {
+                std::thread::sleep(Duration::from_secs(60));
+                return None;
+            }
         }
     }
 }
@@ -216,19 +221,22 @@ fn passing_errors_are_retried_and_others_returned() {
         1,
         "an error is an answer, the connection lives on"
     );
-    server.steps.lock().extend((0..1000).map(|_| Error("unavailable")));
-    assert_eq!(lookup(&lane, 7, Instant::now() + Duration::from_millis(60)), Err(Kind::Unavailable));
+    server.steps.lock().extend((0..10_000).map(|_| Error("unavailable")));
+    patiently("the service's own error when time is up", |time| {
+        let result = lookup(&lane, 7, Instant::now() + time);
+        assert!(matches!(result, Err(Kind::Unavailable | Kind::Timeout)), "{result:?}");
+        (result == Err(Kind::Unavailable)).then_some(())
+    });
 }
 
 #[test]
 fn a_dead_address_gives_way_to_a_living_one() {
-    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let dead = Port::reserve();
     let living = Server::start([]);
-    let lane = lane(&[&dead, &living.address]);
-    let begun = Instant::now();
+    let lane = lane(&[&dead.address.to_string(), &living.address]);
     assert_eq!(lookup(&lane, 5, soon()), Ok(5));
     assert_eq!(lookup(&lane, 6, soon()), Ok(6));
-    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert_eq!(living.connections.load(Ordering::SeqCst), 1, "from then on it is the first");
     // And addresses can change.
     let other = Server::start([]);
     lane.set_addresses(vec![other.address.clone()]);
@@ -238,26 +246,28 @@ fn a_dead_address_gives_way_to_a_living_one() {
 
 #[test]
 fn a_server_that_comes_later_is_waited_for() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    drop(listener);
-    let lane = lane(&[&address]);
+    let port = Port::reserve();
+    let lane = lane(&[&port.address.to_string()]);
     std::thread::scope(|scope| {
         let call = scope.spawn(|| lookup(&lane, 5, soon()));
         std::thread::sleep(Duration::from_millis(80));
-        let _server = Server::at(TcpListener::bind(&address).unwrap(), []);
+        let _server = Server::at(TcpListener::bind(port.address).unwrap(), []);
         assert_eq!(call.join().unwrap(), Ok(5));
     });
 }
 
 #[test]
 fn a_silent_server_is_left_at_the_deadline() {
-    let server = Server::start([Step::Silence]);
-    let lane = lane(&[&server.address]);
-    let begun = Instant::now();
-    assert_eq!(lookup(&lane, 5, begun + Duration::from_millis(80)), Err(Kind::Timeout));
-    assert!(begun.elapsed() < Duration::from_secs(5));
-    assert_eq!(lookup(&lane, 6, soon()), Ok(6), "the next call takes another connection");
+    patiently("a request that nobody answers", |time| {
+        let server = Server::start([Step::Silence]);
+        let lane = lane(&[&server.address]);
+        assert_eq!(lookup(&lane, 5, Instant::now() + time), Err(Kind::Timeout));
+        if server.seen.lock().is_empty() {
+            return None;
+        }
+        assert_eq!(lookup(&lane, 6, soon()), Ok(6), "the next call takes another connection");
+        Some(())
+    });
 }
 
 #[test]
@@ -349,7 +359,6 @@ fn routing_follows_the_cluster_manager() {
         let heard = heard.clone();
         move |routing| heard.store(routing.version, Ordering::SeqCst)
     });
-    let begun = Instant::now();
     for version in [2, 3, 7] {
         mgmtd.publish(version);
         let seen = table.wait_newer(version - 1, soon());
@@ -360,9 +369,8 @@ fn routing_follows_the_cluster_manager() {
     mgmtd.break_next();
     mgmtd.publish(9);
     assert_eq!(table.wait_newer(8, soon()).version, 9);
-    assert!(begun.elapsed() < Duration::from_secs(2), "pushed, not polled: {:?}", begun.elapsed());
     assert!(mgmtd.polls.load(Ordering::SeqCst) < 20, "one poll a change, not a busy loop");
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = soon();
     while heard.load(Ordering::SeqCst) != 9 && Instant::now() < deadline {
         std::thread::yield_now();
     }
@@ -371,9 +379,8 @@ fn routing_follows_the_cluster_manager() {
 
 #[test]
 fn without_a_cluster_manager_there_is_an_error_in_time() {
-    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let begun = Instant::now();
-    let error = RoutingTable::start(lane(&[&dead]), begun + Duration::from_millis(60)).unwrap_err();
+    let dead = Port::reserve();
+    let lane = lane(&[&dead.address.to_string()]);
+    let error = RoutingTable::start(lane, Instant::now() + Duration::from_millis(60)).unwrap_err();
     assert_eq!(error.kind(), Kind::Unavailable);
-    assert!(begun.elapsed() < Duration::from_secs(1));
 }

@@ -122,8 +122,7 @@ fn an_update_waits_for_a_dead_successor_until_the_chain_changes() {
 fn an_update_whose_caller_gave_up_is_driven_on() {
     let cluster = Cluster::start(2);
     cluster.kill(1);
-    let result = cluster.write_within(chunk(0), 0, b"patience", tag(1, 1), Duration::from_millis(300));
-    assert_eq!(result.status, Status::Timeout);
+    cluster.write_in_vain(chunk(0), 0, b"patience", tag(1, 1));
     assert_eq!(cluster.pending(0), 1);
     cluster.set_states(&[TargetState::Serving, TargetState::Offline]);
     cluster.wait_until("the update is committed", || cluster.pending(0) == 0);
@@ -136,14 +135,14 @@ fn an_update_whose_caller_gave_up_is_driven_on() {
 fn a_pending_version_survives_a_restart_and_is_driven_on() {
     let cluster = Cluster::start(2);
     cluster.kill(1);
-    cluster.write_within(chunk(3), 0, b"survivor", tag(1, 1), Duration::from_millis(200));
+    cluster.write_in_vain(chunk(3), 0, b"survivor", tag(1, 1));
     cluster.kill(0);
     cluster.restart(0);
     // The last one that served comes back: it commits what it has.
     cluster.set_states(&[TargetState::LastServing, TargetState::Offline]);
     assert_eq!(cluster.read(0, chunk(3)), Err(Status::NotServing));
     cluster.set_states(&[TargetState::Serving, TargetState::Offline]);
-    assert_eq!(cluster.node(0).commit_pending(CHAIN, Duration::from_secs(5)), 0);
+    assert_eq!(cluster.node(0).commit_pending(CHAIN, Duration::from_secs(60)), 0);
     assert_eq!(cluster.read(0, chunk(3)).unwrap(), b"survivor");
 }
 
@@ -195,8 +194,8 @@ fn a_stale_replica_loses_what_was_never_decided() {
     cluster.write(chunk(0), 0, b"agreed", tag(1, 1));
     // The head stages two updates that nobody else will ever see, one of them of a new chunk.
     cluster.kill(1);
-    cluster.write_within(chunk(0), 0, b"LOST!!", tag(1, 2), Duration::from_millis(200));
-    cluster.write_within(chunk(1), 0, b"LOST!!", tag(1, 3), Duration::from_millis(200));
+    cluster.write_in_vain(chunk(0), 0, b"LOST!!", tag(1, 2));
+    cluster.write_in_vain(chunk(1), 0, b"LOST!!", tag(1, 3));
     cluster.kill(0);
     cluster.restart(1);
     cluster.set_states(&[TargetState::Offline, TargetState::Serving]);

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..kernels.checks import check_contiguous, check_same_device
 from ..kernels.errors import BadArgument, BadType, refuse
 from .quantize import FP8
 from .scales import TMA_BYTES
@@ -51,21 +52,7 @@ def check_same_k(k_of_a: int, k_of_b: int) -> None:
 
 def check_index(x: Tensor, shape: Sequence[int], *, name: str) -> None:
     """A contiguous int32 tensor of that shape."""
-    if x.dtype != torch.int32:
-        raise BadType(f"{name} is {x.dtype}; it must be torch.int32")
-    if tuple(x.shape) != tuple(shape):
-        refuse(name, f"of shape {tuple(x.shape)}", f"it must be {tuple(shape)}")
-    if not x.is_contiguous():
-        refuse(name, f"of strides {x.stride()}", "it must be contiguous")
-
-
-def check_same_device(*tensors: Tensor) -> None:
-    """All on one device."""
-    devices = {each.device for each in tensors}
-    if len(devices) > 1:
-        raise BadArgument(
-            f"tensors are on {', '.join(sorted(map(str, devices)))}; they must be on one device"
-        )
+    check_contiguous(name, x, shape, (torch.int32,))
 
 
 def check_compiled_dims(dims: str) -> None:

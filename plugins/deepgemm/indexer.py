@@ -8,6 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from ..kernels.checks import check_contiguous, check_tensor
 from ..kernels.errors import BadArgument, BadType, refuse
 from ..kernels.layers import layer_for
 from . import checks, reference
@@ -41,10 +42,9 @@ def fp8_mqa_logits(  # noqa: PLR0913 (the original's)
     """
     keys, sf = checks.unpack(kv, "kv")
     s, heads, d = _check_queries(q, dims=3)
-    if keys.dim() != 2 or keys.shape[1] != d or keys.stride(1) != 1:
-        refuse("kv[0]", f"of shape {tuple(keys.shape)}", f"it must be (tokens, {d}), contiguous along d")
-    _check_float(sf, (keys.shape[0],), name="kv[1]")
-    _check_float(weights, (s, heads), name="weights")
+    check_tensor("kv[0]", keys, (None, d), (FP8,))
+    check_contiguous("kv[1]", sf, (keys.shape[0],), (torch.float32,))
+    check_contiguous("weights", weights, (s, heads), (torch.float32,))
     checks.check_index(cu_seq_len_k_start, (s,), name="cu_seq_len_k_start")
     checks.check_index(cu_seq_len_k_end, (s,), name="cu_seq_len_k_end")
     checks.check_same_device(q, keys, sf, weights, cu_seq_len_k_start, cu_seq_len_k_end)
@@ -154,12 +154,7 @@ def fp8_paged_mqa_logits(  # noqa: PLR0913 (the original's)
         raise BadArgument(
             "logits can be cleaned only with one context length a request: pass clean_logits=False"
         )
-    if block_table.dtype != torch.int32 or block_table.dim() != 2 or block_table.shape[0] != b:
-        refuse(
-            "block_table",
-            f"{block_table.dtype} of shape {tuple(block_table.shape)}",
-            f"it must be int32 ({b}, …)",
-        )
+    check_tensor("block_table", block_table, (b, None), (torch.int32,))
     if schedule_meta.dim() != 2 or schedule_meta.shape[-1] != 2 or schedule_meta.dtype != torch.int32:
         raise BadArgument(
             "schedule_meta does not come from get_paged_mqa_logits_metadata: it is (num_sms + 1, 2) int32"
@@ -270,19 +265,9 @@ def _empty_logits(rows: int, columns: int, dtype: torch.dtype, device: torch.dev
 
 
 def _check_queries(q: Tensor, *, dims: int) -> tuple[int, int, int]:
-    if q.dtype != FP8:
-        raise BadType(f"q is {q.dtype}; it must be {FP8}")
-    if q.dim() != dims or not q.is_contiguous():
-        refuse(
-            "q",
-            f"of shape {tuple(q.shape)} and strides {q.stride()}",
-            f"it must have {dims} dimensions, contiguous",
-        )
+    leading = (None,) * (dims - 2)
+    check_contiguous("q", q, (*leading, HEADS, DIMENSIONS), (FP8,))
     rows, heads, d = q.shape[-3:]
-    if heads not in HEADS or d not in DIMENSIONS:
-        refuse(
-            "q", f"of {heads} heads of {d}", f"heads must be one of {HEADS}, their size one of {DIMENSIONS}"
-        )
     return rows, heads, d
 
 
@@ -291,34 +276,20 @@ def _check_paged(q: Tensor, cache: Tensor, weights: Tensor) -> tuple[int, int]:
     b = q.shape[0]
     if next_n not in {1, 2}:
         refuse("next_n", next_n, "it must be 1 or 2")
-    if cache.dtype != torch.uint8:
-        raise BadType(f"kv_cache is {cache.dtype}; it must be torch.uint8")
-    if cache.dim() != 4 or tuple(cache.shape[1:]) != (PAGE_TOKENS, 1, d + 4):
-        refuse(
-            "kv_cache", f"of shape {tuple(cache.shape)}", f"it must be (blocks, {PAGE_TOKENS}, 1, {d + 4})"
-        )
-    if cache.stride(3) != 1 or cache.stride(1) != d + 4 or cache.stride(0) % 16:
+    check_tensor("kv_cache", cache, (None, PAGE_TOKENS, 1, d + 4), (torch.uint8,))
+    if cache.stride(1) != d + 4 or cache.stride(0) % 16:
         refuse(
             "kv_cache",
             f"of strides {cache.stride()}",
             "blocks must be contiguous and start at multiples of 16 bytes",
         )
-    _check_float(weights, (b * next_n, heads), name="weights")
+    check_contiguous("weights", weights, (b * next_n, heads), (torch.float32,))
     return b, next_n
 
 
-def _check_float(x: Tensor, shape: tuple[int, ...], *, name: str) -> None:
-    if x.dtype != torch.float32:
-        raise BadType(f"{name} is {x.dtype}; it must be torch.float32")
-    if tuple(x.shape) != shape or not x.is_contiguous():
-        refuse(name, f"of shape {tuple(x.shape)} and strides {x.stride()}", f"it must be {shape}, contiguous")
-
-
 def _lengths(context_lens: Tensor) -> Tensor:
-    if context_lens.dtype != torch.int32:
-        raise BadType(f"context_lens is {context_lens.dtype}; it must be torch.int32")
-    if context_lens.dim() not in {1, 2}:
-        refuse("context_lens", f"of shape {tuple(context_lens.shape)}", "it must be (b,) or (b, next_n)")
+    shape = (None,) if context_lens.dim() == 1 else (None, None)
+    check_tensor("context_lens", context_lens, shape, (torch.int32,))
     return context_lens.unsqueeze(1) if context_lens.dim() == 1 else context_lens
 
 

@@ -4,12 +4,12 @@ Names, arguments and results are FlashMLA's. What more is allowed here: any page
 decoding, any number of heads and any `topk` in sparse calls, and everything on a CPU.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Final
 
 import torch
 
+from ..kernels.checks import check_tensor, check_vector
 from ..kernels.errors import BadArgument, BadCall, BadType, refuse
 from ..kernels.layers import layer_for, multiprocessors
 from . import layouts, reference
@@ -121,11 +121,11 @@ def flash_mla_sparse_fwd(  # noqa: PLR0913 (the original's)
     """
     if d_v != LATENT:
         refuse("d_v", d_v, "it must be 512")
-    _check_tensor("q", q, (None, None, (CHANNELS, LATENT)), (torch.bfloat16,))
-    _check_tensor("kv", kv, (None, 1, q.shape[2]), (torch.bfloat16,), like=q)
-    _check_tensor("indices", indices, (q.shape[0], 1, None), (torch.int32,), like=q)
-    _check_vector("attn_sink", attn_sink, q.shape[1], torch.float32, q)
-    _check_vector("topk_length", topk_length, q.shape[0], torch.int32, q)
+    check_tensor("q", q, (None, None, (CHANNELS, LATENT)), (torch.bfloat16,))
+    check_tensor("kv", kv, (None, 1, q.shape[2]), (torch.bfloat16,), like=q)
+    check_tensor("indices", indices, (q.shape[0], 1, None), (torch.int32,), like=q)
+    check_vector("attn_sink", attn_sink, q.shape[1], torch.float32, q)
+    check_vector("topk_length", topk_length, q.shape[0], torch.int32, q)
     run: Any = reference.sparse_prefill
     if _is_compiled(q):
         from . import launch
@@ -164,13 +164,13 @@ def flash_attn_varlen_func(  # noqa: PLR0913 (the original's)
         raise BadCall(f"dropout_p is {dropout_p}; there is no dropout, pass 0.0")
     if deterministic:
         raise BadCall("deterministic must be False (results are the same every time all the same)")
-    _check_tensor("q", q, (None, None, (128, 192)), _ROWS)
-    _check_tensor("k", k, (None, None, q.shape[2]), (q.dtype,), like=q)
-    _check_tensor("v", v, (k.shape[0], k.shape[1], 128), (q.dtype,), like=q)
+    check_tensor("q", q, (None, None, (128, 192)), _ROWS)
+    check_tensor("k", k, (None, None, q.shape[2]), (q.dtype,), like=q)
+    check_tensor("v", v, (k.shape[0], k.shape[1], 128), (q.dtype,), like=q)
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         refuse("heads of q", q.shape[1], f"they must be a multiple of k's {k.shape[1]}")
     for name, starts in (("cu_seqlens_qo", cu_seqlens_qo), ("cu_seqlens_kv", cu_seqlens_kv)):
-        _check_tensor(name, starts, (None,), (torch.int32,), like=q)
+        check_tensor(name, starts, (None,), (torch.int32,), like=q)
     if len(cu_seqlens_qo) != len(cu_seqlens_kv) or len(cu_seqlens_qo) == 0:
         refuse(
             "len(cu_seqlens_kv)",
@@ -271,8 +271,8 @@ def _dense(  # noqa: PLR0913 (the operator's own)
         refuse("q.shape[3]", q.shape[3], "dense decoding takes rows of 576 numbers (656 bytes in FP8)")
     if h_kv == 0 or q.shape[2] % h_kv:
         refuse("heads of q", q.shape[2], f"they must be a multiple of k_cache's {h_kv}")
-    _check_tensor("block_table", block_table, (b, None), (torch.int32,), like=q)
-    _check_vector("cache_seqlens", cache_seqlens, b, torch.int32, q)
+    check_tensor("block_table", block_table, (b, None), (torch.int32,), like=q)
+    check_vector("cache_seqlens", cache_seqlens, b, torch.int32, q)
     if _is_compiled(q):
         from . import launch
 
@@ -310,10 +310,10 @@ def _sparse(  # noqa: PLR0913 (the operator's own)
         raise BadCall("extra_k_cache and extra_indices_in_kvcache must be given together")
     if extra_length is not None and extra_cache is None:
         raise BadCall("extra_topk_length needs extra_k_cache and extra_indices_in_kvcache")
-    _check_tensor("indices", indices, (b, s_q, None), (torch.int32,), like=q)
-    _check_vector("attn_sink", attn_sink, h_q, torch.float32, q)
-    _check_vector("topk_length", topk_length, b, torch.int32, q)
-    _check_vector("extra_topk_length", extra_length, b, torch.int32, q)
+    check_tensor("indices", indices, (b, s_q, None), (torch.int32,), like=q)
+    check_vector("attn_sink", attn_sink, h_q, torch.float32, q)
+    check_vector("topk_length", topk_length, b, torch.int32, q)
+    check_vector("extra_topk_length", extra_length, b, torch.int32, q)
     scopes = [(k_cache, indices, topk_length)]
     if extra_cache is not None and extra_indices is not None:
         _check_cache("extra_k_cache", extra_cache, q, is_fp8=True)
@@ -323,7 +323,7 @@ def _sparse(  # noqa: PLR0913 (the operator's own)
                 extra_cache.shape[-1],
                 f"as k_cache's it must be {k_cache.shape[-1]}",
             )
-        _check_tensor("extra_indices_in_kvcache", extra_indices, (b, s_q, None), (torch.int32,), like=q)
+        check_tensor("extra_indices_in_kvcache", extra_indices, (b, s_q, None), (torch.int32,), like=q)
         scopes.append((extra_cache, extra_indices, extra_length))
     if _is_compiled(q):
         from . import launch
@@ -398,7 +398,7 @@ def _check_config(schedule: FlashMLASchedMeta, config: Config) -> None:
 
 
 def _check_q(q: torch.Tensor) -> None:
-    _check_tensor("q", q, (None, None, None, (CHANNELS, LATENT)), _ROWS)
+    check_tensor("q", q, (None, None, None, (CHANNELS, LATENT)), _ROWS)
 
 
 def _check_cache(name: str, cache: torch.Tensor, q: torch.Tensor, *, is_fp8: bool) -> None:
@@ -412,7 +412,7 @@ def _check_cache(name: str, cache: torch.Tensor, q: torch.Tensor, *, is_fp8: boo
         if cache.device != q.device:
             refuse(f"{name}.device", cache.device, f"it must be q's, {q.device}")
     else:
-        _check_tensor(name, cache, (None, None, None, q.shape[3]), (q.dtype,), like=q)
+        check_tensor(name, cache, (None, None, None, q.shape[3]), (q.dtype,), like=q)
 
 
 def _check_lengths(cache_seqlens: torch.Tensor, block_table: torch.Tensor, k_cache: torch.Tensor) -> None:
@@ -431,39 +431,6 @@ def _check_lengths(cache_seqlens: torch.Tensor, block_table: torch.Tensor, k_cac
             refuse(
                 f"block_table[{request}]", bad[0], f"for {length} tokens it must name pages 0 to {pages - 1}"
             )
-
-
-def _check_tensor(
-    name: str,
-    tensor: torch.Tensor,
-    shape: Sequence[int | tuple[int, ...] | None],
-    dtypes: tuple[torch.dtype, ...],
-    *,
-    like: torch.Tensor | None = None,
-) -> None:
-    """`shape`: None for any size, a tuple for a choice."""
-    if not isinstance(tensor, torch.Tensor):
-        raise BadType(f"{name} is a {type(tensor).__name__}; it must be a tensor")
-    if tensor.dtype not in dtypes:
-        raise BadType(f"{name} has dtype {tensor.dtype}; it must be {' or '.join(map(str, dtypes))}")
-    fits = tensor.dim() == len(shape) and all(
-        want is None or size in (want if isinstance(want, tuple) else (want,))
-        for size, want in zip(tensor.shape, shape, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join("any" if each is None else str(each) for each in shape)
-        refuse(f"{name}.shape", tuple(tensor.shape), f"it must be ({wanted})")
-    if tensor.numel() and tensor.stride(-1) != 1:
-        refuse(f"{name}.stride()", tensor.stride(), "the last dimension must be contiguous")
-    if like is not None and tensor.device != like.device:
-        refuse(f"{name}.device", tensor.device, f"it must be q's, {like.device}")
-
-
-def _check_vector(
-    name: str, vector: torch.Tensor | None, size: int, dtype: torch.dtype, like: torch.Tensor
-) -> None:
-    if vector is not None:
-        _check_tensor(name, vector, (size,), (dtype,), like=like)
 
 
 def _starts(name: str, starts: torch.Tensor, total: int, longest: int) -> list[int]:

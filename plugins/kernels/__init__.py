@@ -5,4 +5,5 @@ ahead    kernels compiled without a GPU: warm caches, machine code and its gates
 quantize casts to FP8 with one scale a block
 kernel   pieces of Triton kernels
 errors   what bad arguments raise
+checks   what operators ask of a tensor
 """

@@ -83,6 +83,7 @@ class Load:
         assert self.failures == []
 
 
+@pytest.mark.integrity
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["meta", "mgmtd", "storage"])
 def test_a_killed_service_is_a_pause(cluster, kind):
@@ -95,6 +96,7 @@ def test_a_killed_service_is_a_pause(cluster, kind):
     assert load.longest_s < 20
 
 
+@pytest.mark.integrity
 @pytest.mark.slow
 def test_a_file_open_for_reading_stays_readable_after_meta_forgot_who_reads(cluster):
     cluster.wait_healthy()

@@ -187,7 +187,7 @@ mod tests {
         let buffer = pool.try_take().unwrap();
         let waiter = std::thread::spawn({
             let pool = pool.clone();
-            move || pool.take(Instant::now() + Duration::from_secs(20)).is_some()
+            move || pool.take(Instant::now() + Duration::from_secs(60)).is_some()
         });
         drop(buffer);
         assert!(waiter.join().unwrap());

@@ -932,6 +932,16 @@ fn a_failed_sync_is_never_forgotten() {
 
 #[test]
 fn concurrent_syncs_share_rounds() {
+    // A round is shared if another call comes meanwhile, and whether one does is up to the scheduler.
+    let shared = (0..100).any(|_| {
+        let rounds = rounds_of_forty_calls();
+        assert!(rounds >= 5, "{rounds} rounds, and five calls one after the other");
+        rounds < 40
+    });
+    assert!(shared, "each call has a round of its own");
+}
+
+fn rounds_of_forty_calls() -> u64 {
     // On a real disk: a round must take a moment to be shared.
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path());
@@ -946,8 +956,7 @@ fn concurrent_syncs_share_rounds() {
             });
         }
     });
-    let rounds = engine.core.rounds.count();
-    assert!((5..40).contains(&rounds), "{rounds} rounds for 40 calls");
+    engine.core.rounds.count()
 }
 
 // Directories -------------------------------------------------------------------------------------------------

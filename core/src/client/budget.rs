@@ -78,7 +78,7 @@ mod tests {
         assert!(!budget.try_reserve(30));
         let waiter = std::thread::spawn({
             let budget = budget.clone();
-            move || budget.reserve(30, Instant::now() + Duration::from_secs(20))
+            move || budget.reserve(30, Instant::now() + Duration::from_secs(60))
         });
         budget.release(80);
         waiter.join().unwrap().unwrap();

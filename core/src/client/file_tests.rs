@@ -691,7 +691,9 @@ fn attributes_that_wait_are_told_before_a_name_moves_and_by_age() {
         assert_eq!(world.shared.unsettled.load(Ordering::Relaxed), 0);
         file.flush().unwrap();
         let calls = (world.meta.count(Method::MetaSync), world.meta.count(Method::MetaStat));
-        assert_eq!(calls, (2, 0), "no conflict with this client's own change");
+        // The attributes may be told while that thread moves the file: then it tries again.
+        let may_conflict = writes_back && calls == (3, 1);
+        assert!(calls == (2, 0) || may_conflict, "a conflict with this client's own change: {calls:?}");
         assert!(!world.meta.inode(5).is_inline);
     }
 }

@@ -482,8 +482,14 @@ mod tests {
 
     #[test]
     fn a_storm_of_lookups_becomes_one_listing_that_answers_absent_names_too() {
-        let names = names();
-        let (misses, after) = storm(&names, 1);
+        // Misses count together only if they come within the window, which this thread may sleep through.
+        let (names, (misses, after)) = std::iter::repeat_with(|| {
+            let (names, began) = (names(), Instant::now());
+            let listed = storm(&names, 1);
+            (began.elapsed() < STORM_WINDOW).then_some((names, listed))
+        })
+        .find_map(|within| within)
+        .expect("it repeats until there is one");
         assert_eq!((misses, after.as_slice()), (STORM_MISSES, &b""[..]));
         assert!(matches!(names.lookup(1, b"x"), Found::Unknown), "one listing at a time");
         let entries = vec![dentry("a", 2), dentry("b", 3)];
@@ -519,14 +525,14 @@ mod tests {
 
     #[test]
     fn nothing_is_answered_after_its_time() {
-        let names = Names::new(Duration::from_millis(20));
-        let long_ago = Instant::now() - Duration::from_millis(30);
+        let names = Names::new(Duration::from_secs(60));
+        let long_ago = Instant::now() - Duration::from_secs(61);
         names.learn_name(1, b"f", Some(inode(5, 1)), long_ago);
         assert!(matches!(names.lookup(1, b"f"), Found::Unknown));
         assert!(names.attributes(5).is_none());
         names.learn_name(1, b"f", Some(inode(5, 1)), Instant::now());
         let Found::Known { ttl, .. } = names.lookup(1, b"f") else { panic!() };
-        assert!(ttl <= Duration::from_millis(20));
+        assert!(ttl <= names.ttl());
     }
 
     #[test]

@@ -386,7 +386,7 @@ fn change_attributes(inode: &mut pb::Inode, request: &pb::SetAttrRequest) {
 
 /// A client of twins. Two of one `chunks` and `meta` are two processes.
 pub fn client(chunks: &Arc<ChunkTwin>, meta: &Arc<MetaTwin>, write_buffer_bytes: usize) -> Arc<Shared> {
-    let meta = Meta::new(Carrier::Twin(meta.clone()), ClientId(7), Duration::from_secs(20));
+    let meta = Meta::new(Carrier::Twin(meta.clone()), ClientId(7), Duration::from_secs(60));
     let pool = BufferPool::new(1 << 20, 16).unwrap();
     Shared::new(
         meta,

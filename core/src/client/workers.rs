@@ -97,7 +97,7 @@ mod tests {
         let (told, tell) = unbounded();
         workers.submit(move || held.recv().unwrap());
         workers.submit(move || told.send(()).unwrap());
-        tell.recv_timeout(std::time::Duration::from_secs(20)).unwrap();
+        tell.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
         release.send(()).unwrap();
     }
 }

@@ -56,7 +56,7 @@ mod tests {
         assert!(budget.take(30, Instant::now() + Duration::from_millis(5)).is_none());
         let waiter = std::thread::spawn({
             let budget = budget.clone();
-            move || budget.take(100, Instant::now() + Duration::from_secs(20)).is_some()
+            move || budget.take(100, Instant::now() + Duration::from_secs(60)).is_some()
         });
         drop(share);
         assert!(waiter.join().unwrap());

@@ -2,6 +2,8 @@
 #![allow(dead_code)]
 
 pub mod history;
+#[path = "../port/mod.rs"]
+mod port;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -21,16 +23,19 @@ use luciola_core::server::{ChunkLine, NodeOptions, StorageServer};
 use luciola_core::types::*;
 use luciola_core::wire::pb::{self, PublicState, claims::Role};
 use parking_lot::{Mutex, RwLock};
+use port::Port;
 
 pub const CHAIN: ChainId = ChainId(7);
 const SECRET: [u8; 32] = [42; 32];
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Cluster {
     nodes: Vec<RwLock<Option<Arc<StorageServer>>>>,
     root: tempfile::TempDir,
     manager: Mutex<Manager>,
     pools: Mutex<HashMap<(Endpoint, bool), Arc<Pool>>>,
+    /// Of all nodes so far: what is sent to one that has ended reaches nobody else.
+    ports: Mutex<Vec<Port>>,
 }
 
 struct Manager {
@@ -108,6 +113,7 @@ impl Cluster {
                 routing_version: 1,
             }),
             pools: Mutex::default(),
+            ports: Mutex::default(),
         });
         for node in 0..replicas {
             cluster.open(node, |_| {});
@@ -219,6 +225,9 @@ impl Cluster {
     fn open(&self, node: usize, change: impl FnOnce(&mut NodeOptions)) {
         let id = NodeId(node as u32 + 1);
         let mut options = NodeOptions::new(id, self.directory(node), Secret::new(SECRET));
+        let port = Port::reserve();
+        options.tcp = Some(port.address);
+        self.ports.lock().push(port);
         options.unix = Some(self.socket(node));
         if fabric().is_some() {
             options.transport = Transport::Rdma;
@@ -442,6 +451,19 @@ impl Cluster {
         self.send_one(self.head(), op, bytes, Instant::now() + patience)
     }
 
+    /// Writes with less and less hurry until the head has a version pending that nobody commits, and gives up: under
+    /// load the time may be over before the head has begun.
+    pub fn write_in_vain(&self, chunk: ChunkId, offset: u32, bytes: &[u8], tag: RequestTag) {
+        let before = self.pending(self.head());
+        let times = [200, 2000, 20_000].map(Duration::from_millis);
+        let is_pending = times.into_iter().any(|time| {
+            let result = self.write_within(chunk, offset, bytes, tag, time);
+            assert!(result.status.is_retryable(), "{}", result.status);
+            self.pending(self.head()) > before
+        });
+        assert!(is_pending, "the head does not begin");
+    }
+
     /// As a client does: the same request again, to whoever is head then, until it is acknowledged.
     pub fn write_persistently(
         &self,
@@ -576,7 +598,7 @@ impl Cluster {
     }
 
     pub fn read(&self, node: usize, chunk: ChunkId) -> Result<Vec<u8>, Status> {
-        self.read_version(node, chunk, Duration::from_secs(5)).map(|(_, bytes)| bytes)
+        self.read_version(node, chunk, PATIENCE).map(|(_, bytes)| bytes)
     }
 
     pub fn read_version(

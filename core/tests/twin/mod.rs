@@ -1,6 +1,9 @@
 //! A storage server in memory: a small real `Service`, with faults that enter on demand.
 #![allow(dead_code)] // Each test binary uses its part.
 
+#[path = "../port/mod.rs"]
+pub mod port;
+
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
@@ -12,6 +15,7 @@ use luciola_core::net::{Credential, Endpoint, Pool, Secret, Sender, Server, Serv
 use luciola_core::types::*;
 use luciola_core::wire::pb::{Claims, claims::Role};
 use parking_lot::{Condvar, Mutex};
+use port::Port;
 
 pub const SECRET: [u8; 32] = [42; 32];
 
@@ -20,7 +24,29 @@ pub fn credential(role: Role) -> Credential {
 }
 
 pub fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(10)
+    Instant::now() + Duration::from_secs(60)
+}
+
+/// Tries what is given up after a while, with more time each try, until `attempt` has something to show: under load
+/// the time may be over before anything has happened.
+pub fn patiently<T>(what: &str, attempt: impl FnMut(Duration) -> Option<T>) -> T {
+    let times = [50, 500, 5000, 50_000].map(Duration::from_millis);
+    times.into_iter().find_map(attempt).unwrap_or_else(|| panic!("{what} does not happen"))
+}
+
+/// Lets `work` wait for what `end` ends, for a minute: a test that fails had better not hang.
+pub fn at_most_a_minute<T>(end: impl FnOnce() + Send, work: impl FnOnce() -> T) -> T {
+    std::thread::scope(|scope| {
+        let (done, wait) = std::sync::mpsc::channel::<()>();
+        scope.spawn(move || {
+            if wait.recv_timeout(Duration::from_secs(60)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                end();
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    })
 }
 
 /// What happens to the next batch instead of its service.
@@ -61,6 +87,8 @@ pub struct Twin {
     /// Updates under way, per client and chunk, and the most that ever were.
     under_way: Mutex<HashMap<(u64, ChunkId), usize>>,
     pub under_way_max: AtomicU64,
+    /// Batches that have come to hang.
+    pub hung: AtomicU64,
     released: Mutex<bool>,
     release: Condvar,
 }
@@ -104,6 +132,7 @@ impl Twin {
             Some(Fault::DropBefore) => break_connection(),
             Some(Fault::DropAfter) => (None, true),
             Some(Fault::Hang) => {
+                self.hung.fetch_add(1, Ordering::SeqCst);
                 let mut released = self.released.lock();
                 self.release.wait_while(&mut released, |released| !*released);
                 (None, false)
@@ -252,6 +281,8 @@ impl Service for Twin {
 pub struct Running {
     pub twin: Arc<Twin>,
     pub server: Server,
+    /// The server's, also when it has stopped.
+    pub port: Port,
     _directory: tempfile::TempDir,
 }
 
@@ -263,12 +294,13 @@ impl Running {
     pub fn with(change: impl FnOnce(&mut ServerOptions)) -> Running {
         let directory = tempfile::tempdir().unwrap();
         let mut options = ServerOptions::new(Secret::new(SECRET));
-        options.tcp = Some("127.0.0.1:0".parse().unwrap());
+        let port = Port::reserve();
+        options.tcp = Some(port.address);
         options.unix = Some(directory.path().join("data.sock"));
         change(&mut options);
         let twin = Arc::new(Twin::default());
         let server = Server::start(options, twin.clone()).unwrap();
-        Running { twin, server, _directory: directory }
+        Running { twin, server, port, _directory: directory }
     }
 
     pub fn tcp(&self) -> Endpoint {

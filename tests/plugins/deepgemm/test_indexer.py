@@ -162,8 +162,8 @@ def test_what_is_refused_says_what_to_give() -> None:
     schedule = deepgemm.get_paged_mqa_logits_metadata(int32([3]), 64, 2)
     call = deepgemm.fp8_paged_mqa_logits
     cases = [
-        (lambda: logits(q.float(), (kv, sf), weights, ends, ends), BadType, "q is"),
-        (lambda: logits(q[:, :16], (kv, sf), weights, ends, ends), BadArgument, "heads|contiguous"),
+        (lambda: logits(q.float(), (kv, sf), weights, ends, ends), BadType, "q has dtype torch.float32"),
+        (lambda: logits(q[:, :16], (kv, sf), weights, ends, ends), BadArgument, "32 or 64, 32 or 64 or 128"),
         (lambda: logits(q, (kv, sf[:2]), weights, ends, ends), BadArgument, r"kv\[1\]"),
         (lambda: logits(q, (kv, sf), weights, ends.long(), ends), BadType, "int32"),
         (lambda: logits(q, (kv, sf), weights, ends, ends, True, 3), BadArgument, "clean_logits=False"),

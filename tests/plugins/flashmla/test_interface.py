@@ -159,7 +159,7 @@ SPARSE = [
         {"indices": torch.zeros(2, 64, dtype=INT)},
         r"indices\.shape is \(2, 64\); it must be \(2, 1, any\)",
     ),
-    ("v32", {"attn_sink": torch.zeros(2)}, r"attn_sink\.shape is \(2,\); it must be \(3\)"),
+    ("v32", {"attn_sink": torch.zeros(2)}, r"attn_sink\.shape is \(2,\); it must be \(3,\)"),
     ("v32", {"q": cases.rows(1, 2, 1, 3, 512)}, "with 656 bytes a token it must be 576"),
     ("v32", {"q": cases.rows(1, 2, 1, 3, 576).half()}, "sparse decoding takes bfloat16"),
     ("model1", {"extra_topk_length": torch.zeros(2, dtype=INT)}, "extra_topk_length needs extra_k_cache"),

@@ -9,6 +9,8 @@ from luciola.mgmtd.records import Change, Records
 from luciola.mgmtd.transitions import Public
 from luciola.wire.pb import mgmtd_pb2 as pb
 
+pytestmark = pytest.mark.integrity
+
 CONFIG = MgmtdConfig()
 LEASE_S = longest_lease_ms(CONFIG) / 1000
 UPTODATE, ONLINE, OFFLINE = pb.LOCAL_UPTODATE, pb.LOCAL_ONLINE, pb.LOCAL_OFFLINE

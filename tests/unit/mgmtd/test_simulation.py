@@ -25,6 +25,8 @@ from luciola.mgmtd.records import ChainRecord, Change, Records
 from luciola.mgmtd.transitions import Local, Public
 from luciola.wire.pb import mgmtd_pb2 as pb
 
+pytestmark = pytest.mark.integrity
+
 CONFIG = MgmtdConfig()
 TICK_S = 0.1
 SERVES = (Public.SERVING,)

@@ -14,6 +14,8 @@ from luciola.mgmtd.store import CONFIGS_KEPT, FORMAT, LEASE, Lease, Store
 from luciola.mgmtd.transitions import Member, Public
 from luciola.wire.pb import mgmtd_pb2 as pb
 
+pytestmark = pytest.mark.integrity
+
 MINE = Lease(holder=5, term=0, grpc_address="here:1")
 
 

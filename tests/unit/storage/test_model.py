@@ -24,6 +24,8 @@ from luciola.storage.model import (
     step,
 )
 
+pytestmark = pytest.mark.integrity
+
 CHAIN = ChainId(7)
 TARGET = TargetId(101)
 

@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn a_held_chunk_waits_and_others_do_not() {
         let locks = ChunkLocks::default();
-        let far = Instant::now() + Duration::from_secs(20);
+        let far = Instant::now() + Duration::from_secs(60);
         let first = locks.lock(vec![chunk(1), chunk(2)], far).unwrap();
         let other = locks.lock(vec![chunk(3)], far).unwrap();
         assert!(locks.lock(vec![chunk(2), chunk(4)], Instant::now() + Duration::from_millis(5)).is_none());
