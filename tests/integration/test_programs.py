@@ -62,8 +62,9 @@ def test_standard_library_by_cp_and_tar_seen_by_another_mount_and_by_python(
 ) -> None:
     source = Path(sysconfig.get_path("stdlib"))
     local = tmp_path / "stdlib"
-    run("cp", "-a", source, local)
-    shutil.rmtree(local / "site-packages", ignore_errors=True)
+    shutil.copytree(
+        source, local, symlinks=True, ignore=shutil.ignore_patterns("site-packages", "test", "idlelib")
+    )
     os.symlink("os.py", local / "a-symlink")
     os.link(local / "os.py", local / "a-hard-link")
     run("cp", "-a", local, mounted_dir / "by-cp")
@@ -109,7 +110,7 @@ def test_git_clones_and_finds_its_tree_clean(mounted_dir: Path, tmp_path: Path) 
     run("git", "fsck", "--strict", cwd=clone)
 
 
-def test_sqlite_keeps_thousands_of_transactions(mounted_dir: Path) -> None:
+def test_sqlite_keeps_hundreds_of_transactions(mounted_dir: Path) -> None:
     path = mounted_dir / "data.sqlite"
     for mode in ("DELETE", "TRUNCATE"):
         with sqlite3.connect(path) as database:
@@ -118,7 +119,7 @@ def test_sqlite_keeps_thousands_of_transactions(mounted_dir: Path) -> None:
             database.execute("CREATE TABLE IF NOT EXISTS numbers (mode TEXT, value INTEGER)")
         database.close()
         database = sqlite3.connect(path, isolation_level=None)
-        for value in range(1000):
+        for value in range(250):
             database.execute("BEGIN IMMEDIATE")
             database.execute("INSERT INTO numbers VALUES (?, ?)", (mode, value))
             database.execute("COMMIT")
@@ -129,7 +130,7 @@ def test_sqlite_keeps_thousands_of_transactions(mounted_dir: Path) -> None:
         "SELECT mode, count(*), sum(value) FROM numbers GROUP BY mode ORDER BY mode"
     ).fetchall()
     database.close()
-    assert rows == [("DELETE", 1000, 499_500), ("TRUNCATE", 1000, 499_500)]
+    assert rows == [("DELETE", 250, 31_125), ("TRUNCATE", 250, 31_125)]
 
 
 def test_pip_installs_into_an_environment_on_the_mount(mounted_dir: Path) -> None:

@@ -6,6 +6,7 @@ a process without TRITON_INTERPRET. LUCIOLA_TEST_DEVICE=cuda (`make gpu`) runs t
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from importlib.util import find_spec
 
 import pytest
@@ -15,6 +16,14 @@ DEVICE = os.environ.get("LUCIOLA_TEST_DEVICE", "cpu")
 collect_ignore_glob = [] if find_spec("torch") else ["*"]
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="module")
+def two_at_once() -> Iterator[Executor]:
+    """For processes that compile: two of them run while the tests wait for their results."""
+    with ThreadPoolExecutor(2) as threads:
+        yield threads
+        threads.shutdown(cancel_futures=True)
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import Executor
 
 import pytest
 
@@ -47,45 +49,56 @@ print(json.dumps({
 """
 
 
+NAMES = {
+    "dense-?p*": "dense-fp16-64 dense-fp8-16 dense-fp16-hopper",
+    "dense-bf*": "dense-bf16-16 dense-bf16-64 dense-bf16-hopper",
+    "s*": "schedule sparse-v32-16 sparse-v32-32 sparse-model1-16",
+    "prefill-576-*": "prefill-576-16 prefill-576-32 prefill-576-64",
+    "prefill-512-*": "prefill-512-16 prefill-512-32 prefill-512-64",
+    "[cv]*": "combine combine-sink varlen-128 varlen-192",
+}
+"""What a pattern chooses."""
+
+
 def in_a_process(*arguments):
     done = subprocess.run(
-        [sys.executable, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
+        [sys.executable, *arguments],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
 
 
+@pytest.fixture(scope="module")
+def started(two_at_once: Executor) -> dict[str, Callable]:
+    """What each process will say: `luciola flashmla compile` for each pattern, and what becomes of bad kernels."""
+    compile_ = "from luciola.plugins.flashmla.command import flashmla; flashmla()"
+    commands = {match: ("-c", compile_, "compile", "--json", "--match", match) for match in NAMES}
+    commands["bad"] = ("-c", BAD)
+    return {name: two_at_once.submit(in_a_process, *each).result for name, each in commands.items()}
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    ("match", "names"),
-    [
-        ("dense-?p*", "dense-fp16-64 dense-fp8-16 dense-fp16-hopper"),
-        ("dense-bf*", "dense-bf16-16 dense-bf16-64 dense-bf16-hopper"),
-        ("s*", "schedule sparse-v32-16 sparse-v32-32 sparse-model1-16"),
-        ("prefill-576-*", "prefill-576-16 prefill-576-32 prefill-576-64"),
-        ("prefill-512-*", "prefill-512-16 prefill-512-32 prefill-512-64"),
-        ("[cv]*", "combine combine-sink varlen-128 varlen-192"),
-    ],
-)
-def test_every_kernel_passes_its_gates(match, names):
-    code = "from luciola.plugins.flashmla.command import flashmla; flashmla()"
-    status, reports = in_a_process("-c", code, "compile", "--json", "--match", match)
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("match", NAMES)
+def test_every_kernel_passes_its_gates(started, match):
+    status, reports = started[match]()
+    names = NAMES[match].split()
     assert {report["name"]: report["failures"] for report in reports if report["failures"]} == {}
     assert status == 0
-    assert {report["name"] for report in reports} == set(names.split())
-    older = {name for name in names.split() if name.endswith(("-16", "-32"))} | {
+    assert {report["name"] for report in reports} == set(names)
+    older = {name for name in names if name.endswith(("-16", "-32"))} | {
         "schedule",
         "combine",
         "combine-sink",
     }
-    assert {report["name"] for report in reports if not report["warpgroup"]} == older & set(names.split())
+    assert {report["name"] for report in reports if not report["warpgroup"]} == older & set(names)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_gates_stop_bad_kernels():
-    _, failures = in_a_process("-c", BAD)
+@pytest.mark.timeout(600)
+def test_gates_stop_bad_kernels(started):
+    _, failures = started["bad"]()
     assert len(failures) == 9
     for gate, messages in failures.items():
         assert any(gate.removesuffix(" of a side") in message for message in messages), f"{gate}: {messages}"
