@@ -1,12 +1,20 @@
 """The RDMA transport beside perftest, on two devices of this machine, as ratios.
 
-    python benchmarks/rdma.py [--devices rxe0,rxe1] [--json FILE]      on a machine with devices
-    python tests/rdma/laboratory.py -- python benchmarks/rdma.py       in the laboratory
+    python benchmarks/rdma.py [--devices rxe0,rxe1] [--rounds N] [--json FILE]     on a machine with devices
+    python tests/rdma/laboratory.py -- python benchmarks/rdma.py                   in the laboratory
 
-perftest moves bytes and looks at none. Luciola's figures are whole requests: a frame there, the server's lookup, its
-one-sided transfer, checksums of every byte at both ends, the reply. The largest batch is 8 MiB. On Soft-RoCE under
-emulation no figure means anything but the ratios, and they are worse than on hardware: checksums and copies, which a
-network card does not slow down, are emulated too.
+Three things are measured in turn, round by round, so that what else a machine does meets all of them:
+
+transport   what a server does with its link and nothing else: one-sided operations and the waiting for them. perftest
+            does the same with as many outstanding, with packets of the same size, in the same direction: our reads are
+            WRITEs of the server (`ib_write_bw`), our writes are READs (`ib_read_bw`). Only this is compared with it.
+memory      whole requests: a frame there, the lookup, the transfer, checksums of every byte at both ends, a reply; the
+            server keeps its chunks in memory, and copies them.
+storage     the same on a storage node, with chunks in files (page cache).
+
+How fast one pass of the checksum is stands below; a request makes two. On Soft-RoCE under emulation no figure means
+anything but the ratios, and those of requests are worse than on hardware: checksums and copies, which a network card
+does not slow down, are emulated too.
 """
 
 import argparse
@@ -15,19 +23,44 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 PEER = Path(__file__).parents[1] / "core/target/release/examples/rdma_peer"
 MIB = 1 << 20
-BATCHES = 24
-PINGS = 500
+# Operations of 1 MiB outstanding at once.
+DEPTH = 8
+BATCHES = 4
+PINGS = 100
+# perftest's server is not ready at once.
+PATIENCE_S = 60
+PORT = "18900"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, for each round: ours, and what it is compared with."""
+
+    ours: str
+    beside: str
+    unit: str
+    pairs: list[tuple[float, float]]
+
+    @property
+    def ratios(self) -> list[float]:
+        return [ours / theirs for ours, theirs in self.pairs]
 
 
 def gid_index(device: str) -> str:
     """The IPv4 address of RoCE version 2."""
     port = Path("/sys/class/infiniband") / device / "ports/1"
+    if not port.is_dir():
+        sys.exit(f"{device}: there is no such device; --devices names two that reach each other")
     for entry in sorted((port / "gids").iterdir(), key=lambda entry: int(entry.name)):
         kind = port / "gid_attrs/types" / entry.name
         try:
@@ -39,92 +72,163 @@ def gid_index(device: str) -> str:
 
 
 def perftest(program: str, devices: list[str], *options: str) -> list[str]:
-    """The last row of a perftest program's table, for the two devices."""
-    common = ["-F", "-x", gid_index(devices[0]), "-p", "18900", *options]
-    server = subprocess.Popen(
-        [program, "-d", devices[1], *common], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        while "Waiting for client" not in (line := server.stdout.readline()):
-            if not line:
-                sys.exit(f"{program}: the server ended")
-        done = subprocess.run(
-            [program, "-d", devices[0], *common, "127.0.0.1"], capture_output=True, text=True, check=False
+    """The last row of a perftest program's table; its client, which issues the operations, uses the second device."""
+    commands = [
+        [program, "-d", device, "-x", gid_index(device), "-F", "-p", PORT, *options] for device in devices
+    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(commands[0], **pipes) as server:
+        try:
+            end = time.monotonic() + PATIENCE_S
+            while True:
+                done = subprocess.run([*commands[1], "127.0.0.1"], **pipes, check=False)
+                rows = [
+                    line.split() for line in done.stdout.splitlines() if re.match(r"\s*\d+\s+\d+\s+\d", line)
+                ]
+                if rows:
+                    return rows[-1]
+                is_not_ready = "connect" in done.stdout and server.poll() is None
+                if not is_not_ready or time.monotonic() > end:
+                    sys.exit(f"{program} failed:\n{done.stdout}")
+                time.sleep(0.1)
+        finally:
+            server.kill()
+
+
+def bandwidth(program: str, devices: list[str]) -> float:
+    """MiB/s of operations of 1 MiB, the next one as soon as one is done."""
+    options = ("-s", str(MIB), "-n", str(DEPTH * BATCHES), "-t", str(DEPTH), "-Q", "1", "--report_gbits")
+    return float(perftest(program, devices, *options)[3]) * 1e9 / 8 / MIB
+
+
+def latency(devices: list[str], *options: str) -> float:
+    """Microseconds that a READ of eight bytes typically takes."""
+    return float(perftest("ib_read_lat", devices, "-s", "8", "-n", str(PINGS), *options)[4])
+
+
+class End:
+    """A process of ours that is asked by lines, each of which it answers. Use as a context manager."""
+
+    def __init__(self, *arguments: str) -> None:
+        if not PEER.exists():
+            sys.exit(f"{PEER} is missing: `cd core && cargo build --release --example rdma_peer`")
+        self.process = subprocess.Popen(
+            [PEER, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
-    finally:
-        server.kill()
-        server.wait()
-        server.stdout.close()
-    rows = [line.split() for line in done.stdout.splitlines() if re.match(r"\s*\d+\s+\d+", line)]
-    if not rows:
-        sys.exit(f"{program} failed: {done.stdout}{done.stderr}")
-    return rows[-1]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+    def hear(self) -> str:
+        return self.process.stdout.readline().strip()
+
+    def ask(self, *words: object) -> str:
+        self.process.stdin.write(" ".join(map(str, words)) + "\n")
+        return self.hear()
+
+    def times_us(self, *words: object) -> list[int]:
+        """How long each of what is asked for took."""
+        answer = self.ask(*words)
+        if not answer.replace(" ", "").isdecimal():
+            sys.exit(f"{' '.join(map(str, words))}: {answer or 'the process has ended'}")
+        return [int(word) for word in answer.split()]
+
+    def mib_s(self, what: str, depth: int = DEPTH, batches: int = BATCHES) -> float:
+        """Of operations of 1 MiB, so many in each batch; all batches together, as perftest's average."""
+        times_us = self.times_us(*what.split(), MIB, depth, batches)
+        return depth * batches / (sum(times_us) / 1e6)
 
 
 @contextmanager
-def driven(devices: list[str]) -> Iterator:
-    """A client on the first device, connected to a server on the second; a function that asks it."""
-    if not PEER.exists():
-        sys.exit(f"{PEER} is missing: `cd core && cargo build --release --example rdma_peer`")
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-    with subprocess.Popen([PEER, "serve", devices[1]], **pipes) as server:
-        address = f"127.0.0.1:{server.stdout.readline().strip()}"
-        with subprocess.Popen([PEER, "drive", devices[0], address, "strict"], **pipes) as client:
-
-            def ask(process: subprocess.Popen, *words: object) -> str:
-                process.stdin.write(" ".join(map(str, words)) + "\n")
-                return process.stdout.readline().strip()
-
-            try:
-                for chunk in range(8):
-                    ask(server, "put", 9, chunk, MIB, chunk)
-                if (answer := ask(client, "connect")) != "rdma":
-                    sys.exit(f"no connection by RDMA: {answer}")
-                yield lambda *words: [int(part) for part in ask(client, *words).split()]
-            finally:
-                client.kill()
-                server.kill()
+def client_of(devices: list[str], *server: str) -> Iterator[End]:
+    """A client on the first device, connected to a server of ours on the second that holds the chunks."""
+    with End(server[0], devices[1], *server[1:]) as there:
+        address = f"127.0.0.1:{there.hear()}"
+        for chunk in range(DEPTH):
+            if (answer := there.ask("put", 9, chunk, MIB, chunk)).lower() != "ok":
+                sys.exit(f"the server takes no chunk: {answer or 'it has ended'}")
+        with End("drive", devices[0], address, "strict") as client:
+            end = time.monotonic() + PATIENCE_S
+            # An emulated machine may be too slow for the limits of a handshake.
+            while (answer := client.ask("connect")) != "rdma":
+                if not answer or time.monotonic() > end:
+                    sys.exit(f"no connection by RDMA: {answer or 'the client has ended'}")
+            yield client
 
 
-def mib_s(times_us: list[int], batch_bytes: int) -> float:
-    return batch_bytes / MIB / (statistics.median(times_us) / 1e6)
+def measured(devices: list[str], rounds: int) -> tuple[list[Row], float]:
+    """All rows, and how many MiB/s one pass of the checksum makes."""
+    pairs: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+
+    def note(ours: str, beside: str, unit: str, pair: tuple[float, float]) -> None:
+        print(f"{ours}: {pair[0]:.1f}, {beside}: {pair[1]:.1f} {unit}", file=sys.stderr, flush=True)
+        pairs.setdefault((ours, beside, unit), []).append(pair)
+
+    with ExitStack() as stack:
+        wire = stack.enter_context(End("wire", *devices))
+        wire.hear()
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        servers = {
+            "memory": stack.enter_context(client_of(devices, "serve")),
+            "storage": stack.enter_context(client_of(devices, "store", directory)),
+        }
+        for client in servers.values():
+            client.mib_s("measure write", batches=1)
+        checksum = wire.times_us("checksum", MIB, 100)
+        for _ in range(rounds):
+            write = bandwidth("ib_write_bw", devices)
+            note("transport, WRITE", "ib_write_bw", "MiB/s", (wire.mib_s("write"), write))
+            for name, client in servers.items():
+                note(f"{name}, read", "ib_write_bw", "MiB/s", (client.mib_s("measure read"), write))
+                alone = client.mib_s("measure read", 1, DEPTH * BATCHES)
+                note(f"{name}, read, one at a time", "ib_write_bw", "MiB/s", (alone, write))
+            read = bandwidth("ib_read_bw", devices)
+            note("transport, READ", "ib_read_bw", "MiB/s", (wire.mib_s("read"), read))
+            for name, client in servers.items():
+                note(f"{name}, write", "ib_read_bw", "MiB/s", (client.mib_s("measure write"), read))
+            polling, events = latency(devices), latency(devices, "-e")
+            small = statistics.median(wire.times_us("read", 8, 1, PINGS))
+            note("transport, READ of 8 B", "ib_read_lat -e", "us", (small, events))
+            note("transport, READ of 8 B", "ib_read_lat", "us", (small, polling))
+            ping = statistics.median(servers["memory"].times_us("measure", "ping", PINGS))
+            note("ping", "ib_read_lat -e", "us", (ping, events))
+            for name, client in servers.items():
+                times_us = client.times_us("measure", "read", 4096, 1, PINGS)
+                note(f"{name}, read of 4 KiB", "ib_read_lat -e", "us", (statistics.median(times_us), events))
+    return [Row(*key, found) for key, found in pairs.items()], 1e6 / statistics.median(checksum)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--devices", default="rxe0,rxe1", help="of the client and of the server")
+    parser.add_argument("--rounds", type=int, default=5, help="the figures are their medians")
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()
     devices = given.devices.split(",")
-    size = ("-s", str(MIB), "-n", "64", "--report_gbits")
-    # Gbit/s on average is the fourth column of a bandwidth test; microseconds, the sixth of a latency test, typical.
-    to_mib = 1e9 / 8 / MIB
-    base = {
-        "write": float(perftest("ib_write_bw", devices, *size)[3]) * to_mib,
-        "read": float(perftest("ib_read_bw", devices, *size)[3]) * to_mib,
-        "latency": float(perftest("ib_read_lat", devices, "-s", "8", "-n", str(PINGS))[4]),
-    }
-    with driven(devices) as ask:
-        ask("measure", "read", MIB, 8, 2)
-        reads = mib_s(ask("measure", "read", MIB, 8, BATCHES), 8 * MIB)
-        single = mib_s(ask("measure", "read", MIB, 1, BATCHES), MIB)
-        writes = mib_s(ask("measure", "write", MIB, 8, BATCHES), 8 * MIB)
-        ping = statistics.median(ask("measure", "ping", PINGS))
-        small = statistics.median(ask("measure", "read", 4096, 1, PINGS))
-    rows = [
-        ("read, 8 x 1 MiB a batch", "ib_write_bw, MiB/s", reads, base["write"], reads / base["write"]),
-        ("read, 1 MiB alone", "ib_write_bw, MiB/s", single, base["write"], single / base["write"]),
-        ("write, 8 x 1 MiB a batch", "ib_read_bw, MiB/s", writes, base["read"], writes / base["read"]),
-        ("ping", "ib_read_lat, us", ping, base["latency"], ping / base["latency"]),
-        ("read 4 KiB", "ib_read_lat, us", small, base["latency"], small / base["latency"]),
-    ]
+    if len(devices) != 2 or given.rounds < 1:
+        parser.error("--devices takes two names, and --rounds at least 1")
+    rows, checksum = measured(devices, given.rounds)
     emulated = all(name.startswith("rxe") for name in devices)
-    print(f"devices {given.devices}" + (", Soft-RoCE: only the ratios mean anything" if emulated else ""))
-    print(f"{'ours':26}{'beside':22}{'ours':>10}{'beside':>10}{'ratio':>8}")
-    for name, beside, ours, theirs, ratio in rows:
-        print(f"{name:26}{beside:22}{ours:10.1f}{theirs:10.1f}{ratio:8.2f}")
+    print(f"devices {given.devices}, {DEPTH} x 1 MiB outstanding, {given.rounds} rounds")
+    if emulated:
+        print("Soft-RoCE: only the ratios mean anything")
+    print(f"{'ours':32}{'beside':16}{'unit':8}{'ours':>9}{'beside':>9}{'ratio':>7}   lowest and highest")
+    for row in rows:
+        ours, theirs = (statistics.median(side) for side in zip(*row.pairs, strict=True))
+        ratio, low, high = statistics.median(row.ratios), min(row.ratios), max(row.ratios)
+        print(
+            f"{row.ours:32}{row.beside:16}{row.unit:8}{ours:9.1f}{theirs:9.1f}{ratio:7.2f}   {low:.2f} {high:.2f}"
+        )
+    print(f"one pass of the checksum: {checksum:.0f} MiB/s")
     if given.json:
-        given.json.write_text(json.dumps([row[:1] + row[2:] for row in rows], indent=2))
+        document = [{**asdict(row), "ratio": statistics.median(row.ratios)} for row in rows]
+        given.json.write_text(json.dumps({"rows": document, "checksum_mib_s": checksum}, indent=2))
 
 
 if __name__ == "__main__":

@@ -3,24 +3,35 @@
 //!
 //! rdma_peer serve DEVICE                  prints its TCP port; `connections`, `chunk CONTENT INDEX`, `put … LENGTH SEED`,
 //!                                         `hang` (in the next batch), `release`
+//! rdma_peer store DEVICE DIRECTORY        the same on a storage node, whose chunks lie in files there; only `put`
 //! rdma_peer drive DEVICE ADDRESS [strict] `connect`, `ping`, `write CONTENT INDEX LENGTH SEED`, `read CONTENT INDEX
 //!                                         LENGTH DEADLINE_MS`, `peek`, `measure …`; strict: no falling back to TCP
+//! rdma_peer wire DEVICE DEVICE            two ends of the transport alone, without frames, checksums and services:
+//!                                         `write|read SIZE DEPTH COUNT`, issued by the second; `checksum SIZE COUNT`
 //!
 //! Each line is answered by one. It ends with its input.
 
 #[path = "../tests/twin/mod.rs"]
 mod twin;
 
-use std::io::{BufRead, Write, stdin, stdout};
+use std::fmt::Debug;
+use std::io::{self, BufRead, Write, stdin, stdout};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use luciola_core::buffer::{BufferPool, Placement};
-use luciola_core::net::{Endpoint, Pool};
-use luciola_core::rdma::{Fabric, Options};
+use luciola_core::client::Transport;
+use luciola_core::client::routing::own_boot_id;
+use luciola_core::net::{Connection, Endpoint, Pool, Secret};
+use luciola_core::rdma::{Fabric, Half, Options, Transfer};
+use luciola_core::server::{NodeOptions, StorageServer};
 use luciola_core::types::*;
-use luciola_core::wire::pb::claims::Role;
-use twin::{Fault, Running, credential, read_op, write_op};
+use luciola_core::wire::pb::{self, claims::Role};
+use luciola_core::wire::rdma::RemoteMemory;
+use twin::{Fault, Running, SECRET, credential, read_op, write_op};
 
 const CHUNK_BYTES: usize = 1 << 20;
 const LONG: Duration = Duration::from_secs(60);
@@ -30,9 +41,13 @@ fn main() {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["serve", device] => serve(device),
+        ["store", device, directory] => store(device, directory),
+        ["wire", client, server] => wire(client, server),
         ["drive", device, address] => drive(device, address, true),
         ["drive", device, address, "strict"] => drive(device, address, false),
-        _ => panic!("serve DEVICE | drive DEVICE ADDRESS [strict]"),
+        _ => panic!(
+            "serve DEVICE | store DEVICE DIRECTORY | drive DEVICE ADDRESS [strict] | wire DEVICE DEVICE"
+        ),
     }
 }
 
@@ -65,6 +80,95 @@ fn serve(device: &str) {
     });
 }
 
+/// A node with one replica of chain 1, which is alone in it and keeps its lease for ever.
+fn store(device: &str, directory: &str) {
+    let mut options = NodeOptions::new(NodeId(1), PathBuf::from(directory), Secret::new(SECRET));
+    options.transport = Transport::Rdma;
+    options.rdma = Options { devices: vec![device.to_owned()], ..Options::default() };
+    options.engine.reserve_bytes = 0;
+    let server = StorageServer::start(options).unwrap();
+    let address = server.tcp_address().unwrap();
+    let node = pb::Node {
+        id: 1,
+        kind: pb::NodeKind::NodeStorage as i32,
+        status: pb::NodeStatus::Connected as i32,
+        data_address: address.to_string(),
+        boot_id: own_boot_id().to_owned(),
+        ..pb::Node::default()
+    };
+    let state = pb::PublicState::Serving as i32;
+    let target = pb::Target { id: 1, node: 1, state, ..pb::Target::default() };
+    let chain = pb::Chain { id: 1, version: 1, targets: vec![target], ..pb::Chain::default() };
+    let routing =
+        pb::Routing { version: 1, nodes: vec![node], chains: vec![chain], ..pb::Routing::default() };
+    server.set_routing(routing).unwrap();
+    server.set_lease(u64::MAX, 1);
+    say(&address.port().to_string());
+    let mut connection =
+        Connection::connect(&Endpoint::Tcp(address), &credential(Role::Client), LONG).unwrap();
+    let mut sequence = 0;
+    answer_lines(|words| match words {
+        ["put", content, index, length, seed] => {
+            sequence += 1;
+            let bytes = pattern(length, seed);
+            let op = write_op(number(content), number(index) as u32, 0, bytes.len() as u32, sequence);
+            // Not the client that drives: its writes would be taken for these.
+            let op = UpdateOp { tag: RequestTag { client: ClientId(8), sequence }, ..op };
+            let payload = [Placement::from_vec(bytes)];
+            let mut out = Vec::new();
+            match connection.update(&[op], &payload, Instant::now() + LONG, &mut out) {
+                Ok(()) => format!("{:?}", out[0].status),
+                Err(status) => format!("{status:?}"),
+            }
+        }
+        _ => format!("unknown: {words:?}"),
+    });
+}
+
+/// What a server does with its link, and nothing else; the other end sleeps.
+fn wire(client: &str, server: &str) {
+    let (client, server) = (fabric(client), fabric(server));
+    let port = |fabric: &Arc<Fabric>| fabric.ports().into_iter().next().expect("a port that can be used");
+    let ours = Half::new(&client, &port(&client), true).unwrap();
+    let theirs = Half::new(&server, &port(&server), false).unwrap();
+    let (our_end, their_end) = (*ours.end(), *theirs.end());
+    let (passive, mut link) = (ours.connect(&their_end).unwrap(), theirs.connect(&our_end).unwrap());
+    let (_other, socket) = UnixStream::pair().unwrap();
+    say("ready");
+    answer_lines(|words| match words {
+        [what @ ("write" | "read"), size, depth, count] => {
+            let (size, depth) = (number(size) as usize, number(depth) as usize);
+            let take = |fabric: &Arc<Fabric>| fabric.buffers().take(size).unwrap();
+            let far: Vec<Placement> = (0..depth).map(|_| take(&client)).collect();
+            let transfers: Vec<Transfer> = far
+                .iter()
+                .map(|place| {
+                    let rkey = passive.keys(place).unwrap().rkey;
+                    let remote = RemoteMemory { address: place.as_ptr() as u64, rkey };
+                    Transfer { local: take(&server), remote }
+                })
+                .collect();
+            microseconds(number(count), || {
+                let deadline = Instant::now() + LONG;
+                if *what == "read" {
+                    return link.read(&transfers, socket.as_fd(), deadline);
+                }
+                link.write(&transfers, socket.as_fd(), deadline)?;
+                link.settle(socket.as_fd(), deadline)
+            })
+        }
+        ["checksum", size, count] => {
+            let place = server.buffers().take(number(size) as usize).unwrap();
+            place.copy_from(&pattern(size, "1"));
+            microseconds(number(count), || {
+                std::hint::black_box(place.crc32c());
+                io::Result::Ok(())
+            })
+        }
+        _ => format!("unknown: {words:?}"),
+    });
+}
+
 fn drive(device: &str, address: &str, may_fall_back: bool) {
     let endpoint =
         Endpoint::Rdma { address: address.parse().unwrap(), fabric: fabric(device), may_fall_back };
@@ -89,13 +193,19 @@ fn drive(device: &str, address: &str, may_fall_back: bool) {
             ["connect"] => if connection.is_remote_direct() { "rdma" } else { "tcp" }.to_owned(),
             ["ping"] => status(connection.ping(deadline)),
             // Reads (or writes) of SIZE bytes, DEPTH to a batch, COUNT batches; the microseconds of each.
-            ["measure", "ping", count] => microseconds(number(count), || connection.ping(deadline)),
+            ["measure", "ping", count] => {
+                microseconds(number(count), || connection.ping(Instant::now() + LONG))
+            }
             ["measure", "read", size, depth, count] => {
                 let ops: Vec<_> =
                     (0..number(depth)).map(|n| read_op(9, n as u32, 0, number(size) as u32)).collect();
                 let places: Vec<_> =
                     ops.iter().map(|op| memory.try_take().unwrap().slice(0..op.length as usize)).collect();
-                microseconds(number(count), || connection.read(&ops, &places, deadline, &mut Vec::new()))
+                microseconds(number(count), || {
+                    let mut out = Vec::new();
+                    connection.read(&ops, &places, Instant::now() + LONG, &mut out)?;
+                    all_ok(out.iter().map(|result| result.status))
+                })
             }
             ["measure", "write", size, depth, count] => {
                 let places: Vec<_> = (0..number(depth))
@@ -106,7 +216,9 @@ fn drive(device: &str, address: &str, may_fall_back: bool) {
                     let ops: Vec<_> = (0..number(depth))
                         .map(|n| write_op(9, n as u32, 0, number(size) as u32, sequence))
                         .collect();
-                    connection.update(&ops, &places, deadline, &mut Vec::new())
+                    let mut out = Vec::new();
+                    connection.update(&ops, &places, Instant::now() + LONG, &mut out)?;
+                    all_ok(out.iter().map(|result| result.status))
                 })
             }
             ["write", content, index, length, seed] => {
@@ -152,16 +264,20 @@ fn say(text: &str) {
     writeln!(out, "{text}").and_then(|()| out.flush()).unwrap();
 }
 
-fn microseconds(count: u64, mut work: impl FnMut() -> Result<(), Status>) -> String {
+fn microseconds<E: Debug>(count: u64, mut work: impl FnMut() -> Result<(), E>) -> String {
     let mut all = Vec::new();
     for _ in 0..count {
         let start = Instant::now();
-        if let Err(status) = work() {
-            return format!("{status:?}");
+        if let Err(error) = work() {
+            return format!("{error:?}");
         }
         all.push(start.elapsed().as_micros().to_string());
     }
     all.join(" ")
+}
+
+fn all_ok(mut statuses: impl Iterator<Item = Status>) -> Result<(), Status> {
+    statuses.find(|status| *status != Status::Ok).map_or(Ok(()), Err)
 }
 
 fn status(result: Result<(), Status>) -> String {

@@ -1,5 +1,6 @@
 //! The data client against three in-memory storage nodes, with everything that they may answer.
 
+mod over;
 mod twin;
 
 use std::sync::Arc;
@@ -7,11 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use luciola_core::buffer::{BufferPool, Placement};
-use luciola_core::client::Transport;
 use luciola_core::client::data::{DataClient, DataOptions, Read, Write};
 use luciola_core::client::routing::{Routing, RoutingTable, own_boot_id};
+use luciola_core::client::{Reach, Transport};
 use luciola_core::error::Kind;
 use luciola_core::net::{Credential, Pool, Secret};
+use luciola_core::rdma::Options;
 use luciola_core::types::*;
 use luciola_core::wire::pb::{self, Layout, claims::Role};
 use proptest::prelude::*;
@@ -47,9 +49,21 @@ fn serving(nodes: &[u32]) -> Vec<ChainMember> {
     nodes.iter().map(|node| member(*node, TargetState::Serving)).collect()
 }
 
+/// The transport that a test asks for, or RDMA in its stead.
+fn reach(transport: Transport) -> Reach {
+    match over::fabric() {
+        Some(_) => Reach::new(Transport::Rdma, Options::default()).unwrap(),
+        None => transport.into(),
+    }
+}
+
+fn running() -> Running {
+    Running::with(|options| options.fabric = over::fabric())
+}
+
 impl World {
     fn new(chains: Vec<Vec<ChainMember>>) -> World {
-        let nodes: Vec<_> = (0..3).map(|_| Running::start()).collect();
+        let nodes: Vec<_> = (0..3).map(|_| running()).collect();
         let mut routing = Routing { version: 1, ..Routing::default() };
         for (number, node) in nodes.iter().enumerate() {
             let id = number as u32 + 1;
@@ -82,7 +96,7 @@ impl World {
             retry_first: Duration::from_millis(2),
             retry_max: Duration::from_millis(50),
             connections_per_node: 4,
-            reach: transport.into(),
+            reach: reach(transport),
         };
         DataClient::new(self.table.clone(), credential, options)
     }
@@ -162,7 +176,7 @@ fn a_file_reads_back_like_a_vector() {
                 retry_first: Duration::from_millis(2),
                 retry_max: Duration::from_millis(50),
                 connections_per_node: 2,
-                reach: transport.into(),
+                reach: reach(transport),
             };
             DataClient::new(world.table.clone(), credential(Role::Client), options)
         })
@@ -568,7 +582,7 @@ fn a_node_that_moved_is_found_at_its_new_address() {
     let mut world = World::new(vec![serving(&[1])]);
     let client = world.client(Transport::Tcp);
     write(&client, 0, b"value").unwrap();
-    let moved = Running::start();
+    let moved = running();
     moved.twin.put(1, CONTENT.0, 0, b"moved");
     let old = std::mem::replace(&mut world.nodes[0], moved);
     old.server.stop();

@@ -6,7 +6,7 @@ that were built here, and nothing that runs inside can change them. It prints wh
 its status; 124 if the limit ended it, 125 if the guest ended without a status, with the end of its console.
 
 What it needs is installed with apt, which takes root. Kernel and initramfs are kept by the content of what makes them.
-The guest has no network but its own devices. qemu is this process's child and does not outlive it.
+The guest has no network but its own devices. qemu is this process's child and does not outlive it, whatever ends it.
 
 It needs nothing but Python's standard library, because it runs before anything is set up.
 """
@@ -17,13 +17,13 @@ import fcntl
 import hashlib
 import inspect
 import os
+import select
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Final
@@ -169,7 +169,7 @@ def script(command: list[str], devices: str) -> str:
     passed = {
         name: os.environ[name] for name in os.environ if name in PASSED_ON or name.startswith("LUCIOLA_")
     }
-    passed |= {"TMPDIR": "/laboratory", "LANG": "C.UTF-8", "TERM": "dumb"}
+    passed |= {"TMPDIR": "/laboratory", "LANG": "C.UTF-8", "TERM": "dumb", "PYTHONUNBUFFERED": "1"}
     lines = [f"export {name}={shlex.quote(value)}" for name, value in passed.items()]
     lines += [f"sh {shlex.quote(str(HERE / 'guest' / 'devices.sh'))} {devices} || exit 126"]
     lines += [
@@ -213,26 +213,25 @@ def machine(images: Path, control: Path, *, memory_mib: int, processors: int) ->
 
 
 def boot(arguments: list[str], *, limit_s: float) -> bool:
-    """Runs the guest and passes its output on; whether it ended within the limit."""
+    """Runs the guest and passes its output on; whether it ended within the limit. It never outlives this call."""
+    end = time.monotonic() + limit_s
     with subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as guest:
         assert guest.stdout is not None, "it was asked for"
-        ended_by_limit = threading.Event()
-
-        def end() -> None:
-            ended_by_limit.set()
-            guest.kill()
-
-        clock = threading.Timer(limit_s, end)
-        clock.start()
         try:
-            while data := guest.stdout.read1(65536):
+            while (left := end - time.monotonic()) > 0:
+                # No longer than a second: Python handles a signal that came just before the call only after it.
+                if not select.select([guest.stdout], [], [], min(left, 1))[0]:
+                    continue
+                if not (data := os.read(guest.stdout.fileno(), 65536)):
+                    guest.wait(max(1.0, end - time.monotonic()))
+                    return True
                 sys.stdout.buffer.write(data.replace(b"\r\n", b"\n"))
                 sys.stdout.buffer.flush()
-            guest.wait()
+        except subprocess.TimeoutExpired:
+            pass
         finally:
-            clock.cancel()
             guest.kill()
-    return not ended_by_limit.is_set()
+    return False
 
 
 def main() -> int:
@@ -249,7 +248,9 @@ def main() -> int:
     parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run; none: only prepare")
     given = parser.parse_args()
     command = given.command[1:] if given.command[:1] == ["--"] else given.command
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     images = prepared(given.cache.resolve())
     if not command:
         return 0

@@ -4,13 +4,16 @@
     run.py --quick      what fits into continuous integration: tests marked `slow` are left out
     run.py -- ARGS...   only pytest, with these arguments
 
-The native tests of connections (`core/tests/rdma.rs`) run first, then those of replication and recovery over RDMA
-(`core/tests/storage_server.rs`), then pytest on this directory, all in one guest.
+The native tests of connections (`core/tests/rdma.rs`) run first, then those of the data path (`core/tests/data.rs`)
+and of replication and recovery (`core/tests/storage_server.rs`) over RDMA, then pytest on this directory, all in one
+guest.
 """
 
 import argparse
+import contextlib
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +24,13 @@ ROOT: Final = HERE.parent.parent
 CORE: Final = ROOT / "core"
 # Boot and tests, on a machine with two busy cores.
 LIMIT_S: Final = 3600
-QUICK_LIMIT_S: Final = 900
+QUICK_LIMIT_S: Final = 1500
+# Of the data path: one is about memory that is shared on one host, which behaves otherwise; one counts attempts by the
+# clock, and an emulated machine may be too slow to connect in time.
+NOT_OVER_RDMA: Final = (
+    "a_node_in_trouble_is_left_alone_for_a_while",
+    "a_read_into_lent_memory_is_given_up_if_its_owner_can_do_without",
+)
 
 
 def build(*targets: tuple[str, ...]) -> list[Path]:
@@ -50,17 +59,33 @@ def main() -> int:
     elif given.quick:
         steps = [[*python, "-m", "not slow", str(HERE)]]
     else:
-        connections, chains = (
-            build(("test", "--no-run", "--test", name))[0] for name in ("rdma", "storage_server")
+        connections, data, chains = build(
+            *(("test", "--no-run", "--test", name) for name in ("rdma", "data", "storage_server"))
         )
-        # The tests of replication and recovery are those of every transport.
-        over_rdma = ["env", "LUCIOLA_TEST_TRANSPORT=rdma", str(chains), "--test-threads", "1"]
-        steps = [[str(connections), "--test-threads", "1"], over_rdma, [*python, str(HERE)]]
+        alone = ("--test-threads", "1")
+        # These tests are those of every transport.
+        over_rdma = ("env", "LUCIOLA_TEST_TRANSPORT=rdma")
+        left_out = [word for name in NOT_OVER_RDMA for word in ("--skip", name)]
+        steps = [
+            [str(connections), *alone],
+            [*over_rdma, str(data), *alone, *left_out],
+            [*over_rdma, str(chains), *alone],
+            [*python, str(HERE)],
+        ]
     script = " && ".join(shlex.join(step) for step in steps)
-    command = [sys.executable, str(HERE / "laboratory.py")]
+    # The laboratory ends with this process, and the guest with it, whatever ends this process.
+    command = ["setpriv", "--pdeathsig", "TERM", sys.executable, str(HERE / "laboratory.py")]
     command += ["--limit", str(QUICK_LIMIT_S if given.quick else LIMIT_S)]
     command += ["--", "env", f"LUCIOLA_RDMA_PEER={peer}", "bash", "-c", script]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    with subprocess.Popen(command, cwd=ROOT) as laboratory:
+        try:
+            while True:
+                # No longer than a second: Python handles a signal that came just before the call only after it.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return laboratory.wait(1)
+        finally:
+            laboratory.terminate()
 
 
 if __name__ == "__main__":

@@ -302,9 +302,11 @@ impl Session {
             .map(|((place, home), result)| (home, place.slice(0..result.length as usize)))
             .collect();
         drop(places);
-        let crcs = self.read_crcs(&results, &filled);
-        let (following, transfers) = self.split(filled).map_err(io::Error::other)?;
+        let (following, transfers) = self.split(&filled).map_err(io::Error::other)?;
         self.transmit(header, &transfers)?;
+        // While the device moves the bytes, which nobody changes any more.
+        let crcs = self.read_crcs(&results, &filled);
+        drop(filled);
         let payload_bytes = crate::buffer::total_length(&following);
         let envelope = self.envelope(header);
         frame::encode_read_results(&mut self.frame, envelope, payload_bytes, &results, &crcs);
@@ -329,14 +331,14 @@ impl Session {
     }
 
     /// What follows the reply, and what goes to the client's memory by RDMA; the rest lies there already.
-    fn split(&self, filled: Vec<(&Home, Placement)>) -> Result<(Vec<Placement>, Vec<Transfer>), Status> {
+    fn split(&self, filled: &[(&Home, Placement)]) -> Result<(Vec<Placement>, Vec<Transfer>), Status> {
         let (mut following, mut transfers) = (Vec::new(), Vec::new());
         for (home, local) in filled {
             match home {
-                Home::Follows => following.push(local),
+                Home::Follows => following.push(local.clone()),
                 Home::Region { slot, offset } => {
                     if let Some(remote) = self.remote(*slot, *offset, local.len())? {
-                        transfers.push(Transfer { local, remote });
+                        transfers.push(Transfer { local: local.clone(), remote });
                     }
                 }
             }
@@ -423,7 +425,8 @@ impl Session {
     /// Reads the payloads that lie in the client's memory beyond the network.
     fn fetch_payload(&mut self, homes: &[Home], payload: &[Placement]) -> io::Result<()> {
         let filled = homes.iter().zip(payload.iter().cloned()).filter(|(_, place)| !place.is_empty());
-        let (_, transfers) = self.split(filled.collect()).map_err(io::Error::other)?;
+        let filled: Vec<(&Home, Placement)> = filled.collect();
+        let (_, transfers) = self.split(&filled).map_err(io::Error::other)?;
         if transfers.is_empty() {
             return Ok(());
         }

@@ -2,6 +2,8 @@
 #![allow(dead_code)]
 
 pub mod history;
+#[path = "../over/mod.rs"]
+mod over;
 #[path = "../port/mod.rs"]
 mod port;
 
@@ -9,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,16 +20,17 @@ use luciola_core::client::Transport;
 use luciola_core::client::routing::own_boot_id;
 use luciola_core::error::Kind;
 use luciola_core::net::{Endpoint, Pool, Secret};
-use luciola_core::rdma::{Fabric, Options};
 use luciola_core::server::{ChunkLine, NodeOptions, StorageServer};
 use luciola_core::types::*;
 use luciola_core::wire::pb::{self, PublicState, claims::Role};
+use over::fabric;
 use parking_lot::{Mutex, RwLock};
 use port::Port;
 
 pub const CHAIN: ChainId = ChainId(7);
 const SECRET: [u8; 32] = [42; 32];
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Nothing takes so long, on an emulated machine either, unless it fails.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 pub struct Cluster {
     nodes: Vec<RwLock<Option<Arc<StorageServer>>>>,
@@ -91,14 +94,6 @@ fn refused(status: Status) -> UpdateResult {
 
 pub fn soon() -> Instant {
     Instant::now() + PATIENCE
-}
-
-/// What clients go by instead of TCP, and nodes among themselves instead of sockets, where the laboratory asks for it
-/// (`LUCIOLA_TEST_TRANSPORT=rdma`): the same tests over RDMA.
-fn fabric() -> Option<Arc<Fabric>> {
-    static FABRIC: OnceLock<Option<Arc<Fabric>>> = OnceLock::new();
-    let wanted = || std::env::var("LUCIOLA_TEST_TRANSPORT").is_ok_and(|transport| transport == "rdma");
-    FABRIC.get_or_init(|| wanted().then(|| Fabric::new(Options::default()))).clone()
 }
 
 impl Cluster {
