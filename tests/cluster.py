@@ -109,7 +109,7 @@ def _cmdline(pid: int) -> bytes:
 
 
 def luciola(
-    *arguments: str, check: bool = True, timeout_s: float = 120.0
+    *arguments: str, check: bool = True, timeout_s: float = 250.0
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command line in a process of its own."""
     result = subprocess.run(

@@ -13,7 +13,7 @@ from reruns import Reruns
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long and how the chaos tests run."""
-    parser.addoption("--chaos-seconds", default="20", help="length of each chaos run")
+    parser.addoption("--chaos-seconds", default="10", help="length of each chaos run")
     parser.addoption("--chaos-seed", default=None, help="repeat a run")
     parser.addoption("--posix-dir", default=None, help="run tests/posix on this directory, not on a cluster")
     parser.addoption("--posix-examples", default=30, type=int, help="random histories in tests/posix")

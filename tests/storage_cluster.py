@@ -17,8 +17,8 @@ from luciola.wire.pb import mgmtd_pb2, storage_pb2
 from luciola.wire.pb.common_pb2 import Empty
 
 TABLE = 1
-WAIT_S = 40.0
-CALL_S = 10.0
+WAIT_S = 120.0
+CALL_S = 20.0
 
 
 class StorageCluster:
@@ -103,7 +103,7 @@ class StorageCluster:
         """Ends the node's process with that signal; its exit code. `report`: mgmtd is told, as a supervisor does."""
         process = self._processes[f"storage-{node}"]
         process.send_signal(number)
-        code = process.wait(20)
+        code = process.wait(WAIT_S)
         if report and number == signal.SIGKILL:
             record = next(each for each in self.routing().nodes if each.id == node)
             self.mgmtd(

@@ -10,7 +10,7 @@ import luciola
 from cluster import LocalCluster, until
 from cluster import luciola as command
 
-CONFIG = "[mgmtd]\nheartbeat_interval_ms = 300\nlease_ms = 1000\nbootstrap_ms = 1100\n"
+CONFIG = "[mgmtd]\nheartbeat_interval_ms = 300\nlease_ms = 2000\nbootstrap_ms = 2200\n"
 
 
 def asked(cluster: LocalCluster, *arguments: str) -> Any:

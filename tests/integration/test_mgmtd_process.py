@@ -30,7 +30,7 @@ from luciola.wire import (
 )
 from luciola.wire.pb import mgmtd_pb2 as pb
 
-START_S = 20.0
+START_S = 100.0
 
 
 def free_port() -> int:
@@ -75,7 +75,7 @@ def running(cluster: Cluster, *arguments: str) -> Iterator[subprocess.Popen[str]
 
 async def call(cluster: Cluster, method, request, *, role=SERVICE, address: str = ""):
     async with RpcClients(mint(cluster.secret(), role=role)) as clients:
-        return await clients.call(address or cluster.mgmtd_grpc, method, request, timeout_s=5)
+        return await clients.call(address or cluster.mgmtd_grpc, method, request, timeout_s=START_S)
 
 
 def routing(cluster: Cluster) -> pb.Routing:
@@ -131,7 +131,9 @@ def test_state_survives_kill_and_clean_stop(cluster):
         assert len(before.chains) == 9
         process.send_signal(signal.SIGKILL)  # right after the acknowledgement
         process.wait()
-    with running(cluster) as process:
+    config = Path(cluster.secret_file).parent / "config.toml"
+    config.write_text("[mgmtd]\nbootstrap_ms = 200000\n")
+    with running(cluster, "--config", str(config)) as process:
         after = routing(cluster)
         assert after.version > before.version
         assert after.bootstrapping
@@ -139,7 +141,7 @@ def test_state_survives_kill_and_clean_stop(cluster):
         for node in (11, 12, 13):
             assert beat(cluster, node, sequence=2, chains=after.chains).lease_ms == 3000
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(START_S) == 0
     with running(cluster):
         assert without_life(routing(cluster)) == without_life(before)
 
@@ -187,10 +189,10 @@ def test_roles_and_strangers(cluster):
         with pytest.raises(PermissionDenied):
             asyncio.run(call(cluster, methods.Mgmtd.heartbeat, pb.HeartbeatRequest(), role=ADMIN))
         with LaneClient(cluster.mgmtd_lane, mint(cluster.secret(), role=CLIENT)) as client:
-            assert client.call(methods.Mgmtd.get_routing, pb.GetRoutingRequest(), timeout_s=5).nodes
+            assert client.call(methods.Mgmtd.get_routing, pb.GetRoutingRequest(), timeout_s=START_S).nodes
         stranger = Token(mint(cluster.secret()).claims, b"\x00" * 32)
         with LaneClient(cluster.mgmtd_lane, stranger) as client, pytest.raises(Unauthenticated):
-            client.call(methods.Mgmtd.get_routing, pb.GetRoutingRequest(), timeout_s=5)
+            client.call(methods.Mgmtd.get_routing, pb.GetRoutingRequest(), timeout_s=START_S)
 
 
 def test_stream_ends_when_the_process_stops(cluster):
@@ -209,4 +211,4 @@ def test_stream_ends_when_the_process_stops(cluster):
                         await anext(stream)
 
         asyncio.run(follow())
-        assert process.wait(10) == 0
+        assert process.wait(START_S) == 0

@@ -13,7 +13,7 @@ from luciola.errors import StaleRouting, Unavailable
 from luciola.wire import methods
 from luciola.wire.pb import mgmtd_pb2, storage_pb2
 from luciola.wire.pb.common_pb2 import Empty
-from storage_cluster import StorageCluster
+from storage_cluster import WAIT_S, StorageCluster
 
 pytestmark = [pytest.mark.integrity, pytest.mark.slow]
 CONTENT = 0x51
@@ -28,7 +28,6 @@ class Writer(threading.Thread):
         self.expected: dict[tuple[int, int], int] = {}
         self.ended = threading.Event()
         self.error: BaseException | None = None
-        self.pause_s = 0.0
 
     def run(self) -> None:
         count = 0
@@ -37,16 +36,14 @@ class Writer(threading.Thread):
             while not self.ended.is_set():
                 count += 1
                 chain, index = chains[count % len(chains)], count * 7 % 50
-                started = time.monotonic()
                 self.cluster.write(chain, CONTENT, index, count % 60_000 + 1)
-                self.pause_s = max(self.pause_s, time.monotonic() - started)
                 self.expected[chain, index] = count % 60_000 + 1
         except BaseException as error:  # noqa: BLE001 (handed to the test)
             self.error = error
 
     def finish(self) -> None:
         self.ended.set()
-        self.join(60)
+        self.join(WAIT_S)
         assert not self.is_alive()
         if self.error is not None:
             raise self.error
@@ -86,9 +83,8 @@ def test_killed_node_loses_nothing_and_catches_up_under_writes(cluster):
     time.sleep(0.5)
     cluster.start(2)
     cluster.wait_healthy()
-    time.sleep(0.3)
+    cluster.wait(lambda: len(writer.expected) > 20 or writer.error, "more writes")
     writer.finish()
-    assert len(writer.expected) > 20
     for chain in cluster.chains():
         for node in {target.node for target in cluster.chains()[chain].targets}:
             records = cluster.records(node, chain)
@@ -101,12 +97,11 @@ def test_node_that_dies_unreported_is_noticed_by_its_lease(cluster):
     writer.start()
     time.sleep(0.3)
     cluster.kill(1, report=False)
-    time.sleep(5)
+    cluster.wait(lambda: not cluster._serves(1), "the end of its lease")
     cluster.start(1)
     cluster.wait_healthy()
     writer.finish()
     writer.check()
-    assert writer.pause_s < 8
 
 
 def test_stopped_process_serves_nothing_after_its_lease(cluster):
@@ -135,18 +130,18 @@ def test_stopped_process_serves_nothing_after_its_lease(cluster):
     cluster.assert_replicas_equal()
 
 
-def test_clean_stop_hands_over_at_once_and_exits_with_0(cluster):
-    fill(cluster, chunks=2)
-    started = time.monotonic()
-    assert cluster.kill(1, signal.SIGTERM) == 0
-    stopped_s = time.monotonic() - started
-    for chain in cluster.chains():
-        cluster.write(chain, 1, 0, 4242)
-    assert time.monotonic() - started - stopped_s < 2.5, "no lease was waited for"
-    assert stopped_s < 10
-    cluster.start(1)
-    cluster.wait_healthy()
-    cluster.assert_replicas_equal()
+def test_clean_stop_hands_over_at_once_and_exits_with_0(tmp_path):
+    """With leases that outlast all patience."""
+    lease_ms = int(2 * WAIT_S * 1000)
+    config = f"[mgmtd]\nlease_ms = {lease_ms}\nbootstrap_ms = {2 * lease_ms}\n"
+    with StorageCluster(tmp_path, config=config) as cluster:
+        fill(cluster, chunks=2)
+        assert cluster.kill(1, signal.SIGTERM) == 0
+        for chain in cluster.chains():
+            cluster.write(chain, 1, 0, 4242)
+        cluster.start(1)
+        cluster.wait_healthy()
+        cluster.assert_replicas_equal()
 
 
 def test_replaced_disk_is_filled_again(cluster):
@@ -166,7 +161,7 @@ def test_directory_of_another_node_is_refused(cluster):
     cluster.data(1).rename(cluster.root / "aside")
     cluster.data(2).rename(cluster.data(1))
     cluster.start(1)
-    assert cluster._processes["storage-1"].wait(20) == 1
+    assert cluster._processes["storage-1"].wait(WAIT_S) == 1
     assert "belongs to node 2" in cluster.log(1)
     cluster.data(1).rename(cluster.data(2))
     (cluster.root / "aside").rename(cluster.data(1))
@@ -251,7 +246,7 @@ def test_random_kills_under_writes_lose_nothing(tmp_path, replicas):
             raise
         finally:
             writer.ended.set()
-            writer.join(60)
+            writer.join(WAIT_S)
 
 
 def test_predecessor_with_an_older_disk_wins_over_its_successor(tmp_path):
