@@ -205,20 +205,31 @@ class Pending:
 
 
 class Pointer:
-    """Addresses in a tensor's storage, from its first element on."""
+    """Addresses in a tensor's storage, from its first element on, of numbers of a type."""
 
-    def __init__(self, tensor, offset=0):
+    def __init__(self, tensor, offset=0, dtype=None):
         self.tensor, self.offset = tensor, offset
-        self.dtype = SimpleNamespace(element_ty=tensor.dtype)
+        self.dtype = SimpleNamespace(element_ty=dtype or tensor.dtype)
 
     def __add__(self, offset):
-        return Pointer(self.tensor, self.offset + offset)
+        return Pointer(self.tensor, self.offset + offset, self.dtype.element_ty)
+
+    def to(self, other):
+        """The same address, of numbers of another type."""
+        assert isinstance(self.offset, int), (
+            "a cast before places are added: the compiler sees what is aligned"
+        )
+        at = self.offset * self.dtype.element_ty.itemsize
+        assert at % other.of.itemsize == 0, "an address that is aligned"
+        return Pointer(self.tensor, at // other.of.itemsize, other.of)
 
     def places(self, mask):
         """Flat storage, and the checked numbers in it."""
-        storage = self.tensor.untyped_storage()
-        size = storage.nbytes() // self.tensor.element_size() - self.tensor.storage_offset()
-        flat = torch.as_strided(self.tensor, (size,), (1,), self.tensor.storage_offset())
+        dtype, start = self.dtype.element_ty, self.tensor.storage_offset() * self.tensor.element_size()
+        raw = torch.empty(0, dtype=torch.uint8, device=self.tensor.device).set_(self.tensor.untyped_storage())
+        size = (raw.numel() - start) // dtype.itemsize
+        assert (raw.data_ptr() + start) % dtype.itemsize == 0, "an address that is aligned"
+        flat = raw[start : start + size * dtype.itemsize].view(dtype)
         places = torch.as_tensor(self.offset).long()
         mask = torch.ones_like(places, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
         mask = mask.expand(torch.broadcast_shapes(mask.shape, places.shape))
@@ -341,7 +352,14 @@ def language(program):  # noqa: C901 (a list of small functions)
 
     fenced = []
     gl = SimpleNamespace(
-        **{name: getattr(torch, name) for name in ("int32", "int64", "float32", "bfloat16", "float16")},
+        **{
+            name: getattr(torch, name)
+            for name in ("int32", "int64", "uint8", "float32", "bfloat16", "float16")
+        },
+        float8e4nv=torch.float8_e4m3fn,
+        pointer_type=lambda dtype: SimpleNamespace(of=dtype),
+        cast=lambda x, dtype, bitcast: x.contiguous().view(dtype),
+        join=lambda x, y: torch.stack((x, y), dim=-1),
         partition=lambda: program.partition,  # for planted bugs
         program_id=lambda axis: program.place[axis],
         load=load,
@@ -360,7 +378,7 @@ def language(program):  # noqa: C901 (a list of small functions)
         exp2=torch.exp2,
         log2=torch.log2,
         max=lambda x, axis: x.amax(axis),
-        sum=lambda x, axis: x.sum(axis),
+        sum=lambda x, axis: x.sum(axis, dtype=x.dtype),
         expand_dims=lambda x, axis: x.unsqueeze(axis),
         convert_layout=lambda x, layout: x,
         cdiv=lambda x, y: -(-x // y),

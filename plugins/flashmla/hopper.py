@@ -29,33 +29,47 @@ from typing import Final
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ..kernels.ahead import start
+from .warpgroups import (
+    HALF,
+    INF,
+    LN2,
+    NUMBERS,
+    OF_SCORES,
+    OF_SUMS,
+    QUERY_HALF,
+    QUERY_ROPE,
+    ROWS,
+    ROWS_MIN,
+    SCORES,
+    SHARED,
+    SUMS,
+    WARPS,
+    add_other,
+    add_own,
+    finite,
+    hand_over,
+    meet,
+    none,
+    part,
+    times,
+    wide,
+)
 
-ROWS: Final = 64  # query rows of a program: the rows of a warpgroup's instruction
 PAGE: Final = 64
-ROWS_MIN: Final = 33  # with fewer, half of the instruction's rows would be padding, and memory is the limit
-WARPS: Final = 4  # of each side
 RIGHT_REGISTERS: Final = 224
 LOADER_REGISTERS: Final = 24
 
 _ROWS: gl.constexpr = gl.constexpr(ROWS)
 _PAGE: gl.constexpr = gl.constexpr(PAGE)
-_HALF: gl.constexpr = gl.constexpr(256)
+_HALF: gl.constexpr = gl.constexpr(HALF)
 _LATENT: gl.constexpr = gl.constexpr(512)
 _ROPE: gl.constexpr = gl.constexpr(64)
-_HALF_BYTES: gl.constexpr = gl.constexpr(PAGE * 256 * 2)
+_HALF_BYTES: gl.constexpr = gl.constexpr(PAGE * HALF * 2)
 _ROPE_BYTES: gl.constexpr = gl.constexpr(PAGE * 64 * 2)
-_INF: gl.constexpr = gl.constexpr(float("inf"))
-_LN2: gl.constexpr = gl.constexpr(0.6931471805599453)
 # Barriers by half block: first of a pair, left and right, and second.
 _K0_LEFT: gl.constexpr = gl.constexpr(0)
 _K0_RIGHT: gl.constexpr = gl.constexpr(1)
@@ -67,47 +81,15 @@ _MAX1: gl.constexpr = gl.constexpr(1)
 _P0: gl.constexpr = gl.constexpr(2)
 _P1: gl.constexpr = gl.constexpr(3)
 
-_SCORES: gl.constexpr = gl.constexpr(
-    gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16])
-)
-_SUMS: gl.constexpr = gl.constexpr(
-    gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 256, 16])
-)
-_OF_SCORES: gl.constexpr = gl.constexpr(gl.SliceLayout(1, _SCORES.value))
-_OF_SUMS: gl.constexpr = gl.constexpr(gl.SliceLayout(1, _SUMS.value))
-_P_OPERAND: gl.constexpr = gl.constexpr(gl.DotOperandLayout(operand_index=0, parent=_SUMS.value, k_width=2))
-_QUERY_HALF: gl.constexpr = gl.constexpr(gl.BlockedLayout([1, 8], [1, 32], [4, 1], [1, 0]))
-_QUERY_ROPE: gl.constexpr = gl.constexpr(gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0]))
-_NUMBERS: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
-_SHARED: gl.constexpr = gl.constexpr(gl.NVMMASharedLayout(128, 16, 2))
 _LAYOUT: Final = gl.NVMMASharedLayout(128, 16, 3)
 # Triton 3.6 has it under its older name.
 _tma_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 
 
 @gluon.jit
-def _wide(number):
-    return gl.to_tensor(number).to(gl.int64)
-
-
-@gluon.jit
-def _none(number):
-    """0, of a number that is never negative. The compiler does not know, so what depends on it is computed where it is
-    needed, instead of ahead of the loop, from where it would take registers that the loop does not have."""
-    return gl.minimum(number, 0)
-
-
-@gluon.jit
-def _part(table):
-    """What the schedule gives this program."""
-    row = table + gl.program_id(2) * 8
-    return gl.load(row), gl.load(row + 1), gl.load(row + 2), gl.load(row + 3), gl.load(row + 4)
-
-
-@gluon.jit
 def _seen(length, s_q, group, CAUSAL: gl.constexpr):
     """Tokens that each row may look at."""
-    row = gl.program_id(0) * _ROWS + gl.arange(0, _ROWS, layout=_OF_SCORES)
+    row = gl.program_id(0) * _ROWS + gl.arange(0, _ROWS, layout=OF_SCORES)
     seen = length + 0 * row
     if CAUSAL:
         seen = length - (s_q - 1 - row // group)
@@ -144,13 +126,13 @@ def _load(half_tile, rope_tile, memory, barriers, cache, plan, stride_head):
     filled, free, _, _ = barriers
     block_table, stride_table, page_count, table_width = cache
     table, seqlens = plan
-    first, last, first_block, last_end, _ = _part(table)
+    first, last, first_block, last_end, _ = part(table)
     channel = gl.program_id(1) * stride_head
     pairs = 0
     seconds = 0
     for request in range(first, last + 1):
         length, begin, end = _bounds(request, first, last, first_block, last_end, seqlens, table_width)
-        pages = block_table + _wide(request) * stride_table
+        pages = block_table + wide(request) * stride_table
         for n in range(begin, end, 2 * _PAGE):
             page, shift = _block(pages, n, length, page_count)
             _fill(
@@ -188,28 +170,20 @@ def _matrix(place):
 
 
 @gluon.jit
-def _meet(barrier, meetings):
-    """Both sides wait for each other; what was written to shared memory before is seen after."""
-    fence_async_shared()
-    mbarrier.arrive(barrier, count=1)
-    mbarrier.wait(barrier, meetings & 1)
-
-
-@gluon.jit
 def _load_query(query, request, channel, rows, group, LAYOUT: gl.constexpr, WIDTH: gl.constexpr):
     q, stride_b, stride_s, stride_h = query
-    row = gl.program_id(0) * _ROWS + gl.arange(0, _ROWS, layout=gl.SliceLayout(1, LAYOUT)) + _none(request)
+    row = gl.program_id(0) * _ROWS + gl.arange(0, _ROWS, layout=gl.SliceLayout(1, LAYOUT)) + none(request)
     head = gl.program_id(1) * group + row % group
     at = (row // group).to(gl.int64) * stride_s + head.to(gl.int64) * stride_h
     columns = channel + gl.arange(0, WIDTH, layout=gl.SliceLayout(0, LAYOUT))
     places = gl.expand_dims(at, 1) + gl.expand_dims(columns, 0)
-    return gl.load(q + _wide(request) * stride_b + places, mask=gl.expand_dims(row < rows, 1), other=0.0)
+    return gl.load(q + wide(request) * stride_b + places, mask=gl.expand_dims(row < rows, 1), other=0.0)
 
 
 @gluon.jit
 def _logits(q_early, q_late, q_rope, early, late, rope, early_filled, late_filled, use):
     """Q · Kᵀ, as the halves of K come in."""
-    zeros = gl.zeros((_ROWS, _PAGE), gl.float32, _SCORES)
+    zeros = gl.zeros((_ROWS, _PAGE), gl.float32, SCORES)
     mbarrier.wait(early_filled, use & 1)
     s = warpgroup_mma(q_early, _matrix(early).permute((1, 0)), zeros, use_acc=False, is_async=True)
     mbarrier.wait(late_filled, use & 1)
@@ -221,43 +195,10 @@ def _logits(q_early, q_late, q_rope, early, late, rope, early_filled, late_fille
 @gluon.jit
 def _masked(s, scale_log2, page, shift, n, seen, page_count):
     """Logits in base 2, -inf where a row does not see a token."""
-    column = gl.arange(0, _PAGE, layout=gl.SliceLayout(0, _SCORES))
+    column = gl.arange(0, _PAGE, layout=gl.SliceLayout(0, SCORES))
     end = gl.where(page < page_count, seen - n + shift, 0)
     visible = gl.expand_dims(column >= shift, 0) & (gl.expand_dims(column, 0) < gl.expand_dims(end, 1))
-    return gl.where(visible, s * scale_log2, -_INF)
-
-
-@gluon.jit
-def _finite(m):
-    return gl.where(m == -_INF, 0.0, m)
-
-
-@gluon.jit
-def _times(acc, factor):
-    return acc * gl.expand_dims(gl.convert_layout(factor, _OF_SUMS), 1)
-
-
-@gluon.jit
-def _hand_over(p, place, barrier):
-    _matrix(place).store(p.to(place.dtype))
-    fence_async_shared()
-    mbarrier.arrive(barrier, count=1)
-
-
-@gluon.jit
-def _add_own(acc, p, half):
-    """acc += P · V with P in registers."""
-    operand = gl.convert_layout(p.to(half.dtype), _P_OPERAND)
-    acc = warpgroup_mma(operand, _matrix(half), acc, is_async=True)
-    return warpgroup_mma_wait(0, deps=(acc,))
-
-
-@gluon.jit
-def _add_other(acc, p, half, told, use):
-    """acc += P · V with P from the other side."""
-    mbarrier.wait(told, use & 1)
-    acc = warpgroup_mma(_matrix(p), _matrix(half), acc, is_async=True)
-    return warpgroup_mma_wait(0, deps=(acc,))
+    return gl.where(visible, s * scale_log2, -INF)
 
 
 @gluon.jit
@@ -269,27 +210,27 @@ def _store_result(acc, m, l, request, column, first, first_piece, results, sizes
     rows = s_q * group
     empty = l == 0.0
     divisor = gl.where(empty, 1.0, l)
-    result = _times(acc, 1.0 / divisor)
-    lse2 = gl.where(empty, -_INF, m + gl.log2(divisor))
-    first_row = gl.program_id(0) * _ROWS + _none(request)
-    row = first_row + gl.arange(0, _ROWS, layout=_OF_SUMS)
-    lse_row = first_row + gl.arange(0, _ROWS, layout=_OF_SCORES)
-    columns = gl.expand_dims(column + gl.arange(0, _HALF, layout=gl.SliceLayout(0, _SUMS)), 0)
+    result = times(acc, 1.0 / divisor)
+    lse2 = gl.where(empty, -INF, m + gl.log2(divisor))
+    first_row = gl.program_id(0) * _ROWS + none(request)
+    row = first_row + gl.arange(0, _ROWS, layout=OF_SUMS)
+    lse_row = first_row + gl.arange(0, _ROWS, layout=OF_SCORES)
+    columns = gl.expand_dims(column + gl.arange(0, _HALF, layout=gl.SliceLayout(0, SUMS)), 0)
     mask = gl.expand_dims(row < rows, 1)
     before = gl.load(num_splits + request)
     if gl.load(num_splits + request + 1) - before == 1:
-        at = (_wide(request) * s_q + row // group) * (group * h_kv) + kv_head * group + row % group
+        at = (wide(request) * s_q + row // group) * (group * h_kv) + kv_head * group + row % group
         gl.store(
             out + (gl.expand_dims(at, 1) * _LATENT + columns), result.to(out.dtype.element_ty), mask=mask
         )
         if LSE:
             head = kv_head * group + lse_row % group
-            lse_at = (_wide(request) * (group * h_kv) + head) * s_q + lse_row // group
-            told = gl.where(empty, _INF, lse2 * _LN2)
+            lse_at = (wide(request) * (group * h_kv) + head) * s_q + lse_row // group
+            told = gl.where(empty, INF, lse2 * LN2)
             gl.store(lse + lse_at, told, mask=lse_row < rows)
     else:
         piece = before + gl.where(request == first, first_piece, 0)
-        piece_at = (_wide(piece) * h_kv + kv_head) * rows
+        piece_at = (wide(piece) * h_kv + kv_head) * rows
         gl.store(piece_out + (gl.expand_dims(piece_at + row, 1) * _LATENT + columns), result, mask=mask)
         if LSE:
             gl.store(piece_lse + (piece_at + lse_row), lse2, mask=lse_row < rows)
@@ -302,23 +243,23 @@ def _left(query, memory, barriers, cache, plan, results, sizes, scale_log2, CAUS
     block_table, stride_table, page_count, table_width = cache
     table, seqlens = plan
     s_q, group, _ = sizes
-    first, last, first_block, last_end, first_piece = _part(table)
+    first, last, first_block, last_end, first_piece = part(table)
     pairs = 0
     seconds = 0
     meetings = 0
     for request in range(first, last + 1):
         length, begin, end = _bounds(request, first, last, first_block, last_end, seqlens, table_width)
-        pages = block_table + _wide(request) * stride_table
-        q_left.store(_load_query(query, request, 0, s_q * group, group, _QUERY_HALF, _HALF))
-        _meet(meeting, meetings)
+        pages = block_table + wide(request) * stride_table
+        q_left.store(_load_query(query, request, 0, s_q * group, group, QUERY_HALF, _HALF))
+        meet(meeting, meetings)
         seen = _seen(length, s_q, group, CAUSAL)
-        acc = gl.zeros((_ROWS, _HALF), gl.float32, _SUMS)
-        m = gl.full((_ROWS,), -_INF, gl.float32, _OF_SCORES)
-        l = gl.zeros((_ROWS,), gl.float32, _OF_SCORES)
+        acc = gl.zeros((_ROWS, _HALF), gl.float32, SUMS)
+        m = gl.full((_ROWS,), -INF, gl.float32, OF_SCORES)
+        l = gl.zeros((_ROWS,), gl.float32, OF_SCORES)
         for n in range(begin, end, 2 * _PAGE):
             both = n + _PAGE < end
             page, shift = _block(pages, n, length, page_count)
-            slot = _none(n)
+            slot = none(n)
             s = _logits(
                 q_left, q_right, q_rope, left.index(slot), right.index(slot), rope.index(slot),
                 filled.index(_K0_LEFT), filled.index(_K0_RIGHT), pairs,
@@ -327,28 +268,34 @@ def _left(query, memory, barriers, cache, plan, results, sizes, scale_log2, CAUS
             m0 = gl.maximum(m, gl.max(s, 1))
             numbers.index(_MAX0).store(m0)
             mbarrier.arrive(told.index(_MAX0), count=1)
-            base = _finite(m0)
+            base = finite(m0)
             p = gl.exp2(s - gl.expand_dims(base, 1))
             shrink = gl.exp2(m - base)
             l = l * shrink + gl.sum(p, 1)
-            acc = _add_own(_times(acc, shrink), p, left.index(slot))
+            acc = add_own(times(acc, shrink), p, _matrix(left.index(slot)))
             mbarrier.arrive(free.index(_K0_LEFT), count=1)
             m = m0
             if both:
                 mbarrier.wait(told.index(_MAX1), seconds & 1)
-                m = numbers.index(_MAX1).load(_OF_SCORES)
-            shrink = gl.exp2(m0 - _finite(m))
-            _hand_over(p * gl.expand_dims(shrink, 1), rope.index(slot), told.index(_P0))
+                m = numbers.index(_MAX1).load(OF_SCORES)
+            shrink = gl.exp2(m0 - finite(m))
+            hand_over(p * gl.expand_dims(shrink, 1), _matrix(rope.index(slot)), told.index(_P0))
             l = l * shrink
-            acc = _times(acc, shrink)
+            acc = times(acc, shrink)
             if both:
-                acc = _add_other(acc, rope.index(1 + slot), left.index(1 + slot), told.index(_P1), seconds)
+                acc = add_other(
+                    acc,
+                    _matrix(rope.index(1 + slot)),
+                    _matrix(left.index(1 + slot)),
+                    told.index(_P1),
+                    seconds,
+                )
                 mbarrier.arrive(free.index(_K1_LEFT), count=1)
                 seconds += 1
             pairs += 1
         numbers.index(2).store(l)
-        _meet(meeting, meetings + 1)
-        l += numbers.index(3).load(_OF_SCORES)
+        meet(meeting, meetings + 1)
+        l += numbers.index(3).load(OF_SCORES)
         meetings += 2
         _store_result(acc, m, l, request, 0, first, first_piece, results, sizes, True)
 
@@ -360,22 +307,22 @@ def _right(query, memory, barriers, cache, plan, results, sizes, scale_log2, CAU
     block_table, stride_table, page_count, table_width = cache
     table, seqlens = plan
     s_q, group, _ = sizes
-    first, last, first_block, last_end, first_piece = _part(table)
+    first, last, first_block, last_end, first_piece = part(table)
     pairs = 0
     seconds = 0
     meetings = 0
     for request in range(first, last + 1):
         length, begin, end = _bounds(request, first, last, first_block, last_end, seqlens, table_width)
-        pages = block_table + _wide(request) * stride_table
-        q_right.store(_load_query(query, request, _HALF, s_q * group, group, _QUERY_HALF, _HALF))
-        q_rope.store(_load_query(query, request, _LATENT, s_q * group, group, _QUERY_ROPE, _ROPE))
-        _meet(meeting, meetings)
+        pages = block_table + wide(request) * stride_table
+        q_right.store(_load_query(query, request, _HALF, s_q * group, group, QUERY_HALF, _HALF))
+        q_rope.store(_load_query(query, request, _LATENT, s_q * group, group, QUERY_ROPE, _ROPE))
+        meet(meeting, meetings)
         seen = _seen(length, s_q, group, CAUSAL)
-        acc = gl.zeros((_ROWS, _HALF), gl.float32, _SUMS)
-        m = gl.full((_ROWS,), -_INF, gl.float32, _OF_SCORES)
-        l = gl.zeros((_ROWS,), gl.float32, _OF_SCORES)
+        acc = gl.zeros((_ROWS, _HALF), gl.float32, SUMS)
+        m = gl.full((_ROWS,), -INF, gl.float32, OF_SCORES)
+        l = gl.zeros((_ROWS,), gl.float32, OF_SCORES)
         for n in range(begin, end, 2 * _PAGE):
-            slot = 1 + _none(n)
+            slot = 1 + none(n)
             if n + _PAGE < end:
                 page, shift = _block(pages, n + _PAGE, length, page_count)
                 s = _logits(
@@ -385,31 +332,33 @@ def _right(query, memory, barriers, cache, plan, results, sizes, scale_log2, CAU
                 s = _masked(s, scale_log2, page, shift, n + _PAGE, seen, page_count)
                 m1 = gl.max(s, 1)
                 mbarrier.wait(told.index(_MAX0), pairs & 1)
-                m1 = gl.maximum(numbers.index(_MAX0).load(_OF_SCORES), m1)
+                m1 = gl.maximum(numbers.index(_MAX0).load(OF_SCORES), m1)
                 numbers.index(_MAX1).store(m1)
                 mbarrier.arrive(told.index(_MAX1), count=1)
-                base = _finite(m1)
+                base = finite(m1)
                 p = gl.exp2(s - gl.expand_dims(base, 1))
-                _hand_over(p, rope.index(slot), told.index(_P1))
+                hand_over(p, _matrix(rope.index(slot)), told.index(_P1))
                 shrink = gl.exp2(m - base)
                 l = l * shrink + gl.sum(p, 1)
-                acc = _add_own(_times(acc, shrink), p, right.index(slot))
+                acc = add_own(times(acc, shrink), p, _matrix(right.index(slot)))
                 mbarrier.arrive(free.index(_K1_RIGHT), count=1)
                 m = m1
                 seconds += 1
             else:
                 mbarrier.wait(told.index(_MAX0), pairs & 1)
-                m1 = numbers.index(_MAX0).load(_OF_SCORES)
-                shrink = gl.exp2(m - _finite(m1))
+                m1 = numbers.index(_MAX0).load(OF_SCORES)
+                shrink = gl.exp2(m - finite(m1))
                 l = l * shrink
-                acc = _times(acc, shrink)
+                acc = times(acc, shrink)
                 m = m1
-            acc = _add_other(acc, rope.index(slot - 1), right.index(slot - 1), told.index(_P0), pairs)
+            acc = add_other(
+                acc, _matrix(rope.index(slot - 1)), _matrix(right.index(slot - 1)), told.index(_P0), pairs
+            )
             mbarrier.arrive(free.index(_K0_RIGHT), count=1)
             pairs += 1
         numbers.index(3).store(l)
-        _meet(meeting, meetings + 1)
-        l += numbers.index(2).load(_OF_SCORES)
+        meet(meeting, meetings + 1)
+        l += numbers.index(2).load(OF_SCORES)
         meetings += 2
         _store_result(acc, m, l, request, _HALF, first, first_piece, results, sizes, False)
 
@@ -423,13 +372,13 @@ def flash_fwd_splitkv_mla_kernel_ws(
 ):  # fmt: skip
     """Grid: tiles of 64 rows, KV heads, parts."""
     dtype: gl.constexpr = half_tile.dtype
-    q_left = gl.allocate_shared_memory(dtype, [_ROWS, _HALF], _SHARED)
-    q_right = gl.allocate_shared_memory(dtype, [_ROWS, _HALF], _SHARED)
-    q_rope = gl.allocate_shared_memory(dtype, [_ROWS, _ROPE], _SHARED)
+    q_left = gl.allocate_shared_memory(dtype, [_ROWS, _HALF], SHARED)
+    q_right = gl.allocate_shared_memory(dtype, [_ROWS, _HALF], SHARED)
+    q_rope = gl.allocate_shared_memory(dtype, [_ROWS, _ROPE], SHARED)
     left = gl.allocate_shared_memory(dtype, [2, 1, _PAGE, _HALF], half_tile.layout)
     right = gl.allocate_shared_memory(dtype, [2, 1, _PAGE, _HALF], half_tile.layout)
     rope = gl.allocate_shared_memory(dtype, [2, 1, _PAGE, _ROPE], rope_tile.layout)
-    numbers = gl.allocate_shared_memory(gl.float32, [4, _ROWS], _NUMBERS)
+    numbers = gl.allocate_shared_memory(gl.float32, [4, _ROWS], NUMBERS)
     filled = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
     told = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())

@@ -11,7 +11,7 @@ import torch
 
 from ..kernels.ahead import start
 from ..kernels.layers import layer_for, multiprocessors, on_device
-from . import hopper, kernel, layouts
+from . import hopper, hopper_fp8, kernel, layouts
 from .schedule import ROW_INTS, FlashMLASchedMeta, part_count, sparse_lengths
 
 LATENT: Final = 512
@@ -76,7 +76,22 @@ def dense_decode(  # noqa: PLR0913 (the operator's own)
         parts = part_count(_multiprocessors(q.device), kv_heads=h_kv, rows=rows)
         table, splits = _schedule(schedule, cache_seqlens, parts)
         out, lse, piece_out, piece_lse = _results(q, len(table))
-        if layer_for(q) == "hopper" and hopper.takes(q, cache):
+        fast = layer_for(q) == "hopper"
+        if fast and fp8 and hopper_fp8.takes(q, rows, cache):
+            named = hopper_fp8.Names(cache, block_table, cache_seqlens)
+            hopper_fp8.decode(
+                q,
+                named,
+                None,
+                (table, splits),
+                (out, lse, piece_out, piece_lse),
+                sink=None,
+                scale_log2=scale * _LOG2E,
+                causal=causal,
+            )
+            _combine(piece_out, piece_lse, splits, out, lse, None, group=group, h_kv=h_kv)
+            return out, lse
+        if fast and hopper.takes(q, cache):
             hopper.dense_decode(
                 q,
                 cache,
@@ -125,6 +140,19 @@ def sparse_decode(  # noqa: PLR0913 (the operator's own)
         parts = part_count(_multiprocessors(q.device) // s_q, kv_heads=1, rows=h_q)
         table, splits = _schedule(schedule, lengths, parts)
         out, lse, piece_out, piece_lse = _results(q, len(table))
+        if layer_for(q) == "hopper" and hopper_fp8.takes(q, h_q, cache, more_cache):
+            hopper_fp8.decode(
+                q,
+                hopper_fp8.Names(cache, indices, topk_length),
+                hopper_fp8.Names(more_cache, more.indices, more.length) if extra else None,
+                (table, splits),
+                (out, lse, piece_out, piece_lse),
+                sink=attn_sink,
+                scale_log2=scale * _LOG2E,
+                causal=False,
+            )
+            _combine(piece_out, piece_lse, splits, out, lse, attn_sink, group=h_q, h_kv=1)
+            return out, lse
         tile = tile_for(h_q, MODEL1_TILES if model1 else SPARSE_TILES)
         none = lse  # stands for a pointer that the kernel does not follow
         start(
