@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-CASE_S = 100.0
+CASE_S = 250.0
 """After so long the ranks of a case are killed, and their results are missing."""
 
 
@@ -153,7 +153,7 @@ def _rank(case: Any, rank: int, size: int, port: int, arguments: dict[str, Any])
             port,
             size,
             is_master=rank == 0,
-            timeout=timedelta(seconds=30),
+            timeout=timedelta(seconds=100),
             wait_for_workers=False,
         )
         store.set(f"pid/{rank}", str(os.getpid()))

@@ -9,9 +9,12 @@ from typing import Any, Self
 import pytest
 
 import luciola
-from cluster import WAIT_S, LocalCluster
+from cluster import WAIT_S, LocalCluster, until
 from luciola.config import ClientConfig
 from luciola.errors import Error
+from luciola.wire import SERVICE, RpcClient, load_cluster, methods, mint
+from luciola.wire.pb.common_pb2 import Empty
+from luciola.wire.pb.mgmtd_pb2 import NODE_META, GetRoutingRequest
 
 MIB = 1 << 20
 CONFIG = "[meta]\ngc_delay_ms = 500\n"
@@ -96,6 +99,20 @@ def test_a_killed_service_is_a_pause(cluster, kind):
     assert load.longest_s < 60  # what a client tries for
 
 
+def read_holds(cluster: LocalCluster) -> int:
+    """How many the metadata service that runs now knows of."""
+    known = load_cluster(cluster.data / "cluster.json")
+    token = mint(known.secret(), role=SERVICE)
+    try:
+        with RpcClient(known.mgmtd_grpc, token) as manager:
+            nodes = manager.call(methods.Mgmtd.get_routing, GetRoutingRequest()).nodes
+        (meta,) = [node for node in nodes if node.kind == NODE_META]
+        with RpcClient(meta.grpc_address, token) as service:
+            return service.call(methods.Meta.status, Empty()).read_holds
+    except Error:
+        return 0
+
+
 @pytest.mark.integrity
 @pytest.mark.slow
 def test_a_file_open_for_reading_stays_readable_after_meta_forgot_who_reads(cluster):
@@ -109,10 +126,9 @@ def test_a_file_open_for_reading_stays_readable_after_meta_forgot_who_reads(clus
             cluster.kill("meta")
             other.listdir("/")
             assert {service["pid"] for service in cluster.services("meta")} != before
-            # The reader notices the new service through routing.
-            time.sleep(3)
+            until(lambda: read_holds(cluster), what="the reader to notice the new service through routing")
             other.remove("/held")
-            time.sleep(4)  # several rounds of collection beyond gc_delay_ms
+            time.sleep(2)  # rounds of collection beyond gc_delay_ms
             assert file.pread(3 * MIB, 0) == data
 
 

@@ -358,7 +358,7 @@ def test_a_token_of_another_cluster_is_refused_at_once(shared_cluster, tmp_path)
     began = time.monotonic()
     with pytest.raises(Unauthenticated):
         luciola.connect(shared_cluster.data, secret_file=tmp_path / "secret")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 50, "sooner than the deadline of a client"
 
 
 def test_a_token_speaks_for_its_user_only(fs, shared_cluster, base):

@@ -5,7 +5,6 @@ import errno
 import os
 import random
 import select
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -113,9 +112,7 @@ def test_a_full_ring_takes_no_more_than_it_has_room_for(fs, base):
 def test_draining_waits_no_longer_than_told(fs, base):
     with fs.ring(4) as ring:
         assert ring.drain() == []
-        began = time.monotonic()
-        assert ring.drain(least=1, timeout_s=30) == [], "nothing is in flight"
-        assert time.monotonic() - began < 10
+        assert ring.drain(least=1, timeout_s=100_000) == [], "nothing is in flight"
         with pytest.raises(InvalidArgument):
             ring.drain(timeout_s=-1)
 

@@ -46,7 +46,7 @@ def test_a_storage_node_is_killed_while_ranks_save_and_load(checkpoint_ranks: Ra
 def _go_on(root, job):
     """Returns when two more rounds have been made."""
     step = _step(root)
-    until(lambda: _step(root) > step + 2 or not job.is_alive(), what="two rounds")
+    until(lambda: _step(root) > step + 2 or not job.is_alive(), timeout_s=110, what="two rounds")
     assert job.is_alive(), "the job has ended"
 
 

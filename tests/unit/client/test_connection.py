@@ -88,7 +88,7 @@ def test_somebody_else_answers(data):
         with pytest.raises(luciola.client.file_system.Error):
             luciola.connect(f"127.0.0.1:{server.getsockname()[1]}", secret_file=data / "secret", config=QUICK)
         server.shutdown(socket.SHUT_RDWR)
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         secret = bytes.fromhex((data / "secret").read_text())
         assert heard
         assert not any(secret in said for said in heard)

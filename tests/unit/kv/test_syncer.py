@@ -82,9 +82,9 @@ def test_writes_are_flushed_without_anybody_asking():
     disk = Disk()
     syncer = Syncer(disk.flush, interval_s=0.001)
     syncer.wrote()
-    assert disk.begun.acquire(timeout=10)
+    assert disk.begun.acquire(timeout=60)
     syncer.wrote()
-    assert disk.begun.acquire(timeout=10)
+    assert disk.begun.acquire(timeout=60)
     syncer.close()
 
 

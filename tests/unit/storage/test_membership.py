@@ -24,6 +24,7 @@ from luciola.wire.pb.mgmtd_pb2 import (
 from storage_twin import MemoryNode
 
 SECRET = bytes(range(32))
+LEASE_MS = 60_000
 
 
 class Manager:
@@ -31,7 +32,7 @@ class Manager:
 
     def __init__(self):
         self.heard: list[HeartbeatRequest] = []
-        self.answer = lambda _: HeartbeatReply(lease_ms=3000, interval_ms=20, routing_version=1)
+        self.answer = lambda _: HeartbeatReply(lease_ms=LEASE_MS, interval_ms=20, routing_version=1)
         self.delay_s = 0.0
 
     async def heartbeat(self, request, _):
@@ -64,7 +65,7 @@ class World:
     async def beats(self, count=2):
         """Returns after that many more heartbeats."""
         wanted = len(self.manager.heard) + count
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(self.manager.heard) < wanted:  # noqa: ASYNC110 (the manager's task counts)
                 await asyncio.sleep(0.005)
 
@@ -104,7 +105,7 @@ def test_lease_is_counted_from_before_the_heartbeat_was_sent(tmp_path):
         sent_s = time.monotonic()
         await world.beats(1)
         # The lease in force is that of the heartbeat before the last one.
-        assert 0 < world.twin.lease_until_s <= sent_s + 3.0 * 0.95
+        assert 0 < world.twin.lease_until_s <= sent_s + LEASE_MS / 1000 * 0.95
 
     run(tmp_path, test)
 
@@ -134,7 +135,7 @@ def test_lease_is_dropped_before_a_serving_replica_is_reported_offline(tmp_path)
         def answer(request):
             assert set(states(request).values()) == {Local.OFFLINE}
             assert world.twin.lease_until_s == 0, "reported while it could still serve"
-            return HeartbeatReply(lease_ms=3000, interval_ms=20)
+            return HeartbeatReply(lease_ms=LEASE_MS, interval_ms=20)
 
         world.manager.answer = answer
         await world.beats(3)
@@ -169,14 +170,12 @@ def test_sequence_grows_and_every_report_names_its_chain_version(tmp_path):
 
 def test_change_is_reported_at_once(tmp_path):
     async def test(world, _):
-        world.manager.answer = lambda _: HeartbeatReply(lease_ms=3000, interval_ms=10_000)
+        world.manager.answer = lambda _: HeartbeatReply(lease_ms=LEASE_MS, interval_ms=1_000_000)
         world.routing()
         await world.beats(1)
         await asyncio.sleep(0.2)
         world.routing(SERVING)
-        started = time.monotonic()
         await world.beats(1)
-        assert time.monotonic() - started < 2
 
     run(tmp_path, test)
 
@@ -202,7 +201,7 @@ def test_process_whose_place_was_taken_ends(tmp_path):
         world.manager.answer = refuse
         world.routing()
         with pytest.raises(InvalidArgument, match="replaced"):
-            await asyncio.wait_for(task, 10)
+            await asyncio.wait_for(task, 60)
 
     run(tmp_path, test)
 
@@ -213,7 +212,7 @@ def test_distributed_configuration_reaches_its_listeners_once(tmp_path):
         world.membership.on_config(found.append)
 
         def answer(request):
-            reply = HeartbeatReply(lease_ms=3000, interval_ms=20)
+            reply = HeartbeatReply(lease_ms=LEASE_MS, interval_ms=20)
             if request.node.config_version < 3:
                 reply.config_version, reply.config_toml = 3, "[storage]\nscrub_interval_s = 77\n"
             return reply
@@ -231,7 +230,7 @@ def test_bad_configuration_is_left_out(tmp_path):
         found = []
         world.membership.on_config(found.append)
         world.manager.answer = lambda _: HeartbeatReply(
-            lease_ms=3000, interval_ms=20, config_version=4, config_toml="[storage]\nnonsense = 1\n"
+            lease_ms=LEASE_MS, interval_ms=20, config_version=4, config_toml="[storage]\nnonsense = 1\n"
         )
         world.routing()
         await world.beats(3)

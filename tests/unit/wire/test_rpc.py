@@ -197,7 +197,7 @@ def test_garbage_on_the_port_harms_nobody():
                 b"GET / HTTP/1.1\r\n\r\n",
                 b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 99,
             ):
-                with socket.create_connection((host, int(port)), timeout=5) as raw:
+                with socket.create_connection((host, int(port)), timeout=60) as raw:
                     raw.sendall(garbage)
 
         await asyncio.to_thread(babble)
