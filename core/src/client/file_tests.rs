@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
+use std::time::Duration;
 
-use super::twin::{CHUNK_BYTES, ChunkTwin, INLINE_BYTES, MetaTwin, client};
+use super::twin::{CHUNK_BYTES, ChunkTwin, INLINE_BYTES, MetaTwin, client, client_that_trusts};
 use super::*;
 use crate::buffer::Placement;
 use crate::error::Kind;
@@ -494,7 +495,7 @@ fn sequential_small_reads_are_read_ahead_and_random_ones_are_not() {
     let bytes = pattern(6 << 20, 5);
     put(&file, 0, &bytes);
     file.close().unwrap();
-    let shared = client(&world.chunks, &world.meta, 8 << 20);
+    let shared = client_that_trusts(&world.chunks, &world.meta, 8 << 20, Duration::from_secs(3600));
     let world = World { shared, ..world };
     let file = world.open(5);
     let reads = || world.chunks.reads.load(Ordering::Relaxed);
@@ -508,6 +509,11 @@ fn sequential_small_reads_are_read_ahead_and_random_ones_are_not() {
         read(block * 60_000, 4096);
     }
     assert_eq!(reads() - before, 6);
+    for block in 0..bytes.len() / 4096 {
+        read(block * 4096, 4096);
+    }
+    let caused = reads() - before - 6;
+    assert!((6..12).contains(&caused), "{caused} reads of 6 MiB, a few small ones and then in blocks");
 }
 
 /// Clients whose bytes interleave, each in its own thread: nobody's byte is lost, whoever leaves the inode first.

@@ -386,6 +386,16 @@ fn change_attributes(inode: &mut pb::Inode, request: &pb::SetAttrRequest) {
 
 /// A client of twins. Two of one `chunks` and `meta` are two processes.
 pub fn client(chunks: &Arc<ChunkTwin>, meta: &Arc<MetaTwin>, write_buffer_bytes: usize) -> Arc<Shared> {
+    client_that_trusts(chunks, meta, write_buffer_bytes, Duration::ZERO)
+}
+
+/// As `client`, but what it knows holds for `attribute_timeout`.
+pub fn client_that_trusts(
+    chunks: &Arc<ChunkTwin>,
+    meta: &Arc<MetaTwin>,
+    write_buffer_bytes: usize,
+    attribute_timeout: Duration,
+) -> Arc<Shared> {
     let meta = Meta::new(Carrier::Twin(meta.clone()), ClientId(7), Duration::from_secs(60));
     let pool = BufferPool::new(1 << 20, 16).unwrap();
     Shared::new(
@@ -394,6 +404,6 @@ pub fn client(chunks: &Arc<ChunkTwin>, meta: &Arc<MetaTwin>, write_buffer_bytes:
         pool,
         write_buffer_bytes,
         4 << 20,
-        Duration::from_millis(0),
+        attribute_timeout,
     )
 }
