@@ -419,10 +419,10 @@ def left(rank: int, size: int) -> tuple[str, str]:
             if rank:
                 buffer.dispatch(made.x[rank], **routing, **options)
             else:
-                signal.setitimer(signal.ITIMER_REAL, 0.2)
                 signal.signal(signal.SIGALRM, signal.default_int_handler)
                 exchange = buffer._exchange
                 with exchange._all_or_nothing("dispatch"):
+                    signal.setitimer(signal.ITIMER_REAL, 0.2)
                     buffer.transport.wait(1, 7, 1, what="never")
         except (KeyboardInterrupt, CommunicationError) as error:
             return type(error).__name__, str(error)

@@ -58,7 +58,7 @@ def test_nothing_is_lost_when_services_are_killed(
         assert [report["error"] for report in reports] == [""] * WORKERS
         assert all(report["operations"] > len(killed) for report in reports)
         assert max(report["longest_s"] for report in reports) < PAUSE_MAX_S
-        cluster.wait_healthy(timeout_s=120)
+        cluster.wait_healthy(timeout_s=200)
         assert cluster.fsck("--scrub")["problems"] == []
 
 
@@ -73,7 +73,7 @@ def _kill_services(cluster: LocalCluster, choose: random.Random, *, until_s: flo
     """Kills one service after the other, never a second replica before the first has caught up."""
     killed = []
     while time.monotonic() < until_s:
-        cluster.wait_healthy(timeout_s=120)
+        cluster.wait_healthy(timeout_s=200)
         time.sleep(choose.uniform(0.2, 3.0))
         kind = choose.choice(("storage", "storage", "storage", "meta", "mgmtd"))
         index = choose.randrange(len(cluster.services(kind)))

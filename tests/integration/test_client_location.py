@@ -91,6 +91,6 @@ def test_a_forked_child_opens_locations_of_its_own(shared_cluster: LocalCluster)
     child = context.Process(target=_read, args=(location, results))
     child.start()
     assert results.get() == b"seen"
-    child.join(30)
+    child.join(120)
     assert child.exitcode == 0
     fs.remove(path)

@@ -52,9 +52,9 @@ def test_workers_use_the_file_system_of_their_parent(fs, method):
     workers = [context.Process(target=work, args=(dataset, range(k, 8, 2), results)) for k in range(2)]
     for worker in workers:
         worker.start()
-    assert sorted(results.get(timeout=60) for _ in range(8)) == [(index, True) for index in range(8)]
+    assert sorted(results.get(timeout=200) for _ in range(8)) == [(index, True) for index in range(8)]
     for worker in workers:
-        worker.join(timeout=60)
+        worker.join(timeout=200)
         assert worker.exitcode == 0
     assert dataset[1] == DATA[1:], "the parent's connection is as it was"
 
@@ -117,7 +117,7 @@ def test_what_was_written_and_never_closed_is_there_after_the_interpreter_ended(
         "ring = fs.ring(8)\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=False
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert fs.read("/processes/unclosed") == b"x" * 300_000
@@ -126,7 +126,7 @@ def test_what_was_written_and_never_closed_is_there_after_the_interpreter_ended(
 def test_connecting_imports_neither_grpc_nor_torch():
     program = "import sys, luciola; luciola.connect; print('grpc' in sys.modules, 'torch' in sys.modules)"
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=True
     )
     assert result.stdout == "False False\n"
 

@@ -40,7 +40,7 @@ def base(fs: FileSystem, data: bytes, request: pytest.FixtureRequest) -> Iterato
 def drain_all(ring, count):
     completed = []
     while len(completed) < count:
-        completed += ring.drain(least=1, timeout_s=30)
+        completed += ring.drain(least=1, timeout_s=100)
         assert completed, "nothing completes"
     return completed
 

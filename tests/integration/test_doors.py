@@ -117,7 +117,7 @@ def intrude(cluster: LocalCluster, doors: Doors, *, uid: int, secret: str = "", 
         input=json.dumps(plan),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
         check=False,
     )
     assert result.returncode == 0, result.stderr

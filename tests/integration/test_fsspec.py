@@ -547,7 +547,7 @@ def test_an_instance_works_in_child_processes(
     try:
         found = results.get()
     finally:
-        child.join(60)
+        child.join(120)
         if child.is_alive():
             child.kill()
             child.join()

@@ -262,14 +262,18 @@ def test_process_that_may_not_mount_uses_fusermount(shared_cluster, place):
     process = subprocess.Popen(
         [sys.executable, "-c", WITHOUT_RIGHT_TO_MOUNT, *arguments], stderr=subprocess.PIPE
     )
-    until(lambda: is_mounted(place) or process.poll() is not None, what="the mount")
-    assert process.poll() is None, process.stderr.read().decode()
-    (place / "by-a-user").write_bytes(b"user")
-    # The other mount may have listed the directory less than its attribute timeout ago.
-    until((shared_cluster.mountpoint / "by-a-user").exists, what="the file on the other mount")
-    assert (shared_cluster.mountpoint / "by-a-user").read_bytes() == b"user"
-    (place / "by-a-user").unlink()
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
-    assert not is_mounted(place)
-    process.stderr.close()
+    try:
+        until(lambda: is_mounted(place) or process.poll() is not None, what="the mount")
+        assert process.poll() is None, process.stderr.read().decode()
+        (place / "by-a-user").write_bytes(b"user")
+        # The other mount may have listed the directory less than its attribute timeout ago.
+        until((shared_cluster.mountpoint / "by-a-user").exists, what="the file on the other mount")
+        assert (shared_cluster.mountpoint / "by-a-user").read_bytes() == b"user"
+        (place / "by-a-user").unlink()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert not is_mounted(place)
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()

@@ -159,7 +159,7 @@ def test_ranks_are_reduced_by_torch_distributed(tmp_path):
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=100)[0] for process in ranks]
+    outputs = [process.communicate(timeout=280)[0] for process in ranks]
     assert outputs == ["[[1.0, 2.0, 0.0]] [[[1.0, 2.0, 0.0]]]\n"] * 2
 
 

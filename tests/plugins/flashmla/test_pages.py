@@ -283,7 +283,7 @@ def test_readers_in_other_processes_never_see_other_bytes(path):
             reader.start()
         chosen = random.Random(1)
         try:
-            assert all(ready.acquire(timeout=60) for _ in readers)
+            assert all(ready.acquire(timeout=120) for _ in readers)
             for _ in range(150):
                 letter = chosen.randrange(6)
                 for block in range(2):
@@ -292,7 +292,7 @@ def test_readers_in_other_processes_never_see_other_bytes(path):
                 file.save(file.names([letter] * 8), [0, 1], cache).wait()
         finally:
             stop.set()
-            found = [results.get(timeout=60) for _ in readers]
+            found = [results.get(timeout=120) for _ in readers]
             for reader in readers:
                 reader.join()
     assert all(isinstance(each, int) for each in found), found

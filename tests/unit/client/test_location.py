@@ -187,7 +187,7 @@ def test_a_local_ring_moves_what_is_asked(tmp_path, entries):
         while left or ring.in_flight:
             left = left[ring.submit(left) :]
             assert ring.in_flight <= entries
-            done += ring.drain(least=1, timeout_s=30)
+            done += ring.drain(least=1, timeout_s=100)
     assert target == data
     assert sorted((one.user_data, one.moved) for one in done) == pieces
 
@@ -199,7 +199,7 @@ def test_a_local_ring_writes_and_tells_the_event_loop(tmp_path):
         ring.submit([Operation(file, 3, b"def", write=True), Operation(file, 0, b"xabc", 1, write=True)])
         file.close()  # what was submitted is done all the same
         assert select.select([ring], [], [], 30)[0] == [ring]
-        assert [one.moved for one in ring.drain(least=2, timeout_s=30)] == [3, 3]
+        assert [one.moved for one in ring.drain(least=2, timeout_s=100)] == [3, 3]
         assert select.select([ring], [], [], 0)[0] == []
     assert fs.read(str(tmp_path / "f")) == b"abcdef"
 
@@ -219,7 +219,7 @@ def test_a_local_ring_refuses_what_is_wrong_and_reports_what_fails(tmp_path):
                 ring.submit([good, bad])
         assert ring.in_flight == 0
         ring.submit([good._replace(buffer=bytearray(9)), good._replace(write=True)])
-        results = sorted(one.result for one in ring.drain(least=2, timeout_s=30))
+        results = sorted(one.result for one in ring.drain(least=2, timeout_s=100))
         assert results == [-9, 3]
         with pytest.raises(OSError, match="Bad file"):
             _ = Completion(None, -9).moved

@@ -22,7 +22,7 @@ def test_the_stub_equals_the_module():
         env={**os.environ, "MYPYPATH": str(STUBS)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=280,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr

@@ -20,7 +20,7 @@ def test_python_code_is_what_make_proto_makes(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'proto'}", *out, *protos],
         check=True,
-        timeout=60,
+        timeout=200,
     )
     made = {path.name: path.read_text() for path in tmp_path.iterdir()}
     for name, text in made.items():
