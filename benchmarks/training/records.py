@@ -189,8 +189,9 @@ def measure(
             ways["webdataset"] = lambda w=workers: webdataset(directory / size, batch, w)
         forget = (lambda: None) if system == "local" else lambda: forget_pages(path)
         for way, make in ways.items():
-            fast = consume(make, forget, workers, options.seconds, 0.0, meter)
-            slow = consume(make, forget, workers, options.seconds / 2, STEP_S, None)
+            work = Work(make, forget, workers, count // batch - 2 * max(1, workers))
+            fast = consume(work, options.seconds, 0.0, meter)
+            slow = consume(work, options.seconds / 2, STEP_S, None)
             processor = (
                 None if fast.processor_s is None else fast.processor_s / (fast.batches * batch * length)
             )
@@ -286,28 +287,29 @@ class Consumed:
     processor_s: float | None = None
 
 
-def consume(
-    make: Callable[[], Iterable[Any]],
-    forget: Callable[[], None],
-    workers: int,
-    seconds: float,
-    step_s: float,
-    meter: Meter | None,
-) -> Consumed:
-    """Passes over the data. What starts workers is not counted."""
+class Work(NamedTuple):
+    """What a measurement makes passes over. `batches`: of a pass, without those that begin it and end it."""
+
+    make: Callable[[], Iterable[Any]]
+    forget: Callable[[], None]
+    workers: int
+    batches: int
+
+
+def consume(work: Work, seconds: float, step_s: float, meter: Meter | None) -> Consumed:
+    """Passes over the data. What starts and ends workers is not counted."""
     seen = Consumed(processor_s=None if meter is None else 0.0)
     for _ in range(PASSES):
-        forget()
-        iterator = iter(make())
-        for _ in range(max(1, workers)):
+        work.forget()
+        iterator = iter(work.make())
+        for _ in range(max(1, work.workers)):
             next(iterator)
         if meter is not None:
             meter.seconds()
         begin = time.perf_counter()
-        while seen.taken_s + time.perf_counter() - begin < seconds:
+        for _ in range(work.batches):
             asked = time.perf_counter()
-            batch = next(iterator, None)
-            if batch is None:
+            if next(iterator, None) is None or seen.taken_s + asked - begin >= seconds:
                 break
             seen.waited_s += time.perf_counter() - asked
             seen.batches += 1
