@@ -4,11 +4,16 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 
 from cluster import LocalCluster
 from reruns import Reruns
+
+if TYPE_CHECKING:
+    from luciola.client.fsspec import LuciolaFileSystem
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,3 +60,29 @@ def mounted_dir(shared_cluster: LocalCluster, request: pytest.FixtureRequest) ->
     directory.mkdir()
     yield directory
     shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def locations(shared_cluster: LocalCluster) -> Iterator[None]:
+    """For tests that name files on the cluster by location: this process's connections end with the module."""
+    from luciola.client import close_locations
+
+    yield
+    close_locations()
+
+
+@pytest.fixture
+def fs(shared_cluster: LocalCluster, locations: None) -> "LuciolaFileSystem":
+    """The shared cluster, for fsspec."""
+    from luciola.client.fsspec import LuciolaFileSystem
+
+    return LuciolaFileSystem(shared_cluster.data)
+
+
+@pytest.fixture
+def top(fs: "LuciolaFileSystem") -> Iterator[str]:
+    """An empty directory of it."""
+    path = f"/fsspec-{uuid4().hex}"
+    fs.mkdir(path)
+    yield path
+    fs.rm(path, recursive=True)

@@ -4,7 +4,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -22,7 +21,6 @@ import zarr
 from pyarrow.fs import FileType, FSSpecHandler, PyFileSystem
 
 from cluster import LocalCluster
-from luciola.client import close_locations
 from luciola.client.fsspec import LuciolaFileSystem
 
 ROWS = 10_000
@@ -36,23 +34,7 @@ FRAME = pd.DataFrame(
 TABLE = pa.Table.from_pandas(FRAME, preserve_index=False)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def closed(shared_cluster: LocalCluster) -> Iterator[None]:
-    yield
-    close_locations()
-
-
-@pytest.fixture
-def fs(shared_cluster: LocalCluster) -> LuciolaFileSystem:
-    return LuciolaFileSystem(shared_cluster.data)
-
-
-@pytest.fixture
-def top(fs: LuciolaFileSystem) -> Iterator[str]:
-    path = f"/ecosystem-{uuid4().hex}"
-    fs.mkdir(path)
-    yield path
-    fs.rm(path, recursive=True)
+pytestmark = pytest.mark.usefixtures("locations")
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ import multiprocessing as mp
 import os
 import pickle
 import stat
-from collections.abc import Iterator
-from uuid import uuid4
 
 import pytest
 
@@ -22,24 +20,7 @@ from luciola.client import close_locations, open_location
 from luciola.client.fsspec import LuciolaFileSystem
 from luciola.errors import InvalidArgument
 
-
-@pytest.fixture(scope="module", autouse=True)
-def closed(shared_cluster: LocalCluster) -> Iterator[None]:
-    yield
-    close_locations()
-
-
-@pytest.fixture
-def fs(shared_cluster: LocalCluster) -> LuciolaFileSystem:
-    return LuciolaFileSystem(shared_cluster.data)
-
-
-@pytest.fixture
-def top(fs: LuciolaFileSystem) -> Iterator[str]:
-    path = f"/fsspec-{uuid4().hex}"
-    fs.mkdir(path)
-    yield path
-    fs.rm(path, recursive=True)
+pytestmark = pytest.mark.usefixtures("locations")
 
 
 # Files.

@@ -12,14 +12,9 @@ import fsspec.tests.abstract as suite
 from fsspec.implementations.local import LocalFileSystem
 
 from cluster import LocalCluster
-from luciola.client import close_locations
 from luciola.client.fsspec import LuciolaFileSystem
 
-
-@pytest.fixture(scope="module", autouse=True)
-def closed(shared_cluster: LocalCluster) -> Iterator[None]:
-    yield
-    close_locations()
+pytestmark = pytest.mark.usefixtures("locations")
 
 
 class NativeFixtures(suite.AbstractFixtures):

@@ -1,8 +1,6 @@
 """torch's libraries on `luciola://` and on a mount: DataLoader workers that hold the file system, safetensors."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 import torch
@@ -11,7 +9,6 @@ from safetensors.torch import load, load_file, save, save_file
 from torch.utils.data import DataLoader, Dataset
 
 from cluster import LocalCluster
-from luciola.client import close_locations
 from luciola.plugins.weights import Checkpoint
 from luciola.plugins.weights import save as save_weights
 
@@ -22,23 +19,7 @@ from luciola.client.fsspec import LuciolaFileSystem
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b.weight": torch.ones(1000, 50, dtype=torch.bfloat16)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def closed(shared_cluster: LocalCluster) -> Iterator[None]:
-    yield
-    close_locations()
-
-
-@pytest.fixture
-def fs(shared_cluster: LocalCluster) -> LuciolaFileSystem:
-    return LuciolaFileSystem(shared_cluster.data)
-
-
-@pytest.fixture
-def top(fs: LuciolaFileSystem) -> Iterator[str]:
-    path = f"/ecosystem-{uuid4().hex}"
-    fs.mkdir(path)
-    yield path
-    fs.rm(path, recursive=True)
+pytestmark = pytest.mark.usefixtures("locations")
 
 
 class Files(Dataset[int]):
