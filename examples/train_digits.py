@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +35,7 @@ BATCH: Final = 64
 PIECE: Final = 8  # samples whose gradients are computed at once
 TRAINING: Final = 1500  # of 1797 digits; the rest tells how good the result is
 SEED: Final = 7
+CHECKPOINT_EVERY: Final = 10  # steps
 
 
 def main() -> None:
@@ -43,11 +45,8 @@ def main() -> None:
         demo(options)
     elif options.command == "pack":
         pack(options.directory)
-    elif options.ranks == 1:
-        train(0, options, None)
     else:
-        with tempfile.TemporaryDirectory() as meeting:
-            start_processes(train, (options, f"{meeting}/store"), nprocs=options.ranks, start_method="fork")
+        start_training(options)
 
 
 def parse() -> argparse.Namespace:
@@ -63,7 +62,7 @@ def parse() -> argparse.Namespace:
     three.add_argument("out")
     three.add_argument("--data", required=True)
     three.add_argument("--ranks", type=int, choices=(1, 2, 4, 8), default=2)
-    three.add_argument("--checkpoint-every", type=int, default=10, help="steps")
+    three.add_argument("--checkpoint-every", type=int, default=CHECKPOINT_EVERY, help="steps")
     three.add_argument(
         "--kill", type=int, nargs=2, metavar=("STEP", "PID"), help="SIGKILL after that step, PID too"
     )
@@ -191,6 +190,15 @@ class Training:
                 print(f"going on after step {len(self.losses)}: epoch {epoch}, sample {sample}", flush=True)
 
 
+def start_training(options: argparse.Namespace) -> None:
+    """With as many processes as `ranks`."""
+    if options.ranks == 1:
+        train(0, options, None)
+    else:
+        with tempfile.TemporaryDirectory() as meeting:
+            start_processes(train, (options, f"{meeting}/store"), nprocs=options.ranks, start_method="fork")
+
+
 def train(rank: int, options: argparse.Namespace, meeting: str | None) -> None:
     """One process of a training."""
     if meeting is not None:
@@ -235,6 +243,7 @@ def demo(options: argparse.Namespace) -> None:
 
 def compare(data: Path, options: argparse.Namespace) -> None:
     cluster = f"luciola://{data}!"
+    torch.optim.Adam([torch.zeros(1)])  # the first one imports for seconds: here once, for all that is forked
     pack(f"{cluster}/digits")
     run_training(cluster, "unstopped", options, ranks=2)
     steps = TRAINING // BATCH * options.epochs
@@ -262,21 +271,31 @@ def run_training(
     cluster: str, name: str, options: argparse.Namespace, *, ranks: int, kill: tuple[int, int] | None = None
 ) -> list[str]:
     """The lines that it printed. `kill`: the step after which it is killed, and a process that is killed with it."""
-    command = [
-        sys.executable, __file__, "train", f"{cluster}/{name}", "--data", f"{cluster}/digits",
-        "--ranks", str(ranks), "--epochs", str(options.epochs),
-    ]  # fmt: skip
-    if kill is not None:
-        command += ["--kill", *map(str, kill)]
+    training = argparse.Namespace(
+        out=f"{cluster}/{name}", data=f"{cluster}/digits", ranks=ranks,
+        epochs=options.epochs, checkpoint_every=CHECKPOINT_EVERY, kill=kill,
+    )  # fmt: skip
+    output, end = os.pipe()
+    process = get_context("fork").Process(target=train_apart, args=(training, end))
+    process.start()
+    os.close(end)
     lines: list[str] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
+    with open(output) as told:
+        for line in told:
             print(f"{name}, {ranks} processes: {line}", end="")
             lines.append(line)
-    if process.returncode != (0 if kill is None else -signal.SIGKILL):
-        sys.exit(f"the training {name!r} ended with {process.returncode}")
+    process.join()
+    if process.exitcode != (0 if kill is None else -signal.SIGKILL):
+        sys.exit(f"the training {name!r} ended with {process.exitcode}")
     return lines
+
+
+def train_apart(options: argparse.Namespace, output: int) -> None:
+    """A training in a process group of its own, which can be killed as a whole, and prints into a pipe."""
+    os.setsid()
+    os.dup2(output, sys.stdout.fileno())
+    os.close(output)
+    start_training(options)
 
 
 def storage_node(data: Path) -> int:
