@@ -480,6 +480,73 @@ def refused(rank: int, size: int) -> list[tuple[str, str]]:
     return errors
 
 
+def refused_alone(rank: int, size: int, *, nodes: int, transport: str) -> list[Any]:
+    """One rank after the other refuses what it is given; then all go on, to the next such call."""
+    with using_layer("reference"):
+        buffer = make(rank, size, nodes=nodes, transport=transport)
+        made = world(size, tokens=[6], experts=16, topk=4, routing="random", seed=9)
+        x, (routing, options), learnt = made.x[rank], _arguments(buffer, made), []
+        got, _, _, _, handle, _ = buffer.dispatch(x, **routing, **options)
+        for odd in range(size):
+            for call in ("dispatch", "cached", "combine"):
+                is_odd = rank == odd
+                try:
+                    if call == "dispatch":
+                        buffer.dispatch(x.float() if is_odd else x, **routing, **options)
+                    elif call == "cached":
+                        buffer.dispatch(x[:1] if is_odd else x, handle=handle)
+                    else:
+                        buffer.combine(got[:0] if is_odd else got, handle)
+                except (CommunicationError, ValueError, TypeError) as error:
+                    learnt.append((type(error).__name__, str(error), getattr(error, "peer", -1)))
+            _same(buffer.dispatch(x, **routing, **options)[0], got)
+        buffer.destroy()
+    return learnt
+
+
+class Communicator:
+    """What is asked of a communicator of mpi4py, over a process group."""
+
+    def Get_rank(self) -> int:  # noqa: N802 (mpi4py's)
+        return dist.get_rank()
+
+    def Get_size(self) -> int:  # noqa: N802 (mpi4py's)
+        return dist.get_world_size()
+
+    def allgather(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+        return values
+
+
+def by_communicator(rank: int, size: int) -> tuple[str, str]:
+    """Both modes with `comm` instead of a group; and what messages say of it."""
+    with using_layer("reference"):
+        made = world(size, tokens=[9, 30], experts=16, topk=4, routing="holes", seed=2)
+        x, idx, weights = made.x[rank], made.topk_idx[rank], made.topk_weights[rank]
+        hint = Buffer.get_low_latency_rdma_size_hint(30, 128, size, made.experts)
+        buffer = Buffer(
+            None, 1 << 20, hint, low_latency_mode=True, explicitly_destroy=True, comm=Communicator(),
+            device="cpu", timeout_s=60.0,
+        )  # fmt: skip
+        routing, options = _arguments(buffer, made)
+        got, _, _, _, handle, _ = buffer.dispatch(x, **routing, **options)
+        _same(got, reference.dispatched(made.x, made.member, rank))
+        rows = [reference.dispatched(made.x, made.member, each) for each in range(size)]
+        _same(buffer.combine(got, handle)[0], reference.combined(rows, made.member, rank))
+        low, _, low_handle, _, _ = buffer.low_latency_dispatch(x, idx, 30, made.experts, use_fp8=False)
+        back, _, _ = buffer.low_latency_combine(low, idx, weights, low_handle)
+        shares = torch.where(idx >= 0, weights, 0.0).sum(1, keepdim=True)
+        assert torch.allclose(back.float(), x.float() * shares, rtol=1 / 64, atol=1 / 64)
+        name = buffer.transport.name
+        buffer.destroy()
+        try:
+            Buffer(None, 1 << 20, comm=Communicator(), transport="messages", device="cpu")
+        except ValueError as error:
+            return name, str(error)
+    raise AssertionError("messages need a store")
+
+
 def worst_is_too_small(rank: int, size: int) -> list[str]:
     """More tokens come to rank 0 than it has said; the next call works on all ranks."""
     with using_layer("reference"):

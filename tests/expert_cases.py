@@ -16,6 +16,7 @@ from low_latency_cases import (
     low_latency_killed,
     low_latency_many_turns,
     low_latency_original,
+    low_latency_refused,
     low_latency_shrinking,
     low_latency_two_alive,
 )
@@ -115,6 +116,7 @@ __all__ = [
     "low_latency_killed",
     "low_latency_many_turns",
     "low_latency_original",
+    "low_latency_refused",
     "low_latency_shrinking",
     "low_latency_two_alive",
     "moe_decoding",

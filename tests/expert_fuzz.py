@@ -14,7 +14,7 @@ from expert_inputs import Call, inputs
 from luciola.plugins.deepep.buffer import Buffer
 from luciola.plugins.deepep.quantize import calc_diff, cast_from_fp8, cast_to_fp8
 
-HIDDEN = (128, 256, 384, 512, 1024)
+HIDDEN = (128, 128, 128, 256, 256, 384, 512, 1024)
 COMBINE_DIFF = {"bf16": 1e-5, "logfmt": 1e-4, "fp8": 9e-4}
 """`calc_diff` of the answer to one that was computed without a cast: the original's, but for LogFMT. There the original
 allows 1e-5 for inputs around 0.1, which its measure compares after adding one; these are around 1."""
@@ -25,7 +25,8 @@ def random_call(seed: int, ranks: int, *, tokens_max: int = 6) -> Call:
     choose = random.Random(seed)
     most = 512 // ranks
     least = max(1, 8 // ranks)
-    local = choose.choice([least, most, choose.randint(least, most), choose.randint(least, min(most, 8))])
+    few = choose.randint(least, min(most, 8))
+    local = choose.choice([least, few, few, few, choose.randint(least, most), most])
     experts = local * ranks
     fp8 = choose.random() < 0.5
     round_scale = fp8 and choose.random() < 0.5
@@ -101,11 +102,11 @@ def check_low_latency(buffer: Buffer, call: Call) -> None:
     assert torch.equal(rows[expert, line].view(torch.uint8), values)
     if scales is not None:
         assert torch.equal(scales[expert, line], torch.cat([each[1] for each in cast])[at])
-    plain = cast_from_fp8(rows, scales) if scales is not None else rows
-    answers = torch.full_like(plain, float("nan"))
-    answers[expert, line] = (plain[expert, line].float() * factors(expert + rank * local).unsqueeze(1)).to(
-        torch.bfloat16
-    )
+    plain = rows[expert, line]
+    if scales is not None:
+        plain = cast_from_fp8(plain, scales[expert, line])
+    answers = torch.full(rows.shape, float("nan"), dtype=torch.bfloat16)
+    answers[expert, line] = (plain.float() * factors(expert + rank * local).unsqueeze(1)).to(torch.bfloat16)
     given = answers
     if call.zero_copy:
         buffer.get_next_low_latency_combine_buffer(got.handle)[:] = answers

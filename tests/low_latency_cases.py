@@ -241,6 +241,32 @@ def low_latency_disagreeing(rank: int, size: int) -> tuple[str, str]:
 
 
 @on_host
+def low_latency_refused(rank: int, size: int, *, name: str) -> list[tuple[str, str, int]]:
+    """One rank after the other refuses what it is given, dispatch and combine; the calls between work."""
+    mode = opened(size_hint(2, 128, size, size), name=name)
+    x, topk = torch.ones(1, 128, dtype=torch.bfloat16), torch.arange(size).view(1, size)
+    weights, learnt = torch.ones(1, size), []
+    for odd in range(size):
+        is_odd = rank == odd
+        try:
+            mode.dispatch(x.float() if is_odd else x, topk, 2, size, use_fp8=False)
+        except (ValueError, TypeError) as error:
+            learnt.append((type(error).__name__, str(error), getattr(error, "peer", -1)))
+        for _ in range(3):  # an odd number: the next refusal is on the other half
+            got = mode.dispatch(x, topk, 2, size, use_fp8=False)
+            assert got.counts.tolist() == [size]
+        try:
+            mode.combine(got.x[:, :1] if is_odd else got.x, topk, weights, got.handle)
+        except (ValueError, TypeError) as error:
+            learnt.append((type(error).__name__, str(error), getattr(error, "peer", -1)))
+        combined = mode.combine(got.x, topk, weights, got.handle).x
+        assert combined.tolist() == [[float(size)] * 128]
+    mode.transport.barrier()
+    mode.transport.close()
+    return learnt
+
+
+@on_host
 def low_latency_killed(rank: int, size: int, *, bad: int, name: str) -> tuple[str, str, int]:
     """One rank dies between dispatch and combine."""
     mode = opened(size_hint(1, 128, size, size), name=name)

@@ -20,7 +20,7 @@ from datetime import timedelta
 from typing import Any
 
 CASE_S = 250.0
-"""After so long the ranks of a case are killed, and their results are missing."""
+"""After so long the ranks of a case are killed, and their results are missing, unless another limit is given."""
 
 
 @dataclass
@@ -47,11 +47,11 @@ class Ranks:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TORCH_CPP_LOG_LEVEL": "ERROR"},
         )
 
-    def run(self, case: str, size: int, **arguments: Any) -> list[Answer]:
+    def run(self, case: str, size: int, *, limit_s: float = CASE_S, **arguments: Any) -> list[Answer]:
         """One process for each rank, each calling the function named `case` with its rank, size and arguments."""
         assert self._parent.stdin is not None
         assert self._parent.stdout is not None
-        _write(self._parent.stdin.fileno(), pickle.dumps((case, size, arguments)))
+        _write(self._parent.stdin.fileno(), pickle.dumps((case, size, limit_s, arguments)))
         return pickle.loads(_read(self._parent.stdout.fileno()))
 
     def close(self) -> None:
@@ -90,20 +90,20 @@ def serve(module: str) -> None:
     os.dup2(2, 1)  # what libraries print must not be taken for a frame
     while True:
         try:
-            case, size, arguments = pickle.loads(_read(0))
+            case, size, limit_s, arguments = pickle.loads(_read(0))
         except EOFError:
             return
-        _write(answers, pickle.dumps(_run(getattr(cases, case), size, arguments)))
+        _write(answers, pickle.dumps(_run(getattr(cases, case), size, limit_s, arguments)))
 
 
-def _run(case: Any, size: int, arguments: dict[str, Any]) -> list[Answer]:
+def _run(case: Any, size: int, limit_s: float, arguments: dict[str, Any]) -> list[Answer]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     children = [_fork(case, rank, size, port, arguments) for rank in range(size)]
     texts: dict[int, bytes] = dict.fromkeys((fd for _, fd in children), b"")
     open_fds = set(texts)
-    deadline = time.monotonic() + CASE_S
+    deadline = time.monotonic() + limit_s
     while open_fds and time.monotonic() < deadline:
         for fd in select.select(list(open_fds), [], [], 0.5)[0]:
             part = os.read(fd, 1 << 16)

@@ -20,6 +20,11 @@ __all__ = [
     "flag_raise",
     "flag_wait",
     "rdma_ports",
+    "rows_cast",
+    "rows_copy",
+    "rows_pack_logs",
+    "rows_sum",
+    "rows_unpack_logs",
 ]
 
 __version__: str
@@ -60,6 +65,51 @@ def rdma_ports(
 ) -> tuple[list[tuple[str, int, str, str, int, int]], list[tuple[str, str]], str]:
     """The ports that connections can use (device, port, link layer, GID, its index, MTU), what cannot be used and why,
     and why there is nothing at all ("" if there is)."""
+
+def rows_cast(
+    values: WriteableBuffer, scales: WriteableBuffer, source: ReadableBuffer, *, round_scale: bool
+) -> None:
+    """Casts bfloat16 to e4m3 with a float32 scale for each 128 channels, without the GIL.
+
+    All are two-dimensional buffers of bytes, contiguous along their rows, which may lie apart. A scale is the largest
+    magnitude / 448, or with `round_scale` the next power of two.
+    """
+
+def rows_copy(
+    target: WriteableBuffer,
+    source: ReadableBuffer,
+    *,
+    target_rows: ReadableBuffer | None = None,
+    source_rows: ReadableBuffer | None = None,
+) -> None:
+    """Copies rows, those that the int64 numbers name or all, without the GIL. Buffers are as those of `rows_cast`.
+
+    Raises: ValueError for numbers of no row, before anything is copied.
+    """
+
+def rows_pack_logs(target: WriteableBuffer, source: ReadableBuffer, logs: ReadableBuffer) -> None:
+    """Packs bfloat16 as ten bits a channel, without the GIL: see LogFMT in `plugins/deepep/quantize.py`.
+
+    `logs`: log2 of all 32,768 magnitudes of bfloat16, as float32. Rows of `target`: codes, then (least, step) of each
+    128 channels.
+    """
+
+def rows_sum(
+    target: WriteableBuffer,
+    parts: Sequence[ReadableBuffer],
+    places: ReadableBuffer,
+    weights: ReadableBuffer | None = None,
+    *,
+    number: Literal["bfloat16", "float32"] | str,
+) -> None:
+    """Fills row t of `target` with the sum of rows `places[t, p]` of each part p, times `weights[t, p]`, in float32.
+
+    Places (int64) below zero add nothing. Buffers are as those of `rows_cast`; places and weights (float32) are flat.
+    Raises: ValueError for places of no row, before anything is written.
+    """
+
+def rows_unpack_logs(logs: WriteableBuffer, signs: WriteableBuffer, source: ReadableBuffer) -> None:
+    """Unpacks them to float32: the logarithm of each magnitude, minus infinity for zero, and 1 or -1."""
 
 @final
 class Client:

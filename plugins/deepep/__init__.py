@@ -10,6 +10,7 @@
     normal         dispatch and combine on one node, made of `layout` and `exchange`
     two_hop        the same over several nodes
     low_latency    low-latency mode
+    rows results   rows of CPU tensors moved, summed and cast by the native module; memory that results are made in
     moe            a mixture-of-experts layer made of this, DeepGEMM, EPLB and weights
     quantize       what travels in fewer bytes: FP8 and LogFMT
     traffic        tokens to each rank and expert, for EPLB

@@ -6,6 +6,8 @@ where the transport's regions are, and are brought there and back if they come f
 """
 
 import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Final
 
 import torch
@@ -18,7 +20,7 @@ from . import layout, normal, settings, two_hop
 from .config import Config, combine_config, dispatch_config
 from .event import EventHandle, EventOverlap
 from .exchange import SLOTS_EACH, Exchange
-from .failure import CommunicationError
+from .failure import CommunicationError, refused
 from .low_latency.methods import LowLatencyMethods
 from .normal import Handle, Received, Tokens
 from .transport.choose import open_transport
@@ -96,6 +98,11 @@ class Buffer(LowLatencyMethods):
             name=name,
             timeout_s=settings.timeout_s() if timeout_s is None else timeout_s,
         )
+        if not self.transport.crosses_nodes:
+            if self.num_nodes > 1 and wanted is not None:
+                self.transport.close()
+                refuse("ranks_per_node", wanted, f"all ranks are one node over {self.transport}")
+            self.ranks_per_node = self.group_size
         self._nodes: two_hop.Nodes | None = None
         self._exchange: Exchange | None = None
         self._connect()
@@ -233,31 +240,32 @@ class Buffer(LowLatencyMethods):
         there are so many rows, those without a token have -1, and the list is empty. With `handle`, tokens go where
         those of the dispatch that made it went: (recv_x, None, None, None, None, event).
         """
-        _begin(previous_event, async_finish, allocate_on_comm_stream)
-        config = self.get_dispatch_config(self.group_size) if config is None else config
-        tokens = self._tokens(x, topk_idx, topk_weights)
+        with self._telling("dispatch"):
+            _begin(previous_event, async_finish, allocate_on_comm_stream)
+            config = self.get_dispatch_config(self.group_size) if config is None else config
+            tokens = self._tokens(x, topk_idx, topk_weights)
+            if handle is not None:
+                assert topk_idx is None and topk_weights is None, "a handle has the routing already"  # noqa: PT018
+                self._check_handle(handle, tokens=len(tokens.x))
+            else:
+                member, counts = self._routing(
+                    tokens,
+                    num_tokens_per_rank,
+                    num_tokens_per_rdma_rank,
+                    is_token_in_rank,
+                    num_tokens_per_expert,
+                )
+                if expert_alignment < 1:
+                    refuse("expert_alignment", expert_alignment, "it must be positive")
+                if num_worst_tokens < 0:
+                    refuse("num_worst_tokens", num_worst_tokens, "it must not be negative")
         home = x[0].device if isinstance(x, tuple | list) else x.device
         if handle is not None:
-            assert topk_idx is None and topk_weights is None, "a handle has the routing already"  # noqa: PT018
-            self._check_handle(handle, tokens=len(tokens.x))
             if self._nodes is None:
                 came = normal.cached_dispatch(self._one_node(), tokens, Handle(*handle))
             else:
                 came = two_hop.cached_dispatch(self._nodes, tokens, _two_hops(handle))
             return _pair(came, home), None, None, None, None, _end(async_finish)
-        assert num_tokens_per_rank is not None, "without a handle, give num_tokens_per_rank"
-        assert is_token_in_rank is not None, "without a handle, give is_token_in_rank"
-        assert num_tokens_per_expert is not None, "without a handle, give num_tokens_per_expert"
-        if self._nodes is not None:
-            assert num_tokens_per_rdma_rank is not None, "several nodes: give num_tokens_per_rdma_rank"
-        member = self._here(is_token_in_rank)
-        counts = self._check_layout(len(tokens.x), member, num_tokens_per_rank, num_tokens_per_expert)
-        if expert_alignment < 1:
-            refuse("expert_alignment", expert_alignment, "it must be positive")
-        if num_worst_tokens < 0:
-            refuse("num_worst_tokens", num_worst_tokens, "it must not be negative")
-        if tokens.topk_idx is not None:
-            layout.check_indices(tokens.topk_idx, len(counts))
         rows = num_worst_tokens or None
         if self._nodes is None:
             channels = max(config.num_sms // 2, 1)
@@ -282,19 +290,20 @@ class Buffer(LowLatencyMethods):
         x (N, H) bfloat16, in the order of what was dispatched. topk_weights (N, K) float32 are summed likewise. bias
         (T, H) is added. Returns combined_x (T, H) bfloat16, combined_topk_weights (T, K) or None, event.
         """
-        _begin(previous_event, async_finish, allocate_on_comm_stream)
-        assert config is None or config.num_sms % 2 == 0, "The SM count must be even"
-        _check_rows(x, "x", (torch.bfloat16,))
-        tokens, rows = self._check_handle(handle)
-        if len(x) < rows:
-            refuse("x", f"of {len(x)} rows", f"{rows} tokens have come by the dispatch of this handle")
-        columns = [self._here(x)]
-        if topk_weights is not None:
-            _check_rows(topk_weights, "topk_weights", (torch.float32,), alignment=4)
-            if len(topk_weights) != len(x):
-                refuse("topk_weights", f"of {len(topk_weights)} rows", f"x has {len(x)}")
-            columns.append(self._here(topk_weights))
-        biases = [self._here(each) for each in _biases(bias, (tokens, x.shape[1]))]
+        with self._telling("combine"):
+            _begin(previous_event, async_finish, allocate_on_comm_stream)
+            assert config is None or config.num_sms % 2 == 0, "The SM count must be even"
+            _check_rows(x, "x", (torch.bfloat16,))
+            tokens, rows = self._check_handle(handle)
+            if len(x) < rows:
+                refuse("x", f"of {len(x)} rows", f"{rows} tokens have come by the dispatch of this handle")
+            columns = [self._here(x)]
+            if topk_weights is not None:
+                _check_rows(topk_weights, "topk_weights", (torch.float32,), alignment=4)
+                if len(topk_weights) != len(x):
+                    refuse("topk_weights", f"of {len(topk_weights)} rows", f"x has {len(x)}")
+                columns.append(self._here(topk_weights))
+            biases = [self._here(each) for each in _biases(bias, (tokens, x.shape[1]))]
         if self._nodes is None:
             out = normal.combine(self._one_node(), columns, Handle(*handle), biases)
         else:
@@ -311,6 +320,21 @@ class Buffer(LowLatencyMethods):
         return self.combine(*arguments, **options)
 
     # -- parts --
+
+    @contextmanager
+    def _telling(self, call: str) -> Iterator[None]:
+        """Arguments are looked at inside. If they are refused, the others learn it where they wait for this rank."""
+        try:
+            yield
+        except (ValueError, TypeError, AssertionError) as error:
+            told = refused(error, rank=self.rank, phase=f"{call}: arguments")
+            for exchange in (self._exchange, *self._hops()):
+                if exchange is not None:
+                    exchange.refuse(told)
+            raise
+
+    def _hops(self) -> tuple[Exchange, ...]:
+        return () if self._nodes is None else (self._nodes.across, self._nodes.within)
 
     def _connect(self) -> None:
         size, nvl, rdma = self.ranks_per_node, self.num_nvl_bytes, self.num_rdma_bytes
@@ -333,6 +357,26 @@ class Buffer(LowLatencyMethods):
 
     def _here(self, x: Tensor) -> Tensor:
         return x.to(self.transport.device)
+
+    def _routing(
+        self,
+        tokens: Tokens,
+        per_rank: Tensor | None,
+        per_node: Tensor | None,
+        is_token_in_rank: Tensor | None,
+        per_expert: Tensor | None,
+    ) -> tuple[Tensor, list[int]]:
+        """Which token goes to which rank, and tokens for each expert."""
+        assert per_rank is not None, "without a handle, give num_tokens_per_rank"
+        assert is_token_in_rank is not None, "without a handle, give is_token_in_rank"
+        assert per_expert is not None, "without a handle, give num_tokens_per_expert"
+        if self._nodes is not None:
+            assert per_node is not None, "several nodes: give num_tokens_per_rdma_rank"
+        member = self._here(is_token_in_rank)
+        counts = self._check_layout(len(tokens.x), member, per_rank, per_expert)
+        if tokens.topk_idx is not None:
+            layout.check_indices(tokens.topk_idx, len(counts))
+        return member, counts
 
     def _tokens(self, x: Any, topk_idx: Tensor | None, topk_weights: Tensor | None) -> Tokens:
         values, scales = x if isinstance(x, tuple | list) else (x, None)

@@ -19,7 +19,7 @@ receiver. Either way facts and counts come with the first rows, so that a small 
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -28,9 +28,10 @@ from torch import Tensor
 
 from ..kernels.errors import BadArgument, refuse
 from . import moves
-from .failure import CommunicationError, RanksDisagree, decode
+from .failure import REASON_MAX, CommunicationError, RanksDisagree, decode
 from .moves import Rows
 from .notes import NOTE_BYTES, Fact, Notes
+from .results import Results
 from .transport.interface import Span, Transport
 
 READY, DONE = 0, 1
@@ -75,6 +76,9 @@ class _Plan:
         return first, last
 
 
+NOTHING: Final = _Plan([], [], 1)
+
+
 class _Places:
     """Hands out the places of rows that come in order."""
 
@@ -109,6 +113,7 @@ class Exchange:
         self._segment_bytes = self._half_bytes // (1 if self._mapped else self.size) // ALIGNMENT * ALIGNMENT
         self._slot = slot
         self._turn = 0
+        self._results = Results()
 
     def deliver(  # noqa: PLR0913 (most have defaults)
         self,
@@ -178,7 +183,7 @@ class Exchange:
         tokens = len(member)
         plan = self._plan(columns, rows_per_token=self.size if self._mapped else 1)
         lengths = matrix[:, self.me].tolist()
-        results = [each.new_empty((tokens, *each.shape[1:])) for each in columns]
+        results = [self._results.empty((tokens, *each.shape[1:]), each) for each in columns]
         turn, turns = 0, 1
         with self._all_or_nothing(phase):
             while turn < turns:
@@ -201,16 +206,22 @@ class Exchange:
 
     def disagree(self, error: RanksDisagree, *, phase: str) -> None:
         """Tells what was found elsewhere to ranks that wait for this one here. Raises: it, on all of them."""
-        notes = Notes(
-            self._turn + 1,
-            0,
-            0,
-            [0] * self.size,
-            [0] * self.size,
-            [],
-            {DISAGREEMENT: error.encode().decode()},
-        )
-        self._swap(_Plan([], [], 1), [slice(0, 0)] * self.size, notes, phase=phase, at=[0] * self.size)
+        self._swap(NOTHING, self._no_rows(), self._dissent(error), phase=phase, at=[0] * self.size)
+
+    def refuse(self, error: RanksDisagree) -> None:
+        """Lets the call that the others make here end with this error. It counts as a call of this rank too.
+
+        It waits for the others only where they have not answered the call before the last one. Where a transport needs
+        all ranks, nothing is told.
+        """
+        if not self.transport.signals_alone:
+            return
+        with suppress(CommunicationError):  # this rank has an error of its own to raise
+            self._wait_for_room(error.phase)
+            notes = self._dissent(error)
+            self._turn += 1
+            self._show(NOTHING, self._no_rows(), notes, at=[0] * self.size, once=False)
+            self._end_turn()
 
     # -- a turn --
 
@@ -228,12 +239,23 @@ class Exchange:
 
         `at`: where a rank's rows begin in the columns; `once`: they are the same for all.
         """
+        self._wait_for_room(phase)
         self._turn += 1
-        if self._turn > 2:
-            for peer in self._others:
-                self.transport.wait(
-                    self.ranks[peer], self._slot + DONE, self._turn - 2, what=f"{phase}: waiting for room"
-                )
+        self._show(plan, parts, notes, at=at, once=once)
+        return self._agree(
+            [notes if each == self.me else self._read(each, phase) for each in range(self.size)], phase
+        )
+
+    def _wait_for_room(self, phase: str) -> None:
+        """For the next turn."""
+        for peer in self._others if self._turn >= 2 else ():
+            self.transport.wait(
+                self.ranks[peer], self._slot + DONE, self._turn - 1, what=f"{phase}: waiting for room"
+            )
+
+    def _show(
+        self, plan: _Plan, parts: Sequence[Rows], notes: Notes, *, at: Sequence[int], once: bool
+    ) -> None:
         data = torch.frombuffer(notes.encode(), dtype=torch.uint8).to(self.transport.device)
         start = self._segment(self.me)
         for number, peer in enumerate(self._others):
@@ -248,9 +270,13 @@ class Exchange:
             spans: list[Span] = [(start, len(data))]
             spans += [(start + begin, width) for begin, width in zip(plan.starts, widths, strict=True)]
             self.transport.signal(self.ranks[peer], self._slot + READY, self._turn, spans=spans)
-        return self._agree(
-            [notes if each == self.me else self._read(each, phase) for each in range(self.size)], phase
-        )
+
+    def _no_rows(self) -> list[Rows]:
+        return [slice(0, 0)] * self.size
+
+    def _dissent(self, error: RanksDisagree) -> Notes:
+        none, facts = [0] * self.size, {DISAGREEMENT: error.encode().decode()}
+        return Notes(self._turn + 1, 0, 0, none, none, [], facts)
 
     def _end_turn(self) -> None:
         for peer in self._others:
@@ -368,7 +394,7 @@ class Exchange:
         count = max(int(matrix[:, self.me].sum()), rows or 0)
         return Delivery(
             matrix,
-            [each.new_empty((count, *each.shape[1:])) for each in columns],
+            [self._results.empty((count, *each.shape[1:]), each) for each in columns],
             numbers.new_empty(count),
             [each.extra for each in seen],
             [each.tokens for each in seen],
@@ -389,7 +415,9 @@ class Exchange:
         except CommunicationError:
             raise
         except BaseException as error:
-            what = f"rank {self.transport.rank} has left the call: {type(error).__name__}: {error}"[:500]
+            what = f"rank {self.transport.rank} has left the call: {type(error).__name__}: {error}"[
+                :REASON_MAX
+            ]
             rank = self.transport.rank
             self.transport.fail(CommunicationError(what, rank=rank, phase=phase, peer=rank))
             raise

@@ -10,6 +10,10 @@ PeerTimeout the buffer can only be destroyed; after RanksDisagree it can be used
 """
 
 import json
+from typing import Final
+
+REASON_MAX: Final = 500
+"""Letters of another exception's text that travel."""
 
 
 class CommunicationError(RuntimeError):
@@ -42,6 +46,12 @@ class RanksDisagree(CommunicationError, ValueError):
     """Ranks call with arguments that do not fit together."""
 
 
+def refused(error: Exception, *, rank: int, phase: str) -> RanksDisagree:
+    """What other ranks get if one of them does not take part in a call, for the arguments that it was given there."""
+    what = f"rank {rank} has refused its arguments: {type(error).__name__}: {error}"
+    return RanksDisagree(what[:REASON_MAX], rank=rank, phase=phase, peer=rank)
+
+
 def decode(data: bytes) -> CommunicationError:
     """What another rank has encoded."""
     name, what, rank, phase, peer = json.loads(data)
@@ -49,4 +59,12 @@ def decode(data: bytes) -> CommunicationError:
     return classes[name](what, rank=rank, phase=phase, peer=peer)
 
 
-__all__ = ["CommunicationError", "PeerLost", "PeerTimeout", "RanksDisagree", "decode"]
+__all__ = [
+    "REASON_MAX",
+    "CommunicationError",
+    "PeerLost",
+    "PeerTimeout",
+    "RanksDisagree",
+    "decode",
+    "refused",
+]

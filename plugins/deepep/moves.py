@@ -1,21 +1,19 @@
-"""Rows from one place to another, and sums of rows: by torch, or by the Triton kernels.
+"""Rows from one place to another, and sums of rows: by the native module, or by the Triton kernels.
 
 Which of them is said by `plugins/kernels/layers.py`. Both read and write the same bytes, so ranks may differ in it.
 """
 
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..kernels.layers import layer_for
+from . import rows as native
 
 Rows: TypeAlias = Tensor | slice
 """Numbers of rows (int64), or a range of them."""
-
-REDUCE_TOKENS: Final = 64
-"""Tokens summed at a time, so that their float32 sums stay in a cache."""
 
 
 def length(rows: Rows) -> int:
@@ -34,15 +32,16 @@ def take(out: Tensor, source: Tensor, rows: Rows) -> None:
     """out[i] = source[rows[i]]. Both contiguous and of one dtype, rows of any shape."""
     if not length(rows) or not out.numel():
         return
-    words, out_words = _words(source), _words(out)
     if layer_for(out) == "triton":
         from . import launch
 
-        launch.take(out_words, words, rows)
+        launch.take(_words(out), _words(source), rows)
     elif isinstance(rows, slice):
-        out_words.copy_(words[rows])
+        out.copy_(source[rows])
+    elif out.device.type == "cpu":
+        native.copy(_flat(out), _flat(source), source_rows=rows)
     else:
-        torch.index_select(words, 0, rows, out=out_words)
+        torch.index_select(_words(source), 0, rows, out=_words(out))
 
 
 def reduce(out: Tensor, parts: Sequence[Tensor], member: Tensor, *, bias: Sequence[Tensor] = ()) -> None:
@@ -57,22 +56,26 @@ def reduce(out: Tensor, parts: Sequence[Tensor], member: Tensor, *, bias: Sequen
         from . import launch
 
         launch.reduce(out, parts, member, bias)
-        return
-    cursors = [0] * len(parts)
-    for start in range(0, len(out), REDUCE_TOKENS):
-        block = member[start : start + REDUCE_TOKENS]
-        total = torch.zeros(len(block), out.shape[1], dtype=torch.float32, device=out.device)
-        for each in bias:
-            total += each[start : start + len(block)]
-        for rank, rows in enumerate(parts):
-            tokens = torch.nonzero(block[:, rank]).view(-1)
-            here = rows[cursors[rank] : cursors[rank] + len(tokens)]
-            cursors[rank] += len(tokens)
-            if len(tokens) == len(block):
-                total += here
-            elif len(tokens):
-                total.index_add_(0, tokens, here.float())
-        out[start : start + len(block)] = total
+    elif native.can_sum(out):
+        places = torch.where(member, member.cumsum(0) - 1, -1)
+        every = torch.arange(len(out)).unsqueeze(1).expand(-1, len(bias))
+        native.sum_into(out, [*bias, *parts], torch.cat([every, places], 1))
+    else:
+        _reduce(out, parts, member, bias)
+
+
+def _reduce(out: Tensor, parts: Sequence[Tensor], member: Tensor, bias: Sequence[Tensor]) -> None:
+    """`reduce` by torch, on any device."""
+    total = torch.zeros(out.shape, dtype=torch.float32, device=out.device)
+    for each in bias:
+        total += each
+    for rank, rows in enumerate(parts):
+        total.index_add_(0, torch.nonzero(member[:, rank]).view(-1), rows.float())
+    out.copy_(total)
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.view(len(x), -1)
 
 
 def _words(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ other CPU tensors                                 reference
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import cache
 from importlib.util import find_spec
 from typing import Final
 
@@ -85,7 +86,7 @@ def on_device(tensor: torch.Tensor) -> AbstractContextManager[object]:
 
 def is_interpreting() -> bool:
     """Whether Triton kernels of this process run in the interpreter: Triton reads TRITON_INTERPRET once for each."""
-    if find_spec("triton") is None:
+    if not _has_triton():
         return False
     from triton import knobs
 
@@ -94,7 +95,7 @@ def is_interpreting() -> bool:
 
 def state() -> str:
     """One line about this machine, for `luciola plugins`."""
-    if find_spec("triton") is None:
+    if not _has_triton():
         return "no Triton: reference operators on the CPU"
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
@@ -102,6 +103,11 @@ def state() -> str:
     if is_interpreting():
         return "no CUDA device: Triton kernels in the interpreter"
     return "no CUDA device: reference operators on the CPU"
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 __all__ = [

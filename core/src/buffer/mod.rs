@@ -11,7 +11,8 @@
 //! - B3 A region never shrinks (`F_SEAL_SHRINK`, checked before a peer's memory is mapped), so that touching it
 //!   cannot raise SIGBUS.
 //!
-//! [`Flag`] is the one word that is looked at more than once: processes that share memory wait for it.
+//! [`Flag`] is the one word that is looked at more than once: processes that share memory wait for it. [`rows`] moves
+//! and sums rows in such memory.
 //!
 //! This is one of the few modules where `unsafe` is allowed.
 #![allow(unsafe_code)]
@@ -20,6 +21,7 @@ mod flag;
 mod placement;
 mod pool;
 mod region;
+pub mod rows;
 
 pub use flag::Flag;
 pub use placement::{

@@ -11,6 +11,7 @@ mod memory;
 pub mod mount;
 mod rdma;
 mod ring;
+mod rows;
 pub mod server;
 
 use pyo3::prelude::*;
@@ -22,5 +23,6 @@ fn luciola_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     client::register(module)?;
     mount::register(module)?;
     rdma::register(module)?;
+    rows::register(module)?;
     server::register(module)
 }

@@ -1,4 +1,4 @@
-"""Low-latency mode in torch, for ranks that share host memory: what the kernels do, whole calls at a time.
+"""Low-latency mode for ranks that share host memory: what the kernels do, whole calls at a time.
 
 `memories` are the shared regions, a flat uint8 tensor for each rank; `active` the ranks that take part.
 """
@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import refuse
-from ...kernels.quantize import pack_ue8m0_to_int
-from ..quantize import cast_to_fp8, from_logfmt, to_logfmt
+from ...kernels.quantize import align, pack_ue8m0_to_int
+from .. import rows as native
 from .layout import HEADER_BYTES, Layout
 
 Memories = Sequence[Tensor]
 _COUNT_MASK = (1 << 32) - 1
-_WORD = torch.int64  # rows are copied in words, which is faster than byte by byte
+_WORD = torch.int64
+_HEADER = HEADER_BYTES // 8
+_LOGFMT_TOKENS = 16  # unpacked at a time
 
 
 def dispatch_send(  # noqa: PLR0913 (the kernels' own)
@@ -31,7 +33,7 @@ def dispatch_send(  # noqa: PLR0913 (the kernels' own)
     round_scale: bool,
 ) -> None:
     """Writes messages and counts."""
-    messages = _messages(layout, x, fp8=fp8, round_scale=round_scale)
+    bodies = _bodies(layout, x, round_scale=round_scale) if fp8 else _words(x, layout.bf16_bytes)
     flat = topk.reshape(-1)
     entries = ((flat >= 0) & (flat < layout.experts)).nonzero().view(-1)
     experts = flat[entries]
@@ -46,8 +48,10 @@ def dispatch_send(  # noqa: PLR0913 (the kernels' own)
         begin, end = borders[peer], borders[peer + 1]
         _counts(layout, memories[peer], half)[rank] = counts.view(layout.ranks, layout.local)[peer]
         arrivals = _slots(memories[peer], layout.arrivals_at(half), layout, layout.message_bytes)
-        place = arrivals[first : first + end - begin, : messages.shape[1]]
-        place.copy_(messages.index_select(0, tokens[begin:end]))
+        messages = arrivals[first : first + end - begin]
+        messages[:, 0] = tokens[begin:end]
+        messages[:, 1:_HEADER] = 0
+        native.copy(messages[:, _HEADER : _HEADER + bodies.shape[1]], bodies, source_rows=tokens[begin:end])
 
 
 def require_room(layout: Layout, topk: Tensor) -> None:
@@ -85,21 +89,16 @@ def dispatch_receive(  # noqa: PLR0913 (the kernels' own)
         stats += recv_counts
     source, target = _moves(layout, counts, begins)
     arrivals = _slots(own, layout.arrivals_at(half), layout, layout.message_bytes)
-    header = HEADER_BYTES // 8
-    data_bytes = layout.hidden if scales is not None else layout.bf16_bytes
-    came = arrivals.index_select(0, source) if scales is not None else None
-    head = (arrivals if came is None else came)[:, 0]
-    tokens = head.index_select(0, source) if came is None else head
+    tokens = arrivals[:, 0].index_select(0, source)
     source_tokens.view(-1).index_copy_(0, target, (tokens & 0x7FFFFFFF).to(torch.int32))
-    words = rows.view(torch.uint8).view(_WORD).view(-1, data_bytes // 8)
-    if came is None:
-        data = arrivals[:, header : header + data_bytes // 8]
-        words.index_copy_(0, target, data.index_select(0, source))
+    came = arrivals.view(torch.uint8)[:, HEADER_BYTES:]
+    outputs = rows.view(-1, layout.hidden)
+    width = layout.hidden * outputs.element_size()
+    native.copy(outputs, came[:, :width], target_rows=target, source_rows=source)
+    if scales is None:
         return
-    assert scales is not None, "FP8 rows come with scales"
-    words.index_copy_(0, target, came[:, header : header + data_bytes // 8])
-    end = HEADER_BYTES + layout.fp8_bytes
-    scale = came.view(torch.uint8)[:, HEADER_BYTES + layout.hidden : end].contiguous().view(torch.float32)
+    scale = torch.empty(len(source), layout.groups)
+    native.copy(scale, came[:, width : width + 4 * layout.groups], source_rows=source)
     if scales.dtype == torch.int32:
         scale = pack_ue8m0_to_int(scale)
     scales[target // layout.rows, target % layout.rows] = scale
@@ -128,11 +127,13 @@ def combine_send(  # noqa: PLR0913 (the kernels' own)
         place = (rank * layout.local + expert) * layout.max_tokens + source_tokens.view(-1)[row]
         slots = _slots(memories[peer], layout.arrivals_at(half), layout, layout.bf16_bytes)
         if logfmt:
-            codes, steps = to_logfmt(x.reshape(-1, layout.hidden).index_select(0, row))
-            words = torch.cat([codes, _bytes(steps.flatten(1))], 1).view(_WORD)
+            packed = torch.empty(len(row), layout.logfmt_bytes, dtype=torch.uint8)
+            answers = torch.empty(len(row), layout.hidden, dtype=x.dtype)
+            native.copy(answers, x.view(-1, layout.hidden), source_rows=row)
+            native.pack_logs(packed, answers)
+            native.copy(slots.view(torch.uint8)[:, : layout.logfmt_bytes], packed, target_rows=place)
         else:
-            words = _words(x).view(-1, layout.bf16_bytes // 8).index_select(0, row)
-        slots[:, : words.shape[1]].index_copy_(0, place, words)
+            native.copy(slots, _words(x, layout.bf16_bytes), target_rows=place, source_rows=row)
 
 
 def combine_receive(  # noqa: PLR0913 (the kernels' own)
@@ -153,36 +154,36 @@ def combine_receive(  # noqa: PLR0913 (the kernels' own)
     known = (topk >= 0) & (topk < layout.experts)
     owner = torch.where(known, topk // layout.local, layout.ranks)
     known &= takes_part[owner]
-    total = torch.zeros(topk.shape[0], layout.hidden)
-    for k in range(topk.shape[1]):
-        tokens = known[:, k].nonzero().view(-1)
-        came = slots.index_select(0, topk[tokens, k] * layout.max_tokens + tokens)
-        if logfmt:
-            width = layout.hidden * 5 // 4
-            steps = came.view(torch.uint8)[:, width : width + 8 * layout.groups].contiguous()
-            part = from_logfmt(
-                came.view(torch.uint8)[:, :width],
-                steps.view(torch.float32).view(len(steps), layout.groups, 2),
-            )
-        else:
-            part = came.view(torch.bfloat16).float()
-        total.index_add_(0, tokens, part * weights[tokens, k].unsqueeze(1))
-    out.copy_(total)
+    tokens = torch.arange(topk.shape[0]).unsqueeze(1)
+    places = torch.where(known, topk * layout.max_tokens + tokens, -1)
+    if not logfmt:
+        native.sum_into(out, [slots.view(torch.bfloat16)] * topk.shape[1], places, weights)
+        return
+    packed = slots.view(torch.uint8)[:, : layout.logfmt_bytes]
+    for start in range(0, len(out), _LOGFMT_TOKENS):
+        some = slice(start, start + _LOGFMT_TOKENS)
+        out[some] = _logfmt_sums(packed, places[some], weights[some], layout.hidden)
 
 
-def _messages(layout: Layout, x: Tensor, *, fp8: bool, round_scale: bool) -> Tensor:
-    """All tokens as messages, in words."""
-    header = torch.zeros(x.shape[0], HEADER_BYTES // 4, dtype=torch.int32)
-    header[:, 0] = torch.arange(x.shape[0])
-    parts = [_bytes(header)]
-    if fp8:
-        values, scales = cast_to_fp8(x, round_scale=round_scale)
-        parts += [_bytes(values), _bytes(scales)]
-        padding = -layout.fp8_bytes % 8
-        parts += [torch.zeros(x.shape[0], padding, dtype=torch.uint8)] if padding else []
-    else:
-        parts.append(_bytes(x))
-    return torch.cat(parts, 1).view(_WORD)
+def _logfmt_sums(packed: Tensor, places: Tensor, weights: Tensor, hidden: int) -> Tensor:
+    """Of few tokens, so that what it makes on the way stays in a cache."""
+    known = places >= 0
+    came = torch.empty(int(known.sum()), packed.shape[1], dtype=torch.uint8)
+    native.copy(came, packed, source_rows=places[known])
+    lines = torch.where(known, known.view(-1).cumsum(0).view(known.shape) - 1, -1)
+    total = torch.empty(len(places), hidden)
+    native.sum_into(total, [native.unpack_logs(came)] * places.shape[1], lines, weights.contiguous())
+    return total
+
+
+def _bodies(layout: Layout, x: Tensor, *, round_scale: bool) -> Tensor:
+    """What follows a message's header in FP8: values, scales, and zeros up to a whole word."""
+    width = align(layout.fp8_bytes, 8)
+    bodies = torch.empty(len(x), width, dtype=torch.uint8)
+    bodies[:, layout.fp8_bytes :] = 0
+    values, scales = bodies[:, : layout.hidden], bodies[:, layout.hidden : layout.fp8_bytes]
+    native.cast_to_fp8(values, scales, x, round_scale=round_scale)
+    return bodies.view(_WORD)
 
 
 def _moves(layout: Layout, counts: Tensor, begins: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,17 +207,8 @@ def _slots(memory: Tensor, at: int, layout: Layout, slot_bytes: int) -> Tensor:
     return memory[at : at + size].view(_WORD).view(-1, slot_bytes // 8)
 
 
-def _bytes(rows: Tensor) -> Tensor:
-    """Rows of bytes. Tensors without rows have strides that views refuse."""
-    return (
-        rows.contiguous().view(torch.uint8)
-        if len(rows)
-        else rows.new_zeros((0, rows.shape[1] * rows.element_size()), dtype=torch.uint8)
-    )
-
-
-def _words(x: Tensor) -> Tensor:
-    return x.contiguous().view(-1).view(torch.uint8).view(_WORD)
+def _words(x: Tensor, row_bytes: int) -> Tensor:
+    return x.view(-1).view(torch.uint8).view(_WORD).view(-1, row_bytes // 8)
 
 
 __all__ = ["combine_receive", "combine_send", "dispatch_receive", "dispatch_send", "require_room"]

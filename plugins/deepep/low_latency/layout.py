@@ -59,6 +59,10 @@ class Layout:
         return self.hidden + 4 * self.groups
 
     @property
+    def logfmt_bytes(self) -> int:
+        return self.hidden // 4 * 5 + 8 * self.groups
+
+    @property
     def message_bytes(self) -> int:
         """Distance between messages, of either kind."""
         return align(HEADER_BYTES + max(self.bf16_bytes, self.fp8_bytes), HEADER_BYTES)
@@ -87,8 +91,10 @@ class Layout:
     def head_bytes(self) -> int:
         return align(HALVES * self.ranks * SIZES_BYTES, ALIGNMENT)
 
-    def sizes_at(self, half: int, source: int) -> int:
-        return (half * self.ranks + source) * SIZES_BYTES
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """What all ranks must agree on."""
+        return self.max_tokens, self.hidden, self.experts
 
     def counts_at(self, half: int) -> int:
         free = (self.num_bytes or self.total_bytes - ALIGNMENT) - self.head_bytes
@@ -101,4 +107,9 @@ class Layout:
         return self.arrivals_at(half) + self.arrivals_bytes
 
 
-__all__ = ["ALIGNMENT", "HALVES", "HEADER_BYTES", "SIZES_BYTES", "Layout"]
+def sizes_at(half: int, source: int, *, ranks: int) -> int:
+    """Where a source says what it was called with."""
+    return (half * ranks + source) * SIZES_BYTES
+
+
+__all__ = ["ALIGNMENT", "HALVES", "HEADER_BYTES", "SIZES_BYTES", "Layout", "sizes_at"]

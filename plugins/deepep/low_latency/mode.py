@@ -10,7 +10,8 @@ L3  On a device nothing is read back by the host and nothing depends on the valu
 L4  At most two results are alive: a call is refused while the hook of the last but one was not called.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -20,16 +21,18 @@ from ...kernels.errors import BadArgument, BadCall, BadType, refuse
 from ...kernels.layers import layer_for
 from ...kernels.quantize import BLOCK, FP8, align
 from ..event import EventHandle, EventOverlap
-from ..failure import RanksDisagree
+from ..failure import CommunicationError, RanksDisagree
+from ..results import Results
 from ..transport.device import DeviceTransport
 from ..transport.interface import Transport
 from . import host
 from .flags import FREE, READY, DeviceFlags, Flags, HostFlags
-from .layout import ALIGNMENT, HALVES, SIZES_BYTES, Layout
+from .layout import ALIGNMENT, HALVES, SIZES_BYTES, Layout, sizes_at
 
 TOPK_MAX: Final = 32
 HIDDEN_MULTIPLE: Final = 8  # 16 bytes of bfloat16
-_KINDS: Final = ("bf16", "fp8", "logfmt")
+_REFUSED: Final = "refused"
+_KINDS: Final = ("bf16", "fp8", "logfmt", _REFUSED)
 
 Hook = Callable[[], None]
 Handle = tuple[Tensor, Tensor, int, int, int]
@@ -71,6 +74,7 @@ class LowLatency:
         self._epochs = [0] * HALVES
         self._unreceived = [False] * HALVES
         self._table: Tensor | None = None
+        self._results = Results()
         self._flags: Flags = self._open_flags()
 
     # The original's calls.
@@ -91,22 +95,20 @@ class LowLatency:
         return_recv_hook: bool = False,
     ) -> Dispatched:
         """See `Buffer.low_latency_dispatch`."""
-        layout = self._layout(max_tokens, x.shape[-1], experts)
-        _check_tokens(x, topk_idx, layout)
-        topk_idx = topk_idx.to(torch.int64)
-        _check_casts(layout, fp8=use_fp8, round_scale=round_scale, use_ue8m0=use_ue8m0)
-        _check_finish(async_finish=async_finish, return_recv_hook=return_recv_hook)
-        _check_counter(stats, "cumulative_local_expert_recv_stats", torch.int32, layout.local)
-        _check_counter(wait_costs, "dispatch_wait_recv_cost_stats", torch.int64, self.ranks)
-        by_kernels = self._uses_kernels(x)
-        if not by_kernels:
-            host.require_room(layout, topk_idx)
+        with self._telling("low-latency dispatch"):
+            layout = self._layout(max_tokens, x.shape[-1], experts)
+            _check_tokens(x, topk_idx, layout)
+            topk_idx = topk_idx.to(torch.int64)
+            _check_casts(layout, fp8=use_fp8, round_scale=round_scale, use_ue8m0=use_ue8m0)
+            _check_finish(async_finish=async_finish, return_recv_hook=return_recv_hook)
+            _check_counter(stats, "cumulative_local_expert_recv_stats", torch.int32, layout.local)
+            _check_counter(wait_costs, "dispatch_wait_recv_cost_stats", torch.int64, self.ranks)
+            by_kernels = self._uses_kernels(x)
+            if not by_kernels:
+                host.require_room(layout, topk_idx)
         half = self._take_turn("low_latency_dispatch")
-        rows = torch.empty(
-            (layout.local, layout.rows, layout.hidden),
-            dtype=FP8 if use_fp8 else torch.bfloat16,
-            device=x.device,
-        )
+        shape = (layout.local, layout.rows, layout.hidden)
+        rows = self._results.empty(shape, x, FP8 if use_fp8 else torch.bfloat16)
         scales = None
         if use_fp8:
             width = layout.groups // 4 if use_ue8m0 else layout.groups
@@ -126,7 +128,9 @@ class LowLatency:
                 launch.dispatch_send(layout, self._addresses(), self.inactive, half, *inputs, **options)
             else:
                 host.dispatch_send(layout, self._memories(), self._active(), half, *inputs, **options)
-            self._publish(half, layout, "fp8" if use_fp8 else "bf16", self._dispatch_spans(layout, half))
+            self._publish(
+                half, layout.sizes, "fp8" if use_fp8 else "bf16", self._dispatch_spans(layout, half)
+            )
 
         def receive() -> None:
             what = "low-latency dispatch: tokens"
@@ -166,24 +170,21 @@ class LowLatency:
         wait_costs: Tensor | None = None,
     ) -> Combined:
         """See `Buffer.low_latency_combine`."""
-        source_tokens, ranges, max_tokens, hidden, experts = handle
-        layout = self._layout(max_tokens, hidden, experts)
-        _check_answers(x, topk_idx, topk_weights, out, layout)
-        topk_idx = topk_idx.to(torch.int64)
-        if use_logfmt and (hidden % BLOCK or zero_copy):
-            refuse(
-                "use_logfmt", f"with hidden {hidden}, zero_copy {zero_copy}",
-                f"hidden must be a multiple of {BLOCK}, and zero_copy False",
-            )  # fmt: skip
-        _check_finish(async_finish=async_finish, return_recv_hook=return_recv_hook)
-        _check_counter(wait_costs, "combine_wait_recv_cost_stats", torch.int64, self.ranks)
+        with self._telling("low-latency combine"):
+            source_tokens, ranges, max_tokens, hidden, experts = handle
+            layout = self._layout(max_tokens, hidden, experts)
+            _check_answers(x, topk_idx, topk_weights, out, layout)
+            topk_idx = topk_idx.to(torch.int64)
+            if use_logfmt and (hidden % BLOCK or zero_copy):
+                refuse(
+                    "use_logfmt", f"with hidden {hidden}, zero_copy {zero_copy}",
+                    f"hidden must be a multiple of {BLOCK}, and zero_copy False",
+                )  # fmt: skip
+            _check_finish(async_finish=async_finish, return_recv_hook=return_recv_hook)
+            _check_counter(wait_costs, "combine_wait_recv_cost_stats", torch.int64, self.ranks)
         half = self._take_turn("low_latency_combine")
         given = self._outgoing(layout, half) if zero_copy else x
-        result = (
-            torch.empty((topk_idx.shape[0], hidden), dtype=torch.bfloat16, device=x.device)
-            if out is None
-            else out
-        )
+        result = self._results.empty((topk_idx.shape[0], hidden), x) if out is None else out
         by_kernels, kind = self._uses_kernels(x), "logfmt" if use_logfmt else "bf16"
 
         def send() -> None:
@@ -197,7 +198,7 @@ class LowLatency:
                 launch.combine_send(layout, self._addresses(), self.inactive, half, given, **options)
             else:
                 host.combine_send(layout, self._memories(), self._active(), half, given, **options)
-            self._publish(half, layout, kind, self._combine_spans(layout, half))
+            self._publish(half, layout.sizes, kind, self._combine_spans(layout, half))
 
         def receive() -> None:
             self._take(half, layout, kind, "low-latency combine: answers", wait_costs)
@@ -248,6 +249,21 @@ class LowLatency:
 
     # Turns, flags, memory.
 
+    @contextmanager
+    def _telling(self, call: str) -> Iterator[None]:
+        """Arguments are looked at inside. If they are refused, the call of the others ends with an error."""
+        try:
+            yield
+        except (ValueError, TypeError, AssertionError):
+            half = self._half
+            if self.transport.signals_alone and not self._unreceived[half]:
+                with suppress(CommunicationError):  # this rank has an error of its own to raise
+                    self._take_turn(call)
+                    self._wait_free(half, f"{call}: memory that is still in use")
+                    self._publish(half, (0, 0, 0), _REFUSED, ())
+                    self._release(half)
+            raise
+
     def _take_turn(self, what: str) -> int:
         half = self._half
         if self._unreceived[half]:
@@ -262,10 +278,12 @@ class LowLatency:
     def _wait_free(self, half: int, what: str) -> None:
         self._flags.wait(FREE + half, self._epochs[half] - 1, what)
 
-    def _publish(self, half: int, layout: Layout, kind: str, spans: tuple[tuple[int, int], ...]) -> None:
-        at = self.base + layout.sizes_at(half, self.rank)
+    def _publish(
+        self, half: int, call: tuple[int, int, int], kind: str, spans: tuple[tuple[int, int], ...]
+    ) -> None:
+        at = self.base + sizes_at(half, self.rank, ranks=self.ranks)
         if self.transport.device.type == "cpu":
-            sizes = torch.tensor([layout.max_tokens, layout.hidden, layout.experts, _KINDS.index(kind)])
+            sizes = torch.tensor([*call, _KINDS.index(kind)])
             for peer in self._active():
                 self.transport.buffer(peer)[at : at + SIZES_BYTES] = sizes.view(torch.uint8)
         every = ((at, SIZES_BYTES), *((self.base + start, length) for start, length in spans))
@@ -275,11 +293,18 @@ class LowLatency:
         self._flags.wait(READY + half, self._epochs[half], what, costs)
         if self.transport.device.type != "cpu":
             return
-        mine = (layout.max_tokens, layout.hidden, layout.experts, kind)
+        mine, others = (*layout.sizes, kind), {}
         for peer in self._active():
-            at = layout.sizes_at(half, peer)
+            at = sizes_at(half, peer, ranks=self.ranks)
             *sizes, code = self._memory(self.rank)[at : at + SIZES_BYTES].view(torch.int64).tolist()
-            theirs = (*sizes, _KINDS[code])
+            others[peer] = (*sizes, _KINDS[code])
+        for peer, theirs in others.items():
+            if theirs[-1] == _REFUSED:
+                self._release(half)
+                raise RanksDisagree(
+                    f"rank {peer} has refused its arguments", rank=peer, phase=what, peer=peer
+                )
+        for peer, theirs in others.items():
             if theirs != mine:
                 error = RanksDisagree(
                     f"rank {peer} called with (max tokens, hidden, experts, type) = {theirs}, rank {self.rank} with "

@@ -5,6 +5,7 @@ from typing import Final
 import torch
 
 from ...kernels.errors import BadArgument, refuse
+from .collectives import Collectives
 from .interface import NotUsable, Transport
 from .ipc import CudaIpc
 from .members import Members, agree
@@ -14,7 +15,7 @@ from .shared_memory import SharedMemory
 from .symmetric import Symmetric
 
 AUTO: Final = "auto"
-BACKENDS: Final = (Symmetric, CudaIpc, SharedMemory, Mixed, Messages)
+BACKENDS: Final = (Symmetric, CudaIpc, SharedMemory, Mixed, Collectives, Messages)
 """Fastest first; each refuses devices and hosts that it cannot serve."""
 
 

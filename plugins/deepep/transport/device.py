@@ -5,7 +5,7 @@ the host reads it without asking the device, and raised by the next call: a kern
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ def head_bytes(size: int) -> int:
 
 class DeviceTransport(Transport):
     """Whole regions, flags first, as this process maps them."""
+
+    signals_alone: ClassVar[bool] = False
 
     def __init__(self, members: Members, regions: list[Tensor], *, num_bytes: int, timeout_s: float) -> None:
         device = regions[members.rank].device

@@ -47,6 +47,10 @@ class Transport(ABC):
     """For the user: as argument, and in `Buffer.transport`."""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     """Whose tensors it is for."""
+    signals_alone: ClassVar[bool] = True
+    """Whether a signal arrives although its rank does nothing more, and the host can look whether one has."""
+    crosses_nodes: ClassVar[bool] = True
+    """Whether ranks of some nodes may do what others do not take part in, as dispatch over several nodes does."""
 
     def __init__(
         self, rank: int, size: int, *, num_bytes: int, device: torch.device, timeout_s: float

@@ -26,6 +26,9 @@ class Members(Protocol):
     def gather(self, value: Any) -> list[Any]:
         """Everybody's value, in order of ranks. All call it."""
 
+    def backend(self, device: str) -> str:
+        """What carries tensors of a device between them, as torch names it; nothing if there is nothing."""
+
     def store(self, name: str) -> Store | None:
         """A place for notes that all reach, under a name that all know; None if there is none."""
 
@@ -49,6 +52,11 @@ class GroupMembers:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
+    def backend(self, device: str) -> str:
+        """As Members.backend."""
+        pairs = (each.split(":", 1) for each in dist.get_backend_config(self.group).split(","))
+        return dict(pairs).get(device, "")
+
     def store(self, name: str) -> Store | None:
         """The store that the group was made with."""
         known = dist.distributed_c10d._world.pg_map.get(self.group)  # noqa: SLF001 (there is no public way)
@@ -71,6 +79,10 @@ class CommMembers:
     def gather(self, value: Any) -> list[Any]:
         """As Members.gather."""
         return list(self._comm.allgather(value))
+
+    def backend(self, device: str) -> str:  # noqa: ARG002 (the protocol's)
+        """MPI carries no tensors for us."""
+        return ""
 
     def store(self, name: str) -> Store | None:  # noqa: ARG002 (the protocol's)
         """MPI has none."""

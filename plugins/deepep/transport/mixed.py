@@ -124,6 +124,10 @@ class _Neighbours:
         values = self._members.gather(value)
         return [values[each] for each in self._ranks]
 
+    def backend(self, device: str) -> str:
+        """As Members.backend."""
+        return self._members.backend(device)
+
     def store(self, name: str) -> Store | None:
         """As Members.store."""
         return self._members.store(name)

@@ -46,7 +46,8 @@ def test_all_call_patterns_on_several_nodes(dispatchers: Ranks, size, nodes, cas
 
 
 @pytest.mark.parametrize(
-    ("size", "nodes", "transport"), [(3, 1, "messages"), (4, 2, "messages"), (4, 2, "mixed")]
+    ("size", "nodes", "transport"),
+    [(3, 1, "messages"), (4, 2, "messages"), (4, 2, "mixed"), (3, 1, "collectives")],
 )
 def test_all_call_patterns_over_messages(dispatchers: Ranks, size, nodes, transport) -> None:
     answers = dispatchers.run("exact", size, nodes=nodes, cases=CASES[::2], transport=transport)

@@ -34,6 +34,8 @@ def values(answers: list[Answer]) -> list[Any]:
         (3, 1, "messages", "dispatch"),
         (4, 2, "messages", "combine"),
         (4, 2, "mixed", "dispatch"),
+        (3, 1, "collectives", "dispatch"),
+        (4, 1, "collectives", "combine"),
     ],
 )
 def test_a_killed_rank_is_blamed_by_all_others(dispatchers: Ranks, size, nodes, transport, call) -> None:
@@ -59,7 +61,8 @@ DISAGREEMENTS = {
 
 
 @pytest.mark.parametrize(
-    ("nodes", "transport"), [(1, "shared-memory"), (2, "shared-memory"), (1, "messages")]
+    ("nodes", "transport"),
+    [(1, "shared-memory"), (2, "shared-memory"), (1, "messages"), (1, "collectives")],
 )
 def test_ranks_that_call_differently_learn_it_and_go_on(dispatchers: Ranks, nodes, transport) -> None:
     learned = values(dispatchers.run("disagreeing", 4, nodes=nodes, transport=transport))
@@ -80,6 +83,32 @@ def test_bad_arguments_are_refused_with_what_is_allowed(dispatchers: Ranks) -> N
         "BadArgument", "AssertionError", "AssertionError",
     ]  # fmt: skip
     assert all(len(text) > 20 for _, text in answers[0])
+
+
+@pytest.mark.parametrize(
+    ("size", "nodes", "transport"), [(3, 1, "shared-memory"), (4, 2, "shared-memory"), (3, 1, "messages")]
+)
+def test_arguments_that_one_rank_refuses_end_the_call_of_all(
+    dispatchers: Ranks, size, nodes, transport
+) -> None:
+    """At once, with an error that names it; the next call works."""
+    for rank, learnt in enumerate(
+        values(dispatchers.run("refused_alone", size, nodes=nodes, transport=transport))
+    ):
+        assert len(learnt) == 3 * size
+        for number, (kind, text, peer) in enumerate(learnt):
+            odd = number // 3
+            if rank == odd:
+                assert kind == ("BadType" if number % 3 == 0 else "BadArgument")
+            else:
+                assert (kind, peer) == ("RanksDisagree", odd)
+                assert f"rank {odd} has refused its arguments: Bad" in text
+
+
+def test_a_communicator_of_mpi_is_enough(dispatchers: Ranks) -> None:
+    for name, text in values(dispatchers.run("by_communicator", 3)):
+        assert name == "shared-memory"
+        assert "give a torch.distributed process group" in text
 
 
 def test_a_rank_that_leaves_a_call_says_so(dispatchers: Ranks) -> None:

@@ -14,6 +14,6 @@ CASES = {2: 40, 4: 40, 8: 20}
 def test_random_calls_are_right(experts: Ranks, size, seed) -> None:
     seeds = list(range(seed, seed + CASES[size]))
     answers = experts.run("expert_fuzz", size, seeds=seeds)
-    again = f"python tests/plugins/deepep/fuzz.py --cases {len(seeds)} --seed {seed} --ranks {size}"
+    again = f"python tests/plugins/deepep/fuzz.py --first {seed} --cases {len(seeds)} --ranks {size}"
     assert [each.message for each in answers] == [""] * size, again
     assert [each.value for each in answers] == [len(seeds)] * size, again

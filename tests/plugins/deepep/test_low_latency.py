@@ -17,6 +17,27 @@ def test_all_ranks_get_what_the_reference_says(experts: Ranks, name, size) -> No
     assert values(experts.run("low_latency_calls", size, cases=varied(size), name=name)) == [name] * size
 
 
+def test_gloo_s_collectives_carry_it(experts: Ranks) -> None:
+    """The code that runs over NCCL where tensors are on GPUs."""
+    assert (
+        values(experts.run("low_latency_calls", 4, cases=varied(4), name="collectives"))
+        == ["collectives"] * 4
+    )
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_arguments_that_one_rank_refuses_end_the_call_of_all(experts: Ranks, name) -> None:
+    size = 3
+    for rank, learnt in enumerate(values(experts.run("low_latency_refused", size, name=name))):
+        assert len(learnt) == 2 * size
+        for number, (kind, text, peer) in enumerate(learnt):
+            if rank == number // 2:
+                assert kind == ("BadType" if number % 2 == 0 else "BadArgument")
+            else:
+                assert (kind, peer) == ("RanksDisagree", number // 2)
+                assert f"rank {peer} has refused its arguments" in text
+
+
 def test_the_original_s_own_checks_hold(experts: Ranks) -> None:
     """Twice with the same bits, and with LogFMT within the same tolerances."""
     sizes = {"tokens": 8, "hidden": 512, "experts": 16, "topk": 5, "seed": 3}

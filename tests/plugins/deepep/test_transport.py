@@ -17,7 +17,7 @@ def values(answers: list[Answer]) -> list:
     return [each.value for each in answers]
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", [*BACKENDS, "collectives"])
 @pytest.mark.parametrize("size", [1, 4])
 def test_what_was_written_before_a_signal_is_there_after_the_wait(experts: Ranks, name, size) -> None:
     turns = 100
@@ -28,7 +28,8 @@ def test_what_was_written_before_a_signal_is_there_after_the_wait(experts: Ranks
 
 def test_processes_of_one_host_share_memory(experts: Ranks) -> None:
     assert values(experts.run("described", 2, name="auto")) == [("shared-memory", "", True, True)] * 2
-    assert values(experts.run("described", 2, name="messages")) == [("messages", "", False, True)] * 2
+    for name in ("messages", "collectives"):
+        assert values(experts.run("described", 2, name=name)) == [(name, "", False, True)] * 2
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -66,3 +67,22 @@ def test_a_stopped_rank_is_waited_for_until_the_timeout(experts: Ranks, name) ->
     for kind, text, _, _ in values(answers):
         assert kind == "PeerTimeout"
         assert "within 2 s" in text
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "text", "timeout_s"),
+    [
+        ("killed", "PeerLost", "lost rank 1: ", 60.0),
+        ("closed", "PeerLost", "rank 1 has closed its buffer", 60.0),
+        ("stopped", "PeerTimeout", "timeout: rank 1: it did not come within 2 s", 2.0),
+    ],
+)
+def test_rounds_of_collectives_end_with_the_rank_to_blame(
+    experts: Ranks, fault, kind, text, timeout_s
+) -> None:
+    answers = experts.run("lost", 4, name="collectives", fault=fault, bad=1, timeout_s=timeout_s)
+    status = answers.pop(1).status
+    assert status == (0 if fault == "closed" else signal.SIGKILL)
+    for told, words, _, peer in values(answers):
+        assert (told, peer) == (kind, 1), words
+        assert text in words
