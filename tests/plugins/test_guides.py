@@ -2,15 +2,18 @@
 
 import importlib
 import inspect
-import os
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from click.testing import CliRunner
 
 from cluster import LocalCluster
+from luciola.cli import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "plugins"
@@ -37,56 +40,61 @@ def shell_of(plugin: str) -> str:
     )
 
 
-def carry_out(command: list[str], cluster: LocalCluster, directory: Path) -> str:
-    """Runs part of a page as its reader does, and returns what it prints."""
-    paths = os.pathsep.join(path for path in sys.path if path)
-    environment = os.environ | {
-        "LUCIOLA_DATA": str(cluster.data),
-        "PYTHONPATH": paths,
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        command, cwd=directory, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def home(shared_cluster: LocalCluster, locations: None, tmp_path: Path, monkeypatch) -> Path:
+    """A user's directory, with `lu:` for the cluster."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LUCIOLA_DATA", str(shared_cluster.data))
+    return tmp_path
 
 
-def shell(text: str) -> list[str]:
-    return ["bash", "-ec", f'luciola() {{ "{sys.executable}" -m luciola.cli "$@"; }}\n{text}']
+def shell(text: str) -> str:
+    """Carries out commands of `luciola`, and returns what they print."""
+    told = []
+    for line in text.splitlines():
+        program, *arguments = shlex.split(line, comments=True) or ["luciola", "--version"]
+        assert program == "luciola"
+        done = CliRunner().invoke(cli, arguments)
+        assert done.exit_code == 0, f"{line}\n{done.output}"
+        told.append(done.output)
+    return "".join(told)
 
 
-def test_from_nothing_to_a_training_loop(shared_cluster: LocalCluster, tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+def test_from_nothing_to_a_training_loop(home: Path) -> None:
+    photos = home / "photos"
     photos.mkdir()
     for number in range(520):
         (photos / f"{number}.raw").write_bytes(bytes([number % 256]) * 900)
-    assert "520" in carry_out(shell(shell_of("dataset")), shared_cluster, tmp_path)
-    told = 'print(loader.epoch, batch.shape, len(open_records("lu:/data/a.ffr")), metrics["samples"])'
-    seen = "from dataclasses import asdict\nmetrics = asdict(loader.dataset.metrics.snapshot())\n" + told
-    done = carry_out([sys.executable, "-c", f"{python_of('dataset')}\n{seen}"], shared_cluster, tmp_path)
-    assert done.split("\n")[-2].startswith("10 torch.Size([256, 900]) 2 ")
+    assert "520" in shell(shell_of("dataset"))
+    names: dict[str, Any] = {}
+    exec(python_of("dataset"), names)
+    assert names["loader"].epoch == 10
+    assert names["batch"].shape == (256, 900)
+    assert len(names["open_records"]("lu:/data/a.ffr")) == 2
+    assert (home / "checkpoint.pt").exists()
 
 
-def test_a_job_with_checkpoints(shared_cluster: LocalCluster, tmp_path: Path) -> None:
-    before = """
-import torch
-model = torch.nn.Linear(4, 4)
-optimizer = torch.optim.SGD(model.parameters())
-class loader:
-    state_dict = staticmethod(lambda: {"epoch": 0})
-first, second = torch.ones(3), torch.zeros(3)
-"""
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
+def test_a_job_with_checkpoints(home: Path, shared_cluster: LocalCluster) -> None:
+    model = torch.nn.Linear(4, 4)
+    names = {
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters()),
+        "loader": SimpleNamespace(state_dict=lambda: {"epoch": 0}),
+        "torch": torch,
+        "first": torch.ones(3),
+        "second": torch.zeros(3),
+    }
     job = python_of("checkpoint")
     for written, meant in {"10_001": "201", "/mnt/luciola": str(shared_cluster.mountpoint)}.items():
         assert written in job
         job = job.replace(written, meant)
-    told = 'print(start, latest("lu:/runs/7"), torch.equal(weights["weight"], model.weight))'
-    done = carry_out([sys.executable, "-c", f"{before}{job}\n{told}"], shared_cluster, tmp_path)
-    assert done.split("\n")[-2].startswith("0 luciola://")
-    assert done.split("\n")[-2].endswith("step-100 True"), "the newest is the one that was saved last"
-    listed = carry_out(shell(shell_of("checkpoint")), shared_cluster, tmp_path)
-    assert "step-000000200" in listed
+    exec(job, names)
+    assert names["start"] == 0
+    assert str(names["latest"]("lu:/runs/7")).endswith("/step-100"), "the one that was saved last"
+    assert torch.equal(names["weights"]["weight"], model.weight)
+    assert "step-000000200" in shell(shell_of("checkpoint"))
 
 
 def rows(plugin: str) -> list[tuple[str, str | None]]:
