@@ -4,6 +4,8 @@
     reference    the specification, in torch
     kernel       Triton: every operator, on Hopper or in Triton's interpreter
     hopper       fast path of dense decoding in Gluon, taken by using_layer("hopper")
+    hopper_fp8   the same over FP8 caches, dense and sparse
+    warpgroups   what the two have in common
     launch       how a call becomes launches: grids, scratch memory, strides
     schedule     which program works on which blocks of which sequence
     layouts      the two FP8 cache layouts, byte by byte
@@ -13,6 +15,7 @@
     page_cache   the cache in memory that pages are loaded into and saved from
     transfer     pages on their way, while decoding goes on
     prefix       chained hashes of tokens, and the index that finds pages by them
+    shim         this plugin under the original's name, for programs that cannot be changed
 
 A user of `flash_mla` changes one import:
 

@@ -269,6 +269,8 @@ def _dense(  # noqa: PLR0913 (the operator's own)
     b, h_kv = q.shape[0], k_cache.shape[2]
     if k_cache.shape[-1] not in {CHANNELS, layouts.V32_BYTES} or q.shape[-1] != CHANNELS:
         refuse("q.shape[3]", q.shape[3], "dense decoding takes rows of 576 numbers (656 bytes in FP8)")
+    if k_cache.element_size() == 1 and q.dtype != torch.bfloat16:
+        raise BadType(f"q has dtype {q.dtype}; over an FP8 cache it must be bfloat16")
     if h_kv == 0 or q.shape[2] % h_kv:
         refuse("heads of q", q.shape[2], f"they must be a multiple of k_cache's {h_kv}")
     check_tensor("block_table", block_table, (b, None), (torch.int32,), like=q)

@@ -268,12 +268,13 @@ def flash_fwd_mla_combine_kernel(
     piece_out, piece_lse, num_splits, out, lse, sink, s_q, group, h_kv,
     HAS_SINK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """Pieces put together. Grid: row tiles of all KV heads, sequences. What has one piece is finished already."""
-    request = tl.program_id(1)
+    """Pieces put together. Grid: row tiles of all KV heads × sequences. What has one piece is finished already."""
+    tiles = tl.cdiv(s_q * group * h_kv, BLOCK_R)
+    request = tl.program_id(0) // tiles
     begin, end = tl.load(num_splits + request), tl.load(num_splits + request + 1)
     if end - begin > 1:
         rows = s_q * group
-        row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+        row = tl.program_id(0) % tiles * BLOCK_R + tl.arange(0, BLOCK_R)
         in_rows = row < rows * h_kv
         channel = tl.arange(0, _LATENT)
         acc = tl.zeros((BLOCK_R, _LATENT), dtype=tl.float32)
@@ -446,16 +447,17 @@ def sparse_attn_fwd(
 @triton.jit
 def flash_fwd_varlen_kernel(
     q, k, v, starts_q, starts_kv, out, lse,
-    stride_q_s, stride_q_h, stride_k_s, stride_k_h, stride_v_s, stride_v_h, total_q, h_q, group, scale_log2,
+    stride_q_s, stride_q_h, stride_k_s, stride_k_h, stride_v_s, stride_v_h, total_q, h_q, group, tiles, scale_log2,
     HAS_ROPE: tl.constexpr, CAUSAL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
-    """Plain attention of sequences laid end to end, heads of 128 (+ 64). Grid: query tiles, heads, sequences."""
-    head, sequence = tl.program_id(1), tl.program_id(2)
+    """Plain attention of sequences laid end to end, heads of 128 (+ 64). Grid: query tiles × sequences, heads."""
+    tile, sequence = tl.program_id(0) % tiles, tl.program_id(0) // tiles
+    head = tl.program_id(1).to(tl.int64)
     begin, begin_kv = tl.load(starts_q + sequence), tl.load(starts_kv + sequence)
     queries, tokens = tl.load(starts_q + sequence + 1) - begin, tl.load(starts_kv + sequence + 1) - begin_kv
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    if tl.program_id(0) * BLOCK_M < queries:
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    if tile * BLOCK_M < queries:
         in_rows = row < queries
         channel, rope_channel = tl.arange(0, 128), 128 + tl.arange(0, _ROPE)
         at = (begin + row).to(tl.int64)
@@ -470,7 +472,7 @@ def flash_fwd_varlen_kernel(
         end, seen = tokens, tokens + 0 * row
         if CAUSAL:
             seen = tokens - queries + 1 + row
-            end = tl.minimum(tokens, tokens - queries + (tl.program_id(0) + 1) * BLOCK_M)
+            end = tl.minimum(tokens, tokens - queries + (tile + 1) * BLOCK_M)
         k_head, v_head = k + head // group * stride_k_h, v + head // group * stride_v_h
         for n in tl.range(0, end, BLOCK_N, num_stages=STAGES):
             token = n + tl.arange(0, BLOCK_N)
@@ -489,7 +491,7 @@ def flash_fwd_varlen_kernel(
         result, lse2 = _finish(acc, m, l)
         out_at = (at * h_q + head)[:, None] * 128 + channel[None, :]
         tl.store(out + out_at, result.to(out.dtype.element_ty), mask=in_rows[:, None])
-        tl.store(lse + head.to(tl.int64) * total_q + at, _told(lse2), mask=in_rows)
+        tl.store(lse + head * total_q + at, _told(lse2), mask=in_rows)
 
 
 INTERPRETED: Final = isinstance(schedule_kernel, InterpretedFunction)

@@ -10,6 +10,7 @@ from typing import Final
 import torch
 
 from ..kernels.ahead import start
+from ..kernels.errors import BadCall
 from ..kernels.layers import layer_for, multiprocessors, on_device
 from . import hopper, hopper_fp8, kernel, layouts
 from .schedule import ROW_INTS, FlashMLASchedMeta, part_count, sparse_lengths
@@ -137,7 +138,7 @@ def sparse_decode(  # noqa: PLR0913 (the operator's own)
     extra_topk = more.indices.shape[2] if extra else None
     with on_device(q):
         lengths = sparse_lengths(b, indices.shape[2], topk_length, extra_topk, more.length, device=q.device)
-        parts = part_count(_multiprocessors(q.device) // s_q, kv_heads=1, rows=h_q)
+        parts = part_count(_multiprocessors(q.device) // max(s_q, 1), kv_heads=1, rows=h_q)
         table, splits = _schedule(schedule, lengths, parts)
         out, lse, piece_out, piece_lse = _results(q, len(table))
         if layer_for(q) == "hopper" and hopper_fp8.takes(q, h_q, cache, more_cache):
@@ -216,12 +217,13 @@ def varlen(  # noqa: PLR0913 (the operator's own)
     out = torch.empty((total, h_q, v.shape[2]), dtype=q.dtype, device=q.device)
     lse = torch.empty((h_q, total), dtype=torch.float32, device=q.device)
     tile = INTERPRETED_VARLEN_TILE if kernel.INTERPRETED else VARLEN_TILE
+    tiles = -(-max_queries // tile.block_m)
     with on_device(q):
         start(
-            kernel.flash_fwd_varlen_kernel, (-(-max_queries // tile.block_m), h_q, len(starts_q) - 1),
+            kernel.flash_fwd_varlen_kernel, (tiles * (len(starts_q) - 1), h_q),
             q, k, v, starts_q, starts_kv, out, lse,
             q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-            total, h_q, h_q // k.shape[1], scale * _LOG2E,
+            total, h_q, h_q // k.shape[1], tiles, scale * _LOG2E,
             HAS_ROPE=d > v.shape[2], CAUSAL=causal,
             **_constants(tile),
         )  # fmt: skip
@@ -237,6 +239,11 @@ def _schedule(
         splits = torch.empty((len(lengths) + 1,), dtype=torch.int32, device=lengths.device)
         start(kernel.schedule_kernel, (1,), lengths, table, splits, len(lengths), parts, num_warps=1)
         schedule.tile_scheduler_metadata, schedule.num_splits = table, splits
+    if schedule.tile_scheduler_metadata.device != lengths.device:
+        raise BadCall(
+            f"this schedule is on {schedule.tile_scheduler_metadata.device}, the tensors are on {lengths.device}: "
+            "make one with get_mla_metadata() for each device"
+        )
     return schedule.tile_scheduler_metadata, schedule.num_splits
 
 
@@ -262,7 +269,7 @@ def _combine(  # noqa: PLR0913 (the kernel's own)
     h_kv: int,
 ) -> None:
     b, s_q = out.shape[:2]
-    grid = (-(-s_q * group * h_kv // COMBINE_ROWS), b)
+    grid = (-(-s_q * group * h_kv // COMBINE_ROWS) * b,)
     start(
         kernel.flash_fwd_mla_combine_kernel, grid,
         piece_out, piece_lse, splits, out, lse, _or(sink, lse), s_q, group, h_kv,

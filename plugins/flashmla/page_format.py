@@ -163,7 +163,7 @@ def decode_header(block: bytes, path: str) -> Header:
     if len(block) < BLOCK_BYTES or _CRC.unpack_from(block, BLOCK_BYTES - 4)[0] != crc32c(
         block[: BLOCK_BYTES - 4]
     ):
-        raise CorruptData("the header does not match its checksum", path=path)
+        raise CorruptData("the header does not match its checksum: the file is damaged, remove it", path=path)
     _, number, layers, tokens, heads, stride, record, capacity, entry, model, kind = _HEADER.unpack_from(
         block
     )

@@ -84,7 +84,8 @@ class PagedKVFile:
         self.header: Header = decode_header(block, path)
         if file.stat().st_size < self.header.file_bytes:
             raise CorruptData(
-                f"the file has {file.stat().st_size} bytes of {self.header.file_bytes}", path=path
+                f"the file has {file.stat().st_size} bytes of {self.header.file_bytes}: it was cut, remove it",
+                path=path,
             )
         self._lock = threading.Lock()  # of what follows
         self._saving = threading.Lock()  # one save at a time

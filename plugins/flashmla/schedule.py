@@ -55,7 +55,7 @@ class FlashMLASchedMeta:
 
 def part_count(multiprocessors: int, *, kv_heads: int, rows: int) -> int:
     """Parts of a call whose `rows` packed query rows a KV head are worked on in tiles of 64."""
-    return max(multiprocessors // kv_heads // -(-rows // ROW_TILE), 1)
+    return max(multiprocessors // kv_heads // max(-(-rows // ROW_TILE), 1), 1)
 
 
 def sparse_lengths(  # noqa: PLR0913 (two lists and what they share)

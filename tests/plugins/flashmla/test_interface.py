@@ -139,6 +139,14 @@ DENSE = [
     ({"attn_sink": torch.zeros(4)}, "belong to sparse calls"),
     ({"topk_length": torch.zeros(2, dtype=INT)}, "belong to sparse calls"),
     ({"is_fp8_kvcache": True}, "an FP8 cache is float8_e4m3fn, int8 or uint8"),
+    (
+        {
+            "q": torch.zeros(2, 2, 4, 576).half(),
+            "k_cache": quantize_v32(torch.zeros(3, 64, 1, 576)),
+            "is_fp8_kvcache": True,
+        },
+        "q has dtype torch.float16; over an FP8 cache it must be bfloat16",
+    ),
     ({"k_cache": torch.zeros(3, 0, 2, 576).bfloat16()}, "a page must have at least one token"),
 ]
 

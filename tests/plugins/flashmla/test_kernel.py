@@ -75,6 +75,24 @@ def test_no_sequences_at_all():
     run_dense(cases.dense(0, []))
 
 
+@pytest.mark.parametrize("shape", [(2, 0, 4), (2, 1, 0)])
+def test_no_queries_and_no_heads(shape):
+    b, s_q, h = shape
+    case = cases.dense(1, [70, 3], s_q=s_q, h_q=h)
+    run_dense(case, causal=True)
+    listed = cases.indices(1, (b, s_q, 5), 0)
+    run_sparse(cases.rows(1, b, s_q, h, 576), quantize_v32(cases.rows(2, 0, 16, 1, 576)), listed)
+
+
+def test_a_schedule_is_of_one_device():
+    case = cases.dense(1, [70])
+    schedule, _ = get_mla_metadata()
+    schedule.tile_scheduler_metadata = torch.zeros((4, 8), dtype=torch.int32, device="meta")
+    schedule.num_splits = torch.zeros((2,), dtype=torch.int32, device="meta")
+    with using_layer("triton"), pytest.raises(ValueError, match="this schedule is on meta"):
+        flash_mla_with_kvcache(*case.arguments, 512, schedule)
+
+
 @settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
