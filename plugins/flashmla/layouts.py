@@ -135,7 +135,7 @@ def _v32_rows(rows: torch.Tensor) -> torch.Tensor:
 
 def _quantized(latent: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The numbers as e4m3, and the binary exponents (…, groups) of their scales."""
-    grouped = latent.float().unflatten(-1, (latent.shape[-1] // group, group))
+    grouped = latent.float().reshape(*latent.shape[:-1], latent.shape[-1] // group, group)
     largest = grouped.abs().nan_to_num(nan=0.0).amax(dim=-1).clamp(min=LEAST_MAGNITUDE)
     mantissa, exponent = torch.frexp(largest / E4M3_MAX)
     exponents = exponent - (mantissa == 0.5).to(exponent.dtype)
@@ -144,7 +144,7 @@ def _quantized(latent: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Te
 
 
 def _scaled(latent: torch.Tensor, scales: torch.Tensor, group: int) -> torch.Tensor:
-    grouped = latent.unflatten(-1, (latent.shape[-1] // group, group))
+    grouped = latent.reshape(*latent.shape[:-1], latent.shape[-1] // group, group)
     return (grouped * scales.unsqueeze(-1)).flatten(-2).to(torch.bfloat16)
 
 
