@@ -161,19 +161,24 @@ def k_grouped_fp8_gemm_nt_contiguous(  # noqa: PLR0913 (the original's)
     _check_flat(a_values, sfa, ks_cpu, d.shape[1], name="a")
     _check_flat(b_values, sfb, ks_cpu, d.shape[2], name="b")
     checks.check_same_device(a_values, sfa, b_values, sfb, d, c, grouped_layout)
-    if c is not d:
-        d.copy_(c)
-    if d.numel() == 0:
+    if _is_trivial(ks_cpu, c, d):
         return
-    start = 0
-    for group, k in enumerate(ks_cpu):
-        part = slice(start // BLOCK, (start + k) // BLOCK)
-        a_part, b_part = (
-            flat[start * rows : (start + k) * rows].view(rows, k)
-            for flat, rows in ((a_values.view(-1), d.shape[1]), (b_values.view(-1), d.shape[2]))
-        )
-        _add_product(a_part, sfa[:, part], b_part, sfb[:, part], d[group])
-        start += k
+    layer = layer_for(d)
+    if layer == "reference":
+        d.copy_(c)
+        reference.add_fp8_k_grouped(a_values, sfa, b_values, sfb, d, ks_cpu)
+        return
+    from . import launch
+
+    launch.k_grouped_gemm(
+        a_values.view(-1),
+        b_values.view(-1),
+        c,
+        d,
+        grouped_layout,
+        ks_cpu,
+        scales=launch.Scales(sfa, sfb, row_scales=True),
+    )
 
 
 def m_grouped_bf16_gemm_nt_contiguous(  # noqa: PLR0913 (the original's)
@@ -252,14 +257,15 @@ def k_grouped_bf16_gemm_tn_contiguous(  # noqa: PLR0913 (the original's)
     checks.check_index(grouped_layout, (len(ks_cpu),), name="grouped_layout")
     checks.check_compiled_dims(compiled_dims)
     checks.check_same_device(a, b, d, c, grouped_layout)
-    from .dense import bf16_gemm_tn
-
-    if c is not d:
+    if _is_trivial(ks_cpu, c, d):
+        return
+    if layer_for(d) == "reference":
         d.copy_(c)
-    start = 0
-    for group, k in enumerate(ks_cpu):
-        bf16_gemm_tn(a[start : start + k], b[start : start + k], d[group], d[group])
-        start += k
+        reference.add_bf16_k_grouped(a, b, d, ks_cpu)
+        return
+    from . import launch
+
+    launch.k_grouped_gemm(a, b, c, d, grouped_layout, ks_cpu)
 
 
 def m_grouped_fp8_gemm_nn_contiguous(*_arguments: object, **_keywords: object) -> None:
@@ -274,22 +280,11 @@ def k_grouped_fp8_gemm_tn_contiguous(*_arguments: object, **_keywords: object) -
     raise BadArgument("FP8 on SM90 takes operands contiguous along k: call k_grouped_fp8_gemm_nt_contiguous")
 
 
-def _add_product(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, d: Tensor) -> None:
-    if a.shape[1] == 0:
-        return
-    layer = layer_for(d)
-    if layer == "reference":
-        d += reference.fp8_gemm(a, sfa, b, sfb, gran_n=1)
-        return
-    if layer == "hopper":
-        from . import hopper
-
-        if hopper.takes(a.shape[0]):
-            hopper.fp8_gemm((a, sfa), (b, sfb), d, accumulate=True)
-            return
-    from . import launch
-
-    launch.gemm(a, b, d, scales=launch.Scales(sfa, sfb, row_scales=True), accumulate=True)
+def _is_trivial(ks: Sequence[int], c: Tensor, d: Tensor) -> bool:
+    """Whether nothing is to be summed, and d has what there is."""
+    if sum(ks) == 0 and c is not d:
+        d.copy_(c)
+    return sum(ks) == 0 or d.numel() == 0
 
 
 def _bf16_contiguous(  # noqa: PLR0913 (one call in two forms)

@@ -67,27 +67,64 @@ def _tile(tile, batch, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr, B
 
 
 @triton.jit
-def _product(
-    a_tile, b_tile, batch, sfa, sfb, a_row, b_row, b_k, rows, rows_end, columns, columns_end, k_end, blocks,
-    sfa_m, sfa_k, sfb_n, sfb_k,
-    BATCHED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, FP8: tl.constexpr, B_ROW_SCALES: tl.constexpr,
-    A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, K_STEP: tl.constexpr, SWAP: tl.constexpr,
-    INTERPRET: tl.constexpr,
+def _ended(values, k, k_end, K_STEP: tl.constexpr, RAGGED_K: tl.constexpr):
+    # RAGGED_K: the last step of a group reaches into the next one, and 0 · NaN is NaN.
+    if RAGGED_K:
+        values = tl.where((k + tl.arange(0, K_STEP) < k_end)[:, None], values, 0.0).to(values.dtype)
+    return values
+
+
+@triton.jit
+def _scaled(
+    part, scale_a, sfb, column, columns, columns_end, sfb_n,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, B_ROW_SCALES: tl.constexpr, SWAP: tl.constexpr,
 ):  # fmt: skip
-    if SWAP:
-        total = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+    if B_ROW_SCALES or BLOCK_N > _K_BLOCK:
+        scale_rows = columns if B_ROW_SCALES else columns // _K_BLOCK
+        scale_b = tl.load(sfb + scale_rows * sfb_n, mask=columns < columns_end, other=0.0)
+        if SWAP:
+            part *= scale_b[:, None] * scale_a[None, :]
+        else:
+            part *= scale_a[:, None] * scale_b[None, :]
+    else:
+        # One number for the tile, loaded as a vector: pipelines of scalar loads were wrong (tritonbench, issue 1163).
+        scale_a *= tl.load(sfb + column // _K_BLOCK * sfb_n + tl.zeros((BLOCK_M,), dtype=tl.int32))
+        part *= scale_a[None, :] if SWAP else scale_a[:, None]
+    return part
+
+
+@triton.jit
+def _begin(
+    c, rows, valid_rows, columns, n, c_m,
+    ACCUMULATE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SWAP: tl.constexpr,
+):  # fmt: skip
+    # What is added to is loaded first: after the product it would need as many registers again, and spill.
+    if ACCUMULATE:
+        pointers = c + rows.to(tl.int64)[:, None] * c_m + columns[None, :]
+        total = tl.load(pointers, mask=valid_rows[:, None] & (columns < n)[None, :], other=0.0).to(tl.float32)
     else:
         total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    return tl.trans(total) if SWAP else total
+
+
+@triton.jit
+def _product(
+    total, a_tile, b_tile, batch, sfa, sfb, a_row, a_k, b_row, b_k, rows, rows_end, column, columns, columns_end,
+    k_end, blocks, sfa_m, sfa_k, sfb_n, sfb_k,
+    BATCHED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, FP8: tl.constexpr, B_ROW_SCALES: tl.constexpr,
+    A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, RAGGED_K: tl.constexpr, K_STEP: tl.constexpr,
+    SWAP: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
     for block in range(blocks):
         k = block * K_STEP
         if A_TRANSPOSED:
-            a = tl.trans(_tile(a_tile, batch, k, a_row, K_STEP, BLOCK_M, BATCHED))
+            a = _tile(a_tile, batch, a_k + k, a_row, K_STEP, BLOCK_M, BATCHED)
+            a = tl.trans(_ended(a, k, k_end, K_STEP, RAGGED_K))
         else:
-            a = _tile(a_tile, batch, a_row, k, BLOCK_M, K_STEP, BATCHED)
+            a = _tile(a_tile, batch, a_row, a_k + k, BLOCK_M, K_STEP, BATCHED)
         if B_TRANSPOSED:
-            # Beyond k lies the next group, and 0 · NaN is NaN.
             b = _tile(b_tile, batch, b_k + k, b_row, K_STEP, BLOCK_N, BATCHED)
-            b = tl.trans(tl.where((k + tl.arange(0, K_STEP) < k_end)[:, None], b, 0.0).to(b.dtype))
+            b = tl.trans(_ended(b, k, k_end, K_STEP, RAGGED_K))
         else:
             b = _tile(b_tile, batch, b_row, k, BLOCK_N, K_STEP, BATCHED)
         if SWAP:
@@ -96,27 +133,24 @@ def _product(
             part = _dot(a, tl.trans(b), INTERPRET)
         if FP8:
             scale_a = tl.load(sfa + rows * sfa_m + block * sfa_k, mask=rows < rows_end, other=0.0)
-            # A vector although it is mostly one number: a tile may straddle a border of 128 columns.
-            scale_rows = columns if B_ROW_SCALES else columns // _K_BLOCK
-            scale_b = tl.load(sfb + scale_rows * sfb_n + block * sfb_k, mask=columns < columns_end, other=0.0)
-            if SWAP:
-                part *= scale_b[:, None] * scale_a[None, :]
-            else:
-                part *= scale_a[:, None] * scale_b[None, :]
+            part = _scaled(
+                part, scale_a, sfb + block * sfb_k, column, columns, columns_end, sfb_n,
+                BLOCK_M, BLOCK_N, B_ROW_SCALES, SWAP,
+            )  # fmt: skip
         total += part
     return tl.trans(total) if SWAP else total
 
 
 @triton.jit
 def _store(
-    d, total, rows, valid_rows, columns, n, d_m, head_period, head_mid, head_right, ACCUMULATE: tl.constexpr
+    d, total, rows, valid_rows, columns, n, d_m, head_period, head_mid, head_right, HOLES: tl.constexpr
 ):
-    # A hole of head_mid columns in every head: 0 leaves the columns where they are.
-    places = columns + (columns + head_right) // head_period * head_mid
+    places = columns
+    if HOLES:
+        # One of head_mid columns in every head.
+        places += (columns + head_right) // head_period * head_mid
     pointers = d + rows.to(tl.int64)[:, None] * d_m + places[None, :]
     mask = valid_rows[:, None] & (columns < n)[None, :]
-    if ACCUMULATE:
-        total += tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
     tl.store(pointers, total.to(d.dtype.element_ty), mask=mask)
 
 
@@ -126,7 +160,8 @@ def gemm_kernel(
     a_tile, b_tile, d, sfa, sfb, layout, m, n, k, groups, d_m, sfa_m, sfa_k, sfb_g, sfb_n, sfb_k,
     head_period, head_mid, head_right,
     MODE: tl.constexpr, FP8: tl.constexpr, B_ROW_SCALES: tl.constexpr, ACCUMULATE: tl.constexpr,
-    A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, GROUPS: tl.constexpr, ALIGNMENT: tl.constexpr,
+    HOLES: tl.constexpr, A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, RAGGED_K: tl.constexpr,
+    GROUPS: tl.constexpr, ALIGNMENT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, K_STEP: tl.constexpr, SWAP: tl.constexpr, PROGRAMS: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):  # fmt: skip
@@ -167,14 +202,15 @@ def gemm_kernel(
         else:
             b_row += group * n
         wide = tl.full((), group, tl.int64)
+        start = _begin(d, rows, stored, columns, n, d_m, ACCUMULATE, BLOCK_M, BLOCK_N, SWAP)
         total = _product(
-            a_tile, b_tile, 0, sfa, sfb + wide * sfb_g, first, b_row, b_k, rows.to(tl.int64), m,
-            columns.to(tl.int64), n, k, blocks, sfa_m, sfa_k, sfb_n, sfb_k,
-            False, BLOCK_M, BLOCK_N, FP8, B_ROW_SCALES, A_TRANSPOSED, B_TRANSPOSED, K_STEP, SWAP, INTERPRET,
+            start, a_tile, b_tile, 0, sfa, sfb + wide * sfb_g, first, 0, b_row, b_k, rows.to(tl.int64), m,
+            tile_n * BLOCK_N, columns.to(tl.int64), n, k, blocks, sfa_m, sfa_k, sfb_n, sfb_k,
+            False, BLOCK_M, BLOCK_N, FP8, B_ROW_SCALES, A_TRANSPOSED, B_TRANSPOSED, RAGGED_K, K_STEP, SWAP, INTERPRET,
         )  # fmt: skip
         if MODE == _CONTIGUOUS:
             total = tl.where(real[:, None], total, 0.0)
-        _store(d, total, rows, stored, columns, n, d_m, head_period, head_mid, head_right, ACCUMULATE)
+        _store(d, total, rows, stored, columns, n, d_m, head_period, head_mid, head_right, HOLES)
 
 
 @triton.jit(repr=_gemm_name, do_not_specialize=["max_m", "groups", "d_g", "sfa_g", "sfa_k"])
@@ -201,20 +237,75 @@ def masked_gemm_kernel(
             first = tile_m * BLOCK_M
             rows = first + tl.arange(0, BLOCK_M)
             columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+            start = _begin(d, rows, rows < rows_end, columns, n, d_m, False, BLOCK_M, BLOCK_N, SWAP)
             total = _product(
-                a_tile, b_tile, 0, sfa + wide * sfa_g, sfb + wide * sfb_g,
-                group * max_m + first, group * n + tile_n * BLOCK_N, 0,
-                rows.to(tl.int64), rows_end, columns.to(tl.int64), n, k, tl.cdiv(k, K_STEP), sfa_m, sfa_k, sfb_n, sfb_k,
-                False, BLOCK_M, BLOCK_N, FP8, B_ROW_SCALES, False, False, K_STEP, SWAP, INTERPRET,
+                start, a_tile, b_tile, 0, sfa + wide * sfa_g, sfb + wide * sfb_g,
+                group * max_m + first, 0, group * n + tile_n * BLOCK_N, 0, rows.to(tl.int64), rows_end,
+                tile_n * BLOCK_N, columns.to(tl.int64), n, k, tl.cdiv(k, K_STEP), sfa_m, sfa_k, sfb_n, sfb_k,
+                False, BLOCK_M, BLOCK_N, FP8, B_ROW_SCALES, False, False, False, K_STEP, SWAP, INTERPRET,
             )  # fmt: skip
             _store(d + wide * d_g, total, rows, rows < rows_end, columns, n, d_m, n, 0, 0, False)
+
+
+def _k_grouped_name(specialization: Any) -> str:
+    return f"k_grouped_{'fp8_gemm_1d1d' if specialization.constants['FP8'] else 'bf16_gemm'}_kernel"
+
+
+@triton.jit(repr=_k_grouped_name, do_not_specialize=["groups", "in_place"])
+def k_grouped_gemm_kernel(
+    a, b, c, d, sfa, sfb, ks, m, n, groups, in_place, c_g, c_m, d_g, d_m, sfa_m, sfa_k, sfb_n, sfb_k,
+    FP8: tl.constexpr, RAGGED_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, K_STEP: tl.constexpr, SWAP: tl.constexpr, PROGRAMS: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """D[g] = C[g] + A_g · B_gᵀ, where group g owns ks[g] of the summed dimension; sizes are read on the device.
+
+    bfloat16: a (sum k, m) and b (sum k, n) are descriptors. FP8: they are pointers to blocks (m, k_g) and (n, k_g),
+    one after the other, whose rows are k_g apart: each group has descriptors of its own, made here. A program makes
+    them when all loads by the ones before have ended.
+    `in_place`: c is d, and groups of k = 0 have nothing to do.
+    """
+    tiles_m = tl.cdiv(m, BLOCK_M)
+    tiles_n = tl.cdiv(n, BLOCK_N)
+    dealt = 0
+    before = tl.full((), 0, tl.int64)
+    for group in range(groups):
+        k = tl.load(ks + group)
+        tiles = tl.where((k > 0) | (in_place == 0), tiles_m * tiles_n, 0)
+        first_tile = (tl.program_id(0) + PROGRAMS - dealt % PROGRAMS) % PROGRAMS
+        dealt += tiles
+        if FP8:
+            row = tl.maximum(k, K_STEP)
+            a_tile = tl.make_tensor_descriptor(a + before * m, [m, row], [row, 1], [BLOCK_M, K_STEP])
+            b_tile = tl.make_tensor_descriptor(b + before * n, [n, row], [row, 1], [BLOCK_N, K_STEP])
+            first_k = 0
+        else:
+            a_tile = a
+            b_tile = b
+            first_k = before.to(tl.int32)
+        group_sfa = sfa + before // _K_BLOCK * sfa_k
+        group_sfb = sfb + before // _K_BLOCK * sfb_k
+        wide = tl.full((), group, tl.int64)
+        for tile in range(first_tile, tiles, PROGRAMS):
+            tile_m, tile_n = _swizzled(tile, tiles_m, tiles_n, 8)
+            rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+            columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+            start = _begin(c + wide * c_g, rows, rows < m, columns, n, c_m, True, BLOCK_M, BLOCK_N, SWAP)
+            total = _product(
+                start, a_tile, b_tile, 0, group_sfa, group_sfb, tile_m * BLOCK_M, first_k, tile_n * BLOCK_N, first_k,
+                rows.to(tl.int64), m, tile_n * BLOCK_N, columns.to(tl.int64), n, k, tl.cdiv(k, K_STEP),
+                sfa_m, sfa_k, sfb_n, sfb_k,
+                False, BLOCK_M, BLOCK_N, FP8, True, not FP8, not FP8, RAGGED_K, K_STEP, SWAP, INTERPRET,
+            )  # fmt: skip
+            _store(d + wide * d_g, total, rows, rows < m, columns, n, d_m, n, 0, 0, False)
+        before += k
 
 
 def _batched_name(specialization: Any) -> str:
     return f"batched_{'fp8_gemm_1d2d' if specialization.constants['FP8'] else 'bf16_gemm'}_kernel"
 
 
-@triton.jit(repr=_batched_name, do_not_specialize=["m", "d_m", "sfa_b", "sfa_m"])
+@triton.jit(repr=_batched_name, do_not_specialize=["m", "sfa_b", "sfa_m"])
 def batched_gemm_kernel(
     a_tile, b_tile, d, sfa, sfb, batches, m, n, k, d_b, d_m, sfa_b, sfa_m, sfa_k, sfb_b, sfb_n, sfb_k,
     FP8: tl.constexpr, A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, ACCUMULATE: tl.constexpr,
@@ -230,12 +321,15 @@ def batched_gemm_kernel(
         rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
         columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
         wide = tl.full((), batch, tl.int64)
+        own = d + wide * d_b
+        start = _begin(own, rows, rows < m, columns, n, d_m, ACCUMULATE, BLOCK_M, BLOCK_N, SWAP)
         total = _product(
-            a_tile, b_tile, batch, sfa + wide * sfa_b, sfb + wide * sfb_b, tile_m * BLOCK_M, tile_n * BLOCK_N, 0,
-            rows.to(tl.int64), m, columns.to(tl.int64), n, k, tl.cdiv(k, K_STEP), sfa_m, sfa_k, sfb_n, sfb_k,
-            True, BLOCK_M, BLOCK_N, FP8, False, A_TRANSPOSED, B_TRANSPOSED, K_STEP, SWAP, INTERPRET,
+            start, a_tile, b_tile, batch, sfa + wide * sfa_b, sfb + wide * sfb_b, tile_m * BLOCK_M, 0,
+            tile_n * BLOCK_N, 0, rows.to(tl.int64), m, tile_n * BLOCK_N, columns.to(tl.int64), n, k, tl.cdiv(k, K_STEP),
+            sfa_m, sfa_k, sfb_n, sfb_k,
+            True, BLOCK_M, BLOCK_N, FP8, False, A_TRANSPOSED, B_TRANSPOSED, False, K_STEP, SWAP, INTERPRET,
         )  # fmt: skip
-        _store(d + wide * d_b, total, rows, rows < m, columns, n, d_m, n, 0, 0, ACCUMULATE)
+        _store(own, total, rows, rows < m, columns, n, d_m, n, 0, 0, False)
 
 
 @triton.jit(do_not_specialize=["batches"])
@@ -248,12 +342,12 @@ def bmn_bnk_mn_gemm_impl(
     first_column = tl.program_id(0) % tl.cdiv(n, BLOCK_N) * BLOCK_N
     rows = first + tl.arange(0, BLOCK_M)
     columns = first_column + tl.arange(0, BLOCK_N)
-    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    total = _begin(parts, rows, rows < m, columns, n, n, False, BLOCK_M, BLOCK_N, SWAP)
     for batch in range(tl.program_id(1), batches, tl.num_programs(1)):
-        total += _product(
-            a_tile, b_tile, batch, parts, parts, first, first_column, 0, rows, m, columns, n,
+        total = _product(
+            total, a_tile, b_tile, batch, parts, parts, first, 0, first_column, 0, rows, m, first_column, columns, n,
             k, tl.cdiv(k, K_STEP), 0, 0, 0, 0,
-            True, BLOCK_M, BLOCK_N, False, False, False, False, K_STEP, SWAP, INTERPRET,
+            True, BLOCK_M, BLOCK_N, False, False, False, False, False, K_STEP, SWAP, INTERPRET,
         )  # fmt: skip
     part = parts + tl.program_id(1).to(tl.int64) * m * n
     _store(part, total, rows, rows < m, columns, n, n, n, 0, 0, False)
@@ -414,6 +508,7 @@ __all__ = [
     "batched_gemm_kernel",
     "bmn_bnk_mn_gemm_impl",
     "gemm_kernel",
+    "k_grouped_gemm_kernel",
     "masked_gemm_kernel",
     "mqa_logits_kernel",
     "paged_mqa_logits_kernel",

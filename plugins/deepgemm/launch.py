@@ -3,12 +3,14 @@
 Nothing here waits for the device or reads a tensor's values, so that every call can be captured in a CUDA graph.
 """
 
+from collections.abc import Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
-from triton import next_power_of_2
+from triton import next_power_of_2, set_allocator
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..kernels.ahead import start
@@ -16,6 +18,7 @@ from ..kernels.layers import is_interpreting, on_device
 from . import kernel, settings
 from .indexer import PIECE_TOKENS
 from .quantize import BLOCK, FP8, ceil_div
+from .scales import get_tma_aligned_size
 from .tiles import Tile, choose
 
 INTERPRETED_PROGRAMS: Final = 4  # few enough for quick tests, enough to share tiles
@@ -81,8 +84,9 @@ def gemm(  # noqa: PLR0913 (a product and its variants)
             sfa.stride(-2), sfa.stride(-1), sfb.stride(0) if sfb.dim() == 3 else 0, sfb.stride(-2), sfb.stride(-1),
             heads.left + heads.right if heads else n, heads.mid if heads else 0, heads.right if heads else 0,
             MODE=mode, FP8=scales is not None, B_ROW_SCALES=scales is not None and scales.row_scales,
-            ACCUMULATE=accumulate, A_TRANSPOSED=a_transposed, B_TRANSPOSED=b_transposed,
-            GROUPS=next_power_of_2(groups), ALIGNMENT=alignment, PROGRAMS=count, **_constants(tile),
+            ACCUMULATE=accumulate, HOLES=heads is not None, A_TRANSPOSED=a_transposed, B_TRANSPOSED=b_transposed,
+            RAGGED_K=b_transposed and b.dim() == 3 and k % tile.k_step != 0,
+            GROUPS=next_power_of_2(groups), ALIGNMENT=alignment, PROGRAMS=programs, **_constants(tile),
         )  # fmt: skip
 
 
@@ -107,6 +111,59 @@ def masked_gemm(  # noqa: PLR0913 (a product and its variants)
             *(sfa.stride(each) for each in range(3)), *(sfb.stride(each) for each in range(3)),
             FP8=scales is not None, B_ROW_SCALES=False, PROGRAMS=programs, **_constants(tile),
         )  # fmt: skip
+
+
+def k_grouped_gemm(  # noqa: PLR0913 (a product and its variants)
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+    ks: Tensor,
+    ks_cpu: Sequence[int],
+    *,
+    scales: Scales | None = None,
+) -> None:
+    """D[g] = C[g] + A_g · B_gᵀ in one launch, where group g owns ks[g] of the summed dimension.
+
+    Shapes: a, b bfloat16 (sum k, m) and (sum k, n); or, with scales, flat e4m3: blocks (m, k_g) and (n, k_g). c, d
+    (groups, m, n) float32. The kernel reads the sizes from `ks`; from `ks_cpu` only whether steps of K end with groups.
+    """
+    groups, m, n = d.shape
+    programs = _programs()
+    tile = choose(
+        m, n, fp8=scales is not None, groups=groups, programs=programs, alignment=settings.ALIGNMENT,
+        multiple_of=settings.get_block_size_multiple_of(),
+    )  # fmt: skip
+    sfa, sfb = (scales.a, scales.b) if scales else (d[0], d[0])
+    if scales is None:
+        a = _descriptor(a, tile.block_m, tile.k_step, transposed=True)
+        b = _descriptor(b, tile.block_n, tile.k_step, transposed=True)
+    count = min(programs, groups * ceil_div(m, tile.block_m) * ceil_div(n, tile.block_n))
+    with on_device(d):
+        start_with_scratch(
+            kernel.k_grouped_gemm_kernel, (count,), a, b, c, d, sfa, sfb, ks, m, n, groups, int(c is d),
+            c.stride(0), c.stride(1), d.stride(0), d.stride(1), *sfa.stride(), *sfb.stride(),
+            FP8=scales is not None, RAGGED_K=any(k % tile.k_step for k in ks_cpu),
+            PROGRAMS=programs, **_constants(tile),
+        )  # fmt: skip
+
+
+def start_with_scratch(kernel: Any, grid: Sequence[int], *arguments: Any, **constants: Any) -> None:
+    """`start` for kernels that make tensor descriptors: these lie in memory of the device that torch lends.
+
+    The allocator is Triton's setting of a context: callers keep their own.
+    """
+
+    def run() -> None:
+        set_allocator(_scratch)
+        start(kernel, grid, *arguments, **constants)
+
+    copy_context().run(run)
+
+
+def _scratch(size: int, _alignment: int, _stream: int | None) -> Tensor:
+    # Memory of torch is aligned to 512 bytes, and not lent again on this stream before the kernel has ended.
+    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 def batched_gemm(  # noqa: PLR0913 (a product and its variants)
@@ -140,7 +197,7 @@ def batched_gemm(  # noqa: PLR0913 (a product and its variants)
             d, sfa, sfb, batches, m, n, k, d.stride(0), d.stride(1),
             *(sfa.stride(each) for each in range(3)), *(sfb.stride(each) for each in range(3)),
             FP8=scales is not None, A_TRANSPOSED=a_transposed, B_TRANSPOSED=b_transposed, ACCUMULATE=accumulate,
-            PROGRAMS=count, **_constants(tile),
+            PROGRAMS=programs, **_constants(tile),
         )  # fmt: skip
 
 
@@ -227,7 +284,13 @@ def paged_mqa_logits(  # noqa: PLR0913 (the operator's own)
 
 def _descriptor(matrix: Tensor, rows: int, k_step: int, *, transposed: bool = False) -> TensorDescriptor:
     block = [k_step, rows] if transposed else [rows, k_step]
-    return TensorDescriptor(matrix, list(matrix.shape), [matrix.stride(0), 1], block)
+    # The stride of a single row is any number, but TMA takes multiples of 16 bytes.
+    stride = (
+        matrix.stride(0)
+        if matrix.shape[0] > 1
+        else get_tma_aligned_size(matrix.shape[1], matrix.element_size())
+    )
+    return TensorDescriptor(matrix, list(matrix.shape), [stride, 1], block)
 
 
 def _batched_descriptor(
@@ -258,10 +321,12 @@ __all__ = [
     "Scales",
     "batched_gemm",
     "gemm",
+    "k_grouped_gemm",
     "masked_gemm",
     "mqa_logits",
     "paged_metadata",
     "paged_mqa_logits",
     "per_token_cast",
+    "start_with_scratch",
     "summed_gemm",
 ]

@@ -3,6 +3,8 @@
 Operands are always A (m, k) and B (n, k), "NT"; the callers have transposed the others and checked everything.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -62,6 +64,30 @@ def bf16_grouped(a: Tensor, b: Tensor, groups: Tensor) -> Tensor:
     return result
 
 
+def add_fp8_k_grouped(  # noqa: PLR0913 (a product's operands)
+    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, d: Tensor, ks: Sequence[int]
+) -> None:
+    """D[g] += A_g · B_gᵀ, where group g owns ks[g] of the summed dimension.
+
+    Shapes: a and b flat: blocks (m, k_g) and (n, k_g) one after the other; sfa (m, sum k / 128), sfb (n, sum k / 128);
+    d (groups, m, n) float32.
+    """
+    _, m, n = d.shape
+    start = 0
+    for group, k in enumerate(ks):
+        blocks = slice(start // BLOCK, (start + k) // BLOCK)
+        left = a.view(-1)[start * m : (start + k) * m].view(m, k)
+        right = b.view(-1)[start * n : (start + k) * n].view(n, k)
+        d[group] += fp8_gemm(left, sfa[:, blocks], right, sfb[:, blocks], gran_n=1)
+        start += k
+
+
+def add_bf16_k_grouped(a: Tensor, b: Tensor, d: Tensor, ks: Sequence[int]) -> None:
+    """As `add_fp8_k_grouped`. Shapes: a (sum k, m), b (sum k, n); d (groups, m, n) float32."""
+    for group, (left, right) in enumerate(zip(a.split(list(ks)), b.split(list(ks)), strict=True)):
+        d[group] += bf16_gemm(left.T, right.T)
+
+
 def mqa_logits(q: Tensor, kv: Tensor, sf: Tensor, weights: Tensor) -> Tensor:
     """Sum over heads of relu(q · kv) · weight, times the token's scale, for all pairs of query and token.
 
@@ -85,6 +111,8 @@ def unpack_paged(cache: Tensor) -> tuple[Tensor, Tensor]:
 
 
 __all__ = [
+    "add_bf16_k_grouped",
+    "add_fp8_k_grouped",
     "bf16_gemm",
     "bf16_grouped",
     "fp8_gemm",

@@ -1,7 +1,10 @@
 """Which tile a product is cut into: a pure choice by shape and number of multiprocessors.
 
-Order: fewest waves over the multiprocessors, then the fullest last wave, then the least traffic. Few rows are computed
+Order: the least time by a model of the chip, then the fullest last wave, then the least traffic. Few rows are computed
 transposed, with the weights in the rows of the tensor core's instruction.
+
+The model: a step of a tile takes the longer of multiplying it and of bringing its operands from the L2 cache, and every
+wave over the multiprocessors takes as long as one tile.
 """
 
 from dataclasses import dataclass
@@ -12,6 +15,9 @@ from .quantize import ceil_div
 SHARED_BYTES: Final = 227 * 1024
 SWAP_ROWS_MAX: Final = 64  # rows up to which the transposed tile is used
 STAGES_MAX: Final = 4  # steps of K in flight
+# Of a step of 128 bytes of K of either type: results a cycle finishes, and cycles a row takes from the L2 cache.
+RESULTS_PER_CYCLE: Final = 32
+CYCLES_PER_ROW: Final = 3.2  # 40 bytes a cycle for each multiprocessor
 
 
 @dataclass(frozen=True)
@@ -55,12 +61,13 @@ def choose(  # noqa: PLR0913 (what a product is made of)
         and m * columns <= (128 * 128 if fp8 else 128 * 256)
     ] or [(min(64, alignment), 128)]
 
-    def cost(size: tuple[int, int]) -> tuple[int, int, int]:
+    def cost(size: tuple[int, int]) -> tuple[float, int, int]:
         m, columns = size
         tiles = groups * ceil_div(rows, m) * ceil_div(n, columns)
         waves = ceil_div(tiles, programs)
         idle = waves * programs - tiles
-        return waves * m * columns, idle * m * columns, (m + columns) * tiles
+        step = max(m * columns / RESULTS_PER_CYCLE, (m + columns) * CYCLES_PER_ROW)
+        return waves * step, idle * m * columns, (m + columns) * tiles
 
     m, columns = min(candidates, key=cost)
     return _staged(m, columns, k_step, warps=8 if m * columns >= 128 * 128 else 4, fp8=fp8)

@@ -226,6 +226,21 @@ def _bf16_masked(groups: int, max_m: int, expected_m: int, n: int, k: int) -> No
     grouped.m_grouped_bf16_gemm_nt_masked(a, b, d, masked_m, expected_m)
 
 
+def _fp8_k_grouped(groups: int, m: int, n: int, k: int) -> None:
+    d, ks = _meta(groups, m, n, dtype=torch.float32), [k] * groups
+    a, b = (
+        (_meta(rows * sum(ks), dtype=FP8), _meta(sum(ks) // BLOCK, rows, dtype=torch.float32).T)
+        for rows in (m, n)
+    )
+    grouped.k_grouped_fp8_gemm_nt_contiguous(a, b, d, ks, _meta(groups, dtype=torch.int32), d)
+
+
+def _bf16_k_grouped(groups: int, m: int, n: int, k: int) -> None:
+    d, ks = _meta(groups, m, n, dtype=torch.float32), [k] * groups
+    a, b = (_meta(sum(ks), rows, dtype=torch.bfloat16) for rows in (m, n))
+    grouped.k_grouped_bf16_gemm_tn_contiguous(a, b, d, ks, _meta(groups, dtype=torch.int32), d)
+
+
 def _einsum(expr: str) -> Callable[..., None]:
     def call(b: int, h: int, r: int, d: int) -> None:
         sizes = {"b": b, "h": h, "r": r, "d": d}
@@ -280,6 +295,8 @@ _CALLS: Final[dict[str, Callable[..., Any]]] = {
     "m_grouped_fp8_gemm_nt_masked": _fp8_masked,
     "m_grouped_bf16_gemm_nt_contiguous": _bf16_contiguous,
     "m_grouped_bf16_gemm_nt_masked": _bf16_masked,
+    "k_grouped_fp8_gemm_nt_contiguous": _fp8_k_grouped,
+    "k_grouped_bf16_gemm_tn_contiguous": _bf16_k_grouped,
     "einsum_bmk_bnk_mn": _einsum_of_batches,
     **{
         f"einsum_{expr.replace(',', '_').replace('->', '_')}": _einsum(expr)
