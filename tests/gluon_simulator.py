@@ -10,8 +10,9 @@ wherever they could influence each other. What is asynchronous on the chip may h
     wgmma        computed when it is waited for; its operands in shared memory must not have changed meanwhile
 
 Errors: a barrier that gets too many arrivals; waiting that nobody can end; an operand written by threads and read by
-a multiplication without `fence_async_shared`; an address beyond a tensor; an asynchronous result that is used. What
-is not simulated: layouts, registers, the order of memory operations inside a partition.
+a multiplication without `fence_async_shared`; an address beyond a tensor; an asynchronous result that is used; a
+descriptor made anew while loads by the old one are in flight. What is not simulated: layouts, registers, the order of
+memory operations inside a partition.
 """
 
 import random
@@ -242,18 +243,18 @@ class Pointer:
 class Tile:
     """A tensor descriptor: what lies outside of the tensor is read as zeros."""
 
-    def __init__(self, descriptor):
-        self.base, self.dtype, self.layout = descriptor.base, descriptor.base.dtype, descriptor.layout
-        self.sizes, self.strides = descriptor.shape, descriptor.strides
-        shape = descriptor.block_shape
-        size = torch.Size(shape).numel() * self.base.element_size()
+    def __init__(self, base, sizes, strides, shape, layout, offset=0):
+        self.base, self.dtype, self.layout = base, base.dtype, layout
+        self.sizes, self.strides = [int(each) for each in sizes], [int(each) for each in strides]
+        self.offset = base.storage_offset() + int(offset)
+        size = torch.Size(shape).numel() * base.element_size()
         self.block_type = SimpleNamespace(shape=list(shape), nbytes=size)
+        if self.offset * base.element_size() % 16 or self.strides[0] * base.element_size() % 16:
+            raise Wrong("a descriptor begins, or its rows do, between multiples of 16 bytes")
 
     def read(self, corner):
         values = torch.zeros(self.block_type.shape, dtype=self.dtype)
-        source = torch.as_strided(
-            self.base, tuple(self.sizes), tuple(self.strides), self.base.storage_offset()
-        )
+        source = torch.as_strided(self.base, tuple(self.sizes), tuple(self.strides), self.offset)
         begins = [max(0, each) for each in corner]
         ends = [
             max(begin, min(limit, each + size))
@@ -306,16 +307,25 @@ def language(program):  # noqa: C901 (a list of small functions)
     def tma_load(tile, corner, barrier, place):
         program.yield_()
         assert list(place.shape) == tile.block_type.shape, "the place has the tile's shape"
+        in_flight.append(tile)
         corner = [int(each) for each in corner]
         place.values.copy_(torch.full(place.shape, float("nan")).to(place.dtype))
 
         def arrive():
+            in_flight.remove(tile)
             place.values.copy_(tile.read(corner))
             place.written.zero_()
             barrier.bytes -= tile.block_type.nbytes
             barrier.settle()
 
         program.turns.events.append(arrive)
+
+    def make_descriptor(base, sizes, strides, shape, layout):
+        program.yield_()
+        if any(each in made for each in in_flight):
+            raise Wrong("a descriptor is made anew while loads by the old one are in flight")
+        made.append(Tile(base.tensor, sizes, strides, shape, layout, offset=base.offset))
+        return made[-1]
 
     def expect(barrier, size):
         program.yield_()
@@ -350,7 +360,7 @@ def language(program):  # noqa: C901 (a list of small functions)
         results = [each.result() if isinstance(each, Pending) else each for each in deps]
         return results[0] if len(results) == 1 else tuple(results)
 
-    fenced = []
+    fenced, in_flight, made = [], [], []
     gl = SimpleNamespace(
         **{
             name: getattr(torch, name)
@@ -384,6 +394,7 @@ def language(program):  # noqa: C901 (a list of small functions)
         cdiv=lambda x, y: -(-x // y),
         to_tensor=torch.as_tensor,
         static_range=range,
+        float8e4nv=torch.float8_e4m3fn,
         constexpr=real.constexpr,
         **dict.fromkeys(("SliceLayout", "BlockedLayout", "NVMMADistributedLayout"), no_layout),
     )
@@ -400,6 +411,7 @@ def language(program):  # noqa: C901 (a list of small functions)
         {
             "async_load": tma_load,
             "async_copy_global_to_shared": tma_load,
+            "make_tensor_descriptor": make_descriptor,
             "fence_async_shared": fence,
             "warpgroup_mma": multiply,
             "warpgroup_mma_wait": wait,
@@ -463,7 +475,7 @@ def launch_simulated(*, seed=0, planted=no_bugs):
 
 def _argument(value):
     if isinstance(value, TensorDescriptor):
-        return Tile(value)
+        return Tile(value.base, value.shape, value.strides, value.block_shape, value.layout)
     if isinstance(value, torch.Tensor):
         return Pointer(value)
     return value

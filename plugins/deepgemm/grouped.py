@@ -168,6 +168,12 @@ def k_grouped_fp8_gemm_nt_contiguous(  # noqa: PLR0913 (the original's)
         d.copy_(c)
         reference.add_fp8_k_grouped(a_values, sfa, b_values, sfb, d, ks_cpu)
         return
+    if layer == "hopper":
+        from . import hopper
+
+        if hopper.takes_k_groups(d.shape[1], ks_cpu):
+            hopper.k_grouped_gemm(a_values.view(-1), b_values.view(-1), c, d, grouped_layout, (sfa, sfb))
+            return
     from . import launch
 
     launch.k_grouped_gemm(
@@ -259,10 +265,17 @@ def k_grouped_bf16_gemm_tn_contiguous(  # noqa: PLR0913 (the original's)
     checks.check_same_device(a, b, d, c, grouped_layout)
     if _is_trivial(ks_cpu, c, d):
         return
-    if layer_for(d) == "reference":
+    layer = layer_for(d)
+    if layer == "reference":
         d.copy_(c)
         reference.add_bf16_k_grouped(a, b, d, ks_cpu)
         return
+    if layer == "hopper":
+        from . import hopper
+
+        if hopper.takes_k_groups(d.shape[1], ks_cpu):
+            hopper.k_grouped_gemm(a, b, c, d, grouped_layout)
+            return
     from . import launch
 
     launch.k_grouped_gemm(a, b, c, d, grouped_layout, ks_cpu)

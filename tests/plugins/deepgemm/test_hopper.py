@@ -38,7 +38,8 @@ def both(call, d, *, seed=0, planted=no_bugs):
         results.append(d.clone())
         with nullcontext() if ON_GPU else launching_with(launch), using_layer(layer):
             call(results[-1])
-    assert ON_GPU or set(kernels) == {"specialised_gemm_kernel"}, "the fast path was taken"
+    fast = {"specialised_gemm_kernel"}, {"specialised_k_grouped_kernel"}
+    assert ON_GPU or set(kernels) in fast, "the fast path was taken"
     return results
 
 
@@ -112,22 +113,62 @@ def test_masked(counts, seed):
         assert bool((got[group, count:] == 5.0).all())
 
 
-def test_groups_that_cut_k():
-    m, n, ks = 72, 136, [128, 0, 384]
+def k_groups(m, n, ks):
+    """FP8 blocks of groups that cut k, flat, and their scales."""
     parts = [(tokens(m, max(k, 128)), tokens(n, max(k, 128)), k) for k in ks]
-    flat = [
+    return [
         (
             torch.cat([part[side][0][:, :k].reshape(-1) for *part, k in parts]),
             torch.cat([part[side][1][:, : k // 128] for *part, k in parts], dim=1),
         )
         for side in (0, 1)
     ]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("ks", [[128, 0, 384], [0, 0, 128]])
+def test_groups_that_cut_k(ks, in_place):
+    m, n = 72, 136
+    a, b = k_groups(m, n, ks)
     c, sizes = torch.randn(3, m, n), torch.tensor(ks, dtype=torch.int32)
     got, want = both(
-        lambda d: deepgemm.k_grouped_fp8_gemm_nt_contiguous(flat[0], flat[1], d, ks, sizes, c),
-        torch.full_like(c, POISON),
+        lambda d: deepgemm.k_grouped_fp8_gemm_nt_contiguous(a, b, d, ks, sizes, d if in_place else c),
+        c if in_place else torch.full_like(c, POISON),
+        seed=sum(ks),
     )
     assert deepgemm.calc_diff(got, want) < 1e-9
+
+
+@pytest.mark.parametrize("ks", [[64, 0, 192], [640, 0]])
+def test_groups_that_cut_k_in_bfloat16(ks):
+    m, n = 136, 72
+    a, b = (torch.randn(sum(ks), rows).bfloat16() for rows in (m, n))
+    c, sizes = torch.randn(len(ks), m, n), torch.tensor(ks, dtype=torch.int32)
+    got, want = both(
+        lambda d: deepgemm.k_grouped_bf16_gemm_tn_contiguous(a, b, d, ks, sizes, c),
+        torch.full_like(c, POISON),
+        seed=len(ks),
+    )
+    assert deepgemm.calc_diff(got, want) < 1e-9
+
+
+@pytest.mark.skipif(ON_GPU, reason="bugs are planted in the simulation")
+def test_descriptors_that_are_made_too_early_are_found():
+    ks = [128, 128, 128]
+    a, b = k_groups(72, 136, ks)
+    d, sizes = torch.zeros(3, 72, 136), torch.tensor(ks, dtype=torch.int32)
+    for seed in range(10):
+        try:
+            both(
+                lambda d: deepgemm.k_grouped_fp8_gemm_nt_contiguous(a, b, d, ks, sizes, d),
+                d,
+                seed=seed,
+                planted=lambda _gl, _barriers: {"_wait_for_loads": lambda *_given: None},
+            )
+        except AssertionError as error:
+            assert "made anew" in str(error)
+            return
+    pytest.fail("nothing was found in ten runs")
 
 
 def _does_not_wait(partition):
@@ -140,7 +181,7 @@ def _does_not_wait(partition):
 
 
 @pytest.mark.skipif(ON_GPU, reason="bugs are planted in the simulation")
-@pytest.mark.parametrize("partition", [0, 1])
+@pytest.mark.parametrize("partition", [0, 1, 2])
 def test_a_side_that_does_not_wait_is_found(partition):
     b = deepgemm.per_block_cast_to_fp8(torch.randn(136, 1024), False)
     a = tokens(130, 1024)
