@@ -1,6 +1,5 @@
 """What the original's `deep_ep.utils` offers to its test programs, on GPUs and on CPUs alike."""
 
-import os
 import random
 import time
 from collections.abc import Callable, Iterable
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..kernels.errors import BadCall
 from ..kernels.quantize import align, ceil_div
+from ..kernels.ranks import join
 
 _cuda: Any = torch.cuda  # parts of it have no types
 
@@ -21,25 +21,14 @@ def init_dist(
 ) -> tuple[int, int, dist.ProcessGroup]:
     """Joins the processes of a run: (rank, number of ranks, group of all).
 
-    MASTER_ADDR, MASTER_PORT, WORLD_SIZE (hosts) and RANK (of this host) say where, as for the original. Ranks share
-    GPUs if there are fewer; gloo connects those, and CPUs, because NCCL refuses two ranks on one GPU.
+    Where is said as `kernels.ranks.join` reads it; with GPUs, numbers are bfloat16 by default, as the original has it.
     """
-    hosts, host = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    address = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    port = int(os.environ.get("MASTER_PORT", "8361"))
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if gpus:
-        torch.cuda.set_device(local_rank % gpus)
+    joined = join(local_rank, num_local_ranks)
+    if torch.cuda.is_available():
         torch.set_default_dtype(torch.bfloat16)
-        torch.set_default_device("cuda")
-    ranks, rank = hosts * num_local_ranks, host * num_local_ranks + local_rank
-    backend = "nccl" if gpus >= num_local_ranks else "gloo"
-    dist.init_process_group(backend, init_method=f"tcp://{address}:{port}", world_size=ranks, rank=rank)
     if seed is not None:
-        init_seed(seed + rank)
-    group = dist.group.WORLD
-    assert group is not None, "it has just been made"
-    return rank, ranks, group
+        init_seed(seed + joined[0])
+    return joined
 
 
 def init_seed(seed: int) -> None:

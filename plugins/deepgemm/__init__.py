@@ -2,13 +2,15 @@
 
     import luciola.plugins.deepgemm as deep_gemm        # the one import that its users change
 
-    dense grouped sums indexer activations   operators: check, choose a layer
+    dense grouped sums indexer prenorm activations   operators: check, choose a layer
     reference                           their specification in torch
     kernel launch tiles                 Triton kernels, how they are started, which tile
     hopper                              fast path in Gluon, taken by using_layer("hopper")
     quantize fp4 scales settings        casts, layouts of scales, knobs
     loader                              operands from a checkpoint, a rank's part of them
     warm                                kernels compiled ahead of time into a cache that many machines share
+    distributed                         ranks of a run
+    absent                              names that say why there is nothing behind them
     shim                                `import deep_gemm` in programs that cannot be changed
 
 Names, arguments and semantics are those of DeepGEMM on SM90. Importing this package imports torch only when one of its
@@ -19,6 +21,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from .absent import (
+        SymmBuffer,
+        bf16_mega_moe,
+        fp8_fp4_mega_moe,
+        get_best_configs,
+        get_symm_buffer_for_mega_moe,
+        k_grouped_wgrad_gemm_fp8_fp8_fp32_nt,
+        transform_weights_for_mega_moe,
+    )
     from .activations import quantize_activations
     from .dense import (
         bf16_gemm_nn,
@@ -34,6 +45,7 @@ if TYPE_CHECKING:
         fp8_gemm_nt_skip_head_mid,
         fp8_gemm_tn,
         fp8_gemm_tt,
+        wgrad_gemm_fp8_fp8_fp32_nt,
     )
     from .fp4 import cast_back_from_fp4, per_token_cast_to_fp4, transpose_packed_fp4
     from .grouped import (
@@ -55,7 +67,9 @@ if TYPE_CHECKING:
         get_paged_mqa_logits_metadata,
     )
     from .loader import Shard, load_weights
+    from .prenorm import tf32_hc_prenorm_gemm
     from .quantize import (
+        align,
         calc_diff,
         ceil_div,
         ceil_to_ue8m0,
@@ -91,12 +105,14 @@ if TYPE_CHECKING:
     from .warm import set_cache_dir
 
 _HOMES: Final = (
+    "absent",
     "dense",
     "fp4",
     "grouped",
     "indexer",
     "activations",
     "loader",
+    "prenorm",
     "quantize",
     "scales",
     "settings",
@@ -125,10 +141,13 @@ _OLD_NAMES: Final = {
 
 __all__ = [
     "Shard",
+    "SymmBuffer",
+    "align",
     "bf16_gemm_nn",
     "bf16_gemm_nt",
     "bf16_gemm_tn",
     "bf16_gemm_tt",
+    "bf16_mega_moe",
     "calc_diff",
     "cast_back_from_fp4",
     "ceil_div",
@@ -139,6 +158,7 @@ __all__ = [
     "cublaslt_gemm_tt",
     "einsum",
     "fp8_einsum",
+    "fp8_fp4_mega_moe",
     "fp8_fp4_mqa_logits",
     "fp8_fp4_paged_mqa_logits",
     "fp8_gemm_nn",
@@ -148,6 +168,7 @@ __all__ = [
     "fp8_gemm_tt",
     "fp8_mqa_logits",
     "fp8_paged_mqa_logits",
+    "get_best_configs",
     "get_block_size_multiple_of",
     "get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor",
     "get_mk_alignment_for_contiguous_layout",
@@ -156,12 +177,14 @@ __all__ = [
     "get_num_sms",
     "get_paged_mqa_logits_metadata",
     "get_pdl",
+    "get_symm_buffer_for_mega_moe",
     "get_tc_util",
     "get_theoretical_mk_alignment_for_contiguous_layout",
     "get_tma_aligned_size",
     "k_grouped_bf16_gemm_tn_contiguous",
     "k_grouped_fp8_gemm_nt_contiguous",
     "k_grouped_fp8_gemm_tn_contiguous",
+    "k_grouped_wgrad_gemm_fp8_fp8_fp32_nt",
     "load_weights",
     "m_grouped_bf16_gemm_nn_contiguous",
     "m_grouped_bf16_gemm_nt_contiguous",
@@ -183,9 +206,12 @@ __all__ = [
     "set_num_sms",
     "set_pdl",
     "set_tc_util",
+    "tf32_hc_prenorm_gemm",
     "transform_sf_into_required_layout",
+    "transform_weights_for_mega_moe",
     "transpose_packed_fp4",
     "unpack_ue8m0_from_int",
+    "wgrad_gemm_fp8_fp8_fp32_nt",
 ]
 
 

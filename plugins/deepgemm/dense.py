@@ -108,6 +108,11 @@ def fp8_gemm_nt_skip_head_mid(  # noqa: PLR0913 (the original's)
     launch.gemm(a_values, b_values, d, scales=launch.Scales(sfa, sfb), heads=launch.Heads(left, mid, right))
 
 
+def wgrad_gemm_fp8_fp8_fp32_nt(lhs: tuple[Tensor, Tensor], rhs: tuple[Tensor, Tensor], out: Tensor) -> None:
+    """D += A · Bᵀ, by its older name: `fp8_gemm_nt` with recipe (1, 1, 128), added to `out` (float32)."""
+    fp8_gemm_nt(lhs, rhs, out, out, recipe=RECIPE_ROWS)
+
+
 def _refuse_majors(name: str) -> None:
     raise BadArgument(
         f"{name} is not for SM90: its FP8 instruction takes operands contiguous along k; "
@@ -202,7 +207,7 @@ def _bf16(  # noqa: PLR0913 (one call in four forms)
 def _is_trivial(k: int, c: Tensor | None, d: Tensor) -> bool:
     """Brings c into d; whether nothing is left to be computed."""
     if c is not None:
-        checks.check_output(c, d.shape, dtypes=[d.dtype])
+        checks.check_added(c, d)
         if c is not d:
             d.copy_(c)
     if d.numel() == 0:
@@ -239,6 +244,8 @@ def choose_recipe(
         recipe = (recipe_a[0], recipe_b[0], recipe_a[1])
         if recipe_a[1] != recipe_b[1]:
             refuse("recipe_b", tuple(recipe_b), f"its second number must be recipe_a's, {recipe_a[1]}")
+    if recipe is not None and not isinstance(recipe, list | tuple):
+        raise BadType(f"recipe is {type(recipe).__name__}; it must be a tuple of three numbers")
     chosen = RECIPE_BLOCKS if recipe is None else tuple(recipe)
     if chosen not in {RECIPE_BLOCKS, RECIPE_ROWS}:
         refuse("recipe", chosen, f"SM90 knows {RECIPE_BLOCKS} and {RECIPE_ROWS}")
@@ -247,8 +254,15 @@ def choose_recipe(
 
 def _torch_product(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None) -> None:
     for name, each in (("a", a), ("b", b)):
+        checks.check_is_tensor(each, name=name)
+        if each.dim() != 2:
+            refuse(name, f"of shape {tuple(each.shape)}", "it must have two dimensions")
         if each.dtype not in {torch.bfloat16, FP8}:
             raise BadType(f"{name} is {each.dtype}; it must be bfloat16 or {FP8}")
+    checks.check_same_k(a.shape[1], b.shape[0])
+    checks.check_output(d, (a.shape[0], b.shape[1]), dtypes=[torch.bfloat16, torch.float32])
+    if c is not None:
+        checks.check_added(c, d)
     if a.dtype == FP8 or d.dtype != a.dtype or d.device.type == "cpu":
         a, b = a.float(), b.float()
     total = a @ b
@@ -272,4 +286,5 @@ __all__ = [
     "fp8_gemm_nt_skip_head_mid",
     "fp8_gemm_tn",
     "fp8_gemm_tt",
+    "wgrad_gemm_fp8_fp8_fp32_nt",
 ]

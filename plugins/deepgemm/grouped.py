@@ -49,8 +49,7 @@ def m_grouped_fp8_gemm_nt_contiguous(  # noqa: PLR0913 (the original's)
     _check_contiguous(
         d, grouped_layout, (m, n), groups=groups, psum=use_psum_layout, compiled_dims=compiled_dims
     )
-    if not use_psum_layout and expected_m_for_psum_layout is not None:
-        raise BadArgument("expected_m_for_psum_layout goes with use_psum_layout")
+    _check_expected(expected_m_for_psum_layout, psum=use_psum_layout)
     checks.check_same_device(a_values, sfa, b_values, sfb, d, grouped_layout)
     if d.numel() == 0:
         return
@@ -148,14 +147,14 @@ def k_grouped_fp8_gemm_nt_contiguous(  # noqa: PLR0913 (the original's)
         refuse("use_psum_layout", True, "SM90 has no such layout for k-grouped operands")
     if tuple(recipe) != RECIPE_ROWS:
         refuse("recipe", recipe, f"it must be {RECIPE_ROWS}")
-    if not ks_cpu:
-        raise BadArgument("ks_cpu is empty; SM90 needs the size of every group on the host")
+    checks.check_sizes(ks_cpu)
     if c is None:
         raise BadArgument("k-grouped products accumulate: give c (float32)")
+    checks.check_is_tensor(d, name="d")
     if d.dim() != 3 or d.shape[0] != len(ks_cpu):
         refuse("d", f"of shape {tuple(d.shape)}", f"it must be (groups = {len(ks_cpu)}, m, n)")
     checks.check_output(d, d.shape, dtypes=[torch.float32])
-    checks.check_output(c, d.shape, dtypes=[torch.float32])
+    checks.check_added(c, d)
     checks.check_index(grouped_layout, (len(ks_cpu),), name="grouped_layout")
     checks.check_compiled_dims(compiled_dims)
     _check_flat(a_values, sfa, ks_cpu, d.shape[1], name="a")
@@ -194,6 +193,7 @@ def m_grouped_bf16_gemm_nt_contiguous(  # noqa: PLR0913 (the original's)
     grouped_layout: Tensor,
     compiled_dims: str = "nk",
     use_psum_layout: bool = False,  # noqa: FBT001, FBT002
+    ensure_zero_padding: bool = True,  # noqa: ARG001, FBT001, FBT002 (as in the FP8 form)
     expected_m_for_psum_layout: int | None = None,
 ) -> None:
     """As `m_grouped_fp8_gemm_nt_contiguous` without scales. Shapes: a (m, k), b (groups, n, k), d (m, n) bfloat16."""
@@ -216,6 +216,7 @@ def m_grouped_bf16_gemm_nn_contiguous(  # noqa: PLR0913 (the original's)
     grouped_layout: Tensor,
     compiled_dims: str = "nk",
     use_psum_layout: bool = False,  # noqa: FBT001, FBT002
+    ensure_zero_padding: bool = True,  # noqa: ARG001, FBT001, FBT002 (as in the FP8 form)
 ) -> None:
     """As the "nt" form with b (groups, k, n)."""
     _bf16_contiguous(a, b, d, grouped_layout, compiled_dims, use_psum_layout, None, b_transposed=True)
@@ -251,7 +252,8 @@ def k_grouped_bf16_gemm_tn_contiguous(  # noqa: PLR0913 (the original's)
     """D[g] = C[g] + A_gᵀ · B_g. Shapes: a (sum k, m), b (sum k, n) bfloat16; d, c (groups, m, n) float32."""
     checks.check_operand(a, name="a", dtype=torch.bfloat16, dims=2, transposed=True)
     checks.check_operand(b, name="b", dtype=torch.bfloat16, dims=2, transposed=True)
-    if not ks_cpu or min(ks_cpu) < 0 or sum(ks_cpu) != a.shape[0] or a.shape[0] != b.shape[0]:
+    checks.check_sizes(ks_cpu)
+    if min(ks_cpu) < 0 or sum(ks_cpu) != a.shape[0] or a.shape[0] != b.shape[0]:
         refuse(
             "ks_cpu", list(ks_cpu), f"it must sum up to the rows of a ({a.shape[0]}) and of b ({b.shape[0]})"
         )
@@ -259,7 +261,7 @@ def k_grouped_bf16_gemm_tn_contiguous(  # noqa: PLR0913 (the original's)
         raise BadArgument("k-grouped products accumulate: give c (float32)")
     shape = (len(ks_cpu), a.shape[1], b.shape[1])
     checks.check_output(d, shape, dtypes=[torch.float32])
-    checks.check_output(c, shape, dtypes=[torch.float32])
+    checks.check_added(c, d)
     checks.check_index(grouped_layout, (len(ks_cpu),), name="grouped_layout")
     checks.check_compiled_dims(compiled_dims)
     checks.check_same_device(a, b, d, c, grouped_layout)
@@ -314,6 +316,7 @@ def _bf16_contiguous(  # noqa: PLR0913 (one call in two forms)
     groups, n = _check_bf16_groups(a, b, dims=2, b_transposed=b_transposed)
     m = a.shape[0]
     _check_contiguous(d, grouped_layout, (m, n), groups=groups, psum=psum, compiled_dims=compiled_dims)
+    _check_expected(expected_m, psum=psum)
     checks.check_same_device(a, b, d, grouped_layout)
     if d.numel() == 0:
         return
@@ -326,6 +329,11 @@ def _bf16_contiguous(  # noqa: PLR0913 (one call in two forms)
     launch.gemm(a, b, d, layout=grouped_layout, psum=psum, b_transposed=b_transposed, expected_m=expected_m)
 
 
+def _require_groups(groups: int) -> None:
+    if groups == 0:
+        raise BadArgument("b has no groups; it must be (groups, n, k) with at least one")
+
+
 def _require_blocks(recipe: tuple[int, ...]) -> None:
     if recipe != RECIPE_BLOCKS:
         refuse("recipe", recipe, f"grouped products on SM90 know {RECIPE_BLOCKS}")
@@ -334,6 +342,7 @@ def _require_blocks(recipe: tuple[int, ...]) -> None:
 def _check_fp8_groups(a: Tensor, b: Tensor, sfb: Tensor, *, dims: int) -> tuple[int, int]:
     checks.check_operand(b, name="b[0]", dtype=FP8, dims=3)
     groups, n, k = b.shape
+    _require_groups(groups)
     checks.check_operand(a, name="a[0]", dtype=FP8, dims=dims)
     checks.check_same_k(a.shape[-1], k)
     if n % 8:
@@ -346,6 +355,7 @@ def _check_bf16_groups(a: Tensor, b: Tensor, *, dims: int, b_transposed: bool = 
     checks.check_operand(b, name="b", dtype=torch.bfloat16, dims=3, transposed=b_transposed)
     checks.check_operand(a, name="a", dtype=torch.bfloat16, dims=dims)
     groups, n, k = b.mT.shape if b_transposed else b.shape
+    _require_groups(groups)
     checks.check_same_k(a.shape[-1], k)
     return groups, n
 
@@ -356,6 +366,15 @@ def _check_contiguous(  # noqa: PLR0913 (one call's arguments)
     checks.check_output(d, shape, dtypes=[torch.bfloat16])
     checks.check_index(layout, (groups if psum else shape[0],), name="grouped_layout")
     checks.check_compiled_dims(compiled_dims)
+
+
+def _check_expected(expected_m: int | None, *, psum: bool) -> None:
+    if expected_m is None:
+        return
+    if not psum:
+        raise BadArgument("expected_m_for_psum_layout goes with use_psum_layout")
+    if expected_m <= 0:
+        refuse("expected_m_for_psum_layout", expected_m, "it must be positive")
 
 
 def _check_masked(  # noqa: PLR0913 (one call's arguments)

@@ -155,11 +155,12 @@ def fp8_paged_mqa_logits(  # noqa: PLR0913 (the original's)
             "logits can be cleaned only with one context length a request: pass clean_logits=False"
         )
     check_tensor("block_table", block_table, (b, None), (torch.int32,))
-    if schedule_meta.dim() != 2 or schedule_meta.shape[-1] != 2 or schedule_meta.dtype != torch.int32:
-        raise BadArgument(
-            "schedule_meta does not come from get_paged_mqa_logits_metadata: it is (num_sms + 1, 2) int32"
-        )
+    check_contiguous("schedule_meta", schedule_meta, (None, 2), (torch.int32,))
+    if schedule_meta.shape[0] < 2:
+        raise BadArgument("schedule_meta does not come from get_paged_mqa_logits_metadata: it has no program")
     checks.check_same_device(q, kv_cache, weights, context_lens, block_table, schedule_meta)
+    if max_context_len < 0:
+        refuse("max_context_len", max_context_len, "it must not be negative")
     logits = _empty_logits(b * next_n, max_context_len, logits_dtype, q.device)
     if clean_logits:
         logits.fill_(float("-inf"))
@@ -288,6 +289,7 @@ def _check_paged(q: Tensor, cache: Tensor, weights: Tensor) -> tuple[int, int]:
 
 
 def _lengths(context_lens: Tensor) -> Tensor:
+    checks.check_is_tensor(context_lens, name="context_lens")
     shape = (None,) if context_lens.dim() == 1 else (None, None)
     check_tensor("context_lens", context_lens, shape, (torch.int32,))
     return context_lens.unsqueeze(1) if context_lens.dim() == 1 else context_lens

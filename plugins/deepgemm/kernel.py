@@ -353,6 +353,37 @@ def bmn_bnk_mn_gemm_impl(
     _store(part, total, rows, rows < m, columns, n, n, n, 0, 0, False)
 
 
+@triton.jit(do_not_specialize=["m"])
+def tf32_hc_prenorm_gemm_kernel(
+    a, b, d, squares, m, n, k, splits, a_m, b_n, d_s, d_m,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, K_STEP: tl.constexpr,
+):  # fmt: skip
+    """A tile of one part of D = A · Bᵀ; the programs of the first columns write the rows' sums of squares, too.
+
+    Part i has steps i, i + splits, … of k.
+    """
+    tiles_n = tl.cdiv(n, BLOCK_N)
+    rows = tl.program_id(0) // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tl.program_id(0) % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    split = tl.program_id(1)
+    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    sums = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    a_rows = a + rows.to(tl.int64)[:, None] * a_m
+    b_rows = b + columns.to(tl.int64)[:, None] * b_n
+    for step in range(split, tl.cdiv(k, K_STEP), splits):
+        inside = step * K_STEP + tl.arange(0, K_STEP)
+        mask = (inside < k)[None, :]
+        left = tl.load(a_rows + inside[None, :], mask=(rows < m)[:, None] & mask, other=0.0).to(tl.float32)
+        right = tl.load(b_rows + inside[None, :], mask=(columns < n)[:, None] & mask, other=0.0)
+        total = tl.dot(left, tl.trans(right), total, input_precision="tf32")
+        sums += tl.sum(left * left, 1)
+    wide = split.to(tl.int64)
+    mask = (rows < m)[:, None] & (columns < n)[None, :]
+    tl.store(d + wide * d_s + rows.to(tl.int64)[:, None] * d_m + columns[None, :], total, mask=mask)
+    rows_end = tl.where(tl.program_id(0) % tiles_n == 0, m, 0)
+    tl.store(squares + wide * m + rows, sums, mask=rows < rows_end)
+
+
 @triton.jit(do_not_specialize=["m", "scales_k"])
 def per_token_cast_kernel(
     x, values, scales, m, n, x_m, scales_m, scales_k,
@@ -514,4 +545,5 @@ __all__ = [
     "paged_mqa_logits_kernel",
     "paged_mqa_logits_metadata_kernel",
     "per_token_cast_kernel",
+    "tf32_hc_prenorm_gemm_kernel",
 ]

@@ -222,6 +222,18 @@ def summed_gemm(a: Tensor, b: Tensor) -> Tensor:
     return parts.sum(0)
 
 
+def prenorm_gemm(a: Tensor, b: Tensor, d: Tensor, squares: Tensor) -> None:
+    """Fills d (splits, m, n) with parts of A · Bᵀ, and squares (splits, m). Shapes: a (m, k), b (n, k)."""
+    splits, m, n = d.shape
+    rows, columns = 64, min(128, max(16, next_power_of_2(n)))
+    with on_device(d):
+        start(
+            kernel.tf32_hc_prenorm_gemm_kernel, (ceil_div(m, rows) * ceil_div(n, columns), splits),
+            a, b, d, squares, m, n, a.shape[1], splits, a.stride(0), b.stride(0), d.stride(0), d.stride(1),
+            BLOCK_M=rows, BLOCK_N=columns, K_STEP=64, num_warps=4, num_stages=4,
+        )  # fmt: skip
+
+
 def per_token_cast(x: Tensor, values: Tensor, scales: Tensor, *, use_ue8m0: bool) -> None:
     """Fills values (m, n) e4m3 and scales (m, ceil(n / 128)), of any strides, from x."""
     m, n = x.shape
@@ -327,6 +339,7 @@ __all__ = [
     "paged_metadata",
     "paged_mqa_logits",
     "per_token_cast",
+    "prenorm_gemm",
     "start_with_scratch",
     "summed_gemm",
 ]

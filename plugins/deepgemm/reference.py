@@ -84,8 +84,15 @@ def add_fp8_k_grouped(  # noqa: PLR0913 (a product's operands)
 
 def add_bf16_k_grouped(a: Tensor, b: Tensor, d: Tensor, ks: Sequence[int]) -> None:
     """As `add_fp8_k_grouped`. Shapes: a (sum k, m), b (sum k, n); d (groups, m, n) float32."""
-    for group, (left, right) in enumerate(zip(a.split(list(ks)), b.split(list(ks)), strict=True)):
+    for group, (left, right) in enumerate(
+        zip(torch.split(a, list(ks)), torch.split(b, list(ks)), strict=True)
+    ):
         d[group] += bf16_gemm(left.T, right.T)
+
+
+def prenorm_gemm(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Float32 A · Bᵀ, and the sum of squares of each row of A. Shapes: a (m, k), b (n, k); results (m, n) and (m,)."""
+    return a.float() @ b.T, a.float().square().sum(1)
 
 
 def mqa_logits(q: Tensor, kv: Tensor, sf: Tensor, weights: Tensor) -> Tensor:
@@ -119,5 +126,6 @@ __all__ = [
     "fp8_grouped",
     "group_of_rows",
     "mqa_logits",
+    "prenorm_gemm",
     "unpack_paged",
 ]

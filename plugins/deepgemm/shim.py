@@ -4,7 +4,7 @@
     shim.install()
     import deep_gemm                                  # this plugin
 
-Provided: `deep_gemm`, `deep_gemm.utils`, `deep_gemm.utils.math`, `deep_gemm.utils.layout`, `deep_gemm.testing`.
+Provided: `deep_gemm`, `deep_gemm.testing`, `deep_gemm.utils` and its `math`, `layout` and `dist`.
 """
 
 import sys
@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Final
 
 from ..kernels.shim import add_module, must_stand
-from . import fp4, quantize, scales, settings, testing
+from . import distributed, fp4, quantize, scales, settings, testing
 
 NAME: Final = "deep_gemm"
 
@@ -29,6 +29,7 @@ def install(*, replace: bool = False) -> None:
     utils = _module(f"{NAME}.utils", quantize, fp4, scales, settings)
     utils.math = _module(f"{NAME}.utils.math", quantize, fp4)  # type: ignore[attr-defined]
     utils.layout = _module(f"{NAME}.utils.layout", scales, settings)  # type: ignore[attr-defined]
+    utils.dist = _module(f"{NAME}.utils.dist", distributed)  # type: ignore[attr-defined]
     sys.modules[f"{NAME}.testing"] = testing
     sys.modules[NAME] = package
 

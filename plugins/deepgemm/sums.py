@@ -160,6 +160,7 @@ def _sizes(expr: str, a: Tensor, b: Tensor) -> dict[str, int]:
 
 
 def _check_operand(x: Tensor, *, name: str, dtype: torch.dtype) -> None:
+    checks.check_is_tensor(x, name=name)
     if x.dtype != dtype:
         raise BadType(f"{name} is {x.dtype}; it must be {dtype}")
     if x.dim() != 3:
@@ -178,7 +179,7 @@ def _check_operand(x: Tensor, *, name: str, dtype: torch.dtype) -> None:
 def _check_added(expr: str, c: Tensor, d: Tensor) -> None:
     if d.dtype != torch.float32:
         raise BadArgument(f"{expr} accumulates in float32 alone, and d is {d.dtype}: leave c out")
-    checks.check_output(c, d.shape, dtypes=[d.dtype])
+    checks.check_added(c, d)
 
 
 __all__ = ["FP8_EXPRESSION", "einsum", "fp8_einsum"]

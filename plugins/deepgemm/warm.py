@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..kernels.errors import BadArgument, refuse
 from ..kernels.layers import MULTIPROCESSORS
-from . import activations, dense, grouped, indexer, sums
+from . import activations, dense, grouped, indexer, prenorm, sums
 from .quantize import BLOCK, FP8, ceil_div
 from .scales import get_tma_aligned_size
 
@@ -264,6 +264,12 @@ def _fp8_einsum(b: int, h: int, r: int, d: int) -> None:
     sums.fp8_einsum(sums.FP8_EXPRESSION, values, _weights(h, d, r), _meta(b, h, d, dtype=torch.bfloat16))
 
 
+def _prenorm(m: int, n: int, k: int, num_splits: int) -> None:
+    a, b = _meta(m, k, dtype=torch.bfloat16), _meta(n, k, dtype=torch.float32)
+    d, squares = (_meta(num_splits, *shape, dtype=torch.float32) for shape in ((m, n), (m,)))
+    prenorm.tf32_hc_prenorm_gemm(a, b, d, squares, num_splits)
+
+
 def _quantize(m: int, n: int) -> None:
     activations.quantize_activations(_meta(m, n, dtype=torch.bfloat16))
 
@@ -303,6 +309,7 @@ _CALLS: Final[dict[str, Callable[..., Any]]] = {
         for expr in ("bhr,hdr->bhd", "bhd,hdr->bhr", "bhd,bhr->hdr")
     },
     "fp8_einsum_bhr_hdr_bhd": _fp8_einsum,
+    "tf32_hc_prenorm_gemm": _prenorm,
     "quantize_activations": _quantize,
     "fp8_mqa_logits": _mqa_logits,
     "fp8_paged_mqa_logits": _paged_mqa_logits,

@@ -6,4 +6,5 @@ quantize casts to FP8 with one scale a block
 kernel   pieces of Triton kernels
 errors   what bad arguments raise
 checks   what operators ask of a tensor
+ranks    processes of a run find one another
 """

@@ -159,11 +159,11 @@ def machine_code(compiled: Any) -> MachineCode:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "kernel.cubin"
         path.write_bytes(compiled.asm["cubin"])
-        usage, text = _tool("--dump-resource-usage", path), _tool("-sass", path)
+        text = _tool("--dump-resource-usage", "-sass", path)
     return MachineCode(
         compiled.metadata.name,
-        registers=_number(r"REG:(\d+)", usage),
-        stack_bytes=_number(r"STACK:(\d+)", usage),
+        registers=_number(r"REG:(\d+)", text),
+        stack_bytes=_number(r"STACK:(\d+)", text),
         shared_bytes=compiled.metadata.shared,
         threads=compiled.metadata.num_warps * 32,
         instructions=Counter(_INSTRUCTION.findall(text)),
@@ -171,8 +171,8 @@ def machine_code(compiled: Any) -> MachineCode:
     )
 
 
-def _tool(flag: str, path: Path) -> str:
-    done = subprocess.run([_TOOLS / "cuobjdump", flag, path], capture_output=True, text=True, check=True)
+def _tool(*arguments: str | Path) -> str:
+    done = subprocess.run([_TOOLS / "cuobjdump", *arguments], capture_output=True, text=True, check=True)
     return done.stdout
 
 

@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,36 +16,46 @@ from luciola.plugins.kernels.errors import BadArgument
 # Compiles in a process without the interpreter and prints what the gates say.
 GATES = """
 import json, sys
-from luciola.plugins.deepgemm import warm
+from luciola.plugins.deepgemm import hopper, launch, tiles, warm
 from luciola.plugins.kernels.ahead import machine_code
 
-found = []
-for call, layer in [(call, layer) for call in warm.parse(sys.stdin) for layer in sys.argv[1:]]:
-    product = "QGMMA" if "fp8" in call.operator else "HGMMA"
+def look(call, layer):
+    product, depth = ("QGMMA", 32) if "fp8" in call.operator else ("HGMMA", 16)
     for each in warm.compile_call(call, layer=layer):
         code = machine_code(each)
         wanted = [product, "UTMALDG"] if "gemm" in code.name else [product] if "logits_kernel" in code.name else []
-        wanted += ["QGMMA.64x128x32", "USETMAXREG"] if "_ws_" in code.name else []
-        found.append({"call": str(call), "kernel": code.name, "failures": code.failures(wanted=wanted),
-                      "registers": code.registers, "spills": code.spills})
-print(json.dumps(found))
+        wanted += [f"{product}.64x128x{depth}", "USETMAXREG"] if "_ws_" in code.name else []
+        yield {"call": str(call), "kernel": code.name, "failures": code.failures(wanted=wanted)}
+
+def with_tile(choice):
+    launch.choose = lambda *_sizes, **_details: tiles.Tile(*choice)
+    return next(look(dense, "triton"))["failures"]
+
+layer, given = sys.argv[1], json.load(sys.stdin)
+found = [each for call in warm.parse(given["calls"].splitlines()) for each in look(call, layer)]
+dense, = warm.parse(["fp8_gemm_nt m=4096 n=4096 k=7168"])
+bad = [with_tile(each) for each in given["tiles"]]
+if layer == "hopper":
+    hopper.STAGES = 8
+    bad.append(next(look(dense, layer))["failures"])
+print(json.dumps([found, bad]))
 """
-DENSE_CALLS = """
-fp8_gemm_nt m=1,64,128,4096 n=4096 k=7168
+CALLS = """
+fp8_gemm_nt m=64,128,4096 n=4096 k=7168
 fp8_gemm_nt_accumulate m=4096 n=7168 k=2048
 bf16_gemm_nt m=64,4096 n=4096 k=7168
-bf16_gemm_nn m=4096 n=4096 k=7168
 bf16_gemm_tn m=4096 n=4096 k=7168
-"""
-OTHER_CALLS = """
 m_grouped_fp8_gemm_nt_contiguous groups=4 m=8192 n=4096 k=7168
 m_grouped_fp8_gemm_nt_masked groups=8 max_m=4096 expected_m=20,512 n=4096 k=7168
+k_grouped_fp8_gemm_nt_contiguous groups=4 m=4096 n=7168 k=8192
+k_grouped_bf16_gemm_tn_contiguous groups=4 m=4096 n=7168 k=8192
 quantize_activations m=4096 n=7168
 fp8_mqa_logits s=2048 tokens=4096 heads=64 d=128
 fp8_paged_mqa_logits b=16 next_n=2 heads=64 d=128 max_context_len=4096
 einsum_bmk_bnk_mn b=4096 m=128 n=384 k=128
 einsum_bhd_hdr_bhr b=4096 h=128 r=512 d=128
-fp8_einsum_bhr_hdr_bhd b=32,4096 h=8 r=4096 d=1024
+einsum_bhd_bhr_hdr b=4096 h=128 r=512 d=128
+fp8_einsum_bhr_hdr_bhd b=4096 h=8 r=4096 d=1024
 """
 FAST_CALLS = """
 fp8_gemm_nt m=4096 n=4096 k=7168
@@ -52,84 +63,75 @@ fp8_gemm_nt_accumulate m=4096 n=7168 k=2048
 m_grouped_fp8_gemm_nt_contiguous groups=4 m=8192 n=7168 k=2048
 m_grouped_fp8_gemm_nt_contiguous_psum groups=4 m=8192 n=7168 k=2048
 m_grouped_fp8_gemm_nt_masked groups=8 max_m=4096 expected_m=512 n=4096 k=7168
+k_grouped_fp8_gemm_nt_contiguous groups=4 m=4096 n=7168 k=8192
+k_grouped_bf16_gemm_tn_contiguous groups=4 m=4096 n=7168 k=8192
 """
-# A tile whose accumulators cannot fit the registers, and one that never uses the warpgroup instruction.
-BAD = """
-import json, sys
-from luciola.plugins.deepgemm import launch, tiles, warm
-from luciola.plugins.kernels.ahead import machine_code
-
-bad = tiles.Tile(*json.loads(sys.argv[1]))
-launch.choose = lambda *_sizes, **_details: bad
-kernels = warm.compile_call(warm.parse(["fp8_gemm_nt m=4096 n=4096 k=7168"])[0])
-print(json.dumps(machine_code(kernels[0]).failures(wanted=["QGMMA", "UTMALDG"])))
-"""
-BAD_FAST = """
-import json
-from luciola.plugins.deepgemm import hopper, warm
-from luciola.plugins.kernels.ahead import machine_code
-
-hopper.SETTING
-kernels = warm.compile_call(warm.parse(["fp8_gemm_nt m=4096 n=4096 k=7168"])[0], layer="hopper")
-print(json.dumps(machine_code(kernels[0]).failures(wanted=["QGMMA", "UTMALDG", "USETMAXREG"])))
-"""
+BAD_TILES = [
+    [128, 256, 128, 3, 4],  # accumulators that cannot fit the registers
+    [16, 128, 128, 2, 4],  # too few rows for the warpgroup's instruction
+    [128, 128, 128, 12, 8],
+]
+WRONG = ["spills", "no QGMMA", "shared memory", "shared memory"]  # the last one: a fast path of eight slots
 
 
-def compiled(code: str, *arguments: str, given: str = "", cache: Path) -> list:
+def compile_in_a_process(layer: str, given: dict, cache: Path) -> list:
     environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        input=given, capture_output=True, text=True, check=False, env=environment,
+        [sys.executable, "-c", GATES, layer],
+        input=json.dumps(given), capture_output=True, text=True, timeout=500, check=False, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
+@pytest.fixture(scope="module")
+def compiled(two_at_once: Executor, tmp_path_factory) -> dict[str, Callable]:
+    """What the gates say of each layer, and of bad kernels."""
+    given = {
+        "triton": {"calls": CALLS, "tiles": []},
+        "hopper": {"calls": FAST_CALLS, "tiles": BAD_TILES},
+    }
+    cache = tmp_path_factory.mktemp("kernels")
+    return {
+        layer: two_at_once.submit(compile_in_a_process, layer, each, cache).result
+        for layer, each in given.items()
+    }
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    ("calls", "names"),
-    [
-        (DENSE_CALLS, {"fp8_gemm_1d2d_kernel", "fp8_gemm_1d1d_kernel", "bf16_gemm_kernel"}),
-        (OTHER_CALLS, {"paged_mqa_logits_kernel", "bmn_bnk_mn_gemm_impl", "batched_fp8_gemm_1d2d_kernel"}),
-    ],
-    ids=["dense", "others"],
-)
-def test_every_tile_compiles_for_hopper_as_it_should(calls: str, names: set, tmp_path: Path) -> None:
-    found = compiled(GATES, "triton", given=calls, cache=tmp_path)
+@pytest.mark.timeout(600)
+def test_every_tile_compiles_for_hopper_as_it_should(compiled: dict) -> None:
+    found, _ = compiled["triton"]()
     assert [each for each in found if each["failures"]] == []
+    names = {
+        "fp8_gemm_1d2d_kernel", "fp8_gemm_1d1d_kernel", "bf16_gemm_kernel", "paged_mqa_logits_kernel",
+        "bmn_bnk_mn_gemm_impl", "batched_fp8_gemm_1d2d_kernel", "k_grouped_fp8_gemm_1d1d_kernel",
+        "k_grouped_bf16_gemm_kernel",
+    }  # fmt: skip
     assert names <= {each["kernel"] for each in found}
 
 
-@pytest.mark.timeout(300)
-def test_the_fast_path_compiles_for_hopper_as_it_should(tmp_path: Path) -> None:
-    found = compiled(GATES, "hopper", given=FAST_CALLS, cache=tmp_path)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_fast_path_compiles_for_hopper_as_it_should(compiled: dict) -> None:
+    found, _ = compiled["hopper"]()
     assert [each for each in found if each["failures"]] == []
     grouped = ("contiguous", "psum", "masked")
     assert {each["kernel"] for each in found} == {
         "fp8_gemm_1d2d_ws_kernel",
         "fp8_gemm_1d1d_ws_kernel",
+        "k_grouped_fp8_gemm_1d1d_ws_kernel",
+        "k_grouped_bf16_gemm_ws_kernel",
         *(f"m_grouped_{each}_fp8_gemm_1d2d_ws_kernel" for each in grouped),
     }
 
 
-def test_a_gate_finds_a_bad_fast_path(tmp_path: Path) -> None:
-    """Too many slots for shared memory."""
-    code = BAD_FAST.replace("SETTING", "STAGES = 8")
-    assert any("shared memory" in each for each in compiled(code, cache=tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("tile", "failure"),
-    [
-        ([128, 256, 128, 3, 4], "spills"),
-        ([16, 128, 128, 2, 4], "no QGMMA"),
-        ([128, 128, 128, 12, 8], "shared memory"),
-    ],
-)
-def test_a_gate_finds_a_bad_kernel(tile: list, failure: str, tmp_path: Path) -> None:
-    assert any(failure in each for each in compiled(BAD, json.dumps(tile), cache=tmp_path))
+@pytest.mark.timeout(600)
+def test_gates_find_bad_kernels(compiled: dict) -> None:
+    _, found = compiled["hopper"]()
+    for messages, wrong in zip(found, WRONG, strict=True):
+        assert any(wrong in each for each in messages), f"{wrong}: {messages}"
 
 
 def luciola(*arguments: str, given: str) -> list:
@@ -165,7 +167,8 @@ def test_many_writers_fill_one_shared_directory(mounted_dir: Path) -> None:
         writers = [threads.submit(luciola, *arguments, given=shapes) for _ in range(2)]
         assert [len(each.result()) for each in writers] == [3, 3]
     count = entries(mounted_dir / "kernels")
-    assert [each["cached"] for each in luciola(*arguments, given=shapes)] == [1, 1, 1]
+    again = warm.warm(warm.parse(shapes.splitlines()), mounted_dir / "kernels")
+    assert [each.cached for each in again] == [1, 1, 1]
     assert entries(mounted_dir / "kernels") == count > 0
 
 
