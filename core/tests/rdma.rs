@@ -2,9 +2,11 @@
 
 mod twin;
 
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use luciola_core::buffer::{BufferPool, Placement};
@@ -440,7 +442,8 @@ fn ten_thousand_connections_leave_nothing() {
     let running = running_on(&of_server);
     running.twin.put(1, 5, 0, b"abc");
     // Everything that is made once and kept.
-    come_and_go(&running, &fabric, 0..64);
+    let made = AtomicU64::new(0);
+    come_and_go(&running, &fabric, 0..64, &made);
     let settled = || {
         wait_until("all connections end", || running.server.connection_count() == 0);
         wait_until("all queue pairs are destroyed", || queues() == unused);
@@ -451,8 +454,8 @@ fn ten_thousand_connections_leave_nothing() {
     let (counts, opened) = (count(), files());
     std::thread::scope(|scope| {
         for thread in 0..4 {
-            let (running, fabric) = (&running, &fabric);
-            scope.spawn(move || come_and_go(running, fabric, thread * EACH..(thread + 1) * EACH));
+            let (running, fabric, made) = (&running, &fabric, &made);
+            scope.spawn(move || come_and_go(running, fabric, thread * EACH..(thread + 1) * EACH, made));
         }
     });
     settled();
@@ -465,11 +468,16 @@ fn ten_thousand_connections_leave_nothing() {
     println!("qp, cq {unused:?}, pd, mr, ctx {counts:?}: before and after");
 }
 
-fn come_and_go(running: &Running, fabric: &Arc<Fabric>, rounds: std::ops::Range<u64>) {
+fn come_and_go(running: &Running, fabric: &Arc<Fabric>, rounds: std::ops::Range<u64>, made: &AtomicU64) {
     let pool = BufferPool::new(4096, 1).unwrap();
     let endpoint = endpoint(&running.server, fabric, false);
     let op = read_op(5, 0, 0, 3);
     for round in rounds {
+        let number = made.fetch_add(1, Ordering::Relaxed);
+        if number.is_multiple_of(500) {
+            // It takes minutes: past the capturing of output, so that somebody sees how far it is.
+            let _ = writeln!(std::io::stderr(), "{number} connections");
+        }
         if round % 4 == 3 {
             // Given up at any step on the way; on a quick machine it may be there in time.
             let patience = Duration::from_micros(round * 37 % 20_000);
