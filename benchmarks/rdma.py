@@ -1,7 +1,7 @@
 """The RDMA transport beside perftest, on two devices of this machine, as ratios.
 
-    python benchmarks/rdma.py [--devices rxe0,rxe1] [--rounds N] [--json FILE]     on a machine with devices
-    python tests/rdma/laboratory.py -- python benchmarks/rdma.py                   in the laboratory
+    python benchmarks/rdma.py [--devices rxe0,rxe1] [--rounds N] [--alone] [--json FILE]     on a machine with devices
+    python tests/rdma/laboratory.py -- python benchmarks/rdma.py                             in the laboratory
 
 Three things are measured in turn, round by round, so that what else a machine does meets all of them:
 
@@ -162,8 +162,8 @@ def client_of(devices: list[str], *server: str) -> Iterator[End]:
             yield client
 
 
-def measured(devices: list[str], rounds: int) -> tuple[list[Row], float]:
-    """All rows, and how many MiB/s one pass of the checksum makes."""
+def measured(devices: list[str], rounds: int, *, alone: bool) -> tuple[list[Row], float]:
+    """All rows, or those of the transport alone; and how many MiB/s one pass of the checksum makes."""
     pairs: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
 
     def note(ours: str, beside: str, unit: str, pair: tuple[float, float]) -> None:
@@ -174,10 +174,8 @@ def measured(devices: list[str], rounds: int) -> tuple[list[Row], float]:
         wire = stack.enter_context(End("wire", *devices))
         wire.hear()
         directory = stack.enter_context(tempfile.TemporaryDirectory())
-        servers = {
-            "memory": stack.enter_context(client_of(devices, "serve")),
-            "storage": stack.enter_context(client_of(devices, "store", directory)),
-        }
+        kinds = {} if alone else {"memory": ("serve",), "storage": ("store", directory)}
+        servers = {name: stack.enter_context(client_of(devices, *server)) for name, server in kinds.items()}
         for client in servers.values():
             client.mib_s("measure write", batches=1)
         checksum = wire.times_us("checksum", MIB, 100)
@@ -196,9 +194,9 @@ def measured(devices: list[str], rounds: int) -> tuple[list[Row], float]:
             small = statistics.median(wire.times_us("read", 8, 1, PINGS))
             note("transport, READ of 8 B", "ib_read_lat -e", "us", (small, events))
             note("transport, READ of 8 B", "ib_read_lat", "us", (small, polling))
-            ping = statistics.median(servers["memory"].times_us("measure", "ping", PINGS))
-            note("ping", "ib_read_lat -e", "us", (ping, events))
             for name, client in servers.items():
+                ping = statistics.median(client.times_us("measure", "ping", PINGS))
+                note(f"{name}, ping", "ib_read_lat -e", "us", (ping, events))
                 times_us = client.times_us("measure", "read", 4096, 1, PINGS)
                 note(f"{name}, read of 4 KiB", "ib_read_lat -e", "us", (statistics.median(times_us), events))
     return [Row(*key, found) for key, found in pairs.items()], 1e6 / statistics.median(checksum)
@@ -208,12 +206,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--devices", default="rxe0,rxe1", help="of the client and of the server")
     parser.add_argument("--rounds", type=int, default=5, help="the figures are their medians")
+    parser.add_argument("--alone", action="store_true", help="only the transport, no requests")
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()
     devices = given.devices.split(",")
     if len(devices) != 2 or given.rounds < 1:
         parser.error("--devices takes two names, and --rounds at least 1")
-    rows, checksum = measured(devices, given.rounds)
+    rows, checksum = measured(devices, given.rounds, alone=given.alone)
     emulated = all(name.startswith("rxe") for name in devices)
     print(f"devices {given.devices}, {DEPTH} x 1 MiB outstanding, {given.rounds} rounds")
     if emulated:

@@ -15,6 +15,8 @@ from .rdma_survey import Survey, survey
 
 ROUNDS: Final = 64
 PINGS: Final = 1000
+# What devices without a limit of their own say.
+ANY: Final = (1 << 64) - 1
 
 
 @click.group()
@@ -58,9 +60,9 @@ def check(
 ) -> None:
     """List devices, ports, addresses and limits, and say what is wrong and what to do about it.
 
-    Exits with 0 if some port can be used (and the test with --peer succeeded), with 1 if none can. The test compares
-    every byte that it moves. It needs `luciola rdma check --listen` on the other machine, which lets whoever reaches
-    its TCP port run the test, and gives nobody more than the test's own buffer.
+    Exits with 0 if some port can be used and enough memory be locked (and the test with --peer succeeded), else with
+    1. The test compares every byte that it moves. It needs `luciola rdma check --listen` on the other machine, which
+    lets whoever reaches its TCP port run the test, and gives nobody more than the test's own buffer.
 
     \b
     Example:
@@ -88,7 +90,8 @@ def check(
         print_json(_document(found, findings, usable, result))
     else:
         _print(found, findings, usable, result)
-    if not usable or (where is not None and result is None):
+    may_not_lock = any(each.about == "memlock" and each.level == "problem" for each in findings)
+    if not usable or may_not_lock or (where is not None and result is None):
         sys.exit(1)
 
 
@@ -161,7 +164,8 @@ def _print(
         if device.limits
     ]
     for row, device in zip(limits, found.devices, strict=False):
-        pairs = " ".join(f"{name}={value}" for name, value in device.limits.items())
+        shown = {name: "any" if value == ANY else value for name, value in device.limits.items()}
+        pairs = " ".join(f"{name}={value}" for name, value in shown.items())
         click.echo(f"{row[0]}: firmware {row[1]}, {pairs}")
     if limits:
         click.echo()

@@ -8,6 +8,7 @@ import ctypes
 import errno
 import importlib
 import importlib.util
+import ipaddress
 import os
 import resource
 import socket
@@ -54,9 +55,9 @@ class Gid:
 
     @property
     def text(self) -> str:
-        """The address as people write it: that of IPv4 with dots."""
+        """The address as people write it: that of IPv4 with dots, that of IPv6 without its zeros."""
         if not self.gid.startswith(V4):
-            return self.gid
+            return ipaddress.IPv6Address(self.gid).compressed
         return socket.inet_ntoa(bytes.fromhex(self.gid[-9:].replace(":", "")))
 
 

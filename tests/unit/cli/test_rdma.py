@@ -156,6 +156,11 @@ def test_the_closest_ports_are_paired(
     assert choose_pair(ours, theirs) == pair
 
 
+def test_addresses_are_written_as_people_do() -> None:
+    texts = [Gid(0, gid, "RoCE v2", "eth0").text for gid in (V4, GLOBAL, LINK_LOCAL)]
+    assert texts == ["10.0.0.1", "2001:db8::1", "fe80::1"]
+
+
 def test_sizes_of_packets_have_numbers() -> None:
     assert [mtu_number(256 << n) for n in range(5)] == [1, 2, 3, 4, 5]
     assert mtu_number(9000) == 5
@@ -174,7 +179,8 @@ def test_the_answer_of_this_machine_is_consistent() -> None:
     devices = Path("/sys/class/infiniband")
     present = sorted(os.listdir(devices)) if devices.is_dir() else []
     assert document["kernel_devices"] == present
-    assert done.exit_code == (0 if document["usable"] else 1)
+    problems = {each["about"] for each in document["findings"] if each["level"] == "problem"}
+    assert done.exit_code == (0 if document["usable"] and "memlock" not in problems else 1)
     assert all(each["remedy"] for each in document["findings"] if each["level"] == "problem")
     if not present:
         assert any("no RDMA device" in each["what"] for each in document["findings"])
@@ -197,6 +203,18 @@ def test_without_pyverbs_the_package_is_named() -> None:
         check=True,
     )
     assert "apt install python3-pyverbs" in done.stdout
+
+
+def test_too_little_lockable_memory_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(**changes: object) -> tuple[int, str]:
+        monkeypatch.setattr("luciola.cli.rdma.survey", lambda: machine(**changes))
+        done = CliRunner().invoke(cli, ["rdma", "check"])
+        return done.exit_code, done.stdout
+
+    assert answer()[0] == 0
+    status, shown = answer(memlock=1 << 20)
+    assert status == 1
+    assert "LimitMEMLOCK=infinity" in shown
 
 
 @pytest.mark.parametrize(
