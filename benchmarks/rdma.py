@@ -71,7 +71,12 @@ def gid_index(device: str) -> str:
     sys.exit(f"{device}: no IPv4 GID of RoCE version 2")
 
 
-def perftest(program: str, devices: list[str], *options: str) -> list[str]:
+def is_emulated(devices: list[str]) -> bool:
+    """Whether all of them are Soft-RoCE."""
+    return all(name.startswith("rxe") for name in devices)
+
+
+def perftest(program: str, devices: list[str], *options: str, before: tuple[str, ...] = ()) -> list[str]:
     """The last row of a perftest program's table; its client, which issues the operations, uses the second device."""
     commands = [
         [program, "-d", device, "-x", gid_index(device), "-F", "-p", PORT, *options] for device in devices
@@ -81,7 +86,7 @@ def perftest(program: str, devices: list[str], *options: str) -> list[str]:
         try:
             end = time.monotonic() + PATIENCE_S
             while True:
-                done = subprocess.run([*commands[1], "127.0.0.1"], **pipes, check=False)
+                done = subprocess.run([*before, *commands[1], "127.0.0.1"], **pipes, check=False)
                 rows = [
                     line.split() for line in done.stdout.splitlines() if re.match(r"\s*\d+\s+\d+\s+\d", line)
                 ]
@@ -96,9 +101,15 @@ def perftest(program: str, devices: list[str], *options: str) -> list[str]:
 
 
 def bandwidth(program: str, devices: list[str]) -> float:
-    """MiB/s of operations of 1 MiB, the next one as soon as one is done."""
+    """MiB/s of operations of 1 MiB, the next one as soon as one is done.
+
+    It looks for completions all the time, which takes processor time from a device in software: there the better of two
+    runs counts, one of which looks only when nothing else wants to run.
+    """
     options = ("-s", str(MIB), "-n", str(DEPTH * BATCHES), "-t", str(DEPTH), "-Q", "1", "--report_gbits")
-    return float(perftest(program, devices, *options)[3]) * 1e9 / 8 / MIB
+    ways = ((), ("chrt", "--idle", "0")) if is_emulated(devices) else ((),)
+    runs = [perftest(program, devices, *options, before=way) for way in ways]
+    return max(float(row[3]) for row in runs) * 1e9 / 8 / MIB
 
 
 def latency(devices: list[str], *options: str) -> float:
@@ -213,9 +224,8 @@ def main() -> None:
     if len(devices) != 2 or given.rounds < 1:
         parser.error("--devices takes two names, and --rounds at least 1")
     rows, checksum = measured(devices, given.rounds, alone=given.alone)
-    emulated = all(name.startswith("rxe") for name in devices)
     print(f"devices {given.devices}, {DEPTH} x 1 MiB outstanding, {given.rounds} rounds")
-    if emulated:
+    if is_emulated(devices):
         print("Soft-RoCE: only the ratios mean anything")
     print(f"{'ours':32}{'beside':16}{'unit':8}{'ours':>9}{'beside':>9}{'ratio':>7}   lowest and highest")
     for row in rows:

@@ -180,8 +180,8 @@ def script(command: list[str], devices: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def machine(images: Path, control: Path, *, memory_mib: int, processors: int) -> list[str]:
-    """The command that is the guest."""
+def machine(images: Path, control: Path, *, memory_mib: int, processors: int, steady: bool) -> list[str]:
+    """The command that is the guest. `steady`: its clock counts instructions, whatever else this machine does."""
 
     def shared(tag: str, path: Path, options: str) -> list[str]:
         share = f"local,id={tag},path={path},security_model=none,multidevs=remap{options}"
@@ -200,7 +200,8 @@ def machine(images: Path, control: Path, *, memory_mib: int, processors: int) ->
             "-smp",
             str(processors),
         ),
-        *("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off"),
+        *("-accel", f"tcg,thread={'single' if steady else 'multi'},tb-size=512", "-cpu", "max,la57=off"),
+        *(("-icount", "shift=2,align=off,sleep=on") if steady else ()),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none"),
         *("-kernel", str(images / "kernel"), "-initrd", str(images / "initrd")),
         *("-append", "console=ttyS0 quiet loglevel=5 panic=-1 mitigations=off"),
@@ -243,6 +244,11 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=300, metavar="SECONDS", help="for boot and command")
     parser.add_argument("--memory", type=int, default=3072, metavar="MIB")
     parser.add_argument("--processors", type=int, default=2)
+    parser.add_argument(
+        "--steady",
+        action="store_true",
+        help="time is counted in instructions: for measuring on a busy machine",
+    )
     parser.add_argument("--cache", type=Path, default=CACHE, help="where kernel and initramfs are kept")
     parser.add_argument("--console", type=Path, metavar="FILE", help="keep the guest's console here")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run; none: only prepare")
@@ -258,7 +264,13 @@ def main() -> int:
         control = Path(name)
         (control / "command").write_text(script(command, given.devices))
         in_time = boot(
-            machine(images, control, memory_mib=given.memory, processors=given.processors),
+            machine(
+                images,
+                control,
+                memory_mib=given.memory,
+                processors=given.processors,
+                steady=given.steady,
+            ),
             limit_s=given.limit,
         )
         console = control / "console"
