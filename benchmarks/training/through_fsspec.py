@@ -6,7 +6,8 @@ usage: python benchmarks/training/through_fsspec.py [--size-mib 256] [--files 10
 One storage node, one copy. The servers' page cache is warm. The kernel's pages of the files, and its names (root), are
 dropped before each reading, so that a mount asks its servers as the native client does; "local, cold" therefore reads
 the disk, and "local" is the same with nothing dropped. Every result is compared with what was written. The first table
-shows medians (of REPEATS for what is read by ranges), the second the median over rounds of each way's ratio to the mount.
+shows medians (within a round that of REPEATS for what is read by ranges), the second the median over rounds of each
+way's ratio to the mount.
 """
 
 import argparse
