@@ -254,7 +254,7 @@ def command(out: str, *more: str) -> list[str]:
 
 
 def train(out: str) -> str:
-    done = subprocess.run(command(out), capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command(out), capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -294,10 +294,11 @@ def test_a_training_learns_and_saves_every_stage(unstopped: Result) -> None:
 def test_a_training_that_was_killed_goes_on_bit_by_bit(tmp_path, unstopped: Result) -> None:
     """This one is on this machine; the one it is compared with ran on a cluster."""
     train_and_kill(str(tmp_path), at="step 3 ")
-    assert len(result(str(tmp_path))[0]) == EVERY
+    done = len(result(str(tmp_path))[0])
+    assert done in {EVERY, 2 * EVERY}, "at most a step more than was heard of"
     told = train(str(tmp_path))
-    assert told.splitlines()[0] == "going on after step 2"
-    assert re.findall(r"^step (\d+) loss", told, re.MULTILINE) == ["3", "4", "5"]
+    assert told.splitlines()[0] == f"going on after step {done}"
+    assert re.findall(r"^step (\d+) loss", told, re.MULTILINE) == ["3", "4", "5"][done - EVERY :]
     assert result(str(tmp_path)) == unstopped
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
