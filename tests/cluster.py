@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 class LocalCluster:
