@@ -333,6 +333,6 @@ def test_second_process_on_the_same_store_is_refused(cluster):
         *(sys.executable, "-m", "luciola.meta", "--data", str(cluster.root / "meta")),
         *("--cluster", str(cluster.root / "cluster.json")),
     ]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr

@@ -55,7 +55,7 @@ def test_two_ranks_join_print_and_gather():
         for rank in range(2)
     ]  # fmt: skip
     try:
-        said = [each.communicate(timeout=110) for each in processes]
+        said = [each.communicate(timeout=280) for each in processes]
     finally:
         for each in processes:
             each.kill()
