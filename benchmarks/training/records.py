@@ -1,6 +1,6 @@
 """Samples a second and how long training waits: records in random order over the ring, a mount, and the local disk.
 
-usage: python benchmarks/training/records.py [--quick] [--size-mib 512] [--seconds 2] [--rounds 1] [--workers 1 2 4]
+usage: python benchmarks/training/records.py [--quick] [--size-mib 512] [--seconds 1.5] [--rounds 1] [--workers 1 2 4]
                                              [--systems NAME ...] [--also NAME=DIR ...] [--records 4KiB ...]
                                              [--plot FILE] [--directory DIR]
 
@@ -58,7 +58,7 @@ PASSES = 4
 SHARD_BYTES = 32 << 20
 SHUFFLE = 1000  # samples in WebDataset's buffer
 QUICK = {"size_mib": 64, "seconds": 0.5, "workers": [1, 4]}
-FULL = {"size_mib": 512, "seconds": 2.0, "workers": [1, 2, 4]}
+FULL = {"size_mib": 512, "seconds": 1.5, "workers": [1, 2, 4]}
 
 
 class Figures(NamedTuple):
