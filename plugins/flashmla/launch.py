@@ -17,6 +17,7 @@ from .schedule import ROW_INTS, FlashMLASchedMeta, part_count, sparse_lengths
 
 LATENT: Final = 512
 COMBINE_ROWS: Final = 4
+INTERPRETED_COMBINE_ROWS: Final = 64  # a program of the interpreter costs more than its rows
 INTERPRETED_MULTIPROCESSORS: Final = 4  # few enough for a quick test, enough to split sequences
 _LOG2E: Final = math.log2(math.e)
 
@@ -269,11 +270,12 @@ def _combine(  # noqa: PLR0913 (the kernel's own)
     h_kv: int,
 ) -> None:
     b, s_q = out.shape[:2]
-    grid = (-(-s_q * group * h_kv // COMBINE_ROWS) * b,)
+    block = INTERPRETED_COMBINE_ROWS if kernel.INTERPRETED else COMBINE_ROWS
+    grid = (-(-s_q * group * h_kv // block) * b,)
     start(
         kernel.flash_fwd_mla_combine_kernel, grid,
         piece_out, piece_lse, splits, out, lse, _or(sink, lse), s_q, group, h_kv,
-        HAS_SINK=sink is not None, BLOCK_R=COMBINE_ROWS, num_warps=4,
+        HAS_SINK=sink is not None, BLOCK_R=block, num_warps=4,
     )  # fmt: skip
 
 
