@@ -43,12 +43,6 @@ def _gemm_name(specialization: Any) -> str:
 
 
 @triton.jit
-def _dot(a, b, INTERPRET: tl.constexpr):
-    # The interpreter multiplies the bit patterns of bfloat16.
-    return tl.dot(a.to(tl.float32), b.to(tl.float32)) if INTERPRET else tl.dot(a, b)
-
-
-@triton.jit
 def _swizzled(tile, tiles_m, tiles_n, GROUP: tl.constexpr):
     # Neighbours in time share rows of A or of B, so that both stay in the L2 cache.
     width = GROUP * tiles_n
@@ -58,39 +52,8 @@ def _swizzled(tile, tiles_m, tiles_n, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _tile(tile, batch, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BATCHED: tl.constexpr):
-    if BATCHED:
-        values = tl.reshape(tile.load([batch, row, column]), (ROWS, COLUMNS))
-    else:
-        values = tile.load([row, column])
-    return values
-
-
-@triton.jit
-def _ended(values, k, k_end, K_STEP: tl.constexpr, RAGGED_K: tl.constexpr):
-    # RAGGED_K: the last step of a group reaches into the next one, and 0 · NaN is NaN.
-    if RAGGED_K:
-        values = tl.where((k + tl.arange(0, K_STEP) < k_end)[:, None], values, 0.0).to(values.dtype)
-    return values
-
-
-@triton.jit
-def _scaled(
-    part, scale_a, sfb, column, columns, columns_end, sfb_n,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, B_ROW_SCALES: tl.constexpr, SWAP: tl.constexpr,
-):  # fmt: skip
-    if B_ROW_SCALES or BLOCK_N > _K_BLOCK:
-        scale_rows = columns if B_ROW_SCALES else columns // _K_BLOCK
-        scale_b = tl.load(sfb + scale_rows * sfb_n, mask=columns < columns_end, other=0.0)
-        if SWAP:
-            part *= scale_b[:, None] * scale_a[None, :]
-        else:
-            part *= scale_a[:, None] * scale_b[None, :]
-    else:
-        # One number for the tile, loaded as a vector: pipelines of scalar loads were wrong (tritonbench, issue 1163).
-        scale_a *= tl.load(sfb + column // _K_BLOCK * sfb_n + tl.zeros((BLOCK_M,), dtype=tl.int32))
-        part *= scale_a[None, :] if SWAP else scale_a[:, None]
-    return part
+def _tile(tile, batch, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    return tl.reshape(tile.load([batch, row, column]), (ROWS, COLUMNS))
 
 
 @triton.jit
@@ -108,7 +71,7 @@ def _begin(
 
 
 @triton.jit
-def _product(
+def _product(  # noqa: PLR0912 (constants decide, and calls of other functions take most of the interpreter's time)
     total, a_tile, b_tile, batch, sfa, sfb, a_row, a_k, b_row, b_k, rows, rows_end, column, columns, columns_end,
     k_end, blocks, sfa_m, sfa_k, sfb_n, sfb_k,
     BATCHED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, FP8: tl.constexpr, B_ROW_SCALES: tl.constexpr,
@@ -118,25 +81,44 @@ def _product(
     for block in range(blocks):
         k = block * K_STEP
         if A_TRANSPOSED:
-            a = _tile(a_tile, batch, a_k + k, a_row, K_STEP, BLOCK_M, BATCHED)
-            a = tl.trans(_ended(a, k, k_end, K_STEP, RAGGED_K))
+            a = _tile(a_tile, batch, k, a_row, K_STEP, BLOCK_M) if BATCHED else a_tile.load([a_k + k, a_row])
         else:
-            a = _tile(a_tile, batch, a_row, a_k + k, BLOCK_M, K_STEP, BATCHED)
+            a = _tile(a_tile, batch, a_row, k, BLOCK_M, K_STEP) if BATCHED else a_tile.load([a_row, a_k + k])
         if B_TRANSPOSED:
-            b = _tile(b_tile, batch, b_k + k, b_row, K_STEP, BLOCK_N, BATCHED)
-            b = tl.trans(_ended(b, k, k_end, K_STEP, RAGGED_K))
+            b = _tile(b_tile, batch, k, b_row, K_STEP, BLOCK_N) if BATCHED else b_tile.load([b_k + k, b_row])
         else:
-            b = _tile(b_tile, batch, b_row, k, BLOCK_N, K_STEP, BATCHED)
+            b = _tile(b_tile, batch, b_row, k, BLOCK_N, K_STEP) if BATCHED else b_tile.load([b_row, k])
+        if RAGGED_K:
+            # The last step of a group reaches into the next one, and 0 · NaN is NaN.
+            inside = (k + tl.arange(0, K_STEP) < k_end)[:, None]
+            if A_TRANSPOSED:
+                a = tl.where(inside, a, 0.0).to(a.dtype)
+            b = tl.where(inside, b, 0.0).to(b.dtype)
+        if INTERPRET:
+            # The interpreter multiplies the bit patterns of bfloat16.
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
+        if A_TRANSPOSED:
+            a = tl.trans(a)
+        if B_TRANSPOSED:
+            b = tl.trans(b)
         if SWAP:
-            part = _dot(b, tl.trans(a), INTERPRET)
+            part = tl.dot(b, tl.trans(a))
         else:
-            part = _dot(a, tl.trans(b), INTERPRET)
+            part = tl.dot(a, tl.trans(b))
         if FP8:
             scale_a = tl.load(sfa + rows * sfa_m + block * sfa_k, mask=rows < rows_end, other=0.0)
-            part = _scaled(
-                part, scale_a, sfb + block * sfb_k, column, columns, columns_end, sfb_n,
-                BLOCK_M, BLOCK_N, B_ROW_SCALES, SWAP,
-            )  # fmt: skip
+            if B_ROW_SCALES or BLOCK_N > _K_BLOCK:
+                scale_rows = columns if B_ROW_SCALES else columns // _K_BLOCK
+                scale_b = tl.load(
+                    sfb + scale_rows * sfb_n + block * sfb_k, mask=columns < columns_end, other=0.0
+                )
+                part *= scale_b[:, None] * scale_a[None, :] if SWAP else scale_a[:, None] * scale_b[None, :]
+            else:
+                # One number for the tile, as a vector: pipelines of scalar loads were wrong (tritonbench, issue 1163).
+                one = column // _K_BLOCK * sfb_n + block * sfb_k
+                scale_a *= tl.load(sfb + one + tl.zeros((BLOCK_M,), dtype=tl.int32))
+                part *= scale_a[None, :] if SWAP else scale_a[:, None]
         total += part
     return tl.trans(total) if SWAP else total
 
