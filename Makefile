@@ -53,9 +53,10 @@ test-rust: $(STAMPS)/dev
 	$(PY) tests/rust.py
 
 # A failed test is run once more, and both attempts are shown; more than five such tests are a failure, and so is any
-# failure of a test marked `integrity` (tests/reruns.py).
+# failure of a test marked `integrity` (tests/reruns.py). numpy gets one thread: for the small products of Triton's
+# interpreter, others wait three times as long as they compute.
 test-python: $(STAMPS)/dev
-	$(PY) -m pytest --reruns 1 --max-suite-reruns 5 --rerun-show-tracebacks
+	OPENBLAS_NUM_THREADS=1 $(PY) -m pytest --reruns 1 --max-suite-reruns 5 --rerun-show-tracebacks
 
 test-rdma: $(STAMPS)/dev
 	$(PY) tests/rdma/run.py
