@@ -6,7 +6,8 @@ usage: python benchmarks/plugins/deepep.py [--ranks 2] [--tokens 512] [--hidden 
 Processes of this machine: each round, all ranks together copy the payload of one dispatch into the next rank's memory,
 then dispatch and combine in normal and in low-latency mode. A payload is what a mode sends: a token once for each rank
 that has one of its experts, or once for each expert. The best of the rounds, each that of its slowest rank: on a
-machine that does other things too, the others tell of those.
+machine that does other things too, the others tell of those. CPU is the processor time of the rank that took most of
+it, in its best round: what a call costs, whoever else runs; and so many copies of the payload cost as much.
 
 With a CUDA device there are its kernels too: all ranks of low-latency mode in one process on one card, beside device
 copies of the same bytes. `--lines`: those alone, as JSON, for `gpu.py`.
@@ -30,7 +31,7 @@ from luciola.plugins.deepep.low_latency.layout import Layout
 
 ADDRESS: Final = "127.0.0.1"
 NORMAL_BYTES: Final = 64 << 20
-HEADER: Final = ("WHAT", "PAYLOAD, MiB", "ms", "GiB/s", "OF THE COPY")
+HEADER: Final = ("WHAT", "PAYLOAD, MiB", "ms", "GiB/s", "OF THE COPY", "CPU, ms", "CPU, COPIES")
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def run_rank(rank: int, port: int, options: Options) -> None:
         if rank == 0:
             sizes = f"{options.tokens} tokens of {options.hidden}, top {options.topk} of {options.experts}"
             print(f"{options.ranks} processes over {buffer.transport}, {sizes}")
-            print_table(HEADER, rows, right=(1, 2, 3, 4))
+            print_table(HEADER, rows, right=(1, 2, 3, 4, 5, 6))
     finally:
         buffer.destroy()
         dist.destroy_process_group()
@@ -122,9 +123,8 @@ def measured(buffer: Buffer, options: Options) -> list[tuple[str, ...]]:
             x, topk, options.tokens, options.experts, use_fp8=fp8
         )
 
-    def low_combine(*, zero_copy: bool = False) -> None:
-        answers = kept["zeros"] if zero_copy else kept["low"]
-        buffer.low_latency_combine(answers, topk, weights, kept["low handle"], zero_copy=zero_copy)
+    def low_combine(*, logfmt: bool = False) -> None:
+        buffer.low_latency_combine(kept["low"], topk, weights, kept["low handle"], use_logfmt=logfmt)
 
     def rate(size: int, call: Callable[[], object]) -> tuple[int, Callable[[], object]]:
         return size, call
@@ -136,20 +136,21 @@ def measured(buffer: Buffer, options: Options) -> list[tuple[str, ...]]:
         "low-latency dispatch, FP8": rate(often // 2 + often // 64, lambda: send(fp8=True)),
         "low-latency dispatch, BF16": rate(often, lambda: send(fp8=False)),
         "low-latency combine": rate(often, low_combine),
+        "low-latency combine, LogFMT": rate(often * 21 // 32, lambda: low_combine(logfmt=True)),
     }
-    times: dict[str, list[float]] = {name: [] for name in works}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     for turn in range(options.rounds + 1):
         for name, (_, call) in works.items():
-            seconds = timed(call)
+            taken = timed(call)
             if turn:  # the first one touches memory for the first time
-                times[name].append(seconds)
-    rows, copy_rate = [], 0.0
+                times[name].append(taken)
+    rows, copy_rate, copy_cpu = [], 0.0, 0.0
     for name, (size, _) in works.items():
         total = torch.tensor([float(size)])
         dist.all_reduce(total)
-        seconds = min(times[name])
+        seconds, cpu = (min(each) for each in zip(*times[name], strict=True))
         speed = float(total) / seconds
-        copy_rate = copy_rate or speed
+        copy_rate, copy_cpu = copy_rate or speed, copy_cpu or cpu / float(total)
         rows.append(
             (
                 name,
@@ -157,6 +158,8 @@ def measured(buffer: Buffer, options: Options) -> list[tuple[str, ...]]:
                 f"{seconds * 1e3:.2f}",
                 f"{speed / 2**30:.2f}",
                 f"{speed / copy_rate:.0%}",
+                f"{cpu * 1e3:.2f}",
+                f"{cpu / (copy_cpu * float(total)):.1f}",
             )
         )
     return rows
@@ -175,14 +178,14 @@ def copier(buffer: Buffer, size: int) -> Callable[[], None]:
     return copy
 
 
-def timed(call: Callable[[], object]) -> float:
-    """Seconds of the slowest rank; all begin together."""
+def timed(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of the slowest rank, and processor seconds of the one that took most; all begin together."""
     dist.barrier()
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.thread_time()
     call()
-    took = torch.tensor([time.perf_counter() - began])
+    took = torch.tensor([time.perf_counter() - began, time.thread_time() - worked], dtype=torch.float64)
     dist.all_reduce(took, dist.ReduceOp.MAX)
-    return float(took)
+    return float(took[0]), float(took[1])
 
 
 # ---- all ranks on one card

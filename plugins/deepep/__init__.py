@@ -66,7 +66,11 @@ def describe() -> dict[str, str]:
     from ..kernels.layers import state
 
     on_gpus = "symmetric-memory, cuda-ipc, " if torch.cuda.is_available() else ""
-    return {"state": state(), "transports": f"{on_gpus}shared-memory, mixed, messages"}
+    backends = ["gloo"] if torch.distributed.is_gloo_available() else []
+    if torch.cuda.is_available() and torch.distributed.is_nccl_available():
+        backends.insert(0, "nccl")
+    transports = f"{on_gpus}shared-memory, mixed, collectives ({', '.join(backends)}), messages"
+    return {"state": state(), "transports": transports}
 
 
 def __getattr__(name: str) -> Any:

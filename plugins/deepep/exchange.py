@@ -66,6 +66,8 @@ class _Plan:
 
     columns: Sequence[Tensor]
     starts: Sequence[int]
+    widths: Sequence[int]
+    """Bytes of a row of each column."""
     turn_tokens: int
 
     def turns(self, tokens: int) -> int:
@@ -76,7 +78,7 @@ class _Plan:
         return first, last
 
 
-NOTHING: Final = _Plan([], [], 1)
+NOTHING: Final = _Plan([], [], [], 1)
 
 
 class _Places:
@@ -266,9 +268,11 @@ class Exchange:
                 room = self._view(home, self.me, plan, column, at[peer], notes.here[peer])
                 moves.take(room, tensor, parts[peer])
         for peer in self._others:
-            widths = [notes.here[peer] * _row_bytes(each) for each in plan.columns]
+            count = notes.here[peer]
             spans: list[Span] = [(start, len(data))]
-            spans += [(start + begin, width) for begin, width in zip(plan.starts, widths, strict=True)]
+            spans += [
+                (start + begin, count * width) for begin, width in zip(plan.starts, plan.widths, strict=True)
+            ]
             self.transport.signal(self.ranks[peer], self._slot + READY, self._turn, spans=spans)
 
     def _no_rows(self) -> list[Rows]:
@@ -355,7 +359,8 @@ class Exchange:
     # -- places --
 
     def _plan(self, columns: Sequence[Tensor], *, rows_per_token: int) -> _Plan:
-        token_bytes = sum(_row_bytes(each) for each in columns) * rows_per_token
+        widths = [_row_bytes(each) for each in columns]
+        token_bytes = sum(widths) * rows_per_token
         lost = NOTE_BYTES + ALIGNMENT * len(columns)
         tokens = (self._segment_bytes - lost) // token_bytes
         if tokens < 1:
@@ -364,10 +369,10 @@ class Exchange:
                 f"the buffer has {2 * self._half_bytes} bytes for this call; one token of it needs {least}"
             )
         starts, at = [], NOTE_BYTES
-        for each in columns:
+        for width in widths:
             starts.append(at)
-            at += -(-tokens * rows_per_token * _row_bytes(each) // ALIGNMENT) * ALIGNMENT
-        return _Plan(columns, starts, tokens)
+            at += -(-tokens * rows_per_token * width // ALIGNMENT) * ALIGNMENT
+        return _Plan(columns, starts, widths, tokens)
 
     def _segment(self, owner: int) -> int:
         return (
@@ -383,9 +388,9 @@ class Exchange:
     def _view(  # noqa: PLR0913 (a place)
         self, home: Tensor, owner: int, plan: _Plan, column: int, at: int, count: int
     ) -> Tensor:
-        like = plan.columns[column]
-        start = self._segment(owner) + plan.starts[column] + at * _row_bytes(like)
-        return home[start : start + count * _row_bytes(like)].view(like.dtype).view(count, *like.shape[1:])
+        like, width = plan.columns[column], plan.widths[column]
+        start = self._segment(owner) + plan.starts[column] + at * width
+        return home[start : start + count * width].view(like.dtype).view(count, *like.shape[1:])
 
     def _room(
         self, seen: Sequence[Notes], columns: Sequence[Tensor], numbers: Tensor, rows: int | None

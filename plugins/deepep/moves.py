@@ -18,7 +18,7 @@ Rows: TypeAlias = Tensor | slice
 
 def length(rows: Rows) -> int:
     """How many rows."""
-    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+    return rows.stop - rows.start if isinstance(rows, slice) else rows.shape[0]
 
 
 def part(rows: Rows, start: int, count: int) -> Rows:
@@ -75,7 +75,7 @@ def _reduce(out: Tensor, parts: Sequence[Tensor], member: Tensor, bias: Sequence
 
 
 def _flat(x: Tensor) -> Tensor:
-    return x.view(len(x), -1)
+    return x if x.dim() == 2 else x.view(x.shape[0], -1)
 
 
 def _words(x: Tensor) -> Tensor:

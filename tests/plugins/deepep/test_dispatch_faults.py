@@ -35,7 +35,6 @@ def values(answers: list[Answer]) -> list[Any]:
         (4, 2, "messages", "combine"),
         (4, 2, "mixed", "dispatch"),
         (3, 1, "collectives", "dispatch"),
-        (4, 1, "collectives", "combine"),
     ],
 )
 def test_a_killed_rank_is_blamed_by_all_others(dispatchers: Ranks, size, nodes, transport, call) -> None:

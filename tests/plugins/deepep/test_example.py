@@ -11,7 +11,7 @@ import pytest
 from luciola.plugins.eplb import Loads
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "train_moe_experts.py"
-STEPS = 10
+STEPS = 6
 
 
 @pytest.mark.slow
@@ -28,7 +28,7 @@ def test_experts_on_four_processes_learn_as_on_one(tmp_path) -> None:
     assert [int(step) for step, _, _ in rows] == list(range(1, STEPS + 1))
     spread, alone = ([float(row[column]) for row in rows] for column in (1, 2))
     assert spread == pytest.approx(alone, rel=0.02)  # products of bfloat16
-    assert spread[-1] < spread[0] - 0.5
+    assert spread[-1] < spread[0] - 0.3
     loads = Loads.load(tmp_path / "loads.safetensors")
     assert loads.steps == STEPS
     assert float(loads.average.sum()) == pytest.approx(128 * 2)  # pairs and experts of each, a step

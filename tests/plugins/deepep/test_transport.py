@@ -80,7 +80,7 @@ def test_a_stopped_rank_is_waited_for_until_the_timeout(experts: Ranks, name) ->
 def test_rounds_of_collectives_end_with_the_rank_to_blame(
     experts: Ranks, fault, kind, text, timeout_s
 ) -> None:
-    answers = experts.run("lost", 4, name="collectives", fault=fault, bad=1, timeout_s=timeout_s)
+    answers = experts.run("lost", 3, name="collectives", fault=fault, bad=1, timeout_s=timeout_s)
     status = answers.pop(1).status
     assert status == (0 if fault == "closed" else signal.SIGKILL)
     for told, words, _, peer in values(answers):
