@@ -430,11 +430,13 @@ fn frames_longer_than_the_window_and_messages_both_ways_go_through() {
     });
 }
 
-/// Ten thousand connections: used and closed, broken by either end, given up by the client before and after they stood.
-/// What the kernel counts of the devices' objects, and of this process's files, is as it was.
+/// Ten thousand connections (`LUCIOLA_TEST_CONNECTIONS`): used and closed, broken by either end, given up by the client
+/// before and after they stood. What the kernel counts of the devices' objects, and of this process's files, is as it was.
 #[test]
 fn ten_thousand_connections_leave_nothing() {
-    const EACH: u64 = 2500;
+    const THREADS: u64 = 4;
+    let wanted = std::env::var("LUCIOLA_TEST_CONNECTIONS").map_or(10_000, |text| text.parse().unwrap());
+    let each = u64::div_ceil(wanted, THREADS);
     let queues = || ["qp", "cq"].map(resources);
     // The kernel has some of its own.
     let unused = queues();
@@ -453,9 +455,9 @@ fn ten_thousand_connections_leave_nothing() {
     let count = || ["pd", "mr", "ctx"].map(resources);
     let (counts, opened) = (count(), files());
     std::thread::scope(|scope| {
-        for thread in 0..4 {
+        for thread in 0..THREADS {
             let (running, fabric, made) = (&running, &fabric, &made);
-            scope.spawn(move || come_and_go(running, fabric, thread * EACH..(thread + 1) * EACH, made));
+            scope.spawn(move || come_and_go(running, fabric, thread * each..(thread + 1) * each, made));
         }
     });
     settled();
