@@ -57,7 +57,11 @@ class Ranks:
     def close(self) -> None:
         assert self._parent.stdin is not None
         self._parent.stdin.close()
-        self._parent.wait(CASE_S)  # a busy machine takes long to end a process that has loaded torch
+        try:
+            self._parent.wait(CASE_S)  # a busy machine takes long to end a process that has loaded torch
+        finally:
+            self._parent.kill()
+            self._parent.wait()
         assert self._parent.stdout is not None
         self._parent.stdout.close()
 
