@@ -523,8 +523,8 @@ def _start(
             sfa.stride(0) if masked else 0, sfa.stride(-2), sfa.stride(-1),
             sfb.stride(0) if grouped else 0, sfb.stride(-2), sfb.stride(-1),
             MODE=mode, GROUPS=next_power_of_2(groups) if mode == PSUM else 1, B_ROW_SCALES=accumulate,
-            ACCUMULATE=accumulate, STAGES=STAGES, PROGRAMS=programs, CONSUMER_REGISTERS=CONSUMER_REGISTERS,
-            LOADER_REGISTERS=LOADER_REGISTERS, num_warps=CONSUMER_WARPS,
+            ACCUMULATE=accumulate, STAGES=STAGES, PROGRAMS=settings.get_num_sms(),
+            CONSUMER_REGISTERS=CONSUMER_REGISTERS, LOADER_REGISTERS=LOADER_REGISTERS, num_warps=CONSUMER_WARPS,
         )  # fmt: skip
 
 
