@@ -37,7 +37,7 @@ CONFIG = StorageConfig(resync_interval_ms=5)
 
 
 async def until(condition):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 (what is waited for happens in other tasks and threads)
             await asyncio.sleep(0.005)
 
