@@ -23,7 +23,8 @@ def look(call, layer):
     product, depth = ("QGMMA", 32) if "fp8" in call.operator else ("HGMMA", 16)
     for each in warm.compile_call(call, layer=layer):
         code = machine_code(each)
-        wanted = [product, "UTMALDG"] if "gemm" in code.name else [product] if "logits_kernel" in code.name else []
+        wanted = [product] if "gemm" in code.name or "logits_kernel" in code.name else []
+        wanted += ["UTMALDG"] if "gemm" in code.name and "prenorm" not in code.name else []
         wanted += [f"{product}.64x128x{depth}", "USETMAXREG"] if "_ws_" in code.name else []
         yield {"call": str(call), "kernel": code.name, "failures": code.failures(wanted=wanted)}
 
@@ -35,12 +36,12 @@ layer, given = sys.argv[1], json.load(sys.stdin)
 found = [each for call in warm.parse(given["calls"].splitlines()) for each in look(call, layer)]
 dense, = warm.parse(["fp8_gemm_nt m=4096 n=4096 k=7168"])
 bad = [with_tile(each) for each in given["tiles"]]
-if layer == "hopper":
+if given["tiles"]:
     hopper.STAGES = 8
     bad.append(next(look(dense, layer))["failures"])
 print(json.dumps([found, bad]))
 """
-CALLS = """
+PRODUCTS = """
 fp8_gemm_nt m=64,128,4096 n=4096 k=7168
 fp8_gemm_nt_accumulate m=4096 n=7168 k=2048
 bf16_gemm_nt m=64,4096 n=4096 k=7168
@@ -49,6 +50,8 @@ m_grouped_fp8_gemm_nt_contiguous groups=4 m=8192 n=4096 k=7168
 m_grouped_fp8_gemm_nt_masked groups=8 max_m=4096 expected_m=20,512 n=4096 k=7168
 k_grouped_fp8_gemm_nt_contiguous groups=4 m=4096 n=7168 k=8192
 k_grouped_bf16_gemm_tn_contiguous groups=4 m=4096 n=7168 k=8192
+"""
+OTHERS = """
 quantize_activations m=4096 n=7168
 fp8_mqa_logits s=2048 tokens=4096 heads=64 d=128
 fp8_paged_mqa_logits b=16 next_n=2 heads=64 d=128 max_context_len=4096
@@ -56,8 +59,9 @@ einsum_bmk_bnk_mn b=4096 m=128 n=384 k=128
 einsum_bhd_hdr_bhr b=4096 h=128 r=512 d=128
 einsum_bhd_bhr_hdr b=4096 h=128 r=512 d=128
 fp8_einsum_bhr_hdr_bhd b=4096 h=8 r=4096 d=1024
+tf32_hc_prenorm_gemm m=4096 n=24 k=7168 num_splits=16
 """
-FAST_CALLS = """
+FAST = """
 fp8_gemm_nt m=4096 n=4096 k=7168
 fp8_gemm_nt_accumulate m=4096 n=7168 k=2048
 m_grouped_fp8_gemm_nt_contiguous groups=4 m=8192 n=7168 k=2048
@@ -85,51 +89,53 @@ def compile_in_a_process(layer: str, given: dict, cache: Path) -> list:
     return json.loads(done.stdout)
 
 
+PIECES = {
+    "products": ("triton", PRODUCTS, []),
+    "others": ("triton", OTHERS, []),
+    "fast": ("hopper", FAST, []),
+    "bad": ("hopper", "", BAD_TILES),
+}
+NAMES = {
+    "products": {
+        "fp8_gemm_1d2d_kernel", "fp8_gemm_1d1d_kernel", "bf16_gemm_kernel",
+        "m_grouped_contiguous_fp8_gemm_1d2d_kernel", "m_grouped_masked_fp8_gemm_1d2d_kernel",
+        "k_grouped_fp8_gemm_1d1d_kernel", "k_grouped_bf16_gemm_kernel",
+    },
+    "others": {
+        "per_token_cast_kernel", "mqa_logits_kernel", "paged_mqa_logits_kernel", "paged_mqa_logits_metadata_kernel",
+        "bmn_bnk_mn_gemm_impl", "batched_bf16_gemm_kernel", "batched_fp8_gemm_1d2d_kernel",
+        "tf32_hc_prenorm_gemm_kernel",
+    },
+    "fast": {
+        "fp8_gemm_1d2d_ws_kernel", "fp8_gemm_1d1d_ws_kernel", "m_grouped_contiguous_fp8_gemm_1d2d_ws_kernel",
+        "m_grouped_psum_fp8_gemm_1d2d_ws_kernel", "m_grouped_masked_fp8_gemm_1d2d_ws_kernel",
+        "k_grouped_fp8_gemm_1d1d_ws_kernel", "k_grouped_bf16_gemm_ws_kernel",
+    },
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def compiled(two_at_once: Executor, tmp_path_factory) -> dict[str, Callable]:
-    """What the gates say of each layer, and of bad kernels."""
-    given = {
-        "triton": {"calls": CALLS, "tiles": []},
-        "hopper": {"calls": FAST_CALLS, "tiles": BAD_TILES},
-    }
+    """What the gates say of each piece."""
     cache = tmp_path_factory.mktemp("kernels")
     return {
-        layer: two_at_once.submit(compile_in_a_process, layer, each, cache).result
-        for layer, each in given.items()
+        piece: two_at_once.submit(compile_in_a_process, layer, {"calls": calls, "tiles": tiles}, cache).result
+        for piece, (layer, calls, tiles) in PIECES.items()
     }
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_every_tile_compiles_for_hopper_as_it_should(compiled: dict) -> None:
-    found, _ = compiled["triton"]()
+@pytest.mark.parametrize("piece", NAMES)
+def test_every_kernel_compiles_for_hopper_as_it_should(compiled: dict, piece: str) -> None:
+    found, _ = compiled[piece]()
     assert [each for each in found if each["failures"]] == []
-    names = {
-        "fp8_gemm_1d2d_kernel", "fp8_gemm_1d1d_kernel", "bf16_gemm_kernel", "paged_mqa_logits_kernel",
-        "bmn_bnk_mn_gemm_impl", "batched_fp8_gemm_1d2d_kernel", "k_grouped_fp8_gemm_1d1d_kernel",
-        "k_grouped_bf16_gemm_kernel",
-    }  # fmt: skip
-    assert names <= {each["kernel"] for each in found}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_the_fast_path_compiles_for_hopper_as_it_should(compiled: dict) -> None:
-    found, _ = compiled["hopper"]()
-    assert [each for each in found if each["failures"]] == []
-    grouped = ("contiguous", "psum", "masked")
-    assert {each["kernel"] for each in found} == {
-        "fp8_gemm_1d2d_ws_kernel",
-        "fp8_gemm_1d1d_ws_kernel",
-        "k_grouped_fp8_gemm_1d1d_ws_kernel",
-        "k_grouped_bf16_gemm_ws_kernel",
-        *(f"m_grouped_{each}_fp8_gemm_1d2d_ws_kernel" for each in grouped),
-    }
+    assert {each["kernel"] for each in found} == NAMES[piece]
 
 
 @pytest.mark.timeout(600)
 def test_gates_find_bad_kernels(compiled: dict) -> None:
-    _, found = compiled["hopper"]()
+    _, found = compiled["bad"]()
     for messages, wrong in zip(found, WRONG, strict=True):
         assert any(wrong in each for each in messages), f"{wrong}: {messages}"
 
