@@ -37,6 +37,8 @@ GRACE_S: Final = 30.0
 SPARE_S: Final = 60.0
 """The backend waits longer than this transport does, which then knows why a round has failed."""
 CLOSED: Final = b"closed"
+LATE: Final = b"late"
+"""What a rank notes for which a round has taken too long: it ends the round of others, for whom it has not yet."""
 
 
 class Collectives(Transport):
@@ -129,9 +131,7 @@ class Collectives(Transport):
             except RuntimeError as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 late = time.monotonic() >= deadline
-            raise self._lost(
-                peer, what, f"it did not come within {limit_s:g} s" if late else reason, late=late
-            )
+            raise self._lost(peer, what, reason, limit_s, late=late)
 
     def fail(self, error: CommunicationError) -> None:
         """As Transport.fail."""
@@ -179,22 +179,28 @@ class Collectives(Transport):
         work = self._mesh.alltoall_base(into, source, came, sent)
         work.wait(timedelta(seconds=max(deadline - time.monotonic(), 0.001)))
 
-    def _lost(self, peer: int, what: str, reason: str, *, late: bool) -> CommunicationError:
+    def _lost(self, peer: int, what: str, reason: str, limit_s: float, *, late: bool) -> CommunicationError:
         """Fails with who is to blame: all others notice, and say so, when this one leaves."""
         found: CommunicationError | None = None
+        error: CommunicationError
         silent = list(self.peers)
         with contextlib.suppress(RuntimeError):  # the store may have gone with its rank
-            self._notes.set(f"noticed/{self.rank}", "")
+            self._notes.set(f"noticed/{self.rank}", LATE.decode() if late else reason)
             self._mesh.abort()
             deadline = time.monotonic() + GRACE_S
             while found is None and len(silent) > 1 and time.monotonic() < deadline:
                 time.sleep(0.01)
                 found = self._reason_of(silent, what)
-                silent = [each for each in silent if not self._notes.check([f"noticed/{each}"])]
+                came = [each for each in silent if self._notes.check([f"noticed/{each}"])]
+                late = late or any(bytes(self._notes.get(f"noticed/{each}")) == LATE for each in came)
+                silent = [each for each in silent if each not in came]
         blamed = peer if peer in silent or not silent else min(silent)
-        kind, how = (PeerTimeout, "timeout: ") if late else (PeerLost, "lost ")
-        text = f"{how}rank {blamed}: {reason}"
-        error = found or kind(text, rank=self.rank, phase=what, peer=blamed)
+        if late:
+            text = f"timeout: rank {blamed} did not come within {limit_s:g} s"
+            error = found or PeerTimeout(text, rank=self.rank, phase=what, peer=blamed)
+        else:
+            text = f"lost rank {blamed}: {reason}"
+            error = found or PeerLost(text, rank=self.rank, phase=what, peer=blamed)
         self.fail(error)
         return error
 

@@ -74,7 +74,7 @@ def test_a_stopped_rank_is_waited_for_until_the_timeout(experts: Ranks, name) ->
     [
         ("killed", "PeerLost", "lost rank 1: ", 60.0),
         ("closed", "PeerLost", "rank 1 has closed its buffer", 60.0),
-        ("stopped", "PeerTimeout", "timeout: rank 1: it did not come within 2 s", 2.0),
+        ("stopped", "PeerTimeout", "timeout: rank 1 did not come within 2 s", 2.0),
     ],
 )
 def test_rounds_of_collectives_end_with_the_rank_to_blame(
