@@ -361,7 +361,7 @@ fn reads_are_linearizable_while_members_fall_and_return() {
     let cluster = Cluster::start(3);
     let history = storage_cluster::history::History::new(4);
     let stop = AtomicBool::new(false);
-    let (enough, patience) = (Duration::from_secs(8), Duration::from_secs(90));
+    let (enough, patience) = (Duration::from_secs(8), Duration::from_secs(600));
     let begun = Instant::now();
     let is_small = |(reads, writes): (usize, usize)| reads <= 200 || writes <= 100;
     let mut random = storage_cluster::Random(seed);
