@@ -24,7 +24,7 @@ from .output import print_json, print_table
 from .supervisor import Supervisor, clean_stale_mounts, end_extra_mounts, end_leftovers, read_state
 from .view import View
 
-READY_S: Final = 90.0  # longer than the supervisor itself waits for its services
+READY_S: Final = 220.0  # longer than the supervisor itself waits for its services
 DOWN_S: Final = 60.0
 READY: Final = "ready"  # what a supervisor in the background reports, unless it is a reason
 REASON_BYTES_MAX: Final = 4096  # one write to a pipe
