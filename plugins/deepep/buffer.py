@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..kernels.errors import BadCall, BadType, refuse
-from ..kernels.quantize import FP8
+from ..kernels.errors import BadCall, refuse
 from . import layout, normal, settings, two_hop
+from .arguments import check_biases, check_rows, take_tokens
 from .config import Config, combine_config, dispatch_config
 from .event import EventHandle, EventOverlap
 from .exchange import SLOTS_EACH, Exchange
@@ -31,10 +31,7 @@ from .transport.mixed import Mixed
 topk_idx_t: Final = torch.int64
 """Of expert numbers; int32 is taken as well, and given back."""
 
-ROW_ALIGNMENT: Final = 16
-"""The original moves rows in pieces of so many bytes."""
 EXPERTS_PER_RANK_MAX: Final = 1024
-TOPK_MAX: Final = 32
 
 AnyHandle = Handle | two_hop.TwoHopHandle | tuple[Any, ...]
 
@@ -90,7 +87,7 @@ class Buffer(LowLatencyMethods):
         facts = {"num_nvl_bytes": num_nvl_bytes, "num_rdma_bytes": num_rdma_bytes, "ranks_per_node": wanted,
                  "low_latency_mode": low_latency_mode, "enable_shrink": enable_shrink}  # fmt: skip
         agree(members, facts, phase="making a Buffer")
-        self.ranks_per_node = _node_size(members, wanted)
+        self.ranks_per_node = node_size(members, wanted)
         self.transport: Transport = open_transport(
             members,
             num_nvl_bytes + num_rdma_bytes,
@@ -243,7 +240,9 @@ class Buffer(LowLatencyMethods):
         with self._telling("dispatch"):
             _begin(previous_event, async_finish, allocate_on_comm_stream)
             config = self.get_dispatch_config(self.group_size) if config is None else config
-            tokens = self._tokens(x, topk_idx, topk_weights)
+            if (topk_idx is None) != (topk_weights is None):
+                raise BadCall("give topk_idx and topk_weights together")
+            tokens = take_tokens(x, topk_idx, topk_weights, device=self.transport.device)
             if handle is not None:
                 assert topk_idx is None and topk_weights is None, "a handle has the routing already"  # noqa: PT018
                 self._check_handle(handle, tokens=len(tokens.x))
@@ -293,17 +292,17 @@ class Buffer(LowLatencyMethods):
         with self._telling("combine"):
             _begin(previous_event, async_finish, allocate_on_comm_stream)
             assert config is None or config.num_sms % 2 == 0, "The SM count must be even"
-            _check_rows(x, "x", (torch.bfloat16,))
+            check_rows(x, "x", (torch.bfloat16,))
             tokens, rows = self._check_handle(handle)
             if len(x) < rows:
                 refuse("x", f"of {len(x)} rows", f"{rows} tokens have come by the dispatch of this handle")
             columns = [self._here(x)]
             if topk_weights is not None:
-                _check_rows(topk_weights, "topk_weights", (torch.float32,), alignment=4)
+                check_rows(topk_weights, "topk_weights", (torch.float32,), alignment=4)
                 if len(topk_weights) != len(x):
                     refuse("topk_weights", f"of {len(topk_weights)} rows", f"x has {len(x)}")
                 columns.append(self._here(topk_weights))
-            biases = [self._here(each) for each in _biases(bias, (tokens, x.shape[1]))]
+            biases = [self._here(each) for each in check_biases(bias, (tokens, x.shape[1]))]
         if self._nodes is None:
             out = normal.combine(self._one_node(), columns, Handle(*handle), biases)
         else:
@@ -378,29 +377,6 @@ class Buffer(LowLatencyMethods):
             layout.check_indices(tokens.topk_idx, len(counts))
         return member, counts
 
-    def _tokens(self, x: Any, topk_idx: Tensor | None, topk_weights: Tensor | None) -> Tokens:
-        values, scales = x if isinstance(x, tuple | list) else (x, None)
-        _check_rows(values, "x", (torch.bfloat16,) if scales is None else (FP8,), alignment=ROW_ALIGNMENT)
-        if scales is not None:
-            if scales.dtype not in {torch.float32, torch.int32}:
-                raise BadType(f"scales are {scales.dtype}; they must be torch.float32 or torch.int32")
-            if scales.dim() not in {1, 2} or len(scales) != len(values):
-                refuse("scales", f"of shape {tuple(scales.shape)}", f"x has {len(values)} rows")
-            scales = scales.view(len(scales), -1) if scales.dim() == 1 else scales
-        if (topk_idx is None) != (topk_weights is None):
-            raise BadCall("give topk_idx and topk_weights together")
-        if topk_idx is not None and topk_weights is not None:
-            _check_rows(topk_weights, "topk_weights", (torch.float32,), alignment=4)
-            if not len(values) == len(topk_idx) == len(topk_weights) or topk_idx.shape != topk_weights.shape:
-                refuse("topk_idx, topk_weights", (tuple(topk_idx.shape), tuple(topk_weights.shape)),
-                       f"they must have one shape, with x's {len(values)} rows")  # fmt: skip
-            if topk_idx.shape[1] > TOPK_MAX:
-                refuse(
-                    "topk_idx", f"of shape {tuple(topk_idx.shape)}", f"a token has at most {TOPK_MAX} experts"
-                )
-        given = (values, None if scales is None else scales.contiguous(), topk_idx, topk_weights)
-        return Tokens(*(None if each is None else self._here(each) for each in given))  # type: ignore[arg-type]
-
     def _check_layout(self, tokens: int, member: Tensor, per_rank: Tensor, per_expert: Tensor) -> list[int]:
         """Returns tokens for each expert."""
         ranks = self.group_size
@@ -454,7 +430,7 @@ def _members(group: dist.ProcessGroup | None, comm: Any, node_size: int | None) 
     return CommMembers(comm, node=node) if group is None else GroupMembers(group, node=node)
 
 
-def _node_size(members: Members, wanted: int | None) -> int:
+def node_size(members: Members, wanted: int | None) -> int:
     """Ranks of a node: those of a host, if hosts have equally many, one after the other."""
     ranks = members.size
     hosts = members.gather(members.host)
@@ -494,32 +470,6 @@ def _results(
 def _pair(tokens: Tokens, home: torch.device) -> Tensor | tuple[Tensor, Tensor]:
     x = tokens.x.to(home)
     return x if tokens.scales is None else (x, tokens.scales.to(home))
-
-
-def _check_rows(
-    x: Tensor, name: str, dtypes: tuple[torch.dtype, ...], *, alignment: int = ROW_ALIGNMENT
-) -> None:
-    if x.dtype not in dtypes:
-        raise BadType(f"{name} is {x.dtype}; it must be {' or '.join(map(str, dtypes))}")
-    if x.dim() != 2 or not x.is_contiguous():
-        refuse(
-            name,
-            f"of shape {tuple(x.shape)} and strides {x.stride()}",
-            "it must be contiguous and have two dimensions",
-        )
-    if x.shape[1] == 0 or x.shape[1] * x.element_size() % alignment:
-        refuse(name, f"of {x.shape[1]} columns", f"a row must be a multiple of {alignment} bytes")
-
-
-def _biases(bias: Tensor | tuple[Tensor, ...] | None, shape: tuple[int, int]) -> list[Tensor]:
-    given = [] if bias is None else list(bias) if isinstance(bias, tuple | list) else [bias]
-    if len(given) > 2:
-        refuse("bias", f"of {len(given)} tensors", "give one or two")
-    for each in given:
-        _check_rows(each, "bias", (torch.bfloat16,))
-        if tuple(each.shape) != shape:
-            refuse("bias", f"of shape {tuple(each.shape)}", f"it must be {shape}")
-    return given
 
 
 def _two_hops(handle: AnyHandle) -> two_hop.TwoHopHandle:
