@@ -3,6 +3,7 @@
     import luciola.plugins.deepep as deep_ep            # the one import that its users change
 
     buffer         `Buffer`, with the original's names, arguments and results
+    arguments      what its calls may be given
     config event   what its calls take and return beside tensors
     reference      normal mode's specification: what one process computes that has all ranks' inputs
     layout         which token goes where
@@ -10,6 +11,7 @@
     normal         dispatch and combine on one node, made of `layout` and `exchange`
     two_hop        the same over several nodes
     low_latency    low-latency mode
+    elastic        `ElasticBuffer`: one dispatch and combine for all sizes, expanded by experts if that is wanted
     rows results   rows of CPU tensors moved, summed and cast by the native module; memory that results are made in
     moe            a mixture-of-experts layer made of this, DeepGEMM, EPLB and weights
     quantize       what travels in fewer bytes: FP8 and LogFMT
@@ -30,18 +32,25 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from .buffer import Buffer, topk_idx_t
     from .config import Config
+    from .elastic.buffer import ElasticBuffer
+    from .elastic.handle import EPHandle
     from .event import EventHandle, EventOverlap
     from .failure import CommunicationError, PeerLost, PeerTimeout, RanksDisagree
+    from .testing import get_logical_domain_size, get_physical_domain_size
 
 _HOMES: Final = {
     "Buffer": "buffer",
     "CommunicationError": "failure",
     "Config": "config",
+    "EPHandle": "elastic.handle",
+    "ElasticBuffer": "elastic.buffer",
     "EventHandle": "event",
     "EventOverlap": "event",
     "PeerLost": "failure",
     "PeerTimeout": "failure",
     "RanksDisagree": "failure",
+    "get_logical_domain_size": "testing",
+    "get_physical_domain_size": "testing",
     "topk_idx_t": "buffer",
 }
 
@@ -49,12 +58,16 @@ __all__ = [
     "Buffer",
     "CommunicationError",
     "Config",
+    "EPHandle",
+    "ElasticBuffer",
     "EventHandle",
     "EventOverlap",
     "PeerLost",
     "PeerTimeout",
     "RanksDisagree",
     "describe",
+    "get_logical_domain_size",
+    "get_physical_domain_size",
     "topk_idx_t",
 ]
 

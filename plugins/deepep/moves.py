@@ -44,6 +44,16 @@ def take(out: Tensor, source: Tensor, rows: Rows) -> None:
         torch.index_select(_words(source), 0, rows, out=_words(out))
 
 
+def put(out: Tensor, source: Tensor, rows: Tensor, source_rows: Tensor) -> None:
+    """out[rows[i]] = source[source_rows[i]], each row of `out` at most once. Contiguous and of one dtype."""
+    if not len(rows) or not out.numel():
+        return
+    if out.device.type == "cpu":
+        native.copy(_flat(out), _flat(source), target_rows=rows, source_rows=source_rows)
+    else:
+        _words(out).index_copy_(0, rows, _words(source)[source_rows])
+
+
 def reduce(out: Tensor, parts: Sequence[Tensor], member: Tensor, *, bias: Sequence[Tensor] = ()) -> None:
     """out[t] = bias[t] + Σ over ranks r of parts[r][row of t], in float32, in this order.
 
@@ -87,4 +97,4 @@ def _words(x: Tensor) -> Tensor:
     return rows.view(torch.uint8).view(width)
 
 
-__all__ = ["Rows", "length", "part", "reduce", "take"]
+__all__ = ["Rows", "length", "part", "put", "reduce", "take"]

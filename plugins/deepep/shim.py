@@ -4,8 +4,8 @@
     shim.install()
     import deep_ep                                    # this plugin
 
-Provided: `deep_ep`, `deep_ep.buffer`, `deep_ep.buffers.legacy`, `deep_ep.utils` with its modules `envs`, `math`,
-`testing` and `event`, and `deep_ep_cpp` (`Config`, `EventHandle`, `topk_idx_t`).
+Provided: `deep_ep`, `deep_ep.buffer`, `deep_ep.buffers.legacy`, `deep_ep.buffers.elastic`, `deep_ep.utils` with its
+modules `envs`, `math`, `testing`, `refs` and `event`, and `deep_ep_cpp` (`Config`, `EventHandle`, `topk_idx_t`).
 """
 
 import sys
@@ -14,10 +14,20 @@ from typing import Any, Final
 
 from ..kernels.shim import add_module, must_stand
 from . import buffer, config, event, quantize, testing
+from .elastic import refs
+from .elastic.buffer import ElasticBuffer
+from .elastic.handle import EPHandle
 
 NAME: Final = "deep_ep"
 _CASTS: Final = ("calc_diff", "per_token_cast_back", "per_token_cast_to_fp8")
-_ENVS: Final = ("dist_print", "init_dist", "init_seed")
+_ENVS: Final = (
+    "dist_print",
+    "get_global_seed",
+    "get_logical_domain_size",
+    "get_physical_domain_size",
+    "init_dist",
+    "init_seed",
+)
 _MEASURES: Final = ("bench", "bench_kineto")
 
 
@@ -38,10 +48,12 @@ def install(*, replace: bool = False) -> None:
         "utils.envs": {name: others[name] for name in _ENVS},
         "utils.testing": {name: others[name] for name in _MEASURES},
         "utils.math": math,
+        "utils.refs": {name: getattr(refs, name) for name in refs.__all__},
         "utils": events | casts | others,
         "buffer": {"Buffer": buffer.Buffer},
         "buffers": {},
         "buffers.legacy": {"Buffer": buffer.Buffer},
+        "buffers.elastic": {"EPHandle": EPHandle, "ElasticBuffer": ElasticBuffer},
     }
     for name, members in modules.items():
         add_module(f"{NAME}.{name}", members)

@@ -12,7 +12,9 @@ from torch import Tensor
 from ..kernels.errors import BadCall
 from ..kernels.quantize import align, ceil_div
 from ..kernels.ranks import join
+from . import settings
 
+_seed = [0]
 _cuda: Any = torch.cuda  # parts of it have no types
 
 
@@ -33,8 +35,14 @@ def init_dist(
 
 def init_seed(seed: int) -> None:
     """Of all generators."""
+    _seed[:] = [seed]
     random.seed(seed)
     torch.manual_seed(seed)
+
+
+def get_global_seed() -> int:
+    """The last one that `init_seed` was given, or 0."""
+    return _seed[0]
 
 
 def dist_print(*values: object, once_in_node: bool = False, **options: Any) -> None:
@@ -86,6 +94,28 @@ def count_bytes(*values: Tensor | Iterable[Any] | None) -> int:
         elif value is not None:
             total += count_bytes(*value)
     return total
+
+
+def safe_div(x: float, y: float) -> float:
+    """x / y, or 0 if y is."""
+    return 0 if y == 0 else x / y
+
+
+def get_physical_domain_size(group: dist.ProcessGroup) -> tuple[int, int]:
+    """Nodes, and ranks of each: hosts, if they have equally many ranks one after the other. All ranks call it."""
+    from .buffer import node_size
+    from .transport.members import GroupMembers
+
+    size = node_size(GroupMembers(group), settings.ranks_per_node())
+    return group.size() // size, size
+
+
+def get_logical_domain_size(
+    group: dist.ProcessGroup,
+    allow_hybrid_mode: bool = True,  # noqa: FBT001, FBT002, ARG001 (the original's)
+) -> tuple[int, int]:
+    """As `ElasticBuffer.get_logical_domain_size`."""
+    return 1, group.size()
 
 
 def bench(
@@ -140,9 +170,13 @@ __all__ = [
     "count_bytes",
     "create_grouped_scores",
     "dist_print",
+    "get_global_seed",
+    "get_logical_domain_size",
+    "get_physical_domain_size",
     "hash_tensor",
     "hash_tensors",
     "init_dist",
     "init_seed",
     "inplace_unique",
+    "safe_div",
 ]

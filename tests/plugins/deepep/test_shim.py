@@ -15,17 +15,20 @@ import torch
 import deep_ep
 import deep_ep.utils
 from deep_ep import Buffer, Config, EventHandle, EventOverlap, topk_idx_t
+from deep_ep import ElasticBuffer, EPHandle, get_logical_domain_size, get_physical_domain_size
 from deep_ep.buffer import Buffer as other
+from deep_ep.buffers.elastic import ElasticBuffer as elastic
 from deep_ep.utils import EventHandle, EventOverlap
 from deep_ep.utils.envs import dist_print, init_dist, init_seed
 from deep_ep.utils.math import (
     align, calc_diff, ceil_div, count_bytes, create_grouped_scores, hash_tensor, inplace_unique, per_token_cast_back,
-    per_token_cast_to_fp8,
+    per_token_cast_to_fp8, safe_div,
 )
+from deep_ep.utils.refs import combine, dispatch, generate_pre_combine_data, ordered_accumulate
 from deep_ep.utils.testing import bench, bench_kineto
 from deep_ep_cpp import Config as same
 
-assert (other, same) == (Buffer, Config) and topk_idx_t is torch.int64
+assert (other, same, elastic) == (Buffer, Config, ElasticBuffer) and topk_idx_t is torch.int64
 x = torch.tensor([[3, 3, 1, -1], [0, 1, 2, 3], [-1, -1, -1, -1]])
 inplace_unique(x, 4)
 assert x.tolist() == [[3, 1, -1, -1], [0, 1, 2, 3], [-1, -1, -1, -1]], x
@@ -49,6 +52,7 @@ for wrong in (lambda: Config(3), lambda: Config(20, 256, 256), lambda: config.ge
         assert "it must be" in str(error)
     else:
         raise AssertionError
+assert safe_div(3, 0) == 0 and safe_div(3, 2) == 1.5
 print("fine")
 """
 

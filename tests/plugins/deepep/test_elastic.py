@@ -1,0 +1,104 @@
+"""`ElasticBuffer`: dispatch, expansion and combine bit by bit, whatever the ranks hold; and its other calls."""
+
+from typing import Any
+
+import pytest
+
+from expert_inputs import values
+from pipeline_ranks import Ranks
+
+pytestmark = pytest.mark.timeout(300)  # torch takes a minute to import on a very busy machine
+
+
+@pytest.fixture(scope="module")
+def elastics() -> Any:
+    """Forks the ranks of each case from one parent that has imported torch."""
+    made = Ranks("elastic_cases")
+    yield made
+    made.close()
+
+
+CASES = [
+    {"tokens": [5, 0, 1, 7], "experts": 16, "topk": 4, "routing": "random", "seed": 1},
+    {"tokens": [9, 30], "experts": 8, "topk": 6, "routing": "holes", "seed": 2},
+    {"tokens": [0], "experts": 8, "topk": 2, "routing": "random", "seed": 3},
+    {"tokens": [3], "experts": 8, "topk": 1, "routing": "nothing", "seed": 4},
+    {"tokens": [12, 4], "experts": 64, "topk": 9, "routing": "hot", "seed": 5},
+    {"tokens": [6], "experts": 8, "topk": 8, "routing": "random", "seed": 6, "hidden": 384},
+    {"tokens": [17, 1], "experts": 32, "topk": 3, "routing": "one sender", "seed": 8},
+]
+
+
+@pytest.mark.parametrize(("size", "cases"), [(1, CASES[1:3]), (2, CASES), (4, CASES[::2])])
+def test_all_call_patterns(elastics: Ranks, size, cases) -> None:
+    assert values(elastics.run("exact", size, cases=cases)) == ["shared-memory"] * size
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        (2, {"allow_multiple_reduction": False}),
+        (3, {"transport": "messages"}),
+        (4, {"transport": "mixed", "ranks_per_node": 2}),
+        (3, {"num_bytes": 75_000}),
+        (2, {"layer": "triton"}),
+    ],
+)
+def test_all_call_patterns_in_other_ways(elastics: Ranks, size, options) -> None:
+    name = options.get("transport", "shared-memory")
+    assert values(elastics.run("exact", size, cases=CASES[1:2], **options)) == [name] * size
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_checks_of_the_original_hold(elastics: Ranks, size) -> None:
+    values(elastics.run("original", size, tokens=20, hidden=256, experts=32, topk=6))
+
+
+def test_bad_arguments_are_refused_with_what_is_allowed(elastics: Ranks) -> None:
+    answers = values(elastics.run("refused", 2))
+    assert [kind for kind, _ in answers[0]] == [kind for kind, _ in answers[1]] == [
+        "BadCall", "BadCall", "BadType", "BadType", "BadArgument", "BadArgument", "BadArgument", "BadArgument",
+        "BadArgument", "BadArgument", "BadArgument", "BadArgument", "BadArgument", "BadCall", "BadCall", "BadCall",
+        "BadArgument", "BadCall", "BadType", "BadArgument", "BadArgument", "BadArgument", "BadCall", "BadCall",
+        "BadCall", "BadArgument", "BadCall", "BadArgument", "BadCall", "BadArgument", "BadType", "BadArgument",
+        "BadArgument", "BadArgument",
+    ]  # fmt: skip
+    assert all(len(text) > 20 for _, text in answers[0])
+
+
+@pytest.mark.parametrize(("size", "options"), [(2, {}), (3, {"transport": "messages"})])
+def test_ranks_that_call_differently_learn_it_and_go_on(elastics: Ranks, size, options) -> None:
+    words = {
+        "experts": "num_experts = 24, rank {} has 48",
+        "limit": "num_max_tokens_per_rank = 8, rank {} has 9",
+        "cached": "call = elastic dispatch, rank {} has elastic cached dispatch",
+        "handle": "handle = of dispatch 1, rank {} has of dispatch 2",
+        "refused": "x is torch.float32; it must be torch.bfloat16",
+    }
+    for rank, learned in enumerate(values(elastics.run("differing", size, **options))):
+        for about, text in words.items():
+            is_odd = about == "refused" and rank == size - 1
+            assert learned[about][::3] == (("BadType", -1) if is_odd else ("RanksDisagree", size - 1))
+            assert text.format(size - 1) in learned[about][1]
+
+
+@pytest.mark.parametrize(("size", "options"), [(2, {}), (3, {"transport": "messages"})])
+def test_tensors_are_gathered_in_sessions(elastics: Ranks, size, options) -> None:
+    assert (
+        values(elastics.run("gathered", size, **options))
+        == [options.get("transport", "shared-memory")] * size
+    )
+
+
+@pytest.mark.parametrize(("size", "options"), [(2, {}), (3, {}), (3, {"transport": "messages"})])
+def test_tensors_go_around_a_ring(elastics: Ranks, size, options) -> None:
+    for errors in values(elastics.run("sent", size, **options)):
+        assert errors[0].endswith(": call pp_set_config on all ranks first")
+        assert "neighbours of rank" in errors[1]
+        assert "1 to 4096 bytes" in errors[2]
+        assert "has sent 12" in errors[3]
+
+
+def test_entries_are_fetched_by_number(elastics: Ranks) -> None:
+    for text in values(elastics.run("fetched", 3)):
+        assert "entries are 0 to 59" in text
