@@ -377,8 +377,9 @@ def plot(found: Found, options: argparse.Namespace) -> None:
         panel.set_title(f"{size} records")
         panel.set_xlabel("workers")
     panels[0][0].set_ylabel("samples a second")
-    panels[0][-1].legend(fontsize=7)
-    figure.tight_layout()
+    names = panels[0][0].get_legend_handles_labels()
+    figure.legend(*names, loc="lower center", ncols=len(ways), fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(options.plot, dpi=120)
 
 
