@@ -3,7 +3,7 @@
 import itertools
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,19 @@ class World:
     @property
     def member(self) -> list[Tensor]:
         return [reference.is_token_in_rank(each, self.experts, len(self.x)) for each in self.topk_idx]
+
+
+def refusals(calls: Sequence[Callable[[], Any]]) -> list[tuple[str, str]]:
+    """What each call is refused with: the error's type and text."""
+    errors = []
+    for number, call in enumerate(calls):
+        try:
+            call()
+        except (ValueError, TypeError, AssertionError) as error:
+            errors.append((type(error).__name__, str(error)))
+        else:
+            raise AssertionError(f"call {number} was not refused")
+    return errors
 
 
 def world(
@@ -466,14 +479,7 @@ def refused(rank: int, size: int) -> list[tuple[str, str]]:
             lambda: buffer.get_local_buffer_tensor(torch.int32, torch.Size([1 << 22])),
             lambda: Buffer.set_num_sms(3),
         ]  # fmt: skip
-        errors = []
-        for number, call in enumerate(calls):
-            try:
-                call()
-            except (ValueError, TypeError, AssertionError) as error:
-                errors.append((type(error).__name__, str(error)))
-            else:
-                raise AssertionError(f"call {number} was not refused")
+        errors = refusals(calls)
         assert buffer.get_local_buffer_tensor(torch.bfloat16, torch.Size([3, 5]), offset=64).shape == (3, 5)
         assert Buffer.is_sm90_compiled()
         buffer.destroy()
