@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 SPACING_S: Final = 0.05  # between heartbeats that changes ask for
 RETRY_S: Final = 0.2  # after a failed heartbeat
 FIRST_INTERVAL_S: Final = 1.0  # until mgmtd has said its own
-TIMEOUT_S: Final = 1.5  # of one heartbeat: half a lease, so that a second try is in time
+FIRST_TIMEOUT_S: Final = 5.0  # of heartbeats until mgmtd has granted a lease; later half a lease each
 LEAVE_TIMEOUT_S: Final = 2.0
 PROBE_S: Final = 30.0  # a write and an fsync: next to nothing, also on a busy disk
 
@@ -64,6 +64,7 @@ class Membership:
         self._options = options
         self._sequence = 0
         self._interval_s = FIRST_INTERVAL_S
+        self._timeout_s = FIRST_TIMEOUT_S
         self._changed = asyncio.Event()
         self._was_heard = True
         self._tasks: set[asyncio.Task[None]] = set()
@@ -203,7 +204,7 @@ class Membership:
         sent_s = time.monotonic()  # M1
         try:
             reply = await self._clients.call(
-                self._options.mgmtd, methods.Mgmtd.heartbeat, request, timeout_s=TIMEOUT_S
+                self._options.mgmtd, methods.Mgmtd.heartbeat, request, timeout_s=self._timeout_s
             )
         except Error as error:
             if self._was_heard:
@@ -221,6 +222,8 @@ class Membership:
     def _granted(self, reply: HeartbeatReply, sent_s: float) -> None:
         if reply.interval_ms:
             self._interval_s = reply.interval_ms / 1000
+        if reply.lease_ms:
+            self._timeout_s = reply.lease_ms / 2000  # so that a second try is in time
         if reply.lease_ms and model.may_serve(self.state):  # M2
             lease_s = reply.lease_ms / 1000 * (1 - self._options.drift_percent / 100)
             self._engine.node.set_lease(sent_s + lease_s, reply.routing_version)

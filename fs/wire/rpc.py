@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
-from ..errors import Error, InvalidArgument, PermissionDenied, Unauthenticated, Unavailable
+from ..errors import Error, InvalidArgument, PermissionDenied, Timeout, Unauthenticated, Unavailable
 from . import errors as wire_errors
 from .credentials import Identity, Token, verify
 from .lane import DEFAULT_TIMEOUT_S, format_address, parse_address
@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 MESSAGE_BYTES_MAX: Final = 16 << 20  # a routing snapshot of a large cluster; a page of chunk records is 1 MiB
 CONCURRENT_MAX: Final = 1024  # calls served at once
 KEEPALIVE_MS: Final = 10_000
+# A server that is overloaded takes seconds to greet whoever connects. Longer than this, a connection is made anew: the
+# first packet may be one of those that the kernel repeats ever more rarely.
+CONNECT_MS: Final = 10_000
 BEARER: Final = "Bearer "
 
 _COMMON: Final = (
@@ -45,7 +48,7 @@ _CHANNEL: Final = (
     *_COMMON,
     ("grpc.enable_http_proxy", 0),  # loopback and cluster addresses, whatever the environment says
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", CONNECT_MS),  # in spite of its name: how long one attempt may take
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.use_local_subchannel_pool", 1),
 )
@@ -168,13 +171,17 @@ async def _abort(context: "grpc.aio.ServicerContext[Any, Any]", error: Exception
     raise AssertionError("abort raises")
 
 
-def _error(error: "grpc.RpcError | grpc.aio.AioRpcError", address: str) -> Error:
+def _error(error: "grpc.RpcError | grpc.aio.AioRpcError", address: str, timeout_s: float | None) -> Error:
     """What a failed call means. Both kinds of gRPC error have these three methods."""
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError), "every failed call is one"
     trailers: Any = error.trailing_metadata() or ()
     for name, value in trailers:
         if name == wire_errors.TRAILER:
             return wire_errors.decode_bytes(bytes(value))
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and timeout_s is not None:
+        return Timeout(
+            f"{address}: no answer within {timeout_s:g} s; it is overloaded, hangs or cannot be reached"
+        )
     return wire_errors.from_status(error.code(), error.details(), address=address)
 
 
@@ -212,7 +219,7 @@ class RpcClients:
         try:
             reply: Reply = await invoke(request, timeout=timeout_s, metadata=self._headers)
         except grpc.aio.AioRpcError as error:
-            raise _error(error, address) from error
+            raise _error(error, address, timeout_s) from error
         return reply
 
     async def stream(
@@ -236,7 +243,7 @@ class RpcClients:
             async for reply in call:
                 yield reply
         except grpc.aio.AioRpcError as error:
-            raise _error(error, address) from error
+            raise _error(error, address, timeout_s) from error
         finally:
             call.cancel()
 
@@ -288,7 +295,7 @@ class RpcClient:
         try:
             reply: Reply = invoke(request, timeout=timeout_s, metadata=self._headers)
         except grpc.RpcError as error:
-            raise _error(error, self.address) from error
+            raise _error(error, self.address, timeout_s) from error
         return reply
 
     def stream(
@@ -306,7 +313,7 @@ class RpcClient:
         try:
             yield from call
         except grpc.RpcError as error:
-            raise _error(error, self.address) from error
+            raise _error(error, self.address, timeout_s) from error
         finally:
             call.cancel()
 

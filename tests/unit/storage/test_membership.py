@@ -110,6 +110,21 @@ def test_lease_is_counted_from_before_the_heartbeat_was_sent(tmp_path):
     run(tmp_path, test)
 
 
+def test_a_heartbeat_may_take_half_of_a_long_lease(tmp_path):
+    """Where leases are long because machines are slow, an answer that comes late still counts."""
+
+    async def test(world, _):
+        world.routing()
+        await world.beats(2)
+        world.manager.delay_s = 2.0
+        await world.beats(1)
+        before = world.twin.lease_until_s
+        await world.beats(2)
+        assert world.twin.lease_until_s > before
+
+    run(tmp_path, test)
+
+
 def test_no_lease_is_used_while_our_absence_is_unnoticed(tmp_path):
     async def test(world, _):
         world.routing(SERVING)

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import socket
 
 import grpc
@@ -224,6 +225,57 @@ def test_absent_service_is_unavailable():
             await clients.forget(address)
 
     asyncio.run(main())
+
+
+class Tardy:
+    """Stands before a service and lets connections wait before they reach it, as an overloaded machine does."""
+
+    def __init__(self, address, wait_s):
+        self.address, self.wait_s, self.tasks = address, wait_s, []
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._pass_on, "127.0.0.1", 0)
+        host, port = self._server.sockets[0].getsockname()
+        return f"{host}:{port}"
+
+    async def __aexit__(self, *_):
+        self._server.close()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    async def _pass_on(self, reader, writer):
+        self.tasks.append(asyncio.current_task())
+        with contextlib.closing(writer):
+            await asyncio.sleep(self.wait_s)
+            far_reader, far_writer = await asyncio.open_connection(*self.address.split(":"))
+            with contextlib.closing(far_writer):
+                await asyncio.gather(self._copy(reader, far_writer), self._copy(far_reader, writer))
+
+    async def _copy(self, source, target):
+        while data := await source.read(65536):
+            target.write(data)
+
+
+def test_a_server_that_is_late_to_greet_is_waited_for():
+    async def test(address, _, clients):
+        tardy = Tardy(address, wait_s=1.5)
+        async with tardy as late:
+            reply = await clients.call(late, methods.Meta.lookup, LOOKUP, timeout_s=60)
+            assert reply.inode.id == 7
+            await clients.forget(late)
+        assert len(tardy.tasks) == 1, "the first connection was good"
+
+    run(test)
+
+
+def test_a_server_that_never_greets_is_named_with_the_time_it_had():
+    async def test(address, _, clients):
+        async with Tardy(address, wait_s=3600) as never:
+            with pytest.raises(Timeout, match=rf"{never}: no answer within 0\.5 s"):
+                await clients.call(never, methods.Meta.lookup, LOOKUP, timeout_s=0.5)
+
+    run(test)
 
 
 def test_port_in_use_is_unavailable():
