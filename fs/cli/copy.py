@@ -7,7 +7,6 @@ leaves half a file under the name asked for.
 
 import contextlib
 import os
-import secrets
 import stat as modes
 import sys
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from rich.progress import (
 )
 
 from ..errors import InvalidArgument
+from ..hidden import hidden_beside
 from ..units import MIB, format_bytes
 from .output import print_json
 from .target import PREFIX, cluster_options, cluster_path, open_cluster
@@ -214,7 +214,7 @@ class Copier:
         self._attributes(target, info)
 
     def _symlink(self, source: str, target: str, info: Any) -> None:
-        temporary = _temporary(target)
+        temporary = hidden_beside(target)
         self._target.symlink(os.fsdecode(self._source.readlink(source)), temporary)
         self._target.replace(temporary, target)
         self._tally.symlinks += 1
@@ -223,7 +223,7 @@ class Copier:
 
     def _file(self, source: str, target: str, info: Any) -> None:
         key = (info.st_dev, info.st_ino)
-        temporary = _temporary(target)
+        temporary = hidden_beside(target)
         if info.st_nlink > 1 and key in self._links:
             self._target.link(self._links[key], temporary)
             self._target.replace(temporary, target)
@@ -258,11 +258,6 @@ class Copier:
         # As `cp -a`: only root gives files away.
         with contextlib.suppress(PermissionError):
             self._target.chown(target, info.st_uid, info.st_gid, follow_symlinks=False)
-
-
-def _temporary(target: str) -> str:
-    directory, name = os.path.split(target)
-    return os.path.join(directory, f".{name[:200]}.{secrets.token_hex(4)}")
 
 
 def _remove_if_there(side: Side, path: str) -> None:

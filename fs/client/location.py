@@ -16,7 +16,6 @@ import contextlib
 import os
 import posixpath
 import re
-import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import IO, Any, Final
 
 from ..config import ClientConfig
 from ..errors import InvalidArgument
+from ..hidden import hidden_beside
 from ..wire.cluster import FILE_NAME, load_cluster
 from .connection import connect
 from .file_system import FileSystem
@@ -215,7 +215,7 @@ def replacing(file_system: AnyFileSystem, path: str) -> Iterator[IO[Any]]:
     directory = os.path.dirname(path)
     if directory.strip("/"):
         file_system.makedirs(directory, exist_ok=True)
-    temporary = os.path.join(directory, f".{os.path.basename(path)[:200]}.{secrets.token_hex(4)}.part")
+    temporary = hidden_beside(path)
     file: Any = file_system.open(temporary, "xb")
     try:
         with file:

@@ -3,6 +3,7 @@ simulation."""
 
 from ..errors import Unavailable
 from ..ids import ChainId
+from .layout import CHUNK_COUNT_MAX
 from .storage import LastChunk, Space
 
 
@@ -39,6 +40,7 @@ class MemoryControl:
         return LastChunk(index, len(chunks[index]))
 
     async def remove_chunks(self, chain: ChainId, content: int, *, first: int, limit: int) -> bool:
+        assert 0 <= first < CHUNK_COUNT_MAX, "the real one sends 32 bits"
         self._call(chain)
         chunks = self.chunks.get((chain, content), {})
         found = sorted(index for index in chunks if index >= first)

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 
 from ..ids import ChainId
 from ..wire.pb.meta_pb2 import Layout
-from .layout import Placer
+from .layout import CHUNK_COUNT_MAX, Placer
 
 T = TypeVar("T")
 
@@ -76,7 +76,8 @@ class Chunks:
         chains = self._placer.chains(layout)
         index, rest = divmod(length, layout.chunk_bytes)
         first = index + 1 if rest else index
-        await _gather([self._remove(chain, content, first) for chain in dict.fromkeys(chains)])
+        if first < CHUNK_COUNT_MAX:  # else the cut lies in or after the last chunk that there can be
+            await _gather([self._remove(chain, content, first) for chain in dict.fromkeys(chains)])
         if not rest:
             return
         chain = chains[index % len(chains)]

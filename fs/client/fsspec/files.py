@@ -11,7 +11,6 @@ import contextlib
 import io
 import os
 import posixpath
-import secrets
 import stat as modes
 import threading
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from fsspec.asyn import AbstractAsyncStreamedFile
 from fsspec.spec import AbstractBufferedFile
 
 from ...errors import AlreadyExists, InvalidArgument, NotFound
+from ...hidden import hidden_beside
 from ..connection import naming
 from ..file import File
 from ..file_system import FileSystem
@@ -51,9 +51,7 @@ class Replacement:
         """Raises: FileExistsError if `exclusive` and something is there already."""
         if exclusive and _lexists(files, path):
             raise AlreadyExists("something of this name is there", path=path)
-        directory, name = posixpath.split(path)
-        temporary = posixpath.join(directory, f".{name[:200]}.{secrets.token_hex(4)}.part")
-        return cls(path, temporary, exclusive)
+        return cls(path, hidden_beside(path), exclusive)
 
     def commit(self, files: FileSystem) -> None:
         """The hidden file takes the name, in one step. Raises: FileExistsError if exclusive; IsADirectoryError."""

@@ -715,6 +715,14 @@ class TestTruncate:
         assert world.set_attr(b"f", length=10 * CHUNK).length == 10 * CHUNK
         assert world.control.calls == calls
 
+    @pytest.mark.parametrize("length", [CHUNK << 32, (CHUNK << 32) - 1])
+    def test_into_the_last_chunk_that_there_can_be(self, world, length):
+        _, session = world.chunked(b"f", DATA, close=False)
+        assert world.set_attr(b"f", length=length, session=session).length == length
+        assert world.read(world.set_attr(b"f", length=5, session=session)) == DATA[:5]
+        with pytest.raises(InvalidArgument, match="too large"):
+            world.set_attr(b"f", length=(CHUNK << 32) + 1, session=session)
+
     def test_to_nothing_takes_a_new_content(self, world):
         inode, session = world.chunked(b"f", DATA, close=False)
         cut = world.set_attr(b"f", length=0, session=session)
