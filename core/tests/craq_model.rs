@@ -204,6 +204,14 @@ fn a_forgotten_chunk_and_late_duplicates() {
     explore("forgotten, duplicates", limits);
 }
 
+/// A chunk that lives, beside another one on the same disk whose higher tombstone is forgotten.
+#[test]
+fn a_chunk_that_lives_below_the_floor_of_its_disk() {
+    explore("below the floor", BELOW);
+}
+
+const BELOW: Limits = Limits { removers: 0, neighbours: 2, ..FORGETTING };
+
 /// What a client, or the next one, would see of a mistake; which of them comes first depends on the threads.
 const WRONG: &[&str] = &[
     "a read is older than what had been seen before it began",
@@ -309,4 +317,12 @@ fn finds_a_tombstone_forgotten_too_early() {
 fn finds_versions_that_begin_anew_below_a_tombstone() {
     let limits = Limits { bug: Bug::BirthRestarts, purges: 2, crashes: 0, ..FORGETTING };
     must_find(limits, &[&["an acknowledged write is not in the history"], WRONG].concat());
+}
+
+#[test]
+fn finds_a_floor_that_counts_for_chunks_that_live() {
+    must_find(
+        Limits { bug: Bug::FloorForAll, ..BELOW },
+        &["a pending version does not follow the committed one"],
+    );
 }

@@ -26,6 +26,7 @@ const LIMITS: Limits = Limits {
     bug: Bug::None,
     removers: 0,
     purges: 0,
+    neighbours: 4,
     purges_early: false,
     lease_without_routing: false,
 };
@@ -50,7 +51,7 @@ fn weight(action: &Action) -> u64 {
     match action {
         Action::Deliver(_) | Action::DiskDone { .. } => 40,
         Action::Send { .. } | Action::Read { .. } | Action::Learn { .. } | Action::Grant { .. } => 10,
-        Action::Push | Action::Promote | Action::Next { .. } => 10,
+        Action::Push | Action::Promote | Action::Next { .. } | Action::PurgeNeighbour { .. } => 10,
         // Possible only for a moment, after a removal while all serve.
         Action::Purge { .. } => 200,
         Action::BeginSync { .. } | Action::Restart { .. } | Action::Revive { .. } => 6,
@@ -74,7 +75,7 @@ struct Seen {
 fn limits_of(seed: u64) -> Limits {
     let limits = match seed / 2 % 2 {
         0 => LIMITS,
-        _ => Limits { removers: 1, purges: 30, ..LIMITS },
+        _ => Limits { removers: 1, purges: 30, neighbours: 0, ..LIMITS },
     };
     if seed.is_multiple_of(2) {
         Limits { duplicates: 0, ..limits }
@@ -178,6 +179,7 @@ fn random_walks_find_planted_mistakes() {
         Bug::DropPendingOnChange,
         Bug::ForgetWriters,
         Bug::UpdateWithoutPrevious,
+        Bug::FloorForAll,
     ];
     for bug in bugs {
         let mut seen = Seen::default();

@@ -186,4 +186,5 @@ pub enum Bug {
     AbortAfterRetry,
     CommitOwnAsSyncing,
     BirthRestarts,
+    FloorForAll,
 }

@@ -248,9 +248,11 @@ impl Replica {
         self.removed || self.committed.version == Version(0)
     }
 
-    /// Of the next update of this head. Higher than that of every tombstone that another member may still have.
+    /// Of the next update of this head: it follows on what is here. The first after nothing is higher than every
+    /// tombstone that another member may still have. The floor is of the whole disk, so a chunk that lives may be below.
     fn next_version(&self) -> Version {
-        let floor = if self.bug == Bug::BirthRestarts { Version(0) } else { self.floor };
+        let begins = self.is_bare() || self.bug == Bug::FloorForAll;
+        let floor = if begins && self.bug != Bug::BirthRestarts { self.floor } else { Version(0) };
         Version(self.committed.version.max(floor).0 + 1)
     }
 

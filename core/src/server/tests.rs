@@ -44,10 +44,14 @@ impl Alone {
     }
 
     fn write(&self, sequence: u64) -> UpdateResult {
+        self.write_to(0, sequence)
+    }
+
+    fn write_to(&self, index: u32, sequence: u64) -> UpdateResult {
         let op = UpdateOp {
             chain: CHAIN,
             chain_version: ChainVersion(1),
-            chunk: ChunkId { content: ContentId(1), index: 0 },
+            chunk: ChunkId { content: ContentId(1), index },
             op: Op::Write { offset: 0, length: 5000 },
             tag: RequestTag { client: ClientId(1), sequence },
             version: Version(0),
@@ -243,5 +247,25 @@ fn requests_of_one_chunk_are_executed_one_after_the_other() {
     // One client's requests of one chunk: each is executed, or was overtaken by a newer one.
     assert!(results.iter().all(|status| matches!(status, Status::Ok | Status::Stale)), "{results:?}");
     assert!(results.contains(&Status::Ok));
+    assert_eq!(alone.counters()["machines"], 0);
+}
+
+/// The floor is one number of the disk, so a chunk that lives may have a lower version (R7).
+#[test]
+fn a_living_chunk_is_written_on_after_a_higher_tombstone_of_another_was_forgotten() {
+    let alone = Alone::start();
+    assert_eq!(alone.write(1).version, Version(1));
+    for sequence in 1..=5 {
+        assert_eq!(alone.write_to(1, sequence).status, Status::Ok);
+    }
+    let (version, content) = (ChainVersion(1), ContentId(1));
+    let tag = RequestTag { client: ClientId(2), sequence: 1 };
+    assert_eq!(alone.server.remove_chunks(CHAIN, version, content, 1, 10, tag, soon()).unwrap(), (1, false));
+    alone.server.sync().unwrap();
+    assert_eq!(alone.server.purge_tombstones(CHAIN, None, u64::MAX, 10).unwrap(), (1, None));
+    assert_eq!(alone.server.node.engine.floor(), Version(6));
+    assert_eq!(alone.write(2).version, Version(2));
+    assert_eq!(alone.read().unwrap(), vec![2; 5000]);
+    assert_eq!(alone.write_to(1, 9).version, Version(7), "what begins anew begins above it");
     assert_eq!(alone.counters()["machines"], 0);
 }

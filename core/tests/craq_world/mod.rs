@@ -45,6 +45,8 @@ pub struct Limits {
     pub removers: u8,
     /// Tombstones forgotten.
     pub purges: u8,
+    /// Tombstones of other chunks forgotten on a disk, of higher versions than this chunk has.
+    pub neighbours: u8,
     /// Tombstones are forgotten while messages from before them are still on their way.
     pub purges_early: bool,
     /// The manager forgets that a lease which had run out needs newer routing.
@@ -70,6 +72,7 @@ impl Limits {
         bug: Bug::None,
         removers: 0,
         purges: 0,
+        neighbours: 0,
         purges_early: false,
         lease_without_routing: false,
     };
@@ -211,6 +214,7 @@ pub struct World {
     full_disks: u8,
     duplicates: u8,
     purges: u8,
+    neighbours: u8,
     /// The SYNCING replica holds what its predecessor has forgotten, and must forget everything first.
     ahead: bool,
     /// A tombstone has been forgotten somewhere.
@@ -241,6 +245,7 @@ pub enum Action {
     Push,
     Promote,
     Purge { node: usize },
+    PurgeNeighbour { node: usize },
 }
 
 const READER: Ticket = Ticket(1 << 40);
@@ -277,6 +282,7 @@ impl World {
             full_disks: limits.full_disks,
             duplicates: limits.duplicates,
             purges: limits.purges,
+            neighbours: limits.neighbours,
             ahead: false,
             purged: false,
             fault: None,
@@ -381,6 +387,9 @@ impl World {
             }
             if self.may_purge(limits, place) {
                 actions.push(Action::Purge { node: place });
+            }
+            if self.may_purge_neighbour(place) {
+                actions.push(Action::PurgeNeighbour { node: place });
             }
             if self.crashes > 0 {
                 actions.push(Action::Crash { node: place });
@@ -488,6 +497,7 @@ impl World {
             }
             Action::Push => self.push(limits),
             Action::Purge { node } => self.purge(limits, node),
+            Action::PurgeNeighbour { node } => self.purge_neighbour(limits, node),
         }
         self.network.sort_by_key(Message::order);
     }
@@ -864,6 +874,22 @@ impl World {
         for writer in self.writers.iter_mut().filter(|writer| writer.sends > 0) {
             writer.sends = limits.sends;
         }
+    }
+
+    /// The floor is of the whole disk, and a machine that has nothing to do is made anew when it is needed. Of a chunk
+    /// that does not live the length would not be the version afterwards.
+    fn may_purge_neighbour(&self, place: usize) -> bool {
+        let node = &self.nodes[place];
+        let at_rest = node.machine.as_ref().is_some_and(Replica::is_at_rest);
+        self.neighbours > 0 && at_rest && node.disk.pending.is_none() && !node.disk.is_bare()
+    }
+
+    fn purge_neighbour(&mut self, limits: &Limits, place: usize) {
+        self.neighbours -= 1;
+        let node = &mut self.nodes[place];
+        let view = *node.machine.as_ref().expect("alive").view();
+        node.disk.floor = Version(node.disk.floor.max(node.disk.committed.version).0 + 1);
+        node.machine = Some(Replica::open_with_bug(view, node.disk.stored(), limits.bug));
     }
 
     // What must always hold -------------------------------------------------------------------------------
