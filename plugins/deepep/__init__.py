@@ -21,6 +21,7 @@
     transport      how bytes travel between ranks: one interface, several backends
     failure        what goes wrong between ranks
     settings       what the environment chooses
+    gate           scores of experts that load one rank more, for test programs
     shim           `import deep_ep` in programs that cannot be changed
 
 Importing this package imports torch only when one of its names is used.

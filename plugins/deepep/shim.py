@@ -5,7 +5,8 @@
     import deep_ep                                    # this plugin
 
 Provided: `deep_ep`, `deep_ep.buffer`, `deep_ep.buffers.legacy`, `deep_ep.buffers.elastic`, `deep_ep.utils` with its
-modules `envs`, `math`, `testing`, `refs` and `event`, and `deep_ep_cpp` (`Config`, `EventHandle`, `topk_idx_t`).
+modules `envs`, `math`, `testing`, `refs`, `gate` and `event`, and `deep_ep_cpp` (`Config`, `EventHandle`,
+`topk_idx_t`).
 """
 
 import sys
@@ -13,7 +14,7 @@ from importlib import import_module
 from typing import Any, Final
 
 from ..kernels.shim import add_module, must_stand
-from . import buffer, config, event, quantize, testing
+from . import buffer, config, event, gate, quantize, testing
 from .elastic import refs
 from .elastic.buffer import ElasticBuffer
 from .elastic.handle import EPHandle
@@ -48,6 +49,7 @@ def install(*, replace: bool = False) -> None:
         "utils.envs": {name: others[name] for name in _ENVS},
         "utils.testing": {name: others[name] for name in _MEASURES},
         "utils.math": math,
+        "utils.gate": {name: getattr(gate, name) for name in gate.__all__},
         "utils.refs": {name: getattr(refs, name) for name in refs.__all__},
         "utils": events | casts | others,
         "buffer": {"Buffer": buffer.Buffer},

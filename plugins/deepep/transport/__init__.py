@@ -7,7 +7,9 @@
     ipc            GPUs of one host, or one GPU for several processes: CUDA's handles and events
     device         what both share: regions on GPUs, and flags that kernels raise and wait for (`kernel`)
     mixed          several hosts: shared memory in each, messages between them
+    outboxes       regions for peers whose memory is not reached, which these two have:
     messages       any hosts: gloo connections carry what was written
+    collectives    any hosts: all-to-alls of the process group's own backend
     choose         `open_transport`: the best backend that all ranks can use
 
 Not here: what the bytes mean.

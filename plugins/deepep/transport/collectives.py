@@ -22,9 +22,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import Store  # torch.distributed hides it from type checkers
 
-from ..failure import CommunicationError, PeerLost, PeerTimeout, decode
-from .interface import SLOTS, SPANS_MAX, NotUsable, Span, Transport
+from ..failure import CommunicationError, PeerLost, PeerTimeout, decode, first_line
+from .interface import SPANS_MAX, NotUsable, Span
 from .members import Members
+from .outboxes import Outboxes
 
 CARRIERS: Final = {"cpu": ("gloo", "ProcessGroupGloo"), "cuda": ("nccl", "ProcessGroupNCCL")}
 """For tensors of a device: the backend, and torch's class of its groups."""
@@ -35,13 +36,14 @@ HEADER_WORDS: Final = 1 + SIGNALS_MAX * SIGNAL_WORDS
 GRACE_S: Final = 30.0
 """How long other ranks may take to notice that a round has failed. Once all but one have, that one is to blame."""
 SPARE_S: Final = 60.0
-"""The backend waits longer than this transport does, which then knows why a round has failed."""
+"""The backend waits longer than this transport does, which then knows why a round has failed: so long, or twice as long
+if that is less, for a process cannot end while its backend waits."""
 CLOSED: Final = b"closed"
 LATE: Final = b"late"
 """What a rank notes for which a round has taken too long: it ends the round of others, for whom it has not yet."""
 
 
-class Collectives(Transport):
+class Collectives(Outboxes):
     """Outboxes for each peer on the device, and all-to-alls."""
 
     name: ClassVar[str] = "collectives"
@@ -57,10 +59,7 @@ class Collectives(Transport):
         self._notes = notes
         self.carrier = CARRIERS[device.type][0]
         """The backend."""
-        self._regions = [torch.zeros(num_bytes, dtype=torch.uint8, device=device) for _ in range(self.size)]
-        self._epochs = [[0] * SLOTS for _ in range(self.size)]
         self._queues: list[list[tuple[int, int, list[Span]]]] = [[] for _ in range(self.size)]
-        self._failure: CommunicationError | None = None
         self._is_closed = False
 
     @classmethod
@@ -76,24 +75,14 @@ class Collectives(Transport):
             problem = f"the process group has no {backend} for {device.type} tensors"
         else:
             try:
-                limit = timedelta(seconds=timeout_s + SPARE_S)
+                limit = timedelta(seconds=timeout_s + min(timeout_s, SPARE_S))
                 mesh = getattr(dist, group)(notes, members.rank, members.size, limit)
             except RuntimeError as error:
-                problem = f"rank {members.rank} cannot connect: {str(error).splitlines()[0]}"
+                problem = f"rank {members.rank} cannot connect: {first_line(error)}"
         problems = [each for each in members.gather(problem) if each]
         if problems or notes is None:
             raise NotUsable(problems[0])
         return cls(members, mesh, notes, num_bytes=num_bytes, device=device, timeout_s=timeout_s)
-
-    def buffer(self, rank: int) -> Tensor:
-        """As Transport.buffer."""
-        self._require_usable()
-        return self._regions[rank]
-
-    def maps(self, rank: int) -> bool:
-        """This rank's own alone."""
-        assert 0 <= rank < self.size, "a rank of this transport"
-        return rank == self.rank
 
     def signal(self, peer: int, slot: int, epoch: int, *, spans: Sequence[Span] = ()) -> None:
         """As Transport.signal: it travels with the next round."""
@@ -129,7 +118,7 @@ class Collectives(Transport):
                     continue
                 reason = "rounds came and went without it"
             except RuntimeError as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                reason = first_line(error)
                 late = time.monotonic() >= deadline
             raise self._lost(peer, what, reason, limit_s, late=late)
 
@@ -177,7 +166,8 @@ class Collectives(Transport):
         self, into: Tensor, source: Tensor, came: list[int], sent: list[int], deadline: float
     ) -> None:
         work = self._mesh.alltoall_base(into, source, came, sent)
-        work.wait(timedelta(seconds=max(deadline - time.monotonic(), 0.001)))
+        # In whole milliseconds: one more, so that who has waited for the whole time knows that it was the whole time.
+        work.wait(timedelta(seconds=max(deadline - time.monotonic(), 0.0) + 0.001))
 
     def _lost(self, peer: int, what: str, reason: str, limit_s: float, *, late: bool) -> CommunicationError:
         """Fails with who is to blame: all others notice, and say so, when this one leaves."""
@@ -219,12 +209,6 @@ class Collectives(Transport):
             self._notes.set(f"reason/{self.rank}", reason.decode())
         with contextlib.suppress(RuntimeError):
             self._mesh.abort()
-
-    def _require_usable(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-        if self._is_closed:
-            raise ValueError("this buffer is closed")
 
     def __str__(self) -> str:
         return f"{self.name} of {self.carrier}" + (f" ({self.why})" if self.why else "")

@@ -21,9 +21,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import Store  # torch.distributed hides it from type checkers
 
-from ..failure import CommunicationError, PeerLost, PeerTimeout, decode
-from .interface import BARRIER_SLOT, SLOTS, SPANS_MAX, NotUsable, Span, Transport
+from ..failure import CommunicationError, PeerLost, PeerTimeout, decode, first_line
+from .interface import BARRIER_SLOT, SLOTS, SPANS_MAX, NotUsable, Span
 from .members import Members
+from .outboxes import Outboxes
 
 HEADER_WORDS: Final = 2 + 2 * SPANS_MAX
 SENDS_MAX: Final = 32
@@ -41,7 +42,7 @@ class _Patience(NamedTuple):
     deadline: float
 
 
-class Messages(Transport):
+class Messages(Outboxes):
     """Outboxes for each peer, and gloo connections."""
 
     name: ClassVar[str] = "messages"
@@ -62,13 +63,9 @@ class Messages(Transport):
         )
         self._mesh = mesh
         self._notes = notes
-        # Memory is taken when it is first written, so an outbox costs what is sent from it.
-        self._regions = [torch.zeros(num_bytes, dtype=torch.uint8) for _ in range(self.size)]
         if own is not None:
             self._regions[self.rank] = own
-        self._epochs = [[0] * SLOTS for _ in range(self.size)]
         self._sends: dict[tuple[int, int], deque[tuple[Tensor, list[Any]]]] = {}
-        self._failure: CommunicationError | None = None
 
     @classmethod
     def open(
@@ -89,21 +86,11 @@ class Messages(Transport):
             try:
                 mesh = dist.ProcessGroupGloo(notes, members.rank, members.size, timedelta(seconds=timeout_s))
             except RuntimeError as error:
-                problem = f"rank {members.rank} cannot connect: {_first_line(error)}"
+                problem = f"rank {members.rank} cannot connect: {first_line(error)}"
         problems = [each for each in members.gather(problem) if each]
         if problems or notes is None:
             raise NotUsable(problems[0])
         return cls(members, mesh, notes, num_bytes=num_bytes, timeout_s=timeout_s, own=own)
-
-    def buffer(self, rank: int) -> Tensor:
-        """As Transport.buffer."""
-        self._require_usable()
-        return self._regions[rank]
-
-    def maps(self, rank: int) -> bool:
-        """This rank's own alone."""
-        assert 0 <= rank < self.size, "a rank of this transport"
-        return rank == self.rank
 
     def signal(self, peer: int, slot: int, epoch: int, *, spans: Sequence[Span] = ()) -> None:
         """As Transport.signal."""
@@ -204,7 +191,7 @@ class Messages(Transport):
     def _lost(self, peer: int, what: str, error: RuntimeError) -> CommunicationError:
         reason = self._reason_of(peer)
         if reason is None:
-            text = f"the connection to rank {peer} is lost ({_first_line(error)}): its process has ended"
+            text = f"the connection to rank {peer} is lost ({first_line(error)}): its process has ended"
         else:
             text = f"rank {peer} has closed its buffer"
         lost: CommunicationError = PeerLost(text, rank=self.rank, phase=what, peer=peer)
@@ -233,19 +220,6 @@ class Messages(Transport):
         for peer in self.peers:
             with contextlib.suppress(RuntimeError):
                 self._mesh.recv([torch.zeros(1)], peer, SLOTS).wait(timedelta(milliseconds=1))
-
-    def _require_usable(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-        if not self._regions:
-            raise ValueError("this buffer is closed")
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if text.startswith("[") and "] " in text:  # gloo begins with its source file
-        text = text.split("] ", 1)[1]
-    return text.split(". This is typically")[0]
 
 
 __all__ = ["Messages"]

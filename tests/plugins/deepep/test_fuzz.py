@@ -5,13 +5,13 @@ import pytest
 from pipeline_ranks import Ranks
 
 pytestmark = pytest.mark.timeout(300)
-CASES = {2: 40, 4: 40, 8: 20}
+CASES = {2: 50, 4: 40, 8: 20}
 """Of a run: few enough that a busy machine ends them within the limit of a run."""
 
 
 @pytest.mark.parametrize("size", CASES)
-@pytest.mark.parametrize("seed", [0, 1000])
-def test_random_calls_are_right(experts: Ranks, size, seed) -> None:
+def test_random_calls_are_right(experts: Ranks, size) -> None:
+    seed = 1000 * size
     seeds = list(range(seed, seed + CASES[size]))
     answers = experts.run("expert_fuzz", size, seeds=seeds)
     again = f"python tests/plugins/deepep/fuzz.py --first {seed} --cases {len(seeds)} --ranks {size}"

@@ -11,8 +11,9 @@ pytestmark = pytest.mark.timeout(300)  # several runs of real processes
 BACKENDS = ["shared-memory", "messages"]
 
 
-@pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("size", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("size", "name"), [(2, "messages"), (4, "messages"), (4, "shared-memory"), (8, "shared-memory")]
+)
 def test_all_ranks_get_what_the_reference_says(experts: Ranks, name, size) -> None:
     assert values(experts.run("low_latency_calls", size, cases=varied(size), name=name)) == [name] * size
 

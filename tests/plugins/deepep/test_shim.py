@@ -20,6 +20,7 @@ from deep_ep.buffer import Buffer as other
 from deep_ep.buffers.elastic import ElasticBuffer as elastic
 from deep_ep.utils import EventHandle, EventOverlap
 from deep_ep.utils.envs import dist_print, init_dist, init_seed
+from deep_ep.utils.gate import get_unbalanced_scores
 from deep_ep.utils.math import (
     align, calc_diff, ceil_div, count_bytes, create_grouped_scores, hash_tensor, inplace_unique, per_token_cast_back,
     per_token_cast_to_fp8, safe_div,
@@ -52,6 +53,7 @@ for wrong in (lambda: Config(3), lambda: Config(20, 256, 256), lambda: config.ge
         assert "it must be" in str(error)
     else:
         raise AssertionError
+assert get_unbalanced_scores(3, 8, 2, 2, 1.0, True).shape == (3, 8)
 assert safe_div(3, 0) == 0 and safe_div(3, 2) == 1.5
 print("fine")
 """
