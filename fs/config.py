@@ -130,14 +130,42 @@ CHOICES: dict[tuple[type, str], tuple[str, ...]] = {
     (MountConfig, "consistency"): ("close-to-open", "strict"),
 }
 
-# Numbers outside these bounds are mistakes, not choices.
+MINUTE_MS: Final = 60_000
+DAY_MS: Final = 1440 * MINUTE_MS
+
+# Numbers outside these bounds are mistakes, not choices. Every number has its own.
 BOUNDS: dict[tuple[type, str], tuple[int, int]] = {
+    (MgmtdConfig, "heartbeat_interval_ms"): (1, 10 * MINUTE_MS),
+    (MgmtdConfig, "lease_ms"): (2, 60 * MINUTE_MS),
+    (MgmtdConfig, "lease_drift_percent"): (0, 50),  # clocks that differ by more are broken
+    (MgmtdConfig, "chain_check_interval_ms"): (1, MINUTE_MS),
+    (MgmtdConfig, "bootstrap_ms"): (0, 120 * MINUTE_MS),
+    (MgmtdConfig, "client_session_timeout_ms"): (1000, DAY_MS),
+    (MgmtdConfig, "client_extend_interval_ms"): (1, 60 * MINUTE_MS),
     (MetaConfig, "chunk_bytes"): (64 * KIB, 64 * MIB),
     (MetaConfig, "stripe"): (1, 1024),
     (MetaConfig, "inline_bytes"): (0, 64 * KIB),
+    (MetaConfig, "gc_delay_ms"): (0, 30 * DAY_MS),
+    (MetaConfig, "gc_interval_ms"): (1, 60 * MINUTE_MS),
+    (MetaConfig, "gc_batch"): (1, 65_536),
+    (MetaConfig, "sync_interval_ms"): (1, MINUTE_MS),
+    (MetaConfig, "list_limit"): (1, 8192),  # as a page may have at most
+    (MetaConfig, "path_depth_max"): (1, 2048),  # parts of a path of PATH_MAX bytes
+    (MetaConfig, "idempotence_ms"): (10 * MINUTE_MS, 30 * DAY_MS),  # not shorter than clients retry
     (StorageConfig, "reserve_bytes"): (0, 1024 * GIB),
     (StorageConfig, "threads_max"): (4, 65_536),
+    (StorageConfig, "resync_batch"): (1, 4096),
+    (StorageConfig, "resync_interval_ms"): (1, MINUTE_MS),
+    (StorageConfig, "scrub_interval_s"): (1, 365 * 86_400),
+    (StorageConfig, "index_cache_bytes"): (1 * MIB, 1024 * GIB),
     (StorageConfig, "rdma_gid_index"): (-1, 255),
+    (ClientConfig, "deadline_ms"): (100, 10 * MINUTE_MS),
+    (ClientConfig, "retry_first_ms"): (1, MINUTE_MS),
+    (ClientConfig, "retry_max_ms"): (1, 10 * MINUTE_MS),
+    (ClientConfig, "connections_per_node"): (1, 1024),
+    (ClientConfig, "write_buffer_bytes"): (1 * MIB, 64 * GIB),
+    (ClientConfig, "read_ahead_bytes"): (0, 1024 * MIB),
+    (ClientConfig, "attribute_timeout_ms"): (0, 60 * MINUTE_MS),
     (ClientConfig, "rdma_gid_index"): (-1, 255),
     (ClientConfig, "rdma_transmissions"): (0, 65_536),
     (MountConfig, "threads"): (1, 256),
@@ -204,6 +232,12 @@ def from_table(cls: type[T], table: dict[str, Any], *, where: str) -> T:
     return cls(**values)
 
 
+def checked(config: T, *, where: str) -> T:
+    """`config`, if a file could have said the same. Raises: ConfigError, as for a file with a table `where`."""
+    assert is_dataclass(config), "configuration is made of dataclasses"
+    return from_table(type(config), vars(config), where=where)
+
+
 def _convert(cls: type, key: str, hint: Any, value: Any, path: str) -> Any:
     if is_dataclass(hint):
         if not isinstance(value, dict):
@@ -219,7 +253,7 @@ def _convert(cls: type, key: str, hint: Any, value: Any, path: str) -> Any:
     if choices is not None and value not in choices:
         raise ConfigError(f"{path}: must be one of {', '.join(choices)}, not {value!r}")
     if isinstance(value, int) and not isinstance(value, bool):
-        low, high = BOUNDS.get((cls, key), (0, 1 << 62))
+        low, high = BOUNDS[cls, key]
         if not low <= value <= high:
             raise ConfigError(f"{path}: must be between {low} and {high}, not {value}")
     if key in ("chunk_bytes", "request_bytes") and value & (value - 1):
@@ -238,6 +272,7 @@ __all__ = [
     "MountConfig",
     "RdmaOptions",
     "StorageConfig",
+    "checked",
     "from_table",
     "load",
     "loads",

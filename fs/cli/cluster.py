@@ -113,8 +113,9 @@ def down(data_path: Path) -> None:
     """
     data = DataDir(data_path.absolute())
     data.read_shape()
-    if data.is_supervised():
-        os.kill(read_state(data)["pid"], signal.SIGTERM)
+    if (pid := data.supervisor_pid()) is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
         _await_stop(data)
     end_extra_mounts(data, except_pids=set())
     end_leftovers(data)

@@ -5,7 +5,7 @@ DATA/                 0700
   cluster.json        0600  identity, shape and addresses
   mgmtd/ meta/ storage-N/   what each service keeps
   log/NAME.log              what each service says
-  run/lock                  held by the supervisor while it runs
+  run/lock                  held by the supervisor while it runs; its process id
   run/state.json            services as the supervisor sees them
   run/mounts/*.json         one per mount of this cluster on this machine
 """
@@ -121,14 +121,23 @@ class DataDir:
                     "this cluster is running already; "
                     f"`luciola status --data {shlex.quote(str(self.root))}` shows it"
                 ) from error
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
             yield
         finally:
             os.close(descriptor)
 
+    def supervisor_pid(self) -> int | None:
+        """The process that holds the lock, if one does."""
+        if not self.is_supervised():
+            return None
+        text = self.lock.read_text().strip()
+        return int(text) if text.isdecimal() else None
+
     def is_supervised(self) -> bool:
         """Whether a supervisor holds the lock."""
         try:
-            descriptor = os.open(self.lock, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
         try:

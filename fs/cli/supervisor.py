@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import AlreadyExists, Error, Unavailable
-from ..fuse import clean_stale_mount, is_mounted, read_records, source_of, stale_mounts
+from ..fuse import check_mountpoint, clean_stale_mount, is_mounted, read_records, source_of, stale_mounts
 from ..wire import create_secret, write_private
 from . import processes
 from .datadir import DataDir, Shape
@@ -80,6 +80,8 @@ class Supervisor:
 
     async def _start(self) -> None:
         end_leftovers(self.data)
+        if self.mountpoint is not None:
+            self._prepare_mountpoint(self.mountpoint)
         with contextlib.suppress(AlreadyExists):
             create_secret(self.data.secret)
         async with Manager.connect(self.shape.cluster) as manager:
@@ -96,17 +98,24 @@ class Supervisor:
         if self.mountpoint is not None:
             await self._start_mount(self.mountpoint)
 
-    async def _start_mount(self, mountpoint: Path) -> None:
+    def _prepare_mountpoint(self, mountpoint: Path) -> None:
+        """What is wrong with the place is said before anything is started."""
         clean_stale_mount(mountpoint)
         mountpoint.mkdir(parents=True, exist_ok=True)
+        check_mountpoint(mountpoint)
+
+    async def _start_mount(self, mountpoint: Path) -> None:
         arguments = ["--foreground", str(self.data.root), str(mountpoint)]
         if self.config_file is not None:
             arguments += ["--config", str(self.config_file)]
         command = python("-m", "luciola.cli", "mount", *arguments)
         await self._launch(Service("mount", str(mountpoint), 0, command, self.data.log("mount")))
+        child = self.children[-1]
 
         async def answers() -> bool:
-            return is_mounted(mountpoint)
+            # Somebody else may have mounted something there meanwhile.
+            ours = child.pid in {record.pid for record in read_records(str(self.data.root))}
+            return ours and is_mounted(mountpoint)
 
         await self._wait(f"the mount on {mountpoint}", answers)
 

@@ -1,14 +1,17 @@
 """`luciola token`: who may use the cluster without holding its secret."""
 
+import math
 import os
 from pathlib import Path
+from typing import Final
 
 import click
 
 from ..wire.credentials import ADMIN, CLIENT, TRUSTED, load_secret, mint
 from .datadir import DataDir
 
-ROLES = {"client": CLIENT, "trusted": TRUSTED, "admin": ADMIN}
+ROLES: Final = {"client": CLIENT, "trusted": TRUSTED, "admin": ADMIN}
+DAYS_MAX: Final = 36_500.0  # who wants one that outlives everybody wants the secret
 
 
 @click.command()
@@ -33,7 +36,11 @@ ROLES = {"client": CLIENT, "trusted": TRUSTED, "admin": ADMIN}
     help="client: that user only. trusted: a mount, speaks for every user. admin: also changes the cluster.",
 )
 @click.option(
-    "--days", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True, help="Lifetime."
+    "--days",
+    type=click.FloatRange(min=0, min_open=True, max=DAYS_MAX),
+    default=30.0,
+    show_default=True,
+    help="Lifetime.",
 )
 def token(
     data_path: Path, uid: int | None, gid: int | None, groups: tuple[int, ...], role: str, days: float
@@ -44,6 +51,8 @@ def token(
     Example:
       luciola token --data /var/lib/luciola --uid 1000 --gid 1000 > token
     """
+    if math.isnan(days):
+        raise click.BadParameter("not a number", param_hint="--days")
     secret = load_secret(DataDir(data_path).secret)
     user = os.geteuid() if uid is None else uid
     group = (os.getegid() if uid is None else user) if gid is None else gid

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -54,13 +55,16 @@ class View:
         caption = f"{supervisor.data.root}    Ctrl-C stops"
         if supervisor.mountpoint is not None:
             caption = f"mounted on {supervisor.mountpoint}    {caption}"
-        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+        # Paths may contain what rich takes for markup.
+        table = Table(
+            title=escape(title), caption=escape(caption), title_justify="left", caption_justify="left"
+        )
         for column in ("service", "id", "pid", "state", "restarts"):
             table.add_column(column, justify="right" if column in ("pid", "restarts") else "left")
         for child in supervisor.children:
             table.add_row(
                 child.service.kind,
-                child.service.id,
+                escape(child.service.id),
                 str(child.pid or "-"),
                 f"[{STYLES[child.state]}]{child.state}[/]",
                 str(child.restarts),
@@ -72,7 +76,8 @@ class View:
         states["cluster"] = supervisor.phase
         for name, state in states.items():
             if self._shown.get(name) != state:
-                self._console.print(f"{time.strftime('%H:%M:%S')} {name}: {state}".rstrip(), highlight=False)
+                line = f"{time.strftime('%H:%M:%S')} {name}: {state}".rstrip()
+                self._console.print(line, highlight=False, markup=False)
         self._shown = states
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import luciola_core
 
-from ..config import ClientConfig, load, rdma_options
+from ..config import ClientConfig, checked, load, rdma_options
 from ..errors import Error, InvalidArgument, NotFound, Timeout, Unavailable
 from ..wire.cluster import FILE_NAME, load_cluster
 from ..wire.credentials import CLIENT, TRUSTED, Token, load_secret, mint
@@ -188,14 +188,16 @@ def connect(
 
     Raises: NotFound if there is no such cluster here; InvalidArgument without a secret or token;
     Unauthenticated if they are wrong; Unavailable if nobody answers within `deadline_ms` or 20 s;
-    PermissionDenied if the secret is not yours.
+    PermissionDenied if the secret is not yours; ConfigError for a setting out of bounds.
     """
     from .file_system import FileSystem
 
     text = os.fspath(address_or_data_dir)
     if not _is_address(text):
         text = str(Path(text).absolute())
-    if not isinstance(config, ClientConfig):
+    if isinstance(config, ClientConfig):
+        config = checked(config, where="client")
+    else:
         config = ClientConfig() if config is None else load(Path(config)).client
     secret = None if secret_file is None else str(Path(secret_file).absolute())
     parameters = Parameters(text, secret, token, config)

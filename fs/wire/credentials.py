@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from ..errors import AlreadyExists, ConfigError, NotFound, PermissionDenied, Unauthenticated
+from ..errors import AlreadyExists, ConfigError, InvalidArgument, NotFound, PermissionDenied, Unauthenticated
 from .pb.common_pb2 import Caller, Claims
 
 SECRET_BYTES: Final = 32
@@ -116,7 +116,10 @@ def mint(  # noqa: PLR0913 (the fields of Claims)
     groups: Iterable[int] | None = None,
     lifetime_s: float | None = None,
 ) -> Token:
-    """A token for this process's user, or for the one named. `lifetime_s` None: it never expires."""
+    """A token for this process's user, or for the one named. `lifetime_s` None: it never expires.
+
+    Raises: InvalidArgument for more groups than fit.
+    """
     own = uid is None
     claims = Claims(
         role=role,
@@ -126,7 +129,8 @@ def mint(  # noqa: PLR0913 (the fields of Claims)
         expires_unix_s=0 if lifetime_s is None else max(1, int(time.time() + lifetime_s)),
         nonce=os.urandom(NONCE_BYTES),
     ).SerializeToString(deterministic=True)
-    assert len(claims) <= CLAIMS_BYTES_MAX, "too many groups for a token"
+    if len(claims) > CLAIMS_BYTES_MAX:
+        raise InvalidArgument(f"too many groups for a token: {len(claims)} bytes, {CLAIMS_BYTES_MAX} fit")
     return Token(claims, derive_key(secret, claims))
 
 

@@ -21,6 +21,9 @@ def test_same_directory_brings_the_same_files_back(tmp_path: Path) -> None:
     with cluster:
         (cluster.mountpoint / "kept").write_bytes(b"x" * 3_000_000)
         identity = cluster.status()["cluster_id"]
+        (
+            cluster.data / "run" / "state.json"
+        ).unlink()  # `down` does not depend on what the supervisor could write
     assert not os.path.ismount(cluster.mountpoint)
     with cluster:
         assert (cluster.mountpoint / "kept").read_bytes() == b"x" * 3_000_000
@@ -132,6 +135,14 @@ def test_second_supervisor_is_refused(shared_cluster: LocalCluster) -> None:
     result = luciola("up", "--data", str(shared_cluster.data), "--detach", check=False)
     assert result.returncode == 1
     assert "running already" in result.stderr
+
+
+def test_a_place_where_something_is_mounted_is_refused(shared_cluster: LocalCluster, tmp_path: Path) -> None:
+    options = ["--data", str(tmp_path / "data"), "--mount", str(shared_cluster.mountpoint)]
+    result = luciola("up", *options, "--detach", check=False)
+    assert result.returncode == 1
+    assert "is mounted here already; unmount it first" in result.stderr
+    assert json.loads((tmp_path / "data" / "run" / "state.json").read_text())["services"] == []
 
 
 @pytest.mark.parametrize(

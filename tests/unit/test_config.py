@@ -42,7 +42,7 @@ def test_values_replace_defaults_and_leave_the_rest() -> None:
         ("[meta]\nchunk_bytes = 1000000", "meta.chunk_bytes: must be a power of two"),
         ("[meta]\nchunk_bytes = 1024", "meta.chunk_bytes: must be between 65536 and"),
         ("[meta]\nstripe = 0", "meta.stripe: must be between 1"),
-        ("[mgmtd]\nlease_ms = -1", "mgmtd.lease_ms: must be between 0"),
+        ("[mgmtd]\nlease_ms = -1", "mgmtd.lease_ms: must be between 2"),
         ("[mount]\nallow_other = 1", "mount.allow_other: must be bool"),
         ("[storage]\ndurability = 'maybe'", "storage.durability: must be one of write, sync"),
         ("meta = 3", "meta: must be a table"),
@@ -60,6 +60,12 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"binary\.toml: not valid TOML"):
         load(tmp_path / "binary.toml")
+
+
+def test_every_number_has_bounds() -> None:
+    sections = [type(getattr(ClusterConfig(), part.name)) for part in dataclasses.fields(ClusterConfig)]
+    numbers = {(cls, part.name) for cls in sections for part in dataclasses.fields(cls) if part.type is int}
+    assert numbers == set(BOUNDS)
 
 
 def test_defaults_obey_their_own_bounds() -> None:

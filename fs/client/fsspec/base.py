@@ -7,7 +7,7 @@ from typing import Any
 from fsspec.asyn import AsyncFileSystem, get_loop
 from fsspec.config import apply_config
 
-from ...config import ClientConfig
+from ...config import ClientConfig, from_table
 from ...errors import InvalidArgument
 from ..file_system import FileSystem
 from ..location import Location, open_location
@@ -49,7 +49,9 @@ class Cluster(AsyncFileSystem, metaclass=_Resolved):  # type: ignore[misc]
         self.auto_mkdir = auto_mkdir
         self._secret_file = secret_file
         self._token = token
-        self._config = ClientConfig(**config) if isinstance(config, Mapping) else config
+        if isinstance(config, Mapping):
+            config = from_table(ClientConfig, dict(config), where="client")
+        self._config = config
         self._files: FileSystem | None = None
         self._prefix = canonical(str(Location("/", cluster)))
         # A URL of another cluster must not name a file of this one.

@@ -58,6 +58,8 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
         (["status", "--data", "/nonexistent"], "no cluster"),
         (["fsck", "--data", "/nonexistent"], "no cluster"),
         (["token", "--data", "/nonexistent"], "no cluster secret"),
+        (["token", "--data", "/nonexistent", "--days", "1e300"], "not in the range"),
+        (["token", "--data", "/nonexistent", "--days", "nan"], "not a number"),
         (["chain", "list", "--data", "/nonexistent"], "no cluster"),
         (["chain", "list"], "name the cluster"),
         (["chain", "list", "--manager", "127.0.0.1:1"], "--secret-file"),

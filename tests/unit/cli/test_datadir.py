@@ -69,9 +69,11 @@ def test_only_one_supervisor_at_a_time(data: DataDir) -> None:
     assert not data.is_supervised()
     with data.supervised():
         assert data.is_supervised()
+        assert data.supervisor_pid() == os.getpid()
         with pytest.raises(Busy, match="running already"), data.supervised():
             pass
-    assert not data.is_supervised()
+        assert data.supervisor_pid() == os.getpid()
+    assert data.supervisor_pid() is None
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:

@@ -99,3 +99,10 @@ def test_the_client_table_of_a_configuration_file_is_used(data, tmp_path):
     file.write_text("[client]\ndeadline_ms = 200\ntransport = 'pigeon'\n")
     with pytest.raises(ConfigError, match=r"client\.transport"):
         luciola.connect(data, config=file)
+
+
+def test_settings_that_a_file_could_not_say_are_refused(data):
+    with pytest.raises(ConfigError, match=r"client\.write_buffer_bytes: must be between"):
+        luciola.connect(data, config=ClientConfig(write_buffer_bytes=0))
+    with pytest.raises(ConfigError, match=r"client\.deadline_ms: must be int"):
+        luciola.connect(data, config=ClientConfig(deadline_ms=1.5))

@@ -3,7 +3,14 @@ import stat
 
 import pytest
 
-from luciola.errors import AlreadyExists, ConfigError, NotFound, PermissionDenied, Unauthenticated
+from luciola.errors import (
+    AlreadyExists,
+    ConfigError,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+)
 from luciola.wire import credentials
 from luciola.wire.credentials import ADMIN, CLIENT, SERVICE, TRUSTED, Identity, Token, mint, verify
 from luciola.wire.pb.common_pb2 import Caller, Claims
@@ -123,6 +130,12 @@ def test_token_expires_at_its_second():
     assert verify(SECRET, token, now_unix_s=end - 1)
     with pytest.raises(Unauthenticated, match="expired"):
         verify(SECRET, token, now_unix_s=end)
+
+
+def test_groups_that_do_not_fit_a_token_are_refused():
+    assert mint(SECRET, groups=[1 << 31] * 150)
+    with pytest.raises(InvalidArgument, match="too many groups"):
+        mint(SECRET, groups=[1 << 31] * 250)
 
 
 def test_client_speaks_for_its_own_user_only():
