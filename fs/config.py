@@ -163,8 +163,11 @@ BOUNDS: dict[tuple[type, str], tuple[int, int]] = {
     (ClientConfig, "retry_first_ms"): (1, MINUTE_MS),
     (ClientConfig, "retry_max_ms"): (1, 10 * MINUTE_MS),
     (ClientConfig, "connections_per_node"): (1, 1024),
-    (ClientConfig, "write_buffer_bytes"): (1 * MIB, 64 * GIB),
-    (ClientConfig, "read_ahead_bytes"): (0, 1024 * MIB),
+    (ClientConfig, "write_buffer_bytes"): (
+        1 * MIB,
+        2048 * MIB,
+    ),  # one region of memory holds it, and what is read ahead
+    (ClientConfig, "read_ahead_bytes"): (0, 512 * MIB),
     (ClientConfig, "attribute_timeout_ms"): (0, 60 * MINUTE_MS),
     (ClientConfig, "rdma_gid_index"): (-1, 255),
     (ClientConfig, "rdma_transmissions"): (0, 65_536),

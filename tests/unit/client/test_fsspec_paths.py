@@ -10,7 +10,7 @@ import fsspec
 
 from luciola.client.fsspec import LuciolaFileSystem
 from luciola.client.fsspec.paths import resolved_cluster, split_url
-from luciola.errors import InvalidArgument
+from luciola.errors import ConfigError, InvalidArgument
 
 
 @pytest.fixture(autouse=True)
@@ -125,5 +125,5 @@ def test_making_an_instance_does_not_connect() -> None:
 
 
 def test_a_wrong_option_is_named() -> None:
-    with pytest.raises(TypeError, match="no_such_setting"):
+    with pytest.raises(ConfigError, match=r"client\.no_such_setting: unknown key"):
         LuciolaFileSystem("/one", config={"no_such_setting": 1})
