@@ -35,6 +35,9 @@ PEER = Path(__file__).parents[1] / "core/target/release/examples/rdma_peer"
 MIB = 1 << 20
 # Operations of 1 MiB outstanding at once.
 DEPTH = 8
+# Operations of 4 KiB outstanding at once, which is one frame of ours.
+SMALL = 4096
+SMALL_DEPTH = 64
 BATCHES = 4
 PINGS = 100
 # perftest's server is not ready at once.
@@ -101,15 +104,25 @@ def perftest(program: str, devices: list[str], *options: str, before: tuple[str,
 
 
 def bandwidth(program: str, devices: list[str]) -> float:
-    """MiB/s of operations of 1 MiB, the next one as soon as one is done.
+    """MiB/s of operations of 1 MiB."""
+    return streamed(program, devices, MIB, DEPTH)[0] * 1e9 / 8 / MIB
 
-    It looks for completions all the time, which takes processor time from a device in software: there the better of two
-    runs counts, one of which looks only when nothing else wants to run.
+
+def operations(program: str, devices: list[str]) -> float:
+    """Operations of 4 KiB a second."""
+    return streamed(program, devices, SMALL, SMALL_DEPTH)[1] * 1e6
+
+
+def streamed(program: str, devices: list[str], size: int, depth: int) -> tuple[float, float]:
+    """Gbit/s and millions of operations a second, the next one as soon as one is done.
+
+    perftest looks for completions all the time, which takes processor time from a device in software: there the better
+    of two runs counts, one of which looks only when nothing else wants to run.
     """
-    options = ("-s", str(MIB), "-n", str(DEPTH * BATCHES), "-t", str(DEPTH), "-Q", "1", "--report_gbits")
+    options = ("-s", str(size), "-n", str(depth * BATCHES), "-t", str(depth), "-Q", "1", "--report_gbits")
     ways = ((), ("chrt", "--idle", "0")) if is_emulated(devices) else ((),)
     runs = [perftest(program, devices, *options, before=way) for way in ways]
-    return max(float(row[3]) for row in runs) * 1e9 / 8 / MIB
+    return max((float(row[3]), float(row[4])) for row in runs)
 
 
 def latency(devices: list[str], *options: str) -> float:
@@ -155,15 +168,17 @@ class End:
         times_us = self.times_us(*what.split(), MIB, depth, batches)
         return depth * batches / (sum(times_us) / 1e6)
 
+    def operations_s(self, what: str, batches: int = BATCHES) -> float:
+        """Operations of 4 KiB a second, batch after batch."""
+        times_us = self.times_us(*what.split(), SMALL, SMALL_DEPTH, batches)
+        return SMALL_DEPTH * batches / (sum(times_us) / 1e6)
+
 
 @contextmanager
 def client_of(devices: list[str], *server: str) -> Iterator[End]:
     """A client on the first device, connected to a server of ours on the second that holds the chunks."""
     with End(server[0], devices[1], *server[1:]) as there:
         address = f"127.0.0.1:{there.hear()}"
-        for chunk in range(DEPTH):
-            if (answer := there.ask("put", 9, chunk, MIB, chunk)).lower() != "ok":
-                sys.exit(f"the server takes no chunk: {answer or 'it has ended'}")
         with End("drive", devices[0], address, "strict") as client:
             end = time.monotonic() + PATIENCE_S
             # An emulated machine may be too slow for the limits of a handshake.
@@ -188,19 +203,29 @@ def measured(devices: list[str], rounds: int, *, alone: bool) -> tuple[list[Row]
         kinds = {} if alone else {"memory": ("serve",), "storage": ("store", directory)}
         servers = {name: stack.enter_context(client_of(devices, *server)) for name, server in kinds.items()}
         for client in servers.values():
+            # Makes the chunks that are read.
             client.mib_s("measure write", batches=1)
+            client.operations_s("measure write", batches=1)
         checksum = wire.times_us("checksum", MIB, 100)
         for _ in range(rounds):
             write = bandwidth("ib_write_bw", devices)
             note("transport, WRITE", "ib_write_bw", "MiB/s", (wire.mib_s("write"), write))
             for name, client in servers.items():
                 note(f"{name}, read", "ib_write_bw", "MiB/s", (client.mib_s("measure read"), write))
-                alone = client.mib_s("measure read", 1, DEPTH * BATCHES)
-                note(f"{name}, read, one at a time", "ib_write_bw", "MiB/s", (alone, write))
+                single = client.mib_s("measure read", 1, DEPTH * BATCHES)
+                note(f"{name}, read, one at a time", "ib_write_bw", "MiB/s", (single, write))
             read = bandwidth("ib_read_bw", devices)
             note("transport, READ", "ib_read_bw", "MiB/s", (wire.mib_s("read"), read))
             for name, client in servers.items():
                 note(f"{name}, write", "ib_read_bw", "MiB/s", (client.mib_s("measure write"), read))
+            small_writes, small_reads = (
+                operations(which, devices) for which in ("ib_write_bw", "ib_read_bw")
+            )
+            for name, client in servers.items():
+                pair = (client.operations_s("measure read"), small_writes)
+                note(f"{name}, reads of 4 KiB", "ib_write_bw", "1/s", pair)
+                pair = (client.operations_s("measure write"), small_reads)
+                note(f"{name}, writes of 4 KiB", "ib_read_bw", "1/s", pair)
             polling, events = latency(devices), latency(devices, "-e")
             small = statistics.median(wire.times_us("read", 8, 1, PINGS))
             note("transport, READ of 8 B", "ib_read_lat -e", "us", (small, events))
@@ -208,7 +233,7 @@ def measured(devices: list[str], rounds: int, *, alone: bool) -> tuple[list[Row]
             for name, client in servers.items():
                 ping = statistics.median(client.times_us("measure", "ping", PINGS))
                 note(f"{name}, ping", "ib_read_lat -e", "us", (ping, events))
-                times_us = client.times_us("measure", "read", 4096, 1, PINGS)
+                times_us = client.times_us("measure", "read", SMALL, 1, PINGS)
                 note(f"{name}, read of 4 KiB", "ib_read_lat -e", "us", (statistics.median(times_us), events))
     return [Row(*key, found) for key, found in pairs.items()], 1e6 / statistics.median(checksum)
 

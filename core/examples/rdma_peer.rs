@@ -3,7 +3,7 @@
 //!
 //! rdma_peer serve DEVICE                  prints its TCP port; `connections`, `chunk CONTENT INDEX`, `put … LENGTH SEED`,
 //!                                         `hang` (in the next batch), `release`
-//! rdma_peer store DEVICE DIRECTORY        the same on a storage node, whose chunks lie in files there; only `put`
+//! rdma_peer store DEVICE DIRECTORY        the same on a storage node, whose chunks lie in files there; it only serves
 //! rdma_peer drive DEVICE ADDRESS [strict] `connect`, `ping`, `write CONTENT INDEX LENGTH SEED`, `read CONTENT INDEX
 //!                                         LENGTH DEADLINE_MS`, `peek`, `measure …`; strict: no falling back to TCP
 //! rdma_peer wire DEVICE DEVICE            two ends of the transport alone, without frames, checksums and services:
@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use luciola_core::buffer::{BufferPool, Placement};
 use luciola_core::client::Transport;
 use luciola_core::client::routing::own_boot_id;
-use luciola_core::net::{Connection, Endpoint, Pool, Secret};
+use luciola_core::net::{Endpoint, Pool, Secret};
 use luciola_core::rdma::{Fabric, Half, Options, Transfer};
 use luciola_core::server::{NodeOptions, StorageServer};
 use luciola_core::types::*;
@@ -104,25 +104,7 @@ fn store(device: &str, directory: &str) {
     server.set_routing(routing).unwrap();
     server.set_lease(u64::MAX, 1);
     say(&address.port().to_string());
-    let mut connection =
-        Connection::connect(&Endpoint::Tcp(address), &credential(Role::Client), LONG).unwrap();
-    let mut sequence = 0;
-    answer_lines(|words| match words {
-        ["put", content, index, length, seed] => {
-            sequence += 1;
-            let bytes = pattern(length, seed);
-            let op = write_op(number(content), number(index) as u32, 0, bytes.len() as u32, sequence);
-            // Not the client that drives: its writes would be taken for these.
-            let op = UpdateOp { tag: RequestTag { client: ClientId(8), sequence }, ..op };
-            let payload = [Placement::from_vec(bytes)];
-            let mut out = Vec::new();
-            match connection.update(&[op], &payload, Instant::now() + LONG, &mut out) {
-                Ok(()) => format!("{:?}", out[0].status),
-                Err(status) => format!("{status:?}"),
-            }
-        }
-        _ => format!("unknown: {words:?}"),
-    });
+    answer_lines(|words| format!("unknown: {words:?}"));
 }
 
 /// What a server does with its link, and nothing else; the other end sleeps.
@@ -192,15 +174,15 @@ fn drive(device: &str, address: &str, may_fall_back: bool) {
         match words {
             ["connect"] => if connection.is_remote_direct() { "rdma" } else { "tcp" }.to_owned(),
             ["ping"] => status(connection.ping(deadline)),
-            // Reads (or writes) of SIZE bytes, DEPTH to a batch, COUNT batches; the microseconds of each.
+            // Writes (or reads, after that) of SIZE bytes, DEPTH to a batch, COUNT batches; the microseconds of each.
             ["measure", "ping", count] => {
                 microseconds(number(count), || connection.ping(Instant::now() + LONG))
             }
             ["measure", "read", size, depth, count] => {
-                let ops: Vec<_> =
-                    (0..number(depth)).map(|n| read_op(9, n as u32, 0, number(size) as u32)).collect();
-                let places: Vec<_> =
-                    ops.iter().map(|op| memory.try_take().unwrap().slice(0..op.length as usize)).collect();
+                let ops: Vec<_> = (0..number(depth))
+                    .map(|n| read_op(measured(size), n as u32, 0, number(size) as u32))
+                    .collect();
+                let places = places(&memory, number(size) as usize, ops.len());
                 microseconds(number(count), || {
                     let mut out = Vec::new();
                     connection.read(&ops, &places, Instant::now() + LONG, &mut out)?;
@@ -208,13 +190,11 @@ fn drive(device: &str, address: &str, may_fall_back: bool) {
                 })
             }
             ["measure", "write", size, depth, count] => {
-                let places: Vec<_> = (0..number(depth))
-                    .map(|_| memory.try_take().unwrap().slice(0..number(size) as usize))
-                    .collect();
+                let places = places(&memory, number(size) as usize, number(depth) as usize);
                 microseconds(number(count), || {
                     sequence += 1;
                     let ops: Vec<_> = (0..number(depth))
-                        .map(|n| write_op(9, n as u32, 0, number(size) as u32, sequence))
+                        .map(|n| write_op(measured(size), n as u32, 0, number(size) as u32, sequence))
                         .collect();
                     let mut out = Vec::new();
                     connection.update(&ops, &places, Instant::now() + LONG, &mut out)?;
@@ -250,6 +230,20 @@ fn drive(device: &str, address: &str, may_fall_back: bool) {
             _ => format!("unknown: {words:?}"),
         }
     });
+}
+
+/// The content whose chunks have this size.
+fn measured(size: &str) -> u64 {
+    100 + number(size)
+}
+
+/// Places of `size` bytes each, as many to a buffer as fit.
+fn places(memory: &BufferPool, size: usize, count: usize) -> Vec<Placement> {
+    let to_a_buffer = (CHUNK_BYTES / size).max(1);
+    let buffers: Vec<_> = (0..count.div_ceil(to_a_buffer)).map(|_| memory.try_take().unwrap()).collect();
+    let place =
+        |n: usize| buffers[n / to_a_buffer].slice(n % to_a_buffer * size..(n % to_a_buffer + 1) * size);
+    (0..count).map(place).collect()
 }
 
 fn answer_lines(mut answer: impl FnMut(&[&str]) -> String) {

@@ -173,7 +173,7 @@ def status(data_path: Path, as_json: bool) -> None:
             report["chains"] = describe_chains(routing)
             known = {(str(node.id), node.pid) for node in routing.nodes if node.status == mgmtd_pb2.CONNECTED}
             report["services"] = [_heard_of(service, known) for service in services]
-        except Unavailable as error:
+        except (Unavailable, Timeout) as error:
             report["error"] = str(error)
     states = [service["state"] for service in report["services"]]
     chains = [chain["state"] for chain in report["chains"]]

@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import NotFound, Timeout, Unavailable
 from ..wire import SERVICE, Cluster, RpcClients, methods, mint
 from ..wire.pb import mgmtd_pb2 as pb
+from ..wire.pb.common_pb2 import Empty
 
 CALL_S = 10.0  # everything asked here is answered from memory, but the machine may be overloaded
 
@@ -66,13 +67,30 @@ class Manager:
             return False
         return nodes <= {node.id for node in routing.nodes if node.status == pb.CONNECTED}
 
-    async def ensure_table(self, table: int, *, replicas: int) -> None:
-        """Creates the chain table unless it exists."""
-        routing = await self.routing()
-        if any(each.id == table for each in routing.tables):
-            return
+    async def has_table(self, table: int, *, replicas: int) -> bool:
+        """Whether the chain table is there; it is created if not. False: mgmtd is away or late, ask again."""
         request = pb.CreateChainTableRequest(table=table, replicas=replicas, description="default")
-        await self.clients.call(self._address, methods.Mgmtd.create_chain_table, request, timeout_s=CALL_S)
+        try:
+            routing = await self.routing()
+            if not any(each.id == table for each in routing.tables):
+                await self.clients.call(
+                    self._address, methods.Mgmtd.create_chain_table, request, timeout_s=CALL_S
+                )
+        except (Unavailable, Timeout):
+            return False
+        return True
+
+    async def counters(self, node: int) -> dict[str, int]:
+        """What a storage node has counted since it started. Raises: NotFound."""
+        routing = await self.routing()
+        known = (each for each in routing.nodes if each.id == node and each.kind == pb.NODE_STORAGE)
+        found = next(known, None)
+        if found is None:
+            raise NotFound(f"no storage node {node}; `luciola node list` shows all nodes")
+        status = await self.clients.call(
+            found.grpc_address, methods.Storage.status, Empty(), timeout_s=CALL_S
+        )
+        return dict(sorted(status.counters.items()))
 
     async def are_serving(self, table: int) -> bool:
         """Whether every chain of the table has a replica that serves."""

@@ -58,6 +58,26 @@ def list_nodes(
 @node.command()
 @click.argument("number", metavar="NODE", type=click.IntRange(1))
 @door_options
+@JSON_OPTION
+def counters(
+    number: int, *, data_path: Path | None, manager: str | None, secret_file: Path | None, as_json: bool
+) -> None:
+    """Show what a storage node has counted since it started: requests, recovery, scrubbing, RDMA.
+
+    \b
+    Example:
+      luciola node counters 201 --data /var/lib/luciola
+    """
+    found = Door(data_path, manager, secret_file).ask(lambda ask: ask.counters(number))
+    if as_json:
+        print_json(found)
+    else:
+        print_table(("COUNTER", "VALUE"), [(name, str(value)) for name, value in found.items()], right=(1,))
+
+
+@node.command()
+@click.argument("number", metavar="NODE", type=click.IntRange(1))
+@door_options
 @YES_OPTION
 @JSON_OPTION
 def disable(

@@ -93,7 +93,9 @@ class Supervisor:
             await self._launch(self._service("meta", str(META_NODE), META_NODE, "meta"))
             expected = {META_NODE} | {STORAGE_NODE_FIRST + index for index in range(self.shape.storage_nodes)}
             await self._wait("the storage nodes and meta", lambda: manager.are_connected(expected))
-            await manager.ensure_table(CHAIN_TABLE, replicas=self.shape.replicas)
+            await self._wait(
+                "the chain table", lambda: manager.has_table(CHAIN_TABLE, replicas=self.shape.replicas)
+            )
             await self._wait("the chains", lambda: manager.are_serving(CHAIN_TABLE))
         if self.mountpoint is not None:
             await self._start_mount(self.mountpoint)

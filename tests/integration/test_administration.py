@@ -35,6 +35,7 @@ def test_replicas_that_served_last_are_given_up_one_by_one(tmp_path: Path) -> No
         assert {each["state"] for each in chains} == {"serving"}
         assert {node["serving"] for node in nodes if node["kind"] == "storage"} == {len(chains)}
         assert asked(cluster, "chain", "list", "--incomplete") == []
+        assert asked(cluster, "node", "counters", str(first))["lease_left_ms"] > 0
 
         refused = command(
             "chain", "rotate", str(chains[0]["id"]), "--last-serving", "--yes", *data, check=False

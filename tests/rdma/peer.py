@@ -249,15 +249,20 @@ class Client(Conversation):
         self.connection.sendall(side.answer(receive_exactly(self.connection, handshake.HELLO.size)))
         side.finish(receive_exactly(self.connection, handshake.WELCOME.size))
         self.number = 0
-        self.clock_ms = 0
+        # The server's clock, and when it was heard.
+        self.clock_ms, self.heard_at = 0, time.monotonic()
 
     def call(self, kind: int, rows: list[tuple], *, clock_ms: int = 0) -> Frame:
         self.number += 1
         self.put(Frame(kind, self.number, rows, deadline_ms=1000 * PATIENCE_S, clock_ms=clock_ms))
         reply = self.take()
         assert (reply.kind, reply.id) == (kind | frames.REPLY, self.number)
-        self.clock_ms = reply.clock_ms
+        self.clock_ms, self.heard_at = reply.clock_ms, time.monotonic()
         return reply
+
+    def due_ms(self) -> int:
+        """The server's clock when our patience ends, at the latest: as much has passed there as here."""
+        return self.clock_ms + int(1000 * (time.monotonic() - self.heard_at + PATIENCE_S))
 
     def go_on(self, wire: Wire, *, window: int | None = None) -> int:
         """Goes on over the wire; the status of the server's answer to the offer."""
@@ -305,7 +310,7 @@ class Client(Conversation):
             0,
             0,
         )
-        (result,) = self.call(frames.UPDATE, [row], clock_ms=self.clock_ms + 50_000).rows
+        (result,) = self.call(frames.UPDATE, [row], clock_ms=self.due_ms()).rows
         return result
 
     def read(self, index: int, length: int, *, offset: int = 0, slot: int = 0):

@@ -1,0 +1,101 @@
+"""What commands ask of mgmtd when that is away, late, or does not speak at all."""
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from luciola.cli import cli
+from luciola.cli.datadir import DataDir, Shape
+from luciola.cli.manager import Manager
+from luciola.errors import Error, NotFound, Timeout, Unavailable
+from luciola.wire import SERVICE, Cluster, RpcClients, RpcServer, methods, mint
+from luciola.wire.credentials import create_secret
+from luciola.wire.pb import mgmtd_pb2 as pb
+from luciola.wire.pb.storage_pb2 import StorageStatus
+
+SECRET = bytes(range(32))
+
+
+class Mgmtd:
+    """Fails as often as it is told to, then makes tables."""
+
+    def __init__(self, *failures: Error) -> None:
+        self.failures, self.tables, self.nodes = list(failures), [], []
+
+    def get_routing(self, *_):
+        if self.failures:
+            raise self.failures.pop(0)
+        return pb.Routing(tables=self.tables, nodes=self.nodes)
+
+    def create_chain_table(self, request, _):
+        self.tables.append(pb.ChainTable(id=request.table))
+        return pb.ChainTable(id=request.table)
+
+    def status(self, *_):
+        return StorageStatus(counters={"rdma_fallbacks": 3, "reads": 5})
+
+    def __getattr__(self, name):
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *_: pytest.fail(f"nobody asks for {name}")
+
+
+def run(mgmtd, test):
+    async def main():
+        bound = [*methods.bind(methods.Mgmtd, mgmtd), *methods.bind(methods.Storage, mgmtd)]
+        server = RpcServer(bound, secret=SECRET)
+        address = await server.start()
+        try:
+            async with RpcClients(mint(SECRET, role=SERVICE)) as clients:
+                await test(Manager(address, clients), address)
+        finally:
+            await server.stop(grace_s=0.5)
+
+    asyncio.run(main())
+
+
+def test_a_table_is_asked_for_again_while_mgmtd_is_away_or_late():
+    mgmtd = Mgmtd(Unavailable("away"), Timeout("late"))
+
+    async def test(manager, _):
+        answers = [await manager.has_table(1, replicas=3) for _ in range(4)]
+        assert answers == [False, False, True, True]
+        assert [table.id for table in mgmtd.tables] == [1]
+
+    run(mgmtd, test)
+
+
+def test_counters_are_those_of_a_storage_node():
+    mgmtd = Mgmtd()
+
+    async def test(manager, address):
+        mgmtd.nodes = [
+            pb.Node(id=100, kind=pb.NODE_META, grpc_address=address),
+            pb.Node(id=201, kind=pb.NODE_STORAGE, grpc_address=address),
+        ]
+        assert list((await manager.counters(201)).items()) == [("rdma_fallbacks", 3), ("reads", 5)]
+        for other in (100, 7):
+            with pytest.raises(NotFound, match=f"no storage node {other}"):
+                await manager.counters(other)
+
+    run(mgmtd, test)
+
+
+def test_status_of_a_cluster_whose_manager_hangs_is_still_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luciola.cli.manager.CALL_S", 0.5)
+    data = DataDir(tmp_path / "data")
+    data.create()
+    create_secret(data.secret)
+    with socket.create_server(("127.0.0.1", 0)) as silent, data.supervised():
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        data.write_shape(Shape(Cluster("test", address, address, str(data.secret)), 3, 3))
+        done = CliRunner().invoke(cli, ["status", "--data", str(data.root), "--json"])
+    report = json.loads(done.stdout)
+    assert (done.exit_code, report["healthy"]) == (1, False)
+    assert "no answer within 0.5 s" in report["error"]
