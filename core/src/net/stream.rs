@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
@@ -184,6 +185,9 @@ impl Stream {
             }
         }
         while filled < target.len() {
+            if !self.has_input_by(deadline)? {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             self.fit_timeout(Timeout::Recv, deadline)?;
             match rustix::net::recv(&self.fd, &mut target[filled..], RecvFlags::WAITALL) {
                 Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -224,6 +228,9 @@ impl Stream {
         if !self.shares_memory {
             return Ok(rustix::net::recv(&self.fd, target, RecvFlags::empty())?.0);
         }
+        if !self.has_input_by(Instant::now() + TICK)? {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut pieces = [IoSliceMut::new(target)];
@@ -237,6 +244,27 @@ impl Stream {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "more file descriptors than expected"));
         }
         Ok(received.bytes)
+    }
+
+    /// Waits until there is something to receive, or the peer has closed; false: not by the deadline.
+    ///
+    /// Only for Unix sockets: `recv` on one is also woken when the peer takes what was sent to it, so that each request
+    /// would wake both ends once for nothing. Who polls for input is left alone.
+    fn has_input_by(&self, deadline: Instant) -> io::Result<bool> {
+        if !self.shares_memory {
+            return Ok(true);
+        }
+        let mut polled = [PollFd::new(&self.fd, PollFlags::IN)];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
+            match rustix::event::poll(&mut polled, Some(&timeout)) {
+                Ok(0) if Instant::now() < deadline => {}
+                Ok(count) => return Ok(count > 0),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Whether the peer has neither closed nor said anything that nobody asked for.
@@ -318,4 +346,54 @@ pub(crate) fn with_short_path<R>(path: &Path, work: impl FnOnce(&Path) -> io::Re
     let directory = rustix::fs::open(parent, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let number = std::os::fd::AsRawFd::as_raw_fd(&directory);
     work(&PathBuf::from(format!("/proc/self/fd/{number}")).join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn status(thread: i32, field: &str) -> String {
+        let status = std::fs::read_to_string(format!("/proc/self/task/{thread}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+        line.split_whitespace().next().unwrap().to_owned()
+    }
+
+    fn wait_until_asleep(thread: i32) {
+        while status(thread, "State:") != "S" {
+            std::thread::yield_now();
+        }
+    }
+
+    /// How often a thread fell asleep between its question and the answer, which comes well after the peer has taken
+    /// the question.
+    fn sleeps_of_one_question() -> u64 {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mut ours, mut theirs) = (Stream::from_unix(ours).unwrap(), Stream::from_unix(theirs).unwrap());
+        let later = Instant::now() + Duration::from_secs(600);
+        let (tell, told) = mpsc::channel();
+        let asker = std::thread::spawn(move || {
+            let this = rustix::thread::gettid().as_raw_nonzero().get();
+            let sleeps = || status(this, "voluntary_ctxt_switches:").parse::<u64>().unwrap();
+            let before = sleeps();
+            ours.send(b"?", &[], None, later).unwrap();
+            tell.send(this).unwrap();
+            ours.receive(&mut [0], later).unwrap();
+            sleeps() - before
+        });
+        let asker_id = told.recv().unwrap();
+        wait_until_asleep(asker_id);
+        theirs.receive_some(&mut [0], &mut Vec::new()).unwrap();
+        wait_until_asleep(asker_id);
+        theirs.send(b"!", &[], None, later).unwrap();
+        asker.join().unwrap()
+    }
+
+    #[test]
+    fn who_waits_for_an_answer_sleeps_on_when_the_peer_takes_the_question() {
+        // Once in a while a thread sleeps for a reason of its own.
+        let sleeps: Vec<u64> = (0..5).map(|_| sleeps_of_one_question()).collect();
+        assert!(sleeps.contains(&1), "a waiting thread fell asleep so many times: {sleeps:?}");
+    }
 }
