@@ -1,6 +1,6 @@
 """Luciola with one and with two copies beside JuiceFS and the local file system, in one run, as ratios.
 
-usage: python benchmarks/run.py [--directory DIR] [--rounds 3] [--only PHASE ...] [--systems NAME ...]
+usage: python benchmarks/run.py [--directory DIR] [--rounds 3] [--only PHASE ...] [--systems NAME ...] [--realtime]
 
 Every round measures every system in turn, so that a machine whose speed drifts does so for all of them. The first
 table shows medians over rounds, with the lowest and highest value; the second one the ratios to JuiceFS within each
@@ -9,6 +9,7 @@ round: their median, lowest and highest. Results are also written to benchmarks/
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -39,7 +40,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--only", nargs="*", choices=PHASES, default=list(PHASES))
     parser.add_argument("--systems", nargs="*", choices=list(SYSTEMS), default=list(SYSTEMS))
+    parser.add_argument(
+        "--realtime",
+        action="store_true",
+        help="everything at real-time priority, so that other programs on the machine do not count (root)",
+    )
     options = parser.parse_args()
+    if options.realtime:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))  # all that is started from here inherits it
     figures: dict[str, dict[str, list[float]]] = {name: {} for name in options.systems}
     for round_number in range(options.rounds):
         for name in options.systems:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 from luciola.errors import NotFound
 from luciola.wire import methods
+from luciola.wire.encoded import Encoded
 from luciola.wire.pb.common_pb2 import Empty
 from luciola.wire.pb.meta_pb2 import Dentry, Inode, InodeReply, ListReply, MetaStatus
 
@@ -12,7 +13,8 @@ SECRET = bytes(range(32))
 
 
 class Service:
-    """`lookup` echoes, `list` waits for `gate`, `stat` fails, `rmdir` is broken, `scan_inodes` streams."""
+    """`lookup` echoes, `list` waits for `gate` and sends bytes, `stat` fails, `rmdir` breaks, `scan_inodes`
+    streams."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -30,7 +32,8 @@ class Service:
         self.waiting += 1
         self.has_waiter.set()
         await self.gate.wait()
-        return ListReply(parent=request.inode, entries=[Dentry(name=b"x" * request.limit)])
+        reply = ListReply(parent=request.inode, entries=[Dentry(name=b"x" * request.limit)])
+        return Encoded(ListReply, reply.SerializeToString())
 
     def stat(self, request, identity):
         raise NotFound("no such file", path="/no/such", inode=5)
@@ -47,7 +50,7 @@ class Service:
         return future
 
     def unlink(self, request, identity):
-        return Empty()  # not what the method replies with
+        return Encoded(Empty, b"") if request.path.at else Empty()  # neither is what the method replies with
 
     async def scan_inodes(self, request, identity) -> AsyncIterator[Inode]:
         try:

@@ -15,7 +15,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from google.protobuf.message import Message
 
@@ -31,7 +31,7 @@ from . import schema
 from .census import Census
 from .lengths import Lengths
 from .operations.length import Overtaken
-from .operations.list import list_directory
+from .operations.list import Listing, list_directory
 from .permissions import READ, User, may
 from .replies import RECORDED, inodes_of, without_data
 from .sessions import SESSIONS_MAX, Holds, Writers
@@ -41,7 +41,7 @@ from .work import Measured, NeedCut, NeedIds, NeedLength, NeedPause, Scene, Work
 
 log: Final = logging.getLogger("luciola.meta")
 
-R = TypeVar("R", bound=Message)
+R = TypeVar("R", bound=Message | Listing)
 Operation = Callable[[Work, Any], R]
 
 TRIES_MAX: Final = 16  # conflicts of one request before its caller is told
@@ -197,7 +197,7 @@ class Execution:
         if self._durable:
             await self._engine.sync()
         longer = self._lengthened(call, reply)
-        return longer if isinstance(longer, Message) else await longer
+        return await longer if isinstance(longer, Awaitable) else longer
 
     async def _try_again(self, call: Call, attempt: Callable[[Call], R], reason: Exception | None) -> R:
         for tries in range(1, TRIES_MAX + 1):
@@ -267,10 +267,11 @@ class Execution:
         writers = self._writers
         if not writers.count:
             return reply
-        if isinstance(reply, pb.ListReply):  # a thousand inodes, of which next to none are being written
-            inodes = [entry.attributes for entry in reply.entries if entry.inode in writers]
-        else:
-            inodes = inodes_of(reply)  # type: ignore[assignment]
+        if isinstance(reply, Listing):  # a thousand inodes, of which next to none are being written
+            if not writers.have_any(reply.inodes):
+                return reply
+            reply = cast("R", reply.message())
+        inodes = inodes_of(reply)
         written = [
             inode
             for inode in inodes
@@ -289,10 +290,8 @@ class Execution:
                 raise length
         return reply
 
-    def _withhold(self, call: Call, reply: Message) -> None:
-        """S4: takes out the bytes of small files that the caller may not read."""
-        if isinstance(reply, pb.ListReply):  # brings no bytes
-            return
+    def _withhold(self, call: Call, reply: Message | Listing) -> None:
+        """S4: takes out the bytes of small files that the caller may not read. Listings bring none."""
         for inode in inodes_of(reply):
             if inode.inline_data and not may(call.user, inode, READ) and not self._has_open(call, inode.id):
                 inode.ClearField("inline_data")

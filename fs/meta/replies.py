@@ -29,8 +29,8 @@ RECORDED: Final[dict[int, type[Message]]] = {
 }
 
 
-def inodes_of(reply: Message) -> Sequence[pb.Inode]:
-    """The inodes in a reply."""
+def inodes_of(reply: object) -> Sequence[pb.Inode]:
+    """The inodes in a reply; none in one that is encoded."""
     match reply:
         case pb.InodeReply():
             return [reply.inode]

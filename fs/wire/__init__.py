@@ -3,6 +3,7 @@
     credentials   the cluster secret, tokens, identities
     cluster       the cluster file
     methods       one table of all methods
+    encoded       replies that are made of stored bytes
     handshake     who is at the other end of a stream
     lane          framed messages: what clients speak to mgmtd and meta
     rpc           gRPC: what services and administrators speak

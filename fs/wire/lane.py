@@ -36,6 +36,7 @@ from ..errors import (
 from . import errors as wire_errors
 from . import handshake
 from .credentials import Identity, Token
+from .encoded import Encoded, kind_of
 from .methods import Bound, Method, Reply, Request, by_lane
 
 log = logging.getLogger(__name__)
@@ -266,7 +267,7 @@ class _ServerConnection(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001 (the top of a request: whatever it is goes to the caller)
             _append_error(replies, number, request, error)
             return
-        if result.__class__ is method.reply:
+        if kind_of(result) is method.reply:
             _append_reply(replies, number, request, result)
             return
         if not inspect.isawaitable(result):
@@ -291,7 +292,7 @@ class _ServerConnection(asyncio.Protocol):
             _append_error(replies, number, request, Unavailable("the service is stopping"))
         elif (error := future.exception()) is not None:
             _append_error(replies, number, request, error)
-        elif (reply := future.result()).__class__ is not method.reply:
+        elif kind_of(reply := future.result()) is not method.reply:
             mistake = AssertionError(f"{method.path} replied with {type(reply).__name__}")
             _append_error(replies, number, request, mistake)
         else:
@@ -301,7 +302,7 @@ class _ServerConnection(asyncio.Protocol):
             self._resume()
 
 
-def _append_reply(replies: list[bytes], number: int, request: int, message: Message) -> None:
+def _append_reply(replies: list[bytes], number: int, request: int, message: Message | Encoded[Any]) -> None:
     payload = message.SerializeToString()
     if len(payload) > FRAME_BYTES_MAX:
         _append_error(replies, number, request, AssertionError(f"reply of method {number} is too long"))

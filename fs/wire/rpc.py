@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from ..errors import Error, InvalidArgument, PermissionDenied, Timeout, Unauthenticated, Unavailable
 from . import errors as wire_errors
 from .credentials import Identity, Token, verify
+from .encoded import kind_of
 from .lane import DEFAULT_TIMEOUT_S, format_address, parse_address
 from .methods import Bound, Method, Reply, Request
 
@@ -131,7 +132,7 @@ def _unary(entry: Bound, identity: Identity) -> Any:
             result = entry.handler(_parse(method, payload), identity)
             if inspect.isawaitable(result):
                 result = await result
-            assert type(result) is method.reply, f"{method.path} replies with {method.reply.__name__}"
+            assert kind_of(result) is method.reply, f"{method.path} replies with {method.reply.__name__}"
         except Exception as error:  # noqa: BLE001 (the top of a request: whatever it is goes to the caller)
             await _abort(context, error)
         return bytes(result.SerializeToString())

@@ -1,26 +1,47 @@
 """The entries of a directory, a page at a time."""
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
 from ...errors import CorruptData, InvalidArgument, NotFound
+from ...wire.encoded import Encoded
 from ...wire.pb.meta_pb2 import DIRECTORY, ListReply, ListRequest
 from ..permissions import EXECUTE, READ, require
 from ..resolve import NAME_BYTES_MAX
-from ..schema import ONE_BYTES, entry_range, inode_key, unpack_entry
+from ..schema import ONE_BYTES, decode_inode, encode_inode, entry_range, inode_key, unpack_entry
 from ..work import Work
 
 LIMIT_MAX: Final = 8192
 PAGE_BYTES_MAX: Final = 4 * 1024 * 1024  # stored inodes, after which a page ends: half a lane frame
+INLINE_DATA_TAG: Final = b"\x82\x01"  # before Inode.inline_data, wherever a stored inode has some
 
 
-def list_directory(work: Work, request: ListRequest) -> ListReply:
+class Listing(Encoded[ListReply]):
+    """A page of entries, and which inodes are in it with their attributes."""
+
+    __slots__ = ("inodes",)
+
+    def __init__(self, encoded: bytes, inodes: Sequence[int]) -> None:
+        super().__init__(ListReply, encoded)
+        self.inodes = inodes
+
+    def message(self) -> ListReply:
+        """Raises: CorruptData."""
+        try:
+            return super().message()
+        except DecodeError as error:
+            raise CorruptData("a stored inode cannot be read") from error
+
+
+def list_directory(work: Work, request: ListRequest) -> Listing:
     """A page of entries in the order of their names, as of one moment. "." and ".." are the client's.
 
-    Attributes come without the bytes of small files. This is the one operation that touches a thousand inodes, so it
-    parses them where they are to be: about three microseconds an entry.
-    Raises: NotFound, NotADirectory, PermissionDenied, InvalidArgument.
+    Attributes come without the bytes of small files. This is the one operation that touches a thousand inodes: the
+    reply is put together from their stored bytes, without an object for each, in about two microseconds an entry.
+    Raises: NotFound, NotADirectory, PermissionDenied, InvalidArgument, CorruptData.
     """
     if len(request.after) > NAME_BYTES_MAX:
         raise InvalidArgument("not the name of an entry")
@@ -29,37 +50,55 @@ def list_directory(work: Work, request: ListRequest) -> ListReply:
     limit = min(request.limit or work.scene.config.list_limit, LIMIT_MAX)
     begin, end = entry_range(directory.id, after=request.after)
     pairs = work.txn.snapshot_range(begin, end, limit=limit + 1)
-    reply = ListReply(more=len(pairs) > limit, parent=directory.parent or directory.id)
-    add = reply.entries.add
-    for key, value in pairs[:limit]:
-        number, kind = unpack_entry(value)
-        add(name=key[ONE_BYTES:], inode=number, type=kind)
-    if request.with_inodes:
-        _add_attributes(work, reply)
-    return reply
+    found = [(key[ONE_BYTES:], *unpack_entry(value)) for key, value in pairs[:limit]]
+    entries = _with_attributes(work, found) if request.with_inodes else [_entry(*each) for each in found]
+    rest = ListReply(more=len(entries) < len(pairs), parent=directory.parent or directory.id)
+    entries.append(rest.SerializeToString())
+    return Listing(b"".join(entries), [number for _, number, _ in found] if request.with_inodes else ())
 
 
-def _add_attributes(work: Work, reply: ListReply) -> None:
-    entries = reply.entries
-    keys = [inode_key(entry.inode) for entry in entries]
+def _with_attributes(work: Work, found: Sequence[tuple[bytes, int, int]]) -> list[bytes]:
+    """Entries in their wire form; fewer than were found if their inodes are large."""
+    inodes = work.txn.snapshot_get_many([inode_key(number) for _, number, _ in found])
+    entries: list[bytes] = []
     size_bytes = 0
-    for index, stored in enumerate(work.txn.snapshot_get_many(keys)):
+    for (name, number, kind), stored in zip(found, inodes, strict=True):
         if stored is None:
-            raise NotFound("no such inode", inode=entries[index].inode)
+            raise NotFound("no such inode", inode=number)
         size_bytes += len(stored)
-        if size_bytes > PAGE_BYTES_MAX and index:
-            del entries[index:]
-            reply.more = True
-            return
-        attributes = entries[index].attributes
-        try:
-            attributes.MergeFromString(stored)
-        except DecodeError as error:
-            raise CorruptData("a stored inode cannot be read") from error
-        if attributes.is_inline:
-            attributes.ClearField("inline_data")
-        elif attributes.type == DIRECTORY:
-            attributes.CopyFrom(work.visible(attributes))
+        if size_bytes > PAGE_BYTES_MAX and entries:
+            break
+        special = kind == DIRECTORY or INLINE_DATA_TAG in stored
+        shown = _shown(work, stored) if special else stored
+        entries.append(_entry(name, number, kind, b'"' + _varint(len(shown)) + shown))
+    return entries
 
 
-__all__ = ["LIMIT_MAX", "PAGE_BYTES_MAX", "list_directory"]
+def _shown(work: Work, stored: bytes) -> bytes:
+    """The attributes of a stored inode, as a listing shows them. The tag may be there by chance: that does no harm."""
+    inode = decode_inode(stored)
+    if inode.is_inline:
+        inode.ClearField("inline_data")
+    return encode_inode(work.visible(inode))
+
+
+def _entry(name: bytes, inode: int, kind: int, attributes: bytes = b"") -> bytes:
+    """The wire form, by hand: fields 1 to 4 of `Dentry`, as field 1 of `ListReply`."""
+    dentry = b"\n%b%b\x10%b\x18%c%b" % (_varint(len(name)), name, _varint(inode), kind, attributes)
+    return b"\n%b%b" % (_varint(len(dentry)), dentry)
+
+
+def _varint(number: int) -> bytes:
+    return _ONE_BYTE[number] if number < 0x80 else _CONTINUED[number & 0x7F] + _varints(number >> 7)
+
+
+@lru_cache(4096)
+def _varints(number: int) -> bytes:
+    """What follows the lowest seven bits: neighbouring ids have it in common."""
+    return _varint(number)
+
+
+_ONE_BYTE: Final = [bytes((bits,)) for bits in range(0x80)]
+_CONTINUED: Final = [bytes((bits | 0x80,)) for bits in range(0x80)]
+
+__all__ = ["LIMIT_MAX", "PAGE_BYTES_MAX", "Listing", "list_directory"]

@@ -16,6 +16,7 @@ from luciola.meta.control_memory import MemoryControl
 from luciola.meta.layout import Placer, chains_of
 from luciola.meta.parts import build
 from luciola.wire import TRUSTED, Identity
+from luciola.wire.encoded import Encoded
 from luciola.wire.pb import meta_pb2 as pb
 from luciola.wire.pb.common_pb2 import Caller, Claims
 from luciola.wire.pb.mgmtd_pb2 import ChainTable
@@ -118,7 +119,8 @@ class World:
     ):
         """Sends one request; `user` and `client` say whose."""
         request.caller.CopyFrom(self.caller(user, client, groups=groups, sequence=sequence))
-        return self.run(getattr(self.service, name)(request, identity or self.identity))
+        reply = self.run(getattr(self.service, name)(request, identity or self.identity))
+        return reply.message() if isinstance(reply, Encoded) else reply
 
     def create(
         self,

@@ -29,6 +29,7 @@ from luciola.wire.pb.meta_pb2 import (
     ListRequest,
     LookupRequest,
     MkdirRequest,
+    Path,
     RmdirRequest,
     StatRequest,
 )
@@ -149,13 +150,14 @@ def test_mistake_in_a_handler_is_eio_and_harms_nobody(caplog):
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_handler_that_replies_with_another_message_is_a_mistake(caplog):
+@pytest.mark.parametrize("at", [0, 1], ids=["message", "encoded"])
+def test_handler_that_replies_with_another_message_is_a_mistake(caplog, at):
     with (
         serving() as (server, _),
         client(server) as lane_client,
         pytest.raises(Error, match="internal error"),
     ):
-        lane_client.call(methods.Meta.unlink, methods.Meta.unlink.request())
+        lane_client.call(methods.Meta.unlink, methods.Meta.unlink.request(path=Path(at=at)))
     assert "Unlink" in caplog.text
 
 

@@ -1,0 +1,32 @@
+"""Replies that are put together in their wire form, from parts that were stored in it."""
+
+from typing import Generic, TypeVar
+
+from google.protobuf.message import Message
+
+Reply = TypeVar("Reply", bound=Message)
+
+
+class Encoded(Generic[Reply]):
+    """The bytes of a reply, which carriers pass on as they are."""
+
+    __slots__ = ("_bytes", "kind")
+
+    def __init__(self, kind: type[Reply], encoded: bytes) -> None:
+        self.kind = kind
+        self._bytes = encoded
+
+    def SerializeToString(self) -> bytes:  # noqa: N802, as messages call it
+        return self._bytes
+
+    def message(self) -> Reply:
+        """The reply taken apart. Raises: DecodeError."""
+        return self.kind.FromString(self._bytes)
+
+
+def kind_of(reply: object) -> type[object]:
+    """The class of a reply, also of one that is encoded."""
+    return reply.kind if isinstance(reply, Encoded) else type(reply)
+
+
+__all__ = ["Encoded", "kind_of"]
