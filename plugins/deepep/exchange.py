@@ -432,11 +432,10 @@ def _answers(
     source_rows: Tensor, lengths: Sequence[int], order: Tensor | None, first: int, last: int
 ) -> list[Rows]:
     """Which rows answer the tokens `first` to `last` of each source."""
-    limits = torch.tensor([first, last], dtype=source_rows.dtype, device=source_rows.device)
-    answers: list[Rows] = []
+    tokens, answers = source_rows.cpu().numpy(), list[Rows]()
     for start, length in zip(_exclusive(lengths), lengths, strict=True):
-        found = torch.searchsorted(source_rows[start : start + length], limits)
-        low, high = (start + int(each) for each in found)
+        found = tokens[start : start + length].searchsorted((first, last))
+        low, high = (start + each for each in found.tolist())
         answers.append(slice(low, high) if order is None else order[low:high])
     return answers
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..kernels.errors import BadType, refuse
 from ..kernels.layers import layer_for
+from . import routes
 
 
 @dataclass(frozen=True)
@@ -30,28 +31,47 @@ def count(topk_idx: Tensor, num_experts: int, *, num_ranks: int, ranks_per_node:
 
         per_rank, per_expert, in_rank = launch.layout(topk_idx, num_experts, num_ranks)
     else:
-        per_rank, per_expert, in_rank = _count(topk_idx, num_experts, num_ranks)
-    in_node = in_nodes(in_rank, ranks_per_node)
-    per_node = in_node.sum(0, dtype=torch.int32) if num_ranks > ranks_per_node else None
+        per_rank, per_expert, in_rank = routes.layout(topk_idx, num_experts, num_ranks)
+    per_node = None
+    if num_ranks > ranks_per_node:
+        per_node = in_nodes(in_rank, ranks_per_node).sum(0, dtype=torch.int32)
     return DispatchLayout(per_rank, per_node, per_expert, in_rank)
-
-
-def _count(topk_idx: Tensor, num_experts: int, num_ranks: int) -> tuple[Tensor, Tensor, Tensor]:
-    idx = topk_idx.long()
-    rank = torch.where(idx >= 0, idx // (num_experts // num_ranks), num_ranks)
-    in_rank = torch.zeros(len(idx), num_ranks + 1, dtype=torch.bool, device=idx.device)
-    in_rank = in_rank.scatter_(1, rank, value=True)[:, :num_ranks].contiguous()
-    return (
-        in_rank.sum(0, dtype=torch.int32),
-        torch.bincount(idx[idx >= 0], minlength=num_experts).int(),
-        in_rank,
-    )
 
 
 def in_nodes(is_token_in_rank: Tensor, ranks_per_node: int) -> Tensor:
     """Shapes: is_token_in_rank (T, R); result (T, R / ranks_per_node)."""
     tokens, ranks = is_token_in_rank.shape
     return is_token_in_rank.view(tokens, ranks // ranks_per_node, ranks_per_node).any(2)
+
+
+def own_experts(
+    topk_idx: Tensor, weights: Tensor | None, *, rank: int, experts_per_rank: int
+) -> tuple[Tensor, Tensor | None]:
+    """Numbers among the experts of `rank`, -1 for those of other ranks, and weights, 0 for those. May be in place."""
+    if topk_idx.device.type == "cpu":
+        routes.keep_own(topk_idx, weights, first=rank * experts_per_rank, owned=experts_per_rank)
+        return topk_idx, weights
+    idx = local_experts(topk_idx, rank, experts_per_rank)
+    return idx, None if weights is None else torch.where(idx >= 0, weights, 0.0)
+
+
+def heads(member: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """Which number each token has among those for a rank, or -1, and how many go to it from each channel and those
+    before it. Shapes: member (T, R) bool; results (T, R) and (R, channels), int32.
+    """
+    if member.device.type == "cpu":
+        numbers, prefix = routes.heads_and_channels(member, channels)
+        return numbers.int(), prefix
+    counts = member.cumsum(0, dtype=torch.int32)
+    before = torch.cat([counts.new_zeros(1, member.shape[1]), counts])
+    limits = channel_limits(len(member), channels)
+    return torch.where(member, counts - 1, -1), before[limits[1:]].T.contiguous()
+
+
+def channel_limits(tokens: int, channels: int) -> list[int]:
+    """The original's: equal parts, the last ones shorter or empty."""
+    each = -(-tokens // channels)
+    return [min(number * each, tokens) for number in range(channels + 1)]
 
 
 def local_experts(topk_idx: Tensor, rank: int, experts_per_rank: int) -> Tensor:
@@ -82,4 +102,14 @@ def check_indices(topk_idx: Tensor, num_experts: int) -> None:
             refuse("topk_idx", f"{least} to {most}", f"experts are 0 to {num_experts - 1}, or -1 for none")
 
 
-__all__ = ["DispatchLayout", "check_experts", "check_indices", "count", "in_nodes", "local_experts"]
+__all__ = [
+    "DispatchLayout",
+    "channel_limits",
+    "check_experts",
+    "check_indices",
+    "count",
+    "heads",
+    "in_nodes",
+    "local_experts",
+    "own_experts",
+]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.layers import layer_for
+from . import routes
 from . import rows as native
 
 Rows: TypeAlias = Tensor | slice
@@ -67,9 +68,11 @@ def reduce(out: Tensor, parts: Sequence[Tensor], member: Tensor, *, bias: Sequen
 
         launch.reduce(out, parts, member, bias)
     elif native.can_sum(out):
-        places = torch.where(member, member.cumsum(0) - 1, -1)
-        every = torch.arange(len(out)).unsqueeze(1).expand(-1, len(bias))
-        native.sum_into(out, [*bias, *parts], torch.cat([every, places], 1))
+        places = routes.heads(member)
+        if bias:
+            every = torch.arange(len(out)).unsqueeze(1).expand(-1, len(bias))
+            places = torch.cat([every, places], 1)
+        native.sum_into(out, [*bias, *parts], places)
     else:
         _reduce(out, parts, member, bias)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .exchange import Delivery, Exchange
-from .layout import local_experts
+from .layout import channel_limits, heads, own_experts
 from .notes import Fact
 
 
@@ -133,37 +133,27 @@ def finish(
     idx, weights = tokens.topk_idx, tokens.topk_weights
     if idx is not None:
         idx[count:] = -1
-        idx = local_experts(idx, transport.rank, each)
-    if idx is not None and weights is not None:
-        weights = torch.where(idx >= 0, weights, 0.0)
+        idx, weights = own_experts(idx, weights, rank=transport.rank, experts_per_rank=each)
     return Tokens(tokens.x, tokens.scales, idx, weights), counts
 
 
 def _handle(me: int, came: Delivery, member: Tensor, channels: int) -> Handle:
     device = member.device
-    heads = member.cumsum(0, dtype=torch.int32) - 1
-    limits = _channel_limits(len(member), channels)
-    before = torch.cat([heads.new_zeros(1, member.shape[1]), heads + 1])
+    numbers, prefix = heads(member, channels)
     starts, at = [], 0
     for count, tokens in zip(came.matrix[:, me].tolist(), came.tokens, strict=True):
         rows = came.source_rows[at : at + count]
-        firsts = torch.tensor(_channel_limits(tokens, channels)[:-1], dtype=torch.int32, device=device)
+        firsts = torch.tensor(channel_limits(tokens, channels)[:-1], dtype=torch.int32, device=device)
         starts.append(torch.searchsorted(rows, firsts, out_int32=True))
         at += count
     return Handle(
         came.matrix.cumsum(0).int().to(device),
-        before[limits[1:]].T.contiguous(),
+        prefix,
         torch.stack(starts),
         came.source_rows,
         member,
-        torch.where(member, heads, -1),
+        numbers,
     )
-
-
-def _channel_limits(tokens: int, channels: int) -> list[int]:
-    """The original's: equal parts, the last ones shorter or empty."""
-    each = -(-tokens // channels)
-    return [min(number * each, tokens) for number in range(channels + 1)]
 
 
 __all__ = [

@@ -6,7 +6,8 @@ FP8      amax = max(largest magnitude, 1e-4); value = e4m3(x · (448 / amax)), s
          two (`round_scale`), whose exponent can be packed, four in an int32 (`use_ue8m0`).
 LogFMT   code 0 is zero; sign and 9 bits of code 1 … 511 are the place of log2 |x| between the block's least and
          largest, of which the least is at most 32 below the largest. Each value is as wrong as its step: at most
-         32 / 510 of a power of two, less the less the block spreads.
+         32 / 510 of a power of two, less the less the block spreads. A block in which something is not finite has no
+         range: what is not zero there comes back as NaN.
          Layout of a row: `channels` low bytes, `channels` / 4 bytes with the two high bits of four neighbours each, and
          two float32 (least, step) a block.
 
@@ -91,7 +92,8 @@ def to_logfmt(x: Tensor) -> tuple[Tensor, Tensor]:
     Shapes: x (rows, H); results (rows, H + H / 4) uint8 and (rows, H / 128, 2) float32.
     """
     blocks = _blocks(x, BLOCK)
-    logs = torch.log2(blocks.abs())  # -inf for zeros
+    logs = torch.log2(blocks.abs().double()).float()  # rounded once; -inf for zeros
+    logs = torch.where(logs == torch.inf, torch.nan, logs)
     largest = logs.amax(-1, keepdim=True)
     least = torch.where(logs.isinf(), largest, logs).amin(-1, keepdim=True)
     least = torch.maximum(least, largest - LOG_RANGE)

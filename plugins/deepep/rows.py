@@ -5,7 +5,6 @@ a header do. What is computed has the bits that torch's operators give one after
 """
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, Final
 
 import luciola_core
@@ -25,6 +24,20 @@ def copy(
     if len(source if source_rows is None else source_rows):
         luciola_core.rows_copy(
             _bytes(target),
+            _bytes(source),
+            target_rows=_numbers(target_rows),
+            source_rows=_numbers(source_rows),
+        )
+
+
+def turn(target: Tensor, source: Tensor, *, target_rows: Tensor, source_rows: Tensor | None = None) -> None:
+    """target[r // n, :, r % n] = source[s] for each r of `target_rows` and s of `source_rows`.
+
+    Shapes: target (groups, width, n) contiguous, source (…, width), both of 32-bit words; numbers as those of `copy`.
+    """
+    if len(target_rows):
+        luciola_core.rows_turn(
+            _bytes(target.view(-1, target.shape[-1])),
             _bytes(source),
             target_rows=_numbers(target_rows),
             source_rows=_numbers(source_rows),
@@ -62,26 +75,32 @@ def cast_to_fp8(values: Tensor, scales: Tensor, source: Tensor, *, round_scale: 
         luciola_core.rows_cast(_bytes(values), _bytes(scales), _bytes(source), round_scale=round_scale)
 
 
-def pack_logs(target: Tensor, source: Tensor) -> None:
-    """As `quantize.to_logfmt` of bfloat16, codes and ranges of a row one after the other: target (T, …) as bytes."""
-    if len(source):
-        luciola_core.rows_pack_logs(_bytes(target), _bytes(source), _logs())
+def pack_logs(
+    target: Tensor, source: Tensor, *, target_rows: Tensor | None = None, source_rows: Tensor | None = None
+) -> None:
+    """As `quantize.to_logfmt` of bfloat16, codes and ranges of a row one after the other, rows as `copy` moves them.
+
+    Shapes: source (…, H) bfloat16; target (…, H / 4 · 5 + H / 128 · 8) as bytes.
+    """
+    if len(source if source_rows is None else source_rows):
+        luciola_core.rows_pack_logs(
+            _bytes(target),
+            _bytes(source),
+            target_rows=_numbers(target_rows),
+            source_rows=_numbers(source_rows),
+        )
 
 
-def unpack_logs(source: Tensor) -> Tensor:
-    """As `quantize.from_logfmt`, of rows as `pack_logs` fills them."""
-    channels = source.shape[1] * 16 // 21  # 5 bytes for 4 channels, and 8 for 128
-    logs, signs = torch.empty(2, len(source), channels)
-    if len(source):
-        luciola_core.rows_unpack_logs(_bytes(logs), _bytes(signs), _bytes(source))
-    values: Tensor = logs.exp2_().mul_(signs)
-    return values
+def sum_logs_into(target: Tensor, packed: Tensor, places: Tensor, weights: Tensor) -> None:
+    """target[t] = Σ over k of packed[places[t, k]] · weights[t, k], of rows as `pack_logs` fills them.
 
-
-@cache
-def _logs() -> Any:
-    """log2 of each magnitude of bfloat16, as torch computes it."""
-    return torch.arange(1 << 15).to(torch.int16).view(torch.bfloat16).float().log2().numpy()
+    Shapes: target (T, H) bfloat16 or float32; places (T, K) int64, -1 adds nothing; weights (T, K) float32.
+    """
+    if target.numel():
+        parts = [_bytes(packed)] * places.shape[1]
+        luciola_core.rows_sum_logs(
+            _bytes(target), parts, _numbers(places), _numbers(weights), number=_NUMBERS[target.dtype]
+        )
 
 
 def _bytes(x: Tensor) -> Any:
@@ -92,4 +111,4 @@ def _numbers(x: Tensor | None) -> Any:
     return None if x is None else x.reshape(-1).numpy()
 
 
-__all__ = ["can_sum", "cast_to_fp8", "copy", "pack_logs", "sum_into", "unpack_logs"]
+__all__ = ["can_sum", "cast_to_fp8", "copy", "pack_logs", "sum_into", "sum_logs_into", "turn"]

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -86,11 +86,8 @@ def on_device(tensor: torch.Tensor) -> AbstractContextManager[object]:
 
 def is_interpreting() -> bool:
     """Whether Triton kernels of this process run in the interpreter: Triton reads TRITON_INTERPRET once for each."""
-    if not _has_triton():
-        return False
-    from triton import knobs
-
-    return bool(knobs.runtime.interpret)
+    runtime = _triton_runtime()
+    return runtime is not None and bool(runtime.interpret)
 
 
 def state() -> str:
@@ -108,6 +105,16 @@ def state() -> str:
 @cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None
+
+
+@cache
+def _triton_runtime() -> Any:
+    """Triton's settings of this process, or None without Triton."""
+    if not _has_triton():
+        return None
+    from triton import knobs
+
+    return knobs.runtime
 
 
 __all__ = [

@@ -12,7 +12,7 @@
 //!   cannot raise SIGBUS.
 //!
 //! [`Flag`] is the one word that is looked at more than once: processes that share memory wait for it. [`rows`] moves
-//! and sums rows in such memory.
+//! and sums rows in such memory, and [`routes`] says which.
 //!
 //! This is one of the few modules where `unsafe` is allowed.
 #![allow(unsafe_code)]
@@ -21,6 +21,7 @@ mod flag;
 mod placement;
 mod pool;
 mod region;
+pub mod routes;
 pub mod rows;
 
 pub use flag::Flag;

@@ -11,6 +11,7 @@ mod memory;
 pub mod mount;
 mod rdma;
 mod ring;
+mod routes;
 mod rows;
 pub mod server;
 
@@ -23,6 +24,7 @@ fn luciola_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     client::register(module)?;
     mount::register(module)?;
     rdma::register(module)?;
+    routes::register(module)?;
     rows::register(module)?;
     server::register(module)
 }

@@ -14,7 +14,8 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(rows_copy, module)?)?;
     module.add_function(wrap_pyfunction!(rows_pack_logs, module)?)?;
     module.add_function(wrap_pyfunction!(rows_sum, module)?)?;
-    module.add_function(wrap_pyfunction!(rows_unpack_logs, module)?)
+    module.add_function(wrap_pyfunction!(rows_sum_logs, module)?)?;
+    module.add_function(wrap_pyfunction!(rows_turn, module)?)
 }
 
 /// Copy rows by their numbers, without the GIL.
@@ -27,11 +28,7 @@ pub fn rows_copy(
     target_rows: Option<&Bound<'_, PyAny>>,
     source_rows: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<()> {
-    let (target, source) = (View::of(target, true)?, View::of(source, false)?);
-    let targets = target_rows.map(numbers::<i64>).transpose()?;
-    let sources = source_rows.map(numbers::<i64>).transpose()?;
-    let (to, from) = (target.rows, source.rows);
-    py.detach(|| rows::copy(to, targets.as_deref(), from, sources.as_deref())).map_err(refused)
+    move_rows(py, rows::copy, target, source, target_rows, source_rows)
 }
 
 /// Sum rows of several parts by their numbers, without the GIL.
@@ -45,20 +42,21 @@ pub fn rows_sum(
     weights: Option<&Bound<'_, PyAny>>,
     number: &str,
 ) -> PyResult<()> {
-    let number = match number {
-        "bfloat16" => Number::Bfloat16,
-        "float32" => Number::Float32,
-        _ => {
-            return Err(PyValueError::new_err(format!(
-                "number is {number:?}; it must be bfloat16 or float32"
-            )));
-        }
-    };
-    let target = View::of(target, true)?;
-    let parts = parts.iter().map(|part| View::of(part, false)).collect::<PyResult<Vec<_>>>()?;
-    let (places, weights) = (numbers::<i64>(places)?, weights.map(numbers::<f32>).transpose()?);
-    let (to, from) = (target.rows, parts.iter().map(|part| part.rows).collect::<Vec<_>>());
-    py.detach(|| rows::sum(number, to, &from, &places, weights.as_deref())).map_err(refused)
+    add_up(py, rows::sum, target, &parts, places, weights, number)
+}
+
+/// Sum rows that `rows_pack_logs` has packed, without the GIL.
+#[pyfunction]
+#[pyo3(signature = (target, parts, places, weights=None, *, number))]
+pub fn rows_sum_logs(
+    py: Python<'_>,
+    target: &Bound<'_, PyAny>,
+    parts: Vec<Bound<'_, PyAny>>,
+    places: &Bound<'_, PyAny>,
+    weights: Option<&Bound<'_, PyAny>>,
+    number: &str,
+) -> PyResult<()> {
+    add_up(py, rows::sum_logs, target, &parts, places, weights, number)
 }
 
 /// Cast rows of bfloat16 to e4m3 with scales, without the GIL.
@@ -77,38 +75,74 @@ pub fn rows_cast(
     py.detach(|| rows::cast(to, with, from, round_scale)).map_err(refused)
 }
 
-/// Pack rows of bfloat16 as logarithms of ten bits, without the GIL.
+/// Pack rows of bfloat16 as logarithms of ten bits, by their numbers, without the GIL.
 #[pyfunction]
+#[pyo3(signature = (target, source, *, target_rows=None, source_rows=None))]
 pub fn rows_pack_logs(
     py: Python<'_>,
     target: &Bound<'_, PyAny>,
     source: &Bound<'_, PyAny>,
-    logs: &Bound<'_, PyAny>,
+    target_rows: Option<&Bound<'_, PyAny>>,
+    source_rows: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<()> {
-    let (target, source) = (View::of(target, true)?, View::of(source, false)?);
-    let logs = numbers::<f32>(logs)?;
-    let Ok(logs) = <&[f32; rows::MAGNITUDES]>::try_from(logs.as_slice()) else {
-        return Err(PyValueError::new_err(format!(
-            "{} logarithms of {} magnitudes",
-            logs.len(),
-            rows::MAGNITUDES
-        )));
-    };
-    let (to, from) = (target.rows, source.rows);
-    py.detach(|| rows::pack_logs(to, from, logs)).map_err(refused)
+    move_rows(py, rows::pack_logs, target, source, target_rows, source_rows)
 }
 
-/// Unpack what `rows_pack_logs` has packed, without the GIL.
+/// Turn rows of words into columns, by their numbers, without the GIL.
 #[pyfunction]
-pub fn rows_unpack_logs(
+#[pyo3(signature = (target, source, *, target_rows=None, source_rows=None))]
+pub fn rows_turn(
     py: Python<'_>,
-    logs: &Bound<'_, PyAny>,
-    signs: &Bound<'_, PyAny>,
+    target: &Bound<'_, PyAny>,
     source: &Bound<'_, PyAny>,
+    target_rows: Option<&Bound<'_, PyAny>>,
+    source_rows: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<()> {
-    let (logs, signs, source) = (View::of(logs, true)?, View::of(signs, true)?, View::of(source, false)?);
-    let (to, with, from) = (logs.rows, signs.rows, source.rows);
-    py.detach(|| rows::unpack_logs(to, with, from)).map_err(refused)
+    move_rows(py, rows::turn, target, source, target_rows, source_rows)
+}
+
+type Move = fn(Rows, Option<&[i64]>, Rows, Option<&[i64]>) -> Result<(), Unfit>;
+
+fn move_rows(
+    py: Python<'_>,
+    act: Move,
+    target: &Bound<'_, PyAny>,
+    source: &Bound<'_, PyAny>,
+    target_rows: Option<&Bound<'_, PyAny>>,
+    source_rows: Option<&Bound<'_, PyAny>>,
+) -> PyResult<()> {
+    let (target, source) = (View::of(target, true)?, View::of(source, false)?);
+    let targets = target_rows.map(numbers::<i64>).transpose()?;
+    let sources = source_rows.map(numbers::<i64>).transpose()?;
+    let (to, from) = (target.rows, source.rows);
+    py.detach(|| act(to, targets.as_deref(), from, sources.as_deref())).map_err(refused)
+}
+
+type Sum = fn(Number, Rows, &[Rows], &[i64], Option<&[f32]>) -> Result<(), Unfit>;
+
+fn add_up(
+    py: Python<'_>,
+    act: Sum,
+    target: &Bound<'_, PyAny>,
+    parts: &[Bound<'_, PyAny>],
+    places: &Bound<'_, PyAny>,
+    weights: Option<&Bound<'_, PyAny>>,
+    number: &str,
+) -> PyResult<()> {
+    let number = match number {
+        "bfloat16" => Number::Bfloat16,
+        "float32" => Number::Float32,
+        _ => {
+            return Err(PyValueError::new_err(format!(
+                "number is {number:?}; it must be bfloat16 or float32"
+            )));
+        }
+    };
+    let target = View::of(target, true)?;
+    let parts = parts.iter().map(|part| View::of(part, false)).collect::<PyResult<Vec<_>>>()?;
+    let (places, weights) = (numbers::<i64>(places)?, weights.map(numbers::<f32>).transpose()?);
+    let (to, from) = (target.rows, parts.iter().map(|part| part.rows).collect::<Vec<_>>());
+    py.detach(|| act(number, to, &from, &places, weights.as_deref())).map_err(refused)
 }
 
 /// Rows, and the view that holds them.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...kernels.errors import refuse
 from ...kernels.quantize import align, pack_ue8m0_to_int
+from .. import routes
 from .. import rows as native
 from .layout import HEADER_BYTES, Layout
 
@@ -17,7 +18,6 @@ Memories = Sequence[Tensor]
 _COUNT_MASK = (1 << 32) - 1
 _WORD = torch.int64
 _HEADER = HEADER_BYTES // 8
-_LOGFMT_TOKENS = 16  # unpacked at a time
 
 
 def dispatch_send(  # noqa: PLR0913 (the kernels' own)
@@ -34,19 +34,13 @@ def dispatch_send(  # noqa: PLR0913 (the kernels' own)
 ) -> None:
     """Writes messages and counts."""
     bodies = _bodies(layout, x, round_scale=round_scale) if fp8 else _words(x, layout.bf16_bytes)
-    flat = topk.reshape(-1)
-    entries = ((flat >= 0) & (flat < layout.experts)).nonzero().view(-1)
-    experts = flat[entries]
-    order = experts.argsort(stable=True)
-    entries, experts = entries[order], experts[order]
-    counts = torch.bincount(experts, minlength=layout.experts)
-    ends = counts.cumsum(0)
-    tokens = entries // topk.shape[1]
-    borders = [0, *ends[layout.local - 1 :: layout.local].tolist()]
+    tokens, counts = routes.by_expert(topk, layout.experts)
+    counts = counts.view(layout.ranks, layout.local)
+    borders = [0, *counts.sum(1).cumsum(0).tolist()]
     first = rank * layout.local * layout.max_tokens
     for peer in active:
         begin, end = borders[peer], borders[peer + 1]
-        _counts(layout, memories[peer], half)[rank] = counts.view(layout.ranks, layout.local)[peer]
+        _counts(layout, memories[peer], half)[rank] = counts[peer]
         arrivals = _slots(memories[peer], layout.arrivals_at(half), layout, layout.message_bytes)
         messages = arrivals[first : first + end - begin]
         messages[:, 0] = tokens[begin:end]
@@ -56,8 +50,7 @@ def dispatch_send(  # noqa: PLR0913 (the kernels' own)
 
 def require_room(layout: Layout, topk: Tensor) -> None:
     """Raises: BadArgument for an expert that gets more than max_tokens of this rank."""
-    flat = topk.reshape(-1)
-    counts = torch.bincount(flat[(flat >= 0) & (flat < layout.experts)], minlength=layout.experts)
+    counts = routes.by_expert(topk, layout.experts)[1]
     if int(counts.max()) > layout.max_tokens:
         refuse(
             "topk_idx", f"with {int(counts.max())} tokens for expert {int(counts.argmax())}",
@@ -78,7 +71,7 @@ def dispatch_receive(  # noqa: PLR0913 (the kernels' own)
     recv_counts: Tensor,
     stats: Tensor | None,
 ) -> None:
-    """Fills the packed outputs: rows (e, R · N, H), scales (e, R · N, …) of any strides, ranges (e, R)."""
+    """Fills the packed outputs: rows (e, R · N, H), scales (e, R · N, …) of contiguous columns, ranges (e, R)."""
     counts = torch.zeros(layout.ranks, layout.local, dtype=torch.int64)
     counts[list(active)] = _counts(layout, own, half)[list(active)].to(torch.int64)
     counts = counts.T.contiguous()  # (local, ranks)
@@ -97,11 +90,13 @@ def dispatch_receive(  # noqa: PLR0913 (the kernels' own)
     native.copy(outputs, came[:, :width], target_rows=target, source_rows=source)
     if scales is None:
         return
+    came = came[:, width : width + 4 * layout.groups]
+    if scales.dtype == torch.float32:
+        native.turn(scales.mT, came, target_rows=target, source_rows=source)
+        return
     scale = torch.empty(len(source), layout.groups)
-    native.copy(scale, came[:, width : width + 4 * layout.groups], source_rows=source)
-    if scales.dtype == torch.int32:
-        scale = pack_ue8m0_to_int(scale)
-    scales[target // layout.rows, target % layout.rows] = scale
+    native.copy(scale, came, source_rows=source)
+    native.turn(scales.mT, pack_ue8m0_to_int(scale), target_rows=target)
 
 
 def combine_send(  # noqa: PLR0913 (the kernels' own)
@@ -118,20 +113,15 @@ def combine_send(  # noqa: PLR0913 (the kernels' own)
 ) -> None:
     """Writes each row to the slot of its expert and token at its source."""
     counts, begins = ranges & _COUNT_MASK, ranges >> 32
-    first = torch.arange(layout.local).view(-1, 1) * layout.rows
+    first = torch.arange(layout.local).view(-1, 1) * layout.rows + begins
     for peer in active:
-        lengths = counts[:, peer]
-        expert = torch.arange(layout.local).repeat_interleave(lengths)
-        within = torch.arange(len(expert)) - (lengths.cumsum(0) - lengths)[expert]
-        row = (first[:, 0] + begins[:, peer])[expert] + within
-        place = (rank * layout.local + expert) * layout.max_tokens + source_tokens.view(-1)[row]
+        row = _runs(first[:, peer], counts[:, peer])
+        expert = rank * layout.local + row // layout.rows
+        place = expert * layout.max_tokens + source_tokens.view(-1)[row]
         slots = _slots(memories[peer], layout.arrivals_at(half), layout, layout.bf16_bytes)
         if logfmt:
-            packed = torch.empty(len(row), layout.logfmt_bytes, dtype=torch.uint8)
-            answers = torch.empty(len(row), layout.hidden, dtype=x.dtype)
-            native.copy(answers, x.view(-1, layout.hidden), source_rows=row)
-            native.pack_logs(packed, answers)
-            native.copy(slots.view(torch.uint8)[:, : layout.logfmt_bytes], packed, target_rows=place)
+            packed = slots.view(torch.uint8)[:, : layout.logfmt_bytes]
+            native.pack_logs(packed, x.view(-1, layout.hidden), target_rows=place, source_rows=row)
         else:
             native.copy(slots, _words(x, layout.bf16_bytes), target_rows=place, source_rows=row)
 
@@ -156,24 +146,11 @@ def combine_receive(  # noqa: PLR0913 (the kernels' own)
     known &= takes_part[owner]
     tokens = torch.arange(topk.shape[0]).unsqueeze(1)
     places = torch.where(known, topk * layout.max_tokens + tokens, -1)
-    if not logfmt:
+    if logfmt:
+        packed = slots.view(torch.uint8)[:, : layout.logfmt_bytes]
+        native.sum_logs_into(out, packed, places, weights)
+    else:
         native.sum_into(out, [slots.view(torch.bfloat16)] * topk.shape[1], places, weights)
-        return
-    packed = slots.view(torch.uint8)[:, : layout.logfmt_bytes]
-    for start in range(0, len(out), _LOGFMT_TOKENS):
-        some = slice(start, start + _LOGFMT_TOKENS)
-        out[some] = _logfmt_sums(packed, places[some], weights[some], layout.hidden)
-
-
-def _logfmt_sums(packed: Tensor, places: Tensor, weights: Tensor, hidden: int) -> Tensor:
-    """Of few tokens, so that what it makes on the way stays in a cache."""
-    known = places >= 0
-    came = torch.empty(int(known.sum()), packed.shape[1], dtype=torch.uint8)
-    native.copy(came, packed, source_rows=places[known])
-    lines = torch.where(known, known.view(-1).cumsum(0).view(known.shape) - 1, -1)
-    total = torch.empty(len(places), hidden)
-    native.sum_into(total, [native.unpack_logs(came)] * places.shape[1], lines, weights.contiguous())
-    return total
 
 
 def _bodies(layout: Layout, x: Tensor, *, round_scale: bool) -> Tensor:
@@ -188,13 +165,17 @@ def _bodies(layout: Layout, x: Tensor, *, round_scale: bool) -> Tensor:
 
 def _moves(layout: Layout, counts: Tensor, begins: Tensor) -> tuple[Tensor, Tensor]:
     """Which slot goes to which row, for (local, ranks) counts."""
-    lengths = counts.reshape(-1)
-    block = torch.arange(len(lengths)).repeat_interleave(lengths)
-    within = torch.arange(len(block)) - (lengths.cumsum(0) - lengths)[block]
     of_source = counts.cumsum(0) - counts + torch.arange(layout.ranks) * (layout.local * layout.max_tokens)
-    source = of_source.reshape(-1)[block] + within
-    target = block // layout.ranks * layout.rows + begins.reshape(-1)[block] + within
-    return source, target
+    of_expert = begins + torch.arange(layout.local).view(-1, 1) * layout.rows
+    return _runs(of_source, counts), _runs(of_expert, counts)
+
+
+def _runs(starts: Tensor, lengths: Tensor) -> Tensor:
+    """Numbers from each start on, so many as its length says, one run after the other."""
+    lengths = lengths.reshape(-1)
+    ends = lengths.cumsum(0)
+    before = (starts.reshape(-1) - ends + lengths).repeat_interleave(lengths)
+    return before + torch.arange(len(before))
 
 
 def _counts(layout: Layout, memory: Tensor, half: int) -> Tensor:

@@ -20,6 +20,7 @@ _BLOCK: tl.constexpr = tl.constexpr(128)
 _HEADER: tl.constexpr = tl.constexpr(16)
 _LOG_RANGE: tl.constexpr = tl.constexpr(32.0)
 _LOG_STEPS: tl.constexpr = tl.constexpr(510.0)
+_FINITE_MAX: tl.constexpr = tl.constexpr(3.4028234663852886e38)
 
 
 @triton.jit
@@ -187,15 +188,21 @@ def dispatch_receive_kernel(  # noqa: PLR0912 (types of scales)
 def _store_logfmt(slot, part, start, HIDDEN: tl.constexpr, GROUPS: tl.constexpr):
     """The codes of some blocks, as `quantize.to_logfmt` lays them out."""
     magnitude = tl.abs(part)
+    finite = magnitude <= _FINITE_MAX
+    there = finite & (magnitude > 0)
     # Zeros get a logarithm that no float32 has: infinities would make NaN.
-    logs = tl.where(magnitude > 0, tl.log2(tl.where(magnitude > 0, magnitude, 1.0)), -1024.0)
+    logs = tl.where(there, tl.log2(tl.where(there, magnitude, 1.0)), -1024.0)
     largest = tl.max(logs, 1)
     some = largest > -1024.0
-    least = tl.min(tl.where(magnitude > 0, logs, 1024.0), 1)
+    least = tl.min(tl.where(there, logs, 1024.0), 1)
     least = tl.where(some, tl.maximum(least, largest - _LOG_RANGE), 0.0)
     step = tl.where(some, (largest - least) * (1.0 / _LOG_STEPS), 0.0)
     inverse = tl.where(step > 0, 1.0 / tl.where(step > 0, step, 1.0), 0.0)
-    place = tl.where(magnitude > 0, tl.maximum((logs - least[:, None]) * inverse[:, None], -1.0), -1.0)
+    place = tl.where(there, tl.maximum((logs - least[:, None]) * inverse[:, None], -1.0), -1.0)
+    # A block in which something is not finite has no range: what is not zero there comes back as NaN.
+    broken = tl.max(tl.where(finite, 0, 1), 1) > 0
+    least, step = tl.where(broken, float("nan"), least), tl.where(broken, float("nan"), step)
+    place = tl.where(broken[:, None], tl.where(part == 0, -1.0, 0.0), place)
     code = tl.minimum(tl.floor(place + 0.5), _LOG_STEPS).to(tl.int32) + 1
     code |= tl.where(part < 0, 512, 0)
     at = _chunk(start, GROUPS)

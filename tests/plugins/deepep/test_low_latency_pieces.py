@@ -130,3 +130,26 @@ def test_both_ways_do_what_the_reference_does(way, name, kernel_device):
             assert torch.allclose(
                 out.cpu().float(), expected.float(), atol=1 / 16 if logfmt else 1 / 64, rtol=1 / 64
             )
+
+
+@pytest.mark.parametrize("way", ["host", "kernels"])
+def test_logfmt_tells_of_what_is_not_finite(way, kernel_device):
+    if way == "host" and kernel_device != "cpu":
+        pytest.skip("host memory is the CPU's")
+    layout = Layout(4, 256, 1, 2)
+    ranks, got = Ranks(way, layout, kernel_device), outputs(layout, fp8=False, use_ue8m0=False)
+    topk, weights = torch.tensor([[0], [1], [-1]]), torch.ones(3, 1)
+    ranks.send(
+        "dispatch_send", 0, 0, torch.ones(3, 256).to(torch.bfloat16), topk, fp8=False, round_scale=False
+    )
+    ranks.receive("dispatch_receive", 0, 0, **got)
+    answers = got["rows"]
+    answers[0, 0, 5], answers[0, 0, 6], answers[1, 0, 130] = float("inf"), 0, float("nan")
+    handle = {name: got[name] for name in ("ranges", "source_tokens")}
+    ranks.send("combine_send", 0, 1, answers, **handle, logfmt=True)
+    out = torch.empty(3, 256, dtype=torch.bfloat16)
+    ranks.receive("combine_receive", 0, 1, topk=topk, weights=weights, out=out, logfmt=True)
+    wanted = torch.ones(3, 256)
+    wanted[0, :128] = wanted[1, 128:] = float("nan")
+    wanted[0, 6] = wanted[2] = 0
+    assert torch.equal(out.cpu().float().nan_to_num(7), wanted.nan_to_num(7).cpu())

@@ -72,19 +72,76 @@ def test_what_is_no_number_stays_none() -> None:
     assert torch.equal(values.view(FP8).float().isnan(), wanted.float().isnan())
 
 
+def packed_logs(x: torch.Tensor) -> torch.Tensor:
+    packed = torch.empty(len(x), x.shape[1] // 4 * 5 + x.shape[1] // 128 * 8, dtype=torch.uint8)
+    rows.pack_logs(packed, x)
+    return packed
+
+
+def unpacked(packed: torch.Tensor, hidden: int) -> torch.Tensor:
+    out = torch.empty(len(packed), hidden)
+    rows.sum_logs_into(out, packed, torch.arange(len(packed)).view(-1, 1), torch.ones(len(packed), 1))
+    return out
+
+
 def test_logarithms_have_the_bits_of_torch() -> None:
     x = random(40, 384)
     x[1, :128], x[2, 5], x[3] = 0, -0.0, 3
     x[4, :64] *= 1e-20
-    x[5, 7], x[6, 0] = float("inf"), -1e-38
-    codes, ranges = to_logfmt(x)
-    packed = torch.empty(40, 480 + 24, dtype=torch.uint8)
-    rows.pack_logs(packed, x)
-    assert torch.equal(packed[:, :480], codes)
-    assert torch.equal(packed[:, 480:].contiguous().view(torch.float32), ranges.flatten(1))
-    assert torch.equal(
-        rows.unpack_logs(packed).view(torch.int32), from_logfmt(codes, ranges).view(torch.int32)
-    )
+    x[6, 0] = -1e-38
+    every = torch.arange(0, 1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    every = torch.where(every.isfinite(), every, 1.0).view(-1, 384 // 3).repeat_interleave(3, 1)
+    for source in (x, random(300, 384, seed=2) * 1e-37, every):
+        codes, ranges = to_logfmt(source)
+        packed = packed_logs(source)
+        assert torch.equal(packed[:, :480], codes)
+        assert torch.equal(packed[:, 480:].contiguous().view(torch.float32), ranges.flatten(1))
+        assert torch.equal(unpacked(packed, 384), from_logfmt(codes, ranges))
+
+
+def test_logarithms_of_what_is_not_finite_come_back_as_nan() -> None:
+    x = random(3, 256)
+    x[0, 5], x[1, 200], x[2, 0], x[:, 7] = float("inf"), float("nan"), -float("inf"), 0
+    (codes, ranges), packed = to_logfmt(x), packed_logs(x)
+    assert torch.equal(packed[:, :320], codes)
+    assert torch.equal(packed[:, 320:].contiguous().view(torch.float32).isnan(), ranges.flatten(1).isnan())
+    back, wanted = unpacked(packed, 256), from_logfmt(codes, ranges)
+    assert torch.equal(back.isnan(), wanted.isnan())
+    assert torch.equal(back.nan_to_num(), wanted.nan_to_num())
+    assert back[1, 128:].isnan().all()
+    assert not back[:, 7].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_logarithms_go_and_are_summed_where_numbers_say(dtype) -> None:
+    x, weights = random(9, 256), torch.rand(7, 3, generator=torch.Generator().manual_seed(5))
+    slots = torch.zeros(12, 400, dtype=torch.uint8)
+    put, came = torch.tensor([11, 0, 5, 2]), torch.tensor([8, 3, 3, 1])
+    rows.pack_logs(slots[:, 40:376], x, target_rows=put, source_rows=came)
+    assert torch.equal(slots[put, 40:376], packed_logs(x[came]))
+    assert not slots[:, :40].any()
+    assert not slots[:, 376:].any()
+    places = put[torch.randint(0, 4, (7, 3), generator=torch.Generator().manual_seed(6))]
+    places[0, 1] = places[3, 0] = places[5] = -1
+    values = unpacked(slots[:, 40:376], 256)
+    total = torch.zeros(7, 256)
+    for k in range(3):
+        part = values[places[:, k]] * weights[:, k, None]
+        total += torch.where(places[:, k, None] >= 0, part, 0.0)
+    out = torch.empty(7, 300, dtype=dtype)[:, :256]
+    rows.sum_logs_into(out, slots[:, 40:376], places, weights)
+    assert torch.equal(out, total.to(dtype))
+
+
+def test_packed_rows_of_another_width_are_refused() -> None:
+    x, places = random(2, 256), torch.zeros(2, 1, dtype=torch.int64)
+    for wrong in (packed_logs(x)[:, 1:], packed_logs(x[:, :128].contiguous())):
+        with pytest.raises(ValueError, match="for 256 channels: it must be 336 and whole blocks of 128"):
+            rows.pack_logs(wrong, x)
+        with pytest.raises(ValueError, match="for 256 channels: it must be 336 and whole blocks of 128"):
+            rows.sum_logs_into(torch.empty(2, 256), wrong, places, torch.ones(2, 1))
+    with pytest.raises(ValueError, match="places hold 2; there are 2 rows"):
+        rows.sum_logs_into(torch.empty(2, 256), packed_logs(x), places + 2, torch.ones(2, 1))
 
 
 def test_numbers_of_no_row_are_refused_before_anything_is_written() -> None:
