@@ -42,6 +42,7 @@ class MemoryNode:
         self.lease_until_s = 0.0
         self.damaged: set[Name] = set()
         self.rounds = 5
+        self.stuck: dict[str, float] = {}  # chunks that something holds, and for how many seconds
         self.staged: dict[Name, int] = {}  # the round in which a chunk was staged; 0 if not named
 
     def chain(self, number: int) -> dict[Name, Record]:
@@ -55,6 +56,9 @@ class MemoryNode:
     def set_routing(self, routing: bytes) -> int:
         self.table.apply(Routing.FromString(routing))
         return self.table.version
+
+    def held_up(self, seconds: float) -> list[str]:
+        return [line for line, held_s in self.stuck.items() if held_s >= seconds]
 
     def set_lease(self, until_s: float, routing_version: int) -> None:
         self.lease_until_s = until_s

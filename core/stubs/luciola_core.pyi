@@ -451,5 +451,10 @@ class StorageNode:
     def space(self) -> tuple[int, int, int]:
         """(capacity, free for clients, used) in bytes."""
     def counters(self) -> dict[str, int]: ...
+    def held_up(self, seconds: float) -> list[str]:
+        """A line for each chunk that one update has held for so long, the longest first.
+
+        It says what the update waits for, and how many wait for it.
+        """
     def stop(self) -> None:
         """Stop listening, end all connections, sync and close the directory. Idempotent."""

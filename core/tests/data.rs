@@ -431,15 +431,23 @@ fn a_deadline_is_kept_whatever_happens() {
         let payload = Placement::from_vec(vec![1; 10]);
         let attempts = || {
             assert_eq!(read_until(&client, 0, 10, limit(80)), Err(Kind::Timeout));
-            let written = client.write(&layout(1), CONTENT, 0, &payload, limit(80));
-            assert_eq!(written.unwrap_err().kind(), Kind::Timeout);
+            let written = client.write(&layout(1), CONTENT, 0, &payload, limit(80)).unwrap_err();
+            assert_eq!(written.kind(), Kind::Timeout);
+            let said = written.message();
+            assert!(said.starts_with("writing chunk 0 of content 77: "), "{said}");
+            assert!(
+                said.contains(" attempts in ") && said.contains(", the last to node 1 for chain 1, "),
+                "{said}"
+            );
         };
         at_most_a_minute(|| world.twin(1).release(), attempts);
         // A chain without a serving member.
         let nowhere = Layout { base: 1, ..layout(1) };
         let into = Placement::private(10).unwrap();
         let nothing = client.read(&nowhere, CONTENT, 0, &into, limit(80));
-        assert_eq!(nothing.unwrap_err().kind(), Kind::Timeout);
+        let nothing = nothing.unwrap_err();
+        assert_eq!(nothing.kind(), Kind::Timeout);
+        assert!(nothing.message().contains("(nobody was asked in "), "{nothing}");
         assert!(client.write(&nowhere, CONTENT, 0, &payload, limit(80)).is_err());
         assert!(client.sync(&nowhere, CONTENT, 0, 1, limit(80)).is_err());
         world.twin(1).release();

@@ -261,10 +261,18 @@ fn a_silent_server_is_left_at_the_deadline() {
     patiently("a request that nobody answers", |time| {
         let server = Server::start([Step::Silence]);
         let lane = lane(&[&server.address]);
-        assert_eq!(lookup(&lane, 5, Instant::now() + time), Err(Kind::Timeout));
+        let request = pb::LookupRequest { parent: 5, ..pb::LookupRequest::default() };
+        let result: Result<pb::InodeReply, _> =
+            lane.call(Method::MetaLookup, &request, Instant::now() + time);
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), Kind::Timeout);
         if server.seen.lock().is_empty() {
             return None;
         }
+        let said = error.message();
+        assert!(said.starts_with("META_LOOKUP was given up (1 attempts in "), "{said}");
+        let end = format!(", the last to {}, sent and not answered): connection lost: ", server.address);
+        assert!(said.contains(&end), "{said}");
         assert_eq!(lookup(&lane, 6, soon()), Ok(6), "the next call takes another connection");
         Some(())
     });

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +17,7 @@ from ..config import ClusterConfig, rdma_options
 from ..ids import NodeId, new_incarnation
 from ..wire import SERVICE, Cluster, RpcClients, RpcServer, follow_routing, format_address, methods, mint
 from ..wire.pb.mgmtd_pb2 import NODE_STORAGE, Node, Routing
+from . import held_up
 from .directory import Directory
 from .engine import Engine
 from .membership import Membership, Options
@@ -85,7 +86,8 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
     membership.on_config(lambda new: _configure(recovery, scrub, new))
     log.info("node %d serves: control %s, data %s", settings.node, about.grpc_address, about.data_address)
     try:
-        await _work(membership, clients, scrub, settings.cluster.mgmtd_grpc, stop)
+        reports = held_up.report(engine)
+        await _work(membership, clients, [scrub.run(), reports], settings.cluster.mgmtd_grpc, stop)
     finally:  # serve nothing, say so, finish what is under way
         log.info("node %d stops", settings.node)
         await recovery.stop()
@@ -98,7 +100,11 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
 
 
 async def _work(
-    membership: Membership, clients: RpcClients, scrub: Scrub, mgmtd: str, stop: asyncio.Event
+    membership: Membership,
+    clients: RpcClients,
+    others: Sequence[Coroutine[Any, Any, None]],
+    mgmtd: str,
+    stop: asyncio.Event,
 ) -> None:
     """Runs everything that goes on for ever until `stop`; a mistake in one of them ends them all."""
     heard = asyncio.Event()
@@ -118,8 +124,8 @@ async def _work(
     endless: list[Coroutine[Any, Any, None]] = [
         follow_routing(clients, mgmtd, membership.table, changed),
         beat(),
-        scrub.run(),
         membership.watch_disk(),
+        *others,
     ]
     tasks = [asyncio.create_task(work) for work in endless]
     stopping = asyncio.create_task(stop.wait())

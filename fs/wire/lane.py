@@ -37,6 +37,7 @@ from . import errors as wire_errors
 from . import handshake
 from .credentials import Identity, Token
 from .encoded import Encoded, kind_of
+from .in_progress import InProgress
 from .methods import Bound, Method, Reply, Request, by_lane
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class LaneServer:
         self._connections: set[_ServerConnection] = set()
         self._strangers: dict[_ServerConnection, None] = {}  # in the order of arrival
         self._server: asyncio.AbstractServer | None = None
+        self._in_progress = InProgress()
         self.address = ""
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
@@ -92,6 +94,7 @@ class LaneServer:
         except OSError as error:
             raise Unavailable(f"cannot listen on {format_address(host, port)}: {error.strerror}") from error
         self.address = format_address(*self._server.sockets[0].getsockname()[:2])
+        self._in_progress.start()
         return self.address
 
     async def stop(self, *, grace_s: float = 5.0) -> None:
@@ -104,6 +107,7 @@ class LaneServer:
             await asyncio.wait(waited, timeout=grace_s)
         for connection in list(self._connections):
             connection.close()
+        self._in_progress.stop()
         self._server = None
 
     @property
@@ -259,7 +263,8 @@ class _ServerConnection(asyncio.Protocol):
             _append_error(replies, number, request, refusal)
             return
         try:
-            result = entry.handler(method.request.FromString(payload), identity)
+            message = method.request.FromString(payload)
+            result = entry.handler(message, identity)
         except DecodeError:
             invalid = InvalidArgument(f"{method.path}: the request cannot be read")
             _append_error(replies, number, request, invalid)
@@ -278,6 +283,8 @@ class _ServerConnection(asyncio.Protocol):
         self._held_bytes += len(payload)
         future = asyncio.ensure_future(result, loop=self._loop)
         self.tasks.add(future)
+        peer = self._transport.get_extra_info("peername")
+        self._server._in_progress.add(future, method.path, message, peer)  # noqa: SLF001
         future.add_done_callback(partial(self._finished, method, request, len(payload)))
 
     def _finished(
@@ -287,6 +294,7 @@ class _ServerConnection(asyncio.Protocol):
         self.in_flight -= 1
         self._held_bytes -= held
         self.tasks.discard(future)
+        self._server._in_progress.remove(future)  # noqa: SLF001
         replies: list[bytes] = []
         if future.cancelled():
             _append_error(replies, number, request, Unavailable("the service is stopping"))

@@ -27,10 +27,11 @@ use rustix::io::Errno;
 
 use super::Reach;
 use super::backoff::Backoff;
+use super::patience::{Attempts, Warnings};
 use super::routing::RoutingTable;
 use crate::buffer::{BufferPool, Placement};
 use crate::error::{Error, Kind, Result};
-use crate::types::{ChainId, ChunkId, ClientId, ContentId, Op, RequestTag, Status};
+use crate::types::{ChainId, ChunkId, ClientId, ContentId, NodeId, Op, RequestTag, Status};
 use crate::wire::credential::Credential;
 use crate::wire::pb::Layout;
 
@@ -43,6 +44,8 @@ const BUFFER_BYTES: usize = 1 << 20;
 const BUFFERS: usize = 32;
 /// Stripes remembered; a stripe is a few chain numbers, and computed anew when forgotten.
 const STRIPES_MAX: usize = 8192;
+
+static GIVEN_UP: Warnings = Warnings::new();
 
 /// How a data client behaves; `ClientConfig` has the reasons.
 #[derive(Clone, Debug)]
@@ -209,8 +212,9 @@ impl DataClient {
         let count = (last - first + 1).min(stripe.len() as u64);
         let chains: BTreeSet<ChainId> =
             (first..first + count).map(|index| stripe[(index % stripe.len() as u64) as usize]).collect();
-        syncs::run(self, chains, deadline).map_err(|status| {
-            self.error(status, deadline).context(format!("content {content}: making it durable"))
+        let mut attempts = Attempts::new();
+        syncs::run(self, chains, deadline, &mut attempts).map_err(|status| {
+            self.error(status, deadline, &attempts, format!("making content {content} durable"))
         })
     }
 
@@ -308,7 +312,7 @@ impl DataClient {
         for piece in pieces {
             let outcome = piece.outcome.expect("every piece has been carried out");
             let length = outcome.map_err(|status| {
-                self.error(status, deadline).context(format!("reading chunk {}", name(piece.chunk)))
+                self.error(status, deadline, &piece.attempts, format!("reading chunk {}", name(piece.chunk)))
             })? as usize;
             if length < piece.into.len() {
                 piece.into.slice(length..piece.into.len()).zero();
@@ -323,16 +327,19 @@ impl DataClient {
     fn finish_update(&self, piece: &updates::Piece, deadline: Instant) -> Result<()> {
         let outcome = piece.outcome.expect("every piece has been carried out");
         outcome.map(|_| ()).map_err(|status| {
-            self.error(status, deadline).context(format!("writing chunk {}", name(piece.chunk)))
+            self.error(status, deadline, &piece.attempts, format!("writing chunk {}", name(piece.chunk)))
         })
     }
 
-    /// What the caller hears: whatever could have been retried was, until the deadline.
-    fn error(&self, status: Status, deadline: Instant) -> Error {
-        if status.is_retryable() && Instant::now() >= deadline {
-            return Error::timeout(status.to_string());
+    /// What the caller hears of `what`: whatever could have been retried was, until the deadline. Then an operator hears
+    /// of it too.
+    fn error(&self, status: Status, deadline: Instant, attempts: &Attempts<Peer>, what: String) -> Error {
+        if !status.is_retryable() || Instant::now() < deadline {
+            return Error::from(status).context(what);
         }
-        Error::from(status)
+        let error = Error::timeout(format!("{status} ({attempts})")).context(what);
+        GIVEN_UP.warn(format_args!("client {}: given up: {error}", self.options.client));
+        error
     }
 
     fn next_tag(&self) -> RequestTag {
@@ -348,6 +355,19 @@ impl DataClient {
 impl fmt::Debug for DataClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "DataClient {{ client: {}, {:?} }}", self.options.client, self.routing)
+    }
+}
+
+/// A node that is asked for something of a chain.
+#[derive(Clone, Copy, Debug)]
+struct Peer {
+    node: NodeId,
+    chain: ChainId,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node {} for chain {}", self.node, self.chain)
     }
 }
 

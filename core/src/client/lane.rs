@@ -13,6 +13,7 @@ use crate::lock::{Condvar, Mutex};
 use prost::Message;
 
 use super::backoff::Backoff;
+use super::patience::{Attempts, Reached};
 use crate::error::{Error, Kind, Result};
 use crate::net::stream::Stream;
 use crate::net::{ConnectError, Endpoint, handshake};
@@ -121,9 +122,16 @@ impl Lane {
         let mut untried = self.state.lock().addresses.len();
         // What the service itself said last tells more than that the deadline has passed.
         let mut said = None;
+        let mut attempts = Attempts::new();
+        let given_up = |error: Error, attempts: &Attempts<String>| {
+            error.context(format!("{} was given up ({attempts})", method.as_str_name()))
+        };
         loop {
-            let error = match self.attempt(method, id, request, deadline) {
+            let error = match self.attempt(method, id, request, deadline, &mut attempts) {
                 Ok(reply) => return Ok(reply),
+                Err(Failure::Final(error)) if error.kind() == Kind::Timeout => {
+                    return Err(given_up(error, &attempts));
+                }
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Lost(error)) => {
                     // Each address gets a chance before the first pause.
@@ -140,7 +148,7 @@ impl Lane {
             };
             match backoff.pause(deadline) {
                 Some(pause) => std::thread::sleep(pause),
-                None => return Err(said.unwrap_or(error).context(method.as_str_name())),
+                None => return Err(given_up(said.unwrap_or(error), &attempts)),
             }
         }
     }
@@ -151,10 +159,12 @@ impl Lane {
         id: u64,
         request: &[u8],
         deadline: Instant,
+        attempts: &mut Attempts<String>,
     ) -> Result<Vec<u8>, Failure> {
-        let (address, mut stream) = self.connection(deadline)?;
-        match exchange(&mut stream, method, id, request, deadline) {
+        let (address, mut stream) = self.connection(deadline, attempts)?;
+        match exchange(&mut stream, method, id, request, deadline, attempts) {
             Ok((header, reply)) => {
+                attempts.reached(Reached::Answered);
                 self.give_back(address, Some(stream));
                 if !header.error {
                     return Ok(reply);
@@ -171,11 +181,16 @@ impl Lane {
     }
 
     /// An idle connection that is still there, or a new one; its address beside it.
-    fn connection(&self, deadline: Instant) -> Result<(String, Stream), Failure> {
+    fn connection(
+        &self,
+        deadline: Instant,
+        attempts: &mut Attempts<String>,
+    ) -> Result<(String, Stream), Failure> {
         let mut state = self.state.lock();
         let address = loop {
             while let Some((address, mut stream)) = state.idle.pop() {
                 if stream.is_quiet() {
+                    attempts.begin(address.clone());
                     return Ok((address, stream));
                 }
                 state.open -= 1;
@@ -194,6 +209,7 @@ impl Lane {
             self.give_back(String::new(), None);
             return Err(Failure::Lost(Error::unavailable("no server of that kind is known")));
         };
+        attempts.begin(address.clone());
         match self.connect(&address, deadline) {
             Ok(stream) => Ok((address, stream)),
             Err(error) => {
@@ -249,10 +265,12 @@ fn exchange(
     id: u64,
     request: &[u8],
     deadline: Instant,
+    attempts: &mut Attempts<String>,
 ) -> io::Result<(LaneHeader, Vec<u8>)> {
     let (method, length) = (method as u16, request.len() as u32);
     let header = LaneHeader { length, method, reply: false, error: false, id };
     stream.send(&[&header.encode(), request].concat(), &[], None, deadline)?;
+    attempts.reached(Reached::Sent);
     let mut bytes = [0; HEADER_BYTES];
     stream.receive(&mut bytes, deadline)?;
     let header = LaneHeader::decode(&bytes).map_err(handshake::invalid)?;

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use prost::Message;
 
+use super::about::About;
 use super::lane::Lane;
+use super::patience::Warnings;
 use crate::error::{Error, Kind, Result};
 use crate::types::ClientId;
 use crate::wire::pb::{self, Method};
@@ -18,6 +20,8 @@ use crate::wire::pb::{self, Method};
 /// First and longest pause before a transaction that lost to another one is run again.
 const CONFLICT_FIRST: Duration = Duration::from_millis(1);
 const CONFLICT_MAX: Duration = Duration::from_millis(50);
+
+static GIVEN_UP: Warnings = Warnings::new();
 
 /// On whose behalf a call is made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -85,21 +89,29 @@ impl Meta {
         self.reader(who).map(|caller| pb::Caller { sequence, ..caller })
     }
 
-    fn once<Q: Message, R: Message + Default>(
+    /// An operator hears of a call that was given up.
+    fn once<Q: Message + About, R: Message + Default>(
         &self,
         method: Method,
         request: &Q,
         deadline: Instant,
     ) -> Result<R> {
-        match &self.carrier {
+        let result = match &self.carrier {
             Carrier::Lane(lane) => lane.call(method, request, deadline),
             #[cfg(test)]
             Carrier::Twin(twin) => twin.call(method, request),
+        };
+        if let Err(error) = &result
+            && error.is_retryable()
+            && Instant::now() >= deadline
+        {
+            GIVEN_UP.warn(format_args!("client {}: inode {}: {error}", self.client, request.inode()));
         }
+        result
     }
 
     /// Calls and runs again what lost to another transaction.
-    fn call<Q: Message, R: Message + Default>(&self, method: Method, request: &Q) -> Result<R> {
+    fn call<Q: Message + About, R: Message + Default>(&self, method: Method, request: &Q) -> Result<R> {
         let deadline = self.deadline();
         let mut pause = CONFLICT_FIRST;
         loop {
@@ -113,7 +125,7 @@ impl Meta {
         }
     }
 
-    fn inode<Q: Message>(&self, method: Method, request: &Q) -> Result<pb::Inode> {
+    fn inode<Q: Message + About>(&self, method: Method, request: &Q) -> Result<pb::Inode> {
         self.call::<Q, pb::InodeReply>(method, request)?.inode.ok_or_else(missing)
     }
 
@@ -285,5 +297,47 @@ impl Meta {
     pub fn real_path(&self, who: &Who, inode: u64) -> Result<Vec<u8>> {
         let request = pb::RealPathRequest { caller: self.reader(who), inode };
         Ok(self.call::<_, pb::RealPathReply>(Method::MetaRealPath, &request)?.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use log::{LevelFilter, Log, Metadata, Record};
+
+    use super::*;
+    use crate::client::lane::LaneOptions;
+    use crate::net::Secret;
+
+    struct Lines(crate::lock::Mutex<Vec<String>>);
+
+    impl Log for Lines {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn log(&self, record: &Record<'_>) {
+            self.0.lock().push(record.args().to_string());
+        }
+
+        fn flush(&self) {}
+    }
+
+    static LINES: Lines = Lines(crate::lock::Mutex::new(Vec::new()));
+
+    #[test]
+    fn a_call_that_is_given_up_leaves_one_line() {
+        log::set_logger(&LINES).expect("the only test with a logger");
+        log::set_max_level(LevelFilter::Warn);
+        let credential = Secret::new([1; 32]).mint(&pb::Claims::default());
+        let lane = Lane::new(Vec::new(), credential, LaneOptions::default());
+        let meta = Meta::new(Carrier::Lane(lane), ClientId(5), Duration::from_millis(20));
+        let error = meta.sync(&Who::default(), pb::SyncRequest { inode: 21, ..Default::default() });
+        let error = error.unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable);
+        assert!(error.message().starts_with("META_SYNC was given up (nobody was asked in "), "{error}");
+        let about_this = |line: &&String| line.contains("META_SYNC");
+        let lines = LINES.0.lock();
+        let lines: Vec<&String> = lines.iter().filter(about_this).collect();
+        assert_eq!(lines, [&format!("client 5: inode 21: {error}")]);
     }
 }

@@ -3,6 +3,7 @@
 //! `routing`, `data` and `lane` bring bytes and metadata calls to whoever serves them; this module, `file`,
 //! `inode` and `names` keep what a process knows of the files it uses; `fs` is the door of the mount.
 
+mod about;
 mod ahead;
 mod backoff;
 mod budget;
@@ -20,6 +21,7 @@ pub mod lane;
 mod later;
 mod meta;
 mod names;
+mod patience;
 mod reach;
 pub mod routing;
 mod session;

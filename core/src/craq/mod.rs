@@ -13,9 +13,11 @@
 //!
 //! What it does not do: know other chunks, decide membership, or read a byte.
 
+mod progress;
 mod replica;
 mod view;
 
+pub use progress::{Progress, Step};
 pub use replica::Replica;
 pub use view::{Place, Successor, View};
 

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use super::{
-    Bug, Content, Effect, Event, Forwarded, Outcome, Place, QUEUE_MAX, READERS_MAX, Stored, StoredPending,
-    Ticket, View,
+    Bug, Content, Effect, Event, Forwarded, Outcome, Place, Progress, QUEUE_MAX, READERS_MAX, Step, Stored,
+    StoredPending, Ticket, View,
 };
 use crate::types::{ChainVersion, Op, RequestTag, Stamp, Status, Version, WRITERS_MAX, WriterRecord};
 
@@ -172,6 +172,25 @@ impl Replica {
             }
             _ => false,
         }
+    }
+
+    /// How far it has got with what holds the chunk; `None` if nothing does.
+    pub fn progress(&self) -> Option<Progress> {
+        let to = self.view.successor;
+        let (stamp, tag, step) = match self.active.as_ref()? {
+            Active::Push { .. } => (self.committed, RequestTag::default(), Step::Pushing { to }),
+            Active::Update(Update { update, phase, sends, .. }) => {
+                let step = match phase {
+                    Phase::Staging => Step::Staging,
+                    Phase::Forwarding { .. } => Step::Forwarding { to, sends: *sends },
+                    Phase::Stalled => Step::Stalled { sends: *sends },
+                    Phase::Committing => Step::Committing,
+                    Phase::Dropping { .. } => Step::Dropping,
+                };
+                (update.stamp, update.tag, step)
+            }
+        };
+        Some(Progress { stamp, tag, step, queued: self.queue.len(), readers: self.readers.len() })
     }
 
     /// The state after `event`, and what must be done about it, in order.

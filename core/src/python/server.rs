@@ -302,6 +302,12 @@ impl PyStorageNode {
         self.run(py, |server| Ok(server.counters().into_iter().collect()))
     }
 
+    fn held_up(&self, py: Python<'_>, seconds: f64) -> PyResult<Vec<String>> {
+        let limit = Duration::try_from_secs_f64(seconds)
+            .map_err(|_| Error::invalid(format!("{seconds} is no length of time")))?;
+        self.run(py, |server| Ok(server.held_up(limit)))
+    }
+
     fn stop(&self, py: Python<'_>) {
         py.detach(|| {
             let server = self.server.write().take();

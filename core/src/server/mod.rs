@@ -7,6 +7,7 @@
 //! - `redrive`: threads for what no caller carries out: pending versions whose caller has left, or that a restart
 //!   or a change of the chain found on disk.
 //! - `repair`: fetches a damaged chunk from another replica.
+//! - `held_up`: says which chunks something has held for long.
 //! - `control`: what the Python process asks for.
 //!
 //! Invariants
@@ -23,6 +24,7 @@
 mod call;
 mod control;
 mod counters;
+mod held_up;
 mod lease;
 mod node;
 mod peers;

@@ -249,6 +249,11 @@ impl Node {
         let machine = state.machine.as_mut().expect("made before");
         let effects = machine.step(event);
         let orphan = machine.is_orphan();
+        let stamp = machine.progress().map(|progress| progress.stamp);
+        if stamp != state.work.map(|(stamp, _)| stamp) {
+            state.work = stamp.map(|stamp| (stamp, Instant::now()));
+            state.refusal = None;
+        }
         for effect in effects {
             self.post(slot, state, effect);
         }
@@ -260,6 +265,9 @@ impl Node {
 
     /// To the caller it is for, or to the redrive threads if that one has left.
     fn post(&self, slot: &SlotRef, state: &mut SlotState, effect: Effect) {
+        if let Effect::Stalled { status, .. } = effect {
+            state.refusal = Some(status);
+        }
         let owner = match &effect {
             Effect::Reply { ticket, .. } => {
                 if let Some((mailbox, place)) = state.callers.remove(ticket) {

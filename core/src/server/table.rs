@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::lock::{Condvar, Mutex};
 
 use crate::craq::{Effect, Replica, Ticket};
-use crate::types::{ChainId, ChunkKey};
+use crate::types::{ChainId, ChunkKey, Stamp, Status};
 
 const SHARDS: usize = 64;
 
@@ -53,6 +53,9 @@ pub struct SlotState {
     pub callers: HashMap<Ticket, (Arc<Mailbox>, usize)>,
     /// A redrive of this chunk is queued.
     pub redrive_queued: bool,
+    /// What holds the chunk, since when, and why the successor did not take it when it was sent last.
+    pub work: Option<(Stamp, Instant)>,
+    pub refusal: Option<Status>,
 }
 
 impl SlotState {
@@ -109,6 +112,14 @@ impl Table {
             found.extend(wanted.map(|entry| self.refer(entry)));
         }
         found
+    }
+
+    /// All slots that exist now.
+    pub fn all(self: &Arc<Table>) -> Vec<SlotRef> {
+        let of_shard = |shard: &Mutex<HashMap<ChunkKey, Entry>>| {
+            shard.lock().values_mut().map(|entry| self.refer(entry)).collect::<Vec<_>>()
+        };
+        self.shards.iter().flat_map(of_shard).collect()
     }
 
     pub fn len(&self) -> usize {

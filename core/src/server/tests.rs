@@ -34,13 +34,24 @@ impl Alone {
         options.engine.sync_interval = None;
         change(&mut options);
         let server = StorageServer::start(options).unwrap();
-        let target =
-            pb::Target { id: 70, node: 1, state: PublicState::Serving as i32, ..pb::Target::default() };
-        let chain = pb::Chain { id: 7, version: 1, targets: vec![target], ..pb::Chain::default() };
-        let routing = pb::Routing { version: 1, chains: vec![chain], ..pb::Routing::default() };
-        server.set_routing(routing).unwrap();
-        server.set_lease(u64::MAX, 1);
-        Alone { server, directory }
+        let alone = Alone { server, directory };
+        alone.set_chain(1, &[1]);
+        alone.server.set_lease(u64::MAX, 1);
+        alone
+    }
+
+    /// The chain has replicas on these nodes, of which all but this one are out of reach.
+    fn set_chain(&self, version: u64, nodes: &[u32]) {
+        let target = |node: &u32| pb::Target {
+            id: u64::from(70 + node),
+            node: *node,
+            state: PublicState::Serving as i32,
+            ..pb::Target::default()
+        };
+        let targets = nodes.iter().map(target).collect();
+        let chain = pb::Chain { id: 7, version, targets, ..pb::Chain::default() };
+        let routing = pb::Routing { version, chains: vec![chain], ..pb::Routing::default() };
+        self.server.set_routing(routing).unwrap();
     }
 
     fn write(&self, sequence: u64) -> UpdateResult {
@@ -48,9 +59,17 @@ impl Alone {
     }
 
     fn write_to(&self, index: u32, sequence: u64) -> UpdateResult {
+        self.write_as(1, index, sequence)
+    }
+
+    fn write_under(&self, chain_version: u64, sequence: u64) -> UpdateResult {
+        self.write_as(chain_version, 0, sequence)
+    }
+
+    fn write_as(&self, chain_version: u64, index: u32, sequence: u64) -> UpdateResult {
         let op = UpdateOp {
             chain: CHAIN,
-            chain_version: ChainVersion(1),
+            chain_version: ChainVersion(chain_version),
             chunk: ChunkId { content: ContentId(1), index },
             op: Op::Write { offset: 0, length: 5000 },
             tag: RequestTag { client: ClientId(1), sequence },
@@ -268,4 +287,30 @@ fn a_living_chunk_is_written_on_after_a_higher_tombstone_of_another_was_forgotte
     assert_eq!(alone.read().unwrap(), vec![2; 5000]);
     assert_eq!(alone.write_to(1, 9).version, Version(7), "what begins anew begins above it");
     assert_eq!(alone.counters()["machines"], 0);
+}
+
+#[test]
+fn an_update_that_waits_for_a_successor_says_so() {
+    let alone = Alone::start();
+    assert_eq!(alone.write(1).status, Status::Ok);
+    assert!(alone.server.held_up(Duration::ZERO).is_empty());
+    alone.set_chain(2, &[1, 2]);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| alone.write_under(2, 2));
+        let deadline = soon();
+        let line = loop {
+            assert!(Instant::now() < deadline, "it says so some time");
+            match &alone.server.held_up(Duration::ZERO)[..] {
+                [line] if line.contains("refused last") => break line.clone(),
+                _ => std::thread::yield_now(),
+            }
+        };
+        assert!(line.starts_with("chunk 0 of content 1 on chain 7, for "), "{line}");
+        assert!(line.contains(": version 2.2 (request 2 of client 1) "), "{line}");
+        assert!(line.ends_with("; 1 requests wait, refused last: the connection was lost"), "{line}");
+        assert!(alone.server.held_up(Duration::from_secs(600)).is_empty());
+        alone.set_chain(3, &[1]);
+        assert_eq!(writer.join().unwrap().status, Status::Ok);
+    });
+    assert!(alone.server.held_up(Duration::ZERO).is_empty());
 }

@@ -19,7 +19,7 @@ from luciola.errors import (
     Unavailable,
     Unsupported,
 )
-from luciola.wire import handshake, lane, methods
+from luciola.wire import handshake, in_progress, lane, methods
 from luciola.wire.credentials import ADMIN, CLIENT, Token, mint
 from luciola.wire.lane import AsyncLaneClient, LaneClient, LaneServer, format_address, parse_address
 from luciola.wire.pb import common_pb2
@@ -273,6 +273,25 @@ def test_replies_overtake_a_request_that_waits():
         assert reply_of(raw)[2] == 2
         _open(service)
         assert reply_of(raw)[2] == 1
+        raw.close()
+
+
+def test_request_that_takes_long_is_named_until_it_is_answered(caplog, monkeypatch):
+    monkeypatch.setattr(in_progress, "LOOK_S", 0.001)
+    monkeypatch.setattr(in_progress, "SLOW_S", 0.0)
+    with serving() as (server, service):
+        raw = shake(server)
+        raw.sendall(frame(methods.Meta.list.lane, ListRequest(inode=3).SerializeToString()))
+        deadline = time.monotonic() + 60
+        while "/luciola.Meta/List about inode 3 " not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        assert "it waits in Service.list:" in caplog.text
+        _open(service)
+        reply_of(raw)
+        raw.sendall(frame(methods.Meta.lookup.lane, LOOKUP.SerializeToString()))
+        reply_of(raw)
+        assert not server._in_progress._waiting
         raw.close()
 
 

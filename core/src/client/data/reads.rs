@@ -3,9 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::DataClient;
+use super::Peer;
 use super::batches::{self, Batch, Carry, carry_out, with_room};
 use crate::buffer::Placement;
 use crate::client::backoff::Backoff;
+use crate::client::patience::{Attempts, Reached};
 use crate::client::routing::Routing;
 use crate::net::Connection;
 use crate::types::{ChainId, ChainMember, ChainVersion, ChunkId, NodeId, ReadOp, ReadResult, Status};
@@ -32,6 +34,7 @@ pub(super) struct Piece {
     pub(super) into: Placement,
     /// Bytes that the chunk had; the rest of `into` is untouched.
     pub(super) outcome: Option<Result<u32, Status>>,
+    pub(super) attempts: Attempts<Peer>,
     last: Status,
     /// Replicas that could not answer since the last pause.
     avoided: Vec<NodeId>,
@@ -59,6 +62,7 @@ impl Piece {
             offset,
             into,
             outcome: None,
+            attempts: Attempts::new(),
             last: Status::NotServing,
             avoided: Vec::new(),
             damaged: 0,
@@ -68,6 +72,7 @@ impl Piece {
     }
 
     fn answered(&mut self, node: NodeId, result: &ReadResult, routing_is_newer: bool) {
+        self.attempts.reached(Reached::Answered);
         self.last = result.status;
         match result.status {
             Status::Ok => self.outcome = Some(Ok(result.length)),
@@ -157,6 +162,7 @@ fn batches(
             piece.exhausted = true;
             continue;
         };
+        piece.attempts.begin(Peer { node, chain: piece.chain });
         let local = batch.link.is_local();
         if local && piece.into.is_shared() {
             // While a node may still write into the caller's memory there is no other replica to turn to.
@@ -229,7 +235,11 @@ struct Carrier<'a> {
 
 impl Carry<Work> for Carrier<'_> {
     fn send(&mut self, connection: &mut Connection, batch: &Batch<Work>) -> Result<(), Status> {
-        connection.send_reads(&batch.work.ops, &batch.work.places, batch.deadline)
+        connection.send_reads(&batch.work.ops, &batch.work.places, batch.deadline)?;
+        for index in &batch.work.pieces {
+            self.pieces[*index].attempts.reached(Reached::Sent);
+        }
+        Ok(())
     }
 
     fn receive(&mut self, connection: &mut Connection, batch: &Batch<Work>) -> Result<(), Status> {

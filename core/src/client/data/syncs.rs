@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use super::DataClient;
 use super::batches::{Batch, Carry, carry_out};
 use super::reads::pause;
+use super::{DataClient, Peer};
+use crate::client::patience::{Attempts, Reached};
 use crate::client::routing::Routing;
 use crate::net::Connection;
 use crate::types::{BATCH_OPS_MAX, ChainId, ChainVersion, Status};
@@ -15,11 +16,12 @@ pub(super) fn run(
     client: &DataClient,
     mut chains: BTreeSet<ChainId>,
     deadline: Instant,
+    attempts: &mut Attempts<Peer>,
 ) -> Result<(), Status> {
     let mut backoff = client.backoff();
     loop {
         let routing = client.routing.current();
-        let mut carrier = Carrier { failed: BTreeSet::new(), last: Status::NotServing };
+        let mut carrier = Carrier { failed: BTreeSet::new(), last: Status::NotServing, attempts };
         carry_out(batches(client, &routing, &chains, &mut carrier, deadline), &mut carrier);
         chains = carrier.failed;
         if chains.is_empty() {
@@ -38,7 +40,7 @@ fn batches(
     client: &DataClient,
     routing: &Routing,
     chains: &BTreeSet<ChainId>,
-    carrier: &mut Carrier,
+    carrier: &mut Carrier<'_>,
     deadline: Instant,
 ) -> Vec<Batch<Work>> {
     let mut batches: Vec<Batch<Work>> = Vec::new();
@@ -52,25 +54,32 @@ fn batches(
         };
         match batches.iter_mut().rfind(|batch| batch.node == node && batch.work.len() < BATCH_OPS_MAX) {
             Some(batch) => batch.work.push(wanted),
-            None => batches.push(Batch { node, link, deadline, work: vec![wanted] }),
+            None => {
+                carrier.attempts.begin(Peer { node, chain: *id });
+                batches.push(Batch { node, link, deadline, work: vec![wanted] });
+            }
         }
     }
     batches
 }
 
-struct Carrier {
+struct Carrier<'a> {
     failed: BTreeSet<ChainId>,
     last: Status,
+    attempts: &'a mut Attempts<Peer>,
 }
 
-impl Carry<Work> for Carrier {
+impl Carry<Work> for Carrier<'_> {
     fn send(&mut self, connection: &mut Connection, batch: &Batch<Work>) -> Result<(), Status> {
-        connection.send_syncs(&batch.work, batch.deadline)
+        connection.send_syncs(&batch.work, batch.deadline)?;
+        self.attempts.reached(Reached::Sent);
+        Ok(())
     }
 
     fn receive(&mut self, connection: &mut Connection, batch: &Batch<Work>) -> Result<(), Status> {
         let mut results = Vec::with_capacity(batch.work.len());
         connection.receive_syncs(batch.deadline, &mut results)?;
+        self.attempts.reached(Reached::Answered);
         for ((chain, _), status) in batch.work.iter().zip(results) {
             if status != Status::Ok {
                 self.note(*chain, status);
@@ -84,7 +93,7 @@ impl Carry<Work> for Carrier {
     }
 }
 
-impl Carrier {
+impl Carrier<'_> {
     /// An error that no retry can help outlives those that one can.
     fn note(&mut self, chain: ChainId, status: Status) {
         self.failed.insert(chain);

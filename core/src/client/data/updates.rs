@@ -3,9 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::DataClient;
+use super::Peer;
 use super::batches::{self, Batch, Carry, carry_out, with_room};
 use super::reads::pause;
 use crate::buffer::Placement;
+use crate::client::patience::{Attempts, Reached};
 use crate::client::routing::Routing;
 use crate::net::Connection;
 use crate::types::{
@@ -32,6 +34,7 @@ pub(super) struct Piece {
     pub(super) op: Op,
     pub(super) payload: Placement,
     pub(super) outcome: Option<Result<UpdateResult, Status>>,
+    pub(super) attempts: Attempts<Peer>,
     tag: RequestTag,
     last: Status,
     damaged: u32,
@@ -50,6 +53,7 @@ impl Piece {
             op,
             payload,
             outcome: None,
+            attempts: Attempts::new(),
             tag: RequestTag::default(),
             last: Status::NotServing,
             damaged: 0,
@@ -61,6 +65,7 @@ impl Piece {
 
     fn answered(&mut self, result: &UpdateResult, routing_is_newer: bool) {
         self.sent_until = None;
+        self.attempts.reached(Reached::Answered);
         self.last = result.status;
         match result.status {
             Status::Ok => self.outcome = Some(Ok(*result)),
@@ -153,6 +158,7 @@ fn batches(
             fresh: false,
             payload_crc: None,
         };
+        piece.attempts.begin(Peer { node, chain: piece.chain });
         let local = batch.link.is_local();
         let place = if local { bounced(client, &piece.payload) } else { piece.payload.clone() };
         batch.work.add(index, op, place);
@@ -188,7 +194,11 @@ impl Carry<Work> for Carrier<'_> {
         for index in &batch.work.pieces {
             self.pieces[*index].sent_until = Some(batch.deadline);
         }
-        connection.send_updates(&batch.work.ops, &batch.work.places, batch.deadline)
+        connection.send_updates(&batch.work.ops, &batch.work.places, batch.deadline)?;
+        for index in &batch.work.pieces {
+            self.pieces[*index].attempts.reached(Reached::Sent);
+        }
+        Ok(())
     }
 
     fn receive(&mut self, connection: &mut Connection, batch: &Batch<Work>) -> Result<(), Status> {

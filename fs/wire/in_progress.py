@@ -1,0 +1,103 @@
+"""Requests that are not answered yet; those that take long are named in the log, with what they wait for."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from google.protobuf.message import Message
+
+log = logging.getLogger(__name__)
+
+SLOW_S: Final = 10.0  # far longer than anything that goes well, far shorter than clients are patient
+LOOK_S: Final = 10.0
+LINES_MAX: Final = 8  # of one look: hundreds of requests may wait for the same
+DEPTH_MAX: Final = 12  # of the calls that are named for one request
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One request. `peer` is who sent it."""
+
+    path: str
+    request: Message
+    peer: object
+    since_s: float
+
+    @property
+    def slow_at_s(self) -> float:
+        """When it begins to be worth a word: a poll may wait as long as it asks for."""
+        return self.since_s + SLOW_S + getattr(self.request, "wait_ms", 0) / 1000
+
+
+class InProgress:
+    """The requests of one server. `start` in its event loop, `stop` before that ends."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.Future[Any], Waiting] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, future: "asyncio.Future[Any]", path: str, request: Message, peer: object) -> None:
+        """The reply to a request is going to come from `future`."""
+        self._waiting[future] = Waiting(path, request, peer, asyncio.get_running_loop().time())
+
+    def remove(self, future: "asyncio.Future[Any]") -> None:
+        """It has been answered, or nobody waits any more."""
+        self._waiting.pop(future, None)
+
+    def start(self) -> None:
+        """Looks again and again until `stop`."""
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(LOOK_S, self._look, loop.time() + LOOK_S)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self, due_s: float) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - due_s >= SLOW_S:
+            log.warning("this process served nobody for %.0f s: it, or its machine, was busy", now_s - due_s)
+        self.report(now_s)
+        self.start()
+
+    def report(self, now_s: float) -> None:
+        """A warning for each request that is slow at `now_s`, the oldest first."""
+        slow = [(future, each) for future, each in self._waiting.items() if now_s >= each.slow_at_s]
+        for future, each in slow[:LINES_MAX]:
+            log.warning(
+                "%s%s from %s is not answered after %.0f s; it waits in %s",
+                each.path,
+                _about(each.request),
+                each.peer,
+                now_s - each.since_s,
+                " > ".join(_calls(future)) or "a future",
+            )
+        if len(slow) > LINES_MAX:
+            log.warning("%d further requests are not answered", len(slow) - LINES_MAX)
+
+
+def _about(request: Message) -> str:
+    """The inode that a request is about, where one is named."""
+    for name in ("inode", "parent", "path", "source"):
+        value = getattr(request, name, None)
+        inode = getattr(value, "at", value)
+        if isinstance(inode, int) and inode:
+            return f" about inode {inode}"
+    return ""
+
+
+def _calls(future: "asyncio.Future[Any]") -> Iterator[str]:
+    """The calls that a task is in, outermost first, each with its line."""
+    coroutine: Any = future.get_coro() if isinstance(future, asyncio.Task) else None
+    for _ in range(DEPTH_MAX):
+        frame = getattr(coroutine, "cr_frame", None)
+        if frame is None:
+            return
+        yield f"{coroutine.__qualname__}:{frame.f_lineno}"
+        coroutine = coroutine.cr_await
+
+
+__all__ = ["InProgress"]
