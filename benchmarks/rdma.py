@@ -12,13 +12,15 @@ memory      whole requests: a frame there, the lookup, the transfer, checksums o
             server keeps its chunks in memory, and copies them.
 storage     the same on a storage node, with chunks in files (page cache).
 
-How fast one pass of the checksum is stands below; a request makes two. On Soft-RoCE under emulation no figure means
+What a request does beside the transfer stands below: how fast one pass of the checksum is, of which it makes two, and
+how fast a new file takes bytes, which a write does on a storage node. On Soft-RoCE under emulation no figure means
 anything but the ratios, and those of requests are worse than on hardware: checksums and copies, which a network card
 does not slow down, are emulated too.
 """
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -174,6 +176,18 @@ class End:
         return SMALL_DEPTH * batches / (sum(times_us) / 1e6)
 
 
+def new_file_mib_s(directory: str) -> float:
+    """How fast new files take 1 MiB each, in MiB/s."""
+    data, times_s = os.urandom(MIB), []
+    for number in range(DEPTH * BATCHES):
+        with open(Path(directory) / f"new-{number}", "wb", buffering=0) as file:
+            start = time.monotonic()
+            file.write(data)
+            times_s.append(time.monotonic() - start)
+        os.unlink(file.name)
+    return 1 / statistics.median(times_s)
+
+
 @contextmanager
 def client_of(devices: list[str], *server: str) -> Iterator[End]:
     """A client on the first device, connected to a server of ours on the second that holds the chunks."""
@@ -188,8 +202,8 @@ def client_of(devices: list[str], *server: str) -> Iterator[End]:
             yield client
 
 
-def measured(devices: list[str], rounds: int, *, alone: bool) -> tuple[list[Row], float]:
-    """All rows, or those of the transport alone; and how many MiB/s one pass of the checksum makes."""
+def measured(devices: list[str], rounds: int, *, alone: bool) -> tuple[list[Row], dict[str, float]]:
+    """All rows, or those of the transport alone; and MiB/s of what requests do beside."""
     pairs: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
 
     def note(ours: str, beside: str, unit: str, pair: tuple[float, float]) -> None:
@@ -206,7 +220,10 @@ def measured(devices: list[str], rounds: int, *, alone: bool) -> tuple[list[Row]
             # Makes the chunks that are read.
             client.mib_s("measure write", batches=1)
             client.operations_s("measure write", batches=1)
-        checksum = wire.times_us("checksum", MIB, 100)
+        beside = {
+            "one pass of the checksum": 1e6 / statistics.median(wire.times_us("checksum", MIB, 100)),
+            "new files": new_file_mib_s(directory),
+        }
         for _ in range(rounds):
             write = bandwidth("ib_write_bw", devices)
             note("transport, WRITE", "ib_write_bw", "MiB/s", (wire.mib_s("write"), write))
@@ -235,7 +252,7 @@ def measured(devices: list[str], rounds: int, *, alone: bool) -> tuple[list[Row]
                 note(f"{name}, ping", "ib_read_lat -e", "us", (ping, events))
                 times_us = client.times_us("measure", "read", SMALL, 1, PINGS)
                 note(f"{name}, read of 4 KiB", "ib_read_lat -e", "us", (statistics.median(times_us), events))
-    return [Row(*key, found) for key, found in pairs.items()], 1e6 / statistics.median(checksum)
+    return [Row(*key, found) for key, found in pairs.items()], beside
 
 
 def main() -> None:
@@ -248,7 +265,7 @@ def main() -> None:
     devices = given.devices.split(",")
     if len(devices) != 2 or given.rounds < 1:
         parser.error("--devices takes two names, and --rounds at least 1")
-    rows, checksum = measured(devices, given.rounds, alone=given.alone)
+    rows, beside = measured(devices, given.rounds, alone=given.alone)
     print(f"devices {given.devices}, {DEPTH} x 1 MiB outstanding, {given.rounds} rounds")
     if is_emulated(devices):
         print("Soft-RoCE: only the ratios mean anything")
@@ -259,10 +276,11 @@ def main() -> None:
         print(
             f"{row.ours:32}{row.beside:16}{row.unit:8}{ours:9.1f}{theirs:9.1f}{ratio:7.2f}   {low:.2f} {high:.2f}"
         )
-    print(f"one pass of the checksum: {checksum:.0f} MiB/s")
+    for what, mib_s in beside.items():
+        print(f"{what}: {mib_s:.0f} MiB/s")
     if given.json:
         document = [{**asdict(row), "ratio": statistics.median(row.ratios)} for row in rows]
-        given.json.write_text(json.dumps({"rows": document, "checksum_mib_s": checksum}, indent=2))
+        given.json.write_text(json.dumps({"rows": document, "beside_mib_s": beside}, indent=2))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ pub mod craq;
 pub mod error;
 pub mod fuse;
 mod lock;
+#[cfg(test)]
+mod logged;
 pub mod net;
 #[cfg(feature = "python")]
 pub mod python;

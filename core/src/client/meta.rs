@@ -302,32 +302,14 @@ impl Meta {
 
 #[cfg(test)]
 mod tests {
-    use log::{LevelFilter, Log, Metadata, Record};
-
     use super::*;
     use crate::client::lane::LaneOptions;
+    use crate::logged;
     use crate::net::Secret;
-
-    struct Lines(crate::lock::Mutex<Vec<String>>);
-
-    impl Log for Lines {
-        fn enabled(&self, _: &Metadata<'_>) -> bool {
-            true
-        }
-
-        fn log(&self, record: &Record<'_>) {
-            self.0.lock().push(record.args().to_string());
-        }
-
-        fn flush(&self) {}
-    }
-
-    static LINES: Lines = Lines(crate::lock::Mutex::new(Vec::new()));
 
     #[test]
     fn a_call_that_is_given_up_leaves_one_line() {
-        log::set_logger(&LINES).expect("the only test with a logger");
-        log::set_max_level(LevelFilter::Warn);
+        logged::begin();
         let credential = Secret::new([1; 32]).mint(&pb::Claims::default());
         let lane = Lane::new(Vec::new(), credential, LaneOptions::default());
         let meta = Meta::new(Carrier::Lane(lane), ClientId(5), Duration::from_millis(20));
@@ -335,9 +317,6 @@ mod tests {
         let error = error.unwrap_err();
         assert_eq!(error.kind(), Kind::Unavailable);
         assert!(error.message().starts_with("META_SYNC was given up (nobody was asked in "), "{error}");
-        let about_this = |line: &&String| line.contains("META_SYNC");
-        let lines = LINES.0.lock();
-        let lines: Vec<&String> = lines.iter().filter(about_this).collect();
-        assert_eq!(lines, [&format!("client 5: inode 21: {error}")]);
+        assert_eq!(logged::with("META_SYNC"), [format!("WARN client 5: inode 21: {error}")]);
     }
 }

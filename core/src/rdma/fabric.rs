@@ -223,9 +223,11 @@ impl fmt::Debug for Fabric {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logged;
 
     #[test]
     fn a_peer_is_avoided_longer_each_time_until_it_is_reached() {
+        logged::begin();
         let fabric = Fabric::new(Options::default());
         let peer = "127.0.0.1:9".parse().unwrap();
         assert!(!fabric.avoids(peer));
@@ -238,10 +240,15 @@ mod tests {
         assert!(fabric.avoids(peer));
         assert_eq!(pauses[..3], [RETRY_FIRST, RETRY_FIRST * 2, RETRY_FIRST * 4]);
         assert_eq!(pauses[7], RETRY_MAX);
+        let said = || logged::with("WARN no RDMA to 127.0.0.1:9, ").len();
+        assert_eq!(said(), 1, "once, not each time");
+        fabric.reached(peer);
+        fabric.fall_back(peer, "once more");
+        assert_eq!(said(), 2);
         fabric.reached(peer);
         assert!(!fabric.avoids(peer));
         let counted = fabric.counters().all();
-        assert_eq!(counted[..2], [("rdma_connections", 1), ("rdma_fallbacks", 8)]);
+        assert_eq!(counted[..2], [("rdma_connections", 2), ("rdma_fallbacks", 9)]);
     }
 
     #[test]
