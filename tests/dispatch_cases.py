@@ -14,6 +14,7 @@ from torch import Tensor
 from luciola.plugins.deepep import Buffer, CommunicationError, reference, shim
 from luciola.plugins.kernels.layers import using_layer
 from luciola.plugins.kernels.quantize import per_token_cast_to_fp8
+from spinning_transport import SpinningBuffer
 
 STORE: list[dist.Store] = []
 """That of this case, without any prefix."""
@@ -71,9 +72,17 @@ def world(
     return World(experts, x, idx, weights)
 
 
-def make(rank: int, size: int, *, nodes: int = 1, num_bytes: int = 1 << 22, **options: Any) -> Buffer:
+def make(
+    rank: int,
+    size: int,
+    *,
+    nodes: int = 1,
+    num_bytes: int = 1 << 22,
+    kind: type[Buffer] = Buffer,
+    **options: Any,
+) -> Buffer:
     """A buffer of this case's ranks."""
-    return Buffer(
+    return kind(
         dist.group.WORLD, num_bytes, num_bytes if nodes > 1 else 0,
         ranks_per_node=size // nodes, explicitly_destroy=True, device="cpu", **{"timeout_s": 60.0, **options},
     )  # fmt: skip
@@ -88,12 +97,16 @@ def exact(
     layers: tuple[str, ...] = ("reference",),
     num_bytes: int = 1 << 22,
     transport: str = "auto",
+    spinning: bool = False,
 ) -> str:
     """Layout, dispatch and combine in all call patterns, for each case; returns the transport's name."""
-    buffer = make(rank, size, nodes=nodes, num_bytes=num_bytes, transport=transport)
+    kind = SpinningBuffer if spinning else Buffer
+    buffer = make(rank, size, nodes=nodes, num_bytes=num_bytes, transport=transport, kind=kind)
     with using_layer(layers[rank % len(layers)]):
         for case in cases:
             _round(buffer, world(size, **case), nodes)
+    if spinning:
+        assert buffer._ways._captured._is_used, "some calls must go that way"
     name = buffer.transport.name
     buffer.destroy()
     return name

@@ -10,6 +10,7 @@
     exchange       rows of one set of ranks to another and back, over a transport, in turns
     normal         dispatch and combine on one node, made of `layout` and `exchange`
     two_hop        the same over several nodes
+    captured       the same without the host, so that a CUDA graph can hold it; `ways` chooses among the three
     low_latency    low-latency mode
     elastic        `ElasticBuffer`: one dispatch and combine for all sizes, expanded by experts if that is wanted
     rows results   rows of CPU tensors moved, summed and cast by the native module; memory that results are made in

@@ -1,6 +1,6 @@
 """`Buffer`: dispatch and combine between ranks, with the original's names, arguments, results and assertions.
 
-Here arguments are checked and results are put together; `normal` and `two_hop` do the work, and `low_latency` has the
+Here arguments are checked and results are put together; `ways` leads to what does the work, and `low_latency` has the
 methods of low-latency mode. Tensors live
 where the transport's regions are, and are brought there and back if they come from another device.
 """
@@ -15,25 +15,23 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..kernels.errors import BadCall, refuse
-from . import layout, normal, settings, two_hop
+from . import layout, settings
 from .arguments import check_biases, check_rows, take_tokens
 from .config import Config, combine_config, dispatch_config
 from .event import EventHandle, EventOverlap
-from .exchange import SLOTS_EACH, Exchange
 from .failure import CommunicationError, refused
 from .low_latency.methods import LowLatencyMethods
-from .normal import Handle, Received, Tokens
+from .normal import Received, Tokens
 from .transport.choose import open_transport
 from .transport.interface import Transport
 from .transport.members import CommMembers, GroupMembers, Members, agree
 from .transport.mixed import Mixed
+from .ways import AnyHandle, Ways
 
 topk_idx_t: Final = torch.int64
 """Of expert numbers; int32 is taken as well, and given back."""
 
 EXPERTS_PER_RANK_MAX: Final = 1024
-
-AnyHandle = Handle | two_hop.TwoHopHandle | tuple[Any, ...]
 
 
 class Buffer(LowLatencyMethods):
@@ -88,7 +86,7 @@ class Buffer(LowLatencyMethods):
                  "low_latency_mode": low_latency_mode, "enable_shrink": enable_shrink}  # fmt: skip
         agree(members, facts, phase="making a Buffer")
         self.ranks_per_node = node_size(members, wanted)
-        self.transport: Transport = open_transport(
+        self.transport = self._open(
             members,
             num_nvl_bytes + num_rdma_bytes,
             device=_device(device),
@@ -100,9 +98,12 @@ class Buffer(LowLatencyMethods):
                 self.transport.close()
                 refuse("ranks_per_node", wanted, f"all ranks are one node over {self.transport}")
             self.ranks_per_node = self.group_size
-        self._nodes: two_hop.Nodes | None = None
-        self._exchange: Exchange | None = None
-        self._connect()
+        self._ways = Ways(
+            self.transport,
+            ranks_per_node=self.ranks_per_node,
+            num_nvl_bytes=num_nvl_bytes,
+            num_rdma_bytes=num_rdma_bytes,
+        )
 
     # -- the original's small methods --
 
@@ -245,9 +246,9 @@ class Buffer(LowLatencyMethods):
             tokens = take_tokens(x, topk_idx, topk_weights, device=self.transport.device)
             if handle is not None:
                 assert topk_idx is None and topk_weights is None, "a handle has the routing already"  # noqa: PT018
-                self._check_handle(handle, tokens=len(tokens.x))
+                self._ways.check_handle(handle, tokens=len(tokens.x))
             else:
-                member, counts = self._routing(
+                member = self._routing(
                     tokens,
                     num_tokens_per_rank,
                     num_tokens_per_rdma_rank,
@@ -260,18 +261,19 @@ class Buffer(LowLatencyMethods):
                     refuse("num_worst_tokens", num_worst_tokens, "it must not be negative")
         home = x[0].device if isinstance(x, tuple | list) else x.device
         if handle is not None:
-            if self._nodes is None:
-                came = normal.cached_dispatch(self._one_node(), tokens, Handle(*handle))
-            else:
-                came = two_hop.cached_dispatch(self._nodes, tokens, _two_hops(handle))
-            return _pair(came, home), None, None, None, None, _end(async_finish)
-        rows = num_worst_tokens or None
-        if self._nodes is None:
-            channels = max(config.num_sms // 2, 1)
-            received = normal.dispatch(self._one_node(), tokens, member, counts, channels=channels, rows=rows)
-        else:
-            received = two_hop.dispatch(self._nodes, tokens, member, counts, rows=rows)
-        return (*_results(received, home, expert_alignment, worst=bool(rows)), _end(async_finish))
+            return (
+                _pair(self._ways.cached_dispatch(tokens, handle), home),
+                None,
+                None,
+                None,
+                None,
+                _end(async_finish),
+            )
+        assert num_tokens_per_expert is not None, "it was looked at"
+        received = self._ways.dispatch(
+            tokens, member, num_tokens_per_expert, channels=max(config.num_sms // 2, 1), rows=num_worst_tokens or None
+        )  # fmt: skip
+        return (*_results(received, home, expert_alignment, worst=num_worst_tokens > 0), _end(async_finish))
 
     def combine(  # noqa: PLR0913 (the original's)
         self,
@@ -293,7 +295,7 @@ class Buffer(LowLatencyMethods):
             _begin(previous_event, async_finish, allocate_on_comm_stream)
             assert config is None or config.num_sms % 2 == 0, "The SM count must be even"
             check_rows(x, "x", (torch.bfloat16,))
-            tokens, rows = self._check_handle(handle)
+            tokens, rows = self._ways.check_handle(handle), self._ways.rows_of(handle)
             if len(x) < rows:
                 refuse("x", f"of {len(x)} rows", f"{rows} tokens have come by the dispatch of this handle")
             columns = [self._here(x)]
@@ -303,11 +305,7 @@ class Buffer(LowLatencyMethods):
                     refuse("topk_weights", f"of {len(topk_weights)} rows", f"x has {len(x)}")
                 columns.append(self._here(topk_weights))
             biases = [self._here(each) for each in check_biases(bias, (tokens, x.shape[1]))]
-        if self._nodes is None:
-            out = normal.combine(self._one_node(), columns, Handle(*handle), biases)
-        else:
-            out = two_hop.combine(self._nodes, columns, _two_hops(handle), biases)
-        combined = [each.to(x.device) for each in out]
+        combined = [each.to(x.device) for each in self._ways.combine(columns, handle, biases)]
         return combined[0], combined[1] if len(combined) > 1 else None, _end(async_finish)
 
     def internode_dispatch(self, *arguments: Any, **options: Any) -> Any:
@@ -320,39 +318,17 @@ class Buffer(LowLatencyMethods):
 
     # -- parts --
 
+    def _open(self, members: Members, num_bytes: int, **options: Any) -> Transport:
+        return open_transport(members, num_bytes, **options)
+
     @contextmanager
     def _telling(self, call: str) -> Iterator[None]:
         """Arguments are looked at inside. If they are refused, the others learn it where they wait for this rank."""
         try:
             yield
         except (ValueError, TypeError, AssertionError) as error:
-            told = refused(error, rank=self.rank, phase=f"{call}: arguments")
-            for exchange in (self._exchange, *self._hops()):
-                if exchange is not None:
-                    exchange.refuse(told)
+            self._ways.refuse(refused(error, rank=self.rank, phase=f"{call}: arguments"))
             raise
-
-    def _hops(self) -> tuple[Exchange, ...]:
-        return () if self._nodes is None else (self._nodes.across, self._nodes.within)
-
-    def _connect(self) -> None:
-        size, nvl, rdma = self.ranks_per_node, self.num_nvl_bytes, self.num_rdma_bytes
-        if nvl and self.num_nodes == 1:
-            self._exchange = Exchange(self.transport, range(self.group_size), start=0, num_bytes=nvl, slot=0)
-        elif nvl and rdma:
-            node, place = divmod(self.rank, size)
-            across = range(place, self.group_size, size)
-            within = range(node * size, (node + 1) * size)
-            self._nodes = two_hop.Nodes(
-                Exchange(self.transport, across, start=nvl, num_bytes=rdma, slot=SLOTS_EACH),
-                Exchange(self.transport, within, start=0, num_bytes=nvl, slot=2 * SLOTS_EACH),
-            )
-
-    def _one_node(self) -> Exchange:
-        if self._exchange is None:
-            needed = "num_nvl_bytes" if self.num_nodes == 1 else "num_nvl_bytes and num_rdma_bytes"
-            raise BadCall(f"this buffer has no memory for normal mode: make it with {needed}")
-        return self._exchange
 
     def _here(self, x: Tensor) -> Tensor:
         return x.to(self.transport.device)
@@ -364,21 +340,20 @@ class Buffer(LowLatencyMethods):
         per_node: Tensor | None,
         is_token_in_rank: Tensor | None,
         per_expert: Tensor | None,
-    ) -> tuple[Tensor, list[int]]:
-        """Which token goes to which rank, and tokens for each expert."""
+    ) -> Tensor:
+        """Which token goes to which rank."""
         assert per_rank is not None, "without a handle, give num_tokens_per_rank"
         assert is_token_in_rank is not None, "without a handle, give is_token_in_rank"
         assert per_expert is not None, "without a handle, give num_tokens_per_expert"
-        if self._nodes is not None:
+        if self.num_nodes > 1:
             assert per_node is not None, "several nodes: give num_tokens_per_rdma_rank"
         member = self._here(is_token_in_rank)
-        counts = self._check_layout(len(tokens.x), member, per_rank, per_expert)
+        self._check_layout(len(tokens.x), member, per_rank, per_expert)
         if tokens.topk_idx is not None:
-            layout.check_indices(tokens.topk_idx, len(counts))
-        return member, counts
+            layout.check_indices(tokens.topk_idx, len(per_expert))
+        return member
 
-    def _check_layout(self, tokens: int, member: Tensor, per_rank: Tensor, per_expert: Tensor) -> list[int]:
-        """Returns tokens for each expert."""
+    def _check_layout(self, tokens: int, member: Tensor, per_rank: Tensor, per_expert: Tensor) -> None:
         ranks = self.group_size
         if member.dtype != torch.bool or tuple(member.shape) != (tokens, ranks) or not member.is_contiguous():
             refuse("is_token_in_rank", f"{member.dtype} of shape {tuple(member.shape)}",
@@ -404,23 +379,6 @@ class Buffer(LowLatencyMethods):
             member.sum(0, dtype=torch.int32), per_rank.cpu()
         ):
             refuse("num_tokens_per_rank", per_rank.tolist(), "is_token_in_rank says otherwise")
-        found: list[int] = per_expert.tolist()
-        return found
-
-    def _check_handle(self, handle: AnyHandle, *, tokens: int | None = None) -> tuple[int, int]:
-        """How many tokens were sent by its dispatch, and how many came."""
-        length = 6 if self._nodes is None else 10
-        if not isinstance(handle, tuple) or len(handle) != length:
-            raise BadCall(f"the handle must be what dispatch of this buffer returned, {length} tensors")
-        member = handle[4] if self._nodes is None else handle[0]
-        if self._nodes is None:
-            self._one_node()
-        if member.shape[1] != self.group_size:
-            raise BadCall(f"the handle is of {member.shape[1]} ranks; this buffer has {self.group_size}")
-        if tokens is not None and tokens != len(member):
-            refuse("x", f"of {tokens} tokens", f"the handle is of {len(member)}")
-        prefix = handle[0][-1, self.rank] if self._nodes is None else handle[6][-1]
-        return len(member), int(prefix)
 
 
 def _members(group: dist.ProcessGroup | None, comm: Any, node_size: int | None) -> Members:
@@ -470,12 +428,6 @@ def _results(
 def _pair(tokens: Tokens, home: torch.device) -> Tensor | tuple[Tensor, Tensor]:
     x = tokens.x.to(home)
     return x if tokens.scales is None else (x, tokens.scales.to(home))
-
-
-def _two_hops(handle: AnyHandle) -> two_hop.TwoHopHandle:
-    if not isinstance(handle, two_hop.TwoHopHandle):
-        raise BadCall("the handle must be the object that dispatch returned, not a copy of its tensors")
-    return handle
 
 
 def _device(device: torch.device | str | None) -> torch.device:

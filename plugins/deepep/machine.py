@@ -168,6 +168,10 @@ def cases() -> Iterator[Case]:
     yield Case("take", "take_kernel", lambda: _take(torch.empty(_TOKENS, dtype=torch.int64, device="meta")))
     yield Case("take-range", "take_kernel", lambda: _take(slice(0, _TOKENS)))
     yield Case("reduce", "reduce_kernel", _reduce, (*ordered, wide_failures, narrow_failures))
+    yield Case("publish", "publish_kernel", _publish)
+    yield Case("heads", "heads_kernel", lambda: normal.heads(_long(_RANKS), 0, 2 + 11 * _RANKS), ordered)
+    yield Case("place", "place_kernel", _place, ordered)
+    yield Case("fetch", "fetch_kernel", _fetch)
     yield Case("slots", "slot_kernel", lambda: dispatch_send(fp8=False), ordered)
     yield Case("dispatch-send-bf16", "dispatch_send_kernel", lambda: dispatch_send(fp8=False))
     yield Case("dispatch-send-fp8", "dispatch_send_kernel", lambda: dispatch_send(fp8=True))
@@ -214,6 +218,22 @@ def _take(rows: Tensor | slice) -> None:
 def _reduce() -> None:
     rows = _meta(_TOKENS, 7168, dtype=torch.bfloat16)
     normal.reduce(rows, [rows] * _RANKS, _meta(_TOKENS, _RANKS, dtype=torch.bool), [rows, rows])
+
+
+def _publish() -> None:
+    words = _meta(_TOKENS, 1792, dtype=torch.int64)
+    normal.publish(words, words, _int(1))
+
+
+def _place() -> None:
+    tables = (_int(_RANKS, 2 + 11 * _RANKS), _int(_RANKS), _long(_RANKS))
+    normal.place(_int(_RANKS * _TOKENS), *tables, 512, shape=1 << 30, problem=1 << 40, rank=1)
+
+
+def _fetch() -> None:
+    rows = _RANKS * _TOKENS
+    out = _meta(rows, 1792, dtype=torch.int64)
+    normal.fetch(out, _int(rows), _int(_RANKS), _long(_RANKS), 1024, tokens_max=rows)
 
 
 LAYOUT: Final = Layout(max_tokens=128, hidden=7168, ranks=_RANKS, experts=288)

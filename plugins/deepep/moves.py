@@ -36,13 +36,13 @@ def take(out: Tensor, source: Tensor, rows: Rows) -> None:
     if layer_for(out) == "triton":
         from . import launch
 
-        launch.take(_words(out), _words(source), rows)
+        launch.take(words(out), words(source), rows)
     elif isinstance(rows, slice):
         out.copy_(source[rows])
     elif out.device.type == "cpu":
         native.copy(_flat(out), _flat(source), source_rows=rows)
     else:
-        torch.index_select(_words(source), 0, rows, out=_words(out))
+        torch.index_select(words(source), 0, rows, out=words(out))
 
 
 def put(out: Tensor, source: Tensor, rows: Tensor, source_rows: Tensor) -> None:
@@ -52,7 +52,7 @@ def put(out: Tensor, source: Tensor, rows: Tensor, source_rows: Tensor) -> None:
     if out.device.type == "cpu":
         native.copy(_flat(out), _flat(source), target_rows=rows, source_rows=source_rows)
     else:
-        _words(out).index_copy_(0, rows, _words(source)[source_rows])
+        words(out).index_copy_(0, rows, words(source)[source_rows])
 
 
 def reduce(out: Tensor, parts: Sequence[Tensor], member: Tensor, *, bias: Sequence[Tensor] = ()) -> None:
@@ -91,7 +91,7 @@ def _flat(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.view(x.shape[0], -1)
 
 
-def _words(x: Tensor) -> Tensor:
+def words(x: Tensor) -> Tensor:
     """Rows as the widest integers that they are made of: copies do not depend on what they mean."""
     rows = x.reshape(len(x), -1)
     row_bytes = rows.shape[1] * x.element_size()
@@ -100,4 +100,4 @@ def _words(x: Tensor) -> Tensor:
     return rows.view(torch.uint8).view(width)
 
 
-__all__ = ["Rows", "length", "part", "put", "reduce", "take"]
+__all__ = ["Rows", "length", "part", "put", "reduce", "take", "words"]

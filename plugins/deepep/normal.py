@@ -60,6 +60,12 @@ class Handle(NamedTuple):
     send_head: Tensor
 
 
+class SizedHandle(Handle):
+    """A handle that knows how many rows any rank has at most, sent or received: nobody needs to be asked."""
+
+    rows_max: int
+
+
 @dataclass(frozen=True)
 class Received:
     """What has come. expert_counts: tokens for each expert of this rank, before they are aligned."""
@@ -146,7 +152,7 @@ def _handle(me: int, came: Delivery, member: Tensor, channels: int) -> Handle:
         firsts = torch.tensor(channel_limits(tokens, channels)[:-1], dtype=torch.int32, device=device)
         starts.append(torch.searchsorted(rows, firsts, out_int32=True))
         at += count
-    return Handle(
+    handle = SizedHandle(
         came.matrix.cumsum(0).int().to(device),
         prefix,
         torch.stack(starts),
@@ -154,11 +160,14 @@ def _handle(me: int, came: Delivery, member: Tensor, channels: int) -> Handle:
         member,
         numbers,
     )
+    handle.rows_max = max(*came.tokens, int(came.matrix.sum(0).max()))
+    return handle
 
 
 __all__ = [
     "Handle",
     "Received",
+    "SizedHandle",
     "Tokens",
     "cached_dispatch",
     "combine",

@@ -17,7 +17,6 @@ from .members import Members
 
 WORD: Final = 8
 PAGE: Final = 4096
-LOOKS: Final = 1000  # of a wait in the interpreter, where nobody can come meanwhile
 WARPS: Final = 1
 
 
@@ -30,6 +29,8 @@ class DeviceTransport(Transport):
     """Whole regions, flags first, as this process maps them."""
 
     signals_alone: ClassVar[bool] = False
+    looks: ClassVar[int] = 1000
+    """That a wait takes in the interpreter, where nobody comes meanwhile."""
 
     def __init__(self, members: Members, regions: list[Tensor], *, num_bytes: int, timeout_s: float) -> None:
         device = regions[members.rank].device
@@ -151,7 +152,7 @@ class DeviceTransport(Transport):
         from ...kernels.ahead import start
         from . import kernel
 
-        limit = LOOKS if is_interpreting() else int((timeout_s or self.timeout_s) * 1e9)
+        limit = self.looks if is_interpreting() else int((timeout_s or self.timeout_s) * 1e9)
         with on_device(self._flag_table):
             start(
                 kernel.wait_kernel, (count,), self._flag_table, self._waited, inactive, self._status.data_ptr(),

@@ -27,7 +27,8 @@ from torch import Tensor
 from ..failure import CommunicationError
 
 SLOTS: Final = 32
-"""Flags for each pair of ranks: normal mode has 0 to 7, low-latency mode 8 to 15, the last is the barrier's."""
+"""Flags for each pair of ranks: normal mode has 0 to 7, low-latency mode 8 to 15, calls that are `captured` 16 to 18,
+the last is the barrier's."""
 BARRIER_SLOT: Final = SLOTS - 1
 SPANS_MAX: Final = 15
 """Spans of one signal: what fits into a small message before the bytes."""

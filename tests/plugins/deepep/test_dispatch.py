@@ -73,3 +73,10 @@ def test_the_checks_of_the_original_hold(dispatchers: Ranks, size, nodes) -> Non
 def test_kernels_and_torch_write_the_same_memory(dispatchers: Ranks, size, nodes) -> None:
     """Every second rank runs the Triton kernels, in the interpreter."""
     values(dispatchers.run("exact", size, nodes=nodes, cases=CASES[:2], layers=("triton", "reference")))
+
+
+def test_kernels_that_wait_do_the_same(dispatchers: Ranks) -> None:
+    """As over NVLink, in the interpreter: calls of which the host counts nothing, and in turns those that it counts."""
+    case = {"tokens": [3, 2], "experts": 4, "topk": 2, "routing": "holes", "seed": 2}
+    answers = dispatchers.run("exact", 2, cases=[case], layers=("triton",), spinning=True, num_bytes=1 << 18)
+    assert values(answers) == ["spinning"] * 2
