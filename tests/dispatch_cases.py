@@ -446,7 +446,7 @@ def left(rank: int, size: int) -> tuple[str, str]:
                 buffer.dispatch(made.x[rank], **routing, **options)
             else:
                 signal.signal(signal.SIGALRM, signal.default_int_handler)
-                exchange = buffer._exchange
+                exchange = buffer._ways._one_node()
                 with exchange._all_or_nothing("dispatch"):
                     signal.setitimer(signal.ITIMER_REAL, 0.2)
                     buffer.transport.wait(1, 7, 1, what="never")

@@ -5,6 +5,7 @@ Frames on its pipes are a length and a pickle.
 """
 
 import contextlib
+import copy
 import importlib
 import os
 import pickle
@@ -46,12 +47,19 @@ class Ranks:
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TORCH_CPP_LOG_LEVEL": "ERROR"},
         )
+        self._cases = cases
+
+    def of(self, cases: str) -> "Ranks":
+        """The same parent with the cases of another module: importing torch once more takes seconds."""
+        other = copy.copy(self)
+        other._cases = cases
+        return other
 
     def run(self, case: str, size: int, *, limit_s: float = CASE_S, **arguments: Any) -> list[Answer]:
         """One process for each rank, each calling the function named `case` with its rank, size and arguments."""
         assert self._parent.stdin is not None
         assert self._parent.stdout is not None
-        _write(self._parent.stdin.fileno(), pickle.dumps((case, size, limit_s, arguments)))
+        _write(self._parent.stdin.fileno(), pickle.dumps((self._cases, case, size, limit_s, arguments)))
         return pickle.loads(_read(self._parent.stdout.fileno()))
 
     def close(self) -> None:
@@ -89,14 +97,15 @@ def serve(module: str) -> None:
     """The parent: nothing here may start a thread, for it forks."""
     import sympy  # noqa: F401 - torch imports it at the first custom autograd function, 0.7 s in each rank
 
-    cases = importlib.import_module(module)
+    importlib.import_module(module)
     answers = os.dup(1)
     os.dup2(2, 1)  # what libraries print must not be taken for a frame
     while True:
         try:
-            case, size, limit_s, arguments = pickle.loads(_read(0))
+            module, case, size, limit_s, arguments = pickle.loads(_read(0))
         except EOFError:
             return
+        cases = importlib.import_module(module)
         _write(answers, pickle.dumps(_run(getattr(cases, case), size, limit_s, arguments)))
 
 

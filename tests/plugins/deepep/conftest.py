@@ -16,3 +16,15 @@ def experts() -> Iterator[Ranks]:
     made = Ranks("expert_cases")
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def dispatchers(experts: Ranks) -> Ranks:
+    """For cases of normal mode."""
+    return experts.of("dispatch_cases")
+
+
+@pytest.fixture(scope="session")
+def elastics(experts: Ranks) -> Ranks:
+    """For cases of `ElasticBuffer`."""
+    return experts.of("elastic_cases")

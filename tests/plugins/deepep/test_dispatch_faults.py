@@ -10,14 +10,6 @@ from pipeline_ranks import Answer, Ranks
 pytestmark = pytest.mark.timeout(300)  # torch takes a minute to import on a very busy machine
 
 
-@pytest.fixture(scope="module")
-def dispatchers() -> Any:
-    """Forks the ranks of each case from one parent that has imported torch."""
-    made = Ranks("dispatch_cases")
-    yield made
-    made.close()
-
-
 def values(answers: list[Answer]) -> list[Any]:
     assert [each.message for each in answers] == [""] * len(answers)
     assert [each.status for each in answers] == [0] * len(answers)

@@ -1,21 +1,11 @@
 """`ElasticBuffer`: dispatch, expansion and combine bit by bit, whatever the ranks hold; and its other calls."""
 
-from typing import Any
-
 import pytest
 
 from expert_inputs import values
 from pipeline_ranks import Ranks
 
 pytestmark = pytest.mark.timeout(300)  # torch takes a minute to import on a very busy machine
-
-
-@pytest.fixture(scope="module")
-def elastics() -> Any:
-    """Forks the ranks of each case from one parent that has imported torch."""
-    made = Ranks("elastic_cases")
-    yield made
-    made.close()
 
 
 CASES = [
