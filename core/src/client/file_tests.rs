@@ -311,6 +311,17 @@ fn a_failed_write_back_is_told_once_to_every_handle() {
 }
 
 #[test]
+fn a_mistake_in_a_write_back_is_an_error_and_leaves_nobody_waiting() {
+    let world = World::new();
+    let file = world.create(5);
+    world.chunks.panic_at_next_write();
+    put(&file, 0, &pattern(100_000, 0));
+    assert_eq!(file.fsync(false).unwrap_err().kind(), Kind::Other);
+    put(&file, 0, &pattern(100_000, 0));
+    file.close().unwrap();
+}
+
+#[test]
 fn a_writer_who_never_asks_is_told_by_its_next_write_and_again_by_close() {
     let world = World::new();
     let file = world.create(5);

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -501,7 +502,7 @@ impl OpenInode {
                 payload,
             }));
         }
-        let results = MutexGuard::unlocked(state, || self.shared.chunks.write_many(&writes));
+        let results = MutexGuard::unlocked(state, || self.write_all(&writes));
         assert_eq!(results.len(), writes.len(), "one result for each write");
         let current = truncate_version == state.inode.truncate_version && content == state.inode.content;
         for (write, result) in writes.iter().zip(results) {
@@ -520,6 +521,13 @@ impl OpenInode {
         self.shared.budget.release(freed);
         self.changed.notify_all();
         true
+    }
+
+    /// One result for each. A mistake in there is an error of these writes: whoever waits for them goes on.
+    fn write_all(&self, writes: &[Write]) -> Vec<Result<()>> {
+        let result = catch_unwind(AssertUnwindSafe(|| self.shared.chunks.write_many(writes)));
+        let mistake = || Err(Error::new(Kind::Other, "a defect of the client, see its log"));
+        result.unwrap_or_else(|_| writes.iter().map(|_| mistake()).collect())
     }
 
     /// Moves the file out of its inode, because dirty bytes are wanted on its chunks. False: there is nothing to do.

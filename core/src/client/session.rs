@@ -46,14 +46,20 @@ impl Errand {
         if which(session).0.swap(true, Ordering::AcqRel) {
             return;
         }
-        let running = session.clone();
-        let sent = session.shared.errands.submit(move || {
-            job(&running);
-            which(&running).0.store(false, Ordering::Release);
-        });
-        if !sent {
-            which(session).0.store(false, Ordering::Release);
-        }
+        let running = Running { session: session.clone(), which };
+        session.shared.errands.submit(move || job(&running.session));
+    }
+}
+
+/// Ends with its job, also with one that panics or is never begun.
+struct Running {
+    session: Arc<Session>,
+    which: fn(&Session) -> &Errand,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        (self.which)(&self.session).0.store(false, Ordering::Release);
     }
 }
 

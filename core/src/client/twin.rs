@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::lock::{Condvar, Mutex};
@@ -29,6 +29,8 @@ pub struct ChunkTwin {
     waiting: AtomicUsize,
     /// Error of the next writes.
     fault: Mutex<Option<Error>>,
+    /// The next write panics.
+    mistaken: AtomicBool,
     held: Mutex<bool>,
     released: Condvar,
     pub writes: AtomicUsize,
@@ -39,6 +41,10 @@ pub struct ChunkTwin {
 impl ChunkTwin {
     pub fn fail_writes(&self, error: Option<Error>) {
         *self.fault.lock() = error;
+    }
+
+    pub fn panic_at_next_write(&self) {
+        self.mistaken.store(true, Ordering::Relaxed);
     }
 
     /// Writes wait until they are let go.
@@ -89,6 +95,7 @@ impl Chunks for ChunkClient {
     }
 
     fn write_many(&self, writes: &[Write]) -> Vec<Result<()>> {
+        assert!(!self.twin.mistaken.swap(false, Ordering::Relaxed), "a mistake, on purpose");
         let chunks = ChunkTwin::chunks_of(writes);
         for chunk in &chunks {
             let mut under_way = self.under_way.lock();

@@ -1,5 +1,6 @@
 //! A few threads that carry out jobs: write-back, read-ahead, late closes.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{self, JoinHandle};
 
 use crate::lock::Mutex;
@@ -42,7 +43,8 @@ impl Workers {
             return;
         }
         let jobs = self.jobs.clone();
-        let body = move || jobs.iter().for_each(|job| job());
+        // A job that panics has been reported by the panic hook; its thread goes on with the next.
+        let body = move || jobs.iter().for_each(|job| drop(catch_unwind(AssertUnwindSafe(job))));
         match thread::Builder::new().name(self.name.to_owned()).spawn(body) {
             Ok(thread) => threads.push(thread),
             Err(error) if threads.is_empty() => panic!("no thread can be started: {error}"),
@@ -55,8 +57,7 @@ impl Workers {
         drop(self.queue.lock().take());
         for thread in self.threads.lock().drain(..) {
             if thread.thread().id() != thread::current().id() {
-                // A job that panicked has been reported by the panic hook.
-                let _ = thread.join();
+                thread.join().expect("its jobs' panics are caught");
             }
         }
     }
@@ -88,6 +89,15 @@ mod tests {
         workers.stop();
         assert_eq!(done.load(Ordering::SeqCst), 100);
         assert!(!workers.submit(|| ()));
+    }
+
+    #[test]
+    fn a_job_that_panics_costs_no_thread() {
+        let workers = Workers::new("test", 1);
+        assert!(workers.submit(|| panic!("a mistake, on purpose")));
+        let (told, tell) = unbounded();
+        assert!(workers.submit(move || told.send(()).unwrap()));
+        tell.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
     }
 
     #[test]
