@@ -91,7 +91,8 @@ def inputs(sizes, hidden, experts, topk, seed, *, fp8, hot=False):
 
 
 def members(tokens, experts):
-    return [reference.is_token_in_rank(each.topk_idx, experts, len(tokens)) for each in tokens]
+    with torch.device("cpu"):
+        return [reference.is_token_in_rank(each.topk_idx, experts, len(tokens)) for each in tokens]
 
 
 def put(tokens, device):
