@@ -7,12 +7,13 @@ Every partition of `warp_specialize` is a thread; one runs at a time, and which 
 wherever they could influence each other. What is asynchronous on the chip may happen at any later moment:
 
     TMA load     its place is poisoned at once and filled at a moment that is drawn; then its barrier gets the bytes
+    TMA store    its place is read at a moment that is drawn
     wgmma        computed when it is waited for; its operands in shared memory must not have changed meanwhile
 
-Errors: a barrier that gets too many arrivals; waiting that nobody can end; an operand written by threads and read by
-a multiplication without `fence_async_shared`; an address beyond a tensor; an asynchronous result that is used; a
-descriptor made anew while loads by the old one are in flight. What is not simulated: layouts, registers, the order of
-memory operations inside a partition.
+Errors: a barrier that gets too many arrivals; waiting that nobody can end; what threads wrote, read by a
+multiplication or a TMA store without `fence_async_shared`; an address beyond a tensor; an asynchronous result that is
+used; a descriptor made anew while loads by the old one are in flight; an end before stores have read what they store.
+What is not simulated: layouts, registers, the order of memory operations inside a partition.
 """
 
 import random
@@ -87,6 +88,7 @@ class Program:
     def __init__(self, place, seed):
         self.place, self.seed = place, seed
         self.turns, self.local = None, threading.local()
+        self.leaving = {}  # TMA stores of each partition that have not read their place
 
     @property
     def partition(self):
@@ -110,13 +112,18 @@ class Program:
             thread.join(LIMIT_S)
         if self.turns.error:
             raise self.turns.error
-        assert not self.turns.events, "every load was waited for"
+        assert not self.turns.events, "every load and store was waited for"
+
+    def _check_stores(self, partition):
+        if self.leaving.get(partition):
+            raise Wrong("a partition ends before its stores have read what they store")
 
     def _partition(self, number, function, arguments):
         self.local.partition, error = number, None
         try:
             self.turns.begin(number)
             function(*arguments)
+            self._check_stores(number)
         except Exception as caught:  # noqa: BLE001 (raised again by `specialize`)
             error = caught
         self.turns.end(number, error)
@@ -195,6 +202,11 @@ class Pending:
         self.operands = operands
         self.then = [each.values.clone() if isinstance(each, Shared) else each for each in operands]
 
+    def settle_before(self):
+        """Those before it have ended."""
+        if isinstance(self.before, Pending):
+            self.before = self.before.result()
+
     def result(self):
         before = self.before.result() if isinstance(self.before, Pending) else self.before
         for each, then in zip(self.operands, self.then, strict=True):
@@ -252,22 +264,33 @@ class Tile:
         if self.offset * base.element_size() % 16 or self.strides[0] * base.element_size() % 16:
             raise Wrong("a descriptor begins, or its rows do, between multiples of 16 bytes")
 
-    def read(self, corner):
-        values = torch.zeros(self.block_type.shape, dtype=self.dtype)
-        source = torch.as_strided(self.base, tuple(self.sizes), tuple(self.strides), self.offset)
+    def _common(self, corner):
+        """What a block and the tensor have in common: in the tensor, and its place in the block."""
         begins = [max(0, each) for each in corner]
         ends = [
             max(begin, min(limit, each + size))
-            for begin, each, size, limit in zip(begins, corner, values.shape, self.sizes, strict=True)
+            for begin, each, size, limit in zip(
+                begins, corner, self.block_type.shape, self.sizes, strict=True
+            )
         ]
-        to = tuple(
-            slice(begin - each, end - each) for begin, end, each in zip(begins, ends, corner, strict=True)
+        whole = torch.as_strided(self.base, tuple(self.sizes), tuple(self.strides), self.offset)
+        there = whole[tuple(slice(begin, end) for begin, end in zip(begins, ends, strict=True))]
+        return there, tuple(
+            slice(begin - each, begin - each + size)
+            for begin, each, size in zip(begins, corner, there.shape, strict=True)
         )
-        if all(begin < end for begin, end in zip(begins, ends, strict=True)):
-            values[to] = source[
-                tuple(slice(begin, end) for begin, end in zip(begins, ends, strict=True))
-            ].cpu()
+
+    def read(self, corner):
+        values = torch.zeros(self.block_type.shape, dtype=self.dtype)
+        there, place = self._common(corner)
+        if there.numel():
+            values[place] = there.cpu()
         return values
+
+    def write(self, corner, values):
+        there, place = self._common(corner)
+        if there.numel():
+            there.copy_(values[place])
 
 
 def no_layout(*_given, **_named):
@@ -320,6 +343,23 @@ def language(program):  # noqa: C901, PLR0915 (a list of small functions)
 
         program.turns.events.append(arrive)
 
+    def tma_store(tile, corner, place):
+        program.yield_()
+        assert list(place.shape) == tile.block_type.shape, "the place has the tile's shape"
+        if place.written.any():
+            raise Wrong("what threads wrote is stored, and no fence_async_shared came after that")
+        corner, mine = [int(each) for each in corner], program.partition
+        program.leaving[mine] = program.leaving.get(mine, 0) + 1
+
+        def leave():
+            tile.write(corner, place.values)
+            program.leaving[mine] -= 1
+
+        program.turns.events.append(leave)
+
+    def store_wait(pendings):
+        program.yield_(lambda mine=program.partition: program.leaving.get(mine, 0) <= pendings)
+
     def make_descriptor(base, sizes, strides, shape, layout):
         program.yield_()
         if any(each in made for each in in_flight):
@@ -332,9 +372,10 @@ def language(program):  # noqa: C901, PLR0915 (a list of small functions)
         barrier.bytes += int(size)
         barrier.arrive(1)
 
-    def arrive(barrier, *, count=1):
+    def arrive(barrier, *, count=1, pred=True):
         program.yield_()
-        barrier.arrive(count)
+        if pred:
+            barrier.arrive(count)
 
     def fence():
         for written in fenced:
@@ -355,8 +396,11 @@ def language(program):  # noqa: C901, PLR0915 (a list of small functions)
         return pending if is_async else pending.result()
 
     def wait(outstanding=0, deps=()):
-        assert outstanding == 0, "nothing else is simulated"
         program.yield_()
+        if outstanding:
+            assert outstanding == len(deps) == 1, "nothing else is simulated"
+            deps[0].settle_before()
+            return deps[0]
         results = [each.result() if isinstance(each, Pending) else each for each in deps]
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -390,6 +434,9 @@ def language(program):  # noqa: C901, PLR0915 (a list of small functions)
         max=lambda x, axis: x.amax(axis),
         sum=lambda x, axis: x.sum(axis, dtype=x.dtype),
         expand_dims=lambda x, axis: x.unsqueeze(axis),
+        reshape=torch.reshape,
+        permute=torch.permute,
+        split=lambda x: x.unbind(-1),
         convert_layout=lambda x, layout: x,
         cdiv=lambda x, y: -(-x // y),
         to_tensor=torch.as_tensor,
@@ -410,6 +457,9 @@ def language(program):  # noqa: C901, PLR0915 (a list of small functions)
         {
             "async_load": tma_load,
             "async_copy_global_to_shared": tma_load,
+            "async_store": tma_store,
+            "async_copy_shared_to_global": tma_store,
+            "store_wait": store_wait,
             "make_tensor_descriptor": make_descriptor,
             "fence_async_shared": fence,
             "warpgroup_mma": multiply,

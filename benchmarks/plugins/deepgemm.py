@@ -88,7 +88,8 @@ def products() -> Iterator[Case]:
             yield Case("fp8_gemm_nt", f"{m} x {n} x {k}", lambda m=m, n=n, k=k: dense(m, n, k), layers_for(m))
     yield Case("fp8_gemm_nt (1, 1, 128)", "4096 x 7168 x 2048", lambda: accumulated(4096, 7168, 2048), BOTH)
     for m in ROWS:
-        yield Case("bf16_gemm_nt", f"{m} x 4096 x 7168", lambda m=m: bf16(m, 4096, 7168))
+        yield Case("bf16_gemm_nt", f"{m} x 4096 x 7168", lambda m=m: bf16(m, 4096, 7168), layers_for(m))
+    yield Case("bf16_gemm_nt", "8192 x 8192 x 8192", lambda: bf16(8192, 8192, 8192), BOTH)
 
 
 def grouped_products() -> Iterator[Case]:
@@ -102,6 +103,8 @@ def grouped_products() -> Iterator[Case]:
             shape, given = f"{groups} x {m} x {n} x {k}", {"groups": groups, "m": m, "n": n, "k": k}
             name = "m_grouped_fp8_gemm_nt_masked"
             yield Case(name, shape, lambda given=given: masked(**given), layers_for(m))
+        shape, given = f"4 x 8192 x {n} x {k}", {"groups": 4, "m": 8192, "n": n, "k": k}
+        yield Case("m_grouped_bf16_gemm_nt_contiguous", shape, lambda given=given: bf16_groups(**given), BOTH)
     name, sizes = "k_grouped_fp8_gemm_nt_contiguous", (4, 4096, 7168, 8192)
     yield Case(name, "4 x 4096 x 7168 x 8192", lambda: k_grouped(*sizes), BOTH)
 
@@ -162,6 +165,19 @@ def bf16(m: int, n: int, k: int) -> Work:
     ways = {"matmul": lambda: torch.matmul(x, weight.T)}
     moved = count_bytes(x, weight, d)
     return Work(lambda: deepgemm.bf16_gemm_nt(x, weight, d), 2.0 * m * n * k, moved, d, torch_ways=ways)
+
+
+def bf16_groups(groups: int, m: int, n: int, k: int) -> Work:
+    x, weights = random(groups * m, k), random(groups, n, k)
+    layout = torch.arange(groups, device="cuda", dtype=torch.int32).repeat_interleave(m)
+    d = torch.empty(groups * m, n, device="cuda", dtype=torch.bfloat16)
+    return Work(
+        lambda: deepgemm.m_grouped_bf16_gemm_nt_contiguous(x, weights, d, layout),
+        2.0 * groups * m * n * k,
+        count_bytes(x, weights, d),
+        d,
+        torch_ways={"bmm": lambda: torch.bmm(x.view(groups, m, k), weights.mT)},
+    )
 
 
 def experts(groups: int, n: int, k: int) -> tuple[Tensor, Tensor]:

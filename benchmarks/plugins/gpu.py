@@ -28,6 +28,7 @@ TESTS = (
     "deepgemm/test_grouped.py",
     "deepgemm/test_sums.py",
     "deepgemm/test_indexer.py",
+    "deepgemm/test_prenorm.py",
     "deepgemm/test_testing.py",
     "deepgemm/test_hopper.py",
     "deepep/test_low_latency_pieces.py",
@@ -38,6 +39,7 @@ TESTS = (
     "flashmla/test_layouts.py",
     "flashmla/test_kernel.py",
     "flashmla/test_hopper.py",
+    "flashmla/test_hopper_fp8.py",
 )
 BENCHMARKS = ("deepgemm", "flashmla", "deepep")
 RESTARTS_MAX = 200  # more than there are cases: every one of them may break the device
@@ -140,10 +142,12 @@ def lines_of(command: Sequence[str], limit_s: float) -> Iterator[dict[str, Any]]
 
 def output(command: Sequence[str], limit_s: float, **environment: str) -> Iterator[str | int | None]:
     """Lines of a process, then its exit status: None if it was stopped because it said nothing for so long."""
+    # From a checkout, installed or not.
+    path = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONPATH": path, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -5,7 +5,9 @@
     dense grouped sums indexer prenorm activations   operators: check, choose a layer
     reference                           their specification in torch
     kernel launch tiles                 Triton kernels, how they are started, which tile
-    hopper                              fast path in Gluon, taken by using_layer("hopper")
+    hopper                              fast path, taken by using_layer("hopper"): which products, how started
+    hopper_products hopper_k_groups     its kernels, in Gluon
+    hopper_walk                         how their warps go through tiles
     quantize fp4 scales settings        casts, layouts of scales, knobs
     loader                              operands from a checkpoint, a rank's part of them
     warm                                kernels compiled ahead of time into a cache that many machines share

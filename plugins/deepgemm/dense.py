@@ -5,6 +5,7 @@ B is (n, k), both contiguous along k. FP8 on SM90 knows only that one.
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Final
 
 import torch
@@ -62,15 +63,9 @@ def fp8_gemm_nt(  # noqa: PLR0913 (the original's)
         total = reference.fp8_gemm(a_values, sfa, b_values, sfb, gran_n=1 if rows else BLOCK)
         d.copy_(total if c is None else total + d)
         return
-    if layer == "hopper":
-        from . import hopper
-
-        if hopper.takes(a_values.shape[0]):
-            hopper.fp8_gemm((a_values, sfa), (b_values, sfb), d, accumulate=rows)
-            return
-    from . import launch
-
-    launch.gemm(a_values, b_values, d, scales=launch.Scales(sfa, sfb, rows), accumulate=c is not None)
+    launches = launches_of(layer, shape[0])
+    scales = launches.Scales(sfa, sfb, rows)
+    launches.gemm(a_values, b_values, d, scales=scales, accumulate=c is not None)
 
 
 def fp8_gemm_nt_skip_head_mid(  # noqa: PLR0913 (the original's)
@@ -195,13 +190,14 @@ def _bf16(  # noqa: PLR0913 (one call in four forms)
     checks.check_same_device(a, b, d)
     if _is_trivial(k, c, d):
         return
-    if layer_for(d) == "reference":
+    layer = layer_for(d)
+    if layer == "reference":
         total = reference.bf16_gemm(a.T if a_transposed else a, b.T if b_transposed else b)
         d.copy_(total if c is None else total + d.float())
         return
-    from . import launch
-
-    launch.gemm(a, b, d, a_transposed=a_transposed, b_transposed=b_transposed, accumulate=c is not None)
+    launches_of(layer, m).gemm(
+        a, b, d, a_transposed=a_transposed, b_transposed=b_transposed, accumulate=c is not None
+    )
 
 
 def _is_trivial(k: int, c: Tensor | None, d: Tensor) -> bool:
@@ -252,6 +248,19 @@ def choose_recipe(
     return chosen
 
 
+def launches_of(layer: str, rows: int, *, alignment: int = BLOCK) -> ModuleType:
+    """The module that launches products of so many rows, in groups of that alignment, in a layer: both have the same
+    functions, and the fast path does not take all products."""
+    from . import launch
+
+    if layer == "hopper":
+        from . import hopper
+
+        if hopper.takes(rows, alignment=alignment):
+            return hopper
+    return launch
+
+
 def _torch_product(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None) -> None:
     for name, each in (("a", a), ("b", b)):
         checks.check_is_tensor(each, name=name)
@@ -286,5 +295,6 @@ __all__ = [
     "fp8_gemm_nt_skip_head_mid",
     "fp8_gemm_tn",
     "fp8_gemm_tt",
+    "launches_of",
     "wgrad_gemm_fp8_fp8_fp32_nt",
 ]

@@ -13,9 +13,10 @@ from torch import Tensor
 from ..kernels.errors import BadArgument, BadType, refuse
 from ..kernels.layers import layer_for
 from . import checks, reference, settings
-from .dense import RECIPE_BLOCKS, RECIPE_ROWS, choose_recipe
+from .dense import RECIPE_BLOCKS, RECIPE_ROWS, choose_recipe, launches_of
 from .quantize import BLOCK, FP8, ceil_div
 from .scales import check_scales
+from .tiles import BF16_STEP
 
 
 def m_grouped_fp8_gemm_nt_contiguous(  # noqa: PLR0913 (the original's)
@@ -58,21 +59,14 @@ def m_grouped_fp8_gemm_nt_contiguous(  # noqa: PLR0913 (the original's)
         rows = _rows(grouped_layout, m, psum=use_psum_layout)
         _write(d, reference.fp8_grouped(a_values, sfa, b_values, sfb, rows), rows, psum=use_psum_layout)
         return
-    if layer == "hopper":
-        from . import hopper
-
-        if hopper.takes(
-            expected_m_for_psum_layout or m, alignment=settings.get_mk_alignment_for_contiguous_layout()
-        ):
-            hopper.fp8_gemm((a_values, sfa), (b_values, sfb), d, grouped_layout, psum=use_psum_layout)
-            return
-    from . import launch
-
-    launch.gemm(
+    launches = launches_of(
+        layer, expected_m_for_psum_layout or m, alignment=settings.get_mk_alignment_for_contiguous_layout()
+    )
+    launches.gemm(
         a_values,
         b_values,
         d,
-        scales=launch.Scales(sfa, sfb),
+        scales=launches.Scales(sfa, sfb),
         layout=grouped_layout,
         psum=use_psum_layout,
         expected_m=expected_m_for_psum_layout,
@@ -114,15 +108,8 @@ def m_grouped_fp8_gemm_nt_masked(  # noqa: PLR0913 (the original's)
             )
             d[group, :rows] = total.to(d.dtype)
         return
-    if layer == "hopper":
-        from . import hopper
-
-        if hopper.takes(min(expected_m, a_values.shape[1])):
-            hopper.fp8_masked_gemm((a_values, sfa), (b_values, sfb), d, masked_m)
-            return
-    from . import launch
-
-    launch.masked_gemm(a_values, b_values, d, masked_m, expected_m, scales=launch.Scales(sfa, sfb))
+    launches = launches_of(layer, min(expected_m, a_values.shape[1]))
+    launches.masked_gemm(a_values, b_values, d, masked_m, expected_m, scales=launches.Scales(sfa, sfb))
 
 
 def k_grouped_fp8_gemm_nt_contiguous(  # noqa: PLR0913 (the original's)
@@ -231,13 +218,12 @@ def m_grouped_bf16_gemm_nt_masked(  # noqa: PLR0913 (the original's)
     checks.check_same_device(a, b, d, masked_m)
     if d.numel() == 0:
         return
-    if layer_for(d) == "reference" or a.shape[-1] == 0:
+    layer = layer_for(d)
+    if layer == "reference" or a.shape[-1] == 0:
         for group, rows in enumerate(masked_m.tolist()):
             d[group, :rows] = reference.bf16_gemm(a[group, :rows], b[group]).to(d.dtype)
         return
-    from . import launch
-
-    launch.masked_gemm(a, b, d, masked_m, expected_m)
+    launches_of(layer, min(expected_m, a.shape[1])).masked_gemm(a, b, d, masked_m, expected_m)
 
 
 def k_grouped_bf16_gemm_tn_contiguous(  # noqa: PLR0913 (the original's)
@@ -320,13 +306,19 @@ def _bf16_contiguous(  # noqa: PLR0913 (one call in two forms)
     checks.check_same_device(a, b, d, grouped_layout)
     if d.numel() == 0:
         return
-    if layer_for(d) == "reference" or a.shape[1] == 0:
+    layer = layer_for(d)
+    if layer == "reference" or a.shape[1] == 0:
         rows = _rows(grouped_layout, m, psum=psum)
         _write(d, reference.bf16_grouped(a, b.mT if b_transposed else b, rows), rows, psum=psum)
         return
-    from . import launch
-
-    launch.gemm(a, b, d, layout=grouped_layout, psum=psum, b_transposed=b_transposed, expected_m=expected_m)
+    # A step of K that ends beyond its group would meet rows of the next group's B, which the Triton kernels mask.
+    ragged = b_transposed and a.shape[1] % BF16_STEP != 0
+    launches = launches_of(
+        "triton" if ragged else layer,
+        expected_m or m,
+        alignment=settings.get_mk_alignment_for_contiguous_layout(),
+    )
+    launches.gemm(a, b, d, layout=grouped_layout, psum=psum, b_transposed=b_transposed, expected_m=expected_m)
 
 
 def _require_groups(groups: int) -> None:

@@ -11,14 +11,16 @@ checksums are those of `luciola.plugins.weights`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 from torch import Tensor
 
 from ..kernels.errors import BadArgument, refuse
-from ..weights import Checkpoint, Slice
 from .quantize import BLOCK, FP8, ceil_div
+
+if TYPE_CHECKING:  # the products work without the file system's native module
+    from ..weights import Checkpoint
 
 SCALE_SUFFIX: Final = "_scale_inv"
 _TORCH: Final = {"F8_E4M3": FP8, "BF16": torch.bfloat16}
@@ -57,7 +59,7 @@ class Shard:
 
 
 def load_weights(
-    checkpoint: Checkpoint,
+    checkpoint: "Checkpoint",
     names: str | Sequence[str],
     *,
     shard: Shard | None = None,
@@ -71,6 +73,8 @@ def load_weights(
     Shares of FP8 weights begin at whole blocks of 128.
     Raises: KeyError for a name that is not there, BadArgument for what does not fit, CorruptData, OSError.
     """
+    from ..weights import Slice
+
     wanted = [names] if isinstance(names, str) else list(names)
     if not wanted:
         raise BadArgument("names is empty; name at least one weight")

@@ -15,6 +15,11 @@ from .quantize import ceil_div
 SHARED_BYTES: Final = 227 * 1024
 SWAP_ROWS_MAX: Final = 64  # rows up to which the transposed tile is used
 STAGES_MAX: Final = 4  # steps of K in flight
+SPECIALISED_BYTES: Final = (
+    192 * 1024
+)  # steps in flight on the fast path, beside 32 KiB in which results leave
+FP8_STEP: Final = 128  # columns of K
+BF16_STEP: Final = 64
 # Of a step of 128 bytes of K of either type: results a cycle finishes, and cycles a row takes from the L2 cache.
 RESULTS_PER_CYCLE: Final = 32
 CYCLES_PER_ROW: Final = 3.2  # 40 bytes a cycle for each multiprocessor
@@ -46,7 +51,7 @@ def choose(  # noqa: PLR0913 (what a product is made of)
 
     `alignment` bounds the rows of a tile: 128, or the rows to which groups are aligned.
     """
-    k_step = 128 if fp8 else 64
+    k_step = FP8_STEP if fp8 else BF16_STEP
     if rows <= SWAP_ROWS_MAX:
         size = max(16, 1 << (rows - 1).bit_length() if rows > 1 else 16, multiple_of[0])
         return _staged(min(size, alignment), 128, k_step, warps=4, fp8=fp8, swap=True)
@@ -61,6 +66,42 @@ def choose(  # noqa: PLR0913 (what a product is made of)
         and m * columns <= (128 * 128 if fp8 else 128 * 256)
     ] or [(min(64, alignment), 128)]
 
+    m, columns = _cheapest(candidates, rows, n, groups=groups, programs=programs)
+    return _staged(m, columns, k_step, warps=8 if m * columns >= 128 * 128 else 4, fp8=fp8)
+
+
+def choose_specialised(  # noqa: PLR0913 (what a product is made of)
+    rows: int,
+    n: int,
+    *,
+    fp8: bool,
+    groups: int,
+    programs: int,
+    row_scales: bool,
+    tall: bool,
+    multiple_of: tuple[int, int] = (1, 1),
+) -> Tile:
+    """The tile of the fast path, two warpgroups wide. `tall`: more than 128 rows may have one tile.
+
+    `row_scales`: B has a scale for each row, so many that only 64 rows a warpgroup fit the registers.
+    """
+    candidates = [(128, 128)]
+    if not row_scales:
+        candidates.append((128, 256))
+    if fp8 and tall and not row_scales:
+        candidates.append((256, 128))
+    fitting = [
+        (m, columns) for m, columns in candidates if m % multiple_of[0] == columns % multiple_of[1] == 0
+    ]
+    m, columns = _cheapest(fitting or candidates[:1], rows, n, groups=groups, programs=programs)
+    step = FP8_STEP if fp8 else BF16_STEP
+    step_bytes = (m + columns) * step * (1 if fp8 else 2)
+    return Tile(m, columns, step, SPECIALISED_BYTES // step_bytes, 8)
+
+
+def _cheapest(
+    candidates: list[tuple[int, int]], rows: int, n: int, *, groups: int, programs: int
+) -> tuple[int, int]:
     def cost(size: tuple[int, int]) -> tuple[float, int, int]:
         m, columns = size
         tiles = groups * ceil_div(rows, m) * ceil_div(n, columns)
@@ -69,8 +110,7 @@ def choose(  # noqa: PLR0913 (what a product is made of)
         step = max(m * columns / RESULTS_PER_CYCLE, (m + columns) * CYCLES_PER_ROW)
         return waves * step, idle * m * columns, (m + columns) * tiles
 
-    m, columns = min(candidates, key=cost)
-    return _staged(m, columns, k_step, warps=8 if m * columns >= 128 * 128 else 4, fp8=fp8)
+    return min(candidates, key=cost)
 
 
 def _staged(  # noqa: PLR0913 (what a tile is made of)
@@ -81,4 +121,4 @@ def _staged(  # noqa: PLR0913 (what a tile is made of)
     return Tile(m, n, k_step, stages, warps, swap)
 
 
-__all__ = ["Tile", "choose"]
+__all__ = ["BF16_STEP", "FP8_STEP", "Tile", "choose", "choose_specialised"]

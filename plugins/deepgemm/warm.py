@@ -207,10 +207,23 @@ def _fp8_ends(groups: int, m: int, n: int, k: int) -> None:
     )
 
 
-def _bf16_contiguous(groups: int, m: int, n: int, k: int) -> None:
-    a, b = _meta(m, k, dtype=torch.bfloat16), _meta(groups, n, k, dtype=torch.bfloat16)
-    layout = _meta(m, dtype=torch.int32)
-    grouped.m_grouped_bf16_gemm_nt_contiguous(a, b, _meta(m, n, dtype=torch.bfloat16), layout)
+def _bf16_contiguous(form: str) -> Callable[..., None]:
+    def call(groups: int, m: int, n: int, k: int) -> None:
+        a, d, layout = _tokens_and_results(m, n, k)
+        b = _meta(groups, *((k, n) if form == "nn" else (n, k)), dtype=torch.bfloat16)
+        getattr(grouped, f"m_grouped_bf16_gemm_{form}_contiguous")(a, b, d, layout)
+
+    return call
+
+
+def _bf16_ends(groups: int, m: int, n: int, k: int) -> None:
+    a, d, _ = _tokens_and_results(m, n, k)
+    b, ends = _meta(groups, n, k, dtype=torch.bfloat16), _meta(groups, dtype=torch.int32)
+    grouped.m_grouped_bf16_gemm_nt_contiguous(a, b, d, ends, use_psum_layout=True)
+
+
+def _tokens_and_results(m: int, n: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    return _meta(m, k, dtype=torch.bfloat16), _meta(m, n, dtype=torch.bfloat16), _meta(m, dtype=torch.int32)
 
 
 def _fp8_masked(groups: int, max_m: int, expected_m: int, n: int, k: int) -> None:
@@ -299,7 +312,8 @@ _CALLS: Final[dict[str, Callable[..., Any]]] = {
     "m_grouped_fp8_gemm_nt_contiguous": _fp8_contiguous,
     "m_grouped_fp8_gemm_nt_contiguous_psum": _fp8_ends,
     "m_grouped_fp8_gemm_nt_masked": _fp8_masked,
-    "m_grouped_bf16_gemm_nt_contiguous": _bf16_contiguous,
+    **{f"m_grouped_bf16_gemm_{form}_contiguous": _bf16_contiguous(form) for form in ("nt", "nn")},
+    "m_grouped_bf16_gemm_nt_contiguous_psum": _bf16_ends,
     "m_grouped_bf16_gemm_nt_masked": _bf16_masked,
     "k_grouped_fp8_gemm_nt_contiguous": _fp8_k_grouped,
     "k_grouped_bf16_gemm_tn_contiguous": _bf16_k_grouped,

@@ -72,6 +72,7 @@ class Report:
         everywhere, limit = self.code.spills, self.case.all_spills_max
         checks = (
             (spills <= most, f"{spills} spills between matrix instructions, {most} are allowed"),
+            (not self.code.serialised, "matrix instructions wait for one another"),
             (limit is None or everywhere <= limit, f"{everywhere} spills in all, {limit} are allowed"),
             (
                 self.code.shared_bytes <= SHARED_BYTES_MAX,

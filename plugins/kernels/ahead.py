@@ -137,13 +137,23 @@ class MachineCode:
             for each in part[found[0] : found[-1]]
         )
 
-    def failures(self, *, wanted: Sequence[str] = ()) -> list[str]:
-        """The gates that do not hold: no spills, shared memory and registers fit, the wanted instructions are there.
+    @property
+    def serialised(self) -> bool:
+        """Whether each matrix instruction of a warpgroup waits for the one before: the assembler makes it so, and says
+        nothing, where it cannot keep accumulators in their registers while they are in flight."""
+        count = self.instructions["HGMMA"] + self.instructions["QGMMA"]
+        return count > 1 and self.text.count("WARPGROUP.ARRIVE") >= count
 
-        An entry of `wanted` is an instruction's name ("HGMMA"), or the beginning of one ("QGMMA.64x128x32").
+    def failures(self, *, wanted: Sequence[str] = (), serialised: bool = False) -> list[str]:
+        """The gates that do not hold: no spills, matrix instructions in groups, shared memory and registers fit, the
+        wanted instructions are there.
+
+        `serialised`: these may wait for one another. An entry of `wanted` is an instruction's name ("HGMMA"), or the
+        beginning of one ("QGMMA.64x128x32").
         """
         checks = [
             (self.spills == 0, f"{self.spills} spills (LDL, STL)"),
+            (serialised or not self.serialised, "matrix instructions wait for one another"),
             (self.shared_bytes <= SHARED_BYTES_MAX, f"{self.shared_bytes} bytes of shared memory"),
             (
                 self.registers * self.threads <= REGISTER_FILE,

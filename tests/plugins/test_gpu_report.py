@@ -70,6 +70,24 @@ def test_a_benchmark_that_cannot_begin_is_told_once(gpu, tmp_path):
     ]
 
 
+# Of files, commands, arguments and the compiler: nothing in them runs on a GPU.
+HOST = {
+    "deepgemm": {"arguments", "distributed", "loader", "shim", "warm"},
+    "flashmla": {
+        "command", "example", "interface", "machine", "page_format", "pages", "pages_on_a_cluster", "prefix",
+        "reference", "shim",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("plugin", HOST)
+def test_no_test_of_a_kernel_is_left_out(gpu, plugin):
+    found = {each.stem.removeprefix("test_") for each in (ROOT / "tests/plugins" / plugin).glob("test_*.py")}
+    assert found == HOST[plugin] | {
+        Path(each).stem.removeprefix("test_") for each in gpu.TESTS if plugin in each
+    }
+
+
 def test_every_test_and_benchmark_that_it_runs_is_there(gpu):
     assert all((ROOT / "tests/plugins" / name).is_file() for name in gpu.TESTS)
     assert all((ROOT / "benchmarks/plugins" / f"{name}.py").is_file() for name in gpu.BENCHMARKS)

@@ -12,6 +12,11 @@ from luciola.plugins import deepgemm
 from luciola.plugins.deepgemm import settings as knobs
 from luciola.plugins.kernels.layers import launching_with, using_layer
 
+BF16_SHAPES = [
+    (136, 264, 200, torch.bfloat16),  # added to what is there
+    (72, 136, 520, torch.bfloat16),
+    (296, 8, 64, torch.float32),
+]
 ON_GPU = torch.cuda.is_available()
 POISON = float("nan")
 
@@ -25,13 +30,14 @@ def _few_programs():
     knobs._settings.num_sms = before
 
 
-def both(call, d, *, seed=0, planted=no_bugs):
+def both(call, d, *, seed=0, planted=no_bugs, tile=None):
     """What the fast path and the reference make of copies of d."""
-    kernels, results = [], []
+    kernels, tiles, results = [], [], []
     simulated = launch_simulated(seed=seed, planted=planted)
 
     def launch(kernel, grid, *arguments, **constants):
         kernels.append(kernel.fn.__name__)
+        tiles.append((constants.get("TILE_M"), constants.get("TILE_N")))
         simulated(kernel, grid, *arguments, **constants)
 
     for layer in ("hopper", "reference"):
@@ -40,6 +46,7 @@ def both(call, d, *, seed=0, planted=no_bugs):
             call(results[-1])
     fast = {"specialised_gemm_kernel"}, {"specialised_k_grouped_kernel"}
     assert ON_GPU or set(kernels) in fast, "the fast path was taken"
+    assert ON_GPU or tile in {None, *tiles}
     return results
 
 
@@ -56,10 +63,19 @@ def empty(*shape):
     return torch.full(shape, POISON, dtype=torch.bfloat16)
 
 
-@pytest.mark.parametrize(("m", "n", "k"), [(130, 136, 272), (65, 8, 16), (300, 256, 640)])
-def test_dense(m, n, k):
+@pytest.mark.parametrize(
+    ("m", "n", "k", "tile"),
+    [
+        (130, 136, 272, (128, 256)),
+        (65, 8, 16, (128, 128)),
+        (300, 128, 640, (256, 128)),
+        (200, 248, 272, (128, 256)),
+        (500, 120, 272, (256, 128)),
+    ],
+)
+def test_dense(m, n, k, tile):
     a, b = tokens(m, k), deepgemm.per_block_cast_to_fp8(torch.randn(n, k), False)
-    got, want = both(lambda d: deepgemm.fp8_gemm_nt(a, b, d), empty(m, n), seed=m)
+    got, want = both(lambda d: deepgemm.fp8_gemm_nt(a, b, d), empty(m, n), seed=m, tile=tile)
     assert deepgemm.calc_diff(got, want) < 1e-5
 
 
@@ -71,15 +87,41 @@ def test_dense_with_scales_of_rows_adds_to_what_is_there():
     assert deepgemm.calc_diff(got, want) < 1e-9
 
 
-@pytest.mark.parametrize("psum", [False, True])
-@pytest.mark.parametrize("counts", [[128], [1, 0, 130], [0, 0, 5], [70, 256]])
-def test_contiguous(counts, psum):
-    n, k, starts = 136, 256, []
+@pytest.mark.parametrize("form", ["nt", "nn", "tn", "tt"])
+@pytest.mark.parametrize(("m", "n", "k", "dtype"), BF16_SHAPES)
+def test_dense_in_bfloat16(form, m, n, k, dtype):
+    a, b = torch.randn(m, k).bfloat16(), torch.randn(n, k).bfloat16()
+    a = a.T.contiguous() if form[0] == "t" else a
+    b = b.T.contiguous() if form[1] == "n" else b
+    c = torch.randn(m, n).to(dtype) if k == 200 else None
+    product = getattr(deepgemm, f"bf16_gemm_{form}")
+    got, want = both(lambda d: product(a, b, d, c), torch.full((m, n), POISON, dtype=dtype), seed=m)
+    assert deepgemm.calc_diff(got, want) < 1e-5
+
+
+def contiguous(counts):
+    """The group of each row, -1 between groups, and the ends of groups."""
+    starts = []
     layout = torch.full((sum(-(-count // 128) * 128 for count in counts),), -1, dtype=torch.int32)
     for group, count in enumerate(counts):
         starts.append(sum(-(-each // 128) * 128 for each in counts[:group]))
         layout[starts[-1] : starts[-1] + count] = group
-    ends = torch.tensor([a + b for a, b in zip(starts, counts, strict=True)], dtype=torch.int32)
+    return layout, torch.tensor([a + b for a, b in zip(starts, counts, strict=True)], dtype=torch.int32)
+
+
+@pytest.mark.parametrize("psum", [False, True])
+@pytest.mark.parametrize(
+    ("counts", "n", "tile"),
+    [
+        ([128], 136, (128, 128)),
+        ([1, 0, 130], 392, (128, 256)),
+        ([0, 0, 5], 136, (128, 128)),
+        ([70, 256], 392, (128, 256)),
+    ],
+)
+def test_contiguous(counts, n, tile, psum):
+    k = 256
+    layout, ends = contiguous(counts)
     values, scales = tokens(len(layout), k)
     values.view(torch.uint8)[layout < 0] = 0x7F
     scales[layout < 0] = POISON
@@ -88,9 +130,28 @@ def test_contiguous(counts, psum):
     got, want = both(
         lambda d: deepgemm.m_grouped_fp8_gemm_nt_contiguous((values, scales), b, d, by, use_psum_layout=psum),
         torch.full((len(layout), n), 5.0, dtype=torch.bfloat16),
+        tile=tile,
     )
     assert deepgemm.calc_diff(got, want) < 1e-5
     assert torch.equal(got[layout < 0], want[layout < 0]), "zeros, or with ends of groups what was there"
+
+
+@pytest.mark.parametrize(("form", "psum"), [("nt", False), ("nn", False), ("nt", True)])
+@pytest.mark.parametrize("counts", [[1, 0, 130], [70, 256]])
+def test_contiguous_in_bfloat16(counts, form, psum):
+    n, k = 264, 192
+    layout, ends = contiguous(counts)
+    a, b = torch.randn(len(layout), k).bfloat16(), torch.randn(len(counts), n, k).bfloat16()
+    a[layout < 0] = POISON
+    product = getattr(deepgemm, f"m_grouped_bf16_gemm_{form}_contiguous")
+    stored = b.mT.contiguous() if form == "nn" else b
+    got, want = both(
+        lambda d: product(a, stored, d, ends if psum else layout, use_psum_layout=psum),
+        torch.full((len(layout), n), 5.0, dtype=torch.bfloat16),
+        seed=len(layout),
+    )
+    assert deepgemm.calc_diff(got, want) < 1e-5
+    assert torch.equal(got[layout < 0], want[layout < 0])
 
 
 @settings(max_examples=4, deadline=None)
@@ -111,6 +172,19 @@ def test_masked(counts, seed):
     for group, count in enumerate(counts):
         assert deepgemm.calc_diff(got[group, :count], want[group, :count]) < 1e-5
         assert bool((got[group, count:] == 5.0).all())
+
+
+def test_masked_in_bfloat16_between_other_columns():
+    """D has columns around it, which TMA must leave alone, and groups end inside tiles and at their ends."""
+    counts, most, n, k = [0, 128, 1, 200], 200, 136, 128
+    a, b = torch.randn(4, most, k).bfloat16(), torch.randn(4, n, k).bfloat16()
+    masked_m = torch.tensor(counts, dtype=torch.int32)
+    got, want = both(
+        lambda d: deepgemm.m_grouped_bf16_gemm_nt_masked(a, b, d[:, :, 8:-8], masked_m, 100),
+        torch.full((4, most, n + 16), 5.0, dtype=torch.bfloat16),
+    )
+    assert deepgemm.calc_diff(got, want) < 1e-5
+    assert torch.equal(got == 5.0, want == 5.0)
 
 
 def k_groups(m, n, ks):
@@ -167,6 +241,45 @@ def test_descriptors_that_are_made_too_early_are_found():
             )
         except AssertionError as error:
             assert "made anew" in str(error)
+            return
+    pytest.fail("nothing was found in ten runs")
+
+
+@pytest.mark.skipif(ON_GPU, reason="bugs are planted in the simulation")
+@pytest.mark.parametrize("left_out", ["store_wait", "fence_async_shared"])
+def test_results_that_leave_too_early_are_found(left_out):
+    a, b = torch.randn(130, 64).bfloat16(), torch.randn(248, 64).bfloat16()
+    for seed in range(10):
+        try:
+            got, want = both(
+                lambda d: deepgemm.bf16_gemm_nt(a, b, d),
+                empty(130, 248),
+                seed=seed,
+                planted=lambda _gl, _barriers: {left_out: lambda *_given: None},
+            )
+            assert deepgemm.calc_diff(got, want) < 1e-5
+        except AssertionError:
+            return
+    pytest.fail("nothing was found in ten runs")
+
+
+@pytest.mark.skipif(ON_GPU, reason="bugs are planted in the simulation")
+def test_a_slot_that_is_given_back_a_step_too_early_is_found():
+    """In bfloat16 the slot of a step is free when the next step's multiplication has begun, and not before."""
+    a, b = torch.randn(130, 1024).bfloat16(), torch.randn(136, 1024).bfloat16()
+
+    def planted(_gl, barriers):
+        arrive = barriers.arrive
+        barriers.arrive = lambda barrier, **named: arrive(barrier, **{**named, "pred": True})
+        return {}
+
+    for seed in range(10):
+        try:
+            got, want = both(
+                lambda d: deepgemm.bf16_gemm_nt(a, b, d), empty(130, 136), seed=seed, planted=planted
+            )
+            assert deepgemm.calc_diff(got, want) < 1e-5
+        except AssertionError:
             return
     pytest.fail("nothing was found in ten runs")
 
