@@ -13,7 +13,7 @@ from luciola.plugins.deepgemm import settings as knobs
 from luciola.plugins.kernels.layers import launching_with, using_layer
 
 BF16_SHAPES = [
-    (136, 264, 200, torch.bfloat16),  # added to what is there
+    (136, 248, 200, torch.bfloat16),  # in tiles of 128 x 256, added to what is there
     (72, 136, 520, torch.bfloat16),
     (296, 8, 64, torch.float32),
 ]
