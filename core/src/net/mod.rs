@@ -26,6 +26,7 @@ mod pool;
 mod reaper;
 mod server;
 mod session;
+mod spin;
 pub(crate) mod stream;
 mod upgrade;
 
