@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -86,6 +87,17 @@ def test_no_test_of_a_kernel_is_left_out(gpu, plugin):
     assert found == HOST[plugin] | {
         Path(each).stem.removeprefix("test_") for each in gpu.TESTS if plugin in each
     }
+
+
+def test_operators_need_nothing_of_the_file_system_s_native_module():
+    """So a machine with a GPU runs the kernels from a checkout."""
+    code = (
+        "import sys; sys.modules['luciola_core'] = None\n"
+        "from luciola.plugins import deepgemm, flashmla\n"
+        "deepgemm.fp8_gemm_nt, deepgemm.load_weights, flashmla.flash_mla_with_kvcache, flashmla.quantize_v32"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_test_and_benchmark_that_it_runs_is_there(gpu):
