@@ -76,6 +76,26 @@ def test_rewound_listing_shows_the_present(area):
     os.close(descriptor)
 
 
+def test_listing_shows_attributes_as_changed_through_another_name(area):
+    Path("a").write_bytes(b"x")
+    os.mkdir("sub")
+    os.link("a", "sub/b")
+
+    def listed() -> tuple[int, int, int]:
+        with os.scandir() as entries:
+            (found,) = (entry.stat() for entry in entries if entry.name == "a")
+        return found.st_size, found.st_mode & 0o777, found.st_nlink
+
+    assert listed() == (1, 0o644, 2)
+    os.chmod("sub/b", 0o600)
+    assert listed() == (1, 0o600, 2)
+    with open("sub/b", "ab") as file:
+        file.write(bytes(9999))
+    assert listed() == (10_000, 0o600, 2)
+    os.unlink("sub/b")
+    assert listed() == (10_000, 0o600, 1)
+
+
 def test_links_of_a_directory_count_its_children(area):
     before = os.stat(".").st_nlink
     for number in range(5):
