@@ -174,7 +174,7 @@ def _native(address: str, token: Token, config: ClientConfig) -> luciola_core.Cl
 
 
 def connect(
-    address_or_data_dir: str | os.PathLike[str],
+    address_or_data_dir: str | bytes | os.PathLike[str],
     *,
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
@@ -192,7 +192,7 @@ def connect(
     """
     from .file_system import FileSystem
 
-    text = os.fspath(address_or_data_dir)
+    text = os.fsdecode(address_or_data_dir)
     if not _is_address(text):
         text = str(Path(text).absolute())
     if isinstance(config, ClientConfig):

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -17,6 +17,7 @@ from ..wire.pb.storage_pb2 import (
     Expiry,
     LastChunkRequest,
     RemoveChunksRequest,
+    SpaceReply,
     TruncateChunkRequest,
 )
 from .cluster import Cluster
@@ -103,17 +104,17 @@ class GrpcControl:
         await self._change(chain, content, ask)
 
     async def space(self) -> Space:
-        async def ask(address: str) -> Space:
+        async def ask(address: str) -> SpaceReply:
             try:
-                reply = await self._clients.call(
+                return await self._clients.call(
                     address, methods.Storage.space, Empty(), timeout_s=REQUEST_LIFE_S
                 )
             except Error:
-                return Space(0, 0)  # a node that does not answer holds nothing that could be used now
-            return Space(reply.capacity_bytes, reply.free_bytes)
+                return SpaceReply()  # a node that does not answer holds nothing that could be used now
 
-        spaces = await asyncio.gather(*(ask(each) for each in self._cluster.routing.storage_addresses()))
-        return Space(sum(space.capacity for space in spaces), sum(space.free for space in spaces))
+        return together(
+            await asyncio.gather(*(ask(each) for each in self._cluster.routing.storage_addresses()))
+        )
 
     def _next(self) -> int:
         self._sequence += 1
@@ -175,4 +176,17 @@ class GrpcControl:
             await self._cluster.changed(RETRY_S)
 
 
-__all__ = ["GrpcControl"]
+def together(replies: Iterable[SpaceReply]) -> Space:
+    """The space of all nodes. What is free on a disk that several of them share is free once."""
+    capacity = 0
+    unused: dict[str, int] = {}
+    free: dict[str, int] = {}
+    for number, reply in enumerate(replies):
+        disk = reply.disk or f"the own one of {number}"
+        capacity += reply.used_bytes
+        unused[disk] = max(unused.get(disk, 0), reply.capacity_bytes - reply.used_bytes)
+        free[disk] = max(free.get(disk, 0), reply.free_bytes)
+    return Space(capacity + sum(unused.values()), sum(free.values()))
+
+
+__all__ = ["GrpcControl", "together"]

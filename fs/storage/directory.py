@@ -21,6 +21,7 @@ from typing import Any, Final
 from ..errors import Busy, ConfigError
 from ..ids import NodeId, TargetId
 
+HOST: Final = Path("/proc/sys/kernel/random/boot_id")
 SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of Linux, less its final zero
 
 
@@ -51,6 +52,10 @@ class Directory:
         except BaseException:
             os.close(self._lock)
             raise
+
+    def disk(self) -> str:
+        """The file system that it lies on, told apart from those of other hosts."""
+        return f"{HOST.read_text().strip()}:{os.fstat(self._lock).st_dev}"
 
     def _take(self, node: NodeId, cluster_id: str) -> None:
         try:

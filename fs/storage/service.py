@@ -45,7 +45,10 @@ REMOVE_MAX: Final = 10_000
 class StorageService:
     """Serves `methods.Storage`."""
 
-    def __init__(self, engine: Engine, membership: Membership, recovery: Recovery, scrub: Scrub) -> None:
+    def __init__(
+        self, engine: Engine, membership: Membership, recovery: Recovery, scrub: Scrub, *, disk: str = ""
+    ) -> None:
+        self._disk = disk
         self._engine = engine
         self._membership = membership
         self._recovery = recovery
@@ -145,7 +148,7 @@ class StorageService:
     async def space(self, _: Empty, __: Identity) -> SpaceReply:
         """Capacity, free and used bytes of this node's disk."""
         capacity, free, used = await self._engine.quick(self._engine.node.space)
-        return SpaceReply(capacity_bytes=capacity, free_bytes=free, used_bytes=used)
+        return SpaceReply(capacity_bytes=capacity, free_bytes=free, used_bytes=used, disk=self._disk)
 
     async def scrub(self, request: ScrubRequest, _: Identity) -> ScrubReply:
         """Verifies every chunk of a chain now."""

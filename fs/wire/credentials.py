@@ -102,9 +102,12 @@ class Token(NamedTuple):
         if not dot or len(text) > 2 * (CLAIMS_BYTES_MAX + KEY_BYTES):
             raise Unauthenticated("not a token: <claims>.<key> is expected")
         try:
-            return cls(_unbase64(claims), _unbase64(key))
+            token = cls(_unbase64(claims), _unbase64(key))
         except (binascii.Error, ValueError) as error:
             raise Unauthenticated("not a token: its parts are not base64url") from error
+        if len(token.key) != KEY_BYTES:
+            raise Unauthenticated(f"not a token: its key has {len(token.key)} bytes, not {KEY_BYTES}")
+        return token
 
 
 def mint(  # noqa: PLR0913 (the fields of Claims)

@@ -204,6 +204,19 @@ def test_what_was_closed_is_seen_by_who_opens_later(shared_cluster, data, place)
 
 
 @pytest.mark.root
+def test_space_that_is_asked_for_cuts_nothing_that_another_mount_has_written(shared_cluster, data, place):
+    mounted = shared_cluster.mountpoint
+    luciola("mount", data, str(place))
+    (place / "allocated").touch()
+    with (mounted / "allocated").open("r+b") as late:
+        (place / "allocated").write_bytes(b"z" * 500_000)
+        os.posix_fallocate(late.fileno(), 0, 200_000)
+        assert (place / "allocated").read_bytes() == b"z" * 500_000
+        os.posix_fallocate(late.fileno(), 0, 500_007)
+    assert (place / "allocated").read_bytes() == b"z" * 500_000 + bytes(7)
+    luciola("umount", str(place))
+
+
 def test_attributes_of_an_unpacked_file_are_seen_by_who_looks_after_the_close(shared_cluster, data, place):
     luciola("mount", data, str(place))
     for size in (0, 100, 20_000):

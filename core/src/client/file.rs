@@ -249,6 +249,12 @@ impl File {
         set_length(&self.shared, &self.who, self.inode.id(), length, self.session)
     }
 
+    /// Makes the file at least `length` bytes long, with zeros; never shorter, whatever others write meanwhile.
+    pub fn extend(&self, length: u64) -> Result<()> {
+        self.check(self.options.write)?;
+        self.inode.extend(&self.who, self.session, length)
+    }
+
     /// Ends the handle: everything is acknowledged and told, or the error says why not. Idempotent.
     pub fn close(&self) -> Result<()> {
         if self.closed.swap(true, Ordering::AcqRel) {

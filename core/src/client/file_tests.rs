@@ -444,6 +444,37 @@ fn truncation_drops_what_is_beyond_and_keeps_what_is_below() {
 }
 
 #[test]
+fn extension_cuts_nothing_that_others_have_written() {
+    let world = World::new();
+    let file = world.create(5);
+    file.flush().unwrap();
+    let other = world.other().open(5);
+    let bytes = pattern(200_000, 2);
+    put(&other, 0, &bytes);
+    other.flush().unwrap();
+    file.extend(70_000).unwrap(); // longer than all it knows of
+    assert_eq!(world.meta.inode(5).length, 200_000);
+    assert_eq!(get(&world.other().open(5), 0, 300_000), bytes);
+    file.extend(200_005).unwrap();
+    assert_eq!(get(&file, 199_999, 100), [&bytes[199_999..], &[0; 5]].concat());
+    other.truncate(10).unwrap();
+    file.extend(50).unwrap(); // reported under an older truncation at first
+    assert_eq!(get(&file, 0, 100), [&bytes[..10], &[0; 40]].concat());
+}
+
+#[test]
+fn extension_of_a_small_file_keeps_its_bytes() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, b"small");
+    file.extend(9000).unwrap();
+    assert_eq!(get(&file, 0, 10_000), [b"small".as_slice(), &[0; 8995]].concat());
+    put(&file, 2, b"-");
+    file.close().unwrap();
+    assert_eq!(get(&world.other().open(5), 0, 10_000), [b"sm-ll".as_slice(), &[0; 8995]].concat());
+}
+
+#[test]
 fn opening_with_truncation_forgets_what_other_handles_wrote() {
     let world = World::new();
     let file = world.create(5);

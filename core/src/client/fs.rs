@@ -620,6 +620,8 @@ impl FileSystem for Mounted {
         length: u64,
     ) -> Reply<()> {
         let file = self.file(handle)?;
+        // Others may have written since: their bytes are zeroed where that is asked for, and never cut.
+        file.refresh().map_err(errno)?;
         let before = file.inode().length();
         let end = offset + length;
         let zero_until = match mode {
@@ -631,7 +633,7 @@ impl FileSystem for Mounted {
         }
         let extends = matches!(mode, AllocateMode::Extend | AllocateMode::Zero { keep_length: false });
         if extends && end > before {
-            file.truncate(end).map_err(errno)?;
+            file.extend(end).map_err(errno)?;
         }
         Ok(())
     }

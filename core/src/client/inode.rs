@@ -36,6 +36,8 @@ const HELPERS_MAX: usize = 4;
 const WAVE_PIECES_MAX: usize = 128;
 /// How often a small file's bytes are merged with somebody else's before the conflict is reported.
 const MERGES_MAX: usize = 32;
+/// Times an extension is told that others have truncated the file.
+const EXTENDS_MAX: usize = 32;
 /// Most bytes taken in at once.
 const WRITE_BYTES_MAX: usize = 4 << 20;
 /// A reader asks again what it reads after this long: the file may have been replaced by an empty one, and its old
@@ -652,6 +654,31 @@ impl OpenInode {
             self.state.lock().add_volatile(range);
         }
         result.map_err(|error| error.context("fsync"))
+    }
+
+    /// Tells that the file is at least `length` bytes long: the rest is zeros. Truncation would cut what others write.
+    pub fn extend(self: &Arc<Self>, who: &Who, session: u64, length: u64) -> Result<()> {
+        self.sync(false, false)?;
+        for _ in 0..EXTENDS_MAX {
+            let truncate_version = self.state.lock().inode.truncate_version;
+            let inode = self.shared.meta.sync(
+                who,
+                pb::SyncRequest {
+                    inode: self.id,
+                    length: Some(pb::LengthHint { length, truncate_version }),
+                    mtime_ns: now_ns(),
+                    session,
+                    ..Default::default()
+                },
+            )?;
+            let done = inode.length >= length;
+            self.adopt_own(&inode);
+            self.shared.names.learn(inode);
+            if done {
+                return Ok(());
+            }
+        }
+        Err(Error::timeout("others truncate the file again and again"))
     }
 
     /// Tells length, times and inline bytes.

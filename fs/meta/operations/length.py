@@ -39,8 +39,7 @@ def set_length(work: Work, inode: Inode, length: int) -> None:
 
     Raises: InvalidArgument (EFBIG); NeedCut where chunks must go first.
     """
-    if length > length_max(inode.layout):
-        raise InvalidArgument("the file would be too large", errno=EFBIG)
+    require_length(inode, length)
     work.txn.may_use_reserve = length < inode.length
     if inode.is_inline:
         _cut_inline(inode, length)
@@ -54,6 +53,12 @@ def set_length(work: Work, inode: Inode, length: int) -> None:
     inode.truncate_version += 1
     inode.mtime_ns = work.now_ns
     inode.permissions = after_write(work.user, inode)
+
+
+def require_length(inode: Inode, length: int) -> None:
+    """Raises: InvalidArgument (EFBIG) for more than chunks can be numbered for."""
+    if length > length_max(inode.layout):
+        raise InvalidArgument("the file would be too large", errno=EFBIG)
 
 
 def _cut_inline(inode: Inode, length: int) -> None:
@@ -87,8 +92,7 @@ def absorb_length(work: Work, inode: Inode, hint: LengthHint, *, exact: bool) ->
     Raises: NeedLength where the chains must be asked.
     """
     if not exact and hint.truncate_version == inode.truncate_version:
-        if hint.length > length_max(inode.layout):
-            raise InvalidArgument("the file would be too large", errno=EFBIG)
+        require_length(inode, hint.length)
         inode.length = max(inode.length, hint.length)
         return
     measured = work.measured.get(inode.id)
@@ -151,6 +155,7 @@ __all__ = [
     "absorb_inline",
     "absorb_length",
     "leave_inline",
+    "require_length",
     "reserve_spare",
     "set_length",
 ]

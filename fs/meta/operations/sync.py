@@ -4,7 +4,7 @@ from ...errors import InvalidArgument, IsADirectory
 from ...wire.pb.meta_pb2 import DIRECTORY, REGULAR, CloseOne, Inode, InodeReply, SyncRequest
 from ..permissions import WRITE, after_write, require
 from ..work import Work
-from .length import absorb_inline, absorb_length, leave_inline, reserve_spare
+from .length import absorb_inline, absorb_length, leave_inline, require_length, reserve_spare
 from .set_attr import change_attributes
 
 
@@ -49,6 +49,7 @@ def absorb(work: Work, inode: Inode, report: SyncRequest | CloseOne, *, exact: b
         absorb_length(work, inode, report.length, exact=exact)
     elif inode.is_inline and report.length.truncate_version == inode.truncate_version:
         # Zeros after the inline bytes: the file was extended without bytes of its own.
+        require_length(inode, report.length.length)
         inode.length = max(inode.length, report.length.length)
     if report.mtime_ns:
         inode.mtime_ns = report.mtime_ns

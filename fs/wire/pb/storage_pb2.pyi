@@ -156,14 +156,16 @@ class SyncDoneRequest(_message.Message):
     def __init__(self, chain: _Optional[_Union[ChainRef, _Mapping]] = ...) -> None: ...
 
 class SpaceReply(_message.Message):
-    __slots__ = ("capacity_bytes", "free_bytes", "used_bytes")
+    __slots__ = ("capacity_bytes", "free_bytes", "used_bytes", "disk")
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_FIELD_NUMBER: _ClassVar[int]
     capacity_bytes: int
     free_bytes: int
     used_bytes: int
-    def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ...) -> None: ...
+    disk: str
+    def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., disk: _Optional[str] = ...) -> None: ...
 
 class ScrubRequest(_message.Message):
     __slots__ = ("chain", "repair")

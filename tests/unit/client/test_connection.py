@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +107,9 @@ def test_settings_that_a_file_could_not_say_are_refused(data):
         luciola.connect(data, config=ClientConfig(write_buffer_bytes=0))
     with pytest.raises(ConfigError, match=r"client\.deadline_ms: must be int"):
         luciola.connect(data, config=ClientConfig(deadline_ms=1.5))
+
+
+def test_a_directory_is_named_as_files_are():
+    for name in (b"/nonexistent", Path("/nonexistent")):
+        with pytest.raises(NotFound, match="neither a data directory"):
+            luciola.connect(name)

@@ -9,11 +9,11 @@ from luciola.clock import ManualClock
 from luciola.errors import StaleRouting, Timeout, Unavailable
 from luciola.ids import ChainId
 from luciola.meta.cluster import Cluster
-from luciola.meta.control import GrpcControl
+from luciola.meta.control import GrpcControl, together
 from luciola.meta.storage import REQUEST_LIFE_S
 from luciola.wire import methods
 from luciola.wire.pb.mgmtd_pb2 import SERVING, Chain, Node, Routing, Target
-from luciola.wire.pb.storage_pb2 import ClockReply, RemoveChunksReply
+from luciola.wire.pb.storage_pb2 import ClockReply, RemoveChunksReply, SpaceReply
 
 CHAIN = ChainId(7)
 CONTENT = 5
@@ -146,3 +146,14 @@ def test_a_node_that_was_started_anew_is_asked_for_its_clock_again() -> None:
         assert await task is False
 
     asyncio.run(scenario())
+
+
+def test_what_is_free_on_a_shared_disk_is_free_once() -> None:
+    shared = [
+        SpaceReply(capacity_bytes=70 + used, free_bytes=60, used_bytes=used, disk="a") for used in (5, 10)
+    ]
+    own = SpaceReply(capacity_bytes=100, free_bytes=80, used_bytes=10, disk="b")
+    old = SpaceReply(capacity_bytes=1000, free_bytes=800, used_bytes=100)  # says nothing of its disk
+    assert together(shared) == (85, 60)
+    assert together([*shared, own, old, old]) == (85 + 100 + 2000, 60 + 80 + 1600)
+    assert together([]) == (0, 0)

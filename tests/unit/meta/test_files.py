@@ -572,6 +572,14 @@ class TestLength:
         assert world.sync(inode.id, session, length=50).length == 100
         assert world.sync(inode.id, session, length=150).length == 150
 
+    def test_a_file_in_its_inode_grows_by_hints_as_far_as_chunks_can_be_numbered(self, world):
+        reply = world.create(b"f")
+        inode, session = reply.inode, reply.session
+        assert world.sync(inode.id, session, length=2 * CHUNK).length == 2 * CHUNK
+        assert world.sync(inode.id, session, length=CHUNK).length == 2 * CHUNK
+        with pytest.raises(InvalidArgument, match="too large"):
+            world.sync(inode.id, session, length=(CHUNK << 32) + 1)
+
     def test_hint_of_an_older_truncation_is_void(self, world):
         inode, session = world.chunked(b"f", DATA, close=False)
         cut = world.set_attr(b"f", length=CHUNK, session=session)

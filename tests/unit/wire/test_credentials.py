@@ -103,7 +103,7 @@ def test_two_tokens_of_one_user_differ():
 
 
 @pytest.mark.parametrize(
-    "text", ["", ".", "a", "a.b.c", "====.====", "AA.!!", "é.é", "A" * 5000 + ".AA", "AAAAA.AAAAA"]
+    "text", ["", ".", "a", "a.b.c", "====.====", "AA.!!", "é.é", "A" * 5000 + ".AA", "AAAAA.AAAAA", "abc.def"]
 )
 def test_text_that_is_no_token_is_refused(text):
     with pytest.raises(Unauthenticated):
