@@ -113,7 +113,9 @@ def down(data_path: Path) -> None:
     """
     data = DataDir(data_path.absolute())
     data.read_shape()
-    if (pid := data.supervisor_pid()) is not None:
+    if data.is_supervised():
+        # A supervisor of an earlier release has not written its id into the lock.
+        pid = data.supervisor_pid() or read_state(data)["pid"]
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
         _await_stop(data)
