@@ -107,21 +107,15 @@ pub fn copy(
     source: Rows,
     sources: Option<&[i64]>,
 ) -> Result<(), Unfit> {
-    let count = sources.map_or(source.count, <[i64]>::len);
-    let room = targets.map_or(target.count, <[i64]>::len);
-    if count != room || source.width != target.width {
+    if source.width != target.width {
         return Err(Unfit(format!(
-            "{count} rows of {} bytes do not fit into {room} rows of {} bytes",
+            "rows of {} bytes do not fit into rows of {} bytes",
             source.width, target.width
         )));
     }
-    check(sources, source.count, "sources")?;
-    check(targets, target.count, "targets")?;
-    for index in 0..count {
-        let from = source.at(sources.map_or(index, |all| all[index] as usize));
-        let to = target.at(targets.map_or(index, |all| all[index] as usize));
+    for (from, to) in Pairs::new(targets, target.count, sources, source.count)?.iter() {
         // SAFETY: both rows were checked to be among those that are valid, and are equally wide; they may overlap.
-        unsafe { to.copy_from(from, source.width) };
+        unsafe { target.at(to).copy_from(source.at(from), source.width) };
     }
     Ok(())
 }
@@ -134,7 +128,6 @@ pub fn turn(
     source: Rows,
     sources: Option<&[i64]>,
 ) -> Result<(), Unfit> {
-    let count = sources.map_or(source.count, <[i64]>::len);
     let (width, length) = (source.width / WORD, target.width / WORD);
     let is_whole = source.width.is_multiple_of(WORD) && target.width.is_multiple_of(WORD);
     if !is_whole || width == 0 || !target.count.is_multiple_of(width) {
@@ -143,16 +136,8 @@ pub fn turn(
             source.width, target.count, target.width
         )));
     }
-    let room = target.count / width * length;
-    if targets.map_or(room, <[i64]>::len) != count {
-        return Err(Unfit(format!("{count} rows do not turn into {room} columns")));
-    }
-    check(sources, source.count, "sources")?;
-    check(targets, room, "targets")?;
     let mut word = [0_u8; WORD];
-    for index in 0..count {
-        let from = sources.map_or(index, |all| all[index] as usize);
-        let to = targets.map_or(index, |all| all[index] as usize);
+    for (from, to) in Pairs::new(targets, target.count / width * length, sources, source.count)?.iter() {
         for column in 0..width {
             source.read(from, column * WORD, &mut word);
             target.write(to / length * width + column, to % length * WORD, &word);
@@ -226,6 +211,40 @@ fn each_place<'a>(
         let at = first + index;
         (parts[index], places[at] as usize, weights.map(|all| all[at]))
     })
+}
+
+/// Which row of a source goes where in a target: the i-th of `sources` to the i-th of `targets`. No numbers: all, in their
+/// order.
+#[derive(Clone, Copy)]
+struct Pairs<'a> {
+    targets: Option<&'a [i64]>,
+    sources: Option<&'a [i64]>,
+    count: usize,
+}
+
+impl<'a> Pairs<'a> {
+    /// Of a target with `room` places and a source of so many `rows`.
+    fn new(
+        targets: Option<&'a [i64]>,
+        room: usize,
+        sources: Option<&'a [i64]>,
+        rows: usize,
+    ) -> Result<Pairs<'a>, Unfit> {
+        let count = sources.map_or(rows, <[i64]>::len);
+        let wanted = targets.map_or(room, <[i64]>::len);
+        if count != wanted {
+            return Err(Unfit(format!("{count} rows do not fit into {wanted}")));
+        }
+        check(sources, rows, "sources")?;
+        check(targets, room, "targets")?;
+        Ok(Pairs { targets, sources, count })
+    }
+
+    /// (from, to) of each row.
+    fn iter(self) -> impl Iterator<Item = (usize, usize)> + use<'a> {
+        let nth = |numbers: Option<&[i64]>, index: usize| numbers.map_or(index, |all| all[index] as usize);
+        (0..self.count).map(move |index| (nth(self.sources, index), nth(self.targets, index)))
+    }
 }
 
 fn check(numbers: Option<&[i64]>, count: usize, what: &str) -> Result<(), Unfit> {

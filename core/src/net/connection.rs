@@ -24,7 +24,7 @@ pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("the server refused the token")]
+    #[error("the server refused the token: it is wrong or has expired")]
     Refused,
     #[error("the server has too many connections")]
     Busy,

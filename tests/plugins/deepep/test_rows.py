@@ -149,7 +149,7 @@ def test_numbers_of_no_row_are_refused_before_anything_is_written() -> None:
     for numbers in ([0, 3], [-1, 0]):
         with pytest.raises(ValueError, match="there are 3 rows"):
             rows.copy(target, source, source_rows=torch.tensor(numbers))
-    with pytest.raises(ValueError, match="1 rows of 16 bytes do not fit into 2 rows of 16 bytes"):
+    with pytest.raises(ValueError, match="1 rows do not fit into 2"):
         rows.copy(target, source, source_rows=torch.tensor([1]))
     with pytest.raises(ValueError, match="places hold 3; there are 3 rows"):
         rows.sum_into(target, [source], torch.tensor([[0], [3]]))

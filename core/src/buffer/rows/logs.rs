@@ -7,7 +7,7 @@
 use std::f32::consts::LN_2;
 use std::sync::OnceLock;
 
-use super::{BLOCK, Number, Rows, Unfit, check, check_places, each_place, from_bfloat16, store, widest};
+use super::{BLOCK, Number, Pairs, Rows, Unfit, check_places, each_place, from_bfloat16, store, widest};
 
 /// Powers of two between the largest and the least magnitude of a block that are told apart.
 const LOG_RANGE: f32 = 32.0;
@@ -34,22 +34,19 @@ pub fn pack(
     source: Rows,
     sources: Option<&[i64]>,
 ) -> Result<(), Unfit> {
-    let count = sources.map_or(source.count, <[i64]>::len);
-    let room = targets.map_or(target.count, <[i64]>::len);
-    check_width(target, source.width / 2)?;
-    if !source.width.is_multiple_of(2) || count != room {
-        return Err(Unfit(format!("{count} rows are to be packed into {room}")));
+    if !source.width.is_multiple_of(2) {
+        return Err(Unfit(format!("rows of {} bytes are not bfloat16", source.width)));
     }
-    check(sources, source.count, "sources")?;
-    check(targets, target.count, "targets")?;
+    check_width(target, source.width / 2)?;
+    let pairs = Pairs::new(targets, target.count, sources, source.count)?;
     let logarithms = logarithms();
     widest(
         #[inline(always)]
         || {
             let mut packed = vec![0_u8; target.width];
-            for index in 0..count {
-                pack_row(&mut packed, source, sources.map_or(index, |all| all[index] as usize), logarithms);
-                target.write(targets.map_or(index, |all| all[index] as usize), 0, &packed);
+            for (from, to) in pairs.iter() {
+                pack_row(&mut packed, source, from, logarithms);
+                target.write(to, 0, &packed);
             }
         },
     );

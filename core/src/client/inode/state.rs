@@ -1,0 +1,228 @@
+//! What is known of an open file, under its lock.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::telling::News;
+use super::{State, inline_of, now_ns};
+use crate::buffer::Placement;
+use crate::client::dirty::{DirtyChunk, RUN_BYTES, overlay, parts};
+use crate::client::shared::Shared;
+use crate::error::Error;
+use crate::wire::pb;
+
+/// Updates of one wave of write-back; each is one piece.
+const WAVE_PIECES_MAX: usize = 128;
+
+impl State {
+    pub(super) fn seen(&self) -> pb::Inode {
+        self.with_times(pb::Inode { length: self.length, ..self.inode.clone() })
+    }
+
+    pub(super) fn with_times(&self, mut inode: pb::Inode) -> pb::Inode {
+        if let Some(mtime_ns) = self.mtime_ns {
+            inode.mtime_ns = mtime_ns;
+            inode.ctime_ns = inode.ctime_ns.max(mtime_ns);
+        }
+        if let Some(later) = &self.later {
+            later.overlay(&mut inode);
+        }
+        inode
+    }
+
+    pub(super) fn is_clean(&self) -> bool {
+        self.dirty.is_empty() && self.flights.is_empty() && self.is_told()
+    }
+
+    pub(super) fn is_told(&self) -> bool {
+        !self.unsynced && self.mtime_ns.is_none() && self.later.is_none() && self.inline_is_told()
+    }
+
+    pub(super) fn inline_is_told(&self) -> bool {
+        self.inline.as_ref().is_none_or(|inline| inline.edited.is_empty())
+    }
+
+    /// Whether all that is known of the file's bytes is in `inline`, so that a small write may go there.
+    pub(super) fn is_inside(&self) -> bool {
+        self.inline.is_some() && self.dirty.is_empty() && self.flights.is_empty()
+    }
+
+    pub(super) fn length_is_told(&self) -> bool {
+        self.acknowledged <= self.inode.length && self.inline_is_told()
+    }
+
+    pub(super) fn news(&self) -> News {
+        // Of an inline file all of it is told, and it may be longer than its bytes: zeros after them.
+        let length = if self.is_inside() { self.length } else { self.acknowledged };
+        let hint = pb::LengthHint { length, truncate_version: self.inode.truncate_version };
+        News {
+            length: (length > 0).then_some(hint),
+            mtime_ns: self.mtime_ns.unwrap_or_default(),
+            inline: self
+                .inline
+                .as_ref()
+                .filter(|inline| !inline.edited.is_empty())
+                .map(|inline| inline.bytes.clone()),
+            base: self.inline.as_ref().map_or(0, |inline| inline.base),
+            later: self.later.clone(),
+        }
+    }
+
+    /// Largest length that chunk indices can express.
+    pub(super) fn length_max(&self) -> u64 {
+        u64::from(self.layout.chunk_bytes.max(1)) * u64::from(u32::MAX)
+    }
+
+    /// End of what waits here for the chains.
+    pub(super) fn waiting_end(&self) -> u64 {
+        let chunk_bytes = u64::from(self.layout.chunk_bytes);
+        let flying = self
+            .flights
+            .last_key_value()
+            .map_or(0, |(&index, chunk)| u64::from(index) * chunk_bytes + u64::from(chunk.end()));
+        let inline = self.inline.as_ref().filter(|inline| !inline.edited.is_empty());
+        let inline = inline.map_or(0, |inline| inline.bytes.len() as u64);
+        self.dirty.end(self.layout.chunk_bytes).max(flying).max(inline)
+    }
+
+    /// Takes in a write. Returns the change in memory held and whether a run is complete.
+    pub(super) fn put(
+        &mut self,
+        offset: u64,
+        payload: &Placement,
+        keep: bool,
+        shared: &Shared,
+    ) -> (isize, bool) {
+        self.writes += 1;
+        let end = offset + payload.len() as u64;
+        let mut change = 0;
+        let mut complete = false;
+        let inside = self.is_inside() && end <= u64::from(self.layout.inline_bytes);
+        if let Some(inline) = self.inline.as_mut().filter(|_| inside) {
+            inline.write(offset as usize, payload.len(), |target| payload.copy_to(target));
+            self.unsynced = true;
+        } else {
+            change += self.outgrow(shared);
+            let (more, runs) =
+                self.dirty.put(self.writes, offset, payload, keep, self.layout.chunk_bytes, &shared.pool);
+            change += more;
+            complete = !runs.is_empty();
+        }
+        self.length = self.length.max(end);
+        self.mtime_ns = Some(now_ns());
+        if let Some(later) = &mut self.later {
+            later.written();
+        }
+        (change, complete)
+    }
+
+    /// What was written to `inline` becomes dirty instead, and what is left of it is what the inode holds. Returns the
+    /// change in memory held.
+    pub(super) fn outgrow(&mut self, shared: &Shared) -> isize {
+        let Some(inline) = self.inline.as_ref().filter(|inline| !inline.edited.is_empty()) else { return 0 };
+        let bytes = Placement::from_vec(inline.bytes.clone());
+        let mut change = 0;
+        for range in inline.edited.iter() {
+            // Older than everything that is written from here on: whoever flushes waits for it.
+            let (start, bytes) = (range.start as u64, bytes.slice(range));
+            change += self.dirty.put(0, start, &bytes, false, self.layout.chunk_bytes, &shared.pool).0;
+        }
+        self.inline = inline_of(&self.inode);
+        change
+    }
+
+    /// What waits here of a range that is about to be read: pieces to lay over what the chains have. `None`: all of
+    /// it, and it has been copied.
+    pub(super) fn waiting(&self, offset: u64, into: &Placement) -> Option<Vec<(usize, Placement)>> {
+        if self.dirty.is_empty() && self.flights.is_empty() {
+            return Some(Vec::new());
+        }
+        let chunk_bytes = self.layout.chunk_bytes;
+        let layers = |index: u32| [self.flights.get(&index).map(Arc::as_ref), self.dirty.chunk(index)];
+        let mut found = Vec::new();
+        let mut complete = true;
+        for part in parts(offset, into.len(), chunk_bytes, chunk_bytes) {
+            let layers = layers(part.index);
+            if layers.iter().all(Option::is_none) {
+                complete = false;
+                continue;
+            }
+            let range = part.offset..part.offset + part.range.len() as u32;
+            for layer in layers.into_iter().flatten() {
+                for (at, bytes) in layer.pieces_in(range.clone()) {
+                    found.push((part.range.start + (at - part.offset) as usize, bytes));
+                }
+            }
+        }
+        if complete && overlay(offset, into, chunk_bytes, layers) {
+            return None;
+        }
+        // Copied now: pieces that are dirty may change in place once the lock is gone.
+        Some(found.into_iter().map(|(at, bytes)| (at, Placement::from_vec(bytes.to_vec()))).collect())
+    }
+
+    /// Marks what was dirty by write number `write` as wanted.
+    pub(super) fn want_until(&mut self, write: u64) {
+        for (_, chunk) in self.dirty.chunks_mut() {
+            chunk.wanted |= chunk.since <= write;
+        }
+    }
+
+    /// Chunks that can be written back now (I2).
+    pub(super) fn ready(&self) -> impl Iterator<Item = (u32, &DirtyChunk)> {
+        self.dirty.chunks().filter(|(index, chunk)| chunk.wanted && !self.flights.contains_key(index))
+    }
+
+    /// Moves chunks from dirty to flight.
+    pub(super) fn take_wave(&mut self) -> Vec<(u32, Arc<DirtyChunk>)> {
+        let (mut bytes, mut pieces) = (0, 0);
+        let mut indices = Vec::new();
+        for (index, chunk) in self.ready() {
+            bytes += chunk.bytes();
+            pieces += chunk.pieces().count();
+            if !indices.is_empty() && (bytes > RUN_BYTES as usize || pieces > WAVE_PIECES_MAX) {
+                break;
+            }
+            indices.push(index);
+        }
+        let mut wave = Vec::new();
+        for index in indices {
+            let chunk = Arc::new(self.dirty.take(index).expect("it was there a moment ago"));
+            self.flights.insert(index, chunk.clone());
+            wave.push((index, chunk));
+        }
+        wave
+    }
+
+    /// Forgets what is wanted on chunks and cannot get there. Returns the memory set free.
+    pub(super) fn give_up(&mut self) -> usize {
+        let lost: Vec<u32> = self.ready().map(|(index, _)| index).collect();
+        lost.into_iter().filter_map(|index| self.dirty.take(index)).map(|chunk| chunk.bytes()).sum()
+    }
+
+    /// Whether a write up to number `write` is not acknowledged yet.
+    pub(super) fn waits_until(&self, write: u64) -> bool {
+        self.dirty.chunks().any(|(_, chunk)| chunk.since <= write)
+            || self.flights.values().any(|chunk| chunk.since <= write)
+    }
+
+    pub(super) fn landed(&mut self, offset: u64, length: usize) {
+        let end = offset + length as u64;
+        self.acknowledged = self.acknowledged.max(end);
+        self.add_volatile(offset..end);
+        self.unsynced = true;
+    }
+
+    pub(super) fn add_volatile(&mut self, range: Range<u64>) {
+        self.volatile = Some(match self.volatile.take() {
+            Some(before) => before.start.min(range.start)..before.end.max(range.end),
+            None => range,
+        });
+    }
+
+    pub(super) fn fail(&mut self, error: Error) {
+        log::warn!("inode {}: {error}", self.inode.id);
+        self.errors += 1;
+        self.error = Some(error);
+    }
+}

@@ -1,0 +1,263 @@
+//! Writing to an open file, and writing back what waits here.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::{OpenInode, Place, State, Through};
+use crate::buffer::Placement;
+use crate::client::data::Write;
+use crate::client::departure::Departure;
+use crate::error::{Error, Kind, Result};
+use crate::lock::MutexGuard;
+use crate::types::ContentId;
+
+/// Threads of the pool that write back one file at a time: enough to fill the chains, few enough to leave others room.
+const HELPERS_MAX: usize = 4;
+/// Most bytes taken in at once.
+const WRITE_BYTES_MAX: usize = 4 << 20;
+
+impl OpenInode {
+    /// Writes `payload`; `keep`: its memory may be kept and changed. Returns the offset it went to.
+    pub fn write(
+        self: &Arc<Self>,
+        place: Place,
+        payload: &Placement,
+        keep: bool,
+        through: Through,
+    ) -> Result<u64> {
+        if payload.is_empty() {
+            return Ok(0);
+        }
+        // A long payload in parts, so that its copy fits the bound on dirty bytes. An append stays whole: others may
+        // append too.
+        if let Place::At(offset) = place
+            && payload.len() > WRITE_BYTES_MAX
+        {
+            for at in (0..payload.len()).step_by(WRITE_BYTES_MAX) {
+                let part = payload.slice(at..payload.len().min(at + WRITE_BYTES_MAX));
+                let place = Place::At(offset.saturating_add(at as u64));
+                self.write(place, &part, keep, through)?;
+            }
+            return Ok(offset);
+        }
+        self.reserve(payload.len())?;
+        let mut state = self.shared_state();
+        let offset = match place {
+            Place::At(offset) => offset,
+            Place::End => state.length,
+        };
+        if offset.saturating_add(payload.len() as u64) > state.length_max() {
+            self.shared.budget.release(payload.len());
+            return Err(Error::invalid("the file would be too large for its layout").with_errno(Errno::FBIG));
+        }
+        let (change, complete) = state.put(offset, payload, keep, &self.shared);
+        self.shared.budget.settle(payload.len(), change);
+        let write = state.writes;
+        let inside = state.is_inside();
+        self.list(&mut state);
+        if through == Through::Buffered {
+            if complete {
+                self.help(&mut state);
+            }
+            drop(state);
+            if self.shared.budget.is_pressed() {
+                self.shared.press();
+            }
+            return Ok(offset);
+        }
+        let seen = state.errors;
+        drop(state);
+        if inside {
+            self.tell(false)?;
+        } else {
+            self.flush_until(write);
+            if let Some((_, error)) = self.error_since(seen) {
+                return Err(error);
+            }
+            // The metadata service measures the chains only now and then: a longer file is told at once.
+            let longer = !self.state.lock().length_is_told();
+            if longer {
+                self.tell(false)?;
+            }
+        }
+        Ok(offset)
+    }
+
+    /// Room for dirty bytes, making some by writing back what all files hold.
+    fn reserve(&self, bytes: usize) -> Result<()> {
+        if self.shared.budget.try_reserve(bytes) {
+            return Ok(());
+        }
+        self.shared.press();
+        self.shared.budget.reserve(bytes, self.shared.meta.deadline())
+    }
+
+    /// Begins to write back everything without waiting.
+    pub fn start_write_back(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        state.want_until(u64::MAX);
+        self.help(&mut state);
+    }
+
+    /// Sends threads, if there is something for them to do.
+    pub(super) fn help(self: &Arc<Self>, state: &mut State) {
+        self.help_besides(state, 0);
+    }
+
+    /// Sends threads, if there is more to do than `others` will.
+    fn help_besides(self: &Arc<Self>, state: &mut State, others: usize) {
+        let ready = state.ready().take(HELPERS_MAX + others).count().saturating_sub(others);
+        while state.helpers < ready {
+            let inode = self.clone();
+            if !self.shared.workers.submit(move || inode.write_back()) {
+                return;
+            }
+            state.helpers += 1;
+        }
+    }
+
+    /// A helper: writes back until nothing wanted is left.
+    fn write_back(self: Arc<Self>) {
+        let mut state = self.state.lock();
+        while !state.exclusive && self.fly(&mut state) {}
+        state.helpers -= 1;
+    }
+
+    /// Writes back what is wanted, as many chunks as make a good batch. False: there was nothing to do.
+    fn fly(self: &Arc<Self>, state: &mut MutexGuard<'_, State>) -> bool {
+        if state.inline.is_some() {
+            return self.depart(state);
+        }
+        assert!(!state.inode.is_inline, "I6: nothing is written under the content of a file in its inode");
+        let wave = state.take_wave();
+        if wave.is_empty() {
+            return false;
+        }
+        let (layout, content) = (state.layout, state.inode.content);
+        let truncate_version = state.inode.truncate_version;
+        let mut writes = Vec::new();
+        for (index, chunk) in &wave {
+            let start = u64::from(*index) * u64::from(layout.chunk_bytes);
+            writes.extend(chunk.pieces().map(|(at, payload)| Write {
+                layout,
+                content: ContentId(content),
+                offset: start + u64::from(at),
+                payload,
+            }));
+        }
+        let results = MutexGuard::unlocked(state, || self.write_all(&writes));
+        assert_eq!(results.len(), writes.len(), "one result for each write");
+        let current = truncate_version == state.inode.truncate_version && content == state.inode.content;
+        for (write, result) in writes.iter().zip(results) {
+            match result {
+                Ok(()) if current => state.landed(write.offset, write.payload.len()),
+                Ok(()) => state.unsynced = true,
+                Err(error) => state.fail(error.context("write-back")),
+            }
+        }
+        drop(writes);
+        let mut freed = 0;
+        for (index, chunk) in wave {
+            state.flights.remove(&index);
+            freed += chunk.bytes();
+        }
+        self.shared.budget.release(freed);
+        self.changed.notify_all();
+        true
+    }
+
+    /// One result for each. A mistake in there is an error of these writes: whoever waits for them goes on.
+    fn write_all(&self, writes: &[Write]) -> Vec<Result<()>> {
+        let result = catch_unwind(AssertUnwindSafe(|| self.shared.chunks.write_many(writes)));
+        let mistake = || Err(Error::new(Kind::Other, "a defect of the client, see its log"));
+        result.unwrap_or_else(|_| writes.iter().map(|_| mistake()).collect())
+    }
+
+    /// Moves the file out of its inode, because dirty bytes are wanted on its chunks. False: there is nothing to do.
+    fn depart(self: &Arc<Self>, state: &mut MutexGuard<'_, State>) -> bool {
+        if state.departing || state.ready().next().is_none() {
+            return false;
+        }
+        let Some(inline) = state.inline.clone() else { return false };
+        let (session, who) = state.sessions.first().cloned().unwrap_or_default();
+        let layout = state.layout;
+        state.departing = true;
+        let departed = MutexGuard::unlocked(state, || {
+            let departure = Departure { shared: &self.shared, who: &who, inode: self.id, session, layout };
+            departure.run(inline.bytes, inline.base)
+        });
+        state.departing = false;
+        match departed {
+            Ok(departed) => {
+                let inode = departed.inode;
+                if departed.ours && inode.change == state.inode.change + 1 {
+                    self.shared.names.page_cache_follows(self.id, state.inode.change, inode.change);
+                }
+                state.undurable = true;
+                self.adopt_into(state, inode);
+            }
+            Err(error) => {
+                let freed = state.give_up();
+                self.shared.budget.release(freed);
+                state.fail(error.context("write-back"));
+            }
+        }
+        self.help(state);
+        self.changed.notify_all();
+        true
+    }
+
+    /// Returns when every write up to number `write` has been acknowledged or has failed.
+    pub(super) fn flush_until(self: &Arc<Self>, write: u64) {
+        let mut state = self.shared_state();
+        loop {
+            state.want_until(write);
+            // This thread flies too: for one chunk nobody is woken.
+            self.help_besides(&mut state, 1);
+            if !state.exclusive && self.fly(&mut state) {
+                continue;
+            }
+            if !state.waits_until(write) {
+                return;
+            }
+            self.changed.wait(&mut state);
+        }
+    }
+
+    /// Writes back everything written so far. Errors are counted (`error_since`).
+    pub fn flush(self: &Arc<Self>) {
+        let writes = self.state.lock().writes;
+        self.flush_until(writes);
+    }
+
+    /// Write-back by age: chunks, and inline bytes too.
+    pub fn write_back_aged(self: &Arc<Self>) {
+        self.start_write_back();
+        let mut state = self.state.lock();
+        if state.later.is_some() {
+            drop(state);
+            if let Err(error) = self.settle() {
+                self.state.lock().fail(error.context("attributes"));
+            }
+        } else if state.inline.as_ref().is_some_and(|inline| !inline.edited.is_empty()) {
+            drop(state);
+            if let Err(error) = self.tell(false) {
+                self.state.lock().fail(error.context("write-back"));
+            }
+        } else if state.dirty.is_empty() && state.flights.is_empty() {
+            state.listed = false;
+        }
+    }
+
+    /// Whether the client's list of dirty files still needs this one.
+    pub fn is_listed(&self) -> bool {
+        self.state.lock().listed
+    }
+
+    /// Counts an error that concerns every handle.
+    pub fn fail(&self, error: Error) {
+        self.state.lock().fail(error);
+    }
+}
