@@ -42,7 +42,7 @@ from .hopper_walk import (
     tma_load,
     tma_store,
 )
-from .kernel import CONTIGUOUS, DENSE, MASKED, PSUM
+from .kernel import CONTIGUOUS, MASKED, NAME_PREFIXES, PSUM
 from .quantize import BLOCK
 
 STORED_COLUMNS = 128  # of a staging place
@@ -342,13 +342,7 @@ def _leave(values, staged, d, d_m, d_tile, place, n, end, ENDS: gl.constexpr):
 def _name(specialization: Any) -> str:
     constants = specialization.constants
     fp8 = "fp8_gemm_1d1d" if constants["B_ROW_SCALES"] else "fp8_gemm_1d2d"
-    prefix = {
-        DENSE: "",
-        CONTIGUOUS: "m_grouped_contiguous_",
-        PSUM: "m_grouped_psum_",
-        MASKED: "m_grouped_masked_",
-    }
-    return f"{prefix[constants['MODE']]}{fp8 if constants['FP8'] else 'bf16_gemm'}_ws_kernel"
+    return f"{NAME_PREFIXES[constants['MODE']]}{fp8 if constants['FP8'] else 'bf16_gemm'}_ws_kernel"
 
 
 @gluon.jit(repr=_name, do_not_specialize=["m", "groups", "d_g", "sfa_g", "sfa_k"])

@@ -22,6 +22,12 @@ DENSE: Final = 0
 CONTIGUOUS: Final = 1
 PSUM: Final = 2
 MASKED: Final = 3
+NAME_PREFIXES: Final = {
+    DENSE: "",
+    CONTIGUOUS: "m_grouped_contiguous_",
+    PSUM: "m_grouped_psum_",
+    MASKED: "m_grouped_masked_",
+}
 
 _K_BLOCK: tl.constexpr = tl.constexpr(128)
 _DENSE: tl.constexpr = tl.constexpr(DENSE)
@@ -33,13 +39,7 @@ _FAR: tl.constexpr = tl.constexpr(0x7FFFFFFF)
 def _gemm_name(specialization: Any) -> str:
     constants = specialization.constants
     kind = "fp8_gemm_1d1d" if constants["B_ROW_SCALES"] else "fp8_gemm_1d2d"
-    prefix = {
-        DENSE: "",
-        CONTIGUOUS: "m_grouped_contiguous_",
-        PSUM: "m_grouped_psum_",
-        MASKED: "m_grouped_masked_",
-    }
-    return f"{prefix[constants.get('MODE', MASKED)]}{kind if constants['FP8'] else 'bf16_gemm'}_kernel"
+    return f"{NAME_PREFIXES[constants.get('MODE', MASKED)]}{kind if constants['FP8'] else 'bf16_gemm'}_kernel"
 
 
 @triton.jit
@@ -517,6 +517,7 @@ __all__ = [
     "CONTIGUOUS",
     "DENSE",
     "MASKED",
+    "NAME_PREFIXES",
     "PSUM",
     "batched_gemm_kernel",
     "bmn_bnk_mn_gemm_impl",

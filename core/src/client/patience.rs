@@ -10,18 +10,16 @@ const LINES_MAX: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(10);
 
 /// How far the last attempt got.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reached {
-    /// Nobody was asked: something of this process, or the routing, was waited for.
-    #[default]
-    Nothing,
     /// There was no connection, or the request could not be sent.
     Unsent,
     Sent,
     Answered,
 }
 
-/// The attempts at one request. `P` says to whom the last one went.
+/// The attempts at one request. `P` says to whom the last one went; without one, something of this process, or the routing, was
+/// waited for.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempts<P> {
     begun: Instant,
@@ -32,7 +30,7 @@ pub struct Attempts<P> {
 
 impl<P> Attempts<P> {
     pub fn new() -> Attempts<P> {
-        Attempts { begun: Instant::now(), count: 0, peer: None, reached: Reached::Nothing }
+        Attempts { begun: Instant::now(), count: 0, peer: None, reached: Reached::Unsent }
     }
 
     /// One more begins.
@@ -55,7 +53,7 @@ impl<P: fmt::Display> fmt::Display for Attempts<P> {
         };
         write!(f, "{} attempts in {passed_s:.1} s, the last to {peer}, ", self.count)?;
         f.write_str(match self.reached {
-            Reached::Nothing | Reached::Unsent => "not sent",
+            Reached::Unsent => "not sent",
             Reached::Sent => "sent and not answered",
             Reached::Answered => "answered",
         })

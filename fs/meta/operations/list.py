@@ -40,7 +40,7 @@ def list_directory(work: Work, request: ListRequest) -> Listing:
     """A page of entries in the order of their names, as of one moment. "." and ".." are the client's.
 
     Attributes come without the bytes of small files. This is the one operation that touches a thousand inodes: the
-    reply is put together from their stored bytes, without an object for each, in about two microseconds an entry.
+    reply is put together from their stored bytes, without an object for each.
     Raises: NotFound, NotADirectory, PermissionDenied, InvalidArgument, CorruptData.
     """
     if len(request.after) > NAME_BYTES_MAX:
