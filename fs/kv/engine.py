@@ -203,14 +203,15 @@ class Transaction:
         """
         assert self._open, "the transaction has ended"
         self._open = False
-        if self.is_read_only:
-            version = self._engine.version if self._view is None else self._view.version
+        try:
+            if self.is_read_only:
+                return self._engine.version if self._view is None else self._view.version
+            return self._engine.commit(self)
+        finally:
             self._view = None
-            return version
-        return self._engine.commit(self)
 
     def cancel(self) -> None:
-        """Forgets everything. Dropping the last reference does the same."""
+        """Forgets everything. Dropping the last reference does the same, but an error may hold it for long."""
         self._open = False
         self._view = None
 

@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 from ..clock import Clock
 from ..config import MetaConfig
 from ..errors import Busy, Conflict, Error, InvalidArgument, MaybeCommitted
-from ..kv import Engine
+from ..kv import Engine, Transaction
 from ..wire import Identity
 from ..wire.pb import common_pb2 as lane
 from ..wire.pb import meta_pb2 as pb
@@ -140,6 +140,12 @@ class Execution:
     def _attempt(self, call: Call) -> Any:
         """One transaction. Raises a `Need`, Conflict or MaybeCommitted if it has to be done again."""
         txn = self._engine.begin()
+        try:
+            return self._attempt_in(txn, call)
+        finally:
+            txn.cancel()  # the reason for another attempt holds the frames of this one
+
+    def _attempt_in(self, txn: Transaction, call: Call) -> Any:
         record = schema.record_key(call.client, call.sequence) if call.sequence and call.number else b""
         if record:
             answered = txn.get(record)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from luciola.errors import Busy, CorruptData, NoSpace, Unavailable
+from luciola.errors import Busy, Conflict, CorruptData, NoSpace, Unavailable
 from luciola.kv import Durability, run
 from luciola.kv import rocksdb as module
 from luciola.kv.rocksdb import RocksEngine
@@ -54,6 +54,20 @@ def test_closed_store_comes_back_with_its_content_and_version(tmp_path):
     transaction.put(b"a", b"2")
     assert transaction.commit() > version
     second.close()
+
+
+def test_refused_transaction_does_not_hold_the_store_once_it_is_closed(tmp_path):
+    """Errors are kept, and with them the frames and transactions they went through."""
+    engine = RocksEngine(tmp_path)
+    refused, other = engine.begin(), engine.begin()
+    assert refused.get(b"a") is None
+    other.put(b"a", b"1")
+    other.commit()
+    refused.put(b"a", b"2")
+    with pytest.raises(Conflict):
+        refused.commit()
+    engine.close()
+    RocksEngine(tmp_path).close()  # RocksDB would still be locked
 
 
 def test_directory_is_private(tmp_path):
