@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::ahead::ReadAhead;
 use super::inode::{OpenInode, Place, Through};
 use super::meta::{Who, inode_path};
-use super::shared::{Close, Shared};
+use super::shared::{Close, Opening, Shared};
 use crate::buffer::Placement;
 use crate::error::{Error, Kind, Result};
 use crate::wire::pb;
@@ -61,13 +61,14 @@ impl File {
             follow: options.follow,
             ..Default::default()
         };
+        let opening = shared.opening();
         // A file that other handles here are writing must be alone while it is emptied.
         let known = if options.truncate && path.path.is_empty() { shared.find(path.at) } else { None };
         let reply = match known {
             Some(inode) => inode.truncate(0, || shared.meta.open(who, request))?,
             None => shared.meta.open(who, request)?,
         };
-        File::opened(shared, who, reply, options)
+        File::opened(opening, shared, who, reply, options)
     }
 
     pub fn create(
@@ -87,9 +88,10 @@ impl File {
             in_chunks: options.write && shared.makes_large_files(),
             ..Default::default()
         };
+        let opening = shared.opening();
         let reply = shared.meta.create(who, request)?;
         let created = reply.created;
-        let file = File::opened(shared, who, reply, options)?;
+        let file = File::opened(opening, shared, who, reply, options)?;
         if created && options.write {
             file.inode.made();
         }
@@ -97,14 +99,23 @@ impl File {
     }
 
     fn opened(
+        mut opening: Opening,
         shared: &Arc<Shared>,
         who: &Arc<Who>,
         reply: pb::InodeReply,
         options: OpenOptions,
     ) -> Result<Arc<File>> {
-        let inode = reply.inode.ok_or_else(|| Error::new(Kind::CorruptData, "opened without an inode"))?;
-        shared.names.learn(inode.clone());
-        let inode = shared.opened(inode);
+        let mut inode =
+            reply.inode.ok_or_else(|| Error::new(Kind::CorruptData, "opened without an inode"))?;
+        let id = inode.id;
+        let inode = loop {
+            shared.names.learn(inode.clone());
+            if let Some(opened) = opening.opened(&inode) {
+                break opened;
+            }
+            let goodbye = || goodbye(who, id, reply.session, options.read);
+            inode = shared.meta.stat_open(who, id).inspect_err(|_| shared.close_later(goodbye()))?;
+        };
         if reply.session != 0 {
             inode.add_session(reply.session, who);
         }
@@ -340,14 +351,13 @@ impl File {
     }
 
     fn goodbye(&self) -> Close {
-        let one = pb::CloseOne {
-            inode: self.inode.id(),
-            session: self.session,
-            read_hold: self.options.read,
-            ..Default::default()
-        };
-        Close { who: self.who.clone(), one }
+        goodbye(&self.who, self.inode.id(), self.session, self.options.read)
     }
+}
+
+fn goodbye(who: &Arc<Who>, inode: u64, session: u64, read_hold: bool) -> Close {
+    let one = pb::CloseOne { inode, session, read_hold, ..Default::default() };
+    Close { who: who.clone(), one }
 }
 
 impl Drop for File {
@@ -415,7 +425,8 @@ pub fn set_attributes(shared: &Arc<Shared>, who: &Who, request: pb::SetAttrReque
         _ => shared.meta.set_attr(who, request)?,
     };
     shared.names.learn(inode.clone());
-    let Some(open) = open else { return Ok(inode) };
+    // It may have been opened meanwhile, or closed.
+    let Some(open) = shared.find_changed(&inode) else { return Ok(inode) };
     if times && length.is_some() {
         open.forget_mtime();
     }

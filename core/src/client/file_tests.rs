@@ -34,6 +34,16 @@ impl World {
         World { chunks, meta, shared, who: Arc::default() }
     }
 
+    /// As `new`, but what it knows it does not ask for again.
+    fn that_trusts() -> World {
+        let world = World::new();
+        World { shared: world.trusting(), ..world }
+    }
+
+    fn trusting(&self) -> Arc<Shared> {
+        client_that_trusts(&self.chunks, &self.meta, 8 << 20, Duration::from_secs(3600))
+    }
+
     /// Another process on the same cluster.
     fn other(&self) -> World {
         let shared = client(&self.chunks, &self.meta, 8 << 20);
@@ -125,6 +135,152 @@ fn writers_of_one_small_file_on_two_clients_both_survive() {
     theirs.close().unwrap();
     mine.close().unwrap();
     assert_eq!(world.meta.inode(5).inline_data, b"MMaaaaTTTT");
+}
+
+#[test]
+fn an_answer_that_withholds_the_bytes_does_not_empty_a_small_file() {
+    let world = World::that_trusts();
+    let file = world.create(5);
+    put(&file, 0, b"hello");
+    file.flush().unwrap();
+    let inode = world.meta.inode(5);
+    let withheld =
+        pb::Inode { inline_data: Vec::new(), bytes_withheld: true, change: inode.change + 1, ..inode };
+    file.inode().adopt(&withheld);
+    assert_eq!(get(&file, 0, 100), b"hello");
+}
+
+/// What `call` gives, in another thread, if its call of `method` is carried out at once and answered after `meanwhile`.
+fn call_while<T: Send>(
+    world: &World,
+    method: Method,
+    call: impl FnOnce() -> T + Send,
+    meanwhile: impl FnOnce(),
+) -> T {
+    world.meta.hold_answer(Some(method));
+    thread::scope(|scope| {
+        let called = scope.spawn(call);
+        world.meta.wait_for_caller();
+        meanwhile();
+        world.meta.hold_answer(None);
+        called.join().unwrap()
+    })
+}
+
+fn open_while<T: Send>(world: &World, open: impl FnOnce() -> T + Send, meanwhile: impl FnOnce()) -> T {
+    call_while(world, Method::MetaOpen, open, meanwhile)
+}
+
+/// Another client writes "TT" at 4 and closes.
+fn write_elsewhere(world: &World) {
+    let theirs = world.other().open(5);
+    put(&theirs, 4, b"TT");
+    theirs.close().unwrap();
+}
+
+#[test]
+fn bytes_of_others_that_were_seen_before_the_answer_to_an_own_close_are_read() {
+    let world = World::that_trusts();
+    let first = world.create(5);
+    put(&first, 0, b"aaaaaaaa");
+    let mut second = None;
+    call_while(
+        &world,
+        Method::MetaClose,
+        || first.close().unwrap(),
+        || {
+            write_elsewhere(&world);
+            second = Some(world.open(5));
+        },
+    );
+    assert_eq!(get(&second.unwrap(), 0, 100), b"aaaaTTaa");
+}
+
+#[test]
+fn bytes_of_others_survive_a_sync_that_was_answered_late_and_a_write_meanwhile() {
+    let world = World::that_trusts();
+    let file = world.create(5);
+    put(&file, 0, b"aaaaaaaa");
+    file.flush().unwrap();
+    put(&file, 0, b"MM");
+    call_while(
+        &world,
+        Method::MetaSync,
+        || file.flush().unwrap(),
+        || {
+            write_elsewhere(&world);
+            put(&file, 7, b"N");
+        },
+    );
+    file.close().unwrap();
+    assert_eq!(world.meta.inode(5).inline_data, b"MMaaTTaN");
+}
+
+#[test]
+fn a_file_that_was_closed_while_its_open_was_answered_is_as_it_was_left() {
+    let world = World::that_trusts();
+    let first = world.create(5);
+    let append = OpenOptions { append: true, ..READ_WRITE };
+    let second = open_while(
+        &world,
+        || world.open_with(5, append),
+        || {
+            put(&first, 0, b"acknowledged");
+            first.close().unwrap();
+        },
+    );
+    second.write(Place::At(0), &Placement::from_vec(b" and more".to_vec()), false).unwrap();
+    second.close().unwrap();
+    assert_eq!(world.meta.inode(5).inline_data, b"acknowledged and more");
+}
+
+#[test]
+fn a_file_is_as_it_was_left_whatever_else_was_closed_while_its_open_was_answered() {
+    let world = World::that_trusts();
+    let first = world.create(5);
+    let second = open_while(
+        &world,
+        || world.open(5),
+        || {
+            put(&first, 0, b"acknowledged");
+            first.close().unwrap();
+            (100..2000).for_each(|number| world.create(number).close().unwrap());
+        },
+    );
+    assert_eq!(get(&second, 0, 100), b"acknowledged");
+    assert_eq!(world.meta.count(Method::MetaStat), 1);
+    second.close().unwrap();
+    world.open(5).close().unwrap();
+    assert_eq!(world.meta.count(Method::MetaStat), 1, "what is known is not asked for");
+}
+
+#[test]
+fn a_file_that_was_cut_while_its_open_was_answered_is_cut() {
+    let world = World::that_trusts();
+    let file = world.create(5);
+    put(&file, 0, b"acknowledged");
+    file.close().unwrap();
+    let cut = || drop(set_length(&world.shared, &world.who, 5, 3, 0).unwrap());
+    let file = open_while(&world, || world.open(5), cut);
+    assert_eq!(get(&file, 0, 100), b"ack");
+}
+
+#[test]
+fn a_file_that_cannot_be_looked_at_again_is_not_opened_and_its_session_ends() {
+    let world = World::that_trusts();
+    let first = world.create(5);
+    let failed = open_while(
+        &world,
+        || File::open(&world.shared, &world.who, inode_path(5), READ_WRITE).map(drop),
+        || {
+            put(&first, 0, b"acknowledged");
+            first.close().unwrap();
+            world.meta.fail_calls(Some(Error::new(Kind::Unavailable, "no metadata")));
+        },
+    );
+    assert_eq!(failed.unwrap_err().kind(), Kind::Unavailable);
+    assert_eq!(world.shared.closes_waiting(), 1);
+    assert!(world.shared.open_files().is_empty() && world.shared.held().is_empty());
 }
 
 #[test]
@@ -537,8 +693,7 @@ fn sequential_small_reads_are_read_ahead_and_random_ones_are_not() {
     let bytes = pattern(6 << 20, 5);
     put(&file, 0, &bytes);
     file.close().unwrap();
-    let shared = client_that_trusts(&world.chunks, &world.meta, 8 << 20, Duration::from_secs(3600));
-    let world = World { shared, ..world };
+    let world = World { shared: world.trusting(), ..world };
     let file = world.open(5);
     let reads = || world.chunks.reads.load(Ordering::Relaxed);
     let read = |offset: usize, length: usize| {

@@ -163,6 +163,11 @@ impl OpenInode {
         state.is_clean().then_some(state.inode.change)
     }
 
+    /// `change` of the inode as last told by the metadata service.
+    pub fn change(&self) -> u64 {
+        self.state.lock().inode.change
+    }
+
     pub fn length(&self) -> u64 {
         self.state.lock().length
     }
@@ -224,24 +229,28 @@ impl OpenInode {
     }
 
     fn adopt_into(&self, state: &mut State, inode: pb::Inode) {
-        if inode.id != self.id || inode.change < state.inode.change {
+        // An answer without the file's bytes says nothing of them: it is asked for again when it is needed.
+        if inode.id != self.id || inode.bytes_withheld {
             return;
         }
-        let truncated =
-            inode.truncate_version != state.inode.truncate_version || inode.content != state.inode.content;
-        if truncated {
-            state.acknowledged = 0;
-            state.volatile = None;
+        if inode.change >= state.inode.change {
+            let truncated = inode.truncate_version != state.inode.truncate_version
+                || inode.content != state.inode.content;
+            if truncated {
+                state.acknowledged = 0;
+                state.volatile = None;
+            }
+            state.length = inode.length.max(state.acknowledged).max(state.waiting_end());
+            if let Some(layout) = inode.layout {
+                state.layout = layout;
+            }
+            state.inode = inode;
+            state.told = Instant::now();
         }
+        // Also after an older answer: what was edited when the newer one came may be told by now.
         if state.inline.as_ref().is_none_or(|inline| inline.edited.is_empty()) {
-            state.inline = inline_of(&inode);
+            state.inline = inline_of(&state.inode);
         }
-        state.length = inode.length.max(state.acknowledged).max(state.waiting_end());
-        if let Some(layout) = inode.layout {
-            state.layout = layout;
-        }
-        state.inode = inode;
-        state.told = Instant::now();
     }
 
     /// Asks the metadata service again if what it said is older than `age`. A file that is gone keeps what is known.

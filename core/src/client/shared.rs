@@ -1,7 +1,7 @@
 //! What all files of one client share: the services, memory for dirty bytes, threads, and the table of open files.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -153,6 +153,99 @@ struct Opened {
     handles: usize,
 }
 
+/// Open files, and what was learnt of others while the metadata service is asked to open some.
+///
+/// F1: The answer to an open may be older than what this client has told since, with handles that are gone by now, or
+/// changed without one. Nothing must be written on top of that: it is asked for again.
+#[derive(Default)]
+struct Files {
+    open: HashMap<u64, Opened>,
+    /// Opens that are not finished, by number, and the number of the last one.
+    opening: BTreeSet<u64>,
+    last_opening: u64,
+    /// What was learnt of inodes that are not open, since the oldest of those opens began.
+    left: HashMap<u64, Left>,
+    /// Opens up to this number began before something was forgotten of that.
+    forgotten: u64,
+}
+
+/// The newest `change` of an inode, and the last open that had begun when it was learnt.
+struct Left {
+    change: u64,
+    opening: u64,
+}
+
+const LEFT_MAX: usize = 1024;
+
+impl Files {
+    fn leave(&mut self, inode: u64, change: u64) {
+        if self.opening.is_empty() {
+            return;
+        }
+        if self.left.len() >= LEFT_MAX {
+            self.left.clear();
+            self.forgotten = self.last_opening;
+        }
+        let opening = self.last_opening;
+        let left = self.left.entry(inode).or_insert(Left { change, opening });
+        *left = Left { change: left.change.max(change), opening };
+    }
+
+    fn begin_opening(&mut self) -> u64 {
+        self.last_opening += 1;
+        self.opening.insert(self.last_opening);
+        self.last_opening
+    }
+
+    fn end_opening(&mut self, number: u64) {
+        self.opening.remove(&number);
+        if self.opening.is_empty() {
+            self.left.clear();
+        }
+    }
+
+    /// Whether the answer to that open is, or may be, older than what is known.
+    fn is_overtaken(&self, number: u64, inode: &pb::Inode) -> bool {
+        let newer = |left: &Left| left.opening >= number && left.change > inode.change;
+        number <= self.forgotten || self.left.get(&inode.id).is_some_and(newer)
+    }
+}
+
+/// The metadata service is being asked to open a file, until this is dropped.
+pub struct Opening<'a> {
+    shared: &'a Arc<Shared>,
+    number: u64,
+}
+
+impl Opening<'_> {
+    /// One handle more of the file that the metadata service described. `None`: it has changed since, by this client;
+    /// ask again.
+    pub fn opened(&mut self, inode: &pb::Inode) -> Option<Arc<OpenInode>> {
+        let mut files = self.shared.files.lock();
+        if let Some(known) = files.open.get_mut(&inode.id) {
+            known.handles += 1;
+            let known = known.inode.clone();
+            drop(files);
+            known.adopt(inode);
+            return Some(known);
+        }
+        if files.is_overtaken(self.number, inode) {
+            let again = files.begin_opening();
+            files.end_opening(std::mem::replace(&mut self.number, again));
+            return None;
+        }
+        let new = OpenInode::new(self.shared.clone(), inode.clone());
+        files.open.insert(inode.id, Opened { inode: new.clone(), handles: 1 });
+        Some(new)
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.shared.files.lock().end_opening(self.number);
+    }
+}
+
 pub struct Shared {
     pub meta: Meta,
     pub chunks: Box<dyn Chunks>,
@@ -170,7 +263,7 @@ pub struct Shared {
     pub read_ahead_bytes: usize,
     /// How many of the files made last, in a row, have outgrown their inodes.
     outgrown: AtomicUsize,
-    files: Mutex<HashMap<u64, Opened>>,
+    files: Mutex<Files>,
     listed: Mutex<Vec<Weak<OpenInode>>>,
     closes: Mutex<Vec<Close>>,
     /// Tells the clock thread that closes wait.
@@ -207,7 +300,7 @@ impl Shared {
             attribute_timeout,
             read_ahead_bytes,
             outgrown: AtomicUsize::new(0),
-            files: Mutex::new(HashMap::new()),
+            files: Mutex::default(),
             listed: Mutex::new(Vec::new()),
             closes: Mutex::new(Vec::new()),
             wake: Condvar::new(),
@@ -217,42 +310,39 @@ impl Shared {
 
     /// The open file with that inode number, if this process has it open.
     pub fn find(&self, inode: u64) -> Option<Arc<OpenInode>> {
-        self.files.lock().get(&inode).map(|opened| opened.inode.clone())
+        self.files.lock().open.get(&inode).map(|opened| opened.inode.clone())
     }
 
-    /// One handle more of the file that the metadata service described.
-    pub fn opened(self: &Arc<Self>, inode: pb::Inode) -> Arc<OpenInode> {
+    /// Call it before the metadata service is asked to open a file.
+    pub fn opening(self: &Arc<Self>) -> Opening<'_> {
+        let number = self.files.lock().begin_opening();
+        Opening { shared: self, number }
+    }
+
+    /// The open file that this client has just changed, to `inode`; `None`: it is not open.
+    pub fn find_changed(&self, inode: &pb::Inode) -> Option<Arc<OpenInode>> {
         let mut files = self.files.lock();
-        match files.entry(inode.id) {
-            Entry::Occupied(mut known) => {
-                let opened = known.get_mut();
-                opened.handles += 1;
-                let known = opened.inode.clone();
-                drop(files);
-                known.adopt(&inode);
-                known
-            }
-            Entry::Vacant(place) => {
-                let inode = OpenInode::new(self.clone(), inode);
-                place.insert(Opened { inode: inode.clone(), handles: 1 });
-                inode
-            }
+        let open = files.open.get(&inode.id).map(|opened| opened.inode.clone());
+        if open.is_none() {
+            files.leave(inode.id, inode.change);
         }
+        open
     }
 
     /// One handle less.
     pub fn released(&self, inode: u64) {
         let mut files = self.files.lock();
-        if let Entry::Occupied(mut known) = files.entry(inode) {
-            known.get_mut().handles -= 1;
-            if known.get().handles == 0 {
-                known.remove();
-            }
+        let Some(known) = files.open.get_mut(&inode) else { return };
+        known.handles -= 1;
+        if known.handles == 0 {
+            let change = known.inode.change();
+            files.open.remove(&inode);
+            files.leave(inode, change);
         }
     }
 
     pub fn open_files(&self) -> Vec<Arc<OpenInode>> {
-        self.files.lock().values().map(|opened| opened.inode.clone()).collect()
+        self.files.lock().open.values().map(|opened| opened.inode.clone()).collect()
     }
 
     /// Remembers a file that has dirty bytes.

@@ -150,6 +150,9 @@ pub struct MetaTwin {
     fault: Mutex<Option<Error>>,
     last_content: AtomicUsize,
     spares: Mutex<Vec<u64>>,
+    /// The next answer to this method is held back; and whether somebody waits for it.
+    held: Mutex<(Option<Method>, bool)>,
+    released: Condvar,
 }
 
 impl MetaTwin {
@@ -162,7 +165,24 @@ impl MetaTwin {
             fault: Mutex::new(None),
             last_content,
             spares: Mutex::default(),
+            held: Mutex::default(),
+            released: Condvar::new(),
         })
+    }
+
+    /// The next call of this method is carried out, and answered once this is called with `None`; a sync as one that
+    /// had to be sent again: with the inode as it is then.
+    pub fn hold_answer(&self, method: Option<Method>) {
+        self.held.lock().0 = method;
+        self.released.notify_all();
+    }
+
+    /// Returns when a call has been carried out and waits for its answer.
+    pub fn wait_for_caller(&self) {
+        let mut held = self.held.lock();
+        while !held.1 {
+            self.released.wait(&mut held);
+        }
     }
 
     pub fn inode(&self, id: u64) -> pb::Inode {
@@ -183,7 +203,21 @@ impl MetaTwin {
             return Err(error);
         }
         let bytes = request.encode_to_vec();
-        let reply = self.answer(method, &bytes)?;
+        let mut reply = self.answer(method, &bytes)?;
+        let mut held = self.held.lock();
+        if held.0 == Some(method) && !held.1 {
+            held.1 = true;
+            self.released.notify_all();
+            while held.0.is_some() {
+                self.released.wait(&mut held);
+            }
+            held.1 = false;
+            if method == Method::MetaSync {
+                let inode = pb::SyncRequest::decode(bytes.as_slice()).unwrap().inode;
+                reply = self.reply(inode)?.encode_to_vec();
+            }
+        }
+        drop(held);
         Ok(R::decode(reply.as_slice()).expect("twin and caller agree on types"))
     }
 

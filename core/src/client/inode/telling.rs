@@ -139,9 +139,12 @@ impl OpenInode {
             }
             state.mtime_ns = None;
             state.unsynced = !state.dirty.is_empty() || !state.flights.is_empty();
-        } else if let Some(inline) = &mut state.inline {
-            // Written meanwhile: what was edited stays edited, on top of what was just told.
-            inline.base = inode.change;
+        } else if let Some(inline) = &mut state.inline
+            && inode.is_inline
+        {
+            // Written meanwhile: what was edited stays edited, on top of what the inode has now. That may be more than
+            // was told: an answer that was lost comes with what others have done since.
+            inline.rebase(inode.inline_data.clone(), inode.change);
         }
         self.adopt_into(&mut state, inode.clone());
         // What was in flight when the news was made, and has arrived since, is not in it.
