@@ -5,6 +5,7 @@ it survives `kill -9`. Reading costs a microsecond. The version of a commit is R
 which grows with every entry and is recovered with the log.
 
 A view reads the store directly while nobody has committed since, and through its own iterator after that.
+Values that are read often can be kept in memory as well (`kept`): every commit writes them there too.
 """
 
 import fcntl
@@ -31,19 +32,29 @@ CLEAR_KEYS_MAX: Final = (
     256  # a larger cleared range becomes one range tombstone, which slows every later read
 )
 
+KEPT_MAX: Final = 32_768  # values kept in memory: about 10 MB of inodes
+KEPT_BYTES_MAX: Final = 256  # a longer value is not kept: the bytes of small files lie in their inodes
+
 _MARKER: Final = b"\xff/marker"  # written by commits that only guard keys, so that the version grows
 
 
 class RocksEngine(Engine):
     """RocksDB in `directory`, which is created if it does not exist.
 
+    `kept`: first bytes of the keys whose values stay in memory once they were read or written.
     Raises: Busy if another process has it open; CorruptData if RocksDB refuses it.
     """
 
     def __init__(
-        self, directory: Path, *, sync_interval_s: float = SYNC_INTERVAL_S, commits_max: int = COMMITS_MAX
+        self,
+        directory: Path,
+        *,
+        sync_interval_s: float = SYNC_INTERVAL_S,
+        commits_max: int = COMMITS_MAX,
+        kept: bytes = b"",
     ) -> None:
         self.directory = directory
+        self.kept = Kept(kept)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _own(directory)
         try:
@@ -81,6 +92,7 @@ class RocksEngine(Engine):
             # Whether the log has it is unknown until the store is opened again: nothing may follow it.
             self._broken = error
             raise Unavailable(f"cannot write to the key-value store in {self.directory}: {error}") from error
+        self.kept.follow(transaction)
         self._syncer.wrote()
         return self._db.latest_sequence_number()
 
@@ -119,6 +131,36 @@ class RocksEngine(Engine):
             raise NoSpace(f"less than {RESERVE_BYTES // MIB} MiB are free for metadata in {self.directory}")
 
 
+class Kept:
+    """Values as they are in the newest version of the store, so that reading them again costs no call of RocksDB."""
+
+    def __init__(self, first_bytes: bytes) -> None:
+        self._first_bytes = first_bytes
+        self._values: dict[bytes, bytes] = {}
+        self.get = self._values.get
+
+    def learn(self, key: bytes, value: bytes) -> None:
+        """What the store says of the key now."""
+        if key[0] not in self._first_bytes or len(value) > KEPT_BYTES_MAX:
+            return
+        if len(self._values) >= KEPT_MAX:
+            for oldest in list(islice(self._values, KEPT_MAX // 2)):
+                del self._values[oldest]
+        self._values[key] = value
+
+    def follow(self, transaction: Transaction) -> None:
+        """The transaction has just been carried out."""
+        if transaction.cleared:
+            self._values.clear()
+        for key, value in transaction.writes.items():
+            self._values.pop(key, None)
+            if value is not None:
+                self.learn(key, value)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
 class RocksView:
     """`RocksEngine` at one version: a RocksDB iterator, which sees the store as it was when it was made.
 
@@ -126,20 +168,18 @@ class RocksView:
     and its bounds give wrong answers; tests/unit/kv found both.
     """
 
-    __slots__ = ("_cursor", "_db", "_engine", "version")
+    __slots__ = ("_cursor", "_db", "_engine", "_kept", "version")
 
     def __init__(self, engine: RocksEngine, db: rocksdict.Rdict) -> None:
         self._engine = engine
         self._db = db
+        self._kept = engine.kept
         self._cursor = db.iter()
         self.version = engine.version
 
     def get(self, key: bytes) -> bytes | None:
         if self._engine.version == self.version:  # nobody has committed since: the newest is ours
-            try:
-                return cast("bytes | None", self._db.get(key))
-            except Exception as error:  # rocksdict raises nothing more precise
-                raise CorruptData(f"cannot read the key-value store: {error}") from error
+            return self._newest(key)
         self._check()
         cursor = self._cursor
         cursor.seek(key)
@@ -151,10 +191,20 @@ class RocksView:
     def get_many(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         if self._engine.version != self.version:
             return [self.get(key) for key in keys]
+        newest = self._newest
+        return [value or newest(key) for key, value in zip(keys, map(self._kept.get, keys), strict=True)]
+
+    def _newest(self, key: bytes) -> bytes | None:
+        value = self._kept.get(key)
+        if value is not None:
+            return value
         try:
-            return list(map(self._db.get, keys))  # a list of keys in one call of rocksdict costs more
+            value = cast("bytes | None", self._db.get(key))
         except Exception as error:  # rocksdict raises nothing more precise
             raise CorruptData(f"cannot read the key-value store: {error}") from error
+        if value is not None:
+            self._kept.learn(key, value)
+        return value
 
     def scan(self, begin: bytes, end: bytes, *, limit: int, reverse: bool) -> Sequence[Pair]:
         return list(islice(self.iterate(begin, end, reverse=reverse), limit))

@@ -17,6 +17,7 @@ from ..errors import Error
 from ..kv.rocksdb import RocksEngine
 from ..wire import SERVICE, LaneServer, RpcClients, RpcServer, load_cluster, methods, mint
 from ..wire.pb.mgmtd_pb2 import NODE_META
+from . import schema
 from .cluster import Cluster, RoutingTable, describe
 from .collector import Collector
 from .control import GrpcControl
@@ -49,7 +50,9 @@ async def serve(arguments: argparse.Namespace) -> None:
     cluster_file = load_cluster(arguments.cluster)
     secret = cluster_file.secret()
     clock = SystemClock()
-    engine = RocksEngine(arguments.data, sync_interval_s=config.meta.sync_interval_ms / 1000)
+    engine = RocksEngine(
+        arguments.data, sync_interval_s=config.meta.sync_interval_ms / 1000, kept=schema.INODES
+    )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -39,6 +39,7 @@ _NEXT: Final = Struct("<Q")
 _CUT: Final = Struct("<QQ")
 
 SUPERBLOCK: Final = b"M"
+INODES: Final = b"I"  # first byte of the keys of all inodes
 
 pack_one: Final = _ONE.pack
 pack_two: Final = _TWO.pack
@@ -68,7 +69,7 @@ class Cut(NamedTuple):
 
 
 def inode_key(inode: int) -> bytes:
-    return pack_one(b"I", inode)
+    return pack_one(INODES, inode)
 
 
 def entry_key(directory: int, name: bytes) -> bytes:
@@ -249,6 +250,7 @@ def decode_garbage(value: bytes) -> RemovedContent:
 
 __all__ = [
     "FORMAT_VERSION",
+    "INODES",
     "ONE_BYTES",
     "SUPERBLOCK",
     "Cut",

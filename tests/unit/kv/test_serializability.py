@@ -151,7 +151,9 @@ def unexplained(history: list[Record], first_version: int) -> list[str]:
 def shared_engine(request, tmp_path_factory):
     """One engine for all examples: they begin by clearing it."""
     engine = (
-        MemoryEngine() if request.param == "memory" else RocksEngine(tmp_path_factory.mktemp("kv") / "db")
+        MemoryEngine()
+        if request.param == "memory"
+        else RocksEngine(tmp_path_factory.mktemp("kv") / "db", kept=b"ab")
     )
     yield engine
     engine.close()

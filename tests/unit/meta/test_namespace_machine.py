@@ -12,6 +12,7 @@ from luciola.errors import Error
 from luciola.kv import MemoryEngine
 from luciola.kv.faulty import Fault, FaultyEngine
 from luciola.kv.rocksdb import RocksEngine
+from luciola.meta.schema import INODES
 from luciola.wire.pb import meta_pb2 as pb
 
 from .model import Model, Refused
@@ -35,7 +36,7 @@ class Namespace(RuleBasedStateMachine):
     def __init__(self, directory: Path | None = None) -> None:
         super().__init__()
         self.directory = directory
-        inner = MemoryEngine() if directory is None else RocksEngine(directory)
+        inner = MemoryEngine() if directory is None else RocksEngine(directory, kept=INODES)
         self.engine = FaultyEngine(inner, lambda _: Fault.NONE)
         self.world = World(self.engine)
         self.model = Model()
@@ -231,7 +232,7 @@ class Namespace(RuleBasedStateMachine):
         plan, self.engine.plan = self.engine.plan, lambda _: Fault.NONE
         if self.directory is not None:
             self.engine.close()
-            self.engine = FaultyEngine(RocksEngine(self.directory), self.engine.plan)
+            self.engine = FaultyEngine(RocksEngine(self.directory, kept=INODES), self.engine.plan)
             self.world.engine = self.engine
         self.world.crash()
         self.engine.plan = plan
