@@ -1,6 +1,11 @@
-"""Other file systems on this machine, started for one comparison and stopped after it."""
+"""Luciola and other file systems on this machine, started for one comparison and stopped after it.
+
+The others come from Debian's packages and PyPI; what is missing is named. MooseFS and GlusterFS refuse the loopback
+address and run in a network namespace with one host (root).
+"""
 
 import os
+import select
 import shutil
 import signal
 import socket
@@ -8,10 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 START_S = 30.0
+ADDRESS = "10.99.0.1"
 
 
 @contextmanager
@@ -66,6 +72,126 @@ def juicefs(root: Path) -> Iterator[Path]:
         redis.terminate()
         redis.wait(START_S)
         shutil.rmtree(home)
+
+
+@contextmanager
+def moosefs(root: Path, *, copies: int = 1) -> Iterator[Path]:
+    """MooseFS: a master, `copies` chunk servers, and a mount that keeps a copy on each."""
+    require("MooseFS", "mfsmaster", "moosefs-master moosefs-chunkserver moosefs-client moosefs-cli")
+    home, mountpoint = root / "moosefs", root / "moosefs-mount"
+    (home / "master").mkdir(parents=True)
+    mountpoint.mkdir()
+    shutil.copy("/var/lib/mfs/metadata.mfs.empty", home / "master/metadata.mfs")
+    (home / "exports.cfg").write_text("* / rw,alldirs,admin,maproot=0:0\n")
+    account = "WORKING_USER = root\nWORKING_GROUP = root\n"
+    master = home / "master.cfg"
+    master.write_text(
+        f"{account}DATA_PATH = {home}/master\nEXPORTS_FILENAME = {home}/exports.cfg\n"
+        "MATOML_LISTEN_PORT = 9519\nMATOCS_LISTEN_PORT = 9520\nMATOCL_LISTEN_PORT = 9521\n"
+    )
+    daemons = [("mfsmaster", master)]
+    for number in range(copies):
+        (home / f"chunks{number}").mkdir()
+        (home / f"server{number}").mkdir()
+        (home / f"disks{number}.cfg").write_text(f"{home}/chunks{number}\n")
+        server = home / f"server{number}.cfg"
+        server.write_text(
+            f"{account}DATA_PATH = {home}/server{number}\nHDD_CONF_FILENAME = {home}/disks{number}.cfg\n"
+            f"HDD_LEAVE_SPACE_DEFAULT = 1GiB\nMASTER_HOST = {ADDRESS}\nMASTER_PORT = 9520\n"
+            f"CSSERV_LISTEN_PORT = {9523 + number}\n"
+        )
+        daemons.append(("mfschunkserver", server))
+    with network() as inside, ExitStack() as stack:
+        stack.callback(shutil.rmtree, home)
+        for name, configuration in daemons:
+            quietly(*inside, name, "-c", configuration, "start")
+            stack.callback(quietly, *inside, name, "-c", configuration, "stop")
+        _wait(lambda: servers_of_moosefs(inside) == copies)
+        quietly(*inside, "mfsmount", "-H", ADDRESS, "-P", "9521", mountpoint)
+        stack.callback(quietly, "umount", mountpoint)
+        quietly(*inside, "mfssetgoal", "-r", str(copies), mountpoint)
+        _wait(lambda: os.statvfs(mountpoint).f_blocks > 0)
+        yield mountpoint
+
+
+def servers_of_moosefs(inside: tuple[str, ...]) -> int:
+    """Chunk servers that the master knows."""
+    command = (*inside, "mfscli", "-H", ADDRESS, "-P", "9521", "-SCS", "-p")
+    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return sum(ADDRESS in line for line in listed.splitlines())
+
+
+@contextmanager
+def glusterfs(root: Path, *, copies: int = 1) -> Iterator[Path]:
+    """GlusterFS: a volume of `copies` bricks that are replicas of each other, and a mount."""
+    require("GlusterFS", "glusterd", "glusterfs-server glusterfs-client")
+    home, mountpoint = root / "glusterfs", root / "glusterfs-mount"
+    (home / "state").mkdir(parents=True)
+    mountpoint.mkdir()
+    control, pid_file = home / "control", home / "pid"
+    (home / "glusterd.vol").write_text(
+        "volume management\n  type mgmt/glusterd\n"
+        f"  option working-directory {home}/state\n  option run-directory {home}/run\n"
+        f"  option glusterd-sockfile {control}\n  option transport-type socket\nend-volume\n"
+    )
+    name = f"bench{os.getpid()}"
+    bricks = [f"{ADDRESS}:{home}/brick{number}" for number in range(copies)]
+    kind = ("replica", str(copies)) if copies > 1 else ()
+    with network() as inside, ExitStack() as stack:
+        stack.callback(shutil.rmtree, home)
+        gluster = (*inside, "gluster", "--mode=script", f"--glusterd-sock={control}", "volume")
+        quietly(*inside, "glusterd", "-f", home / "glusterd.vol", "-p", pid_file, "-l", home / "log")
+        stack.callback(_end, pid_file)
+        _wait(lambda: subprocess.run((*gluster, "list"), capture_output=True, check=False).returncode == 0)
+        quietly(*gluster, "create", name, *kind, *bricks, "force")
+        quietly(*gluster, "start", name)
+        stack.callback(quietly, *gluster, "stop", name, "force")
+        quietly(*inside, "mount", "-t", "glusterfs", f"{ADDRESS}:/{name}", mountpoint)
+        stack.callback(quietly, "umount", mountpoint)
+        yield mountpoint
+
+
+@contextmanager
+def network() -> Iterator[tuple[str, ...]]:
+    """A network with one host at `ADDRESS`, for systems that refuse the loopback address, until the block ends.
+
+    Yields what to put before a command that is to run there. Mounts are seen from outside.
+    """
+    name = f"bench{os.getpid()}"
+
+    def ip(*words: str) -> None:
+        quietly("ip", *words)
+
+    ip("netns", "add", name)
+    try:
+        ip("-n", name, "link", "set", "lo", "up")
+        ip("-n", name, "link", "add", "near", "type", "veth", "peer", "name", "far")
+        ip("-n", name, "address", "add", f"{ADDRESS}/24", "dev", "near")
+        ip("-n", name, "link", "set", "near", "up")
+        ip("-n", name, "link", "set", "far", "up")
+        yield ("nsenter", f"--net=/run/netns/{name}")
+    finally:
+        ip("netns", "delete", name)
+
+
+def require(system: str, program: str, packages: str) -> None:
+    if shutil.which(program) is None:
+        raise FileNotFoundError(f"to compare with {system}: apt-get install {packages}")
+
+
+def quietly(*command: str | Path) -> None:
+    """Runs a command; what it prints is shown only if it fails."""
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if result.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, command))}: {result.stdout}")
+
+
+def _end(pid_file: Path) -> None:
+    """Ends the process whose id is in the file, and waits for its end."""
+    process = os.pidfd_open(int(pid_file.read_text()))
+    signal.pidfd_send_signal(process, signal.SIGTERM)
+    select.select([process], [], [], START_S)
+    os.close(process)
 
 
 @contextmanager

@@ -1,10 +1,10 @@
-"""Luciola with one and with two copies beside JuiceFS and the local file system, in one run, as ratios.
+"""Luciola with one and with two copies beside other file systems, in one run, as ratios.
 
 usage: python benchmarks/run.py [--directory DIR] [--rounds 3] [--only PHASE ...] [--systems NAME ...] [--realtime]
 
 Every round measures every system in turn, so that a machine whose speed drifts does so for all of them. The first
-table shows medians over rounds, with the lowest and highest value; the second one the ratios to JuiceFS within each
-round: their median, lowest and highest. Results are also written to benchmarks/results/.
+table shows medians over rounds, with the lowest and highest value; then one for each other system the ratios within
+each round: their median, lowest and highest. Results are also written to benchmarks/results/.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from peers import juicefs, local, luciola
+from peers import glusterfs, juicefs, local, luciola, moosefs
 from workload import PHASES
 
 HERE = Path(__file__).parent
@@ -28,8 +28,13 @@ SYSTEMS: dict[str, Callable[[Path], AbstractContextManager[Path]]] = {
     "luciola": lambda root: luciola(root, storage_nodes=1, replicas=1),
     "luciola 2 copies": lambda root: luciola(root, storage_nodes=2, replicas=2),
     "juicefs": juicefs,
+    "moosefs": moosefs,
+    "moosefs 2 copies": lambda root: moosefs(root, copies=2),
+    "glusterfs": glusterfs,
+    "glusterfs 2 copies": lambda root: glusterfs(root, copies=2),
     "local": local,
 }
+DEFAULT_SYSTEMS = ("luciola", "luciola 2 copies", "juicefs", "local")
 
 
 def main() -> None:
@@ -39,7 +44,7 @@ def main() -> None:
     parser.add_argument("--size-mib", type=int, default=512)
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--only", nargs="*", choices=PHASES, default=list(PHASES))
-    parser.add_argument("--systems", nargs="*", choices=list(SYSTEMS), default=list(SYSTEMS))
+    parser.add_argument("--systems", nargs="*", choices=list(SYSTEMS), default=list(DEFAULT_SYSTEMS))
     parser.add_argument(
         "--realtime",
         action="store_true",
@@ -99,18 +104,19 @@ def print_figures(figures: Figures) -> None:
 
 
 def print_ratios(figures: Figures) -> None:
-    """How many times JuiceFS's each figure of ours is."""
-    names = [name for name in figures if name.startswith("luciola")]
-    if "juicefs" not in figures or not names:
-        return
-    print("\n| times JuiceFS |", " | ".join(names), "|")
-    print("|---|" + "---:|" * len(names))
-    for figure, theirs in figures["juicefs"].items():
-        ratios = [
-            [mine / other for mine, other in zip(figures[name][figure], theirs, strict=True)]
-            for name in names
-        ]
-        print(f"| {figure} |", " | ".join(spread(each, 2) for each in ratios), "|")
+    """How many times that of each other system each figure of ours is."""
+    ours = [name for name in figures if name.startswith("luciola")]
+    for other in figures:
+        if other in (*ours, "local") or not ours:
+            continue
+        print(f"\n| times {other} |", " | ".join(ours), "|")
+        print("|---|" + "---:|" * len(ours))
+        for figure, theirs in figures[other].items():
+            ratios = [
+                [mine / their for mine, their in zip(figures[name][figure], theirs, strict=True)]
+                for name in ours
+            ]
+            print(f"| {figure} |", " | ".join(spread(each, 2) for each in ratios), "|")
 
 
 def keep(figures: dict[str, dict[str, list[float]]]) -> None:
