@@ -25,7 +25,7 @@ def luciola(root: Path, *, storage_nodes: int, replicas: int) -> Iterator[Path]:
     """Luciola, `replicas` copies of every chunk."""
     data, mountpoint = root / "luciola", root / "luciola-mount"
     shape = ("--storage-nodes", str(storage_nodes), "--replicas", str(replicas))
-    command = (sys.executable, "-m", "luciola.cli")
+    command = (sys.executable, "-m", "luciola")
     subprocess.run(
         (*command, "up", "--data", str(data), *shape, "--mount", str(mountpoint), "--detach"), check=True
     )

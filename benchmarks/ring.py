@@ -61,7 +61,7 @@ def main() -> None:
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="luciola-ring-", dir=options.directory))
     data = root / "data"
-    command = (sys.executable, "-m", "luciola.cli")
+    command = (sys.executable, "-m", "luciola")
     nodes = str(options.replicas)
     shape = ("--storage-nodes", nodes, "--replicas", nodes, "--detach")
     try:

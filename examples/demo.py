@@ -124,7 +124,7 @@ def cluster(data: Path, mount: Path) -> Iterator[None]:
 
 def luciola(*arguments: str) -> str:
     """The output of a command of ours."""
-    return run(sys.executable, "-m", "luciola.cli", *arguments)
+    return run(sys.executable, "-m", "luciola", *arguments)
 
 
 def run(*command: str) -> str:

@@ -306,7 +306,7 @@ def storage_node(data: Path) -> int:
 
 def luciola(*arguments: str, check: bool = True) -> str:
     """The command line, in a process of its own."""
-    command = [sys.executable, "-m", "luciola.cli", *arguments]
+    command = [sys.executable, "-m", "luciola", *arguments]
     return subprocess.run(command, check=check, stdout=subprocess.PIPE, text=True).stdout
 
 

@@ -113,7 +113,7 @@ def luciola(
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command line in a process of its own."""
     result = subprocess.run(
-        [sys.executable, "-m", "luciola.cli", *arguments],
+        [sys.executable, "-m", "luciola", *arguments],
         capture_output=True,
         text=True,
         timeout=timeout_s,

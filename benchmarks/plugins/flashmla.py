@@ -267,7 +267,7 @@ def cluster(root: str, *, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    command = (sys.executable, "-m", "luciola.cli")
+    command = (sys.executable, "-m", "luciola")
     shape = ("--storage-nodes", "1", "--replicas", "1", "--detach")
     subprocess.run((*command, "up", "--data", f"{root}/data", *shape), check=True, stdout=subprocess.DEVNULL)
     try:

@@ -48,7 +48,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory(dir=options.directory) as root:
         data, mountpoint = Path(root) / "data", Path(root) / "mount"
-        command = (sys.executable, "-m", "luciola.cli")
+        command = (sys.executable, "-m", "luciola")
         shape = ("--storage-nodes", "1", "--replicas", "1", "--mount", str(mountpoint))
         subprocess.run((*command, "up", "--data", str(data), *shape, "--detach"), check=True)
         try:

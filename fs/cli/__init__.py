@@ -9,8 +9,7 @@ before it runs.
 
 import sys
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Final
+from typing import Final, NoReturn
 
 import click
 
@@ -50,6 +49,8 @@ class LazyGroup(click.Group):
     """A group that knows its commands by name and imports one when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        from importlib.metadata import entry_points
+
         return [*COMMANDS, *sorted(entry_points(group=COMMANDS_OF_PLUGINS).names)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
@@ -57,6 +58,8 @@ class LazyGroup(click.Group):
         if place is not None:
             command = getattr(import_module(f".{place[0]}", __name__), place[1])
         else:
+            from importlib.metadata import entry_points
+
             found = tuple(entry_points(group=COMMANDS_OF_PLUGINS, name=cmd_name))
             if not found:
                 return None
@@ -77,7 +80,7 @@ def cli() -> None:
     """
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs the command line, and turns operating errors into one line and an exit code."""
     try:
         code = cli.main(args=arguments, prog_name="luciola", standalone_mode=False)

@@ -113,15 +113,23 @@ def down(data_path: Path) -> None:
     """
     data = DataDir(data_path.absolute())
     data.read_shape()
-    if data.is_supervised():
-        # A supervisor of an earlier release has not written its id into the lock.
-        pid = data.supervisor_pid() or read_state(data)["pid"]
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        _await_stop(data)
+    _end_supervisor(data)
+    _await_stop(data)
     end_extra_mounts(data, except_pids=set())
     end_leftovers(data)
     clean_stale_mounts(data)
+
+
+def _end_supervisor(data: DataDir) -> None:
+    """Asks the supervisor to stop everything. One that has just begun writes its id into the lock in a moment."""
+    deadline = time.monotonic() + PATIENCE_S
+    while data.is_supervised() and not data.signal_supervisor(signal.SIGTERM):
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                "the cluster runs, but not as a process that can be signalled from here: "
+                "end `luciola up` where it was started"
+            )
+        time.sleep(0.05)
 
 
 def _await_stop(data: DataDir) -> None:
@@ -276,7 +284,7 @@ def _detach(data: DataDir, arguments: list[str]) -> None:
     rest = [argument for argument in arguments if argument != "--detach"]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [*processes.python("-m", "luciola.cli"), *rest, "--ready-fd", str(writer)],
+            [*processes.python("-m", "luciola"), *rest, "--ready-fd", str(writer)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -16,6 +16,7 @@ import json
 import os
 import secrets
 import shlex
+import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -127,12 +128,29 @@ class DataDir:
         finally:
             os.close(descriptor)
 
-    def supervisor_pid(self) -> int | None:
-        """The process that holds the lock, if one does."""
-        if not self.is_supervised():
-            return None
-        text = self.lock.read_text().strip()
-        return int(text) if text.isdecimal() else None
+    def signal_supervisor(self, number: signal.Signals) -> bool:
+        """Signals the process that holds the lock. False if none does, or it has not written its id there yet."""
+        with contextlib.suppress(FileNotFoundError):
+            text = self.lock.read_text().strip()
+            return text.isdecimal() and self._signal_holder(int(text), number)
+        return False
+
+    def _signal_holder(self, pid: int, number: signal.Signals) -> bool:
+        """Signals that process if it has the lock open: an id of an earlier supervisor may be another's by now."""
+        try:
+            process = os.pidfd_open(pid)
+        except (OSError, OverflowError):
+            return False
+        try:
+            # What this process has open is looked at after it was opened itself: the id is not reused in between.
+            if not _has_open(pid, self.lock):
+                return False
+            signal.pidfd_send_signal(process, number)
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(process)
+        return True
 
     def is_supervised(self) -> bool:
         """Whether a supervisor holds the lock."""
@@ -147,6 +165,17 @@ class DataDir:
         finally:
             os.close(descriptor)
         return False
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    """Whether that process has that file open."""
+    wanted = path.stat()
+    with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as descriptors:  # it may just end
+        for descriptor in descriptors:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(descriptor.stat(), wanted):
+                    return True
+    return False
 
 
 def choose_shape(data: DataDir, *, storage_nodes: int | None, replicas: int | None) -> Shape:

@@ -76,8 +76,8 @@ class Child:
 
 
 def python(*arguments: str) -> tuple[str, ...]:
-    """The command that runs this Python with `arguments`."""
-    return (sys.executable, "-u", *arguments)
+    """The command that runs this Python with `arguments`; modules in the working directory are not taken for ours."""
+    return (sys.executable, "-P", "-u", *arguments)
 
 
 async def start(child: Child) -> None:

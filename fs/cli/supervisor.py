@@ -110,7 +110,7 @@ class Supervisor:
         arguments = ["--foreground", str(self.data.root), str(mountpoint)]
         if self.config_file is not None:
             arguments += ["--config", str(self.config_file)]
-        command = python("-m", "luciola.cli", "mount", *arguments)
+        command = python("-m", "luciola", "mount", *arguments)
         await self._launch(Service("mount", str(mountpoint), 0, command, self.data.log("mount")))
         child = self.children[-1]
 

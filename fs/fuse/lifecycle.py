@@ -218,7 +218,17 @@ def start_in_background(arguments: list[str], *, output: IO[bytes]) -> int:
     reader, writer = os.pipe()
     begin = output.seek(0, os.SEEK_END)
     process = subprocess.Popen(
-        [sys.executable, "-m", "luciola.cli", "mount", "--foreground", "--ready-fd", str(writer), *arguments],
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "luciola",
+            "mount",
+            "--foreground",
+            "--ready-fd",
+            str(writer),
+            *arguments,
+        ],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,

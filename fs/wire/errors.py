@@ -97,7 +97,8 @@ def decode_bytes(payload: bytes) -> Error:
 def from_status(code: "grpc.StatusCode", details: str | None, *, address: str) -> Error:
     """The error for a status that gRPC made itself."""
     name = _CODES.get(code.name, Error.code)
-    return from_code(name, f"{address}: {details or code.name}")
+    what = "nobody serves there, or it does not answer: " if code.name == "UNAVAILABLE" else ""
+    return from_code(name, f"{address}: {what}{details or code.name}")
 
 
 __all__ = ["STATUS", "TRAILER", "decode", "decode_bytes", "encode", "from_status", "unexpected"]

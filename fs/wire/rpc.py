@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 MESSAGE_BYTES_MAX: Final = 16 << 20  # a routing snapshot of a large cluster; a page of chunk records is 1 MiB
 CONCURRENT_MAX: Final = 1024  # calls served at once
 KEEPALIVE_MS: Final = 10_000
-# A server that is overloaded takes seconds to greet whoever connects. Longer than this, a connection is made anew: the
-# first packet may be one of those that the kernel repeats ever more rarely.
-CONNECT_MS: Final = 10_000
+# A server that is overloaded takes seconds to greet whoever connects. One that has not greeted by then hangs: the call
+# fails, however long its deadline, and the next one makes a new connection.
+CONNECT_S: Final = 10.0
 BEARER: Final = "Bearer "
 
 _COMMON: Final = (
@@ -49,10 +49,14 @@ _CHANNEL: Final = (
     *_COMMON,
     ("grpc.enable_http_proxy", 0),  # loopback and cluster addresses, whatever the environment says
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", CONNECT_MS),  # in spite of its name: how long one attempt may take
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.use_local_subchannel_pool", 1),
 )
+
+
+def _channel_options(connect_s: float) -> tuple[tuple[str, int], ...]:
+    # In spite of its name it is how long one attempt may take.
+    return (*_CHANNEL, ("grpc.min_reconnect_backoff_ms", round(connect_s * 1000)))
 
 
 class RpcServer:
@@ -197,8 +201,9 @@ def _check(method: Method[Any, Any], request: Message) -> None:
 class RpcClients:
     """Channels to any number of services, one per address, opened when first used. For asyncio."""
 
-    def __init__(self, token: Token) -> None:
+    def __init__(self, token: Token, *, connect_s: float = CONNECT_S) -> None:
         self._headers = _headers(token)
+        self._options = _channel_options(connect_s)
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def call(
@@ -269,7 +274,7 @@ class RpcClients:
         channel = self._channels.get(address)
         if channel is None:
             parse_address(address)
-            channel = self._channels[address] = grpc.aio.insecure_channel(address, options=_CHANNEL)
+            channel = self._channels[address] = grpc.aio.insecure_channel(address, options=self._options)
         return channel
 
 
@@ -280,7 +285,7 @@ class RpcClient:
         parse_address(address)
         self.address: Final = address
         self._headers = _headers(token)
-        self._channel = grpc.insecure_channel(address, options=_CHANNEL)
+        self._channel = grpc.insecure_channel(address, options=_channel_options(CONNECT_S))
 
     def call(
         self, method: Method[Request, Reply], request: Request, *, timeout_s: float = DEFAULT_TIMEOUT_S

@@ -46,7 +46,7 @@ def foreground(data: str, place: Path) -> Iterator[Foreground]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start() -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "luciola.cli", "mount", "--foreground", data, str(place)]
+        command = [sys.executable, "-m", "luciola", "mount", "--foreground", data, str(place)]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         started.append(process)
         until(lambda: is_mounted(place) or process.poll() is not None, what="the mount")
@@ -264,7 +264,7 @@ assert libc.capget(header, sets) == 0
 for index in range(3):
     sets[index] &= ~(1 << 21)  # CAP_SYS_ADMIN
 assert libc.capset(header, sets) == 0
-runpy.run_module("luciola.cli", run_name="__main__", alter_sys=True)
+runpy.run_module("luciola", run_name="__main__", alter_sys=True)
 """
 
 

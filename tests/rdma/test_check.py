@@ -27,7 +27,7 @@ def listener() -> Iterator[int]:
     command = [
         sys.executable,
         "-m",
-        "luciola.cli",
+        "luciola",
         "rdma",
         "check",
         "--device",

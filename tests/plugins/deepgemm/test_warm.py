@@ -191,7 +191,7 @@ def test_gates_find_bad_kernels(compiled: dict) -> None:
 
 def luciola(*arguments: str, given: str) -> list:
     done = subprocess.run(
-        [sys.executable, "-m", "luciola.cli", *arguments],
+        [sys.executable, "-m", "luciola", *arguments],
         input=given,
         capture_output=True,
         text=True,

@@ -1,7 +1,9 @@
 """Every command has help with an example; errors are one line and a code; nothing is imported too early."""
 
+import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from click import Context
 from click.testing import CliRunner
 
 from luciola.cli import COMMANDS, cli, main
+from luciola.cli.processes import python
 
 
 @pytest.mark.parametrize("name", sorted(cli.list_commands(Context(cli))))
@@ -88,6 +91,70 @@ def test_the_command_line_starts_without_services() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert {"grpc", "rocksdict", "luciola_core", "rich"} & set(loaded) == set()
+
+
+def the_script() -> tuple[str, ...]:
+    """The program that an installation makes of the entry point."""
+    file = Path(__file__).parents[3] / "pyproject.toml"
+    module, _, name = tomllib.loads(file.read_text())["project"]["scripts"]["luciola"].partition(":")
+    return sys.executable, "-c", f"import sys; from {module} import {name}; sys.exit({name}())"
+
+
+def run(
+    command: tuple[str, ...], *arguments: str, first: Path | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program that finds the modules of `first` before others."""
+    path = os.pathsep.join(
+        [*([str(first)] if first else []), *(str(Path(each).absolute()) for each in sys.path)]
+    )
+    return subprocess.run(
+        [*command, *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", [(sys.executable, "-m", "luciola"), the_script()])
+def test_module_and_script_are_one_program(command: tuple[str, ...]) -> None:
+    assert run(command, "--version").stdout.startswith("luciola, version ")
+    assert run(command, "ls", "--help").stdout.startswith("Usage: luciola ls ")
+    wrong = run(command, "ls", "--nonsense")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("Usage: luciola ls ")
+    missing = run(command, "ls", "--data", "/nonexistent")
+    assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
+    assert missing.stderr.startswith("luciola: no cluster")
+
+
+@pytest.mark.parametrize("command", [(sys.executable, "-m", "luciola"), the_script()])
+@pytest.mark.parametrize(("module", "says"), [("click", ""), ("rich", "\nluciola: interrupted\n")])
+def test_interrupt_while_modules_are_loaded_shows_no_traceback(
+    command: tuple[str, ...], module: str, says: str, tmp_path: Path
+) -> None:
+    """`click` is loaded before the command is known, `rich` with this command."""
+    (tmp_path / f"{module}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    result = run(command, "cp", "/a", "lu:/b", first=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", says)
+
+
+def test_ignored_interrupt_stays_ignored() -> None:
+    """As a shell starts what runs in its background."""
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN);"
+        "os.execv(sys.executable, [sys.executable, '-c', "
+        '\'import signal, sys, atexit; from luciola.__main__ import main; sys.argv = ["luciola", "--version"];'
+        "atexit.register(lambda: print(signal.getsignal(signal.SIGINT).name)); main()'])"
+    )
+    assert run((sys.executable, "-c", code)).stdout.splitlines()[1:] == ["SIG_IGN"]
+
+
+def test_modules_of_the_working_directory_are_not_taken_for_those_of_a_service(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise SystemExit('this is somebody\\'s own file')\n")
+    result = run(python("-m", "luciola"), "--version", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_a_plugin_adds_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

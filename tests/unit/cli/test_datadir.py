@@ -1,8 +1,13 @@
 """The data directory: shape, privacy, lock."""
 
+import contextlib
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,11 +74,42 @@ def test_only_one_supervisor_at_a_time(data: DataDir) -> None:
     assert not data.is_supervised()
     with data.supervised():
         assert data.is_supervised()
-        assert data.supervisor_pid() == os.getpid()
+        assert data.lock.read_text() == f"{os.getpid()}\n"
         with pytest.raises(Busy, match="running already"), data.supervised():
             pass
-        assert data.supervisor_pid() == os.getpid()
-    assert data.supervisor_pid() is None
+        assert data.lock.read_text() == f"{os.getpid()}\n"
+    assert not data.is_supervised()
+
+
+@contextlib.contextmanager
+def process(code: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """One that has run `code`, and waits."""
+    code += "; print(flush=True); import signal; signal.pause()"
+    with subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+HOLDS = "import fcntl, sys; lock = open(sys.argv[1], 'r+'); fcntl.flock(lock, fcntl.LOCK_EX)"
+
+
+def test_only_the_process_that_holds_the_lock_is_signalled(data: DataDir) -> None:
+    """Between taking the lock and writing its id there, a supervisor has that of an earlier one in it."""
+    assert not data.signal_supervisor(signal.SIGTERM)
+    data.lock.touch()
+    with process("pass") as stranger, process(HOLDS, str(data.lock)) as supervisor:
+        for stale in (str(stranger.pid), "", "0", "a word", "9" * 30):
+            data.lock.write_text(f"{stale}\n")
+            assert not data.signal_supervisor(signal.SIGTERM)
+        data.lock.write_text(f"{supervisor.pid}\n")
+        assert data.signal_supervisor(signal.SIGTERM)
+        assert supervisor.wait() == -signal.SIGTERM
+        assert not data.signal_supervisor(signal.SIGTERM)
+        assert stranger.poll() is None
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:

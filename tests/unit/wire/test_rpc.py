@@ -278,6 +278,18 @@ def test_a_server_that_never_greets_is_named_with_the_time_it_had():
     run(test)
 
 
+def test_a_server_that_never_greets_is_not_waited_for_as_long_as_the_call_may_take():
+    async def test(address, *_):
+        async with (
+            Tardy(address, wait_s=3600) as never,
+            RpcClients(TOKEN, connect_s=0.5) as clients,
+        ):
+            with pytest.raises(Unavailable, match=f"{never}: nobody serves there, or it does not answer"):
+                await clients.call(never, methods.Meta.lookup, LOOKUP, timeout_s=3600)
+
+    run(test)
+
+
 def test_port_in_use_is_unavailable():
     async def test(address, *_):
         second = RpcServer(bound(Service()), secret=SECRET)

@@ -1,5 +1,0 @@
-"""`python -m luciola.cli` is `luciola`."""
-
-from . import main
-
-main()
