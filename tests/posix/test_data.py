@@ -252,6 +252,24 @@ def test_punched_hole_reads_as_zeros_if_supported(area):
     os.close(descriptor)
 
 
+def test_hole_in_a_large_sparse_file_costs_what_is_there(area):
+    descriptor = os.open("a", os.O_RDWR | os.O_CREAT, 0o644)
+    large = 64 << 30
+    os.ftruncate(descriptor, large)
+    os.pwrite(descriptor, b"abc", 40 << 30)
+    os.pwrite(descriptor, b"abc", 50 << 30)
+    mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+    result = outcome(fallocate, descriptor, mode, (40 << 30) + 1, (10 << 30) + 1)
+    assert result in ("ok", "EOPNOTSUPP")
+    if result == "ok":
+        assert os.pread(descriptor, 3, 40 << 30) == b"a\0\0"
+        assert os.pread(descriptor, 3, 50 << 30) == b"\0\0c"
+        assert fallocate(descriptor, mode, 0, 2 * large) is None
+        assert os.pread(descriptor, 3, 50 << 30) == bytes(3)
+        assert os.fstat(descriptor).st_size == large
+    os.close(descriptor)
+
+
 def test_copy_file_range_copies(area):
     data = pattern(2 * MIB + 5)
     Path("a").write_bytes(data)

@@ -18,6 +18,8 @@ mod updates;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
+use std::ops::Range;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -190,6 +192,35 @@ impl DataClient {
             pieces = later;
         }
         results
+    }
+
+    /// The parts of `range` that lie in chunks which hold bytes there, found by reading one byte of each.
+    pub fn held(
+        &self,
+        layout: &Layout,
+        content: ContentId,
+        range: Range<u64>,
+        deadline: Instant,
+    ) -> Result<Vec<Range<u64>>> {
+        let stripe = self.stripe(layout, deadline)?;
+        let parts: Vec<Part> =
+            Parts::new(layout.chunk_bytes, range.start, (range.end - range.start) as usize)?.collect();
+        let bytes = Placement::from_vec(vec![0; parts.len()]);
+        let ask = |(request, part): (usize, &Part)| {
+            let chain = stripe[part.index as usize % stripe.len()];
+            let chunk = ChunkId { content, index: part.index };
+            reads::Piece::new(request, 0, chain, chunk, part.offset, bytes.slice(request..request + 1))
+        };
+        let mut pieces: Vec<reads::Piece> = parts.iter().enumerate().map(ask).collect();
+        reads::run(self, &mut pieces, deadline);
+        let mut held = Vec::new();
+        for (part, piece) in parts.iter().zip(&pieces) {
+            if self.finish_read(slice::from_ref(piece), deadline)? > 0 {
+                let start = range.start + part.start as u64;
+                held.push(start..start + part.length as u64);
+            }
+        }
+        Ok(held)
     }
 
     /// Makes everything acknowledged in `[offset, offset + length)` of `content` durable against power loss on

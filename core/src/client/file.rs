@@ -1,5 +1,6 @@
 //! One open file: a handle on an [`OpenInode`], with its own mode, errors still to be told, and reading ahead.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -214,12 +215,7 @@ impl File {
         keep: bool,
         through: Through,
     ) -> Result<u64> {
-        self.check(self.options.write)?;
-        // A program that never asks should not write for hours into a file that does not take it.
-        if let Some((errors, error)) = self.inode.error_since(self.written.load(Ordering::Acquire)) {
-            self.written.store(errors, Ordering::Release);
-            return Err(error);
-        }
+        self.check_write()?;
         let place = if self.options.append { Place::End } else { place };
         let result = self.inode.write(place, payload, keep, through);
         if through == Through::Direct {
@@ -227,6 +223,24 @@ impl File {
             self.written.store(self.inode.errors(), Ordering::Release);
         }
         result
+    }
+
+    /// Makes a range read as zeros, at the price of what is there; the length stays.
+    pub fn zero(&self, range: Range<u64>) -> Result<()> {
+        self.check_write()?;
+        self.inode.zero(range, self.through())
+    }
+
+    fn check_write(&self) -> Result<()> {
+        self.check(self.options.write)?;
+        // A program that never asks should not write for hours into a file that does not take it.
+        match self.inode.error_since(self.written.load(Ordering::Acquire)) {
+            Some((errors, error)) => {
+                self.written.store(errors, Ordering::Release);
+                Err(error)
+            }
+            None => Ok(()),
+        }
     }
 
     /// The error of a write-back that this handle has not reported yet.

@@ -123,6 +123,31 @@ fn a_file_that_outgrows_its_inode_moves_to_chunks() {
 }
 
 #[test]
+fn a_huge_range_of_zeros_costs_what_is_there() {
+    const TIB: u64 = 1 << 40;
+    let world = World::new();
+    let file = world.create(5);
+    let bytes = pattern(200_000, 1);
+    put(&file, 0, &bytes);
+    file.truncate(TIB).unwrap();
+    put(&file, 190_000, &bytes[..10_000]); // waits here
+    file.zero(100_000..TIB).unwrap();
+    file.flush().unwrap();
+    assert_eq!(get(&file, 0, 300_000), [&bytes[..100_000], &[0; 200_000]].concat());
+    assert_eq!(world.meta.inode(5).length, TIB);
+    assert!(world.chunks.content(world.meta.inode(5).content).len() < 400_000);
+    file.close().unwrap();
+
+    let small = world.create(6);
+    put(&small, 0, b"hello world");
+    small.truncate(TIB).unwrap();
+    small.zero(5..TIB).unwrap();
+    small.close().unwrap();
+    assert!(world.meta.inode(6).is_inline);
+    assert_eq!(get(&world.open(6), 0, 20), b"hello\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+}
+
+#[test]
 fn writers_of_one_small_file_on_two_clients_both_survive() {
     let world = World::new();
     let mine = world.create(5);
@@ -799,6 +824,12 @@ fn random_operations_equal_a_plain_array() {
                 4..9 => {
                     let expected = &model[offset.min(model.len())..(offset + length).min(model.len())];
                     assert!(get(&file, offset as u64, length) == expected, "seed {seed} step {step}");
+                }
+                19 => {
+                    let range = offset.min(model.len())..(offset + length).min(model.len());
+                    let handle = if next(2) == 0 { &direct } else { &file };
+                    handle.zero(range.start as u64..range.end as u64).unwrap();
+                    model[range].fill(0);
                 }
                 kind => {
                     let handle = if kind == 9 { &direct } else { &file };

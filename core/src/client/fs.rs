@@ -18,7 +18,7 @@ use super::{
     set_attributes, set_attributes_later,
 };
 use crate::buffer::Placement;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind};
 use crate::fuse::{
     AllocateMode, AttributeReply, Attributes, Caller, DirectorySink, Entry, FileKind, FileSystem,
     FileSystemStatistics, Notifier, Opened, PageCache, ReadOutcome, ReadRequest, RenameMode, Reply,
@@ -30,8 +30,6 @@ use crate::wire::pb;
 const BLOCK_BYTES: u32 = 128 << 10;
 /// Unit of `Attributes::blocks`.
 const SECTOR_BYTES: u64 = 512;
-/// Zeros written at a time where a range is to read as zeros.
-const ZERO_BYTES: usize = 1 << 20;
 /// Names that are refused without asking: the metadata service keeps no access control lists.
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 
@@ -257,17 +255,6 @@ impl Mounted {
             }
         };
         self.client.shared().names.finish_listing(parent, after, asked, listed);
-    }
-
-    fn zero(&self, file: &File, offset: u64, length: u64) -> Result<()> {
-        let zeros = Placement::from_vec(vec![0; ZERO_BYTES.min(length as usize)]);
-        let mut at = offset;
-        while at < offset + length {
-            let count = zeros.len().min((offset + length - at) as usize);
-            file.write(Place::At(at), &zeros.slice(0..count), false)?;
-            at += count as u64;
-        }
-        Ok(())
     }
 }
 
@@ -629,7 +616,7 @@ impl FileSystem for Mounted {
             AllocateMode::PunchHole | AllocateMode::Zero { .. } => end.min(before),
         };
         if offset < zero_until {
-            self.zero(&file, offset, zero_until - offset).map_err(errno)?;
+            file.zero(offset..zero_until).map_err(errno)?;
         }
         let extends = matches!(mode, AllocateMode::Extend | AllocateMode::Zero { keep_length: false });
         if extends && end > before {

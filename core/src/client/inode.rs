@@ -1,7 +1,8 @@
 //! What this process knows of one open file, however many handles it has: the newest bytes and the newest length.
 //!
 //! - `state`: what is known, under the inode's lock.
-//! - `reading`, `writing` (and write-back), `telling` the metadata service, `changes` of attributes and length.
+//! - `reading`, `writing` (and write-back), `zeroing`, `telling` the metadata service, `changes` of attributes and
+//!   length.
 //!
 //! Invariants:
 //! - I1 A byte that was written is in `inline`, in `dirty`, in a flight, or acknowledged by the chains.
@@ -16,6 +17,7 @@ mod reading;
 mod state;
 mod telling;
 mod writing;
+mod zeroing;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -30,6 +30,8 @@ pub trait Chunks: Send + Sync {
     fn write_many(&self, writes: &[Write]) -> Vec<Result<()>>;
     /// Everything acknowledged in `range` survives the loss of power.
     fn sync(&self, layout: &pb::Layout, content: ContentId, range: Range<u64>) -> Result<()>;
+    /// The parts of `range` that lie in chunks which hold bytes there; the rest reads as zeros.
+    fn held(&self, layout: &pb::Layout, content: ContentId, range: Range<u64>) -> Result<Vec<Range<u64>>>;
 }
 
 /// Bytes for memory that no node can reach travel through a socket; from this size on a copy out of a buffer that
@@ -133,6 +135,10 @@ impl Chunks for Chains {
     fn sync(&self, layout: &pb::Layout, content: ContentId, range: Range<u64>) -> Result<()> {
         let deadline = Instant::now() + self.deadline;
         self.data.sync(layout, content, range.start, range.end - range.start, deadline)
+    }
+
+    fn held(&self, layout: &pb::Layout, content: ContentId, range: Range<u64>) -> Result<Vec<Range<u64>>> {
+        self.data.held(layout, content, range, Instant::now() + self.deadline)
     }
 }
 

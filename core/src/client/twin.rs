@@ -139,6 +139,11 @@ impl Chunks for ChunkClient {
         self.twin.syncs.fetch_add(1, Ordering::Relaxed);
         self.twin.fault.lock().clone().map_or(Ok(()), Err)
     }
+
+    fn held(&self, _: &pb::Layout, content: ContentId, range: Range<u64>) -> Result<Vec<Range<u64>>> {
+        let end = range.end.min(self.twin.content(content.0).len() as u64);
+        Ok((range.start < end).then_some(range.start..end).into_iter().collect())
+    }
 }
 
 /// Inodes in memory. Names: only "f<number>" below the root, which is inode <number>.

@@ -1,0 +1,56 @@
+//! Making a range read as zeros, at the price of what is there and not of its length.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{OpenInode, Place, Through};
+use crate::buffer::Placement;
+use crate::error::Result;
+use crate::types::ContentId;
+
+/// Chunks that are asked at once whether they hold anything: a few batches for each node.
+const ASKED_MAX: u64 = 4096;
+/// Zeros written at a time.
+const ZERO_BYTES: u64 = 1 << 20;
+
+impl OpenInode {
+    /// Makes a range read as zeros; what holds no bytes does already, and is left alone. Chunks that do hold some get
+    /// zeros and stay: the metadata service takes the end of the last one for the length of a file that others write.
+    pub fn zero(self: &Arc<Self>, range: Range<u64>, through: Through) -> Result<()> {
+        // What was written here before lies where it is looked for then.
+        self.flush();
+        let asked_bytes = ASKED_MAX * u64::from(self.layout().chunk_bytes.max(1));
+        let zeros = Placement::from_vec(vec![0; ZERO_BYTES.min(range.end - range.start) as usize]);
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min(at.saturating_add(asked_bytes));
+            for held in self.held(at..end)? {
+                self.write_zeros(held, &zeros, through)?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn write_zeros(self: &Arc<Self>, range: Range<u64>, zeros: &Placement, through: Through) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let count = (range.end - at).min(zeros.len() as u64);
+            self.write(Place::At(at), &zeros.slice(0..count as usize), false, through)?;
+            at += count;
+        }
+        Ok(())
+    }
+
+    /// The parts of a range that may hold other bytes than zeros.
+    fn held(&self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
+        let state = self.state.lock();
+        if let Some(inline) = &state.inline {
+            let end = range.end.min(state.waiting_end().max(inline.bytes.len() as u64));
+            return Ok((range.start < end).then_some(range.start..end).into_iter().collect());
+        }
+        let (layout, content) = (state.layout, ContentId(state.inode.content));
+        drop(state);
+        self.shared.chunks.held(&layout, content, range)
+    }
+}
