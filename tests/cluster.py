@@ -130,3 +130,9 @@ def until(condition: Callable[[], object], *, timeout_s: float = WAIT_S, what: s
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
         time.sleep(0.1)
+
+
+def seen(path: Path) -> Path:
+    """`path`, once its mount has heard that another client made it: after its attribute timeout at the latest."""
+    until(path.exists, what=f"{path} to be seen")
+    return path

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import zarr
 from pyarrow.fs import FileType, FSSpecHandler, PyFileSystem
 
-from cluster import LocalCluster
+from cluster import LocalCluster, seen
 from luciola.client.fsspec import LuciolaFileSystem
 
 ROWS = 10_000
@@ -47,7 +47,7 @@ def url(fs: LuciolaFileSystem, top: str) -> str:
 def mounted(shared_cluster: LocalCluster, top: str) -> Path:
     """The same directory on the mount."""
     assert shared_cluster.mountpoint is not None, "it was started with a mount"
-    return shared_cluster.mountpoint / top.lstrip("/")
+    return seen(shared_cluster.mountpoint / top.lstrip("/"))
 
 
 # pandas

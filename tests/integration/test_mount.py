@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import LocalCluster, luciola, until
+from cluster import LocalCluster, luciola, seen, until
 from luciola.fuse import is_mounted, read_records
 from luciola.fuse.records import started_at
 
@@ -63,7 +63,7 @@ def foreground(data: str, place: Path) -> Iterator[Foreground]:
 def test_background_mount_is_usable_at_once_and_ends_with_umount(shared_cluster, data, place):
     luciola("mount", data, str(place))
     (place / "from-the-second").write_bytes(b"x" * 100_000)
-    assert (shared_cluster.mountpoint / "from-the-second").read_bytes() == b"x" * 100_000
+    assert seen(shared_cluster.mountpoint / "from-the-second").read_bytes() == b"x" * 100_000
     mounts = [service["id"] for service in shared_cluster.services("mount")]
     assert str(place) in mounts
     pid = pid_of(data, place)
@@ -98,7 +98,7 @@ def test_signal_to_a_busy_mount_lets_programs_finish(shared_cluster, foreground,
         until(lambda: not is_mounted(place), what="the mount to leave the tree")
         file.write(b" and after")
     assert process.wait(60) == 0
-    assert (shared_cluster.mountpoint / "busy").read_bytes() == b"before and after"
+    assert seen(shared_cluster.mountpoint / "busy").read_bytes() == b"before and after"
     (shared_cluster.mountpoint / "busy").unlink()
 
 
@@ -131,7 +131,7 @@ def test_mount_whose_process_was_killed_is_replaced(shared_cluster, data, place)
     luciola("mount", data, str(place))
     assert (place / "kept").read_bytes() == b"kept"
     luciola("umount", str(place))
-    (shared_cluster.mountpoint / "kept").unlink()
+    seen(shared_cluster.mountpoint / "kept").unlink()
 
 
 def test_mounting_where_something_is_mounted_says_so(shared_cluster, data):
@@ -226,8 +226,8 @@ def test_attributes_of_an_unpacked_file_are_seen_by_who_looks_after_the_close(sh
         os.utime(descriptor, ns=(5, 1_000_000_007))
         os.fchown(descriptor, 1234, 1235)
         os.fchmod(descriptor, 0o4751)
-        for seen in (ours.stat(), os.fstat(descriptor)):
-            assert (seen.st_mtime_ns, seen.st_uid, seen.st_mode & 0o7777) == (1_000_000_007, 1234, 0o4751)
+        for found in (ours.stat(), os.fstat(descriptor)):
+            assert (found.st_mtime_ns, found.st_uid, found.st_mode & 0o7777) == (1_000_000_007, 1234, 0o4751)
         os.close(descriptor)
         seen = theirs.stat()
         assert (seen.st_mtime_ns, seen.st_atime_ns, seen.st_size) == (1_000_000_007, 5, size)
