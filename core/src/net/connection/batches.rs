@@ -1,0 +1,233 @@
+//! What a connection's owner may ask: reads, updates, syncs, and whether the server is there.
+//!
+//! Each batch goes in two halves, so that a caller may send to several servers before it waits for any. Bytes that do not
+//! lie in shared memory have a checksum, and whoever receives them looks at it.
+
+use std::time::Instant;
+
+use super::{Connection, Failure, GONE, Lent, lending};
+use crate::buffer::Placement;
+use crate::types::{ChainId, ChainVersion, ReadOp, ReadResult, Status, UpdateOp, UpdateResult};
+use crate::wire::frame::{self, HEADER_BYTES, Header, Home, Kind, Malformed};
+
+impl Connection {
+    /// Reads into `into`, one placement per operation, each at least as long as its operation asks. On success
+    /// `out` holds one result per operation. The whole batch failed if this returns an error: `Timeout`,
+    /// `Disconnected`, or `Checksum` if bytes were damaged on the way.
+    pub fn read(
+        &mut self,
+        ops: &[ReadOp],
+        into: &[Placement],
+        deadline: Instant,
+        out: &mut Vec<ReadResult>,
+    ) -> Result<(), Status> {
+        self.send_reads(ops, into, deadline)?;
+        self.receive_reads(ops, into, deadline, out)
+    }
+
+    /// The first half of [`Connection::read`]: a caller may send to several servers before it waits for any.
+    pub fn send_reads(
+        &mut self,
+        ops: &[ReadOp],
+        into: &[Placement],
+        deadline: Instant,
+    ) -> Result<(), Status> {
+        assert_eq!(ops.len(), into.len(), "one placement per operation");
+        debug_assert!(ops.iter().zip(into).all(|(op, into)| op.length as usize <= into.len()));
+        self.attempt(|connection| {
+            let bounced = connection.bounce(into)?;
+            let homes = connection.homes(into, &bounced, deadline)?;
+            let envelope = connection.envelope(deadline)?;
+            frame::encode_reads(&mut connection.frame, envelope, ops, &homes);
+            connection.send(Kind::Read, envelope, Lent { homes, places: into, bounced }, &[], deadline)
+        })
+    }
+
+    /// The second half of [`Connection::read`], with the same arguments.
+    pub fn receive_reads(
+        &mut self,
+        ops: &[ReadOp],
+        into: &[Placement],
+        deadline: Instant,
+        out: &mut Vec<ReadResult>,
+    ) -> Result<(), Status> {
+        out.clear();
+        self.attempt(|connection| connection.try_receive_reads(ops, into, deadline, out))
+    }
+
+    fn try_receive_reads(
+        &mut self,
+        ops: &[ReadOp],
+        into: &[Placement],
+        deadline: Instant,
+        out: &mut Vec<ReadResult>,
+    ) -> Result<(), Failure> {
+        let header = self.receive(Kind::Read, deadline)?;
+        let waiting = self.waiting.as_ref().expect("just received for it");
+        let results = header.decode_read_results(&self.frame[HEADER_BYTES..])?;
+        let mut following = Vec::new();
+        let mut arrived = Vec::new();
+        for (place, (((result, crc), op), (home, own))) in
+            results.iter().zip(ops).zip(waiting.homes.iter().zip(into)).enumerate()
+        {
+            if result.length > op.length || (result.status != Status::Ok && result.length != 0) {
+                return Err(Malformed("more bytes than were asked for").into());
+            }
+            out.push(*result);
+            if result.length == 0 {
+                continue;
+            }
+            let target = lending::target(&waiting.bounced, place, own).slice(0..result.length as usize);
+            if *home == Home::Follows {
+                following.push(target.clone());
+            }
+            arrived.push((target, own, *crc));
+        }
+        if crate::buffer::total_length(&following) != header.payload_bytes as usize {
+            return Err(Malformed("the payload is not as long as its results say").into());
+        }
+        let shares_memory = self.shares_memory;
+        self.stream.as_mut().ok_or(GONE)?.receive_into(&following, deadline)?;
+        for (place, own, crc) in &arrived {
+            match crc {
+                _ if shares_memory => {}
+                Some(crc) if place.crc32c() != *crc => return Err(Failure(Status::Checksum)),
+                Some(_) => {}
+                None => return Err(Malformed("bytes without a checksum").into()),
+            }
+            if place.as_ptr() != own.as_ptr() {
+                place.copy_into(own);
+            }
+        }
+        self.waiting = None;
+        Ok(())
+    }
+
+    /// Sends updates; `payload[i]` is exactly as long as `ops[i]` says (empty if it has none). `payload_crc`
+    /// of the operations is filled in where the transport needs it. After an error the updates may or may not
+    /// happen; none is begun after `deadline` (N3).
+    pub fn update(
+        &mut self,
+        ops: &[UpdateOp],
+        payload: &[Placement],
+        deadline: Instant,
+        out: &mut Vec<UpdateResult>,
+    ) -> Result<(), Status> {
+        self.send_updates(ops, payload, deadline)?;
+        self.receive_updates(deadline, out)
+    }
+
+    /// The first half of [`Connection::update`].
+    pub fn send_updates(
+        &mut self,
+        ops: &[UpdateOp],
+        payload: &[Placement],
+        deadline: Instant,
+    ) -> Result<(), Status> {
+        assert_eq!(ops.len(), payload.len(), "one placement per operation");
+        assert!(
+            ops.iter().zip(payload).all(|(op, payload)| op.payload_bytes() == payload.len()),
+            "payloads are as long as their operations say"
+        );
+        self.attempt(|connection| connection.try_send_updates(ops, payload, deadline))
+    }
+
+    fn try_send_updates(
+        &mut self,
+        ops: &[UpdateOp],
+        payload: &[Placement],
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        self.read_clock(deadline)?;
+        let bounced = self.bounce(payload)?;
+        for (payload, bounced) in payload.iter().zip(&bounced) {
+            if let Some(bounced) = bounced {
+                payload.copy_into(bounced);
+            }
+        }
+        let homes = self.homes(payload, &bounced, deadline)?;
+        let mut envelope = self.envelope(deadline)?;
+        envelope.clock_ms = self.clock.expect("it was just read").at(deadline);
+        let with_crc = |(op, payload): (&UpdateOp, &Placement)| {
+            let needed = !self.shares_memory && !payload.is_empty();
+            let crc = needed.then(|| op.payload_crc.unwrap_or_else(|| payload.crc32c()));
+            UpdateOp { payload_crc: crc, ..*op }
+        };
+        let ops: Vec<UpdateOp> = ops.iter().zip(payload).map(with_crc).collect();
+        frame::encode_updates(&mut self.frame, envelope, &ops, &homes);
+        let following: Vec<Placement> = payload
+            .iter()
+            .zip(&homes)
+            .filter(|(payload, home)| **home == Home::Follows && !payload.is_empty())
+            .map(|(payload, _)| payload.clone())
+            .collect();
+        let lent = Lent { homes, places: payload, bounced };
+        self.send(Kind::Update, envelope, lent, &following, deadline)
+    }
+
+    /// The second half of [`Connection::update`].
+    pub fn receive_updates(&mut self, deadline: Instant, out: &mut Vec<UpdateResult>) -> Result<(), Status> {
+        *out = self.answer(Kind::Update, deadline, Header::decode_update_results)?;
+        Ok(())
+    }
+
+    /// Asks for durability of what these chains have committed.
+    pub fn sync(
+        &mut self,
+        chains: &[(ChainId, ChainVersion)],
+        deadline: Instant,
+        out: &mut Vec<Status>,
+    ) -> Result<(), Status> {
+        self.send_syncs(chains, deadline)?;
+        self.receive_syncs(deadline, out)
+    }
+
+    /// The first half of [`Connection::sync`].
+    pub fn send_syncs(
+        &mut self,
+        chains: &[(ChainId, ChainVersion)],
+        deadline: Instant,
+    ) -> Result<(), Status> {
+        self.attempt(|connection| {
+            let envelope = connection.envelope(deadline)?;
+            frame::encode_syncs(&mut connection.frame, envelope, chains);
+            let homes = vec![Home::Follows; chains.len()];
+            connection.send(Kind::Sync, envelope, Lent { homes, ..Lent::default() }, &[], deadline)
+        })
+    }
+
+    /// The second half of [`Connection::sync`].
+    pub fn receive_syncs(&mut self, deadline: Instant, out: &mut Vec<Status>) -> Result<(), Status> {
+        *out = self.answer(Kind::Sync, deadline, Header::decode_sync_results)?;
+        Ok(())
+    }
+
+    /// Asks whether the server is there.
+    pub fn ping(&mut self, deadline: Instant) -> Result<(), Status> {
+        self.attempt(|connection| connection.try_ping(deadline))
+    }
+
+    pub(super) fn try_ping(&mut self, deadline: Instant) -> Result<(), Failure> {
+        let envelope = self.envelope(deadline)?;
+        frame::encode_ping(&mut self.frame, envelope, false);
+        self.send(Kind::Ping, envelope, Lent::default(), &[], deadline)?;
+        self.receive(Kind::Ping, deadline)?.decode_ping(true)?;
+        self.waiting = None;
+        Ok(())
+    }
+
+    /// The results of a batch whose reply is nothing but a table of them.
+    fn answer<T>(
+        &mut self,
+        kind: Kind,
+        deadline: Instant,
+        decode: impl FnOnce(&Header, &[u8]) -> Result<Vec<T>, Malformed>,
+    ) -> Result<Vec<T>, Status> {
+        self.attempt(|connection| {
+            let header = connection.receive(kind, deadline)?;
+            let results = decode(&header, &connection.frame[HEADER_BYTES..])?;
+            connection.waiting = None;
+            Ok(results)
+        })
+    }
+}

@@ -1,0 +1,56 @@
+//! Bytes as they come, and frames as they are taken out: whole.
+
+use crate::wire::frame::{HEADER_BYTES, TABLE_BYTES_MAX};
+
+/// What was received and not yet used. As large as the largest frame without its payload.
+pub(super) struct Inbox {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+    spare: Vec<u8>,
+}
+
+impl Inbox {
+    pub(super) fn new() -> Inbox {
+        Inbox { bytes: vec![0; HEADER_BYTES + TABLE_BYTES_MAX], start: 0, end: 0, spare: Vec::new() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Room for more; never empty, because a frame without payload fits whole.
+    pub(super) fn space(&mut self) -> &mut [u8] {
+        if self.start > 0 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        &mut self.bytes[self.end..]
+    }
+
+    pub(super) fn filled(&mut self, count: usize) {
+        self.end += count;
+    }
+
+    pub(super) fn head(&self) -> &[u8; HEADER_BYTES] {
+        self.bytes[self.start..self.start + HEADER_BYTES].try_into().expect("received before it is looked at")
+    }
+
+    /// Takes out the first `bytes`.
+    pub(super) fn take(&mut self, bytes: usize) -> Vec<u8> {
+        let mut taken = std::mem::take(&mut self.spare);
+        taken.clear();
+        taken.extend_from_slice(&self.bytes[self.start..self.start + bytes]);
+        self.start += bytes;
+        taken
+    }
+
+    pub(super) fn recycle(&mut self, spare: Vec<u8>) {
+        self.spare = spare;
+    }
+}

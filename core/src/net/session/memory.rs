@@ -1,0 +1,213 @@
+//! The memory of a batch: regions that the client lends, or a buffer of this connection.
+//!
+//! - Every placement that is given away holds the connection's loan, and nothing is answered or closed while somebody has
+//!   one (rule N1).
+//! - A region is named by its slot; operations that name an empty one, or a place outside, are answered with Invalid.
+//! - Payloads of clients are held with leave of the server's budget.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{Session, sender};
+use crate::buffer::{Placement, REGION_BYTES_MAX, Region, RegionId};
+use crate::lock::Mutex;
+use crate::net::Sender;
+use crate::net::budget::Share;
+use crate::net::handshake::invalid;
+use crate::types::Status;
+use crate::wire::frame::{Home, Malformed, Registration};
+use crate::wire::rdma::RemoteMemory;
+
+/// Payload memory that a connection keeps between batches, so that it is not mapped anew for each.
+const RETAINED_BYTES: usize = 4 << 20;
+
+/// Regions mapped into this process, so that many connections of one client share one mapping. The memory is
+/// recognised by its inode, not only by the name that the peer gives it.
+#[derive(Debug, Default)]
+pub(in crate::net) struct RegionCache(Mutex<HashMap<RegionKey, Weak<Region>>>);
+
+/// Name, device and inode, length.
+type RegionKey = (RegionId, (u64, u64), usize);
+
+impl RegionCache {
+    fn map(&self, fd: OwnedFd, id: RegionId, len: usize) -> io::Result<Arc<Region>> {
+        let key = (id, Region::identity(&fd)?, len);
+        let mut cache = self.0.lock();
+        if let Some(region) = cache.get(&key).and_then(Weak::upgrade) {
+            return Ok(region);
+        }
+        let region = Region::map_peer(fd, id, len)?;
+        cache.retain(|_, region| region.strong_count() > 0);
+        cache.insert(key, Arc::downgrade(&region));
+        Ok(region)
+    }
+}
+
+/// A client's memory.
+pub(super) enum Lent {
+    Mapped(Arc<Region>),
+    Remote { memory: RemoteMemory, len: u64 },
+}
+
+/// Memory for payloads that follow frames.
+#[derive(Default)]
+pub(super) struct Payload(Option<Placement>);
+
+impl Payload {
+    fn get(&mut self, bytes: usize) -> io::Result<Placement> {
+        if let Some(kept) = self.0.as_ref().filter(|kept| kept.len() >= bytes) {
+            return Ok(kept.slice(0..bytes));
+        }
+        let fresh = Placement::private(bytes.next_power_of_two().max(64 << 10))?;
+        let part = fresh.slice(0..bytes);
+        if fresh.len() <= RETAINED_BYTES {
+            self.0 = Some(fresh);
+        }
+        Ok(part)
+    }
+
+    pub(super) fn release(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Session {
+    pub(super) fn register(&mut self, registration: Registration) -> io::Result<()> {
+        let slot = registration.slot as usize;
+        self.regions[slot] = None;
+        if registration.len == 0 {
+            return Ok(());
+        }
+        if self.stream.is_remote_direct() {
+            if registration.len > REGION_BYTES_MAX as u64 {
+                return Err(invalid(Malformed("a region of that length is not allowed")));
+            }
+            let (memory, len) = (registration.region.into(), registration.len);
+            self.regions[slot] = Some(Lent::Remote { memory, len });
+            return Ok(());
+        }
+        if self.passed.is_empty() {
+            return Err(invalid(Malformed("a registration without a file descriptor")));
+        }
+        let fd = self.passed.remove(0);
+        match self.common.regions.map(fd, registration.region, registration.len as usize) {
+            Ok(region) => self.regions[slot] = Some(Lent::Mapped(region)),
+            // Operations that name the slot are answered with Invalid.
+            Err(error) => log::warn!("a region was not registered: {error}"),
+        }
+        Ok(())
+    }
+
+    /// The memory of each operation: in the client's region, or in this connection's buffer.
+    pub(super) fn places(
+        &mut self,
+        homes: &[Home],
+        lengths: &[usize],
+        deadline: Instant,
+    ) -> Result<(Vec<Placement>, Option<Share>), Status> {
+        let direct = self.stream.is_remote_direct();
+        // Bytes that pass through memory of ours.
+        let following: usize = homes
+            .iter()
+            .zip(lengths)
+            .filter(|(home, _)| direct || **home == Home::Follows)
+            .map(|(_, length)| *length)
+            .sum();
+        let mut places = Vec::with_capacity(homes.len());
+        for (home, length) in homes.iter().zip(lengths) {
+            places.push(match home {
+                Home::Region { slot, offset } => self.in_region(*slot, *offset, *length)?,
+                Home::Follows if direct && *length > 0 => return Err(Status::Invalid),
+                Home::Follows => None,
+            });
+        }
+        let (buffer, share) = match following {
+            0 => (None, None),
+            bytes => {
+                let share = self.share(bytes, deadline)?;
+                let buffer = match self.common.fabric.as_ref().filter(|_| direct) {
+                    Some(fabric) => fabric.buffers().take(bytes),
+                    None => self.payload.get(bytes),
+                };
+                (Some(buffer.map_err(|_| Status::Busy)?), share)
+            }
+        };
+        let mut used = 0;
+        let places = places
+            .into_iter()
+            .zip(lengths)
+            .map(|(place, length)| {
+                let place = place.unwrap_or_else(|| match &buffer {
+                    Some(buffer) => {
+                        used += length;
+                        buffer.slice(used - length..used)
+                    }
+                    None => Placement::from_vec(Vec::new()),
+                });
+                place.kept_by(self.loan.clone())
+            })
+            .collect();
+        Ok((places, share))
+    }
+
+    /// Leave to hold `bytes`. Nodes need none: what they forward is bounded by the budgets of those who sent it, and
+    /// two nodes whose budgets were full of updates for each other would wait for ever.
+    fn share(&self, bytes: usize, deadline: Instant) -> Result<Option<Share>, Status> {
+        match sender(&self.claims) {
+            Sender::Node(_) => Ok(None),
+            Sender::Client(_) => self.common.budget.take(bytes, deadline).map(Some).ok_or(Status::Busy),
+        }
+    }
+
+    /// The place in memory that the client shares; `None` if it lies beyond the network.
+    fn in_region(&self, slot: u16, offset: u64, length: usize) -> Result<Option<Placement>, Status> {
+        match self.regions[slot as usize].as_ref().ok_or(Status::Invalid)? {
+            Lent::Mapped(region) => {
+                let offset = usize::try_from(offset).map_err(|_| Status::Invalid)?;
+                region.placement(offset, length).map(Some).ok_or(Status::Invalid)
+            }
+            Lent::Remote { .. } => self.remote(slot, offset, length).map(|_| None),
+        }
+    }
+
+    /// Where the client's device finds the place; `None` if the memory is shared.
+    pub(super) fn remote(
+        &self,
+        slot: u16,
+        offset: u64,
+        length: usize,
+    ) -> Result<Option<RemoteMemory>, Status> {
+        match self.regions[slot as usize].as_ref().ok_or(Status::Invalid)? {
+            Lent::Mapped(_) => Ok(None),
+            Lent::Remote { memory, len } => {
+                let end = offset.checked_add(length as u64).ok_or(Status::Invalid)?;
+                let address = memory.address.checked_add(offset).ok_or(Status::Invalid)?;
+                if end > *len {
+                    return Err(Status::Invalid);
+                }
+                Ok(Some(RemoteMemory { address, rkey: memory.rkey }))
+            }
+        }
+    }
+
+    /// Waits until nobody but us (with `ours` placements) can touch the memory of this batch (rule N1). Nearly
+    /// always at once; after a successor was lost, until that has closed its connection.
+    pub(super) fn wait_for_loans(&self, ours: usize) {
+        let mut pause = Duration::from_micros(50);
+        while Arc::strong_count(&self.loan) > 1 + ours {
+            thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Session {
+    /// Before the socket closes, also when the service panicked.
+    fn drop(&mut self) {
+        self.wait_for_loans(0);
+    }
+}
