@@ -7,7 +7,8 @@
 use std::f32::consts::LN_2;
 use std::sync::OnceLock;
 
-use super::{BLOCK, Number, Pairs, Rows, Unfit, check_places, each_place, from_bfloat16, store, widest};
+use super::sums::Terms;
+use super::{BLOCK, Number, Pairs, Rows, Unfit, from_bfloat16, widest};
 
 /// Powers of two between the largest and the least magnitude of a block that are told apart.
 const LOG_RANGE: f32 = 32.0;
@@ -65,23 +66,16 @@ pub fn sum(
     for part in parts {
         check_width(*part, channels)?;
     }
-    check_places(target, parts, places, weights)?;
-    widest(
+    let mut packed = vec![0_u8; parts.first().map_or(0, |part| part.width)];
+    Terms { parts, places, weights }.sum(
+        number,
+        target,
         #[inline(always)]
-        || {
-            let mut totals = vec![0_f32; channels];
-            let mut packed = vec![0_u8; parts.first().map_or(0, |part| part.width)];
-            for row in 0..target.count {
-                totals.fill(0.0);
-                for (part, place, weight) in each_place(row, parts, places, weights) {
-                    part.read(place, 0, &mut packed);
-                    add_row(&mut totals, &packed, weight.unwrap_or(1.0));
-                }
-                store(number, &totals, target, row);
-            }
+        |totals, part, row, weight| {
+            part.read(row, 0, &mut packed);
+            add_row(totals, &packed, weight.unwrap_or(1.0));
         },
-    );
-    Ok(())
+    )
 }
 
 fn check_width(packed: Rows, channels: usize) -> Result<(), Unfit> {
