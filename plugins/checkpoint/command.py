@@ -1,10 +1,7 @@
 """`luciola checkpoint`: which checkpoints there are, what they hold, whether they are whole, and which go. No torch."""
 
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +11,12 @@ from luciola.cli.output import print_json, print_table
 from luciola.errors import CorruptData, NotFound
 from luciola.units import format_bytes
 
+from ..options import json_option, location_argument, progress_bar, progress_option
+
 if TYPE_CHECKING:
     from .catalog import Saved
 
 REAL = {"F64": "C128", "F16": "C32"}  # complex types that files hold as pairs
-
-location_argument = click.argument("location")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()
@@ -186,7 +182,7 @@ def _one(location: str) -> "Saved":
 @checkpoint.command()
 @location_argument
 @json_option
-@click.option("--progress/--no-progress", default=None, help="A progress bar.  [default: in a terminal]")
+@progress_option
 def verify(location: str, as_json: bool, progress: bool | None) -> None:
     """Read a checkpoint, or all of a directory, and compare every byte with its checksum. Exit code 1 for damage.
 
@@ -209,7 +205,7 @@ def verify(location: str, as_json: bool, progress: bool | None) -> None:
             raise
     total = sum(saved.manifest.data_bytes for saved in chosen if saved.manifest is not None)
     damages = {}
-    with _progress(total, shown=progress, as_json=as_json) as advance:
+    with progress_bar("verifying", total, shown=progress, as_json=as_json) as advance:
         for saved in chosen:
             damages[saved.name] = verify_at(file_system, saved.location.path, advance)
     found = [damage for each in damages.values() for damage in each]
@@ -227,23 +223,6 @@ def verify(location: str, as_json: bool, progress: bool | None) -> None:
         click.echo(f"read {len(chosen)} checkpoints, {format_bytes(total)}: {len(found)} damages")
     if found:
         raise CorruptData(f"{len(found)} damages", path=path)
-
-
-@contextmanager
-def _progress(total: int, *, shown: bool | None, as_json: bool) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    enabled = (sys.stderr.isatty() if shown is None else shown) and not as_json
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not enabled) as bar:
-        task = bar.add_task("verifying", total=total)
-        yield lambda count: bar.advance(task, count)
 
 
 @checkpoint.command()

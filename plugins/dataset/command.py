@@ -1,8 +1,5 @@
 """`luciola dataset`: pack files into data sets, look at them, verify them, and measure how fast they are read."""
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -11,15 +8,13 @@ from luciola.cli.output import print_json, print_table
 from luciola.errors import CorruptData
 from luciola.units import format_bytes, parse_bytes
 
+from ..options import json_option, progress_bar, progress_option
+
 if TYPE_CHECKING:
     from .records import Records
 
 FORMATS: Final = ("ffrecord", "tokens", "tar")  # as in `opening`, which brings numpy
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-progress_option = click.option(
-    "--progress/--no-progress", default=None, help="A progress bar.  [default: in a terminal]"
-)
 format_option = click.option(
     "--format", "format_", type=click.Choice(FORMATS), help="[default: by the names]"
 )
@@ -73,7 +68,7 @@ def pack(
     if dtype is not None and format_ != "tokens":
         raise click.UsageError("--dtype goes with --format tokens")
     sources = find_sources(list(locations))
-    with _progress("packing", sources.bytes, shown=progress, as_json=as_json) as advance:
+    with progress_bar("packing", sources.bytes, shown=progress, as_json=as_json) as advance:
         report = pack_files(
             sources, target, format=format_, part_bytes=part_bytes, dtype=_known(dtype), advance=advance
         )
@@ -133,7 +128,7 @@ def verify(locations: tuple[str, ...], format_: str | None, progress: bool | Non
 
     records = _open(locations, format_, progress=progress, as_json=as_json)
     total = sum(file.identity.size for file in records.files)
-    with _progress("verifying", total, shown=progress, as_json=as_json) as advance:
+    with progress_bar("verifying", total, shown=progress, as_json=as_json) as advance:
         damages = check(records, advance)
     if as_json:
         print_json(
@@ -240,7 +235,7 @@ def _open(
     options: dict[str, Any] = {}
     if KINDS[format_].format != "tar":
         return open_records(list(locations), format=format_)
-    with _progress("making the index", None, shown=progress, as_json=as_json) as advance:
+    with progress_bar("making the index", None, shown=progress, as_json=as_json) as advance:
         options["progress"] = advance
         return open_records(list(locations), format=format_, **options)
 
@@ -263,25 +258,6 @@ def _known(dtype: str | None) -> str | None:
                 f"--dtype: not a type, {dtype!r} (write uint8, uint16, int32, …)"
             ) from error
     return dtype
-
-
-@contextmanager
-def _progress(
-    what: str, total: int | None, *, shown: bool | None, as_json: bool
-) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    enabled = (sys.stderr.isatty() if shown is None else shown) and not as_json
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not enabled) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count: bar.advance(task, count)
 
 
 __all__ = ["dataset"]

@@ -9,6 +9,8 @@ import click
 
 from luciola.cli.output import print_json, print_table
 
+from ..options import json_option
+
 
 @click.group()
 def deepgemm() -> None:
@@ -38,7 +40,7 @@ def deepgemm() -> None:
 @click.option(
     "--jobs", type=click.IntRange(min=1), default=os.cpu_count() or 1, help="Processes that compile."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def warm(shapes: IO[str], cache_dir: Path, layer: str, jobs: int, as_json: bool) -> None:
     """Compile the kernels for a list of SHAPES (a file, or - for standard input), for Hopper, without a GPU.
 

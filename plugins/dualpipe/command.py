@@ -9,6 +9,8 @@ import click
 
 from luciola.cli.output import print_json, print_table
 
+from ..options import json_option
+
 if TYPE_CHECKING:
     from .costs import StageCosts
     from .plan import Candidate
@@ -85,7 +87,7 @@ def dualpipe() -> None:
 @dualpipe.command()
 @sizes_and_costs
 @click.option("--memory-limit", type=float, help="Most memory of a device, in the unit of the costs.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def plan(ranks: int, chunks: int, memory_limit: float | None, as_json: bool, **given: Any) -> None:
     """Compare the schedules and name the best.
 

@@ -14,14 +14,14 @@ from luciola.cli.output import print_json, print_table
 from luciola.errors import Error, InvalidArgument
 from luciola.units import format_bytes, parse_bytes
 
+from ..options import json_option
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .plan_file import LayerBalance, Plan
 
 POLICIES: Final = ("reference", "optimal", "optimal-global")  # as in `rebalance`, which brings torch
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def machine_options(command: Callable[..., None]) -> Callable[..., None]:

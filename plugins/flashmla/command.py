@@ -8,11 +8,10 @@ import click
 from luciola.cli.output import fail, print_json, print_table
 from luciola.units import format_bytes
 
+from ..options import json_option, location_argument
+
 if TYPE_CHECKING:
     from .pages import PagedKVFile
-
-location_argument = click.argument("location")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()

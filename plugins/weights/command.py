@@ -1,9 +1,6 @@
 """`luciola weights`: what a checkpoint holds, whether it is whole, and checksums beside its files. None needs torch."""
 
 import dataclasses
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,12 +9,11 @@ from luciola.cli.output import print_json, print_table
 from luciola.errors import CorruptData
 from luciola.units import format_bytes
 
+from ..options import json_option, location_argument, progress_bar, progress_option
+
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
     from .header import TensorInfo
-
-location_argument = click.argument("location")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()
@@ -90,7 +86,7 @@ def _printable(name: str) -> str:
 @weights.command()
 @location_argument
 @json_option
-@click.option("--progress/--no-progress", default=None, help="A progress bar.  [default: in a terminal]")
+@progress_option
 def verify(location: str, as_json: bool, progress: bool | None) -> None:
     """Read everything, and compare it with the checksums beside the files. Exit code 1 if something is damaged.
 
@@ -101,7 +97,7 @@ def verify(location: str, as_json: bool, progress: bool | None) -> None:
       luciola weights verify lu:/models/m
     """
     checkpoint = _open(location)
-    with _progress(checkpoint, "verifying", shown=progress, as_json=as_json) as advance:
+    with progress_bar("verifying", _data_bytes(checkpoint), shown=progress, as_json=as_json) as advance:
         damages = checkpoint.verify(advance)
     unchecked = [file for file in checkpoint.files if not checkpoint.file_has_checksums(file)]
     if as_json:
@@ -128,7 +124,7 @@ def verify(location: str, as_json: bool, progress: bool | None) -> None:
 @click.option(
     "--force", is_flag=True, help="Replace checksums that are there: what is read now counts as right."
 )
-@click.option("--progress/--no-progress", default=None, help="A progress bar.  [default: in a terminal]")
+@progress_option
 def checksum(location: str, force: bool, progress: bool | None) -> None:
     """Write FILE.crc32c beside each file of a checkpoint; loading verifies them from then on.
 
@@ -145,7 +141,7 @@ def checksum(location: str, force: bool, progress: bool | None) -> None:
         raise click.UsageError(
             f"{there[0]}{SUFFIX} exists: give --force to replace it, or `luciola weights verify`"
         )
-    with _progress(checkpoint, "reading", shown=progress, as_json=False) as advance:
+    with progress_bar("reading", _data_bytes(checkpoint), shown=progress) as advance:
         results = checkpoint.checksums(advance)
     for file, sums in results.items():
         write_checksums(fs, file, sums)
@@ -160,25 +156,6 @@ def _open(location: str, *, verify: bool = True) -> "Checkpoint":
 
 def _data_bytes(checkpoint: "Checkpoint") -> int:
     return sum(info.nbytes for info in checkpoint.tensors.values())
-
-
-@contextmanager
-def _progress(
-    checkpoint: "Checkpoint", what: str, *, shown: bool | None, as_json: bool
-) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    enabled = (sys.stderr.isatty() if shown is None else shown) and not as_json
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not enabled) as bar:
-        task = bar.add_task(what, total=_data_bytes(checkpoint))
-        yield lambda count: bar.advance(task, count)
 
 
 __all__ = ["weights"]
