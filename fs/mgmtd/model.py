@@ -20,9 +20,10 @@ from typing import Final
 from ..config import MgmtdConfig
 from ..errors import AlreadyExists, Busy, Conflict, InvalidArgument, NotFound
 from ..ids import ChainId, ChainVersion, NodeId, TableId, TargetId
+from ..states import Local, Public
 from ..wire.pb import mgmtd_pb2 as pb
 from .records import ChainRecord, Change, ConfigEntry, NodeRecord, Records, TableRecord
-from .transitions import Local, Member, Public, advance, ordered
+from .transitions import Member, advance, ordered
 
 FALLEN: Final = (Public.OFFLINE, Public.LASTSRV)
 NODE_BYTES_MAX: Final = 4096  # of its host, addresses, socket path, release

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field, replace
 
 from ..ids import ChainId, ChainVersion, NodeId, TableId, TargetId
+from ..states import Public
 from ..wire.pb import mgmtd_pb2 as pb
-from .transitions import Member, Public
+from .transitions import Member
 
 
 @dataclass(frozen=True, slots=True)

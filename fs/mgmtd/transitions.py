@@ -27,29 +27,11 @@ What everybody is told of a replica is its *public* state; what its own node say
     C4  order: SERVING, LASTSRV, SYNCING, WAITING, OFFLINE; stable within a group
 """
 
-import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..ids import TargetId
-
-
-class Public(enum.IntEnum):
-    """What everybody is told of one replica; the numbers of mgmtd.proto."""
-
-    SERVING = 1
-    LASTSRV = 2
-    SYNCING = 4
-    WAITING = 8
-    OFFLINE = 16
-
-
-class Local(enum.IntEnum):
-    """What a node says of its own replica; the numbers of mgmtd.proto."""
-
-    UPTODATE = 1
-    ONLINE = 2
-    OFFLINE = 4
+from ..states import Local, Public
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,4 +98,4 @@ def _returning(local: Local, *, may_sync: bool) -> Public:
     return Public.SYNCING if local is Local.ONLINE and may_sync else Public.WAITING
 
 
-__all__ = ["Local", "Member", "Public", "advance", "ordered"]
+__all__ = ["Member", "advance", "ordered"]

@@ -8,8 +8,6 @@ own lock.
 
 `conflicts` are states that no history of the chain explains (somebody put back an old disk): a newer one is never
 overwritten by an older one, so the successor must forget everything first and get every chunk.
-
-Source: digest 5.9, where these differences are fatal and the replica is given up until an operator comes.
 """
 
 from collections.abc import Iterable

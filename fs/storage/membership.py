@@ -19,6 +19,7 @@ from typing import Any, Final
 from .. import config as configuration
 from ..errors import ConfigError, Error, InvalidArgument
 from ..ids import ChainId, ChainVersion, TargetId
+from ..states import Local, Public
 from ..wire import RoutingTable, RpcClients, methods
 from ..wire.pb import mgmtd_pb2
 from ..wire.pb.mgmtd_pb2 import HeartbeatReply, HeartbeatRequest, LocalTarget, Routing
@@ -86,7 +87,7 @@ class Membership:
         self._engine.node.set_routing(routing.SerializeToString())  # M3
         seen = {
             TargetId(target.id): model.Seen(
-                ChainId(chain.id), ChainVersion(chain.version), model.Public(target.state)
+                ChainId(chain.id), ChainVersion(chain.version), Public(target.state)
             )
             for chain in self.table.chains.values()
             for target in chain.targets
@@ -189,7 +190,7 @@ class Membership:
         """Says that this node has stopped serving, so that nobody waits for its lease."""
         request = HeartbeatRequest(node=self._about, sequence=self._next(), leaving=True)
         request.targets.extend(
-            self._report(target, about, local=model.Local.OFFLINE, used=0)
+            self._report(target, about, local=Local.OFFLINE, used=0)
             for target, about in self.state.targets.items()
         )
         try:
@@ -266,7 +267,7 @@ class Membership:
         return request
 
     def _report(
-        self, target: int, about: model.Target, *, local: model.Local, used: int, low_space: bool = False
+        self, target: int, about: model.Target, *, local: Local, used: int, low_space: bool = False
     ) -> LocalTarget:
         return LocalTarget(
             id=target,

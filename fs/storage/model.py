@@ -12,35 +12,15 @@ state, in heartbeats). Invariants:
     I5  An older chain version than one already seen changes nothing.
     I6  The lease is not used while a replica is publicly SERVING and reported OFFLINE: mgmtd may hand its part to
         others as soon as it has heard that.
-
-Source: the state machine of digest 3.5.2 and 5.10, with I3 added and leases instead of local guesses.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from ..ids import ChainId, ChainVersion, TargetId
-
-
-class Public(IntEnum):
-    """What everybody is told of one replica. The numbers are those of `PublicState` in proto/mgmtd.proto."""
-
-    SERVING = 1
-    LASTSRV = 2
-    SYNCING = 4
-    WAITING = 8
-    OFFLINE = 16
-
-
-class Local(IntEnum):
-    """What this node says of its own replica. The numbers are those of `LocalState` in proto/mgmtd.proto."""
-
-    UPTODATE = 1
-    ONLINE = 2
-    OFFLINE = 4
+from ..states import Local, Public
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +214,6 @@ __all__ = [
     "DiskFailed",
     "Effect",
     "Event",
-    "Local",
-    "Public",
     "Removed",
     "Report",
     "Restored",

@@ -1,4 +1,4 @@
-"""Brings a SYNCING replica up to date: the work of its predecessor, the last SERVING one (digest 5.9).
+"""Brings a SYNCING replica up to date: the work of its predecessor, the last SERVING one.
 
 For every chain where this node is that predecessor, one task compares the successor's chunks with ours, range by
 range, and has the data server send what differs. New writes reach the successor meanwhile, whole chunks of them,

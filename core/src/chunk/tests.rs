@@ -203,7 +203,7 @@ fn recovery_keeps_sparse_chunks_sparse() {
     assert_eq!(read(&engine, 0, 0, 11 * PAGE).unwrap(), bytes);
 }
 
-/// Digest §5.12 (4): what a committed version refers to is never written, except past its committed length.
+/// What a committed version refers to is never written, except past its committed length.
 #[test]
 fn bytes_of_a_committed_version_are_never_overwritten() {
     let dir = directory();
@@ -667,7 +667,7 @@ impl Sink for Pausing<'_> {
     }
 }
 
-/// §5.12 (5) and 3FS's use-after-free bugs (#385, #388): pages a reader holds are not used again.
+/// Pages a reader holds are not used again.
 #[test]
 fn pages_are_not_used_again_while_a_reader_holds_them() {
     let dir = directory();
@@ -696,7 +696,7 @@ fn pages_are_not_used_again_while_a_reader_holds_them() {
     assert_no_leak(&engine);
 }
 
-/// Digest §5.6 and #389: a reader waits neither for a pending write nor for one that is being written.
+/// A reader waits neither for a pending write nor for one that is being written.
 #[test]
 fn a_read_does_not_wait_for_a_write_in_progress() {
     struct Slow<'a>(&'a Barrier, &'a Barrier, AtomicBool);

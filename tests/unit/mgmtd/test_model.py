@@ -6,7 +6,7 @@ from luciola.config import MgmtdConfig
 from luciola.errors import AlreadyExists, Busy, Conflict, InvalidArgument, NotFound
 from luciola.mgmtd.model import Model, longest_lease_ms
 from luciola.mgmtd.records import Change, Records
-from luciola.mgmtd.transitions import Public
+from luciola.states import Public
 from luciola.wire.pb import mgmtd_pb2 as pb
 
 pytestmark = pytest.mark.integrity

@@ -8,7 +8,8 @@ from luciola.ids import ChainId, ChainVersion, NodeId, TableId, TargetId
 from luciola.mgmtd.model import Model
 from luciola.mgmtd.records import ChainRecord, Change, NodeRecord, Records, TableRecord
 from luciola.mgmtd.routing import REMOVED_MAX, Publisher
-from luciola.mgmtd.transitions import Member, Public
+from luciola.mgmtd.transitions import Member
+from luciola.states import Public
 from luciola.wire import RoutingTable
 from luciola.wire.pb import mgmtd_pb2 as pb
 

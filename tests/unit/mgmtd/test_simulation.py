@@ -22,7 +22,7 @@ from luciola.ids import ChainId
 from luciola.mgmtd.model import Model
 from luciola.mgmtd.placement import place
 from luciola.mgmtd.records import ChainRecord, Change, Records
-from luciola.mgmtd.transitions import Local, Public
+from luciola.states import Local, Public
 from luciola.wire.pb import mgmtd_pb2 as pb
 
 pytestmark = pytest.mark.integrity

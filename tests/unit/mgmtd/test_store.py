@@ -11,7 +11,8 @@ from luciola.kv import MemoryEngine
 from luciola.kv.faulty import Fault, FaultyEngine, every
 from luciola.mgmtd.records import ChainRecord, Change, ConfigEntry, NodeRecord, TableRecord
 from luciola.mgmtd.store import CONFIGS_KEPT, FORMAT, LEASE, Lease, Store
-from luciola.mgmtd.transitions import Member, Public
+from luciola.mgmtd.transitions import Member
+from luciola.states import Public
 from luciola.wire.pb import mgmtd_pb2 as pb
 
 pytestmark = pytest.mark.integrity

@@ -12,7 +12,8 @@ from itertools import product
 import pytest
 
 from luciola.ids import TargetId
-from luciola.mgmtd.transitions import Local, Member, Public, advance, ordered
+from luciola.mgmtd.transitions import Member, advance, ordered
+from luciola.states import Local, Public
 
 Chain = tuple[Member, ...]
 Advance = Callable[[Sequence[Member], dict[TargetId, Local]], Chain]

@@ -6,10 +6,10 @@ import time
 import pytest
 
 from luciola.errors import InvalidArgument, Unavailable
+from luciola.states import Local
 from luciola.storage.directory import Directory
 from luciola.storage.engine import Engine
 from luciola.storage.membership import Membership, Options
-from luciola.storage.model import Local
 from luciola.wire import SERVICE, RpcClients, RpcServer, methods, mint
 from luciola.wire.pb.mgmtd_pb2 import (
     OFFLINE,

@@ -7,11 +7,10 @@ import pytest
 
 from luciola.ids import ChainId, ChainVersion, TargetId
 from luciola.mgmtd import transitions
+from luciola.states import Local, Public
 from luciola.storage.model import (
     DataLost,
     DiskFailed,
-    Local,
-    Public,
     Removed,
     Report,
     Restored,
@@ -292,12 +291,9 @@ class Rules:
 
     def _chains(self, world):
         """mgmtd looks at what was reported."""
-        reports = {TargetId(node): transitions.Local(report) for node, report in enumerate(world.reports)}
-        members = [
-            transitions.Member(TargetId(node), node, transitions.Public(public))
-            for node, public in world.members
-        ]
-        changed = tuple((m.node, Public(m.state)) for m in transitions.advance(members, reports))
+        reports = {TargetId(node): report for node, report in enumerate(world.reports)}
+        members = [transitions.Member(TargetId(node), node, public) for node, public in world.members]
+        changed = tuple((m.node, m.state) for m in transitions.advance(members, reports))
         if changed == world.members:
             return world
         return replace(world, members=changed, version=world.version + 1)

@@ -7,10 +7,10 @@ import pytest
 
 from luciola.config import StorageConfig
 from luciola.errors import Error, NotFound, StaleRouting
+from luciola.states import Local
 from luciola.storage.directory import Directory
 from luciola.storage.engine import PAGE_RECORDS, Engine
 from luciola.storage.membership import Membership, Options
-from luciola.storage.model import Local
 from luciola.storage.recovery import Job, Recovery, job_of
 from luciola.storage.scrub import Scrub
 from luciola.storage.service import StorageService

@@ -9,6 +9,7 @@ import pytest
 
 from luciola.errors import StaleRouting
 from luciola.ids import ChainId, ChainVersion, TargetId
+from luciola.states import Public
 from luciola.storage import model
 from luciola.storage.compare import Record
 from luciola.storage.service import StorageService
@@ -42,7 +43,7 @@ class Replica:
     """What `StorageService` sees of a `Membership`: one SYNCING replica."""
 
     def __init__(self) -> None:
-        seen = model.Seen(ChainId(7), ChainVersion(3), model.Public.SYNCING)
+        seen = model.Seen(ChainId(7), ChainVersion(3), Public.SYNCING)
         self.state, _ = model.step(model.State(is_back=True), model.RoutingChanged({TargetId(70): seen}))
         self.is_done = False
 

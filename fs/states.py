@@ -1,0 +1,24 @@
+"""States of one replica, with the numbers of proto/mgmtd.proto (docs/architecture.md, "States of a replica")."""
+
+import enum
+
+
+class Public(enum.IntEnum):
+    """What everybody is told of a replica: `PublicState`."""
+
+    SERVING = 1
+    LASTSRV = 2
+    SYNCING = 4
+    WAITING = 8
+    OFFLINE = 16
+
+
+class Local(enum.IntEnum):
+    """What a node says of its own replica: `LocalState`."""
+
+    UPTODATE = 1
+    ONLINE = 2
+    OFFLINE = 4
+
+
+__all__ = ["Local", "Public"]
