@@ -1,6 +1,7 @@
 """Every command has help with an example; errors are one line and a code; nothing is imported too early."""
 
 import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -103,7 +104,7 @@ def the_script() -> tuple[str, ...]:
 def run(
     command: tuple[str, ...], *arguments: str, first: Path | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a program that finds the modules of `first` before others."""
+    """Runs a program that finds the modules of `first` before others, and hears of interrupts."""
     path = os.pathsep.join(
         [*([str(first)] if first else []), *(str(Path(each).absolute()) for each in sys.path)]
     )
@@ -111,6 +112,9 @@ def run(
         [*command, *arguments],
         env={**os.environ, "PYTHONPATH": path},
         cwd=cwd,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # the tests may run in the background
         capture_output=True,
         text=True,
         check=False,
