@@ -15,8 +15,7 @@ import click
 
 from luciola import __version__
 
-from ..errors import Error
-from .output import fail
+from .output import describe_error, fail
 
 # command -> (module, attribute)
 COMMANDS: Final = {
@@ -95,8 +94,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         # The reader of our output is gone (as in `luciola ls | head`): nothing is left to say.
         sys.stdout = None
         code = 141
-    except (Error, OSError) as error:
-        fail(str(error), code=1)
+    except OSError as error:
+        fail(describe_error(error), code=1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

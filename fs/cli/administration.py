@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -13,11 +13,9 @@ from ..errors import InvalidArgument
 from ..wire import Cluster, parse_address
 from .datadir import DataDir
 from .manager import Manager
+from .options import data_option, manager_option, prevailing, secret_option
 
 R = TypeVar("R")
-
-JSON_OPTION: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-YES_OPTION: Final = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 @dataclass(frozen=True)
@@ -30,17 +28,17 @@ class Door:
 
     def cluster(self) -> Cluster:
         """Raises: click.UsageError when none or two are named; NotFound, InvalidArgument."""
-        if (self.data_path is None) == (self.manager is None):
+        named = prevailing(data_path=self.data_path, manager=self.manager)
+        if len(named) != 1:
             raise click.UsageError(
                 "name the cluster: either --data DIR (or LUCIOLA_DATA), or --manager HOST:PORT with --secret-file"
             )
-        if self.data_path is not None:
-            return DataDir(self.data_path.absolute()).read_shape().cluster
-        assert self.manager is not None, "one of the two is set"
+        if "data_path" in named:
+            return DataDir(named["data_path"].absolute()).read_shape().cluster
         if self.secret_file is None:
             raise InvalidArgument("a cluster at an address needs --secret-file")
-        parse_address(self.manager)
-        return Cluster("", "", self.manager, str(self.secret_file))
+        parse_address(named["manager"])
+        return Cluster("", "", named["manager"], str(self.secret_file))
 
     def ask(self, what: Callable[[Manager], Coroutine[Any, Any, R]]) -> R:
         """The answer of the cluster's manager."""
@@ -52,29 +50,9 @@ class Door:
         return asyncio.run(connected())
 
 
-SECRET_OPTION: Final = click.option(
-    "--secret-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="LUCIOLA_SECRET_FILE",
-    help="File with the cluster secret, for --manager.",
-)
-MANAGER_OPTION: Final = click.option(
-    "--manager",
-    metavar="HOST:PORT",
-    help="gRPC address of mgmtd, of a cluster elsewhere (mgmtd_grpc in its cluster.json).",
-)
-DATA_OPTION: Final = click.option(
-    "--data",
-    "data_path",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="LUCIOLA_DATA",
-    help="Data directory of a cluster on this machine.",
-)
-
-
 def door_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --data, --manager and --secret-file to a command, which takes their values for a `Door`."""
-    for option in (SECRET_OPTION, MANAGER_OPTION, DATA_OPTION):
+    for option in (secret_option(where="--manager"), manager_option, data_option(required=False)):
         command = option(command)
     return command
 
@@ -88,4 +66,4 @@ def consent(question: str, *, yes: bool) -> None:
     click.confirm(question, abort=True)
 
 
-__all__ = ["JSON_OPTION", "YES_OPTION", "Door", "consent", "door_options"]
+__all__ = ["Door", "consent", "door_options"]

@@ -14,6 +14,7 @@ from typing import Final
 import click
 
 from ..units import KIB, MIB, parse_bytes
+from .options import json_option
 from .output import print_json, print_table
 
 SEQUENTIAL_BYTES: Final = 1 * MIB
@@ -55,7 +56,7 @@ class Result:
     multiple=True,
     help="Phases to run (repeatable).  [default: all]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def bench(
     directory: Path, size: str, seconds: float, files: int, only: tuple[str, ...], as_json: bool
 ) -> None:

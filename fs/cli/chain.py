@@ -7,8 +7,9 @@ import click
 
 from ..errors import NotFound
 from ..wire.pb import mgmtd_pb2 as pb
-from .administration import JSON_OPTION, YES_OPTION, Door, consent, door_options
+from .administration import Door, consent, door_options
 from .manager import Manager, describe_chain, describe_chains
+from .options import json_option, yes_option
 from .output import print_json, print_table
 
 Action = pb.UpdateChainRequest
@@ -31,7 +32,7 @@ def chain() -> None:
 @click.argument("chains", metavar="[CHAIN]...", type=click.IntRange(1), nargs=-1)
 @click.option("--incomplete", is_flag=True, help="Only chains of which not every replica serves.")
 @door_options
-@JSON_OPTION
+@json_option
 def list_chains(
     chains: tuple[int, ...],
     *,
@@ -73,8 +74,8 @@ def list_chains(
     "becomes the preferred one, in as many steps as replicas are misplaced.",
 )
 @door_options
-@YES_OPTION
-@JSON_OPTION
+@yes_option
+@json_option
 def rotate(
     chains: tuple[int, ...],
     *,
@@ -112,7 +113,7 @@ def rotate(
 @click.argument("number", metavar="CHAIN", type=click.IntRange(1))
 @click.argument("node", type=click.IntRange(1))
 @door_options
-@JSON_OPTION
+@json_option
 def add(
     number: int,
     node: int,
@@ -139,8 +140,8 @@ def add(
 @click.argument("number", metavar="CHAIN", type=click.IntRange(1))
 @click.argument("target", type=click.IntRange(1))
 @door_options
-@YES_OPTION
-@JSON_OPTION
+@yes_option
+@json_option
 def remove(
     number: int,
     target: int,

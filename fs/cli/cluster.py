@@ -20,6 +20,7 @@ from ..wire.pb import mgmtd_pb2
 from . import processes
 from .datadir import DataDir, Shape, choose_shape
 from .manager import Manager, describe_chains
+from .options import config_option, data_option, json_option
 from .output import print_json, print_table
 from .supervisor import Supervisor, clean_stale_mounts, end_extra_mounts, end_leftovers, read_state
 from .view import View
@@ -30,18 +31,9 @@ READY: Final = "ready"  # what a supervisor in the background reports, unless it
 REASON_BYTES_MAX: Final = 4096  # one write to a pipe
 PATIENCE_S: Final = 2.0  # of a person who is told nothing
 
-data_option = click.option(
-    "--data",
-    "data_path",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    envvar="LUCIOLA_DATA",
-    help="The cluster's data directory.",
-)
-
 
 @click.command()
-@data_option
+@data_option(required=True)
 @click.option(
     "--storage-nodes", type=click.IntRange(1, 64), help="Storage nodes of a new cluster.  [default: 3]"
 )
@@ -56,7 +48,7 @@ data_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Also mount the cluster there.",
 )
-@click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file.")
+@config_option
 @click.option("--detach", is_flag=True, help="Return when everything is usable; the cluster goes on running.")
 @click.option("--ready-fd", type=int, hidden=True, help="Where a detached supervisor reports.")
 def up(
@@ -103,7 +95,7 @@ def up(
 
 
 @click.command()
-@data_option
+@data_option(required=True)
 def down(data_path: Path) -> None:
     """Stop the cluster of a data directory and unmount it.
 
@@ -150,8 +142,8 @@ def _await_stop(data: DataDir) -> None:
 
 
 @click.command()
-@data_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@data_option(required=True)
+@json_option
 def status(data_path: Path, as_json: bool) -> None:
     """Show the services and chains of a cluster on this machine.
 

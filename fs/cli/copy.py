@@ -25,9 +25,10 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, NotFound
 from ..hidden import hidden_beside
 from ..units import MIB, format_bytes
+from .options import json_option
 from .output import print_json
 from .target import PREFIX, cluster_options, cluster_path, open_cluster
 
@@ -65,7 +66,7 @@ class Tally:
 @click.command()
 @cluster_options
 @click.option("-r", "--recursive", is_flag=True, help="Copy directories with all that is in them.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.option("--progress/--no-progress", default=None, help="A progress bar.  [default: in a terminal]")
 @click.argument("sources", nargs=-1, required=True)
 @click.argument("target")
@@ -113,8 +114,16 @@ def cp(
     else:
         for path in tally.skipped:
             click.echo(f"luciola: skipped {path}: not a file, directory or symbolic link", err=True)
-        counts = f"{tally.files} files, {tally.directories} directories, {tally.symlinks} symbolic links"
-        click.echo(f"copied {counts}, {format_bytes(tally.bytes)}")
+        counts = [
+            _count(tally.files, "file", "files"),
+            _count(tally.directories, "directory", "directories"),
+            _count(tally.symlinks, "symbolic link", "symbolic links"),
+        ]
+        click.echo(f"copied {', '.join(counts)}, {format_bytes(tally.bytes)}")
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 @dataclass(frozen=True)
@@ -134,6 +143,9 @@ def _plan(
     into = _is_directory(target_side, target_path)
     if len(sources) > 1 and not into:
         raise InvalidArgument("several sources need an existing directory as target", path=target)
+    parent = os.path.dirname(target_path.rstrip("/")) or "."
+    if not into and not _is_directory(target_side, parent):
+        raise NotFound("no such directory to copy into", path=parent)
     jobs = []
     for text in sources:
         remote = text.startswith(PREFIX)

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from ..errors import InvalidArgument
 from ..units import MIB, format_bytes
-from .output import print_json, print_table
+from .options import json_option
+from .output import print_json, print_table, shown
 from .target import cluster_options, cluster_path, open_cluster
 
 if TYPE_CHECKING:
@@ -31,8 +33,6 @@ KINDS: Final = {
     modes.S_IFCHR: "character device",
     modes.S_IFBLK: "block device",
 }
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command()
@@ -61,7 +61,7 @@ def ls(
         return
     for text, listing in zip(paths or ("/",), listings, strict=True):
         if len(listings) > 1:
-            click.echo(f"{text}:")
+            click.echo(f"{shown(text)}:")
         if long:
             rows = [_long(entry) for entry in listing]
             print_table(
@@ -69,7 +69,7 @@ def ls(
             )
         else:
             for entry in listing:
-                click.echo(entry["name"])
+                click.echo(shown(entry["name"]))
 
 
 def _list(fs: "FileSystem", path: str) -> list[dict[str, Any]]:
@@ -81,8 +81,8 @@ def _list(fs: "FileSystem", path: str) -> list[dict[str, Any]]:
 
 def _long(entry: dict[str, Any]) -> tuple[str, ...]:
     numbers = (str(entry[key]) for key in ("links", "uid", "gid", "size"))
-    arrow = f" -> {entry['target']}" if "target" in entry else ""
-    return (entry["mode"], *numbers, entry["modified"][:19].replace("T", " "), entry["name"] + arrow)
+    arrow = f" -> {shown(entry['target'])}" if "target" in entry else ""
+    return (entry["mode"], *numbers, entry["modified"][:19].replace("T", " "), shown(entry["name"]) + arrow)
 
 
 def _describe(fs: "FileSystem", path: str, name: str) -> dict[str, Any]:
@@ -162,8 +162,8 @@ def rm(
                 if not force:
                     raise
             except IsADirectoryError as error:
-                raise click.ClickException(
-                    f"{path} is a directory; use -r to remove it with all its files"
+                raise InvalidArgument(
+                    "a directory; use -r to remove it with all its files", path=path
                 ) from error
 
 
@@ -192,7 +192,7 @@ def stat(
     for entry in entries:
         width = max(len(key) for key in entry)
         for key, value in entry.items():
-            click.echo(f"{key.rjust(width)}: {value}")
+            click.echo(f"{key.rjust(width)}: {shown(str(value))}")
 
 
 @click.command()
@@ -258,7 +258,7 @@ def du(
     if as_json:
         print_json(totals)
         return
-    rows = [(format_bytes(each["bytes"]), str(each["files"]), each["path"]) for each in totals]
+    rows = [(format_bytes(each["bytes"]), str(each["files"]), shown(each["path"])) for each in totals]
     print_table(("SIZE", "FILES", "PATH"), rows, right=(0, 1))
 
 

@@ -26,6 +26,7 @@ from .consistency import (
 )
 from .datadir import DataDir, Shape
 from .manager import Manager, address_of
+from .options import data_option, json_option
 from .output import print_json
 
 LIST_LIMIT: Final = 4096  # chunk records a request
@@ -37,19 +38,12 @@ SHOWN_MAX: Final = 50
 
 
 @click.command()
-@click.option(
-    "--data",
-    "data_path",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    envvar="LUCIOLA_DATA",
-    help="The cluster's data directory.",
-)
+@data_option(required=True)
 @click.option("--scrub", is_flag=True, help="Also read every byte of every replica and verify its checksum.")
 @click.option(
     "--repair", is_flag=True, help="Remove chunks without a file; rewrite damaged replicas from good ones."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def fsck(data_path: Path, scrub: bool, repair: bool, as_json: bool) -> None:
     """Check a running cluster: names, inodes, chunks and replicas. Changes nothing without --repair.
 
@@ -78,6 +72,8 @@ def _print(report: dict[str, Any]) -> None:
         click.echo(f"repaired: {line}")
     counts = f"{report['inodes']} inodes, {report['entries']} entries, {report['chunks']} chunks"
     click.echo(f"{counts}, {report['replicas']} replicas checked: {len(report['problems'])} problems")
+    if report["removed"]:
+        click.echo(f"chunks of {report['removed']} removed files wait for collection")
 
 
 class Check:
@@ -116,6 +112,7 @@ class Check:
             self._report["replicas"] += sum(len(chunks) for chunks in held.values())
         self._report["chunks"] = sum(len(chunks) for chunks in heads.values())
         self._report["inodes"], self._report["entries"] = len(names.inodes), len(names.entries)
+        self._report["removed"] = sum(not record.spare for record in names.removed)
         problems += await self._persistent(names, heads)
         return problems
 

@@ -130,8 +130,8 @@ def address_of(routing: pb.Routing, kind: "pb.NodeKind") -> str:
 
 
 def describe_chains(routing: pb.Routing) -> list[dict[str, Any]]:
-    """Each chain with its members, and one word for it: serving, degraded, syncing or unavailable."""
-    return [describe_chain(chain) for chain in routing.chains]
+    """Each chain with its members, and one word for it: serving, degraded, syncing or unavailable. By number."""
+    return [describe_chain(chain) for chain in sorted(routing.chains, key=lambda chain: chain.id)]
 
 
 def describe_chain(chain: pb.Chain) -> dict[str, Any]:

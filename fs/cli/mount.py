@@ -11,6 +11,7 @@ import click
 
 from ..config import TRANSPORTS, ClusterConfig, load
 from ..errors import InvalidArgument
+from .options import config_option, secret_option
 
 
 @click.command()
@@ -32,19 +33,14 @@ from ..errors import InvalidArgument
     help="Whether other users of this machine may use the mount, as the modes of files permit.  "
     "[default: yes for root, no for others]",
 )
-@click.option(
-    "--secret-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="LUCIOLA_SECRET_FILE",
-    help="File with the cluster secret, for a cluster at an address.",
-)
+@secret_option(where="a cluster at an address")
 @click.option(
     "--transport",
     type=click.Choice(TRANSPORTS),
     help="How bytes travel to storage nodes: auto is shared memory on this host, else RDMA where both ends have it, "
     "else TCP.  [default: as configured, or auto]",
 )
-@click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file.")
+@config_option
 @click.option("--ready-fd", type=int, hidden=True, help="Where a mount in the background reports.")
 def mount(
     cluster: str,

@@ -7,8 +7,9 @@ import click
 
 from ..errors import NotFound
 from ..wire.pb import mgmtd_pb2 as pb
-from .administration import JSON_OPTION, YES_OPTION, Door, consent, door_options
+from .administration import Door, consent, door_options
 from .manager import Manager
+from .options import json_option, yes_option
 from .output import print_json, print_table
 
 
@@ -24,7 +25,7 @@ def node() -> None:
 
 @node.command("list")
 @door_options
-@JSON_OPTION
+@json_option
 def list_nodes(
     *, data_path: Path | None, manager: str | None, secret_file: Path | None, as_json: bool
 ) -> None:
@@ -58,7 +59,7 @@ def list_nodes(
 @node.command()
 @click.argument("number", metavar="NODE", type=click.IntRange(1))
 @door_options
-@JSON_OPTION
+@json_option
 def counters(
     number: int, *, data_path: Path | None, manager: str | None, secret_file: Path | None, as_json: bool
 ) -> None:
@@ -78,8 +79,8 @@ def counters(
 @node.command()
 @click.argument("number", metavar="NODE", type=click.IntRange(1))
 @door_options
-@YES_OPTION
-@JSON_OPTION
+@yes_option
+@json_option
 def disable(
     number: int,
     *,
@@ -112,7 +113,7 @@ def disable(
 @node.command()
 @click.argument("number", metavar="NODE", type=click.IntRange(1))
 @door_options
-@JSON_OPTION
+@json_option
 def enable(
     number: int, *, data_path: Path | None, manager: str | None, secret_file: Path | None, as_json: bool
 ) -> None:
@@ -128,7 +129,7 @@ def enable(
 @node.command()
 @click.argument("number", metavar="NODE", type=click.IntRange(1))
 @door_options
-@YES_OPTION
+@yes_option
 def forget(
     number: int, *, data_path: Path | None, manager: str | None, secret_file: Path | None, yes: bool
 ) -> None:

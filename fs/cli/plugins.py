@@ -5,13 +5,14 @@ from typing import Final
 
 import click
 
+from .options import json_option
 from .output import print_json, print_table
 
 GROUP: Final = "luciola.plugins"
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def plugins(as_json: bool) -> None:
     """List the installed plugins.
 
@@ -25,7 +26,8 @@ def plugins(as_json: bool) -> None:
             describe = entry.load()
             found.append({"name": entry.name, "module": entry.value, **describe()})
         except ImportError as error:
-            found.append({"name": entry.name, "module": entry.value, "state": f"not usable: {error}"})
+            state = f"not usable: {error} (pip install 'luciola[plugins]')"
+            found.append({"name": entry.name, "module": entry.value, "state": state})
     if as_json:
         print_json(found)
     elif not found:

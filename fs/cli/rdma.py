@@ -8,7 +8,7 @@ import click
 
 from ..errors import Error, Unsupported
 from . import rdma_peer
-from .administration import JSON_OPTION
+from .options import json_option
 from .output import print_json, print_table
 from .rdma_findings import Finding, Usable, judge
 from .rdma_survey import Survey, survey
@@ -46,7 +46,7 @@ def rdma() -> None:
               help="Times that 4 MiB are written, and read.")  # fmt: skip
 @click.option("--pings", type=click.IntRange(1, 1_000_000), default=PINGS, show_default=True,
               help="Messages there and back.")  # fmt: skip
-@JSON_OPTION
+@json_option
 def check(
     *,
     device: str,

@@ -8,6 +8,7 @@ import click
 
 from ..errors import InvalidArgument
 from .datadir import DataDir
+from .options import address_option, data_option, prevailing, secret_option
 
 if TYPE_CHECKING:
     from ..client import FileSystem
@@ -17,22 +18,7 @@ PREFIX: Final = "lu:"
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --data, --address and --secret-file to a command; `open_cluster` takes their values."""
-    for option in (
-        click.option(
-            "--secret-file",
-            type=click.Path(path_type=Path, dir_okay=False),
-            envvar="LUCIOLA_SECRET_FILE",
-            help="File with the cluster secret, for --address.",
-        ),
-        click.option("--address", envvar="LUCIOLA_ADDRESS", help="mgmtd of a cluster elsewhere, HOST:PORT."),
-        click.option(
-            "--data",
-            "data_path",
-            type=click.Path(path_type=Path, file_okay=False),
-            envvar="LUCIOLA_DATA",
-            help="Data directory of a cluster on this machine.",
-        ),
-    ):
+    for option in (secret_option(where="--address"), address_option, data_option(required=False)):
         command = option(command)
     return command
 
@@ -44,15 +30,15 @@ def open_cluster(data_path: Path | None, address: str | None, secret_file: Path 
     """
     from ..client import connect
 
-    if (data_path is None) == (address is None):
+    named = prevailing(data_path=data_path, address=address)
+    if len(named) != 1:
         raise click.UsageError(
             "name the cluster: either --data DIR (or LUCIOLA_DATA), or --address HOST:PORT with --secret-file"
         )
-    if data_path is not None:
-        DataDir(data_path).read_shape()
-        return connect(str(data_path))
-    assert address is not None, "one of the two is set"
-    return connect(address, secret_file=None if secret_file is None else str(secret_file))
+    if "data_path" in named:
+        DataDir(named["data_path"]).read_shape()
+        return connect(str(named["data_path"]))
+    return connect(named["address"], secret_file=None if secret_file is None else str(secret_file))
 
 
 def cluster_path(text: str) -> str:

@@ -9,20 +9,14 @@ import click
 
 from ..wire.credentials import ADMIN, CLIENT, TRUSTED, load_secret, mint
 from .datadir import DataDir
+from .options import data_option
 
 ROLES: Final = {"client": CLIENT, "trusted": TRUSTED, "admin": ADMIN}
 DAYS_MAX: Final = 36_500.0  # who wants one that outlives everybody wants the secret
 
 
 @click.command()
-@click.option(
-    "--data",
-    "data_path",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    envvar="LUCIOLA_DATA",
-    help="The cluster's data directory.",
-)
+@data_option(required=True)
 @click.option("--uid", type=click.IntRange(0, 2**32 - 2), help="User the token speaks for.  [default: you]")
 @click.option("--gid", type=click.IntRange(0, 2**32 - 2), help="That user's group.")
 @click.option(

@@ -98,7 +98,9 @@ def unmount(mountpoint: Path, *, lazy: bool) -> None:
         command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", path]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise Busy(result.stderr.strip() or f"{command[0]} failed", path=path)
+        said = result.stderr.strip() or f"{command[0]} failed"
+        hint = "" if lazy else "; with --lazy, programs that use it may finish"
+        raise Busy(f"not unmounted ({said}){hint}", path=path)
 
 
 def _error_of_stat(path: Path) -> int:

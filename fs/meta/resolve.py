@@ -16,6 +16,7 @@ from .work import Work
 NAME_BYTES_MAX: Final = 255  # Linux NAME_MAX
 PATH_BYTES_MAX: Final = 4096  # Linux PATH_MAX
 LINKS_MAX: Final = 40  # Linux MAXSYMLINKS
+EBUSY: Final = 16  # of a name that stays: `Busy` means that trying again helps
 ENAMETOOLONG: Final = 36
 ELOOP: Final = 40
 
@@ -123,6 +124,7 @@ def _walk(work: Work, path: Path, *, follow: bool) -> Place:  # noqa: C901, one 
 
 
 __all__ = [
+    "EBUSY",
     "ELOOP",
     "ENAMETOOLONG",
     "LINKS_MAX",

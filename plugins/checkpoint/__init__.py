@@ -68,6 +68,10 @@ __all__ = [
 
 def describe() -> dict[str, str]:
     """What `luciola plugins` shows."""
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        return {"state": "commands only: saving and loading need torch (pip install 'luciola[plugins]')"}
     return {"state": "ready: torch.distributed.checkpoint on any location"}
 
 

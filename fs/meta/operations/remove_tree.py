@@ -2,13 +2,13 @@
 
 from typing import Final
 
-from ...errors import Busy, InvalidArgument, Unsupported
+from ...errors import InvalidArgument, Unsupported
 from ...ids import ROOT_INODE
 from ...wire.pb.common_pb2 import Empty
 from ...wire.pb.meta_pb2 import DIRECTORY, Inode, RemoveTreeRequest
 from .. import schema
 from ..permissions import EXECUTE, READ, WRITE, require, require_removal
-from ..resolve import locate
+from ..resolve import EBUSY, locate
 from ..work import Work
 from .detach import drop, victim
 
@@ -22,12 +22,12 @@ def remove_tree(work: Work, request: RemoveTreeRequest) -> Empty:
     A user who is not root must be permitted to remove every entry; directories that are being filled
     meanwhile may slip in. A file, or an empty directory, is removed as by unlink or rmdir. Files that have
     other names outside lose the links from the tree when the collector comes to them.
-    Raises: NotFound, PermissionDenied, Busy for the root; Unsupported for a tree too large to check.
+    Raises: NotFound, PermissionDenied, InvalidArgument for the root (EBUSY); Unsupported for a tree too large to check.
     """
     place = locate(work, request.path, follow=False)
     if place.directory is None:
         if place.entry is not None and place.entry.inode == ROOT_INODE:
-            raise Busy("the root cannot be removed")
+            raise InvalidArgument("the root cannot be removed", errno=EBUSY)
         raise InvalidArgument("a name is needed to remove a tree")
     inode = victim(work, place)
     if inode.type == DIRECTORY and work.user.uid != 0:

@@ -2,12 +2,12 @@
 
 from typing import Final
 
-from ...errors import AlreadyExists, Busy, InvalidArgument, IsADirectory, NotADirectory, NotFound
+from ...errors import AlreadyExists, InvalidArgument, IsADirectory, NotADirectory, NotFound
 from ...ids import ROOT_INODE
 from ...wire.pb.meta_pb2 import DIRECTORY, Inode, Path, RenameReply, RenameRequest
 from .. import schema
 from ..permissions import EXECUTE, WRITE, require, require_removal
-from ..resolve import ELOOP, Place, locate
+from ..resolve import EBUSY, ELOOP, Place, locate
 from ..work import Work
 from .detach import drop, require_empty
 
@@ -19,8 +19,8 @@ def rename(work: Work, request: RenameRequest) -> RenameReply:
 
     Reads with conflict: both parents, both entries, both inodes; if a directory moves to another one, every
     ancestor of the target; if a directory is replaced, the range of its entries.
-    Raises: NotFound, AlreadyExists, NotEmpty, NotADirectory, IsADirectory, PermissionDenied, Busy,
-    InvalidArgument (EINVAL: into itself; ELOOP: too deep).
+    Raises: NotFound, AlreadyExists, NotEmpty, NotADirectory, IsADirectory, PermissionDenied,
+    InvalidArgument (EBUSY: no name that could be moved; EINVAL: into itself; ELOOP: too deep).
     """
     if request.no_replace and request.exchange:
         raise InvalidArgument("no_replace and exchange exclude each other")
@@ -50,7 +50,7 @@ def rename(work: Work, request: RenameRequest) -> RenameReply:
 def _place(work: Work, path: Path) -> Place:
     place = locate(work, path, follow=False)
     if place.directory is None:
-        raise Busy("this name cannot be moved or replaced", name=place.name)
+        raise InvalidArgument("this name cannot be moved or replaced", errno=EBUSY, name=place.name)
     if not place.directory.link_count:
         raise NotFound("the directory has been removed", inode=place.directory.id)
     work.txn.add_read_conflict(schema.inode_key(place.directory.id))

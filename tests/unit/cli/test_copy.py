@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from luciola.cli.copy import Copier, Tally
+from luciola.cli.copy import Copier, Tally, _plan
 from luciola.client import LocalFileSystem
+from luciola.errors import NotFound
 
 
 def copy(source: Path, target: Path, side: Any = None) -> Tally:
@@ -82,3 +83,11 @@ def test_special_files_are_skipped_and_named(tmp_path: Path) -> None:
     tally = copy(tmp_path / "pipe", tmp_path / "target")
     assert tally.skipped == [str(tmp_path / "pipe")]
     assert not (tmp_path / "target").exists()
+
+
+def test_directory_that_is_missing_is_named_before_anything_is_copied(tree: Path, tmp_path: Path) -> None:
+    side = LocalFileSystem()
+    with pytest.raises(NotFound, match=f"no such directory to copy into: '{tmp_path}/absent'"):
+        _plan({False: side, True: side}, (str(tree),), f"{tmp_path}/absent/target", recursive=True)
+    jobs = _plan({False: side, True: side}, (str(tree),), f"{tmp_path}/target/", recursive=True)
+    assert [path for _, path, _ in jobs] == [f"{tmp_path}/target/"]
