@@ -2,11 +2,14 @@
 
     credentials   the cluster secret, tokens, identities
     cluster       the cluster file
+    addresses     host and port, and back
+    private       files for the eyes of one user
     methods       one table of all methods
     encoded       replies that are made of stored bytes
     handshake     who is at the other end of a stream
-    lane          framed messages: what clients speak to mgmtd and meta
+    lane/         framed messages: what clients speak to mgmtd and meta
     rpc           gRPC: what services and administrators speak
+    in_progress   requests that are not answered yet
     expiry        until when a request to a storage node may be begun
     routing       the routing table, kept fresh by a streaming call
     errors        operating errors as messages
@@ -42,6 +45,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import methods
+from .addresses import format_address, parse_address
 from .cluster import Cluster, load_cluster, save_cluster
 from .credentials import (
     ADMIN,
@@ -55,7 +59,7 @@ from .credentials import (
     mint,
     verify,
 )
-from .lane import AsyncLaneClient, LaneClient, LaneServer, format_address, parse_address
+from .lane import AsyncLaneClient, LaneClient, LaneServer
 from .private import write_private
 
 if TYPE_CHECKING:

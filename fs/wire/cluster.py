@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError, Error, NotFound, PermissionDenied
+from .addresses import parse_address
 from .credentials import load_secret
-from .lane import parse_address
 from .private import write_private
 
 FILE_NAME: Final = "cluster.json"

@@ -16,9 +16,10 @@ from google.protobuf.message import DecodeError, Message
 
 from ..errors import Error, InvalidArgument, PermissionDenied, Timeout, Unauthenticated, Unavailable
 from . import errors as wire_errors
+from .addresses import format_address, parse_address
 from .credentials import Identity, Token, verify
 from .encoded import kind_of
-from .lane import DEFAULT_TIMEOUT_S, format_address, parse_address
+from .lane import DEFAULT_TIMEOUT_S
 from .methods import Bound, Method, Reply, Request
 
 log = logging.getLogger(__name__)

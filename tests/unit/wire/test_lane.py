@@ -19,9 +19,11 @@ from luciola.errors import (
     Unavailable,
     Unsupported,
 )
-from luciola.wire import handshake, in_progress, lane, methods
+from luciola.wire import handshake, in_progress, methods
+from luciola.wire.addresses import format_address, parse_address
 from luciola.wire.credentials import ADMIN, CLIENT, Token, mint
-from luciola.wire.lane import AsyncLaneClient, LaneClient, LaneServer, format_address, parse_address
+from luciola.wire.lane import AsyncLaneClient, LaneClient, LaneServer, frames
+from luciola.wire.lane import server as lane_server
 from luciola.wire.pb import common_pb2
 from luciola.wire.pb.common_pb2 import Empty
 from luciola.wire.pb.meta_pb2 import (
@@ -170,7 +172,7 @@ def test_method_of_a_higher_role_is_refused():
     with serving() as (server, _):
         raw = shake(server, mint(SECRET, role=CLIENT))
         raw.sendall(frame(methods.Meta.lookup.lane, b""))
-        assert reply_of(raw)[1] == lane.REPLY
+        assert reply_of(raw)[1] == frames.REPLY
         raw.close()
     # No lane method needs more than CLIENT today; a service that carries one is checked here.
     needy = [methods.Bound(_admin_only(), lambda request, identity: Empty())]
@@ -197,10 +199,10 @@ def test_unknown_method_is_unsupported_and_the_connection_lives():
         raw = shake(server)
         raw.sendall(frame(60_000, b""))
         number, flags, request, payload = reply_of(raw)
-        assert (number, flags, request) == (60_000, lane.REPLY | lane.FAILED, 1)
+        assert (number, flags, request) == (60_000, frames.REPLY | frames.FAILED, 1)
         assert common_pb2.Error.FromString(payload).code == Unsupported.code
         raw.sendall(frame(methods.Meta.lookup.lane, LOOKUP.SerializeToString()))
-        assert reply_of(raw)[1] == lane.REPLY
+        assert reply_of(raw)[1] == frames.REPLY
         raw.close()
 
 
@@ -209,7 +211,7 @@ def test_payload_that_is_no_message_is_an_invalid_argument():
         raw = shake(server)
         raw.sendall(frame(methods.Meta.lookup.lane, b"\xff\xff\xff"))
         _, flags, _, payload = reply_of(raw)
-        assert flags & lane.FAILED
+        assert flags & frames.FAILED
         assert common_pb2.Error.FromString(payload).code == InvalidArgument.code
         raw.close()
 
@@ -217,9 +219,9 @@ def test_payload_that_is_no_message_is_an_invalid_argument():
 @pytest.mark.parametrize(
     "bad",
     [
-        frame(17, b"", flags=lane.REPLY),
+        frame(17, b"", flags=frames.REPLY),
         frame(17, b"", flags=0x8000),
-        struct.pack("<IHHQ", lane.FRAME_BYTES_MAX + 1, 17, 0, 1),
+        struct.pack("<IHHQ", frames.FRAME_BYTES_MAX + 1, 17, 0, 1),
         struct.pack("<IHHQ", 0xFFFFFFFF, 17, 0, 1),
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"\xff" * 64,
@@ -230,7 +232,7 @@ def test_malformed_frame_closes_its_connection_and_no_other(bad):
         neighbour.call(methods.Meta.lookup, LOOKUP)
         raw = shake(server)
         raw.sendall(frame(methods.Meta.lookup.lane, LOOKUP.SerializeToString()) + bad)
-        assert reply_of(raw)[1] == lane.REPLY  # what was whole before it is answered
+        assert reply_of(raw)[1] == frames.REPLY  # what was whole before it is answered
         assert is_closed(raw)
         raw.close()
         assert neighbour.call(methods.Meta.lookup, LOOKUP).inode.id == 7
@@ -238,7 +240,7 @@ def test_malformed_frame_closes_its_connection_and_no_other(bad):
 
 def test_request_of_the_largest_size_passes():
     with serving() as (server, _), client(server) as lane_client:
-        name = b"n" * (lane.FRAME_BYTES_MAX - 16)
+        name = b"n" * (frames.FRAME_BYTES_MAX - 16)
         assert lane_client.call(methods.Meta.lookup, LookupRequest(name=name[:-64])).inode.name == name[:-64]
         with pytest.raises(InvalidArgument, match="too long"):
             lane_client.call(methods.Meta.lookup, LookupRequest(name=name + b"n" * 64))
@@ -248,7 +250,7 @@ def test_reply_that_is_too_long_is_an_error(caplog):
     with serving() as (server, service), client(server) as lane_client:
         service.gate.set()
         with pytest.raises(Error, match="internal error"):
-            lane_client.call(methods.Meta.list, ListRequest(limit=lane.FRAME_BYTES_MAX + 1))
+            lane_client.call(methods.Meta.list, ListRequest(limit=frames.FRAME_BYTES_MAX + 1))
         assert lane_client.call(methods.Meta.list, ListRequest(limit=1)).entries[0].name == b"x"
     assert "too long" in caplog.text
 
@@ -302,13 +304,13 @@ def _open(service):
 def test_connection_has_a_bounded_number_of_requests_in_flight():
     with serving() as (server, service):
         raw = shake(server)
-        count = 3 * lane.IN_FLIGHT_MAX
+        count = 3 * lane_server.IN_FLIGHT_MAX
         request = ListRequest(inode=3).SerializeToString()
         raw.sendall(b"".join(frame(methods.Meta.list.lane, request, request=n) for n in range(count)))
         with client(server) as other:  # two round trips later everything that is read has been served
             other.call(methods.Meta.lookup, LOOKUP)
             other.call(methods.Meta.lookup, LOOKUP)
-        assert service.waiting == lane.IN_FLIGHT_MAX
+        assert service.waiting == lane_server.IN_FLIGHT_MAX
         _open(service)
         assert {reply_of(raw)[2] for _ in range(count)} == set(range(count))
         raw.close()
@@ -352,7 +354,7 @@ def test_connection_ends_when_its_token_expires():
     with serving() as (server, _):
         raw = shake(server, token)
         raw.sendall(frame(methods.Meta.lookup.lane, b""))
-        assert reply_of(raw)[1] == lane.REPLY
+        assert reply_of(raw)[1] == frames.REPLY
         assert is_closed(raw)
         raw.close()
 
@@ -367,11 +369,13 @@ def test_payloads_that_wait_are_bounded_together():
         sender.start()
         with client(server) as other:
             deadline = time.monotonic() + 60
-            while service.waiting < lane.HELD_BYTES_MAX // len(request) and time.monotonic() < deadline:
+            while (
+                service.waiting < lane_server.HELD_BYTES_MAX // len(request) and time.monotonic() < deadline
+            ):
                 other.call(methods.Meta.lookup, LOOKUP)
             for _ in range(20):
                 other.call(methods.Meta.lookup, LOOKUP)
-        assert service.waiting <= lane.HELD_BYTES_MAX // len(request) + 1
+        assert service.waiting <= lane_server.HELD_BYTES_MAX // len(request) + 1
         _open(service)
         assert {reply_of(raw)[2] for _ in range(30)} == set(range(30))
         sender.join()
@@ -448,7 +452,7 @@ def test_request_sent_together_with_the_answer_is_served():
         answer = side.answer(receive(raw, handshake.HELLO.size))
         raw.sendall(answer + frame(methods.Meta.lookup.lane, LOOKUP.SerializeToString()))
         side.finish(receive(raw, handshake.WELCOME.size))
-        assert reply_of(raw)[1] == lane.REPLY
+        assert reply_of(raw)[1] == frames.REPLY
         raw.close()
 
 
@@ -468,7 +472,7 @@ def test_slow_handshake_is_cut_off():
 
 def test_strangers_cannot_lock_friends_out():
     with serving(handshake_s=60) as (server, _):
-        strangers = [connect(server) for _ in range(lane.HANDSHAKES_MAX + 20)]
+        strangers = [connect(server) for _ in range(lane_server.HANDSHAKES_MAX + 20)]
         with client(server) as lane_client:
             assert lane_client.call(methods.Meta.lookup, LOOKUP).inode.id == 7
         assert is_closed(strangers[0])

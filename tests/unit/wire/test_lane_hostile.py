@@ -7,8 +7,10 @@ from itertools import pairwise
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from luciola.wire import handshake, lane, methods
+from luciola.wire import handshake, methods
 from luciola.wire.credentials import mint
+from luciola.wire.lane import server as lane_server
+from luciola.wire.lane.frames import FRAME_BYTES_MAX, REPLY
 from luciola.wire.pb.meta_pb2 import InodeReply, LookupRequest
 from wire_service import SECRET, Service, bound
 
@@ -56,8 +58,8 @@ def talk(test):
     """Runs `test(connection, pipe)` on a fresh connection of a server, in a loop."""
 
     async def main():
-        server = lane.LaneServer(bound(Service()), secret=SECRET)
-        connection = lane._ServerConnection(server)
+        server = lane_server.LaneServer(bound(Service()), secret=SECRET)
+        connection = lane_server._ServerConnection(server)
         pipe = Pipe()
         connection.connection_made(pipe)
         result = test(connection, pipe)
@@ -90,7 +92,7 @@ def replies(written):
     found, offset = [], 0
     while offset < len(written):
         length, number, flags, request = struct.unpack_from("<IHHQ", written, offset)
-        assert flags & lane.REPLY
+        assert flags & REPLY
         found.append((number, flags, request, bytes(written[offset + 16 : offset + 16 + length])))
         offset += 16 + length
     assert offset == len(written)
@@ -119,8 +121,8 @@ def test_bytes_without_a_handshake_get_a_refusal_or_nothing(data, places):
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=400), cuts)
-@example(struct.pack("<IHHQ", lane.FRAME_BYTES_MAX + 1, LOOKUP, 0, 1), [])
-@example(struct.pack("<IHHQ", lane.FRAME_BYTES_MAX, LOOKUP, 0, 1) + bytes(50), [7])
+@example(struct.pack("<IHHQ", FRAME_BYTES_MAX + 1, LOOKUP, 0, 1), [])
+@example(struct.pack("<IHHQ", FRAME_BYTES_MAX, LOOKUP, 0, 1) + bytes(50), [7])
 def test_bytes_after_the_handshake_get_replies_or_the_end(data, places):
     def test(connection, pipe):
         open_(connection, pipe)
@@ -168,7 +170,7 @@ def test_request_comes_back_whole(parent, name):
         payload = LookupRequest(parent=parent, name=name).SerializeToString()
         connection.data_received(struct.pack("<IHHQ", len(payload), LOOKUP, 0, 9) + payload)
         ((number, flags, request, reply),) = replies(pipe.written)
-        assert (number, flags, request) == (LOOKUP, lane.REPLY, 9)
+        assert (number, flags, request) == (LOOKUP, REPLY, 9)
         inode = InodeReply.FromString(reply).inode
         assert (inode.id, inode.name) == (parent, name)
 

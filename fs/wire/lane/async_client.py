@@ -1,0 +1,174 @@
+"""The end of the lane that asks, on asyncio: many requests in flight."""
+
+import asyncio
+from typing import Any, Final, Self, cast
+
+from google.protobuf.message import Message
+
+from ...errors import Error, Timeout, Unavailable
+from .. import handshake
+from ..addresses import parse_address
+from ..credentials import Token
+from ..methods import Method, Reply, Request
+from .frames import DEFAULT_TIMEOUT_S, FRAME_BYTES_MAX, HEADER, REPLY, decode, frame, keep_alive
+
+
+class AsyncLaneClient:
+    """As `LaneClient`, for asyncio: many requests in flight on one connection."""
+
+    def __init__(self, address: str, token: Token, *, connect_s: float = handshake.TIMEOUT_S) -> None:
+        self.address: Final = address
+        self._token = token
+        self._connect_s = connect_s
+        self._opening = asyncio.Lock()
+        self._connection: _ClientConnection | None = None
+
+    async def call(
+        self, method: Method[Request, Reply], request: Request, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Reply:
+        """The service's reply. Raises: Timeout, Unavailable, Unauthenticated, or what the service raised."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                connection = await self._connected()
+                flags, payload = await connection.call(method, request)
+        except TimeoutError as error:
+            if isinstance(error, Error):
+                raise
+            raise Timeout(f"{self.address}: {method.path} did not answer in {timeout_s:g} s") from error
+        return decode(method, flags, payload, self.address)
+
+    async def close(self) -> None:
+        """Closes the connection; a later call opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def _connected(self) -> "_ClientConnection":
+        async with self._opening:
+            if self._connection is None or self._connection.is_lost:
+                self._connection = await self._open()
+            return self._connection
+
+    async def _open(self) -> "_ClientConnection":
+        host, port = parse_address(self.address)
+        connection = _ClientConnection(self.address, self._token)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_s):
+                await loop.create_connection(lambda: connection, host, port)
+                await connection.ready
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, Error) or not isinstance(error, OSError):
+                raise
+            if isinstance(error, TimeoutError):
+                raise Timeout(f"{self.address}: no handshake in time") from error
+            raise Unavailable(f"{self.address}: cannot connect: {error}") from error
+        return connection
+
+
+class _ClientConnection(asyncio.Protocol):
+    def __init__(self, address: str, token: Token) -> None:
+        self._address = address
+        self._shake: handshake.ClientSide | None = handshake.ClientSide(token, kind=handshake.LANE)
+        self._answered = False
+        self._buffer = bytearray()
+        self._waiting: dict[int, asyncio.Future[tuple[int, bytes]]] = {}
+        self._next = 1
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self.is_lost = False
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def call(self, method: Method[Any, Any], request: Message) -> tuple[int, bytes]:
+        await self._writable.wait()
+        if self.is_lost:
+            raise Unavailable(f"{self._address}: the connection was lost")
+        number = self._next
+        self._next += 1
+        future: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+        data = frame(method, request, number)
+        self._waiting[number] = future
+        self._transport.write(data)
+        try:
+            return await future
+        finally:
+            self._waiting.pop(number, None)
+
+    def close(self) -> None:
+        self.is_lost = True
+        transport: asyncio.Transport | None = self._transport
+        if transport is not None:
+            transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        keep_alive(transport.get_extra_info("socket"))
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_lost = True
+        self._writable.set()
+        error = Unavailable(f"{self._address}: the connection was lost{f': {exc}' if exc else ''}")
+        if not self.ready.done():
+            self.ready.set_exception(error)
+            self.ready.exception()  # whoever opened it may have given up already
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(error)
+        self._waiting.clear()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if self._shake is not None and not self._greet(self._shake):
+            return
+        while len(self._buffer) >= HEADER.size:
+            length, _, flags, number = HEADER.unpack_from(self._buffer)
+            if length > FRAME_BYTES_MAX or not flags & REPLY:
+                self._transport.abort()
+                return
+            stop = HEADER.size + length
+            if len(self._buffer) < stop:
+                return
+            future = self._waiting.get(number)
+            if future is not None and not future.done():  # a reply that nobody awaits any more is dropped
+                future.set_result((flags, bytes(self._buffer[HEADER.size : stop])))
+            del self._buffer[:stop]
+
+    def _greet(self, shake: handshake.ClientSide) -> bool:
+        """Goes on with the handshake; whether it is over."""
+        try:
+            if not self._answered and len(self._buffer) >= handshake.HELLO.size:
+                self._transport.write(shake.answer(self._take(handshake.HELLO.size)))
+                self._answered = True
+            if self._answered and len(self._buffer) >= handshake.WELCOME.size:
+                shake.finish(self._take(handshake.WELCOME.size))
+                self._shake = None
+                if not self.ready.done():
+                    self.ready.set_result(None)
+        except Error as error:
+            if not self.ready.done():
+                self.ready.set_exception(error)
+                self.ready.exception()
+            self._transport.abort()
+        return self._shake is None
+
+    def _take(self, count: int) -> bytes:
+        piece = bytes(self._buffer[:count])
+        del self._buffer[:count]
+        return piece
+
+
+__all__ = ["AsyncLaneClient"]

@@ -1,0 +1,304 @@
+"""The end of the lane that serves, on asyncio.
+
+A handler that returns its reply at once costs no task and no await; replies to requests that arrived together leave in
+one write. Keeps I1 to I4 of the package.
+"""
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, Final, cast
+
+from google.protobuf.message import DecodeError, Message
+
+from ...errors import (
+    Error,
+    InvalidArgument,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+    Unsupported,
+)
+from .. import errors as wire_errors
+from .. import handshake
+from ..addresses import format_address
+from ..credentials import Identity
+from ..encoded import Encoded, kind_of
+from ..in_progress import InProgress
+from ..methods import Bound, Method, by_lane
+from .frames import FAILED, FRAME_BYTES_MAX, HEADER, REPLY, keep_alive
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS_MAX: Final = 4096  # a client process holds a few; below the usual limit of file descriptors
+HANDSHAKES_MAX: Final = 256  # strangers at the door; the one that has waited longest makes room
+IN_FLIGHT_MAX: Final = 256  # requests of one connection that wait for something
+HELD_BYTES_MAX: Final = 32 << 20  # their payloads, so that large ones wait their turn
+
+
+class LaneServer:
+    """Serves `bound` methods to whoever proves a token made with `secret`."""
+
+    def __init__(
+        self, bound: Iterable[Bound], *, secret: bytes, handshake_s: float = handshake.TIMEOUT_S
+    ) -> None:
+        self._methods = by_lane(bound)
+        self._secret = secret
+        self._handshake_s = handshake_s
+        self._connections: set[_ServerConnection] = set()
+        self._strangers: dict[_ServerConnection, None] = {}  # in the order of arrival
+        self._server: asyncio.AbstractServer | None = None
+        self._in_progress = InProgress()
+        self.address = ""
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
+        """Listens, and returns the address. Raises: Unavailable if it cannot."""
+        assert self._server is None, "a server starts once"
+        loop = asyncio.get_running_loop()
+        try:
+            self._server = await loop.create_server(
+                partial(_ServerConnection, self), host, port, backlog=1024
+            )
+        except OSError as error:
+            raise Unavailable(f"cannot listen on {format_address(host, port)}: {error.strerror}") from error
+        self.address = format_address(*self._server.sockets[0].getsockname()[:2])
+        self._in_progress.start()
+        return self.address
+
+    async def stop(self, *, grace_s: float = 5.0) -> None:
+        """Accepts nothing new, lets requests in flight finish for `grace_s`, then closes every connection."""
+        if self._server is None:
+            return
+        self._server.close()
+        waited = [task for connection in self._connections for task in connection.tasks]
+        if waited:
+            await asyncio.wait(waited, timeout=grace_s)
+        for connection in list(self._connections):
+            connection.close()
+        self._in_progress.stop()
+        self._server = None
+
+    @property
+    def connection_count(self) -> int:
+        """Connections now open, those in their handshake included."""
+        return len(self._connections)
+
+
+class _ServerConnection(asyncio.Protocol):
+    def __init__(self, server: LaneServer) -> None:
+        self._server = server
+        self._methods = server._methods  # noqa: SLF001 (one module, two classes)
+        self._shake = handshake.ServerSide(server._secret, kind=handshake.LANE)  # noqa: SLF001
+        self._identity: Identity | None = None
+        self._buffer = bytearray()
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self._loop = asyncio.get_running_loop()
+        self.tasks: set[asyncio.Future[Any]] = set()
+        self._writable = True
+        self._paused = False
+        self.in_flight = 0
+        self._held_bytes = 0
+
+    # Life and flow control.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        server = self._server
+        self._transport = cast("asyncio.Transport", transport)
+        if len(server._connections) >= CONNECTIONS_MAX:  # noqa: SLF001
+            log.warning("lane: %d connections are open; one more was refused", CONNECTIONS_MAX)
+            transport.abort()  # type: ignore[attr-defined]
+            return
+        server._connections.add(self)  # noqa: SLF001
+        server._strangers[self] = None  # noqa: SLF001
+        if len(server._strangers) > HANDSHAKES_MAX:  # noqa: SLF001
+            next(iter(server._strangers)).close()  # noqa: SLF001
+        keep_alive(transport.get_extra_info("socket"))
+        self._timer = self._loop.call_later(server._handshake_s, self._transport.abort)  # noqa: SLF001
+        self._transport.write(self._shake.hello)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's interface)
+        self._forget_stranger()
+        self._server._connections.discard(self)  # noqa: SLF001
+        self._buffer.clear()
+
+    def close(self) -> None:
+        self._forget_stranger()
+        self._transport.close()
+
+    def _forget_stranger(self) -> None:
+        self._server._strangers.pop(self, None)  # noqa: SLF001
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def pause_writing(self) -> None:
+        self._writable = False
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self._resume()
+
+    def _resume(self) -> None:
+        if self._writable and not self._is_full() and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
+            if self._buffer:
+                self._pump(b"")
+
+    def _is_full(self) -> bool:
+        return self.in_flight >= IN_FLIGHT_MAX or self._held_bytes >= HELD_BYTES_MAX
+
+    # Bytes to requests.
+
+    def data_received(self, data: bytes) -> None:
+        if self._identity is None:
+            data = self._welcome(data)
+            if self._identity is None:
+                return
+        if data:
+            self._pump(data)
+
+    def _welcome(self, data: bytes) -> bytes:
+        """Goes on with the handshake; returns what followed it."""
+        buffer = self._buffer
+        buffer += data
+        try:
+            answer = self._shake.answer(bytes(buffer[: handshake.ANSWER_BYTES_MAX]))
+        except Unauthenticated as error:
+            log.info("lane: refused %s: %s", self._transport.get_extra_info("peername"), error)
+            self._transport.write(handshake.REFUSAL)
+            self.close()
+            return b""
+        if answer is None:
+            return b""
+        self._identity, welcome, used = answer
+        self._forget_stranger()
+        if self._identity.expires_unix_s:
+            self._timer = self._loop.call_later(self._identity.expires_unix_s - time.time(), self.close)
+        self._transport.write(welcome)
+        rest = bytes(buffer[used:])
+        buffer.clear()
+        return rest
+
+    def _pump(self, data: bytes | bytearray) -> None:
+        """Serves every whole frame of what was kept and `data`."""
+        if self._buffer:
+            self._buffer += data
+            data = self._buffer
+        offset = 0
+        end = len(data)
+        replies: list[bytes] = []
+        while end - offset >= 16:
+            length, number, flags, request = HEADER.unpack_from(data, offset)
+            if length > FRAME_BYTES_MAX or flags:
+                log.warning("lane: malformed frame from %s", self._transport.get_extra_info("peername"))
+                self._buffer.clear()
+                self._flush(replies)
+                self.close()
+                return
+            stop = offset + 16 + length
+            if stop > end:
+                break
+            if self._is_full():
+                self._paused = True
+                self._transport.pause_reading()
+                break
+            payload = data[offset + 16 : stop]
+            offset = stop
+            self._serve(number, request, bytes(payload), replies)
+        if data is self._buffer:
+            del self._buffer[:offset]
+        elif offset < end:
+            self._buffer += data[offset:]
+        self._flush(replies)
+
+    def _flush(self, replies: list[bytes]) -> None:
+        if replies and not self._transport.is_closing():
+            self._transport.write(b"".join(replies))
+
+    def _serve(self, number: int, request: int, payload: bytes, replies: list[bytes]) -> None:
+        entry = self._methods.get(number)
+        identity = self._identity
+        assert identity is not None, "the handshake is over"
+        if entry is None:
+            _append_error(replies, number, request, Unsupported(f"no method {number} on this service"))
+            return
+        method = entry.method
+        if identity.role < method.role:
+            refusal = PermissionDenied(f"{method.path} is not for this token's role")
+            _append_error(replies, number, request, refusal)
+            return
+        try:
+            message = method.request.FromString(payload)
+            result = entry.handler(message, identity)
+        except DecodeError:
+            invalid = InvalidArgument(f"{method.path}: the request cannot be read")
+            _append_error(replies, number, request, invalid)
+            return
+        except Exception as error:  # noqa: BLE001 (the top of a request: whatever it is goes to the caller)
+            _append_error(replies, number, request, error)
+            return
+        if kind_of(result) is method.reply:
+            _append_reply(replies, number, request, result)
+            return
+        if not inspect.isawaitable(result):
+            mistake = AssertionError(f"{method.path} replied with {type(result).__name__}")
+            _append_error(replies, number, request, mistake)
+            return
+        self.in_flight += 1
+        self._held_bytes += len(payload)
+        future = asyncio.ensure_future(result, loop=self._loop)
+        self.tasks.add(future)
+        peer = self._transport.get_extra_info("peername")
+        self._server._in_progress.add(future, method.path, message, peer)  # noqa: SLF001
+        future.add_done_callback(partial(self._finished, method, request, len(payload)))
+
+    def _finished(
+        self, method: Method[Any, Any], request: int, held: int, future: "asyncio.Future[Any]"
+    ) -> None:
+        number = method.lane
+        self.in_flight -= 1
+        self._held_bytes -= held
+        self.tasks.discard(future)
+        self._server._in_progress.remove(future)  # noqa: SLF001
+        replies: list[bytes] = []
+        if future.cancelled():
+            _append_error(replies, number, request, Unavailable("the service is stopping"))
+        elif (error := future.exception()) is not None:
+            _append_error(replies, number, request, error)
+        elif kind_of(reply := future.result()) is not method.reply:
+            mistake = AssertionError(f"{method.path} replied with {type(reply).__name__}")
+            _append_error(replies, number, request, mistake)
+        else:
+            _append_reply(replies, number, request, reply)
+        self._flush(replies)
+        if self._paused and self.in_flight <= IN_FLIGHT_MAX // 2 and self._held_bytes <= HELD_BYTES_MAX // 2:
+            self._resume()
+
+
+def _append_reply(replies: list[bytes], number: int, request: int, message: Message | Encoded[Any]) -> None:
+    payload = message.SerializeToString()
+    if len(payload) > FRAME_BYTES_MAX:
+        _append_error(replies, number, request, AssertionError(f"reply of method {number} is too long"))
+        return
+    replies.append(HEADER.pack(len(payload), number, REPLY, request))
+    replies.append(payload)
+
+
+def _append_error(replies: list[bytes], number: int, request: int, error: BaseException) -> None:
+    if isinstance(error, Error):
+        message = wire_errors.encode(error)
+    else:
+        log.error("lane: method %d failed", number, exc_info=error)
+        message = wire_errors.unexpected()
+    payload = message.SerializeToString()
+    replies.append(HEADER.pack(len(payload), number, REPLY | FAILED, request))
+    replies.append(payload)
+
+
+__all__ = ["LaneServer"]
