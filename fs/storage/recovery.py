@@ -47,7 +47,6 @@ class Counters:
 
     rounds: int = 0
     done: int = 0
-    compared: int = 0
     sent: int = 0
     removed: int = 0
     failed: int = 0
@@ -148,7 +147,6 @@ class Recovery:
         return found
 
     async def _send(self, job: Job, plan: Plan, outcome: "Outcome") -> None:
-        self.counters.compared += plan.equal_count + len(plan.removes) + len(plan.transfers)
         self.counters.removed += len(plan.removes)
         for names in (plan.removes, plan.transfers):
             batches = [names[start : start + BATCH] for start in range(0, len(names), BATCH)]
