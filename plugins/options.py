@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import click
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 location_argument = click.argument("location")
 progress_option = click.option(
     "--progress/--no-progress", default=None, help="A progress bar.  [default: in a terminal]"
@@ -33,4 +32,4 @@ def progress_bar(
         yield lambda count: bar.advance(task, count)
 
 
-__all__ = ["json_option", "location_argument", "progress_bar", "progress_option"]
+__all__ = ["location_argument", "progress_bar", "progress_option"]

@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from luciola.cli.options import json_option
 from luciola.cli.output import print_json, print_table
 from luciola.errors import CorruptData
 from luciola.units import format_bytes, parse_bytes
 
-from ..options import json_option, progress_bar, progress_option
+from ..options import progress_bar, progress_option
 
 if TYPE_CHECKING:
     from .records import Records

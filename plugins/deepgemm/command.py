@@ -7,9 +7,8 @@ from typing import IO
 
 import click
 
+from luciola.cli.options import json_option
 from luciola.cli.output import print_json, print_table
-
-from ..options import json_option
 
 
 @click.group()

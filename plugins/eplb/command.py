@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from luciola.cli.options import json_option
 from luciola.cli.output import print_json, print_table
 from luciola.errors import Error, InvalidArgument
 from luciola.units import format_bytes, parse_bytes
-
-from ..options import json_option
 
 if TYPE_CHECKING:
     from torch import Tensor

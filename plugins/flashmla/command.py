@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from luciola.cli.options import json_option
 from luciola.cli.output import fail, print_json, print_table
 from luciola.units import format_bytes
 
-from ..options import json_option, location_argument
+from ..options import location_argument
 
 if TYPE_CHECKING:
     from .pages import PagedKVFile

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from luciola.cli.options import json_option
 from luciola.cli.output import print_json, print_table
 from luciola.errors import CorruptData
 from luciola.units import format_bytes
 
-from ..options import json_option, location_argument, progress_bar, progress_option
+from ..options import location_argument, progress_bar, progress_option
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
