@@ -291,6 +291,28 @@ fn a_file_that_was_cut_while_its_open_was_answered_is_cut() {
 }
 
 #[test]
+fn bytes_of_others_that_were_seen_before_the_answer_to_an_own_cut_stay() {
+    let world = World::that_trusts();
+    let file = world.create(5);
+    put(&file, 0, b"acknowledged");
+    file.flush().unwrap();
+    let mut second = None;
+    call_while(
+        &world,
+        Method::MetaSetAttr,
+        || drop(set_length(&world.shared, &world.who, 5, 3, 0).unwrap()),
+        || {
+            write_elsewhere(&world);
+            second = Some(world.open(5));
+        },
+    );
+    assert_eq!(get(&second.unwrap(), 0, 100), b"ack\0TT");
+    file.write(Place::End, &Placement::from_vec(b" and more".to_vec()), false).unwrap();
+    file.close().unwrap();
+    assert_eq!(world.meta.inode(5).inline_data, b"ack\0TT and more");
+}
+
+#[test]
 fn a_file_that_cannot_be_looked_at_again_is_not_opened_and_its_session_ends() {
     let world = World::that_trusts();
     let first = world.create(5);

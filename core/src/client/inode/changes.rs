@@ -96,7 +96,12 @@ impl OpenInode {
             }
             state.undurable = true;
             if let Some(inode) = reply.inode.clone() {
+                let overtaken = inode.change < state.inode.change;
                 self.adopt_into(&mut state, inode);
+                // What others have made of the file since it was cut is known already.
+                if overtaken {
+                    state.length = state.inode.length.max(state.waiting_end());
+                }
             }
         }
         state.exclusive = false;
