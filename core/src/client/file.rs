@@ -110,7 +110,7 @@ impl File {
             reply.inode.ok_or_else(|| Error::new(Kind::CorruptData, "opened without an inode"))?;
         let id = inode.id;
         let inode = loop {
-            shared.names.learn(inode.clone());
+            shared.names.learn_opened(inode.clone());
             if let Some(opened) = opening.opened(&inode) {
                 break opened;
             }

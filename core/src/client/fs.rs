@@ -14,8 +14,8 @@ use rustix::io::Errno;
 
 use super::directory::Directory;
 use super::{
-    Client, CreateOptions, File, Found, LISTED_MAX, OpenOptions, Place, Through, Who, inode_path, name_path,
-    set_attributes, set_attributes_later,
+    Client, CreateOptions, File, Found, LISTED_MAX, Names, OpenOptions, Place, Through, Who, inode_path,
+    name_path, set_attributes, set_attributes_later,
 };
 use crate::buffer::Placement;
 use crate::error::{Error, Kind};
@@ -47,10 +47,28 @@ pub struct Mounted {
     client: Arc<Client>,
     consistency: Consistency,
     root: Arc<Who>,
-    files: RwLock<HashMap<u64, Arc<File>>>,
+    files: RwLock<HashMap<u64, Handle>>,
     directories: Mutex<HashMap<u64, Arc<Mutex<Directory>>>>,
     last_handle: AtomicU64,
     notifier: OnceLock<Notifier>,
+}
+
+/// An open file of the kernel.
+struct Handle {
+    file: Arc<File>,
+    /// The kernel drops its pages when it hears that the file is open (`Names::page_cache_at`). 0: it has.
+    dropping: AtomicU64,
+}
+
+impl Handle {
+    /// The kernel has made a request with the handle, so it has heard of the open.
+    fn used(&self, names: &Names) -> Arc<File> {
+        if self.dropping.load(Ordering::Relaxed) != 0 {
+            let dropping = self.dropping.swap(0, Ordering::Relaxed);
+            names.page_cache_dropped(self.file.inode().id(), dropping);
+        }
+        self.file.clone()
+    }
 }
 
 fn errno(error: Error) -> Errno {
@@ -151,7 +169,9 @@ impl Mounted {
     }
 
     fn file(&self, handle: u64) -> Reply<Arc<File>> {
-        self.files.read().get(&handle).cloned().ok_or(Errno::BADF)
+        let files = self.files.read();
+        let handle = files.get(&handle).ok_or(Errno::BADF)?;
+        Ok(handle.used(&self.client.shared().names))
     }
 
     fn handle(&self) -> u64 {
@@ -160,15 +180,32 @@ impl Mounted {
 
     fn keep(&self, file: Arc<File>) -> Opened {
         let inode = file.inode().seen();
-        let same = self.client.shared().names.page_cache_at(inode.id, inode.change);
+        let dropping = self.client.shared().names.page_cache_at(inode.id, inode.change);
         let cache = match self.consistency {
             Consistency::Strict => PageCache::Bypass,
-            Consistency::CloseToOpen if same => PageCache::Keep,
+            Consistency::CloseToOpen if dropping.is_none() => PageCache::Keep,
             Consistency::CloseToOpen => PageCache::Drop,
         };
         let handle = self.handle();
-        self.files.write().insert(handle, file);
+        let dropping = AtomicU64::new(dropping.unwrap_or_default());
+        self.files.write().insert(handle, Handle { file, dropping });
         Opened { handle, cache }
+    }
+
+    /// The kernel may still believe in attributes from before others changed the file: it would not read beyond the
+    /// length that it had then.
+    fn show_opened(&self, inode: u64, change: u64) {
+        let names = &self.client.shared().names;
+        if names.is_shown(inode, change) {
+            return;
+        }
+        if let Some(notifier) = self.notifier.get() {
+            // ENOENT: it holds nothing of the inode.
+            match notifier.inval_attributes(inode) {
+                Ok(()) | Err(Errno::NOENT) => names.shown(inode, change),
+                Err(error) => log::warn!("inode {inode}: the kernel keeps old attributes: {error}"),
+            }
+        }
     }
 
     /// An append went elsewhere than the kernel thought, because it did not know the end: its pages show the bytes in
@@ -189,7 +226,8 @@ impl Mounted {
     fn seen(&self, inode: &pb::Inode) -> Attributes {
         match self.client.shared().find(inode.id) {
             Some(open) => attributes(&open.seen_over(inode)),
-            None => attributes(inode),
+            // Told here at the latest when it was closed.
+            None => attributes(self.client.shared().names.newest(inode).as_deref().unwrap_or(inode)),
         }
     }
 
@@ -267,7 +305,7 @@ impl FileSystem for Mounted {
 
     fn destroy(&self) {
         let files: Vec<_> = self.files.write().drain().collect();
-        for (_, file) in files {
+        for (_, Handle { file, .. }) in files {
             if let Err(error) = file.close() {
                 log::error!("inode {}: {error}", file.inode().id());
             }
@@ -309,8 +347,7 @@ impl FileSystem for Mounted {
         }
         let asked = Instant::now();
         let known = self.client.meta().stat(&self.root, inode_path(inode), false).map_err(stale)?;
-        let attributes = self.seen(&known);
-        names.learn_at(known, asked);
+        let attributes = self.seen(&names.learn_at(known, asked));
         Ok(AttributeReply { attributes, ttl: self.ttl(names.ttl().saturating_sub(asked.elapsed())) })
     }
 
@@ -372,8 +409,9 @@ impl FileSystem for Mounted {
 
     fn mkdir(&self, caller: &Caller, parent: u64, name: &[u8], permissions: u32) -> Reply<Entry> {
         let (meta, who) = (self.client.meta(), self.maker(caller));
+        let asked = Instant::now();
         let inode = meta.mkdir(&who, name_path(parent, name), permissions, false).map_err(errno)?;
-        self.client.shared().names.made_directory(inode.id);
+        self.client.shared().names.made_directory(inode.id, asked);
         Ok(self.made(parent, name, &inode))
     }
 
@@ -433,6 +471,9 @@ impl FileSystem for Mounted {
 
     fn open(&self, _: &Caller, inode: u64, flags: i32) -> Reply<Opened> {
         let file = self.client.open(&self.root, inode_path(inode), open_options(flags)).map_err(stale)?;
+        if !self.is_strict() {
+            self.show_opened(inode, file.inode().change());
+        }
         Ok(self.keep(file))
     }
 
@@ -483,9 +524,9 @@ impl FileSystem for Mounted {
     }
 
     fn release(&self, _: u64, handle: u64) {
-        let file = self.files.write().remove(&handle);
-        if let Some(file) = file {
-            file.release();
+        let handle = self.files.write().remove(&handle);
+        if let Some(handle) = handle {
+            handle.used(&self.client.shared().names).release();
         }
     }
 

@@ -4,6 +4,8 @@
 //! - N1 Nothing is answered that the metadata service said more than `ttl` ago (counted from when it was asked).
 //! - N2 What this client changed itself is known at once; an answer to an older question never replaces it.
 //! - N3 Memory is bounded, whatever has been listed: old generations are dropped as a whole.
+//! - N4 The kernel is shown the newest that is known, and whoever opens a file meets neither attributes nor pages of it
+//!   there that are older than the answer to the open.
 //!
 //! Many look-ups in one directory within a short time become one listing with attributes, from which the following
 //! ones are answered, absent names too.
@@ -78,6 +80,17 @@ impl<K: Hash + Eq + Clone, V: Clone> Generations<K, V> {
 struct Attributes {
     inode: Arc<pb::Inode>,
     asked: Instant,
+    /// The kernel holds no attributes older than of this `change`.
+    shown: u64,
+}
+
+/// Which of the kernel's pages of a file may be used.
+#[derive(Clone, Copy)]
+struct Pages {
+    /// `change` of the inode that they belong to,
+    change: u64,
+    /// once older ones have been dropped by the open of this number; 0: they have.
+    dropping: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -154,7 +167,19 @@ struct Inner {
     names: Generations<(u64, Vec<u8>), Target>,
     listings: HashMap<u64, Listing>,
     storms: HashMap<u64, Storm>,
-    cached: Generations<u64, u64>,
+    cached: Generations<u64, Pages>,
+    last_dropping: u64,
+}
+
+/// Where an answer comes from, and goes to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// Its attributes go to the kernel.
+    Shown,
+    /// Of a change that this client made, and that the kernel knows of.
+    Own,
+    /// Only this client knows.
+    Silent,
 }
 
 pub struct Names {
@@ -189,6 +214,7 @@ impl Names {
             listings: HashMap::new(),
             storms: HashMap::new(),
             cached: Generations::new(),
+            last_dropping: 0,
         };
         Names { ttl, inner: Mutex::new(inner) }
     }
@@ -220,7 +246,8 @@ impl Names {
             }
         }
         if let Some(listing) = inner.listings.get_mut(&parent) {
-            match self.left(listing.asked) {
+            let listing_asked = listing.asked;
+            match self.left(listing_asked) {
                 Some(ttl) if listing.covers(name) => {
                     listing.hits += 1;
                     return match listing.entries.get(name) {
@@ -230,6 +257,7 @@ impl Names {
                             let newer = inner.attributes.get(&inode.id).map(|known| known.inode.clone());
                             let inode =
                                 newer.filter(|newer| newer.change > inode.change).unwrap_or(inode.clone());
+                            inner.learn(inode.clone(), listing_asked, Told::Shown);
                             Found::Known { inode, ttl }
                         }
                     };
@@ -248,14 +276,38 @@ impl Names {
         Some((known.inode.clone(), ttl))
     }
 
-    /// The metadata service answered a question that was asked at `asked`.
-    pub fn learn_at(&self, inode: pb::Inode, asked: Instant) -> Arc<pb::Inode> {
-        self.inner.lock().learn(slim(inode), asked)
+    /// What is known of an inode that was told as `inode`, if that is newer, however long ago.
+    pub fn newest(&self, inode: &pb::Inode) -> Option<Arc<pb::Inode>> {
+        let mut inner = self.inner.lock();
+        let known = inner.attributes.get(&inode.id)?;
+        (known.inode.change > inode.change).then(|| known.inode.clone())
     }
 
-    /// The metadata service just answered.
-    pub fn learn(&self, inode: pb::Inode) -> Arc<pb::Inode> {
-        self.learn_at(inode, Instant::now())
+    /// The metadata service answered a question that the kernel asked at `asked`. What is known now.
+    pub fn learn_at(&self, inode: pb::Inode, asked: Instant) -> Arc<pb::Inode> {
+        self.inner.lock().learn(slim(inode), asked, Told::Shown)
+    }
+
+    /// The metadata service just answered to a change.
+    pub fn learn(&self, inode: pb::Inode) {
+        self.inner.lock().learn(slim(inode), Instant::now(), Told::Own);
+    }
+
+    /// The metadata service just answered to an open.
+    pub fn learn_opened(&self, inode: pb::Inode) {
+        self.inner.lock().learn(slim(inode), Instant::now(), Told::Silent);
+    }
+
+    /// Whether the kernel holds no attributes older than of that `change`.
+    pub fn is_shown(&self, inode: u64, change: u64) -> bool {
+        self.inner.lock().attributes.get(&inode).is_some_and(|known| known.shown >= change)
+    }
+
+    /// The kernel has dropped what it held of attributes when the inode was at `change`.
+    pub fn shown(&self, inode: u64, change: u64) {
+        if let Some(known) = self.inner.lock().attributes.young.get_mut(&inode) {
+            known.shown = known.shown.max(change);
+        }
     }
 
     /// `name` was, when it was asked at `asked`, the inode, or absent.
@@ -263,7 +315,7 @@ impl Names {
         let mut inner = self.inner.lock();
         let id = inode.as_ref().map(|inode| inode.id);
         if let Some(inode) = inode {
-            inner.learn(slim(inode), asked);
+            inner.learn(slim(inode), asked, Told::Shown);
         }
         let key = (parent, name.to_vec());
         if inner.names.get(&key).is_none_or(|known| known.asked <= asked) {
@@ -289,7 +341,7 @@ impl Names {
         }
         let id = slim.as_ref().map(|inode| inode.id);
         if let Some(inode) = slim {
-            inner.learn(inode, now);
+            inner.learn(inode, now, Told::Shown);
         }
         inner.names.put((parent, name.to_vec()), Target { inode: id, asked: now });
     }
@@ -299,15 +351,10 @@ impl Names {
         self.inner.lock().attributes.remove(&inode);
     }
 
-    /// A directory that this client has just made: empty.
-    pub fn made_directory(&self, inode: u64) {
-        let listing = Listing {
-            asked: Instant::now(),
-            after: Vec::new(),
-            last: None,
-            entries: BTreeMap::new(),
-            hits: WORTH_HITS,
-        };
+    /// A directory that this client has made, as it asked for at `asked`: empty.
+    pub fn made_directory(&self, inode: u64, asked: Instant) {
+        let listing =
+            Listing { asked, after: Vec::new(), last: None, entries: BTreeMap::new(), hits: WORTH_HITS };
         self.inner.lock().install(inode, listing);
     }
 
@@ -337,13 +384,27 @@ impl Names {
         inner.install(parent, listing);
     }
 
-    /// Pages of the kernel's cache belong to the inode as it was at `change`. Returns whether those it may still have
-    /// from before are the same.
-    pub fn page_cache_at(&self, inode: u64, change: u64) -> bool {
+    /// The file is being opened: pages of the kernel's cache belong to the inode as it was at `change`. `None`: those
+    /// it may have from before do. Else they must be dropped by this open; call `page_cache_dropped` with that number
+    /// once they are.
+    pub fn page_cache_at(&self, inode: u64, change: u64) -> Option<u64> {
         let mut inner = self.inner.lock();
-        let same = inner.cached.get(&inode) == Some(&change);
-        inner.cached.put(inode, change);
-        same
+        if inner.cached.get(&inode).is_some_and(|pages| pages.change == change && pages.dropping == 0) {
+            return None;
+        }
+        inner.last_dropping += 1;
+        let dropping = inner.last_dropping;
+        inner.cached.put(inode, Pages { change, dropping });
+        Some(dropping)
+    }
+
+    /// The kernel has dropped what it had before the open of that number.
+    pub fn page_cache_dropped(&self, inode: u64, dropping: u64) {
+        let mut inner = self.inner.lock();
+        let Some(pages) = inner.cached.get(&inode).copied() else { return };
+        if pages.dropping == dropping {
+            inner.cached.put(inode, Pages { dropping: 0, ..pages });
+        }
     }
 
     /// The kernel's pages are to be dropped at the next open, whatever has changed.
@@ -354,8 +415,10 @@ impl Names {
     /// Only this client changed the inode, from `from` to `to`: the kernel's pages are those of `to`.
     pub fn page_cache_follows(&self, inode: u64, from: u64, to: u64) {
         let mut inner = self.inner.lock();
-        if inner.cached.get(&inode) == Some(&from) {
-            inner.cached.put(inode, to);
+        if let Some(pages) = inner.cached.get(&inode).copied()
+            && pages.change == from
+        {
+            inner.cached.put(inode, Pages { change: to, ..pages });
         }
     }
 
@@ -372,15 +435,27 @@ impl Names {
 }
 
 impl Inner {
-    fn learn(&mut self, inode: Arc<pb::Inode>, asked: Instant) -> Arc<pb::Inode> {
-        if let Some(known) = self.attributes.get(&inode.id)
-            && (known.inode.change > inode.change
-                || known.inode.change == inode.change && known.asked > asked)
-        {
-            return known.inode.clone();
-        }
-        self.attributes.put(inode.id, Attributes { inode: inode.clone(), asked });
-        inode
+    fn learn(&mut self, inode: Arc<pb::Inode>, asked: Instant, told: Told) -> Arc<pb::Inode> {
+        let known = self.attributes.get(&inode.id).cloned();
+        let (before, shown) = known.as_ref().map_or((0, 0), |known| (known.inode.change, known.shown));
+        let newest = match known {
+            Some(known)
+                if known.inode.change > inode.change
+                    || known.inode.change == inode.change && known.asked > asked =>
+            {
+                known
+            }
+            _ => Attributes { inode, asked, shown },
+        };
+        let change = newest.inode.change;
+        let is_shown = match told {
+            Told::Shown => true,
+            Told::Own => change <= before + 1 && shown >= before,
+            Told::Silent => false,
+        };
+        let shown = if is_shown { change } else { shown };
+        self.attributes.put(newest.inode.id, Attributes { shown, ..newest.clone() });
+        newest.inode
     }
 
     /// The directory's entries changed at that time. What is known of it gets no younger.
@@ -391,7 +466,7 @@ impl Inner {
             inode.mtime_ns = time_ns;
             inode.ctime_ns = time_ns;
             inode.change = inode.change.max(time_ns as u64);
-            self.attributes.put(directory, Attributes { inode: Arc::new(inode), asked: known.asked });
+            self.attributes.put(directory, Attributes { inode: Arc::new(inode), ..known });
         }
     }
 
@@ -563,7 +638,7 @@ mod tests {
     #[test]
     fn a_directory_made_here_is_known_to_be_empty() {
         let names = names();
-        names.made_directory(7);
+        names.made_directory(7, Instant::now());
         assert_eq!(id(names.lookup(7, b"f")), None);
         names.changed(7, b"f", Some(&inode(8, 1)), None);
         assert_eq!(id(names.lookup(7, b"f")), Some(8));
@@ -582,14 +657,63 @@ mod tests {
     #[test]
     fn pages_are_kept_only_if_nobody_else_changed_the_file() {
         let names = names();
-        assert!(!names.page_cache_at(5, 1));
-        assert!(names.page_cache_at(5, 1));
+        let is_kept = |change| match names.page_cache_at(5, change) {
+            None => true,
+            Some(dropping) => {
+                names.page_cache_dropped(5, dropping);
+                false
+            }
+        };
+        assert!(!is_kept(1));
+        assert!(is_kept(1));
         names.page_cache_follows(5, 1, 2);
-        assert!(names.page_cache_at(5, 2));
+        assert!(is_kept(2));
         names.page_cache_is_wrong(5);
-        assert!(!names.page_cache_at(5, 2));
-        assert!(!names.page_cache_at(5, 4));
+        assert!(!is_kept(2));
+        assert!(!is_kept(4));
         names.page_cache_follows(5, 3, 5);
-        assert!(!names.page_cache_at(5, 5));
+        assert!(!is_kept(5));
+    }
+
+    #[test]
+    fn pages_are_not_kept_until_the_open_that_drops_them_was_answered() {
+        let names = names();
+        let first = names.page_cache_at(5, 2).unwrap();
+        let second = names.page_cache_at(5, 2).expect("older pages may still be there");
+        names.page_cache_dropped(5, first);
+        assert!(names.page_cache_at(5, 3).is_some());
+        names.page_cache_dropped(5, second);
+        let third = names.page_cache_at(5, 3).expect("another open has dropped older ones");
+        names.page_cache_follows(5, 3, 4);
+        names.page_cache_dropped(5, third);
+        assert!(names.page_cache_at(5, 4).is_none());
+    }
+
+    #[test]
+    fn the_kernel_is_shown_what_it_has_asked_for_and_what_this_client_changed() {
+        let names = names();
+        names.learn_name(1, b"f", Some(inode(5, 3)), Instant::now());
+        assert!(names.is_shown(5, 3));
+        names.learn(inode(5, 4));
+        assert!(names.is_shown(5, 4), "an own change");
+        names.learn_opened(inode(5, 4));
+        assert!(names.is_shown(5, 4));
+        names.learn_opened(inode(5, 5));
+        assert!(!names.is_shown(5, 5), "somebody else's");
+        names.learn(inode(5, 6));
+        assert!(!names.is_shown(5, 6), "an own change after it");
+        names.shown(5, 6);
+        assert!(names.is_shown(5, 6));
+        names.learn(inode(5, 8));
+        assert!(!names.is_shown(5, 8), "an own change, and somebody else's");
+        assert!(!names.is_shown(6, 1), "nothing is known of it");
+    }
+
+    #[test]
+    fn what_is_known_is_newer_than_an_old_listing() {
+        let names = names();
+        names.learn(inode(5, 3));
+        assert_eq!(names.newest(&inode(5, 2)).unwrap().change, 3);
+        assert!(names.newest(&inode(5, 3)).is_none() && names.newest(&inode(6, 1)).is_none());
     }
 }

@@ -1,0 +1,54 @@
+"""What the kernel keeps of files and names never hides what a mount has to show."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import LocalCluster
+
+pytestmark = [pytest.mark.integrity, pytest.mark.mount]
+
+# Longer than a test: what was shown once stays valid.
+CONFIG = "[client]\nattribute_timeout_ms = 600000\n"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    root = tmp_path_factory.mktemp("caches")
+    with LocalCluster(root, storage_nodes=1, replicas=1, mount=True, config=CONFIG) as cluster:
+        yield cluster
+
+
+@pytest.mark.parametrize(("before", "after"), [(10, 20), (10, 100_000), (100_000, 200_000), (100_000, 10)])
+def test_whoever_opens_a_file_reads_all_that_another_mount_has_written(cluster, before, after):
+    name = f"{before}-{after}"
+    with cluster.mounted(f"second-{name}") as second:
+        (cluster.mountpoint / name).write_bytes(b"a" * before)
+        assert (second / name).read_bytes() == b"a" * before
+        assert (second / name).stat().st_size == before
+        for letter in (b"b", b"c"):
+            (cluster.mountpoint / name).write_bytes(letter * after)
+            assert (second / name).read_bytes() == letter * after
+            assert (second / name).stat().st_size == after
+            with (cluster.mountpoint / name).open("ab") as file:
+                file.write(letter * 1000)
+            with (second / name).open("rb") as file:
+                assert os.fstat(file.fileno()).st_size == after + 1000
+                assert file.read() == letter * (after + 1000)
+
+
+def test_a_listing_that_goes_on_shows_what_was_written_since_it_began(cluster):
+    directory: Path = cluster.mountpoint / "listed"
+    directory.mkdir()
+    names = [f"{number:0200d}" for number in range(500)]  # so long that the kernel asks more than once
+    for name in names:
+        (directory / name).write_bytes(b"a")
+    with os.scandir(directory) as entries:
+        first = next(entries)
+        for name in names:
+            (directory / name).write_bytes(b"b" * 5000)
+        assert {first.name, *(entry.name for entry in entries)} == set(names)
+    assert {(directory / name).stat().st_size for name in names} == {5000}
+    assert all((directory / name).read_bytes() == b"b" * 5000 for name in names)
