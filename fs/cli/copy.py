@@ -7,12 +7,13 @@ leaves half a file under the name asked for.
 
 import contextlib
 import os
+import signal
 import stat as modes
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 import click
 from rich.console import Console
@@ -99,7 +100,7 @@ def cp(
         total = sum(size for _, _, size in jobs)
         tally = Tally()
         show = (sys.stderr.isatty() if progress is None else progress) and not as_json
-        with _bar(enabled=show) as bar:
+        with signals_as_exceptions(), _bar(enabled=show) as bar:
             task = bar.add_task("copying", total=total)
 
             def advance(count: int) -> None:
@@ -124,6 +125,27 @@ def cp(
 
 def _count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
+
+
+@contextlib.contextmanager
+def signals_as_exceptions() -> Iterator[None]:
+    """SIGTERM and SIGHUP end what runs inside as Ctrl-C does: what is half done is taken away."""
+    ending = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is signal.SIG_DFL  # another one is somebody's wish, nohup's for instance
+    ]
+    for number in ending:
+        signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number in ending:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 @dataclass(frozen=True)
@@ -277,4 +299,4 @@ def _remove_if_there(side: Side, path: str) -> None:
         side.remove(path)
 
 
-__all__ = ["cp"]
+__all__ = ["cp", "signals_as_exceptions"]

@@ -113,6 +113,12 @@ def test_chunk_of_no_file_past_the_end_or_on_another_chain() -> None:
     ]
 
 
+def test_file_without_a_name_is_open_and_may_be_longer_than_was_told() -> None:
+    names = sound()
+    names.inodes[9] = regular(9, content=90, length=0, links=0)
+    assert placement(names, record(90, 3)) == []
+
+
 def test_tombstones_belong_to_nobody() -> None:
     assert placement(sound(), record(6, 0, removed=True)) == []
 

@@ -1,12 +1,13 @@
 """`Copier` between two local directories: what it keeps, and what an interruption leaves."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from luciola.cli.copy import Copier, Tally, _plan
+from luciola.cli.copy import Copier, Tally, _plan, signals_as_exceptions
 from luciola.client import LocalFileSystem
 from luciola.errors import NotFound
 
@@ -76,6 +77,25 @@ def test_failed_copy_leaves_the_old_file_and_no_rest(tree: Path, tmp_path: Path)
         copy(tree / "sub" / "data", target, side=FullDisk())
     assert target.read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["data", "tree"]
+
+
+class Ended(LocalFileSystem):
+    """A side where the process is asked to end while a file is written."""
+
+    def open(self, path: Any, mode: str = "r", *arguments: Any, **named: Any) -> Any:
+        if "x" in mode:
+            Path(path).write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().open(path, mode, *arguments, **named)
+
+
+def test_signal_that_ends_a_copy_leaves_no_rest(tree: Path, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop, signals_as_exceptions():
+        copy(tree / "sub" / "data", tmp_path / "data", side=Ended())
+    assert stop.value.code == 143
+    assert os.listdir(tmp_path) == ["tree"]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_special_files_are_skipped_and_named(tmp_path: Path) -> None:
