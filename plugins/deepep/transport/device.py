@@ -129,10 +129,6 @@ class DeviceTransport(Transport):
             self._regions.clear()
             self._flags.clear()
 
-    def flag_addresses(self) -> Tensor:
-        """As Transport.flag_addresses."""
-        return self._flag_table
-
     def _signal(  # noqa: PLR0913 (the kernel's own)
         self, count: int, first: int, slot: int, epoch: int, inactive: Tensor, *, counted: bool
     ) -> None:

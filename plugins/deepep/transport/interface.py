@@ -133,13 +133,6 @@ class Transport(ABC):
         starts = [self.buffer(each).data_ptr() for each in range(self.size)]
         return torch.tensor(starts, dtype=torch.int64, device=self.device)
 
-    def flag_addresses(self) -> Tensor:
-        """Where each rank's flags begin, for kernels that signal and wait: (size,) int64.
-
-        The flag that `source` raises at `waiter` is the 64-bit word `source * SLOTS + slot` there.
-        """
-        raise NotImplementedError(f"kernels cannot reach the flags of the transport {self.name!r}")
-
     def __str__(self) -> str:
         return f"{self.name} ({self.why})" if self.why else self.name
 

@@ -152,11 +152,6 @@ class SharedMemory(Transport):
         self._flags.clear()
         _release(self._maps, self._processes)
 
-    def flag_addresses(self) -> Tensor:
-        """As Transport.flag_addresses."""
-        self._require_usable()
-        return torch.tensor([each.data_ptr() for each in self._flags], dtype=torch.int64)
-
     def _trouble_with(self, peer: int, what: str) -> CommunicationError | None:
         there, state = self._maps[peer], _state(self.size)
         number, mine = self._number(peer), self._number(self.rank)
