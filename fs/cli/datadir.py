@@ -102,6 +102,22 @@ class DataDir:
             ) from error
         return Shape(cluster, nodes, replicas)
 
+    def storage_records(self) -> list[str | None]:
+        """The cluster that each storage directory here belongs to: what is left where cluster.json was lost.
+
+        None for one that is empty. Raises: InvalidArgument when one is damaged.
+        """
+        found: list[str | None] = []
+        for directory in sorted(self.root.glob("storage-*")):
+            path = directory / "node.json"
+            try:
+                found.append(str(json.loads(path.read_text())["cluster"]))
+            except FileNotFoundError:
+                found.append(None)
+            except (ValueError, KeyError, TypeError) as error:
+                raise InvalidArgument(f"damaged ({error!r})", path=str(path)) from error
+        return found
+
     def write_shape(self, shape: Shape) -> None:
         """Writes cluster.json: what every process is told (`wire.Cluster`), and what only `up` needs."""
         record = asdict(shape.cluster) | {
@@ -184,7 +200,12 @@ def choose_shape(data: DataDir, *, storage_nodes: int | None, replicas: int | No
     Raises: InvalidArgument when the options contradict what the cluster was created as.
     """
     if not data.cluster.exists():
-        nodes = 3 if storage_nodes is None else storage_nodes
+        records = data.storage_records()
+        if records and storage_nodes not in (None, len(records)):
+            raise InvalidArgument(
+                f"this cluster was created with {len(records)} storage nodes, which cannot be changed here"
+            )
+        nodes = len(records) or (3 if storage_nodes is None else storage_nodes)
         copies = min(2, nodes) if replicas is None else replicas
         if copies > nodes:
             raise InvalidArgument(
@@ -193,7 +214,7 @@ def choose_shape(data: DataDir, *, storage_nodes: int | None, replicas: int | No
             )
         lane, grpc = free_ports(2)
         cluster = Cluster(
-            cluster_id=secrets.token_hex(8),
+            cluster_id=next(filter(None, records), None) or secrets.token_hex(8),
             mgmtd_lane=f"127.0.0.1:{lane}",
             mgmtd_grpc=f"127.0.0.1:{grpc}",
             secret_file=str(data.secret.absolute()),

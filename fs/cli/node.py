@@ -36,7 +36,7 @@ def list_nodes(
       luciola node list --data /var/lib/luciola
     """
     routing = Door(data_path, manager, secret_file).ask(Manager.routing)
-    found = [describe_node(each, routing) for each in routing.nodes]
+    found = [describe_node(each, routing) for each in sorted(routing.nodes, key=lambda each: each.id)]
     if as_json:
         print_json(found)
         return

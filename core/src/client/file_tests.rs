@@ -9,6 +9,7 @@ use super::twin::{CHUNK_BYTES, ChunkTwin, INLINE_BYTES, MetaTwin, client, client
 use super::*;
 use crate::buffer::Placement;
 use crate::error::Kind;
+use crate::logged;
 use crate::wire::pb::Method;
 
 struct World {
@@ -522,6 +523,24 @@ fn a_mistake_in_a_write_back_is_an_error_and_leaves_nobody_waiting() {
     assert_eq!(file.fsync(false).unwrap_err().kind(), Kind::Other);
     put(&file, 0, &pattern(100_000, 0));
     file.close().unwrap();
+}
+
+#[test]
+fn a_full_disk_fills_no_log() {
+    logged::begin();
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, &pattern(100_000, 0));
+    file.flush().unwrap();
+    world.chunks.fail_writes(Some(Error::new(Kind::NoSpace, "full, says this test")));
+    for index in 0..64 {
+        put(&file, index * u64::from(CHUNK_BYTES), b"more");
+    }
+    assert_eq!(file.fsync(false).unwrap_err().kind(), Kind::NoSpace);
+    let lines = logged::with("full, says this test").len();
+    assert!(lines <= 30, "64 failures in a moment, {lines} lines"); // ten in each window of ten seconds
+    world.chunks.fail_writes(None);
+    drop(file.close());
 }
 
 #[test]

@@ -129,6 +129,24 @@ def test_missing_and_damaged_records_say_what_to_do(data: DataDir) -> None:
             data.read_shape()
 
 
+def test_lost_record_is_made_again_of_what_the_storage_nodes_know(data: DataDir) -> None:
+    shape = choose_shape(data, storage_nodes=2, replicas=1)
+    for node in (201, 202):
+        (data.root / f"storage-{node}").mkdir()
+        record = {"node": node, "cluster": shape.cluster.cluster_id, "joined": True, "lost": []}
+        (data.root / f"storage-{node}" / "node.json").write_text(json.dumps(record))
+    data.cluster.unlink()
+    with pytest.raises(InvalidArgument, match="created with 2 storage nodes"):
+        choose_shape(data, storage_nodes=3, replicas=1)
+    (data.root / "storage-201" / "node.json").unlink()  # on a disk that was replaced
+    again = choose_shape(data, storage_nodes=None, replicas=1)
+    assert (again.cluster.cluster_id, again.storage_nodes) == (shape.cluster.cluster_id, 2)
+    data.cluster.unlink()
+    (data.root / "storage-202" / "node.json").write_text("{")
+    with pytest.raises(InvalidArgument, match="damaged"):
+        choose_shape(data, storage_nodes=None, replicas=1)
+
+
 def test_every_process_reads_the_cluster_out_of_the_same_file(data: DataDir) -> None:
     shape = choose_shape(data, storage_nodes=None, replicas=None)
     assert load_cluster(data.cluster) == shape.cluster

@@ -7,12 +7,16 @@ use super::telling::News;
 use super::{State, inline_of, now_ns};
 use crate::buffer::Placement;
 use crate::client::dirty::{DirtyChunk, RUN_BYTES, overlay, parts};
+use crate::client::patience::Warnings;
 use crate::client::shared::Shared;
 use crate::error::Error;
 use crate::wire::pb;
 
 /// Updates of one wave of write-back; each is one piece.
 const WAVE_PIECES_MAX: usize = 128;
+
+/// A disk that is full fails every write-back of every file.
+static FAILED: Warnings = Warnings::new();
 
 impl State {
     pub(super) fn seen(&self) -> pb::Inode {
@@ -221,7 +225,7 @@ impl State {
     }
 
     pub(super) fn fail(&mut self, error: Error) {
-        log::warn!("inode {}: {error}", self.inode.id);
+        FAILED.warn(format_args!("inode {}: {error}", self.inode.id));
         self.errors += 1;
         self.error = Some(error);
     }
