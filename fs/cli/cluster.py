@@ -233,9 +233,8 @@ def _extra_mounts(
 
 
 def _print_status(report: dict[str, Any]) -> None:
-    click.echo(
-        f"cluster {report['cluster_id']}: {report['phase']}, {report['replicas']} copies of every chunk"
-    )
+    copies = "one copy" if report["replicas"] == 1 else f"{report['replicas']} copies"
+    click.echo(f"cluster {report['cluster_id']}: {report['phase']}, {copies} of every chunk")
     if report["services"]:
         rows = [
             (each["kind"], each["id"], str(each["pid"] or "-"), each["state"], str(each.get("restarts", 0)))
