@@ -43,7 +43,7 @@ INODES: Final = b"I"  # first byte of the keys of all inodes
 
 pack_one: Final = _ONE.pack
 pack_two: Final = _TWO.pack
-unpack_entry: Final = _ENTRY.unpack
+unpack_entries: Final = _ENTRY.iter_unpack  # values of entries, joined
 ONE_BYTES: Final = _ONE.size  # of a key up to what follows its id
 
 
@@ -293,5 +293,5 @@ __all__ = [
     "split_two",
     "subdirectories_key",
     "time_key",
-    "unpack_entry",
+    "unpack_entries",
 ]

@@ -50,6 +50,20 @@ def test_removing_what_is_listed_while_listing_misses_nothing(area):
     assert os.listdir() == []
 
 
+def test_own_changes_are_seen_by_who_has_begun_to_list(area):
+    names = sorted(fill(1000))
+    changed, gone = names[-20], names[-10]
+    with os.scandir() as entries:
+        for _ in range(50):  # whoever asks for attributes gets them with the rest
+            next(entries).stat()
+        os.unlink(gone)
+        os.chmod(changed, 0o600)
+        rest = {entry.name for entry in entries}
+    assert changed in rest
+    assert os.stat(changed).st_mode & 0o777 == 0o600
+    assert not os.path.exists(gone)
+
+
 def test_names_that_stay_are_listed_once_while_others_come_and_go(area):
     stay = fill(1000)
     seen: list[str] = []

@@ -240,6 +240,27 @@ impl Mounted {
         Entry { attributes: self.seen(inode), generation: 0, name_ttl: ttl, attribute_ttl: ttl }
     }
 
+    /// Puts an entry of a listing, with attributes if they are wanted and known: those of a directory in which something
+    /// was changed here since it was listed are not. False: the sink is full.
+    fn show(
+        &self,
+        dentry: &pb::Dentry,
+        asked: Instant,
+        left: Duration,
+        offset: u64,
+        sink: &mut DirectorySink<'_>,
+    ) -> bool {
+        if sink.wants_attributes()
+            && let Some(inode) = &dentry.attributes
+            && !(inode.r#type() == pb::FileType::Directory
+                && self.client.shared().names.have_changed_since(inode.id, asked))
+        {
+            return sink.plus(&dentry.name, &self.entry(inode, left), offset);
+        }
+        let kind = kind_of(&pb::Inode { r#type: dentry.r#type, ..Default::default() });
+        sink.plain(&dentry.name, dentry.inode, kind, offset)
+    }
+
     /// The entry of a name that was just made.
     fn made(&self, parent: u64, name: &[u8], inode: &pb::Inode) -> Entry {
         let names = &self.client.shared().names;
@@ -559,30 +580,21 @@ impl FileSystem for Mounted {
             }
             offset = 1;
         }
+        let shared = self.client.shared();
         if offset == 1 {
-            let parent = directory.parent(self.client.meta(), &self.root, with_inodes).map_err(stale)?;
+            let parent = directory.parent(shared, &self.root, with_inodes).map_err(stale)?;
             if !sink.plain(b"..", parent, FileKind::Directory, 2) {
                 return Ok(());
             }
             offset = 2;
         }
-        let names_ttl = self.client.shared().names.ttl();
-        while let Some((dentry, asked)) =
-            directory.entry(self.client.meta(), &self.root, offset - 2, with_inodes).map_err(stale)?
-        {
+        let (entries, asked) =
+            directory.entries(shared, &self.root, offset - 2, with_inodes).map_err(stale)?;
+        let left = shared.names.ttl().saturating_sub(asked.elapsed());
+        for dentry in entries {
             offset += 1;
-            let taken = match &dentry.attributes {
-                Some(attributes) if with_inodes => {
-                    let left = names_ttl.saturating_sub(asked.elapsed());
-                    sink.plus(&dentry.name, &self.entry(attributes, left), offset)
-                }
-                _ => {
-                    let kind = kind_of(&pb::Inode { r#type: dentry.r#type, ..Default::default() });
-                    sink.plain(&dentry.name, dentry.inode, kind, offset)
-                }
-            };
-            if !taken {
-                return Ok(());
+            if !self.show(dentry, asked, left, offset, sink) {
+                break;
             }
         }
         Ok(())

@@ -169,6 +169,8 @@ struct Inner {
     storms: HashMap<u64, Storm>,
     cached: Generations<u64, Pages>,
     last_dropping: u64,
+    /// When this client last changed an entry of a directory.
+    changed: Generations<u64, Instant>,
 }
 
 /// Where an answer comes from, and goes to.
@@ -215,6 +217,7 @@ impl Names {
             storms: HashMap::new(),
             cached: Generations::new(),
             last_dropping: 0,
+            changed: Generations::new(),
         };
         Names { ttl, inner: Mutex::new(inner) }
     }
@@ -329,6 +332,7 @@ impl Names {
         let now = Instant::now();
         let slim = inode.cloned().map(slim);
         let mut inner = self.inner.lock();
+        inner.changed.put(parent, now);
         match time_ns {
             Some(time_ns) => inner.touch(parent, time_ns),
             None => inner.attributes.remove(&parent),
@@ -344,6 +348,11 @@ impl Names {
             inner.learn(inode, now, Told::Shown);
         }
         inner.names.put((parent, name.to_vec()), Target { inode: id, asked: now });
+    }
+
+    /// Whether this client has changed an entry of the directory since then.
+    pub fn have_changed_since(&self, directory: u64, asked: Instant) -> bool {
+        self.inner.lock().changed.get(&directory).is_some_and(|changed| *changed >= asked)
     }
 
     /// Nothing known of the inode counts any more.
@@ -426,7 +435,7 @@ impl Names {
     pub fn len(&self) -> usize {
         let inner = self.inner.lock();
         let listed: usize = inner.listings.values().map(|listing| listing.entries.len()).sum();
-        inner.attributes.len() + inner.names.len() + inner.cached.len() + listed
+        inner.attributes.len() + inner.names.len() + inner.cached.len() + inner.changed.len() + listed
     }
 
     pub fn is_empty(&self) -> bool {
@@ -633,6 +642,15 @@ mod tests {
         assert_eq!((known.mtime_ns, known.ctime_ns, known.permissions), (20, 20, 0o755));
         names.changed(1, b"d", None, None);
         assert!(names.attributes(1).is_none());
+    }
+
+    #[test]
+    fn it_is_known_since_when_this_client_has_changed_nothing_in_a_directory() {
+        let names = names();
+        let before = Instant::now();
+        names.changed(7, b"f", Some(&inode(8, 1)), Some(20));
+        assert!(names.have_changed_since(7, before) && !names.have_changed_since(8, before));
+        assert!(!names.have_changed_since(7, Instant::now() + Duration::from_secs(1)));
     }
 
     #[test]

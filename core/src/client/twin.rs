@@ -194,6 +194,17 @@ impl MetaTwin {
         self.inodes.lock()[&id].clone()
     }
 
+    /// Somebody else makes empty files.
+    pub fn make(&self, ids: Range<u64>) {
+        let empty = |id| (id, pb::Inode { id, change: 1, ..Default::default() });
+        self.inodes.lock().extend(ids.map(empty));
+    }
+
+    /// Somebody else removes a file.
+    pub fn remove(&self, id: u64) {
+        self.inodes.lock().remove(&id);
+    }
+
     pub fn fail_calls(&self, error: Option<Error>) {
         *self.fault.lock() = error;
     }
@@ -233,6 +244,9 @@ impl MetaTwin {
             Method::MetaStat => self.reply(pb::StatRequest::decode(bytes).unwrap().path.unwrap().at)?,
             Method::MetaSync => self.sync(pb::SyncRequest::decode(bytes).unwrap())?,
             Method::MetaSetAttr => self.set_attr(pb::SetAttrRequest::decode(bytes).unwrap())?,
+            Method::MetaList => {
+                return Ok(self.list(pb::ListRequest::decode(bytes).unwrap()).encode_to_vec());
+            }
             Method::MetaClose => {
                 return Ok(self.close(pb::CloseRequest::decode(bytes).unwrap()).encode_to_vec());
             }
@@ -245,6 +259,22 @@ impl MetaTwin {
         let inode =
             self.inodes.lock().get(&id).cloned().ok_or_else(|| Error::new(Kind::NotFound, "no inode"))?;
         Ok(pb::InodeReply { inode: Some(inode), ..Default::default() })
+    }
+
+    fn list(&self, request: pb::ListRequest) -> pb::ListReply {
+        let inodes = self.inodes.lock();
+        let entry = |inode: &pb::Inode| pb::Dentry {
+            name: format!("f{}", inode.id).into(),
+            inode: inode.id,
+            r#type: inode.r#type,
+            attributes: request.with_inodes.then(|| inode.clone()),
+        };
+        let mut entries: Vec<_> =
+            inodes.values().map(entry).filter(|entry| entry.name > request.after).collect();
+        entries.sort_by(|one, other| one.name.cmp(&other.name));
+        let more = entries.len() > request.limit as usize;
+        entries.truncate(request.limit as usize);
+        pb::ListReply { entries, more, parent: 1 }
     }
 
     fn fresh_content(&self) -> u64 {

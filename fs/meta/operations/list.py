@@ -1,8 +1,10 @@
 """The entries of a directory, a page at a time."""
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Final
+from itertools import accumulate, repeat
+from typing import Final, cast
 
 from google.protobuf.message import DecodeError
 
@@ -11,7 +13,7 @@ from ...wire.encoded import Encoded
 from ...wire.pb.meta_pb2 import DIRECTORY, ListReply, ListRequest
 from ..permissions import EXECUTE, READ, require
 from ..resolve import NAME_BYTES_MAX
-from ..schema import ONE_BYTES, decode_inode, encode_inode, entry_range, inode_key, unpack_entry
+from ..schema import ONE_BYTES, decode_inode, encode_inode, entry_range, inode_key, unpack_entries
 from ..work import Work
 
 LIMIT_MAX: Final = 8192
@@ -50,28 +52,39 @@ def list_directory(work: Work, request: ListRequest) -> Listing:
     limit = min(request.limit or work.scene.config.list_limit, LIMIT_MAX)
     begin, end = entry_range(directory.id, after=request.after)
     pairs = work.txn.snapshot_range(begin, end, limit=limit + 1)
-    found = [(key[ONE_BYTES:], *unpack_entry(value)) for key, value in pairs[:limit]]
-    entries = _with_attributes(work, found) if request.with_inodes else [_entry(*each) for each in found]
-    rest = ListReply(more=len(entries) < len(pairs), parent=directory.parent or directory.id)
-    entries.append(rest.SerializeToString())
-    return Listing(b"".join(entries), [number for _, number, _ in found] if request.with_inodes else ())
+    names = [key[ONE_BYTES:] for key, _ in pairs[:limit]]
+    found = list(unpack_entries(b"".join([value for _, value in pairs[:limit]])))
+    inodes = _attributes(work, found) if request.with_inodes else None
+    count = len(names) if inodes is None else len(inodes)
+    rest = ListReply(more=count < len(pairs), parent=directory.parent or directory.id)
+    encoded = _entries(names, found, inodes)
+    encoded.append(rest.SerializeToString())
+    return Listing(b"".join(encoded), [] if inodes is None else [number for number, _ in found])
 
 
-def _with_attributes(work: Work, found: Sequence[tuple[bytes, int, int]]) -> list[bytes]:
-    """Entries in their wire form; fewer than were found if their inodes are large."""
-    inodes = work.txn.snapshot_get_many([inode_key(number) for _, number, _ in found])
-    entries: list[bytes] = []
-    size_bytes = 0
-    for (name, number, kind), stored in zip(found, inodes, strict=True):
-        if stored is None:
-            raise NotFound("no such inode", inode=number)
-        size_bytes += len(stored)
-        if size_bytes > PAGE_BYTES_MAX and entries:
-            break
-        special = kind == DIRECTORY or INLINE_DATA_TAG in stored
-        shown = _shown(work, stored) if special else stored
-        entries.append(_entry(name, number, kind, b'"' + _varint(len(shown)) + shown))
-    return entries
+def _attributes(work: Work, found: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Inodes in their wire form, as a listing shows them; fewer than were found if they are large."""
+    stored = work.txn.snapshot_get_many([inode_key(number) for number, _ in found])
+    if None in stored:
+        raise NotFound("no such inode", inode=found[stored.index(None)][0])
+    shown = cast("list[bytes]", list(stored))
+    ends = list(accumulate(map(len, shown)))
+    if ends and ends[-1] > PAGE_BYTES_MAX:
+        del shown[max(1, bisect_right(ends, PAGE_BYTES_MAX)) :]
+    directories = {index for index, (_, kind) in enumerate(found[: len(shown)]) if kind == DIRECTORY}
+    for index in directories.union(_with_data(shown, ends)):
+        shown[index] = _shown(work, shown[index])
+    return shown
+
+
+def _with_data(stored: Sequence[bytes], ends: Sequence[int]) -> Iterator[int]:
+    """Which of the inodes, that end where `ends` says when they are joined, may have the bytes of a small file."""
+    joined = b"".join(stored)
+    at = joined.find(INLINE_DATA_TAG)
+    while at >= 0:
+        index = bisect_right(ends, at)
+        yield index
+        at = joined.find(INLINE_DATA_TAG, ends[index])
 
 
 def _shown(work: Work, stored: bytes) -> bytes:
@@ -82,23 +95,47 @@ def _shown(work: Work, stored: bytes) -> bytes:
     return encode_inode(work.visible(inode))
 
 
-def _entry(name: bytes, inode: int, kind: int, attributes: bytes = b"") -> bytes:
-    """The wire form, by hand: fields 1 to 4 of `Dentry`, as field 1 of `ListReply`."""
-    dentry = b"\n%b%b\x10%b\x18%c%b" % (_varint(len(name)), name, _varint(inode), kind, attributes)
-    return b"\n%b%b" % (_varint(len(dentry)), dentry)
+class _Prefixes(dict[int, bytes]):
+    """A field's tag, followed by the length of its value: by lengths, of which there are few thousand."""
+
+    def __init__(self, tag: bytes) -> None:
+        super().__init__()
+        self._tag = tag
+
+    def __missing__(self, length: int) -> bytes:
+        prefix = self[length] = self._tag + _varint(length)
+        return prefix
 
 
 def _varint(number: int) -> bytes:
-    return _ONE_BYTE[number] if number < 0x80 else _CONTINUED[number & 0x7F] + _varints(number >> 7)
+    return bytes((number,)) if number < 0x80 else bytes((number & 0x7F | 0x80,)) + _varint(number >> 7)
 
 
-@lru_cache(4096)
-def _varints(number: int) -> bytes:
-    """What follows the lowest seven bits: neighbouring ids have it in common."""
-    return _varint(number)
+# Neighbouring ids have all but their lowest seven bits in common.
+_high_varint: Final = lru_cache(4096)(_varint)
+_NAME: Final = _Prefixes(b"\n")  # fields 1 to 4 of `Dentry`
+_INODE: Final = [b"\x10" + bytes((bits,)) for bits in range(0x100)]
+_KIND: Final = [b"\x18" + bytes((kind,)) for kind in range(0x80)]
+_ATTRIBUTES: Final = _Prefixes(b'"')
+_ENTRY: Final = _Prefixes(b"\n")  # field 1 of `ListReply`
 
 
-_ONE_BYTE: Final = [bytes((bits,)) for bits in range(0x80)]
-_CONTINUED: Final = [bytes((bits | 0x80,)) for bits in range(0x80)]
+def _entries(
+    names: Sequence[bytes], found: Sequence[tuple[int, int]], inodes: Sequence[bytes] | None
+) -> list[bytes]:
+    """The wire form, by hand, in pieces."""
+    pieces: list[bytes] = []
+    attributes_of = repeat(b"") if inodes is None else inodes
+    for name, (number, kind), inode in zip(names, found, attributes_of, strict=False):
+        if number < 0x80:
+            low, high = _INODE[number], b""
+        else:
+            low, high = _INODE[number & 0x7F | 0x80], _high_varint(number >> 7)
+        attributes = _ATTRIBUTES[len(inode)] if inode else b""
+        before = _NAME[len(name)]
+        length = len(before) + len(name) + 4 + len(high) + len(attributes) + len(inode)
+        pieces += (_ENTRY[length], before, name, low, high, _KIND[kind], attributes, inode)
+    return pieces
 
-__all__ = ["LIMIT_MAX", "PAGE_BYTES_MAX", "Listing", "list_directory"]
+
+__all__ = ["INLINE_DATA_TAG", "LIMIT_MAX", "PAGE_BYTES_MAX", "Listing", "list_directory"]

@@ -8,6 +8,9 @@ from luciola.errors import (
     PermissionDenied,
     Unsupported,
 )
+from luciola.ids import ROOT_INODE
+from luciola.meta import schema
+from luciola.meta.operations.list import INLINE_DATA_TAG
 from luciola.wire import ADMIN, TRUSTED, methods
 from luciola.wire.pb import meta_pb2 as pb
 from luciola.wire.pb.common_pb2 import Empty
@@ -209,6 +212,30 @@ class TestList:
         assert [entry.type for entry in page.entries] == [pb.DIRECTORY, pb.REGULAR]
         assert page.entries[1].attributes == made
         assert page.entries[0].attributes == world.stat(b"d/e")
+
+    def test_entries_of_every_length_are_as_protobuf_has_them(self, world):
+        expected = []
+        for number in (2, 127, 128, 130, 300, 1 << 14, (1 << 35) + 5, (1 << 63) + 1):
+            target = b"t" * min(number, 4000)
+            name = b"%020d" % number + b"n" * (number % 236)
+            inode = pb.Inode(id=number, type=pb.SYMLINK, link_count=1, symlink_target=target)
+            txn = world.engine.begin()
+            txn.put(schema.entry_key(ROOT_INODE, name), schema.encode_entry(number, pb.SYMLINK))
+            txn.put(schema.inode_key(number), schema.encode_inode(inode))
+            txn.commit()
+            expected.append(pb.Dentry(name=name, inode=number, type=pb.SYMLINK, attributes=inode))
+        assert list(world.list(with_inodes=True).entries) == expected
+        for entry in expected:
+            entry.ClearField("attributes")
+        assert list(world.list().entries) == expected
+
+    def test_records_that_look_as_if_they_had_bytes_are_shown_as_they_are(self, world):
+        for number in range(150):
+            world.mkdir(b"%03d/sub" % number, parents=True)
+        entries = world.list(with_inodes=True, limit=1000).entries
+        assert any(INLINE_DATA_TAG in entry.attributes.SerializeToString() for entry in entries)
+        for entry in entries:
+            assert entry.attributes == world.stat(entry.name)
 
     def test_attributes_come_without_the_bytes_of_small_files(self, world):
         layout = pb.Layout(chunk_bytes=CHUNK, stripe=1, inline_bytes=65_536)
