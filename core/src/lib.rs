@@ -19,6 +19,8 @@ pub mod net;
 pub mod python;
 pub mod rdma;
 pub mod ring;
+#[cfg(test)]
+mod schedule;
 pub mod server;
 pub mod types;
 pub mod wire;

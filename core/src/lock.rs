@@ -6,12 +6,28 @@
 //! what a child makes for itself works. This is `std` with the calls of `parking_lot`: no poison, and a condition takes
 //! the guard by reference.
 
+//!
+//! In tests, threads of a schedule take turns here (`schedule.rs`).
+
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::{self, PoisonError, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 use std::time::{Duration, Instant};
 
-pub use std::sync::WaitTimeoutResult;
+#[cfg(test)]
+use crate::schedule;
+
+/// How a wait with a limit ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waited {
+    timed_out: bool,
+}
+
+impl Waited {
+    pub fn timed_out(self) -> bool {
+        self.timed_out
+    }
+}
 
 /// Mutual exclusion. A panic of the holder releases it.
 #[derive(Default)]
@@ -30,16 +46,60 @@ impl<T: ?Sized> Mutex<T> {
 
     /// `None` if it is held.
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        let held = match self.0.try_lock() {
-            Ok(held) => held,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return None,
-        };
+        let held = self.try_acquire()?;
+        #[cfg(test)]
+        self.took();
         Some(MutexGuard { mutex: self, held: Some(held) })
     }
 
+    fn try_acquire(&self) -> Option<sync::MutexGuard<'_, T>> {
+        match self.0.try_lock() {
+            Ok(held) => Some(held),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     fn acquire(&self) -> sync::MutexGuard<'_, T> {
+        #[cfg(test)]
+        if schedule::is_current() {
+            return self.acquire_in_turn();
+        }
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+impl<T: ?Sized> Mutex<T> {
+    fn address(&self) -> usize {
+        (&raw const self.0).cast::<()>() as usize
+    }
+
+    fn acquire_in_turn(&self) -> sync::MutexGuard<'_, T> {
+        schedule::give_way();
+        let held = loop {
+            if let Some(held) = self.try_acquire() {
+                break held;
+            }
+            if !schedule::wait_for_lock(self.address()) {
+                // Held by a thread outside the schedule.
+                break self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            }
+        };
+        self.took();
+        held
+    }
+
+    fn took(&self) {
+        if schedule::is_current() {
+            schedule::took(self.address());
+        }
+    }
+
+    fn released(&self) {
+        if schedule::is_current() {
+            schedule::released(self.address());
+        }
     }
 }
 
@@ -62,9 +122,20 @@ impl<T: ?Sized> MutexGuard<'_, T> {
     /// Does something without the lock, and takes it again.
     pub fn unlocked<R>(guard: &mut Self, work: impl FnOnce() -> R) -> R {
         guard.held = None;
+        #[cfg(test)]
+        guard.mutex.released();
         let result = work();
         guard.held = Some(guard.mutex.acquire());
         result
+    }
+}
+
+#[cfg(test)]
+impl<T: ?Sized> Drop for MutexGuard<'_, T> {
+    fn drop(&mut self) {
+        if self.held.take().is_some() {
+            self.mutex.released();
+        }
     }
 }
 
@@ -92,27 +163,61 @@ impl Condvar {
     }
 
     pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
+        #[cfg(test)]
+        if schedule::is_current() {
+            self.wait_in_turn(guard, false);
+            return;
+        }
         let held = guard.held.take().expect(HELD);
         guard.held = Some(self.0.wait(held).unwrap_or_else(PoisonError::into_inner));
     }
 
-    pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, limit: Duration) -> WaitTimeoutResult {
+    pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, limit: Duration) -> Waited {
+        #[cfg(test)]
+        if schedule::is_current() {
+            return self.wait_in_turn(guard, true);
+        }
         let held = guard.held.take().expect(HELD);
         let (held, result) = self.0.wait_timeout(held, limit).unwrap_or_else(PoisonError::into_inner);
         guard.held = Some(held);
-        result
+        Waited { timed_out: result.timed_out() }
     }
 
-    pub fn wait_until<T>(&self, guard: &mut MutexGuard<'_, T>, deadline: Instant) -> WaitTimeoutResult {
+    pub fn wait_until<T>(&self, guard: &mut MutexGuard<'_, T>, deadline: Instant) -> Waited {
         self.wait_for(guard, deadline.saturating_duration_since(Instant::now()))
     }
 
     pub fn notify_one(&self) {
+        #[cfg(test)]
+        self.notify_in_turn(false);
         self.0.notify_one();
     }
 
     pub fn notify_all(&self) {
+        #[cfg(test)]
+        self.notify_in_turn(true);
         self.0.notify_all();
+    }
+}
+
+#[cfg(test)]
+impl Condvar {
+    fn address(&self) -> usize {
+        (&raw const self.0) as usize
+    }
+
+    fn wait_in_turn<T>(&self, guard: &mut MutexGuard<'_, T>, limited: bool) -> Waited {
+        drop(guard.held.take().expect(HELD));
+        guard.mutex.released();
+        let timed_out = schedule::wait_for_condition(self.address(), limited);
+        guard.held = Some(guard.mutex.acquire());
+        Waited { timed_out }
+    }
+
+    fn notify_in_turn(&self, all: bool) {
+        if schedule::is_current() {
+            schedule::notify(self.address(), all);
+        }
     }
 }
 

@@ -1,13 +1,20 @@
 //! What this process logs, for tests: they share the one logger that a process can have.
 
-use log::{LevelFilter, Log, Metadata, Record};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::lock::Mutex;
+use log::{LevelFilter, Log, Metadata, Record};
 
 static LINES: Lines = Lines(Mutex::new(Vec::new()));
 
-/// The lines of all tests, each with its level.
+/// The lines of all tests, each with its level. Their lock is not one of those at which threads of a schedule take
+/// turns: whether anybody has begun to log must not change a schedule.
 struct Lines(Mutex<Vec<String>>);
+
+impl Lines {
+    fn lock(&self) -> MutexGuard<'_, Vec<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Log for Lines {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
@@ -15,7 +22,7 @@ impl Log for Lines {
     }
 
     fn log(&self, record: &Record<'_>) {
-        self.0.lock().push(format!("{} {}", record.level(), record.args()));
+        self.lock().push(format!("{} {}", record.level(), record.args()));
     }
 
     fn flush(&self) {}
@@ -30,5 +37,5 @@ pub fn begin() {
 
 /// Kept lines with this text, as "WARN what was said".
 pub fn with(text: &str) -> Vec<String> {
-    LINES.0.lock().iter().filter(|line| line.contains(text)).cloned().collect()
+    LINES.lock().iter().filter(|line| line.contains(text)).cloned().collect()
 }

@@ -65,11 +65,13 @@ impl File {
         let opening = shared.opening();
         // A file that other handles here are writing must be alone while it is emptied.
         let known = if options.truncate && path.path.is_empty() { shared.find(path.at) } else { None };
-        let reply = match known {
-            Some(inode) => inode.truncate(0, || shared.meta.open(who, request))?,
-            None => shared.meta.open(who, request)?,
-        };
-        File::opened(opening, shared, who, reply, options)
+        match known {
+            Some(inode) => {
+                let reply = inode.truncate(0, || shared.meta.open(who, request))?;
+                File::opened(opening, shared, who, reply, options)
+            }
+            None => File::opened(opening, shared, who, shared.meta.open(who, request)?, options)?.empty(),
+        }
     }
 
     pub fn create(
@@ -95,8 +97,19 @@ impl File {
         let file = File::opened(opening, shared, who, reply, options)?;
         if created && options.write {
             file.inode.made();
+            return Ok(file);
         }
-        Ok(file)
+        file.empty()
+    }
+
+    /// The file has been emptied if it was opened for that. Where it was being written here, that was not known before
+    /// it was opened: it is emptied once more, alone.
+    fn empty(self: Arc<File>) -> Result<Arc<File>> {
+        let written = self.inode.is_written_besides(self.session);
+        if self.options.truncate && written && (self.inode.length() > 0 || !self.inode.is_clean()) {
+            set_length(&self.shared, &self.who, self.inode.id(), 0, self.session)?;
+        }
+        Ok(self)
     }
 
     fn opened(
@@ -334,8 +347,9 @@ impl File {
     fn close_written(&self) -> Result<bool> {
         self.inode.flush();
         let telling = self.inode.telling();
-        let Some((news, writes)) = self.inode.last_words() else { return Ok(false) };
+        let Some(news) = self.inode.last_words() else { return Ok(false) };
         if news.later.is_some() {
+            self.inode.untold();
             drop(telling);
             return self.inode.sync(false, false).map(|()| false);
         }
@@ -343,25 +357,29 @@ impl File {
         close.one.length = news.length;
         close.one.mtime_ns = news.mtime_ns;
         close.one.has_inline = news.inline.is_some();
-        close.one.inline_data = news.inline.unwrap_or_default();
+        close.one.inline_data = news.inline.clone().unwrap_or_default();
         close.one.inline_base = news.base;
-        let outcome = self.shared.meta.close(&self.who, vec![close.one])?.pop();
-        match outcome.expect("one outcome for one close") {
+        match self.close_one(close) {
             Ok(inode) => {
-                let inode = inode.ok_or_else(|| {
-                    Error::new(Kind::CorruptData, "a close with news was answered without an inode")
-                })?;
-                self.inode.told(&inode, writes, false, None);
-                self.shared.names.learn(inode);
+                self.inode.told(inode, &news, false);
+                // The session has ended; who tells next must not name it.
+                self.inode.drop_session(self.session);
                 Ok(true)
             }
-            // Somebody else changed the small file: merge, with the session still open.
-            Err(error) if error.kind() == Kind::Conflict => {
+            Err(error) => {
+                self.inode.untold();
                 drop(telling);
-                self.inode.sync(false, false).map(|()| false)
+                // Somebody else changed the small file: merge, with the session still open.
+                let merges = error.kind() == Kind::Conflict;
+                if merges { self.inode.sync(false, false).map(|()| false) } else { Err(error) }
             }
-            Err(error) => Err(error),
         }
+    }
+
+    fn close_one(&self, close: Close) -> Result<pb::Inode> {
+        let outcome = self.shared.meta.close(&self.who, vec![close.one])?.pop();
+        let missing = || Error::new(Kind::CorruptData, "a close with news was answered without an inode");
+        outcome.expect("one outcome for one close")?.ok_or_else(missing)
     }
 
     fn goodbye(&self) -> Close {

@@ -314,6 +314,179 @@ fn bytes_of_others_that_were_seen_before_the_answer_to_an_own_cut_stay() {
 }
 
 #[test]
+fn a_file_that_was_emptied_by_its_writer_is_closed() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, b"gone");
+    file.truncate(0).unwrap();
+    file.close().unwrap();
+    assert_eq!(world.meta.inode(5).length, 0);
+}
+
+#[test]
+fn a_file_that_is_emptied_by_name_loses_what_waits_here_too() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, b"gone");
+    let truncate = OpenOptions { truncate: true, ..READ_WRITE };
+    let again = File::create(&world.shared, &world.who, name_path(1, b"f5"), truncate, FRESH).unwrap();
+    assert_eq!(get(&again, 0, 100), b"");
+    file.close().unwrap();
+    assert_eq!(world.meta.inode(5).length, 0);
+}
+
+#[test]
+fn an_open_after_a_close_elsewhere_sees_it_beside_bytes_that_wait_here() {
+    let world = World::that_trusts();
+    let file = world.create(5);
+    put(&file, 0, b"aaaaaaaa");
+    file.flush().unwrap();
+    put(&file, 0, b"MM");
+    write_elsewhere(&world);
+    assert_eq!(get(&world.open(5), 0, 100), b"MMaaTTaa");
+    let theirs = world.other().open(5);
+    put(&theirs, 5000, b"far");
+    theirs.close().unwrap();
+    let again = world.open(5);
+    assert_eq!(get(&again, 5000, 100), b"far");
+    assert_eq!(get(&again, 0, 8), b"MMaaTTaa");
+}
+
+#[test]
+fn what_was_told_is_not_told_again_over_what_others_wrote_since() {
+    let world = World::that_trusts();
+    let file = world.create(5);
+    put(&file, 0, b"aaaaaaaa");
+    let flush = || file.flush().unwrap();
+    call_while(&world, Method::MetaSync, flush, || put(&file, 0, b"M"));
+    write_elsewhere(&world);
+    file.close().unwrap();
+    assert_eq!(world.meta.inode(5).inline_data, b"MaaaTTaa");
+}
+
+#[test]
+fn bytes_that_are_being_told_do_not_leave_the_inode_before() {
+    let world = World::that_trusts();
+    let file = world.create(5);
+    put(&file, 0, b"aaaaaaaa");
+    thread::scope(|scope| {
+        world.meta.hold_answer(Some(Method::MetaSync));
+        let flushed = scope.spawn(|| file.flush().unwrap());
+        world.meta.wait_for_caller();
+        let written = scope.spawn(|| put(&file, 5000, b"far"));
+        write_elsewhere(&world);
+        world.meta.hold_answer(None);
+        flushed.join().unwrap();
+        written.join().unwrap();
+    });
+    file.close().unwrap();
+    assert_eq!(&get(&world.other().open(5), 0, 8), b"aaaaTTaa");
+}
+
+#[test]
+fn bytes_that_were_cut_away_do_not_come_back_with_a_late_answer() {
+    let world = World::that_trusts();
+    let file = world.create(5);
+    put(&file, 0, b"gone");
+    let mut again = None;
+    call_while(
+        &world,
+        Method::MetaSync,
+        || file.flush().unwrap(),
+        || {
+            again = Some(world.open_with(5, OpenOptions { truncate: true, ..READ_WRITE }));
+            put(&file, 6, b"N");
+        },
+    );
+    assert_eq!(get(&file, 0, 100), b"\0\0\0\0\0\0N");
+}
+
+#[test]
+fn what_others_wrote_before_the_answer_to_a_truncation_is_seen() {
+    let world = World::that_trusts();
+    let file = world.create(5);
+    let mut again = None;
+    call_while(
+        &world,
+        Method::MetaSetAttr,
+        || drop(file.truncate(0).unwrap()),
+        || {
+            write_elsewhere(&world);
+            again = Some(world.open(5));
+        },
+    );
+    assert_eq!(get(&again.unwrap(), 0, 100), b"\0\0\0\0TT");
+}
+
+#[test]
+fn a_length_that_a_file_has_since_it_was_cut_elsewhere_is_told() {
+    let world = World::that_trusts();
+    let file = world.create(5);
+    put(&file, 0, &pattern(2 * CHUNK_BYTES as usize, 3));
+    file.flush().unwrap();
+    let theirs = world.other();
+    set_length(&theirs.shared, &theirs.who, 5, 0, 0).unwrap();
+    put(&file, 0, b"new");
+    file.inode().flush();
+    file.refresh().unwrap();
+    file.close().unwrap();
+    assert_eq!(get(&world.other().open(5), 0, 100), b"new");
+}
+
+#[test]
+fn a_file_whose_close_failed_tells_nothing_when_it_has_been_opened_anew() {
+    let world = World::that_trusts();
+    let first = world.create(5);
+    put(&first, 0, b"lost");
+    let inode = first.inode().clone();
+    world.meta.fail_calls(Some(Error::new(Kind::Unavailable, "no metadata")));
+    assert_eq!(first.close().unwrap_err().kind(), Kind::Unavailable);
+    world.meta.fail_calls(None);
+    let second = world.open(5);
+    put(&second, 0, b"kept");
+    second.flush().unwrap();
+    inode.write_back_aged();
+    assert_eq!(world.meta.inode(5).inline_data, b"kept");
+    assert_eq!(world.shared.budget.used(), 0);
+}
+
+#[test]
+fn attributes_that_were_asked_for_before_a_close_show_what_was_written_before() {
+    let world = World::that_trusts();
+    let file = world.create(5);
+    let (asked, _) = world.shared.names.attributes(5).unwrap();
+    put(&file, 0, b"hello");
+    file.close().unwrap();
+    assert_eq!(world.shared.seen(&asked).length, 5);
+}
+
+#[test]
+fn pages_are_dropped_if_only_others_changed_the_file_before_an_fsync() {
+    let world = World::that_trusts();
+    let file = world.create(5);
+    let change = file.inode().change();
+    let names = &world.shared.names;
+    names.page_cache_dropped(5, names.page_cache_at(5, change).unwrap());
+    write_elsewhere(&world);
+    file.fsync(false).unwrap();
+    assert_eq!(world.meta.inode(5).change, change + 1);
+    assert!(names.page_cache_at(5, change + 1).is_some(), "they must be dropped");
+}
+
+#[test]
+fn a_truncation_during_an_fsync_is_made_durable_by_the_next() {
+    let world = World::that_trusts();
+    let file = world.create(5);
+    put(&file, 0, b"old");
+    let truncate = OpenOptions { truncate: true, ..READ_WRITE };
+    let mut again = None;
+    let cut = || again = Some(world.open_with(5, truncate));
+    call_while(&world, Method::MetaSync, || file.fsync(true).unwrap(), cut);
+    file.fsync(true).unwrap();
+    assert_eq!(world.meta.count(Method::MetaSync), 2);
+}
+
+#[test]
 fn a_file_that_cannot_be_looked_at_again_is_not_opened_and_its_session_ends() {
     let world = World::that_trusts();
     let first = world.create(5);

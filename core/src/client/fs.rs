@@ -224,11 +224,7 @@ impl Mounted {
 
     /// What the kernel is told: with what was written here and is not told yet.
     fn seen(&self, inode: &pb::Inode) -> Attributes {
-        match self.client.shared().find(inode.id) {
-            Some(open) => attributes(&open.seen_over(inode)),
-            // Told here at the latest when it was closed.
-            None => attributes(self.client.shared().names.newest(inode).as_deref().unwrap_or(inode)),
-        }
+        attributes(&self.client.shared().seen(inode))
     }
 
     fn ttl(&self, left: Duration) -> Duration {

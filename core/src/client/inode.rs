@@ -59,6 +59,8 @@ pub struct State {
     length: u64,
     /// End of what the chains have acknowledged since the last truncation.
     acknowledged: u64,
+    /// A length that counts only if the bytes below it were not cut away: the chains are to be asked.
+    doubtful: Option<pb::LengthHint>,
     /// The bytes in the inode. With `dirty` bytes besides, those are newer, and the file has outgrown it.
     inline: Option<Inline>,
     /// A thread is moving the file out of its inode.
@@ -74,8 +76,10 @@ pub struct State {
     later: Option<Later>,
     /// The metadata service is to be told of a length, a time or inline bytes.
     unsynced: bool,
-    /// Something was told to it without asking for durability.
-    undurable: bool,
+    /// Counts what was told to it, or changed there, without asking for durability, and how much of that was followed
+    /// by something durable.
+    undurable: u64,
+    durable: u64,
     /// Bytes acknowledged by the chains and perhaps not on their disks.
     volatile: Option<Range<u64>>,
     errors: u64,
@@ -110,6 +114,7 @@ impl OpenInode {
             layout,
             length: inode.length,
             acknowledged: 0,
+            doubtful: None,
             inline,
             departing: false,
             dirty: Dirty::default(),
@@ -119,7 +124,8 @@ impl OpenInode {
             fresh: false,
             later: None,
             unsynced: false,
-            undurable: true,
+            undurable: 1,
+            durable: 0,
             volatile: None,
             errors: 0,
             error: None,
@@ -203,6 +209,11 @@ impl OpenInode {
         self.state.lock().sessions.retain(|(known, _)| *known != session);
     }
 
+    /// Whether other handles of this client than that of `session` write the file.
+    pub fn is_written_besides(&self, session: u64) -> bool {
+        self.state.lock().sessions.iter().any(|(known, _)| *known != session)
+    }
+
     /// Whether everything written here is acknowledged and told.
     pub fn is_clean(&self) -> bool {
         self.state.lock().is_clean()
@@ -235,24 +246,49 @@ impl OpenInode {
         if inode.id != self.id || inode.bytes_withheld {
             return;
         }
-        if inode.change >= state.inode.change {
+        let is_newer = inode.change >= state.inode.change;
+        if is_newer {
             let truncated = inode.truncate_version != state.inode.truncate_version
                 || inode.content != state.inode.content;
+            if inode.content != state.inode.content {
+                state.doubtful = None;
+            }
             if truncated {
+                if inode.content == state.inode.content && state.unsynced && state.acknowledged > 0 {
+                    state.doubt(state.acknowledged, state.inode.truncate_version);
+                }
                 state.acknowledged = 0;
                 state.volatile = None;
             }
-            state.length = inode.length.max(state.acknowledged).max(state.waiting_end());
             if let Some(layout) = inode.layout {
                 state.layout = layout;
             }
             state.inode = inode;
             state.told = Instant::now();
         }
-        // Also after an older answer: what was edited when the newer one came may be told by now.
-        if state.inline.as_ref().is_none_or(|inline| inline.edited.is_empty()) {
-            state.inline = inline_of(&state.inode);
+        // Also after an older answer: what was being told when the newer one came may have been told by now.
+        let change = state.follow_inode(&self.shared);
+        self.shared.budget.settle(0, change);
+        if is_newer {
+            state.length = state.inode.length.max(state.acknowledged).max(state.waiting_end());
         }
+    }
+
+    /// Nobody has the file open any more: what could not be told will not be, when others have opened it anew.
+    pub fn abandon(&self) {
+        let mut state = self.state.lock();
+        if state.is_clean() {
+            return;
+        }
+        let chunk_bytes = state.layout.chunk_bytes;
+        self.shared.budget.release(state.dirty.cut(0, chunk_bytes));
+        if let Some(inline) = &mut state.inline {
+            inline.forget_edits();
+        }
+        let later = state.later.clone();
+        self.settled(&mut state, later.as_ref());
+        state.mtime_ns = None;
+        state.unsynced = false;
     }
 
     /// Asks the metadata service again if what it said is older than `age`. A file that is gone keeps what is known.

@@ -17,6 +17,8 @@ mod file_tests;
 pub mod fs;
 mod inline;
 mod inode;
+#[cfg(test)]
+mod interleaving_tests;
 pub mod lane;
 mod later;
 mod meta;
@@ -216,7 +218,7 @@ impl Client {
 
     /// Attributes as the metadata service described them, with what was written here and not told yet.
     pub fn seen(&self, inode: &pb::Inode) -> pb::Inode {
-        self.shared.find(inode.id).map_or_else(|| inode.clone(), |open| open.seen_over(inode))
+        self.shared.seen(inode)
     }
 
     /// Everything written through this client so far is acknowledged and told.

@@ -1,7 +1,7 @@
 //! What all files of one client share: the services, memory for dirty bytes, threads, and the table of open files.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -319,6 +319,15 @@ impl Shared {
         self.files.lock().open.get(&inode).map(|opened| opened.inode.clone())
     }
 
+    /// Attributes as the metadata service described them, with what was written here and not told yet.
+    pub fn seen(&self, inode: &pb::Inode) -> pb::Inode {
+        match self.find(inode.id) {
+            Some(open) => open.seen_over(inode),
+            // It may have been closed since that was asked.
+            None => self.names.newest(inode).map_or_else(|| inode.clone(), |known| pb::Inode::clone(&known)),
+        }
+    }
+
     /// Call it before the metadata service is asked to open a file.
     pub fn opening(self: &Arc<Self>) -> Opening<'_> {
         let number = self.files.lock().begin_opening();
@@ -341,6 +350,7 @@ impl Shared {
         let Some(known) = files.open.get_mut(&inode) else { return };
         known.handles -= 1;
         if known.handles == 0 {
+            known.inode.abandon();
             let change = known.inode.change();
             files.open.remove(&inode);
             files.leave(inode, change);
@@ -396,10 +406,11 @@ impl Shared {
 
     /// Begins to write back what has waited since the last call but one.
     pub fn write_back_aged(&self) {
-        for inode in self.dirty_files() {
-            inode.write_back_aged();
-        }
-        self.listed.lock().retain(|inode| inode.upgrade().is_some_and(|inode| inode.is_listed()));
+        let files = self.dirty_files();
+        let mut done: HashSet<_> =
+            files.iter().filter(|inode| !inode.write_back_aged()).map(Arc::as_ptr).collect();
+        // Once each: a file that has been written since is there once more.
+        self.listed.lock().retain(|inode| inode.strong_count() > 0 && !done.remove(&inode.as_ptr()));
     }
 
     /// Leaves a close to be sent with others.
@@ -478,5 +489,26 @@ impl Shared {
 
     pub fn held(&self) -> Vec<u64> {
         self.holds.lock().keys().copied().collect()
+    }
+
+    /// What a client should not keep when all files are closed and all has been told; empty if there is none.
+    #[cfg(test)]
+    pub fn leftovers(&self) -> String {
+        let mut left = Vec::new();
+        let mut expect_none = |what: &str, count: usize| {
+            if count != 0 {
+                left.push(format!("{count} {what}"));
+            }
+        };
+        expect_none("bytes of the budget", self.budget.used());
+        expect_none("files with attributes to tell", self.unsettled.load(Ordering::Acquire));
+        expect_none("closes", self.closes_waiting());
+        expect_none("held inodes", self.held().len());
+        expect_none("files with dirty bytes", self.listed.lock().len());
+        let files = self.files.lock();
+        expect_none("open files", files.open.len());
+        expect_none("opens", files.opening.len());
+        expect_none("changes", files.left.len());
+        left.join(", ")
     }
 }

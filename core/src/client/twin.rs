@@ -1,34 +1,66 @@
 //! Twins of the services in memory, for tests: chunks that can be told to fail or to wait, and the part of the
-//! metadata service that files need. Inline conflicts and truncation follow `proto/meta.proto`.
+//! metadata service that files need. Inline conflicts and truncation follow `proto/meta.proto`, lengths
+//! `fs/meta/operations/length.py`.
+//!
+//! For threads of a schedule (`schedule.rs`) calls take their time, and fail as `Whims` say.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::lock::{Condvar, Mutex};
 use prost::Message;
 
 use super::data::{Read, Write};
-use super::meta::{Carrier, Meta};
+use super::meta::{Carrier, Meta, inode_path};
 use super::shared::{Chunks, Shared};
 use crate::buffer::BufferPool;
 use crate::error::{Error, Kind, Result};
+use crate::schedule;
 use crate::types::{ClientId, ContentId};
 use crate::wire::pb::{self, Method};
 
 pub const CHUNK_BYTES: u32 = 64 << 10;
 pub const INLINE_BYTES: u32 = 4096;
 
+/// What a twin keeps. Nobody takes turns at its lock: to clients a call is carried out at one moment.
+#[derive(Default)]
+pub struct Kept<T>(std::sync::Mutex<T>);
+
+impl<T> Kept<T> {
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What goes wrong for threads of a schedule: one in so many calls; 0: none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Whims {
+    /// The answer is lost, and the call sent again: it is answered with inodes as they are then.
+    pub again: u64,
+    /// Refused because of another transaction.
+    pub conflict: u64,
+    /// Not carried out.
+    pub refused: u64,
+    /// Carried out, and never answered.
+    pub lost: u64,
+}
+
+fn happens(one_in: u64) -> bool {
+    one_in != 0 && schedule::one_in(one_in)
+}
+
 /// Contents in memory.
 #[derive(Default)]
 pub struct ChunkTwin {
-    contents: Mutex<HashMap<u64, Vec<u8>>>,
+    contents: Kept<HashMap<u64, Vec<u8>>>,
     /// How many writes wait to be let go.
     waiting: AtomicUsize,
     /// Error of the next writes.
-    fault: Mutex<Option<Error>>,
+    fault: Kept<Option<Error>>,
+    whims: Kept<Whims>,
     /// The next write panics.
     mistaken: AtomicBool,
     held: Mutex<bool>,
@@ -65,11 +97,31 @@ impl ChunkTwin {
         self.contents.lock().get(&content).cloned().unwrap_or_default()
     }
 
+    /// From now on writes and reads fail at times.
+    pub fn follow(&self, whims: Whims) {
+        *self.whims.lock() = whims;
+    }
+
+    fn whim(&self) -> Result<()> {
+        let refused = happens(self.whims.lock().refused);
+        if refused { Err(Error::new(Kind::Unavailable, "a whim of the twin")) } else { Ok(()) }
+    }
+
     fn chunks_of(writes: &[Write]) -> Vec<(u64, u64)> {
-        let mut chunks: Vec<_> =
-            writes.iter().map(|write| (write.content.0, write.offset / u64::from(CHUNK_BYTES))).collect();
+        let chunk = |write: &Write| (write.content.0, write.offset / u64::from(write.layout.chunk_bytes));
+        let mut chunks: Vec<_> = writes.iter().map(chunk).collect();
         chunks.dedup();
         chunks
+    }
+
+    fn put(&self, write: &Write) {
+        let mut contents = self.contents.lock();
+        let bytes = contents.entry(write.content.0).or_default();
+        let end = write.offset as usize + write.payload.len();
+        if bytes.len() < end {
+            bytes.resize(end, 0);
+        }
+        write.payload.copy_to(&mut bytes[write.offset as usize..end]);
     }
 }
 
@@ -82,11 +134,16 @@ struct ChunkClient {
 impl Chunks for ChunkClient {
     fn read(&self, read: &Read) -> Result<()> {
         self.twin.reads.fetch_add(1, Ordering::Relaxed);
+        schedule::pause();
+        self.twin.whim()?;
         read.into.zero();
-        let contents = self.twin.contents.lock();
-        let bytes = contents.get(&read.content.0).map(Vec::as_slice).unwrap_or_default();
-        let known = bytes.get(read.offset as usize..).unwrap_or_default();
-        read.into.copy_from(&known[..known.len().min(read.into.len())]);
+        {
+            let contents = self.twin.contents.lock();
+            let bytes = contents.get(&read.content.0).map(Vec::as_slice).unwrap_or_default();
+            let known = bytes.get(read.offset as usize..).unwrap_or_default();
+            read.into.copy_from(&known[..known.len().min(read.into.len())]);
+        }
+        schedule::pause();
         Ok(())
     }
 
@@ -112,23 +169,19 @@ impl Chunks for ChunkClient {
         self.twin.waiting.fetch_sub(1, Ordering::Relaxed);
         drop(held);
         let results = writes.iter().map(|write| {
-            assert!(
-                write.offset % u64::from(CHUNK_BYTES) + write.payload.len() as u64 <= u64::from(CHUNK_BYTES)
-            );
+            let chunk_bytes = u64::from(write.layout.chunk_bytes);
+            assert!(write.offset % chunk_bytes + write.payload.len() as u64 <= chunk_bytes);
             self.twin.writes.fetch_add(1, Ordering::Relaxed);
+            schedule::pause();
             if let Some(error) = self.twin.fault.lock().clone() {
                 return Err(error);
             }
-            let mut contents = self.twin.contents.lock();
-            let bytes = contents.entry(write.content.0).or_default();
-            let end = write.offset as usize + write.payload.len();
-            if bytes.len() < end {
-                bytes.resize(end, 0);
-            }
-            write.payload.copy_to(&mut bytes[write.offset as usize..end]);
+            self.twin.whim()?;
+            self.twin.put(write);
             Ok(())
         });
         let results = results.collect();
+        schedule::pause();
         for chunk in &chunks {
             *self.under_way.lock().get_mut(chunk).unwrap() -= 1;
         }
@@ -137,6 +190,8 @@ impl Chunks for ChunkClient {
 
     fn sync(&self, _: &pb::Layout, _: ContentId, _: Range<u64>) -> Result<()> {
         self.twin.syncs.fetch_add(1, Ordering::Relaxed);
+        schedule::pause();
+        self.twin.whim()?;
         self.twin.fault.lock().clone().map_or(Ok(()), Err)
     }
 
@@ -148,13 +203,19 @@ impl Chunks for ChunkClient {
 
 /// Inodes in memory. Names: only "f<number>" below the root, which is inode <number>.
 pub struct MetaTwin {
-    inodes: Mutex<HashMap<u64, pb::Inode>>,
+    inodes: Kept<HashMap<u64, pb::Inode>>,
     chunks: Arc<ChunkTwin>,
-    pub calls: Mutex<Vec<Method>>,
+    pub calls: Kept<Vec<Method>>,
     /// Error of the next calls.
-    fault: Mutex<Option<Error>>,
+    fault: Kept<Option<Error>>,
+    whims: Kept<Whims>,
+    /// Of new files.
+    layout: Kept<pb::Layout>,
     last_content: AtomicUsize,
-    spares: Mutex<Vec<u64>>,
+    spares: Kept<Vec<u64>>,
+    /// Write sessions, by inode and session, and whose they are.
+    sessions: Kept<BTreeMap<(u64, u64), u64>>,
+    last_session: AtomicU64,
     /// The next answer to this method is held back; and whether somebody waits for it.
     held: Mutex<(Option<Method>, bool)>,
     released: Condvar,
@@ -162,17 +223,39 @@ pub struct MetaTwin {
 
 impl MetaTwin {
     pub fn new(chunks: Arc<ChunkTwin>) -> Arc<MetaTwin> {
-        let last_content = AtomicUsize::new(1000);
-        Arc::new(MetaTwin {
-            inodes: Mutex::new(HashMap::new()),
+        let twin = MetaTwin {
+            inodes: Kept::default(),
             chunks,
-            calls: Mutex::new(Vec::new()),
-            fault: Mutex::new(None),
-            last_content,
-            spares: Mutex::default(),
+            calls: Kept::default(),
+            fault: Kept::default(),
+            whims: Kept::default(),
+            layout: Kept::default(),
+            last_content: AtomicUsize::new(1000),
+            spares: Kept::default(),
+            sessions: Kept::default(),
+            last_session: AtomicU64::new(0),
             held: Mutex::default(),
             released: Condvar::new(),
-        })
+        };
+        twin.lay_out(CHUNK_BYTES, INLINE_BYTES);
+        Arc::new(twin)
+    }
+
+    /// Files made from now on have chunks of this size, and so many bytes in their inodes.
+    pub fn lay_out(&self, chunk_bytes: u32, inline_bytes: u32) {
+        let (stripe, permutation_version) = (1, 1);
+        *self.layout.lock() =
+            pb::Layout { chunk_bytes, inline_bytes, stripe, permutation_version, ..Default::default() };
+    }
+
+    /// From now on calls go wrong at times.
+    pub fn follow(&self, whims: Whims) {
+        *self.whims.lock() = whims;
+    }
+
+    /// Write sessions that have not ended.
+    pub fn sessions(&self) -> Vec<(u64, u64)> {
+        self.sessions.lock().keys().copied().collect()
     }
 
     /// The next call of this method is carried out, and answered once this is called with `None`; a sync as one that
@@ -219,29 +302,67 @@ impl MetaTwin {
             return Err(error);
         }
         let bytes = request.encode_to_vec();
-        let mut reply = self.answer(method, &bytes)?;
-        let mut held = self.held.lock();
-        if held.0 == Some(method) && !held.1 {
-            held.1 = true;
-            self.released.notify_all();
-            while held.0.is_some() {
-                self.released.wait(&mut held);
-            }
-            held.1 = false;
-            if method == Method::MetaSync {
-                let inode = pb::SyncRequest::decode(bytes.as_slice()).unwrap().inode;
-                reply = self.reply(inode)?.encode_to_vec();
-            }
+        let whims = *self.whims.lock();
+        schedule::pause();
+        if happens(whims.refused) {
+            return Err(Error::new(Kind::Unavailable, "a whim of the twin"));
         }
-        drop(held);
+        if method == Method::MetaSync && happens(whims.conflict) {
+            return Err(Error::new(Kind::Conflict, "a whim of the twin"));
+        }
+        let mut reply = self.answer(method, &bytes)?;
+        if self.hold_back(method) || happens(whims.again) {
+            schedule::pause();
+            reply = self.answer_again(method, &reply);
+        }
+        schedule::pause();
+        if happens(whims.lost) {
+            return Err(Error::new(Kind::Timeout, "a whim of the twin"));
+        }
         Ok(R::decode(reply.as_slice()).expect("twin and caller agree on types"))
+    }
+
+    /// True: the answer has waited for `hold_answer`, and was given anew.
+    fn hold_back(&self, method: Method) -> bool {
+        let mut held = self.held.lock();
+        if held.0 != Some(method) || held.1 {
+            return false;
+        }
+        held.1 = true;
+        self.released.notify_all();
+        while held.0.is_some() {
+            self.released.wait(&mut held);
+        }
+        held.1 = false;
+        method == Method::MetaSync
+    }
+
+    /// A reply that was lost, with inodes as they are now.
+    fn answer_again(&self, method: Method, reply: &[u8]) -> Vec<u8> {
+        let renew = |reply: &mut pb::InodeReply| {
+            if let Some(inode) = &mut reply.inode {
+                *inode = self.inode(inode.id);
+            }
+        };
+        if method == Method::MetaClose {
+            let mut reply = pb::CloseReply::decode(reply).expect("its own reply");
+            reply.results.iter_mut().for_each(renew);
+            return reply.encode_to_vec();
+        }
+        let mut reply = pb::InodeReply::decode(reply).expect("its own reply");
+        renew(&mut reply);
+        reply.encode_to_vec()
     }
 
     fn answer(&self, method: Method, bytes: &[u8]) -> Result<Vec<u8>> {
         let reply = match method {
-            Method::MetaCreate => self.create(pb::CreateRequest::decode(bytes).unwrap()),
+            Method::MetaCreate => self.create(pb::CreateRequest::decode(bytes).unwrap())?,
             Method::MetaOpen => self.open(pb::OpenRequest::decode(bytes).unwrap())?,
-            Method::MetaStat => self.reply(pb::StatRequest::decode(bytes).unwrap().path.unwrap().at)?,
+            Method::MetaStat => {
+                let request = pb::StatRequest::decode(bytes).unwrap();
+                let client = request.caller.unwrap_or_default().client;
+                self.shown(request.path.unwrap().at, client)?
+            }
             Method::MetaSync => self.sync(pb::SyncRequest::decode(bytes).unwrap())?,
             Method::MetaSetAttr => self.set_attr(pb::SetAttrRequest::decode(bytes).unwrap())?,
             Method::MetaList => {
@@ -277,25 +398,49 @@ impl MetaTwin {
         pb::ListReply { entries, more, parent: 1 }
     }
 
+    /// As `reply`; of a file in chunks that other clients write, the length is what the chains hold.
+    fn shown(&self, id: u64, client: u64) -> Result<pb::InodeReply> {
+        let mut reply = self.reply(id)?;
+        if let Some(inode) = &mut reply.inode
+            && !inode.is_inline
+            && self.others_write(id, client)
+        {
+            inode.length = inode.length.max(self.measure(inode.content));
+        }
+        Ok(reply)
+    }
+
+    fn others_write(&self, id: u64, client: u64) -> bool {
+        self.sessions.lock().iter().any(|((inode, _), owner)| *inode == id && *owner != client)
+    }
+
+    fn measure(&self, content: u64) -> u64 {
+        self.chunks.contents.lock().get(&content).map_or(0, |bytes| bytes.len() as u64)
+    }
+
     fn fresh_content(&self) -> u64 {
         self.last_content.fetch_add(1, Ordering::Relaxed) as u64
     }
 
-    fn create(&self, request: pb::CreateRequest) -> pb::InodeReply {
+    fn fresh_session(&self, inode: u64, client: u64) -> u64 {
+        let session = self.last_session.fetch_add(1, Ordering::Relaxed) + 1;
+        self.sessions.lock().insert((inode, session), client);
+        session
+    }
+
+    fn create(&self, request: pb::CreateRequest) -> Result<pb::InodeReply> {
         let name = String::from_utf8(request.path.unwrap().path).unwrap();
         let id: u64 = name[1..].parse().unwrap();
-        let layout = pb::Layout {
-            chunk_bytes: CHUNK_BYTES,
-            inline_bytes: INLINE_BYTES,
-            stripe: 1,
-            permutation_version: 1,
-            ..Default::default()
-        };
+        if self.inodes.lock().contains_key(&id) {
+            let path = Some(inode_path(id));
+            let pb::CreateRequest { caller, read, write, truncate, .. } = request;
+            return self.open(pb::OpenRequest { caller, path, read, write, truncate, ..Default::default() });
+        }
         let inode = pb::Inode {
             id,
             r#type: pb::FileType::Regular.into(),
             permissions: request.permissions,
-            layout: Some(layout),
+            layout: Some(*self.layout.lock()),
             content: self.fresh_content(),
             is_inline: !request.in_chunks,
             change: 1,
@@ -303,35 +448,37 @@ impl MetaTwin {
             ..Default::default()
         };
         self.inodes.lock().insert(id, inode.clone());
-        pb::InodeReply { inode: Some(inode), session: id * 10 + 1, created: true, spare: None }
+        let client = request.caller.unwrap_or_default().client;
+        let session = if request.write { self.fresh_session(id, client) } else { 0 };
+        Ok(pb::InodeReply { inode: Some(inode), session, created: true, spare: None })
     }
 
     fn open(&self, request: pb::OpenRequest) -> Result<pb::InodeReply> {
         let id = request.path.unwrap().at;
+        let client = request.caller.unwrap_or_default().client;
         if request.truncate {
-            self.cut(id, 0)?;
+            self.cut(id, 0, client)?;
         }
-        let reply = self.reply(id)?;
-        Ok(pb::InodeReply { session: if request.write { id * 10 + 2 } else { 0 }, ..reply })
+        let reply = self.shown(id, client)?;
+        let session = if request.write { self.fresh_session(id, client) } else { 0 };
+        Ok(pb::InodeReply { session, ..reply })
     }
 
-    fn cut(&self, id: u64, length: u64) -> Result<()> {
+    fn cut(&self, id: u64, length: u64, client: u64) -> Result<()> {
+        let others = self.others_write(id, client);
         let mut inodes = self.inodes.lock();
         let inode = inodes.get_mut(&id).ok_or_else(|| Error::new(Kind::NotFound, "no inode"))?;
-        if length == 0 {
+        if inode.is_inline {
+            inode.inline_data.truncate(length as usize);
+            let inline_bytes = u64::from(inode.layout.unwrap_or_default().inline_bytes);
+            inode.inline_data.resize(length.min(inline_bytes) as usize, 0);
+        } else if length == 0 && !others {
             inode.content = self.fresh_content();
             inode.is_inline = true;
-        }
-        inode.inline_data.truncate(length as usize);
-        if !inode.is_inline
-            && let Some(bytes) = self.chunks.contents.lock().get_mut(&inode.content)
-        {
+        } else if let Some(bytes) = self.chunks.contents.lock().get_mut(&inode.content) {
             bytes.truncate(length as usize);
         }
         inode.length = length;
-        if inode.is_inline && length <= u64::from(INLINE_BYTES) {
-            inode.inline_data.resize(length as usize, 0);
-        }
         inode.truncate_version += 1;
         inode.change += 1;
         Ok(())
@@ -339,8 +486,9 @@ impl MetaTwin {
 
     fn set_attr(&self, request: pb::SetAttrRequest) -> Result<pb::InodeReply> {
         let id = request.path.as_ref().unwrap().at;
+        let client = request.caller.as_ref().map_or(0, |caller| caller.client);
         if let Some(length) = request.length {
-            self.cut(id, length)?;
+            self.cut(id, length, client)?;
         }
         if let Some(inode) = self.inodes.lock().get_mut(&id) {
             change_attributes(inode, &request);
@@ -369,13 +517,21 @@ impl MetaTwin {
         if request.leave_inline {
             self.leave(request.inode, request.inline_base, request.spare)?;
         }
-        self.tell(&one)?;
+        let mut changed = self.tell(&one)? || request.leave_inline;
         if let (Some(attributes), Some(inode)) =
             (request.attributes, self.inodes.lock().get_mut(&request.inode))
         {
             change_attributes(inode, &attributes);
+            changed = true;
         }
+        self.count_change(request.inode, changed);
         self.reply(request.inode)
+    }
+
+    fn count_change(&self, id: u64, changed: bool) {
+        if let Some(inode) = self.inodes.lock().get_mut(&id) {
+            inode.change += u64::from(changed);
+        }
     }
 
     fn inline_at(&self, id: u64, base: u64) -> Result<pb::Inode> {
@@ -412,9 +568,11 @@ impl MetaTwin {
         Ok(())
     }
 
-    fn tell(&self, one: &pb::CloseOne) -> Result<()> {
+    /// Whether that changes anything.
+    fn tell(&self, one: &pb::CloseOne) -> Result<bool> {
         let mut inodes = self.inodes.lock();
         let inode = inodes.get_mut(&one.inode).ok_or_else(|| Error::new(Kind::NotFound, "no inode"))?;
+        let before = (inode.length, inode.mtime_ns);
         if one.has_inline && (one.inline_base != inode.change || !inode.is_inline) {
             return Err(Error::new(Kind::Conflict, "the inode has changed"));
         }
@@ -422,34 +580,44 @@ impl MetaTwin {
             inode.length = one.inline_data.len() as u64;
             inode.inline_data = one.inline_data.clone();
         }
-        if let Some(hint) = one.length
-            && hint.truncate_version == inode.truncate_version
-        {
-            inode.length = inode.length.max(hint.length);
+        match one.length {
+            Some(hint) if hint.truncate_version == inode.truncate_version => {
+                inode.length = inode.length.max(hint.length);
+            }
+            Some(_) if !inode.is_inline => inode.length = inode.length.max(self.measure(inode.content)),
+            _ => {}
         }
         if one.mtime_ns != 0 {
             inode.mtime_ns = one.mtime_ns;
         }
-        inode.change += 1;
-        Ok(())
+        Ok(one.has_inline || before != (inode.length, inode.mtime_ns))
     }
 
     fn close(&self, request: pb::CloseRequest) -> pb::CloseReply {
         let mut reply = pb::CloseReply::default();
         for one in request.closes {
-            let told = one.length.is_some() || one.mtime_ns != 0 || one.has_inline;
-            match if told { self.tell(&one) } else { Ok(()) }.and_then(|()| self.reply(one.inode)) {
-                Ok(inode) => {
-                    reply.results.push(inode);
-                    reply.errors.push(pb::Error::default());
-                }
-                Err(error) => {
-                    reply.results.push(pb::InodeReply::default());
-                    reply.errors.push(pb::Error::from(&error));
-                }
-            }
+            let (result, error) = match self.close_one(&one) {
+                Ok(result) => (result, pb::Error::default()),
+                Err(error) => (pb::InodeReply::default(), pb::Error::from(&error)),
+            };
+            reply.results.push(result);
+            reply.errors.push(error);
         }
         reply
+    }
+
+    fn close_one(&self, one: &pb::CloseOne) -> Result<pb::InodeReply> {
+        let mut reply = pb::InodeReply::default();
+        if one.length.is_some() || one.mtime_ns != 0 || one.has_inline {
+            if happens(self.whims.lock().conflict) {
+                return Err(Error::new(Kind::Conflict, "a whim of the twin"));
+            }
+            let changed = self.tell(one)?;
+            self.count_change(one.inode, changed);
+            reply = self.reply(one.inode)?;
+        }
+        self.sessions.lock().remove(&(one.inode, one.session));
+        Ok(reply)
     }
 }
 
@@ -472,7 +640,9 @@ pub fn client_that_trusts(
     write_buffer_bytes: usize,
     attribute_timeout: Duration,
 ) -> Arc<Shared> {
-    let meta = Meta::new(Carrier::Twin(meta.clone()), ClientId(7), Duration::from_secs(60));
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let id = ClientId(LAST.fetch_add(1, Ordering::Relaxed) + 1);
+    let meta = Meta::new(Carrier::Twin(meta.clone()), id, Duration::from_secs(60));
     let pool = BufferPool::new(1 << 20, 16).unwrap();
     Shared::new(
         meta,

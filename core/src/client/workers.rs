@@ -26,6 +26,11 @@ impl Workers {
 
     /// Runs `job` on a thread. False: the pool has been stopped, the job was dropped.
     pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> bool {
+        #[cfg(test)]
+        if crate::schedule::is_current() {
+            crate::schedule::spawn(self.name, job);
+            return true;
+        }
         let sent = match &*self.queue.lock() {
             Some(queue) => queue.send(Box::new(job)).is_ok(),
             None => false,

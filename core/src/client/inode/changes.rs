@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{OpenInode, State};
-use crate::client::inline::Inline;
 use crate::client::later::Later;
 use crate::client::meta::{Who, inode_path};
 use crate::error::Result;
@@ -49,9 +48,9 @@ impl OpenInode {
         let Some(later) = self.state.lock().later.clone() else { return Ok(()) };
         let request = pb::SetAttrRequest { path: Some(inode_path(self.id)), ..later.request.clone() };
         let inode = self.shared.meta.set_attr(&later.who, request)?;
+        self.shared.names.learn(inode.clone());
         self.adopt_own(&inode);
         self.settled(&mut self.state.lock(), Some(&later));
-        self.shared.names.learn(inode);
         Ok(())
     }
 
@@ -87,21 +86,21 @@ impl OpenInode {
             let chunk_bytes = state.layout.chunk_bytes;
             let freed = state.dirty.cut(length, chunk_bytes);
             self.shared.budget.release(freed);
-            state.inline = state.inline.take().map(|inline| Inline { edited: Default::default(), ..inline });
+            if let Some(inline) = &mut state.inline {
+                inline.forget_edits();
+            }
             state.acknowledged = 0;
-            state.length = length;
+            state.doubtful = None;
             state.mtime_ns = None;
             if let Some(later) = &mut state.later {
                 later.written();
             }
-            state.undurable = true;
-            if let Some(inode) = reply.inode.clone() {
-                let overtaken = inode.change < state.inode.change;
+            state.undurable += 1;
+            state.length = length;
+            if let Some(inode) = reply.inode.clone().filter(|inode| !inode.bytes_withheld) {
                 self.adopt_into(&mut state, inode);
-                // What others have made of the file since it was cut is known already.
-                if overtaken {
-                    state.length = state.inode.length.max(state.waiting_end());
-                }
+                // What is known may be newer than this answer.
+                state.length = state.inode.length.max(state.waiting_end());
             }
         }
         state.exclusive = false;

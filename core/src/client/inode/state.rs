@@ -7,6 +7,7 @@ use super::telling::News;
 use super::{State, inline_of, now_ns};
 use crate::buffer::Placement;
 use crate::client::dirty::{DirtyChunk, RUN_BYTES, overlay, parts};
+use crate::client::inline::Inline;
 use crate::client::patience::Warnings;
 use crate::client::shared::Shared;
 use crate::error::Error;
@@ -14,6 +15,8 @@ use crate::wire::pb;
 
 /// Updates of one wave of write-back; each is one piece.
 const WAVE_PIECES_MAX: usize = 128;
+/// Number of the write that made bytes dirty which were in the inode before: older than any other.
+pub(super) const OUTGROWN: u64 = 0;
 
 /// A disk that is full fails every write-back of every file.
 static FAILED: Warnings = Warnings::new();
@@ -43,7 +46,30 @@ impl State {
     }
 
     pub(super) fn inline_is_told(&self) -> bool {
-        self.inline.as_ref().is_none_or(|inline| inline.edited.is_empty())
+        !self.is_edited()
+    }
+
+    /// Whether bytes in the inode were written here and are not told yet.
+    pub(super) fn is_edited(&self) -> bool {
+        self.inline.as_ref().is_some_and(Inline::is_edited)
+    }
+
+    /// What was written here is laid over what the inode has become. Returns the change in memory held.
+    pub(super) fn follow_inode(&mut self, shared: &Shared) -> isize {
+        match &mut self.inline {
+            Some(inline) if inline.is_edited() && self.inode.is_inline => {
+                inline.rebase(self.inode.inline_data.clone(), self.inode.change);
+                0
+            }
+            _ => self.outgrow(shared),
+        }
+    }
+
+    /// Bytes up to `length` were written under an older truncation than is known now, before it or after.
+    pub(super) fn doubt(&mut self, length: u64, truncate_version: u64) {
+        let length = self.doubtful.as_ref().map_or(length, |hint| hint.length.max(length));
+        self.doubtful = Some(pb::LengthHint { length, truncate_version });
+        self.unsynced = true;
     }
 
     /// Whether all that is known of the file's bytes is in `inline`, so that a small write may go there.
@@ -51,24 +77,42 @@ impl State {
         self.inline.is_some() && self.dirty.is_empty() && self.flights.is_empty()
     }
 
-    pub(super) fn length_is_told(&self) -> bool {
-        self.acknowledged <= self.inode.length && self.inline_is_told()
+    pub(super) fn is_durable(&self) -> bool {
+        self.durable == self.undurable
     }
 
-    pub(super) fn news(&self) -> News {
+    /// Whether bytes that were in `inline` wait to be written back, and so are in no news.
+    pub(super) fn has_outgrown(&self) -> bool {
+        self.waits_until(OUTGROWN)
+    }
+
+    pub(super) fn length_is_told(&self) -> bool {
+        self.acknowledged <= self.inode.length
+            && self.doubtful.is_none()
+            && self.inline_is_told()
+            && !self.has_outgrown()
+    }
+
+    /// What is to be told now.
+    pub(super) fn news(&mut self) -> News {
+        if let Some(inline) = &mut self.inline {
+            inline.begin_telling();
+        }
         // Of an inline file all of it is told, and it may be longer than its bytes: zeros after them.
         let length = if self.is_inside() { self.length } else { self.acknowledged };
         let hint = pb::LengthHint { length, truncate_version: self.inode.truncate_version };
         News {
-            length: (length > 0).then_some(hint),
+            length: self.doubtful.or((length > 0).then_some(hint)),
             mtime_ns: self.mtime_ns.unwrap_or_default(),
             inline: self
                 .inline
                 .as_ref()
-                .filter(|inline| !inline.edited.is_empty())
+                .filter(|inline| inline.is_edited())
                 .map(|inline| inline.bytes.clone()),
             base: self.inline.as_ref().map_or(0, |inline| inline.base),
             later: self.later.clone(),
+            writes: self.writes,
+            undurable: self.undurable,
         }
     }
 
@@ -84,9 +128,15 @@ impl State {
             .flights
             .last_key_value()
             .map_or(0, |(&index, chunk)| u64::from(index) * chunk_bytes + u64::from(chunk.end()));
-        let inline = self.inline.as_ref().filter(|inline| !inline.edited.is_empty());
+        let inline = self.inline.as_ref().filter(|inline| inline.is_edited());
         let inline = inline.map_or(0, |inline| inline.bytes.len() as u64);
         self.dirty.end(self.layout.chunk_bytes).max(flying).max(inline)
+    }
+
+    /// Whether a write up to `end` must wait: bytes that would leave `inline` are being told.
+    pub(super) fn would_outgrow_while_told(&self, end: u64) -> bool {
+        let telling = self.inline.as_ref().is_some_and(|inline| !inline.telling.is_empty());
+        telling && end > u64::from(self.layout.inline_bytes)
     }
 
     /// Takes in a write. Returns the change in memory held and whether a run is complete.
@@ -123,13 +173,15 @@ impl State {
     /// What was written to `inline` becomes dirty instead, and what is left of it is what the inode holds. Returns the
     /// change in memory held.
     pub(super) fn outgrow(&mut self, shared: &Shared) -> isize {
-        let Some(inline) = self.inline.as_ref().filter(|inline| !inline.edited.is_empty()) else { return 0 };
-        let bytes = Placement::from_vec(inline.bytes.clone());
         let mut change = 0;
-        for range in inline.edited.iter() {
-            // Older than everything that is written from here on: whoever flushes waits for it.
-            let (start, bytes) = (range.start as u64, bytes.slice(range));
-            change += self.dirty.put(0, start, &bytes, false, self.layout.chunk_bytes, &shared.pool).0;
+        if let Some(inline) = self.inline.as_ref().filter(|inline| inline.is_edited()) {
+            let bytes = Placement::from_vec(inline.bytes.clone());
+            for range in inline.untold() {
+                // Older than everything that is written from here on: whoever flushes waits for it.
+                let (start, bytes) = (range.start as u64, bytes.slice(range));
+                change +=
+                    self.dirty.put(OUTGROWN, start, &bytes, false, self.layout.chunk_bytes, &shared.pool).0;
+            }
         }
         self.inline = inline_of(&self.inode);
         change

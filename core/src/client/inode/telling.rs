@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::state::OUTGROWN;
 use super::{OpenInode, now_ns};
 use crate::client::later::Later;
 use crate::client::meta::Who;
@@ -11,7 +12,7 @@ use crate::wire::pb;
 
 /// How often a small file's bytes are merged with somebody else's before the conflict is reported.
 const MERGES_MAX: usize = 32;
-/// Times an extension is told that others have truncated the file.
+/// Times an extension is told that others have truncated or changed the file.
 const EXTENDS_MAX: usize = 32;
 
 impl OpenInode {
@@ -30,8 +31,8 @@ impl OpenInode {
             // Opened for reading only: nothing of it is ours.
             _ if told && state.sessions.is_empty() => true,
             (false, _) => told,
-            (true, false) => told && !state.undurable,
-            (true, true) => !state.undurable && state.length_is_told(),
+            (true, false) => told && state.is_durable(),
+            (true, true) => state.is_durable() && state.length_is_told(),
         };
         drop(state);
         if skip { Ok(()) } else { self.tell(durable) }
@@ -55,16 +56,17 @@ impl OpenInode {
         self.sync(false, false)?;
         for _ in 0..EXTENDS_MAX {
             let truncate_version = self.state.lock().inode.truncate_version;
-            let inode = self.shared.meta.sync(
-                who,
-                pb::SyncRequest {
-                    inode: self.id,
-                    length: Some(pb::LengthHint { length, truncate_version }),
-                    mtime_ns: now_ns(),
-                    session,
-                    ..Default::default()
-                },
-            )?;
+            let request = pb::SyncRequest {
+                inode: self.id,
+                length: Some(pb::LengthHint { length, truncate_version }),
+                mtime_ns: now_ns(),
+                session,
+                ..Default::default()
+            };
+            let inode = match self.shared.meta.sync(who, request) {
+                Err(error) if error.kind() == Kind::Conflict => continue,
+                result => result?,
+            };
             let done = inode.length >= length;
             self.adopt_own(&inode);
             self.shared.names.learn(inode);
@@ -72,23 +74,21 @@ impl OpenInode {
                 return Ok(());
             }
         }
-        Err(Error::timeout("others truncate the file again and again"))
+        Err(Error::timeout("others change the file again and again"))
     }
 
     /// Tells length, times and inline bytes.
     pub(super) fn tell(self: &Arc<Self>, durable: bool) -> Result<()> {
-        let telling = self.telling.lock();
+        let _telling = self.telling.lock();
         let mut merges = 0;
         loop {
-            let state = self.state.lock();
-            let writes = state.writes;
-            if state.inline.is_some() && !state.dirty.is_empty() {
-                // Outgrown since its caller wrote everything back, with bytes that were to be told now.
+            let mut state = self.state.lock();
+            if state.has_outgrown() {
                 drop(state);
-                self.flush_until(writes);
+                self.flush_until(OUTGROWN);
                 continue;
             }
-            if state.is_told() && !(durable && state.undurable) {
+            if state.is_told() && (!durable || state.is_durable()) {
                 return Ok(());
             }
             let news = state.news();
@@ -102,7 +102,7 @@ impl OpenInode {
                 mtime_ns: news.mtime_ns,
                 has_inline: news.inline.is_some(),
                 inline_base: news.base,
-                inline_data: news.inline.unwrap_or_default(),
+                inline_data: news.inline.clone().unwrap_or_default(),
                 durable,
                 session,
                 attributes: news.later.as_ref().map(|later| later.request.clone()),
@@ -111,42 +111,55 @@ impl OpenInode {
             drop(state);
             match self.shared.meta.sync(&who, request) {
                 Ok(inode) => {
-                    self.told(&inode, writes, durable, news.later.as_ref());
-                    drop(telling);
-                    self.shared.names.learn(inode);
+                    self.told(inode, &news, durable);
                     return Ok(());
                 }
                 Err(error) if error.kind() == Kind::Conflict && merges < MERGES_MAX => {
                     merges += 1;
+                    self.untold();
                     self.merge(&who)?;
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    self.untold();
+                    return Err(error);
+                }
             }
         }
     }
 
-    /// The metadata service has taken what was news when `writes` writes had been made, and `later` waited.
-    pub fn told(&self, inode: &pb::Inode, writes: u64, durable: bool, later: Option<&Later>) {
+    /// The metadata service has not taken the news, or it is not known.
+    pub fn untold(&self) {
+        if let Some(inline) = &mut self.state.lock().inline {
+            inline.end_telling();
+        }
+        self.changed.notify_all();
+    }
+
+    /// The metadata service has taken the news.
+    pub fn told(&self, inode: pb::Inode, news: &News, durable: bool) {
+        // First of all: who finds the file clean, or closed, finds this.
+        self.shared.names.learn(inode.clone());
         let mut state = self.state.lock();
-        self.settled(&mut state, later);
-        if inode.change == state.inode.change + 1 {
+        self.settled(&mut state, news.later.as_ref());
+        if news.changes() && inode.change == state.inode.change + 1 {
             self.shared.names.page_cache_follows(self.id, state.inode.change, inode.change);
         }
-        state.undurable = !durable;
-        if state.writes == writes {
-            if let Some(inline) = &mut state.inline {
-                inline.edited = Default::default();
-            }
+        if durable {
+            state.durable = state.durable.max(news.undurable);
+        } else {
+            state.undurable += 1;
+        }
+        if let Some(inline) = &mut state.inline {
+            inline.telling = Default::default();
+        }
+        if state.doubtful == news.length {
+            state.doubtful = None;
+        }
+        if state.writes == news.writes {
             state.mtime_ns = None;
             state.unsynced = !state.dirty.is_empty() || !state.flights.is_empty();
-        } else if let Some(inline) = &mut state.inline
-            && inode.is_inline
-        {
-            // Written meanwhile: what was edited stays edited, on top of what the inode has now. That may be more than
-            // was told: an answer that was lost comes with what others have done since.
-            inline.rebase(inode.inline_data.clone(), inode.change);
         }
-        self.adopt_into(&mut state, inode.clone());
+        self.adopt_into(&mut state, inode);
         // What was in flight when the news was made, and has arrived since, is not in it.
         if state.inline.is_none() && state.acknowledged > state.inode.length {
             state.unsynced = true;
@@ -156,31 +169,28 @@ impl OpenInode {
 
     /// Somebody else changed the small file: keep their bytes where nothing was written here.
     fn merge(self: &Arc<Self>, who: &Who) -> Result<()> {
-        let asked = self.shared.meta.stat_open(who, self.id)?;
+        let theirs = self.shared.meta.stat_open(who, self.id)?;
         let mut state = self.state.lock();
-        let theirs = if asked.change < state.inode.change { state.inode.clone() } else { asked };
-        if let Some(inline) = &mut state.inline
-            && theirs.is_inline
-        {
-            inline.rebase(theirs.inline_data.clone(), theirs.change);
-        } else {
-            let change = state.outgrow(&self.shared);
-            self.shared.budget.settle(0, change);
-        }
         state.writes += 1;
         let write = state.writes;
         self.adopt_into(&mut state, theirs);
-        let end = state.inline.as_ref().map_or(0, |inline| inline.bytes.len() as u64);
-        state.length = state.length.max(end);
         drop(state);
         self.flush_until(write);
         Ok(())
     }
 
-    /// What a close has to tell; `None` if nothing.
-    pub fn last_words(&self) -> Option<(News, u64)> {
-        let state = self.state.lock();
-        (!state.is_told()).then(|| (state.news(), state.writes))
+    /// What a close has to tell; `None` if nothing, also where all that was written has been cut away since.
+    /// Everything written so far has been written back, also by others; hold `telling`.
+    pub fn last_words(self: &Arc<Self>) -> Option<News> {
+        loop {
+            let mut state = self.state.lock();
+            if !state.has_outgrown() {
+                let told = state.is_told();
+                return Some(state.news()).filter(|news| !told && news.reports());
+            }
+            drop(state);
+            self.flush_until(OUTGROWN);
+        }
     }
 }
 
@@ -191,4 +201,19 @@ pub struct News {
     pub inline: Option<Vec<u8>>,
     pub base: u64,
     pub later: Option<Later>,
+    /// How many writes had been made.
+    pub writes: u64,
+    /// How much had been told or changed without being made durable.
+    pub undurable: u64,
+}
+
+impl News {
+    fn reports(&self) -> bool {
+        self.length.is_some() || self.changes()
+    }
+
+    /// Whether the inode certainly changes by it. A length may have been there before.
+    fn changes(&self) -> bool {
+        self.mtime_ns != 0 || self.inline.is_some() || self.later.is_some()
+    }
 }

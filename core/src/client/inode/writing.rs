@@ -43,10 +43,16 @@ impl OpenInode {
             return Ok(offset);
         }
         self.reserve(payload.len())?;
-        let mut state = self.shared_state();
-        let offset = match place {
-            Place::At(offset) => offset,
-            Place::End => state.length,
+        let (mut state, offset) = loop {
+            let mut state = self.shared_state();
+            let offset = match place {
+                Place::At(offset) => offset,
+                Place::End => state.length,
+            };
+            if !state.would_outgrow_while_told(offset.saturating_add(payload.len() as u64)) {
+                break (state, offset);
+            }
+            self.changed.wait(&mut state);
         };
         if offset.saturating_add(payload.len() as u64) > state.length_max() {
             self.shared.budget.release(payload.len());
@@ -153,6 +159,9 @@ impl OpenInode {
         for (write, result) in writes.iter().zip(results) {
             match result {
                 Ok(()) if current => state.landed(write.offset, write.payload.len()),
+                Ok(()) if content == state.inode.content => {
+                    state.doubt(write.offset + write.payload.len() as u64, truncate_version);
+                }
                 Ok(()) => state.unsynced = true,
                 Err(error) => state.fail(error.context("write-back")),
             }
@@ -195,7 +204,7 @@ impl OpenInode {
                 if departed.ours && inode.change == state.inode.change + 1 {
                     self.shared.names.page_cache_follows(self.id, state.inode.change, inode.change);
                 }
-                state.undurable = true;
+                state.undurable += 1;
                 self.adopt_into(state, inode);
             }
             Err(error) => {
@@ -233,7 +242,8 @@ impl OpenInode {
     }
 
     /// Write-back by age: chunks, and inline bytes too.
-    pub fn write_back_aged(self: &Arc<Self>) {
+    /// False: nothing is left to do, the client's list of dirty files need not have it.
+    pub fn write_back_aged(self: &Arc<Self>) -> bool {
         self.start_write_back();
         let mut state = self.state.lock();
         if state.later.is_some() {
@@ -241,19 +251,16 @@ impl OpenInode {
             if let Err(error) = self.settle() {
                 self.state.lock().fail(error.context("attributes"));
             }
-        } else if state.inline.as_ref().is_some_and(|inline| !inline.edited.is_empty()) {
+        } else if state.is_edited() {
             drop(state);
             if let Err(error) = self.tell(false) {
                 self.state.lock().fail(error.context("write-back"));
             }
         } else if state.dirty.is_empty() && state.flights.is_empty() {
             state.listed = false;
+            return false;
         }
-    }
-
-    /// Whether the client's list of dirty files still needs this one.
-    pub fn is_listed(&self) -> bool {
-        self.state.lock().listed
+        true
     }
 
     /// Counts an error that concerns every handle.
