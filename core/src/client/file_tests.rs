@@ -429,6 +429,7 @@ fn a_length_that_a_file_has_since_it_was_cut_elsewhere_is_told() {
     put(&file, 0, b"new");
     file.inode().flush();
     file.refresh().unwrap();
+    assert_eq!(get(&file, 0, 3), b"new");
     file.close().unwrap();
     assert_eq!(get(&world.other().open(5), 0, 100), b"new");
 }

@@ -270,7 +270,8 @@ impl OpenInode {
         let change = state.follow_inode(&self.shared);
         self.shared.budget.settle(0, change);
         if is_newer {
-            state.length = state.inode.length.max(state.acknowledged).max(state.waiting_end());
+            let doubtful = state.doubtful.map_or(0, |hint| hint.length);
+            state.length = state.inode.length.max(state.acknowledged).max(doubtful).max(state.waiting_end());
         }
     }
 

@@ -69,6 +69,7 @@ impl State {
     pub(super) fn doubt(&mut self, length: u64, truncate_version: u64) {
         let length = self.doubtful.as_ref().map_or(length, |hint| hint.length.max(length));
         self.doubtful = Some(pb::LengthHint { length, truncate_version });
+        self.length = self.length.max(length);
         self.unsynced = true;
     }
 
