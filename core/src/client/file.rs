@@ -70,7 +70,11 @@ impl File {
                 let reply = inode.truncate(0, || shared.meta.open(who, request))?;
                 File::opened(opening, shared, who, reply, options)
             }
-            None => File::opened(opening, shared, who, shared.meta.open(who, request)?, options)?.empty(),
+            None => {
+                let reply = shared.meta.open(who, request)?;
+                let change = reply.inode.as_ref().map_or(0, |inode| inode.change);
+                File::opened(opening, shared, who, reply, options)?.empty(change)
+            }
         }
     }
 
@@ -94,18 +98,19 @@ impl File {
         let opening = shared.opening();
         let reply = shared.meta.create(who, request)?;
         let created = reply.created;
+        let change = reply.inode.as_ref().map_or(0, |inode| inode.change);
         let file = File::opened(opening, shared, who, reply, options)?;
         if created && options.write {
             file.inode.made();
             return Ok(file);
         }
-        file.empty()
+        file.empty(change)
     }
 
-    /// The file has been emptied if it was opened for that. Where it was being written here, that was not known before
-    /// it was opened: it is emptied once more, alone.
-    fn empty(self: Arc<File>) -> Result<Arc<File>> {
-        let written = self.inode.is_written_besides(self.session);
+    /// The file was at `change` when it had been emptied, if it was opened for that. Where it was being written here, or
+    /// has been told since, that was not known before it was opened: it is emptied once more, alone.
+    fn empty(self: Arc<File>, change: u64) -> Result<Arc<File>> {
+        let written = self.inode.is_written_besides(self.session) || self.inode.change() > change;
         if self.options.truncate && written && (self.inode.length() > 0 || !self.inode.is_clean()) {
             set_length(&self.shared, &self.who, self.inode.id(), 0, self.session)?;
         }

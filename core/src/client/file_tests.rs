@@ -388,13 +388,12 @@ fn bytes_that_were_cut_away_do_not_come_back_with_a_late_answer() {
     let world = World::that_trusts();
     let file = world.create(5);
     put(&file, 0, b"gone");
-    let mut again = None;
     call_while(
         &world,
         Method::MetaSync,
         || file.flush().unwrap(),
         || {
-            again = Some(world.open_with(5, OpenOptions { truncate: true, ..READ_WRITE }));
+            world.other().open_with(5, OpenOptions { truncate: true, ..READ_WRITE }).close().unwrap();
             put(&file, 6, b"N");
         },
     );
@@ -479,10 +478,14 @@ fn a_truncation_during_an_fsync_is_made_durable_by_the_next() {
     let world = World::that_trusts();
     let file = world.create(5);
     put(&file, 0, b"old");
-    let truncate = OpenOptions { truncate: true, ..READ_WRITE };
-    let mut again = None;
-    let cut = || again = Some(world.open_with(5, truncate));
-    call_while(&world, Method::MetaSync, || file.fsync(true).unwrap(), cut);
+    world.meta.hold_answer(Some(Method::MetaSync));
+    thread::scope(|scope| {
+        scope.spawn(|| file.fsync(true).unwrap());
+        world.meta.wait_for_caller();
+        // It waits for what is being told.
+        scope.spawn(|| world.open_with(5, OpenOptions { truncate: true, ..READ_WRITE }).close().unwrap());
+        world.meta.hold_answer(None);
+    });
     file.fsync(true).unwrap();
     assert_eq!(world.meta.count(Method::MetaSync), 2);
 }

@@ -80,7 +80,7 @@ impl OpenInode {
         length: u64,
         change: impl FnOnce() -> Result<pb::InodeReply>,
     ) -> Result<pb::InodeReply> {
-        let mut state = self.enter(length)?;
+        let (_telling, mut state) = self.enter(length)?;
         let result = MutexGuard::unlocked(&mut state, change);
         if let Ok(reply) = &result {
             let chunk_bytes = state.layout.chunk_bytes;
@@ -110,12 +110,15 @@ impl OpenInode {
     }
 
     /// Waits until this thread is alone with the file. What only exists as inline bytes is told first, unless it is
-    /// about to be cut away.
-    fn enter(self: &Arc<Self>, length: u64) -> Result<MutexGuard<'_, State>> {
+    /// about to be cut away. Nor is anything told meanwhile: it would be refused, merged with what is left after the
+    /// cut, and told again.
+    fn enter(self: &Arc<Self>, length: u64) -> Result<(MutexGuard<'_, ()>, MutexGuard<'_, State>)> {
         loop {
+            // Before `exclusive`: whoever tells waits for nobody to be alone with the file.
+            let telling = self.telling.lock();
             let mut state = self.shared_state();
             if length != 0 && !state.inline_is_told() {
-                drop(state);
+                drop((state, telling));
                 self.flush();
                 self.tell(false)?;
                 continue;
@@ -125,7 +128,7 @@ impl OpenInode {
                 self.changed.wait(&mut state);
             }
             if length == 0 || state.inline_is_told() {
-                return Ok(state);
+                return Ok((telling, state));
             }
             state.exclusive = false;
             self.changed.notify_all();

@@ -157,10 +157,12 @@ impl OpenInode {
         }
         if state.writes == news.writes {
             state.mtime_ns = None;
-            state.unsynced = !state.dirty.is_empty() || !state.flights.is_empty();
+            // What was in flight when the news was made, and has arrived since, is not in it.
+            let told = news.length.map_or(0, |hint| hint.length);
+            state.unsynced =
+                !state.dirty.is_empty() || !state.flights.is_empty() || state.acknowledged > told;
         }
         self.adopt_into(&mut state, inode);
-        // What was in flight when the news was made, and has arrived since, is not in it.
         if state.inline.is_none() && state.acknowledged > state.inode.length {
             state.unsynced = true;
         }
