@@ -10,8 +10,7 @@
 //!   from before; a file counts as closed one handle too early: 20 and more each, of the first 1,100.
 //!
 //! It does not find, in so many seeds, a client that ignores older answers altogether, nor a close that does not wait
-//! for bytes that have just outgrown the inode: `file_tests` has the first. About one seed in 5,000, none of
-//! the first 2,500, still fails: of two clients that write and cut one file, one brings back what the other has cut.
+//! for bytes that have just outgrown the inode: `file_tests` has the first.
 
 mod model;
 mod worker;
