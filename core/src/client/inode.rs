@@ -59,6 +59,8 @@ pub struct State {
     length: u64,
     /// End of what the chains have acknowledged since the last truncation.
     acknowledged: u64,
+    /// Counts what the chains have acknowledged.
+    landings: u64,
     /// A length that counts only if the bytes below it were not cut away: the chains are to be asked.
     doubtful: Option<pb::LengthHint>,
     /// The bytes in the inode. With `dirty` bytes besides, those are newer, and the file has outgrown it.
@@ -114,6 +116,7 @@ impl OpenInode {
             layout,
             length: inode.length,
             acknowledged: 0,
+            landings: 0,
             doubtful: None,
             inline,
             departing: false,

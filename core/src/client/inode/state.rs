@@ -69,6 +69,7 @@ impl State {
     pub(super) fn doubt(&mut self, length: u64, truncate_version: u64) {
         let length = self.doubtful.as_ref().map_or(length, |hint| hint.length.max(length));
         self.doubtful = Some(pb::LengthHint { length, truncate_version });
+        self.landings += 1;
         self.length = self.length.max(length);
         self.unsynced = true;
     }
@@ -113,6 +114,7 @@ impl State {
             base: self.inline.as_ref().map_or(0, |inline| inline.base),
             later: self.later.clone(),
             writes: self.writes,
+            landings: self.landings,
             undurable: self.undurable,
         }
     }
@@ -266,6 +268,7 @@ impl State {
     pub(super) fn landed(&mut self, offset: u64, length: usize) {
         let end = offset + length as u64;
         self.acknowledged = self.acknowledged.max(end);
+        self.landings += 1;
         self.add_volatile(offset..end);
         self.unsynced = true;
     }

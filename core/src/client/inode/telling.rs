@@ -152,15 +152,15 @@ impl OpenInode {
         if let Some(inline) = &mut state.inline {
             inline.telling = Default::default();
         }
-        if state.doubtful == news.length {
+        // What was in flight when the news was made, and has arrived since, is not in it: not even if the length is the
+        // same, for the file may have been cut in between.
+        let arrived = state.landings != news.landings;
+        if state.doubtful == news.length && !arrived {
             state.doubtful = None;
         }
         if state.writes == news.writes {
             state.mtime_ns = None;
-            // What was in flight when the news was made, and has arrived since, is not in it.
-            let told = news.length.map_or(0, |hint| hint.length);
-            state.unsynced =
-                !state.dirty.is_empty() || !state.flights.is_empty() || state.acknowledged > told;
+            state.unsynced = !state.dirty.is_empty() || !state.flights.is_empty() || arrived;
         }
         self.adopt_into(&mut state, inode);
         if state.inline.is_none() && state.acknowledged > state.inode.length {
@@ -203,8 +203,9 @@ pub struct News {
     pub inline: Option<Vec<u8>>,
     pub base: u64,
     pub later: Option<Later>,
-    /// How many writes had been made.
+    /// How many writes had been made, and how often the chains had acknowledged some.
     pub writes: u64,
+    pub landings: u64,
     /// How much had been told or changed without being made durable.
     pub undurable: u64,
 }
