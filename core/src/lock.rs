@@ -5,7 +5,6 @@
 //! writes their memory, which new threads have by then. Those of `std` wait in the kernel, by the lock's own address, so
 //! what a child makes for itself works. This is `std` with the calls of `parking_lot`: no poison, and a condition takes
 //! the guard by reference.
-
 //!
 //! In tests, threads of a schedule take turns here (`schedule.rs`).
 

@@ -105,7 +105,8 @@ class DataDir:
     def storage_records(self) -> list[str | None]:
         """The cluster that each storage directory here belongs to: what is left where cluster.json was lost.
 
-        None for one that is empty. Raises: InvalidArgument when one is damaged.
+        None for one that is empty; nothing at all if all are: disks that wait for their cluster.
+        Raises: InvalidArgument when one is damaged.
         """
         found: list[str | None] = []
         for directory in sorted(self.root.glob("storage-*")):
@@ -116,7 +117,7 @@ class DataDir:
                 found.append(None)
             except (ValueError, KeyError, TypeError) as error:
                 raise InvalidArgument(f"damaged ({error!r})", path=str(path)) from error
-        return found
+        return found if any(found) else []
 
     def write_shape(self, shape: Shape) -> None:
         """Writes cluster.json: what every process is told (`wire.Cluster`), and what only `up` needs."""

@@ -147,6 +147,11 @@ def test_lost_record_is_made_again_of_what_the_storage_nodes_know(data: DataDir)
         choose_shape(data, storage_nodes=None, replicas=1)
 
 
+def test_disks_that_wait_for_their_cluster_do_not_say_how_many_nodes_it_has(data: DataDir) -> None:
+    (data.root / "storage-201").mkdir()
+    assert choose_shape(data, storage_nodes=2, replicas=2).storage_nodes == 2
+
+
 def test_every_process_reads_the_cluster_out_of_the_same_file(data: DataDir) -> None:
     shape = choose_shape(data, storage_nodes=None, replicas=None)
     assert load_cluster(data.cluster) == shape.cluster
