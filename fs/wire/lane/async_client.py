@@ -10,7 +10,16 @@ from .. import handshake
 from ..addresses import parse_address
 from ..credentials import Token
 from ..methods import Method, Reply, Request
-from .frames import DEFAULT_TIMEOUT_S, FRAME_BYTES_MAX, HEADER, REPLY, decode, frame, keep_alive
+from .frames import (
+    DEFAULT_TIMEOUT_S,
+    FRAME_BYTES_MAX,
+    HEADER,
+    REPLY,
+    connect_failure,
+    decode,
+    frame,
+    keep_alive,
+)
 
 
 class AsyncLaneClient:
@@ -67,9 +76,7 @@ class AsyncLaneClient:
             connection.close()
             if isinstance(error, Error) or not isinstance(error, OSError):
                 raise
-            if isinstance(error, TimeoutError):
-                raise Timeout(f"{self.address}: no handshake in time") from error
-            raise Unavailable(f"{self.address}: cannot connect: {error}") from error
+            raise connect_failure(self.address, error) from error
         return connection
 
 

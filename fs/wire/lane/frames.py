@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from google.protobuf.message import DecodeError, Message
 
-from ...errors import InvalidArgument, Unavailable
+from ...errors import Error, InvalidArgument, Timeout, Unavailable
 from .. import errors as wire_errors
 from ..methods import Method, Reply
 
@@ -39,6 +39,13 @@ def decode(method: Method[Any, Reply], flags: int, payload: bytes, address: str)
         raise Unavailable(f"{address}: the reply of {method.path} cannot be read") from error
 
 
+def connect_failure(address: str, error: OSError) -> Error:
+    """What a caller is told of a connection that did not come about."""
+    if isinstance(error, TimeoutError):
+        return Timeout(f"{address}: no handshake in time")
+    return Unavailable(f"{address}: cannot connect: {error}")
+
+
 def keep_alive(connection: socket.socket) -> None:
     """Has the kernel notice that the peer is gone."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -54,6 +61,7 @@ __all__ = [
     "HEADER",
     "KEEPALIVE_S",
     "REPLY",
+    "connect_failure",
     "decode",
     "frame",
     "keep_alive",
