@@ -20,7 +20,7 @@ WORKERS = 3
 # An application waits this long at most: a lease, a restart, a new chain, and a loaded machine.
 PAUSE_MAX_S = 60.0
 
-pytestmark = [pytest.mark.integrity, pytest.mark.mount, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.mount, pytest.mark.timeout(1800)]
 
 
 @pytest.mark.parametrize(("nodes", "replicas"), [(3, 2), (3, 3)])

@@ -86,7 +86,6 @@ class Load:
         assert self.failures == []
 
 
-@pytest.mark.integrity
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["meta", "mgmtd", "storage"])
 def test_a_killed_service_is_a_pause(cluster, kind):
@@ -113,7 +112,6 @@ def read_holds(cluster: LocalCluster) -> int:
         return 0
 
 
-@pytest.mark.integrity
 @pytest.mark.slow
 def test_a_file_open_for_reading_stays_readable_after_meta_forgot_who_reads(cluster):
     cluster.wait_healthy()

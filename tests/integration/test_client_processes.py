@@ -107,7 +107,6 @@ def test_a_pickled_file_system_is_another_client_of_the_same_cluster(fs):
     assert fs.read("/processes/2") == DATA[2:]
 
 
-@pytest.mark.integrity
 def test_what_was_written_and_never_closed_is_there_after_the_interpreter_ended(fs, shared_cluster):
     program = (
         "import sys, luciola\n"

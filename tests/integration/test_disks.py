@@ -12,7 +12,7 @@ import pytest
 
 from cluster import LocalCluster, luciola, until
 
-pytestmark = [pytest.mark.integrity, pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(600)]
 
 MIB = 1 << 20
 

@@ -220,7 +220,6 @@ class Worker(threading.Thread):
             raise self.error
 
 
-@pytest.mark.integrity
 def test_names_survive_kills(cluster):
     """While three clients work the service is killed, again and again: every answer that was given is true."""
     workers = [Worker(cluster, number) for number in range(3)]
@@ -242,7 +241,6 @@ def test_names_survive_kills(cluster):
     assert sum(worker.client.retries for worker in workers)
 
 
-@pytest.mark.integrity
 def test_length_truncation_and_removal_reach_the_chains(cluster):
     writer, reader = cluster.connect(), cluster.connect()
     reply = writer.create(b"data", layout=CHUNKED)
@@ -268,7 +266,6 @@ def test_length_truncation_and_removal_reach_the_chains(cluster):
         reader.stat(at=inode.id)
 
 
-@pytest.mark.integrity
 def test_truncation_and_removal_survive_a_kill(cluster):
     client = cluster.connect()
     reply = client.create(b"big", layout=CHUNKED)

@@ -119,7 +119,6 @@ def without_life(found: pb.Routing) -> tuple:
     return chains, nodes, [(table.id, table.version, list(table.chains)) for table in found.tables]
 
 
-@pytest.mark.integrity
 def test_state_survives_kill_and_clean_stop(cluster):
     with running(cluster) as process:
         routing(cluster)

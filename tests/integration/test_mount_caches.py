@@ -8,7 +8,7 @@ import pytest
 
 from cluster import LocalCluster
 
-pytestmark = [pytest.mark.integrity, pytest.mark.mount]
+pytestmark = pytest.mark.mount
 
 # Longer than a test: what was shown once stays valid.
 CONFIG = "[client]\nattribute_timeout_ms = 600000\n"

@@ -15,7 +15,7 @@ from luciola.wire.pb import mgmtd_pb2, storage_pb2
 from luciola.wire.pb.common_pb2 import Empty
 from storage_cluster import WAIT_S, StorageCluster
 
-pytestmark = [pytest.mark.integrity, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 CONTENT = 0x51
 
 

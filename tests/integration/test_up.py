@@ -14,7 +14,6 @@ from cluster import LocalCluster, luciola, until
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(300)]
 
 
-@pytest.mark.integrity
 def test_same_directory_brings_the_same_files_back(tmp_path: Path) -> None:
     cluster = LocalCluster(tmp_path, mount=True)
     assert cluster.mountpoint is not None
@@ -30,7 +29,6 @@ def test_same_directory_brings_the_same_files_back(tmp_path: Path) -> None:
         assert cluster.status()["cluster_id"] == identity
 
 
-@pytest.mark.integrity
 def test_kill_of_everything_loses_nothing_acknowledged(tmp_path: Path) -> None:
     cluster = LocalCluster(tmp_path, mount=True)
     assert cluster.mountpoint is not None

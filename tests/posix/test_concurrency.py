@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.integrity, pytest.mark.mount]
+pytestmark = pytest.mark.mount
 
 WORKERS = 4
 

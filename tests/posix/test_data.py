@@ -11,7 +11,7 @@ import pytest
 
 from posix_calls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate, outcome
 
-pytestmark = [pytest.mark.integrity, pytest.mark.mount]
+pytestmark = pytest.mark.mount
 
 MIB = 1 << 20
 

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 
 from posix_calls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
 
-pytestmark = [pytest.mark.integrity, pytest.mark.mount]
+pytestmark = pytest.mark.mount
 
 NAMES = ("a", "b", "c")
 PATHS = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).map("/".join)

@@ -10,8 +10,6 @@ from luciola.client import close_locations
 from luciola.plugins.checkpoint import latest, list_checkpoints, verify
 from pipeline_ranks import Ranks
 
-pytestmark = pytest.mark.integrity
-
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:

@@ -8,8 +8,6 @@ from cluster import LocalCluster
 from luciola.plugins.checkpoint import Keep, latest, list_checkpoints, prune, verify
 from pipeline_ranks import Ranks
 
-pytestmark = pytest.mark.integrity
-
 
 def done(answers):
     """The values of all ranks, none of which has failed."""

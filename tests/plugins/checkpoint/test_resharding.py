@@ -13,8 +13,6 @@ from luciola.errors import CorruptData
 from luciola.plugins.checkpoint import Reader, Writer, verify
 from luciola.plugins.weights.plan import BLOCK_BYTES
 
-pytestmark = pytest.mark.integrity
-
 DTYPES = (
     torch.float32,
     torch.bfloat16,

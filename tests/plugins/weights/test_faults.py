@@ -9,8 +9,6 @@ from luciola.client import Completion, LocalFileSystem
 from luciola.errors import CorruptData
 from luciola.plugins.weights import Checkpoint, save
 
-pytestmark = pytest.mark.integrity
-
 
 class FaultyFileSystem(LocalFileSystem):
     """A local file system whose rings give one result of their own."""

@@ -1,12 +1,9 @@
 """The window of recent commits against a list that never forgets."""
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luciola.kv.conflicts import ConflictWindow, KeyRange, WriteSet
-
-pytestmark = pytest.mark.integrity
 
 keys = st.lists(st.sampled_from(b"ab"), min_size=1, max_size=2).map(bytes)
 ranges = st.tuples(keys, keys).map(lambda pair: KeyRange(min(pair), max(pair) + b"\x00"))

@@ -9,8 +9,6 @@ from luciola.errors import Conflict, MaybeCommitted, NotFound
 from luciola.kv import Durability, MemoryEngine, Retry, run
 from luciola.kv.faulty import Fault, FaultyEngine, at, every, randomly
 
-pytestmark = pytest.mark.integrity
-
 
 class Impatient(ManualClock):
     """Sleeping takes no time, but it is written down."""

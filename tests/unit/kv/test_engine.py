@@ -6,8 +6,6 @@ from luciola.errors import Conflict, InvalidArgument
 from luciola.kv import Engine, Transaction, prefix_end
 from luciola.kv.engine import KEY_BYTES_MAX, RANGE_LIMIT_MAX, TRANSACTION_BYTES_MAX, VALUE_BYTES_MAX
 
-pytestmark = pytest.mark.integrity
-
 WINDOW = 64  # as in conftest
 
 

@@ -16,8 +16,6 @@ from luciola.kv import Durability, run
 from luciola.kv import rocksdb as module
 from luciola.kv.rocksdb import RocksEngine
 
-pytestmark = pytest.mark.integrity
-
 # Commits transactions of three keys that must stay together; prints each number after its commit.
 CHILD = """
 import sys

@@ -18,8 +18,6 @@ from luciola.errors import Conflict
 from luciola.kv import Engine, MemoryEngine, Transaction
 from luciola.kv.rocksdb import RocksEngine
 
-pytestmark = pytest.mark.integrity
-
 KEYS = [b"a", b"b", b"c", b"d", b"e"]
 WORKERS = 4
 READS = ("get", "snapshot_get", "get_range", "snapshot_range")

@@ -97,7 +97,6 @@ def test_writes_within_one_interval_share_a_flush():
     assert disk.flushes == 1
 
 
-@pytest.mark.integrity
 def test_close_flushes_what_was_written():
     disk = Disk()
     syncer = Syncer(disk.flush, interval_s=60)

@@ -1,14 +1,11 @@
 """The collector's patience: what it must leave alone, and until when."""
 
-import pytest
 
 from luciola.errors import NotFound
 from luciola.meta import schema
 from luciola.wire.pb import meta_pb2 as pb
 
 from .world import CHAINS, CHUNK, TIMEOUT_S, World, check_store, refused
-
-pytestmark = pytest.mark.integrity
 
 DATA = b"x" * (2 * CHUNK)
 

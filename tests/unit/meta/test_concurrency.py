@@ -21,8 +21,6 @@ from luciola.wire.pb import meta_pb2 as pb
 from .scenarios import SCENARIOS, SEQUENCE
 from .world import CHUNK, World, check_store, dump
 
-pytestmark = pytest.mark.integrity
-
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 
 # Operations over one prepared world that may meet; each changes something that another one reads.

@@ -13,8 +13,6 @@ from .scenarios import CLEANING, SCENARIOS, Scenario
 from .test_faults import plain
 from .world import CHAINS, CHUNK, World, check_store, dump, refused
 
-pytestmark = pytest.mark.integrity
-
 DATA = b"0123456789abcdef" * (CHUNK // 16) * 3
 
 

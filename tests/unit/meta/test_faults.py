@@ -9,8 +9,6 @@ from luciola.kv.faulty import Fault, FaultyEngine, at, every
 from .scenarios import CLEANING, SCENARIOS, SEQUENCE, Scenario
 from .world import World, check_store, dump, refused
 
-pytestmark = pytest.mark.integrity
-
 FAULTS = (Fault.CONFLICT, Fault.MAYBE_DONE, Fault.MAYBE_LOST)
 
 

@@ -18,8 +18,6 @@ from luciola.wire.pb import meta_pb2 as pb
 from .model import Model, Refused
 from .world import CHUNK, World, check_store, dump
 
-pytestmark = pytest.mark.integrity
-
 NAMES = st.sampled_from([b"a", b"b", b"c"])
 ANY = st.lists(NAMES, min_size=1, max_size=3).map(b"/".join)
 PATHS = st.one_of(

@@ -9,8 +9,6 @@ from luciola.mgmtd.records import Change, Records
 from luciola.states import Public
 from luciola.wire.pb import mgmtd_pb2 as pb
 
-pytestmark = pytest.mark.integrity
-
 CONFIG = MgmtdConfig()
 LEASE_S = longest_lease_ms(CONFIG) / 1000
 UPTODATE, ONLINE, OFFLINE = pb.LOCAL_UPTODATE, pb.LOCAL_ONLINE, pb.LOCAL_OFFLINE

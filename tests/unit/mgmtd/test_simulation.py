@@ -25,8 +25,6 @@ from luciola.mgmtd.records import ChainRecord, Change, Records
 from luciola.states import Local, Public
 from luciola.wire.pb import mgmtd_pb2 as pb
 
-pytestmark = pytest.mark.integrity
-
 CONFIG = MgmtdConfig()
 TICK_S = 0.1
 SERVES = (Public.SERVING,)

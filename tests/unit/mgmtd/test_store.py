@@ -15,8 +15,6 @@ from luciola.mgmtd.transitions import Member
 from luciola.states import Public
 from luciola.wire.pb import mgmtd_pb2 as pb
 
-pytestmark = pytest.mark.integrity
-
 MINE = Lease(holder=5, term=0, grpc_address="here:1")
 
 

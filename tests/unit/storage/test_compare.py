@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 
 from luciola.storage.compare import Record, compare
 
-pytestmark = pytest.mark.integrity
-
 SAME = Record(
     content=1,
     index=0,

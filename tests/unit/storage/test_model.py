@@ -23,8 +23,6 @@ from luciola.storage.model import (
     step,
 )
 
-pytestmark = pytest.mark.integrity
-
 CHAIN = ChainId(7)
 TARGET = TargetId(101)
 

@@ -29,8 +29,6 @@ from luciola.wire.pb.mgmtd_pb2 import (
 from luciola.wire.pb.storage_pb2 import ChainRef, ListChunksRequest, SyncDoneRequest, SyncStartRequest
 from storage_twin import MemoryNode, record
 
-pytestmark = pytest.mark.integrity
-
 SECRET = bytes(range(32))
 CHAIN = 7
 CONFIG = StorageConfig(resync_interval_ms=5)

@@ -11,8 +11,6 @@ from luciola.wire import RoutingTable
 from luciola.wire.pb.mgmtd_pb2 import OFFLINE, SERVING, Chain, Routing, Target
 from storage_twin import MemoryNode, record
 
-pytestmark = pytest.mark.integrity
-
 
 def scrub_of(tmp_path, *states):
     """A node that holds chain 7, whose replicas are in these states."""
