@@ -14,6 +14,7 @@ from luciola.config import ClientConfig
 from luciola.errors import Error
 from luciola.wire import SERVICE, RpcClient, load_cluster, methods, mint
 from luciola.wire.pb.common_pb2 import Empty
+from luciola.wire.pb.meta_pb2 import MetaStatus
 from luciola.wire.pb.mgmtd_pb2 import NODE_META, GetRoutingRequest
 
 MIB = 1 << 20
@@ -98,8 +99,8 @@ def test_a_killed_service_is_a_pause(cluster, kind):
     assert load.longest_s < 60  # what a client tries for
 
 
-def read_holds(cluster: LocalCluster) -> int:
-    """How many the metadata service that runs now knows of."""
+def meta_status(cluster: LocalCluster) -> MetaStatus | None:
+    """Return the counters of the running metadata service; None while it does not answer."""
     known = load_cluster(cluster.data / "cluster.json")
     token = mint(known.secret(), role=SERVICE)
     try:
@@ -107,9 +108,21 @@ def read_holds(cluster: LocalCluster) -> int:
             nodes = manager.call(methods.Mgmtd.get_routing, GetRoutingRequest()).nodes
         (meta,) = [node for node in nodes if node.kind == NODE_META]
         with RpcClient(meta.grpc_address, token) as service:
-            return service.call(methods.Meta.status, Empty()).read_holds
+            return service.call(methods.Meta.status, Empty())
     except Error:
-        return 0
+        return None
+
+
+def read_holds(cluster: LocalCluster) -> int:
+    """Return how many read holds the metadata service that runs now knows of."""
+    status = meta_status(cluster)
+    return 0 if status is None else status.read_holds
+
+
+def is_collected_but_for(cluster: LocalCluster, held_count: int) -> bool:
+    """Whether only that many removed files wait to be collected."""
+    status = meta_status(cluster)
+    return status is not None and status.gc_queue == held_count
 
 
 @pytest.mark.slow
@@ -126,7 +139,9 @@ def test_a_file_open_for_reading_stays_readable_after_meta_forgot_who_reads(clus
             assert {service["pid"] for service in cluster.services("meta")} != before
             until(lambda: read_holds(cluster), what="the reader to notice the new service through routing")
             other.remove("/held")
-            time.sleep(2)  # rounds of collection beyond gc_delay_ms
+            other.write("/removed-later", data)
+            other.remove("/removed-later")
+            until(lambda: is_collected_but_for(cluster, 1), what="the file removed later to be collected")
             assert file.pread(3 * MIB, 0) == data
 
 

@@ -226,7 +226,13 @@ def test_names_survive_kills(cluster):
     for worker in workers:
         worker.start()
     for _ in range(4):
-        time.sleep(1.0)
+        done = [len(each.gone) for each in workers]
+        cluster.wait(
+            lambda done=done: all(
+                len(each.gone) > before + 20 or each.error for each, before in zip(workers, done, strict=True)
+            ),
+            "more names",
+        )
         assert cluster.end_meta() == -signal.SIGKILL
         cluster.start_meta()
         cluster.wait(cluster.meta_address, "the metadata service")
@@ -252,13 +258,16 @@ def test_length_truncation_and_removal_reach_the_chains(cluster):
     cut = writer.truncate(b"data", 2 * CHUNK + 50, session)
     assert cut.truncate_version == 1
     assert cluster.chunks(inode.content) == 3 * 2
-    time.sleep(0.1)
-    assert reader.stat(b"data").length == 2 * CHUNK + 50
+    cluster.wait(lambda: reader.stat(b"data").length == 2 * CHUNK + 50, "the cut to be seen by others")
     writer.write(cut, 3, 7)
     assert writer.finish(cut, session, length=3 * CHUNK + 7).length == 3 * CHUNK + 7
     hold = reader.call(NAMESPACE.open, pb.OpenRequest(path=pb.Path(at=1, path=b"data"), read=True)).inode
     writer.unlink(b"data")
-    time.sleep(1.5)
+    later = writer.create(b"removed-later", layout=CHUNKED)
+    writer.write(later.inode, 0, CHUNK)
+    writer.finish(later.inode, later.session, length=CHUNK)
+    writer.unlink(b"removed-later")
+    cluster.wait(lambda: not cluster.chunks(later.inode.content), "a file removed later to be collected")
     assert cluster.chunks(inode.content) == 4 * 2
     reader.finish(hold, 0, read_hold=True)
     cluster.wait(lambda: not cluster.chunks(inode.content), "the chunks to go")
@@ -274,7 +283,7 @@ def test_truncation_and_removal_survive_a_kill(cluster):
     client.finish(reply.inode, reply.session, length=40 * CHUNK)
     thread = threading.Thread(target=client.truncate, args=(b"big", 5))
     thread.start()
-    time.sleep(0.02)
+    cluster.wait(lambda: cluster.chunks(reply.inode.content) < 40 * 2, "the first removals")
     cluster.end_meta()
     cluster.start_meta()
     thread.join(WAIT_S)

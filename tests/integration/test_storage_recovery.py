@@ -5,7 +5,6 @@ import random
 import shutil
 import signal
 import threading
-import time
 
 import pytest
 
@@ -26,6 +25,7 @@ class Writer(threading.Thread):
         super().__init__()
         self.cluster = cluster
         self.expected: dict[tuple[int, int], int] = {}
+        self.acknowledged_count = 0
         self.ended = threading.Event()
         self.error: BaseException | None = None
 
@@ -38,8 +38,16 @@ class Writer(threading.Thread):
                 chain, index = chains[count % len(chains)], count * 7 % 50
                 self.cluster.write(chain, CONTENT, index, count % 60_000 + 1)
                 self.expected[chain, index] = count % 60_000 + 1
+                self.acknowledged_count = count
         except BaseException as error:  # noqa: BLE001 (handed to the test)
             self.error = error
+
+    def advance(self, count: int) -> None:
+        """Return after `count` more acknowledged writes."""
+        target = self.acknowledged_count + count
+        self.cluster.wait(lambda: self.acknowledged_count >= target or self.error, f"{count} more writes")
+        if self.error is not None:
+            raise self.error
 
     def finish(self) -> None:
         self.ended.set()
@@ -78,12 +86,11 @@ def test_killed_node_loses_nothing_and_catches_up_under_writes(cluster):
         cluster.remove(chain, 2)
     writer = Writer(cluster)
     writer.start()
-    time.sleep(0.5)
+    writer.advance(100)
     cluster.kill(2)
-    time.sleep(0.5)
+    writer.advance(100)
     cluster.start(2)
     cluster.wait_healthy()
-    cluster.wait(lambda: len(writer.expected) > 20 or writer.error, "more writes")
     writer.finish()
     for chain in cluster.chains():
         for node in {target.node for target in cluster.chains()[chain].targets}:
@@ -95,7 +102,7 @@ def test_killed_node_loses_nothing_and_catches_up_under_writes(cluster):
 def test_node_that_dies_unreported_is_noticed_by_its_lease(cluster):
     writer = Writer(cluster)
     writer.start()
-    time.sleep(0.3)
+    writer.advance(50)
     cluster.kill(1, report=False)
     cluster.wait(lambda: not cluster._serves(1), "the end of its lease")
     cluster.start(1)
@@ -173,7 +180,7 @@ def test_directory_of_another_node_is_refused(cluster):
 def test_everything_killed_at_once_comes_back_with_everything(cluster):
     writer = Writer(cluster)
     writer.start()
-    time.sleep(1)
+    writer.advance(300)
     writer.finish()
     for node in cluster.nodes:
         cluster.kill(node)
@@ -191,7 +198,7 @@ def test_lost_disk_of_the_only_replica_does_not_come_back_empty(tmp_path):
         shutil.rmtree(cluster.data(1))
         cluster.start(1)
         cluster.wait(lambda: "its data is gone" in cluster.log(1), "the complaint")
-        time.sleep(1)
+        cluster.wait(lambda: 1 in cluster._connected(), "its report to the manager")
         states = {target.state for chain in cluster.chains().values() for target in chain.targets}
         assert states == {mgmtd_pb2.LASTSRV}
 
@@ -222,7 +229,7 @@ def test_random_kills_under_writes_lose_nothing(tmp_path, replicas):
         writer.start()
         try:
             for _ in range(5):
-                time.sleep(choose.uniform(0.1, 1.0))
+                writer.advance(choose.randrange(20, 200))
                 victims = choose.sample(list(cluster.nodes), choose.choice([1, 1, 2]))
                 kills.append(victims)
                 for node in victims:
@@ -230,9 +237,7 @@ def test_random_kills_under_writes_lose_nothing(tmp_path, replicas):
                 if choose.random() < 0.4:
                     kills.append("mgmtd")
                     cluster.kill_mgmtd()
-                    time.sleep(choose.uniform(0.0, 1.0))
                     cluster.start_mgmtd()
-                time.sleep(choose.uniform(0.0, 0.5))
                 for node in victims:
                     cluster.start(node)
                 if choose.random() < 0.6:

@@ -1,6 +1,5 @@
 """The collector's patience: what it must leave alone, and until when."""
 
-
 from luciola.errors import NotFound
 from luciola.meta import schema
 from luciola.wire.pb import meta_pb2 as pb

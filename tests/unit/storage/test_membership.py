@@ -188,7 +188,6 @@ def test_change_is_reported_at_once(tmp_path):
         world.manager.answer = lambda _: HeartbeatReply(lease_ms=LEASE_MS, interval_ms=1_000_000)
         world.routing()
         await world.beats(1)
-        await asyncio.sleep(0.2)
         world.routing(SERVING)
         await world.beats(1)
 
