@@ -21,11 +21,11 @@ ADDRESS = "10.99.0.1"
 
 
 @contextmanager
-def luciola(root: Path, *, storage_nodes: int, replicas: int) -> Iterator[Path]:
-    """Luciola, `replicas` copies of every chunk."""
+def luciola(root: Path, *, storage_nodes: int, replicas: int, python: str = sys.executable) -> Iterator[Path]:
+    """Luciola as installed in the environment of `python`, `replicas` copies of every chunk."""
     data, mountpoint = root / "luciola", root / "luciola-mount"
     shape = ("--storage-nodes", str(storage_nodes), "--replicas", str(replicas))
-    command = (sys.executable, "-m", "luciola")
+    command = (python, "-m", "luciola")
     subprocess.run(
         (*command, "up", "--data", str(data), *shape, "--mount", str(mountpoint), "--detach"), check=True
     )

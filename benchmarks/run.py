@@ -1,10 +1,12 @@
 """Luciola with one and with two copies beside other file systems, in one run, as ratios.
 
 usage: python benchmarks/run.py [--directory DIR] [--rounds 3] [--only PHASE ...] [--systems NAME ...] [--realtime]
+                                [--before PYTHON]
 
 Every round measures every system in turn, so that a machine whose speed drifts does so for all of them. The first
 table shows medians over rounds, with the lowest and highest value; then one for each other system the ratios within
-each round: their median, lowest and highest. Results are also written to benchmarks/results/.
+each round: their median, lowest and highest. Results are also written to benchmarks/results/. With `--before`, the
+Python of another checkout's environment, that version is measured in the same rounds.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 from peers import glusterfs, juicefs, local, luciola, moosefs
@@ -50,16 +53,22 @@ def main() -> None:
         action="store_true",
         help="everything at real-time priority, so that other programs on the machine do not count (root)",
     )
+    parser.add_argument("--before", metavar="PYTHON", help="also measure the Luciola installed there")
     options = parser.parse_args()
+    systems = {name: SYSTEMS[name] for name in options.systems}
+    if options.before:
+        for name, copies in (("before", 1), ("before 2 copies", 2)):
+            if name.replace("before", "luciola") in systems:
+                systems[name] = partial(luciola, storage_nodes=copies, replicas=copies, python=options.before)
     if options.realtime:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))  # all that is started from here inherits it
-    figures: dict[str, dict[str, list[float]]] = {name: {} for name in options.systems}
+    figures: dict[str, dict[str, list[float]]] = {name: {} for name in systems}
     for round_number in range(options.rounds):
-        for name in options.systems:
+        for name, system in systems.items():
             print(f"round {round_number + 1}: {name}", file=sys.stderr, flush=True)
             with (
                 tempfile.TemporaryDirectory(dir=options.directory) as root,
-                SYSTEMS[name](Path(root)) as directory,
+                system(Path(root)) as directory,
             ):
                 for figure, value in measure(directory, options).items():
                     figures[name].setdefault(figure, []).append(value)
