@@ -30,6 +30,8 @@ use crate::wire::pb;
 const BLOCK_BYTES: u32 = 128 << 10;
 /// Unit of `Attributes::blocks`.
 const SECTOR_BYTES: u64 = 512;
+/// The bit of O_SYNC that O_DSYNC is alone; rustix takes the two for one.
+const O_DSYNC: i32 = 0o10000;
 /// Names that are refused without asking: the metadata service keeps no access control lists.
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 
@@ -140,6 +142,13 @@ fn open_options(flags: i32) -> OpenOptions {
         direct: flags.contains(OFlags::DIRECT),
         follow: false,
     }
+}
+
+/// Whether a write with these flags has to be durable when it returns, and if so whether only its data: O_DSYNC, which
+/// the kernel also sets for RWF_DSYNC. The kernel follows a write to its page cache with an FSYNC; of a direct one it
+/// only hands down the flags.
+fn synchronous(flags: i32) -> Option<bool> {
+    (flags & O_DSYNC != 0).then(|| !OFlags::from_bits_retain(flags as u32).contains(OFlags::SYNC))
 }
 
 impl Mounted {
@@ -532,6 +541,9 @@ impl FileSystem for Mounted {
         let offset = file.write_through(place, &payload, true, through).map_err(errno)?;
         if offset != request.offset {
             self.page_cache_is_wrong(request.inode);
+        }
+        if let (Through::Direct, Some(data_only)) = (through, synchronous(request.flags)) {
+            file.fsync(data_only).map_err(errno)?;
         }
         Ok(payload.len())
     }
