@@ -46,10 +46,10 @@ class View(Protocol):
     def get_many(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """As `get` of each, in order."""
 
-    def scan(self, begin: bytes, end: bytes, *, limit: int, reverse: bool) -> Sequence[Pair]:
-        """The first `limit` pairs with begin <= key < end (the last ones, descending, if `reverse`)."""
+    def scan(self, begin: bytes, end: bytes, *, limit: int) -> Sequence[Pair]:
+        """The first `limit` pairs with begin <= key < end."""
 
-    def iterate(self, begin: bytes, end: bytes, *, reverse: bool) -> Iterator[Pair]:
+    def iterate(self, begin: bytes, end: bytes) -> Iterator[Pair]:
         """The same, one by one."""
 
 
@@ -111,33 +111,28 @@ class Transaction:
             return [self.snapshot_get(key) for key in keys]
         return self._look().get_many(keys)
 
-    def get_range(
-        self, begin: bytes, end: bytes, *, limit: int = RANGE_LIMIT_MAX, reverse: bool = False
-    ) -> Sequence[Pair]:
+    def get_range(self, begin: bytes, end: bytes, *, limit: int = RANGE_LIMIT_MAX) -> Sequence[Pair]:
         """Pairs with begin <= key < end in order; the commit fails if the answer changes before.
 
         With a limit only the part that was looked at is guarded.
         Raises: InvalidArgument for a limit out of bounds.
         """
-        pairs = self.snapshot_range(begin, end, limit=limit, reverse=reverse)
+        pairs = self.snapshot_range(begin, end, limit=limit)
         if len(pairs) == limit:  # nothing beyond the last pair was looked at
-            last = pairs[-1][0]
-            begin, end = (last, end) if reverse else (begin, last + b"\x00")
+            end = pairs[-1][0] + b"\x00"
         if begin < end:
             self._ranges.append(KeyRange(begin, end))
         return pairs
 
-    def snapshot_range(
-        self, begin: bytes, end: bytes, *, limit: int = RANGE_LIMIT_MAX, reverse: bool = False
-    ) -> Sequence[Pair]:
+    def snapshot_range(self, begin: bytes, end: bytes, *, limit: int = RANGE_LIMIT_MAX) -> Sequence[Pair]:
         """As `get_range`, but the answer may change before the commit."""
         if not 0 < limit <= RANGE_LIMIT_MAX:
             raise InvalidArgument(f"limit of a range must be between 1 and {RANGE_LIMIT_MAX}, not {limit}")
         if begin >= end:
             return ()
         if not self._writes and not self._cleared:
-            return self._look().scan(begin, end, limit=limit, reverse=reverse)
-        return self._merged(KeyRange(begin, end), limit=limit, reverse=reverse)
+            return self._look().scan(begin, end, limit=limit)
+        return self._merged(KeyRange(begin, end), limit=limit)
 
     # Writing.
 
@@ -261,11 +256,11 @@ class Transaction:
         if self.size_bytes > TRANSACTION_BYTES_MAX:
             raise InvalidArgument(f"a transaction writes at most {TRANSACTION_BYTES_MAX} bytes")
 
-    def _merged(self, wanted: KeyRange, *, limit: int, reverse: bool) -> Sequence[Pair]:
-        stored = self._look().iterate(wanted.begin, wanted.end, reverse=reverse)
-        mine = sorted((key for key in self._writes if wanted.holds(key)), reverse=reverse)
+    def _merged(self, wanted: KeyRange, *, limit: int) -> Sequence[Pair]:
+        stored = self._look().iterate(wanted.begin, wanted.end)
+        mine = sorted(key for key in self._writes if wanted.holds(key))
         found: list[Pair] = []
-        for key, value in _merge(stored, [(key, self._writes[key]) for key in mine], reverse=reverse):
+        for key, value in _merge(stored, [(key, self._writes[key]) for key in mine]):
             if value is None:
                 continue
             if key not in self._writes and any(cleared.holds(key) for cleared in self._cleared):
@@ -347,12 +342,12 @@ def _bad_key(key: bytes) -> InvalidArgument:
 
 
 def _merge(
-    stored: Iterator[Pair], mine: Sequence[tuple[bytes, bytes | None]], *, reverse: bool
+    stored: Iterator[Pair], mine: Sequence[tuple[bytes, bytes | None]]
 ) -> Iterator[tuple[bytes, bytes | None]]:
     """Both in order; where both have a key, mine wins."""
     index = 0
     for key, value in stored:
-        while index < len(mine) and (mine[index][0] > key if reverse else mine[index][0] < key):
+        while index < len(mine) and mine[index][0] < key:
             yield mine[index]
             index += 1
         if index < len(mine) and mine[index][0] == key:

@@ -87,13 +87,12 @@ class MemoryView:
     def get_many(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         return [self.get(key) for key in keys]
 
-    def scan(self, begin: bytes, end: bytes, *, limit: int, reverse: bool) -> Sequence[Pair]:
-        return list(islice(self.iterate(begin, end, reverse=reverse), limit))
+    def scan(self, begin: bytes, end: bytes, *, limit: int) -> Sequence[Pair]:
+        return list(islice(self.iterate(begin, end), limit))
 
-    def iterate(self, begin: bytes, end: bytes, *, reverse: bool) -> Iterator[Pair]:
+    def iterate(self, begin: bytes, end: bytes) -> Iterator[Pair]:
         self._check()
-        keys = self._engine._between(begin, end)  # noqa: SLF001, one class in two halves
-        for key in reversed(keys) if reverse else keys:
+        for key in self._engine._between(begin, end):  # noqa: SLF001, one class in two halves
             value = self._engine.read(key, self.version)
             if value is not None:
                 yield key, value

@@ -14,13 +14,13 @@ import pytest
 from luciola.errors import Busy, Conflict, CorruptData, NoSpace, Unavailable
 from luciola.kv import Durability, run
 from luciola.kv import rocksdb as module
-from luciola.kv.rocksdb import RocksEngine
+from luciola.kv.rocksdb import RocksEngine, store_options
 
 # Commits transactions of three keys that must stay together; prints each number after its commit.
 CHILD = """
 import sys
 from pathlib import Path
-from luciola.kv.rocksdb import RocksEngine
+from luciola.kv.rocksdb import RocksEngine, store_options
 engine = RocksEngine(Path(sys.argv[1]))
 number = int(engine.begin().get(b"count") or b"-1")
 while True:
@@ -108,6 +108,52 @@ def test_bad_block_ends_a_scan_with_an_error_not_with_silence(tmp_path):
     with pytest.raises(CorruptData):
         list(engine.begin().get_range(b"0", b"1"))
     engine.close()
+
+
+def test_scan_passes_no_deleted_key_beyond_its_end(tmp_path):
+    options = store_options()
+    options.enable_statistics()
+    engine = RocksEngine(tmp_path, options=options)
+    transaction = engine.begin()
+    for number in range(1000):
+        transaction.put(b"k%06d" % number, b"")
+    transaction.put(b"z", b"")
+    transaction.commit()
+    transaction = engine.begin()
+    transaction.delete_range(b"k", b"l")
+    for number in range(1000):
+        transaction.delete(b"k%06d" % number)
+    transaction.commit()
+    before = keys_skipped(options)
+    transaction = engine.begin()
+    assert transaction.get_range(b"k000000", b"k000001") == []
+    transaction.put(b"k000001", b"own writes are merged from another path")
+    assert len(transaction.get_range(b"k000000", b"k000002")) == 1
+    assert keys_skipped(options) - before <= 10
+    engine.close()
+
+
+def test_overtaken_view_scans_the_moment_of_its_first_read(tmp_path):
+    engine = RocksEngine(tmp_path)
+    transaction = engine.begin()
+    transaction.put(b"a", b"1")
+    transaction.commit()
+    early = engine.begin()
+    assert early.get(b"a") == b"1"
+    transaction = engine.begin()
+    transaction.put(b"b", b"2")
+    transaction.commit()
+    assert early.snapshot_range(b"a", b"c") == [(b"a", b"1")]
+    assert engine.begin().snapshot_range(b"a", b"c") == [(b"a", b"1"), (b"b", b"2")]
+    early.cancel()
+    engine.close()
+
+
+def keys_skipped(options) -> int:
+    """Keys that RocksDB has passed in scans without returning them, most of them deleted ones."""
+    lines = options.get_statistics().splitlines()
+    (skipped,) = [line for line in lines if line.startswith("rocksdb.number.iter.skip ")]
+    return int(skipped.rpartition(":")[2])
 
 
 def test_full_disk_is_reported_before_the_log_is_touched(tmp_path, monkeypatch):

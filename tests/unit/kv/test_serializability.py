@@ -28,8 +28,8 @@ bounds = st.tuples(keys, st.sampled_from([*KEYS[1:], b"f"]))
 actions = st.one_of(
     st.tuples(st.just("get"), keys),
     st.tuples(st.just("snapshot_get"), keys),
-    st.tuples(st.just("get_range"), bounds, st.integers(1, 5), st.booleans()),
-    st.tuples(st.just("snapshot_range"), bounds, st.integers(1, 5), st.booleans()),
+    st.tuples(st.just("get_range"), bounds, st.integers(1, 5)),
+    st.tuples(st.just("snapshot_range"), bounds, st.integers(1, 5)),
     st.tuples(st.just("put"), keys),
     st.tuples(st.just("delete"), keys),
     st.tuples(st.just("delete_range"), bounds),
@@ -59,8 +59,8 @@ class Model:
         match action:
             case ("get" | "snapshot_get", key):
                 return self.state.get(key)
-            case ("get_range" | "snapshot_range", (begin, end), limit, reverse):
-                found = sorted(((k, v) for k, v in self.state.items() if begin <= k < end), reverse=reverse)
+            case ("get_range" | "snapshot_range", (begin, end), limit):
+                found = sorted((k, v) for k, v in self.state.items() if begin <= k < end)
                 return found[:limit]
             case ("put", key, value):
                 self.state[key] = value
@@ -77,10 +77,10 @@ def perform(transaction: Transaction, action: tuple) -> object:
             return transaction.get(key)
         case ("snapshot_get", key):
             return transaction.snapshot_get(key)
-        case ("get_range", (begin, end), limit, reverse):
-            return list(transaction.get_range(begin, end, limit=limit, reverse=reverse))
-        case ("snapshot_range", (begin, end), limit, reverse):
-            return list(transaction.snapshot_range(begin, end, limit=limit, reverse=reverse))
+        case ("get_range", (begin, end), limit):
+            return list(transaction.get_range(begin, end, limit=limit))
+        case ("snapshot_range", (begin, end), limit):
+            return list(transaction.snapshot_range(begin, end, limit=limit))
         case ("put", key, value):
             transaction.put(key, value)
         case ("delete", key):
@@ -178,12 +178,7 @@ def some_schedule(seed: int, *, length: int = 80):
             case "commit":
                 return ("commit",)
             case "get_range":
-                return (
-                    kind,
-                    (begin, dice.choice([*KEYS[1:], b"f"])),
-                    dice.randint(1, 5),
-                    dice.random() < 0.5,
-                )
+                return (kind, (begin, dice.choice([*KEYS[1:], b"f"])), dice.randint(1, 5))
             case "delete_range":
                 return (kind, (begin, dice.choice([*KEYS[1:], b"f"])))
             case _:
