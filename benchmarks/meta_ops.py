@@ -78,7 +78,7 @@ class Bench:
 
 async def main(arguments):
     with tempfile.TemporaryDirectory() as directory:
-        engine = MemoryEngine() if arguments.engine == "memory" else RocksEngine(Path(directory))
+        engine = MemoryEngine() if arguments.engine == "memory" else RocksEngine(Path(directory), create=True)
         config = MetaConfig()
         placer = Placer(config)
         placer.set_tables([ChainTable(id=1, version=1, chains=range(1, 13), replicas=2)])

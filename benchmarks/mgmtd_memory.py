@@ -54,7 +54,7 @@ class Manager:
             "benchmark", f"127.0.0.1:{lane}", f"127.0.0.1:{grpc}", str(directory / "secret")
         )
         save_cluster(directory / "cluster.json", self.cluster)
-        command = ["-m", "luciola.mgmtd", "--data", str(directory / "mgmtd")]
+        command = ["-m", "luciola.mgmtd", "--data", str(directory / "mgmtd"), "--create"]
         self.process = subprocess.Popen(
             [sys.executable, *command, "--cluster", str(directory / "cluster.json")],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},

@@ -72,7 +72,7 @@ class StorageCluster:
     # Processes.
 
     def start_mgmtd(self) -> None:
-        self._start("mgmtd", "luciola.mgmtd", "--data", str(self.root / "mgmtd"), "--node-id", "1000")
+        self._start("mgmtd", "luciola.mgmtd", *self.store("mgmtd"), "--node-id", "1000")
 
     def kill_mgmtd(self) -> None:
         process = self._processes["mgmtd"]
@@ -89,6 +89,11 @@ class StorageCluster:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", module, *options, *common], stdout=log, stderr=log
             )
+
+    def store(self, name: str) -> list[str]:
+        """Options that name the store of mgmtd or meta; it is created where there is none."""
+        path = self.root / name
+        return ["--data", str(path), *([] if path.exists() else ["--create"])]
 
     def data(self, node: int) -> Path:
         return self.root / f"storage-{node}"

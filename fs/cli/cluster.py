@@ -16,9 +16,10 @@ import click
 from ..config import load
 from ..errors import Timeout, Unavailable
 from ..fuse import Record, read_records, source_of, stale_mounts
+from ..mgmtd.placement import REPLICAS_MAX
 from ..wire.pb import mgmtd_pb2
 from . import processes
-from .datadir import DataDir, Shape, choose_shape
+from .datadir import DataDir, Shape, check_shape, choose_shape
 from .manager import Manager, describe_chains
 from .options import config_option, data_option, json_option
 from .output import print_json, print_table
@@ -39,7 +40,7 @@ PATIENCE_S: Final = 2.0  # of a person who is told nothing
 )
 @click.option(
     "--replicas",
-    type=click.IntRange(1, 8),
+    type=click.IntRange(1, REPLICAS_MAX),
     help="Copies of every chunk in a new cluster.  [default: 2, or 1 with one storage node]",
 )
 @click.option(
@@ -73,6 +74,7 @@ def up(
     if config_file is not None:
         load(config_file)  # a mistake is refused before anything is started
     data = DataDir(data_path.absolute())
+    check_shape(data, storage_nodes=storage_nodes, replicas=replicas)
     if detach:
         _detach(data, sys.argv[1:])
         return

@@ -31,11 +31,15 @@ PORTS: Final = range(20_000, 32_768)  # up to the default of net.ipv4.ip_local_p
 
 @dataclass(frozen=True)
 class Shape:
-    """What a cluster was created as. Kept in cluster.json, so that a later `up` need not repeat it."""
+    """What a cluster was created as. Kept in cluster.json, so that a later `up` need not repeat it.
+
+    `has_stores`: mgmtd and meta have created their stores. They are never created a second time.
+    """
 
     cluster: Cluster
     storage_nodes: int
     replicas: int
+    has_stores: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class DataDir:
         try:
             record = json.loads(self.cluster.read_text())
             nodes, replicas = int(record["storage_nodes"]), int(record["replicas"])
+            has_stores = bool(record["has_stores"])
             cluster = Cluster(**{name: str(record[name]) for name in Cluster.__dataclass_fields__})
         except FileNotFoundError as error:
             raise NotFound(
@@ -100,7 +105,7 @@ class DataDir:
                 f"damaged ({error!r}); restore it or delete it and run `luciola up` with the same options",
                 path=str(self.cluster),
             ) from error
-        return Shape(cluster, nodes, replicas)
+        return Shape(cluster, nodes, replicas, has_stores)
 
     def storage_records(self) -> list[str | None]:
         """The cluster that each storage directory here belongs to: what is left where cluster.json was lost.
@@ -124,6 +129,7 @@ class DataDir:
         record = asdict(shape.cluster) | {
             "storage_nodes": shape.storage_nodes,
             "replicas": shape.replicas,
+            "has_stores": shape.has_stores,
         }
         write_private(self.cluster, json.dumps(record, indent=1) + "\n")
 
@@ -202,17 +208,7 @@ def choose_shape(data: DataDir, *, storage_nodes: int | None, replicas: int | No
     """
     if not data.cluster.exists():
         records = data.storage_records()
-        if records and storage_nodes not in (None, len(records)):
-            raise InvalidArgument(
-                f"this cluster was created with {len(records)} storage nodes, which cannot be changed here"
-            )
-        nodes = len(records) or (3 if storage_nodes is None else storage_nodes)
-        copies = min(2, nodes) if replicas is None else replicas
-        if copies > nodes:
-            raise InvalidArgument(
-                f"{copies} replicas need at least {copies} storage nodes, not {nodes}: replicas of a chunk "
-                "never share a node"
-            )
+        nodes, copies = _new_counts(records, storage_nodes=storage_nodes, replicas=replicas)
         lane, grpc = free_ports(2)
         cluster = Cluster(
             cluster_id=next(filter(None, records), None) or secrets.token_hex(8),
@@ -220,18 +216,12 @@ def choose_shape(data: DataDir, *, storage_nodes: int | None, replicas: int | No
             mgmtd_grpc=f"127.0.0.1:{grpc}",
             secret_file=str(data.secret.absolute()),
         )
-        shape = Shape(cluster, nodes, copies)
+        # Storage nodes that belong to a cluster outlive a lost cluster.json, and so must its other stores.
+        shape = Shape(cluster, nodes, copies, has_stores=bool(records))
         data.write_shape(shape)
         return shape
     old = data.read_shape()
-    if replicas is not None and replicas != old.replicas:
-        raise InvalidArgument(
-            f"this cluster was created with {old.replicas} replicas, which cannot be changed here"
-        )
-    if storage_nodes is not None and storage_nodes != old.storage_nodes:
-        raise InvalidArgument(
-            f"this cluster was created with {old.storage_nodes} storage nodes, which cannot be changed here"
-        )
+    _check_recorded(old, storage_nodes=storage_nodes, replicas=replicas)
     known = old.cluster
     taken = [address for address in (known.mgmtd_lane, known.mgmtd_grpc) if not is_free(address)]
     if not taken:
@@ -241,6 +231,44 @@ def choose_shape(data: DataDir, *, storage_nodes: int | None, replicas: int | No
     shape = replace(old, cluster=moved)
     data.write_shape(shape)
     return shape
+
+
+def check_shape(data: DataDir, *, storage_nodes: int | None, replicas: int | None) -> None:
+    """Refuse what `choose_shape` would refuse, before anything is written. Raises: InvalidArgument."""
+    if data.cluster.exists():
+        _check_recorded(data.read_shape(), storage_nodes=storage_nodes, replicas=replicas)
+    else:
+        _new_counts(data.storage_records(), storage_nodes=storage_nodes, replicas=replicas)
+
+
+def _new_counts(
+    records: list[str | None], *, storage_nodes: int | None, replicas: int | None
+) -> tuple[int, int]:
+    """Storage nodes and copies of a new cluster. Raises: InvalidArgument."""
+    if records and storage_nodes not in (None, len(records)):
+        raise InvalidArgument(
+            f"this cluster was created with {len(records)} storage nodes, which cannot be changed here"
+        )
+    nodes = len(records) or (3 if storage_nodes is None else storage_nodes)
+    copies = min(2, nodes) if replicas is None else replicas
+    if copies > nodes:
+        raise InvalidArgument(
+            f"{copies} replicas need at least {copies} storage nodes, not {nodes}: replicas of a chunk "
+            "never share a node"
+        )
+    return nodes, copies
+
+
+def _check_recorded(shape: Shape, *, storage_nodes: int | None, replicas: int | None) -> None:
+    """Raises: InvalidArgument when the options contradict what the cluster was created as."""
+    if replicas is not None and replicas != shape.replicas:
+        raise InvalidArgument(
+            f"this cluster was created with {shape.replicas} replicas, which cannot be changed here"
+        )
+    if storage_nodes is not None and storage_nodes != shape.storage_nodes:
+        raise InvalidArgument(
+            f"this cluster was created with {shape.storage_nodes} storage nodes, which cannot be changed here"
+        )
 
 
 def free_ports(count: int) -> list[int]:
@@ -270,4 +298,4 @@ def is_free(address: str) -> bool:
     return True
 
 
-__all__ = ["DataDir", "Shape", "choose_shape", "free_ports", "is_free"]
+__all__ = ["DataDir", "Shape", "check_shape", "choose_shape", "free_ports", "is_free"]

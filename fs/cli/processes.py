@@ -44,7 +44,7 @@ class Child:
     """One service and its process."""
 
     service: Service
-    state: str = "starting"  # starting | running | restarting | stopping | stopped
+    state: str = "starting"  # starting | running | restarting | refused | stopping | stopped
     restarts: int = 0
     since: float = 0.0
     process: asyncio.subprocess.Process | None = field(default=None, repr=False)
@@ -107,7 +107,10 @@ async def keep_running(
     on_start: Callable[[Child], Any],
     stopping: asyncio.Event,
 ) -> None:
-    """Restarts the child whenever it ends, until `stopping` is set. Both callbacks are awaited."""
+    """Restart the child whenever it ends, until `stopping` is set. Both callbacks are awaited.
+
+    One that ends with EX_CONFIG is left: it will say the same until an operator has acted.
+    """
     backoff_s = BACKOFF_FIRST_S
     loop = asyncio.get_running_loop()
     while True:
@@ -119,6 +122,10 @@ async def keep_running(
             return
         if loop.time() - child.since > STEADY_S:
             backoff_s = BACKOFF_FIRST_S
+        if child.process.returncode == os.EX_CONFIG:
+            child.state = "refused"
+            await on_end(child, pid)
+            return
         child.state = "restarting"
         child.restarts += 1
         await on_end(child, pid)

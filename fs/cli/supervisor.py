@@ -15,11 +15,11 @@ import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import AlreadyExists, Error, Unavailable
+from ..errors import AlreadyExists, ConfigError, Error, Unavailable
 from ..fuse import check_mountpoint, clean_stale_mount, is_mounted, read_records, source_of, stale_mounts
 from ..wire import create_secret, write_private
 from . import processes
@@ -33,6 +33,7 @@ MGMTD_NODE: Final = 1
 META_NODE: Final = 100
 STORAGE_NODE_FIRST: Final = 201
 CHAIN_TABLE: Final = 1
+CREATE: Final = "--create"  # given to mgmtd and meta until the cluster has been created
 START_S: Final = 150.0  # a service that has not answered by then will not, on the slowest machine
 START_CRASHES_MAX: Final = 4  # of one service before the cluster is up: what it says will not change
 POLL_S: Final = 0.05
@@ -93,12 +94,22 @@ class Supervisor:
             await self._launch(self._service("meta", str(META_NODE), META_NODE, "meta"))
             expected = {META_NODE} | {STORAGE_NODE_FIRST + index for index in range(self.shape.storage_nodes)}
             await self._wait("the storage nodes and meta", lambda: manager.are_connected(expected))
-            await self._wait(
-                "the chain table", lambda: manager.has_table(CHAIN_TABLE, replicas=self.shape.replicas)
-            )
+            if not self.shape.has_stores:
+                await self._wait(
+                    "the chain table", lambda: manager.has_table(CHAIN_TABLE, replicas=self.shape.replicas)
+                )
+                self._stores_created()
             await self._wait("the chains", lambda: manager.are_serving(CHAIN_TABLE))
         if self.mountpoint is not None:
             await self._start_mount(self.mountpoint)
+
+    def _stores_created(self) -> None:
+        """From now on mgmtd and meta only open their stores: one that is missing is lost, not new."""
+        self.shape = replace(self.shape, has_stores=True)
+        self.data.write_shape(self.shape)
+        for child in self.children:
+            command = tuple(argument for argument in child.service.command if argument != CREATE)
+            child.service = replace(child.service, command=command)
 
     def _prepare_mountpoint(self, mountpoint: Path) -> None:
         """What is wrong with the place is said before anything is started."""
@@ -124,6 +135,8 @@ class Supervisor:
     def _service(self, kind: str, identity: str, node: int, directory: str) -> Service:
         arguments = ["-m", f"luciola.{kind}", "--data", str(self.data.root / directory)]
         arguments += ["--cluster", str(self.data.cluster)]
+        if kind != "storage" and not self.shape.has_stores:
+            arguments.append(CREATE)
         if kind != "mgmtd":
             arguments += ["--node-id", str(node)]
         if self.config_file is not None:
@@ -190,6 +203,8 @@ class Supervisor:
             if self._unwritten is not None:
                 raise self._unwritten
             for child in self.children:
+                if child.state == "refused":
+                    raise ConfigError(f"{child.service.name} refuses to start: {child.last_words()}")
                 if child.restarts >= START_CRASHES_MAX:
                     raise Unavailable(f"{child.service.name} ends again and again: {child.last_words()}")
             if loop.time() > deadline:

@@ -35,21 +35,24 @@ CLEAR_KEYS_MAX: Final = (
 KEPT_MAX: Final = 32_768  # values kept in memory: about 10 MB of inodes
 KEPT_BYTES_MAX: Final = 256  # a longer value is not kept: the bytes of small files lie in their inodes
 
+STORE_SUFFIXES: Final = (".log", ".sst", ".blob")  # of files that exist only once a store was created
+
 _MARKER: Final = b"\xff/marker"  # written by commits that only guard keys, so that the version grows
 
 
 class RocksEngine(Engine):
-    """RocksDB in `directory`, which is created if it does not exist.
+    """RocksDB in `directory`. A store is created only where `create` says so: a lost one must not come back empty.
 
     `kept`: first bytes of the keys whose values stay in memory once they were read or written. `options`: in place of
     `store_options()`.
-    Raises: Busy if another process has it open; CorruptData if RocksDB refuses it.
+    Raises: Busy if another process has it open; CorruptData if there is no store, or RocksDB refuses it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, each has its default
         self,
         directory: Path,
         *,
+        create: bool = False,
         sync_interval_s: float = SYNC_INTERVAL_S,
         commits_max: int = COMMITS_MAX,
         kept: bytes = b"",
@@ -57,10 +60,19 @@ class RocksEngine(Engine):
     ) -> None:
         self.directory = directory
         self.kept = Kept(kept)
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if create:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        elif not directory.is_dir():
+            raise CorruptData(f"no key-value store in {directory}: the directory does not exist")
         self._lock = _own(directory)
         try:
-            self._db = rocksdict.Rdict(str(directory), options or store_options())
+            _check_files(directory, create=create)
+            options = options or store_options()
+            options.create_if_missing(create_if_missing=create)
+            self._db = rocksdict.Rdict(str(directory), options)
+        except CorruptData:
+            os.close(self._lock)
+            raise
         except Exception as error:  # rocksdict raises nothing more precise
             os.close(self._lock)
             raise CorruptData(f"cannot open the key-value store in {directory}: {error}") from error
@@ -255,6 +267,19 @@ def _own(directory: Path) -> int:
     return lock
 
 
+def _check_files(directory: Path, *, create: bool) -> None:
+    """Raises: CorruptData where the store, or its file CURRENT, is missing.
+
+    RocksDB takes a directory without CURRENT for an empty one, and deletes the tables that it finds there.
+    """
+    if (directory / "CURRENT").exists():
+        return
+    if any(path.suffix in STORE_SUFFIXES for path in directory.iterdir()):
+        raise CorruptData(f"the key-value store in {directory} is damaged: its file CURRENT is missing")
+    if not create:
+        raise CorruptData(f"no key-value store in {directory}: its files are missing")
+
+
 def _require_end(cursor: rocksdict.RdictIter) -> None:
     """An iterator that is not valid is at the end, or has met a bad block. Raises: CorruptData."""
     try:
@@ -272,7 +297,6 @@ def store_options() -> rocksdict.Options:
     table.set_cache_index_and_filter_blocks(v=True)  # so that CACHE_BYTES bounds them too
     table.set_pin_l0_filter_and_index_blocks_in_cache(v=True)
     options = rocksdict.Options(raw_mode=True)
-    options.create_if_missing(create_if_missing=True)
     options.set_block_based_table_factory(table)
     options.set_compression_type(rocksdict.DBCompressionType.lz4())
     options.set_write_buffer_size(WRITE_BUFFER_BYTES)

@@ -1,8 +1,9 @@
-"""The process: `python -m luciola.meta --data DIR --config FILE --cluster FILE [--node-id N]`."""
+"""The process: `python -m luciola.meta --data DIR --config FILE --cluster FILE [--node-id N] [--create]`."""
 
 import argparse
 import asyncio
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import uvloop
 from .. import __version__
 from ..clock import Clock, SystemClock
 from ..config import ClusterConfig, load
-from ..errors import Error
+from ..errors import ConfigError, CorruptData, Error
 from ..kv.rocksdb import RocksEngine
 from ..wire import SERVICE, LaneServer, RpcClients, RpcServer, load_cluster, methods, mint
 from ..wire.pb.mgmtd_pb2 import NODE_META
@@ -51,7 +52,10 @@ async def serve(arguments: argparse.Namespace) -> None:
     secret = cluster_file.secret()
     clock = SystemClock()
     engine = RocksEngine(
-        arguments.data, sync_interval_s=config.meta.sync_interval_ms / 1000, kept=schema.INODES
+        arguments.data,
+        create=arguments.create,
+        sync_interval_s=config.meta.sync_interval_ms / 1000,
+        kept=schema.INODES,
     )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -70,6 +74,7 @@ async def serve(arguments: argparse.Namespace) -> None:
                 cluster_id=cluster_file.cluster_id,
                 session_timeout_s=config.mgmtd.client_session_timeout_ms / 1000,
                 placer=placer,
+                create=arguments.create,
             )
             bound = methods.bind(methods.Meta, service)
             lane, rpc = LaneServer(bound, secret=secret), RpcServer(bound, secret=secret)
@@ -116,7 +121,10 @@ async def _until(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
 
 
 def main() -> int:
-    """Parses the command line and runs. The exit code is 0 after a clean stop."""
+    """Parse the command line and run.
+
+    The exit code is 0 after a clean stop, EX_CONFIG (78) where an operator has to act before another start.
+    """
     parser = argparse.ArgumentParser(prog="python -m luciola.meta", description="The metadata service.")
     parser.add_argument("--data", type=Path, required=True, help="directory of the key-value store")
     parser.add_argument("--config", type=Path, help="TOML file; defaults without it")
@@ -124,12 +132,21 @@ def main() -> int:
     parser.add_argument(
         "--node-id", type=int, default=NODE_ID, help=f"number of this node (default {NODE_ID})"
     )
+    parser.add_argument("--create", action="store_true", help="create the store of a new cluster")
     arguments = parser.parse_args()
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     try:
         uvloop.run(serve(arguments))
+    except CorruptData as error:
+        log.critical(
+            "%s; stop the cluster and put back the newest copy of %s", error, arguments.data.absolute()
+        )
+        return os.EX_CONFIG
+    except ConfigError as error:
+        log.critical("%s", error)
+        return os.EX_CONFIG
     except Error as error:
         log.critical("%s", error)
         return 1

@@ -1,8 +1,8 @@
-"""Putting a meta service together over a store, and preparing the store."""
+"""Assemble a meta service over a store, and create or check the store."""
 
 from ..clock import Clock
 from ..config import MetaConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, CorruptData
 from ..ids import ROOT_INODE, new_incarnation
 from ..kv import Durability, Engine, Transaction, run
 from ..wire.pb.meta_pb2 import DIRECTORY, Inode
@@ -20,8 +20,11 @@ from .truncation import Truncations
 from .work import DIRECTORY_LINKS, Scene
 
 
-async def format_store(engine: Engine, *, cluster_id: str, clock: Clock) -> None:
-    """Makes the root directory in an empty store. Raises: ConfigError if the store is another cluster's."""
+async def format_store(engine: Engine, *, cluster_id: str, clock: Clock, create: bool) -> None:
+    """Check that the store is this cluster's; with `create`, make the root directory in an empty one.
+
+    Raises: ConfigError if it belongs to another cluster; CorruptData if it is empty and may not be created.
+    """
 
     def prepare(txn: Transaction) -> None:
         superblock = txn.get(schema.SUPERBLOCK)
@@ -38,6 +41,8 @@ async def format_store(engine: Engine, *, cluster_id: str, clock: Clock) -> None
                     f"the metadata belong to cluster {superblock[4:].decode()!r}, not {cluster_id!r}"
                 )
             return
+        if not create:
+            raise CorruptData("the metadata store holds nothing, not even a root directory")
         now_ns = clock.unix_ns()
         root = Inode(
             id=ROOT_INODE,
@@ -67,9 +72,10 @@ async def build(  # noqa: PLR0913, the seams of the service
     cluster_id: str,
     session_timeout_s: float,
     placer: Placer | None = None,
+    create: bool = True,
 ) -> tuple[MetaService, Collector, Parts]:
-    """A service and its collector over `engine`, ready to answer."""
-    await format_store(engine, cluster_id=cluster_id, clock=clock)
+    """A service and its collector over `engine`, ready to answer. `create`: an empty store is a new cluster's."""
+    await format_store(engine, cluster_id=cluster_id, clock=clock, create=create)
     placer = placer or Placer(config)
     chunks = Chunks(control, placer)
     lengths = Lengths(chunks, clock)

@@ -13,7 +13,7 @@ import uvloop
 
 from .. import __version__
 from .. import config as configuration
-from ..errors import Error
+from ..errors import ConfigError, CorruptData, Error
 from ..ids import NodeId, new_incarnation
 from ..kv.rocksdb import RocksEngine
 from ..wire import Cluster, LaneServer, RpcServer, load_cluster, methods, parse_address
@@ -26,7 +26,7 @@ log = logging.getLogger("luciola.mgmtd")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the manager; the exit code."""
+    """Run the manager; the exit code: EX_CONFIG (78) where an operator has to act before another start."""
     parser = argparse.ArgumentParser(
         prog="python -m luciola.mgmtd",
         description="The manager of a Luciola cluster. `luciola up` starts it.",
@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--config", type=Path, help="TOML with what differs from the defaults")
     parser.add_argument("--node-id", type=int, default=1, help="number of this node (%(default)s)")
+    parser.add_argument("--create", action="store_true", help="create the store of a new cluster")
     options = parser.parse_args(arguments)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname).1s mgmtd %(message)s", stream=sys.stderr
@@ -45,23 +46,30 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         cluster = load_cluster(options.cluster)
         text = "" if options.config is None else configuration.read_text(options.config)
-        uvloop.run(serve(options.data, cluster, text, NodeId(options.node_id)))
+        uvloop.run(serve(options.data, cluster, text, NodeId(options.node_id), create=options.create))
+    except CorruptData as error:
+        remedy = f"stop the cluster and put back the newest copy of {options.data.absolute()}"
+        log.error("cannot run: %s; %s", error, remedy)  # noqa: TRY400 (an operating error needs no traceback)
+        return os.EX_CONFIG
+    except ConfigError as error:
+        log.error("cannot run: %s", error)  # noqa: TRY400 (an operating error needs no traceback)
+        return os.EX_CONFIG
     except Error as error:
         log.error("cannot run: %s", error)  # noqa: TRY400 (an operating error needs no traceback)
         return 1
     return 0
 
 
-async def serve(data: Path, cluster: Cluster, config_toml: str, node_id: NodeId) -> None:
-    """Manages the cluster until SIGTERM or SIGINT."""
+async def serve(data: Path, cluster: Cluster, config_toml: str, node_id: NodeId, *, create: bool) -> None:
+    """Manage the cluster until SIGTERM or SIGINT."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    engine = RocksEngine(data)
+    engine = RocksEngine(data, create=create)
     try:
         service = Service(
-            Store(engine, cluster_id=cluster.cluster_id),
+            Store(engine, cluster_id=cluster.cluster_id, create=create),
             Settings(
                 cluster_id=cluster.cluster_id,
                 node=_node(cluster, node_id),

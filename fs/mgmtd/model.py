@@ -22,6 +22,7 @@ from ..errors import AlreadyExists, Busy, Conflict, InvalidArgument, NotFound
 from ..ids import ChainId, ChainVersion, NodeId, TableId, TargetId
 from ..states import Local, Public
 from ..wire.pb import mgmtd_pb2 as pb
+from .placement import REPLICAS_MAX
 from .records import ChainRecord, Change, ConfigEntry, NodeRecord, Records, TableRecord
 from .transitions import Member, advance, ordered
 
@@ -31,7 +32,7 @@ DESCRIPTION_BYTES_MAX: Final = 1024
 TARGETS_MAX: Final = 20_000  # replicas on one node
 NODES_MAX: Final = 10_000
 CHAINS_MAX: Final = 100_000  # of all tables; each takes about 2 KiB here, and 70 bytes with every client
-CHAIN_MEMBERS_MAX: Final = 8
+CHAIN_MEMBERS_MAX: Final = REPLICAS_MAX
 CHAINS_PER_TABLE: Final = 100_000  # room for ids: chain = table * this + index + 1
 TARGETS_PER_CHAIN: Final = 1000  # and target = chain * this + n: replicas a chain may ever have had
 ENDED_MAX: Final = 16  # incarnations of one node remembered as ended

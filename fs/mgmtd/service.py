@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from .. import config as configuration
 from ..clock import Clock, SystemClock
 from ..config import MgmtdConfig
-from ..errors import ConfigError, Error, InvalidArgument, Unavailable
+from ..errors import ConfigError, CorruptData, Error, InvalidArgument, Unavailable
 from ..ids import ChainId, NodeId, TableId
 from ..wire.credentials import Identity
 from ..wire.pb import mgmtd_pb2 as pb
@@ -318,7 +318,7 @@ class Service:
         """Takes part in elections and looks at the chains, until it is cancelled.
 
         Raises: Unavailable if the store has failed for long: the process must be started again; ConfigError if
-        the records belong to another cluster.
+        the records belong to another cluster; CorruptData if they are missing or cannot be read.
         """
         tasks = [asyncio.ensure_future(self._campaign()), asyncio.ensure_future(self._watch())]
         try:
@@ -336,7 +336,7 @@ class Service:
             try:
                 await self._undisturbed(self._renew_or_take())
                 failed_since_s = None
-            except ConfigError:
+            except (ConfigError, CorruptData):
                 raise
             except Error as error:
                 now_s = self._clock.monotonic()

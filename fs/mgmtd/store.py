@@ -51,11 +51,12 @@ class Lease:
 
 
 class Store:
-    """The records of one cluster in `engine`."""
+    """The records of one cluster in `engine`. `create`: an empty engine is a new cluster's."""
 
-    def __init__(self, engine: Engine, *, cluster_id: str) -> None:
+    def __init__(self, engine: Engine, *, cluster_id: str, create: bool = True) -> None:
         self._engine = engine
         self._cluster_id = cluster_id
+        self._create = create
 
     async def lease(self) -> Lease | None:
         """The lease as it is stored."""
@@ -103,6 +104,8 @@ class Store:
 
     def _check_cluster(self, transaction: Transaction) -> None:
         format_ = transaction.get(FORMAT)
+        if format_ is None and not self._create:
+            raise CorruptData("the manager's store holds no records")
         if format_ is None:
             transaction.put(FORMAT, str(FORMAT_VERSION).encode())
         elif format_ != str(FORMAT_VERSION).encode():

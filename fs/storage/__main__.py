@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import resource
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import uvloop
 
 from .. import config as configuration
-from ..errors import Error
+from ..errors import ConfigError, Error
 from ..ids import NodeId
 from ..wire import load_cluster
 from .node import Settings, serve
@@ -18,7 +19,7 @@ log = logging.getLogger("luciola.storage")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the node; the exit code."""
+    """Run the node; the exit code: EX_CONFIG (78) where an operator has to act before another start."""
     parser = argparse.ArgumentParser(
         prog="python -m luciola.storage",
         description="One storage node of a Luciola cluster. `luciola up` starts these.",
@@ -47,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
             host=options.listen,
         )
         uvloop.run(serve(settings))
+    except ConfigError as error:
+        log.error("cannot run: %s", error)  # noqa: TRY400 (an operating error needs no traceback)
+        return os.EX_CONFIG
     except Error as error:
         log.error("cannot run: %s", error)  # noqa: TRY400 (an operating error needs no traceback)
         return 1

@@ -54,7 +54,7 @@ class MetaCluster(StorageCluster):
         super().__exit__(*exception)
 
     def start_meta(self) -> None:
-        self._start("meta", "luciola.meta", "--data", str(self.root / "meta"))
+        self._start("meta", "luciola.meta", *self.store("meta"))
 
     def end_meta(self, number: int = signal.SIGKILL) -> int:
         process = self._processes["meta"]

@@ -53,7 +53,7 @@ def start(cluster: Cluster, *arguments: str) -> subprocess.Popen[str]:
         [
             sys.executable,
             *("-m", "luciola.mgmtd", "--data", str(directory / "mgmtd")),
-            *("--cluster", str(directory / "cluster.json"), *arguments),
+            *("--cluster", str(directory / "cluster.json"), "--create", *arguments),
         ],
         stderr=subprocess.PIPE,
         text=True,
@@ -160,7 +160,7 @@ def test_records_of_another_cluster_are_refused(cluster):
     save_cluster(Path(cluster.secret_file).parent / "cluster.json", replace(cluster, cluster_id="other"))
     stranger = start(cluster)
     _, errors = stranger.communicate(timeout=START_S)
-    assert stranger.returncode == 1
+    assert stranger.returncode == os.EX_CONFIG
     assert "these records belong to cluster 'test', not to 'other'" in errors
 
 
@@ -175,7 +175,7 @@ def test_configuration_file_reaches_nodes_and_mistakes_are_named(cluster, tmp_pa
     file.write_text("[mgmtd]\nlease_ms = 100\n")
     wrong = start(cluster, "--config", str(file))
     _, errors = wrong.communicate(timeout=START_S)
-    assert wrong.returncode == 1
+    assert wrong.returncode == os.EX_CONFIG
     assert "mgmtd.lease_ms: must be at least two heartbeat intervals" in errors
 
 

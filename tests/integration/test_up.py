@@ -148,6 +148,7 @@ def test_a_place_where_something_is_mounted_is_refused(shared_cluster: LocalClus
     [
         (["--storage-nodes", "0"], "0 is not in the range"),
         (["--replicas", "4", "--storage-nodes", "3"], "need at least 4 storage nodes"),
+        (["--replicas", "7", "--storage-nodes", "7"], "7 is not in the range 1<=x<=6"),
         (["--config", "/nonexistent.toml"], "no such configuration file"),
         (["--mount", "/proc/version"], "is a file"),
     ],
@@ -157,6 +158,7 @@ def test_wrong_options_say_what_to_do(tmp_path: Path, options: list[str], messag
     assert result.returncode in (1, 2)
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+    assert not (tmp_path / "data").exists() or "--mount" in options  # whose place is looked at later
 
 
 def test_a_service_that_cannot_start_is_named_with_what_it_says(tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ def test_a_service_that_cannot_start_is_named_with_what_it_says(tmp_path: Path) 
     options = ["--data", str(tmp_path / "data"), "--config", str(config)]
     result = luciola("up", *options, "--detach", check=False)
     assert result.returncode == 1
-    assert "mgmtd ends again and again: mgmtd.lease_ms: must be at least two heartbeat" in result.stderr
+    assert "mgmtd refuses to start: mgmtd.lease_ms: must be at least two heartbeat" in result.stderr
     assert json.loads((tmp_path / "data" / "run" / "state.json").read_text())["phase"] == "stopped"
 
 

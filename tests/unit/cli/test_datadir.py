@@ -141,6 +141,7 @@ def test_lost_record_is_made_again_of_what_the_storage_nodes_know(data: DataDir)
     (data.root / "storage-201" / "node.json").unlink()  # on a disk that was replaced
     again = choose_shape(data, storage_nodes=None, replicas=1)
     assert (again.cluster.cluster_id, again.storage_nodes) == (shape.cluster.cluster_id, 2)
+    assert (shape.has_stores, again.has_stores) == (False, True)
     data.cluster.unlink()
     (data.root / "storage-202" / "node.json").write_text("{")
     with pytest.raises(InvalidArgument, match="damaged"):

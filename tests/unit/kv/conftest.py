@@ -13,7 +13,9 @@ WINDOW = 64
 def engine(request: pytest.FixtureRequest, tmp_path):
     made: Engine
     if request.param == "rocksdb":
-        made = RocksEngine(tmp_path / "kv", commits_max=WINDOW, kept=b"abk")  # c and others are not kept
+        made = RocksEngine(
+            tmp_path / "kv", commits_max=WINDOW, kept=b"abk", create=True
+        )  # c and others are not kept
     else:
         made = MemoryEngine(commits_max=WINDOW)
     if request.param == "faulty":  # without faults it must be what it wraps

@@ -20,8 +20,8 @@ from luciola.kv.rocksdb import RocksEngine, store_options
 CHILD = """
 import sys
 from pathlib import Path
-from luciola.kv.rocksdb import RocksEngine, store_options
-engine = RocksEngine(Path(sys.argv[1]))
+from luciola.kv.rocksdb import RocksEngine
+engine = RocksEngine(Path(sys.argv[1]), create=True)
 number = int(engine.begin().get(b"count") or b"-1")
 while True:
     number += 1
@@ -40,12 +40,12 @@ while True:
 
 
 def test_closed_store_comes_back_with_its_content_and_version(tmp_path):
-    first = RocksEngine(tmp_path)
+    first = RocksEngine(tmp_path, create=True)
     transaction = first.begin()
     transaction.put(b"a", b"1")
     version = transaction.commit()
     first.close()
-    second = RocksEngine(tmp_path)
+    second = RocksEngine(tmp_path, create=True)
     assert second.version == version
     assert second.begin().get(b"a") == b"1"
     transaction = second.begin()
@@ -56,7 +56,7 @@ def test_closed_store_comes_back_with_its_content_and_version(tmp_path):
 
 def test_refused_transaction_does_not_hold_the_store_once_it_is_closed(tmp_path):
     """Errors are kept, and with them the frames and transactions they went through."""
-    engine = RocksEngine(tmp_path)
+    engine = RocksEngine(tmp_path, create=True)
     refused, other = engine.begin(), engine.begin()
     assert refused.get(b"a") is None
     other.put(b"a", b"1")
@@ -65,35 +65,35 @@ def test_refused_transaction_does_not_hold_the_store_once_it_is_closed(tmp_path)
     with pytest.raises(Conflict):
         refused.commit()
     engine.close()
-    RocksEngine(tmp_path).close()  # RocksDB would still be locked
+    RocksEngine(tmp_path, create=True).close()  # RocksDB would still be locked
 
 
 def test_directory_is_private(tmp_path):
-    RocksEngine(tmp_path / "deep" / "kv").close()
+    RocksEngine(tmp_path / "deep" / "kv", create=True).close()
     assert (tmp_path / "deep" / "kv").stat().st_mode & 0o777 == 0o700
 
 
 def test_second_owner_is_refused_by_name(tmp_path):
-    engine = RocksEngine(tmp_path)
+    engine = RocksEngine(tmp_path, create=True)
     with pytest.raises(Busy, match=f"in use by process {os.getpid()}"):
-        RocksEngine(tmp_path)
+        RocksEngine(tmp_path, create=True)
     engine.close()
-    RocksEngine(tmp_path).close()
+    RocksEngine(tmp_path, create=True).close()
 
 
 def test_damaged_store_is_refused_and_unlocked(tmp_path):
-    RocksEngine(tmp_path).close()
+    RocksEngine(tmp_path, create=True).close()
     current = tmp_path / "CURRENT"
     good = current.read_bytes()
     current.write_bytes(b"garbage\n")
     with pytest.raises(CorruptData, match="cannot open"):
-        RocksEngine(tmp_path)
+        RocksEngine(tmp_path, create=True)
     current.write_bytes(good)
-    RocksEngine(tmp_path).close()
+    RocksEngine(tmp_path, create=True).close()
 
 
 def test_bad_block_ends_a_scan_with_an_error_not_with_silence(tmp_path):
-    engine = RocksEngine(tmp_path)
+    engine = RocksEngine(tmp_path, create=True)
     for number in range(2000):
         transaction = engine.begin()
         transaction.put(b"%06d" % number, os.urandom(500))
@@ -104,7 +104,7 @@ def test_bad_block_ends_a_scan_with_an_error_not_with_silence(tmp_path):
     with table.open("r+b") as file:
         file.seek(table.stat().st_size // 2)
         file.write(b"\xff" * 64)
-    engine = RocksEngine(tmp_path)
+    engine = RocksEngine(tmp_path, create=True)
     with pytest.raises(CorruptData):
         list(engine.begin().get_range(b"0", b"1"))
     engine.close()
@@ -113,7 +113,7 @@ def test_bad_block_ends_a_scan_with_an_error_not_with_silence(tmp_path):
 def test_scan_passes_no_deleted_key_beyond_its_end(tmp_path):
     options = store_options()
     options.enable_statistics()
-    engine = RocksEngine(tmp_path, options=options)
+    engine = RocksEngine(tmp_path, options=options, create=True)
     transaction = engine.begin()
     for number in range(1000):
         transaction.put(b"k%06d" % number, b"")
@@ -134,7 +134,7 @@ def test_scan_passes_no_deleted_key_beyond_its_end(tmp_path):
 
 
 def test_overtaken_view_scans_the_moment_of_its_first_read(tmp_path):
-    engine = RocksEngine(tmp_path)
+    engine = RocksEngine(tmp_path, create=True)
     transaction = engine.begin()
     transaction.put(b"a", b"1")
     transaction.commit()
@@ -157,7 +157,7 @@ def keys_skipped(options) -> int:
 
 
 def test_full_disk_is_reported_before_the_log_is_touched(tmp_path, monkeypatch):
-    engine = RocksEngine(tmp_path)
+    engine = RocksEngine(tmp_path, create=True)
     monkeypatch.setattr(module, "RESERVE_BYTES", 1 << 60)
     transaction = engine.begin()
     transaction.put(b"a", b"1")
@@ -176,7 +176,7 @@ def test_full_disk_is_reported_before_the_log_is_touched(tmp_path, monkeypatch):
 
 
 def test_after_a_failed_write_nothing_is_written_any_more(tmp_path):
-    engine = RocksEngine(tmp_path)
+    engine = RocksEngine(tmp_path, create=True)
     engine._db.close()  # as if the disk were gone
     for _ in range(2):
         transaction = engine.begin()
@@ -188,7 +188,7 @@ def test_after_a_failed_write_nothing_is_written_any_more(tmp_path):
 
 
 def test_waiting_commits_share_syncs(tmp_path):
-    engine = RocksEngine(tmp_path, sync_interval_s=60)
+    engine = RocksEngine(tmp_path, sync_interval_s=60, create=True)
 
     async def writer(number: int) -> None:
         for turn in range(20):
@@ -207,7 +207,7 @@ def test_waiting_commits_share_syncs(tmp_path):
 
 
 def verify(directory: Path, acknowledged: int) -> None:
-    engine = RocksEngine(directory)
+    engine = RocksEngine(directory, create=True)
     look = engine.begin()
     count = int(look.get(b"count") or b"-1")
     assert count >= acknowledged, "an acknowledged transaction is gone"
@@ -222,7 +222,7 @@ def verify(directory: Path, acknowledged: int) -> None:
 
 def test_values_in_memory_are_few_and_short_and_those_of_the_store(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "KEPT_MAX", 10)
-    engine = RocksEngine(tmp_path, kept=b"k")
+    engine = RocksEngine(tmp_path, kept=b"k", create=True)
     for number in range(25):
         transaction = engine.begin()
         transaction.put(b"k%02d" % number, b"%d" % number)
@@ -268,3 +268,33 @@ def test_kill_at_random_moments_loses_nothing_and_leaves_nothing_half_written(tm
         acknowledged = int(lines[-2])  # the last whole line
         verify(tmp_path, acknowledged)
     assert acknowledged > 100
+
+
+def test_store_is_created_only_on_request(tmp_path):
+    with pytest.raises(CorruptData, match="does not exist"):
+        RocksEngine(tmp_path / "kv")
+    assert not (tmp_path / "kv").exists()
+    (tmp_path / "kv").mkdir()
+    with pytest.raises(CorruptData, match="files are missing"):
+        RocksEngine(tmp_path / "kv")
+    RocksEngine(tmp_path / "kv", create=True).close()
+    RocksEngine(tmp_path / "kv").close()
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_store_without_current_is_refused_and_keeps_its_files(tmp_path, create):
+    engine = RocksEngine(tmp_path, create=True)
+    transaction = engine.begin()
+    transaction.put(b"a", b"1")
+    transaction.commit()
+    engine.close()
+    current = (tmp_path / "CURRENT").read_bytes()
+    (tmp_path / "CURRENT").unlink()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(CorruptData, match="CURRENT is missing"):
+        RocksEngine(tmp_path, create=create)
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    (tmp_path / "CURRENT").write_bytes(current)
+    engine = RocksEngine(tmp_path)
+    assert engine.begin().get(b"a") == b"1"
+    engine.close()

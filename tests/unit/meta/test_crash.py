@@ -287,10 +287,10 @@ def test_store_of_another_cluster_is_refused(world):
     from luciola.meta.parts import format_store
 
     with refused(ConfigError):
-        world.run(format_store(world.engine, cluster_id="other", clock=world.clock))
-    world.run(format_store(world.engine, cluster_id="test", clock=world.clock))
+        world.run(format_store(world.engine, cluster_id="other", clock=world.clock, create=False))
+    world.run(format_store(world.engine, cluster_id="test", clock=world.clock, create=False))
     transaction = world.engine.begin()
     transaction.put(schema.SUPERBLOCK, b"\x09\0\0\0test")
     transaction.commit()
     with pytest.raises(ConfigError, match="have format 9, and this release reads format 1: run the release"):
-        world.run(format_store(world.engine, cluster_id="test", clock=world.clock))
+        world.run(format_store(world.engine, cluster_id="test", clock=world.clock, create=False))
