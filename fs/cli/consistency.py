@@ -39,6 +39,7 @@ class Names:
     inodes: dict[int, meta_pb2.Inode] = field(default_factory=dict)
     entries: list[meta_pb2.ScannedDentry] = field(default_factory=list)
     removed: list[meta_pb2.RemovedContent] = field(default_factory=list)
+    quarantined: list[meta_pb2.QuarantinedContent] = field(default_factory=list)
 
 
 def check_names(names: Names) -> Iterator[Problem]:
@@ -96,9 +97,10 @@ def check_placement(names: Names, chains: Mapping[int, Chunks], locate: Locate) 
         if inode.type == meta_pb2.REGULAR and inode.content:
             # One without a name is open still; nobody needs the length of what its writer has not told.
             owners[inode.content] = (inode.layout, inode.length if inode.link_count else None)
+    quarantined = {record.content for record in names.quarantined}
     for chain, chunks in chains.items():
         for (content, index), record in chunks.items():
-            if record.removed:
+            if record.removed or content in quarantined:
                 continue
             label = f"chunk {index} of content {content} on chain {chain}"
             owner = owners.get(content)
@@ -106,7 +108,7 @@ def check_placement(names: Names, chains: Mapping[int, Chunks], locate: Locate) 
                 yield Problem(
                     "placement",
                     f"{label}: belongs to no file",
-                    "run with --repair to remove it",
+                    "--repair puts it into quarantine, and removes it later",
                     chain,
                     (content, index),
                 )

@@ -36,6 +36,7 @@ class Allocator:
         self._next = 0
         self._end = 0
         self._reserve: list[tuple[int, int]] = []
+        self._floor = FIRST_ID  # no smaller id is handed out
 
     @property
     def is_low(self) -> bool:
@@ -52,6 +53,22 @@ class Allocator:
         self._next += 1
         return number
 
+    async def skip_past(self, number: int) -> None:
+        """Hand out no id up to `number`, not after a restart either."""
+
+        def advance(txn: Transaction) -> bool:
+            key = schema.allocator_key(self._kind)
+            value = txn.get(key)
+            if value is not None and schema.decode_next(value) > number:
+                return False
+            txn.put(key, schema.encode_next(number + 1))
+            return True
+
+        self._floor = max(self._floor, number + 1)
+        self._reserve = [(max(first, self._floor), end) for first, end in self._reserve if end > self._floor]
+        self._next = min(max(self._next, self._floor), self._end)
+        await run(self._engine, advance, durability=Durability.SYNC, clock=self._clock)
+
     async def refill(self) -> None:
         """Reserves another range, if this is still low."""
         if not self.is_low:
@@ -65,11 +82,13 @@ class Allocator:
             return first
 
         # A reservation that is run twice, after an unknown outcome, skips a range and harms nobody.
-        first = await run(self._engine, reserve, durability=Durability.SYNC, clock=self._clock)
+        reserved = await run(self._engine, reserve, durability=Durability.SYNC, clock=self._clock)
+        end = reserved + RANGE
+        first = min(max(reserved, self._floor), end)
         if self._next == self._end:
-            self._next, self._end = first, first + RANGE
-        else:
-            self._reserve.append((first, first + RANGE))
+            self._next, self._end = first, end
+        elif first < end:
+            self._reserve.append((first, end))
 
 
 __all__ = ["CONTENTS", "FIRST_ID", "INODES", "LOW", "RANGE", "Allocator", "NeedIds"]

@@ -30,6 +30,7 @@ from ..kv import Engine, Pair, Transaction, run
 from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, RemovedContent
 from . import schema
 from .census import Census
+from .quarantine import Quarantine
 from .sessions import Holds, Writers
 from .storage import Chunks
 from .work import NS_PER_MS
@@ -69,6 +70,7 @@ class Collector:
         config: MetaConfig,
         *,
         chunks: Chunks,
+        quarantine: Quarantine,
         writers: Writers,
         holds: Holds,
         census: Census,
@@ -79,6 +81,7 @@ class Collector:
         self._clock = clock
         self._config = config
         self._chunks = chunks
+        self._quarantine = quarantine
         self._writers = writers
         self._holds = holds
         self._census = census
@@ -94,6 +97,7 @@ class Collector:
         done = await self.prune()
         done += await self.collect_orphans()
         done += await self.collect_garbage()
+        done += await self._quarantine.collect()
         await self.forget_requests()
         return done
 

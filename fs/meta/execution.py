@@ -33,6 +33,7 @@ from .lengths import Lengths
 from .operations.length import Overtaken
 from .operations.list import Listing, list_directory
 from .permissions import READ, User, may
+from .quarantine import Quarantine
 from .replies import RECORDED, inodes_of, without_data
 from .sessions import SESSIONS_MAX, Holds, Writers
 from .storage import StorageControl
@@ -82,6 +83,7 @@ class Parts:
     writers: Writers
     holds: Holds
     census: Census
+    quarantine: Quarantine
     incarnation: int
 
 

@@ -13,6 +13,7 @@ from .collector import Collector, Membership
 from .execution import Parts
 from .layout import Placer
 from .lengths import Lengths
+from .quarantine import Quarantine
 from .service import MetaService
 from .sessions import Holds, Writers
 from .storage import Chunks, StorageControl
@@ -85,6 +86,7 @@ async def build(  # noqa: PLR0913, the seams of the service
     census = Census()
     inodes = Allocator(engine, INODES, clock)
     contents = Allocator(engine, CONTENTS, clock)
+    quarantine = Quarantine(engine, clock, contents=contents, chunks=chunks)
     scene = Scene(config, placer, inodes, contents, truncations)
     truncations.load()
     writers.load(engine)
@@ -101,6 +103,7 @@ async def build(  # noqa: PLR0913, the seams of the service
         writers=writers,
         holds=holds,
         census=census,
+        quarantine=quarantine,
         incarnation=new_incarnation(),
     )
     collector = Collector(
@@ -108,6 +111,7 @@ async def build(  # noqa: PLR0913, the seams of the service
         clock,
         config,
         chunks=chunks,
+        quarantine=quarantine,
         writers=writers,
         holds=holds,
         census=census,

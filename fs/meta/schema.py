@@ -11,6 +11,7 @@
     G removed_at content      garbage         the `RemovedContent` message: chunks to remove
     P inode                   cut             a truncation in progress
     X inode name              attribute       an extended attribute
+    Q due content             quarantine      the `QuarantinedContent` message: chunks that no file names
     A kind                    allocator       first id that is not reserved
 
 Ids in keys are big-endian, so that keys sort by number. Making a file writes T but neither reads
@@ -24,7 +25,7 @@ from typing import Final, NamedTuple
 from google.protobuf.message import DecodeError
 
 from ..errors import CorruptData
-from ..wire.pb.meta_pb2 import Inode, RemovedContent
+from ..wire.pb.meta_pb2 import Inode, QuarantinedContent, RemovedContent
 
 FORMAT_VERSION: Final = 1
 
@@ -40,6 +41,7 @@ _CUT: Final = Struct("<QQ")
 
 SUPERBLOCK: Final = b"M"
 INODES: Final = b"I"  # first byte of the keys of all inodes
+QUARANTINE: Final = b"Q"
 
 pack_one: Final = _ONE.pack
 pack_two: Final = _TWO.pack
@@ -113,6 +115,10 @@ def orphan_key(removed_unix_ms: int, inode: int) -> bytes:
 
 def garbage_key(removed_unix_ms: int, content: int) -> bytes:
     return pack_two(b"G", removed_unix_ms, content)
+
+
+def quarantine_key(due_unix_ms: int, content: int) -> bytes:
+    return pack_two(QUARANTINE, due_unix_ms, content)
 
 
 def cut_key(inode: int) -> bytes:
@@ -248,10 +254,19 @@ def decode_garbage(value: bytes) -> RemovedContent:
         raise CorruptData("a stored record of removed content cannot be read") from error
 
 
+def decode_quarantined(value: bytes) -> QuarantinedContent:
+    """Raises: CorruptData."""
+    try:
+        return QuarantinedContent.FromString(value)
+    except DecodeError as error:
+        raise CorruptData("a stored record of quarantined content cannot be read") from error
+
+
 __all__ = [
     "FORMAT_VERSION",
     "INODES",
     "ONE_BYTES",
+    "QUARANTINE",
     "SUPERBLOCK",
     "Cut",
     "Entry",
@@ -266,6 +281,7 @@ __all__ = [
     "decode_garbage",
     "decode_inode",
     "decode_next",
+    "decode_quarantined",
     "decode_record",
     "decode_session",
     "decode_time",
@@ -285,6 +301,7 @@ __all__ = [
     "inode_key",
     "kind_range",
     "orphan_key",
+    "quarantine_key",
     "record_key",
     "records_end",
     "session_key",

@@ -226,6 +226,33 @@ class MetaService:
         async for _, value in self._scan(b"G", request.limit):
             yield schema.decode_garbage(value)
 
+    async def scan_quarantined(
+        self,
+        request: pb.ScanRequest,
+        identity: Identity,  # noqa: ARG002, a handler
+    ) -> AsyncIterator[pb.QuarantinedContent]:
+        """Every content in quarantine, by due time."""
+        async for _, value in self._scan(schema.QUARANTINE, request.limit):
+            yield schema.decode_quarantined(value)
+
+    async def quarantine(
+        self,
+        request: pb.QuarantineRequest,
+        identity: Identity,  # noqa: ARG002, a handler
+    ) -> Empty:
+        """Remove chunks of contents that no file names, but not now. Raises: InvalidArgument."""
+        await self._parts.quarantine.add(request.contents, request.delay_ms)
+        return Empty()
+
+    async def release_quarantined(
+        self,
+        request: pb.ReleaseQuarantinedRequest,
+        identity: Identity,  # noqa: ARG002, a handler
+    ) -> Empty:
+        """Keep chunks that are in quarantine. Raises: InvalidArgument."""
+        await self._parts.quarantine.release(request.contents)
+        return Empty()
+
     def status(self, request: Empty, identity: Identity) -> pb.MetaStatus:  # noqa: ARG002, a handler
         """Numbers for people. Of each queue at most `COUNTED_MAX` are counted."""
         return pb.MetaStatus(

@@ -5,7 +5,7 @@
 """
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from ..ids import ChainId
@@ -92,6 +92,10 @@ class Chunks:
         """
         chains = self._placer.chains(layout)[: -(-length // layout.chunk_bytes)]
         await _gather([self._remove(chain, content, 0) for chain in dict.fromkeys(chains)])
+
+    async def remove_from(self, chains: Iterable[int], content: int) -> None:
+        """Remove all chunks of a content without a layout. May be repeated. Raises: Unavailable."""
+        await _gather([self._remove(ChainId(chain), content, 0) for chain in chains])
 
     async def _remove(self, chain: ChainId, content: int, first: int) -> None:
         while await self._control.remove_chunks(chain, content, first=first, limit=REMOVE_BATCH):

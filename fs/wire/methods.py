@@ -129,6 +129,13 @@ class Meta:
     scan_removed: Final = _method(
         "Meta.ScanRemoved", meta_pb2.ScanRequest, meta_pb2.RemovedContent, ADMIN, streams=True
     )
+    quarantine: Final = _method("Meta.Quarantine", meta_pb2.QuarantineRequest, Empty, ADMIN)
+    scan_quarantined: Final = _method(
+        "Meta.ScanQuarantined", meta_pb2.ScanRequest, meta_pb2.QuarantinedContent, ADMIN, streams=True
+    )
+    release_quarantined: Final = _method(
+        "Meta.ReleaseQuarantined", meta_pb2.ReleaseQuarantinedRequest, Empty, ADMIN
+    )
     status: Final = _method("Meta.Status", Empty, meta_pb2.MetaStatus, ADMIN)
 
 

@@ -1086,6 +1086,29 @@ pub struct RemovedContent {
     #[prost(bool, tag = "6")]
     pub spare: bool,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QuarantinedContent {
+    #[prost(uint64, tag = "1")]
+    pub content: u64,
+    #[prost(uint32, repeated, tag = "2")]
+    pub chains: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint64, tag = "3")]
+    pub chunks: u64,
+    #[prost(uint64, tag = "4")]
+    pub due_unix_ms: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct QuarantineRequest {
+    #[prost(message, repeated, tag = "1")]
+    pub contents: ::prost::alloc::vec::Vec<QuarantinedContent>,
+    #[prost(uint64, tag = "2")]
+    pub delay_ms: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReleaseQuarantinedRequest {
+    #[prost(message, repeated, tag = "1")]
+    pub contents: ::prost::alloc::vec::Vec<QuarantinedContent>,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MetaStatus {
     #[prost(uint64, tag = "1")]

@@ -531,6 +531,32 @@ class RemovedContent(_message.Message):
     spare: bool
     def __init__(self, content: _Optional[int] = ..., inode: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., removed_unix_ms: _Optional[int] = ..., length: _Optional[int] = ..., spare: _Optional[bool] = ...) -> None: ...
 
+class QuarantinedContent(_message.Message):
+    __slots__ = ("content", "chains", "chunks", "due_unix_ms")
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    DUE_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    content: int
+    chains: _containers.RepeatedScalarFieldContainer[int]
+    chunks: int
+    due_unix_ms: int
+    def __init__(self, content: _Optional[int] = ..., chains: _Optional[_Iterable[int]] = ..., chunks: _Optional[int] = ..., due_unix_ms: _Optional[int] = ...) -> None: ...
+
+class QuarantineRequest(_message.Message):
+    __slots__ = ("contents", "delay_ms")
+    CONTENTS_FIELD_NUMBER: _ClassVar[int]
+    DELAY_MS_FIELD_NUMBER: _ClassVar[int]
+    contents: _containers.RepeatedCompositeFieldContainer[QuarantinedContent]
+    delay_ms: int
+    def __init__(self, contents: _Optional[_Iterable[_Union[QuarantinedContent, _Mapping]]] = ..., delay_ms: _Optional[int] = ...) -> None: ...
+
+class ReleaseQuarantinedRequest(_message.Message):
+    __slots__ = ("contents",)
+    CONTENTS_FIELD_NUMBER: _ClassVar[int]
+    contents: _containers.RepeatedCompositeFieldContainer[QuarantinedContent]
+    def __init__(self, contents: _Optional[_Iterable[_Union[QuarantinedContent, _Mapping]]] = ...) -> None: ...
+
 class MetaStatus(_message.Message):
     __slots__ = ("incarnation", "gc_queue", "write_sessions", "read_holds", "operations")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]

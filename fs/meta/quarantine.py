@@ -1,0 +1,133 @@
+"""Contents that no file names, found by `luciola fsck --repair`: their chunks wait before they are removed.
+
+Q1  Chunks are removed after the due time only, and only if no inode names their content then.
+Q2  No new file gets a content that is or was in quarantine: the allocator is moved beyond it, in the store, before
+    the record is written. So the inodes that are read for Q1 cannot be joined by another one.
+Q3  All progress is in the store: after a crash the same records are found again, and every step may be repeated.
+
+The records are part of the namespace: a namespace that is put back from a backup brings its own quarantine, and with
+it no memory of what the replaced one wanted to remove.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from ..clock import Clock
+from ..errors import Error, InvalidArgument
+from ..kv import Durability, Engine, Transaction, run
+from ..wire.pb.meta_pb2 import QuarantinedContent
+from . import schema
+from .allocator import Allocator
+from .storage import Chunks
+from .work import NS_PER_MS
+
+log: Final = logging.getLogger("luciola.meta")
+
+CONTENTS_MAX: Final = 1024  # of one request: one transaction of about 64 KiB
+CHAINS_MAX: Final = 4096  # of one content: more than any stripe
+DELAY_MS_MAX: Final = 366 * 24 * 3600 * 1000
+CONTENT_MAX: Final = (1 << 62) - 1  # ids beyond must be left for new files
+DUE_MAX: Final = 16_384  # contents looked at in one round, which reads every inode once
+INODES_PAGE: Final = 256  # about a millisecond, before requests have a turn
+RETRY_S: Final = 60.0  # after a chain could not be asked: a round costs a read of every inode
+
+
+class Quarantine:
+    """What waits, and what is removed when its time has come."""
+
+    def __init__(self, engine: Engine, clock: Clock, *, contents: Allocator, chunks: Chunks) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._contents = contents
+        self._chunks = chunks
+        self._retry_s = float("-inf")
+
+    async def add(self, found: Sequence[QuarantinedContent], delay_ms: int) -> None:
+        """Record contents whose chunks are to be removed in `delay_ms`. Raises: InvalidArgument."""
+        if len(found) > CONTENTS_MAX:
+            raise InvalidArgument(f"at most {CONTENTS_MAX} contents in one request")
+        if delay_ms > DELAY_MS_MAX:
+            raise InvalidArgument(f"quarantine lasts at most {DELAY_MS_MAX} ms")
+        for each in found:
+            if not 0 < each.content <= CONTENT_MAX or not 0 < len(each.chains) <= CHAINS_MAX:
+                raise InvalidArgument(f"content {each.content}: not a content with its chains")
+        if not found:
+            return
+        await self._contents.skip_past(max(each.content for each in found))  # Q2
+        due_ms = self._clock.unix_ns() // NS_PER_MS + delay_ms
+
+        def record(txn: Transaction) -> None:
+            for each in found:
+                stored = QuarantinedContent(
+                    content=each.content, chains=each.chains, chunks=each.chunks, due_unix_ms=due_ms
+                )
+                txn.put(schema.quarantine_key(due_ms, each.content), stored.SerializeToString())
+
+        await run(self._engine, record, durability=Durability.SYNC, clock=self._clock)
+
+    async def release(self, found: Sequence[QuarantinedContent]) -> None:
+        """Take contents out of quarantine; chunks that were not removed stay. Raises: InvalidArgument."""
+        if len(found) > CONTENTS_MAX:
+            raise InvalidArgument(f"at most {CONTENTS_MAX} contents in one request")
+        keys = [schema.quarantine_key(each.due_unix_ms, each.content) for each in found]
+        await self._forget(keys)
+
+    async def collect(self) -> int:
+        """Remove the chunks of what is due; how many contents left quarantine."""
+        if self._clock.monotonic() < self._retry_s:
+            return 0
+        begin, _ = schema.kind_range(schema.QUARANTINE)
+        now_ms = self._clock.unix_ns() // NS_PER_MS
+        end = schema.quarantine_key(now_ms + 1, 0)
+        due = {
+            key: schema.decode_quarantined(value)
+            for key, value in self._engine.begin().snapshot_range(begin, end, limit=DUE_MAX)
+        }
+        if not due:
+            return 0
+        named = await self._named({each.content for each in due.values()})
+        done = [key for key, each in due.items() if await self._remove(each, named=each.content in named)]
+        if len(done) < len(due):
+            self._retry_s = self._clock.monotonic() + RETRY_S
+        for start in range(0, len(done), CONTENTS_MAX):
+            await self._forget(done[start : start + CONTENTS_MAX])
+        return len(done)
+
+    async def _remove(self, content: QuarantinedContent, *, named: bool) -> bool:
+        if named:  # Q1
+            log.warning("content %d left quarantine: a file names it; its chunks stay", content.content)
+            return True
+        # A request to release it may have come since the round began.
+        key = schema.quarantine_key(content.due_unix_ms, content.content)
+        if self._engine.begin().snapshot_get(key) is None:
+            return True
+        try:
+            await self._chunks.remove_from(content.chains, content.content)
+        except Error as error:
+            log.warning("quarantined chunks of content %d cannot be removed now: %s", content.content, error)
+            return False
+        log.info("content %d: %d chunks of no file were removed", content.content, content.chunks)
+        return True
+
+    async def _named(self, contents: set[int]) -> set[int]:
+        """Those of `contents` that inodes name. Cost: a read of every inode."""
+        found: set[int] = set()
+        begin, end = schema.kind_range(schema.INODES)
+        while pairs := self._engine.begin().snapshot_range(begin, end, limit=INODES_PAGE):
+            found.update(contents & {schema.decode_inode(value).content for _, value in pairs})
+            begin = pairs[-1][0] + b"\x00"
+            await asyncio.sleep(0)
+        return found
+
+    async def _forget(self, keys: Iterable[bytes]) -> None:
+        def delete(txn: Transaction) -> None:
+            txn.may_use_reserve = True
+            for key in keys:
+                txn.delete(key)
+
+        await run(self._engine, delete, clock=self._clock)
+
+
+__all__ = ["CONTENTS_MAX", "Quarantine"]
