@@ -10,7 +10,7 @@ import pytest
 
 from cluster import LocalCluster, luciola
 
-pytestmark = [pytest.mark.integrity, pytest.mark.mount]
+pytestmark = pytest.mark.mount
 
 WRITES = 8
 PAGE = 4096

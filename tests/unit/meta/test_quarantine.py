@@ -10,7 +10,6 @@ from luciola.wire.pb import meta_pb2 as pb
 
 from .world import CHAINS, CHUNK, World, check_store, refused
 
-
 DATA = b"x" * (2 * CHUNK)
 DAY_MS = 24 * 3600 * 1000
 
