@@ -27,10 +27,7 @@ use super::sync::Rounds;
 use crate::types::{ChainId, ChunkKey, Status, Version};
 
 /// Version of the directory's layout and of all formats in it (docs/formats.md).
-const FORMAT: u32 = 2;
-/// The same without a floor. A directory of this format is taken over; a release that only knew this one would count
-/// versions anew below tombstones that other replicas have.
-const FORMAT_WITHOUT_FLOOR: u32 = 1;
+const FORMAT: u32 = 3;
 const FORMAT_FILE: &str = "FORMAT";
 /// How long a look at the file system's free space is believed.
 const SPACE_AGE_MAX: Duration = Duration::from_millis(20);
@@ -280,7 +277,7 @@ impl Core {
     fn fall_back(&self, record: &Record, synced: u64) -> Option<Record> {
         let is_lost = |state: &State| state.round >= synced && !self.is_intact(state);
         if record.committed.as_ref().is_some_and(|state| is_lost(state)) {
-            let committed = record.durable.clone();
+            let committed = record.fallbacks.iter().find(|state| !is_lost(state)).cloned();
             if committed.as_ref().is_some_and(|state| !self.is_intact(state)) {
                 return None; // Not power loss but damage: the chain repairs it.
             }
@@ -437,13 +434,7 @@ fn open_format(dir: &Path, segment_bytes: u64) -> Result<u64, OpenError> {
     let failed = |source| OpenError::Io { path: dir.to_owned(), source };
     let path = dir.join(FORMAT_FILE);
     match fs::read_to_string(&path) {
-        Ok(text) => {
-            let (found, segment_bytes) = parse_format(&path, &text)?;
-            if found != FORMAT {
-                write_format(dir, &path, segment_bytes).map_err(failed)?;
-            }
-            Ok(segment_bytes)
-        }
+        Ok(text) => parse_format(&path, &text),
         Err(error) if error.kind() == ErrorKind::InvalidData => {
             Err(OpenError::Foreign { path: dir.to_owned() })
         }
@@ -482,7 +473,7 @@ fn write_format(dir: &Path, path: &Path, segment_bytes: u64) -> io::Result<()> {
     segments::sync_directory(dir)
 }
 
-fn parse_format(path: &Path, text: &str) -> Result<(u32, u64), OpenError> {
+fn parse_format(path: &Path, text: &str) -> Result<u64, OpenError> {
     let mut lines = text.lines();
     if lines.next() != Some("luciola chunk engine") {
         return Err(OpenError::Foreign { path: path.to_owned() });
@@ -494,7 +485,7 @@ fn parse_format(path: &Path, text: &str) -> Result<(u32, u64), OpenError> {
         value.ok_or_else(damaged)
     };
     let found = field("format")? as u32;
-    if found != FORMAT && found != FORMAT_WITHOUT_FLOOR {
+    if found != FORMAT {
         return Err(OpenError::Format { path: path.to_owned(), found, wanted: FORMAT });
     }
     let page_bytes = field("page_bytes")?;
@@ -502,5 +493,5 @@ fn parse_format(path: &Path, text: &str) -> Result<(u32, u64), OpenError> {
     if page_bytes != PAGE as u64 || segment_bytes == 0 || !segment_bytes.is_multiple_of(64 * PAGE as u64) {
         return Err(damaged());
     }
-    Ok((found, segment_bytes))
+    Ok(segment_bytes)
 }

@@ -1,4 +1,4 @@
-//! Failing disks, for tests: the next calls of a kind fail with a chosen error.
+//! Failing disks, for tests: the next calls of a kind fail with a chosen error. And a hook within a round of `sync`.
 
 use std::io;
 
@@ -12,6 +12,21 @@ pub struct Faults {
     pub write: Mutex<Fault>,
     pub sync: Mutex<Fault>,
     pub index: Mutex<Fault>,
+    /// Called at each moment of a round, outside of all locks.
+    pub hook: Mutex<Option<Hook>>,
+}
+
+pub type Hook = Box<dyn FnMut(Moment) + Send>;
+
+/// How far a round of `sync` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// It has begun, and nothing is flushed.
+    Begun,
+    /// The block files are flushed, and the index does not say so.
+    Flushed,
+    /// The index says so, and is not flushed.
+    Recorded,
 }
 
 /// After `skip` calls that succeed, `count` calls fail with `errno`.
@@ -23,6 +38,14 @@ pub struct Fault {
 }
 
 impl Faults {
+    pub fn reach(&self, moment: Moment) {
+        let hook = self.hook.lock().take();
+        if let Some(mut hook) = hook {
+            hook(moment);
+            self.hook.lock().get_or_insert(hook);
+        }
+    }
+
     pub fn on_read(&self) -> io::Result<()> {
         strike(&self.read)
     }

@@ -26,6 +26,16 @@ pub struct Extent {
     pub count: u32,
 }
 
+impl Extent {
+    /// Whether `page` continues this run.
+    pub fn precedes(&self, page: PageNumber) -> bool {
+        match self.first {
+            HOLE => page == HOLE,
+            first => page != HOLE && first + self.count == page,
+        }
+    }
+}
+
 /// What a chunk holds at one version. Immutable; readers pin it by holding its `Arc`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
@@ -96,6 +106,11 @@ impl State {
         sum
     }
 
+    /// Whether `other` is this very state, apart from what is known of it: one replaced by repair is not.
+    fn is_same_content(&self, other: &State) -> bool {
+        self.stamp == other.stamp && self.extents == other.extents
+    }
+
     pub fn committed(&self) -> Committed {
         Committed { stamp: self.stamp, length: self.length, removed: self.removed, unix_ms: self.unix_ms }
     }
@@ -111,10 +126,7 @@ pub fn compress(pages: &[PageNumber]) -> Vec<Extent> {
     let mut extents: Vec<Extent> = Vec::new();
     for &page in pages {
         match extents.last_mut() {
-            Some(last) if last.first == HOLE && page == HOLE => last.count += 1,
-            Some(last) if last.first != HOLE && page != HOLE && last.first + last.count == page => {
-                last.count += 1
-            }
+            Some(last) if last.precedes(page) => last.count += 1,
             _ => extents.push(Extent { first: page, count: 1 }),
         }
     }
@@ -145,9 +157,10 @@ impl PendingState {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
     pub committed: Option<Arc<State>>,
-    /// The last committed state before that whose data is durable, while the committed state's may not be:
-    /// what power loss falls back to. Its pages wait in limbo.
-    pub durable: Option<Arc<State>>,
+    /// Earlier committed states that power loss may fall back to while the data of `committed` may be lost, newest
+    /// first: the newest of those written before the round of `sync` that was under way at the last update, and the
+    /// newest of those written before the round that had succeeded; one if they are the same. Their pages wait in limbo.
+    pub fallbacks: Vec<Arc<State>>,
     pub pending: Option<PendingState>,
     pub writers: Vec<WriterRecord>,
 }
@@ -175,22 +188,31 @@ impl Record {
     pub fn memory(&self) -> usize {
         size_of::<Record>()
             + self.committed.as_ref().map_or(0, |state| state.memory())
-            + self.durable.as_ref().map_or(0, |state| state.memory())
+            + self.fallbacks.iter().map(|state| state.memory()).sum::<usize>()
             + self.pending.as_ref().map_or(0, |pending| pending.state.memory())
             + self.writers.len() * size_of::<WriterRecord>()
     }
 
-    /// What power loss falls back to once `after` has taken the place of this record. Data written before round
-    /// `synced` is durable.
-    pub fn durable_for(&self, after: &Record, synced: u64) -> Option<Arc<State>> {
-        let committed = after.committed.as_ref()?;
-        if committed.round < synced {
-            return None;
+    /// The fallbacks of `after`, which takes the place of this record. Round `synced` of `sync` has succeeded and round
+    /// `begun`, the same or the next one, has begun; `begun` was read before `synced`.
+    ///
+    /// At most one round is under way. If power is lost now, the index may say that it has succeeded or that only the
+    /// one before has, so a state of before each must be named. A state once skipped is never needed again: rounds grow.
+    pub fn fallbacks_for(&self, after: &Record, begun: u64, synced: u64) -> Vec<Arc<State>> {
+        let Some(committed) = &after.committed else { return Vec::new() };
+        let before = self.committed.iter().filter(|before| !before.is_same_content(committed));
+        let earlier = before.chain(&self.fallbacks);
+        let mut fallbacks: Vec<Arc<State>> = Vec::new();
+        for round in [begun, synced] {
+            let is_needed = committed.round >= round;
+            let newest = earlier.clone().find(|state| state.round < round).filter(|_| is_needed);
+            if let Some(state) = newest
+                && !fallbacks.iter().any(|known| Arc::ptr_eq(known, state))
+            {
+                fallbacks.push(state.clone());
+            }
         }
-        match &self.committed {
-            Some(before) if before.round < synced => Some(before.clone()),
-            _ => self.durable.clone(),
-        }
+        fallbacks
     }
 
     /// The committed state with `tail_used` grown by what the pending state, about to vanish, put behind it.

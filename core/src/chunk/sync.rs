@@ -6,6 +6,8 @@ use std::time::Duration;
 use crate::lock::{Condvar, Mutex};
 
 use super::engine::{Core, Engine};
+#[cfg(test)]
+use super::faults::Moment;
 use crate::types::Status;
 
 impl Engine {
@@ -104,8 +106,12 @@ impl Rounds {
         self.state.lock().ended
     }
 
-    /// Runs or joins a round that begins after this call.
-    fn join(&self, flush: impl Fn(u64) -> Result<(), Status>) -> Result<(), Status> {
+    /// Runs or joins a round that begins after this call: `before_begin`, then `flush` with its result.
+    fn join<T>(
+        &self,
+        before_begin: impl Fn() -> T,
+        flush: impl Fn(u64, T) -> Result<(), Status>,
+    ) -> Result<(), Status> {
         let mut state = self.state.lock();
         let wanted = state.begun + 1;
         loop {
@@ -124,9 +130,10 @@ impl Rounds {
             state.has_news = false;
             state.is_urgent = false;
             let round = state.begun;
+            let prepared = before_begin();
             self.begun.store(round, Ordering::Release);
             drop(state);
-            let outcome = flush(round);
+            let outcome = flush(round, prepared);
             state = self.state.lock();
             state.is_running = false;
             state.ended = round;
@@ -144,18 +151,24 @@ impl Rounds {
 
 impl Core {
     pub fn sync(&self) -> Result<(), Status> {
-        self.rounds.join(|round| self.flush(round))
+        // Marked before the round begins: a state that one of this round replaces is a fallback until the next ends.
+        self.rounds.join(|| self.limbo.lock().mark(), |round, mark| self.flush(round, mark))
     }
 
     /// One round: data, then the index that names it, then what that set free.
-    fn flush(&self, round: u64) -> Result<(), Status> {
-        let mark = self.limbo.lock().mark();
+    fn flush(&self, round: u64, mark: u64) -> Result<(), Status> {
+        #[cfg(test)]
+        self.segments.faults.reach(Moment::Begun);
         self.segments.sync().map_err(|error| {
             log::error!("flushing the block files: {error}");
             Status::Io
         })?;
+        #[cfg(test)]
+        self.segments.faults.reach(Moment::Flushed);
         // From here on the data of states of earlier rounds counts as durable, also after power loss.
         self.index.set_synced(round)?;
+        #[cfg(test)]
+        self.segments.faults.reach(Moment::Recorded);
         self.index.sync()?;
         let released = self.limbo.lock().release(mark);
         self.free_pages(&released);

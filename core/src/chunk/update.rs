@@ -310,7 +310,8 @@ impl Core {
         before: Arc<Record>,
         mut after: Record,
     ) -> Result<(), Status> {
-        after.durable = before.durable_for(&after, self.rounds.synced());
+        let begun = self.rounds.begun();
+        after.fallbacks = before.fallbacks_for(&after, begun, self.rounds.synced());
         self.store(key, &before, &after).inspect_err(|&status| {
             // Whether the index took it is unknown; opening anew finds out. Until then nothing may build on it.
             log::error!("the index write of {key:?} failed, updates are refused from now on");
