@@ -99,8 +99,15 @@ fn a_replica_that_returns() {
     explore("return", Limits { resends: wide(0, 1), ..RETURNING });
 }
 
-const RETURNING: Limits =
-    Limits { replicas: 2, serving: 2, restarts: 1, chain_versions: 4, sends: 1, ..Limits::SMALL };
+const RETURNING: Limits = Limits {
+    replicas: 2,
+    serving: 2,
+    restarts: 1,
+    chain_versions: 4,
+    sends: 1,
+    compares: true,
+    ..Limits::SMALL
+};
 
 /// An empty replica joins while two writers write, and a member falls then.
 #[test]
@@ -108,8 +115,16 @@ fn an_empty_replica_joins_while_writing() {
     explore("join", Limits { resends: wide(0, 1), ..JOINING });
 }
 
-const JOINING: Limits =
-    Limits { replicas: 2, serving: 1, crashes: 0, expiries: 1, chain_versions: 4, sends: 1, ..Limits::SMALL };
+const JOINING: Limits = Limits {
+    replicas: 2,
+    serving: 1,
+    crashes: 0,
+    expiries: 1,
+    chain_versions: 4,
+    sends: 1,
+    compares: true,
+    ..Limits::SMALL
+};
 
 /// The last replica falls and comes back.
 #[test]
@@ -144,6 +159,7 @@ const SLOW_RETURN: Limits = Limits {
     chain_versions: 4,
     resends: 0,
     slow_disks: true,
+    compares: true,
     ..Limits::SMALL
 };
 
@@ -303,6 +319,11 @@ fn finds_an_update_dropped_that_another_try_had_delivered() {
 #[test]
 fn finds_an_own_update_committed_by_a_returning_replica() {
     must_find(Limits { bug: Bug::CommitOwnAsSyncing, ..SLOW_RETURN }, WRONG);
+}
+
+#[test]
+fn finds_an_update_staged_unseen_and_committed_alone() {
+    must_find(Limits { bug: Bug::KeepStagedByLeaver, ..SLOW_RETURN }, WRONG);
 }
 
 #[test]

@@ -29,6 +29,7 @@ const LIMITS: Limits = Limits {
     neighbours: 4,
     purges_early: false,
     lease_without_routing: false,
+    compares: true,
 };
 const STEPS: u64 = 200_000;
 const EPISODE_STEPS: u64 = 3000;
@@ -51,7 +52,12 @@ fn weight(action: &Action) -> u64 {
     match action {
         Action::Deliver(_) | Action::DiskDone { .. } => 40,
         Action::Send { .. } | Action::Read { .. } | Action::Learn { .. } | Action::Grant { .. } => 10,
-        Action::Push | Action::Promote | Action::Next { .. } | Action::PurgeNeighbour { .. } => 10,
+        Action::Push
+        | Action::List
+        | Action::Compare
+        | Action::Promote
+        | Action::Next { .. }
+        | Action::PurgeNeighbour { .. } => 10,
         // Possible only for a moment, after a removal while all serve.
         Action::Purge { .. } => 200,
         Action::BeginSync { .. } | Action::Restart { .. } | Action::Revive { .. } => 6,

@@ -4,6 +4,8 @@ mod storage_cluster;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use luciola_core::types::*;
@@ -205,6 +207,107 @@ fn a_stale_replica_loses_what_was_never_decided() {
     assert_eq!(cluster.read(0, chunk(0)).unwrap(), b"other!");
     assert_eq!(cluster.read(0, chunk(1)), Err(Status::NotFound));
     cluster.assert_equal_replicas();
+}
+
+/// A wall clock that stands still when it is told to. The engine reads it when it begins to stage an update.
+static STAGES: Gate = Gate::new();
+
+struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum GateState {
+    Open,
+    Closed,
+    /// Somebody waits at it.
+    Reached,
+}
+
+impl Gate {
+    const fn new() -> Gate {
+        Gate { state: Mutex::new(GateState::Open), changed: Condvar::new() }
+    }
+
+    fn set(&self, state: GateState) {
+        *self.state.lock().unwrap() = state;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) -> u64 {
+        let mut state = self.state.lock().unwrap();
+        while *state != GateState::Open {
+            *state = GateState::Reached;
+            self.changed.notify_all();
+            state = self.changed.wait(state).unwrap();
+        }
+        1_700_000_000_000
+    }
+
+    fn wait_until_reached(&self) {
+        let closed =
+            self.changed.wait_while(self.state.lock().unwrap(), |state| *state != GateState::Reached);
+        drop(closed.unwrap());
+    }
+}
+
+/// Two replicas; the head hangs in the middle of staging `updates` of chunk 0, which has one version.
+fn hanging_in_a_stage(update: &'static [u8]) -> (Arc<Cluster>, JoinHandle<UpdateResult>) {
+    let cluster = Cluster::start(2);
+    cluster.restart_with(0, |options| options.engine.unix_ms = || STAGES.pass());
+    assert_eq!(cluster.write(chunk(0), 0, b"old", tag(1, 1)).status, Status::Ok);
+    STAGES.set(GateState::Closed);
+    let write = cluster.write_in_background(chunk(0), 0, update, tag(1, 2));
+    STAGES.wait_until_reached();
+    (cluster, write)
+}
+
+fn assert_taken_back(cluster: &Cluster, write: JoinHandle<UpdateResult>) {
+    assert_eq!(write.join().unwrap().status, Status::WrongChainVersion, "only one replica has it");
+    cluster.assert_equal_replicas();
+    for node in 0..2 {
+        assert_eq!(cluster.read(node, chunk(0)).unwrap(), b"old");
+    }
+    assert_eq!(cluster.write(chunk(0), 0, b"new", tag(1, 2)).status, Status::Ok, "the chunk takes writes");
+    assert_eq!(cluster.read(0, chunk(0)).unwrap(), b"new");
+}
+
+/// One after the other: there is one gate.
+#[test]
+fn an_update_that_is_staged_while_its_replica_is_away_is_taken_back() {
+    // Nothing was sent to the returning replica: in both indexes the chunk was equal.
+    let (cluster, write) = hanging_in_a_stage(b"lost");
+    for state in [TargetState::Offline, TargetState::Syncing, TargetState::Serving] {
+        cluster.set_state(0, state);
+    }
+    STAGES.set(GateState::Open);
+    assert_taken_back(&cluster, write);
+
+    // The stage ends while the replica is compared.
+    let (cluster, write) = hanging_in_a_stage(b"lost");
+    cluster.set_state(0, TargetState::Offline);
+    cluster.set_state(0, TargetState::Syncing);
+    assert_eq!(cluster.lines(0)[&(500, 0)].pending, Some(Version(2)), "listed as pending while it is staged");
+    STAGES.set(GateState::Open);
+    let refused = write.join().unwrap();
+    assert_eq!(cluster.lines(0)[&(500, 0)].pending, None, "nothing of it is left on the disk");
+    cluster.set_state(0, TargetState::Serving);
+    assert_taken_back(&cluster, std::thread::spawn(move || refused));
+
+    // Recovery as it is: it sends the chunk, because it is pending, and so waits for the stage.
+    let (cluster, write) = hanging_in_a_stage(b"lost");
+    cluster.set_state(0, TargetState::Offline);
+    let other = cluster.clone();
+    let recovery = std::thread::spawn(move || other.resync(0));
+    cluster.wait_until("recovery has looked at the chunk", || {
+        let waits =
+            cluster.node(0).held_up(Duration::ZERO).iter().any(|line| line.contains("behind it 1 updates"));
+        waits || cluster.states()[0] == TargetState::Serving
+    });
+    STAGES.set(GateState::Open);
+    recovery.join().unwrap();
+    assert_taken_back(&cluster, write);
 }
 
 #[test]

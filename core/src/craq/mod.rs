@@ -187,6 +187,7 @@ pub enum Bug {
     UpdateWithoutPrevious,
     AbortAfterRetry,
     CommitOwnAsSyncing,
+    KeepStagedByLeaver,
     BirthRestarts,
     FloorForAll,
 }

@@ -56,6 +56,9 @@ struct Update {
     whole: bool,
     /// How often it was sent to a successor. Only the refusal of the only send proves that nobody has it.
     sends: u32,
+    /// This replica was no member while the update was being staged. A comparison of listings cannot have seen it, so it
+    /// is taken back when it is staged, whatever the replica is by then (R9).
+    left: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -115,6 +118,7 @@ impl Replica {
                 whole: false,
                 // It may have been sent before the restart.
                 sends: 1,
+                left: false,
             })
         });
         Replica {

@@ -1,6 +1,6 @@
 //! What the Python process asks of its node.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::call::{Answer, Call};
@@ -28,6 +28,13 @@ pub struct ChunkLine {
     pub crc32c: u32,
     pub removed: bool,
     pub pending: Option<Version>,
+}
+
+impl ChunkLine {
+    /// The index knows nothing of it.
+    fn absent(chunk: ChunkId) -> ChunkLine {
+        ChunkLine { chunk, stamp: Stamp::default(), length: 0, crc32c: 0, removed: false, pending: None }
+    }
 }
 
 impl From<ChunkRecord> for ChunkLine {
@@ -61,14 +68,26 @@ pub struct ScrubReport {
 }
 
 impl StorageServer {
+    /// Up to `limit` chunks after `after`. A chunk with an update under way is pending, also while that is still being
+    /// staged, when the index does not show it.
     pub fn list_chunks(
         &self,
         chain: ChainId,
         after: Option<ChunkId>,
         limit: usize,
     ) -> Result<Vec<ChunkLine>> {
+        // Asked before the index: an update that is being staged is in one of the two.
+        let under_way = self.node.under_way(chain);
         let records = self.node.engine.list(chain, after, limit)?;
-        Ok(records.into_iter().map(ChunkLine::from).collect())
+        let mut lines: BTreeMap<ChunkId, ChunkLine> =
+            records.into_iter().map(|record| (record.chunk, ChunkLine::from(record))).collect();
+        let through = lines.last_key_value().map(|(chunk, _)| *chunk).filter(|_| lines.len() == limit);
+        for (chunk, version) in under_way {
+            if after.is_none_or(|after| chunk > after) && through.is_none_or(|through| chunk <= through) {
+                lines.entry(chunk).or_insert(ChunkLine::absent(chunk)).pending.get_or_insert(version);
+            }
+        }
+        Ok(lines.into_values().take(limit).collect())
     }
 
     /// Last chunk, count and bytes of one content, as far as they are committed.

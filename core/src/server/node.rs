@@ -24,7 +24,9 @@ use crate::craq::{Effect, Event, Replica, Stored, StoredPending, Ticket, View};
 use crate::error::{Error, Kind, Result};
 use crate::net::{Credential, Secret, Server, ServerOptions};
 use crate::rdma;
-use crate::types::{ChainId, ChainVersion, ChunkKey, NodeId, Stamp, Status, TargetId, TargetState, Version};
+use crate::types::{
+    ChainId, ChainVersion, ChunkId, ChunkKey, NodeId, Stamp, Status, TargetId, TargetState, Version,
+};
 use crate::wire::pb;
 use crate::wire::pb::claims::Role;
 
@@ -221,6 +223,16 @@ impl Node {
             slot.state.lock().machine.as_ref().is_some_and(|machine| machine.pending().is_some())
         });
         awake.count() + self.table.dormant_of(&chains).len()
+    }
+
+    /// The chunks of a chain whose machine has an update, and the version that it makes.
+    pub fn under_way(&self, chain: ChainId) -> Vec<(ChunkId, Version)> {
+        let slots = self.table.slots_of(&HashSet::from([chain]));
+        let pending = slots.iter().filter_map(|slot| {
+            let stamp = slot.state.lock().machine.as_ref()?.pending()?;
+            Some((slot.key.chunk, stamp.version))
+        });
+        pending.collect()
     }
 
     // Machines --------------------------------------------------------------------------------------------

@@ -51,6 +51,8 @@ pub struct Limits {
     pub purges_early: bool,
     /// The manager forgets that a lease which had run out needs newer routing.
     pub lease_without_routing: bool,
+    /// Recovery skips a chunk that is equal in the listings of both sides.
+    pub compares: bool,
 }
 
 impl Limits {
@@ -75,6 +77,7 @@ impl Limits {
         neighbours: 0,
         purges_early: false,
         lease_without_routing: false,
+        compares: false,
     };
 
     fn op_of(&self, writer: usize) -> Op {
@@ -138,6 +141,11 @@ impl Disk {
         self.removed || self.committed.version == Version(0)
     }
 
+    /// `None` while something is pending: that counts as a difference (R8).
+    fn listing(&self) -> Option<Listing> {
+        self.pending.is_none().then(|| (self.committed, self.removed, self.content.clone()))
+    }
+
     /// What two replicas must agree on: a tombstone is as good as none, also for the requests it remembers.
     fn essence(&self, purged: bool) -> (&[u8], Option<StoredPending>, Option<Stamp>, &[WriterRecord]) {
         let stamp = (!purged || !self.is_bare()).then_some(self.committed);
@@ -162,6 +170,9 @@ impl Disk {
         content
     }
 }
+
+/// What recovery compares: the committed state, as the index has it. What a machine is staging is in no index.
+type Listing = (Stamp, bool, Vec<u8>);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum DiskWork {
@@ -207,6 +218,8 @@ pub struct World {
     waiting_reader: Option<(usize, usize)>,
     /// The chain version under which the SYNCING replica is known to be complete.
     pub synced: Option<u64>,
+    /// What the SYNCING replica's listing said last, with nothing pending, under that chain version.
+    listed: Option<(u64, Listing)>,
     crashes: u8,
     expiries: u8,
     restarts: u8,
@@ -243,6 +256,8 @@ pub enum Action {
     Revive { node: usize },
     BeginSync { node: usize },
     Push,
+    List,
+    Compare,
     Promote,
     Purge { node: usize },
     PurgeNeighbour { node: usize },
@@ -275,6 +290,7 @@ impl World {
             seen: Vec::new(),
             waiting_reader: None,
             synced: None,
+            listed: None,
             crashes: limits.crashes,
             expiries: limits.expiries,
             restarts: limits.restarts,
@@ -426,6 +442,12 @@ impl World {
         if self.may_push() {
             actions.push(Action::Push);
         }
+        if limits.compares && self.may_list() {
+            actions.push(Action::List);
+        }
+        if limits.compares && self.is_equal() {
+            actions.push(Action::Compare);
+        }
         if self.synced == Some(self.latest()) && chain_may_change {
             actions.push(Action::Promote);
         }
@@ -496,6 +518,14 @@ impl World {
                 self.change(node, TargetState::Serving);
             }
             Action::Push => self.push(limits),
+            Action::List => {
+                let returning = self.with_state(TargetState::Syncing)[0];
+                self.listed = self.nodes[returning].disk.listing().map(|listing| (self.latest(), listing));
+            }
+            Action::Compare => {
+                self.listed = None;
+                self.synced = Some(self.latest());
+            }
             Action::Purge { node } => self.purge(limits, node),
             Action::PurgeNeighbour { node } => self.purge_neighbour(limits, node),
         }
@@ -800,6 +830,26 @@ impl World {
             }
         }
         self.chains.push(chain);
+        self.listed = None;
+    }
+
+    /// Whether the SYNCING replica's listing would say something new.
+    fn may_list(&self) -> bool {
+        let Some(&returning) = self.with_state(TargetState::Syncing).first() else { return false };
+        let node = &self.nodes[returning];
+        let listing = node.disk.listing().map(|listing| (self.latest(), listing));
+        let is_known = node.machine.is_some() && node.known == self.latest();
+        is_known && listing.is_some() && self.listed != listing && self.synced != Some(self.latest())
+    }
+
+    /// Whether the predecessor, which lists its own chunks later, finds the chunk equal on both sides.
+    fn is_equal(&self) -> bool {
+        let (Some((version, theirs)), Some(&tail)) = (&self.listed, self.serving().last()) else {
+            return false;
+        };
+        let node = &self.nodes[tail];
+        let is_known = node.machine.is_some() && node.known == self.latest() && *version == self.latest();
+        is_known && node.disk.listing().as_ref() == Some(theirs) && self.synced != Some(self.latest())
     }
 
     /// Who may bring the SYNCING replica up to date: both sides know that it is one, and the send before this

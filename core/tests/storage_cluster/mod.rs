@@ -148,7 +148,7 @@ impl Cluster {
         self.publish();
     }
 
-    fn set_state(&self, node: usize, state: TargetState) {
+    pub fn set_state(&self, node: usize, state: TargetState) {
         let mut states = self.states();
         states[node] = state;
         self.set_states(&states);
@@ -307,7 +307,7 @@ impl Cluster {
 
     // Recovery --------------------------------------------------------------------------------------------
 
-    fn lines(&self, node: usize) -> BTreeMap<(u64, u32), ChunkLine> {
+    pub fn lines(&self, node: usize) -> BTreeMap<(u64, u32), ChunkLine> {
         let server = self.node(node);
         let mut lines = BTreeMap::new();
         let mut after = None;

@@ -1,8 +1,9 @@
 //! What changes without a request: time passes, a caller leaves, routing says something new, a tombstone gets old.
 //!
-//! Nothing pending is dropped here (R5). What waits in the queue under the old chain version is refused, but for a head's clients.
+//! Nothing pending is dropped here (R5); what is still being staged when the replica leaves is taken back later (R9).
+//! What waits in the queue came under the old chain version, and is refused.
 
-use super::{Active, Phase, Replica, Waiting, refuse};
+use super::{Active, Phase, Replica, refuse};
 use crate::craq::{Bug, Effect, Ticket, View};
 use crate::types::{Stamp, Status};
 
@@ -39,12 +40,9 @@ impl Replica {
         }
         self.view = view;
         self.successor_has = None;
+        // Lease and version were looked at when they came, under the view before (R4): their senders come again.
         for waiting in std::mem::take(&mut self.queue) {
-            match waiting {
-                Waiting::Client { .. } if view.is_head() => self.queue.push_back(waiting),
-                // Its own pending version is being dropped: the order is looked at again after that.
-                _ => refuse(waiting.ticket(), Status::WrongChainVersion, out),
-            }
+            refuse(waiting.ticket(), Status::WrongChainVersion, out);
         }
         if !view.is_tail() {
             let status = if view.is_member() { Status::Dirty } else { Status::NotServing };
@@ -63,8 +61,9 @@ impl Replica {
                     active.take_back(Some(Status::WrongChainVersion), out);
                 }
                 Phase::Forwarding { .. } | Phase::Stalled => self.drive(out),
+                Phase::Staging => active.left |= !view.is_member() && active.is_withdrawable(self.bug),
                 // These end by themselves, and what follows is decided by the new view.
-                Phase::Staging | Phase::Committing | Phase::Dropping { .. } => {}
+                Phase::Committing | Phase::Dropping { .. } => {}
             },
             None => {}
         }
@@ -79,5 +78,33 @@ impl Replica {
             self.removed = false;
             self.writers.clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::craq::{Event, Outcome, Place, Stored};
+    use crate::types::{ChainVersion, ClientId, Op, RequestTag};
+
+    #[test]
+    fn queued_requests_are_refused_when_the_chain_changes_under_the_same_head() {
+        let view = |version| View {
+            chain_version: ChainVersion(version),
+            place: Place::Member { head: true },
+            successor: None,
+        };
+        let mut replica = Replica::open(view(1), Stored::default());
+        let mut ask = |ticket| {
+            let tag = RequestTag { client: ClientId(ticket), sequence: 1 };
+            let (ticket, op) = (Ticket(ticket), Op::Remove);
+            replica.step(Event::Client { ticket, chain_version: ChainVersion(1), op, tag, leased: true })
+        };
+        assert!(matches!(ask(1)[..], [Effect::Stage { .. }]));
+        assert_eq!(ask(2), [], "waits for the first");
+        let outcome = Outcome::Refused(Status::WrongChainVersion);
+        let refused = Effect::Reply { ticket: Ticket(2), outcome };
+        assert_eq!(replica.step(Event::ViewChanged { view: view(2) }), [refused]);
+        assert!(matches!(replica.step(Event::Staged { result: Ok(()) })[..], [Effect::Commit { .. }]));
     }
 }

@@ -13,6 +13,13 @@ impl Update {
         self.phase != Phase::Stalled
     }
 
+    /// Whether it can be taken back once it is staged. A `Replace` cannot: the engine commits it at once, and what it
+    /// brings is its sender's state, which a comparison finds there.
+    pub(super) fn is_withdrawable(&self, bug: Bug) -> bool {
+        !matches!(self.update.op, Op::Replace { .. })
+            && !matches!(bug, Bug::KeepStagedByLeaver | Bug::CommitOwnAsSyncing)
+    }
+
     fn callers(&mut self) -> impl Iterator<Item = Ticket> {
         self.owner.take().into_iter().chain(std::mem::take(&mut self.joined))
     }
@@ -51,6 +58,7 @@ impl Replica {
             syncing_under: syncing.then_some(self.view.chain_version),
             whole: false,
             sends: 0,
+            left: false,
         }));
         out.push(Effect::Stage { owner: ticket, update, fresh: self.is_bare() });
     }
@@ -72,6 +80,7 @@ impl Replica {
     pub(super) fn staged(&mut self, result: Result<(), Status>, out: &mut Vec<Effect>) {
         let active = self.update_in(|phase| phase == Phase::Staging);
         match result {
+            Ok(()) if active.left => active.take_back(Some(Status::WrongChainVersion), out),
             Ok(()) => self.drive(out),
             Err(status) => {
                 active.refuse(status, out);
