@@ -39,6 +39,8 @@ class MemoryNode:
         self.calls: list[tuple[int, int, tuple[Name, ...]]] = []
         self.refuse: dict[Name, str] = {}  # chunks that cannot be sent, until the test says otherwise
         self.before_sync: Callable[[], None] = lambda: None
+        self.on_flush: Callable[[], None] = lambda: None
+        self.flushed: dict[int, dict[Name, Record]] = {}  # what the last `sync` made durable
         self.lease_until_s = 0.0
         self.damaged: set[Name] = set()
         self.rounds = 5
@@ -130,6 +132,11 @@ class MemoryNode:
             self.damaged -= set(names)
         last = names[-1] if len(names) == limit else None
         return len(names), 10 * len(names), found, len(found) if repair else 0, last
+
+    def sync(self) -> None:
+        self.on_flush()
+        with self.lock:
+            self.flushed = {chain: dict(records) for chain, records in self.chains.items()}
 
     def round(self) -> int:
         return self.rounds

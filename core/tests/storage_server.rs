@@ -406,6 +406,29 @@ fn sync_reaches_every_member() {
 }
 
 #[test]
+fn a_sync_counts_a_returning_replica_and_one_that_was_just_promoted() {
+    use TargetState::*;
+    let cluster = Cluster::start(2);
+    cluster.write(chunk(0), 0, b"abc", tag(1, 1));
+    cluster.set_states(&[Serving, Offline]);
+    cluster.set_states(&[Serving, Syncing]);
+    assert_eq!(cluster.sync(), [Status::Ok]);
+    // The head has not heard of the promotion: what it alone makes durable is not all that serves.
+    let known_to_the_head = cluster.version();
+    cluster.set_states_at(1, &[Serving, Serving]);
+    assert_eq!(cluster.sync_under(known_to_the_head), [Status::WrongChainVersion]);
+    cluster.set_states(&[Serving, Serving]);
+    assert_eq!(cluster.sync(), [Status::Ok]);
+
+    cluster.set_states(&[Serving, Offline]);
+    cluster.set_states(&[Serving, Syncing]);
+    cluster.kill(1);
+    assert!(cluster.sync()[0].is_retryable(), "until the manager has taken it out");
+    cluster.set_states(&[Serving, Offline]);
+    assert_eq!(cluster.sync(), [Status::Ok]);
+}
+
+#[test]
 fn machines_are_forgotten_when_they_are_at_rest() {
     let cluster = Cluster::start(2);
     for index in 0..200 {

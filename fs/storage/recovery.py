@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 BATCH: Final = 16  # chunks of one call to the data server
 BACKOFF_S_MAX: Final = 5.0
 STALE: Final = "Stale"  # the data server's word for a successor that is ahead of its chain
+FLUSH_S: Final = 300.0  # the successor flushes all that it was sent before it answers `SyncDone`
 LOGGED_MAX: Final = 10  # conflicts of one page that are logged one by one
 
 
@@ -128,6 +129,7 @@ class Recovery:
                 address,
                 methods.Storage.sync_done,
                 SyncDoneRequest(chain=ChainRef(chain=job.chain, version=job.version)),
+                timeout_s=FLUSH_S,
             )
         return outcome
 

@@ -135,12 +135,15 @@ class StorageService:
         yield ListChunksReply()
 
     async def sync_done(self, request: SyncDoneRequest, _: Identity) -> Empty:
-        """The predecessor is done: this replica is up to date."""
+        """Declare this replica up to date: its predecessor is done. What it was given is made durable first."""
         chain = request.chain
         self._check_syncing(chain.chain, chain.version)
         latest = self._rounds.get(chain.chain)
         if latest is None or latest.version != chain.version or not latest.is_listed:
-            raise StaleRouting(f"chain {chain.chain} is being compared anew")
+            raise StaleRouting(f"chain {chain.chain} is being compared again")
+        # What was synced on the chain before this replica had it is durable on the others only.
+        await self._engine.run(self._engine.node.sync)
+        self._check_round(chain.chain, latest)
         if not self._membership.sync_done(ChainId(chain.chain), ChainVersion(chain.version)):
             raise self._not_syncing(chain.chain)
         return Empty()

@@ -1,5 +1,6 @@
 //! Batches as they come from connections.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::call::{Answer, Call, Payload};
@@ -10,8 +11,8 @@ use crate::chunk::{Origin, ReadOutcome};
 use crate::craq::{Event, Forwarded};
 use crate::net::{Sender, Service};
 use crate::types::{
-    ChainId, ChainVersion, ChunkKey, Op, ReadOp, ReadResult, Status, TargetState, UpdateOp, UpdateResult,
-    Version, WriterRecord,
+    ChainId, ChainVersion, ChunkKey, NodeId, Op, ReadOp, ReadResult, Status, TargetState, UpdateOp,
+    UpdateResult, Version, WriterRecord,
 };
 use crate::wire::pb::claims::Role;
 
@@ -269,7 +270,7 @@ impl Node {
         let routing = self.routing();
         let others = match sender {
             Sender::Client(_) => self.other_members(&routing, chains),
-            Sender::Node(_) => Vec::new(),
+            Sender::Node(_) => BTreeMap::new(),
         };
         let mut statuses = vec![Status::Ok; chains.len()];
         std::thread::scope(|scope| {
@@ -282,11 +283,11 @@ impl Node {
             }
             for (asked_for, peer) in asked {
                 let answers = peer.join().expect("a sync does not panic");
-                for (place, (chain, required)) in asked_for.iter().enumerate() {
-                    if *required && answers[place] != Status::Ok {
-                        let at = chains.iter().position(|other| other == chain).expect("one of them");
-                        statuses[at] = answers[place];
-                    }
+                for (chain, answer) in
+                    asked_for.iter().zip(answers).filter(|(_, answer)| *answer != Status::Ok)
+                {
+                    let at = chains.iter().position(|other| other == chain).expect("one of them");
+                    statuses[at] = answer;
                 }
             }
         });
@@ -301,37 +302,31 @@ impl Node {
         })
     }
 
-    /// By node, the chains it is a member of, and whether its answer counts: a returning replica's does not.
-    #[allow(clippy::type_complexity)]
+    /// By node, the chains it takes writes of. A SYNCING replica's answer counts as any other: it may be promoted at any
+    /// moment, or have been under a version that is not known here yet, and then it serves what it was given.
     fn other_members(
         &self,
         routing: &crate::client::routing::Routing,
         chains: &[(ChainId, ChainVersion)],
-    ) -> Vec<(crate::types::NodeId, Vec<((ChainId, ChainVersion), bool)>)> {
-        let mut others = std::collections::BTreeMap::new();
+    ) -> BTreeMap<NodeId, Vec<(ChainId, ChainVersion)>> {
+        let mut others: BTreeMap<NodeId, Vec<_>> = BTreeMap::new();
         for wanted in chains {
             for member in routing.chains.get(&wanted.0).iter().flat_map(|chain| &chain.members) {
-                let required = member.state == TargetState::Serving;
-                if member.node != self.id && (required || member.state == TargetState::Syncing) {
-                    others.entry(member.node).or_insert_with(Vec::new).push((*wanted, required));
+                let takes_writes = matches!(member.state, TargetState::Serving | TargetState::Syncing);
+                if member.node != self.id && takes_writes {
+                    others.entry(member.node).or_default().push(*wanted);
                 }
             }
         }
-        others.into_iter().collect()
+        others
     }
 
-    fn sync_peer(
-        &self,
-        node: crate::types::NodeId,
-        chains: &[((ChainId, ChainVersion), bool)],
-        deadline: Instant,
-    ) -> Vec<Status> {
-        let asked: Vec<(ChainId, ChainVersion)> = chains.iter().map(|(chain, _)| *chain).collect();
+    fn sync_peer(&self, node: NodeId, chains: &[(ChainId, ChainVersion)], deadline: Instant) -> Vec<Status> {
         let mut out = Vec::new();
         let mut attempt = || -> Result<(), Status> {
             let pool = self.peers.pool(&self.routing(), node, 0)?;
             let mut connection = pool.get(deadline).map_err(|error| error.status())?;
-            connection.sync(&asked, deadline, &mut out)
+            connection.sync(chains, deadline, &mut out)
         };
         match attempt() {
             Ok(()) => out,

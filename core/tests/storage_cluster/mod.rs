@@ -132,6 +132,17 @@ impl Cluster {
 
     /// The next version of the chain; who serves goes first, in the order they had.
     pub fn set_states(&self, states: &[TargetState]) {
+        self.decide_states(states);
+        self.publish();
+    }
+
+    /// The same, and only this node hears of it.
+    pub fn set_states_at(&self, node: usize, states: &[TargetState]) {
+        self.decide_states(states);
+        self.node(node).set_routing(self.routing()).unwrap();
+    }
+
+    fn decide_states(&self, states: &[TargetState]) {
         let mut manager = self.manager.lock();
         for (node, state) in &mut manager.members {
             *state = states[*node];
@@ -144,8 +155,6 @@ impl Cluster {
             TargetState::Offline => 4,
         });
         manager.chain_version += 1;
-        drop(manager);
-        self.publish();
     }
 
     pub fn set_state(&self, node: usize, state: TargetState) {
@@ -657,9 +666,13 @@ impl Cluster {
     }
 
     pub fn sync(&self) -> Vec<Status> {
+        self.sync_under(self.version())
+    }
+
+    pub fn sync_under(&self, version: ChainVersion) -> Vec<Status> {
         let pool = self.pool(self.tcp(self.head()).unwrap(), false);
         let mut out = Vec::new();
-        pool.get(soon()).unwrap().sync(&[(CHAIN, self.version())], soon(), &mut out).unwrap();
+        pool.get(soon()).unwrap().sync(&[(CHAIN, version)], soon(), &mut out).unwrap();
         out
     }
 }

@@ -1,6 +1,7 @@
 """The recovery driver against the real control service of its successor; engines in memory."""
 
 import asyncio
+import errno
 from contextlib import asynccontextmanager
 
 import pytest
@@ -263,6 +264,46 @@ def test_writes_during_the_comparison_do_not_harm(tmp_path):
         await pair.until_done()
         assert count > 10
         assert equal(pair)
+
+    run(tmp_path, test)
+
+
+def test_replica_is_up_to_date_only_when_what_it_was_sent_is_durable(tmp_path):
+    async def test(pair):
+        reported = []
+        pair.second.twin.on_flush = lambda: reported.append(pair.second.local)
+        pair.first.twin.put(CHAIN, *(record(1, n) for n in range(40)))
+        pair.join()
+        await pair.until_done()
+        assert pair.second.twin.flushed[CHAIN] == pair.first.twin.chain(CHAIN)
+        assert reported == [Local.ONLINE]
+
+    run(tmp_path, test)
+
+
+def test_replica_that_cannot_flush_or_is_not_syncing_any_more_is_not_up_to_date(tmp_path):
+    async def test(pair):
+        loop = asyncio.get_running_loop()
+        pair.first.twin.put(CHAIN, record(1, 1))
+        flushes = 0
+
+        def fail_then_change():
+            nonlocal flushes
+            flushes += 1
+            if flushes == 1:
+                raise OSError(errno.EIO, "the flush failed")
+            if flushes == 2:
+                asyncio.run_coroutine_threadsafe(again(), loop).result()
+
+        async def again():
+            assert pair.second.local == Local.ONLINE
+            pair.publish((1, SERVING), (2, OFFLINE))
+            pair.publish((1, SERVING), (2, SYNCING))
+
+        pair.second.twin.on_flush = fail_then_change
+        pair.join()
+        await pair.until_done()
+        assert flushes == 3
 
     run(tmp_path, test)
 
