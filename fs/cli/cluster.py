@@ -20,15 +20,26 @@ from ..mgmtd.placement import REPLICAS_MAX
 from ..wire.pb import mgmtd_pb2
 from . import processes
 from .datadir import DataDir, Shape, check_shape, choose_shape
+from .health import describe_trouble
 from .manager import Manager, describe_chains
 from .options import config_option, data_option, json_option
 from .output import print_json, print_table
-from .supervisor import Supervisor, clean_stale_mounts, end_extra_mounts, end_leftovers, read_state
+from .supervisor import (
+    Supervisor,
+    clean_stale_mounts,
+    end_extra_mounts,
+    end_leftovers,
+    read_state,
+    storage_nodes,
+)
 from .view import View
 
 READY_S: Final = 220.0  # longer than the supervisor itself waits for its services
 DOWN_S: Final = 60.0
-READY: Final = "ready"  # what a supervisor in the background reports, unless it is a reason
+# What a supervisor in the background reports: lines of a word and a text.
+NOTE: Final = "note"
+READY: Final = "ready"
+FAILED: Final = "failed"
 REASON_BYTES_MAX: Final = 4096  # one write to a pipe
 PATIENCE_S: Final = 2.0  # of a person who is told nothing
 
@@ -89,10 +100,11 @@ def up(
                 config_file=None if config_file is None else config_file.absolute(),
                 mountpoint=None if mountpoint is None else mountpoint.absolute(),
                 on_change=view.show,
+                on_note=lambda text: _report(ready_fd, NOTE, text),
             )
             asyncio.run(supervisor.run(on_ready=lambda _: _report(ready_fd, READY)))
     except OSError as error:
-        _report(ready_fd, str(error))
+        _report(ready_fd, FAILED, str(error))
         raise
 
 
@@ -170,13 +182,14 @@ def status(data_path: Path, as_json: bool) -> None:
         "replicas": shape.replicas,
         "services": services,
         "chains": [],
+        "notes": [],
     }
     if supervised:
         try:
             routing = asyncio.run(_routing(shape))
             report["chains"] = describe_chains(routing)
-            known = {(str(node.id), node.pid) for node in routing.nodes if node.status == mgmtd_pb2.CONNECTED}
-            report["services"] = [_heard_of(service, known) for service in services]
+            report["services"] = [_reported(service, routing) for service in services]
+            report["notes"] = _notes(shape, routing)
         except (Unavailable, Timeout) as error:
             report["error"] = str(error)
     states = [service["state"] for service in report["services"]]
@@ -196,14 +209,21 @@ async def _routing(shape: Shape) -> mgmtd_pb2.Routing:
         return await manager.routing()
 
 
-def _heard_of(service: dict[str, Any], known: set[tuple[str, int]]) -> dict[str, Any]:
-    """A process that runs is of use to nobody until mgmtd has heard of it: that very one, not the one before it.
+def _notes(shape: Shape, routing: mgmtd_pb2.Routing) -> list[str]:
+    """What an administrator has to know or do."""
+    known = {node.id for node in routing.nodes if node.kind == mgmtd_pb2.NODE_STORAGE}
+    return describe_trouble(routing, known | set(storage_nodes(shape)))
 
-    `known`: identity and process of each that mgmtd has heard of.
-    """
+
+def _reported(service: dict[str, Any], routing: mgmtd_pb2.Routing) -> dict[str, Any]:
+    """A process that runs is of no use until mgmtd has heard of it: that very one, not the one before it."""
     if service["state"] != "running" or service["kind"] not in ("meta", "storage"):
         return service
-    return service if (service["id"], service["pid"]) in known else {**service, "state": "starting"}
+    node = next((each for each in routing.nodes if str(each.id) == service["id"]), None)
+    if node is not None and node.status == mgmtd_pb2.DISABLED:
+        return {**service, "state": "disabled"}
+    reported = node is not None and node.pid == service["pid"] and node.status == mgmtd_pb2.CONNECTED
+    return service if reported else {**service, "state": "starting"}
 
 
 def _checked(service: dict[str, Any], mounting: set[int]) -> dict[str, Any]:
@@ -250,6 +270,8 @@ def _print_status(report: dict[str, Any]) -> None:
     serving = sum(chain["state"] == "serving" for chain in report["chains"])
     if report["chains"]:
         click.echo(f"chains: {serving} of {len(report['chains'])} complete")
+    for note in report["notes"]:
+        click.echo(note)
     if "error" in report:
         click.echo(f"mgmtd: {report['error']}")
 
@@ -260,11 +282,12 @@ def _log_to_stderr() -> None:
     )
 
 
-def _report(descriptor: int | None, what: str) -> None:
-    """Tells the command that waits for this one. Its log may lie on a full disk."""
+def _report(descriptor: int | None, word: str, text: str = "") -> None:
+    """Send a line to the command that waits for this one. The log may be on a full disk."""
     if descriptor is not None:
+        line = f"{word} {' '.join(text.split())}".encode(errors="surrogateescape")[: REASON_BYTES_MAX - 1]
         with contextlib.suppress(BrokenPipeError):  # it waits no more
-            os.write(descriptor, what.encode(errors="surrogateescape"))
+            os.write(descriptor, line + b"\n")
 
 
 def _detach(data: DataDir, arguments: list[str]) -> None:
@@ -285,19 +308,10 @@ def _detach(data: DataDir, arguments: list[str]) -> None:
             start_new_session=True,
         )
     os.close(writer)
-    os.set_blocking(reader, False)
-    answer = ""
-    deadline = time.monotonic() + READY_S
     try:
-        while time.monotonic() < deadline:
-            try:
-                answer = os.read(reader, REASON_BYTES_MAX).decode(errors="surrogateescape")
-            except BlockingIOError:
-                time.sleep(0.02)
-                continue
-            if answer == READY:
-                return
-            break
+        answer = _await_answer(reader, deadline_s=time.monotonic() + READY_S)
+        if answer is None:
+            return
         process.terminate()
         process.wait(DOWN_S)
     finally:
@@ -306,6 +320,29 @@ def _detach(data: DataDir, arguments: list[str]) -> None:
     reason = next((line for line in reversed(said) if line.startswith("luciola: ")), said[-1] if said else "")
     reason = answer or reason or f"it was not ready within {READY_S:.0f} s"
     raise Unavailable(f"the cluster did not start: {reason.removeprefix('luciola: ')} (log: {log})")
+
+
+def _await_answer(reader: int, *, deadline_s: float) -> str | None:
+    """Print notes until the supervisor is ready (None) or has failed: the reason, empty if it gave none."""
+    os.set_blocking(reader, False)
+    received = ""
+    while time.monotonic() < deadline_s:
+        try:
+            data = os.read(reader, REASON_BYTES_MAX)
+        except BlockingIOError:
+            time.sleep(0.02)
+            continue
+        if not data:
+            break  # it has ended
+        received += data.decode(errors="surrogateescape")
+        *lines, received = received.split("\n")
+        for word, _, text in (line.partition(" ") for line in lines):
+            if word == READY:
+                return None
+            if word == FAILED:
+                return text
+            click.echo(f"luciola: {text}", err=True)
+    return ""
 
 
 __all__ = ["down", "status", "up"]

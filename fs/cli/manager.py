@@ -92,20 +92,6 @@ class Manager:
         )
         return dict(sorted(status.counters.items()))
 
-    async def are_serving(self, table: int) -> bool:
-        """Whether every chain of the table has a replica that serves."""
-        try:
-            routing = await self.routing()
-        except (Unavailable, Timeout):
-            return False
-        wanted = {chain for each in routing.tables if each.id == table for chain in each.chains}
-        serving = {
-            chain.id
-            for chain in routing.chains
-            if any(target.state == pb.SERVING for target in chain.targets)
-        }
-        return bool(wanted) and wanted <= serving and not routing.bootstrapping
-
     async def silent_pids(self) -> set[int]:
         """Processes that mgmtd has not heard of for longer than their lease."""
         routing = await self.routing()

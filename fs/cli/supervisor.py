@@ -1,9 +1,11 @@
 """A whole cluster on one machine under one supervisor.
 
-Start order: mgmtd, then storage nodes and meta, then the chain table (once), then the mount; each step waits until the
-one before answers. A service that ends is reported to mgmtd (its lease need not be waited for) and started again. The
-stop begins with the mount, so that it can flush what it holds, and ends with the storage nodes: mgmtd does not see
-them go one after the other, so the last one is not taken for the only one that has everything.
+Start order: mgmtd, then storage nodes and meta, then the chain table (once), then the mount. Without mgmtd, meta and
+the mount there is nothing to use, so the start fails. A storage node that stays away, is disabled, or has lost its disk
+takes only its chains with it: it is reported, with the command that helps, and the rest runs. A service that ends is
+reported to mgmtd (its lease need not be waited for) and started again. The stop begins with the mount, so that it can
+flush what it holds, and ends with the storage nodes: mgmtd does not see them go one after the other, so the last one
+is not taken for the only one that has everything.
 
 State is written to DATA/run/state.json whenever it changes; `luciola status` reads it and asks mgmtd for the chains.
 """
@@ -14,16 +16,19 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import AlreadyExists, ConfigError, Error, Unavailable
+from ..errors import AlreadyExists, ConfigError, Error, Timeout, Unavailable
 from ..fuse import check_mountpoint, clean_stale_mount, is_mounted, read_records, source_of, stale_mounts
 from ..wire import create_secret, write_private
+from ..wire.pb import mgmtd_pb2 as pb
 from . import processes
 from .datadir import DataDir, Shape
+from .health import NAMED_MAX, awaited, describe_trouble
 from .manager import Manager
 from .processes import Child, Service, python
 
@@ -35,7 +40,11 @@ STORAGE_NODE_FIRST: Final = 201
 CHAIN_TABLE: Final = 1
 CREATE: Final = "--create"  # given to mgmtd and meta until the cluster has been created
 START_S: Final = 150.0  # a service that has not answered by then will not, on the slowest machine
+SETTLE_S: Final = 20.0  # without progress; a node that opens a large disk reports later, and takes part then
+NOTE_S: Final = 2.0  # of waiting without a word
 START_CRASHES_MAX: Final = 4  # of one service before the cluster is up: what it says will not change
+NEEDED: Final = ("mgmtd", "meta", "mount")  # services without which nothing can be used
+ALL: Final = (*NEEDED, "storage")
 POLL_S: Final = 0.05
 WATCH_S: Final = 0.5
 HUNG_S: Final = 2.0  # beyond its lease; a process that was merely late has reported by then
@@ -50,6 +59,7 @@ class Supervisor:
     config_file: Path | None = None
     mountpoint: Path | None = None
     on_change: Callable[["Supervisor"], None] = lambda _: None
+    on_note: Callable[[str], None] = lambda _: None
     children: list[Child] = field(default_factory=list)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     phase: str = "starting"
@@ -88,20 +98,74 @@ class Supervisor:
         async with Manager.connect(self.shape.cluster) as manager:
             await self._launch(self._service("mgmtd", "1", MGMTD_NODE, "mgmtd"))
             await self._wait("mgmtd", manager.answers)
-            for index in range(self.shape.storage_nodes):
-                node = STORAGE_NODE_FIRST + index
+            for node in storage_nodes(self.shape):
                 await self._launch(self._service("storage", str(node), node, f"storage-{node}"))
             await self._launch(self._service("meta", str(META_NODE), META_NODE, "meta"))
-            expected = {META_NODE} | {STORAGE_NODE_FIRST + index for index in range(self.shape.storage_nodes)}
-            await self._wait("the storage nodes and meta", lambda: manager.are_connected(expected))
             if not self.shape.has_stores:
-                await self._wait(
-                    "the chain table", lambda: manager.has_table(CHAIN_TABLE, replicas=self.shape.replicas)
-                )
-                self._stores_created()
-            await self._wait("the chains", lambda: manager.are_serving(CHAIN_TABLE))
-        if self.mountpoint is not None:
-            await self._start_mount(self.mountpoint)
+                await self._create_chains(manager)
+            await self._wait("meta", lambda: manager.are_connected({META_NODE}))
+            if self.mountpoint is not None:
+                await self._start_mount(self.mountpoint)
+            await self._settle(manager)
+
+    async def _create_chains(self, manager: Manager) -> None:
+        """A new cluster is laid out over all of its nodes, so it needs all of them."""
+        nodes = {META_NODE, *storage_nodes(self.shape)}
+        await self._wait("the storage nodes and meta", lambda: manager.are_connected(nodes), kinds=ALL)
+        await self._wait(
+            "the chain table",
+            lambda: manager.has_table(CHAIN_TABLE, replicas=self.shape.replicas),
+            kinds=ALL,
+        )
+        self._stores_created()
+
+    async def _settle(self, manager: Manager) -> None:
+        """Wait until every chain serves; report what does not come."""
+        loop = asyncio.get_running_loop()
+        began_s = progress_s = loop.time()
+        best = sys.maxsize
+        noted = False
+        while True:
+            try:
+                routing = await manager.routing()
+            except (Unavailable, Timeout):
+                routing = None
+            if routing is not None:
+                waiting = awaited(routing, self._running_storage_nodes())
+                if not waiting:
+                    break
+                if len(waiting) < best:
+                    best, progress_s = len(waiting), loop.time()
+                if not noted and loop.time() - began_s > NOTE_S:
+                    noted = True
+                    self.on_note(f"waiting for {', '.join(sorted(waiting)[:NAMED_MAX])}")
+            if loop.time() - progress_s > SETTLE_S:
+                break
+            await asyncio.sleep(POLL_S)
+        if routing is not None:
+            for line in self._trouble(routing):
+                log.warning("%s", line)
+                self.on_note(line)
+
+    def _running_storage_nodes(self) -> set[int]:
+        """Those that may still report."""
+        nodes = [child for child in self.children if child.service.kind == "storage"]
+        running = {child.service.node for child in nodes if _failure(child) is None}
+        if not running:
+            self._raise_failed(("storage",))
+        return running
+
+    def _trouble(self, routing: pb.Routing) -> list[str]:
+        failures = [_failure(child) for child in self.children]
+        failed = {child.service.node for child in self.children if _failure(child) is not None}
+        nodes = set(storage_nodes(self.shape)) - failed
+        return [*(str(each) for each in failures if each is not None), *describe_trouble(routing, nodes)]
+
+    def _raise_failed(self, kinds: Collection[str]) -> None:
+        for child in self.children:
+            failure = _failure(child)
+            if failure is not None and child.service.kind in kinds:
+                raise failure
 
     def _stores_created(self) -> None:
         """From now on mgmtd and meta only open their stores: one that is missing is lost, not new."""
@@ -196,18 +260,21 @@ class Supervisor:
         log.info("%s runs again as process %s", child.service.name, child.pid)
         self._changed()
 
-    async def _wait(self, what: str, condition: Callable[[], Awaitable[bool]]) -> None:
+    async def _wait(
+        self, what: str, condition: Callable[[], Awaitable[bool]], *, kinds: Collection[str] = NEEDED
+    ) -> None:
+        """Return when `condition` holds. Raises: Unavailable in time, and if a service of `kinds` cannot start."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + START_S
+        began_s = loop.time()
+        noted = False
         while not await condition():
             if self._unwritten is not None:
                 raise self._unwritten
-            for child in self.children:
-                if child.state == "refused":
-                    raise ConfigError(f"{child.service.name} refuses to start: {child.last_words()}")
-                if child.restarts >= START_CRASHES_MAX:
-                    raise Unavailable(f"{child.service.name} ends again and again: {child.last_words()}")
-            if loop.time() > deadline:
+            self._raise_failed(kinds)
+            if not noted and loop.time() - began_s > NOTE_S:
+                noted = True
+                self.on_note(f"waiting for {what}")
+            if loop.time() - began_s > START_S:
                 raise Unavailable(
                     f"{what} did not come up within {START_S:.0f} s; see {self.data.root / 'log'}"
                 )
@@ -243,6 +310,20 @@ class Supervisor:
             log.warning("the state of the cluster cannot be written: %s", error)
             self._unwritten = error
         self.on_change(self)
+
+
+def storage_nodes(shape: Shape) -> range:
+    """Numbers of the storage nodes of a cluster on one machine."""
+    return range(STORAGE_NODE_FIRST, STORAGE_NODE_FIRST + shape.storage_nodes)
+
+
+def _failure(child: Child) -> Error | None:
+    """Why the service will not run, whatever is waited for."""
+    if child.state == "refused":
+        return ConfigError(f"{child.service.name} refuses to start: {child.last_words()}")
+    if child.restarts >= START_CRASHES_MAX:
+        return Unavailable(f"{child.service.name} ends again and again: {child.last_words()}")
+    return None
 
 
 def read_state(data: DataDir) -> dict[str, Any]:
@@ -301,4 +382,5 @@ __all__ = [
     "end_extra_mounts",
     "end_leftovers",
     "read_state",
+    "storage_nodes",
 ]

@@ -1,0 +1,110 @@
+"""What keeps a cluster from being complete, in words, with the command that mends it. Pure: from routing alone."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Final, TypeAlias
+
+from ..wire.pb import mgmtd_pb2 as pb
+
+NAMED_MAX: Final = 5  # chains in one line
+
+Statuses: TypeAlias = Mapping[int, "pb.NodeStatus"]
+
+
+def awaited(routing: pb.Routing, nodes: Iterable[int]) -> set[str]:
+    """What time alone may bring: `nodes` that have not reported, chains that are about to serve."""
+    if routing.bootstrapping:
+        return {"mgmtd"}
+    expected = set(nodes)
+    known = {node.id: node.status for node in routing.nodes}
+    waiting = {f"node {node}" for node in expected if known.get(node) not in (pb.CONNECTED, pb.DISABLED)}
+    return waiting | {
+        f"chain {chain.id}"
+        for chain in routing.chains
+        if not _serves(chain) and not _is_stuck(chain, known, expected)
+    }
+
+
+def describe_trouble(routing: pb.Routing, nodes: Iterable[int]) -> list[str]:
+    """One line for each cause, with its remedy; none if `nodes` report and every chain is complete."""
+    known = {node.id: node.status for node in routing.nodes}
+    lines = [_node_line(node, known.get(node)) for node in sorted(set(nodes))]
+    lines += _fallen_lines(routing, known)
+    groups: dict[tuple[int, ...], list[pb.Chain]] = defaultdict(list)
+    for chain in sorted(routing.chains, key=lambda chain: chain.id):
+        if not _serves(chain):
+            groups[tuple(target.node for target in _served_last(chain))].append(chain)
+    lines += [_wait_line(waits_for, chains, known) for waits_for, chains in sorted(groups.items())]
+    syncing = [chain for chain in routing.chains if any(each.state == pb.SYNCING for each in chain.targets)]
+    if syncing:
+        lines.append(f"{_named(syncing)}: a replica is being brought up to date")
+    return [line for line in lines if line]
+
+
+def _serves(chain: pb.Chain) -> bool:
+    return any(target.state == pb.SERVING for target in chain.targets)
+
+
+def _served_last(chain: pb.Chain) -> list[pb.Target]:
+    """The replicas of which a chain that does not serve needs one."""
+    return [target for target in chain.targets if target.state == pb.LASTSRV]
+
+
+def _is_stuck(chain: pb.Chain, known: Statuses, expected: Collection[int]) -> bool:
+    """Whether the chain serves only after an administrator has done something."""
+    return all(
+        target.node not in expected or known.get(target.node) == pb.DISABLED or _is_lost(target, known)
+        for target in _served_last(chain)
+    ) and bool(_served_last(chain))
+
+
+def _is_lost(target: pb.Target, known: Statuses) -> bool:
+    return known.get(target.node) == pb.CONNECTED and target.local == pb.LOCAL_OFFLINE
+
+
+def _node_line(node: int, status: "pb.NodeStatus | None") -> str:
+    if status == pb.CONNECTED:
+        return ""
+    if status == pb.DISABLED:
+        return f"node {node} is disabled; to let it take part: luciola node enable {node}"
+    return f"node {node} does not report; its log says why: log/storage-{node}.log"
+
+
+def _fallen_lines(routing: pb.Routing, known: Statuses) -> Iterator[str]:
+    """Replicas that are out although their node reports and is allowed to take part."""
+    fallen = Counter(
+        target.node
+        for chain in routing.chains
+        for target in chain.targets
+        if target.state == pb.OFFLINE and known.get(target.node) == pb.CONNECTED
+    )
+    for node, count in sorted(fallen.items()):
+        yield f"node {node}: {count} replicas are offline; its log says why: log/storage-{node}.log"
+
+
+def _wait_line(nodes: tuple[int, ...], chains: list[pb.Chain], known: Statuses) -> str:
+    if not nodes:
+        return f"{_named(chains)}: no replica serves: luciola chain list --incomplete"
+    names = " or ".join(f"node {node}" for node in nodes)
+    what = f"{_named(chains)}: cannot be read or written, waiting for {names}"
+    disabled = [node for node in nodes if known.get(node) == pb.DISABLED]
+    if disabled:
+        return f"{what}: luciola node enable {disabled[0]}"
+    if all(_is_lost(target, known) for chain in chains for target in _served_last(chain)):
+        return (
+            f"{what}, whose data are gone (an empty or failed disk): put the disk back and restart the node. If it is "
+            f"lost for good: luciola chain rotate {_numbers(chains)} --last-serving"
+        )
+    return what
+
+
+def _named(chains: list[pb.Chain]) -> str:
+    return f"chain{'s' if len(chains) > 1 else ''} {_numbers(chains).replace(' ', ', ')}"
+
+
+def _numbers(chains: list[pb.Chain]) -> str:
+    numbers = [str(chain.id) for chain in chains]
+    return " ".join([*numbers[:NAMED_MAX], "..."] if len(numbers) > NAMED_MAX else numbers)
+
+
+__all__ = ["NAMED_MAX", "awaited", "describe_trouble"]

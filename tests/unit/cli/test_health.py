@@ -1,0 +1,102 @@
+"""What is missing is named with its cause and the command that helps."""
+
+import pytest
+
+from luciola.cli.health import awaited, describe_trouble
+from luciola.wire.pb import mgmtd_pb2 as pb
+
+NODES = (201, 202)
+STATES = {
+    "serving": pb.SERVING,
+    "lastsrv": pb.LASTSRV,
+    "offline": pb.OFFLINE,
+    "syncing": pb.SYNCING,
+    "waiting": pb.WAITING,
+}
+
+
+def routing(
+    statuses: dict[int, int], *chains: dict[int, str], lost: tuple[int, ...] = (), bootstrapping: bool = False
+) -> pb.Routing:
+    """Nodes with their statuses; chains as node → state. `lost`: nodes that report their replicas offline."""
+    reply = pb.Routing(bootstrapping=bootstrapping)
+    for node, status in statuses.items():
+        reply.nodes.add(id=node, kind=pb.NODE_STORAGE, status=status)
+    for number, members in enumerate(chains, 1):
+        chain = reply.chains.add(id=number)
+        for node, state in members.items():
+            local = pb.LOCAL_OFFLINE if node in lost else pb.LOCAL_UPTODATE
+            chain.targets.add(id=number * 1000 + node, node=node, state=STATES[state], local=local)
+    return reply
+
+
+BOTH = {201: pb.CONNECTED, 202: pb.CONNECTED}
+
+
+def test_complete_cluster_waits_for_nothing_and_has_no_trouble() -> None:
+    whole = routing(BOTH, {201: "serving", 202: "serving"})
+    assert awaited(whole, NODES) == set()
+    assert describe_trouble(whole, NODES) == []
+
+
+def test_chains_are_not_judged_before_mgmtd_has_heard_all_nodes() -> None:
+    assert awaited(routing(BOTH, {201: "serving"}, bootstrapping=True), NODES)
+
+
+@pytest.mark.parametrize(
+    ("found", "waits", "lines"),
+    [
+        (
+            routing({201: pb.CONNECTED, 202: pb.DISABLED}, {201: "serving", 202: "offline"}),
+            set(),
+            ["node 202 is disabled; to let it take part: luciola node enable 202"],
+        ),
+        (
+            routing({201: pb.CONNECTED, 202: pb.DISABLED}, {202: "lastsrv", 201: "offline"}, lost=(201,)),
+            set(),
+            ["node 202 is disabled", "node 201: 1 replicas are offline", "luciola node enable 202"],
+        ),
+        (
+            routing({201: pb.CONNECTED}, {201: "serving", 202: "offline"}),
+            {"node 202"},
+            ["node 202 does not report"],
+        ),
+        (
+            routing({201: pb.CONNECTED, 202: pb.FAILED}, {202: "lastsrv", 201: "waiting"}),
+            {"node 202", "chain 1"},
+            ["node 202 does not report", "chain 1: cannot be read or written, waiting for node 202"],
+        ),
+        (
+            routing(BOTH, {201: "lastsrv", 202: "offline"}, lost=(201,)),
+            set(),
+            ["node 202: 1 replicas", "luciola chain rotate 1 --last-serving"],
+        ),
+        (
+            routing(BOTH, {201: "lastsrv", 202: "lastsrv"}, lost=(201,)),
+            {"chain 1"},
+            ["waiting for node 201 or node 202"],
+        ),
+        (
+            routing(BOTH, {201: "serving", 202: "syncing"}),
+            set(),
+            ["chain 1: a replica is being brought up to date"],
+        ),
+    ],
+)
+def test_each_cause_is_named_with_its_remedy(found: pb.Routing, waits: set[str], lines: list[str]) -> None:
+    assert awaited(found, NODES) == waits
+    said = describe_trouble(found, NODES)
+    assert len(said) == len(lines), said
+    for line in lines:
+        assert any(line in each for each in said), (line, said)
+
+
+def test_chain_of_a_node_that_is_not_expected_is_not_waited_for() -> None:
+    found = routing({201: pb.CONNECTED, 202: pb.FAILED}, {202: "lastsrv", 201: "offline"})
+    assert awaited(found, {201}) == set()
+
+
+def test_many_chains_make_one_line() -> None:
+    members = {201: "lastsrv", 202: "offline"}
+    said = describe_trouble(routing({201: pb.DISABLED, 202: pb.CONNECTED}, *[members] * 9), NODES)
+    assert sum("chains 1, 2, 3, 4, 5, ...: cannot be read" in line for line in said) == 1
