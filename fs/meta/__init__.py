@@ -11,6 +11,7 @@
     lengths      exact lengths of files that are being written
     truncation   cutting chunks off, in an order that survives a crash
     collector    removes unlinked inodes, detached trees, replaced contents, and sessions of dead clients
+    removal_*    clock: the age of what was removed; queue: its records, each read once
     census       how many inodes there are
     allocator    inode and content ids, never used twice
     cluster      routing, heartbeats and clients, from the cluster manager

@@ -1,44 +1,52 @@
-"""Removes what nobody names any more, and the sessions of clients that are gone.
+"""Removes what has lost its last name, and the sessions of clients that are gone.
 
-C1  An inode without links stays while anybody has it open, and at least `gc_delay_ms`; after a start of this
-service
-    also as long, so that readers can register their holds again.
-C2  Chunks are removed only when the transaction that made them garbage is on disk, and after `gc_delay_ms`:
-whoever
-    read the old layout of a file that was truncated has seen the new one by then.
+C1  An inode without links stays while a client has it open, and at least `gc_delay_ms`. Nothing is removed in the first
+    `gc_delay_ms` of this process, so that readers can register their holds again (`RemovalClock`, A3).
+C2  Chunks are removed only when the transaction that made them garbage is on disk, and after `gc_delay_ms`: a reader
+    with the old layout of a file that was truncated has seen the new one by then.
 C3  Content that an inode refers to is never removed, whatever a record says.
-C4  All progress is in the store: after a crash the same records are found again, and every step may be
-repeated.
-C5  A session of a client that mgmtd has not known for `client_session_timeout_ms` ends, after its file's
-length has
-    been read from the chains. While mgmtd is gathering its clients nobody is called unknown.
+C4  All progress is in the store: after a crash the same records are found again, and every step may be repeated.
+C5  A session of a client that mgmtd has not known for `client_session_timeout_ms` ends, after its file's length has
+    been read from the chains. While mgmtd is gathering its clients none is unknown.
 C6  A content that was reserved as a spare is taken from those who might still use it by a transaction of its own
     before its chunks go: a file moves to it or it is collected, never both.
+C7  The work for one removed inode does not depend on how many were removed before: every record and every entry of a
+    removed directory is read once (`RemovalQueue`). The collector works in slices of `SLICE_S` and rests as long as it
+    has worked, so a request waits for at most one slice.
 """
 
 import asyncio
 import enum
 import logging
-from collections.abc import Collection
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol
 
 from ..clock import Clock
 from ..config import MetaConfig
 from ..errors import Error
-from ..kv import Engine, Pair, Transaction, run
+from ..kv import Engine, Transaction, run
 from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, RemovedContent
 from . import schema
 from .census import Census
 from .quarantine import Quarantine
+from .removal_clock import RemovalClock
+from .removal_queue import RemovalQueue
 from .sessions import Holds, Writers
 from .storage import Chunks
 from .work import NS_PER_MS
 
 log: Final = logging.getLogger("luciola.meta")
 
-ENTRIES: Final = 256  # of a removed directory in one transaction
-BREATH: Final = 16  # inodes removed, about a millisecond, before others have a turn
+SLICE_S: Final = 0.0003  # of the event loop: less than a request waits for anyway
+SLICE_INODES: Final = 8  # in one transaction, which takes about as long
+REST_S: Final = (
+    0.001  # the shortest that the event loop can sleep: slices are saved up until they are worth it
+)
+SLICES: Final = 512  # of one round: a fraction of a second, then sessions and chunks have their turn
+ENTRIES: Final = 64  # of a removed directory, read at once
 CONCURRENCY: Final = 8  # contents whose chunks are removed at once
 RECORDS: Final = 512  # requests of one client forgotten in one round
 CLIENTS: Final = 32  # looked at in one round
@@ -53,11 +61,31 @@ class Membership(Protocol):
 
 
 class Step(enum.Enum):
-    """What became of an inode without links."""
+    """How far one transaction has brought an orphan."""
 
-    NONE = 0  # somebody has it open
-    PROGRESS = 1
-    ERASED = 2
+    OPEN = 0  # a client has it open
+    MORE = 1  # a directory that has entries left
+    DONE = 2  # its record is gone
+
+
+@dataclass(slots=True)
+class Effects:
+    """What one transaction of the collector may have stored, over all attempts at it."""
+
+    erased: set[int] = field(default_factory=set)
+    orphans: list[bytes] = field(default_factory=list)  # keys of new records, due at once
+    garbage: list[bytes] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Removal:
+    """One attempt at one transaction of the collector."""
+
+    txn: Transaction
+    effects: Effects
+    before_ms: int  # what is dated so is due
+    steps: list[Step] = field(default_factory=list)
+    emptied: dict[int, bytes] = field(default_factory=dict)  # directory → the last name that was taken out
 
 
 class Collector:
@@ -74,6 +102,7 @@ class Collector:
         writers: Writers,
         holds: Holds,
         census: Census,
+        removal_clock: RemovalClock,
         membership: Membership,
         session_timeout_s: float,
     ) -> None:
@@ -85,15 +114,22 @@ class Collector:
         self._writers = writers
         self._holds = holds
         self._census = census
+        self._removal_clock = removal_clock
         self._membership = membership
         self._session_timeout_s = session_timeout_s
-        self._started_s = clock.monotonic()
+        self._orphans = RemovalQueue(engine, clock, b"O")
+        self._garbage = RemovalQueue(engine, clock, b"G")
+        self._emptied: dict[int, bytes] = {}  # removed directory → names up to here are out of it
+        self._batch = max(2, config.gc_batch)
+        self._slice_began_s = 0.0
+        self._worked_s = 0.0
         self._cursors: dict[bytes, bytes] = {}
         self._unknown_since: dict[int, float] = {}
         self._pruned_s = float("-inf")
 
     async def round(self) -> int:
-        """One look at everything; how much was done, 0 if there is nothing to do now."""
+        """Takes one look at everything. Returns how much was done: 0 if there is nothing to do now."""
+        await self._removal_clock.extend()
         done = await self.prune()
         done += await self.collect_orphans()
         done += await self.collect_garbage()
@@ -104,76 +140,139 @@ class Collector:
     # Inodes without a name.
 
     async def collect_orphans(self) -> int:
-        """Removes inodes without links that nobody has open; how many steps were made."""
-        if self._clock.monotonic() - self._started_s < self._config.gc_delay_ms / 1000:
+        """Removes inodes without links that no client has open. Returns how many steps were made."""
+        if not self._is_ready():
             return 0
+        due = deque(key for key, _ in self._orphans.take(self._batch, before_ms=self._before_ms()))
         done = 0
-        for number, (key, _) in enumerate(self._due(b"O")):
-            if number % BREATH == BREATH - 1:
-                await asyncio.sleep(0)  # requests come first
-            removed_ms, inode = schema.split_two(key)
-            if inode in self._holds or inode in self._writers:
-                continue
-            step = await run(
-                self._engine, partial(self._bury, number=inode, removed_ms=removed_ms), clock=self._clock
-            )
-            done += step is not Step.NONE
-            if step is Step.ERASED:
-                self._census.removed(inode)
+        self._slice_began_s = self._clock.monotonic()
+        for _ in range(SLICES):
+            batch = self._closed(due)
+            if not batch:
+                break
+            removal = await self._bury(batch)
+            for key, step in zip(batch, removal.steps, strict=False):
+                done += step is not Step.OPEN
+                if step is Step.DONE:
+                    self._orphans.done(key)
+                elif step is Step.MORE:
+                    due.append(key)
+            due.extendleft(reversed(batch[len(removal.steps) :]))
+            await self._pace()
+        for key in due:
+            self._orphans.put_off(key, self._clock.monotonic())
         return done
 
-    def _bury(self, txn: Transaction, *, number: int, removed_ms: int) -> "Step":
-        txn.may_use_reserve = True
-        value = txn.get(schema.inode_key(number))
-        if value is None and txn.get(schema.orphan_key(removed_ms, number)) is None:
-            return Step.ERASED  # by the attempt before this one, whose outcome was unknown
-        inode = None if value is None else schema.decode_inode(value)
-        if inode is None or inode.link_count:
-            txn.delete(schema.orphan_key(removed_ms, number))
-            return Step.PROGRESS
-        if inode.type == DIRECTORY and self._empty(txn, inode, removed_ms):
-            return Step.PROGRESS
-        if txn.get_range(*schema.session_range(number), limit=1):
-            return Step.NONE
-        self._erase(txn, inode, removed_ms)
-        return Step.ERASED
+    def _closed(self, due: deque[bytes]) -> list[bytes]:
+        """The next records of `due` whose inodes no client has open; the others wait in the queue."""
+        batch: list[bytes] = []
+        while due and len(batch) < SLICE_INODES:
+            key = due.popleft()
+            if not self._is_open(schema.split_two(key)[1]):
+                batch.append(key)
+        return batch
 
-    def _empty(self, txn: Transaction, directory: Inode, removed_ms: int) -> bool:
-        """Takes some entries out of a removed directory; False if there are none."""
-        pairs = txn.get_range(*schema.entry_range(directory.id), limit=ENTRIES)
+    def _is_open(self, inode: int) -> bool:
+        return inode in self._holds or inode in self._writers
+
+    async def _bury(self, batch: Sequence[bytes]) -> Removal:
+        """Removes inodes, as many of the batch as fit one slice, in one transaction."""
+        effects = Effects()
+
+        def attempt(txn: Transaction) -> Removal:
+            txn.may_use_reserve = True
+            removal = Removal(txn, effects, self._before_ms())
+            until_s = self._clock.monotonic() + SLICE_S
+            for key in batch:
+                removal.steps.append(self._bury_one(removal, key))
+                if self._clock.monotonic() > until_s:
+                    break
+            return removal
+
+        removal = await run(self._engine, attempt, clock=self._clock)
+        self._emptied |= removal.emptied
+        look = self._engine.begin()
+        for number in effects.erased:
+            if look.snapshot_get(schema.inode_key(number)) is None:  # else its attempt was not carried out
+                self._census.removed(number)
+                self._emptied.pop(number, None)
+        for key in effects.orphans:
+            self._orphans.add(key)
+        for key in effects.garbage:
+            self._garbage.add(key)
+        return removal
+
+    def _bury_one(self, removal: Removal, key: bytes) -> Step:
+        txn = removal.txn
+        number = schema.split_two(key)[1]
+        value = txn.get(schema.inode_key(number))
+        inode = None if value is None else schema.decode_inode(value)
+        if inode is not None and not inode.link_count:
+            if inode.type == DIRECTORY and self._empty(removal, inode):
+                return Step.MORE
+            if not self._erase(removal, inode):
+                return Step.OPEN
+        txn.delete(key)
+        return Step.DONE
+
+    def _empty(self, removal: Removal, directory: Inode) -> bool:
+        """Takes the next entries out of a removed directory, where no new ones come in. False: there are none."""
+        txn = removal.txn
+        after = self._emptied.get(directory.id, b"")
+        pairs = txn.get_range(*schema.entry_range(directory.id, after=after), limit=ENTRIES)
+        until_s = self._clock.monotonic() + SLICE_S
         for key, entry in pairs:
             txn.delete(key)
-            number = schema.decode_entry(entry).inode
-            value = txn.get(schema.inode_key(number))
-            if value is None:
-                continue
-            inode = schema.decode_inode(value)
-            inode.link_count = 0 if inode.type == DIRECTORY else inode.link_count - 1
-            inode.ctime_ns = self._clock.unix_ns()
-            inode.change += 1
-            if not inode.link_count:
-                txn.put(schema.orphan_key(removed_ms, number), b"")
-            txn.put(schema.inode_key(number), schema.encode_inode(inode))
+            _, removal.emptied[directory.id] = schema.split_one(key)
+            self._unlink(removal, schema.decode_entry(entry).inode)
+            if self._clock.monotonic() > until_s:
+                break
         return bool(pairs)
 
-    def _erase(self, txn: Transaction, inode: Inode, removed_ms: int) -> None:
-        txn.delete(schema.orphan_key(removed_ms, inode.id))
+    def _unlink(self, removal: Removal, number: int) -> None:
+        """Takes a link off an inode, and erases one without any unless it is open or is a directory."""
+        value = removal.txn.get(schema.inode_key(number))
+        if value is None:
+            return
+        inode = schema.decode_inode(value)
+        inode.link_count = 0 if inode.type == DIRECTORY else inode.link_count - 1
+        if not inode.link_count:
+            if inode.type != DIRECTORY and not self._is_open(number) and self._erase(removal, inode):
+                return
+            orphan = schema.orphan_key(removal.before_ms - 1, number)
+            removal.txn.put(orphan, b"")
+            removal.effects.orphans.append(orphan)
+        inode.ctime_ns = self._clock.unix_ns()
+        inode.change += 1
+        removal.txn.put(schema.inode_key(number), schema.encode_inode(inode))
+
+    def _erase(self, removal: Removal, inode: Inode) -> bool:
+        """Removes the inode's records; its chunks become garbage that is due at once. False if a client writes it."""
+        txn = removal.txn
+        if txn.get_range(*schema.session_range(inode.id), limit=1):
+            return False
         txn.delete(schema.inode_key(inode.id))
+        removal.effects.erased.add(inode.id)
         if inode.type == DIRECTORY:
             txn.delete(schema.time_key(inode.id))
             txn.delete(schema.subdirectories_key(inode.id))
         if inode.type == REGULAR and not inode.is_inline:
             txn.delete(schema.cut_key(inode.id))
-            garbage = schema.encode_garbage(inode, removed_ms, length=inode.length)
-            txn.put(schema.garbage_key(removed_ms, inode.content), garbage)
+            garbage = schema.garbage_key(removal.before_ms - 1, inode.content)
+            removed_unix_ms = self._clock.unix_ns() // NS_PER_MS
+            txn.put(garbage, schema.encode_garbage(inode, removed_unix_ms, length=inode.length))
+            removal.effects.garbage.append(garbage)
         if txn.snapshot_range(*schema.attribute_range(inode.id), limit=1):
             txn.delete_range(*schema.attribute_range(inode.id))
+        return True
 
     # Chunks.
 
     async def collect_garbage(self) -> int:
-        """Removes the chunks of contents that are nobody's; how many contents."""
-        due = self._due(b"G")
+        """Removes the chunks of contents without an inode. Returns how many contents."""
+        if not self._is_ready():
+            return 0
+        due = self._garbage.take(self._batch, before_ms=self._before_ms())
         if not due:
             return 0
         await self._engine.sync()  # C2
@@ -189,7 +288,9 @@ class Collector:
         try:
             record = schema.decode_garbage(value)
             if record.spare:
-                return await run(self._engine, partial(_give_up, key=key), clock=self._clock)
+                await run(self._engine, partial(_give_up, key=key), clock=self._clock)
+                self._garbage.put_off(key, self._clock.monotonic())
+                return True
             if self._is_in_use(record):
                 log.error("content %d of inode %d is in use; its chunks stay", record.content, record.inode)
             else:
@@ -198,11 +299,31 @@ class Collector:
             log.warning("chunks of content %d cannot be removed now: %s", schema.split_two(key)[1], error)
             return False
         await run(self._engine, lambda txn: _delete(txn, key), clock=self._clock)
+        self._garbage.done(key)
         return True
 
     def _is_in_use(self, record: RemovedContent) -> bool:
         value = self._engine.begin().snapshot_get(schema.inode_key(record.inode))
         return value is not None and schema.decode_inode(value).content == record.content
+
+    # Turns.
+
+    def _is_ready(self) -> bool:
+        """Whether this process has run for long enough to know what is open (C1), and how old records are."""
+        return self._removal_clock.age_ms() >= self._config.gc_delay_ms
+
+    def _before_ms(self) -> int:
+        """Removals dated before this moment are due."""
+        assert self._is_ready(), "what earlier processes dated has no age yet"
+        return self._removal_clock.now_ms() - self._config.gc_delay_ms
+
+    async def _pace(self) -> None:
+        """Ends a slice: lets requests go first, and rests as long as the collector has worked (C7)."""
+        self._worked_s += self._clock.monotonic() - self._slice_began_s
+        rest_s = self._worked_s if self._worked_s >= REST_S else 0.0
+        self._worked_s -= rest_s
+        await self._clock.sleep(rest_s)
+        self._slice_began_s = self._clock.monotonic()
 
     # Sessions of clients that are gone.
 
@@ -291,27 +412,6 @@ class Collector:
         if old:
             await run(self._engine, lambda txn: _delete(txn, *old), clock=self._clock)
         return len(old)
-
-    # Walking through records.
-
-    def _due(self, kind: bytes) -> list[Pair]:
-        """The next records that are older than the delay."""
-        limit_ms = self._clock.unix_ns() // NS_PER_MS - self._config.gc_delay_ms
-        pairs = self._page(kind, self._config.gc_batch)
-        due = [pair for pair in pairs if schema.split_two(pair[0])[0] <= limit_ms]
-        if len(due) < len(pairs):
-            self._cursors.pop(kind, None)  # the rest is younger
-        return due
-
-    def _page(self, kind: bytes, limit: int) -> list[Pair]:
-        """The next records of a kind; from the first again after the last."""
-        begin, end = schema.kind_range(kind)
-        pairs = list(self._engine.begin().snapshot_range(self._cursors.get(kind, begin), end, limit=limit))
-        if len(pairs) < limit:
-            self._cursors.pop(kind, None)
-        else:
-            self._cursors[kind] = pairs[-1][0] + b"\x00"
-        return pairs
 
 
 def _give_up(txn: Transaction, *, key: bytes) -> bool:

@@ -14,6 +14,7 @@ from .execution import Parts
 from .layout import Placer
 from .lengths import Lengths
 from .quarantine import Quarantine
+from .removal_clock import RemovalClock
 from .service import MetaService
 from .sessions import Holds, Writers
 from .storage import Chunks, StorageControl
@@ -87,7 +88,9 @@ async def build(  # noqa: PLR0913, the seams of the service
     inodes = Allocator(engine, INODES, clock)
     contents = Allocator(engine, CONTENTS, clock)
     quarantine = Quarantine(engine, clock, contents=contents, chunks=chunks)
-    scene = Scene(config, placer, inodes, contents, truncations)
+    removal_clock = RemovalClock(engine, clock)
+    await removal_clock.start()
+    scene = Scene(config, placer, inodes, contents, removal_clock, truncations)
     truncations.load()
     writers.load(engine)
     await inodes.refill()
@@ -115,6 +118,7 @@ async def build(  # noqa: PLR0913, the seams of the service
         writers=writers,
         holds=holds,
         census=census,
+        removal_clock=removal_clock,
         membership=membership,
         session_timeout_s=session_timeout_s,
     )

@@ -7,16 +7,16 @@
     N directory               subdirectories  how many
     S inode session           write session   client, when it was opened
     R client sequence         record          the answer to a request that has been carried out
-    O removed_at inode        orphan          an inode without a name, until nobody has it open
+    O removed_at inode        orphan          an inode without a name, until it is open nowhere
     G removed_at content      garbage         the `RemovedContent` message: chunks to remove
     P inode                   cut             a truncation in progress
     X inode name              attribute       an extended attribute
     Q due content             quarantine      the `QuarantinedContent` message: chunks that no file names
-    A kind                    allocator       first id that is not reserved
+    A kind                    allocator       first id, or moment of `RemovalClock`, that is not reserved
 
-Ids in keys are big-endian, so that keys sort by number. Making a file writes T but neither reads
-it nor writes its directory's I or N, so creates in one directory never conflict. A directory's record holds 2
-as its link count while it has a name, and 0 after; `work.Work.visible` puts together what callers see.
+Ids in keys are big-endian: keys sort by number. `removed_at` is a moment of `RemovalClock`. Making a file writes
+T but neither reads it nor writes its directory's I or N, so creates in one directory never conflict. A directory's
+record holds 2 as its link count while it has a name, and 0 after; `work.Work.visible` puts together what callers see.
 """
 
 from struct import Struct
@@ -27,7 +27,7 @@ from google.protobuf.message import DecodeError
 from ..errors import CorruptData
 from ..wire.pb.meta_pb2 import Inode, QuarantinedContent, RemovedContent
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 _ONE: Final = Struct(">cQ")
 _TWO: Final = Struct(">cQQ")
@@ -109,12 +109,17 @@ def records_end(client: int) -> bytes:
     return pack_one(b"R", client) + b"\xff" * 9
 
 
-def orphan_key(removed_unix_ms: int, inode: int) -> bytes:
-    return pack_two(b"O", removed_unix_ms, inode)
+def orphan_key(removed_ms: int, inode: int) -> bytes:
+    return pack_two(b"O", removed_ms, inode)
 
 
-def garbage_key(removed_unix_ms: int, content: int) -> bytes:
-    return pack_two(b"G", removed_unix_ms, content)
+def garbage_key(removed_ms: int, content: int) -> bytes:
+    return pack_two(b"G", removed_ms, content)
+
+
+def removal_begin(kind: bytes, removed_ms: int) -> bytes:
+    """Before all orphans or garbage of that moment."""
+    return pack_one(kind, removed_ms)
 
 
 def quarantine_key(due_unix_ms: int, content: int) -> bytes:
@@ -304,6 +309,7 @@ __all__ = [
     "quarantine_key",
     "record_key",
     "records_end",
+    "removal_begin",
     "session_key",
     "session_range",
     "split_one",

@@ -18,11 +18,12 @@ from ..config import MetaConfig
 from ..errors import InvalidArgument, NotADirectory, NotFound
 from ..ids import ROOT_INODE
 from ..kv import Transaction
-from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode
+from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, Spare
 from . import schema
 from .allocator import Allocator, NeedIds
 from .layout import Placer
 from .permissions import User
+from .removal_clock import RemovalClock
 from .schema import Cut, Entry
 from .sessions import SESSIONS_MAX
 
@@ -71,6 +72,7 @@ class Scene:
     placer: Placer
     inodes: Allocator
     contents: Allocator
+    removal_clock: RemovalClock
     cutting: Container[int] = ()  # inodes with a truncation in progress
 
 
@@ -213,14 +215,14 @@ class Work:
         self.opened.append((inode, self.session))
         return self.session
 
-    def reserve_content(self, inode: Inode) -> int:
-        """A new content for the bytes of an inline file, on the list of garbage until it is claimed."""
+    def reserve_content(self, inode: Inode) -> Spare:
+        """Adds a new content for the bytes of an inline file; it is garbage until the file claims it."""
         content = self.scene.contents.take()
+        reserved_ms = self.scene.removal_clock.now_ms()
         self.txn.put(
-            schema.garbage_key(self.now_ms, content),
-            schema.encode_spare(inode, content, self.now_ms),
+            schema.garbage_key(reserved_ms, content), schema.encode_spare(inode, content, self.now_ms)
         )
-        return content
+        return Spare(content=content, reserved_ms=reserved_ms)
 
     def claim_spare(self, inode: Inode, *, content: int, reserved_ms: int) -> bool:
         """Takes a content that was reserved for `inode` off the list of garbage. False: it is not there as such."""
@@ -234,11 +236,16 @@ class Work:
         self.txn.delete(key)
         return True
 
+    def leave_orphan(self, inode: Inode) -> None:
+        """Leaves an inode that has lost its last name to the collector."""
+        assert not inode.link_count, "it has a name"
+        self.txn.put(schema.orphan_key(self.scene.removal_clock.now_ms(), inode.id), b"")
+
     def discard_content(self, inode: Inode, *, length: int) -> None:
         """Leaves the chunks of the inode's content, all below `length`, to the collector."""
         assert inode.type == REGULAR, "only regular files have content"
         self.txn.put(
-            schema.garbage_key(self.now_ms, inode.content),
+            schema.garbage_key(self.scene.removal_clock.now_ms(), inode.content),
             schema.encode_garbage(inode, self.now_ms, length=length),
         )
 

@@ -511,7 +511,7 @@ impl MetaTwin {
             self.inline_at(request.inode, request.inline_base)?;
             let content = self.fresh_content();
             self.spares.lock().push(content);
-            let spare = Some(pb::Spare { content, reserved_unix_ms: 1 });
+            let spare = Some(pb::Spare { content, reserved_ms: 1 });
             return Ok(pb::InodeReply { spare, ..self.reply(request.inode)? });
         }
         if request.leave_inline {

@@ -729,7 +729,7 @@ pub struct Spare {
     #[prost(uint64, tag = "1")]
     pub content: u64,
     #[prost(uint64, tag = "2")]
-    pub reserved_unix_ms: u64,
+    pub reserved_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BatchStatRequest {

@@ -50,7 +50,7 @@ def drop(work: Work, directory: int, name: bytes, inode: Inode) -> None:
     else:
         inode.link_count -= 1
     if not inode.link_count:
-        work.txn.put(schema.orphan_key(work.now_ms, inode.id), b"")
+        work.leave_orphan(inode)
     work.change(inode)
 
 

@@ -123,7 +123,7 @@ def reserve_spare(work: Work, inode: Inode, *, base: int) -> Spare:
     Raises: Conflict if the caller would write the bytes of an older state there.
     """
     _require_inline(inode, base)
-    return Spare(content=work.reserve_content(inode), reserved_unix_ms=work.now_ms)
+    return work.reserve_content(inode)
 
 
 def leave_inline(work: Work, inode: Inode, *, base: int, spare: Spare | None) -> None:
@@ -133,7 +133,7 @@ def leave_inline(work: Work, inode: Inode, *, base: int, spare: Spare | None) ->
     """
     _require_inline(inode, base)
     if spare is not None:
-        if not work.claim_spare(inode, content=spare.content, reserved_ms=spare.reserved_unix_ms):
+        if not work.claim_spare(inode, content=spare.content, reserved_ms=spare.reserved_ms):
             raise Overtaken("the content was reserved too long ago: reserve another one", inode=inode.id)
         inode.content = spare.content
     elif inode.inline_data:

@@ -136,12 +136,12 @@ class InodeReply(_message.Message):
     def __init__(self, inode: _Optional[_Union[Inode, _Mapping]] = ..., session: _Optional[int] = ..., created: _Optional[bool] = ..., spare: _Optional[_Union[Spare, _Mapping]] = ...) -> None: ...
 
 class Spare(_message.Message):
-    __slots__ = ("content", "reserved_unix_ms")
+    __slots__ = ("content", "reserved_ms")
     CONTENT_FIELD_NUMBER: _ClassVar[int]
-    RESERVED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_MS_FIELD_NUMBER: _ClassVar[int]
     content: int
-    reserved_unix_ms: int
-    def __init__(self, content: _Optional[int] = ..., reserved_unix_ms: _Optional[int] = ...) -> None: ...
+    reserved_ms: int
+    def __init__(self, content: _Optional[int] = ..., reserved_ms: _Optional[int] = ...) -> None: ...
 
 class BatchStatRequest(_message.Message):
     __slots__ = ("caller", "inodes")

@@ -2,6 +2,7 @@
 
 from luciola.errors import NotFound
 from luciola.meta import schema
+from luciola.meta.removal_queue import RETRY_S
 from luciola.wire.pb import meta_pb2 as pb
 
 from .world import CHAINS, CHUNK, TIMEOUT_S, World, check_store, refused
@@ -81,6 +82,7 @@ class TestTrouble:
         transaction = world.engine.begin()
         transaction.put(schema.garbage_key(1, inode.content), schema.encode_garbage(inode, 1, length=40))
         transaction.commit()
+        world.clock.advance(2)
         world.collect()
         assert world.read(world.lookup(b"f")) == DATA
         assert world.keys(b"G") == []
@@ -100,6 +102,7 @@ class TestTrouble:
         assert reply.inode.content not in world.control.contents()
         assert len(world.keys(b"G")) == 1
         world.control.down.clear()
+        world.clock.advance(RETRY_S)
         world.collect()
         assert world.control.contents() == set()
 

@@ -224,6 +224,7 @@ def test_chunks_go_only_when_the_removal_is_on_disk():
     world.chunked(b"f", DATA)
     world.run(world.engine.sync())
     world.unlink(b"f")
+    world.clock.advance(0.01)
     world.collect()
     assert world.control.contents() == set()
     lose_power(world)
@@ -292,5 +293,5 @@ def test_store_of_another_cluster_is_refused(world):
     transaction = world.engine.begin()
     transaction.put(schema.SUPERBLOCK, b"\x09\0\0\0test")
     transaction.commit()
-    with pytest.raises(ConfigError, match="have format 9, and this release reads format 1: run the release"):
+    with pytest.raises(ConfigError, match="have format 9, and this release reads format 2: run the release"):
         world.run(format_store(world.engine, cluster_id="test", clock=world.clock, create=False))

@@ -16,6 +16,7 @@ from luciola.errors import (
 )
 from luciola.meta import schema
 from luciola.meta.layout import chains_of
+from luciola.meta.removal_queue import RETRY_S
 from luciola.wire.pb import meta_pb2 as pb
 
 from .world import ALICE, BOB, CHAINS, CHUNK, TIMEOUT_S, World, check_store, refused
@@ -451,6 +452,7 @@ class TestSpare:
         with refused(Conflict):
             world.sync(inode.id, session, leave_inline=True, inline_base=inode.change, spare=spare)
         world.control.down.clear()
+        world.clock.advance(RETRY_S)
         world.collect()
         assert world.control.contents() == set()
 
@@ -465,7 +467,7 @@ class TestSpare:
         inode, session = self.small(world)
         other = world.create(b"g")
         foreign = world.reserve(other.inode, other.session)
-        garbage = pb.Spare(content=content, reserved_unix_ms=removed_ms)
+        garbage = pb.Spare(content=content, reserved_ms=removed_ms)
         for spare in (garbage, foreign, pb.Spare(content=secret.content), pb.Spare()):
             with refused(Conflict):
                 world.sync(inode.id, session, leave_inline=True, inline_base=inode.change, spare=spare)
@@ -838,6 +840,7 @@ class TestUnlinkedButOpen:
         assert world.stat(b"", at=inode.id).link_count == 0
         assert world.read(world.stat(b"", at=inode.id)) == DATA
         world.close_one(inode.id, read_hold=True, client=2)
+        world.clock.advance(RETRY_S)
         world.collect()
         assert world.control.contents() == set()
         with refused(NotFound):
@@ -857,6 +860,7 @@ class TestUnlinkedButOpen:
         world.collect()
         assert world.stat(b"", at=inode.id).id
         world.close_one(inode.id, again.session, read_hold=True)
+        world.clock.advance(RETRY_S)
         world.collect()
         assert world.control.contents() == set()
         assert world.keys(b"O") == world.keys(b"G") == world.keys(b"S") == []
@@ -877,6 +881,7 @@ class TestUnlinkedButOpen:
         world.collect()
         assert world.read(world.stat(b"", at=inode.id)) == DATA
         world.call("hold", pb.HoldRequest(inodes=[]), client=2)
+        world.clock.advance(RETRY_S)
         world.collect()
         with refused(NotFound):
             world.stat(b"", at=inode.id)
@@ -890,6 +895,7 @@ class TestUnlinkedButOpen:
         world.collect()
         assert world.stat(b"", at=inode.id).id
         assert not world.close_one(inode.id, session)[1].code
+        world.clock.advance(RETRY_S)
         world.collect()
         assert world.control.contents() == set()
 
@@ -902,6 +908,7 @@ class TestUnlinkedButOpen:
         assert world.stat(b"", at=number).link_count == 0
         assert world.names(number) == []
         world.close_one(number, read_hold=True, client=2)
+        world.clock.advance(RETRY_S)
         world.collect()
         with refused(NotFound):
             world.stat(b"", at=number)

@@ -1,0 +1,74 @@
+"""The clock that removed inodes and contents age by.
+
+What was removed waits `gc_delay_ms` before it is collected. The wall clock cannot measure that: it is set forwards
+(the delay would be void) and back (a removal dated in the future would never be due). The boot clock starts again at
+every boot. So the store has a clock of its own, in milliseconds, which runs while a service runs over the store:
+
+    A1  it never goes back, neither within a process nor from one process to the next, so removals sort by age
+    A2  within a process it runs like the boot clock; what passes between two processes is not counted
+    A3  a process skips what the one before had reserved: moments of two processes have an order, but no distance
+
+A3 is why the collector removes nothing before it has itself run for `gc_delay_ms`: then whatever an earlier process
+dated is older than that, and what this process dated has its true age.
+"""
+
+from typing import Final
+
+from ..clock import Clock
+from ..kv import Durability, Engine, Transaction, run
+from . import schema
+
+RESERVED_MS: Final = (
+    24 * 3_600_000
+)  # one synced commit in half a day; a restart skips at most this much, of 2^64
+
+FIRST_MS: Final = 1  # so that there is a moment before each
+
+MOMENTS: Final = b"t"  # kind of the allocator record
+
+
+class RemovalClock:
+    """Hands out moments; `start` it before use, and `extend` it from time to time."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._first_ms = 0
+        self._end_ms = 0
+        self._started_s = 0.0
+
+    async def start(self) -> None:
+        """Reserves moments that no process before this one has used."""
+        self._end_ms = await self._reserve()
+        self._first_ms = self._end_ms - RESERVED_MS
+        self._started_s = self._clock.monotonic()
+
+    async def extend(self) -> None:
+        """Reserves more, if half of it has passed."""
+        if self._end_ms - self.now_ms() < RESERVED_MS // 2:
+            self._end_ms = await self._reserve()
+
+    def now_ms(self) -> int:
+        """The moment of a removal. It stands still when nothing is left of what was reserved: the delay grows."""
+        assert self._end_ms, "the clock was not started"
+        run_ms = int((self._clock.monotonic() - self._started_s) * 1000)
+        return min(self._first_ms + run_ms, self._end_ms - 1)
+
+    def age_ms(self) -> int:
+        """How long this process has run the clock."""
+        return self.now_ms() - self._first_ms
+
+    async def _reserve(self) -> int:
+        def reserve(txn: Transaction) -> int:
+            txn.may_use_reserve = True
+            key = schema.allocator_key(MOMENTS)
+            value = txn.get(key)
+            end_ms = (FIRST_MS if value is None else schema.decode_next(value)) + RESERVED_MS
+            txn.put(key, schema.encode_next(end_ms))
+            return end_ms
+
+        # A reservation that is run twice, after an unknown outcome, skips a day and does no harm.
+        return await run(self._engine, reserve, durability=Durability.SYNC, clock=self._clock)
+
+
+__all__ = ["RESERVED_MS", "RemovalClock"]
