@@ -184,6 +184,7 @@ fn measure(directory: &Path, server: u32) {
                 chunk: op(n, 0).chunk,
                 op: Op::Write { offset: 0, length: 1 << 20 },
                 tag: RequestTag::default(),
+                settled: 0,
                 version: Version(0),
                 decided: ChainVersion(0),
                 fresh: false,

@@ -8,6 +8,7 @@
 pub mod buffer;
 pub mod chunk;
 pub mod client;
+mod clock;
 pub mod craq;
 pub mod error;
 pub mod fuse;

@@ -97,17 +97,17 @@ pub enum Op {
 pub struct WriterRecord {
     pub tag: RequestTag,
     pub version: Version,
-    /// When it was executed; only for forgetting old ones.
-    pub unix_ms: u64,
+    /// The round of `sync` that had begun on this node when it was recorded here, for its age. Does not travel.
+    pub round: u64,
 }
 
 impl WriterRecord {
-    pub const BYTES: usize = 32;
+    pub const BYTES: usize = 24;
 
-    /// client u64, sequence u64, version u64, unix_ms u64, little-endian.
+    /// client u64, sequence u64, version u64, little-endian.
     pub fn encode(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
-        let words = [self.tag.client.0, self.tag.sequence, self.version.0, self.unix_ms];
+        let words = [self.tag.client.0, self.tag.sequence, self.version.0];
         for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
             place.copy_from_slice(&word.to_le_bytes());
         }
@@ -117,7 +117,7 @@ impl WriterRecord {
     pub fn decode(bytes: &[u8; Self::BYTES]) -> WriterRecord {
         let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| bytes[at * 8 + byte]));
         let tag = RequestTag { client: ClientId(word(0)), sequence: word(1) };
-        WriterRecord { tag, version: Version(word(2)), unix_ms: word(3) }
+        WriterRecord { tag, version: Version(word(2)), round: 0 }
     }
 }
 
@@ -125,11 +125,15 @@ impl WriterRecord {
 pub const CHUNK_BYTES_MAX: u32 = 64 << 20;
 /// Unit of allocation, of copy-on-write and of checksums inside a chunk.
 pub const PAGE_BYTES: u32 = 16 << 10;
-/// Most clients whose last request a chunk remembers, so most records in a `Replace`.
-pub const WRITERS_MAX: usize = 64;
-/// Longest that a client goes on with one update. Below the time for which a chunk remembers a request: 120 s before
-/// another client may take the place of its record (`chunk::WRITER_EVICT_MS`), more before a tombstone is forgotten.
+/// Most clients whose last request a chunk remembers, so most records in a `Replace`. Only those count that have not said
+/// that it is settled, and have not been silent for `WRITER_LIFE`. Each costs a few bytes with every update of its chunk.
+pub const WRITERS_MAX: usize = 4096;
+/// Longest that a client goes on with one update.
 pub const UPDATE_LIFE_MAX: Duration = Duration::from_secs(100);
+/// How long a chunk remembers a request of a client that does not say that it is settled; a tombstone is kept longer.
+pub const WRITER_LIFE: Duration = Duration::from_secs(120);
+const _: () =
+    assert!(UPDATE_LIFE_MAX.as_secs() * 110 / 100 < WRITER_LIFE.as_secs(), "clocks differ by up to 5 %");
 /// Most operations in one batch: a 1 MiB request at the smallest chunk size, with room to spare.
 pub const BATCH_OPS_MAX: usize = 256;
 /// Most payload bytes in one batch.
@@ -258,6 +262,8 @@ pub struct UpdateOp {
     pub chunk: ChunkId,
     pub op: Op,
     pub tag: RequestTag,
+    /// Each request of the tag's client below this sequence is settled: it need not be remembered any more.
+    pub settled: u64,
     /// From a client: zero. From a predecessor: the version this update creates.
     pub version: Version,
     /// From a client: zero. From a predecessor: the chain version under which a head decided this update;

@@ -347,6 +347,21 @@ fn an_update_whose_answer_was_lost_happens_once() {
 }
 
 #[test]
+fn an_update_says_which_earlier_ones_need_not_be_remembered() {
+    let world = World::new(vec![serving(&[1])]);
+    let client = world.client(Transport::Shm);
+    for chunk in 0..5 {
+        write(&client, chunk * u64::from(CHUNK), b"x").unwrap();
+    }
+    assert_eq!(world.twin(1).writer_count(), 1, "the others are settled");
+    // An attempt that was lost may still arrive, so this one is not, although its answer is known.
+    world.twin(1).fail([Fault::DropAfter]);
+    write(&client, 0, b"y").unwrap();
+    write(&client, u64::from(CHUNK), b"z").unwrap();
+    assert_eq!(world.twin(1).writer_count(), 2);
+}
+
+#[test]
 fn a_lost_replica_costs_readers_nothing_but_a_connection() {
     let world = World::new(vec![serving(&[1, 2])]);
     for index in 0..10 {

@@ -209,7 +209,7 @@ fn a_stale_replica_loses_what_was_never_decided() {
     cluster.assert_equal_replicas();
 }
 
-/// A wall clock that stands still when it is told to. The engine reads it when it begins to stage an update.
+/// A disk that hangs when it is told to. An update that is staged waits at it.
 static STAGES: Gate = Gate::new();
 
 struct Gate {
@@ -235,14 +235,13 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    fn pass(&self) -> u64 {
+    fn pass(&self) {
         let mut state = self.state.lock().unwrap();
         while *state != GateState::Open {
             *state = GateState::Reached;
             self.changed.notify_all();
             state = self.changed.wait(state).unwrap();
         }
-        1_700_000_000_000
     }
 
     fn wait_until_reached(&self) {
@@ -255,7 +254,7 @@ impl Gate {
 /// Two replicas; the head hangs in the middle of staging `updates` of chunk 0, which has one version.
 fn hanging_in_a_stage(update: &'static [u8]) -> (Arc<Cluster>, JoinHandle<UpdateResult>) {
     let cluster = Cluster::start(2);
-    cluster.restart_with(0, |options| options.engine.unix_ms = || STAGES.pass());
+    cluster.restart_with(0, |options| options.engine.on_write = Some(|| STAGES.pass()));
     assert_eq!(cluster.write(chunk(0), 0, b"old", tag(1, 1)).status, Status::Ok);
     STAGES.set(GateState::Closed);
     let write = cluster.write_in_background(chunk(0), 0, update, tag(1, 2));
@@ -308,6 +307,29 @@ fn an_update_that_is_staged_while_its_replica_is_away_is_taken_back() {
     STAGES.set(GateState::Open);
     recovery.join().unwrap();
     assert_taken_back(&cluster, write);
+}
+
+/// N-to-1 with native clients: each writes its part of one chunk, and is known at the head that comes next.
+#[test]
+fn hundreds_of_clients_write_one_chunk_and_are_known_after_failover() {
+    const CLIENTS: u64 = 300;
+    let cluster = Cluster::start(2);
+    for client in 1..=CLIENTS {
+        let offset = client as u32 * 10;
+        assert_eq!(
+            cluster.write(chunk(0), offset, b"checkpoint", tag(client, 1)).status,
+            Status::Ok,
+            "{client}"
+        );
+    }
+    cluster.kill(0);
+    cluster.set_states(&[TargetState::Offline, TargetState::Serving]);
+    for client in 1..=CLIENTS {
+        let again = cluster.write(chunk(0), client as u32 * 10, b"once more!", tag(client, 1));
+        assert_eq!((again.status, again.version), (Status::Ok, Version(client)), "it was executed before");
+    }
+    let whole = cluster.read(1, chunk(0)).unwrap();
+    assert!(whole[10..].chunks(10).all(|part| part == b"checkpoint"));
 }
 
 #[test]

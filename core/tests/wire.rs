@@ -52,7 +52,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn update() -> impl Strategy<Value = (UpdateOp, Home)> {
-    let numbers = (any::<u32>(), any::<[u64; 5]>(), any::<Option<u32>>());
+    let numbers = (any::<u32>(), any::<[u64; 6]>(), any::<Option<u32>>());
     (numbers, chunk(), op(), home()).prop_map(|((chain, words, payload_crc), chunk, op, home)| {
         let update = UpdateOp {
             chain: ChainId(chain),
@@ -60,6 +60,7 @@ fn update() -> impl Strategy<Value = (UpdateOp, Home)> {
             chunk,
             op,
             tag: RequestTag { client: ClientId(words[1]), sequence: words[2] },
+            settled: words[5],
             version: Version(words[3]),
             fresh: matches!(op, Op::Write { .. }),
             decided: ChainVersion(words[4]),

@@ -1,12 +1,9 @@
 //! What callers of the engine see: requests, outcomes, options.
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use crate::types::{ChunkId, ChunkKey, Op, RequestTag, Stamp, Version, WriterRecord};
-
-/// A writer younger than this may still retry its last request, so its record is not evicted for another's.
-pub const WRITER_EVICT_MS: u64 = 120_000;
 
 /// How an engine behaves. The defaults suit a production disk.
 #[derive(Clone, Debug)]
@@ -22,8 +19,9 @@ pub struct Options {
     pub sync_interval: Option<Duration>,
     /// Pages given up are made durable and used again, at the latest, when they are this many bytes.
     pub limbo_bytes_max: u64,
-    /// Wall clock for writer records and tombstones.
-    pub unix_ms: fn() -> u64,
+    /// Called before bytes are written to a block file: how tests make a disk hang.
+    #[doc(hidden)]
+    pub on_write: Option<fn()>,
 }
 
 impl Default for Options {
@@ -35,13 +33,9 @@ impl Default for Options {
             // As ext4: what nobody asked to be synced is at most this old after power loss.
             sync_interval: Some(Duration::from_secs(5)),
             limbo_bytes_max: 512 << 20,
-            unix_ms: wall_clock_ms,
+            on_write: None,
         }
     }
-}
-
-fn wall_clock_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 /// Why a directory could not be opened.
@@ -123,8 +117,6 @@ pub struct Committed {
     pub length: u32,
     /// A tombstone: reads as absent.
     pub removed: bool,
-    /// When this replica committed it.
-    pub unix_ms: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use crate::types::{
 };
 
 pub const KEY_BYTES: usize = 16;
-pub const RECORD_FORMAT: u8 = 2;
+pub const RECORD_FORMAT: u8 = 3;
 const HAS_COMMITTED: u8 = 1;
 const HAS_PENDING: u8 = 2;
 /// Where the number of fallbacks stands in the flags, of two bits.
@@ -68,6 +68,7 @@ pub fn encode_record(record: &Record) -> Vec<u8> {
     out.extend((record.writers.len() as u16).to_le_bytes());
     for writer in &record.writers {
         out.extend(writer.encode());
+        out.extend(writer.round.to_le_bytes());
     }
     let base = record.committed.as_deref();
     if let Some(state) = base {
@@ -129,7 +130,6 @@ fn encode_state(state: &State, base: Option<&State>, out: &mut Vec<u8>) {
     let runs = changed_runs(state, base);
     out.extend(state.stamp.chain_version.0.to_le_bytes());
     out.extend(state.stamp.version.0.to_le_bytes());
-    out.extend(state.unix_ms.to_le_bytes());
     out.extend(state.round.to_le_bytes());
     out.extend(state.length.to_le_bytes());
     out.extend(state.tail_used.to_le_bytes());
@@ -177,7 +177,10 @@ pub fn decode_record(bytes: &[u8]) -> Result<Record, Malformed> {
     }
     let writer_count = input.u16()?;
     let writers = (0..writer_count)
-        .map(|_| Ok(WriterRecord::decode(&input.take()?)))
+        .map(|_| {
+            let writer = WriterRecord::decode(&input.take()?);
+            Ok(WriterRecord { round: input.u64()?, ..writer })
+        })
         .collect::<Result<_, Malformed>>()?;
     let fallback_count = usize::from(flags >> FALLBACKS_SHIFT);
     if flags & !FLAGS != 0 || fallback_count > FALLBACKS_MAX {
@@ -209,7 +212,6 @@ fn decode_pending(input: &mut Input<'_>, base: Option<&State>) -> Result<Pending
 
 fn decode_state(input: &mut Input<'_>, base: Option<&State>) -> Result<State, Malformed> {
     let stamp = Stamp { chain_version: ChainVersion(input.u64()?), version: Version(input.u64()?) };
-    let unix_ms = input.u64()?;
     let round = input.u64()?;
     let length = input.u32()?;
     let tail_used = input.u32()?;
@@ -218,7 +220,7 @@ fn decode_state(input: &mut Input<'_>, base: Option<&State>) -> Result<State, Ma
         return Err(Malformed::Field);
     }
     let (extents, crcs) = decode_pages(input, base, page_count(length))?;
-    Ok(State { stamp, length, tail_used, removed, unix_ms, round, extents, crcs })
+    Ok(State { stamp, length, tail_used, removed, round, extents, crcs })
 }
 
 /// The extents and checksums of a state of `count` pages: those of `base` where no run covers it.
@@ -298,7 +300,6 @@ mod tests {
             length,
             tail_used: 8000,
             removed: version == 5,
-            unix_ms: 1_700_000_000_000,
             round: 12,
             extents: compress(pages),
             crcs: crcs.to_vec(),
@@ -318,7 +319,7 @@ mod tests {
             writers: vec![WriterRecord {
                 tag: RequestTag { client: ClientId(1), sequence: 2 },
                 version: Version(3),
-                unix_ms: 4,
+                round: 4,
             }],
         }
     }
@@ -337,43 +338,37 @@ mod tests {
         let u16_at = |at: usize| u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap());
         let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
         let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
-        assert_eq!((bytes[0], bytes[1], u16_at(2)), (2, 0b1011, 1));
+        assert_eq!((bytes[0], bytes[1], u16_at(2)), (3, 0b1011, 1));
         assert_eq!([u64_at(4), u64_at(12), u64_at(20), u64_at(28)], [1, 2, 3, 4]);
         // A state of three pages in two runs.
         let committed = 36;
         assert_eq!([u64_at(committed), u64_at(committed + 8)], [3, 4]);
-        assert_eq!([u64_at(committed + 16), u64_at(committed + 24)], [1_700_000_000_000, 12]);
-        assert_eq!([u32_at(committed + 32), u32_at(committed + 36)], [40_000, 8000]);
-        assert_eq!([u16_at(committed + 40), u16_at(committed + 42)], [0, 2], "not removed, two runs");
-        assert_eq!([u16_at(committed + 44), u16_at(committed + 46)], [0, 2]);
-        assert_eq!([u16_at(committed + 52), u16_at(committed + 54)], [2, 1]);
-        assert_eq!([u32_at(committed + 48), u32_at(committed + 56)], [7, HOLE]);
-        assert_eq!([60, 64, 68].map(|at| u32_at(committed + at)), [1, 2, 0]);
+        assert_eq!(u64_at(committed + 16), 12);
+        assert_eq!([u32_at(committed + 24), u32_at(committed + 28)], [40_000, 8000]);
+        assert_eq!([u16_at(committed + 32), u16_at(committed + 34)], [0, 2], "not removed, two runs");
+        assert_eq!([u16_at(committed + 36), u16_at(committed + 38)], [0, 2]);
+        assert_eq!([u16_at(committed + 44), u16_at(committed + 46)], [2, 1]);
+        assert_eq!([u32_at(committed + 40), u32_at(committed + 48)], [7, HOLE]);
+        assert_eq!([52, 56, 60].map(|at| u32_at(committed + at)), [1, 2, 0]);
         // The others say where they differ from it.
-        let newer = committed + 72;
+        let newer = committed + 64;
         assert_eq!([u64_at(newer), u64_at(newer + 8)], [3, 3]);
-        assert_eq!(u16_at(newer + 42), 2);
-        assert_eq!(
-            [u16_at(newer + 44), u16_at(newer + 46), u16_at(newer + 52), u16_at(newer + 54)],
-            [0, 1, 1, 1]
-        );
-        assert_eq!([u32_at(newer + 48), u32_at(newer + 56)], [9, 8]);
-        assert_eq!([u32_at(newer + 60), u32_at(newer + 64)], [4, 3]);
-        let older = newer + 68;
+        assert_eq!(u16_at(newer + 34), 2);
+        assert_eq!([36, 38, 44, 46].map(|at| u16_at(newer + at)), [0, 1, 1, 1]);
+        assert_eq!([u32_at(newer + 40), u32_at(newer + 48)], [9, 8]);
+        assert_eq!([u32_at(newer + 52), u32_at(newer + 56)], [4, 3]);
+        let older = newer + 60;
         assert_eq!([u64_at(older), u64_at(older + 8)], [3, 2]);
-        assert_eq!([u16_at(older + 42), u16_at(older + 44), u16_at(older + 46)], [1, 0, 1]);
-        assert_eq!([u32_at(older + 48), u32_at(older + 52)], [9, 4]);
-        let pending = older + 56;
+        assert_eq!([u16_at(older + 34), u16_at(older + 36), u16_at(older + 38)], [1, 0, 1]);
+        assert_eq!([u32_at(older + 40), u32_at(older + 44)], [9, 4]);
+        let pending = older + 48;
         assert_eq!([u64_at(pending), u64_at(pending + 8)], [0xaa, 0xbb]);
         assert_eq!([u32_at(pending + 16), u32_at(pending + 20), u32_at(pending + 24)], [1, 0x1111, 0x2222]);
         let state = pending + 28;
         assert_eq!([u64_at(state), u64_at(state + 8)], [3, 5]);
-        assert_eq!([u16_at(state + 40), u16_at(state + 42)], [1, 2], "removed, two runs");
-        assert_eq!(
-            [u16_at(state + 44), u16_at(state + 46), u16_at(state + 52), u16_at(state + 54)],
-            [2, 2, 4, 1]
-        );
-        assert_eq!(bytes.len(), state + 44 + 2 * 8 + 3 * 4 + 4);
+        assert_eq!([u16_at(state + 32), u16_at(state + 34)], [1, 2], "removed, two runs");
+        assert_eq!([36, 38, 44, 46].map(|at| u16_at(state + at)), [2, 2, 4, 1]);
+        assert_eq!(bytes.len(), state + 36 + 2 * 8 + 3 * 4 + 4);
         assert_eq!(u32_at(bytes.len() - 4), checksum::crc32c(&bytes[..bytes.len() - 4]));
     }
 
@@ -389,7 +384,7 @@ mod tests {
         let tag = RequestTag::default();
         let pending = PendingState { state: pending, op: Op::Write { offset: 0, length: 1 }, tag };
         let after = Record { pending: Some(pending), ..before.clone() };
-        assert_eq!(encode_record(&after).len() - encode_record(&before).len(), 28 + 44 + 8 + 4);
+        assert_eq!(encode_record(&after).len() - encode_record(&before).len(), 28 + 36 + 8 + 4);
     }
 
     proptest! {

@@ -24,10 +24,11 @@ use super::pages::PageMap;
 use super::segments::{self, Segments};
 use super::state::{HOLE, PAGE, PageNumber, Record, State};
 use super::sync::Rounds;
+use super::writers::Writers;
 use crate::types::{ChainId, ChunkKey, Status, Version};
 
 /// Version of the directory's layout and of all formats in it (docs/formats.md).
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 const FORMAT_FILE: &str = "FORMAT";
 /// How long a look at the file system's free space is believed.
 const SPACE_AGE_MAX: Duration = Duration::from_millis(20);
@@ -53,6 +54,7 @@ pub(super) struct Core {
     pub pages: Mutex<PageMap>,
     pub limbo: Mutex<Limbo>,
     pub rounds: Rounds,
+    pub writers: Writers,
     pub blocks: Blocks,
     usage: RwLock<HashMap<ChainId, Arc<Counters>>>,
     damage: Mutex<BTreeSet<Damage>>,
@@ -144,6 +146,11 @@ impl Engine {
         self.core.rounds.begun()
     }
 
+    /// What clients say of their requests: which of them need not be remembered.
+    pub fn writers(&self) -> &Writers {
+        &self.core.writers
+    }
+
     /// Bytes of memory that cached records take.
     pub fn cache_bytes(&self) -> usize {
         self.core.cache.bytes()
@@ -189,13 +196,14 @@ impl Core {
         let floor = index
             .floor()
             .map_err(|status| OpenError::Index { path: dir.to_owned(), reason: status.to_string() })?;
-        let segments = Segments::new(blocks, segment_bytes);
+        let segments = Segments::new(blocks, segment_bytes, options.on_write);
         let mut core = Core {
             pages: Mutex::new(PageMap::new(segments.segment_pages())),
             cache: Cache::new(options.cache_bytes / 2),
             limbo: Mutex::default(),
             // An earlier process may have been in the middle of the round after.
             rounds: Rounds::starting_at(synced + 1),
+            writers: Writers::default(),
             blocks: Blocks::default(),
             usage: RwLock::default(),
             damage: Mutex::default(),

@@ -40,11 +40,12 @@ mod sync;
 #[cfg(test)]
 mod tests;
 mod update;
+mod writers;
 
 pub use api::{
     ChunkRecord, ChunkState, CommitOutcome, Committed, ContentSummary, Damage, Install, OpenError,
     OpenReport, Options, Origin, Pending, ReadOutcome, Space, StageOutcome, Staged, Update, Usage,
-    WRITER_EVICT_MS,
 };
 pub use engine::Engine;
 pub use payload::{Sink, Source};
+pub use writers::Writers;

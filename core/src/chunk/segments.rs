@@ -22,6 +22,7 @@ pub struct Segments {
     files: RwLock<Vec<Option<Arc<Segment>>>>,
     /// A block file was made since the directory was last synced.
     has_new: AtomicBool,
+    on_write: Option<fn()>,
     #[cfg(test)]
     pub(super) faults: super::faults::Faults,
 }
@@ -34,12 +35,13 @@ struct Segment {
 }
 
 impl Segments {
-    pub fn new(dir: PathBuf, bytes: u64) -> Segments {
+    pub fn new(dir: PathBuf, bytes: u64, on_write: Option<fn()>) -> Segments {
         Segments {
             dir,
             bytes,
             files: RwLock::default(),
             has_new: AtomicBool::new(false),
+            on_write,
             #[cfg(test)]
             faults: super::faults::Faults::default(),
         }
@@ -61,6 +63,9 @@ impl Segments {
 
     /// Writes all of `bytes` at `address`, counted from the first byte of segment 0.
     pub fn write(&self, mut address: u64, mut bytes: &[u8]) -> io::Result<()> {
+        if let Some(on_write) = self.on_write {
+            on_write();
+        }
         while !bytes.is_empty() {
             let (segment, position, room) = self.at(address)?;
             let (now, rest) = bytes.split_at(bytes.len().min(room));

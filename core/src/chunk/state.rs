@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::api::{Committed, Pending};
 use super::checksum;
-use crate::types::{Op, PAGE_BYTES, RequestTag, Stamp, Version, WRITERS_MAX, WriterRecord};
+use crate::types::{Op, PAGE_BYTES, RequestTag, Stamp, Version, WriterRecord};
 
 /// A page of the block files, counted from the first page of segment 0.
 pub type PageNumber = u32;
@@ -45,7 +45,6 @@ pub struct State {
     /// place must not touch. At least the valid bytes of that page; 0 if the page is a hole.
     pub tail_used: u32,
     pub removed: bool,
-    pub unix_ms: u64,
     /// The round of `sync` that was the last to begin before the data was written. A later one makes it durable.
     pub round: u64,
     pub extents: Vec<Extent>,
@@ -112,7 +111,7 @@ impl State {
     }
 
     pub fn committed(&self) -> Committed {
-        Committed { stamp: self.stamp, length: self.length, removed: self.removed, unix_ms: self.unix_ms }
+        Committed { stamp: self.stamp, length: self.length, removed: self.removed }
     }
 
     /// Bytes of memory this state takes, roughly.
@@ -233,28 +232,9 @@ impl Record {
     }
 }
 
-/// `writers` with the request `record` in it: one record a client, the oldest evicted.
-pub fn with_writer(writers: &[WriterRecord], record: WriterRecord) -> Vec<WriterRecord> {
-    if record.tag == RequestTag::default() {
-        return writers.to_vec();
-    }
-    let mut known: Vec<WriterRecord> = writers.to_vec();
-    match known.iter_mut().find(|known| known.tag.client == record.tag.client) {
-        Some(same) if same.tag.sequence <= record.tag.sequence => *same = record,
-        Some(_) => {}
-        None => known.push(record),
-    }
-    while known.len() > WRITERS_MAX {
-        let oldest = (0..known.len()).min_by_key(|&place| known[place].unix_ms).expect("it is not empty");
-        known.swap_remove(oldest);
-    }
-    known
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::ClientId;
 
     #[test]
     fn pages_survive_compression() {
@@ -275,29 +255,5 @@ mod tests {
         }
         assert_eq!(compress(&[5, 6, 7, HOLE, HOLE, 9]).len(), 3);
         assert_eq!(compress(&[HOLE - 1, HOLE]).len(), 2, "a hole never continues a run of pages");
-    }
-
-    #[test]
-    fn writers_keep_one_record_a_client_and_evict_the_oldest() {
-        let record = |client, sequence, unix_ms| WriterRecord {
-            tag: RequestTag { client: ClientId(client), sequence },
-            version: Version(sequence),
-            unix_ms,
-        };
-        let mut writers = Vec::new();
-        for client in 1..=WRITERS_MAX as u64 + 8 {
-            writers = with_writer(&writers, record(client, 1, client));
-        }
-        assert_eq!(writers.len(), WRITERS_MAX);
-        assert!(writers.iter().all(|known| known.tag.client.0 > 8));
-        writers = with_writer(&writers, record(20, 7, 50));
-        writers = with_writer(&writers, record(20, 6, 51));
-        let of_20: Vec<_> = writers.iter().filter(|known| known.tag.client.0 == 20).collect();
-        assert_eq!(of_20.len(), 1);
-        assert_eq!(of_20[0].tag.sequence, 7);
-        assert_eq!(
-            with_writer(&writers, WriterRecord { tag: RequestTag::default(), ..record(0, 0, 99) }),
-            writers
-        );
     }
 }

@@ -363,32 +363,28 @@ fn a_pending_version_gives_way_only_to_a_newer_chain_version() {
     assert_no_leak(&engine);
 }
 
+/// N-to-1: as many clients as there are write one chunk, and each is remembered until it says that it need not be.
 #[test]
-fn writers_are_remembered_bounded_and_the_young_are_not_evicted() {
-    static NOW: AtomicU64 = AtomicU64::new(0);
+fn hundreds_of_writers_are_remembered_until_they_are_settled() {
     let dir = directory();
-    let engine =
-        Engine::open(dir.path(), Options { unix_ms: || NOW.load(Ordering::Relaxed), ..options() }).unwrap();
-    let by = |client: u64, version: u64, origin: Origin| {
+    let engine = open(dir.path());
+    let by = |client: u64, version: u64| {
         let op = Op::Write { offset: 0, length: 1 };
-        let update = Update { tag: tag(client, 9), origin, ..update(0, version, op) };
-        engine.stage(&update, &vec![7])?;
+        engine.stage(&Update { tag: tag(client, 9), ..update(0, version, op) }, &vec![7])?;
         engine.commit(key(0), Version(version), ChainVersion(1))
     };
-    let full = WRITERS_MAX as u64;
-    for client in 1..=full {
-        by(client, client, Origin::Client).unwrap();
+    let writers = || engine.lookup(key(0)).unwrap().unwrap().writers;
+    for client in 1..=400 {
+        by(client, client).unwrap();
     }
-    assert_eq!(by(999, full + 1, Origin::Client), Err(Status::Busy));
-    by(5, full + 1, Origin::Client).unwrap();
-    // The head has accepted it: a later member must not refuse.
-    by(998, full + 2, Origin::Chain).unwrap();
-    assert_eq!(engine.lookup(key(0)).unwrap().unwrap().writers.len(), WRITERS_MAX);
-    NOW.store(WRITER_EVICT_MS + 1, Ordering::Relaxed);
-    by(999, full + 3, Origin::Client).unwrap();
-    let writers = engine.lookup(key(0)).unwrap().unwrap().writers;
-    assert_eq!(writers.len(), WRITERS_MAX);
-    assert!(writers.iter().any(|record| record.tag == tag(999, 9) && record.version == Version(full + 3)));
+    assert_eq!(writers().len(), 400);
+    for client in 1..=400 {
+        engine.writers().settle(ClientId(client), if client == 33 { 9 } else { 10 });
+    }
+    by(401, 401).unwrap();
+    let known = writers();
+    let known: Vec<_> = known.iter().map(|record| (record.tag.client.0, record.version.0)).collect();
+    assert_eq!(known, [(33, 33), (401, 401)], "of client 33 the last request may come again");
 }
 
 #[test]
@@ -397,7 +393,7 @@ fn a_replacement_brings_content_stamp_and_writers() {
     let engine = open(dir.path());
     write(&engine, 0, 1, 0, b"mine");
     stage_write(&engine, 0, 2, 0, b"undecided").unwrap();
-    let record = WriterRecord { tag: tag(42, 17), version: Version(8), unix_ms: 5 };
+    let record = WriterRecord { tag: tag(42, 17), version: Version(8), round: engine.round() };
     let mut payload = noise(3 * PAGE + 5, 4);
     let content = payload.clone();
     payload.extend(record.encode());
@@ -1112,11 +1108,11 @@ fn foreign_newer_and_damaged_directories_are_refused_and_left_alone() {
     drop(open(dir.path()));
     let format = dir.path().join("FORMAT");
     let text = fs::read_to_string(&format).unwrap();
-    for found in [0, 4] {
-        fs::write(&format, text.replace("format 3", &format!("format {found}"))).unwrap();
+    for found in [0, 5] {
+        fs::write(&format, text.replace("format 4", &format!("format {found}"))).unwrap();
         let error = open_error(dir.path());
-        assert!(matches!(error, OpenError::Format { wanted: 3, .. }));
-        let words = format!("chunk engine format {found}, and this release reads format 3; run the release");
+        assert!(matches!(error, OpenError::Format { wanted: 4, .. }));
+        let words = format!("chunk engine format {found}, and this release reads format 4; run the release");
         assert!(error.to_string().contains(&words), "{error}");
     }
     for broken in ["", "something else\nformat 1\n", "luciola chunk engine\nformat one\n"] {
@@ -1137,7 +1133,7 @@ fn records_of_another_format_are_called_so_and_not_damaged() {
     engine.core.index.put_raw(key(1), &[9, 0, 0, 0, 1, 2, 3, 4]);
     drop(engine);
     let error = open_error(dir.path());
-    assert!(matches!(error, OpenError::RecordFormat { found: 9, wanted: 2, .. }), "{error}");
+    assert!(matches!(error, OpenError::RecordFormat { found: 9, wanted: 3, .. }), "{error}");
 }
 
 /// The drawing of FORMAT in docs/formats.md.
@@ -1146,7 +1142,7 @@ fn the_format_file_is_as_drawn() {
     let dir = directory();
     drop(open(dir.path()));
     let text = fs::read_to_string(dir.path().join("FORMAT")).unwrap();
-    assert_eq!(text, "luciola chunk engine\nformat 3\npage_bytes 16384\nsegment_bytes 1048576\n");
+    assert_eq!(text, "luciola chunk engine\nformat 4\npage_bytes 16384\nsegment_bytes 1048576\n");
 }
 
 /// The drawing of the block files: page n lies at byte n × 16384 of the files laid end to end.

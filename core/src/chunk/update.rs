@@ -7,7 +7,7 @@ use super::cache::Slot;
 use super::content::{Change, Written};
 use super::engine::{Core, Engine};
 use super::payload::Source;
-use super::state::{HOLE, PAGE, PageNumber, PendingState, Record, State, with_writer};
+use super::state::{HOLE, PAGE, PageNumber, PendingState, Record, State};
 use crate::types::{
     CHUNK_BYTES_MAX, ChainVersion, ChunkKey, Op, RequestTag, Stamp, Status, Version, WRITERS_MAX,
     WriterRecord,
@@ -73,12 +73,13 @@ impl Engine {
             let state = newer.ok_or(Status::MissingVersion)?;
             return Ok(CommitOutcome { stamp: state.stamp, length: state.length });
         };
-        let unix_ms = (core.options.unix_ms)();
         let before = pending.state.stamp.chain_version;
         let stamp = Stamp { chain_version: chain_version.max(before), version };
-        let state = State { stamp, unix_ms, ..(*pending.state).clone() };
+        let state = State { stamp, ..(*pending.state).clone() };
         let outcome = CommitOutcome { stamp, length: state.length };
-        let writers = with_writer(&record.writers, WriterRecord { tag: pending.tag, version, unix_ms });
+        let round = core.rounds.begun();
+        let own = WriterRecord { tag: pending.tag, version, round };
+        let writers = core.writers.with(&record.writers, own, round);
         let after = Record { committed: Some(Arc::new(state)), writers, ..Record::default() };
         core.put(key, &slot, record, after)?;
         Ok(outcome)
@@ -113,13 +114,14 @@ impl Engine {
         let record = core.record_of(install.key, &slot)?;
         let change = Change { offset: 0, payload, length, sparse: true };
         let written = core.write_content(install.key, &State::default(), &change, Origin::Chain)?;
-        let unix_ms = (core.options.unix_ms)();
-        let mut state = state_of(&written, install.stamp, length, unix_ms);
+        let round = core.rounds.begun();
+        let mut state = state_of(&written, install.stamp, length);
         state.removed = install.removed;
-        state.round = core.rounds.begun();
-        let own = WriterRecord { tag: install.tag, version: install.stamp.version, unix_ms };
-        let writers = install.writers.iter().chain([&own]);
-        let writers = writers.fold(Vec::new(), |known, &writer| with_writer(&known, writer));
+        state.round = round;
+        let own = WriterRecord { tag: install.tag, version: install.stamp.version, round };
+        // Their ages are not known here, so they count as new.
+        let theirs: Vec<_> = install.writers.iter().map(|&writer| WriterRecord { round, ..writer }).collect();
+        let writers = core.writers.with(&theirs, own, round);
         let after = Record { committed: Some(Arc::new(state)), writers, ..Record::default() };
         core.put(install.key, &slot, record, after)?;
         Ok(StageOutcome { staged: Staged::Committed, length })
@@ -231,21 +233,11 @@ fn admit(record: &Record, update: &Update) -> Result<Admission, Status> {
     Ok(Admission::New)
 }
 
-/// Whether one more writer can be remembered.
-fn has_room_for_writer(record: &Record, tag: RequestTag, unix_ms: u64) -> bool {
-    tag == RequestTag::default()
-        || record.writers.len() < WRITERS_MAX
-        || record.writers.iter().any(|known| {
-            known.tag.client == tag.client || unix_ms.saturating_sub(known.unix_ms) > WRITER_EVICT_MS
-        })
-}
-
-fn state_of(written: &Written, stamp: Stamp, length: u32, unix_ms: u64) -> State {
+fn state_of(written: &Written, stamp: Stamp, length: u32) -> State {
     State {
         stamp,
         length,
         tail_used: written.tail_used,
-        unix_ms,
         extents: written.extents.clone(),
         crcs: written.crcs.clone(),
         ..State::default()
@@ -260,15 +252,15 @@ impl Core {
         slot: &Slot,
         record: Arc<Record>,
     ) -> Result<StageOutcome, Status> {
-        let unix_ms = (self.options.unix_ms)();
-        if update.origin == Origin::Client && !has_room_for_writer(&record, update.tag, unix_ms) {
+        let begun = self.rounds.begun();
+        if update.origin == Origin::Client && !self.writers.has_room(&record.writers, update.tag, begun) {
             return Err(Status::Busy);
         }
         let settled = record.settled();
         let nothing = State::default();
         let base = settled.as_deref().unwrap_or(&nothing);
         let (written, length) = self.write_update(update, payload, base)?;
-        let mut state = state_of(&written, update.stamp, length, unix_ms);
+        let mut state = state_of(&written, update.stamp, length);
         state.removed = update.op == Op::Remove;
         state.round = self.rounds.begun();
         let pending = PendingState { state: Arc::new(state), op: update.op, tag: update.tag };

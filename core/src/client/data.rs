@@ -13,6 +13,7 @@ mod batches;
 mod links;
 mod locks;
 mod reads;
+mod sequences;
 mod syncs;
 mod updates;
 
@@ -21,7 +22,6 @@ use std::fmt;
 use std::ops::Range;
 use std::slice;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::lock::RwLock;
@@ -33,12 +33,13 @@ use super::patience::{Attempts, Warnings};
 use super::routing::RoutingTable;
 use crate::buffer::{BufferPool, Placement};
 use crate::error::{Error, Kind, Result};
-use crate::types::{ChainId, ChunkId, ClientId, ContentId, NodeId, Op, RequestTag, Status};
+use crate::types::{ChainId, ChunkId, ClientId, ContentId, NodeId, Op, Status};
 use crate::wire::credential::Credential;
 use crate::wire::pb::Layout;
 
 use links::Links;
 use locks::ChunkLocks;
+use sequences::Sequences;
 
 /// Buffers of the client's own, for data in memory that cannot be shared: as many as threads that read and write
 /// such data at once. Memory is used only once they are.
@@ -83,7 +84,7 @@ pub struct DataClient {
     options: DataOptions,
     links: Links,
     locks: ChunkLocks,
-    sequence: AtomicU64,
+    sequences: Sequences,
     stripes: RwLock<HashMap<Layout, Arc<[ChainId]>>>,
     buffers: BufferPool,
 }
@@ -97,7 +98,7 @@ impl DataClient {
             options,
             links,
             locks: ChunkLocks::default(),
-            sequence: AtomicU64::new(0),
+            sequences: Sequences::default(),
             stripes: RwLock::default(),
             buffers: BufferPool::new(BUFFER_BYTES, BUFFERS).expect("address space for the client's buffers"),
         })
@@ -371,11 +372,6 @@ impl DataClient {
         let error = Error::timeout(format!("{status} ({attempts})")).context(what);
         GIVEN_UP.warn(format_args!("client {}: given up: {error}", self.options.client));
         error
-    }
-
-    fn next_tag(&self) -> RequestTag {
-        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
-        RequestTag { client: self.options.client, sequence }
     }
 
     fn backoff(&self) -> Backoff {

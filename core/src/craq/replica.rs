@@ -152,6 +152,16 @@ impl Replica {
         }
     }
 
+    /// Requests that are remembered.
+    pub fn writer_count(&self) -> usize {
+        self.writers.len()
+    }
+
+    /// Forgets requests of which the client has said that they are settled: they do not come again.
+    pub fn forget_settled(&mut self, is_settled: impl Fn(RequestTag) -> bool) {
+        self.writers.retain(|record| !is_settled(record.tag));
+    }
+
     /// Nobody waits for this machine and nothing is left to do: its state is what the disk says.
     pub fn is_at_rest(&self) -> bool {
         let nothing_to_do = match &self.active {

@@ -33,6 +33,8 @@ use crate::wire::pb::claims::Role;
 /// Buffers for payloads that are read from the disk to be sent, each for a chunk of the usual size.
 const BUFFER_BYTES: usize = (1 << 20) + (64 << 10);
 const BUFFERS: usize = 64;
+/// A machine that remembers more requests than this is asked to forget those that are settled; fewer cost nothing.
+const WRITERS_REVIEWED: usize = 128;
 /// Threads for what no caller carries out.
 const REDRIVE_THREADS: usize = 4;
 
@@ -259,6 +261,9 @@ impl Node {
 
     fn step_made(&self, slot: &SlotRef, state: &mut SlotState, event: Event) {
         let machine = state.machine.as_mut().expect("made before");
+        if machine.writer_count() > WRITERS_REVIEWED {
+            machine.forget_settled(|tag| self.engine.writers().is_settled(tag));
+        }
         let effects = machine.step(event);
         let orphan = machine.is_orphan();
         let stamp = machine.progress().map(|progress| progress.stamp);

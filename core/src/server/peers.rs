@@ -203,7 +203,8 @@ impl Node {
                     },
                     _ => self.buffer(0)?,
                 };
-                (UpdateOp { fresh, ..operation(key, chain_version, op, tag, stamp) }, payload)
+                let settled = self.engine.writers().settled_before(tag.client);
+                (UpdateOp { fresh, settled, ..operation(key, chain_version, op, tag, stamp) }, payload)
             }
             Effect::Forward { chain_version, update, .. } => {
                 count(&self.counters.forwards_whole);
@@ -363,6 +364,7 @@ fn operation(key: ChunkKey, chain_version: ChainVersion, op: Op, tag: RequestTag
         chunk: key.chunk,
         op,
         tag,
+        settled: 0,
         version: stamp.version,
         decided: stamp.chain_version,
         fresh: false,

@@ -195,6 +195,7 @@ impl Node {
         if let Some(status) = self.refusal(op.chain) {
             return Err(status);
         }
+        self.engine.writers().settle(op.tag.client, op.settled);
         let is_replace = matches!(op.op, Op::Replace { .. });
         if op.version == Version(0) && !is_replace {
             if op.tag.client.0 == 0 {

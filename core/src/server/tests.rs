@@ -73,6 +73,7 @@ impl Alone {
             chunk: ChunkId { content: ContentId(1), index },
             op: Op::Write { offset: 0, length: 5000 },
             tag: RequestTag { client: ClientId(1), sequence },
+            settled: 0,
             version: Version(0),
             decided: ChainVersion(0),
             fresh: false,

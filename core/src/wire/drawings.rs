@@ -84,7 +84,8 @@ fn structs() -> Vec<Drawn> {
                 region_offset,
                 flags,
                 writers,
-                decided
+                decided,
+                settled
             }
         ),
         drawn!("update result", RawUpdateResult { status, reserved, length, version }),

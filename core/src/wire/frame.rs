@@ -15,7 +15,7 @@ use crate::types::{
 };
 
 pub const MAGIC: [u8; 4] = *b"LUCF";
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 pub const HEADER_BYTES: usize = size_of::<RawHeader>();
 /// Largest table of any frame.
 pub const TABLE_BYTES_MAX: usize = BATCH_OPS_MAX * size_of::<RawUpdate>();
@@ -178,6 +178,7 @@ pub(super) struct RawUpdate {
     pub(super) flags: U32,
     pub(super) writers: U32,
     pub(super) decided: U64,
+    pub(super) settled: U64,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -415,6 +416,7 @@ fn decode_update(raw: &RawUpdate) -> Result<UpdateOp, Malformed> {
         chunk: chunk(raw.content, raw.index),
         op,
         tag: RequestTag { client: ClientId(raw.client.get()), sequence: raw.sequence.get() },
+        settled: raw.settled.get(),
         version: Version(raw.version.get()),
         decided: ChainVersion(raw.decided.get()),
         fresh: raw.flags.get() & FRESH != 0,
@@ -576,6 +578,7 @@ fn encode_update(op: &UpdateOp, home: &Home) -> RawUpdate {
         flags: flags.into(),
         writers: records.into(),
         decided: op.decided.0.into(),
+        settled: op.settled.into(),
     }
 }
 

@@ -155,7 +155,7 @@ impl Disk {
     fn remember(&mut self, tag: RequestTag, version: Version) {
         if tag.client.0 != 0 {
             self.writers.retain(|record| record.tag.client != tag.client);
-            self.writers.push(WriterRecord { tag, version, unix_ms: 0 });
+            self.writers.push(WriterRecord { tag, version, round: 0 });
         }
     }
 

@@ -411,6 +411,7 @@ impl Cluster {
             chunk,
             op,
             tag,
+            settled: 0,
             version: Version(0),
             decided: ChainVersion(0),
             fresh: false,

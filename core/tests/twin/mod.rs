@@ -108,6 +108,11 @@ impl Twin {
         self.chunks.lock().get(&ChunkKey { chain: ChainId(chain), chunk }).map(|stored| stored.bytes.clone())
     }
 
+    /// Requests that the chunks remember.
+    pub fn writer_count(&self) -> usize {
+        self.chunks.lock().values().map(|stored| stored.writers.len()).sum()
+    }
+
     pub fn chunk_count(&self) -> usize {
         self.chunks.lock().len()
     }
@@ -166,6 +171,10 @@ impl Twin {
 
     fn update_one(&self, op: &UpdateOp, payload: &Placement) -> UpdateResult {
         let mut chunks = self.chunks.lock();
+        for stored in chunks.values_mut() {
+            let writer = op.tag.client.0;
+            stored.writers.retain(|client, (sequence, _)| *client != writer || *sequence >= op.settled);
+        }
         let stored = chunks.entry(ChunkKey { chain: op.chain, chunk: op.chunk }).or_default();
         if let Some((sequence, result)) = stored.writers.get(&op.tag.client.0) {
             if *sequence == op.tag.sequence {
@@ -328,6 +337,7 @@ pub fn write_op(content: u64, index: u32, offset: u32, length: u32, sequence: u6
         chunk: ChunkId { content: ContentId(content), index },
         op: Op::Write { offset, length },
         tag: RequestTag { client: ClientId(7), sequence },
+        settled: 0,
         version: Version(0),
         decided: ChainVersion(0),
         fresh: false,

@@ -88,9 +88,13 @@ pub(super) fn run(client: &DataClient, pieces: &mut [Piece], deadline: Instant) 
         return;
     };
     // Under the lock, so that the sequence grows for each chunk.
-    pieces.iter_mut().for_each(|piece| piece.tag = client.next_tag());
+    let first = client.sequences.begin(pieces.len());
+    for (piece, sequence) in pieces.iter_mut().zip(first..) {
+        piece.tag = RequestTag { client: client.options.client, sequence };
+    }
     attempt_all(client, pieces, deadline);
     wait_until_void(pieces);
+    pieces.iter().for_each(|piece| client.sequences.end(piece.tag.sequence, piece.open_until));
 }
 
 /// An attempt without an answer may be under way still. If the update was acknowledged, its chunk knows the tag and
@@ -134,6 +138,7 @@ fn batches(
 ) -> Vec<Batch<Work>> {
     let attempt_deadline = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
     let mut batches: Vec<Batch<Work>> = Vec::new();
+    let settled = client.sequences.settled_before();
     for (index, piece) in pieces.iter_mut().enumerate() {
         if piece.outcome.is_some() || piece.exhausted {
             continue;
@@ -153,6 +158,7 @@ fn batches(
             chunk: piece.chunk,
             op: piece.op,
             tag: piece.tag,
+            settled,
             version: Version(0),
             decided: ChainVersion(0),
             fresh: false,

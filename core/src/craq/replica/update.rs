@@ -197,12 +197,13 @@ impl Replica {
 
     fn remember(&mut self, tag: RequestTag, version: Version) {
         self.writers.retain(|record| record.tag.client != tag.client);
-        if self.writers.len() >= WRITERS_MAX {
+        // Twice what the disk keeps: what it has forgotten by age meanwhile is older than all that it has.
+        if self.writers.len() >= 2 * WRITERS_MAX {
             let oldest = self.writers.iter().enumerate().min_by_key(|(_, record)| record.version);
             let place = oldest.expect("the list is full").0;
             self.writers.remove(place);
         }
-        self.writers.push(WriterRecord { tag, version, unix_ms: 0 });
+        self.writers.push(WriterRecord { tag, version, round: 0 });
     }
 
     pub(super) fn dropped(&mut self, result: Result<(), Status>, out: &mut Vec<Effect>) {
