@@ -1,16 +1,23 @@
 """`luciola cp`: between this machine and the cluster, and within the cluster.
 
-Contents, permissions, times, symbolic links and hard links inside one tree are kept; owners where we may. A file is
-written under a temporary name beside its target and renamed when it is complete, so that an interrupted copy never
-leaves half a file under the name asked for.
+Contents, permissions, times, extended attributes, symbolic links, and hard links inside one tree are kept; owners where
+we may; holes stay holes, and blocks of zeros become holes. A file is written under a temporary name beside its target
+and renamed when it is complete, so that an interrupted copy never leaves half a file under the name asked for.
+
+A tree is read once. The files of one directory are copied by several threads: each costs several requests, and the
+services have time for more than one. What was not kept is in the tally, and makes the exit code 1.
 """
 
 import contextlib
+import errno
+import io
 import os
 import signal
 import stat as modes
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol
@@ -28,12 +35,19 @@ from rich.progress import (
 
 from ..errors import InvalidArgument, NotFound
 from ..hidden import hidden_beside
-from ..units import MIB, format_bytes
+from ..units import KIB, MIB, format_bytes
 from .options import json_option
-from .output import print_json
+from .output import print_json, shown
 from .target import PREFIX, cluster_options, cluster_path, open_cluster
 
 COPY_BYTES: Final = 4 * MIB  # four chunks in flight at the default chunk size
+ZEROS: Final = bytes(64 * KIB)  # a block of zeros that becomes a hole: the smallest chunk
+WORKERS: Final = 8  # files in flight: 32 MiB of buffers, and about what one metadata service answers at once
+BATCH: Final = 256  # files handed to the workers at a time
+SHOWN_MAX: Final = 50  # lines about what was not kept
+# Attributes that the target's own system makes: not a loss.
+FOREIGN_ATTRIBUTES: Final = ("security.selinux",)
+UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES)
 
 
 class Side(Protocol):
@@ -42,6 +56,11 @@ class Side(Protocol):
     def lstat(self, path: str) -> Any: ...
     def open(self, path: str, mode: str) -> Any: ...
     def listdir(self, path: str) -> list[str]: ...
+    @property
+    def scandir(self) -> Any: ...  # overloaded in `os`
+    def listxattr(self, path: str, /) -> list[str]: ...
+    def getxattr(self, path: str, attribute: str, /) -> bytes: ...
+    def setxattr(self, path: str, attribute: str, value: bytes, /) -> Any: ...
     def mkdir(self, path: str, mode: int = ...) -> Any: ...
     def readlink(self, path: str) -> Any: ...
     def symlink(self, target: str, path: str) -> Any: ...
@@ -55,27 +74,61 @@ class Side(Protocol):
 
 @dataclass
 class Tally:
-    """What was copied."""
+    """What was copied. `skipped`: what is not on the target, and why. Filled by several threads."""
 
     files: int = 0
+    unchanged: int = 0
     directories: int = 0
     symlinks: int = 0
     skipped: list[str] = field(default_factory=list)
     bytes: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, **counts: int) -> None:
+        """Add to the counts."""
+        with self.lock:
+            for name, count in counts.items():
+                setattr(self, name, getattr(self, name) + count)
+
+    def skip(self, what: str) -> None:
+        """Note something that was not kept."""
+        with self.lock:
+            self.skipped.append(what)
+
+    def describe(self) -> dict[str, Any]:
+        """All but the lock."""
+        return {name: value for name, value in vars(self).items() if name != "lock"}
 
 
 @click.command()
 @cluster_options
 @click.option("-r", "--recursive", is_flag=True, help="Copy directories with all that is in them.")
+@click.option(
+    "-u",
+    "--update",
+    is_flag=True,
+    help="Leave files alone that the target has with the same size and modification time: "
+    "continues an interrupted copy.",
+)
+@click.option(
+    "-T",
+    "--no-target-directory",
+    "exact",
+    is_flag=True,
+    help="TARGET is the copy itself, also if it is a directory that exists.",
+)
 @json_option
 @click.option("--progress/--no-progress", default=None, help="A progress bar.  [default: in a terminal]")
 @click.argument("sources", nargs=-1, required=True)
 @click.argument("target")
 def cp(
+    *,
     data_path: Path | None,
     address: str | None,
     secret_file: Path | None,
     recursive: bool,
+    update: bool,
+    exact: bool,
     as_json: bool,
     progress: bool | None,
     sources: tuple[str, ...],
@@ -83,9 +136,14 @@ def cp(
 ) -> None:
     """Copy files to, from and within the cluster. Paths on the cluster are written lu:/path.
 
+    If TARGET is a directory, each source is copied into it under its own name; else TARGET is the name of the copy.
+    Modes, times, extended attributes, links and holes are kept, and owners for root. Exits with 1 when something was
+    not kept, such as a socket; it is named on standard error.
+
     \b
     Examples:
       luciola cp --data /var/lib/luciola -r ./images lu:/datasets
+      luciola cp --data /var/lib/luciola -rT --update ./images lu:/datasets/images
       luciola cp --data /var/lib/luciola lu:/logs/train.log .
     """
     from ..client import LocalFileSystem
@@ -94,33 +152,45 @@ def cp(
         raise click.UsageError(
             f"no path on the cluster: write {PREFIX}/path for the source, the target or both"
         )
+    if exact and len(sources) > 1:
+        raise click.UsageError("--no-target-directory takes one source")
     with open_cluster(data_path, address, secret_file) as fs:
         sides: dict[bool, Side] = {True: fs, False: LocalFileSystem()}
-        jobs = _plan(sides, sources, target, recursive=recursive)
-        total = sum(size for _, _, size in jobs)
+        jobs = _plan(sides, sources, target, recursive=recursive, exact=exact)
         tally = Tally()
         show = (sys.stderr.isatty() if progress is None else progress) and not as_json
         with signals_as_exceptions(), _bar(enabled=show) as bar:
+            # Only the bar needs a total, which costs a pass over the tree.
+            total = sum(sum(_sizes(source.side, source.path)) for source, _ in jobs) if show else None
             task = bar.add_task("copying", total=total)
 
             def advance(count: int) -> None:
-                tally.bytes += count
+                tally.add(bytes=count)
                 bar.advance(task, count)
 
-            for source, path, _ in jobs:
-                copier = Copier(source.side, sides[target.startswith(PREFIX)], tally, advance)
+            for source, path in jobs:
+                copier = Copier(source.side, sides[target.startswith(PREFIX)], tally, advance, update=update)
                 copier.copy(source.path, path)
+    _report(tally, as_json=as_json)
+    if tally.skipped:
+        sys.exit(1)
+
+
+def _report(tally: Tally, *, as_json: bool) -> None:
     if as_json:
-        print_json(vars(tally))
-    else:
-        for path in tally.skipped:
-            click.echo(f"luciola: skipped {path}: not a file, directory or symbolic link", err=True)
-        counts = [
-            _count(tally.files, "file", "files"),
-            _count(tally.directories, "directory", "directories"),
-            _count(tally.symlinks, "symbolic link", "symbolic links"),
-        ]
-        click.echo(f"copied {', '.join(counts)}, {format_bytes(tally.bytes)}")
+        print_json(tally.describe())
+        return
+    for what in tally.skipped[:SHOWN_MAX]:
+        click.echo(f"luciola: {shown(what)}", err=True)
+    if len(tally.skipped) > SHOWN_MAX:
+        click.echo(f"luciola: ... and {len(tally.skipped) - SHOWN_MAX} more; --json lists all", err=True)
+    counts = [
+        _count(tally.files, "file", "files"),
+        _count(tally.directories, "directory", "directories"),
+        _count(tally.symlinks, "symbolic link", "symbolic links"),
+    ]
+    left = f"; {_count(tally.unchanged, 'file', 'files')} unchanged" if tally.unchanged else ""
+    click.echo(f"copied {', '.join(counts)}, {format_bytes(tally.bytes)}{left}")
 
 
 def _count(number: int, one: str, many: str) -> str:
@@ -157,12 +227,12 @@ class Source:
 
 
 def _plan(
-    sides: dict[bool, Side], sources: tuple[str, ...], target: str, *, recursive: bool
-) -> list[tuple[Source, str, int]]:
-    """(source, target path, bytes) of each argument. Everything that can be refused is refused here."""
+    sides: dict[bool, Side], sources: tuple[str, ...], target: str, *, recursive: bool, exact: bool = False
+) -> list[tuple[Source, str]]:
+    """(source, target path) of each argument. Everything that can be refused is refused here."""
     target_side = sides[target.startswith(PREFIX)]
     target_path = cluster_path(target) if target.startswith(PREFIX) else target
-    into = _is_directory(target_side, target_path)
+    into = not exact and _is_directory(target_side, target_path)
     if len(sources) > 1 and not into:
         raise InvalidArgument("several sources need an existing directory as target", path=target)
     parent = os.path.dirname(target_path.rstrip("/")) or "."
@@ -180,7 +250,7 @@ def _plan(
         same = remote == target.startswith(PREFIX)
         if same and (path.rstrip("/") + "/").startswith(source.path.rstrip("/") + "/"):
             raise InvalidArgument("cannot copy something onto or into itself", path=text)
-        jobs.append((source, path, sum(_sizes(source.side, source.path))))
+        jobs.append((source, path))
     return jobs
 
 
@@ -200,8 +270,23 @@ def _sizes(side: Side, path: str) -> Iterator[int]:
     if modes.S_ISREG(info.st_mode):
         yield info.st_size
     elif modes.S_ISDIR(info.st_mode):
-        for name in side.listdir(path):
-            yield from _sizes(side, os.path.join(path, name))
+        for _, child, status in _children(side, path):
+            if modes.S_ISDIR(status.st_mode):
+                yield from _sizes(side, child)
+            elif modes.S_ISREG(status.st_mode):
+                yield status.st_size
+
+
+def _children(side: Side, path: str) -> list[tuple[str, str, Any]]:
+    """(name, path, status) of each entry of a directory, by name."""
+    with side.scandir(path) as entries:
+        return sorted(
+            (
+                (entry.name, os.path.join(path, entry.name), entry.stat(follow_symlinks=False))
+                for entry in entries
+            ),
+            key=lambda child: child[0],
+        )
 
 
 def _bar(*, enabled: bool) -> Progress:
@@ -219,79 +304,191 @@ def _bar(*, enabled: bool) -> Progress:
 class Copier:
     """Copies one tree. Remembers inodes with several names, so that they stay one file."""
 
-    def __init__(self, source: Side, target: Side, tally: Tally, advance: Any) -> None:
+    def __init__(
+        self,
+        source: Side,
+        target: Side,
+        tally: Tally,
+        advance: Callable[[int], None],
+        *,
+        update: bool = False,
+    ) -> None:
         self._source, self._target, self._tally, self._advance = source, target, tally, advance
+        self._update = update
         self._links: dict[tuple[int, int], str] = {}
-        self._buffer = memoryview(bytearray(COPY_BYTES))
+        self._local = threading.local()
+        self._stopping = threading.Event()
 
     def copy(self, source: str, target: str) -> None:
-        """Copies `source` to the name `target`, whatever it is."""
-        info = self._source.lstat(source)
+        """Copy `source` to the name `target`, whatever it is."""
+        with ThreadPoolExecutor(WORKERS, thread_name_prefix="copy") as workers:
+            try:
+                self._copy(source, target, self._source.lstat(source), workers)
+            except BaseException:
+                self._stopping.set()
+                workers.shutdown(cancel_futures=True)
+                raise
+
+    def _copy(self, source: str, target: str, info: Any, workers: ThreadPoolExecutor) -> None:
         if modes.S_ISDIR(info.st_mode):
-            self._directory(source, target, info)
+            self._directory(source, target, info, workers)
         elif modes.S_ISLNK(info.st_mode):
             self._symlink(source, target, info)
         elif modes.S_ISREG(info.st_mode):
             self._file(source, target, info)
         else:
-            self._tally.skipped.append(source)
+            self._tally.skip(f"skipped {source}: not a file, directory or symbolic link")
 
-    def _directory(self, source: str, target: str, info: Any) -> None:
+    def _directory(self, source: str, target: str, info: Any, workers: ThreadPoolExecutor) -> None:
         try:
             self._target.mkdir(target, 0o700)
         except FileExistsError:
             if not _is_directory(self._target, target):
                 raise
-        for name in sorted(self._source.listdir(source)):
-            self.copy(os.path.join(source, name), os.path.join(target, name))
-        self._tally.directories += 1
-        self._attributes(target, info)
+        single: list[tuple[str, str, Any]] = []
+        for name, child, status in _children(self._source, source):
+            path = os.path.join(target, name)
+            # Files with several names are copied in order: the second name links to the first.
+            if modes.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                single.append((child, path, status))
+                continue
+            self._copy(child, path, status, workers)
+        for start in range(0, len(single), BATCH):
+            # The list waits for each batch, and raises the first error.
+            list(workers.map(lambda job: self._file(*job), single[start : start + BATCH]))
+        self._tally.add(directories=1)
+        self._attributes(source, target, info)
 
     def _symlink(self, source: str, target: str, info: Any) -> None:
         temporary = hidden_beside(target)
         self._target.symlink(os.fsdecode(self._source.readlink(source)), temporary)
         self._target.replace(temporary, target)
-        self._tally.symlinks += 1
+        self._tally.add(symlinks=1)
         self._owner(target, info)
         self._target.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns), follow_symlinks=False)
 
     def _file(self, source: str, target: str, info: Any) -> None:
         key = (info.st_dev, info.st_ino)
-        temporary = hidden_beside(target)
         if info.st_nlink > 1 and key in self._links:
+            temporary = hidden_beside(target)
             self._target.link(self._links[key], temporary)
             self._target.replace(temporary, target)
             # rename(2) does nothing when both names are the same file already.
             _remove_if_there(self._target, temporary)
-            self._tally.files += 1
+            self._tally.add(files=1)
             return
+        if self._update and self._is_copied(target, info):
+            self._tally.add(unchanged=1)
+        else:
+            self._whole(source, target, info)
+            self._tally.add(files=1)
+        if info.st_nlink > 1:
+            self._links[key] = target
+
+    def _is_copied(self, target: str, info: Any) -> bool:
+        try:
+            there = self._target.lstat(target)
+        except FileNotFoundError:
+            return False
+        same = (there.st_size, there.st_mtime_ns) == (info.st_size, info.st_mtime_ns)
+        return modes.S_ISREG(there.st_mode) and same
+
+    def _whole(self, source: str, target: str, info: Any) -> None:
+        temporary = hidden_beside(target)
         try:
             self._contents(source, temporary)
-            self._attributes(temporary, info)
+            self._attributes(source, temporary, info)
             self._target.replace(temporary, target)
         except BaseException:
             _remove_if_there(self._target, temporary)
             raise
-        self._links[key] = target
-        self._tally.files += 1
 
     def _contents(self, source: str, target: str) -> None:
+        buffer = self._buffer()
         with self._source.open(source, "rb") as reader, self._target.open(target, "xb") as writer:
-            while count := reader.readinto(self._buffer):
-                left = self._buffer[:count]
-                while left:
-                    left = left[writer.write(left) :]
+            offset = written = 0
+            while True:
+                if self._stopping.is_set():
+                    raise InterruptedError("the copy was stopped")
+                offset = _skip_hole(reader, offset)
+                count = reader.readinto(buffer)
+                if not count:
+                    break
+                for begin, end in _data_in(buffer[:count]):
+                    if offset + begin != written:
+                        writer.seek(offset + begin)
+                    _write_fully(writer, buffer[begin:end])
+                    written = offset + end
+                offset += count
                 self._advance(count)
+            if offset > written:
+                writer.truncate(offset)
 
-    def _attributes(self, target: str, info: Any) -> None:
+    def _buffer(self) -> memoryview:
+        buffer = getattr(self._local, "buffer", None)
+        if buffer is None:
+            buffer = self._local.buffer = memoryview(bytearray(COPY_BYTES))
+        return buffer
+
+    def _attributes(self, source: str, target: str, info: Any) -> None:
+        self._extended(source, target)
         self._owner(target, info)
         self._target.chmod(target, modes.S_IMODE(info.st_mode))
         self._target.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+    def _extended(self, source: str, target: str) -> None:
+        try:
+            names = self._source.listxattr(source)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            return
+        for name in names:
+            if name in FOREIGN_ATTRIBUTES:
+                continue
+            try:
+                self._target.setxattr(target, name, self._source.getxattr(source, name))
+            except OSError as error:
+                if error.errno not in (*UNSUPPORTED, errno.ENODATA, errno.ENOSPC, errno.E2BIG):
+                    raise
+                self._tally.skip(f"lost attribute {name} of {source}: {os.strerror(error.errno)}")
 
     def _owner(self, target: str, info: Any) -> None:
         # As `cp -a`: only root gives files away.
         with contextlib.suppress(PermissionError):
             self._target.chown(target, info.st_uid, info.st_gid, follow_symlinks=False)
+
+
+def _skip_hole(reader: Any, offset: int) -> int:
+    """Where the next data of a local file begin, its end if there are none; the reader is there then."""
+    if not isinstance(reader, io.FileIO):
+        return offset
+    try:
+        return os.lseek(reader.fileno(), offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # its file system knows no holes
+            return offset
+        return max(offset, os.lseek(reader.fileno(), 0, os.SEEK_END))
+
+
+def _data_in(block: memoryview) -> Sequence[tuple[int, int]]:
+    """The ranges of `block` that are not zero, in steps of a block of zeros."""
+    ranges: list[tuple[int, int]] = []
+    for begin in range(0, len(block), len(ZEROS)):
+        end = min(begin + len(ZEROS), len(block))
+        # Most data show in their first byte that they are not zero.
+        if end - begin == len(ZEROS) and not block[begin] and bytes(block[begin:end]) == ZEROS:
+            continue
+        if ranges and ranges[-1][1] == begin:
+            ranges[-1] = (ranges[-1][0], end)
+        else:
+            ranges.append((begin, end))
+    return ranges
+
+
+def _write_fully(writer: Any, data: memoryview) -> None:
+    while data:
+        data = data[writer.write(data) :]
 
 
 def _remove_if_there(side: Side, path: str) -> None:

@@ -1,5 +1,6 @@
 """`Copier` between two local directories: what it keeps, and what an interruption leaves."""
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -12,13 +13,14 @@ from luciola.client import LocalFileSystem
 from luciola.errors import NotFound
 
 
-def copy(source: Path, target: Path, side: Any = None) -> Tally:
+def copy(source: Path, target: Path, side: Any = None, *, update: bool = False) -> Tally:
     tally = Tally()
 
     def advance(count: int) -> None:
-        tally.bytes += count
+        tally.add(bytes=count)
 
-    Copier(LocalFileSystem(), side or LocalFileSystem(), tally, advance).copy(str(source), str(target))
+    copier = Copier(LocalFileSystem(), side or LocalFileSystem(), tally, advance, update=update)
+    copier.copy(str(source), str(target))
     return tally
 
 
@@ -101,7 +103,7 @@ def test_signal_that_ends_a_copy_leaves_no_rest(tree: Path, tmp_path: Path) -> N
 def test_special_files_are_skipped_and_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     tally = copy(tmp_path / "pipe", tmp_path / "target")
-    assert tally.skipped == [str(tmp_path / "pipe")]
+    assert tally.skipped == [f"skipped {tmp_path / 'pipe'}: not a file, directory or symbolic link"]
     assert not (tmp_path / "target").exists()
 
 
@@ -110,4 +112,74 @@ def test_directory_that_is_missing_is_named_before_anything_is_copied(tree: Path
     with pytest.raises(NotFound, match=f"no such directory to copy into: '{tmp_path}/absent'"):
         _plan({False: side, True: side}, (str(tree),), f"{tmp_path}/absent/target", recursive=True)
     jobs = _plan({False: side, True: side}, (str(tree),), f"{tmp_path}/target/", recursive=True)
-    assert [path for _, path, _ in jobs] == [f"{tmp_path}/target/"]
+    assert [path for _, path in jobs] == [f"{tmp_path}/target/"]
+
+
+def test_extended_attributes_are_kept(tree: Path, tmp_path: Path) -> None:
+    for path in (tree, tree / "empty"):
+        os.setxattr(path, "user.k", b"value")
+    target = tmp_path / "target"
+    assert copy(tree, target).skipped == []
+    assert [os.getxattr(path, "user.k") for path in (target, target / "empty")] == [b"value"] * 2
+
+
+class WithoutAttributes(LocalFileSystem):
+    """A side that keeps no extended attributes."""
+
+    @staticmethod
+    def setxattr(*_: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
+def test_attribute_that_cannot_be_kept_is_named(tree: Path, tmp_path: Path) -> None:
+    os.setxattr(tree / "empty", "user.k", b"value")
+    tally = copy(tree / "empty", tmp_path / "target", side=WithoutAttributes())
+    assert tally.skipped == [f"lost attribute user.k of {tree / 'empty'}: Operation not supported"]
+    assert (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [(0, b"begin"), (9_000_000, b"end")],
+        [(5_000_000, b"middle")],
+        [(0, bytes(10_000_000))],
+        [(0, b"x" * 70_000), (200_000, bytes(300_000)), (500_000, b"y")],
+        [],
+    ],
+)
+def test_holes_and_zeros_become_holes(tmp_path: Path, pieces: list[tuple[int, bytes]]) -> None:
+    source = tmp_path / "source"
+    with source.open("wb") as file:
+        for offset, data in pieces:
+            file.seek(offset)
+            file.write(data)
+        file.truncate(12_345_678)
+    copy(source, tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == source.read_bytes()
+    stored = (tmp_path / "target").stat().st_blocks * 512
+    assert stored <= 300_000, "zeros take no space"
+
+
+def test_update_copies_what_is_missing_or_has_changed_and_nothing_else(tree: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    copy(tree, target)
+    (target / "sub" / "data").unlink()
+    (tree / "empty").write_text("changed")
+    (tree / "new").write_text("new")
+    tally = copy(tree, target, update=True)
+    assert (tally.files, tally.unchanged) == (3, 1)  # empty, new, and sub/data as a link
+    assert (target / "empty").read_text() == "changed"
+    assert (target / "second-name").stat().st_ino == (target / "sub" / "data").stat().st_ino
+    again = copy(tree, target, update=True)
+    assert (again.files, again.bytes) == (1, 0), "a second name of a file is linked again"
+
+
+def test_target_that_exists_is_the_copy_itself_if_asked(tree: Path, tmp_path: Path) -> None:
+    side = LocalFileSystem()
+    target = tmp_path / "target"
+    target.mkdir()
+    sides: Any = {False: side, True: side}
+    for exact, path in ((False, target / "tree"), (True, target)):
+        jobs = _plan(sides, (str(tree),), str(target), recursive=True, exact=exact)
+        assert [each for _, each in jobs] == [str(path)]
