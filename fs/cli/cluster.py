@@ -18,9 +18,10 @@ from ..errors import Timeout, Unavailable
 from ..fuse import Record, read_records, source_of, stale_mounts
 from ..mgmtd.placement import REPLICAS_MAX
 from ..wire.pb import mgmtd_pb2
+from ..wire.pb.storage_pb2 import SpaceReply
 from . import processes
 from .datadir import DataDir, Shape, check_shape, choose_shape
-from .health import describe_trouble
+from .health import describe_space, describe_trouble
 from .manager import Manager, describe_chains
 from .options import config_option, data_option, json_option
 from .output import print_json, print_table
@@ -161,7 +162,7 @@ def _await_stop(data: DataDir) -> None:
 def status(data_path: Path, as_json: bool) -> None:
     """Show the services and chains of a cluster on this machine.
 
-    Exits with 0 when everything runs and every chunk has all its copies, 1 otherwise.
+    Exits with 0 when everything runs, every chunk has all its copies and every disk takes writes, 1 otherwise.
 
     \b
     Example:
@@ -183,18 +184,21 @@ def status(data_path: Path, as_json: bool) -> None:
         "services": services,
         "chains": [],
         "notes": [],
+        "full": [],
     }
     if supervised:
         try:
-            routing = asyncio.run(_routing(shape))
+            routing, spaces = asyncio.run(_state_of(shape))
             report["chains"] = describe_chains(routing)
             report["services"] = [_reported(service, routing) for service in services]
-            report["notes"] = _notes(shape, routing)
+            report["notes"] = [*_notes(shape, routing), *describe_space(spaces)]
+            report["full"] = [node for node, space in sorted(spaces.items()) if space.full]
         except (Unavailable, Timeout) as error:
             report["error"] = str(error)
     states = [service["state"] for service in report["services"]]
     chains = [chain["state"] for chain in report["chains"]]
     healthy = bool(states) and set(states) == {"running"} and bool(chains) and set(chains) == {"serving"}
+    healthy = healthy and not report["full"]
     report["healthy"] = healthy
     if as_json:
         print_json(report)
@@ -204,9 +208,10 @@ def status(data_path: Path, as_json: bool) -> None:
         sys.exit(1)
 
 
-async def _routing(shape: Shape) -> mgmtd_pb2.Routing:
+async def _state_of(shape: Shape) -> tuple[mgmtd_pb2.Routing, dict[int, SpaceReply]]:
     async with Manager.connect(shape.cluster) as manager:
-        return await manager.routing()
+        routing = await manager.routing()
+        return routing, await manager.spaces(routing)
 
 
 def _notes(shape: Shape, routing: mgmtd_pb2.Routing) -> list[str]:

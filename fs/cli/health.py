@@ -4,9 +4,12 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final, TypeAlias
 
+from ..units import format_bytes
 from ..wire.pb import mgmtd_pb2 as pb
+from ..wire.pb.storage_pb2 import SpaceReply
 
 NAMED_MAX: Final = 5  # chains in one line
+SPACE_WARNING: Final = 0.9  # of a disk in use: time left to remove files or to add space
 
 Statuses: TypeAlias = Mapping[int, "pb.NodeStatus"]
 
@@ -39,6 +42,20 @@ def describe_trouble(routing: pb.Routing, nodes: Iterable[int]) -> list[str]:
     if syncing:
         lines.append(f"{_named(syncing)}: a replica is being brought up to date")
     return [line for line in lines if line]
+
+
+def describe_space(spaces: Mapping[int, SpaceReply]) -> list[str]:
+    """Nodes whose disks are full, or nearly."""
+    return [line for node, space in sorted(spaces.items()) if (line := _space_line(node, space))]
+
+
+def _space_line(node: int, space: SpaceReply) -> str:
+    if space.full:
+        return f"node {node}: disk full, writes to its chains fail with ENOSPC: remove files, or enlarge the disk"
+    if space.free_bytes < (1 - SPACE_WARNING) * space.capacity_bytes:
+        used = 1 - space.free_bytes / space.capacity_bytes
+        return f"node {node}: disk {used:.0%} full, {format_bytes(space.free_bytes)} free"
+    return ""
 
 
 def _serves(chain: pb.Chain) -> bool:
@@ -107,4 +124,4 @@ def _numbers(chains: list[pb.Chain]) -> str:
     return " ".join([*numbers[:NAMED_MAX], "..."] if len(numbers) > NAMED_MAX else numbers)
 
 
-__all__ = ["NAMED_MAX", "awaited", "describe_trouble"]
+__all__ = ["NAMED_MAX", "awaited", "describe_space", "describe_trouble"]

@@ -1,14 +1,17 @@
 """What the command line asks of mgmtd, and of the nodes that mgmtd knows."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from ..errors import NotFound, Timeout, Unavailable
+from ..errors import Error, NotFound, Timeout, Unavailable
 from ..wire import SERVICE, Cluster, RpcClients, methods, mint
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
+from ..wire.pb.storage_pb2 import SpaceReply
 
+SPACE_S = 2.0  # of a number that is shown if it is there
 CALL_S = 10.0  # everything asked here is answered from memory, but the machine may be overloaded
 
 
@@ -91,6 +94,22 @@ class Manager:
             found.grpc_address, methods.Storage.status, Empty(), timeout_s=CALL_S
         )
         return dict(sorted(status.counters.items()))
+
+    async def spaces(self, routing: pb.Routing) -> dict[int, SpaceReply]:
+        """Size and free space of each storage node that answers at once."""
+        nodes = [node for node in routing.nodes if node.kind == pb.NODE_STORAGE and node.status != pb.FAILED]
+
+        async def ask(node: pb.Node) -> SpaceReply | None:
+            try:
+                return await self.clients.call(
+                    node.grpc_address, methods.Storage.space, Empty(), timeout_s=SPACE_S
+                )
+            except Error:  # its status says the rest
+                return None
+
+        replies = await asyncio.gather(*(ask(node) for node in nodes if node.grpc_address))
+        named = [node.id for node in nodes if node.grpc_address]
+        return {node: reply for node, reply in zip(named, replies, strict=True) if reply is not None}
 
     async def silent_pids(self) -> set[int]:
         """Processes that mgmtd has not heard of for longer than their lease."""

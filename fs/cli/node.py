@@ -6,8 +6,11 @@ from typing import Any
 import click
 
 from ..errors import NotFound
+from ..units import format_bytes
 from ..wire.pb import mgmtd_pb2 as pb
+from ..wire.pb.storage_pb2 import SpaceReply
 from .administration import Door, consent, door_options
+from .health import describe_space
 from .manager import Manager
 from .options import json_option, yes_option
 from .output import print_json, print_table
@@ -29,14 +32,22 @@ def node() -> None:
 def list_nodes(
     *, data_path: Path | None, manager: str | None, secret_file: Path | None, as_json: bool
 ) -> None:
-    """Show every node with its status, and how many replicas of chains a storage node has.
+    """Show every node with its status, how many replicas of chains a storage node has, and the space of its disk.
 
     \b
     Example:
       luciola node list --data /var/lib/luciola
     """
-    routing = Door(data_path, manager, secret_file).ask(Manager.routing)
-    found = [describe_node(each, routing) for each in sorted(routing.nodes, key=lambda each: each.id)]
+
+    async def state_of(ask: Manager) -> tuple[pb.Routing, dict[int, SpaceReply]]:
+        routing = await ask.routing()
+        return routing, await ask.spaces(routing)
+
+    routing, spaces = Door(data_path, manager, secret_file).ask(state_of)
+    found = [
+        describe_node(each, routing, spaces.get(each.id))
+        for each in sorted(routing.nodes, key=lambda each: each.id)
+    ]
     if as_json:
         print_json(found)
         return
@@ -49,11 +60,14 @@ def list_nodes(
             str(each["pid"]),
             str(each["replicas"]),
             str(each["serving"]),
+            *_space_columns(each),
         )
         for each in found
     ]
-    header = ("NODE", "KIND", "STATUS", "HOST", "PID", "REPLICAS", "SERVING")
-    print_table(header, rows, right=(0, 4, 5, 6))
+    header = ("NODE", "KIND", "STATUS", "HOST", "PID", "REPLICAS", "SERVING", "SIZE", "FREE")
+    print_table(header, rows, right=(0, 4, 5, 6, 7, 8))
+    for line in describe_space(spaces):
+        click.echo(line)
 
 
 @node.command()
@@ -144,8 +158,14 @@ def forget(
     door.ask(lambda ask: ask.forget_node(number))
 
 
-def describe_node(node: pb.Node, routing: pb.Routing) -> dict[str, Any]:
-    """A node in plain words."""
+def _space_columns(node: dict[str, Any]) -> tuple[str, str]:
+    if node["capacity_bytes"] is None:
+        return "-", "-"
+    return format_bytes(node["capacity_bytes"]), format_bytes(node["free_bytes"])
+
+
+def describe_node(node: pb.Node, routing: pb.Routing, space: SpaceReply | None = None) -> dict[str, Any]:
+    """A node in plain words. `space`: of its disk, if it is a storage node that answered."""
     targets = [target for chain in routing.chains for target in chain.targets if target.node == node.id]
     return {
         "id": node.id,
@@ -157,6 +177,8 @@ def describe_node(node: pb.Node, routing: pb.Routing) -> dict[str, Any]:
         "release": node.release,
         "replicas": len(targets),
         "serving": sum(target.state == pb.SERVING for target in targets),
+        "capacity_bytes": None if space is None else space.capacity_bytes,
+        "free_bytes": None if space is None else space.free_bytes,
     }
 
 

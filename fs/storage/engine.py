@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 THREADS: Final = 16
 QUICK_THREADS: Final = 2
+FULL_BYTES: Final = 4 << 20  # free, less the reserve; large writes that come together ask for as much
 PAGE_RECORDS: Final = 1000  # of a listing: about 60 KiB as a message, well below every limit
 
 
@@ -64,4 +65,9 @@ class Engine:
         self._quick.shutdown(wait=False)
 
 
-__all__ = ["PAGE_RECORDS", "Engine"]
+def is_full(free_bytes: int) -> bool:
+    """Whether large writes are refused for want of space. `free_bytes`: less the reserve."""
+    return free_bytes < FULL_BYTES
+
+
+__all__ = ["PAGE_RECORDS", "Engine", "is_full"]

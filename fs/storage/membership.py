@@ -25,7 +25,7 @@ from ..wire.pb import mgmtd_pb2
 from ..wire.pb.mgmtd_pb2 import HeartbeatReply, HeartbeatRequest, LocalTarget, Routing
 from . import model
 from .directory import Directory
-from .engine import Engine
+from .engine import Engine, is_full
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ RETRY_S: Final = 0.2  # after a failed heartbeat
 FIRST_INTERVAL_S: Final = 1.0  # until mgmtd has said its own
 FIRST_TIMEOUT_S: Final = 5.0  # of heartbeats until mgmtd has granted a lease; later half a lease each
 LEAVE_TIMEOUT_S: Final = 2.0
+FREE_AGAIN_BYTES: Final = 16 << 20  # so that a disk at its limit does not fill the log with changes
 PROBE_S: Final = 30.0  # a write and an fsync: next to nothing, also on a busy disk
 
 
@@ -68,6 +69,7 @@ class Membership:
         self._timeout_s = FIRST_TIMEOUT_S
         self._changed = asyncio.Event()
         self._was_heard = True
+        self._is_full = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: list[Callable[[], None]] = []
         self._config_listeners: list[Callable[[configuration.ClusterConfig], None]] = []
@@ -247,7 +249,9 @@ class Membership:
         used_bytes: dict[int, int] = {}
         low_space = False
         try:
-            low_space = (await self._engine.quick(node.space))[1] == 0
+            _, free_bytes, _ = await self._engine.quick(node.space)
+            low_space = is_full(free_bytes)
+            self._log_space(free_bytes)
             for target, _, _, _, used, bad in await self._engine.quick(node.targets):
                 used_bytes[target] = used
                 if bad:
@@ -265,6 +269,15 @@ class Membership:
                 self._report(target, about, local=about.local, used=used, low_space=low_space)
             )
         return request
+
+    def _log_space(self, free_bytes: int) -> None:
+        """Log once when the disk turns full, and once when it takes writes again."""
+        if not self._is_full and is_full(free_bytes):
+            self._is_full = True
+            log.warning("disk full: writes fail with ENOSPC until space is freed; reads and removals work")
+        elif self._is_full and free_bytes >= FREE_AGAIN_BYTES:
+            self._is_full = False
+            log.warning("disk has space again: writes are accepted")
 
     def _report(
         self, target: int, about: model.Target, *, local: Local, used: int, low_space: bool = False

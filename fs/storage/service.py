@@ -32,7 +32,7 @@ from ..wire.pb.storage_pb2 import (
 )
 from . import model
 from .compare import Record
-from .engine import PAGE_RECORDS, Engine
+from .engine import PAGE_RECORDS, Engine, is_full
 from .membership import Membership
 from .recovery import Recovery
 from .scrub import Scrub
@@ -151,7 +151,9 @@ class StorageService:
     async def space(self, _: Empty, __: Identity) -> SpaceReply:
         """Capacity, free and used bytes of this node's disk."""
         capacity, free, used = await self._engine.quick(self._engine.node.space)
-        return SpaceReply(capacity_bytes=capacity, free_bytes=free, used_bytes=used, disk=self._disk)
+        return SpaceReply(
+            capacity_bytes=capacity, free_bytes=free, used_bytes=used, disk=self._disk, full=is_full(free)
+        )
 
     async def scrub(self, request: ScrubRequest, _: Identity) -> ScrubReply:
         """Verifies every chunk of a chain now."""

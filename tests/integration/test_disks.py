@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -142,6 +143,13 @@ def test_a_full_disk_gives_enospc_and_recovers(tmp_path: Path) -> None:
                 file.write(block)
             os.fsync(file.fileno())
         assert caught.value.errno == errno.ENOSPC
+        assert not cluster.status()["healthy"]
+        assert cluster.status()["full"] == [201]
+        nodes = luciola("node", "list", "--data", str(cluster.data)).stdout
+        assert re.search(r"25\d\.\d MiB +\d", nodes), nodes
+        assert "node 201: disk full, writes to its chains fail with ENOSPC" in nodes
+        log = cluster.data / "log" / "storage-201.log"
+        until(lambda: "disk full: writes fail with ENOSPC" in log.read_text(), what="a line in the log")
         forget_pages(cluster.mountpoint / "kept")
         assert (cluster.mountpoint / "kept").read_bytes() == kept
         (cluster.mountpoint / "directory").mkdir()
@@ -151,6 +159,9 @@ def test_a_full_disk_gives_enospc_and_recovers(tmp_path: Path) -> None:
             lambda: _can_write(cluster.mountpoint / "again", 40 * MIB), timeout_s=180, what="space to return"
         )
         assert (cluster.mountpoint / "again").stat().st_size == 40 * MIB
+        until(lambda: "disk has space again" in log.read_text(), what="a line in the log")
+        assert log.read_text().count("disk full") == 1
+        assert cluster.status()["full"] == []
 
 
 def _can_write(path: Path, size: int) -> bool:

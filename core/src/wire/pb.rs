@@ -687,6 +687,8 @@ pub struct Inode {
     pub birth_ns: u64,
     #[prost(bool, tag = "22")]
     pub bytes_withheld: bool,
+    #[prost(bool, tag = "23")]
+    pub open_for_writing: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Path {

@@ -156,16 +156,18 @@ class SyncDoneRequest(_message.Message):
     def __init__(self, chain: _Optional[_Union[ChainRef, _Mapping]] = ...) -> None: ...
 
 class SpaceReply(_message.Message):
-    __slots__ = ("capacity_bytes", "free_bytes", "used_bytes", "disk")
+    __slots__ = ("capacity_bytes", "free_bytes", "used_bytes", "disk", "full")
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     DISK_FIELD_NUMBER: _ClassVar[int]
+    FULL_FIELD_NUMBER: _ClassVar[int]
     capacity_bytes: int
     free_bytes: int
     used_bytes: int
     disk: str
-    def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., disk: _Optional[str] = ...) -> None: ...
+    full: bool
+    def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., disk: _Optional[str] = ..., full: _Optional[bool] = ...) -> None: ...
 
 class ScrubRequest(_message.Message):
     __slots__ = ("chain", "repair")

@@ -2,8 +2,9 @@
 
 import pytest
 
-from luciola.cli.health import awaited, describe_trouble
+from luciola.cli.health import awaited, describe_space, describe_trouble
 from luciola.wire.pb import mgmtd_pb2 as pb
+from luciola.wire.pb.storage_pb2 import SpaceReply
 
 NODES = (201, 202)
 STATES = {
@@ -100,3 +101,17 @@ def test_many_chains_make_one_line() -> None:
     members = {201: "lastsrv", 202: "offline"}
     said = describe_trouble(routing({201: pb.DISABLED, 202: pb.CONNECTED}, *[members] * 9), NODES)
     assert sum("chains 1, 2, 3, 4, 5, ...: cannot be read" in line for line in said) == 1
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        (SpaceReply(capacity_bytes=1000, free_bytes=101), ""),
+        (SpaceReply(capacity_bytes=1000, free_bytes=99), "disk 90% full, 99 B free"),
+        (SpaceReply(capacity_bytes=1000, free_bytes=1, full=True), "fail with ENOSPC"),
+    ],
+)
+def test_disk_is_named_before_and_when_it_is_full(space: SpaceReply, said: str) -> None:
+    lines = describe_space({201: space})
+    assert len(lines) == bool(said)
+    assert not lines or said in lines[0]
