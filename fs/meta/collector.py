@@ -375,10 +375,11 @@ class Collector:
             same = (inode.content, inode.truncate_version, inode.is_inline)
             if same != (seen.content, seen.truncate_version, seen.is_inline):
                 return False
-            if not inode.is_inline and length > inode.length:
-                inode.length = length
+            if not inode.is_inline:  # the client may have written more than it has reported
                 inode.change += 1
-                inode.mtime_ns = inode.ctime_ns = self._clock.unix_ns()
+                if length > inode.length:
+                    inode.length = length
+                    inode.mtime_ns = inode.ctime_ns = self._clock.unix_ns()
                 txn.put(schema.inode_key(number), schema.encode_inode(inode))
         txn.delete(schema.session_key(number, session))
         return True

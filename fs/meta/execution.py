@@ -269,7 +269,7 @@ class Execution:
     # After the operation.
 
     def _lengthened(self, call: Call, reply: R) -> R | Coroutine[Any, Any, R]:
-        """The reply, with the lengths of files that other clients are writing as the chains tell them."""
+        """Mark files that other clients are writing, and give those in chunks the length that the chains report."""
         if call.user.uid:
             self._withhold(call, reply)
         writers = self._writers
@@ -279,13 +279,11 @@ class Execution:
             if not writers.have_any(reply.inodes):
                 return reply
             reply = cast("R", reply.message())
-        inodes = inodes_of(reply)
-        written = [
-            inode
-            for inode in inodes
-            if inode.type == pb.REGULAR and not inode.is_inline and writers.has_other(inode.id, call.client)
-        ]
-        return self._ask_lengths(call, reply, written) if written else reply
+        written = [inode for inode in inodes_of(reply) if writers.has_other(inode.id, call.client)]
+        for inode in written:
+            inode.others_write = True
+        chunked = [inode for inode in written if inode.type == pb.REGULAR and not inode.is_inline]
+        return self._ask_lengths(call, reply, chunked) if chunked else reply
 
     async def _ask_lengths(self, call: Call, reply: R, written: Sequence[pb.Inode]) -> R:
         lengths = await asyncio.gather(

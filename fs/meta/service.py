@@ -34,6 +34,7 @@ from .operations.rmdir import rmdir
 from .operations.set_attr import set_attr
 from .operations.stat import batch_stat, stat
 from .operations.symlink import symlink
+from .operations.sync import reports as sync_reports
 from .operations.sync import sync
 from .operations.unlink import unlink
 from .operations.xattr import get_xattr, list_xattr, remove_xattr, set_xattr
@@ -150,7 +151,8 @@ class MetaService:
         return reply
 
     def sync(self, request: pb.SyncRequest, identity: Identity) -> Any:
-        reply = self._execution.write(sync, request, identity, lane.META_SYNC)
+        number = lane.META_SYNC if sync_reports(request) else UNRECORDED
+        reply = self._execution.write(sync, request, identity, number)
         return self._execution.on_disk(reply) if request.durable else reply
 
     def hold(self, request: pb.HoldRequest, identity: Identity) -> Any:

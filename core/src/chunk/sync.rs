@@ -50,7 +50,8 @@ impl Rounds {
     /// Rounds are counted over the whole life of the directory, of which `synced` are known to have succeeded.
     pub fn starting_at(synced: u64) -> Rounds {
         let rounds = Rounds::default();
-        *rounds.state.lock() = State { begun: synced, ended: synced, ..State::default() };
+        // What an earlier process wrote may still wait for its flush.
+        *rounds.state.lock() = State { begun: synced, ended: synced, has_news: true, ..State::default() };
         rounds.begun.store(synced, Ordering::Release);
         rounds.synced.store(synced, Ordering::Release);
         rounds
@@ -106,7 +107,8 @@ impl Rounds {
         self.state.lock().ended
     }
 
-    /// Runs or joins a round that begins after this call: `before_begin`, then `flush` with its result.
+    /// Runs or joins a round that begins after this call, unless nothing was acknowledged since the last one began:
+    /// `before_begin`, then `flush` with its result.
     fn join<T>(
         &self,
         before_begin: impl Fn() -> T,
@@ -114,9 +116,13 @@ impl Rounds {
     ) -> Result<(), Status> {
         let mut state = self.state.lock();
         let wanted = state.begun + 1;
+        let is_quiet = !state.has_news && !state.is_urgent && !state.is_running;
         loop {
             if let Some(status) = state.failure {
                 return Err(status);
+            }
+            if is_quiet {
+                return Ok(());
             }
             if state.ended >= wanted {
                 return Ok(());

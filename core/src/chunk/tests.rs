@@ -1054,6 +1054,25 @@ fn a_failed_sync_is_never_forgotten() {
 }
 
 #[test]
+fn sync_flushes_only_what_was_written_since_the_last_round() {
+    let dir = directory();
+    let engine = open(dir.path());
+    write(&engine, 0, 1, 0, b"hello");
+    engine.sync().unwrap();
+    let rounds = engine.core.rounds.count();
+    engine.sync().unwrap();
+    assert_eq!(engine.core.rounds.count(), rounds);
+    write(&engine, 0, 2, 0, b"again");
+    engine.sync().unwrap();
+    assert_eq!(engine.core.rounds.count(), rounds + 1);
+    drop(engine);
+    // What the process before has written is not known to be on the disk: opening counts a round that it may have been
+    // in, and runs one.
+    let engine = open(dir.path());
+    assert_eq!(engine.core.rounds.count(), rounds + 3);
+}
+
+#[test]
 fn concurrent_syncs_share_rounds() {
     // A round is shared if another call comes meanwhile, and whether one does is up to the scheduler.
     let shared = (0..100).any(|_| {

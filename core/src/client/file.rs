@@ -277,13 +277,15 @@ impl File {
     pub fn flush(&self) -> Result<()> {
         self.check(true)?;
         self.inode.closing();
-        let synced = if self.options.write { self.inode.sync(false, false) } else { Ok(()) };
+        let synced = if self.options.write { self.inode.sync() } else { Ok(()) };
         self.report().and(synced)
     }
 
+    /// Everything that was acknowledged of the file before the call survives the loss of power: what any client wrote,
+    /// also through handles that are closed. `data_only` leaves out times.
     pub fn fsync(&self, data_only: bool) -> Result<()> {
         self.check(true)?;
-        let synced = self.inode.sync(true, data_only);
+        let synced = self.inode.fsync(&self.who, data_only);
         self.report().and(synced)
     }
 
@@ -329,7 +331,7 @@ impl File {
     }
 
     fn finish_dirty(&self) {
-        if let Err(error) = self.inode.sync(false, false) {
+        if let Err(error) = self.inode.sync() {
             self.inode.fail(error.context("close"));
         }
         self.finish();
@@ -356,7 +358,7 @@ impl File {
         if news.later.is_some() {
             self.inode.untold();
             drop(telling);
-            return self.inode.sync(false, false).map(|()| false);
+            return self.inode.sync().map(|()| false);
         }
         let mut close = self.goodbye();
         close.one.length = news.length;
@@ -376,7 +378,7 @@ impl File {
                 drop(telling);
                 // Somebody else changed the small file: merge, with the session still open.
                 let merges = error.kind() == Kind::Conflict;
-                if merges { self.inode.sync(false, false).map(|()| false) } else { Err(error) }
+                if merges { self.inode.sync().map(|()| false) } else { Err(error) }
             }
         }
     }

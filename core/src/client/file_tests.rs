@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::twin::{CHUNK_BYTES, ChunkTwin, INLINE_BYTES, MetaTwin, client, client_that_trusts};
 use super::*;
 use crate::buffer::Placement;
-use crate::error::Kind;
+use crate::error::{Error, Kind, Result};
 use crate::logged;
 use crate::wire::pb::Method;
 
@@ -21,6 +21,8 @@ struct World {
 
 const READ_WRITE: OpenOptions =
     OpenOptions { read: true, write: true, append: false, truncate: false, direct: false, follow: false };
+const READ: OpenOptions = OpenOptions { write: false, ..READ_WRITE };
+const DIRECT: OpenOptions = OpenOptions { direct: true, ..READ_WRITE };
 const FRESH: CreateOptions = CreateOptions { permissions: 0o644, exclusive: false };
 
 impl World {
@@ -899,7 +901,7 @@ fn times_set_by_the_user_are_not_undone_by_an_earlier_write() {
 }
 
 #[test]
-fn fdatasync_of_overwritten_bytes_does_not_ask_the_metadata_service() {
+fn fdatasync_of_overwritten_bytes_stores_nothing_at_the_metadata_service() {
     let world = World::new();
     let file = world.create(5);
     put(&file, 0, &pattern(100_000, 2));
@@ -908,11 +910,126 @@ fn fdatasync_of_overwritten_bytes_does_not_ask_the_metadata_service() {
     put(&file, 500, b"overwritten");
     file.fsync(true).unwrap();
     assert_eq!(world.meta.count(Method::MetaSync), before);
+    assert_eq!(world.meta.count(Method::MetaStat), 1, "whether others have written");
     assert_eq!(world.chunks.syncs.load(Ordering::Relaxed), 2);
     put(&file, 100_000, b"longer");
     file.fsync(true).unwrap();
     assert_eq!(world.meta.count(Method::MetaSync), before + 1);
     assert_eq!(world.meta.inode(5).length, 100_006);
+}
+
+#[test]
+fn fsync_makes_durable_what_was_written_through_a_closed_handle() {
+    for (number, data_only) in [(5, false), (6, true)] {
+        let world = World::new();
+        let file = world.create(number);
+        put(&file, 0, &pattern(100_000, 2));
+        file.close().unwrap();
+        let reader = world.open_with(number, READ);
+        reader.fsync(data_only).unwrap();
+        assert_eq!(world.meta.durable_bytes(number), Some(pattern(100_000, 2)));
+    }
+}
+
+#[test]
+fn fsync_of_a_small_file_makes_durable_what_another_client_closed() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, b"small");
+    file.close().unwrap();
+    world.other().open_with(5, READ).fsync(true).unwrap();
+    assert_eq!(world.meta.durable_bytes(5), Some(b"small".to_vec()));
+    assert_eq!(world.chunks.syncs.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn fsync_makes_durable_what_other_clients_have_written_since_the_open() {
+    for data_only in [false, true] {
+        let world = World::new();
+        let file = world.create(5);
+        put(&file, 0, &pattern(100_000, 2));
+        file.fsync(false).unwrap();
+        let other = world.other();
+        let writer = other.open_with(5, DIRECT);
+        put(&writer, 300_000, b"still open");
+        file.fsync(data_only).unwrap();
+        assert_eq!(&world.meta.durable_bytes(5).unwrap()[300_000..], b"still open");
+        put(&writer, 500_000, b"closed");
+        writer.close().unwrap();
+        file.fsync(data_only).unwrap();
+        assert_eq!(&world.meta.durable_bytes(5).unwrap()[500_000..], b"closed");
+    }
+}
+
+#[test]
+fn fsync_makes_durable_what_lies_below_an_earlier_cut() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, &pattern(100_000, 2));
+    file.flush().unwrap();
+    file.truncate(70_000).unwrap();
+    file.fsync(false).unwrap();
+    assert_eq!(world.meta.durable_bytes(5), Some(pattern(100_000, 2)[..70_000].to_vec()));
+}
+
+#[test]
+fn second_fsync_of_an_unchanged_file_syncs_no_chain() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, &pattern(100_000, 2));
+    file.fsync(false).unwrap();
+    file.fsync(false).unwrap();
+    file.fsync(true).unwrap();
+    assert_eq!(world.chunks.syncs.load(Ordering::Relaxed), 1);
+}
+
+/// Two fsyncs of one file, of which the second comes while the first waits for its chains.
+fn fsync_during_fsync(fault: Option<Error>) -> [Result<()>; 2] {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, &pattern(100_000, 2));
+    world.chunks.hold_syncs(true);
+    thread::scope(|scope| {
+        let first = scope.spawn(|| file.fsync(false));
+        world.chunks.wait_for_syncs(1);
+        let reported = world.meta.count(Method::MetaSync);
+        let second = scope.spawn(|| {
+            let result = file.fsync(false);
+            assert!(result.is_err() || world.meta.durable_bytes(5) == Some(pattern(100_000, 2)));
+            result
+        });
+        while world.meta.count(Method::MetaSync) == reported {
+            thread::yield_now();
+        }
+        world.chunks.fail_syncs(fault);
+        world.chunks.hold_syncs(false);
+        [first.join().unwrap(), second.join().unwrap()]
+    })
+}
+
+#[test]
+fn fsync_waits_for_the_one_under_way() {
+    fsync_during_fsync(None).into_iter().for_each(Result::unwrap);
+}
+
+#[test]
+fn fsync_shares_the_error_of_the_one_under_way() {
+    let fault = Error::new(Kind::Timeout, "the chain does not answer");
+    for result in fsync_during_fsync(Some(fault)) {
+        assert_eq!(result.unwrap_err().kind(), Kind::Timeout);
+    }
+}
+
+#[test]
+fn chains_of_a_failed_fsync_are_synced_by_the_next() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, &pattern(100_000, 2));
+    world.chunks.fail_syncs(Some(Error::new(Kind::Timeout, "the chain does not answer")));
+    file.fsync(false).unwrap_err();
+    world.chunks.fail_syncs(None);
+    file.fsync(true).unwrap();
+    assert_eq!(world.meta.durable_bytes(5), Some(pattern(100_000, 2)));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! - `state`: what is known, under the inode's lock.
 //! - `reading`, `writing` (and write-back), `zeroing`, `telling` the metadata service, `changes` of attributes and
-//!   length.
+//!   length, `durability` (fsync).
 //!
 //! Invariants:
 //! - I1 A byte that was written is in `inline`, in `dirty`, in a flight, or acknowledged by the chains.
@@ -13,6 +13,7 @@
 //! - I6 While there is `inline`, nothing flies: a file with dirty bytes besides leaves its inode first (departure.rs).
 
 mod changes;
+mod durability;
 mod reading;
 mod state;
 mod telling;
@@ -25,6 +26,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::lock::{Condvar, Mutex, MutexGuard};
+
+use durability::ChainSyncs;
 
 use super::dirty::{Dirty, DirtyChunk};
 use super::inline::Inline;
@@ -48,6 +51,15 @@ pub enum Through {
     Buffered,
     /// Acknowledged by the chains before the call returns; reads see what others wrote.
     Direct,
+}
+
+/// Whose changes an inode shows that the metadata service has answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// Of what was not known before, exactly one change that this client has made.
+    Own,
+    /// Perhaps those of others.
+    Any,
 }
 
 pub struct State {
@@ -82,8 +94,9 @@ pub struct State {
     /// by something durable.
     undurable: u64,
     durable: u64,
-    /// Bytes acknowledged by the chains and perhaps not on their disks.
+    /// Bytes that the chains have acknowledged to any client and that may not be on their disks yet.
     volatile: Option<Range<u64>>,
+    chain_syncs: ChainSyncs,
     errors: u64,
     error: Option<Error>,
     helpers: usize,
@@ -129,7 +142,8 @@ impl OpenInode {
             unsynced: false,
             undurable: 1,
             durable: 0,
-            volatile: None,
+            volatile: durability::volatile_at_open(&inode),
+            chain_syncs: ChainSyncs::default(),
             errors: 0,
             error: None,
             helpers: 0,
@@ -227,7 +241,8 @@ impl OpenInode {
     pub fn adopt_own(&self, inode: &pb::Inode) {
         let mut state = self.state.lock();
         let known = state.inode.change;
-        if inode.change == known + 1 {
+        let source = state.source_of(inode, true);
+        if source == Source::Own {
             self.shared.names.page_cache_follows(self.id, known, inode.change);
             if let Some(inline) = &mut state.inline
                 && inline.base == known
@@ -235,39 +250,45 @@ impl OpenInode {
                 inline.base = inode.change;
             }
         }
-        self.adopt_into(&mut state, inode.clone());
+        state.undurable += 1;
+        self.adopt_into(&mut state, inode.clone(), source);
     }
 
     /// Takes in what the metadata service just said of this inode: all of it, with the bytes of a small file.
     pub fn adopt(&self, inode: &pb::Inode) {
         let mut state = self.state.lock();
-        self.adopt_into(&mut state, inode.clone());
+        self.adopt_into(&mut state, inode.clone(), Source::Any);
     }
 
-    fn adopt_into(&self, state: &mut State, inode: pb::Inode) {
+    fn adopt_into(&self, state: &mut State, inode: pb::Inode, source: Source) {
         // An answer without the file's bytes says nothing of them: it is asked for again when it is needed.
         if inode.id != self.id || inode.bytes_withheld {
             return;
         }
+        let is_changed = inode.change > state.inode.change && source == Source::Any;
+        let others_wrote = inode.others_write || is_changed;
         let is_newer = inode.change >= state.inode.change;
         if is_newer {
             let truncated = inode.truncate_version != state.inode.truncate_version
                 || inode.content != state.inode.content;
             if inode.content != state.inode.content {
                 state.doubtful = None;
+                state.volatile = None;
             }
             if truncated {
                 if inode.content == state.inode.content && state.unsynced && state.acknowledged > 0 {
                     state.doubt(state.acknowledged, state.inode.truncate_version);
                 }
                 state.acknowledged = 0;
-                state.volatile = None;
             }
             if let Some(layout) = inode.layout {
                 state.layout = layout;
             }
             state.inode = inode;
             state.told = Instant::now();
+        }
+        if others_wrote {
+            state.others_wrote();
         }
         // Also after an older answer: what was being told when the newer one came may have been told by now.
         let change = state.follow_inode(&self.shared);

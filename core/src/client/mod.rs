@@ -223,7 +223,7 @@ impl Client {
 
     /// Everything written through this client so far is acknowledged and told.
     pub fn flush(&self) -> Result<()> {
-        let results: Vec<_> = self.shared.open_files().iter().map(|inode| inode.sync(false, false)).collect();
+        let results: Vec<_> = self.shared.open_files().iter().map(|inode| inode.sync()).collect();
         results.into_iter().collect()
     }
 

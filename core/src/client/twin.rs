@@ -52,10 +52,20 @@ fn happens(one_in: u64) -> bool {
     one_in != 0 && schedule::one_in(one_in)
 }
 
+/// A chunk's bytes when the last finished sync of it began.
+#[derive(Default)]
+struct DurableChunk {
+    /// Syncs are counted as they begin.
+    sync: usize,
+    bytes: Vec<u8>,
+}
+
 /// Contents in memory.
 #[derive(Default)]
 pub struct ChunkTwin {
     contents: Kept<HashMap<u64, Vec<u8>>>,
+    /// What survives the loss of power, by content and number of the chunk.
+    durable: Kept<BTreeMap<(u64, u64), DurableChunk>>,
     /// How many writes wait to be let go.
     waiting: AtomicUsize,
     /// Error of the next writes.
@@ -64,6 +74,10 @@ pub struct ChunkTwin {
     /// The next write panics.
     mistaken: AtomicBool,
     held: Mutex<bool>,
+    /// Whether syncs wait before they end, and how many do.
+    held_syncs: Mutex<(bool, usize)>,
+    /// Error of the next syncs.
+    sync_fault: Kept<Option<Error>>,
     released: Condvar,
     pub writes: AtomicUsize,
     pub reads: AtomicUsize,
@@ -90,6 +104,66 @@ impl ChunkTwin {
         let mut held = self.held.lock();
         while self.waiting.load(Ordering::Relaxed) < count {
             self.released.wait(&mut held);
+        }
+    }
+
+    pub fn fail_syncs(&self, error: Option<Error>) {
+        *self.sync_fault.lock() = error;
+    }
+
+    /// Syncs that have begun wait until they are released.
+    pub fn hold_syncs(&self, hold: bool) {
+        self.held_syncs.lock().0 = hold;
+        self.released.notify_all();
+    }
+
+    /// Returns when so many syncs wait.
+    pub fn wait_for_syncs(&self, count: usize) {
+        let mut held = self.held_syncs.lock();
+        while held.1 < count {
+            self.released.wait(&mut held);
+        }
+    }
+
+    /// What is left of a content after the loss of power.
+    pub fn durable(&self, content: u64, chunk_bytes: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for ((_, index), chunk) in self.durable.lock().range((content, 0)..(content + 1, 0)) {
+            bytes.resize(*index as usize * chunk_bytes as usize, 0);
+            bytes.extend(&chunk.bytes);
+        }
+        bytes
+    }
+
+    /// The chunks of a content that `range` touches, as they are now.
+    fn chunks_in(&self, content: u64, range: Range<u64>, chunk_bytes: u32) -> Vec<(u64, Vec<u8>)> {
+        let bytes = self.content(content);
+        let indices =
+            range.start / u64::from(chunk_bytes)..=range.end.saturating_sub(1) / u64::from(chunk_bytes);
+        let chunks = bytes.chunks(chunk_bytes as usize).zip(0..);
+        chunks
+            .filter(|(_, index)| indices.contains(index))
+            .map(|(chunk, index)| (index, chunk.to_vec()))
+            .collect()
+    }
+
+    fn make_durable(&self, sync: usize, content: u64, chunks: Vec<(u64, Vec<u8>)>) {
+        let mut durable = self.durable.lock();
+        for (index, bytes) in chunks {
+            let known = durable.entry((content, index)).or_default();
+            if known.sync <= sync {
+                *known = DurableChunk { sync, bytes };
+            }
+        }
+    }
+
+    /// Cuts a content at once, and on disk.
+    fn cut(&self, content: u64, length: usize, chunk_bytes: u32) {
+        if let Some(bytes) = self.contents.lock().get_mut(&content) {
+            bytes.truncate(length);
+        }
+        for ((_, index), chunk) in self.durable.lock().range_mut((content, 0)..(content + 1, 0)) {
+            chunk.bytes.truncate(length.saturating_sub(*index as usize * chunk_bytes as usize));
         }
     }
 
@@ -188,11 +262,24 @@ impl Chunks for ChunkClient {
         results
     }
 
-    fn sync(&self, _: &pb::Layout, _: ContentId, _: Range<u64>) -> Result<()> {
-        self.twin.syncs.fetch_add(1, Ordering::Relaxed);
+    fn sync(&self, layout: &pb::Layout, content: ContentId, range: Range<u64>) -> Result<()> {
+        let number = self.twin.syncs.fetch_add(1, Ordering::Relaxed) + 1;
+        let chunks = self.twin.chunks_in(content.0, range, layout.chunk_bytes);
+        let mut held = self.twin.held_syncs.lock();
+        held.1 += 1;
+        self.twin.released.notify_all();
+        while held.0 {
+            self.twin.released.wait(&mut held);
+        }
+        held.1 -= 1;
+        drop(held);
         schedule::pause();
         self.twin.whim()?;
-        self.twin.fault.lock().clone().map_or(Ok(()), Err)
+        if let Some(error) = self.twin.sync_fault.lock().clone().or(self.twin.fault.lock().clone()) {
+            return Err(error);
+        }
+        self.twin.make_durable(number, content.0, chunks);
+        Ok(())
     }
 
     fn held(&self, _: &pb::Layout, content: ContentId, range: Range<u64>) -> Result<Vec<Range<u64>>> {
@@ -204,6 +291,8 @@ impl Chunks for ChunkClient {
 /// Inodes in memory. Names: only "f<number>" below the root, which is inode <number>.
 pub struct MetaTwin {
     inodes: Kept<HashMap<u64, pb::Inode>>,
+    /// Those that survive the loss of power.
+    durable: Kept<HashMap<u64, pb::Inode>>,
     chunks: Arc<ChunkTwin>,
     pub calls: Kept<Vec<Method>>,
     /// Error of the next calls.
@@ -225,6 +314,7 @@ impl MetaTwin {
     pub fn new(chunks: Arc<ChunkTwin>) -> Arc<MetaTwin> {
         let twin = MetaTwin {
             inodes: Kept::default(),
+            durable: Kept::default(),
             chunks,
             calls: Kept::default(),
             fault: Kept::default(),
@@ -277,6 +367,17 @@ impl MetaTwin {
         self.inodes.lock()[&id].clone()
     }
 
+    /// What the file holds after the loss of power; `None`: it is not there.
+    pub fn durable_bytes(&self, id: u64) -> Option<Vec<u8>> {
+        let inode = self.durable.lock().get(&id)?.clone();
+        let chunk_bytes = inode.layout.unwrap_or_default().chunk_bytes;
+        let mut bytes =
+            if inode.is_inline { inode.inline_data } else { self.chunks.durable(inode.content, chunk_bytes) };
+        // A writer's session survives too, so its length is measured.
+        bytes.resize(bytes.len().max(inode.length as usize), 0);
+        Some(bytes)
+    }
+
     /// Somebody else makes empty files.
     pub fn make(&self, ids: Range<u64>) {
         let empty = |id| (id, pb::Inode { id, change: 1, ..Default::default() });
@@ -313,8 +414,9 @@ impl MetaTwin {
         let mut reply = self.answer(method, &bytes)?;
         if self.hold_back(method) || happens(whims.again) {
             schedule::pause();
-            reply = self.answer_again(method, &reply);
+            reply = self.answer_again(method, reply);
         }
+        let reply = self.shown(method, &bytes, reply);
         schedule::pause();
         if happens(whims.lost) {
             return Err(Error::new(Kind::Timeout, "a whim of the twin"));
@@ -338,31 +440,20 @@ impl MetaTwin {
     }
 
     /// A reply that was lost, with inodes as they are now.
-    fn answer_again(&self, method: Method, reply: &[u8]) -> Vec<u8> {
+    fn answer_again(&self, method: Method, reply: Vec<u8>) -> Vec<u8> {
         let renew = |reply: &mut pb::InodeReply| {
             if let Some(inode) = &mut reply.inode {
                 *inode = self.inode(inode.id);
             }
         };
-        if method == Method::MetaClose {
-            let mut reply = pb::CloseReply::decode(reply).expect("its own reply");
-            reply.results.iter_mut().for_each(renew);
-            return reply.encode_to_vec();
-        }
-        let mut reply = pb::InodeReply::decode(reply).expect("its own reply");
-        renew(&mut reply);
-        reply.encode_to_vec()
+        change_inodes(method, reply, renew)
     }
 
     fn answer(&self, method: Method, bytes: &[u8]) -> Result<Vec<u8>> {
         let reply = match method {
             Method::MetaCreate => self.create(pb::CreateRequest::decode(bytes).unwrap())?,
             Method::MetaOpen => self.open(pb::OpenRequest::decode(bytes).unwrap())?,
-            Method::MetaStat => {
-                let request = pb::StatRequest::decode(bytes).unwrap();
-                let client = request.caller.unwrap_or_default().client;
-                self.shown(request.path.unwrap().at, client)?
-            }
+            Method::MetaStat => self.reply(pb::StatRequest::decode(bytes).unwrap().path.unwrap().at)?,
             Method::MetaSync => self.sync(pb::SyncRequest::decode(bytes).unwrap())?,
             Method::MetaSetAttr => self.set_attr(pb::SetAttrRequest::decode(bytes).unwrap())?,
             Method::MetaList => {
@@ -398,16 +489,22 @@ impl MetaTwin {
         pb::ListReply { entries, more, parent: 1 }
     }
 
-    /// As `reply`; of a file in chunks that other clients write, the length is what the chains hold.
-    fn shown(&self, id: u64, client: u64) -> Result<pb::InodeReply> {
-        let mut reply = self.reply(id)?;
-        if let Some(inode) = &mut reply.inode
-            && !inode.is_inline
-            && self.others_write(id, client)
-        {
-            inode.length = inode.length.max(self.measure(inode.content));
-        }
-        Ok(reply)
+    /// The reply, with what the caller is shown of files that other clients write: that they do, and of one in chunks
+    /// the length that the chains hold.
+    fn shown(&self, method: Method, request: &[u8], reply: Vec<u8>) -> Vec<u8> {
+        // The caller is the first field of every request.
+        let client = pb::StatFsRequest::decode(request).unwrap().caller.unwrap_or_default().client;
+        let show = |reply: &mut pb::InodeReply| {
+            if let Some(inode) = &mut reply.inode
+                && self.others_write(inode.id, client)
+            {
+                inode.others_write = true;
+                if !inode.is_inline {
+                    inode.length = inode.length.max(self.measure(inode.content));
+                }
+            }
+        };
+        change_inodes(method, reply, show)
     }
 
     fn others_write(&self, id: u64, client: u64) -> bool {
@@ -459,7 +556,7 @@ impl MetaTwin {
         if request.truncate {
             self.cut(id, 0, client)?;
         }
-        let reply = self.shown(id, client)?;
+        let reply = self.reply(id)?;
         let session = if request.write { self.fresh_session(id, client) } else { 0 };
         Ok(pb::InodeReply { session, ..reply })
     }
@@ -475,8 +572,9 @@ impl MetaTwin {
         } else if length == 0 && !others {
             inode.content = self.fresh_content();
             inode.is_inline = true;
-        } else if let Some(bytes) = self.chunks.contents.lock().get_mut(&inode.content) {
-            bytes.truncate(length as usize);
+        } else {
+            let chunk_bytes = inode.layout.unwrap_or_default().chunk_bytes;
+            self.chunks.cut(inode.content, length as usize, chunk_bytes);
         }
         inode.length = length;
         inode.truncate_version += 1;
@@ -525,6 +623,9 @@ impl MetaTwin {
             changed = true;
         }
         self.count_change(request.inode, changed);
+        if request.durable {
+            *self.durable.lock() = self.inodes.lock().clone();
+        }
         self.reply(request.inode)
     }
 
@@ -572,7 +673,6 @@ impl MetaTwin {
     fn tell(&self, one: &pb::CloseOne) -> Result<bool> {
         let mut inodes = self.inodes.lock();
         let inode = inodes.get_mut(&one.inode).ok_or_else(|| Error::new(Kind::NotFound, "no inode"))?;
-        let before = (inode.length, inode.mtime_ns);
         if one.has_inline && (one.inline_base != inode.change || !inode.is_inline) {
             return Err(Error::new(Kind::Conflict, "the inode has changed"));
         }
@@ -590,7 +690,7 @@ impl MetaTwin {
         if one.mtime_ns != 0 {
             inode.mtime_ns = one.mtime_ns;
         }
-        Ok(one.has_inline || before != (inode.length, inode.mtime_ns))
+        Ok(one.has_inline || one.length.is_some() || one.mtime_ns != 0)
     }
 
     fn close(&self, request: pb::CloseRequest) -> pb::CloseReply {
@@ -618,6 +718,24 @@ impl MetaTwin {
         }
         self.sessions.lock().remove(&(one.inode, one.session));
         Ok(reply)
+    }
+}
+
+/// Changes all that a reply says of inodes.
+fn change_inodes(method: Method, reply: Vec<u8>, change: impl Fn(&mut pb::InodeReply)) -> Vec<u8> {
+    let bytes = reply.as_slice();
+    match method {
+        Method::MetaList => reply,
+        Method::MetaClose => {
+            let mut reply = pb::CloseReply::decode(bytes).expect("its own reply");
+            reply.results.iter_mut().for_each(change);
+            reply.encode_to_vec()
+        }
+        _ => {
+            let mut reply = pb::InodeReply::decode(bytes).expect("its own reply");
+            change(&mut reply);
+            reply.encode_to_vec()
+        }
     }
 }
 

@@ -689,6 +689,8 @@ pub struct Inode {
     pub bytes_withheld: bool,
     #[prost(bool, tag = "23")]
     pub open_for_writing: bool,
+    #[prost(bool, tag = "24")]
+    pub others_write: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Path {

@@ -9,21 +9,22 @@ from .set_attr import change_attributes
 
 
 def sync(work: Work, request: SyncRequest) -> InodeReply:
-    """Takes over what the request reports. `exact` asks the chains for the length.
+    """Apply what the request reports. `exact` asks the chains for the length.
 
-    Of a directory nothing can be reported; it is only made durable.
+    A request without a report only asks for `durable`; so does every request for a directory.
 
     A retry that finds the file left inline already, or the same bytes there, is recognised by its record.
     Raises: NotFound; PermissionDenied; InvalidArgument; Conflict if inline bytes were made from an older
     state, or somebody else was faster to leave the inode.
     """
     inode = work.take(request.inode)
-    if inode.type == DIRECTORY and not _reports(request):
+    if inode.type == DIRECTORY and not reports(request):
         # fsync of a directory: what `durable` asks for happens to the whole reply.
         return InodeReply(inode=work.visible(inode))
     _require_file(inode)
     work.pause(inode)
-    require_writer(work, inode, request.session)
+    if reports(request):
+        require_writer(work, inode, request.session)
     if request.leave_inline:
         spare = request.spare if request.HasField("spare") else None
         leave_inline(work, inode, base=request.inline_base, spare=spare)
@@ -40,9 +41,12 @@ def sync(work: Work, request: SyncRequest) -> InodeReply:
 
 
 def absorb(work: Work, inode: Inode, report: SyncRequest | CloseOne, *, exact: bool) -> bool:
-    """Applies a report to the inode. Returns whether anything in it has changed: the caller then stores it."""
+    """Apply a report to the inode. Return whether the inode has changed: the caller then stores it.
+
+    A report of bytes is a change even where the length stays: other clients learn from it that bytes have changed.
+    """
     wrote = report.has_inline or report.HasField("length") or bool(report.mtime_ns)
-    before = (inode.length, inode.mtime_ns, inode.is_inline, inode.permissions)
+    before = inode.length
     if report.has_inline:
         absorb_inline(inode, report.inline_data, report.length, base=report.inline_base)
     elif not inode.is_inline and (exact or report.HasField("length")):
@@ -55,9 +59,8 @@ def absorb(work: Work, inode: Inode, report: SyncRequest | CloseOne, *, exact: b
         inode.mtime_ns = report.mtime_ns
     if wrote:
         inode.permissions = after_write(work.user, inode)
-    after = (inode.length, inode.mtime_ns, inode.is_inline, inode.permissions)
     left = isinstance(report, SyncRequest) and report.leave_inline
-    return after != before or report.has_inline or left
+    return wrote or left or inode.length != before
 
 
 def require_writer(work: Work, inode: Inode, session: int) -> None:
@@ -66,9 +69,11 @@ def require_writer(work: Work, inode: Inode, session: int) -> None:
         require(work.user, inode, WRITE)
 
 
-def _reports(request: SyncRequest) -> bool:
-    told = request.has_inline or request.leave_inline or request.HasField("attributes")
-    return told or request.reserve_spare or request.HasField("length") or bool(request.mtime_ns)
+def reports(request: SyncRequest) -> bool:
+    """Whether this asks for a change. fsync of a descriptor that is open for reading does not."""
+    changes = request.has_inline or request.leave_inline or request.HasField("attributes")
+    measures = request.exact or request.HasField("length")
+    return changes or measures or request.reserve_spare or bool(request.mtime_ns)
 
 
 def _require_file(inode: Inode) -> None:
@@ -78,4 +83,4 @@ def _require_file(inode: Inode) -> None:
         raise InvalidArgument("only regular files are written", inode=inode.id)
 
 
-__all__ = ["absorb", "require_writer", "sync"]
+__all__ = ["absorb", "reports", "require_writer", "sync"]

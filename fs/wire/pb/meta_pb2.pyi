@@ -48,7 +48,7 @@ class Layout(_message.Message):
     def __init__(self, table: _Optional[int] = ..., table_version: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., stripe: _Optional[int] = ..., permutation_version: _Optional[int] = ..., seed: _Optional[int] = ..., base: _Optional[int] = ..., inline_bytes: _Optional[int] = ...) -> None: ...
 
 class Inode(_message.Message):
-    __slots__ = ("id", "type", "permissions", "uid", "gid", "link_count", "length", "atime_ns", "mtime_ns", "ctime_ns", "device", "layout", "content", "truncate_version", "is_inline", "inline_data", "symlink_target", "parent", "name", "change", "birth_ns", "bytes_withheld", "open_for_writing")
+    __slots__ = ("id", "type", "permissions", "uid", "gid", "link_count", "length", "atime_ns", "mtime_ns", "ctime_ns", "device", "layout", "content", "truncate_version", "is_inline", "inline_data", "symlink_target", "parent", "name", "change", "birth_ns", "bytes_withheld", "open_for_writing", "others_write")
     ID_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     PERMISSIONS_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +72,7 @@ class Inode(_message.Message):
     BIRTH_NS_FIELD_NUMBER: _ClassVar[int]
     BYTES_WITHHELD_FIELD_NUMBER: _ClassVar[int]
     OPEN_FOR_WRITING_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_WRITE_FIELD_NUMBER: _ClassVar[int]
     id: int
     type: FileType
     permissions: int
@@ -95,7 +96,8 @@ class Inode(_message.Message):
     birth_ns: int
     bytes_withheld: bool
     open_for_writing: bool
-    def __init__(self, id: _Optional[int] = ..., type: _Optional[_Union[FileType, str]] = ..., permissions: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., link_count: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., device: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., content: _Optional[int] = ..., truncate_version: _Optional[int] = ..., is_inline: _Optional[bool] = ..., inline_data: _Optional[bytes] = ..., symlink_target: _Optional[bytes] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ..., change: _Optional[int] = ..., birth_ns: _Optional[int] = ..., bytes_withheld: _Optional[bool] = ..., open_for_writing: _Optional[bool] = ...) -> None: ...
+    others_write: bool
+    def __init__(self, id: _Optional[int] = ..., type: _Optional[_Union[FileType, str]] = ..., permissions: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., link_count: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., device: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., content: _Optional[int] = ..., truncate_version: _Optional[int] = ..., is_inline: _Optional[bool] = ..., inline_data: _Optional[bytes] = ..., symlink_target: _Optional[bytes] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ..., change: _Optional[int] = ..., birth_ns: _Optional[int] = ..., bytes_withheld: _Optional[bool] = ..., open_for_writing: _Optional[bool] = ..., others_write: _Optional[bool] = ...) -> None: ...
 
 class Path(_message.Message):
     __slots__ = ("at", "path")

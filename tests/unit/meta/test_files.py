@@ -540,7 +540,7 @@ class Movers:
         except Conflict:  # overtaken, or collected
             assert self.now() == now
         else:
-            assert was == now
+            assert (was.change, was.inline_data) == (now.change, now.inline_data)
 
     def truncate(self, client):
         self.world.set_attr(b"f", length=0, client=client, session=self.sessions.get(client, 0))
@@ -641,6 +641,39 @@ class TestLength:
         with refused(Unavailable):
             world.open(b"f", write=True, client=2)
         assert session
+
+    def test_replies_say_whether_other_clients_write(self, world):
+        inode, session = world.chunked(b"f", b"x", close=False)
+        for look in (
+            lambda client: world.stat(b"f", client=client),
+            lambda client: world.open(b"f", client=client).inode,
+            lambda client: world.sync(inode.id, client=client, durable=True),
+            lambda client: world.set_attr(b"f", permissions=0o600, client=client),
+        ):
+            assert look(client=2).others_write
+            assert not look(client=1).others_write
+        world.close_one(inode.id, session, length=1)
+        assert not world.stat(b"f", client=2).others_write
+
+    def test_replies_say_whether_other_clients_write_a_file_in_its_inode(self, world):
+        number = world.create(b"f").inode.id
+        assert world.stat(b"f", client=2).others_write
+        assert not schema.decode_inode(world.engine.begin().get(schema.inode_key(number))).others_write
+
+    def test_a_report_of_bytes_is_a_change_also_at_the_same_length(self, world):
+        inode, session = world.chunked(b"f", b"abc", close=False)
+        before = world.sync(inode.id, session, length=3).change
+        assert world.sync(inode.id, session, length=3).change == before + 1
+        assert world.close_one(inode.id, session, length=3)[0].inode.change == before + 2
+
+    def test_fsync_without_a_report_needs_no_permission_and_stores_nothing(self, world):
+        inode, _ = world.chunked(b"f", b"abc", permissions=0o444)
+        before = len(world.keys(b"R"))
+        assert world.sync(inode.id, durable=True, user=ALICE) == world.stat(b"f")
+        assert len(world.keys(b"R")) == before
+        for report in ({"length": 9}, {"mtime_ns": 9}, {"exact": True}):
+            with refused(PermissionDenied):
+                world.sync(inode.id, durable=True, user=ALICE, **report)
 
     def test_answers_are_used_again_for_a_moment(self, world):
         world.chunked(b"f", b"x", close=False)

@@ -98,7 +98,8 @@ impl OpenInode {
             state.undurable += 1;
             state.length = length;
             if let Some(inode) = reply.inode.clone().filter(|inode| !inode.bytes_withheld) {
-                self.adopt_into(&mut state, inode);
+                let source = state.source_of(&inode, true);
+                self.adopt_into(&mut state, inode, source);
                 // What is known may be newer than this answer.
                 state.length = state.inode.length.max(state.waiting_end());
             }
@@ -120,7 +121,7 @@ impl OpenInode {
             if length != 0 && !state.inline_is_told() {
                 drop((state, telling));
                 self.flush();
-                self.tell(false)?;
+                self.tell()?;
                 continue;
             }
             state.exclusive = true;

@@ -1,10 +1,9 @@
 //! What is known of an open file, under its lock.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::telling::News;
-use super::{State, inline_of, now_ns};
+use super::{Source, State, inline_of, now_ns};
 use crate::buffer::Placement;
 use crate::client::dirty::{DirtyChunk, RUN_BYTES, overlay, parts};
 use crate::client::inline::Inline;
@@ -35,6 +34,11 @@ impl State {
             later.overlay(&mut inode);
         }
         inode
+    }
+
+    /// Of a reply to a change that this client has made, or to something else.
+    pub(super) fn source_of(&self, inode: &pb::Inode, changes: bool) -> Source {
+        if changes && inode.change == self.inode.change + 1 { Source::Own } else { Source::Any }
     }
 
     pub(super) fn is_clean(&self) -> bool {
@@ -79,10 +83,6 @@ impl State {
         self.inline.is_some() && self.dirty.is_empty() && self.flights.is_empty()
     }
 
-    pub(super) fn is_durable(&self) -> bool {
-        self.durable == self.undurable
-    }
-
     /// Whether bytes that were in `inline` wait to be written back, and so are in no news.
     pub(super) fn has_outgrown(&self) -> bool {
         self.waits_until(OUTGROWN)
@@ -95,8 +95,9 @@ impl State {
             && !self.has_outgrown()
     }
 
-    /// What is to be told now.
+    /// What is to be reported now; empty if nothing was written since the last report.
     pub(super) fn news(&mut self) -> News {
+        let is_told = self.is_told();
         if let Some(inline) = &mut self.inline {
             inline.begin_telling();
         }
@@ -104,7 +105,7 @@ impl State {
         let length = if self.is_inside() { self.length } else { self.acknowledged };
         let hint = pb::LengthHint { length, truncate_version: self.inode.truncate_version };
         News {
-            length: self.doubtful.or((length > 0).then_some(hint)),
+            length: self.doubtful.or((length > 0 && !is_told).then_some(hint)),
             mtime_ns: self.mtime_ns.unwrap_or_default(),
             inline: self
                 .inline
@@ -271,13 +272,6 @@ impl State {
         self.landings += 1;
         self.add_volatile(offset..end);
         self.unsynced = true;
-    }
-
-    pub(super) fn add_volatile(&mut self, range: Range<u64>) {
-        self.volatile = Some(match self.volatile.take() {
-            Some(before) => before.start.min(range.start)..before.end.max(range.end),
-            None => range,
-        });
     }
 
     pub(super) fn fail(&mut self, error: Error) {

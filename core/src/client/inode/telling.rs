@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use super::state::OUTGROWN;
-use super::{OpenInode, now_ns};
+use super::{OpenInode, Source, now_ns};
 use crate::client::later::Later;
 use crate::client::meta::Who;
 use crate::error::{Error, Kind, Result};
-use crate::types::ContentId;
 use crate::wire::pb;
 
 /// How often a small file's bytes are merged with somebody else's before the conflict is reported.
@@ -16,44 +15,21 @@ const MERGES_MAX: usize = 32;
 const EXTENDS_MAX: usize = 32;
 
 impl OpenInode {
-    /// Everything written so far is acknowledged and the metadata service knows of it. With `durable`, it survives
-    /// the loss of power as well; `data_only` leaves out times.
+    /// Everything written so far is acknowledged and the metadata service knows of it.
     ///
     /// An error of the write-back is not this function's: handles ask `error_since`.
-    pub fn sync(self: &Arc<Self>, durable: bool, data_only: bool) -> Result<()> {
+    pub fn sync(self: &Arc<Self>) -> Result<()> {
         self.flush();
-        if durable {
-            self.sync_chains()?;
-        }
         let state = self.state.lock();
-        let told = state.is_clean();
-        let skip = match (durable, data_only) {
-            // Opened for reading only: nothing of it is ours.
-            _ if told && state.sessions.is_empty() => true,
-            (false, _) => told,
-            (true, false) => told && state.is_durable(),
-            (true, true) => state.is_durable() && state.length_is_told(),
-        };
+        // Opened for reading only: nothing of it is ours.
+        let skip = state.is_clean();
         drop(state);
-        if skip { Ok(()) } else { self.tell(durable) }
-    }
-
-    fn sync_chains(&self) -> Result<()> {
-        let (layout, content, volatile) = {
-            let mut state = self.state.lock();
-            (state.layout, ContentId(state.inode.content), state.volatile.take())
-        };
-        let Some(range) = volatile else { return Ok(()) };
-        let result = self.shared.chunks.sync(&layout, content, range.clone());
-        if result.is_err() {
-            self.state.lock().add_volatile(range);
-        }
-        result.map_err(|error| error.context("fsync"))
+        if skip { Ok(()) } else { self.tell() }
     }
 
     /// Tells that the file is at least `length` bytes long: the rest is zeros. Truncation would cut what others write.
     pub fn extend(self: &Arc<Self>, who: &Who, session: u64, length: u64) -> Result<()> {
-        self.sync(false, false)?;
+        self.sync()?;
         for _ in 0..EXTENDS_MAX {
             let truncate_version = self.state.lock().inode.truncate_version;
             let request = pb::SyncRequest {
@@ -77,8 +53,18 @@ impl OpenInode {
         Err(Error::timeout("others change the file again and again"))
     }
 
-    /// Tells length, times and inline bytes.
-    pub(super) fn tell(self: &Arc<Self>, durable: bool) -> Result<()> {
+    /// Synchronizes length, times and inline bytes with the metadata service, if there are any to report.
+    pub(super) fn tell(self: &Arc<Self>) -> Result<()> {
+        self.report(None)
+    }
+
+    /// As `tell`, and returns when all that the service has committed of the file is on its disk, whoever wrote it.
+    pub(super) fn tell_durably(self: &Arc<Self>, who: &Arc<Who>) -> Result<()> {
+        self.report(Some(who))
+    }
+
+    fn report(self: &Arc<Self>, durable_for: Option<&Arc<Who>>) -> Result<()> {
+        let durable = durable_for.is_some();
         let _telling = self.telling.lock();
         let mut merges = 0;
         loop {
@@ -88,11 +74,13 @@ impl OpenInode {
                 self.flush_until(OUTGROWN);
                 continue;
             }
-            if state.is_told() && (!durable || state.is_durable()) {
+            if state.is_told() && !durable {
                 return Ok(());
             }
             let news = state.news();
-            let (session, mut who) = state.sessions.first().cloned().unwrap_or_default();
+            let writer = state.sessions.first().cloned();
+            let reader = || (0, durable_for.cloned().unwrap_or_default());
+            let (session, mut who) = writer.unwrap_or_else(reader);
             if let Some(later) = &news.later {
                 who = later.who.clone();
             }
@@ -138,10 +126,15 @@ impl OpenInode {
     /// The metadata service has taken the news.
     pub fn told(&self, inode: pb::Inode, news: &News, durable: bool) {
         // First of all: who finds the file clean, or closed, finds this.
-        self.shared.names.learn(inode.clone());
+        if news.reports() {
+            self.shared.names.learn(inode.clone());
+        } else {
+            self.shared.names.learn_opened(inode.clone());
+        }
         let mut state = self.state.lock();
         self.settled(&mut state, news.later.as_ref());
-        if news.changes() && inode.change == state.inode.change + 1 {
+        let source = state.source_of(&inode, news.reports());
+        if source == Source::Own {
             self.shared.names.page_cache_follows(self.id, state.inode.change, inode.change);
         }
         if durable {
@@ -162,7 +155,7 @@ impl OpenInode {
             state.mtime_ns = None;
             state.unsynced = !state.dirty.is_empty() || !state.flights.is_empty() || arrived;
         }
-        self.adopt_into(&mut state, inode);
+        self.adopt_into(&mut state, inode, source);
         if state.inline.is_none() && state.acknowledged > state.inode.length {
             state.unsynced = true;
         }
@@ -175,7 +168,7 @@ impl OpenInode {
         let mut state = self.state.lock();
         state.writes += 1;
         let write = state.writes;
-        self.adopt_into(&mut state, theirs);
+        self.adopt_into(&mut state, theirs, Source::Any);
         drop(state);
         self.flush_until(write);
         Ok(())
@@ -211,12 +204,8 @@ pub struct News {
 }
 
 impl News {
+    /// Whether there is anything to report. The inode certainly changes by it.
     fn reports(&self) -> bool {
-        self.length.is_some() || self.changes()
-    }
-
-    /// Whether the inode certainly changes by it. A length may have been there before.
-    fn changes(&self) -> bool {
-        self.mtime_ns != 0 || self.inline.is_some() || self.later.is_some()
+        self.length.is_some() || self.mtime_ns != 0 || self.inline.is_some() || self.later.is_some()
     }
 }

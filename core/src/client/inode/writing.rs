@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::{OpenInode, Place, State, Through};
+use super::{OpenInode, Place, Source, State, Through};
 use crate::buffer::Placement;
 use crate::client::data::Write;
 use crate::client::departure::Departure;
@@ -76,7 +76,7 @@ impl OpenInode {
         let seen = state.errors;
         drop(state);
         if inside {
-            self.tell(false)?;
+            self.tell()?;
         } else {
             self.flush_until(write);
             if let Some((_, error)) = self.error_since(seen) {
@@ -85,7 +85,7 @@ impl OpenInode {
             // The metadata service measures the chains only now and then: a longer file is told at once.
             let longer = !self.state.lock().length_is_told();
             if longer {
-                self.tell(false)?;
+                self.tell()?;
             }
         }
         Ok(offset)
@@ -160,7 +160,9 @@ impl OpenInode {
             match result {
                 Ok(()) if current => state.landed(write.offset, write.payload.len()),
                 Ok(()) if content == state.inode.content => {
-                    state.doubt(write.offset + write.payload.len() as u64, truncate_version);
+                    let end = write.offset + write.payload.len() as u64;
+                    state.add_volatile(write.offset..end);
+                    state.doubt(end, truncate_version);
                 }
                 Ok(()) => state.unsynced = true,
                 Err(error) => state.fail(error.context("write-back")),
@@ -201,11 +203,12 @@ impl OpenInode {
         match departed {
             Ok(departed) => {
                 let inode = departed.inode;
-                if departed.ours && inode.change == state.inode.change + 1 {
+                let source = state.source_of(&inode, departed.ours);
+                if source == Source::Own {
                     self.shared.names.page_cache_follows(self.id, state.inode.change, inode.change);
                 }
                 state.undurable += 1;
-                self.adopt_into(state, inode);
+                self.adopt_into(state, inode, source);
             }
             Err(error) => {
                 let freed = state.give_up();
@@ -253,7 +256,7 @@ impl OpenInode {
             }
         } else if state.is_edited() {
             drop(state);
-            if let Err(error) = self.tell(false) {
+            if let Err(error) = self.tell() {
                 self.state.lock().fail(error.context("write-back"));
             }
         } else if state.dirty.is_empty() && state.flights.is_empty() {

@@ -2,8 +2,10 @@
 //!
 //! Moments are numbers that grow. A write may be seen by a read that ends after the write began. It must be seen, or a
 //! later one of its slot, by a read of the same client that begins after the write has ended, and by one of another
-//! client whose handle was opened after the write was acknowledged by a close, flush or fsync. Unless a cut that ended
-//! after the write began has removed it; and it must not be seen if the cut began after that.
+//! client whose handle was opened after the write was acknowledged: by a close, flush or fsync, or because it was direct.
+//! Unless a cut that ended
+//! after the write began has removed it; and it must not be seen if the cut began after that. What the loss of power
+//! would leave when an fsync has succeeded is such a read too, with a handle that was opened when the fsync began.
 
 pub const SLOT_BYTES: u64 = 16;
 

@@ -194,7 +194,9 @@ impl Worker {
         let now = model.tick();
         model.slots[number].is_busy = false;
         if done {
-            model.slots[number].writes[version - 1].end = Some(now);
+            let write = &mut model.slots[number].writes[version - 1];
+            write.end = Some(now);
+            write.acknowledged = handle.file.options().direct.then_some(now);
         }
         drop(model);
         self.note(format!("has written version {version} of slot {number}: {done}"));
@@ -276,6 +278,9 @@ impl Worker {
             1 => handle.file.fsync(false),
             _ => handle.file.fsync(true),
         };
+        if way != 0 && result.is_ok() {
+            self.world.check_durable(self.client, begin);
+        }
         self.told(handle, begin, result);
     }
 

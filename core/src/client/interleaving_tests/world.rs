@@ -237,6 +237,22 @@ impl World {
         file.close().expect("nothing was written");
     }
 
+    /// An fsync of this client that began at `begin` has just succeeded: what was acknowledged before, to any client,
+    /// is there after the loss of power.
+    pub fn check_durable(&self, client: usize, begin: u64) {
+        let Some(bytes) = self.meta.durable_bytes(FILE) else {
+            self.wrong("the file is not durable".to_owned())
+        };
+        let look = Look { client, begin, end: self.tick(), opened: begin };
+        let model = self.model.lock();
+        let checked = match self.plan.appends {
+            true => model.check_records(&bytes, &look, false),
+            false => model.check_slots(&bytes, &look),
+        };
+        drop(model);
+        self.require(checked.map_err(|wrong| format!("after the loss of power: {wrong}")));
+    }
+
     fn set_time(&self, client: usize, time_ns: i64) {
         let path = Some(inode_path(FILE));
         let request = pb::SetAttrRequest { path, mtime_ns: Some(time_ns), ..Default::default() };
