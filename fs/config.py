@@ -101,7 +101,7 @@ class RdmaOptions(TypedDict):
 class MountConfig:
     """The FUSE session."""
 
-    threads: int = 16  # requests worked on at once; started as they are needed
+    threads: int = 16  # requests worked on at once; started as needed, more only while all of them hang
     request_bytes: int = 1 * MIB  # the kernel's largest
     read_ahead_bytes: int = 4 * MIB  # by the kernel: four requests in flight for a sequential reader
     consistency: str = "close-to-open"  # or "strict": no kernel page cache

@@ -6,6 +6,7 @@
 //! Only `python` knows that Python exists.
 
 pub mod buffer;
+mod cancel;
 pub mod chunk;
 pub mod client;
 mod clock;

@@ -5,9 +5,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -320,9 +320,20 @@ fn sparse_files_tell_their_holes() {
 /// Forwards to the memory file system, except for what a test plants.
 struct Planted {
     inner: MemoryFileSystem,
-    /// A look-up of "slow" has begun.
-    waiting: AtomicBool,
+    /// Look-ups of names that begin with "slow".
+    hanging: AtomicUsize,
+    /// Files opened, and those of them that are not released.
+    opened: AtomicUsize,
+    open: AtomicUsize,
+    opens_hang: AtomicBool,
     release: AtomicBool,
+}
+
+impl Planted {
+    fn note_open(&self) {
+        self.open.fetch_add(1, Ordering::SeqCst);
+        self.opened.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 #[rustfmt::skip]
@@ -330,12 +341,9 @@ impl FileSystem for Planted {
     fn lookup(&self, caller: &Caller, parent: u64, name: &[u8]) -> Reply<Entry> {
         match name {
             b"panic" => panic!("planted"),
-            b"slow" => {
-                self.waiting.store(true, Ordering::SeqCst);
+            _ if name.starts_with(b"slow") => {
+                self.hanging.fetch_add(1, Ordering::SeqCst);
                 while !self.release.load(Ordering::SeqCst) {
-                    if caller.is_interrupted() {
-                        return Err(Errno::INTR);
-                    }
                     std::thread::sleep(Duration::from_millis(5));
                 }
                 Err(Errno::NOENT)
@@ -354,12 +362,27 @@ impl FileSystem for Planted {
     fn symlink(&self, c: &Caller, parent: u64, name: &[u8], target: &[u8]) -> Reply<Entry> { self.inner.symlink(c, parent, name, target) }
     fn rename(&self, c: &Caller, source: (u64, &[u8]), target: (u64, &[u8]), mode: RenameMode) -> Reply<()> { self.inner.rename(c, source, target, mode) }
     fn link(&self, c: &Caller, inode: u64, parent: u64, name: &[u8]) -> Reply<Entry> { self.inner.link(c, inode, parent, name) }
-    fn open(&self, c: &Caller, inode: u64, flags: i32) -> Reply<Opened> { self.inner.open(c, inode, flags) }
-    fn create(&self, c: &Caller, parent: u64, name: &[u8], permissions: u32, flags: i32) -> Reply<(Entry, Opened)> { self.inner.create(c, parent, name, permissions, flags) }
+    fn open(&self, c: &Caller, inode: u64, flags: i32) -> Reply<Opened> {
+        if self.opens_hang.load(Ordering::SeqCst) {
+            self.hanging.fetch_add(1, Ordering::SeqCst);
+            while !self.release.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        self.note_open();
+        self.inner.open(c, inode, flags)
+    }
+    fn create(&self, c: &Caller, parent: u64, name: &[u8], permissions: u32, flags: i32) -> Reply<(Entry, Opened)> {
+        self.note_open();
+        self.inner.create(c, parent, name, permissions, flags)
+    }
     fn read(&self, c: &Caller, request: &ReadRequest, into: &Placement) -> Reply<ReadOutcome> { self.inner.read(c, request, into) }
     fn write(&self, c: &Caller, request: &WriteRequest, payload: Placement) -> Reply<usize> { self.inner.write(c, request, payload) }
     fn flush(&self, _: &Caller, _: u64, _: u64) -> Reply<()> { Err(Errno::DQUOT) }
-    fn release(&self, inode: u64, handle: u64) { self.inner.release(inode, handle) }
+    fn release(&self, inode: u64, handle: u64) {
+        self.open.fetch_sub(1, Ordering::SeqCst);
+        self.inner.release(inode, handle)
+    }
     fn fsync(&self, _: &Caller, _: u64, _: u64, _: bool) -> Reply<()> { Err(Errno::NOSPC) }
     fn opendir(&self, c: &Caller, inode: u64) -> Reply<Opened> { self.inner.opendir(c, inode) }
     fn readdir(&self, c: &Caller, inode: u64, handle: u64, after: u64, sink: &mut DirectorySink<'_>) -> Reply<()> { self.inner.readdir(c, inode, handle, after, sink) }
@@ -367,14 +390,20 @@ impl FileSystem for Planted {
     fn statfs(&self, c: &Caller, inode: u64) -> Reply<FileSystemStatistics> { self.inner.statfs(c, inode) }
 }
 
-fn planted() -> (tempfile::TempDir, Arc<Planted>, SessionHandle, JoinHandle<std::io::Result<()>>) {
+fn planted(
+    change: impl FnOnce(&mut SessionOptions),
+) -> (tempfile::TempDir, Arc<Planted>, SessionHandle, JoinHandle<std::io::Result<()>>) {
     let directory = tempfile::tempdir().unwrap();
     let fs = Arc::new(Planted {
         inner: MemoryFileSystem::default(),
-        waiting: AtomicBool::new(false),
+        hanging: AtomicUsize::new(0),
+        opened: AtomicUsize::new(0),
+        open: AtomicUsize::new(0),
+        opens_hang: AtomicBool::new(false),
         release: AtomicBool::new(false),
     });
-    let options = SessionOptions { mountpoint: directory.path().to_owned(), ..Default::default() };
+    let mut options = SessionOptions { mountpoint: directory.path().to_owned(), ..Default::default() };
+    change(&mut options);
     let session = Session::mount(fs.clone(), options).unwrap();
     let handle = session.handle();
     (directory, fs, handle, std::thread::spawn(move || session.run()))
@@ -385,7 +414,7 @@ fn an_operation_that_panics_costs_its_caller_an_error_and_nobody_else_anything()
     if !can_mount() {
         return;
     }
-    let (directory, _, handle, thread) = planted();
+    let (directory, _, handle, thread) = planted(|_| {});
     for _ in 0..20 {
         let error = fs::metadata(directory.path().join("panic")).unwrap_err();
         assert_eq!(Errno::from_io_error(&error), Some(Errno::IO));
@@ -395,27 +424,112 @@ fn an_operation_that_panics_costs_its_caller_an_error_and_nobody_else_anything()
     thread.join().unwrap().unwrap();
 }
 
+/// Polls until `condition` holds; false if it does not within a minute.
+fn until(mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while Instant::now() < deadline {
+        if condition() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    false
+}
+
 #[test]
-fn a_signal_reaches_an_operation_that_waits() {
+fn killed_program_ends_while_its_call_still_waits() {
     if !can_mount() {
         return;
     }
-    let (directory, fs, handle, thread) = planted();
-    let mut child = Command::new("stat").arg(directory.path().join("slow")).spawn().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !fs.waiting.load(Ordering::SeqCst) {
-        assert!(Instant::now() < deadline, "stat looks the name up");
-        std::thread::sleep(Duration::from_millis(2));
+    let (directory, fs, handle, thread) = planted(|_| {});
+    let mut children: Vec<_> = ["slow-1", "slow-2"]
+        .map(|name| Command::new("stat").arg(directory.path().join(name)).spawn().unwrap())
+        .into();
+    assert!(until(|| fs.hanging.load(Ordering::SeqCst) == 2), "both look a name up");
+    children[0].kill().unwrap();
+    let ended = until(|| children[0].try_wait().unwrap().is_some());
+    let other_waits = children[1].try_wait().unwrap().is_none();
+    // Lets them end, if the signal did not.
+    fs.release.store(true, Ordering::SeqCst);
+    for child in &mut children {
+        child.wait().unwrap();
     }
+    assert!(ended, "the killed program waits");
+    assert!(other_waits, "the other one waits for its answer");
+    handle.unmount().unwrap();
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn signal_that_a_program_handles_ends_no_call() {
+    if !can_mount() {
+        return;
+    }
+    let (directory, fs, handle, thread) = planted(|_| {});
+    let script = "import os,signal,sys\nsignal.signal(signal.SIGUSR1, lambda *_: None)\n\
+                  try: os.stat(sys.argv[1])\nexcept OSError as error: sys.exit(error.errno)";
+    let mut child =
+        Command::new("python3").args(["-c", script]).arg(directory.path().join("slow")).spawn().unwrap();
+    assert!(until(|| fs.hanging.load(Ordering::SeqCst) == 1), "it looks the name up");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
+    // The signal is pending once the kernel shows it; it stays so while the call waits.
+    let pending = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
+        status.lines().any(|line| line.starts_with("ShdPnd:") && line.ends_with("200"))
+    };
+    assert!(until(pending), "the signal waits for the call");
+    fs.release.store(true, Ordering::SeqCst);
+    assert_eq!(child.wait().unwrap().code(), Some(Errno::NOENT.raw_os_error()));
+    handle.unmount().unwrap();
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn calls_that_wait_do_not_stop_others() {
+    if !can_mount() {
+        return;
+    }
+    let (directory, fs, handle, thread) = planted(|options| options.threads_max = 2);
+    let waiting: usize = 9;
+    let mut children: Vec<_> = (0..waiting)
+        .map(|number| directory.path().join(format!("slow-{number}")))
+        .map(|path| Command::new("stat").arg(path).stderr(Stdio::null()).spawn().unwrap())
+        .collect();
+    let begun = until(|| fs.hanging.load(Ordering::SeqCst) == waiting);
+    let (answered, answer) = mpsc::channel();
+    let path = directory.path().join("other");
+    let asking = std::thread::spawn(move || answered.send(fs::metadata(path).unwrap_err().kind()));
+    let answer = answer.recv_timeout(Duration::from_secs(60));
+    fs.release.store(true, Ordering::SeqCst);
+    for child in &mut children {
+        child.wait().unwrap();
+    }
+    asking.join().unwrap().unwrap();
+    assert!(begun, "more look-ups wait than there are threads at first");
+    assert_eq!(answer, Ok(std::io::ErrorKind::NotFound));
+    handle.unmount().unwrap();
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn file_opened_for_a_killed_program_is_released() {
+    if !can_mount() {
+        return;
+    }
+    let (directory, fs, handle, thread) = planted(|_| {});
+    let path = directory.path().join("opened");
+    fs::write(&path, b"x").unwrap();
+    assert!(until(|| fs.open.load(Ordering::SeqCst) == 0));
+    fs.opens_hang.store(true, Ordering::SeqCst);
+    let mut child = Command::new("cat").arg(&path).spawn().unwrap();
+    assert!(until(|| fs.hanging.load(Ordering::SeqCst) == 1), "it opens the file");
     child.kill().unwrap();
-    let ended = (0..600).any(|_| {
-        std::thread::sleep(Duration::from_millis(100));
-        child.try_wait().unwrap().is_some()
-    });
-    // Lets it end, if the signal did not.
+    let ended = until(|| child.try_wait().unwrap().is_some());
     fs.release.store(true, Ordering::SeqCst);
     child.wait().unwrap();
-    assert!(ended, "stat waits on");
+    assert!(ended, "the killed program waits");
+    assert!(until(|| fs.opened.load(Ordering::SeqCst) == 2 && fs.open.load(Ordering::SeqCst) == 0));
     handle.unmount().unwrap();
     thread.join().unwrap().unwrap();
 }
@@ -425,7 +539,7 @@ fn errors_of_flush_and_fsync_reach_the_program() {
     if !can_mount() {
         return;
     }
-    let (directory, _, handle, thread) = planted();
+    let (directory, _, handle, thread) = planted(|_| {});
     let file = File::create(directory.path().join("file")).unwrap();
     assert_eq!(rustix::fs::fsync(&file), Err(Errno::NOSPC));
     let error = nix_close(file);

@@ -14,6 +14,7 @@ use prost::Message;
 
 use super::backoff::Backoff;
 use super::patience::{Attempts, Reached};
+use crate::cancel::is_cancelled;
 use crate::error::{Error, Kind, Result};
 use crate::net::stream::Stream;
 use crate::net::{ConnectError, Endpoint, handshake};
@@ -147,8 +148,8 @@ impl Lane {
                 }
             };
             match backoff.pause(deadline) {
-                Some(pause) => std::thread::sleep(pause),
-                None => return Err(given_up(said.unwrap_or(error), &attempts)),
+                Some(pause) if !is_cancelled() => std::thread::sleep(pause),
+                _ => return Err(given_up(said.unwrap_or(error), &attempts)),
             }
         }
     }

@@ -1,30 +1,20 @@
 //! The process behind a request.
 
 use std::fs;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Who asks. Built by the session for each request.
-pub struct Caller<'a> {
+pub struct Caller {
     /// File-system uid and gid of the calling thread. Zero for write-back from the page cache.
     pub uid: u32,
     pub gid: u32,
     /// Thread id of the caller in the session's pid name space; 0 if it has none there.
     pub pid: u32,
-    /// The kernel's number of this request.
-    pub unique: u64,
-    /// Number of the request of this thread that was interrupted last.
-    pub(super) interrupted: &'a AtomicU64,
 }
 
 /// Most supplementary groups that are passed on: what NFS servers take, far above what people have.
 pub const GROUPS_MAX: usize = 64;
 
-impl Caller<'_> {
-    /// Whether the calling program waits no more: it got a signal, perhaps a fatal one.
-    pub fn is_interrupted(&self) -> bool {
-        self.interrupted.load(Ordering::Relaxed) == self.unique
-    }
-
+impl Caller {
     /// The caller's supplementary groups as /proc tells them: about 20 µs, so ask only where they matter. Empty if
     /// the process has gone.
     pub fn groups(&self) -> Vec<u32> {
@@ -40,8 +30,7 @@ mod tests {
 
     #[test]
     fn groups_of_this_process_are_those_of_the_kernel() {
-        let caller =
-            Caller { uid: 0, gid: 0, pid: std::process::id(), unique: 1, interrupted: &AtomicU64::new(0) };
+        let caller = Caller { uid: 0, gid: 0, pid: std::process::id() };
         let mut expected: Vec<u32> =
             rustix::process::getgroups().unwrap().iter().map(|group| group.as_raw()).collect();
         let mut groups = caller.groups();
@@ -52,8 +41,7 @@ mod tests {
 
     #[test]
     fn a_process_that_is_gone_has_no_groups() {
-        let flag = AtomicU64::new(0);
-        let caller = Caller { uid: 0, gid: 0, pid: u32::MAX, unique: 1, interrupted: &flag };
+        let caller = Caller { uid: 0, gid: 0, pid: u32::MAX };
         assert!(caller.groups().is_empty());
     }
 }

@@ -11,6 +11,8 @@
 //!     anybody waiting; what is not yet released when the session ends never is (`destroy` comes instead).
 //! F4  Set-user-id and set-group-id bits are cleared by the session when files are written, cut or given away.
 //! F5  After `destroy` no other method is called.
+//! F6  When a program is killed, its call of a method that changes nothing is answered by the session while the method
+//!     runs on. What waits in there looks at `crate::cancel` and may return any error.
 
 use std::time::Duration;
 
@@ -378,8 +380,4 @@ pub trait FileSystem: Send + Sync + 'static {
     ) -> Reply<usize> {
         Err(Errno::NOSYS)
     }
-
-    /// The program that waits for the request `unique` (`Caller::unique`) got a signal. A method that blocks for
-    /// long sees it in `caller.is_interrupted()` and returns `EINTR` if it has changed nothing yet.
-    fn interrupt(&self, unique: u64) {}
 }

@@ -20,6 +20,7 @@ mod options;
 mod privileges;
 mod request;
 mod session;
+mod watch;
 mod worker;
 
 pub use caller::Caller;

@@ -1,30 +1,38 @@
 //! A mounted file system: from mount to unmount, whoever unmounts it.
 //!
 //! Threads are started as requests need them: each waits on its own clone of the device, and the last one that stops
-//! waiting starts another, up to `threads_max`. They end when the kernel says that the mount is gone.
+//! waiting starts another, up to `threads_max`, and beyond while all of them hang (`watch`). They end when the kernel says
+//! that the mount is gone; those beyond `threads_max` when they are needed no more.
 //!
 //! S1  `FileSystem::destroy` is called exactly once, after the last operation has returned; an operation that does not
 //!     return within `grace` after the end is left behind.
-//! S2  A request is answered exactly once, also when an operation panics (EIO).
+//! S2  A request is answered exactly once, also when an operation panics (EIO) or its program is killed (EINTR): by who
+//!     takes its number out of the slot.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
 
 use crate::lock::{Condvar, Mutex, RwLock};
 
 use crate::buffer::BufferPool;
+use crate::cancel::Calls;
 
-use super::abi::Opcode;
+use super::abi::{InHeader, Opcode};
 use super::device::{Device, HEAD_BYTES, Received};
 use super::file_system::FileSystem;
 use super::mount::Mounted;
 use super::negotiate::{self, Agreement};
 use super::notify::Notifier;
 use super::options::SessionOptions;
-use super::worker::Worker;
+use super::request::Ending;
+use super::watch::{self, THREADS_LIMIT, Watch};
+use super::worker::{Served, Worker};
 
 /// A mount that is ready for its first request.
 pub struct Session {
@@ -37,10 +45,15 @@ pub struct Shared {
     pub options: SessionOptions,
     pub agreement: Agreement,
     pub pool: BufferPool,
+    /// Buffers of the threads beyond `threads_max`.
+    further_pool: OnceLock<BufferPool>,
+    pub watch: Watch,
     mounted: Mounted,
     /// Threads that wait for a request.
     waiting: AtomicUsize,
-    /// One for each thread: what it works on, and what was interrupted of it.
+    /// Most threads at present.
+    limit: AtomicUsize,
+    /// One for each thread.
     slots: RwLock<Vec<Arc<Slot>>>,
     life: Mutex<Life>,
     changed: Condvar,
@@ -50,18 +63,65 @@ pub struct Shared {
 #[derive(Default)]
 struct Life {
     threads: usize,
+    /// How many of them were started beyond `threads_max`.
+    further: usize,
     /// The kernel has ended the connection.
     ended: bool,
     failure: Option<io::Error>,
 }
 
 /// What one thread works on.
-#[derive(Default)]
 pub struct Slot {
-    /// Number of its request; 0 while it waits.
-    pub working_on: AtomicU64,
-    /// Number of the last of its requests that was interrupted.
-    pub interrupted: AtomicU64,
+    /// Where its requests come from, and are answered: clones of a device do not know one another's.
+    device: Device,
+    /// Number of its request until it is answered; 0 while there is none.
+    unanswered: AtomicU64,
+    pid: AtomicU32,
+    ending: AtomicU8,
+    pub calls: Arc<Calls>,
+}
+
+impl Slot {
+    fn new(device: Device) -> Slot {
+        Slot {
+            device,
+            unanswered: AtomicU64::new(0),
+            pid: AtomicU32::new(0),
+            ending: AtomicU8::new(0),
+            calls: Arc::default(),
+        }
+    }
+
+    /// The thread begins to work on a request.
+    pub fn begin(&self, header: &InHeader, ending: Ending) {
+        self.pid.store(header.pid, Ordering::Relaxed);
+        self.ending.store(ending as u8, Ordering::Relaxed);
+        self.calls.begin(header.unique);
+        self.unanswered.store(header.unique, Ordering::Release);
+    }
+
+    /// Takes the right to answer request `unique`. False: it has been answered.
+    pub fn claim(&self, unique: u64) -> bool {
+        self.unanswered.compare_exchange(unique, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid.load(Ordering::Relaxed)
+    }
+
+    pub fn ending(&self) -> Ending {
+        Ending::from_number(self.ending.load(Ordering::Relaxed))
+    }
+
+    /// Answers request `unique` while the thread still works on it.
+    pub fn end_early(&self, unique: u64, errno: Errno) {
+        if self.ending() == Ending::Cancelled {
+            self.calls.cancel(unique);
+        }
+        if self.claim(unique) {
+            self.device.reply(unique, Some(errno), &[], &[]);
+        }
+    }
 }
 
 impl Session {
@@ -82,11 +142,14 @@ impl Session {
         let notifier = Notifier::new(Arc::downgrade(mounted.device.fd()));
         let shared = Arc::new(Shared {
             fs,
-            options,
             agreement,
             pool,
+            further_pool: OnceLock::new(),
+            watch: Watch::default(),
             mounted,
             waiting: AtomicUsize::new(0),
+            limit: AtomicUsize::new(options.threads_max),
+            options,
             slots: RwLock::default(),
             life: Mutex::default(),
             changed: Condvar::new(),
@@ -104,8 +167,18 @@ impl Session {
         let shared = &self.shared;
         assert!(!shared.destroyed.load(Ordering::Acquire), "a session runs once");
         let device = Device::from_shared(shared.mounted.device.fd().clone());
-        shared.start_thread(device)?;
-        shared.wait_for_end();
+        let watching = thread::Builder::new().name("fuse-watch".into()).spawn({
+            let shared = shared.clone();
+            move || watch::run(&shared)
+        })?;
+        let started = shared.start_thread(device);
+        if started.is_ok() {
+            shared.wait_for_end();
+        }
+        shared.watch.end();
+        let watched = watching.join();
+        assert!(watched.is_ok(), "watching over requests does not fail");
+        started?;
         self.finish();
         match shared.life.lock().failure.take() {
             Some(error) => Err(error),
@@ -203,34 +276,48 @@ fn greet(device: &Device, pool: &BufferPool, options: &SessionOptions) -> io::Re
 impl Shared {
     /// Starts a thread that serves `device`.
     fn start_thread(self: &Arc<Self>, device: Device) -> io::Result<()> {
-        let slot = Arc::new(Slot::default());
-        let number = {
+        let slot = Arc::new(Slot::new(Device::from_shared(device.fd().clone())));
+        let (number, is_further) = {
             let mut life = self.life.lock();
-            if life.ended || life.threads >= self.options.threads_max {
+            if life.ended || life.threads >= self.limit.load(Ordering::Relaxed) {
                 return Ok(());
             }
+            let is_further = life.threads - life.further >= self.options.threads_max;
             life.threads += 1;
-            life.threads
+            life.further += usize::from(is_further);
+            (life.threads, is_further)
         };
         self.waiting.fetch_add(1, Ordering::AcqRel);
         self.slots.write().push(slot.clone());
-        let shared = self.clone();
+        let (shared, started_slot) = (self.clone(), slot.clone());
         let started = thread::Builder::new().name(format!("fuse-{number}")).spawn(move || {
-            let result = Worker::new(&shared, device, slot.clone()).serve();
-            shared.thread_ended(&slot, result);
+            let result = Worker::new(&shared, device, slot.clone(), is_further).serve();
+            shared.thread_ended(&slot, is_further, result);
         });
         if let Err(error) = started {
             self.waiting.fetch_sub(1, Ordering::AcqRel);
-            self.life.lock().threads -= 1;
+            self.slots.write().retain(|other| !Arc::ptr_eq(other, &started_slot));
+            self.forget_thread(&mut self.life.lock(), is_further);
             return Err(error);
         }
         Ok(())
     }
 
-    fn thread_ended(&self, slot: &Arc<Slot>, result: io::Result<()>) {
+    fn forget_thread(&self, life: &mut Life, is_further: bool) {
+        life.threads -= 1;
+        life.further -= usize::from(is_further);
+        if life.further == 0 {
+            self.limit.store(self.options.threads_max, Ordering::Relaxed);
+        }
+    }
+
+    fn thread_ended(&self, slot: &Arc<Slot>, is_further: bool, result: io::Result<Served>) {
         self.slots.write().retain(|other| !Arc::ptr_eq(other, slot));
         let mut life = self.life.lock();
-        life.threads -= 1;
+        self.forget_thread(&mut life, is_further);
+        if matches!(result, Ok(Served::Surplus)) {
+            return;
+        }
         life.ended = true;
         if let Err(error) = result {
             log::error!("reading requests failed: {error}");
@@ -239,32 +326,68 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// A thread begins to work. If nobody else waits for the next request, somebody should.
+    /// A thread begins to work. If no other waits for the next request, one has to.
     pub fn begin_work(self: &Arc<Self>, device: &Device) {
-        if self.waiting.fetch_sub(1, Ordering::AcqRel) != 1 {
+        if self.waiting.fetch_sub(1, Ordering::SeqCst) != 1 {
             return;
         }
-        if self.life.lock().threads < self.options.threads_max {
-            let started = device.try_clone().and_then(|clone| self.start_thread(clone));
-            if let Err(error) = started {
-                log::warn!("no further thread: {error}");
-            }
+        if self.life.lock().threads < self.limit.load(Ordering::Relaxed) {
+            self.start_another(device);
+        } else {
+            self.watch.all_busy();
         }
     }
 
-    pub fn end_work(&self) {
-        self.waiting.fetch_add(1, Ordering::AcqRel);
+    fn start_another(self: &Arc<Self>, device: &Device) {
+        let started = device.try_clone().and_then(|clone| self.start_thread(clone));
+        if let Err(error) = started {
+            log::warn!("starting another thread failed: {error}");
+        }
     }
 
-    /// Marks request `unique` as interrupted. False if no thread works on it (yet).
-    pub fn interrupt(&self, unique: u64) -> bool {
-        for slot in self.slots.read().iter() {
-            if slot.working_on.load(Ordering::Acquire) == unique {
-                slot.interrupted.store(unique, Ordering::Release);
-                return true;
-            }
+    /// A thread has done its work. False: enough others wait, and it is one of those that were started beyond
+    /// `threads_max`, so it ends.
+    pub fn end_work(&self, is_further: bool) -> bool {
+        let others = self.waiting.fetch_add(1, Ordering::AcqRel);
+        if !is_further || others == 0 {
+            return true;
         }
-        false
+        let one_less = |waiting: usize| (waiting > 1).then(|| waiting - 1);
+        self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less).is_err()
+    }
+
+    /// Whether no thread waits for a request, though there are as many as there may be.
+    pub fn is_busy(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) == 0
+    }
+
+    /// The requests that threads work on, in the order of the threads.
+    pub fn requests(&self) -> Vec<u64> {
+        self.slots.read().iter().map(|slot| slot.unanswered.load(Ordering::Acquire)).collect()
+    }
+
+    /// The thread that works on request `unique`, if there is one.
+    pub fn slot_of(&self, unique: u64) -> Option<Arc<Slot>> {
+        let slots = self.slots.read();
+        slots.iter().find(|slot| slot.unanswered.load(Ordering::Acquire) == unique).cloned()
+    }
+
+    /// Every thread hangs: lets there be twice as many.
+    pub fn raise_limit(self: &Arc<Self>) {
+        let most = THREADS_LIMIT.max(self.options.threads_max);
+        let limit = self.limit.load(Ordering::Relaxed);
+        if limit < most {
+            self.limit.store(most.min(limit * 2), Ordering::Relaxed);
+            log::info!("all {limit} threads wait: starting up to {} more", most.min(limit * 2) - limit);
+            self.start_another(&self.mounted.device);
+        }
+    }
+
+    /// Buffers for threads beyond `threads_max`: address space that is used only if they are started.
+    pub fn further_pool(&self) -> &BufferPool {
+        let count = THREADS_LIMIT.saturating_sub(self.options.threads_max);
+        let make = || BufferPool::new(self.options.request_bytes, count.max(1));
+        self.further_pool.get_or_init(|| make().expect("address space for buffers"))
     }
 
     /// Takes the mount off, if the connection has not ended: afterwards another mount may be in the same place, with

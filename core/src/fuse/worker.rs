@@ -3,13 +3,12 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, BufferPool};
 
 use super::abi::{InHeader, InterruptIn, Opcode};
 use super::body::Body;
@@ -25,9 +24,19 @@ pub struct Worker<'a> {
     shared: &'a Arc<Shared>,
     device: Device,
     slot: Arc<Slot>,
+    /// Started beyond `threads_max`, because the others hung.
+    is_further: bool,
     /// Bodies that are not payload, made contiguous.
     scratch: Vec<u8>,
     out: Vec<u8>,
+}
+
+/// Why a thread has stopped serving.
+pub enum Served {
+    /// There will be no more requests.
+    All,
+    /// Enough other threads wait for them.
+    Surplus,
 }
 
 /// The header at the start of a request.
@@ -36,17 +45,18 @@ pub fn header(message: &[u8]) -> Option<InHeader> {
 }
 
 impl<'a> Worker<'a> {
-    pub fn new(shared: &'a Arc<Shared>, device: Device, slot: Arc<Slot>) -> Self {
-        Worker { shared, device, slot, scratch: Vec::new(), out: Vec::new() }
+    pub fn new(shared: &'a Arc<Shared>, device: Device, slot: Arc<Slot>, is_further: bool) -> Self {
+        Worker { shared, device, slot, is_further, scratch: Vec::new(), out: Vec::new() }
     }
 
-    /// Serves requests until there will be no more.
-    pub fn serve(&mut self) -> io::Result<()> {
+    /// Serves requests until there will be no more, or the thread is needed no more.
+    pub fn serve(&mut self) -> io::Result<Served> {
+        self.slot.calls.install();
         let mut head = [0; HEAD_BYTES];
         let mut buffer = self.take_buffer();
         loop {
             match self.device.receive(&mut head, &buffer)? {
-                Received::Ended => return Ok(()),
+                Received::Ended => return Ok(Served::All),
                 Received::Nothing => {}
                 Received::Request(length) => {
                     self.shared.begin_work(&self.device);
@@ -56,13 +66,20 @@ impl<'a> Worker<'a> {
                         drop(buffer);
                         buffer = self.take_buffer();
                     }
-                    self.shared.end_work();
+                    if !self.shared.end_work(self.is_further) {
+                        return Ok(Served::Surplus);
+                    }
                 }
             }
         }
     }
 
     fn take_buffer(&self) -> Buffer {
+        if let Some(buffer) =
+            self.is_further.then(|| self.shared.further_pool()).and_then(BufferPool::try_take)
+        {
+            return buffer;
+        }
         loop {
             if let Some(buffer) = self.shared.pool.take(Instant::now() + BUFFER_WAIT) {
                 return buffer;
@@ -83,7 +100,12 @@ impl<'a> Worker<'a> {
             Some(Opcode::Write | Opcode::Read) => {
                 self.perform(&header, Body(body), buffer, in_buffer);
             }
-            Some(Opcode::Interrupt) => self.interrupt(&header, body),
+            // A signal for the program that waits for another request. It needs no answer.
+            Some(Opcode::Interrupt) => {
+                if let Ok((input, _)) = InterruptIn::read_from_prefix(body) {
+                    self.shared.watch.interrupt(input.unique);
+                }
+            }
             _ => {
                 let mut scratch = std::mem::take(&mut self.scratch);
                 scratch.clear();
@@ -101,26 +123,25 @@ impl<'a> Worker<'a> {
 
     fn perform(&mut self, header: &InHeader, body: Body<'_>, buffer: &Buffer, payload_length: usize) {
         let shared = self.shared;
-        self.slot.working_on.store(header.unique, Ordering::Release);
+        self.slot.begin(header, request::ending(header.opcode, body.0));
         let mut request = Request {
             context: Context { fs: &*shared.fs, options: &shared.options, agreement: &shared.agreement },
-            caller: Caller {
-                uid: header.uid,
-                gid: header.gid,
-                pid: header.pid,
-                unique: header.unique,
-                interrupted: &self.slot.interrupted,
-            },
+            caller: Caller { uid: header.uid, gid: header.gid, pid: header.pid },
             inode: header.inode,
             opcode: header.opcode,
             body,
             payload: buffer,
             payload_length,
+            opened: None,
         };
         self.out.clear();
         // A bug in one operation is one program's EIO, not everybody's lost mount.
         let result = catch_unwind(AssertUnwindSafe(|| request::perform(&mut request, &mut self.out)));
-        self.slot.working_on.store(0, Ordering::Release);
+        if !self.slot.claim(header.unique) {
+            // Its program was killed, and the kernel knows nothing of what was opened.
+            request.close_opened();
+            return;
+        }
         match result {
             Ok(Ok(Answer::Nothing)) => {}
             Ok(Ok(Answer::Out)) => self.device.reply(header.unique, None, &self.out, &[]),
@@ -133,17 +154,6 @@ impl<'a> Worker<'a> {
                     self.device.reply(header.unique, Some(Errno::IO), &[], &[]);
                 }
             }
-        }
-    }
-
-    /// A signal for the program that waits for another request.
-    fn interrupt(&self, header: &InHeader, body: &[u8]) {
-        let Ok((input, _)) = InterruptIn::read_from_prefix(body) else { return };
-        if self.shared.interrupt(input.unique) {
-            self.shared.fs.interrupt(input.unique);
-        } else {
-            // Its thread has not got so far, or is done: in the first case the kernel sends it again.
-            self.device.reply(header.unique, Some(Errno::AGAIN), &[], &[]);
         }
     }
 }

@@ -6,6 +6,7 @@ use super::DataClient;
 use super::Peer;
 use super::batches::{self, Batch, Carry, carry_out, with_room};
 use crate::buffer::Placement;
+use crate::cancel::is_cancelled;
 use crate::client::backoff::Backoff;
 use crate::client::patience::{Attempts, Reached};
 use crate::client::routing::Routing;
@@ -110,7 +111,7 @@ pub(super) fn run(client: &DataClient, pieces: &mut [Piece], deadline: Instant) 
         if pieces.iter().any(|piece| piece.outcome.is_none() && !piece.exhausted) {
             continue;
         }
-        if !pause(client, &routing, &mut backoff, deadline) {
+        if is_cancelled() || !pause(client, &routing, &mut backoff, deadline) {
             for piece in pieces.iter_mut().filter(|piece| piece.outcome.is_none()) {
                 piece.outcome = Some(Err(piece.last));
             }

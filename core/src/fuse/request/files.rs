@@ -10,7 +10,7 @@ use crate::fuse::file_system::{
 };
 use crate::fuse::privileges::drop_privileges;
 
-use super::{Answer, Request, put, put_entry};
+use super::{Answer, OpenedHandle, Request, put, put_entry};
 
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
@@ -23,6 +23,7 @@ impl Request<'_> {
             drop_privileges(self.context.fs, &self.caller, self.inode)?;
         }
         let opened = self.context.fs.open(&self.caller, self.inode, flags)?;
+        self.opened = Some(OpenedHandle::File(opened.handle));
         put(out, &self.open_out(&opened, flags));
         Ok(())
     }

@@ -32,7 +32,7 @@ pub struct Context<'a> {
 /// A request as it was read.
 pub struct Request<'a> {
     pub context: Context<'a>,
-    pub caller: Caller<'a>,
+    pub caller: Caller,
     /// The inode that the request is about.
     pub inode: u64,
     pub opcode: u32,
@@ -41,6 +41,55 @@ pub struct Request<'a> {
     pub payload: &'a Placement,
     /// Bytes of the payload that came with the request.
     pub payload_length: usize,
+    /// What it has opened.
+    pub opened: Option<OpenedHandle>,
+}
+
+/// A handle that the kernel knows only once the request is answered.
+pub enum OpenedHandle {
+    File(u64),
+    Directory(u64),
+}
+
+/// What becomes of an operation whose program is killed while it waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Ending {
+    /// It changes something, and is answered when that is done.
+    OnlyWhenDone,
+    /// It is answered at once, and goes on.
+    Answered,
+    /// It is answered at once, and may stop where it waits.
+    Cancelled,
+}
+
+impl Ending {
+    pub fn from_number(number: u8) -> Ending {
+        [Ending::OnlyWhenDone, Ending::Answered, Ending::Cancelled][usize::from(number)]
+    }
+}
+
+/// How a request of that kind ends with its program.
+pub fn ending(opcode: u32, body: &[u8]) -> Ending {
+    use Opcode::*;
+    match Opcode::from_wire(opcode) {
+        Some(
+            Lookup | GetAttr | ReadLink | Read | ReadDir | ReadDirPlus | GetXattr | ListXattr | StatFs
+            | Lseek,
+        ) => Ending::Cancelled,
+        // An fsync may be writing back what others wait for.
+        Some(Fsync | FsyncDir | OpenDir) => Ending::Answered,
+        Some(Open) => match Body(body).take::<abi::OpenIn>() {
+            Ok(input)
+                if input.flags & rustix::fs::OFlags::TRUNC.bits() == 0
+                    && input.open_flags & abi::OPEN_KILL_SUIDGID == 0 =>
+            {
+                Ending::Answered
+            }
+            _ => Ending::OnlyWhenDone,
+        },
+        _ => Ending::OnlyWhenDone,
+    }
 }
 
 /// What goes back to the kernel, beside what an operation has put into `out`.
@@ -121,6 +170,15 @@ fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
 }
 
 impl Request<'_> {
+    /// Gives back what was opened for a program that does not get it.
+    pub fn close_opened(&self) {
+        match self.opened {
+            Some(OpenedHandle::File(handle)) => self.context.fs.release(self.inode, handle),
+            Some(OpenedHandle::Directory(handle)) => self.context.fs.releasedir(self.inode, handle),
+            None => {}
+        }
+    }
+
     /// The kernel's form of an open file.
     fn open_out(&self, opened: &Opened, flags: i32) -> abi::OpenOut {
         // A descriptor with O_DIRECT that the kernel knows to be direct may write in parallel.

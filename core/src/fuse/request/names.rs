@@ -8,7 +8,7 @@ use crate::fuse::attributes::{absent, kind_of};
 use crate::fuse::directory::DirectorySink;
 use crate::fuse::file_system::{FileKind, PageCache, RenameMode, Reply};
 
-use super::{Request, put, put_entry};
+use super::{OpenedHandle, Request, put, put_entry};
 
 impl Request<'_> {
     pub fn lookup(&mut self, out: &mut Vec<u8>) -> Reply<()> {
@@ -94,6 +94,7 @@ impl Request<'_> {
     pub fn opendir(&mut self, out: &mut Vec<u8>) -> Reply<()> {
         let _: abi::OpenIn = self.body.take()?;
         let opened = self.context.fs.opendir(&self.caller, self.inode)?;
+        self.opened = Some(OpenedHandle::Directory(opened.handle));
         let open_flags = match opened.cache {
             PageCache::Keep => abi::fopen::CACHE_DIR | abi::fopen::KEEP_CACHE,
             PageCache::Drop => abi::fopen::CACHE_DIR,

@@ -1,6 +1,5 @@
 //! Hostile requests: whatever the bytes, an answer and no panic.
 
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -93,15 +92,15 @@ fn answer(opcode: u32, body: &[u8], payload_length: usize) -> (Reply<usize>, usi
     let options = SessionOptions::default();
     let agreement = Agreement { minor: 31, flags: 0, request_bytes: 1 << 16 };
     let payload = Placement::private(1 << 16).unwrap();
-    let interrupted = AtomicU64::new(0);
     let mut request = Request {
         context: Context { fs: &Empty, options: &options, agreement: &agreement },
-        caller: Caller { uid: 1, gid: 1, pid: 1, unique: 7, interrupted: &interrupted },
+        caller: Caller { uid: 1, gid: 1, pid: 1 },
         inode: 1,
         opcode,
         body: Body(body),
         payload: &payload,
         payload_length,
+        opened: None,
     };
     let mut out = Vec::new();
     let result = perform(&mut request, &mut out).map(|answer| match answer {
