@@ -61,6 +61,9 @@ class StorageConfig:
     durability: str = "write"
     resync_batch: int = 64  # chunks in flight to a returning replica
     resync_interval_ms: int = 200
+    # A disk that does not answer a write of one block for so long hangs and is left behind, as one that fails. This is
+    # the kernel's own limit for a command, shorter than clients retry, and longer than a loaded disk lets one wait.
+    disk_timeout_ms: int = 30_000
     scrub_interval_s: int = 86_400  # every chunk is read and verified once a day
     index_cache_bytes: int = 128 * MIB  # chunk index kept in memory
     # How other nodes are reached, and what clients find: auto | shm | tcp | rdma. "auto" answers by RDMA who asks for
@@ -156,6 +159,7 @@ BOUNDS: dict[tuple[type, str], tuple[int, int]] = {
     (StorageConfig, "threads_max"): (4, 65_536),
     (StorageConfig, "resync_batch"): (1, 4096),
     (StorageConfig, "resync_interval_ms"): (1, MINUTE_MS),
+    (StorageConfig, "disk_timeout_ms"): (1000, 60 * MINUTE_MS),
     (StorageConfig, "scrub_interval_s"): (1, 365 * 86_400),
     (StorageConfig, "index_cache_bytes"): (1 * MIB, 1024 * GIB),
     (StorageConfig, "rdma_gid_index"): (-1, 255),

@@ -42,6 +42,9 @@ class MemoryNode:
         self.on_flush: Callable[[], None] = lambda: None
         self.flushed: dict[int, dict[Name, Record]] = {}  # what the last `sync` made durable
         self.lease_until_s = 0.0
+        self.access_s = 0.0
+        self.on_space: Callable[[], object] = lambda: None
+        self.gave_up = False
         self.damaged: set[Name] = set()
         self.rounds = 5
         self.stuck: dict[str, float] = {}  # chunks that something holds, and for how many seconds
@@ -68,6 +71,13 @@ class MemoryNode:
     def drop_lease(self) -> None:
         self.lease_until_s = 0.0
 
+    def oldest_access_s(self) -> float:
+        return self.access_s
+
+    def give_up_disk(self) -> None:
+        self.drop_lease()
+        self.gave_up = True
+
     def lease_left_s(self) -> float:
         return self.lease_until_s
 
@@ -80,6 +90,7 @@ class MemoryNode:
         ]
 
     def space(self):
+        self.on_space()
         return 1000, 500, 500
 
     def counters(self):

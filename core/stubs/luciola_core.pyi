@@ -375,6 +375,10 @@ class StorageNode:
         Renewing a lease that still runs takes effect at once. After one has run out, nothing is served before the
         routing has reached `routing_version` (of the heartbeat's reply): chains may have changed meanwhile.
         """
+    def oldest_access_s(self) -> float:
+        """How long the oldest access to the disk has been under way; 0 if there is none. Waits for nothing."""
+    def give_up_disk(self) -> None:
+        """Refuse everything from now on, because the disk hangs. Waits for nothing."""
     def drop_lease(self) -> None:
         """Serve nothing from now on. Reads that began before may still be answered: they began under the lease."""
     def lease_left_s(self) -> float: ...

@@ -12,6 +12,7 @@ remembered as lost until they have been brought up to date.
 import errno
 import fcntl
 import json
+import mmap
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,7 @@ from ..errors import Busy, ConfigError
 from ..ids import NodeId, TargetId
 
 HOST: Final = Path("/proc/sys/kernel/random/boot_id")
+PROBE_BYTES: Final = 4096  # one block of every device
 SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of Linux, less its final zero
 
 
@@ -116,15 +118,26 @@ class Directory:
         _write(self.path / "scrub.json", {"finished_unix_s": unix_s})
 
     def probe(self) -> None:
-        """Writes a small file, to notice a disk that fails while nobody uses it; a full one is no failure.
+        """Overwrite one block of a file straight on the disk, to see whether it answers; a full disk does.
 
         Raises: OSError.
         """
+        path = self.path / ".probe"
         try:
-            with (self.path / ".probe").open("wb") as file:
-                file.write(b"probe")
-                file.flush()
-                os.fsync(file.fileno())
+            if not path.exists() or path.stat().st_size < PROBE_BYTES:
+                _write_through(path)  # its block must be there, or every probe would wait for the journal
+            try:
+                file = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                _write_through(path)  # a file system without direct writes
+                return
+            try:
+                with mmap.mmap(-1, PROBE_BYTES) as block:  # page-aligned, as direct writes want it
+                    os.pwrite(file, block, 0)
+            finally:
+                os.close(file)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -149,6 +162,13 @@ class Directory:
         assert self._record is not None, "opened"
         _write(self.path / "node.json", asdict(self._record))
         os.fsync(self._lock)
+
+
+def _write_through(path: Path) -> None:
+    with path.open("wb") as file:
+        file.write(bytes(PROBE_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _write(path: Path, table: dict[str, Any]) -> None:

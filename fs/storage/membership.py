@@ -35,7 +35,7 @@ FIRST_INTERVAL_S: Final = 1.0  # until mgmtd has said its own
 FIRST_TIMEOUT_S: Final = 5.0  # of heartbeats until mgmtd has granted a lease; later half a lease each
 LEAVE_TIMEOUT_S: Final = 2.0
 FREE_AGAIN_BYTES: Final = 16 << 20  # so that a disk at its limit does not fill the log with changes
-PROBE_S: Final = 30.0  # a write and an fsync: next to nothing, also on a busy disk
+SPACE_TIMEOUT_S: Final = 1.0  # of asking for free space: on a disk that hangs heartbeats go on without
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,8 @@ class Membership:
         self._changed = asyncio.Event()
         self._was_heard = True
         self._is_full = False
+        self._asked_space: asyncio.Task[tuple[int, int, int]] | None = None
+        self._known_free_bytes = FREE_AGAIN_BYTES
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: list[Callable[[], None]] = []
         self._config_listeners: list[Callable[[configuration.ClusterConfig], None]] = []
@@ -107,10 +109,13 @@ class Membership:
         self._apply(model.SyncDone(chain, chain_version))
         return True
 
-    def disk_failed(self) -> None:
-        """Reading or writing the disk gives errors."""
+    def disk_failed(self, reason: str) -> None:
+        """Report every replica OFFLINE until the process is started again, and serve nothing."""
         if not self.state.has_failed:
-            log.error("the disk fails; every replica here is OFFLINE until this process is started again")
+            log.error(
+                "disk failed: %s; every replica here is OFFLINE until this process is started again", reason
+            )
+            self._engine.node.give_up_disk()
             self._apply(model.DiskFailed())
 
     def _apply(self, event: model.Event) -> None:
@@ -178,16 +183,6 @@ class Membership:
             except TimeoutError:
                 continue
 
-    async def watch_disk(self) -> None:
-        """Writes to the disk now and then, for ever, so that one that fails is noticed while nobody uses it."""
-        while True:
-            await asyncio.sleep(PROBE_S)
-            try:
-                await self._engine.run(self._directory.probe)
-            except OSError as error:
-                if error.errno == errno.EIO:
-                    self.disk_failed()
-
     async def leave(self) -> None:
         """Says that this node has stopped serving, so that nobody waits for its lease."""
         request = HeartbeatRequest(node=self._about, sequence=self._next(), leaving=True)
@@ -249,17 +244,17 @@ class Membership:
         used_bytes: dict[int, int] = {}
         low_space = False
         try:
-            _, free_bytes, _ = await self._engine.quick(node.space)
+            free_bytes = await self._free_bytes()
             low_space = is_full(free_bytes)
             self._log_space(free_bytes)
             for target, _, _, _, used, bad in await self._engine.quick(node.targets):
                 used_bytes[target] = used
                 if bad:
-                    self.disk_failed()
+                    self.disk_failed("the data server gave it up")
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            self.disk_failed()
+            self.disk_failed(str(error))
         if not model.may_serve(self.state):
             await self._engine.quick(node.drop_lease)  # M2
         request = HeartbeatRequest(node=self._about, sequence=self._next())
@@ -269,6 +264,16 @@ class Membership:
                 self._report(target, about, local=about.local, used=used, low_space=low_space)
             )
         return request
+
+    async def _free_bytes(self) -> int:
+        """Return what clients may still write; on a disk that hangs, what was free before."""
+        if self._asked_space is None:
+            self._asked_space = asyncio.create_task(self._engine.quick(self._engine.node.space))
+        done, _ = await asyncio.wait({self._asked_space}, timeout=SPACE_TIMEOUT_S)
+        if done:
+            asked, self._asked_space = self._asked_space, None
+            self._known_free_bytes = asked.result()[1]
+        return self._known_free_bytes
 
     def _log_space(self, free_bytes: int) -> None:
         """Log once when the disk turns full, and once when it takes writes again."""

@@ -13,12 +13,14 @@ from typing import Any, Final
 from luciola_core import StorageNode
 
 from .. import __version__
+from ..clock import SystemClock
 from ..config import ClusterConfig, rdma_options
 from ..ids import NodeId, new_incarnation
 from ..wire import SERVICE, Cluster, RpcClients, RpcServer, follow_routing, format_address, methods, mint
 from ..wire.pb.mgmtd_pb2 import NODE_STORAGE, Node, Routing
 from . import held_up
 from .directory import Directory
+from .disk_watch import DiskWatch
 from .engine import Engine
 from .membership import Membership, Options
 from .recovery import Recovery
@@ -87,7 +89,16 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
     log.info("node %d serves: control %s, data %s", settings.node, about.grpc_address, about.data_address)
     try:
         reports = held_up.report(engine)
-        await _work(membership, clients, [scrub.run(), reports], settings.cluster.mgmtd_grpc, stop)
+        watch = DiskWatch(
+            directory.probe,
+            engine.node.oldest_access_s,
+            membership.disk_failed,
+            clock=SystemClock(),
+            limit_s=config.disk_timeout_ms / 1000,
+        )
+        await _work(
+            membership, clients, [scrub.run(), reports, watch.run()], settings.cluster.mgmtd_grpc, stop
+        )
     finally:  # serve nothing, say so, finish what is under way
         log.info("node %d stops", settings.node)
         await recovery.stop()
@@ -124,7 +135,6 @@ async def _work(
     endless: list[Coroutine[Any, Any, None]] = [
         follow_routing(clients, mgmtd, membership.table, changed),
         beat(),
-        membership.watch_disk(),
         *others,
     ]
     tasks = [asyncio.create_task(work) for work in endless]

@@ -124,6 +124,48 @@ def small_disk(directory: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", str(directory)], check=True)
 
 
+@contextmanager
+def disk_of_its_own(directory: Path, image: Path, size: int) -> Iterator[None]:
+    """A file system that can be frozen: calls that change it then wait, as on a disk that hangs."""
+    directory.mkdir(parents=True, mode=0o700)
+    with image.open("wb") as file:
+        file.truncate(size)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(directory)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+@pytest.mark.skipif(not Path("/dev/loop-control").exists(), reason="needs loop devices")
+def test_a_hanging_disk_is_left_behind_and_its_process_says_so(tmp_path: Path) -> None:
+    config = "[storage]\ndisk_timeout_ms = 2000\n"
+    cluster = LocalCluster(tmp_path, storage_nodes=2, replicas=2, mount=True, config=config)
+    assert cluster.mountpoint is not None
+    (tmp_path / "data").mkdir(mode=0o700)
+    (tmp_path / "data" / "run").mkdir(mode=0o700)
+    disk = tmp_path / "data" / "storage-202"
+    with disk_of_its_own(disk, tmp_path / "image", 512 * MIB), cluster:
+        cluster.wait_healthy()
+        path = cluster.mountpoint / "file"
+        path.write_bytes(os.urandom(4 * MIB))
+        subprocess.run(["fsfreeze", "--freeze", str(disk)], check=True)
+        try:
+            content = os.urandom(4 * MIB)
+            with path.open("r+b", buffering=0) as file:
+                file.write(content)
+                os.fsync(file.fileno())
+            assert path.read_bytes() == content
+            log = (cluster.data / "log" / "storage-202.log").read_text()
+            assert "disk failed: a write of one block has not ended for 2 s" in log
+            chains = json.loads(luciola("chain", "list", "--data", str(cluster.data), "--json").stdout)
+            members = [each for chain in chains for each in chain["targets"] if each["node"] == 202]
+            assert {each["state"] for each in members} == {"offline"}
+        finally:
+            subprocess.run(["fsfreeze", "--unfreeze", str(disk)], check=True)
+
+
 def test_a_full_disk_gives_enospc_and_recovers(tmp_path: Path) -> None:
     config = "[storage]\nreserve_bytes = 33554432\n[meta]\ngc_delay_ms = 2000\n"
     cluster = LocalCluster(tmp_path, storage_nodes=1, replicas=1, mount=True, config=config)

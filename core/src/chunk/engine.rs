@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::lock::{Mutex, RwLock};
 use rustix::fs::FlockOperation;
 
+use super::accesses::Accesses;
 use super::api::*;
 use super::boot;
 use super::cache::{Cache, Slot};
@@ -50,6 +51,7 @@ pub(super) struct Core {
     pub options: Options,
     pub segments: Segments,
     pub index: Index,
+    pub accesses: Arc<Accesses>,
     pub cache: Cache,
     pub pages: Mutex<PageMap>,
     pub limbo: Mutex<Limbo>,
@@ -146,6 +148,11 @@ impl Engine {
         self.core.rounds.begun()
     }
 
+    /// How long the oldest access to the disk has been under way: on a disk that hangs it does not end.
+    pub fn oldest_access(&self) -> Duration {
+        self.core.accesses.oldest()
+    }
+
     /// What clients say of their requests: which of them need not be remembered.
     pub fn writers(&self) -> &Writers {
         &self.core.writers
@@ -185,10 +192,13 @@ impl Core {
         let blocks = dir.join("blocks");
         fs::create_dir_all(&blocks).map_err(failed)?;
         segments::sync_directory(dir).map_err(failed)?;
+        let accesses = Arc::new(Accesses::default());
         let index =
-            Index::open(&dir.join("index"), options.cache_bytes / 2).map_err(|error| match error {
-                fjall::Error::Io(source) => failed(source),
-                error => OpenError::Index { path: dir.to_owned(), reason: error.to_string() },
+            Index::open(&dir.join("index"), options.cache_bytes / 2, accesses.clone()).map_err(|error| {
+                match error {
+                    fjall::Error::Io(source) => failed(source),
+                    error => OpenError::Index { path: dir.to_owned(), reason: error.to_string() },
+                }
             })?;
         let synced = index
             .synced()
@@ -196,7 +206,7 @@ impl Core {
         let floor = index
             .floor()
             .map_err(|status| OpenError::Index { path: dir.to_owned(), reason: status.to_string() })?;
-        let segments = Segments::new(blocks, segment_bytes, options.on_write);
+        let segments = Segments::new(blocks, segment_bytes, options.on_write, accesses.clone());
         let mut core = Core {
             pages: Mutex::new(PageMap::new(segments.segment_pages())),
             cache: Cache::new(options.cache_bytes / 2),
@@ -213,6 +223,7 @@ impl Core {
             options,
             segments,
             index,
+            accesses,
             directory,
         };
         // Data of earlier rounds is durable; after power loss the rest is looked at.

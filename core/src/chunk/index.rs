@@ -7,11 +7,13 @@ use std::io::{self, ErrorKind};
 use std::ops::Bound;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use super::accesses::Accesses;
 use super::codec::{self, KEY_BYTES};
 use super::state::Record;
 use crate::types::{ChainId, ChunkKey, ContentId, Status, Version};
@@ -34,10 +36,11 @@ pub struct Index {
     chunks: Keyspace,
     /// What is not about one chunk: `SYNCED`, `FLOOR`.
     engine: Keyspace,
+    accesses: Arc<Accesses>,
 }
 
 impl Index {
-    pub fn open(dir: &Path, cache_bytes: usize) -> fjall::Result<Index> {
+    pub fn open(dir: &Path, cache_bytes: usize, accesses: Arc<Accesses>) -> fjall::Result<Index> {
         let database = Database::builder(dir)
             .cache_size(cache_bytes as u64)
             .max_journaling_size(JOURNAL_BYTES_MAX)
@@ -46,12 +49,13 @@ impl Index {
         let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
         let chunks = database.keyspace("chunks", options)?;
         let engine = database.keyspace("engine", KeyspaceCreateOptions::default)?;
-        let index = Index { dir: dir.to_owned(), database, chunks, engine };
+        let index = Index { dir: dir.to_owned(), database, chunks, engine, accesses };
         index.sync_journals()?;
         Ok(index)
     }
 
     pub fn get(&self, key: ChunkKey) -> Result<Option<Record>, Status> {
+        let _access = self.accesses.begin();
         match self.chunks.get(codec::encode_key(key)).map_err(|error| failed(&error))? {
             None => Ok(None),
             Some(value) => decode(key, &value).map(Some),
@@ -60,6 +64,7 @@ impl Index {
 
     /// Stores the record.
     pub fn put(&self, key: ChunkKey, record: &Record) -> Result<(), Status> {
+        let _access = self.accesses.begin();
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
         batch.insert(&self.chunks, codec::encode_key(key), codec::encode_record(record));
         batch.commit().map_err(|error| failed(&error))
@@ -67,6 +72,7 @@ impl Index {
 
     /// Deletes the record, and raises the floor, in one atomic batch.
     pub fn forget(&self, key: ChunkKey, floor: Version) -> Result<(), Status> {
+        let _access = self.accesses.begin();
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
         batch.remove(&self.chunks, codec::encode_key(key));
         batch.insert(&self.engine, FLOOR, floor.0.to_le_bytes());
@@ -103,6 +109,7 @@ impl Index {
     }
 
     pub fn set_synced(&self, round: u64) -> Result<(), Status> {
+        let _access = self.accesses.begin();
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
         batch.insert(&self.engine, SYNCED, round.to_le_bytes());
         batch.commit().map_err(|error| failed(&error))
@@ -114,6 +121,7 @@ impl Index {
     /// batch is with the kernel when `put` returns, fjall syncs a journal before it begins the next one, and
     /// tables before it deletes their journal; so to sync the journals that exist is enough.
     pub fn sync(&self) -> Result<(), Status> {
+        let _access = self.accesses.begin();
         match self.sync_journals() {
             Ok(0) => self.database.persist(PersistMode::SyncAll).map_err(|error| failed(&error)),
             Ok(_) => Ok(()),

@@ -19,6 +19,7 @@
 //! Not here: who may write, in which order, to whom it is forwarded (`craq`, `server`). The caller runs at most
 //! one update of a chunk at a time, or takes what the engine's own lock of the chunk makes of several.
 
+mod accesses;
 mod api;
 mod boot;
 mod cache;

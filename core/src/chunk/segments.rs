@@ -13,6 +13,7 @@ use rustix::fs::FallocateFlags;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
+use super::accesses::Accesses;
 use super::payload::Sink;
 use super::state::{Extent, PAGE, PageNumber};
 
@@ -23,6 +24,7 @@ pub struct Segments {
     /// A block file was made since the directory was last synced.
     has_new: AtomicBool,
     on_write: Option<fn()>,
+    accesses: Arc<Accesses>,
     #[cfg(test)]
     pub(super) faults: super::faults::Faults,
 }
@@ -35,13 +37,14 @@ struct Segment {
 }
 
 impl Segments {
-    pub fn new(dir: PathBuf, bytes: u64, on_write: Option<fn()>) -> Segments {
+    pub fn new(dir: PathBuf, bytes: u64, on_write: Option<fn()>, accesses: Arc<Accesses>) -> Segments {
         Segments {
             dir,
             bytes,
             files: RwLock::default(),
             has_new: AtomicBool::new(false),
             on_write,
+            accesses,
             #[cfg(test)]
             faults: super::faults::Faults::default(),
         }
@@ -63,6 +66,7 @@ impl Segments {
 
     /// Writes all of `bytes` at `address`, counted from the first byte of segment 0.
     pub fn write(&self, mut address: u64, mut bytes: &[u8]) -> io::Result<()> {
+        let _access = self.accesses.begin();
         if let Some(on_write) = self.on_write {
             on_write();
         }
@@ -81,6 +85,7 @@ impl Segments {
 
     /// Reads up to `into.len()` bytes; fewer where a file ends.
     pub fn read(&self, mut address: u64, mut into: &mut [u8]) -> io::Result<usize> {
+        let _access = self.accesses.begin();
         let mut done = 0;
         while !into.is_empty() {
             let (segment, position, room) = self.at(address)?;
@@ -109,6 +114,7 @@ impl Segments {
         offset: usize,
         length: usize,
     ) -> io::Result<usize> {
+        let _access = self.accesses.begin();
         let mut done = 0;
         while done < length {
             let (segment, position, room) = self.at(address + done as u64)?;
@@ -136,6 +142,7 @@ impl Segments {
     /// Makes everything written before the call durable. An error is final: the kernel may have dropped the
     /// pages that it could not write, so nobody may believe a later success.
     pub fn sync(&self) -> io::Result<()> {
+        let _access = self.accesses.begin();
         if self.has_new.swap(false, Ordering::AcqRel) {
             sync_directory(&self.dir)?;
         }

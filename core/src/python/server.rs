@@ -105,6 +105,15 @@ impl PyStorageNode {
         Ok(())
     }
 
+    fn oldest_access_s(&self) -> PyResult<f64> {
+        Ok(self.server()?.oldest_access().as_secs_f64())
+    }
+
+    fn give_up_disk(&self) -> PyResult<()> {
+        self.server()?.give_up_disk();
+        Ok(())
+    }
+
     fn drop_lease(&self) -> PyResult<()> {
         self.server()?.drop_lease();
         Ok(())

@@ -450,6 +450,17 @@ impl StorageServer {
         self.node.targets()
     }
 
+    /// How long the oldest access to the disk has been under way. Waits for nothing.
+    pub fn oldest_access(&self) -> Duration {
+        self.node.engine.oldest_access()
+    }
+
+    /// Refuses everything from now on: the disk hangs. Waits for nothing.
+    pub fn give_up_disk(&self) {
+        self.node.lease.drop_now();
+        self.node.mark_bad("waiting for the disk");
+    }
+
     pub fn chain_states(&self) -> Vec<ChainStatus> {
         self.node.chain_states()
     }

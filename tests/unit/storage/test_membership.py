@@ -1,6 +1,7 @@
 """Heartbeats, leases and routing against a manager that answers what the test says; the engine is in memory."""
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -125,6 +126,23 @@ def test_a_heartbeat_may_take_half_of_a_long_lease(tmp_path):
     run(tmp_path, test)
 
 
+def test_heartbeats_go_on_while_the_disk_does_not_tell_its_space(tmp_path):
+    async def test(world, _):
+        hang = threading.Event()
+        world.twin.on_space = lambda: hang.wait(60)
+        try:
+            world.routing(OFFLINE)
+            await world.beats(2)
+            world.membership.disk_failed("it hangs")
+            await world.beats(2)
+            assert states(world.manager.heard[-1]) == {101: Local.OFFLINE}
+            assert (world.twin.gave_up, world.twin.lease_until_s) == (True, 0)
+        finally:
+            hang.set()
+
+    run(tmp_path, test)
+
+
 def test_no_lease_is_used_while_our_absence_is_unnoticed(tmp_path):
     async def test(world, _):
         world.routing(SERVING)
@@ -145,7 +163,7 @@ def test_lease_is_dropped_before_a_serving_replica_is_reported_offline(tmp_path)
         world.routing(SERVING)
         await world.beats(3)
         assert world.twin.lease_until_s > 0
-        world.membership.disk_failed()
+        world.membership.disk_failed("test")
 
         def answer(request):
             assert set(states(request).values()) == {Local.OFFLINE}
