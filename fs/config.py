@@ -48,7 +48,7 @@ class MetaConfig:
     durability: str = "write"
     list_limit: int = 1024  # entries in one page of a listing
     path_depth_max: int = 256
-    idempotence_ms: int = 1_800_000  # how long a request id is remembered
+    idempotence_ms: int = 1_800_000  # silence of a client that is gone, after which its answers are deleted
 
 
 @dataclass(frozen=True)

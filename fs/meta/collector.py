@@ -34,6 +34,7 @@ from .census import Census
 from .quarantine import Quarantine
 from .removal_clock import RemovalClock
 from .removal_queue import RemovalQueue
+from .requests import Requests
 from .sessions import Holds, Writers
 from .storage import Chunks
 from .work import NS_PER_MS
@@ -48,8 +49,7 @@ REST_S: Final = (
 SLICES: Final = 512  # of one round: a fraction of a second, then sessions and chunks have their turn
 ENTRIES: Final = 64  # of a removed directory, read at once
 CONCURRENCY: Final = 8  # contents whose chunks are removed at once
-RECORDS: Final = 512  # requests of one client forgotten in one round
-CLIENTS: Final = 32  # looked at in one round
+RECORDS: Final = 512  # answers to one client deleted in one transaction
 PRUNE_INTERVAL_S: Final = 5.0
 
 
@@ -101,6 +101,7 @@ class Collector:
         quarantine: Quarantine,
         writers: Writers,
         holds: Holds,
+        requests: Requests,
         census: Census,
         removal_clock: RemovalClock,
         membership: Membership,
@@ -113,6 +114,7 @@ class Collector:
         self._quarantine = quarantine
         self._writers = writers
         self._holds = holds
+        self._requests = requests
         self._census = census
         self._removal_clock = removal_clock
         self._membership = membership
@@ -123,7 +125,6 @@ class Collector:
         self._batch = max(2, config.gc_batch)
         self._slice_began_s = 0.0
         self._worked_s = 0.0
-        self._cursors: dict[bytes, bytes] = {}
         self._unknown_since: dict[int, float] = {}
         self._pruned_s = float("-inf")
 
@@ -134,7 +135,7 @@ class Collector:
         done += await self.collect_orphans()
         done += await self.collect_garbage()
         done += await self._quarantine.collect()
-        await self.forget_requests()
+        done += await self.forget_requests()
         return done
 
     # Inodes without a name.
@@ -339,10 +340,13 @@ class Collector:
             return 0
         sessions = self._writers.of_clients_outside(known)
         absent = {client for _, _, client in sessions} | {c for c in self._holds.clients if c not in known}
+        silent = self._requests.silent_outside(known, before_s=now_s - self._config.idempotence_ms / 1000)
+        absent |= silent
         self._unknown_since = {client: self._unknown_since.get(client, now_s) for client in absent}
         gone = {c for c, since_s in self._unknown_since.items() if now_s - since_s >= self._session_timeout_s}
         for client in gone:
             self._holds.forget(client)
+        self._requests.end(gone & silent)
         ended = 0
         for inode, session, client in sessions:
             if client in gone:
@@ -384,35 +388,18 @@ class Collector:
         txn.delete(schema.session_key(number, session))
         return True
 
-    # Requests that have been answered long ago.
+    # Answers to clients that are gone.
 
     async def forget_requests(self) -> int:
-        """Forgets answers older than `idempotence_ms`, of some clients at a time; how many."""
-        limit_ms = self._clock.unix_ns() // NS_PER_MS - self._config.idempotence_ms
-        begin, end = schema.kind_range(b"R")
-        cursor = self._cursors.get(b"R", begin)
-        old: list[bytes] = []
-        for _ in range(CLIENTS):
-            # A client's sequences grow with time: behind the first young answer all are young.
-            pairs = self._engine.begin().snapshot_range(cursor, end, limit=RECORDS if not old else 1)
-            if not pairs:
-                cursor = begin
-                break
-            client = schema.split_two(pairs[0][0])[0]
-            mine = [
-                key
-                for key, value in pairs
-                if schema.split_two(key)[0] == client and schema.decode_record(value)[0] < limit_ms
-            ]
-            old += mine
-            if len(mine) == len(pairs):
-                cursor = mine[-1] + b"\x00"
-                break
-            cursor = schema.records_end(client)
-        self._cursors[b"R"] = cursor
-        if old:
-            await run(self._engine, lambda txn: _delete(txn, *old), clock=self._clock)
-        return len(old)
+        """Deletes some of the answers that such a client has left behind; how many."""
+        left = self._requests.left_behind(limit=RECORDS)
+        if left is None:
+            return 0
+        client, sequences = left
+        keys = [schema.record_key(client, sequence) for sequence in sequences]
+        await run(self._engine, lambda txn: _delete(txn, *keys), clock=self._clock)
+        self._requests.dropped(client, sequences)
+        return len(keys)
 
 
 def _give_up(txn: Transaction, *, key: bytes) -> bool:

@@ -3,7 +3,8 @@
 The usual case is one attempt: a plain function, without a task. All else goes on in `_persist`.
 
 S1  A request with a sequence number leaves a record in the transaction that carries it out; sent again, also to a
-    process that has started since, it gets the same answer and changes nothing.
+    process that has started since, it gets the same answer and changes nothing. Once its client has settled it, it is
+    void, and its record goes (requests.py).
 S2  `Writers` is what the store holds: it changes after a commit, and is read again after a commit whose outcome was
     unknown.
 S3  A reply is sent after the commit; with `durability = "sync"`, or `durable` in the request, when it is on disk.
@@ -35,6 +36,7 @@ from .operations.list import Listing, list_directory
 from .permissions import READ, User, may
 from .quarantine import Quarantine
 from .replies import RECORDED, inodes_of, without_data
+from .requests import Requests
 from .sessions import SESSIONS_MAX, Holds, Writers
 from .storage import StorageControl
 from .truncation import Truncations
@@ -82,6 +84,7 @@ class Parts:
     truncations: Truncations
     writers: Writers
     holds: Holds
+    requests: Requests
     census: Census
     quarantine: Quarantine
     incarnation: int
@@ -96,6 +99,7 @@ class Execution:
         self._clock = parts.clock
         self._scene = parts.scene
         self._writers = parts.writers
+        self._requests = parts.requests
         self._census = parts.census
         self._durable = parts.config.durability == "sync"
         self._last_ns = 0
@@ -103,9 +107,15 @@ class Execution:
         self._background: set[asyncio.Task[None]] = set()
         self.count = 0
 
+    def admit(self, caller: Caller) -> None:
+        """Raises: InvalidArgument for a request that its client has given up."""
+        if caller.sequence:
+            self._requests.admit(caller, now_s=self._clock.monotonic())
+
     def read(self, operation: Operation[R], request: Any, identity: Identity) -> R | Awaitable[R]:
         caller: Caller = request.caller
         call = Call(operation, request, User(*identity.user(caller)), caller.client, 0, UNRECORDED)
+        self.admit(caller)
         self.count += 1
         call.wants_length = operation is not list_directory  # which shows what is stored rather than nothing
         try:
@@ -119,6 +129,7 @@ class Execution:
     ) -> R | Awaitable[R]:
         caller: Caller = request.caller
         call = Call(operation, request, User(*identity.user(caller)), caller.client, caller.sequence, number)
+        self.admit(caller)
         if number in (lane.META_CREATE, lane.META_OPEN):
             call.wants_length = True
             if request.write:
@@ -148,11 +159,12 @@ class Execution:
             txn.cancel()  # the reason for another attempt holds the frames of this one
 
     def _attempt_in(self, txn: Transaction, call: Call) -> Any:
+        if call.sequence:
+            self._requests.check(call.client, call.sequence)
         record = schema.record_key(call.client, call.sequence) if call.sequence and call.number else b""
-        if record:
-            answered = txn.get(record)
-            if answered is not None:
-                return self._answer_again(call, answered)
+        answered = txn.get(record) if record else None
+        if answered is not None:
+            return self._answer_again(call, answered)
         work = Work(
             self._scene,
             txn,
@@ -165,14 +177,14 @@ class Execution:
             call.cuts,
         )
         reply = call.operation(work, call.request)
-        if record:
-            txn.put(record, schema.encode_record(work.now_ms, call.number, without_data(reply)))
+        settled = self._record(txn, call, record, reply) if record else ()
         try:
             txn.commit()
         except MaybeCommitted:
             call.uncertain.update(inode for inode, _ in (*work.opened, *work.closed))
             call.made = work.made
             raise
+        self._requests.dropped(call.client, settled)
         for inode, session in work.opened:
             self._writers.add(inode, session, call.client)
         for inode, session in work.closed:
@@ -181,9 +193,18 @@ class Execution:
             self._census.added(work.made)
         return reply
 
+    def _record(self, txn: Transaction, call: Call, record: bytes, reply: Any) -> Sequence[int]:
+        """Stores the answer in the operation's transaction; the settled requests whose answers it deletes."""
+        txn.put(record, schema.encode_record(call.number, without_data(reply)))
+        settled = self._requests.settled(call.client)
+        for sequence in settled:
+            txn.delete(schema.record_key(call.client, sequence))
+        self._requests.stored(call.client, call.sequence)  # perhaps: deleting what is not there does no harm
+        return settled
+
     def _answer_again(self, call: Call, record: bytes) -> Any:
         """The answer that this request got before; inodes as they are now, where they still exist."""
-        _, number, reply_bytes = schema.decode_record(record)
+        number, reply_bytes = schema.decode_record(record)
         if number != call.number:
             raise InvalidArgument("this sequence number was used for another request")
         self._census.added(call.made)

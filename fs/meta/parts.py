@@ -15,6 +15,7 @@ from .layout import Placer
 from .lengths import Lengths
 from .quarantine import Quarantine
 from .removal_clock import RemovalClock
+from .requests import Requests
 from .service import MetaService
 from .sessions import Holds, Writers
 from .storage import Chunks, StorageControl
@@ -84,6 +85,7 @@ async def build(  # noqa: PLR0913, the seams of the service
     truncations = Truncations(engine, chunks, clock)
     writers = Writers()
     holds = Holds()
+    requests = Requests()
     census = Census()
     inodes = Allocator(engine, INODES, clock)
     contents = Allocator(engine, CONTENTS, clock)
@@ -93,6 +95,7 @@ async def build(  # noqa: PLR0913, the seams of the service
     scene = Scene(config, placer, inodes, contents, removal_clock, truncations)
     truncations.load()
     writers.load(engine)
+    requests.load(engine, now_s=clock.monotonic())
     await inodes.refill()
     await contents.refill()
     parts = Parts(
@@ -105,6 +108,7 @@ async def build(  # noqa: PLR0913, the seams of the service
         truncations=truncations,
         writers=writers,
         holds=holds,
+        requests=requests,
         census=census,
         quarantine=quarantine,
         incarnation=new_incarnation(),
@@ -117,6 +121,7 @@ async def build(  # noqa: PLR0913, the seams of the service
         quarantine=quarantine,
         writers=writers,
         holds=holds,
+        requests=requests,
         census=census,
         removal_clock=removal_clock,
         membership=membership,

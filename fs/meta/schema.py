@@ -35,7 +35,7 @@ _ENTRY: Final = Struct("<QB")
 _SESSION: Final = Struct("<QQ")
 _TIME: Final = Struct("<q")
 _COUNT: Final = Struct("<I")
-_RECORD: Final = Struct("<QH")
+_RECORD: Final = Struct("<H")
 _NEXT: Final = Struct("<Q")
 _CUT: Final = Struct("<QQ")
 
@@ -102,11 +102,6 @@ def session_range(inode: int) -> tuple[bytes, bytes]:
 
 def record_key(client: int, sequence: int) -> bytes:
     return pack_two(b"R", client, sequence)
-
-
-def records_end(client: int) -> bytes:
-    """After all records of a client."""
-    return pack_one(b"R", client) + b"\xff" * 9
 
 
 def orphan_key(removed_ms: int, inode: int) -> bytes:
@@ -202,14 +197,14 @@ def decode_count(value: bytes | None) -> int:
     return 0 if value is None else int(_COUNT.unpack(value)[0])
 
 
-def encode_record(unix_ms: int, method: int, reply: bytes) -> bytes:
-    return _RECORD.pack(unix_ms, method) + reply
+def encode_record(method: int, reply: bytes) -> bytes:
+    return _RECORD.pack(method) + reply
 
 
-def decode_record(value: bytes) -> tuple[int, int, bytes]:
-    """(when, lane number of the method, serialized reply) of a request that has been carried out."""
-    unix_ms, method = _RECORD.unpack_from(value)
-    return unix_ms, method, value[_RECORD.size :]
+def decode_record(value: bytes) -> tuple[int, bytes]:
+    """(lane number of the method, serialized reply) of a request that has been carried out."""
+    (method,) = _RECORD.unpack_from(value)
+    return method, value[_RECORD.size :]
 
 
 def encode_next(number: int) -> bytes:
@@ -308,7 +303,6 @@ __all__ = [
     "orphan_key",
     "quarantine_key",
     "record_key",
-    "records_end",
     "removal_begin",
     "session_key",
     "session_range",

@@ -158,6 +158,7 @@ class MetaService:
     def hold(self, request: pb.HoldRequest, identity: Identity) -> Any:
         """Replaces all that the client holds. Raises: InvalidArgument for too many inodes."""
         user = User(*identity.user(request.caller))
+        self._execution.admit(request.caller)
         if len(request.inodes) > HOLDS_MAX:
             raise InvalidArgument(f"a client holds at most {HOLDS_MAX} inodes")
         if user.uid:

@@ -1,10 +1,11 @@
-//! Which inode a request to the metadata service is about.
+//! Which inode a request to the metadata service is about, and on whose behalf it runs.
 
 use crate::wire::pb;
 
 pub trait About {
     /// The inode, or the directory that its path begins at; 0 if it is about none, or the path begins at the root.
     fn inode(&self) -> u64;
+    fn set_caller(&mut self, caller: pb::Caller);
 }
 
 fn start(path: Option<&pb::Path>) -> u64 {
@@ -17,6 +18,10 @@ macro_rules! about {
             fn inode(&self) -> u64 {
                 let inode: fn(&pb::$request) -> u64 = $inode;
                 inode(self)
+            }
+
+            fn set_caller(&mut self, caller: pb::Caller) {
+                self.caller = Some(caller);
             }
         })+
     };

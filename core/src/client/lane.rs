@@ -108,30 +108,46 @@ impl Lane {
         request: &Q,
         deadline: Instant,
     ) -> Result<R> {
+        self.call_tracked(method, request, deadline, &mut Attempts::new())
+    }
+
+    /// As `call`; `attempts` says afterwards how far it got.
+    pub(super) fn call_tracked<Q: Message, R: Message + Default>(
+        &self,
+        method: Method,
+        request: &Q,
+        deadline: Instant,
+        attempts: &mut Attempts<String>,
+    ) -> Result<R> {
         let request = request.encode_to_vec();
         if request.len() > PAYLOAD_BYTES_MAX {
             return Err(Error::invalid("the request is too long for the lane"));
         }
-        let reply = self.call_bytes(method, &request, deadline)?;
+        let reply = self.call_bytes(method, &request, deadline, attempts)?;
         R::decode(reply.as_slice())
             .map_err(|error| Error::new(Kind::CorruptData, format!("{}: {error}", method.as_str_name())))
     }
 
-    fn call_bytes(&self, method: Method, request: &[u8], deadline: Instant) -> Result<Vec<u8>> {
+    fn call_bytes(
+        &self,
+        method: Method,
+        request: &[u8],
+        deadline: Instant,
+        attempts: &mut Attempts<String>,
+    ) -> Result<Vec<u8>> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let mut backoff = Backoff::new(self.options.retry_first, self.options.retry_max);
         let mut untried = self.state.lock().addresses.len();
         // What the service itself said last tells more than that the deadline has passed.
         let mut said = None;
-        let mut attempts = Attempts::new();
         let given_up = |error: Error, attempts: &Attempts<String>| {
             error.context(format!("{} was given up ({attempts})", method.as_str_name()))
         };
         loop {
-            let error = match self.attempt(method, id, request, deadline, &mut attempts) {
+            let error = match self.attempt(method, id, request, deadline, attempts) {
                 Ok(reply) => return Ok(reply),
                 Err(Failure::Final(error)) if error.kind() == Kind::Timeout => {
-                    return Err(given_up(error, &attempts));
+                    return Err(given_up(error, attempts));
                 }
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Lost(error)) => {
@@ -149,7 +165,7 @@ impl Lane {
             };
             match backoff.pause(deadline) {
                 Some(pause) if !is_cancelled() => std::thread::sleep(pause),
-                _ => return Err(given_up(said.unwrap_or(error), &attempts)),
+                _ => return Err(given_up(said.unwrap_or(error), attempts)),
             }
         }
     }

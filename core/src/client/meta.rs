@@ -1,10 +1,10 @@
 //! Calls to the metadata service: one method each, and what every call has in common.
 //!
 //! A call that changes something carries a sequence number that is kept over retries, so a service that was
-//! killed half-way recognises it. All calls are retried until the deadline: a restart of meta is a pause.
+//! killed half-way recognises it; and it says which earlier ones are settled, so that none of them is carried out
+//! late (`sequences`). All calls are retried until the deadline: a restart of meta is a pause.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,8 @@ use prost::Message;
 
 use super::about::About;
 use super::lane::Lane;
-use super::patience::Warnings;
+use super::patience::{Attempts, Warnings};
+use super::sequences::Sequences;
 use crate::error::{Error, Kind, Result};
 use crate::types::ClientId;
 use crate::wire::pb::{self, Method};
@@ -50,7 +51,7 @@ pub enum Carrier {
 pub struct Meta {
     carrier: Carrier,
     client: ClientId,
-    sequence: AtomicU64,
+    sequences: Sequences,
     deadline: Duration,
 }
 
@@ -70,23 +71,16 @@ fn missing() -> Error {
 
 impl Meta {
     pub fn new(carrier: Carrier, client: ClientId, deadline: Duration) -> Meta {
-        Meta { carrier, client, sequence: AtomicU64::new(1), deadline }
+        Meta { carrier, client, sequences: Sequences::new(), deadline }
     }
 
     pub fn deadline(&self) -> Instant {
         Instant::now() + self.deadline
     }
 
-    /// The caller of a request that changes nothing.
-    pub fn reader(&self, who: &Who) -> Option<pb::Caller> {
+    fn caller(&self, who: &Who) -> pb::Caller {
         let Who { uid, gid, groups } = who.clone();
-        Some(pb::Caller { uid, gid, groups, client: self.client.0, sequence: 0 })
-    }
-
-    /// The caller of a request that changes something: a fresh sequence number.
-    pub fn writer(&self, who: &Who) -> Option<pb::Caller> {
-        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
-        self.reader(who).map(|caller| pb::Caller { sequence, ..caller })
+        pb::Caller { uid, gid, groups, client: self.client.0, ..Default::default() }
     }
 
     /// An operator hears of a call that was given up.
@@ -95,9 +89,10 @@ impl Meta {
         method: Method,
         request: &Q,
         deadline: Instant,
+        attempts: &mut Attempts<String>,
     ) -> Result<R> {
         let result = match &self.carrier {
-            Carrier::Lane(lane) => lane.call(method, request, deadline),
+            Carrier::Lane(lane) => lane.call_tracked(method, request, deadline, attempts),
             #[cfg(test)]
             Carrier::Twin(twin) => twin.call(method, request),
         };
@@ -111,11 +106,16 @@ impl Meta {
     }
 
     /// Calls and runs again what lost to another transaction.
-    fn call<Q: Message + About, R: Message + Default>(&self, method: Method, request: &Q) -> Result<R> {
+    fn call<Q: Message + About, R: Message + Default>(
+        &self,
+        method: Method,
+        request: &Q,
+        attempts: &mut Attempts<String>,
+    ) -> Result<R> {
         let deadline = self.deadline();
         let mut pause = CONFLICT_FIRST;
         loop {
-            match self.once(method, request, deadline) {
+            match self.once(method, request, deadline, attempts) {
                 Err(error) if error.kind() == Kind::Conflict && Instant::now() + pause < deadline => {
                     thread::sleep(pause);
                     pause = (pause * 2).min(CONFLICT_MAX);
@@ -125,18 +125,71 @@ impl Meta {
         }
     }
 
-    fn inode<Q: Message + About>(&self, method: Method, request: &Q) -> Result<pb::Inode> {
-        self.call::<Q, pb::InodeReply>(method, request)?.inode.ok_or_else(missing)
+    /// A request that changes nothing.
+    fn ask<Q: Message + About, R: Message + Default>(
+        &self,
+        method: Method,
+        who: &Who,
+        mut request: Q,
+    ) -> Result<R> {
+        request.set_caller(self.caller(who));
+        self.call(method, &request, &mut Attempts::new())
+    }
+
+    /// A request that changes something.
+    fn change<Q: Message + About, R: Message + Default>(
+        &self,
+        method: Method,
+        who: &Who,
+        request: Q,
+    ) -> Result<R> {
+        self.numbered(who, request, |request, attempts| self.call(method, request, attempts))
+    }
+
+    /// As `change`, but `Conflict` comes back as it is.
+    fn change_once<Q: Message + About, R: Message + Default>(
+        &self,
+        method: Method,
+        who: &Who,
+        request: Q,
+    ) -> Result<R> {
+        self.numbered(who, request, |request, attempts| self.once(method, request, self.deadline(), attempts))
+    }
+
+    /// Gives the request its number for as long as `send` works on it.
+    fn numbered<Q: Message + About, R>(
+        &self,
+        who: &Who,
+        mut request: Q,
+        send: impl FnOnce(&Q, &mut Attempts<String>) -> Result<R>,
+    ) -> Result<R> {
+        let live = self.sequences.begin();
+        let (sequence, settled_below) = (live.number, live.settled_below);
+        request.set_caller(pb::Caller { sequence, settled_below, ..self.caller(who) });
+        let mut attempts = Attempts::new();
+        let result = send(&request, &mut attempts);
+        if result.is_err() && attempts.may_arrive() {
+            live.give_up();
+        }
+        result
+    }
+
+    fn ask_inode<Q: Message + About>(&self, method: Method, who: &Who, request: Q) -> Result<pb::Inode> {
+        self.ask::<Q, pb::InodeReply>(method, who, request)?.inode.ok_or_else(missing)
+    }
+
+    fn change_inode<Q: Message + About>(&self, method: Method, who: &Who, request: Q) -> Result<pb::Inode> {
+        self.change::<Q, pb::InodeReply>(method, who, request)?.inode.ok_or_else(missing)
     }
 
     pub fn lookup(&self, who: &Who, parent: u64, name: &[u8]) -> Result<pb::Inode> {
-        let request = pb::LookupRequest { caller: self.reader(who), parent, name: name.to_vec() };
-        self.inode(Method::MetaLookup, &request)
+        let request = pb::LookupRequest { caller: None, parent, name: name.to_vec() };
+        self.ask_inode(Method::MetaLookup, who, request)
     }
 
     pub fn stat(&self, who: &Who, path: pb::Path, follow: bool) -> Result<pb::Inode> {
-        let request = pb::StatRequest { caller: self.reader(who), path: Some(path), follow };
-        self.inode(Method::MetaStat, &request)
+        let request = pb::StatRequest { caller: None, path: Some(path), follow };
+        self.ask_inode(Method::MetaStat, who, request)
     }
 
     /// The inode of a file that is open here, with the bytes of a small one. The service withholds those from a user
@@ -151,18 +204,18 @@ impl Meta {
     }
 
     pub fn create(&self, who: &Who, request: pb::CreateRequest) -> Result<pb::InodeReply> {
-        self.call(Method::MetaCreate, &pb::CreateRequest { caller: self.writer(who), ..request })
+        self.change(Method::MetaCreate, who, request)
     }
 
     pub fn open(&self, who: &Who, request: pb::OpenRequest) -> Result<pb::InodeReply> {
-        self.call(Method::MetaOpen, &pb::OpenRequest { caller: self.writer(who), ..request })
+        self.change(Method::MetaOpen, who, request)
     }
 
     /// The outcome of each close, in order; with the inode if the close brought news of it.
     pub fn close(&self, who: &Who, closes: Vec<pb::CloseOne>) -> Result<Vec<Result<Option<pb::Inode>>>> {
         let count = closes.len();
-        let request = pb::CloseRequest { caller: self.writer(who), closes };
-        let reply: pb::CloseReply = self.call(Method::MetaClose, &request)?;
+        let request = pb::CloseRequest { caller: None, closes };
+        let reply: pb::CloseReply = self.change(Method::MetaClose, who, request)?;
         if reply.errors.len() != count || reply.results.len() != count {
             return Err(Error::new(
                 Kind::CorruptData,
@@ -178,15 +231,14 @@ impl Meta {
 
     /// `Conflict` comes back as it is: the bytes to send must be made anew.
     pub fn sync(&self, who: &Who, request: pb::SyncRequest) -> Result<pb::Inode> {
-        let request = pb::SyncRequest { caller: self.writer(who), ..request };
-        let reply: pb::InodeReply = self.once(Method::MetaSync, &request, self.deadline())?;
+        let reply: pb::InodeReply = self.change_once(Method::MetaSync, who, request)?;
         reply.inode.ok_or_else(missing)
     }
 
     /// A content for the bytes of a file that is to leave its inode. `Conflict` comes back, as from `sync`.
     pub fn reserve_spare(&self, who: &Who, request: pb::SyncRequest) -> Result<pb::Spare> {
-        let request = pb::SyncRequest { caller: self.writer(who), reserve_spare: true, ..request };
-        let reply: pb::InodeReply = self.once(Method::MetaSync, &request, self.deadline())?;
+        let request = pb::SyncRequest { reserve_spare: true, ..request };
+        let reply: pb::InodeReply = self.change_once(Method::MetaSync, who, request)?;
         reply
             .spare
             .ok_or_else(|| Error::new(Kind::CorruptData, "a spare content was asked for and none came"))
@@ -201,102 +253,92 @@ impl Meta {
         device: u32,
     ) -> Result<pb::Inode> {
         let request = pb::MknodRequest {
-            caller: self.writer(who),
+            caller: None,
             path: Some(path),
             r#type: kind.into(),
             permissions: mode,
             device,
         };
-        self.inode(Method::MetaMknod, &request)
+        self.change_inode(Method::MetaMknod, who, request)
     }
 
     pub fn mkdir(&self, who: &Who, path: pb::Path, permissions: u32, parents: bool) -> Result<pb::Inode> {
-        let request = pb::MkdirRequest {
-            caller: self.writer(who),
-            path: Some(path),
-            permissions,
-            parents,
-            layout: None,
-        };
-        self.inode(Method::MetaMkdir, &request)
+        let request = pb::MkdirRequest { caller: None, path: Some(path), permissions, parents, layout: None };
+        self.change_inode(Method::MetaMkdir, who, request)
     }
 
     pub fn symlink(&self, who: &Who, path: pb::Path, target: &[u8]) -> Result<pb::Inode> {
-        let request =
-            pb::SymlinkRequest { caller: self.writer(who), path: Some(path), target: target.to_vec() };
-        self.inode(Method::MetaSymlink, &request)
+        let request = pb::SymlinkRequest { caller: None, path: Some(path), target: target.to_vec() };
+        self.change_inode(Method::MetaSymlink, who, request)
     }
 
     pub fn link(&self, who: &Who, source: pb::Path, target: pb::Path, follow: bool) -> Result<pb::Inode> {
-        let caller = self.writer(who);
-        let request = pb::LinkRequest { caller, source: Some(source), target: Some(target), follow };
-        self.inode(Method::MetaLink, &request)
+        let request = pb::LinkRequest { caller: None, source: Some(source), target: Some(target), follow };
+        self.change_inode(Method::MetaLink, who, request)
     }
 
     /// The inode that lost a name.
     pub fn unlink(&self, who: &Who, path: pb::Path) -> Result<pb::Inode> {
-        self.inode(Method::MetaUnlink, &pb::UnlinkRequest { caller: self.writer(who), path: Some(path) })
+        self.change_inode(Method::MetaUnlink, who, pb::UnlinkRequest { caller: None, path: Some(path) })
     }
 
     pub fn rmdir(&self, who: &Who, path: pb::Path) -> Result<()> {
-        let request = pb::RmdirRequest { caller: self.writer(who), path: Some(path) };
-        self.call::<_, pb::Empty>(Method::MetaRmdir, &request).map(drop)
+        let request = pb::RmdirRequest { caller: None, path: Some(path) };
+        self.change::<_, pb::Empty>(Method::MetaRmdir, who, request).map(drop)
     }
 
     pub fn rename(&self, who: &Who, request: pb::RenameRequest) -> Result<pb::RenameReply> {
-        self.call(Method::MetaRename, &pb::RenameRequest { caller: self.writer(who), ..request })
+        self.change(Method::MetaRename, who, request)
     }
 
     pub fn set_attr(&self, who: &Who, request: pb::SetAttrRequest) -> Result<pb::Inode> {
-        self.inode(Method::MetaSetAttr, &pb::SetAttrRequest { caller: self.writer(who), ..request })
+        self.change_inode(Method::MetaSetAttr, who, request)
     }
 
     pub fn list(&self, who: &Who, request: pb::ListRequest) -> Result<pb::ListReply> {
-        self.call(Method::MetaList, &pb::ListRequest { caller: self.reader(who), ..request })
+        self.ask(Method::MetaList, who, request)
     }
 
     pub fn stat_fs(&self, who: &Who) -> Result<pb::StatFsReply> {
-        self.call(Method::MetaStatFs, &pb::StatFsRequest { caller: self.reader(who) })
+        self.ask(Method::MetaStatFs, who, pb::StatFsRequest { caller: None })
     }
 
     pub fn remove_tree(&self, who: &Who, path: pb::Path) -> Result<()> {
-        let request = pb::RemoveTreeRequest { caller: self.writer(who), path: Some(path) };
-        self.call::<_, pb::Empty>(Method::MetaRemoveTree, &request).map(drop)
+        let request = pb::RemoveTreeRequest { caller: None, path: Some(path) };
+        self.change::<_, pb::Empty>(Method::MetaRemoveTree, who, request).map(drop)
     }
 
     pub fn get_xattr(&self, who: &Who, inode: u64, name: &[u8]) -> Result<Vec<u8>> {
-        let request =
-            pb::XattrRequest { caller: self.reader(who), inode, name: name.to_vec(), ..Default::default() };
-        Ok(self.call::<_, pb::XattrReply>(Method::MetaGetXattr, &request)?.value)
+        let request = pb::XattrRequest { inode, name: name.to_vec(), ..Default::default() };
+        Ok(self.ask::<_, pb::XattrReply>(Method::MetaGetXattr, who, request)?.value)
     }
 
     /// `flags` of setxattr(2).
     pub fn set_xattr(&self, who: &Who, inode: u64, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
         let (name, value) = (name.to_vec(), value.to_vec());
-        let request = pb::XattrRequest { caller: self.writer(who), inode, name, value, flags };
-        self.call::<_, pb::Empty>(Method::MetaSetXattr, &request).map(drop)
+        let request = pb::XattrRequest { caller: None, inode, name, value, flags };
+        self.change::<_, pb::Empty>(Method::MetaSetXattr, who, request).map(drop)
     }
 
     pub fn list_xattr(&self, who: &Who, inode: u64) -> Result<Vec<Vec<u8>>> {
-        let request = pb::XattrRequest { caller: self.reader(who), inode, ..Default::default() };
-        Ok(self.call::<_, pb::XattrReply>(Method::MetaListXattr, &request)?.names)
+        let request = pb::XattrRequest { inode, ..Default::default() };
+        Ok(self.ask::<_, pb::XattrReply>(Method::MetaListXattr, who, request)?.names)
     }
 
     pub fn remove_xattr(&self, who: &Who, inode: u64, name: &[u8]) -> Result<()> {
-        let request =
-            pb::XattrRequest { caller: self.writer(who), inode, name: name.to_vec(), ..Default::default() };
-        self.call::<_, pb::Empty>(Method::MetaRemoveXattr, &request).map(drop)
+        let request = pb::XattrRequest { inode, name: name.to_vec(), ..Default::default() };
+        self.change::<_, pb::Empty>(Method::MetaRemoveXattr, who, request).map(drop)
     }
 
     /// Tells a service that may have forgotten it which inodes are open for reading. Returns its incarnation.
     pub fn hold(&self, who: &Who, inodes: Vec<u64>, incarnation: u64) -> Result<u64> {
-        let request = pb::HoldRequest { caller: self.reader(who), inodes, incarnation };
-        Ok(self.call::<_, pb::HoldReply>(Method::MetaHold, &request)?.incarnation)
+        let request = pb::HoldRequest { caller: None, inodes, incarnation };
+        Ok(self.change::<_, pb::HoldReply>(Method::MetaHold, who, request)?.incarnation)
     }
 
     pub fn real_path(&self, who: &Who, inode: u64) -> Result<Vec<u8>> {
-        let request = pb::RealPathRequest { caller: self.reader(who), inode };
-        Ok(self.call::<_, pb::RealPathReply>(Method::MetaRealPath, &request)?.path)
+        let request = pb::RealPathRequest { caller: None, inode };
+        Ok(self.ask::<_, pb::RealPathReply>(Method::MetaRealPath, who, request)?.path)
     }
 }
 

@@ -26,6 +26,7 @@ mod names;
 mod patience;
 mod reach;
 pub mod routing;
+mod sequences;
 mod session;
 mod shared;
 #[cfg(test)]

@@ -26,15 +26,18 @@ pub struct Attempts<P> {
     count: u32,
     peer: Option<P>,
     reached: Reached,
+    /// An attempt before the last one was sent and not answered.
+    outstanding: bool,
 }
 
 impl<P> Attempts<P> {
     pub fn new() -> Attempts<P> {
-        Attempts { begun: Instant::now(), count: 0, peer: None, reached: Reached::Unsent }
+        Attempts { begun: Instant::now(), count: 0, peer: None, reached: Reached::Unsent, outstanding: false }
     }
 
     /// One more begins.
     pub fn begin(&mut self, peer: P) {
+        self.outstanding = self.may_arrive();
         self.count += 1;
         self.peer = Some(peer);
         self.reached = Reached::Unsent;
@@ -42,6 +45,11 @@ impl<P> Attempts<P> {
 
     pub fn reached(&mut self, reached: Reached) {
         self.reached = reached;
+    }
+
+    /// Whether an attempt that was not answered may still be on its way.
+    pub fn may_arrive(&self) -> bool {
+        self.outstanding || self.reached == Reached::Sent
     }
 }
 
@@ -111,9 +119,14 @@ mod tests {
         assert!(attempts.to_string().ends_with("the last to node 1, not sent"), "{attempts}");
         attempts.reached(Reached::Answered);
         attempts.begin("node 2");
+        assert!(!attempts.may_arrive());
         attempts.reached(Reached::Sent);
+        assert!(attempts.may_arrive());
         assert!(attempts.to_string().starts_with("2 attempts in "), "{attempts}");
         assert!(attempts.to_string().ends_with("the last to node 2, sent and not answered"), "{attempts}");
+        attempts.begin("node 3");
+        attempts.reached(Reached::Answered);
+        assert!(attempts.may_arrive(), "the attempt before was never answered");
     }
 
     #[test]

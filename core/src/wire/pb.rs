@@ -71,6 +71,8 @@ pub struct Caller {
     pub client: u64,
     #[prost(uint64, tag = "5")]
     pub sequence: u64,
+    #[prost(uint64, tag = "6")]
+    pub settled_below: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Error {

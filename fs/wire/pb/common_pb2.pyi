@@ -93,18 +93,20 @@ class Claims(_message.Message):
     def __init__(self, role: _Optional[_Union[Claims.Role, str]] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., groups: _Optional[_Iterable[int]] = ..., expires_unix_s: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
 
 class Caller(_message.Message):
-    __slots__ = ("uid", "gid", "groups", "client", "sequence")
+    __slots__ = ("uid", "gid", "groups", "client", "sequence", "settled_below")
     UID_FIELD_NUMBER: _ClassVar[int]
     GID_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_BELOW_FIELD_NUMBER: _ClassVar[int]
     uid: int
     gid: int
     groups: _containers.RepeatedScalarFieldContainer[int]
     client: int
     sequence: int
-    def __init__(self, uid: _Optional[int] = ..., gid: _Optional[int] = ..., groups: _Optional[_Iterable[int]] = ..., client: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+    settled_below: int
+    def __init__(self, uid: _Optional[int] = ..., gid: _Optional[int] = ..., groups: _Optional[_Iterable[int]] = ..., client: _Optional[int] = ..., sequence: _Optional[int] = ..., settled_below: _Optional[int] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("code", "message", "errno", "retryable", "fields")

@@ -85,39 +85,6 @@ def test_request_sent_twice_is_carried_out_once(scenario, restart):
     world.close()
 
 
-def test_answer_survives_until_it_is_forgotten():
-    world = World(idempotence_ms=10_000)
-    world.create(b"f", exclusive=True, sequence=5)
-    world.create(b"f", exclusive=True, sequence=5)
-    world.clock.advance(9)
-    world.run(world.collector.forget_requests())
-    world.create(b"f", exclusive=True, sequence=5)
-    world.clock.advance(2)
-    world.run(world.collector.forget_requests())
-    assert world.keys(b"R") == []
-    with refused(Error, 17):
-        world.create(b"f", exclusive=True, sequence=5)
-    world.close()
-
-
-def test_forgetting_goes_through_all_records(monkeypatch):
-    from luciola.meta import collector
-
-    monkeypatch.setattr(collector, "RECORDS", 10)
-    world = World(idempotence_ms=10_000)
-    for number in range(35):
-        world.mkdir(b"%d" % number)
-        world.clock.advance(0.5)
-    for _ in range(9):
-        world.run(world.collector.forget_requests())
-    assert 15 <= len(world.keys(b"R")) <= 21
-    world.clock.advance(20)
-    for _ in range(9):
-        world.run(world.collector.forget_requests())
-    assert world.keys(b"R") == []
-    world.close()
-
-
 def test_requests_without_a_sequence_leave_no_record(world):
     world.mkdir(b"d", sequence=0)
     assert world.keys(b"R") == []

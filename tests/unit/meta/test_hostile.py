@@ -150,7 +150,4 @@ def test_ids_that_do_not_exist(world, number):
 def test_clients_and_sequences_at_their_ends(world):
     world.mkdir(b"a", client=2**64 - 1, sequence=2**64 - 1)
     world.mkdir(b"a", client=2**64 - 1, sequence=2**64 - 1)
-    world.clock.advance(10_000)
-    for _ in range(3):
-        world.run(world.collector.forget_requests())
-    assert world.keys(b"R") == []
+    assert len(world.keys(b"R")) == 1
