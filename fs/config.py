@@ -64,6 +64,9 @@ class StorageConfig:
     # A disk that does not answer a write of one block for so long hangs and is left behind, as one that fails. This is
     # the kernel's own limit for a command, shorter than clients retry, and longer than a loaded disk lets one wait.
     disk_timeout_ms: int = 30_000
+    resync_bytes_per_s: int = 0  # that this node sends to returning replicas, all together; 0: no limit
+    # How long a returning replica keeps the bytes of chunks that its chain never had.
+    quarantine_s: int = 7 * 86_400
     scrub_interval_s: int = 86_400  # every chunk is read and verified once a day
     index_cache_bytes: int = 128 * MIB  # chunk index kept in memory
     # How other nodes are reached, and what clients find: auto | shm | tcp | rdma. "auto" answers by RDMA who asks for

@@ -210,7 +210,7 @@ class StorageCluster:
         while True:
             request = storage_pb2.ListChunksRequest(chain=chain, limit=1000, after=after)
             reply = self.storage(node, methods.Storage.list_chunks, request)
-            for item in records_of(reply):
+            for item in records_of(reply.chunks):
                 assert not item.pending, f"chunk {item.name} is pending on node {node}"
                 found[item.name] = (item.version, item.length, item.removed, item.crc32c)
             if not reply.more:

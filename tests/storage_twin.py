@@ -6,6 +6,7 @@ It keeps records instead of bytes: `crc32c` stands for a chunk's content.
 import threading
 from collections.abc import Callable
 from dataclasses import astuple, replace
+from pathlib import Path
 
 from luciola.errors import StaleRouting
 from luciola.storage.compare import Name, Record
@@ -36,7 +37,10 @@ class MemoryNode:
         self.table = RoutingTable()
         self.lock = threading.Lock()
         self.wiped: list[int] = []
+        self.quarantined: list[tuple[int, Record]] = []
+        self.newest_unix_ms = 0
         self.calls: list[tuple[int, int, tuple[Name, ...]]] = []
+        self.listed: list[Name | None] = []  # where each listing began
         self.refuse: dict[Name, str] = {}  # chunks that cannot be sent, until the test says otherwise
         self.before_sync: Callable[[], None] = lambda: None
         self.on_flush: Callable[[], None] = lambda: None
@@ -83,7 +87,7 @@ class MemoryNode:
 
     def targets(self):
         return [
-            (target.id, chain.id, chain.version, len(self.chain(chain.id)), 0, False)
+            (target.id, chain.id, chain.version, len(self.chain(chain.id)), 0, self.newest_unix_ms, False)
             for chain in self.table.chains.values()
             for target in chain.targets
             if target.node == self.number
@@ -98,8 +102,20 @@ class MemoryNode:
 
     def list_chunks(self, chain: int, after: Name | None, limit: int):
         with self.lock:
+            self.listed.append(after)
             names = sorted(name for name in self.chain(chain) if after is None or name > after)
             return [astuple(self.chain(chain)[name]) for name in names[:limit]]
+
+    def quarantine(self, chain: int, version: int, chunk: Name, stamp: tuple[int, int], folder: Path) -> bool:
+        members = self.table.chains[chain]
+        if members.version != version:
+            raise StaleRouting("the chain has changed")
+        with self.lock:
+            found = self.chain(chain).get(chunk)
+            if _stamp(found) != stamp:
+                return False
+            self.quarantined.append((chain, self.chain(chain).pop(chunk)))
+            return True
 
     def wipe_chain(self, chain: int) -> None:
         with self.lock:

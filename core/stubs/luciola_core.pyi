@@ -382,9 +382,10 @@ class StorageNode:
     def drop_lease(self) -> None:
         """Serve nothing from now on. Reads that began before may still be answered: they began under the lease."""
     def lease_left_s(self) -> float: ...
-    def targets(self) -> list[tuple[int, int, int, int, int, bool]]:
-        """This node's replicas: (target, chain, chain version, chunks, used bytes, bad).
+    def targets(self) -> list[tuple[int, int, int, int, int, int, bool]]:
+        """This node's replicas: (target, chain, chain version, chunks, used bytes, newest unix ms, bad).
 
+        `newest`: when the newest version that it has was committed here; 0 if it has none.
         `bad`: its disk failed; it serves nothing until the node is restarted. Report it OFFLINE.
         """
     def chain_states(self) -> list[tuple[int, int, int, int]]:
@@ -441,6 +442,20 @@ class StorageNode:
         """Read and verify up to `limit` chunks: (chunks, bytes, damaged (content, index, version), repaired, last).
 
         `last`: pass it as `after` to go on; `None` at the end.
+        """
+    def quarantine(
+        self,
+        chain: int,
+        chain_version: int,
+        chunk: tuple[int, int],
+        stamp: tuple[int, int],
+        folder: str | os.PathLike[str],
+    ) -> bool:
+        """Put the bytes of (content, index) into a file of `folder` and forget the chunk; whether it did.
+
+        Only while this replica is SYNCING under `chain_version`, and the chunk is committed as `stamp`, which is
+        (chain version, version).
+        Raises: StaleRouting; Busy while an update of it is under way; NoSpace.
         """
     def wipe_chain(self, chain: int) -> None:
         """Forget every chunk of a chain this node is not a serving member of."""

@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use luciola_core::error::Kind;
 use luciola_core::types::*;
 use storage_cluster::{CHAIN, Cluster, chunk, pattern, tag};
 
@@ -330,6 +331,47 @@ fn hundreds_of_clients_write_one_chunk_and_are_known_after_failover() {
     }
     let whole = cluster.read(1, chunk(0)).unwrap();
     assert!(whole[10..].chunks(10).all(|part| part == b"checkpoint"));
+}
+
+/// Somebody made the wrong replica serve: what the other one has beyond it is kept, chunk by chunk.
+#[test]
+fn a_chunk_that_its_chain_never_had_is_set_aside_and_replaced() {
+    use TargetState::*;
+    let cluster = Cluster::start(2);
+    let folder = cluster.folder("quarantine");
+    for index in 0..3 {
+        cluster.write(chunk(index), 0, b"old", tag(1, 1 + u64::from(index)));
+    }
+    cluster.set_states(&[Offline, Serving]);
+    let newer = pattern(40_000, 5);
+    cluster.write(chunk(1), 0, &newer, tag(1, 9));
+    cluster.write(chunk(7), 0, b"only here", tag(1, 10));
+    cluster.set_states(&[Serving, Offline]);
+    let quarantine =
+        |version, index, stamp| cluster.node(1).quarantine(CHAIN, version, chunk(index), stamp, &folder);
+    let ahead = cluster.lines(1)[&(500, 1)].stamp;
+    let unknown = cluster.lines(1)[&(500, 7)].stamp;
+    let refused = quarantine(cluster.version(), 1, ahead).unwrap_err();
+    assert_eq!(refused.kind(), Kind::Unavailable, "a replica that is not being synced keeps what it has");
+    cluster.set_states(&[Serving, Syncing]);
+    let version = cluster.version();
+    assert_eq!(quarantine(ChainVersion(version.0 - 1), 1, ahead).unwrap_err().kind(), Kind::StaleRouting);
+    let other = Stamp { version: Version(1), ..ahead };
+    assert!(!quarantine(version, 1, other).unwrap(), "it is in another state than was listed");
+    assert!(quarantine(version, 1, ahead).unwrap());
+    assert!(quarantine(version, 7, unknown).unwrap());
+    assert!(!quarantine(version, 7, unknown).unwrap(), "it is gone");
+    let name = |index: u32, stamp: Stamp| {
+        format!("{}-{:x}.{index}-{}.{}", CHAIN.0, 500, stamp.chain_version, stamp.version)
+    };
+    assert_eq!(std::fs::read(folder.join(name(1, ahead))).unwrap(), newer);
+    assert_eq!(std::fs::read(folder.join(name(7, unknown))).unwrap(), b"only here");
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2);
+    cluster.resync(1);
+    cluster.assert_equal_replicas();
+    assert_eq!(cluster.read(1, chunk(1)).unwrap(), b"old");
+    assert_eq!(cluster.write(chunk(1), 0, b"new", tag(1, 20)).status, Status::Ok);
+    cluster.assert_equal_replicas();
 }
 
 #[test]

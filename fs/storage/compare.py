@@ -1,13 +1,13 @@
 """Which chunks of a returning replica differ from its predecessor's: pure, page by page.
 
 The successor's records come first, then the predecessor's for the same range of chunks. A chunk is written at the
-predecessor before it is forwarded, so what the successor has and the predecessor (read later) has not is garbage,
-and what both have in equal states, with nothing pending, need not travel. Everything else is sent again: the
-predecessor's committed state is the truth, and sending it twice is harmless, because it is read under the chunk's
-own lock.
+predecessor before it is forwarded. What both have in equal states, with nothing pending, need not travel. Everything
+else is sent again: the predecessor's committed state is the truth, and sending it twice is harmless, because it is read
+under the chunk's own lock.
 
-`conflicts` are states that no history of the chain explains (somebody put back an old disk): a newer one is never
-overwritten by an older one, so the successor must forget everything first and get every chunk.
+`conflicts` are states that no history of the chain explains: the predecessor lost what it had not synced when its
+power went, or somebody put back an old disk. A newer state is never overwritten by an older one, so the successor must
+set the chunk aside first; it may be the only copy of something.
 """
 
 from collections.abc import Iterable
@@ -39,20 +39,21 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """The successor holds a committed state that it cannot have got from its predecessor."""
+    """The successor holds a committed state, `record`, that it cannot have got from its predecessor."""
 
-    name: Name
+    record: Record
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do about one range of chunks: `removes` first, then `transfers`."""
+    """What to do about one range of chunks: `conflicts` are set aside, then come `removes`, then `transfers`."""
 
     removes: list[Name] = field(default_factory=list)
     transfers: list[Name] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
     equal_count: int = 0
+    lengths: dict[Name, int] = field(default_factory=dict)  # of what is transferred, in bytes
 
 
 def compare(local: Iterable[Record], remote: Iterable[Record]) -> Plan:
@@ -60,25 +61,26 @@ def compare(local: Iterable[Record], remote: Iterable[Record]) -> Plan:
 
     Limits: both sorted by name without repetitions. Cost: linear.
     """
-    plan = Plan()
+    removes: list[Name] = []
+    transfers: dict[Name, int] = {}
+    conflicts: list[Conflict] = []
     equal = 0
     mine = {record.name: record for record in local}
     for theirs in remote:
         ours = mine.pop(theirs.name, None)
-        if ours is None:
-            plan.removes.append(theirs.name)
-        elif _state(ours) == _state(theirs) and not theirs.pending and not ours.pending:
+        reason = _conflict(ours, theirs)
+        if reason:
+            conflicts.append(Conflict(theirs, reason))
+        if ours is not None and _state(ours) == _state(theirs) and not theirs.pending and not ours.pending:
             equal += 1
-        else:
-            plan.transfers.append(theirs.name)
-            reason = _conflict(ours, theirs)
-            if reason:
-                plan.conflicts.append(Conflict(theirs.name, reason))
+        elif ours is not None:
+            transfers[theirs.name] = ours.length
+        elif not reason:
+            removes.append(theirs.name)
     # Ours may be pending and yet not on its way to the successor: decided before we knew of it, and just being
     # committed. So what is pending on either side is sent, under the chunk's lock, once it is committed (R8).
-    plan.transfers.extend(mine)
-    plan.transfers.sort()
-    return Plan(plan.removes, plan.transfers, plan.conflicts, equal)
+    transfers |= {name: record.length for name, record in mine.items()}
+    return Plan(removes, sorted(transfers), conflicts, equal, transfers)
 
 
 def _state(record: Record) -> tuple[int, int, bool, int, int]:
@@ -86,17 +88,19 @@ def _state(record: Record) -> tuple[int, int, bool, int, int]:
     return record.chain_version, record.version, record.removed, *content
 
 
-def _conflict(ours: Record, theirs: Record) -> str:
+def _conflict(ours: Record | None, theirs: Record) -> str:
     """Why the successor's committed state should not exist; empty if there is no such reason."""
     if not theirs.version:
         return ""
+    if ours is None:
+        return "" if theirs.removed else "its predecessor has no such chunk"
     our_stamp = (ours.chain_version, ours.version)
     their_stamp = (theirs.chain_version, theirs.version)
     if our_stamp == their_stamp:
         return "" if _state(ours) == _state(theirs) else "two contents under one stamp"
-    if their_stamp > our_stamp and not ours.pending:
-        return "the successor is ahead of its predecessor"
-    return ""
+    # The successor commits first, but never more than its predecessor has pending.
+    under_way = ours.pending and theirs.version <= ours.pending_version
+    return "the successor is ahead of its predecessor" if their_stamp > our_stamp and not under_way else ""
 
 
 __all__ = ["Conflict", "Name", "Plan", "Record", "compare"]

@@ -2,6 +2,7 @@
 
     DATA/node.json   {"node", "cluster", "joined", "lost"}
     DATA/chunks/     the engine's
+    DATA/quarantine/ chunks that were set aside
     DATA/data.sock   the Unix socket of the shm transport
     DATA/scrub.json  when every chunk was last verified
 
@@ -80,6 +81,11 @@ class Directory:
     def chunks(self) -> Path:
         """The engine's directory."""
         return self.path / "chunks"
+
+    @property
+    def quarantine(self) -> Path:
+        """Where chunks are set aside that their chain never had."""
+        return self.path / "quarantine"
 
     @property
     def socket(self) -> Path | None:

@@ -84,6 +84,11 @@ class Membership:
         """`listener` is called with each new configuration that mgmtd distributes."""
         self._config_listeners.append(listener)
 
+    @property
+    def disk(self) -> str:
+        """The file system under this node, told apart from those of other hosts."""
+        return self._directory.disk()
+
     # Events.
 
     def routing_changed(self, routing: Routing) -> None:
@@ -247,7 +252,7 @@ class Membership:
             free_bytes = await self._free_bytes()
             low_space = is_full(free_bytes)
             self._log_space(free_bytes)
-            for target, _, _, _, used, bad in await self._engine.quick(node.targets):
+            for target, _, _, _, used, _, bad in await self._engine.quick(node.targets):
                 used_bytes[target] = used
                 if bad:
                     self.disk_failed("the data server gave it up")

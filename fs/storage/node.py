@@ -23,6 +23,7 @@ from .directory import Directory
 from .disk_watch import DiskWatch
 from .engine import Engine
 from .membership import Membership, Options
+from .quarantine import Quarantine
 from .recovery import Recovery
 from .scrub import Scrub
 from .service import StorageService
@@ -81,11 +82,12 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
     membership = Membership(engine, directory, clients, about, options)
     recovery = Recovery(engine, clients, membership.table, node=settings.node, config=config)
     scrub = Scrub(engine, directory, membership.table, node=settings.node, config=config)
-    service = StorageService(engine, membership, recovery, scrub, disk=directory.disk())
+    quarantine = Quarantine(engine, directory.quarantine, config=config)
+    service = StorageService(engine, membership, recovery, scrub, quarantine)
     server = RpcServer(methods.bind(methods.Storage, service), secret=secret)
     about.grpc_address = await server.start(settings.host)
     membership.on_routing(recovery.routing_changed)
-    membership.on_config(lambda new: _configure(recovery, scrub, new))
+    membership.on_config(lambda new: _configure(recovery, scrub, quarantine, new))
     log.info("node %d serves: control %s, data %s", settings.node, about.grpc_address, about.data_address)
     try:
         reports = held_up.report(engine)
@@ -96,9 +98,8 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
             clock=SystemClock(),
             limit_s=config.disk_timeout_ms / 1000,
         )
-        await _work(
-            membership, clients, [scrub.run(), reports, watch.run()], settings.cluster.mgmtd_grpc, stop
-        )
+        background = [scrub.run(), quarantine.run(), reports, watch.run()]
+        await _work(membership, clients, background, settings.cluster.mgmtd_grpc, stop)
     finally:  # serve nothing, say so, finish what is under way
         log.info("node %d stops", settings.node)
         await recovery.stop()
@@ -161,9 +162,8 @@ def _about(settings: Settings, engine: Engine, directory: Directory) -> Node:
     )
 
 
-def _configure(recovery: Recovery, scrub: Scrub, config: ClusterConfig) -> None:
-    recovery.config = config.storage
-    scrub.config = config.storage
+def _configure(recovery: Recovery, scrub: Scrub, quarantine: Quarantine, config: ClusterConfig) -> None:
+    recovery.config = scrub.config = quarantine.config = config.storage
 
 
 __all__ = ["Settings", "serve"]

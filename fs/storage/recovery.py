@@ -4,23 +4,33 @@ For every chain where this node is that predecessor, one task compares the succe
 range, and has the data server send what differs. New writes reach the successor meanwhile, whole chunks of them,
 so what differs only shrinks. When a round has left nothing to send, `SyncDone` ends it.
 
-    V1  A round belongs to one chain version; a change of the chain ends it, and the next one begins from the start.
+    V1  A round belongs to one chain version; a change of the chain ends it. The next one goes on where it was only
+        under the very next version, with the same successor SYNCING behind us: every write in between reached it.
     V2  `SyncDone` is sent only after every range was compared and every difference was sent without a failure.
-    V3  At most `resync_batch` chunks are in flight, over all chains.
-    V4  A successor that holds what its chain never had is told to forget everything first, and gets every chunk.
+    V3  At most `resync_batch` chunks are in flight, over all chains, and `resync_bytes_per_s` are begun.
+    V4  A chunk of the successor that its chain never had is set aside there before ours is sent, and no other chunk is
+        touched for it. A round with such a chunk is not the last one.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from ..config import StorageConfig
 from ..errors import Error, Unavailable
 from ..wire import RoutingTable, RpcClients, methods
 from ..wire.pb.mgmtd_pb2 import SERVING, SYNCING, Chain, Target
-from ..wire.pb.storage_pb2 import ChainRef, ListChunksReply, SyncDoneRequest, SyncStartRequest
+from ..wire.pb.storage_pb2 import (
+    ChainRef,
+    ChunkName,
+    ChunkRecord,
+    QuarantineChunksRequest,
+    SyncDoneRequest,
+    SyncStartRequest,
+)
 from .compare import Name, Plan, Record, compare
 from .engine import Engine
 
@@ -28,7 +38,7 @@ log = logging.getLogger(__name__)
 
 BATCH: Final = 16  # chunks of one call to the data server
 BACKOFF_S_MAX: Final = 5.0
-STALE: Final = "Stale"  # the data server's word for a successor that is ahead of its chain
+QUARANTINE_S: Final = 60.0  # for `BATCH` chunks on a slow disk
 FLUSH_S: Final = 300.0  # the successor flushes all that it was sent before it answers `SyncDone`
 LOGGED_MAX: Final = 10  # conflicts of one page that are logged one by one
 
@@ -52,6 +62,36 @@ class Counters:
     removed: int = 0
     failed: int = 0
     conflicts: int = 0
+    resumed: int = 0
+    compared: int = 0  # records of successors
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one successor is known to have all that its predecessor has: through `after`, under `version`."""
+
+    version: int
+    successor: int
+    after: Name
+
+    def continues(self, job: Job) -> bool:
+        """Whether that is still so under `job` (V1)."""
+        return job.successor == self.successor and job.version - self.version in (0, 1)
+
+
+class Pace:
+    """A rate of bytes, shared by all chains."""
+
+    def __init__(self) -> None:
+        self._free_s = 0.0
+
+    def reserve(self, count: int, *, bytes_per_s: int, now_s: float) -> float:
+        """How long to wait before `count` bytes may be sent. 0 bytes per second is no limit."""
+        if not bytes_per_s:
+            return 0.0
+        start_s = max(now_s, self._free_s)
+        self._free_s = start_s + count / bytes_per_s
+        return start_s - now_s
 
 
 class Recovery:
@@ -67,6 +107,8 @@ class Recovery:
         self._table = table
         self._node = node
         self._tasks: dict[Job, asyncio.Task[None]] = {}
+        self._progress: dict[int, Progress] = {}  # by chain
+        self._pace = Pace()
         self._batches = asyncio.Semaphore(max(1, config.resync_batch // BATCH))
 
     def routing_changed(self) -> None:
@@ -74,6 +116,11 @@ class Recovery:
         wanted = {job for chain in self._table.chains.values() if (job := job_of(chain, self._node))}
         for job in [job for job in self._tasks if job not in wanted]:
             self._tasks.pop(job).cancel()
+        self._progress = {
+            job.chain: replace(known, version=job.version)
+            for job in wanted
+            if (known := self._progress.get(job.chain)) and known.continues(job)
+        }
         for job in wanted - self._tasks.keys():
             self._tasks[job] = asyncio.create_task(self._drive(job), name=f"resync chain {job.chain}")
 
@@ -86,52 +133,58 @@ class Recovery:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _drive(self, job: Job) -> None:
-        wipe = False
         pause_s = self.config.resync_interval_ms / 1000
         while True:
+            is_done = False
             try:
-                outcome = await self._round(job, wipe=wipe)
+                is_done = await self._round(job)
             except Error as error:
                 log.info("chain %d version %d: resync is tried again: %s", job.chain, job.version, error)
-                outcome = Outcome()
             except Exception:
                 log.exception("chain %d version %d: resync failed", job.chain, job.version)
-                outcome = Outcome()
-            if outcome.is_done:
+            if is_done:
                 self.counters.done += 1
                 log.info(
                     "chain %d version %d: target %d is up to date", job.chain, job.version, job.successor
                 )
                 return
-            wipe = outcome.is_ahead
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, BACKOFF_S_MAX)
 
-    async def _round(self, job: Job, *, wipe: bool) -> "Outcome":
+    async def _round(self, job: Job) -> bool:
+        """Compares everything that is not known to be equal; whether the successor is up to date then."""
         self.counters.rounds += 1
-        address = self._address(job)
-        request = SyncStartRequest(chain=ChainRef(chain=job.chain, version=job.version), wipe=wipe)
-        outcome = Outcome(is_done=True)
+        address, chain = self._address(job), ChainRef(chain=job.chain, version=job.version)
+        outcome = Outcome()
         after: Name | None = None
-        async for reply in self._clients.stream(address, methods.Storage.sync_start, request):
-            page = records_of(reply)
+        if known := self._progress.get(job.chain):
+            after = known.after
+            self.counters.resumed += 1
+        async for reply in self._clients.stream(
+            address, methods.Storage.sync_start, SyncStartRequest(chain=chain, after=_name(after))
+        ):
+            page = records_of(reply.chunks)
             if page:
+                self.counters.compared += len(page)
                 plan = compare(await self._range(job.chain, after, page[-1].name), page)
-                if plan.conflicts:  # V4: nothing that is sent would take the place of a newer state
-                    self._log(job, plan)
-                    return Outcome(is_ahead=True)
+                await self._quarantine(job, plan, outcome)
                 await self._send(job, plan, outcome)
                 after = page[-1].name
+                self._note(job, after, outcome)
         async for local in self._engine.pages(job.chain, after):
             await self._send(job, compare(local, ()), outcome)
+            self._note(job, local[-1].name, outcome)
         if outcome.is_done:  # V2
+            # If that is refused the successor has reason to be compared as a whole.
+            self._progress.pop(job.chain, None)
             await self._clients.call(
-                address,
-                methods.Storage.sync_done,
-                SyncDoneRequest(chain=ChainRef(chain=job.chain, version=job.version)),
-                timeout_s=FLUSH_S,
+                address, methods.Storage.sync_done, SyncDoneRequest(chain=chain), timeout_s=FLUSH_S
             )
-        return outcome
+        return outcome.is_done
+
+    def _note(self, job: Job, after: Name, outcome: "Outcome") -> None:
+        if outcome.is_done:
+            self._progress[job.chain] = Progress(job.version, job.successor, after)
 
     def _address(self, job: Job) -> str:
         node = self._table.nodes.get(job.node)
@@ -154,12 +207,15 @@ class Recovery:
             batches = [names[start : start + BATCH] for start in range(0, len(names), BATCH)]
             async with asyncio.TaskGroup() as group:
                 for batch in batches:
-                    group.create_task(self._send_batch(job, batch, outcome))
+                    size = sum(plan.lengths.get(name, 0) for name in batch)
+                    group.create_task(self._send_batch(job, batch, size, outcome))
             if outcome.broken is not None:
                 raise outcome.broken
 
-    async def _send_batch(self, job: Job, batch: Sequence[Name], outcome: "Outcome") -> None:
+    async def _send_batch(self, job: Job, batch: Sequence[Name], size: int, outcome: "Outcome") -> None:
         async with self._batches:  # V3
+            rate = self.config.resync_bytes_per_s
+            await asyncio.sleep(self._pace.reserve(size, bytes_per_s=rate, now_s=time.monotonic()))
             if outcome.broken is not None:
                 return
             try:
@@ -173,24 +229,39 @@ class Recovery:
         self.counters.failed += len(failures)
         for content, index, status in failures:
             outcome.is_done = False
-            outcome.is_ahead |= status == STALE
             log.warning("chain %d: chunk %x.%d was not sent: %s", job.chain, content, index, status)
 
-    def _log(self, job: Job, plan: Plan) -> None:
+    async def _quarantine(self, job: Job, plan: Plan, outcome: "Outcome") -> None:
+        """Has the successor set aside what its chain never had (V4)."""
+        if not plan.conflicts:
+            return
+        outcome.is_done = False
         self.counters.conflicts += len(plan.conflicts)
         for conflict in plan.conflicts[:LOGGED_MAX]:
             log.error(
-                "chain %d: chunk %x.%d of target %d: %s; the whole replica is sent again",
-                *(job.chain, *conflict.name, job.successor, conflict.reason),
+                "chain %d: chunk %x.%d of target %d: %s; it is set aside there, and replaced by ours",
+                *(job.chain, *conflict.record.name, job.successor, conflict.reason),
+            )
+        if len(plan.conflicts) > LOGGED_MAX:
+            log.error("chain %d: suppressed %d similar messages", job.chain, len(plan.conflicts) - LOGGED_MAX)
+        records = [message_of(conflict.record) for conflict in plan.conflicts]
+        for start in range(0, len(records), BATCH):
+            await self._clients.call(
+                self._address(job),
+                methods.Storage.quarantine_chunks,
+                QuarantineChunksRequest(
+                    chain=ChainRef(chain=job.chain, version=job.version),
+                    chunks=records[start : start + BATCH],
+                ),
+                timeout_s=QUARANTINE_S,
             )
 
 
 @dataclass(slots=True)
 class Outcome:
-    """How a round ends. `is_ahead`: the successor holds what the chain never had (V4). `broken`: why to give up."""
+    """How a round goes. `broken`: why to give up."""
 
-    is_done: bool = False
-    is_ahead: bool = False
+    is_done: bool = True
     broken: Error | None = None
 
 
@@ -203,7 +274,11 @@ def job_of(chain: Chain, node: int) -> Job | None:
     return Job(chain.id, chain.version, syncing[0].id, syncing[0].node)
 
 
-def records_of(reply: ListChunksReply) -> list[Record]:
+def _name(name: Name | None) -> ChunkName | None:
+    return None if name is None else ChunkName(content=name[0], index=name[1])
+
+
+def records_of(messages: Iterable[ChunkRecord]) -> list[Record]:
     """The records in a message."""
     return [
         Record(
@@ -217,8 +292,22 @@ def records_of(reply: ListChunksReply) -> list[Record]:
             record.removed,
             record.pending_version,
         )
-        for record in reply.chunks
+        for record in messages
     ]
 
 
-__all__ = ["Counters", "Job", "Outcome", "Recovery", "job_of", "records_of"]
+def message_of(record: Record) -> ChunkRecord:
+    """The record as a message."""
+    return ChunkRecord(
+        chunk=ChunkName(content=record.content, index=record.index),
+        version=record.version,
+        chain_version=record.chain_version,
+        length=record.length,
+        crc32c=record.crc32c,
+        pending=record.pending,
+        removed=record.removed,
+        pending_version=record.pending_version,
+    )
+
+
+__all__ = ["Counters", "Job", "Outcome", "Pace", "Progress", "Recovery", "job_of", "message_of", "records_of"]

@@ -1,6 +1,5 @@
 """The control methods of one storage node (proto/storage.proto). File data never passes here."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
@@ -12,13 +11,14 @@ from ..wire import Identity
 from ..wire.pb.common_pb2 import Empty
 from ..wire.pb.storage_pb2 import (
     ChunkName,
-    ChunkRecord,
     ClockReply,
     Expiry,
     LastChunkReply,
     LastChunkRequest,
     ListChunksReply,
     ListChunksRequest,
+    QuarantineChunksReply,
+    QuarantineChunksRequest,
     RemoveChunksReply,
     RemoveChunksRequest,
     ScrubReply,
@@ -31,10 +31,10 @@ from ..wire.pb.storage_pb2 import (
     TruncateChunkRequest,
 )
 from . import model
-from .compare import Record
 from .engine import PAGE_RECORDS, Engine, is_full
 from .membership import Membership
-from .recovery import Recovery
+from .quarantine import Quarantine
+from .recovery import Recovery, message_of, records_of
 from .scrub import Scrub
 
 LIST_MAX: Final = 10_000  # records in one reply: about 600 KiB
@@ -46,13 +46,18 @@ class StorageService:
     """Serves `methods.Storage`."""
 
     def __init__(
-        self, engine: Engine, membership: Membership, recovery: Recovery, scrub: Scrub, *, disk: str = ""
+        self,
+        engine: Engine,
+        membership: Membership,
+        recovery: Recovery,
+        scrub: Scrub,
+        quarantine: Quarantine,
     ) -> None:
-        self._disk = disk
         self._engine = engine
         self._membership = membership
         self._recovery = recovery
         self._scrub = scrub
+        self._quarantine = quarantine
         self._started_s = time.monotonic()
         self._life = new_incarnation()
         self._rounds: dict[int, _Round] = {}
@@ -120,19 +125,25 @@ class StorageService:
         """The predecessor compares its chunks with ours: all our records, page by page."""
         chain = request.chain
         self._check_syncing(chain.chain, chain.version)
-        before = self._rounds.get(chain.chain)
-        mine = self._rounds[chain.chain] = _Round(chain.version, before.wipe if before else None)
-        if mine.wipe is not None:  # also if its caller has left meanwhile
-            await asyncio.wait([mine.wipe])
-        if request.wipe:
-            self._check_round(chain.chain, mine)
-            mine.wipe = asyncio.ensure_future(self._engine.run(self._engine.node.wipe_chain, chain.chain))
-            await asyncio.shield(mine.wipe)
-        async for page in self._engine.pages(chain.chain):
+        mine = self._rounds[chain.chain] = _Round(chain.version)
+        after = (request.after.content, request.after.index) if request.HasField("after") else None
+        async for page in self._engine.pages(chain.chain, after):
             self._check_round(chain.chain, mine)
             yield ListChunksReply(chunks=map(message_of, page), more=True)
         mine.is_listed = True
         yield ListChunksReply()
+
+    async def quarantine_chunks(self, request: QuarantineChunksRequest, _: Identity) -> QuarantineChunksReply:
+        """Sets aside chunks that our predecessor finds in no history of the chain."""
+        chain = request.chain
+        self._check_syncing(chain.chain, chain.version)
+        if latest := self._rounds.get(chain.chain):
+            latest.is_spoilt = True  # the request may be late, and about what that round has found equal
+        kept = [
+            await self._quarantine.keep(chain.chain, chain.version, record)
+            for record in records_of(request.chunks)
+        ]
+        return QuarantineChunksReply(quarantined=sum(kept))
 
     async def sync_done(self, request: SyncDoneRequest, _: Identity) -> Empty:
         """Declare this replica up to date: its predecessor is done. What it was given is made durable first."""
@@ -144,6 +155,8 @@ class StorageService:
         # What was synced on the chain before this replica had it is durable on the others only.
         await self._engine.run(self._engine.node.sync)
         self._check_round(chain.chain, latest)
+        if latest.is_spoilt:
+            raise StaleRouting(f"chain {chain.chain} is being compared again")
         if not self._membership.sync_done(ChainId(chain.chain), ChainVersion(chain.version)):
             raise self._not_syncing(chain.chain)
         return Empty()
@@ -152,7 +165,11 @@ class StorageService:
         """Capacity, free and used bytes of this node's disk."""
         capacity, free, used = await self._engine.quick(self._engine.node.space)
         return SpaceReply(
-            capacity_bytes=capacity, free_bytes=free, used_bytes=used, disk=self._disk, full=is_full(free)
+            capacity_bytes=capacity,
+            free_bytes=free,
+            used_bytes=used,
+            disk=self._membership.disk,
+            full=is_full(free),
         )
 
     async def scrub(self, request: ScrubRequest, _: Identity) -> ScrubReply:
@@ -162,7 +179,7 @@ class StorageService:
     async def status(self, _: Empty, identity: Identity) -> StorageStatus:
         """What this node holds and has done."""
         status = StorageStatus(space=await self.space(Empty(), identity))
-        held = {target: (chunks, used) for target, _, _, chunks, used, _ in await self._targets()}
+        held = {target: (chunks, used) for target, _, _, chunks, used, _, _ in await self._targets()}
         for target, about in self._membership.state.targets.items():
             chunks, used = held.get(target, (0, 0))
             status.targets.append(
@@ -179,13 +196,14 @@ class StorageService:
         counters = dict(await self._engine.quick(self._engine.node.counters))
         counters |= {f"recovery_{name}": value for name, value in asdict(self._recovery.counters).items()}
         counters |= {f"scrub_{name}": value for name, value in asdict(self._scrub.counters).items()}
+        counters |= {f"quarantine_{name}": value for name, value in asdict(self._quarantine.counters).items()}
         counters["uptime_s"] = int(time.monotonic() - self._started_s)
         counters["lease_left_ms"] = max(0, int(self._engine.node.lease_left_s() * 1000))
         for name, value in counters.items():
             status.counters[name] = value
         return status
 
-    async def _targets(self) -> list[tuple[int, int, int, int, int, bool]]:
+    async def _targets(self) -> list[tuple[int, int, int, int, int, int, bool]]:
         return await self._engine.quick(self._engine.node.targets)
 
     def _expires_s(self, request: RemoveChunksRequest | TruncateChunkRequest) -> float:
@@ -220,26 +238,11 @@ class StorageService:
 
 @dataclass(slots=True, eq=False)
 class _Round:
-    """One comparison of our chunks of a chain, the latest that was begun: a request to forget everything may come late,
-    when another comparison has begun or ended already; that one then counts no more."""
+    """One comparison of our chunks of a chain, the latest that was begun. `is_spoilt`: chunks were set aside since."""
 
     version: int
-    wipe: asyncio.Future[None] | None = None
     is_listed: bool = False
-
-
-def message_of(record: Record) -> ChunkRecord:
-    """The record as a message."""
-    return ChunkRecord(
-        chunk=ChunkName(content=record.content, index=record.index),
-        version=record.version,
-        chain_version=record.chain_version,
-        length=record.length,
-        crc32c=record.crc32c,
-        pending=record.pending,
-        removed=record.removed,
-        pending_version=record.pending_version,
-    )
+    is_spoilt: bool = False
 
 
 __all__ = ["StorageService", "message_of"]

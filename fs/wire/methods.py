@@ -156,6 +156,12 @@ class Storage:
     sync_start: Final = _method(
         "Storage.SyncStart", storage_pb2.SyncStartRequest, storage_pb2.ListChunksReply, SERVICE, streams=True
     )
+    quarantine_chunks: Final = _method(
+        "Storage.QuarantineChunks",
+        storage_pb2.QuarantineChunksRequest,
+        storage_pb2.QuarantineChunksReply,
+        SERVICE,
+    )
     sync_done: Final = _method("Storage.SyncDone", storage_pb2.SyncDoneRequest, Empty, SERVICE)
     space: Final = _method("Storage.Space", Empty, storage_pb2.SpaceReply, ADMIN)
     scrub: Final = _method("Storage.Scrub", storage_pb2.ScrubRequest, storage_pb2.ScrubReply, ADMIN)

@@ -168,7 +168,7 @@ def test_directory_of_another_node_is_refused(cluster):
     cluster.data(1).rename(cluster.root / "aside")
     cluster.data(2).rename(cluster.data(1))
     cluster.start(1)
-    assert cluster._processes["storage-1"].wait(WAIT_S) == 1
+    assert cluster._processes["storage-1"].wait(WAIT_S) == os.EX_CONFIG
     assert "belongs to node 2" in cluster.log(1)
     cluster.data(1).rename(cluster.data(2))
     (cluster.root / "aside").rename(cluster.data(1))
@@ -254,8 +254,8 @@ def test_random_kills_under_writes_lose_nothing(tmp_path, replicas):
             writer.join(WAIT_S)
 
 
-def test_predecessor_with_an_older_disk_wins_over_its_successor(tmp_path):
-    """Somebody puts back an old copy of the last disk that served: wrong, but the replicas must become equal."""
+def test_predecessor_with_an_older_disk_serves_and_what_its_successor_has_beyond_is_set_aside(tmp_path):
+    """Somebody puts back an old copy of the last disk that served: replicas become equal, and nothing is destroyed."""
     with StorageCluster(tmp_path, nodes=2, replicas=2, chains=1) as cluster:
         (chain,) = cluster.chains()
         for index in range(20):
@@ -266,6 +266,7 @@ def test_predecessor_with_an_older_disk_wins_over_its_successor(tmp_path):
         cluster.wait_healthy()
         for index in range(10):
             cluster.write(chain, 1, index, 200 + index)
+        cluster.write(chain, 2, 0, 77)
         cluster.kill(2, signal.SIGTERM)
         cluster.kill(1, signal.SIGTERM)
         shutil.rmtree(cluster.data(1))
@@ -276,6 +277,10 @@ def test_predecessor_with_an_older_disk_wins_over_its_successor(tmp_path):
         cluster.wait_healthy()
         assert cluster.assert_replicas_equal() == 20
         assert "is ahead of its predecessor" in cluster.log(1)
+        kept = {path.name.split("-")[1]: path.stat().st_size for path in cluster.data(2).glob("quarantine/*")}
+        assert kept == {f"1.{index}": 200 + index for index in range(10)} | {"2.0": 77}
+        assert cluster.status(2).counters["quarantine_chunks"] == 11
+        assert cluster.status(1).counters["recovery_sent"] == 10, "no other chunk was sent"
         for index in range(20):
             cluster.write(chain, 1, index, 300 + index)
         cluster.assert_replicas_equal()

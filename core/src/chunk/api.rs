@@ -210,6 +210,8 @@ pub struct Usage {
     pub bytes: u64,
     /// Bytes of the pages that committed and pending states own.
     pub page_bytes: u64,
+    /// Wall clock of the newest commit among all records that there were since the directory was opened.
+    pub newest_unix_ms: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

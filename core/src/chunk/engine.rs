@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -74,6 +74,7 @@ struct Counters {
     tombstones: AtomicI64,
     bytes: AtomicI64,
     pages: AtomicI64,
+    newest_unix_ms: AtomicU64,
 }
 
 impl Engine {
@@ -429,6 +430,8 @@ impl Counters {
             }
             None => {}
         }
+        let committed = record.committed.as_ref().filter(|_| sign > 0);
+        self.newest_unix_ms.fetch_max(committed.map_or(0, |state| state.unix_ms), Ordering::Relaxed);
         self.pages.fetch_add(sign * owned_pages(record).len() as i64, Ordering::Relaxed);
     }
 
@@ -439,6 +442,7 @@ impl Counters {
             tombstones: get(&self.tombstones),
             bytes: get(&self.bytes),
             page_bytes: get(&self.pages) * PAGE as u64,
+            newest_unix_ms: self.newest_unix_ms.load(Ordering::Relaxed),
         }
     }
 

@@ -11,7 +11,9 @@ use pyo3::prelude::*;
 use crate::error::{Error, Kind};
 use crate::net::Secret;
 use crate::server::{NodeOptions, StorageServer, now_ns};
-use crate::types::{ChainId, ChainVersion, ChunkId, ClientId, ContentId, NodeId, RequestTag, TargetState};
+use crate::types::{
+    ChainId, ChainVersion, ChunkId, ClientId, ContentId, NodeId, RequestTag, Stamp, TargetState, Version,
+};
 use crate::wire::pb::{self, PublicState};
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -124,14 +126,15 @@ impl PyStorageNode {
     }
 
     #[allow(clippy::type_complexity)]
-    fn targets(&self, py: Python<'_>) -> PyResult<Vec<(u64, u32, u64, u64, u64, bool)>> {
+    fn targets(&self, py: Python<'_>) -> PyResult<Vec<(u64, u32, u64, u64, u64, u64, bool)>> {
         self.run(py, |server| {
             let reports = server.targets().into_iter();
             Ok(reports
                 .map(|report| {
                     let (target, chain) = (report.target.0, report.chain.0);
                     let version = report.chain_version.0;
-                    (target, chain, version, report.chunks, report.used_bytes, report.bad)
+                    let (used, newest) = (report.used_bytes, report.newest_unix_ms);
+                    (target, chain, version, report.chunks, used, newest, report.bad)
                 })
                 .collect())
         })
@@ -273,6 +276,22 @@ impl PyStorageNode {
         })
     }
 
+    #[allow(clippy::too_many_arguments)]
+    fn quarantine(
+        &self,
+        py: Python<'_>,
+        chain: u32,
+        chain_version: u64,
+        chunk: Name,
+        stamp: (u64, u64),
+        folder: PathBuf,
+    ) -> PyResult<bool> {
+        let stamp = Stamp { chain_version: ChainVersion(stamp.0), version: Version(stamp.1) };
+        self.run(py, |server| {
+            server.quarantine(ChainId(chain), ChainVersion(chain_version), chunk_id(chunk), stamp, &folder)
+        })
+    }
+
     fn wipe_chain(&self, py: Python<'_>, chain: u32) -> PyResult<()> {
         self.run(py, |server| server.wipe_chain(ChainId(chain)))
     }
@@ -317,13 +336,8 @@ impl PyStorageNode {
         self.run(py, |server| Ok(server.held_up(limit)))
     }
 
-    fn stop(&self, py: Python<'_>) {
-        py.detach(|| {
-            let server = self.server.write().take();
-            if let Some(server) = server {
-                server.stop();
-            }
-        });
+    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+        Ok(py.detach(|| self.server.write().take().map_or(Ok(()), |server| server.stop()))?)
     }
 }
 

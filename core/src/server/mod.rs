@@ -6,13 +6,14 @@
 //! - `peers`: sends updates to successors, many chunks in one batch.
 //! - `redrive`: threads for what no caller carries out: pending versions whose caller has left, or that a restart
 //!   or a change of the chain found on disk.
+//! - `quarantine`: sets a chunk aside that its chain never had.
 //! - `repair`: fetches a damaged chunk from another replica.
 //! - `held_up`: says which chunks something has held for long.
 //! - `control`: what the Python process asks for.
 //!
 //! Invariants
 //! - S1 No lock of the table is held across disk or network I/O; the lock of one chunk's machine is held across
-//!   the engine's look-up when the machine is made, and across the write of a repair or of a tombstone's end.
+//!   the engine's look-up when the machine is made, and across the writes of a repair, a quarantine or a tombstone's end.
 //! - S2 A caller never waits for one chunk while it holds another that it could finish.
 //! - S3 Whoever holds one connection to a peer never waits for another one, and a send whose answer depends on
 //!   further sends has connections of its own: no circle of full pools can form.
@@ -28,6 +29,7 @@ mod held_up;
 mod lease;
 mod node;
 mod peers;
+mod quarantine;
 mod redrive;
 mod repair;
 mod service;

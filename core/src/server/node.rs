@@ -83,6 +83,8 @@ pub struct TargetReport {
     pub chain_version: ChainVersion,
     pub chunks: u64,
     pub used_bytes: u64,
+    /// When the newest version that it has was committed here, on this machine's wall clock; 0 if it has none.
+    pub newest_unix_ms: u64,
     /// Its disk has failed.
     pub bad: bool,
 }
@@ -195,6 +197,7 @@ impl Node {
                 chain_version: chain.version,
                 chunks: usage.chunks,
                 used_bytes: usage.page_bytes,
+                newest_unix_ms: usage.newest_unix_ms,
                 bad: self.is_bad(),
             })
         });
@@ -475,12 +478,10 @@ impl StorageServer {
         all
     }
 
-    /// Stops serving, waits for the threads, and makes everything durable. Idempotent.
-    pub fn stop(&self) {
+    /// Stops serving, waits for the threads, and makes everything durable. Idempotent. Errors: it is not durable.
+    pub fn stop(&self) -> Result<()> {
         self.end();
-        if let Err(status) = self.node.engine.sync() {
-            log::error!("node {}: the last sync failed: {status}", self.node.id);
-        }
+        Ok(self.node.engine.sync()?)
     }
 
     /// As `kill -9` would end it, as far as that is possible within one process: nothing is synced.

@@ -308,6 +308,10 @@ pub struct LocalTarget {
     pub low_space: bool,
     #[prost(uint32, tag = "6")]
     pub chain: u32,
+    #[prost(enumeration = "ReplicaData", tag = "7")]
+    pub data: i32,
+    #[prost(uint64, tag = "8")]
+    pub newest_unix_ms: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeartbeatRequest {
@@ -620,6 +624,35 @@ impl LocalState {
             "LOCAL_UPTODATE" => Some(Self::LocalUptodate),
             "LOCAL_ONLINE" => Some(Self::LocalOnline),
             "LOCAL_OFFLINE" => Some(Self::LocalOffline),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ReplicaData {
+    DataComplete = 0,
+    DataPartial = 1,
+    DataLost = 2,
+}
+impl ReplicaData {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::DataComplete => "DATA_COMPLETE",
+            Self::DataPartial => "DATA_PARTIAL",
+            Self::DataLost => "DATA_LOST",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DATA_COMPLETE" => Some(Self::DataComplete),
+            "DATA_PARTIAL" => Some(Self::DataPartial),
+            "DATA_LOST" => Some(Self::DataLost),
             _ => None,
         }
     }

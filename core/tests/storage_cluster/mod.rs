@@ -222,6 +222,11 @@ impl Cluster {
         self.root.path().join(format!("{node}.sock"))
     }
 
+    /// A place for files of a test.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
     fn directory(&self, node: usize) -> PathBuf {
         self.root.path().join(format!("node-{node}"))
     }

@@ -38,6 +38,12 @@ class LocalState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LOCAL_UPTODATE: _ClassVar[LocalState]
     LOCAL_ONLINE: _ClassVar[LocalState]
     LOCAL_OFFLINE: _ClassVar[LocalState]
+
+class ReplicaData(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DATA_COMPLETE: _ClassVar[ReplicaData]
+    DATA_PARTIAL: _ClassVar[ReplicaData]
+    DATA_LOST: _ClassVar[ReplicaData]
 NODE_MGMTD: NodeKind
 NODE_META: NodeKind
 NODE_STORAGE: NodeKind
@@ -57,6 +63,9 @@ LOCAL_INVALID: LocalState
 LOCAL_UPTODATE: LocalState
 LOCAL_ONLINE: LocalState
 LOCAL_OFFLINE: LocalState
+DATA_COMPLETE: ReplicaData
+DATA_PARTIAL: ReplicaData
+DATA_LOST: ReplicaData
 
 class Node(_message.Message):
     __slots__ = ("id", "kind", "status", "host", "pid", "incarnation", "grpc_address", "lane_address", "data_address", "data_socket", "boot_id", "config_version", "release", "changed_at")
@@ -163,20 +172,24 @@ class GetRoutingRequest(_message.Message):
     def __init__(self, known_version: _Optional[int] = ..., wait_ms: _Optional[int] = ...) -> None: ...
 
 class LocalTarget(_message.Message):
-    __slots__ = ("id", "state", "chain_version", "used_bytes", "low_space", "chain")
+    __slots__ = ("id", "state", "chain_version", "used_bytes", "low_space", "chain", "data", "newest_unix_ms")
     ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     LOW_SPACE_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     id: int
     state: LocalState
     chain_version: int
     used_bytes: int
     low_space: bool
     chain: int
-    def __init__(self, id: _Optional[int] = ..., state: _Optional[_Union[LocalState, str]] = ..., chain_version: _Optional[int] = ..., used_bytes: _Optional[int] = ..., low_space: _Optional[bool] = ..., chain: _Optional[int] = ...) -> None: ...
+    data: ReplicaData
+    newest_unix_ms: int
+    def __init__(self, id: _Optional[int] = ..., state: _Optional[_Union[LocalState, str]] = ..., chain_version: _Optional[int] = ..., used_bytes: _Optional[int] = ..., low_space: _Optional[bool] = ..., chain: _Optional[int] = ..., data: _Optional[_Union[ReplicaData, str]] = ..., newest_unix_ms: _Optional[int] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
     __slots__ = ("node", "sequence", "targets", "leaving")

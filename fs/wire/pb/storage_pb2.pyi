@@ -142,12 +142,26 @@ class ListChunksReply(_message.Message):
     def __init__(self, chunks: _Optional[_Iterable[_Union[ChunkRecord, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class SyncStartRequest(_message.Message):
-    __slots__ = ("chain", "wipe")
+    __slots__ = ("chain", "after")
     CHAIN_FIELD_NUMBER: _ClassVar[int]
-    WIPE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
     chain: ChainRef
-    wipe: bool
-    def __init__(self, chain: _Optional[_Union[ChainRef, _Mapping]] = ..., wipe: _Optional[bool] = ...) -> None: ...
+    after: ChunkName
+    def __init__(self, chain: _Optional[_Union[ChainRef, _Mapping]] = ..., after: _Optional[_Union[ChunkName, _Mapping]] = ...) -> None: ...
+
+class QuarantineChunksRequest(_message.Message):
+    __slots__ = ("chain", "chunks")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    chain: ChainRef
+    chunks: _containers.RepeatedCompositeFieldContainer[ChunkRecord]
+    def __init__(self, chain: _Optional[_Union[ChainRef, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[ChunkRecord, _Mapping]]] = ...) -> None: ...
+
+class QuarantineChunksReply(_message.Message):
+    __slots__ = ("quarantined",)
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    quarantined: int
+    def __init__(self, quarantined: _Optional[int] = ...) -> None: ...
 
 class SyncDoneRequest(_message.Message):
     __slots__ = ("chain",)

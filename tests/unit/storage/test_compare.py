@@ -26,8 +26,23 @@ def test_equal_chunks_stay():
     assert (plan.removes, plan.transfers, plan.conflicts, plan.equal_count) == ([], [], [], 1)
 
 
-def test_chunk_that_only_the_successor_has_is_removed():
-    assert compare([], [SAME]).removes == [(1, 0)]
+def test_what_only_the_successor_has_is_removed_if_it_was_never_decided():
+    half = replace(SAME, version=0, chain_version=0, length=0, crc32c=0, pending=True, pending_version=1)
+    tombstone = replace(SAME, index=1, removed=True)
+    plan = compare([], [half, tombstone])
+    assert (plan.removes, plan.conflicts) == ([(1, 0), (1, 1)], [])
+
+
+def test_chunk_that_only_the_successor_has_is_set_aside():
+    plan = compare([], [SAME])
+    assert (plan.removes, plan.transfers) == ([], [])
+    assert [(conflict.record, conflict.reason) for conflict in plan.conflicts] == [
+        (SAME, "its predecessor has no such chunk")
+    ]
+
+
+def test_lengths_of_what_is_sent_are_known():
+    assert compare([SAME, replace(SAME, index=1, length=7)], [SAME]).lengths == {(1, 1): 7}
 
 
 def test_chunk_that_only_we_have_is_sent():
@@ -72,15 +87,16 @@ def test_older_and_undecided_states_are_replaced_silently(theirs):
 def test_states_that_should_not_exist_are_named_and_replaced(theirs, reason):
     plan = compare([SAME], [theirs])
     assert plan.transfers == [(1, 0)]
-    assert [conflict.name for conflict in plan.conflicts] == [(1, 0)]
+    assert [conflict.record.name for conflict in plan.conflicts] == [(1, 0)]
     assert reason in plan.conflicts[0].reason
 
 
-def test_successor_may_be_ahead_of_a_write_that_is_under_way():
+def test_successor_may_be_ahead_by_the_write_that_is_under_way_and_by_no_other():
     ours = replace(SAME, pending=True, pending_version=5)
-    plan = compare([ours], [replace(SAME, version=5)])
-    assert plan.transfers == [(1, 0)]
-    assert plan.conflicts == []
+    for version, is_explained in ((5, True), (6, False)):
+        plan = compare([ours], [replace(SAME, version=version)])
+        assert plan.transfers == [(1, 0)]
+        assert (plan.conflicts == []) is is_explained
 
 
 def test_tombstones_are_equal_whatever_they_buried():
@@ -121,8 +137,13 @@ def test_replicas_are_equal_after_any_plan(ours, theirs):
     plan = compare(local, remote)
     mine = {record.name: record for record in local}
     result = {record.name: record for record in remote}
+    for conflict in plan.conflicts:
+        assert result.pop(conflict.record.name).version, "only what was committed is kept"
     for name in plan.removes:
         assert name not in mine
+        assert not result[name].version or result[name].removed, (
+            "content is not removed without being set aside"
+        )
         del result[name]
     for name in plan.transfers:
         result[name] = replace(mine[name], pending=False, pending_version=0)

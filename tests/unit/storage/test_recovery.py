@@ -12,7 +12,8 @@ from luciola.states import Local
 from luciola.storage.directory import Directory
 from luciola.storage.engine import PAGE_RECORDS, Engine
 from luciola.storage.membership import Membership, Options
-from luciola.storage.recovery import Job, Recovery, job_of
+from luciola.storage.quarantine import Quarantine
+from luciola.storage.recovery import Job, Pace, Recovery, job_of
 from luciola.storage.scrub import Scrub
 from luciola.storage.service import StorageService
 from luciola.wire import SERVICE, RpcClients, RpcServer, methods, mint
@@ -27,7 +28,13 @@ from luciola.wire.pb.mgmtd_pb2 import (
     Routing,
     Target,
 )
-from luciola.wire.pb.storage_pb2 import ChainRef, ListChunksRequest, SyncDoneRequest, SyncStartRequest
+from luciola.wire.pb.storage_pb2 import (
+    ChainRef,
+    ListChunksRequest,
+    QuarantineChunksRequest,
+    SyncDoneRequest,
+    SyncStartRequest,
+)
 from storage_twin import MemoryNode, record
 
 SECRET = bytes(range(32))
@@ -54,7 +61,8 @@ class Member:
         self.table = self.membership.table
         self.recovery = Recovery(self.engine, clients, self.table, node=number, config=CONFIG)
         scrub = Scrub(self.engine, directory, self.table, node=number, config=CONFIG)
-        service = StorageService(self.engine, self.membership, self.recovery, scrub)
+        self.quarantine = Quarantine(self.engine, directory.quarantine, config=CONFIG)
+        service = StorageService(self.engine, self.membership, self.recovery, scrub, self.quarantine)
         self.server = RpcServer(methods.bind(methods.Storage, service), secret=SECRET)
         self.membership.on_routing(self.recovery.routing_changed)
 
@@ -178,22 +186,53 @@ def test_done_is_not_said_while_a_chunk_cannot_be_sent(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "strange",
+    ("strange", "names"),
     [
-        record(1, 7, chain_version=9),
-        record(1, 7, version=2),
-        record(1, 7, crc32c=1),
-        record(9, 9),
+        (record(1, 7, chain_version=9), {(1, 7)}),
+        (record(1, 7, version=2), {(1, 7)}),
+        (record(1, 7, crc32c=1), {(1, 7)}),
+        (record(9, 9), set()),
     ],
 )
-def test_successor_that_has_what_its_chain_never_had_is_wiped_and_sent_everything(tmp_path, strange):
+def test_chunk_that_its_chain_never_had_is_set_aside_and_no_other_is_sent(tmp_path, strange, names):
     async def test(pair):
         pair.first.twin.put(CHAIN, *(record(1, n) for n in range(40)))
         pair.second.twin.put(CHAIN, *(record(1, n) for n in range(40)), strange)
         pair.join()
         await pair.until_done()
         assert equal(pair)
-        assert pair.second.twin.wiped == [CHAIN]
+        assert pair.second.twin.quarantined == [(CHAIN, strange)]
+        assert pair.second.quarantine.counters.chunks == 1
+        assert pair.second.twin.wiped == []
+        assert {name for _, _, batch in pair.first.twin.calls for name in batch} == names
+        assert pair.first.recovery.counters.rounds == 2, (
+            "a round in which something was set aside is not the last"
+        )
+
+    run(tmp_path, test)
+
+
+def test_late_request_to_set_a_chunk_aside_undoes_the_comparison_before(tmp_path):
+    async def test(pair):
+        pair.publish((1, SERVING), (2, OFFLINE))
+        pair.publish((1, OFFLINE), (2, SYNCING))  # nobody else drives the recovery
+        pair.second.twin.put(CHAIN, record(1, 1))
+        chain = ChainRef(chain=CHAIN, version=pair.version)
+        address = pair.second.about.grpc_address
+
+        async def listed():
+            start = SyncStartRequest(chain=chain)
+            stream = pair.clients.stream(address, methods.Storage.sync_start, start)
+            return [item async for reply in stream for item in reply.chunks]
+
+        records = await listed()
+        late = QuarantineChunksRequest(chain=chain, chunks=records)
+        assert (await pair.call(methods.Storage.quarantine_chunks, late)).quarantined == 1
+        with pytest.raises(StaleRouting, match="again"):
+            await pair.call(methods.Storage.sync_done, SyncDoneRequest(chain=chain))
+        assert await listed() == []
+        await pair.call(methods.Storage.sync_done, SyncDoneRequest(chain=chain))
+        assert pair.second.local == Local.UPTODATE
 
     run(tmp_path, test)
 
@@ -222,6 +261,39 @@ def test_round_ends_when_the_chain_changes_and_starts_again_under_the_new_versio
         assert {version for _, version, _ in pair.first.twin.calls} == {old, old + 1}
 
     run(tmp_path, test)
+
+
+@pytest.mark.parametrize("versions", [1, 2])
+def test_comparison_goes_on_after_one_change_of_the_chain_and_begins_again_after_two(tmp_path, versions):
+    """Two versions on, the successor may have been away in between."""
+    done = 3 * PAGE_RECORDS
+
+    async def test(pair):
+        loop = asyncio.get_running_loop()
+        pair.first.twin.put(CHAIN, *(record(1, n) for n in range(done)), record(2, 0))
+        pair.second.twin.put(CHAIN, *(record(1, n) for n in range(done)))
+
+        async def change():
+            if pair.version == 2:
+                pair.second.twin.listed.clear()
+                pair.version += versions - 1
+                pair.publish((1, SERVING), (2, SYNCING))
+
+        pair.first.twin.before_sync = lambda: asyncio.run_coroutine_threadsafe(change(), loop).result()
+        pair.join()
+        await pair.until_done()
+        assert equal(pair)
+        compared_again = pair.first.recovery.counters.compared - done
+        assert compared_again == (0 if versions == 1 else done)
+        assert pair.second.twin.listed[0] == ((1, done - 1) if versions == 1 else None)
+
+    run(tmp_path, test)
+
+
+def test_bytes_are_sent_at_the_rate_of_the_configuration():
+    pace = Pace()
+    assert [pace.reserve(100, bytes_per_s=50, now_s=now) for now in (0.0, 0.0, 1.0, 10.0)] == [0, 2, 3, 0]
+    assert pace.reserve(100, bytes_per_s=0, now_s=10.0) == 0, "no limit"
 
 
 def test_predecessor_that_hears_of_the_chain_first_waits_for_its_successor(tmp_path):
@@ -333,13 +405,15 @@ def test_sync_of_a_replica_that_is_not_syncing_is_refused(tmp_path):
             stream = pair.clients.stream(
                 pair.second.about.grpc_address,
                 methods.Storage.sync_start,
-                SyncStartRequest(chain=chain, wipe=True),
+                SyncStartRequest(chain=chain),
             )
             with pytest.raises(StaleRouting):
                 await anext(stream)
+            with pytest.raises(StaleRouting):
+                await pair.call(methods.Storage.quarantine_chunks, QuarantineChunksRequest(chain=chain))
         with pytest.raises(NotFound):
             await pair.call(methods.Storage.sync_done, SyncDoneRequest(chain=ChainRef(chain=99)))
-        assert pair.second.twin.wiped == []
+        assert pair.second.twin.quarantined == []
 
     run(tmp_path, test)
 
