@@ -38,7 +38,7 @@ class MemoryNode:
         self.lock = threading.Lock()
         self.wiped: list[int] = []
         self.quarantined: list[tuple[int, Record]] = []
-        self.newest_unix_ms = 0
+        self.updates = 0
         self.calls: list[tuple[int, int, tuple[Name, ...]]] = []
         self.listed: list[Name | None] = []  # where each listing began
         self.refuse: dict[Name, str] = {}  # chunks that cannot be sent, until the test says otherwise
@@ -87,7 +87,7 @@ class MemoryNode:
 
     def targets(self):
         return [
-            (target.id, chain.id, chain.version, len(self.chain(chain.id)), 0, self.newest_unix_ms, False)
+            (target.id, chain.id, chain.version, len(self.chain(chain.id)), 0, self.updates, False)
             for chain in self.table.chains.values()
             for target in chain.targets
             if target.node == self.number

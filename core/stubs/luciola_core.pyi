@@ -383,9 +383,9 @@ class StorageNode:
         """Serve nothing from now on. Reads that began before may still be answered: they began under the lease."""
     def lease_left_s(self) -> float: ...
     def targets(self) -> list[tuple[int, int, int, int, int, int, bool]]:
-        """This node's replicas: (target, chain, chain version, chunks, used bytes, newest unix ms, bad).
+        """This node's replicas: (target, chain, chain version, chunks, used bytes, updates, bad).
 
-        `newest`: when the newest version that it has was committed here; 0 if it has none.
+        `updates`: the versions of its chunks, summed.
         `bad`: its disk failed; it serves nothing until the node is restarted. Report it OFFLINE.
         """
     def chain_states(self) -> list[tuple[int, int, int, int]]:

@@ -210,8 +210,8 @@ pub struct Usage {
     pub bytes: u64,
     /// Bytes of the pages that committed and pending states own.
     pub page_bytes: u64,
-    /// Wall clock of the newest commit among all records that there were since the directory was opened.
-    pub newest_unix_ms: u64,
+    /// Versions of the chunks with content, summed: of two replicas of a chain, the one that lacks updates has fewer.
+    pub updates: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -74,7 +74,7 @@ struct Counters {
     tombstones: AtomicI64,
     bytes: AtomicI64,
     pages: AtomicI64,
-    newest_unix_ms: AtomicU64,
+    updates: AtomicI64,
 }
 
 impl Engine {
@@ -427,11 +427,10 @@ impl Counters {
             Some(state) => {
                 self.chunks.fetch_add(sign, Ordering::Relaxed);
                 self.bytes.fetch_add(sign * i64::from(state.length), Ordering::Relaxed);
+                self.updates.fetch_add(sign * state.stamp.version.0 as i64, Ordering::Relaxed);
             }
             None => {}
         }
-        let committed = record.committed.as_ref().filter(|_| sign > 0);
-        self.newest_unix_ms.fetch_max(committed.map_or(0, |state| state.unix_ms), Ordering::Relaxed);
         self.pages.fetch_add(sign * owned_pages(record).len() as i64, Ordering::Relaxed);
     }
 
@@ -442,7 +441,7 @@ impl Counters {
             tombstones: get(&self.tombstones),
             bytes: get(&self.bytes),
             page_bytes: get(&self.pages) * PAGE as u64,
-            newest_unix_ms: self.newest_unix_ms.load(Ordering::Relaxed),
+            updates: get(&self.updates),
         }
     }
 

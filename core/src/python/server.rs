@@ -133,8 +133,8 @@ impl PyStorageNode {
                 .map(|report| {
                     let (target, chain) = (report.target.0, report.chain.0);
                     let version = report.chain_version.0;
-                    let (used, newest) = (report.used_bytes, report.newest_unix_ms);
-                    (target, chain, version, report.chunks, used, newest, report.bad)
+                    let (used, updates) = (report.used_bytes, report.updates);
+                    (target, chain, version, report.chunks, used, updates, report.bad)
                 })
                 .collect())
         })

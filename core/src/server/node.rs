@@ -83,8 +83,8 @@ pub struct TargetReport {
     pub chain_version: ChainVersion,
     pub chunks: u64,
     pub used_bytes: u64,
-    /// When the newest version that it has was committed here, on this machine's wall clock; 0 if it has none.
-    pub newest_unix_ms: u64,
+    /// Updates that its chunks have seen.
+    pub updates: u64,
     /// Its disk has failed.
     pub bad: bool,
 }
@@ -197,7 +197,7 @@ impl Node {
                 chain_version: chain.version,
                 chunks: usage.chunks,
                 used_bytes: usage.page_bytes,
-                newest_unix_ms: usage.newest_unix_ms,
+                updates: usage.updates,
                 bad: self.is_bad(),
             })
         });

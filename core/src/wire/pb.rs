@@ -311,7 +311,7 @@ pub struct LocalTarget {
     #[prost(enumeration = "ReplicaData", tag = "7")]
     pub data: i32,
     #[prost(uint64, tag = "8")]
-    pub newest_unix_ms: u64,
+    pub updates: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeartbeatRequest {

@@ -172,7 +172,7 @@ class GetRoutingRequest(_message.Message):
     def __init__(self, known_version: _Optional[int] = ..., wait_ms: _Optional[int] = ...) -> None: ...
 
 class LocalTarget(_message.Message):
-    __slots__ = ("id", "state", "chain_version", "used_bytes", "low_space", "chain", "data", "newest_unix_ms")
+    __slots__ = ("id", "state", "chain_version", "used_bytes", "low_space", "chain", "data", "updates")
     ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -180,7 +180,7 @@ class LocalTarget(_message.Message):
     LOW_SPACE_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
-    NEWEST_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    UPDATES_FIELD_NUMBER: _ClassVar[int]
     id: int
     state: LocalState
     chain_version: int
@@ -188,8 +188,8 @@ class LocalTarget(_message.Message):
     low_space: bool
     chain: int
     data: ReplicaData
-    newest_unix_ms: int
-    def __init__(self, id: _Optional[int] = ..., state: _Optional[_Union[LocalState, str]] = ..., chain_version: _Optional[int] = ..., used_bytes: _Optional[int] = ..., low_space: _Optional[bool] = ..., chain: _Optional[int] = ..., data: _Optional[_Union[ReplicaData, str]] = ..., newest_unix_ms: _Optional[int] = ...) -> None: ...
+    updates: int
+    def __init__(self, id: _Optional[int] = ..., state: _Optional[_Union[LocalState, str]] = ..., chain_version: _Optional[int] = ..., used_bytes: _Optional[int] = ..., low_space: _Optional[bool] = ..., chain: _Optional[int] = ..., data: _Optional[_Union[ReplicaData, str]] = ..., updates: _Optional[int] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
     __slots__ = ("node", "sequence", "targets", "leaving")
