@@ -21,7 +21,7 @@ from ..wire.pb import mgmtd_pb2
 from ..wire.pb.storage_pb2 import SpaceReply
 from . import processes
 from .datadir import DataDir, Shape, check_shape, choose_shape
-from .health import describe_space, describe_trouble
+from .health import describe_progress, describe_space, describe_trouble
 from .manager import Manager, describe_chains
 from .options import config_option, data_option, json_option
 from .output import print_json, print_table
@@ -191,7 +191,7 @@ def status(data_path: Path, as_json: bool) -> None:
             routing, spaces = asyncio.run(_state_of(shape))
             report["chains"] = describe_chains(routing)
             report["services"] = [_reported(service, routing) for service in services]
-            report["notes"] = [*_notes(shape, routing), *describe_space(spaces)]
+            report["notes"] = [*_notes(shape, routing), *describe_progress(routing), *describe_space(spaces)]
             report["full"] = [node for node, space in sorted(spaces.items()) if space.full]
         except (Unavailable, Timeout) as error:
             report["error"] = str(error)

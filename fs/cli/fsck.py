@@ -3,28 +3,33 @@
 import asyncio
 import datetime as dt
 import sys
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from ..errors import NotFound
+from ..errors import Error, NotFound
 from ..meta.layout import chain_of
 from ..meta.quarantine import CONTENTS_MAX
 from ..wire import methods
 from ..wire.pb import meta_pb2, mgmtd_pb2, storage_pb2
 from .consistency import (
-    Chunks,
-    Names,
+    KEPT_MAX,
+    ChunkName,
+    Findings,
+    Held,
+    Placement,
     Problem,
+    check_chunk,
     check_names,
-    check_placement,
-    check_replicas,
-    index_chunks,
+    describe_owner,
+    with_remedies,
 )
 from .datadir import DataDir, Shape
+from .inventory import Inventory
 from .manager import Manager, address_of
 from .options import data_option, json_option
 from .output import print_json
@@ -34,6 +39,9 @@ CALL_S: Final = 60.0
 SCRUB_S: Final = 3600.0
 SETTLE_S: Final = 1.0  # updates in flight have ended by then
 ROUNDS: Final = 5  # a difference that every round sees is not an update in flight
+SETTLED_S: Final = 5.0  # after that two rounds are enough: a large cluster is not read five times
+SCAN_S: Final = 3600.0  # of all inodes: 10^7 take some minutes
+BATCH: Final = 1024  # rows put into the inventory at a time
 SHOWN_MAX: Final = 50
 QUARANTINE_HOURS: Final = 24.0  # a day in which somebody misses a file, or notices the wrong metadata
 QUARANTINE_HOURS_MAX: Final = 24.0 * 366
@@ -108,7 +116,8 @@ def fsck(
         raise click.UsageError("--allow-mass-removal says what --repair may do: give both")
     shape = DataDir(data_path.absolute()).read_shape()
     policy = Policy(repair, round(quarantine_hours * HOUR_MS), allow_mass_removal)
-    report = asyncio.run(Check(shape).run(scrub=scrub, policy=policy, release=release))
+    with Inventory() as names:
+        report = asyncio.run(Check(shape, names).run(scrub=scrub, policy=policy, release=release))
     if as_json:
         print_json(report)
     else:
@@ -120,14 +129,20 @@ def fsck(
 def _print(report: dict[str, Any]) -> None:
     for problem in report["problems"][:SHOWN_MAX]:
         click.echo(f"{problem['kind']}: {problem['what']} ({problem['remedy']})")
-    if len(report["problems"]) > SHOWN_MAX:
-        click.echo(f"... and {len(report['problems']) - SHOWN_MAX} more; --json lists all")
+    if report["problem_count"] > SHOWN_MAX:
+        left = report["problem_count"] - min(SHOWN_MAX, len(report["problems"]))
+        click.echo(f"... and {left} more; --json lists up to {KEPT_MAX} of a kind")
     for line in report["repaired"]:
         click.echo(line if line.startswith("failed: ") else f"repaired: {line}")
     counts = f"{report['inodes']} inodes, {report['entries']} entries, {report['chunks']} chunks"
-    click.echo(f"{counts}, {report['replicas']} replicas checked: {len(report['problems'])} problems")
+    click.echo(f"{counts}, {report['replicas']} replicas checked: {report['problem_count']} problems")
     if report["removed"]:
         click.echo(f"chunks of {report['removed']} removed files wait for collection")
+    if report["open"]:
+        click.echo(
+            f"{report['open']} files that are open for writing (or were, by a client that has just died) have chunks "
+            "past their end: no problem"
+        )
     for line in describe_quarantine(report["quarantined"]):
         click.echo(line)
 
@@ -149,9 +164,10 @@ def describe_quarantine(quarantined: list[dict[str, Any]]) -> list[str]:
 class Check:
     """One run over one cluster."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, names: Inventory) -> None:
         self._shape = shape
-        self._report: dict[str, Any] = {"problems": [], "repaired": [], "replicas": 0, "chunks": 0}
+        self._names = names
+        self._report: dict[str, Any] = {"problems": [], "repaired": []}
 
     async def run(self, *, scrub: bool, policy: Policy, release: bool = False) -> dict[str, Any]:
         """Collect, compare, and repair if asked. The report is what --json prints."""
@@ -160,58 +176,69 @@ class Check:
             self._routing = await manager.routing()
             if release:
                 await self._release()
-            problems = await self._compare()
-            if policy.repair:
-                problems = await self._repair(problems, policy)
+            findings = await self._compare()
+            problems = [*self._missing_replicas(), *with_remedies(findings.problems.values())]
+            contents, _ = self._names.orphan_counts()
+            if contents and not (policy.repair and await self._repair(policy)):
+                problems += self._orphans()
+                findings.omitted += max(0, contents - KEPT_MAX)
             if scrub:
                 problems += await self._scrub(repair=policy.repair)
             self._report["quarantined"] = [describe_content(each) for each in await self._quarantined()]
-        self._report["problems"] = [vars(problem) for problem in problems]
+        self._report["problems"] = [_describe(problem) for problem in problems]
+        self._report["problem_count"] = len(problems) + findings.omitted
         return self._report
 
-    async def _compare(self) -> list[Problem]:
-        # Chunks are listed before names: a file made in between then has names without chunks, which is nothing
-        # wrong, instead of chunks without names.
-        replicas = await self._collect_chunks()
-        names = await self._collect_names()
-        heads: dict[int, Chunks] = {}
-        problems = list(self._missing_replicas())
-        for chain in self._routing.chains:
-            serving = [target.node for target in chain.targets if target.state == mgmtd_pb2.SERVING]
-            held = {node: replicas[chain.id, node] for node in serving if (chain.id, node) in replicas}
-            if held:
-                heads[chain.id] = next(iter(held.values()))
-            problems += await self._settled(chain, list(check_replicas(chain.id, held)))
-            self._report["replicas"] += sum(len(chunks) for chunks in held.values())
-        self._report["chunks"] = sum(
-            not record.removed for chunks in heads.values() for record in chunks.values()
-        )
-        self._report["inodes"], self._report["entries"] = len(names.inodes), len(names.entries)
-        self._report["removed"] = sum(not record.spare for record in names.removed)
-        problems += await self._persistent(names, heads)
-        return problems
-
-    async def _persistent(self, names: Names, heads: dict[int, Chunks]) -> list[Problem]:
-        """What is wrong with names and placement in every round: a file that is being made or removed is not."""
-        problems: list[Problem] = []
-        for round_number in range(ROUNDS):
-            found = [*check_names(names), *check_placement(names, heads, self._locate)]
-            known = {problem.what for problem in problems}
-            problems = [problem for problem in found if round_number == 0 or problem.what in known]
-            if not problems:
-                return []
+    async def _compare(self) -> Findings:
+        """What is wrong in every round: an update, a file that is being made or removed, is seen in one only."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        findings = await self._round(0)
+        for round_number in range(1, ROUNDS):
+            if not findings.problems and not self._names.orphan_counts()[0]:
+                break
             await asyncio.sleep(SETTLE_S)
-            replicas = await self._collect_chunks()
-            heads = {chain: chunks for (chain, _), chunks in reversed(replicas.items())}
-            names = await self._collect_names()
-        return problems
+            findings = findings.seen_again(await self._round(round_number))
+            self._names.drop_orphans(round_number=round_number)
+            if loop.time() - began_s > SETTLED_S:
+                break
+        return findings
+
+    async def _round(self, number: int) -> Findings:
+        await self._collect_names()
+        findings = Findings()
+        for problem in check_names(self._names):
+            findings.add(problem)
+        self._report |= {"chunks": 0, "replicas": 0, "open": 0, "removed": self._names.removed_count}
+        self._report["inodes"], self._report["entries"] = self._names.counts()
+        for chain in self._routing.chains:
+            nodes = [target.node for target in chain.targets if target.state == mgmtd_pb2.SERVING]
+            if nodes:
+                await self._check_chain(chain.id, nodes, findings, number)
+        return findings
+
+    async def _check_chain(self, chain: int, nodes: list[int], findings: Findings, number: int) -> None:
+        placement = Placement(self._names, self._locate, findings, chain=chain, round_number=number)
+        async for name, held in merged({node: self._chunks(chain, node) for node in nodes}):
+            self._report["replicas"] += len(held)
+            head = held.get(nodes[0])
+            if head is not None and not head.removed:
+                self._report["chunks"] += 1
+                placement.add(*name)
+            problem = check_chunk(chain, name, held, nodes)
+            if problem is not None:
+                path = describe_owner(self._names, self._names.owner(name[0]))
+                findings.add(replace(problem, what=f"{path}: {problem.what}"))
+        placement.finish()
+        self._report["open"] += placement.open_files
 
     def _missing_replicas(self) -> list[Problem]:
         return [
             Problem(
                 "replicas",
+                ("missing", chain.id, target.id),
                 f"chain {chain.id}: node {target.node} is {mgmtd_pb2.PublicState.Name(target.state).lower()}",
-                "start the node and wait until it has caught up",
+                "luciola status says why",
                 chain.id,
             )
             for chain in self._routing.chains
@@ -219,20 +246,17 @@ class Check:
             if target.state != mgmtd_pb2.SERVING
         ]
 
-    async def _settled(self, chain: mgmtd_pb2.Chain, problems: list[Problem]) -> list[Problem]:
-        """Those of `problems` that stay when updates in flight have had time to end."""
-        for _ in range(ROUNDS):
-            if not problems:
-                return []
-            await asyncio.sleep(SETTLE_S)
-            held = {
-                target.node: await self._chunks(chain.id, target.node)
-                for target in chain.targets
-                if target.state == mgmtd_pb2.SERVING
-            }
-            left = {problem.chunk for problem in check_replicas(chain.id, held)}
-            problems = [problem for problem in problems if problem.chunk in left]
-        return problems
+    def _orphans(self) -> list[Problem]:
+        return [
+            Problem(
+                "placement",
+                ("orphan", orphan.content),
+                f"content {orphan.content}: {orphan.chunks} chunks on chains "
+                f"{', '.join(map(str, orphan.chains))} belong to no file",
+                "--repair puts them into quarantine, and removes them later",
+            )
+            for orphan in islice(self._names.orphans(), KEPT_MAX)
+        ]
 
     def _locate(self, layout: meta_pb2.Layout, index: int) -> int | None:
         for table in self._routing.tables:
@@ -240,39 +264,41 @@ class Check:
                 return chain_of(layout, table.chains, index)
         return None
 
-    async def _collect_chunks(self) -> dict[tuple[int, int], Chunks]:
-        found: dict[tuple[int, int], Chunks] = {}
-        for chain in self._routing.chains:
-            for target in chain.targets:
-                if target.state == mgmtd_pb2.SERVING:
-                    found[chain.id, target.node] = await self._chunks(chain.id, target.node)
-        return found
-
-    async def _chunks(self, chain: int, node: int) -> Chunks:
-        records: list[storage_pb2.ChunkRecord] = []
+    async def _chunks(self, chain: int, node: int) -> AsyncIterator[storage_pb2.ChunkRecord]:
+        """A node's records of a chain, by content and index."""
         request = storage_pb2.ListChunksRequest(chain=chain, limit=LIST_LIMIT)
         while True:
             reply = await self._manager.clients.call(
                 self._node_address(node), methods.Storage.list_chunks, request, timeout_s=CALL_S
             )
-            records += reply.chunks
+            for record in reply.chunks:
+                yield record
             if not reply.more:
-                return index_chunks(records)
+                return
             request.after.CopyFrom(reply.chunks[-1].chunk)
 
-    async def _collect_names(self) -> Names:
-        names = Names()
-        async for inode in self._scan(methods.Meta.scan_inodes):
-            names.inodes[inode.id] = inode
-        names.entries = [entry async for entry in self._scan(methods.Meta.scan_dentries)]
-        names.removed = [record async for record in self._scan(methods.Meta.scan_removed)]
-        names.quarantined = await self._quarantined()
-        return names
+    async def _collect_names(self) -> None:
+        names = self._names
+        names.clear()
+        for method, add in (
+            (methods.Meta.scan_inodes, names.add_inodes),
+            (methods.Meta.scan_dentries, names.add_entries),
+            (methods.Meta.scan_removed, names.add_removed),
+            (methods.Meta.scan_quarantined, names.add_quarantined),
+        ):
+            batch: list[Any] = []
+            async for item in self._scan(method):
+                batch.append(item)
+                if len(batch) == BATCH:
+                    add(batch)
+                    batch.clear()
+            add(batch)
+        names.finish()
 
     async def _scan(self, method: Any) -> AsyncIterator[Any]:
         address = address_of(self._routing, mgmtd_pb2.NODE_META)
         async for item in self._manager.clients.stream(
-            address, method, meta_pb2.ScanRequest(), timeout_s=CALL_S
+            address, method, meta_pb2.ScanRequest(), timeout_s=SCAN_S
         ):
             yield item
 
@@ -282,32 +308,25 @@ class Check:
                 return each.grpc_address
         raise NotFound(f"routing names no node {node}")
 
-    async def _repair(self, problems: list[Problem], policy: Policy) -> list[Problem]:
-        """Put chunks of no file into quarantine. What is left of `problems`."""
-        orphans: dict[int, meta_pb2.QuarantinedContent] = {}
-        for problem in problems:
-            if problem.kind == "placement" and problem.chunk is not None:
-                content = problem.chunk[0]
-                orphan = orphans.setdefault(content, meta_pb2.QuarantinedContent(content=content))
-                orphan.chunks += 1
-                if problem.chain not in orphan.chains:
-                    orphan.chains.append(problem.chain)
-        if not orphans:
-            return problems
-        refusal = await self._refusal(sum(each.chunks for each in orphans.values()))
+    async def _repair(self, policy: Policy) -> bool:
+        """Put chunks of no file into quarantine; False if that is refused."""
+        contents, chunks = self._names.orphan_counts()
+        refusal = await self._refusal(chunks)
         if refusal and not policy.allow_mass_removal:
             self._report["repaired"].append(f"failed: {refusal}")
-            return problems
-        pending = sorted(orphans.values(), key=lambda orphan: orphan.content)
-        for start in range(0, len(pending), CONTENTS_MAX):
-            batch = pending[start : start + CONTENTS_MAX]
-            request = meta_pb2.QuarantineRequest(contents=batch, delay_ms=policy.quarantine_ms)
-            await self._call_meta(methods.Meta.quarantine, request)
-        for orphan in pending:
-            self._report["repaired"].append(
-                f"content {orphan.content}: {orphan.chunks} chunks are in quarantine"
-            )
-        return [problem for problem in problems if problem.kind != "placement" or problem.chunk is None]
+            return False
+        orphans = self._names.orphans()
+        try:
+            while batch := list(islice(orphans, CONTENTS_MAX)):
+                request = meta_pb2.QuarantineRequest(contents=batch, delay_ms=policy.quarantine_ms)
+                await self._call_meta(methods.Meta.quarantine, request)
+        except Error as error:
+            self._report["repaired"].append(f"failed: chunks of no file: {error}")
+            return False
+        self._report["repaired"].append(
+            f"{chunks} chunks of {contents} contents of no file are in quarantine"
+        )
+        return True
 
     async def _refusal(self, orphans: int) -> str:
         """Why so many chunks are not touched; empty if they are few. What is in quarantine already counts."""
@@ -344,29 +363,76 @@ class Check:
             for target in chain.targets:
                 if target.state != mgmtd_pb2.SERVING:
                     continue
-                reply = await self._manager.clients.call(
-                    self._node_address(target.node),
-                    methods.Storage.scrub,
-                    storage_pb2.ScrubRequest(chain=chain.id, repair=repair),
-                    timeout_s=SCRUB_S,
-                )
-                if repair and reply.repaired:
-                    self._report["repaired"].append(
-                        f"{reply.repaired} damaged chunks on node {target.node}, chain {chain.id}"
-                    )
-                    continue
-                problems += [
-                    Problem(
-                        "replicas",
-                        f"chunk {record.chunk.index} of content {record.chunk.content} on chain {chain.id}: "
-                        f"damaged on node {target.node}",
-                        "run with --scrub --repair",
-                        chain.id,
-                        (record.chunk.content, record.chunk.index),
-                    )
-                    for record in reply.damaged
-                ]
+                damaged = await self._scrub_replica(chain.id, target.node, repair=repair)
+                problems += [self._damage(chain.id, target.node, record, repair=repair) for record in damaged]
         return problems
+
+    async def _scrub_replica(
+        self, chain: int, node: int, *, repair: bool
+    ) -> Iterable[storage_pb2.ChunkRecord]:
+        """Damaged chunks of one replica, without those that were repaired."""
+
+        async def scrub(*, repair: bool) -> storage_pb2.ScrubReply:
+            request = storage_pb2.ScrubRequest(chain=chain, repair=repair)
+            address = self._node_address(node)
+            return await self._manager.clients.call(
+                address, methods.Storage.scrub, request, timeout_s=SCRUB_S
+            )
+
+        reply = await scrub(repair=repair)
+        if not repair or not reply.damaged:
+            return reply.damaged
+        if reply.repaired:
+            self._report["repaired"].append(f"{reply.repaired} damaged chunks on node {node}, chain {chain}")
+        if reply.repaired >= len(reply.damaged):
+            return ()
+        left = (await scrub(repair=False)).damaged
+        if left:
+            self._report["repaired"].append(
+                f"failed: {len(left)} damaged chunks on node {node}, chain {chain}: no good replica"
+            )
+        return left
+
+    def _damage(self, chain: int, node: int, record: storage_pb2.ChunkRecord, *, repair: bool) -> Problem:
+        content, index = record.chunk.content, record.chunk.index
+        path = describe_owner(self._names, self._names.owner(content))
+        return Problem(
+            "replicas",
+            ("damaged", chain, node, content, index),
+            f"{path}: chunk {index} of content {content} on chain {chain}: damaged on node {node}",
+            "no good replica is left: put the file back from elsewhere"
+            if repair
+            else "run with --scrub --repair",
+            chain,
+            (content, index),
+        )
+
+
+async def merged(
+    streams: Mapping[int, AsyncIterator[storage_pb2.ChunkRecord]],
+) -> AsyncIterator[tuple[ChunkName, Held]]:
+    """Each chunk with the records of the nodes that have one. `streams`: by content and index."""
+    heads: dict[int, storage_pb2.ChunkRecord] = {}
+    for node, stream in streams.items():
+        if (record := await anext(stream, None)) is not None:
+            heads[node] = record
+    while heads:
+        name = min((record.chunk.content, record.chunk.index) for record in heads.values())
+        held = {
+            node: record
+            for node, record in heads.items()
+            if (record.chunk.content, record.chunk.index) == name
+        }
+        yield name, held
+        for node in held:
+            if (record := await anext(streams[node], None)) is None:
+                del heads[node]
+            else:
+                heads[node] = record
+
+
+def _describe(problem: Problem) -> dict[str, Any]:
+    return {name: getattr(problem, name) for name in ("kind", "what", "remedy", "chain", "chunk")}
 
 
 def describe_content(quarantined: meta_pb2.QuarantinedContent) -> dict[str, Any]:
@@ -380,4 +446,4 @@ def describe_content(quarantined: meta_pb2.QuarantinedContent) -> dict[str, Any]
     }
 
 
-__all__ = ["Check", "Policy", "fsck"]
+__all__ = ["Check", "Policy", "fsck", "merged"]

@@ -38,10 +38,13 @@ def describe_trouble(routing: pb.Routing, nodes: Iterable[int]) -> list[str]:
         if not _serves(chain):
             groups[tuple(target.node for target in _served_last(chain))].append(chain)
     lines += [_wait_line(waits_for, chains, known) for waits_for, chains in sorted(groups.items())]
-    syncing = [chain for chain in routing.chains if any(each.state == pb.SYNCING for each in chain.targets)]
-    if syncing:
-        lines.append(f"{_named(syncing)}: a replica is being brought up to date")
     return [line for line in lines if line]
+
+
+def describe_progress(routing: pb.Routing) -> list[str]:
+    """What gets complete by itself."""
+    syncing = [chain for chain in routing.chains if any(each.state == pb.SYNCING for each in chain.targets)]
+    return [f"{_named(syncing)}: a replica is being brought up to date"] if syncing else []
 
 
 def describe_space(spaces: Mapping[int, SpaceReply]) -> list[str]:
@@ -88,12 +91,12 @@ def _node_line(node: int, status: "pb.NodeStatus | None") -> str:
 
 
 def _fallen_lines(routing: pb.Routing, known: Statuses) -> Iterator[str]:
-    """Replicas that are out although their node reports and is allowed to take part."""
+    """Replicas that their own nodes, which report, call unusable."""
     fallen = Counter(
         target.node
         for chain in routing.chains
         for target in chain.targets
-        if target.state == pb.OFFLINE and known.get(target.node) == pb.CONNECTED
+        if target.state == pb.OFFLINE and _is_lost(target, known)
     )
     for node, count in sorted(fallen.items()):
         yield f"node {node}: {count} replicas are offline; its log says why: log/storage-{node}.log"
@@ -124,4 +127,4 @@ def _numbers(chains: list[pb.Chain]) -> str:
     return " ".join([*numbers[:NAMED_MAX], "..."] if len(numbers) > NAMED_MAX else numbers)
 
 
-__all__ = ["NAMED_MAX", "awaited", "describe_space", "describe_trouble"]
+__all__ = ["NAMED_MAX", "awaited", "describe_progress", "describe_space", "describe_trouble"]

@@ -204,6 +204,7 @@ class MetaService:
             if inode.type == pb.DIRECTORY and inode.link_count:
                 count = self._engine.begin().snapshot_get(schema.subdirectories_key(inode.id))
                 inode.link_count += schema.decode_count(count)
+            inode.open_for_writing = inode.id in self._writers
             yield inode
 
     async def scan_dentries(

@@ -1,5 +1,8 @@
 """`luciola fsck --repair` never destroys what may be the only trace of a file."""
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,11 +91,27 @@ def test_few_chunks_of_no_file_are_removed_when_they_are_due(tmp_path: Path) -> 
             inode = schema.decode_entry(lost[0][1]).inode
             change(engine, [*lost, (schema.inode_key(inode), b"")], put=False)
         (problem,) = cluster.fsck()["problems"]
-        assert "belongs to no file" in problem["what"]
+        assert "belong to no file" in problem["what"]
         assert cluster.fsck("--repair", "--quarantine-hours", "0")["problems"] == []
         until(lambda: cluster.fsck()["chunks"] == 1, what="the collector")
         with client.connect(cluster.data) as fs:
             assert fs.read("/kept") == DATA
+
+
+@pytest.mark.timeout(300)
+def test_file_of_a_writer_that_died_is_no_problem(tmp_path: Path) -> None:
+    with LocalCluster(tmp_path, storage_nodes=1, replicas=1) as cluster:
+        program = (
+            "import os, sys, luciola\n"
+            "file = luciola.connect(sys.argv[1]).open('/open', 'wb', direct=True)\n"
+            "file.write(bytes(300_000))\n"
+            "os.kill(os.getpid(), 9)\n"
+        )
+        result = subprocess.run([sys.executable, "-c", program, str(cluster.data)], check=False)
+        assert result.returncode == -signal.SIGKILL
+        report = cluster.fsck()
+        assert report["problems"] == []
+        assert report["chunks"] == 1
 
 
 def refused(*options: str) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from luciola.cli.health import awaited, describe_space, describe_trouble
+from luciola.cli.health import awaited, describe_progress, describe_space, describe_trouble
 from luciola.wire.pb import mgmtd_pb2 as pb
 from luciola.wire.pb.storage_pb2 import SpaceReply
 
@@ -70,18 +70,15 @@ def test_chains_are_not_judged_before_mgmtd_has_heard_all_nodes() -> None:
         (
             routing(BOTH, {201: "lastsrv", 202: "offline"}, lost=(201,)),
             set(),
-            ["node 202: 1 replicas", "luciola chain rotate 1 --last-serving"],
+            ["luciola chain rotate 1 --last-serving"],
         ),
         (
             routing(BOTH, {201: "lastsrv", 202: "lastsrv"}, lost=(201,)),
             {"chain 1"},
             ["waiting for node 201 or node 202"],
         ),
-        (
-            routing(BOTH, {201: "serving", 202: "syncing"}),
-            set(),
-            ["chain 1: a replica is being brought up to date"],
-        ),
+        (routing(BOTH, {201: "serving", 202: "offline"}), set(), []),
+        (routing(BOTH, {201: "serving", 202: "offline"}, lost=(202,)), set(), ["node 202: 1 replicas"]),
     ],
 )
 def test_each_cause_is_named_with_its_remedy(found: pb.Routing, waits: set[str], lines: list[str]) -> None:
@@ -90,6 +87,12 @@ def test_each_cause_is_named_with_its_remedy(found: pb.Routing, waits: set[str],
     assert len(said) == len(lines), said
     for line in lines:
         assert any(line in each for each in said), (line, said)
+
+
+def test_replica_that_is_brought_up_to_date_is_progress() -> None:
+    found = routing(BOTH, {201: "serving", 202: "syncing"})
+    assert describe_trouble(found, NODES) == []
+    assert describe_progress(found) == ["chain 1: a replica is being brought up to date"]
 
 
 def test_chain_of_a_node_that_is_not_expected_is_not_waited_for() -> None:
