@@ -16,6 +16,7 @@ import click
 from ..config import load
 from ..errors import Timeout, Unavailable
 from ..fuse import Record, read_records, source_of, stale_mounts
+from ..logfile import rotate_output
 from ..mgmtd.placement import REPLICAS_MAX
 from ..wire.pb import mgmtd_pb2
 from ..wire.pb.storage_pb2 import SpaceReply
@@ -91,6 +92,8 @@ def up(
         _detach(data, sys.argv[1:])
         return
     _log_to_stderr()
+    if ready_fd is not None:
+        rotate_output()
     try:
         data.create()
         with data.supervised(), View(enabled=ready_fd is None) as view:

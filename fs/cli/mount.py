@@ -11,6 +11,7 @@ import click
 
 from ..config import TRANSPORTS, ClusterConfig, load
 from ..errors import InvalidArgument
+from ..logfile import rotate_output
 from .options import config_option, secret_option
 
 
@@ -42,6 +43,7 @@ from .options import config_option, secret_option
 )
 @config_option
 @click.option("--ready-fd", type=int, hidden=True, help="Where a mount in the background reports.")
+@click.option("--rotate-log", is_flag=True, hidden=True, help="Keep the file on standard error short.")
 def mount(
     cluster: str,
     mountpoint: Path,
@@ -54,6 +56,7 @@ def mount(
     transport: str | None,
     config_file: Path | None,
     ready_fd: int | None,
+    rotate_log: bool,
 ) -> None:
     """Mount a cluster on a directory.
 
@@ -91,6 +94,8 @@ def mount(
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    if rotate_log or ready_fd is not None:
+        rotate_output()
     fuse.serve(settings, on_ready=lambda: _report_ready(ready_fd))
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from ..logfile import LOG_BYTES_MAX
+
 BACKOFF_FIRST_S: Final = 0.1  # a crashed service is missed at once
 BACKOFF_MAX_S: Final = 5.0  # one that cannot start must not fill the disk with logs
 STEADY_S: Final = 30.0  # after this long alive, a crash is a new story
@@ -21,7 +23,6 @@ STOP_S: Final = 20.0  # a service that has not stopped by then is killed
 # What stands before the reason: the time, level and name of a log line, the name of a program.
 LOG_PREFIX: Final = re.compile(r"^([\d-]+ [\d:,.]+ \w+ )?([\w.]+ cannot run: |luciola[\w.]*:? )?")
 LAST_WORDS_BYTES: Final = 4096  # of a log, in which its last line is looked for
-LOG_BYTES_MAX: Final = 16 << 20  # a log that is longer at start is rotated once
 
 
 @dataclass(frozen=True)

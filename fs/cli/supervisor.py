@@ -182,7 +182,7 @@ class Supervisor:
         check_mountpoint(mountpoint)
 
     async def _start_mount(self, mountpoint: Path) -> None:
-        arguments = ["--foreground", str(self.data.root), str(mountpoint)]
+        arguments = ["--foreground", "--rotate-log", str(self.data.root), str(mountpoint)]
         if self.config_file is not None:
             arguments += ["--config", str(self.config_file)]
         command = python("-m", "luciola", "mount", *arguments)
@@ -198,7 +198,7 @@ class Supervisor:
 
     def _service(self, kind: str, identity: str, node: int, directory: str) -> Service:
         arguments = ["-m", f"luciola.{kind}", "--data", str(self.data.root / directory)]
-        arguments += ["--cluster", str(self.data.cluster)]
+        arguments += ["--cluster", str(self.data.cluster), "--rotate-log"]
         if kind != "storage" and not self.shape.has_stores:
             arguments.append(CREATE)
         if kind != "mgmtd":

@@ -16,6 +16,7 @@ from ..clock import Clock, SystemClock
 from ..config import ClusterConfig, load
 from ..errors import ConfigError, CorruptData, Error
 from ..kv.rocksdb import RocksEngine
+from ..logfile import rotate_output
 from ..wire import SERVICE, LaneServer, RpcClients, RpcServer, load_cluster, methods, mint
 from ..wire.pb.mgmtd_pb2 import NODE_META
 from . import schema
@@ -133,7 +134,10 @@ def main() -> int:
         "--node-id", type=int, default=NODE_ID, help=f"number of this node (default {NODE_ID})"
     )
     parser.add_argument("--create", action="store_true", help="create the store of a new cluster")
+    parser.add_argument("--rotate-log", action="store_true", help="keep the file on standard error short")
     arguments = parser.parse_args()
+    if arguments.rotate_log:
+        rotate_output()
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )

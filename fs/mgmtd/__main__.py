@@ -16,6 +16,7 @@ from .. import config as configuration
 from ..errors import ConfigError, CorruptData, Error
 from ..ids import NodeId, new_incarnation
 from ..kv.rocksdb import RocksEngine
+from ..logfile import rotate_output
 from ..wire import Cluster, LaneServer, RpcServer, load_cluster, methods, parse_address
 from ..wire.pb import mgmtd_pb2 as pb
 from .records import NodeRecord
@@ -39,7 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="TOML with what differs from the defaults")
     parser.add_argument("--node-id", type=int, default=1, help="number of this node (%(default)s)")
     parser.add_argument("--create", action="store_true", help="create the store of a new cluster")
+    parser.add_argument("--rotate-log", action="store_true", help="keep the file on standard error short")
     options = parser.parse_args(arguments)
+    if options.rotate_log:
+        rotate_output()
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname).1s mgmtd %(message)s", stream=sys.stderr
     )

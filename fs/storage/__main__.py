@@ -12,6 +12,7 @@ import uvloop
 from .. import config as configuration
 from ..errors import ConfigError, Error
 from ..ids import NodeId
+from ..logfile import rotate_output
 from ..wire import load_cluster
 from .node import Settings, serve
 
@@ -30,7 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cluster", type=Path, required=True, help="the cluster file")
     parser.add_argument("--config", type=Path, help="TOML with what differs from the defaults")
     parser.add_argument("--listen", default="127.0.0.1", metavar="HOST", help="where to listen (%(default)s)")
+    parser.add_argument("--rotate-log", action="store_true", help="keep the file on standard error short")
     options = parser.parse_args(arguments)
+    if options.rotate_log:
+        rotate_output()
     logging.basicConfig(
         level=logging.INFO,
         format=f"%(asctime)s %(levelname).1s storage-{options.node_id} %(message)s",
