@@ -5,13 +5,13 @@ import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import click
 
 from ..errors import InvalidArgument
 from ..wire import Cluster, parse_address
-from .datadir import DataDir
+from .datadir import running_shape
 from .manager import Manager
 from .options import data_option, manager_option, prevailing, secret_option
 
@@ -34,7 +34,7 @@ class Door:
                 "name the cluster: either --data DIR (or LUCIOLA_DATA), or --manager HOST:PORT with --secret-file"
             )
         if "data_path" in named:
-            return DataDir(named["data_path"].absolute()).read_shape().cluster
+            return running_shape(named["data_path"].absolute()).cluster
         if self.secret_file is None:
             raise InvalidArgument("a cluster at an address needs --secret-file")
         parse_address(named["manager"])
@@ -57,13 +57,23 @@ def door_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+class Unanswered(click.ClickException):
+    """A question that could not be asked. The usage was right, so it is not shown."""
+
+    exit_code = 2
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the question."""
+        click.echo(f"luciola: {self.message}", file=file, err=file is None)
+
+
 def consent(question: str, *, yes: bool) -> None:
-    """Raises: click.UsageError without an answer (no terminal); click.Abort when it is no."""
+    """Raises: Unanswered without a terminal; click.Abort when the answer is no."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise click.UsageError(f"{question} Nobody is there to answer: repeat with --yes.")
+        raise Unanswered(f"{question} There is no terminal to ask on: repeat with --yes.")
     click.confirm(question, abort=True)
 
 
-__all__ = ["Door", "consent", "door_options"]
+__all__ = ["Door", "Unanswered", "consent", "door_options"]

@@ -106,7 +106,13 @@ def rotate(
     async def rotate_all(ask: Manager) -> list[dict[str, Any]]:
         return [describe_chain(await ask.update_chain(each["id"], action)) for each in before]
 
-    _show(door.ask(rotate_all), as_json=as_json)
+    after = door.ask(rotate_all)
+    _show(after, as_json=as_json)
+    unchanged = [
+        str(each["id"]) for each, old in zip(after, before, strict=True) if each["version"] == old["version"]
+    ]
+    if unchanged:
+        click.echo(f"nothing to change, the order is the preferred one: {' '.join(unchanged)}", err=True)
 
 
 @chain.command()

@@ -123,11 +123,13 @@ def down(data_path: Path) -> None:
     """
     data = DataDir(data_path.absolute())
     data.read_shape()
+    was_running = data.is_supervised()
     _end_supervisor(data)
     _await_stop(data)
     end_extra_mounts(data, except_pids=set())
     end_leftovers(data)
     clean_stale_mounts(data)
+    click.echo("the cluster is stopped" if was_running else "the cluster was not running")
 
 
 def _end_supervisor(data: DataDir) -> None:

@@ -23,9 +23,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from ..errors import Busy, InvalidArgument, NotFound
-from ..wire import Cluster, write_private
+from ..errors import Busy, InvalidArgument, NotFound, Unavailable
+from ..wire import Cluster, parse_address, write_private
 
+CONNECT_S: Final = 1.0  # to a port of this machine
 PORTS: Final = range(20_000, 32_768)  # up to the default of net.ipv4.ip_local_port_range
 
 
@@ -298,4 +299,26 @@ def is_free(address: str) -> bool:
     return True
 
 
-__all__ = ["DataDir", "Shape", "check_shape", "choose_shape", "free_ports", "is_free"]
+def running_shape(root: Path) -> Shape:
+    """The cluster of a data directory, which runs or is starting.
+
+    Raises: as `read_shape`; Unavailable at once if it is stopped, instead of waiting for an answer.
+    """
+    data = DataDir(root)
+    shape = data.read_shape()
+    # Without a supervisor its services may still run, started by other means.
+    if not data.is_supervised() and not _listens(shape.cluster.mgmtd_grpc):
+        advice = f"luciola up --data {shlex.quote(str(root))}"
+        raise Unavailable(f"the cluster in {str(root)!r} is not running; to start it: {advice}")
+    return shape
+
+
+def _listens(address: str) -> bool:
+    try:
+        with socket.create_connection(parse_address(address), timeout=CONNECT_S):
+            return True
+    except OSError:
+        return False
+
+
+__all__ = ["DataDir", "Shape", "check_shape", "choose_shape", "free_ports", "is_free", "running_shape"]

@@ -55,7 +55,8 @@ def ls(
       luciola ls --data /var/lib/luciola -l /datasets
     """
     with open_cluster(data_path, address, secret_file) as fs:
-        listings = [_list(fs, cluster_path(text)) for text in paths or ("/",)]
+        list_path = _list if long or as_json else _list_names
+        listings = [list_path(fs, cluster_path(text)) for text in paths or ("/",)]
     if as_json:
         print_json([entry for listing in listings for entry in listing])
         return
@@ -73,20 +74,30 @@ def ls(
 
 
 def _list(fs: "FileSystem", path: str) -> list[dict[str, Any]]:
+    info = fs.lstat(path)
+    if not modes.S_ISDIR(info.st_mode):
+        return [_describe(fs, path, path, info)]
+    # Names come with their attributes, a page at a time.
+    entries = ((entry.name, entry.stat(follow_symlinks=False)) for entry in fs.scandir(path))
+    found = sorted(entries, key=lambda entry: entry[0])
+    return [_describe(fs, os.path.join(path, name), name, status) for name, status in found]
+
+
+def _list_names(fs: "FileSystem", path: str) -> list[dict[str, Any]]:
     if not modes.S_ISDIR(fs.lstat(path).st_mode):
-        return [_describe(fs, path, path)]
-    names = sorted(fs.listdir(path))
-    return [_describe(fs, os.path.join(path, name), name) for name in names]
+        return [{"name": path}]
+    return [{"name": name} for name in sorted(fs.listdir(path))]
 
 
 def _long(entry: dict[str, Any]) -> tuple[str, ...]:
     numbers = (str(entry[key]) for key in ("links", "uid", "gid", "size"))
-    arrow = f" -> {shown(entry['target'])}" if "target" in entry else ""
-    return (entry["mode"], *numbers, entry["modified"][:19].replace("T", " "), shown(entry["name"]) + arrow)
+    arrow = f" -> {shown(entry['target'], terminal=True)}" if "target" in entry else ""
+    # A line of a long listing is an entry, also for programs: no name may forge one.
+    name = shown(entry["name"], terminal=True)
+    return (entry["mode"], *numbers, entry["modified"][:19].replace("T", " "), name + arrow)
 
 
-def _describe(fs: "FileSystem", path: str, name: str) -> dict[str, Any]:
-    info = fs.lstat(path)
+def _describe(fs: "FileSystem", path: str, name: str, info: os.stat_result) -> dict[str, Any]:
     entry = {
         "name": name,
         "path": path,
@@ -185,7 +196,8 @@ def stat(
       luciola stat --data /var/lib/luciola /datasets/train.bin
     """
     with open_cluster(data_path, address, secret_file) as fs:
-        entries = [_describe(fs, cluster_path(text), cluster_path(text)) for text in paths]
+        named = [cluster_path(text) for text in paths]
+        entries = [_describe(fs, path, path, fs.lstat(path)) for path in named]
     if as_json:
         print_json(entries)
         return

@@ -28,7 +28,7 @@ from .consistency import (
     describe_owner,
     with_remedies,
 )
-from .datadir import DataDir, Shape
+from .datadir import Shape, running_shape
 from .inventory import Inventory
 from .manager import Manager, address_of
 from .options import data_option, json_option
@@ -114,7 +114,7 @@ def fsck(
         )
     if allow_mass_removal and not repair:
         raise click.UsageError("--allow-mass-removal says what --repair may do: give both")
-    shape = DataDir(data_path.absolute()).read_shape()
+    shape = running_shape(data_path.absolute())
     policy = Policy(repair, round(quarantine_hours * HOUR_MS), allow_mass_removal)
     with Inventory() as names:
         report = asyncio.run(Check(shape, names).run(scrub=scrub, policy=policy, release=release))

@@ -12,6 +12,7 @@ import click
 from ..config import TRANSPORTS, ClusterConfig, load
 from ..errors import InvalidArgument
 from ..logfile import rotate_output
+from .datadir import running_shape
 from .options import config_option, secret_option
 
 
@@ -76,6 +77,8 @@ def mount(
         allow_other = options.allow_other and os.geteuid() == 0
     if Path(cluster).is_dir():
         cluster = str(Path(cluster).resolve())
+        if not foreground:
+            running_shape(Path(cluster))
     settings = fuse.Settings(
         cluster=cluster,
         mountpoint=mountpoint,

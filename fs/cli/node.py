@@ -79,6 +79,8 @@ def counters(
 ) -> None:
     """Show what a storage node has counted since it started: requests, recovery, scrubbing, RDMA.
 
+    What each counter means is in docs/operations.md, "Counters of a storage node".
+
     \b
     Example:
       luciola node counters 201 --data /var/lib/luciola
@@ -156,6 +158,7 @@ def forget(
     door = Door(data_path, manager, secret_file)
     consent(f"Forget node {number}?", yes=yes)
     door.ask(lambda ask: ask.forget_node(number))
+    click.echo(f"node {number} is forgotten")
 
 
 def _space_columns(node: dict[str, Any]) -> tuple[str, str]:

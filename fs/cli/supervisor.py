@@ -93,8 +93,7 @@ class Supervisor:
         end_leftovers(self.data)
         if self.mountpoint is not None:
             self._prepare_mountpoint(self.mountpoint)
-        with contextlib.suppress(AlreadyExists):
-            create_secret(self.data.secret)
+        self._create_secret()
         async with Manager.connect(self.shape.cluster) as manager:
             await self._launch(self._service("mgmtd", "1", MGMTD_NODE, "mgmtd"))
             await self._wait("mgmtd", manager.answers)
@@ -107,6 +106,22 @@ class Supervisor:
             if self.mountpoint is not None:
                 await self._start_mount(self.mountpoint)
             await self._settle(manager)
+
+    def _create_secret(self) -> None:
+        try:
+            create_secret(self.data.secret)
+        except AlreadyExists:
+            return
+        if self.shape.has_stores:
+            self._note(
+                "the cluster secret was missing, and a new one was made: tokens are void, and mounts on other "
+                f"machines need a copy of {self.data.secret}"
+            )
+
+    def _note(self, text: str) -> None:
+        """Report to the command that started the cluster, and in the log."""
+        log.warning("%s", text)
+        self.on_note(text)
 
     async def _create_chains(self, manager: Manager) -> None:
         """A new cluster is laid out over all of its nodes, so it needs all of them."""
@@ -144,8 +159,7 @@ class Supervisor:
             await asyncio.sleep(POLL_S)
         if routing is not None:
             for line in self._trouble(routing):
-                log.warning("%s", line)
-                self.on_note(line)
+                self._note(line)
 
     def _running_storage_nodes(self) -> set[int]:
         """Those that may still report."""

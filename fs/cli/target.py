@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ..errors import InvalidArgument
-from .datadir import DataDir
+from .datadir import running_shape
 from .options import address_option, data_option, prevailing, secret_option
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def open_cluster(data_path: Path | None, address: str | None, secret_file: Path 
             "name the cluster: either --data DIR (or LUCIOLA_DATA), or --address HOST:PORT with --secret-file"
         )
     if "data_path" in named:
-        DataDir(named["data_path"]).read_shape()
+        running_shape(named["data_path"])
         return connect(str(named["data_path"]))
     return connect(named["address"], secret_file=None if secret_file is None else str(secret_file))
 

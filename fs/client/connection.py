@@ -147,12 +147,10 @@ def explained(cluster: str, address: str) -> Iterator[None]:
     try:
         yield
     except (Unavailable, Timeout) as error:
-        if _is_address(cluster):
-            raise
-        advice = f"`luciola up --data {shlex.quote(cluster)}` starts it"
-        raise type(error)(
-            f"nobody answers at {address}: is the cluster running? {advice} ({error})"
-        ) from error
+        advice = "is this the address of mgmtd (mgmtd_lane in cluster.json), and does the cluster run?"
+        if not _is_address(cluster):
+            advice = f"is the cluster running? `luciola up --data {shlex.quote(cluster)}` starts it"
+        raise type(error)(f"no answer at {address}: {advice} ({error})") from error
 
 
 def _native(address: str, token: Token, config: ClientConfig) -> luciola_core.Client:

@@ -151,7 +151,7 @@ class Membership:
             case model.DataLost(target, chain):
                 log.error(
                     "target %d was the last of chain %d that served, and its data is gone with a replaced disk; "
-                    "UpdateChain ROTATE_LASTSRV gives the role to another replica (docs/operations.md)",
+                    "`luciola chain rotate CHAIN --last-serving` lets another replica serve with what it has",
                     *(target, chain),
                 )
 

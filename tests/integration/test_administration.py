@@ -82,6 +82,10 @@ def test_replicas_that_served_last_are_given_up_one_by_one(tmp_path: Path) -> No
         assert cluster.fsck()["problems"] == []
         command("chain", "rotate", *numbers, "--preferred", *data)
         cluster.wait_healthy()
+        until(
+            lambda: "nothing to change" in command("chain", "rotate", number, "--preferred", *data).stderr,
+            what="the preferred order",
+        )
         assert command("chain", "list", "1", *data, check=False).returncode == 1
         assert "no node 7" in command("node", "disable", "7", *data, check=False).stderr
         busy = command("node", "forget", str(second), "--yes", *data, check=False)

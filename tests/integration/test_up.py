@@ -200,4 +200,24 @@ def test_status_of_a_stopped_cluster(tmp_path: Path) -> None:
     result = luciola("status", "--data", str(cluster.data), "--json", check=False)
     assert result.returncode == 1
     assert json.loads(result.stdout)["phase"] == "stopped"
+    again = luciola("down", "--data", str(cluster.data))
+    assert again.stdout == "the cluster was not running\n"
+    (tmp_path / "mnt").mkdir()
+    for command in (["ls"], ["fsck"], ["node", "list"], ["mount", str(cluster.data), str(tmp_path / "mnt")]):
+        options = [] if command[0] == "mount" else ["--data", str(cluster.data)]
+        result = luciola(*command, *options, check=False, timeout_s=60)
+        assert result.returncode == 1
+        assert f"is not running; to start it: luciola up --data {cluster.data}" in result.stderr
     shutil.rmtree(cluster.data)
+
+
+def test_lost_secret_is_reported(tmp_path: Path) -> None:
+    cluster = LocalCluster(tmp_path, storage_nodes=1, replicas=1)
+    with cluster:
+        pass
+    (cluster.data / "secret").unlink()
+    result = luciola("up", "--data", str(cluster.data), "--detach")
+    try:
+        assert "the cluster secret was missing, and a new one was made: tokens are void" in result.stderr
+    finally:
+        cluster.down()

@@ -1,10 +1,13 @@
 """What commands print: JSON that every reader takes, names that harm no terminal, errors in one line."""
 
+import io
 import json
 import os
 
 import pytest
 
+from luciola.cli.administration import Unanswered, consent
+from luciola.cli.files import _long
 from luciola.cli.output import describe_error, print_json, shown
 from luciola.errors import NotFound
 
@@ -47,3 +50,30 @@ def test_names_are_quoted_for_a_terminal_only(name: bytes, quoted: str) -> None:
 )
 def test_errors_are_described_without_a_number(error: OSError, line: str) -> None:
     assert describe_error(error) == line
+
+
+def test_name_in_a_long_listing_cannot_forge_a_line() -> None:
+    entry = {
+        "name": "evil\n-rw-r--r-- 1 0 0 5 root",
+        "mode": "lrwxrwxrwx",
+        "links": 1,
+        "uid": 0,
+        "gid": 0,
+        "size": 5,
+        "modified": "2026-11-28T08:00:00",
+        "target": "to\nnowhere",
+    }
+    assert "\n" not in "".join(_long(entry))
+
+
+def test_question_without_a_terminal_is_a_refusal_not_a_wrong_usage(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    consent("Forget node 204?", yes=True)
+    with pytest.raises(Unanswered) as refused:
+        consent("Forget node 204?", yes=False)
+    refused.value.show()
+    assert refused.value.exit_code == 2
+    said = "luciola: Forget node 204? There is no terminal to ask on: repeat with --yes.\n"
+    assert capsys.readouterr().err == said
