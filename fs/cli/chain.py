@@ -96,9 +96,11 @@ def rotate(
     if last_serving == preferred:
         raise click.UsageError("say which rotation: either --preferred or --last-serving")
     door = Door(data_path, manager, secret_file)
-    before = _chosen(describe_chains(door.ask(Manager.routing)), chains)
+    routing = door.ask(Manager.routing)
+    before = _chosen(describe_chains(routing), chains)
     if last_serving:
-        losses = [_loss(each) for each in before if each["state"] == "unavailable"]
+        disabled = {node.id for node in routing.nodes if node.status == pb.DISABLED}
+        losses = [_loss(each, disabled) for each in before if each["state"] == "unavailable"]
         if losses:
             consent("\n".join([*losses, "Go on?"]), yes=yes)
     action = Action.ROTATE_LASTSRV if last_serving else Action.ROTATE_PREFERRED
@@ -184,12 +186,16 @@ def _chosen(found: list[dict[str, Any]], numbers: tuple[int, ...]) -> list[dict[
     return [each for each in found if each["id"] in numbers]
 
 
-def _loss(chain: dict[str, Any]) -> str:
+def _loss(chain: dict[str, Any], disabled: set[int]) -> str:
     first, *others = chain["targets"]
     after = f"replica {others[0]['target']} on node {others[0]['node']}" if others else "no other replica"
+    next_node = others[0]["node"] if others else 0
+    waits = f" Node {next_node} is disabled: nothing is served before luciola node enable {next_node}."
     return (
         f"Chain {chain['id']} waits for replica {first['target']} on node {first['node']}, which served last. "
         f"Without it, {after} serves what it has: writes that were acknowledged after it had fallen are lost for good."
+        + waits
+        * (next_node in disabled)
     )
 
 

@@ -11,6 +11,12 @@ from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
 from ..wire.pb.storage_pb2 import SpaceReply
 
+REPORTED = {  # what a node says of its replica
+    pb.LOCAL_INVALID: "unknown",  # not heard of since mgmtd started
+    pb.LOCAL_UPTODATE: "uptodate",
+    pb.LOCAL_ONLINE: "online",
+    pb.LOCAL_OFFLINE: "offline",
+}
 SPACE_S = 2.0  # of a number that is shown if it is there
 CALL_S = 10.0  # everything asked here is answered from memory, but the machine may be overloaded
 
@@ -151,7 +157,7 @@ def describe_chain(chain: pb.Chain) -> dict[str, Any]:
                 "target": target.id,
                 "node": target.node,
                 "state": pb.PublicState.Name(target.state).lower(),
-                "reported": pb.LocalState.Name(target.local).removeprefix("LOCAL_").lower(),
+                "reported": REPORTED[target.local],
                 "used_bytes": target.used_bytes,
             }
             for target in chain.targets

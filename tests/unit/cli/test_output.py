@@ -7,6 +7,7 @@ import os
 import pytest
 
 from luciola.cli.administration import Unanswered, consent
+from luciola.cli.chain import _loss
 from luciola.cli.files import _long
 from luciola.cli.output import describe_error, print_json, shown
 from luciola.errors import NotFound
@@ -77,3 +78,10 @@ def test_question_without_a_terminal_is_a_refusal_not_a_wrong_usage(
     assert refused.value.exit_code == 2
     said = "luciola: Forget node 204? There is no terminal to ask on: repeat with --yes.\n"
     assert capsys.readouterr().err == said
+
+
+def test_question_about_a_rotation_says_that_the_next_node_is_disabled() -> None:
+    targets = [{"target": 1, "node": 202}, {"target": 2, "node": 201}]
+    question = _loss({"id": 7, "targets": targets}, {201})
+    assert "Node 201 is disabled: nothing is served before luciola node enable 201." in question
+    assert "disabled" not in _loss({"id": 7, "targets": targets}, set())
