@@ -16,6 +16,7 @@ STYLES = {
     "running": "green",
     "starting": "yellow",
     "restarting": "red",
+    "refused": "red",
     "stopping": "yellow",
     "stopped": "dim",
 }
