@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import mmap
 import os
 import warnings
 from collections.abc import Callable
@@ -49,6 +50,8 @@ def name_of(error: OSError) -> str:
 def as_user(uid: int, code: str, *, gid: int | None = None, groups: tuple[int, ...] = ()) -> str:
     """What `code` ends with ("ok" or the name of an errno) in a process of another user.
 
+    `code` finds `os`, `mmap` and `fallocate`.
+
     It is a fork of this process, so neither the interpreter nor the present working directory need be within that
     user's reach.
     """
@@ -63,7 +66,7 @@ def as_user(uid: int, code: str, *, gid: int | None = None, groups: tuple[int, .
             group = uid if gid is None else gid
             os.setresgid(group, group, group)
             os.setresuid(uid, uid, uid)
-            said = outcome(exec, code, {"os": os})
+            said = outcome(exec, code, {"os": os, "mmap": mmap, "fallocate": fallocate})
         except BaseException as error:  # noqa: BLE001 (the child must not go on as pytest)
             said = repr(error)
         finally:

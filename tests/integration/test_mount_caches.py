@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster import LocalCluster
+from posix_calls import as_user
 
 pytestmark = pytest.mark.mount
 
@@ -52,3 +53,21 @@ def test_a_listing_that_goes_on_shows_what_was_written_since_it_began(cluster):
         assert {first.name, *(entry.name for entry in entries)} == set(names)
     assert {(directory / name).stat().st_size for name in names} == {5000}
     assert all((directory / name).read_bytes() == b"b" * 5000 for name in names)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("flags", [0, os.O_DIRECT], ids=["buffered", "direct"])
+def test_set_id_bits_that_another_mount_has_set_end_with_a_write_here(cluster, flags):
+    path = cluster.mountpoint / f"program-{flags}"
+    path.write_bytes(bytes(8192))
+    path.chmod(0o777)
+    with cluster.mounted(f"setting-{flags}") as second:
+        descriptor = os.open(path, os.O_RDWR | flags)
+        try:
+            assert path.stat().st_mode & 0o7777 == 0o777  # so this mount has no reason to ask again
+            (second / path.name).chmod(0o6777)
+            assert as_user(1000, f"os.pwritev({descriptor}, [mmap.mmap(-1, 4096)], 0)") == "ok"
+        finally:
+            os.close(descriptor)
+        with (second / path.name).open("rb") as file:
+            assert os.fstat(file.fileno()).st_mode & 0o7777 == 0o777

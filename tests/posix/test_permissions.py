@@ -2,6 +2,7 @@
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,45 @@ def test_another_users_file_is_not_removed_from_a_private_directory(area):
     assert as_user(OTHER, "os.unlink('d/a')") == "EACCES"
     assert as_user(OTHER, "os.rmdir('d')") == "EACCES"
     assert outcome(os.unlink, "d/a") == "ok"
+
+
+def mode_shown(path: str) -> int:
+    """The mode alone, which the kernel answers from what it knows."""
+    found = subprocess.run(["stat", "-c", "%a", path], check=True, capture_output=True, text=True)
+    return int(found.stdout, 8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "os.pwrite(d, b'x', 0)",
+        "os.pwritev(d, [page], 0)",
+        "os.posix_fallocate(d, 0, 100)",
+        "os.posix_fallocate(d, 0, 100_000)",
+        "fallocate(d, 1, 0, 100_000)",
+        "fallocate(d, 3, 0, 4096)",
+        "fallocate(d, 17, 0, 4096)",
+        "os.ftruncate(d, 10)",
+        "os.close(os.open('program', os.O_WRONLY | os.O_TRUNC))",
+        "os.close(os.open('program', os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))",
+    ],
+)
+def test_change_of_bytes_by_a_user_ends_set_id_bits(area, change):
+    Path("program").write_bytes(b"#" * 8192)
+    Path("program").chmod(0o6777)
+    assert mode_shown("program") == 0o6777
+    direct = " | os.O_DIRECT" if "page" in change else ""
+    code = f"page = mmap.mmap(-1, 4096); d = os.open('program', os.O_WRONLY{direct}); {change}"
+    assert as_user(1000, code) == "ok"
+    assert mode_shown("program") == 0o777
+    assert Path("program").stat().st_mode & 0o7777 == 0o777
+
+
+def test_mode_set_after_a_change_of_bytes_stays(area):
+    Path("program").touch()
+    Path("program").chmod(0o6777)
+    with Path("program").open("wb", buffering=0) as held:
+        assert as_user(1000, "os.write(os.open('program', os.O_WRONLY), b'x')") == "ok"
+        Path("program").chmod(0o6777)
+        os.fsync(held.fileno())
+    assert mode_shown("program") == 0o6777

@@ -366,6 +366,7 @@ impl File {
         close.one.has_inline = news.inline.is_some();
         close.one.inline_data = news.inline.clone().unwrap_or_default();
         close.one.inline_base = news.base;
+        close.one.clear_set_id = news.clears_set_id;
         match self.close_one(close) {
             Ok(inode) => {
                 self.inode.told(inode, &news, false);
@@ -451,7 +452,7 @@ pub fn set_attributes(shared: &Arc<Shared>, who: &Who, request: pb::SetAttrReque
     if let Some(open) = &open {
         open.settle()?;
     }
-    let length = request.length;
+    let (length, sets_mode) = (request.length, request.permissions.is_some());
     let inode = match (&open, length) {
         (Some(open), Some(length)) => {
             let change = || {
@@ -468,6 +469,9 @@ pub fn set_attributes(shared: &Arc<Shared>, who: &Who, request: pb::SetAttrReque
     let Some(open) = shared.find_changed(&inode) else { return Ok(inode) };
     if times && length.is_some() {
         open.forget_mtime();
+    }
+    if sets_mode {
+        open.keep_set_id();
     }
     if length.is_none() {
         open.adopt_own(&inode);

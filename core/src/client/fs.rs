@@ -217,6 +217,17 @@ impl Mounted {
         }
     }
 
+    /// A user is about to change the file's bytes. The kernel may still show the set-id bits that end with that.
+    fn clear_set_id(&self, file: &File) {
+        let inode = file.inode();
+        if inode.clear_set_id()
+            && let Some(notifier) = self.notifier.get()
+            && let Err(error) = notifier.inval_attributes(inode.id())
+        {
+            log::warn!("inode {}: the kernel keeps old attributes: {error}", inode.id());
+        }
+    }
+
     /// An append went elsewhere than the kernel thought, because it did not know the end: its pages show the bytes in
     /// the wrong place. They cannot be dropped before the write is answered, which holds them.
     fn page_cache_is_wrong(&self, inode: u64) {
@@ -384,6 +395,7 @@ impl FileSystem for Mounted {
             uid: change.uid,
             gid: change.gid,
             length: change.length,
+            clear_set_id: change.clears_set_id,
             ..Default::default()
         };
         match change.atime {
@@ -538,6 +550,9 @@ impl FileSystem for Mounted {
             false => Place::At(request.offset),
         };
         let through = self.through(request.flags);
+        if request.clears_set_id {
+            self.clear_set_id(&file);
+        }
         let offset = file.write_through(place, &payload, true, through).map_err(errno)?;
         if offset != request.offset {
             self.page_cache_is_wrong(request.inode);
@@ -660,7 +675,7 @@ impl FileSystem for Mounted {
 
     fn fallocate(
         &self,
-        _: &Caller,
+        caller: &Caller,
         _: u64,
         handle: u64,
         mode: AllocateMode,
@@ -668,6 +683,11 @@ impl FileSystem for Mounted {
         length: u64,
     ) -> Reply<()> {
         let file = self.file(handle)?;
+        // The kernel does not say whether the caller may keep set-id bits: as a rule only root may.
+        let is_user = caller.uid != 0;
+        if is_user {
+            self.clear_set_id(&file);
+        }
         // Others may have written since: their bytes are zeroed where that is asked for, and never cut.
         file.refresh().map_err(errno)?;
         let before = file.inode().length();
@@ -682,6 +702,9 @@ impl FileSystem for Mounted {
         let extends = matches!(mode, AllocateMode::Extend | AllocateMode::Zero { keep_length: false });
         if extends && end > before {
             file.extend(end).map_err(errno)?;
+        }
+        if is_user {
+            file.inode().sync().map_err(errno)?;
         }
         Ok(())
     }

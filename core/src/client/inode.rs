@@ -85,6 +85,8 @@ pub struct State {
     writes: u64,
     /// Time of the last write that the metadata service was not told.
     mtime_ns: Option<i64>,
+    /// Changed by a user who may not keep the set-id bits, which the metadata service has not heard of.
+    clears_set_id: bool,
     /// Made here and not closed yet: attributes may wait.
     fresh: bool,
     later: Option<Later>,
@@ -137,6 +139,7 @@ impl OpenInode {
             flights: BTreeMap::new(),
             writes: 0,
             mtime_ns: None,
+            clears_set_id: false,
             fresh: false,
             later: None,
             unsynced: false,
@@ -313,6 +316,7 @@ impl OpenInode {
         let later = state.later.clone();
         self.settled(&mut state, later.as_ref());
         state.mtime_ns = None;
+        state.clears_set_id = false;
         state.unsynced = false;
     }
 

@@ -17,6 +17,9 @@ use crate::wire::pb;
 /// (uid_t)-1: "leave it".
 const NO_ID: u32 = u32::MAX;
 const SET_ID: u32 = 0o6000;
+const SET_USER_ID: u32 = 0o4000;
+const SET_GROUP_ID: u32 = 0o2000;
+const GROUP_EXECUTE: u32 = 0o0010;
 const NOT_OWNER: u32 = 0o077;
 const ACCESS: u32 = 0o777;
 
@@ -48,7 +51,7 @@ impl Later {
         let cleared = (uid.is_some() || gid.is_some()) && seen.permissions & SET_ID != 0;
         let kept = request.permissions.unwrap_or(seen.permissions);
         let fewer = seen.permissions & !kept & (ACCESS | SET_ID) != 0;
-        let other = request.length.is_some() || request.layout.is_some();
+        let other = request.length.is_some() || request.layout.is_some() || request.clear_set_id;
         if who.uid != 0 || taken || cleared || fewer || other {
             return None;
         }
@@ -83,6 +86,13 @@ impl Later {
     }
 }
 
+/// `permissions` after a change of the file's bytes by a user. A set-group-id bit without group execution means
+/// mandatory locking, not privilege, and stays.
+pub fn without_set_id(permissions: u32) -> u32 {
+    let stays = if permissions & GROUP_EXECUTE == 0 { SET_GROUP_ID } else { 0 };
+    permissions & !(SET_USER_ID | SET_GROUP_ID) | permissions & stays
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +119,21 @@ mod tests {
         assert!(!waits(chown(Some(7), None), &seen(5, 0o600)), "its owner would lose it");
         assert!(!waits(chown(Some(0), None), &seen(0, 0o4700)), "set-id bits go");
         assert!(!waits(pb::SetAttrRequest { length: Some(0), ..chmod(0o644) }, &seen(0, 0o600)));
+    }
+
+    #[test]
+    fn bits_that_grant_privileges_end_and_others_stay() {
+        let cases = [
+            (0o4755, 0o755),
+            (0o6755, 0o755),
+            (0o2755, 0o755),
+            (0o2644, 0o2644),
+            (0o6644, 0o2644),
+            (0o755, 0o755),
+        ];
+        for (before, after) in cases {
+            assert_eq!(without_set_id(before), after);
+        }
     }
 
     #[test]

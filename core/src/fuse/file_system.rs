@@ -9,7 +9,9 @@
 //!     counts once for `forget`; an inode number stays valid until it is forgotten or the session ends.
 //! F3  `flush` comes once for each close(2), `release` once for each successful `open` and `create`, later and without
 //!     anybody waiting; what is not yet released when the session ends never is (`destroy` comes instead).
-//! F4  Set-user-id and set-group-id bits are cleared by the session when files are written, cut or given away.
+//! F4  Set-user-id and set-group-id bits end when files are changed by users: `write` and `setattr` say when; `fallocate`
+//!     goes by its caller, and a change of owner by itself. The session clears those of files that `open` and `create`
+//!     have emptied.
 //! F5  After `destroy` no other method is called.
 //! F6  When a program is killed, its call of a method that changes nothing is answered by the session while the method
 //!     runs on. What waits in there looks at `crate::cancel` and may return any error.
@@ -103,6 +105,8 @@ pub struct SetAttributes {
     pub atime: Option<SetTime>,
     pub mtime: Option<SetTime>,
     pub ctime_ns: Option<i64>,
+    /// The caller may not keep the file's set-user-id and set-group-id bits.
+    pub clears_set_id: bool,
 }
 
 /// How the kernel may use its page cache for one open file.
@@ -158,6 +162,8 @@ pub struct WriteRequest {
     /// Pages written back from the kernel's cache (mmap): the caller is not the process that wrote them, the handle
     /// is any that is open for writing.
     pub from_page_cache: bool,
+    /// The caller may not keep the file's set-user-id and set-group-id bits.
+    pub clears_set_id: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -2,7 +2,8 @@
 //! kernel's help each write would cost a question for extended attributes. File capabilities are not kept at all.
 
 use super::caller::Caller;
-use super::file_system::{Attributes, FileKind, FileSystem, Reply, SetAttributes};
+use super::file_system::{Attributes, FileKind, Reply, SetAttributes};
+use super::request::Context;
 
 const SET_USER_ID: u32 = 0o4000;
 const SET_GROUP_ID: u32 = 0o2000;
@@ -24,28 +25,15 @@ fn without_privileges(attributes: &Attributes) -> Option<u32> {
     (attributes.permissions & ending != 0).then_some(attributes.permissions & !ending)
 }
 
-/// Clears the bits of `inode`, which is about to be written by somebody who may not keep them.
-pub fn drop_privileges(fs: &dyn FileSystem, caller: &Caller, inode: u64) -> Reply<()> {
-    let current = fs.getattr(caller, inode, None)?.attributes;
-    if let Some(permissions) = without_privileges(&current) {
-        let change = SetAttributes { permissions: Some(permissions), ..Default::default() };
-        fs.setattr(caller, inode, &change)?;
-    }
-    Ok(())
-}
-
-/// Adds to `change` the clearing of the bits of `inode`, unless it sets the mode anyway.
-pub fn also_drop_privileges(
-    fs: &dyn FileSystem,
-    caller: &Caller,
-    inode: u64,
-    change: &mut SetAttributes,
-) -> Reply<()> {
-    if change.permissions.is_none() {
-        let current = fs.getattr(caller, inode, change.handle)?.attributes;
-        change.permissions = without_privileges(&current);
-    }
-    Ok(())
+/// Clears the bits of `inode`, which was emptied by a user who may not keep them. Returns the permissions if it had any.
+pub fn drop_privileges(context: &Context<'_>, caller: &Caller, inode: u64) -> Reply<Option<u32>> {
+    let current = context.fs.getattr(caller, inode, None)?.attributes;
+    let Some(permissions) = without_privileges(&current) else { return Ok(None) };
+    let change = SetAttributes { permissions: Some(permissions), ..Default::default() };
+    context.fs.setattr(caller, inode, &change)?;
+    // The kernel may believe in the mode that it knows.
+    context.notifier.inval_attributes(inode)?;
+    Ok(Some(permissions))
 }
 
 #[cfg(test)]

@@ -44,6 +44,7 @@ pub struct Shared {
     pub fs: Arc<dyn FileSystem>,
     pub options: SessionOptions,
     pub agreement: Agreement,
+    pub notifier: Notifier,
     pub pool: BufferPool,
     /// Buffers of the threads beyond `threads_max`.
     further_pool: OnceLock<BufferPool>,
@@ -143,6 +144,7 @@ impl Session {
         let shared = Arc::new(Shared {
             fs,
             agreement,
+            notifier: notifier.clone(),
             pool,
             further_pool: OnceLock::new(),
             watch: Watch::default(),

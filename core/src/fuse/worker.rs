@@ -125,7 +125,12 @@ impl<'a> Worker<'a> {
         let shared = self.shared;
         self.slot.begin(header, request::ending(header.opcode, body.0));
         let mut request = Request {
-            context: Context { fs: &*shared.fs, options: &shared.options, agreement: &shared.agreement },
+            context: Context {
+                fs: &*shared.fs,
+                options: &shared.options,
+                agreement: &shared.agreement,
+                notifier: &shared.notifier,
+            },
             caller: Caller { uid: header.uid, gid: header.gid, pid: header.pid },
             inode: header.inode,
             opcode: header.opcode,

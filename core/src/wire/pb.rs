@@ -850,6 +850,8 @@ pub struct CloseOne {
     pub read_hold: bool,
     #[prost(uint64, tag = "8")]
     pub inline_base: u64,
+    #[prost(bool, tag = "9")]
+    pub clear_set_id: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CloseReply {
@@ -888,6 +890,8 @@ pub struct SyncRequest {
     pub reserve_spare: bool,
     #[prost(message, optional, tag = "13")]
     pub spare: ::core::option::Option<Spare>,
+    #[prost(bool, tag = "15")]
+    pub clear_set_id: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MknodRequest {
@@ -997,6 +1001,8 @@ pub struct SetAttrRequest {
     pub layout: ::core::option::Option<Layout>,
     #[prost(uint64, tag = "13")]
     pub session: u64,
+    #[prost(bool, tag = "14")]
+    pub clear_set_id: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRequest {

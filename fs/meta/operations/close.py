@@ -51,7 +51,7 @@ def _close_one(work: Work, one: CloseOne) -> InodeReply:
 
 def reports(one: CloseOne) -> bool:
     """Whether this close tells of a change. One that does not may be carried out twice without harm."""
-    return one.HasField("length") or one.has_inline or bool(one.mtime_ns)
+    return one.HasField("length") or one.has_inline or one.clear_set_id or bool(one.mtime_ns)
 
 
 def _end_session(work: Work, one: CloseOne) -> None:

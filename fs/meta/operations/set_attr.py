@@ -12,6 +12,7 @@ from ..permissions import (
     require,
     require_chown,
     require_owner,
+    without_set_id,
 )
 from ..resolve import locate
 from ..work import Work
@@ -34,6 +35,8 @@ def set_attr(work: Work, request: SetAttrRequest) -> InodeReply:
     # set.
     if request.HasField("length"):
         _length(work, inode, request)
+    if request.clear_set_id and inode.type == REGULAR:
+        inode.permissions = without_set_id(inode.permissions)
     change_attributes(work, inode, request)
     if request.HasField("layout"):
         _layout(work, inode, request)

@@ -2,7 +2,7 @@
 
 from ...errors import InvalidArgument, IsADirectory
 from ...wire.pb.meta_pb2 import DIRECTORY, REGULAR, CloseOne, Inode, InodeReply, SyncRequest
-from ..permissions import WRITE, after_write, require
+from ..permissions import WRITE, after_write, require, without_set_id
 from ..work import Work
 from .length import absorb_inline, absorb_length, leave_inline, require_length, reserve_spare
 from .set_attr import change_attributes
@@ -57,10 +57,12 @@ def absorb(work: Work, inode: Inode, report: SyncRequest | CloseOne, *, exact: b
         inode.length = max(inode.length, report.length.length)
     if report.mtime_ns:
         inode.mtime_ns = report.mtime_ns
-    if wrote:
+    if report.clear_set_id:
+        inode.permissions = without_set_id(inode.permissions)
+    elif wrote:
         inode.permissions = after_write(work.user, inode)
     left = isinstance(report, SyncRequest) and report.leave_inline
-    return wrote or left or inode.length != before
+    return wrote or left or report.clear_set_id or inode.length != before
 
 
 def require_writer(work: Work, inode: Inode, session: int) -> None:
@@ -73,7 +75,7 @@ def reports(request: SyncRequest) -> bool:
     """Whether this asks for a change. fsync of a descriptor that is open for reading does not."""
     changes = request.has_inline or request.leave_inline or request.HasField("attributes")
     measures = request.exact or request.HasField("length")
-    return changes or measures or request.reserve_spare or bool(request.mtime_ns)
+    return changes or measures or request.reserve_spare or request.clear_set_id or bool(request.mtime_ns)
 
 
 def _require_file(inode: Inode) -> None:

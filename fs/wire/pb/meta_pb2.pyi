@@ -216,7 +216,7 @@ class CloseRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., closes: _Optional[_Iterable[_Union[CloseOne, _Mapping]]] = ...) -> None: ...
 
 class CloseOne(_message.Message):
-    __slots__ = ("inode", "session", "length", "mtime_ns", "has_inline", "inline_data", "read_hold", "inline_base")
+    __slots__ = ("inode", "session", "length", "mtime_ns", "has_inline", "inline_data", "read_hold", "inline_base", "clear_set_id")
     INODE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -225,6 +225,7 @@ class CloseOne(_message.Message):
     INLINE_DATA_FIELD_NUMBER: _ClassVar[int]
     READ_HOLD_FIELD_NUMBER: _ClassVar[int]
     INLINE_BASE_FIELD_NUMBER: _ClassVar[int]
+    CLEAR_SET_ID_FIELD_NUMBER: _ClassVar[int]
     inode: int
     session: int
     length: LengthHint
@@ -233,7 +234,8 @@ class CloseOne(_message.Message):
     inline_data: bytes
     read_hold: bool
     inline_base: int
-    def __init__(self, inode: _Optional[int] = ..., session: _Optional[int] = ..., length: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime_ns: _Optional[int] = ..., has_inline: _Optional[bool] = ..., inline_data: _Optional[bytes] = ..., read_hold: _Optional[bool] = ..., inline_base: _Optional[int] = ...) -> None: ...
+    clear_set_id: bool
+    def __init__(self, inode: _Optional[int] = ..., session: _Optional[int] = ..., length: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime_ns: _Optional[int] = ..., has_inline: _Optional[bool] = ..., inline_data: _Optional[bytes] = ..., read_hold: _Optional[bool] = ..., inline_base: _Optional[int] = ..., clear_set_id: _Optional[bool] = ...) -> None: ...
 
 class CloseReply(_message.Message):
     __slots__ = ("results", "errors")
@@ -244,7 +246,7 @@ class CloseReply(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[InodeReply, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[_common_pb2.Error, _Mapping]]] = ...) -> None: ...
 
 class SyncRequest(_message.Message):
-    __slots__ = ("caller", "inode", "length", "mtime_ns", "exact", "has_inline", "inline_data", "leave_inline", "durable", "session", "inline_base", "attributes", "reserve_spare", "spare")
+    __slots__ = ("caller", "inode", "length", "mtime_ns", "exact", "has_inline", "inline_data", "leave_inline", "durable", "session", "inline_base", "attributes", "reserve_spare", "spare", "clear_set_id")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -259,6 +261,7 @@ class SyncRequest(_message.Message):
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     RESERVE_SPARE_FIELD_NUMBER: _ClassVar[int]
     SPARE_FIELD_NUMBER: _ClassVar[int]
+    CLEAR_SET_ID_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     inode: int
     length: LengthHint
@@ -273,7 +276,8 @@ class SyncRequest(_message.Message):
     attributes: SetAttrRequest
     reserve_spare: bool
     spare: Spare
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., inode: _Optional[int] = ..., length: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime_ns: _Optional[int] = ..., exact: _Optional[bool] = ..., has_inline: _Optional[bool] = ..., inline_data: _Optional[bytes] = ..., leave_inline: _Optional[bool] = ..., durable: _Optional[bool] = ..., session: _Optional[int] = ..., inline_base: _Optional[int] = ..., attributes: _Optional[_Union[SetAttrRequest, _Mapping]] = ..., reserve_spare: _Optional[bool] = ..., spare: _Optional[_Union[Spare, _Mapping]] = ...) -> None: ...
+    clear_set_id: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., inode: _Optional[int] = ..., length: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime_ns: _Optional[int] = ..., exact: _Optional[bool] = ..., has_inline: _Optional[bool] = ..., inline_data: _Optional[bytes] = ..., leave_inline: _Optional[bool] = ..., durable: _Optional[bool] = ..., session: _Optional[int] = ..., inline_base: _Optional[int] = ..., attributes: _Optional[_Union[SetAttrRequest, _Mapping]] = ..., reserve_spare: _Optional[bool] = ..., spare: _Optional[_Union[Spare, _Mapping]] = ..., clear_set_id: _Optional[bool] = ...) -> None: ...
 
 class MknodRequest(_message.Message):
     __slots__ = ("caller", "path", "type", "permissions", "device")
@@ -364,7 +368,7 @@ class RenameReply(_message.Message):
     def __init__(self, moved: _Optional[_Union[Inode, _Mapping]] = ..., replaced: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
 
 class SetAttrRequest(_message.Message):
-    __slots__ = ("caller", "path", "follow", "permissions", "uid", "gid", "length", "atime_ns", "mtime_ns", "atime_now", "mtime_now", "layout", "session")
+    __slots__ = ("caller", "path", "follow", "permissions", "uid", "gid", "length", "atime_ns", "mtime_ns", "atime_now", "mtime_now", "layout", "session", "clear_set_id")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
@@ -378,6 +382,7 @@ class SetAttrRequest(_message.Message):
     MTIME_NOW_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    CLEAR_SET_ID_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     path: Path
     follow: bool
@@ -391,7 +396,8 @@ class SetAttrRequest(_message.Message):
     mtime_now: bool
     layout: Layout
     session: int
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., path: _Optional[_Union[Path, _Mapping]] = ..., follow: _Optional[bool] = ..., permissions: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., atime_now: _Optional[bool] = ..., mtime_now: _Optional[bool] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., session: _Optional[int] = ...) -> None: ...
+    clear_set_id: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., path: _Optional[_Union[Path, _Mapping]] = ..., follow: _Optional[bool] = ..., permissions: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., atime_now: _Optional[bool] = ..., mtime_now: _Optional[bool] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., session: _Optional[int] = ..., clear_set_id: _Optional[bool] = ...) -> None: ...
 
 class ListRequest(_message.Message):
     __slots__ = ("caller", "inode", "after", "limit", "with_inodes")

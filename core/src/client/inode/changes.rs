@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{OpenInode, State};
-use crate::client::later::Later;
+use crate::client::later::{Later, without_set_id};
 use crate::client::meta::{Who, inode_path};
 use crate::error::Result;
 use crate::lock::MutexGuard;
@@ -68,6 +68,26 @@ impl OpenInode {
             state.listed = true;
             self.shared.list_dirty(self);
         }
+    }
+}
+
+// Privileges.
+impl OpenInode {
+    /// A user is about to change the file's bytes: its set-id bits end, as the metadata service hears with the change.
+    /// Returns whether they were seen to be set.
+    pub fn clear_set_id(self: &Arc<Self>) -> bool {
+        let mut state = self.state.lock();
+        let permissions = state.seen().permissions;
+        // Counts as a write: a report that is under way does not have it.
+        state.writes += 1;
+        state.clears_set_id = true;
+        self.list(&mut state);
+        permissions != without_set_id(permissions)
+    }
+
+    /// The bits were set after everything that cleared them.
+    pub fn keep_set_id(&self) {
+        self.state.lock().clears_set_id = false;
     }
 }
 

@@ -7,6 +7,7 @@ use super::{Source, State, inline_of, now_ns};
 use crate::buffer::Placement;
 use crate::client::dirty::{DirtyChunk, RUN_BYTES, overlay, parts};
 use crate::client::inline::Inline;
+use crate::client::later::without_set_id;
 use crate::client::patience::Warnings;
 use crate::client::shared::Shared;
 use crate::error::Error;
@@ -30,6 +31,9 @@ impl State {
             inode.mtime_ns = mtime_ns;
             inode.ctime_ns = inode.ctime_ns.max(mtime_ns);
         }
+        if self.clears_set_id {
+            inode.permissions = without_set_id(inode.permissions);
+        }
         if let Some(later) = &self.later {
             later.overlay(&mut inode);
         }
@@ -46,7 +50,8 @@ impl State {
     }
 
     pub(super) fn is_told(&self) -> bool {
-        !self.unsynced && self.mtime_ns.is_none() && self.later.is_none() && self.inline_is_told()
+        let attributes = self.mtime_ns.is_none() && self.later.is_none() && !self.clears_set_id;
+        !self.unsynced && attributes && self.inline_is_told()
     }
 
     pub(super) fn inline_is_told(&self) -> bool {
@@ -114,6 +119,7 @@ impl State {
                 .map(|inline| inline.bytes.clone()),
             base: self.inline.as_ref().map_or(0, |inline| inline.base),
             later: self.later.clone(),
+            clears_set_id: self.clears_set_id,
             writes: self.writes,
             landings: self.landings,
             undurable: self.undurable,

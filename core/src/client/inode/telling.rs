@@ -94,6 +94,7 @@ impl OpenInode {
                 durable,
                 session,
                 attributes: news.later.as_ref().map(|later| later.request.clone()),
+                clear_set_id: news.clears_set_id,
                 ..Default::default()
             };
             drop(state);
@@ -153,6 +154,7 @@ impl OpenInode {
         }
         if state.writes == news.writes {
             state.mtime_ns = None;
+            state.clears_set_id = false;
             state.unsynced = !state.dirty.is_empty() || !state.flights.is_empty() || arrived;
         }
         self.adopt_into(&mut state, inode, source);
@@ -196,6 +198,7 @@ pub struct News {
     pub inline: Option<Vec<u8>>,
     pub base: u64,
     pub later: Option<Later>,
+    pub clears_set_id: bool,
     /// How many writes had been made, and how often the chains had acknowledged some.
     pub writes: u64,
     pub landings: u64,
@@ -206,6 +209,7 @@ pub struct News {
 impl News {
     /// Whether there is anything to report. The inode certainly changes by it.
     fn reports(&self) -> bool {
-        self.length.is_some() || self.mtime_ns != 0 || self.inline.is_some() || self.later.is_some()
+        let bytes = self.length.is_some() || self.inline.is_some();
+        bytes || self.mtime_ns != 0 || self.later.is_some() || self.clears_set_id
     }
 }

@@ -254,7 +254,7 @@ impl OpenInode {
             if let Err(error) = self.settle() {
                 self.state.lock().fail(error.context("attributes"));
             }
-        } else if state.is_edited() {
+        } else if state.is_edited() || state.clears_set_id {
             drop(state);
             if let Err(error) = self.tell() {
                 self.state.lock().fail(error.context("write-back"));

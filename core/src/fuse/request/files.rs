@@ -19,11 +19,15 @@ impl Request<'_> {
     pub fn open(&mut self, out: &mut Vec<u8>) -> Reply<()> {
         let input: abi::OpenIn = self.body.take()?;
         let flags = input.flags as i32;
-        if input.open_flags & abi::OPEN_KILL_SUIDGID != 0 {
-            drop_privileges(self.context.fs, &self.caller, self.inode)?;
-        }
         let opened = self.context.fs.open(&self.caller, self.inode, flags)?;
         self.opened = Some(OpenedHandle::File(opened.handle));
+        if input.open_flags & abi::OPEN_KILL_SUIDGID != 0 {
+            // Afterwards: what is known of the file now is not older than the open.
+            if let Err(error) = drop_privileges(&self.context, &self.caller, self.inode) {
+                self.close_opened();
+                return Err(error);
+            }
+        }
         put(out, &self.open_out(&opened, flags));
         Ok(())
     }
@@ -33,13 +37,21 @@ impl Request<'_> {
         let name = self.body.name()?;
         let flags = input.flags as i32;
         let permissions = input.mode & 0o7777;
-        let (entry, opened) = self.context.fs.create(&self.caller, self.inode, name, permissions, flags)?;
+        let (mut entry, opened) =
+            self.context.fs.create(&self.caller, self.inode, name, permissions, flags)?;
         // The name existed after all, and was cut by a caller who may not keep its privileges.
         if input.open_flags & abi::OPEN_KILL_SUIDGID != 0
             && flags & OFlags::TRUNC.bits() as i32 != 0
             && entry.attributes.permissions & 0o6000 != permissions & 0o6000
         {
-            drop_privileges(self.context.fs, &self.caller, entry.attributes.inode)?;
+            match drop_privileges(&self.context, &self.caller, entry.attributes.inode) {
+                Ok(Some(permissions)) => entry.attributes.permissions = permissions,
+                Ok(None) => {}
+                Err(error) => {
+                    self.context.fs.release(entry.attributes.inode, opened.handle);
+                    return Err(error);
+                }
+            }
         }
         put_entry(out, &entry);
         put(out, &self.open_out(&opened, flags));
@@ -78,15 +90,13 @@ impl Request<'_> {
         if size != self.payload_length {
             return Err(Errno::INVAL);
         }
-        if input.write_flags & abi::WRITE_KILL_SUIDGID != 0 {
-            drop_privileges(self.context.fs, &self.caller, self.inode)?;
-        }
         let request = WriteRequest {
             inode: self.inode,
             handle: input.fh,
             offset: input.offset,
             flags: input.flags as i32,
             from_page_cache: input.write_flags & abi::WRITE_CACHE != 0,
+            clears_set_id: input.write_flags & abi::WRITE_KILL_SUIDGID != 0,
         };
         let written = self.context.fs.write(&self.caller, &request, self.payload.slice(0..size))?;
         assert!(written <= size, "a write takes no more than it was given");

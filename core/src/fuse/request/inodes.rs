@@ -7,7 +7,7 @@ use crate::fuse::NAME_BYTES_MAX;
 use crate::fuse::abi::{self, fattr};
 use crate::fuse::attributes::{attr_out, time_ns};
 use crate::fuse::file_system::{Reply, SetAttributes, SetTime, XattrMode};
-use crate::fuse::privileges::{CAPABILITY, also_drop_privileges};
+use crate::fuse::privileges::CAPABILITY;
 
 use super::{Request, put};
 
@@ -24,11 +24,7 @@ impl Request<'_> {
 
     pub fn setattr(&mut self, out: &mut Vec<u8>) -> Reply<()> {
         let input: abi::SetAttrIn = self.body.take()?;
-        let mut change = wanted(&input);
-        let given_away = change.uid.is_some() || change.gid.is_some();
-        if given_away || input.valid & fattr::KILL_SUIDGID != 0 {
-            also_drop_privileges(self.context.fs, &self.caller, self.inode, &mut change)?;
-        }
+        let change = wanted(&input);
         put(out, &attr_out(&self.context.fs.setattr(&self.caller, self.inode, &change)?));
         Ok(())
     }
@@ -149,6 +145,7 @@ fn wanted(input: &abi::SetAttrIn) -> SetAttributes {
         length: set(fattr::SIZE).then_some(input.size),
         atime: time(fattr::ATIME, fattr::ATIME_NOW, input.atime, input.atimensec),
         mtime: time(fattr::MTIME, fattr::MTIME_NOW, input.mtime, input.mtimensec),
+        clears_set_id: set(fattr::KILL_SUIDGID),
         ctime_ns: set(fattr::CTIME).then(|| time_ns(input.ctime, input.ctimensec)),
     }
 }

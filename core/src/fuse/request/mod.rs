@@ -20,6 +20,7 @@ use super::body::Body;
 use super::caller::Caller;
 use super::file_system::{Entry, FileSystem, Opened, PageCache, Reply};
 use super::negotiate::Agreement;
+use super::notify::Notifier;
 use super::options::SessionOptions;
 
 /// What every request needs to know of its session.
@@ -27,6 +28,7 @@ pub struct Context<'a> {
     pub fs: &'a dyn FileSystem,
     pub options: &'a SessionOptions,
     pub agreement: &'a Agreement,
+    pub notifier: &'a Notifier,
 }
 
 /// A request as it was read.

@@ -92,8 +92,9 @@ fn answer(opcode: u32, body: &[u8], payload_length: usize) -> (Reply<usize>, usi
     let options = SessionOptions::default();
     let agreement = Agreement { minor: 31, flags: 0, request_bytes: 1 << 16 };
     let payload = Placement::private(1 << 16).unwrap();
+    let notifier = Notifier::disconnected();
     let mut request = Request {
-        context: Context { fs: &Empty, options: &options, agreement: &agreement },
+        context: Context { fs: &Empty, options: &options, agreement: &agreement, notifier: &notifier },
         caller: Caller { uid: 1, gid: 1, pid: 1 },
         inode: 1,
         opcode,
