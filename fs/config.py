@@ -151,7 +151,8 @@ BOUNDS: dict[tuple[type, str], tuple[int, int]] = {
     (MetaConfig, "chunk_bytes"): (64 * KIB, 64 * MIB),
     (MetaConfig, "stripe"): (1, 1024),
     (MetaConfig, "inline_bytes"): (0, 64 * KIB),
-    (MetaConfig, "gc_delay_ms"): (0, 30 * DAY_MS),
+    # Twice as long as an open file is read without asking for it: what it was before is there until then.
+    (MetaConfig, "gc_delay_ms"): (20_000, 30 * DAY_MS),
     (MetaConfig, "gc_interval_ms"): (1, 60 * MINUTE_MS),
     (MetaConfig, "gc_batch"): (1, 65_536),
     (MetaConfig, "sync_interval_ms"): (1, MINUTE_MS),

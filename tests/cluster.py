@@ -11,6 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from luciola.errors import Error
+from luciola.wire import SERVICE, RpcClient, load_cluster, methods, mint
+from luciola.wire.pb.common_pb2 import Empty
+from luciola.wire.pb.meta_pb2 import MetaStatus
+from luciola.wire.pb.mgmtd_pb2 import NODE_META, GetRoutingRequest
+
 WAIT_S = 120.0
 
 
@@ -99,6 +105,20 @@ class LocalCluster:
             yield mountpoint
         finally:
             luciola("umount", str(mountpoint))
+
+
+def meta_status(cluster: LocalCluster) -> MetaStatus | None:
+    """Return the counters of the running metadata service; None while it does not answer."""
+    known = load_cluster(cluster.data / "cluster.json")
+    token = mint(known.secret(), role=SERVICE)
+    try:
+        with RpcClient(known.mgmtd_grpc, token) as manager:
+            nodes = manager.call(methods.Mgmtd.get_routing, GetRoutingRequest()).nodes
+        (meta,) = [node for node in nodes if node.kind == NODE_META]
+        with RpcClient(meta.grpc_address, token) as service:
+            return service.call(methods.Meta.status, Empty())
+    except Error:
+        return None
 
 
 def _cmdline(pid: int) -> bytes:

@@ -68,6 +68,7 @@ class Call:
     cuts: dict[int, schema.Cut] = field(default_factory=dict)
     uncertain: set[int] = field(default_factory=set)  # inodes whose sessions may have changed
     wants_length: bool = False  # rather no answer than a length that others have outgrown
+    exact: bool = False  # rather a slow answer than such a length
     made: int = 0  # new inodes of an attempt whose outcome was unknown
 
 
@@ -118,6 +119,9 @@ class Execution:
         self.admit(caller)
         self.count += 1
         call.wants_length = operation is not list_directory  # which shows what is stored rather than nothing
+        call.exact = isinstance(request, pb.OpenRequest) or (
+            isinstance(request, pb.StatRequest) and request.exact
+        )
         try:
             reply: R = self._look(call)
         except (NeedPause, Conflict):
@@ -131,7 +135,7 @@ class Execution:
         call = Call(operation, request, User(*identity.user(caller)), caller.client, caller.sequence, number)
         self.admit(caller)
         if number in (lane.META_CREATE, lane.META_OPEN):
-            call.wants_length = True
+            call.wants_length = call.exact = True
             if request.write:
                 call.session = self._random.getrandbits(63) | 1
         self.count += 1
@@ -307,9 +311,8 @@ class Execution:
         return self._ask_lengths(call, reply, chunked) if chunked else reply
 
     async def _ask_lengths(self, call: Call, reply: R, written: Sequence[pb.Inode]) -> R:
-        lengths = await asyncio.gather(
-            *(self._parts.lengths.recent(inode) for inode in written), return_exceptions=True
-        )
+        ask = self._parts.lengths.exact if call.exact else self._parts.lengths.recent
+        lengths = await asyncio.gather(*(ask(inode) for inode in written), return_exceptions=True)
         for inode, length in zip(written, lengths, strict=True):
             if isinstance(length, int):
                 inode.length = max(inode.length, length)

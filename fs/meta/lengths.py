@@ -1,9 +1,9 @@
 """How long a file is that somebody is writing: the chains know.
 
 A length that the store holds is brought up to date by its writers at `sync` and `close`. While another
-client has the file open for writing, `stat` asks the chains, so that it reports every write that was
-acknowledged `FRESH_S` before it began: for so long an answer is used again, which is below the staleness
-that clients allow for attributes.
+client has the file open for writing, the chains are asked. Names and attributes are shown with an answer up
+to `FRESH_S` old, which is below the staleness that clients allow for attributes; an open, and a `stat` that
+wants it exactly, with every write that was acknowledged before.
 """
 
 import asyncio
@@ -39,15 +39,27 @@ class Lengths:
         known = self._known.get(key)
         if known is not None and self._clock.monotonic() - known[0] <= FRESH_S:
             return known[1]
-        task = self._asking.get(key)
-        if task is None:
-            task = asyncio.ensure_future(self._ask(key, inode))
-            self._asking[key] = task
-            task.add_done_callback(lambda done: self._answered(key, done))
-        return await asyncio.shield(task)
+        return await asyncio.shield(self._asking.get(key) or self._begin(key, inode))
+
+    async def exact(self, inode: Inode) -> int:
+        """Where the file's chunks end, asked since this call. Callers that come meanwhile share one answer.
+
+        Raises: Unavailable.
+        """
+        key = (inode.content, inode.truncate_version)
+        if key in self._asking:  # perhaps before the last write
+            await asyncio.wait([self._asking[key]])
+        return await asyncio.shield(self._asking.get(key) or self._begin(key, inode))
+
+    def _begin(self, key: tuple[int, int], inode: Inode) -> asyncio.Task[int]:
+        task = asyncio.ensure_future(self._ask(key, inode))
+        self._asking[key] = task
+        task.add_done_callback(lambda done: self._answered(key, done))
+        return task
 
     def _answered(self, key: tuple[int, int], task: asyncio.Task[int]) -> None:
-        self._asking.pop(key, None)
+        if self._asking.get(key) is task:
+            del self._asking[key]
         if not task.cancelled():
             task.exception()  # whoever waits gets it; nobody may be left to wait
 

@@ -167,7 +167,7 @@ def test_a_hanging_disk_is_left_behind_and_its_process_says_so(tmp_path: Path) -
 
 
 def test_a_full_disk_gives_enospc_and_recovers(tmp_path: Path) -> None:
-    config = "[storage]\nreserve_bytes = 33554432\n[meta]\ngc_delay_ms = 2000\n"
+    config = "[storage]\nreserve_bytes = 33554432\n[meta]\ngc_delay_ms = 20000\n"
     cluster = LocalCluster(tmp_path, storage_nodes=1, replicas=1, mount=True, config=config)
     assert cluster.mountpoint is not None
     (tmp_path / "data").mkdir(mode=0o700)

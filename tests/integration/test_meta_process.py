@@ -28,7 +28,7 @@ client_extend_interval_ms = 200
 [meta]
 chunk_bytes = 65536
 stripe = 4
-gc_delay_ms = 500
+gc_delay_ms = 20000
 gc_interval_ms = 100
 """
 CHUNKED = pb.Layout(chunk_bytes=CHUNK, stripe=4)

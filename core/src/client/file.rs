@@ -127,6 +127,7 @@ impl File {
         let mut inode =
             reply.inode.ok_or_else(|| Error::new(Kind::CorruptData, "opened without an inode"))?;
         let id = inode.id;
+        let alone_ns = (!inode.others_write).then_some(opening.begun_ns);
         let inode = loop {
             shared.names.learn_opened(inode.clone());
             if let Some(opened) = opening.opened(&inode) {
@@ -136,7 +137,7 @@ impl File {
             inode = shared.meta.stat_open(who, id).inspect_err(|_| shared.close_later(goodbye()))?;
         };
         if reply.session != 0 {
-            inode.add_session(reply.session, who);
+            inode.add_session(reply.session, who, alone_ns);
         }
         if options.read {
             shared.hold(inode.id());

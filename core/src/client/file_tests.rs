@@ -789,6 +789,86 @@ fn appends_of_many_threads_neither_overlap_nor_leave_gaps() {
     }
 }
 
+const APPEND: OpenOptions = OpenOptions { append: true, ..READ_WRITE };
+
+fn append(file: &File, bytes: &[u8]) -> u64 {
+    file.write(Place::End, &Placement::from_vec(bytes.to_vec()), false).unwrap()
+}
+
+#[test]
+fn appends_of_two_clients_in_turn_leave_all_lines() {
+    for (number, length) in [(5, 20), (6, 900)] {
+        let world = World::new();
+        world.create(number).close().unwrap();
+        let other = world.other();
+        let files = [world.open_with(number, APPEND), other.open_with(number, APPEND)];
+        let lines: Vec<Vec<u8>> = (0..40).map(|line| vec![line + 1; length]).collect();
+        for (line, file) in lines.iter().zip(files.iter().cycle()) {
+            append(file, line);
+            file.fsync(false).unwrap();
+        }
+        assert_eq!(get(&world.other().open(number), 0, 40_000), lines.concat());
+    }
+}
+
+#[test]
+fn append_follows_what_another_client_that_is_gone_has_written() {
+    let world = World::new();
+    let file = world.create(5);
+    append(&file, b"first");
+    file.flush().unwrap();
+    let other = world.other();
+    let writer = other.open_with(5, APPEND);
+    append(&writer, b"second");
+    writer.close().unwrap();
+    other.shared.send_closes();
+    // Longer than a client counts itself alone.
+    thread::sleep(Duration::from_millis(210));
+    assert_eq!(append(&file, b"third"), 11);
+}
+
+#[test]
+fn append_of_an_only_writer_asks_nothing() {
+    let world = World::that_trusts();
+    let file = world.create(5);
+    append(&file, b"first");
+    append(&file, b"second");
+    file.close().unwrap();
+    assert_eq!(*world.meta.calls.lock(), [Method::MetaCreate, Method::MetaClose]);
+}
+
+#[test]
+fn direct_appends_report_their_length_once_at_close() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, &pattern(100_000, 2));
+    file.flush().unwrap();
+    let direct = world.open_with(5, DIRECT);
+    let before = world.meta.count(Method::MetaSync);
+    let other = world.other();
+    let reader = other.open_with(5, OpenOptions { direct: true, ..READ });
+    for number in 0..20 {
+        put(&direct, 100_000 + number * 1000, &[7; 1000]);
+        assert_eq!(get(&reader, 100_000 + number * 1000, 2000).len(), 1000, "others see it at once");
+    }
+    assert_eq!(world.meta.count(Method::MetaSync), before);
+    direct.close().unwrap();
+    assert_eq!(world.meta.inode(5).length, 120_000);
+}
+
+#[test]
+fn read_of_a_file_that_was_collected_while_it_is_open_fails() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, &pattern(100_000, 2));
+    file.close().unwrap();
+    let reader = world.other().open_with(5, OpenOptions { direct: true, ..READ });
+    world.meta.remove(5);
+    let into = Placement::from_vec(vec![0; 10]);
+    let error = reader.read_at(100_000, &into).unwrap_err();
+    assert_eq!(error.errno(), rustix::io::Errno::STALE.raw_os_error());
+}
+
 #[test]
 fn a_writer_waits_for_room_and_goes_on() {
     let world = World::with_buffer(256 << 10);

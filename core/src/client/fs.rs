@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::lock::{Mutex, RwLock};
@@ -232,8 +233,10 @@ impl Mounted {
     /// the wrong place. They cannot be dropped before the write is answered, which holds them.
     fn page_cache_is_wrong(&self, inode: u64) {
         self.client.shared().names.page_cache_is_wrong(inode);
-        if let Some(notifier) = self.notifier.get().cloned() {
-            std::thread::spawn(move || notifier.inval_inode(inode, 0, 0));
+        let Some(notifier) = self.notifier.get().cloned() else { return };
+        let drop_pages = move || notifier.inval_inode(inode, 0, 0);
+        if let Err(error) = thread::Builder::new().name("luciola-notify".to_owned()).spawn(drop_pages) {
+            log::warn!("inode {inode}: the kernel keeps misplaced pages until the next open: {error}");
         }
     }
 
@@ -383,7 +386,12 @@ impl FileSystem for Mounted {
             return Ok(AttributeReply { attributes: self.seen(&known), ttl });
         }
         let asked = Instant::now();
-        let known = self.client.meta().stat(&self.root, inode_path(inode), false).map_err(stale)?;
+        let meta = self.client.meta();
+        let known = match self.is_strict() {
+            true => meta.stat_exactly(&self.root, inode_path(inode), false),
+            false => meta.stat(&self.root, inode_path(inode), false),
+        };
+        let known = known.map_err(stale)?;
         let attributes = self.seen(&names.learn_at(known, asked));
         Ok(AttributeReply { attributes, ttl: self.ttl(names.ttl().saturating_sub(asked.elapsed())) })
     }

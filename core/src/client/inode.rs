@@ -1,7 +1,7 @@
 //! What this process knows of one open file, however many handles it has: the newest bytes and the newest length.
 //!
 //! - `state`: what is known, under the inode's lock.
-//! - `reading`, `writing` (and write-back), `zeroing`, `telling` the metadata service, `changes` of attributes and
+//! - `reading`, `writing` (and write-back), `appending`, `zeroing`, `telling` the metadata service, `changes` of attributes and
 //!   length, `durability` (fsync).
 //!
 //! Invariants:
@@ -12,6 +12,7 @@
 //! - I5 The first error of a write-back is told to every handle that was open then, at its next fsync and close.
 //! - I6 While there is `inline`, nothing flies: a file with dirty bytes besides leaves its inode first (departure.rs).
 
+mod appending;
 mod changes;
 mod durability;
 mod reading;
@@ -25,8 +26,11 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::io::Errno;
+
 use crate::lock::{Condvar, Mutex, MutexGuard};
 
+use appending::AppendTrust;
 use durability::ChainSyncs;
 
 use super::dirty::{Dirty, DirtyChunk};
@@ -105,6 +109,7 @@ pub struct State {
     exclusive: bool,
     /// Write sessions of this client, and who opened them.
     sessions: Vec<(u64, Arc<Who>)>,
+    append_trust: AppendTrust,
     /// In the client's list of files with dirty bytes.
     listed: bool,
 }
@@ -152,6 +157,7 @@ impl OpenInode {
             helpers: 0,
             exclusive: false,
             sessions: Vec::new(),
+            append_trust: AppendTrust::default(),
             listed: false,
             inode,
         };
@@ -221,8 +227,13 @@ impl OpenInode {
             .then(|| (state.errors, state.error.clone().expect("errors are counted with a reason")))
     }
 
-    pub fn add_session(&self, session: u64, who: &Arc<Who>) {
-        self.state.lock().sessions.push((session, who.clone()));
+    /// `alone_ns`: no other client had the file open for writing at some moment after that.
+    pub fn add_session(&self, session: u64, who: &Arc<Who>, alone_ns: Option<u64>) {
+        let state = &mut *self.state.lock();
+        if state.sessions.is_empty() {
+            state.append_trust = AppendTrust::opened(alone_ns);
+        }
+        state.sessions.push((session, who.clone()));
     }
 
     pub fn drop_session(&self, session: u64) {
@@ -320,14 +331,15 @@ impl OpenInode {
         state.unsynced = false;
     }
 
-    /// Asks the metadata service again if what it said is older than `age`. A file that is gone keeps what is known.
+    /// Asks the metadata service again if what it said is older than `age`. Errors: ESTALE for a file that is gone,
+    /// because the service forgot that this client has it open: its chunks are gone too, and would read as zeros.
     pub fn refresh(&self, who: &Who, age: Duration) -> Result<()> {
         if self.state.lock().told.elapsed() < age {
             return Ok(());
         }
         match self.shared.meta.stat_open(who, self.id) {
             Ok(inode) => self.adopt(&inode),
-            Err(error) if error.kind() == Kind::NotFound => self.state.lock().told = Instant::now(),
+            Err(error) if error.kind() == Kind::NotFound => return Err(error.with_errno(Errno::STALE)),
             Err(error) => return Err(error),
         }
         Ok(())

@@ -187,8 +187,15 @@ impl Meta {
         self.ask_inode(Method::MetaLookup, who, request)
     }
 
+    /// Of a file that others write, the length may be 50 ms old.
     pub fn stat(&self, who: &Who, path: pb::Path, follow: bool) -> Result<pb::Inode> {
-        let request = pb::StatRequest { caller: None, path: Some(path), follow };
+        let request = pb::StatRequest { caller: None, path: Some(path), follow, exact: false };
+        self.ask_inode(Method::MetaStat, who, request)
+    }
+
+    /// As `stat`, with every write that was acknowledged before the call, to any client.
+    pub fn stat_exactly(&self, who: &Who, path: pb::Path, follow: bool) -> Result<pb::Inode> {
+        let request = pb::StatRequest { caller: None, path: Some(path), follow, exact: true };
         self.ask_inode(Method::MetaStat, who, request)
     }
 
@@ -196,7 +203,7 @@ impl Meta {
     /// who may not read the file and, after it was restarted, is not known to have it open: they must not be taken
     /// for none.
     pub fn stat_open(&self, who: &Who, inode: u64) -> Result<pb::Inode> {
-        let inode = self.stat(who, inode_path(inode), false)?;
+        let inode = self.stat_exactly(who, inode_path(inode), false)?;
         if inode.bytes_withheld {
             return Err(Error::new(Kind::PermissionDenied, "the file may not be read any more"));
         }

@@ -214,7 +214,7 @@ impl Client {
 
     /// Attributes, with what was written here and not told yet.
     pub fn stat(&self, who: &Who, path: pb::Path, follow: bool) -> Result<pb::Inode> {
-        self.shared.meta.stat(who, path, follow).map(|inode| self.seen(&inode))
+        self.shared.meta.stat_exactly(who, path, follow).map(|inode| self.seen(&inode))
     }
 
     /// Attributes as the metadata service described them, with what was written here and not told yet.

@@ -17,6 +17,7 @@ use super::meta::{Meta, Who};
 use super::names::Names;
 use super::workers::Workers;
 use crate::buffer::BufferPool;
+use crate::clock;
 use crate::error::{Kind, Result};
 use crate::types::ContentId;
 use crate::wire::pb;
@@ -221,6 +222,8 @@ impl Files {
 pub struct Opening<'a> {
     shared: &'a Arc<Shared>,
     number: u64,
+    /// By `clock`.
+    pub begun_ns: u64,
 }
 
 impl Opening<'_> {
@@ -331,7 +334,7 @@ impl Shared {
     /// Call it before the metadata service is asked to open a file.
     pub fn opening(self: &Arc<Self>) -> Opening<'_> {
         let number = self.files.lock().begin_opening();
-        Opening { shared: self, number }
+        Opening { shared: self, number, begun_ns: clock::now_ns() }
     }
 
     /// The open file that this client has just changed, to `inode`; `None`: it is not open.

@@ -751,6 +751,8 @@ pub struct StatRequest {
     pub path: ::core::option::Option<Path>,
     #[prost(bool, tag = "3")]
     pub follow: bool,
+    #[prost(bool, tag = "4")]
+    pub exact: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InodeReply {

@@ -118,14 +118,16 @@ class LookupRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ...) -> None: ...
 
 class StatRequest(_message.Message):
-    __slots__ = ("caller", "path", "follow")
+    __slots__ = ("caller", "path", "follow", "exact")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     path: Path
     follow: bool
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., path: _Optional[_Union[Path, _Mapping]] = ..., follow: _Optional[bool] = ...) -> None: ...
+    exact: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., path: _Optional[_Union[Path, _Mapping]] = ..., follow: _Optional[bool] = ..., exact: _Optional[bool] = ...) -> None: ...
 
 class InodeReply(_message.Message):
     __slots__ = ("inode", "session", "created", "spare")

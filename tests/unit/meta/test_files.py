@@ -685,6 +685,28 @@ class TestLength:
         world.stat(b"f", client=3)
         assert world.control.calls > calls
 
+    def test_exact_stat_and_open_ask_again_at_once(self, world):
+        inode, _ = world.chunked(b"f", b"x", close=False)
+        assert world.stat(b"f", client=2).length == 1
+        world.write(inode, 0, b"x" * 1000)
+        assert world.stat(b"f", client=2).length == 1
+        assert world.stat(b"f", client=2, exact=True).length == 1000
+        world.write(inode, 0, b"x" * 2000)
+        assert world.open(b"f", client=2).inode.length == 2000
+
+    def test_exact_answers_are_shared_by_callers_that_came_before_the_question(self, world):
+        inode, _ = world.chunked(b"f", b"x", close=False)
+        lengths = world.parts.lengths
+
+        async def ask_six_times():
+            return await asyncio.gather(*(lengths.exact(inode) for _ in range(6)))
+
+        calls = world.control.calls
+        world.run(lengths.exact(inode))
+        once = world.control.calls - calls
+        assert world.run(ask_six_times()) == [1] * 6
+        assert world.control.calls - calls <= 3 * once
+
     def test_silent_chain(self, world):
         world.chunked(b"f", b"x" * 10, close=False)
         world.control.down.update(CHAINS)

@@ -180,8 +180,9 @@ class World:
     def lookup(self, name, *, parent=1, **who):
         return self.call("lookup", pb.LookupRequest(parent=parent, name=name), **who).inode
 
-    def stat(self, path=b"", *, at=1, follow=True, **who):
-        return self.call("stat", pb.StatRequest(path=pb.Path(at=at, path=path), follow=follow), **who).inode
+    def stat(self, path=b"", *, at=1, follow=True, exact=False, **who):
+        request = pb.StatRequest(path=pb.Path(at=at, path=path), follow=follow, exact=exact)
+        return self.call("stat", request, **who).inode
 
     def mkdir(self, path, *, at=1, permissions=0o755, parents=False, layout=None, **who):
         request = pb.MkdirRequest(

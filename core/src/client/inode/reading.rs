@@ -10,7 +10,7 @@ use crate::error::{Kind, Result};
 use crate::types::ContentId;
 
 /// A reader asks again what it reads after this long: the file may have been replaced by an empty one, and its old
-/// chunks are only kept for a while (`MetaConfig.gc_delay_ms`).
+/// chunks are only kept for a while (`MetaConfig.gc_delay_ms`, at least twice as long).
 const REFRESH: Duration = Duration::from_secs(10);
 
 impl OpenInode {

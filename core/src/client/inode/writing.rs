@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::appending::Writers;
 use super::{OpenInode, Place, Source, State, Through};
 use crate::buffer::Placement;
 use crate::client::data::Write;
@@ -42,6 +43,10 @@ impl OpenInode {
             }
             return Ok(offset);
         }
+        let through = match place {
+            Place::End if self.learn_end()? == Writers::Others => Through::Direct,
+            _ => through,
+        };
         self.reserve(payload.len())?;
         let (mut state, offset) = loop {
             let mut state = self.shared_state();
@@ -81,11 +86,6 @@ impl OpenInode {
             self.flush_until(write);
             if let Some((_, error)) = self.error_since(seen) {
                 return Err(error);
-            }
-            // The metadata service measures the chains only now and then: a longer file is told at once.
-            let longer = !self.state.lock().length_is_told();
-            if longer {
-                self.tell()?;
             }
         }
         Ok(offset)

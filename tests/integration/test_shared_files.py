@@ -1,4 +1,4 @@
-"""fsync asks the chains and the metadata service for what was acknowledged of a file, whoever wrote it and however."""
+"""Files that several processes and mounts use: fsync covers what any of them wrote, appends do not overwrite."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import luciola
-from cluster import LocalCluster
+from cluster import LocalCluster, meta_status
 from cluster import luciola as command
 
 pytestmark = pytest.mark.mount
@@ -29,6 +29,13 @@ def syncs(cluster: LocalCluster) -> int:
     """How often the storage node was asked to make chains durable."""
     result = command("node", "counters", NODE, "--data", str(cluster.data), "--json")
     return int(json.loads(result.stdout)["syncs"])
+
+
+def operations(cluster: LocalCluster) -> int:
+    """How many requests the metadata service has carried out."""
+    status = meta_status(cluster)
+    assert status is not None
+    return status.operations
 
 
 def fsync(path: Path, flags: int, call: str = "fsync") -> None:
@@ -89,3 +96,35 @@ def test_reader_without_permission_to_write_may_fsync(cluster):
     before = syncs(cluster)
     subprocess.run([sys.executable, "-c", program], check=True)
     assert syncs(cluster) > before
+
+
+@pytest.mark.parametrize("length", [30, 900], ids=["inline", "in chunks"])
+def test_lines_that_two_mounts_append_and_sync_in_turn_are_all_there(cluster, length):
+    name = f"log-{length}"
+    lines = [f"line {number}".encode().ljust(length - 1) + b"\n" for number in range(100)]
+    with cluster.mounted(f"second-{length}") as second:
+        (cluster.mountpoint / name).touch()
+        flags = os.O_WRONLY | os.O_APPEND
+        files = [os.open(place / name, flags) for place in (cluster.mountpoint, second)]
+        for number, line in enumerate(lines):
+            assert os.write(files[number % 2], line) == length
+            os.fsync(files[number % 2])
+        for file in files:
+            os.close(file)
+        assert (second / name).read_bytes() == b"".join(lines)
+        assert (cluster.mountpoint / name).read_bytes() == b"".join(lines)
+
+
+def test_direct_append_is_no_call_of_the_metadata_service(cluster):
+    with (
+        luciola.connect(cluster.data) as fs,
+        luciola.connect(cluster.data) as other,
+        fs.open("/appended", "wb", direct=True) as file,
+    ):
+        file.write(b"x" * 100_000)
+        before = operations(cluster)
+        for number in range(50):
+            file.pwrite(b"y" * 1000, 100_000 + number * 1000)
+        assert operations(cluster) - before < 25, "the clock's calls, and none for each write"
+        assert other.stat("/appended").st_size == 150_000
+        assert len(other.read("/appended")) == 150_000

@@ -1,0 +1,77 @@
+//! Where an append goes: to the end of the file, which other clients may move.
+//!
+//! - E1 A client that has learned that no other has the file open for writing appends for `TRUST` without asking again.
+//! - E2 A client that learns of others does not append before its own write session is older than that: from then on
+//!   none of them takes itself for the only one.
+//! - E3 While others write, each append asks for the end first, and is acknowledged by the chains before it returns.
+//!
+//! So an append never overwrites what another client had had acknowledged before it began. Appends of two clients at one
+//! moment may still meet: nothing reserves the bytes between the question and the write.
+
+use std::thread;
+use std::time::Duration;
+
+use super::OpenInode;
+use crate::clock;
+use crate::error::{Error, Result};
+
+/// How long a client that was alone counts itself alone. It asks as often while it appends; and another one waits so
+/// long, once, with its first append.
+const TRUST: Duration = Duration::from_millis(200);
+const TRUST_NS: u64 = TRUST.as_nanos() as u64;
+/// Clocks differ by at most 5 %.
+const WAIT_NS: u64 = TRUST_NS + TRUST_NS / 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Writers {
+    ThisClient,
+    Others,
+}
+
+/// What one client knows of who appends, in nanoseconds of `clock`.
+#[derive(Default)]
+pub(super) struct AppendTrust {
+    /// This client is the only writer until then.
+    alone_until_ns: u64,
+    /// Its oldest write session has been known to the metadata service since then at the latest.
+    opened_ns: u64,
+}
+
+impl AppendTrust {
+    /// The first write session was opened now.
+    pub(super) fn opened(alone_ns: Option<u64>) -> AppendTrust {
+        AppendTrust {
+            opened_ns: clock::now_ns(),
+            alone_until_ns: alone_ns.map_or(0, |since| since + TRUST_NS),
+        }
+    }
+}
+
+impl OpenInode {
+    /// Learns where the file ends, unless this client is known to be its only writer.
+    pub(super) fn learn_end(&self) -> Result<Writers> {
+        let (writer, opened_ns) = {
+            let state = self.state.lock();
+            if clock::now_ns() < state.append_trust.alone_until_ns {
+                return Ok(Writers::ThisClient);
+            }
+            (state.sessions.first().cloned(), state.append_trust.opened_ns)
+        };
+        let who =
+            writer.map(|(_, who)| who).ok_or_else(|| Error::invalid("append without a write session"))?;
+        loop {
+            let asked_ns = clock::now_ns();
+            let inode = self.shared.meta.stat_open(&who, self.id)?;
+            self.adopt(&inode);
+            if !inode.others_write {
+                self.state.lock().append_trust.alone_until_ns = asked_ns + TRUST_NS;
+                return Ok(Writers::ThisClient);
+            }
+            let may_append_ns = opened_ns + WAIT_NS;
+            if asked_ns >= may_append_ns {
+                return Ok(Writers::Others);
+            }
+            thread::sleep(Duration::from_nanos(may_append_ns - asked_ns));
+        }
+    }
+}
