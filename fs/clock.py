@@ -1,15 +1,26 @@
-"""Time as a dependency: services take a `Clock`, tests hand them one they turn by hand."""
+"""Time as a dependency: services take a `Clock`, tests hand them one they turn by hand.
+
+Promises between machines (leases, timeouts of sessions, moments from which a request is void) are measured on the boot
+clock, which goes on while a machine is suspended. CLOCK_MONOTONIC stands still then, and a promise would last longer
+here than where it was made. Waits of one process (`sleep`, the event loop) may stand still: they end later, never
+earlier, and what is decided after them looks at the boot clock.
+"""
 
 import asyncio
 import time
 from typing import Protocol
 
 
+def boot_s() -> float:
+    """Seconds since the machine was started, the time it was suspended included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class Clock(Protocol):
     """What a service may know of time."""
 
     def monotonic(self) -> float:
-        """Seconds on a clock that only goes forward; durations are measured with it."""
+        """Seconds on the boot clock, which only goes forward; durations are measured with it."""
 
     def unix_ns(self) -> int:
         """Nanoseconds since 1970, for time stamps that people see."""
@@ -22,7 +33,7 @@ class SystemClock:
     """The machine's clock."""
 
     def monotonic(self) -> float:
-        return time.monotonic()
+        return boot_s()
 
     def unix_ns(self) -> int:
         return time.time_ns()
@@ -60,4 +71,4 @@ class ManualClock:
         await future
 
 
-__all__ = ["Clock", "ManualClock", "SystemClock"]
+__all__ = ["Clock", "ManualClock", "SystemClock", "boot_s"]

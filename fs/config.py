@@ -26,7 +26,7 @@ class MgmtdConfig:
 
     heartbeat_interval_ms: int = 1000  # one lost packet must not cost a node its lease
     lease_ms: int = 3000  # three heartbeats; also the longest pause an application sees after a failure
-    lease_drift_percent: int = 5  # how much faster a node's monotonic clock may run than ours
+    lease_drift_percent: int = 5  # how much faster a node's boot clock may run than ours
     chain_check_interval_ms: int = 100  # how soon a change of state becomes a change of chain
     bootstrap_ms: int = 4000  # after a start chains are frozen this long: every node can heartbeat once
     client_session_timeout_ms: int = 60_000  # silent clients lose their write sessions

@@ -370,7 +370,7 @@ class StorageNode:
         Every pending version of a chain that changed is driven on, in the background.
         """
     def set_lease(self, until_s: float, routing_version: int) -> None:
-        """Serve until `time.monotonic()` is `until_s`.
+        """Serve until the boot clock shows `until_s`.
 
         Renewing a lease that still runs takes effect at once. After one has run out, nothing is served before the
         routing has reached `routing_version` (of the heartbeat's reply): chains may have changed meanwhile.
@@ -411,7 +411,7 @@ class StorageNode:
     ) -> tuple[int, bool]:
         """At the head: remove chunks with index >= `first_index` through the chain: (removed, whether more remain).
 
-        None is begun once `time.monotonic()` is `expires_s`. Raises: Timeout.
+        None is begun once the boot clock shows `expires_s`. Raises: Timeout.
         """
     def truncate_chunk(
         self,

@@ -1,6 +1,6 @@
 """What this node may do now: its lease, its routing, and what it tells mgmtd in heartbeats.
 
-M1  A lease is counted from before the heartbeat was sent, on the monotonic clock, and shortened by the drift
+M1  A lease is counted from before the heartbeat was sent, on the boot clock, and shortened by the drift
     that two clocks may have: mgmtd, which counts from when it received it, never thinks that it ended earlier.
 M2  A lease is used only while the model allows it (I6 there), and dropped before OFFLINE is reported of a
     replica that serves.
@@ -11,12 +11,12 @@ M3  Routing reaches the data server before the model, and the model before the n
 import asyncio
 import errno
 import logging
-import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
 from .. import config as configuration
+from ..clock import boot_s
 from ..errors import ConfigError, Error, InvalidArgument
 from ..ids import ChainId, ChainVersion, TargetId
 from ..states import Local, Public
@@ -204,7 +204,7 @@ class Membership:
 
     async def _beat(self) -> bool:
         request = await self._request()
-        sent_s = time.monotonic()  # M1
+        sent_s = boot_s()  # M1
         try:
             reply = await self._clients.call(
                 self._options.mgmtd, methods.Mgmtd.heartbeat, request, timeout_s=self._timeout_s

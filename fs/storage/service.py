@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Final
 
+from ..clock import boot_s
 from ..errors import InvalidArgument, NotFound, StaleRouting
 from ..ids import ChainId, ChainVersion, new_incarnation
 from ..wire import Identity
@@ -80,7 +81,7 @@ class StorageService:
 
     def clock(self, _: Empty, __: Identity) -> ClockReply:
         """The clock in which requests that change chunks say when they expire."""
-        return ClockReply(life=self._life, now_ms=int(time.monotonic() * 1000))
+        return ClockReply(life=self._life, now_ms=int(boot_s() * 1000))
 
     async def remove_chunks(self, request: RemoveChunksRequest, _: Identity) -> RemoveChunksReply:
         """Removes chunks of one content through the chain."""

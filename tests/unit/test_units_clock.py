@@ -1,6 +1,10 @@
 """Sizes as people write them; a clock that tests turn."""
 
 import asyncio
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +67,36 @@ def test_system_clock_goes_forward() -> None:
     asyncio.run(clock.sleep(0.001))
     assert clock.monotonic() > first[0]
     assert clock.unix_ns() > first[1]
+
+
+def after_an_hour_of_sleep(script: str) -> str:
+    """What a script prints in a time namespace whose boot clock is an hour ahead, as after a suspension."""
+    in_namespace = ["unshare", "--time", "--boottime", "3600"]
+    if subprocess.run([*in_namespace, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("time namespaces need root")
+    command = [*in_namespace, sys.executable, "-c", textwrap.dedent(script)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_system_clock_counts_the_time_of_suspensions() -> None:
+    ahead = after_an_hour_of_sleep("""
+        import time
+        from luciola.clock import SystemClock
+        print(round(SystemClock().monotonic() - time.monotonic()))
+    """)
+    assert ahead == "3600"
+
+
+def test_lease_of_a_storage_node_runs_out_while_its_machine_sleeps(tmp_path: Path) -> None:
+    """A node that takes a moment of the boot clock for one of another clock would serve for an hour more."""
+    status = after_an_hour_of_sleep(f"""
+        from pathlib import Path
+        from luciola.clock import boot_s
+        from luciola_core import StorageNode
+        top = Path({str(tmp_path)!r})
+        node = StorageNode(1, top / "chunks", secret=bytes(32), socket=top / "socket", reserve_bytes=0)
+        node.set_lease(boot_s() + 60, 0)
+        print(0 < node.lease_left_s() <= 60)
+        node.stop()
+    """)
+    assert status == "True"

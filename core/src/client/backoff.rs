@@ -2,22 +2,28 @@
 
 use std::time::{Duration, Instant};
 
+use crate::clock::Suspension;
+
 /// Pauses that double from `first` to `max`, each shortened at random by up to half, so that clients that failed
 /// together do not come back together.
+///
+/// The time for which the machine was suspended counts: a request is sent again only while those who serve it remember
+/// its first attempt, and their clocks have gone on.
 #[derive(Clone, Debug)]
 pub(super) struct Backoff {
     next: Duration,
     max: Duration,
+    suspension: Suspension,
 }
 
 impl Backoff {
     pub(super) fn new(first: Duration, max: Duration) -> Backoff {
-        Backoff { next: first, max }
+        Backoff { next: first, max, suspension: Suspension::since_now() }
     }
 
     /// How long to wait now, never beyond `deadline`; `None` once that has passed.
     pub(super) fn pause(&mut self, deadline: Instant) -> Option<Duration> {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(Instant::now() + self.suspension.length());
         let pause = self.next.mul_f64(1.0 - random_fraction() / 2.0);
         self.next = (self.next * 2).min(self.max);
         (!left.is_zero()).then_some(pause.min(left))
@@ -49,5 +55,15 @@ mod tests {
         let mut patient = Backoff::new(Duration::from_secs(1000), Duration::from_secs(1000));
         let left = Duration::from_secs(100);
         assert!(patient.pause(Instant::now() + left).unwrap() <= left);
+    }
+
+    #[test]
+    fn a_deadline_passes_while_the_machine_is_suspended() {
+        let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(10));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        backoff.suspension = backoff.suspension.lengthened(Duration::from_secs(30));
+        assert!(backoff.pause(deadline).is_some());
+        backoff.suspension = backoff.suspension.lengthened(Duration::from_secs(31));
+        assert!(backoff.pause(deadline).is_none());
     }
 }

@@ -18,6 +18,7 @@ use super::handshake::invalid;
 use super::stream::Stream;
 use super::{Sender, Service, upgrade};
 use crate::buffer::Placement;
+use crate::clock;
 use crate::rdma::{Fabric, Half};
 use crate::wire::credential::Refusal;
 use crate::wire::frame::{self, Envelope, HEADER_BYTES, Header, Kind, Malformed, REGIONS_MAX};
@@ -68,7 +69,7 @@ pub(super) struct Session {
     loan: Arc<()>,
     frame: Vec<u8>,
     /// Where this connection's clock begins.
-    begun: Instant,
+    begun_ns: u64,
 }
 
 impl Session {
@@ -84,7 +85,7 @@ impl Session {
             payload: Payload::default(),
             loan: Arc::new(()),
             frame: Vec::new(),
-            begun: Instant::now(),
+            begun_ns: clock::now_ns(),
         }
     }
 
@@ -125,9 +126,9 @@ impl Session {
         Ok(())
     }
 
-    /// This connection's clock; a `u32` of it begins anew after 49 days.
+    /// This connection's clock, which goes on while the machine is suspended; a `u32` of it wraps after 49 days.
     fn clock_ms(&self) -> u32 {
-        self.begun.elapsed().as_millis() as u32
+        ((clock::now_ns() - self.begun_ns) / 1_000_000) as u32
     }
 
     fn envelope(&self, header: &Header) -> Envelope {

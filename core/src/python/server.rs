@@ -8,9 +8,10 @@ use crate::lock::RwLock;
 use prost::Message;
 use pyo3::prelude::*;
 
+use crate::clock::now_ns;
 use crate::error::{Error, Kind};
 use crate::net::Secret;
-use crate::server::{NodeOptions, StorageServer, now_ns};
+use crate::server::{NodeOptions, StorageServer};
 use crate::types::{
     ChainId, ChainVersion, ChunkId, ClientId, ContentId, NodeId, RequestTag, Stamp, TargetState, Version,
 };
@@ -341,7 +342,7 @@ impl PyStorageNode {
     }
 }
 
-/// A moment of `time.monotonic()`. Errors: `Timeout` if it has passed.
+/// A moment on the boot clock. Errors: `Timeout` if it has passed.
 fn moment(at_s: f64) -> PyResult<Instant> {
     let left_s = at_s - now_ns() as f64 / 1e9;
     let left = Duration::try_from_secs_f64(left_s);

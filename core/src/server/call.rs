@@ -11,6 +11,7 @@ use super::peers::Send;
 use super::table::{Mailbox, SlotRef};
 use crate::buffer::Placement;
 use crate::chunk::{Origin, Update};
+use crate::clock::Suspension;
 use crate::craq::{Effect, Event, Outcome, StoredPending, Ticket};
 use crate::types::{ChunkKey, Op, Status, Version};
 
@@ -66,11 +67,13 @@ pub struct Call<'a> {
     mailbox: Arc<Mailbox>,
     jobs: Vec<Job>,
     deadline: Instant,
+    suspension: Suspension,
 }
 
 impl<'a> Call<'a> {
     pub fn new(node: &'a Node, deadline: Instant) -> Call<'a> {
-        Call { node, mailbox: Arc::default(), jobs: Vec::new(), deadline }
+        let suspension = Suspension::since_now();
+        Call { node, mailbox: Arc::default(), jobs: Vec::new(), deadline, suspension }
     }
 
     /// Adds an operation; what it waits for is begun at once, and carried out by `finish`.
@@ -123,7 +126,7 @@ impl<'a> Call<'a> {
                 self.send(std::mem::take(&mut sends));
             } else if self.jobs.iter().all(|job| job.answer.is_some()) {
                 break;
-            } else if Instant::now() >= self.deadline || self.node.stopping.load(Ordering::Acquire) {
+            } else if self.is_late() || self.node.stopping.load(Ordering::Acquire) {
                 self.leave();
                 break;
             } else {
@@ -137,6 +140,7 @@ impl<'a> Call<'a> {
     }
 
     fn receive(&mut self, place: usize, effect: Effect, sends: &mut Vec<(usize, Effect)>) {
+        let is_late = self.is_late();
         let job = &mut self.jobs[place];
         match effect {
             Effect::Reply { outcome, .. } => job.answer = Some(outcome.into()),
@@ -150,9 +154,9 @@ impl<'a> Call<'a> {
             Effect::Stage { update, fresh, .. } => {
                 let bytes = job.payload.as_ref().map(|payload| &payload.bytes);
                 // Its caller may have given it up while it waited for this chunk, or for a processor (S5).
-                let result = match Instant::now() < self.deadline {
-                    true => self.node.stage(job.slot.key, update, fresh, job.origin, bytes),
-                    false => Err(Status::Timeout),
+                let result = match is_late {
+                    false => self.node.stage(job.slot.key, update, fresh, job.origin, bytes),
+                    true => Err(Status::Timeout),
                 };
                 job.staged = result.is_ok();
                 self.node.report(&job.slot, Event::Staged { result });
@@ -173,6 +177,11 @@ impl<'a> Call<'a> {
             Send { slot: job.slot.clone(), effect, payload }
         });
         self.node.send(sends.collect(), self.deadline);
+    }
+
+    /// Deadlines are those of callers on machines that may have gone on while this one was suspended.
+    fn is_late(&self) -> bool {
+        Instant::now() + self.suspension.length() >= self.deadline
     }
 
     fn next_wake(&self) -> Instant {

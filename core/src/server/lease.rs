@@ -1,18 +1,13 @@
 //! Whether this node may serve.
 //!
 //! A lease that is renewed before it ran out goes on. One that had run out begins anew only under routing that
-//! is as new as the manager's when it granted it: meanwhile the manager may have changed chains without us.
+//! is as new as the manager's when it granted it: meanwhile the manager may have changed chains without us. It also runs
+//! out while the machine is suspended.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::clock::now_ns;
 use crate::lock::Mutex;
-use rustix::time::{ClockId, clock_gettime};
-
-/// Nanoseconds of the monotonic clock, the one of Python's `time.monotonic`.
-pub fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
 
 #[derive(Debug, Default)]
 pub struct Lease {

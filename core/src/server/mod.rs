@@ -38,5 +38,4 @@ mod table;
 mod tests;
 
 pub use control::{ChunkLine, ScrubReport, SyncReport};
-pub use lease::now_ns;
 pub use node::{ChainStatus, NodeOptions, StorageServer, TargetReport};

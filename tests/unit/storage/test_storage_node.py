@@ -2,12 +2,12 @@
 
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 from luciola_core import StorageNode
 
+from luciola.clock import boot_s
 from luciola.errors import Busy, CorruptData, Error, InvalidArgument, StaleRouting, Timeout, Unavailable
 from luciola.wire.pb.mgmtd_pb2 import CONNECTED, NODE_STORAGE, SERVING, Chain, Node, Routing, Target
 
@@ -29,7 +29,7 @@ def routing(node: StorageNode, *, version: int = 1, chain_version: int = 1) -> b
 
 
 def soon() -> float:
-    return time.monotonic() + 60
+    return boot_s() + 60
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def node(tmp_path):
 
 def serve(node: StorageNode) -> None:
     assert node.set_routing(routing(node)) == 1
-    node.set_lease(time.monotonic() + 60, 1)
+    node.set_lease(boot_s() + 60, 1)
 
 
 def test_chunks_are_made_cut_listed_and_removed_through_the_chain(node):
@@ -66,9 +66,9 @@ def test_a_request_that_has_expired_changes_nothing(node):
     serve(node)
     node.truncate_chunk(7, 1, 5, 0, 1000, 9, 1, soon())
     with pytest.raises(Timeout, match="expired"):
-        node.remove_chunks(7, 1, 5, 0, 10, 9, 2, time.monotonic() - 1)
+        node.remove_chunks(7, 1, 5, 0, 10, 9, 2, boot_s() - 1)
     with pytest.raises(Timeout, match="expired"):
-        node.truncate_chunk(7, 1, 5, 0, 10, 9, 2, time.monotonic() - 1)
+        node.truncate_chunk(7, 1, 5, 0, 10, 9, 2, boot_s() - 1)
     assert node.last_chunk(7, 1, 5) == (0, 1000, 1, 1000)
 
 
@@ -93,7 +93,7 @@ def test_nothing_is_served_without_routing_and_lease(node):
     node.set_routing(routing(node))
     with pytest.raises(Unavailable, match="lease"):
         node.last_chunk(7, 1, 5)
-    node.set_lease(time.monotonic() + 60, 2)  # the manager knows of routing that we do not have yet
+    node.set_lease(boot_s() + 60, 2)  # the manager knows of routing that we do not have yet
     with pytest.raises(Unavailable, match="lease"):
         node.last_chunk(7, 1, 5)
     node.set_routing(routing(node, version=2, chain_version=3))
@@ -109,7 +109,7 @@ def test_nothing_is_served_without_routing_and_lease(node):
 
 def test_lease_ends_by_itself(node):
     node.set_routing(routing(node))
-    node.set_lease(time.monotonic() - 1, 1)
+    node.set_lease(boot_s() - 1, 1)
     assert node.lease_left_s() == 0
     node.set_lease(float("nan"), 1)
     assert node.lease_left_s() == 0
