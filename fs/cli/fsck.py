@@ -133,7 +133,7 @@ def _print(report: dict[str, Any]) -> None:
         left = report["problem_count"] - min(SHOWN_MAX, len(report["problems"]))
         click.echo(f"... and {left} more; --json lists up to {KEPT_MAX} of a kind")
     for line in report["repaired"]:
-        click.echo(line if line.startswith("failed: ") else f"repaired: {line}")
+        click.echo(line if line.startswith(("failed: ", "nothing ")) else f"repaired: {line}")
     counts = f"{report['inodes']} inodes, {report['entries']} entries, {report['chunks']} chunks"
     click.echo(f"{counts}, {report['replicas']} replicas checked: {report['problem_count']} problems")
     if report["removed"]:
@@ -342,6 +342,9 @@ class Check:
 
     async def _release(self) -> None:
         waiting = await self._quarantined()
+        if not waiting:
+            self._report["repaired"].append("nothing is in quarantine")
+            return
         for start in range(0, len(waiting), CONTENTS_MAX):
             request = meta_pb2.ReleaseQuarantinedRequest(contents=waiting[start : start + CONTENTS_MAX])
             await self._call_meta(methods.Meta.release_quarantined, request)

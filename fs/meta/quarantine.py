@@ -1,6 +1,8 @@
 """Contents that no file names, found by `luciola fsck --repair`: their chunks wait before they are removed.
 
-Q1  Chunks are removed after the due time only, and only if no inode names their content then.
+Q1  Chunks are removed after the due time only, and only if no inode names their content then. A wall clock that is set
+    forwards does not end a quarantine: what this process recorded must have waited on its monotonic clock too, and
+    for what an earlier one recorded this process must have run for `SETTLE_S`, in which a wrong clock is noticed.
 Q2  No new file gets a content that is or was in quarantine: the allocator is moved beyond it, in the store, before
     the record is written. So the inodes that are read for Q1 cannot be joined by another one.
 Q3  All progress is in the store: after a crash the same records are found again, and every step may be repeated.
@@ -31,6 +33,7 @@ DELAY_MS_MAX: Final = 366 * 24 * 3600 * 1000
 CONTENT_MAX: Final = (1 << 62) - 1  # ids beyond must be left for new files
 DUE_MAX: Final = 16_384  # contents looked at in one round, which reads every inode once
 INODES_PAGE: Final = 256  # about a millisecond, before requests have a turn
+SETTLE_S: Final = 3600.0
 RETRY_S: Final = 60.0  # after a chain could not be asked: a round costs a read of every inode
 
 
@@ -43,6 +46,8 @@ class Quarantine:
         self._contents = contents
         self._chunks = chunks
         self._retry_s = float("-inf")
+        self._started_s = clock.monotonic()
+        self._due_s: dict[int, float] = {}  # due time on the wall clock → on this process's monotonic clock
 
     async def add(self, found: Sequence[QuarantinedContent], delay_ms: int) -> None:
         """Record contents whose chunks are to be removed in `delay_ms`. Raises: InvalidArgument."""
@@ -57,6 +62,7 @@ class Quarantine:
             return
         await self._contents.skip_past(max(each.content for each in found))  # Q2
         due_ms = self._clock.unix_ns() // NS_PER_MS + delay_ms
+        self._due_s[due_ms] = self._clock.monotonic() + delay_ms / 1000
 
         def record(txn: Transaction) -> None:
             for each in found:
@@ -84,6 +90,7 @@ class Quarantine:
         due = {
             key: schema.decode_quarantined(value)
             for key, value in self._engine.begin().snapshot_range(begin, end, limit=DUE_MAX)
+            if self._has_waited(schema.split_two(key)[0])
         }
         if not due:
             return 0
@@ -94,6 +101,10 @@ class Quarantine:
         for start in range(0, len(done), CONTENTS_MAX):
             await self._forget(done[start : start + CONTENTS_MAX])
         return len(done)
+
+    def _has_waited(self, due_ms: int) -> bool:
+        wanted_s = self._due_s.get(due_ms, self._started_s + SETTLE_S)
+        return self._clock.monotonic() >= wanted_s
 
     async def _remove(self, content: QuarantinedContent, *, named: bool) -> bool:
         if named:  # Q1

@@ -77,6 +77,19 @@ def test_quarantine_outlives_a_restart(world):
     assert world.control.contents() == set()
 
 
+def test_wall_clock_that_is_set_forwards_ends_no_quarantine(world):
+    stray(world, 500)
+    quarantine(world, 500)
+    world.clock.offset_ns = 30 * DAY_MS * 1_000_000
+    world.collect()
+    world.crash()  # the next process knows the wall clock only
+    world.collect()
+    assert world.control.contents() == {500}
+    world.clock.advance(3601)
+    world.collect()
+    assert world.control.contents() == set()
+
+
 @pytest.mark.parametrize("content", [20, 70_000, 140_000, 1 << 40])
 def test_new_files_never_get_a_content_that_is_in_quarantine(world, content):
     first, _ = world.chunked(b"before", b"x")

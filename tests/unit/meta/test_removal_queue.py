@@ -136,18 +136,9 @@ class TestClock:
         assert removals.now_ms() == first + 3 * RESERVED_MS
 
 
-class SteppingClock(PatientClock):
-    """Its wall clock can be set."""
-
-    offset_ns = 0
-
-    def unix_ns(self) -> int:
-        return super().unix_ns() + self.offset_ns
-
-
 class TestWallClock:
     def stepping(self) -> World:
-        world = World(clock=SteppingClock())
+        world = World()
         world.clock.advance(10)
         return world
 

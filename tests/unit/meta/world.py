@@ -34,7 +34,12 @@ READING = ("lookup", "stat", "batch_stat", "list", "real_path", "stat_fs", "get_
 
 
 class PatientClock(ManualClock):
-    """Whoever sleeps on it finds that the time has passed."""
+    """A sleep on it finds that the time has passed. Its wall clock can be set."""
+
+    offset_ns = 0
+
+    def unix_ns(self) -> int:
+        return super().unix_ns() + self.offset_ns
 
     async def sleep(self, duration_s: float) -> None:
         self.advance(duration_s)
