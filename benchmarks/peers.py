@@ -21,10 +21,19 @@ ADDRESS = "10.99.0.1"
 
 
 @contextmanager
-def luciola(root: Path, *, storage_nodes: int, replicas: int, python: str = sys.executable) -> Iterator[Path]:
+def luciola(
+    root: Path,
+    *,
+    storage_nodes: int,
+    replicas: int,
+    python: str = sys.executable,
+    config: Path | None = None,
+) -> Iterator[Path]:
     """Luciola as installed in the environment of `python`, `replicas` copies of every chunk."""
     data, mountpoint = root / "luciola", root / "luciola-mount"
-    shape = ("--storage-nodes", str(storage_nodes), "--replicas", str(replicas))
+    shape: tuple[str, ...] = ("--storage-nodes", str(storage_nodes), "--replicas", str(replicas))
+    if config is not None:
+        shape += ("--config", str(config))
     command = (python, "-m", "luciola")
     subprocess.run(
         (*command, "up", "--data", str(data), *shape, "--mount", str(mountpoint), "--detach"), check=True

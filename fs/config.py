@@ -42,7 +42,7 @@ class MetaConfig:
     inline_bytes: int = 4 * KIB  # smaller files cost no storage round trip
     gc_delay_ms: int = 60_000  # time for readers of a removed file to register their holds again
     gc_interval_ms: int = 500
-    gc_batch: int = 128  # removed files looked at per round
+    gc_batch: int = 512  # removed files, and contents, looked at per round
     sync_interval_ms: int = 50  # acknowledged operations are durable against power loss after this long
     # "write": a reply means that kill -9 loses nothing; "sync": nor does power loss, at one WAL sync per reply.
     durability: str = "write"

@@ -180,7 +180,11 @@ class StorageCluster:
             chain,
             methods.Storage.remove_chunks,
             lambda ref, expiry: storage_pb2.RemoveChunksRequest(
-                chain=ref, expiry=expiry, content=content, client=self.client, sequence=self._sequence
+                chain=ref,
+                expiry=expiry,
+                removals=[storage_pb2.ChunkName(content=content)],
+                client=self.client,
+                sequence=self._sequence,
             ),
         )
         return int(reply.removed)

@@ -402,17 +402,19 @@ class StorageNode:
         self,
         chain: int,
         chain_version: int,
-        content: int,
-        first_index: int,
+        removals: Sequence[tuple[int, int]],
         limit: int,
         client: int,
         sequence: int,
         expires_s: float,
-    ) -> tuple[int, bool]:
-        """At the head: remove chunks with index >= `first_index` through the chain: (removed, whether more remain).
+    ) -> tuple[int, tuple[int, int] | None]:
+        """At the head: remove up to `limit` chunks through the chain; each removal is (content, first index).
 
+        Returns (removed, where to go on): a place in `removals` and an index; `None` when nothing is left.
         None is begun once the boot clock shows `expires_s`. Raises: Timeout.
         """
+    def sync_chain(self, chain: int, chain_version: int) -> None:
+        """At a serving member: make all that the chain has acknowledged durable against power loss, on all members."""
     def truncate_chunk(
         self,
         chain: int,

@@ -400,27 +400,25 @@ fn control_operations_go_through_the_chain() {
     let summary = head.last_chunk(CHAIN, version, content).unwrap();
     assert_eq!((summary.last, summary.chunk_count, summary.total_bytes), (Some((9, 1009)), 10, 10_045));
     head.truncate_chunk(CHAIN, version, chunk(5), 7, tag(9, 1), storage_cluster::soon()).unwrap();
+    let led = (CHAIN, version);
     assert_eq!(
-        head.remove_chunks(CHAIN, version, content, 6, 3, tag(9, 2), storage_cluster::soon()).unwrap(),
-        (3, true)
+        head.remove_chunks(led, &[(content, 6)], 3, tag(9, 2), storage_cluster::soon()).unwrap(),
+        (3, Some((0, 9)))
     );
     assert_eq!(
-        head.remove_chunks(CHAIN, version, content, 6, 3, tag(9, 3), storage_cluster::soon()).unwrap(),
-        (1, false)
+        head.remove_chunks(led, &[(content, 6)], 3, tag(9, 3), storage_cluster::soon()).unwrap(),
+        (1, None)
     );
     assert_eq!(
-        head.remove_chunks(CHAIN, version, content, 6, 3, tag(9, 4), storage_cluster::soon()).unwrap(),
-        (0, false)
+        head.remove_chunks(led, &[(content, 6)], 3, tag(9, 4), storage_cluster::soon()).unwrap(),
+        (0, None)
     );
     for node in 0..3 {
         let summary = cluster.node(node).last_chunk(CHAIN, version, content).unwrap();
         assert_eq!((summary.last, summary.chunk_count), (Some((5, 7)), 6));
     }
     assert!(
-        cluster
-            .node(1)
-            .remove_chunks(CHAIN, version, content, 0, 3, tag(9, 5), storage_cluster::soon())
-            .is_err(),
+        cluster.node(1).remove_chunks(led, &[(content, 0)], 3, tag(9, 5), storage_cluster::soon()).is_err(),
         "not the head"
     );
     cluster.assert_equal_replicas();
@@ -443,8 +441,9 @@ fn a_forgotten_chunk_is_written_again_whoever_has_forgotten_it() {
         }
         cluster.assert_equal_replicas();
         let (head, soon) = (cluster.node(0), storage_cluster::soon());
-        let removed = head.remove_chunks(CHAIN, cluster.version(), content, 0, 1, tag(9, sequence + 3), soon);
-        assert_eq!(removed.unwrap(), (1, true));
+        let led = (CHAIN, cluster.version());
+        let removed = head.remove_chunks(led, &[(content, 0)], 1, tag(9, sequence + 3), soon);
+        assert_eq!(removed.unwrap(), (1, Some((0, 1))));
         for node in forgetful {
             let node = cluster.node(*node);
             assert_eq!(node.purge_tombstones(CHAIN, None, 0, 10).unwrap(), (0, None), "too young");
@@ -603,4 +602,32 @@ fn measure_one_mebibyte_at_a_time() {
         cluster.read_rounds(ROUNDS);
         println!("{replicas} replicas: read {:.0} MiB/s", f64::from(ROUNDS) / began.elapsed().as_secs_f64());
     }
+}
+
+#[test]
+fn chunks_of_several_contents_are_removed_up_to_a_limit_and_synced_on_all_members() {
+    let cluster = Cluster::start(2);
+    let contents = [ContentId(41), ContentId(42), ContentId(43)];
+    for (place, content) in contents.iter().enumerate() {
+        for index in 0..=place {
+            let chunk = ChunkId { content: *content, index: index.try_into().unwrap() };
+            assert_eq!(cluster.write(chunk, 0, b"bytes", tag(1, 1)).status, Status::Ok);
+        }
+    }
+    let (head, led) = (cluster.node(0), (CHAIN, cluster.version()));
+    let all = contents.map(|content| (content, 0));
+    let removed = head.remove_chunks(led, &all, 4, tag(9, 1), storage_cluster::soon());
+    assert_eq!(removed.unwrap(), (4, Some((2, 1))), "one, two, and one of three");
+    let left = [(contents[2], 1)];
+    let removed = head.remove_chunks(led, &left, 2, tag(9, 2), storage_cluster::soon());
+    assert_eq!(removed.unwrap(), (2, None));
+    let removed = head.remove_chunks(led, &[], 1, tag(9, 3), storage_cluster::soon());
+    assert_eq!(removed.unwrap(), (0, None));
+    cluster.assert_equal_replicas();
+    let before: Vec<u64> = (0..2).map(|node| cluster.node(node).round()).collect();
+    head.sync_chain(led.0, led.1).unwrap();
+    for (node, round) in before.into_iter().enumerate() {
+        assert!(cluster.node(node).round() > round, "node {node} has not synced");
+    }
+    assert!(head.sync_chain(led.0, ChainVersion(led.1.0 + 1)).is_err(), "not the version of the chain");
 }

@@ -4,6 +4,7 @@ C1  An inode without links stays while a client has it open, and at least `gc_de
     `gc_delay_ms` of this process, so that readers can register their holds again (`RemovalClock`, A3).
 C2  Chunks are removed only when the transaction that made them garbage is on disk, and after `gc_delay_ms`: a reader
     with the old layout of a file that was truncated has seen the new one by then.
+    Its record is forgotten only when the removal is on the disks of all replicas.
 C3  Content that an inode refers to is never removed, whatever a record says.
 C4  All progress is in the store: after a crash the same records are found again, and every step may be repeated.
 C5  A session of a client that mgmtd has not known for `client_session_timeout_ms` ends, after its file's length has
@@ -27,16 +28,17 @@ from typing import Final, Protocol
 from ..clock import Clock
 from ..config import MetaConfig
 from ..errors import Error
+from ..ids import ChainId
 from ..kv import Engine, Transaction, run
 from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, RemovedContent
 from . import schema
 from .census import Census
 from .quarantine import Quarantine
 from .removal_clock import RemovalClock
-from .removal_queue import RemovalQueue
+from .removal_queue import RETRY_S, RemovalQueue
 from .requests import Requests
 from .sessions import Holds, Writers
-from .storage import Chunks
+from .storage import ChunkRange, Chunks
 from .work import NS_PER_MS
 
 log: Final = logging.getLogger("luciola.meta")
@@ -48,7 +50,7 @@ REST_S: Final = (
 )
 SLICES: Final = 512  # of one round: a fraction of a second, then sessions and chunks have their turn
 ENTRIES: Final = 64  # of a removed directory, read at once
-CONCURRENCY: Final = 8  # contents whose chunks are removed at once
+GARBAGE_SLICE: Final = 16  # records of garbage that are read, or deleted, in one slice
 RECORDS: Final = 512  # answers to one client deleted in one transaction
 PRUNE_INTERVAL_S: Final = 5.0
 
@@ -122,6 +124,12 @@ class Collector:
         self._orphans = RemovalQueue(engine, clock, b"O")
         self._garbage = RemovalQueue(engine, clock, b"G")
         self._emptied: dict[int, bytes] = {}  # removed directory → names up to here are out of it
+        self._progress: dict[
+            tuple[ChainId, int], int
+        ] = {}  # of a large content: chunks before this one are gone
+        self._away: dict[
+            ChainId, float
+        ] = {}  # chains that could not be asked, and until when they are left alone
         self._batch = max(2, config.gc_batch)
         self._slice_began_s = 0.0
         self._worked_s = 0.0
@@ -270,42 +278,93 @@ class Collector:
     # Chunks.
 
     async def collect_garbage(self) -> int:
-        """Removes the chunks of contents without an inode. Returns how many contents."""
+        """Removes the chunks of contents without an inode. Returns how many records were dealt with."""
         if not self._is_ready():
             return 0
         due = self._garbage.take(self._batch, before_ms=self._before_ms())
         if not due:
             return 0
         await self._engine.sync()  # C2
-        slots = asyncio.Semaphore(CONCURRENCY)
+        waits: dict[bytes, int] = {}  # record → chains that still hold chunks of its content
+        by_chain: dict[ChainId, dict[ChunkRange, bytes]] = {}
+        spares: list[bytes] = []
+        for number, (key, value) in enumerate(due):
+            if number % GARBAGE_SLICE == GARBAGE_SLICE - 1:
+                await self._pace()
+            try:
+                record = schema.decode_garbage(value)
+                if record.spare:
+                    spares.append(key)
+                    continue
+                chains = self._chains_of(record)
+            except Error as error:
+                log.warning("garbage collection of content %d deferred: %s", schema.split_two(key)[1], error)
+                continue
+            if any(self._is_away(chain) for chain in chains):
+                continue
+            waits[key] = len(chains)
+            for chain in chains:
+                chunks = ChunkRange(record.content, self._progress.get((chain, record.content), 0))
+                by_chain.setdefault(chain, {})[chunks] = key
+        for key in spares:
+            await run(self._engine, partial(_give_up, key=key), clock=self._clock)
+            self._garbage.put_off(key, self._clock.monotonic())
+        await asyncio.gather(*(self._remove_on(chain, keys, waits) for chain, keys in by_chain.items()))
+        return len(spares) + await self._forget_garbage([key for key, count in waits.items() if not count])
 
-        async def collect(key: bytes, value: bytes) -> bool:
-            async with slots:
-                return await self._collect_content(key, value)
-
-        return sum(await asyncio.gather(*(collect(key, value) for key, value in due)))
-
-    async def _collect_content(self, key: bytes, value: bytes) -> bool:
-        try:
-            record = schema.decode_garbage(value)
-            if record.spare:
-                await run(self._engine, partial(_give_up, key=key), clock=self._clock)
-                self._garbage.put_off(key, self._clock.monotonic())
-                return True
-            if self._is_in_use(record):
-                log.error("content %d of inode %d is in use; its chunks stay", record.content, record.inode)
-            else:
-                await self._chunks.remove(record.layout, record.content, record.length)
-        except Error as error:
-            log.warning("chunks of content %d cannot be removed now: %s", schema.split_two(key)[1], error)
-            return False
-        await run(self._engine, lambda txn: _delete(txn, key), clock=self._clock)
-        self._garbage.done(key)
-        return True
-
-    def _is_in_use(self, record: RemovedContent) -> bool:
+    def _chains_of(self, record: RemovedContent) -> Sequence[ChainId]:
+        """The chains whose chunks of the content are to be removed. Raises: Unavailable."""
         value = self._engine.begin().snapshot_get(schema.inode_key(record.inode))
-        return value is not None and schema.decode_inode(value).content == record.content
+        if value is not None and schema.decode_inode(value).content == record.content:  # C3
+            log.error("content %d of inode %d is in use; its chunks stay", record.content, record.inode)
+            return ()
+        return self._chunks.holders(record.layout, record.length)
+
+    async def _remove_on(
+        self, chain: ChainId, keys: dict[ChunkRange, bytes], waits: dict[bytes, int]
+    ) -> None:
+        """Removes chunks of one chain, and takes the chain off the records that have no more there."""
+        removals = list(keys)
+        try:
+            left = await self._chunks.remove(chain, removals)
+        except Error as error:
+            if error.retryable or len(removals) == 1:
+                log.warning("garbage collection on chain %d deferred: %s", chain, error)
+                if error.retryable:
+                    self._away[chain] = self._clock.monotonic() + RETRY_S
+                return
+            for removal, key in keys.items():  # one of them fails: the others must not wait for it
+                await self._remove_on(chain, {removal: key}, waits)
+            return
+        unfinished = {each.content: each.first for each in left}
+        for removal, key in keys.items():
+            first = unfinished.get(removal.content)
+            if first is None:
+                waits[key] -= 1
+                self._progress.pop((chain, removal.content), None)
+            else:
+                self._progress[chain, removal.content] = first
+                self._garbage.put_off(key, self._clock.monotonic())
+
+    def _is_away(self, chain: ChainId) -> bool:
+        """Whether the chain could not be asked a moment ago."""
+        until_s = self._away.get(chain)
+        if until_s is None:
+            return False
+        if until_s > self._clock.monotonic():
+            return True
+        del self._away[chain]
+        return False
+
+    async def _forget_garbage(self, keys: Sequence[bytes]) -> int:
+        """Deletes records of contents whose chunks are gone, durably."""
+        for first in range(0, len(keys), GARBAGE_SLICE):
+            batch = keys[first : first + GARBAGE_SLICE]
+            await run(self._engine, partial(_delete, keys=batch), clock=self._clock)
+            for key in batch:
+                self._garbage.done(key)
+            await self._pace()
+        return len(keys)
 
     # Turns.
 
@@ -397,7 +456,7 @@ class Collector:
             return 0
         client, sequences = left
         keys = [schema.record_key(client, sequence) for sequence in sequences]
-        await run(self._engine, lambda txn: _delete(txn, *keys), clock=self._clock)
+        await run(self._engine, partial(_delete, keys=keys), clock=self._clock)
         self._requests.dropped(client, sequences)
         return len(keys)
 
@@ -414,7 +473,7 @@ def _give_up(txn: Transaction, *, key: bytes) -> bool:
     return True
 
 
-def _delete(txn: Transaction, *keys: bytes) -> None:
+def _delete(txn: Transaction, *, keys: Collection[bytes]) -> None:
     txn.may_use_reserve = True
     for key in keys:
         txn.delete(key)

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -21,12 +21,13 @@ from ..wire.pb.storage_pb2 import (
     TruncateChunkRequest,
 )
 from .cluster import Cluster
-from .storage import REQUEST_LIFE_S, LastChunk, Space
+from .storage import REQUEST_LIFE_S, ChunkRange, LastChunk, Space
 
 T = TypeVar("T")
 
 PATIENCE_S: Final = 10.0  # longer than it takes a chain to lose a member and go on
 RETRY_S: Final = 0.1
+SYNC_TIMEOUT_S: Final = 30.0  # of a request that waits for disks: they may have much to write
 
 
 @dataclass(slots=True, eq=False)
@@ -65,25 +66,35 @@ class GrpcControl:
 
         return await self._persist(chain, ask)
 
-    async def remove_chunks(self, chain: ChainId, content: int, *, first: int, limit: int) -> bool:
+    async def remove_chunks(
+        self, chain: ChainId, removals: Sequence[ChunkRange], *, limit: int, durable: bool, patient: bool
+    ) -> Sequence[ChunkRange]:
         sequence = self._next()
+        names = [ChunkName(content=each.content, index=each.first) for each in removals]
 
-        async def ask(address: str, ref: ChainRef, expiry: Expiry) -> bool:
+        async def ask(address: str, ref: ChainRef, expiry: Expiry) -> Sequence[ChunkRange]:
             request = RemoveChunksRequest(
                 chain=ref,
-                content=content,
-                first_index=first,
+                removals=names,
+                durable=durable,
                 limit=limit,
                 client=self._client,
                 sequence=sequence,
                 expiry=expiry,
             )
             reply = await self._clients.call(
-                address, methods.Storage.remove_chunks, request, timeout_s=REQUEST_LIFE_S
+                address,
+                methods.Storage.remove_chunks,
+                request,
+                timeout_s=SYNC_TIMEOUT_S if durable else REQUEST_LIFE_S,
             )
-            return reply.more
+            if not reply.more:
+                return ()
+            unfinished = removals[reply.finished]
+            return (unfinished._replace(first=reply.next_index), *removals[reply.finished + 1 :])
 
-        return await self._change(chain, content, ask)
+        contents = [each.content for each in removals]
+        return await self._change(chain, contents, ask, patience_s=PATIENCE_S if patient else 0.0)
 
     async def truncate_chunk(self, chain: ChainId, content: int, *, index: int, length: int) -> None:
         sequence = self._next()
@@ -101,7 +112,7 @@ class GrpcControl:
                 address, methods.Storage.truncate_chunk, request, timeout_s=REQUEST_LIFE_S
             )
 
-        await self._change(chain, content, ask)
+        await self._change(chain, [content], ask, patience_s=PATIENCE_S)
 
     async def space(self) -> Space:
         async def ask(address: str) -> SpaceReply:
@@ -121,10 +132,15 @@ class GrpcControl:
         return self._sequence
 
     async def _change(
-        self, chain: ChainId, content: int, ask: Callable[[str, ChainRef, Expiry], Awaitable[T]]
+        self,
+        chain: ChainId,
+        contents: Sequence[int],
+        ask: Callable[[str, ChainRef, Expiry], Awaitable[T]],
+        *,
+        patience_s: float,
     ) -> T:
-        """As `_persist`, for a request that changes chunks of `content`; G1."""
-        key = (chain, content)
+        """As `_persist`, for a request that changes chunks of `contents`; G1."""
+        keys = [(chain, content) for content in contents]
 
         async def attempt(address: str, ref: ChainRef) -> tuple[T, int]:
             until_s = self._clock.monotonic() + REQUEST_LIFE_S
@@ -134,24 +150,36 @@ class GrpcControl:
                 self._expiries.forget(address)
                 raise
             mine = Attempt(ref.version, until_s)
-            self._open.setdefault(key, []).append(mine)
+            for key in keys:
+                self._open.setdefault(key, []).append(mine)
             try:
                 answer = await ask(address, ref, expiry)
             except Error:
                 self._expiries.forget(address)
                 raise
-            self._open[key].remove(mine)
+            for key in keys:
+                self._close(key, mine)
             return answer, ref.version
 
         try:
-            answer, version = await self._persist(chain, attempt)
-            opened = [each.until_s for each in self._open[key] if each.version >= version]
+            answer, version = await self._persist(chain, attempt, patience_s=patience_s)
+            opened = [
+                each.until_s for key in keys for each in self._open.get(key, ()) if each.version >= version
+            ]
             wait_s = max(opened, default=0.0) - self._clock.monotonic()
             if wait_s > 0:
                 await self._clock.sleep(wait_s)
             return answer
         finally:
             self._forget_void()
+
+    def _close(self, key: tuple[int, int], attempt: Attempt) -> None:
+        """The attempt was answered. It may have been forgotten as void by then."""
+        attempts = self._open.get(key, [])
+        if attempt in attempts:
+            attempts.remove(attempt)
+        if not attempts:
+            self._open.pop(key, None)
 
     def _forget_void(self) -> None:
         now_s = self._clock.monotonic()
@@ -163,9 +191,11 @@ class GrpcControl:
         for key in void:
             del self._open[key]
 
-    async def _persist(self, chain: ChainId, ask: Callable[[str, ChainRef], Awaitable[T]]) -> T:
-        """Asks the head, whoever it is by then, until `PATIENCE_S` have passed."""
-        deadline_s = self._clock.monotonic() + PATIENCE_S
+    async def _persist(
+        self, chain: ChainId, ask: Callable[[str, ChainRef], Awaitable[T]], *, patience_s: float = PATIENCE_S
+    ) -> T:
+        """Ask the head that the chain has by then, until `patience_s` have passed."""
+        deadline_s = self._clock.monotonic() + patience_s
         while True:
             try:
                 address, version = self._cluster.routing.head(chain)

@@ -1,10 +1,11 @@
-"""The twin of the storage nodes' control: chunks in memory, with faults on demand. For tests and
-simulation."""
+"""A fake of the storage nodes' control: chunks in memory, with faults on demand. For tests and simulation."""
+
+from collections.abc import Sequence
 
 from ..errors import Unavailable
 from ..ids import ChainId
 from .layout import CHUNK_COUNT_MAX
-from .storage import LastChunk, Space
+from .storage import ChunkRange, LastChunk, Space
 
 
 class MemoryControl:
@@ -13,6 +14,9 @@ class MemoryControl:
     def __init__(self, *, capacity_bytes: int = 1 << 40) -> None:
         self.chunks: dict[tuple[int, int], dict[int, bytes]] = {}  # (chain, content) → index → bytes
         self.capacity_bytes = capacity_bytes
+        self._unsynced: dict[
+            int, dict[tuple[int, int], bytes]
+        ] = {}  # chain → (content, index) → what is on disk
         self.calls = 0
         self.fail_at: int | None = None  # the call with this number, and those after it, fail
         self.down: set[int] = set()  # chains that do not answer
@@ -20,6 +24,7 @@ class MemoryControl:
     def write(self, chain: int, content: int, *, index: int, data: bytes, offset: int = 0) -> None:
         """Puts bytes into one chunk, as a client's acknowledged write does."""
         chunks = self.chunks.setdefault((chain, content), {})
+        self._unsynced.get(chain, {}).pop((content, index), None)
         old = chunks.get(index, b"").ljust(offset, b"\0")
         chunks[index] = old[:offset] + data + old[offset + len(data) :]
 
@@ -39,19 +44,42 @@ class MemoryControl:
         index = max(chunks)
         return LastChunk(index, len(chunks[index]))
 
-    async def remove_chunks(self, chain: ChainId, content: int, *, first: int, limit: int) -> bool:
-        assert 0 <= first < CHUNK_COUNT_MAX, "the real one sends 32 bits"
+    async def remove_chunks(
+        self,
+        chain: ChainId,
+        removals: Sequence[ChunkRange],
+        *,
+        limit: int,
+        durable: bool,
+        patient: bool,  # noqa: ARG002, a fake answers or fails at once
+    ) -> Sequence[ChunkRange]:
         self._call(chain)
-        chunks = self.chunks.get((chain, content), {})
-        found = sorted(index for index in chunks if index >= first)
-        for index in found[:limit]:
-            del chunks[index]
-        return len(found) > limit
+        for place, (content, first) in enumerate(removals):
+            assert 0 <= first < CHUNK_COUNT_MAX, "the real one sends 32 bits"
+            chunks = self.chunks.get((chain, content), {})
+            found = sorted(index for index in chunks if index >= first)
+            for index in found[:limit]:
+                self._unsynced.setdefault(chain, {}).setdefault((content, index), chunks[index])
+                del chunks[index]
+            if len(found) > limit:
+                return [ChunkRange(content, found[limit]), *removals[place + 1 :]]
+            limit -= len(found)
+        if durable:
+            self._unsynced.pop(chain, None)
+        return ()
 
     async def truncate_chunk(self, chain: ChainId, content: int, *, index: int, length: int) -> None:
         self._call(chain)
         chunks = self.chunks.setdefault((chain, content), {})
+        self._unsynced.setdefault(chain, {}).setdefault((content, index), chunks.get(index, b""))
         chunks[index] = chunks.get(index, b"")[:length].ljust(length, b"\0")
+
+    def lose_power(self) -> None:
+        """All nodes lose power: removals and cuts that were not synced are undone. What clients wrote is durable."""
+        for chain, undone in self._unsynced.items():
+            for (content, index), data in undone.items():
+                self.chunks.setdefault((chain, content), {})[index] = data
+        self._unsynced.clear()
 
     async def space(self) -> Space:
         used = sum(len(data) for chunks in self.chunks.values() for data in chunks.values())

@@ -15,8 +15,17 @@ from .layout import CHUNK_COUNT_MAX, Placer
 T = TypeVar("T")
 
 REQUEST_LIFE_S: Final = 5.0  # of one request to one chain: not begun later, wherever it was on its way
-REMOVE_BATCH: Final = 64  # chunks in one request; each is an update that goes through its chain
+REMOVE_BATCH: Final = 512  # chunks in one request; each is an update that goes through its chain
+REMOVE_CONTENTS: Final = 512  # in one request
+REMOVE_REQUESTS: Final = 8  # one after the other, before other contents have their turn
 CONCURRENCY: Final = 16  # chains asked at once for one content
+
+
+class ChunkRange(NamedTuple):
+    """The chunks of one content from an index on."""
+
+    content: int
+    first: int
 
 
 class LastChunk(NamedTuple):
@@ -43,8 +52,14 @@ class StorageControl(Protocol):
     async def last_chunk(self, chain: ChainId, content: int) -> LastChunk | None:
         """The last committed chunk of `content` on this chain."""
 
-    async def remove_chunks(self, chain: ChainId, content: int, *, first: int, limit: int) -> bool:
-        """Removes up to `limit` chunks with index >= first; whether there are more."""
+    async def remove_chunks(
+        self, chain: ChainId, removals: Sequence[ChunkRange], *, limit: int, durable: bool, patient: bool
+    ) -> Sequence[ChunkRange]:
+        """Remove up to `limit` chunks. Returns what is left to remove.
+
+        `durable`: if nothing is left, all that the chain has acknowledged survives power loss. `patient`: try again for
+        a while if the chain cannot be asked.
+        """
 
     async def truncate_chunk(self, chain: ChainId, content: int, *, index: int, length: int) -> None:
         """Cuts one chunk to `length` bytes."""
@@ -72,34 +87,60 @@ class Chunks:
         )
 
     async def cut(self, layout: Layout, content: int, length: int) -> None:
-        """Removes every byte at or beyond `length`. May be repeated. Raises: Unavailable."""
+        """Remove every byte at or beyond `length`, durably. May be repeated. Raises: Unavailable."""
         chains = self._placer.chains(layout)
         index, rest = divmod(length, layout.chunk_bytes)
         first = index + 1 if rest else index
-        if first < CHUNK_COUNT_MAX:  # else the cut lies in or after the last chunk that there can be
-            await _gather([self._remove(chain, content, first) for chain in dict.fromkeys(chains)])
-        if not rest:
+        # A cut in or after the last chunk that there can be removes none.
+        removals = [ChunkRange(content, first)] if first < CHUNK_COUNT_MAX else []
+        last = chains[index % len(chains)] if rest else None
+        await _gather(
+            [self._remove(chain, removals, durable=chain != last) for chain in dict.fromkeys(chains)]
+        )
+        if last is None:
             return
-        chain = chains[index % len(chains)]
-        last = await self._control.last_chunk(chain, content)
-        if last is not None and last >= (index, rest + 1):
-            await self._control.truncate_chunk(chain, content, index=index, length=rest)
+        found = await self._control.last_chunk(last, content)
+        if found is not None and found >= (index, rest + 1):
+            await self._control.truncate_chunk(last, content, index=index, length=rest)
+        await self._remove(last, [], durable=True)
 
-    async def remove(self, layout: Layout, content: int, length: int) -> None:
-        """Removes all chunks, of which none begins at or beyond `length`. May be repeated. Raises: Unavailable.
+    def holders(self, layout: Layout, length: int) -> Sequence[ChainId]:
+        """The chains that hold chunks of a content whose bytes all lie below `length`: one for a file of one chunk.
 
-        Asks only the chains that hold any: one for a file of one chunk.
+        Raises: Unavailable while the table is not known.
         """
-        chains = self._placer.chains(layout)[: -(-length // layout.chunk_bytes)]
-        await _gather([self._remove(chain, content, 0) for chain in dict.fromkeys(chains)])
+        return tuple(dict.fromkeys(self._placer.chains(layout)[: -(-length // layout.chunk_bytes)]))
+
+    async def remove(self, chain: ChainId, removals: Sequence[ChunkRange]) -> Sequence[ChunkRange]:
+        """Remove chunks of one chain, some requests long. Returns what is left; the rest is gone durably.
+
+        May be repeated. Raises: Unavailable, Timeout, StaleRouting at once when the chain cannot be asked.
+        """
+        left = list(removals)
+        for _ in range(REMOVE_REQUESTS):
+            asked, later = left[:REMOVE_CONTENTS], left[REMOVE_CONTENTS:]
+            rest = await self._control.remove_chunks(
+                chain, asked, limit=REMOVE_BATCH, durable=not later, patient=False
+            )
+            left = [*rest, *later]
+            if not left:
+                return left
+        await self._control.remove_chunks(chain, [], limit=1, durable=True, patient=False)
+        return left
 
     async def remove_from(self, chains: Iterable[int], content: int) -> None:
-        """Remove all chunks of a content without a layout. May be repeated. Raises: Unavailable."""
-        await _gather([self._remove(ChainId(chain), content, 0) for chain in chains])
+        """Remove all chunks of a content without a layout, durably. May be repeated. Raises: Unavailable."""
+        removals = [ChunkRange(content, 0)]
+        await _gather([self._remove(ChainId(chain), removals, durable=True) for chain in chains])
 
-    async def _remove(self, chain: ChainId, content: int, first: int) -> None:
-        while await self._control.remove_chunks(chain, content, first=first, limit=REMOVE_BATCH):
-            pass
+    async def _remove(self, chain: ChainId, removals: Sequence[ChunkRange], *, durable: bool) -> None:
+        left = removals
+        while left or durable:
+            left = await self._control.remove_chunks(
+                chain, left, limit=REMOVE_BATCH, durable=durable, patient=True
+            )
+            if not left:
+                return
 
 
 async def _gather(calls: Sequence[Awaitable[T]]) -> list[T]:
@@ -117,4 +158,4 @@ async def _gather(calls: Sequence[Awaitable[T]]) -> list[T]:
     return [result for result in results if not isinstance(result, BaseException)]
 
 
-__all__ = ["Chunks", "LastChunk", "Space", "StorageControl"]
+__all__ = ["ChunkRange", "Chunks", "LastChunk", "Space", "StorageControl"]

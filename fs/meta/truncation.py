@@ -1,9 +1,10 @@
 """Cutting chunks off a file, in an order that survives a crash.
 
     1  the intent is stored, and on disk       key P: (content, length)
-    2  the chunks go, chain by chain           may be repeated
+    2  the chunks go, chain by chain, durably  may be repeated
     3  one transaction sets the length, makes `truncate_version` grow and removes the intent
 
+Power loss after 3 must not bring back what 2 removed: a file that is extended later would show old bytes, not zeros.
 From 1 to 3 whoever asks meta for this file waits (`NeedPause`), so nobody is told the old length of a file
 that has lost bytes already. After a crash, or when a chain could not be reached, the intent is carried out
 by `resume`. Writers that report a length in between are asked to wait too; then their report is of an older

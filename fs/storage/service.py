@@ -41,6 +41,7 @@ from .scrub import Scrub
 LIST_MAX: Final = 10_000  # records in one reply: about 600 KiB
 REMOVE_DEFAULT: Final = 1000
 REMOVE_MAX: Final = 10_000
+CONTENTS_MAX: Final = 1024  # of which chunks are removed by one request
 
 
 class StorageService:
@@ -84,19 +85,26 @@ class StorageService:
         return ClockReply(life=self._life, now_ms=int(boot_s() * 1000))
 
     async def remove_chunks(self, request: RemoveChunksRequest, _: Identity) -> RemoveChunksReply:
-        """Removes chunks of one content through the chain."""
-        removed, more = await self._engine.run(
+        """Remove chunks of contents through the chain. Raises: InvalidArgument for too many contents."""
+        removals = [(each.content, each.index) for each in request.removals]
+        if len(removals) > CONTENTS_MAX:
+            raise InvalidArgument(f"at most {CONTENTS_MAX} contents in one request, not {len(removals)}")
+        chain, version = request.chain.chain, request.chain.version
+        removed, rest = await self._engine.run(
             self._engine.node.remove_chunks,
-            request.chain.chain,
-            request.chain.version,
-            request.content,
-            request.first_index,
+            chain,
+            version,
+            removals,
             min(request.limit or REMOVE_DEFAULT, REMOVE_MAX),
             request.client,
             request.sequence,
             self._expires_s(request),
         )
-        return RemoveChunksReply(removed=removed, more=more)
+        if rest is not None:
+            return RemoveChunksReply(removed=removed, more=True, finished=rest[0], next_index=rest[1])
+        if request.durable:
+            await self._engine.run(self._engine.node.sync_chain, chain, version)
+        return RemoveChunksReply(removed=removed, finished=len(removals))
 
     async def truncate_chunk(self, request: TruncateChunkRequest, _: Identity) -> Empty:
         """Cuts or extends one chunk through the chain."""

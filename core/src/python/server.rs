@@ -196,19 +196,22 @@ impl PyStorageNode {
         py: Python<'_>,
         chain: u32,
         chain_version: u64,
-        content: u64,
-        first_index: u32,
+        removals: Vec<(u64, u32)>,
         limit: usize,
         client: u64,
         sequence: u64,
         expires_s: f64,
-    ) -> PyResult<(usize, bool)> {
+    ) -> PyResult<(usize, Option<(usize, u32)>)> {
         let expires = moment(expires_s)?;
         let tag = RequestTag { client: ClientId(client), sequence };
-        let (chain, version) = (ChainId(chain), ChainVersion(chain_version));
-        self.run(py, |server| {
-            server.remove_chunks(chain, version, ContentId(content), first_index, limit, tag, expires)
-        })
+        let chain = (ChainId(chain), ChainVersion(chain_version));
+        let removals: Vec<_> =
+            removals.into_iter().map(|(content, index)| (ContentId(content), index)).collect();
+        self.run(py, |server| server.remove_chunks(chain, &removals, limit, tag, expires))
+    }
+
+    fn sync_chain(&self, py: Python<'_>, chain: u32, chain_version: u64) -> PyResult<()> {
+        self.run(py, |server| server.sync_chain(ChainId(chain), ChainVersion(chain_version)))
     }
 
     #[allow(clippy::too_many_arguments)]

@@ -101,33 +101,46 @@ impl StorageServer {
         Ok(self.node.engine.content_summary(chain, content)?)
     }
 
-    /// Removes up to `limit` chunks from `first_index` on, through the chain; how many, and whether more remain.
+    /// Remove up to `limit` chunks through the chain: for each of `removals`, those of a content from an index on.
+    /// Returns how many, and where to go on: a place in `removals`, and the index there; `None` when nothing is left.
     /// No removal is begun after `expires` (S5).
-    #[allow(clippy::too_many_arguments)]
     pub fn remove_chunks(
         &self,
-        chain: ChainId,
-        version: ChainVersion,
-        content: ContentId,
-        first_index: u32,
+        (chain, version): (ChainId, ChainVersion),
+        removals: &[(ContentId, u32)],
         limit: usize,
         tag: RequestTag,
         expires: Instant,
-    ) -> Result<(usize, bool)> {
+    ) -> Result<(usize, Option<(usize, u32)>)> {
         self.node.check_serving(chain, version)?;
         self.node.wait_for_routing_change();
         let limit = limit.max(1);
-        let found = self.node.engine.content_chunks(chain, content, first_index, limit + 1)?;
-        let more = found.len() > limit;
-        let mut removed = 0;
-        for group in found[..found.len().min(limit)].chunks(REMOVALS_AT_ONCE) {
-            let keys = group.iter().map(|record| ChunkKey { chain, chunk: record.chunk });
-            for answer in self.update(version, keys, Op::Remove, tag, expires) {
-                done(answer)?;
-                removed += 1;
+        let (mut found, mut rest) = (Vec::new(), None);
+        for (place, &(content, first_index)) in removals.iter().enumerate() {
+            let wanted = limit - found.len() + 1;
+            let mut records = self.node.engine.content_chunks(chain, content, first_index, wanted)?;
+            if records.len() == wanted {
+                rest = records.pop().map(|next| (place, next.chunk.index));
+            }
+            found.extend(records.iter().map(|record| ChunkKey { chain, chunk: record.chunk }));
+            if rest.is_some() {
+                break;
             }
         }
-        Ok((removed, more))
+        for group in found.chunks(REMOVALS_AT_ONCE) {
+            for answer in self.update(version, group.iter().copied(), Op::Remove, tag, expires) {
+                done(answer)?;
+            }
+        }
+        Ok((found.len(), rest))
+    }
+
+    /// Return when everything that the chain has acknowledged before this call survives power loss, on all members.
+    pub fn sync_chain(&self, chain: ChainId, version: ChainVersion) -> Result<()> {
+        self.node.check_serving(chain, version)?;
+        self.node.wait_for_routing_change();
+        let statuses = self.node.sync_members(&[(chain, version)], within(TIMEOUT));
+        statuses.into_iter().find(|status| *status != Status::Ok).map_or(Ok(()), |status| Err(status.into()))
     }
 
     pub fn truncate_chunk(

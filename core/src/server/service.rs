@@ -268,11 +268,23 @@ impl Node {
         chains: &[(ChainId, ChainVersion)],
         deadline: Instant,
     ) -> Vec<Status> {
-        let routing = self.routing();
-        let others = match sender {
-            Sender::Client(_) => self.other_members(&routing, chains),
-            Sender::Node(_) => BTreeMap::new(),
-        };
+        match sender {
+            Sender::Client(_) => self.sync_members(chains, deadline),
+            Sender::Node(_) => self.sync_with(&BTreeMap::new(), chains, deadline),
+        }
+    }
+
+    /// Make the chains durable on all members, at the same time.
+    pub(super) fn sync_members(&self, chains: &[(ChainId, ChainVersion)], deadline: Instant) -> Vec<Status> {
+        self.sync_with(&self.other_members(&self.routing(), chains), chains, deadline)
+    }
+
+    fn sync_with(
+        &self,
+        others: &BTreeMap<NodeId, Vec<(ChainId, ChainVersion)>>,
+        chains: &[(ChainId, ChainVersion)],
+        deadline: Instant,
+    ) -> Vec<Status> {
         let mut statuses = vec![Status::Ok; chains.len()];
         std::thread::scope(|scope| {
             let asked: Vec<_> = others

@@ -244,8 +244,10 @@ fn an_update_is_not_begun_after_its_deadline() {
     assert_eq!(alone.read().unwrap(), vec![1; 5000]);
     assert_eq!(alone.write(2).status, Status::Ok);
     let content = ContentId(1);
-    let removed =
-        alone.server.remove_chunks(CHAIN, ChainVersion(1), content, 0, 10, tag, Instant::now()).unwrap_err();
+    let removed = alone
+        .server
+        .remove_chunks((CHAIN, ChainVersion(1)), &[(content, 0)], 10, tag, Instant::now())
+        .unwrap_err();
     assert_eq!(removed.kind(), crate::error::Kind::Timeout);
     assert_eq!(alone.read().unwrap(), vec![2; 5000]);
 }
@@ -280,7 +282,8 @@ fn a_living_chunk_is_written_on_after_a_higher_tombstone_of_another_was_forgotte
     }
     let (version, content) = (ChainVersion(1), ContentId(1));
     let tag = RequestTag { client: ClientId(2), sequence: 1 };
-    assert_eq!(alone.server.remove_chunks(CHAIN, version, content, 1, 10, tag, soon()).unwrap(), (1, false));
+    let removed = alone.server.remove_chunks((CHAIN, version), &[(content, 1)], 10, tag, soon());
+    assert_eq!(removed.unwrap(), (1, None));
     alone.server.sync().unwrap();
     assert_eq!(alone.server.purge_tombstones(CHAIN, None, u64::MAX, 10).unwrap(), (1, None));
     assert_eq!(alone.server.node.engine.floor(), Version(6));

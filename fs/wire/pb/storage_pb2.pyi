@@ -62,30 +62,34 @@ class Expiry(_message.Message):
     def __init__(self, life: _Optional[int] = ..., at_ms: _Optional[int] = ...) -> None: ...
 
 class RemoveChunksRequest(_message.Message):
-    __slots__ = ("chain", "content", "first_index", "limit", "client", "sequence", "expiry")
+    __slots__ = ("chain", "removals", "durable", "limit", "client", "sequence", "expiry")
     CHAIN_FIELD_NUMBER: _ClassVar[int]
-    CONTENT_FIELD_NUMBER: _ClassVar[int]
-    FIRST_INDEX_FIELD_NUMBER: _ClassVar[int]
+    REMOVALS_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     EXPIRY_FIELD_NUMBER: _ClassVar[int]
     chain: ChainRef
-    content: int
-    first_index: int
+    removals: _containers.RepeatedCompositeFieldContainer[ChunkName]
+    durable: bool
     limit: int
     client: int
     sequence: int
     expiry: Expiry
-    def __init__(self, chain: _Optional[_Union[ChainRef, _Mapping]] = ..., content: _Optional[int] = ..., first_index: _Optional[int] = ..., limit: _Optional[int] = ..., client: _Optional[int] = ..., sequence: _Optional[int] = ..., expiry: _Optional[_Union[Expiry, _Mapping]] = ...) -> None: ...
+    def __init__(self, chain: _Optional[_Union[ChainRef, _Mapping]] = ..., removals: _Optional[_Iterable[_Union[ChunkName, _Mapping]]] = ..., durable: _Optional[bool] = ..., limit: _Optional[int] = ..., client: _Optional[int] = ..., sequence: _Optional[int] = ..., expiry: _Optional[_Union[Expiry, _Mapping]] = ...) -> None: ...
 
 class RemoveChunksReply(_message.Message):
-    __slots__ = ("removed", "more")
+    __slots__ = ("removed", "more", "finished", "next_index")
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    NEXT_INDEX_FIELD_NUMBER: _ClassVar[int]
     removed: int
     more: bool
-    def __init__(self, removed: _Optional[int] = ..., more: _Optional[bool] = ...) -> None: ...
+    finished: int
+    next_index: int
+    def __init__(self, removed: _Optional[int] = ..., more: _Optional[bool] = ..., finished: _Optional[int] = ..., next_index: _Optional[int] = ...) -> None: ...
 
 class TruncateChunkRequest(_message.Message):
     __slots__ = ("chain", "chunk", "length", "client", "sequence", "expiry")

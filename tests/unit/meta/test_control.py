@@ -1,6 +1,7 @@
 """Requests to chains that are answered late, twice, or not at all."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from luciola.errors import StaleRouting, Timeout, Unavailable
 from luciola.ids import ChainId
 from luciola.meta.cluster import Cluster
 from luciola.meta.control import GrpcControl, together
-from luciola.meta.storage import REQUEST_LIFE_S
+from luciola.meta.storage import REQUEST_LIFE_S, ChunkRange
 from luciola.wire import methods
 from luciola.wire.pb.mgmtd_pb2 import SERVING, Chain, Node, Routing, Target
 from luciola.wire.pb.storage_pb2 import ClockReply, RemoveChunksReply, SpaceReply
@@ -74,10 +75,14 @@ class World:
         chain = Chain(id=CHAIN, version=version, targets=[Target(id=70, node=1, state=SERVING)])
         self.cluster.routing.apply(Routing(version=version, nodes=[node], chains=[chain]))
 
-    async def remove(self) -> bool:
-        return await self.control.remove_chunks(CHAIN, CONTENT, first=1, limit=10)
+    async def remove(self) -> Sequence[ChunkRange]:
+        return await self.remove_from(CONTENT)
 
-    async def settled(self, task: "asyncio.Task[bool]") -> bool:
+    async def remove_from(self, *contents: int) -> Sequence[ChunkRange]:
+        removals = [ChunkRange(content, 1) for content in contents]
+        return await self.control.remove_chunks(CHAIN, removals, limit=10, durable=False, patient=True)
+
+    async def settled(self, task: "asyncio.Task[Any]") -> bool:
         """Whether the request is done without time going on."""
         for _ in range(30):  # a busy machine may use up any time before the request has taken a step
             await asyncio.wait([task], timeout=0.01)
@@ -94,7 +99,7 @@ def test_a_request_is_done_only_when_its_lost_attempts_are_void(losses: int) -> 
         assert world.head.executed == 1
         world.head.arrives(world.head.lost[-1])  # in time: nobody has gone on yet
         world.clock.advance(REQUEST_LIFE_S)
-        assert await task is False
+        assert await task == ()
         executed = world.head.executed
         for request in world.head.lost:
             with pytest.raises(Timeout):
@@ -114,10 +119,10 @@ def test_what_was_given_up_is_waited_for_by_the_next_request_for_that_content() 
         await asyncio.gather(task, return_exceptions=True)
         again = asyncio.ensure_future(world.remove())
         assert not await world.settled(again)
-        other = asyncio.ensure_future(world.control.remove_chunks(CHAIN, CONTENT + 1, first=0, limit=1))
+        other = asyncio.ensure_future(world.remove_from(CONTENT + 1))
         assert await world.settled(other), "another content has nothing to wait for"
         world.clock.advance(REQUEST_LIFE_S)
-        assert await again is False
+        assert await again == ()
 
     asyncio.run(scenario())
 
@@ -137,13 +142,13 @@ def test_an_answer_under_a_newer_chain_version_need_not_wait() -> None:
 def test_a_node_that_was_started_anew_is_asked_for_its_clock_again() -> None:
     async def scenario() -> None:
         world = World()
-        assert await world.remove() is False
+        assert await world.remove() == ()
         world.head.life = 2
         task = asyncio.ensure_future(world.remove())
         await world.settled(task)
         assert (world.head.executed, world.head.refused) == (2, 1)
         world.clock.advance(REQUEST_LIFE_S)
-        assert await task is False
+        assert await task == ()
 
     asyncio.run(scenario())
 

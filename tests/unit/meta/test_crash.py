@@ -114,7 +114,7 @@ def test_crash_in_the_middle_of_removing_a_large_content(world):
     world.close_one(inode.id, session, length=999 * CHUNK + 1)
     world.unlink(b"big")
     world.clock.advance(2)
-    world.control.crash_at = world.control.calls + 7
+    world.control.crash_at = world.control.calls + 2
     with pytest.raises(Crash):
         world.collect()
     left = sum(len(chunks) for chunks in world.control.chunks.values())
@@ -247,6 +247,73 @@ def test_chunks_are_cut_only_when_the_intent_is_on_disk():
     assert world.read(world.set_attr(b"f", length=len(DATA))) == DATA[:5].ljust(len(DATA), b"\0")
     assert cut.length == 5
     world.close()
+
+
+class TestPowerLossEverywhere:
+    """The metadata service and all storage nodes lose power at the same moment, at every call to storage."""
+
+    def outage(self, world: World, act, *, after_calls: int) -> bool:
+        """Runs `act` until its call `after_calls`, then cuts the power. False: it made no more calls than that."""
+        world.control.crash_at = world.control.calls + after_calls
+        ended = True
+        try:
+            act()
+        except Crash:
+            ended = False
+        world.control.crash_at = None
+        world.control.lose_power()
+        lose_power(world)
+        return not ended
+
+    @pytest.mark.parametrize("length", [0, 5, CHUNK, 2 * CHUNK + 7])
+    def test_bytes_that_were_cut_off_do_not_come_back(self, length):
+        calls = 0
+        is_cut = True
+        while is_cut:
+            world = World(PowerEngine())
+            _, session = world.chunked(b"f", DATA, close=False)
+            world.run(world.engine.sync())
+            other = {"client": 2} if length == 0 else {"session": session}
+
+            def cut(world=world, other=other):
+                world.set_attr(b"f", length=length, **other)
+                world.run(world.engine.sync())  # what the write-ahead log does within 50 ms
+
+            is_cut = self.outage(world, cut, after_calls=calls)
+            calls += 1
+            world.collect()
+            found = world.stat(b"f")
+            if found.length == length:
+                longer = world.set_attr(b"f", length=len(DATA), client=2)
+                assert world.read(longer) == DATA[:length].ljust(len(DATA), b"\0"), calls
+            else:
+                assert world.read(found) == DATA, calls
+            world.close()
+        assert calls > 4
+
+    def test_garbage_is_not_forgotten_before_it_is_gone(self):
+        calls = 0
+        is_cut = True
+        while is_cut:
+            world = World(PowerEngine())
+            world.chunked(b"f", DATA)
+            world.chunked(b"g", DATA)
+            world.unlink(b"f")
+            world.unlink(b"g")
+            world.run(world.engine.sync())
+            world.clock.advance(2)
+
+            def collect(world=world):
+                world.collect()
+                world.run(world.engine.sync())
+
+            is_cut = self.outage(world, collect, after_calls=calls)
+            calls += 1
+            world.clock.advance(100)
+            world.collect()
+            assert world.control.contents() == set(), calls
+            world.close()
+        assert calls > 2
 
 
 def test_durable_sync_survives_power_loss():
