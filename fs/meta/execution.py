@@ -176,11 +176,14 @@ class Execution:
             call.client,
             self._now_ns(),
             call.session,
-            bool(call.session) and self._writers.count_of(call.client) >= SESSIONS_MAX,
+            # Once chunks were removed for it, the operation is not refused any more.
+            bool(call.session) and not call.cuts and self._writers.count_of(call.client) >= SESSIONS_MAX,
             call.measured,
             call.cuts,
         )
         reply = call.operation(work, call.request)
+        if work.missing_cut is not None:
+            raise work.missing_cut
         settled = self._record(txn, call, record, reply) if record else ()
         try:
             txn.commit()

@@ -92,6 +92,7 @@ class Work:
     opened: list[tuple[int, int]] = field(default_factory=list)  # (inode, session): after the commit
     closed: list[tuple[int, int]] = field(default_factory=list)
     made: int = 0  # new inodes
+    missing_cut: NeedCut | None = None  # this attempt must not commit before chunks were removed
 
     @property
     def now_ms(self) -> int:

@@ -37,7 +37,9 @@ class Overtaken(Conflict):
 def set_length(work: Work, inode: Inode, length: int) -> None:
     """Truncates or extends `inode`, which was taken; the caller stores it.
 
-    Raises: InvalidArgument (EFBIG); NeedCut where chunks must go first.
+    Where chunks must go first, the rest of the operation goes on as if they had gone, and the attempt ends with
+    NeedCut: nothing is removed for an operation that is refused.
+    Raises: InvalidArgument (EFBIG).
     """
     require_length(inode, length)
     work.txn.may_use_reserve = length < inode.length
@@ -83,7 +85,7 @@ def _discard(work: Work, inode: Inode, *, length: int) -> None:
 def _require_cut(work: Work, inode: Inode, length: int) -> None:
     cut = work.cuts.get(inode.id)
     if cut is None or cut.content != inode.content or cut.length != length:
-        raise NeedCut(inode.id, length)
+        work.missing_cut = NeedCut(inode.id, length)
 
 
 def absorb_length(work: Work, inode: Inode, hint: LengthHint, *, exact: bool) -> None:

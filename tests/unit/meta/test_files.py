@@ -10,6 +10,7 @@ from luciola.errors import (
     Conflict,
     InvalidArgument,
     IsADirectory,
+    NotADirectory,
     NotFound,
     PermissionDenied,
     Unavailable,
@@ -19,7 +20,7 @@ from luciola.meta.layout import chains_of
 from luciola.meta.removal_queue import RETRY_S
 from luciola.wire.pb import meta_pb2 as pb
 
-from .world import ALICE, BOB, CHAINS, CHUNK, TIMEOUT_S, World, check_store, refused
+from .world import ALICE, BOB, CHAINS, CHUNK, EVE, TIMEOUT_S, World, check_store, refused
 
 DATA = bytes(range(256)) * (CHUNK // 256) * 3 + b"tail"
 
@@ -853,6 +854,52 @@ class TestTruncate:
         cut = world.stat(b"f")
         assert (cut.length, cut.truncate_version) == (1, 1)
         assert world.read(world.set_attr(b"f", length=len(DATA))) == DATA[:1].ljust(len(DATA), b"\0")
+
+    @pytest.mark.parametrize(
+        ("denied", "error"),
+        [
+            ({"uid": BOB[0]}, PermissionDenied),
+            ({"gid": EVE[1]}, PermissionDenied),
+            ({"permissions": 0o600}, PermissionDenied),
+            ({"atime_ns": 5}, PermissionDenied),
+            ({"layout": pb.Layout(chunk_bytes=CHUNK)}, NotADirectory),
+        ],
+        ids=["chown", "chgrp", "chmod", "utimes", "layout"],
+    )
+    def test_refused_change_of_attributes_cuts_nothing(self, world, denied, error):
+        world.chunked(b"f", DATA)
+        world.set_attr(b"f", permissions=0o666, uid=ALICE[0], gid=ALICE[1])
+        with refused(error):
+            world.set_attr(b"f", length=5, user=BOB, **denied)
+        assert world.keys(b"P") == []
+        assert world.read(world.stat(b"f")) == DATA
+
+    @pytest.mark.parametrize("operation", ["open", "create"])
+    def test_refused_open_cuts_nothing(self, world, monkeypatch, operation):
+        world.chunked(b"f", DATA)
+        world.open(b"f", write=True, client=2)  # another writer: O_TRUNC has to cut
+        world.create(b"g", client=3)
+        monkeypatch.setattr("luciola.meta.execution.SESSIONS_MAX", 1)
+        with refused(InvalidArgument, 24):
+            getattr(world, operation)(b"f", write=True, truncate=True, client=3)
+        assert world.keys(b"P") == []
+        assert world.read(world.stat(b"f")) == DATA
+
+    def test_open_is_not_refused_once_its_chunks_are_cut(self, world, monkeypatch):
+        inode, _ = world.chunked(b"f", DATA)
+        world.open(b"f", write=True, client=2)
+        original = world.control.remove_chunks
+
+        async def remove(*args, **kwargs):
+            monkeypatch.setattr(
+                "luciola.meta.execution.SESSIONS_MAX", 0
+            )  # as if other opens had come meanwhile
+            return await original(*args, **kwargs)
+
+        world.control.remove_chunks = remove
+        assert world.open(b"f", write=True, truncate=True, client=3).inode.length == 0
+        assert world.read(world.stat(b"f")) == b""
+        assert world.stat(b"f").id == inode.id
 
     def test_whoever_asks_meanwhile_waits(self, world):
         inode, _ = world.chunked(b"f", DATA)
