@@ -20,11 +20,12 @@ from ..logfile import rotate_output
 from ..mgmtd.placement import REPLICAS_MAX
 from ..wire.pb import mgmtd_pb2
 from ..wire.pb.storage_pb2 import SpaceReply
-from . import processes
+from . import processes, stores
+from .administration import consent
 from .datadir import DataDir, Shape, check_shape, choose_shape
 from .health import describe_progress, describe_space, describe_trouble
 from .manager import Manager, describe_chains
-from .options import config_option, data_option, json_option
+from .options import config_option, data_option, json_option, yes_option
 from .output import print_json, print_table
 from .supervisor import (
     Supervisor,
@@ -63,6 +64,17 @@ PATIENCE_S: Final = 2.0  # of a person who is told nothing
     help="Also mount the cluster there.",
 )
 @config_option
+@click.option(
+    "--accept-metadata-loss",
+    is_flag=True,
+    help="Go on with a metadata store that is older than the cluster, or with an empty one. Asks first.",
+)
+@click.option(
+    "--rebuild-mgmtd",
+    is_flag=True,
+    help="Make a new store for mgmtd of what the storage nodes remember. Asks first.",
+)
+@yes_option
 @click.option("--detach", is_flag=True, help="Return when everything is usable; the cluster goes on running.")
 @click.option("--ready-fd", type=int, hidden=True, help="Where a detached supervisor reports.")
 def up(
@@ -71,6 +83,9 @@ def up(
     replicas: int | None,
     mountpoint: Path | None,
     config_file: Path | None,
+    accept_metadata_loss: bool,
+    rebuild_mgmtd: bool,
+    yes: bool,
     detach: bool,
     ready_fd: int | None,
 ) -> None:
@@ -88,8 +103,14 @@ def up(
         load(config_file)  # a mistake is refused before anything is started
     data = DataDir(data_path.absolute())
     check_shape(data, storage_nodes=storage_nodes, replicas=replicas)
+    if rebuild_mgmtd:
+        data.read_shape()
+        consent(stores.rebuild_question(data), yes=yes)
+    if accept_metadata_loss:
+        data.read_shape()
+        consent(stores.META_QUESTION, yes=yes)
     if detach:
-        _detach(data, sys.argv[1:])
+        _detach(data, [*sys.argv[1:], "--yes"])
         return
     _log_to_stderr()
     if ready_fd is not None:
@@ -98,9 +119,14 @@ def up(
         data.create()
         with data.supervised(), View(enabled=ready_fd is None) as view:
             shape = choose_shape(data, storage_nodes=storage_nodes, replicas=replicas)
+            if rebuild_mgmtd:
+                stores.rebuild_mgmtd(data, shape.cluster.cluster_id)
+            if accept_metadata_loss:
+                stores.set_aside_broken_meta(data)
             supervisor = Supervisor(
                 data,
                 shape,
+                accept_metadata_loss=accept_metadata_loss,
                 config_file=None if config_file is None else config_file.absolute(),
                 mountpoint=None if mountpoint is None else mountpoint.absolute(),
                 on_change=view.show,
@@ -329,7 +355,8 @@ def _detach(data: DataDir, arguments: list[str]) -> None:
     said = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
     reason = next((line for line in reversed(said) if line.startswith("luciola: ")), said[-1] if said else "")
     reason = answer or reason or f"it was not ready within {READY_S:.0f} s"
-    raise Unavailable(f"the cluster did not start: {reason.removeprefix('luciola: ')} (log: {log})")
+    where = "" if "(log: " in reason else f" (log: {log})"
+    raise Unavailable(f"the cluster did not start: {reason.removeprefix('luciola: ')}{where}")
 
 
 def _await_answer(reader: int, *, deadline_s: float) -> str | None:

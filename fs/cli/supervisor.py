@@ -39,6 +39,7 @@ META_NODE: Final = 100
 STORAGE_NODE_FIRST: Final = 201
 CHAIN_TABLE: Final = 1
 CREATE: Final = "--create"  # given to mgmtd and meta until the cluster has been created
+ACCEPT_LOSS: Final = "--accept-loss"  # given to meta until it serves
 START_S: Final = 150.0  # a service that has not answered by then will not, on the slowest machine
 SETTLE_S: Final = 20.0  # without progress; a node that opens a large disk reports later, and takes part then
 NOTE_S: Final = 2.0  # of waiting without a word
@@ -58,6 +59,7 @@ class Supervisor:
     shape: Shape
     config_file: Path | None = None
     mountpoint: Path | None = None
+    accept_metadata_loss: bool = False
     on_change: Callable[["Supervisor"], None] = lambda _: None
     on_note: Callable[[str], None] = lambda _: None
     children: list[Child] = field(default_factory=list)
@@ -103,6 +105,7 @@ class Supervisor:
             if not self.shape.has_stores:
                 await self._create_chains(manager)
             await self._wait("meta", lambda: manager.are_connected({META_NODE}))
+            self._settle_stores()
             if self.mountpoint is not None:
                 await self._start_mount(self.mountpoint)
             await self._settle(manager)
@@ -132,7 +135,8 @@ class Supervisor:
             lambda: manager.has_table(CHAIN_TABLE, replicas=self.shape.replicas),
             kinds=ALL,
         )
-        self._stores_created()
+        self.shape = replace(self.shape, has_stores=True)
+        self.data.write_shape(self.shape)
 
     async def _settle(self, manager: Manager) -> None:
         """Wait until every chain serves; report what does not come."""
@@ -141,6 +145,7 @@ class Supervisor:
         best = sys.maxsize
         noted = False
         while True:
+            self._raise_failed(NEEDED)
             try:
                 routing = await manager.routing()
             except (Unavailable, Timeout):
@@ -181,12 +186,10 @@ class Supervisor:
             if failure is not None and child.service.kind in kinds:
                 raise failure
 
-    def _stores_created(self) -> None:
+    def _settle_stores(self) -> None:
         """From now on mgmtd and meta only open their stores: one that is missing is lost, not new."""
-        self.shape = replace(self.shape, has_stores=True)
-        self.data.write_shape(self.shape)
         for child in self.children:
-            command = tuple(argument for argument in child.service.command if argument != CREATE)
+            command = tuple(each for each in child.service.command if each not in (CREATE, ACCEPT_LOSS))
             child.service = replace(child.service, command=command)
 
     def _prepare_mountpoint(self, mountpoint: Path) -> None:
@@ -215,6 +218,8 @@ class Supervisor:
         arguments += ["--cluster", str(self.data.cluster), "--rotate-log"]
         if kind != "storage" and not self.shape.has_stores:
             arguments.append(CREATE)
+        if kind == "meta" and self.accept_metadata_loss:
+            arguments.append(ACCEPT_LOSS)
         if kind != "mgmtd":
             arguments += ["--node-id", str(node)]
         if self.config_file is not None:

@@ -78,6 +78,9 @@ class RocksEngine(Engine):
             raise CorruptData(f"cannot open the key-value store in {directory}: {error}") from error
         super().__init__(version=self._db.latest_sequence_number(), commits_max=commits_max)
         self._syncer = Syncer(self._flush, interval_s=sync_interval_s)
+        # Sequence number of the last commit that is known to survive power loss. Opening a store makes tables of what
+        # its log held, and syncs them (`avoid_flush_during_recovery` is off).
+        self.synced_position = self._db.latest_sequence_number()
         self._broken: BaseException | None = None
         self._unchecked_bytes = SPACE_CHECK_BYTES
 
@@ -126,7 +129,9 @@ class RocksEngine(Engine):
             os.close(self._lock)
 
     def _flush(self) -> None:
+        position = self._db.latest_sequence_number()
         self._db.flush_wal(sync=True)
+        self.synced_position = position
 
     def _clear(self, batch: rocksdict.WriteBatch, begin: bytes, end: bytes) -> None:
         end = min(end, KEY_END)

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,14 +19,14 @@ from ..errors import ConfigError, CorruptData, Error
 from ..kv.rocksdb import RocksEngine
 from ..logfile import rotate_output
 from ..wire import SERVICE, LaneServer, RpcClients, RpcServer, load_cluster, methods, mint
-from ..wire.pb.mgmtd_pb2 import NODE_META
+from ..wire.pb.mgmtd_pb2 import NODE_META, StoreMark
 from . import schema
 from .cluster import Cluster, RoutingTable, describe
 from .collector import Collector
 from .control import GrpcControl
 from .execution import Parts
 from .layout import Placer
-from .parts import build
+from .parts import build, format_store, raise_generation
 
 log: Final = logging.getLogger("luciola.meta")
 
@@ -46,6 +47,36 @@ async def collect(collector: Collector, parts: Parts, clock: Clock) -> None:
         await clock.sleep(interval_s)
 
 
+async def admit_store(
+    engine: RocksEngine, cluster: Cluster, cluster_id: str, clock: Clock, arguments: argparse.Namespace
+) -> schema.Superblock:
+    """The superblock of the store, once mgmtd has compared it with what the cluster has seen.
+
+    Raises: ConfigError if it is older, unless the operator accepts that; CorruptData if it is empty.
+    """
+    create = arguments.create or arguments.accept_loss
+    superblock = await format_store(engine, cluster_id=cluster_id, clock=clock, create=create)
+    if arguments.accept_loss:
+        known = superblock.generation
+        try:
+            await cluster.check_store(mark_of(engine, superblock))
+        except ConfigError as error:
+            if "generation" not in error.fields:
+                raise
+            known = max(known, int(error.fields["generation"]))
+            log.warning("%s; accepted by the operator", error)
+        superblock = await raise_generation(engine, known + 1, clock=clock)
+    await cluster.check_store(mark_of(engine, superblock))
+    return superblock
+
+
+def mark_of(engine: RocksEngine, superblock: schema.Superblock) -> StoreMark:
+    """How far the store has come, as far as it survives power loss."""
+    return StoreMark(
+        store=superblock.store, generation=superblock.generation, position=engine.synced_position
+    )
+
+
 async def serve(arguments: argparse.Namespace) -> None:
     """Runs the service until SIGTERM or SIGINT."""
     config = ClusterConfig() if arguments.config is None else load(arguments.config)
@@ -54,7 +85,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     clock = SystemClock()
     engine = RocksEngine(
         arguments.data,
-        create=arguments.create,
+        create=arguments.create or arguments.accept_loss,
         sync_interval_s=config.meta.sync_interval_ms / 1000,
         kept=schema.INODES,
     )
@@ -65,6 +96,16 @@ async def serve(arguments: argparse.Namespace) -> None:
     try:
         async with RpcClients(mint(secret, role=SERVICE)) as clients:
             cluster = Cluster(clients, cluster_file.mgmtd_grpc, clock)
+            admitted = asyncio.ensure_future(
+                admit_store(engine, cluster, cluster_file.cluster_id, clock, arguments)
+            )
+            stopped = asyncio.ensure_future(stop.wait())
+            await asyncio.wait((admitted, stopped), return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if not admitted.done():
+                admitted.cancel()
+                return
+            superblock = admitted.result()
             placer = Placer(config.meta)
             service, collector, parts = await build(
                 engine,
@@ -75,7 +116,7 @@ async def serve(arguments: argparse.Namespace) -> None:
                 cluster_id=cluster_file.cluster_id,
                 session_timeout_s=config.mgmtd.client_session_timeout_ms / 1000,
                 placer=placer,
-                create=arguments.create,
+                create=False,
             )
             bound = methods.bind(methods.Meta, service)
             lane, rpc = LaneServer(bound, secret=secret), RpcServer(bound, secret=secret)
@@ -94,14 +135,17 @@ async def serve(arguments: argparse.Namespace) -> None:
 
             tasks = [
                 asyncio.create_task(cluster.watch(routed), name="routing"),
-                asyncio.create_task(cluster.beat(node), name="heartbeat"),
+                asyncio.create_task(
+                    cluster.beat(node, partial(mark_of, engine, superblock)), name="heartbeat"
+                ),
                 asyncio.create_task(collect(collector, parts, clock), name="collector"),
             ]
             log.info("meta %d serves: lane %s, gRPC %s", arguments.node_id, lane_address, rpc_address)
             await _until(stop, tasks)
-            await cluster.leave(node)
             await lane.stop()
             await rpc.stop()
+            await engine.sync()
+            await cluster.leave(node, mark_of(engine, superblock))
     finally:
         engine.close()
     log.info("meta %d has stopped", arguments.node_id)
@@ -121,6 +165,14 @@ async def _until(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
         await asyncio.gather(stopped, *tasks, return_exceptions=True)
 
 
+def remedy(data: Path) -> str:
+    """What an operator can do about a store that is missing, damaged or older than the cluster."""
+    return (
+        f"stop the cluster and put back the newest copy of {data.absolute()}, or accept that everything newer is lost: "
+        f"`luciola up --data {data.absolute().parent} --accept-metadata-loss`"
+    )
+
+
 def main() -> int:
     """Parse the command line and run.
 
@@ -135,6 +187,11 @@ def main() -> int:
     )
     parser.add_argument("--create", action="store_true", help="create the store of a new cluster")
     parser.add_argument("--rotate-log", action="store_true", help="keep the file on standard error short")
+    parser.add_argument(
+        "--accept-loss",
+        action="store_true",
+        help="serve a store that is older than the cluster, or an empty one",
+    )
     arguments = parser.parse_args()
     if arguments.rotate_log:
         rotate_output()
@@ -144,12 +201,10 @@ def main() -> int:
     try:
         uvloop.run(serve(arguments))
     except CorruptData as error:
-        log.critical(
-            "%s; stop the cluster and put back the newest copy of %s", error, arguments.data.absolute()
-        )
+        log.critical("%s; %s", error, remedy(arguments.data))
         return os.EX_CONFIG
     except ConfigError as error:
-        log.critical("%s", error)
+        log.critical("%s", f"{error}; {remedy(arguments.data)}" if "older" in error.fields else error)
         return os.EX_CONFIG
     except Error as error:
         log.critical("%s", error)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 from ..clock import Clock
-from ..errors import Error, Unavailable
+from ..errors import ConfigError, Error, InvalidArgument, Unavailable
 from ..ids import ChainId
 from ..wire import RpcClients, methods
 from ..wire.pb.common_pb2 import Empty
@@ -22,11 +22,13 @@ from ..wire.pb.mgmtd_pb2 import (
     HeartbeatRequest,
     Node,
     Routing,
+    StoreMark,
 )
 
 log: Final = logging.getLogger("luciola.meta")
 
 RECONNECT_S: Final = 0.2
+CHECK_INTERVAL_S: Final = 0.1  # mgmtd may wait for a storage node to be heard
 CALL_TIMEOUT_S: Final = 2.0
 LEAVE_TIMEOUT_S: Final = 1.0
 
@@ -108,25 +110,50 @@ class Cluster:
         except TimeoutError:
             return
 
-    async def beat(self, node: Node) -> None:
-        """Sends heartbeats for ever."""
+    async def check_store(self, mark: StoreMark) -> None:
+        """Return when mgmtd lets this store be served. Raises: ConfigError if it is older than the cluster."""
+        was_heard = True
+        while True:
+            try:
+                reply = await self._clients.call(
+                    self._mgmtd, methods.Mgmtd.check_store, mark, timeout_s=CALL_TIMEOUT_S
+                )
+                if reply.may_serve:
+                    return
+            except ConfigError:
+                raise
+            except Error as error:
+                if was_heard:
+                    log.warning(
+                        "mgmtd does not answer, so the store cannot be compared with the cluster: %s", error
+                    )
+                was_heard = False
+            await self._clock.sleep(CHECK_INTERVAL_S)
+
+    async def beat(self, node: Node, mark: Callable[[], StoreMark]) -> None:
+        """Send heartbeats indefinitely, each with how far the store has come.
+
+        Raises: InvalidArgument when another process has taken this one's place; ConfigError as `check_store`.
+        """
         sequence = 0
         while True:
             sequence += 1
             interval_s = 1.0
             try:
-                request = HeartbeatRequest(node=node, sequence=sequence)
+                request = HeartbeatRequest(node=node, sequence=sequence, meta_store=mark())
                 reply = await self._clients.call(
                     self._mgmtd, methods.Mgmtd.heartbeat, request, timeout_s=CALL_TIMEOUT_S
                 )
                 interval_s = max(0.05, (reply.interval_ms or 1000) / 1000)
+            except (ConfigError, InvalidArgument):
+                raise
             except Error as error:
                 log.warning("heartbeat failed: %s", error)
             await self._clock.sleep(interval_s)
 
-    async def leave(self, node: Node) -> None:
-        """Tells mgmtd that this process stops."""
-        request = HeartbeatRequest(node=node, sequence=1 << 62, leaving=True)
+    async def leave(self, node: Node, mark: StoreMark) -> None:
+        """Report to mgmtd that this process stops, and how far its store has come."""
+        request = HeartbeatRequest(node=node, sequence=1 << 62, leaving=True, meta_store=mark)
         try:
             await self._clients.call(self._mgmtd, methods.Mgmtd.heartbeat, request, timeout_s=LEAVE_TIMEOUT_S)
         except Error as error:

@@ -1,5 +1,8 @@
 """Assemble a meta service over a store, and create or check the store."""
 
+import secrets
+from typing import Final
+
 from ..clock import Clock
 from ..config import MetaConfig
 from ..errors import ConfigError, CorruptData
@@ -16,53 +19,68 @@ from .lengths import Lengths
 from .quarantine import Quarantine
 from .removal_clock import RemovalClock
 from .requests import Requests
+from .schema import Superblock
 from .service import MetaService
 from .sessions import Holds, Writers
 from .storage import Chunks, StorageControl
 from .truncation import Truncations
 from .work import DIRECTORY_LINKS, Scene
 
+FIRST_GENERATION: Final = 1
 
-async def format_store(engine: Engine, *, cluster_id: str, clock: Clock, create: bool) -> None:
+
+async def format_store(engine: Engine, *, cluster_id: str, clock: Clock, create: bool) -> Superblock:
     """Check that the store is this cluster's; with `create`, make the root directory in an empty one.
 
     Raises: ConfigError if it belongs to another cluster; CorruptData if it is empty and may not be created.
     """
+    made = Superblock(secrets.randbits(63) | 1, FIRST_GENERATION, cluster_id)
 
-    def prepare(txn: Transaction) -> None:
-        superblock = txn.get(schema.SUPERBLOCK)
-        wanted = schema.FORMAT_VERSION.to_bytes(4, "little") + cluster_id.encode()
-        if superblock is not None:
-            if superblock[:4] != wanted[:4]:
-                found = int.from_bytes(superblock[:4], "little")
-                raise ConfigError(
-                    f"the metadata have format {found}, and this release reads format {schema.FORMAT_VERSION}: "
-                    "run the release that wrote them"
-                )
-            if superblock != wanted:
-                raise ConfigError(
-                    f"the metadata belong to cluster {superblock[4:].decode()!r}, not {cluster_id!r}"
-                )
-            return
+    def prepare(txn: Transaction) -> Superblock:
+        value = txn.get(schema.SUPERBLOCK)
+        if value is not None:
+            found = schema.decode_superblock(value)
+            if found.cluster_id != cluster_id:
+                raise ConfigError(f"the metadata belong to cluster {found.cluster_id!r}, not {cluster_id!r}")
+            return found
         if not create:
             raise CorruptData("the metadata store holds nothing, not even a root directory")
-        now_ns = clock.unix_ns()
-        root = Inode(
-            id=ROOT_INODE,
-            type=DIRECTORY,
-            permissions=0o755,
-            link_count=DIRECTORY_LINKS,
-            parent=ROOT_INODE,
-            atime_ns=now_ns,
-            mtime_ns=now_ns,
-            ctime_ns=now_ns,
-            birth_ns=now_ns,
-            change=1,
-        )
-        txn.put(schema.SUPERBLOCK, wanted)
-        txn.put(schema.inode_key(ROOT_INODE), schema.encode_inode(root))
+        txn.put(schema.SUPERBLOCK, schema.encode_superblock(made))
+        txn.put(schema.inode_key(ROOT_INODE), schema.encode_inode(_root(clock.unix_ns())))
+        return made
 
-    await run(engine, prepare, durability=Durability.SYNC, clock=clock)
+    return await run(engine, prepare, durability=Durability.SYNC, clock=clock)
+
+
+async def raise_generation(engine: Engine, generation: int, *, clock: Clock) -> Superblock:
+    """Begin `generation`: what a newer state of this store held is given up, but its ids are not handed out again."""
+
+    def begin(txn: Transaction) -> Superblock:
+        value = txn.get(schema.SUPERBLOCK)
+        assert value is not None, "the store was formatted"
+        found = schema.decode_superblock(value)
+        raised = found._replace(generation=max(generation, found.generation))
+        txn.put(schema.SUPERBLOCK, schema.encode_superblock(raised))
+        for kind in (INODES, CONTENTS):
+            txn.put(schema.allocator_key(kind), schema.encode_next(generation << schema.GENERATION_BITS))
+        return raised
+
+    return await run(engine, begin, durability=Durability.SYNC, clock=clock)
+
+
+def _root(now_ns: int) -> Inode:
+    return Inode(
+        id=ROOT_INODE,
+        type=DIRECTORY,
+        permissions=0o755,
+        link_count=DIRECTORY_LINKS,
+        parent=ROOT_INODE,
+        atime_ns=now_ns,
+        mtime_ns=now_ns,
+        ctime_ns=now_ns,
+        birth_ns=now_ns,
+        change=1,
+    )
 
 
 async def build(  # noqa: PLR0913, the seams of the service
@@ -130,4 +148,4 @@ async def build(  # noqa: PLR0913, the seams of the service
     return MetaService(parts), collector, parts
 
 
-__all__ = ["build", "format_store"]
+__all__ = ["build", "format_store", "raise_generation"]

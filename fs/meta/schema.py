@@ -1,6 +1,6 @@
 """Keys and values of the namespace in the key-value store. The bytes are drawn in docs/formats.md.
 
-    M                         superblock      format version, cluster id
+    M                         superblock      format version, id and generation of the store, cluster id
     I inode                   inode           the `Inode` message of proto/meta.proto
     D directory name          entry           inode, type
     T directory               entry time      when an entry last came or went; written blindly
@@ -24,10 +24,11 @@ from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from ..errors import CorruptData
+from ..errors import ConfigError, CorruptData
 from ..wire.pb.meta_pb2 import Inode, QuarantinedContent, RemovedContent
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
+GENERATION_BITS: Final = 44  # of an id are below the generation in which it was handed out; 0 in the first
 
 _ONE: Final = Struct(">cQ")
 _TWO: Final = Struct(">cQQ")
@@ -37,6 +38,7 @@ _TIME: Final = Struct("<q")
 _COUNT: Final = Struct("<I")
 _RECORD: Final = Struct("<H")
 _NEXT: Final = Struct("<Q")
+_SUPERBLOCK: Final = Struct("<IQI")
 _CUT: Final = Struct("<QQ")
 
 SUPERBLOCK: Final = b"M"
@@ -47,6 +49,14 @@ pack_one: Final = _ONE.pack
 pack_two: Final = _TWO.pack
 unpack_entries: Final = _ENTRY.iter_unpack  # values of entries, joined
 ONE_BYTES: Final = _ONE.size  # of a key up to what follows its id
+
+
+class Superblock(NamedTuple):
+    """Whose store this is, and which: `store` was drawn when it was created, `generation` counts accepted losses."""
+
+    store: int
+    generation: int
+    cluster_id: str
 
 
 class Entry(NamedTuple):
@@ -205,6 +215,25 @@ def decode_record(value: bytes) -> tuple[int, bytes]:
     """(lane number of the method, serialized reply) of a request that has been carried out."""
     (method,) = _RECORD.unpack_from(value)
     return method, value[_RECORD.size :]
+
+
+def encode_superblock(superblock: Superblock) -> bytes:
+    head = _SUPERBLOCK.pack(FORMAT_VERSION, superblock.store, superblock.generation)
+    return head + superblock.cluster_id.encode()
+
+
+def decode_superblock(value: bytes) -> Superblock:
+    """Raises: ConfigError for another format; CorruptData."""
+    found = int.from_bytes(value[:4], "little")
+    if found != FORMAT_VERSION:
+        raise ConfigError(
+            f"the metadata have format {found}, and this release reads format {FORMAT_VERSION}: "
+            "run the release that wrote them"
+        )
+    if len(value) < _SUPERBLOCK.size:
+        raise CorruptData("the superblock of the metadata is too short")
+    _, store, generation = _SUPERBLOCK.unpack_from(value)
+    return Superblock(store, generation, value[_SUPERBLOCK.size :].decode(errors="replace"))
 
 
 def encode_next(number: int) -> bytes:

@@ -7,6 +7,7 @@
     sessions      clients that are alive
     routing       what is published, in versions and deltas
     store         records in the key-value store; who is primary
+    rebuild       a new store of what the storage nodes remember
     service       the asynchronous shell: handlers, clocks, writes
     __main__      the process
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import uvloop
 
 from .. import __version__
-from .. import config as configuration
+from ..config import ClusterConfig, MgmtdConfig, load
 from ..errors import ConfigError, CorruptData, Error
 from ..ids import NodeId, new_incarnation
 from ..kv.rocksdb import RocksEngine
@@ -49,14 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         cluster = load_cluster(options.cluster)
-        text = "" if options.config is None else configuration.read_text(options.config)
-        uvloop.run(serve(options.data, cluster, text, NodeId(options.node_id), create=options.create))
+        config = ClusterConfig() if options.config is None else load(options.config)
+        uvloop.run(serve(options.data, cluster, config.mgmtd, NodeId(options.node_id), create=options.create))
     except CorruptData as error:
-        remedy = f"stop the cluster and put back the newest copy of {options.data.absolute()}"
-        log.error("cannot run: %s; %s", error, remedy)  # noqa: TRY400 (an operating error needs no traceback)
+        log.error("cannot run: %s; %s", error, remedy(options.data))  # noqa: TRY400 (an operating error needs no traceback)
         return os.EX_CONFIG
     except ConfigError as error:
-        log.error("cannot run: %s", error)  # noqa: TRY400 (an operating error needs no traceback)
+        message = f"{error}; {remedy(options.data)}" if "older" in error.fields else str(error)
+        log.error("cannot run: %s", message)  # noqa: TRY400 (an operating error needs no traceback)
         return os.EX_CONFIG
     except Error as error:
         log.error("cannot run: %s", error)  # noqa: TRY400 (an operating error needs no traceback)
@@ -64,7 +64,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-async def serve(data: Path, cluster: Cluster, config_toml: str, node_id: NodeId, *, create: bool) -> None:
+def remedy(data: Path) -> str:
+    """What an operator can do about a store that is missing, damaged or older than the cluster."""
+    return (
+        f"stop the cluster and put back the newest copy of {data.absolute()}, or make a new one of what the storage "
+        f"nodes have seen: `luciola up --data {data.absolute().parent} --rebuild-mgmtd`"
+    )
+
+
+async def serve(data: Path, cluster: Cluster, config: MgmtdConfig, node_id: NodeId, *, create: bool) -> None:
     """Manage the cluster until SIGTERM or SIGINT."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -77,8 +85,7 @@ async def serve(data: Path, cluster: Cluster, config_toml: str, node_id: NodeId,
             Settings(
                 cluster_id=cluster.cluster_id,
                 node=_node(cluster, node_id),
-                config=configuration.loads(config_toml).mgmtd,
-                config_toml=config_toml,
+                config=config,
                 sole=True,  # RocksDB lets nobody else in
             ),
         )

@@ -9,6 +9,8 @@ lives here only, and is rebuilt from heartbeats after a restart.
     L3  after a start nothing is taken for dead until every lease granted before has run out
     L4  a replica whose process has ended passes through OFFLINE or LASTSRV before its next report counts
     L5  a chain that serves, and has a member of which nothing is known yet, does not change
+    L7  after a start no lease is granted, and no metadata service may serve, before every storage node that may have
+        seen a newer store than ours was heard, or was given the time of the bootstrap for it
     L6  a replica that was rotated while its node lives takes part in every write until the node has heard of it, or
         its lease has run out
 """
@@ -18,12 +20,12 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ..config import MgmtdConfig
-from ..errors import AlreadyExists, Busy, Conflict, InvalidArgument, NotFound
+from ..errors import AlreadyExists, Busy, ConfigError, Conflict, InvalidArgument, NotFound
 from ..ids import ChainId, ChainVersion, NodeId, TableId, TargetId
 from ..states import Local, Public
 from ..wire.pb import mgmtd_pb2 as pb
 from .placement import REPLICAS_MAX
-from .records import ChainRecord, Change, ConfigEntry, NodeRecord, Records, TableRecord
+from .records import ChainRecord, Change, NodeRecord, Records, StoreMark, TableRecord
 from .transitions import Member, advance, ordered
 
 FALLEN: Final = (Public.OFFLINE, Public.LASTSRV)
@@ -36,6 +38,7 @@ CHAIN_MEMBERS_MAX: Final = REPLICAS_MAX
 CHAINS_PER_TABLE: Final = 100_000  # room for ids: chain = table * this + index + 1
 TARGETS_PER_CHAIN: Final = 1000  # and target = chain * this + n: replicas a chain may ever have had
 ENDED_MAX: Final = 16  # incarnations of one node remembered as ended
+MARK_INTERVAL_S: Final = 5.0  # between two positions of one store that are stored: each is a sync of the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,6 @@ class NodeLife:
     status: int = pb.CONNECTING
     heard_s: float = float("-inf")
     sequence: int = 0
-    config_version: int = 0
     has_ended: bool = False  # the current incarnation: reaped, left, or silent for longer than its lease
     ended: list[int] = field(default_factory=list)  # incarnations that were reaped, or have left
     reported: set[TargetId] = field(default_factory=set)
@@ -76,7 +78,6 @@ class Heard:
     """What became of a heartbeat."""
 
     lease_ms: int
-    config: ConfigEntry | None
 
 
 class Model:
@@ -92,6 +93,7 @@ class Model:
         self.bootstrap_until_s = now_s + config.bootstrap_ms / 1000
         self.looked_s = now_s
         self.touched: set[NodeId] = set()  # nodes whose status changed since the service last published
+        self.marked_s = float("-inf")  # when the mark of meta's store was last stored
         self._falling: set[TargetId] = set()
         self.dirty: set[ChainId] = set(records.chains)
         for chain in records.chains.values():
@@ -118,6 +120,48 @@ class Model:
     def is_bootstrapping(self, now_s: float) -> bool:
         return now_s < self.bootstrap_until_s
 
+    def unheard(self, now_s: float) -> list[NodeId]:
+        """Storage nodes that may have seen a newer store than ours, and have not said so yet (L7)."""
+        if not self.is_bootstrapping(now_s):
+            return []
+        return [
+            node.id
+            for node in self.records.nodes.values()
+            if node.kind == pb.NODE_STORAGE and not node.disabled and self.records.chains_of(node.id)
+            if self.lives[node.id].heard_s < self.started_s and not self.lives[node.id].has_ended
+        ]
+
+    # The store of the metadata service.
+
+    def check_meta_store(self, mark: StoreMark) -> None:
+        """Raises: ConfigError if that store is older than one that was seen, or not this cluster's."""
+        known = self.records.meta_store
+        if mark.follows(known):
+            return
+        assert known is not None, "everything follows nothing"
+        if (mark.store, mark.generation) == (known.store, known.generation):
+            seen = f"position {mark.position}, but {known.position} was seen"
+        elif mark.generation < known.generation:
+            seen = f"generation {mark.generation}, but an operator accepted its loss in generation {known.generation}"
+        else:
+            seen = f"store {mark.store:#x}, but the cluster's is {known.store:#x}"
+        raise ConfigError(
+            f"meta's store is older than the cluster: {seen}", older="meta", generation=known.generation
+        )
+
+    def due_mark(self, request: pb.HeartbeatRequest, *, now_s: float) -> StoreMark | None:
+        """The mark that has to be stored because of this heartbeat. Raises: ConfigError as `check_meta_store`."""
+        if not request.HasField("meta_store"):
+            return None
+        mark, known = StoreMark.from_pb(request.meta_store), self.records.meta_store
+        if request.node.kind != pb.NODE_META:  # a storage node that has seen more than we hold
+            seen = known is None or (mark.generation, mark.position) > (known.generation, known.position)
+            return mark if seen else None
+        self.check_meta_store(mark)
+        is_new = known is None or mark.generation != known.generation
+        is_late = request.leaving or now_s - self.marked_s >= MARK_INTERVAL_S
+        return mark if is_new or (is_late and mark != known) else None
+
     # Heartbeats.
 
     def registration(self, node: pb.Node) -> Change:
@@ -135,6 +179,8 @@ class Model:
             raise InvalidArgument(
                 f"not a node: of no known kind, or described with over {NODE_BYTES_MAX} bytes"
             )
+        if said.kind == pb.NODE_META:
+            self._check_only_meta(said.id)
         if known is None:
             if len(self.records.nodes) >= NODES_MAX:
                 raise Busy(f"a cluster has at most {NODES_MAX} nodes")
@@ -144,6 +190,8 @@ class Model:
                 f"node {said.id} is a {pb.NodeKind.Name(known.kind)}, not a {pb.NodeKind.Name(said.kind)}"
             )
         life = self.lives[said.id]
+        if said.kind == pb.NODE_META and life.status == pb.CONNECTED and known.incarnation < said.incarnation:
+            raise Busy(f"the metadata service runs as process {known.pid} on {known.host}")
         is_replaced = said.incarnation < known.incarnation and not life.has_ended
         if is_replaced or said.incarnation in life.ended:
             raise InvalidArgument(
@@ -154,6 +202,18 @@ class Model:
             unsettled = any(member.state not in FALLEN for _chain, member in self._members_on(said.id))
         said = replace(said, disabled=known.disabled, unsettled=unsettled)
         return Change() if said == known else Change(nodes=(said,))
+
+    def _check_only_meta(self, node: NodeId) -> None:
+        """Raises: Busy if another node runs the metadata service."""
+        for other in self.records.nodes.values():
+            if (
+                other.kind == pb.NODE_META
+                and other.id != node
+                and self.lives[other.id].status == pb.CONNECTED
+            ):
+                raise Busy(
+                    f"node {other.id} runs the metadata service, as process {other.pid} on {other.host}"
+                )
 
     def hear(self, request: pb.HeartbeatRequest, *, now_s: float) -> Heard:
         """Takes in a heartbeat whose registration is stored; `now_s` is when it was received.
@@ -167,18 +227,18 @@ class Model:
             raise Conflict("a newer heartbeat was heard already", sequence=life.sequence)
         reports = _reports(request)
         life.sequence = request.sequence
-        life.config_version = request.node.config_version
         if node.disabled:
-            return Heard(0, self._newer_config(node, life))
+            return Heard(0)
         if request.leaving:
             self.end(node.id)
-            return Heard(0, None)
+            return Heard(0)
         life.heard_s = max(life.heard_s, now_s)
         life.has_ended = False
         self._set_status(node.id, pb.CONNECTED)
         self._take_in(node, life, reports)
-        lease_ms = self.config.lease_ms if self._may_lease(node, reports) else 0
-        return Heard(lease_ms, self._newer_config(node, life))
+        may_lease = self._may_lease(node, reports) and not self.unheard(now_s)
+        lease_ms = self.config.lease_ms if may_lease else 0
+        return Heard(lease_ms)
 
     def end(self, node: NodeId) -> None:
         """The process of `node` is known to have ended, or to have stopped serving: its lease is void."""
@@ -247,10 +307,6 @@ class Model:
             if target_id in self._falling or target.must_fall or report.chain_version < target.demoted_at:
                 return False
         return True
-
-    def _newer_config(self, node: NodeRecord, life: NodeLife) -> ConfigEntry | None:
-        config = self.records.configs.get(node.kind)
-        return config if config is not None and config.version > life.config_version else None
 
     # Looking at the clock and the chains.
 
@@ -345,6 +401,8 @@ class Model:
             self._apply_chain(chain)
         for node_id in change.removed_nodes:
             self.lives.pop(node_id, None)
+        if change.meta_store is not None:
+            self.marked_s = self.looked_s
         self.records.apply(change)
 
     def _apply_node(self, node: NodeRecord) -> None:
@@ -485,15 +543,6 @@ class Model:
                 f"node {node_id} still has {len(holding)} replicas, such as one of chain {holding[0].id}"
             )
         return Change(removed_nodes=(node_id,))
-
-    def new_config(self, request: pb.ConfigRecord) -> Change:
-        """The next version of a configuration. Raises: Conflict if `version` is not the next one (or 0)."""
-        _check_description(request.description)
-        known = self.records.configs.get(request.kind)
-        version = (known.version if known else 0) + 1
-        if request.version not in (0, version):
-            raise Conflict(f"the next version is {version}, not {request.version}", version=version)
-        return Change(configs=(replace(ConfigEntry.from_pb(request), version=version),))
 
     def _set_status(self, node: NodeId, status: int) -> None:
         if self.lives[node].status != status:

@@ -1,4 +1,4 @@
-"""What mgmtd keeps of nodes, chains, tables and configurations, and their protobuf forms."""
+"""What mgmtd keeps of nodes, chains and tables, and their protobuf forms."""
 
 from dataclasses import dataclass, field, replace
 
@@ -132,25 +132,26 @@ class TableRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class ConfigEntry:
-    """The configuration of one kind of node."""
+class StoreMark:
+    """How far the store of the metadata service has come, as far as it survives power loss."""
 
-    kind: int
-    version: int
-    toml: str
-    description: str = ""
+    store: int
+    generation: int
+    position: int
 
-    def to_pb(self) -> pb.ConfigRecord:
-        return pb.ConfigRecord(
-            kind=pb.NodeKind.Name(self.kind),
-            version=self.version,
-            toml=self.toml,
-            description=self.description,
-        )
+    def follows(self, known: "StoreMark | None") -> bool:
+        """Whether this store holds all that one with the mark `known` held, or an operator accepted its loss."""
+        if known is None or self.generation > known.generation:
+            return True
+        same = (self.store, self.generation) == (known.store, known.generation)
+        return same and self.position >= known.position
+
+    def to_pb(self) -> pb.StoreMark:
+        return pb.StoreMark(store=self.store, generation=self.generation, position=self.position)
 
     @classmethod
-    def from_pb(cls, config: pb.ConfigRecord) -> "ConfigEntry":
-        return cls(config.kind, config.version, config.toml, config.description)
+    def from_pb(cls, mark: pb.StoreMark) -> "StoreMark":
+        return cls(mark.store, mark.generation, mark.position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +161,11 @@ class Change:
     nodes: tuple[NodeRecord, ...] = ()
     chains: tuple[ChainRecord, ...] = ()
     tables: tuple[TableRecord, ...] = ()
-    configs: tuple[ConfigEntry, ...] = ()
     removed_nodes: tuple[NodeId, ...] = ()
+    meta_store: StoreMark | None = None  # None: as it was
 
     def __bool__(self) -> bool:
-        return any((self.nodes, self.chains, self.tables, self.configs, self.removed_nodes))
+        return any((self.nodes, self.chains, self.tables, self.removed_nodes, self.meta_store))
 
 
 @dataclass(slots=True)
@@ -174,7 +175,7 @@ class Records:
     nodes: dict[NodeId, NodeRecord] = field(default_factory=dict)
     chains: dict[ChainId, ChainRecord] = field(default_factory=dict)
     tables: dict[tuple[TableId, int], TableRecord] = field(default_factory=dict)
-    configs: dict[int, ConfigEntry] = field(default_factory=dict)  # the newest of each kind
+    meta_store: StoreMark | None = None  # the highest that was seen
     _by_node: dict[int, set[ChainId]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -189,9 +190,9 @@ class Records:
                 self._by_node[member.node].discard(chain.id)
             self.add_chain(chain)
         self.tables.update({(table.id, table.version): table for table in change.tables})
-        self.configs.update({config.kind: config for config in change.configs})
         for node in change.removed_nodes:
             self.nodes.pop(node, None)
+        self.meta_store = change.meta_store or self.meta_store
 
     def add_chain(self, chain: ChainRecord) -> None:
         """The chain as it is now."""
@@ -207,4 +208,4 @@ class Records:
             self._by_node.setdefault(member.node, set()).add(chain.id)
 
 
-__all__ = ["ChainRecord", "Change", "ConfigEntry", "NodeRecord", "Records", "TableRecord"]
+__all__ = ["ChainRecord", "Change", "NodeRecord", "Records", "StoreMark", "TableRecord"]

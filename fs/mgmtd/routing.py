@@ -28,9 +28,10 @@ Record = tuple[Kind, int, int]
 class Publisher:
     """The published face of a `Model`."""
 
-    def __init__(self, model: Model, *, cluster_id: str, term: int) -> None:
+    def __init__(self, model: Model, *, cluster_id: str, term: int, manager: int = 0) -> None:
         self._model = model
         self._cluster_id = cluster_id
+        self._manager = manager
         self._first = RoutingVersion(term << TERM_SHIFT)
         self.version = RoutingVersion(self._first + 1)
         self._changed_at: dict[Record, int] = {}  # the latest change last
@@ -107,6 +108,7 @@ class Publisher:
             bootstrapping=self._model.is_bootstrapping(now_s),
             cluster_id=self._cluster_id,
             delta=delta,
+            manager=self._manager,
         )
 
     def _add(self, routing: pb.Routing, record: Record, changed_at: int) -> None:
@@ -126,7 +128,6 @@ class Publisher:
         node = record.to_pb()
         life = self._model.lives[record.id]
         node.status = cast("pb.NodeStatus", life.status)
-        node.config_version = life.config_version
         node.changed_at = changed_at
         return node
 

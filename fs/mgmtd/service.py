@@ -15,17 +15,16 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any, Final, TypeVar
 
-from .. import config as configuration
 from ..clock import Clock, SystemClock
 from ..config import MgmtdConfig
-from ..errors import ConfigError, CorruptData, Error, InvalidArgument, Unavailable
+from ..errors import ConfigError, CorruptData, Error, Unavailable
 from ..ids import ChainId, NodeId, TableId
 from ..wire.credentials import Identity
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
 from .model import Model, longest_lease_ms
 from .placement import default_chains, place
-from .records import Change, ConfigEntry, NodeRecord
+from .records import Change, NodeRecord, StoreMark
 from .routing import Publisher
 from .sessions import Sessions
 from .store import Lease, Store
@@ -41,10 +40,8 @@ STORE_FAILED_S: Final = 10.0  # a store that fails for so long needs the process
 WAIT_MS_MAX: Final = 60_000  # of one long poll
 DRIFT_PERCENT_MAX: Final = 50  # clocks that differ by more are broken
 KEEP_ALIVE_S: Final = 20.0  # a stream without news says so, and finds out whether anybody listens
+UNHEARD_INTERVAL_MS: Final = 100  # between heartbeats while nobody has a lease
 WAITERS_MAX: Final = 100_000  # polls and streams that wait for news
-CONFIG_BYTES_MAX: Final = 128 * 1024
-FROM_FILE: Final = "from the configuration file"
-CONFIGURED: Final = (pb.NODE_MGMTD, pb.NODE_META, pb.NODE_STORAGE, pb.NODE_CLIENT, pb.NODE_MOUNT)
 
 
 @dataclass
@@ -67,7 +64,6 @@ class Settings:
     cluster_id: str
     node: NodeRecord
     config: MgmtdConfig = field(default_factory=MgmtdConfig)
-    config_toml: str = ""
     sole: bool = False
 
 
@@ -87,6 +83,7 @@ class Service:
         self._waiters = 0
         self._snapshots = asyncio.Lock()
         self._writes: set[asyncio.Task[Any]] = set()
+        self._refusal: asyncio.Queue[ConfigError] = asyncio.Queue()
 
     # Handlers.
 
@@ -122,19 +119,24 @@ class Service:
     ) -> pb.HeartbeatReply | Awaitable[pb.HeartbeatReply]:
         received_s = self._clock.monotonic()
         term = self._primary()
-        if term.model.registration(request.node):
+        if request.outdated:
+            raise self._refuse(request)
+        if term.model.registration(request.node) or term.model.due_mark(request, now_s=received_s):
             return self._register(request, received_s)
         return self._hear(term, request, received_s)
+
+    def check_store(self, request: pb.StoreMark, identity: Identity) -> pb.CheckStoreReply:
+        model = self._primary().model
+        unheard = model.unheard(self._clock.monotonic())
+        if not unheard:
+            model.check_meta_store(StoreMark.from_pb(request))
+        return pb.CheckStoreReply(may_serve=not unheard)
 
     def extend_client(self, request: pb.ExtendClientRequest, identity: Identity) -> pb.ExtendClientReply:
         term = self._primary()
         now_s = self._clock.monotonic()
         term.sessions.extend(request, now_s=now_s, unix_ms=self._clock.unix_ns() // 1_000_000)
-        reply = pb.ExtendClientReply(interval_ms=self._config.client_extend_interval_ms)
-        config = term.model.records.configs.get(request.kind)
-        if config is not None:
-            reply.config_version, reply.config_toml = config.version, config.toml
-        return reply
+        return pb.ExtendClientReply(interval_ms=self._config.client_extend_interval_ms)
 
     def list_clients(self, request: Empty, identity: Identity) -> pb.ListClientsReply:
         return self._primary().sessions.list(now_s=self._clock.monotonic())
@@ -178,21 +180,6 @@ class Service:
             log.info("node %d: process %d has ended", request.node, request.pid)
             self._publish(term, Change())
         return Empty()
-
-    async def set_config(self, request: pb.ConfigRecord, identity: Identity) -> pb.ConfigRecord:
-        if request.kind not in CONFIGURED:
-            raise InvalidArgument(f"{request.kind} is no kind of node")
-        if len(request.toml.encode()) > CONFIG_BYTES_MAX:
-            raise InvalidArgument(f"a configuration has at most {CONFIG_BYTES_MAX} bytes")
-        parsed = configuration.loads(request.toml)
-        if request.kind == pb.NODE_MGMTD:
-            _check_times(parsed.mgmtd)
-        term = await self._change(lambda model: model.new_config(request))
-        return term.model.records.configs[request.kind].to_pb()
-
-    def get_config(self, request: pb.ConfigRequest, identity: Identity) -> pb.ConfigRecord:
-        config = self._primary().model.records.configs.get(request.kind)
-        return config.to_pb() if config is not None else pb.ConfigRecord(kind=request.kind)
 
     # What handlers share.
 
@@ -244,14 +231,21 @@ class Service:
             late.cancel()
 
     async def _register(self, request: pb.HeartbeatRequest, received_s: float) -> pb.HeartbeatReply:
-        term = await self._change(lambda model: model.registration(request.node))
-        log.info(
-            "node %d: process %d, incarnation %#x",
-            request.node.id,
-            request.node.pid,
-            request.node.incarnation,
-        )
+        def decide(model: Model) -> Change:
+            registration = model.registration(request.node)
+            return replace(registration, meta_store=model.due_mark(request, now_s=received_s))
+
+        term = await self._change(decide)
         return self._hear(term, request, received_s)
+
+    def _refuse(self, request: pb.HeartbeatRequest) -> ConfigError:
+        """A storage node has seen a newer store than ours: nothing may be decided with it any more."""
+        error = ConfigError(
+            f"mgmtd's store is older than the cluster: node {request.node.id} has seen {request.outdated}",
+            older="mgmtd",
+        )
+        self._refusal.put_nowait(error)
+        return error
 
     def _hear(self, term: Term, request: pb.HeartbeatRequest, received_s: float) -> pb.HeartbeatReply:
         heard = term.model.hear(request, now_s=received_s)
@@ -263,8 +257,10 @@ class Service:
             lease_ms=heard.lease_ms,
             interval_ms=self._config.heartbeat_interval_ms,
         )
-        if heard.config is not None:
-            reply.config_version, reply.config_toml = heard.config.version, heard.config.toml
+        if term.model.unheard(received_s):  # no lease before all are heard: ask again at once
+            reply.interval_ms = min(reply.interval_ms, UNHEARD_INTERVAL_MS)
+        if request.node.kind == pb.NODE_STORAGE and term.model.records.meta_store is not None:
+            reply.meta_store.CopyFrom(term.model.records.meta_store.to_pb())
         return reply
 
     # Writing.
@@ -318,9 +314,10 @@ class Service:
         """Takes part in elections and looks at the chains, until it is cancelled.
 
         Raises: Unavailable if the store has failed for long: the process must be started again; ConfigError if
-        the records belong to another cluster; CorruptData if they are missing or cannot be read.
+        the records belong to another cluster, or are older than what a storage node has seen; CorruptData if they are
+        missing or cannot be read.
         """
-        tasks = [asyncio.ensure_future(self._campaign()), asyncio.ensure_future(self._watch())]
+        tasks = [asyncio.ensure_future(work()) for work in (self._campaign, self._watch, self._await_refusal)]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -329,6 +326,9 @@ class Service:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _await_refusal(self) -> None:
+        raise await self._refusal.get()
 
     async def _campaign(self) -> None:
         failed_since_s: float | None = None
@@ -374,10 +374,9 @@ class Service:
 
     async def _become_primary(self, lease: Lease, begun_s: float) -> None:
         records = await self._store.load()
-        change = Change(nodes=(self._settings.node,), configs=tuple(self._configs_from_file(records.configs)))
+        change = Change(nodes=(self._settings.node,))
         await self._store.save(change, lease)
         records.apply(change)
-        self._config = self._stored_config(records.configs.get(pb.NODE_MGMTD))
         now_s = self._clock.monotonic()
         model = Model(self._config, records, now_s=now_s)
         own = model.lives[self._settings.node.id]
@@ -387,7 +386,9 @@ class Service:
             lease=lease,
             valid_until_s=begun_s + PRIMARY_LEASE_S * (1 - PRIMARY_DRIFT),
             model=model,
-            publisher=Publisher(model, cluster_id=self._settings.cluster_id, term=lease.term),
+            publisher=Publisher(
+                model, cluster_id=self._settings.cluster_id, term=lease.term, manager=lease.holder
+            ),
             sessions=Sessions(timeout_s=timeout_s, now_s=now_s),
         )
         self._seen = lease
@@ -395,30 +396,6 @@ class Service:
             "primary in term %d: %d nodes, %d chains; chains are frozen until their nodes are heard, or for %d ms",
             *(lease.term, len(records.nodes), len(records.chains), self._config.bootstrap_ms),
         )
-
-    def _stored_config(self, entry: ConfigEntry | None) -> MgmtdConfig:
-        """What an administrator has set counts from the next term on, and before the file."""
-        if entry is None or entry.description == FROM_FILE:
-            return self._settings.config
-        try:
-            config = configuration.loads(entry.toml).mgmtd
-            _check_times(config)
-        except ConfigError as error:
-            log.warning("version %d of the stored configuration is not used: %s", entry.version, error)
-            return self._settings.config
-        return config
-
-    def _configs_from_file(self, known: dict[int, ConfigEntry]) -> list[ConfigEntry]:
-        """The configuration file is what nodes get, until an administrator sets something else."""
-        text = self._settings.config_toml
-        entries = []
-        for kind in CONFIGURED:
-            entry = known.get(kind)
-            if entry is None and text:
-                entries.append(ConfigEntry(kind, 1, text, FROM_FILE))
-            elif entry is not None and entry.description == FROM_FILE and entry.toml != text:
-                entries.append(replace(entry, version=entry.version + 1, toml=text))
-        return entries
 
     def _step_down(self, term: Term, reason: object) -> None:
         if self._term is term:

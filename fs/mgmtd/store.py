@@ -6,7 +6,7 @@
     mgmtd/node/<id>                     Node
     mgmtd/chain/<id>                    Chain
     mgmtd/table/<id><version>           ChainTable
-    mgmtd/config/<kind><version>        ConfigRecord; the largest version counts
+    mgmtd/meta                          StoreMark: the highest that meta's store was seen with
 
 Numbers in keys are 32-bit big-endian. Every commit is durable against power loss before it is believed.
 
@@ -25,18 +25,17 @@ from typing import Final
 from ..errors import ConfigError, CorruptData, Unavailable
 from ..kv import Durability, Engine, Transaction, prefix_end, run
 from ..wire.pb import mgmtd_pb2 as pb
-from .records import ChainRecord, Change, ConfigEntry, NodeRecord, Records, TableRecord
+from .records import ChainRecord, Change, NodeRecord, Records, StoreMark, TableRecord
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 FORMAT: Final = b"mgmtd/format"
 CLUSTER: Final = b"mgmtd/cluster"
 LEASE: Final = b"mgmtd/lease"
 NODE: Final = b"mgmtd/node/"
 CHAIN: Final = b"mgmtd/chain/"
 TABLE: Final = b"mgmtd/table/"
-CONFIG: Final = b"mgmtd/config/"
+META_STORE: Final = b"mgmtd/meta"
 PAGE: Final = 10_000
-CONFIGS_KEPT: Final = 16  # old versions of one configuration, for people who look back
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +91,16 @@ class Store:
     async def load(self) -> Records:
         """All records. Raises: CorruptData."""
         return await run(self._engine, _load, durability=Durability.SYNC)
+
+    async def rebuild(self, change: Change, term: int) -> None:
+        """Write the first records of a store that takes the place of a lost one; `term` was its last."""
+
+        def operation(transaction: Transaction) -> None:
+            self._check_cluster(transaction)
+            _write_lease(transaction, Lease(holder=0, term=term))
+            _write(transaction, change)
+
+        await run(self._engine, operation, durability=Durability.SYNC)
 
     async def save(self, change: Change, lease: Lease) -> None:
         """Stores `change` durably. Raises: Unavailable if `lease` is not valid any more (E2)."""
@@ -156,10 +165,8 @@ def _write(transaction: Transaction, change: Change) -> None:
     for table in change.tables:
         key = TABLE + _number(table.id) + _number(table.version)
         transaction.put(key, table.to_pb().SerializeToString())
-    for config in change.configs:
-        kind = CONFIG + _number(config.kind)
-        transaction.put(kind + _number(config.version), config.to_pb().SerializeToString())
-        transaction.delete_range(kind, kind + _number(max(0, config.version - CONFIGS_KEPT)))
+    if change.meta_store is not None:
+        transaction.put(META_STORE, change.meta_store.to_pb().SerializeToString())
 
 
 def _load(transaction: Transaction) -> Records:
@@ -173,9 +180,9 @@ def _load(transaction: Transaction) -> Records:
     for value in _values(transaction, TABLE):
         table = TableRecord.from_pb(pb.ChainTable.FromString(value))
         records.tables[table.id, table.version] = table
-    for value in _values(transaction, CONFIG):  # ascending: the newest of each kind stays
-        config = ConfigEntry.from_pb(pb.ConfigRecord.FromString(value))
-        records.configs[config.kind] = config
+    mark = transaction.get(META_STORE)
+    if mark is not None:
+        records.meta_store = StoreMark.from_pb(pb.StoreMark.FromString(mark))
     return records
 
 

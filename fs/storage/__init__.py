@@ -3,6 +3,7 @@
     model        what this node says of its replicas (pure)
     compare      which chunks of a returning replica differ (pure)
     directory    whose data a directory holds, and what a replaced disk has lost
+    marks        what it has seen of the stores of mgmtd and meta, so that an older one is refused
     membership   heartbeats, lease, routing: what the node may do now
     recovery     brings a SYNCING successor up to date
     scrub        reads and verifies every chunk, forgets old tombstones

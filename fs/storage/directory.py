@@ -5,6 +5,7 @@
     DATA/quarantine/ chunks that were set aside
     DATA/data.sock   the Unix socket of the shm transport
     DATA/scrub.json  when every chunk was last verified
+    DATA/marks       what this node has seen of the stores of mgmtd and meta
 
 A directory that is new while routing already shows replicas on its node is a replaced disk: those replicas are
 remembered as lost until they have been brought up to date.
@@ -22,6 +23,7 @@ from typing import Any, Final
 
 from ..errors import Busy, ConfigError
 from ..ids import NodeId, TargetId
+from .marks import MarkFile
 
 HOST: Final = Path("/proc/sys/kernel/random/boot_id")
 PROBE_BYTES: Final = 4096  # one block of every device
@@ -75,6 +77,7 @@ class Directory:
         ):
             if ours != theirs:
                 raise ConfigError(f"{self.path}: belongs to {name} {theirs}, not to {name} {ours}")
+        self.marks = MarkFile(self.path, node=node)
         self.chunks.mkdir(mode=0o700, exist_ok=True)
 
     @property

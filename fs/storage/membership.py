@@ -6,6 +6,7 @@ M2  A lease is used only while the model allows it (I6 there), and dropped befor
     replica that serves.
 M3  Routing reaches the data server before the model, and the model before the next heartbeat: a report is
     always about a chain version that the data server already knows.
+M4  Routing is adopted only after `marks` has it on disk, and never below a mark: mgmtd is then told so, and ends.
 """
 
 import asyncio
@@ -15,14 +16,18 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .. import config as configuration
 from ..clock import boot_s
-from ..errors import ConfigError, Error, InvalidArgument
+from ..errors import Error, InvalidArgument
 from ..ids import ChainId, ChainVersion, TargetId
 from ..states import Local, Public
 from ..wire import RoutingTable, RpcClients, methods
 from ..wire.pb import mgmtd_pb2
-from ..wire.pb.mgmtd_pb2 import HeartbeatReply, HeartbeatRequest, LocalTarget, Routing
+from ..wire.pb.mgmtd_pb2 import (
+    HeartbeatReply,
+    HeartbeatRequest,
+    LocalTarget,
+    Routing,
+)
 from . import model
 from .directory import Directory
 from .engine import Engine, is_full
@@ -36,6 +41,10 @@ FIRST_TIMEOUT_S: Final = 5.0  # of heartbeats until mgmtd has granted a lease; l
 LEAVE_TIMEOUT_S: Final = 2.0
 FREE_AGAIN_BYTES: Final = 16 << 20  # so that a disk at its limit does not fill the log with changes
 SPACE_TIMEOUT_S: Final = 1.0  # of asking for free space: on a disk that hangs heartbeats go on without
+MARK_INTERVAL_S: Final = 5.0  # between two writes of how far meta's store has come
+MARK_TIMEOUT_S: Final = (
+    2.0  # of writing marks: a disk that hangs must not keep this node from leaving its chains
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,9 @@ class Membership:
         self._sequence = 0
         self._interval_s = FIRST_INTERVAL_S
         self._timeout_s = FIRST_TIMEOUT_S
+        self._outdated = ""  # what mgmtd's store lacks, in words (M4)
+        self._saving: asyncio.Task[None] | None = None
+        self._marked_s = float("-inf")
         self._changed = asyncio.Event()
         self._was_heard = True
         self._is_full = False
@@ -74,15 +86,40 @@ class Membership:
         self._known_free_bytes = FREE_AGAIN_BYTES
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: list[Callable[[], None]] = []
-        self._config_listeners: list[Callable[[configuration.ClusterConfig], None]] = []
 
     def on_routing(self, listener: Callable[[], None]) -> None:
         """`listener` is called after each change of routing."""
         self._listeners.append(listener)
 
-    def on_config(self, listener: Callable[[configuration.ClusterConfig], None]) -> None:
-        """`listener` is called with each new configuration that mgmtd distributes."""
-        self._config_listeners.append(listener)
+    async def admit(self, routing: Routing) -> bool:
+        """Whether to adopt `routing`, once the marks that it raises are on disk (M4)."""
+        marks = self._directory.marks
+        outdated = marks.outdated(routing)
+        if outdated and outdated != self._outdated:
+            log.error("mgmtd's store is older than the cluster: this node has seen %s", outdated)
+            self._changed.set()
+        self._outdated = outdated
+        if outdated:
+            return False
+        if marks.raise_to(routing):
+            await self._save_marks()
+        return True
+
+    async def _save_marks(self) -> None:
+        """Return when the marks are on disk, or after a while: then this node may not recognize an older store."""
+        while not self._directory.marks.is_saved:
+            if self._saving is None or self._saving.done():
+                self._saving = asyncio.create_task(asyncio.to_thread(self._directory.marks.save))
+            done, _ = await asyncio.wait({self._saving}, timeout=MARK_TIMEOUT_S)
+            if not done:
+                log.warning("marks are not on disk after %s s: the disk is slow or hangs", MARK_TIMEOUT_S)
+                return
+            error = self._saving.exception()
+            if isinstance(error, OSError):
+                log.warning("marks cannot be written: %s", error)
+                return
+            if error is not None:
+                raise error
 
     @property
     def disk(self) -> str:
@@ -227,30 +264,19 @@ class Membership:
             self._interval_s = reply.interval_ms / 1000
         if reply.lease_ms:
             self._timeout_s = reply.lease_ms / 2000  # so that a second try is in time
-        if reply.lease_ms and model.may_serve(self.state):  # M2
+        if reply.lease_ms and model.may_serve(self.state) and not self._outdated:  # M2, M4
             lease_s = reply.lease_ms / 1000 * (1 - self._options.drift_percent / 100)
             self._engine.node.set_lease(sent_s + lease_s, reply.routing_version)
-        if reply.config_toml and reply.config_version > self._about.config_version:
-            self._configure(reply)
-
-    def _configure(self, reply: HeartbeatReply) -> None:
-        self._about.config_version = reply.config_version
-        try:
-            config = configuration.loads(reply.config_toml)
-        except ConfigError as error:
-            log.error("configuration %d is not used: %s", reply.config_version, error)  # noqa: TRY400
-            return
-        log.info("configuration %d is used", reply.config_version)
-        for listener in self._config_listeners:
-            listener(config)
+        if reply.HasField("meta_store") and sent_s - self._marked_s >= MARK_INTERVAL_S:
+            self._marked_s = sent_s
+            if self._directory.marks.raise_meta_store(reply.meta_store):
+                self._spawn(self._save_marks())
 
     async def _request(self) -> HeartbeatRequest:
         node = self._engine.node
         used_bytes: dict[int, int] = {}
-        low_space = False
         try:
             free_bytes = await self._free_bytes()
-            low_space = is_full(free_bytes)
             self._log_space(free_bytes)
             for target, _, _, _, used, _, bad in await self._engine.quick(node.targets):
                 used_bytes[target] = used
@@ -262,12 +288,12 @@ class Membership:
             self.disk_failed(str(error))
         if not model.may_serve(self.state):
             await self._engine.quick(node.drop_lease)  # M2
-        request = HeartbeatRequest(node=self._about, sequence=self._next())
+        request = HeartbeatRequest(node=self._about, sequence=self._next(), outdated=self._outdated)
+        if self._directory.marks.marks.HasField("meta_store"):
+            request.meta_store.CopyFrom(self._directory.marks.marks.meta_store)
         for target, about in self.state.targets.items():
             used = used_bytes.get(target, 0)
-            request.targets.append(
-                self._report(target, about, local=about.local, used=used, low_space=low_space)
-            )
+            request.targets.append(self._report(target, about, local=about.local, used=used))
         return request
 
     async def _free_bytes(self) -> int:
@@ -289,15 +315,12 @@ class Membership:
             self._is_full = False
             log.warning("disk has space again: writes are accepted")
 
-    def _report(
-        self, target: int, about: model.Target, *, local: Local, used: int, low_space: bool = False
-    ) -> LocalTarget:
+    def _report(self, target: int, about: model.Target, *, local: Local, used: int) -> LocalTarget:
         return LocalTarget(
             id=target,
             state=mgmtd_pb2.LocalState.Name(local),
             chain_version=about.chain_version,
             used_bytes=used,
-            low_space=low_space,
             chain=about.chain,
         )
 

@@ -87,7 +87,6 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
     server = RpcServer(methods.bind(methods.Storage, service), secret=secret)
     about.grpc_address = await server.start(settings.host)
     membership.on_routing(recovery.routing_changed)
-    membership.on_config(lambda new: _configure(recovery, scrub, quarantine, new))
     log.info("node %d serves: control %s, data %s", settings.node, about.grpc_address, about.data_address)
     try:
         reports = held_up.report(engine)
@@ -134,7 +133,7 @@ async def _work(
         await membership.run()
 
     endless: list[Coroutine[Any, Any, None]] = [
-        follow_routing(clients, mgmtd, membership.table, changed),
+        follow_routing(clients, mgmtd, membership.table, changed, admit=membership.admit),
         beat(),
         *others,
     ]
@@ -160,10 +159,6 @@ def _about(settings: Settings, engine: Engine, directory: Directory) -> Node:
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
         release=__version__,
     )
-
-
-def _configure(recovery: Recovery, scrub: Scrub, quarantine: Quarantine, config: ClusterConfig) -> None:
-    recovery.config = scrub.config = quarantine.config = config.storage
 
 
 __all__ = ["Settings", "serve"]

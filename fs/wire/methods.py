@@ -78,6 +78,7 @@ class Mgmtd:
     heartbeat: Final = _method(
         "Mgmtd.Heartbeat", mgmtd_pb2.HeartbeatRequest, mgmtd_pb2.HeartbeatReply, SERVICE
     )
+    check_store: Final = _method("Mgmtd.CheckStore", mgmtd_pb2.StoreMark, mgmtd_pb2.CheckStoreReply, SERVICE)
     extend_client: Final = _method(
         "Mgmtd.ExtendClient", mgmtd_pb2.ExtendClientRequest, mgmtd_pb2.ExtendClientReply
     )
@@ -91,8 +92,6 @@ class Mgmtd:
     )
     unregister_node: Final = _method("Mgmtd.UnregisterNode", mgmtd_pb2.NodeRequest, Empty, ADMIN)
     process_ended: Final = _method("Mgmtd.ProcessEnded", mgmtd_pb2.ProcessEndedRequest, Empty, ADMIN)
-    set_config: Final = _method("Mgmtd.SetConfig", mgmtd_pb2.ConfigRecord, mgmtd_pb2.ConfigRecord, ADMIN)
-    get_config: Final = _method("Mgmtd.GetConfig", mgmtd_pb2.ConfigRequest, mgmtd_pb2.ConfigRecord)
 
 
 class Meta:

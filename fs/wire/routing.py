@@ -6,7 +6,7 @@ RoutingTable     what was heard so far, by id
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from ..errors import Error
@@ -54,12 +54,22 @@ class RoutingTable:
         return True
 
 
-async def follow_routing(
-    clients: RpcClients, address: str, table: RoutingTable, changed: Callable[[Routing], None]
-) -> None:
-    """Keeps `table` like that of the mgmtd at `address`, for ever; calls `changed` after each change.
+async def _admit_all(_: Routing) -> bool:
+    return True
 
-    Operating errors are logged, and the call is made again, with what is known already.
+
+async def follow_routing(
+    clients: RpcClients,
+    address: str,
+    table: RoutingTable,
+    changed: Callable[[Routing], None],
+    *,
+    admit: Callable[[Routing], Awaitable[bool]] = _admit_all,
+) -> None:
+    """Keep `table` like that of the mgmtd at `address`, indefinitely; call `changed` after each change.
+
+    What `admit` refuses is left out. Operating errors are logged, and the call is made again, with what is known
+    already.
     """
     was_heard = True
     while True:
@@ -67,7 +77,7 @@ async def follow_routing(
             request = GetRoutingRequest(known_version=table.version)
             async for routing in clients.stream(address, methods.Mgmtd.stream_routing, request):
                 was_heard = True
-                if table.apply(routing):
+                if await admit(routing) and table.apply(routing):
                     changed(routing)
         except Error as error:
             if was_heard:

@@ -1,12 +1,18 @@
 """A store that is lost, damaged or older than the rest of the cluster is refused, by name and with the remedy."""
 
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from cluster import LocalCluster, luciola
+from cluster import LocalCluster, luciola, until
+from luciola import connect
+from luciola.meta.schema import GENERATION_BITS
 
 pytestmark = pytest.mark.slow
 
@@ -63,3 +69,134 @@ def test_lost_store_is_never_created_again(tmp_path: Path, name: str) -> None:
         shutil.copytree(copy, store)
     with cluster:
         assert names(cluster) == ["kept"]
+
+
+def put_back(copy: Path, store: Path) -> None:
+    shutil.rmtree(store, ignore_errors=True)
+    shutil.copytree(copy, store)
+
+
+def inode(cluster: LocalCluster, name: str) -> int:
+    with connect(str(cluster.data)) as fs:
+        return fs.stat(f"/{name}").st_ino
+
+
+def content(cluster: LocalCluster, name: str) -> str:
+    with connect(str(cluster.data)) as fs, fs.open(f"/{name}", "rb") as file:
+        return file.read().decode()
+
+
+def test_older_metadata_store_is_refused_until_its_loss_is_accepted(tmp_path: Path) -> None:
+    cluster = LocalCluster(tmp_path, storage_nodes=1, replicas=1)
+    store, older, newest = cluster.data / "meta", tmp_path / "older", tmp_path / "newest"
+    with cluster:
+        write(cluster, "first", "1")
+    shutil.copytree(store, older)
+    with cluster:
+        write(cluster, "second", "2")
+        luciola("rm", "lu:/first", "--data", str(cluster.data))
+    shutil.copytree(store, newest)
+
+    put_back(older, store)
+    said = refused(cluster)
+    assert "meta's store is older than the cluster: position" in said
+    assert f"put back the newest copy of {store}" in said
+    assert f"luciola up --data {cluster.data} --accept-metadata-loss" in said
+
+    unanswered = luciola("up", "--data", str(cluster.data), "--accept-metadata-loss", check=False)
+    assert unanswered.returncode == 2
+    assert "repeat with --yes" in unanswered.stderr
+    luciola("up", "--data", str(cluster.data), "--detach", "--accept-metadata-loss", "--yes")
+    assert names(cluster) == ["first"]
+    write(cluster, "third", "3")
+    assert inode(cluster, "third") >> GENERATION_BITS == 2, (
+        "an id of the lost state could be handed out again"
+    )
+    cluster.kill("meta")
+    cluster.wait_healthy()  # whose loss was accepted once, and not with every start
+    write(cluster, "fourth", "4")
+    assert inode(cluster, "fourth") >> GENERATION_BITS == 2
+    cluster.down()
+
+    put_back(newest, store)
+    assert "generation 1, but an operator accepted its loss in generation 2" in refused(cluster)
+    shutil.rmtree(store)
+    assert "--accept-metadata-loss" in refused(cluster)
+    luciola("up", "--data", str(cluster.data), "--detach", "--accept-metadata-loss", "--yes")
+    with cluster_that_runs(cluster):
+        assert names(cluster) == []
+        write(cluster, "fifth", "5")
+        assert inode(cluster, "fifth") >> GENERATION_BITS == 3
+
+
+def test_older_store_of_mgmtd_is_refused_and_made_again_of_what_the_storage_nodes_remember(
+    tmp_path: Path,
+) -> None:
+    cluster = LocalCluster(tmp_path, storage_nodes=2, replicas=2)
+    store, older = cluster.data / "mgmtd", tmp_path / "older"
+    with cluster:
+        write(cluster, "file", "before" * 1000)
+    shutil.copytree(store, older)
+    with cluster:
+        luciola("node", "disable", "202", "--data", str(cluster.data))
+        until(lambda: not serves(cluster, 202), what="the fall of node 202")
+        write(cluster, "file", "after!" * 1000)
+
+    put_back(older, store)
+    said = refused(cluster)
+    assert "mgmtd's store is older than the cluster: node 20" in said
+    assert f"luciola up --data {cluster.data} --rebuild-mgmtd" in said
+    shutil.rmtree(store)
+    assert "--rebuild-mgmtd" in refused(cluster)
+    unanswered = luciola("up", "--data", str(cluster.data), "--rebuild-mgmtd", check=False)
+    assert unanswered.returncode == 2
+    assert "what 2 storage nodes remember" in unanswered.stderr
+    luciola("up", "--data", str(cluster.data), "--detach", "--rebuild-mgmtd", "--yes")
+    with cluster_that_runs(cluster):
+        assert content(cluster, "file") == "after!" * 1000
+        cluster.wait_healthy()
+        cluster.kill("storage", 0)  # the replica that missed the write has it now
+        assert content(cluster, "file") == "after!" * 1000
+        cluster.wait_healthy()
+        assert cluster.fsck()["problems"] == []
+    with cluster:
+        assert content(cluster, "file") == "after!" * 1000
+
+
+def serves(cluster: LocalCluster, node: int) -> bool:
+    targets = [target for chain in cluster.status()["chains"] for target in chain["targets"]]
+    return any(target["node"] == node and target["state"] == "serving" for target in targets)
+
+
+@contextmanager
+def cluster_that_runs(cluster: LocalCluster) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        cluster.down()
+
+
+def test_everything_put_back_from_one_moment_starts_without_a_word(tmp_path: Path) -> None:
+    cluster = LocalCluster(tmp_path, storage_nodes=1, replicas=1)
+    copy = tmp_path / "copy"
+    with cluster:
+        write(cluster, "first", "1")
+    shutil.copytree(cluster.data, copy)
+    with cluster:
+        write(cluster, "second", "2")
+    put_back(copy, cluster.data)
+    with cluster:
+        assert names(cluster) == ["first"]
+        write(cluster, "third", "3")
+
+
+def test_second_metadata_service_with_a_store_of_its_own_is_refused(
+    shared_cluster: LocalCluster, tmp_path: Path
+) -> None:
+    for node in ("100", "101"):
+        command = [sys.executable, "-m", "luciola.meta", "--data", str(tmp_path / node), "--create"]
+        command += ["--cluster", str(shared_cluster.data / "cluster.json"), "--node-id", node]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        assert result.returncode == os.EX_CONFIG
+        assert "but the cluster's is 0x" in result.stderr
+    assert shared_cluster.status()["healthy"]

@@ -137,8 +137,8 @@ def test_state_survives_kill_and_clean_stop(cluster):
         assert after.version > before.version
         assert after.bootstrapping
         assert without_life(after) == without_life(before)
-        for node in (11, 12, 13):
-            assert beat(cluster, node, sequence=2, chains=after.chains).lease_ms == 3000
+        beats = [beat(cluster, node, sequence=2, chains=after.chains) for node in (11, 12, 13)]
+        assert [reply.lease_ms for reply in beats] == [0, 0, 3000]  # none before all have been heard
         process.send_signal(signal.SIGTERM)
         assert process.wait(START_S) == 0
     with running(cluster):
@@ -164,14 +164,12 @@ def test_records_of_another_cluster_are_refused(cluster):
     assert "these records belong to cluster 'test', not to 'other'" in errors
 
 
-def test_configuration_file_reaches_nodes_and_mistakes_are_named(cluster, tmp_path):
+def test_configuration_file_counts_and_mistakes_are_named(cluster, tmp_path):
     file = tmp_path / "config.toml"
     file.write_text("[mgmtd]\nheartbeat_interval_ms = 700\n")
     with running(cluster, "--config", str(file)):
         routing(cluster)
-        reply = beat(cluster, 11)
-        assert (reply.interval_ms, reply.config_version) == (700, 1)
-        assert reply.config_toml == file.read_text()
+        assert beat(cluster, 11).interval_ms == 700
     file.write_text("[mgmtd]\nlease_ms = 100\n")
     wrong = start(cluster, "--config", str(file))
     _, errors = wrong.communicate(timeout=START_S)

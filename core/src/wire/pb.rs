@@ -98,7 +98,6 @@ pub enum Method {
     Unspecified = 0,
     MgmtdGetRouting = 1,
     MgmtdExtendClient = 2,
-    MgmtdGetConfig = 3,
     MetaLookup = 16,
     MetaStat = 17,
     MetaBatchStat = 18,
@@ -134,7 +133,6 @@ impl Method {
             Self::Unspecified => "METHOD_UNSPECIFIED",
             Self::MgmtdGetRouting => "MGMTD_GET_ROUTING",
             Self::MgmtdExtendClient => "MGMTD_EXTEND_CLIENT",
-            Self::MgmtdGetConfig => "MGMTD_GET_CONFIG",
             Self::MetaLookup => "META_LOOKUP",
             Self::MetaStat => "META_STAT",
             Self::MetaBatchStat => "META_BATCH_STAT",
@@ -167,7 +165,6 @@ impl Method {
             "METHOD_UNSPECIFIED" => Some(Self::Unspecified),
             "MGMTD_GET_ROUTING" => Some(Self::MgmtdGetRouting),
             "MGMTD_EXTEND_CLIENT" => Some(Self::MgmtdExtendClient),
-            "MGMTD_GET_CONFIG" => Some(Self::MgmtdGetConfig),
             "META_LOOKUP" => Some(Self::MetaLookup),
             "META_STAT" => Some(Self::MetaStat),
             "META_BATCH_STAT" => Some(Self::MetaBatchStat),
@@ -220,11 +217,9 @@ pub struct Node {
     pub data_socket: ::prost::alloc::string::String,
     #[prost(string, tag = "11")]
     pub boot_id: ::prost::alloc::string::String,
-    #[prost(uint64, tag = "12")]
-    pub config_version: u64,
-    #[prost(string, tag = "13")]
+    #[prost(string, tag = "12")]
     pub release: ::prost::alloc::string::String,
-    #[prost(uint64, tag = "14")]
+    #[prost(uint64, tag = "13")]
     pub changed_at: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -286,6 +281,8 @@ pub struct Routing {
     pub delta: bool,
     #[prost(uint32, repeated, tag = "8")]
     pub removed_nodes: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint64, tag = "9")]
+    pub manager: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetRoutingRequest {
@@ -304,14 +301,41 @@ pub struct LocalTarget {
     pub chain_version: u64,
     #[prost(uint64, tag = "4")]
     pub used_bytes: u64,
-    #[prost(bool, tag = "5")]
-    pub low_space: bool,
-    #[prost(uint32, tag = "6")]
+    #[prost(uint32, tag = "5")]
     pub chain: u32,
-    #[prost(enumeration = "ReplicaData", tag = "7")]
+    #[prost(enumeration = "ReplicaData", tag = "6")]
     pub data: i32,
-    #[prost(uint64, tag = "8")]
+    #[prost(uint64, tag = "7")]
     pub updates: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StoreMark {
+    #[prost(uint64, tag = "1")]
+    pub store: u64,
+    #[prost(uint32, tag = "2")]
+    pub generation: u32,
+    #[prost(uint64, tag = "3")]
+    pub position: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckStoreReply {
+    #[prost(bool, tag = "1")]
+    pub may_serve: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Marks {
+    #[prost(uint32, tag = "1")]
+    pub format: u32,
+    #[prost(uint32, tag = "2")]
+    pub term: u32,
+    #[prost(uint64, tag = "3")]
+    pub manager: u64,
+    #[prost(message, optional, tag = "4")]
+    pub meta_store: ::core::option::Option<StoreMark>,
+    #[prost(message, repeated, tag = "5")]
+    pub chains: ::prost::alloc::vec::Vec<Chain>,
+    #[prost(message, repeated, tag = "6")]
+    pub tables: ::prost::alloc::vec::Vec<ChainTable>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeartbeatRequest {
@@ -323,19 +347,21 @@ pub struct HeartbeatRequest {
     pub targets: ::prost::alloc::vec::Vec<LocalTarget>,
     #[prost(bool, tag = "4")]
     pub leaving: bool,
+    #[prost(message, optional, tag = "5")]
+    pub meta_store: ::core::option::Option<StoreMark>,
+    #[prost(string, tag = "6")]
+    pub outdated: ::prost::alloc::string::String,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeartbeatReply {
     #[prost(uint64, tag = "1")]
     pub routing_version: u64,
     #[prost(uint32, tag = "2")]
     pub lease_ms: u32,
-    #[prost(uint64, tag = "3")]
-    pub config_version: u64,
-    #[prost(string, tag = "4")]
-    pub config_toml: ::prost::alloc::string::String,
-    #[prost(uint32, tag = "5")]
+    #[prost(uint32, tag = "3")]
     pub interval_ms: u32,
+    #[prost(message, optional, tag = "4")]
+    pub meta_store: ::core::option::Option<StoreMark>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExtendClientRequest {
@@ -354,14 +380,10 @@ pub struct ExtendClientRequest {
     #[prost(uint32, tag = "7")]
     pub pid: u32,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExtendClientReply {
     #[prost(uint32, tag = "1")]
     pub interval_ms: u32,
-    #[prost(uint64, tag = "2")]
-    pub config_version: u64,
-    #[prost(string, tag = "3")]
-    pub config_toml: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClientSession {
@@ -465,22 +487,6 @@ pub struct SetNodeDisabledRequest {
     pub node: u32,
     #[prost(bool, tag = "2")]
     pub disabled: bool,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ConfigRequest {
-    #[prost(enumeration = "NodeKind", tag = "1")]
-    pub kind: i32,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ConfigRecord {
-    #[prost(enumeration = "NodeKind", tag = "1")]
-    pub kind: i32,
-    #[prost(uint64, tag = "2")]
-    pub version: u64,
-    #[prost(string, tag = "3")]
-    pub toml: ::prost::alloc::string::String,
-    #[prost(string, tag = "4")]
-    pub description: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProcessEndedRequest {

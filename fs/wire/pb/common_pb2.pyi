@@ -12,7 +12,6 @@ class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     METHOD_UNSPECIFIED: _ClassVar[Method]
     MGMTD_GET_ROUTING: _ClassVar[Method]
     MGMTD_EXTEND_CLIENT: _ClassVar[Method]
-    MGMTD_GET_CONFIG: _ClassVar[Method]
     META_LOOKUP: _ClassVar[Method]
     META_STAT: _ClassVar[Method]
     META_BATCH_STAT: _ClassVar[Method]
@@ -40,7 +39,6 @@ class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 METHOD_UNSPECIFIED: Method
 MGMTD_GET_ROUTING: Method
 MGMTD_EXTEND_CLIENT: Method
-MGMTD_GET_CONFIG: Method
 META_LOOKUP: Method
 META_STAT: Method
 META_BATCH_STAT: Method

@@ -68,7 +68,7 @@ DATA_PARTIAL: ReplicaData
 DATA_LOST: ReplicaData
 
 class Node(_message.Message):
-    __slots__ = ("id", "kind", "status", "host", "pid", "incarnation", "grpc_address", "lane_address", "data_address", "data_socket", "boot_id", "config_version", "release", "changed_at")
+    __slots__ = ("id", "kind", "status", "host", "pid", "incarnation", "grpc_address", "lane_address", "data_address", "data_socket", "boot_id", "release", "changed_at")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -80,7 +80,6 @@ class Node(_message.Message):
     DATA_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     DATA_SOCKET_FIELD_NUMBER: _ClassVar[int]
     BOOT_ID_FIELD_NUMBER: _ClassVar[int]
-    CONFIG_VERSION_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     CHANGED_AT_FIELD_NUMBER: _ClassVar[int]
     id: int
@@ -94,10 +93,9 @@ class Node(_message.Message):
     data_address: str
     data_socket: str
     boot_id: str
-    config_version: int
     release: str
     changed_at: int
-    def __init__(self, id: _Optional[int] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., status: _Optional[_Union[NodeStatus, str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., incarnation: _Optional[int] = ..., grpc_address: _Optional[str] = ..., lane_address: _Optional[str] = ..., data_address: _Optional[str] = ..., data_socket: _Optional[str] = ..., boot_id: _Optional[str] = ..., config_version: _Optional[int] = ..., release: _Optional[str] = ..., changed_at: _Optional[int] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., status: _Optional[_Union[NodeStatus, str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., incarnation: _Optional[int] = ..., grpc_address: _Optional[str] = ..., lane_address: _Optional[str] = ..., data_address: _Optional[str] = ..., data_socket: _Optional[str] = ..., boot_id: _Optional[str] = ..., release: _Optional[str] = ..., changed_at: _Optional[int] = ...) -> None: ...
 
 class Target(_message.Message):
     __slots__ = ("id", "node", "state", "local", "used_bytes")
@@ -144,7 +142,7 @@ class ChainTable(_message.Message):
     def __init__(self, id: _Optional[int] = ..., version: _Optional[int] = ..., chains: _Optional[_Iterable[int]] = ..., replicas: _Optional[int] = ..., description: _Optional[str] = ..., changed_at: _Optional[int] = ...) -> None: ...
 
 class Routing(_message.Message):
-    __slots__ = ("version", "bootstrapping", "nodes", "chains", "tables", "cluster_id", "delta", "removed_nodes")
+    __slots__ = ("version", "bootstrapping", "nodes", "chains", "tables", "cluster_id", "delta", "removed_nodes", "manager")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BOOTSTRAPPING_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +151,7 @@ class Routing(_message.Message):
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     REMOVED_NODES_FIELD_NUMBER: _ClassVar[int]
+    MANAGER_FIELD_NUMBER: _ClassVar[int]
     version: int
     bootstrapping: bool
     nodes: _containers.RepeatedCompositeFieldContainer[Node]
@@ -161,7 +160,8 @@ class Routing(_message.Message):
     cluster_id: str
     delta: bool
     removed_nodes: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, version: _Optional[int] = ..., bootstrapping: _Optional[bool] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., chains: _Optional[_Iterable[_Union[Chain, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[ChainTable, _Mapping]]] = ..., cluster_id: _Optional[str] = ..., delta: _Optional[bool] = ..., removed_nodes: _Optional[_Iterable[int]] = ...) -> None: ...
+    manager: int
+    def __init__(self, version: _Optional[int] = ..., bootstrapping: _Optional[bool] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., chains: _Optional[_Iterable[_Union[Chain, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[ChainTable, _Mapping]]] = ..., cluster_id: _Optional[str] = ..., delta: _Optional[bool] = ..., removed_nodes: _Optional[_Iterable[int]] = ..., manager: _Optional[int] = ...) -> None: ...
 
 class GetRoutingRequest(_message.Message):
     __slots__ = ("known_version", "wait_ms")
@@ -172,12 +172,11 @@ class GetRoutingRequest(_message.Message):
     def __init__(self, known_version: _Optional[int] = ..., wait_ms: _Optional[int] = ...) -> None: ...
 
 class LocalTarget(_message.Message):
-    __slots__ = ("id", "state", "chain_version", "used_bytes", "low_space", "chain", "data", "updates")
+    __slots__ = ("id", "state", "chain_version", "used_bytes", "chain", "data", "updates")
     ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
-    LOW_SPACE_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     UPDATES_FIELD_NUMBER: _ClassVar[int]
@@ -185,37 +184,70 @@ class LocalTarget(_message.Message):
     state: LocalState
     chain_version: int
     used_bytes: int
-    low_space: bool
     chain: int
     data: ReplicaData
     updates: int
-    def __init__(self, id: _Optional[int] = ..., state: _Optional[_Union[LocalState, str]] = ..., chain_version: _Optional[int] = ..., used_bytes: _Optional[int] = ..., low_space: _Optional[bool] = ..., chain: _Optional[int] = ..., data: _Optional[_Union[ReplicaData, str]] = ..., updates: _Optional[int] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., state: _Optional[_Union[LocalState, str]] = ..., chain_version: _Optional[int] = ..., used_bytes: _Optional[int] = ..., chain: _Optional[int] = ..., data: _Optional[_Union[ReplicaData, str]] = ..., updates: _Optional[int] = ...) -> None: ...
+
+class StoreMark(_message.Message):
+    __slots__ = ("store", "generation", "position")
+    STORE_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    store: int
+    generation: int
+    position: int
+    def __init__(self, store: _Optional[int] = ..., generation: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
+
+class CheckStoreReply(_message.Message):
+    __slots__ = ("may_serve",)
+    MAY_SERVE_FIELD_NUMBER: _ClassVar[int]
+    may_serve: bool
+    def __init__(self, may_serve: _Optional[bool] = ...) -> None: ...
+
+class Marks(_message.Message):
+    __slots__ = ("format", "term", "manager", "meta_store", "chains", "tables")
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    MANAGER_FIELD_NUMBER: _ClassVar[int]
+    META_STORE_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    format: int
+    term: int
+    manager: int
+    meta_store: StoreMark
+    chains: _containers.RepeatedCompositeFieldContainer[Chain]
+    tables: _containers.RepeatedCompositeFieldContainer[ChainTable]
+    def __init__(self, format: _Optional[int] = ..., term: _Optional[int] = ..., manager: _Optional[int] = ..., meta_store: _Optional[_Union[StoreMark, _Mapping]] = ..., chains: _Optional[_Iterable[_Union[Chain, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[ChainTable, _Mapping]]] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("node", "sequence", "targets", "leaving")
+    __slots__ = ("node", "sequence", "targets", "leaving", "meta_store", "outdated")
     NODE_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
+    META_STORE_FIELD_NUMBER: _ClassVar[int]
+    OUTDATED_FIELD_NUMBER: _ClassVar[int]
     node: Node
     sequence: int
     targets: _containers.RepeatedCompositeFieldContainer[LocalTarget]
     leaving: bool
-    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., sequence: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[LocalTarget, _Mapping]]] = ..., leaving: _Optional[bool] = ...) -> None: ...
+    meta_store: StoreMark
+    outdated: str
+    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., sequence: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[LocalTarget, _Mapping]]] = ..., leaving: _Optional[bool] = ..., meta_store: _Optional[_Union[StoreMark, _Mapping]] = ..., outdated: _Optional[str] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
-    __slots__ = ("routing_version", "lease_ms", "config_version", "config_toml", "interval_ms")
+    __slots__ = ("routing_version", "lease_ms", "interval_ms", "meta_store")
     ROUTING_VERSION_FIELD_NUMBER: _ClassVar[int]
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
-    CONFIG_VERSION_FIELD_NUMBER: _ClassVar[int]
-    CONFIG_TOML_FIELD_NUMBER: _ClassVar[int]
     INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    META_STORE_FIELD_NUMBER: _ClassVar[int]
     routing_version: int
     lease_ms: int
-    config_version: int
-    config_toml: str
     interval_ms: int
-    def __init__(self, routing_version: _Optional[int] = ..., lease_ms: _Optional[int] = ..., config_version: _Optional[int] = ..., config_toml: _Optional[str] = ..., interval_ms: _Optional[int] = ...) -> None: ...
+    meta_store: StoreMark
+    def __init__(self, routing_version: _Optional[int] = ..., lease_ms: _Optional[int] = ..., interval_ms: _Optional[int] = ..., meta_store: _Optional[_Union[StoreMark, _Mapping]] = ...) -> None: ...
 
 class ExtendClientRequest(_message.Message):
     __slots__ = ("client", "host", "description", "kind", "started_unix_ms", "leaving", "pid")
@@ -236,14 +268,10 @@ class ExtendClientRequest(_message.Message):
     def __init__(self, client: _Optional[int] = ..., host: _Optional[str] = ..., description: _Optional[str] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., started_unix_ms: _Optional[int] = ..., leaving: _Optional[bool] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class ExtendClientReply(_message.Message):
-    __slots__ = ("interval_ms", "config_version", "config_toml")
+    __slots__ = ("interval_ms",)
     INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
-    CONFIG_VERSION_FIELD_NUMBER: _ClassVar[int]
-    CONFIG_TOML_FIELD_NUMBER: _ClassVar[int]
     interval_ms: int
-    config_version: int
-    config_toml: str
-    def __init__(self, interval_ms: _Optional[int] = ..., config_version: _Optional[int] = ..., config_toml: _Optional[str] = ...) -> None: ...
+    def __init__(self, interval_ms: _Optional[int] = ...) -> None: ...
 
 class ClientSession(_message.Message):
     __slots__ = ("client", "host", "description", "kind", "started_unix_ms", "last_seen_unix_ms", "pid")
@@ -318,24 +346,6 @@ class SetNodeDisabledRequest(_message.Message):
     node: int
     disabled: bool
     def __init__(self, node: _Optional[int] = ..., disabled: _Optional[bool] = ...) -> None: ...
-
-class ConfigRequest(_message.Message):
-    __slots__ = ("kind",)
-    KIND_FIELD_NUMBER: _ClassVar[int]
-    kind: NodeKind
-    def __init__(self, kind: _Optional[_Union[NodeKind, str]] = ...) -> None: ...
-
-class ConfigRecord(_message.Message):
-    __slots__ = ("kind", "version", "toml", "description")
-    KIND_FIELD_NUMBER: _ClassVar[int]
-    VERSION_FIELD_NUMBER: _ClassVar[int]
-    TOML_FIELD_NUMBER: _ClassVar[int]
-    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
-    kind: NodeKind
-    version: int
-    toml: str
-    description: str
-    def __init__(self, kind: _Optional[_Union[NodeKind, str]] = ..., version: _Optional[int] = ..., toml: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
 
 class ProcessEndedRequest(_message.Message):
     __slots__ = ("node", "incarnation", "pid")

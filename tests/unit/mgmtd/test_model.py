@@ -3,9 +3,9 @@
 import pytest
 
 from luciola.config import MgmtdConfig
-from luciola.errors import AlreadyExists, Busy, Conflict, InvalidArgument, NotFound
-from luciola.mgmtd.model import Model, longest_lease_ms
-from luciola.mgmtd.records import Change, Records
+from luciola.errors import AlreadyExists, Busy, ConfigError, Conflict, InvalidArgument, NotFound
+from luciola.mgmtd.model import MARK_INTERVAL_S, Model, longest_lease_ms
+from luciola.mgmtd.records import Change, Records, StoreMark
 from luciola.states import Public
 from luciola.wire.pb import mgmtd_pb2 as pb
 
@@ -477,14 +477,91 @@ def test_tables_are_created_once(manager):
         manager.model.new_table(pb.CreateChainTableRequest(table=0), [(HEAD,)], now_s=manager.now_s)
 
 
-def test_configurations_get_versions(manager):
-    first = manager.keep(manager.model.new_config(pb.ConfigRecord(kind=pb.NODE_STORAGE, toml="a = 1")))
-    assert first.configs[0].version == 1
-    with pytest.raises(Conflict, match="next version is 2"):
-        manager.model.new_config(pb.ConfigRecord(kind=pb.NODE_STORAGE, version=1))
-    heard = manager.beat(HEAD, (target(HEAD), 1, UPTODATE))
-    assert heard.config == first.configs[0]
-    request = pb.HeartbeatRequest(
-        node=pb.Node(id=HEAD, kind=pb.NODE_STORAGE, incarnation=1, config_version=1), sequence=1000
-    )
-    assert manager.model.hear(request, now_s=manager.now_s).config is None
+# Stores that are older than the cluster.
+
+
+def test_no_lease_is_granted_after_a_start_before_every_holder_of_replicas_was_heard(manager):
+    again = manager.restart()
+    assert again.beat(HEAD, (target(HEAD), 1, UPTODATE)).lease_ms == 0
+    assert again.model.unheard(again.now_s) == [TAIL]
+    assert again.beat(TAIL, (target(TAIL), 1, UPTODATE)).lease_ms > 0
+    assert again.beat(HEAD, (target(HEAD), 1, UPTODATE)).lease_ms > 0
+
+
+def test_node_that_is_not_heard_after_a_start_holds_leases_up_for_the_bootstrap_only(manager):
+    again = manager.restart()
+    again.wait(CONFIG.bootstrap_ms / 1000 - 0.1)
+    assert again.beat(HEAD, (target(HEAD), 1, UPTODATE)).lease_ms == 0
+    again.wait(0.2)
+    assert again.beat(HEAD, (target(HEAD), 1, UPTODATE)).lease_ms > 0
+
+
+@pytest.mark.parametrize("gone", ["disabled", "ended"])
+def test_node_that_is_known_to_be_away_is_not_waited_for_after_a_start(manager, gone):
+    if gone == "disabled":
+        manager.keep(manager.model.disabled_node(TAIL, disabled=True))
+    again = manager.restart()
+    if gone == "ended":
+        again.model.end(TAIL)
+    assert again.beat(HEAD, (target(HEAD), 1, UPTODATE)).lease_ms > 0
+
+
+def meta(*, position: int, store: int = 7, generation: int = 1, **fields) -> pb.HeartbeatRequest:
+    node = pb.Node(id=100, kind=pb.NODE_META, incarnation=1)
+    mark = pb.StoreMark(store=store, generation=generation, position=position)
+    return pb.HeartbeatRequest(node=node, meta_store=mark, **fields)
+
+
+def test_mark_of_the_metadata_store_is_stored_at_once_then_now_and_then_and_at_its_end(manager):
+    def hear(request: pb.HeartbeatRequest) -> StoreMark | None:
+        due = manager.model.due_mark(request, now_s=manager.now_s)
+        manager.keep(Change(meta_store=due))
+        return due
+
+    assert hear(meta(position=10)) == StoreMark(7, 1, 10)
+    assert hear(meta(position=11)) is None
+    assert hear(meta(position=12, leaving=True)) == StoreMark(7, 1, 12)
+    manager.wait(MARK_INTERVAL_S + 0.1)
+    assert hear(meta(position=12)) is None
+    assert hear(meta(position=13)) == StoreMark(7, 1, 13)
+    assert hear(meta(position=1, store=8, generation=2)) == StoreMark(8, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("store", "generation", "position", "message"),
+    [
+        (7, 2, 99, "position 99, but 100 was seen"),
+        (7, 1, 500, "generation 1, but an operator accepted its loss in generation 2"),
+        (8, 2, 500, "store 0x8, but the cluster's is 0x7"),
+    ],
+)
+def test_older_or_foreign_metadata_store_is_refused(manager, store, generation, position, message):
+    manager.keep(Change(meta_store=StoreMark(7, 2, 100)))
+    for mark in (StoreMark(7, 2, 100), StoreMark(7, 2, 101), StoreMark(9, 3, 0)):
+        manager.model.check_meta_store(mark)
+    with pytest.raises(ConfigError, match=f"older than the cluster: {message}") as refused:
+        manager.model.check_meta_store(StoreMark(store, generation, position))
+    assert refused.value.fields == {"older": "meta", "generation": "2"}
+
+
+def test_what_a_storage_node_has_seen_of_the_metadata_store_counts(manager):
+    """mgmtd's own store may have been put back from a copy together with meta's."""
+    manager.keep(Change(meta_store=StoreMark(7, 1, 10)))
+    request = pb.HeartbeatRequest(node=pb.Node(id=HEAD, kind=pb.NODE_STORAGE, incarnation=1))
+    request.meta_store.CopyFrom(pb.StoreMark(store=7, generation=1, position=90))
+    manager.keep(Change(meta_store=manager.model.due_mark(request, now_s=manager.now_s)))
+    with pytest.raises(ConfigError, match="position 10, but 90 was seen"):
+        manager.model.due_mark(meta(position=10), now_s=manager.now_s)
+    request.meta_store.position = 80
+    assert manager.model.due_mark(request, now_s=manager.now_s) is None
+
+
+def test_second_metadata_service_is_refused_while_the_first_lives(manager):
+    node = {"kind": pb.NODE_META}
+    manager.beat(100, **node)
+    with pytest.raises(Busy, match="runs as process"):
+        manager.beat(100, incarnation=2, **node)
+    with pytest.raises(Busy, match="node 100 runs the metadata service"):
+        manager.beat(101, **node)
+    manager.model.end(100)
+    manager.beat(100, incarnation=2, **node)

@@ -116,7 +116,7 @@ def serving(routing: pb.Routing) -> set[int]:
 
 def test_every_method_of_the_table_has_a_handler():
     service = Service(Store(MemoryEngine(), cluster_id="c"), settings())
-    assert len(methods.bind(methods.Mgmtd, service)) == 12
+    assert len(methods.bind(methods.Mgmtd, service)) == 11
 
 
 def test_nodes_register_themselves_and_chains_are_placed_over_them():
@@ -263,56 +263,6 @@ def test_stream_says_that_it_is_alive():
     scenario(story)
 
 
-def test_configuration_file_is_handed_out_until_somebody_sets_another():
-    engine = MemoryEngine()
-    text = "[storage]\nresync_batch = 7\n"
-
-    async def first(cluster: Cluster) -> None:
-        assert (await cluster.beat(1000)).config_toml == text
-        assert (await cluster.beat(1001)).config_version == 1
-        record = await cluster.call("get_config", pb.ConfigRequest(kind=pb.NODE_STORAGE))
-        assert (record.version, record.toml) == (1, text)
-
-    async def second(cluster: Cluster) -> None:
-        record = await cluster.call("get_config", pb.ConfigRequest(kind=pb.NODE_STORAGE))
-        assert (record.version, record.toml) == (2, "")
-        mine = pb.ConfigRecord(kind=pb.NODE_STORAGE, toml="[storage]\nresync_batch = 9\n")
-        assert (await cluster.call("set_config", mine)).version == 3
-        with pytest.raises(ConfigError, match=r"storage\.nonsense"):
-            await cluster.call(
-                "set_config", pb.ConfigRecord(kind=pb.NODE_STORAGE, toml="[storage]\nnonsense = 1")
-            )
-        with pytest.raises(ConfigError, match="bootstrap_ms"):
-            await cluster.call(
-                "set_config", pb.ConfigRecord(kind=pb.NODE_MGMTD, toml="[mgmtd]\nbootstrap_ms = 1")
-            )
-        with pytest.raises(InvalidArgument, match="at most"):
-            await cluster.call("set_config", pb.ConfigRecord(kind=pb.NODE_META, toml="#" * 200_000))
-
-    async def third(cluster: Cluster) -> None:
-        record = await cluster.call("get_config", pb.ConfigRequest(kind=pb.NODE_STORAGE))
-        assert (record.version, record.toml) == (3, "[storage]\nresync_batch = 9\n")
-
-    scenario(first, engine=engine, config_toml=text)
-    scenario(second, engine=engine)
-    scenario(third, engine=engine, config_toml=text)
-
-
-def test_configuration_set_for_the_manager_counts_from_its_next_term():
-    engine = MemoryEngine()
-
-    async def first(cluster: Cluster) -> None:
-        toml = "[mgmtd]\nheartbeat_interval_ms = 500\n"
-        await cluster.call("set_config", pb.ConfigRecord(kind=pb.NODE_MGMTD, toml=toml))
-        assert (await cluster.beat(1000)).interval_ms == 1000
-
-    async def second(cluster: Cluster) -> None:
-        assert (await cluster.beat(1000)).interval_ms == 500
-
-    scenario(first, engine=engine)
-    scenario(second, engine=engine)
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -327,7 +277,7 @@ def test_times_that_break_the_lease_rules_are_refused(config, message):
         Service(Store(MemoryEngine(), cluster_id="c"), settings(config=config))
 
 
-def test_clients_are_listed_and_told_their_configuration():
+def test_clients_are_listed_until_they_are_silent():
     async def story(cluster: Cluster) -> None:
         request = pb.ExtendClientRequest(client=9, kind=pb.NODE_MOUNT, pid=4)
         reply = await cluster.call("extend_client", request)
@@ -492,3 +442,43 @@ def test_store_that_fails_for_long_ends_the_process():
             await cluster.task
 
     asyncio.run(play())
+
+
+def test_manager_ends_when_a_storage_node_has_seen_a_newer_store():
+    async def story(cluster: Cluster) -> None:
+        await with_table(cluster)
+        with pytest.raises(
+            ConfigError, match="older than the cluster: node 1000 has seen version 9 of chain 7"
+        ):
+            await cluster.beat(1000, outdated="version 9 of chain 7, not 1")
+        await settle()
+        assert cluster.task.done()
+        with pytest.raises(ConfigError, match="mgmtd's store is older"):
+            await cluster.task
+
+    scenario(story)
+
+
+def test_metadata_store_is_compared_once_all_storage_nodes_were_heard():
+    engine = MemoryEngine()
+    mark = pb.StoreMark(store=7, generation=1, position=50)
+
+    async def first(cluster: Cluster) -> None:
+        await with_table(cluster)
+        assert (await cluster.call("check_store", mark)).may_serve
+        meta = pb.Node(id=100, kind=pb.NODE_META, incarnation=1)
+        await cluster.call("heartbeat", pb.HeartbeatRequest(node=meta, sequence=1, meta_store=mark))
+        assert (await cluster.beat(1000)).meta_store == mark
+
+    async def second(cluster: Cluster) -> None:
+        older = pb.StoreMark(store=7, generation=1, position=40)
+        for node in (1000, 1001):
+            await cluster.beat(node)
+            assert not (await cluster.call("check_store", older)).may_serve
+        await cluster.beat(1002)
+        with pytest.raises(ConfigError, match="position 40, but 50 was seen"):
+            await cluster.call("check_store", older)
+        assert (await cluster.call("check_store", mark)).may_serve
+
+    scenario(first, engine=engine)
+    scenario(second, engine=engine)

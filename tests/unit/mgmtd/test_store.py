@@ -9,8 +9,8 @@ from luciola.errors import ConfigError, CorruptData, Unavailable
 from luciola.ids import ChainId, ChainVersion, NodeId, TableId, TargetId
 from luciola.kv import MemoryEngine
 from luciola.kv.faulty import Fault, FaultyEngine, every
-from luciola.mgmtd.records import ChainRecord, Change, ConfigEntry, NodeRecord, TableRecord
-from luciola.mgmtd.store import CONFIGS_KEPT, FORMAT, LEASE, Lease, Store
+from luciola.mgmtd.records import ChainRecord, Change, NodeRecord, TableRecord
+from luciola.mgmtd.store import FORMAT, LEASE, Lease, Store
 from luciola.mgmtd.transitions import Member
 from luciola.states import Public
 from luciola.wire.pb import mgmtd_pb2 as pb
@@ -30,7 +30,6 @@ def change() -> Change:
             TableRecord(TableId(1), 1, (ChainId(1),), 2, "x"),
             TableRecord(TableId(1), 2, (ChainId(1),), 2),
         ),
-        configs=(ConfigEntry(pb.NODE_META, 1, "[meta]", "first"),),
     )
 
 
@@ -45,23 +44,8 @@ def test_everything_comes_back_as_it_was_saved(fault):
         assert tuple(records.nodes.values()) == expected.nodes
         assert tuple(records.chains.values()) == expected.chains
         assert tuple(records.tables.values()) == expected.tables
-        assert tuple(records.configs.values()) == expected.configs
         await store.save(Change(removed_nodes=(NodeId(1),)), lease)
         assert list((await store.load()).nodes) == [2]
-
-    asyncio.run(scenario())
-
-
-def test_newest_configuration_counts_and_old_ones_are_dropped():
-    async def scenario() -> None:
-        engine = MemoryEngine()
-        store = Store(engine, cluster_id="c")
-        lease = await store.take(None, MINE)
-        for version in range(1, 301):
-            await store.save(Change(configs=(ConfigEntry(pb.NODE_META, version, str(version)),)), lease)
-        assert (await store.load()).configs[pb.NODE_META].toml == "300"
-        kept = engine.begin().get_range(b"mgmtd/config/", b"mgmtd/config0")
-        assert len(kept) == CONFIGS_KEPT + 1
 
     asyncio.run(scenario())
 
@@ -127,11 +111,11 @@ def test_records_of_another_format_are_named_and_refused():
         engine = MemoryEngine()
         lease = await Store(engine, cluster_id="one").take(None, MINE)
         transaction = engine.begin()
-        assert transaction.get(FORMAT) == b"1"
+        assert transaction.get(FORMAT) == b"2"
         transaction.put(FORMAT, b"7")
         transaction.commit()
         with pytest.raises(
-            ConfigError, match="have format 7, and this release reads format 1: run the release"
+            ConfigError, match="have format 7, and this release reads format 2: run the release"
         ):
             await Store(engine, cluster_id="one").take(lease, MINE)
 

@@ -10,6 +10,7 @@ from luciola.errors import InvalidArgument, Unavailable
 from luciola.states import Local
 from luciola.storage.directory import Directory
 from luciola.storage.engine import Engine
+from luciola.storage.marks import load
 from luciola.storage.membership import Membership, Options
 from luciola.wire import SERVICE, RpcClients, RpcServer, methods, mint
 from luciola.wire.pb.mgmtd_pb2 import (
@@ -20,12 +21,14 @@ from luciola.wire.pb.mgmtd_pb2 import (
     HeartbeatRequest,
     Node,
     Routing,
+    StoreMark,
     Target,
 )
 from storage_twin import MemoryNode
 
 SECRET = bytes(range(32))
 LEASE_MS = 60_000
+OURS = Target(id=101, node=1, state=SERVING)
 
 
 class Manager:
@@ -238,38 +241,36 @@ def test_process_whose_place_was_taken_ends(tmp_path):
     run(tmp_path, test)
 
 
-def test_distributed_configuration_reaches_its_listeners_once(tmp_path):
+def test_routing_of_an_older_store_is_left_out_and_reported(tmp_path):
     async def test(world, _):
-        found = []
-        world.membership.on_config(found.append)
-
-        def answer(request):
-            reply = HeartbeatReply(lease_ms=LEASE_MS, interval_ms=20)
-            if request.node.config_version < 3:
-                reply.config_version, reply.config_toml = 3, "[storage]\nscrub_interval_s = 77\n"
-            return reply
-
-        world.manager.answer = answer
-        world.routing()
-        await world.beats(3)
-        assert [config.storage.scrub_interval_s for config in found] == [77]
-
-    run(tmp_path, test)
-
-
-def test_bad_configuration_is_left_out(tmp_path):
-    async def test(world, task):
-        found = []
-        world.membership.on_config(found.append)
-        world.manager.answer = lambda _: HeartbeatReply(
-            lease_ms=LEASE_MS, interval_ms=20, config_version=4, config_toml="[storage]\nnonsense = 1\n"
-        )
-        world.routing()
-        await world.beats(3)
-        assert not found
-        assert not task.done()
+        adopted = Routing(version=5 << 32 | 1, manager=1, chains=[Chain(id=1, version=9, targets=[OURS])])
+        assert await world.membership.admit(adopted)
+        older = Routing(version=6 << 32 | 1, manager=2, chains=[Chain(id=1, version=3, targets=[OURS])])
+        assert not await world.membership.admit(older)
+        await world.beats(2)
+        assert world.manager.heard[-1].outdated == "version 9 of chain 1, not 3"
+        world.twin.lease_until_s = 0
+        await world.beats(2)
+        assert world.twin.lease_until_s == 0, "no lease of that manager is used"
+        assert await world.membership.admit(Routing(version=7 << 32 | 1, manager=3, chains=adopted.chains))
+        await world.beats(2)
+        assert world.manager.heard[-1].outdated == ""
+        assert world.twin.lease_until_s > 0
 
     run(tmp_path, test)
+
+
+def test_mark_of_the_metadata_store_is_remembered_and_reported(tmp_path):
+    mark = StoreMark(store=7, generation=1, position=50)
+
+    async def test(world, _):
+        world.manager.answer = lambda _: HeartbeatReply(lease_ms=LEASE_MS, interval_ms=20, meta_store=mark)
+        async with asyncio.timeout(60):
+            while not world.manager.heard or world.manager.heard[-1].meta_store != mark:
+                await world.beats(1)
+
+    run(tmp_path, test)
+    assert load(tmp_path).meta_store == mark
 
 
 def test_leaving_says_that_nothing_is_served(tmp_path):

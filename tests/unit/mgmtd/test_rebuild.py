@@ -1,0 +1,68 @@
+"""mgmtd's store made again of what the storage nodes remember."""
+
+import asyncio
+
+import pytest
+
+from luciola.errors import NotFound
+from luciola.kv import MemoryEngine
+from luciola.mgmtd.rebuild import missing, rebuild
+from luciola.mgmtd.records import StoreMark
+from luciola.mgmtd.store import Lease, Store
+from luciola.states import Public
+from luciola.wire.pb.mgmtd_pb2 import OFFLINE, SERVING, Chain, ChainTable, Marks, Target
+from luciola.wire.pb.mgmtd_pb2 import StoreMark as Mark
+
+TABLE = ChainTable(id=1, version=1, chains=[1, 2], replicas=2)
+
+
+def chain(number: int, version: int, **states: int) -> Chain:
+    targets = [
+        Target(id=int(node[1:]) * 10, node=int(node[1:]), state=state) for node, state in states.items()
+    ]
+    return Chain(id=number, version=version, targets=targets)
+
+
+def marks(term: int, *chains: Chain, position: int = 0) -> Marks:
+    seen = Marks(format=1, term=term, manager=9, chains=chains, tables=[TABLE])
+    if position:
+        seen.meta_store.CopyFrom(Mark(store=3, generation=1, position=position))
+    return seen
+
+
+def test_highest_version_of_each_chain_counts_and_is_raised():
+    stale = chain(1, 5, n1=SERVING, n2=SERVING)
+    fresh = chain(1, 6, n1=SERVING, n2=OFFLINE)
+    other = chain(2, 1, n2=SERVING, n3=SERVING)
+    seen = {1: marks(7, fresh, position=20), 2: marks(6, stale, other, position=30), 3: marks(7, other)}
+    change, term = rebuild(seen)
+    assert term == 7
+    assert [(each.id, each.version) for each in change.chains] == [(1, 7), (2, 2)]
+    assert [member.state for member in change.chains[0].members] == [Public.SERVING, Public.OFFLINE]
+    assert [node.id for node in change.nodes] == [1, 2, 3]
+    assert change.tables[0].chains == (1, 2)
+    assert change.meta_store == StoreMark(3, 1, 30)
+    assert not missing(change, seen)
+    del seen[1]
+    assert missing(change, seen) == [1]
+
+
+def test_nothing_to_rebuild_of_is_refused():
+    with pytest.raises(NotFound, match="no storage node remembers a chain"):
+        rebuild({1: marks(3)})
+
+
+def test_rebuilt_store_goes_on_above_every_term_that_was_seen():
+    change, term = rebuild({1: marks(7, chain(1, 5, n1=SERVING), position=20)})
+
+    async def story() -> None:
+        engine = MemoryEngine()
+        await Store(engine, cluster_id="c").rebuild(change, term)
+        store = Store(engine, cluster_id="c", create=False)
+        found = await store.lease()
+        assert (await store.take(found, Lease(holder=5, term=0))).term == 8
+        records = await store.load()
+        assert records.chains[1].version == 6
+        assert records.meta_store == StoreMark(3, 1, 20)
+
+    asyncio.run(story())
