@@ -62,12 +62,10 @@ OPENED: list["World"] = []  # closed after each test, however it ends
 class World:
     """One meta service, and what it talks to. `crash` replaces the process; the store stays."""
 
-    def __init__(
-        self, engine: Engine | None = None, clock: PatientClock | None = None, **config: object
-    ) -> None:
+    def __init__(self, engine: Engine | None = None, **config: object) -> None:
         self.loop = asyncio.new_event_loop()
         OPENED.append(self)
-        self.clock = clock or PatientClock()
+        self.clock = PatientClock()
         self.engine = engine or MemoryEngine()
         self.control = MemoryControl()
         self.members = KnownClients()
