@@ -48,9 +48,14 @@ class Manager:
         request = pb.UpdateChainRequest(chain=chain, action=action, target=target, node=node)
         return await self.clients.call(self._address, methods.Mgmtd.update_chain, request, timeout_s=CALL_S)
 
-    async def disable_node(self, node: int, *, disabled: bool) -> pb.Node:
-        """A disabled node gets no lease, so it serves nothing. Raises: NotFound."""
-        request = pb.SetNodeDisabledRequest(node=node, disabled=disabled)
+    async def disable_node(self, node: int, *, disabled: bool, accept_unavailable: bool = False) -> pb.Node:
+        """Take a node's lease away, or let it have one again.
+
+        Raises: NotFound; InvalidArgument (`unavailable` in its fields) if it alone serves some chain.
+        """
+        request = pb.SetNodeDisabledRequest(
+            node=node, disabled=disabled, accept_unavailable=accept_unavailable
+        )
         return await self.clients.call(
             self._address, methods.Mgmtd.set_node_disabled, request, timeout_s=CALL_S
         )

@@ -1,11 +1,12 @@
 """`luciola node`: which processes the cluster knows, and which of them take part."""
 
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..errors import NotFound
+from ..errors import InvalidArgument
 from ..units import format_bytes
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.storage_pb2 import SpaceReply
@@ -44,8 +45,9 @@ def list_nodes(
         return routing, await ask.spaces(routing)
 
     routing, spaces = Door(data_path, manager, secret_file).ask(state_of)
+    counts = count_replicas(routing)
     found = [
-        describe_node(each, routing, spaces.get(each.id))
+        describe_node(each, counts[each.id], spaces.get(each.id))
         for each in sorted(routing.nodes, key=lambda each: each.id)
     ]
     if as_json:
@@ -116,14 +118,14 @@ def disable(
       luciola node disable 202 --data /var/lib/luciola
     """
     door = Door(data_path, manager, secret_file)
-    alone = _chains_alone(door.ask(Manager.routing), number)
-    if alone:
-        consent(
-            f"Node {number} has the only replica that serves of {len(alone)} chains, such as {alone[0]}: "
-            "their files cannot be read until it is enabled again. Go on?",
-            yes=yes,
-        )
-    _set(door, number, disabled=True, as_json=as_json)
+    try:
+        _set(door, number, disabled=True, as_json=as_json)
+    except InvalidArgument as error:
+        if "unavailable" not in error.fields:
+            raise
+        question = f"{str(error).capitalize()}: their files cannot be read until it is enabled again. Go on?"
+        consent(question, yes=yes)
+        _set(door, number, disabled=True, accept_unavailable=True, as_json=as_json)
 
 
 @node.command()
@@ -167,9 +169,18 @@ def _space_columns(node: dict[str, Any]) -> tuple[str, str]:
     return format_bytes(node["capacity_bytes"]), format_bytes(node["free_bytes"])
 
 
-def describe_node(node: pb.Node, routing: pb.Routing, space: SpaceReply | None = None) -> dict[str, Any]:
+def count_replicas(routing: pb.Routing) -> dict[int, Counter[str]]:
+    """How many `replicas` each node holds, and how many of them are `serving`."""
+    counts: dict[int, Counter[str]] = defaultdict(Counter)
+    for chain in routing.chains:
+        for target in chain.targets:
+            counts[target.node]["replicas"] += 1
+            counts[target.node]["serving"] += target.state == pb.SERVING
+    return counts
+
+
+def describe_node(node: pb.Node, counts: Counter[str], space: SpaceReply | None = None) -> dict[str, Any]:
     """A node in plain words. `space`: of its disk, if it is a storage node that answered."""
-    targets = [target for chain in routing.chains for target in chain.targets if target.node == node.id]
     return {
         "id": node.id,
         "kind": pb.NodeKind.Name(node.kind).removeprefix("NODE_").lower(),
@@ -178,30 +189,21 @@ def describe_node(node: pb.Node, routing: pb.Routing, space: SpaceReply | None =
         "pid": node.pid,
         "address": node.grpc_address,
         "release": node.release,
-        "replicas": len(targets),
-        "serving": sum(target.state == pb.SERVING for target in targets),
+        "replicas": counts["replicas"],
+        "serving": counts["serving"],
         "capacity_bytes": None if space is None else space.capacity_bytes,
         "free_bytes": None if space is None else space.free_bytes,
     }
 
 
-def _chains_alone(routing: pb.Routing, node: int) -> list[int]:
-    """Chains that only this node serves. Raises: NotFound if there is no such node."""
-    if node not in {each.id for each in routing.nodes}:
-        raise NotFound(f"no node {node}; `luciola node list` shows all of them")
-    serving = {
-        chain.id: [target.node for target in chain.targets if target.state == pb.SERVING]
-        for chain in routing.chains
-    }
-    return [chain for chain, nodes in serving.items() if nodes == [node]]
-
-
-def _set(door: Door, number: int, *, disabled: bool, as_json: bool) -> None:
-    changed = door.ask(lambda ask: ask.disable_node(number, disabled=disabled))
+def _set(door: Door, number: int, *, disabled: bool, accept_unavailable: bool = False, as_json: bool) -> None:
+    changed = door.ask(
+        lambda ask: ask.disable_node(number, disabled=disabled, accept_unavailable=accept_unavailable)
+    )
     if as_json:
-        print_json(describe_node(changed, door.ask(Manager.routing)))
+        print_json(describe_node(changed, count_replicas(door.ask(Manager.routing))[changed.id]))
     else:
         click.echo(f"node {number} is {'disabled' if disabled else 'enabled'}")
 
 
-__all__ = ["describe_node", "node"]
+__all__ = ["count_replicas", "describe_node", "node"]

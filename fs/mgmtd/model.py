@@ -523,12 +523,35 @@ class Model:
                 return (chain.changed((*others, replace(member, state=Public.SYNCING))),)
         return ()
 
-    def disabled_node(self, node_id: NodeId, *, disabled: bool) -> Change:
-        """Raises: NotFound."""
+    def disabled_node(self, node_id: NodeId, *, disabled: bool, accept_unavailable: bool = True) -> Change:
+        """Raises: NotFound; InvalidArgument if chains would be unavailable, and that is not accepted."""
         node = self.records.nodes.get(node_id)
         if node is None:
-            raise NotFound(f"no node {node_id}")
+            raise NotFound(f"no node {node_id}; `luciola node list` shows all of them")
+        if disabled and not node.disabled and not accept_unavailable:
+            self._check_others_serve(node_id)
         return Change() if node.disabled == disabled else Change(nodes=(replace(node, disabled=disabled),))
+
+    def _check_others_serve(self, node: NodeId) -> None:
+        """Raises: InvalidArgument if no node that stays enabled serves one of the chains that this one serves.
+
+        A node that was disabled a moment ago counts as not serving, though its lease still runs.
+        """
+        alone = [
+            chain.id
+            for chain in self.records.chains_of(node)
+            if (serving := {member.node for member in chain.serving}) and node in serving
+            if all(other == node or self._is_disabled(other) for other in serving)
+        ]
+        if alone:
+            raise InvalidArgument(
+                f"node {node} has the only replica that serves of {len(alone)} chains, such as {alone[0]}",
+                unavailable=len(alone),
+            )
+
+    def _is_disabled(self, node: int) -> bool:
+        known = self.records.nodes.get(NodeId(node))
+        return known is None or known.disabled
 
     def unregistered(self, node_id: NodeId) -> Change:
         """Raises: NotFound; Busy if it is alive or has replicas."""

@@ -165,7 +165,11 @@ class Service:
 
     async def set_node_disabled(self, request: pb.SetNodeDisabledRequest, identity: Identity) -> pb.Node:
         node = NodeId(request.node)
-        term = await self._change(lambda model: model.disabled_node(node, disabled=request.disabled))
+        term = await self._change(
+            lambda model: model.disabled_node(
+                node, disabled=request.disabled, accept_unavailable=request.accept_unavailable
+            )
+        )
         log.info("node %d is %s", node, "disabled" if request.disabled else "enabled")
         return term.publisher.node(node)
 

@@ -487,6 +487,8 @@ pub struct SetNodeDisabledRequest {
     pub node: u32,
     #[prost(bool, tag = "2")]
     pub disabled: bool,
+    #[prost(bool, tag = "3")]
+    pub accept_unavailable: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProcessEndedRequest {

@@ -340,12 +340,14 @@ class NodeRequest(_message.Message):
     def __init__(self, node: _Optional[int] = ...) -> None: ...
 
 class SetNodeDisabledRequest(_message.Message):
-    __slots__ = ("node", "disabled")
+    __slots__ = ("node", "disabled", "accept_unavailable")
     NODE_FIELD_NUMBER: _ClassVar[int]
     DISABLED_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
     node: int
     disabled: bool
-    def __init__(self, node: _Optional[int] = ..., disabled: _Optional[bool] = ...) -> None: ...
+    accept_unavailable: bool
+    def __init__(self, node: _Optional[int] = ..., disabled: _Optional[bool] = ..., accept_unavailable: _Optional[bool] = ...) -> None: ...
 
 class ProcessEndedRequest(_message.Message):
     __slots__ = ("node", "incarnation", "pid")

@@ -565,3 +565,18 @@ def test_second_metadata_service_is_refused_while_the_first_lives(manager):
         manager.beat(101, **node)
     manager.model.end(100)
     manager.beat(100, incarnation=2, **node)
+
+
+# Nodes that are disabled.
+
+
+def test_second_node_of_a_chain_is_not_disabled_unasked_while_the_first_still_has_its_lease(manager):
+    manager.keep(manager.model.disabled_node(HEAD, disabled=True, accept_unavailable=False))
+    assert manager.states[HEAD] is Public.SERVING, "its lease still runs"
+    with pytest.raises(
+        InvalidArgument, match="only replica that serves of 1 chains, such as 100001"
+    ) as refused:
+        manager.model.disabled_node(TAIL, disabled=True, accept_unavailable=False)
+    assert refused.value.fields == {"unavailable": "1"}
+    manager.keep(manager.model.disabled_node(TAIL, disabled=True, accept_unavailable=True))
+    manager.keep(manager.model.disabled_node(TAIL, disabled=False, accept_unavailable=False))

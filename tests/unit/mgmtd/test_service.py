@@ -297,7 +297,7 @@ def test_nodes_are_disabled_enabled_and_forgotten():
     async def story(cluster: Cluster) -> None:
         await cluster.beat(1000)
         disabled = await cluster.call(
-            "set_node_disabled", pb.SetNodeDisabledRequest(node=1000, disabled=True)
+            "set_node_disabled", pb.SetNodeDisabledRequest(node=1000, disabled=True, accept_unavailable=True)
         )
         assert disabled.status == pb.DISABLED
         assert (await cluster.beat(1000)).lease_ms == 0
