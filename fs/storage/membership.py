@@ -76,6 +76,7 @@ class Membership:
         self._sequence = 0
         self._interval_s = FIRST_INTERVAL_S
         self._timeout_s = FIRST_TIMEOUT_S
+        self._seen: dict[int, tuple[TargetId, model.Seen]] = {}  # this node's replica of each chain
         self._outdated = ""  # what mgmtd's store lacks, in words (M4)
         self._saving: asyncio.Task[None] | None = None
         self._marked_s = float("-inf")
@@ -131,14 +132,15 @@ class Membership:
     def routing_changed(self, routing: Routing) -> None:
         """Takes in what mgmtd published (already in `table`)."""
         self._engine.node.set_routing(routing.SerializeToString())  # M3
-        seen = {
-            TargetId(target.id): model.Seen(
-                ChainId(chain.id), ChainVersion(chain.version), Public(target.state)
-            )
-            for chain in self.table.chains.values()
-            for target in chain.targets
-            if target.node == self._about.id
-        }
+        if not routing.delta:
+            self._seen = {}
+        for chain in routing.chains:  # of a delta: those that changed, not all of the cluster's
+            self._seen.pop(chain.id, None)
+            for target in chain.targets:
+                if target.node == self._about.id:
+                    now = model.Seen(ChainId(chain.id), ChainVersion(chain.version), Public(target.state))
+                    self._seen[chain.id] = (TargetId(target.id), now)
+        seen = dict(self._seen.values())
         self._directory.join(seen)
         self._apply(model.RoutingChanged(seen, self._directory.lost))
         for listener in self._listeners:

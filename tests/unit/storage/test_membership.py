@@ -241,6 +241,27 @@ def test_process_whose_place_was_taken_ends(tmp_path):
     run(tmp_path, test)
 
 
+def test_delta_changes_what_it_brings_and_keeps_the_rest(tmp_path):
+    async def test(world, _):
+        def adopt(version, *chains, delta):
+            routing = Routing(version=version, chains=chains, delta=delta)
+            assert world.membership.table.apply(routing)
+            world.membership.routing_changed(routing)
+            return {id_: seen.public for id_, seen in world.membership.state.targets.items()}
+
+        def chain(number, version, state, node=1):
+            target = Target(id=100 + number, node=node, state=state)
+            return Chain(id=number, version=version, targets=[target])
+
+        assert adopt(1, chain(1, 1, OFFLINE), chain(2, 1, OFFLINE), delta=False) == {101: 16, 102: 16}
+        assert adopt(2, chain(2, 2, SERVING), delta=True) == {101: 16, 102: 1}
+        assert adopt(3, delta=True) == {101: 16, 102: 1}
+        assert adopt(4, chain(1, 2, SERVING, node=2), delta=True) == {102: 1}
+        assert adopt(5, chain(1, 3, OFFLINE), chain(2, 2, SERVING), delta=False) == {101: 16, 102: 1}
+
+    run(tmp_path, test)
+
+
 def test_routing_of_an_older_store_is_left_out_and_reported(tmp_path):
     async def test(world, _):
         adopted = Routing(version=5 << 32 | 1, manager=1, chains=[Chain(id=1, version=9, targets=[OURS])])
