@@ -62,7 +62,11 @@ async def raise_generation(engine: Engine, generation: int, *, clock: Clock) -> 
         raised = found._replace(generation=max(generation, found.generation))
         txn.put(schema.SUPERBLOCK, schema.encode_superblock(raised))
         for kind in (INODES, CONTENTS):
-            txn.put(schema.allocator_key(kind), schema.encode_next(generation << schema.GENERATION_BITS))
+            key = schema.allocator_key(kind)
+            value = txn.get(key)
+            # Quarantine may have moved it beyond a content of any generation.
+            first = 0 if value is None else schema.decode_next(value)
+            txn.put(key, schema.encode_next(max(first, generation << schema.GENERATION_BITS)))
         return raised
 
     return await run(engine, begin, durability=Durability.SYNC, clock=clock)

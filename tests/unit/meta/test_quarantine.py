@@ -5,6 +5,7 @@ import pytest
 from luciola.errors import InvalidArgument
 from luciola.meta import schema
 from luciola.meta.layout import chains_of
+from luciola.meta.parts import raise_generation
 from luciola.meta.quarantine import CONTENTS_MAX
 from luciola.wire.pb import meta_pb2 as pb
 
@@ -99,6 +100,14 @@ def test_new_files_never_get_a_content_that_is_in_quarantine(world, content):
     contents += [world.chunked(b"again %d" % number, b"x")[0].content for number in range(3)]
     assert min(contents) > max(content, first.content)
     assert contents == sorted(set(contents))
+
+
+def test_new_generation_does_not_return_to_a_content_that_was_in_quarantine(world):
+    content = (2 << schema.GENERATION_BITS) + 7
+    quarantine(world, content)
+    world.run(raise_generation(world.engine, 2, clock=world.clock))
+    world.crash()
+    assert world.chunked(b"f", b"x")[0].content > content
 
 
 def test_chain_that_does_not_answer_delays_only_its_contents(world):
