@@ -83,14 +83,17 @@ class Heard:
 class Model:
     """The manager's knowledge. Every method that reads a clock is handed the time."""
 
-    def __init__(self, config: MgmtdConfig, records: Records, *, now_s: float) -> None:
+    def __init__(self, config: MgmtdConfig, records: Records, *, now_s: float, granted_ms: int = 0) -> None:
         self.config = config
         self.records = records
         self.lives: dict[NodeId, NodeLife] = {node: NodeLife() for node in records.nodes}
         self.targets: dict[TargetId, TargetLife] = {}
         self.newborn_until: dict[ChainId, float] = {}
         self.started_s = now_s
-        self.bootstrap_until_s = now_s + config.bootstrap_ms / 1000
+        self.bootstrap_until_s = now_s + max(config.bootstrap_ms, granted_ms) / 1000
+        self.granted_until_s = (
+            now_s + granted_ms / 1000
+        )  # leases of earlier terms, under another configuration
         self.looked_s = now_s
         self.touched: set[NodeId] = set()  # nodes whose status changed since the service last published
         self.marked_s = float("-inf")  # when the mark of meta's store was last stored
@@ -116,6 +119,10 @@ class Model:
     def lease_s(self) -> float:
         """How long after hearing a node it may still believe in its lease: its clock may be the slower one."""
         return longest_lease_ms(self.config) / 1000
+
+    def _leased_until_s(self, heard_s: float) -> float:
+        """Until when a node that was heard then may believe in a lease: one of an earlier term may be longer."""
+        return max(heard_s + self.lease_s, self.granted_until_s)
 
     def is_bootstrapping(self, now_s: float) -> bool:
         return now_s < self.bootstrap_until_s
@@ -339,7 +346,8 @@ class Model:
             if life.has_ended or life.status == pb.FAILED:
                 continue
             alive_until = max(
-                life.heard_s + self.lease_s, self.bootstrap_until_s if life.heard_s < self.started_s else 0
+                self._leased_until_s(life.heard_s),
+                self.bootstrap_until_s if life.heard_s < self.started_s else 0,
             )
             if now_s < alive_until:
                 continue
@@ -519,7 +527,7 @@ class Model:
             if member.target != target:
                 others = tuple(other for other in chain.members if other != member)
                 self._falling.add(member.target)
-                self.targets[member.target].serves_until_s = now_s + self.lease_s
+                self.targets[member.target].serves_until_s = self._leased_until_s(now_s)
                 return (chain.changed((*others, replace(member, state=Public.SYNCING))),)
         return ()
 

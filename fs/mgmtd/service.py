@@ -190,7 +190,10 @@ class Service:
     @property
     def is_primary(self) -> bool:
         """Whether this process may decide and grant, by its own clock (E3)."""
-        return self._term is not None and self._clock.monotonic() < self._term.valid_until_s
+        if self._term is None:
+            return False
+        # Where nobody else can take the lease, a store that stalls must not end the leases of all nodes.
+        return self._settings.sole or self._clock.monotonic() < self._term.valid_until_s
 
     def _primary(self) -> Term:
         if self._term is None or not self.is_primary:
@@ -356,7 +359,8 @@ class Service:
             term = self._term
             if term is not None:
                 try:
-                    term.lease = await self._store.renew(term.lease)
+                    granted_ms = self._granted_ms(term.lease if begun_s < term.model.granted_until_s else None)
+                    term.lease = await self._store.renew(replace(term.lease, granted_ms=granted_ms))
                 except Error as error:
                     if not self.is_primary or isinstance(error, Unavailable):
                         self._step_down(term, error)
@@ -370,7 +374,11 @@ class Service:
             if found is None or self._settings.sole or silent_s >= PRIMARY_LEASE_S * (1 + PRIMARY_DRIFT):
                 node = self._settings.node
                 mine = Lease(
-                    node.incarnation, 0, lane_address=node.lane_address, grpc_address=node.grpc_address
+                    node.incarnation,
+                    0,
+                    granted_ms=self._granted_ms(found),
+                    lane_address=node.lane_address,
+                    grpc_address=node.grpc_address,
                 )
                 taken = await self._store.take(found, mine)
                 if taken is not None:
@@ -382,7 +390,7 @@ class Service:
         await self._store.save(change, lease)
         records.apply(change)
         now_s = self._clock.monotonic()
-        model = Model(self._config, records, now_s=now_s)
+        model = Model(self._config, records, now_s=now_s, granted_ms=lease.granted_ms)
         own = model.lives[self._settings.node.id]
         own.status, own.heard_s = pb.CONNECTED, float("inf")
         timeout_s = self._config.client_session_timeout_ms / 1000
@@ -400,6 +408,11 @@ class Service:
             "primary in term %d: %d nodes, %d chains; chains are frozen until their nodes are heard, or for %d ms",
             *(lease.term, len(records.nodes), len(records.chains), self._config.bootstrap_ms),
         )
+
+    def _granted_ms(self, lease: Lease | None) -> int:
+        """The longest lease that a node may have: from this manager, or an earlier one with another configuration."""
+        own_ms = ceil(longest_lease_ms(self._config))
+        return own_ms if lease is None else max(own_ms, lease.granted_ms)
 
     def _step_down(self, term: Term, reason: object) -> None:
         if self._term is term:

@@ -2,7 +2,7 @@
 
     mgmtd/format                        of all these records, a decimal number; absent: 1
     mgmtd/cluster                       the id of the cluster these records belong to
-    mgmtd/lease                         who is primary, as JSON: holder, term, renewals, addresses
+    mgmtd/lease                         who is primary, as JSON: holder, term, renewals, longest lease, addresses
     mgmtd/node/<id>                     Node
     mgmtd/chain/<id>                    Chain
     mgmtd/table/<id><version>           ChainTable
@@ -14,7 +14,7 @@ Numbers in keys are 32-bit big-endian. Every commit is durable against power los
     E2  every write reads the lease in its own transaction: who is not primary any more cannot write
     E3  a lease is taken from its holder only after it was not renewed for its whole length, measured by the taker
         on its own clock; the holder stops believing in it earlier, counted from before it renewed it. No wall
-        clock is involved
+        clock is involved. Where one process owns the store no other can take it, and it does not run out
 """
 
 import json
@@ -45,6 +45,7 @@ class Lease:
     holder: int
     term: int
     renewals: int = 0
+    granted_ms: int = 0  # the longest lease that a node may still have from this term or one before
     lane_address: str = ""
     grpc_address: str = ""
 
@@ -62,7 +63,7 @@ class Store:
         return await run(self._engine, _read_lease)
 
     async def renew(self, lease: Lease) -> Lease:
-        """The same lease, renewed. Raises: Unavailable if somebody else has it now."""
+        """The same lease, renewed, with what it says now. Raises: Unavailable if another manager has it."""
 
         def operation(transaction: Transaction) -> Lease:
             _require(transaction, lease)

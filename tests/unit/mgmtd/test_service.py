@@ -420,6 +420,113 @@ def test_request_that_is_cancelled_does_not_tear_a_write_apart():
     asyncio.run(play())
 
 
+class StallingEngine(MemoryEngine):
+    """A store whose disk answers no sync while `stalls`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = asyncio.Event()
+        self.answers.set()
+
+    async def sync(self) -> None:
+        await self.answers.wait()
+
+
+def test_leases_outlast_a_store_that_stalls():
+    engine = StallingEngine()
+
+    async def story(cluster: Cluster) -> None:
+        await with_table(cluster)
+        engine.answers.clear()
+        for _ in range(20):
+            await cluster.wait(1.0)
+            for node in (1000, 1001, 1002):
+                assert (await cluster.beat(node)).lease_ms > 0
+        engine.answers.set()
+        await alive(cluster, 5.0, 1000, 1001, 1002)
+        routing = await cluster.routing()
+        assert {chain.version for chain in routing.chains} == {1}, "nobody was declared failed"
+
+    scenario(story, engine=engine)
+
+
+def test_primary_that_others_may_follow_ends_with_a_store_that_stalls():
+    engine = StallingEngine()
+
+    async def story(cluster: Cluster) -> None:
+        await with_table(cluster)
+        engine.answers.clear()
+        await alive(cluster, 3.0, 1000)
+        await cluster.wait(PRIMARY_LEASE_S)
+        with pytest.raises(Unavailable):
+            await cluster.beat(1000)
+
+    async def play() -> None:
+        cluster = start(engine, ManualClock(), sole=False)
+        await settle()
+        try:
+            await story(cluster)
+        finally:
+            engine.answers.set()
+            cluster.task.cancel()
+            await asyncio.gather(cluster.task, return_exceptions=True)
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("restarts", [1, 3])
+def test_leases_of_a_longer_configuration_are_respected_after_a_restart(restarts):
+    """A node keeps a lease of 40 s that was granted before managers with leases of 3 s took over."""
+    engine, clock = MemoryEngine(), ManualClock()
+
+    async def story() -> None:
+        first = start(engine, clock, config=MgmtdConfig(lease_ms=40_000, bootstrap_ms=60_000))
+        await settle()
+        await with_table(first)
+        await stop(first)
+        for number in range(restarts):
+            cluster = start(engine, clock, number=2 + number)
+            await settle()
+            await alive(cluster, 2.0, 1000, 1001)
+            if number < restarts - 1:
+                await stop(cluster)
+        # However long ago each manager started, leases of the first may be in force for 40 s of the slowest clock.
+        await alive(cluster, 36.0, 1000, 1001)
+        assert serving(await cluster.routing()) == {1000, 1001, 1002}
+        await alive(cluster, 10.0, 1000, 1001)
+        assert serving(await cluster.routing()) == {1000, 1001}
+        await stop(cluster)
+
+    async def stop(cluster: Cluster) -> None:
+        cluster.task.cancel()
+        await asyncio.gather(cluster.task, return_exceptions=True)
+
+    asyncio.run(story())
+
+
+def test_lease_of_a_node_that_is_heard_again_still_counts():
+    """Its reply may have been lost: the node then believes in the longer lease of the earlier manager."""
+    engine, clock = MemoryEngine(), ManualClock()
+
+    async def story() -> None:
+        first = start(engine, clock, config=MgmtdConfig(lease_ms=40_000, bootstrap_ms=60_000))
+        await settle()
+        await with_table(first)
+        first.task.cancel()
+        await asyncio.gather(first.task, return_exceptions=True)
+        cluster = start(engine, clock, number=2)
+        await settle()
+        await alive(cluster, 1.0, 1000, 1001, 1002)
+        await alive(cluster, 30.0, 1000, 1001)
+        assert serving(await cluster.routing()) == {1000, 1001, 1002}
+        await alive(cluster, 15.0, 1000, 1001)
+        assert serving(await cluster.routing()) == {1000, 1001}
+        cluster.task.cancel()
+        await asyncio.gather(cluster.task, return_exceptions=True)
+
+    asyncio.run(story())
+
+
 def test_store_that_fails_for_long_ends_the_process():
     class Broken(MemoryEngine):
         is_broken = False
