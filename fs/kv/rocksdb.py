@@ -91,8 +91,8 @@ class RocksEngine(Engine):
         self._unchecked_bytes += transaction.size_bytes
         if self._unchecked_bytes >= SPACE_CHECK_BYTES:
             self._check_space(may_use_reserve=transaction.may_use_reserve)
-        if self._broken is not None or self._syncer.error is not None:
-            raise Unavailable(f"the key-value store has failed: {self._broken or self._syncer.error}")
+        if self.failure is not None:
+            raise Unavailable(f"the key-value store has failed: {self.failure}")
         batch = rocksdict.WriteBatch(raw_mode=True)
         for begin, end in transaction.cleared:
             self._clear(batch, begin, end)
@@ -112,6 +112,11 @@ class RocksEngine(Engine):
         self.kept.follow(transaction)
         self._syncer.wrote()
         return self._db.latest_sequence_number()
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why nothing can be written any more until the store is opened again, if so."""
+        return self._broken or self._syncer.error
 
     async def sync(self) -> None:
         await self._syncer.sync()

@@ -15,7 +15,7 @@ import uvloop
 from .. import __version__
 from ..clock import Clock, SystemClock
 from ..config import ClusterConfig, load
-from ..errors import ConfigError, CorruptData, Error
+from ..errors import ConfigError, CorruptData, Error, Unavailable
 from ..kv.rocksdb import RocksEngine
 from ..logfile import rotate_output
 from ..wire import SERVICE, LaneServer, RpcClients, RpcServer, load_cluster, methods, mint
@@ -31,6 +31,7 @@ from .parts import build, format_store, raise_generation
 log: Final = logging.getLogger("luciola.meta")
 
 NODE_ID: Final = 100
+GUARD_INTERVAL_S: Final = 0.1
 
 
 async def collect(collector: Collector, parts: Parts, clock: Clock) -> None:
@@ -45,6 +46,18 @@ async def collect(collector: Collector, parts: Parts, clock: Clock) -> None:
         except Exception:  # the top of a task: a defect here must not take the namespace down
             log.exception("a round of collection failed")
         await clock.sleep(interval_s)
+
+
+async def guard_store(engine: RocksEngine, clock: Clock) -> None:
+    """Return never. Raises: Unavailable when a write of the store has failed.
+
+    What was written since the last sync may be lost, and reads would show it: only opening the store again tells.
+    """
+    while engine.failure is None:
+        await clock.sleep(GUARD_INTERVAL_S)
+    raise Unavailable(
+        f"the store has failed, and has to be opened again: {engine.failure}"
+    ) from engine.failure
 
 
 async def admit_store(
@@ -139,6 +152,7 @@ async def serve(arguments: argparse.Namespace) -> None:
                     cluster.beat(node, partial(mark_of, engine, superblock)), name="heartbeat"
                 ),
                 asyncio.create_task(collect(collector, parts, clock), name="collector"),
+                asyncio.create_task(guard_store(engine, clock), name="store"),
             ]
             log.info("meta %d serves: lane %s, gRPC %s", arguments.node_id, lane_address, rpc_address)
             await _until(stop, tasks)

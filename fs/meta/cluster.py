@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 from ..clock import Clock
-from ..errors import ConfigError, Error, InvalidArgument, Unavailable
+from ..errors import ConfigError, Error, InvalidArgument, StaleRouting, Unavailable
 from ..ids import ChainId
 from ..wire import RpcClients, methods
 from ..wire.pb.common_pb2 import Empty
@@ -43,7 +43,11 @@ class RoutingTable:
         self.tables: dict[tuple[int, int], ChainTable] = {}
 
     def apply(self, routing: Routing) -> None:
-        """Takes over a snapshot, or what has changed."""
+        """Take over a snapshot, or what has changed. Raises: StaleRouting if it is older than what is known."""
+        if routing.version < self.version:
+            raise StaleRouting(
+                f"routing version {routing.version} is older than {self.version}, which is known"
+            )
         if not routing.delta:
             self.nodes.clear()
             self.chains.clear()

@@ -359,7 +359,9 @@ class Service:
             term = self._term
             if term is not None:
                 try:
-                    granted_ms = self._granted_ms(term.lease if begun_s < term.model.granted_until_s else None)
+                    granted_ms = self._granted_ms(
+                        term.lease if begun_s < term.model.granted_until_s else None
+                    )
                     term.lease = await self._store.renew(replace(term.lease, granted_ms=granted_ms))
                 except Error as error:
                     if not self.is_primary or isinstance(error, Unavailable):

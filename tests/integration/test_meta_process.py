@@ -1,6 +1,7 @@
 """The metadata service as a process, beside mgmtd and storage nodes: it dies, returns, and forgets nothing."""
 
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -342,3 +343,19 @@ def test_second_process_on_the_same_store_is_refused(cluster):
     result = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
+
+
+def test_process_ends_when_its_store_fails_and_the_next_one_has_what_was_acknowledged(tmp_path):
+    with MetaCluster(tmp_path) as cluster:
+        client = cluster.connect()
+        client.create(b"before")
+        process = cluster._processes["meta"]
+        resource.prlimit(
+            process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY)
+        )  # as a disk that fails
+        with pytest.raises(Unavailable):
+            client.call(NAMESPACE.create, pb.CreateRequest(path=pb.Path(at=1, path=b"after")), timeout_s=0)
+        assert process.wait(WAIT_S) == 1
+        cluster.start_meta()
+        cluster.wait(cluster.meta_address, "the metadata service")
+        assert client.names(b"") == [b"before"]

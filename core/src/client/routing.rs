@@ -44,11 +44,12 @@ pub struct Routing {
 }
 
 impl Routing {
-    /// The routing after a snapshot or a delta of mgmtd. Errors: `CorruptData` if it makes no sense.
+    /// The routing after a snapshot or a delta of mgmtd. Errors: `CorruptData` if it makes no sense, or is older: who
+    /// may serve a chain is never taken back.
     pub fn apply(&self, update: pb::Routing) -> Result<Routing> {
         let mut next = if update.delta { self.clone() } else { Routing::default() };
-        if update.delta && update.version < self.version {
-            return Err(corrupt("routing goes back in time"));
+        if update.version < self.version {
+            return Err(corrupt("it is older than what is known: another manager answered, or one with an older store"));
         }
         if !self.cluster_id.is_empty()
             && update.cluster_id != self.cluster_id
@@ -424,6 +425,7 @@ mod tests {
         assert_eq!(second.chains[&ChainId(7)].members[0].state, TargetState::Offline);
         assert_eq!(second.chains[&ChainId(8)], first.chains[&ChainId(8)]);
         assert!(second.apply(routing(true, 5)).is_err(), "not back in time");
+        assert!(second.apply(routing(false, 5)).is_err(), "nor by a snapshot");
         let foreign = pb::Routing { cluster_id: "d".to_owned(), ..routing(false, 9) };
         assert!(second.apply(foreign).is_err());
         assert!(second.apply(routing(false, 9)).unwrap().nodes.is_empty());
