@@ -9,10 +9,10 @@ lives here only, and is rebuilt from heartbeats after a restart.
     L3  after a start nothing is taken for dead until every lease granted before has run out
     L4  a replica whose process has ended passes through OFFLINE or LASTSRV before its next report counts
     L5  a chain that serves, and has a member of which nothing is known yet, does not change
-    L7  after a start no lease is granted, and no metadata service may serve, before every storage node that may have
-        seen a newer store than ours was heard, or was given the time of the bootstrap for it
     L6  a replica that was rotated while its node lives takes part in every write until the node has heard of it, or
         its lease has run out
+    L7  after a start no lease is granted, and no metadata service may serve, before every storage node that may have
+        seen a newer store than ours was heard, or was given the time of the bootstrap for it
 """
 
 from collections.abc import Iterable, Sequence
