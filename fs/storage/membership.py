@@ -79,6 +79,7 @@ class Membership:
         self._seen: dict[int, tuple[TargetId, model.Seen]] = {}  # this node's replica of each chain
         self._outdated = ""  # what mgmtd's store lacks, in words (M4)
         self._saving: asyncio.Task[None] | None = None
+        self._saving_hangs = False
         self._marked_s = float("-inf")
         self._changed = asyncio.Event()
         self._was_heard = True
@@ -110,9 +111,13 @@ class Membership:
         """Return when the marks are on disk, or after a while: then this node may not recognize an older store."""
         while not self._directory.marks.is_saved:
             if self._saving is None or self._saving.done():
+                self._saving_hangs = False
                 self._saving = asyncio.create_task(asyncio.to_thread(self._directory.marks.save))
-            done, _ = await asyncio.wait({self._saving}, timeout=MARK_TIMEOUT_S)
+            done, _ = await asyncio.wait({self._saving}, timeout=0 if self._saving_hangs else MARK_TIMEOUT_S)
+            if not done and self._saving_hangs:
+                return
             if not done:
+                self._saving_hangs = True
                 log.warning("marks are not on disk after %s s: the disk is slow or hangs", MARK_TIMEOUT_S)
                 return
             error = self._saving.exception()

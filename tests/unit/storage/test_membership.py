@@ -10,7 +10,7 @@ from luciola.errors import InvalidArgument, Unavailable
 from luciola.states import Local
 from luciola.storage.directory import Directory
 from luciola.storage.engine import Engine
-from luciola.storage.marks import load
+from luciola.storage.marks import MarkFile, load
 from luciola.storage.membership import Membership, Options
 from luciola.wire import SERVICE, RpcClients, RpcServer, methods, mint
 from luciola.wire.pb.mgmtd_pb2 import (
@@ -51,8 +51,8 @@ class Manager:
 
 
 class World:
-    def __init__(self, manager, membership, twin):
-        self.manager, self.membership, self.twin = manager, membership, twin
+    def __init__(self, manager, membership, twin, directory):
+        self.manager, self.membership, self.twin, self.directory = manager, membership, twin, directory
         self.version = 0
 
     def routing(self, *states):
@@ -86,7 +86,7 @@ def run(tmp_path, test):
         membership = Membership(Engine(twin), directory, clients, about, Options(address, 5))
         task = asyncio.create_task(membership.run())
         try:
-            await test(World(manager, membership, twin), task)
+            await test(World(manager, membership, twin, directory), task)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -277,6 +277,42 @@ def test_routing_of_an_older_store_is_left_out_and_reported(tmp_path):
         await world.beats(2)
         assert world.manager.heard[-1].outdated == ""
         assert world.twin.lease_until_s > 0
+
+    run(tmp_path, test)
+
+
+class HangingMarks(MarkFile):
+    """Marks on a disk that hangs until `disk` is set."""
+
+    def __init__(self, path) -> None:
+        super().__init__(path, node=1)
+        self.disk = threading.Event()
+
+    def save(self) -> None:
+        self.disk.wait()
+        super().save()
+
+
+def test_disk_that_hangs_keeps_no_routing_out(tmp_path):
+    """Its node must hear that it is out of its chains, and report its replicas under their present versions."""
+
+    async def test(world, _):
+        marks = HangingMarks(tmp_path)
+        world.directory.marks = marks
+        try:
+            for version in (1, 2, 3):
+                chain = Chain(id=1, version=version, targets=[OURS])
+                assert await world.membership.admit(
+                    Routing(version=version, chains=[chain], delta=version > 1)
+                )
+            assert load(tmp_path) is None
+        finally:
+            marks.disk.set()
+        assert await world.membership.admit(Routing(version=4, delta=True))
+        async with asyncio.timeout(60):
+            while not marks.is_saved:
+                await world.beats(1)
+        assert load(tmp_path).chains[0].version == 3
 
     run(tmp_path, test)
 
