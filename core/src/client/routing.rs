@@ -49,7 +49,9 @@ impl Routing {
     pub fn apply(&self, update: pb::Routing) -> Result<Routing> {
         let mut next = if update.delta { self.clone() } else { Routing::default() };
         if update.version < self.version {
-            return Err(corrupt("it is older than what is known: another manager answered, or one with an older store"));
+            return Err(corrupt(
+                "it is older than what is known: another manager answered, or one with an older store",
+            ));
         }
         if !self.cluster_id.is_empty()
             && update.cluster_id != self.cluster_id
