@@ -68,7 +68,8 @@ async def admit_store(
     Raises: ConfigError if it is older, unless the operator accepts that; CorruptData if it is empty.
     """
     create = arguments.create or arguments.accept_loss
-    superblock = await format_store(engine, cluster_id=cluster_id, clock=clock, create=create)
+    owner = os.geteuid(), os.getegid()  # the user who runs `luciola up` can write into a new cluster
+    superblock = await format_store(engine, cluster_id=cluster_id, clock=clock, create=create, owner=owner)
     if arguments.accept_loss:
         known = superblock.generation
         try:

@@ -33,6 +33,7 @@ from .census import Census
 from .lengths import Lengths
 from .operations.length import Overtaken
 from .operations.list import Listing, list_directory
+from .operations.remove_tree import check_tree
 from .permissions import READ, User, may
 from .quarantine import Quarantine
 from .replies import RECORDED, inodes_of, without_data
@@ -40,7 +41,7 @@ from .requests import Requests
 from .sessions import SESSIONS_MAX, Holds, Writers
 from .storage import StorageControl
 from .truncation import Truncations
-from .work import Measured, NeedCut, NeedIds, NeedLength, NeedPause, Scene, Work
+from .work import Measured, Need, NeedCheck, NeedCut, NeedIds, NeedLength, NeedPause, Scene, Work
 
 log: Final = logging.getLogger("luciola.meta")
 
@@ -66,6 +67,7 @@ class Call:
     session: int = 0
     measured: dict[int, Measured] = field(default_factory=dict)
     cuts: dict[int, schema.Cut] = field(default_factory=dict)
+    checked: set[int] = field(default_factory=set)  # trees that the user may remove
     uncertain: set[int] = field(default_factory=set)  # inodes whose sessions may have changed
     wants_length: bool = False  # rather no answer than a length that others have outgrown
     exact: bool = False  # rather a slow answer than such a length
@@ -143,7 +145,7 @@ class Execution:
             reply: R = self._attempt(call)
         except Overtaken:
             raise
-        except (NeedIds, NeedLength, NeedPause, NeedCut, Conflict, MaybeCommitted) as reason:
+        except (NeedIds, Need, Conflict, MaybeCommitted) as reason:
             return self._persist(call, self._attempt, reason)
         if self._scene.inodes.is_low or self._scene.contents.is_low:
             self._refill()
@@ -180,6 +182,7 @@ class Execution:
             bool(call.session) and not call.cuts and self._writers.count_of(call.client) >= SESSIONS_MAX,
             call.measured,
             call.cuts,
+            checked=call.checked,
         )
         reply = call.operation(work, call.request)
         if work.missing_cut is not None:
@@ -248,7 +251,7 @@ class Execution:
                 return attempt(call)
             except Overtaken:
                 raise
-            except (NeedIds, NeedLength, NeedPause, NeedCut, Conflict, MaybeCommitted) as again:
+            except (NeedIds, Need, Conflict, MaybeCommitted) as again:
                 reason = again
         if isinstance(reason, Error):
             raise reason
@@ -271,7 +274,7 @@ class Execution:
                         if tries == TRIES_MAX:
                             raise
                         await self._satisfy(call, again, tries)
-                    except (NeedIds, NeedLength, NeedPause, NeedCut) as again:
+                    except (NeedIds, Need) as again:
                         return again, None
             finally:
                 call.cuts.pop(need.inode, None)
@@ -285,6 +288,9 @@ class Execution:
                 await self._measure(call, reason.inode)
             case NeedPause():
                 await self._parts.truncations.wait(reason.inode)
+            case NeedCheck():
+                await check_tree(self._engine, call.user, reason.inode)
+                call.checked.add(reason.inode)
             case _:
                 longest_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tries)
                 await self._clock.sleep(self._random.uniform(longest_s / 2, longest_s))

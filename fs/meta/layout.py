@@ -5,7 +5,7 @@ large they are; the run is permuted by a seed, so that first chunks do not meet 
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -87,6 +87,7 @@ class Placer:
     def __init__(self, config: MetaConfig, *, seed: int | None = None) -> None:
         self._random = random.Random(seed)  # noqa: S311, spreads load, guards nothing
         self._tables: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._copies: dict[tuple[int, int], int] = {}
         self._newest: dict[int, int] = {}  # table → version that new files get
         self._next: dict[int, int] = {}
         self._default = 0
@@ -94,11 +95,17 @@ class Placer:
             chunk_bytes=config.chunk_bytes, stripe=config.stripe, inline_bytes=config.inline_bytes
         )
 
-    def set_tables(self, tables: Iterable[ChainTable]) -> None:
+    def set_tables(self, tables: Collection[ChainTable]) -> None:
         """The chain tables as of now, in all their versions; those without chains are of no use."""
         self._tables = {(table.id, table.version): tuple(table.chains) for table in tables if table.chains}
+        self._copies = {(table.id, table.version): table.replicas for table in tables}
         self._newest = dict(sorted(self._tables))
         self._default = min(self._newest, default=0)
+
+    @property
+    def copies(self) -> int:
+        """Of every chunk of a new file that asks for no table; 1 while no table is known."""
+        return max(1, self._copies.get((self._default, self._newest.get(self._default, 0)), 1))
 
     def template(self, wanted: Layout | None, inherited: Layout | None) -> Layout:
         """The template that new files follow: what the caller wants, or the directory's, or the

@@ -29,8 +29,12 @@ from .work import DIRECTORY_LINKS, Scene
 FIRST_GENERATION: Final = 1
 
 
-async def format_store(engine: Engine, *, cluster_id: str, clock: Clock, create: bool) -> Superblock:
+async def format_store(
+    engine: Engine, *, cluster_id: str, clock: Clock, create: bool, owner: tuple[int, int] = (0, 0)
+) -> Superblock:
     """Check that the store is this cluster's; with `create`, make the root directory in an empty one.
+
+    The root directory belongs to `owner`, (uid, gid).
 
     Raises: ConfigError if it belongs to another cluster; CorruptData if it is empty and may not be created.
     """
@@ -46,7 +50,7 @@ async def format_store(engine: Engine, *, cluster_id: str, clock: Clock, create:
         if not create:
             raise CorruptData("the metadata store holds nothing, not even a root directory")
         txn.put(schema.SUPERBLOCK, schema.encode_superblock(made))
-        txn.put(schema.inode_key(ROOT_INODE), schema.encode_inode(_root(clock.unix_ns())))
+        txn.put(schema.inode_key(ROOT_INODE), schema.encode_inode(_root(clock.unix_ns(), owner)))
         return made
 
     return await run(engine, prepare, durability=Durability.SYNC, clock=clock)
@@ -72,11 +76,13 @@ async def raise_generation(engine: Engine, generation: int, *, clock: Clock) -> 
     return await run(engine, begin, durability=Durability.SYNC, clock=clock)
 
 
-def _root(now_ns: int) -> Inode:
+def _root(now_ns: int, owner: tuple[int, int]) -> Inode:
     return Inode(
         id=ROOT_INODE,
         type=DIRECTORY,
         permissions=0o755,
+        uid=owner[0],
+        gid=owner[1],
         link_count=DIRECTORY_LINKS,
         parent=ROOT_INODE,
         atime_ns=now_ns,

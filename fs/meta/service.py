@@ -292,8 +292,11 @@ class MetaService:
         return self._filled(space)
 
     def _filled(self, space: Space) -> pb.StatFsReply:
+        copies = self._parts.scene.placer.copies
         return pb.StatFsReply(
-            capacity_bytes=space.capacity, free_bytes=space.free, inode_count=self._parts.census.count
+            capacity_bytes=space.capacity // copies,
+            free_bytes=space.free // copies,
+            inode_count=self._parts.census.count,
         )
 
     async def _scan(self, kind: bytes, limit: int) -> AsyncIterator[Pair]:

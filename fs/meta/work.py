@@ -8,6 +8,7 @@ from the start:
     NeedLength   the chains must be asked how long a file is
     NeedCut      chunks must be removed from the chains before the operation commits
     NeedPause    a truncation of this inode is in progress
+    NeedCheck    a tree must be walked, which takes longer than others may wait
 """
 
 from collections.abc import Container
@@ -56,6 +57,10 @@ class NeedCut(Need):
         self.length = length
 
 
+class NeedCheck(Need):
+    """The user must be permitted to remove all that is below this directory."""
+
+
 class Measured(NamedTuple):
     """What the chains said: the end of the last chunk of `content`, asked at this `truncate_version`."""
 
@@ -91,6 +96,7 @@ class Work:
     cuts: dict[int, Cut] = field(default_factory=dict)  # carried out by this operation
     opened: list[tuple[int, int]] = field(default_factory=list)  # (inode, session): after the commit
     closed: list[tuple[int, int]] = field(default_factory=list)
+    checked: Container[int] = ()  # directories below which the user may remove everything
     made: int = 0  # new inodes
     missing_cut: NeedCut | None = None  # this attempt must not commit before chunks were removed
 
@@ -256,6 +262,7 @@ __all__ = [
     "NS_PER_MS",
     "Measured",
     "Need",
+    "NeedCheck",
     "NeedCut",
     "NeedIds",
     "NeedLength",

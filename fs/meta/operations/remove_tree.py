@@ -1,19 +1,23 @@
 """Removing a directory with all that is in it: it loses its name at once, the collector does the rest."""
 
+import asyncio
+import stat
+from collections.abc import Sequence
 from typing import Final
 
-from ...errors import InvalidArgument, Unsupported
+from ...errors import InvalidArgument, NotFound, Unsupported
 from ...ids import ROOT_INODE
+from ...kv import Engine, Transaction
 from ...wire.pb.common_pb2 import Empty
-from ...wire.pb.meta_pb2 import DIRECTORY, Inode, RemoveTreeRequest
+from ...wire.pb.meta_pb2 import DIRECTORY, RemoveTreeRequest
 from .. import schema
-from ..permissions import EXECUTE, READ, WRITE, require, require_removal
+from ..permissions import EXECUTE, READ, WRITE, User, require, require_removal
 from ..resolve import EBUSY, locate
-from ..work import Work
+from ..work import NeedCheck, Work
 from .detach import drop, victim
 
 DIRECTORIES_MAX: Final = 10_000  # looked at before a tree is removed for a user who is not root
-PAGE: Final = 1024
+PAGE: Final = 64  # entries looked at, a fraction of a millisecond, before others have a turn
 
 
 def remove_tree(work: Work, request: RemoveTreeRequest) -> Empty:
@@ -30,13 +34,17 @@ def remove_tree(work: Work, request: RemoveTreeRequest) -> Empty:
             raise InvalidArgument("the root cannot be removed", errno=EBUSY)
         raise InvalidArgument("a name is needed to remove a tree")
     inode = victim(work, place)
-    if inode.type == DIRECTORY and work.user.uid != 0:
-        _require_all(work, inode)
+    if inode.type == DIRECTORY and work.user.uid != 0 and inode.id not in work.checked:
+        raise NeedCheck(inode.id)
     drop(work, place.directory.id, place.name, inode)
     return Empty()
 
 
-def _require_all(work: Work, root: Inode) -> None:
+async def check_tree(engine: Engine, user: User, root: int) -> None:
+    """Find out whether `user` may remove everything below `root`, page by page: requests go on meanwhile.
+
+    Raises: PermissionDenied; Unsupported for a tree too large to check.
+    """
     waiting = [root]
     seen = 0
     while waiting:
@@ -44,27 +52,39 @@ def _require_all(work: Work, root: Inode) -> None:
         seen += 1
         if seen > DIRECTORIES_MAX:
             raise Unsupported(f"more than {DIRECTORIES_MAX} directories: remove the tree in parts")
-        waiting.extend(_require_entries(work, directory))
+        after = b""
+        while True:
+            below, last = _check_page(engine.begin(), user, directory, after)
+            waiting += below
+            await asyncio.sleep(0)
+            if last is None:
+                break
+            after = last
 
 
-def _require_entries(work: Work, directory: Inode) -> list[Inode]:
-    """The subdirectories of one whose entries the user may all remove. Raises: PermissionDenied."""
-    below: list[Inode] = []
-    after = b""
-    while True:
-        pairs = work.txn.snapshot_range(*schema.entry_range(directory.id, after=after), limit=PAGE)
-        if pairs and not after:
-            require(work.user, directory, READ | WRITE | EXECUTE)
-        for key, value in pairs:
-            _, after = schema.split_one(key)
-            entry = schema.decode_entry(value)
-            if entry.type == DIRECTORY or directory.permissions & 0o1000:
-                inode = work.load(entry.inode)
-                require_removal(work.user, directory, inode)
-                if entry.type == DIRECTORY:
-                    below.append(inode)
-        if len(pairs) < PAGE:
-            return below
+def _check_page(
+    txn: Transaction, user: User, number: int, after: bytes
+) -> tuple[Sequence[int], bytes | None]:
+    """Checks some entries of a directory. Returns the directories among them, and the last name if more follow."""
+    value = txn.snapshot_get(schema.inode_key(number))
+    if value is None:  # removed meanwhile
+        return (), None
+    directory = schema.decode_inode(value)
+    pairs = txn.snapshot_range(*schema.entry_range(number, after=after), limit=PAGE)
+    if pairs and not after:
+        require(user, directory, READ | WRITE | EXECUTE)
+    below: list[int] = []
+    for _, value in pairs:
+        entry = schema.decode_entry(value)
+        if entry.type != DIRECTORY and not directory.permissions & stat.S_ISVTX:
+            continue
+        stored = txn.snapshot_get(schema.inode_key(entry.inode))
+        if stored is None:
+            raise NotFound("no such inode", inode=entry.inode)
+        require_removal(user, directory, schema.decode_inode(stored))
+        if entry.type == DIRECTORY:
+            below.append(entry.inode)
+    return below, schema.split_one(pairs[-1][0])[1] if len(pairs) == PAGE else None
 
 
-__all__ = ["DIRECTORIES_MAX", "remove_tree"]
+__all__ = ["DIRECTORIES_MAX", "check_tree", "remove_tree"]

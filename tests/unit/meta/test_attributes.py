@@ -1,5 +1,7 @@
 """Attributes, extended attributes, listings, and the numbers of the whole."""
 
+import pytest
+
 from luciola.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -14,8 +16,9 @@ from luciola.meta.operations.list import INLINE_DATA_TAG
 from luciola.wire import ADMIN, TRUSTED, methods
 from luciola.wire.pb import meta_pb2 as pb
 from luciola.wire.pb.common_pb2 import Empty
+from luciola.wire.pb.mgmtd_pb2 import ChainTable
 
-from .world import ALICE, BOB, CHUNK, refused
+from .world import ALICE, BOB, CHAINS, CHUNK, refused
 
 
 class TestSetAttr:
@@ -308,6 +311,17 @@ class TestWhole:
         world.clock.advance(1.1)
         assert world.call("stat_fs", request).free_bytes == (1 << 40) - 1000
         assert inode.length == 1000
+
+    @pytest.mark.parametrize("copies", [2, 3])
+    def test_space_is_what_can_be_written(self, world, copies):
+        tables = [
+            ChainTable(id=1, version=1, chains=CHAINS, replicas=1),
+            ChainTable(id=1, version=2, chains=CHAINS, replicas=copies),  # what new files get
+            ChainTable(id=2, version=1, chains=CHAINS, replicas=1),
+        ]
+        world.placer.set_tables(tables)
+        reply = world.call("stat_fs", pb.StatFsRequest())
+        assert reply.capacity_bytes == reply.free_bytes == (1 << 40) // copies
 
     def test_scans_for_fsck(self, world):
         world.mkdir(b"d")

@@ -1,5 +1,7 @@
 """Making, linking and removing names: results, errors, times and link counts."""
 
+import asyncio
+
 import pytest
 
 from luciola.errors import (
@@ -15,7 +17,7 @@ from luciola.errors import (
 from luciola.wire import CLIENT
 from luciola.wire.pb import meta_pb2 as pb
 
-from .world import ALICE, BOB, CHUNK, World, refused, trusted
+from .world import ALICE, BOB, CHUNK, World, _await, refused, trusted
 
 
 class TestCreate:
@@ -528,6 +530,28 @@ class TestRemoveTree:
         world.clock.advance(2)
         world.collect()
         assert len(world.keys(b"I")) == 1
+
+    def test_check_of_a_large_tree_lets_others_go_first(self, world):
+        world.set_attr(b"", permissions=0o777)
+        world.mkdir(b"t", user=ALICE)
+        for number in range(50):
+            world.mkdir(b"t/%d" % number, user=ALICE)
+        for number in range(300):
+            world.create(b"t/0/%d" % number, write=False, user=ALICE)
+        turns = []
+
+        async def both():
+            request = pb.RemoveTreeRequest(path=pb.Path(at=1, path=b"t"))
+            request.caller.CopyFrom(world.caller(ALICE))
+            removal = asyncio.ensure_future(_await(world.service.remove_tree(request, world.identity)))
+            while not removal.done():
+                turns.append(world.engine.version)
+                await asyncio.sleep(0)
+            await removal
+
+        world.run(both())
+        assert len(turns) > 50
+        assert world.names() == []
 
     def test_every_directory_must_permit_it(self, world):
         world.set_attr(b"", permissions=0o777)
