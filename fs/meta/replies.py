@@ -38,8 +38,6 @@ def inodes_of(reply: object) -> Sequence[pb.Inode]:
             return [result.inode for result in reply.results if result.HasField("inode")]
         case pb.RenameReply():
             return [reply.moved, reply.replaced] if reply.HasField("replaced") else [reply.moved]
-        case pb.BatchStatReply():
-            return list(reply.inodes)
         case pb.ListReply():
             return [entry.attributes for entry in reply.entries if entry.HasField("attributes")]
     return []

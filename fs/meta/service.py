@@ -32,7 +32,7 @@ from .operations.remove_tree import remove_tree
 from .operations.rename import rename
 from .operations.rmdir import rmdir
 from .operations.set_attr import set_attr
-from .operations.stat import batch_stat, stat
+from .operations.stat import stat
 from .operations.symlink import symlink
 from .operations.sync import reports as sync_reports
 from .operations.sync import sync
@@ -69,9 +69,6 @@ class MetaService:
 
     def stat(self, request: pb.StatRequest, identity: Identity) -> Any:
         return self._execution.read(stat, request, identity)
-
-    def batch_stat(self, request: pb.BatchStatRequest, identity: Identity) -> Any:
-        return self._execution.read(batch_stat, request, identity)
 
     def list(self, request: pb.ListRequest, identity: Identity) -> Any:
         return self._execution.read(list_directory, request, identity)

@@ -99,7 +99,6 @@ class Meta:
 
     lookup: Final = _method("Meta.Lookup", meta_pb2.LookupRequest, meta_pb2.InodeReply)
     stat: Final = _method("Meta.Stat", meta_pb2.StatRequest, meta_pb2.InodeReply)
-    batch_stat: Final = _method("Meta.BatchStat", meta_pb2.BatchStatRequest, meta_pb2.BatchStatReply)
     create: Final = _method("Meta.Create", meta_pb2.CreateRequest, meta_pb2.InodeReply)
     open: Final = _method("Meta.Open", meta_pb2.OpenRequest, meta_pb2.InodeReply)
     close: Final = _method("Meta.Close", meta_pb2.CloseRequest, meta_pb2.CloseReply)

@@ -100,7 +100,6 @@ pub enum Method {
     MgmtdExtendClient = 2,
     MetaLookup = 16,
     MetaStat = 17,
-    MetaBatchStat = 18,
     MetaCreate = 19,
     MetaOpen = 20,
     MetaClose = 21,
@@ -135,7 +134,6 @@ impl Method {
             Self::MgmtdExtendClient => "MGMTD_EXTEND_CLIENT",
             Self::MetaLookup => "META_LOOKUP",
             Self::MetaStat => "META_STAT",
-            Self::MetaBatchStat => "META_BATCH_STAT",
             Self::MetaCreate => "META_CREATE",
             Self::MetaOpen => "META_OPEN",
             Self::MetaClose => "META_CLOSE",
@@ -167,7 +165,6 @@ impl Method {
             "MGMTD_EXTEND_CLIENT" => Some(Self::MgmtdExtendClient),
             "META_LOOKUP" => Some(Self::MetaLookup),
             "META_STAT" => Some(Self::MetaStat),
-            "META_BATCH_STAT" => Some(Self::MetaBatchStat),
             "META_CREATE" => Some(Self::MetaCreate),
             "META_OPEN" => Some(Self::MetaOpen),
             "META_CLOSE" => Some(Self::MetaClose),
@@ -779,18 +776,6 @@ pub struct Spare {
     pub content: u64,
     #[prost(uint64, tag = "2")]
     pub reserved_ms: u64,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct BatchStatRequest {
-    #[prost(message, optional, tag = "1")]
-    pub caller: ::core::option::Option<Caller>,
-    #[prost(uint64, repeated, tag = "2")]
-    pub inodes: ::prost::alloc::vec::Vec<u64>,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct BatchStatReply {
-    #[prost(message, repeated, tag = "1")]
-    pub inodes: ::prost::alloc::vec::Vec<Inode>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateRequest {

@@ -14,7 +14,6 @@ class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MGMTD_EXTEND_CLIENT: _ClassVar[Method]
     META_LOOKUP: _ClassVar[Method]
     META_STAT: _ClassVar[Method]
-    META_BATCH_STAT: _ClassVar[Method]
     META_CREATE: _ClassVar[Method]
     META_OPEN: _ClassVar[Method]
     META_CLOSE: _ClassVar[Method]
@@ -41,7 +40,6 @@ MGMTD_GET_ROUTING: Method
 MGMTD_EXTEND_CLIENT: Method
 META_LOOKUP: Method
 META_STAT: Method
-META_BATCH_STAT: Method
 META_CREATE: Method
 META_OPEN: Method
 META_CLOSE: Method

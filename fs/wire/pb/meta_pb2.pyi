@@ -149,20 +149,6 @@ class Spare(_message.Message):
     reserved_ms: int
     def __init__(self, content: _Optional[int] = ..., reserved_ms: _Optional[int] = ...) -> None: ...
 
-class BatchStatRequest(_message.Message):
-    __slots__ = ("caller", "inodes")
-    CALLER_FIELD_NUMBER: _ClassVar[int]
-    INODES_FIELD_NUMBER: _ClassVar[int]
-    caller: _common_pb2.Caller
-    inodes: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., inodes: _Optional[_Iterable[int]] = ...) -> None: ...
-
-class BatchStatReply(_message.Message):
-    __slots__ = ("inodes",)
-    INODES_FIELD_NUMBER: _ClassVar[int]
-    inodes: _containers.RepeatedCompositeFieldContainer[Inode]
-    def __init__(self, inodes: _Optional[_Iterable[_Union[Inode, _Mapping]]] = ...) -> None: ...
-
 class CreateRequest(_message.Message):
     __slots__ = ("caller", "path", "permissions", "exclusive", "truncate", "write", "layout", "read", "in_chunks")
     CALLER_FIELD_NUMBER: _ClassVar[int]

@@ -289,18 +289,6 @@ class TestList:
             world.list(directory, with_inodes=True, user=ALICE)
 
 
-class TestBatchStat:
-    def test_order_and_gaps(self, world):
-        one = world.create(b"a").inode.id
-        other = world.mkdir(b"b").id
-        found = world.batch_stat(other, 999, one, 1)
-        assert [inode.id for inode in found] == [other, 0, one, 1]
-
-    def test_too_many(self, world):
-        with refused(InvalidArgument, 22):
-            world.batch_stat(*range(1, 1026))
-
-
 class TestWhole:
     def test_space_is_asked_once_a_second(self, world):
         request = pb.StatFsRequest()

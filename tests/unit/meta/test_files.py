@@ -168,7 +168,6 @@ class TestByNumber:
         asked = {
             "stat": lambda who: world.stat(b"", at=inode.id, **who),
             "lookup": lambda who: world.lookup(b"f", parent=directory.id, **who),
-            "batch": lambda who: world.batch_stat(inode.id, **who)[0],
             "hold": lambda who: (
                 world.call("hold", pb.HoldRequest(inodes=[inode.id]), **who),
                 world.stat(b"", at=inode.id, **who),
@@ -611,7 +610,6 @@ class TestLength:
         for look in (
             lambda: world.stat(b"f", client=2),
             lambda: world.lookup(b"f", client=2),
-            lambda: world.batch_stat(inode.id, client=2)[0],
             lambda: world.list(with_inodes=True, client=2).entries[0].attributes,
             lambda: world.open(b"f", client=2).inode,
         ):

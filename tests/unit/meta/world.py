@@ -30,7 +30,7 @@ ALICE = (1000, 1000)
 BOB = (1001, 1001)
 EVE = (1002, 1002)
 
-READING = ("lookup", "stat", "batch_stat", "list", "real_path", "stat_fs", "get_xattr", "list_xattr")
+READING = ("lookup", "stat", "list", "real_path", "stat_fs", "get_xattr", "list_xattr")
 
 
 class PatientClock(ManualClock):
@@ -242,9 +242,6 @@ class World:
 
     def names(self, inode=1, **who):
         return [entry.name for entry in self.list(inode, **who).entries]
-
-    def batch_stat(self, *inodes, **who):
-        return list(self.call("batch_stat", pb.BatchStatRequest(inodes=inodes), **who).inodes)
 
     def xattr(self, what, inode, name=b"", value=b"", flags=0, **who):
         return self.call(
