@@ -151,6 +151,7 @@ fn lane(addresses: &[&str]) -> Arc<Lane> {
         retry_first: Duration::from_millis(2),
         retry_max: Duration::from_millis(20),
         connections_max: 4,
+        ..LaneOptions::default()
     };
     Lane::new(
         addresses.iter().map(|address| (*address).to_owned()).collect(),
@@ -276,6 +277,24 @@ fn a_silent_server_is_left_at_the_deadline() {
         assert_eq!(lookup(&lane, 6, soon()), Ok(6), "the next call takes another connection");
         Some(())
     });
+}
+
+#[test]
+fn connections_that_are_idle_for_long_are_closed_and_opened_again() {
+    let server = Server::start([]);
+    let connect = |idle_max| {
+        let options = LaneOptions { idle_max, ..LaneOptions::default() };
+        Lane::new(vec![server.address.clone()], credential(Role::Client), options)
+    };
+    let lane = connect(Duration::ZERO);
+    assert_eq!(lookup(&lane, 5, soon()), Ok(5));
+    lane.close_idle();
+    assert!(format!("{lane:?}").ends_with("0 open, 0 idle }"), "{lane:?}");
+    assert_eq!(lookup(&lane, 6, soon()), Ok(6));
+    let lane = connect(Duration::from_secs(3600));
+    assert_eq!(lookup(&lane, 5, soon()), Ok(5));
+    lane.close_idle();
+    assert!(format!("{lane:?}").ends_with("1 open, 1 idle }"), "{lane:?}");
 }
 
 #[test]

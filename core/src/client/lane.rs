@@ -32,6 +32,8 @@ pub struct LaneOptions {
     pub retry_first: Duration,
     pub retry_max: Duration,
     pub connections_max: usize,
+    /// A connection that was not used for so long is closed: a server has a bounded number for all its clients.
+    pub idle_max: Duration,
 }
 
 impl Default for LaneOptions {
@@ -40,6 +42,7 @@ impl Default for LaneOptions {
             retry_first: Duration::from_millis(10),
             retry_max: Duration::from_secs(1),
             connections_max: 16,
+            idle_max: Duration::from_secs(30),
         }
     }
 }
@@ -60,9 +63,15 @@ struct State {
     /// Index of the address that answered last.
     preferred: usize,
     /// The one used last is at the end.
-    idle: Vec<(String, Stream)>,
+    idle: Vec<Idle>,
     /// Idle, in use and being opened.
     open: usize,
+}
+
+struct Idle {
+    address: String,
+    stream: Stream,
+    since: Instant,
 }
 
 /// Why one attempt failed.
@@ -95,7 +104,7 @@ impl Lane {
         state.addresses = addresses;
         let before = state.idle.len();
         let State { idle, addresses, .. } = &mut *state;
-        idle.retain(|(address, _)| addresses.contains(address));
+        idle.retain(|each| addresses.contains(&each.address));
         state.open -= before - state.idle.len();
     }
 
@@ -205,7 +214,7 @@ impl Lane {
     ) -> Result<(String, Stream), Failure> {
         let mut state = self.state.lock();
         let address = loop {
-            while let Some((address, mut stream)) = state.idle.pop() {
+            while let Some(Idle { address, mut stream, .. }) = state.idle.pop() {
                 if stream.is_quiet() {
                     attempts.begin(address.clone());
                     return Ok((address, stream));
@@ -247,6 +256,18 @@ impl Lane {
         Ok(stream)
     }
 
+    /// Closes connections that nobody has used for long. Call it now and then.
+    pub fn close_idle(&self) {
+        let mut state = self.state.lock();
+        let is_due = |each: &&Idle| each.since.elapsed() >= self.options.idle_max;
+        let count = state.idle.iter().take_while(is_due).count();
+        state.open -= count;
+        let closed: Vec<Idle> = state.idle.drain(..count).collect();
+        drop(state);
+        drop(closed);
+        self.freed.notify_all();
+    }
+
     /// Ends the use of a connection: it becomes idle, or was lost, and then another address is tried next.
     fn give_back(&self, address: String, stream: Option<Stream>) {
         let mut state = self.state.lock();
@@ -254,7 +275,7 @@ impl Lane {
         match (stream, place) {
             (Some(stream), Some(place)) => {
                 state.preferred = place;
-                state.idle.push((address, stream));
+                state.idle.push(Idle { address, stream, since: Instant::now() });
             }
             (Some(_), None) => state.open -= 1,
             (None, place) => {

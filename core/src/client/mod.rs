@@ -135,6 +135,7 @@ impl Client {
             retry_first: options.retry_first,
             retry_max: options.retry_max,
             connections_max: options.connections_per_node,
+            ..LaneOptions::default()
         };
         let mgmtd = Lane::new(options.mgmtd.clone(), credential.clone(), lane_options.clone());
         let routing = RoutingTable::start(mgmtd.clone(), deadline)?;

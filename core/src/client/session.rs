@@ -145,6 +145,8 @@ impl Session {
             }
             if extended.elapsed() >= Duration::from_millis(self.interval_ms.load(Ordering::Relaxed)) {
                 extended = Instant::now();
+                self.mgmtd.close_idle();
+                self.meta_lane.close_idle();
                 Errand::send(&self, |session| &session.extending, Session::extend);
             }
             if aged.elapsed() >= AGE {

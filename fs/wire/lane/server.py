@@ -5,6 +5,7 @@ one write. Keeps I1 to I4 of the package.
 """
 
 import asyncio
+import heapq
 import inspect
 import logging
 import time
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX: Final = 4096  # a client process holds a few; below the usual limit of file descriptors
 HANDSHAKES_MAX: Final = 256  # strangers at the door; the one that has waited longest makes room
+IDLE_CLOSED: Final = 64  # at once, when there is no room: looking for them takes a millisecond
 IN_FLIGHT_MAX: Final = 256  # requests of one connection that wait for something
 HELD_BYTES_MAX: Final = 32 << 20  # their payloads, so that large ones wait their turn
 
@@ -81,6 +83,13 @@ class LaneServer:
         self._in_progress.stop()
         self._server = None
 
+    def close_idle(self) -> None:
+        """Makes room: closes the connections that have asked for nothing for longest. Their clients open new ones."""
+        idle = [each for each in self._connections if each.is_idle]
+        for connection in heapq.nsmallest(IDLE_CLOSED, idle, key=lambda each: each.heard_s):
+            connection.close()
+            self._connections.discard(connection)
+
     @property
     def connection_count(self) -> int:
         """Connections now open, those in their handshake included."""
@@ -102,12 +111,20 @@ class _ServerConnection(asyncio.Protocol):
         self._paused = False
         self.in_flight = 0
         self._held_bytes = 0
+        self.heard_s = self._loop.time()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether its client has nothing under way, as far as this end knows."""
+        return self._identity is not None and not self.in_flight and not self._buffer
 
     # Life and flow control.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         server = self._server
         self._transport = cast("asyncio.Transport", transport)
+        if len(server._connections) >= CONNECTIONS_MAX:  # noqa: SLF001
+            server.close_idle()
         if len(server._connections) >= CONNECTIONS_MAX:  # noqa: SLF001
             log.warning("lane: %d connections are open; one more was refused", CONNECTIONS_MAX)
             transport.abort()  # type: ignore[attr-defined]
@@ -156,6 +173,7 @@ class _ServerConnection(asyncio.Protocol):
     # Bytes to requests.
 
     def data_received(self, data: bytes) -> None:
+        self.heard_s = self._loop.time()
         if self._identity is None:
             data = self._welcome(data)
             if self._identity is None:

@@ -628,3 +628,20 @@ def test_text_that_is_no_address_is_refused(text):
 def test_addresses_survive_their_text_form():
     for pair in (("127.0.0.1", 1), ("::1", 65535), ("host", 0)):
         assert parse_address(format_address(*pair)) == pair
+
+
+def test_idle_connections_make_room_for_new_ones_and_busy_ones_stay(monkeypatch):
+    monkeypatch.setattr(lane_server, "CONNECTIONS_MAX", 3)
+    monkeypatch.setattr(lane_server, "IDLE_CLOSED", 1)
+    with serving() as (server, service), contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(LaneClient(server.address, TOKEN)) for _ in range(4)]
+        waits = threading.Thread(target=lambda: clients[0].call(methods.Meta.list, ListRequest(inode=1)))
+        waits.start()
+        asyncio.run_coroutine_threadsafe(service.has_waiter.wait(), service.loop).result(60)
+        for client in clients[1:]:
+            assert client.call(methods.Meta.lookup, LOOKUP).inode.id == 7
+        assert server.connection_count <= 3
+        assert clients[1].call(methods.Meta.lookup, LOOKUP).inode.id == 7, "it was closed, and opens another"
+        service.loop.call_soon_threadsafe(service.gate.set)
+        waits.join(60)
+        assert not waits.is_alive(), "the connection with a call under way was kept"
