@@ -396,8 +396,8 @@ class StorageNode:
         """The fields of `ChunkRecord` in order: content, index, version, chain version, length, crc32c, pending,
         removed, pending version; sorted by (content, index), tombstones included.
         """
-    def last_chunk(self, chain: int, chain_version: int, content: int) -> tuple[int, int, int, int] | None:
-        """(index, length, chunk count, total bytes) of a content on this chain; `None` if it has no chunk here."""
+    def last_chunk(self, chain: int, chain_version: int, content: int) -> tuple[int, int] | None:
+        """(index, length) of the last chunk of a content on this chain; `None` if it has none here."""
     def remove_chunks(
         self,
         chain: int,

@@ -397,8 +397,7 @@ fn control_operations_go_through_the_chain() {
     }
     let (head, version) = (cluster.node(0), cluster.version());
     let content = chunk(0).content;
-    let summary = head.last_chunk(CHAIN, version, content).unwrap();
-    assert_eq!((summary.last, summary.chunk_count, summary.total_bytes), (Some((9, 1009)), 10, 10_045));
+    assert_eq!(head.last_chunk(CHAIN, version, content).unwrap(), Some((9, 1009)));
     head.truncate_chunk(CHAIN, version, chunk(5), 7, tag(9, 1), storage_cluster::soon()).unwrap();
     let led = (CHAIN, version);
     assert_eq!(
@@ -414,8 +413,8 @@ fn control_operations_go_through_the_chain() {
         (0, None)
     );
     for node in 0..3 {
-        let summary = cluster.node(node).last_chunk(CHAIN, version, content).unwrap();
-        assert_eq!((summary.last, summary.chunk_count), (Some((5, 7)), 6));
+        assert_eq!(cluster.node(node).last_chunk(CHAIN, version, content).unwrap(), Some((5, 7)));
+        assert_eq!(cluster.lines(node).values().filter(|line| !line.removed).count(), 6);
     }
     assert!(
         cluster.node(1).remove_chunks(led, &[(content, 0)], 3, tag(9, 5), storage_cluster::soon()).is_err(),

@@ -65,19 +65,15 @@ class StorageService:
         self._rounds: dict[int, _Round] = {}
 
     async def last_chunk(self, request: LastChunkRequest, _: Identity) -> LastChunkReply:
-        """The last chunk of a content on one chain, and how many there are."""
+        """Find the last chunk of a content on one chain."""
         found = await self._engine.run(
             self._engine.node.last_chunk, request.chain.chain, request.chain.version, request.content
         )
         if found is None:
             return LastChunkReply(found=False)
-        index, length, count, total = found
+        index, length = found
         return LastChunkReply(
-            found=True,
-            chunk=ChunkName(content=request.content, index=index),
-            length=length,
-            chunk_count=count,
-            total_bytes=total,
+            found=True, chunk=ChunkName(content=request.content, index=index), length=length
         )
 
     def clock(self, _: Empty, __: Identity) -> ClockReply:

@@ -192,15 +192,6 @@ pub struct ChunkRecord {
     pub pending: Option<Pending>,
 }
 
-/// The chunks of one content on one chain, tombstones and pending versions not counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ContentSummary {
-    /// Index and length of the last chunk.
-    pub last: Option<(u32, u32)>,
-    pub chunk_count: u64,
-    pub total_bytes: u64,
-}
-
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Chunks with content.

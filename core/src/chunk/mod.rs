@@ -44,8 +44,8 @@ mod update;
 mod writers;
 
 pub use api::{
-    ChunkRecord, ChunkState, CommitOutcome, Committed, ContentSummary, Damage, Install, OpenError,
-    OpenReport, Options, Origin, Pending, ReadOutcome, Space, StageOutcome, Staged, Update, Usage,
+    ChunkRecord, ChunkState, CommitOutcome, Committed, Damage, Install, OpenError, OpenReport, Options,
+    Origin, Pending, ReadOutcome, Space, StageOutcome, Staged, Update, Usage,
 };
 pub use engine::Engine;
 pub use payload::{Sink, Source};

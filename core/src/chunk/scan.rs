@@ -30,20 +30,6 @@ impl Engine {
         Ok(None)
     }
 
-    /// Last chunk, count and bytes of one content. Reads every record of the content.
-    pub fn content_summary(&self, chain: ChainId, content: ContentId) -> Result<ContentSummary, Status> {
-        let mut summary = ContentSummary::default();
-        for entry in self.core.index.scan(index::of_content(chain, content, 0)) {
-            let (key, record) = entry?;
-            if let Some(state) = content_of(&record) {
-                summary.last = Some((key.chunk.index, state.length));
-                summary.chunk_count += 1;
-                summary.total_bytes += u64::from(state.length);
-            }
-        }
-        Ok(summary)
-    }
-
     /// Chunks of one content with index ≥ `first_index` that hold content or have something pending.
     pub fn content_chunks(
         &self,

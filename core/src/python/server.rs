@@ -182,11 +182,9 @@ impl PyStorageNode {
         chain: u32,
         chain_version: u64,
         content: u64,
-    ) -> PyResult<Option<(u32, u32, u64, u64)>> {
+    ) -> PyResult<Option<(u32, u32)>> {
         self.run(py, |server| {
-            let summary =
-                server.last_chunk(ChainId(chain), ChainVersion(chain_version), ContentId(content))?;
-            Ok(summary.last.map(|(index, length)| (index, length, summary.chunk_count, summary.total_bytes)))
+            server.last_chunk(ChainId(chain), ChainVersion(chain_version), ContentId(content))
         })
     }
 

@@ -32,18 +32,14 @@ class LastChunkRequest(_message.Message):
     def __init__(self, chain: _Optional[_Union[ChainRef, _Mapping]] = ..., content: _Optional[int] = ...) -> None: ...
 
 class LastChunkReply(_message.Message):
-    __slots__ = ("found", "chunk", "length", "chunk_count", "total_bytes")
+    __slots__ = ("found", "chunk", "length")
     FOUND_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
-    CHUNK_COUNT_FIELD_NUMBER: _ClassVar[int]
-    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     found: bool
     chunk: ChunkName
     length: int
-    chunk_count: int
-    total_bytes: int
-    def __init__(self, found: _Optional[bool] = ..., chunk: _Optional[_Union[ChunkName, _Mapping]] = ..., length: _Optional[int] = ..., chunk_count: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, found: _Optional[bool] = ..., chunk: _Optional[_Union[ChunkName, _Mapping]] = ..., length: _Optional[int] = ...) -> None: ...
 
 class ClockReply(_message.Message):
     __slots__ = ("life", "now_ms")

@@ -51,10 +51,10 @@ def test_chunks_are_made_cut_listed_and_removed_through_the_chain(node):
     lines = node.list_chunks(7, None, 10)
     assert [(line[0], line[1], line[2], line[4]) for line in lines] == [(5, 0, 1, 1000), (5, 3, 1, 2000)]
     assert node.list_chunks(7, (5, 0), 10) == lines[1:]
-    assert node.last_chunk(7, 1, 5) == (3, 2000, 2, 3000)
+    assert node.last_chunk(7, 1, 5) == (3, 2000)
     assert node.remove_chunks(7, 1, [(4, 0), (5, 1)], 10, 9, 2, soon()) == (1, None)
     node.sync_chain(7, 1)
-    assert node.last_chunk(7, 1, 5) == (0, 1000, 1, 1000)
+    assert node.last_chunk(7, 1, 5) == (0, 1000)
     assert node.last_chunk(7, 1, 6) is None
     assert node.scrub(7, None, 10, repair=True) == (1, 1000, [], 0, None)
     assert node.targets()[0][:4] == (70, 7, 1, 1)
@@ -70,7 +70,7 @@ def test_a_request_that_has_expired_changes_nothing(node):
         node.remove_chunks(7, 1, [(5, 0)], 10, 9, 2, boot_s() - 1)
     with pytest.raises(Timeout, match="expired"):
         node.truncate_chunk(7, 1, 5, 0, 10, 9, 2, boot_s() - 1)
-    assert node.last_chunk(7, 1, 5) == (0, 1000, 1, 1000)
+    assert node.last_chunk(7, 1, 5) == (0, 1000)
 
 
 def test_retry_of_a_request_is_recognised_after_a_restart(tmp_path):
