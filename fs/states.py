@@ -21,4 +21,14 @@ class Local(enum.IntEnum):
     OFFLINE = 4
 
 
-__all__ = ["Local", "Public"]
+class Data(enum.IntEnum):
+    """What a replica still has of all that was acknowledged to it while it served: `ReplicaData`."""
+
+    COMPLETE = 0
+    PARTIAL = (
+        1  # its machine was restarted without a clean stop: what was synced is there, the rest may not be
+    )
+    LOST = 2  # its disk was replaced
+
+
+__all__ = ["Data", "Local", "Public"]

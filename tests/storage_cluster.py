@@ -1,5 +1,6 @@
 """mgmtd and storage nodes as real processes, without meta and clients, for tests of replication and recovery."""
 
+import json
 import os
 import signal
 import subprocess
@@ -118,6 +119,14 @@ class StorageCluster:
         if report:
             self.wait(lambda: not self._serves(node), f"the fall of node {node}")
         return code
+
+    def restart_kernel(self, node: int) -> None:
+        """Let the node, whose process has ended, find another kernel than before, as after a loss of power.
+
+        Nothing is lost with it: that takes a machine.
+        """
+        path = self.data(node) / "node.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"boot": "before the power was lost"}))
 
     def _serves(self, node: int) -> bool:
         states = {

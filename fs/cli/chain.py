@@ -187,13 +187,17 @@ def _chosen(found: list[dict[str, Any]], numbers: tuple[int, ...]) -> list[dict[
 
 
 def _loss(chain: dict[str, Any], disabled: set[int]) -> str:
-    first, *others = chain["targets"]
+    last = [target for target in chain["targets"] if target["state"] == "lastsrv"]
+    away = [target for target in last if target["reported"] not in ("online", "uptodate")]
+    given_up = next(iter(away or last), chain["targets"][0])
+    rest = [target for target in chain["targets"] if target != given_up]
+    others = [target for target in rest if target["state"] == "lastsrv"] or rest
     after = f"replica {others[0]['target']} on node {others[0]['node']}" if others else "no other replica"
     next_node = others[0]["node"] if others else 0
     waits = f" Node {next_node} is disabled: nothing is served before luciola node enable {next_node}."
     return (
-        f"Chain {chain['id']} waits for replica {first['target']} on node {first['node']}, which served last. "
-        f"Without it, {after} serves what it has: writes that were acknowledged after it had fallen are lost for good."
+        f"Chain {chain['id']} waits for replica {given_up['target']} on node {given_up['node']}, which served last. "
+        f"Without it, {after} serves what it has: acknowledged writes that only the other had are lost for good."
         + waits
         * (next_node in disabled)
     )

@@ -22,11 +22,11 @@ from typing import Final
 from ..config import MgmtdConfig
 from ..errors import AlreadyExists, Busy, ConfigError, Conflict, InvalidArgument, NotFound
 from ..ids import ChainId, ChainVersion, NodeId, TableId, TargetId
-from ..states import Local, Public
+from ..states import Data, Local, Public
 from ..wire.pb import mgmtd_pb2 as pb
 from .placement import REPLICAS_MAX
 from .records import ChainRecord, Change, NodeRecord, Records, StoreMark, TableRecord
-from .transitions import Member, advance, ordered
+from .transitions import COMPLETE, Held, Member, advance, ordered
 
 FALLEN: Final = (Public.OFFLINE, Public.LASTSRV)
 NODE_BYTES_MAX: Final = 4096  # of its host, addresses, socket path, release
@@ -48,6 +48,7 @@ class Report:
     local: Local
     chain_version: ChainVersion
     used_bytes: int = 0
+    held: Held = COMPLETE
 
 
 @dataclass(slots=True)
@@ -67,6 +68,7 @@ class TargetLife:
     """What is known of one replica."""
 
     local: Local | None = None  # None: nothing yet
+    held: Held = COMPLETE  # of the process that is heard now
     used_bytes: int = 0
     must_fall: bool = False  # L4
     demoted_at: int = 0  # chain version at which it last stopped being SERVING
@@ -273,6 +275,7 @@ class Model:
     def _fell(self, member: Member) -> None:
         target = self.targets[member.target]
         target.local = Local.OFFLINE
+        target.held = COMPLETE  # what the next process finds is not known
         target.must_fall = member.state not in FALLEN
         target.serves_until_s = float("-inf")
 
@@ -289,6 +292,9 @@ class Model:
             if report.chain_version != chain.version or target.must_fall:
                 continue
             target.serves_until_s = float("-inf")
+            if target.held != report.held:
+                target.held = report.held
+                self.dirty.add(chain.id)
             self._set_local(chain.id, target_id, report.local)
         for target_id in missing:  # a replica that the node had, and does not speak of any more
             for chain, member in self._members_on(node.id):
@@ -385,7 +391,8 @@ class Model:
                     known = Local.OFFLINE
                 local[member.target] = known
             else:
-                members = advance(chain.members, local)
+                held = {member.target: self.targets[member.target].held for member in chain.members}
+                members = advance(chain.members, local, held)
                 if members == chain.members:
                     self.dirty.discard(chain_id)
                 elif not self._leaves_behind(members, now_s):
@@ -481,7 +488,7 @@ class Model:
             case pb.UpdateChainRequest.REMOVE:
                 return Change(chains=(self._without_target(chain, TargetId(request.target)),))
             case pb.UpdateChainRequest.ROTATE_LASTSRV:
-                return Change(chains=(_rotated_last(chain),))
+                return Change(chains=(self._rotated_last(chain),))
             case pb.UpdateChainRequest.ROTATE_PREFERRED:
                 return Change(chains=self._rotated_as_preferred(chain, now_s=now_s))
         raise InvalidArgument(f"unknown action {request.action}")
@@ -513,6 +520,21 @@ class Model:
         if not members:
             raise InvalidArgument("the last replica of a chain cannot be removed")
         return chain.changed(members)
+
+    def _rotated_last(self, chain: ChainRecord) -> ChainRecord:
+        """A replica that served last is given up: the first that is not there, else the first. If it was the only
+        one, the next replica of the chain will serve what it has."""
+        last = [member for member in chain.members if member.state is Public.LASTSRV]
+        if not last:
+            raise Busy(f"chain {chain.id} does not wait for a replica that served last")
+        away = [member for member in last if self.targets[member.target].local in (None, Local.OFFLINE)]
+        given_up = (away or last)[0]
+        others = [member for member in chain.members if member != given_up]
+        if not others:
+            raise InvalidArgument("there is no other replica")
+        if len(last) == 1:
+            others[0] = replace(others[0], state=Public.LASTSRV)
+        return chain.changed(ordered((*others, replace(given_up, state=Public.OFFLINE))))
 
     def _rotated_as_preferred(self, chain: ChainRecord, *, now_s: float) -> tuple[ChainRecord, ...]:
         """The first replica that stands in another's place goes to the tail, and is compared there.
@@ -598,30 +620,16 @@ def _reports(request: pb.HeartbeatRequest) -> dict[TargetId, tuple[int, Report]]
     reports: dict[TargetId, tuple[int, Report]] = {}
     for said in request.targets:
         try:
-            local = Local(said.state)
+            local, held = Local(said.state), Held(Data(said.data), said.updates)
         except ValueError as error:
             raise InvalidArgument(f"replica {said.id} is reported in no valid state") from error
         if said.id in reports:
             raise InvalidArgument(f"replica {said.id} is reported twice")
         reports[TargetId(said.id)] = (
             said.chain,
-            Report(local, ChainVersion(said.chain_version), said.used_bytes),
+            Report(local, ChainVersion(said.chain_version), said.used_bytes, held),
         )
     return reports
-
-
-def _rotated_last(chain: ChainRecord) -> ChainRecord:
-    """The head, which everybody waits for, steps back: the next replica will serve what it has."""
-    if not chain.members or chain.members[0].state is not Public.LASTSRV:
-        raise Busy(f"chain {chain.id} does not wait for a replica that served last")
-    if len(chain.members) < 2:
-        raise InvalidArgument("there is no other replica")
-    first, second, *rest = chain.members
-    return chain.changed(
-        ordered(
-            (replace(second, state=Public.LASTSRV), *rest, replace(first, state=Public.OFFLINE)),
-        )
-    )
 
 
 __all__ = ["Heard", "Model", "NodeLife", "Report", "TargetLife", "longest_lease_ms"]

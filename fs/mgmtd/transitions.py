@@ -6,8 +6,8 @@ What everybody is told of a replica is its *public* state; what its own node say
     SERVING           ONLINE, UPTODATE    -                                  SERVING
     SERVING           OFFLINE             nobody serves afterwards           LASTSRV
     SERVING           OFFLINE             somebody serves afterwards         OFFLINE
-    LASTSRV           ONLINE, UPTODATE    nobody serves so far               SERVING
-    LASTSRV           OFFLINE             nobody serves afterwards           LASTSRV
+    LASTSRV           ONLINE, UPTODATE    nobody serves so far, chosen (C5)  SERVING
+    LASTSRV           any                 nobody serves afterwards           LASTSRV
     LASTSRV           any                 somebody serves so far/afterwards  OFFLINE
     SYNCING           UPTODATE            -                                  SERVING
     SYNCING           ONLINE              somebody serves                    SYNCING
@@ -21,17 +21,22 @@ What everybody is told of a replica is its *public* state; what its own node say
 
     C1  at most one replica is SYNCING
     C2  a replica becomes SERVING only if it was SERVING when the chain fell, or has been synchronised
-    C3  while nobody serves, every replica that served last is LASTSRV: each has all that was acknowledged, because
-        an acknowledgement needs all of them. The first that returns serves; the others then have to be compared
-        with it, because it may have finished writes that they have not seen
+    C3  while nobody serves, every replica that served last is LASTSRV: each had all that was acknowledged, because
+        an acknowledgement needs all of them. One of them serves; the others then have to be compared with it,
+        because it may have finished writes that they have not seen
     C4  order: SERVING, LASTSRV, SYNCING, WAITING, OFFLINE; stable within a group
+    C5  of the replicas that served last the first serves that is there and COMPLETE. Without one the chain waits
+        until all are there whose disks are not LOST; then the one serves whose chunks have seen the most updates.
+        All of those have what was synced
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 from ..ids import TargetId
-from ..states import Local, Public
+from ..states import Data, Local, Public
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +48,32 @@ class Member:
     state: Public
 
 
-def advance(members: Sequence[Member], local: Mapping[TargetId, Local]) -> tuple[Member, ...]:
-    """The chain after one look at the local states of all its members."""
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a replica's node says of its data; of a PARTIAL one also how many updates its chunks have seen."""
+
+    data: Data = Data.COMPLETE
+    updates: int = 0
+
+
+COMPLETE: Final = Held()
+ALL_COMPLETE: Final[Mapping[TargetId, Held]] = MappingProxyType({})
+
+
+def advance(
+    members: Sequence[Member], local: Mapping[TargetId, Local], held: Mapping[TargetId, Held] = ALL_COMPLETE
+) -> tuple[Member, ...]:
+    """The chain after one look at the local states of all its members.
+
+    `held`: of those that are not COMPLETE.
+    """
     assert all(member.target in local for member in members), "a chain with unknown members is not looked at"
     after: dict[TargetId, Public] = {}
     for member in _of(members, Public.SERVING):
         after[member.target] = Public.LASTSRV if local[member.target] is Local.OFFLINE else Public.SERVING
+    chosen = None if _serves(after) else _resumes(_of(members, Public.LASTSRV), local, held)
     for member in _of(members, Public.LASTSRV):
-        after[member.target] = _last_served(local[member.target], served=_serves(after))
+        after[member.target] = Public.SERVING if member.target == chosen else Public.LASTSRV
     for member in _of(members, Public.SYNCING):
         after[member.target] = _syncing(local[member.target], served=_serves(after))
     for member in (*_of(members, Public.WAITING), *_of(members, Public.OFFLINE)):
@@ -76,10 +99,18 @@ def _serves(after: Mapping[TargetId, Public]) -> bool:
     return Public.SERVING in after.values()
 
 
-def _last_served(local: Local, *, served: bool) -> Public:
-    if served:
-        return Public.OFFLINE
-    return Public.LASTSRV if local is Local.OFFLINE else Public.SERVING
+def _resumes(
+    last: Sequence[Member], local: Mapping[TargetId, Local], held: Mapping[TargetId, Held]
+) -> TargetId | None:
+    """Which of the replicas that served last serves again; None while the chain waits (C5)."""
+    kept = [m.target for m in last if held.get(m.target, COMPLETE).data is not Data.LOST]
+    present = [target for target in kept if local[target] is not Local.OFFLINE]
+    for target in present:
+        if held.get(target, COMPLETE).data is Data.COMPLETE:
+            return target
+    if present != kept:
+        return None
+    return max(present, key=lambda target: held[target].updates, default=None)
 
 
 def _syncing(local: Local, *, served: bool) -> Public:
@@ -98,4 +129,4 @@ def _returning(local: Local, *, may_sync: bool) -> Public:
     return Public.SYNCING if local is Local.ONLINE and may_sync else Public.WAITING
 
 
-__all__ = ["Member", "advance", "ordered"]
+__all__ = ["COMPLETE", "Held", "Member", "advance", "ordered"]

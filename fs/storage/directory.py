@@ -1,6 +1,6 @@
-"""The directory of one storage node: whose it is, and which replicas a replaced disk has lost.
+"""The directory of one storage node: whose it is, and which replicas lack what they had.
 
-    DATA/node.json   {"node", "cluster", "joined", "lost"}
+    DATA/node.json   {"node", "cluster", "joined", "lost", "partial", "boot", "is_clean", "is_suspect"}
     DATA/chunks/     the engine's
     DATA/quarantine/ chunks that were set aside
     DATA/data.sock   the Unix socket of the shm transport
@@ -9,21 +9,28 @@
 
 A directory that is new while routing already shows replicas on its node is a replaced disk: those replicas are
 remembered as lost until they have been brought up to date.
+
+A kernel that is another than the one under which the directory was last open has lost what was not synced, unless the
+process had ended cleanly. Those replicas are remembered as partial, until they are up to date or serve again.
 """
 
 import errno
 import fcntl
 import json
+import logging
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from ..errors import Busy, ConfigError
 from ..ids import NodeId, TargetId
+from ..states import Data
 from .marks import MarkFile
+
+log = logging.getLogger(__name__)
 
 HOST: Final = Path("/proc/sys/kernel/random/boot_id")
 PROBE_BYTES: Final = 4096  # one block of every device
@@ -32,19 +39,28 @@ SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of Linux, less its final zero
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What node.json says. `joined`: routing has been seen with this directory."""
+    """What node.json says.
+
+    `joined`: routing has been seen with this directory. `boot`: the kernel under which it was opened last; `is_clean`:
+    everything was synced when that process ended. `is_suspect`: what was not synced may be missing in every replica
+    that routing will show.
+    """
 
     node: int
     cluster: str
     joined: bool = False
     lost: tuple[int, ...] = ()
+    partial: tuple[int, ...] = ()
+    boot: str = ""
+    is_clean: bool = False
+    is_suspect: bool = False
 
 
 class Directory:
     """A storage node's directory, opened by one process at a time."""
 
-    def __init__(self, path: Path, *, node: NodeId, cluster_id: str) -> None:
-        """Opens the directory, or makes a new one.
+    def __init__(self, path: Path, *, node: NodeId, cluster_id: str, boot: str = "") -> None:
+        """Opens the directory, or makes a new one. `boot`: the kernel that runs, by default this one.
 
         Raises: Busy if another process has it, ConfigError if it belongs to another node or cluster.
         """
@@ -53,16 +69,16 @@ class Directory:
         path.chmod(0o700)
         self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self._take(node, cluster_id)
+            self._take(node, cluster_id, boot or boot_id())
         except BaseException:
             os.close(self._lock)
             raise
 
     def disk(self) -> str:
         """The file system that it lies on, told apart from those of other hosts."""
-        return f"{HOST.read_text().strip()}:{os.fstat(self._lock).st_dev}"
+        return f"{boot_id()}:{os.fstat(self._lock).st_dev}"
 
-    def _take(self, node: NodeId, cluster_id: str) -> None:
+    def _take(self, node: NodeId, cluster_id: str, boot: str) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -79,6 +95,7 @@ class Directory:
                 raise ConfigError(f"{self.path}: belongs to {name} {theirs}, not to {name} {ours}")
         self.marks = MarkFile(self.path, node=node)
         self.chunks.mkdir(mode=0o700, exist_ok=True)
+        self._note_boot(boot)
 
     @property
     def chunks(self) -> Path:
@@ -97,22 +114,52 @@ class Directory:
         return path if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX else None
 
     @property
-    def lost(self) -> frozenset[TargetId]:
-        """Replicas whose data was on the disk that this one replaced."""
+    def data(self) -> dict[TargetId, Data]:
+        """Replicas that lack what they had."""
         assert self._record is not None, "opened"
-        return frozenset(TargetId(target) for target in self._record.lost)
+        partial = dict.fromkeys(map(TargetId, self._record.partial), Data.PARTIAL)
+        return partial | dict.fromkeys(map(TargetId, self._record.lost), Data.LOST)
 
-    def join(self, targets: Iterable[TargetId]) -> None:
+    def join(self, targets: Collection[TargetId]) -> None:
         """Routing shows these replicas on this node: if the directory is new, their data is lost."""
         assert self._record is not None, "opened"
         if not self._record.joined:
-            self._record = replace(self._record, joined=True, lost=tuple(sorted(targets)))
+            self._record = replace(self._record, joined=True, lost=tuple(sorted(targets)), is_suspect=False)
+            self._save()
+        elif self._record.is_suspect and targets:
+            partial = tuple(sorted({*self._record.partial, *targets}))
+            self._record = replace(self._record, partial=partial, is_suspect=False)
             self._save()
 
     def restore(self, target: TargetId) -> None:
         """The replica has its data again."""
         assert self._record is not None, "opened"
-        self._record = replace(self._record, lost=tuple(lost for lost in self._record.lost if lost != target))
+        lost = tuple(other for other in self._record.lost if other != target)
+        partial = tuple(other for other in self._record.partial if other != target)
+        self._record = replace(self._record, lost=lost, partial=partial)
+        self._save()
+
+    def set_suspect(self) -> None:
+        """What was acknowledged may not be on the disk, although no power was lost. Raises: OSError."""
+        assert self._record is not None, "opened"
+        self._record = replace(self._record, is_suspect=True)
+        self._save()
+
+    def set_clean(self) -> None:
+        """Everything is synced, and nothing will be written any more."""
+        assert self._record is not None, "opened"
+        self._record = replace(self._record, is_clean=True)
+        self._save()
+
+    def _note_boot(self, boot: str) -> None:
+        """Before anything is written: a crash from now on is not a clean end."""
+        assert self._record is not None, "taken"
+        lost_power = self._record.joined and not self._record.is_clean and self._record.boot != boot
+        if lost_power:
+            log.warning("this machine was restarted without a clean stop: what was not synced may be missing")
+        self._record = replace(
+            self._record, boot=boot, is_clean=False, is_suspect=self._record.is_suspect or lost_power
+        )
         self._save()
 
     def scrubbed_at(self) -> float:
@@ -160,7 +207,14 @@ class Directory:
         try:
             table: Any = json.loads(path.read_text(encoding="utf-8"))
             return Record(
-                int(table["node"]), str(table["cluster"]), bool(table["joined"]), tuple(table["lost"])
+                int(table["node"]),
+                str(table["cluster"]),
+                joined=bool(table["joined"]),
+                lost=tuple(table["lost"]),
+                partial=tuple(table["partial"]),
+                boot=str(table["boot"]),
+                is_clean=bool(table["is_clean"]),
+                is_suspect=bool(table["is_suspect"]),
             )
         except FileNotFoundError:
             return None
@@ -180,6 +234,11 @@ def _write_through(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def boot_id() -> str:
+    """The kernel that runs, told apart from that of every other host and boot."""
+    return HOST.read_text(encoding="ascii").strip()
+
+
 def _write(path: Path, table: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".new")
     with temporary.open("w", encoding="utf-8") as file:
@@ -190,4 +249,4 @@ def _write(path: Path, table: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-__all__ = ["Directory", "Record"]
+__all__ = ["Directory", "Record", "boot_id"]

@@ -59,10 +59,12 @@ class Engine:
             after = page[-1].name
 
     async def close(self) -> None:
-        """Stops the node: connections end, everything is synced and closed."""
-        await self.run(self.node.stop)
-        self._threads.shutdown(wait=False)
-        self._quick.shutdown(wait=False)
+        """Stop the node: connections end, everything is synced and closed. Raises: Error if it is not synced."""
+        try:
+            await self.run(self.node.stop)
+        finally:
+            self._threads.shutdown(wait=False)
+            self._quick.shutdown(wait=False)
 
 
 def is_full(free_bytes: int) -> bool:

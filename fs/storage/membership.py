@@ -19,7 +19,7 @@ from typing import Any, Final
 from ..clock import boot_s
 from ..errors import Error, InvalidArgument
 from ..ids import ChainId, ChainVersion, TargetId
-from ..states import Local, Public
+from ..states import Data, Local, Public
 from ..wire import RoutingTable, RpcClients, methods
 from ..wire.pb import mgmtd_pb2
 from ..wire.pb.mgmtd_pb2 import (
@@ -147,7 +147,7 @@ class Membership:
                     self._seen[chain.id] = (TargetId(target.id), now)
         seen = dict(self._seen.values())
         self._directory.join(seen)
-        self._apply(model.RoutingChanged(seen, self._directory.lost))
+        self._apply(model.RoutingChanged(seen, self._directory.data))
         for listener in self._listeners:
             listener()
 
@@ -166,6 +166,8 @@ class Membership:
             )
             self._engine.node.give_up_disk()
             self._apply(model.DiskFailed())
+            # On a thread: the disk may hang. If it takes nothing any more, what it holds shows when it is opened again.
+            self._spawn(self._engine.run(self._directory.set_suspect))
 
     def _apply(self, event: model.Event) -> None:
         was_back = self.state.is_back
@@ -192,10 +194,16 @@ class Membership:
                     log.warning("target %d is up to date, but that cannot be written down: %s", target, error)
             case model.Removed(target, chain):
                 self._forget(target, chain)
-            case model.DataLost(target, chain):
+            case model.DataMissing(target, chain, Data.LOST):
                 log.error(
                     "target %d was the last of chain %d that served, and its data is gone with a replaced disk; "
                     "`luciola chain rotate CHAIN --last-serving` lets another replica serve with what it has",
+                    *(target, chain),
+                )
+            case model.DataMissing(target, chain, _):
+                log.warning(
+                    "target %d was the last of chain %d that served, and this machine was restarted without a clean "
+                    "stop; the chain waits for the other replicas that served last (docs/operations.md)",
                     *(target, chain),
                 )
 
@@ -236,8 +244,7 @@ class Membership:
         """Says that this node has stopped serving, so that nobody waits for its lease."""
         request = HeartbeatRequest(node=self._about, sequence=self._next(), leaving=True)
         request.targets.extend(
-            self._report(target, about, local=Local.OFFLINE, used=0)
-            for target, about in self.state.targets.items()
+            self._report(target, about, local=Local.OFFLINE) for target, about in self.state.targets.items()
         )
         try:
             await self._clients.call(
@@ -281,12 +288,12 @@ class Membership:
 
     async def _request(self) -> HeartbeatRequest:
         node = self._engine.node
-        used_bytes: dict[int, int] = {}
+        sizes: dict[int, tuple[int, int]] = {}
         try:
             free_bytes = await self._free_bytes()
             self._log_space(free_bytes)
-            for target, _, _, _, used, _, bad in await self._engine.quick(node.targets):
-                used_bytes[target] = used
+            for target, _, _, _, used, updates, bad in await self._engine.quick(node.targets):
+                sizes[target] = used, updates
                 if bad:
                     self.disk_failed("the data server gave it up")
         except OSError as error:
@@ -299,8 +306,11 @@ class Membership:
         if self._directory.marks.marks.HasField("meta_store"):
             request.meta_store.CopyFrom(self._directory.marks.marks.meta_store)
         for target, about in self.state.targets.items():
-            used = used_bytes.get(target, 0)
-            request.targets.append(self._report(target, about, local=about.local, used=used))
+            report = self._report(target, about, local=about.local)
+            report.used_bytes, updates = sizes.get(target, (0, 0))
+            if about.data == Data.PARTIAL:
+                report.updates = updates
+            request.targets.append(report)
         return request
 
     async def _free_bytes(self) -> int:
@@ -322,13 +332,13 @@ class Membership:
             self._is_full = False
             log.warning("disk has space again: writes are accepted")
 
-    def _report(self, target: int, about: model.Target, *, local: Local, used: int) -> LocalTarget:
+    def _report(self, target: int, about: model.Target, *, local: Local) -> LocalTarget:
         return LocalTarget(
             id=target,
             state=mgmtd_pb2.LocalState.Name(local),
             chain_version=about.chain_version,
-            used_bytes=used,
             chain=about.chain,
+            data=mgmtd_pb2.ReplicaData.Name(about.data),
         )
 
     def _next(self) -> int:

@@ -7,7 +7,8 @@ state, in heartbeats). Invariants:
         SYNCING: mgmtd has then noticed that the process was away, and whatever it missed will be sent to it.
     I2  A SYNCING replica is UPTODATE only if its predecessor said so under the very same chain version.
     I3  A replica whose data is gone (a replaced disk) never comes back as the last one that served: an operator
-        decides that the data is lost, not an empty directory.
+        decides that the data is lost, not an empty directory. One that is PARTIAL says so until it serves again, which
+        makes what it has the truth, or is up to date.
     I4  A failed disk stays OFFLINE until the process is started again.
     I5  An older chain version than one already seen changes nothing.
     I6  The lease is not used while a replica is publicly SERVING and reported OFFLINE: mgmtd may hand its part to
@@ -20,7 +21,7 @@ from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from ..ids import ChainId, ChainVersion, TargetId
-from ..states import Local, Public
+from ..states import Data, Local, Public
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +35,13 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One replica of this node. `lost`: the chunks it once held are gone."""
+    """One replica of this node. `data`: what there is of the chunks it once held."""
 
     chain: ChainId
     chain_version: ChainVersion
     public: Public
     local: Local
-    lost: bool = False
+    data: Data = Data.COMPLETE
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,10 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class RoutingChanged:
-    """Routing now shows these replicas of this node. `lost`: those of them whose data is known to be gone."""
+    """Routing now shows these replicas of this node. `data`: of those whose data is not complete."""
 
     seen: Mapping[TargetId, Seen]
-    lost: frozenset[TargetId] = frozenset()
+    data: Mapping[TargetId, Data] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """The target holds its data again; it need not be remembered as lost."""
+    """The target has its data again; it need not be remembered as LOST or PARTIAL."""
 
     target: TargetId
 
@@ -96,15 +97,16 @@ class Removed:
 
 
 @dataclass(frozen=True, slots=True)
-class DataLost:
-    """The target was the last one that served, and its data is gone: an operator must look at it."""
+class DataMissing:
+    """The target was the last one that served, and its data is LOST or PARTIAL: the chain may wait for others."""
 
     target: TargetId
     chain: ChainId
+    data: Data
 
 
 Event: TypeAlias = RoutingChanged | SyncDone | DiskFailed
-Effect: TypeAlias = Report | Restored | Removed | DataLost
+Effect: TypeAlias = Report | Restored | Removed | DataMissing
 
 ACTIVE: Final = (Public.SERVING, Public.SYNCING)
 
@@ -152,15 +154,16 @@ def _routing_changed(state: State, event: RoutingChanged) -> tuple[State, list[E
     effects: list[Effect] = []
     for id_, now in seen.items():
         before = state.targets.get(id_)
-        lost = id_ in event.lost if before is None else before.lost
-        after = _target(base, before, now, lost=lost)
+        data = event.data.get(id_, Data.COMPLETE) if before is None else before.data
+        after = _target(base, before, now, data=data)
         targets[id_] = after
         if before is None or (before.local, before.chain_version) != (after.local, after.chain_version):
             effects.append(Report(id_))
-        if lost and not after.lost:
+        if data != after.data:
             effects.append(Restored(id_))
-        if after.lost and now.public == Public.LASTSRV and (before is None or before.public != now.public):
-            effects.append(DataLost(id_, now.chain))
+        is_new = before is None or before.public != now.public
+        if after.data != Data.COMPLETE and now.public == Public.LASTSRV and is_new:
+            effects.append(DataMissing(id_, now.chain, after.data))
     effects += [Removed(id_, target.chain) for id_, target in state.targets.items() if id_ not in seen]
     return replace(base, targets=MappingProxyType(targets)), effects
 
@@ -171,7 +174,7 @@ def _newest(before: Target | None, now: Seen) -> Seen:
     return Seen(before.chain, before.chain_version, before.public)
 
 
-def _target(state: State, before: Target | None, now: Seen, *, lost: bool) -> Target:
+def _target(state: State, before: Target | None, now: Seen, *, data: Data) -> Target:
     """The target after routing showed `now` of it."""
     is_synced = (
         before is not None
@@ -179,15 +182,16 @@ def _target(state: State, before: Target | None, now: Seen, *, lost: bool) -> Ta
         and before.public == Public.SYNCING
         and before.chain_version == now.chain_version
     )
-    # Whoever was declared UPTODATE, or is SERVING, has its data.
-    lost = lost and not is_synced and not (now.public == Public.SERVING and state.is_back)
-    if state.has_failed or not state.is_back or (lost and now.public == Public.LASTSRV):
+    # What was declared UPTODATE, or is SERVING, has its data.
+    if is_synced or (now.public == Public.SERVING and state.is_back):
+        data = Data.COMPLETE
+    if state.has_failed or not state.is_back or (data == Data.LOST and now.public == Public.LASTSRV):
         local = Local.OFFLINE
     elif now.public == Public.SERVING or (now.public == Public.SYNCING and is_synced):
         local = Local.UPTODATE
     else:
         local = Local.ONLINE
-    return Target(now.chain, now.chain_version, now.public, local, lost)
+    return Target(now.chain, now.chain_version, now.public, local, data)
 
 
 def _sync_done(state: State, event: SyncDone) -> tuple[State, list[Effect]]:
@@ -195,9 +199,9 @@ def _sync_done(state: State, event: SyncDone) -> tuple[State, list[Effect]]:
     if found is None or not may_sync(state, event.chain, event.chain_version):
         return state, []
     id_, target = found
-    after = replace(target, local=Local.UPTODATE, lost=False)
+    after = replace(target, local=Local.UPTODATE, data=Data.COMPLETE)
     effects: list[Effect] = [Report(id_)] if after.local != target.local else []
-    if target.lost:
+    if target.data != after.data:
         effects.append(Restored(id_))
     return replace(state, targets=MappingProxyType({**state.targets, id_: after})), effects
 
@@ -210,7 +214,7 @@ def _find(state: State, chain: ChainId) -> tuple[TargetId, Target] | None:
 
 
 __all__ = [
-    "DataLost",
+    "DataMissing",
     "DiskFailed",
     "Effect",
     "Event",

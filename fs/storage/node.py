@@ -15,11 +15,12 @@ from luciola_core import StorageNode
 from .. import __version__
 from ..clock import SystemClock
 from ..config import ClusterConfig, rdma_options
+from ..errors import Error
 from ..ids import NodeId, new_incarnation
 from ..wire import SERVICE, Cluster, RpcClients, RpcServer, follow_routing, format_address, methods, mint
 from ..wire.pb.mgmtd_pb2 import NODE_STORAGE, Node, Routing
 from . import held_up
-from .directory import Directory
+from .directory import Directory, boot_id
 from .disk_watch import DiskWatch
 from .engine import Engine
 from .membership import Membership, Options
@@ -106,7 +107,12 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
         await membership.leave()
         await server.stop(grace_s=1.0)
         await clients.close()
-        await engine.close()
+        try:
+            await engine.close()
+        except Error as error:
+            log.error("the last sync failed: %s; the stop was not clean", error)  # noqa: TRY400
+        else:
+            directory.set_clean()
         log.info("node %d has stopped", settings.node)
 
 
@@ -156,7 +162,7 @@ def _about(settings: Settings, engine: Engine, directory: Directory) -> Node:
         incarnation=new_incarnation(),
         data_address=engine.node.tcp_address(),
         data_socket=str(directory.socket or ""),
-        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+        boot_id=boot_id(),
         release=__version__,
     )
 

@@ -1,5 +1,6 @@
 """Storage nodes as processes: they die, lose their disk, return, and are brought up to date under load."""
 
+import json
 import os
 import random
 import shutil
@@ -189,6 +190,62 @@ def test_everything_killed_at_once_comes_back_with_everything(cluster):
     cluster.wait_healthy()
     writer.check()
     cluster.assert_replicas_equal()
+
+
+def test_first_that_was_only_killed_serves_at_once(tmp_path):
+    with StorageCluster(tmp_path, nodes=2, replicas=2, chains=2) as cluster:
+        fill(cluster, chunks=2)
+        cluster.kill(1, report=False)
+        cluster.kill(2, report=False)
+        cluster.wait(lambda: not cluster._serves(1) and not cluster._serves(2), "the end of their leases")
+        cluster.start(2)
+        for chain in cluster.chains():
+            cluster.write(chain, 1, 0, 4242)
+        cluster.start(1)
+        cluster.wait_healthy()
+        cluster.assert_replicas_equal()
+
+
+def test_chain_whose_machines_lost_power_waits_for_all_and_resumes_with_the_newest(tmp_path):
+    with StorageCluster(tmp_path, nodes=2, replicas=2, chains=1) as cluster:
+        (chain,) = cluster.chains()
+        head, tail = (target.node for target in cluster.chains()[chain].targets)
+        for index in range(4):
+            cluster.write(chain, 1, index, 100)
+        cluster.kill(head, signal.SIGTERM)
+        shutil.copytree(cluster.data(head), tmp_path / "old", ignore=shutil.ignore_patterns("*.sock"))
+        cluster.start(head)
+        cluster.wait_healthy()
+        # Back to the preferred order, so that the head is the one that will lack something.
+        request = mgmtd_pb2.UpdateChainRequest(
+            chain=chain, action=mgmtd_pb2.UpdateChainRequest.ROTATE_PREFERRED
+        )
+        cluster.mgmtd(methods.Mgmtd.update_chain, request)
+        cluster.wait_healthy()
+        cluster.write(chain, 1, 0, 200)  # as if it had not reached the head's disk
+        for node in (head, tail):
+            cluster.kill(node, report=False)
+        cluster.wait(
+            lambda: not cluster._serves(head) and not cluster._serves(tail), "the end of their leases"
+        )
+        shutil.rmtree(cluster.data(head))
+        (tmp_path / "old").rename(cluster.data(head))
+        for node in (head, tail):
+            record = cluster.data(node) / "node.json"
+            record.write_text(json.dumps(json.loads(record.read_text()) | {"is_clean": False}))
+            cluster.restart_kernel(node)
+        cluster.start(head)
+        cluster.wait(lambda: "waits for the other replicas" in cluster.log(head), "its report")
+        cluster.wait(lambda: head in cluster._connected(), "its connection")
+        states = {target.node: target.state for target in cluster.chains()[chain].targets}
+        assert states == {head: mgmtd_pb2.LASTSRV, tail: mgmtd_pb2.LASTSRV}
+        cluster.start(tail)
+        cluster.wait(lambda: cluster._serves(tail), "the newest")
+        assert cluster.chains()[chain].targets[0].node == tail
+        cluster.wait_healthy()
+        cluster.assert_replicas_equal()
+        assert cluster.records(head, chain)[1, 0][1] == 200
+        assert not list(cluster.data(tail).glob("quarantine/*"))
 
 
 def test_lost_disk_of_the_only_replica_does_not_come_back_empty(tmp_path):

@@ -81,7 +81,21 @@ def test_question_without_a_terminal_is_a_refusal_not_a_wrong_usage(
 
 
 def test_question_about_a_rotation_says_that_the_next_node_is_disabled() -> None:
-    targets = [{"target": 1, "node": 202}, {"target": 2, "node": 201}]
+    targets = [
+        {"target": 1, "node": 202, "state": "lastsrv", "reported": "offline"},
+        {"target": 2, "node": 201, "state": "offline", "reported": "online"},
+    ]
     question = _loss({"id": 7, "targets": targets}, {201})
     assert "Node 201 is disabled: nothing is served before luciola node enable 201." in question
     assert "disabled" not in _loss({"id": 7, "targets": targets}, set())
+
+
+def test_question_about_a_rotation_names_the_replica_that_is_not_there() -> None:
+    targets = [
+        {"target": 1, "node": 202, "state": "lastsrv", "reported": "online"},
+        {"target": 2, "node": 201, "state": "lastsrv", "reported": "offline"},
+        {"target": 3, "node": 203, "state": "waiting", "reported": "online"},
+    ]
+    question = _loss({"id": 7, "targets": targets}, set())
+    assert "waits for replica 2 on node 201" in question
+    assert "replica 1 on node 202 serves what it has" in question

@@ -40,8 +40,9 @@ class Manager:
         request = pb.HeartbeatRequest(
             **{"sequence": self.sequence, **fields}, node=pb.Node(id=node, kind=kind, incarnation=incarnation)
         )
-        for target, version, state in reports:
-            request.targets.add(id=target, chain=target // 1000, chain_version=version, state=state)
+        for target, version, state, *held in reports:
+            data = dict(zip(("data", "updates"), held, strict=False))
+            request.targets.add(id=target, chain=target // 1000, chain_version=version, state=state, **data)
         self.keep(self.model.registration(request.node))
         return self.model.hear(request, now_s=self.now_s)
 
@@ -410,6 +411,52 @@ def test_chains_of_all_tables_are_limited(manager, monkeypatch):
     request.table = 8
     with pytest.raises(InvalidArgument, match="at most"):
         manager.model.new_table(request, [(HEAD,)], now_s=manager.now_s)
+
+
+def test_chain_whose_replicas_lost_power_waits_for_all_or_until_one_is_given_up(manager):
+    manager.model.end(TAIL)
+    manager.model.end(HEAD)
+    manager.wait(0.1)
+    assert manager.states == {HEAD: Public.LASTSRV, TAIL: Public.LASTSRV}
+    partial = (target(HEAD), manager.version, ONLINE, pb.DATA_PARTIAL, 3)
+    manager.beat(HEAD, partial, incarnation=2)
+    manager.wait(LEASE_S / 2)
+    assert manager.states == {HEAD: Public.LASTSRV, TAIL: Public.LASTSRV}
+    rotate(manager, pb.UpdateChainRequest.ROTATE_LASTSRV)
+    assert manager.states == {HEAD: Public.LASTSRV, TAIL: Public.OFFLINE}, "the one that is not there"
+    manager.beat(HEAD, (target(HEAD), manager.version, *partial[2:]), incarnation=2)
+    manager.wait(0.1)
+    assert manager.states == {HEAD: Public.SERVING, TAIL: Public.OFFLINE}
+
+
+@pytest.mark.parametrize(
+    ("head", "tail", "serves"),
+    [
+        ((pb.DATA_PARTIAL, 3), (pb.DATA_PARTIAL, 4), TAIL),
+        ((pb.DATA_PARTIAL, 4), (pb.DATA_PARTIAL, 4), HEAD),
+        ((pb.DATA_PARTIAL, 9), (pb.DATA_COMPLETE,), TAIL),
+    ],
+)
+def test_chain_resumes_with_what_its_replicas_report_of_their_data(manager, head, tail, serves):
+    manager.model.end(TAIL)
+    manager.model.end(HEAD)
+    manager.wait(0.1)
+    version = manager.version
+    manager.beat(HEAD, (target(HEAD), version, ONLINE, *head), incarnation=2)
+    manager.beat(TAIL, (target(TAIL), version, ONLINE, *tail), incarnation=2)
+    manager.wait(0.1)
+    assert [node for node, state in manager.states.items() if state is Public.SERVING] == [serves]
+
+
+def test_what_a_replica_lacked_is_forgotten_with_its_process(manager):
+    manager.model.end(TAIL)
+    manager.model.end(HEAD)
+    manager.wait(0.1)
+    manager.beat(HEAD, (target(HEAD), manager.version, OFFLINE, pb.DATA_LOST), incarnation=2)
+    manager.model.end(HEAD)  # perhaps it comes back with its disk
+    manager.beat(TAIL, (target(TAIL), manager.version, ONLINE, pb.DATA_PARTIAL, 1), incarnation=2)
+    manager.wait(0.1)
+    assert manager.states == {HEAD: Public.LASTSRV, TAIL: Public.LASTSRV}
 
 
 def test_role_of_the_last_replica_can_be_given_to_the_next(manager):

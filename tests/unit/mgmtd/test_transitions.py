@@ -1,23 +1,26 @@
 """The table of chain states, explored completely for chains of one to three replicas.
 
 Ghosts say which replicas hold everything that was acknowledged: a write is acknowledged by all that serve and
-synchronise; a replica that synchronises holds everything once it says UPTODATE. The search takes every combination
-of local states at every step, with and without a write in between, until nothing new is reached. So it covers
-sequences of every length.
+synchronise, and synced there; a replica that synchronises holds everything once it says UPTODATE. Replicas that
+served last may lose power (what was synced is there), or their disk, while they are away. The search takes every
+combination of local states at every step, with and without a write in between, until nothing new is reached. So it
+covers sequences of every length.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
 import pytest
 
 from luciola.ids import TargetId
-from luciola.mgmtd.transitions import Member, advance, ordered
-from luciola.states import Local, Public
+from luciola.mgmtd.transitions import Held, Member, advance, ordered
+from luciola.states import Data, Local, Public
 
 Chain = tuple[Member, ...]
-Advance = Callable[[Sequence[Member], dict[TargetId, Local]], Chain]
-World = tuple[Chain, frozenset[TargetId]]  # and the replicas that hold all acknowledged data
+Damage = frozenset[tuple[TargetId, Data]]
+Advance = Callable[[Sequence[Member], dict[TargetId, Local], dict[TargetId, Held]], Chain]
+# And the replicas that hold all that was synced, and what those that served last lack.
+World = tuple[Chain, frozenset[TargetId], Damage]
 
 SERVING, LASTSRV, SYNCING, WAITING, OFFLINE = Public
 UPTODATE, ONLINE, DOWN = Local
@@ -36,17 +39,61 @@ def serving(members: Chain) -> set[TargetId]:
 
 
 def step(world: World, local: dict[TargetId, Local], *, write: bool, table: Advance) -> World:
-    members, complete = world
+    members, complete, damage = world
     complete |= {m.target for m in members if m.state is SYNCING and local[m.target] is UPTODATE}
-    after = table(members, local)
+    complete -= {target for target, data in damage if data is Data.LOST}
+    after = table(members, local, {target: Held(data, updates=target) for target, data in damage})
     if write and serving(after):
         complete &= {m.target for m in after if m.state in (SERVING, SYNCING)}
         complete |= serving(after)
-    return after, complete
+    last = {m.target for m in after if m.state is LASTSRV}
+    return after, complete, frozenset(item for item in damage if item[0] in last)
+
+
+def choices(world: World) -> Iterator[tuple[World, dict[TargetId, Local]]]:
+    """Every combination of local states, and of what those that served last and are away lose meanwhile."""
+    members, complete, damage = world
+    known = dict(damage)
+    for states in product(Local, repeat=len(members)):
+        local = dict(zip([member.target for member in members], states, strict=True))
+        away = [m.target for m in members if m.state is LASTSRV and local[m.target] is DOWN]
+        if any(data is Data.LOST and target not in away for target, data in damage):
+            continue  # a node says OFFLINE of those
+        for lost in product(Data, repeat=len(away)):
+            now = known | {
+                target: max(data, known.get(target, Data.COMPLETE))
+                for target, data in zip(away, lost, strict=True)
+            }
+            held = frozenset((target, data) for target, data in now.items() if data is not Data.COMPLETE)
+            yield (members, complete, held), local
 
 
 def problems(before: World, after: World, local: dict[TargetId, Local]) -> list[str]:
-    return [*shape_problems(before[0], after[0]), *data_problems(before, after, local)]
+    return [
+        *shape_problems(before[0], after[0]),
+        *data_problems(before, after, local),
+        *resume_problems(before, after, local),
+    ]
+
+
+def resume_problems(before: World, after: World, local: dict[TargetId, Local]) -> list[str]:
+    """C5, of a chain that nobody serves."""
+    last = [m.target for m in before[0] if m.state is LASTSRV]
+    if not last:
+        return []
+    damage = dict(before[2])
+    whole = [target for target in last if target not in damage]
+    kept = [target for target in last if damage.get(target) is not Data.LOST]
+    now = serving(after[0])
+    if any(local[target] is not DOWN for target in whole) and not now:
+        return ["C5: a chain waits although a complete replica is there"]
+    if kept and all(local[target] is not DOWN for target in kept) and not now:
+        return ["C5: a chain waits although every replica that can come is there"]
+    if now & set(damage) and whole:
+        return ["C5: a replica that lost power serves, and another has all that was acknowledged"]
+    if now & set(damage) and any(local[target] is DOWN for target in kept):
+        return ["C5: a replica that lost power serves before all others are there"]
+    return []
 
 
 def shape_problems(old: Chain, members: Chain) -> list[str]:
@@ -64,9 +111,10 @@ def shape_problems(old: Chain, members: Chain) -> list[str]:
 def data_problems(before: World, after: World, local: dict[TargetId, Local]) -> list[str]:
     was = {m.target: m.state for m in before[0]}
     synced = {target for target, state in was.items() if state is SYNCING and local[target] is UPTODATE}
-    members, complete = after
+    members, complete, damage = after
     now_serving = serving(members)
-    able = {m.target for m in members if m.state in (SERVING, LASTSRV)}
+    gone = {target for target, data in damage if data is Data.LOST}
+    able = {m.target for m in members if m.state in (SERVING, LASTSRV)} - gone
     found = [
         f"C2: {was[target].name} became SERVING"
         for target in now_serving
@@ -74,7 +122,7 @@ def data_problems(before: World, after: World, local: dict[TargetId, Local]) -> 
     ]
     if not now_serving <= before[1] | synced:
         found.append("data loss: a replica that serves has not all that was acknowledged")
-    if not able:
+    if not able and not gone:
         found.append("data loss: no replica may ever serve again")
     if not able <= complete:
         found.append("data loss: a replica that may serve has not all that was acknowledged")
@@ -84,20 +132,20 @@ def data_problems(before: World, after: World, local: dict[TargetId, Local]) -> 
 
 
 def explore(length: int, table: Advance) -> tuple[set[World], list[str]]:
-    start: World = (chain(*[SERVING] * length), frozenset(TargetId(n + 1) for n in range(length)))
+    members = chain(*[SERVING] * length)
+    start: World = (members, frozenset(member.target for member in members), frozenset())
     seen, todo = {start}, [start]
     while todo:
-        world = todo.pop()
-        targets = [member.target for member in world[0]]
-        for choice, write in product(product(Local, repeat=length), (False, True)):
-            local = dict(zip(targets, choice, strict=True))
-            after = step(world, local, write=write, table=table)
-            wrong = problems(world, after, local)
-            if wrong:
-                return seen, [f"{world} with {local}: {text}" for text in wrong]
-            if after not in seen:
-                seen.add(after)
-                todo.append(after)
+        reached = todo.pop()
+        for world, local in choices(reached):
+            for write in (False, True):
+                after = step(world, local, write=write, table=table)
+                wrong = problems(world, after, local)
+                if wrong:
+                    return seen, [f"{world} with {local}: {text}" for text in wrong]
+                if after not in seen:
+                    seen.add(after)
+                    todo.append(after)
     return seen, []
 
 
@@ -116,7 +164,7 @@ def cooperate(members: Chain) -> dict[TargetId, Local]:
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_every_chain_recovers_when_its_nodes_are_healthy(length):
     seen, _ = explore(length, advance)
-    for members, _ in seen:
+    for members, _, _ in seen:
         now = members
         for _ in range(2 * length + 2):
             now = advance(now, cooperate(now))
@@ -124,37 +172,51 @@ def test_every_chain_recovers_when_its_nodes_are_healthy(length):
         assert advance(now, cooperate(now)) == now
 
 
-def waiting_may_serve_alone(members, local):
-    after = advance(members, local)
+def waiting_may_serve_alone(members, local, held):
+    after = advance(members, local, held)
     if serving(after):
         return after
     return ordered([Member(m.target, m.node, SERVING) if m.state is WAITING else m for m in after])
 
 
-def synced_without_being_told(members, local):
+def synced_without_being_told(members, local, held):
     syncing = {m.target for m in members if m.state is SYNCING}
-    return advance(
-        members, {t: UPTODATE if t in syncing and said is ONLINE else said for t, said in local.items()}
-    )
+    said = {t: UPTODATE if t in syncing and state is ONLINE else state for t, state in local.items()}
+    return advance(members, said, held)
 
 
-def last_is_forgotten(members, local):
+def last_is_forgotten(members, local, held):
     return ordered(
-        [Member(m.target, m.node, OFFLINE) if m.state is LASTSRV else m for m in advance(members, local)]
+        [
+            Member(m.target, m.node, OFFLINE) if m.state is LASTSRV else m
+            for m in advance(members, local, held)
+        ]
     )
 
 
-def last_stays_beside_serving(members, local):
-    after = advance(members, local)
+def last_stays_beside_serving(members, local, held):
+    after = advance(members, local, held)
     fell = {m.target for m in members if m.state is SERVING and local[m.target] is DOWN}
     return ordered([Member(m.target, m.node, LASTSRV) if m.target in fell else m for m in after])
 
 
-def two_may_sync(members, local):
-    after = advance(members, local)
+def two_may_sync(members, local, held):
+    after = advance(members, local, held)
     if not serving(after):
         return after
     return ordered([Member(m.target, m.node, SYNCING) if m.state is WAITING else m for m in after])
+
+
+def first_that_returns_serves(members, local, held):
+    return advance(members, local)
+
+
+def only_present_ones_are_asked(members, local, held):
+    there = [m for m in members if m.state is not LASTSRV or local[m.target] is not DOWN]
+    resumed = serving(advance(there, local, held)) if there else set()
+    return advance(
+        members, local, {t: Held() for t in resumed} | {t: h for t, h in held.items() if t not in resumed}
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,6 +227,8 @@ def two_may_sync(members, local):
         last_is_forgotten,
         last_stays_beside_serving,
         two_may_sync,
+        first_that_returns_serves,
+        only_present_ones_are_asked,
     ],
 )
 def test_search_finds_planted_bugs(bug):
@@ -180,7 +244,7 @@ def test_search_finds_planted_bugs(bug):
         ([SERVING, SERVING], [DOWN, UPTODATE], [(2, SERVING), (1, OFFLINE)]),
         ([SERVING], [DOWN], [(1, LASTSRV)]),
         ([SERVING, SERVING, SERVING], [DOWN, DOWN, DOWN], [(1, LASTSRV), (2, LASTSRV), (3, LASTSRV)]),
-        # The first that returns serves; the others are compared with it.
+        # The first that returns with everything serves; the others are compared with it.
         ([LASTSRV, LASTSRV], [DOWN, ONLINE], [(2, SERVING), (1, OFFLINE)]),
         ([LASTSRV, LASTSRV], [ONLINE, ONLINE], [(1, SERVING), (2, OFFLINE)]),
         ([LASTSRV, LASTSRV], [DOWN, DOWN], [(1, LASTSRV), (2, LASTSRV)]),
@@ -205,3 +269,33 @@ def test_transition(before, local, after):
     members = chain(*before)
     said = {member.target: state for member, state in zip(members, local, strict=True)}
     assert states(advance(members, said)) == after
+
+
+PARTIAL, LOST = Held(Data.PARTIAL, updates=5), Held(Data.LOST)
+
+
+@pytest.mark.parametrize(
+    ("local", "held", "after"),
+    [
+        # A complete one is enough, wherever it stands.
+        ([ONLINE, ONLINE], [PARTIAL, None], [(2, SERVING), (1, OFFLINE)]),
+        ([DOWN, ONLINE], [None, None], [(2, SERVING), (1, OFFLINE)]),
+        # The power was lost: all must be there, and the one that saw the most updates serves.
+        ([ONLINE, DOWN], [PARTIAL, None], [(1, LASTSRV), (2, LASTSRV)]),
+        ([ONLINE, DOWN], [PARTIAL, PARTIAL], [(1, LASTSRV), (2, LASTSRV)]),
+        ([ONLINE, ONLINE], [PARTIAL, PARTIAL], [(1, SERVING), (2, OFFLINE)]),
+        ([ONLINE, ONLINE], [PARTIAL, Held(Data.PARTIAL, updates=6)], [(2, SERVING), (1, OFFLINE)]),
+        # A disk that was replaced has nothing to wait for.
+        ([ONLINE, DOWN], [PARTIAL, LOST], [(1, SERVING), (2, OFFLINE)]),
+        ([DOWN, DOWN], [LOST, LOST], [(1, LASTSRV), (2, LASTSRV)]),
+    ],
+)
+def test_chain_resumes_with_the_newest_state_that_is_known(local, held, after):
+    members = chain(LASTSRV, LASTSRV)
+    said = {member.target: state for member, state in zip(members, local, strict=True)}
+    known = {member.target: what for member, what in zip(members, held, strict=True) if what}
+    assert states(advance(members, said, known)) == after
+
+
+def test_only_replica_serves_at_once_whatever_it_lost_with_the_power():
+    assert states(advance(chain(LASTSRV), {TargetId(1): ONLINE}, {TargetId(1): PARTIAL})) == [(1, SERVING)]

@@ -5,6 +5,7 @@ import stat
 import pytest
 
 from luciola.errors import Busy, ConfigError
+from luciola.states import Data
 from luciola.storage.directory import Directory
 
 
@@ -51,13 +52,13 @@ def test_damaged_record_is_named(tmp_path, text):
 def test_replaced_disk_has_lost_what_routing_shows(tmp_path):
     directory = opened(tmp_path)
     directory.join([5, 6])
-    assert directory.lost == {5, 6}
+    assert directory.data == {5: Data.LOST, 6: Data.LOST}
     directory.restore(5)
     directory.close()
     again = opened(tmp_path)
-    assert again.lost == {6}
+    assert again.data == {6: Data.LOST}
     again.join([7])
-    assert again.lost == {6}, "only a new directory has lost anything"
+    assert again.data == {6: Data.LOST}, "only a new directory has lost anything"
     again.close()
 
 
@@ -67,7 +68,7 @@ def test_directory_that_joined_without_replicas_has_lost_nothing(tmp_path):
     directory.close()
     again = opened(tmp_path)
     again.join([5])
-    assert not again.lost
+    assert not again.data
     again.close()
 
 
@@ -75,7 +76,52 @@ def test_crash_before_the_first_routing_keeps_the_question_open(tmp_path):
     opened(tmp_path).close()
     again = opened(tmp_path)
     again.join([5])
-    assert again.lost == {5}
+    assert again.data == {5: Data.LOST}
+    again.close()
+
+
+def test_restart_of_the_machine_without_a_clean_stop_leaves_replicas_partial(tmp_path):
+    directory = opened(tmp_path, boot="first")
+    directory.join([])
+    directory.join([5, 6])
+    directory.close()
+    again = opened(tmp_path, boot="first")
+    assert not again.data, "a process that was killed loses nothing"
+    again.close()
+    opened(tmp_path, boot="second").close()  # killed before it has seen routing
+    again = opened(tmp_path, boot="second")
+    again.join([])
+    assert not again.data
+    again.join([5, 6])
+    assert again.data == {5: Data.PARTIAL, 6: Data.PARTIAL}
+    again.restore(5)
+    again.close()
+    again = opened(tmp_path, boot="second")
+    again.join([5, 6])
+    assert again.data == {6: Data.PARTIAL}, "until it is up to date"
+    again.set_clean()
+    again.close()
+    again = opened(tmp_path, boot="third")
+    again.join([5, 6])
+    assert again.data == {6: Data.PARTIAL}, "a clean stop leaves nothing unsynced"
+    again.close()
+    again = opened(tmp_path, boot="fourth")
+    again.join([5, 6])
+    assert again.data == {5: Data.PARTIAL, 6: Data.PARTIAL}, (
+        "the mark of a clean stop is gone with the next start"
+    )
+    again.close()
+
+
+def test_replicas_on_a_disk_that_failed_are_partial_after_the_next_start(tmp_path):
+    directory = opened(tmp_path)
+    directory.join([])
+    directory.join([5])
+    directory.set_suspect()
+    directory.close()
+    again = opened(tmp_path)
+    again.join([5])
+    assert again.data == {5: Data.PARTIAL}
     again.close()
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from luciola.ids import ChainId, ChainVersion, TargetId
 from luciola.mgmtd import transitions
-from luciola.states import Local, Public
+from luciola.states import Data, Local, Public
 from luciola.storage.model import (
-    DataLost,
+    DataMissing,
     DiskFailed,
     Removed,
     Report,
@@ -27,8 +27,8 @@ CHAIN = ChainId(7)
 TARGET = TargetId(101)
 
 
-def routing(public, version=1, target=TARGET, lost=()):
-    return RoutingChanged({target: Seen(CHAIN, ChainVersion(version), Public(public))}, frozenset(lost))
+def routing(public, version=1, target=TARGET, data=Data.COMPLETE):
+    return RoutingChanged({target: Seen(CHAIN, ChainVersion(version), Public(public))}, {target: data})
 
 
 def after(*events, state=None):
@@ -114,15 +114,31 @@ def test_older_routing_changes_nothing():
 
 
 def test_lost_replica_is_not_the_last_one_that_served():
-    state, effects = step(State(), routing(Public.LASTSRV, lost=[TARGET]))
+    state, effects = step(State(), routing(Public.LASTSRV, data=Data.LOST))
     assert local(state) == Local.OFFLINE
-    assert DataLost(TARGET, CHAIN) in effects
-    _, again = step(state, routing(Public.LASTSRV, lost=[TARGET]))
+    assert DataMissing(TARGET, CHAIN, Data.LOST) in effects
+    _, again = step(state, routing(Public.LASTSRV, data=Data.LOST))
     assert again == [], "said once"
 
 
+def test_partial_replica_says_so_until_it_serves_or_is_synced():
+    state, effects = step(State(), routing(Public.LASTSRV, data=Data.PARTIAL))
+    assert (local(state), state.targets[TARGET].data) == (Local.ONLINE, Data.PARTIAL)
+    assert DataMissing(TARGET, CHAIN, Data.PARTIAL) in effects
+    served, effects = step(state, routing(Public.SERVING, 2))
+    assert served.targets[TARGET].data == Data.COMPLETE
+    assert Restored(TARGET) in effects
+    synced = after(routing(Public.SYNCING, 2), SyncDone(CHAIN, ChainVersion(2)), state=state)
+    assert synced.targets[TARGET].data == Data.COMPLETE
+
+
+def test_replica_that_still_serves_publicly_stays_partial_after_a_start():
+    state = after(routing(Public.SERVING, data=Data.PARTIAL))
+    assert (local(state), state.targets[TARGET].data) == (Local.OFFLINE, Data.PARTIAL)
+
+
 def test_lost_replica_is_synced_and_then_forgotten_as_lost():
-    state = after(routing(Public.OFFLINE, lost=[TARGET]))
+    state = after(routing(Public.OFFLINE, data=Data.LOST))
     assert local(state) == Local.ONLINE
     state = after(routing(Public.SYNCING, 2), state=state)
     state, effects = step(state, SyncDone(CHAIN, ChainVersion(2)))
@@ -174,17 +190,18 @@ NODES = (0, 1)
 
 @dataclass(frozen=True)
 class World:
-    """`members`: (node, public) in chain order. `complete`: nodes that hold every acknowledged write.
+    """`members`: (node, public) in chain order. `complete`: nodes that hold every acknowledged write, or as much of it
+    as there was on all disks when a chain resumed after the power was lost everywhere.
 
     `states`: per node what `key` keeps of its State, so that equal worlds are found equal.
     """
 
     version: int = 1
     members: tuple = ((0, Public.SERVING), (1, Public.SERVING))
-    reports: tuple = (Local.UPTODATE, Local.UPTODATE)
+    reports: tuple = ((Local.UPTODATE, Data.COMPLETE),) * 2
     is_up: tuple = (True, True)
     states: tuple = ()
-    lost: tuple = (False, False)
+    data: tuple = (Data.COMPLETE, Data.COMPLETE)
     complete: frozenset = frozenset(NODES)
     crashes: int = 0
     acknowledged: int = 0
@@ -211,8 +228,10 @@ class Rules:
     def restarted(self):
         return State()
 
-    def lost(self, world, node):
-        return [TargetId(node)] if world.lost[node] else []
+    table = staticmethod(transitions.advance)
+
+    def data(self, world, node):
+        return world.data[node]
 
     def next(self, world):
         """Every world that one event leads to, with the event's name."""
@@ -234,24 +253,32 @@ class Rules:
                 states=put(world.states, node, key(self.restarted())),
             ),
         )
-        if node in world.complete and not world.lost[node]:
-            complete = world.complete - {node}
-            yield f"replace disk {node}", replace(world, lost=put(world.lost, node, True), complete=complete)
-        yield f"expire {node}", replace(world, reports=put(world.reports, node, Local.OFFLINE))
+        for data in (Data.PARTIAL, Data.LOST):
+            if world.data[node] < data and (node in world.complete or data is Data.PARTIAL):
+                complete = world.complete - {node}
+                yield (
+                    f"{data.name} {node}",
+                    replace(world, data=put(world.data, node, data), complete=complete),
+                )
+        gone = (Local.OFFLINE, Data.COMPLETE)
+        yield f"expire {node}", replace(world, reports=put(world.reports, node, gone))
 
     def _up(self, world, node, public):
         if world.crashes < self.crashes_max:
             is_up = put(world.is_up, node, False)
             yield f"crash {node}", replace(world, is_up=is_up, crashes=world.crashes + 1)
-        seen = routing(public[node], world.version, TargetId(node), lost=self.lost(world, node))
+        seen = routing(public[node], world.version, TargetId(node), data=self.data(world, node))
         state, effects = step(state_of(world.states[node]), seen)
         heard = replace(world, states=put(world.states, node, key(state)))
         if any(isinstance(effect, Restored) for effect in effects):
-            heard = replace(heard, lost=put(heard.lost, node, False))
+            heard = replace(heard, data=put(heard.data, node, Data.COMPLETE))
         yield f"routing {node}", heard
         target = state_of(world.states[node]).targets.get(TargetId(node))
         if target is not None and target.chain_version == world.version:
-            yield f"heartbeat {node}", replace(world, reports=put(world.reports, node, target.local))
+            yield (
+                f"heartbeat {node}",
+                replace(world, reports=put(world.reports, node, (target.local, target.data))),
+            )
         yield from self._sync(world, node, public)
 
     def _sync(self, world, node, public):
@@ -264,8 +291,8 @@ class Rules:
             state, _ = step(state, SyncDone(CHAIN, ChainVersion(world.version)))
             has_it = world.complete | {node} if serving[-1] in world.complete else world.complete - {node}
             states = put(world.states, node, key(state))
-            lost = put(world.lost, node, False)
-            yield f"sync {node}", replace(world, states=states, lost=lost, complete=has_it)
+            data = put(world.data, node, Data.COMPLETE)
+            yield f"sync {node}", replace(world, states=states, data=data, complete=has_it)
 
     def _write(self, world):
         """A write that every SERVING member has; those which are not in the chain miss it."""
@@ -289,12 +316,18 @@ class Rules:
 
     def _chains(self, world):
         """mgmtd looks at what was reported."""
-        reports = {TargetId(node): report for node, report in enumerate(world.reports)}
+        local = {TargetId(node): report[0] for node, report in enumerate(world.reports)}
+        held = {TargetId(node): transitions.Held(report[1]) for node, report in enumerate(world.reports)}
         members = [transitions.Member(TargetId(node), node, public) for node, public in world.members]
-        changed = tuple((m.node, m.state) for m in transitions.advance(members, reports))
+        changed = tuple((m.node, m.state) for m in self.table(members, local, held))
         if changed == world.members:
             return world
-        return replace(world, members=changed, version=world.version + 1)
+        last = [node for node, public in world.members if public == Public.LASTSRV]
+        serving = {node for node, public in changed if public == Public.SERVING}
+        complete = world.complete
+        if last and serving and all(world.data[node] for node in last):
+            complete = frozenset(serving)
+        return replace(world, members=changed, version=world.version + 1, complete=complete)
 
 
 def explore(rules, *, version_max):
@@ -337,11 +370,19 @@ class BackAtOnce(Rules):
         return State(is_back=True)
 
 
-class ForgetsLost(Rules):
-    """Planted: a replaced disk is not recognised."""
+class ForgetsDamage(Rules):
+    """Planted: a replaced disk, or a lost power, is not recognised."""
 
-    def lost(self, world, node):
-        return []
+    def data(self, world, node):
+        return Data.COMPLETE
+
+
+class FirstServes(Rules):
+    """Planted: a chain resumes with the first replica that returns."""
+
+    @staticmethod
+    def table(members, local, held):
+        return transitions.advance(members, local)
 
 
 class DoneTooEarly(Rules):
@@ -352,7 +393,7 @@ class DoneTooEarly(Rules):
             yield name, replace(reached, complete=world.complete)
 
 
-@pytest.mark.parametrize("rules", [BackAtOnce, ForgetsLost, DoneTooEarly])
+@pytest.mark.parametrize("rules", [BackAtOnce, ForgetsDamage, FirstServes, DoneTooEarly])
 def test_planted_bugs_are_found(rules):
     bad, _ = explore(rules(), version_max=6)
     assert bad is not None
