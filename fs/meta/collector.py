@@ -9,6 +9,7 @@ C3  Content that an inode refers to is never removed, whatever a record says.
 C4  All progress is in the store: after a crash the same records are found again, and every step may be repeated.
 C5  A session of a client that mgmtd has not known for `client_session_timeout_ms` ends, after its file's length has
     been read from the chains. While mgmtd is gathering its clients none is unknown.
+    So does one whose client left it without a full report (`CloseOne.measure`), or does not know it (`Hold`).
 C6  A content that was reserved as a spare is taken from those who might still use it by a transaction of its own
     before its chunks go: a file moves to it or it is collected, never both.
 C7  The work for one removed inode does not depend on how many were removed before: every record and every entry of a
@@ -140,6 +141,7 @@ class Collector:
         """Takes one look at everything. Returns how much was done: 0 if there is nothing to do now."""
         await self._removal_clock.extend()
         done = await self.prune()
+        done += await self.end_abandoned()
         done += await self.collect_orphans()
         done += await self.collect_garbage()
         done += await self._quarantine.collect()
@@ -412,6 +414,13 @@ class Collector:
                 ended += await self._end_session(inode, session)
         return ended
 
+    async def end_abandoned(self) -> int:
+        """End the sessions that their clients have left without a full report; how many."""
+        ended = 0
+        for inode, session in self._writers.abandoned:
+            ended += await self._end_session(inode, session)
+        return ended
+
     async def _end_session(self, number: int, session: int) -> bool:
         value = self._engine.begin().snapshot_get(schema.inode_key(number))
         inode = None if value is None else schema.decode_inode(value)
@@ -423,7 +432,7 @@ class Collector:
                 self._engine, lambda txn: self._settle(txn, inode, session, length, number), clock=self._clock
             )
         except Error as error:
-            log.warning("a dead client's session of inode %d stays for now: %s", number, error)
+            log.warning("a write session of inode %d cannot be ended now: %s", number, error)
             return False
         if settled:
             self._writers.remove(number, session)

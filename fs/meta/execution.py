@@ -199,6 +199,8 @@ class Execution:
             self._writers.add(inode, session, call.client)
         for inode, session in work.closed:
             self._writers.remove(inode, session)
+        for inode, session in work.abandoned:
+            self._writers.abandon(inode, session)
         if work.made:
             self._census.added(work.made)
         return reply

@@ -39,12 +39,14 @@ from .operations.sync import sync
 from .operations.unlink import unlink
 from .operations.xattr import get_xattr, list_xattr, remove_xattr, set_xattr
 from .permissions import READ, User, may
+from .sessions import SESSIONS_MAX
 from .storage import Space
-from .work import EMFILE
+from .work import EMFILE, NS_PER_MS
 
 SPACE_FRESH_S: Final = 1.0
 # Inodes that one client may have open for reading: 100 MiB of memory here. The kernel allows a process as many files.
 HOLDS_MAX: Final = 1 << 20
+OPEN_LASTS_MS: Final = 15 * 60_000  # longer than a client tries (10 minutes, the bound of `deadline_ms`)
 HOLDS_BREATH: Final = 128  # holds looked at, about a millisecond, before others have a turn
 SCAN_PAGE: Final = 1024
 COUNTED_MAX: Final = 10_000  # five milliseconds
@@ -153,15 +155,18 @@ class MetaService:
         return self._execution.on_disk(reply) if request.durable else reply
 
     def hold(self, request: pb.HoldRequest, identity: Identity) -> Any:
-        """Replaces all that the client holds. Raises: InvalidArgument for too many inodes."""
+        """Replace all that the client holds, and compare its write sessions. Raises: InvalidArgument for too many."""
         user = User(*identity.user(request.caller))
         self._execution.admit(request.caller)
-        if len(request.inodes) > HOLDS_MAX:
-            raise InvalidArgument(f"a client holds at most {HOLDS_MAX} inodes")
-        if user.uid:
+        if len(request.inodes) > HOLDS_MAX or len(request.sessions) > SESSIONS_MAX:
+            raise InvalidArgument(
+                f"a client holds at most {HOLDS_MAX} inodes and {SESSIONS_MAX} write sessions"
+            )
+        if user.uid and not request.keep_holds:
             return self._hold_readable(request, user)
-        self._holds.replace(request.caller.client, request.inodes)
-        return pb.HoldReply(incarnation=self._parts.incarnation)
+        if not request.keep_holds:
+            self._holds.replace(request.caller.client, request.inodes)
+        return self._compare_sessions(request)
 
     async def _hold_readable(self, request: pb.HoldRequest, user: User) -> pb.HoldReply:
         """A hold lets its client read, so a user gets none on what that user may not read now."""
@@ -173,7 +178,23 @@ class MetaService:
             if value is not None and may(user, schema.decode_inode(value), READ):
                 held.append(inode)
         self._holds.replace(request.caller.client, held)
-        return pb.HoldReply(incarnation=self._parts.incarnation)
+        return self._compare_sessions(request)
+
+    def _compare_sessions(self, request: pb.HoldRequest) -> pb.HoldReply:
+        """Abandon write sessions that their client does not know, and report those that only the client knows.
+
+        A session younger than an open can last may be that of an open whose reply is on its way.
+        """
+        known = self._writers.of_client(request.caller.client)
+        named = {(each.inode, each.session) for each in request.sessions}
+        opened_before_ms = self._clock.unix_ns() // NS_PER_MS - OPEN_LASTS_MS
+        snapshot = self._engine.begin()
+        for inode, session in known - named:
+            value = snapshot.snapshot_get(schema.session_key(inode, session))
+            if value is not None and schema.decode_session(value).opened_unix_ms < opened_before_ms:
+                self._writers.abandon(inode, session)
+        lost = [pb.WriteSession(inode=inode, session=session) for inode, session in sorted(named - known)]
+        return pb.HoldReply(incarnation=self._parts.incarnation, lost=lost)
 
     def _limit_holds(self, request: pb.CreateRequest | pb.OpenRequest) -> None:
         if request.read and self._holds.count_of(request.caller.client) >= HOLDS_MAX:

@@ -26,13 +26,14 @@ class Writers:
 
     def __init__(self) -> None:
         self._clients: dict[int, dict[int, int]] = {}  # inode → session → client
-        self._counts: dict[int, int] = {}  # client → sessions
+        self._of_clients: dict[int, set[tuple[int, int]]] = {}  # client → (inode, session)
+        self._abandoned: set[tuple[int, int]] = set()
         self.count = 0
 
     def load(self, engine: Engine) -> None:
         """Reads all sessions from the store."""
         self._clients.clear()
-        self._counts.clear()
+        self._of_clients.clear()
         self.count = 0
         begin, end = schema.kind_range(b"S")
         while True:
@@ -55,7 +56,7 @@ class Writers:
         sessions = self._clients.setdefault(inode, {})
         if session not in sessions:
             self.count += 1
-            self._counts[client] = self._counts.get(client, 0) + 1
+            self._of_clients.setdefault(client, set()).add((inode, session))
         sessions[session] = client
 
     def remove(self, inode: int, session: int) -> None:
@@ -65,15 +66,29 @@ class Writers:
         client = sessions.pop(session, None)
         if client is not None:
             self.count -= 1
-            self._counts[client] -= 1
-            if not self._counts[client]:
-                del self._counts[client]
+            self._of_clients[client].discard((inode, session))
+            if not self._of_clients[client]:
+                del self._of_clients[client]
+        self._abandoned.discard((inode, session))
         if not sessions:
             del self._clients[inode]
 
     def count_of(self, client: int) -> int:
         """How many files the client has open for writing; one that it has open twice counts twice."""
-        return self._counts.get(client, 0)
+        return len(self._of_clients.get(client, ()))
+
+    def of_client(self, client: int) -> set[tuple[int, int]]:
+        """(inode, session) of what the client has open for writing."""
+        return set(self._of_clients.get(client, ()))
+
+    def abandon(self, inode: int, session: int) -> None:
+        """Leave the session to the collector, which ends it when the chains have been asked for the length."""
+        self._abandoned.add((inode, session))
+
+    @property
+    def abandoned(self) -> list[tuple[int, int]]:
+        """(inode, session) of sessions that the collector is to end."""
+        return list(self._abandoned)
 
     def has(self, inode: int, client: int) -> bool:
         """Whether `client` has the inode open for writing."""

@@ -96,6 +96,7 @@ class Work:
     cuts: dict[int, Cut] = field(default_factory=dict)  # carried out by this operation
     opened: list[tuple[int, int]] = field(default_factory=list)  # (inode, session): after the commit
     closed: list[tuple[int, int]] = field(default_factory=list)
+    abandoned: list[tuple[int, int]] = field(default_factory=list)
     checked: Container[int] = ()  # directories below which the user may remove everything
     made: int = 0  # new inodes
     missing_cut: NeedCut | None = None  # this attempt must not commit before chunks were removed

@@ -136,7 +136,10 @@ class Service:
         term = self._primary()
         now_s = self._clock.monotonic()
         term.sessions.extend(request, now_s=now_s, unix_ms=self._clock.unix_ns() // 1_000_000)
-        return pb.ExtendClientReply(interval_ms=self._config.client_extend_interval_ms)
+        return pb.ExtendClientReply(
+            interval_ms=self._config.client_extend_interval_ms,
+            session_timeout_ms=self._config.client_session_timeout_ms,
+        )
 
     def list_clients(self, request: Empty, identity: Identity) -> pb.ListClientsReply:
         return self._primary().sessions.list(now_s=self._clock.monotonic())
@@ -459,6 +462,8 @@ def _check_times(config: MgmtdConfig) -> None:
         )
     if config.lease_ms < 2 * config.heartbeat_interval_ms:
         raise ConfigError("mgmtd.lease_ms: must be at least two heartbeat intervals")
+    if config.client_session_timeout_ms < 2 * config.client_extend_interval_ms:
+        raise ConfigError("mgmtd.client_session_timeout_ms: must be at least two intervals of extension")
     for name in ("heartbeat_interval_ms", "chain_check_interval_ms", "client_extend_interval_ms"):
         if getattr(config, name) < 1:
             raise ConfigError(f"mgmtd.{name}: must be at least 1")

@@ -74,7 +74,7 @@ def test_fsync_on_another_mount_syncs_chains_of_a_file_that_is_still_being_writt
             assert syncs(cluster) > before, "the other mount may have written"
 
 
-def test_second_fsync_of_a_file_that_nobody_changed_asks_no_chain(cluster):
+def test_second_fsync_of_an_unchanged_file_asks_no_chain(cluster):
     file = cluster.mountpoint / "quiet"
     with file.open("wb", buffering=0) as writer:
         writer.write(b"x" * CHUNK_BYTES)

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::ahead::ReadAhead;
-use super::inode::{OpenInode, Place, Through};
+use super::inode::{OpenInode, Place, Through, lost};
 use super::meta::{Who, inode_path};
 use super::shared::{Close, Opening, Shared};
 use crate::buffer::Placement;
@@ -43,6 +43,10 @@ pub struct File {
     /// Errors that fsync and close have reported, and those that write has.
     reported: AtomicU64,
     written: AtomicU64,
+    /// Errors before it was opened.
+    opened_errors: u64,
+    /// Write sessions of this file that were lost before it was opened here.
+    lost_sessions: u64,
     ahead: ReadAhead,
     closed: AtomicBool,
 }
@@ -142,7 +146,7 @@ impl File {
         if options.read {
             shared.hold(inode.id());
         }
-        let errors = inode.errors();
+        let (errors, lost_sessions) = (inode.errors(), inode.lost_sessions());
         Ok(Arc::new(File {
             inode,
             shared: shared.clone(),
@@ -151,6 +155,8 @@ impl File {
             options,
             reported: AtomicU64::new(errors),
             written: AtomicU64::new(errors),
+            opened_errors: errors,
+            lost_sessions,
             ahead: ReadAhead::new(),
             closed: AtomicBool::new(false),
         }))
@@ -172,10 +178,18 @@ impl File {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::invalid("the file is closed").with_errno(Errno::BADF));
         }
+        if self.is_lost() {
+            return Err(lost());
+        }
         if !allowed {
             return Err(Error::invalid("the file is not open for that").with_errno(Errno::BADF));
         }
         Ok(())
+    }
+
+    /// Whether the metadata service has ended its write session.
+    fn is_lost(&self) -> bool {
+        self.options.write && self.inode.lost_sessions() != self.lost_sessions
     }
 
     /// Asks the metadata service what it knows: another client may have written.
@@ -307,9 +321,13 @@ impl File {
             return Ok(());
         }
         self.inode.closing();
-        let told = if self.options.write { self.close_written() } else { Ok(false) };
+        let told = match self.is_lost() {
+            true => Err(lost()),
+            false if self.options.write => self.close_written(),
+            false => Ok(false),
+        };
         if !matches!(told, Ok(true)) {
-            self.shared.close_later(self.goodbye());
+            self.shared.close_later(self.last_close(told.is_err()));
         }
         self.end();
         self.report().and(told.map(drop))
@@ -332,15 +350,29 @@ impl File {
     }
 
     fn finish_dirty(&self) {
-        if let Err(error) = self.inode.sync() {
+        let synced = self.inode.sync();
+        let failed = synced.is_err();
+        if let Err(error) = synced {
             self.inode.fail(error.context("close"));
         }
-        self.finish();
+        self.shared.close_later(self.last_close(failed));
+        self.end();
     }
 
     fn finish(&self) {
-        self.shared.close_later(self.goodbye());
+        self.shared.close_later(self.last_close(false));
         self.end();
+    }
+
+    /// Ends the session. Where a write or its report has failed, the chains may hold more than was reported.
+    fn last_close(&self, failed: bool) -> Close {
+        let mut close = self.goodbye();
+        close.one.measure = failed || self.has_failed();
+        close
+    }
+
+    fn has_failed(&self) -> bool {
+        self.inode.errors() != self.opened_errors
     }
 
     fn end(&self) {
@@ -362,6 +394,7 @@ impl File {
             return self.inode.sync().map(|()| false);
         }
         let mut close = self.goodbye();
+        close.one.measure = self.has_failed();
         close.one.length = news.length;
         close.one.mtime_ns = news.mtime_ns;
         close.one.has_inline = news.inline.is_some();

@@ -869,6 +869,110 @@ fn read_of_a_file_that_was_collected_while_it_is_open_fails() {
     assert_eq!(error.errno(), rustix::io::Errno::STALE.raw_os_error());
 }
 
+/// The cluster hears of this client again.
+fn come_back(world: &World) {
+    let sessions = world.shared.write_sessions();
+    let request = pb::HoldRequest { sessions, ..Default::default() };
+    world.shared.register_again(&world.who, request).unwrap();
+    world.shared.fence.open_until(u64::MAX);
+}
+
+fn assert_stale<T: std::fmt::Debug>(result: Result<T>) {
+    assert_eq!(result.unwrap_err().errno(), rustix::io::Errno::STALE.raw_os_error());
+}
+
+#[test]
+fn nothing_is_written_read_or_synced_until_a_lapsed_client_is_registered_again() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, &pattern(100_000, 2));
+    file.flush().unwrap();
+    put(&file, 0, b"new");
+    let counts = || {
+        [&world.chunks.writes, &world.chunks.reads, &world.chunks.syncs].map(|n| n.load(Ordering::Relaxed))
+    };
+    let before = counts();
+    world.shared.fence.open_until(0);
+    thread::scope(|scope| {
+        let calls = [scope.spawn(|| file.flush()), scope.spawn(|| file.fsync(false))];
+        let read = scope.spawn(|| get(&file, 70_000, 5));
+        thread::sleep(Duration::from_millis(20));
+        assert_eq!(counts(), before);
+        come_back(&world);
+        calls.into_iter().for_each(|call| call.join().unwrap().unwrap());
+        assert_eq!(read.join().unwrap(), pattern(100_000, 2)[70_000..70_005]);
+    });
+    assert_eq!(&world.meta.durable_bytes(5).unwrap()[..3], b"new");
+}
+
+#[test]
+fn a_client_that_was_away_while_another_emptied_the_file_loses_no_bytes_silently() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, &pattern(100_000, 2));
+    file.flush().unwrap();
+    put(&file, 200_000, b"dirty");
+    world.shared.fence.open_until(0);
+    world.meta.end_sessions();
+    let other = world.other();
+    let emptied = other.open_with(5, OpenOptions { truncate: true, ..READ_WRITE });
+    put(&emptied, 0, b"theirs");
+    emptied.close().unwrap();
+    let writes = world.chunks.writes.load(Ordering::Relaxed);
+    come_back(&world);
+    assert_stale(file.fsync(false));
+    assert_stale(file.write(Place::At(0), &Placement::from_vec(vec![1]), false));
+    assert_stale(file.close());
+    assert_eq!(world.chunks.writes.load(Ordering::Relaxed), writes);
+    assert_eq!(world.meta.inode(5).inline_data, b"theirs");
+    let again = world.open(5);
+    assert_eq!(get(&again, 0, 10), b"theirs");
+    put(&again, 6, b"+");
+    again.fsync(false).unwrap();
+}
+
+#[test]
+fn a_client_that_was_away_for_a_short_time_goes_on() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, &pattern(100_000, 2));
+    world.shared.fence.open_until(0);
+    come_back(&world);
+    file.fsync(false).unwrap();
+    assert_eq!(world.meta.durable_bytes(5), Some(pattern(100_000, 2)));
+}
+
+#[test]
+fn a_close_after_a_failed_write_has_the_chains_asked_for_the_length() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, &pattern(100_000, 2));
+    file.flush().unwrap();
+    world.chunks.fail_writes(Some(Error::new(Kind::Timeout, "the chain does not answer")));
+    put(&file, 100_000, &pattern(100_000, 3));
+    file.flush().unwrap_err();
+    world.chunks.fail_writes(None);
+    file.close().unwrap();
+    world.shared.send_closes();
+    assert_eq!(world.meta.measured().len(), 1);
+    assert_eq!(world.meta.sessions(), []);
+}
+
+#[test]
+fn a_close_that_the_metadata_service_does_not_take_is_sent_again() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, b"small");
+    file.flush().unwrap();
+    world.meta.fail_calls(Some(Error::new(Kind::Unavailable, "being restarted")));
+    file.close().unwrap();
+    world.shared.send_closes();
+    assert_eq!(world.shared.closes_waiting(), 1);
+    world.meta.fail_calls(None);
+    world.shared.send_closes();
+    assert_eq!(world.meta.sessions(), []);
+}
+
 #[test]
 fn a_writer_waits_for_room_and_goes_on() {
     let world = World::with_buffer(256 << 10);

@@ -69,7 +69,8 @@ enum Source {
 pub struct State {
     /// As last told by the metadata service.
     inode: pb::Inode,
-    told: Instant,
+    /// When; `None`: this client may have been away since.
+    told: Option<Instant>,
     layout: pb::Layout,
     /// What a reader here sees.
     length: u64,
@@ -107,6 +108,8 @@ pub struct State {
     error: Option<Error>,
     helpers: usize,
     exclusive: bool,
+    /// How many write sessions the metadata service has ended by itself.
+    lost_sessions: u64,
     /// Write sessions of this client, and who opened them.
     sessions: Vec<(u64, Arc<Who>)>,
     append_trust: AppendTrust,
@@ -132,7 +135,7 @@ impl OpenInode {
         let layout = inode.layout.unwrap_or_default();
         let inline = inline_of(&inode);
         let state = State {
-            told: Instant::now(),
+            told: Some(Instant::now()),
             layout,
             length: inode.length,
             acknowledged: 0,
@@ -156,6 +159,7 @@ impl OpenInode {
             error: None,
             helpers: 0,
             exclusive: false,
+            lost_sessions: 0,
             sessions: Vec::new(),
             append_trust: AppendTrust::default(),
             listed: false,
@@ -236,6 +240,39 @@ impl OpenInode {
         state.sessions.push((session, who.clone()));
     }
 
+    pub fn write_sessions(&self) -> Vec<pb::WriteSession> {
+        let state = self.state.lock();
+        let session = |(session, _): &(u64, _)| pb::WriteSession { inode: self.id, session: *session };
+        state.sessions.iter().map(session).collect()
+    }
+
+    /// How often a write session was lost: a handle remembers it when it is opened, and fails when it has grown.
+    pub fn lost_sessions(&self) -> u64 {
+        self.state.lock().lost_sessions
+    }
+
+    /// The metadata service has ended this session while this client was away. Others may have cut or replaced the
+    /// file since, so what waits here goes nowhere, and all handles that write fail.
+    pub fn lose_session(&self, session: u64) {
+        let mut state = self.state.lock();
+        if !state.sessions.iter().any(|(known, _)| *known == session) {
+            return;
+        }
+        state.sessions.clear();
+        state.lost_sessions += 1;
+        self.discard_dirty(&mut state);
+        state.acknowledged = 0;
+        state.doubtful = None;
+        state.told = None;
+        state.fail(lost());
+        self.changed.notify_all();
+    }
+
+    /// What is known may be from before this client was away.
+    pub fn distrust(&self) {
+        self.state.lock().told = None;
+    }
+
     pub fn drop_session(&self, session: u64) {
         self.state.lock().sessions.retain(|(known, _)| *known != session);
     }
@@ -299,7 +336,7 @@ impl OpenInode {
                 state.layout = layout;
             }
             state.inode = inode;
-            state.told = Instant::now();
+            state.told = Some(Instant::now());
         }
         if others_wrote {
             state.others_wrote();
@@ -316,16 +353,19 @@ impl OpenInode {
     /// Nobody has the file open any more: what could not be told will not be, when others have opened it anew.
     pub fn abandon(&self) {
         let mut state = self.state.lock();
-        if state.is_clean() {
-            return;
+        if !state.is_clean() {
+            self.discard_dirty(&mut state);
         }
+    }
+
+    fn discard_dirty(&self, state: &mut State) {
         let chunk_bytes = state.layout.chunk_bytes;
         self.shared.budget.release(state.dirty.cut(0, chunk_bytes));
         if let Some(inline) = &mut state.inline {
             inline.forget_edits();
         }
         let later = state.later.clone();
-        self.settled(&mut state, later.as_ref());
+        self.settled(state, later.as_ref());
         state.mtime_ns = None;
         state.clears_set_id = false;
         state.unsynced = false;
@@ -334,7 +374,7 @@ impl OpenInode {
     /// Asks the metadata service again if what it said is older than `age`. Errors: ESTALE for a file that is gone,
     /// because the service forgot that this client has it open: its chunks are gone too, and would read as zeros.
     pub fn refresh(&self, who: &Who, age: Duration) -> Result<()> {
-        if self.state.lock().told.elapsed() < age {
+        if self.state.lock().is_younger_than(age) {
             return Ok(());
         }
         match self.shared.meta.stat_open(who, self.id) {
@@ -352,6 +392,12 @@ impl OpenInode {
         }
         state
     }
+}
+
+/// Of a handle whose write session has ended without it.
+pub fn lost() -> Error {
+    let reason = "the cluster did not hear this client for its session timeout and ended its write session; open the file again";
+    Error::new(Kind::NotFound, reason).with_errno(Errno::STALE)
 }
 
 fn inline_of(inode: &pb::Inode) -> Option<Inline> {

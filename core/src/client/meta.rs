@@ -337,10 +337,9 @@ impl Meta {
         self.change::<_, pb::Empty>(Method::MetaRemoveXattr, who, request).map(drop)
     }
 
-    /// Tells a service that may have forgotten it which inodes are open for reading. Returns its incarnation.
-    pub fn hold(&self, who: &Who, inodes: Vec<u64>, incarnation: u64) -> Result<u64> {
-        let request = pb::HoldRequest { caller: None, inodes, incarnation };
-        Ok(self.change::<_, pb::HoldReply>(Method::MetaHold, who, request)?.incarnation)
+    /// Reports what is open. Returns the write sessions that the service does not know.
+    pub fn hold(&self, who: &Who, request: pb::HoldRequest) -> Result<Vec<pb::WriteSession>> {
+        Ok(self.change::<_, pb::HoldReply>(Method::MetaHold, who, request)?.lost)
     }
 
     pub fn real_path(&self, who: &Who, inode: u64) -> Result<Vec<u8>> {

@@ -11,6 +11,7 @@ pub mod data;
 mod departure;
 mod directory;
 mod dirty;
+mod fence;
 mod file;
 #[cfg(test)]
 mod file_tests;

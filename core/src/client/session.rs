@@ -19,6 +19,7 @@ use super::meta::Who;
 use super::routing::RoutingTable;
 use super::shared::CLOSES_MAX;
 use super::shared::Shared;
+use crate::clock;
 use crate::error::Result;
 use crate::types::ClientId;
 use crate::wire::pb::{self, Method, NodeKind};
@@ -33,6 +34,10 @@ const AGE: Duration = Duration::from_secs(1);
 const EXTEND_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for the goodbye: the manager notices by itself when it does not come.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
+/// The metadata service is sent the live write sessions this often: it ends old ones that are not among them.
+const SESSIONS_INTERVAL: Duration = Duration::from_secs(60);
+/// Part of the session timeout, in percent, that this client counts on: clocks differ by at most 5 %.
+const TIMEOUT_PERCENT: u64 = 95;
 /// Read holds told in the one call that replaces them all: a lane message is at most 8 MiB.
 const HOLDS_MAX: usize = 700_000;
 
@@ -78,6 +83,9 @@ pub struct Session {
     closing: Errand,
     aging: Errand,
     holding: Errand,
+    comparing: Errand,
+    /// Sessions that the service did not know when they were last compared. A close may have been under way.
+    suspected: Mutex<Vec<pb::WriteSession>>,
     stopping: AtomicBool,
     clock: Mutex<Option<JoinHandle<()>>>,
 }
@@ -119,6 +127,8 @@ impl Session {
             closing: Errand::default(),
             aging: Errand::default(),
             holding: Errand::default(),
+            comparing: Errand::default(),
+            suspected: Mutex::default(),
             stopping: AtomicBool::new(false),
             clock: Mutex::new(None),
         });
@@ -137,13 +147,16 @@ impl Session {
     fn tick(self: Arc<Self>) {
         let mut extended = Instant::now();
         let mut aged = Instant::now();
+        let mut compared = Instant::now();
         while !self.stopping.load(Ordering::Acquire) {
             if self.shared.wait_for_closes(TICK) {
                 let gathered = self.shared.closes_waiting() >= CLOSES_MAX;
                 thread::sleep(if gathered { GATHER / 50 } else { GATHER });
                 Errand::send(&self, |session| &session.closing, |session| session.shared.send_closes());
             }
-            if extended.elapsed() >= Duration::from_millis(self.interval_ms.load(Ordering::Relaxed)) {
+            let interval = Duration::from_millis(self.interval_ms.load(Ordering::Relaxed));
+            let due = if self.shared.fence.is_raised() { interval.min(AGE) } else { interval };
+            if extended.elapsed() >= due {
                 extended = Instant::now();
                 self.mgmtd.close_idle();
                 self.meta_lane.close_idle();
@@ -152,6 +165,10 @@ impl Session {
             if aged.elapsed() >= AGE {
                 aged = Instant::now();
                 Errand::send(&self, |session| &session.aging, |session| session.shared.write_back_aged());
+            }
+            if compared.elapsed() >= SESSIONS_INTERVAL {
+                compared = Instant::now();
+                Errand::send(&self, |session| &session.comparing, Session::compare_sessions);
             }
             self.follow_metas();
         }
@@ -164,12 +181,51 @@ impl Session {
     }
 
     fn extend_by(&self, deadline: Instant) -> Result<()> {
+        let sent_ns = clock::now_ns();
         let reply: pb::ExtendClientReply =
             self.mgmtd.call(Method::MgmtdExtendClient, &self.request, deadline)?;
+        if self.shared.fence.is_raised() {
+            self.register_again()?;
+        }
+        let timeout_ns = u64::from(reply.session_timeout_ms) * 1_000_000 / 100 * TIMEOUT_PERCENT;
+        self.shared.fence.open_until(sent_ns + timeout_ns);
         if reply.interval_ms > 0 {
             self.interval_ms.store(u64::from(reply.interval_ms), Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// The cluster may have forgotten this client: what it has open is reported, and what was lost fails (N2).
+    fn register_again(&self) -> Result<()> {
+        log::warn!("client {}: registering again, its session had lapsed", self.id);
+        self.shared.register_again(&self.who, self.open_files(0))
+    }
+
+    /// All that is open, for the metadata service of that incarnation.
+    fn open_files(&self, incarnation: u64) -> pb::HoldRequest {
+        let mut inodes = self.shared.held();
+        if inodes.len() > HOLDS_MAX {
+            log::warn!("client {}: {} files are open, {HOLDS_MAX} are reported", self.id, inodes.len());
+            inodes.truncate(HOLDS_MAX);
+        }
+        pb::HoldRequest { inodes, incarnation, sessions: self.shared.write_sessions(), ..Default::default() }
+    }
+
+    /// Ends sessions at the metadata service that this client does not know, and the other way round: a session that
+    /// is unknown twice is lost.
+    fn compare_sessions(&self) {
+        let sessions = self.shared.write_sessions();
+        let request = pb::HoldRequest { keep_holds: true, sessions, ..Default::default() };
+        match self.shared.meta.hold(&self.who, request) {
+            Ok(unknown) => {
+                let mut suspected = self.suspected.lock();
+                let lost: Vec<_> = unknown.iter().filter(|one| suspected.contains(one)).copied().collect();
+                *suspected = unknown;
+                drop(suspected);
+                self.shared.lose_sessions(&lost);
+            }
+            Err(error) => log::warn!("client {}: write sessions were not compared: {error}", self.id),
+        }
     }
 
     /// Incarnations of the metadata services that are there.
@@ -194,12 +250,7 @@ impl Session {
     fn tell_holds(&self) {
         let metas = self.metas();
         let incarnation = metas.values().copied().max().unwrap_or_default();
-        let mut held = self.shared.held();
-        if held.len() > HOLDS_MAX {
-            log::warn!("client {}: {} files are open, {HOLDS_MAX} are told", self.id, held.len());
-            held.truncate(HOLDS_MAX);
-        }
-        if let Err(error) = self.shared.meta.hold(&self.who, held, incarnation) {
+        if let Err(error) = self.shared.meta.hold(&self.who, self.open_files(incarnation)) {
             log::warn!("client {}: open files were not told: {error}", self.id);
             return;
         }

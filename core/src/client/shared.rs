@@ -12,6 +12,7 @@ use crate::lock::{Condvar, Mutex};
 use super::budget::Budget;
 use super::data::{DataClient, Read, Write};
 use super::dirty::RUN_BYTES;
+use super::fence::Fence;
 use super::inode::OpenInode;
 use super::meta::{Meta, Who};
 use super::names::Names;
@@ -258,6 +259,7 @@ impl Drop for Opening<'_> {
 pub struct Shared {
     pub meta: Meta,
     pub chunks: Box<dyn Chunks>,
+    pub fence: Fence,
     /// Buffers for dirty bytes and for reading ahead.
     pub pool: BufferPool,
     pub budget: Budget,
@@ -300,6 +302,7 @@ impl Shared {
         Arc::new(Shared {
             meta,
             chunks,
+            fence: Fence::new(),
             pool,
             budget: Budget::new(write_buffer_bytes),
             workers: Workers::new("luciola-write", WORKERS_MAX),
@@ -444,7 +447,7 @@ impl Shared {
         self.closes.lock().len()
     }
 
-    /// Sends the closes that wait. Failures are logged: the sessions end with the client at the latest.
+    /// Sends the closes that wait. Those that the metadata service does not answer wait on.
     pub fn send_closes(&self) {
         loop {
             let (who, batch) = {
@@ -462,15 +465,21 @@ impl Shared {
                 *closes = rest;
                 (who, batch)
             };
-            match self.meta.close(&who, batch) {
+            match self.meta.close(&who, batch.clone()) {
                 Ok(outcomes) => {
                     for error in outcomes.into_iter().filter_map(Result::err) {
                         log::debug!("close: {error}");
                     }
                 }
-                Err(error) => {
-                    log::warn!("closes were not taken: {error}");
+                Err(error) if error.is_retryable() => {
+                    log::warn!("{} files stay open at the metadata service for now: {error}", batch.len());
+                    let again = batch.into_iter().map(|one| Close { who: who.clone(), one });
+                    self.closes.lock().extend(again);
                     return;
+                }
+                Err(error) => {
+                    // Sessions that are not named in the next minutes end too.
+                    log::warn!("closing {} files was refused: {error}", batch.len());
                 }
             }
         }
@@ -488,6 +497,29 @@ impl Shared {
                 count.remove();
             }
         }
+    }
+
+    /// The write sessions of all open files.
+    pub fn write_sessions(&self) -> Vec<pb::WriteSession> {
+        self.open_files().iter().flat_map(|inode| inode.write_sessions()).collect()
+    }
+
+    /// Write sessions that the metadata service does not know any more.
+    pub fn lose_sessions(&self, lost: &[pb::WriteSession]) {
+        for lost in lost {
+            if let Some(inode) = self.find(lost.inode) {
+                inode.lose_session(lost.session);
+            }
+        }
+    }
+
+    /// Reports what is open, as `request` says, to a service that may have forgotten this client: write sessions that
+    /// were lost fail, and what is known of open files is asked for again.
+    pub fn register_again(&self, who: &Who, request: pb::HoldRequest) -> Result<()> {
+        let lost = self.meta.hold(who, request)?;
+        self.lose_sessions(&lost);
+        self.open_files().iter().for_each(|inode| inode.distrust());
+        Ok(())
     }
 
     pub fn held(&self) -> Vec<u64> {

@@ -305,6 +305,8 @@ pub struct MetaTwin {
     /// Write sessions, by inode and session, and whose they are.
     sessions: Kept<BTreeMap<(u64, u64), u64>>,
     last_session: AtomicU64,
+    /// Sessions that were left to the collector, which has ended them at once.
+    measured: Kept<Vec<(u64, u64)>>,
     /// The next answer to this method is held back; and whether somebody waits for it.
     held: Mutex<(Option<Method>, bool)>,
     released: Condvar,
@@ -324,6 +326,7 @@ impl MetaTwin {
             spares: Kept::default(),
             sessions: Kept::default(),
             last_session: AtomicU64::new(0),
+            measured: Kept::default(),
             held: Mutex::default(),
             released: Condvar::new(),
         };
@@ -341,6 +344,16 @@ impl MetaTwin {
     /// From now on calls go wrong at times.
     pub fn follow(&self, whims: Whims) {
         *self.whims.lock() = whims;
+    }
+
+    /// Ends all write sessions, as if their clients had been silent for too long.
+    pub fn end_sessions(&self) {
+        self.sessions.lock().clear();
+    }
+
+    /// Closes that asked for the length on the chains.
+    pub fn measured(&self) -> Vec<(u64, u64)> {
+        self.measured.lock().clone()
     }
 
     /// Write sessions that have not ended.
@@ -458,6 +471,12 @@ impl MetaTwin {
             Method::MetaSetAttr => self.set_attr(pb::SetAttrRequest::decode(bytes).unwrap())?,
             Method::MetaList => {
                 return Ok(self.list(pb::ListRequest::decode(bytes).unwrap()).encode_to_vec());
+            }
+            Method::MetaHold => {
+                let sessions = self.sessions.lock();
+                let mut lost = pb::HoldRequest::decode(bytes).unwrap().sessions;
+                lost.retain(|one| !sessions.contains_key(&(one.inode, one.session)));
+                return Ok(pb::HoldReply { lost, ..Default::default() }.encode_to_vec());
             }
             Method::MetaClose => {
                 return Ok(self.close(pb::CloseRequest::decode(bytes).unwrap()).encode_to_vec());
@@ -706,6 +725,16 @@ impl MetaTwin {
         reply
     }
 
+    /// What the collector does before it ends a session.
+    fn settle(&self, id: u64) {
+        if let Some(inode) = self.inodes.lock().get_mut(&id)
+            && !inode.is_inline
+        {
+            inode.length = inode.length.max(self.measure(inode.content));
+            inode.change += 1;
+        }
+    }
+
     fn close_one(&self, one: &pb::CloseOne) -> Result<pb::InodeReply> {
         let mut reply = pb::InodeReply::default();
         if one.length.is_some() || one.mtime_ns != 0 || one.has_inline {
@@ -716,6 +745,10 @@ impl MetaTwin {
             self.count_change(one.inode, changed);
             reply = self.reply(one.inode)?;
         }
+        if one.measure {
+            self.measured.lock().push((one.inode, one.session));
+            self.settle(one.inode);
+        }
         self.sessions.lock().remove(&(one.inode, one.session));
         Ok(reply)
     }
@@ -725,7 +758,7 @@ impl MetaTwin {
 fn change_inodes(method: Method, reply: Vec<u8>, change: impl Fn(&mut pb::InodeReply)) -> Vec<u8> {
     let bytes = reply.as_slice();
     match method {
-        Method::MetaList => reply,
+        Method::MetaList | Method::MetaHold => reply,
         Method::MetaClose => {
             let mut reply = pb::CloseReply::decode(bytes).expect("its own reply");
             reply.results.iter_mut().for_each(change);

@@ -381,6 +381,8 @@ pub struct ExtendClientRequest {
 pub struct ExtendClientReply {
     #[prost(uint32, tag = "1")]
     pub interval_ms: u32,
+    #[prost(uint32, tag = "2")]
+    pub session_timeout_ms: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClientSession {
@@ -847,6 +849,8 @@ pub struct CloseOne {
     pub inline_base: u64,
     #[prost(bool, tag = "9")]
     pub clear_set_id: bool,
+    #[prost(bool, tag = "10")]
+    pub measure: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CloseReply {
@@ -1073,7 +1077,7 @@ pub struct XattrReply {
     #[prost(bytes = "vec", repeated, tag = "2")]
     pub names: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HoldRequest {
     #[prost(message, optional, tag = "1")]
     pub caller: ::core::option::Option<Caller>,
@@ -1081,11 +1085,24 @@ pub struct HoldRequest {
     pub inodes: ::prost::alloc::vec::Vec<u64>,
     #[prost(uint64, tag = "3")]
     pub incarnation: u64,
+    #[prost(message, repeated, tag = "4")]
+    pub sessions: ::prost::alloc::vec::Vec<WriteSession>,
+    #[prost(bool, tag = "5")]
+    pub keep_holds: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WriteSession {
+    #[prost(uint64, tag = "1")]
+    pub inode: u64,
+    #[prost(uint64, tag = "2")]
+    pub session: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HoldReply {
     #[prost(uint64, tag = "1")]
     pub incarnation: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub lost: ::prost::alloc::vec::Vec<WriteSession>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RealPathRequest {

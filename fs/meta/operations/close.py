@@ -37,21 +37,28 @@ def close(work: Work, request: CloseRequest) -> CloseReply:
 
 
 def _close_one(work: Work, one: CloseOne) -> InodeReply:
+    end = _abandon_session if one.measure else _end_session
     if not reports(one):
-        _end_session(work, one)
+        end(work, one)
         return InodeReply()  # hundreds of these come in one request: what nobody asks for is not looked up
     inode = work.take(one.inode)
     work.pause(inode)
     require_writer(work, inode, one.session)
     if absorb(work, inode, one, exact=False):
         work.change(inode)
-    _end_session(work, one)
+    end(work, one)
     return InodeReply(inode=inode)
 
 
 def reports(one: CloseOne) -> bool:
     """Whether this close tells of a change. One that does not may be carried out twice without harm."""
     return one.HasField("length") or one.has_inline or one.clear_set_id or bool(one.mtime_ns)
+
+
+def _abandon_session(work: Work, one: CloseOne) -> None:
+    """Leave the session to the collector, which measures the file before it ends it."""
+    if work.owns_session(one.inode, one.session):
+        work.abandoned.append((one.inode, one.session))
 
 
 def _end_session(work: Work, one: CloseOne) -> None:

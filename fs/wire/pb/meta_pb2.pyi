@@ -204,7 +204,7 @@ class CloseRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., closes: _Optional[_Iterable[_Union[CloseOne, _Mapping]]] = ...) -> None: ...
 
 class CloseOne(_message.Message):
-    __slots__ = ("inode", "session", "length", "mtime_ns", "has_inline", "inline_data", "read_hold", "inline_base", "clear_set_id")
+    __slots__ = ("inode", "session", "length", "mtime_ns", "has_inline", "inline_data", "read_hold", "inline_base", "clear_set_id", "measure")
     INODE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -214,6 +214,7 @@ class CloseOne(_message.Message):
     READ_HOLD_FIELD_NUMBER: _ClassVar[int]
     INLINE_BASE_FIELD_NUMBER: _ClassVar[int]
     CLEAR_SET_ID_FIELD_NUMBER: _ClassVar[int]
+    MEASURE_FIELD_NUMBER: _ClassVar[int]
     inode: int
     session: int
     length: LengthHint
@@ -223,7 +224,8 @@ class CloseOne(_message.Message):
     read_hold: bool
     inline_base: int
     clear_set_id: bool
-    def __init__(self, inode: _Optional[int] = ..., session: _Optional[int] = ..., length: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime_ns: _Optional[int] = ..., has_inline: _Optional[bool] = ..., inline_data: _Optional[bytes] = ..., read_hold: _Optional[bool] = ..., inline_base: _Optional[int] = ..., clear_set_id: _Optional[bool] = ...) -> None: ...
+    measure: bool
+    def __init__(self, inode: _Optional[int] = ..., session: _Optional[int] = ..., length: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime_ns: _Optional[int] = ..., has_inline: _Optional[bool] = ..., inline_data: _Optional[bytes] = ..., read_hold: _Optional[bool] = ..., inline_base: _Optional[int] = ..., clear_set_id: _Optional[bool] = ..., measure: _Optional[bool] = ...) -> None: ...
 
 class CloseReply(_message.Message):
     __slots__ = ("results", "errors")
@@ -470,20 +472,34 @@ class XattrReply(_message.Message):
     def __init__(self, value: _Optional[bytes] = ..., names: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class HoldRequest(_message.Message):
-    __slots__ = ("caller", "inodes", "incarnation")
+    __slots__ = ("caller", "inodes", "incarnation", "sessions", "keep_holds")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     INODES_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_HOLDS_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     inodes: _containers.RepeatedScalarFieldContainer[int]
     incarnation: int
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., inodes: _Optional[_Iterable[int]] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    sessions: _containers.RepeatedCompositeFieldContainer[WriteSession]
+    keep_holds: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., inodes: _Optional[_Iterable[int]] = ..., incarnation: _Optional[int] = ..., sessions: _Optional[_Iterable[_Union[WriteSession, _Mapping]]] = ..., keep_holds: _Optional[bool] = ...) -> None: ...
+
+class WriteSession(_message.Message):
+    __slots__ = ("inode", "session")
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    inode: int
+    session: int
+    def __init__(self, inode: _Optional[int] = ..., session: _Optional[int] = ...) -> None: ...
 
 class HoldReply(_message.Message):
-    __slots__ = ("incarnation",)
+    __slots__ = ("incarnation", "lost")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
     incarnation: int
-    def __init__(self, incarnation: _Optional[int] = ...) -> None: ...
+    lost: _containers.RepeatedCompositeFieldContainer[WriteSession]
+    def __init__(self, incarnation: _Optional[int] = ..., lost: _Optional[_Iterable[_Union[WriteSession, _Mapping]]] = ...) -> None: ...
 
 class RealPathRequest(_message.Message):
     __slots__ = ("caller", "inode")

@@ -268,10 +268,12 @@ class ExtendClientRequest(_message.Message):
     def __init__(self, client: _Optional[int] = ..., host: _Optional[str] = ..., description: _Optional[str] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., started_unix_ms: _Optional[int] = ..., leaving: _Optional[bool] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class ExtendClientReply(_message.Message):
-    __slots__ = ("interval_ms",)
+    __slots__ = ("interval_ms", "session_timeout_ms")
     INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     interval_ms: int
-    def __init__(self, interval_ms: _Optional[int] = ...) -> None: ...
+    session_timeout_ms: int
+    def __init__(self, interval_ms: _Optional[int] = ..., session_timeout_ms: _Optional[int] = ...) -> None: ...
 
 class ClientSession(_message.Message):
     __slots__ = ("client", "host", "description", "kind", "started_unix_ms", "last_seen_unix_ms", "pid")

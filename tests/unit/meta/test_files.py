@@ -706,6 +706,46 @@ class TestLength:
         assert world.run(ask_six_times()) == [1] * 6
         assert world.control.calls - calls <= 3 * once
 
+    def test_a_close_without_a_full_report_ends_when_the_chains_were_measured(self, world):
+        inode, session = world.chunked(b"f", b"x", close=False)
+        world.write(inode, 0, b"x" * 1000)
+        world.control.down.update(CHAINS)
+        world.close_one(inode.id, session, measure=True)
+        world.run(world.collector.round())
+        assert world.parts.writers.count == 1, "the chains do not answer"
+        world.control.down.clear()
+        world.run(world.collector.round())
+        assert world.parts.writers.count == 0
+        assert world.keys(b"S") == []
+        assert world.stat(b"f").length == 1000
+
+    def test_old_sessions_that_their_client_does_not_name_end(self, world):
+        inode, session = world.chunked(b"f", b"x", close=False)
+        unknown = world.open(b"f", write=True).session
+        world.write(inode, 0, b"x" * 1000)
+        named = [pb.WriteSession(inode=inode.id, session=session)]
+        for _ in range(2):
+            assert not world.hold(sessions=named, keep_holds=True).lost
+            world.run(world.collector.round())
+            assert len(world.keys(b"S")) == 2, "its open may be under way"
+        world.clock.advance(16 * 60)
+        world.hold(sessions=named, keep_holds=True)
+        world.run(world.collector.round())
+        assert [schema.split_two(key) for key in world.keys(b"S")] == [(inode.id, session)]
+        assert unknown
+
+    def test_sessions_that_only_their_client_knows_are_reported_to_it(self, world):
+        inode, session = world.chunked(b"f", b"x", close=False)
+        named = [pb.WriteSession(inode=inode.id, session=number) for number in (session, 7)]
+        assert list(world.hold(sessions=named, keep_holds=True).lost) == named[1:]
+        assert list(world.hold(sessions=named[:1], client=2).lost) == named[:1], "another client's"
+
+    def test_comparing_sessions_keeps_holds(self, world):
+        world.create(b"f", write=False)
+        world.open(b"f")
+        world.hold(keep_holds=True)
+        assert world.parts.holds.count == 1
+
     def test_silent_chain(self, world):
         world.chunked(b"f", b"x" * 10, close=False)
         world.control.down.update(CHAINS)

@@ -180,6 +180,11 @@ class World:
             request.length.CopyFrom(pb.LengthHint(length=length, truncate_version=truncate_version))
         return self.call("sync", request, user=user, client=client, sequence=sequence).inode
 
+    def hold(self, *inodes, sessions=(), keep_holds=False, **who):
+        return self.call(
+            "hold", pb.HoldRequest(inodes=inodes, sessions=sessions, keep_holds=keep_holds), **who
+        )
+
     def lookup(self, name, *, parent=1, **who):
         return self.call("lookup", pb.LookupRequest(parent=parent, name=name), **who).inode
 

@@ -28,7 +28,7 @@ pub(super) enum Writers {
     Others,
 }
 
-/// What one client knows of who appends, in nanoseconds of `clock`.
+/// What one client knows of the writers of a file, in nanoseconds of `clock`.
 #[derive(Default)]
 pub(super) struct AppendTrust {
     /// This client is the only writer until then.

@@ -8,8 +8,8 @@
 //! - V2 A reply that shows a change which this client has not made, or that another client has the file open for
 //!   writing, makes the whole file volatile. A client that writes has a write session, and `change` grows before that
 //!   session ends, so after such an exchange nothing is missing in `volatile`.
-//! - V3 `volatile` is taken by one sync of chains at a time. Who comes meanwhile waits for it, shares its error, and then
-//!   looks again.
+//! - V3 `volatile` is taken by one sync of chains at a time. A call that comes meanwhile waits for it, shares its error, and
+//!   then looks again.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -35,7 +35,7 @@ pub(super) struct ChainSyncs {
     failure: Option<Error>,
 }
 
-/// What may not be durable of a file that was just opened: whoever wrote it need not have synced it.
+/// What may not be durable of a file that was just opened: its writers need not have synced it.
 pub(super) fn volatile_at_open(inode: &pb::Inode) -> Option<Range<u64>> {
     match inode {
         inode if inode.is_inline => None,
@@ -74,13 +74,14 @@ impl OpenInode {
     ///
     /// An error of the write-back is not this function's: handles ask `error_since`.
     pub fn fsync(self: &Arc<Self>, who: &Arc<Who>, data_only: bool) -> Result<()> {
+        self.shared.fence.pass(self.shared.meta.deadline())?;
         self.flush();
         let recoverable = || data_only && self.state.lock().is_recoverable();
         if recoverable() {
             self.refresh(who, Duration::ZERO)?;
         }
         if !recoverable() {
-            self.tell_durably(who)?;
+            self.report_durably(who)?;
         }
         self.sync_chains()
     }
@@ -110,7 +111,7 @@ impl OpenInode {
         result
     }
 
-    /// A mistake in there is an error: whoever waits for this sync goes on.
+    /// A mistake in there is an error: callers that wait for this sync go on.
     fn sync_range(&self, layout: &pb::Layout, content: u64, range: Range<u64>) -> Result<()> {
         let sync = || self.shared.chunks.sync(layout, ContentId(content), range);
         let mistake = |_| Err(Error::new(Kind::Other, "a defect of the client, see its log"));

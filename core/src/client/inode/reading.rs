@@ -16,6 +16,7 @@ const REFRESH: Duration = Duration::from_secs(10);
 impl OpenInode {
     /// Reads up to `into.len()` bytes; fewer only at the end of the file.
     pub fn read(&self, who: &Who, offset: u64, into: &Placement, through: Through) -> Result<usize> {
+        self.shared.fence.pass(self.shared.meta.deadline())?;
         self.refresh_for(who, offset.saturating_add(into.len() as u64), through)?;
         let state = self.state.lock();
         if offset >= state.length {
@@ -87,12 +88,13 @@ impl OpenInode {
         let state = self.state.lock();
         let end = offset + into.len() as u64;
         let settled = state.inline.is_none() && state.dirty.is_empty() && state.flights.is_empty();
-        (settled && end <= state.length && state.told.elapsed() < REFRESH).then(|| Read {
-            layout: state.layout,
-            content: ContentId(state.inode.content),
-            offset,
-            into: into.clone(),
-        })
+        (settled && end <= state.length && state.is_younger_than(REFRESH) && !self.shared.fence.is_raised())
+            .then(|| Read {
+                layout: state.layout,
+                content: ContentId(state.inode.content),
+                offset,
+                into: into.clone(),
+            })
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is known of an open file, under its lock.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::telling::News;
 use super::{Source, State, inline_of, now_ns};
@@ -38,6 +39,11 @@ impl State {
             later.overlay(&mut inode);
         }
         inode
+    }
+
+    /// Whether the metadata service described the inode less than `age` ago.
+    pub(super) fn is_younger_than(&self, age: Duration) -> bool {
+        self.told.is_some_and(|told| told.elapsed() < age)
     }
 
     /// Of a reply to a change that this client has made, or to something else.

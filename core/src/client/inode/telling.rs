@@ -58,8 +58,8 @@ impl OpenInode {
         self.report(None)
     }
 
-    /// As `tell`, and returns when all that the service has committed of the file is on its disk, whoever wrote it.
-    pub(super) fn tell_durably(self: &Arc<Self>, who: &Arc<Who>) -> Result<()> {
+    /// As `tell`, and returns when all that the service has committed of the file is on its disk, from any client.
+    pub(super) fn report_durably(self: &Arc<Self>, who: &Arc<Who>) -> Result<()> {
         self.report(Some(who))
     }
 

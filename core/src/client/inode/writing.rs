@@ -133,6 +133,9 @@ impl OpenInode {
 
     /// Writes back what is wanted, as many chunks as make a good batch. False: there was nothing to do.
     fn fly(self: &Arc<Self>, state: &mut MutexGuard<'_, State>) -> bool {
+        if state.ready().next().is_some() && self.shared.fence.is_raised() {
+            return self.wait_at_fence(state);
+        }
         if state.inline.is_some() {
             return self.depart(state);
         }
@@ -176,6 +179,19 @@ impl OpenInode {
         }
         self.shared.budget.release(freed);
         self.changed.notify_all();
+        true
+    }
+
+    /// What is dirty waits until this client is registered again. If its write session is lost, or that takes too long,
+    /// nothing of it is left.
+    fn wait_at_fence(self: &Arc<Self>, state: &mut MutexGuard<'_, State>) -> bool {
+        let passed = MutexGuard::unlocked(state, || self.shared.fence.pass(self.shared.meta.deadline()));
+        if let Err(error) = passed {
+            let freed = state.give_up();
+            self.shared.budget.release(freed);
+            state.fail(error.context("write-back"));
+            self.changed.notify_all();
+        }
         true
     }
 

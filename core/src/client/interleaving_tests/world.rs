@@ -184,7 +184,10 @@ impl World {
         let client = &self.clients[number];
         client.write_back_aged();
         client.write_back_aged();
-        client.send_closes();
+        // Those that are lost are sent again.
+        while client.closes_waiting() > 0 {
+            client.send_closes();
+        }
         let left = client.leftovers();
         if !left.is_empty() {
             self.wrong(format!("client {number} has kept {left}"));
