@@ -10,6 +10,7 @@ from typing import Any
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100
+_HANDLE_BYTES_MAX = 128
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -77,3 +78,21 @@ def as_user(uid: int, code: str, *, gid: int | None = None, groups: tuple[int, .
         said = pipe.read()
     os.waitpid(child, 0)
     return said
+
+
+class FileHandle:
+    """struct file_handle of name_to_handle_at(2)."""
+
+    def __init__(self, path: str) -> None:
+        self._bytes = ctypes.create_string_buffer(8 + _HANDLE_BYTES_MAX)
+        ctypes.c_uint.from_buffer(self._bytes).value = _HANDLE_BYTES_MAX
+        mount = ctypes.c_int()
+        _checked(_libc.name_to_handle_at(_AT_FDCWD, os.fsencode(path), self._bytes, ctypes.byref(mount), 0))
+
+    def open(self, mount: int, flags: int) -> int:
+        """open_by_handle_at(2): a descriptor of what the handle names. `mount` is open on the same mount."""
+        descriptor: int = _libc.open_by_handle_at(mount, self._bytes, flags)
+        if descriptor < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return descriptor

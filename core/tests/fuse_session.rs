@@ -326,6 +326,7 @@ struct Planted {
     opened: AtomicUsize,
     open: AtomicUsize,
     opens_hang: AtomicBool,
+    writes_hang: AtomicBool,
     release: AtomicBool,
 }
 
@@ -377,7 +378,13 @@ impl FileSystem for Planted {
         self.inner.create(c, parent, name, permissions, flags)
     }
     fn read(&self, c: &Caller, request: &ReadRequest, into: &Placement) -> Reply<ReadOutcome> { self.inner.read(c, request, into) }
-    fn write(&self, c: &Caller, request: &WriteRequest, payload: Placement) -> Reply<usize> { self.inner.write(c, request, payload) }
+    fn write(&self, c: &Caller, request: &WriteRequest, payload: Placement) -> Reply<usize> {
+        while self.writes_hang.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.inner.write(c, request, payload)
+    }
+    fn has_cached_pages(&self, _: u64, _: i32) -> bool { true }
     fn flush(&self, _: &Caller, _: u64, _: u64) -> Reply<()> { Err(Errno::DQUOT) }
     fn release(&self, inode: u64, handle: u64) {
         self.open.fetch_sub(1, Ordering::SeqCst);
@@ -400,6 +407,7 @@ fn planted(
         opened: AtomicUsize::new(0),
         open: AtomicUsize::new(0),
         opens_hang: AtomicBool::new(false),
+        writes_hang: AtomicBool::new(false),
         release: AtomicBool::new(false),
     });
     let mut options = SessionOptions { mountpoint: directory.path().to_owned(), ..Default::default() };
@@ -530,6 +538,56 @@ fn file_opened_for_a_killed_program_is_released() {
     child.wait().unwrap();
     assert!(ended, "the killed program waits");
     assert!(until(|| fs.opened.load(Ordering::SeqCst) == 2 && fs.open.load(Ordering::SeqCst) == 0));
+    handle.unmount().unwrap();
+    thread.join().unwrap().unwrap();
+}
+
+/// Submits a direct write, reads the same page through the cache while it is under way, and again when it is done.
+#[cfg(target_arch = "x86_64")]
+const READ_BESIDE_ASYNCHRONOUS_WRITE: &str = r#"
+import ctypes, mmap, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+IO_SETUP, IO_GETEVENTS, IO_SUBMIT = 206, 208, 209
+class Block(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_uint64), ("key", ctypes.c_uint32), ("rw", ctypes.c_uint32),
+        ("opcode", ctypes.c_uint16), ("priority", ctypes.c_int16), ("descriptor", ctypes.c_uint32),
+        ("buffer", ctypes.c_uint64), ("bytes", ctypes.c_uint64), ("offset", ctypes.c_int64),
+        ("more", ctypes.c_uint64), ("flags", ctypes.c_uint32), ("event", ctypes.c_uint32)]
+page = mmap.mmap(-1, 4096)
+page.write(b"n" * 4096)
+direct = os.open(sys.argv[1], os.O_WRONLY | os.O_DIRECT)
+buffered = os.open(sys.argv[1], os.O_RDONLY)
+address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+block = Block(opcode=1, descriptor=direct, buffer=address, bytes=4096)
+context = ctypes.c_ulong()
+assert libc.syscall(IO_SETUP, 1, ctypes.byref(context)) == 0
+assert libc.syscall(IO_SUBMIT, context, 1, ctypes.byref(ctypes.pointer(block))) == 1
+print(os.pread(buffered, 1, 0).decode(), flush=True)
+events = ctypes.create_string_buffer(32)
+assert libc.syscall(IO_GETEVENTS, context, 1, 1, events, None) == 1
+print(os.pread(buffered, 1, 0).decode(), flush=True)
+"#;
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn reads_after_an_asynchronous_direct_write_are_new() {
+    use std::io::{BufRead, BufReader};
+    if !can_mount() {
+        return;
+    }
+    let (directory, fs, handle, thread) = planted(|_| {});
+    let path = directory.path().join("file");
+    fs::write(&path, [b'o'; 8192]).unwrap();
+    fs.writes_hang.store(true, Ordering::SeqCst);
+    let mut command = Command::new("python3");
+    command.args(["-c", READ_BESIDE_ASYNCHRONOUS_WRITE]).arg(&path).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let during = lines.next().unwrap().unwrap();
+    fs.writes_hang.store(false, Ordering::SeqCst);
+    let after = lines.next().unwrap().unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!((during.as_str(), after.as_str()), ("o", "n"));
     handle.unmount().unwrap();
     thread.join().unwrap().unwrap();
 }

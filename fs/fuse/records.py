@@ -1,7 +1,8 @@
 """Which process serves which mount: one small file each, for `luciola status`, `down` and `umount`.
 
 Mounts of a cluster on this machine are recorded under its data directory (run/mounts), others in a directory of the
-user's own. A record whose process is gone means nothing and is removed by whoever finds it.
+user's own. A record whose process is gone means nothing and is removed by whoever finds it; one of another pid
+namespace says nothing of the processes here, and is left alone.
 """
 
 import contextlib
@@ -27,10 +28,20 @@ class Record:
     )
     mountpoint: str
     cluster: str  # data directory, or address of mgmtd
+    namespace: int  # inode number of the pid namespace that `pid` belongs to
+
+    def is_visible(self) -> bool:
+        """Whether `pid` means the same process here as where the mount was made."""
+        return self.namespace == pid_namespace()
 
     def is_alive(self) -> bool:
         """Whether that very process runs."""
-        return started_at(self.pid) == self.started
+        return self.is_visible() and started_at(self.pid) == self.started
+
+
+def pid_namespace() -> int:
+    """Inode number of this process's pid namespace."""
+    return os.stat("/proc/self/ns/pid").st_ino
 
 
 def source_of(cluster: str) -> str:
@@ -73,7 +84,7 @@ def recorded(mountpoint: Path, cluster: str) -> Iterator[Record]:
     pid = os.getpid()
     started = started_at(pid)
     assert started is not None, "this process runs"
-    record = Record(pid, started, str(mountpoint), cluster)
+    record = Record(pid, started, str(mountpoint), cluster, pid_namespace())
     path = _file(cluster, str(mountpoint))
     temporary = path.with_suffix(f".{pid}")
     temporary.write_text(json.dumps(asdict(record)) + "\n")
@@ -87,11 +98,11 @@ def recorded(mountpoint: Path, cluster: str) -> Iterator[Record]:
 
 
 def read_records(cluster: str) -> list[Record]:
-    """The mounts of that cluster that are served now."""
+    """The mounts of that cluster that are served now, by processes that can be seen from here."""
     found = []
     for path in sorted(directory_for(cluster).glob("*.json")):
         record = _read(path)
-        if record is None:
+        if record is None or not record.is_visible():
             continue
         if record.is_alive():
             found.append(record)

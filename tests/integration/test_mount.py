@@ -14,6 +14,7 @@ import pytest
 from cluster import LocalCluster, luciola, seen, until
 from luciola.fuse import is_mounted, read_records
 from luciola.fuse.records import started_at
+from posix_calls import as_user
 
 pytestmark = pytest.mark.mount
 
@@ -290,3 +291,31 @@ def test_process_that_may_not_mount_uses_fusermount(shared_cluster, place):
         process.kill()
         process.wait()
         process.stderr.close()
+
+
+@pytest.mark.root
+def test_mount_made_in_another_pid_namespace_knows_groups_and_is_unmounted(shared_cluster, data, place):
+    # The callers' process ids mean nothing to it, nor its own here.
+    command = ["unshare", "--pid", "--fork", sys.executable, "-m", "luciola"]
+    process = subprocess.Popen([*command, "mount", "--foreground", data, str(place)])
+    try:
+        until(lambda: is_mounted(place) or process.poll() is not None, what="the mount")
+        assert process.poll() is None
+        shared = place / "of-a-group"
+        shared.mkdir()
+        os.chown(shared, 0, 5000)
+        shared.chmod(0o770)
+        directory = os.open(
+            shared, os.O_PATH | os.O_DIRECTORY
+        )  # what is above it is within root's reach only
+        made = f"os.mkdir('made', dir_fd={directory})"
+        assert as_user(1001, made) == "EACCES"
+        assert as_user(1000, made, groups=(5000,)) == "ok"
+        os.close(directory)
+        (shared / "made").rmdir()
+        shared.rmdir()
+        luciola("umount", str(place))
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()

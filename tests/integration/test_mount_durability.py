@@ -57,7 +57,7 @@ def count_syncs(cluster: LocalCluster, path: Path, page: mmap.mmap, flags: int, 
     finally:
         os.close(descriptor)
         path.unlink()
-    assert (left == 0) == (after - before >= WRITES), "what was not synced by the writes is synced by fsync"
+    assert left or after - before >= WRITES, "what was not synced by the writes is synced by fsync"
     return after - before
 
 

@@ -290,3 +290,28 @@ def test_sendfile_copies(area):
         while sent < len(data):
             sent += os.sendfile(target.fileno(), source.fileno(), sent, len(data) - sent)
     assert Path("b").read_bytes() == data
+
+
+def free_bytes() -> int:
+    about = os.statvfs(".")
+    return about.f_bavail * about.f_frsize
+
+
+@pytest.mark.parametrize("mode", [0, FALLOC_FL_KEEP_SIZE])
+def test_space_that_is_not_there_cannot_be_allocated(area, mode):
+    with open("a", "wb") as file:
+        assert outcome(fallocate, file.fileno(), mode, 0, 10 * free_bytes()) == "ENOSPC"
+        assert os.fstat(file.fileno()).st_size == 0
+        fallocate(file.fileno(), mode, 0, MIB)
+
+
+def test_allocation_inside_a_file_moves_its_times(area):
+    Path("a").write_bytes(bytes(100_000))
+    os.utime("a", ns=(5, 5))
+    before = os.stat("a")
+    with open("a", "r+b") as file:
+        fallocate(file.fileno(), 0, 0, 1000)
+    after = os.stat("a")
+    assert after.st_size == 100_000
+    assert after.st_mtime_ns > before.st_mtime_ns
+    assert after.st_ctime_ns > before.st_ctime_ns

@@ -189,3 +189,15 @@ def test_mode_set_after_a_change_of_bytes_stays(area):
         Path("program").chmod(0o6777)
         os.fsync(held.fileno())
     assert mode_shown("program") == 0o6777
+
+
+@pytest.mark.parametrize("make", ["os.mkdir('d/made')", "os.mknod('d/made')", "os.symlink('x', 'd/made')"])
+def test_last_of_many_supplementary_groups_lets_a_user_create(area, make):
+    os.mkdir("d")
+    os.chown("d", OWNER, 5099)
+    os.chmod("d", 0o770)
+    groups = tuple(range(5000, 5100))
+    assert as_user(OTHER, make, groups=groups) == "ok"
+    assert as_user(OTHER, "os.open('d/file', os.O_WRONLY | os.O_CREAT, 0o600)", groups=groups) == "ok"
+    assert (os.stat("d/file").st_uid, os.stat("d/file").st_gid) == (OTHER, OTHER)
+    assert as_user(OTHER, "os.mkdir('d/refused')", groups=groups[:-1]) == "EACCES"

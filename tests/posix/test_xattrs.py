@@ -81,3 +81,24 @@ def test_only_who_may_write_sets_and_only_root_sees_trusted(file):
     os.setxattr("a", "trusted.secret", b"1")
     assert os.getxattr("a", "trusted.secret") == b"1"
     assert as_user(1001, "os.getxattr('a', 'trusted.secret')") in ("EPERM", "ENODATA")
+
+
+@pytest.mark.parametrize(
+    "change", [lambda: os.setxattr("a", "user.x", b"1"), lambda: os.removexattr("a", "user.y")]
+)
+def test_change_of_attributes_moves_ctime_at_once(file, change):
+    os.setxattr("a", "user.y", b"1")
+    before = os.stat("a")
+    change()
+    after = os.stat("a")
+    assert after.st_ctime_ns > before.st_ctime_ns
+    assert after.st_mtime_ns == before.st_mtime_ns
+
+
+@pytest.mark.root
+def test_trusted_attributes_are_listed_to_root_only(file):
+    os.chmod("a", 0o644)
+    os.setxattr("a", "user.shown", b"1")
+    os.setxattr("a", "trusted.hidden", b"1")
+    assert sorted(os.listxattr("a")) == ["trusted.hidden", "user.shown"]
+    assert as_user(1000, "assert os.listxattr('a') == ['user.shown']") == "ok"

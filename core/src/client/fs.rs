@@ -33,6 +33,8 @@ const BLOCK_BYTES: u32 = 128 << 10;
 const SECTOR_BYTES: u64 = 512;
 /// The bit of O_SYNC that O_DSYNC is alone; rustix takes the two for one.
 const O_DSYNC: i32 = 0o10000;
+/// How old the free space may be that fallocate goes by.
+const FREE_BYTES_AGE: Duration = Duration::from_secs(1);
 /// Names that are refused without asking: the metadata service keeps no access control lists.
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 
@@ -52,6 +54,8 @@ pub struct Mounted {
     root: Arc<Who>,
     files: RwLock<HashMap<u64, Handle>>,
     directories: Mutex<HashMap<u64, Arc<Mutex<Directory>>>>,
+    /// Free space, and when the metadata service was asked for it.
+    free: Mutex<Option<(Instant, u64)>>,
     last_handle: AtomicU64,
     notifier: OnceLock<Notifier>,
 }
@@ -160,6 +164,7 @@ impl Mounted {
             root: Arc::default(),
             files: RwLock::new(HashMap::new()),
             directories: Mutex::new(HashMap::new()),
+            free: Mutex::new(None),
             last_handle: AtomicU64::new(0),
             notifier: OnceLock::new(),
         }
@@ -169,13 +174,18 @@ impl Mounted {
         self.consistency == Consistency::Strict
     }
 
-    /// In whose name something is made.
-    fn maker(&self, caller: &Caller) -> Arc<Who> {
+    /// In whose name something is made in `parent`.
+    fn maker(&self, caller: &Caller, parent: u64) -> Reply<Arc<Who>> {
         if caller.uid == 0 && caller.gid == 0 {
-            return self.root.clone();
+            return Ok(self.root.clone());
         }
-        let groups = if caller.uid == 0 { Vec::new() } else { caller.groups() };
-        Arc::new(Who { uid: caller.uid, gid: caller.gid, groups })
+        let groups = match caller.groups() {
+            _ if caller.uid == 0 => Vec::new(),
+            Some(groups) => groups,
+            // Which groups it has cannot be seen from here. The kernel has, and lets it change the directory (F1).
+            None => vec![self.getattr(caller, parent, None)?.attributes.gid],
+        };
+        Ok(Arc::new(Who { uid: caller.uid, gid: caller.gid, groups }))
     }
 
     fn file(&self, handle: u64) -> Reply<Arc<File>> {
@@ -188,7 +198,10 @@ impl Mounted {
         self.last_handle.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    fn keep(&self, file: Arc<File>) -> Opened {
+    fn keep(&self, file: Arc<File>, flags: i32) -> Opened {
+        if self.through(flags) == Through::Buffered {
+            file.inode().set_cached_by_kernel();
+        }
         let inode = file.inode().seen();
         let dropping = self.client.shared().names.page_cache_at(inode.id, inode.change);
         let cache = match self.consistency {
@@ -248,6 +261,19 @@ impl Mounted {
     /// What the kernel is told: with what was written here and is not told yet.
     fn seen(&self, inode: &pb::Inode) -> Attributes {
         attributes(&self.client.shared().seen(inode))
+    }
+
+    /// Free space of the cluster, at most `FREE_BYTES_AGE` old.
+    fn free_bytes(&self) -> Reply<u64> {
+        let mut free = self.free.lock();
+        match *free {
+            Some((asked, bytes)) if asked.elapsed() < FREE_BYTES_AGE => Ok(bytes),
+            _ => {
+                let bytes = self.client.meta().stat_fs(&self.root).map_err(errno)?.free_bytes;
+                *free = Some((Instant::now(), bytes));
+                Ok(bytes)
+            }
+        }
     }
 
     fn ttl(&self, left: Duration) -> Duration {
@@ -376,6 +402,24 @@ impl FileSystem for Mounted {
         }
     }
 
+    fn find(&self, _: &Caller, inode: u64) -> Reply<Entry> {
+        let names = &self.client.shared().names;
+        let asked = Instant::now();
+        let known = self.client.meta().stat(&self.root, inode_path(inode), false).map_err(errno)?;
+        let known = names.learn_at(known, asked);
+        // Without a name it waits for its removal, unless it is open.
+        if known.link_count == 0 && self.client.shared().find(inode).is_none() {
+            return Err(Errno::NOENT);
+        }
+        Ok(self.entry(&known, names.ttl().saturating_sub(asked.elapsed())))
+    }
+
+    fn parent(&self, caller: &Caller, directory: u64) -> Reply<Entry> {
+        let request = pb::ListRequest { inode: directory, limit: 1, ..Default::default() };
+        let parent = self.client.meta().list(&self.root, request).map_err(errno)?.parent;
+        self.find(caller, parent)
+    }
+
     fn forget(&self, _: u64, _: u64) {}
 
     fn getattr(&self, _: &Caller, inode: u64, _: Option<u64>) -> Reply<AttributeReply> {
@@ -447,14 +491,14 @@ impl FileSystem for Mounted {
         permissions: u32,
         device: u32,
     ) -> Reply<Entry> {
-        let (meta, who) = (self.client.meta(), self.maker(caller));
+        let (meta, who) = (self.client.meta(), self.maker(caller, parent)?);
         let inode =
             meta.mknod(&who, name_path(parent, name), type_of(kind), permissions, device).map_err(errno)?;
         Ok(self.made(parent, name, &inode))
     }
 
     fn mkdir(&self, caller: &Caller, parent: u64, name: &[u8], permissions: u32) -> Reply<Entry> {
-        let (meta, who) = (self.client.meta(), self.maker(caller));
+        let (meta, who) = (self.client.meta(), self.maker(caller, parent)?);
         let asked = Instant::now();
         let inode = meta.mkdir(&who, name_path(parent, name), permissions, false).map_err(errno)?;
         self.client.shared().names.made_directory(inode.id, asked);
@@ -476,7 +520,7 @@ impl FileSystem for Mounted {
     }
 
     fn symlink(&self, caller: &Caller, parent: u64, name: &[u8], target: &[u8]) -> Reply<Entry> {
-        let (meta, who) = (self.client.meta(), self.maker(caller));
+        let (meta, who) = (self.client.meta(), self.maker(caller, parent)?);
         let inode = meta.symlink(&who, name_path(parent, name), target).map_err(errno)?;
         Ok(self.made(parent, name, &inode))
     }
@@ -520,7 +564,7 @@ impl FileSystem for Mounted {
         if !self.is_strict() {
             self.show_opened(inode, file.inode().change());
         }
-        Ok(self.keep(file))
+        Ok(self.keep(file, flags))
     }
 
     fn create(
@@ -531,18 +575,21 @@ impl FileSystem for Mounted {
         permissions: u32,
         flags: i32,
     ) -> Reply<(Entry, Opened)> {
-        let who = self.maker(caller);
+        let who = self.maker(caller, parent)?;
         let exclusive = OFlags::from_bits_retain(flags as u32).contains(OFlags::EXCL);
         let create = CreateOptions { permissions, exclusive };
         let path = name_path(parent, name);
         let file = self.client.create(&who, path, open_options(flags), create).map_err(errno)?;
         let entry = self.made(parent, name, &file.inode().seen());
-        Ok((entry, self.keep(file)))
+        Ok((entry, self.keep(file, flags)))
     }
 
     fn read(&self, _: &Caller, request: &ReadRequest, into: &Placement) -> Reply<ReadOutcome> {
         let file = self.file(request.handle)?;
         let through = self.through(request.flags);
+        if through == Through::Buffered {
+            file.inode().set_cached_by_kernel();
+        }
         let bytes = file.read_anywhere(request.offset, into, through).map_err(errno)?;
         match bytes.as_ptr() == into.as_ptr() {
             true => Ok(ReadOutcome::Placed(bytes.len())),
@@ -569,6 +616,16 @@ impl FileSystem for Mounted {
             file.fsync(data_only).map_err(errno)?;
         }
         Ok(payload.len())
+    }
+
+    fn has_cached_pages(&self, handle: u64, flags: i32) -> bool {
+        if self.through(flags) == Through::Buffered {
+            return false;
+        }
+        let files = self.files.read();
+        let Some(Handle { file, .. }) = files.get(&handle) else { return false };
+        // One that has become direct by fcntl may write through the page cache all the same.
+        file.options().direct && file.inode().is_cached_by_kernel()
     }
 
     fn flush(&self, _: &Caller, _: u64, handle: u64) -> Reply<()> {
@@ -663,7 +720,10 @@ impl FileSystem for Mounted {
             XattrMode::Create => 1,
             XattrMode::Replace => 2,
         };
-        self.client.meta().set_xattr(&self.root, inode, name, value, flags).map_err(errno)
+        self.client.meta().set_xattr(&self.root, inode, name, value, flags).map_err(errno)?;
+        // Its ctime has moved.
+        self.client.shared().names.forget_attributes(inode);
+        Ok(())
     }
 
     fn getxattr(&self, _: &Caller, inode: u64, name: &[u8]) -> Reply<Vec<u8>> {
@@ -678,7 +738,9 @@ impl FileSystem for Mounted {
     }
 
     fn removexattr(&self, _: &Caller, inode: u64, name: &[u8]) -> Reply<()> {
-        self.client.meta().remove_xattr(&self.root, inode, name).map_err(errno)
+        self.client.meta().remove_xattr(&self.root, inode, name).map_err(errno)?;
+        self.client.shared().names.forget_attributes(inode);
+        Ok(())
     }
 
     fn fallocate(
@@ -700,6 +762,10 @@ impl FileSystem for Mounted {
         file.refresh().map_err(errno)?;
         let before = file.inode().length();
         let end = offset + length;
+        let needs_space = matches!(mode, AllocateMode::Extend | AllocateMode::KeepLength);
+        if needs_space && end > before && end - before > self.free_bytes()? {
+            return Err(Errno::NOSPC);
+        }
         let zero_until = match mode {
             AllocateMode::Extend | AllocateMode::KeepLength => offset,
             AllocateMode::PunchHole | AllocateMode::Zero { .. } => end.min(before),
@@ -707,9 +773,11 @@ impl FileSystem for Mounted {
         if offset < zero_until {
             file.zero(offset..zero_until).map_err(errno)?;
         }
-        let extends = matches!(mode, AllocateMode::Extend | AllocateMode::Zero { keep_length: false });
-        if extends && end > before {
-            file.extend(end).map_err(errno)?;
+        match mode {
+            // Inside the file too: its times move.
+            AllocateMode::Extend => file.extend(end).map_err(errno)?,
+            AllocateMode::Zero { keep_length: false } if end > before => file.extend(end).map_err(errno)?,
+            _ => {}
         }
         if is_user {
             file.inode().sync().map_err(errno)?;

@@ -24,6 +24,7 @@ mod zeroing;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::io::Errno;
@@ -122,6 +123,8 @@ pub struct OpenInode {
     shared: Arc<Shared>,
     state: Mutex<State>,
     changed: Condvar,
+    /// The kernel may have pages of the file: a handle of a mount has been open without O_DIRECT.
+    cached_by_kernel: AtomicBool,
     /// Held by whoever tells the metadata service.
     telling: Mutex<()>,
 }
@@ -171,12 +174,23 @@ impl OpenInode {
             shared,
             state: Mutex::new(state),
             changed: Condvar::new(),
+            cached_by_kernel: AtomicBool::new(false),
             telling: Mutex::new(()),
         })
     }
 
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    pub fn set_cached_by_kernel(&self) {
+        if !self.is_cached_by_kernel() {
+            self.cached_by_kernel.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub fn is_cached_by_kernel(&self) -> bool {
+        self.cached_by_kernel.load(Ordering::Relaxed)
     }
 
     /// The inode as this process sees it: with what was written here and not yet told.

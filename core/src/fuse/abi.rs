@@ -109,6 +109,7 @@ impl Opcode {
 pub mod init {
     pub const ASYNC_READ: u64 = 1 << 0;
     pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
+    pub const EXPORT_SUPPORT: u64 = 1 << 4;
     pub const BIG_WRITES: u64 = 1 << 5;
     pub const AUTO_INVAL_DATA: u64 = 1 << 12;
     pub const DO_READDIRPLUS: u64 = 1 << 13;
@@ -119,6 +120,7 @@ pub mod init {
     pub const CACHE_SYMLINKS: u64 = 1 << 23;
     pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub const INIT_EXT: u64 = 1 << 30;
+    pub const CREATE_SUPP_GROUP: u64 = 1 << 34;
     pub const HAS_EXPIRE_ONLY: u64 = 1 << 35;
     pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
 }
@@ -153,6 +155,11 @@ pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;
 pub const FSYNC_FDATASYNC: u32 = 1 << 0;
 pub const EXPIRE_ONLY: u32 = 1 << 0;
 
+/// `ExtHeader::kind` of the groups of a caller that makes something.
+pub const EXT_GROUPS: u32 = 32;
+/// Unit of `InHeader::total_extlen`, and alignment of extensions.
+pub const EXT_UNIT: usize = 8;
+
 pub const NOTIFY_INVAL_INODE: i32 = 2;
 pub const NOTIFY_INVAL_ENTRY: i32 = 3;
 pub const NOTIFY_DELETE: i32 = 6;
@@ -167,6 +174,7 @@ macro_rules! wire {
 
 wire! {
     InHeader { len: u32, opcode: u32, unique: u64, inode: u64, uid: u32, gid: u32, pid: u32, total_extlen: u16, padding: u16 }
+    ExtHeader { size: u32, kind: u32 }
     OutHeader { len: u32, error: i32, unique: u64 }
     InitIn { major: u32, minor: u32, max_readahead: u32, flags: u32 }
     InitOut {

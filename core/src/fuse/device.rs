@@ -13,6 +13,7 @@ use crate::buffer::{self, Placement};
 use super::abi;
 
 /// Where the kernel's queue of requests is read and answered.
+#[derive(Clone)]
 pub struct Device {
     fd: Arc<OwnedFd>,
 }

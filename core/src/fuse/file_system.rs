@@ -234,6 +234,16 @@ pub trait FileSystem: Send + Sync + 'static {
     /// `ENOENT` may be cached by the kernel for the session's `negative_ttl`.
     fn lookup(&self, caller: &Caller, parent: u64, name: &[u8]) -> Reply<Entry>;
 
+    /// The inode itself: what a file handle of the kernel (open_by_handle_at, NFS) is found by. `ENOENT` if it is gone.
+    fn find(&self, caller: &Caller, inode: u64) -> Reply<Entry> {
+        Err(Errno::STALE)
+    }
+
+    /// The directory that `directory` is in, for the same.
+    fn parent(&self, caller: &Caller, directory: u64) -> Reply<Entry> {
+        Err(Errno::STALE)
+    }
+
     /// The kernel has dropped `count` of the references that it got through entries.
     fn forget(&self, inode: u64, count: u64);
 
@@ -302,6 +312,14 @@ pub trait FileSystem: Send + Sync + 'static {
     /// (the session then takes another buffer). Each is as large as the largest request: keep large payloads, copy
     /// small ones, or a few bytes hold a megabyte.
     fn write(&self, caller: &Caller, request: &WriteRequest, payload: Placement) -> Reply<usize>;
+
+    /// Whether the kernel may have pages of the file that a write just made through `handle` has made wrong. It drops them
+    /// itself before a direct write, and again when it has submitted it, but not at the end of an asynchronous one: what
+    /// was read in between stays. They are dropped before the write is answered. Not asked of writes through the page
+    /// cache, which hold their pages.
+    fn has_cached_pages(&self, handle: u64, flags: i32) -> bool {
+        false
+    }
 
     /// close(2) of one descriptor: the last chance to tell a program that its writes failed.
     fn flush(&self, caller: &Caller, inode: u64, handle: u64) -> Reply<()>;

@@ -12,6 +12,7 @@ mod body;
 mod caller;
 mod device;
 mod directory;
+mod dropper;
 mod file_system;
 mod mount;
 mod negotiate;

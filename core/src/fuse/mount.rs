@@ -121,7 +121,8 @@ fn by_ourselves(mountpoint: &Path, options: &SessionOptions) -> io::Result<Devic
         mount_options(options)
     );
     let data = std::ffi::CStr::from_bytes_with_nul(data.as_bytes()).map_err(io::Error::other)?;
-    let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
+    // The metadata service does not hear of reads, so there is no access time to be kept.
+    let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
     if options.read_only {
         flags |= MountFlags::RDONLY;
     }
@@ -136,7 +137,7 @@ fn by_fusermount(mountpoint: &Path, options: &SessionOptions) -> io::Result<Devi
     rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::CLOEXEC)?;
     let source = options.source.replace('\\', "\\\\").replace(',', "\\,");
     let text = format!(
-        "{},{},fsname={source},subtype=luciola",
+        "{},{},noatime,fsname={source},subtype=luciola",
         mount_options(options),
         if options.read_only { "ro" } else { "rw" }
     );

@@ -14,6 +14,7 @@ use super::options::SessionOptions;
 /// among the processes of this mount), SPLICE_* (payloads go to registered memory, not through pipes).
 const WANTED: u64 = init::ASYNC_READ
     | init::ATOMIC_O_TRUNC
+    | init::EXPORT_SUPPORT
     | init::BIG_WRITES
     | init::AUTO_INVAL_DATA
     | init::DO_READDIRPLUS
@@ -24,6 +25,7 @@ const WANTED: u64 = init::ASYNC_READ
     | init::CACHE_SYMLINKS
     | init::HANDLE_KILLPRIV_V2
     | init::INIT_EXT
+    | init::CREATE_SUPP_GROUP
     | init::HAS_EXPIRE_ONLY
     | init::DIRECT_IO_ALLOW_MMAP;
 
@@ -34,6 +36,13 @@ pub struct Agreement {
     /// Capabilities in use: bits of `abi::init`.
     pub flags: u64,
     pub request_bytes: usize,
+}
+
+impl Agreement {
+    /// Whether requests that make something name the caller's group, where it is a supplementary one that counts.
+    pub fn names_groups(&self) -> bool {
+        self.flags & init::CREATE_SUPP_GROUP != 0
+    }
 }
 
 /// What to answer INIT with. Kernels with another major version send INIT again after an answer with ours; none exists.

@@ -25,6 +25,7 @@ use crate::cancel::Calls;
 
 use super::abi::{InHeader, Opcode};
 use super::device::{Device, HEAD_BYTES, Received};
+use super::dropper::Dropper;
 use super::file_system::FileSystem;
 use super::mount::Mounted;
 use super::negotiate::{self, Agreement};
@@ -49,6 +50,7 @@ pub struct Shared {
     /// Buffers of the threads beyond `threads_max`.
     further_pool: OnceLock<BufferPool>,
     pub watch: Watch,
+    dropper: OnceLock<Dropper>,
     mounted: Mounted,
     /// Threads that wait for a request.
     waiting: AtomicUsize,
@@ -148,6 +150,7 @@ impl Session {
             pool,
             further_pool: OnceLock::new(),
             watch: Watch::default(),
+            dropper: OnceLock::new(),
             mounted,
             waiting: AtomicUsize::new(0),
             limit: AtomicUsize::new(options.threads_max),
@@ -383,6 +386,10 @@ impl Shared {
             log::info!("all {limit} threads wait: starting up to {} more", most.min(limit * 2) - limit);
             self.start_another(&self.mounted.device);
         }
+    }
+
+    pub fn dropper(&self) -> &Dropper {
+        self.dropper.get_or_init(|| Dropper::start(self.notifier.clone()))
     }
 
     /// Buffers for threads beyond `threads_max`: address space that is used only if they are started.

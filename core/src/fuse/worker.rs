@@ -12,8 +12,9 @@ use crate::buffer::{Buffer, BufferPool};
 
 use super::abi::{InHeader, InterruptIn, Opcode};
 use super::body::Body;
-use super::caller::Caller;
+use super::caller::{self, Caller};
 use super::device::{Device, HEAD_BYTES, Head, Received};
+use super::dropper::Reply;
 use super::request::{self, Answer, Context, Request};
 use super::session::{Shared, Slot};
 
@@ -131,7 +132,12 @@ impl<'a> Worker<'a> {
                 agreement: &shared.agreement,
                 notifier: &shared.notifier,
             },
-            caller: Caller { uid: header.uid, gid: header.gid, pid: header.pid },
+            caller: Caller {
+                uid: header.uid,
+                gid: header.gid,
+                pid: header.pid,
+                named_group: shared.agreement.names_groups().then(|| caller::named_group(header, body.0)),
+            },
             inode: header.inode,
             opcode: header.opcode,
             body,
@@ -149,6 +155,11 @@ impl<'a> Worker<'a> {
         }
         match result {
             Ok(Ok(Answer::Nothing)) => {}
+            Ok(Ok(Answer::AfterDropping { inode, offset, length })) => {
+                let (device, unique) = (self.device.clone(), header.unique);
+                let reply = Reply { device, unique, value: std::mem::take(&mut self.out) };
+                shared.dropper().answer_after(reply, inode, offset, length);
+            }
             Ok(Ok(Answer::Out)) => self.device.reply(header.unique, None, &self.out, &[]),
             Ok(Ok(Answer::Piece(piece))) => self.device.reply_with(header.unique, &piece),
             Ok(Ok(Answer::Pieces(pieces))) => self.device.reply(header.unique, None, &[], &pieces),

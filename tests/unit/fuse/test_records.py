@@ -10,6 +10,8 @@ import pytest
 from luciola.errors import PermissionDenied
 from luciola.fuse import read_records, records
 
+HERE = {"namespace": records.pid_namespace()}
+
 
 @pytest.fixture
 def data(tmp_path):
@@ -29,7 +31,7 @@ def test_records_of_processes_that_are_gone_are_removed(data):
     directory = records.directory_for(data)
     ended = subprocess.Popen(["true"])
     ended.wait()
-    stale = {"pid": ended.pid, "started": 1, "mountpoint": "/mnt/a", "cluster": data}
+    stale = {"pid": ended.pid, "started": 1, "mountpoint": "/mnt/a", "cluster": data, **HERE}
     (directory / "old.json").write_text(json.dumps(stale))
     assert read_records(data) == []
     assert list(directory.glob("*.json")) == []
@@ -37,9 +39,17 @@ def test_records_of_processes_that_are_gone_are_removed(data):
 
 def test_a_process_that_got_the_same_id_is_not_mistaken(data):
     directory = records.directory_for(data)
-    record = {"pid": os.getpid(), "started": 1, "mountpoint": "/mnt/a", "cluster": data}
+    record = {"pid": os.getpid(), "started": 1, "mountpoint": "/mnt/a", "cluster": data, **HERE}
     (directory / "old.json").write_text(json.dumps(record))
     assert read_records(data) == []
+
+
+def test_record_of_another_pid_namespace_says_nothing_and_stays(data):
+    with records.recorded(Path("/mnt/a"), data):
+        path = next(records.directory_for(data).glob("*.json"))
+        path.write_text(json.dumps({**json.loads(path.read_text()), "namespace": 1}))
+        assert read_records(data) == []
+        assert path.exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}', '{"pid": 1, "more": 2}', "null"])

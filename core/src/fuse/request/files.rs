@@ -84,7 +84,7 @@ impl Request<'_> {
         }
     }
 
-    pub fn write(&mut self, out: &mut Vec<u8>) -> Reply<()> {
+    pub fn write(&mut self, out: &mut Vec<u8>) -> Reply<Answer> {
         let input: abi::WriteIn = self.body.take()?;
         let size = input.size as usize;
         if size != self.payload_length {
@@ -101,7 +101,14 @@ impl Request<'_> {
         let written = self.context.fs.write(&self.caller, &request, self.payload.slice(0..size))?;
         assert!(written <= size, "a write takes no more than it was given");
         put(out, &abi::WriteOut { size: written as u32, padding: 0 });
-        Ok(())
+        // Dropping pages that the write itself holds would wait for its answer.
+        let is_direct = flags_direct(request.flags) && !request.from_page_cache;
+        if !is_direct || !self.context.fs.has_cached_pages(input.fh, request.flags) {
+            return Ok(Answer::Out);
+        }
+        let appends = request.flags & OFlags::APPEND.bits() as i32 != 0;
+        let (offset, length) = if appends { (0, 0) } else { (input.offset, written as u64) };
+        Ok(Answer::AfterDropping { inode: self.inode, offset, length })
     }
 
     pub fn flush(&mut self) -> Reply<()> {
@@ -153,6 +160,10 @@ impl Request<'_> {
         put(out, &abi::WriteOut { size: copied as u32, padding: 0 });
         Ok(())
     }
+}
+
+fn flags_direct(flags: i32) -> bool {
+    OFlags::from_bits_retain(flags as u32).contains(OFlags::DIRECT)
 }
 
 fn allocate_mode(mode: u32) -> Option<AllocateMode> {

@@ -14,6 +14,9 @@ use super::{Request, put};
 /// Most bytes of an extended attribute, and of a list of their names: the kernel's own limits.
 const XATTR_BYTES_MAX: usize = 64 << 10;
 
+/// Space of extended attributes that only root reads.
+const TRUSTED: &[u8] = b"trusted.";
+
 impl Request<'_> {
     pub fn getattr(&mut self, out: &mut Vec<u8>) -> Reply<()> {
         let input: abi::GetAttrIn = self.body.take()?;
@@ -63,7 +66,10 @@ impl Request<'_> {
     pub fn listxattr(&mut self, out: &mut Vec<u8>) -> Reply<()> {
         let input: abi::GetXattrIn = self.body.take()?;
         let names = self.context.fs.listxattr(&self.caller, self.inode)?;
-        let list: Vec<u8> = names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect();
+        // As local file systems do: only root may know of them.
+        let is_shown = |name: &Vec<u8>| self.caller.uid == 0 || !name.starts_with(TRUSTED);
+        let list: Vec<u8> =
+            names.into_iter().filter(is_shown).flat_map(|name| name.into_iter().chain([0])).collect();
         put_sized(out, &list, input.size as usize)
     }
 

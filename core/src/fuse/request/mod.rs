@@ -100,6 +100,12 @@ pub enum Answer {
     Nothing,
     /// The bytes in `out`.
     Out,
+    /// The same, once the kernel has dropped its pages of that range (`length` 0: to the end).
+    AfterDropping {
+        inode: u64,
+        offset: u64,
+        length: u64,
+    },
     /// Bytes from where they lie: the usual one piece, and several.
     Piece(Placement),
     Pieces(Vec<Placement>),
@@ -128,7 +134,7 @@ pub fn perform(request: &mut Request<'_>, out: &mut Vec<u8>) -> Reply<Answer> {
         Open => request.open(out)?,
         Create => request.create(out)?,
         Read => return request.read(),
-        Write => request.write(out)?,
+        Write => return request.write(out),
         Flush => request.flush()?,
         Release => request.release()?,
         Fsync => request.fsync()?,

@@ -12,6 +12,17 @@ use super::{OpenedHandle, Request, put, put_entry};
 
 impl Request<'_> {
     pub fn lookup(&mut self, out: &mut Vec<u8>) -> Reply<()> {
+        match self.body.0 {
+            b".\0" => {
+                put_entry(out, &self.context.fs.find(&self.caller, self.inode)?);
+                return Ok(());
+            }
+            b"..\0" => {
+                put_entry(out, &self.context.fs.parent(&self.caller, self.inode)?);
+                return Ok(());
+            }
+            _ => {}
+        }
         let name = self.body.name()?;
         let ttl = self.context.options.negative_ttl;
         match self.context.fs.lookup(&self.caller, self.inode, name) {

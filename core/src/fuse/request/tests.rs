@@ -95,7 +95,7 @@ fn answer(opcode: u32, body: &[u8], payload_length: usize) -> (Reply<usize>, usi
     let notifier = Notifier::disconnected();
     let mut request = Request {
         context: Context { fs: &Empty, options: &options, agreement: &agreement, notifier: &notifier },
-        caller: Caller { uid: 1, gid: 1, pid: 1 },
+        caller: Caller { uid: 1, gid: 1, pid: 1, named_group: None },
         inode: 1,
         opcode,
         body: Body(body),
@@ -105,7 +105,7 @@ fn answer(opcode: u32, body: &[u8], payload_length: usize) -> (Reply<usize>, usi
     };
     let mut out = Vec::new();
     let result = perform(&mut request, &mut out).map(|answer| match answer {
-        Answer::Nothing | Answer::Out => 0,
+        Answer::Nothing | Answer::Out | Answer::AfterDropping { .. } => 0,
         Answer::Piece(piece) => piece.len(),
         Answer::Pieces(pieces) => crate::buffer::total_length(&pieces),
     });
