@@ -143,6 +143,24 @@ fn the_last_replica_falls_and_returns() {
     explore("last", limits);
 }
 
+/// Both replicas fall in one look of the manager, with whatever is under way, and either of them resumes.
+#[test]
+fn two_replicas_that_fall_together_and_return() {
+    let limits = Limits {
+        replicas: 2,
+        serving: 2,
+        restarts: 2,
+        crashes: 2,
+        sends: 1,
+        chain_versions: 5,
+        resends: 0,
+        writers: wide(1, 2),
+        compares: true,
+        ..Limits::SMALL
+    };
+    explore("together", limits);
+}
+
 /// A head whose disk is slow is taken out of the chain and comes back as a returning replica meanwhile.
 #[test]
 fn a_slow_disk_under_a_replica_that_returns() {

@@ -61,7 +61,7 @@ fn weight(action: &Action) -> u64 {
         // Possible only for a moment, after a removal while all serve.
         Action::Purge { .. } => 200,
         Action::BeginSync { .. } | Action::Restart { .. } | Action::Revive { .. } => 6,
-        Action::Remove { .. } | Action::Resend { .. } => 4,
+        Action::Remove { .. } | Action::FallTogether | Action::Resend { .. } => 4,
         Action::DeliverAndKeep(_) | Action::Lose(_) | Action::GiveUp { .. } => 2,
         Action::Crash { .. } | Action::Expire { .. } | Action::DiskFull { .. } => 1,
     }

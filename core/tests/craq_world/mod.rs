@@ -253,6 +253,7 @@ pub enum Action {
     Learn { node: usize },
     Grant { node: usize },
     Remove { node: usize },
+    FallTogether,
     Revive { node: usize },
     BeginSync { node: usize },
     Push,
@@ -434,6 +435,10 @@ impl World {
                 }
             }
         }
+        let serving = self.serving();
+        if chain_may_change && serving.len() > 1 && serving.iter().all(|node| !self.nodes[*node].leased) {
+            actions.push(Action::FallTogether);
+        }
         for (writer, state) in self.writers.iter().enumerate() {
             if state.acknowledged && state.sequence < limits.requests {
                 actions.push(Action::Next { writer });
@@ -511,6 +516,7 @@ impl World {
             }
             Action::Grant { node } => self.nodes[node].leased = true,
             Action::Remove { node } => self.remove(node),
+            Action::FallTogether => self.fall_together(),
             Action::Revive { node } => self.change(node, TargetState::Serving),
             Action::BeginSync { node } => self.change(node, TargetState::Syncing),
             Action::Promote => {
@@ -733,8 +739,11 @@ impl World {
                     held.push((ticket, content, update.writers.clone()));
                 }
                 self.step(limits, to, Event::Chain { ticket, update });
+                // What is pending here is left over from an earlier life; it may be being dropped.
+                let drops = self.nodes[to].work.iter().any(|work| matches!(work, DiskWork::Drop(_)));
                 let disk = &mut self.nodes[to].disk;
-                if let Some(history) = history.filter(|_| disk.is_bare() && disk.pending.is_none()) {
+                if let Some(history) = history.filter(|_| disk.is_bare() && (disk.pending.is_none() || drops))
+                {
                     // Nothing here and nothing there, however that came about.
                     disk.content = history;
                 }
@@ -814,9 +823,28 @@ impl World {
         self.change(node, if last { TargetState::LastServing } else { TargetState::Offline });
     }
 
+    /// All that serve are found dead in one look: each had all that was acknowledged, and any of them may resume.
+    fn fall_together(&mut self) {
+        let mut chain = self.chains[self.chains.len() - 1].clone();
+        for (_, state) in &mut chain {
+            *state = match *state {
+                TargetState::Serving => TargetState::LastServing,
+                TargetState::Syncing => TargetState::Waiting,
+                other => other,
+            };
+        }
+        self.chains.push(chain);
+        self.listed = None;
+    }
+
     fn change(&mut self, node: usize, state: TargetState) {
         let mut chain = self.chains[self.chains.len() - 1].clone();
         chain.retain(|(member, _)| *member != node);
+        if state == TargetState::Serving {
+            for (_, other) in chain.iter_mut().filter(|(_, other)| *other == TargetState::LastServing) {
+                *other = TargetState::Offline;
+            }
+        }
         let after_serving = chain.iter().filter(|(_, state)| *state == TargetState::Serving).count();
         match state {
             TargetState::Offline => chain.push((node, state)),
