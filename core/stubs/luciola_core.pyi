@@ -355,6 +355,8 @@ class StorageNode:
         reserve_bytes: int = ...,
         durability: Literal["write", "sync"] | str = "write",
         index_cache_bytes: int = ...,
+        identity: int = 0,
+        create: bool = True,
         transport: Literal["auto", "shm", "tcp", "rdma"] | str = "auto",
         rdma_devices: Sequence[str] = ...,
         rdma_gid_index: int | None = None,
@@ -362,6 +364,8 @@ class StorageNode:
         """Open the directory and begin to listen; without routing and lease it refuses every request.
 
         `secret`: the 32 bytes of the cluster secret. `socket`: path of the Unix socket of the shm transport.
+        `identity`: of the chunk engine that must be there, 128 bits; 0: any. `create`: make one where none is.
+        Raises: Busy if another process has it, ConfigError if it is not what it must be, CorruptData.
         """
     def tcp_address(self) -> str: ...
     def set_routing(self, routing: bytes) -> int:

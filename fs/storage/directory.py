@@ -1,14 +1,15 @@
 """The directory of one storage node: whose it is, and which replicas lack what they had.
 
-    DATA/node.json   {"node", "cluster", "joined", "lost", "partial", "boot", "is_clean", "is_suspect"}
-    DATA/chunks/     the engine's
+    DATA/node.json   {"node", "cluster", "engine", "joined", "lost", "partial", "boot", "is_clean", "is_suspect"}
+    DATA/chunks/     the engine's; may be a disk of its own
     DATA/quarantine/ chunks that were set aside
     DATA/data.sock   the Unix socket of the shm transport
     DATA/scrub.json  when every chunk was last verified
     DATA/marks       what this node has seen of the stores of mgmtd and meta
 
 A directory that is new while routing already shows replicas on its node is a replaced disk: those replicas are
-remembered as lost until they have been brought up to date.
+remembered as lost until they have been brought up to date. The engine has the identity that node.json names, and one
+without the other is refused: chunks that are missing while node.json is there are a disk that is not mounted.
 
 A kernel that is another than the one under which the directory was last open has lost what was not synced, unless the
 process had ended cleanly. Those replicas are remembered as partial, until they are up to date or serve again.
@@ -20,6 +21,7 @@ import json
 import logging
 import mmap
 import os
+import uuid
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,6 +43,7 @@ SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of Linux, less its final zero
 class Record:
     """What node.json says.
 
+    `engine`: the identity of the chunk engine, a UUID in hexadecimal.
     `joined`: routing has been seen with this directory. `boot`: the kernel under which it was opened last; `is_clean`:
     everything was synced when that process ended. `is_suspect`: what was not synced may be missing in every replica
     that routing will show.
@@ -48,6 +51,7 @@ class Record:
 
     node: int
     cluster: str
+    engine: str
     joined: bool = False
     lost: tuple[int, ...] = ()
     partial: tuple[int, ...] = ()
@@ -85,7 +89,7 @@ class Directory:
             raise Busy("another storage process has this directory", path=str(self.path)) from error
         self._record = self._load()
         if self._record is None:
-            self._record = Record(node, cluster_id)
+            self._record = Record(node, cluster_id, uuid.uuid4().hex)
             self._save()
         for name, ours, theirs in (
             ("node", node, self._record.node),
@@ -101,6 +105,18 @@ class Directory:
     def chunks(self) -> Path:
         """The engine's directory."""
         return self.path / "chunks"
+
+    @property
+    def engine_identity(self) -> int:
+        """Which chunk engine must be in `chunks`."""
+        assert self._record is not None, "opened"
+        return int(self._record.engine, 16)
+
+    @property
+    def may_create_engine(self) -> bool:
+        """Whether an absent engine is one that was never made: no routing was followed with this directory yet."""
+        assert self._record is not None, "opened"
+        return not self._record.joined
 
     @property
     def quarantine(self) -> Path:
@@ -209,6 +225,7 @@ class Directory:
             return Record(
                 int(table["node"]),
                 str(table["cluster"]),
+                uuid.UUID(str(table["engine"])).hex,
                 joined=bool(table["joined"]),
                 lost=tuple(table["lost"]),
                 partial=tuple(table["partial"]),

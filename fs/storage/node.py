@@ -74,6 +74,8 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
             reserve_bytes=config.reserve_bytes,
             durability=config.durability,
             index_cache_bytes=config.index_cache_bytes,
+            identity=directory.engine_identity,
+            create=directory.may_create_engine,
             **rdma_options(config),
         )
     )

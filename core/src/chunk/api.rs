@@ -10,6 +10,10 @@ use crate::types::{ChunkId, ChunkKey, Op, RequestTag, Stamp, Version, WriterReco
 pub struct Options {
     /// Size of one block file, a multiple of the page size. Fixed when the directory is made.
     pub segment_bytes: u64,
+    /// Which engine the directory must hold: its FORMAT names it. 0: any.
+    pub identity: u128,
+    /// Whether an empty or absent directory becomes a new engine. If not, it is refused: the disk may not be mounted.
+    pub create: bool,
     /// Client writes are refused with `NoSpace` when less than this is free; a quarter of it, which nobody's
     /// data may use, is left to the index.
     pub reserve_bytes: u64,
@@ -28,6 +32,8 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             segment_bytes: 4 << 30,
+            identity: 0,
+            create: true,
             reserve_bytes: 256 << 20,
             cache_bytes: 128 << 20,
             // As ext4: what nobody asked to be synced is at most this old after power loss.
@@ -55,6 +61,17 @@ pub enum OpenError {
          that, or give this node an empty directory, which the other replicas fill"
     )]
     RecordFormat { path: PathBuf, found: u8, wanted: u8 },
+    #[error(
+        "{path}: the chunks that were stored here are gone: mount their disk; if it is lost, empty the whole directory of \
+         the node, node.json too, and the other replicas fill it"
+    )]
+    Missing { path: PathBuf },
+    #[error(
+        "{path}: holds chunk engine {found:032x}, and node.json beside it names {wanted:032x}: mount the disk that belongs \
+         here, or put back its node.json; if either is lost, empty the whole directory of the node, and the other \
+         replicas fill it"
+    )]
+    OtherEngine { path: PathBuf, found: u128, wanted: u128 },
     #[error("{path}: {reason}")]
     Damaged { path: PathBuf, reason: String },
     #[error("{path}: {source}")]

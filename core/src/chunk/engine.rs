@@ -29,7 +29,7 @@ use super::writers::Writers;
 use crate::types::{ChainId, ChunkKey, Status, Version};
 
 /// Version of the directory's layout and of all formats in it (docs/formats.md).
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 const FORMAT_FILE: &str = "FORMAT";
 /// How long a look at the file system's free space is believed.
 const SPACE_AGE_MAX: Duration = Duration::from_millis(20);
@@ -78,7 +78,7 @@ struct Counters {
 }
 
 impl Engine {
-    /// Opens the storage directory `dir`, or makes one of an empty or absent directory.
+    /// Opens the storage directory `dir`, or makes one of an empty or absent directory, unless `options` forbid it.
     ///
     /// After `kill -9` everything acknowledged is there. Checks that no page has two owners.
     pub fn open(dir: &Path, options: Options) -> Result<Engine, OpenError> {
@@ -189,7 +189,7 @@ impl Core {
                 error => failed(error),
             }
         })?;
-        let segment_bytes = open_format(dir, options.segment_bytes)?;
+        let segment_bytes = open_format(dir, &options)?;
         let blocks = dir.join("blocks");
         fs::create_dir_all(&blocks).map_err(failed)?;
         segments::sync_directory(dir).map_err(failed)?;
@@ -452,11 +452,19 @@ impl Counters {
 }
 
 /// Reads `dir/FORMAT`, or writes it into an empty directory; the size of the block files.
-fn open_format(dir: &Path, segment_bytes: u64) -> Result<u64, OpenError> {
+fn open_format(dir: &Path, options: &Options) -> Result<u64, OpenError> {
     let failed = |source| OpenError::Io { path: dir.to_owned(), source };
     let path = dir.join(FORMAT_FILE);
+    let segment_bytes = options.segment_bytes;
     match fs::read_to_string(&path) {
-        Ok(text) => parse_format(&path, &text),
+        Ok(text) => {
+            let (segment_bytes, found) = parse_format(&path, &text)?;
+            match options.identity {
+                0 => Ok(segment_bytes),
+                wanted if wanted == found => Ok(segment_bytes),
+                wanted => Err(OpenError::OtherEngine { path: dir.to_owned(), found, wanted }),
+            }
+        }
         Err(error) if error.kind() == ErrorKind::InvalidData => {
             Err(OpenError::Foreign { path: dir.to_owned() })
         }
@@ -477,34 +485,40 @@ fn open_format(dir: &Path, segment_bytes: u64) -> Result<u64, OpenError> {
                     return Err(OpenError::Foreign { path: dir.to_owned() });
                 }
             }
-            write_format(dir, &path, segment_bytes).map_err(failed)?;
+            if !options.create {
+                return Err(OpenError::Missing { path: dir.to_owned() });
+            }
+            write_format(dir, &path, options).map_err(failed)?;
             Ok(segment_bytes)
         }
     }
 }
 
-fn write_format(dir: &Path, path: &Path, segment_bytes: u64) -> io::Result<()> {
+fn write_format(dir: &Path, path: &Path, options: &Options) -> io::Result<()> {
     let new = dir.join("FORMAT.new");
     let mut file = File::create(&new)?;
+    let Options { segment_bytes, identity, .. } = options;
     write!(
         file,
-        "luciola chunk engine\nformat {FORMAT}\npage_bytes {PAGE}\nsegment_bytes {segment_bytes}\n"
+        "luciola chunk engine\nformat {FORMAT}\npage_bytes {PAGE}\nsegment_bytes {segment_bytes}\n\
+         identity {identity:032x}\n"
     )?;
     file.sync_all()?;
     fs::rename(new, path)?;
     segments::sync_directory(dir)
 }
 
-fn parse_format(path: &Path, text: &str) -> Result<u64, OpenError> {
+/// The size of the block files, and which engine it is.
+fn parse_format(path: &Path, text: &str) -> Result<(u64, u128), OpenError> {
     let mut lines = text.lines();
     if lines.next() != Some("luciola chunk engine") {
         return Err(OpenError::Foreign { path: path.to_owned() });
     }
     let damaged =
         || OpenError::Damaged { path: path.to_owned(), reason: "a line is missing or malformed".into() };
+    let mut line = |name: &str| lines.next().and_then(|line| line.strip_prefix(name)?.strip_prefix(' '));
     let mut field = |name: &str| -> Result<u64, OpenError> {
-        let value = lines.next().and_then(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-        value.ok_or_else(damaged)
+        line(name).and_then(|value| value.parse().ok()).ok_or_else(damaged)
     };
     let found = field("format")? as u32;
     if found != FORMAT {
@@ -515,5 +529,6 @@ fn parse_format(path: &Path, text: &str) -> Result<u64, OpenError> {
     if page_bytes != PAGE as u64 || segment_bytes == 0 || !segment_bytes.is_multiple_of(64 * PAGE as u64) {
         return Err(damaged());
     }
-    Ok(segment_bytes)
+    let identity = line("identity").and_then(|value| u128::from_str_radix(value, 16).ok());
+    Ok((segment_bytes, identity.ok_or_else(damaged)?))
 }

@@ -1127,11 +1127,11 @@ fn foreign_newer_and_damaged_directories_are_refused_and_left_alone() {
     drop(open(dir.path()));
     let format = dir.path().join("FORMAT");
     let text = fs::read_to_string(&format).unwrap();
-    for found in [0, 5] {
-        fs::write(&format, text.replace("format 4", &format!("format {found}"))).unwrap();
+    for found in [0, 6] {
+        fs::write(&format, text.replace("format 5", &format!("format {found}"))).unwrap();
         let error = open_error(dir.path());
-        assert!(matches!(error, OpenError::Format { wanted: 4, .. }));
-        let words = format!("chunk engine format {found}, and this release reads format 4; run the release");
+        assert!(matches!(error, OpenError::Format { wanted: 5, .. }));
+        let words = format!("chunk engine format {found}, and this release reads format 5; run the release");
         assert!(error.to_string().contains(&words), "{error}");
     }
     for broken in ["", "something else\nformat 1\n", "luciola chunk engine\nformat one\n"] {
@@ -1159,9 +1159,33 @@ fn records_of_another_format_are_called_so_and_not_damaged() {
 #[test]
 fn the_format_file_is_as_drawn() {
     let dir = directory();
-    drop(open(dir.path()));
+    drop(Engine::open(dir.path(), Options { identity: 0x1f << 120, ..options() }).unwrap());
     let text = fs::read_to_string(dir.path().join("FORMAT")).unwrap();
-    assert_eq!(text, "luciola chunk engine\nformat 4\npage_bytes 16384\nsegment_bytes 1048576\n");
+    let lines = "luciola chunk engine\nformat 5\npage_bytes 16384\nsegment_bytes 1048576\n";
+    assert_eq!(text, format!("{lines}identity 1f{:030}\n", 0));
+}
+
+#[test]
+fn an_engine_that_is_expected_is_neither_created_nor_replaced_by_another() {
+    let dir = directory();
+    let expected = || Options { identity: 7, create: false, ..options() };
+    let refused = || Engine::open(dir.path(), expected()).err().expect("it must not open");
+    let error = refused();
+    assert!(matches!(error, OpenError::Missing { .. }), "{error}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "left as it was");
+    drop(Engine::open(dir.path(), Options { create: true, ..expected() }).unwrap());
+    drop(Engine::open(dir.path(), expected()).unwrap());
+
+    let format = dir.path().join("FORMAT");
+    let text = fs::read_to_string(&format).unwrap();
+    let last = |digit: char| text.trim_end().strip_suffix('7').unwrap().to_owned() + &format!("{digit}\n");
+    fs::write(&format, last('8')).unwrap();
+    let error = refused();
+    assert!(matches!(error, OpenError::OtherEngine { found: 8, wanted: 7, .. }), "{error}");
+    fs::write(&format, last('x')).unwrap();
+    assert!(matches!(refused(), OpenError::Damaged { .. }));
+    fs::write(&format, text.split("identity").next().unwrap()).unwrap();
+    assert!(matches!(refused(), OpenError::Damaged { .. }));
 }
 
 /// The drawing of the block files: page n lies at byte n × 16384 of the files laid end to end.

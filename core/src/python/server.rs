@@ -53,6 +53,7 @@ impl PyStorageNode {
     #[new]
     #[pyo3(signature = (node_id, directory, *, secret, tcp = "127.0.0.1:0", socket = None, threads_max = 512,
         reserve_bytes = 256 << 20, durability = "write", index_cache_bytes = 128 << 20,
+        identity = 0, create = true,
         transport = "auto", rdma_devices = Vec::new(), rdma_gid_index = None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
@@ -66,6 +67,8 @@ impl PyStorageNode {
         reserve_bytes: u64,
         durability: &str,
         index_cache_bytes: usize,
+        identity: u128,
+        create: bool,
         transport: &str,
         rdma_devices: Vec<String>,
         rdma_gid_index: Option<u8>,
@@ -82,6 +85,8 @@ impl PyStorageNode {
         options.rdma.gid_index = rdma_gid_index;
         options.engine.reserve_bytes = reserve_bytes;
         options.engine.cache_bytes = index_cache_bytes;
+        options.engine.identity = identity;
+        options.engine.create = create;
         options.sync_updates = match durability {
             "write" => false,
             "sync" => true,

@@ -512,6 +512,7 @@ fn opening(error: chunk::OpenError) -> Error {
     let kind = match &error {
         Locked { .. } => Kind::Busy,
         Foreign { .. } | Format { .. } | RecordFormat { .. } | Option(_) => Kind::ConfigError,
+        Missing { .. } | OtherEngine { .. } => Kind::ConfigError,
         Damaged { .. } => Kind::CorruptData,
         Io { .. } | Index { .. } => Kind::Other,
     };

@@ -1,5 +1,6 @@
 """The native storage node as Python drives it: its life, its lease, its refusals."""
 
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -8,7 +9,17 @@ import pytest
 from luciola_core import StorageNode
 
 from luciola.clock import boot_s
-from luciola.errors import Busy, CorruptData, Error, InvalidArgument, StaleRouting, Timeout, Unavailable
+from luciola.errors import (
+    Busy,
+    ConfigError,
+    CorruptData,
+    Error,
+    InvalidArgument,
+    StaleRouting,
+    Timeout,
+    Unavailable,
+)
+from luciola.storage.directory import Directory
 from luciola.wire.pb.mgmtd_pb2 import CONNECTED, NODE_STORAGE, SERVING, Chain, Node, Routing, Target
 
 SECRET = bytes(range(32))
@@ -142,6 +153,64 @@ def test_served_chain_is_not_wiped(node):
     node.set_routing(elsewhere.SerializeToString())
     node.wipe_chain(7)
     assert node.list_chunks(7, None, 10) == []
+
+
+def open_as_a_process_does(path: Path) -> None:
+    directory = Directory(path, node=1, cluster_id="test")
+    try:
+        StorageNode(
+            1,
+            directory.chunks,
+            secret=SECRET,
+            reserve_bytes=0,
+            identity=directory.engine_identity,
+            create=directory.may_create_engine,
+        ).stop()
+        directory.join([5])
+    finally:
+        directory.close()
+
+
+def test_chunks_that_are_not_mounted_are_not_made_again(tmp_path):
+    open_as_a_process_does(tmp_path / "data")
+    chunks = tmp_path / "data" / "chunks"
+    chunks.rename(tmp_path / "unmounted")
+    for _ in range(2):  # the first attempt leaves an empty mount point
+        with pytest.raises(ConfigError, match="mount their disk; if it is lost, empty the whole directory"):
+            open_as_a_process_does(tmp_path / "data")
+    chunks.rmdir()
+    (tmp_path / "unmounted").rename(chunks)
+    open_as_a_process_does(tmp_path / "data")
+
+
+def test_chunks_of_another_directory_are_refused(tmp_path):
+    for name in ("data", "other"):
+        open_as_a_process_does(tmp_path / name)
+    (tmp_path / "data" / "chunks").rename(tmp_path / "aside")
+    (tmp_path / "other" / "chunks").rename(tmp_path / "data" / "chunks")
+    with pytest.raises(ConfigError, match="mount the disk that belongs here"):
+        open_as_a_process_does(tmp_path / "data")
+
+
+def test_chunks_without_their_node_record_are_refused(tmp_path):
+    open_as_a_process_does(tmp_path / "data")
+    (tmp_path / "data" / "node.json").unlink()
+    with pytest.raises(ConfigError, match=r"put back its node\.json"):
+        open_as_a_process_does(tmp_path / "data")
+
+
+def test_emptied_directory_gets_another_engine(tmp_path):
+    open_as_a_process_does(tmp_path / "data")
+    before = (tmp_path / "data" / "chunks" / "FORMAT").read_text()
+    for path in (tmp_path / "data").iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    open_as_a_process_does(tmp_path / "data")
+    assert (tmp_path / "data" / "chunks" / "FORMAT").read_text() != before
+
+
+def test_start_that_crashed_before_the_engine_was_made_is_repeated(tmp_path):
+    Directory(tmp_path / "data", node=1, cluster_id="test").close()
+    open_as_a_process_does(tmp_path / "data")
 
 
 def test_stopped_node_says_so_and_stops_twice(tmp_path):
