@@ -43,7 +43,7 @@ class Manager:
         return pb.Routing(version=self.routing.version, delta=True)
 
     def extend_client(self, request: Any, identity: Any) -> pb.ExtendClientReply:
-        return pb.ExtendClientReply(interval_ms=1000)
+        return pb.ExtendClientReply(interval_ms=1000, session_timeout_ms=600_000)
 
     def __getattr__(self, name: str) -> Any:
         if name not in vars(methods.Mgmtd):

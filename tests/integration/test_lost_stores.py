@@ -138,6 +138,7 @@ def test_older_store_of_mgmtd_is_refused_and_made_again_of_what_the_storage_node
         write(cluster, "file", "before" * 1000)
     shutil.copytree(store, older)
     with cluster:
+        cluster.wait_healthy()
         luciola("node", "disable", "202", "--data", str(cluster.data))
         until(lambda: not serves(cluster, 202), what="the fall of node 202")
         write(cluster, "file", "after!" * 1000)
