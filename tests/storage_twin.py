@@ -22,6 +22,11 @@ def record(content: int, index: int, **fields) -> Record:
     return replace(base, **fields)
 
 
+def unreadable(content: int, index: int) -> Record:
+    """A chunk whose index record cannot be read."""
+    return record(content, index, version=0, chain_version=0, length=0, crc32c=0, pending=True)
+
+
 def _stamp(item: Record | None) -> tuple[int, int]:
     return (0, 0) if item is None else (item.chain_version, item.version)
 
@@ -112,6 +117,10 @@ class MemoryNode:
             raise StaleRouting("the chain has changed")
         with self.lock:
             found = self.chain(chain).get(chunk)
+            if stamp == (0, 0):
+                if found is None or not found.version:
+                    self.chain(chain)[chunk] = unreadable(*chunk)
+                return found is None or not found.version
             if _stamp(found) != stamp:
                 return False
             self.quarantined.append((chain, self.chain(chain).pop(chunk)))
@@ -143,6 +152,8 @@ class MemoryNode:
         with peer.lock:
             ours = self.chain(chain).get(name)
             theirs = peer.chain(chain).get(name)
+            if ours is not None and ours.is_unreadable:
+                return "Checksum"
             if ours is None or not ours.version:
                 if theirs is not None and theirs.version and not theirs.removed:
                     return "Stale"

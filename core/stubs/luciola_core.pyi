@@ -460,7 +460,8 @@ class StorageNode:
         """Put the bytes of (content, index) into a file of `folder` and forget the chunk; whether it did.
 
         Only while this replica is SYNCING under `chain_version`, and the chunk is committed as `stamp`, which is
-        (chain version, version).
+        (chain version, version). `stamp` (0, 0): the predecessor cannot read its record. Then the chunk becomes
+        unreadable if nothing is committed; whether it is unreadable.
         Raises: StaleRouting; Busy while an update of it is under way; NoSpace.
         """
     def wipe_chain(self, chain: int) -> None:

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use luciola_core::error::Kind;
 use luciola_core::types::*;
-use storage_cluster::{CHAIN, Cluster, chunk, pattern, tag};
+use storage_cluster::{CHAIN, Cluster, chunk, pattern, soon, tag};
 
 #[test]
 fn what_is_written_is_read_from_every_member() {
@@ -372,6 +372,60 @@ fn a_chunk_that_its_chain_never_had_is_set_aside_and_replaced() {
     assert_eq!(cluster.read(1, chunk(1)).unwrap(), b"old");
     assert_eq!(cluster.write(chunk(1), 0, b"new", tag(1, 20)).status, Status::Ok);
     cluster.assert_equal_replicas();
+}
+
+#[test]
+fn an_unreadable_record_is_an_error_until_the_predecessor_sends_the_chunk() {
+    use TargetState::*;
+    let cluster = Cluster::start(2);
+    let folder = cluster.folder("quarantine");
+    cluster.write(chunk(0), 0, b"kept", tag(1, 1));
+    cluster.set_states(&[Serving, Offline]);
+    cluster.set_states(&[Serving, Syncing]);
+    // What the predecessor orders for chunks that it cannot read itself.
+    let set_unreadable =
+        |index| cluster.node(1).quarantine(CHAIN, cluster.version(), chunk(index), Stamp::default(), &folder);
+    assert!(!set_unreadable(0).unwrap(), "committed");
+    for index in [7, 8] {
+        assert!(set_unreadable(index).unwrap());
+        assert_eq!(cluster.lines(1)[&(500, index)].pending, Some(Version(0)));
+    }
+    let report = cluster.node(1).scrub(CHAIN, None, 100, true).unwrap();
+    assert_eq!(report.damaged, [(chunk(7), Version(0)), (chunk(8), Version(0))]);
+    cluster.set_states(&[Serving, Offline]);
+    cluster.kill(1);
+    cluster.restart(1);
+    cluster.set_states(&[Serving, Syncing]);
+    assert_eq!(cluster.write(chunk(7), 0, b"written", tag(1, 2)).status, Status::Ok);
+    cluster.resync(1);
+    cluster.assert_equal_replicas();
+    assert_eq!(cluster.read(1, chunk(0)).unwrap(), b"kept");
+    assert_eq!(cluster.read(1, chunk(7)).unwrap(), b"written");
+    assert_eq!(cluster.read(1, chunk(8)), Err(Status::NotFound));
+}
+
+#[test]
+fn an_unreadable_record_of_the_only_replica_is_removed_with_its_content() {
+    use TargetState::*;
+    let cluster = Cluster::start(2);
+    cluster.write(chunk(0), 0, b"kept", tag(1, 1));
+    cluster.set_states(&[Serving, Offline]);
+    cluster.set_states(&[Serving, Syncing]);
+    let folder = cluster.folder("quarantine");
+    assert!(
+        cluster.node(1).quarantine(CHAIN, cluster.version(), chunk(9), Stamp::default(), &folder).unwrap()
+    );
+    let remove = |node: usize| {
+        let removals = [(ContentId(500), 0)];
+        cluster.node(node).remove_chunks((CHAIN, cluster.version()), &removals, 10, tag(2, 1), soon())
+    };
+    cluster.set_states(&[Offline, Serving]);
+    assert_eq!(cluster.read(1, chunk(9)), Err(Status::Checksum));
+    assert_eq!(cluster.write(chunk(9), 0, b"x", tag(1, 3)).status, Status::Checksum);
+    assert_eq!(cluster.read(1, chunk(0)).unwrap(), b"kept");
+    assert_eq!(remove(1).unwrap().1, None);
+    assert_eq!(cluster.read(1, chunk(9)), Err(Status::NotFound));
+    assert_eq!(cluster.read(1, chunk(0)), Err(Status::NotFound));
 }
 
 #[test]

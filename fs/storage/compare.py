@@ -8,6 +8,10 @@ under the chunk's own lock.
 `conflicts` are states that no history of the chain explains: the predecessor lost what it had not synced when its
 power went, or somebody put back an old disk. A newer state is never overwritten by an older one, so the successor must
 set the chunk aside first; it may be the only copy of something.
+
+A record that cannot be read shows nothing committed. At the successor, what the predecessor has takes its place. At the
+predecessor it says nothing about the chunk: what the successor has committed stays (`kept`), and where it has nothing
+the chunk must become unreadable there as well (`lost`), because a missing chunk is read as zeros.
 """
 
 from collections.abc import Iterable
@@ -36,6 +40,11 @@ class Record:
         """What the chunk is called."""
         return self.content, self.index
 
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether all that is known of the chunk is that there was one."""
+        return self.pending and not self.version and not self.pending_version
+
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
@@ -52,6 +61,8 @@ class Plan:
     removes: list[Name] = field(default_factory=list)
     transfers: list[Name] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
+    kept: list[Name] = field(default_factory=list)
+    lost: list[Record] = field(default_factory=list)  # the predecessor's
     equal_count: int = 0
     lengths: dict[Name, int] = field(default_factory=dict)  # of what is transferred, in bytes
 
@@ -64,10 +75,18 @@ def compare(local: Iterable[Record], remote: Iterable[Record]) -> Plan:
     removes: list[Name] = []
     transfers: dict[Name, int] = {}
     conflicts: list[Conflict] = []
+    kept: list[Name] = []
     equal = 0
     mine = {record.name: record for record in local}
+    lost = {name: record for name, record in mine.items() if record.is_unreadable}
     for theirs in remote:
         ours = mine.pop(theirs.name, None)
+        if ours is not None and ours.is_unreadable:
+            if theirs.version:
+                kept.append(theirs.name)
+            if theirs.version or theirs.is_unreadable:
+                del lost[theirs.name]
+            continue
         reason = _conflict(ours, theirs)
         if reason:
             conflicts.append(Conflict(theirs, reason))
@@ -79,8 +98,8 @@ def compare(local: Iterable[Record], remote: Iterable[Record]) -> Plan:
             removes.append(theirs.name)
     # Ours may be pending and yet not on its way to the successor: decided before we knew of it, and just being
     # committed. So what is pending on either side is sent, under the chunk's lock, once it is committed (R8).
-    transfers |= {name: record.length for name, record in mine.items()}
-    return Plan(removes, sorted(transfers), conflicts, equal, transfers)
+    transfers |= {name: record.length for name, record in mine.items() if name not in lost}
+    return Plan(removes, sorted(transfers), conflicts, kept, list(lost.values()), equal, transfers)
 
 
 def _state(record: Record) -> tuple[int, int, bool, int, int]:

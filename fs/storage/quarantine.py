@@ -42,13 +42,17 @@ class Quarantine:
     async def keep(self, chain: int, chain_version: int, record: Record) -> bool:
         """Sets a chunk aside, if it is still in that state; whether it was.
 
+        A record that our predecessor cannot read makes the chunk unreadable, if nothing of it is committed here.
+
         Raises: StaleRouting if our replica is not SYNCING under that version, Busy, NoSpace.
         """
         stamp = (record.chain_version, record.version)
         kept = await self._engine.run(
             self._engine.node.quarantine, chain, chain_version, record.name, stamp, self._folder
         )
-        if kept:
+        if kept and record.is_unreadable:
+            log.error("chain %d: chunk %x.%d is lost: its predecessor cannot read it", chain, *record.name)
+        elif kept:
             self.counters.chunks += 1
             log.error(
                 "chain %d: chunk %x.%d in version %d.%d, %d bytes, was never in its chain; set aside for %d s in %s "

@@ -10,6 +10,7 @@ so what differs only shrinks. When a round has left nothing to send, `SyncDone` 
     V3  At most `resync_batch` chunks are in flight, over all chains, and `resync_bytes_per_s` are begun.
     V4  A chunk of the successor that its chain never had is set aside there before ours is sent, and no other chunk is
         touched for it. A round with such a chunk is not the last one.
+    V5  A chunk that we cannot read is never taken from the successor, and no reason for it to wait.
 """
 
 import asyncio
@@ -168,11 +169,14 @@ class Recovery:
                 self.counters.compared += len(page)
                 plan = compare(await self._range(job.chain, after, page[-1].name), page)
                 await self._quarantine(job, plan, outcome)
+                await self._report_unreadable(job, plan, outcome)
                 await self._send(job, plan, outcome)
                 after = page[-1].name
                 self._note(job, after, outcome)
         async for local in self._engine.pages(job.chain, after):
-            await self._send(job, compare(local, ()), outcome)
+            plan = compare(local, ())
+            await self._report_unreadable(job, plan, outcome)
+            await self._send(job, plan, outcome)
             self._note(job, local[-1].name, outcome)
         if outcome.is_done:  # V2
             # If that is refused the successor has reason to be compared as a whole.
@@ -244,7 +248,25 @@ class Recovery:
             )
         if len(plan.conflicts) > LOGGED_MAX:
             log.error("chain %d: suppressed %d similar messages", job.chain, len(plan.conflicts) - LOGGED_MAX)
-        records = [message_of(conflict.record) for conflict in plan.conflicts]
+        await self._set_aside(job, [conflict.record for conflict in plan.conflicts])
+
+    async def _report_unreadable(self, job: Job, plan: Plan, outcome: "Outcome") -> None:
+        """Has what we cannot read, and the successor has not, become unreadable there (V5)."""
+        for names, consequence in (
+            (plan.kept, "the replica's copy stays, and may lack the latest updates"),
+            ([record.name for record in plan.lost], "the chunk is lost"),
+        ):
+            for name in names[:LOGGED_MAX]:
+                log.error(
+                    "chain %d: index record of chunk %x.%d cannot be read while target %d is synced: %s",
+                    *(job.chain, *name, job.successor, consequence),
+                )
+        if plan.lost:
+            outcome.is_done = False
+            await self._set_aside(job, plan.lost)
+
+    async def _set_aside(self, job: Job, found: Sequence[Record]) -> None:
+        records = [message_of(record) for record in found]
         for start in range(0, len(records), BATCH):
             await self._clients.call(
                 self._address(job),

@@ -90,6 +90,8 @@ pub struct OpenReport {
     pub pending: Vec<ChunkKey>,
     /// Block files that were missing or shorter than they must be; what they held reads as `Checksum`.
     pub damaged_segments: Vec<u32>,
+    /// Chunks whose records cannot be read. Reads and updates of them fail with `Checksum`.
+    pub unreadable: Vec<ChunkKey>,
     /// After power loss: chunks whose newest data had not been synced and is gone; they are in an older state.
     pub fallen_back: Vec<ChunkKey>,
 }
@@ -207,6 +209,8 @@ pub struct ChunkRecord {
     /// CRC32C of the whole committed content.
     pub crc32c: u32,
     pub pending: Option<Pending>,
+    /// The record cannot be read: the other fields are unknown.
+    pub is_unreadable: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -100,6 +100,12 @@ impl Cache {
         before
     }
 
+    /// Drops the record of a slot that the caller holds the update lock of: the next use loads it.
+    pub fn unload(&self, key: ChunkKey, slot: &Slot) {
+        *slot.record.lock() = None;
+        self.recount(key, ENTRY_BYTES);
+    }
+
     /// Bytes of memory held, roughly.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)

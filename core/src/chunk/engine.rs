@@ -35,6 +35,8 @@ const FORMAT_FILE: &str = "FORMAT";
 const SPACE_AGE_MAX: Duration = Duration::from_millis(20);
 /// Damaged pages remembered; a disk with more is broken as a whole.
 const DAMAGE_MAX: usize = 4096;
+/// Records that cannot be read; an index with more is broken as a whole, or not ours.
+const UNREADABLE_MAX: usize = 1000;
 /// Shorter runs are not worth a system call to give back, unless the disk is tight.
 const PUNCH_PAGES_MIN: u32 = 16;
 /// Free pages that keep their disk space, so that they are quickly written again.
@@ -249,10 +251,24 @@ impl Core {
         let existing = segments::existing(&dir.join("blocks")).map_err(failed)?;
         let mut pages = self.pages.lock();
         for entry in self.index.scan(index::everything()) {
-            let (key, mut record) = entry.map_err(|status| match self.index.foreign_format() {
-                Some(found) => OpenError::RecordFormat { path: dir.to_owned(), found, wanted: RECORD_FORMAT },
-                None => damaged(format!("the chunk index: {status}")),
-            })?;
+            let (key, record) = entry.map_err(|status| damaged(format!("the chunk index: {status}")))?;
+            // Its pages are unknown, and so free unless another record names them: without it they are no data.
+            let Ok(mut record) = record else {
+                if report.unreadable.is_empty()
+                    && let Some(found) = self.index.foreign_format()
+                {
+                    let path = dir.to_owned();
+                    return Err(OpenError::RecordFormat { path, found, wanted: RECORD_FORMAT });
+                }
+                report.unreadable.push(key);
+                if report.unreadable.len() > UNREADABLE_MAX {
+                    return Err(damaged(format!(
+                        "more than {UNREADABLE_MAX} records of the chunk index cannot be read; empty the whole directory \
+                         of this node, and the other replicas fill it"
+                    )));
+                }
+                continue;
+            };
             if let Some(older) = suspect.and_then(|synced| self.fall_back(&record, synced)) {
                 log::warn!("{key:?}: its newest data did not reach the disk before the power was lost");
                 let stored = match older.is_absent() {

@@ -79,6 +79,14 @@ impl Index {
         batch.commit().map_err(|error| failed(&error))
     }
 
+    /// Stores, in the place of a record, one that cannot be read.
+    pub fn put_unreadable(&self, key: ChunkKey) -> Result<(), Status> {
+        let _access = self.accesses.begin();
+        let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
+        batch.insert(&self.chunks, codec::encode_key(key), [codec::RECORD_FORMAT]);
+        batch.commit().map_err(|error| failed(&error))
+    }
+
     #[cfg(test)]
     pub fn put_raw(&self, key: ChunkKey, value: &[u8]) {
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
@@ -151,22 +159,26 @@ impl Index {
 
     /// The format of a record that is not ours, if there is one.
     pub fn foreign_format(&self) -> Option<u8> {
-        let formats = self.chunks.iter().filter_map(|guard| guard.value().ok()?.first().copied());
-        formats.into_iter().find(|format| *format != codec::RECORD_FORMAT)
+        self.chunks.iter().find_map(|guard| match codec::decode_record(&guard.value().ok()?) {
+            Err(codec::Malformed::Format(format)) => Some(format),
+            _ => None,
+        })
     }
 
-    /// The records of `range`, in order; from either end.
+    /// The records of `range`, in order; from either end. A record that cannot be read is `Checksum`, and does not end
+    /// the scan; an error without a key does: which chunks are behind it is unknown.
+    #[allow(clippy::type_complexity)]
     pub fn scan(
         &self,
         range: Range,
-    ) -> impl DoubleEndedIterator<Item = Result<(ChunkKey, Record), Status>> + use<> {
+    ) -> impl DoubleEndedIterator<Item = Result<(ChunkKey, Result<Record, Status>), Status>> + use<> {
         self.chunks.range(range).map(|guard| {
             let (key, value) = guard.into_inner().map_err(|error| failed(&error))?;
             let key = codec::decode_key(&key).map_err(|error| {
                 log::error!("the chunk index holds a malformed key: {error}");
                 Status::Io
             })?;
-            Ok((key, decode(key, &value)?))
+            Ok((key, decode(key, &value)))
         })
     }
 }

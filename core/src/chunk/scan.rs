@@ -16,14 +16,14 @@ impl Engine {
     ) -> Result<Vec<ChunkRecord>, Status> {
         let after = after.map(|chunk| ChunkKey { chain, chunk });
         let records = self.core.index.scan(index::of_chain(chain, after)).take(limit);
-        records.map(|entry| entry.map(|(key, record)| line(key, &record))).collect()
+        records.map(|entry| entry.map(|(key, record)| line(key, record))).collect()
     }
 
     /// The last chunk with content: its index and length.
     pub fn last_chunk(&self, chain: ChainId, content: ContentId) -> Result<Option<(u32, u32)>, Status> {
         for entry in self.core.index.scan(index::of_content(chain, content, 0)).rev() {
             let (key, record) = entry?;
-            if let Some(state) = content_of(&record) {
+            if let Some(state) = content_of(&record?) {
                 return Ok(Some((key.chunk.index, state.length)));
             }
         }
@@ -44,8 +44,9 @@ impl Engine {
                 break;
             }
             let (key, record) = entry?;
-            if content_of(&record).is_some() || record.pending.is_some() {
-                found.push(line(key, &record));
+            let is_wanted = |record: &Record| content_of(record).is_some() || record.pending.is_some();
+            if record.as_ref().map_or(true, is_wanted) {
+                found.push(line(key, record));
             }
         }
         Ok(found)
@@ -53,9 +54,10 @@ impl Engine {
 
     /// Removes up to `limit` records of a chain with their pages; `true` when none is left.
     pub fn remove_chain(&self, chain: ChainId, limit: usize) -> Result<bool, Status> {
-        let keys = self.keys(chain, limit, |_| true)?;
+        let entries = self.core.index.scan(index::of_chain(chain, None)).take(limit);
+        let keys = entries.map(|entry| Ok(entry?.0)).collect::<Result<Vec<ChunkKey>, Status>>()?;
         for &key in &keys {
-            self.core.erase_if(key, |_| true)?;
+            self.erase(key)?;
         }
         Ok(keys.len() < limit)
     }
@@ -74,8 +76,10 @@ impl Engine {
         let (mut found, mut last, mut count) = (Vec::new(), None, 0);
         for entry in self.core.index.scan(index::of_chain(chain, after)).take(limit) {
             let (key, record) = entry?;
-            let state = record.committed.filter(|state| state.removed && state.round < round);
-            found.extend(state.filter(|_| record.pending.is_none()).map(|state| (key, state.stamp)));
+            let record = record.ok().filter(|record| record.pending.is_none());
+            let state = record.and_then(|record| record.committed);
+            let state = state.filter(|state| state.removed && state.round < round);
+            found.extend(state.map(|state| (key, state.stamp)));
             (last, count) = (Some(key.chunk), count + 1);
         }
         Ok((found, last.filter(|_| count == limit)))
@@ -88,36 +92,20 @@ impl Engine {
             state.is_some() && record.pending.is_none()
         })
     }
-
-    fn keys(
-        &self,
-        chain: ChainId,
-        limit: usize,
-        is_wanted: impl Fn(&Record) -> bool,
-    ) -> Result<Vec<ChunkKey>, Status> {
-        let mut keys = Vec::new();
-        for entry in self.core.index.scan(index::of_chain(chain, None)) {
-            if keys.len() == limit {
-                break;
-            }
-            let (key, record) = entry?;
-            if is_wanted(&record) {
-                keys.push(key);
-            }
-        }
-        Ok(keys)
-    }
 }
 
 fn content_of(record: &Record) -> Option<&State> {
     record.committed.as_deref().filter(|state| !state.removed)
 }
 
-fn line(key: ChunkKey, record: &Record) -> ChunkRecord {
+fn line(key: ChunkKey, record: Result<Record, Status>) -> ChunkRecord {
+    let is_unreadable = record.is_err();
+    let record = record.unwrap_or_default();
     ChunkRecord {
         chunk: key.chunk,
         committed: record.committed.as_ref().map(|state| state.committed()),
         crc32c: record.committed.as_ref().map_or(0, |state| state.content_crc()),
         pending: record.pending.as_ref().map(|pending| pending.pending()),
+        is_unreadable,
     }
 }

@@ -1149,10 +1149,101 @@ fn records_of_another_format_are_called_so_and_not_damaged() {
     let dir = directory();
     let engine = open(dir.path());
     write(&engine, 0, 1, 0, b"x");
-    engine.core.index.put_raw(key(1), &[9, 0, 0, 0, 1, 2, 3, 4]);
+    let mut foreign = vec![9, 0, 0, 0];
+    foreign.extend(super::checksum::crc32c(&foreign).to_le_bytes());
+    engine.core.index.put_raw(key(1), &foreign);
     drop(engine);
     let error = open_error(dir.path());
     assert!(matches!(error, OpenError::RecordFormat { found: 9, wanted: 3, .. }), "{error}");
+}
+
+/// A directory whose chunk 1 of three has a record that cannot be read.
+fn with_an_unreadable_record() -> tempfile::TempDir {
+    let dir = directory();
+    let engine = open(dir.path());
+    for index in 0..3 {
+        write(&engine, index, 1, 0, &noise(2 * PAGE, index as usize));
+    }
+    let mut bytes = super::codec::encode_record(&engine.core.record(key(1)).unwrap().1);
+    bytes[10] ^= 1;
+    engine.core.index.put_raw(key(1), &bytes);
+    drop(engine);
+    dir
+}
+
+#[test]
+fn an_unreadable_record_is_an_error_for_its_chunk_alone() {
+    let dir = with_an_unreadable_record();
+    for _ in 0..2 {
+        let engine = open(dir.path());
+        assert_eq!(engine.open_report().unreadable, [key(1)]);
+        assert_eq!(engine.open_report().pending, []);
+        assert_eq!(read(&engine, 1, 0, 10), Err(Status::Checksum), "not absent, which would be zeros");
+        assert_eq!(engine.lookup(key(1)), Err(Status::Checksum));
+        assert_eq!(stage_write(&engine, 1, 2, 0, b"x"), Err(Status::Checksum));
+        for index in [0, 2] {
+            assert_eq!(read(&engine, index, 0, 2 * PAGE).unwrap(), noise(2 * PAGE, index as usize));
+        }
+        let lines = engine.list(key(0).chain, None, 10).unwrap();
+        assert_eq!(lines.iter().map(|line| line.is_unreadable).collect::<Vec<_>>(), [false, true, false]);
+        assert_eq!(lines[1].committed, None);
+        // The last chunk is readable, so the end of the content is known.
+        assert_eq!(engine.last_chunk(key(0).chain, key(0).chunk.content), Ok(Some((2, 2 * PAGE as u32))));
+        assert_no_leak(&engine);
+    }
+}
+
+#[test]
+fn an_unreadable_record_is_erased_and_written_again() {
+    let dir = with_an_unreadable_record();
+    let engine = open(dir.path());
+    engine.erase(key(1)).unwrap();
+    assert_eq!(engine.lookup(key(1)), Ok(None));
+    write(&engine, 1, 1, 0, b"again");
+    drop(engine);
+    let engine = open(dir.path());
+    assert_eq!(engine.open_report().unreadable, []);
+    assert_eq!(read(&engine, 1, 0, 10).unwrap(), b"again");
+    assert_eq!(read(&engine, 2, 0, 2 * PAGE).unwrap(), noise(2 * PAGE, 2), "pages are used once");
+}
+
+#[test]
+fn a_chunk_that_its_predecessor_cannot_read_is_unreadable_unless_it_is_committed() {
+    let dir = directory();
+    let engine = open(dir.path());
+    write(&engine, 0, 1, 0, b"kept");
+    stage_write(&engine, 1, 1, 0, b"pending").unwrap();
+    assert_eq!(engine.lookup(key(2)), Ok(None));
+    assert_eq!([0, 1, 2].map(|index| engine.set_unreadable(key(index))), [Ok(false), Ok(true), Ok(true)]);
+    assert_eq!(engine.set_unreadable(key(2)), Ok(true), "again");
+    assert_eq!(read(&engine, 0, 0, 10).unwrap(), b"kept");
+    assert_no_leak(&engine);
+    for index in [1, 2] {
+        assert_eq!(read(&engine, index, 0, 10), Err(Status::Checksum));
+    }
+    drop(engine);
+    assert_eq!(open(dir.path()).open_report().unreadable, [key(1), key(2)]);
+}
+
+#[test]
+fn removing_a_chain_removes_what_cannot_be_read() {
+    let dir = with_an_unreadable_record();
+    let engine = open(dir.path());
+    assert_eq!(engine.remove_chain(key(0).chain, 10), Ok(true));
+    drop(engine);
+    assert_eq!(open(dir.path()).open_report(), &OpenReport::default());
+}
+
+#[test]
+fn an_index_with_many_unreadable_records_is_refused() {
+    let dir = directory();
+    let engine = open(dir.path());
+    for index in 0..=1000 {
+        engine.core.index.put_unreadable(key(index)).unwrap();
+    }
+    drop(engine);
+    let error = open_error(dir.path());
+    assert!(error.to_string().contains("more than 1000 records"), "{error}");
 }
 
 /// The drawing of FORMAT in docs/formats.md.

@@ -129,7 +129,33 @@ impl Engine {
 
     /// Forgets a chunk entirely, version and writers too: recovery, for a chunk its predecessor never heard of.
     pub fn erase(&self, key: ChunkKey) -> Result<(), Status> {
-        self.core.erase_if(key, |_| true).map(|_| ())
+        match self.core.erase_if(key, |_| true) {
+            Err(Status::Checksum) => self.core.erase_unreadable(key),
+            result => result.map(|_| ()),
+        }
+    }
+
+    /// Recovery: the predecessor's record cannot be read, and nothing is committed here. From now on that is so here as
+    /// well, because a missing chunk would be read as zeros; whether it is.
+    pub fn set_unreadable(&self, key: ChunkKey) -> Result<bool, Status> {
+        let core = &self.core;
+        core.rounds.check()?;
+        let slot = core.cache.slot(key);
+        let _guard = slot.update.lock();
+        let record = match core.record_of(key, &slot) {
+            Err(Status::Checksum) => return Ok(true),
+            record => record?,
+        };
+        if record.committed.is_some() {
+            return Ok(false);
+        }
+        if !record.is_absent() {
+            core.put(key, &slot, record, Record::default())?;
+        }
+        core.index.put_unreadable(key)?;
+        core.cache.unload(key, &slot);
+        core.rounds.wrote();
+        Ok(true)
     }
 }
 
@@ -362,6 +388,20 @@ impl Core {
         }
         self.put(key, &slot, record, Record::default())?;
         Ok(true)
+    }
+}
+
+impl Core {
+    /// Deletes a record that cannot be read. Its version is unknown and cannot raise the floor. The replica that discards
+    /// it is SYNCING, and what it orders later has the stamp of a later chain version; or no other one has the chunk.
+    fn erase_unreadable(&self, key: ChunkKey) -> Result<(), Status> {
+        let slot = self.cache.slot(key);
+        let _guard = slot.update.lock();
+        if self.record_of(key, &slot) == Err(Status::Checksum) {
+            self.forget(key, &Record::default())?;
+            self.rounds.wrote();
+        }
+        Ok(())
     }
 }
 

@@ -27,6 +27,7 @@ pub struct ChunkLine {
     pub length: u32,
     pub crc32c: u32,
     pub removed: bool,
+    /// 0: the record cannot be read, and nothing else is known.
     pub pending: Option<Version>,
 }
 
@@ -45,7 +46,10 @@ impl From<ChunkRecord> for ChunkLine {
             length: record.committed.map_or(0, |committed| committed.length),
             crc32c: record.crc32c,
             removed: record.committed.is_some_and(|committed| committed.removed),
-            pending: record.pending.map(|pending| pending.stamp.version),
+            pending: match record.is_unreadable {
+                true => Some(Version(0)),
+                false => record.pending.map(|pending| pending.stamp.version),
+            },
         }
     }
 }
@@ -122,7 +126,13 @@ impl StorageServer {
             if records.len() == wanted {
                 rest = records.pop().map(|next| (place, next.chunk.index));
             }
-            found.extend(records.iter().map(|record| ChunkKey { chain, chunk: record.chunk }));
+            for record in records {
+                let key = ChunkKey { chain, chunk: record.chunk };
+                match record.is_unreadable {
+                    true => self.node.remove_unreadable(key)?,
+                    false => found.push(key),
+                }
+            }
             if rest.is_some() {
                 break;
             }
@@ -252,6 +262,9 @@ impl StorageServer {
             report.last = records.last().map(|record| record.chunk);
         }
         for record in records {
+            if record.is_unreadable {
+                report.damaged.push((record.chunk, Version(0)));
+            }
             let Some(committed) = record.committed.filter(|committed| !committed.removed) else { continue };
             let key = ChunkKey { chain, chunk: record.chunk };
             report.chunks += 1;

@@ -20,7 +20,7 @@ use crate::buffer::{BufferPool, Placement};
 use crate::chunk::{self, Engine};
 use crate::client::routing::Routing;
 use crate::client::{Reach, Transport};
-use crate::craq::{Effect, Event, Replica, Stored, StoredPending, Ticket, View};
+use crate::craq::{Effect, Event, Place, Replica, Stored, StoredPending, Ticket, View};
 use crate::error::{Error, Kind, Result};
 use crate::net::{Credential, Secret, Server, ServerOptions};
 use crate::rdma;
@@ -329,11 +329,32 @@ impl Node {
         }
     }
 
+    /// Removes a chunk whose record cannot be read, where no other replica has it; else that is `Checksum`.
+    pub fn remove_unreadable(&self, key: ChunkKey) -> Result<(), Status> {
+        let slot = self.table.slot(key);
+        let state = slot.state.lock();
+        let view = self.view(key.chain);
+        if state.machine.is_some() {
+            return Err(Status::Busy);
+        }
+        if view.place != (Place::Member { head: true }) || view.successor.is_some() {
+            return Err(self.failed(key, Status::Checksum));
+        }
+        self.engine.erase(key)
+    }
+
     fn make(&self, key: ChunkKey, state: &mut SlotState) -> Result<(), Status> {
         if state.machine.is_some() {
             return Ok(());
         }
-        let found = self.engine.lookup(key)?;
+        let found = match self.engine.lookup(key) {
+            // Only the predecessor's state counts, and its comparison finds nothing here: it sends the chunk.
+            Err(Status::Checksum) if self.view(key.chain).place == Place::Syncing => {
+                self.engine.erase(key)?;
+                None
+            }
+            found => found?,
+        };
         let stored = found.map_or(Stored::default(), |found| Stored {
             committed: found.committed.map_or(Stamp::default(), |committed| committed.stamp),
             removed: found.committed.is_some_and(|committed| committed.removed),

@@ -20,8 +20,10 @@ const STEP: u32 = 16 << 10;
 
 impl StorageServer {
     /// Puts the bytes of a chunk into a file of `folder` and forgets the chunk; whether it did: a chunk that is not in
-    /// the state `stamp` any more stays. A tombstone has no bytes. Pages that cannot be read are zeros in the file. Errors: `StaleRouting` if this
-    /// replica is not SYNCING under that chain version, `Busy` while an update is under way, `NoSpace`.
+    /// the state `stamp` any more stays. No stamp: the predecessor cannot read its record; if nothing is committed here
+    /// either, the chunk becomes unreadable. A tombstone has no bytes. Pages that cannot be read are zeros in the file.
+    /// Errors: `StaleRouting` if this replica is not SYNCING under that chain version, `Busy` while an update is under
+    /// way, `NoSpace`.
     pub fn quarantine(
         &self,
         chain: ChainId,
@@ -37,6 +39,11 @@ impl StorageServer {
         node.check_syncing(chain, chain_version)?;
         if !state.callers.is_empty() || !state.machine.as_ref().is_none_or(Replica::is_at_rest) {
             return Err(Status::Busy.into());
+        }
+        if stamp == Stamp::default() {
+            node.table.awake(&key);
+            state.machine = None;
+            return Ok(node.engine.set_unreadable(key)?);
         }
         let found = node.engine.lookup(key)?.and_then(|state| state.committed);
         let Some(committed) = found.filter(|committed| committed.stamp == stamp) else {

@@ -104,6 +104,36 @@ def test_tombstones_are_equal_whatever_they_buried():
     assert compare([ours], [replace(ours, length=9, crc32c=9)]).equal_count == 1
 
 
+UNREADABLE = replace(SAME, version=0, chain_version=0, length=0, crc32c=0, pending=True)
+
+
+def test_unreadable_record_of_the_successor_is_replaced_or_removed():
+    plan = compare([SAME], [UNREADABLE, replace(UNREADABLE, index=1)])
+    assert (plan.transfers, plan.removes) == ([(1, 0)], [(1, 1)])
+    assert (plan.conflicts, plan.kept, plan.lost) == ([], [], [])
+
+
+@pytest.mark.parametrize(
+    "theirs", [SAME, replace(SAME, removed=True), replace(SAME, pending=True, pending_version=5)]
+)
+def test_unreadable_record_of_the_predecessor_leaves_what_the_successor_has(theirs):
+    plan = compare([UNREADABLE], [theirs])
+    assert plan.kept == [(1, 0)]
+    assert (plan.transfers, plan.removes, plan.conflicts, plan.lost) == ([], [], [], [])
+
+
+@pytest.mark.parametrize("theirs", [[], [replace(UNREADABLE, pending_version=1)]])
+def test_unreadable_chunk_of_which_the_successor_has_nothing_is_lost(theirs):
+    plan = compare([UNREADABLE], theirs)
+    assert plan.lost == [UNREADABLE]
+    assert (plan.transfers, plan.removes, plan.conflicts, plan.kept) == ([], [], [], [])
+
+
+def test_chunk_that_neither_replica_can_read_needs_nothing():
+    plan = compare([UNREADABLE], [UNREADABLE])
+    assert (plan.transfers, plan.removes, plan.conflicts, plan.kept, plan.lost) == ([], [], [], [], [])
+
+
 names = st.tuples(st.integers(1, 3), st.integers(0, 3))
 states = st.builds(
     Record,

@@ -35,7 +35,7 @@ from luciola.wire.pb.storage_pb2 import (
     SyncDoneRequest,
     SyncStartRequest,
 )
-from storage_twin import MemoryNode, record
+from storage_twin import MemoryNode, record, unreadable
 
 SECRET = bytes(range(32))
 CHAIN = 7
@@ -208,6 +208,34 @@ def test_chunk_that_its_chain_never_had_is_set_aside_and_no_other_is_sent(tmp_pa
         assert pair.first.recovery.counters.rounds == 2, (
             "a round in which something was set aside is not the last"
         )
+
+    run(tmp_path, test)
+
+
+def test_unreadable_records_of_the_predecessor_neither_stop_a_sync_nor_cost_a_copy(tmp_path):
+    async def test(pair):
+        pair.first.twin.put(CHAIN, *(record(1, n) for n in range(10)), unreadable(2, 0), unreadable(2, 1))
+        pair.second.twin.put(CHAIN, record(2, 0))
+        pair.join()
+        await pair.until_done()
+        readable = {(1, n): record(1, n) for n in range(10)}
+        assert pair.second.twin.chain(CHAIN) == readable | {
+            (2, 0): record(2, 0),
+            (2, 1): unreadable(2, 1),  # absent, it would be read as zeros
+        }
+        assert pair.second.twin.quarantined == []
+        assert pair.second.quarantine.counters.chunks == 0
+
+    run(tmp_path, test)
+
+
+def test_unreadable_record_of_the_successor_is_replaced(tmp_path):
+    async def test(pair):
+        pair.first.twin.put(CHAIN, record(1, 1), record(1, 2))
+        pair.second.twin.put(CHAIN, unreadable(1, 1), unreadable(1, 3))
+        pair.join()
+        await pair.until_done()
+        assert equal(pair)
 
     run(tmp_path, test)
 
