@@ -496,7 +496,7 @@ fn a_forgotten_chunk_is_written_again_whoever_has_forgotten_it() {
         let (head, soon) = (cluster.node(0), storage_cluster::soon());
         let led = (CHAIN, cluster.version());
         let removed = head.remove_chunks(led, &[(content, 0)], 1, tag(9, sequence + 3), soon);
-        assert_eq!(removed.unwrap(), (1, Some((0, 1))));
+        assert_eq!(removed.unwrap(), (1, Some((0, 9))), "goes on at the chunk that stays");
         for node in forgetful {
             let node = cluster.node(*node);
             assert_eq!(node.purge_tombstones(CHAIN, None, 0, 10).unwrap(), (0, None), "too young");
