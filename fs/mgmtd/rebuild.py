@@ -4,19 +4,30 @@ Each node has, in the highest version that it adopted, every chain that it holds
 adopted was never used to acknowledge anything, so the highest version that any member remembers is safe to go on from,
 as long as every member is asked: a node that is missing may be the only one that knows which replicas have fallen.
 
+A node that is missing may have adopted higher versions, of chains and of mgmtd's term. The new ones begin beyond any
+that it can have (`VERSION_GAP`, `TERM_GAP`): it returns as a replica that was absent.
+
 Not rebuilt: that nodes were disabled, and addresses, which nodes report when they start.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
 
 from ..errors import NotFound
-from ..ids import ChainId, NodeId
+from ..ids import ChainId, ChainVersion, NodeId
 from ..wire.pb import mgmtd_pb2 as pb
 from .records import ChainRecord, Change, NodeRecord, StoreMark, TableRecord
 
+# Each failure and return of a member costs a few versions. Of 64 bits: 2^44 rebuilds.
+VERSION_GAP: Final = 1 << 20
+TERM_GAP: Final = (
+    1 << 10
+)  # starts of mgmtd that a missing node can have seen and the others not. Of 32 bits: 2^22
+
 
 def rebuild(marks: Mapping[int, pb.Marks]) -> tuple[Change, int]:
-    """The records that the marks of the nodes add up to, and the last term they saw. Raises: NotFound without any."""
+    """The records that the marks of the nodes add up to, and a term that none saw. Raises: NotFound without any."""
     chains: dict[ChainId, ChainRecord] = {}
     for seen in marks.values():
         for chain in map(ChainRecord.from_pb, seen.chains):
@@ -35,11 +46,14 @@ def rebuild(marks: Mapping[int, pb.Marks]) -> tuple[Change, int]:
     nodes = {member.node for chain in chains.values() for member in chain.members}
     change = Change(
         nodes=tuple(NodeRecord(NodeId(node), pb.NODE_STORAGE) for node in sorted(nodes)),
-        chains=tuple(chain.changed(chain.members) for _, chain in sorted(chains.items())),
+        chains=tuple(
+            replace(chain, version=ChainVersion(chain.version + VERSION_GAP))
+            for _, chain in sorted(chains.items())
+        ),
         tables=tuple(tables[key] for key in sorted(tables)),
         meta_store=max(meta_stores, key=lambda mark: (mark.generation, mark.position), default=None),
     )
-    return change, max(seen.term for seen in marks.values())
+    return change, max(seen.term for seen in marks.values()) + TERM_GAP
 
 
 def missing(change: Change, marks: Mapping[int, pb.Marks]) -> list[int]:
@@ -47,4 +61,4 @@ def missing(change: Change, marks: Mapping[int, pb.Marks]) -> list[int]:
     return [node.id for node in change.nodes if node.id not in marks]
 
 
-__all__ = ["missing", "rebuild"]
+__all__ = ["TERM_GAP", "VERSION_GAP", "missing", "rebuild"]

@@ -6,7 +6,7 @@ import pytest
 
 from luciola.errors import NotFound
 from luciola.kv import MemoryEngine
-from luciola.mgmtd.rebuild import missing, rebuild
+from luciola.mgmtd.rebuild import TERM_GAP, VERSION_GAP, missing, rebuild
 from luciola.mgmtd.records import StoreMark
 from luciola.mgmtd.store import Lease, Store
 from luciola.states import Public
@@ -36,8 +36,9 @@ def test_highest_version_of_each_chain_counts_and_is_raised():
     other = chain(2, 1, n2=SERVING, n3=SERVING)
     seen = {1: marks(7, fresh, position=20), 2: marks(6, stale, other, position=30), 3: marks(7, other)}
     change, term = rebuild(seen)
-    assert term == 7
-    assert [(each.id, each.version) for each in change.chains] == [(1, 7), (2, 2)]
+    assert term == 7 + TERM_GAP
+    versions = [(each.id, each.version) for each in change.chains]
+    assert versions == [(1, 6 + VERSION_GAP), (2, 1 + VERSION_GAP)]
     assert [member.state for member in change.chains[0].members] == [Public.SERVING, Public.OFFLINE]
     assert [node.id for node in change.nodes] == [1, 2, 3]
     assert change.tables[0].chains == (1, 2)
@@ -45,6 +46,14 @@ def test_highest_version_of_each_chain_counts_and_is_raised():
     assert not missing(change, seen)
     del seen[1]
     assert missing(change, seen) == [1]
+
+
+def test_missing_node_cannot_have_seen_what_follows_a_rebuild():
+    missed = marks(7 + 5, chain(1, 60, n1=OFFLINE, n2=SERVING))  # node 2 served alone, through some restarts
+    change, term = rebuild({1: marks(7, chain(1, 50, n1=SERVING, n2=SERVING))})
+    assert term + 1 > missed.term
+    assert change.chains[0].version > missed.chains[0].version
+    assert term + 1 < 1 << 32, "the upper half of a routing version"
 
 
 def test_nothing_to_rebuild_of_is_refused():
@@ -60,9 +69,9 @@ def test_rebuilt_store_goes_on_above_every_term_that_was_seen():
         await Store(engine, cluster_id="c").rebuild(change, term)
         store = Store(engine, cluster_id="c", create=False)
         found = await store.lease()
-        assert (await store.take(found, Lease(holder=5, term=0))).term == 8
+        assert (await store.take(found, Lease(holder=5, term=0))).term == 8 + TERM_GAP
         records = await store.load()
-        assert records.chains[1].version == 6
+        assert records.chains[1].version == 5 + VERSION_GAP
         assert records.meta_store == StoreMark(3, 1, 20)
 
     asyncio.run(story())
