@@ -4,15 +4,19 @@
 
 They may be the only copy of writes that were acknowledged and not synced before the power went. Each is kept for
 `quarantine_s`, so that somebody can look at it, and then deleted.
+
+The wall clock alone never expires a chunk, since it may be set forwards: this process must have seen the file for
+`quarantine_s` on the boot clock, or have run for `SETTLE_S`, in which a wrong clock is noticed, where it found the file
+at its start.
 """
 
 import asyncio
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ..clock import Clock, SystemClock
 from ..config import StorageConfig
 from .compare import Record
 from .engine import Engine
@@ -20,6 +24,7 @@ from .engine import Engine
 log = logging.getLogger(__name__)
 
 INTERVAL_S: Final = 3600.0  # between looks at what is old enough
+SETTLE_S: Final = 86_400.0  # a machine with a dead clock has been synchronized or attended to by then
 
 
 @dataclass(slots=True)
@@ -33,11 +38,15 @@ class Counters:
 class Quarantine:
     """The chunks that one node has set aside."""
 
-    def __init__(self, engine: Engine, folder: Path, *, config: StorageConfig) -> None:
+    def __init__(
+        self, engine: Engine, folder: Path, *, config: StorageConfig, clock: Clock | None = None
+    ) -> None:
         self.counters: Final = Counters()
         self.config = config
         self._engine = engine
         self._folder = folder
+        self._clock = clock or SystemClock()
+        self._found: dict[str, float] | None = None  # name of a file → when the boot clock lets it expire
 
     async def keep(self, chain: int, chain_version: int, record: Record) -> bool:
         """Sets a chunk aside, if it is still in that state; whether it was.
@@ -65,24 +74,26 @@ class Quarantine:
         """Deletes what is old enough, now and then."""
         while True:
             try:
-                self.counters.expired += await asyncio.to_thread(self.expire, time.time())
+                self.counters.expired += await asyncio.to_thread(self.expire)
             except OSError as error:
                 log.warning("deleting chunks that were set aside failed (%s); tried again later", error)
             await asyncio.sleep(INTERVAL_S)
 
-    def expire(self, now_unix_s: float) -> int:
-        """Deletes what was set aside too long ago; how many chunks. Raises: OSError."""
-        if not self._folder.exists():
-            return 0
-        old = [
-            path
-            for path in self._folder.iterdir()
-            if now_unix_s - path.stat().st_mtime >= self.config.quarantine_s
-        ]
+    def expire(self) -> int:
+        """Delete what was set aside too long ago; how many chunks. Raises: OSError."""
+        now_s = self._clock.monotonic()
+        paths = list(self._folder.iterdir()) if self._folder.exists() else []
+        wait_s = SETTLE_S if self._found is None else self.config.quarantine_s
+        found = self._found or {}
+        self._found = {path.name: found.get(path.name, now_s + wait_s) for path in paths}
+        old = [path for path in paths if now_s >= self._found[path.name] and self._is_old(path)]
         for path in old:
             path.unlink()
             log.info("deleted %s, set aside more than %d s ago", path, self.config.quarantine_s)
         return len(old)
+
+    def _is_old(self, path: Path) -> bool:
+        return self._clock.unix_ns() / 1e9 - path.stat().st_mtime >= self.config.quarantine_s
 
 
 __all__ = ["Counters", "Quarantine"]
