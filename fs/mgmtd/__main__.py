@@ -67,8 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
 def remedy(data: Path) -> str:
     """What an operator can do about a store that is missing, damaged or older than the cluster."""
     return (
-        f"stop the cluster and put back the newest copy of {data.absolute()}, or make a new one of what the storage "
-        f"nodes have seen: `luciola up --data {data.absolute().parent} --rebuild-mgmtd`"
+        f"stop the cluster and rebuild {data.absolute()} from what the storage nodes remember: `luciola up --data "
+        f"{data.absolute().parent} --rebuild-mgmtd` (a copy made before mgmtd last started is refused)"
     )
 
 
