@@ -13,7 +13,7 @@ import click
 
 from ..errors import Error, NotFound
 from ..meta.layout import chain_of
-from ..meta.quarantine import CONTENTS_MAX
+from ..meta.quarantine import CONTENT_MAX, CONTENTS_MAX
 from ..wire import methods
 from ..wire.pb import meta_pb2, mgmtd_pb2, storage_pb2
 from .consistency import (
@@ -180,8 +180,12 @@ class Check:
             problems = [*self._missing_replicas(), *with_remedies(findings.problems.values())]
             contents, _ = self._names.orphan_counts()
             if contents and not (policy.repair and await self._repair(policy)):
-                problems += self._orphans()
+                problems += describe_orphans(self._names.orphans())
                 findings.omitted += max(0, contents - KEPT_MAX)
+            elif contents:
+                problems += describe_orphans(
+                    each for each in self._names.orphans() if not can_quarantine(each)
+                )
             if scrub:
                 problems += await self._scrub(repair=policy.repair)
             self._report["quarantined"] = [describe_content(each) for each in await self._quarantined()]
@@ -246,18 +250,6 @@ class Check:
             if target.state != mgmtd_pb2.SERVING
         ]
 
-    def _orphans(self) -> list[Problem]:
-        return [
-            Problem(
-                "placement",
-                ("orphan", orphan.content),
-                f"content {orphan.content}: {orphan.chunks} chunks on chains "
-                f"{', '.join(map(str, orphan.chains))} belong to no file",
-                "--repair puts them into quarantine, and removes them later",
-            )
-            for orphan in islice(self._names.orphans(), KEPT_MAX)
-        ]
-
     def _locate(self, layout: meta_pb2.Layout, index: int) -> int | None:
         for table in self._routing.tables:
             if (table.id, table.version) == (layout.table, layout.table_version):
@@ -310,16 +302,19 @@ class Check:
 
     async def _repair(self, policy: Policy) -> bool:
         """Put chunks of no file into quarantine; False if that is refused."""
-        contents, chunks = self._names.orphan_counts()
+        _, chunks = self._names.orphan_counts()
         refusal = await self._refusal(chunks)
         if refusal and not policy.allow_mass_removal:
             self._report["repaired"].append(f"failed: {refusal}")
             return False
-        orphans = self._names.orphans()
+        orphans = filter(can_quarantine, self._names.orphans())
+        contents = chunks = 0
         try:
             while batch := list(islice(orphans, CONTENTS_MAX)):
                 request = meta_pb2.QuarantineRequest(contents=batch, delay_ms=policy.quarantine_ms)
                 await self._call_meta(methods.Meta.quarantine, request)
+                contents += len(batch)
+                chunks += sum(each.chunks for each in batch)
         except Error as error:
             self._report["repaired"].append(f"failed: chunks of no file: {error}")
             return False
@@ -434,6 +429,27 @@ async def merged(
                 heads[node] = record
 
 
+def can_quarantine(orphan: meta_pb2.QuarantinedContent) -> bool:
+    """Whether meta accepts the content: its id leaves ids for new files."""
+    return 0 < orphan.content <= CONTENT_MAX
+
+
+def describe_orphans(orphans: Iterable[meta_pb2.QuarantinedContent]) -> list[Problem]:
+    """Contents that belong to no file, each as a problem."""
+    return [
+        Problem(
+            "placement",
+            ("orphan", orphan.content),
+            f"content {orphan.content}: {orphan.chunks} chunks on chains "
+            f"{', '.join(map(str, orphan.chains))} belong to no file",
+            "--repair puts them into quarantine, and removes them later"
+            if can_quarantine(orphan)
+            else "left alone: metadata never assigns this id, some other program wrote it",
+        )
+        for orphan in islice(orphans, KEPT_MAX)
+    ]
+
+
 def _describe(problem: Problem) -> dict[str, Any]:
     return {name: getattr(problem, name) for name in ("kind", "what", "remedy", "chain", "chunk")}
 
@@ -449,4 +465,4 @@ def describe_content(quarantined: meta_pb2.QuarantinedContent) -> dict[str, Any]
     }
 
 
-__all__ = ["Check", "Policy", "fsck", "merged"]
+__all__ = ["Check", "Policy", "can_quarantine", "describe_orphans", "fsck", "merged"]

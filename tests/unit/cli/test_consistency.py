@@ -15,7 +15,7 @@ from luciola.cli.consistency import (
     check_names,
     with_remedies,
 )
-from luciola.cli.fsck import merged
+from luciola.cli.fsck import can_quarantine, describe_orphans, merged
 from luciola.cli.inventory import Inventory
 from luciola.wire.pb import meta_pb2, storage_pb2
 
@@ -270,3 +270,13 @@ def test_chunks_are_compared_by_name_wherever_they_are_in_the_listings() -> None
 def test_pending_update_is_named() -> None:
     (problem,) = replicas([record(1, 0, pending=True)], [record(1, 0)])
     assert "not finished on nodes [201]" in problem.what
+
+
+def test_content_with_an_id_that_meta_refuses_is_reported_and_left_out_of_repair():
+    good, foreign = (
+        meta_pb2.QuarantinedContent(content=content, chains=[1], chunks=2) for content in (7, 1 << 62)
+    )
+    assert [can_quarantine(each) for each in (good, foreign)] == [True, False]
+    remedies = [problem.remedy for problem in describe_orphans([good, foreign])]
+    assert "--repair" in remedies[0]
+    assert "left alone" in remedies[1]
