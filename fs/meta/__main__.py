@@ -35,17 +35,26 @@ GUARD_INTERVAL_S: Final = 0.1
 
 
 async def collect(collector: Collector, parts: Parts, clock: Clock) -> None:
-    """The work that nobody waits for, for ever."""
+    """Remove garbage in the background; return never."""
     interval_s = parts.config.gc_interval_ms / 1000
     await parts.census.take(parts.engine)
     while True:
         try:
-            await parts.truncations.resume()
             while await collector.round():
                 await clock.sleep(0.001)
         except Exception:  # the top of a task: a defect here must not take the namespace down
             log.exception("a round of collection failed")
         await clock.sleep(interval_s)
+
+
+async def resume_truncations(parts: Parts, clock: Clock) -> None:
+    """Complete interrupted truncations, apart from collection: each waits for its chains. Return never."""
+    while True:
+        try:
+            await parts.truncations.resume()
+        except Exception:  # the top of a task: a defect here must not take the namespace down
+            log.exception("resuming truncations failed")
+        await clock.sleep(parts.config.gc_interval_ms / 1000)
 
 
 async def guard_store(engine: RocksEngine, clock: Clock) -> None:
@@ -153,6 +162,7 @@ async def serve(arguments: argparse.Namespace) -> None:
                     cluster.beat(node, partial(mark_of, engine, superblock)), name="heartbeat"
                 ),
                 asyncio.create_task(collect(collector, parts, clock), name="collector"),
+                asyncio.create_task(resume_truncations(parts, clock), name="truncations"),
                 asyncio.create_task(guard_store(engine, clock), name="store"),
             ]
             log.info("meta %d serves: lane %s, gRPC %s", arguments.node_id, lane_address, rpc_address)

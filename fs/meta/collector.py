@@ -21,7 +21,7 @@ import asyncio
 import enum
 import logging
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol
@@ -302,10 +302,10 @@ class Collector:
             except Error as error:
                 log.warning("garbage collection of content %d deferred: %s", schema.split_two(key)[1], error)
                 continue
-            if any(self._is_away(chain) for chain in chains):
-                continue
             waits[key] = len(chains)
             for chain in chains:
+                if self._is_away(chain):  # the record stays for it; the others need not wait
+                    continue
                 chunks = ChunkRange(record.content, self._progress.get((chain, record.content), 0))
                 by_chain.setdefault(chain, {})[chunks] = key
         for key in spares:
@@ -408,17 +408,24 @@ class Collector:
         for client in gone:
             self._holds.forget(client)
         self._requests.end(gone & silent)
-        ended = 0
-        for inode, session, client in sessions:
-            if client in gone:
-                ended += await self._end_session(inode, session)
-        return ended
+        return await self._end_sessions(
+            (inode, session) for inode, session, client in sessions if client in gone
+        )
 
     async def end_abandoned(self) -> int:
         """End the sessions that their clients have left without a full report; how many."""
+        return await self._end_sessions(self._writers.abandoned)
+
+    async def _end_sessions(self, sessions: Iterable[tuple[int, int]]) -> int:
+        """End up to `gc_batch` sessions, those aside whose chains are away; how many."""
         ended = 0
-        for inode, session in self._writers.abandoned:
+        self._slice_began_s = self._clock.monotonic()
+        for number, (inode, session) in enumerate(sessions, 1):
             ended += await self._end_session(inode, session)
+            if ended >= self._batch:
+                break
+            if number % GARBAGE_SLICE == 0:
+                await self._pace()
         return ended
 
     async def _end_session(self, number: int, session: int) -> bool:
@@ -427,12 +434,16 @@ class Collector:
         try:
             length = 0
             if inode is not None and inode.type == REGULAR and not inode.is_inline:
-                length = await self._chunks.end(inode.layout, inode.content)
+                if any(self._is_away(chain) for chain in self._chunks.chains(inode.layout)):
+                    return False
+                length = await self._chunks.end(inode.layout, inode.content, patient=False)
             settled = await run(
                 self._engine, lambda txn: self._settle(txn, inode, session, length, number), clock=self._clock
             )
         except Error as error:
             log.warning("a write session of inode %d cannot be ended now: %s", number, error)
+            if "chain" in error.fields:
+                self._away[ChainId(int(error.fields["chain"]))] = self._clock.monotonic() + RETRY_S
             return False
         if settled:
             self._writers.remove(number, session)

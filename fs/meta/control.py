@@ -56,7 +56,7 @@ class GrpcControl:
         self._expiries = Expiries(clients, clock)
         self._open: dict[tuple[int, int], list[Attempt]] = {}
 
-    async def last_chunk(self, chain: ChainId, content: int) -> LastChunk | None:
+    async def last_chunk(self, chain: ChainId, content: int, *, patient: bool) -> LastChunk | None:
         async def ask(address: str, ref: ChainRef) -> LastChunk | None:
             request = LastChunkRequest(chain=ref, content=content)
             reply = await self._clients.call(
@@ -64,7 +64,7 @@ class GrpcControl:
             )
             return LastChunk(reply.chunk.index, reply.length) if reply.found else None
 
-        return await self._persist(chain, ask)
+        return await self._persist(chain, ask, patience_s=PATIENCE_S if patient else 0.0)
 
     async def remove_chunks(
         self, chain: ChainId, removals: Sequence[ChunkRange], *, limit: int, durable: bool, patient: bool
@@ -192,7 +192,7 @@ class GrpcControl:
             del self._open[key]
 
     async def _persist(
-        self, chain: ChainId, ask: Callable[[str, ChainRef], Awaitable[T]], *, patience_s: float = PATIENCE_S
+        self, chain: ChainId, ask: Callable[[str, ChainRef], Awaitable[T]], *, patience_s: float
     ) -> T:
         """Ask the head that the chain has by then, until `patience_s` have passed."""
         deadline_s = self._clock.monotonic() + patience_s
@@ -202,7 +202,8 @@ class GrpcControl:
                 return await ask(address, ChainRef(chain=chain, version=version))
             except (Unavailable, StaleRouting, Timeout) as error:
                 if self._clock.monotonic() >= deadline_s:
-                    raise Unavailable(f"chain {chain} cannot be asked: {error.message}") from error
+                    message = f"chain {chain} cannot be asked: {error.message}"
+                    raise Unavailable(message, chain=chain) from error
             await self._cluster.changed(RETRY_S)
 
 

@@ -18,6 +18,7 @@ class MemoryControl:
             int, dict[tuple[int, int], bytes]
         ] = {}  # chain → (content, index) → what is on disk
         self.calls = 0
+        self.patient_calls = 0  # this fake answers or fails at once all the same
         self.fail_at: int | None = None  # the call with this number, and those after it, fail
         self.down: set[int] = set()  # chains that do not answer
 
@@ -36,7 +37,14 @@ class MemoryControl:
         """Contents of which any chunk exists."""
         return {content for (_, content), chunks in self.chunks.items() if chunks}
 
-    async def last_chunk(self, chain: ChainId, content: int) -> LastChunk | None:
+    async def last_chunk(
+        self,
+        chain: ChainId,
+        content: int,
+        *,
+        patient: bool,
+    ) -> LastChunk | None:
+        self.patient_calls += patient
         self._call(chain)
         chunks = self.chunks.get((chain, content))
         if not chunks:
@@ -51,8 +59,9 @@ class MemoryControl:
         *,
         limit: int,
         durable: bool,
-        patient: bool,  # noqa: ARG002, a fake answers or fails at once
+        patient: bool,
     ) -> Sequence[ChunkRange]:
+        self.patient_calls += patient
         self._call(chain)
         for place, (content, first) in enumerate(removals):
             assert 0 <= first < CHUNK_COUNT_MAX, "the real one sends 32 bits"
@@ -89,7 +98,7 @@ class MemoryControl:
         number = self.calls
         self.calls += 1
         if chain in self.down or (self.fail_at is not None and number >= self.fail_at):
-            raise Unavailable(f"chain {chain} is not served")
+            raise Unavailable(f"chain {chain} is not served", chain=chain)
 
 
 __all__ = ["MemoryControl"]

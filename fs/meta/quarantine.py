@@ -13,16 +13,18 @@ it no memory of what the replaced one wanted to remove.
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 from ..clock import Clock
 from ..errors import Error, InvalidArgument
+from ..ids import ChainId
 from ..kv import Durability, Engine, Transaction, run
 from ..wire.pb.meta_pb2 import QuarantinedContent
 from . import schema
 from .allocator import Allocator
-from .storage import Chunks
+from .storage import ChunkRange, Chunks
 from .work import NS_PER_MS
 
 log: Final = logging.getLogger("luciola.meta")
@@ -34,6 +36,9 @@ CONTENT_MAX: Final = (1 << 62) - 1  # ids beyond must be left for new files
 DUE_MAX: Final = 16_384  # contents looked at in one round, which reads every inode once
 INODES_PAGE: Final = 256  # about a millisecond, before requests have a turn
 SETTLE_S: Final = 3600.0
+REMOVALS_MAX: Final = (
+    64  # contents removed in one round: other collection has its turn after a second of disk syncs
+)
 RETRY_S: Final = 60.0  # after a chain could not be asked: a round costs a read of every inode
 
 
@@ -47,6 +52,10 @@ class Quarantine:
         self._chunks = chunks
         self._retry_s = float("-inf")
         self._started_s = clock.monotonic()
+        self._unnamed: deque[tuple[bytes, QuarantinedContent]] = (
+            deque()
+        )  # due, and in no inode (Q2: it stays so)
+        self._away: set[int] = set()  # chains that could not be asked since `_unnamed` was filled
         self._due_s: dict[int, float] = {}  # due time on the wall clock → on this process's monotonic clock
 
     async def add(self, found: Sequence[QuarantinedContent], delay_ms: int) -> None:
@@ -81,9 +90,22 @@ class Quarantine:
         await self._forget(keys)
 
     async def collect(self) -> int:
-        """Remove the chunks of what is due; how many contents left quarantine."""
-        if self._clock.monotonic() < self._retry_s:
-            return 0
+        """Remove the chunks of some contents that are due; how many left quarantine."""
+        if not self._unnamed and self._clock.monotonic() >= self._retry_s:
+            await self._find_due()
+        done = []
+        for _ in range(min(REMOVALS_MAX, len(self._unnamed))):
+            key, content = self._unnamed.popleft()
+            if await self._remove(key, content):
+                done.append(key)
+            else:
+                self._retry_s = self._clock.monotonic() + RETRY_S
+        await self._forget(done)
+        return len(done)
+
+    async def _find_due(self) -> None:
+        """Queue what is due and in no inode; what a file names leaves quarantine (Q1)."""
+        self._away.clear()
         begin, _ = schema.kind_range(schema.QUARANTINE)
         now_ms = self._clock.unix_ns() // NS_PER_MS
         end = schema.quarantine_key(now_ms + 1, 0)
@@ -93,34 +115,39 @@ class Quarantine:
             if self._has_waited(schema.split_two(key)[0])
         }
         if not due:
-            return 0
+            return
         named = await self._named({each.content for each in due.values()})
-        done = [key for key, each in due.items() if await self._remove(each, named=each.content in named)]
-        if len(done) < len(due):
-            self._retry_s = self._clock.monotonic() + RETRY_S
-        for start in range(0, len(done), CONTENTS_MAX):
-            await self._forget(done[start : start + CONTENTS_MAX])
-        return len(done)
+        kept = [key for key, each in due.items() if each.content in named]
+        for key in kept:
+            log.warning("content %d left quarantine: a file names it; its chunks stay", due[key].content)
+        for start in range(0, len(kept), CONTENTS_MAX):
+            await self._forget(kept[start : start + CONTENTS_MAX])
+        self._unnamed.extend((key, each) for key, each in due.items() if each.content not in named)
 
     def _has_waited(self, due_ms: int) -> bool:
         wanted_s = self._due_s.get(due_ms, self._started_s + SETTLE_S)
         return self._clock.monotonic() >= wanted_s
 
-    async def _remove(self, content: QuarantinedContent, *, named: bool) -> bool:
-        if named:  # Q1
-            log.warning("content %d left quarantine: a file names it; its chunks stay", content.content)
+    async def _remove(self, key: bytes, content: QuarantinedContent) -> bool:
+        """Remove a content from all its chains that can be asked; whether it is gone, or was released."""
+        if self._engine.begin().snapshot_get(key) is None:  # released meanwhile
             return True
-        # A request to release it may have come since the round began.
-        key = schema.quarantine_key(content.due_unix_ms, content.content)
-        if self._engine.begin().snapshot_get(key) is None:
-            return True
-        try:
-            await self._chunks.remove_from(content.chains, content.content)
-        except Error as error:
-            log.warning("quarantined chunks of content %d cannot be removed now: %s", content.content, error)
+        for chain in content.chains:
+            if chain not in self._away:
+                await self._remove_from(ChainId(chain), content.content)
+        if not self._away.isdisjoint(content.chains):
             return False
         log.info("content %d: %d chunks of no file were removed", content.content, content.chunks)
         return True
+
+    async def _remove_from(self, chain: ChainId, content: int) -> None:
+        left: Sequence[ChunkRange] = [ChunkRange(content, 0)]
+        try:
+            while left:
+                left = await self._chunks.remove(chain, left)
+        except Error as error:
+            log.warning("removal of quarantined content %d from chain %d deferred: %s", content, chain, error)
+            self._away.add(chain)
 
     async def _named(self, contents: set[int]) -> set[int]:
         """Those of `contents` that inodes name. Cost: a read of every inode."""
@@ -132,7 +159,10 @@ class Quarantine:
             await asyncio.sleep(0)
         return found
 
-    async def _forget(self, keys: Iterable[bytes]) -> None:
+    async def _forget(self, keys: Sequence[bytes]) -> None:
+        if not keys:
+            return
+
         def delete(txn: Transaction) -> None:
             txn.may_use_reserve = True
             for key in keys:
@@ -141,4 +171,4 @@ class Quarantine:
         await run(self._engine, delete, clock=self._clock)
 
 
-__all__ = ["CONTENTS_MAX", "Quarantine"]
+__all__ = ["CONTENTS_MAX", "CONTENT_MAX", "Quarantine"]

@@ -60,6 +60,7 @@ class Writers:
         sessions[session] = client
 
     def remove(self, inode: int, session: int) -> None:
+        self._abandoned.discard((inode, session))
         sessions = self._clients.get(inode)
         if sessions is None:
             return
@@ -69,7 +70,6 @@ class Writers:
             self._of_clients[client].discard((inode, session))
             if not self._of_clients[client]:
                 del self._of_clients[client]
-        self._abandoned.discard((inode, session))
         if not sessions:
             del self._clients[inode]
 

@@ -5,7 +5,7 @@
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from ..ids import ChainId
@@ -43,13 +43,15 @@ class Space(NamedTuple):
 
 
 class StorageControl(Protocol):
-    """One request to one chain. All raise Unavailable, Timeout or StaleRouting when it cannot be served now.
+    """One request to one chain. All raise Unavailable, with the field `chain`, when it cannot be served now.
+
+    `patient`: try again for a while if the chain cannot be asked.
 
     Once `remove_chunks` or `truncate_chunk` has returned, nothing of it, nor of an earlier one of this process that
     was given up, is executed any more.
     """
 
-    async def last_chunk(self, chain: ChainId, content: int) -> LastChunk | None:
+    async def last_chunk(self, chain: ChainId, content: int, *, patient: bool) -> LastChunk | None:
         """The last committed chunk of `content` on this chain."""
 
     async def remove_chunks(
@@ -57,8 +59,7 @@ class StorageControl(Protocol):
     ) -> Sequence[ChunkRange]:
         """Remove up to `limit` chunks. Returns what is left to remove.
 
-        `durable`: if nothing is left, all that the chain has acknowledged survives power loss. `patient`: try again for
-        a while if the chain cannot be asked.
+        `durable`: if nothing is left, all that the chain has acknowledged survives power loss.
         """
 
     async def truncate_chunk(self, chain: ChainId, content: int, *, index: int, length: int) -> None:
@@ -75,13 +76,18 @@ class Chunks:
         self._control = control
         self._placer = placer
 
-    async def end(self, layout: Layout, content: int) -> int:
+    def chains(self, layout: Layout) -> Sequence[ChainId]:
+        """The chains of a layout. Raises: Unavailable while the table is not known."""
+        return tuple(dict.fromkeys(self._placer.chains(layout)))
+
+    async def end(self, layout: Layout, content: int, *, patient: bool = True) -> int:
         """Where the last chunk ends: the length of what was written, without zeros that truncation added.
 
         Raises: Unavailable if one of the chains cannot be asked.
         """
-        chains = self._placer.chains(layout)
-        lasts = await _gather([self._control.last_chunk(chain, content) for chain in dict.fromkeys(chains)])
+        lasts = await _gather(
+            [self._control.last_chunk(chain, content, patient=patient) for chain in self.chains(layout)]
+        )
         return max(
             (last.number * layout.chunk_bytes + last.length for last in lasts if last is not None), default=0
         )
@@ -99,7 +105,7 @@ class Chunks:
         )
         if last is None:
             return
-        found = await self._control.last_chunk(last, content)
+        found = await self._control.last_chunk(last, content, patient=True)
         if found is not None and found >= (index, rest + 1):
             await self._control.truncate_chunk(last, content, index=index, length=rest)
         await self._remove(last, [], durable=True)
@@ -114,7 +120,7 @@ class Chunks:
     async def remove(self, chain: ChainId, removals: Sequence[ChunkRange]) -> Sequence[ChunkRange]:
         """Remove chunks of one chain, some requests long. Returns what is left; the rest is gone durably.
 
-        May be repeated. Raises: Unavailable, Timeout, StaleRouting at once when the chain cannot be asked.
+        May be repeated. Raises: Unavailable at once when the chain cannot be asked.
         """
         left = list(removals)
         for _ in range(REMOVE_REQUESTS):
@@ -127,11 +133,6 @@ class Chunks:
                 return left
         await self._control.remove_chunks(chain, [], limit=1, durable=True, patient=False)
         return left
-
-    async def remove_from(self, chains: Iterable[int], content: int) -> None:
-        """Remove all chunks of a content without a layout, durably. May be repeated. Raises: Unavailable."""
-        removals = [ChunkRange(content, 0)]
-        await _gather([self._remove(ChainId(chain), removals, durable=True) for chain in chains])
 
     async def _remove(self, chain: ChainId, removals: Sequence[ChunkRange], *, durable: bool) -> None:
         left = removals

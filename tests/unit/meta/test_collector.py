@@ -223,3 +223,48 @@ def test_hold_is_replaced_as_a_whole(world):
     with refused(NotFound):
         world.stat(b"", at=numbers[0])
     assert world.stat(b"", at=numbers[2]).id
+
+
+class TestChainsThatAreAway:
+    def test_dead_chain_is_asked_once_for_many_abandoned_sessions(self, world):
+        inodes = [world.chunked(f"f{n}".encode(), b"x", close=False) for n in range(8)]
+        world.control.down.update(CHAINS)
+        for inode, session in inodes:
+            world.close_one(inode.id, session, measure=True)
+        calls, patient = world.control.calls, world.control.patient_calls
+        world.run(world.collector.end_abandoned())
+        assert world.control.calls - calls <= len(CHAINS) * len(CHAINS)
+        calls = world.control.calls
+        world.run(world.collector.end_abandoned())
+        assert world.control.calls == calls, "all chains are known to be away"
+        assert world.control.patient_calls == patient
+        world.control.down.clear()
+        world.clock.advance(RETRY_S)
+        world.run(world.collector.end_abandoned())
+        assert world.parts.writers.abandoned == []
+
+    def test_abandoned_sessions_are_ended_some_at_a_time(self):
+        world = World(gc_batch=2)
+        for n in range(3):
+            inode, session = world.chunked(f"f{n}".encode(), b"x", close=False)
+            world.close_one(inode.id, session, measure=True)
+        assert world.run(world.collector.end_abandoned()) == 2
+        assert world.run(world.collector.end_abandoned()) == 1
+
+    def test_chunks_on_other_chains_go_while_one_is_away(self, world):
+        inode, _ = world.chunked(b"f", b"x" * (len(CHAINS) * CHUNK))
+        holders = {chain for chain in CHAINS if world.control.chunks.get((chain, inode.content))}
+        assert len(holders) > 1
+        dead = min(holders)
+        world.control.down.add(dead)
+        world.unlink(b"f")
+        for _ in range(3):
+            world.clock.advance(RETRY_S)
+            world.run(world.collector.round())
+        left = {chain for chain in CHAINS if world.control.chunks.get((chain, inode.content))}
+        assert left == {dead}
+        world.control.down.clear()
+        world.clock.advance(RETRY_S)
+        world.collect()
+        assert world.control.contents() == set()
+        assert world.keys(b"G") == []

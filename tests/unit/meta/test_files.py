@@ -714,10 +714,20 @@ class TestLength:
         world.run(world.collector.round())
         assert world.parts.writers.count == 1, "the chains do not answer"
         world.control.down.clear()
+        world.clock.advance(RETRY_S)
         world.run(world.collector.round())
         assert world.parts.writers.count == 0
         assert world.keys(b"S") == []
         assert world.stat(b"f").length == 1000
+
+    def test_session_closed_twice_in_one_request_leaves_no_work_for_the_collector(self, world):
+        inode, session = world.chunked(b"f", b"x", close=False)
+        measured = pb.CloseOne(inode=inode.id, session=session, measure=True)
+        plain = pb.CloseOne(inode=inode.id, session=session)
+        world.call("close", pb.CloseRequest(closes=[measured, plain]))
+        world.collect()
+        assert world.parts.writers.abandoned == []
+        assert world.keys(b"S") == []
 
     def test_old_sessions_that_their_client_does_not_name_end(self, world):
         inode, session = world.chunked(b"f", b"x", close=False)

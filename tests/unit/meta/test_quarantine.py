@@ -138,3 +138,24 @@ def test_requests_out_of_bounds_are_refused(world):
         with refused(InvalidArgument):
             quarantine(world, *contents, **options)
     assert world.keys(schema.QUARANTINE) == []
+
+
+def test_dead_chain_is_asked_once_for_all_contents_in_quarantine(world):
+    contents = range(500, 508)
+    for content in contents:
+        stray(world, content)
+    quarantine(world, *contents, chains=CHAINS[:2])
+    world.clock.advance(2 * DAY_MS / 1000)
+    world.control.down.add(CHAINS[0])
+    patient = world.control.patient_calls
+    for _ in range(2):
+        world.run(world.collector.round())
+    assert world.control.patient_calls == patient
+    assert all((CHAINS[0], content) in world.control.chunks for content in contents)
+    assert not any(world.control.chunks.get((CHAINS[1], content)) for content in contents)
+    assert len(quarantined(world)) == len(contents)
+    world.control.down.clear()
+    world.clock.advance(60)
+    world.collect()
+    assert quarantined(world) == []
+    assert world.control.contents() == set()
