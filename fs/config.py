@@ -163,6 +163,8 @@ BOUNDS: dict[tuple[type, str], tuple[int, int]] = {
     (StorageConfig, "threads_max"): (4, 65_536),
     (StorageConfig, "resync_batch"): (1, 4096),
     (StorageConfig, "resync_interval_ms"): (1, MINUTE_MS),
+    (StorageConfig, "resync_bytes_per_s"): (0, 1024 * GIB),
+    (StorageConfig, "quarantine_s"): (60, 3650 * 86_400),
     (StorageConfig, "disk_timeout_ms"): (1000, 60 * MINUTE_MS),
     (StorageConfig, "scrub_interval_s"): (1, 365 * 86_400),
     (StorageConfig, "index_cache_bytes"): (1 * MIB, 1024 * GIB),
