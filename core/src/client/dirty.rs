@@ -16,6 +16,8 @@ pub const RUN_BYTES: u32 = 1 << 20;
 const KEEP_BYTES: u32 = RUN_BYTES / 2;
 /// From this size on a piece gets a pool buffer, where it can grow without moving again.
 const POOL_BYTES: u32 = 64 << 10;
+/// Shorter pieces of callers' memory that follow one another are copied into one: that is cheaper than an update each.
+const JOIN_BYTES: usize = 64 << 10;
 /// Smallest memory of a piece.
 const PIECE_BYTES: u32 = 4 << 10;
 
@@ -42,6 +44,44 @@ pub struct DirtyChunk {
 impl DirtyChunk {
     fn new(since: u64) -> DirtyChunk {
         DirtyChunk { since, wanted: false, pieces: BTreeMap::new(), bytes: 0 }
+    }
+
+    /// A chunk of pieces in their callers' memory, which is neither changed nor counted here. They do not overlap and
+    /// are cut at boundaries of `RUN_BYTES`.
+    pub fn borrowed(since: u64, pieces: BTreeMap<u32, Placement>) -> DirtyChunk {
+        let mut chunk = DirtyChunk::new(since);
+        let mut joined: Vec<Placement> = Vec::new();
+        let (mut start, mut length) = (0, 0);
+        for (offset, memory) in pieces {
+            let follows = start + length == offset && !offset.is_multiple_of(RUN_BYTES);
+            let is_short = |memory: &Placement| memory.len() < JOIN_BYTES;
+            if !(follows && is_short(&memory) && joined.last().is_some_and(is_short)) {
+                chunk.borrow(start, length, &joined);
+                joined.clear();
+                (start, length) = (offset, 0);
+            }
+            length += memory.len() as u32;
+            joined.push(memory);
+        }
+        chunk.borrow(start, length, &joined);
+        chunk
+    }
+
+    fn borrow(&mut self, start: u32, length: u32, joined: &[Placement]) {
+        let memory = match joined {
+            [] => return,
+            [one] => one.clone(),
+            many => {
+                let copy = Placement::from_vec(vec![0; length as usize]);
+                let mut at = 0;
+                for memory in many {
+                    memory.copy_into(&copy.slice(at..at + memory.len()));
+                    at += memory.len();
+                }
+                copy
+            }
+        };
+        self.pieces.insert(start, Piece { memory, length, held: 0 });
     }
 
     /// Memory held.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::ahead::ReadAhead;
-use super::inode::{OpenInode, Place, Through, lost};
+use super::inode::{DirectWrite, OpenInode, Place, Through, lost, write_direct};
 use super::meta::{Who, inode_path};
 use super::shared::{Close, Opening, Shared};
 use crate::buffer::Placement;
@@ -49,6 +49,34 @@ pub struct File {
     lost_sessions: u64,
     ahead: ReadAhead,
     closed: AtomicBool,
+}
+
+/// A write at an offset, of a list.
+pub struct WriteAt {
+    pub file: Arc<File>,
+    pub offset: u64,
+    pub payload: Placement,
+}
+
+/// Direct writes of many files in one call, out of their own memory. `None`: that is not possible now, use
+/// `write_through`. Overlapping ones have no order.
+pub fn write_many(shared: &Shared, writes: &[WriteAt]) -> Vec<Option<Result<()>>> {
+    let mut outcomes = Vec::with_capacity(writes.len());
+    let mut requests = Vec::new();
+    let mut places = Vec::new();
+    for (place, WriteAt { file, offset, payload }) in writes.iter().enumerate() {
+        let checked = file.check_write();
+        if checked.is_ok() && !file.options.append {
+            let (inode, written) = (&file.inode, &file.written);
+            requests.push(DirectWrite { inode, offset: *offset, payload: payload.clone(), written });
+            places.push(place);
+        }
+        outcomes.push(checked.err().map(Err));
+    }
+    for (place, outcome) in places.into_iter().zip(write_direct(shared, &requests)) {
+        outcomes[place] = outcome;
+    }
+    outcomes
 }
 
 impl File {
@@ -253,7 +281,7 @@ impl File {
         let result = self.inode.write(place, payload, keep, through);
         if through == Through::Direct {
             // Told to this writer now; fsync tells the others.
-            self.written.store(self.inode.errors(), Ordering::Release);
+            self.written.fetch_max(self.inode.errors(), Ordering::AcqRel);
         }
         result
     }
@@ -268,11 +296,9 @@ impl File {
         self.check(self.options.write)?;
         // A program that never asks should not write for hours into a file that does not take it.
         match self.inode.error_since(self.written.load(Ordering::Acquire)) {
-            Some((errors, error)) => {
-                self.written.store(errors, Ordering::Release);
-                Err(error)
-            }
-            None => Ok(()),
+            // Unless another thread has reported it meanwhile.
+            Some((errors, error)) if self.written.fetch_max(errors, Ordering::AcqRel) < errors => Err(error),
+            _ => Ok(()),
         }
     }
 

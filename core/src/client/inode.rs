@@ -1,7 +1,7 @@
 //! What this process knows of one open file, however many handles it has: the newest bytes and the newest length.
 //!
 //! - `state`: what is known, under the inode's lock.
-//! - `reading`, `writing` (and write-back), `appending`, `zeroing`, `telling` the metadata service, `changes` of attributes and
+//! - `reading`, `writing` (and write-back), `direct` writes, `appending`, `zeroing`, `telling` the metadata service, `changes` of attributes and
 //!   length, `durability` (fsync).
 //!
 //! Invariants:
@@ -14,6 +14,7 @@
 
 mod appending;
 mod changes;
+mod direct;
 mod durability;
 mod reading;
 mod state;
@@ -32,6 +33,7 @@ use rustix::io::Errno;
 use crate::lock::{Condvar, Mutex, MutexGuard};
 
 use appending::AppendTrust;
+pub use direct::{DirectWrite, write_direct};
 use durability::ChainSyncs;
 
 use super::dirty::{Dirty, DirtyChunk};
@@ -205,7 +207,8 @@ impl OpenInode {
         if inode.change <= state.inode.change {
             return state.seen();
         }
-        let length = inode.length.max(state.acknowledged).max(state.waiting_end());
+        let doubtful = state.doubtful.map_or(0, |hint| hint.length);
+        let length = inode.length.max(state.acknowledged).max(doubtful).max(state.waiting_end());
         state.with_times(pb::Inode { length, ..inode.clone() })
     }
 

@@ -31,7 +31,7 @@ mod sequences;
 mod session;
 mod shared;
 #[cfg(test)]
-mod twin;
+pub(crate) mod twin;
 mod workers;
 
 use std::sync::Arc;
@@ -46,7 +46,9 @@ use crate::wire::credential::Credential;
 use crate::wire::pb::{self, NodeKind};
 
 use data::{DataClient, DataOptions};
-pub use file::{CreateOptions, File, OpenOptions, set_attributes, set_attributes_later, set_length};
+pub use file::{
+    CreateOptions, File, OpenOptions, WriteAt, set_attributes, set_attributes_later, set_length, write_many,
+};
 pub use inode::{OpenInode, Place, Through, now_ns};
 use lane::{Lane, LaneOptions};
 use meta::Carrier;

@@ -66,10 +66,16 @@ pub struct ChunkTwin {
     contents: Kept<HashMap<u64, Vec<u8>>>,
     /// What survives the loss of power, by content and number of the chunk.
     durable: Kept<BTreeMap<(u64, u64), DurableChunk>>,
-    /// How many writes wait to be let go.
+    /// Cuts of contents: how many syncs had begun, the content, its length. A sync that began before does not bring back
+    /// what was cut away.
+    cuts: Kept<Vec<(usize, u64, usize)>>,
+    /// How many calls wait to be let go, and how many writes they have.
     waiting: AtomicUsize,
+    waiting_writes: AtomicUsize,
     /// Error of the next writes.
     fault: Kept<Option<Error>>,
+    /// Error of writes to one place.
+    fault_at: Kept<Option<(u64, Error)>>,
     whims: Kept<Whims>,
     /// The next write panics.
     mistaken: AtomicBool,
@@ -89,6 +95,11 @@ impl ChunkTwin {
         *self.fault.lock() = error;
     }
 
+    /// Writes to this offset fail.
+    pub fn fail_writes_at(&self, offset: u64, error: Error) {
+        *self.fault_at.lock() = Some((offset, error));
+    }
+
     pub fn panic_at_next_write(&self) {
         self.mistaken.store(true, Ordering::Relaxed);
     }
@@ -105,6 +116,15 @@ impl ChunkTwin {
         while self.waiting.load(Ordering::Relaxed) < count {
             self.released.wait(&mut held);
         }
+    }
+
+    /// Returns when so many writes wait; in how many calls.
+    pub fn wait_for_writes(&self, count: usize) -> usize {
+        let mut held = self.held.lock();
+        while self.waiting_writes.load(Ordering::Relaxed) < count {
+            self.released.wait(&mut held);
+        }
+        self.waiting.load(Ordering::Relaxed)
     }
 
     pub fn fail_syncs(&self, error: Option<Error>) {
@@ -147,9 +167,13 @@ impl ChunkTwin {
             .collect()
     }
 
-    fn make_durable(&self, sync: usize, content: u64, chunks: Vec<(u64, Vec<u8>)>) {
+    fn make_durable(&self, sync: usize, content: u64, chunks: Vec<(u64, Vec<u8>)>, chunk_bytes: u32) {
         let mut durable = self.durable.lock();
-        for (index, bytes) in chunks {
+        let cuts = self.cuts.lock();
+        let since = cuts.iter().filter(|(syncs, cut, _)| *cut == content && *syncs >= sync);
+        let end = since.map(|(_, _, length)| *length).min().unwrap_or(usize::MAX);
+        for (index, mut bytes) in chunks {
+            bytes.truncate(end.saturating_sub(index as usize * chunk_bytes as usize));
             let known = durable.entry((content, index)).or_default();
             if known.sync <= sync {
                 *known = DurableChunk { sync, bytes };
@@ -162,6 +186,7 @@ impl ChunkTwin {
         if let Some(bytes) = self.contents.lock().get_mut(&content) {
             bytes.truncate(length);
         }
+        self.cuts.lock().push((self.syncs.load(Ordering::Relaxed), content, length));
         for ((_, index), chunk) in self.durable.lock().range_mut((content, 0)..(content + 1, 0)) {
             chunk.bytes.truncate(length.saturating_sub(*index as usize * chunk_bytes as usize));
         }
@@ -236,11 +261,13 @@ impl Chunks for ChunkClient {
         }
         let mut held = self.twin.held.lock();
         self.twin.waiting.fetch_add(1, Ordering::Relaxed);
+        self.twin.waiting_writes.fetch_add(writes.len(), Ordering::Relaxed);
         self.twin.released.notify_all();
         while *held {
             self.twin.released.wait(&mut held);
         }
         self.twin.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.twin.waiting_writes.fetch_sub(writes.len(), Ordering::Relaxed);
         drop(held);
         let results = writes.iter().map(|write| {
             let chunk_bytes = u64::from(write.layout.chunk_bytes);
@@ -249,6 +276,11 @@ impl Chunks for ChunkClient {
             schedule::pause();
             if let Some(error) = self.twin.fault.lock().clone() {
                 return Err(error);
+            }
+            if let Some((offset, error)) = &*self.twin.fault_at.lock()
+                && *offset == write.offset
+            {
+                return Err(error.clone());
             }
             self.twin.whim()?;
             self.twin.put(write);
@@ -278,7 +310,7 @@ impl Chunks for ChunkClient {
         if let Some(error) = self.twin.sync_fault.lock().clone().or(self.twin.fault.lock().clone()) {
             return Err(error);
         }
-        self.twin.make_durable(number, content.0, chunks);
+        self.twin.make_durable(number, content.0, chunks, layout.chunk_bytes);
         Ok(())
     }
 

@@ -1,13 +1,17 @@
 //! Many reads and writes in flight at once: submit them, go on, take the results later.
 //!
-//! A few threads take what was submitted in batches, so that many reads of many files travel in one frame to each
-//! node. An eventfd is readable while there are results. The order of results is unspecified.
+//! A few threads take what was submitted in batches, so that many reads or writes of many files travel in one frame to
+//! each node, from and to the memory of their buffers. An eventfd is readable while there are results. The order of
+//! results is unspecified, and so is that of writes which overlap.
 //!
 //! Invariants:
 //! - G1 Entries submitted and not yet drained are at most `entries`: nobody waits for room, `submit` says how many
 //!   it has taken.
 //! - G2 Every entry taken gives exactly one completion, also when the ring is closed.
 //! - G3 A placement is kept until its completion is drained, so its memory is nobody else's before.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,14 +24,14 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use crate::buffer::Placement;
-use crate::client::{File, Place, Shared, Through};
+use crate::client::{File, Place, Shared, Through, WriteAt, write_many};
 use crate::error::{Error, Result};
 
 /// Most entries of a ring.
 pub const ENTRIES_MAX: usize = 65_536;
 /// Threads of a ring: each has one batch under way.
 const THREADS: usize = 4;
-/// Entries and bytes that one thread takes at a time.
+/// Entries and bytes that one thread takes at a time; a longer write is sent in parts of so many bytes.
 const BATCH_ENTRIES: usize = 64;
 const BATCH_BYTES: usize = 8 << 20;
 
@@ -62,11 +66,15 @@ struct Queues {
     completed: VecDeque<Completion>,
     /// Taken by a thread, without a completion yet.
     working: usize,
+    /// Threads with a batch.
+    busy: usize,
     closed: bool,
 }
 
 struct Inner {
     shared: Arc<Shared>,
+    /// Most entries of one batch: with a full ring, each thread has one of these.
+    batch_entries: usize,
     queues: Mutex<Queues>,
     /// Entries were submitted, or the ring was closed.
     submitted: Condvar,
@@ -89,6 +97,7 @@ impl Ring {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let inner = Arc::new(Inner {
             shared,
+            batch_entries: entries.div_ceil(THREADS).min(BATCH_ENTRIES),
             queues: Mutex::default(),
             submitted: Condvar::new(),
             completed: Condvar::new(),
@@ -190,36 +199,44 @@ impl Inner {
                     }
                     self.submitted.wait(&mut queues);
                 }
-                queues.take_batch()
+                queues.take_batch(self.batch_entries)
             };
-            let completions = self.carry_out(batch);
-            let mut queues = self.queues.lock();
-            queues.working -= completions.len();
-            queues.completed.extend(completions);
-            drop(queues);
-            // Written after the queue was filled: whoever sees the event finds the completion. It cannot overflow.
-            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
-            self.completed.notify_all();
+            let is_read = |entry: &Entry| entry.direction == Direction::Read;
+            let (reads, writes): (Vec<Entry>, Vec<Entry>) = batch.into_iter().partition(is_read);
+            if !reads.is_empty() {
+                self.complete(self.read(reads));
+            }
+            self.write(writes);
+            self.queues.lock().busy -= 1;
         }
     }
 
-    fn carry_out(&self, batch: Vec<Entry>) -> Vec<Completion> {
+    fn complete(&self, completions: Vec<Completion>) {
+        let mut queues = self.queues.lock();
+        queues.working -= completions.len();
+        queues.completed.extend(completions);
+        drop(queues);
+        // Written after the queue was filled: whoever sees the event finds the completion. It cannot overflow.
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        self.completed.notify_all();
+    }
+
+    fn read(&self, batch: Vec<Entry>) -> Vec<Completion> {
         let mut plans = Vec::new();
         let mut planned = Vec::new();
         let mut completions = Vec::with_capacity(batch.len());
         for entry in batch {
-            let plan = match entry.direction {
-                Direction::Read if entry.file.options().read => {
-                    entry.file.inode().plan_read(entry.offset, &entry.buffer)
-                }
-                _ => None,
-            };
+            let may_read = entry.file.options().read;
+            let plan = may_read.then(|| entry.file.inode().plan_read(entry.offset, &entry.buffer)).flatten();
             match plan {
                 Some(plan) => {
                     plans.push(plan);
                     planned.push(entry);
                 }
-                None => completions.push(entry.carry_out()),
+                None => {
+                    let result = entry.file.read_at(entry.offset, &entry.buffer);
+                    completions.push(entry.complete(result));
+                }
             }
         }
         if !plans.is_empty() {
@@ -232,12 +249,68 @@ impl Inner {
         }
         completions
     }
+
+    /// Sends writes together, again and again until all are done.
+    fn write(&self, batch: Vec<Entry>) {
+        let mut left: Vec<Writing> = batch.into_iter().map(|entry| Writing { entry, done: 0 }).collect();
+        while !left.is_empty() {
+            let parts: Vec<WriteAt> = left.iter().map(Writing::part).collect();
+            let outcomes = write_many(&self.shared, &parts);
+            let mut waits = true;
+            let mut completions = Vec::new();
+            for ((mut writing, part), outcome) in
+                std::mem::take(&mut left).into_iter().zip(parts).zip(outcomes)
+            {
+                // What stands in the way of one, this one waits for: afterwards the others may be sent together.
+                let outcome = outcome.or_else(|| std::mem::take(&mut waits).then(|| write_alone(&part)));
+                match outcome {
+                    None => left.push(writing),
+                    Some(Err(error)) => completions.push(writing.entry.complete(Err(error))),
+                    Some(Ok(())) => {
+                        writing.done += part.payload.len();
+                        let length = writing.entry.buffer.len();
+                        match writing.done == length {
+                            true => completions.push(writing.entry.complete(Ok(length))),
+                            false => left.push(writing),
+                        }
+                    }
+                }
+            }
+            if !completions.is_empty() {
+                self.complete(completions);
+            }
+        }
+    }
+}
+
+/// A write of which `done` bytes have been acknowledged.
+struct Writing {
+    entry: Entry,
+    done: usize,
+}
+
+impl Writing {
+    /// What to write next. An append stays whole: others may append too.
+    fn part(&self) -> WriteAt {
+        let length = self.entry.buffer.len();
+        let end = if self.entry.file.options().append { length } else { length.min(self.done + BATCH_BYTES) };
+        WriteAt {
+            file: self.entry.file.clone(),
+            offset: self.entry.offset.saturating_add(self.done as u64),
+            payload: self.entry.buffer.slice(self.done..end),
+        }
+    }
+}
+
+fn write_alone(part: &WriteAt) -> Result<()> {
+    let WriteAt { file, offset, payload } = part;
+    file.write_through(Place::At(*offset), payload, false, Through::Direct).map(drop)
 }
 
 impl Queues {
-    /// A fair share of what waits, bounded in entries and bytes.
-    fn take_batch(&mut self) -> Vec<Entry> {
-        let share = self.submitted.len().div_ceil(THREADS).min(BATCH_ENTRIES);
+    /// A share of what waits, so that threads without a batch get as much each; bounded in entries and bytes.
+    fn take_batch(&mut self, entries_max: usize) -> Vec<Entry> {
+        let share = self.submitted.len().div_ceil(THREADS - self.busy).min(entries_max);
         let mut batch = Vec::with_capacity(share);
         let mut bytes = 0;
         while batch.len() < share && bytes < BATCH_BYTES {
@@ -246,22 +319,12 @@ impl Queues {
             batch.push(entry);
         }
         self.working += batch.len();
+        self.busy += 1;
         batch
     }
 }
 
 impl Entry {
-    fn carry_out(self) -> Completion {
-        let result = match self.direction {
-            Direction::Read => self.file.read_at(self.offset, &self.buffer),
-            Direction::Write => self
-                .file
-                .write_through(Place::At(self.offset), &self.buffer, false, Through::Direct)
-                .map(|_| self.buffer.len()),
-        };
-        self.complete(result)
-    }
-
     fn complete(self, result: Result<usize>) -> Completion {
         Completion { user_data: self.user_data, result, buffer: self.buffer }
     }

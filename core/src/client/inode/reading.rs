@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{OpenInode, Through};
 use crate::buffer::Placement;
 use crate::client::data::Read;
+use crate::client::dirty::parts;
 use crate::client::meta::Who;
 use crate::error::{Kind, Result};
 use crate::types::ContentId;
@@ -82,19 +83,23 @@ impl OpenInode {
         }
     }
 
-    /// What a read of a chunked file needs where nothing waits here: for batches of many files.
+    /// What a read of a chunked file needs where nothing of its chunks is dirty or in flight: for batches of many files.
     /// `None`: use `read`.
     pub fn plan_read(&self, offset: u64, into: &Placement) -> Option<Read> {
         let state = self.state.lock();
-        let end = offset + into.len() as u64;
-        let settled = state.inline.is_none() && state.dirty.is_empty() && state.flights.is_empty();
-        (settled && end <= state.length && state.is_younger_than(REFRESH) && !self.shared.fence.is_raised())
-            .then(|| Read {
-                layout: state.layout,
-                content: ContentId(state.inode.content),
-                offset,
-                into: into.clone(),
-            })
+        let end = offset.saturating_add(into.len() as u64);
+        let is_known = state.inline.is_none() && end <= state.length && state.is_younger_than(REFRESH);
+        if !is_known || self.shared.fence.is_raised() {
+            return None;
+        }
+        let chunk_bytes = state.layout.chunk_bytes;
+        let mut parts = parts(offset, into.len(), chunk_bytes, chunk_bytes);
+        parts.all(|part| state.is_idle(part.index)).then(|| Read {
+            layout: state.layout,
+            content: ContentId(state.inode.content),
+            offset,
+            into: into.clone(),
+        })
     }
 }
 

@@ -163,8 +163,8 @@ impl State {
         keep: bool,
         shared: &Shared,
     ) -> (isize, bool) {
-        self.writes += 1;
         let end = offset + payload.len() as u64;
+        self.count_write(end);
         let mut change = 0;
         let mut complete = false;
         let inside = self.is_inside() && end <= u64::from(self.layout.inline_bytes);
@@ -178,12 +178,17 @@ impl State {
             change += more;
             complete = !runs.is_empty();
         }
+        (change, complete)
+    }
+
+    /// A write up to `end` is taken in: what readers and attributes show of it.
+    pub(super) fn count_write(&mut self, end: u64) {
+        self.writes += 1;
         self.length = self.length.max(end);
         self.mtime_ns = Some(now_ns());
         if let Some(later) = &mut self.later {
             later.written();
         }
-        (change, complete)
     }
 
     /// What was written to `inline` becomes dirty instead, and what is left of it is what the inode holds. Returns the
@@ -231,6 +236,11 @@ impl State {
         }
         // Copied now: pieces that are dirty may change in place once the lock is gone.
         Some(found.into_iter().map(|(at, bytes)| (at, Placement::from_vec(bytes.to_vec()))).collect())
+    }
+
+    /// Whether nothing of a chunk is dirty or in flight.
+    pub(super) fn is_idle(&self, index: u32) -> bool {
+        !self.flights.contains_key(&index) && self.dirty.chunk(index).is_none()
     }
 
     /// Marks what was dirty by write number `write` as wanted.

@@ -10,9 +10,12 @@ use super::{OpenInode, Place, Source, State, Through};
 use crate::buffer::Placement;
 use crate::client::data::Write;
 use crate::client::departure::Departure;
+use crate::client::dirty::DirtyChunk;
+use crate::client::shared::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::lock::MutexGuard;
 use crate::types::ContentId;
+use crate::wire::pb;
 
 /// Threads of the pool that write back one file at a time: enough to fill the chains, few enough to leave others room.
 const HELPERS_MAX: usize = 4;
@@ -84,9 +87,10 @@ impl OpenInode {
             self.tell()?;
         } else {
             self.flush_until(write);
-            if let Some((_, error)) = self.error_since(seen) {
-                return Err(error);
-            }
+        }
+        // Also of bytes in the inode: another write may have moved them out of it, and that may have failed.
+        if let Some((_, error)) = self.error_since(seen) {
+            return Err(error);
         }
         Ok(offset)
     }
@@ -139,25 +143,27 @@ impl OpenInode {
         if state.inline.is_some() {
             return self.depart(state);
         }
-        assert!(!state.inode.is_inline, "I6: nothing is written under the content of a file in its inode");
         let wave = state.take_wave();
         if wave.is_empty() {
             return false;
         }
-        let (layout, content) = (state.layout, state.inode.content);
-        let truncate_version = state.inode.truncate_version;
-        let mut writes = Vec::new();
-        for (index, chunk) in &wave {
-            let start = u64::from(*index) * u64::from(layout.chunk_bytes);
-            writes.extend(chunk.pieces().map(|(at, payload)| Write {
-                layout,
-                content: ContentId(content),
-                offset: start + u64::from(at),
-                payload,
-            }));
-        }
-        let results = MutexGuard::unlocked(state, || self.write_all(&writes));
+        let batch = Batch::new(state, wave);
+        let writes = batch.writes();
+        let results = MutexGuard::unlocked(state, || write_all(&self.shared, &writes));
+        self.end_batch(state, batch, &writes, &results);
+        true
+    }
+
+    /// Chains have answered the `writes` of a batch.
+    pub(super) fn end_batch(
+        &self,
+        state: &mut State,
+        batch: Batch,
+        writes: &[Write],
+        results: &[Result<()>],
+    ) {
         assert_eq!(results.len(), writes.len(), "one result for each write");
+        let Batch { chunks, content, truncate_version, .. } = batch;
         let current = truncate_version == state.inode.truncate_version && content == state.inode.content;
         for (write, result) in writes.iter().zip(results) {
             match result {
@@ -168,18 +174,16 @@ impl OpenInode {
                     state.doubt(end, truncate_version);
                 }
                 Ok(()) => state.unsynced = true,
-                Err(error) => state.fail(error.context("write-back")),
+                Err(error) => state.fail(error.clone().context("write-back")),
             }
         }
-        drop(writes);
         let mut freed = 0;
-        for (index, chunk) in wave {
+        for (index, chunk) in chunks {
             state.flights.remove(&index);
             freed += chunk.bytes();
         }
         self.shared.budget.release(freed);
         self.changed.notify_all();
-        true
     }
 
     /// What is dirty waits until this client is registered again. If its write session is lost, or that takes too long,
@@ -193,13 +197,6 @@ impl OpenInode {
             self.changed.notify_all();
         }
         true
-    }
-
-    /// One result for each. A mistake in there is an error of these writes: whoever waits for them goes on.
-    fn write_all(&self, writes: &[Write]) -> Vec<Result<()>> {
-        let result = catch_unwind(AssertUnwindSafe(|| self.shared.chunks.write_many(writes)));
-        let mistake = || Err(Error::new(Kind::Other, "a defect of the client, see its log"));
-        result.unwrap_or_else(|_| writes.iter().map(|_| mistake()).collect())
     }
 
     /// Moves the file out of its inode, because dirty bytes are wanted on its chunks. False: there is nothing to do.
@@ -286,4 +283,43 @@ impl OpenInode {
     pub fn fail(&self, error: Error) {
         self.state.lock().fail(error);
     }
+}
+
+/// Chunks of one file that are in flight together, and what the file was when they left.
+pub(super) struct Batch {
+    chunks: Vec<(u32, Arc<DirtyChunk>)>,
+    layout: pb::Layout,
+    content: u64,
+    truncate_version: u64,
+}
+
+impl Batch {
+    /// Of `chunks` that are in flight already.
+    pub(super) fn new(state: &State, chunks: Vec<(u32, Arc<DirtyChunk>)>) -> Batch {
+        assert!(!state.inode.is_inline, "I6: nothing is written under the content of a file in its inode");
+        assert!(chunks.iter().all(|(index, _)| state.flights.contains_key(index)), "I1: they are in flight");
+        let (content, truncate_version) = (state.inode.content, state.inode.truncate_version);
+        Batch { chunks, layout: state.layout, content, truncate_version }
+    }
+
+    /// One for each piece, those of a chunk in a row.
+    pub(super) fn writes(&self) -> Vec<Write> {
+        let chunk_bytes = u64::from(self.layout.chunk_bytes);
+        let writes = self.chunks.iter().flat_map(|(index, chunk)| {
+            chunk.pieces().map(move |(at, payload)| Write {
+                layout: self.layout,
+                content: ContentId(self.content),
+                offset: u64::from(*index) * chunk_bytes + u64::from(at),
+                payload,
+            })
+        });
+        writes.collect()
+    }
+}
+
+/// One result for each. A panic in there is an error of these writes: callers that wait for them continue.
+pub(super) fn write_all(shared: &Shared, writes: &[Write]) -> Vec<Result<()>> {
+    let result = catch_unwind(AssertUnwindSafe(|| shared.chunks.write_many(writes)));
+    let mistake = || Err(Error::new(Kind::Other, "a defect of the client, see its log"));
+    result.unwrap_or_else(|_| writes.iter().map(|_| mistake()).collect())
 }

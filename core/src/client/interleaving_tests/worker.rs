@@ -9,7 +9,9 @@ use crate::buffer::Placement;
 use crate::client::inode::Place;
 use crate::client::meta::inode_path;
 use crate::client::shared::Shared;
-use crate::client::{File, OpenOptions, set_attributes, set_attributes_later, set_length};
+use crate::client::{
+    File, OpenOptions, Through, WriteAt, set_attributes, set_attributes_later, set_length, write_many,
+};
 use crate::error::Result;
 use crate::schedule;
 use crate::wire::pb;
@@ -157,7 +159,11 @@ impl Worker {
         if !handle.file.options().write {
             return;
         }
-        if self.world.plan.appends { self.append(handle) } else { self.write_slot(handle) }
+        match self.world.plan.appends {
+            true => self.append(handle),
+            false if schedule::one_in(4) => self.write_slots(handle),
+            false => self.write_slot(handle),
+        }
     }
 
     /// A slot that this thread may write: whatever was written there, this client or this handle knows of it.
@@ -200,6 +206,44 @@ impl Worker {
         }
         drop(model);
         self.note(format!("has written version {version} of slot {number}: {done}"));
+    }
+
+    /// Several slots at once, as a ring does.
+    fn write_slots(&self, handle: &mut Handle) {
+        let mut begun = Vec::new();
+        let mut writes = Vec::new();
+        for _ in 0..1 + schedule::below(3) {
+            let Some(number) = self.slot(handle) else { break };
+            let write = self.begin_write(handle);
+            let mut model = self.world.model.lock();
+            let slot = &mut model.slots[number];
+            slot.writes.push(write);
+            slot.is_busy = true;
+            let (offset, version) = (slot.at, slot.writes.len());
+            drop(model);
+            self.note(format!("handle {} writes version {version} of slot {number}, of many", handle.number));
+            let payload = Placement::from_vec(stamp(version));
+            writes.push(WriteAt { file: handle.file.clone(), offset, payload });
+            begun.push((number, version));
+        }
+        let outcomes = write_many(self.shared(), &writes);
+        for ((write, (number, version)), outcome) in writes.iter().zip(begun).zip(outcomes) {
+            let alone = || {
+                let place = Place::At(write.offset);
+                handle.file.write_through(place, &write.payload, false, Through::Direct).map(drop)
+            };
+            let is_done = self.outcome("write", outcome.unwrap_or_else(alone)).is_some();
+            let mut model = self.world.model.lock();
+            let now = model.tick();
+            model.slots[number].is_busy = false;
+            if is_done {
+                let write = &mut model.slots[number].writes[version - 1];
+                write.end = Some(now);
+                write.acknowledged = Some(now);
+            }
+            drop(model);
+            self.note(format!("has written version {version} of slot {number}: {is_done}"));
+        }
     }
 
     fn append(&mut self, handle: &mut Handle) {
