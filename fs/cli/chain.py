@@ -68,6 +68,12 @@ def list_chains(
     "What only the first one had is lost.",
 )
 @click.option(
+    "--target",
+    type=click.IntRange(1),
+    help="With --last-serving, of one chain: the replica to give up, as in `luciola chain list`; by default one "
+    "that is absent.",
+)
+@click.option(
     "--preferred",
     is_flag=True,
     help="Of a chain that serves: move a replica that stands in another's place to the tail, so that the order "
@@ -80,6 +86,7 @@ def rotate(
     chains: tuple[int, ...],
     *,
     last_serving: bool,
+    target: int | None,
     preferred: bool,
     data_path: Path | None,
     manager: str | None,
@@ -95,18 +102,30 @@ def rotate(
     """
     if last_serving == preferred:
         raise click.UsageError("say which rotation: either --preferred or --last-serving")
+    if target is not None and (preferred or len(set(chains)) > 1):
+        raise click.UsageError("--target goes with --last-serving and one chain")
     door = Door(data_path, manager, secret_file)
     routing = door.ask(Manager.routing)
     before = _chosen(describe_chains(routing), chains)
+    given_up: dict[int, int] = {}
     if last_serving:
         disabled = {node.id for node in routing.nodes if node.status == pb.DISABLED}
-        losses = [_loss(each, disabled) for each in before if each["state"] == "unavailable"]
+        connected = {node.id for node in routing.nodes if node.status == pb.CONNECTED}
+        given_up = {
+            each["id"]: target or _given_up(each, connected)
+            for each in before
+            if each["state"] == "unavailable" and any(one["state"] == "lastsrv" for one in each["targets"])
+        }
+        losses = [_loss(each, given_up[each["id"]], disabled) for each in before if each["id"] in given_up]
         if losses:
             consent("\n".join([*losses, "Go on?"]), yes=yes)
     action = Action.ROTATE_LASTSRV if last_serving else Action.ROTATE_PREFERRED
 
     async def rotate_all(ask: Manager) -> list[dict[str, Any]]:
-        return [describe_chain(await ask.update_chain(each["id"], action)) for each in before]
+        return [
+            describe_chain(await ask.update_chain(each["id"], action, target=given_up.get(each["id"], 0)))
+            for each in before
+        ]
 
     after = door.ask(rotate_all)
     _show(after, as_json=as_json)
@@ -186,20 +205,37 @@ def _chosen(found: list[dict[str, Any]], numbers: tuple[int, ...]) -> list[dict[
     return [each for each in found if each["id"] in numbers]
 
 
-def _loss(chain: dict[str, Any], disabled: set[int]) -> str:
+def _given_up(chain: dict[str, Any], connected: set[int]) -> int:
+    """The replica without which the chain gets on.
+
+    Where one is present, though it may lack writes, it waits for the absent ones, so the first of these is given up.
+    Otherwise a replica whose data are gone goes before an absent one, which may return with its data.
+    """
     last = [target for target in chain["targets"] if target["state"] == "lastsrv"]
-    away = [target for target in last if target["reported"] not in ("online", "uptodate")]
-    given_up = next(iter(away or last), chain["targets"][0])
-    rest = [target for target in chain["targets"] if target != given_up]
-    others = [target for target in rest if target["state"] == "lastsrv"] or rest
-    after = f"replica {others[0]['target']} on node {others[0]['node']}" if others else "no other replica"
-    next_node = others[0]["node"] if others else 0
-    waits = f" Node {next_node} is disabled: nothing is served before luciola node enable {next_node}."
+    absent = [target for target in last if target["node"] not in connected]
+    present = [target for target in last if target not in absent]
+    lost = [target for target in present if target["reported"] not in ("online", "uptodate")]
+    order = [*lost, *absent, *last] if present == lost else [*absent, *lost, *last]
+    return int(order[0]["target"])
+
+
+def _loss(chain: dict[str, Any], target: int, disabled: set[int]) -> str:
+    """What is lost if the replica is given up."""
+    given_up = next((each for each in chain["targets"] if each["target"] == target), None)
+    if given_up is None:
+        raise NotFound(f"chain {chain['id']} has no replica {target}")
+    rest = [each for each in chain["targets"] if each != given_up]
+    others = [each for each in rest if each["state"] == "lastsrv"] or rest
+    nodes = " or ".join(f"node {each['node']}" for each in others) or "no other node"
+    waits = "".join(
+        f" Node {each['node']} is disabled: luciola node enable {each['node']} lets it serve."
+        for each in others
+        if each["node"] in disabled
+    )
     return (
-        f"Chain {chain['id']} waits for replica {given_up['target']} on node {given_up['node']}, which served last. "
-        f"Without it, {after} serves what it has: acknowledged writes that only the other had are lost for good."
-        + waits
-        * (next_node in disabled)
+        f"Chain {chain['id']} gives up replica {target} on node {given_up['node']}, which served last. Then {nodes} "
+        "serves what it has, which is nothing where its disk was replaced: acknowledged writes that only the other "
+        f"had are lost for good.{waits}"
     )
 
 

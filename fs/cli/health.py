@@ -110,10 +110,22 @@ def _wait_line(nodes: tuple[int, ...], chains: list[pb.Chain], known: Statuses) 
     disabled = [node for node in nodes if known.get(node) == pb.DISABLED]
     if disabled:
         return f"{what}: luciola node enable {disabled[0]}"
-    if all(_is_lost(target, known) for chain in chains for target in _served_last(chain)):
+    rotation = f"luciola chain rotate {_numbers(chains)} --last-serving"
+    last = [target for chain in chains for target in _served_last(chain)]
+    if all(_is_lost(target, known) for target in last):
+        if all(len(chain.targets) == 1 for chain in chains):
+            rotation = f"luciola chain add CHAIN NODE for each, then {rotation}"
         return (
             f"{what}, whose data are gone (an empty or failed disk): put the disk back and restart the node. If it is "
-            f"lost for good: luciola chain rotate {_numbers(chains)} --last-serving"
+            f"lost for good, another replica serves what it has (nothing, if all disks were replaced) after: {rotation}"
+        )
+    absent = [node for node in nodes if known.get(node) != pb.CONNECTED]
+    present = [target for target in last if target.node not in absent and not _is_lost(target, known)]
+    if absent and present:
+        names = " and ".join(f"node {node}" for node in absent)
+        return (
+            f"{_named(chains)}: cannot be read or written: a replica that is there may lack writes, and waits for "
+            f"{names}; if it never returns: {rotation}"
         )
     return what
 

@@ -488,7 +488,7 @@ class Model:
             case pb.UpdateChainRequest.REMOVE:
                 return Change(chains=(self._without_target(chain, TargetId(request.target)),))
             case pb.UpdateChainRequest.ROTATE_LASTSRV:
-                return Change(chains=(self._rotated_last(chain),))
+                return Change(chains=(self._rotated_last(chain, TargetId(request.target)),))
             case pb.UpdateChainRequest.ROTATE_PREFERRED:
                 return Change(chains=self._rotated_as_preferred(chain, now_s=now_s))
         raise InvalidArgument(f"unknown action {request.action}")
@@ -521,20 +521,41 @@ class Model:
             raise InvalidArgument("the last replica of a chain cannot be removed")
         return chain.changed(members)
 
-    def _rotated_last(self, chain: ChainRecord) -> ChainRecord:
-        """A replica that served last is given up: the first that is not there, else the first. If it was the only
-        one, the next replica of the chain will serve what it has."""
+    def _rotated_last(self, chain: ChainRecord, target: TargetId) -> ChainRecord:
+        """The chain without `target` (0: the first absent one, else the first) among those that served last.
+
+        If it was the only one, the next replica takes its role, and serves what it has; one whose data are LOST too
+        only where all others are, and then at once: it reports OFFLINE as soon as it is asked for acknowledged data.
+        """
         last = [member for member in chain.members if member.state is Public.LASTSRV]
         if not last:
             raise Busy(f"chain {chain.id} does not wait for a replica that served last")
+        if target and target not in {member.target for member in last}:
+            raise InvalidArgument(f"replica {target} of chain {chain.id} is not one that served last")
         away = [member for member in last if self.targets[member.target].local in (None, Local.OFFLINE)]
-        given_up = (away or last)[0]
+        named = [member for member in last if member.target == target]
+        given_up = (named or away or last)[0]
         others = [member for member in chain.members if member != given_up]
         if not others:
-            raise InvalidArgument("there is no other replica")
+            raise InvalidArgument(
+                f"chain {chain.id} has no other replica: add one first (luciola chain add {chain.id} NODE)"
+            )
         if len(last) == 1:
-            others[0] = replace(others[0], state=Public.LASTSRV)
+            heir, state = self._heir(others)
+            others = [replace(member, state=state) if member == heir else member for member in others]
         return chain.changed(ordered((*others, replace(given_up, state=Public.OFFLINE))))
+
+    def _heir(self, others: Sequence[Member]) -> tuple[Member, Public]:
+        """Which replica takes the role of the last one that served, and in what state."""
+        with_data = [each for each in others if self.targets[each.target].held.data is not Data.LOST]
+        if with_data:
+            return with_data[0], Public.LASTSRV
+        present = [each for each in others if self.targets[each.target].local is Local.ONLINE]
+        if not present:
+            raise Busy(
+                "the disks of all replicas were replaced, and no node reports one that can be used; try again"
+            )
+        return present[0], Public.SERVING
 
     def _rotated_as_preferred(self, chain: ChainRecord, *, now_s: float) -> tuple[ChainRecord, ...]:
         """The first replica that stands in another's place goes to the tail, and is compared there.

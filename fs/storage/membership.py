@@ -197,7 +197,8 @@ class Membership:
             case model.DataMissing(target, chain, Data.LOST):
                 log.error(
                     "target %d was the last of chain %d that served, and its data is gone with a replaced disk; "
-                    "`luciola chain rotate CHAIN --last-serving` lets another replica serve with what it has",
+                    "`luciola chain rotate CHAIN --last-serving` lets another replica serve with what it "
+                    "has, which is nothing if the disks of all were replaced (docs/operations.md)",
                     *(target, chain),
                 )
             case model.DataMissing(target, chain, _):

@@ -77,6 +77,12 @@ def test_chains_are_not_judged_before_mgmtd_has_heard_all_nodes() -> None:
             {"chain 1"},
             ["waiting for node 201 or node 202"],
         ),
+        (
+            routing({201: pb.CONNECTED, 202: pb.FAILED}, {201: "lastsrv", 202: "lastsrv"}),
+            {"node 202", "chain 1"},
+            ["node 202 does not report", "waits for node 202; if it never returns: luciola chain rotate 1"],
+        ),
+        (routing(BOTH, {201: "lastsrv"}, lost=(201,)), set(), ["luciola chain add CHAIN NODE"]),
         (routing(BOTH, {201: "serving", 202: "offline"}), set(), []),
         (routing(BOTH, {201: "serving", 202: "offline"}, lost=(202,)), set(), ["node 202: 1 replicas"]),
     ],

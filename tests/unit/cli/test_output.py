@@ -7,7 +7,7 @@ import os
 import pytest
 
 from luciola.cli.administration import Unanswered, consent
-from luciola.cli.chain import _loss
+from luciola.cli.chain import _given_up, _loss
 from luciola.cli.files import _long
 from luciola.cli.output import describe_error, print_json, shown
 from luciola.errors import NotFound
@@ -85,9 +85,9 @@ def test_question_about_a_rotation_says_that_the_next_node_is_disabled() -> None
         {"target": 1, "node": 202, "state": "lastsrv", "reported": "offline"},
         {"target": 2, "node": 201, "state": "offline", "reported": "online"},
     ]
-    question = _loss({"id": 7, "targets": targets}, {201})
-    assert "Node 201 is disabled: nothing is served before luciola node enable 201." in question
-    assert "disabled" not in _loss({"id": 7, "targets": targets}, set())
+    question = _loss({"id": 7, "targets": targets}, 1, {201})
+    assert "Node 201 is disabled: luciola node enable 201 lets it serve." in question
+    assert "disabled" not in _loss({"id": 7, "targets": targets}, 1, set())
 
 
 def test_question_about_a_rotation_names_the_replica_that_is_not_there() -> None:
@@ -96,6 +96,11 @@ def test_question_about_a_rotation_names_the_replica_that_is_not_there() -> None
         {"target": 2, "node": 201, "state": "lastsrv", "reported": "offline"},
         {"target": 3, "node": 203, "state": "waiting", "reported": "online"},
     ]
-    question = _loss({"id": 7, "targets": targets}, set())
-    assert "waits for replica 2 on node 201" in question
-    assert "replica 1 on node 202 serves what it has" in question
+    chain = {"id": 7, "targets": targets}
+    assert _given_up(chain, {202, 203}) == 2, "without it the one that is present serves"
+    question = _loss(chain, 2, set())
+    assert "gives up replica 2 on node 201" in question
+    assert "Then node 202 serves what it has" in question
+    del targets[0]
+    targets.append({"target": 4, "node": 204, "state": "lastsrv", "reported": "offline"})
+    assert _given_up(chain, {203, 204}) == 4, "its data are gone; those of the absent one may return"

@@ -341,8 +341,8 @@ def test_chain_that_serves_nowhere_needs_no_waiting(manager):
 # Administration.
 
 
-def rotate(manager: Manager, action=pb.UpdateChainRequest.ROTATE_PREFERRED) -> None:
-    request = pb.UpdateChainRequest(chain=CHAIN, action=action)
+def rotate(manager: Manager, action=pb.UpdateChainRequest.ROTATE_PREFERRED, *, target: int = 0) -> None:
+    request = pb.UpdateChainRequest(chain=CHAIN, action=action, target=target)
     manager.keep(manager.model.updated_chain(request, now_s=manager.now_s))
 
 
@@ -457,6 +457,36 @@ def test_what_a_replica_lacked_is_forgotten_with_its_process(manager):
     manager.beat(TAIL, (target(TAIL), manager.version, ONLINE, pb.DATA_PARTIAL, 1), incarnation=2)
     manager.wait(0.1)
     assert manager.states == {HEAD: Public.LASTSRV, TAIL: Public.LASTSRV}
+
+
+def test_rotation_gives_up_the_replica_that_is_named(manager):
+    manager.model.end(TAIL)
+    manager.model.end(HEAD)
+    manager.wait(0.1)
+    with pytest.raises(InvalidArgument, match="not one that served last"):
+        rotate(manager, pb.UpdateChainRequest.ROTATE_LASTSRV, target=9999)
+    rotate(manager, pb.UpdateChainRequest.ROTATE_LASTSRV, target=target(TAIL))
+    assert manager.states == {HEAD: Public.LASTSRV, TAIL: Public.OFFLINE}
+
+
+def test_chain_whose_disks_were_all_replaced_serves_again_after_rotations(manager):
+    manager.model.end(TAIL)
+    manager.model.end(HEAD)
+    manager.wait(0.1)
+    for node in (HEAD, TAIL):
+        manager.beat(node, (target(node), manager.version, OFFLINE, pb.DATA_LOST), incarnation=2)
+    manager.wait(0.1)
+    rotate(manager, pb.UpdateChainRequest.ROTATE_LASTSRV)
+    assert manager.states == {TAIL: Public.LASTSRV, HEAD: Public.OFFLINE}
+    with pytest.raises(Busy, match="disks of all replicas"):
+        rotate(manager, pb.UpdateChainRequest.ROTATE_LASTSRV)
+    manager.beat(HEAD, (target(HEAD), manager.version, ONLINE, pb.DATA_LOST), incarnation=2)
+    manager.wait(0.1)
+    rotate(manager, pb.UpdateChainRequest.ROTATE_LASTSRV)
+    assert manager.states == {HEAD: Public.SERVING, TAIL: Public.OFFLINE}
+    manager.beat(HEAD, (target(HEAD), manager.version, UPTODATE), incarnation=2)
+    manager.wait(0.1)
+    assert manager.states[HEAD] is Public.SERVING
 
 
 def test_role_of_the_last_replica_can_be_given_to_the_next(manager):
