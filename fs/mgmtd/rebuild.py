@@ -10,14 +10,16 @@ that it can have (`VERSION_GAP`, `TERM_GAP`): it returns as a replica that was a
 Not rebuilt: that nodes were disabled, and addresses, which nodes report when they start.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Final
 
 from ..errors import NotFound
 from ..ids import ChainId, ChainVersion, NodeId
+from ..states import Public
 from ..wire.pb import mgmtd_pb2 as pb
 from .records import ChainRecord, Change, NodeRecord, StoreMark, TableRecord
+from .transitions import Member, ordered
 
 # Each failure and return of a member costs a few versions. Of 64 bits: 2^44 rebuilds.
 VERSION_GAP: Final = 1 << 20
@@ -47,13 +49,22 @@ def rebuild(marks: Mapping[int, pb.Marks]) -> tuple[Change, int]:
     change = Change(
         nodes=tuple(NodeRecord(NodeId(node), pb.NODE_STORAGE) for node in sorted(nodes)),
         chains=tuple(
-            replace(chain, version=ChainVersion(chain.version + VERSION_GAP))
+            replace(chain, version=ChainVersion(chain.version + VERSION_GAP), members=_members(chain, marks))
             for _, chain in sorted(chains.items())
         ),
         tables=tuple(tables[key] for key in sorted(tables)),
         meta_store=max(meta_stores, key=lambda mark: (mark.generation, mark.position), default=None),
     )
     return change, max(seen.term for seen in marks.values()) + TERM_GAP
+
+
+def _members(chain: ChainRecord, asked: Collection[int]) -> tuple[Member, ...]:
+    """The members of a chain; one that was not asked does not serve beside one that was: they may have diverged."""
+    serves = {member.node for member in chain.members if member.state is Public.SERVING}
+    absent = serves.difference(asked) if serves.intersection(asked) else ()
+    return ordered(
+        [replace(each, state=Public.OFFLINE) if each.node in absent else each for each in chain.members]
+    )
 
 
 def missing(change: Change, marks: Mapping[int, pb.Marks]) -> list[int]:

@@ -54,6 +54,13 @@ def test_missing_node_cannot_have_seen_what_follows_a_rebuild():
     assert term + 1 > missed.term
     assert change.chains[0].version > missed.chains[0].version
     assert term + 1 < 1 << 32, "the upper half of a routing version"
+    states = [(member.node, member.state) for member in change.chains[0].members]
+    assert states == [(1, Public.SERVING), (2, Public.OFFLINE)], "it is brought up to date when it returns"
+
+
+def test_missing_node_that_alone_served_is_waited_for():
+    change, _ = rebuild({1: marks(7, chain(1, 50, n1=OFFLINE, n2=SERVING))})
+    assert {m.node: m.state for m in change.chains[0].members} == {1: Public.OFFLINE, 2: Public.SERVING}
 
 
 def test_nothing_to_rebuild_of_is_refused():
