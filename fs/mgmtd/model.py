@@ -15,7 +15,7 @@ lives here only, and is rebuilt from heartbeats after a restart.
         seen a newer store than ours was heard, or was given the time of the bootstrap for it
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -37,6 +37,7 @@ CHAINS_MAX: Final = 100_000  # of all tables; each takes about 2 KiB here, and 7
 CHAIN_MEMBERS_MAX: Final = REPLICAS_MAX
 CHAINS_PER_TABLE: Final = 100_000  # room for ids: chain = table * this + index + 1
 TARGETS_PER_CHAIN: Final = 1000  # and target = chain * this + n: replicas a chain may ever have had
+NEW_DIRECTORY: Final = 0  # in place of an incarnation: nothing was served from it yet
 ENDED_MAX: Final = 16  # incarnations of one node remembered as ended
 MARK_INTERVAL_S: Final = 5.0  # between two positions of one store that are stored: each is a sync of the disk
 
@@ -173,12 +174,13 @@ class Model:
 
     # Heartbeats.
 
-    def registration(self, node: pb.Node) -> Change:
+    def registration(self, node: pb.Node, directory_incarnations: Collection[int] = ()) -> Change:
         """What must be stored before a heartbeat of `node` can be taken in.
 
         A larger incarnation is a later process, so the one before has ended. A smaller one is a message that was
         long on its way, unless the clock of that machine was set back: it is believed when the other is silent.
-        Raises: InvalidArgument, Busy.
+        A directory that does not know the stored incarnation is an older copy: it lacks what was acknowledged since.
+        Raises: InvalidArgument, Busy; ConfigError for an older copy.
         """
         said = NodeRecord.from_pb(node)
         known = self.records.nodes.get(said.id)
@@ -208,6 +210,7 @@ class Model:
             )
         unsettled = known.unsettled
         if known.incarnation != said.incarnation:
+            _check_directory(known, directory_incarnations)
             unsettled = any(member.state not in FALLEN for _chain, member in self._members_on(said.id))
         said = replace(said, disabled=known.disabled, unsettled=unsettled)
         return Change() if said == known else Change(nodes=(said,))
@@ -622,6 +625,18 @@ class Model:
         if self.lives[node].status != status:
             self.lives[node].status = status
             self.touched.add(node)
+
+
+def _check_directory(known: NodeRecord, incarnations: Collection[int]) -> None:
+    """Raises: ConfigError if the directory of a storage node is not the one that `known` served from."""
+    if (
+        known.incarnation
+        and incarnations
+        and not {known.incarnation, NEW_DIRECTORY}.intersection(incarnations)
+    ):
+        raise ConfigError(
+            f"the directory of node {known.id} is an older copy of the one that served last", older="storage"
+        )
 
 
 def _check_description(text: str) -> None:

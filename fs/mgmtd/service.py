@@ -121,7 +121,8 @@ class Service:
         term = self._primary()
         if request.outdated:
             raise self._refuse(request)
-        if term.model.registration(request.node) or term.model.due_mark(request, now_s=received_s):
+        registration = term.model.registration(request.node, request.directory_incarnations)
+        if registration or term.model.due_mark(request, now_s=received_s):
             return self._register(request, received_s)
         return self._hear(term, request, received_s)
 
@@ -242,7 +243,7 @@ class Service:
 
     async def _register(self, request: pb.HeartbeatRequest, received_s: float) -> pb.HeartbeatReply:
         def decide(model: Model) -> Change:
-            registration = model.registration(request.node)
+            registration = model.registration(request.node, request.directory_incarnations)
             return replace(registration, meta_store=model.due_mark(request, now_s=received_s))
 
         term = await self._change(decide)

@@ -1,6 +1,7 @@
 """The directory of one storage node: whose it is, and which replicas lack what they had.
 
-    DATA/node.json   {"node", "cluster", "engine", "joined", "lost", "partial", "boot", "is_clean", "is_suspect"}
+    DATA/node.json   {"node", "cluster", "engine", "joined", "lost", "partial", "boot", "is_clean", "is_suspect",
+                     "incarnations"}
     DATA/chunks/     the engine's; may be a disk of its own
     DATA/quarantine/ chunks that were set aside
     DATA/data.sock   the Unix socket of the shm transport
@@ -13,6 +14,9 @@ without the other is refused: chunks that are missing while node.json is there a
 
 A kernel that is another than the one under which the directory was last open has lost what was not synced, unless the
 process had ended cleanly. Those replicas are remembered as partial, until they are up to date or serve again.
+
+A directory knows which incarnations it may have served under, of which mgmtd has stored the last: one that does not
+know that one is an older copy of the directory that served. mgmtd refuses it, whatever its replicas seem to have.
 """
 
 import errno
@@ -35,6 +39,7 @@ from .marks import MarkFile
 log = logging.getLogger(__name__)
 
 HOST: Final = Path("/proc/sys/kernel/random/boot_id")
+NEW: Final = 0  # among incarnations: nothing was served from this directory yet
 PROBE_BYTES: Final = 4096  # one block of every device
 SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of Linux, less its final zero
 
@@ -46,7 +51,8 @@ class Record:
     `engine`: the identity of the chunk engine, a UUID in hexadecimal.
     `joined`: routing has been seen with this directory. `boot`: the kernel under which it was opened last; `is_clean`:
     everything was synced when that process ended. `is_suspect`: what was not synced may be missing in every replica
-    that routing will show.
+    that routing will show. `incarnations`: the last one that mgmtd acknowledged, or NEW, and all that began since:
+    mgmtd may have stored any of them.
     """
 
     node: int
@@ -58,6 +64,7 @@ class Record:
     boot: str = ""
     is_clean: bool = False
     is_suspect: bool = False
+    incarnations: tuple[int, ...] = (NEW,)
 
 
 class Directory:
@@ -147,6 +154,25 @@ class Directory:
             self._record = replace(self._record, partial=partial, is_suspect=False)
             self._save()
 
+    @property
+    def incarnations(self) -> tuple[int, ...]:
+        """What mgmtd may know as the last incarnation that served from this directory; NEW among them: nothing was."""
+        assert self._record is not None, "opened"
+        return self._record.incarnations
+
+    def begin(self, incarnation: int) -> None:
+        """Note an incarnation before mgmtd hears of it: from then on mgmtd may have stored it. Raises: OSError."""
+        assert self._record is not None, "opened"
+        self._record = replace(self._record, incarnations=(*self._record.incarnations, incarnation))
+        self._save()
+
+    def acknowledge(self, incarnation: int) -> None:
+        """Note before anything is served that mgmtd has stored this incarnation. Raises: OSError."""
+        assert self._record is not None, "opened"
+        if self._record.incarnations != (incarnation,):
+            self._record = replace(self._record, incarnations=(incarnation,))
+            self._save()
+
     def restore(self, target: TargetId) -> None:
         """The replica has its data again."""
         assert self._record is not None, "opened"
@@ -232,6 +258,7 @@ class Directory:
                 boot=str(table["boot"]),
                 is_clean=bool(table["is_clean"]),
                 is_suspect=bool(table["is_suspect"]),
+                incarnations=tuple(map(int, table["incarnations"])),
             )
         except FileNotFoundError:
             return None

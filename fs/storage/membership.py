@@ -7,6 +7,8 @@ M2  A lease is used only while the model allows it (I6 there), and dropped befor
 M3  Routing reaches the data server before the model, and the model before the next heartbeat: a report is
     always about a chain version that the data server already knows.
 M4  Routing is adopted only after `marks` has it on disk, and never below a mark: mgmtd is then told so, and ends.
+M5  The directory has this incarnation before mgmtd hears of it, and that mgmtd has stored it before a lease is used.
+    A directory that mgmtd calls an older copy serves nothing: an operator has to put back the newest.
 """
 
 import asyncio
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..clock import boot_s
-from ..errors import Error, InvalidArgument
+from ..errors import ConfigError, Error, InvalidArgument
 from ..ids import ChainId, ChainVersion, TargetId
 from ..states import Data, Local, Public
 from ..wire import RoutingTable, RpcClients, methods
@@ -72,6 +74,7 @@ class Membership:
         self._directory = directory
         self._clients = clients
         self._about = about
+        directory.begin(about.incarnation)  # M5
         self._options = options
         self._sequence = 0
         self._interval_s = FIRST_INTERVAL_S
@@ -243,7 +246,12 @@ class Membership:
 
     async def leave(self) -> None:
         """Says that this node has stopped serving, so that nobody waits for its lease."""
-        request = HeartbeatRequest(node=self._about, sequence=self._next(), leaving=True)
+        request = HeartbeatRequest(
+            node=self._about,
+            sequence=self._next(),
+            leaving=True,
+            directory_incarnations=self._directory.incarnations,
+        )
         request.targets.extend(
             self._report(target, about, local=Local.OFFLINE) for target, about in self.state.targets.items()
         )
@@ -265,6 +273,8 @@ class Membership:
             if self._was_heard:
                 log.warning("heartbeats are not answered: %s", error)
             self._was_heard = False
+            if isinstance(error, ConfigError) and error.fields.get("older") == "storage":  # M5
+                raise ConfigError(f"{error}; {self._remedy()}") from error
             if isinstance(error, InvalidArgument):
                 raise  # another process has taken this node's place, or has been told to: end, and start again
             return False
@@ -274,7 +284,18 @@ class Membership:
         self._granted(reply, sent_s)
         return True
 
+    def _remedy(self) -> str:
+        return (
+            f"put back the newest {self._directory.path.absolute()}, or empty it, and its peers fill it; if it holds "
+            "the only copies and there is no newer one, `luciola up --rebuild-mgmtd` takes it as it is"
+        )
+
     def _granted(self, reply: HeartbeatReply, sent_s: float) -> None:
+        try:
+            self._directory.acknowledge(self._about.incarnation)  # M5
+        except OSError as error:
+            log.warning("nothing is served: that mgmtd knows this process cannot be written down: %s", error)
+            return
         if reply.interval_ms:
             self._interval_s = reply.interval_ms / 1000
         if reply.lease_ms:
@@ -303,7 +324,12 @@ class Membership:
             self.disk_failed(str(error))
         if not model.may_serve(self.state):
             await self._engine.quick(node.drop_lease)  # M2
-        request = HeartbeatRequest(node=self._about, sequence=self._next(), outdated=self._outdated)
+        request = HeartbeatRequest(
+            node=self._about,
+            sequence=self._next(),
+            outdated=self._outdated,
+            directory_incarnations=self._directory.incarnations,
+        )
         if self._directory.marks.marks.HasField("meta_store"):
             request.meta_store.CopyFrom(self._directory.marks.marks.meta_store)
         for target, about in self.state.targets.items():

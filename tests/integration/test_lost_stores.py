@@ -75,7 +75,11 @@ def test_lost_store_is_never_created_again(tmp_path: Path, name: str) -> None:
 
 def put_back(copy: Path, store: Path) -> None:
     shutil.rmtree(store, ignore_errors=True)
-    shutil.copytree(copy, store)
+    copy_sparse(copy, store)
+
+
+def copy_sparse(source: Path, copy: Path) -> None:
+    subprocess.run(["cp", "-a", "--sparse=always", source, copy], check=True)
 
 
 def inode(cluster: LocalCluster, name: str) -> int:
@@ -184,13 +188,59 @@ def test_everything_put_back_from_one_moment_starts_without_a_word(tmp_path: Pat
     copy = tmp_path / "copy"
     with cluster:
         write(cluster, "first", "1")
-    shutil.copytree(cluster.data, copy)
+    copy_sparse(cluster.data, copy)
     with cluster:
         write(cluster, "second", "2")
     put_back(copy, cluster.data)
     with cluster:
         assert names(cluster) == ["first"]
         write(cluster, "third", "3")
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_older_copy_of_a_storage_directory_is_refused_and_the_newest_bytes_are_read(
+    tmp_path: Path, replicas: int
+) -> None:
+    cluster = LocalCluster(tmp_path, storage_nodes=replicas, replicas=replicas)
+    store, older, newest = cluster.data / "storage-201", tmp_path / "older", tmp_path / "newest"
+    with cluster:
+        write(cluster, "file", "before" * 1000)
+    copy_sparse(store, older)
+    with cluster:
+        cluster.kill("storage", 0)
+        cluster.wait_healthy()
+        write(cluster, "file", "after!" * 1000)
+    copy_sparse(store, newest)
+
+    put_back(older, store)
+    if replicas == 1:
+        said = refused(cluster)
+    else:
+        up = luciola("up", "--data", str(cluster.data), "--detach", check=False)
+        with cluster_that_runs(cluster):
+            said = up.stdout + up.stderr
+            assert content(cluster, "file") == "after!" * 1000
+            assert not serves(cluster, 201)
+    assert "the directory of node 201 is an older copy" in said
+    assert f"put back the newest {store}, or empty it" in said
+
+    put_back(newest, store)
+    with cluster:
+        assert content(cluster, "file") == "after!" * 1000
+        cluster.wait_healthy()
+        assert cluster.fsck()["problems"] == []
+    put_back(older, store)
+    if replicas == 1:  # and the newest is lost: an operator takes what there is
+        assert "--rebuild-mgmtd" in refused(cluster)
+        luciola("up", "--data", str(cluster.data), "--detach", "--rebuild-mgmtd", "--yes")
+        with cluster_that_runs(cluster):
+            assert serves(cluster, 201)
+    else:
+        empty(store)
+        with cluster:
+            cluster.wait_healthy()
+            cluster.kill("storage", 1)  # the replica that was filled has it now
+            assert content(cluster, "file") == "after!" * 1000
 
 
 def test_second_metadata_service_with_a_store_of_its_own_is_refused(

@@ -312,7 +312,7 @@ def test_random_kills_under_writes_lose_nothing(tmp_path, replicas):
 
 
 def test_predecessor_with_an_older_disk_serves_and_what_its_successor_has_beyond_is_set_aside(tmp_path):
-    """Somebody puts back an old copy of the last disk that served: replicas become equal, and nothing is destroyed."""
+    """Its chunks alone are those of an old copy: replicas become equal, and nothing is destroyed."""
     with StorageCluster(tmp_path, nodes=2, replicas=2, chains=1) as cluster:
         (chain,) = cluster.chains()
         for index in range(20):
@@ -326,8 +326,8 @@ def test_predecessor_with_an_older_disk_serves_and_what_its_successor_has_beyond
         cluster.write(chain, 2, 0, 77)
         cluster.kill(2, signal.SIGTERM)
         cluster.kill(1, signal.SIGTERM)
-        shutil.rmtree(cluster.data(1))
-        (tmp_path / "old").rename(cluster.data(1))
+        shutil.rmtree(cluster.data(1) / "chunks")
+        (tmp_path / "old" / "chunks").rename(cluster.data(1) / "chunks")
         cluster.start(1)
         cluster.wait(lambda: cluster.chains()[chain].targets[0].state == mgmtd_pb2.SERVING, "the old disk")
         cluster.start(2)

@@ -348,6 +348,8 @@ pub struct HeartbeatRequest {
     pub meta_store: ::core::option::Option<StoreMark>,
     #[prost(string, tag = "6")]
     pub outdated: ::prost::alloc::string::String,
+    #[prost(uint64, repeated, tag = "7")]
+    pub directory_incarnations: ::prost::alloc::vec::Vec<u64>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeartbeatReply {

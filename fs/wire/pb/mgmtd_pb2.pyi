@@ -222,20 +222,22 @@ class Marks(_message.Message):
     def __init__(self, format: _Optional[int] = ..., term: _Optional[int] = ..., manager: _Optional[int] = ..., meta_store: _Optional[_Union[StoreMark, _Mapping]] = ..., chains: _Optional[_Iterable[_Union[Chain, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[ChainTable, _Mapping]]] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("node", "sequence", "targets", "leaving", "meta_store", "outdated")
+    __slots__ = ("node", "sequence", "targets", "leaving", "meta_store", "outdated", "directory_incarnations")
     NODE_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     META_STORE_FIELD_NUMBER: _ClassVar[int]
     OUTDATED_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
     node: Node
     sequence: int
     targets: _containers.RepeatedCompositeFieldContainer[LocalTarget]
     leaving: bool
     meta_store: StoreMark
     outdated: str
-    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., sequence: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[LocalTarget, _Mapping]]] = ..., leaving: _Optional[bool] = ..., meta_store: _Optional[_Union[StoreMark, _Mapping]] = ..., outdated: _Optional[str] = ...) -> None: ...
+    directory_incarnations: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., sequence: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[LocalTarget, _Mapping]]] = ..., leaving: _Optional[bool] = ..., meta_store: _Optional[_Union[StoreMark, _Mapping]] = ..., outdated: _Optional[str] = ..., directory_incarnations: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
     __slots__ = ("routing_version", "lease_ms", "interval_ms", "meta_store")

@@ -1,5 +1,7 @@
 """The rules of heartbeats and leases, one a test; test_simulation.py explores their combinations."""
 
+from dataclasses import replace
+
 import pytest
 
 from luciola.config import MgmtdConfig
@@ -487,6 +489,40 @@ def test_chain_whose_disks_were_all_replaced_serves_again_after_rotations(manage
     manager.beat(HEAD, (target(HEAD), manager.version, UPTODATE), incarnation=2)
     manager.wait(0.1)
     assert manager.states[HEAD] is Public.SERVING
+
+
+@pytest.mark.parametrize(
+    ("known", "may_register"),
+    [
+        ((1, 3), True),  # killed, or stopped, after the last acknowledgement
+        ((2, 1, 3), True),  # the clock of its machine was set back
+        ((0, 3), True),  # a new directory: it says itself that its replicas are lost
+        ((), True),  # a node without a directory
+        ((2, 3), False),
+        ((3,), False),
+    ],
+)
+def test_directory_that_does_not_know_the_last_incarnation_is_refused(manager, known, may_register):
+    after = manager.restart()
+    node = pb.Node(id=HEAD, kind=pb.NODE_STORAGE, incarnation=3)
+    if may_register:
+        assert after.model.registration(node, known).nodes[0].incarnation == 3
+    else:
+        with pytest.raises(ConfigError, match=f"node {HEAD} is an older copy") as refused:
+            after.model.registration(node, known)
+        assert refused.value.fields == {"older": "storage"}
+        after.beat(TAIL, (target(TAIL), after.version, ONLINE), incarnation=2)
+        after.wait(2 * LEASE_S)
+        after.beat(TAIL, (target(TAIL), after.version, ONLINE), incarnation=2)
+        after.wait(0.1)
+        assert after.states == {TAIL: Public.SERVING, HEAD: Public.OFFLINE}
+
+
+def test_directory_is_not_asked_where_no_incarnation_is_known(manager):
+    head = manager.stored.nodes[HEAD]
+    manager.stored.nodes[HEAD] = replace(head, incarnation=0)  # a store that was made again of marks
+    after = manager.restart()
+    assert after.model.registration(pb.Node(id=HEAD, kind=pb.NODE_STORAGE, incarnation=3), (2, 3))
 
 
 def test_role_of_the_last_replica_can_be_given_to_the_next(manager):

@@ -6,7 +6,7 @@ import pytest
 
 from luciola.errors import Busy, ConfigError
 from luciola.states import Data
-from luciola.storage.directory import Directory
+from luciola.storage.directory import NEW, Directory
 
 
 def opened(path, **named):
@@ -151,4 +151,23 @@ def test_record_is_replaced_in_one_step(tmp_path):
     assert json.loads((tmp_path / "node.json").read_text())["lost"] == [1]
     assert not (tmp_path / "node.json.new").exists()
     directory.probe()
+    directory.close()
+
+
+def test_directory_knows_every_incarnation_that_mgmtd_may_have_stored(tmp_path):
+    directory = opened(tmp_path)
+    directory.begin(7)
+    assert directory.incarnations == (NEW, 7)
+    directory.close()
+    directory = opened(tmp_path)  # killed: whether mgmtd heard of 7 is not known
+    directory.begin(8)
+    assert directory.incarnations == (NEW, 7, 8)
+    directory.acknowledge(8)
+    directory.close()
+    for begun in (9, 10):
+        directory = opened(tmp_path)
+        directory.begin(begun)
+        directory.close()
+    directory = opened(tmp_path)
+    assert directory.incarnations == (8, 9, 10)
     directory.close()

@@ -1,12 +1,13 @@
 """Heartbeats, leases and routing against a manager that answers what the test says; the engine is in memory."""
 
 import asyncio
+import json
 import threading
 
 import pytest
 
 from luciola.clock import boot_s
-from luciola.errors import InvalidArgument, Unavailable
+from luciola.errors import ConfigError, InvalidArgument, Unavailable
 from luciola.states import Local
 from luciola.storage.directory import Directory
 from luciola.storage.engine import Engine
@@ -341,5 +342,39 @@ def test_leaving_says_that_nothing_is_served(tmp_path):
         last = world.manager.heard[-1]
         assert last.leaving
         assert states(last) == {101: Local.OFFLINE}
+
+    run(tmp_path, test)
+
+
+def test_directory_knows_what_mgmtd_has_stored_before_a_lease_is_used(tmp_path):
+    async def test(world, _):
+        known = []
+        set_lease = world.twin.set_lease
+
+        def note(*arguments):
+            known.append(json.loads((tmp_path / "node.json").read_text())["incarnations"])
+            set_lease(*arguments)
+
+        world.twin.set_lease = note
+        world.routing()
+        await world.beats()
+        assert world.manager.heard[0].directory_incarnations == [0, 5]
+        assert world.manager.heard[-1].directory_incarnations == [5]
+        assert known[0] == [5]
+
+    run(tmp_path, test)
+
+
+def test_node_with_an_older_directory_ends_and_says_what_to_do(tmp_path):
+    async def test(world, task):
+        def refuse(_):
+            raise ConfigError("the directory of node 1 is an older copy", older="storage")
+
+        world.manager.answer = refuse
+        with pytest.raises(ConfigError, match=f"older copy; put back the newest {tmp_path}, or empty it"):
+            await task
+        await world.membership.leave()
+        assert world.manager.heard[-1].leaving
+        assert world.manager.heard[-1].directory_incarnations == [0, 5]
 
     run(tmp_path, test)
