@@ -228,8 +228,8 @@ def test_chain_whose_machines_lost_power_waits_for_all_and_resumes_with_the_newe
         cluster.wait(
             lambda: not cluster._serves(head) and not cluster._serves(tail), "the end of their leases"
         )
-        shutil.rmtree(cluster.data(head))
-        (tmp_path / "old").rename(cluster.data(head))
+        shutil.rmtree(cluster.data(head) / "chunks")
+        (tmp_path / "old" / "chunks").rename(cluster.data(head) / "chunks")
         for node in (head, tail):
             record = cluster.data(node) / "node.json"
             record.write_text(json.dumps(json.loads(record.read_text()) | {"is_clean": False}))
