@@ -23,7 +23,8 @@ const LARGE_BYTES: usize = 1 << 20;
 /// Sequential requests in a row before the first block.
 const RUN_MIN: u32 = 2;
 
-type Outcome = Option<Result<Placement>>;
+/// What reading in advance gave; `Some(None)`: the reader has to ask for itself.
+type Outcome = Option<Option<Result<Placement>>>;
 /// Filled by the thread that reads.
 type Slot = Arc<(Mutex<Outcome>, Condvar)>;
 
@@ -72,13 +73,13 @@ impl ReadAhead {
                 done += count;
                 break;
             };
-            let bytes = wait(&block)?;
+            let bytes = wait(&block).transpose()?;
             let from = (at - start) as usize;
-            if from >= bytes.len() {
+            let Some(bytes) = bytes.filter(|bytes| from < bytes.len()) else {
                 // The file may have grown since; ask.
                 done += inode.read(who, at, &rest, Through::Buffered)?;
                 break;
-            }
+            };
             let count = rest.len().min(bytes.len() - from);
             bytes.slice(from..from + count).copy_into(&rest);
             done += count;
@@ -157,14 +158,14 @@ fn ask(
     let block = Block { start, asked: Instant::now(), writes, outcome: outcome.clone() };
     let (inode, who) = (inode.clone(), who.clone());
     let job = move || {
-        let result = inode.read_anywhere(&who, start, &buffer, Through::Buffered);
+        let result = inode.read_in_advance(&who, start, &buffer);
         *outcome.0.lock() = Some(result);
         outcome.1.notify_all();
     };
     shared.errands.submit(job).then_some(block)
 }
 
-fn wait(block: &(Mutex<Outcome>, Condvar)) -> Result<Placement> {
+fn wait(block: &(Mutex<Outcome>, Condvar)) -> Option<Result<Placement>> {
     let mut outcome = block.0.lock();
     while outcome.is_none() {
         block.1.wait(&mut outcome);

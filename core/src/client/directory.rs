@@ -260,14 +260,8 @@ mod tests {
             self.shared.names.changed(ROOT, format!("f{inode}").as_bytes(), None, Some(1));
         }
 
-        /// Jobs wait until the sender is dropped.
         fn hold_errands(&self) -> crossbeam_channel::Sender<()> {
-            let (release, held) = bounded::<()>(0);
-            for _ in 0..64 {
-                let held = held.clone();
-                self.shared.errands.submit(move || while held.recv().is_ok() {});
-            }
-            release
+            twin::hold_errands(&self.shared)
         }
     }
 

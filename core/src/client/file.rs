@@ -392,6 +392,7 @@ impl File {
 
     /// Ends the session. Where a write or its report has failed, the chains may hold more than was reported.
     fn last_close(&self, failed: bool) -> Close {
+        self.inode.drop_session(self.session);
         let mut close = self.goodbye();
         close.one.measure = failed || self.has_failed();
         close
@@ -402,7 +403,6 @@ impl File {
     }
 
     fn end(&self) {
-        self.inode.drop_session(self.session);
         if self.options.read {
             self.shared.unhold(self.inode.id());
         }
@@ -427,6 +427,7 @@ impl File {
         close.one.inline_data = news.inline.clone().unwrap_or_default();
         close.one.inline_base = news.base;
         close.one.clear_set_id = news.clears_set_id;
+        self.inode.begin_close(self.session);
         match self.close_one(close) {
             Ok(inode) => {
                 self.inode.told(inode, &news, false);
@@ -436,9 +437,12 @@ impl File {
             }
             Err(error) => {
                 self.inode.untold();
-                drop(telling);
                 // Somebody else changed the small file: merge, with the session still open.
                 let merges = error.kind() == Kind::Conflict;
+                if merges {
+                    self.inode.close_refused();
+                }
+                drop(telling);
                 if merges { self.inode.sync().map(|()| false) } else { Err(error) }
             }
         }

@@ -447,7 +447,8 @@ fn a_file_whose_close_failed_tells_nothing_when_it_has_been_opened_anew() {
     let second = world.open(5);
     put(&second, 0, b"kept");
     second.flush().unwrap();
-    inode.write_back_aged();
+    inode.start_write_back();
+    inode.report_aged();
     assert_eq!(world.meta.inode(5).inline_data, b"kept");
     assert_eq!(world.shared.budget.used(), 0);
 }
@@ -1507,4 +1508,106 @@ fn after_large_files_in_a_row_the_next_is_made_in_chunks() {
     assert_eq!(world.chunks.content(world.meta.inode(16).content), b"hello");
     world.create(17);
     assert!(world.meta.inode(17).is_inline, "a small file ends the row");
+}
+
+#[test]
+fn writes_of_a_user_are_not_reported_by_age_where_no_set_id_bit_is_known() {
+    let world = World::that_trusts();
+    let file = world.create(5);
+    put(&file, 0, &pattern(100_000, 2));
+    file.flush().unwrap();
+    let others = world.other();
+    set_attributes(&others.shared, &others.who, mode(0o4755)).unwrap();
+    let reports = || world.meta.count(Method::MetaSync);
+    let before = reports();
+    for byte in 0..3 {
+        assert!(!file.inode().clear_set_id());
+        put(&file, byte, b"b");
+        world.shared.write_back_aged();
+        file.inode().flush();
+        world.shared.write_back_aged();
+    }
+    assert_eq!(reports(), before);
+    file.close().unwrap();
+    assert_eq!(world.meta.inode(5).permissions, 0o755, "the close reports it");
+}
+
+#[test]
+fn known_set_id_bits_end_by_age_and_a_report_that_fails_is_no_error_of_a_write() {
+    let world = World::that_trusts();
+    let file = world.create(5);
+    put(&file, 0, &pattern(100_000, 2));
+    file.flush().unwrap();
+    set_attributes(&world.shared, &world.who, mode(0o4755)).unwrap();
+    assert!(file.inode().clear_set_id());
+    put(&file, 0, b"new");
+    world.meta.fail_calls(Some(Error::new(Kind::Unavailable, "being restarted")));
+    world.shared.write_back_aged();
+    put(&file, 3, b"newer");
+    world.meta.fail_calls(None);
+    world.shared.write_back_aged();
+    assert_eq!(world.meta.inode(5).permissions, 0o755);
+    file.close().unwrap();
+}
+
+#[test]
+fn write_back_by_age_waits_for_no_report_of_another_file() {
+    let world = World::new();
+    let (small, large) = (world.create(5), world.create(6));
+    put(&large, 0, &pattern(100_000, 2));
+    large.flush().unwrap();
+    put(&small, 0, b"small");
+    put(&large, 0, b"new");
+    let content = world.meta.inode(6).content;
+    call_while(
+        &world,
+        Method::MetaSync,
+        || world.shared.write_back_aged(),
+        || {
+            let deadline = std::time::Instant::now() + Duration::from_secs(60);
+            while world.chunks.content(content)[..3] != *b"new" {
+                assert!(std::time::Instant::now() < deadline, "the large file waits");
+                thread::yield_now();
+            }
+        },
+    );
+}
+
+#[test]
+fn registering_again_while_a_close_is_under_way_loses_no_session() {
+    for is_open_twice in [false, true] {
+        let world = World::new();
+        let file = world.create(5);
+        put(&file, 0, b"small");
+        let other = is_open_twice.then(|| world.open(5));
+        call_while(&world, Method::MetaClose, || file.close(), || come_back(&world)).unwrap();
+        if let Some(other) = other {
+            put(&other, 5, b"!");
+            other.fsync(false).unwrap();
+            other.close().unwrap();
+        }
+        assert!(world.meta.inode(5).inline_data.starts_with(b"small"));
+    }
+}
+
+#[test]
+fn reading_ahead_does_not_wait_at_a_raised_fence() {
+    let world = World::new();
+    let bytes = pattern(3 << 20, 5);
+    let file = world.create(5);
+    put(&file, 0, &bytes);
+    file.flush().unwrap();
+    let read = |block: usize| {
+        let into = Placement::from_vec(vec![0; 4096]);
+        file.read_ahead_at(4096 * block as u64, &into).map(|count| into.slice(0..count).to_vec())
+    };
+    (0..2).for_each(|block| assert_eq!(read(block).unwrap(), bytes[4096 * block..4096 * (block + 1)]));
+    world.shared.fence.open_until(0);
+    let buffer = world.shared.pool.try_take().unwrap().into_placement();
+    assert!(file.inode().read_in_advance(&world.who, 0, &buffer).is_none());
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| read(2));
+        come_back(&world);
+        assert_eq!(reader.join().unwrap().unwrap(), bytes[8192..12288]);
+    });
 }

@@ -265,15 +265,17 @@ impl Mounted {
 
     /// Free space of the cluster, at most `FREE_BYTES_AGE` old.
     fn free_bytes(&self) -> Reply<u64> {
-        let mut free = self.free.lock();
-        match *free {
-            Some((asked, bytes)) if asked.elapsed() < FREE_BYTES_AGE => Ok(bytes),
-            _ => {
-                let bytes = self.client.meta().stat_fs(&self.root).map_err(errno)?.free_bytes;
-                *free = Some((Instant::now(), bytes));
-                Ok(bytes)
-            }
+        let known = *self.free.lock();
+        if let Some((asked, bytes)) = known
+            && asked.elapsed() < FREE_BYTES_AGE
+        {
+            return Ok(bytes);
         }
+        // Not under the lock: calls that end early must not wait for this one.
+        let asked = Instant::now();
+        let bytes = self.client.meta().stat_fs(&self.root).map_err(errno)?.free_bytes;
+        *self.free.lock() = Some((asked, bytes));
+        Ok(bytes)
     }
 
     fn ttl(&self, left: Duration) -> Duration {

@@ -115,6 +115,9 @@ pub struct State {
     lost_sessions: u64,
     /// Write sessions of this client, and who opened them.
     sessions: Vec<(u64, Arc<Who>)>,
+    /// The one of them whose close is under way: if the metadata service does not know it any more, it has closed it, or
+    /// its answer to the close says so.
+    closing: Option<u64>,
     append_trust: AppendTrust,
     /// In the client's list of files with dirty bytes.
     listed: bool,
@@ -166,6 +169,7 @@ impl OpenInode {
             exclusive: false,
             lost_sessions: 0,
             sessions: Vec::new(),
+            closing: None,
             append_trust: AppendTrust::default(),
             listed: false,
             inode,
@@ -272,7 +276,8 @@ impl OpenInode {
     /// file since, so what waits here goes nowhere, and all handles that write fail.
     pub fn lose_session(&self, session: u64) {
         let mut state = self.state.lock();
-        if !state.sessions.iter().any(|(known, _)| *known == session) {
+        let is_known = state.sessions.iter().any(|(known, _)| *known == session);
+        if !is_known || state.closing == Some(session) {
             return;
         }
         state.sessions.clear();
@@ -291,7 +296,19 @@ impl OpenInode {
     }
 
     pub fn drop_session(&self, session: u64) {
-        self.state.lock().sessions.retain(|(known, _)| *known != session);
+        let mut state = self.state.lock();
+        state.sessions.retain(|(known, _)| *known != session);
+        state.closing.take_if(|closing| *closing == session);
+    }
+
+    /// The session is about to be closed; hold `telling`.
+    pub fn begin_close(&self, session: u64) {
+        self.state.lock().closing = Some(session);
+    }
+
+    /// The session stays open; hold `telling`.
+    pub fn close_refused(&self) {
+        self.state.lock().closing = None;
     }
 
     /// Whether other handles of this client than that of `session` write the file.

@@ -1,8 +1,8 @@
 //! What a client does by the clock: it extends its session, sends closes, writes back by age, and tells a metadata
 //! service that was restarted which files it holds open.
 //!
-//! One thread keeps time and never waits for anybody; what has to wait runs on the errand threads, each kind at most
-//! once at a time.
+//! One thread keeps time and never waits; what has to wait runs on other threads, each kind at most once at a time. The
+//! session is extended by a thread of its own: whatever else hangs, the cluster keeps hearing this client.
 
 use std::collections::HashMap;
 use std::fs;
@@ -19,6 +19,7 @@ use super::meta::Who;
 use super::routing::RoutingTable;
 use super::shared::CLOSES_MAX;
 use super::shared::Shared;
+use super::workers::Workers;
 use crate::clock;
 use crate::error::Result;
 use crate::types::ClientId;
@@ -46,13 +47,18 @@ const HOLDS_MAX: usize = 700_000;
 struct Errand(AtomicBool);
 
 impl Errand {
-    /// Runs `job` on an errand thread unless the last one is still at it.
+    /// Runs `job` on a shared thread unless the last one is still running.
     fn send(session: &Arc<Session>, which: fn(&Session) -> &Errand, job: fn(&Session)) {
+        Errand::send_to(&session.shared.errands, session, which, job);
+    }
+
+    /// As `send`, on a thread of `workers`.
+    fn send_to(workers: &Workers, session: &Arc<Session>, which: fn(&Session) -> &Errand, job: fn(&Session)) {
         if which(session).0.swap(true, Ordering::AcqRel) {
             return;
         }
         let running = Running { session: session.clone(), which };
-        session.shared.errands.submit(move || job(&running.session));
+        workers.submit(move || job(&running.session));
     }
 }
 
@@ -80,6 +86,8 @@ pub struct Session {
     /// Incarnation of each metadata service that knows our holds.
     known: Mutex<HashMap<u32, u64>>,
     extending: Errand,
+    /// One thread, which only extends the session.
+    extender: Workers,
     closing: Errand,
     aging: Errand,
     holding: Errand,
@@ -113,7 +121,23 @@ impl Session {
             leaving: false,
             pid: std::process::id(),
         };
-        let session = Arc::new(Session {
+        let session = Session::new(id, request, shared, who, routing, mgmtd, meta_lane);
+        session.extend_by(deadline)?;
+        *session.known.lock() = session.metas();
+        session.start_clock()?;
+        Ok(session)
+    }
+
+    fn new(
+        id: ClientId,
+        request: pb::ExtendClientRequest,
+        shared: Arc<Shared>,
+        who: Arc<Who>,
+        routing: Arc<RoutingTable>,
+        mgmtd: Arc<Lane>,
+        meta_lane: Arc<Lane>,
+    ) -> Arc<Session> {
+        Arc::new(Session {
             id,
             request,
             shared,
@@ -124,6 +148,7 @@ impl Session {
             interval_ms: AtomicU64::new(1000),
             known: Mutex::new(HashMap::new()),
             extending: Errand::default(),
+            extender: Workers::new("luciola-extend", 1),
             closing: Errand::default(),
             aging: Errand::default(),
             holding: Errand::default(),
@@ -131,13 +156,14 @@ impl Session {
             suspected: Mutex::default(),
             stopping: AtomicBool::new(false),
             clock: Mutex::new(None),
-        });
-        session.extend_by(deadline)?;
-        *session.known.lock() = session.metas();
-        let ticking = session.clone();
+        })
+    }
+
+    fn start_clock(self: &Arc<Self>) -> Result<()> {
+        let ticking = self.clone();
         let clock = thread::Builder::new().name("luciola-clock".to_owned()).spawn(move || ticking.tick())?;
-        *session.clock.lock() = Some(clock);
-        Ok(session)
+        *self.clock.lock() = Some(clock);
+        Ok(())
     }
 
     pub fn cluster_id(&self) -> String {
@@ -160,7 +186,7 @@ impl Session {
                 extended = Instant::now();
                 self.mgmtd.close_idle();
                 self.meta_lane.close_idle();
-                Errand::send(&self, |session| &session.extending, Session::extend);
+                Errand::send_to(&self.extender, &self, |session| &session.extending, Session::extend);
             }
             if aged.elapsed() >= AGE {
                 aged = Instant::now();
@@ -265,6 +291,8 @@ impl Session {
             // A panic of the clock has been reported by the panic hook.
             let _ = clock.join();
         }
+        // An extension that arrives after the client has left would bring it back.
+        self.extender.stop();
     }
 
     /// Says goodbye, and stops following routing.
@@ -276,5 +304,39 @@ impl Session {
             log::info!("client {}: no goodbye: {error}", self.id);
         }
         self.routing.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::client::lane::LaneOptions;
+    use crate::client::routing::Routing;
+    use crate::client::twin::{self, MetaTwin};
+    use crate::wire::credential::Credential;
+
+    #[test]
+    fn session_is_extended_while_all_shared_threads_wait() {
+        let chunks = Arc::default();
+        let shared = twin::client(&chunks, &MetaTwin::new(Arc::clone(&chunks)), 1 << 20);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let credential = Credential::new(Vec::new(), [1; 32]).unwrap();
+        let lane = |addresses| Lane::new(addresses, credential.clone(), LaneOptions::default());
+        let (mgmtd, meta) = (lane(vec![address.to_string()]), lane(Vec::new()));
+        let routing = RoutingTable::fixed(Routing::default());
+        let request = pb::ExtendClientRequest::default();
+        let session =
+            Session::new(ClientId(1), request, shared.clone(), Arc::default(), routing, mgmtd, meta);
+        session.interval_ms.store(1, Ordering::Relaxed);
+        let held = twin::hold_errands(&shared);
+        session.start_clock().unwrap();
+        let (report, reached) = crossbeam_channel::bounded(1);
+        thread::spawn(move || report.send(listener.accept().is_ok()));
+        assert_eq!(reached.recv_timeout(Duration::from_secs(60)), Ok(true), "the manager hears the client");
+        drop(held);
+        session.stop();
     }
 }

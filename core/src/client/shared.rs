@@ -413,8 +413,10 @@ impl Shared {
     /// Begins to write back what has waited since the last call but one.
     pub fn write_back_aged(&self) {
         let files = self.dirty_files();
+        // All of them first: a report may wait for the metadata service.
+        files.iter().for_each(|inode| inode.start_write_back());
         let mut done: HashSet<_> =
-            files.iter().filter(|inode| !inode.write_back_aged()).map(Arc::as_ptr).collect();
+            files.iter().filter(|inode| !inode.report_aged()).map(Arc::as_ptr).collect();
         // Once each: a file that has been written since is there once more.
         self.listed.lock().retain(|inode| inode.strong_count() > 0 && !done.remove(&inode.as_ptr()));
     }

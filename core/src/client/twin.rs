@@ -14,6 +14,7 @@ use crate::lock::{Condvar, Mutex};
 use prost::Message;
 
 use super::data::{Read, Write};
+use super::later::without_set_id;
 use super::meta::{Carrier, Meta, inode_path};
 use super::shared::{Chunks, Shared};
 use crate::buffer::BufferPool;
@@ -654,6 +655,7 @@ impl MetaTwin {
             has_inline: request.has_inline,
             inline_data: request.inline_data,
             inline_base: request.inline_base,
+            clear_set_id: request.clear_set_id,
             ..Default::default()
         };
         if request.reserve_spare {
@@ -741,7 +743,10 @@ impl MetaTwin {
         if one.mtime_ns != 0 {
             inode.mtime_ns = one.mtime_ns;
         }
-        Ok(one.has_inline || one.length.is_some() || one.mtime_ns != 0)
+        if one.clear_set_id {
+            inode.permissions = without_set_id(inode.permissions);
+        }
+        Ok(has_news(one))
     }
 
     fn close(&self, request: pb::CloseRequest) -> pb::CloseReply {
@@ -769,7 +774,7 @@ impl MetaTwin {
 
     fn close_one(&self, one: &pb::CloseOne) -> Result<pb::InodeReply> {
         let mut reply = pb::InodeReply::default();
-        if one.length.is_some() || one.mtime_ns != 0 || one.has_inline {
+        if has_news(one) {
             if happens(self.whims.lock().conflict) {
                 return Err(Error::new(Kind::Conflict, "a whim of the twin"));
             }
@@ -784,6 +789,10 @@ impl MetaTwin {
         self.sessions.lock().remove(&(one.inode, one.session));
         Ok(reply)
     }
+}
+
+fn has_news(one: &pb::CloseOne) -> bool {
+    one.has_inline || one.length.is_some() || one.mtime_ns != 0 || one.clear_set_id
 }
 
 /// Changes all that a reply says of inodes.
@@ -835,4 +844,14 @@ pub fn client_that_trusts(
         4 << 20,
         attribute_timeout,
     )
+}
+
+/// Occupies all shared threads of a client until the sender is dropped.
+pub fn hold_errands(shared: &Shared) -> crossbeam_channel::Sender<()> {
+    let (release, held) = crossbeam_channel::bounded::<()>(0);
+    for _ in 0..64 {
+        let held = held.clone();
+        shared.errands.submit(move || while held.recv().is_ok() {});
+    }
+    release
 }

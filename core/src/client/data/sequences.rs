@@ -4,6 +4,7 @@
 //! caller has its outcome and no attempt of it can be begun any more, on whichever node that attempt may be.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::Instant;
 
 use crate::lock::Mutex;
@@ -21,14 +22,14 @@ struct State {
 }
 
 impl Sequences {
-    /// The next `count` numbers; the first of them.
-    pub(super) fn begin(&self, count: usize) -> u64 {
+    /// The next `count` numbers. Attempts of them are begun before `deadline`.
+    pub(super) fn begin(&self, count: usize, deadline: Instant) -> Begun<'_> {
         let mut state = self.0.lock();
         let first = state.last + 1;
         state.last += count as u64;
         let end = state.last;
         state.open.extend(first..=end);
-        first
+        Begun { sequences: self, numbers: first..end + 1, deadline }
     }
 
     /// The outcome of `sequence` is known; attempts of it may be begun until `open_until`.
@@ -54,16 +55,54 @@ impl Sequences {
     }
 }
 
+/// Numbers that are under way. Those that have not ended when this is dropped, because their caller panicked, end when
+/// no attempt of them can be begun any more.
+pub(super) struct Begun<'a> {
+    sequences: &'a Sequences,
+    pub(super) numbers: Range<u64>,
+    deadline: Instant,
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        let state = &mut *self.sequences.0.lock();
+        for number in self.numbers.clone().filter(|number| state.open.remove(number)) {
+            state.void_at.insert(number, self.deadline);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::time::Duration;
 
     #[test]
+    fn numbers_of_a_caller_that_panicked_are_settled_after_their_deadline() {
+        let sequences = Sequences::default();
+        let (now, later) = (Instant::now(), Instant::now() + Duration::from_secs(3600));
+        let numbers = |begun: &Begun<'_>| begun.numbers.clone();
+        let panicked = |deadline| {
+            let call = std::panic::AssertUnwindSafe(|| {
+                let begun = sequences.begin(2, deadline);
+                sequences.end(numbers(&begun).start, None);
+                panic!("a mistake, on purpose");
+            });
+            std::panic::catch_unwind(call).unwrap_err();
+        };
+        panicked(now);
+        assert_eq!(sequences.settled_before(), 3);
+        panicked(later);
+        assert_eq!(sequences.settled_before(), 4, "an attempt may still be begun");
+    }
+
+    #[test]
     fn settled_is_what_has_ended_and_cannot_come_again() {
         let sequences = Sequences::default();
         assert_eq!(sequences.settled_before(), 1);
-        assert_eq!((sequences.begin(3), sequences.begin(1)), (1, 4));
+        let far = Instant::now() + Duration::from_secs(3600);
+        let begun = (sequences.begin(3, far), sequences.begin(1, far));
+        assert_eq!((begun.0.numbers.start, begun.1.numbers.start), (1, 4));
         assert_eq!(sequences.settled_before(), 1);
         sequences.end(2, None);
         assert_eq!(sequences.settled_before(), 1, "the first is under way");
@@ -73,8 +112,9 @@ mod tests {
         sequences.end(3, Some(now));
         sequences.end(4, None);
         assert_eq!(sequences.settled_before(), 1);
+        drop(begun);
         let sequences = Sequences::default();
-        sequences.begin(4);
+        let _begun = sequences.begin(4, far);
         sequences.end(1, Some(now));
         sequences.end(2, None);
         assert_eq!(sequences.settled_before(), 3);

@@ -88,8 +88,8 @@ pub(super) fn run(client: &DataClient, pieces: &mut [Piece], deadline: Instant) 
         return;
     };
     // Under the lock, so that the sequence grows for each chunk.
-    let first = client.sequences.begin(pieces.len());
-    for (piece, sequence) in pieces.iter_mut().zip(first..) {
+    let begun = client.sequences.begin(pieces.len(), deadline);
+    for (piece, sequence) in pieces.iter_mut().zip(begun.numbers.clone()) {
         piece.tag = RequestTag { client: client.options.client, sequence };
     }
     attempt_all(client, pieces, deadline);

@@ -18,6 +18,10 @@ impl OpenInode {
     /// Reads up to `into.len()` bytes; fewer only at the end of the file.
     pub fn read(&self, who: &Who, offset: u64, into: &Placement, through: Through) -> Result<usize> {
         self.shared.fence.pass(self.shared.meta.deadline())?;
+        self.read_unfenced(who, offset, into, through)
+    }
+
+    fn read_unfenced(&self, who: &Who, offset: u64, into: &Placement, through: Through) -> Result<usize> {
         self.refresh_for(who, offset.saturating_add(into.len() as u64), through)?;
         let state = self.state.lock();
         if offset >= state.length {
@@ -63,6 +67,18 @@ impl OpenInode {
                 Ok(other.slice(0..count))
             }
             result => result.map(|count| into.slice(0..count)),
+        }
+    }
+
+    /// Reads ahead of a reader, into memory that its owner can do without. `None`: the reader has to ask for itself,
+    /// because the fence is raised, for which a shared thread does not wait, or because a node hangs with that memory.
+    pub fn read_in_advance(&self, who: &Who, offset: u64, into: &Placement) -> Option<Result<Placement>> {
+        if self.shared.fence.is_raised() {
+            return None;
+        }
+        match self.read_unfenced(who, offset, &into.clone().expendable(), Through::Buffered) {
+            Err(error) if error.kind() == Kind::Timeout && into.is_shared() => None,
+            result => Some(result.map(|count| into.slice(0..count))),
         }
     }
 

@@ -64,6 +64,13 @@ impl State {
         !self.is_edited()
     }
 
+    /// Whether set-id bits are to end that the metadata service has shown. Where it has shown none, the end travels with
+    /// the next report: every write of a user may ask for it.
+    pub(super) fn clears_known_set_id(&self) -> bool {
+        let permissions = self.inode.permissions;
+        self.clears_set_id && permissions != without_set_id(permissions)
+    }
+
     /// Whether bytes in the inode were written here and are not told yet.
     pub(super) fn is_edited(&self) -> bool {
         self.inline.as_ref().is_some_and(Inline::is_edited)

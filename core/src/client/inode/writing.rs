@@ -11,6 +11,7 @@ use crate::buffer::Placement;
 use crate::client::data::Write;
 use crate::client::departure::Departure;
 use crate::client::dirty::DirtyChunk;
+use crate::client::patience::Warnings;
 use crate::client::shared::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::lock::MutexGuard;
@@ -21,6 +22,9 @@ use crate::wire::pb;
 const HELPERS_MAX: usize = 4;
 /// Most bytes taken in at once.
 const WRITE_BYTES_MAX: usize = 4 << 20;
+
+/// A metadata service that is away fails the reports of every file.
+static UNREPORTED: Warnings = Warnings::new();
 
 impl OpenInode {
     /// Writes `payload`; `keep`: its memory may be kept and changed. Returns the offset it went to.
@@ -257,20 +261,25 @@ impl OpenInode {
         self.flush_until(writes);
     }
 
-    /// Write-back by age: chunks, and inline bytes too.
-    /// False: nothing is left to do, the client's list of dirty files need not have it.
-    pub fn write_back_aged(self: &Arc<Self>) -> bool {
-        self.start_write_back();
+    /// Reports by age, after write-back was started: inline bytes, attributes that wait, and the end of set-id bits that
+    /// are known to be set. False: nothing is left to do, the client's list of dirty files need not have it.
+    pub fn report_aged(self: &Arc<Self>) -> bool {
         let mut state = self.state.lock();
         if state.later.is_some() {
             drop(state);
             if let Err(error) = self.settle() {
                 self.state.lock().fail(error.context("attributes"));
             }
-        } else if state.is_edited() || state.clears_set_id {
+        } else if state.is_edited() {
             drop(state);
             if let Err(error) = self.tell() {
                 self.state.lock().fail(error.context("write-back"));
+            }
+        } else if state.clears_known_set_id() {
+            drop(state);
+            // The bytes are not at stake, and the next report has it again.
+            if let Err(error) = self.tell() {
+                UNREPORTED.warn(format_args!("inode {}: set-id bits stay for now: {error}", self.id));
             }
         } else if state.dirty.is_empty() && state.flights.is_empty() {
             state.listed = false;
