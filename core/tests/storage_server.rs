@@ -333,6 +333,19 @@ fn hundreds_of_clients_write_one_chunk_and_are_known_after_failover() {
     assert!(whole[10..].chunks(10).all(|part| part == b"checkpoint"));
 }
 
+/// One frame with a wrong claim must not make nodes forget what a client may send again.
+#[test]
+fn a_request_that_settles_itself_is_refused_and_settles_nothing() {
+    let cluster = Cluster::start(2);
+    assert_eq!(cluster.write(chunk(0), 0, b"first", tag(1, 1)).status, Status::Ok);
+    let claim = cluster.write_settling(chunk(0), b"claim", tag(1, 2), u64::MAX);
+    assert_eq!(claim.status, Status::Invalid);
+    assert_eq!(cluster.write(chunk(0), 0, b"other", tag(2, 1)).status, Status::Ok);
+    let again = cluster.write(chunk(0), 0, b"again", tag(1, 1));
+    assert_eq!((again.status, again.version), (Status::Ok, Version(1)), "it was executed before");
+    assert_eq!(cluster.read(0, chunk(0)).unwrap(), b"other");
+}
+
 /// Somebody made the wrong replica serve: what the other one has beyond it is kept, chunk by chunk.
 #[test]
 fn a_chunk_that_its_chain_never_had_is_set_aside_and_replaced() {

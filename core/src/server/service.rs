@@ -195,13 +195,14 @@ impl Node {
         if let Some(status) = self.refusal(op.chain) {
             return Err(status);
         }
-        self.engine.writers().settle(op.tag.client, op.settled);
         let is_replace = matches!(op.op, Op::Replace { .. });
-        if op.version == Version(0) && !is_replace {
-            if op.tag.client.0 == 0 {
-                // Sent again it would be executed again.
-                return Err(Status::Invalid);
-            }
+        let is_of_client = op.version == Version(0) && !is_replace;
+        // Without a client it would be executed again when it is sent again; and what is under way is not settled.
+        if is_of_client && (op.tag.client.0 == 0 || op.settled > op.tag.sequence) {
+            return Err(Status::Invalid);
+        }
+        self.engine.writers().settle(op.tag.client, op.settled);
+        if is_of_client {
             count(&self.counters.updates);
             let stable = !payload.is_shared() || is_trusted(sender);
             let payload = (!payload.is_empty()).then(|| Payload { bytes: payload.clone(), stable });

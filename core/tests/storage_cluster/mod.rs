@@ -461,6 +461,18 @@ impl Cluster {
         self.send_one(self.head(), op, bytes, Instant::now() + patience)
     }
 
+    /// A write whose client says that all its requests below `settled` are settled.
+    pub fn write_settling(
+        &self,
+        chunk: ChunkId,
+        bytes: &[u8],
+        tag: RequestTag,
+        settled: u64,
+    ) -> UpdateResult {
+        let op = self.operation(chunk, Op::Write { offset: 0, length: bytes.len() as u32 }, tag);
+        self.send_one(self.head(), UpdateOp { settled, ..op }, bytes, Instant::now() + PATIENCE)
+    }
+
     /// Writes with less and less hurry until the head has a version pending that nobody commits, and gives up: under
     /// load the time may be over before the head has begun.
     pub fn write_in_vain(&self, chunk: ChunkId, offset: u32, bytes: &[u8], tag: RequestTag) {

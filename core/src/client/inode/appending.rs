@@ -5,8 +5,9 @@
 //!   none of them takes itself for the only one.
 //! - E3 While others write, each append asks for the end first, and is acknowledged by the chains before it returns.
 //!
-//! So an append never overwrites what another client had had acknowledged before it began. Appends of two clients at one
-//! moment may still meet: nothing reserves the bytes between the question and the write.
+//! So an append never overwrites what another client had synced or closed before it began. Appends of two clients at one
+//! moment may still meet: nothing reserves the bytes between the question and the write. So may bytes that this client
+//! buffered while it was alone, until they are written back.
 
 use std::thread;
 use std::time::Duration;
