@@ -320,15 +320,17 @@ impl Shared {
         self.slots.write().retain(|other| !Arc::ptr_eq(other, slot));
         let mut life = self.life.lock();
         self.forget_thread(&mut life, is_further);
-        if matches!(result, Ok(Served::Surplus)) {
-            return;
+        // An unmount waits for the last thread, whatever it ended for.
+        self.changed.notify_all();
+        match result {
+            Ok(Served::Surplus) => return,
+            Ok(_) => {}
+            Err(error) => {
+                log::error!("reading requests failed: {error}");
+                life.failure.get_or_insert(error);
+            }
         }
         life.ended = true;
-        if let Err(error) = result {
-            log::error!("reading requests failed: {error}");
-            life.failure.get_or_insert(error);
-        }
-        self.changed.notify_all();
     }
 
     /// A thread begins to work. If no other waits for the next request, one has to.
@@ -395,8 +397,16 @@ impl Shared {
     /// Buffers for threads beyond `threads_max`: address space that is used only if they are started.
     pub fn further_pool(&self) -> &BufferPool {
         let count = THREADS_LIMIT.saturating_sub(self.options.threads_max);
-        let make = || BufferPool::new(self.options.request_bytes, count.max(1));
-        self.further_pool.get_or_init(|| make().expect("address space for buffers"))
+        if let Some(pool) = self.further_pool.get() {
+            return pool;
+        }
+        match BufferPool::new(self.options.request_bytes, count.max(1)) {
+            Ok(pool) => self.further_pool.get_or_init(|| pool),
+            Err(error) => {
+                log::warn!("further threads share the buffers of the first ones: {error}");
+                &self.pool
+            }
+        }
     }
 
     /// Takes the mount off, if the connection has not ended: afterwards another mount may be in the same place, with
