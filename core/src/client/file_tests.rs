@@ -706,6 +706,21 @@ fn a_mistake_in_a_write_back_is_an_error_and_leaves_nobody_waiting() {
 }
 
 #[test]
+fn a_mistake_while_a_file_leaves_its_inode_is_an_error_and_leaves_nobody_waiting() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, b"hello");
+    file.flush().unwrap();
+    world.chunks.panic_at_next_write();
+    put(&file, 5, &pattern(5000, 0));
+    assert_eq!(file.fsync(false).unwrap_err().kind(), Kind::Other);
+    put(&file, 5, &pattern(5000, 0));
+    file.close().unwrap();
+    let expected = [b"hello", pattern(5000, 0).as_slice()].concat();
+    assert_eq!(get(&world.other().open(5), 0, 10_000), expected);
+}
+
+#[test]
 fn a_full_disk_fills_no_log() {
     logged::begin();
     let world = World::new();

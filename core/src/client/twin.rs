@@ -323,6 +323,8 @@ impl Chunks for ChunkClient {
 
 /// Inodes in memory. Names: only "f<number>" below the root, which is inode <number>.
 pub struct MetaTwin {
+    /// Held by the call that is being carried out: a call of the service is one transaction.
+    transaction: Kept<()>,
     inodes: Kept<HashMap<u64, pb::Inode>>,
     /// Those that survive the loss of power.
     durable: Kept<HashMap<u64, pb::Inode>>,
@@ -348,6 +350,7 @@ pub struct MetaTwin {
 impl MetaTwin {
     pub fn new(chunks: Arc<ChunkTwin>) -> Arc<MetaTwin> {
         let twin = MetaTwin {
+            transaction: Kept::default(),
             inodes: Kept::default(),
             durable: Kept::default(),
             chunks,
@@ -495,7 +498,9 @@ impl MetaTwin {
         change_inodes(method, reply, renew)
     }
 
+    /// Whatever a call reads and changes, no other call changes meanwhile. Threads of a schedule do not wait in here.
     fn answer(&self, method: Method, bytes: &[u8]) -> Result<Vec<u8>> {
+        let _transaction = self.transaction.lock();
         let reply = match method {
             Method::MetaCreate => self.create(pb::CreateRequest::decode(bytes).unwrap())?,
             Method::MetaOpen => self.open(pb::OpenRequest::decode(bytes).unwrap())?,

@@ -204,6 +204,7 @@ impl OpenInode {
     }
 
     /// Moves the file out of its inode, because dirty bytes are wanted on its chunks. False: there is nothing to do.
+    /// A panic in there is an error of these bytes: callers that wait for them continue.
     fn depart(self: &Arc<Self>, state: &mut MutexGuard<'_, State>) -> bool {
         if state.departing || state.ready().next().is_none() {
             return false;
@@ -214,7 +215,8 @@ impl OpenInode {
         state.departing = true;
         let departed = MutexGuard::unlocked(state, || {
             let departure = Departure { shared: &self.shared, who: &who, inode: self.id, session, layout };
-            departure.run(inline.bytes, inline.base)
+            let run = || departure.run(inline.bytes, inline.base);
+            catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(mistake()))
         });
         state.departing = false;
         match departed {
@@ -329,6 +331,9 @@ impl Batch {
 /// One result for each. A panic in there is an error of these writes: callers that wait for them continue.
 pub(super) fn write_all(shared: &Shared, writes: &[Write]) -> Vec<Result<()>> {
     let result = catch_unwind(AssertUnwindSafe(|| shared.chunks.write_many(writes)));
-    let mistake = || Err(Error::new(Kind::Other, "a defect of the client, see its log"));
-    result.unwrap_or_else(|_| writes.iter().map(|_| mistake()).collect())
+    result.unwrap_or_else(|_| writes.iter().map(|_| Err(mistake())).collect())
+}
+
+fn mistake() -> Error {
+    Error::new(Kind::Other, "a defect of the client, see its log")
 }

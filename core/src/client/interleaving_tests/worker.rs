@@ -12,7 +12,7 @@ use crate::client::shared::Shared;
 use crate::client::{
     File, OpenOptions, Through, WriteAt, set_attributes, set_attributes_later, set_length, write_many,
 };
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::schedule;
 use crate::wire::pb;
 
@@ -50,11 +50,11 @@ impl Worker {
         self.world.note(format!("client {} thread {}: {text}", self.client, self.thread));
     }
 
-    /// An error is wrong where nothing fails.
+    /// An error is wrong where nothing fails, and so is a panic that the client has made an error of.
     fn outcome<T>(&self, what: &str, result: Result<T>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
-            Err(error) if self.world.plan.is_faulty => {
+            Err(error) if self.world.plan.is_faulty && error.kind() != Kind::Other => {
                 self.note(format!("{what} failed: {error}"));
                 None
             }
