@@ -1233,6 +1233,33 @@ fn chains_of_a_failed_fsync_are_synced_by_the_next() {
 }
 
 #[test]
+fn fsync_makes_a_cut_durable_that_removes_what_it_was_to_sync() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, &pattern(100_000, 2));
+    world.chunks.hold_syncs(true);
+    thread::scope(|scope| {
+        let first = scope.spawn(|| file.fsync(false));
+        world.chunks.wait_for_syncs(1);
+        put(&file, 0, b"newer");
+        let reports = world.meta.count(Method::MetaSync);
+        let second = scope.spawn(|| file.fsync(false));
+        while world.meta.count(Method::MetaSync) == reports {
+            thread::yield_now();
+        }
+        file.truncate(0).unwrap(); // after the report that is under way
+        world.chunks.hold_syncs(false);
+        first.join().unwrap().unwrap();
+        second.join().unwrap().unwrap();
+    });
+    assert_eq!(
+        world.meta.durable_bytes(5),
+        Some(Vec::new()),
+        "neither the newer bytes nor the cut are durable"
+    );
+}
+
+#[test]
 fn a_released_dirty_file_is_written_back_and_its_session_closed() {
     let world = World::new();
     let file = world.create(5);

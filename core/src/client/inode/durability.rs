@@ -10,6 +10,8 @@
 //!   session ends, so after such an exchange nothing is missing in `volatile`.
 //! - V3 `volatile` is taken by one sync of chains at a time. A call that comes meanwhile waits for it, shares its error, and
 //!   then looks again.
+//! - V4 A sync of chains counts only if the content is still that of the report before it: a cut to nothing replaces the
+//!   content, and is durable only once it is reported.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -77,13 +79,20 @@ impl OpenInode {
         self.shared.fence.pass(self.shared.meta.deadline())?;
         self.flush();
         let recoverable = || data_only && self.state.lock().is_recoverable();
-        if recoverable() {
-            self.refresh(who, Duration::ZERO)?;
+        loop {
+            let content = self.state.lock().inode.content;
+            if recoverable() {
+                self.refresh(who, Duration::ZERO)?;
+            }
+            if !recoverable() {
+                self.report_durably(who)?;
+            }
+            self.sync_chains()?;
+            // V4: what the cut removed is not synced, so the cut itself has to be durable.
+            if self.state.lock().inode.content == content {
+                return Ok(());
+            }
         }
-        if !recoverable() {
-            self.report_durably(who)?;
-        }
-        self.sync_chains()
     }
 
     fn sync_chains(&self) -> Result<()> {
