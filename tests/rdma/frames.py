@@ -3,12 +3,12 @@
 import struct
 from dataclasses import dataclass
 
-MAGIC, VERSION, REPLY = b"LUCF", 2, 0x80
+MAGIC, VERSION, REPLY = b"LUCF", 3, 0x80
 READ, UPDATE, SYNC, PING, REGISTER, OFFER, CONNECT, TRANSMIT = range(1, 9)
 HEADER = struct.Struct("<4sBBHIIIIII")
 ENTRIES = {
     READ: struct.Struct("<IHHQQIIIIQ"),
-    UPDATE: struct.Struct("<IHHQQIIIIQQQQIIQ"),
+    UPDATE: struct.Struct("<IHHQQIIIIQQQQIIQQ"),
     REGISTER: struct.Struct("<H6xQI4xQ"),
     OFFER: struct.Struct("<16sBBHI"),
     CONNECT: struct.Struct("<HHIIHBB16sHBB12x"),

@@ -309,6 +309,7 @@ class Client(Conversation):
             frames.CRC_IS_SET,
             0,
             0,
+            0,
         )
         (result,) = self.call(frames.UPDATE, [row], clock_ms=self.due_ms()).rows
         return result
@@ -388,7 +389,7 @@ class Server(Conversation):
             raise AssertionError(f"kind {request.kind}")
 
     def update(self, row: tuple) -> tuple:
-        _, slot, op, _, content, index, start, length, crc, _, _, _, offset, flags, _, _ = row
+        _, slot, op, _, content, index, start, length, crc, _, _, _, offset, flags, _, _, _ = row
         assert (op, start) == (frames.WRITE, 0)
         assert self.wire is not None
         self.wire.read_from(0, length, *self.place(slot, offset, length))
