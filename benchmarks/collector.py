@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from peers import luciola
 
-GC_DELAY_S = 5
+GC_DELAY_S = 20
 INTERVAL_S = 0.004  # between two measured calls: the program that measures is no load
 IDLE_S = 15.0
 PROBES = 20_000  # names to stat: each comes again after longer than any cache keeps it
