@@ -18,7 +18,7 @@ fn read_ns(clock: ClockId) -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// How long the machine has been suspended since a moment: what a deadline told in `Instant` has lost.
+/// How long the machine has been suspended since a moment: what a deadline kept as an `Instant` has lost.
 #[derive(Clone, Copy, Debug)]
 pub struct Suspension {
     /// Boot clock less `Instant`'s, at that moment.

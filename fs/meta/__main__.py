@@ -60,7 +60,7 @@ async def resume_truncations(parts: Parts, clock: Clock) -> None:
 async def guard_store(engine: RocksEngine, clock: Clock) -> None:
     """Return never. Raises: Unavailable when a write of the store has failed.
 
-    What was written since the last sync may be lost, and reads would show it: only opening the store again tells.
+    What was written since the last sync may be lost, and reads would show it: only opening the store again shows which.
     """
     while engine.failure is None:
         await clock.sleep(GUARD_INTERVAL_S)

@@ -40,7 +40,7 @@ STORE_FAILED_S: Final = 10.0  # a store that fails for so long needs the process
 WAIT_MS_MAX: Final = 60_000  # of one long poll
 DRIFT_PERCENT_MAX: Final = 50  # clocks that differ by more are broken
 KEEP_ALIVE_S: Final = 20.0  # a stream without news says so, and finds out whether anybody listens
-UNHEARD_INTERVAL_MS: Final = 100  # between heartbeats while nobody has a lease
+UNHEARD_INTERVAL_MS: Final = 100  # between heartbeats while no node has a lease
 WAITERS_MAX: Final = 100_000  # polls and streams that wait for news
 
 
@@ -196,7 +196,7 @@ class Service:
         """Whether this process may decide and grant, by its own clock (E3)."""
         if self._term is None:
             return False
-        # Where nobody else can take the lease, a store that stalls must not end the leases of all nodes.
+        # Where no other process can take the lease, a store that stalls must not end the leases of all nodes.
         return self._settings.sole or self._clock.monotonic() < self._term.valid_until_s
 
     def _primary(self) -> Term:

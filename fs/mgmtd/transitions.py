@@ -22,7 +22,7 @@ What everybody is told of a replica is its *public* state; what its own node say
     C1  at most one replica is SYNCING
     C2  a replica becomes SERVING only if it was SERVING when the chain fell, or has been synchronised, or if an
         administrator gave up all that were, the disks of all replicas being replaced (`Model._heir`)
-    C3  while nobody serves, every replica that served last is LASTSRV: each had all that was acknowledged, because
+    C3  while none serves, every replica that served last is LASTSRV: each had all that was acknowledged, because
         an acknowledgement needs all of them. One of them serves; the others then have to be compared with it,
         because it may have finished writes that they have not seen
     C4  order: SERVING, LASTSRV, SYNCING, WAITING, OFFLINE; stable within a group

@@ -279,7 +279,7 @@ def _write_through(path: Path) -> None:
 
 
 def boot_id() -> str:
-    """The kernel that runs, told apart from that of every other host and boot."""
+    """The kernel that runs, distinguished from that of every other host and boot."""
     return HOST.read_text(encoding="ascii").strip()
 
 

@@ -6,7 +6,8 @@ M2  A lease is used only while the model allows it (I6 there), and dropped befor
     replica that serves.
 M3  Routing reaches the data server before the model, and the model before the next heartbeat: a report is
     always about a chain version that the data server already knows.
-M4  Routing is adopted only after `marks` has it on disk, and never below a mark: mgmtd is then told so, and ends.
+M4  Routing is adopted only after `marks` has it on disk, and never below a mark: the next heartbeat reports it, and
+    mgmtd ends.
 M5  The directory has this incarnation before mgmtd hears of it, and that mgmtd has stored it before a lease is used.
     A directory that mgmtd calls an older copy serves nothing: an operator has to put back the newest.
 """
@@ -132,7 +133,7 @@ class Membership:
 
     @property
     def disk(self) -> str:
-        """The file system under this node, told apart from those of other hosts."""
+        """The file system under this node, distinguished from those of other hosts."""
         return self._directory.disk()
 
     # Events.

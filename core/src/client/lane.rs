@@ -256,7 +256,7 @@ impl Lane {
         Ok(stream)
     }
 
-    /// Closes connections that nobody has used for long. Call it now and then.
+    /// Close connections that have been idle for long. Call it now and then.
     pub fn close_idle(&self) {
         let mut state = self.state.lock();
         let is_due = |each: &&Idle| each.since.elapsed() >= self.options.idle_max;
