@@ -11,7 +11,7 @@ W3  Accesses of the engine may wait for gigabytes to be flushed. They count as h
 import errno
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Final
 
 from ..clock import Clock
@@ -27,7 +27,7 @@ class DiskWatch:
 
     def __init__(
         self,
-        probe: Callable[[], None],
+        probe: Callable[[], Future[None]],
         oldest_access_s: Callable[[], float],
         failed: Callable[[str], None],
         *,
@@ -36,6 +36,7 @@ class DiskWatch:
     ) -> None:
         """Call `failed` with the reason when a probe fails with EIO, or something waits for too long.
 
+        `probe`: begins one, on a thread of its own, since all others may wait for the disk.
         `oldest_access_s`: how long the engine's oldest access to the disk has been under way.
         """
         self._probe = probe
@@ -43,8 +44,6 @@ class DiskWatch:
         self._failed = failed
         self._clock = clock
         self._limit_s = limit_s
-        # Of its own: all others may wait for the disk.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="probe")
 
     async def run(self) -> None:
         """Probe the disk until cancelled."""
@@ -52,7 +51,7 @@ class DiskWatch:
         looks = 0
         while True:
             if probe is None:
-                probe, looks = self._thread.submit(self._probe), 0
+                probe, looks = self._probe(), 0
             await self._clock.sleep(self._limit_s / LOOKS)
             looks += 1
             if probe.done():

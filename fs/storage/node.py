@@ -6,7 +6,9 @@ import os
 import signal
 import socket
 from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -93,8 +95,9 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
     log.info("node %d serves: control %s, data %s", settings.node, about.grpc_address, about.data_address)
     try:
         reports = held_up.report(engine)
+        probes = ThreadPoolExecutor(1, thread_name_prefix="probe")
         watch = DiskWatch(
-            directory.probe,
+            partial(probes.submit, directory.probe),
             engine.node.oldest_access_s,
             membership.disk_failed,
             clock=SystemClock(),

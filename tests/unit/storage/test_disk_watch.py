@@ -1,8 +1,8 @@
-"""A disk that hangs, fails or is merely slow; time is turned by hand, the disk is an event."""
+"""A disk that hangs, fails or is merely slow; time is turned by hand, the disk answers when told."""
 
 import asyncio
 import errno
-import threading
+from concurrent.futures import Future
 
 import pytest
 
@@ -13,26 +13,26 @@ LIMIT_S = 30.0
 
 
 class Disk:
-    """Answers probes at once, or after `release`."""
+    """Answers probes at once, or when told."""
 
     def __init__(self) -> None:
-        self.answers = threading.Event()
-        self.answers.set()
+        self.hangs = False
         self.error: OSError | None = None
-        self.probes = 0
+        self.probe: Future[None] = Future()
         self.access_s = 0.0
         self.failures: list[str] = []
 
-    def probe(self) -> None:
-        self.answers.wait(60)
-        self.probes += 1
-        if self.error is not None:
-            raise self.error
+    def begin(self) -> Future[None]:
+        self.probe = Future()
+        if not self.hangs:
+            self.answer()
+        return self.probe
 
-    async def answered(self, count: int) -> None:
-        async with asyncio.timeout(60):
-            while self.probes < count:  # noqa: ASYNC110 (a thread counts)
-                await asyncio.sleep(0.001)
+    def answer(self) -> None:
+        if self.error is None:
+            self.probe.set_result(None)
+        else:
+            self.probe.set_exception(self.error)
 
 
 async def turn() -> None:
@@ -44,7 +44,7 @@ def run(test):
     async def main():
         disk, clock = Disk(), ManualClock()
         watch = DiskWatch(
-            disk.probe, lambda: disk.access_s, disk.failures.append, clock=clock, limit_s=LIMIT_S
+            disk.begin, lambda: disk.access_s, disk.failures.append, clock=clock, limit_s=LIMIT_S
         )
         task = asyncio.create_task(watch.run())
 
@@ -57,7 +57,6 @@ def run(test):
         try:
             await test(disk, look)
         finally:
-            disk.answers.set()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
@@ -66,7 +65,7 @@ def run(test):
 
 def test_disk_that_hangs_is_declared_failed_after_the_limit():
     async def test(disk, look):
-        disk.answers.clear()
+        disk.hangs = True
         await look(LOOKS - 1)
         assert disk.failures == []
         await look()
@@ -79,11 +78,10 @@ def test_disk_that_hangs_is_declared_failed_after_the_limit():
 
 def test_disk_that_answers_late_each_time_is_slow_and_not_failed():
     async def test(disk, look):
-        for count in range(1, 5):
-            disk.answers.clear()
+        disk.hangs = True
+        for _ in range(4):
             await look(LOOKS - 1)
-            disk.answers.set()
-            await disk.answered(count)
+            disk.answer()
             await look()
         disk.access_s = (ACCESS_FACTOR - 1) * LIMIT_S  # gigabytes are being flushed
         await look()
@@ -105,7 +103,6 @@ def test_access_that_never_ends_counts_although_probes_are_answered():
 def test_only_an_input_output_error_of_the_probe_is_a_failed_disk(number, failures):
     async def test(disk, look):
         disk.error = OSError(number, "made up")
-        await disk.answered(1)
         await look()
         assert len(disk.failures) == failures
 
