@@ -37,6 +37,9 @@ __version__: str
 _Stat: TypeAlias = tuple[int, int, int, int, int, int, int, int, int, int, int, int]
 """(inode, type, permissions, links, uid, gid, device, length, atime, mtime, ctime, birth), times in nanoseconds."""
 
+_Layout: TypeAlias = tuple[int | None, int | None, int | None, int | None]
+"""(table, chunk bytes, stripe, inline bytes); None: not said."""
+
 @final
 class Buffer:
     """Page-aligned shared memory, which storage nodes on this host place bytes into directly.
@@ -218,14 +221,23 @@ class Client:
         follow: bool = True,
         permissions: int | None = None,
         exclusive: bool = False,
+        layout: _Layout | None = None,
     ) -> File:
-        """`permissions`: of a new file, umask applied; `None`: it must exist."""
+        """`permissions`: of a new file, umask applied; `None`: it must exist. `layout`: of a new file."""
     def stat(self, name: bytes, *, follow: bool = True) -> _Stat: ...
     def list(
         self, inode: int, after: bytes, *, with_attributes: bool = False
     ) -> tuple[builtins.list[tuple[bytes, int, int, _Stat | None]], bool]:
         """One page of a directory, after the name `after`: (name, inode, type, attributes), and whether it goes on."""
-    def mkdir(self, name: bytes, permissions: int, *, parents: bool = False) -> None: ...
+    def mkdir(
+        self, name: bytes, permissions: int, *, parents: bool = False, layout: _Layout | None = None
+    ) -> None: ...
+    def layout(self, name: bytes) -> _Layout | None:
+        """That of a file, or what a directory hands on; None: it has none of its own."""
+    def default_layout(self) -> _Layout:
+        """What new files get in a directory that has none of its own."""
+    def set_layout(self, name: bytes, layout: _Layout | None) -> None:
+        """Changes what a directory hands on to new files and directories. None: it has no layout of its own any more."""
     def unlink(self, name: bytes) -> None: ...
     def rmdir(self, name: bytes) -> None: ...
     def remove_tree(self, name: bytes) -> None:

@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "stat": ("files", "stat"),
     "mkdir": ("files", "mkdir"),
     "du": ("files", "du"),
+    "layout": ("layout", "layout"),
     "fsck": ("fsck", "fsck"),
     "bench": ("bench", "bench"),
     "chain": ("chain", "chain"),

@@ -15,6 +15,7 @@
     local        this machine's own files with the same methods
     location     a text that names a file on either
     attributes   stat results and directory entries
+    layout       how the bytes of a file are spread
 
 The work is done by `luciola_core`, which releases the GIL whenever it waits. Nothing here is cached except what the
 native client caches; every call of `stat`, `listdir` and `open` asks the metadata service.
@@ -30,6 +31,7 @@ from .attributes import DirEntry
 from .connection import connect
 from .file import File
 from .file_system import FileSystem
+from .layout import Layout
 from .local import LocalFileSystem
 from .location import Location, close_locations, open_location, parse_location, replacing
 from .ring import Completion, Operation, Ring
@@ -42,6 +44,7 @@ __all__ = [
     "DirEntry",
     "File",
     "FileSystem",
+    "Layout",
     "LocalFileSystem",
     "Location",
     "Operation",

@@ -38,6 +38,9 @@ NAMES: Final = frozenset(
             "setxattr",
             "listxattr",
             "removexattr",
+            "layout",
+            "set_layout",
+            "default_layout",
             "flush",
         ),
     )

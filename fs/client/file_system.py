@@ -17,6 +17,7 @@ from ..errors import Error, InvalidArgument, IsADirectory, NotADirectory, NotFou
 from .attributes import BLOCK_BYTES, DirEntry, stat_result
 from .connection import Connection, Parameters, naming
 from .file import File
+from .layout import Layout
 from .ring import Ring
 
 if TYPE_CHECKING:
@@ -109,18 +110,19 @@ class FileSystem:
         *,
         direct: bool = False,
         permissions: int = 0o666,
+        layout: Layout | None = None,
     ) -> IO[Any]:
         """As the built-in `open`. In binary mode the result is a `File`, unless `buffering` is more than 1.
 
         `direct`: writes return when every replica has them, and reads see what others have just written.
-        `permissions`: of a new file, less the umask.
+        `permissions`: of a new file, less the umask. `layout`: of a new file, instead of the directory's.
         """
         binary = "b" in mode
         if binary and (encoding is not None or errors is not None or newline is not None):
             raise ValueError("binary mode takes no encoding, errors or newline")
         if not binary and buffering == 0:
             raise ValueError("text mode cannot be unbuffered")
-        file = self._open(path, mode, direct=direct, permissions=permissions)
+        file = self._open(path, mode, direct=direct, permissions=permissions, layout=layout)
         if binary and buffering <= 1:
             return file  # type: ignore[return-value]
         buffered = _buffered(file, buffering if buffering > 1 else TEXT_BUFFER_BYTES)
@@ -130,7 +132,9 @@ class FileSystem:
         text.mode = mode  # type: ignore[misc]  # as the built-in open does
         return text
 
-    def _open(self, path: StrPath, mode: str, *, direct: bool, permissions: int) -> File:
+    def _open(
+        self, path: StrPath, mode: str, *, direct: bool, permissions: int, layout: Layout | None = None
+    ) -> File:
         kinds = set(mode) & set("rwax")
         if (
             len(mode) != len(set(mode))
@@ -151,6 +155,7 @@ class FileSystem:
                 direct=direct,
                 permissions=None if kind == "r" else permissions & ~_umask(os.getpid()),
                 exclusive=kind == "x",
+                layout=None if layout is None else layout.fields,
             )
             if modes.S_ISDIR(stat_result(native.stat()).st_mode):
                 native.close()
@@ -254,6 +259,31 @@ class FileSystem:
         total, left = capacity // unit, free // unit
         return os.statvfs_result((BLOCK_BYTES, unit, total, left, left, inodes + left, left, left, 0, 255))
 
+    # Layouts.
+
+    def layout(self, path: StrPath) -> Layout | None:
+        """That of a file, or what a directory hands on; None: it has none of its own (`default_layout`).
+
+        Raises: InvalidArgument for what is neither.
+        """
+        with naming(path):
+            fields = self._connection.client.layout(_name(path))
+        return None if fields is None else Layout.of(fields)
+
+    def set_layout(self, path: StrPath, layout: Layout | None) -> None:
+        """Changes what a directory hands on to files and directories that are made in it; what is None stays.
+
+        With None instead of a layout it hands on the configuration's again. Its owner or root may do this.
+        Raises: NotADirectory for a file: its layout is fixed when it is created. InvalidArgument for numbers without
+        sense, and for a table that does not exist.
+        """
+        with naming(path):
+            self._connection.client.set_layout(_name(path), None if layout is None else layout.fields)
+
+    def default_layout(self) -> Layout:
+        """What files get in directories that have no layout of their own."""
+        return Layout.of(self._connection.client.default_layout())
+
     # Directories.
 
     def listdir(self, path: StrPath = "/") -> list[str]:
@@ -319,9 +349,11 @@ class FileSystem:
         if not topdown:
             yield path, directories, files
 
-    def mkdir(self, path: StrPath, mode: int = 0o777) -> None:
+    def mkdir(self, path: StrPath, mode: int = 0o777, *, layout: Layout | None = None) -> None:
+        """`layout`: what the directory hands on, instead of its parent's."""
+        fields = None if layout is None else layout.fields
         with naming(path):
-            self._connection.client.mkdir(_name(path), mode & ~_umask(os.getpid()))
+            self._connection.client.mkdir(_name(path), mode & ~_umask(os.getpid()), layout=fields)
 
     def makedirs(self, path: StrPath, mode: int = 0o777, exist_ok: bool = False) -> None:  # noqa: FBT001, FBT002
         """Makes a directory and those above it. The metadata service makes all that are missing in one step."""

@@ -103,6 +103,13 @@ class Placer:
         self._default = min(self._newest, default=0)
 
     @property
+    def default(self) -> Layout:
+        """The template of new files in a directory that has none; table 0 while no table is known."""
+        default = Layout(table=self._default)
+        default.MergeFrom(self._template)
+        return default
+
+    @property
     def copies(self) -> int:
         """Of every chunk of a new file that asks for no table; 1 while no table is known."""
         return max(1, self._copies.get((self._default, self._newest.get(self._default, 0)), 1))
@@ -111,7 +118,8 @@ class Placer:
         """The template that new files follow: what the caller wants, or the directory's, or the
         configuration's.
 
-        Fields of `wanted` that are 0 are filled from the next one; chains are chosen later by `place`.
+        Fields of `wanted` that are 0, and inline bytes that are unset, are filled from the next one; chains are
+        chosen later by `place`. Raises: InvalidArgument, naming the field; Unavailable while no table is known.
         """
         base = self._template if inherited is None else inherited
         if wanted is None:
@@ -120,13 +128,19 @@ class Placer:
             table=wanted.table or base.table,
             chunk_bytes=wanted.chunk_bytes or base.chunk_bytes,
             stripe=wanted.stripe or base.stripe,
-            inline_bytes=wanted.inline_bytes,
+            inline_bytes=wanted.inline_bytes if wanted.HasField("inline_bytes") else base.inline_bytes,
             permutation_version=wanted.permutation_version,
         )
         validate(template)
-        if template.table and self._newest and template.table not in self._newest:
-            raise InvalidArgument(f"layout.table {template.table} does not exist")
+        if template.table and template.table not in self._newest:
+            raise self._unknown(template.table)
         return template
+
+    def _unknown(self, table: int) -> Unavailable | InvalidArgument:
+        if not self._newest:
+            return Unavailable("no chain table is known yet")
+        known = ", ".join(str(number) for number in self._newest)
+        return InvalidArgument(f"layout.table {table} does not exist; the cluster has {known}")
 
     def place(self, template: Layout) -> Layout:
         """A new file's layout. Raises: Unavailable while no chain table is known."""

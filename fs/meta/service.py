@@ -310,11 +310,12 @@ class MetaService:
         return self._filled(space)
 
     def _filled(self, space: Space) -> pb.StatFsReply:
-        copies = self._parts.scene.placer.copies
+        placer = self._parts.scene.placer
         return pb.StatFsReply(
-            capacity_bytes=space.capacity // copies,
-            free_bytes=space.free // copies,
+            capacity_bytes=space.capacity // placer.copies,
+            free_bytes=space.free // placer.copies,
             inode_count=self._parts.census.count,
+            default_layout=placer.default,
         )
 
     async def _scan(self, kind: bytes, limit: int) -> AsyncIterator[Pair]:

@@ -32,7 +32,7 @@ stripe = 4
 gc_delay_ms = 20000
 gc_interval_ms = 100
 """
-CHUNKED = pb.Layout(chunk_bytes=CHUNK, stripe=4)
+CHUNKED = pb.Layout(chunk_bytes=CHUNK, stripe=4, inline_bytes=0)
 NAMESPACE = methods.Meta
 
 

@@ -32,6 +32,8 @@ pub struct CreateOptions {
     /// umask already applied.
     pub permissions: u32,
     pub exclusive: bool,
+    /// What is unset, or all of it, is the directory's.
+    pub layout: Option<pb::Layout>,
 }
 
 pub struct File {
@@ -125,6 +127,7 @@ impl File {
             write: options.write,
             read: options.read,
             in_chunks: options.write && shared.makes_large_files(),
+            layout: create.layout,
             ..Default::default()
         };
         let opening = shared.opening();

@@ -23,7 +23,7 @@ const READ_WRITE: OpenOptions =
     OpenOptions { read: true, write: true, append: false, truncate: false, direct: false, follow: false };
 const READ: OpenOptions = OpenOptions { write: false, ..READ_WRITE };
 const DIRECT: OpenOptions = OpenOptions { direct: true, ..READ_WRITE };
-const FRESH: CreateOptions = CreateOptions { permissions: 0o644, exclusive: false };
+const FRESH: CreateOptions = CreateOptions { permissions: 0o644, exclusive: false, layout: None };
 
 impl World {
     fn new() -> World {

@@ -502,7 +502,9 @@ impl FileSystem for Mounted {
     fn mkdir(&self, caller: &Caller, parent: u64, name: &[u8], permissions: u32) -> Reply<Entry> {
         let (meta, who) = (self.client.meta(), self.maker(caller, parent)?);
         let asked = Instant::now();
-        let inode = meta.mkdir(&who, name_path(parent, name), permissions, false).map_err(errno)?;
+        let path = Some(name_path(parent, name));
+        let request = pb::MkdirRequest { path, permissions, ..Default::default() };
+        let inode = meta.mkdir(&who, request).map_err(errno)?;
         self.client.shared().names.made_directory(inode.id, asked);
         Ok(self.made(parent, name, &inode))
     }
@@ -579,7 +581,7 @@ impl FileSystem for Mounted {
     ) -> Reply<(Entry, Opened)> {
         let who = self.maker(caller, parent)?;
         let exclusive = OFlags::from_bits_retain(flags as u32).contains(OFlags::EXCL);
-        let create = CreateOptions { permissions, exclusive };
+        let create = CreateOptions { permissions, exclusive, layout: None };
         let path = name_path(parent, name);
         let file = self.client.create(&who, path, open_options(flags), create).map_err(errno)?;
         let entry = self.made(parent, name, &file.inode().seen());

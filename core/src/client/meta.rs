@@ -269,8 +269,7 @@ impl Meta {
         self.change_inode(Method::MetaMknod, who, request)
     }
 
-    pub fn mkdir(&self, who: &Who, path: pb::Path, permissions: u32, parents: bool) -> Result<pb::Inode> {
-        let request = pb::MkdirRequest { caller: None, path: Some(path), permissions, parents, layout: None };
+    pub fn mkdir(&self, who: &Who, request: pb::MkdirRequest) -> Result<pb::Inode> {
         self.change_inode(Method::MetaMkdir, who, request)
     }
 

@@ -373,8 +373,13 @@ impl MetaTwin {
     /// Files made from now on have chunks of this size, and so many bytes in their inodes.
     pub fn lay_out(&self, chunk_bytes: u32, inline_bytes: u32) {
         let (stripe, permutation_version) = (1, 1);
-        *self.layout.lock() =
-            pb::Layout { chunk_bytes, inline_bytes, stripe, permutation_version, ..Default::default() };
+        *self.layout.lock() = pb::Layout {
+            chunk_bytes,
+            inline_bytes: Some(inline_bytes),
+            stripe,
+            permutation_version,
+            ..Default::default()
+        };
     }
 
     /// From now on calls go wrong at times.
@@ -624,7 +629,7 @@ impl MetaTwin {
         let inode = inodes.get_mut(&id).ok_or_else(|| Error::new(Kind::NotFound, "no inode"))?;
         if inode.is_inline {
             inode.inline_data.truncate(length as usize);
-            let inline_bytes = u64::from(inode.layout.unwrap_or_default().inline_bytes);
+            let inline_bytes = u64::from(inode.layout.unwrap_or_default().inline_bytes());
             inode.inline_data.resize(length.min(inline_bytes) as usize, 0);
         } else if length == 0 && !others {
             inode.content = self.fresh_content();

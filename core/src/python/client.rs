@@ -35,6 +35,9 @@ pub struct PyClient {
 /// (inode, type, permissions, links, uid, gid, device, length, atime, mtime, ctime, birth) with times in nanoseconds.
 pub type Stat = (u64, i32, u32, u32, u32, u32, u32, u64, i64, i64, i64, u64);
 
+/// (table, chunk bytes, stripe, inline bytes); `None`: not said.
+pub type Layout = (Option<u32>, Option<u32>, Option<u32>, Option<u32>);
+
 /// (name, inode, type, attributes)
 type Listed<'py> = (Bound<'py, PyBytes>, u64, i32, Option<Stat>);
 
@@ -56,6 +59,22 @@ pub fn stat(inode: &pb::Inode) -> Stat {
         inode.ctime_ns,
         inode.birth_ns,
     )
+}
+
+fn layout(layout: &pb::Layout) -> Layout {
+    let said = |number: u32| (number != 0).then_some(number);
+    let inline_bytes = Some(layout.inline_bytes());
+    (said(layout.table), said(layout.chunk_bytes), said(layout.stripe), inline_bytes)
+}
+
+fn wanted((table, chunk_bytes, stripe, inline_bytes): Layout) -> pb::Layout {
+    pb::Layout {
+        table: table.unwrap_or(0),
+        chunk_bytes: chunk_bytes.unwrap_or(0),
+        stripe: stripe.unwrap_or(0),
+        inline_bytes,
+        ..Default::default()
+    }
 }
 
 /// A path from the root.
@@ -135,9 +154,9 @@ impl PyClient {
         Ok(client.fabric().map(|fabric| fabric.counters().all().into_iter().collect()).unwrap_or_default())
     }
 
-    /// `permissions`: of a new file, umask applied; `None`: it must exist.
+    /// `permissions`: of a new file, umask applied; `None`: it must exist. `layout`: of a new file.
     #[pyo3(signature = (name, *, read = false, write = false, append = false, truncate = false, direct = false,
-        follow = true, permissions = None, exclusive = false))]
+        follow = true, permissions = None, exclusive = false, layout = None))]
     #[allow(clippy::too_many_arguments)]
     fn open(
         &self,
@@ -151,6 +170,7 @@ impl PyClient {
         follow: bool,
         permissions: Option<u32>,
         exclusive: bool,
+        layout: Option<Layout>,
     ) -> PyResult<PyFile> {
         let client = self.client()?;
         let options = OpenOptions { read, write, append, truncate, direct, follow };
@@ -158,7 +178,8 @@ impl PyClient {
         let file = py.detach(|| match permissions {
             None => client.open(who, path(name), options),
             Some(permissions) => {
-                client.create(who, path(name), options, CreateOptions { permissions, exclusive })
+                let create = CreateOptions { permissions, exclusive, layout: layout.map(wanted) };
+                client.create(who, path(name), options, create)
             }
         })?;
         Ok(PyFile::new(file))
@@ -199,10 +220,55 @@ impl PyClient {
         Ok((reply.entries.into_iter().map(listed).collect(), reply.more))
     }
 
-    #[pyo3(signature = (name, permissions, *, parents = false))]
-    fn mkdir(&self, py: Python<'_>, name: &[u8], permissions: u32, parents: bool) -> PyResult<()> {
+    #[pyo3(signature = (name, permissions, *, parents = false, layout = None))]
+    fn mkdir(
+        &self,
+        py: Python<'_>,
+        name: &[u8],
+        permissions: u32,
+        parents: bool,
+        layout: Option<Layout>,
+    ) -> PyResult<()> {
         let client = self.client()?;
-        py.detach(|| client.meta().mkdir(client.who(), path(name), permissions, parents))?;
+        let request = pb::MkdirRequest {
+            path: Some(path(name)),
+            permissions,
+            parents,
+            layout: layout.map(wanted),
+            ..Default::default()
+        };
+        py.detach(|| client.meta().mkdir(client.who(), request))?;
+        Ok(())
+    }
+
+    /// That of a file, or what a directory hands on; `None`: it has none of its own.
+    fn layout(&self, py: Python<'_>, name: &[u8]) -> PyResult<Option<Layout>> {
+        let client = self.client()?;
+        let inode = py.detach(|| client.meta().stat(client.who(), path(name), true))?;
+        match inode.r#type() {
+            pb::FileType::Regular | pb::FileType::Directory => Ok(inode.layout.as_ref().map(layout)),
+            _ => Err(Error::invalid("only files and directories have a layout").into()),
+        }
+    }
+
+    /// What new files get in a directory that has none of its own.
+    fn default_layout(&self, py: Python<'_>) -> PyResult<Layout> {
+        let client = self.client()?;
+        let space = py.detach(|| client.meta().stat_fs(client.who()))?;
+        Ok(layout(&space.default_layout.unwrap_or_default()))
+    }
+
+    /// Changes what a directory hands on to new files and directories. `None`: it has no layout of its own any more.
+    fn set_layout(&self, py: Python<'_>, name: &[u8], layout: Option<Layout>) -> PyResult<()> {
+        let client = self.client()?;
+        let request = pb::SetAttrRequest {
+            path: Some(path(name)),
+            follow: true,
+            clear_layout: layout.is_none(),
+            layout: layout.map(wanted),
+            ..Default::default()
+        };
+        py.detach(|| client.meta().set_attr(client.who(), request))?;
         Ok(())
     }
 

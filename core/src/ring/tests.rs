@@ -29,7 +29,7 @@ impl World {
 
     /// A file of zeros in chunks.
     fn file_of_chunks(&self, number: u64, count: u64) -> Arc<File> {
-        let create = CreateOptions { permissions: 0o644, exclusive: false };
+        let create = CreateOptions { permissions: 0o644, exclusive: false, layout: None };
         let path = name_path(1, format!("f{number}").as_bytes());
         let file = File::create(&self.shared, &Arc::<Who>::default(), path, READ_WRITE, create).unwrap();
         let zeros = Placement::from_vec(vec![0; (count * CHUNK) as usize]);
@@ -248,7 +248,7 @@ fn fsync_and_truncation_wait_for_writes_in_flight() {
 #[test]
 fn small_files_and_appends_are_written_through_a_ring_too() {
     let world = World::new();
-    let create = CreateOptions { permissions: 0o644, exclusive: false };
+    let create = CreateOptions { permissions: 0o644, exclusive: false, layout: None };
     let who = Arc::<Who>::default();
     let small = File::create(&world.shared, &who, name_path(1, b"f6"), READ_WRITE, create).unwrap();
     let ring = world.ring(4);

@@ -682,8 +682,8 @@ pub struct Layout {
     pub seed: u64,
     #[prost(uint32, tag = "7")]
     pub base: u32,
-    #[prost(uint32, tag = "8")]
-    pub inline_bytes: u32,
+    #[prost(uint32, optional, tag = "8")]
+    pub inline_bytes: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Inode {
@@ -1004,6 +1004,8 @@ pub struct SetAttrRequest {
     pub session: u64,
     #[prost(bool, tag = "14")]
     pub clear_set_id: bool,
+    #[prost(bool, tag = "15")]
+    pub clear_layout: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRequest {
@@ -1051,6 +1053,8 @@ pub struct StatFsReply {
     pub free_bytes: u64,
     #[prost(uint64, tag = "3")]
     pub inode_count: u64,
+    #[prost(message, optional, tag = "4")]
+    pub default_layout: ::core::option::Option<Layout>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveTreeRequest {

@@ -38,7 +38,7 @@ def set_attr(work: Work, request: SetAttrRequest) -> InodeReply:
     if request.clear_set_id and inode.type == REGULAR:
         inode.permissions = without_set_id(inode.permissions)
     change_attributes(work, inode, request)
-    if request.HasField("layout"):
+    if request.clear_layout or request.HasField("layout"):
         _layout(work, inode, request)
     work.change(inode)
     return InodeReply(inode=work.visible(inode))
@@ -90,10 +90,19 @@ def _times(work: Work, inode: Inode, request: SetAttrRequest) -> None:
 
 
 def _layout(work: Work, inode: Inode, request: SetAttrRequest) -> None:
+    if inode.type == REGULAR:
+        raise NotADirectory(
+            "the layout of a file is fixed when it is created: set that of its directory, and copy the file there",
+            inode=inode.id,
+        )
     if inode.type != DIRECTORY:
         raise NotADirectory("only directories hand on a layout", inode=inode.id)
     require_owner(work.user, inode)
-    inode.layout.CopyFrom(work.scene.placer.template(request.layout, None))
+    if request.clear_layout:
+        inode.ClearField("layout")
+    if request.HasField("layout"):
+        before = inode.layout if inode.HasField("layout") else None
+        inode.layout.CopyFrom(work.scene.placer.template(request.layout, before))
 
 
 __all__ = ["change_attributes", "set_attr"]

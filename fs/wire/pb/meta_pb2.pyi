@@ -358,7 +358,7 @@ class RenameReply(_message.Message):
     def __init__(self, moved: _Optional[_Union[Inode, _Mapping]] = ..., replaced: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
 
 class SetAttrRequest(_message.Message):
-    __slots__ = ("caller", "path", "follow", "permissions", "uid", "gid", "length", "atime_ns", "mtime_ns", "atime_now", "mtime_now", "layout", "session", "clear_set_id")
+    __slots__ = ("caller", "path", "follow", "permissions", "uid", "gid", "length", "atime_ns", "mtime_ns", "atime_now", "mtime_now", "layout", "session", "clear_set_id", "clear_layout")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
@@ -373,6 +373,7 @@ class SetAttrRequest(_message.Message):
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     CLEAR_SET_ID_FIELD_NUMBER: _ClassVar[int]
+    CLEAR_LAYOUT_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     path: Path
     follow: bool
@@ -387,7 +388,8 @@ class SetAttrRequest(_message.Message):
     layout: Layout
     session: int
     clear_set_id: bool
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., path: _Optional[_Union[Path, _Mapping]] = ..., follow: _Optional[bool] = ..., permissions: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., atime_now: _Optional[bool] = ..., mtime_now: _Optional[bool] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., session: _Optional[int] = ..., clear_set_id: _Optional[bool] = ...) -> None: ...
+    clear_layout: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., path: _Optional[_Union[Path, _Mapping]] = ..., follow: _Optional[bool] = ..., permissions: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., atime_now: _Optional[bool] = ..., mtime_now: _Optional[bool] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., session: _Optional[int] = ..., clear_set_id: _Optional[bool] = ..., clear_layout: _Optional[bool] = ...) -> None: ...
 
 class ListRequest(_message.Message):
     __slots__ = ("caller", "inode", "after", "limit", "with_inodes")
@@ -432,14 +434,16 @@ class StatFsRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ...) -> None: ...
 
 class StatFsReply(_message.Message):
-    __slots__ = ("capacity_bytes", "free_bytes", "inode_count")
+    __slots__ = ("capacity_bytes", "free_bytes", "inode_count", "default_layout")
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     INODE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_LAYOUT_FIELD_NUMBER: _ClassVar[int]
     capacity_bytes: int
     free_bytes: int
     inode_count: int
-    def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., inode_count: _Optional[int] = ...) -> None: ...
+    default_layout: Layout
+    def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., inode_count: _Optional[int] = ..., default_layout: _Optional[_Union[Layout, _Mapping]] = ...) -> None: ...
 
 class RemoveTreeRequest(_message.Message):
     __slots__ = ("caller", "path")

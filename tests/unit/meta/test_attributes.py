@@ -81,8 +81,21 @@ class TestSetAttr:
         world.set_attr(b"d", layout=pb.Layout(chunk_bytes=CHUNK * 2, stripe=1, inline_bytes=0))
         made = world.create(b"d/f").inode
         assert (made.layout.chunk_bytes, made.layout.stripe, made.is_inline) == (CHUNK * 2, 1, False)
+        world.set_attr(b"d", layout=pb.Layout(stripe=3))
+        made = world.create(b"d/g").inode
+        assert (made.layout.chunk_bytes, made.layout.stripe, made.is_inline) == (CHUNK * 2, 3, False)
+        assert not world.set_attr(b"d", clear_layout=True).HasField("layout")
+        configured = world.call("stat_fs", pb.StatFsRequest()).default_layout
+        made = world.create(b"d/h").inode
+        assert made.layout.chunk_bytes == configured.chunk_bytes != CHUNK * 2
+        assert made.layout.inline_bytes == configured.inline_bytes > 0
+        assert made.layout.table == configured.table == 1
         with refused(NotADirectory, 20):
             world.set_attr(b"f", layout=pb.Layout(stripe=1))
+        with refused(NotADirectory, 20):
+            world.set_attr(b"f", clear_layout=True)
+        with refused(PermissionDenied, 1):
+            world.set_attr(b"d", clear_layout=True, user=ALICE)
         with refused(InvalidArgument, 22):
             world.set_attr(b"d", layout=pb.Layout(chunk_bytes=5))
         with refused(PermissionDenied, 1):

@@ -90,7 +90,7 @@ class TestTrouble:
     def test_silent_chains_delay_only_their_own(self, world):
         world.chunked(b"f", DATA)
         world.mkdir(b"d", layout=pb.Layout(stripe=1))
-        reply = world.create(b"d/g", layout=pb.Layout(chunk_bytes=CHUNK, stripe=1))
+        reply = world.create(b"d/g", layout=pb.Layout(chunk_bytes=CHUNK, stripe=1, inline_bytes=0))
         world.write(reply.inode, 0, b"x")
         world.close_one(reply.inode.id, reply.session, length=1)
         (chain,) = world.placer.chains(reply.inode.layout)

@@ -81,16 +81,21 @@ def test_no_table_no_file():
 def test_table_that_does_not_exist_is_refused():
     with pytest.raises(InvalidArgument, match=r"layout\.table 8"):
         placer().template(Layout(table=8), None)
+    with pytest.raises(Unavailable):
+        Placer(MetaConfig()).template(Layout(table=8), None)
 
 
 def test_template_fills_what_is_not_given():
-    template = placer().template(Layout(stripe=2), Layout(table=3, chunk_bytes=1 << 17, stripe=5))
-    assert (template.table, template.chunk_bytes, template.stripe, template.inline_bytes) == (
-        3,
-        1 << 17,
-        2,
-        0,
-    )
+    base = Layout(table=3, chunk_bytes=1 << 17, stripe=5, inline_bytes=7)
+    template = placer().template(Layout(stripe=2), base)
+    assert (template.table, template.chunk_bytes, template.stripe) == (3, 1 << 17, 2)
+    assert template.inline_bytes == 7
+    assert placer().template(Layout(inline_bytes=0), base).inline_bytes == 0
+
+
+def test_default_names_the_table_that_new_files_get():
+    assert placer().default.table == 3
+    assert Placer(MetaConfig()).default.table == 0
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,8 @@ class TestCreate:
         assert (inherited.layout.chunk_bytes, inherited.layout.stripe) == (CHUNK * 2, 2)
         assert inherited.layout.inline_bytes == 100
         own = world.create(b"d/g", layout=pb.Layout(chunk_bytes=CHUNK * 4)).inode
-        assert (own.layout.chunk_bytes, own.layout.stripe, own.is_inline) == (CHUNK * 4, 2, False)
+        assert (own.layout.chunk_bytes, own.layout.stripe, own.layout.inline_bytes) == (CHUNK * 4, 2, 100)
+        assert not world.create(b"d/h", layout=pb.Layout(inline_bytes=0)).inode.is_inline
         assert own.layout.table == 1
 
     def test_parents_times_change_and_its_record_does_not(self, world):

@@ -21,7 +21,7 @@ impl OpenInode {
     pub fn closing(&self) {
         let mut state = self.state.lock();
         if std::mem::take(&mut state.fresh) {
-            self.shared.was_made(state.length, state.layout.inline_bytes);
+            self.shared.was_made(state.length, state.layout.inline_bytes());
         }
     }
 

@@ -159,7 +159,7 @@ impl State {
     /// Whether a write up to `end` must wait: bytes that would leave `inline` are being told.
     pub(super) fn would_outgrow_while_told(&self, end: u64) -> bool {
         let telling = self.inline.as_ref().is_some_and(|inline| !inline.telling.is_empty());
-        telling && end > u64::from(self.layout.inline_bytes)
+        telling && end > u64::from(self.layout.inline_bytes())
     }
 
     /// Takes in a write. Returns the change in memory held and whether a run is complete.
@@ -174,7 +174,7 @@ impl State {
         self.count_write(end);
         let mut change = 0;
         let mut complete = false;
-        let inside = self.is_inside() && end <= u64::from(self.layout.inline_bytes);
+        let inside = self.is_inside() && end <= u64::from(self.layout.inline_bytes());
         if let Some(inline) = self.inline.as_mut().filter(|_| inside) {
             inline.write(offset as usize, payload.len(), |target| payload.copy_to(target));
             self.unsynced = true;

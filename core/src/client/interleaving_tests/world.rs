@@ -153,7 +153,7 @@ impl World {
 
     pub fn create(&self, client: usize, options: OpenOptions) -> crate::error::Result<Arc<File>> {
         let path = name_path(1, format!("f{FILE}").as_bytes());
-        let create = CreateOptions { permissions: PERMISSIONS, exclusive: false };
+        let create = CreateOptions { permissions: PERMISSIONS, exclusive: false, layout: None };
         File::create(&self.clients[client], &self.who, path, options, create)
     }
 
