@@ -48,10 +48,11 @@ impl Later {
         let given = uid.is_some_and(|uid| uid != seen.uid) || gid.is_some_and(|gid| gid != seen.gid);
         let is_shared = seen.permissions & NOT_OWNER != 0;
         let taken = given && (is_shared || uid.is_some() && seen.uid != 0);
-        let cleared = (uid.is_some() || gid.is_some()) && seen.permissions & SET_ID != 0;
+        let clears = uid.is_some() || gid.is_some() || request.clear_set_id;
+        let cleared = clears && seen.permissions & SET_ID != 0;
         let kept = request.permissions.unwrap_or(seen.permissions);
         let fewer = seen.permissions & !kept & (ACCESS | SET_ID) != 0;
-        let other = request.length.is_some() || request.layout.is_some() || request.clear_set_id;
+        let other = request.length.is_some() || request.layout.is_some();
         if who.uid != 0 || taken || cleared || fewer || other {
             return None;
         }
@@ -118,6 +119,10 @@ mod tests {
         assert!(!waits(chown(None, Some(7)), &seen(0, 0o640)), "its group would lose it");
         assert!(!waits(chown(Some(7), None), &seen(5, 0o600)), "its owner would lose it");
         assert!(!waits(chown(Some(0), None), &seen(0, 0o4700)), "set-id bits go");
+        // The kernel asks for it with each change of the owner.
+        let chown_and_clear = |uid| pb::SetAttrRequest { clear_set_id: true, ..chown(uid, None) };
+        assert!(waits(chown_and_clear(Some(7)), &seen(0, 0o600)), "there are no set-id bits");
+        assert!(!waits(chown_and_clear(None), &seen(0, 0o4700)), "set-id bits go");
         assert!(!waits(pb::SetAttrRequest { length: Some(0), ..chmod(0o644) }, &seen(0, 0o600)));
     }
 
