@@ -55,7 +55,9 @@ class MemoryNode:
         self.on_space: Callable[[], object] = lambda: None
         self.gave_up = False
         self.damaged: set[Name] = set()
-        self.rounds = 5
+        self.now_round = 5
+        self.opened_round = 4
+        self.is_confirmed = False
         self.stuck: dict[str, float] = {}  # chunks that something holds, and for how many seconds
         self.staged: dict[Name, int] = {}  # the round in which a chunk was staged; 0 if not named
 
@@ -177,7 +179,13 @@ class MemoryNode:
             self.flushed = {chain: dict(records) for chain, records in self.chains.items()}
 
     def round(self) -> int:
-        return self.rounds
+        return self.now_round
+
+    def rounds(self) -> tuple[int, int]:
+        return self.opened_round, self.now_round
+
+    def confirm(self) -> None:
+        self.is_confirmed = True
 
     def purge_tombstones(
         self, chain: int, after: Name | None, round_: int, limit: int

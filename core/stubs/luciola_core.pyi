@@ -496,3 +496,10 @@ class StorageNode:
         """
     def stop(self) -> None:
         """Stop listening, end all connections, sync and close the directory. Idempotent."""
+    def rounds(self) -> tuple[int, int]:
+        """Rounds of sync that this directory had completed when it was opened, and has completed by now.
+
+        The first stays the same over any number of openings until `confirm`, although each of them syncs.
+        """
+    def confirm(self) -> None:
+        """This directory is the newest of its node: the next opening counts from what is there then. Durable."""

@@ -13,6 +13,7 @@ lives here only, and is rebuilt from heartbeats after a restart.
         its lease has run out
     L7  after a start no lease is granted, and no metadata service may serve, before every storage node that may have
         seen a newer store than ours was heard, or was given the time of the bootstrap for it
+    L8  the directory of a storage node that lacks what was synced under an earlier process serves nothing
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -25,7 +26,7 @@ from ..ids import ChainId, ChainVersion, NodeId, TableId, TargetId
 from ..states import Data, Local, Public
 from ..wire.pb import mgmtd_pb2 as pb
 from .placement import REPLICAS_MAX
-from .records import ChainRecord, Change, NodeRecord, Records, StoreMark, TableRecord
+from .records import ChainRecord, Change, EngineMark, NodeRecord, Records, StoreMark, TableRecord
 from .transitions import COMPLETE, Held, Member, advance, ordered
 
 FALLEN: Final = (Public.OFFLINE, Public.LASTSRV)
@@ -39,7 +40,7 @@ CHAINS_PER_TABLE: Final = 100_000  # room for ids: chain = table * this + index 
 TARGETS_PER_CHAIN: Final = 1000  # and target = chain * this + n: replicas a chain may ever have had
 NEW_DIRECTORY: Final = 0  # in place of an incarnation: nothing was served from it yet
 ENDED_MAX: Final = 16  # incarnations of one node remembered as ended
-MARK_INTERVAL_S: Final = 5.0  # between two positions of one store that are stored: each is a sync of the disk
+MARK_INTERVAL_S: Final = 5.0  # between two times that marks of stores and engines are stored: each is a sync of the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,8 @@ class Model:
         self.looked_s = now_s
         self.touched: set[NodeId] = set()  # nodes whose status changed since the service last published
         self.marked_s = float("-inf")  # when the mark of meta's store was last stored
+        self.engines: dict[NodeId, EngineMark] = {}  # heard, and not stored yet
+        self.engines_marked_s = now_s
         self._falling: set[TargetId] = set()
         self.dirty: set[ChainId] = set(records.chains)
         for chain in records.chains.values():
@@ -172,9 +175,37 @@ class Model:
         is_late = request.leaving or now_s - self.marked_s >= MARK_INTERVAL_S
         return mark if is_new or (is_late and mark != known) else None
 
+    # The chunk engines of storage nodes.
+
+    def due_engine(self, request: pb.HeartbeatRequest) -> tuple[tuple[NodeId, EngineMark], ...]:
+        """The mark that has to be stored because of this heartbeat: the last one of a process."""
+        node = NodeId(request.node.id)
+        mark = (self._raised_engine(request) or self.engines.get(node)) if request.leaving else None
+        return ((node, mark),) if mark else ()
+
+    def _raised_engine(self, request: pb.HeartbeatRequest) -> EngineMark | None:
+        """The mark of this heartbeat, if it is news. A new engine replaces the one that was known."""
+        if not request.engine.identity:
+            return None
+        node, mark = NodeId(request.node.id), EngineMark.from_pb(request.engine)
+        known = self.engines.get(node) or self.records.engines.get(node)
+        is_new = known is None or known.identity != mark.identity or known.round < mark.round
+        return mark if is_new else None
+
+    def _due_engines(self, now_s: float) -> tuple[tuple[NodeId, EngineMark], ...]:
+        """What was heard since marks were last stored: of all nodes together, so that many cost one sync."""
+        if not self.engines or now_s - self.engines_marked_s < MARK_INTERVAL_S:
+            return ()
+        return tuple(self.engines.items())
+
     # Heartbeats.
 
-    def registration(self, node: pb.Node, directory_incarnations: Collection[int] = ()) -> Change:
+    def registration(
+        self,
+        node: pb.Node,
+        directory_incarnations: Collection[int] = (),
+        engine: pb.EngineMark | None = None,
+    ) -> Change:
         """What must be stored before a heartbeat of `node` can be taken in.
 
         A larger incarnation is a later process, so the one before has ended. A smaller one is a message that was
@@ -211,6 +242,7 @@ class Model:
         unsettled = known.unsettled
         if known.incarnation != said.incarnation:
             _check_directory(known, directory_incarnations)
+            _check_engine(known.id, self.records.engines.get(known.id), engine)
             unsettled = any(member.state not in FALLEN for _chain, member in self._members_on(said.id))
         said = replace(said, disabled=known.disabled, unsettled=unsettled)
         return Change() if said == known else Change(nodes=(said,))
@@ -239,6 +271,9 @@ class Model:
             raise Conflict("a newer heartbeat was heard already", sequence=life.sequence)
         reports = _reports(request)
         life.sequence = request.sequence
+        engine = self._raised_engine(request)
+        if engine is not None:
+            self.engines[node.id] = engine
         if node.disabled:
             return Heard(0)
         if request.leaving:
@@ -344,7 +379,11 @@ class Model:
         ):
             self.bootstrap_until_s = now_s  # everybody who may hold an older lease was heard
         self._find_dead(now_s)
-        change = Change(chains=tuple(self._advance_chains(now_s)), nodes=tuple(self._settled()))
+        change = Change(
+            chains=tuple(self._advance_chains(now_s)),
+            nodes=tuple(self._settled()),
+            engines=self._due_engines(now_s),
+        )
         for chain in change.chains:
             before = self.records.chains[chain.id]
             self._falling |= {member.target for member in before.serving} - {m.target for m in chain.serving}
@@ -419,6 +458,11 @@ class Model:
             self._apply_chain(chain)
         for node_id in change.removed_nodes:
             self.lives.pop(node_id, None)
+            self.engines.pop(node_id, None)
+        for node_id, stored in change.engines:
+            if self.engines.get(node_id) == stored:
+                del self.engines[node_id]
+            self.engines_marked_s = self.looked_s
         if change.meta_store is not None:
             self.marked_s = self.looked_s
         self.records.apply(change)
@@ -637,6 +681,17 @@ def _check_directory(known: NodeRecord, incarnations: Collection[int]) -> None:
         raise ConfigError(
             f"the directory of node {known.id} is an older copy of the one that served last", older="storage"
         )
+
+
+def _check_engine(node: NodeId, known: EngineMark | None, engine: pb.EngineMark | None) -> None:
+    """L8. Raises: ConfigError if the chunks of a storage node had not come as far as `known` when they were opened."""
+    if known is None or engine is None or engine.identity != known.identity or engine.opened >= known.round:
+        return
+    raise ConfigError(
+        f"the directory of node {node} is an older copy of the one that served last: its chunks are of round "
+        f"{engine.opened}, but round {known.round} was seen",
+        older="storage",
+    )
 
 
 def _check_description(text: str) -> None:

@@ -155,6 +155,21 @@ class StoreMark:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineMark:
+    """How far the chunk engine of a storage node has come, in rounds of sync, as far as it survives power loss."""
+
+    identity: str
+    round: int
+
+    def to_pb(self) -> pb.EngineMark:
+        return pb.EngineMark(identity=self.identity, round=self.round)
+
+    @classmethod
+    def from_pb(cls, mark: pb.EngineMark) -> "EngineMark":
+        return cls(mark.identity, mark.round)
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """Records that are to be stored together, and then become true together."""
 
@@ -163,9 +178,12 @@ class Change:
     tables: tuple[TableRecord, ...] = ()
     removed_nodes: tuple[NodeId, ...] = ()
     meta_store: StoreMark | None = None  # None: as it was
+    engines: tuple[tuple[NodeId, EngineMark], ...] = ()
 
     def __bool__(self) -> bool:
-        return any((self.nodes, self.chains, self.tables, self.removed_nodes, self.meta_store))
+        return any(
+            (self.nodes, self.chains, self.tables, self.removed_nodes, self.meta_store, self.engines)
+        )
 
 
 @dataclass(slots=True)
@@ -176,6 +194,7 @@ class Records:
     chains: dict[ChainId, ChainRecord] = field(default_factory=dict)
     tables: dict[tuple[TableId, int], TableRecord] = field(default_factory=dict)
     meta_store: StoreMark | None = None  # the highest that was seen
+    engines: dict[NodeId, EngineMark] = field(default_factory=dict)  # the highest of each storage node
     _by_node: dict[int, set[ChainId]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -192,7 +211,9 @@ class Records:
         self.tables.update({(table.id, table.version): table for table in change.tables})
         for node in change.removed_nodes:
             self.nodes.pop(node, None)
+            self.engines.pop(node, None)
         self.meta_store = change.meta_store or self.meta_store
+        self.engines.update(change.engines)
 
     def add_chain(self, chain: ChainRecord) -> None:
         """The chain as it is now."""
@@ -208,4 +229,4 @@ class Records:
             self._by_node.setdefault(member.node, set()).add(chain.id)
 
 
-__all__ = ["ChainRecord", "Change", "NodeRecord", "Records", "StoreMark", "TableRecord"]
+__all__ = ["ChainRecord", "Change", "EngineMark", "NodeRecord", "Records", "StoreMark", "TableRecord"]

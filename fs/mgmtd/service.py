@@ -121,8 +121,9 @@ class Service:
         term = self._primary()
         if request.outdated:
             raise self._refuse(request)
-        registration = term.model.registration(request.node, request.directory_incarnations)
-        if registration or term.model.due_mark(request, now_s=received_s):
+        model = term.model
+        registration = model.registration(request.node, request.directory_incarnations, request.engine)
+        if registration or model.due_mark(request, now_s=received_s) or model.due_engine(request):
             return self._register(request, received_s)
         return self._hear(term, request, received_s)
 
@@ -243,8 +244,12 @@ class Service:
 
     async def _register(self, request: pb.HeartbeatRequest, received_s: float) -> pb.HeartbeatReply:
         def decide(model: Model) -> Change:
-            registration = model.registration(request.node, request.directory_incarnations)
-            return replace(registration, meta_store=model.due_mark(request, now_s=received_s))
+            registration = model.registration(request.node, request.directory_incarnations, request.engine)
+            return replace(
+                registration,
+                meta_store=model.due_mark(request, now_s=received_s),
+                engines=model.due_engine(request),
+            )
 
         term = await self._change(decide)
         return self._hear(term, request, received_s)

@@ -6,6 +6,7 @@
     mgmtd/node/<id>                     Node
     mgmtd/chain/<id>                    Chain
     mgmtd/table/<id><version>           ChainTable
+    mgmtd/engine/<id>                   EngineMark: the highest of that node's chunk engine
     mgmtd/meta                          StoreMark: the highest that meta's store was seen with
 
 Numbers in keys are 32-bit big-endian. Every commit is durable against power loss before it is believed.
@@ -25,7 +26,7 @@ from typing import Final
 from ..errors import ConfigError, CorruptData, Unavailable
 from ..kv import Durability, Engine, Transaction, prefix_end, run
 from ..wire.pb import mgmtd_pb2 as pb
-from .records import ChainRecord, Change, NodeRecord, Records, StoreMark, TableRecord
+from .records import ChainRecord, Change, EngineMark, NodeRecord, Records, StoreMark, TableRecord
 
 FORMAT_VERSION: Final = 2
 FORMAT: Final = b"mgmtd/format"
@@ -34,6 +35,7 @@ LEASE: Final = b"mgmtd/lease"
 NODE: Final = b"mgmtd/node/"
 CHAIN: Final = b"mgmtd/chain/"
 TABLE: Final = b"mgmtd/table/"
+ENGINE: Final = b"mgmtd/engine/"
 META_STORE: Final = b"mgmtd/meta"
 PAGE: Final = 10_000
 
@@ -161,11 +163,14 @@ def _write(transaction: Transaction, change: Change) -> None:
         transaction.put(NODE + _number(node.id), node.to_pb().SerializeToString())
     for removed in change.removed_nodes:
         transaction.delete(NODE + _number(removed))
+        transaction.delete(ENGINE + _number(removed))
     for chain in change.chains:
         transaction.put(CHAIN + _number(chain.id), chain.to_pb().SerializeToString())
     for table in change.tables:
         key = TABLE + _number(table.id) + _number(table.version)
         transaction.put(key, table.to_pb().SerializeToString())
+    for engine_node, engine in change.engines:
+        transaction.put(ENGINE + _number(engine_node), engine.to_pb().SerializeToString())
     if change.meta_store is not None:
         transaction.put(META_STORE, change.meta_store.to_pb().SerializeToString())
 
@@ -181,6 +186,10 @@ def _load(transaction: Transaction) -> Records:
     for value in _values(transaction, TABLE):
         table = TableRecord.from_pb(pb.ChainTable.FromString(value))
         records.tables[table.id, table.version] = table
+    for known in records.nodes:
+        engine = transaction.get(ENGINE + _number(known))
+        if engine is not None:
+            records.engines[known] = EngineMark.from_pb(pb.EngineMark.FromString(engine))
     mark = transaction.get(META_STORE)
     if mark is not None:
         records.meta_store = StoreMark.from_pb(pb.StoreMark.FromString(mark))

@@ -10,6 +10,8 @@ M4  Routing is adopted only after `marks` has it on disk, and never below a mark
     mgmtd ends.
 M5  The directory has this incarnation before mgmtd hears of it, and that mgmtd has stored it before a lease is used.
     A directory that mgmtd calls an older copy serves nothing: an operator has to put back the newest.
+M6  mgmtd hears how far the chunk engine has come only after the engine has noted that it is the newest: an engine of
+    which that is not known reports what it had when it was opened first, however often it is opened.
 """
 
 import asyncio
@@ -26,6 +28,7 @@ from ..states import Data, Local, Public
 from ..wire import RoutingTable, RpcClients, methods
 from ..wire.pb import mgmtd_pb2
 from ..wire.pb.mgmtd_pb2 import (
+    EngineMark,
     HeartbeatReply,
     HeartbeatRequest,
     LocalTarget,
@@ -85,6 +88,7 @@ class Membership:
         self._saving: asyncio.Task[None] | None = None
         self._saving_hangs = False
         self._marked_s = float("-inf")
+        self._is_confirmed = False  # the engine knows that it is the newest (M6)
         self._changed = asyncio.Event()
         self._was_heard = True
         self._is_full = False
@@ -252,6 +256,7 @@ class Membership:
             sequence=self._next(),
             leaving=True,
             directory_incarnations=self._directory.incarnations,
+            engine=self._engine_mark(),
         )
         request.targets.extend(
             self._report(target, about, local=Local.OFFLINE) for target, about in self.state.targets.items()
@@ -282,7 +287,8 @@ class Membership:
         if not self._was_heard:
             log.info("heartbeats are answered again")
         self._was_heard = True
-        self._granted(reply, sent_s)
+        if await self._acknowledge():
+            self._granted(reply, sent_s)
         return True
 
     def _remedy(self) -> str:
@@ -291,12 +297,24 @@ class Membership:
             "the only copies and there is no newer one, `luciola up --rebuild-mgmtd` takes it as it is"
         )
 
-    def _granted(self, reply: HeartbeatReply, sent_s: float) -> None:
+    def _engine_mark(self) -> EngineMark:
+        opened, synced = self._engine.node.rounds()
+        identity = f"{self._directory.engine_identity:032x}"
+        return EngineMark(identity=identity, opened=opened, round=synced if self._is_confirmed else opened)
+
+    async def _acknowledge(self) -> bool:
+        """Note that mgmtd has taken in this process and its directory (M5, M6); whether that is on the disk."""
         try:
-            self._directory.acknowledge(self._about.incarnation)  # M5
-        except OSError as error:
+            self._directory.acknowledge(self._about.incarnation)
+            if not self._is_confirmed:
+                await self._engine.quick(self._engine.node.confirm)
+                self._is_confirmed = True
+        except (OSError, Error) as error:
             log.warning("nothing is served: that mgmtd knows this process cannot be written down: %s", error)
-            return
+            return False
+        return True
+
+    def _granted(self, reply: HeartbeatReply, sent_s: float) -> None:
         if reply.interval_ms:
             self._interval_s = reply.interval_ms / 1000
         if reply.lease_ms:
@@ -330,6 +348,7 @@ class Membership:
             sequence=self._next(),
             outdated=self._outdated,
             directory_incarnations=self._directory.incarnations,
+            engine=self._engine_mark(),
         )
         if self._directory.marks.marks.HasField("meta_store"):
             request.meta_store.CopyFrom(self._directory.marks.marks.meta_store)

@@ -33,6 +33,7 @@ from .service import StorageService
 
 log = logging.getLogger(__name__)
 
+LAST_SYNC_S: Final = 1.0  # well below a lease
 FIRST_ROUTING_S: Final = 1.0  # heartbeats begin after routing is known, or after this long
 
 
@@ -108,6 +109,7 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
     finally:  # serve nothing, say so, finish what is under way
         log.info("node %d stops", settings.node)
         await recovery.stop()
+        await _sync(engine)  # most of it while clients are still served; mgmtd then hears of what is on the disk
         await engine.quick(engine.node.drop_lease)
         await membership.leave()
         await server.stop(grace_s=1.0)
@@ -119,6 +121,14 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
         else:
             directory.set_clean()
         log.info("node %d has stopped", settings.node)
+
+
+async def _sync(engine: Engine) -> None:
+    """Sync, for a moment: no heartbeat renews the lease any more."""
+    syncing = asyncio.ensure_future(engine.run(engine.node.sync))
+    await asyncio.wait({syncing}, timeout=LAST_SYNC_S)
+    if syncing.done() and (error := syncing.exception()) is not None:
+        log.warning("the sync before the stop failed: %s", error)
 
 
 async def _work(

@@ -243,6 +243,27 @@ def test_older_copy_of_a_storage_directory_is_refused_and_the_newest_bytes_are_r
             assert content(cluster, "file") == "after!" * 1000
 
 
+def test_copy_of_a_storage_directory_made_while_its_node_ran_is_refused(tmp_path: Path) -> None:
+    """As a whole, and its chunks alone; however often it is started."""
+    cluster = LocalCluster(tmp_path, storage_nodes=1, replicas=1)
+    store, older, newest = cluster.data / "storage-201", tmp_path / "older", tmp_path / "newest"
+    with cluster:
+        write(cluster, "file", "before" * 1000)
+        copy_sparse(store, older)
+        write(cluster, "file", "after!" * 1000)
+    copy_sparse(store, newest)
+    for part in ("chunks", "."):
+        put_back(newest, store)
+        put_back(older / part, store / part)
+        for _ in range(2):
+            said = refused(cluster)
+            assert "the directory of node 201 is an older copy" in said
+            assert f"put back the newest {store}, or empty it" in said
+    put_back(newest, store)
+    with cluster:
+        assert content(cluster, "file") == "after!" * 1000
+
+
 def test_second_metadata_service_with_a_store_of_its_own_is_refused(
     shared_cluster: LocalCluster, tmp_path: Path
 ) -> None:

@@ -68,6 +68,8 @@ pub(super) struct Core {
     /// The open directory: holds the lock, and asks for free space.
     directory: File,
     report: OpenReport,
+    /// The newest round that had succeeded when this directory was first opened since it was last confirmed.
+    opened: u64,
 }
 
 #[derive(Default)]
@@ -151,6 +153,22 @@ impl Engine {
         self.core.rounds.begun()
     }
 
+    /// The newest round of `sync` that has succeeded: it is in the index on the disk, and never goes back.
+    pub fn synced_round(&self) -> u64 {
+        self.core.rounds.synced()
+    }
+
+    /// How far this directory had come before it was opened: `synced_round` of then. It stays the same over any
+    /// number of openings until `confirm`, although each of them syncs: an older copy stays an older copy.
+    pub fn opened_round(&self) -> u64 {
+        self.core.opened
+    }
+
+    /// This directory is known to be the newest; the next opening counts from what is there then. Durable.
+    pub fn confirm(&self) -> Result<(), Status> {
+        self.core.index.clear_opened()
+    }
+
     /// How long the oldest access to the disk has been under way: on a disk that hangs it does not end.
     pub fn oldest_access(&self) -> Duration {
         self.core.accesses.oldest()
@@ -209,6 +227,8 @@ impl Core {
         let floor = index
             .floor()
             .map_err(|status| OpenError::Index { path: dir.to_owned(), reason: status.to_string() })?;
+        let opened = opened_round(&index, synced)
+            .map_err(|status| OpenError::Index { path: dir.to_owned(), reason: status.to_string() })?;
         let segments = Segments::new(blocks, segment_bytes, options.on_write, accesses.clone());
         let mut core = Core {
             pages: Mutex::new(PageMap::new(segments.segment_pages())),
@@ -223,6 +243,7 @@ impl Core {
             floor: Mutex::new(Version(floor)),
             free_space: Mutex::new(None),
             report: OpenReport::default(),
+            opened,
             options,
             segments,
             index,
@@ -464,6 +485,14 @@ impl Counters {
     fn is_used(&self) -> bool {
         let usage = self.usage();
         usage.chunks + usage.tombstones + usage.page_bytes > 0
+    }
+}
+
+/// The round that an unconfirmed opening has noted, or `synced`, which is noted now; the first sync makes it durable.
+fn opened_round(index: &Index, synced: u64) -> Result<u64, Status> {
+    match index.opened()? {
+        0 => index.set_opened(synced).map(|()| synced),
+        noted => Ok(noted),
     }
 }
 

@@ -22,6 +22,8 @@ use crate::types::{ChainId, ChunkKey, ContentId, Status, Version};
 const SYNCED: &str = "synced";
 /// Key of the highest version of any record that was forgotten.
 const FLOOR: &str = "floor";
+/// Key of the newest round that had succeeded when the directory was opened, until `confirm` removes it.
+const OPENED: &str = "opened";
 /// Records written since the last flush are kept in memory up to this; an open after `kill -9` replays as much.
 const MEMTABLE_BYTES: u64 = 16 << 20;
 /// A journal's blocks are taken in advance when this many times its size is free, so that chunks can still be
@@ -34,7 +36,7 @@ pub struct Index {
     dir: PathBuf,
     database: Database,
     chunks: Keyspace,
-    /// What is not about one chunk: `SYNCED`, `FLOOR`.
+    /// What is not about one chunk: `SYNCED`, `FLOOR`, `OPENED`.
     engine: Keyspace,
     accesses: Arc<Accesses>,
 }
@@ -102,6 +104,27 @@ impl Index {
     /// The highest version of any record that was forgotten; 0 if none was.
     pub fn floor(&self) -> Result<u64, Status> {
         self.number(FLOOR)
+    }
+
+    /// What `set_opened` has stored; 0 if nothing.
+    pub fn opened(&self) -> Result<u64, Status> {
+        self.number(OPENED)
+    }
+
+    pub fn set_opened(&self, round: u64) -> Result<(), Status> {
+        let _access = self.accesses.begin();
+        let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
+        batch.insert(&self.engine, OPENED, round.to_le_bytes());
+        batch.commit().map_err(|error| failed(&error))
+    }
+
+    /// Forgets what `set_opened` has stored, durably.
+    pub fn clear_opened(&self) -> Result<(), Status> {
+        let _access = self.accesses.begin();
+        let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
+        batch.remove(&self.engine, OPENED);
+        batch.commit().map_err(|error| failed(&error))?;
+        self.sync()
     }
 
     fn number(&self, key: &str) -> Result<u64, Status> {

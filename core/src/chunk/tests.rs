@@ -1054,6 +1054,28 @@ fn a_failed_sync_is_never_forgotten() {
 }
 
 #[test]
+fn directory_reports_how_far_it_had_come_until_it_is_confirmed() {
+    let dir = directory();
+    let engine = open(dir.path());
+    assert_eq!(engine.opened_round(), 0);
+    engine.confirm().unwrap();
+    write(&engine, 0, 1, 0, b"one");
+    engine.sync().unwrap();
+    let synced = engine.synced_round();
+    drop(engine);
+    for _ in 0..3 {
+        let engine = open(dir.path());
+        assert_eq!(engine.opened_round(), synced, "opening it brings nothing new");
+        assert!(engine.synced_round() > synced);
+    }
+    let engine = open(dir.path());
+    engine.confirm().unwrap();
+    let synced = engine.synced_round();
+    drop(engine);
+    assert_eq!(open(dir.path()).opened_round(), synced);
+}
+
+#[test]
 fn sync_flushes_only_what_was_written_since_the_last_round() {
     let dir = directory();
     let engine = open(dir.path());

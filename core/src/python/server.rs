@@ -317,6 +317,14 @@ impl PyStorageNode {
         limit: usize,
     ) -> PyResult<(usize, Option<Name>)> {
         self.run(py, |server| {
+    fn rounds(&self) -> PyResult<(u64, u64)> {
+        Ok(self.server()?.rounds())
+    }
+
+    fn confirm(&self, py: Python<'_>) -> PyResult<()> {
+        self.run(py, |server| server.confirm())
+    }
+
             let (count, last) = server.purge_tombstones(ChainId(chain), after.map(chunk_id), round, limit)?;
             Ok((count, last.map(name)))
         })

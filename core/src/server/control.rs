@@ -332,6 +332,16 @@ impl StorageServer {
         let whole =
             || node.routing().chains.get(&chain).is_some_and(is_whole) && node.view(chain).is_member();
         if !whole() {
+    /// The round up to which the disk had been synced when its directory was opened, and that of now.
+    pub fn rounds(&self) -> (u64, u64) {
+        (self.node.engine.opened_round(), self.node.engine.synced_round())
+    }
+
+    /// The directory is known to be the newest of this node (`Engine::confirm`).
+    pub fn confirm(&self) -> Result<()> {
+        Ok(self.node.engine.confirm()?)
+    }
+
             return Ok((0, None));
         }
         let (found, last) = node.engine.old_tombstones(chain, after, round, limit)?;

@@ -314,6 +314,15 @@ pub struct StoreMark {
     #[prost(uint64, tag = "3")]
     pub position: u64,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EngineMark {
+    #[prost(string, tag = "1")]
+    pub identity: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub opened: u64,
+    #[prost(uint64, tag = "3")]
+    pub round: u64,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CheckStoreReply {
     #[prost(bool, tag = "1")]
@@ -350,6 +359,8 @@ pub struct HeartbeatRequest {
     pub outdated: ::prost::alloc::string::String,
     #[prost(uint64, repeated, tag = "7")]
     pub directory_incarnations: ::prost::alloc::vec::Vec<u64>,
+    #[prost(message, optional, tag = "8")]
+    pub engine: ::core::option::Option<EngineMark>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeartbeatReply {

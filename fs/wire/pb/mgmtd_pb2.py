@@ -25,23 +25,23 @@ _sym_db = _symbol_database.Default()
 from . import common_pb2 as common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0bmgmtd.proto\x12\x07luciola\x1a\x0c\x63ommon.proto\"\x95\x02\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\r\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.luciola.NodeKind\x12#\n\x06status\x18\x03 \x01(\x0e\x32\x13.luciola.NodeStatus\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x13\n\x0bincarnation\x18\x06 \x01(\x04\x12\x14\n\x0cgrpc_address\x18\x07 \x01(\t\x12\x14\n\x0clane_address\x18\x08 \x01(\t\x12\x14\n\x0c\x64\x61ta_address\x18\t \x01(\t\x12\x13\n\x0b\x64\x61ta_socket\x18\n \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x0b \x01(\t\x12\x0f\n\x07release\x18\x0c \x01(\t\x12\x12\n\nchanged_at\x18\r \x01(\x04\"\x7f\n\x06Target\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04node\x18\x02 \x01(\r\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.luciola.PublicState\x12\"\n\x05local\x18\x04 \x01(\x0e\x32\x13.luciola.LocalState\x12\x12\n\nused_bytes\x18\x05 \x01(\x04\"s\n\x05\x43hain\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12 \n\x07targets\x18\x03 \x03(\x0b\x32\x0f.luciola.Target\x12\x12\n\nchanged_at\x18\x04 \x01(\x04\x12\x17\n\x0fpreferred_order\x18\x05 \x03(\x04\"t\n\nChainTable\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06\x63hains\x18\x03 \x03(\r\x12\x10\n\x08replicas\x18\x04 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x12\n\nchanged_at\x18\x06 \x01(\x04\"\xdf\x01\n\x07Routing\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x15\n\rbootstrapping\x18\x02 \x01(\x08\x12\x1c\n\x05nodes\x18\x03 \x03(\x0b\x32\r.luciola.Node\x12\x1e\n\x06\x63hains\x18\x04 \x03(\x0b\x32\x0e.luciola.Chain\x12#\n\x06tables\x18\x05 \x03(\x0b\x32\x13.luciola.ChainTable\x12\x12\n\ncluster_id\x18\x06 \x01(\t\x12\r\n\x05\x64\x65lta\x18\x07 \x01(\x08\x12\x15\n\rremoved_nodes\x18\x08 \x03(\r\x12\x0f\n\x07manager\x18\t \x01(\x04\";\n\x11GetRoutingRequest\x12\x15\n\rknown_version\x18\x01 \x01(\x04\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\"\xac\x01\n\x0bLocalTarget\x12\n\n\x02id\x18\x01 \x01(\x04\x12\"\n\x05state\x18\x02 \x01(\x0e\x32\x13.luciola.LocalState\x12\x15\n\rchain_version\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\r\n\x05\x63hain\x18\x05 \x01(\r\x12\"\n\x04\x64\x61ta\x18\x06 \x01(\x0e\x32\x14.luciola.ReplicaData\x12\x0f\n\x07updates\x18\x07 \x01(\x04\"@\n\tStoreMark\x12\r\n\x05store\x18\x01 \x01(\x04\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x10\n\x08position\x18\x03 \x01(\x04\"$\n\x0f\x43heckStoreReply\x12\x11\n\tmay_serve\x18\x01 \x01(\x08\"\xa3\x01\n\x05Marks\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0c\n\x04term\x18\x02 \x01(\r\x12\x0f\n\x07manager\x18\x03 \x01(\x04\x12&\n\nmeta_store\x18\x04 \x01(\x0b\x32\x12.luciola.StoreMark\x12\x1e\n\x06\x63hains\x18\x05 \x03(\x0b\x32\x0e.luciola.Chain\x12#\n\x06tables\x18\x06 \x03(\x0b\x32\x13.luciola.ChainTable\"\xd3\x01\n\x10HeartbeatRequest\x12\x1b\n\x04node\x18\x01 \x01(\x0b\x32\r.luciola.Node\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12%\n\x07targets\x18\x03 \x03(\x0b\x32\x14.luciola.LocalTarget\x12\x0f\n\x07leaving\x18\x04 \x01(\x08\x12&\n\nmeta_store\x18\x05 \x01(\x0b\x32\x12.luciola.StoreMark\x12\x10\n\x08outdated\x18\x06 \x01(\t\x12\x1e\n\x16\x64irectory_incarnations\x18\x07 \x03(\x04\"x\n\x0eHeartbeatReply\x12\x17\n\x0frouting_version\x18\x01 \x01(\x04\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\x12\x13\n\x0binterval_ms\x18\x03 \x01(\r\x12&\n\nmeta_store\x18\x04 \x01(\x0b\x32\x12.luciola.StoreMark\"\xa0\x01\n\x13\x45xtendClientRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x04\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x1f\n\x04kind\x18\x04 \x01(\x0e\x32\x11.luciola.NodeKind\x12\x17\n\x0fstarted_unix_ms\x18\x05 \x01(\x04\x12\x0f\n\x07leaving\x18\x06 \x01(\x08\x12\x0b\n\x03pid\x18\x07 \x01(\r\"D\n\x11\x45xtendClientReply\x12\x13\n\x0binterval_ms\x18\x01 \x01(\r\x12\x1a\n\x12session_timeout_ms\x18\x02 \x01(\r\"\xa4\x01\n\rClientSession\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x04\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x1f\n\x04kind\x18\x04 \x01(\x0e\x32\x11.luciola.NodeKind\x12\x17\n\x0fstarted_unix_ms\x18\x05 \x01(\x04\x12\x19\n\x11last_seen_unix_ms\x18\x06 \x01(\x04\x12\x0b\n\x03pid\x18\x07 \x01(\r\"R\n\x10ListClientsReply\x12\'\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x16.luciola.ClientSession\x12\x15\n\rbootstrapping\x18\x02 \x01(\x08\"_\n\x17\x43reateChainTableRequest\x12\r\n\x05table\x18\x01 \x01(\r\x12\x10\n\x08replicas\x18\x02 \x01(\r\x12\x0e\n\x06\x63hains\x18\x03 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\"\xbe\x01\n\x12UpdateChainRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x32\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\".luciola.UpdateChainRequest.Action\x12\x0e\n\x06target\x18\x03 \x01(\x04\x12\x0c\n\x04node\x18\x04 \x01(\r\"G\n\x06\x41\x63tion\x12\x07\n\x03\x41\x44\x44\x10\x00\x12\n\n\x06REMOVE\x10\x01\x12\x12\n\x0eROTATE_LASTSRV\x10\x02\x12\x14\n\x10ROTATE_PREFERRED\x10\x03\"\x1b\n\x0bNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\r\"T\n\x16SetNodeDisabledRequest\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x10\n\x08\x64isabled\x18\x02 \x01(\x08\x12\x1a\n\x12\x61\x63\x63\x65pt_unavailable\x18\x03 \x01(\x08\"E\n\x13ProcessEndedRequest\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0b\n\x03pid\x18\x03 \x01(\r*\\\n\x08NodeKind\x12\x0e\n\nNODE_MGMTD\x10\x00\x12\r\n\tNODE_META\x10\x01\x12\x10\n\x0cNODE_STORAGE\x10\x02\x12\x0f\n\x0bNODE_CLIENT\x10\x03\x12\x0e\n\nNODE_MOUNT\x10\x04*E\n\nNodeStatus\x12\x0e\n\nCONNECTING\x10\x00\x12\r\n\tCONNECTED\x10\x01\x12\n\n\x06\x46\x41ILED\x10\x02\x12\x0c\n\x08\x44ISABLED\x10\x03*b\n\x0bPublicState\x12\x12\n\x0ePUBLIC_INVALID\x10\x00\x12\x0b\n\x07SERVING\x10\x01\x12\x0b\n\x07LASTSRV\x10\x02\x12\x0b\n\x07SYNCING\x10\x04\x12\x0b\n\x07WAITING\x10\x08\x12\x0b\n\x07OFFLINE\x10\x10*X\n\nLocalState\x12\x11\n\rLOCAL_INVALID\x10\x00\x12\x12\n\x0eLOCAL_UPTODATE\x10\x01\x12\x10\n\x0cLOCAL_ONLINE\x10\x02\x12\x11\n\rLOCAL_OFFLINE\x10\x04*A\n\x0bReplicaData\x12\x11\n\rDATA_COMPLETE\x10\x00\x12\x10\n\x0c\x44\x41TA_PARTIAL\x10\x01\x12\r\n\tDATA_LOST\x10\x02\x32\xc5\x05\n\x05Mgmtd\x12:\n\nGetRouting\x12\x1a.luciola.GetRoutingRequest\x1a\x10.luciola.Routing\x12?\n\rStreamRouting\x12\x1a.luciola.GetRoutingRequest\x1a\x10.luciola.Routing0\x01\x12?\n\tHeartbeat\x12\x19.luciola.HeartbeatRequest\x1a\x17.luciola.HeartbeatReply\x12:\n\nCheckStore\x12\x12.luciola.StoreMark\x1a\x18.luciola.CheckStoreReply\x12H\n\x0c\x45xtendClient\x12\x1c.luciola.ExtendClientRequest\x1a\x1a.luciola.ExtendClientReply\x12\x38\n\x0bListClients\x12\x0e.luciola.Empty\x1a\x19.luciola.ListClientsReply\x12I\n\x10\x43reateChainTable\x12 .luciola.CreateChainTableRequest\x1a\x13.luciola.ChainTable\x12:\n\x0bUpdateChain\x12\x1b.luciola.UpdateChainRequest\x1a\x0e.luciola.Chain\x12\x41\n\x0fSetNodeDisabled\x12\x1f.luciola.SetNodeDisabledRequest\x1a\r.luciola.Node\x12\x36\n\x0eUnregisterNode\x12\x14.luciola.NodeRequest\x1a\x0e.luciola.Empty\x12<\n\x0cProcessEnded\x12\x1c.luciola.ProcessEndedRequest\x1a\x0e.luciola.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0bmgmtd.proto\x12\x07luciola\x1a\x0c\x63ommon.proto\"\x95\x02\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\r\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.luciola.NodeKind\x12#\n\x06status\x18\x03 \x01(\x0e\x32\x13.luciola.NodeStatus\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x13\n\x0bincarnation\x18\x06 \x01(\x04\x12\x14\n\x0cgrpc_address\x18\x07 \x01(\t\x12\x14\n\x0clane_address\x18\x08 \x01(\t\x12\x14\n\x0c\x64\x61ta_address\x18\t \x01(\t\x12\x13\n\x0b\x64\x61ta_socket\x18\n \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x0b \x01(\t\x12\x0f\n\x07release\x18\x0c \x01(\t\x12\x12\n\nchanged_at\x18\r \x01(\x04\"\x7f\n\x06Target\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04node\x18\x02 \x01(\r\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.luciola.PublicState\x12\"\n\x05local\x18\x04 \x01(\x0e\x32\x13.luciola.LocalState\x12\x12\n\nused_bytes\x18\x05 \x01(\x04\"s\n\x05\x43hain\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12 \n\x07targets\x18\x03 \x03(\x0b\x32\x0f.luciola.Target\x12\x12\n\nchanged_at\x18\x04 \x01(\x04\x12\x17\n\x0fpreferred_order\x18\x05 \x03(\x04\"t\n\nChainTable\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06\x63hains\x18\x03 \x03(\r\x12\x10\n\x08replicas\x18\x04 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x12\n\nchanged_at\x18\x06 \x01(\x04\"\xdf\x01\n\x07Routing\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x15\n\rbootstrapping\x18\x02 \x01(\x08\x12\x1c\n\x05nodes\x18\x03 \x03(\x0b\x32\r.luciola.Node\x12\x1e\n\x06\x63hains\x18\x04 \x03(\x0b\x32\x0e.luciola.Chain\x12#\n\x06tables\x18\x05 \x03(\x0b\x32\x13.luciola.ChainTable\x12\x12\n\ncluster_id\x18\x06 \x01(\t\x12\r\n\x05\x64\x65lta\x18\x07 \x01(\x08\x12\x15\n\rremoved_nodes\x18\x08 \x03(\r\x12\x0f\n\x07manager\x18\t \x01(\x04\";\n\x11GetRoutingRequest\x12\x15\n\rknown_version\x18\x01 \x01(\x04\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\"\xac\x01\n\x0bLocalTarget\x12\n\n\x02id\x18\x01 \x01(\x04\x12\"\n\x05state\x18\x02 \x01(\x0e\x32\x13.luciola.LocalState\x12\x15\n\rchain_version\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\r\n\x05\x63hain\x18\x05 \x01(\r\x12\"\n\x04\x64\x61ta\x18\x06 \x01(\x0e\x32\x14.luciola.ReplicaData\x12\x0f\n\x07updates\x18\x07 \x01(\x04\"@\n\tStoreMark\x12\r\n\x05store\x18\x01 \x01(\x04\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x10\n\x08position\x18\x03 \x01(\x04\"=\n\nEngineMark\x12\x10\n\x08identity\x18\x01 \x01(\t\x12\x0e\n\x06opened\x18\x02 \x01(\x04\x12\r\n\x05round\x18\x03 \x01(\x04\"$\n\x0f\x43heckStoreReply\x12\x11\n\tmay_serve\x18\x01 \x01(\x08\"\xa3\x01\n\x05Marks\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0c\n\x04term\x18\x02 \x01(\r\x12\x0f\n\x07manager\x18\x03 \x01(\x04\x12&\n\nmeta_store\x18\x04 \x01(\x0b\x32\x12.luciola.StoreMark\x12\x1e\n\x06\x63hains\x18\x05 \x03(\x0b\x32\x0e.luciola.Chain\x12#\n\x06tables\x18\x06 \x03(\x0b\x32\x13.luciola.ChainTable\"\xf8\x01\n\x10HeartbeatRequest\x12\x1b\n\x04node\x18\x01 \x01(\x0b\x32\r.luciola.Node\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12%\n\x07targets\x18\x03 \x03(\x0b\x32\x14.luciola.LocalTarget\x12\x0f\n\x07leaving\x18\x04 \x01(\x08\x12&\n\nmeta_store\x18\x05 \x01(\x0b\x32\x12.luciola.StoreMark\x12\x10\n\x08outdated\x18\x06 \x01(\t\x12\x1e\n\x16\x64irectory_incarnations\x18\x07 \x03(\x04\x12#\n\x06\x65ngine\x18\x08 \x01(\x0b\x32\x13.luciola.EngineMark\"x\n\x0eHeartbeatReply\x12\x17\n\x0frouting_version\x18\x01 \x01(\x04\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\x12\x13\n\x0binterval_ms\x18\x03 \x01(\r\x12&\n\nmeta_store\x18\x04 \x01(\x0b\x32\x12.luciola.StoreMark\"\xa0\x01\n\x13\x45xtendClientRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x04\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x1f\n\x04kind\x18\x04 \x01(\x0e\x32\x11.luciola.NodeKind\x12\x17\n\x0fstarted_unix_ms\x18\x05 \x01(\x04\x12\x0f\n\x07leaving\x18\x06 \x01(\x08\x12\x0b\n\x03pid\x18\x07 \x01(\r\"D\n\x11\x45xtendClientReply\x12\x13\n\x0binterval_ms\x18\x01 \x01(\r\x12\x1a\n\x12session_timeout_ms\x18\x02 \x01(\r\"\xa4\x01\n\rClientSession\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x04\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x1f\n\x04kind\x18\x04 \x01(\x0e\x32\x11.luciola.NodeKind\x12\x17\n\x0fstarted_unix_ms\x18\x05 \x01(\x04\x12\x19\n\x11last_seen_unix_ms\x18\x06 \x01(\x04\x12\x0b\n\x03pid\x18\x07 \x01(\r\"R\n\x10ListClientsReply\x12\'\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x16.luciola.ClientSession\x12\x15\n\rbootstrapping\x18\x02 \x01(\x08\"_\n\x17\x43reateChainTableRequest\x12\r\n\x05table\x18\x01 \x01(\r\x12\x10\n\x08replicas\x18\x02 \x01(\r\x12\x0e\n\x06\x63hains\x18\x03 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\"\xbe\x01\n\x12UpdateChainRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x32\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\".luciola.UpdateChainRequest.Action\x12\x0e\n\x06target\x18\x03 \x01(\x04\x12\x0c\n\x04node\x18\x04 \x01(\r\"G\n\x06\x41\x63tion\x12\x07\n\x03\x41\x44\x44\x10\x00\x12\n\n\x06REMOVE\x10\x01\x12\x12\n\x0eROTATE_LASTSRV\x10\x02\x12\x14\n\x10ROTATE_PREFERRED\x10\x03\"\x1b\n\x0bNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\r\"T\n\x16SetNodeDisabledRequest\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x10\n\x08\x64isabled\x18\x02 \x01(\x08\x12\x1a\n\x12\x61\x63\x63\x65pt_unavailable\x18\x03 \x01(\x08\"E\n\x13ProcessEndedRequest\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0b\n\x03pid\x18\x03 \x01(\r*\\\n\x08NodeKind\x12\x0e\n\nNODE_MGMTD\x10\x00\x12\r\n\tNODE_META\x10\x01\x12\x10\n\x0cNODE_STORAGE\x10\x02\x12\x0f\n\x0bNODE_CLIENT\x10\x03\x12\x0e\n\nNODE_MOUNT\x10\x04*E\n\nNodeStatus\x12\x0e\n\nCONNECTING\x10\x00\x12\r\n\tCONNECTED\x10\x01\x12\n\n\x06\x46\x41ILED\x10\x02\x12\x0c\n\x08\x44ISABLED\x10\x03*b\n\x0bPublicState\x12\x12\n\x0ePUBLIC_INVALID\x10\x00\x12\x0b\n\x07SERVING\x10\x01\x12\x0b\n\x07LASTSRV\x10\x02\x12\x0b\n\x07SYNCING\x10\x04\x12\x0b\n\x07WAITING\x10\x08\x12\x0b\n\x07OFFLINE\x10\x10*X\n\nLocalState\x12\x11\n\rLOCAL_INVALID\x10\x00\x12\x12\n\x0eLOCAL_UPTODATE\x10\x01\x12\x10\n\x0cLOCAL_ONLINE\x10\x02\x12\x11\n\rLOCAL_OFFLINE\x10\x04*A\n\x0bReplicaData\x12\x11\n\rDATA_COMPLETE\x10\x00\x12\x10\n\x0c\x44\x41TA_PARTIAL\x10\x01\x12\r\n\tDATA_LOST\x10\x02\x32\xc5\x05\n\x05Mgmtd\x12:\n\nGetRouting\x12\x1a.luciola.GetRoutingRequest\x1a\x10.luciola.Routing\x12?\n\rStreamRouting\x12\x1a.luciola.GetRoutingRequest\x1a\x10.luciola.Routing0\x01\x12?\n\tHeartbeat\x12\x19.luciola.HeartbeatRequest\x1a\x17.luciola.HeartbeatReply\x12:\n\nCheckStore\x12\x12.luciola.StoreMark\x1a\x18.luciola.CheckStoreReply\x12H\n\x0c\x45xtendClient\x12\x1c.luciola.ExtendClientRequest\x1a\x1a.luciola.ExtendClientReply\x12\x38\n\x0bListClients\x12\x0e.luciola.Empty\x1a\x19.luciola.ListClientsReply\x12I\n\x10\x43reateChainTable\x12 .luciola.CreateChainTableRequest\x1a\x13.luciola.ChainTable\x12:\n\x0bUpdateChain\x12\x1b.luciola.UpdateChainRequest\x1a\x0e.luciola.Chain\x12\x41\n\x0fSetNodeDisabled\x12\x1f.luciola.SetNodeDisabledRequest\x1a\r.luciola.Node\x12\x36\n\x0eUnregisterNode\x12\x14.luciola.NodeRequest\x1a\x0e.luciola.Empty\x12<\n\x0cProcessEnded\x12\x1c.luciola.ProcessEndedRequest\x1a\x0e.luciola.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mgmtd_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODEKIND']._serialized_start=2710
-  _globals['_NODEKIND']._serialized_end=2802
-  _globals['_NODESTATUS']._serialized_start=2804
-  _globals['_NODESTATUS']._serialized_end=2873
-  _globals['_PUBLICSTATE']._serialized_start=2875
-  _globals['_PUBLICSTATE']._serialized_end=2973
-  _globals['_LOCALSTATE']._serialized_start=2975
-  _globals['_LOCALSTATE']._serialized_end=3063
-  _globals['_REPLICADATA']._serialized_start=3065
-  _globals['_REPLICADATA']._serialized_end=3130
+  _globals['_NODEKIND']._serialized_start=2810
+  _globals['_NODEKIND']._serialized_end=2902
+  _globals['_NODESTATUS']._serialized_start=2904
+  _globals['_NODESTATUS']._serialized_end=2973
+  _globals['_PUBLICSTATE']._serialized_start=2975
+  _globals['_PUBLICSTATE']._serialized_end=3073
+  _globals['_LOCALSTATE']._serialized_start=3075
+  _globals['_LOCALSTATE']._serialized_end=3163
+  _globals['_REPLICADATA']._serialized_start=3165
+  _globals['_REPLICADATA']._serialized_end=3230
   _globals['_NODE']._serialized_start=39
   _globals['_NODE']._serialized_end=316
   _globals['_TARGET']._serialized_start=318
@@ -58,34 +58,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOCALTARGET']._serialized_end=1142
   _globals['_STOREMARK']._serialized_start=1144
   _globals['_STOREMARK']._serialized_end=1208
-  _globals['_CHECKSTOREREPLY']._serialized_start=1210
-  _globals['_CHECKSTOREREPLY']._serialized_end=1246
-  _globals['_MARKS']._serialized_start=1249
-  _globals['_MARKS']._serialized_end=1412
-  _globals['_HEARTBEATREQUEST']._serialized_start=1415
-  _globals['_HEARTBEATREQUEST']._serialized_end=1626
-  _globals['_HEARTBEATREPLY']._serialized_start=1628
-  _globals['_HEARTBEATREPLY']._serialized_end=1748
-  _globals['_EXTENDCLIENTREQUEST']._serialized_start=1751
-  _globals['_EXTENDCLIENTREQUEST']._serialized_end=1911
-  _globals['_EXTENDCLIENTREPLY']._serialized_start=1913
-  _globals['_EXTENDCLIENTREPLY']._serialized_end=1981
-  _globals['_CLIENTSESSION']._serialized_start=1984
-  _globals['_CLIENTSESSION']._serialized_end=2148
-  _globals['_LISTCLIENTSREPLY']._serialized_start=2150
-  _globals['_LISTCLIENTSREPLY']._serialized_end=2232
-  _globals['_CREATECHAINTABLEREQUEST']._serialized_start=2234
-  _globals['_CREATECHAINTABLEREQUEST']._serialized_end=2329
-  _globals['_UPDATECHAINREQUEST']._serialized_start=2332
-  _globals['_UPDATECHAINREQUEST']._serialized_end=2522
-  _globals['_UPDATECHAINREQUEST_ACTION']._serialized_start=2451
-  _globals['_UPDATECHAINREQUEST_ACTION']._serialized_end=2522
-  _globals['_NODEREQUEST']._serialized_start=2524
-  _globals['_NODEREQUEST']._serialized_end=2551
-  _globals['_SETNODEDISABLEDREQUEST']._serialized_start=2553
-  _globals['_SETNODEDISABLEDREQUEST']._serialized_end=2637
-  _globals['_PROCESSENDEDREQUEST']._serialized_start=2639
-  _globals['_PROCESSENDEDREQUEST']._serialized_end=2708
-  _globals['_MGMTD']._serialized_start=3133
-  _globals['_MGMTD']._serialized_end=3842
+  _globals['_ENGINEMARK']._serialized_start=1210
+  _globals['_ENGINEMARK']._serialized_end=1271
+  _globals['_CHECKSTOREREPLY']._serialized_start=1273
+  _globals['_CHECKSTOREREPLY']._serialized_end=1309
+  _globals['_MARKS']._serialized_start=1312
+  _globals['_MARKS']._serialized_end=1475
+  _globals['_HEARTBEATREQUEST']._serialized_start=1478
+  _globals['_HEARTBEATREQUEST']._serialized_end=1726
+  _globals['_HEARTBEATREPLY']._serialized_start=1728
+  _globals['_HEARTBEATREPLY']._serialized_end=1848
+  _globals['_EXTENDCLIENTREQUEST']._serialized_start=1851
+  _globals['_EXTENDCLIENTREQUEST']._serialized_end=2011
+  _globals['_EXTENDCLIENTREPLY']._serialized_start=2013
+  _globals['_EXTENDCLIENTREPLY']._serialized_end=2081
+  _globals['_CLIENTSESSION']._serialized_start=2084
+  _globals['_CLIENTSESSION']._serialized_end=2248
+  _globals['_LISTCLIENTSREPLY']._serialized_start=2250
+  _globals['_LISTCLIENTSREPLY']._serialized_end=2332
+  _globals['_CREATECHAINTABLEREQUEST']._serialized_start=2334
+  _globals['_CREATECHAINTABLEREQUEST']._serialized_end=2429
+  _globals['_UPDATECHAINREQUEST']._serialized_start=2432
+  _globals['_UPDATECHAINREQUEST']._serialized_end=2622
+  _globals['_UPDATECHAINREQUEST_ACTION']._serialized_start=2551
+  _globals['_UPDATECHAINREQUEST_ACTION']._serialized_end=2622
+  _globals['_NODEREQUEST']._serialized_start=2624
+  _globals['_NODEREQUEST']._serialized_end=2651
+  _globals['_SETNODEDISABLEDREQUEST']._serialized_start=2653
+  _globals['_SETNODEDISABLEDREQUEST']._serialized_end=2737
+  _globals['_PROCESSENDEDREQUEST']._serialized_start=2739
+  _globals['_PROCESSENDEDREQUEST']._serialized_end=2808
+  _globals['_MGMTD']._serialized_start=3233
+  _globals['_MGMTD']._serialized_end=3942
 # @@protoc_insertion_point(module_scope)

@@ -199,6 +199,16 @@ class StoreMark(_message.Message):
     position: int
     def __init__(self, store: _Optional[int] = ..., generation: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
 
+class EngineMark(_message.Message):
+    __slots__ = ("identity", "opened", "round")
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    identity: str
+    opened: int
+    round: int
+    def __init__(self, identity: _Optional[str] = ..., opened: _Optional[int] = ..., round: _Optional[int] = ...) -> None: ...
+
 class CheckStoreReply(_message.Message):
     __slots__ = ("may_serve",)
     MAY_SERVE_FIELD_NUMBER: _ClassVar[int]
@@ -222,7 +232,7 @@ class Marks(_message.Message):
     def __init__(self, format: _Optional[int] = ..., term: _Optional[int] = ..., manager: _Optional[int] = ..., meta_store: _Optional[_Union[StoreMark, _Mapping]] = ..., chains: _Optional[_Iterable[_Union[Chain, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[ChainTable, _Mapping]]] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("node", "sequence", "targets", "leaving", "meta_store", "outdated", "directory_incarnations")
+    __slots__ = ("node", "sequence", "targets", "leaving", "meta_store", "outdated", "directory_incarnations", "engine")
     NODE_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
@@ -230,6 +240,7 @@ class HeartbeatRequest(_message.Message):
     META_STORE_FIELD_NUMBER: _ClassVar[int]
     OUTDATED_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
     node: Node
     sequence: int
     targets: _containers.RepeatedCompositeFieldContainer[LocalTarget]
@@ -237,7 +248,8 @@ class HeartbeatRequest(_message.Message):
     meta_store: StoreMark
     outdated: str
     directory_incarnations: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., sequence: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[LocalTarget, _Mapping]]] = ..., leaving: _Optional[bool] = ..., meta_store: _Optional[_Union[StoreMark, _Mapping]] = ..., outdated: _Optional[str] = ..., directory_incarnations: _Optional[_Iterable[int]] = ...) -> None: ...
+    engine: EngineMark
+    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., sequence: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[LocalTarget, _Mapping]]] = ..., leaving: _Optional[bool] = ..., meta_store: _Optional[_Union[StoreMark, _Mapping]] = ..., outdated: _Optional[str] = ..., directory_incarnations: _Optional[_Iterable[int]] = ..., engine: _Optional[_Union[EngineMark, _Mapping]] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
     __slots__ = ("routing_version", "lease_ms", "interval_ms", "meta_store")

@@ -518,6 +518,62 @@ def test_directory_that_does_not_know_the_last_incarnation_is_refused(manager, k
         assert after.states == {TAIL: Public.SERVING, HEAD: Public.OFFLINE}
 
 
+def engine(round_: int, opened: int = 0, identity: str = "e") -> pb.EngineMark:
+    return pb.EngineMark(identity=identity, opened=opened, round=round_)
+
+
+@pytest.mark.parametrize(
+    ("mark", "may_register"),
+    [
+        (engine(9, opened=7), True),
+        (engine(9, opened=8), True),
+        (engine(9, opened=6), False),
+        (engine(2, opened=0, identity="of a new disk"), True),
+        (pb.EngineMark(), True),  # a node without a disk
+    ],
+)
+@pytest.mark.parametrize("ends", ["leaves", "is killed"])
+def test_chunks_that_lack_rounds_of_sync_that_were_seen_are_refused(manager, mark, may_register, ends):
+    manager.beat(HEAD, (target(HEAD), 1, UPTODATE), engine=engine(6))
+    if ends == "leaves":
+        request = pb.HeartbeatRequest(
+            node=pb.Node(id=HEAD, kind=pb.NODE_STORAGE, incarnation=1), leaving=True, engine=engine(7)
+        )
+        manager.keep(Change(engines=manager.model.due_engine(request)))
+    else:
+        manager.beat(HEAD, (target(HEAD), 1, UPTODATE), engine=engine(7))
+        manager.wait(MARK_INTERVAL_S)
+    after = manager.restart()
+    node = pb.Node(id=HEAD, kind=pb.NODE_STORAGE, incarnation=3)
+    if may_register:
+        assert after.model.registration(node, (1, 3), mark).nodes[0].incarnation == 3
+    else:
+        with pytest.raises(ConfigError, match="chunks are of round 6, but round 7 was seen") as refused:
+            after.model.registration(node, (1, 3), mark)
+        assert refused.value.fields == {"older": "storage"}
+
+
+def test_marks_of_engines_are_stored_together_and_not_with_every_heartbeat(manager):
+    manager.wait(MARK_INTERVAL_S)
+    manager.beat(HEAD, engine=engine(6))
+    manager.beat(TAIL, engine=engine(8))
+    manager.beat(HEAD, engine=engine(7))
+    manager.now_s += 0.1
+    change = manager.keep(manager.model.look(now_s=manager.now_s))
+    assert {node: mark.round for node, mark in change.engines} == {HEAD: 7, TAIL: 8}
+    for round_ in (8, 9):
+        manager.beat(HEAD, engine=engine(round_))
+        manager.now_s += 0.1
+        assert not manager.keep(manager.model.look(now_s=manager.now_s)).engines
+    manager.beat(HEAD, engine=engine(5))  # late on its way
+    manager.now_s += MARK_INTERVAL_S
+    change = manager.keep(manager.model.look(now_s=manager.now_s))
+    assert [(node, mark.round) for node, mark in change.engines] == [(HEAD, 9)]
+    manager.beat(HEAD, engine=engine(1, identity="of a new disk"))
+    manager.wait(MARK_INTERVAL_S)
+    assert manager.model.records.engines[HEAD].identity == "of a new disk"
+
+
 def test_directory_is_not_asked_where_no_incarnation_is_known(manager):
     head = manager.stored.nodes[HEAD]
     manager.stored.nodes[HEAD] = replace(head, incarnation=0)  # a store that was made again of marks

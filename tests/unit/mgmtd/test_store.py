@@ -9,7 +9,7 @@ from luciola.errors import ConfigError, CorruptData, Unavailable
 from luciola.ids import ChainId, ChainVersion, NodeId, TableId, TargetId
 from luciola.kv import MemoryEngine
 from luciola.kv.faulty import Fault, FaultyEngine, every
-from luciola.mgmtd.records import ChainRecord, Change, NodeRecord, TableRecord
+from luciola.mgmtd.records import ChainRecord, Change, EngineMark, NodeRecord, TableRecord
 from luciola.mgmtd.store import FORMAT, LEASE, Lease, Store
 from luciola.mgmtd.transitions import Member
 from luciola.states import Public
@@ -30,6 +30,7 @@ def change() -> Change:
             TableRecord(TableId(1), 1, (ChainId(1),), 2, "x"),
             TableRecord(TableId(1), 2, (ChainId(1),), 2),
         ),
+        engines=((NodeId(1), EngineMark("e", 7)),),
     )
 
 
@@ -44,8 +45,10 @@ def test_everything_comes_back_as_it_was_saved(fault):
         assert tuple(records.nodes.values()) == expected.nodes
         assert tuple(records.chains.values()) == expected.chains
         assert tuple(records.tables.values()) == expected.tables
+        assert tuple(records.engines.items()) == expected.engines
         await store.save(Change(removed_nodes=(NodeId(1),)), lease)
-        assert list((await store.load()).nodes) == [2]
+        left = await store.load()
+        assert (list(left.nodes), left.engines) == ([2], {})
 
     asyncio.run(scenario())
 

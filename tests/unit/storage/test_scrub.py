@@ -50,7 +50,7 @@ def test_tombstones_are_forgotten_only_when_all_replicas_serve(tmp_path, second,
 
     async def scenario() -> None:
         await scrub.forget_tombstones(0.0)
-        twin.rounds = 6
+        twin.now_round = 6
         await scrub.forget_tombstones(TOMBSTONE_AGE_S - 1)
         assert scrub.counters.tombstones == 0
         await scrub.forget_tombstones(TOMBSTONE_AGE_S)
