@@ -107,7 +107,7 @@ class MemoryNode:
     def counters(self):
         return {"reads": 0}
 
-    def list_chunks(self, chain: int, after: Name | None, limit: int):
+    def list_chunks(self, chain: int, after: Name | None, limit: int, since: int = 0):
         with self.lock:
             self.listed.append(after)
             names = sorted(name for name in self.chain(chain) if after is None or name > after)

@@ -273,6 +273,15 @@ class Client:
     def remove_xattr(self, name: bytes, attribute: bytes, *, follow: bool = True) -> None: ...
     def real_path(self, name: bytes) -> bytes:
         """The path of a directory without symbolic links, "." and ".."."""
+    def read_chunk(self, chain: int, content: int, index: int, into: WriteableBuffer) -> tuple[int, int]:
+        """The first bytes of one chunk, as many as fit: (how many it has, its version); (0, 0) if there is none.
+
+        Every replica is tried before an error. Raises: CorruptData if all of them are damaged.
+        """
+    def write_chunk(self, chain: int, content: int, index: int, data: ReadableBuffer) -> None:
+        """Write the first bytes of one chunk; committed on every replica when this returns."""
+    def sync_chains(self, chains: Sequence[int]) -> None:
+        """Make everything acknowledged on these chains durable against power loss on every replica."""
     def ring(self, entries: int) -> Ring: ...
     def flush(self) -> None:
         """Everything written through this client so far is acknowledged and seen by others."""
@@ -407,11 +416,19 @@ class StorageNode:
     def chain_states(self) -> list[tuple[int, int, int, int]]:
         """(chain, chain version, own `PublicState`, pending versions not yet driven to their end)."""
     def list_chunks(
-        self, chain: int, after: tuple[int, int] | None, limit: int
+        self, chain: int, after: tuple[int, int] | None, limit: int, since: int = 0
     ) -> list[tuple[int, int, int, int, int, int, bool, bool, int]]:
         """The fields of `ChunkRecord` in order: content, index, version, chain version, length, crc32c, pending,
-        removed, pending version; sorted by (content, index), tombstones included.
+        removed, pending version; sorted by (content, index), tombstones included. `since`: only those staged since that `round` had begun,
+        and pending ones.
         """
+    def hold_updates(self, holder: int, limit_s: float) -> None:
+        """Keep updates of clients waiting until `release_updates`, at most 8 s; none is under way when this returns.
+
+        Raises: Busy while another one holds; Timeout if updates do not end in time, and then nothing is held.
+        """
+    def release_updates(self, holder: int) -> bool:
+        """End that hold; whether it had lasted until now."""
     def last_chunk(self, chain: int, chain_version: int, content: int) -> tuple[int, int] | None:
         """(index, length) of the last chunk of a content on this chain; `None` if it has none here."""
     def remove_chunks(
@@ -480,6 +497,13 @@ class StorageNode:
         """Forget every chunk of a chain this node is not a serving member of."""
     def round(self) -> int:
         """Rounds of sync begun on this disk: what is staged from now on is of this one or a later."""
+    def rounds(self) -> tuple[int, int]:
+        """Rounds of sync that this directory had completed when it was opened, and has completed by now.
+
+        The first stays the same over any number of openings until `confirm`, although each of them syncs.
+        """
+    def confirm(self) -> None:
+        """This directory is the newest of its node: the next opening counts from what is there then. Durable."""
     def purge_tombstones(
         self, chain: int, after: tuple[int, int] | None, round: int, limit: int
     ) -> tuple[int, tuple[int, int] | None]:
@@ -496,10 +520,3 @@ class StorageNode:
         """
     def stop(self) -> None:
         """Stop listening, end all connections, sync and close the directory. Idempotent."""
-    def rounds(self) -> tuple[int, int]:
-        """Rounds of sync that this directory had completed when it was opened, and has completed by now.
-
-        The first stays the same over any number of openings until `confirm`, although each of them syncs.
-        """
-    def confirm(self) -> None:
-        """This directory is the newest of its node: the next opening counts from what is there then. Durable."""

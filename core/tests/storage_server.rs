@@ -514,7 +514,7 @@ fn a_forgotten_chunk_is_written_again_whoever_has_forgotten_it() {
             let node = cluster.node(*node);
             assert_eq!(node.purge_tombstones(CHAIN, None, 0, 10).unwrap(), (0, None), "too young");
             assert_eq!(node.purge_tombstones(CHAIN, None, u64::MAX, 10).unwrap(), (1, None));
-            assert_eq!(node.list_chunks(CHAIN, None, 10).unwrap().len(), 1);
+            assert_eq!(node.list_chunks(CHAIN, None, 10, 0).unwrap().len(), 1);
         }
     }
     // Not while a replica is away, which would come back with it.

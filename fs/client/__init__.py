@@ -14,6 +14,7 @@
     aio          the same for asyncio
     local        this machine's own files with the same methods
     location     a text that names a file on either
+    chunks       chunks by their names, for backups
     attributes   stat results and directory entries
     layout       how the bytes of a file are spread
 

@@ -40,7 +40,7 @@ CHAINS_PER_TABLE: Final = 100_000  # room for ids: chain = table * this + index 
 TARGETS_PER_CHAIN: Final = 1000  # and target = chain * this + n: replicas a chain may ever have had
 NEW_DIRECTORY: Final = 0  # in place of an incarnation: nothing was served from it yet
 ENDED_MAX: Final = 16  # incarnations of one node remembered as ended
-MARK_INTERVAL_S: Final = 5.0  # between two times that marks of stores and engines are stored: each is a sync of the disk
+MARK_INTERVAL_S: Final = 5.0  # between two times that marks are stored: each is a sync of the disk
 
 
 @dataclass(frozen=True, slots=True)

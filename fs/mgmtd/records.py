@@ -181,9 +181,7 @@ class Change:
     engines: tuple[tuple[NodeId, EngineMark], ...] = ()
 
     def __bool__(self) -> bool:
-        return any(
-            (self.nodes, self.chains, self.tables, self.removed_nodes, self.meta_store, self.engines)
-        )
+        return any((self.nodes, self.chains, self.tables, self.removed_nodes, self.meta_store, self.engines))
 
 
 @dataclass(slots=True)

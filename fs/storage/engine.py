@@ -43,10 +43,11 @@ class Engine:
         return await loop.run_in_executor(self._quick, lambda: call(*arguments, **named))
 
     async def records(
-        self, chain: int, after: Name | None = None, *, limit: int = PAGE_RECORDS
+        self, chain: int, after: Name | None = None, *, limit: int = PAGE_RECORDS, since: int = 0
     ) -> list[Record]:
-        """Up to `limit` chunks of a chain after that one, in order."""
-        return [Record(*fields) for fields in await self.run(self.node.list_chunks, chain, after, limit)]
+        """Up to `limit` chunks of a chain after that one, in order; `since`: what came since that round of sync."""
+        listed = await self.run(self.node.list_chunks, chain, after, limit, since)
+        return [Record(*fields) for fields in listed]
 
     async def pages(self, chain: int, after: Name | None = None) -> AsyncIterator[list[Record]]:
         """All chunks of a chain after that one, page by page; no page is empty."""

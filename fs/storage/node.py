@@ -109,7 +109,9 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
     finally:  # serve nothing, say so, finish what is under way
         log.info("node %d stops", settings.node)
         await recovery.stop()
-        await _sync(engine)  # most of it while clients are still served; mgmtd then hears of what is on the disk
+        await _sync(
+            engine
+        )  # most of it while clients are still served; mgmtd then hears of what is on the disk
         await engine.quick(engine.node.drop_lease)
         await membership.leave()
         await server.stop(grace_s=1.0)

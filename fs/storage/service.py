@@ -14,12 +14,15 @@ from ..wire.pb.storage_pb2 import (
     ChunkName,
     ClockReply,
     Expiry,
+    HoldUpdatesRequest,
     LastChunkReply,
     LastChunkRequest,
     ListChunksReply,
     ListChunksRequest,
     QuarantineChunksReply,
     QuarantineChunksRequest,
+    ReleaseUpdatesReply,
+    ReleaseUpdatesRequest,
     RemoveChunksReply,
     RemoveChunksRequest,
     ScrubReply,
@@ -41,6 +44,7 @@ from .scrub import Scrub
 LIST_MAX: Final = 10_000  # records in one reply: about 600 KiB
 REMOVE_DEFAULT: Final = 1000
 REMOVE_MAX: Final = 10_000
+HOLD_MAX_MS: Final = 8000  # far less than clients go on with a request, and than meta waits for a chain
 CONTENTS_MAX: Final = 1024  # of which chunks are removed by one request
 
 
@@ -118,13 +122,25 @@ class StorageService:
         return Empty()
 
     async def list_chunks(self, request: ListChunksRequest, _: Identity) -> ListChunksReply:
-        """One page of this node's chunks of a chain, for fsck and tests."""
+        """One page of this node's chunks of a chain, for fsck and backups."""
         if request.limit > LIST_MAX:
             raise InvalidArgument(f"at most {LIST_MAX} records are listed at once, not {request.limit}")
         limit = request.limit or PAGE_RECORDS
         after = (request.after.content, request.after.index) if request.HasField("after") else None
-        records = await self._engine.records(request.chain, after, limit=limit)
-        return ListChunksReply(chunks=map(message_of, records), more=len(records) == limit)
+        round_ = self._engine.node.round()
+        records = await self._engine.records(request.chain, after, limit=limit, since=request.since_round)
+        return ListChunksReply(chunks=map(message_of, records), more=len(records) == limit, round=round_)
+
+    async def hold_updates(self, request: HoldUpdatesRequest, _: Identity) -> Empty:
+        """Keep updates of clients waiting for a moment. Raises: InvalidArgument, Busy, Timeout."""
+        if not 0 < request.limit_ms <= HOLD_MAX_MS:
+            raise InvalidArgument(f"updates are held for 1 to {HOLD_MAX_MS} ms, not {request.limit_ms}")
+        await self._engine.run(self._engine.node.hold_updates, request.holder, request.limit_ms / 1000)
+        return Empty()
+
+    def release_updates(self, request: ReleaseUpdatesRequest, _: Identity) -> ReleaseUpdatesReply:
+        """End that hold."""
+        return ReleaseUpdatesReply(lasted=self._engine.node.release_updates(request.holder))
 
     async def sync_start(self, request: SyncStartRequest, _: Identity) -> AsyncIterator[ListChunksReply]:
         """The predecessor compares its chunks with ours: all our records, page by page."""

@@ -151,6 +151,10 @@ class Storage:
     list_chunks: Final = _method(
         "Storage.ListChunks", storage_pb2.ListChunksRequest, storage_pb2.ListChunksReply, ADMIN
     )
+    hold_updates: Final = _method("Storage.HoldUpdates", storage_pb2.HoldUpdatesRequest, Empty, ADMIN)
+    release_updates: Final = _method(
+        "Storage.ReleaseUpdates", storage_pb2.ReleaseUpdatesRequest, storage_pb2.ReleaseUpdatesReply, ADMIN
+    )
     sync_start: Final = _method(
         "Storage.SyncStart", storage_pb2.SyncStartRequest, storage_pb2.ListChunksReply, SERVICE, streams=True
     )

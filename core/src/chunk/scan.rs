@@ -14,9 +14,28 @@ impl Engine {
         after: Option<ChunkId>,
         limit: usize,
     ) -> Result<Vec<ChunkRecord>, Status> {
+        self.list_since(chain, after, limit, 0)
+    }
+
+    /// As `list`; only chunks whose data were staged since round `since` of `sync` had begun, or have something pending,
+    /// or cannot be read.
+    pub fn list_since(
+        &self,
+        chain: ChainId,
+        after: Option<ChunkId>,
+        limit: usize,
+        since: u64,
+    ) -> Result<Vec<ChunkRecord>, Status> {
         let after = after.map(|chunk| ChunkKey { chain, chunk });
-        let records = self.core.index.scan(index::of_chain(chain, after)).take(limit);
-        records.map(|entry| entry.map(|(key, record)| line(key, record))).collect()
+        let is_recent = |record: &Record| {
+            record.pending.is_some() || record.committed.as_ref().is_none_or(|state| state.round >= since)
+        };
+        let records = self.core.index.scan(index::of_chain(chain, after));
+        let records = records.filter(|entry| match entry {
+            Ok((_, Ok(record))) => is_recent(record),
+            _ => true,
+        });
+        records.take(limit).map(|entry| entry.map(|(key, record)| line(key, record))).collect()
     }
 
     /// The last chunk with content: its index and length.

@@ -1076,6 +1076,26 @@ fn directory_reports_how_far_it_had_come_until_it_is_confirmed() {
 }
 
 #[test]
+fn listing_since_a_round_shows_what_was_staged_since_and_what_is_pending() {
+    let dir = directory();
+    let engine = open(dir.path());
+    for index in 0..4 {
+        write(&engine, index, 1, 0, b"old");
+    }
+    assert_eq!(stage_write(&engine, 3, 2, 0, b"pending"), Ok(Staged::Pending));
+    engine.sync().unwrap();
+    let round = engine.round();
+    write(&engine, 1, 2, 0, b"new");
+    remove(&engine, 2, 2);
+    let listed = |since| {
+        let records = engine.list_since(ChainId(1), None, 10, since).unwrap();
+        records.iter().map(|record| record.chunk.index).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(0), [0, 1, 2, 3]);
+    assert_eq!(listed(round), [1, 2, 3]);
+}
+
+#[test]
 fn sync_flushes_only_what_was_written_since_the_last_round() {
     let dir = directory();
     let engine = open(dir.path());

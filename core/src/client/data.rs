@@ -33,7 +33,7 @@ use super::patience::{Attempts, Warnings};
 use super::routing::RoutingTable;
 use crate::buffer::{BufferPool, Placement};
 use crate::error::{Error, Kind, Result};
-use crate::types::{ChainId, ChunkId, ClientId, ContentId, NodeId, Op, Status};
+use crate::types::{ChainId, ChunkId, ClientId, ContentId, NodeId, Op, Status, Version};
 use crate::wire::credential::Credential;
 use crate::wire::pb::Layout;
 
@@ -269,6 +269,40 @@ impl DataClient {
         let mut pieces = [updates::Piece::new(0, chain, ChunkId { content, index }, op, nothing)];
         updates::run(self, &mut pieces, deadline);
         self.finish_update(&pieces[0], deadline)
+    }
+
+    /// The first `into.len()` bytes of one chunk, of the version that is returned, and how many it has of them.
+    pub fn read_chunk(
+        &self,
+        chain: ChainId,
+        chunk: ChunkId,
+        into: &Placement,
+        deadline: Instant,
+    ) -> Result<(usize, Version)> {
+        let mut pieces = [reads::Piece::new(0, 0, chain, chunk, 0, into.clone())];
+        reads::run(self, &mut pieces, deadline);
+        Ok((self.finish_read(&pieces, deadline)?, pieces[0].version))
+    }
+
+    /// Writes `payload` at the beginning of one chunk.
+    pub fn write_chunk(
+        &self,
+        chain: ChainId,
+        chunk: ChunkId,
+        payload: Placement,
+        deadline: Instant,
+    ) -> Result<()> {
+        let op = Op::Write { offset: 0, length: payload.len() as u32 };
+        let mut pieces = [updates::Piece::new(0, chain, chunk, op, payload)];
+        updates::run(self, &mut pieces, deadline);
+        self.finish_update(&pieces[0], deadline)
+    }
+
+    /// Makes everything acknowledged on `chains` durable against power loss on every replica.
+    pub fn sync_chains(&self, chains: BTreeSet<ChainId>, deadline: Instant) -> Result<()> {
+        let mut attempts = Attempts::new();
+        syncs::run(self, chains, deadline, &mut attempts)
+            .map_err(|status| self.error(status, deadline, &attempts, "making chains durable".into()))
     }
 
     fn stripe(&self, layout: &Layout, deadline: Instant) -> Result<Arc<[ChainId]>> {

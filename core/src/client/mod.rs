@@ -117,6 +117,7 @@ pub struct Client {
     reach: Reach,
     who: Arc<Who>,
     shared: Arc<Shared>,
+    data: Arc<DataClient>,
     session: Arc<Session>,
     closed: AtomicBool,
 }
@@ -159,7 +160,7 @@ impl Client {
         let staging = (options.transport != Transport::Tcp).then(|| pool.clone());
         let shared = Shared::new(
             meta,
-            Box::new(Chains { data, deadline: options.deadline, staging }),
+            Box::new(Chains { data: data.clone(), deadline: options.deadline, staging }),
             pool,
             options.write_buffer_bytes,
             options.read_ahead_bytes,
@@ -167,7 +168,16 @@ impl Client {
         );
         let session =
             Session::start(id, &options, shared.clone(), who.clone(), routing, mgmtd, meta_lane, deadline)?;
-        Ok(Arc::new(Client { id, options, reach, who, shared, session, closed: AtomicBool::new(false) }))
+        Ok(Arc::new(Client {
+            id,
+            options,
+            reach,
+            who,
+            shared,
+            data,
+            session,
+            closed: AtomicBool::new(false),
+        }))
     }
 
     pub fn id(&self) -> ClientId {
@@ -191,6 +201,11 @@ impl Client {
     /// The metadata service, for calls that concern no open file.
     pub fn meta(&self) -> &Meta {
         &self.shared.meta
+    }
+
+    /// The chunks of all files, for who knows their names.
+    pub fn data(&self) -> &DataClient {
+        &self.data
     }
 
     pub fn shared(&self) -> &Arc<Shared> {

@@ -1,18 +1,19 @@
 //! Class `Client`: one connection to a cluster.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::file::PyFile;
 use super::forked::Forked;
-use super::memory::{PyMemory, crc32c, crc32s, flag_raise, flag_wait};
+use super::memory::{PyMemory, crc32c, crc32s, flag_raise, flag_wait, placement};
 use super::ring::PyRing;
 use crate::client::{Client, CreateOptions, OpenOptions, Options, Transport, inode_path, set_attributes};
 use crate::error::{Error, Kind};
 use crate::rdma;
+use crate::types::{ChainId, ChunkId, ContentId};
 use crate::wire::pb::{self, NodeKind};
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -445,6 +446,48 @@ impl PyClient {
             client.meta().real_path(client.who(), inode.id)
         })?;
         Ok(PyBytes::new(py, &real))
+    }
+
+    /// The first bytes of one chunk, as many as fit; (how many there are, version of the chunk).
+    fn read_chunk(
+        &self,
+        py: Python<'_>,
+        chain: u32,
+        content: u64,
+        index: u32,
+        into: &Bound<'_, PyAny>,
+    ) -> PyResult<(usize, u64)> {
+        let client = self.client()?;
+        let into = placement(into, true)?;
+        let chunk = ChunkId { content: ContentId(content), index };
+        let deadline = Instant::now() + client.options().deadline;
+        let (length, version) =
+            py.detach(|| client.data().read_chunk(ChainId(chain), chunk, &into, deadline))?;
+        Ok((length, version.0))
+    }
+
+    /// Writes the first bytes of one chunk.
+    fn write_chunk(
+        &self,
+        py: Python<'_>,
+        chain: u32,
+        content: u64,
+        index: u32,
+        data: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let client = self.client()?;
+        let data = placement(data, false)?;
+        let chunk = ChunkId { content: ContentId(content), index };
+        let deadline = Instant::now() + client.options().deadline;
+        Ok(py.detach(|| client.data().write_chunk(ChainId(chain), chunk, data, deadline))?)
+    }
+
+    /// Makes everything acknowledged on these chains durable against power loss on every replica.
+    fn sync_chains(&self, py: Python<'_>, chains: Vec<u32>) -> PyResult<()> {
+        let client = self.client()?;
+        let chains = chains.into_iter().map(ChainId).collect();
+        let deadline = Instant::now() + client.options().deadline;
+        Ok(py.detach(|| client.data().sync_chains(chains, deadline))?)
     }
 
     fn ring(&self, entries: usize) -> PyResult<PyRing> {

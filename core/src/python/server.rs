@@ -157,7 +157,7 @@ impl PyStorageNode {
         })
     }
 
-    #[pyo3(signature = (chain, after, limit))]
+    #[pyo3(signature = (chain, after, limit, since = 0))]
     #[allow(clippy::type_complexity)]
     fn list_chunks(
         &self,
@@ -165,9 +165,10 @@ impl PyStorageNode {
         chain: u32,
         after: Option<Name>,
         limit: usize,
+        since: u64,
     ) -> PyResult<Vec<(u64, u32, u64, u64, u32, u32, bool, bool, u64)>> {
         self.run(py, |server| {
-            let lines = server.list_chunks(ChainId(chain), after.map(chunk_id), limit)?.into_iter();
+            let lines = server.list_chunks(ChainId(chain), after.map(chunk_id), limit, since)?.into_iter();
             Ok(lines
                 .map(|line| {
                     let (content, index) = name(line.chunk);
@@ -179,6 +180,15 @@ impl PyStorageNode {
                 })
                 .collect())
         })
+    }
+
+    fn hold_updates(&self, py: Python<'_>, holder: u64, limit_s: f64) -> PyResult<()> {
+        let limit = Duration::try_from_secs_f64(limit_s).map_err(|_| Error::invalid("not a duration"))?;
+        self.run(py, |server| server.hold_updates(holder, limit))
+    }
+
+    fn release_updates(&self, holder: u64) -> PyResult<bool> {
+        Ok(self.server()?.release_updates(holder))
     }
 
     fn last_chunk(
@@ -307,6 +317,14 @@ impl PyStorageNode {
         Ok(self.server()?.round())
     }
 
+    fn rounds(&self) -> PyResult<(u64, u64)> {
+        Ok(self.server()?.rounds())
+    }
+
+    fn confirm(&self, py: Python<'_>) -> PyResult<()> {
+        self.run(py, |server| server.confirm())
+    }
+
     #[pyo3(signature = (chain, after, round, limit))]
     fn purge_tombstones(
         &self,
@@ -317,14 +335,6 @@ impl PyStorageNode {
         limit: usize,
     ) -> PyResult<(usize, Option<Name>)> {
         self.run(py, |server| {
-    fn rounds(&self) -> PyResult<(u64, u64)> {
-        Ok(self.server()?.rounds())
-    }
-
-    fn confirm(&self, py: Python<'_>) -> PyResult<()> {
-        self.run(py, |server| server.confirm())
-    }
-
             let (count, last) = server.purge_tombstones(ChainId(chain), after.map(chunk_id), round, limit)?;
             Ok((count, last.map(name)))
         })

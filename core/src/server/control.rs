@@ -73,16 +73,18 @@ pub struct ScrubReport {
 
 impl StorageServer {
     /// Up to `limit` chunks after `after`. A chunk with an update under way is pending, also while that is still being
-    /// staged, when the index does not show it.
+    /// staged, when the index does not show it. `since`: only those staged since that round of sync had begun, and
+    /// pending ones.
     pub fn list_chunks(
         &self,
         chain: ChainId,
         after: Option<ChunkId>,
         limit: usize,
+        since: u64,
     ) -> Result<Vec<ChunkLine>> {
         // Asked before the index: an update that is being staged is in one of the two.
         let under_way = self.node.under_way(chain);
-        let records = self.node.engine.list(chain, after, limit)?;
+        let records = self.node.engine.list_since(chain, after, limit, since)?;
         let mut lines: BTreeMap<ChunkId, ChunkLine> =
             records.into_iter().map(|record| (record.chunk, ChunkLine::from(record))).collect();
         let through = lines.last_key_value().map(|(chunk, _)| *chunk).filter(|_| lines.len() == limit);
@@ -92,6 +94,16 @@ impl StorageServer {
             }
         }
         Ok(lines.into_values().take(limit).collect())
+    }
+
+    /// Keep updates of clients waiting for at most `limit`; returns when none is under way (`Hold`).
+    pub fn hold_updates(&self, holder: u64, limit: Duration) -> Result<()> {
+        Ok(self.node.hold.begin(holder, limit)?)
+    }
+
+    /// End that; whether it had lasted until now.
+    pub fn release_updates(&self, holder: u64) -> bool {
+        self.node.hold.end(holder)
     }
 
     /// Index and length of the last committed chunk of one content. Reads one record, however many there are.
@@ -176,8 +188,11 @@ impl StorageServer {
     ) -> Vec<Answer> {
         let node = &self.node;
         let mut call = Call::new(node, expires.min(within(TIMEOUT)));
+        let under_way = node.hold.enter();
         for key in keys {
-            match node.refusal(key.chain) {
+            // Held for a moment: as a chain that is changing, which callers wait for.
+            let held = under_way.is_none().then_some(Status::NotServing);
+            match node.refusal(key.chain).or(held) {
                 Some(status) => call.refuse(key, status),
                 None => {
                     let leased = node.lease.holds();
@@ -192,6 +207,7 @@ impl StorageServer {
             }
         }
         let answers = call.finish();
+        drop(under_way);
         match node.sync_updates.then(|| node.make_durable()) {
             Some(Err(status)) => answers.iter().map(|_| Answer::Refused(status)).collect(),
             _ => answers,
@@ -316,6 +332,16 @@ impl StorageServer {
         self.node.engine.round()
     }
 
+    /// The round up to which the disk had been synced when its directory was opened, and that of now.
+    pub fn rounds(&self) -> (u64, u64) {
+        (self.node.engine.opened_round(), self.node.engine.synced_round())
+    }
+
+    /// The directory is known to be the newest of this node (`Engine::confirm`).
+    pub fn confirm(&self) -> Result<()> {
+        Ok(self.node.engine.confirm()?)
+    }
+
     /// Looks at the next `limit` chunks of a chain and forgets the tombstones among them that were staged before
     /// `round` began; how many, and the last chunk looked at, `None` at the end. The caller knows that this round
     /// began so long ago that no message and no request from before is on its way (R7). Does nothing while a replica of
@@ -332,16 +358,6 @@ impl StorageServer {
         let whole =
             || node.routing().chains.get(&chain).is_some_and(is_whole) && node.view(chain).is_member();
         if !whole() {
-    /// The round up to which the disk had been synced when its directory was opened, and that of now.
-    pub fn rounds(&self) -> (u64, u64) {
-        (self.node.engine.opened_round(), self.node.engine.synced_round())
-    }
-
-    /// The directory is known to be the newest of this node (`Engine::confirm`).
-    pub fn confirm(&self) -> Result<()> {
-        Ok(self.node.engine.confirm()?)
-    }
-
             return Ok((0, None));
         }
         let (found, last) = node.engine.old_tombstones(chain, after, round, limit)?;

@@ -9,6 +9,7 @@
 //! - `quarantine`: sets a chunk aside that its chain never had.
 //! - `repair`: fetches a damaged chunk from another replica.
 //! - `held_up`: says which chunks something has held for long.
+//! - `hold`: keeps updates of clients waiting for a moment, for a backup.
 //! - `control`: what the Python process asks for.
 //!
 //! Invariants
@@ -26,6 +27,7 @@ mod call;
 mod control;
 mod counters;
 mod held_up;
+mod hold;
 mod lease;
 mod node;
 mod peers;

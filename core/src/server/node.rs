@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::lock::{Mutex, RwLock};
 
 use super::counters::{Counters, count};
+use super::hold::Hold;
 use super::lease::Lease;
 use super::peers::Peers;
 use super::redrive::{self, Redrive, Work};
@@ -105,6 +106,7 @@ pub struct Node {
     pub table: Arc<Table>,
     pub peers: Peers,
     pub lease: Lease,
+    pub hold: Hold,
     pub redrive: Redrive,
     pub repairs: Repairs,
     pub counters: Counters,
@@ -411,6 +413,7 @@ impl StorageServer {
             table: Table::new(pending),
             peers: Peers::new(credential, reach, options.connections_per_peer),
             lease: Lease::default(),
+            hold: Hold::default(),
             redrive: Redrive::default(),
             repairs: Repairs::default(),
             counters: Counters::default(),

@@ -44,9 +44,11 @@ impl Service for Node {
         out: &mut Vec<UpdateResult>,
     ) {
         let mut call = Call::new(self, deadline);
+        let under_way = self.hold.enter();
         for (op, payload) in ops.iter().zip(payload) {
             let key = ChunkKey { chain: op.chain, chunk: op.chunk };
             match self.admit(sender, op, payload) {
+                Ok((Origin::Client, ..)) if under_way.is_none() => call.refuse(key, Status::Busy),
                 Ok((origin, payload, event)) => {
                     call.begin(key, origin, payload, |ticket| event.with(ticket));
                 }
@@ -54,6 +56,7 @@ impl Service for Node {
             }
         }
         let answers = call.finish();
+        drop(under_way);
         let durable = if self.sync_updates { self.make_durable() } else { Ok(()) };
         for (op, answer) in ops.iter().zip(answers) {
             let answer = match durable {

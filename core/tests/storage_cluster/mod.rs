@@ -326,7 +326,7 @@ impl Cluster {
         let mut lines = BTreeMap::new();
         let mut after = None;
         loop {
-            let page = server.list_chunks(CHAIN, after, 7).unwrap();
+            let page = server.list_chunks(CHAIN, after, 7, 0).unwrap();
             after = page.last().map(|line| line.chunk);
             lines.extend(page.iter().map(|line| ((line.chunk.content.0, line.chunk.index), *line)));
             if page.len() < 7 {

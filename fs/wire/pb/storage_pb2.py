@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from . import common_pb2 as common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\rstorage.proto\x12\x07luciola\x1a\x0c\x63ommon.proto\"*\n\x08\x43hainRef\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\"+\n\tChunkName\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\"E\n\x10LastChunkRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x04\"R\n\x0eLastChunkReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.luciola.ChunkName\x12\x0e\n\x06length\x18\x03 \x01(\r\"*\n\nClockReply\x12\x0c\n\x04life\x18\x01 \x01(\x04\x12\x0e\n\x06now_ms\x18\x02 \x01(\x04\"%\n\x06\x45xpiry\x12\x0c\n\x04life\x18\x01 \x01(\x04\x12\r\n\x05\x61t_ms\x18\x02 \x01(\x04\"\xc0\x01\n\x13RemoveChunksRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\x12$\n\x08removals\x18\x02 \x03(\x0b\x32\x12.luciola.ChunkName\x12\x0f\n\x07\x64urable\x18\x03 \x01(\x08\x12\r\n\x05limit\x18\x04 \x01(\r\x12\x0e\n\x06\x63lient\x18\x05 \x01(\x04\x12\x10\n\x08sequence\x18\x06 \x01(\x04\x12\x1f\n\x06\x65xpiry\x18\x07 \x01(\x0b\x32\x0f.luciola.Expiry\"X\n\x11RemoveChunksReply\x12\x0f\n\x07removed\x18\x01 \x01(\r\x12\x0c\n\x04more\x18\x02 \x01(\x08\x12\x10\n\x08\x66inished\x18\x03 \x01(\r\x12\x12\n\nnext_index\x18\x04 \x01(\r\"\xae\x01\n\x14TruncateChunkRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.luciola.ChunkName\x12\x0e\n\x06length\x18\x03 \x01(\r\x12\x0e\n\x06\x63lient\x18\x04 \x01(\x04\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x1f\n\x06\x65xpiry\x18\x06 \x01(\x0b\x32\x0f.luciola.Expiry\"\xb3\x01\n\x0b\x43hunkRecord\x12!\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x12.luciola.ChunkName\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x15\n\rchain_version\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\r\x12\x0e\n\x06\x63rc32c\x18\x05 \x01(\r\x12\x0f\n\x07pending\x18\x06 \x01(\x08\x12\x0f\n\x07removed\x18\x07 \x01(\x08\x12\x17\n\x0fpending_version\x18\x08 \x01(\x04\"T\n\x11ListChunksRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12!\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32\x12.luciola.ChunkName\x12\r\n\x05limit\x18\x03 \x01(\r\"E\n\x0fListChunksReply\x12$\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x14.luciola.ChunkRecord\x12\x0c\n\x04more\x18\x02 \x01(\x08\"W\n\x10SyncStartRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\x12!\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32\x12.luciola.ChunkName\"a\n\x17QuarantineChunksRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\x12$\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x14.luciola.ChunkRecord\",\n\x15QuarantineChunksReply\x12\x13\n\x0bquarantined\x18\x01 \x01(\r\"3\n\x0fSyncDoneRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\"h\n\nSpaceReply\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x01 \x01(\x04\x12\x12\n\nfree_bytes\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04\x64isk\x18\x04 \x01(\t\x12\x0c\n\x04\x66ull\x18\x05 \x01(\x08\"-\n\x0cScrubRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x0e\n\x06repair\x18\x02 \x01(\x08\"d\n\nScrubReply\x12\x0e\n\x06\x63hunks\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12%\n\x07\x64\x61maged\x18\x03 \x03(\x0b\x32\x14.luciola.ChunkRecord\x12\x10\n\x08repaired\x18\x04 \x01(\x04\"\xc4\x01\n\rStorageStatus\x12\"\n\x05space\x18\x01 \x01(\x0b\x32\x13.luciola.SpaceReply\x12\x36\n\x08\x63ounters\x18\x02 \x03(\x0b\x32$.luciola.StorageStatus.CountersEntry\x12&\n\x07targets\x18\x03 \x03(\x0b\x32\x15.luciola.TargetStatus\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x9a\x01\n\x0cTargetStatus\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05\x63hain\x18\x02 \x01(\r\x12\x15\n\rchain_version\x18\x03 \x01(\x04\x12\r\n\x05local\x18\x04 \x01(\t\x12\x0e\n\x06public\x18\x05 \x01(\t\x12\x0e\n\x06\x63hunks\x18\x06 \x01(\x04\x12\x12\n\nused_bytes\x18\x07 \x01(\x04\x12\x15\n\rsynced_chunks\x18\x08 \x01(\x04\x32\xab\x05\n\x07Storage\x12?\n\tLastChunk\x12\x19.luciola.LastChunkRequest\x1a\x17.luciola.LastChunkReply\x12,\n\x05\x43lock\x12\x0e.luciola.Empty\x1a\x13.luciola.ClockReply\x12H\n\x0cRemoveChunks\x12\x1c.luciola.RemoveChunksRequest\x1a\x1a.luciola.RemoveChunksReply\x12>\n\rTruncateChunk\x12\x1d.luciola.TruncateChunkRequest\x1a\x0e.luciola.Empty\x12\x42\n\nListChunks\x12\x1a.luciola.ListChunksRequest\x1a\x18.luciola.ListChunksReply\x12\x42\n\tSyncStart\x12\x19.luciola.SyncStartRequest\x1a\x18.luciola.ListChunksReply0\x01\x12T\n\x10QuarantineChunks\x12 .luciola.QuarantineChunksRequest\x1a\x1e.luciola.QuarantineChunksReply\x12\x34\n\x08SyncDone\x12\x18.luciola.SyncDoneRequest\x1a\x0e.luciola.Empty\x12,\n\x05Space\x12\x0e.luciola.Empty\x1a\x13.luciola.SpaceReply\x12\x33\n\x05Scrub\x12\x15.luciola.ScrubRequest\x1a\x13.luciola.ScrubReply\x12\x30\n\x06Status\x12\x0e.luciola.Empty\x1a\x16.luciola.StorageStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\rstorage.proto\x12\x07luciola\x1a\x0c\x63ommon.proto\"*\n\x08\x43hainRef\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\"+\n\tChunkName\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\"E\n\x10LastChunkRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x04\"R\n\x0eLastChunkReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.luciola.ChunkName\x12\x0e\n\x06length\x18\x03 \x01(\r\"*\n\nClockReply\x12\x0c\n\x04life\x18\x01 \x01(\x04\x12\x0e\n\x06now_ms\x18\x02 \x01(\x04\"%\n\x06\x45xpiry\x12\x0c\n\x04life\x18\x01 \x01(\x04\x12\r\n\x05\x61t_ms\x18\x02 \x01(\x04\"\xc0\x01\n\x13RemoveChunksRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\x12$\n\x08removals\x18\x02 \x03(\x0b\x32\x12.luciola.ChunkName\x12\x0f\n\x07\x64urable\x18\x03 \x01(\x08\x12\r\n\x05limit\x18\x04 \x01(\r\x12\x0e\n\x06\x63lient\x18\x05 \x01(\x04\x12\x10\n\x08sequence\x18\x06 \x01(\x04\x12\x1f\n\x06\x65xpiry\x18\x07 \x01(\x0b\x32\x0f.luciola.Expiry\"X\n\x11RemoveChunksReply\x12\x0f\n\x07removed\x18\x01 \x01(\r\x12\x0c\n\x04more\x18\x02 \x01(\x08\x12\x10\n\x08\x66inished\x18\x03 \x01(\r\x12\x12\n\nnext_index\x18\x04 \x01(\r\"\xae\x01\n\x14TruncateChunkRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.luciola.ChunkName\x12\x0e\n\x06length\x18\x03 \x01(\r\x12\x0e\n\x06\x63lient\x18\x04 \x01(\x04\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x1f\n\x06\x65xpiry\x18\x06 \x01(\x0b\x32\x0f.luciola.Expiry\"\xb3\x01\n\x0b\x43hunkRecord\x12!\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x12.luciola.ChunkName\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x15\n\rchain_version\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\r\x12\x0e\n\x06\x63rc32c\x18\x05 \x01(\r\x12\x0f\n\x07pending\x18\x06 \x01(\x08\x12\x0f\n\x07removed\x18\x07 \x01(\x08\x12\x17\n\x0fpending_version\x18\x08 \x01(\x04\"i\n\x11ListChunksRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12!\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32\x12.luciola.ChunkName\x12\r\n\x05limit\x18\x03 \x01(\r\x12\x13\n\x0bsince_round\x18\x04 \x01(\x04\"T\n\x0fListChunksReply\x12$\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x14.luciola.ChunkRecord\x12\x0c\n\x04more\x18\x02 \x01(\x08\x12\r\n\x05round\x18\x03 \x01(\x04\"6\n\x12HoldUpdatesRequest\x12\x0e\n\x06holder\x18\x01 \x01(\x04\x12\x10\n\x08limit_ms\x18\x02 \x01(\r\"\'\n\x15ReleaseUpdatesRequest\x12\x0e\n\x06holder\x18\x01 \x01(\x04\"%\n\x13ReleaseUpdatesReply\x12\x0e\n\x06lasted\x18\x01 \x01(\x08\"W\n\x10SyncStartRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\x12!\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32\x12.luciola.ChunkName\"a\n\x17QuarantineChunksRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\x12$\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x14.luciola.ChunkRecord\",\n\x15QuarantineChunksReply\x12\x13\n\x0bquarantined\x18\x01 \x01(\r\"3\n\x0fSyncDoneRequest\x12 \n\x05\x63hain\x18\x01 \x01(\x0b\x32\x11.luciola.ChainRef\"h\n\nSpaceReply\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x01 \x01(\x04\x12\x12\n\nfree_bytes\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04\x64isk\x18\x04 \x01(\t\x12\x0c\n\x04\x66ull\x18\x05 \x01(\x08\"-\n\x0cScrubRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x0e\n\x06repair\x18\x02 \x01(\x08\"d\n\nScrubReply\x12\x0e\n\x06\x63hunks\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12%\n\x07\x64\x61maged\x18\x03 \x03(\x0b\x32\x14.luciola.ChunkRecord\x12\x10\n\x08repaired\x18\x04 \x01(\x04\"\xc4\x01\n\rStorageStatus\x12\"\n\x05space\x18\x01 \x01(\x0b\x32\x13.luciola.SpaceReply\x12\x36\n\x08\x63ounters\x18\x02 \x03(\x0b\x32$.luciola.StorageStatus.CountersEntry\x12&\n\x07targets\x18\x03 \x03(\x0b\x32\x15.luciola.TargetStatus\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x9a\x01\n\x0cTargetStatus\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05\x63hain\x18\x02 \x01(\r\x12\x15\n\rchain_version\x18\x03 \x01(\x04\x12\r\n\x05local\x18\x04 \x01(\t\x12\x0e\n\x06public\x18\x05 \x01(\t\x12\x0e\n\x06\x63hunks\x18\x06 \x01(\x04\x12\x12\n\nused_bytes\x18\x07 \x01(\x04\x12\x15\n\rsynced_chunks\x18\x08 \x01(\x04\x32\xb7\x06\n\x07Storage\x12?\n\tLastChunk\x12\x19.luciola.LastChunkRequest\x1a\x17.luciola.LastChunkReply\x12,\n\x05\x43lock\x12\x0e.luciola.Empty\x1a\x13.luciola.ClockReply\x12H\n\x0cRemoveChunks\x12\x1c.luciola.RemoveChunksRequest\x1a\x1a.luciola.RemoveChunksReply\x12>\n\rTruncateChunk\x12\x1d.luciola.TruncateChunkRequest\x1a\x0e.luciola.Empty\x12\x42\n\nListChunks\x12\x1a.luciola.ListChunksRequest\x1a\x18.luciola.ListChunksReply\x12:\n\x0bHoldUpdates\x12\x1b.luciola.HoldUpdatesRequest\x1a\x0e.luciola.Empty\x12N\n\x0eReleaseUpdates\x12\x1e.luciola.ReleaseUpdatesRequest\x1a\x1c.luciola.ReleaseUpdatesReply\x12\x42\n\tSyncStart\x12\x19.luciola.SyncStartRequest\x1a\x18.luciola.ListChunksReply0\x01\x12T\n\x10QuarantineChunks\x12 .luciola.QuarantineChunksRequest\x1a\x1e.luciola.QuarantineChunksReply\x12\x34\n\x08SyncDone\x12\x18.luciola.SyncDoneRequest\x1a\x0e.luciola.Empty\x12,\n\x05Space\x12\x0e.luciola.Empty\x1a\x13.luciola.SpaceReply\x12\x33\n\x05Scrub\x12\x15.luciola.ScrubRequest\x1a\x13.luciola.ScrubReply\x12\x30\n\x06Status\x12\x0e.luciola.Empty\x1a\x16.luciola.StorageStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,29 +55,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHUNKRECORD']._serialized_start=830
   _globals['_CHUNKRECORD']._serialized_end=1009
   _globals['_LISTCHUNKSREQUEST']._serialized_start=1011
-  _globals['_LISTCHUNKSREQUEST']._serialized_end=1095
-  _globals['_LISTCHUNKSREPLY']._serialized_start=1097
-  _globals['_LISTCHUNKSREPLY']._serialized_end=1166
-  _globals['_SYNCSTARTREQUEST']._serialized_start=1168
-  _globals['_SYNCSTARTREQUEST']._serialized_end=1255
-  _globals['_QUARANTINECHUNKSREQUEST']._serialized_start=1257
-  _globals['_QUARANTINECHUNKSREQUEST']._serialized_end=1354
-  _globals['_QUARANTINECHUNKSREPLY']._serialized_start=1356
-  _globals['_QUARANTINECHUNKSREPLY']._serialized_end=1400
-  _globals['_SYNCDONEREQUEST']._serialized_start=1402
-  _globals['_SYNCDONEREQUEST']._serialized_end=1453
-  _globals['_SPACEREPLY']._serialized_start=1455
-  _globals['_SPACEREPLY']._serialized_end=1559
-  _globals['_SCRUBREQUEST']._serialized_start=1561
-  _globals['_SCRUBREQUEST']._serialized_end=1606
-  _globals['_SCRUBREPLY']._serialized_start=1608
-  _globals['_SCRUBREPLY']._serialized_end=1708
-  _globals['_STORAGESTATUS']._serialized_start=1711
-  _globals['_STORAGESTATUS']._serialized_end=1907
-  _globals['_STORAGESTATUS_COUNTERSENTRY']._serialized_start=1860
-  _globals['_STORAGESTATUS_COUNTERSENTRY']._serialized_end=1907
-  _globals['_TARGETSTATUS']._serialized_start=1910
-  _globals['_TARGETSTATUS']._serialized_end=2064
-  _globals['_STORAGE']._serialized_start=2067
-  _globals['_STORAGE']._serialized_end=2750
+  _globals['_LISTCHUNKSREQUEST']._serialized_end=1116
+  _globals['_LISTCHUNKSREPLY']._serialized_start=1118
+  _globals['_LISTCHUNKSREPLY']._serialized_end=1202
+  _globals['_HOLDUPDATESREQUEST']._serialized_start=1204
+  _globals['_HOLDUPDATESREQUEST']._serialized_end=1258
+  _globals['_RELEASEUPDATESREQUEST']._serialized_start=1260
+  _globals['_RELEASEUPDATESREQUEST']._serialized_end=1299
+  _globals['_RELEASEUPDATESREPLY']._serialized_start=1301
+  _globals['_RELEASEUPDATESREPLY']._serialized_end=1338
+  _globals['_SYNCSTARTREQUEST']._serialized_start=1340
+  _globals['_SYNCSTARTREQUEST']._serialized_end=1427
+  _globals['_QUARANTINECHUNKSREQUEST']._serialized_start=1429
+  _globals['_QUARANTINECHUNKSREQUEST']._serialized_end=1526
+  _globals['_QUARANTINECHUNKSREPLY']._serialized_start=1528
+  _globals['_QUARANTINECHUNKSREPLY']._serialized_end=1572
+  _globals['_SYNCDONEREQUEST']._serialized_start=1574
+  _globals['_SYNCDONEREQUEST']._serialized_end=1625
+  _globals['_SPACEREPLY']._serialized_start=1627
+  _globals['_SPACEREPLY']._serialized_end=1731
+  _globals['_SCRUBREQUEST']._serialized_start=1733
+  _globals['_SCRUBREQUEST']._serialized_end=1778
+  _globals['_SCRUBREPLY']._serialized_start=1780
+  _globals['_SCRUBREPLY']._serialized_end=1880
+  _globals['_STORAGESTATUS']._serialized_start=1883
+  _globals['_STORAGESTATUS']._serialized_end=2079
+  _globals['_STORAGESTATUS_COUNTERSENTRY']._serialized_start=2032
+  _globals['_STORAGESTATUS_COUNTERSENTRY']._serialized_end=2079
+  _globals['_TARGETSTATUS']._serialized_start=2082
+  _globals['_TARGETSTATUS']._serialized_end=2236
+  _globals['_STORAGE']._serialized_start=2239
+  _globals['_STORAGE']._serialized_end=3062
 # @@protoc_insertion_point(module_scope)

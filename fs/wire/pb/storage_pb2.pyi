@@ -124,22 +124,46 @@ class ChunkRecord(_message.Message):
     def __init__(self, chunk: _Optional[_Union[ChunkName, _Mapping]] = ..., version: _Optional[int] = ..., chain_version: _Optional[int] = ..., length: _Optional[int] = ..., crc32c: _Optional[int] = ..., pending: _Optional[bool] = ..., removed: _Optional[bool] = ..., pending_version: _Optional[int] = ...) -> None: ...
 
 class ListChunksRequest(_message.Message):
-    __slots__ = ("chain", "after", "limit")
+    __slots__ = ("chain", "after", "limit", "since_round")
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    SINCE_ROUND_FIELD_NUMBER: _ClassVar[int]
     chain: int
     after: ChunkName
     limit: int
-    def __init__(self, chain: _Optional[int] = ..., after: _Optional[_Union[ChunkName, _Mapping]] = ..., limit: _Optional[int] = ...) -> None: ...
+    since_round: int
+    def __init__(self, chain: _Optional[int] = ..., after: _Optional[_Union[ChunkName, _Mapping]] = ..., limit: _Optional[int] = ..., since_round: _Optional[int] = ...) -> None: ...
 
 class ListChunksReply(_message.Message):
-    __slots__ = ("chunks", "more")
+    __slots__ = ("chunks", "more", "round")
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
     chunks: _containers.RepeatedCompositeFieldContainer[ChunkRecord]
     more: bool
-    def __init__(self, chunks: _Optional[_Iterable[_Union[ChunkRecord, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
+    round: int
+    def __init__(self, chunks: _Optional[_Iterable[_Union[ChunkRecord, _Mapping]]] = ..., more: _Optional[bool] = ..., round: _Optional[int] = ...) -> None: ...
+
+class HoldUpdatesRequest(_message.Message):
+    __slots__ = ("holder", "limit_ms")
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_MS_FIELD_NUMBER: _ClassVar[int]
+    holder: int
+    limit_ms: int
+    def __init__(self, holder: _Optional[int] = ..., limit_ms: _Optional[int] = ...) -> None: ...
+
+class ReleaseUpdatesRequest(_message.Message):
+    __slots__ = ("holder",)
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    holder: int
+    def __init__(self, holder: _Optional[int] = ...) -> None: ...
+
+class ReleaseUpdatesReply(_message.Message):
+    __slots__ = ("lasted",)
+    LASTED_FIELD_NUMBER: _ClassVar[int]
+    lasted: bool
+    def __init__(self, lasted: _Optional[bool] = ...) -> None: ...
 
 class SyncStartRequest(_message.Message):
     __slots__ = ("chain", "after")

@@ -11,7 +11,9 @@ use crate::client::backoff::Backoff;
 use crate::client::patience::{Attempts, Reached};
 use crate::client::routing::Routing;
 use crate::net::Connection;
-use crate::types::{ChainId, ChainMember, ChainVersion, ChunkId, NodeId, ReadOp, ReadResult, Status};
+use crate::types::{
+    ChainId, ChainMember, ChainVersion, ChunkId, NodeId, ReadOp, ReadResult, Status, Version,
+};
 
 /// Most bytes read by one batch: enough to hide its round trip, few enough that several connections share a large
 /// read.
@@ -35,6 +37,8 @@ pub(super) struct Piece {
     pub(super) into: Placement,
     /// Bytes that the chunk had; the rest of `into` is untouched.
     pub(super) outcome: Option<Result<u32, Status>>,
+    /// Of the chunk that was read; 0 if there is none.
+    pub(super) version: Version,
     pub(super) attempts: Attempts<Peer>,
     last: Status,
     /// Replicas that could not answer since the last pause.
@@ -63,6 +67,7 @@ impl Piece {
             offset,
             into,
             outcome: None,
+            version: Version(0),
             attempts: Attempts::new(),
             last: Status::NotServing,
             avoided: Vec::new(),
@@ -76,7 +81,10 @@ impl Piece {
         self.attempts.reached(Reached::Answered);
         self.last = result.status;
         match result.status {
-            Status::Ok => self.outcome = Some(Ok(result.length)),
+            Status::Ok => {
+                self.version = result.version;
+                self.outcome = Some(Ok(result.length));
+            }
             Status::NotFound => self.outcome = Some(Ok(0)),
             // The tail always knows; if even it is waiting for a commit, so must we.
             Status::Dirty if self.to_tail => self.exhausted = true,
