@@ -74,6 +74,10 @@ class ConflictWindow:
         """True if the window no longer knows all that was written after `read_version`."""
         return read_version < self.floor
 
+    def clear(self) -> Sequence[WriteSet]:
+        """Forgets every commit, as if each had fallen out of the window, and gives them back, oldest first."""
+        return [self._forget_oldest() for _ in range(len(self._commits))]
+
     def _cleared(self, read_version: int, keys: Collection[bytes], ranges: Sequence[KeyRange]) -> bool:
         for version, cleared in reversed(self._ranges):
             if version <= read_version:

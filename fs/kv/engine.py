@@ -291,6 +291,14 @@ class Engine(ABC):
         """The store as it is now; it stays so while others commit."""
 
     @abstractmethod
+    def snapshot(self, ranges: Sequence[tuple[bytes, bytes]]) -> tuple[Iterator[Pair], ...]:
+        """The pairs of each range in order, all as of this call, however late and slowly they are read.
+
+        A transaction is refused when it becomes too old, a snapshot never is. The store keeps what it needs until the
+        iterators are closed or dropped.
+        """
+
+    @abstractmethod
     def apply(self, transaction: Transaction) -> int:
         """Does the writes atomically; returns their version, which is larger than any before."""
 
@@ -304,6 +312,11 @@ class Engine(ABC):
 
     def forget(self, oldest: WriteSet) -> None:  # noqa: B027, most engines have nothing to forget
         """Called with each commit that leaves the window: versions at or before it are not read any more."""
+
+    def forget_commits(self) -> None:
+        """Let go of the memory of what was written so far. Transactions that have begun fail with Conflict."""
+        for oldest in self.window.clear():
+            self.forget(oldest)
 
     def commit(self, transaction: Transaction) -> int:
         """What `Transaction.commit` does. Raises: Conflict."""

@@ -2,10 +2,10 @@
 
 import enum
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from ..errors import Conflict, MaybeCommitted
-from .engine import Engine, Transaction, View
+from .engine import Engine, Pair, Transaction, View
 
 
 class Fault(enum.Enum):
@@ -35,6 +35,12 @@ class FaultyEngine(Engine):
 
     def look(self) -> View:
         return self.inner.look()
+
+    def snapshot(self, ranges: Sequence[tuple[bytes, bytes]]) -> tuple[Iterator[Pair], ...]:
+        return self.inner.snapshot(ranges)
+
+    def forget_commits(self) -> None:
+        self.inner.forget_commits()
 
     def apply(self, transaction: Transaction) -> int:  # noqa: ARG002
         raise AssertionError("the inner engine applies")

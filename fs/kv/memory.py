@@ -20,6 +20,10 @@ class MemoryEngine(Engine):
     def look(self) -> "MemoryView":
         return MemoryView(self, self.version)
 
+    def snapshot(self, ranges: Sequence[tuple[bytes, bytes]]) -> tuple[Iterator[Pair], ...]:
+        view = self.look()
+        return tuple(iter(list(view.iterate(begin, end))) for begin, end in ranges)
+
     def apply(self, transaction: Transaction) -> int:
         version = self.version + 1
         for begin, end in transaction.cleared:

@@ -438,3 +438,43 @@ def test_ended_transaction_cannot_be_used(engine):
         transaction.commit()
     with pytest.raises(AssertionError):
         transaction.put(b"b", b"1")
+
+
+# Snapshots.
+
+
+def test_snapshot_shows_one_moment_however_much_is_written_since(engine):
+    put(engine, a1=b"old", a2=b"gone", b1=b"old")
+    first, second = engine.snapshot([(b"a", b"b"), (b"b", b"c")])
+    assert next(first) == (b"a1", b"old")
+    remove = engine.begin()
+    remove.delete(b"a2")
+    remove.commit()
+    for number in range(3 * WINDOW):
+        put(engine, a1=b"new", a3=b"new", b1=b"%d" % number)
+    assert list(first) == [(b"a2", b"gone")]
+    assert list(second) == [(b"b1", b"old")]
+    assert [key for key, _ in next(iter(engine.snapshot([(b"a", b"b")])))] == [b"a1", b"a3"]
+
+
+def test_snapshot_ends_before_its_end(engine):
+    put(engine, a=b"1", b=b"2", c=b"3")
+    (found,) = engine.snapshot([(b"a", b"c")])
+    assert list(found) == [(b"a", b"1"), (b"b", b"2")]
+    assert [list(pairs) for pairs in engine.snapshot([(b"x", b"y"), (b"b", b"b")])] == [[], []]
+
+
+def test_forgotten_commits_make_begun_transactions_too_old_and_no_later_ones(engine):
+    put(engine, a=b"1")
+    begun_before = begun(engine)
+    begun_before.get(b"a")
+    put(engine, a=b"2")
+    engine.forget_commits()
+    begun_before.put(b"b", b"1")
+    with pytest.raises(Conflict, match="too old"):
+        begun_before.commit()
+    later = engine.begin()
+    assert later.get(b"a") == b"2"
+    later.put(b"b", b"2")
+    later.commit()
+    assert get(engine, b"b") == b"2"
