@@ -33,6 +33,8 @@ COMMANDS: Final = {
     "du": ("files", "du"),
     "layout": ("layout", "layout"),
     "fsck": ("fsck", "fsck"),
+    "dump": ("dump", "dump"),
+    "load": ("load", "load"),
     "bench": ("bench", "bench"),
     "chain": ("chain", "chain"),
     "node": ("node", "node"),

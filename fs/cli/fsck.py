@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from ..errors import Error, NotFound
+from ..errors import Error
 from ..meta.layout import chain_of
 from ..meta.quarantine import CONTENT_MAX, CONTENTS_MAX
 from ..wire import methods
@@ -30,11 +30,10 @@ from .consistency import (
 )
 from .datadir import Shape, running_shape
 from .inventory import Inventory
-from .manager import Manager, address_of
+from .manager import Manager, address_of, node_address
 from .options import data_option, json_option
 from .output import print_json
 
-LIST_LIMIT: Final = 4096  # chunk records a request
 CALL_S: Final = 60.0
 SCRUB_S: Final = 3600.0
 SETTLE_S: Final = 1.0  # updates in flight have ended by then
@@ -223,7 +222,9 @@ class Check:
 
     async def _check_chain(self, chain: int, nodes: list[int], findings: Findings, number: int) -> None:
         placement = Placement(self._names, self._locate, findings, chain=chain, round_number=number)
-        async for name, held in merged({node: self._chunks(chain, node) for node in nodes}):
+        async for name, held in merged(
+            {node: self._manager.chunks(self._routing, chain, node) for node in nodes}
+        ):
             self._report["replicas"] += len(held)
             head = held.get(nodes[0])
             if head is not None and not head.removed:
@@ -256,19 +257,6 @@ class Check:
                 return chain_of(layout, table.chains, index)
         return None
 
-    async def _chunks(self, chain: int, node: int) -> AsyncIterator[storage_pb2.ChunkRecord]:
-        """A node's records of a chain, by content and index."""
-        request = storage_pb2.ListChunksRequest(chain=chain, limit=LIST_LIMIT)
-        while True:
-            reply = await self._manager.clients.call(
-                self._node_address(node), methods.Storage.list_chunks, request, timeout_s=CALL_S
-            )
-            for record in reply.chunks:
-                yield record
-            if not reply.more:
-                return
-            request.after.CopyFrom(reply.chunks[-1].chunk)
-
     async def _collect_names(self) -> None:
         names = self._names
         names.clear()
@@ -293,12 +281,6 @@ class Check:
             address, method, meta_pb2.ScanRequest(), timeout_s=SCAN_S
         ):
             yield item
-
-    def _node_address(self, node: int) -> str:
-        for each in self._routing.nodes:
-            if each.id == node:
-                return each.grpc_address
-        raise NotFound(f"routing names no node {node}")
 
     async def _repair(self, policy: Policy) -> bool:
         """Put chunks of no file into quarantine; False if that is refused."""
@@ -372,7 +354,7 @@ class Check:
 
         async def scrub(*, repair: bool) -> storage_pb2.ScrubReply:
             request = storage_pb2.ScrubRequest(chain=chain, repair=repair)
-            address = self._node_address(node)
+            address = node_address(self._routing, node)
             return await self._manager.clients.call(
                 address, methods.Storage.scrub, request, timeout_s=SCRUB_S
             )

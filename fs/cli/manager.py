@@ -9,7 +9,7 @@ from ..errors import Error, NotFound, Timeout, Unavailable
 from ..wire import SERVICE, Cluster, RpcClients, methods, mint
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
-from ..wire.pb.storage_pb2 import SpaceReply
+from ..wire.pb.storage_pb2 import ChunkRecord, ListChunksRequest, SpaceReply
 
 REPORTED = {  # what a node says of its replica
     pb.LOCAL_INVALID: "unknown",  # not heard of since mgmtd started
@@ -18,6 +18,8 @@ REPORTED = {  # what a node says of its replica
     pb.LOCAL_OFFLINE: "offline",
 }
 SPACE_S = 2.0  # of a number that is shown if it is there
+LIST_LIMIT = 4096  # chunk records a request
+LIST_S = 60.0
 CALL_S = 10.0  # everything asked here is answered from memory, but the machine may be overloaded
 
 
@@ -122,6 +124,18 @@ class Manager:
         named = [node.id for node in nodes if node.grpc_address]
         return {node: reply for node, reply in zip(named, replies, strict=True) if reply is not None}
 
+    async def chunks(self, routing: pb.Routing, chain: int, node: int) -> AsyncIterator[ChunkRecord]:
+        """A node's records of a chain, removed chunks too, by content and index. Raises: NotFound."""
+        address = node_address(routing, node)
+        request = ListChunksRequest(chain=chain, limit=LIST_LIMIT)
+        while True:
+            reply = await self.clients.call(address, methods.Storage.list_chunks, request, timeout_s=LIST_S)
+            for record in reply.chunks:
+                yield record
+            if not reply.more:
+                return
+            request.after.CopyFrom(reply.chunks[-1].chunk)
+
     async def silent_pids(self) -> set[int]:
         """Processes that mgmtd has not heard of for longer than their lease."""
         routing = await self.routing()
@@ -143,6 +157,19 @@ def address_of(routing: pb.Routing, kind: "pb.NodeKind") -> str:
         if node.kind == kind and node.status == pb.CONNECTED and node.grpc_address:
             return node.grpc_address
     raise NotFound(f"no {pb.NodeKind.Name(kind).removeprefix('NODE_').lower()} service is connected")
+
+
+def node_address(routing: pb.Routing, node: int) -> str:
+    """gRPC address of a node. Raises: NotFound."""
+    for each in routing.nodes:
+        if each.id == node:
+            return each.grpc_address
+    raise NotFound(f"routing names no node {node}")
+
+
+def serving_node(chain: pb.Chain) -> int | None:
+    """The first node of a chain that serves."""
+    return next((target.node for target in chain.targets if target.state == pb.SERVING), None)
 
 
 def describe_chains(routing: pb.Routing) -> list[dict[str, Any]]:
@@ -179,4 +206,4 @@ def _state(chain: pb.Chain) -> str:
     return "syncing" if pb.SYNCING in states else "degraded"
 
 
-__all__ = ["Manager", "address_of", "describe_chain", "describe_chains"]
+__all__ = ["Manager", "address_of", "describe_chain", "describe_chains", "node_address", "serving_node"]

@@ -12,6 +12,8 @@
     truncation   cutting chunks off, in an order that survives a crash
     collector    removes unlinked inodes, detached trees, replaced contents, and sessions of dead clients
     removal_*    clock: the age of what was removed; queue: its records, each read once
+    dump         all of the namespace as of one moment
+    load*        load: an empty namespace filled from a dump; checks: what each record must be
     census       how many inodes there are
     allocator    inode and content ids, never used twice
     cluster      routing, heartbeats and clients, from the cluster manager

@@ -40,11 +40,17 @@ async def collect(collector: Collector, parts: Parts, clock: Clock) -> None:
     await parts.census.take(parts.engine)
     while True:
         try:
-            while await collector.round():
+            while await collect_once(collector, parts):
                 await clock.sleep(0.001)
         except Exception:  # the top of a task: a defect here must not take the namespace down
             log.exception("a round of collection failed")
         await clock.sleep(interval_s)
+
+
+async def collect_once(collector: Collector, parts: Parts) -> int:
+    """A round of the collector, unless the namespace is being loaded; how much was done."""
+    async with parts.load.lock:
+        return 0 if parts.load.is_active else await collector.round()
 
 
 async def resume_truncations(parts: Parts, clock: Clock) -> None:

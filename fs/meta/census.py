@@ -20,11 +20,16 @@ class Census:
         self.count = 0
         self._cursor = 0  # ids below have been counted
         self._is_done = False
+        self._round = 0
 
     async def take(self, engine: Engine) -> None:
-        """Counts all inodes; requests go on meanwhile."""
+        """Counts all inodes; requests go on meanwhile. Called again, it counts from the start."""
+        self.count = self._cursor = 0
+        self._is_done = False
+        self._round += 1
+        this = self._round
         end = schema.kind_range(b"I")[1]
-        while True:
+        while this == self._round:
             pairs = engine.begin().snapshot_range(schema.inode_key(self._cursor), end, limit=PAGE)
             self.count += len(pairs)
             if len(pairs) < PAGE:

@@ -30,7 +30,9 @@ from ..wire.pb import meta_pb2 as pb
 from ..wire.pb.common_pb2 import Caller
 from . import schema
 from .census import Census
+from .dump import Dumps
 from .lengths import Lengths
+from .load import Load
 from .operations.length import Overtaken
 from .operations.list import Listing, list_directory
 from .operations.remove_tree import check_tree
@@ -90,6 +92,8 @@ class Parts:
     requests: Requests
     census: Census
     quarantine: Quarantine
+    dumps: Dumps
+    load: Load
     incarnation: int
 
 
@@ -104,6 +108,7 @@ class Execution:
         self._writers = parts.writers
         self._requests = parts.requests
         self._census = parts.census
+        self._require_open = parts.load.require_open
         self._durable = parts.config.durability == "sync"
         self._last_ns = 0
         self._random = random.Random(random.SystemRandom().getrandbits(128))  # noqa: S311, ids, not secrets
@@ -153,11 +158,13 @@ class Execution:
         return self.on_disk(longer) if self._durable else longer
 
     def _look(self, call: Call) -> Any:
+        self._require_open()
         work = Work(self._scene, self._engine.begin(), call.user, call.client, self._now_ns())
         return call.operation(work, call.request)
 
     def _attempt(self, call: Call) -> Any:
         """One transaction. Raises a `Need`, Conflict or MaybeCommitted if it has to be done again."""
+        self._require_open()
         txn = self._engine.begin()
         try:
             return self._attempt_in(txn, call)

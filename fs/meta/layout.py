@@ -166,6 +166,12 @@ class Placer:
             inline_bytes=template.inline_bytes,
         )
 
+    def knows(self, layout: Layout) -> bool:
+        """Whether the table of a layout exists here, in its version if it names one."""
+        if layout.table_version:
+            return (layout.table, layout.table_version) in self._tables
+        return not layout.table or layout.table in self._newest
+
     def chains(self, layout: Layout) -> tuple[ChainId, ...]:
         """The chains of a file. Raises: Unavailable while its table is not known."""
         table = self._tables.get((layout.table, layout.table_version))

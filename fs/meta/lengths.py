@@ -28,9 +28,9 @@ class Lengths:
         self._known: OrderedDict[tuple[int, int], tuple[float, int]] = OrderedDict()
         self._asking: dict[tuple[int, int], asyncio.Task[int]] = {}
 
-    async def measure(self, inode: Inode) -> Measured:
-        """Where the file's chunks end, asked now. Raises: Unavailable."""
-        length = await self._chunks.end(inode.layout, inode.content)
+    async def measure(self, inode: Inode, *, patient: bool = True) -> Measured:
+        """Where the file's chunks end, asked now. `patient`: as in `StorageControl`. Raises: Unavailable."""
+        length = await self._chunks.end(inode.layout, inode.content, patient=patient)
         return Measured(inode.content, inode.truncate_version, length)
 
     async def recent(self, inode: Inode) -> int:

@@ -13,9 +13,11 @@ from . import schema
 from .allocator import CONTENTS, INODES, Allocator
 from .census import Census
 from .collector import Collector, Membership
+from .dump import Dumps
 from .execution import Parts
 from .layout import Placer
 from .lengths import Lengths
+from .load import Load
 from .quarantine import Quarantine
 from .removal_clock import RemovalClock
 from .requests import Requests
@@ -120,6 +122,17 @@ async def build(  # noqa: PLR0913, the seams of the service
     quarantine = Quarantine(engine, clock, contents=contents, chunks=chunks)
     removal_clock = RemovalClock(engine, clock)
     await removal_clock.start()
+    load = Load(
+        engine,
+        clock,
+        placer,
+        inodes=inodes,
+        contents=contents,
+        removal_clock=removal_clock,
+        quarantine=quarantine,
+        census=census,
+    )
+    load.resume()
     scene = Scene(config, placer, inodes, contents, removal_clock, truncations)
     truncations.load()
     writers.load(engine)
@@ -139,6 +152,8 @@ async def build(  # noqa: PLR0913, the seams of the service
         requests=requests,
         census=census,
         quarantine=quarantine,
+        dumps=Dumps(engine, clock, lengths),
+        load=load,
         incarnation=new_incarnation(),
     )
     collector = Collector(

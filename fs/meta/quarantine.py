@@ -89,6 +89,11 @@ class Quarantine:
         keys = [schema.quarantine_key(each.due_unix_ms, each.content) for each in found]
         await self._forget(keys)
 
+    def look_again(self) -> None:
+        """Forget which contents no inode names: inodes are about to come that Q2 does not know of."""
+        self._unnamed.clear()
+        self._retry_s = float("-inf")
+
     async def collect(self) -> int:
         """Remove the chunks of some contents that are due; how many left quarantine."""
         if not self._unnamed and self._clock.monotonic() >= self._retry_s:

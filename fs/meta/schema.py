@@ -12,6 +12,7 @@
     P inode                   cut             a truncation in progress
     X inode name              attribute       an extended attribute
     Q due content             quarantine      the `QuarantinedContent` message: chunks that no file names
+    L                         load            the `LoadState` message, while a dump is being loaded
     A kind                    allocator       first id, or moment of `RemovalClock`, that is not reserved
 
 Ids in keys are big-endian: keys sort by number. `removed_at` is a moment of `RemovalClock`. Making a file writes
@@ -42,6 +43,7 @@ _SUPERBLOCK: Final = Struct("<IQI")
 _CUT: Final = Struct("<QQ")
 
 SUPERBLOCK: Final = b"M"
+LOAD: Final = b"L"
 INODES: Final = b"I"  # first byte of the keys of all inodes
 QUARANTINE: Final = b"Q"
 
@@ -294,6 +296,7 @@ def decode_quarantined(value: bytes) -> QuarantinedContent:
 __all__ = [
     "FORMAT_VERSION",
     "INODES",
+    "LOAD",
     "ONE_BYTES",
     "QUARANTINE",
     "SUPERBLOCK",

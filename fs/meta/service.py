@@ -2,7 +2,7 @@
 
 names, attributes, open files   operations/, run by `execution.Execution`
 read holds                      counted here, when the reply is known
-the whole                       space, scans for fsck, numbers
+the whole                       space, scans for fsck, dumps and loads, numbers
 """
 
 import asyncio
@@ -156,6 +156,7 @@ class MetaService:
 
     def hold(self, request: pb.HoldRequest, identity: Identity) -> Any:
         """Replace all that the client holds, and compare its write sessions. Raises: InvalidArgument for too many."""
+        self._parts.load.require_open()
         user = User(*identity.user(request.caller))
         self._execution.admit(request.caller)
         if len(request.inodes) > HOLDS_MAX or len(request.sessions) > SESSIONS_MAX:
@@ -263,6 +264,7 @@ class MetaService:
         identity: Identity,  # noqa: ARG002, a handler
     ) -> Empty:
         """Remove chunks of contents that no file names, but not now. Raises: InvalidArgument."""
+        self._parts.load.require_open()
         await self._parts.quarantine.add(request.contents, request.delay_ms)
         return Empty()
 
@@ -273,6 +275,46 @@ class MetaService:
     ) -> Empty:
         """Keep chunks that are in quarantine. Raises: InvalidArgument."""
         await self._parts.quarantine.release(request.contents)
+        return Empty()
+
+    async def dump(
+        self,
+        request: Empty,  # noqa: ARG002, a handler
+        identity: Identity,  # noqa: ARG002, a handler
+    ) -> AsyncIterator[pb.DumpBatch]:
+        """All of the namespace, as of now. Raises: Busy for too many at one time; Unavailable during a load."""
+        self._parts.load.require_open()
+        async for batch in self._parts.dumps.run(self._parts.census.count):
+            yield batch
+
+    async def begin_load(
+        self,
+        request: pb.BeginLoadRequest,
+        identity: Identity,  # noqa: ARG002, a handler
+    ) -> pb.BeginLoadReply:
+        """Close the namespace and wait for records. Raises: as `Load.begin`."""
+        return await self._parts.load.begin(request)
+
+    async def load(
+        self,
+        request: pb.LoadRequest,
+        identity: Identity,  # noqa: ARG002, a handler
+    ) -> pb.LoadReply:
+        """Store records of a dump. Raises: as `Load.put`."""
+        return await self._parts.load.put(request)
+
+    async def finish_load(
+        self,
+        request: pb.FinishLoadRequest,
+        identity: Identity,  # noqa: ARG002, a handler
+    ) -> Empty:
+        """Open the namespace that was loaded. Raises: as `Load.finish`."""
+        await self._parts.load.finish(request)
+        return Empty()
+
+    async def discard_load(self, request: Empty, identity: Identity) -> Empty:  # noqa: ARG002, a handler
+        """Give up a load, and open the namespace, empty. Raises: NotFound if there is none."""
+        await self._parts.load.discard()
         return Empty()
 
     def status(self, request: Empty, identity: Identity) -> pb.MetaStatus:  # noqa: ARG002, a handler
@@ -319,7 +361,8 @@ class MetaService:
         )
 
     async def _scan(self, kind: bytes, limit: int) -> AsyncIterator[Pair]:
-        """Pairs of one kind, page by page; each page is of one moment."""
+        """Pairs of one kind, page by page; each page is of one moment. Raises: Unavailable during a load."""
+        self._parts.load.require_open()
         begin, end = schema.kind_range(kind)
         left = limit or 1 << 62
         while left > 0:

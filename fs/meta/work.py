@@ -154,17 +154,11 @@ class Work:
         """The inode as callers see it: a directory's times and links are kept beside its record."""
         if inode.type != DIRECTORY:
             return inode
-        txn = self.txn
         seen = Inode()
         seen.CopyFrom(inode)
-        changed = txn.snapshot_get(schema.time_key(inode.id))
-        if changed is not None:
-            changed_ns = schema.decode_time(changed)
-            seen.mtime_ns = changed_ns
-            seen.ctime_ns = max(inode.ctime_ns, changed_ns)
-        seen.change = seen.ctime_ns
-        if inode.link_count:
-            seen.link_count += schema.decode_count(txn.snapshot_get(schema.subdirectories_key(inode.id)))
+        look = self.txn.snapshot_get
+        count = look(schema.subdirectories_key(inode.id)) if inode.link_count else None
+        complete_directory(seen, look(schema.time_key(inode.id)), count)
         return seen
 
     def others_write(self, inode: int) -> bool:
@@ -258,6 +252,16 @@ class Work:
         )
 
 
+def complete_directory(inode: Inode, changed: bytes | None, subdirectories: bytes | None) -> None:
+    """Puts into a directory's inode, as stored, what is stored beside it: `T` and `N` (docs/formats.md)."""
+    if changed is not None:
+        inode.mtime_ns = schema.decode_time(changed)
+        inode.ctime_ns = max(inode.ctime_ns, inode.mtime_ns)
+    inode.change = inode.ctime_ns
+    if inode.link_count:
+        inode.link_count += schema.decode_count(subdirectories)
+
+
 __all__ = [
     "DIRECTORY_LINKS",
     "NS_PER_MS",
@@ -270,4 +274,5 @@ __all__ = [
     "NeedPause",
     "Scene",
     "Work",
+    "complete_directory",
 ]

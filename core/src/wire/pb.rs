@@ -1196,6 +1196,105 @@ pub struct MetaStatus {
     #[prost(uint64, tag = "5")]
     pub operations: u64,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DumpHeader {
+    #[prost(uint32, tag = "1")]
+    pub format: u32,
+    #[prost(string, tag = "2")]
+    pub cluster: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub store: u64,
+    #[prost(uint32, tag = "4")]
+    pub generation: u32,
+    #[prost(uint64, tag = "5")]
+    pub position: u64,
+    #[prost(int64, tag = "6")]
+    pub moment_ns: i64,
+    #[prost(uint64, tag = "7")]
+    pub next_inode: u64,
+    #[prost(uint64, tag = "8")]
+    pub next_content: u64,
+    #[prost(uint64, tag = "9")]
+    pub inode_count: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DumpedAttribute {
+    #[prost(uint64, tag = "1")]
+    pub inode: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub name: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    pub value: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DumpTrailer {
+    #[prost(uint64, tag = "1")]
+    pub inodes: u64,
+    #[prost(uint64, tag = "2")]
+    pub attributes: u64,
+    #[prost(uint64, tag = "3")]
+    pub entries: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DumpRecord {
+    #[prost(message, optional, tag = "1")]
+    pub header: ::core::option::Option<DumpHeader>,
+    #[prost(message, optional, tag = "2")]
+    pub inode: ::core::option::Option<Inode>,
+    #[prost(message, optional, tag = "3")]
+    pub attribute: ::core::option::Option<DumpedAttribute>,
+    #[prost(message, optional, tag = "4")]
+    pub entry: ::core::option::Option<ScannedDentry>,
+    #[prost(message, optional, tag = "5")]
+    pub trailer: ::core::option::Option<DumpTrailer>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DumpBatch {
+    #[prost(message, repeated, tag = "1")]
+    pub records: ::prost::alloc::vec::Vec<DumpRecord>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BeginLoadRequest {
+    #[prost(message, optional, tag = "1")]
+    pub header: ::core::option::Option<DumpHeader>,
+    #[prost(bool, tag = "2")]
+    pub new_contents: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BeginLoadReply {
+    #[prost(uint64, tag = "1")]
+    pub load: u64,
+    #[prost(bool, tag = "2")]
+    pub again: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LoadRequest {
+    #[prost(uint64, tag = "1")]
+    pub load: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub records: ::prost::alloc::vec::Vec<DumpRecord>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LoadReply {
+    #[prost(message, repeated, tag = "1")]
+    pub placed: ::prost::alloc::vec::Vec<Inode>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FinishLoadRequest {
+    #[prost(uint64, tag = "1")]
+    pub load: u64,
+    #[prost(message, optional, tag = "2")]
+    pub trailer: ::core::option::Option<DumpTrailer>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoadState {
+    #[prost(message, optional, tag = "1")]
+    pub header: ::core::option::Option<DumpHeader>,
+    #[prost(bool, tag = "2")]
+    pub new_contents: bool,
+    #[prost(message, optional, tag = "3")]
+    pub root: ::core::option::Option<Inode>,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum FileType {

@@ -588,3 +588,113 @@ class MetaStatus(_message.Message):
     read_holds: int
     operations: int
     def __init__(self, incarnation: _Optional[int] = ..., gc_queue: _Optional[int] = ..., write_sessions: _Optional[int] = ..., read_holds: _Optional[int] = ..., operations: _Optional[int] = ...) -> None: ...
+
+class DumpHeader(_message.Message):
+    __slots__ = ("format", "cluster", "store", "generation", "position", "moment_ns", "next_inode", "next_content", "inode_count")
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    STORE_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    MOMENT_NS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_INODE_FIELD_NUMBER: _ClassVar[int]
+    NEXT_CONTENT_FIELD_NUMBER: _ClassVar[int]
+    INODE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    format: int
+    cluster: str
+    store: int
+    generation: int
+    position: int
+    moment_ns: int
+    next_inode: int
+    next_content: int
+    inode_count: int
+    def __init__(self, format: _Optional[int] = ..., cluster: _Optional[str] = ..., store: _Optional[int] = ..., generation: _Optional[int] = ..., position: _Optional[int] = ..., moment_ns: _Optional[int] = ..., next_inode: _Optional[int] = ..., next_content: _Optional[int] = ..., inode_count: _Optional[int] = ...) -> None: ...
+
+class DumpedAttribute(_message.Message):
+    __slots__ = ("inode", "name", "value")
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    inode: int
+    name: bytes
+    value: bytes
+    def __init__(self, inode: _Optional[int] = ..., name: _Optional[bytes] = ..., value: _Optional[bytes] = ...) -> None: ...
+
+class DumpTrailer(_message.Message):
+    __slots__ = ("inodes", "attributes", "entries")
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    inodes: int
+    attributes: int
+    entries: int
+    def __init__(self, inodes: _Optional[int] = ..., attributes: _Optional[int] = ..., entries: _Optional[int] = ...) -> None: ...
+
+class DumpRecord(_message.Message):
+    __slots__ = ("header", "inode", "attribute", "entry", "trailer")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTE_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    TRAILER_FIELD_NUMBER: _ClassVar[int]
+    header: DumpHeader
+    inode: Inode
+    attribute: DumpedAttribute
+    entry: ScannedDentry
+    trailer: DumpTrailer
+    def __init__(self, header: _Optional[_Union[DumpHeader, _Mapping]] = ..., inode: _Optional[_Union[Inode, _Mapping]] = ..., attribute: _Optional[_Union[DumpedAttribute, _Mapping]] = ..., entry: _Optional[_Union[ScannedDentry, _Mapping]] = ..., trailer: _Optional[_Union[DumpTrailer, _Mapping]] = ...) -> None: ...
+
+class DumpBatch(_message.Message):
+    __slots__ = ("records",)
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    records: _containers.RepeatedCompositeFieldContainer[DumpRecord]
+    def __init__(self, records: _Optional[_Iterable[_Union[DumpRecord, _Mapping]]] = ...) -> None: ...
+
+class BeginLoadRequest(_message.Message):
+    __slots__ = ("header", "new_contents")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    NEW_CONTENTS_FIELD_NUMBER: _ClassVar[int]
+    header: DumpHeader
+    new_contents: bool
+    def __init__(self, header: _Optional[_Union[DumpHeader, _Mapping]] = ..., new_contents: _Optional[bool] = ...) -> None: ...
+
+class BeginLoadReply(_message.Message):
+    __slots__ = ("load", "again")
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    AGAIN_FIELD_NUMBER: _ClassVar[int]
+    load: int
+    again: bool
+    def __init__(self, load: _Optional[int] = ..., again: _Optional[bool] = ...) -> None: ...
+
+class LoadRequest(_message.Message):
+    __slots__ = ("load", "records")
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    load: int
+    records: _containers.RepeatedCompositeFieldContainer[DumpRecord]
+    def __init__(self, load: _Optional[int] = ..., records: _Optional[_Iterable[_Union[DumpRecord, _Mapping]]] = ...) -> None: ...
+
+class LoadReply(_message.Message):
+    __slots__ = ("placed",)
+    PLACED_FIELD_NUMBER: _ClassVar[int]
+    placed: _containers.RepeatedCompositeFieldContainer[Inode]
+    def __init__(self, placed: _Optional[_Iterable[_Union[Inode, _Mapping]]] = ...) -> None: ...
+
+class FinishLoadRequest(_message.Message):
+    __slots__ = ("load", "trailer")
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    TRAILER_FIELD_NUMBER: _ClassVar[int]
+    load: int
+    trailer: DumpTrailer
+    def __init__(self, load: _Optional[int] = ..., trailer: _Optional[_Union[DumpTrailer, _Mapping]] = ...) -> None: ...
+
+class LoadState(_message.Message):
+    __slots__ = ("header", "new_contents", "root")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    NEW_CONTENTS_FIELD_NUMBER: _ClassVar[int]
+    ROOT_FIELD_NUMBER: _ClassVar[int]
+    header: DumpHeader
+    new_contents: bool
+    root: Inode
+    def __init__(self, header: _Optional[_Union[DumpHeader, _Mapping]] = ..., new_contents: _Optional[bool] = ..., root: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...

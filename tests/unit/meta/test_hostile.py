@@ -79,6 +79,8 @@ def fill(message, dice, depth=0) -> None:
 def _value(field, dice):
     if field.type == FieldDescriptor.TYPE_BYTES:
         return dice.choice(BYTES)
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return dice.choice(("", "test", "\0", "x" * 1000))
     if field.type == FieldDescriptor.TYPE_BOOL:
         return dice.random() < 0.5
     if field.type == FieldDescriptor.TYPE_ENUM:
