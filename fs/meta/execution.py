@@ -294,7 +294,7 @@ class Execution:
             case NeedIds():
                 await reason.allocator.refill()
             case NeedLength():
-                await self._measure(call, reason.inode)
+                call.measured[reason.inode] = await self._parts.lengths.measure(reason.file)
             case NeedPause():
                 await self._parts.truncations.wait(reason.inode)
             case NeedCheck():
@@ -303,11 +303,6 @@ class Execution:
             case _:
                 longest_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tries)
                 await self._clock.sleep(self._random.uniform(longest_s / 2, longest_s))
-
-    async def _measure(self, call: Call, inode: int) -> None:
-        value = self._engine.begin().snapshot_get(schema.inode_key(inode))
-        if value is not None:
-            call.measured[inode] = await self._parts.lengths.measure(schema.decode_inode(value))
 
     # After the operation.
 

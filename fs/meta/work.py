@@ -42,7 +42,11 @@ class Need(Exception):
 
 
 class NeedLength(Need):
-    """The chains must be asked how long this file is."""
+    """The chains must be asked how long this file is, with the content that this operation gives it."""
+
+    def __init__(self, file: Inode) -> None:
+        super().__init__(file.id)
+        self.file = file
 
 
 class NeedPause(Need):

@@ -11,6 +11,8 @@ pub mod data;
 mod departure;
 mod directory;
 mod dirty;
+#[cfg(test)]
+mod fake_server;
 mod fence;
 mod file;
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! Twins of the services in memory, for tests: chunks that can be told to fail or to wait, and the part of the
-//! metadata service that files need. Inline conflicts and truncation follow `proto/meta.proto`, lengths
-//! `fs/meta/operations/length.py`.
+//! metadata service that files need. `tests/unit/meta/test_contract.py` asks that part and the service the same.
 //!
 //! For threads of a schedule (`schedule.rs`) calls take their time, and fail as `Whims` say.
 
@@ -12,10 +11,11 @@ use std::time::Duration;
 
 use crate::lock::{Condvar, Mutex};
 use prost::Message;
+use rustix::io::Errno;
 
 use super::data::{Read, Write};
 use super::later::without_set_id;
-use super::meta::{Carrier, Meta, inode_path};
+use super::meta::{Carrier, Meta};
 use super::shared::{Chunks, Shared};
 use crate::buffer::BufferPool;
 use crate::error::{Error, Kind, Result};
@@ -25,6 +25,11 @@ use crate::wire::pb::{self, Method};
 
 pub const CHUNK_BYTES: u32 = 64 << 10;
 pub const INLINE_BYTES: u32 = 4096;
+/// No client has this number.
+const NOBODY: u64 = 0;
+const PERMISSION_BITS: u32 = 0o7777;
+/// As user or group: leave it.
+const NO_ID: u32 = u32::MAX;
 
 /// What a twin keeps. Nobody takes turns at its lock: to clients a call is carried out at one moment.
 #[derive(Default)]
@@ -197,6 +202,17 @@ impl ChunkTwin {
         self.contents.lock().get(&content).cloned().unwrap_or_default()
     }
 
+    /// Puts bytes into a content, as an acknowledged write does.
+    pub fn write(&self, content: u64, offset: u64, bytes: &[u8]) {
+        let mut contents = self.contents.lock();
+        let stored = contents.entry(content).or_default();
+        let end = offset as usize + bytes.len();
+        if stored.len() < end {
+            stored.resize(end, 0);
+        }
+        stored[offset as usize..end].copy_from_slice(bytes);
+    }
+
     /// From now on writes and reads fail at times.
     pub fn follow(&self, whims: Whims) {
         *self.whims.lock() = whims;
@@ -215,13 +231,9 @@ impl ChunkTwin {
     }
 
     fn put(&self, write: &Write) {
-        let mut contents = self.contents.lock();
-        let bytes = contents.entry(write.content.0).or_default();
-        let end = write.offset as usize + write.payload.len();
-        if bytes.len() < end {
-            bytes.resize(end, 0);
-        }
-        write.payload.copy_to(&mut bytes[write.offset as usize..end]);
+        let mut bytes = vec![0; write.payload.len()];
+        write.payload.copy_to(&mut bytes);
+        self.write(write.content.0, write.offset, &bytes);
     }
 }
 
@@ -321,6 +333,9 @@ impl Chunks for ChunkClient {
     }
 }
 
+/// The method of a request that was carried out, and its reply.
+type Record = (Method, Vec<u8>);
+
 /// Inodes in memory. Names: only "f<number>" below the root, which is inode <number>.
 pub struct MetaTwin {
     /// Held by the call that is being carried out: a call of the service is one transaction.
@@ -340,6 +355,12 @@ pub struct MetaTwin {
     /// Write sessions, by inode and session, and whose they are.
     sessions: Kept<BTreeMap<(u64, u64), u64>>,
     last_session: AtomicU64,
+    /// By client and sequence number.
+    records: Kept<BTreeMap<(u64, u64), Record>>,
+    /// By client: requests below this number are void.
+    settled: Kept<HashMap<u64, u64>>,
+    /// Grows with each look at it.
+    clock_ns: AtomicU64,
     /// Sessions that were left to the collector, which has ended them at once.
     measured: Kept<Vec<(u64, u64)>>,
     /// The next answer to this method is held back; and whether somebody waits for it.
@@ -362,6 +383,9 @@ impl MetaTwin {
             spares: Kept::default(),
             sessions: Kept::default(),
             last_session: AtomicU64::new(0),
+            records: Kept::default(),
+            settled: Kept::default(),
+            clock_ns: AtomicU64::new(1_700_000_000_000_000_000),
             measured: Kept::default(),
             held: Mutex::default(),
             released: Condvar::new(),
@@ -468,7 +492,7 @@ impl MetaTwin {
         let mut reply = self.answer(method, &bytes)?;
         if self.hold_back(method) || happens(whims.again) {
             schedule::pause();
-            reply = self.answer_again(method, reply);
+            reply = self.answer(method, &bytes)?;
         }
         let reply = self.shown(method, &bytes, reply);
         schedule::pause();
@@ -478,7 +502,13 @@ impl MetaTwin {
         Ok(R::decode(reply.as_slice()).expect("twin and caller agree on types"))
     }
 
-    /// True: the answer has waited for `hold_answer`, and was given anew.
+    /// Carries out a request in its wire form, without a fault.
+    pub fn carry_out(&self, method: Method, request: &[u8]) -> Result<Vec<u8>> {
+        let reply = self.answer(method, request)?;
+        Ok(self.shown(method, request, reply))
+    }
+
+    /// True: the answer has waited for `hold_answer`, and is to be asked for again.
     fn hold_back(&self, method: Method) -> bool {
         let mut held = self.held.lock();
         if held.0 != Some(method) || held.1 {
@@ -493,46 +523,96 @@ impl MetaTwin {
         method == Method::MetaSync
     }
 
+    /// Whatever a call reads and changes, no other call changes meanwhile. Threads of a schedule do not wait in here.
+    fn answer(&self, method: Method, bytes: &[u8]) -> Result<Vec<u8>> {
+        let _transaction = self.transaction.lock();
+        let caller = caller_of(bytes);
+        self.admit(&caller)?;
+        // Asked again, these answer as things are then.
+        let is_recorded = caller.sequence != 0 && !matches!(method, Method::MetaList | Method::MetaHold);
+        let key = (caller.client, caller.sequence);
+        if is_recorded && let Some((known, reply)) = self.records.lock().get(&key).cloned() {
+            return if known == method { Ok(self.answer_again(method, reply)) } else { Err(used()) };
+        }
+        let reply = self.carry_out_once(method, bytes, caller.client)?;
+        if is_recorded {
+            self.records.lock().insert(key, (method, reply.clone()));
+        }
+        Ok(reply)
+    }
+
+    /// Takes note of what the caller has settled; refuses what is settled.
+    fn admit(&self, caller: &pb::Caller) -> Result<()> {
+        if caller.sequence == 0 {
+            return Ok(());
+        }
+        if caller.settled_below > caller.sequence {
+            return Err(Error::invalid("a request cannot be settled when it is sent"));
+        }
+        let mut settled = self.settled.lock();
+        let below = settled.entry(caller.client).or_default();
+        if caller.sequence < *below {
+            return Err(Error::invalid("the request is void: its client has given it up"));
+        }
+        *below = caller.settled_below.max(*below);
+        let client = caller.client;
+        self.records.lock().retain(|(owner, sequence), _| *owner != client || sequence >= below);
+        Ok(())
+    }
+
     /// A reply that was lost, with inodes as they are now.
     fn answer_again(&self, method: Method, reply: Vec<u8>) -> Vec<u8> {
         let renew = |reply: &mut pb::InodeReply| {
             if let Some(inode) = &mut reply.inode {
-                *inode = self.inode(inode.id);
+                *inode = self.inodes.lock().get(&inode.id).unwrap_or(inode).clone();
             }
         };
         change_inodes(method, reply, renew)
     }
 
-    /// Whatever a call reads and changes, no other call changes meanwhile. Threads of a schedule do not wait in here.
-    fn answer(&self, method: Method, bytes: &[u8]) -> Result<Vec<u8>> {
-        let _transaction = self.transaction.lock();
+    fn carry_out_once(&self, method: Method, bytes: &[u8], client: u64) -> Result<Vec<u8>> {
         let reply = match method {
-            Method::MetaCreate => self.create(pb::CreateRequest::decode(bytes).unwrap())?,
-            Method::MetaOpen => self.open(pb::OpenRequest::decode(bytes).unwrap())?,
-            Method::MetaStat => self.reply(pb::StatRequest::decode(bytes).unwrap().path.unwrap().at)?,
+            Method::MetaCreate => self.create(pb::CreateRequest::decode(bytes).unwrap(), client)?,
+            Method::MetaOpen => {
+                let request = pb::OpenRequest::decode(bytes).unwrap();
+                self.open(request.path.unwrap().at, request.write, request.truncate, client)?
+            }
+            Method::MetaStat => {
+                reply_of(self.take(pb::StatRequest::decode(bytes).unwrap().path.unwrap().at)?)
+            }
             Method::MetaSync => self.sync(pb::SyncRequest::decode(bytes).unwrap())?,
-            Method::MetaSetAttr => self.set_attr(pb::SetAttrRequest::decode(bytes).unwrap())?,
+            Method::MetaSetAttr => self.set_attr(pb::SetAttrRequest::decode(bytes).unwrap(), client)?,
             Method::MetaList => {
                 return Ok(self.list(pb::ListRequest::decode(bytes).unwrap()).encode_to_vec());
             }
             Method::MetaHold => {
-                let sessions = self.sessions.lock();
                 let mut lost = pb::HoldRequest::decode(bytes).unwrap().sessions;
-                lost.retain(|one| !sessions.contains_key(&(one.inode, one.session)));
+                lost.retain(|one| self.owner(one.inode, one.session) != Some(client));
+                lost.sort_by_key(|one| (one.inode, one.session));
                 return Ok(pb::HoldReply { lost, ..Default::default() }.encode_to_vec());
             }
             Method::MetaClose => {
-                return Ok(self.close(pb::CloseRequest::decode(bytes).unwrap()).encode_to_vec());
+                return Ok(self.close(pb::CloseRequest::decode(bytes).unwrap(), client).encode_to_vec());
             }
             other => panic!("the twin does not know {other:?}"),
         };
         Ok(reply.encode_to_vec())
     }
 
-    fn reply(&self, id: u64) -> Result<pb::InodeReply> {
-        let inode =
-            self.inodes.lock().get(&id).cloned().ok_or_else(|| Error::new(Kind::NotFound, "no inode"))?;
-        Ok(pb::InodeReply { inode: Some(inode), ..Default::default() })
+    /// The inode, to be changed.
+    fn take(&self, id: u64) -> Result<pb::Inode> {
+        self.inodes.lock().get(&id).cloned().ok_or_else(|| Error::new(Kind::NotFound, "no inode"))
+    }
+
+    /// Stores an inode that was taken and changed.
+    fn change(&self, inode: &mut pb::Inode) {
+        inode.change += 1;
+        inode.ctime_ns = self.now_ns();
+        self.inodes.lock().insert(inode.id, inode.clone());
+    }
+
+    fn now_ns(&self) -> i64 {
+        self.clock_ns.fetch_add(1, Ordering::Relaxed) as i64
     }
 
     fn list(&self, request: pb::ListRequest) -> pb::ListReply {
@@ -554,8 +634,7 @@ impl MetaTwin {
     /// The reply, with what the caller is shown of files that other clients write: that they do, and of one in chunks
     /// the length that the chains hold.
     fn shown(&self, method: Method, request: &[u8], reply: Vec<u8>) -> Vec<u8> {
-        // The caller is the first field of every request.
-        let client = pb::StatFsRequest::decode(request).unwrap().caller.unwrap_or_default().client;
+        let client = caller_of(request).client;
         let show = |reply: &mut pb::InodeReply| {
             if let Some(inode) = &mut reply.inode
                 && self.others_write(inode.id, client)
@@ -573,6 +652,11 @@ impl MetaTwin {
         self.sessions.lock().iter().any(|((inode, _), owner)| *inode == id && *owner != client)
     }
 
+    /// Whose write session that is.
+    fn owner(&self, inode: u64, session: u64) -> Option<u64> {
+        self.sessions.lock().get(&(inode, session)).copied()
+    }
+
     fn measure(&self, content: u64) -> u64 {
         self.chunks.contents.lock().get(&content).map_or(0, |bytes| bytes.len() as u64)
     }
@@ -587,79 +671,96 @@ impl MetaTwin {
         session
     }
 
-    fn create(&self, request: pb::CreateRequest) -> Result<pb::InodeReply> {
+    fn create(&self, request: pb::CreateRequest, client: u64) -> Result<pb::InodeReply> {
         let name = String::from_utf8(request.path.unwrap().path).unwrap();
         let id: u64 = name[1..].parse().unwrap();
         if self.inodes.lock().contains_key(&id) {
-            let path = Some(inode_path(id));
-            let pb::CreateRequest { caller, read, write, truncate, .. } = request;
-            return self.open(pb::OpenRequest { caller, path, read, write, truncate, ..Default::default() });
+            if request.exclusive {
+                return Err(Error::new(Kind::AlreadyExists, "the name exists already"));
+            }
+            return self.open(id, request.write, request.truncate, client);
         }
+        let layout = *self.layout.lock();
+        let now_ns = self.now_ns();
         let inode = pb::Inode {
             id,
             r#type: pb::FileType::Regular.into(),
-            permissions: request.permissions,
-            layout: Some(*self.layout.lock()),
+            permissions: request.permissions & PERMISSION_BITS,
+            layout: Some(layout),
             content: self.fresh_content(),
-            is_inline: !request.in_chunks,
+            is_inline: layout.inline_bytes() > 0 && !request.in_chunks,
             change: 1,
             link_count: 1,
+            atime_ns: now_ns,
+            mtime_ns: now_ns,
+            ctime_ns: now_ns,
+            birth_ns: now_ns as u64,
             ..Default::default()
         };
         self.inodes.lock().insert(id, inode.clone());
-        let client = request.caller.unwrap_or_default().client;
         let session = if request.write { self.fresh_session(id, client) } else { 0 };
-        Ok(pb::InodeReply { inode: Some(inode), session, created: true, spare: None })
+        Ok(pb::InodeReply { session, created: true, ..reply_of(inode) })
     }
 
-    fn open(&self, request: pb::OpenRequest) -> Result<pb::InodeReply> {
-        let id = request.path.unwrap().at;
-        let client = request.caller.unwrap_or_default().client;
-        if request.truncate {
-            self.cut(id, 0, client)?;
+    fn open(&self, id: u64, write: bool, truncate: bool, client: u64) -> Result<pb::InodeReply> {
+        let mut inode = self.take(id)?;
+        if truncate {
+            self.cut(&mut inode, 0, client)?;
+            self.change(&mut inode);
         }
-        let reply = self.reply(id)?;
-        let session = if request.write { self.fresh_session(id, client) } else { 0 };
-        Ok(pb::InodeReply { session, ..reply })
+        let session = if write { self.fresh_session(id, client) } else { 0 };
+        Ok(pb::InodeReply { session, ..reply_of(inode) })
     }
 
-    fn cut(&self, id: u64, length: u64, client: u64) -> Result<()> {
-        let others = self.others_write(id, client);
-        let mut inodes = self.inodes.lock();
-        let inode = inodes.get_mut(&id).ok_or_else(|| Error::new(Kind::NotFound, "no inode"))?;
+    fn cut(&self, inode: &mut pb::Inode, length: u64, client: u64) -> Result<()> {
+        let layout = inode.layout.unwrap_or_default();
+        require_length(&layout, length)?;
         if inode.is_inline {
             inode.inline_data.truncate(length as usize);
-            let inline_bytes = u64::from(inode.layout.unwrap_or_default().inline_bytes());
-            inode.inline_data.resize(length.min(inline_bytes) as usize, 0);
-        } else if length == 0 && !others {
-            inode.content = self.fresh_content();
-            inode.is_inline = true;
+            inode.inline_data.resize(length.min(u64::from(layout.inline_bytes())) as usize, 0);
+        } else if length == 0 && !self.others_write(inode.id, client) {
+            // What nobody wrote to stays.
+            if inode.length > 0 || self.others_write(inode.id, NOBODY) {
+                inode.content = self.fresh_content();
+            }
+            inode.is_inline = layout.inline_bytes() > 0;
         } else {
-            let chunk_bytes = inode.layout.unwrap_or_default().chunk_bytes;
-            self.chunks.cut(inode.content, length as usize, chunk_bytes);
+            self.chunks.cut(inode.content, length as usize, layout.chunk_bytes);
         }
         inode.length = length;
         inode.truncate_version += 1;
-        inode.change += 1;
+        inode.mtime_ns = self.now_ns();
         Ok(())
     }
 
-    fn set_attr(&self, request: pb::SetAttrRequest) -> Result<pb::InodeReply> {
-        let id = request.path.as_ref().unwrap().at;
-        let client = request.caller.as_ref().map_or(0, |caller| caller.client);
+    fn set_attr(&self, request: pb::SetAttrRequest, client: u64) -> Result<pb::InodeReply> {
+        let mut inode = self.take(request.path.as_ref().unwrap().at)?;
         if let Some(length) = request.length {
-            self.cut(id, length, client)?;
+            self.cut(&mut inode, length, client)?;
         }
-        if let Some(inode) = self.inodes.lock().get_mut(&id) {
-            change_attributes(inode, &request);
-            inode.change += 1;
+        if request.clear_set_id {
+            inode.permissions = without_set_id(inode.permissions);
         }
-        self.reply(id)
+        self.change_attributes(&mut inode, &request);
+        self.change(&mut inode);
+        Ok(reply_of(inode))
+    }
+
+    fn change_attributes(&self, inode: &mut pb::Inode, request: &pb::SetAttrRequest) {
+        let (uid, gid) = (request.uid.filter(|id| *id != NO_ID), request.gid.filter(|id| *id != NO_ID));
+        if uid.is_some() || gid.is_some() {
+            inode.permissions = without_set_id(inode.permissions);
+        }
+        inode.uid = uid.unwrap_or(inode.uid);
+        inode.gid = gid.unwrap_or(inode.gid);
+        inode.permissions = request.permissions.map_or(inode.permissions, |bits| bits & PERMISSION_BITS);
+        let time_ns = |is_now: bool, set_ns: Option<i64>| if is_now { Some(self.now_ns()) } else { set_ns };
+        inode.atime_ns = time_ns(request.atime_now, request.atime_ns).unwrap_or(inode.atime_ns);
+        inode.mtime_ns = time_ns(request.mtime_now, request.mtime_ns).unwrap_or(inode.mtime_ns);
     }
 
     fn sync(&self, request: pb::SyncRequest) -> Result<pb::InodeReply> {
         let one = pb::CloseOne {
-            inode: request.inode,
             length: request.length,
             mtime_ns: request.mtime_ns,
             has_inline: request.has_inline,
@@ -668,57 +769,42 @@ impl MetaTwin {
             clear_set_id: request.clear_set_id,
             ..Default::default()
         };
-        if request.reserve_spare {
-            self.inline_at(request.inode, request.inline_base)?;
-            let content = self.fresh_content();
-            self.spares.lock().push(content);
-            let spare = Some(pb::Spare { content, reserved_ms: 1 });
-            return Ok(pb::InodeReply { spare, ..self.reply(request.inode)? });
-        }
+        let mut inode = self.take(request.inode)?;
         if request.leave_inline {
-            self.leave(request.inode, request.inline_base, request.spare)?;
+            self.leave(&mut inode, request.inline_base, request.spare)?;
         }
-        let mut changed = self.tell(&one)? || request.leave_inline;
-        if let (Some(attributes), Some(inode)) =
-            (request.attributes, self.inodes.lock().get_mut(&request.inode))
-        {
-            change_attributes(inode, &attributes);
+        let mut changed = self.absorb(&mut inode, &one, request.exact)? || request.leave_inline;
+        if let Some(attributes) = request.attributes {
+            self.change_attributes(&mut inode, &attributes);
             changed = true;
         }
-        self.count_change(request.inode, changed);
+        if request.reserve_spare {
+            require_inline(&inode, request.inline_base)?;
+        }
+        if changed {
+            self.change(&mut inode);
+        }
         if request.durable {
             *self.durable.lock() = self.inodes.lock().clone();
         }
-        self.reply(request.inode)
+        let spare = request.reserve_spare.then(|| self.fresh_spare());
+        Ok(pb::InodeReply { spare, ..reply_of(inode) })
     }
 
-    fn count_change(&self, id: u64, changed: bool) {
-        if let Some(inode) = self.inodes.lock().get_mut(&id) {
-            inode.change += u64::from(changed);
-        }
+    fn fresh_spare(&self) -> pb::Spare {
+        let content = self.fresh_content();
+        self.spares.lock().push(content);
+        pb::Spare { content, reserved_ms: 1 }
     }
 
-    fn inline_at(&self, id: u64, base: u64) -> Result<pb::Inode> {
-        let inode = self.reply(id)?.inode.expect("every reply has one");
-        if !inode.is_inline || inode.change != base {
-            return Err(Error::new(Kind::Conflict, "the inode has changed"));
-        }
-        Ok(inode)
-    }
-
-    fn leave(&self, id: u64, base: u64, spare: Option<pb::Spare>) -> Result<()> {
-        let inode = self.inline_at(id, base)?;
-        let mut inodes = self.inodes.lock();
-        let stored = inodes.get_mut(&id).expect("it was there a moment ago");
-        if stored.change != base {
-            return Err(Error::new(Kind::Conflict, "the inode has changed"));
-        }
+    fn leave(&self, inode: &mut pb::Inode, base: u64, spare: Option<pb::Spare>) -> Result<()> {
+        require_inline(inode, base)?;
         match spare {
             Some(spare) => {
                 let mut spares = self.spares.lock();
                 assert!(spares.contains(&spare.content), "a spare is reserved, and used once");
                 spares.retain(|content| *content != spare.content);
-                stored.content = spare.content;
+                inode.content = spare.content;
                 let moved = self.chunks.content(spare.content);
                 assert_eq!(
                     moved, inode.inline_data,
@@ -727,28 +813,30 @@ impl MetaTwin {
             }
             None => assert!(inode.inline_data.is_empty(), "bytes would be lost"),
         }
-        stored.is_inline = false;
-        stored.inline_data = Vec::new();
+        inode.is_inline = false;
+        inode.inline_data = Vec::new();
         Ok(())
     }
 
     /// Whether that changes anything.
-    fn tell(&self, one: &pb::CloseOne) -> Result<bool> {
-        let mut inodes = self.inodes.lock();
-        let inode = inodes.get_mut(&one.inode).ok_or_else(|| Error::new(Kind::NotFound, "no inode"))?;
-        if one.has_inline && (one.inline_base != inode.change || !inode.is_inline) {
-            return Err(Error::new(Kind::Conflict, "the inode has changed"));
-        }
+    fn absorb(&self, inode: &mut pb::Inode, one: &pb::CloseOne, exact: bool) -> Result<bool> {
+        let layout = inode.layout.unwrap_or_default();
+        let before = inode.length;
+        let hint = one.length.unwrap_or_default();
+        let is_fresh = hint.truncate_version == inode.truncate_version;
         if one.has_inline {
-            inode.length = one.inline_data.len() as u64;
-            inode.inline_data = one.inline_data.clone();
-        }
-        match one.length {
-            Some(hint) if hint.truncate_version == inode.truncate_version => {
-                inode.length = inode.length.max(hint.length);
+            require_inline(inode, one.inline_base)?;
+            if one.inline_data.len() > layout.inline_bytes() as usize {
+                return Err(Error::invalid("too many bytes for the inode").with_errno(Errno::FBIG));
             }
-            Some(_) if !inode.is_inline => inode.length = inode.length.max(self.measure(inode.content)),
-            _ => {}
+            inode.inline_data = one.inline_data.clone();
+            let reported = if is_fresh { hint.length.min(length_max(&layout)) } else { 0 };
+            inode.length = reported.max(inode.inline_data.len() as u64);
+        } else if !inode.is_inline && (exact || one.length.is_some() && !is_fresh) {
+            inode.length = inode.length.max(self.measure(inode.content));
+        } else if is_fresh {
+            require_length(&layout, hint.length)?;
+            inode.length = inode.length.max(hint.length);
         }
         if one.mtime_ns != 0 {
             inode.mtime_ns = one.mtime_ns;
@@ -756,13 +844,13 @@ impl MetaTwin {
         if one.clear_set_id {
             inode.permissions = without_set_id(inode.permissions);
         }
-        Ok(has_news(one))
+        Ok(has_news(one) || inode.length != before)
     }
 
-    fn close(&self, request: pb::CloseRequest) -> pb::CloseReply {
+    fn close(&self, request: pb::CloseRequest, client: u64) -> pb::CloseReply {
         let mut reply = pb::CloseReply::default();
         for one in request.closes {
-            let (result, error) = match self.close_one(&one) {
+            let (result, error) = match self.close_one(&one, client) {
                 Ok(result) => (result, pb::Error::default()),
                 Err(error) => (pb::InodeReply::default(), pb::Error::from(&error)),
             };
@@ -772,33 +860,79 @@ impl MetaTwin {
         reply
     }
 
-    /// What the collector does before it ends a session.
-    fn settle(&self, id: u64) {
-        if let Some(inode) = self.inodes.lock().get_mut(&id)
-            && !inode.is_inline
-        {
-            inode.length = inode.length.max(self.measure(inode.content));
-            inode.change += 1;
-        }
-    }
-
-    fn close_one(&self, one: &pb::CloseOne) -> Result<pb::InodeReply> {
+    fn close_one(&self, one: &pb::CloseOne, client: u64) -> Result<pb::InodeReply> {
         let mut reply = pb::InodeReply::default();
         if has_news(one) {
             if happens(self.whims.lock().conflict) {
                 return Err(Error::new(Kind::Conflict, "a whim of the twin"));
             }
-            let changed = self.tell(one)?;
-            self.count_change(one.inode, changed);
-            reply = self.reply(one.inode)?;
+            let mut inode = self.take(one.inode)?;
+            if self.absorb(&mut inode, one, false)? {
+                self.change(&mut inode);
+            }
+            reply = reply_of(inode);
         }
-        if one.measure {
-            self.measured.lock().push((one.inode, one.session));
-            self.settle(one.inode);
+        match self.owner(one.inode, one.session) {
+            Some(owner) if owner != client && !one.measure => {
+                return Err(Error::new(Kind::NotFound, "not this client's session"));
+            }
+            Some(owner) if owner == client => {
+                if one.measure {
+                    self.measured.lock().push((one.inode, one.session));
+                    self.settle(one.inode);
+                }
+                self.sessions.lock().remove(&(one.inode, one.session));
+            }
+            _ => {}
         }
-        self.sessions.lock().remove(&(one.inode, one.session));
         Ok(reply)
     }
+
+    /// What the collector does before it ends a session.
+    fn settle(&self, id: u64) {
+        if let Some(inode) = self.inodes.lock().get_mut(&id)
+            && !inode.is_inline
+        {
+            inode.change += 1;
+            let length = self.measure(inode.content);
+            if length > inode.length {
+                inode.length = length;
+                inode.mtime_ns = self.now_ns();
+                inode.ctime_ns = inode.mtime_ns;
+            }
+        }
+    }
+}
+
+fn reply_of(inode: pb::Inode) -> pb::InodeReply {
+    pb::InodeReply { inode: Some(inode), ..Default::default() }
+}
+
+fn used() -> Error {
+    Error::invalid("this sequence number was used for another request")
+}
+
+/// Of any request: the caller is its first field.
+fn caller_of(request: &[u8]) -> pb::Caller {
+    pb::StatFsRequest::decode(request).unwrap().caller.unwrap_or_default()
+}
+
+fn require_inline(inode: &pb::Inode, base: u64) -> Result<()> {
+    if inode.is_inline && inode.change == base {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Conflict, "the inode has changed"))
+}
+
+fn length_max(layout: &pb::Layout) -> u64 {
+    u64::from(layout.chunk_bytes) << 32
+}
+
+fn require_length(layout: &pb::Layout, length: u64) -> Result<()> {
+    if length <= length_max(layout) {
+        return Ok(());
+    }
+    Err(Error::invalid("the file would be too large").with_errno(Errno::FBIG))
 }
 
 fn has_news(one: &pb::CloseOne) -> bool {
@@ -821,13 +955,6 @@ fn change_inodes(method: Method, reply: Vec<u8>, change: impl Fn(&mut pb::InodeR
             reply.encode_to_vec()
         }
     }
-}
-
-fn change_attributes(inode: &mut pb::Inode, request: &pb::SetAttrRequest) {
-    inode.uid = request.uid.unwrap_or(inode.uid);
-    inode.gid = request.gid.unwrap_or(inode.gid);
-    inode.permissions = request.permissions.unwrap_or(inode.permissions);
-    inode.mtime_ns = request.mtime_ns.unwrap_or(inode.mtime_ns);
 }
 
 /// A client of twins. Two of one `chunks` and `meta` are two processes.

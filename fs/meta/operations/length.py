@@ -100,7 +100,7 @@ def absorb_length(work: Work, inode: Inode, hint: LengthHint, *, exact: bool) ->
     measured = work.measured.get(inode.id)
     known = (inode.content, inode.truncate_version)
     if measured is None or (measured.content, measured.truncate_version) != known:
-        raise NeedLength(inode.id)
+        raise NeedLength(inode)
     inode.length = max(inode.length, measured.length)
 
 
