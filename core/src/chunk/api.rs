@@ -26,6 +26,10 @@ pub struct Options {
     /// Called before bytes are written to a block file: how tests make a disk hang.
     #[doc(hidden)]
     pub on_write: Option<fn()>,
+    /// Called by whoever syncs, before and after each step of a round, without any lock: how tests let updates happen
+    /// in between.
+    #[doc(hidden)]
+    pub on_round: Option<fn()>,
 }
 
 impl Default for Options {
@@ -40,6 +44,7 @@ impl Default for Options {
             sync_interval: Some(Duration::from_secs(5)),
             limbo_bytes_max: 512 << 20,
             on_write: None,
+            on_round: None,
         }
     }
 }

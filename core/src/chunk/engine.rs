@@ -201,7 +201,7 @@ impl Drop for Engine {
 impl Core {
     fn open(dir: &Path, options: Options) -> Result<Core, OpenError> {
         let failed = |source| OpenError::Io { path: dir.to_owned(), source };
-        fs::create_dir_all(dir).map_err(failed)?;
+        make_directory(dir).map_err(failed)?;
         let directory = File::open(dir).map_err(failed)?;
         rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
             match io::Error::from(error) {
@@ -229,7 +229,7 @@ impl Core {
             .map_err(|status| OpenError::Index { path: dir.to_owned(), reason: status.to_string() })?;
         let opened = opened_round(&index, synced)
             .map_err(|status| OpenError::Index { path: dir.to_owned(), reason: status.to_string() })?;
-        let segments = Segments::new(blocks, segment_bytes, options.on_write, accesses.clone());
+        let segments = Segments::new(blocks, &options, segment_bytes, accesses.clone());
         let mut core = Core {
             pages: Mutex::new(PageMap::new(segments.segment_pages())),
             cache: Cache::new(options.cache_bytes / 2),
@@ -537,6 +537,16 @@ fn open_format(dir: &Path, options: &Options) -> Result<u64, OpenError> {
             Ok(segment_bytes)
         }
     }
+}
+
+/// Makes `dir` if it is missing, with a name that survives power loss.
+fn make_directory(dir: &Path) -> io::Result<()> {
+    if dir.try_exists()? {
+        return Ok(());
+    }
+    fs::create_dir_all(dir)?;
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+    segments::sync_directory(parent.unwrap_or(Path::new(".")))
 }
 
 fn write_format(dir: &Path, path: &Path, options: &Options) -> io::Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! Every change goes to the kernel before the call returns, so it survives `kill -9`; `sync` takes it to disk.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::ops::Bound;
 use std::os::unix::fs::MetadataExt;
@@ -15,6 +15,8 @@ use rustix::io::Errno;
 
 use super::accesses::Accesses;
 use super::codec::{self, KEY_BYTES};
+use super::journal;
+use super::segments::sync_directory;
 use super::state::Record;
 use crate::types::{ChainId, ChunkKey, ContentId, Status, Version};
 
@@ -42,7 +44,16 @@ pub struct Index {
 }
 
 impl Index {
+    /// Opens the index in `dir`, or makes one.
     pub fn open(dir: &Path, cache_bytes: usize, accesses: Arc<Accesses>) -> fjall::Result<Index> {
+        if !dir.try_exists()? {
+            make(dir, cache_bytes, accesses.clone())?;
+        }
+        journal::cut_torn_end(dir)?;
+        Index::open_whole(dir, cache_bytes, accesses)
+    }
+
+    fn open_whole(dir: &Path, cache_bytes: usize, accesses: Arc<Accesses>) -> fjall::Result<Index> {
         let database = Database::builder(dir)
             .cache_size(cache_bytes as u64)
             .max_journaling_size(JOURNAL_BYTES_MAX)
@@ -204,6 +215,33 @@ impl Index {
             Ok((key, decode(key, &value)))
         })
     }
+}
+
+/// Makes an empty index that has its name only when all of it is on disk: fjall does not open one that lost power while it
+/// was made.
+fn make(dir: &Path, cache_bytes: usize, accesses: Arc<Accesses>) -> fjall::Result<()> {
+    let new = dir.with_extension("new");
+    match fs::remove_dir_all(&new) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let index = Index::open_whole(&new, cache_bytes, accesses)?;
+    index.database.persist(PersistMode::SyncAll)?;
+    drop(index);
+    sync_directories(&new)?;
+    fs::rename(&new, dir)?;
+    Ok(sync_directory(dir.parent().expect("the directory of the engine"))?)
+}
+
+/// Makes the names in `dir` and below durable: fjall does not sync the directory that its keyspaces are made in.
+fn sync_directories(dir: &Path) -> io::Result<()> {
+    for entry in dir.read_dir()? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_directories(&entry.path())?;
+        }
+    }
+    sync_directory(dir)
 }
 
 fn preallocate(journal: &File) -> io::Result<()> {

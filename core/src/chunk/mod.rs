@@ -14,7 +14,7 @@
 //! - I6 Data reaches the page cache before the index names it, and the disk before the index does in `sync`.
 //! - I7 After power loss a chunk is in the state of the last `sync` or in a later committed one, never in between:
 //!   a record names the states that are durable if the round of `sync` under way counts, and if it does not, until a
-//!   later one is durable; opening checks which it is.
+//!   later one is durable; opening checks which it is. Only what was pending where recovery replaced a chunk may be gone.
 //!
 //! Not here: who may write, in which order, to whom it is forwarded (`craq`, `server`). The caller runs at most
 //! one update of a chunk at a time, or takes what the engine's own lock of the chunk makes of several.
@@ -30,6 +30,7 @@ mod engine;
 #[cfg(test)]
 mod faults;
 mod index;
+mod journal;
 mod limbo;
 mod pages;
 mod payload;

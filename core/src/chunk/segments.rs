@@ -14,6 +14,7 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use super::accesses::Accesses;
+use super::api::Options;
 use super::payload::Sink;
 use super::state::{Extent, PAGE, PageNumber};
 
@@ -24,6 +25,7 @@ pub struct Segments {
     /// A block file was made since the directory was last synced.
     has_new: AtomicBool,
     on_write: Option<fn()>,
+    on_round: Option<fn()>,
     accesses: Arc<Accesses>,
     #[cfg(test)]
     pub(super) faults: super::faults::Faults,
@@ -37,13 +39,14 @@ struct Segment {
 }
 
 impl Segments {
-    pub fn new(dir: PathBuf, bytes: u64, on_write: Option<fn()>, accesses: Arc<Accesses>) -> Segments {
+    pub fn new(dir: PathBuf, options: &Options, bytes: u64, accesses: Arc<Accesses>) -> Segments {
         Segments {
             dir,
             bytes,
             files: RwLock::default(),
             has_new: AtomicBool::new(false),
-            on_write,
+            on_write: options.on_write,
+            on_round: options.on_round,
             accesses,
             #[cfg(test)]
             faults: super::faults::Faults::default(),
@@ -152,9 +155,17 @@ impl Segments {
                 #[cfg(test)]
                 self.faults.on_sync()?;
                 segment.file.sync_data()?;
+                self.pause();
             }
         }
         Ok(())
+    }
+
+    /// A step of a round of `sync` is done.
+    pub fn pause(&self) {
+        if let Some(on_round) = self.on_round {
+            on_round();
+        }
     }
 
     /// Gives the space of `extent` back to the file system.

@@ -165,6 +165,7 @@ impl Core {
     fn flush(&self, round: u64, mark: u64) -> Result<(), Status> {
         #[cfg(test)]
         self.segments.faults.reach(Moment::Begun);
+        self.segments.pause();
         self.segments.sync().map_err(|error| {
             log::error!("flushing the block files: {error}");
             Status::Io
@@ -173,9 +174,11 @@ impl Core {
         self.segments.faults.reach(Moment::Flushed);
         // From here on the data of states of earlier rounds counts as durable, also after power loss.
         self.index.set_synced(round)?;
+        self.segments.pause();
         #[cfg(test)]
         self.segments.faults.reach(Moment::Recorded);
         self.index.sync()?;
+        self.segments.pause();
         let released = self.limbo.lock().release(mark);
         self.free_pages(&released);
         Ok(())
