@@ -43,7 +43,14 @@ class Bench:
 
     def caller(self):
         self.sequence += 1
-        return Caller(uid=1000, gid=1000, groups=[4, 24, 1000], client=77, sequence=self.sequence)
+        return Caller(
+            uid=1000,
+            gid=1000,
+            groups=[4, 24, 1000],
+            client=77,
+            sequence=self.sequence,
+            settled_below=self.sequence,  # one request at a time
+        )
 
     async def time(self, name, kind, requests):
         payloads = [request.SerializeToString() for request in requests]

@@ -187,7 +187,7 @@ class Kept:
 
     def follow(self, transaction: Transaction) -> None:
         """The transaction has just been carried out."""
-        if any(self._meets(begin, end) for begin, end in transaction.cleared):
+        if transaction.cleared and any(self._meets(begin, end) for begin, end in transaction.cleared):
             self._values.clear()
         for key, value in transaction.writes.items():
             self._values.pop(key, None)

@@ -401,7 +401,7 @@ class Collector:
             return 0
         sessions = self._writers.of_clients_outside(known)
         absent = {client for _, _, client in sessions} | {c for c in self._holds.clients if c not in known}
-        silent = self._requests.silent_outside(known, before_s=now_s - self._config.idempotence_ms / 1000)
+        silent = self._requests.silent_outside(known, now_s=now_s, for_s=self._config.idempotence_ms / 1000)
         absent |= silent
         self._unknown_since = {client: self._unknown_since.get(client, now_s) for client in absent}
         gone = {c for c, since_s in self._unknown_since.items() if now_s - since_s >= self._session_timeout_s}
@@ -474,10 +474,13 @@ class Collector:
         left = self._requests.left_behind(limit=RECORDS)
         if left is None:
             return 0
-        client, sequences = left
-        keys = [schema.record_key(client, sequence) for sequence in sequences]
-        await run(self._engine, partial(_delete, keys=keys), clock=self._clock)
-        self._requests.dropped(client, sequences)
+        client, slots = left
+        keys = [schema.record_key(client, slot) for slot in slots]
+        try:
+            await run(self._engine, partial(_delete, keys=keys), clock=self._clock)
+        except BaseException:
+            self._requests.still_there(client, slots)
+            raise
         return len(keys)
 
 

@@ -39,7 +39,7 @@ from .operations.remove_tree import check_tree
 from .permissions import READ, User, may
 from .quarantine import Quarantine
 from .replies import RECORDED, inodes_of, without_data
-from .requests import Requests
+from .requests import ClientRequests, Requests
 from .sessions import SESSIONS_MAX, Holds, Writers
 from .storage import StorageControl
 from .truncation import Truncations
@@ -66,6 +66,7 @@ class Call:
     client: int
     sequence: int
     number: int  # of the method on the lane, or UNRECORDED
+    client_requests: ClientRequests | None = None  # of a request with a sequence number
     session: int = 0
     measured: dict[int, Measured] = field(default_factory=dict)
     cuts: dict[int, schema.Cut] = field(default_factory=dict)
@@ -115,10 +116,9 @@ class Execution:
         self._background: set[asyncio.Task[None]] = set()
         self.count = 0
 
-    def admit(self, caller: Caller) -> None:
+    def admit(self, caller: Caller) -> ClientRequests | None:
         """Raises: InvalidArgument for a request that its client has given up."""
-        if caller.sequence:
-            self._requests.admit(caller, now_s=self._clock.monotonic())
+        return self._requests.admit(caller, self._clock) if caller.sequence else None
 
     def read(self, operation: Operation[R], request: Any, identity: Identity) -> R | Awaitable[R]:
         caller: Caller = request.caller
@@ -139,8 +139,9 @@ class Execution:
         self, operation: Operation[R], request: Any, identity: Identity, number: int
     ) -> R | Awaitable[R]:
         caller: Caller = request.caller
-        call = Call(operation, request, User(*identity.user(caller)), caller.client, caller.sequence, number)
-        self.admit(caller)
+        admitted = self.admit(caller)
+        user = User(*identity.user(caller))
+        call = Call(operation, request, user, caller.client, caller.sequence, number, admitted)
         if number in (lane.META_CREATE, lane.META_OPEN):
             call.wants_length = call.exact = True
             if request.write:
@@ -172,12 +173,13 @@ class Execution:
             txn.cancel()  # the reason for another attempt holds the frames of this one
 
     def _attempt_in(self, txn: Transaction, call: Call) -> Any:
-        if call.sequence:
-            self._requests.check(call.client, call.sequence)
-        record = schema.record_key(call.client, call.sequence) if call.sequence and call.number else b""
-        answered = txn.get(record) if record else None
-        if answered is not None:
-            return self._answer_again(call, answered)
+        requests = call.client_requests
+        if requests is not None:
+            requests.check(call.sequence)
+            slot = requests.find(call.sequence)
+            record = None if slot is None else _find_record(txn, call, slot)
+            if record is not None:
+                return self._answer_again(call, record)
         work = Work(
             self._scene,
             txn,
@@ -194,14 +196,15 @@ class Execution:
         reply = call.operation(work, call.request)
         if work.missing_cut is not None:
             raise work.missing_cut
-        settled = self._record(txn, call, record, reply) if record else ()
+        dropped = () if requests is None or not call.number else _record(txn, call, requests, reply)
         try:
             txn.commit()
         except MaybeCommitted:
             call.uncertain.update(inode for inode, _ in (*work.opened, *work.closed))
             call.made = work.made
             raise
-        self._requests.dropped(call.client, settled)
+        if dropped and requests is not None:
+            requests.dropped(dropped)
         for inode, session in work.opened:
             self._writers.add(inode, session, call.client)
         for inode, session in work.closed:
@@ -212,22 +215,12 @@ class Execution:
             self._census.added(work.made)
         return reply
 
-    def _record(self, txn: Transaction, call: Call, record: bytes, reply: Any) -> Sequence[int]:
-        """Stores the answer in the operation's transaction; the settled requests whose answers it deletes."""
-        txn.put(record, schema.encode_record(call.number, without_data(reply)))
-        settled = self._requests.settled(call.client)
-        for sequence in settled:
-            txn.delete(schema.record_key(call.client, sequence))
-        self._requests.stored(call.client, call.sequence)  # perhaps: deleting what is not there does no harm
-        return settled
-
-    def _answer_again(self, call: Call, record: bytes) -> Any:
+    def _answer_again(self, call: Call, record: schema.Record) -> Any:
         """The answer that this request got before; inodes as they are now, where they still exist."""
-        number, reply_bytes = schema.decode_record(record)
-        if number != call.number:
+        if record.method != call.number:
             raise InvalidArgument("this sequence number was used for another request")
         self._census.added(call.made)
-        reply = RECORDED[number].FromString(reply_bytes)
+        reply = RECORDED[record.method].FromString(record.reply)
         work = Work(self._scene, self._engine.begin(), call.user, call.client, self._now_ns())
         for inode in inodes_of(reply):
             now = work.find(inode.id)
@@ -374,6 +367,25 @@ class Execution:
         task = asyncio.ensure_future(fetch())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _find_record(txn: Transaction, call: Call, slot: int) -> schema.Record | None:
+    value = txn.get(schema.record_key(call.client, slot))
+    if value is None:
+        return None
+    record = schema.decode_record(value)
+    # After an attempt that failed, an older answer is there still.
+    return record if record.sequence == call.sequence else None
+
+
+def _record(txn: Transaction, call: Call, requests: ClientRequests, reply: Any) -> Sequence[int]:
+    """Store the answer in the operation's transaction. Return the client's slots that it deletes."""
+    key = schema.record_key(call.client, requests.take(call.sequence))
+    txn.put(key, schema.encode_record(call.sequence, call.number, without_data(reply)))
+    dropped = requests.surplus()
+    for slot in dropped:
+        txn.delete(schema.record_key(call.client, slot))
+    return dropped
 
 
 __all__ = ["UNRECORDED", "Call", "Execution", "Operation", "Parts"]

@@ -1,7 +1,7 @@
 """What is in replies: the types that are recorded, and the inodes they carry."""
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from google.protobuf.message import Message
 
@@ -29,18 +29,20 @@ RECORDED: Final[dict[int, type[Message]]] = {
 }
 
 
+_INODES: Final[dict[type, Callable[[Any], Sequence[pb.Inode]]]] = {
+    pb.InodeReply: lambda reply: (reply.inode,),
+    pb.CloseReply: lambda reply: [each.inode for each in reply.results if each.HasField("inode")],
+    pb.RenameReply: lambda reply: (
+        (reply.moved, reply.replaced) if reply.HasField("replaced") else (reply.moved,)
+    ),
+    pb.ListReply: lambda reply: [each.attributes for each in reply.entries if each.HasField("attributes")],
+}
+
+
 def inodes_of(reply: object) -> Sequence[pb.Inode]:
     """The inodes in a reply; none in one that is encoded."""
-    match reply:
-        case pb.InodeReply():
-            return [reply.inode]
-        case pb.CloseReply():
-            return [result.inode for result in reply.results if result.HasField("inode")]
-        case pb.RenameReply():
-            return [reply.moved, reply.replaced] if reply.HasField("replaced") else [reply.moved]
-        case pb.ListReply():
-            return [entry.attributes for entry in reply.entries if entry.HasField("attributes")]
-    return []
+    find = _INODES.get(type(reply))
+    return () if find is None else find(reply)
 
 
 def without_data(reply: Message) -> bytes:

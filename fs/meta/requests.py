@@ -5,119 +5,164 @@ A client numbers its requests and says with each one below which number all are 
 Q1  A request below the highest such mark that this process has seen is void: it is refused, wherever it was delayed,
     and whether it was seen before or not. This holds again at each attempt, so a request that waits inside this
     service ends when its client has given it up.
-Q2  The answer to a settled request is deleted with the next request of its client, in the same transaction, by its
-    key: nothing is scanned. An idle client leaves the answers to its last few requests.
+Q2  The answer to a settled request is overwritten by one to a later request of its client: each answer has a slot of
+    its client's, and the slots of settled requests are used again. Nothing is scanned, and a client that has many
+    requests under way at one time leaves `FREE_MAX` slots more than it uses, the others are deleted.
 Q3  What a client that is gone has left is deleted when the cluster manager has not known it for a session's timeout
     and it has been silent here for `idempotence_ms`. No wall clock is involved.
+Q4  Memory knows the slots of all stored answers. A request that has none was not carried out, and is not looked up.
 
 Marks are in memory only, and that is enough: a late request comes over a connection of *this* process. If its client
 had settled it before this process started, it was sent before, over a connection that ended with the process before.
 """
 
-from bisect import bisect_left, insort
+from bisect import insort
 from collections.abc import Collection, Sequence
 from typing import Final
 
+from ..clock import Clock
 from ..errors import Busy, InvalidArgument
 from ..kv import Engine
 from ..wire.pb.common_pb2 import Caller
 from . import schema
 
 CLIENTS_MAX: Final = 1 << 18  # of which something is remembered: 100 MiB of memory
+FREE_MAX: Final = 64  # slots that a client may have in the store beside those in use
 DROPPED_MAX: Final = 64  # answers deleted along with one request: a tenth of a millisecond
 PAGE: Final = 10_000
 
 
-class _Client:
-    __slots__ = ("heard_s", "settled_below", "stored")
+class ClientRequests:
+    """The mark and the slots of one client."""
+
+    __slots__ = ("_end", "_free", "_live", "_slots", "heard", "heard_s", "settled_below")
 
     def __init__(self, heard_s: float) -> None:
         self.settled_below = 0
-        self.stored: list[int] = []  # sequences whose answers are in the store, ascending
-        self.heard_s = heard_s
+        self.heard_s = heard_s  # or later, if `heard`
+        self.heard = False
+        self._slots: dict[int, int] = {}  # by the sequence of the request whose answer is there, or may be
+        self._live: list[int] = []  # the keys of `_slots`, ascending
+        self._free: list[int] = []  # slots of settled requests
+        self._end = 0  # all slots are below
+
+    def load(self, slots: dict[int, int]) -> None:
+        """Take over what is in the store: the slots of answers by sequence."""
+        self._slots = slots
+        self._live = sorted(slots)
+        self._end = max(slots.values()) + 1
+
+    def check(self, sequence: int) -> None:
+        """Raises: InvalidArgument if the request has become void (Q1)."""
+        if sequence < self.settled_below:
+            raise InvalidArgument(f"request {sequence} is void: its client has given it up")
+
+    def settle(self, below: int) -> None:
+        """The client's mark."""
+        if below <= self.settled_below:
+            return
+        self.settled_below = below
+        live = self._live
+        while live and live[0] < below:
+            self._free.append(self._slots.pop(live.pop(0)))
+
+    def find(self, sequence: int) -> int | None:
+        """The slot where the answer to this request may be."""
+        return self._slots.get(sequence)
+
+    def take(self, sequence: int) -> int:
+        """A slot for the answer to this request: the same at each of its attempts."""
+        slot = self._slots.get(sequence)
+        if slot is not None:
+            return slot
+        if self._free:
+            slot = self._free.pop()
+        else:
+            slot = self._end
+            self._end += 1
+        self._slots[sequence] = slot
+        if not self._live or self._live[-1] < sequence:
+            self._live.append(sequence)
+        else:
+            insort(self._live, sequence)
+        return slot
+
+    def surplus(self) -> Sequence[int]:
+        """Free slots that the client should not keep in the store, up to `DROPPED_MAX`."""
+        more = len(self._free) - FREE_MAX
+        return self._free[: min(DROPPED_MAX, more)] if more > 0 else ()
+
+    def dropped(self, slots: Sequence[int]) -> None:
+        """What `surplus` has just said is not in the store any more."""
+        del self._free[: len(slots)]
+
+    def give(self, limit: int) -> Sequence[int]:
+        """Up to `limit` slots, which are this client's no more."""
+        if not self._free:
+            self._free.extend(self._slots.pop(sequence) for sequence in self._live[:limit])
+            del self._live[:limit]
+        slots = self._free[-limit:]
+        del self._free[-limit:]
+        return slots
+
+    def take_back(self, slots: Sequence[int]) -> None:
+        self._free.extend(slots)
 
 
 class Requests:
-    """Marks and stored answers of all clients."""
+    """Marks and slots of all clients."""
 
     def __init__(self) -> None:
-        self._clients: dict[int, _Client] = {}
+        self._clients: dict[int, ClientRequests] = {}
         self._gone: dict[int, None] = {}  # clients whose answers are to be deleted
 
     def load(self, engine: Engine, *, now_s: float) -> None:
         """Finds all answers in the store."""
-        self._clients.clear()
-        self._gone.clear()
+        slots: dict[int, dict[int, int]] = {}
         begin, end = schema.kind_range(b"R")
         while True:
             pairs = engine.begin().snapshot_range(begin, end, limit=PAGE)
-            for key, _ in pairs:
-                client, sequence = schema.split_two(key)
-                self._clients.setdefault(client, _Client(now_s)).stored.append(sequence)
+            for key, value in pairs:
+                client, slot = schema.split_two(key)
+                slots.setdefault(client, {})[schema.decode_record(value).sequence] = slot
             if len(pairs) < PAGE:
-                return
+                break
             begin = pairs[-1][0] + b"\x00"
+        self._gone.clear()
+        self._clients = {client: ClientRequests(now_s) for client in slots}
+        for client, known in self._clients.items():
+            known.load(slots[client])
 
-    def admit(self, caller: Caller, *, now_s: float) -> None:
-        """Takes note of a numbered request. Raises: InvalidArgument if it is void or makes no sense; Busy."""
-        known = self._clients.get(caller.client)
+    def admit(self, caller: Caller, clock: Clock) -> ClientRequests:
+        """Take note of a numbered request. Raises: InvalidArgument if it is void or makes no sense; Busy."""
+        client, sequence, settled_below = caller.client, caller.sequence, caller.settled_below
+        known = self._clients.get(client)
         if known is None:
             if len(self._clients) >= CLIENTS_MAX:
                 raise Busy(f"requests of {CLIENTS_MAX} clients are remembered; try again later")
-            known = self._clients[caller.client] = _Client(now_s)
-        known.heard_s = now_s
+            known = self._clients[client] = ClientRequests(clock.monotonic())
+        known.heard = True
         if self._gone:
-            self._gone.pop(caller.client, None)
-        if caller.settled_below > caller.sequence:
+            self._gone.pop(client, None)
+        if settled_below > sequence:
             raise InvalidArgument(
                 "a request cannot be settled when it is sent: settled_below is above sequence"
             )
-        if caller.sequence < known.settled_below:
-            raise _void(caller.sequence)
-        known.settled_below = max(known.settled_below, caller.settled_below)
-
-    def check(self, client: int, sequence: int) -> None:
-        """Raises: InvalidArgument if the request has become void (Q1)."""
-        known = self._clients.get(client)
-        if known is not None and sequence < known.settled_below:
-            raise _void(sequence)
-
-    def settled(self, client: int) -> Sequence[int]:
-        """Settled requests of the client whose answers are stored: at most `DROPPED_MAX`, the oldest first."""
-        known = self._clients.get(client)
-        if known is None or not known.stored or known.stored[0] >= known.settled_below:
-            return ()
-        return known.stored[: min(DROPPED_MAX, bisect_left(known.stored, known.settled_below))]
-
-    def stored(self, client: int, sequence: int) -> None:
-        """The answer to this request is in the store, or may be."""
-        known = self._clients[
-            client
-        ]  # it was admitted, and does not end while requests of it are carried out
-        if not known.stored or known.stored[-1] < sequence:
-            known.stored.append(sequence)
-        elif known.stored[bisect_left(known.stored, sequence)] != sequence:
-            insort(known.stored, sequence)
-
-    def dropped(self, client: int, sequences: Sequence[int]) -> None:
-        """The oldest answers of the client are not in the store any more."""
-        known = self._clients.get(client)
-        if known is None or not sequences:
-            return
-        count = len(sequences)
-        if known.stored[:count] == sequences:
-            del known.stored[:count]
-        else:  # another request of the client has dropped some of them
-            known.stored = [each for each in known.stored if each not in sequences]
+        known.check(sequence)
+        known.settle(settled_below)
+        return known
 
     # Clients that are gone (Q3).
 
-    def silent_outside(self, known: Collection[int], *, before_s: float) -> set[int]:
-        """Clients that are not in `known`, and have sent nothing since `before_s`."""
+    def silent_outside(self, known: Collection[int], *, now_s: float, for_s: float) -> set[int]:
+        """Clients that are not in `known`, and have sent nothing for `for_s`."""
+        for client in self._clients.values():
+            if client.heard:
+                client.heard, client.heard_s = False, now_s
         return {
             number
             for number, client in self._clients.items()
-            if number not in known and client.heard_s <= before_s
+            if number not in known and client.heard_s <= now_s - for_s
         }
 
     def end(self, clients: Collection[int]) -> None:
@@ -125,19 +170,22 @@ class Requests:
         self._gone.update((client, None) for client in clients if client in self._clients)
 
     def left_behind(self, *, limit: int) -> tuple[int, Sequence[int]] | None:
-        """A client that is gone, and up to `limit` of its answers; None if there is no such client."""
+        """A client that is gone, and up to `limit` of its slots, which are its no more; None if there is none."""
         while self._gone:
             number = next(iter(self._gone))
             client = self._clients.get(number)
-            if client is not None and client.stored:
-                return number, client.stored[:limit]
+            slots = () if client is None else client.give(limit)
+            if slots:
+                return number, slots
             self._clients.pop(number, None)
             del self._gone[number]
         return None
 
+    def still_there(self, client: int, slots: Sequence[int]) -> None:
+        """These slots, of `left_behind`, could not be deleted."""
+        known = self._clients.get(client)
+        if known is not None:
+            known.take_back(slots)
 
-def _void(sequence: int) -> InvalidArgument:
-    return InvalidArgument(f"request {sequence} is void: its client has given it up")
 
-
-__all__ = ["CLIENTS_MAX", "Requests"]
+__all__ = ["CLIENTS_MAX", "ClientRequests", "Requests"]

@@ -6,7 +6,7 @@
     T directory               entry time      when an entry last came or went; written blindly
     N directory               subdirectories  how many
     S inode session           write session   client, when it was opened
-    R client sequence         record          the answer to a request that has been carried out
+    R client slot             record          the answer to a request that has been carried out (requests.py)
     O removed_at inode        orphan          an inode without a name, until it is open nowhere
     G removed_at content      garbage         the `RemovedContent` message: chunks to remove
     P inode                   cut             a truncation in progress
@@ -28,7 +28,7 @@ from google.protobuf.message import DecodeError
 from ..errors import ConfigError, CorruptData
 from ..wire.pb.meta_pb2 import Inode, QuarantinedContent, RemovedContent
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 GENERATION_BITS: Final = 44  # of an id are below the generation in which it was handed out; 0 in the first
 
 _ONE: Final = Struct(">cQ")
@@ -37,7 +37,7 @@ _ENTRY: Final = Struct("<QB")
 _SESSION: Final = Struct("<QQ")
 _TIME: Final = Struct("<q")
 _COUNT: Final = Struct("<I")
-_RECORD: Final = Struct("<H")
+_RECORD: Final = Struct("<QH")
 _NEXT: Final = Struct("<Q")
 _SUPERBLOCK: Final = Struct("<IQI")
 _CUT: Final = Struct("<QQ")
@@ -59,6 +59,14 @@ class Superblock(NamedTuple):
     store: int
     generation: int
     cluster_id: str
+
+
+class Record(NamedTuple):
+    """The answer to a request: `method` is its number on the lane, `reply` serialized."""
+
+    sequence: int
+    method: int
+    reply: bytes
 
 
 class Entry(NamedTuple):
@@ -112,8 +120,8 @@ def session_range(inode: int) -> tuple[bytes, bytes]:
     return pack_one(b"S", inode), pack_one(b"S", inode + 1)
 
 
-def record_key(client: int, sequence: int) -> bytes:
-    return pack_two(b"R", client, sequence)
+def record_key(client: int, slot: int) -> bytes:
+    return pack_two(b"R", client, slot)
 
 
 def orphan_key(removed_ms: int, inode: int) -> bytes:
@@ -209,14 +217,13 @@ def decode_count(value: bytes | None) -> int:
     return 0 if value is None else int(_COUNT.unpack(value)[0])
 
 
-def encode_record(method: int, reply: bytes) -> bytes:
-    return _RECORD.pack(method) + reply
+def encode_record(sequence: int, method: int, reply: bytes) -> bytes:
+    return _RECORD.pack(sequence, method) + reply
 
 
-def decode_record(value: bytes) -> tuple[int, bytes]:
-    """(lane number of the method, serialized reply) of a request that has been carried out."""
-    (method,) = _RECORD.unpack_from(value)
-    return method, value[_RECORD.size :]
+def decode_record(value: bytes) -> Record:
+    sequence, method = _RECORD.unpack_from(value)
+    return Record(sequence, method, value[_RECORD.size :])
 
 
 def encode_superblock(superblock: Superblock) -> bytes:
@@ -302,6 +309,7 @@ __all__ = [
     "SUPERBLOCK",
     "Cut",
     "Entry",
+    "Record",
     "Session",
     "allocator_key",
     "attribute_key",

@@ -18,6 +18,8 @@ pub struct Sequences {
 struct State {
     last: u64,
     live: BTreeSet<u64>,
+    /// How many wait in `give_up`: waking nobody costs a system call, too.
+    waiting: usize,
 }
 
 impl State {
@@ -52,17 +54,21 @@ impl Live<'_> {
     /// Settles a request that may still be on its way (V2).
     pub fn give_up(self) {
         let mut state = self.sequences.state.lock();
+        state.waiting += 1;
         while state.lowest() < self.number {
             self.sequences.settled.wait(&mut state);
         }
+        state.waiting -= 1;
     }
 }
 
 impl Drop for Live<'_> {
     fn drop(&mut self) {
-        let removed = self.sequences.state.lock().live.remove(&self.number);
-        assert!(removed, "a request is settled once");
-        self.sequences.settled.notify_all();
+        let mut state = self.sequences.state.lock();
+        assert!(state.live.remove(&self.number), "a request is settled once");
+        if state.waiting > 0 {
+            self.sequences.settled.notify_all();
+        }
     }
 }
 

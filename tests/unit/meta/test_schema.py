@@ -42,7 +42,7 @@ def test_values_come_back(number, kind):
     assert schema.decode_time(schema.encode_time(-number)) == -number
     assert schema.decode_next(schema.encode_next(number)) == number
     assert schema.decode_cut(schema.encode_cut(number, 3)) == (number, 3)
-    assert schema.decode_record(schema.encode_record(kind, b"reply")) == (kind, b"reply")
+    assert schema.decode_record(schema.encode_record(number, kind, b"reply")) == (number, kind, b"reply")
     assert schema.decode_count(schema.encode_count(kind)) == kind
     assert schema.decode_count(None) == 0
 
