@@ -873,6 +873,40 @@ fn direct_appends_report_their_length_once_at_close() {
 }
 
 #[test]
+fn length_that_others_have_written_is_shown_to_a_client_that_has_the_file_open() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, &pattern(100_000, 2));
+    file.flush().unwrap();
+    let direct = world.other().open_with(5, DIRECT);
+    put(&direct, 100_000, &[7; 1000]);
+    let unchanged = pb::Inode { length: 101_000, others_write: true, ..file.inode().seen() };
+    assert_eq!(world.shared.seen(&unchanged).length, 101_000);
+    let earlier = pb::Inode { length: 99_000, ..unchanged };
+    assert_eq!(world.shared.seen(&earlier).length, 100_000);
+}
+
+#[test]
+fn append_that_failed_leaves_no_hole_before_the_next() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, &pattern(100_000, 2));
+    file.flush().unwrap();
+    for options in [DIRECT, READ_WRITE] {
+        let log = world.open_with(5, OpenOptions { append: true, ..options });
+        let end = log.inode().length();
+        world.chunks.fail_writes(Some(Error::new(Kind::NoSpace, "full")));
+        let lost = log.write(Place::End, &Placement::from_vec(vec![1; 1000]), false);
+        lost.and_then(|_| log.fsync(false)).unwrap_err();
+        assert_eq!(log.inode().length(), end);
+        world.chunks.fail_writes(None);
+        assert_eq!(log.write(Place::End, &Placement::from_vec(vec![2; 10]), false).unwrap(), end);
+        log.flush().ok(); // it may tell the error once more
+        assert_eq!(get(&file, end, 100), [2; 10]);
+    }
+}
+
+#[test]
 fn read_of_a_file_that_was_collected_while_it_is_open_fails() {
     let world = World::new();
     let file = world.create(5);

@@ -208,6 +208,11 @@ impl OpenInode {
     /// files do not come with them, so nothing is taken in.
     pub fn seen_over(&self, inode: &pb::Inode) -> pb::Inode {
         let state = self.state.lock();
+        if inode.change == state.inode.change && inode.others_write {
+            // What others write changes the length before they report it.
+            let seen = state.seen();
+            return pb::Inode { length: seen.length.max(inode.length), ..seen };
+        }
         if inode.change <= state.inode.change {
             return state.seen();
         }
@@ -379,8 +384,7 @@ impl OpenInode {
         let change = state.follow_inode(&self.shared);
         self.shared.budget.settle(0, change);
         if is_newer {
-            let doubtful = state.doubtful.map_or(0, |hint| hint.length);
-            state.length = state.inode.length.max(state.acknowledged).max(doubtful).max(state.waiting_end());
+            state.length = state.known_end();
         }
     }
 

@@ -156,6 +156,12 @@ impl State {
         self.dirty.end(self.layout.chunk_bytes).max(flying).max(inline)
     }
 
+    /// Where the file ends: as the metadata service reported, as chains have acknowledged here, and with what waits.
+    pub(super) fn known_end(&self) -> u64 {
+        let doubtful = self.doubtful.map_or(0, |hint| hint.length);
+        self.inode.length.max(self.acknowledged).max(doubtful).max(self.waiting_end())
+    }
+
     /// Whether a write up to `end` must wait: bytes that would leave `inline` are being told.
     pub(super) fn would_outgrow_while_told(&self, end: u64) -> bool {
         let telling = self.inline.as_ref().is_some_and(|inline| !inline.telling.is_empty());
@@ -286,7 +292,10 @@ impl State {
     /// Forgets what is wanted on chunks and cannot get there. Returns the memory set free.
     pub(super) fn give_up(&mut self) -> usize {
         let lost: Vec<u32> = self.ready().map(|(index, _)| index).collect();
-        lost.into_iter().filter_map(|index| self.dirty.take(index)).map(|chunk| chunk.bytes()).sum()
+        let freed =
+            lost.into_iter().filter_map(|index| self.dirty.take(index)).map(|chunk| chunk.bytes()).sum();
+        self.length = self.known_end();
+        freed
     }
 
     /// Whether a write up to number `write` is not acknowledged yet.

@@ -186,6 +186,10 @@ impl OpenInode {
             state.flights.remove(&index);
             freed += chunk.bytes();
         }
+        if results.iter().any(Result::is_err) {
+            // What failed did not extend the file: an append that follows leaves no hole.
+            state.length = state.known_end();
+        }
         self.shared.budget.release(freed);
         self.changed.notify_all();
     }
