@@ -149,7 +149,8 @@ async def serve(arguments: argparse.Namespace) -> None:
             )
             bound = methods.bind(methods.Meta, service)
             lane, rpc = LaneServer(bound, secret=secret), RpcServer(bound, secret=secret)
-            lane_address, rpc_address = await lane.start(), await rpc.start()
+            lane_address = await lane.start(arguments.listen)
+            rpc_address = await rpc.start(arguments.listen)
             node = describe(
                 NODE_META,
                 number=arguments.node_id,
@@ -217,6 +218,7 @@ def main() -> int:
         "--node-id", type=int, default=NODE_ID, help=f"number of this node (default {NODE_ID})"
     )
     parser.add_argument("--create", action="store_true", help="create the store of a new cluster")
+    parser.add_argument("--listen", default="127.0.0.1", metavar="HOST", help="where to listen (%(default)s)")
     parser.add_argument("--rotate-log", action="store_true", help="keep the file on standard error short")
     parser.add_argument(
         "--accept-loss",
