@@ -5,14 +5,16 @@
 # make bench    measure this machine, beside other file systems where they are installed
 # make gpu      on a machine with an NVIDIA GPU: the kernels' tests and benchmarks there, and a report of them
 # make test-rdma  everything that speaks RDMA, in a virtual machine with Soft-RoCE (Debian, root)
+# make nemesis  faults, two at a time, on a cluster whose histories are checked, for MINUTES (root, loop devices)
 # make proto    regenerate the protobuf code after a change in proto/
 # make fmt      format everything
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test test-rust test-python test-rdma test-rdma-quick check check-python check-rust bench gpu proto fmt clean
+.PHONY: help dev demo test test-rust test-python test-rdma test-rdma-quick check check-python check-rust bench gpu nemesis proto fmt clean
 
 VENV ?= .venv
+MINUTES ?= 10
 PY := $(VENV)/bin/python
 STAMPS := $(VENV)/.stamps
 CORE_SOURCES := $(shell find core/src core/Cargo.toml core/Cargo.lock core/pyproject.toml -type f 2>/dev/null)
@@ -83,6 +85,9 @@ bench: $(STAMPS)/install
 
 gpu: $(STAMPS)/dev
 	$(PY) benchmarks/plugins/gpu.py
+
+nemesis: $(STAMPS)/dev
+	PYTHONPATH=tests $(PY) -m nemesis.run --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) --report nemesis-report.txt
 
 proto: $(STAMPS)/dev
 	$(PY) -m grpc_tools.protoc -Iproto --python_out=fs/wire/pb --pyi_out=fs/wire/pb proto/*.proto

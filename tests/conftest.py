@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How long and how the chaos tests run."""
-    parser.addoption("--chaos-seconds", default="10", help="length of each chaos run")
-    parser.addoption("--chaos-seed", default=None, help="repeat a run")
+    """Where and how long the tests of tests/posix run."""
     parser.addoption("--posix-dir", default=None, help="run tests/posix on this directory, not on a cluster")
     parser.addoption("--posix-examples", default=30, type=int, help="random histories in tests/posix")
 

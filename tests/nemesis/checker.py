@@ -1,0 +1,176 @@
+"""Whether a history is linearizable: whether each call could have taken effect at one moment between its beginning and
+its return, so that a sequential object would have answered as it did.
+
+The search is that of Wing and Gong as Lowe made it ("Testing for linearizability", just-in-time linearization): events
+are taken in the order of time, and a set of configurations says what may have happened so far. A configuration is the
+state of the object and the calls under way that have taken effect. When a call returns, every configuration in which it
+has not taken effect is continued by calls under way until it has; where that is impossible the configuration is
+dropped, and when none is left the history is refused. It is sound and complete: a history is accepted if and only if
+it is linearizable. Histories of different objects are checked one by one, which loses nothing (Herlihy and Wing,
+theorem 1).
+
+A call whose outcome is unknown stays under way for ever: it may take effect at any moment after its beginning, or
+never. A search that takes too long has no verdict, which counts as a failure.
+
+Source: as Porcupine, but breadth first, since models here may have several next states.
+"""
+
+import time
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Protocol
+
+from .histories import Operation
+
+EXPANSIONS_PER_LOOK: Final = 1024  # at the clock
+
+
+class Model(Protocol):
+    """A sequential object."""
+
+    initial: Hashable
+
+    def is_read(self, operation: Operation) -> bool:
+        """Whether an operation with this result changes nothing, in no state."""
+
+    def step(self, state: Hashable, operation: Operation) -> Iterable[Hashable]:
+        """The states in which it may be after the operation; none if it would have answered otherwise.
+
+        The result of an operation with an unknown outcome is not looked at.
+        """
+
+
+class Outcome(Enum):
+    """What can be said of a history."""
+
+    VALID = "valid"
+    INVALID = "invalid"
+    UNDECIDED = "undecided"  # there was no time to search to the end
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome, and for a history that is not valid what was seen."""
+
+    outcome: Outcome
+    reason: str = ""
+
+    @property
+    def is_valid(self) -> bool:
+        return self.outcome is Outcome.VALID
+
+
+class _OutOfTime(Exception):
+    pass
+
+
+def check(model: Model, history: Sequence[Operation], *, limit_s: float) -> Verdict:
+    """Whether `history`, of one object, is linearizable."""
+    search = _Search(model, history, time.monotonic() + limit_s)
+    try:
+        for moment, is_return, index in events(history):
+            if not is_return:
+                search.begin(index)
+            elif not search.end(index):
+                return Verdict(Outcome.INVALID, search.explain(index, moment))
+    except _OutOfTime:
+        return Verdict(Outcome.UNDECIDED, f"no verdict after {limit_s:.0f} s on {len(history)} operations")
+    return Verdict(Outcome.VALID)
+
+
+def events(history: Sequence[Operation]) -> list[tuple[int, bool, int]]:
+    """Beginnings and returns in the order of time; of one moment, beginnings first: the calls overlap."""
+    begun = [(operation.invoked_ns, False, index) for index, operation in enumerate(history)]
+    returned = [
+        (operation.returned_ns, True, index)
+        for index, operation in enumerate(history)
+        if operation.returned_ns is not None
+    ]
+    return sorted(begun + returned)
+
+
+class _Search:
+    """Sets of calls are numbers whose bits are their indices."""
+
+    def __init__(self, model: Model, history: Sequence[Operation], deadline_s: float) -> None:
+        self._model, self._history, self._deadline_s = model, history, deadline_s
+        self._pending: dict[int, int] = {}  # index of a call under way to its bit
+        self._configurations: set[tuple[int, Hashable]] = {(0, model.initial)}
+        self._last = self._configurations
+        self._twins = _twins(history)
+        self._expansions = 0
+
+    def begin(self, index: int) -> None:
+        self._pending[index] = 1 << index
+
+    def end(self, index: int) -> bool:
+        """The call has returned, so it has taken effect. False if it cannot have."""
+        bit = self._pending[index]
+        reached, found = set(self._configurations), set()
+        waiting = list(reached)
+        while waiting:
+            done, state = waiting.pop()
+            if done & bit:
+                found.add((done & ~bit, state))
+                continue
+            for configuration in self._continue(done, state):
+                if configuration not in reached:
+                    reached.add(configuration)
+                    waiting.append(configuration)
+        del self._pending[index]
+        self._last, self._configurations = self._configurations, found
+        return bool(found)
+
+    def _continue(self, done: int, state: Hashable) -> list[tuple[int, Hashable]]:
+        """The configurations after one more call; only one if that is a read.
+
+        A read that fits takes effect at once: what could follow without it can follow after it. A call of an unknown
+        outcome that would change nothing is left under way.
+        """
+        self._look_at_clock()
+        following = []
+        for index, bit in self._pending.items():
+            twin = self._pending.get(self._twins[index], 0)
+            if done & bit or twin & ~done:
+                continue
+            operation = self._history[index]
+            states = list(self._model.step(state, operation))
+            if states == [state] and self._model.is_read(operation):
+                return [(done | bit, state)]
+            is_known = operation.returned_ns is not None
+            following += [(done | bit, each) for each in states if is_known or each != state]
+        return following
+
+    def _look_at_clock(self) -> None:
+        self._expansions += 1
+        if self._expansions % EXPANSIONS_PER_LOOK == 0 and time.monotonic() > self._deadline_s:
+            raise _OutOfTime
+
+    def explain(self, index: int, moment: int) -> str:
+        operation = self._history[index]
+        under_way = [self._history[each] for each in self._pending]
+        states = sorted({repr(state) for _, state in self._last})
+        return (
+            f"{operation} returned at {moment}, which no order of calls explains; possible states before: "
+            f"{', '.join(states[:8])}; under way: {under_way}"
+        )
+
+
+def _twins(history: Sequence[Operation]) -> list[int]:
+    """For each operation an earlier one that does the same and ends with it, or -1: that one takes effect first.
+
+    Nothing is lost: where the later one would, the earlier one can in its place, and the later one after it.
+    """
+    order = sorted(range(len(history)), key=lambda index: history[index].invoked_ns)
+    twins = [-1] * len(history)
+    last: dict[str, int] = {}
+    for index in order:
+        each = history[index]
+        key = repr((each.kind, each.argument, each.result, each.returned_ns))
+        twins[index] = last.get(key, -1)
+        last[key] = index
+    return twins
+
+
+__all__ = ["Model", "Outcome", "Verdict", "check", "events"]
