@@ -140,9 +140,9 @@ def prepare(data: Path, config: Path) -> None:
 def run(root: Path, seed: int, seconds: float, kinds: list[str] | None, say: Callable[[str], None]) -> Report:
     """One run in `root`, a directory of this machine."""
     report = Report(seed)
-    choose = random.Random(seed)
+    # The order in which machines are rebooted must not change the plan.
     (root / "histories").mkdir()
-    with Machines(root, choose, nodes=3, replicas=2, config=CONFIG) as machines:
+    with Machines(root, random.Random(f"machines {seed}"), nodes=3, replicas=2, config=CONFIG) as machines:
         injector = Injector(machines, say=say)
         cached = root / "cached.toml"
         cached.write_text(CACHED_CONFIG)
@@ -154,10 +154,10 @@ def run(root: Path, seed: int, seconds: float, kinds: list[str] | None, say: Cal
         )
         places["cached"] = str(machines.mount("cached", "client", "--config", str(cached)))
         prepare(machines.data.root, machines.config)
-        start_programs(machines, choose, places)
+        start_programs(machines, random.Random(f"programs {seed}"), places)
         began_s = time.monotonic()
         try:
-            for planned in Plan(choose, machines.places(), kinds or list(WEIGHTS)):
+            for planned in Plan(random.Random(f"plan {seed}"), machines.places(), kinds or list(WEIGHTS)):
                 if time.monotonic() - began_s > seconds:
                     break
                 injector.carry_out(planned)
