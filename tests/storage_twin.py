@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import astuple, replace
 from pathlib import Path
 
-from luciola.errors import StaleRouting
+from luciola.errors import Busy, StaleRouting, Unavailable
 from luciola.storage.compare import Name, Record
 from luciola.wire import RoutingTable
 from luciola.wire.pb.mgmtd_pb2 import SERVING, SYNCING, Routing
@@ -67,6 +67,12 @@ class MemoryNode:
     def put(self, number: int, *records: Record) -> None:
         self.chain(number).update({item.name: item for item in records})
 
+    def _state(self, chain: int) -> int:
+        """What routing says of this node's replica; 0 without one."""
+        members = self.table.chains.get(chain)
+        targets = members.targets if members else ()
+        return next((target.state for target in targets if target.node == self.number), 0)
+
     # The native interface.
 
     def set_routing(self, routing: bytes) -> int:
@@ -114,9 +120,10 @@ class MemoryNode:
             return [astuple(self.chain(chain)[name]) for name in names[:limit]]
 
     def quarantine(self, chain: int, version: int, chunk: Name, stamp: tuple[int, int], folder: Path) -> bool:
-        members = self.table.chains[chain]
-        if members.version != version:
+        if self.table.chains[chain].version != version:
             raise StaleRouting("the chain has changed")
+        if self._state(chain) != SYNCING:
+            raise Unavailable("the replica is not being synced")
         with self.lock:
             found = self.chain(chain).get(chunk)
             if stamp == (0, 0):
@@ -129,6 +136,8 @@ class MemoryNode:
             return True
 
     def wipe_chain(self, chain: int) -> None:
+        if self._state(chain) == SERVING:
+            raise Busy(f"chain {chain} is served by this node")
         with self.lock:
             self.wiped.append(chain)
             self.chain(chain).clear()
