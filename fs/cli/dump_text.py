@@ -20,9 +20,15 @@ from ..wire.pb import meta_pb2 as pb
 LINE_BYTES_MAX: Final = 1 << 20  # 64 KiB of inline bytes take up to 6 characters each
 NS_PER_S: Final = 1_000_000_000
 TIME: Final = re.compile(r"(-?)([0-9]{1,11})\.([0-9]{9})", re.ASCII)
+DIGITS: Final = {  # of numbers that are strings, by their base
+    8: re.compile("[0-7]{1,5}", re.ASCII),
+    10: re.compile("[0-9]{1,20}", re.ASCII),
+    16: re.compile("[0-9a-f]{1,16}", re.ASCII),
+}
 TYPES: Final = {number: name.lower() for name, number in pb.FileType.items() if number}
 NUMBERS: Final = {name: number for number, name in TYPES.items()}
-COUNTS: Final = ("inodes", "attributes", "entries")
+COUNTED: Final = {"inode": "inodes", "attribute": "attributes", "entry": "entries"}
+COUNTS: Final = tuple(COUNTED.values())
 HEADER: Final = ("format", "cluster", "generation", "position", "next_inode", "next_content", "inode_count")
 
 Fields = dict[str, Any]
@@ -151,6 +157,7 @@ class TextReader:
     def __init__(self, lines: BinaryIO) -> None:
         self._input = lines
         self._sum = hashlib.sha256()
+        self._seen = pb.DumpTrailer()
         self.line = 0  # of the record that was given out last, from 1
 
     def __iter__(self) -> Iterator[pb.DumpRecord]:
@@ -163,17 +170,21 @@ class TextReader:
                 fields, record = _decode(line)
                 kind = _next_kind(self.line, fields)
                 if kind == "trailer":
-                    self._check_end(fields)
+                    self._check_end(fields, record.trailer)
             except InvalidArgument as error:
                 raise InvalidArgument(f"line {self.line} of the dump: {error.message}") from error
             self._sum.update(line)
+            if kind in COUNTED:
+                setattr(self._seen, COUNTED[kind], getattr(self._seen, COUNTED[kind]) + 1)
             yield record
 
-    def _check_end(self, fields: Fields) -> None:
+    def _check_end(self, fields: Fields, trailer: pb.DumpTrailer) -> None:
         if fields["sha256"] != self._sum.hexdigest():
             raise InvalidArgument(
                 "the checksum does not fit the lines before: the dump is damaged, or was changed without a new checksum"
             )
+        if trailer != self._seen:
+            raise InvalidArgument("the trailer counts other records than came before it")
         if self._input.read(1):
             raise InvalidArgument("something follows the trailer")
 
@@ -196,7 +207,7 @@ def _decode(line: bytes) -> tuple[Fields, pb.DumpRecord]:
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"not JSON ({error})") from error
     kind = fields.get("record") if isinstance(fields, dict) else None
-    if kind not in DECODERS:
+    if not isinstance(kind, str) or kind not in DECODERS:
         raise InvalidArgument(f'"record" must be one of {", ".join(DECODERS)}')
     record = pb.DumpRecord()
     left = dict(fields)
@@ -253,7 +264,7 @@ class _Fields:
     def written(self, name: str, base: int) -> int:
         """A number that is written as a string."""
         text = self.string(name)
-        if not re.fullmatch("[0-9a-f]{1,20}", text, re.ASCII):
+        if not DIGITS[base].fullmatch(text):
             raise InvalidArgument(f"{name!r} must be digits, as a string")
         return int(text, base)
 
