@@ -156,8 +156,15 @@ async def work(bench, count):
         "list",
         pb.ListRequest,
         [
-            pb.ListRequest(caller=bench.caller(), inode=directory, limit=128, with_inodes=True, after=name)
-            for name in names[:: max(1, count // 100)]
+            pb.ListRequest(
+                caller=bench.caller(),
+                inode=directory,
+                limit=128,
+                with_inodes=True,
+                by_cookie=True,
+                after_cookie=each.inode.id,
+            )
+            for each in created[:: max(1, count // 100)]
         ],
     )
     await bench.time(

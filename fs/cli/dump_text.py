@@ -114,13 +114,16 @@ def _encode_attribute(record: pb.DumpRecord) -> Fields:
 
 def _encode_entry(record: pb.DumpRecord) -> Fields:
     entry = record.entry.entry
-    return {
+    fields: Fields = {
         "record": "entry",
         "directory": record.entry.parent,
         "name": _text(entry.name),
         "inode": entry.inode,
         "type": TYPES[entry.type],
     }
+    if entry.cookie:
+        fields["cookie"] = entry.cookie
+    return fields
 
 
 def _encode_trailer(record: pb.DumpRecord) -> Fields:
@@ -329,6 +332,8 @@ def _decode_entry(fields: _Fields, record: pb.DumpRecord) -> None:
     record.entry.parent = fields.number("directory")
     entry = record.entry.entry
     entry.name, entry.inode, entry.type = fields.bytes("name"), fields.number("inode"), fields.type()
+    if fields.has("cookie"):
+        entry.cookie = fields.number("cookie")
 
 
 def _decode_trailer(fields: _Fields, record: pb.DumpRecord) -> None:

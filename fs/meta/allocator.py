@@ -43,6 +43,11 @@ class Allocator:
         """Whether it is time to `refill`."""
         return not self._reserve and self._end - self._next < LOW
 
+    @property
+    def upcoming(self) -> int:
+        """No id that is handed out from now on is smaller."""
+        return max(self._next, self._floor)
+
     def take(self) -> int:
         """A new id. Raises: NeedIds."""
         if self._next == self._end:

@@ -232,10 +232,12 @@ class Collector:
         after = self._emptied.get(directory.id, b"")
         pairs = txn.get_range(*schema.entry_range(directory.id, after=after), limit=ENTRIES)
         until_s = self._clock.monotonic() + SLICE_S
-        for key, entry in pairs:
+        for key, value in pairs:
+            entry = schema.decode_entry(value)
             txn.delete(key)
+            txn.delete(schema.cookie_key(directory.id, entry.cookie))
             _, removal.emptied[directory.id] = schema.split_one(key)
-            self._unlink(removal, schema.decode_entry(entry).inode)
+            self._unlink(removal, entry.inode)
             if self._clock.monotonic() > until_s:
                 break
         return bool(pairs)

@@ -183,9 +183,8 @@ def _attribute(key: bytes, value: bytes) -> DumpRecord:
 def _entry(key: bytes, value: bytes) -> DumpRecord:
     record = DumpRecord()
     scanned = record.entry
-    scanned.parent, scanned.entry.name = schema.split_one(key)
-    entry = schema.decode_entry(value)
-    scanned.entry.inode, scanned.entry.type = entry.inode, entry.type  # type: ignore[assignment] # an enum's number
+    scanned.parent, _ = schema.split_one(key)
+    scanned.entry.CopyFrom(schema.decode_dentry(value))
     return record
 
 

@@ -39,7 +39,7 @@ REFUSAL: Final = (
     "`luciola load --discard` gives it up"
 )
 # What a namespace consists of, besides the root.
-CONTENT_KINDS: Final = (b"D", b"I", b"N", b"O", b"P", b"S", b"T", b"X")
+CONTENT_KINDS: Final = (b"C", b"D", b"I", b"N", b"O", b"P", b"S", b"T", b"X")
 
 
 class Load:
@@ -216,10 +216,7 @@ class Load:
                     attribute = record.attribute
                     txn.put(schema.attribute_key(attribute.inode, attribute.name), attribute.value)
                 case "entry":
-                    parent, entry = record.entry.parent, record.entry.entry
-                    txn.put(
-                        schema.entry_key(parent, entry.name), schema.encode_entry(entry.inode, entry.type)
-                    )
+                    _store_entry(txn, record.entry.parent, record.entry.entry)
 
     def _store_inode(self, txn: Transaction, loaded: Inode) -> None:
         inode = Inode()
@@ -285,6 +282,17 @@ def _empty(txn: Transaction) -> None:
         txn.delete_range(*schema.kind_range(kind))
     txn.put(schema.inode_key(ROOT_INODE), schema.encode_inode(LoadState.FromString(value).root))
     txn.delete(schema.LOAD)
+
+
+def _store_entry(txn: Transaction, directory: int, loaded: pb.Dentry) -> None:
+    entry = schema.Entry(loaded.inode, loaded.type, loaded.cookie or loaded.inode)
+    value = schema.encode_entry(entry, loaded.name)
+    by_cookie = schema.cookie_key(directory, entry.cookie)
+    other = txn.snapshot_get(by_cookie)
+    if other is not None and schema.decode_dentry(other).name != loaded.name:  # the same: a second attempt
+        raise InvalidArgument(f"two entries of directory {directory} have the cookie {entry.cookie}")
+    txn.put(schema.entry_key(directory, loaded.name), value)
+    txn.put(by_cookie, value)
 
 
 def _counts(trailer: DumpTrailer) -> str:

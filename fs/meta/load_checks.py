@@ -129,6 +129,10 @@ class RecordChecks:
             FIRST_ID <= entry.inode < self._header.next_inode,
             "the inode is not below next_inode of the header",
         )
+        _require(
+            not entry.cookie or FIRST_ID <= entry.cookie < self._header.next_inode,
+            "the cookie is not below next_inode of the header",
+        )
         _require(entry.type in pb.FileType.values() and entry.type != pb.TYPE_INVALID, "not a type of inodes")
         self._name = entry.name
         self.seen.entries += 1

@@ -2,7 +2,8 @@
 
     M                         superblock      format version, id and generation of the store, cluster id
     I inode                   inode           the `Inode` message of proto/meta.proto
-    D directory name          entry           inode, type
+    D directory name          entry           inode, type, cookie, and the `Dentry` message that listings show
+    C directory cookie        entry           the same value, in the order in which names were made
     T directory               entry time      when an entry last came or went; written blindly
     N directory               subdirectories  how many
     S inode session           write session   client, when it was opened
@@ -18,6 +19,8 @@
 Ids in keys are big-endian: keys sort by number. `removed_at` is a moment of `RemovalClock`. Making a file writes
 T but neither reads it nor writes its directory's I or N, so creates in one directory never conflict. A directory's
 record holds 2 as its link count while it has a name, and 0 after; `work.Work.visible` puts together what callers see.
+Every D has its C, written and deleted with it (`work.Work.add_entry`). A cookie is the id of the inode that was made
+with the name, or an id of its own: no two entries have the same, and a name keeps its cookie until it goes.
 """
 
 from struct import Struct
@@ -26,14 +29,15 @@ from typing import Final, NamedTuple
 from google.protobuf.message import DecodeError
 
 from ..errors import ConfigError, CorruptData
-from ..wire.pb.meta_pb2 import Inode, QuarantinedContent, RemovedContent
+from ..wire.pb.meta_pb2 import Dentry, Inode, QuarantinedContent, RemovedContent
 
-FORMAT_VERSION: Final = 4
+FORMAT_VERSION: Final = 5
 GENERATION_BITS: Final = 44  # of an id are below the generation in which it was handed out; 0 in the first
 
 _ONE: Final = Struct(">cQ")
 _TWO: Final = Struct(">cQQ")
-_ENTRY: Final = Struct("<QB")
+_ENTRY: Final = Struct("<QBQ")
+_FOUND: Final = Struct("<QB")  # its first fields
 _SESSION: Final = Struct("<QQ")
 _TIME: Final = Struct("<q")
 _COUNT: Final = Struct("<I")
@@ -49,8 +53,8 @@ QUARANTINE: Final = b"Q"
 
 pack_one: Final = _ONE.pack
 pack_two: Final = _TWO.pack
-unpack_entries: Final = _ENTRY.iter_unpack  # values of entries, joined
-ONE_BYTES: Final = _ONE.size  # of a key up to what follows its id
+unpack_found: Final = _FOUND.unpack_from  # inode and type of an entry
+ENTRY_BYTES: Final = _ENTRY.size  # of an entry, before its message
 
 
 class Superblock(NamedTuple):
@@ -74,6 +78,7 @@ class Entry(NamedTuple):
 
     inode: int
     type: int
+    cookie: int = 0  # its place in the listing by cookies; 0: what a path leads to that names no entry
 
 
 class Session(NamedTuple):
@@ -102,6 +107,15 @@ def entry_range(directory: int, *, after: bytes = b"") -> tuple[bytes, bytes]:
     """All entries of a directory whose names sort after `after`."""
     begin = pack_one(b"D", directory)
     return (begin + after + b"\x00" if after else begin), pack_one(b"D", directory + 1)
+
+
+def cookie_key(directory: int, cookie: int) -> bytes:
+    return pack_two(b"C", directory, cookie)
+
+
+def cookie_range(directory: int, *, after: int) -> tuple[bytes, bytes]:
+    """All entries of a directory whose cookies are greater than `after`."""
+    return pack_two(b"C", directory, after) + b"\x00", pack_one(b"C", directory + 1)
 
 
 def time_key(directory: int) -> bytes:
@@ -185,12 +199,23 @@ def decode_inode(value: bytes) -> Inode:
         raise CorruptData("a stored inode cannot be read") from error
 
 
-def encode_entry(inode: int, kind: int) -> bytes:
-    return _ENTRY.pack(inode, kind)
+def encode_entry(entry: Entry, name: bytes) -> bytes:
+    number, kind, cookie = entry
+    shown = Dentry(name=name, inode=number, cookie=0 if cookie == number else cookie)
+    shown.type = kind  # type: ignore[assignment]  # an int
+    return _ENTRY.pack(number, kind, cookie) + shown.SerializeToString()
 
 
 def decode_entry(value: bytes) -> Entry:
-    return Entry(*_ENTRY.unpack(value))
+    return Entry(*_ENTRY.unpack_from(value))
+
+
+def decode_dentry(value: bytes) -> Dentry:
+    """An entry as listings show it. Raises: CorruptData."""
+    try:
+        return Dentry.FromString(value[ENTRY_BYTES:])
+    except DecodeError as error:
+        raise CorruptData("a stored entry of a directory cannot be read") from error
 
 
 def encode_session(client: int, opened_unix_ms: int) -> bytes:
@@ -301,10 +326,10 @@ def decode_quarantined(value: bytes) -> QuarantinedContent:
 
 
 __all__ = [
+    "ENTRY_BYTES",
     "FORMAT_VERSION",
     "INODES",
     "LOAD",
-    "ONE_BYTES",
     "QUARANTINE",
     "SUPERBLOCK",
     "Cut",
@@ -314,9 +339,12 @@ __all__ = [
     "allocator_key",
     "attribute_key",
     "attribute_range",
+    "cookie_key",
+    "cookie_range",
     "cut_key",
     "decode_count",
     "decode_cut",
+    "decode_dentry",
     "decode_entry",
     "decode_garbage",
     "decode_inode",
@@ -350,5 +378,5 @@ __all__ = [
     "split_two",
     "subdirectories_key",
     "time_key",
-    "unpack_entries",
+    "unpack_found",
 ]

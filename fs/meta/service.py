@@ -233,12 +233,8 @@ class MetaService:
     ) -> AsyncIterator[pb.ScannedDentry]:
         """Every entry of every directory."""
         async for key, value in self._scan(b"D", request.limit):
-            parent, name = schema.split_one(key)
-            entry = schema.decode_entry(value)
-            yield pb.ScannedDentry(
-                parent=parent,
-                entry=pb.Dentry(name=name, inode=entry.inode, type=entry.type),  # type: ignore[arg-type]
-            )
+            parent, _ = schema.split_one(key)
+            yield pb.ScannedDentry(parent=parent, entry=schema.decode_dentry(value))
 
     async def scan_removed(
         self,

@@ -21,7 +21,7 @@ from ..ids import ROOT_INODE
 from ..kv import Transaction
 from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, Spare
 from . import schema
-from .allocator import Allocator, NeedIds
+from .allocator import FIRST_ID, Allocator, NeedIds
 from .layout import Placer
 from .permissions import User
 from .removal_clock import RemovalClock
@@ -197,6 +197,20 @@ class Work:
         inode.ctime_ns = self.now_ns
         inode.change += 1
         self.txn.put(schema.inode_key(inode.id), schema.encode_inode(inode))
+
+    def add_entry(self, directory: int, name: bytes, entry: Entry) -> None:
+        """Gives the directory the entry, which may replace one that has the same name and cookie."""
+        assert entry.cookie >= FIRST_ID, "below are the places of . and .. in a listing"
+        value = schema.encode_entry(entry, name)
+        self.txn.put(schema.entry_key(directory, name), value)
+        self.txn.put(schema.cookie_key(directory, entry.cookie), value)
+        self.touch(directory)
+
+    def remove_entry(self, directory: int, name: bytes, entry: Entry) -> None:
+        """Takes the entry out of the directory."""
+        self.txn.delete(schema.entry_key(directory, name))
+        self.txn.delete(schema.cookie_key(directory, entry.cookie))
+        self.touch(directory)
 
     def touch(self, directory: int) -> None:
         """An entry of the directory came or went."""

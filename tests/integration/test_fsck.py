@@ -43,7 +43,7 @@ def change(engine: RocksEngine, pairs: list[tuple[bytes, bytes]], *, put: bool) 
 def names_of(engine: RocksEngine) -> list[tuple[bytes, bytes]]:
     """All entries and inodes but the root."""
     txn = engine.begin()
-    pairs = [*txn.snapshot_range(*schema.kind_range(b"I")), *txn.snapshot_range(*schema.kind_range(b"D"))]
+    pairs = [pair for kind in (b"I", b"D", b"C") for pair in txn.snapshot_range(*schema.kind_range(kind))]
     return [(key, value) for key, value in pairs if key != schema.inode_key(1)]
 
 
@@ -87,9 +87,10 @@ def test_few_chunks_of_no_file_are_removed_when_they_are_due(tmp_path: Path) -> 
             for name in ("/kept", "/lost"):
                 fs.write(name, DATA)
         with stopped(cluster) as engine:
-            lost = [pair for pair in names_of(engine) if pair[0] == schema.entry_key(1, b"lost")]
-            inode = schema.decode_entry(lost[0][1]).inode
-            change(engine, [*lost, (schema.inode_key(inode), b"")], put=False)
+            (lost,) = [pair for pair in names_of(engine) if pair[0] == schema.entry_key(1, b"lost")]
+            entry = schema.decode_entry(lost[1])
+            keys = (lost[0], schema.cookie_key(1, entry.cookie), schema.inode_key(entry.inode))
+            change(engine, [(key, b"") for key in keys], put=False)
         (problem,) = cluster.fsck()["problems"]
         assert "belong to no file" in problem["what"]
         assert cluster.fsck("--repair", "--quarantine-hours", "0")["problems"] == []

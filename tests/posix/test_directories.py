@@ -1,6 +1,8 @@
 """Listing directories, also while they change."""
 
+import ctypes
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,51 @@ import pytest
 pytestmark = pytest.mark.mount
 
 COUNT = 3000
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.opendir.restype = libc.readdir.restype = ctypes.c_void_p
+libc.opendir.argtypes = [ctypes.c_char_p]
+libc.telldir.restype = ctypes.c_long
+for function in (libc.readdir, libc.telldir, libc.rewinddir, libc.closedir):
+    function.argtypes = [ctypes.c_void_p]
+libc.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
+
+
+class Stream:
+    """A directory stream of the C library (DIR)."""
+
+    def __init__(self, path: str = ".") -> None:
+        self.dir = libc.opendir(os.fsencode(path))
+        assert self.dir, os.strerror(ctypes.get_errno())
+
+    def read(self) -> str | None:
+        """The next name; None at the end."""
+        entry = libc.readdir(self.dir)
+        return None if entry is None else os.fsdecode(ctypes.string_at(entry + 19))  # d_name of struct dirent
+
+    def tell(self) -> int:
+        return int(libc.telldir(self.dir))
+
+    def seek(self, offset: int) -> None:
+        libc.seekdir(self.dir, offset)
+
+    def rewind(self) -> None:
+        libc.rewinddir(self.dir)
+
+    def rest(self) -> list[str]:
+        return list(iter(self.read, None))
+
+    def offsets(self) -> dict[str, int]:
+        """The offset after each name, as the directory is now."""
+        self.rewind()
+        return {name: self.tell() for name in iter(self.read, None)}
+
+
+@pytest.fixture
+def stream(area: Path) -> Iterator[Stream]:
+    opened = Stream()
+    yield opened
+    libc.closedir(opened.dir)
 
 
 def fill(count: int = COUNT) -> set[str]:
@@ -78,6 +125,70 @@ def test_names_that_stay_are_listed_once_while_others_come_and_go(area):
                 break
     counted = [name for name in seen if name in stay]
     assert len(counted) == len(set(counted)) == len(stay)
+
+
+def test_offset_leads_to_the_same_name_after_others_are_removed(stream):
+    for number in range(600):
+        Path(f"f{number:04d}").touch()
+    order = stream.offsets()
+    names = list(order)
+    mark = names.index("f0300")
+    expected = names[mark + 1 :]
+    for name in [name for name in names[:mark] if name.startswith("f")][:100]:
+        os.unlink(name)
+    stream.seek(order["f0300"])
+    assert stream.rest() == expected
+    stream.rewind()
+    stream.seek(order["f0300"])
+    assert stream.rest() == expected
+    other = Stream()
+    other.seek(order["f0300"])
+    assert other.rest() == expected
+    os.unlink("f0300")
+    other.seek(order["f0300"])
+    assert other.rest() == expected, "after a name that is gone"
+    libc.closedir(other.dir)
+
+
+def test_every_offset_leads_to_the_rest_of_the_listing(stream):
+    Path("a").touch()
+    os.mkdir("d")
+    for number in range(20):
+        os.link("a", f"link-{number:02d}")
+    os.rename("link-07", "renamed")
+    Path("new").touch()
+    os.rename("new", "link-03")
+    order = stream.offsets()
+    assert sorted(order) == sorted([".", "..", *os.listdir()])
+    assert all(0 < offset < 1 << 63 for offset in order.values())
+    names = list(order)
+    for index, name in enumerate(names):
+        stream.seek(order[name])
+        assert stream.rest() == names[index + 1 :]
+    stream.seek(0)
+    assert stream.rest() == names
+
+
+def test_names_stay_where_they_are_when_they_are_given_other_files(stream):
+    for number in range(9):
+        Path(f"f{number}").touch()
+    before = list(stream.offsets())
+    os.rename("f7", "f2")  # f2 was there all the while
+    assert list(stream.offsets()) == [name for name in before if name != "f7"]
+    os.rename("f8", "g")  # in the place of f8: it is not listed twice
+    assert list(stream.offsets()) == ["g" if name == "f8" else name for name in before if name != "f7"]
+
+
+def test_listing_ends_though_a_file_is_made_for_each_that_is_shown(area):
+    names = fill(1000)
+    seen = set()
+    with os.scandir() as entries:
+        for entry in entries:
+            seen.add(entry.name)
+            assert len(seen) < 3000
+            Path(f"made-{len(seen)}").touch()
+            os.rename(entry.name, f"x{entry.name}")
+    assert names <= seen
 
 
 def test_rewound_listing_shows_the_present(area):

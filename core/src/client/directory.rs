@@ -1,8 +1,10 @@
 //! An open directory: pages of its listing, fetched as the reader goes on, the next one before it is asked for.
 //!
-//! Entry number n of the listing has offset n. Only two pages are kept, whatever the size of the directory, and one that
-//! was fetched ahead; a reader who goes further back gets the page listed again from the name before it. Nothing is
-//! shown that was asked for before this client changed an entry of the directory: own changes are known at once.
+//! The offset of an entry is its cookie, which it keeps until its name goes: a reader may go on after any offset that he
+//! was ever given, by this or another open of the directory, or before a remount, and misses no name that was there all
+//! the while. Only two pages are kept, whatever the size of the directory, and one that was fetched ahead. Nothing is
+//! shown that was asked for before this client changed an entry of the directory: own changes are known at once. Names
+//! made since the listing began are not shown: whoever makes one for each that he is shown comes to an end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,9 +23,14 @@ const FIRST_ENTRIES: u32 = 256;
 const GROWTH: u32 = 64;
 const PAGE_ENTRIES_MAX: u32 = 1024;
 
+/// The offset of an entry in its directory: listing goes on after it.
+pub fn cookie(entry: &pb::Dentry) -> u64 {
+    if entry.cookie == 0 { entry.inode } else { entry.cookie }
+}
+
 struct Page {
-    /// Number of its first entry.
-    first: u64,
+    /// The cookie after which it begins.
+    after: u64,
     asked: Instant,
     with_inodes: bool,
     entries: Vec<pb::Dentry>,
@@ -31,19 +38,24 @@ struct Page {
 }
 
 impl Page {
-    fn end(&self) -> u64 {
-        self.first + self.entries.len() as u64
+    fn last(&self) -> u64 {
+        self.entries.last().map_or(self.after, cookie)
     }
 
-    fn holds(&self, number: u64) -> bool {
-        (self.first..self.end()).contains(&number)
+    /// Whether it has the entry that comes next after `after`, or there is none.
+    fn goes_on(&self, after: u64) -> bool {
+        self.after <= after && (after < self.last() || !self.more)
+    }
+
+    fn rest(&self, after: u64) -> &[pb::Dentry] {
+        &self.entries[self.entries.partition_point(|entry| cookie(entry) <= after)..]
     }
 }
 
 /// A page that is asked for before anybody wants it.
 struct Ahead {
-    /// Number of its first entry.
-    first: u64,
+    /// The cookie after which it begins.
+    after: u64,
     asked: Instant,
     with_inodes: bool,
     /// Somebody is asking for it, or nobody wants it any more.
@@ -67,16 +79,18 @@ impl Drop for Ahead {
 pub struct Directory {
     inode: u64,
     parent: Option<u64>,
+    /// Entries with this cookie or a greater one were made after the listing began.
+    end: Option<u64>,
     /// The last two pages that were wanted.
     pages: Vec<Page>,
     ahead: Option<Ahead>,
-    /// Number of the first entry of each page so far, and the name before it.
-    marks: Vec<(u64, Vec<u8>)>,
+    /// Pages fetched so far.
+    fetched: u32,
 }
 
 impl Directory {
     pub fn new(inode: u64) -> Directory {
-        Directory { inode, parent: None, pages: Vec::new(), ahead: None, marks: vec![(0, Vec::new())] }
+        Directory { inode, parent: None, end: None, pages: Vec::new(), ahead: None, fetched: 0 }
     }
 
     /// Back to the start: the directory is listed anew.
@@ -92,96 +106,86 @@ impl Directory {
         Ok(self.parent.unwrap_or(self.inode))
     }
 
-    /// Entries from number `number` on, as many as are here, at least one, and when they were asked for; none at the
-    /// end.
+    /// Entries after the one with the cookie `after`, as many as are here, at least one, and when they were asked for;
+    /// none at the end.
     pub fn entries(
         &mut self,
         shared: &Arc<Shared>,
         who: &Arc<Who>,
-        number: u64,
+        after: u64,
         with_inodes: bool,
     ) -> Result<(&[pb::Dentry], Instant)> {
-        self.forget_overtaken(shared, number);
-        loop {
-            let held =
-                self.pages.iter().position(|page| page.holds(number) && (page.with_inodes || !with_inodes));
-            if let Some(held) = held {
-                let page = &self.pages[held];
-                return Ok((&page.entries[(number - page.first) as usize..], page.asked));
-            }
-            if self.pages.iter().any(|page| !page.more && number >= page.end()) {
-                return Ok((&[], Instant::now()));
-            }
-            let mark = self.marks.partition_point(|(first, _)| *first <= number) - 1;
-            self.fetch(shared, who, mark, with_inodes)?;
-        }
-    }
-
-    /// The reader goes on after the name that it has seen last: earlier ones may have come or gone.
-    fn forget_overtaken(&mut self, shared: &Shared, number: u64) {
-        let overtaken = |asked| shared.names.have_changed_since(self.inode, asked);
-        if self.ahead.as_ref().is_some_and(|ahead| overtaken(ahead.asked)) {
-            self.ahead = None;
-        }
-        let Some(page) = self.pages.iter().find(|page| page.holds(number) && overtaken(page.asked)) else {
-            return;
+        self.forget_overtaken(shared);
+        let fits = |page: &Page| page.goes_on(after) && (page.with_inodes || !with_inodes);
+        let held = match self.pages.iter().position(fits) {
+            Some(held) => held,
+            None => self.fetch(shared, who, after, with_inodes)?,
         };
-        if number > page.first {
-            let seen = page.entries[(number - page.first) as usize - 1].name.clone();
-            self.marks.truncate(self.marks.partition_point(|(first, _)| *first < number));
-            self.marks.push((number, seen));
-        }
-        self.pages.clear();
+        let page = &self.pages[held];
+        Ok((page.rest(after), page.asked))
     }
 
-    /// Fetches the page at `mark`, and begins to fetch the one after it.
-    fn fetch(&mut self, shared: &Arc<Shared>, who: &Arc<Who>, mark: usize, with_inodes: bool) -> Result<()> {
-        let first = self.marks[mark].0;
-        let (asked, with_inodes, reply) = match self.fetched_ahead(first, with_inodes, shared.names.ttl()) {
+    /// Names may have come or gone since.
+    fn forget_overtaken(&mut self, shared: &Shared) {
+        let holds = |asked| !shared.names.have_changed_since(self.inode, asked);
+        self.ahead.take_if(|ahead| !holds(ahead.asked));
+        self.pages.retain(|page| holds(page.asked));
+    }
+
+    /// Fetches the page after the cookie `after`, and begins to fetch the one after it. Returns its index.
+    fn fetch(
+        &mut self,
+        shared: &Arc<Shared>,
+        who: &Arc<Who>,
+        after: u64,
+        with_inodes: bool,
+    ) -> Result<usize> {
+        let (asked, with_inodes, reply) = match self.fetched_ahead(after, with_inodes, shared.names.ttl()) {
             Some(fetched) => fetched,
             None => {
                 let asked = Instant::now();
-                (asked, with_inodes, shared.meta.list(who, self.request(mark, with_inodes))?)
+                (asked, with_inodes, shared.meta.list(who, self.request(after, with_inodes))?)
             }
         };
+        self.fetched += 1;
         self.parent = Some(reply.parent);
-        let more = reply.more && !reply.entries.is_empty();
-        let page = Page { first, asked, with_inodes, entries: reply.entries, more };
-        // The directory may have changed: later pages begin where this one ends now.
-        self.marks.truncate(mark + 1);
-        if let Some(last) = page.entries.last()
-            && more
-        {
-            self.marks.push((page.end(), last.name.clone()));
-            self.fetch_ahead(shared, who, mark + 1, with_inodes);
+        let end = *self.end.get_or_insert(reply.next_cookie);
+        let mut entries = reply.entries;
+        let older = entries.partition_point(|entry| cookie(entry) < end);
+        let more = reply.more && !entries.is_empty() && older == entries.len();
+        entries.truncate(older);
+        let page = Page { after, asked, with_inodes, entries, more };
+        if more {
+            self.fetch_ahead(shared, who, page.last(), with_inodes);
         }
-        self.pages.retain(|known| known.first != first);
+        self.pages.retain(|known| known.after != after);
         if self.pages.len() == 2 {
             self.pages.remove(0);
         }
         self.pages.push(page);
-        Ok(())
+        Ok(self.pages.len() - 1)
     }
 
-    fn request(&self, mark: usize, with_inodes: bool) -> pb::ListRequest {
+    fn request(&self, after: u64, with_inodes: bool) -> pb::ListRequest {
         pb::ListRequest {
             inode: self.inode,
-            after: self.marks[mark].1.clone(),
-            limit: PAGE_ENTRIES_MAX.min(FIRST_ENTRIES + GROWTH * mark as u32),
+            by_cookie: true,
+            after_cookie: after,
+            limit: PAGE_ENTRIES_MAX.min(FIRST_ENTRIES + GROWTH.saturating_mul(self.fetched)),
             with_inodes,
             ..Default::default()
         }
     }
 
-    fn fetch_ahead(&mut self, shared: &Arc<Shared>, who: &Arc<Who>, mark: usize, with_inodes: bool) {
+    fn fetch_ahead(&mut self, shared: &Arc<Shared>, who: &Arc<Who>, after: u64, with_inodes: bool) {
         if shared.names.ttl().is_zero() {
             return;
         }
         let (told, reply) = bounded(1);
         let taken = Arc::new(AtomicBool::new(false));
-        let ahead = Ahead { first: self.marks[mark].0, asked: Instant::now(), with_inodes, taken, reply };
+        let ahead = Ahead { after, asked: Instant::now(), with_inodes, taken, reply };
         let (asker, who, taken) = (shared.clone(), who.clone(), ahead.taken.clone());
-        let request = self.request(mark, with_inodes);
+        let request = self.request(after, with_inodes);
         let job = move || {
             if !taken.swap(true, Ordering::AcqRel) {
                 // Nobody listens when the directory was closed meanwhile.
@@ -191,16 +195,16 @@ impl Directory {
         self.ahead = shared.errands.submit(job).then_some(ahead);
     }
 
-    /// The page that begins with entry number `first`, if it was fetched ahead, and not so long ago that its attributes
-    /// hold for less than half of their time.
+    /// The page after the cookie `after`, if it was fetched ahead, and not so long ago that its attributes hold for
+    /// less than half of their time.
     fn fetched_ahead(
         &mut self,
-        first: u64,
+        after: u64,
         with_inodes: bool,
         ttl: Duration,
     ) -> Option<(Instant, bool, pb::ListReply)> {
         let ahead = self.ahead.take()?;
-        let fits = ahead.first == first && (ahead.with_inodes || !with_inodes);
+        let fits = ahead.after == after && (ahead.with_inodes || !with_inodes);
         if !fits || ahead.asked.elapsed() > ttl / 2 {
             return None;
         }
@@ -235,15 +239,15 @@ mod tests {
         }
 
         /// The inodes that one reply to the kernel could show.
-        fn read(&mut self, number: u64) -> Vec<u64> {
-            let (entries, _) = self.directory.entries(&self.shared, &self.who, number, true).unwrap();
+        fn read(&mut self, after: u64) -> Vec<u64> {
+            let (entries, _) = self.directory.entries(&self.shared, &self.who, after, true).unwrap();
             entries.iter().map(|entry| entry.inode).collect()
         }
 
-        fn read_all(&mut self, from: u64) -> Vec<u64> {
+        fn read_all(&mut self, after: u64) -> Vec<u64> {
             let mut found = Vec::new();
             loop {
-                let more = self.read(from + found.len() as u64);
+                let more = self.read(found.last().copied().unwrap_or(after));
                 if more.is_empty() {
                     return found;
                 }
@@ -281,7 +285,7 @@ mod tests {
         assert_eq!(world.read(0).len(), 256);
         world.shared.errands.stop();
         assert_eq!(world.asked(), 2);
-        assert_eq!(world.read(256).len(), 500 - 256);
+        assert_eq!(world.read(1255).len(), 500 - 256);
         assert_eq!(world.asked(), 2);
     }
 
@@ -306,7 +310,7 @@ mod tests {
         world.shared.errands.stop();
         assert_eq!(world.asked(), 2);
         world.meta.fail_calls(None);
-        assert_eq!(world.read(256).len(), 500 - 256);
+        assert_eq!(world.read(1255).len(), 500 - 256);
     }
 
     #[test]
@@ -318,7 +322,7 @@ mod tests {
             world.remove_here(inode);
         }
         let expected: Vec<u64> = (1100..2000).filter(|inode| ![1100, 1300].contains(inode)).collect();
-        assert_eq!(world.read_all(100), expected);
+        assert_eq!(world.read_all(1099), expected);
     }
 
     #[test]
@@ -328,7 +332,7 @@ mod tests {
         world.shared.errands.stop();
         world.remove_here(1400);
         let expected: Vec<u64> = (1256..1500).filter(|inode| *inode != 1400).collect();
-        assert_eq!(world.read_all(256), expected);
+        assert_eq!(world.read_all(1255), expected);
     }
 
     #[test]
@@ -337,6 +341,37 @@ mod tests {
         assert_eq!(world.read(0).len(), 256);
         world.shared.errands.stop();
         world.meta.remove(1400);
-        assert!(world.read(256).contains(&1400));
+        assert!(world.read(1255).contains(&1400));
+    }
+
+    #[test]
+    fn an_offset_means_the_same_after_removals_a_rewind_and_in_another_open() {
+        let mut world = World::new(600);
+        assert_eq!(world.read_all(0).len(), 600);
+        for inode in 1100..1200 {
+            world.remove_here(inode);
+        }
+        let expected: Vec<u64> = (1301..1600).collect();
+        assert_eq!(world.read_all(1300), expected);
+        world.directory.rewind();
+        assert_eq!(world.read_all(1300), expected);
+        world.directory = Directory::new(ROOT);
+        assert_eq!(world.read_all(1300), expected);
+        assert_eq!(world.read_all(1150), (1200..1600).collect::<Vec<_>>(), "after a name that is gone");
+    }
+
+    #[test]
+    fn files_made_while_a_directory_is_listed_do_not_make_the_listing_longer() {
+        let mut world = World::new(300);
+        let mut last = 0;
+        for made in 2000..3000 {
+            let Some(next) = world.read(last).first().copied() else { break };
+            last = next;
+            world.meta.make(made..made + 1);
+            world.shared.names.changed(ROOT, format!("f{made}").as_bytes(), None, Some(1));
+        }
+        assert_eq!(last, 1299);
+        world.directory.rewind();
+        assert_eq!(world.read_all(0).len(), 600);
     }
 }

@@ -13,7 +13,7 @@ use crate::lock::{Mutex, RwLock};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::directory::Directory;
+use super::directory::{Directory, cookie};
 use super::{
     Client, CreateOptions, File, Found, LISTED_MAX, Names, OpenOptions, Place, Through, Who, inode_path,
     name_path, set_attributes, set_attributes_later,
@@ -35,6 +35,9 @@ const SECTOR_BYTES: u64 = 512;
 const O_DSYNC: i32 = 0o10000;
 /// How old the free space may be that fallocate goes by.
 const FREE_BYTES_AGE: Duration = Duration::from_secs(1);
+/// Offsets of the first two entries of a directory; those of the others are cookies, which are greater.
+const DOT: u64 = 1;
+const DOT_DOT: u64 = 2;
 /// Names that are refused without asking: the metadata service keeps no access control lists.
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 
@@ -294,9 +297,9 @@ impl Mounted {
         dentry: &pb::Dentry,
         asked: Instant,
         left: Duration,
-        offset: u64,
         sink: &mut DirectorySink<'_>,
     ) -> bool {
+        let offset = cookie(dentry);
         if sink.wants_attributes()
             && let Some(inode) = &dentry.attributes
             && !(inode.r#type() == pb::FileType::Directory
@@ -664,28 +667,23 @@ impl FileSystem for Mounted {
         let directory = self.directories.lock().get(&handle).cloned().ok_or(Errno::BADF)?;
         let mut directory = directory.lock();
         let with_inodes = sink.wants_attributes();
-        let mut offset = after;
-        if offset == 0 {
+        if after == 0 {
             directory.rewind();
-            if !sink.plain(b".", inode, FileKind::Directory, 1) {
+            if !sink.plain(b".", inode, FileKind::Directory, DOT) {
                 return Ok(());
             }
-            offset = 1;
         }
         let shared = self.client.shared();
-        if offset == 1 {
+        if after <= DOT {
             let parent = directory.parent(shared, &self.root, with_inodes).map_err(stale)?;
-            if !sink.plain(b"..", parent, FileKind::Directory, 2) {
+            if !sink.plain(b"..", parent, FileKind::Directory, DOT_DOT) {
                 return Ok(());
             }
-            offset = 2;
         }
-        let (entries, asked) =
-            directory.entries(shared, &self.root, offset - 2, with_inodes).map_err(stale)?;
+        let (entries, asked) = directory.entries(shared, &self.root, after, with_inodes).map_err(stale)?;
         let left = shared.names.ttl().saturating_sub(asked.elapsed());
         for dentry in entries {
-            offset += 1;
-            if !self.show(dentry, asked, left, offset, sink) {
+            if !self.show(dentry, asked, left, sink) {
                 break;
             }
         }

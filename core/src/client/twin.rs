@@ -622,13 +622,20 @@ impl MetaTwin {
             inode: inode.id,
             r#type: inode.r#type,
             attributes: request.with_inodes.then(|| inode.clone()),
+            ..Default::default()
         };
-        let mut entries: Vec<_> =
-            inodes.values().map(entry).filter(|entry| entry.name > request.after).collect();
-        entries.sort_by(|one, other| one.name.cmp(&other.name));
+        let mut entries: Vec<_> = inodes.values().map(entry).collect();
+        if request.by_cookie {
+            entries.retain(|entry| entry.inode > request.after_cookie);
+            entries.sort_by_key(|entry| entry.inode);
+        } else {
+            entries.retain(|entry| entry.name > request.after);
+            entries.sort_by(|one, other| one.name.cmp(&other.name));
+        }
         let more = entries.len() > request.limit as usize;
         entries.truncate(request.limit as usize);
-        pb::ListReply { entries, more, parent: 1 }
+        let next_cookie = inodes.keys().max().map_or(1, |last| last + 1);
+        pb::ListReply { entries, more, parent: 1, next_cookie }
     }
 
     /// The reply, with what the caller is shown of files that other clients write: that they do, and of one in chunks

@@ -1030,6 +1030,10 @@ pub struct ListRequest {
     pub limit: u32,
     #[prost(bool, tag = "5")]
     pub with_inodes: bool,
+    #[prost(bool, tag = "6")]
+    pub by_cookie: bool,
+    #[prost(uint64, tag = "7")]
+    pub after_cookie: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Dentry {
@@ -1041,6 +1045,8 @@ pub struct Dentry {
     pub r#type: i32,
     #[prost(message, optional, tag = "4")]
     pub attributes: ::core::option::Option<Inode>,
+    #[prost(uint64, tag = "5")]
+    pub cookie: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListReply {
@@ -1050,6 +1056,8 @@ pub struct ListReply {
     pub more: bool,
     #[prost(uint64, tag = "3")]
     pub parent: u64,
+    #[prost(uint64, tag = "4")]
+    pub next_cookie: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatFsRequest {

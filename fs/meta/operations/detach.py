@@ -39,13 +39,15 @@ def require_empty(work: Work, inode: Inode) -> None:
         raise NotEmpty("the directory is not empty", inode=inode.id)
 
 
-def drop(work: Work, directory: int, name: bytes, inode: Inode) -> None:
+def drop(work: Work, place: Place, inode: Inode) -> None:
     """Takes the name away, and one link off the inode; without any it is left to the collector."""
+    directory, entry = place.directory, place.entry
+    assert directory is not None, "only an entry can be dropped"
+    assert entry is not None, "only an entry can be dropped"
     work.txn.may_use_reserve = True
-    work.txn.delete(schema.entry_key(directory, name))
-    work.touch(directory)
+    work.remove_entry(directory.id, place.name, entry)
     if inode.type == DIRECTORY:
-        work.count_subdirectories(directory, -1)
+        work.count_subdirectories(directory.id, -1)
         inode.link_count = 0
     else:
         inode.link_count -= 1

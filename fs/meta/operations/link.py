@@ -4,9 +4,9 @@ from typing import Final
 
 from ...errors import InvalidArgument, NotFound, PermissionDenied
 from ...wire.pb.meta_pb2 import DIRECTORY, InodeReply, LinkRequest
-from .. import schema
 from ..permissions import READ, WRITE, require
 from ..resolve import locate
+from ..schema import Entry
 from ..work import Work
 from .make import free_place
 
@@ -38,8 +38,7 @@ def link(work: Work, request: LinkRequest) -> InodeReply:
     directory, name = free_place(work, request.target)
     inode.link_count += 1
     work.change(inode)
-    work.txn.put(schema.entry_key(directory.id, name), schema.encode_entry(inode.id, inode.type))
-    work.touch(directory.id)
+    work.add_entry(directory.id, name, Entry(inode.id, inode.type, cookie=work.scene.inodes.take()))
     return InodeReply(inode=inode)
 
 

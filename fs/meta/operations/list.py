@@ -1,8 +1,12 @@
-"""The entries of a directory, a page at a time."""
+"""The entries of a directory, a page at a time, in the order of their names or of their cookies.
+
+Whoever goes on after the last name, or the last cookie, misses no entry that is there all the while and meets none
+twice, whatever comes and goes meanwhile. A cookie fits where a name does not: in the offset of an entry that the kernel
+gives to programs, who may come back to it at any time.
+"""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from itertools import accumulate, repeat
 from typing import Final, cast
 
@@ -13,7 +17,15 @@ from ...wire.encoded import Encoded
 from ...wire.pb.meta_pb2 import DIRECTORY, ListReply, ListRequest
 from ..permissions import EXECUTE, READ, require
 from ..resolve import NAME_BYTES_MAX
-from ..schema import ONE_BYTES, decode_inode, encode_inode, entry_range, inode_key, unpack_entries
+from ..schema import (
+    ENTRY_BYTES,
+    cookie_range,
+    decode_inode,
+    encode_inode,
+    entry_range,
+    inode_key,
+    unpack_found,
+)
 from ..work import Work
 
 LIMIT_MAX: Final = 8192
@@ -39,7 +51,7 @@ class Listing(Encoded[ListReply]):
 
 
 def list_directory(work: Work, request: ListRequest) -> Listing:
-    """A page of entries in the order of their names, as of one moment. "." and ".." are the client's.
+    """A page of entries, as of one moment. "." and ".." are the client's.
 
     Attributes come without the bytes of small files. This is the one operation that touches a thousand inodes: the
     reply is put together from their stored bytes, without an object for each.
@@ -50,16 +62,26 @@ def list_directory(work: Work, request: ListRequest) -> Listing:
     directory = work.directory(request.inode)
     require(work.user, directory, READ | (EXECUTE if request.with_inodes else 0))
     limit = min(request.limit or work.scene.config.list_limit, LIMIT_MAX)
-    begin, end = entry_range(directory.id, after=request.after)
-    pairs = work.txn.snapshot_range(begin, end, limit=limit + 1)
-    names = [key[ONE_BYTES:] for key, _ in pairs[:limit]]
-    found = list(unpack_entries(b"".join([value for _, value in pairs[:limit]])))
+    begin, end = _range(directory.id, request)
+    entries = [value for _, value in work.txn.snapshot_range(begin, end, limit=limit + 1)]
+    found = [unpack_found(entry) for entry in entries[:limit]]
     inodes = _attributes(work, found) if request.with_inodes else None
-    count = len(names) if inodes is None else len(inodes)
-    rest = ListReply(more=count < len(pairs), parent=directory.parent or directory.id)
-    encoded = _entries(names, found, inodes)
+    count = len(found) if inodes is None else len(inodes)
+    rest = ListReply(
+        more=count < len(entries),
+        parent=directory.parent or directory.id,
+        next_cookie=work.scene.inodes.upcoming,
+    )
+    encoded = _dentries(entries[:count], inodes)
     encoded.append(rest.SerializeToString())
     return Listing(b"".join(encoded), [] if inodes is None else [number for number, _ in found])
+
+
+def _range(directory: int, request: ListRequest) -> tuple[bytes, bytes]:
+    """The keys of the entries that are asked for."""
+    if request.by_cookie:
+        return cookie_range(directory, after=request.after_cookie)
+    return entry_range(directory, after=request.after)
 
 
 def _attributes(work: Work, found: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -111,30 +133,17 @@ def _varint(number: int) -> bytes:
     return bytes((number,)) if number < 0x80 else bytes((number & 0x7F | 0x80,)) + _varint(number >> 7)
 
 
-# Neighbouring ids have all but their lowest seven bits in common.
-_high_varint: Final = lru_cache(4096)(_varint)
-_NAME: Final = _Prefixes(b"\n")  # fields 1 to 4 of `Dentry`
-_INODE: Final = [b"\x10" + bytes((bits,)) for bits in range(0x100)]
-_KIND: Final = [b"\x18" + bytes((kind,)) for kind in range(0x80)]
-_ATTRIBUTES: Final = _Prefixes(b'"')
+_ATTRIBUTES: Final = _Prefixes(b'"')  # field 4 of `Dentry`
 _ENTRY: Final = _Prefixes(b"\n")  # field 1 of `ListReply`
 
 
-def _entries(
-    names: Sequence[bytes], found: Sequence[tuple[int, int]], inodes: Sequence[bytes] | None
-) -> list[bytes]:
+def _dentries(entries: Sequence[bytes], inodes: Sequence[bytes] | None) -> list[bytes]:
     """The wire form, by hand, in pieces."""
     pieces: list[bytes] = []
-    attributes_of = repeat(b"") if inodes is None else inodes
-    for name, (number, kind), inode in zip(names, found, attributes_of, strict=False):
-        if number < 0x80:
-            low, high = _INODE[number], b""
-        else:
-            low, high = _INODE[number & 0x7F | 0x80], _high_varint(number >> 7)
+    for entry, inode in zip(entries, repeat(b"") if inodes is None else inodes, strict=False):
+        shown = entry[ENTRY_BYTES:]
         attributes = _ATTRIBUTES[len(inode)] if inode else b""
-        before = _NAME[len(name)]
-        length = len(before) + len(name) + 4 + len(high) + len(attributes) + len(inode)
-        pieces += (_ENTRY[length], before, name, low, high, _KIND[kind], attributes, inode)
+        pieces += (_ENTRY[len(shown) + len(attributes) + len(inode)], shown, attributes, inode)
     return pieces
 
 

@@ -5,6 +5,7 @@ from ...wire.pb.meta_pb2 import DIRECTORY, REGULAR, SYMLINK, FileType, Inode, La
 from .. import schema
 from ..permissions import EXECUTE, WRITE, inherit, require
 from ..resolve import Place, locate
+from ..schema import Entry
 from ..work import DIRECTORY_LINKS, Work
 
 
@@ -80,8 +81,7 @@ def attach(work: Work, directory: Inode, name: bytes, inode: Inode) -> None:
     """Stores a new inode and gives it its name."""
     work.put(inode)
     work.made += 1
-    work.txn.put(schema.entry_key(directory.id, name), schema.encode_entry(inode.id, inode.type))
-    work.touch(directory.id)
+    work.add_entry(directory.id, name, Entry(inode.id, inode.type, cookie=inode.id))
     if inode.type == DIRECTORY:
         work.count_subdirectories(directory.id, +1)
 

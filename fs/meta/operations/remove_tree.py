@@ -36,7 +36,7 @@ def remove_tree(work: Work, request: RemoveTreeRequest) -> Empty:
     inode = victim(work, place)
     if inode.type == DIRECTORY and work.user.uid != 0 and inode.id not in work.checked:
         raise NeedCheck(inode.id)
-    drop(work, place.directory.id, place.name, inode)
+    drop(work, place, inode)
     return Empty()
 
 

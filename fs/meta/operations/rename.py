@@ -8,6 +8,7 @@ from ...wire.pb.meta_pb2 import DIRECTORY, Inode, Path, RenameReply, RenameReque
 from .. import schema
 from ..permissions import EXECUTE, WRITE, require, require_removal
 from ..resolve import EBUSY, ELOOP, Place, locate
+from ..schema import Entry
 from ..work import Work
 from .detach import drop, require_empty
 
@@ -63,6 +64,11 @@ def _parent(place: Place) -> Inode:
     return place.directory
 
 
+def _entry(place: Place) -> Entry:
+    assert place.entry is not None, "only a name that exists can be moved or exchanged"
+    return place.entry
+
+
 def _existing(work: Work, place: Place) -> Inode:
     inode = _occupant(work, place)
     if inode is None:
@@ -105,13 +111,14 @@ def _require_replaceable(work: Work, moved: Inode, replaced: Inode) -> None:
 
 def _move(work: Work, source: Place, moved: Inode, target: Place, replaced: Inode | None) -> RenameReply:
     if replaced is not None:
-        drop(work, _parent(target).id, target.name, replaced)
-    work.txn.delete(schema.entry_key(_parent(source).id, source.name))
-    work.touch(_parent(source).id)
+        drop(work, target, replaced)
+    work.remove_entry(_parent(source).id, source.name, _entry(source))
     if moved.type == DIRECTORY and _parent(source).id != _parent(target).id:
         work.count_subdirectories(_parent(source).id, -1)
         work.count_subdirectories(_parent(target).id, +1)
-    _settle(work, moved, target)
+    # A name that was there keeps its cookie: a listing in progress must have it once. A new one gets the file's: else
+    # the listing would have the file once more.
+    _settle(work, moved, target, _entry(source if replaced is None else target).cookie)
     return RenameReply(
         moved=work.visible(moved), replaced=None if replaced is None else work.visible(replaced)
     )
@@ -124,20 +131,19 @@ def _exchange(work: Work, source: Place, moved: Inode, target: Place, replaced: 
     if shift and _parent(source).id != _parent(target).id:
         work.count_subdirectories(_parent(source).id, shift)
         work.count_subdirectories(_parent(target).id, -shift)
-    _settle(work, moved, target)
-    _settle(work, replaced, source)
+    _settle(work, moved, target, _entry(target).cookie)
+    _settle(work, replaced, source, _entry(source).cookie)
     return RenameReply(moved=work.visible(moved), replaced=work.visible(replaced))
 
 
-def _settle(work: Work, inode: Inode, place: Place) -> None:
+def _settle(work: Work, inode: Inode, place: Place, cookie: int) -> None:
     """Puts the inode under its new name."""
     directory = _parent(place)
     if inode.type == DIRECTORY:
         inode.parent = directory.id
         inode.name = place.name
     work.change(inode)
-    work.txn.put(schema.entry_key(directory.id, place.name), schema.encode_entry(inode.id, inode.type))
-    work.touch(directory.id)
+    work.add_entry(directory.id, place.name, Entry(inode.id, inode.type, cookie))
 
 
 __all__ = ["ANCESTORS_MAX", "rename"]

@@ -24,7 +24,7 @@ def rmdir(work: Work, request: RmdirRequest) -> Empty:
         raise InvalidArgument("a name is needed to remove a directory")
     inode = victim(work, place)
     require_empty(work, inode)
-    drop(work, place.directory.id, place.name, inode)
+    drop(work, place, inode)
     return Empty()
 
 

@@ -21,7 +21,7 @@ def unlink(work: Work, request: UnlinkRequest) -> InodeReply:
         raise IsADirectory("is a directory", name=place.name)
     inode = victim(work, place)
     require_file(place, inode)
-    drop(work, place.directory.id, place.name, inode)
+    drop(work, place, inode)
     return InodeReply(inode=inode)
 
 

@@ -392,40 +392,48 @@ class SetAttrRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., path: _Optional[_Union[Path, _Mapping]] = ..., follow: _Optional[bool] = ..., permissions: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., atime_now: _Optional[bool] = ..., mtime_now: _Optional[bool] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., session: _Optional[int] = ..., clear_set_id: _Optional[bool] = ..., clear_layout: _Optional[bool] = ...) -> None: ...
 
 class ListRequest(_message.Message):
-    __slots__ = ("caller", "inode", "after", "limit", "with_inodes")
+    __slots__ = ("caller", "inode", "after", "limit", "with_inodes", "by_cookie", "after_cookie")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     WITH_INODES_FIELD_NUMBER: _ClassVar[int]
+    BY_COOKIE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_COOKIE_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     inode: int
     after: bytes
     limit: int
     with_inodes: bool
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., inode: _Optional[int] = ..., after: _Optional[bytes] = ..., limit: _Optional[int] = ..., with_inodes: _Optional[bool] = ...) -> None: ...
+    by_cookie: bool
+    after_cookie: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., inode: _Optional[int] = ..., after: _Optional[bytes] = ..., limit: _Optional[int] = ..., with_inodes: _Optional[bool] = ..., by_cookie: _Optional[bool] = ..., after_cookie: _Optional[int] = ...) -> None: ...
 
 class Dentry(_message.Message):
-    __slots__ = ("name", "inode", "type", "attributes")
+    __slots__ = ("name", "inode", "type", "attributes", "cookie")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    COOKIE_FIELD_NUMBER: _ClassVar[int]
     name: bytes
     inode: int
     type: FileType
     attributes: Inode
-    def __init__(self, name: _Optional[bytes] = ..., inode: _Optional[int] = ..., type: _Optional[_Union[FileType, str]] = ..., attributes: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
+    cookie: int
+    def __init__(self, name: _Optional[bytes] = ..., inode: _Optional[int] = ..., type: _Optional[_Union[FileType, str]] = ..., attributes: _Optional[_Union[Inode, _Mapping]] = ..., cookie: _Optional[int] = ...) -> None: ...
 
 class ListReply(_message.Message):
-    __slots__ = ("entries", "more", "parent")
+    __slots__ = ("entries", "more", "parent", "next_cookie")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
+    NEXT_COOKIE_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[Dentry]
     more: bool
     parent: int
-    def __init__(self, entries: _Optional[_Iterable[_Union[Dentry, _Mapping]]] = ..., more: _Optional[bool] = ..., parent: _Optional[int] = ...) -> None: ...
+    next_cookie: int
+    def __init__(self, entries: _Optional[_Iterable[_Union[Dentry, _Mapping]]] = ..., more: _Optional[bool] = ..., parent: _Optional[int] = ..., next_cookie: _Optional[int] = ...) -> None: ...
 
 class StatFsRequest(_message.Message):
     __slots__ = ("caller",)

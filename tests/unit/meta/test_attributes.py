@@ -231,19 +231,29 @@ class TestList:
 
     def test_entries_of_every_length_are_as_protobuf_has_them(self, world):
         expected = []
-        for number in (2, 127, 128, 130, 300, 1 << 14, (1 << 35) + 5, (1 << 63) + 1):
+        numbers = (2, 127, 128, 130, 300, 1 << 14, (1 << 35) + 5, (1 << 63) + 1)
+        cookies = (2, 1 << 14, (1 << 63) - 1, 130, 127, 1 << 35, (1 << 35) + 5, 16)
+        for number, cookie in zip(numbers, cookies, strict=True):
             target = b"t" * min(number, 4000)
             name = b"%020d" % number + b"n" * (number % 236)
             inode = pb.Inode(id=number, type=pb.SYMLINK, link_count=1, symlink_target=target)
             txn = world.engine.begin()
-            txn.put(schema.entry_key(ROOT_INODE, name), schema.encode_entry(number, pb.SYMLINK))
+            value = schema.encode_entry(schema.Entry(number, pb.SYMLINK, cookie), name)
+            txn.put(schema.entry_key(ROOT_INODE, name), value)
+            txn.put(schema.cookie_key(ROOT_INODE, cookie), value)
             txn.put(schema.inode_key(number), schema.encode_inode(inode))
             txn.commit()
-            expected.append(pb.Dentry(name=name, inode=number, type=pb.SYMLINK, attributes=inode))
+            shown = 0 if cookie == number else cookie
+            expected.append(
+                pb.Dentry(name=name, inode=number, type=pb.SYMLINK, attributes=inode, cookie=shown)
+            )
+        by_cookie = sorted(expected, key=lambda entry: entry.cookie or entry.inode)
         assert list(world.list(with_inodes=True).entries) == expected
+        assert list(world.list(with_inodes=True, after_cookie=0).entries) == by_cookie
         for entry in expected:
             entry.ClearField("attributes")
         assert list(world.list().entries) == expected
+        assert list(world.list(after_cookie=0).entries) == by_cookie
 
     def test_records_that_look_as_if_they_had_bytes_are_shown_as_they_are(self, world):
         for number in range(150):

@@ -107,7 +107,7 @@ def test_create_reads_and_writes_what_the_page_says(world):
     assert transaction.read_keys == {schema.inode_key(number), schema.entry_key(number, b"a")}
     assert not transaction.read_ranges
     kinds = sorted(key[:1] for key in transaction.writes)
-    assert kinds == [b"D", b"I", b"S", b"T"]
+    assert kinds == [b"C", b"D", b"I", b"S", b"T"]
     assert schema.inode_key(number) not in transaction.writes
 
 

@@ -360,5 +360,5 @@ def test_store_of_another_cluster_is_refused(world):
     transaction = world.engine.begin()
     transaction.put(schema.SUPERBLOCK, b"\x09\0\0\0test")
     transaction.commit()
-    with pytest.raises(ConfigError, match="have format 9, and this release reads format 4: run the release"):
+    with pytest.raises(ConfigError, match="have format 9, and this release reads format 5: run the release"):
         world.run(format_store(world.engine, cluster_id="test", clock=world.clock, create=False))

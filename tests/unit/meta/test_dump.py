@@ -469,6 +469,24 @@ def test_dumps_are_limited(world):
     assert records(world)
 
 
+def test_entries_keep_their_cookies_and_no_two_have_the_same(world):
+    world.create(b"a", write=False)
+    world.link(b"a", b"b")
+    world.create(b"c", write=False)
+    world.rename(b"c", b"a")
+    found = records(world)
+    other = successor(world)
+    load(other, list(TextReader(io.BytesIO(text(found)))))
+    assert list(other.list(after_cookie=0).entries) == list(world.list(after_cookie=0).entries)
+    check_store(other)
+
+    entries = [record.entry.entry for record in found if record.HasField("entry")]
+    for cookie, message in ((entries[0].cookie or entries[0].inode, "cookie"), (1 << 50, "next_inode")):
+        entries[1].cookie = cookie
+        with pytest.raises(InvalidArgument, match=message):
+            load(successor(world), found)
+
+
 def test_too_many_records_in_one_request_are_refused(world):
     found = records(world)
     other = successor(world)

@@ -69,7 +69,7 @@ def test_request_sent_twice_is_carried_out_once(scenario, restart):
     scenario.prepare(world)
     first = scenario.act(world)
     seen = dump(world)
-    queues = [len(world.keys(kind)) for kind in (b"I", b"D", b"S", b"O", b"G", b"P", b"R")]
+    queues = [len(world.keys(kind)) for kind in (b"I", b"D", b"C", b"S", b"O", b"G", b"P", b"R")]
     if restart:
         world.crash()
     second = scenario.act(world)
@@ -80,7 +80,7 @@ def test_request_sent_twice_is_carried_out_once(scenario, restart):
     if hasattr(first, "moved"):
         assert (second.moved, second.replaced) == (first.moved, first.replaced)
     assert dump(world) == seen
-    assert [len(world.keys(kind)) for kind in (b"I", b"D", b"S", b"O", b"G", b"P", b"R")] == queues
+    assert [len(world.keys(kind)) for kind in (b"I", b"D", b"C", b"S", b"O", b"G", b"P", b"R")] == queues
     check_store(world)
     world.close()
 

@@ -360,7 +360,7 @@ class TestRmdir:
             world.collect()
         assert world.keys(b"I") == world.keys(b"I")[:1]
         assert len(world.keys(b"T")) == len(world.keys(b"N")) == 1
-        for kind in (b"D", b"O", b"S", b"X"):
+        for kind in (b"D", b"C", b"O", b"S", b"X"):
             assert world.keys(kind) == []
 
 
@@ -521,7 +521,13 @@ class TestRemoveTree:
         assert world.lookup(b"kept").link_count == 1
         for kind in (b"O", b"G", b"X"):
             assert world.keys(kind) == []
-        assert len(world.keys(b"D")) == len(world.keys(b"T")) == len(world.keys(b"N")) == 1
+        assert (
+            len(world.keys(b"D"))
+            == len(world.keys(b"C"))
+            == len(world.keys(b"T"))
+            == len(world.keys(b"N"))
+            == 1
+        )
 
     def test_large_directory(self, world):
         world.mkdir(b"t")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from luciola.errors import CorruptData
 from luciola.meta import schema
-from luciola.wire.pb.meta_pb2 import Inode
+from luciola.wire.pb.meta_pb2 import Dentry, Inode
 
 IDS = st.integers(0, 2**63 - 1)
 NAMES = st.binary(min_size=1, max_size=255)
@@ -28,6 +28,15 @@ def test_entry_range_holds_exactly_the_names_after(directory, name, after):
     assert schema.split_one(schema.entry_key(directory, name)) == (directory, name)
 
 
+@given(IDS, IDS, IDS)
+def test_cookie_range_holds_exactly_the_entries_after(directory, cookie, after):
+    begin, end = schema.cookie_range(directory, after=after)
+    assert (begin <= schema.cookie_key(directory, cookie) < end) == (cookie > after)
+    begin, end = schema.cookie_range(directory, after=0)
+    assert not begin <= schema.cookie_key(directory + 1, cookie) < end
+    assert schema.split_two(schema.cookie_key(directory, cookie)) == (directory, cookie)
+
+
 @given(IDS, IDS)
 def test_sessions_lie_in_their_inodes_range(inode, session):
     begin, end = schema.session_range(inode)
@@ -37,7 +46,13 @@ def test_sessions_lie_in_their_inodes_range(inode, session):
 
 @given(IDS, st.integers(0, 8))
 def test_values_come_back(number, kind):
-    assert schema.decode_entry(schema.encode_entry(number, kind)) == (number, kind)
+    for cookie in (number, 20):
+        entry = schema.encode_entry(schema.Entry(number, kind, cookie), b"name")
+        assert schema.decode_entry(entry) == (number, kind, cookie)
+        assert schema.unpack_found(entry) == (number, kind)
+        shown = Dentry.FromString(entry[schema.ENTRY_BYTES :])
+        assert (shown.name, shown.inode, shown.type) == (b"name", number, kind)
+        assert (shown.cookie or shown.inode) == cookie
     assert schema.decode_session(schema.encode_session(number, 7)) == (number, 7)
     assert schema.decode_time(schema.encode_time(-number)) == -number
     assert schema.decode_next(schema.encode_next(number)) == number
@@ -67,6 +82,7 @@ def test_format_page_draws_every_kind_of_key():
     drawn = {
         "I": schema.inode_key(0x0102),
         "D": schema.entry_key(0x0102, b"name"),
+        "C": schema.cookie_key(0x0102, 0x0304),
         "T": schema.time_key(0x0102),
         "N": schema.subdirectories_key(0x0102),
         "S": schema.session_key(0x0102, 0x0304),

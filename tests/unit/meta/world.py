@@ -241,8 +241,11 @@ class World:
             "set_attr", request, user=user, client=client, groups=groups, sequence=sequence
         ).inode
 
-    def list(self, inode=1, *, after=b"", limit=0, with_inodes=False, **who):
+    def list(self, inode=1, *, after=b"", after_cookie=None, limit=0, with_inodes=False, **who):
         request = pb.ListRequest(inode=inode, after=after, limit=limit, with_inodes=with_inodes)
+        if after_cookie is not None:
+            request.by_cookie = True
+            request.after_cookie = after_cookie
         return self.call("list", request, **who)
 
     def names(self, inode=1, **who):
@@ -400,14 +403,20 @@ def check_store(world: World) -> None:
         schema.split_one(key)[0]: schema.decode_inode(value)
         for key, value in world.engine.begin().snapshot_range(*schema.kind_range(b"I"))
     }
+    listed = dict(world.engine.begin().snapshot_range(*schema.kind_range(b"C")))
+    cookies = [schema.split_two(key)[1] for key in listed]
+    assert len(set(cookies)) == len(cookies), "a cookie is that of one entry"
     for key, value in world.engine.begin().snapshot_range(*schema.kind_range(b"D")):
         parent, name = schema.split_one(key)
         entry = schema.decode_entry(value)
+        by_cookie = listed.pop(schema.cookie_key(parent, entry.cookie), None)
+        assert by_cookie == value == schema.encode_entry(entry, name), name
         assert parent in inodes, f"{name!r} lies in inode {parent}, which does not exist"
         assert entry.inode in inodes, f"{name!r} names inode {entry.inode}, which does not exist"
         assert inodes[entry.inode].type == entry.type
         links[entry.inode] = links.get(entry.inode, 0) + 1
         subdirectories[parent] = subdirectories.get(parent, 0) + (entry.type == pb.DIRECTORY)
+    assert not listed, "cookies of no entry"
     orphans = [schema.split_two(key)[1] for key in world.keys(b"O")]
     assert len(set(orphans)) == len(orphans), "an inode is an orphan once"
     for number, inode in inodes.items():
