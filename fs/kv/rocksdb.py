@@ -4,11 +4,17 @@ Every commit is one WriteBatch, written to the write-ahead log by one system cal
 it survives `kill -9`. Reading costs a microsecond. The version of a commit is RocksDB's sequence number,
 which grows with every entry and is recovered with the log.
 
+A log is on the disk before RocksDB begins the next one: without that, power loss may leave the next one and not the
+end of the first, and RocksDB opens with that gap, so a transaction would be there without one before it. RocksDB
+does so for syncs only, so the engine itself decides when the next log begins (`_begin_log`), before RocksDB's own
+limit is reached.
+
 A view reads the store directly while nobody has committed since, and through its own iterator after that.
 Values that are read often can be kept in memory as well (`kept`): every commit writes them there too.
 """
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -20,13 +26,17 @@ import rocksdict
 from ..errors import Busy, Conflict, CorruptData, NoSpace, Unavailable
 from ..units import KIB, MIB
 from .conflicts import COMMITS_MAX
-from .engine import KEY_END, Engine, Pair, Transaction
+from .engine import KEY_END, TRANSACTION_BYTES_MAX, Engine, Pair, Transaction
+from .manifest import cut_torn_record
 from .syncer import Syncer
+
+log = logging.getLogger(__name__)
 
 SYNC_INTERVAL_S: Final = 0.05  # power loss costs at most this much of what was not asked to be synced
 CACHE_BYTES: Final = 64 * MIB  # hot inodes and directory entries: about 200,000 of them
 WRITE_BUFFER_BYTES: Final = 32 * MIB  # replayed in a second after a crash
 RESERVE_BYTES: Final = 128 * MIB  # room for flushes and compactions that turn deletions into free space
+ENTRY_BYTES: Final = 100  # of a write buffer, at most, beside key and value
 SPACE_CHECK_BYTES: Final = 1 * MIB  # how much is written between two looks at the free space
 CLEAR_KEYS_MAX: Final = (
     256  # a larger cleared range becomes one range tombstone, which slows every later read
@@ -43,8 +53,8 @@ _MARKER: Final = b"\xff/marker"  # written by commits that only guard keys, so t
 class RocksEngine(Engine):
     """RocksDB in `directory`. A store is created only where `create` says so: a lost one must not come back empty.
 
-    `kept`: first bytes of the keys whose values stay in memory once they were read or written. `options`: in place of
-    `store_options()`.
+    `kept`: first bytes of the keys whose values stay in memory once they were read or written.
+    `write_buffer_bytes`: what a log holds before it becomes a table. `options`: in place of `store_options()`.
     Raises: Busy if another process has it open; CorruptData if there is no store, or RocksDB refuses it.
     """
 
@@ -56,20 +66,22 @@ class RocksEngine(Engine):
         sync_interval_s: float = SYNC_INTERVAL_S,
         commits_max: int = COMMITS_MAX,
         kept: bytes = b"",
+        write_buffer_bytes: int = WRITE_BUFFER_BYTES,
         options: rocksdict.Options | None = None,
     ) -> None:
         self.directory = directory
         self.kept = Kept(kept)
         if create:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _sync(directory.parent)
         elif not directory.is_dir():
             raise CorruptData(f"no key-value store in {directory}: the directory does not exist")
         self._lock = _own(directory)
         try:
             _check_files(directory, create=create)
-            options = options or store_options()
+            options = options or store_options(write_buffer_bytes)
             options.create_if_missing(create_if_missing=create)
-            self._db = rocksdict.Rdict(str(directory), options)
+            self._db = _open(directory, options)
         except CorruptData:
             os.close(self._lock)
             raise
@@ -83,6 +95,8 @@ class RocksEngine(Engine):
         self.synced_position = self._db.latest_sequence_number()
         self._broken: BaseException | None = None
         self._unchecked_bytes = SPACE_CHECK_BYTES
+        self._write_buffer_bytes = write_buffer_bytes
+        self._buffered_bytes = 0
 
     def look(self) -> "RocksView":
         return RocksView(self, self._db)
@@ -116,7 +130,10 @@ class RocksEngine(Engine):
                 batch.put(key, value)
         if batch.is_empty():
             batch.put(_MARKER, b"")
+        self._buffered_bytes += transaction.size_bytes + ENTRY_BYTES * len(batch)
         try:
+            if self._buffered_bytes > self._write_buffer_bytes:
+                self._begin_log()
             self._db.write(batch)
         except Exception as error:  # rocksdict raises nothing more precise
             # Whether the log has it is unknown until the store is opened again: nothing may follow it.
@@ -145,6 +162,12 @@ class RocksEngine(Engine):
         finally:
             self._db.close()
             os.close(self._lock)
+
+    def _begin_log(self) -> None:
+        """Make the log durable, then let RocksDB make a table of it, beside us, and begin the next log."""
+        self._db.flush_wal(sync=True)
+        self._db.flush(wait=False)
+        self._buffered_bytes = 0
 
     def _flush(self) -> None:
         position = self._db.latest_sequence_number()
@@ -290,6 +313,25 @@ def _own(directory: Path) -> int:
     return lock
 
 
+def _open(directory: Path, options: rocksdict.Options) -> rocksdict.Rdict:
+    try:
+        return rocksdict.Rdict(str(directory), options)
+    except Exception as error:  # rocksdict raises nothing more precise
+        if "MANIFEST" not in str(error) or not cut_torn_record(directory):
+            raise
+        log.warning("%s: the last record of the manifest did not reach the disk whole; cut off", directory)
+        return rocksdict.Rdict(str(directory), options)
+
+
+def _sync(directory: Path) -> None:
+    """Make the names in a directory survive power loss."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _check_files(directory: Path, *, create: bool) -> None:
     """Raises: CorruptData where the store, or its file CURRENT, is missing.
 
@@ -323,8 +365,8 @@ def _require_end(cursor: rocksdict.RdictIter) -> None:
         raise CorruptData(f"cannot read the key-value store: {error}") from error
 
 
-def store_options() -> rocksdict.Options:
-    """How RocksDB keeps the store."""
+def store_options(write_buffer_bytes: int = WRITE_BUFFER_BYTES) -> rocksdict.Options:
+    """How RocksDB keeps the store. Its own limit of a write buffer is one that the engine never reaches."""
     table = rocksdict.BlockBasedOptions()
     table.set_block_cache(rocksdict.Cache(CACHE_BYTES))
     table.set_bloom_filter(10, block_based=False)  # 1 % false positives: names that do not exist cost no read
@@ -334,8 +376,8 @@ def store_options() -> rocksdict.Options:
     options = rocksdict.Options(raw_mode=True)
     options.set_block_based_table_factory(table)
     options.set_compression_type(rocksdict.DBCompressionType.lz4())
-    options.set_write_buffer_size(WRITE_BUFFER_BYTES)
-    options.set_max_total_wal_size(2 * WRITE_BUFFER_BYTES)
+    options.set_write_buffer_size(2 * write_buffer_bytes + TRANSACTION_BYTES_MAX)
+    options.set_max_total_wal_size(4 * write_buffer_bytes + TRANSACTION_BYTES_MAX)
     options.set_max_background_jobs(2)
     options.set_level_compaction_dynamic_level_bytes(v=True)
     options.set_max_open_files(512)
@@ -348,4 +390,11 @@ def store_options() -> rocksdict.Options:
     return options
 
 
-__all__ = ["RESERVE_BYTES", "SYNC_INTERVAL_S", "RocksEngine", "RocksView", "store_options"]
+__all__ = [
+    "RESERVE_BYTES",
+    "SYNC_INTERVAL_S",
+    "WRITE_BUFFER_BYTES",
+    "RocksEngine",
+    "RocksView",
+    "store_options",
+]

@@ -76,8 +76,7 @@ class Directory:
         Raises: Busy if another process has it, ConfigError if it belongs to another node or cluster.
         """
         self.path: Final = path
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.chmod(0o700)
+        _make(path)
         self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._take(node, cluster_id, boot or boot_id())
@@ -281,6 +280,17 @@ def _write_through(path: Path) -> None:
 def boot_id() -> str:
     """The kernel that runs, distinguished from that of every other host and boot."""
     return HOST.read_text(encoding="ascii").strip()
+
+
+def _make(path: Path) -> None:
+    """Make the directory unless it exists, with a name that survives power loss."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.chmod(0o700)
+    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
 
 
 def _write(path: Path, table: dict[str, Any]) -> None:

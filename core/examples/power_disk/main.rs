@@ -4,10 +4,12 @@
 //!     record NAME                                   a recorded volume, empty: the directory MOUNTPOINT/NAME
 //!     position NAME                                 changes recorded so far
 //!     finish NAME                                   ends the recording: changes in all
+//!     changes NAME                                  changes of a finished recording
 //!     kind NAME CUT                                 what change number CUT is, for people
 //!     crash NAME CUT METADATA DATA SEED NEW [record]  shows as volume NEW what NAME may hold if power is lost before
 //!                                                   change number CUT; `same` if it is what the last `crash` with these
 //!                                                   METADATA and DATA showed
+//!     again NAME METADATA DATA NEW                  shows as volume NEW what the last `crash` with these showed
 //!     remove NAME                                   removes a volume
 //!
 //! METADATA: all, nothing, journal or separate. DATA: all, nothing, pages or torn (see `crash`).
@@ -69,6 +71,12 @@ impl Recordings {
                 let log: &'static Log = Box::leak(Box::new(self.disk.finish(self.running.remove(name)?)));
                 self.finished.insert(name.into(), log);
                 Some(log.changes.len().to_string())
+            }
+            ["changes", name] => Some(self.finished.get(name)?.changes.len().to_string()),
+            ["again", name, metadata, data, new] => {
+                let key = (name.into(), parse_metadata(metadata)?, parse_data(data)?);
+                self.disk.add(new, self.shown.get(&key)?);
+                Some("ok".into())
             }
             ["kind", name, cut] => {
                 let text = format!("{:?}", self.finished.get(name)?.changes.get(cut.parse::<usize>().ok()?));
