@@ -1,10 +1,12 @@
 //! Explores `craq::Replica` exhaustively in small worlds, and checks that planted mistakes are found.
 
 mod craq_world;
+mod states;
 
-use craq_world::{Action, Limits, World};
+use craq_world::{Action, Limits, Mistake, World};
 use luciola_core::craq::Bug;
 use stateright::{Checker, Model, Property};
+use states::Size;
 
 struct Small(Limits);
 
@@ -26,46 +28,52 @@ impl Model for Small {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("sound", |_, world: &World| world.broken().is_none()),
+            Property::always("sound", |Small(limits), world: &World| world.broken(limits).is_none()),
             Property::sometimes("all acknowledged", |_, world: &World| {
                 world.writers.iter().all(|writer| writer.acknowledged)
             }),
-            Property::sometimes("acknowledged after a change", |model: &Small, world: &World| {
-                world.latest() == model.0.chain_versions
+            Property::sometimes("acknowledged after a change", |Small(limits), world: &World| {
+                world.latest() == limits.chain_versions
                     && world.writers.iter().all(|writer| writer.acknowledged)
                     && world.is_quiet(&world.serving())
+            }),
+            Property::sometimes("synced", |Small(limits), world: &World| {
+                limits.syncs == 0 || world.durable.iter().any(|history| !history.is_empty())
             }),
         ]
     }
 }
 
-/// Worlds are kept small enough for every run of the tests; `LUCIOLA_MODEL=wide` explores the larger ones.
+/// Worlds are kept small enough for every run of the tests; `LUCIOLA_MODEL=wide` (`make sim`) explores larger ones.
 fn wide(usual: u8, wide: u8) -> u8 {
-    if std::env::var("LUCIOLA_MODEL").is_ok_and(|value| value == "wide") { wide } else { usual }
+    if is_wide() { wide } else { usual }
 }
 
+fn is_wide() -> bool {
+    std::env::var("LUCIOLA_MODEL").is_ok_and(|value| value == "wide")
+}
+
+/// Explores a world to its end: every state is sound, what should be possible is, and the world is as large as recorded.
 fn explore(name: &str, limits: Limits) {
     let started = std::time::Instant::now();
-    let checker = Small(limits).checker().threads(2).spawn_bfs().join();
-    println!(
-        "{name}: {} states, {} distinct, depth {}, {:.1} s",
-        checker.state_count(),
-        checker.unique_state_count(),
-        checker.max_depth(),
-        started.elapsed().as_secs_f32()
-    );
+    let checker = Small(limits.clone()).checker().spawn_bfs().join();
+    let size = Size { states: checker.unique_state_count(), depth: checker.max_depth() };
+    println!("{name}: {size}, {} steps, {:.1} s", checker.state_count(), started.elapsed().as_secs_f32());
     if let Some(path) = checker.discovery("sound") {
         let (world, actions) = (path.last_state().clone(), path.into_actions());
-        panic!("{:?} after {actions:#?}\n{world:#?}", world.broken());
+        panic!("{:?} after {actions:#?}\n{world:#?}", world.broken(&limits));
     }
     checker.assert_properties();
+    if !is_wide() {
+        states::check(name, size);
+    }
 }
 
 /// The checker must find that the planted mistake breaks one of these invariants.
 fn must_find(limits: Limits, expected: &[&str]) {
-    let checker = Small(limits).checker().threads(2).spawn_bfs().join();
+    let checker = Small(limits.clone()).checker().spawn_bfs().join();
     let path = checker.discovery("sound").expect("the planted mistake was not found");
-    let broken = path.last_state().broken().expect("a broken invariant");
+    let broken = path.last_state().broken(&limits).expect("a broken invariant");
     println!("found: {broken}, after {} steps", path.into_actions().len());
     assert!(expected.contains(&broken), "found {broken:?}, not {expected:?}");
 }
@@ -99,15 +107,8 @@ fn a_replica_that_returns() {
     explore("return", Limits { resends: wide(0, 1), ..RETURNING });
 }
 
-const RETURNING: Limits = Limits {
-    replicas: 2,
-    serving: 2,
-    restarts: 1,
-    chain_versions: 4,
-    sends: 1,
-    compares: true,
-    ..Limits::SMALL
-};
+const RETURNING: Limits =
+    Limits { replicas: 2, serving: 2, restarts: 1, chain_versions: 4, sends: 1, ..Limits::SMALL };
 
 /// An empty replica joins while two writers write, and a member falls then.
 #[test]
@@ -115,16 +116,8 @@ fn an_empty_replica_joins_while_writing() {
     explore("join", Limits { resends: wide(0, 1), ..JOINING });
 }
 
-const JOINING: Limits = Limits {
-    replicas: 2,
-    serving: 1,
-    crashes: 0,
-    expiries: 1,
-    chain_versions: 4,
-    sends: 1,
-    compares: true,
-    ..Limits::SMALL
-};
+const JOINING: Limits =
+    Limits { replicas: 2, serving: 1, crashes: 0, expiries: 1, chain_versions: 4, sends: 1, ..Limits::SMALL };
 
 /// The last replica falls and comes back.
 #[test]
@@ -155,7 +148,6 @@ fn two_replicas_that_fall_together_and_return() {
         chain_versions: 5,
         resends: 0,
         writers: wide(1, 2),
-        compares: true,
         ..Limits::SMALL
     };
     explore("together", limits);
@@ -177,7 +169,6 @@ const SLOW_RETURN: Limits = Limits {
     chain_versions: 4,
     resends: 0,
     slow_disks: true,
-    compares: true,
     ..Limits::SMALL
 };
 
@@ -246,7 +237,149 @@ fn a_chunk_that_lives_below_the_floor_of_its_disk() {
 
 const BELOW: Limits = Limits { removers: 0, neighbours: 2, ..FORGETTING };
 
-/// What a client, or the next one, would see of a mistake; which of them comes first depends on the threads.
+/// Clients whose routing is older, or newer, than that of the node they ask.
+#[test]
+fn clients_with_other_routing_than_their_node() {
+    explore("other routing", OTHER_ROUTING);
+}
+
+const OTHER_ROUTING: Limits = Limits {
+    replicas: 2,
+    serving: 2,
+    crashes: 0,
+    expiries: 1,
+    chain_versions: 3,
+    resends: 0,
+    other_routing: true,
+    ..Limits::SMALL
+};
+
+/// A replica returns while one writer cuts what another one writes.
+#[test]
+fn a_chunk_that_is_cut_and_overwritten_while_a_replica_returns() {
+    explore("cut", Limits { cutters: 1, resends: 0, ..RETURNING });
+}
+
+/// An administrator takes a replica that serves to the tail, while it is in the middle of an update.
+#[test]
+fn a_replica_that_is_rotated_to_the_tail() {
+    explore("rotated", ROTATED);
+}
+
+const ROTATED: Limits = Limits {
+    replicas: 2,
+    serving: 2,
+    crashes: 0,
+    rotations: 1,
+    chain_versions: 3,
+    sends: 1,
+    resends: 0,
+    slow_disks: true,
+    ..Limits::SMALL
+};
+
+/// Two chunks of one chain, and a client that writes one after the other: what returns is compared chunk by chunk.
+#[test]
+fn two_chunks_and_a_replica_that_returns() {
+    explore("chunks", CHUNKS);
+}
+
+const CHUNKS: Limits = Limits {
+    replicas: 2,
+    serving: 2,
+    chunks: 2,
+    writers: 1,
+    requests: 2,
+    sends: 1,
+    restarts: 1,
+    chain_versions: 4,
+    resends: 0,
+    ..Limits::SMALL
+};
+
+/// One disk, and rounds of `sync` step by step while clients write and power may fail at any moment.
+#[test]
+fn rounds_of_sync_while_clients_write() {
+    explore("rounds", ROUNDS);
+}
+
+const ROUNDS: Limits = Limits {
+    replicas: 1,
+    serving: 1,
+    writers: 2,
+    requests: 2,
+    sends: 1,
+    crashes: 0,
+    chain_versions: 1,
+    resends: 0,
+    slow_disks: true,
+    slow_rounds: true,
+    syncs: 1,
+    flushes: 1,
+    reads: false,
+    ..Limits::SMALL
+};
+
+/// A replica joins and is promoted while a client syncs: from then on it has on its disk what was synced.
+#[test]
+fn a_replica_that_is_promoted_while_a_client_syncs() {
+    explore("promoted", PROMOTED);
+}
+
+const PROMOTED: Limits = Limits {
+    replicas: 2,
+    serving: 1,
+    writers: 1,
+    requests: 2,
+    crashes: 0,
+    chain_versions: 3,
+    sends: 1,
+    resends: 0,
+    syncs: 1,
+    reads: false,
+    ..Limits::SMALL
+};
+
+/// Both replicas lose power, one after the other or together; the chain resumes, and the other one is compared with it.
+#[test]
+fn power_is_lost_everywhere() {
+    explore("power", Limits { requests: wide(1, 2), ..POWER });
+}
+
+const POWER: Limits = Limits {
+    replicas: 2,
+    serving: 2,
+    writers: 1,
+    requests: 2,
+    crashes: 0,
+    restarts: 2,
+    chain_versions: 4,
+    sends: 1,
+    resends: 0,
+    power_losses: 2,
+    syncs: 1,
+    reads: false,
+    ..Limits::SMALL
+};
+
+/// One replica loses power and the process of the other ends: that one has all that was acknowledged.
+#[test]
+fn power_is_lost_beside_a_crash() {
+    explore("power, crash", Limits { chain_versions: u64::from(wide(3, 5)), ..POWER_AND_CRASH });
+}
+
+const POWER_AND_CRASH: Limits =
+    Limits { requests: 1, crashes: 1, power_losses: 1, syncs: 0, chain_versions: 3, ..POWER };
+
+/// What two replicas have kept of two chunks need not fit together.
+#[test]
+fn two_chunks_of_which_power_loss_leaves_different_parts() {
+    explore("power, chunks", POWER_CHUNKS);
+}
+
+const POWER_CHUNKS: Limits = Limits { chunks: 2, syncs: 0, ..POWER };
+
+/// What a client, or the next one, would see of a mistake.
 const WRONG: &[&str] = &[
     "a read is older than what had been seen before it began",
     "two clients have seen different histories",
@@ -283,7 +416,10 @@ fn finds_serving_without_lease() {
 
 #[test]
 fn finds_a_lease_given_back_without_new_routing() {
-    must_find(Limits { lease_without_routing: true, crashes: 0, expiries: 1, ..Limits::SMALL }, WRONG);
+    must_find(
+        Limits { mistake: Mistake::LeaseWithoutRouting, crashes: 0, expiries: 1, ..Limits::SMALL },
+        WRONG,
+    );
 }
 
 #[test]
@@ -346,8 +482,14 @@ fn finds_an_update_staged_unseen_and_committed_alone() {
 
 #[test]
 fn finds_a_tombstone_forgotten_too_early() {
-    let limits =
-        Limits { purges: 2, purges_early: true, crashes: 0, duplicates: 1, chain_versions: 1, ..FORGETTING };
+    let limits = Limits {
+        purges: 2,
+        mistake: Mistake::PurgeEarly,
+        crashes: 0,
+        duplicates: 1,
+        chain_versions: 1,
+        ..FORGETTING
+    };
     let expected = ["a request was executed twice", "a member has committed what a later member has not"];
     must_find(limits, &[&expected[..], WRONG].concat());
 }
@@ -362,6 +504,70 @@ fn finds_versions_that_begin_anew_below_a_tombstone() {
 fn finds_a_floor_that_counts_for_chunks_that_live() {
     must_find(
         Limits { bug: Bug::FloorForAll, ..BELOW },
-        &["a pending version does not follow the committed one"],
+        &[
+            "a pending version does not follow the committed one",
+            "an acknowledged write is not in the history",
+        ],
     );
+}
+
+#[test]
+fn finds_a_request_taken_under_another_chain_version() {
+    must_find(
+        Limits { bug: Bug::IgnoreChainVersion, ..OTHER_ROUTING },
+        &["a request under another chain version was taken"],
+    );
+}
+
+#[test]
+fn finds_a_queue_kept_when_the_chain_changes() {
+    must_find(
+        Limits { bug: Bug::KeepQueueOnChange, chain_versions: 2, ..SLOW_RETURN },
+        &["an update was begun under another chain version than its request's"],
+    );
+}
+
+#[test]
+fn finds_an_own_update_of_a_rotated_replica_committed_alone() {
+    must_find(Limits { bug: Bug::KeepStagedByLeaver, ..ROTATED }, WRONG);
+}
+
+#[test]
+fn finds_a_comparison_that_does_not_look_at_what_is_pending() {
+    must_find(Limits { mistake: Mistake::CompareCommittedOnly, ..RETURNING }, WRONG);
+}
+
+#[test]
+fn finds_a_record_that_names_one_state_to_fall_back_to() {
+    must_find(Limits { mistake: Mistake::OneFallback, ..ROUNDS }, &[TAKEN]);
+}
+
+const TAKEN: &str = "power loss would take what was synced";
+
+#[test]
+fn finds_a_replica_promoted_with_its_data_in_memory() {
+    must_find(Limits { mistake: Mistake::PromoteUnflushed, ..PROMOTED }, &[TAKEN]);
+}
+
+#[test]
+fn finds_a_sync_that_does_not_ask_the_syncing_replica() {
+    must_find(Limits { mistake: Mistake::SyncWithoutSyncing, ..PROMOTED }, &[TAKEN]);
+}
+
+#[test]
+fn finds_a_chain_that_resumes_with_the_first_that_returns() {
+    must_find(Limits { mistake: Mistake::ResumeWithFirst, ..POWER_AND_CRASH }, WRONG);
+}
+
+#[test]
+fn finds_a_replica_that_serves_on_after_it_lost_power() {
+    must_find(
+        Limits { mistake: Mistake::ServeOnAfterPowerLoss, ..POWER_AND_CRASH },
+        &[&["a content is not what its version says"], WRONG].concat(),
+    );
+}
+
+#[test]
+fn finds_a_chunk_kept_that_is_ahead_of_its_predecessors() {
+    must_find(Limits { mistake: Mistake::KeepAhead, ..POWER_CHUNKS }, WRONG);
 }

@@ -1,35 +1,47 @@
-//! Long random walks through larger worlds than the model check can explore: loss, duplication, delay, slow and
-//! full disks, crashes, restarts, lost leases, chain changes and recovery, with several requests of each writer.
+//! Long random walks through larger worlds than the model check can explore: loss, duplication, delay, slow and full
+//! disks, crashes, restarts, lost leases, lost power, syncs, chain changes and recovery, with two chunks and several
+//! requests of each writer.
 //!
-//! Replay a walk with `LUCIOLA_SEED=… cargo test --test craq_simulator`; `LUCIOLA_STEPS` makes it longer.
+//! `make sim MINUTES=…` walks for long and says what happened how often. A failure prints its seed; replay the walk with
+//! `LUCIOLA_SEED=… cargo test --test craq_simulator`, and with `LUCIOLA_TRACE=1` see every state on its way.
 
 mod craq_world;
 
-use craq_world::{Action, Limits, World};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use craq_world::{Action, Limits, Mistake, World};
 use luciola_core::craq::Bug;
 
 const LIMITS: Limits = Limits {
     replicas: 3,
     serving: 2,
+    chunks: 2,
     writers: 3,
     requests: 20,
     sends: 12,
     crashes: 12,
     expiries: 6,
-    restarts: 12,
-    chain_versions: 60,
+    restarts: 40,
+    chain_versions: 80,
     resends: 200,
     slow_disks: true,
     full_disks: 4,
     duplicates: 40,
     losses: true,
-    bug: Bug::None,
+    reads: true,
+    other_routing: true,
     removers: 0,
+    cutters: 1,
     purges: 0,
     neighbours: 4,
-    purges_early: false,
-    lease_without_routing: false,
-    compares: true,
+    rotations: 4,
+    power_losses: 0,
+    syncs: 0,
+    flushes: 0,
+    slow_rounds: true,
+    bug: Bug::None,
+    mistake: Mistake::None,
 };
 const STEPS: u64 = 200_000;
 const EPISODE_STEPS: u64 = 3000;
@@ -47,23 +59,22 @@ impl Random {
     }
 }
 
-/// How likely an action is chosen: faults are rarer than progress.
+/// How likely an action is chosen: faults are rarer than progress, and what is seldom possible is likely then.
 fn weight(action: &Action) -> u64 {
     match action {
-        Action::Deliver(_) | Action::DiskDone { .. } => 40,
-        Action::Send { .. } | Action::Read { .. } | Action::Learn { .. } | Action::Grant { .. } => 10,
-        Action::Push
-        | Action::List
-        | Action::Compare
-        | Action::Promote
-        | Action::Next { .. }
-        | Action::PurgeNeighbour { .. } => 10,
-        // Possible only for a moment, after a removal while all serve.
-        Action::Purge { .. } => 200,
+        // Possible only for a moment: after a removal while all serve, or when all have lost touch at once.
+        Action::Purge { .. } | Action::FallTogether => 200,
+        Action::Sync { .. } | Action::JoinSync { .. } | Action::SetAside { .. } => 100,
+        Action::Deliver(_) | Action::DiskDone { .. } | Action::Flush { .. } => 40,
+        Action::Send { .. } | Action::Learn { .. } | Action::Grant { .. } | Action::Next { .. } => 10,
+        Action::List { .. } | Action::Compare { .. } | Action::Push { .. } => 10,
+        Action::SyncDone | Action::Promote | Action::PurgeNeighbour { .. } => 10,
         Action::BeginSync { .. } | Action::Restart { .. } | Action::Revive { .. } => 6,
-        Action::Remove { .. } | Action::FallTogether | Action::Resend { .. } => 4,
-        Action::DeliverAndKeep(_) | Action::Lose(_) | Action::GiveUp { .. } => 2,
-        Action::Crash { .. } | Action::Expire { .. } | Action::DiskFull { .. } => 1,
+        Action::Remove { .. } | Action::Resend { .. } | Action::Read { .. } => 4,
+        Action::DeliverAndKeep(_) | Action::Lose(_) => 2,
+        Action::Crash { .. } | Action::LosePower { .. } | Action::Expire { .. } => 1,
+        Action::DiskFull { .. } | Action::SendUnder { .. } | Action::Rotate { .. } => 1,
+        Action::GiveUp { .. } => 1,
     }
 }
 
@@ -72,16 +83,31 @@ struct Seen {
     acknowledged: u64,
     changes: u64,
     quiet: u64,
-    forgotten: u64,
     steps: u64,
+    worlds: u64,
+    /// How often each kind of action was chosen.
+    actions: BTreeMap<String, u64>,
+}
+
+impl Seen {
+    fn note(&mut self, action: &Action) {
+        let text = format!("{action:?}");
+        let name = text.split(|letter: char| !letter.is_alphanumeric()).next().expect("a name");
+        *self.actions.entry(name.to_owned()).or_default() += 1;
+    }
+
+    fn times(&self, action: &str) -> u64 {
+        self.actions.get(action).copied().unwrap_or_default()
+    }
 }
 
 /// A connection delivers what is sent on it once or not at all, and R9 rests on that: where a network that
 /// duplicates is simulated, disks do not fill.
 fn limits_of(seed: u64) -> Limits {
-    let limits = match seed / 2 % 2 {
+    let limits = match seed / 2 % 3 {
         0 => LIMITS,
-        _ => Limits { removers: 1, purges: 30, neighbours: 0, ..LIMITS },
+        1 => Limits { removers: 1, purges: 30, neighbours: 0, ..LIMITS },
+        _ => Limits { power_losses: 16, syncs: 60, flushes: 20, neighbours: 0, ..LIMITS },
     };
     if seed.is_multiple_of(2) {
         Limits { duplicates: 0, ..limits }
@@ -100,7 +126,7 @@ fn walk(limits: &Limits, seed: u64, seen: &mut Seen) -> Option<(&'static str, Ve
         world.actions(limits, &mut actions);
         for writer in 0..world.writers.len() {
             for node in 0..world.nodes.len() {
-                if world.nodes[node].machine.is_some() && world.writers[writer].sends > 0 {
+                if world.nodes[node].is_alive() && world.writers[writer].sends > 0 {
                     actions.push(Action::GiveUp { writer, node });
                 }
             }
@@ -120,7 +146,7 @@ fn walk(limits: &Limits, seed: u64, seen: &mut Seen) -> Option<(&'static str, Ve
             })
             .expect("one of them");
         let before: usize = world.writers.iter().filter(|writer| writer.acknowledged).count();
-        seen.forgotten += u64::from(matches!(action, Action::Purge { .. }));
+        seen.note(&action);
         world.act(limits, &action);
         way.push(action);
         seen.steps += 1;
@@ -136,28 +162,31 @@ fn walk(limits: &Limits, seed: u64, seen: &mut Seen) -> Option<(&'static str, Ve
                 println!("  {node:?}");
             }
         }
-        if let Some(broken) = world.broken() {
+        if let Some(broken) = world.broken(limits) {
             return Some((broken, way));
         }
         let serving = world.serving();
         seen.quiet += u64::from(serving.len() > 1 && world.is_quiet(&serving));
     }
     seen.changes += world.latest() - 1;
+    seen.worlds += 1;
     None
 }
 
-fn seed() -> Option<u64> {
-    std::env::var("LUCIOLA_SEED").ok().map(|text| text.parse().expect("LUCIOLA_SEED is a number"))
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok().filter(|text| !text.is_empty())?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is a number, not {text:?}")))
 }
 
 #[test]
 fn long_random_walks_break_nothing() {
-    let given = seed();
-    let steps = std::env::var("LUCIOLA_STEPS").map_or(STEPS, |text| text.parse().expect("a number"));
+    let given = number("LUCIOLA_SEED");
+    let end = number("LUCIOLA_MINUTES").map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
-    let mut seed = given.unwrap_or(now.as_nanos() as u64);
+    let first = given.unwrap_or(now.as_nanos() as u64);
+    let mut seed = first;
     let mut seen = Seen::default();
-    while seen.steps < steps {
+    while end.map_or(seen.steps < STEPS, |end| Instant::now() < end) {
         if let Some((broken, way)) = walk(&limits_of(seed), seed, &mut seen) {
             let tail = &way[way.len().saturating_sub(60)..];
             panic!("{broken} after {} steps: LUCIOLA_SEED={seed}\n{tail:#?}", way.len());
@@ -167,11 +196,13 @@ fn long_random_walks_break_nothing() {
         }
         seed = seed.wrapping_add(1);
     }
-    println!("last seed {seed}: {seen:?}");
+    println!("seeds {first} to {seed}: {seen:#?}");
     if given.is_none() {
+        let kinds = ["Purge", "Crash", "LosePower", "Expire", "JoinSync", "Rotate", "Promote", "SendUnder"];
+        let missing: Vec<_> = kinds.iter().filter(|kind| seen.times(kind) == 0).collect();
         assert!(
-            seen.acknowledged > 100 && seen.changes > 50 && seen.quiet > 100 && seen.forgotten > 0,
-            "too little: {seen:?}"
+            seen.acknowledged > 100 && seen.changes > 50 && seen.quiet > 100 && missing.is_empty(),
+            "too little, or none of {missing:?}: {seen:?}"
         );
     }
 }
@@ -179,20 +210,26 @@ fn long_random_walks_break_nothing() {
 /// The walks find what the model check finds, at least the mistakes that do not need a rare course of events.
 #[test]
 fn random_walks_find_planted_mistakes() {
-    let bugs = [
-        Bug::ServeWhilePending,
-        Bug::CommitBeforeAnswer,
-        Bug::DropPendingOnChange,
-        Bug::ForgetWriters,
-        Bug::UpdateWithoutPrevious,
-        Bug::FloorForAll,
+    let none = (Bug::None, Mistake::None);
+    let planted = [
+        (Bug::ServeWhilePending, none.1),
+        (Bug::CommitBeforeAnswer, none.1),
+        (Bug::DropPendingOnChange, none.1),
+        (Bug::ForgetWriters, none.1),
+        (Bug::UpdateWithoutPrevious, none.1),
+        (Bug::FloorForAll, none.1),
+        (Bug::KeepQueueOnChange, none.1),
+        (none.0, Mistake::OneFallback),
+        (none.0, Mistake::PromoteUnflushed),
     ];
-    for bug in bugs {
+    for (bug, mistake) in planted {
         let mut seen = Seen::default();
-        let found = (1..200).find_map(|seed| {
-            walk(&Limits { bug, ..limits_of(seed) }, seed, &mut seen).map(|(broken, _)| (broken, seed))
+        let found = (1..400).find_map(|seed| {
+            let limits = Limits { bug, mistake, ..limits_of(seed) };
+            walk(&limits, seed, &mut seen).map(|(broken, _)| (broken, seed))
         });
-        let (broken, seed) = found.unwrap_or_else(|| panic!("{bug:?} was not found in {} steps", seen.steps));
-        println!("{bug:?}: {broken}, seed {seed}, {} steps", seen.steps);
+        let (broken, seed) =
+            found.unwrap_or_else(|| panic!("{bug:?} {mistake:?} was not found in {} steps", seen.steps));
+        println!("{bug:?} {mistake:?}: {broken}, seed {seed}, {} steps", seen.steps);
     }
 }

@@ -50,4 +50,7 @@ pub use api::{
 };
 pub use engine::Engine;
 pub use payload::{Sink, Source};
+/// For the model check, which explores what power loss leaves by the engine's own rule.
+#[doc(hidden)]
+pub use state::{Record, State};
 pub use writers::Writers;

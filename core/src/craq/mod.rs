@@ -190,4 +190,6 @@ pub enum Bug {
     KeepStagedByLeaver,
     BirthRestarts,
     FloorForAll,
+    IgnoreChainVersion,
+    KeepQueueOnChange,
 }

@@ -41,8 +41,10 @@ impl Replica {
         self.view = view;
         self.successor_has = None;
         // Lease and version were looked at when they came, under the view before (R4): their senders come again.
-        for waiting in std::mem::take(&mut self.queue) {
-            refuse(waiting.ticket(), Status::WrongChainVersion, out);
+        if self.bug != Bug::KeepQueueOnChange {
+            for waiting in std::mem::take(&mut self.queue) {
+                refuse(waiting.ticket(), Status::WrongChainVersion, out);
+            }
         }
         if !view.is_tail() {
             let status = if view.is_member() { Status::Dirty } else { Status::NotServing };
