@@ -6,15 +6,18 @@
 # make gpu      on a machine with an NVIDIA GPU: the kernels' tests and benchmarks there, and a report of them
 # make test-rdma  everything that speaks RDMA, in a virtual machine with Soft-RoCE (Debian, root)
 # make nemesis  faults, two at a time, on a cluster whose histories are checked, for MINUTES (root, loop devices)
+# make sim      random walks of the chain protocol for MINUTES (10), then its larger worlds, exhaustively; SEED=… replays
+# make planted  put mistakes back into a copy of the code, and report which suites find them
 # make proto    regenerate the protobuf code after a change in proto/
 # make fmt      format everything
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test test-rust test-python test-rdma test-rdma-quick check check-python check-rust bench gpu nemesis proto fmt clean
+.PHONY: help dev demo test test-rust test-python test-rdma test-rdma-quick check check-python check-rust bench gpu nemesis sim planted proto fmt clean
 
 VENV ?= .venv
 MINUTES ?= 10
+SEED ?=
 PY := $(VENV)/bin/python
 STAMPS := $(VENV)/.stamps
 CORE_SOURCES := $(shell find core/src core/Cargo.toml core/Cargo.lock core/pyproject.toml -type f 2>/dev/null)
@@ -62,6 +65,13 @@ test-rdma: $(STAMPS)/dev
 
 test-rdma-quick: $(STAMPS)/dev
 	$(PY) tests/rdma/run.py --quick
+
+sim: $(STAMPS)/dev
+	cd core && LUCIOLA_MINUTES=$(MINUTES) LUCIOLA_SEED=$(SEED) cargo test --locked --test craq_simulator long_ -- --nocapture
+	@if [ -z "$(SEED)" ]; then cd core && LUCIOLA_MODEL=wide cargo test --locked --test craq_model -- --nocapture; fi
+
+planted: $(STAMPS)/dev
+	$(PY) tests/planted/run.py
 
 check: check-python check-rust
 
