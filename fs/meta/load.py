@@ -89,6 +89,8 @@ class Load:
         """
         header = request.header
         _check_header(header)
+        if not self._placer.default.table:
+            raise Unavailable("no chain table is known yet: try again in a moment")
         async with self.lock:
             self.is_active = True
             self._attempt = 0
