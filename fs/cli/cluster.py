@@ -216,20 +216,23 @@ def status(data_path: Path, as_json: bool) -> None:
         "chains": [],
         "notes": [],
         "full": [],
+        "loading": False,
     }
     if supervised:
         try:
-            routing, spaces = asyncio.run(_state_of(shape))
+            routing, spaces, loading = asyncio.run(_state_of(shape))
             report["chains"] = describe_chains(routing)
             report["services"] = [_reported(service, routing) for service in services]
             report["notes"] = [*_notes(shape, routing), *describe_progress(routing), *describe_space(spaces)]
+            report["loading"] = bool(loading)
+            report["notes"] += [loading] if loading else []
             report["full"] = [node for node, space in sorted(spaces.items()) if space.full]
         except (Unavailable, Timeout) as error:
             report["error"] = str(error)
     states = [service["state"] for service in report["services"]]
     chains = [chain["state"] for chain in report["chains"]]
     healthy = bool(states) and set(states) == {"running"} and bool(chains) and set(chains) == {"serving"}
-    healthy = healthy and not report["full"]
+    healthy = healthy and not report["full"] and not report["loading"]
     report["healthy"] = healthy
     if as_json:
         print_json(report)
@@ -239,10 +242,10 @@ def status(data_path: Path, as_json: bool) -> None:
         sys.exit(1)
 
 
-async def _state_of(shape: Shape) -> tuple[mgmtd_pb2.Routing, dict[int, SpaceReply]]:
+async def _state_of(shape: Shape) -> tuple[mgmtd_pb2.Routing, dict[int, SpaceReply], str]:
     async with Manager.connect(shape.cluster) as manager:
         routing = await manager.routing()
-        return routing, await manager.spaces(routing)
+        return routing, await manager.spaces(routing), await manager.load_under_way(routing)
 
 
 def _notes(shape: Shape, routing: mgmtd_pb2.Routing) -> list[str]:

@@ -6,9 +6,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from ..errors import Error, NotFound, Timeout, Unavailable
+from ..ids import ROOT_INODE
 from ..wire import SERVICE, Cluster, RpcClients, methods, mint
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
+from ..wire.pb.meta_pb2 import Path, StatRequest
 from ..wire.pb.storage_pb2 import ChunkRecord, ListChunksRequest, SpaceReply
 
 REPORTED = {  # what a node says of its replica
@@ -135,6 +137,16 @@ class Manager:
             if not reply.more:
                 return
             request.after.CopyFrom(reply.chunks[-1].chunk)
+
+    async def load_under_way(self, routing: pb.Routing) -> str:
+        """What the metadata service says to everybody while a dump is being loaded; empty if none is."""
+        request = StatRequest(path=Path(at=ROOT_INODE))
+        try:
+            address = address_of(routing, pb.NODE_META)
+            await self.clients.call(address, methods.Meta.stat, request, timeout_s=SPACE_S)
+        except Error as error:  # what else may be wrong with it is said of its process
+            return error.message if "loading" in error.fields else ""
+        return ""
 
     async def silent_pids(self) -> set[int]:
         """Processes that mgmtd has not heard of for longer than their lease."""

@@ -79,7 +79,7 @@ class Load:
     def require_open(self) -> None:
         """Raises: Unavailable while the namespace is being loaded."""
         if self.is_active:
-            raise Unavailable(REFUSAL)
+            raise Unavailable(REFUSAL, loading=True)
 
     async def begin(self, request: pb.BeginLoadRequest) -> pb.BeginLoadReply:
         """Close the namespace, which must be empty, or holds an unfinished load of the same dump.

@@ -13,7 +13,7 @@ from luciola.kv import MemoryEngine
 from luciola.kv.rocksdb import RocksEngine
 from luciola.meta import schema
 from luciola.meta.__main__ import collect_once
-from luciola.meta.dump import BATCH_RECORDS, DUMPS_MAX
+from luciola.meta.dump import BATCH_RECORDS, DUMPS_MAX, SLICE_RECORDS
 from luciola.meta.load import RECORDS_MAX
 from luciola.meta.parts import raise_generation
 from luciola.meta.quarantine import REMOVALS_MAX
@@ -179,6 +179,29 @@ def test_dump_is_of_one_moment_and_lets_requests_go_on(world):
     other = successor(world)
     load(other, found)
     assert dump(other) == before
+
+
+def test_requests_have_their_turn_during_a_dump(world):
+    for number in range(3 * BATCH_RECORDS):
+        world.create(b"f%04d" % number, write=False)
+    turns = 0
+
+    async def count():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def both():
+        counting = asyncio.ensure_future(count())
+        taken = [
+            record async for batch in world.service.dump(Empty(), world.identity) for record in batch.records
+        ]
+        counting.cancel()
+        return taken
+
+    found = world.run(both())
+    assert turns >= len(found) // SLICE_RECORDS
 
 
 def test_file_that_is_written_is_dumped_with_all_that_was_acknowledged(world):
