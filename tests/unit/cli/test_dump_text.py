@@ -86,7 +86,13 @@ inodes = st.builds(
 attributes = st.builds(pb.DumpedAttribute, inode=st.integers(0, 2**64 - 1), name=anything, value=anything)
 entries = st.builds(
     pb.ScannedDentry,
-    entry=st.builds(pb.Dentry, name=anything, inode=st.integers(0, 99), type=st.just(pb.FIFO)),
+    entry=st.builds(
+        pb.Dentry,
+        name=anything,
+        inode=st.integers(0, 99),
+        type=st.just(pb.FIFO),
+        cookie=st.integers(0, 1 << 62),
+    ),
 )
 
 

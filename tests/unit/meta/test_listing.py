@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from luciola.errors import Error
 from luciola.meta.allocator import FIRST_ID
 
-from .world import World
+from .world import World, check_store
 
 NAMES = [b"%d" % number for number in range(8)]
 name = st.sampled_from(NAMES)
@@ -43,8 +43,9 @@ def pages(world: World, *, by_cookie: bool, limit: int):
         yield [entry.name for entry in page.entries]
         if not page.more:
             return
-        last = page.entries[-1]
+        before, last = after, page.entries[-1]
         after = (last.cookie or last.inode) if by_cookie else last.name
+        assert after > before
 
 
 @pytest.mark.parametrize("by_cookie", [False, True], ids=["name", "cookie"])
@@ -63,6 +64,7 @@ def test_what_is_there_all_the_while_is_listed_once(by_cookie, before, steps, li
             change(world, *each)
             stayed &= set(world.names())
     assert [name for name in sorted(seen) if name in stayed] == sorted(stayed)
+    check_store(world)
     world.close()
 
 
@@ -104,6 +106,7 @@ def test_name_keeps_its_cookie_whatever_file_it_is_given(world):
     world.rename(b"new", b"kept")
     world.rename(b"kept", b"other", exchange=True)
     assert cookies(world) == {name: before[name] for name in (b"kept", b"other")}
+    check_store(world)
 
 
 def test_cookie_moves_to_another_directory(world):

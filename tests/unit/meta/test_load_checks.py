@@ -27,9 +27,11 @@ def attribute(of: int, name: bytes, value: bytes = b"") -> pb.DumpRecord:
     return pb.DumpRecord(attribute=pb.DumpedAttribute(inode=of, name=name, value=value))
 
 
-def entry(directory: int, name: bytes, to: int = 16, kind=pb.FIFO) -> pb.DumpRecord:
+def entry(directory: int, name: bytes, to: int = 16, kind=pb.FIFO, cookie=0) -> pb.DumpRecord:
     return pb.DumpRecord(
-        entry=pb.ScannedDentry(parent=directory, entry=pb.Dentry(name=name, inode=to, type=kind))
+        entry=pb.ScannedDentry(
+            parent=directory, entry=pb.Dentry(name=name, inode=to, type=kind, cookie=cookie)
+        )
     )
 
 
@@ -49,7 +51,7 @@ def test_records_of_a_dump_are_counted():
         attribute(1, b"trusted.x"),
         attribute(1, b"user.a", bytes(65_536)),
         entry(1, b"a"),
-        entry(1, b"b"),
+        entry(1, b"b", cookie=17),
         inode(16, link_count=2),
         inode(17, pb.DIRECTORY),
         file(18, length=5, is_inline=True, inline_data=b"12345"),
@@ -107,6 +109,8 @@ def test_records_of_a_dump_are_counted():
         ([ROOT, entry(1, b"a"), entry(1, b"a")], "by name"),
         ([ROOT, entry(1, b"a", to=1000)], "next_inode"),
         ([ROOT, entry(1, b"a", to=1)], "next_inode"),
+        ([ROOT, entry(1, b"a", cookie=1000)], "cookie"),
+        ([ROOT, entry(1, b"a", cookie=2)], "cookie"),
         ([ROOT, entry(1, b"a", kind=pb.TYPE_INVALID)], "type"),
         ([ROOT, pb.DumpRecord()], "no such record"),
         ([ROOT, pb.DumpRecord(header=HEADER)], "no header"),
