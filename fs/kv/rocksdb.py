@@ -55,7 +55,8 @@ class RocksEngine(Engine):
 
     `kept`: first bytes of the keys whose values stay in memory once they were read or written.
     `write_buffer_bytes`: what a log holds before it becomes a table. `options`: in place of `store_options()`.
-    Raises: Busy if another process has it open; CorruptData if there is no store, or RocksDB refuses it.
+    Raises: Busy if another process has it open; NoSpace if RocksDB cannot open it and the disk is full; CorruptData if
+    there is no store, or RocksDB refuses it.
     """
 
     def __init__(  # noqa: PLR0913, each has its default
@@ -87,7 +88,10 @@ class RocksEngine(Engine):
             raise
         except Exception as error:  # rocksdict raises nothing more precise
             os.close(self._lock)
-            raise CorruptData(f"cannot open the key-value store in {directory}: {error}") from error
+            message = f"cannot open the key-value store in {directory}: {error}"
+            if _free_bytes(directory) < RESERVE_BYTES:
+                raise NoSpace(f"{message}; free some space: it is opened as soon as there is") from error
+            raise CorruptData(message) from error
         super().__init__(version=self._db.latest_sequence_number(), commits_max=commits_max)
         self._syncer = Syncer(self._flush, interval_s=sync_interval_s)
         # Sequence number of the last commit that is known to survive power loss. Opening a store makes tables of what
@@ -160,8 +164,13 @@ class RocksEngine(Engine):
         try:
             self._syncer.close()
         finally:
-            self._db.close()
-            os.close(self._lock)
+            try:
+                self._db.close()
+            except Exception as error:  # rocksdict raises nothing more precise
+                if self.failure is None:
+                    raise Unavailable(f"cannot close the store in {self.directory}: {error}") from error
+            finally:
+                os.close(self._lock)
 
     def _begin_log(self) -> None:
         """Make the log durable, then let RocksDB make a table of it, beside us, and begin the next log."""
@@ -184,11 +193,15 @@ class RocksEngine(Engine):
             batch.delete(key)
 
     def _check_space(self, *, may_use_reserve: bool) -> None:
-        space = os.statvfs(self.directory)
-        if space.f_bavail * space.f_frsize >= RESERVE_BYTES:
+        if _free_bytes(self.directory) >= RESERVE_BYTES:
             self._unchecked_bytes = 0
         elif not may_use_reserve:
             raise NoSpace(f"less than {RESERVE_BYTES // MIB} MiB are free for metadata in {self.directory}")
+
+
+def _free_bytes(directory: Path) -> int:
+    space = os.statvfs(directory)
+    return space.f_bavail * space.f_frsize
 
 
 class Kept:

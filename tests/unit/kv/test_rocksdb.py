@@ -175,6 +175,27 @@ def test_full_disk_is_reported_before_the_log_is_touched(tmp_path, monkeypatch):
     engine.close()
 
 
+@pytest.mark.root
+def test_store_on_a_full_disk_is_not_taken_for_a_damaged_one(tmp_path):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(tmp_path)], check=True)
+    try:
+        engine = RocksEngine(tmp_path / "store", create=True)
+        transaction = engine.begin()
+        transaction.put(b"a", b"1")
+        transaction.commit()
+        engine.close()
+        free = os.statvfs(tmp_path)
+        (tmp_path / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize))
+        with pytest.raises(NoSpace, match="free some space"):
+            RocksEngine(tmp_path / "store")
+        (tmp_path / "filler").unlink()
+        engine = RocksEngine(tmp_path / "store")
+        assert engine.begin().get(b"a") == b"1"
+        engine.close()
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
 def test_after_a_failed_write_nothing_is_written_any_more(tmp_path):
     engine = RocksEngine(tmp_path, create=True)
     engine._db.close()  # as if the disk were gone
