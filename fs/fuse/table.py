@@ -64,8 +64,18 @@ def is_stale(mountpoint: Path) -> bool:
 
 
 def answers(mountpoint: Path) -> bool:
-    """Whether the file system on that path answers."""
-    return _error_of_stat(mountpoint) == 0
+    """Whether the file system on that path answers.
+
+    Another process asks. A process that serves a mount never waits for it itself: killed while it does, it could not
+    end before it has answered, and nothing would tell the kernel that nobody will.
+    """
+    command = ["stat", "--", str(mountpoint)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        return process.wait(ANSWER_S) == 0
+    except subprocess.TimeoutExpired:
+        process.kill()  # it is gone as soon as the mount is
+        return False
 
 
 def clean_stale_mount(mountpoint: Path) -> bool:

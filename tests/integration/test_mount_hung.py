@@ -97,6 +97,36 @@ def test_killed_reader_is_gone_while_storage_hangs(cluster, start, code):
     assert reader.returncode == -signal.SIGKILL
 
 
+def asks_its_mount(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a process that serves a mount, or one that it has started, waits for an answer of it."""
+    tasks = Path(f"/proc/{process.pid}/task")
+    children = [child for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+    waiting = [
+        *(task / "wchan" for task in tasks.iterdir()),
+        *(Path(f"/proc/{child}/wchan") for child in children),
+    ]
+    return any(path.exists() and path.read_text() == "request_wait_answer" for path in waiting)
+
+
+def test_killed_mount_is_gone_while_the_metadata_service_hangs(cluster, tmp_path):
+    """Also if it is killed while it waits for its own first answer."""
+    supervisor = json.loads((cluster.data / "run" / "state.json").read_text())["pid"]
+    stopped = [supervisor, cluster.services("meta")[0]["pid"]]
+    for process in stopped:
+        os.kill(process, signal.SIGSTOP)
+    command = [sys.executable, "-m", "luciola", "mount", "--foreground", str(cluster.data), str(tmp_path)]
+    mount = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: asks_its_mount(mount), what="the mount to be asked")
+        mount.kill()
+        until(lambda: mount.poll() is not None, timeout_s=20, what="the killed mount to be gone")
+    finally:
+        for process in stopped:
+            os.kill(process, signal.SIGCONT)
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    assert mount.returncode == -signal.SIGKILL
+
+
 def test_look_up_is_answered_while_many_readers_hang(cluster, start):
     paths = [cluster.mountpoint / f"read-{number}" for number in range(READERS)]
     for path in paths:

@@ -21,6 +21,7 @@ by now, and does nothing if it takes both names for one file.
 | cached | directory | a mount with close-to-open consistency; registers with O_DIRECT |
 | python | data directory | `luciola.connect` |
 | ring | data directory | `luciola.connect`, reads and writes by a ring |
+| reader | data directory | `luciola.connect`, opened for reading: makes durable what others have written |
 """
 
 import argparse
@@ -39,7 +40,7 @@ from typing import Any, Final, Protocol
 from nemesis.histories import EVERY_KEY, Recorder
 
 KINDS: Final = ("register", "log", "names", "close")
-CLIENTS: Final = ("mount", "cached", "python", "ring")
+CLIENTS: Final = ("mount", "cached", "python", "ring", "reader")
 EPOCH_S: Final = 6  # of one set of objects
 BLOCK: Final = 4096  # of a register: a quarter of the engine's page
 CHUNK: Final = 1 << 20
@@ -212,14 +213,15 @@ class NativeFile:
 class Native:
     """Files of `luciola.connect`."""
 
-    def __init__(self, data: str, *, by_ring: bool) -> None:
+    def __init__(self, data: str, client: str) -> None:
         import luciola
 
         self._fs = luciola.connect(data, config=Path(data).parent / "config.toml")
-        self._ring = self._fs.ring(16) if by_ring else None
+        self._ring = self._fs.ring(16) if client == "ring" else None
+        self._mode = "rb" if client == "reader" else "r+b"
 
     def open_register(self, path: str) -> NativeFile:
-        return NativeFile(self._fs.open(path, "r+b", buffering=0, direct=True), self._ring)
+        return NativeFile(self._fs.open(path, self._mode, buffering=0, direct=True), self._ring)
 
     def open_log(self, path: str) -> NativeFile:
         return NativeFile(self._fs.open(path, "ab", buffering=0, direct=True))
@@ -289,8 +291,8 @@ class Program:
         self.recorder = Recorder(options.history.with_suffix(f".{os.getpid()}"))
         self._began_ns = options.began_ns
         self._calls = 0
-        if options.client in ("python", "ring"):
-            self.files: Any = Native(options.place, by_ring=options.client == "ring")
+        if options.client in ("python", "ring", "reader"):
+            self.files: Any = Native(options.place, options.client)
         else:
             self.files = Mounted(options.place, is_direct=options.client == "cached")
         self.client: str = options.client
@@ -355,10 +357,11 @@ class RegisterProgram(Program):
         key = f"{epoch}-{index}"
         chunk = (epoch // (CHUNK // BLOCK) * REGISTERS + index) % REGISTER_CHUNKS
         offset = chunk * CHUNK + epoch % (CHUNK // BLOCK) * BLOCK
-        if dice < 0.35:
+        writes, syncs = (0.0, 0.3) if self.client == "reader" else (0.35, 0.02)
+        if dice < writes:
             value = self.value()
             self.call(key, "write", value, lambda: self._write(value, offset), reads=False)
-        elif dice < 0.45:
+        elif dice < writes + syncs:
             self.call(EVERY_KEY, "sync", None, lambda: self._file().sync(), reads=False)
         else:
             self.call(key, "read", None, lambda: self._read(offset), reads=True)
