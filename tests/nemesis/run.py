@@ -25,7 +25,7 @@ from . import histories
 from .checker import Model, Outcome, Verdict, check
 from .faults import WEIGHTS, Injector, Plan, PowerLoss
 from .histories import Failure, Operation
-from .machines import Machines, in_namespaces
+from .machines import Machines, in_namespaces, until
 from .models import (
     ABSENT,
     EXISTS,
@@ -127,6 +127,13 @@ def start_programs(machines: Machines, choose: random.Random, places: dict[str, 
         machines.program(name, machine, command)
 
 
+def have_begun(machines: Machines) -> bool:
+    """Whether every program has recorded a call."""
+    directory = machines.root / "histories"
+    begun = {path.stem for path in directory.iterdir() if path.stat().st_size}
+    return {service.name for service in machines.services.values() if service.is_program} <= begun
+
+
 def prepare(data: Path, config: Path) -> None:
     """What the programs work on, synced."""
     import luciola
@@ -156,6 +163,7 @@ def run(root: Path, seed: int, seconds: float, kinds: list[str] | None, say: Cal
         places["cached"] = str(machines.mount("cached", "client", "--config", str(cached)))
         prepare(machines.data.root, machines.config)
         start_programs(machines, random.Random(f"programs {seed}"), places)
+        until(lambda: have_begun(machines), "all programs")
         began_s = time.monotonic()
         try:
             for planned in Plan(random.Random(f"plan {seed}"), machines.places(), kinds or list(WEIGHTS)):

@@ -254,6 +254,17 @@ class Native:
         """It connects again by itself."""
 
 
+def connected(place: str, client: str) -> Any:
+    """Files through that kind of client, as soon as the cluster answers."""
+    if client in ("mount", "cached"):
+        return Mounted(place, is_direct=client == "cached")
+    while True:
+        try:
+            return Native(place, client)
+        except OSError:
+            time.sleep(RETRY_S)
+
+
 class ShortMove(OSError):
     """Fewer bytes were moved than asked for: the outcome of the rest is unknown."""
 
@@ -291,10 +302,7 @@ class Program:
         self.recorder = Recorder(options.history.with_suffix(f".{os.getpid()}"))
         self._began_ns = options.began_ns
         self._calls = 0
-        if options.client in ("python", "ring", "reader"):
-            self.files: Any = Native(options.place, options.client)
-        else:
-            self.files = Mounted(options.place, is_direct=options.client == "cached")
+        self.files = connected(options.place, options.client)
         self.client: str = options.client
         self.open: Any = None  # the file that it works on, and its name
         self.open_name = ""
