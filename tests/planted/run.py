@@ -83,6 +83,7 @@ PLAN: Final[dict[str, dict[str, Suite]]] = {
         "client": Rust(("--lib",), ("client::file_tests::fsync",)),
         "interleavings": Rust(("--lib",), ("client::interleaving_tests",)),
         "mounts": Python(("tests/integration/test_shared_files.py",), native=True),
+        "nemesis": Python(("tests/nemesis/test_nemesis.py", "-k", "what_was_synced"), native=True),
     },
     "fsync-beside-another": {
         "client": Rust(("--lib",), ("client::file_tests::fsync",)),
