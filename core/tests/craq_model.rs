@@ -49,6 +49,9 @@ fn wide(usual: u8, wide: u8) -> u8 {
     if is_wide() { wide } else { usual }
 }
 
+/// Steps after which a larger world is left: they must fit into memory.
+const WIDE_STEPS_MAX: usize = 10_000_000;
+
 fn is_wide() -> bool {
     std::env::var("LUCIOLA_MODEL").is_ok_and(|value| value == "wide")
 }
@@ -56,12 +59,16 @@ fn is_wide() -> bool {
 /// Explores a world to its end: every state is sound, what should be possible is, and the world is as large as recorded.
 fn explore(name: &str, limits: Limits) {
     let started = std::time::Instant::now();
-    let checker = Small(limits.clone()).checker().spawn_bfs().join();
+    let steps_max = if is_wide() { WIDE_STEPS_MAX } else { usize::MAX };
+    let checker = Small(limits.clone()).checker().target_state_count(steps_max).spawn_bfs().join();
     let size = Size { states: checker.unique_state_count(), depth: checker.max_depth() };
     println!("{name}: {size}, {} steps, {:.1} s", checker.state_count(), started.elapsed().as_secs_f32());
     if let Some(path) = checker.discovery("sound") {
         let (world, actions) = (path.last_state().clone(), path.into_actions());
         panic!("{:?} after {actions:#?}\n{world:#?}", world.broken(&limits));
+    }
+    if checker.state_count() >= steps_max {
+        return println!("{name}: left after {steps_max} steps, nothing wrong so far");
     }
     checker.assert_properties();
     if !is_wide() {

@@ -78,6 +78,7 @@ PLAN: Final[dict[str, dict[str, Suite]]] = {
         "model": Rust(MODEL, ("rounds_of_sync",)),
         "simulator": Rust(("--test", "craq_simulator"), ("long_random_walks",)),
         "engine": Rust(("--lib",), ("chunk::tests::power_loss",)),
+        "recorded disk": Rust(("--test", "power_loss"), ("chunks_keep_their_promises",)),
     },
     "fsync-of-own-writes": {
         "client": Rust(("--lib",), ("client::file_tests::fsync",)),

@@ -19,3 +19,9 @@ def test_named_test_exists(path: str, name: str) -> None:
 
 def test_page_names_tests() -> None:
     assert len(NAMED) >= 30
+
+
+def test_page_says_how_many_states_are_explored() -> None:
+    record = (ROOT / "core/tests/states/record.txt").read_text().splitlines()
+    states = sum(int(line.split(": ")[1].split()[0]) for line in record)
+    assert f"{states:,} distinct states in {len(record)} worlds" in (ROOT / "docs/consistency.md").read_text()
