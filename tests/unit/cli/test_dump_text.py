@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import io
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,8 +15,10 @@ from luciola.cli.dump import open_output
 from luciola.cli.dump_text import LINE_BYTES_MAX, TextReader, TextWriter
 from luciola.cli.load import _verify, without_chunks
 from luciola.errors import InvalidArgument
+from luciola.meta.load_checks import RecordChecks
 from luciola.wire.pb import meta_pb2 as pb
 
+FORMATS = Path(__file__).parents[3] / "docs" / "formats.md"
 ROOT = pb.Inode(id=1, type=pb.DIRECTORY, permissions=0o755, link_count=2, parent=1, change=5)
 LAYOUT = pb.Layout(
     table=1, table_version=2, chunk_bytes=1 << 20, stripe=3, permutation_version=1, seed=2**64 - 1
@@ -84,16 +88,14 @@ inodes = st.builds(
     ),
 )
 attributes = st.builds(pb.DumpedAttribute, inode=st.integers(0, 2**64 - 1), name=anything, value=anything)
-entries = st.builds(
-    pb.ScannedDentry,
-    entry=st.builds(
-        pb.Dentry,
-        name=anything,
-        inode=st.integers(0, 99),
-        type=st.just(pb.FIFO),
-        cookie=st.integers(0, 1 << 62),
-    ),
+dentries = st.builds(
+    pb.Dentry,
+    name=anything,
+    inode=st.integers(0, 99),
+    type=st.just(pb.FIFO),
+    cookie=st.integers(0, 2**63 - 1),
 )
+entries = st.builds(pb.ScannedDentry, parent=st.integers(0, 2**63 - 1), entry=dentries)
 
 
 @given(
@@ -110,6 +112,15 @@ def test_records_are_read_as_they_were_written(records):
     assert read(text) == found
     assert text.count(b"\n") == len(found)
     assert text.decode() == text.decode().encode().decode()
+
+
+def test_example_in_the_documents_is_a_dump():
+    (example,) = re.findall(r"```json\n(.*?)```", FORMATS.read_text(), re.DOTALL)
+    header, *found, trailer = read(signed(example.encode().splitlines()))
+    checks = RecordChecks(header.header, new_contents=False, is_known=lambda _: True)
+    for record in found:
+        checks.check(record)
+    assert checks.seen == trailer.trailer
 
 
 def test_other_readers_of_json_lose_no_digit():

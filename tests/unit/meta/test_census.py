@@ -1,3 +1,5 @@
+import asyncio
+
 from luciola.kv import MemoryEngine
 from luciola.meta import census
 from luciola.meta.census import Census
@@ -30,6 +32,19 @@ def test_counts_while_inodes_come_and_go(world, monkeypatch):
     assert count.count == 20
     count.added(2)
     count.removed(high)
+    assert count.count == 21
+
+
+def test_count_that_begins_anew_ends_the_one_before(world, monkeypatch):
+    monkeypatch.setattr(census, "PAGE", 4)
+    for number in range(20):
+        world.mkdir(b"%02d" % number)
+    count = Census()
+
+    async def both():
+        await asyncio.gather(count.take(world.engine), count.take(world.engine))
+
+    world.run(both())
     assert count.count == 21
 
 
