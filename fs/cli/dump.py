@@ -10,6 +10,7 @@ from typing import BinaryIO, Final, cast
 
 import click
 
+from ..errors import IsADirectory
 from ..hidden import hidden_beside
 from ..wire import methods
 from ..wire.pb import meta_pb2, mgmtd_pb2
@@ -76,6 +77,8 @@ def open_output(target: str) -> Iterator[BinaryIO]:
         sys.stdout.buffer.flush()
         return
     path = Path(target).absolute()
+    if path.is_dir():
+        raise IsADirectory("name a file for the dump", path=target)
     part = Path(hidden_beside(str(path)))
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from luciola.cli.dump import open_output
 from luciola.cli.dump_text import LINE_BYTES_MAX, TextReader, TextWriter
 from luciola.cli.load import _verify, without_chunks
-from luciola.errors import InvalidArgument
+from luciola.errors import InvalidArgument, IsADirectory
 from luciola.meta.load_checks import RecordChecks
 from luciola.wire.pb import meta_pb2 as pb
 
@@ -249,6 +249,8 @@ def test_output_appears_when_it_is_complete(tmp_path):
     assert gzip.decompress(path.read_bytes()) == b"whole"
     assert path.stat().st_mode & 0o777 == 0o600
     assert [each.name for each in tmp_path.iterdir()] == ["dump.gz"]
+    with pytest.raises(IsADirectory), open_output(str(tmp_path)):
+        pass
 
 
 def test_files_without_their_chunks_are_empty_so_that_a_copy_fills_them():
