@@ -17,6 +17,7 @@ from luciola.meta.dump import BATCH_RECORDS, DUMPS_MAX, SLICE_RECORDS
 from luciola.meta.load import RECORDS_MAX
 from luciola.meta.parts import raise_generation
 from luciola.meta.quarantine import REMOVALS_MAX
+from luciola.wire import SERVICE, RpcClients, RpcServer, methods, mint
 from luciola.wire.pb import meta_pb2 as pb
 from luciola.wire.pb.common_pb2 import Empty
 
@@ -510,6 +511,33 @@ def test_entries_keep_their_cookies_and_no_two_have_the_same(world):
         entries[1].cookie = cookie
         with pytest.raises(InvalidArgument, match=message):
             load(successor(world), found)
+
+
+def test_dumps_that_their_clients_leave_end(world):
+    """Else each would keep its moment of the store for ever."""
+    for number in range(6 * BATCH_RECORDS):  # more than fits what a connection buffers
+        world.create(b"f%d" % number, write=False)
+
+    async def leave_and_take() -> int:
+        secret = bytes(32)
+        server = RpcServer(methods.bind(methods.Meta, world.service), secret=secret)
+        address = await server.start()
+        async with RpcClients(mint(secret, role=SERVICE)) as clients:
+            for _ in range(DUMPS_MAX):
+                stream = clients.stream(address, methods.Meta.dump, Empty())
+                await anext(stream)
+                await stream.aclose()
+            while True:
+                try:
+                    stream = clients.stream(address, methods.Meta.dump, Empty())
+                    found = sum([len(batch.records) async for batch in stream])
+                    break
+                except Busy:  # the server hears of it in a moment
+                    await asyncio.sleep(0.01)
+        await server.stop()
+        return found
+
+    assert world.run(leave_and_take()) == 2 * 6 * BATCH_RECORDS + 3
 
 
 def test_too_many_records_in_one_request_are_refused(world):
