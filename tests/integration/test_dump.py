@@ -185,7 +185,7 @@ def test_lost_metadata_are_loaded_beside_the_chunks(tmp_path: Path) -> None:
 
         assert report["entries"] == in_dump[-1]["entries"]
         assert {each["path"] for each in report["short"]} == {"/d/cut", "/d/sparse"}
-        assert report["grown"] == 2  # and the log
+        assert report["grown"] >= 2  # with the log; and with a file that was being made at that moment
         assert report["unowned_contents"] >= 2
         with cluster.mounted("after") as root:
             assert tree(root / "d", without=("grown", "cut")) == before
