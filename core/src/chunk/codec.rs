@@ -18,6 +18,9 @@ const FALLBACKS_SHIFT: u32 = 2;
 const FALLBACKS_MAX: usize = 2;
 const FLAGS: u8 = 0b1111;
 const REMOVED: u16 = 1;
+const RUN_BYTES: usize = 8;
+/// About what a state takes beside its pages, and what changes in it with one update.
+const STATE_BYTES: usize = 128;
 // Counts and places of pages fit into 16 bits.
 const _: () = assert!(CHUNK_BYTES_MAX / PAGE_BYTES <= u16::MAX as u32);
 
@@ -59,7 +62,12 @@ pub fn decode_key(bytes: &[u8]) -> Result<ChunkKey, Malformed> {
 }
 
 pub fn encode_record(record: &Record) -> Vec<u8> {
-    let mut out = Vec::with_capacity(record.memory());
+    let states =
+        record.committed.iter().chain(&record.fallbacks).count() + usize::from(record.pending.is_some());
+    let runs =
+        record.committed.as_ref().map_or(0, |state| state.extents.len() * RUN_BYTES + state.crcs.len() * 4);
+    let mut out =
+        Vec::with_capacity(runs + record.writers.len() * (WriterRecord::BYTES + 8) + states * STATE_BYTES);
     let committed = if record.committed.is_some() { HAS_COMMITTED } else { 0 };
     let pending = if record.pending.is_some() { HAS_PENDING } else { 0 };
     out.push(RECORD_FORMAT);
@@ -92,26 +100,27 @@ pub fn encode_record(record: &Record) -> Vec<u8> {
 }
 
 /// A run of pages of a state, from page `index` of the chunk on.
+#[derive(Clone, Copy)]
 struct Run {
     index: usize,
     extent: Extent,
 }
 
+fn all_runs(state: &State) -> impl Iterator<Item = Run> {
+    let mut index = 0;
+    state.extents.iter().map(move |&extent| {
+        let run = Run { index, extent };
+        index += extent.count as usize;
+        run
+    })
+}
+
 /// The pages of a state that are not those of `base`: another page, or other bytes in it.
-fn changed_runs(state: &State, base: Option<&State>) -> Vec<Run> {
-    let Some(base) = base else {
-        let mut index = 0;
-        let run = |&extent: &Extent| {
-            let run = Run { index, extent };
-            index += extent.count as usize;
-            run
-        };
-        return state.extents.iter().map(run).collect();
-    };
+fn changed_runs(state: &State, base: &State) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
-    let before = base.pages();
-    for (index, page) in state.pages().into_iter().enumerate() {
-        if before.get(index) == Some(&page) && base.crcs[index] == state.crcs[index] {
+    let mut before = base.pages().zip(&base.crcs);
+    for (index, (page, crc)) in state.pages().zip(&state.crcs).enumerate() {
+        if before.next() == Some((page, crc)) {
             continue;
         }
         match runs.last_mut() {
@@ -127,23 +136,40 @@ fn changed_runs(state: &State, base: Option<&State>) -> Vec<Run> {
 }
 
 fn encode_state(state: &State, base: Option<&State>, out: &mut Vec<u8>) {
-    let runs = changed_runs(state, base);
     out.extend(state.stamp.chain_version.0.to_le_bytes());
     out.extend(state.stamp.version.0.to_le_bytes());
     out.extend(state.round.to_le_bytes());
     out.extend(state.length.to_le_bytes());
     out.extend(state.tail_used.to_le_bytes());
     out.extend((u16::from(state.removed) * REMOVED).to_le_bytes());
-    out.extend((runs.len() as u16).to_le_bytes());
-    for Run { index, extent } in &runs {
-        out.extend((*index as u16).to_le_bytes());
-        out.extend((extent.count as u16).to_le_bytes());
-        out.extend(extent.first.to_le_bytes());
+    let Some(base) = base else {
+        encode_runs(all_runs(state), state.extents.len(), out);
+        encode_crcs(&state.crcs, out);
+        return;
+    };
+    let runs = changed_runs(state, base);
+    encode_runs(runs.iter().copied(), runs.len(), out);
+    for Run { index, extent } in runs {
+        encode_crcs(&state.crcs[index..index + extent.count as usize], out);
     }
-    for Run { index, extent } in &runs {
-        for crc in &state.crcs[*index..*index + extent.count as usize] {
-            out.extend(crc.to_le_bytes());
-        }
+}
+
+fn encode_runs(runs: impl Iterator<Item = Run>, count: usize, out: &mut Vec<u8>) {
+    out.extend((count as u16).to_le_bytes());
+    let start = out.len();
+    out.resize(start + count * RUN_BYTES, 0);
+    for (bytes, Run { index, extent }) in out[start..].chunks_exact_mut(RUN_BYTES).zip(runs) {
+        bytes[..2].copy_from_slice(&(index as u16).to_le_bytes());
+        bytes[2..4].copy_from_slice(&(extent.count as u16).to_le_bytes());
+        bytes[4..].copy_from_slice(&extent.first.to_le_bytes());
+    }
+}
+
+fn encode_crcs(crcs: &[u32], out: &mut Vec<u8>) {
+    let start = out.len();
+    out.resize(start + crcs.len() * 4, 0);
+    for (bytes, crc) in out[start..].chunks_exact_mut(4).zip(crcs) {
+        bytes.copy_from_slice(&crc.to_le_bytes());
     }
 }
 
@@ -234,7 +260,8 @@ fn decode_pages(
         return Err(Malformed::Field);
     }
     let runs = (0..run_count).map(|_| decode_run(input)).collect::<Result<Vec<Run>, _>>()?;
-    let (mut pages, mut crcs) = base.map_or_else(Default::default, |base| (base.pages(), base.crcs.clone()));
+    let mut pages: Vec<PageNumber> = base.iter().flat_map(|base| base.pages()).collect();
+    let mut crcs = base.map_or_else(Vec::new, |base| base.crcs.clone());
     let shared = pages.len();
     pages.resize(count, HOLE);
     crcs.resize(count, 0);

@@ -89,7 +89,7 @@ impl Core {
     /// Cuts `base` to `length` bytes. Writes no data: only the last page's checksum changes.
     pub fn cut_content(&self, key: ChunkKey, base: &State, length: u32) -> Result<Written, Status> {
         let count = page_count(length);
-        let mut pages = base.pages();
+        let mut pages: Vec<_> = base.pages().collect();
         pages.truncate(count);
         let mut crcs = base.crcs[..count].to_vec();
         let mut tail_used = 0;
@@ -309,7 +309,7 @@ impl Plan {
     fn of(base: &State, change: &Change<'_>) -> Plan {
         debug_assert!(change.length >= base.length, "a write does not cut");
         let count = page_count(change.length);
-        let mut pages = base.pages();
+        let mut pages: Vec<_> = base.pages().collect();
         let mut crcs = base.crcs.clone();
         // The first page that can change: where the data begins, or the last one before if it grows.
         let growing = if change.length > base.length { base.length as usize / PAGE } else { usize::MAX };

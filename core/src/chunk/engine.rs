@@ -443,11 +443,16 @@ fn page_of(state: Option<&State>, index: usize) -> Option<PageNumber> {
 
 /// The pages of both states of a record, shared ones once.
 fn owned_pages(record: &Record) -> Vec<PageNumber> {
-    let committed = record.committed.as_ref().map(|state| state.pages()).unwrap_or_default();
-    let pending = record.pending.as_ref().map(|pending| pending.state.pages()).unwrap_or_default();
-    let own = pending.into_iter().enumerate().filter(|&(index, page)| committed.get(index) != Some(&page));
-    let mut pages: Vec<_> = own.map(|(_, page)| page).collect();
-    pages.extend(&committed);
+    let mut committed = record.committed.iter().flat_map(|state| state.pages());
+    let mut pages = Vec::new();
+    for page in record.pending.iter().flat_map(|pending| pending.state.pages()) {
+        let other = committed.next();
+        pages.extend(other);
+        if other != Some(page) {
+            pages.push(page);
+        }
+    }
+    pages.extend(committed);
     pages.retain(|&page| page != HOLE);
     pages
 }

@@ -59,15 +59,11 @@ impl State {
     }
 
     /// The page numbers, one per page.
-    pub fn pages(&self) -> Vec<PageNumber> {
-        let mut pages = Vec::with_capacity(self.crcs.len());
-        for extent in &self.extents {
-            match extent.first {
-                HOLE => pages.extend(std::iter::repeat_n(HOLE, extent.count as usize)),
-                first => pages.extend(first..first + extent.count),
-            }
-        }
-        pages
+    pub fn pages(&self) -> impl Iterator<Item = PageNumber> {
+        self.extents.iter().flat_map(|extent| {
+            let step = u32::from(extent.first != HOLE);
+            (0..extent.count).map(move |offset| extent.first + offset * step)
+        })
     }
 
     /// As `pages`, for the pages `from..to` only.
@@ -122,10 +118,11 @@ impl State {
 
 /// Runs of pages as extents.
 pub fn compress(pages: &[PageNumber]) -> Vec<Extent> {
-    let mut extents: Vec<Extent> = Vec::new();
+    let continues = |pair: &&[PageNumber]| Extent { first: pair[0], count: 1 }.precedes(pair[1]);
+    let mut extents = Vec::with_capacity(pages.len() - pages.windows(2).filter(continues).count());
     for &page in pages {
         match extents.last_mut() {
-            Some(last) if last.precedes(page) => last.count += 1,
+            Some(last) if Extent::precedes(last, page) => last.count += 1,
             _ => extents.push(Extent { first: page, count: 1 }),
         }
     }
@@ -199,7 +196,9 @@ impl Record {
     /// one before has, so a state of before each must be named. A state once skipped is never needed again: rounds grow.
     pub fn fallbacks_for(&self, after: &Record, begun: u64, synced: u64) -> Vec<Arc<State>> {
         let Some(committed) = &after.committed else { return Vec::new() };
-        let before = self.committed.iter().filter(|before| !before.is_same_content(committed));
+        let is_other =
+            |before: &&Arc<State>| !Arc::ptr_eq(before, committed) && !before.is_same_content(committed);
+        let before = self.committed.iter().filter(is_other);
         let earlier = before.chain(&self.fallbacks);
         let mut fallbacks: Vec<Arc<State>> = Vec::new();
         for round in [begun, synced] {
@@ -246,7 +245,7 @@ mod tests {
             vec![1, 2, 4, 3],
         ] {
             let state = State { extents: compress(&pages), crcs: vec![0; pages.len()], ..State::default() };
-            assert_eq!(state.pages(), pages);
+            assert_eq!(state.pages().collect::<Vec<_>>(), pages);
             for from in 0..pages.len() {
                 for to in from..=pages.len() {
                     assert_eq!(state.pages_between(from, to), pages[from..to]);

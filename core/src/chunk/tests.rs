@@ -101,7 +101,7 @@ fn noise(length: usize, seed: usize) -> Vec<u8> {
 /// The block file of page `page` of a chunk, and where the page begins in it.
 fn place_on_disk(engine: &Engine, dir: &Path, index: u32, page: usize) -> (PathBuf, u64) {
     let record = engine.core.record(key(index)).unwrap().1;
-    let number = record.committed.as_ref().unwrap().pages()[page];
+    let number = record.committed.as_ref().unwrap().pages_between(page, page + 1)[0];
     let segment_pages = engine.core.segments.segment_pages();
     let path = dir.join(format!("blocks/{:08}.blk", number / segment_pages));
     (path, u64::from(number % segment_pages) * PAGE as u64)
@@ -797,7 +797,7 @@ fn after_power_loss(engine: &Engine, dir: &Path, lost: &[(u32, usize)]) -> tempf
     for &(index, page) in lost {
         let record = engine.core.record(key(index)).unwrap().1;
         let state = record.pending.as_ref().map_or(record.committed.as_ref(), |pending| Some(&pending.state));
-        let number = state.unwrap().pages()[page];
+        let number = state.unwrap().pages_between(page, page + 1)[0];
         let path = copy.path().join(format!("blocks/{:08}.blk", number / 64));
         let file = OpenOptions::new().write(true).open(path).unwrap();
         file.write_all_at(&[0; PAGE], u64::from(number % 64) * PAGE as u64).unwrap();

@@ -75,12 +75,15 @@ impl Engine {
         };
         let before = pending.state.stamp.chain_version;
         let stamp = Stamp { chain_version: chain_version.max(before), version };
-        let state = State { stamp, ..(*pending.state).clone() };
+        let state = match stamp == pending.state.stamp {
+            true => pending.state.clone(),
+            false => Arc::new(State { stamp, ..(*pending.state).clone() }),
+        };
         let outcome = CommitOutcome { stamp, length: state.length };
         let round = core.rounds.begun();
         let own = WriterRecord { tag: pending.tag, version, round };
         let writers = core.writers.with(&record.writers, own, round);
-        let after = Record { committed: Some(Arc::new(state)), writers, ..Record::default() };
+        let after = Record { committed: Some(state), writers, ..Record::default() };
         core.put(key, &slot, record, after)?;
         Ok(outcome)
     }
@@ -409,17 +412,20 @@ impl Core {
 fn released(before: &Record, after: &Record) -> Vec<PageNumber> {
     let is_kept = |state: &Arc<State>| after.states().any(|kept| Arc::ptr_eq(kept, state));
     let lost: Vec<_> = before.states().filter(|state| !is_kept(state)).collect();
-    if lost.is_empty() {
-        return Vec::new();
-    }
-    let kept: Vec<_> = after.states().map(|state| state.pages()).collect();
-    let mut pages: Vec<PageNumber> = Vec::new();
+    let mut released = Vec::new();
     for (place, state) in lost.iter().enumerate() {
-        let earlier = if place > 0 { lost[0].pages() } else { Vec::new() };
-        pages.extend(state.pages().into_iter().enumerate().filter_map(|(index, page)| {
-            let is_shared = |pages: &Vec<PageNumber>| pages.get(index) == Some(&page);
-            (page != HOLE && !kept.iter().any(is_shared) && !is_shared(&earlier)).then_some(page)
-        }));
+        // What is kept, and what was counted already.
+        let mut others: Vec<_> =
+            after.states().chain(lost[..place].iter().copied()).map(|other| other.pages()).collect();
+        for page in state.pages() {
+            let mut is_shared = false;
+            for other in &mut others {
+                is_shared |= other.next() == Some(page);
+            }
+            if page != HOLE && !is_shared {
+                released.push(page);
+            }
+        }
     }
-    pages
+    released
 }
