@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -320,13 +320,16 @@ fn sparse_files_tell_their_holes() {
 /// Forwards to the memory file system, except for what a test plants.
 struct Planted {
     inner: MemoryFileSystem,
-    /// Look-ups of names that begin with "slow".
+    /// Calls that hang or have hung: look-ups of names that begin with "slow", opens, reads, writes.
     hanging: AtomicUsize,
     /// Files opened, and those of them that are not released.
     opened: AtomicUsize,
     open: AtomicUsize,
     opens_hang: AtomicBool,
     writes_hang: AtomicBool,
+    written: AtomicUsize,
+    /// Of this inode.
+    reads_hang: AtomicU64,
     release: AtomicBool,
 }
 
@@ -377,12 +380,25 @@ impl FileSystem for Planted {
         self.note_open();
         self.inner.create(c, parent, name, permissions, flags)
     }
-    fn read(&self, c: &Caller, request: &ReadRequest, into: &Placement) -> Reply<ReadOutcome> { self.inner.read(c, request, into) }
+    fn read(&self, c: &Caller, request: &ReadRequest, into: &Placement) -> Reply<ReadOutcome> {
+        if self.reads_hang.load(Ordering::SeqCst) == request.inode {
+            self.hanging.fetch_add(1, Ordering::SeqCst);
+            while !self.release.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        self.inner.read(c, request, into)
+    }
     fn write(&self, c: &Caller, request: &WriteRequest, payload: Placement) -> Reply<usize> {
+        if self.writes_hang.load(Ordering::SeqCst) {
+            self.hanging.fetch_add(1, Ordering::SeqCst);
+        }
         while self.writes_hang.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(5));
         }
-        self.inner.write(c, request, payload)
+        let result = self.inner.write(c, request, payload);
+        self.written.fetch_add(1, Ordering::SeqCst);
+        result
     }
     fn has_cached_pages(&self, _: u64, _: i32) -> bool { true }
     fn flush(&self, _: &Caller, _: u64, _: u64) -> Reply<()> { Err(Errno::DQUOT) }
@@ -408,6 +424,8 @@ fn planted(
         open: AtomicUsize::new(0),
         opens_hang: AtomicBool::new(false),
         writes_hang: AtomicBool::new(false),
+        written: AtomicUsize::new(0),
+        reads_hang: AtomicU64::new(0),
         release: AtomicBool::new(false),
     });
     let mut options = SessionOptions { mountpoint: directory.path().to_owned(), ..Default::default() };
@@ -588,6 +606,49 @@ fn reads_after_an_asynchronous_direct_write_are_new() {
     let after = lines.next().unwrap().unwrap();
     assert!(child.wait().unwrap().success());
     assert_eq!((during.as_str(), after.as_str()), ("o", "n"));
+    handle.unmount().unwrap();
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn direct_write_is_answered_while_a_read_of_another_file_hangs() {
+    use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+    if !can_mount() {
+        return;
+    }
+    let (directory, fs, handle, thread) = planted(|_| {});
+    // Direct, so that nothing of them is in the page cache.
+    let made = |name: &str| {
+        let mut options = OpenOptions::new();
+        options.create(true).write(true).custom_flags(rustix::fs::OFlags::DIRECT.bits() as i32);
+        let file = options.open(directory.path().join(name)).unwrap();
+        file.write_all_at(&[b'o'; 4096], 0).unwrap();
+        file
+    };
+    let (hangs, other) = (made("hangs"), made("other"));
+    let reader = File::open(directory.path().join("hangs")).unwrap();
+    // The kernel drops pages before it writes; the read brings one back while the write is under way.
+    fs.writes_hang.store(true, Ordering::SeqCst);
+    let blocked = std::thread::spawn(move || hangs.write_all_at(&[b'n'; 4096], 0));
+    assert!(until(|| fs.hanging.load(Ordering::SeqCst) == 1), "the write reaches the file system");
+    fs.reads_hang.store(reader.metadata().unwrap().ino(), Ordering::SeqCst);
+    let reading = std::thread::spawn(move || reader.read_exact_at(&mut [0; 4096], 0));
+    assert!(until(|| fs.hanging.load(Ordering::SeqCst) == 2), "the read reaches the file system");
+    let before = fs.written.load(Ordering::SeqCst);
+    fs.writes_hang.store(false, Ordering::SeqCst);
+    assert!(until(|| fs.written.load(Ordering::SeqCst) > before), "only its answer waits");
+    // Several, so that the blocked one has been begun before the last of them.
+    let writing = std::thread::spawn(move || {
+        (0..64).for_each(|_| other.write_all_at(&[b'n'; 4096], 0).unwrap());
+    });
+    let written = until(|| writing.is_finished());
+    let is_blocked = !blocked.is_finished();
+    fs.release.store(true, Ordering::SeqCst);
+    writing.join().unwrap();
+    blocked.join().unwrap().unwrap();
+    reading.join().unwrap().unwrap();
+    assert!(written, "the write of the other file waits for the read");
+    assert!(is_blocked, "the write of the same file does not: nothing was dropped");
     handle.unmount().unwrap();
     thread.join().unwrap().unwrap();
 }

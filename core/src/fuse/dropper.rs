@@ -1,7 +1,7 @@
 //! Answers writes after the kernel has dropped its pages of what they wrote.
 //!
-//! A thread of its own, started when it is first needed: dropping a page waits for a READ of it, which the threads of the
-//! session have to serve meanwhile.
+//! Threads of their own, started when the first is needed: dropping a page waits for a READ of it, which the threads of
+//! the session have to serve meanwhile. An inode has one of them, so a READ that hangs holds up the writes of few others.
 
 use std::thread;
 
@@ -9,6 +9,9 @@ use crossbeam_channel::{Sender, unbounded};
 
 use super::device::Device;
 use super::notify::Notifier;
+
+/// Files that are open with and without O_DIRECT and are written at the same time are rare.
+const THREADS: u64 = 8;
 
 /// The answer to a request.
 pub struct Reply {
@@ -24,30 +27,23 @@ struct Job {
     length: u64,
 }
 
-/// Ends its thread when it is dropped.
+/// Ends its threads when it is dropped.
 pub struct Dropper {
-    /// As many jobs as the kernel has requests under way, at most.
-    jobs: Option<Sender<Job>>,
+    /// Of each thread, as many jobs as the kernel has requests under way, at most. `None`: it could not be started.
+    jobs: Vec<Option<Sender<Job>>>,
     notifier: Notifier,
 }
 
 impl Dropper {
     pub fn start(notifier: Notifier) -> Dropper {
-        let (jobs, received) = unbounded::<Job>();
-        let dropping = notifier.clone();
-        let started = thread::Builder::new().name("fuse-drop".into()).spawn(move || {
-            received.iter().for_each(|job| carry_out(&dropping, &job));
-        });
-        if let Err(error) = &started {
-            log::warn!("no thread to drop pages of the kernel: writes are answered without: {error}");
-        }
-        Dropper { jobs: started.is_ok().then_some(jobs), notifier }
+        let jobs = (0..THREADS).map(|_| start_thread(notifier.clone())).collect();
+        Dropper { jobs, notifier }
     }
 
     /// Sends `reply` when the kernel has no page of the range that is older.
     pub fn answer_after(&self, reply: Reply, inode: u64, offset: u64, length: u64) {
         let job = Job { reply, inode, offset, length };
-        let unsent = match &self.jobs {
+        let unsent = match &self.jobs[(inode % THREADS) as usize] {
             Some(jobs) => jobs.send(job).map_err(|unsent| unsent.into_inner()),
             None => Err(job),
         };
@@ -55,6 +51,18 @@ impl Dropper {
             // Attributes at least, which takes no page.
             let _ = self.notifier.inval_attributes(job.inode);
             job.reply.device.reply(job.reply.unique, None, &job.reply.value, &[]);
+        }
+    }
+}
+
+fn start_thread(notifier: Notifier) -> Option<Sender<Job>> {
+    let (jobs, received) = unbounded::<Job>();
+    let run = move || received.iter().for_each(|job| carry_out(&notifier, &job));
+    match thread::Builder::new().name("fuse-drop".into()).spawn(run) {
+        Ok(_) => Some(jobs),
+        Err(error) => {
+            log::warn!("no thread to drop pages of the kernel: writes are answered without: {error}");
+            None
         }
     }
 }
