@@ -90,6 +90,8 @@ pub struct ChunkTwin {
     held_syncs: Mutex<(bool, usize)>,
     /// Error of the next syncs.
     sync_fault: Kept<Option<Error>>,
+    /// What happens before each sync ends.
+    during_sync: Kept<Option<Arc<dyn Fn() + Send + Sync>>>,
     released: Condvar,
     pub writes: AtomicUsize,
     pub reads: AtomicUsize,
@@ -135,6 +137,10 @@ impl ChunkTwin {
 
     pub fn fail_syncs(&self, error: Option<Error>) {
         *self.sync_fault.lock() = error;
+    }
+
+    pub fn during_sync(&self, work: impl Fn() + Send + Sync + 'static) {
+        *self.during_sync.lock() = Some(Arc::new(work));
     }
 
     /// Syncs that have begun wait until they are released.
@@ -318,6 +324,10 @@ impl Chunks for ChunkClient {
         }
         held.1 -= 1;
         drop(held);
+        let during = self.twin.during_sync.lock().clone();
+        if let Some(work) = during {
+            work();
+        }
         schedule::pause();
         self.twin.whim()?;
         if let Some(error) = self.twin.sync_fault.lock().clone().or(self.twin.fault.lock().clone()) {

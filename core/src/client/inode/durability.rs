@@ -10,8 +10,10 @@
 //!   session ends, so after such an exchange nothing is missing in `volatile`.
 //! - V3 `volatile` is taken by one sync of chains at a time. A call that comes meanwhile waits for it, shares its error, and
 //!   then looks again.
-//! - V4 A sync of chains counts only if the content is still that of the report before it: a cut to nothing replaces the
-//!   content, and is durable only once it is reported.
+//! - V4 A cut to nothing replaces the content, and is durable only once it is reported. So a sync of chains counts only if
+//!   the content is still that of the report before it. If it was replaced meanwhile, the content of the report is
+//!   synced: it has what had been acknowledged before the call, and the cut may not be durable. However often others cut
+//!   the file, an fsync is one report and at most two syncs.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -68,6 +70,16 @@ impl State {
         let is_durable = self.durable == self.undurable;
         is_durable && self.length_is_told() && self.inline.is_none() && !self.sessions.is_empty()
     }
+
+    pub(super) fn stored(&self) -> Stored {
+        Stored { layout: self.layout, content: self.inode.content }
+    }
+}
+
+/// The content that a file has once power was lost.
+pub(super) struct Stored {
+    pub(super) layout: pb::Layout,
+    pub(super) content: u64,
 }
 
 impl OpenInode {
@@ -78,21 +90,17 @@ impl OpenInode {
     pub fn fsync(self: &Arc<Self>, who: &Arc<Who>, data_only: bool) -> Result<()> {
         self.shared.fence.pass(self.shared.meta.deadline())?;
         self.flush();
-        let recoverable = || data_only && self.state.lock().is_recoverable();
-        loop {
-            let content = self.state.lock().inode.content;
-            if recoverable() {
-                self.refresh(who, Duration::ZERO)?;
-            }
-            if !recoverable() {
-                self.report_durably(who)?;
-            }
-            self.sync_chains()?;
-            // V4: what the cut removed is not synced, so the cut itself has to be durable.
-            if self.state.lock().inode.content == content {
-                return Ok(());
-            }
+        let recoverable = || Some(self.state.lock()).filter(|state| data_only && state.is_recoverable());
+        if recoverable().is_some() {
+            self.refresh(who, Duration::ZERO)?;
         }
+        let recoverable = recoverable().map(|state| state.stored());
+        let stored = recoverable.map_or_else(|| self.report_durably(who), Ok)?;
+        self.sync_chains()?;
+        if self.state.lock().inode.content == stored.content {
+            return Ok(());
+        }
+        self.sync_range(&stored.layout, stored.content, WHOLE_FILE)
     }
 
     fn sync_chains(&self) -> Result<()> {

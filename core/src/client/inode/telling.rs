@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::durability::Stored;
 use super::state::OUTGROWN;
 use super::{OpenInode, Source, now_ns};
 use crate::client::later::Later;
@@ -55,15 +56,15 @@ impl OpenInode {
 
     /// Synchronizes length, times and inline bytes with the metadata service, if there are any to report.
     pub(super) fn tell(self: &Arc<Self>) -> Result<()> {
-        self.report(None)
+        self.report(None).map(drop)
     }
 
     /// As `tell`, and returns when all that the service has committed of the file is on its disk, from any client.
-    pub(super) fn report_durably(self: &Arc<Self>, who: &Arc<Who>) -> Result<()> {
+    pub(super) fn report_durably(self: &Arc<Self>, who: &Arc<Who>) -> Result<Stored> {
         self.report(Some(who))
     }
 
-    fn report(self: &Arc<Self>, durable_for: Option<&Arc<Who>>) -> Result<()> {
+    fn report(self: &Arc<Self>, durable_for: Option<&Arc<Who>>) -> Result<Stored> {
         let durable = durable_for.is_some();
         let _telling = self.telling.lock();
         let mut merges = 0;
@@ -75,8 +76,9 @@ impl OpenInode {
                 continue;
             }
             if state.is_told() && !durable {
-                return Ok(());
+                return Ok(state.stored());
             }
+            let layout = state.layout;
             let news = state.news();
             let writer = state.sessions.first().cloned();
             let reader = || (0, durable_for.cloned().unwrap_or_default());
@@ -100,8 +102,10 @@ impl OpenInode {
             drop(state);
             match self.shared.meta.sync(&who, request) {
                 Ok(inode) => {
+                    let layout = inode.layout.unwrap_or(layout);
+                    let stored = Stored { layout, content: inode.content };
                     self.told(inode, &news, durable);
-                    return Ok(());
+                    return Ok(stored);
                 }
                 Err(error) if error.kind() == Kind::Conflict && merges < MERGES_MAX => {
                     merges += 1;
