@@ -71,3 +71,24 @@ def test_set_id_bits_that_another_mount_has_set_end_with_a_write_here(cluster, f
             os.close(descriptor)
         with (second / path.name).open("rb") as file:
             assert os.fstat(file.fileno()).st_mode & 0o7777 == 0o777
+
+
+@pytest.mark.root
+def test_name_taken_for_free_opens_the_file_that_another_mount_has_made_of_any_group(cluster):
+    top = cluster.mountpoint / "of-groups"
+    top.mkdir()
+    top.chmod(0o777)
+    with cluster.mounted("second-of-groups") as second:
+        directory = os.open(second / "of-groups", os.O_PATH | os.O_DIRECTORY)
+        try:
+            for name, group in (("one", 5001), ("other", 5002)):
+                assert not (second / "of-groups" / name).exists()
+                (top / name).write_bytes(b"made elsewhere")
+                os.chown(top / name, 0, group)
+                (top / name).chmod(0o660)
+            opened = "os.open({!r}, os.O_RDWR | os.O_CREAT, 0o600, dir_fd=" + f"{directory})"
+            assert as_user(1000, opened.format("one"), groups=(5000, 5001)) == "ok"
+            assert as_user(1000, opened.format("other"), groups=(5000, 5001)) == "EACCES"
+            assert as_user(1000, opened.format("new"), groups=(5000, 5001)) == "ok"
+        finally:
+            os.close(directory)

@@ -191,6 +191,13 @@ impl Mounted {
         Ok(Arc::new(Who { uid: caller.uid, gid: caller.gid, groups }))
     }
 
+    /// In whose name a file is opened that has the name of one to be made. `None`: that is known of nobody else than
+    /// the `maker`.
+    fn opener(&self, caller: &Caller) -> Option<Arc<Who>> {
+        let groups = caller.named_group.and_then(|_| caller.all_groups())?;
+        Some(Arc::new(Who { uid: caller.uid, gid: caller.gid, groups }))
+    }
+
     fn file(&self, handle: u64) -> Reply<Arc<File>> {
         let files = self.files.read();
         let handle = files.get(&handle).ok_or(Errno::BADF)?;
@@ -585,8 +592,17 @@ impl FileSystem for Mounted {
         let who = self.maker(caller, parent)?;
         let exclusive = OFlags::from_bits_retain(flags as u32).contains(OFlags::EXCL);
         let create = CreateOptions { permissions, exclusive, layout: None };
-        let path = name_path(parent, name);
-        let file = self.client.create(&who, path, open_options(flags), create).map_err(errno)?;
+        let create_as = |who| self.client.create(who, name_path(parent, name), open_options(flags), create);
+        let file = match create_as(&who) {
+            // The kernel took the name for free and named the directory's group only. It may be that of a file which
+            // another client has made, and which belongs to another of the caller's groups.
+            Err(error) if error.kind() == Kind::PermissionDenied && !exclusive => match self.opener(caller) {
+                Some(who) => create_as(&who),
+                None => Err(error),
+            },
+            result => result,
+        };
+        let file = file.map_err(errno)?;
         let entry = self.made(parent, name, &file.inode().seen());
         Ok((entry, self.keep(file, flags)))
     }

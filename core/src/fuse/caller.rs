@@ -21,9 +21,14 @@ impl Caller {
     /// Those of the caller's supplementary groups that count where it makes something: the one that the kernel names, or
     /// else all that /proc shows, which takes about 20 µs. `None` if the process cannot be seen from here.
     pub fn groups(&self) -> Option<Vec<u32>> {
-        if let Some(named) = self.named_group {
-            return Some(named.into_iter().collect());
+        match self.named_group {
+            Some(named) => Some(named.into_iter().collect()),
+            None => self.all_groups(),
         }
+    }
+
+    /// The caller's supplementary groups as /proc shows them. `None` if the process cannot be seen from here.
+    pub fn all_groups(&self) -> Option<Vec<u32>> {
         if self.pid == 0 {
             return None;
         }
