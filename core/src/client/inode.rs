@@ -33,6 +33,7 @@ use rustix::io::Errno;
 use crate::lock::{Condvar, Mutex, MutexGuard};
 
 use appending::AppendTrust;
+pub(super) use appending::WRITE_BACK;
 pub use direct::{DirectWrite, write_direct};
 use durability::ChainSyncs;
 
@@ -119,6 +120,8 @@ pub struct State {
     /// its answer to the close says so.
     closing: Option<u64>,
     append_trust: AppendTrust,
+    /// In the client's list of files with appended bytes.
+    append_listed: bool,
     /// In the client's list of files with dirty bytes.
     listed: bool,
 }
@@ -171,6 +174,7 @@ impl OpenInode {
             sessions: Vec::new(),
             closing: None,
             append_trust: AppendTrust::default(),
+            append_listed: false,
             listed: false,
             inode,
         };

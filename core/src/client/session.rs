@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::lock::Mutex;
 
 use super::Options;
+use super::inode::WRITE_BACK;
 use super::lane::Lane;
 use super::meta::Who;
 use super::routing::RoutingTable;
@@ -27,8 +28,12 @@ use crate::wire::pb::{self, Method, NodeKind};
 
 /// Longest sleep of the clock thread.
 const TICK: Duration = Duration::from_millis(250);
-/// Closes wait this long for company.
+/// Closes and appended bytes wait this long for company.
 const GATHER: Duration = Duration::from_millis(50);
+const _: () = assert!(
+    GATHER.as_nanos() * 4 <= WRITE_BACK.as_nanos(),
+    "E4: of the time to write back, most is left for the storage nodes"
+);
 /// Dirty bytes are written back after one to two of these, if nobody asks before.
 const AGE: Duration = Duration::from_secs(1);
 /// One attempt to extend the session.
@@ -89,6 +94,7 @@ pub struct Session {
     /// One thread, which only extends the session.
     extender: Workers,
     closing: Errand,
+    appending: Errand,
     aging: Errand,
     holding: Errand,
     comparing: Errand,
@@ -150,6 +156,7 @@ impl Session {
             extending: Errand::default(),
             extender: Workers::new("luciola-extend", 1),
             closing: Errand::default(),
+            appending: Errand::default(),
             aging: Errand::default(),
             holding: Errand::default(),
             comparing: Errand::default(),
@@ -175,10 +182,18 @@ impl Session {
         let mut aged = Instant::now();
         let mut compared = Instant::now();
         while !self.stopping.load(Ordering::Acquire) {
-            if self.shared.wait_for_closes(TICK) {
+            let closes = self.shared.wait_for_closes(TICK);
+            let appended = self.shared.has_appended();
+            if closes || appended {
                 let gathered = self.shared.closes_waiting() >= CLOSES_MAX;
                 thread::sleep(if gathered { GATHER / 50 } else { GATHER });
+            }
+            if closes {
                 Errand::send(&self, |session| &session.closing, |session| session.shared.send_closes());
+            }
+            if appended {
+                let job = |session: &Session| session.shared.write_back_appended();
+                Errand::send(&self, |session| &session.appending, job);
             }
             let interval = Duration::from_millis(self.interval_ms.load(Ordering::Relaxed));
             let due = if self.shared.fence.is_raised() { interval.min(AGE) } else { interval };
@@ -312,24 +327,64 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
+    use crate::buffer::Placement;
     use crate::client::lane::LaneOptions;
     use crate::client::routing::Routing;
     use crate::client::twin::{self, MetaTwin};
+    use crate::client::{CreateOptions, File, OpenOptions, Place, inode_path, name_path};
     use crate::wire::credential::Credential;
 
-    #[test]
-    fn session_is_extended_while_all_shared_threads_wait() {
-        let chunks = Arc::default();
-        let shared = twin::client(&chunks, &MetaTwin::new(Arc::clone(&chunks)), 1 << 20);
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    fn session(shared: &Arc<Shared>, listener: &TcpListener) -> Arc<Session> {
         let address = listener.local_addr().unwrap();
         let credential = Credential::new(Vec::new(), [1; 32]).unwrap();
         let lane = |addresses| Lane::new(addresses, credential.clone(), LaneOptions::default());
         let (mgmtd, meta) = (lane(vec![address.to_string()]), lane(Vec::new()));
         let routing = RoutingTable::fixed(Routing::default());
         let request = pb::ExtendClientRequest::default();
-        let session =
-            Session::new(ClientId(1), request, shared.clone(), Arc::default(), routing, mgmtd, meta);
+        Session::new(ClientId(1), request, shared.clone(), Arc::default(), routing, mgmtd, meta)
+    }
+
+    #[test]
+    fn appended_bytes_are_written_back_before_they_have_aged_and_others_append_after_them() {
+        let chunks = Arc::default();
+        let metas = MetaTwin::new(Arc::clone(&chunks));
+        let shared = twin::client(&chunks, &metas, 1 << 20);
+        let session = session(&shared, &TcpListener::bind("127.0.0.1:0").unwrap());
+        // What has aged is never written back.
+        session.aging.0.store(true, Ordering::Relaxed);
+        session.start_clock().unwrap();
+        let who = Arc::default();
+        let options = OpenOptions { read: true, write: true, append: true, ..OpenOptions::default() };
+        for (number, length) in [(5, 20), (6, 100_000)] {
+            let create = CreateOptions { permissions: 0o644, exclusive: true, layout: None };
+            let path = name_path(1, format!("f{number}").as_bytes());
+            let file = File::create(&shared, &who, path, options, create).unwrap();
+            let line = Placement::from_vec(vec![1; length]);
+            assert_eq!(file.write(Place::End, &line, false).unwrap(), 0);
+            let held =
+                || metas.inode(number).inline_data.len() + chunks.content(metas.inode(number).content).len();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while held() < length {
+                assert!(Instant::now() < deadline, "{length} bytes wait until they have aged");
+                thread::yield_now();
+            }
+            let other = twin::client(&chunks, &metas, 1 << 20);
+            let theirs = File::open(&other, &who, inode_path(number), options).unwrap();
+            assert_eq!(theirs.write(Place::End, &line, false).unwrap(), length as u64);
+            file.fsync(false).unwrap();
+            let into = Placement::from_vec(vec![0; 3 * length]);
+            assert_eq!(theirs.read_at(0, &into).unwrap(), 2 * length);
+            assert!(into.slice(0..2 * length).to_vec().iter().all(|&byte| byte == 1));
+        }
+        session.stop();
+    }
+
+    #[test]
+    fn session_is_extended_while_all_shared_threads_wait() {
+        let chunks = Arc::default();
+        let shared = twin::client(&chunks, &MetaTwin::new(Arc::clone(&chunks)), 1 << 20);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let session = session(&shared, &listener);
         session.interval_ms.store(1, Ordering::Relaxed);
         let held = twin::hold_errands(&shared);
         session.start_clock().unwrap();

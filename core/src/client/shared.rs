@@ -276,8 +276,10 @@ pub struct Shared {
     outgrown: AtomicUsize,
     files: Mutex<Files>,
     listed: Mutex<Vec<Weak<OpenInode>>>,
+    /// Files with appended bytes that may not wait until they have aged.
+    appended: Mutex<Vec<Weak<OpenInode>>>,
     closes: Mutex<Vec<Close>>,
-    /// Tells the clock thread that closes wait.
+    /// Tells the clock thread that closes or appended bytes wait.
     pub wake: Condvar,
     holds: Mutex<HashMap<u64, usize>>,
 }
@@ -314,6 +316,7 @@ impl Shared {
             outgrown: AtomicUsize::new(0),
             files: Mutex::default(),
             listed: Mutex::new(Vec::new()),
+            appended: Mutex::new(Vec::new()),
             closes: Mutex::new(Vec::new()),
             wake: Condvar::new(),
             holds: Mutex::new(HashMap::new()),
@@ -370,6 +373,27 @@ impl Shared {
     /// Remembers a file that has dirty bytes.
     pub fn list_dirty(&self, inode: &Arc<OpenInode>) {
         self.listed.lock().push(Arc::downgrade(inode));
+    }
+
+    /// Remembers a file to which bytes were appended while this client was its only writer.
+    pub fn list_appended(&self, inode: &Arc<OpenInode>) {
+        self.appended.lock().push(Arc::downgrade(inode));
+        // Whoever has seen the list without it is waiting once this lock is free.
+        drop(self.closes.lock());
+        self.wake.notify_all();
+    }
+
+    pub fn has_appended(&self) -> bool {
+        !self.appended.lock().is_empty()
+    }
+
+    /// Writes back what was appended before others may append.
+    pub fn write_back_appended(&self) {
+        let files = std::mem::take(&mut *self.appended.lock());
+        let files: Vec<_> = files.iter().filter_map(Weak::upgrade).collect();
+        // All of them first: a report may wait for the metadata service.
+        files.iter().for_each(OpenInode::start_append_write_back);
+        files.iter().for_each(OpenInode::report_appended);
     }
 
     fn dirty_files(&self) -> Vec<Arc<OpenInode>> {
@@ -436,10 +460,10 @@ impl Shared {
         }
     }
 
-    /// Waits at most `most` for closes. True: there are some.
+    /// Waits at most `most` for closes or appended bytes. True: there are closes.
     pub fn wait_for_closes(&self, most: Duration) -> bool {
         let mut closes = self.closes.lock();
-        if closes.is_empty() {
+        if closes.is_empty() && !self.has_appended() {
             self.wake.wait_for(&mut closes, most);
         }
         !closes.is_empty()

@@ -4,24 +4,32 @@
 //! - E2 A client that learns of others does not append before its own write session is older than that: from then on
 //!   none of them takes itself for the only one.
 //! - E3 While others write, each append asks for the end first, and is acknowledged by the chains before it returns.
+//! - E4 What was appended and buffered under E1 is written back at once, and others wait (E2) until there was time for that:
+//!   `WRITE_BACK` after the last moment at which it can have been appended.
 //!
-//! So an append never overwrites what another client had synced or closed before it began. Appends of two clients at one
-//! moment may still meet: nothing reserves the bytes between the question and the write. So may bytes that this client
-//! buffered while it was alone, until they are written back.
+//! So an append never overwrites what another client had synced or closed before it began, nor what another client had
+//! appended before without an error of its write-back, unless writing it back took longer than `WRITE_BACK`. Appends of
+//! two clients at one moment may still meet: nothing reserves the bytes between the question and the write.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use super::OpenInode;
+use super::{OpenInode, State};
+use crate::client::patience::Warnings;
 use crate::clock;
 use crate::error::{Error, Result};
 
-/// How long a client that was alone counts itself alone. It asks as often while it appends; and another one waits so
-/// long, once, with its first append.
+/// How long a client that was alone counts itself alone. It asks as often while it appends.
 const TRUST: Duration = Duration::from_millis(200);
 const TRUST_NS: u64 = TRUST.as_nanos() as u64;
-/// Clocks differ by at most 5 %.
-const WAIT_NS: u64 = TRUST_NS + TRUST_NS / 20;
+/// Time to write back what was appended alone.
+pub(in crate::client) const WRITE_BACK: Duration = Duration::from_millis(250);
+/// How long another client waits, once, with its first append. Clocks differ by at most 5 %.
+const WAIT_NS: u64 = (TRUST_NS + WRITE_BACK.as_nanos() as u64) / 20 * 21;
+
+/// A metadata service that is away fails the reports of every file.
+static UNREPORTED: Warnings = Warnings::new();
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Writers {
@@ -44,6 +52,33 @@ impl AppendTrust {
         AppendTrust {
             opened_ns: clock::now_ns(),
             alone_until_ns: alone_ns.map_or(0, |since| since + TRUST_NS),
+        }
+    }
+}
+
+// E4.
+impl OpenInode {
+    pub(super) fn list_appended(self: &Arc<Self>, state: &mut State) {
+        if !state.append_listed {
+            state.append_listed = true;
+            self.shared.list_appended(self);
+        }
+    }
+
+    /// Begins to write back what was appended, without waiting.
+    pub fn start_append_write_back(self: &Arc<Self>) {
+        self.state.lock().append_listed = false;
+        self.start_write_back();
+    }
+
+    /// Reports what was appended to bytes in the inode.
+    pub fn report_appended(self: &Arc<Self>) {
+        if !self.state.lock().is_edited() {
+            return;
+        }
+        if let Err(error) = self.tell() {
+            // What has aged is reported once more, and that failure counts.
+            UNREPORTED.warn(format_args!("inode {}: appended bytes are reported later: {error}", self.id));
         }
     }
 }

@@ -50,10 +50,8 @@ impl OpenInode {
             }
             return Ok(offset);
         }
-        let through = match place {
-            Place::End if self.learn_end()? == Writers::Others => Through::Direct,
-            _ => through,
-        };
+        let alone = place == Place::End && self.learn_end()? == Writers::ThisClient;
+        let through = if place == Place::End && !alone { Through::Direct } else { through };
         self.reserve(payload.len())?;
         let (mut state, offset) = loop {
             let mut state = self.shared_state();
@@ -76,6 +74,9 @@ impl OpenInode {
         let inside = state.is_inside();
         self.list(&mut state);
         if through == Through::Buffered {
+            if alone {
+                self.list_appended(&mut state);
+            }
             if complete {
                 self.help(&mut state);
             }
