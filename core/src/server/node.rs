@@ -34,8 +34,6 @@ use crate::wire::pb::claims::Role;
 /// Buffers for payloads that are read from the disk to be sent, each for a chunk of the usual size.
 const BUFFER_BYTES: usize = (1 << 20) + (64 << 10);
 const BUFFERS: usize = 64;
-/// A machine that remembers more requests than this is asked to forget those that are settled; fewer cost nothing.
-const WRITERS_REVIEWED: usize = 128;
 /// Threads for what no caller carries out.
 const REDRIVE_THREADS: usize = 4;
 
@@ -266,8 +264,9 @@ impl Node {
 
     fn step_made(&self, slot: &SlotRef, state: &mut SlotState, event: Event) {
         let machine = state.machine.as_mut().expect("made before");
-        if machine.writer_count() > WRITERS_REVIEWED {
+        if state.review.is_due(machine.writer_count()) {
             machine.forget_settled(|tag| self.engine.writers().is_settled(tag));
+            state.review.done(machine.writer_count());
         }
         let effects = machine.step(event);
         let orphan = machine.is_orphan();
@@ -371,6 +370,7 @@ impl Node {
         // Read after the record: whoever forgot that raised the floor with it.
         let stored = Stored { floor: self.engine.floor(), ..stored };
         self.table.awake(&key);
+        state.review.done(stored.writers.len());
         state.machine = Some(Replica::open(self.view(key.chain), stored));
         Ok(())
     }

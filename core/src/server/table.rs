@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::lock::{Condvar, Mutex};
 
 use crate::craq::{Effect, Replica, Ticket};
-use crate::types::{ChainId, ChunkKey, Stamp, Status};
+use crate::types::{ChainId, ChunkKey, Stamp, Status, WRITERS_MAX};
 
 const SHARDS: usize = 64;
 
@@ -56,6 +56,29 @@ pub struct SlotState {
     /// What holds the chunk, since when, and why the successor did not take it when it was sent last.
     pub work: Option<(Stamp, Instant)>,
     pub refusal: Option<Status>,
+    pub review: WriterReview,
+}
+
+/// A machine that remembers more requests than this is asked to forget those that are settled; fewer cost nothing.
+const WRITERS_REVIEWED: usize = 128;
+
+/// When a machine is asked to forget requests that are settled: whenever it remembers twice as many as were left the last
+/// time. So a step costs the same however many there are.
+#[derive(Debug, Default)]
+pub struct WriterReview {
+    left: usize,
+}
+
+impl WriterReview {
+    /// So many are remembered; those on the disk were looked through when it was written.
+    pub fn done(&mut self, count: usize) {
+        self.left = count;
+    }
+
+    pub fn is_due(&self, count: usize) -> bool {
+        // Before the machine forgets the oldest of them, settled or not.
+        count > (2 * self.left).clamp(WRITERS_REVIEWED, WRITERS_MAX / 2 * 3)
+    }
 }
 
 impl SlotState {
@@ -176,5 +199,27 @@ impl Deref for SlotRef {
 impl Drop for SlotRef {
     fn drop(&mut self) {
         self.table.release(&self.slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_that_nobody_has_settled_are_looked_through_seldom_and_settled_ones_in_time() {
+        let mut review = WriterReview::default();
+        let mut looked_at = 0;
+        for count in 0..=WRITERS_MAX {
+            if review.is_due(count) {
+                looked_at += count;
+                review.done(count);
+            }
+        }
+        assert!(looked_at <= 4 * WRITERS_MAX, "{looked_at} looked at for {WRITERS_MAX} updates");
+        assert!(!review.is_due(WRITERS_MAX), "nothing has come since");
+        assert!(review.is_due(2 * WRITERS_MAX - 1), "the machine is about to forget the oldest");
+        review.done(0);
+        assert!(review.is_due(WRITERS_REVIEWED + 1));
     }
 }
