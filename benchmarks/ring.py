@@ -1,6 +1,7 @@
 """Reads through the Python ring beside one process that reads the same bytes from a local file with preadv.
 
     python benchmarks/ring.py [--rounds 5] [--size-mib 256] [--seconds 0.5] [--transports shm tcp] [--replicas 1]
+                              [--cold]
 
 A cluster is started for the run and its file is read once, so that its bytes lie in the page cache of the storage
 node; the local file's lie in the page cache too. Each round measures the local file, then every transport, block size
@@ -8,6 +9,9 @@ and number of operations in flight, one after the other, because the speed of a 
 within a round. The table shows medians over rounds, and the lowest and highest ratio. Both sides read blocks in the
 same random order into the same buffer of as many blocks as are in flight. CPU is what this process and the storage
 nodes have spent together, per block; the local reader's is beside it.
+
+With --cold the page cache forgets all files before each measurement, every block is read once, and no two lie in one
+page of the chunk engine.
 """
 
 import argparse
@@ -19,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +42,7 @@ WORKS = (
     (4 * KIB, 1),
     (4 * KIB, 64),
 )
+PAGE = 16 * KIB  # that the chunk engine reads
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -57,6 +62,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--transports", nargs="*", choices=("shm", "tcp"), default=("shm", "tcp"))
     parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--cold", action="store_true")
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="luciola-ring-", dir=options.directory))
@@ -88,13 +94,16 @@ def measure(root: Path, data: Path, options: argparse.Namespace) -> dict[tuple[s
     figures: dict[tuple[str, int, int], list[Figure]] = {}
     for number in range(options.rounds + 1):
         for block, depth in WORKS:
-            order = list(range(0, len(content) - block + 1, block))
+            order = list(range(0, len(content) - block + 1, max(block, PAGE) if options.cold else block))
             random.Random(number).shuffle(order)
             for side in ("local", *file_systems):
+                if options.cold:
+                    evict(root)
+                offsets = iter(order) if options.cold else cycle(order)
                 if side == "local":
-                    figure = timed(options.seconds, [], local_reader(local, content, order, block, depth))
+                    figure = timed(options.seconds, [], local_reader(local, content, offsets, block, depth))
                 else:
-                    reader = ring_reader(file_systems[side], content, order, block, depth)
+                    reader = ring_reader(file_systems[side], content, offsets, block, depth)
                     figure = timed(options.seconds, nodes, reader)
                 if number:  # the first round only warms up
                     figures.setdefault((side, block, depth), []).append(figure)
@@ -104,17 +113,27 @@ def measure(root: Path, data: Path, options: argparse.Namespace) -> dict[tuple[s
     return figures
 
 
+def evict(root: Path) -> None:
+    """Makes the page cache forget all files below a directory."""
+    for path in root.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fdatasync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
 Reader = Callable[[float], int]
-"""Reads until that moment; returns the number of blocks read."""
+"""Reads until that moment, or until there is nothing left to read; returns the number of blocks read."""
 
 
-def local_reader(path: Path, content: bytes, order: list[int], block: int, depth: int) -> Reader:
+def local_reader(path: Path, content: bytes, offsets: Iterator[int], block: int, depth: int) -> Reader:
     def read(until: float) -> int:
         descriptor = os.open(path, os.O_RDONLY)
         buffer = memoryview(Buffer(block * depth))
         slots = cycle([buffer[at : at + block] for at in range(0, block * depth, block)])
         count = 0
-        for offset in cycle(order):
+        for offset in offsets:
             slot = next(slots)
             if os.preadv(descriptor, [slot], offset) != block:
                 raise EOFError(path)
@@ -130,11 +149,10 @@ def local_reader(path: Path, content: bytes, order: list[int], block: int, depth
 
 
 def ring_reader(
-    file_system: luciola.FileSystem, content: bytes, order: list[int], block: int, depth: int
+    file_system: luciola.FileSystem, content: bytes, offsets: Iterator[int], block: int, depth: int
 ) -> Reader:
     def read(until: float) -> int:
         buffer = Buffer(block * depth)
-        offsets = cycle(order)
         count = 0
         with file_system.open("/data", "rb") as file, file_system.ring(depth) as ring:
             first = next(offsets)
@@ -143,7 +161,10 @@ def ring_reader(
             assert memoryview(buffer)[:block] == content[first : first + block], "the ring's bytes differ"
             free = list(range(0, block * depth, block))
             while time.perf_counter() < until:
-                batch = [Operation(file, next(offsets), buffer, at, block, user_data=at) for at in free]
+                places = zip(free, offsets, strict=False)
+                batch = [Operation(file, offset, buffer, at, block, user_data=at) for at, offset in places]
+                if not batch and not ring.in_flight:
+                    break
                 ring.submit(batch)
                 done = ring.drain(least=1)
                 if any(each.moved != block for each in done):

@@ -13,6 +13,7 @@ use super::api::{Damage, Origin};
 use super::checksum;
 use super::engine::Core;
 use super::payload::Source;
+use super::segments::Wait;
 use super::state::{Extent, HOLE, PAGE, PageNumber, State, compress, page_count};
 use crate::buffer::ALIGNMENT;
 use crate::types::{ChunkKey, Status};
@@ -123,8 +124,10 @@ impl Core {
             buffer[..valid].fill(0);
             return Ok(());
         }
-        let count =
-            self.segments.read(address(page), &mut buffer[..valid]).map_err(|error| failed(&error))?;
+        let count = self
+            .segments
+            .read(address(page), &mut buffer[..valid], Wait::Yes)
+            .map_err(|error| failed(&error))?;
         if count < valid || checksum::crc32c(&buffer[..valid]) != state.crcs[index] {
             self.report_damage(Damage { key, version: state.stamp.version, page: index as u32 });
             return Err(Status::Checksum);

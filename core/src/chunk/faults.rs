@@ -82,6 +82,12 @@ fn strike(fault: &Mutex<Fault>) -> io::Result<()> {
 
 /// For tests of those who use an engine.
 impl super::Engine {
+    /// Takes the block files out of the page cache. False where they are nowhere else.
+    pub(crate) fn drop_cached(&self) -> bool {
+        self.sync().unwrap();
+        self.core.segments.drop_cached()
+    }
+
     pub(crate) fn fail_next(&self, which: &str, count: u32, errno: rustix::io::Errno) {
         let faults = &self.core.segments.faults;
         let fault = match which {

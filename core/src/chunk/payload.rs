@@ -4,9 +4,7 @@
 //! checksums over its own copy of what it writes. In the same way it treats a mismatch found in the caller's memory as
 //! damage only after reading the page again into its own.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use crate::buffer::{Placement, total_length};
 
@@ -24,11 +22,14 @@ pub trait Source {
     }
 }
 
+/// A system call that fills memory and returns how many bytes it has placed there.
+pub type Fill<'a> = &'a dyn Fn(&mut [u8]) -> io::Result<usize>;
+
 /// Where a read puts its bytes.
 pub trait Sink {
     fn len(&self) -> usize;
-    /// Places up to `length` bytes of `file` from `position` at `offset`; like `pread`, may place fewer.
-    fn read_at(&mut self, offset: usize, length: usize, file: &File, position: u64) -> io::Result<usize>;
+    /// Calls once for up to `length` bytes at `offset`.
+    fn fill(&mut self, offset: usize, length: usize, call: Fill<'_>) -> io::Result<usize>;
     /// CRC32C of `length` bytes at `offset`.
     fn crc32c(&self, offset: usize, length: usize) -> u32;
     fn copy_from(&mut self, offset: usize, bytes: &[u8]);
@@ -71,8 +72,8 @@ impl Sink for &mut [u8] {
         <[u8]>::len(self)
     }
 
-    fn read_at(&mut self, offset: usize, length: usize, file: &File, position: u64) -> io::Result<usize> {
-        file.read_at(&mut self[offset..offset + length], position)
+    fn fill(&mut self, offset: usize, length: usize, call: Fill<'_>) -> io::Result<usize> {
+        call(&mut self[offset..offset + length])
     }
 
     fn crc32c(&self, offset: usize, length: usize) -> u32 {
@@ -139,8 +140,8 @@ impl Sink for &Placement {
         Placement::len(self)
     }
 
-    fn read_at(&mut self, offset: usize, length: usize, file: &File, position: u64) -> io::Result<usize> {
-        self.slice(offset..offset + length).read_at(file, position)
+    fn fill(&mut self, offset: usize, length: usize, call: Fill<'_>) -> io::Result<usize> {
+        call(self.slice(offset..offset + length).as_target())
     }
 
     fn crc32c(&self, offset: usize, length: usize) -> u32 {

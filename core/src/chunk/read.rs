@@ -1,5 +1,7 @@
 //! Reads, every page verified.
 
+use std::io::{self, ErrorKind};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::api::*;
@@ -7,7 +9,8 @@ use super::checksum;
 use super::content::{address, failed, with_page_buffer};
 use super::engine::{Core, Engine};
 use super::payload::Sink;
-use super::state::{HOLE, PAGE, PageNumber, Record, State};
+use super::segments::Wait;
+use super::state::{HOLE, PAGE, PageNumber, Record, State, compress};
 use crate::types::{ChunkKey, Status};
 
 /// Bytes read before they are verified: small enough to be still in a core's cache, large enough that the
@@ -49,7 +52,18 @@ impl Engine {
     /// `NotFound` for a chunk without committed content; a read at or past the end places nothing.
     /// After an error the content of `into` is undefined.
     pub fn read(&self, key: ChunkKey, offset: u32, into: &mut dyn Sink) -> Result<ReadOutcome, Status> {
-        self.read_of(key, offset, into, Which::Committed)
+        self.read_of(key, offset, into, Which::Committed, Wait::Yes)
+            .map(|outcome| outcome.expect("it waited"))
+    }
+
+    /// As `read`, if all bytes are in the page cache. `None`: they are not, and the disk has begun to read what is missing.
+    pub fn read_cached(
+        &self,
+        key: ChunkKey,
+        offset: u32,
+        into: &mut dyn Sink,
+    ) -> Result<Option<ReadOutcome>, Status> {
+        self.read_of(key, offset, into, Which::Committed, Wait::No)
     }
 
     /// Like `read`, of the chunk as it will be once its pending version is committed; `NotFound` without one.
@@ -59,7 +73,7 @@ impl Engine {
         offset: u32,
         into: &mut dyn Sink,
     ) -> Result<ReadOutcome, Status> {
-        self.read_of(key, offset, into, Which::Pending)
+        self.read_of(key, offset, into, Which::Pending, Wait::Yes).map(|outcome| outcome.expect("it waited"))
     }
 
     /// Reads and verifies every page of a chunk's committed state (and pending one); the damaged ones.
@@ -85,19 +99,21 @@ impl Engine {
         offset: u32,
         into: &mut dyn Sink,
         which: Which,
-    ) -> Result<ReadOutcome, Status> {
+        wait: Wait,
+    ) -> Result<Option<ReadOutcome>, Status> {
         for _ in 0..ATTEMPTS_MAX {
             let (slot, record) = self.core.record(key)?;
             let state = which.of(&record).ok_or(Status::NotFound)?;
-            match self.core.read_state(state, offset as usize, into) {
+            match self.core.read_state(state, offset as usize, into, wait) {
                 Ok(length) => {
-                    return Ok(ReadOutcome {
+                    return Ok(Some(ReadOutcome {
                         length: length as u32,
                         stamp: state.stamp,
                         chunk_length: state.length,
                         pending: record.pending.as_ref().map(|pending| pending.state.stamp.version),
-                    });
+                    }));
                 }
+                Err(Fault::NotCached) => return Ok(None),
                 Err(Fault::Failed(status)) => return Err(status),
                 Err(Fault::Damaged(index)) => {
                     let now = self.core.record_of(key, &slot)?;
@@ -116,7 +132,18 @@ impl Engine {
 enum Fault {
     /// That page does not match its checksum, or its file ends before it.
     Damaged(usize),
+    /// It would have waited for the disk.
+    NotCached,
     Failed(Status),
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Fault {
+        match error.kind() {
+            ErrorKind::WouldBlock => Fault::NotCached,
+            _ => Fault::Failed(failed(&error)),
+        }
+    }
 }
 
 impl Core {
@@ -137,26 +164,52 @@ impl Core {
         if page == HOLE {
             return Ok(());
         }
-        match self.load_page(state, index, page, buffer) {
+        match self.load_page(state, index, page, buffer, Wait::Yes) {
             Ok(()) => Ok(()),
             Err(Fault::Damaged(_)) => Err(Status::Checksum),
             Err(Fault::Failed(status)) => Err(status),
+            Err(Fault::NotCached) => unreachable!("it waited"),
         }
     }
 
-    fn read_state(&self, state: &State, offset: usize, into: &mut dyn Sink) -> Result<usize, Fault> {
+    fn read_state(
+        &self,
+        state: &State,
+        offset: usize,
+        into: &mut dyn Sink,
+        wait: Wait,
+    ) -> Result<usize, Fault> {
         let end = (state.length as usize).min(offset.saturating_add(into.len()));
         if offset >= end {
             return Ok(0);
         }
+        let pages = state.pages_between(offset / PAGE, end.div_ceil(PAGE));
+        let read = self.read_pages(state, &pages, offset..end, into, wait);
+        if let Err(Fault::NotCached) = read {
+            // All that is missing at once, which is more than the kernel would read ahead.
+            compress(&pages)
+                .into_iter()
+                .filter(|run| run.first != HOLE)
+                .for_each(|run| self.segments.prefetch(run));
+        }
+        read.map(|()| end - offset)
+    }
+
+    fn read_pages(
+        &self,
+        state: &State,
+        pages: &[PageNumber],
+        Range { start: offset, end }: Range<usize>,
+        into: &mut dyn Sink,
+        wait: Wait,
+    ) -> Result<(), Fault> {
         let first = offset / PAGE;
-        let pages = state.pages_between(first, end.div_ceil(PAGE));
         let mut place = 0;
         while place < pages.len() {
             let index = first + place;
             let whole = self.whole_pages(state, index, &pages[place..], offset, end);
             if whole == 0 {
-                self.read_part(state, index, pages[place], offset..end, into)?;
+                self.read_part(state, index, pages[place], offset..end, into, wait)?;
                 place += 1;
                 continue;
             }
@@ -164,11 +217,11 @@ impl Core {
             if pages[place] == HOLE {
                 into.zero(at, end.min((index + whole) * PAGE) - index * PAGE);
             } else {
-                self.read_whole(state, index, &pages[place..place + whole], at, into)?;
+                self.read_whole(state, index, &pages[place..place + whole], at, into, wait)?;
             }
             place += whole;
         }
-        Ok(end - offset)
+        Ok(())
     }
 
     /// How many pages from `index` on are wanted whole and lie in one run, at most a block; holes are a run.
@@ -197,13 +250,11 @@ impl Core {
         pages: &[PageNumber],
         at: usize,
         into: &mut dyn Sink,
+        wait: Wait,
     ) -> Result<(), Fault> {
         let last = index + pages.len() - 1;
         let length = (pages.len() - 1) * PAGE + state.valid(last);
-        let count = self
-            .segments
-            .read_into(address(pages[0]), into, at, length)
-            .map_err(|error| Fault::Failed(failed(&error)))?;
+        let count = self.segments.read_into(address(pages[0]), into, at, length, wait)?;
         for (place, &page) in pages.iter().enumerate() {
             let valid = state.valid(index + place);
             let is_there = place * PAGE + valid <= count;
@@ -212,9 +263,9 @@ impl Core {
             }
             // Perhaps somebody changed the caller's memory; what counts is what our own memory gets.
             with_page_buffer(|buffer| {
-                self.load_page(state, index + place, page, buffer)?;
+                self.load_page(state, index + place, page, buffer, wait)?;
                 into.copy_from(at + place * PAGE, &buffer[..valid]);
-                Ok(())
+                Ok::<(), Fault>(())
             })?;
         }
         Ok(())
@@ -226,8 +277,9 @@ impl Core {
         state: &State,
         index: usize,
         page: PageNumber,
-        wanted: std::ops::Range<usize>,
+        wanted: Range<usize>,
         into: &mut dyn Sink,
+        wait: Wait,
     ) -> Result<(), Fault> {
         let start = wanted.start.max(index * PAGE);
         let end = wanted.end.min(index * PAGE + state.valid(index));
@@ -237,7 +289,7 @@ impl Core {
             return Ok(());
         }
         with_page_buffer(|buffer| {
-            self.load_page(state, index, page, buffer)?;
+            self.load_page(state, index, page, buffer, wait)?;
             into.copy_from(at, &buffer[start - index * PAGE..end - index * PAGE]);
             Ok(())
         })
@@ -250,10 +302,10 @@ impl Core {
         index: usize,
         page: PageNumber,
         buffer: &mut [u8],
+        wait: Wait,
     ) -> Result<(), Fault> {
         let bytes = &mut buffer[..state.valid(index)];
-        let count =
-            self.segments.read(address(page), bytes).map_err(|error| Fault::Failed(failed(&error)))?;
+        let count = self.segments.read(address(page), bytes, wait)?;
         if count < bytes.len() || checksum::crc32c(bytes) != state.crcs[index] {
             return Err(Fault::Damaged(index));
         }

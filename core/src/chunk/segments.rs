@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSliceMut};
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::lock::RwLock;
-use rustix::fs::FallocateFlags;
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
+use rustix::fs::{Advice, FallocateFlags, SeekFrom};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::accesses::Accesses;
 use super::api::Options;
@@ -36,6 +36,26 @@ struct Segment {
     /// Written since the last `sync` began. Set after the write, cleared before the flush: an acknowledged write
     /// is never missed.
     dirty: AtomicBool,
+}
+
+/// Whether a read may wait for the disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    Yes,
+    /// Only what is in the page cache is read.
+    No,
+}
+
+impl Segment {
+    fn read(&self, into: &mut [u8], position: u64, wait: Wait) -> io::Result<usize> {
+        if wait == Wait::No {
+            let read = preadv2(&self.file, &mut [IoSliceMut::new(into)], position, ReadWriteFlags::NOWAIT);
+            if read != Err(Errno::OPNOTSUPP) {
+                return Ok(read?);
+            }
+        }
+        self.file.read_at(into, position)
+    }
 }
 
 impl Segments {
@@ -86,8 +106,8 @@ impl Segments {
         Ok(())
     }
 
-    /// Reads up to `into.len()` bytes; fewer where a file ends.
-    pub fn read(&self, mut address: u64, mut into: &mut [u8]) -> io::Result<usize> {
+    /// Reads up to `into.len()` bytes; fewer where a file ends. Errors: `WouldBlock`, if it may not wait.
+    pub fn read(&self, mut address: u64, mut into: &mut [u8], wait: Wait) -> io::Result<usize> {
         let _access = self.accesses.begin();
         let mut done = 0;
         while !into.is_empty() {
@@ -95,7 +115,7 @@ impl Segments {
             let now = into.len().min(room);
             #[cfg(test)]
             self.faults.on_read()?;
-            match segment.file.read_at(&mut into[..now], position) {
+            match segment.read(&mut into[..now], position, wait) {
                 Ok(0) => break,
                 Ok(count) => {
                     done += count;
@@ -109,13 +129,15 @@ impl Segments {
         Ok(done)
     }
 
-    /// Reads up to `length` bytes into `sink` at `offset`; fewer where a file ends.
+    /// Reads up to `length` bytes into `sink` at `offset`; fewer where a file ends. Errors: `WouldBlock`, if it may not
+    /// wait.
     pub fn read_into(
         &self,
         address: u64,
         sink: &mut dyn Sink,
         offset: usize,
         length: usize,
+        wait: Wait,
     ) -> io::Result<usize> {
         let _access = self.accesses.begin();
         let mut done = 0;
@@ -124,7 +146,7 @@ impl Segments {
             let now = (length - done).min(room);
             #[cfg(test)]
             self.faults.on_read()?;
-            match sink.read_at(offset + done, now, &segment.file, position) {
+            match sink.fill(offset + done, now, &|into| segment.read(into, position, wait)) {
                 Ok(0) => break,
                 Ok(count) => done += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -132,6 +154,20 @@ impl Segments {
             }
         }
         Ok(done)
+    }
+
+    /// Begins to read `extent` into the page cache. It is read all the same where that does not work.
+    pub fn prefetch(&self, extent: Extent) {
+        let _access = self.accesses.begin();
+        let mut address = extent.first as u64 * PAGE as u64;
+        let mut left = extent.count as u64 * PAGE as u64;
+        while left > 0 {
+            let Ok((segment, position, room)) = self.at(address) else { return };
+            let now = left.min(room as u64);
+            let _ = rustix::fs::fadvise(&segment.file, position, NonZeroU64::new(now), Advice::WillNeed);
+            address += now;
+            left -= now;
+        }
     }
 
     /// The next `sync` flushes every file that is open: a process before this one may have written them.
@@ -201,6 +237,15 @@ impl Segments {
             from = hole.max(data + 1);
         }
         Ok(pages.into_iter().map(|page| first + page).collect())
+    }
+
+    #[cfg(test)]
+    pub(super) fn drop_cached(&self) -> bool {
+        const TMPFS: i64 = 0x0102_1994;
+        self.files.read().iter().flatten().all(|segment| {
+            rustix::fs::fadvise(&segment.file, 0, None, Advice::DontNeed).unwrap();
+            rustix::fs::fstatfs(&segment.file).unwrap().f_type != TMPFS
+        })
     }
 
     fn path(&self, number: u32) -> PathBuf {

@@ -10,6 +10,7 @@ use std::sync::{Arc, Barrier};
 use rustix::io::Errno;
 
 use super::faults::Fault;
+use super::payload::Fill;
 use super::state::PAGE;
 use super::*;
 use crate::types::*;
@@ -585,8 +586,8 @@ fn bytes_changed_in_the_callers_memory_are_read_again() {
         fn len(&self) -> usize {
             self.0.len()
         }
-        fn read_at(&mut self, offset: usize, length: usize, file: &File, at: u64) -> io::Result<usize> {
-            let count = file.read_at(&mut self.0[offset..offset + length], at)?;
+        fn fill(&mut self, offset: usize, length: usize, call: Fill<'_>) -> io::Result<usize> {
+            let count = call(&mut self.0[offset..offset + length])?;
             self.0[offset] ^= 0xff;
             Ok(count)
         }
@@ -645,12 +646,12 @@ impl Sink for Pausing<'_> {
     fn len(&self) -> usize {
         self.bytes.len()
     }
-    fn read_at(&mut self, offset: usize, length: usize, file: &File, at: u64) -> io::Result<usize> {
+    fn fill(&mut self, offset: usize, length: usize, call: Fill<'_>) -> io::Result<usize> {
         if !std::mem::replace(&mut self.has_paused, true) {
             self.arrived.wait();
             self.go_on.wait();
         }
-        file.read_at(&mut self.bytes[offset..offset + length], at)
+        call(&mut self.bytes[offset..offset + length])
     }
     fn crc32c(&self, offset: usize, length: usize) -> u32 {
         crc_fast::crc32_iscsi(&self.bytes[offset..offset + length])
@@ -661,6 +662,33 @@ impl Sink for Pausing<'_> {
     fn zero(&mut self, offset: usize, length: usize) {
         self.bytes[offset..offset + length].fill(0);
     }
+}
+
+#[test]
+fn what_is_not_in_memory_is_fetched_by_a_read_that_does_not_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let bytes = noise(40 * PAGE, 1);
+    write(&engine, 0, 1, 0, &bytes);
+    let mut into = vec![0; bytes.len()];
+    let mut cached = |offset: usize, length: usize| {
+        let read = engine.read_cached(key(0), offset as u32, &mut &mut into[..length]).unwrap();
+        read.map(|outcome| into[..outcome.length as usize].to_vec())
+    };
+    assert_eq!(cached(0, 40 * PAGE), Some(bytes.clone()));
+    if !engine.drop_cached() {
+        return;
+    }
+    for range in [PAGE + 5..PAGE + 10, 0..40 * PAGE] {
+        assert_eq!(cached(range.start, range.len()), None);
+        let mut found = None;
+        while found.is_none() {
+            std::thread::yield_now();
+            found = cached(range.start, range.len());
+        }
+        assert!(found.unwrap() == bytes[range], "other bytes than were written");
+    }
+    assert_eq!(engine.read_cached(key(1), 0, &mut &mut into[..]), Err(Status::NotFound));
 }
 
 /// Pages a reader holds are not used again.

@@ -120,6 +120,45 @@ fn soon() -> Instant {
 }
 
 #[test]
+fn reads_of_one_frame_are_answered_in_order_wherever_their_bytes_are() {
+    let alone = Alone::start();
+    for index in 0..6 {
+        assert_eq!(alone.write_to(index, 10 + u64::from(index)).status, Status::Ok);
+    }
+    alone.server.node.engine.drop_cached();
+    // Of these some are in memory again.
+    alone.read().unwrap();
+    let op = |index: u32, offset: u32| ReadOp {
+        chain: CHAIN,
+        chain_version: ChainVersion(if index == 3 { 2 } else { 1 }),
+        chunk: ChunkId { content: ContentId(1), index },
+        offset,
+        length: 3000,
+    };
+    let ops = [op(5, 0), op(0, 0), op(7, 0), op(3, 0), op(4, 3000), op(0, 100), op(1, 0)];
+    let into: Vec<_> = ops.iter().map(|_| Placement::private(3000).unwrap()).collect();
+    let mut out = Vec::new();
+    alone.server.node.read(&ops, &into, soon(), &mut out);
+    let statuses: Vec<_> = out.iter().map(|result| (result.status, result.length)).collect();
+    let wanted = [
+        (Status::Ok, 3000),
+        (Status::Ok, 3000),
+        (Status::NotFound, 0),
+        (Status::WrongChainVersion, 0),
+        (Status::Ok, 2000),
+        (Status::Ok, 3000),
+        (Status::Ok, 3000),
+    ];
+    assert_eq!(statuses, wanted);
+    for place in [0, 1, 4, 5, 6] {
+        let (bytes, index) = (into[place].to_vec(), ops[place].chunk.index);
+        let length = statuses[place].1 as usize;
+        assert!(bytes[..length].iter().all(|&byte| u32::from(byte) == 10 + index), "read {place}");
+    }
+    assert_eq!(alone.counters()["reads"], 8);
+}
+
+#[test]
 fn a_disk_that_cannot_be_written_takes_its_replicas_out() {
     let alone = Alone::start();
     assert_eq!(alone.write(1).status, Status::Ok);
