@@ -114,6 +114,7 @@ async def _serve(service: Service, cluster: Cluster, stopping: asyncio.Event) ->
         await asyncio.gather(lane.stop(grace_s=0.5), rpc.stop(grace_s=0.5))
         await asyncio.gather(running, stop, return_exceptions=True)
         await service.finish_writes()
+        await service.keep_engines()
 
 
 def _node(cluster: Cluster, node_id: NodeId) -> NodeRecord:

@@ -324,6 +324,15 @@ class Service:
         while self._writes:
             await asyncio.wait(self._writes)
 
+    async def keep_engines(self) -> None:
+        """Store how far storage nodes have come, before this process ends; call it when nothing else runs."""
+        if self._term is not None and self._term.model.engines:
+            change = Change(engines=tuple(self._term.model.engines.items()))
+            try:
+                await self._store.save(change, self._term.lease)
+            except Error as error:
+                log.warning("how far storage nodes have come is not stored: %s", error)
+
     # Running.
 
     async def run(self) -> None:

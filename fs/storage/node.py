@@ -33,7 +33,7 @@ from .service import StorageService
 
 log = logging.getLogger(__name__)
 
-LAST_SYNC_S: Final = 1.0  # well below a lease
+LAST_SYNC_S: Final = 5.0  # half of what a supervisor waits for the end
 FIRST_ROUTING_S: Final = 1.0  # heartbeats begin after routing is known, or after this long
 
 
@@ -105,13 +105,10 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
             limit_s=config.disk_timeout_ms / 1000,
         )
         background = [scrub.run(), quarantine.run(), reports, watch.run()]
-        await _work(membership, clients, background, settings.cluster.mgmtd_grpc, stop)
+        await _work(membership, clients, background, settings.cluster.mgmtd_grpc, _synced(stop, engine))
     finally:  # serve nothing, say so, finish what is under way
         log.info("node %d stops", settings.node)
         await recovery.stop()
-        await _sync(
-            engine
-        )  # most of it while clients are still served; mgmtd then hears of what is on the disk
         await engine.quick(engine.node.drop_lease)
         await membership.leave()
         await server.stop(grace_s=1.0)
@@ -125,8 +122,12 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
         log.info("node %d has stopped", settings.node)
 
 
-async def _sync(engine: Engine) -> None:
-    """Sync, for a moment: no heartbeat renews the lease any more."""
+async def _synced(stop: asyncio.Event, engine: Engine) -> None:
+    """Return after `stop`, when what was acknowledged by then is on the disk: mgmtd hears of it with the leave.
+
+    Clients are served meanwhile; a disk that hangs does not keep the process.
+    """
+    await stop.wait()
     syncing = asyncio.ensure_future(engine.run(engine.node.sync))
     await asyncio.wait({syncing}, timeout=LAST_SYNC_S)
     if syncing.done() and (error := syncing.exception()) is not None:
@@ -138,9 +139,9 @@ async def _work(
     clients: RpcClients,
     others: Sequence[Coroutine[Any, Any, None]],
     mgmtd: str,
-    stop: asyncio.Event,
+    stopped: Coroutine[Any, Any, None],
 ) -> None:
-    """Runs everything that goes on for ever until `stop`; a mistake in one of them ends them all."""
+    """Runs everything that goes on for ever until `stopped` ends; a mistake in one of them ends them all."""
     heard = asyncio.Event()
 
     def changed(routing: Routing) -> None:
@@ -161,7 +162,7 @@ async def _work(
         *others,
     ]
     tasks = [asyncio.create_task(work) for work in endless]
-    stopping = asyncio.create_task(stop.wait())
+    stopping = asyncio.create_task(stopped)
     done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
     for task in (*tasks, stopping):
         task.cancel()

@@ -589,3 +589,22 @@ def test_metadata_store_is_compared_once_all_storage_nodes_were_heard():
 
     scenario(first, engine=engine)
     scenario(second, engine=engine)
+
+
+def test_manager_that_stops_stores_how_far_storage_nodes_have_come():
+    engine = MemoryEngine()
+
+    async def stop(cluster: Cluster) -> None:
+        await cluster.beat(1000, engine=pb.EngineMark(identity="e", round=7))
+        cluster.task.cancel()
+        await asyncio.gather(cluster.task, return_exceptions=True)
+        await cluster.service.keep_engines()
+
+    scenario(stop, engine=engine)
+
+    async def start_again(cluster: Cluster) -> None:
+        older = pb.EngineMark(identity="e", opened=6, round=6)
+        with pytest.raises(ConfigError, match="older copy"):
+            await cluster.beat(1000, incarnation=2, engine=older, directory_incarnations=(1, 2))
+
+    scenario(start_again, engine=engine)
