@@ -14,7 +14,6 @@ from ..errors import IsADirectory
 from ..hidden import hidden_beside
 from ..wire import methods
 from ..wire.pb import meta_pb2, mgmtd_pb2
-from ..wire.pb.common_pb2 import Empty
 from .administration import Door, door_options
 from .dump_text import TextWriter
 from .manager import Manager, address_of
@@ -62,7 +61,7 @@ async def dump_records(manager: Manager) -> AsyncIterator[meta_pb2.DumpRecord]:
     Raises: NotFound without a metadata service; Busy if too many dumps are being taken; Unavailable if it ends.
     """
     address = address_of(await manager.routing(), mgmtd_pb2.NODE_META)
-    stream = manager.clients.stream(address, methods.Meta.dump, Empty())
+    stream = manager.clients.stream(address, methods.Meta.dump, meta_pb2.DumpRequest())
     async with contextlib.aclosing(stream):  # type: ignore[type-var] # it is a generator
         async for batch in stream:
             for record in batch.records:

@@ -4,7 +4,8 @@ D1  Everything is of one moment: it is read from one snapshot of the store.
 D2  Requests go on: they have their turn after every slice of a quarter of a millisecond, and a dump rests as long as it
     has worked. A batch is made when the caller has taken the one before: memory does not depend on how many there are.
 D3  The length of a file that was open for writing is at least what had been acknowledged: its chains are asked. Where
-    they cannot be asked the stored length stands. A truncation in progress is shown as carried out.
+    they cannot be asked the stored length stands. A truncation in progress is shown as carried out. With
+    `stored_lengths` nobody is asked: who has the chunks of the same moment knows better what they hold.
 
 Inodes come by id, each followed by its attributes and entries. Those without a name are there too: files that are open,
 and removed trees, whose lower parts still have names. Not there: sessions, answers to requests, what waits for removal
@@ -45,7 +46,7 @@ class Dumps:
         self._lengths = lengths
         self._running = 0
 
-    async def run(self, inode_count: int) -> AsyncIterator[DumpBatch]:
+    async def run(self, inode_count: int, *, stored_lengths: bool = False) -> AsyncIterator[DumpBatch]:
         """The namespace as of now; `inode_count` for the header. Raises: Busy if too many are dumped now."""
         if self._running == DUMPS_MAX:
             raise Busy(f"{DUMPS_MAX} dumps are being taken: wait for one of them to end")
@@ -54,7 +55,7 @@ class Dumps:
             snapshot = Snapshot(self._engine, moment_ns=self._clock.unix_ns(), inode_count=inode_count)
             records = snapshot.records()
             while batch := await self._batch(records):
-                yield await self._finished(batch)
+                yield batch if stored_lengths else await self._finished(batch)
         finally:
             self._running -= 1
 
@@ -148,6 +149,7 @@ class Snapshot:
             if cut is not None and cut.content == inode.content:
                 inode.length = cut.length
                 inode.truncate_version += 1
+                inode.open_for_writing = False  # it is as long as that, whatever chunks are left behind it
         return inode
 
 

@@ -275,12 +275,14 @@ class MetaService:
 
     async def dump(
         self,
-        request: Empty,  # noqa: ARG002, a handler
+        request: pb.DumpRequest,
         identity: Identity,  # noqa: ARG002, a handler
     ) -> AsyncIterator[pb.DumpBatch]:
         """All of the namespace, as of now. Raises: Busy for too many at one time; Unavailable during a load."""
         self._parts.load.require_open()
-        async for batch in self._parts.dumps.run(self._parts.census.count):
+        async for batch in self._parts.dumps.run(
+            self._parts.census.count, stored_lengths=request.stored_lengths
+        ):
             yield batch
 
     async def begin_load(

@@ -134,7 +134,7 @@ class Meta:
     release_quarantined: Final = _method(
         "Meta.ReleaseQuarantined", meta_pb2.ReleaseQuarantinedRequest, Empty, ADMIN
     )
-    dump: Final = _method("Meta.Dump", Empty, meta_pb2.DumpBatch, ADMIN, streams=True)
+    dump: Final = _method("Meta.Dump", meta_pb2.DumpRequest, meta_pb2.DumpBatch, ADMIN, streams=True)
     begin_load: Final = _method("Meta.BeginLoad", meta_pb2.BeginLoadRequest, meta_pb2.BeginLoadReply, ADMIN)
     load: Final = _method("Meta.Load", meta_pb2.LoadRequest, meta_pb2.LoadReply, ADMIN)
     finish_load: Final = _method("Meta.FinishLoad", meta_pb2.FinishLoadRequest, Empty, ADMIN)

@@ -1204,6 +1204,11 @@ pub struct MetaStatus {
     #[prost(uint64, tag = "5")]
     pub operations: u64,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DumpRequest {
+    #[prost(bool, tag = "1")]
+    pub stored_lengths: bool,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DumpHeader {
     #[prost(uint32, tag = "1")]

@@ -597,6 +597,12 @@ class MetaStatus(_message.Message):
     operations: int
     def __init__(self, incarnation: _Optional[int] = ..., gc_queue: _Optional[int] = ..., write_sessions: _Optional[int] = ..., read_holds: _Optional[int] = ..., operations: _Optional[int] = ...) -> None: ...
 
+class DumpRequest(_message.Message):
+    __slots__ = ("stored_lengths",)
+    STORED_LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    stored_lengths: bool
+    def __init__(self, stored_lengths: _Optional[bool] = ...) -> None: ...
+
 class DumpHeader(_message.Message):
     __slots__ = ("format", "cluster", "store", "generation", "position", "moment_ns", "next_inode", "next_content", "inode_count")
     FORMAT_FIELD_NUMBER: _ClassVar[int]

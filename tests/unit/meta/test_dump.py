@@ -35,13 +35,13 @@ def engines(request, tmp_path):
     rocksdb.close()
 
 
-def records(world) -> list[pb.DumpRecord]:
+def records(world, *, stored_lengths: bool = False) -> list[pb.DumpRecord]:
     """A dump of the namespace."""
+    request = pb.DumpRequest(stored_lengths=stored_lengths)
 
     async def take():
-        return [
-            record async for batch in world.service.dump(Empty(), world.identity) for record in batch.records
-        ]
+        batches = world.service.dump(request, world.identity)
+        return [record async for batch in batches for record in batch.records]
 
     return world.run(take())
 
@@ -161,7 +161,7 @@ def test_dump_is_of_one_moment_and_lets_requests_go_on(world):
     for number in range(3 * BATCH_RECORDS):
         world.create(b"f%04d" % number, write=False)
     before = dump(world)
-    stream = world.service.dump(Empty(), world.identity)
+    stream = world.service.dump(pb.DumpRequest(), world.identity)
 
     async def take():
         first = await anext(stream)
@@ -196,7 +196,9 @@ def test_requests_have_their_turn_during_a_dump(world):
     async def both():
         counting = asyncio.ensure_future(count())
         taken = [
-            record async for batch in world.service.dump(Empty(), world.identity) for record in batch.records
+            record
+            async for batch in world.service.dump(pb.DumpRequest(), world.identity)
+            for record in batch.records
         ]
         counting.cancel()
         return taken
@@ -211,6 +213,10 @@ def test_file_that_is_written_is_dumped_with_all_that_was_acknowledged(world):
     (found,) = [record.inode for record in records(world) if record.inode.content == inode.content]
     assert found.length == CHUNK + 100
     assert found.open_for_writing
+    found = [
+        each.inode for each in records(world, stored_lengths=True) if each.inode.content == inode.content
+    ]
+    assert [(each.length, each.open_for_writing) for each in found] == [(CHUNK, True)]
 
 
 def test_chains_that_are_away_do_not_stop_a_dump(world):
@@ -479,7 +485,7 @@ def test_trailer_with_other_counts_keeps_the_namespace_closed(world):
 
 def test_dumps_are_limited(world):
     async def take():
-        streams = [world.service.dump(Empty(), world.identity) for _ in range(DUMPS_MAX + 1)]
+        streams = [world.service.dump(pb.DumpRequest(), world.identity) for _ in range(DUMPS_MAX + 1)]
         for stream in streams[:-1]:
             await anext(stream)
         try:
