@@ -35,6 +35,8 @@ COMMANDS: Final = {
     "fsck": ("fsck", "fsck"),
     "dump": ("dump", "dump"),
     "load": ("load", "load"),
+    "backup": ("backup.command", "backup"),
+    "restore": ("backup.command", "restore"),
     "bench": ("bench", "bench"),
     "chain": ("chain", "chain"),
     "node": ("node", "node"),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster import LocalCluster, luciola, until
+from disk_bytes import find, forget_pages, small_disk
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.timeout(600)]
 
@@ -20,36 +21,6 @@ MIB = 1 << 20
 
 def storage_directories(cluster: LocalCluster) -> list[Path]:
     return sorted(cluster.data.glob("storage-*"))
-
-
-def written(descriptor: int) -> Iterator[tuple[int, int]]:
-    """Where a file of many GiB, most of them holes, has something."""
-    end = 0
-    while True:
-        try:
-            start = os.lseek(descriptor, end, os.SEEK_DATA)
-        except OSError as error:
-            assert error.errno == errno.ENXIO, error
-            return
-        end = os.lseek(descriptor, start, os.SEEK_HOLE)
-        yield start, end
-
-
-def find(directory: Path, needle: bytes) -> tuple[Path, int]:
-    """Where on that node's disk the bytes lie."""
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.stat().st_size >= len(needle):
-            with path.open("rb") as file:
-                for start, end in written(file.fileno()):
-                    where = os.pread(file.fileno(), end - start, start).find(needle)
-                    if where >= 0:
-                        return path, start + where
-    raise AssertionError("not on this disk")
-
-
-def forget_pages(path: Path) -> None:
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def holders(cluster: LocalCluster, needle: bytes) -> list[tuple[Path, int]]:
@@ -110,18 +81,6 @@ def test_an_emptied_disk_is_filled_again(tmp_path: Path) -> None:
         cluster.wait_healthy()
         assert {name: (cluster.mountpoint / name).read_bytes() for name in files} == files
         assert cluster.fsck("--scrub")["problems"] == []
-
-
-@contextmanager
-def small_disk(directory: Path, size: str) -> Iterator[None]:
-    directory.mkdir(parents=True)
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(directory)], check=True
-    )
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(directory)], check=True)
 
 
 @contextmanager
