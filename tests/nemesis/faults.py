@@ -115,6 +115,8 @@ class Plan:
         other = choose.choice([name for name in nodes if name != victim])
         # Shorter than a lease, about as long, or longer than a client's session.
         hold_s = choose.choice((choose.uniform(0.1, 2), choose.uniform(2, 5), choose.uniform(5, 11)))
+        if kind == "blackout":
+            hold_s /= 4  # nothing works meanwhile
         return Fault(
             kind, victim, other, round(choose.uniform(0, 2), 2), round(hold_s, 2), choose.random() < 0.7
         )
