@@ -182,6 +182,7 @@ class Tree:
         import luciola_core
 
         package = Path(luciola_core.__file__).parent
+        self._native.mkdir(exist_ok=True)
         subprocess.run(("rsync", "-a", f"{package}/", f"{self._native / 'luciola_core'}/"), check=True)
         (installed,) = (self._native / "luciola_core").glob("*.so")
         built = target / "release" / "libluciola_core.so"
