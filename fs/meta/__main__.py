@@ -173,9 +173,11 @@ async def serve(arguments: argparse.Namespace) -> None:
                 asyncio.create_task(guard_store(engine, clock), name="store"),
             ]
             log.info("meta %d serves: lane %s, gRPC %s", arguments.node_id, lane_address, rpc_address)
-            await _until(stop, tasks)
-            await lane.stop()
-            await rpc.stop()
+            try:
+                await _until(stop, tasks)
+            finally:  # nobody is answered from a store that is closed
+                await lane.stop()
+                await rpc.stop()
             await engine.sync()
             await cluster.leave(node, mark_of(engine, superblock))
     finally:

@@ -121,14 +121,15 @@ class Membership:
             if self._saving is None or self._saving.done():
                 self._saving_hangs = False
                 self._saving = asyncio.create_task(asyncio.to_thread(self._directory.marks.save))
-            done, _ = await asyncio.wait({self._saving}, timeout=0 if self._saving_hangs else MARK_TIMEOUT_S)
+            saving = self._saving  # another caller may begin the next one before this one goes on
+            done, _ = await asyncio.wait({saving}, timeout=0 if self._saving_hangs else MARK_TIMEOUT_S)
             if not done and self._saving_hangs:
                 return
             if not done:
                 self._saving_hangs = True
                 log.warning("marks are not on disk after %s s: the disk is slow or hangs", MARK_TIMEOUT_S)
                 return
-            error = self._saving.exception()
+            error = saving.exception()
             if isinstance(error, OSError):
                 log.warning("marks cannot be written: %s", error)
                 return

@@ -318,6 +318,29 @@ def test_disk_that_hangs_keeps_no_routing_out(tmp_path):
     run(tmp_path, test)
 
 
+class RisingMarks(MarkFile):
+    """Marks that are raised again while those who wait for them have not heard yet that they were saved."""
+
+    def save(self) -> None:
+        first = not self.marks.HasField("meta_store")
+        super().save()
+        if first:
+            self.raise_meta_store(StoreMark(store=7, generation=1, position=50))
+
+
+def test_marks_that_are_raised_meanwhile_are_saved_for_all_who_wait(tmp_path):
+    async def test(world, _):
+        world.directory.marks = RisingMarks(tmp_path, node=1)
+        routings = [
+            Routing(version=version, chains=[Chain(id=1, version=version, targets=[OURS])], delta=version > 1)
+            for version in (1, 2)
+        ]
+        assert all(await asyncio.gather(*(world.membership.admit(each) for each in routings)))
+        assert load(tmp_path).meta_store.position == 50
+
+    run(tmp_path, test)
+
+
 def test_mark_of_the_metadata_store_is_remembered_and_reported(tmp_path):
     mark = StoreMark(store=7, generation=1, position=50)
 
