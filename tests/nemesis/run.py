@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from . import histories
 from .checker import Model, Outcome, Verdict, check
-from .faults import WEIGHTS, Injector, Plan, PowerLoss
+from .faults import LOSES_POWER, WEIGHTS, Injector, Plan, PowerLoss
 from .histories import Failure, Operation
 from .machines import Machines, in_namespaces, until
 from .models import (
@@ -248,7 +248,8 @@ def count(report: Report, name: str, recorded: list[Operation], failures: list[F
 
 def is_explained(failure: Failure, faults: set[str]) -> bool:
     """Whether a program may see this error: of a full disk, of a mount that was killed, of a client that was away for
-    longer than its session, or after all that a client tries."""
+    longer than its session, of a small file that metadata have in an older state than the client after a loss of power,
+    or after all that a client tries."""
     match failure.errno:
         case errno.ENOSPC:
             return "full" in faults
@@ -256,6 +257,8 @@ def is_explained(failure: Failure, faults: set[str]) -> bool:
             return bool(faults & KILLS_MOUNTS)
         case errno.ESTALE:
             return bool(faults & SEPARATES_CLIENTS)
+        case errno.EAGAIN:
+            return bool(faults & set(LOSES_POWER))
         case _:
             return failure.after_s >= DEADLINE_S
 
