@@ -439,9 +439,9 @@ fn go_on(engine: &Engine, found: &[Moment]) -> Result<(), String> {
     Ok(())
 }
 
-/// The next start is one after power loss: another kernel runs.
-fn restart(image: &mut Image) {
-    if let Some(boot) = file_mut(image, &["chunks", "boot"])
+/// The next start of the engine in `directory` is one after power loss: another kernel runs.
+pub fn restart(image: &mut Image, directory: &str) {
+    if let Some(boot) = file_mut(image, &[directory, "boot"])
         && boot.length > 0
     {
         boot.write(0, b"another kernel, ");
@@ -467,7 +467,7 @@ const CUTS_MIN: usize = 2000;
 const STATES_MIN: usize = 3000;
 
 fn check_case(disk: &Disk, history: &History, case: &Case, image: &mut Image) -> Result<Report, String> {
-    restart(image);
+    restart(image, "chunks");
     let mut report = Report { states: 1, ..Report::default() };
     if case.is_chosen(RECOVERIES) {
         report += check_recovery(disk, history, case, image)?;
@@ -486,7 +486,7 @@ fn check_recovery(disk: &Disk, history: &History, case: &Case, image: &Image) ->
     opened?;
     let plan = Plan { seed: case.variant.seed, by_turns: 1, fixed: false, only: None, promises: &|_| 0 };
     let report = every_cut(&log, &plan, &|_, image| {
-        restart(image);
+        restart(image, "chunks");
         with_volume(disk, image, |path| check(path, history, case.cut, true))?;
         Ok(Report { states: 1, ..Report::default() })
     });

@@ -15,6 +15,10 @@ mod disk;
 #[path = "../../examples/power_disk/image.rs"]
 mod image;
 
+#[path = "../storage_cluster/mod.rs"]
+mod storage_cluster;
+
+mod chains;
 mod chunks;
 mod enumerate;
 

@@ -10,7 +10,7 @@ mod port;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -35,6 +35,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub struct Cluster {
     nodes: Vec<RwLock<Option<Arc<StorageServer>>>>,
     root: tempfile::TempDir,
+    /// Where the nodes' directories are.
+    disks: PathBuf,
+    change: fn(&mut NodeOptions),
     manager: Mutex<Manager>,
     pools: Mutex<HashMap<(Endpoint, bool), Arc<Pool>>>,
     /// Of all nodes so far: what is sent to one that has ended reaches nobody else.
@@ -92,6 +95,18 @@ fn refused(status: Status) -> UpdateResult {
     UpdateResult { status, version: Version(0), length: 0 }
 }
 
+/// Who serves goes first, in the order they had.
+fn in_chain_order(mut members: Vec<(usize, TargetState)>) -> Vec<(usize, TargetState)> {
+    members.sort_by_key(|(_, state)| match state {
+        TargetState::Serving => 0,
+        TargetState::LastServing => 1,
+        TargetState::Syncing => 2,
+        TargetState::Waiting => 3,
+        TargetState::Offline => 4,
+    });
+    members
+}
+
 pub fn soon() -> Instant {
     Instant::now() + PATIENCE
 }
@@ -99,18 +114,43 @@ pub fn soon() -> Instant {
 impl Cluster {
     /// A chain of that many serving replicas.
     pub fn start(replicas: usize) -> Arc<Cluster> {
+        let root = tempfile::tempdir().unwrap();
+        let disks = root.path().to_owned();
+        Cluster::start_on(root, disks, &vec![TargetState::Serving; replicas], 1, |_| {})
+    }
+
+    /// A chain of replicas in these states, with their directories below `disks`.
+    pub fn start_in(
+        disks: &Path,
+        states: &[TargetState],
+        chain_version: u64,
+        change: fn(&mut NodeOptions),
+    ) -> Arc<Cluster> {
+        let root = tempfile::tempdir().unwrap();
+        Cluster::start_on(root, disks.to_owned(), states, chain_version, change)
+    }
+
+    fn start_on(
+        root: tempfile::TempDir,
+        disks: PathBuf,
+        states: &[TargetState],
+        chain_version: u64,
+        change: fn(&mut NodeOptions),
+    ) -> Arc<Cluster> {
         let cluster = Arc::new(Cluster {
-            nodes: (0..replicas).map(|_| RwLock::default()).collect(),
-            root: tempfile::tempdir().unwrap(),
+            nodes: states.iter().map(|_| RwLock::default()).collect(),
+            root,
+            disks,
+            change,
             manager: Mutex::new(Manager {
-                members: (0..replicas).map(|node| (node, TargetState::Serving)).collect(),
-                chain_version: 1,
+                members: in_chain_order(states.iter().copied().enumerate().collect()),
+                chain_version,
                 routing_version: 1,
             }),
             pools: Mutex::default(),
             ports: Mutex::default(),
         });
-        for node in 0..replicas {
+        for node in 0..states.len() {
             cluster.open(node, |_| {});
         }
         cluster.publish();
@@ -147,13 +187,7 @@ impl Cluster {
         for (node, state) in &mut manager.members {
             *state = states[*node];
         }
-        manager.members.sort_by_key(|(_, state)| match state {
-            TargetState::Serving => 0,
-            TargetState::LastServing => 1,
-            TargetState::Syncing => 2,
-            TargetState::Waiting => 3,
-            TargetState::Offline => 4,
-        });
+        manager.members = in_chain_order(std::mem::take(&mut manager.members));
         manager.chain_version += 1;
     }
 
@@ -228,7 +262,7 @@ impl Cluster {
     }
 
     fn directory(&self, node: usize) -> PathBuf {
-        self.root.path().join(format!("node-{node}"))
+        self.disks.join(format!("node-{node}"))
     }
 
     fn open(&self, node: usize, change: impl FnOnce(&mut NodeOptions)) {
@@ -243,6 +277,7 @@ impl Cluster {
         }
         options.engine.segment_bytes = 16 << 20;
         options.engine.reserve_bytes = 0;
+        (self.change)(&mut options);
         change(&mut options);
         let deadline = soon();
         let server = loop {
@@ -338,6 +373,14 @@ impl Cluster {
     /// Makes a replica that has come back SYNCING, brings it up to date and lets it serve.
     pub fn resync(&self, node: usize) {
         self.set_state(node, TargetState::Syncing);
+        self.fill(node);
+        // As its node does before it reports the replica up to date.
+        self.node(node).sync().unwrap();
+        self.set_state(node, TargetState::Serving);
+    }
+
+    /// Makes the SYNCING replica equal to its predecessor.
+    pub fn fill(&self, node: usize) {
         let tail = self.serving().last().copied().expect("a predecessor");
         let version = self.version();
         let deadline = Instant::now() + PATIENCE;
@@ -360,7 +403,6 @@ impl Cluster {
             }
             assert!(Instant::now() < deadline, "cannot be synced: {:?}", report.failed);
         }
-        self.set_state(node, TargetState::Serving);
     }
 
     /// Waits until nothing is pending, then compares every chunk of every serving replica.
