@@ -6,7 +6,7 @@
 # make gpu      on a machine with an NVIDIA GPU: the kernels' tests and benchmarks there, and a report of them
 # make test-rdma  everything that speaks RDMA, in a virtual machine with Soft-RoCE (Debian, root)
 # make nemesis  faults, two at a time, on a cluster whose histories are checked, for MINUTES (root, loop devices)
-# make sim      random walks of the chain protocol for MINUTES (10), then its larger worlds, exhaustively; SEED=… replays
+# make sim      random walks of the chain protocol and power loss for MINUTES (10), its larger worlds; SEED=… replays
 # make planted  put mistakes back into a copy of the code, and report which suites find them
 # make proto    regenerate the protobuf code after a change in proto/
 # make fmt      format everything
@@ -68,6 +68,7 @@ test-rdma-quick: $(STAMPS)/dev
 
 sim: $(STAMPS)/dev
 	cd core && LUCIOLA_MINUTES=$(MINUTES) LUCIOLA_SEED=$(SEED) cargo test --locked --test craq_simulator long_ -- --nocapture
+	cd core && LUCIOLA_MINUTES=$(MINUTES) LUCIOLA_SEED=$(SEED) cargo test --locked --test power_loss -- --nocapture
 	@if [ -z "$(SEED)" ]; then cd core && LUCIOLA_MODEL=wide cargo test --locked --test craq_model -- --nocapture; fi
 
 planted: $(STAMPS)/dev

@@ -2,7 +2,7 @@
 
 A workload runs in a *recorded* volume, and notes with `position` what it was promised and when. Then `states`
 gives, for every change of the recording, directories as the disk may have been left if power was lost before that
-change. `core/examples/power_disk/crash.rs` says what a disk may leave. `LUCIOLA_POWER_SEED` chooses among what is
+change. `core/examples/power_disk/crash.rs` says what a disk may leave. `LUCIOLA_SEED` chooses among what is
 left to chance.
 """
 
@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Final, Self
 
 CORE: Final = Path(__file__).parents[1] / "core"
-BINARY: Final = CORE / "target/debug/examples/power_disk"
+TARGET: Final = Path(os.environ.get("CARGO_TARGET_DIR") or CORE / "target")
+BINARY: Final = TARGET / "debug/examples/power_disk"
 # Kinds of metadata and data that survive: these at every cut, and one of those by turns.
 FIXED: Final = (("nothing", "nothing"), ("all", "nothing"), ("nothing", "all"))
 BY_TURNS: Final = (
@@ -167,7 +168,7 @@ def every_state(
     With `recover`, which opens a directory as the next start does, power is lost again at every change that this makes,
     for one state in `recoveries_every`. Raises: AssertionError, with what was cut where.
     """
-    seed = int(os.environ.get("LUCIOLA_POWER_SEED", "1"))
+    seed = int(os.environ.get("LUCIOLA_SEED") or "1")
     report = Report(cuts=disk.finish(name) + 1)
     for state in disk.states(name, seed=seed, promises=promises):
         report.states += 1

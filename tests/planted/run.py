@@ -67,6 +67,7 @@ class Python:
 
 Suite = Rust | Python
 MODEL: Final = ("--test", "craq_model")
+POWER: Final = ("--test", "power_loss")
 # Of each patch, by the name of the suite: the narrowest tests that should find it.
 PLAN: Final[dict[str, dict[str, Suite]]] = {
     "staged-by-leaver": {
@@ -78,7 +79,25 @@ PLAN: Final[dict[str, dict[str, Suite]]] = {
         "model": Rust(MODEL, ("rounds_of_sync",)),
         "simulator": Rust(("--test", "craq_simulator"), ("long_random_walks",)),
         "engine": Rust(("--lib",), ("chunk::tests::power_loss",)),
-        "recorded disk": Rust(("--test", "power_loss"), ("chunks_keep_their_promises",)),
+        "recorded disk": Rust(POWER, ("chunks",)),
+    },
+    "file-without-its-name": {
+        "recorded disk": Rust(POWER),
+    },
+    "answer-before-flush": {
+        "recorded disk": Rust(POWER),
+    },
+    "torn-journal": {
+        "recorded disk": Rust(POWER, ("chunks",)),
+    },
+    "rename-without-its-name": {
+        "recorded disk": Python(("tests/unit/storage/test_power_loss.py",)),
+    },
+    "log-before-the-last": {
+        "recorded disk": Python(("tests/unit/kv/test_power_loss.py",)),
+    },
+    "reply-before-flush": {
+        "recorded disk": Python(("tests/unit/meta/test_power_loss.py",)),
     },
     "fsync-of-own-writes": {
         "client": Rust(("--lib",), ("client::file_tests::fsync",)),

@@ -1,5 +1,6 @@
 """Mistakes that `tests/planted/run.py` plants can still be planted."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ def test_every_planted_mistake_has_suites_that_should_find_it() -> None:
         capture_output=True,
         text=True,
         check=True,
+        env=os.environ | {"COLUMNS": "10000"},  # names in one piece
     ).stdout
     assert PATCHES
     assert [patch.stem for patch in PATCHES if patch.stem not in listed] == []

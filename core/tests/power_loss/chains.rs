@@ -14,11 +14,10 @@ use luciola_core::types::*;
 use super::chunks::restart;
 use super::crash::Chance;
 use super::disk::{Disk, Log};
-use super::enumerate::{
-    Case, Plan, Report, every_cut, every_cut_of, wanted, with_recorded_volume, with_volume,
-};
+use super::enumerate::{Case, Plan, Report, every_cut, every_cut_of, with_recorded_volume, with_volume};
 use super::image::Image;
 use super::storage_cluster::{CHAIN, Cluster, chunk, tag};
+use super::{FIRST, for_each_seed, number};
 
 const CHUNKS: usize = 3;
 const LENGTH_MAX: usize = 3 * PAGE_BYTES as usize;
@@ -242,7 +241,7 @@ fn check_recovery(
         with_volume(disk, image, |path| check(path, history, case.cut, serves))?;
         Ok(Report { states: 1, ..Report::default() })
     });
-    let report = report.map_err(|what| format!("while the chain recovered, {what}"))?;
+    let report = report.map_err(|fault| format!("while the chain recovered, {}", fault.what))?;
     Ok(Report { recoveries: 1, ..report })
 }
 
@@ -257,13 +256,20 @@ fn chains_keep_what_was_synced_when_both_nodes_lose_power() {
     }
     let directory = tempfile::tempdir().expect("a temporary directory");
     let disk = Disk::mount(directory.path()).expect("mounts");
-    for seed in super::seeds(1) {
+    for_each_seed(|seed| {
         let (log, history) = record(&disk, seed);
         let promises = |cut| history.promises(cut);
-        let plan = Plan { seed, by_turns: 1, fixed: true, only: wanted(), promises: &promises };
+        let plan = Plan {
+            seed,
+            by_turns: 1,
+            fixed: true,
+            only: number("LUCIOLA_CUT").map(|cut| cut as usize),
+            promises: &promises,
+        };
         let report = every_cut_of(&log, &plan, &|case, image| check_case(&disk, &history, case, image));
-        let is_first = seed == 1 && wanted().is_none();
+        let is_first = seed == FIRST && plan.only.is_none();
         assert!(!is_first || (report.cuts >= CUTS_MIN && report.states >= STATES_MIN), "{report}");
         assert!(!is_first || report.recoveries > 0, "{report}");
-    }
+        report
+    });
 }

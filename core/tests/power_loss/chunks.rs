@@ -13,10 +13,9 @@ use luciola_core::types::*;
 
 use super::crash::Chance;
 use super::disk::{Disk, Log};
-use super::enumerate::{
-    Case, Plan, Report, every_cut, every_cut_of, wanted, with_recorded_volume, with_volume,
-};
+use super::enumerate::{Case, Plan, Report, every_cut, every_cut_of, with_recorded_volume, with_volume};
 use super::image::{Body, Image};
+use super::{FIRST, for_each_seed, number};
 
 const PAGE: u32 = PAGE_BYTES;
 const CHUNKS: usize = 5;
@@ -490,7 +489,7 @@ fn check_recovery(disk: &Disk, history: &History, case: &Case, image: &Image) ->
         with_volume(disk, image, |path| check(path, history, case.cut, true))?;
         Ok(Report { states: 1, ..Report::default() })
     });
-    let report = report.map_err(|what| format!("while this was opened again, {what}"))?;
+    let report = report.map_err(|fault| format!("while this was opened again, {}", fault.what))?;
     Ok(Report { recoveries: 1, ..report })
 }
 
@@ -501,13 +500,20 @@ fn chunks_keep_their_promises_whenever_power_is_lost() {
     }
     let directory = tempfile::tempdir().expect("a temporary directory");
     let disk = Disk::mount(directory.path()).expect("mounts");
-    for seed in super::seeds(1) {
+    for_each_seed(|seed| {
         let (log, history) = record(&disk, seed, 60);
         let promises = |cut| history.promises(cut);
-        let plan = Plan { seed, by_turns: 2, fixed: true, only: wanted(), promises: &promises };
+        let plan = Plan {
+            seed,
+            by_turns: 2,
+            fixed: true,
+            only: number("LUCIOLA_CUT").map(|cut| cut as usize),
+            promises: &promises,
+        };
         let report = every_cut_of(&log, &plan, &|case, image| check_case(&disk, &history, case, image));
-        let is_first = seed == 1 && wanted().is_none();
+        let is_first = seed == FIRST && plan.only.is_none();
         assert!(!is_first || (report.cuts >= CUTS_MIN && report.states >= STATES_MIN), "{report}");
         assert!(!is_first || report.recoveries > 5, "{report}");
-    }
+        report
+    });
 }

@@ -79,11 +79,12 @@ pub struct Plan<'a> {
     pub promises: &'a (dyn Fn(usize) -> usize + Sync),
 }
 
-/// The one case that the environment asks for.
-pub fn wanted() -> Option<usize> {
-    std::env::var("LUCIOLA_POWER_CUT")
-        .ok()
-        .map(|cut| cut.parse().expect("LUCIOLA_POWER_CUT is a whole number"))
+/// A state that is not as it should be.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    pub cut: usize,
+    /// What is wrong, and where.
+    pub what: String,
 }
 
 /// Checks every case of a recording; the first that is not as `check` wants it.
@@ -91,7 +92,7 @@ pub fn every_cut(
     log: &Log,
     plan: &Plan<'_>,
     check: &(dyn Fn(&Case, &mut Image) -> Result<Report, String> + Sync),
-) -> Result<Report, String> {
+) -> Result<Report, Fault> {
     let (sender, receiver) = mpsc::sync_channel::<(Case, Image)>(2 * WORKERS);
     let receiver = Mutex::new(receiver);
     let failure = Mutex::new(None);
@@ -120,11 +121,15 @@ pub fn every_cut(
         drop(sender);
     });
     if let Some((case, what)) = failure.into_inner().expect("not poisoned") {
-        if std::env::var_os("LUCIOLA_POWER_TRACE").is_some() {
+        if std::env::var_os("LUCIOLA_TRACE").is_some() {
             (0..case.cut).for_each(|at| eprintln!("{at:6} {}", describe(log, at)));
         }
         let change = describe(log, case.cut);
-        return Err(format!("power lost before change {} ({change}), {:?}: {what}", case.cut, case.variant));
+        let Case { cut, variant } = case;
+        return Err(Fault {
+            cut,
+            what: format!("power lost before change {cut} ({change}), {variant:?}: {what}"),
+        });
     }
     Ok(total.into_inner().expect("not poisoned"))
 }
@@ -136,8 +141,10 @@ pub fn every_cut_of(
     check: &(dyn Fn(&Case, &mut Image) -> Result<Report, String> + Sync),
 ) -> Report {
     let began = Instant::now();
-    let report = every_cut(log, plan, check)
-        .unwrap_or_else(|what| panic!("{what}\nrepeat with LUCIOLA_POWER_SEED={}", plan.seed));
+    let report = every_cut(log, plan, check).unwrap_or_else(|fault| {
+        let Fault { cut, what } = fault;
+        panic!("{what}\nrepeat with LUCIOLA_SEED={} LUCIOLA_CUT={cut}", plan.seed)
+    });
     let test = std::thread::current().name().unwrap_or_default().to_owned();
     eprintln!("{test}, seed {}: {report} in {:.1} s", plan.seed, began.elapsed().as_secs_f64());
     report

@@ -6,7 +6,8 @@
 //! Workloads are a function of their seed, also where rounds of `sync` run beside updates: the recorded disk lets a
 //! flush wait until the updates that shall happen meanwhile are done. A failure prints the environment that repeats it.
 //!
-//! `LUCIOLA_POWER_MINUTES=60` goes on with further seeds for so long; `make sim` does.
+//! `LUCIOLA_SEED` chooses the workload, `LUCIOLA_CUT` one cut of it; `LUCIOLA_TRACE=1` shows the recording of a failure.
+//! With `LUCIOLA_MINUTES` each test goes on with further seeds for so long, as `make sim` does.
 
 #[path = "../../examples/power_disk/crash.rs"]
 mod crash;
@@ -23,7 +24,9 @@ mod chunks;
 mod enumerate;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
+
+use enumerate::Report;
 
 /// Whether this machine can mount the recorded disk.
 fn can_mount() -> bool {
@@ -34,13 +37,26 @@ fn can_mount() -> bool {
     can
 }
 
-/// The seeds to try: `first`, the one asked for, or as many as the minutes asked for allow.
-fn seeds(first: u64) -> impl Iterator<Item = u64> {
-    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a whole number"));
-    let first = number("LUCIOLA_POWER_SEED").unwrap_or(first);
-    let end = Instant::now() + Duration::from_secs(60 * number("LUCIOLA_POWER_MINUTES").unwrap_or(0));
-    (first..)
-        .enumerate()
-        .take_while(move |(count, _)| *count == 0 || Instant::now() < end)
-        .map(|(_, seed)| seed)
+/// What the environment says under this name, if anything.
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is a whole number, not {text}")))
+}
+
+/// The seed of every run of the suite.
+const FIRST: u64 = 1;
+
+/// Runs `test` with the first seed or the one asked for, or with as many as the minutes asked for allow.
+fn for_each_seed(mut test: impl FnMut(u64) -> Report) {
+    let minutes = number("LUCIOLA_MINUTES").unwrap_or(0);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+    let other = if minutes > 0 { now.as_secs() } else { FIRST };
+    let mut seed = number("LUCIOLA_SEED").unwrap_or(other);
+    let end = Instant::now() + Duration::from_secs(60 * minutes);
+    let mut total = test(seed);
+    while Instant::now() < end {
+        seed += 1;
+        total += test(seed);
+    }
+    eprintln!("{}: in all, {total}; no fault found", std::thread::current().name().unwrap_or_default());
 }
