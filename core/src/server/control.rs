@@ -188,11 +188,10 @@ impl StorageServer {
     ) -> Vec<Answer> {
         let node = &self.node;
         let mut call = Call::new(node, expires.min(within(TIMEOUT)));
-        let under_way = node.hold.enter();
+        let under_way = node.hold.enter_when_over(expires.min(within(TIMEOUT)));
         for key in keys {
-            // Held for a moment: as a chain that is changing, which callers wait for.
-            let held = under_way.is_none().then_some(Status::NotServing);
-            match node.refusal(key.chain).or(held) {
+            let late = under_way.is_none().then_some(Status::Timeout);
+            match node.refusal(key.chain).or(late) {
                 Some(status) => call.refuse(key, status),
                 None => {
                     let leased = node.lease.holds();

@@ -2,7 +2,7 @@
 //! of one moment. Reads, and what the chain has begun, go on.
 //!
 //! - H1 A hold ends by itself: whoever asked for it may have died. At most `HOLD_MAX`, which is far less than clients go
-//!   on with a request: they meet `Busy`, and come again.
+//!   on with a request: they meet `Busy`, and come again. What the metadata service asks for waits here.
 //! - H2 Between the return of `begin` and the end of the hold no update of a client is executed here.
 
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ pub const HOLD_MAX: Duration = Duration::from_secs(8);
 #[derive(Default)]
 pub struct Hold {
     state: Mutex<State>,
-    drained: Condvar,
+    changed: Condvar,
 }
 
 #[derive(Default)]
@@ -47,6 +47,20 @@ impl Hold {
         Some(UnderWay(self))
     }
 
+    /// As `enter`, after the hold has ended; `None` if that is not before `deadline`.
+    pub fn enter_when_over(&self, deadline: Instant) -> Option<UnderWay<'_>> {
+        let mut state = self.state.lock();
+        while let Some((_, until)) = state.held.filter(|(_, until)| Instant::now() < *until) {
+            let left = until.min(deadline).saturating_duration_since(Instant::now());
+            if Instant::now() >= deadline {
+                return None;
+            }
+            self.changed.wait_for(&mut state, left);
+        }
+        drop(state);
+        self.enter()
+    }
+
     /// Hold updates for at most `limit`; returns when none is under way. Errors: `Busy` while another one holds,
     /// `Timeout` if what is under way does not end; then nothing is held.
     pub fn begin(&self, holder: u64, limit: Duration) -> Result<(), Status> {
@@ -62,7 +76,7 @@ impl Hold {
                 state.held = None;
                 return Err(Status::Timeout);
             }
-            self.drained.wait_for(&mut state, left);
+            self.changed.wait_for(&mut state, left);
         }
         Ok(())
     }
@@ -73,6 +87,7 @@ impl Hold {
         let lasted = state.holder() == Some(holder);
         if lasted {
             state.held = None;
+            self.changed.notify_all();
         }
         lasted
     }
@@ -83,7 +98,7 @@ impl Drop for UnderWay<'_> {
         let mut state = self.0.state.lock();
         state.under_way -= 1;
         if state.under_way == 0 {
-            self.0.drained.notify_all();
+            self.0.changed.notify_all();
         }
     }
 }
@@ -113,6 +128,20 @@ mod tests {
         assert!(hold.end(1));
         assert!(hold.enter().is_some());
         assert!(!hold.end(1));
+    }
+
+    #[test]
+    fn who_may_wait_enters_when_the_hold_is_over() {
+        let hold = Hold::default();
+        assert_eq!(hold.begin(1, LONG), Ok(()));
+        assert!(hold.enter_when_over(Instant::now()).is_none());
+        std::thread::scope(|scope| {
+            let entered = scope.spawn(|| hold.enter_when_over(Instant::now() + LONG).is_some());
+            assert!(hold.end(1));
+            assert!(entered.join().unwrap());
+        });
+        assert_eq!(hold.begin(1, Duration::from_millis(1)), Ok(()));
+        assert!(hold.enter_when_over(Instant::now() + LONG).is_some(), "it has ended by itself");
     }
 
     #[test]
