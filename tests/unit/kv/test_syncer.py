@@ -22,7 +22,7 @@ class Disk:
 
     def flush(self) -> None:
         self.begun.release()
-        assert self.gate.wait(10), "the test forgot to open the gate"
+        assert self.gate.wait(60), "the test forgot to open the gate"
         self.flushes += 1
         if self.error is not None:
             raise self.error

@@ -412,13 +412,14 @@ def test_task_ends_when_the_successor_falls_out(tmp_path):
     async def test(pair):
         pair.first.twin.put(CHAIN, record(1, 1))
         pair.first.twin.refuse = {(1, 1): "Timeout"}
+        recovery = pair.first.recovery
         pair.join()
-        await asyncio.sleep(0.02)
+        await until(lambda: recovery.counters.rounds >= 2)
+        (task,) = recovery._tasks.values()
         pair.publish((1, SERVING), (2, OFFLINE))
-        rounds = pair.first.recovery.counters.rounds
-        await asyncio.sleep(0.05)
-        assert pair.first.recovery.counters.rounds == rounds
-        assert pair.first.recovery.counters.done == 0
+        await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 60)
+        assert not recovery._tasks
+        assert recovery.counters.done == 0
 
     run(tmp_path, test)
 

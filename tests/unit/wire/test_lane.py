@@ -9,6 +9,7 @@ import time
 import pytest
 import uvloop
 
+from cluster import until
 from luciola.errors import (
     Error,
     InvalidArgument,
@@ -307,6 +308,9 @@ def test_connection_has_a_bounded_number_of_requests_in_flight():
         count = 3 * lane_server.IN_FLIGHT_MAX
         request = ListRequest(inode=3).SerializeToString()
         raw.sendall(b"".join(frame(methods.Meta.list.lane, request, request=n) for n in range(count)))
+        until(
+            lambda: service.waiting >= lane_server.IN_FLIGHT_MAX, what="as many requests as may be in flight"
+        )
         with client(server) as other:  # two round trips later everything that is read has been served
             other.call(methods.Meta.lookup, LOOKUP)
             other.call(methods.Meta.lookup, LOOKUP)
