@@ -572,10 +572,8 @@ impl MetaTwin {
 
     /// A reply that was lost, with inodes as they are now.
     fn answer_again(&self, method: Method, reply: Vec<u8>) -> Vec<u8> {
-        let renew = |reply: &mut pb::InodeReply| {
-            if let Some(inode) = &mut reply.inode {
-                *inode = self.inodes.lock().get(&inode.id).unwrap_or(inode).clone();
-            }
+        let renew = |inode: &mut pb::Inode| {
+            *inode = self.inodes.lock().get(&inode.id).unwrap_or(inode).clone();
         };
         change_inodes(method, reply, renew)
     }
@@ -631,7 +629,7 @@ impl MetaTwin {
             name: format!("f{}", inode.id).into(),
             inode: inode.id,
             r#type: inode.r#type,
-            attributes: request.with_inodes.then(|| inode.clone()),
+            attributes: request.with_inodes.then(|| pb::Inode { inline_data: Vec::new(), ..inode.clone() }),
             ..Default::default()
         };
         let mut entries: Vec<_> = inodes.values().map(entry).collect();
@@ -642,8 +640,9 @@ impl MetaTwin {
             entries.retain(|entry| entry.name > request.after);
             entries.sort_by(|one, other| one.name.cmp(&other.name));
         }
-        let more = entries.len() > request.limit as usize;
-        entries.truncate(request.limit as usize);
+        let limit = if request.limit == 0 { usize::MAX } else { request.limit as usize };
+        let more = entries.len() > limit;
+        entries.truncate(limit);
         let next_cookie = inodes.keys().max().map_or(1, |last| last + 1);
         pb::ListReply { entries, more, parent: 1, next_cookie }
     }
@@ -652,10 +651,8 @@ impl MetaTwin {
     /// the length that the chains hold.
     fn shown(&self, method: Method, request: &[u8], reply: Vec<u8>) -> Vec<u8> {
         let client = caller_of(request).client;
-        let show = |reply: &mut pb::InodeReply| {
-            if let Some(inode) = &mut reply.inode
-                && self.others_write(inode.id, client)
-            {
+        let show = |inode: &mut pb::Inode| {
+            if self.others_write(inode.id, client) {
                 inode.others_write = true;
                 if !inode.is_inline {
                     inode.length = inode.length.max(self.measure(inode.content));
@@ -957,18 +954,23 @@ fn has_news(one: &pb::CloseOne) -> bool {
 }
 
 /// Changes all that a reply says of inodes.
-fn change_inodes(method: Method, reply: Vec<u8>, change: impl Fn(&mut pb::InodeReply)) -> Vec<u8> {
+fn change_inodes(method: Method, reply: Vec<u8>, change: impl Fn(&mut pb::Inode)) -> Vec<u8> {
     let bytes = reply.as_slice();
     match method {
-        Method::MetaList | Method::MetaHold => reply,
+        Method::MetaHold => reply,
+        Method::MetaList => {
+            let mut reply = pb::ListReply::decode(bytes).expect("its own reply");
+            reply.entries.iter_mut().filter_map(|entry| entry.attributes.as_mut()).for_each(change);
+            reply.encode_to_vec()
+        }
         Method::MetaClose => {
             let mut reply = pb::CloseReply::decode(bytes).expect("its own reply");
-            reply.results.iter_mut().for_each(change);
+            reply.results.iter_mut().filter_map(|result| result.inode.as_mut()).for_each(change);
             reply.encode_to_vec()
         }
         _ => {
             let mut reply = pb::InodeReply::decode(bytes).expect("its own reply");
-            change(&mut reply);
+            reply.inode.iter_mut().for_each(change);
             reply.encode_to_vec()
         }
     }

@@ -22,6 +22,7 @@ from hypothesis.stateful import (
 )
 
 from luciola.errors import AlreadyExists, Conflict, Error, InvalidArgument
+from luciola.wire.encoded import Encoded
 from luciola.wire.pb import meta_pb2 as pb
 from luciola.wire.pb.common_pb2 import Caller
 
@@ -159,7 +160,8 @@ class Both(RuleBasedStateMachine):
 
     def outcome(self, world: World, method: str, request: Any) -> Any:
         try:
-            return world.run(getattr(world.service, method)(request, world.identity))
+            reply = world.run(getattr(world.service, method)(request, world.identity))
+            return reply.message() if isinstance(reply, Encoded) else reply
         except Error as error:
             return error
 
@@ -181,6 +183,13 @@ class Both(RuleBasedStateMachine):
                 known = {each.ids for each in self.sessions}
                 lost = [{each.session for each in reply.lost} for reply in (real, fake)]
                 assert all((ids[0] in lost[0]) == (ids[1] in lost[1]) for ids in known), (real, fake)
+            case pb.ListReply():
+                assert real.more == fake.more
+                for one, other in zip(real.entries, fake.entries, strict=True):
+                    assert (one.name, one.type) == (other.name, other.type)
+                    self.pair("inode", one.inode, other.inode)
+                    assert one.HasField("attributes") == other.HasField("attributes")
+                    self.compare_inodes(one.attributes, other.attributes)
             case _:
                 raise AssertionError(f"how is {real} compared?")
 
@@ -333,6 +342,17 @@ class Both(RuleBasedStateMachine):
 
         self.ask("hold", make, client)
 
+    @rule(
+        client=CLIENTS,
+        after=st.sampled_from([b"", b"f1", b"f3"]),
+        limit=st.integers(0, 2),
+        with_inodes=FLAGS,
+    )
+    def list_root(self, client, **fields):
+        request = pb.ListRequest(inode=1, caller=Caller(client=client), **fields)
+        reply = self.send("list", (request, request))
+        assert reply is not None
+
     @rule()
     def send_again(self):
         """The last answer was lost."""
@@ -467,6 +487,19 @@ class TestPromises:
         cut = world.set_attr(at=number, length=0, client=1)
         assert cut.content != content
         assert cut.is_inline
+
+    def test_a_listing_by_cookie_shows_each_name_once(self, world):
+        for number in (1, 2, 3):
+            world.create(b"f%d" % number)
+        names, after = [], 0
+        while True:
+            page = world.list(after_cookie=after, limit=1, with_inodes=True)
+            names += [entry.name for entry in page.entries]
+            after = page.entries[-1].cookie or page.entries[-1].inode
+            assert after < page.next_cookie
+            if not page.more:
+                break
+        assert names == [b"f1", b"f2", b"f3"]
 
     def test_a_session_is_ended_by_its_client_alone(self, world):
         created = world.create(b"f1", client=1)
