@@ -12,7 +12,7 @@ SIGTERM, when the call under way has returned.
 | names | names in one directory | create (O_EXCL), rename*, unlink, stat, list; fsync of the directory |
 | close | a file | open, write, close; open, read, close |
 
-* Not on a mount that caches names: its kernel moves the file that it knows by the old name, which may be another one
+* Not on a mount: its kernel asks for both names before, and moves the file that it knows by the old one, another one
 by now, and does nothing if it takes both names for one file.
 
 | CLIENT | PLACE | |
@@ -428,7 +428,7 @@ class NamesProgram(Program):
         elif dice < 0.4:
             act = self._unless_absent(lambda: self.files.unlink(path))
             self.call(key, "unlink", name, act, reads=False)
-        elif dice < 0.55 and self.client != "cached":
+        elif dice < 0.55 and self.client == "python":
             target = f"{DIRECTORY}/{key}-{other}"
             act = self._unless_absent(lambda: self.files.rename(path, target))
             self.call(key, "rename", [name, other], act, reads=False)
