@@ -28,6 +28,8 @@ const FLOOR: &str = "floor";
 const OPENED: &str = "opened";
 /// Records written since the last flush are kept in memory up to this; an open after `kill -9` replays as much.
 const MEMTABLE_BYTES: u64 = 16 << 20;
+/// What fjall sets aside for a journal, as a hole.
+const JOURNAL_BYTES: u64 = 64 << 20;
 /// A journal's blocks are taken in advance when this many times its size is free, so that chunks can still be
 /// removed, and pending versions committed, on a disk that others have filled.
 const PREALLOCATE_FREE_FACTOR: u64 = 8;
@@ -246,7 +248,8 @@ fn sync_directories(dir: &Path) -> io::Result<()> {
 
 fn preallocate(journal: &File) -> io::Result<()> {
     let metadata = journal.metadata()?;
-    let length = metadata.len();
+    // Opening cuts a journal behind its last batch.
+    let length = metadata.len().max(JOURNAL_BYTES);
     if metadata.blocks() * 512 >= length {
         return Ok(());
     }
