@@ -161,6 +161,8 @@ fn a_disk_filled_by_others_loses_nothing() {
     for index in 0..8 {
         write(&engine, index, 1, Origin::Client).unwrap();
     }
+    drop(engine);
+    let engine = open(&disk);
     let hog = disk.0.join("hog");
     let file = std::fs::File::create(&hog).unwrap();
     rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, disk.free()).unwrap();
