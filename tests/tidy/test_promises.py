@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NAMED = sorted(
-    set(re.findall(r"`((?:core|tests)/[\w/.]+)(?:: (\w+))?`", (ROOT / "docs/consistency.md").read_text()))
+    set(re.findall(r"`((?:core|tests)/[\w/.-]+)(?:: (\w+))?`", (ROOT / "docs/consistency.md").read_text()))
 )
 
 
