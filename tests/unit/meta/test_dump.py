@@ -528,20 +528,20 @@ def test_dumps_that_their_clients_leave_end(world):
         secret = bytes(32)
         server = RpcServer(methods.bind(methods.Meta, world.service), secret=secret)
         address = await server.start()
-        async with RpcClients(mint(secret, role=SERVICE)) as clients:
-            for _ in range(DUMPS_MAX):
-                stream = clients.stream(address, methods.Meta.dump, Empty())
-                await anext(stream)
-                await stream.aclose()
-            while True:
-                try:
-                    stream = clients.stream(address, methods.Meta.dump, Empty())
-                    found = sum([len(batch.records) async for batch in stream])
-                    break
-                except Busy:  # the server hears of it in a moment
-                    await asyncio.sleep(0.01)
-        await server.stop()
-        return found
+        try:
+            async with RpcClients(mint(secret, role=SERVICE)) as clients:
+                for _ in range(DUMPS_MAX):
+                    stream = clients.stream(address, methods.Meta.dump, pb.DumpRequest())
+                    await anext(stream)
+                    await stream.aclose()
+                while True:
+                    try:
+                        stream = clients.stream(address, methods.Meta.dump, pb.DumpRequest())
+                        return sum([len(batch.records) async for batch in stream])
+                    except Busy:  # the server hears of it in a moment
+                        await asyncio.sleep(0.01)
+        finally:
+            await server.stop()
 
     assert world.run(leave_and_take()) == 2 * 6 * BATCH_RECORDS + 3
 
