@@ -139,8 +139,8 @@ class Execution:
         self, operation: Operation[R], request: Any, identity: Identity, number: int
     ) -> R | Awaitable[R]:
         caller: Caller = request.caller
-        admitted = self.admit(caller)
         user = User(*identity.user(caller))
+        admitted = self.admit(caller)
         call = Call(operation, request, user, caller.client, caller.sequence, number, admitted)
         if number in (lane.META_CREATE, lane.META_OPEN):
             call.wants_length = call.exact = True

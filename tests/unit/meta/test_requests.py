@@ -4,10 +4,11 @@ import random
 
 import pytest
 
-from luciola.errors import Busy, InvalidArgument, NotFound
+from luciola.errors import Busy, InvalidArgument, NotFound, PermissionDenied
 from luciola.kv import MemoryEngine
 from luciola.kv.faulty import Fault, FaultyEngine, at
 from luciola.meta import requests, schema
+from luciola.wire import CLIENT, Identity
 from luciola.wire.pb import meta_pb2 as pb
 from luciola.wire.pb.common_pb2 import Caller
 
@@ -79,6 +80,13 @@ class TestVoid:
         send(world, mkdir(b"a", sequence=9, settled_below=7))
         send(world, mkdir(b"b", sequence=7, settled_below=2))
         assert world.names(sequence=0) == [b"a", b"b"]
+
+    def test_mark_of_a_caller_who_is_refused_counts_for_nothing(self, world):
+        stranger = Identity(CLIENT, 1000, 1000, ())
+        with refused(PermissionDenied):
+            world.run(world.service.mkdir(mkdir(b"a", sequence=90, settled_below=90), stranger))
+        send(world, mkdir(b"b", sequence=1))
+        assert world.names(sequence=0) == [b"b"]
 
     def test_late_open_and_hold_hold_nothing(self, world):
         inode = world.create(b"f", sequence=1).inode.id
