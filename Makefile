@@ -54,11 +54,12 @@ demo: $(STAMPS)/install
 test: $(STAMPS)/dev test-rust test-python
 
 test-rust: $(STAMPS)/dev
-	cd core && cargo test --locked --no-fail-fast
+	cd core && timeout --kill-after 30 1800 cargo test --locked --no-fail-fast
 
+# What hangs ends with its name and the longest tests, and not by whoever waits for the verdict.
 # numpy gets one thread: for the small products of Triton's interpreter, others wait three times as long as they compute.
 test-python: $(STAMPS)/dev
-	OPENBLAS_NUM_THREADS=1 $(PY) -m pytest
+	OPENBLAS_NUM_THREADS=1 $(PY) -m pytest --session-timeout 3300 --durations 20
 
 test-rdma: $(STAMPS)/dev
 	$(PY) tests/rdma/run.py
