@@ -37,10 +37,24 @@ class Operation:
 
 
 class Recorder:
-    """The history of one program, line by line: what is written survives the end of the program."""
+    """The history of one life of a program, line by line: what is written survives the end of the program.
+
+    A program that was killed and runs again has another life, the first one that has no file yet. Process ids would not
+    do: they come again within an hour.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self.life = 1
+        while True:
+            try:
+                self._file = os.open(
+                    path.with_suffix(f".{self.life}"),
+                    os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND,
+                    0o600,
+                )
+                break
+            except FileExistsError:
+                self.life += 1
         self._next = 0
 
     def invoke(self, key: str, kind: str, argument: Any = None) -> int:

@@ -42,7 +42,6 @@ from .models import (
 from .workloads import CHUNK, DIRECTORY, REGISTER_CHUNKS, REGISTER_FILE
 
 INSIDE: Final = "LUCIOLA_NEMESIS_INSIDE"  # set in the namespaces that a run makes for itself
-CHECK_S: Final = 60.0  # of one history; one that takes longer has no verdict
 QUIET_S: Final = 4.0  # of work after the last fault
 DEADLINE_S: Final = 55.0  # `deadline_ms` of clients, 60 s, less what a request may take to come to its client
 KILLS_MOUNTS: Final = {"kill", "reboot", "power", "blackout"}
@@ -275,7 +274,7 @@ def verdict_on(kind: str, history: list[Operation], losses: list[PowerLoss]) -> 
             return check_durable(Names(), [as_cached(each) for each in history], losses, "names")
         case "log":
             history = without_unseen_writes(before(history, losses))
-            return check(Log(), split_appends(history), limit_s=CHECK_S)
+            return check(Log(), split_appends(history))
         case _:
             return check_close_to_open([as_cached(each) for each in before(history, losses)])
 
@@ -290,11 +289,11 @@ def check_durable(model: Model, history: list[Operation], losses: list[PowerLoss
         if loss.what == what and first_ns <= loss.ended_ns and loss.began_ns <= last_ns
     ]
     if not falling:
-        return check(model, [each for each in history if each.kind != SYNC], limit_s=CHECK_S)
+        return check(model, [each for each in history if each.kind != SYNC])
     history = history + [
         Operation("power", "", POWER_LOSS, None, None, loss.began_ns, loss.ended_ns) for loss in falling
     ]
-    return check(Durable(model), history, limit_s=CHECK_S)
+    return check(Durable(model), history)
 
 
 def as_cached(operation: Operation) -> Operation:

@@ -298,8 +298,8 @@ class Program:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.choose = random.Random(options.seed)
-        # A program that was killed and runs again is another process, with a history and values of its own.
-        self.recorder = Recorder(options.history.with_suffix(f".{os.getpid()}"))
+        self.recorder = Recorder(options.history)
+        self._writer = self.recorder.life * len(CLIENTS) + CLIENTS.index(options.client)
         self._began_ns = options.began_ns
         self._calls = 0
         self.files = connected(options.place, options.client)
@@ -319,7 +319,7 @@ class Program:
     def value(self) -> int:
         """A number that no other write has."""
         self._calls += 1
-        return (os.getpid() << 40) | self._calls
+        return (self._writer << 40) | self._calls
 
     def call(self, key: str, kind: str, argument: Any, act: Callable[[], Any], *, reads: bool) -> None:
         """Record one call. An error has no effect if it `reads`, an unknown one if not."""
