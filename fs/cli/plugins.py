@@ -34,7 +34,11 @@ def plugins(as_json: bool) -> None:
         click.echo("no plugins are installed")
     else:
         print_table(
-            ("PLUGIN", "STATE", "MODULE"), [(each["name"], each["state"], each["module"]) for each in found]
+            ("PLUGIN", "LAYER", "RUN ON THIS CARD", "STATE", "GATE"),
+            [
+                [each.get(key, "-") for key in ("name", "layer", "run_on_this_card", "state", "gate")]
+                for each in found
+            ],
         )
 
 

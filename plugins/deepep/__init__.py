@@ -78,14 +78,14 @@ def describe() -> dict[str, str]:
     """What the plugin can use on this machine."""
     import torch
 
-    from ..kernels.layers import state
+    from ..kernels import status
 
     on_gpus = "symmetric-memory, cuda-ipc, " if torch.cuda.is_available() else ""
     backends = ["gloo"] if torch.distributed.is_gloo_available() else []
     if torch.cuda.is_available() and torch.distributed.is_nccl_available():
         backends.insert(0, "nccl")
     transports = f"{on_gpus}shared-memory, mixed, collectives ({', '.join(backends)}), messages"
-    return {"state": state(), "transports": transports}
+    return {**status.describe("deepep"), "transports": transports}
 
 
 def __getattr__(name: str) -> Any:

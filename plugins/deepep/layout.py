@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.errors import BadType, refuse
-from ..kernels.layers import layer_for
+from ..kernels.layers import uses_kernels
 from . import routes
 
 
@@ -26,7 +26,7 @@ def count(topk_idx: Tensor, num_experts: int, *, num_ranks: int, ranks_per_node:
     """Shapes: topk_idx (T, K), -1 for no expert."""
     check_experts(num_experts, num_ranks)
     check_indices(topk_idx, num_experts)
-    if layer_for(topk_idx) == "triton":
+    if uses_kernels(topk_idx):
         from . import launch
 
         per_rank, per_expert, in_rank = launch.layout(topk_idx, num_experts, num_ranks)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..kernels.layers import layer_for
+from ..kernels.layers import uses_kernels
 from . import routes
 from . import rows as native
 
@@ -33,7 +33,7 @@ def take(out: Tensor, source: Tensor, rows: Rows) -> None:
     """out[i] = source[rows[i]]. Both contiguous and of one dtype, rows of any shape."""
     if not length(rows) or not out.numel():
         return
-    if layer_for(out) == "triton":
+    if uses_kernels(out):
         from . import launch
 
         launch.take(words(out), words(source), rows)
@@ -63,7 +63,7 @@ def reduce(out: Tensor, parts: Sequence[Tensor], member: Tensor, *, bias: Sequen
     """
     if not out.numel():
         return
-    if layer_for(out) == "triton":
+    if uses_kernels(out):
         from . import launch
 
         launch.reduce(out, parts, member, bias)

@@ -219,9 +219,9 @@ __all__ = [
 
 def describe() -> dict[str, str]:
     """What the plugin can use on this machine."""
-    from ..kernels.layers import state
+    from ..kernels import status
 
-    return {"state": state()}
+    return status.describe("deepgemm")
 
 
 def __getattr__(name: str) -> Any:

@@ -32,15 +32,13 @@ def deepgemm() -> None:
 @click.option(
     "--layer",
     type=click.Choice(["triton", "hopper"]),
-    default="triton",
-    show_default=True,
-    help="Whose kernels: the portable ones, or the fast path where there is one.",
+    help="Whose kernels: the portable ones, or the fast path where there is one.  [default: what a Hopper card takes]",
 )
 @click.option(
     "--jobs", type=click.IntRange(min=1), default=os.cpu_count() or 1, help="Processes that compile."
 )
 @json_option
-def warm(shapes: IO[str], cache_dir: Path, layer: str, jobs: int, as_json: bool) -> None:
+def warm(shapes: IO[str], cache_dir: Path, layer: str | None, jobs: int, as_json: bool) -> None:
     """Compile the kernels for a list of SHAPES (a file, or - for standard input), for Hopper, without a GPU.
 
     A line is an operator and its sizes; commas separate several values: `fp8_gemm_nt m=1,128 n=4096 k=7168`.

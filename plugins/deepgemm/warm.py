@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -81,9 +82,11 @@ def parse(lines: Iterable[str]) -> list[Call]:
 
 
 def warm(
-    calls: list[Call], cache_dir: str | Path, *, layer: str = "triton", jobs: int = 1
+    calls: list[Call], cache_dir: str | Path, *, layer: str | None = None, jobs: int = 1
 ) -> Iterator[Warmed]:
-    """Compiles the calls' kernels of a layer for Hopper in `jobs` processes; yields in the order of `calls`.
+    """Compiles the calls' kernels for Hopper in `jobs` processes; yields in the order of `calls`.
+
+    `layer`: whose kernels; None for those that a Hopper card takes by default.
 
     Raises: RuntimeError if a call does not compile.
     """
@@ -96,12 +99,12 @@ def warm(
         yield from pool.map(_compile, calls, itertools.repeat(layer))
 
 
-def compile_call(call: Call, *, layer: str = "triton") -> list[Any]:
+def compile_call(call: Call, *, layer: str | None = None) -> list[Any]:
     """The compiled kernels of one call, in this process, by Triton's current cache directory."""
     from ..kernels.ahead import compiling
     from ..kernels.layers import using_layer
 
-    with compiling() as kernels, using_layer(layer):
+    with compiling() as kernels, using_layer(layer) if layer else nullcontext():
         _CALLS[call.operator](**dict(call.sizes))
     return kernels
 
@@ -118,7 +121,7 @@ def _begin(cache_dir: str) -> None:
     set_cache_dir(cache_dir)
 
 
-def _compile(call: Call, layer: str) -> Warmed:
+def _compile(call: Call, layer: str | None) -> Warmed:
     from triton import knobs
 
     hits: list[bool] = []

@@ -97,9 +97,9 @@ __all__ = [
 
 def describe() -> dict[str, str]:
     """What this plugin can use on this machine, for `luciola plugins`."""
-    from ..kernels.layers import state
+    from ..kernels import status
 
-    return {"state": state()}
+    return status.describe("flashmla")
 
 
 def __getattr__(name: str) -> Any:

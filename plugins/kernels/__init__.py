@@ -1,6 +1,7 @@
 """What the plugins with GPU kernels share.
 
-layers   which layer runs a call: the torch reference, the Triton kernels or the fast path; the device's size
+layers   which layer runs a call: the torch reference, the Triton kernels or the fast path; which kernels were launched
+status   what `luciola plugins` says of layers, gates and runs on this card
 ahead    kernels compiled without a GPU: warm caches, machine code and its gates
 quantize casts to FP8 with one scale a block
 kernel   pieces of Triton kernels
@@ -8,3 +9,17 @@ errors   what bad arguments raise
 checks   what operators ask of a tensor
 ranks    processes of a run find one another
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .layers import layer, layer_for, recording, set_layer, uses_kernels, using_layer
+
+__all__ = ["layer", "layer_for", "recording", "set_layer", "uses_kernels", "using_layer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:  # torch is imported only now
+        return getattr(import_module(".layers", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,7 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from .layers import launcher
+from .layers import launcher, record
 
 HOPPER: Final = GPUTarget("cuda", 90, 32)
 SHARED_BYTES_MAX: Final = 232_448  # dynamic shared memory of one thread block on sm_90
@@ -85,12 +85,14 @@ def start(kernel: Any, grid: Sequence[int], *arguments: Any, **constants: Any) -
     kernels = _compiled.get()
     constants.setdefault("enable_fp_fusion", True)
     other = launcher()
+    if kernels is not None and other is None:
+        kernels.append(kernel.run(*arguments, grid=tuple(grid), warmup=True, **constants))
+        return
     if other is not None:
         other(kernel, tuple(grid), *arguments, **constants)
-    elif kernels is None:
-        kernel[tuple(grid)](*arguments, **constants)
     else:
-        kernels.append(kernel.run(*arguments, grid=tuple(grid), warmup=True, **constants))
+        kernel[tuple(grid)](*arguments, **constants)
+    record(kernel, tuple(grid), constants)
 
 
 def is_compiling() -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import BadArgument, BadCall, BadType, refuse
-from ...kernels.layers import layer_for
+from ...kernels.layers import uses_kernels
 from ...kernels.quantize import BLOCK, FP8, align
 from ..event import EventHandle, EventOverlap
 from ..failure import CommunicationError, RanksDisagree
@@ -377,7 +377,7 @@ class LowLatency:
         return [rank for rank, masked in enumerate(self.inactive.tolist()) if not masked]
 
     def _uses_kernels(self, x: Tensor) -> bool:
-        return layer_for(x) != "reference"
+        return uses_kernels(x)
 
     def _layout(self, max_tokens: int, hidden: int, experts: int) -> Layout:
         if max_tokens <= 0 or experts <= 0 or experts % self.ranks:
