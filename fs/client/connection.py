@@ -12,7 +12,7 @@ import shlex
 import threading
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ class Parameters:
 
     address: str  # data directory, or "host:port" of the lane of mgmtd
     secret_file: str | None
-    token: str | None
+    token: str | None = field(repr=False)
     config: ClientConfig
 
     def resolve(self) -> tuple[str, Token]:

@@ -3,13 +3,17 @@
     /data/model, model.safetensors      a plain path: this machine, a mount included
     luciola://HOST:PORT/path            the cluster whose manager listens there, with its secret file
     luciola:///DATA_DIR!/path           the cluster of that data directory on this machine, with its secret
-    lu:/path                            the cluster that LUCIOLA_DATA names, or LUCIOLA_ADDRESS and LUCIOLA_SECRET_FILE
+    lu:/path                            the cluster that LUCIOLA_DATA or LUCIOLA_ADDRESS names
+
+Credentials come from LUCIOLA_TOKEN (`luciola token`) or LUCIOLA_SECRET_FILE, the token first; `secret_file=` and
+`token=` of a call come before both. A data directory needs neither for those who may read its secret.
 
 Nothing is escaped: what follows the cluster is the path, byte by byte ('%', '?' and '#' are letters of it). A local
 file whose name looks like one of the forms is written with "./" before it.
 
 N1  Parsing has no effects; what it depends on (the environment) is an argument.
 N2  One connection serves all locations of one cluster in one process, until somebody closes it.
+N3  No text form of a location or a connection shows a token.
 """
 
 import contextlib
@@ -18,7 +22,7 @@ import posixpath
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -44,6 +48,7 @@ class Location:
     path: str
     address: str | None = None
     secret_file: str | None = None
+    token: str | None = field(default=None, repr=False)
 
     @property
     def is_local(self) -> bool:
@@ -51,7 +56,16 @@ class Location:
 
     def join(self, *names: str) -> "Location":
         """The location of something below."""
-        return Location(posixpath.join(self.path, *names), self.address, self.secret_file)
+        return replace(self, path=posixpath.join(self.path, *names))
+
+    def with_credentials(
+        self, *, secret_file: str | os.PathLike[str] | None = None, token: str | None = None
+    ) -> "Location":
+        """The same place, opened with these credentials instead of the environment's, if any are given."""
+        if secret_file is None and token is None:
+            return self
+        secret = None if secret_file is None else os.fspath(secret_file)
+        return replace(self, secret_file=secret, token=token)
 
     def __str__(self) -> str:
         if self.address is None:
@@ -61,7 +75,7 @@ class Location:
 
 
 def parse_location(text: str | os.PathLike[str], environment: Mapping[str, str]) -> Location:
-    """What a text names. `environment` is read for the short form, and for the secret of a HOST:PORT.
+    """What a text names. `environment` is read for the short form, and for the credentials of a HOST:PORT.
 
     Raises: InvalidArgument, which says what to write instead.
     """
@@ -104,7 +118,12 @@ def _parse_url(text: str, environment: Mapping[str, str]) -> Location:
         )
     if not 0 < int(address.rpartition(":")[2]) < 1 << 16:
         raise InvalidArgument("a port is 1 to 65535: write luciola://HOST:PORT/path", path=text)
-    return Location("/" + path, address, environment.get("LUCIOLA_SECRET_FILE") or None)
+    return Location("/" + path, address, *environment_credentials(environment))
+
+
+def environment_credentials(environment: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Secret file and token."""
+    return environment.get("LUCIOLA_SECRET_FILE") or None, environment.get("LUCIOLA_TOKEN") or None
 
 
 def _parse_short(text: str, environment: Mapping[str, str]) -> Location:
@@ -120,12 +139,13 @@ def _parse_short(text: str, environment: Mapping[str, str]) -> Location:
         count = "no cluster is" if data is None else "two clusters are"
         raise InvalidArgument(
             f"{count} named: set either LUCIOLA_DATA (data directory), or LUCIOLA_ADDRESS (HOST:PORT) and "
-            "LUCIOLA_SECRET_FILE; or write luciola://HOST:PORT/path or luciola:///DATA_DIR!/path",
+            "LUCIOLA_TOKEN or LUCIOLA_SECRET_FILE; or write luciola://HOST:PORT/path or luciola:///DATA_DIR!/path",
             path=text,
         )
+    secret_file, token = environment_credentials(environment)
     if data is not None:
-        return Location(path, os.path.abspath(data))
-    return Location(path, address, environment.get("LUCIOLA_SECRET_FILE") or None)
+        return Location(path, os.path.abspath(data), token=token)
+    return Location(path, address, secret_file, token)
 
 
 @dataclass(frozen=True)
@@ -134,7 +154,7 @@ class _Key:
 
     address: str
     secret_file: str | None
-    token: str | None
+    token: str | None = field(repr=False)
     config: ClientConfig | None
     manager: str  # where it listens: a cluster that came back elsewhere is another one
 
@@ -170,22 +190,25 @@ def open_location(
     """The file system that a location is on, and the path there.
 
     The file system is shared by everybody in this process who names the same cluster: leave it open
-    (`close_locations` ends all of them). `secret_file` comes before the environment's.
+    (`close_locations` ends all of them). `secret_file` and `token` come before the environment's; of both, the token
+    is used.
 
     Raises: InvalidArgument for a text that names nothing; whatever `connect` raises.
     """
     if not isinstance(location, Location):
         location = parse_location(location, os.environ)
+    location = location.with_credentials(secret_file=secret_file, token=token)
     if location.address is None:
         return _local, location.path
-    secret = location.secret_file if secret_file is None else os.fspath(secret_file)
     manager = _manager(location.address)
-    key = _Key(location.address, secret, token, config, manager)
+    key = _Key(location.address, location.secret_file, location.token, config, manager)
     shared = _shared.setdefault(key, _Shared())
     with shared.lock:
         found = shared.file_system
         if found is None or found.connection.is_closed:
-            found = connect(location.address, secret_file=secret, token=token, config=config)
+            found = connect(
+                location.address, secret_file=location.secret_file, token=location.token, config=config
+            )
             shared.file_system = found
     return found, location.path
 
@@ -237,6 +260,7 @@ __all__ = [
     "AnyFileSystem",
     "Location",
     "close_locations",
+    "environment_credentials",
     "open_location",
     "parse_location",
     "replacing",

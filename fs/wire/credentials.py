@@ -91,6 +91,9 @@ class Token(NamedTuple):
     claims: bytes
     key: bytes
 
+    def __repr__(self) -> str:
+        return "Token(…)"  # logs and tracebacks must not hold what opens a cluster
+
     def encode(self) -> str:
         """The text form, for headers and environment variables."""
         return f"{_base64(self.claims)}.{_base64(self.key)}"

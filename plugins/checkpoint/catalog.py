@@ -42,19 +42,25 @@ class Saved:
 
 
 def list_checkpoints(
-    location: str | os.PathLike[str] | Location, *, secret_file: str | os.PathLike[str] | None = None
+    location: str | os.PathLike[str] | Location,
+    *,
+    secret_file: str | os.PathLike[str] | None = None,
+    token: str | None = None,
 ) -> list[Saved]:
     """The checkpoints in a directory, oldest first. Raises: NotFound if there is no such directory."""
-    file_system, path = open_location(location, secret_file=secret_file)
-    return find(file_system, path, as_location(location))
+    file_system, path = open_location(location, secret_file=secret_file, token=token)
+    return find(file_system, path, as_location(location, secret_file=secret_file, token=token))
 
 
 def latest(
-    location: str | os.PathLike[str] | Location, *, secret_file: str | os.PathLike[str] | None = None
+    location: str | os.PathLike[str] | Location,
+    *,
+    secret_file: str | os.PathLike[str] | None = None,
+    token: str | None = None,
 ) -> Location | None:
     """Where the newest whole checkpoint of a directory is, for a `Reader`; None if it has none, or is not there."""
-    file_system, path = open_location(location, secret_file=secret_file)
-    newest = newest_in(file_system, path, as_location(location))
+    file_system, path = open_location(location, secret_file=secret_file, token=token)
+    newest = newest_in(file_system, path, as_location(location, secret_file=secret_file, token=token))
     return None if newest is None else newest.location
 
 
@@ -127,9 +133,16 @@ def step_of(name: str) -> int | None:
     return None if found is None else int(found[0])
 
 
-def as_location(location: str | os.PathLike[str] | Location) -> Location:
-    """The same as a Location."""
-    return location if isinstance(location, Location) else parse_location(location, os.environ)
+def as_location(
+    location: str | os.PathLike[str] | Location,
+    *,
+    secret_file: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+) -> Location:
+    """The same as a Location, opened with these credentials if any are given."""
+    if not isinstance(location, Location):
+        location = parse_location(location, os.environ)
+    return location.with_credentials(secret_file=secret_file, token=token)
 
 
 def is_location(text: str | os.PathLike[str]) -> bool:

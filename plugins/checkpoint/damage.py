@@ -33,12 +33,13 @@ def verify(
     *,
     progress: Callable[[int], object] = lambda _: None,
     secret_file: str | os.PathLike[str] | None = None,
+    token: str | None = None,
 ) -> list[Damage]:
     """Reads a checkpoint and returns what is damaged, by file, tensor and bytes; none if it is whole.
 
     Raises: NotFound if there is no checkpoint.
     """
-    file_system, path = open_location(location, secret_file=secret_file)
+    file_system, path = open_location(location, secret_file=secret_file, token=token)
     return verify_at(file_system, path, progress)
 
 

@@ -57,13 +57,13 @@ class Checkpoints:
         in_process: bool = False,
         verify: bool = True,
         secret_file: str | os.PathLike[str] | None = None,
+        token: str | None = None,
     ) -> None:
-        self.location = as_location(location)
+        self.location = as_location(location, secret_file=secret_file, token=token)
         self.keep = keep
         self._group = process_group
         self._in_process = in_process
         self._verify = verify
-        self._secret_file = secret_file
         self._stager: DefaultStager | None = None
         self._own_group: dist.ProcessGroup | None = None
         self._saving: tuple[Future[Any], Writer] | None = None
@@ -159,23 +159,23 @@ class Checkpoints:
         saved = self._agreed(step)
         if saved is None:
             return None
-        reader = Reader(saved.location, verify=self._verify, secret_file=self._secret_file)
+        reader = Reader(saved.location, verify=self._verify)
         load(state, storage_reader=reader, planner=planner, process_group=self._group)
         return saved.step
 
     def list(self) -> list[Saved]:
         """What is there, oldest first."""
-        file_system, path = open_location(self.location, secret_file=self._secret_file)
+        file_system, path = open_location(self.location)
         return find(file_system, path, self.location) if file_system.exists(path) else []
 
     def _place(self, step: int) -> Location:
         return self.location.join(NAME.format(step))
 
     def _writer(self, step: int) -> Writer:
-        return Writer(self._place(step), step=step, keep=self.keep, secret_file=self._secret_file)
+        return Writer(self._place(step), step=step, keep=self.keep)
 
     def _find(self, step: int | None) -> Saved | None:
-        file_system, path = open_location(self.location, secret_file=self._secret_file)
+        file_system, path = open_location(self.location)
         if step is None:
             return newest_in(file_system, path, self.location)
         place = self._place(step)

@@ -23,12 +23,13 @@ def open_stream(
     mode: str = "rb",
     *,
     secret_file: str | os.PathLike[str] | None = None,
+    token: str | None = None,
 ) -> Iterator[IO[bytes]]:
     """A buffered, seekable binary file for a `with` block. What is written has its name, durable, when the block ends.
 
     `mode`: "rb" or "wb". After an error in the block the name is what it was.
     """
-    file_system, path = open_location(location, secret_file=secret_file)
+    file_system, path = open_location(location, secret_file=secret_file, token=token)
     if mode == "rb":
         raw: Any = file_system.open(path, "rb")
         with io.BufferedReader(raw, BUFFER_BYTES) as reader:
@@ -86,26 +87,28 @@ def save_object(
     location: str | os.PathLike[str] | Location,
     *,
     secret_file: str | os.PathLike[str] | None = None,
+    token: str | None = None,
 ) -> None:
     """`torch.save` to a location; the file has its name when it is complete and durable."""
     import torch
 
-    with open_stream(location, "wb", secret_file=secret_file) as file:
+    with open_stream(location, "wb", secret_file=secret_file, token=token) as file:
         torch.save(value, file)
 
 
-def load_object(
+def load_object(  # noqa: PLR0913 (what torch.load takes, and in whose name)
     location: str | os.PathLike[str] | Location,
     *,
     map_location: "str | torch.device | None" = None,
     weights_only: bool = True,
     mmap: bool = False,
     secret_file: str | os.PathLike[str] | None = None,
+    token: str | None = None,
 ) -> Any:
     """`torch.load` from a location. `mmap`: only of this machine's files and mounts, whose pages come when touched."""
     import torch
 
-    file_system, path = open_location(location, secret_file=secret_file)
+    file_system, path = open_location(location, secret_file=secret_file, token=token)
     if mmap:
         from luciola.client import LocalFileSystem
 
@@ -114,7 +117,7 @@ def load_object(
                 "mmap=True needs a file of this machine: give the path on a mount", path=path
             )
         return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=True)
-    with open_stream(location, "rb", secret_file=secret_file) as file:
+    with open_stream(location, "rb", secret_file=secret_file, token=token) as file:
         return torch.load(file, map_location=map_location, weights_only=weights_only)
 
 

@@ -49,12 +49,15 @@ class Reader(StorageReader):
         *,
         verify: bool = True,
         secret_file: str | os.PathLike[str] | None = None,
+        token: str | None = None,
     ) -> None:
         super().__init__()
         self.verify = verify
-        self.secret_file = secret_file
+        self._credentials: dict[str, Any] = {"secret_file": secret_file, "token": token}
         self.report = NOTHING
-        self._location: Location | None = None if location is None else as_location(location)
+        self._location: Location | None = None
+        if location is not None:
+            self._location = as_location(location, **self._credentials)
         self._load_id = ""
         self._stored: dict[Any, Stored] = {}
 
@@ -62,7 +65,7 @@ class Reader(StorageReader):
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         if checkpoint_id is not None:
-            self._location = as_location(checkpoint_id)
+            self._location = as_location(checkpoint_id, **self._credentials)
         self._stored = {}
         self._load_id = str(uuid.uuid4())
 
@@ -122,7 +125,7 @@ class Reader(StorageReader):
 
     @property
     def _file_system(self) -> AnyFileSystem:
-        return open_location(self._place, secret_file=self.secret_file)[0]
+        return open_location(self._place)[0]
 
     @property
     def _path(self) -> str:

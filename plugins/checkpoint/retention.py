@@ -42,13 +42,16 @@ def prune(
     *,
     dry_run: bool = False,
     secret_file: str | os.PathLike[str] | None = None,
+    token: str | None = None,
 ) -> list[Saved]:
     """Removes what the policy does not keep of a directory, and what interrupted saves of this machine have left.
 
     Returns the checkpoints that were removed, oldest first; with `dry_run`, those that would be.
     """
-    file_system, path = open_location(location, secret_file=secret_file)
-    surplus = keep.surplus(find(file_system, path, as_location(location)))
+    file_system, path = open_location(location, secret_file=secret_file, token=token)
+    surplus = keep.surplus(
+        find(file_system, path, as_location(location, secret_file=secret_file, token=token))
+    )
     if not dry_run:
         for saved in surplus:
             discard(file_system, os.path.join(path, saved.name))

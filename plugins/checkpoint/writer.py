@@ -58,7 +58,7 @@ class Writer(StorageWriter):
     `overwrite`: a checkpoint of the same name is replaced, in one step. May be pickled, and used again.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (where, what stays, in whose name)
         self,
         location: str | os.PathLike[str] | Location | None = None,
         *,
@@ -66,15 +66,18 @@ class Writer(StorageWriter):
         keep: Keep | None = None,
         overwrite: bool = True,
         secret_file: str | os.PathLike[str] | None = None,
+        token: str | None = None,
     ) -> None:
         super().__init__()
         if step is not None and (type(step) is not int or step < 0):
             raise ValueError(f"step is a number from 0 on, not {step!r}")
         self.keep = keep
         self.overwrite = overwrite
-        self.secret_file = secret_file
+        self._credentials: dict[str, Any] = {"secret_file": secret_file, "token": token}
         self._step = step
-        self._location: Location | None = None if location is None else as_location(location)
+        self._location: Location | None = None
+        if location is not None:
+            self._location = as_location(location, **self._credentials)
         self._save_id = ""
         self._is_coordinator = False
         self._hidden: str | None = None  # at the coordinator: what it has begun
@@ -88,7 +91,7 @@ class Writer(StorageWriter):
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         if checkpoint_id is not None:
-            self._location = as_location(checkpoint_id)
+            self._location = as_location(checkpoint_id, **self._credentials)
         self._save_id = str(uuid.uuid4())
 
     def storage_meta(self) -> StorageMeta | None:
@@ -170,7 +173,7 @@ class Writer(StorageWriter):
 
     @property
     def _file_system(self) -> AnyFileSystem:
-        return open_location(self._place, secret_file=self.secret_file)[0]
+        return open_location(self._place)[0]
 
     @property
     def _path(self) -> str:
@@ -230,7 +233,7 @@ class Writer(StorageWriter):
         if self.keep is None:
             return
         directory, name = split(self._path)
-        parent = Location(directory, self._place.address, self._place.secret_file)
+        parent = replace(self._place, path=directory)
         for saved in self.keep.surplus(find(self._file_system, directory, parent)):
             if saved.name != name:
                 discard(self._file_system, os.path.join(directory, saved.name))

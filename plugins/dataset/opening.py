@@ -23,6 +23,7 @@ def open_records(
     *,
     format: str | None = None,  # noqa: A002 (what it is called everywhere)
     secret_file: str | os.PathLike[str] | None = None,
+    token: str | None = None,
     file_system: AnyFileSystem | None = None,
     **options: Any,
 ) -> Records:
@@ -31,7 +32,7 @@ def open_records(
     `format`: "ffrecord", "tokens" or "tar"; by default what the names' endings say. `options` are the format's own.
     Raises: InvalidArgument for files that are of no format or of several; CorruptData for files that are damaged.
     """
-    place, paths = place_of(locations, secret_file=secret_file, file_system=file_system)
+    place, paths = place_of(locations, secret_file=secret_file, token=token, file_system=file_system)
     if format is not None and format not in FORMATS:
         raise InvalidArgument(f"not a format: {format!r} (formats are {', '.join(FORMATS)})")
     kind = kind_of(place.file_system, paths) if format is None else FORMATS[format]

@@ -228,6 +228,7 @@ def place_of(
     locations: str | os.PathLike[str] | Location | Sequence[str | os.PathLike[str] | Location],
     *,
     secret_file: str | os.PathLike[str] | None = None,
+    token: str | None = None,
     file_system: AnyFileSystem | None = None,
 ) -> tuple[Place, list[str]]:
     """The file system that locations are on, and their paths there. With `file_system` they are paths on that.
@@ -240,9 +241,8 @@ def place_of(
     if file_system is not None:
         return Place(None, file_system), [os.fspath(each) for each in given]  # type: ignore[arg-type]
     parsed = [each if isinstance(each, Location) else parse_location(each, os.environ) for each in given]
-    if secret_file is not None:
-        parsed = [dataclasses.replace(each, secret_file=os.fspath(secret_file)) for each in parsed]
-    wheres = {(each.address, each.secret_file) for each in parsed}
+    parsed = [each.with_credentials(secret_file=secret_file, token=token) for each in parsed]
+    wheres = {(each.address, each.secret_file, each.token) for each in parsed}
     if len(wheres) > 1:
         raise InvalidArgument(
             "these locations are on several clusters: open each by itself, and give MapDataset the list",

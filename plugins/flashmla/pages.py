@@ -94,7 +94,7 @@ class PagedKVFile:
         self._read_table()
 
     @classmethod
-    def create(
+    def create(  # noqa: PLR0913 (what it is, and in whose name)
         cls,
         location: _Place,
         layout: PageLayout,
@@ -102,6 +102,7 @@ class PagedKVFile:
         *,
         model: str,
         secret_file: str | os.PathLike[str] | None = None,
+        token: str | None = None,
     ) -> "PagedKVFile":
         """A new file for `capacity` pages, open for writing. It is sparse until pages are saved.
 
@@ -109,16 +110,16 @@ class PagedKVFile:
         Raises: AlreadyExists; InvalidArgument; OSError.
         """
         header = Header(layout, capacity, fingerprint(model, layout))
-        file_system, path = open_location(location, secret_file=secret_file)
+        file_system, path = open_location(location, secret_file=secret_file, token=token)
         if file_system.exists(path):
             raise AlreadyExists("a file of that name exists: open it, or remove it first", path=path)
         with replacing(file_system, path) as new:
             new.write(encode_header(header))
             new.truncate(header.file_bytes)
-        return cls.open(location, model=model, writable=True, secret_file=secret_file)
+        return cls.open(location, model=model, writable=True, secret_file=secret_file, token=token)
 
     @classmethod
-    def open(
+    def open(  # noqa: PLR0913 (what it is, and in whose name)
         cls,
         location: _Place,
         *,
@@ -126,13 +127,14 @@ class PagedKVFile:
         writable: bool = False,
         take_over: bool = False,
         secret_file: str | os.PathLike[str] | None = None,
+        token: str | None = None,
     ) -> "PagedKVFile":
         """Opens a file. With `model` it must be of that model and revision.
 
         `take_over`: on a cluster, write though the last writer did not say goodbye; only when it is surely gone.
         Raises: NotFound; InvalidArgument for another model or kind of file; Busy if somebody writes it; CorruptData.
         """
-        file_system, path = open_location(location, secret_file=secret_file)
+        file_system, path = open_location(location, secret_file=secret_file, token=token)
         file: Any = file_system.open(path, "r+b" if writable else "rb", direct=True)
         with contextlib.ExitStack() as undo:
             undo.callback(file.close)

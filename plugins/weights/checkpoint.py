@@ -128,11 +128,12 @@ class Checkpoint:
         location: str | os.PathLike[str] | Location,
         *,
         secret_file: str | os.PathLike[str] | None = None,
+        token: str | None = None,
         verify: bool = True,
     ) -> Self:
         """A checkpoint at a location: a .safetensors file, an index of shards (….safetensors.index.json), or a
         directory that has one of the two."""
-        return cls(*open_location(location, secret_file=secret_file), verify=verify)
+        return cls(*open_location(location, secret_file=secret_file, token=token), verify=verify)
 
     def __repr__(self) -> str:
         return f"<Checkpoint {self.path!r}: {len(self.tensors)} tensors in {len(self.files)} files>"

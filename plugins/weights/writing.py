@@ -33,6 +33,7 @@ def save(  # noqa: PLR0913 (what is written, where, how)
     shard_bytes: int | None = None,
     checksums: bool = True,
     secret_file: "StrPath | None" = None,
+    token: str | None = None,
 ) -> None:
     """Writes a checkpoint: one file, or with `shard_bytes` a directory with shards of at most that size and an index.
 
@@ -41,7 +42,7 @@ def save(  # noqa: PLR0913 (what is written, where, how)
 
     Raises: TypeError for an element type that the format does not have; ValueError; OSError.
     """
-    file_system, path = open_location(location, secret_file=secret_file)
+    file_system, path = open_location(location, secret_file=secret_file, token=token)
     metadata = dict(metadata or {})
     if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
         raise TypeError("metadata is a table of texts")

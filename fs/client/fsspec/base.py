@@ -19,10 +19,11 @@ class _Resolved(type(AsyncFileSystem)):  # type: ignore[misc]
 
     def __call__(cls, cluster: Any = None, **options: Any) -> Any:
         options = apply_config(cls, {**options, **({} if cluster is None else {"cluster": cluster})})
-        options["cluster"], secret_file = resolved_cluster(options.get("cluster"), options.get("secret_file"))
-        options.pop("secret_file", None)
-        if secret_file is not None:
-            options["secret_file"] = secret_file
+        resolved = resolved_cluster(
+            options.pop("cluster", None), options.pop("secret_file", None), options.pop("token", None)
+        )
+        names = ("cluster", "secret_file", "token")
+        options |= {name: value for name, value in zip(names, resolved, strict=True) if value is not None}
         return super().__call__(**options)
 
 

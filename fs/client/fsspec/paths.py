@@ -17,7 +17,7 @@ from fsspec.utils import stringify_path
 
 from ...errors import InvalidArgument
 from ..attributes import NS_PER_S, TYPE_BITS, Stat
-from ..location import SCHEME, SHORT, parse_location
+from ..location import SCHEME, SHORT, Location, environment_credentials, parse_location
 
 KINDS: Final = {modes.S_IFREG: "file", modes.S_IFDIR: "directory", modes.S_IFLNK: "link"}
 
@@ -79,8 +79,10 @@ def canonical(text: str) -> str:
     return f"{cluster}{'!' if cluster.startswith('/') else ''}{path.rstrip('/')}"
 
 
-def resolved_cluster(cluster: str | os.PathLike[str] | None, secret_file: Any) -> tuple[str, str | None]:
-    """A cluster and its secret file as `connect` takes them, whatever the environment becomes later.
+def resolved_cluster(
+    cluster: str | os.PathLike[str] | None, secret_file: Any, token: str | None = None
+) -> tuple[str, str | None, str | None]:
+    """A cluster, its secret file and token as `connect` takes them, whatever the environment becomes later.
 
     Raises: InvalidArgument if neither the caller nor the environment names a cluster.
     """
@@ -91,14 +93,16 @@ def resolved_cluster(cluster: str | os.PathLike[str] | None, secret_file: Any) -
             raise InvalidArgument(
                 f"{error.message}; or give the storage option cluster=DATA_DIR or cluster=HOST:PORT"
             ) from error
-        cluster, found = location.address, location.secret_file
-        assert cluster is not None, "the short form is never local"
     else:
         cluster = os.fspath(cluster)
         is_address = "/" not in cluster and re.search(r":[0-9]+$", cluster)
         cluster = cluster if is_address else os.path.abspath(cluster)
-        found = (os.environ.get("LUCIOLA_SECRET_FILE") or None) if is_address else None
-    return cluster, found if secret_file is None else os.path.abspath(os.fspath(secret_file))
+        location = Location("/", cluster, *(environment_credentials(os.environ) if is_address else ()))
+    if secret_file is not None:
+        secret_file = os.path.abspath(os.fspath(secret_file))
+    location = location.with_credentials(secret_file=secret_file, token=token)
+    assert location.address is not None, "a cluster is never local"
+    return location.address, location.secret_file, location.token
 
 
 def kind(stat: Stat) -> str:

@@ -15,7 +15,7 @@ from luciola.errors import ConfigError, InvalidArgument
 
 @pytest.fixture(autouse=True)
 def without_environment(monkeypatch) -> None:
-    for name in ("LUCIOLA_DATA", "LUCIOLA_ADDRESS", "LUCIOLA_SECRET_FILE"):
+    for name in ("LUCIOLA_DATA", "LUCIOLA_ADDRESS", "LUCIOLA_SECRET_FILE", "LUCIOLA_TOKEN"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -57,11 +57,15 @@ def test_the_environment_names_a_cluster_where_nothing_else_does(monkeypatch) ->
     with pytest.raises(InvalidArgument, match=r"LUCIOLA_DATA.*cluster=DATA_DIR"):
         resolved_cluster(None, None)
     monkeypatch.setenv("LUCIOLA_DATA", "relative")
-    assert resolved_cluster(None, None) == (os.path.abspath("relative"), None)
+    assert resolved_cluster(None, None) == (os.path.abspath("relative"), None, None)
     monkeypatch.setenv("LUCIOLA_SECRET_FILE", "/secret")
-    assert resolved_cluster("/data", None) == ("/data", None)
-    assert resolved_cluster("host:80", None) == ("host:80", "/secret")
-    assert resolved_cluster("host:80", "own") == ("host:80", os.path.abspath("own"))
+    assert resolved_cluster("/data", None) == ("/data", None, None)
+    assert resolved_cluster("host:80", None) == ("host:80", "/secret", None)
+    assert resolved_cluster("host:80", "own") == ("host:80", os.path.abspath("own"), None)
+    monkeypatch.setenv("LUCIOLA_TOKEN", "claims.key")
+    assert resolved_cluster("host:80", None) == ("host:80", "/secret", "claims.key")
+    assert resolved_cluster("host:80", "own") == ("host:80", os.path.abspath("own"), None)
+    assert resolved_cluster("/data", None) == ("/data", None, None)
     monkeypatch.setenv("LUCIOLA_ADDRESS", "host:81")
     with pytest.raises(InvalidArgument, match="two clusters"):
         resolved_cluster(None, None)

@@ -20,9 +20,13 @@ from luciola.client import (
     parse_location,
     replacing,
 )
+from luciola.client.connection import Parameters
+from luciola.config import ClientConfig
 from luciola.errors import InvalidArgument, NotFound
+from luciola.wire.credentials import CLIENT, mint
 
 SECRET = {"LUCIOLA_SECRET_FILE": "/etc/secret"}
+TOKEN = {"LUCIOLA_TOKEN": "claims.key"}
 
 
 @pytest.mark.parametrize(
@@ -42,6 +46,11 @@ SECRET = {"LUCIOLA_SECRET_FILE": "/etc/secret"}
         ("lu:/m", {"LUCIOLA_DATA": "/var/lib/lu"} | SECRET, Location("/m", "/var/lib/lu")),
         ("lu:/m", {"LUCIOLA_ADDRESS": "h:1"} | SECRET, Location("/m", "h:1", "/etc/secret")),
         ("lu:/m", {"LUCIOLA_ADDRESS": "h:1", "LUCIOLA_DATA": ""}, Location("/m", "h:1")),
+        ("lu:/m", {"LUCIOLA_ADDRESS": "h:1"} | TOKEN, Location("/m", "h:1", None, "claims.key")),
+        ("lu:/m", {"LUCIOLA_DATA": "/d"} | TOKEN, Location("/m", "/d", None, "claims.key")),
+        ("luciola://h:1/m", TOKEN, Location("/m", "h:1", None, "claims.key")),
+        ("luciola:///d!/m", TOKEN, Location("/m", "/d")),
+        ("/m", TOKEN, Location("/m")),
     ],
 )
 def test_forms(text, environment, expected):
@@ -107,6 +116,24 @@ def test_any_text_is_a_location_or_refused_with_advice(text):
 def test_joining():
     assert str(Location("/m", "/d").join("a", "b")) == "luciola:///d!/m/a/b"
     assert str(Location("m").join("a")) == "m/a"
+
+
+def test_credentials_of_a_call_come_before_those_of_the_environment():
+    location = parse_location("luciola://h:1/m", SECRET | TOKEN)
+    assert location.with_credentials() is location
+    assert location.with_credentials(secret_file="own") == Location("/m", "h:1", "own")
+    assert location.with_credentials(token="a.b") == Location("/m", "h:1", None, "a.b")
+    assert location.join("x").token == "claims.key"
+
+
+def test_no_text_shows_a_token():
+    location = Location("/m", "h:1", "/etc/secret", "claims.topsecret")
+    token = mint(bytes(32), role=CLIENT)
+    shown = [Parameters("h:1", None, "claims.topsecret", ClientConfig()), location, token, location.join("x")]
+    for each in shown:
+        assert "topsecret" not in f"{each!r} {each}"
+        assert token.encode() not in f"{each!r} {each}"
+        assert str(token.key) not in f"{each!r} {each}"
 
 
 def test_a_plain_path_opens_as_local_files(tmp_path):
