@@ -1,0 +1,27 @@
+"""DeepEP's package, over `luciola.plugins.deepep`: both buffers, and what its tests import."""
+
+from luciola.plugins.compat import lazy
+
+__version__ = "2.1.0"
+
+__all__ = [
+    "Buffer",
+    "Config",
+    "EPHandle",
+    "ElasticBuffer",
+    "EventHandle",
+    "EventOverlap",
+    "destroy_all_managed_nccl_comm",
+    "get_logical_domain_size",
+    "get_physical_domain_size",
+    "topk_idx_t",
+]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "luciola.plugins.deepep": set(__all__) - {"destroy_all_managed_nccl_comm"},
+        ".utils.comm": ("destroy_all_managed_nccl_comm",),
+    },
+    {"_C", "buffer", "buffers", "utils"},
+)

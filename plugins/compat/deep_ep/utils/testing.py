@@ -1,0 +1,5 @@
+"""Times of functions and kernels."""
+
+from luciola.plugins.deepep.testing import bench, bench_kineto
+
+__all__ = ["bench", "bench_kineto"]

@@ -1,0 +1,23 @@
+"""What DeepGEMM's tests measure and compare with."""
+
+from luciola.plugins.deepgemm.testing import (
+    assert_bitwise_equal,
+    bench,
+    bench_kineto,
+    calc_diff,
+    count_bytes,
+    get_arch_major,
+    ignore_env,
+    test_filter,
+)
+
+__all__ = [
+    "assert_bitwise_equal",
+    "bench",
+    "bench_kineto",
+    "calc_diff",
+    "count_bytes",
+    "get_arch_major",
+    "ignore_env",
+    "test_filter",
+]
