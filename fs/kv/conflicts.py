@@ -1,8 +1,10 @@
 """What was written lately: the memory of optimistic concurrency control.
 
 A transaction reads at one version and commits at a later one. It may commit only if nobody wrote, in
-between, anything that it read. `ConflictWindow` remembers the write sets of the last `COMMITS_MAX` commits,
+between, anything that it read. `ConflictWindow` remembers write sets, of the last `COMMITS_MAX` commits at most,
 so it can answer that for every transaction that began inside the window; an older one is told to begin again.
+The engine records commits only while somebody has begun before them, and skips all others: then there is nobody who
+could ask.
 
     W1  versions grow strictly from commit to commit
     W2  every write with version > floor is remembered; nothing is known of writes at or before the floor
@@ -69,6 +71,15 @@ class ConflictWindow:
         if self._ranges and self._ranges[-1][0] > read_version and self._cleared(read_version, keys, ranges):
             return True
         return bool(ranges) and self._phantom(read_version, ranges)
+
+    def skip(self, version: int) -> None:
+        """A commit before which nobody has begun who is still there: the window, which is empty, begins after it."""
+        assert not self._commits, "W2: forget what is remembered first"
+        self.floor = version
+
+    def __bool__(self) -> bool:
+        """Whether anything is remembered."""
+        return bool(self._commits)
 
     def is_too_old(self, read_version: int) -> bool:
         """True if the window no longer knows all that was written after `read_version`."""

@@ -18,6 +18,7 @@ from typing import Final, Protocol
 
 from ..errors import Conflict, InvalidArgument
 from .conflicts import COMMITS_MAX, ConflictWindow, KeyRange, WriteSet
+from .views import OpenViews
 
 KEY_BYTES_MAX: Final = 4096  # a directory entry: a name of 255 bytes and some ids
 VALUE_BYTES_MAX: Final = 256 * 1024  # an inode with the largest inline file, 64 KiB, with room to grow
@@ -36,9 +37,12 @@ class Durability(enum.Enum):
 
 
 class View(Protocol):
-    """The store at one version."""
+    """The store at one version. Shared by all who look at that version; what they read together is one moment."""
 
     version: int
+
+    def keep(self) -> None:
+        """The store is about to change: see to it that this version can still be read. Called again, it does nothing."""
 
     def get(self, key: bytes) -> bytes | None:
         """The value of `key`, or None. Raises: Conflict if the version is too old to be read."""
@@ -143,7 +147,9 @@ class Transaction:
             raise _bad_key(key)
         if len(value) > VALUE_BYTES_MAX:
             raise InvalidArgument(f"a value has at most {VALUE_BYTES_MAX} bytes, not {len(value)}")
-        self._grow(len(key) + len(value))
+        self.size_bytes += len(key) + len(value)
+        if self.size_bytes > TRANSACTION_BYTES_MAX:
+            raise _too_large()
         self._writes[key] = value
 
     def delete(self, key: bytes) -> None:
@@ -151,7 +157,9 @@ class Transaction:
         assert self._open, "the transaction has ended"
         if not 0 < len(key) <= KEY_BYTES_MAX or key >= KEY_END:
             raise _bad_key(key)
-        self._grow(len(key))
+        self.size_bytes += len(key)
+        if self.size_bytes > TRANSACTION_BYTES_MAX:
+            raise _too_large()
         self._writes[key] = None
 
     def delete_range(self, begin: bytes, end: bytes) -> None:
@@ -162,7 +170,9 @@ class Transaction:
         if begin >= end:
             return
         cleared = KeyRange(begin, end)
-        self._grow(len(begin) + len(end))
+        self.size_bytes += len(begin) + len(end)
+        if self.size_bytes > TRANSACTION_BYTES_MAX:
+            raise _too_large()
         for key in [key for key in self._writes if cleared.holds(key)]:
             del self._writes[key]
         self._cleared.append(cleared)
@@ -171,7 +181,8 @@ class Transaction:
 
     def add_read_conflict(self, key: bytes) -> None:
         """The commit fails if somebody else writes `key` before."""
-        self._look()
+        if self._view is None:
+            self._look()
         self._keys.add(key)
 
     def add_read_conflict_range(self, begin: bytes, end: bytes) -> None:
@@ -210,6 +221,11 @@ class Transaction:
         self._open = False
         self._view = None
 
+    def let_go(self) -> int | None:
+        """Give up the picture that was read; its version, or None if nothing was read."""
+        view, self._view = self._view, None
+        return None if view is None else view.version
+
     # What engines and the faulty twin look at.
 
     @property
@@ -233,11 +249,6 @@ class Transaction:
     def guarded(self) -> Sequence[bytes]:
         return self._guarded
 
-    @property
-    def view(self) -> View | None:
-        """None while nothing was read."""
-        return self._view
-
     def _look(self) -> View:
         view = self._view
         if view is None:
@@ -250,11 +261,6 @@ class Transaction:
         if self._cleared and any(cleared.holds(key) for cleared in self._cleared):
             return None
         return view.get(key)
-
-    def _grow(self, count: int) -> None:
-        self.size_bytes += count
-        if self.size_bytes > TRANSACTION_BYTES_MAX:
-            raise InvalidArgument(f"a transaction writes at most {TRANSACTION_BYTES_MAX} bytes")
 
     def _merged(self, wanted: KeyRange, *, limit: int) -> Sequence[Pair]:
         stored = self._look().iterate(wanted.begin, wanted.end)
@@ -275,20 +281,30 @@ class Engine(ABC):
     """A store. Subclasses say how to look at it and how to apply one transaction's writes.
 
     Optimistic concurrency control is the same for all that live in one process: `commit` refuses a
-    transaction whose reads were overtaken, and remembers what it wrote for those that follow.
+    transaction whose reads were overtaken, and remembers what was written for as long as others are open that it may
+    have overtaken.
     """
 
     def __init__(self, *, version: int, commits_max: int = COMMITS_MAX) -> None:
         self.version = version  # of the newest commit; survives a restart
         self.window = ConflictWindow(version=version, commits_max=commits_max)
+        self._views = OpenViews()
 
     def begin(self) -> Transaction:
         """A new transaction."""
         return Transaction(self)
 
-    @abstractmethod
     def look(self) -> View:
         """The store as it is now; it stays so while others commit."""
+        view = self._views.newest()
+        if view is None:
+            view = self.new_view()
+            self._views.add(view)
+        return view
+
+    @abstractmethod
+    def new_view(self) -> View:
+        """What `look` gives to the first who looks at the newest version."""
 
     @abstractmethod
     def snapshot(self, ranges: Sequence[tuple[bytes, bytes]]) -> tuple[Iterator[Pair], ...]:
@@ -313,6 +329,9 @@ class Engine(ABC):
     def forget(self, oldest: WriteSet) -> None:  # noqa: B027, most engines have nothing to forget
         """Called with each commit that leaves the window: versions at or before it are not read any more."""
 
+    def skipped(self, transaction: Transaction) -> None:  # noqa: B027, as `forget`
+        """As `forget`, of a commit that never was in the window."""
+
     def forget_commits(self) -> None:
         """Let go of the memory of what was written so far. Transactions that have begun fail with Conflict."""
         for oldest in self.window.clear():
@@ -320,17 +339,30 @@ class Engine(ABC):
 
     def commit(self, transaction: Transaction) -> int:
         """What `Transaction.commit` does. Raises: Conflict."""
-        view = transaction.view
-        if view is not None and view.version != self.version:
-            self._check(transaction, view.version)
+        read_version = transaction.let_go()  # so that it does not count as one that this commit overtakes
+        if read_version is not None and read_version != self.version:
+            self._check(transaction, read_version)
+        self._views.keep()
         version = self.apply(transaction)
         assert version > self.version, "W1: versions must grow"
         self.version = version
-        keys: Sequence[bytes] = (*transaction.writes, *transaction.guarded)
-        oldest = self.window.record(WriteSet(version, keys, transaction.cleared))
-        if oldest is not None:
-            self.forget(oldest)
+        self._views.overtake()
+        self._remember(transaction, version)
         return version
+
+    def _remember(self, transaction: Transaction, version: int) -> None:
+        """Keep what was written for those who have begun before, and may still commit; nothing if there are none."""
+        window = self.window
+        if self._views.has_overtaken(window.floor):
+            keys: Sequence[bytes] = (*transaction.writes, *transaction.guarded)
+            oldest = window.record(WriteSet(version, keys, transaction.cleared))
+            if oldest is not None:
+                self.forget(oldest)
+            return
+        if window:
+            self.forget_commits()
+        window.skip(version)
+        self.skipped(transaction)
 
     def _check(self, transaction: Transaction, read_version: int) -> None:
         if not (transaction.read_keys or transaction.read_ranges):
@@ -346,6 +378,10 @@ def prefix_end(prefix: bytes) -> bytes:
     trimmed = prefix.rstrip(b"\xff")
     assert trimmed, "a prefix of 0xff bytes has no end"
     return trimmed[:-1] + bytes((trimmed[-1] + 1,))
+
+
+def _too_large() -> InvalidArgument:
+    return InvalidArgument(f"a transaction writes at most {TRANSACTION_BYTES_MAX} bytes")
 
 
 def _bad_key(key: bytes) -> InvalidArgument:

@@ -36,6 +36,9 @@ class FaultyEngine(Engine):
     def look(self) -> View:
         return self.inner.look()
 
+    def new_view(self) -> View:
+        raise AssertionError("the inner engine makes views")
+
     def snapshot(self, ranges: Sequence[tuple[bytes, bytes]]) -> tuple[Iterator[Pair], ...]:
         return self.inner.snapshot(ranges)
 

@@ -17,7 +17,7 @@ class MemoryEngine(Engine):
         self._keys: list[bytes] = []  # in order; also keys whose newest version is a removal
         self._versions: dict[bytes, list[tuple[int, bytes | None]]] = {}
 
-    def look(self) -> "MemoryView":
+    def new_view(self) -> "MemoryView":
         return MemoryView(self, self.version)
 
     def snapshot(self, ranges: Sequence[tuple[bytes, bytes]]) -> tuple[Iterator[Pair], ...]:
@@ -45,6 +45,9 @@ class MemoryEngine(Engine):
         for begin, end in oldest.ranges:
             for key in self._between(begin, end):
                 self._prune(key, oldest.version)
+
+    def skipped(self, transaction: Transaction) -> None:
+        self.forget(WriteSet(self.version, transaction.writes.keys(), transaction.cleared))
 
     def read(self, key: bytes, version: int) -> bytes | None:
         """The value that `key` had at `version`."""
@@ -83,6 +86,9 @@ class MemoryView:
     def __init__(self, engine: MemoryEngine, version: int) -> None:
         self._engine = engine
         self.version = version
+
+    def keep(self) -> None:
+        return
 
     def get(self, key: bytes) -> bytes | None:
         self._check()

@@ -9,7 +9,8 @@ end of the first, and RocksDB opens with that gap, so a transaction would be the
 does so for syncs only, so the engine itself decides when the next log begins (`_begin_log`), before RocksDB's own
 limit is reached.
 
-A view reads the store directly while nobody has committed since, and through its own iterator after that.
+A view reads the store directly while nobody has committed since, and through its own iterator, made before that commit,
+from then on.
 Values that are read often can be kept in memory as well (`kept`): every commit writes them there too.
 """
 
@@ -102,7 +103,7 @@ class RocksEngine(Engine):
         self._write_buffer_bytes = write_buffer_bytes
         self._buffered_bytes = 0
 
-    def look(self) -> "RocksView":
+    def new_view(self) -> "RocksView":
         return RocksView(self, self._db)
 
     def snapshot(self, ranges: Sequence[tuple[bytes, bytes]]) -> tuple[Iterator[Pair], ...]:
@@ -125,15 +126,17 @@ class RocksEngine(Engine):
         if self.failure is not None:
             raise Unavailable(f"the key-value store has failed: {self.failure}")
         batch = rocksdict.WriteBatch(raw_mode=True)
-        for begin, end in transaction.cleared:
-            self._clear(batch, begin, end)
+        if transaction.cleared:
+            for begin, end in transaction.cleared:
+                self._clear(batch, begin, end)
+        put = batch.put
         for key, value in transaction.writes.items():
             if value is None:
                 batch.delete(key)
             else:
-                batch.put(key, value)
-        if batch.is_empty():
-            batch.put(_MARKER, b"")
+                put(key, value)
+        if not transaction.writes and batch.is_empty():
+            put(_MARKER, b"")
         self._buffered_bytes += transaction.size_bytes + ENTRY_BYTES * len(batch)
         try:
             if self._buffered_bytes > self._write_buffer_bytes:
@@ -225,10 +228,12 @@ class Kept:
         """The transaction has just been carried out."""
         if transaction.cleared and any(self._meets(begin, end) for begin, end in transaction.cleared):
             self._values.clear()
+        first_bytes = self._first_bytes
         for key, value in transaction.writes.items():
-            self._values.pop(key, None)
-            if value is not None:
-                self.learn(key, value)
+            if key[0] in first_bytes:
+                self._values.pop(key, None)
+                if value is not None:
+                    self.learn(key, value)
 
     def _meets(self, begin: bytes, end: bytes) -> bool:
         return any(begin[0:1] <= bytes((first,)) <= end[0:1] for first in self._first_bytes)
@@ -238,31 +243,35 @@ class Kept:
 
 
 class RocksView:
-    """`RocksEngine` at one version: a RocksDB iterator, which sees the store as it was when it was made.
+    """`RocksEngine` at one version: the store itself until the next commit, and then a RocksDB iterator, which sees the
+    store as it was when it was made.
 
     A scan has an iterator of its own, which ends at the scan's end. One without a bound looks for the next key that
     exists, also beyond the end, and passes every key on its way that was deleted and not compacted yet: after a
     million files were removed, 50 ms for a range that holds nothing. Only a view that was overtaken by a commit scans
-    with the iterator that it began with: a new one would see the newest version.
+    with the iterator that it keeps: a new one would see the newest version.
 
     Of rocksdict 0.3.29 neither `Snapshot.iter`, which iterates over the newest version, nor
     `set_iterate_lower_bound`, which sets the upper bound, can be used; so there are no scans backwards.
     """
 
-    __slots__ = ("_cursor", "_db", "_engine", "_kept", "version")
+    __slots__ = ("__weakref__", "_cursor", "_db", "_engine", "_kept", "version")
 
     def __init__(self, engine: RocksEngine, db: rocksdict.Rdict) -> None:
         self._engine = engine
         self._db = db
         self._kept = engine.kept
-        self._cursor = db.iter()
+        self._cursor: rocksdict.RdictIter | None = None
         self.version = engine.version
+
+    def keep(self) -> None:
+        if self._cursor is None:
+            self._cursor = self._db.iter()
 
     def get(self, key: bytes) -> bytes | None:
         if self._engine.version == self.version:  # nobody has committed since: the newest is ours
             return self._newest(key)
-        self._check()
-        cursor = self._cursor
+        cursor = self._overtaken()
         cursor.seek(key)
         if not cursor.valid():
             _require_end(cursor)
@@ -291,13 +300,13 @@ class RocksView:
         return list(islice(self.iterate(begin, end), limit))
 
     def iterate(self, begin: bytes, end: bytes) -> Iterator[Pair]:
-        self._check()
         end = min(end, KEY_END)
         bounds = rocksdict.ReadOptions()  # owns the bound: it has to live as long as the iterator
-        cursor = self._cursor
         if self._engine.version == self.version:
             bounds.set_iterate_upper_bound(end)
             cursor = self._db.iter(bounds)
+        else:
+            cursor = self._overtaken()
         cursor.seek(begin)
         while cursor.valid():
             key = cursor.key()
@@ -307,9 +316,11 @@ class RocksView:
             cursor.next()
         _require_end(cursor)
 
-    def _check(self) -> None:
+    def _overtaken(self) -> rocksdict.RdictIter:
         if self._engine.window.is_too_old(self.version):
             raise Conflict("the transaction is too old: others have committed too much since it began")
+        assert self._cursor is not None, "V1: it was told to keep its version before the commit"
+        return self._cursor
 
 
 def _own(directory: Path) -> int:

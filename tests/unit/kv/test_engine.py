@@ -5,6 +5,7 @@ import pytest
 from luciola.errors import Conflict, InvalidArgument
 from luciola.kv import Engine, Transaction, prefix_end
 from luciola.kv.engine import KEY_BYTES_MAX, RANGE_LIMIT_MAX, TRANSACTION_BYTES_MAX, VALUE_BYTES_MAX
+from luciola.kv.faulty import FaultyEngine
 
 WINDOW = 64  # as in conftest
 
@@ -478,3 +479,57 @@ def test_forgotten_commits_make_begun_transactions_too_old_and_no_later_ones(eng
     later.put(b"b", b"2")
     later.commit()
     assert get(engine, b"b") == b"2"
+
+
+# What is remembered.
+
+
+def inner(engine: Engine) -> Engine:
+    return engine.inner if isinstance(engine, FaultyEngine) else engine
+
+
+def test_commits_are_remembered_only_while_a_transaction_is_open_that_they_overtake(engine):
+    put(engine, a=b"1")
+    assert not inner(engine).window
+    reader = begun(engine)
+    put(engine, a=b"2")
+    put(engine, b=b"1")
+    assert inner(engine).window
+    assert reader.get(b"a") == b"1"
+    reader.cancel()
+    put(engine, c=b"1")
+    assert not inner(engine).window
+
+
+def test_transaction_that_is_dropped_without_an_end_is_not_remembered_for(engine):
+    put(engine, a=b"1")
+    reader = begun(engine)
+    put(engine, a=b"2")
+    del reader
+    put(engine, a=b"3")
+    assert not inner(engine).window
+
+
+def test_commit_of_one_transaction_overtakes_those_that_began_with_it(engine):
+    put(engine, a=b"1")
+    first, second, third = (begun(engine) for _ in range(3))
+    for transaction in (first, second, third):
+        assert transaction.get(b"a") == b"1"
+        transaction.put(b"a", b"mine")
+    first.commit()
+    third.cancel()
+    put(engine, b=b"1")
+    with pytest.raises(Conflict):
+        second.commit()
+
+
+def test_failed_commit_leaves_others_their_picture(engine):
+    put(engine, a=b"1")
+    reader, loser = begun(engine), begun(engine)
+    loser.get(b"a")
+    put(engine, a=b"2")
+    loser.put(b"b", b"1")
+    with pytest.raises(Conflict):
+        loser.commit()
+    put(engine, a=b"3")
+    assert reader.get(b"a") == b"1"
