@@ -20,6 +20,7 @@ from luciola.meta.control_memory import MemoryControl
 from luciola.meta.layout import Placer
 from luciola.meta.parts import build
 from luciola.wire import TRUSTED, Identity
+from luciola.wire.encoded import Encoded
 from luciola.wire.pb import meta_pb2 as pb
 from luciola.wire.pb.common_pb2 import Caller
 from luciola.wire.pb.mgmtd_pb2 import ChainTable
@@ -65,7 +66,7 @@ class Bench:
                 if asyncio.iscoroutine(reply):
                     reply = await reply
                 reply.SerializeToString()
-                replies.append(reply)
+                replies.append(reply.message() if isinstance(reply, Encoded) else reply)
             batches.append(
                 (
                     (time.thread_time() - cpu_begun) / len(batch) * 1e6,

@@ -2,6 +2,7 @@
 
     engine     the interface: Transaction, Engine, limits; optimistic concurrency shared by local engines
     conflicts  the window of recent write sets
+    views      which versions are still being read
     driver     run(): retries conflicts and unknown outcomes
     memory     for tests and simulation
     rocksdb    the default: one process owns a directory

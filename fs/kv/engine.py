@@ -42,7 +42,7 @@ class View(Protocol):
     version: int
 
     def keep(self) -> None:
-        """The store is about to change: see to it that this version can still be read. Called again, it does nothing."""
+        """The store is about to change: see to it that this version stays readable. Called again, it does nothing."""
 
     def get(self, key: bytes) -> bytes | None:
         """The value of `key`, or None. Raises: Conflict if the version is too old to be read."""
@@ -288,7 +288,7 @@ class Engine(ABC):
     def __init__(self, *, version: int, commits_max: int = COMMITS_MAX) -> None:
         self.version = version  # of the newest commit; survives a restart
         self.window = ConflictWindow(version=version, commits_max=commits_max)
-        self._views = OpenViews()
+        self._views = OpenViews[View]()
 
     def begin(self) -> Transaction:
         """A new transaction."""

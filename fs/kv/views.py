@@ -10,7 +10,7 @@ are known by weak references: a transaction that is dropped without an end count
 
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 from weakref import ref
 
 
@@ -20,28 +20,28 @@ class Keeping(Protocol):
     version: int
 
     def keep(self) -> None:
-        """The store is about to change: see to it that this version can still be read. Called again, it does nothing."""
+        """The store is about to change: see to it that this version stays readable. Called again, it does nothing."""
 
 
-V = TypeVar("V", bound=Keeping)
+View = TypeVar("View", bound=Keeping)
 
 _NONE: Final[Callable[[], None]] = lambda: None  # noqa: E731, in place of a reference
 
 
-class OpenViews:
+class OpenViews(Generic[View]):
     """The view of the newest version, and those that commits have overtaken."""
 
     __slots__ = ("_newest", "_overtaken")
 
     def __init__(self) -> None:
-        self._newest: Callable[[], Keeping | None] = _NONE
-        self._overtaken: deque[tuple[int, Callable[[], Keeping | None]]] = deque()  # oldest first
+        self._newest: Callable[[], View | None] = _NONE
+        self._overtaken: deque[tuple[int, Callable[[], View | None]]] = deque()  # oldest first
 
-    def newest(self) -> Keeping | None:
+    def newest(self) -> View | None:
         """The view of the newest version, if anybody holds one."""
         return self._newest()
 
-    def add(self, view: Keeping) -> None:
+    def add(self, view: View) -> None:
         """`view` is of the newest version, of which nobody held one."""
         self._newest = ref(view)
 

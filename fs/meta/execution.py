@@ -34,11 +34,11 @@ from .dump import Dumps
 from .lengths import Lengths
 from .load import Load
 from .operations.length import Overtaken
-from .operations.list import Listing, list_directory
+from .operations.list import list_directory
 from .operations.remove_tree import check_tree
 from .permissions import READ, User, may
 from .quarantine import Quarantine
-from .replies import RECORDED, inodes_of, without_data
+from .replies import RECORDED, StoredReply, inodes_of, without_data
 from .requests import ClientRequests, Requests
 from .sessions import SESSIONS_MAX, Holds, Writers
 from .storage import StorageControl
@@ -47,7 +47,7 @@ from .work import Measured, Need, NeedCheck, NeedCut, NeedIds, NeedLength, NeedP
 
 log: Final = logging.getLogger("luciola.meta")
 
-R = TypeVar("R", bound=Message | Listing)
+R = TypeVar("R", bound=Message | StoredReply[Any])
 Operation = Callable[[Work, Any], R]
 
 TRIES_MAX: Final = 16  # conflicts of one request before its caller is told
@@ -301,15 +301,16 @@ class Execution:
 
     def _lengthened(self, call: Call, reply: R) -> R | Coroutine[Any, Any, R]:
         """Mark files that other clients are writing, and give those in chunks the length that the chains report."""
-        if call.user.uid:
-            self._withhold(call, reply)
-        writers = self._writers
-        if not writers.count:
-            return reply
-        if isinstance(reply, Listing):  # a thousand inodes, of which next to none are being written
-            if not writers.have_any(reply.inodes):
+        user, writers = call.user, self._writers
+        if isinstance(reply, StoredReply):  # nearly always this is what its caller gets
+            is_written = writers.count and writers.have_other(reply.inodes, call.client)
+            if not is_written and not (user.uid and reply.has_data):
                 return reply
             reply = cast("R", reply.message())
+        if user.uid:
+            self._withhold(call, reply)
+        if not writers.count:
+            return reply
         written = [inode for inode in inodes_of(reply) if writers.has_other(inode.id, call.client)]
         for inode in written:
             inode.others_write = True
@@ -326,7 +327,7 @@ class Execution:
                 raise length
         return reply
 
-    def _withhold(self, call: Call, reply: Message | Listing) -> None:
+    def _withhold(self, call: Call, reply: object) -> None:
         """S4: takes out the bytes of small files that the caller may not read. Listings bring none."""
         for inode in inodes_of(reply):
             if inode.inline_data and not may(call.user, inode, READ) and not self._has_open(call, inode.id):
@@ -338,7 +339,7 @@ class Execution:
 
     def on_disk(self, reply: Any) -> Awaitable[Any]:
         async def wait() -> Any:
-            answered = reply if isinstance(reply, Message) else await reply
+            answered = reply if isinstance(reply, (Message, StoredReply)) else await reply
             await self._engine.sync()
             return answered
 

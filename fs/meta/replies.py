@@ -1,13 +1,24 @@
-"""What is in replies: the types that are recorded, and the inodes they carry."""
+"""What is in replies: the types that are recorded, and the inodes they carry.
+
+Most replies bring inodes as they are stored. Those are put together from the stored bytes (`StoredReply`), once for the
+record of the request and for its caller. Only where something in them is not for this caller, or not what is stored,
+are they taken apart (`execution.Execution`).
+"""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
+from ..errors import CorruptData
+from ..wire.encoded import Encoded, Prefixes
 from ..wire.pb import common_pb2 as lane
 from ..wire.pb import meta_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
+
+Reply = TypeVar("Reply", bound=Message)
+
+INLINE_DATA_TAG: Final = b"\x82\x01"  # before Inode.inline_data, wherever a stored inode has some
 
 # By the method's number on the lane.
 RECORDED: Final[dict[int, type[Message]]] = {
@@ -29,6 +40,47 @@ RECORDED: Final[dict[int, type[Message]]] = {
 }
 
 
+class StoredReply(Encoded[Reply]):
+    """A reply with inodes as they are stored. `inodes` are their ids.
+
+    `has_data`: the bytes of a small file may be in it; the tag that tells may be there by chance.
+    """
+
+    __slots__ = ("has_data", "inodes")
+
+    def __init__(
+        self, kind: type[Reply], encoded: bytes, inodes: Sequence[int], *, has_data: bool = False
+    ) -> None:
+        super().__init__(kind, encoded)
+        self.inodes = inodes
+        self.has_data = has_data
+
+    def message(self) -> Reply:
+        """Raises: CorruptData."""
+        try:
+            return super().message()
+        except DecodeError as error:
+            raise CorruptData("a stored inode cannot be read") from error
+
+
+AnyInodeReply = pb.InodeReply | StoredReply[pb.InodeReply]
+
+# `InodeReply.inode`, `RenameReply.moved` and `CloseReply.results` are field 1; `RenameReply.replaced` and
+# `CloseReply.errors` are field 2.
+FIRST: Final = Prefixes(b"\n")
+SECOND: Final = Prefixes(b"\x12")
+
+
+def of_inode(
+    inode: int, stored: bytes, *, session: int = 0, created: bool = False
+) -> StoredReply[pb.InodeReply]:
+    """`InodeReply` with an inode as it is stored."""
+    encoded = FIRST[len(stored)] + stored
+    if session or created:
+        encoded += pb.InodeReply(session=session, created=created).SerializeToString()
+    return StoredReply(pb.InodeReply, encoded, (inode,), has_data=INLINE_DATA_TAG in stored)
+
+
 _INODES: Final[dict[type, Callable[[Any], Sequence[pb.Inode]]]] = {
     pb.InodeReply: lambda reply: (reply.inode,),
     pb.CloseReply: lambda reply: [each.inode for each in reply.results if each.HasField("inode")],
@@ -45,15 +97,30 @@ def inodes_of(reply: object) -> Sequence[pb.Inode]:
     return () if find is None else find(reply)
 
 
-def without_data(reply: Message) -> bytes:
+def without_data(reply: Message | StoredReply[Any]) -> bytes:
     """The reply as it is recorded: inline data is in the inode, and may be large."""
-    if not any(inode.inline_data for inode in inodes_of(reply)):
+    if isinstance(reply, StoredReply):
+        if not reply.has_data:
+            return reply.SerializeToString()
+        kept: Message = reply.message()
+    elif any(inode.inline_data for inode in inodes_of(reply)):
+        kept = type(reply)()
+        kept.CopyFrom(reply)
+    else:
         return reply.SerializeToString()
-    kept = type(reply)()
-    kept.CopyFrom(reply)
     for inode in inodes_of(kept):
         inode.ClearField("inline_data")
     return kept.SerializeToString()
 
 
-__all__ = ["RECORDED", "inodes_of", "without_data"]
+__all__ = [
+    "FIRST",
+    "INLINE_DATA_TAG",
+    "RECORDED",
+    "SECOND",
+    "AnyInodeReply",
+    "StoredReply",
+    "inodes_of",
+    "of_inode",
+    "without_data",
+]

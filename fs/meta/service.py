@@ -39,6 +39,7 @@ from .operations.sync import sync
 from .operations.unlink import unlink
 from .operations.xattr import get_xattr, list_xattr, remove_xattr, set_xattr
 from .permissions import READ, User, may
+from .replies import StoredReply
 from .sessions import SESSIONS_MAX
 from .storage import Space
 from .work import EMFILE, NS_PER_MS
@@ -329,7 +330,7 @@ class MetaService:
 
     def _held(self, reply: Any, request: Any) -> Any:
         """Counts a file opened for reading, once the reply is there."""
-        if isinstance(reply, Message):
+        if isinstance(reply, (Message, StoredReply)):
             self._count_hold(reply, request)
             return reply
         return self._held_later(reply, request)
@@ -340,7 +341,8 @@ class MetaService:
         return answered
 
     def _count_hold(self, reply: Any, request: Any) -> None:
-        self._holds.acquire(request.caller.client, reply.inode.id, request.caller.sequence)
+        inode = reply.inodes[0] if isinstance(reply, StoredReply) else reply.inode.id
+        self._holds.acquire(request.caller.client, inode, request.caller.sequence)
 
     # The whole.
 

@@ -103,9 +103,11 @@ class Writers:
     def __contains__(self, inode: object) -> bool:
         return inode in self._clients
 
-    def have_any(self, inodes: Collection[int]) -> bool:
-        """Whether anybody has one of the inodes open for writing."""
-        return not self._clients.keys().isdisjoint(inodes)
+    def have_other(self, inodes: Collection[int], client: int) -> bool:
+        """Whether a client other than `client` has one of the inodes open for writing."""
+        if self._clients.keys().isdisjoint(inodes):
+            return False
+        return any(self.has_other(inode, client) for inode in inodes)
 
     def of_clients_outside(self, known: Collection[int]) -> list[tuple[int, int, int]]:
         """(inode, session, client) of clients that are not in `known`."""

@@ -19,12 +19,13 @@ from ..config import MetaConfig
 from ..errors import InvalidArgument, NotADirectory, NotFound
 from ..ids import ROOT_INODE
 from ..kv import Transaction
-from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, Spare
+from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, InodeReply, Spare
 from . import schema
 from .allocator import FIRST_ID, Allocator, NeedIds
 from .layout import Placer
 from .permissions import User
 from .removal_clock import RemovalClock
+from .replies import AnyInodeReply, of_inode
 from .schema import Cut, Entry
 from .sessions import SESSIONS_MAX
 
@@ -104,6 +105,8 @@ class Work:
     checked: Container[int] = ()  # directories below which the user may remove everything
     made: int = 0  # new inodes
     missing_cut: NeedCut | None = None  # this attempt must not commit before chunks were removed
+    last_directory: Inode | None = None  # that was looked up; nobody changes it
+    touched: int = 0  # the directory whose entry time was stored last
 
     @property
     def now_ms(self) -> int:
@@ -135,9 +138,13 @@ class Work:
 
     def directory(self, inode: int) -> Inode:
         """The directory as stored; it may change before the commit. Raises: NotFound, NotADirectory."""
+        last = self.last_directory
+        if last is not None and last.id == (inode or ROOT_INODE):  # both ends of a rename
+            return last
         found = self.load(inode or ROOT_INODE)
         if found.type != DIRECTORY:
             raise NotADirectory("not a directory", inode=inode)
+        self.last_directory = found
         return found
 
     def entry(self, directory: int, name: bytes) -> Entry | None:
@@ -164,6 +171,18 @@ class Work:
         count = look(schema.subdirectories_key(inode.id)) if inode.link_count else None
         complete_directory(seen, look(schema.time_key(inode.id)), count)
         return seen
+
+    def reply(self, inode: Inode, *, session: int = 0, created: bool = False) -> AnyInodeReply:
+        """The inode for its caller. It is as it was found, or has been stored since it was changed."""
+        if inode.type == DIRECTORY:
+            return InodeReply(inode=self.visible(inode), session=session, created=created)
+        return of_inode(inode.id, self.stored(inode.id), session=session, created=created)
+
+    def stored(self, inode: int) -> bytes:
+        """The inode, which this attempt has found, as it is stored now, with what this attempt has changed."""
+        stored = self.txn.snapshot_get(schema.inode_key(inode))
+        assert stored is not None, "it was found, or has been stored"
+        return stored
 
     def others_write(self, inode: int) -> bool:
         """Whether another client has the file open for writing; the commit fails if that changes."""
@@ -214,7 +233,9 @@ class Work:
 
     def touch(self, directory: int) -> None:
         """An entry of the directory came or went."""
-        self.txn.put(schema.time_key(directory), schema.encode_time(self.now_ns))
+        if directory != self.touched:
+            self.txn.put(schema.time_key(directory), schema.encode_time(self.now_ns))
+            self.touched = directory
 
     def count_subdirectories(self, directory: int, change: int) -> None:
         """The directory has gained or lost subdirectories."""

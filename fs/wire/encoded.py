@@ -1,6 +1,6 @@
 """Replies that are put together in their wire form, from parts that were stored in it."""
 
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from google.protobuf.message import Message
 
@@ -24,9 +24,25 @@ class Encoded(Generic[Reply]):
         return self.kind.FromString(self._bytes)
 
 
+class Prefixes(dict[int, bytes]):
+    """A field's tag, followed by the length of its value: by lengths, of which there are few thousand."""
+
+    def __init__(self, tag: bytes) -> None:
+        super().__init__()
+        self._tag: Final = tag
+
+    def __missing__(self, length: int) -> bytes:
+        prefix = self[length] = self._tag + _varint(length)
+        return prefix
+
+
+def _varint(number: int) -> bytes:
+    return bytes((number,)) if number < 0x80 else bytes((number & 0x7F | 0x80,)) + _varint(number >> 7)
+
+
 def kind_of(reply: object) -> type[object]:
     """The class of a reply, also of one that is encoded."""
     return reply.kind if isinstance(reply, Encoded) else type(reply)
 
 
-__all__ = ["Encoded", "kind_of"]
+__all__ = ["Encoded", "Prefixes", "kind_of"]

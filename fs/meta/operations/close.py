@@ -5,15 +5,16 @@ from typing import Final
 from ...errors import Error as OperatingError
 from ...errors import InvalidArgument, NotFound
 from ...wire.pb.common_pb2 import Error
-from ...wire.pb.meta_pb2 import CloseOne, CloseReply, CloseRequest, InodeReply
+from ...wire.pb.meta_pb2 import CloseOne, CloseReply, CloseRequest
 from .. import schema
+from ..replies import FIRST, INLINE_DATA_TAG, SECOND, StoredReply
 from ..work import Work
 from .sync import absorb, require_writer
 
 CLOSES_MAX: Final = 1024  # sessions closed in one transaction
 
 
-def close(work: Work, request: CloseRequest) -> CloseReply:
+def close(work: Work, request: CloseRequest) -> StoredReply[CloseReply]:
     """Closes each session and takes over what its writer reports. One that fails does not hinder the others.
 
     A session that fails to close because its report is refused (Conflict for inline bytes) stays open.
@@ -21,33 +22,45 @@ def close(work: Work, request: CloseRequest) -> CloseReply:
     if len(request.closes) > CLOSES_MAX:
         raise InvalidArgument(f"at most {CLOSES_MAX} files are closed in one request")
     work.txn.may_use_reserve = True  # a full disk must not keep sessions open, which keep files from removal
-    reply = CloseReply()
+    results: list[bytes] = []
+    errors: list[bytes] = []
+    inodes: list[int] = []
+    has_data = False
     for one in request.closes:
+        result = failure = b""
         try:
-            reply.results.append(_close_one(work, one))
-            reply.errors.append(Error())
+            stored = _close_one(work, one)
         except OperatingError as error:
-            reply.results.append(InodeReply())
-            reply.errors.append(
-                Error(
-                    code=error.code, message=error.message, errno=error.errno or 0, retryable=error.retryable
-                )
-            )
-    return reply
+            failure = _encode_error(error)
+        else:
+            if stored is not None:
+                inodes.append(one.inode)
+                has_data = has_data or INLINE_DATA_TAG in stored
+                result = FIRST[len(stored)] + stored
+        results += (FIRST[len(result)], result)
+        errors += (SECOND[len(failure)], failure)
+    return StoredReply(CloseReply, b"".join(results + errors), inodes, has_data=has_data)
 
 
-def _close_one(work: Work, one: CloseOne) -> InodeReply:
+def _encode_error(error: OperatingError) -> bytes:
+    return Error(
+        code=error.code, message=error.message, errno=error.errno or 0, retryable=error.retryable
+    ).SerializeToString()
+
+
+def _close_one(work: Work, one: CloseOne) -> bytes | None:
+    """The inode as it is stored now, if it was asked for by a report."""
     end = _abandon_session if one.measure else _end_session
     if not reports(one):
         end(work, one)
-        return InodeReply()  # hundreds of these come in one request: what nobody asks for is not looked up
+        return None  # hundreds of these come in one request: what nobody asks for is not looked up
     inode = work.take(one.inode)
     work.pause(inode)
     require_writer(work, inode, one.session)
     if absorb(work, inode, one, exact=False):
         work.change(inode)
     end(work, one)
-    return InodeReply(inode=inode)
+    return work.stored(inode.id)
 
 
 def reports(one: CloseOne) -> bool:

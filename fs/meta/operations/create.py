@@ -1,14 +1,15 @@
 """Making a regular file, or opening the one that has the name already."""
 
 from ...errors import AlreadyExists, IsADirectory
-from ...wire.pb.meta_pb2 import CreateRequest, InodeReply
+from ...wire.pb.meta_pb2 import CreateRequest
+from ..replies import AnyInodeReply
 from ..resolve import locate
 from ..work import Work
 from .make import attach, claim, new_file, refuse_slash
 from .open import open_inode
 
 
-def create(work: Work, request: CreateRequest) -> InodeReply:
+def create(work: Work, request: CreateRequest) -> AnyInodeReply:
     """A new file under a free name; else, unless `exclusive`, the existing file, opened.
 
     Reads with conflict: the directory, the entry. Writes: entry, inode, the directory's entry time, a
@@ -34,7 +35,7 @@ def create(work: Work, request: CreateRequest) -> InodeReply:
     inode.is_inline = inode.is_inline and not request.in_chunks
     attach(work, directory, place.name, inode)
     session = work.open_session(inode.id) if request.write else 0
-    return InodeReply(inode=inode, session=session, created=True)
+    return work.reply(inode, session=session, created=True)
 
 
 __all__ = ["create"]

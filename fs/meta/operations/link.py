@@ -3,8 +3,9 @@
 from typing import Final
 
 from ...errors import InvalidArgument, NotFound, PermissionDenied
-from ...wire.pb.meta_pb2 import DIRECTORY, InodeReply, LinkRequest
+from ...wire.pb.meta_pb2 import DIRECTORY, LinkRequest
 from ..permissions import READ, WRITE, require
+from ..replies import AnyInodeReply
 from ..resolve import locate
 from ..schema import Entry
 from ..work import Work
@@ -14,7 +15,7 @@ LINKS_MAX: Final = 65_535  # what tools expect of st_nlink
 EMLINK: Final = 31
 
 
-def link(work: Work, request: LinkRequest) -> InodeReply:
+def link(work: Work, request: LinkRequest) -> AnyInodeReply:
     """One more name for an inode that is not a directory and has a name.
 
     Reads with conflict: the inode, the new parent, the new entry. Writes: the entry, the inode.
@@ -39,7 +40,7 @@ def link(work: Work, request: LinkRequest) -> InodeReply:
     inode.link_count += 1
     work.change(inode)
     work.add_entry(directory.id, name, Entry(inode.id, inode.type, cookie=work.scene.inodes.take()))
-    return InodeReply(inode=inode)
+    return work.reply(inode)
 
 
 __all__ = ["LINKS_MAX", "link"]

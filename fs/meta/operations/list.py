@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, repeat
 from typing import Final, cast
 
-from google.protobuf.message import DecodeError
-
-from ...errors import CorruptData, InvalidArgument, NotFound
-from ...wire.encoded import Encoded
+from ...errors import InvalidArgument, NotFound
+from ...wire.encoded import Prefixes
 from ...wire.pb.meta_pb2 import DIRECTORY, ListReply, ListRequest
 from ..permissions import EXECUTE, READ, require
+from ..replies import INLINE_DATA_TAG, StoredReply
 from ..resolve import NAME_BYTES_MAX
 from ..schema import (
     ENTRY_BYTES,
@@ -30,27 +29,9 @@ from ..work import Work
 
 LIMIT_MAX: Final = 8192
 PAGE_BYTES_MAX: Final = 4 * 1024 * 1024  # stored inodes, after which a page ends: half a lane frame
-INLINE_DATA_TAG: Final = b"\x82\x01"  # before Inode.inline_data, wherever a stored inode has some
 
 
-class Listing(Encoded[ListReply]):
-    """A page of entries, and which inodes are in it with their attributes."""
-
-    __slots__ = ("inodes",)
-
-    def __init__(self, encoded: bytes, inodes: Sequence[int]) -> None:
-        super().__init__(ListReply, encoded)
-        self.inodes = inodes
-
-    def message(self) -> ListReply:
-        """Raises: CorruptData."""
-        try:
-            return super().message()
-        except DecodeError as error:
-            raise CorruptData("a stored inode cannot be read") from error
-
-
-def list_directory(work: Work, request: ListRequest) -> Listing:
+def list_directory(work: Work, request: ListRequest) -> StoredReply[ListReply]:
     """A page of entries, as of one moment. "." and ".." are the client's.
 
     Attributes come without the bytes of small files. This is the one operation that touches a thousand inodes: the
@@ -74,7 +55,8 @@ def list_directory(work: Work, request: ListRequest) -> Listing:
     )
     encoded = _dentries(entries[:count], inodes)
     encoded.append(rest.SerializeToString())
-    return Listing(b"".join(encoded), [] if inodes is None else [number for number, _ in found])
+    shown = () if inodes is None else [number for number, _ in found]
+    return StoredReply(ListReply, b"".join(encoded), shown)
 
 
 def _range(directory: int, request: ListRequest) -> tuple[bytes, bytes]:
@@ -117,24 +99,8 @@ def _shown(work: Work, stored: bytes) -> bytes:
     return encode_inode(work.visible(inode))
 
 
-class _Prefixes(dict[int, bytes]):
-    """A field's tag, followed by the length of its value: by lengths, of which there are few thousand."""
-
-    def __init__(self, tag: bytes) -> None:
-        super().__init__()
-        self._tag = tag
-
-    def __missing__(self, length: int) -> bytes:
-        prefix = self[length] = self._tag + _varint(length)
-        return prefix
-
-
-def _varint(number: int) -> bytes:
-    return bytes((number,)) if number < 0x80 else bytes((number & 0x7F | 0x80,)) + _varint(number >> 7)
-
-
-_ATTRIBUTES: Final = _Prefixes(b'"')  # field 4 of `Dentry`
-_ENTRY: Final = _Prefixes(b"\n")  # field 1 of `ListReply`
+_ATTRIBUTES: Final = Prefixes(b'"')  # field 4 of `Dentry`
+_ENTRY: Final = Prefixes(b"\n")  # field 1 of `ListReply`
 
 
 def _dentries(entries: Sequence[bytes], inodes: Sequence[bytes] | None) -> list[bytes]:
@@ -147,4 +113,4 @@ def _dentries(entries: Sequence[bytes], inodes: Sequence[bytes] | None) -> list[
     return pieces
 
 
-__all__ = ["INLINE_DATA_TAG", "LIMIT_MAX", "PAGE_BYTES_MAX", "Listing", "list_directory"]
+__all__ = ["LIMIT_MAX", "PAGE_BYTES_MAX", "list_directory"]

@@ -1,12 +1,13 @@
 """FIFOs, sockets, devices, and regular files without opening them."""
 
 from ...errors import PermissionDenied
-from ...wire.pb.meta_pb2 import BLOCK_DEVICE, CHAR_DEVICE, REGULAR, InodeReply, MknodRequest
+from ...wire.pb.meta_pb2 import BLOCK_DEVICE, CHAR_DEVICE, REGULAR, MknodRequest
+from ..replies import AnyInodeReply
 from ..work import Work
 from .make import attach, check_kind, free_place, new_file, new_inode
 
 
-def mknod(work: Work, request: MknodRequest) -> InodeReply:
+def mknod(work: Work, request: MknodRequest) -> AnyInodeReply:
     """A new inode of the type asked for. Devices are made by root only.
 
     Raises: AlreadyExists, NotFound, NotADirectory, PermissionDenied (EPERM for devices), InvalidArgument.
@@ -21,7 +22,7 @@ def mknod(work: Work, request: MknodRequest) -> InodeReply:
         inode = new_inode(work, directory, kind=request.type, permissions=request.permissions)
         inode.device = request.device
     attach(work, directory, name, inode)
-    return InodeReply(inode=inode)
+    return work.reply(inode)
 
 
 __all__ = ["mknod"]

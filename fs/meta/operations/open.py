@@ -1,14 +1,15 @@
 """Opening a file that exists."""
 
 from ...errors import InvalidArgument, IsADirectory, NotFound
-from ...wire.pb.meta_pb2 import DIRECTORY, REGULAR, SYMLINK, InodeReply, OpenRequest
+from ...wire.pb.meta_pb2 import DIRECTORY, REGULAR, SYMLINK, OpenRequest
 from ..permissions import READ, WRITE, require
+from ..replies import AnyInodeReply
 from ..resolve import ELOOP, locate
 from ..work import Work
 from .length import set_length
 
 
-def open_path(work: Work, request: OpenRequest) -> InodeReply:
+def open_path(work: Work, request: OpenRequest) -> AnyInodeReply:
     """Opens what a path leads to; for writing, the reply brings a session.
 
     Raises: NotFound, IsADirectory, PermissionDenied, InvalidArgument (ELOOP for a symbolic link).
@@ -21,7 +22,7 @@ def open_path(work: Work, request: OpenRequest) -> InodeReply:
     )
 
 
-def open_inode(work: Work, number: int, *, read: bool, write: bool, truncate: bool) -> InodeReply:
+def open_inode(work: Work, number: int, *, read: bool, write: bool, truncate: bool) -> AnyInodeReply:
     """Opens the inode. It may be one without a name, which the caller has kept open otherwise."""
     changes = write or truncate
     inode = work.take(number) if changes else work.load(number)
@@ -32,12 +33,12 @@ def open_inode(work: Work, number: int, *, read: bool, write: bool, truncate: bo
         raise IsADirectory("is a directory", inode=number)
     require(work.user, inode, (READ if read else 0) | (WRITE if changes else 0))
     if inode.type != REGULAR:
-        return InodeReply(inode=work.visible(inode))
+        return work.reply(inode)
     if truncate:
         set_length(work, inode, 0)
         work.change(inode)
     session = work.open_session(number) if write else 0
-    return InodeReply(inode=inode, session=session)
+    return work.reply(inode, session=session)
 
 
 __all__ = ["open_inode", "open_path"]

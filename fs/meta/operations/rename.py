@@ -7,6 +7,7 @@ from ...ids import ROOT_INODE
 from ...wire.pb.meta_pb2 import DIRECTORY, Inode, Path, RenameReply, RenameRequest
 from .. import schema
 from ..permissions import EXECUTE, WRITE, require, require_removal
+from ..replies import FIRST, INLINE_DATA_TAG, SECOND, StoredReply
 from ..resolve import EBUSY, ELOOP, Place, locate
 from ..schema import Entry
 from ..work import Work
@@ -15,7 +16,7 @@ from .detach import drop, require_empty
 ANCESTORS_MAX: Final = 16_384  # deeper trees than this cannot be moved
 
 
-def rename(work: Work, request: RenameRequest) -> RenameReply:
+def rename(work: Work, request: RenameRequest) -> RenameReply | StoredReply[RenameReply]:
     """Gives what the source names the target's name, replacing what had it; or exchanges the two.
 
     Reads with conflict: both parents, both entries, both inodes; if a directory moves to another one, every
@@ -43,7 +44,7 @@ def rename(work: Work, request: RenameRequest) -> RenameReply:
     if replaced is not None:
         require_removal(work.user, _parent(target), replaced)
         if replaced.id == moved.id:
-            return RenameReply(moved=work.visible(moved))
+            return _reply(work, moved)
         _require_replaceable(work, moved, replaced)
     return _move(work, source, moved, target, replaced)
 
@@ -109,7 +110,9 @@ def _require_replaceable(work: Work, moved: Inode, replaced: Inode) -> None:
         raise IsADirectory("is a directory", inode=replaced.id)
 
 
-def _move(work: Work, source: Place, moved: Inode, target: Place, replaced: Inode | None) -> RenameReply:
+def _move(
+    work: Work, source: Place, moved: Inode, target: Place, replaced: Inode | None
+) -> RenameReply | StoredReply[RenameReply]:
     if replaced is not None:
         drop(work, target, replaced)
     work.remove_entry(_parent(source).id, source.name, _entry(source))
@@ -119,21 +122,35 @@ def _move(work: Work, source: Place, moved: Inode, target: Place, replaced: Inod
     # A name that was there keeps its cookie: a listing in progress must have it once. A new one gets the file's: else
     # the listing would have the file once more.
     _settle(work, moved, target, _entry(source if replaced is None else target).cookie)
-    return RenameReply(
-        moved=work.visible(moved), replaced=None if replaced is None else work.visible(replaced)
-    )
+    return _reply(work, moved, replaced)
 
 
-def _exchange(work: Work, source: Place, moved: Inode, target: Place, replaced: Inode) -> RenameReply:
+def _exchange(
+    work: Work, source: Place, moved: Inode, target: Place, replaced: Inode
+) -> RenameReply | StoredReply[RenameReply]:
     if moved.id == replaced.id:
-        return RenameReply(moved=work.visible(moved), replaced=work.visible(replaced))
+        return _reply(work, moved, replaced)
     shift = (replaced.type == DIRECTORY) - (moved.type == DIRECTORY)
     if shift and _parent(source).id != _parent(target).id:
         work.count_subdirectories(_parent(source).id, shift)
         work.count_subdirectories(_parent(target).id, -shift)
     _settle(work, moved, target, _entry(target).cookie)
     _settle(work, replaced, source, _entry(source).cookie)
-    return RenameReply(moved=work.visible(moved), replaced=work.visible(replaced))
+    return _reply(work, moved, replaced)
+
+
+def _reply(work: Work, moved: Inode, replaced: Inode | None = None) -> RenameReply | StoredReply[RenameReply]:
+    if moved.type == DIRECTORY or (replaced is not None and replaced.type == DIRECTORY):
+        return RenameReply(
+            moved=work.visible(moved), replaced=None if replaced is None else work.visible(replaced)
+        )
+    stored = work.stored(moved.id)
+    encoded = FIRST[len(stored)] + stored
+    if replaced is None:
+        return StoredReply(RenameReply, encoded, (moved.id,), has_data=INLINE_DATA_TAG in stored)
+    stored = work.stored(replaced.id)
+    encoded += SECOND[len(stored)] + stored
+    return StoredReply(RenameReply, encoded, (moved.id, replaced.id), has_data=INLINE_DATA_TAG in encoded)
 
 
 def _settle(work: Work, inode: Inode, place: Place, cookie: int) -> None:

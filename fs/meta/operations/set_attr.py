@@ -3,7 +3,7 @@
 from typing import Final
 
 from ...errors import InvalidArgument, IsADirectory, NotADirectory, NotFound
-from ...wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, InodeReply, SetAttrRequest
+from ...wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, SetAttrRequest
 from .. import schema
 from ..permissions import (
     WRITE,
@@ -14,6 +14,7 @@ from ..permissions import (
     require_owner,
     without_set_id,
 )
+from ..replies import AnyInodeReply
 from ..resolve import locate
 from ..work import Work
 from .length import set_length
@@ -21,7 +22,7 @@ from .length import set_length
 NO_ID: Final = 0xFFFF_FFFF  # (uid_t)-1: "leave it"
 
 
-def set_attr(work: Work, request: SetAttrRequest) -> InodeReply:
+def set_attr(work: Work, request: SetAttrRequest) -> AnyInodeReply:
     """Changes what is set in the request, all or nothing.
 
     Reads with conflict: the inode. Raises: NotFound, PermissionDenied, IsADirectory, InvalidArgument.
@@ -41,7 +42,7 @@ def set_attr(work: Work, request: SetAttrRequest) -> InodeReply:
     if request.clear_layout or request.HasField("layout"):
         _layout(work, inode, request)
     work.change(inode)
-    return InodeReply(inode=work.visible(inode))
+    return work.reply(inode)
 
 
 def change_attributes(work: Work, inode: Inode, request: SetAttrRequest) -> None:

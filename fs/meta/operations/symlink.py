@@ -1,13 +1,14 @@
 """Symbolic links."""
 
 from ...errors import InvalidArgument, NotFound
-from ...wire.pb.meta_pb2 import SYMLINK, InodeReply, SymlinkRequest
+from ...wire.pb.meta_pb2 import SYMLINK, SymlinkRequest
+from ..replies import AnyInodeReply
 from ..resolve import ENAMETOOLONG, PATH_BYTES_MAX
 from ..work import Work
 from .make import attach, free_place, new_inode
 
 
-def symlink(work: Work, request: SymlinkRequest) -> InodeReply:
+def symlink(work: Work, request: SymlinkRequest) -> AnyInodeReply:
     """A symbolic link whose target need not exist.
 
     Raises: AlreadyExists, NotFound, NotADirectory, PermissionDenied, InvalidArgument.
@@ -24,7 +25,7 @@ def symlink(work: Work, request: SymlinkRequest) -> InodeReply:
     inode.symlink_target = target
     inode.length = len(target)
     attach(work, directory, name, inode)
-    return InodeReply(inode=inode)
+    return work.reply(inode)
 
 
 __all__ = ["symlink"]

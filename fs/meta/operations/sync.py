@@ -3,12 +3,13 @@
 from ...errors import InvalidArgument, IsADirectory
 from ...wire.pb.meta_pb2 import DIRECTORY, REGULAR, CloseOne, Inode, InodeReply, SyncRequest
 from ..permissions import WRITE, after_write, require, without_set_id
+from ..replies import AnyInodeReply
 from ..work import Work
 from .length import absorb_inline, absorb_length, leave_inline, require_length, reserve_spare
 from .set_attr import change_attributes
 
 
-def sync(work: Work, request: SyncRequest) -> InodeReply:
+def sync(work: Work, request: SyncRequest) -> AnyInodeReply:
     """Apply what the request reports. `exact` asks the chains for the length.
 
     A request without a report only asks for `durable`; so does every request for a directory.
@@ -20,7 +21,7 @@ def sync(work: Work, request: SyncRequest) -> InodeReply:
     inode = work.take(request.inode)
     if inode.type == DIRECTORY and not reports(request):
         # fsync of a directory: what `durable` asks for happens to the whole reply.
-        return InodeReply(inode=work.visible(inode))
+        return work.reply(inode)
     _require_file(inode)
     work.pause(inode)
     if reports(request):
@@ -34,10 +35,9 @@ def sync(work: Work, request: SyncRequest) -> InodeReply:
         changed = True
     if changed:
         work.change(inode)
-    reply = InodeReply(inode=inode)
     if request.reserve_spare:
-        reply.spare.CopyFrom(reserve_spare(work, inode, base=request.inline_base))
-    return reply
+        return InodeReply(inode=inode, spare=reserve_spare(work, inode, base=request.inline_base))
+    return work.reply(inode)
 
 
 def absorb(work: Work, inode: Inode, report: SyncRequest | CloseOne, *, exact: bool) -> bool:

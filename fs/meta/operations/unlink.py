@@ -1,13 +1,14 @@
 """Taking the name of a file away."""
 
 from ...errors import InvalidArgument, IsADirectory
-from ...wire.pb.meta_pb2 import InodeReply, UnlinkRequest
+from ...wire.pb.meta_pb2 import UnlinkRequest
+from ..replies import AnyInodeReply
 from ..resolve import locate
 from ..work import Work
 from .detach import drop, require_file, victim
 
 
-def unlink(work: Work, request: UnlinkRequest) -> InodeReply:
+def unlink(work: Work, request: UnlinkRequest) -> AnyInodeReply:
     """Removes one name; the reply is the inode with the links it has left.
 
     Reads with conflict: the entry, the inode. Writes: both, the directory's entry time, an orphan without
@@ -22,7 +23,7 @@ def unlink(work: Work, request: UnlinkRequest) -> InodeReply:
     inode = victim(work, place)
     require_file(place, inode)
     drop(work, place, inode)
-    return InodeReply(inode=inode)
+    return work.reply(inode)
 
 
 __all__ = ["unlink"]

@@ -15,6 +15,7 @@ from luciola.meta.operations.rmdir import rmdir
 from luciola.meta.operations.set_attr import set_attr
 from luciola.meta.operations.unlink import unlink
 from luciola.meta.permissions import User
+from luciola.meta.replies import StoredReply
 from luciola.meta.work import Work
 from luciola.wire.pb import meta_pb2 as pb
 
@@ -175,7 +176,8 @@ def test_many_truncations_and_writers_of_one_file(world):
         request = pb.SetAttrRequest(path=pb.Path(at=inode.id), length=length)
         request.caller.CopyFrom(world.caller())
         reply = world.service.set_attr(request, world.identity)
-        return reply if isinstance(reply, pb.InodeReply) else await reply
+        reply = reply if isinstance(reply, StoredReply) else await reply
+        return reply.message()
 
     async def all_():
         return await asyncio.gather(*(truncate(length) for length in lengths))

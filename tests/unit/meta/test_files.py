@@ -975,7 +975,7 @@ class TestTruncate:
                 await asyncio.sleep(0)
             assert not looking.done()
             gate.set_result(None)
-            return (await cutting).inode.length, (await looking).inode.length
+            return (await cutting).message().inode.length, (await looking).message().inode.length
 
         assert world.run(both()) == (5, 5)
 
