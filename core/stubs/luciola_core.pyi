@@ -3,7 +3,7 @@
 import builtins
 import os
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
@@ -314,10 +314,24 @@ class File:
 class Ring:
     """Reads and writes in flight. Made by `Client.ring`."""
 
-    def submit(self, submissions: Sequence[tuple[File, int, ReadableBuffer, int, int, bool, int]]) -> int:
-        """Take (file, offset, buffer, offset in it, length, write, user data) while there is room; how many."""
-    def drain(self, most: int, least: int, timeout_s: float | None = None) -> list[tuple[int, int]]:
-        """Up to `most` results (user data, bytes or negative errno), waiting for `least` of them."""
+    def submit(self, queue: list[Any], waiting: dict[int, Any]) -> int:
+        """Take operations from the front of a list while there is room, and remove them from it; how many.
+
+        The user data of each is kept in `waiting` until it is drained.
+        """
+    def drain(
+        self,
+        into: list[Any],
+        waiting: dict[int, Any],
+        kind: type[tuple[Any, ...]],
+        most: int,
+        least: int,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Append up to `most` results, as kind(user data, bytes or negative errno), once there are `least` of them.
+
+        Raises what a signal handler raises while it waits; nothing was taken then.
+        """
     def fileno(self) -> int:
         """An eventfd that is readable while there are results."""
     @property

@@ -66,7 +66,6 @@ class Ring:
 
     def __init__(self, native: luciola_core.Ring) -> None:
         self._native = native
-        self._next = 0
         self._waiting: dict[int, Any] = {}
 
     @property
@@ -83,41 +82,32 @@ class Ring:
 
         Raises: ValueError for a range outside its buffer or a closed file; nothing is taken then.
         """
-        submissions = []
-        for operation in operations:
-            number = self._next = self._next + 1
-            self._waiting[number] = operation.user_data
-            start, length = operation.buffer_offset, operation.length
-            if length is None:
-                length = memoryview(operation.buffer).nbytes - start
-            submissions.append(
-                (
-                    operation.file.native,
-                    operation.offset,
-                    operation.buffer,
-                    start,
-                    length,
-                    operation.write,
-                    number,
-                )
-            )
-        taken = 0
-        try:
-            taken = self._native.submit(submissions)
-        finally:
-            for *_, number in submissions[taken:]:
-                del self._waiting[number]
-        return taken
+        return self.submit_from(list(operations))
+
+    def submit_from(self, queue: list[Operation]) -> int:
+        """Takes operations from the front of `queue`, as `submit`, and removes those from it.
+
+        An exception of a signal handler leaves each operation in the queue or in flight, and in one of them only.
+        """
+        return self._native.submit(queue, self._waiting)
 
     def drain(
-        self, most: int | None = None, *, least: int = 0, timeout_s: float | None = None
+        self,
+        most: int | None = None,
+        *,
+        least: int = 0,
+        timeout_s: float | None = None,
+        into: list[Completion] | None = None,
     ) -> list[Completion]:
         """Takes up to `most` results, once there are `least` of them or `timeout_s` has passed.
 
-        Waits for no more than are in flight.
+        Waits for no more than are in flight. Signal handlers run while it waits. Results are appended to `into`, where
+        they are also if a handler raises as this returns; by default they are in a new list.
         """
-        completed = self._native.drain(self.entries if most is None else most, least, timeout_s)
-        return [Completion(self._waiting.pop(number), result) for number, result in completed]
+        results: list[Completion] = [] if into is None else into
+        most = self.entries if most is None else most
+        self._native.drain(results, self._waiting, Completion, most, least, timeout_s)
+        return results
 
     def fileno(self) -> int:
         """A descriptor (eventfd) that is readable while there are results to drain, for select, poll and asyncio."""

@@ -10,17 +10,18 @@ B2  Records that follow one another in a file and in the batch are one read; a l
 B3  Where the format has checksums every record is compared with its own (unless `check=False`); damage names file and
     record.
 B4  A reader belongs to one process. Several threads may use it.
+B5  An exception of a signal handler, which may come between any two steps, leaves every read where it is found again:
+    waiting, in flight, or landed. What is done with a result may be done twice.
 
 If all records of a batch have one length they lie back to back, and the batch is one two-dimensional array. Others
 begin at multiples of ALIGNMENT, so that any element type may be viewed.
 """
 
-import itertools
 import os
 import threading
 import time
 import weakref
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -29,7 +30,7 @@ import luciola_core
 import numpy as np
 import numpy.typing as npt
 
-from ...client import Operation
+from ...client import Completion, Operation
 from ...client.local import LocalFile
 from ...errors import CorruptData
 from .pool import Loan, Piece, Pool
@@ -91,7 +92,8 @@ class Pending:
     """(data set, places in the batch, numbers in the data set, checksums)."""
     started: float
     landed: float
-    left: int = 0
+    open: set[int] = field(default_factory=set)
+    """Numbers of the reads whose results have not been looked at."""
     error: BaseException | None = None
     files: list["_OpenFile"] = field(default_factory=list)
     channels: list["_Channel"] = field(default_factory=list)
@@ -100,7 +102,6 @@ class Pending:
 @dataclass(eq=False)
 class _OpenFile:
     file: Any
-    users: int = 0
 
 
 class _Channel:
@@ -109,30 +110,29 @@ class _Channel:
     def __init__(self, file_system: Any) -> None:
         self.file_system = file_system
         self.ring: Any = file_system.ring(ENTRIES)
-        self.waiting: deque[Operation] = deque()
+        self.waiting: list[Operation] = []
+        self._landed: list[Completion] = []
 
     def submit(self) -> None:
-        room = min(ENTRIES - self.ring.in_flight, len(self.waiting))
-        if room > 0:
-            taken = self.ring.submit(list(itertools.islice(self.waiting, room)))
-            for _ in range(taken):
-                self.waiting.popleft()
+        if self.waiting and self.ring.in_flight < ENTRIES:
+            self.ring.submit_from(self.waiting)
 
     def forget(self, pending: Pending) -> None:
         """What has not been submitted of a batch is not wanted any more."""
-        kept = [each for each in self.waiting if each.user_data[0] is not pending]
-        self.waiting.clear()
-        self.waiting.extend(kept)
+        self.waiting[:] = [each for each in self.waiting if each.user_data[0] is not pending]
 
-    def land(self) -> None:
-        """Takes results, at least one, and fills the room."""
-        for done in self.ring.drain(least=1):
-            pending, wanted, path, end = done.user_data
-            pending.left -= 1
-            if not pending.left:
-                pending.landed = time.perf_counter()
-            if done.result == wanted:
-                continue
+    def land(self, *, least: int) -> None:
+        """Takes results, and fills the room."""
+        if not self._landed:
+            self.ring.drain(least=least, into=self._landed)
+        while self._landed:
+            self._look_at(self._landed[-1])
+            self._landed.pop()
+        self.submit()
+
+    def _look_at(self, done: Completion) -> None:
+        pending, number, wanted, path, end = done.user_data
+        if done.result != wanted:
             try:
                 if done.moved < wanted:
                     raise CorruptData(f"the file ends before byte {end}", path=path)
@@ -140,7 +140,9 @@ class _Channel:
                 if error.filename is None:
                     error.filename = path
                 pending.error = pending.error or error
-        self.submit()
+        pending.open.discard(number)
+        if not pending.open:
+            pending.landed = time.perf_counter()
 
 
 class BatchReader:
@@ -157,6 +159,7 @@ class BatchReader:
         self._pool = Pool(pin=pin)
         self._channels: dict[int, _Channel] = {}  # by data set; those of one file system share theirs
         self._open: OrderedDict[tuple[int, int], _OpenFile] = OrderedDict()
+        self._begun: weakref.WeakSet[Pending] = weakref.WeakSet()  # whose files are in use
         self._lock = threading.RLock()
         self._process = os.getpid()
         weakref.finalize(self, _close, self._open, self._channels, self._process)
@@ -196,6 +199,7 @@ class BatchReader:
         batch = Batch(self._pool, piece, array, positions, lengths, uniform)
         pending = Pending(batch, wanted, checks, started, started)
         with self._lock:
+            self._begun.add(pending)
             self._submit(pending, piece.memory, keys, offsets)
         return pending
 
@@ -209,26 +213,31 @@ class BatchReader:
         except BaseException:
             self._leave_files(pending)
             raise
-        for key, offset, position, length in runs:
-            file, path, channel = known[key]
-            for at in range(0, length, PIECE_BYTES):
-                size = min(PIECE_BYTES, length - at)
-                data = (pending, size, path, offset + at + size)
-                operation = Operation(file, offset + at, memory, position + at, size, False, data)
-                channel.waiting.append(operation)
-                pending.left += 1
         try:
+            for key, offset, position, length in runs:
+                file, path, channel = known[key]
+                for at in range(0, length, PIECE_BYTES):
+                    size = min(PIECE_BYTES, length - at)
+                    number = len(pending.open)
+                    data = (pending, number, size, path, offset + at + size)
+                    pending.open.add(number)
+                    channel.waiting.append(
+                        Operation(file, offset + at, memory, position + at, size, False, data)
+                    )
             for channel in pending.channels:
                 channel.submit()
         except BaseException:
-            for channel in pending.channels:
-                channel.forget(pending)
-            self._leave_files(pending)
+            self._abandon(pending)
             raise
 
     def finish(self, pending: Pending) -> Batch:
         """Waits for a batch. Raises: OSError; CorruptData, which names file and record."""
-        self.abandon(pending)
+        with self._lock:
+            while pending.open:
+                self._require_reads(pending)
+                for channel in pending.channels:
+                    channel.land(least=1)
+            self._leave_files(pending)
         if pending.error is not None:
             raise pending.error
         if self.observe is not None:
@@ -238,12 +247,25 @@ class BatchReader:
         return pending.batch
 
     def abandon(self, pending: Pending) -> None:
-        """Waits for a batch that nobody wants any more."""
+        """Leaves a batch that nobody wants any more. Its memory is used again when its reads have ended."""
         with self._lock:
-            while pending.left:
-                for channel in pending.channels:
-                    channel.land()
-            self._leave_files(pending)
+            self._abandon(pending)
+            for channel in pending.channels:
+                channel.land(least=0)
+
+    def _abandon(self, pending: Pending) -> None:
+        for channel in pending.channels:
+            channel.forget(pending)
+        self._leave_files(pending)
+
+    @staticmethod
+    def _require_reads(pending: Pending) -> None:
+        """An end to waiting for what cannot come."""
+        if not any(channel.waiting or channel.ring.in_flight for channel in pending.channels):
+            raise RuntimeError(
+                f"{len(pending.open)} reads of a batch have no results, and none is in flight: the batch was "
+                "abandoned, or its reader was closed while it was read"
+            )
 
     def close(self) -> None:
         """Waits for what is under way, and closes the files."""
@@ -266,7 +288,6 @@ class BatchReader:
             found = self._open[part, number] = _OpenFile(self.parts[part].open(number))
         else:
             self._open.move_to_end((part, number))
-        found.users += 1
         pending.files.append(found)
         channel = self._channel(part)
         if channel not in pending.channels:
@@ -274,14 +295,13 @@ class BatchReader:
         return found.file, self.parts[part].files[number].path, channel
 
     def _leave_files(self, pending: Pending) -> None:
-        for opened in pending.files:
-            opened.users -= 1
         pending.files = []
 
     def _make_room(self) -> None:
         """Closes the file that was used longest ago, of those that no batch is being read from."""
         if len(self._open) >= OPEN_FILES_MAX:
-            unused = next((key for key, opened in self._open.items() if not opened.users), None)
+            used = {id(opened) for pending in list(self._begun) for opened in pending.files}
+            unused = next((key for key, opened in self._open.items() if id(opened) not in used), None)
             if unused is not None:
                 self._open.pop(unused).file.close()
 

@@ -5,7 +5,8 @@ import errno
 import os
 import random
 import select
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -115,6 +116,54 @@ def test_draining_waits_no_longer_than_told(fs, base):
         assert ring.drain(least=1, timeout_s=100_000) == [], "nothing is in flight"
         with pytest.raises(InvalidArgument):
             ring.drain(timeout_s=-1)
+
+
+@pytest.fixture
+def stopped_storage(shared_cluster: LocalCluster) -> Iterator[Callable[[], None]]:
+    """Storage nodes that do not answer until the result is called."""
+    processes = [service["pid"] for service in shared_cluster.services("storage")]
+
+    def go_on() -> None:
+        for process in processes:
+            os.kill(process, signal.SIGCONT)
+
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    yield go_on
+    go_on()
+    shared_cluster.wait_healthy()
+
+
+class Interrupt(BaseException):
+    """What a signal handler raises."""
+
+
+def test_a_signal_handler_that_raises_ends_a_wait_and_results_come_later(
+    fs, base, stopped_storage, interrupt_soon
+):
+    buffer = Buffer(8 * MIB)
+    with fs.open(f"{base}/f", "rb") as file, fs.ring(8) as ring:
+        ring.submit(Operation(file, at * MIB, buffer, at * MIB, MIB, user_data=at) for at in range(8))
+        for wait in (lambda: ring.drain(least=8), ring.close):
+            interrupt_soon()
+            with pytest.raises(Interrupt):
+                wait()
+        assert ring.in_flight == 8
+        stopped_storage()
+        assert {one.user_data for one in drain_all(ring, 8) if one.moved == MIB} == set(range(8))
+
+
+@pytest.fixture
+def interrupt_soon() -> Iterator[Callable[[], None]]:
+    """The signal of a timer, whose handler raises."""
+
+    def on_alarm(*_: object) -> None:
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    yield lambda: signal.setitimer(signal.ITIMER_REAL, 0.05) and None
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def test_the_descriptor_is_readable_exactly_while_there_are_results(fs, base):

@@ -143,25 +143,30 @@ impl Ring {
         queues.submitted.len() + queues.working + queues.completed.len()
     }
 
-    /// Takes up to `most` completions, waiting until there are `least` or `timeout` has passed (`None`: for ever).
+    /// Waits until there are `least` completions to take, at most for `timeout` (`None`: for ever); whether there are.
     /// Waits for no more than are in flight.
-    pub fn drain(&self, most: usize, least: usize, timeout: Option<Duration>) -> Vec<Completion> {
+    pub fn wait(&self, least: usize, timeout: Option<Duration>) -> bool {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         let mut queues = self.inner.queues.lock();
         loop {
             let pending = queues.submitted.len() + queues.working;
-            if queues.completed.len() >= least.min(most) || pending == 0 {
-                break;
+            if queues.completed.len() >= least || pending == 0 {
+                return true;
             }
             match deadline {
                 None => self.inner.completed.wait(&mut queues),
                 Some(deadline) => {
                     if self.inner.completed.wait_until(&mut queues, deadline).timed_out() {
-                        break;
+                        return false;
                     }
                 }
             }
         }
+    }
+
+    /// Takes up to `most` completions, without waiting.
+    pub fn take(&self, most: usize) -> Vec<Completion> {
+        let mut queues = self.inner.queues.lock();
         let count = most.min(queues.completed.len());
         let taken = queues.completed.drain(..count).collect();
         if queues.completed.is_empty() {
@@ -171,10 +176,22 @@ impl Ring {
         taken
     }
 
-    /// Finishes what was submitted, then ends the threads. Completions may still be drained. Idempotent.
-    pub fn close(&self) {
+    /// Takes up to `most` completions, waiting until there are `least` or `timeout` has passed (`None`: for ever).
+    /// Waits for no more than are in flight.
+    pub fn drain(&self, most: usize, least: usize, timeout: Option<Duration>) -> Vec<Completion> {
+        self.wait(least.min(most), timeout);
+        self.take(most)
+    }
+
+    /// Refuses new entries from now on. What was submitted is finished.
+    pub fn refuse(&self) {
         self.inner.queues.lock().closed = true;
         self.inner.submitted.notify_all();
+    }
+
+    /// Finishes what was submitted, then ends the threads. Completions may still be drained. Idempotent.
+    pub fn close(&self) {
+        self.refuse();
         for thread in self.threads.lock().drain(..) {
             // A panic of the thread has been reported by the panic hook.
             let _ = thread.join();

@@ -41,19 +41,19 @@ class CountingRing:
     def __getattr__(self, name):
         return getattr(self._ring, name)
 
-    def submit(self, operations):
-        taken = self._ring.submit(operations)
+    def submit_from(self, queue):
+        taken = self._ring.submit_from(queue)
         self._rings.submissions += 1
         self._rings.operations += taken
         return taken
 
-    def drain(self, *arguments, **named):
-        done = self._ring.drain(*arguments, **named)
-        for place, one in enumerate(done):
+    def drain(self, *, least, into):
+        assert not into
+        self._ring.drain(least=least, into=into)
+        for place, one in enumerate(into):
             self._rings.good -= 1
             if self._rings.good == 0:
-                done[place] = Completion(one.user_data, self._rings.result)
-        return done
+                into[place] = Completion(one.user_data, self._rings.result)
 
 
 @pytest.fixture
@@ -68,6 +68,10 @@ def reader(tmp_path, rings):
     made = BatchReader([open_records(tmp_path / "a.ffr", file_system=rings)])
     yield made
     made.close()
+
+
+def files_in_use(reader: BatchReader) -> list[object]:
+    return [opened for pending in reader._begun for opened in pending.files]
 
 
 def is_right(batch, numbers) -> bool:
@@ -106,7 +110,7 @@ def test_batches_that_nobody_wants_are_left(reader: BatchReader) -> None:
     pending = reader.start([1, 2, 3])
     reader.abandon(pending)
     assert is_right(reader.read([9]), [9])
-    assert all(opened.users == 0 for opened in reader._open.values())
+    assert not files_in_use(reader)
 
 
 def test_a_batch_that_cannot_be_submitted_leaves_nothing_behind(reader: BatchReader, rings: Rings) -> None:
@@ -117,7 +121,7 @@ def test_a_batch_that_cannot_be_submitted_leaves_nothing_behind(reader: BatchRea
     class Full:
         in_flight = 0
 
-        def submit(self, operations):
+        def submit_from(self, queue):
             raise ValueError("closed")
 
     channel.ring = Full()
@@ -126,7 +130,7 @@ def test_a_batch_that_cannot_be_submitted_leaves_nothing_behind(reader: BatchRea
     channel.ring = ring
     assert not channel.waiting
     assert is_right(reader.read([3]), [3])
-    assert all(opened.users == 0 for opened in reader._open.values())
+    assert not files_in_use(reader)
 
 
 @pytest.mark.parametrize("good", [1, 3, 700])
@@ -147,7 +151,7 @@ def test_a_read_that_fails_names_the_file_and_the_next_batch_is_right(
         reader.read(numbers)
     assert caught.value.filename == reader.parts[0].files[0].path
     assert is_right(reader.read(numbers), numbers)
-    assert all(opened.users == 0 for opened in reader._open.values())
+    assert not files_in_use(reader)
 
 
 def test_a_loader_goes_on_behind_a_read_that_failed(tmp_path, rings: Rings) -> None:
@@ -189,7 +193,7 @@ def test_a_file_that_cannot_be_opened_leaves_the_others_readable(tmp_path) -> No
     with pytest.raises(FileNotFoundError):
         reader.read([0, 1])
     assert reader.read([0]).arrays()[0].tobytes() == b"a"
-    assert all(opened.users == 0 for opened in reader._open.values())
+    assert not files_in_use(reader)
     reader.close()
 
 
