@@ -1,6 +1,7 @@
-"""Time and balance of `luciola.plugins.eplb`, beside the original's algorithm written plainly in torch.
+"""Time and balance of `luciola.plugins.eplb`, beside the original's program structure: loops in Python over
+tensors of one number (`reference.py`).
 
-    python benchmarks/plugins/eplb.py [--plot FILE.png] [--quick]
+    python benchmarks/plugins/eplb.py [--quick]
 
 Times are processor time of one thread, the least of several runs, so that other programs disturb them little. Balance
 is max/mean GPU load, averaged over the layers of a model. The loads are made here, from fixed seeds:
@@ -22,7 +23,6 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -138,8 +138,7 @@ def timed(work: Callable[[], tuple[Tensor, ...]], runs: int) -> tuple[float, tup
     return min(times), result
 
 
-def measure_all(sizes: tuple[Size, ...]) -> list[Row]:
-    rows = []
+def measure_all(sizes: tuple[Size, ...]) -> None:
     print(f"{'':42}{'time, ms':^30}   {'max/mean':^36}")
     print(
         f"{'layers x experts -> slots':30} {'load':11}{'original':>10}{'reference':>10}{'optimal':>10}   "
@@ -152,15 +151,13 @@ def measure_all(sizes: tuple[Size, ...]) -> list[Row]:
         )
         for make in LOADS:
             row = measure(size, original_ms, make)
-            rows.append(row)
             print(
                 f"{size.name:30} {row.load:11}{row.original_ms:10.0f}{row.reference_ms:10.1f}{row.optimal_ms:10.1f}   "
                 f"{row.original_balance:9.4f}{row.optimal_balance:9.4f}{row.anywhere_balance:9.4f}{row.bound:9.4f}"
             )
-    return rows
 
 
-def measure_budgets(size: Size) -> list[tuple[int, int, float, float]]:
+def measure_budgets(size: Size) -> None:
     """(budget a layer, moves a layer, largest load over the bound, ms) after a third of the loads has changed."""
     before, after = (recorded(size, torch.Generator().manual_seed(seed)) for seed in (1, 2))
     weight = 2 / 3 * before + 1 / 3 * after
@@ -178,75 +175,23 @@ def measure_budgets(size: Size) -> list[tuple[int, int, float, float]]:
         f"\n{size.name}, a third of the recorded loads changed; a new plan moves {needed:.0f} experts a layer"
     )
     print(f"{'moves a layer, at most':>24}{'made':>8}{'max/bound':>12}{'ms':>8}")
-    found = []
     for budget in BUDGETS:
         start = time.process_time()
         placement, moves = rebalance_incrementally(weight, current, size.gpus, budget=budget * size.layers)
         spent_ms = 1e3 * (time.process_time() - start)
-        found.append((budget, round(len(moves) / size.layers), over_bound(placement[0]), spent_ms))
-        print("{:24}{:8}{:12.4f}{:8.0f}".format(*found[-1]))
-    return found
-
-
-def plot(rows: list[Row], budgets: list[tuple[int, int, float, float]], file: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (times, balance, moves) = plt.subplots(1, 3, figsize=(15, 4.6), width_ratios=(1.2, 1.6, 1))
-    names = list(dict.fromkeys(row.size.name for row in rows))
-    for offset, kind, colour in (
-        (-0.27, "original", "#888"),
-        (0, "reference", "#2a6f97"),
-        (0.27, "optimal", "#e07a1f"),
-    ):
-        values = [max(getattr(row, f"{kind}_ms") for row in rows if row.size.name == name) for name in names]
-        times.barh(
-            [index + offset for index in range(len(names))], values, height=0.25, color=colour, label=kind
-        )
-    times.set(
-        xscale="log", xlabel="ms on one core, the slowest load", yticks=range(len(names)), yticklabels=names
-    )
-    times.invert_yaxis()
-    times.legend(fontsize=8)
-
-    marks = {"uniform": "o", "zipf": "s", "lognormal": "^", "recorded": "D"}
-    for row in rows:
-        y = names.index(row.size.name) + 0.18 * (list(marks).index(row.load) - 1.5)
-        ends = [max(each / row.bound - 1, 1e-5) for each in (row.original_balance, row.optimal_balance)]
-        balance.plot(ends, (y, y), color="#ddd", zorder=1)
-        for end, colour in zip(ends, ("#888", "#e07a1f"), strict=True):
-            balance.scatter(end, y, marker=marks[row.load], color=colour, s=22, zorder=2)
-    for load, mark in marks.items():
-        balance.scatter([], [], marker=mark, color="k", s=22, label=load)
-    balance.set(xscale="log", xlabel="largest GPU load above the bound (grey: original, orange: optimal)")
-    balance.set(yticks=range(len(names)), yticklabels=[])
-    balance.invert_yaxis()
-    balance.set_xlim(left=1e-5)
-    balance.legend(fontsize=8, loc="upper left")
-
-    moves.plot(
-        [made for _, made, _, _ in budgets], [over for _, _, over, _ in budgets], "o-", color="#e07a1f"
-    )
-    moves.set(xlabel=f"moves a layer ({SIZES[1].name})", ylabel="largest GPU load / bound")
-    moves.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(file, dpi=80)
+        made = round(len(moves) / size.layers)
+        print(f"{budget:24}{made:8}{over_bound(placement[0]):12.4f}{spent_ms:8.0f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures as PNG")
     parser.add_argument("--quick", action="store_true", help="only the first two sizes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = measure_all(SIZES[:2] if arguments.quick else SIZES)
-    budgets = measure_budgets(SIZES[1])
-    if arguments.plot:
-        plot(rows, budgets, arguments.plot)
+    measure_all(SIZES[:2] if arguments.quick else SIZES)
+    measure_budgets(SIZES[1])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@
     moves        what has to move between two placements, and slots that stay where they are
     recorder     live loads: tensors of ids in, a file on a location out
     loader       the experts that a GPU lacks, from a checkpoint into its slots
-    command      `luciola eplb`, over load_files, plan_file, simulation and heatmap
+    refresh      all of this while a model runs: plan and load in the background, change at an agreed step
+    command      `luciola eplb`, over load_files and plan_file
 
 `rebalance_experts` has the name, arguments and outputs of deepseek-ai/EPLB; its users change one import. Importing this
 package imports neither torch nor numpy until one of its names is used.
@@ -32,22 +33,24 @@ if TYPE_CHECKING:
         rebalance_experts,
         rebalance_incrementally,
     )
-    from .recorder import LoadRecorder, Loads, merged
+    from .recorder import LoadRecorder, Loads
+    from .refresh import ExpertRefresher, RefreshFailed
 
 __all__ = [
     "ExpertNames",
+    "ExpertRefresher",
     "ExpertReport",
     "LoadRecorder",
     "Loads",
     "Move",
     "Placement",
+    "RefreshFailed",
     "align",
     "describe",
     "gpu_loads",
     "imbalance",
     "load_experts",
     "lower_bound",
-    "merged",
     "moves_between",
     "rebalance_experts",
     "rebalance_incrementally",
@@ -56,7 +59,8 @@ __all__ = [
 _MODULE_OF = {
     "Move": ".moves",
     **dict.fromkeys(("ExpertNames", "ExpertReport", "load_experts"), ".loader"),
-    **dict.fromkeys(("LoadRecorder", "Loads", "merged"), ".recorder"),
+    **dict.fromkeys(("LoadRecorder", "Loads"), ".recorder"),
+    **dict.fromkeys(("ExpertRefresher", "RefreshFailed"), ".refresh"),
 }
 
 

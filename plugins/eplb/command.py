@@ -1,4 +1,4 @@
-"""`luciola eplb`: make plans from loads, look at them, and try ways of balancing on a series of loads.
+"""`luciola eplb`: make plans from loads, and look at them.
 
 Files are locations: plain paths, lu:/path, luciola://HOST:PORT/path or luciola:///DATA_DIR!/path.
 """
@@ -13,12 +13,11 @@ import click
 from luciola.cli.options import json_option
 from luciola.cli.output import print_json, print_table
 from luciola.errors import Error, InvalidArgument
-from luciola.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .plan_file import LayerBalance, Plan
+    from .plan_file import LayerBalance
 
 POLICIES: Final = ("reference", "optimal", "optimal-global")  # as in `rebalance`, which brings torch
 
@@ -40,9 +39,9 @@ def machine_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def eplb() -> None:
-    """Which GPU holds which replicas of which experts: plan from loads, show, simulate.
+    """Which GPU holds which replicas of which experts: plan from loads, show.
 
-    Loads are files: .safetensors of a LoadRecorder, or .npy, .json, .csv with a row a layer. Files are locations: plain
+    Loads are files: .safetensors of a LoadRecorder, or .npy, .csv with a row a layer. Files are locations: plain
     paths, lu:/path, luciola://HOST:PORT/path or luciola:///DATA_DIR!/path.
 
     \b
@@ -138,14 +137,13 @@ def plan(
 @click.option(
     "--loads", metavar="LOADS", help="Measure with these loads, not with those that it was made from."
 )
-@click.option("--png", metavar="FILE", help="Draw the loads of GPUs by layer, before and with the plan.")
 @json_option
-def show(plan_location: str, loads: str | None, png: str | None, as_json: bool) -> None:
+def show(plan_location: str, loads: str | None, as_json: bool) -> None:
     """Show how even a plan is: for each layer the most loaded GPU beside the mean and beside the bound.
 
     \b
     Example:
-      luciola eplb show plan.json --png loads.png
+      luciola eplb show plan.json --loads now.npy
     """
     from .plan_file import Plan, balance_of
 
@@ -153,8 +151,6 @@ def show(plan_location: str, loads: str | None, png: str | None, as_json: bool) 
     with _explained():
         weight = shown.loads if loads is None else _weight(loads, windows=False)[0]
         rows = balance_of(shown, weight)
-    if png is not None:
-        _draw(png, shown, weight)
     if as_json:
         print_json(
             {
@@ -184,64 +180,6 @@ def show(plan_location: str, loads: str | None, png: str | None, as_json: bool) 
     click.echo(
         f"policy {shown.policy}, {shown.slots} slots on {shown.gpus} GPUs: max/mean {summary['mean']:.4f} on average, "
         f"{summary['worst']:.4f} at worst (layer {summary['worst_layer']}); bound {summary['bound']:.4f}"
-    )
-
-
-@eplb.command()
-@click.argument("loads", nargs=-1, required=True)
-@machine_options
-@click.option(
-    "--budget",
-    "budgets",
-    type=click.IntRange(0),
-    multiple=True,
-    help="Moves a moment; may be given several times.",
-)
-@click.option(
-    "--expert-bytes", metavar="SIZE", default="0", help="Size of one expert, as 42M, to count moved bytes."
-)
-@json_option
-def simulate(
-    loads: tuple[str, ...],
-    replicas: int,
-    groups: int,
-    nodes: int,
-    gpus: int,
-    budgets: tuple[int, ...],
-    expert_bytes: str,
-    as_json: bool,
-) -> None:
-    """Play a series of loads against ways of balancing: each plan is made from one moment and meets the next.
-
-    A file with windows is a series by itself. "optimal" and "reference" plan anew each time, "first plan" never after
-    the first time, and "at most N moves" changes the placement by no more than the budget.
-
-    \b
-    Example:
-      luciola eplb simulate day/*.npy --replicas 288 --gpus 32 --nodes 4 --groups 8 --budget 100 --expert-bytes 42M
-    """
-    from .simulation import Machine, play
-
-    with _explained():
-        size = parse_bytes(expert_bytes)
-        outcomes = play(_series(loads), Machine(replicas, groups, nodes, gpus), budgets)
-    if as_json:
-        print_json([dataclasses.asdict(each) | {"moved_bytes": each.moves * size} for each in outcomes])
-        return
-    print_table(
-        ("WAY", "MAX/MEAN", "WORST", "MOVES", "MOST AT ONCE", "MOVED"),
-        [
-            (
-                each.name,
-                f"{each.balance:.4f}",
-                f"{each.worst:.4f}",
-                str(each.moves),
-                str(each.most_moves),
-                format_bytes(each.moves * size) if size else "-",
-            )
-            for each in outcomes
-        ],
-        right=(1, 2, 3, 4, 5),
     )
 
 
@@ -282,16 +220,6 @@ def _placement_of(location: str, *, gpus: int, replicas: int) -> "Tensor":
     return found.placement
 
 
-def _series(locations: tuple[str, ...]) -> "list[Tensor]":
-    from .load_files import read_loads
-
-    series: list[Tensor] = []
-    for location in locations:
-        loads = read_loads(location)
-        series += list(loads.windows) if len(loads.windows) else [loads.average]
-    return series
-
-
 def _summary(rows: "list[LayerBalance]") -> dict[str, Any]:
     worst = max(rows, key=lambda row: row.ratio)
     return {
@@ -304,26 +232,6 @@ def _summary(rows: "list[LayerBalance]") -> dict[str, Any]:
 
 def _cells(summary: dict[str, Any]) -> tuple[str, ...]:
     return tuple(f"{summary[name]:.4f}" for name in ("mean", "worst", "bound"))
-
-
-def _draw(location: str, shown: "Plan", weight: "Tensor") -> None:
-    from luciola.client import open_location, replacing
-
-    from .heatmap import draw
-    from .plan_file import bound_nodes, experts_in_order
-    from .rebalance import gpu_loads
-
-    bound = bound_nodes(shown.policy, groups=shown.groups, nodes=shown.nodes)
-    in_order = experts_in_order(weight, shown.slots, nodes=bound)
-    picture = draw(
-        {
-            "experts in order": gpu_loads(weight, in_order, shown.gpus),
-            f"plan, {shown.policy}": gpu_loads(weight, shown.placement, shown.gpus),
-        },
-        nodes=shown.nodes,
-    )
-    with replacing(*open_location(location)) as writer:
-        writer.write(picture)
 
 
 __all__ = ["eplb"]

@@ -2,12 +2,10 @@
 
 .safetensors   what `LoadRecorder` saves: an average, and windows
 .npy           an array (layers, experts), or (windows, layers, experts)
-.json          the same as nested lists, or a table with them under "loads"
 .csv           a line a layer, a number an expert; a first line without numbers is a heading, '#' begins a remark
 """
 
 import io
-import json
 import os
 from dataclasses import dataclass
 from typing import Any, Final
@@ -39,9 +37,9 @@ def read_loads(location: str) -> LoadFile:
     if suffix == ".safetensors":
         loads = Loads.load(location)
         return LoadFile(loads.average, loads.windows)
-    parse = {".npy": _npy, ".json": _json, ".csv": _csv}.get(suffix)
+    parse = {".npy": _npy, ".csv": _csv}.get(suffix)
     if parse is None:
-        raise InvalidArgument("loads are in a .safetensors, .npy, .json or .csv file", path=location)
+        raise InvalidArgument("loads are in a .safetensors, .npy or .csv file", path=location)
     file_system, path = open_location(location)
     size = file_system.stat(path).st_size
     if size > FILE_BYTES_MAX:
@@ -56,11 +54,6 @@ def read_loads(location: str) -> LoadFile:
 
 def _npy(data: bytes) -> Any:
     return np.load(io.BytesIO(data), allow_pickle=False)
-
-
-def _json(data: bytes) -> Any:
-    table = json.loads(data)
-    return table["loads"] if isinstance(table, dict) else table
 
 
 def _csv(data: bytes) -> Any:

@@ -1,5 +1,8 @@
 """From one placement to another: the experts that a GPU lacks, read from a checkpoint into its slots.
 
+`load_experts` does it at once. `stage_experts` reads beside the slots while a model uses them, `StagedExperts.apply`
+puts what it has read into the slots: copies in memory.
+
 Per layer, a slot of the new placement is one of four: its expert is there already (kept); it is in another slot of this
 GPU (copied); it is on no slot of this GPU (read, once); or it is a second replica of one that was read (copied after).
 
@@ -145,7 +148,7 @@ def load_experts(  # noqa: PLR0913 (what, into what, from where to where)
     current: Tensor | None = None,
     convert: bool = False,
 ) -> ExpertReport:
-    """Brings the slots of one GPU from placement `current` (None: they are empty) to `target`.
+    """Bring the slots of one GPU from placement `current` (None: they are empty) to `target`.
 
     `target`, `current`: physical_to_logical_maps (layers, slots of all GPUs); -1 in `current` is an empty slot.
     `slots`: for each layer, name -> tensor (slots of this GPU, …) in which row i is the expert of slot i; views of a
@@ -154,6 +157,96 @@ def load_experts(  # noqa: PLR0913 (what, into what, from where to where)
     Raises: ValueError, TypeError for shapes that do not fit; KeyError for names that the checkpoint does not have;
     CorruptData; OSError.
     """
+    actions = _plan(slots, target, names=names, gpu=gpu, num_gpus=num_gpus, current=current)
+    slices = [
+        names.slice_of(layer, expert, name, tensor[slot])
+        for layer, action in enumerate(actions)
+        for expert, slot in action.reads
+        for name, tensor in slots[layer].items()
+    ]
+    checkpoint.check_slices(slices, convert=convert)  # before anything moves
+    copied_bytes = sum(_copy(tensors, action.copies) for tensors, action in zip(slots, actions, strict=True))
+    read = checkpoint.read_slices(slices, convert=convert, gap_bytes=0)
+    copied_bytes += sum(
+        _copy(tensors, each.copies_after) for tensors, each in zip(slots, actions, strict=True)
+    )
+    return _report(actions, copied_bytes, needed=read.needed, read=read.read)
+
+
+@dataclass(frozen=True)
+class StagedExperts:
+    """Experts that were read into memory of their own, and how they get into the slots. Used up by `apply`."""
+
+    slots: Sequence[Slots]
+    actions: Sequence[Actions]
+    staged: list[dict[str, list[Tensor]]]  # by layer and name, in the order of the layer's reads
+    needed_bytes: int
+    read_bytes: int
+
+    @torch.no_grad()
+    def apply(self) -> ExpertReport:
+        """Put them into the slots. The staged memory of each layer is dropped as it has been copied."""
+        copied_bytes = 0
+        for tensors, action in zip(self.slots, self.actions, strict=True):
+            copied_bytes += _copy(tensors, action.copies)
+            for name, rows in self.staged.pop(0).items():
+                for (_, slot), row in zip(action.reads, rows, strict=True):
+                    tensors[name][slot].copy_(row)
+            copied_bytes += _copy(tensors, action.copies_after)
+        return _report(self.actions, copied_bytes, needed=self.needed_bytes, read=self.read_bytes)
+
+
+def stage_experts(  # noqa: PLR0913 (as load_experts)
+    checkpoint: Checkpoint,
+    slots: Sequence[Slots],
+    target: Tensor,
+    *,
+    names: ExpertNames,
+    gpu: int,
+    num_gpus: int,
+    current: Tensor | None = None,
+    convert: bool = False,
+    bytes_max: int | None = None,
+) -> StagedExperts:
+    """Read what `load_experts` would read, and leave the slots as they are: another thread may do this.
+
+    Raises: as `load_experts`; ValueError for more than `bytes_max` of memory, before anything is read.
+    """
+    actions = _plan(slots, target, names=names, gpu=gpu, num_gpus=num_gpus, current=current)
+    needed = sum(
+        len(action.reads) * tensor[0].nbytes
+        for tensors, action in zip(slots, actions, strict=True)
+        for tensor in tensors.values()
+    )
+    if bytes_max is not None and needed > bytes_max:
+        raise ValueError(
+            f"{needed} bytes of experts are to be staged, more than {bytes_max}: plan fewer moves (budget)"
+        )
+    staged = [
+        {name: [torch.empty_like(tensor[0]) for _ in action.reads] for name, tensor in tensors.items()}
+        for tensors, action in zip(slots, actions, strict=True)
+    ]
+    slices = [
+        names.slice_of(layer, expert, name, rows[index])
+        for layer, action in enumerate(actions)
+        for index, (expert, _) in enumerate(action.reads)
+        for name, rows in staged[layer].items()
+    ]
+    checkpoint.check_slices(slices, convert=convert)
+    read = checkpoint.read_slices(slices, convert=convert, gap_bytes=0)
+    return StagedExperts(slots, actions, staged, read.needed, read.read)
+
+
+def _plan(  # noqa: PLR0913 (as load_experts)
+    slots: Sequence[Slots],
+    target: Tensor,
+    *,
+    names: ExpertNames,
+    gpu: int,
+    num_gpus: int,
+    current: Tensor | None,
+) -> list[Actions]:
+    """What each layer needs, of arguments that fit."""
     new = _rows(target, gpu=gpu, num_gpus=num_gpus, what="target")
     old = (
         [[EMPTY] * len(row) for row in new]
@@ -163,29 +256,18 @@ def load_experts(  # noqa: PLR0913 (what, into what, from where to where)
     if [len(row) for row in old] != [len(row) for row in new]:
         raise ValueError("current and target must have one shape")
     _check(slots, new, names)
-    actions = [plan_slots(before, after) for before, after in zip(old, new, strict=True)]
-    slices = [
-        names.slice_of(layer, expert, name, tensor[slot])
-        for layer, action in enumerate(actions)
-        for expert, slot in action.reads
-        for name, tensor in slots[layer].items()
-    ]
-    checkpoint.check_slices(slices, convert=convert)  # before anything moves
-    copied_bytes = sum(_copy(tensors, action.copies) for tensors, action in zip(slots, actions, strict=True))
-    report = checkpoint.read_slices(slices, convert=convert, gap_bytes=0)
-    copied_bytes += sum(
-        _copy(tensors, action.copies_after) for tensors, action in zip(slots, actions, strict=True)
-    )
-    copied = sum(
-        sum(slot is not None for _, slot in action.copies) + len(action.copies_after) for action in actions
-    )
+    return [plan_slots(before, after) for before, after in zip(old, new, strict=True)]
+
+
+def _report(actions: Sequence[Actions], copied_bytes: int, *, needed: int, read: int) -> ExpertReport:
+    copies = [slot for action in actions for _, slot in (*action.copies, *action.copies_after)]
     return ExpertReport(
         kept=sum(len(action.kept) for action in actions),
-        copied=copied,
+        copied=sum(slot is not None for slot in copies),
         read=sum(len(action.reads) for action in actions),
         copied_bytes=copied_bytes,
-        needed_bytes=report.needed,
-        read_bytes=report.read,
+        needed_bytes=needed,
+        read_bytes=read,
     )
 
 
@@ -237,4 +319,12 @@ def _copy(tensors: Slots, copies: Sequence[tuple[int | None, int | None]]) -> in
     return count
 
 
-__all__ = ["Actions", "ExpertNames", "ExpertReport", "load_experts", "plan_slots"]
+__all__ = [
+    "Actions",
+    "ExpertNames",
+    "ExpertReport",
+    "StagedExperts",
+    "load_experts",
+    "plan_slots",
+    "stage_experts",
+]

@@ -81,8 +81,8 @@ def better_of(ours: Indices, other: Indices, loads: npt.NDArray[np.float64], *, 
 def _members(loads: Loads, *, slots: int, gpus: int, nodes: int, groups: int) -> Indices:
     """Experts of each node, (layers, nodes, experts at most) padded with -1: whole groups, loads as even as they get.
 
-    Tried heaviest first as the original does, then evened out, then with as many groups on a node as its slots hold;
-    each layer takes what gives it the lower bound of its worst node.
+    Tried with equal numbers of groups, then with as many on a node as its slots hold; each layer takes what gives it
+    the lower bound of its worst node.
     """
     windows, layers, experts = loads.shape
     group_size = experts // groups
@@ -90,9 +90,8 @@ def _members(loads: Loads, *, slots: int, gpus: int, nodes: int, groups: int) ->
     of_groups = loads.reshape(windows, layers, groups, group_size).sum(axis=3) * np.float32(nodes / gpus)
     best = np.full((layers, nodes, most), -1)
     bound = np.full(layers, np.inf)
-    ways = [(equal, 0), (equal, ROUNDS_MAX)] + [(most, ROUNDS_MAX)] * (most > equal)
-    for room, rounds_max in ways:
-        plan = _groups_of(of_groups, nodes=nodes, room=room, rounds_max=rounds_max)
+    for room in (equal, most)[: 1 + (most > equal)]:
+        plan = _groups_of(of_groups, nodes=nodes, room=room)
         members = _experts_of(plan, group_size)
         found = _worst_bound(loads, members, slots=slots // nodes, gpus=gpus // nodes)
         # A node without experts would have nothing to put into its slots.
@@ -103,7 +102,7 @@ def _members(loads: Loads, *, slots: int, gpus: int, nodes: int, groups: int) ->
     return _experts_of(best, group_size)
 
 
-def _groups_of(of_groups: Loads, *, nodes: int, room: int, rounds_max: int) -> Indices:
+def _groups_of(of_groups: Loads, *, nodes: int, room: int) -> Indices:
     """Groups of each node, (layers, nodes, room) padded with -1: a group is a replica, a node a GPU."""
     windows, layers, groups = of_groups.shape
     nothing = np.zeros((windows, layers, nodes * room - groups), dtype=np.float32)
@@ -111,7 +110,7 @@ def _groups_of(of_groups: Loads, *, nodes: int, room: int, rounds_max: int) -> I
     placed = pack_apart(loads, np.ones(loads.shape[1:], dtype=np.int64), gpus=nodes)
     if room > 1:
         goal = np.full(layers, 1 + GAP, dtype=np.float32)
-        even_out(placed, shares_of(loads, placed), goal, rounds_max=rounds_max)
+        even_out(placed, shares_of(loads, placed), goal, rounds_max=ROUNDS_MAX)
     return np.where(placed < groups, placed, -1)
 
 

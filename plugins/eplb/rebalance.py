@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..kernels.errors import BadCall
 from . import balance, incremental
 from .greedy import Indices, hierarchical
 from .moves import Move, keep_slots, list_moves, match_gpus
@@ -56,8 +57,8 @@ def rebalance_experts(  # noqa: PLR0913, the original's arguments
     "optimal-global" does so without regard to groups and nodes. Both also take several load windows (windows, layers,
     experts) and make the worst one good, each window measured in its own mean.
 
-    Raises: ValueError when the input cannot be placed, with the value and what is allowed; TypeError for a weight that
-    is no real tensor.
+    Raises: ValueError when the input cannot be placed, with the value and what is allowed, and AssertionError too where
+    the original raises that (sizes that do not fit); TypeError for a weight that is no real tensor.
     Source: deepseek-ai/EPLB; checked against `reference.py`.
     """
     if policy not in POLICIES:
@@ -263,12 +264,12 @@ def _map(expert_of: Tensor, gpus: int) -> Indices:
 def _check_positive(sizes: Mapping[str, int]) -> None:
     for name, value in sizes.items():
         if index(value) < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
+            raise BadCall(f"{name} must be at least 1, not {value}")
 
 
 def _check_divides(what: str, value: int, part: str, divisor: int) -> None:
     if value % divisor:
-        raise ValueError(f"{what} ({value}) must be a multiple of {part} ({divisor})")
+        raise BadCall(f"{what} ({value}) must be a multiple of {part} ({divisor})")
 
 
 def _check_homes(placed: Indices, nodes: int) -> None:
@@ -277,7 +278,7 @@ def _check_homes(placed: Indices, nodes: int) -> None:
         for node in held:
             here = set(node.tolist())
             if twice := seen & here:
-                raise ValueError(
+                raise BadCall(
                     f"with num_nodes {nodes} each expert must be on one node: in layer {layer}, {min(twice)} is on two"
                 )
             seen |= here
@@ -286,7 +287,7 @@ def _check_homes(placed: Indices, nodes: int) -> None:
 def _check_slots(slots: int, *, experts: int, gpus: int) -> None:
     _check_divides("num_replicas", slots, "num_gpus", gpus)
     if slots < experts:
-        raise ValueError(f"num_replicas ({slots}) must be at least the number of experts ({experts})")
+        raise BadCall(f"num_replicas ({slots}) must be at least the number of experts ({experts})")
 
 
 __all__ = [

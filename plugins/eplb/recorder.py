@@ -18,7 +18,6 @@ The file is a safetensors file (`average`, `windows`, both float64) whose metada
 
 import math
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -89,34 +88,6 @@ class Loads:
         return loads
 
 
-def merged(parts: Iterable[Loads]) -> Loads:
-    """The loads of several ranks together: each has seen its own tokens of the same steps.
-
-    Raises: ValueError for none, or for parts of different shape or half-life.
-    """
-    parts = list(parts)
-    if not parts:
-        raise ValueError("nothing to merge: give the loads of at least one rank")
-    first = parts[0]
-    for other in parts[1:]:
-        if (other.average.shape, other.windows.shape, other.half_life_steps) != (
-            first.average.shape,
-            first.windows.shape,
-            first.half_life_steps,
-        ):
-            raise ValueError(
-                "loads of one shape and half-life can be merged, not "
-                f"{tuple(first.average.shape)}, {len(first.windows)} windows, {first.half_life_steps} steps and "
-                f"{tuple(other.average.shape)}, {len(other.windows)} windows, {other.half_life_steps} steps"
-            )
-    return Loads(
-        torch.stack([each.average for each in parts]).sum(0),
-        torch.stack([each.windows for each in parts]).sum(0),
-        max(each.steps for each in parts),
-        first.half_life_steps,
-    )
-
-
 class LoadRecorder:
     """Counts tokens for each expert. One for each process; not for several threads at once.
 
@@ -158,6 +129,11 @@ class LoadRecorder:
         self._windows = torch.zeros(windows, num_layers, num_experts, dtype=torch.float64, device=device)
         self._windows_full = 0
         self._steps_in_window = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the counters live."""
+        return self._sum.device
 
     def record(self, layer: int, topk_ids: Tensor, *, expert_of_slot: Tensor | None = None) -> None:
         """Counts the experts that tokens were sent to in one layer.
@@ -269,4 +245,4 @@ class LoadRecorder:
             raise ValueError(f"layer must be 0 to {self.num_layers - 1}, not {layer}")
 
 
-__all__ = ["LoadRecorder", "Loads", "merged"]
+__all__ = ["LoadRecorder", "Loads"]

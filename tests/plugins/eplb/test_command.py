@@ -1,7 +1,6 @@
-"""`luciola eplb plan|show|simulate`."""
+"""`luciola eplb plan|show`."""
 
 import json
-import struct
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from luciola.errors import CorruptData, InvalidArgument
 from luciola.plugins.eplb import imbalance, moves_between, rebalance_experts
 from luciola.plugins.eplb.command import eplb
 from luciola.plugins.eplb.plan_file import Plan, experts_in_order
-from luciola.plugins.eplb.simulation import Machine, play
 
 LAYERS, EXPERTS = 5, 32
 MACHINE = ("--replicas", "40", "--gpus", "8", "--nodes", "2", "--groups", "4")
@@ -106,15 +104,12 @@ def test_windows_count_when_asked_for(tmp_path, files):
 
 
 def test_showing_a_plan(files, tmp_path):
-    plan, png = str(tmp_path / "p.json"), tmp_path / "p.png"
+    plan = str(tmp_path / "p.json")
     run("plan", files[0], *MACHINE, "-o", plan)
-    lines = run("show", plan, "--png", str(png)).output.splitlines()
+    lines = run("show", plan).output.splitlines()
     assert lines[0].split() == ["LAYER", "MEAN", "MAX/MEAN", "BOUND", "GPU", "MOST", "REPLICAS", "DOUBLES"]
     assert [line.split()[0] for line in lines[1:6]] == [str(layer) for layer in range(LAYERS)]
     assert lines[6].startswith("policy optimal, 40 slots on 8 GPUs: max/mean ")
-    header = png.read_bytes()[:24]
-    assert header.startswith(b"\x89PNG\r\n\x1a\n")
-    assert min(struct.unpack(">II", header[16:])) > 200
     report = json.loads(run("show", plan, "--json").output)
     loads = loads_at(0)
     ratios = imbalance(loads, Plan.load(plan).placement, 8)
@@ -123,49 +118,6 @@ def test_showing_a_plan(files, tmp_path):
     assert other["summary"]["mean"] == pytest.approx(
         float(imbalance(loads_at(1), Plan.load(plan).placement, 8).mean())
     )
-
-
-def test_simulating_plays_plans_against_the_next_moment(files):
-    report = json.loads(
-        run(
-            "simulate", *files, *MACHINE, "--budget", "0", "--budget", "7", "--expert-bytes", "1K", "--json"
-        ).output
-    )
-    ways = {each["name"]: each for each in report}
-    assert list(ways) == [
-        "no balancing", "first plan", "reference", "optimal", "at most 0 moves", "at most 7 moves", "bound",
-    ]  # fmt: skip
-    met = [loads_at(moment) for moment in (1, 2, 3)]
-    in_order = torch.stack([imbalance(loads, experts_in_order(loads, 40, nodes=2), 8) for loads in met])
-    assert ways["no balancing"]["balance"] == pytest.approx(float(in_order.mean()))
-    first = rebalance_experts(loads_at(0), 40, 4, 2, 8, policy="optimal")[0]
-    ratios = torch.stack([imbalance(loads, first, 8) for loads in met])
-    assert ways["first plan"]["worst"] == pytest.approx(float(ratios.max()))
-    assert ways["first plan"]["moves"] == ways["first plan"]["most_moves"]
-    assert ways["no balancing"]["moves"] == 0
-    assert ways["at most 0 moves"] == ways["no balancing"] | {"name": "at most 0 moves"}
-    assert 0 < ways["at most 7 moves"]["most_moves"] <= 7
-    assert ways["at most 7 moves"]["balance"] < ways["no balancing"]["balance"]
-    assert ways["optimal"]["moves"] > ways["first plan"]["moves"]
-    assert ways["optimal"]["moved_bytes"] == 1024 * ways["optimal"]["moves"]
-    assert min(each["balance"] for each in report) == ways["bound"]["balance"]
-    table = run("simulate", *files, *MACHINE).output
-    assert table.splitlines()[0].split() == [
-        "WAY",
-        "MAX/MEAN",
-        "WORST",
-        "MOVES",
-        "MOST",
-        "AT",
-        "ONCE",
-        "MOVED",
-    ]
-
-
-def test_a_file_with_windows_is_a_series(files, tmp_path):
-    path = str(tmp_path / "w.npy")
-    np.save(path, torch.stack([loads_at(moment) for moment in range(4)]).numpy())
-    assert run("simulate", path, *MACHINE).output == run("simulate", *files, *MACHINE).output
 
 
 @pytest.mark.parametrize(
@@ -180,8 +132,6 @@ def test_a_file_with_windows_is_a_series(files, tmp_path):
         (("plan", "{0}.txt", "--replicas", "40", "--gpus", "8"), InvalidArgument, ".csv file"),
         (("plan", "{0}", *MACHINE, "--current", "{0}"), CorruptData, "not a plan"),
         (("show", "{0}"), CorruptData, "not a plan"),
-        (("simulate", "{0}", *MACHINE), InvalidArgument, "at least two moments"),
-        (("simulate", "{0}", "{1}", *MACHINE, "--expert-bytes", "x"), InvalidArgument, "not a size"),
     ],
 )
 def test_what_is_wrong_is_one_line(files, arguments, error, reason):
@@ -191,7 +141,6 @@ def test_what_is_wrong_is_one_line(files, arguments, error, reason):
 
 def test_loads_of_other_shapes(files, tmp_path):
     np.save(tmp_path / "other.npy", np.ones((LAYERS, 64)))
-    run("simulate", files[0], str(tmp_path / "other.npy"), *MACHINE, error=InvalidArgument)
     plan = str(tmp_path / "p.json")
     run("plan", files[0], *MACHINE, "-o", plan)
     run("show", plan, "--loads", str(tmp_path / "other.npy"), error=InvalidArgument)
@@ -200,26 +149,20 @@ def test_loads_of_other_shapes(files, tmp_path):
     assert "a plan of 40 slots on 8 GPUs, not of 80 on 8" in str(result.exception)
 
 
-def test_layers_without_load_are_even():
-    outcomes = play([torch.zeros(1, 4), torch.zeros(1, 4)], Machine(8, 1, 1, 2))
-    assert {(each.balance, each.worst) for each in outcomes} == {(1.0, 1.0)}
-
-
-@pytest.mark.parametrize("name", ["", "plan", "show", "simulate"])
+@pytest.mark.parametrize("name", ["", "plan", "show"])
 def test_help_has_an_example(name):
     assert f"luciola eplb {name}".strip() in run(*([name] if name else []), "--help").output
 
 
 def test_on_a_cluster(shared_cluster: LocalCluster, files, monkeypatch):
-    """Loads, plan and picture on a cluster; an error as a user sees it."""
+    """Loads and plan on a cluster; an error as a user sees it."""
     monkeypatch.setenv("LUCIOLA_DATA", str(shared_cluster.data))
     fs, _ = open_location("lu:/")
     with open(files[0], "rb") as file:
         fs.write("/loads.npy", file.read())
     run("plan", "lu:/loads.npy", *MACHINE, "-o", "lu:/eplb/plan.json")
-    assert "40 slots on 8 GPUs" in run("show", "lu:/eplb/plan.json", "--png", "lu:/eplb/plan.png").output
-    assert fs.read("/eplb/plan.png").startswith(b"\x89PNG")
-    assert sorted(fs.listdir("/eplb")) == ["plan.json", "plan.png"]
+    assert "40 slots on 8 GPUs" in run("show", "lu:/eplb/plan.json").output
+    assert fs.listdir("/eplb") == ["plan.json"]
     close_locations()
     result = luciola("eplb", "show", "lu:/none.json", check=False)
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eplb_placements import assert_is_a_placement, lognormal, problems
-from luciola.plugins.eplb import align, gpu_loads, moves_between, rebalance_experts, rebalance_incrementally
+from luciola.plugins.eplb import (
+    align,
+    gpu_loads,
+    lower_bound,
+    moves_between,
+    rebalance_experts,
+    rebalance_incrementally,
+)
 from luciola.plugins.eplb.incremental import Point, choose, frontier
 from luciola.plugins.eplb.moves import count_moves
 
@@ -41,6 +48,24 @@ def test_experts_that_stay_on_their_gpu_keep_their_slot():
     changed = (placement.physical_to_logical_map != current).nonzero().tolist()
     assert changed == [[move.layer, move.slot] for move in moves]
     assert 0 < len(moves) <= 20
+
+
+@pytest.mark.parametrize("budget", [10**6, 10**9])
+@pytest.mark.parametrize(("experts", "slots", "gpus"), [(64, 72, 8), (256, 288, 32)])
+def test_a_budget_without_end_ends_close_to_the_bound(experts, slots, gpus, budget):
+    """Each step is judged by the loads after it, of the replicas that shrink with it too: none is taken back."""
+    current = rebalance_experts(lognormal(4, experts), slots, 1, 1, gpus).physical_to_logical_map
+    weight = lognormal(4, experts, seed=1)
+    placement, moves = rebalance_incrementally(weight, current, gpus, budget=budget)
+    assert total_peak(weight, placement[0], gpus) <= 1.01 * float(lower_bound(weight, slots, gpus).sum())
+    lacking = [  # what each GPU holds now and did not hold: the net of all steps
+        len(set(after) - set(before))
+        for layers in zip(
+            current.view(4, gpus, -1).tolist(), placement[0].view(4, gpus, -1).tolist(), strict=True
+        )
+        for before, after in zip(*layers, strict=True)
+    ]
+    assert len(moves) == sum(lacking)
 
 
 def test_enough_budget_is_as_good_as_a_plan_from_scratch():

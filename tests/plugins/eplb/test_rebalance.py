@@ -54,6 +54,8 @@ def test_what_cannot_be_placed_is_refused(policy, changes, message):
 
 @pytest.mark.parametrize("policy", ["reference", "optimal"])
 def test_groups_and_nodes_must_fit_where_they_count(policy):
+    with pytest.raises(AssertionError, match=r"experts \(12\) must be"):  # as the original; a ValueError too
+        rebalance_experts(WEIGHT, 16, 8, 2, 8, policy=policy)
     with pytest.raises(ValueError, match=r"experts \(12\) must be a multiple of num_groups \(8\)"):
         rebalance_experts(WEIGHT, 16, 8, 2, 8, policy=policy)
     with pytest.raises(ValueError, match=r"num_gpus \(8\) must be a multiple of num_nodes \(3\)"):

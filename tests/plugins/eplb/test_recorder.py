@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from luciola.errors import CorruptData
-from luciola.plugins.eplb import LoadRecorder, Loads, merged
+from luciola.plugins.eplb import LoadRecorder, Loads
 
 LAYERS, EXPERTS = 3, 8
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -114,26 +114,6 @@ def test_files_come_back_and_are_resumed(tmp_path):
     assert torch.equal(second.loads().windows, whole.loads().windows)
     assert second.loads().steps == 20
     assert load_file(path)["average"].dtype == torch.float64  # any tool may read it
-
-
-def test_files_of_ranks_are_merged():
-    parts = []
-    together = LoadRecorder(LAYERS, EXPERTS, windows=1, window_steps=2)
-    recorders = [LoadRecorder(LAYERS, EXPERTS, windows=1, window_steps=2) for _ in range(3)]
-    for step in range(5):
-        for rank, recorder in enumerate(recorders):
-            ids = ids_of(100 * step + rank, 50)
-            recorder.record(1, ids)
-            together.record(1, ids)
-            recorder.step()
-        together.step()
-    parts = merged(recorder.loads() for recorder in recorders)
-    torch.testing.assert_close(parts.average, together.loads().average)
-    torch.testing.assert_close(parts.windows, together.loads().windows)
-    with pytest.raises(ValueError, match="at least one rank"):
-        merged([])
-    with pytest.raises(ValueError, match="one shape and half-life"):
-        merged([recorders[0].loads(), Loads(torch.zeros(1, 1), torch.zeros(0, 1, 1), 1, 1000.0)])
 
 
 RANK = """
