@@ -19,11 +19,11 @@ from typing import Final
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from moe import ExpertParallel, PhysicalExperts
 from torch import Tensor, multiprocessing, nn
 
 from luciola.client import close_locations, open_location
 from luciola.plugins.deepep import Buffer
-from luciola.plugins.deepep.moe import ExpertParallel, PhysicalExperts
 from luciola.plugins.deepep.traffic import Traffic
 from luciola.plugins.eplb import LoadRecorder
 from luciola.plugins.weights import save
@@ -199,7 +199,7 @@ def train(options: Options) -> None:
     write_experts(options)
     close_locations()
     store = dist.TCPStore(ADDRESS, 0, is_master=True, wait_for_workers=False)
-    multiprocessing.set_forkserver_preload(["torch", "luciola.plugins.deepep.moe.layer"])  # once for all
+    multiprocessing.set_forkserver_preload(["torch", "moe.layer"])  # once for all
     multiprocessing.start_processes(run_rank, (store.port, options), nprocs=RANKS, start_method="forkserver")
     file_system, path = open_location(f"{options.out}/losses.json")
     spread = json.loads(file_system.read(path))

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from luciola.plugins.deepep import Buffer, CommunicationError, reference, shim
+from luciola.plugins.deepep import Buffer, CommunicationError, shim
+from luciola.plugins.deepep.normal import reference
 from luciola.plugins.kernels.layers import using_layer
 from luciola.plugins.kernels.quantize import per_token_cast_to_fp8
 from spinning_transport import SpinningBuffer
@@ -73,19 +74,15 @@ def world(
 
 
 def make(
-    rank: int,
-    size: int,
     *,
-    nodes: int = 1,
     num_bytes: int = 1 << 22,
     kind: type[Buffer] = Buffer,
     **options: Any,
 ) -> Buffer:
     """A buffer of this case's ranks."""
     return kind(
-        dist.group.WORLD, num_bytes, num_bytes if nodes > 1 else 0,
-        ranks_per_node=size // nodes, explicitly_destroy=True, device="cpu", **{"timeout_s": 60.0, **options},
-    )  # fmt: skip
+        dist.group.WORLD, num_bytes, explicitly_destroy=True, device="cpu", **{"timeout_s": 60.0, **options}
+    )
 
 
 def exact(
@@ -93,7 +90,6 @@ def exact(
     size: int,
     *,
     cases: list[dict[str, Any]],
-    nodes: int = 1,
     layers: tuple[str, ...] = ("reference",),
     num_bytes: int = 1 << 22,
     transport: str = "auto",
@@ -101,18 +97,16 @@ def exact(
 ) -> str:
     """Layout, dispatch and combine in all call patterns, for each case; returns the transport's name."""
     kind = SpinningBuffer if spinning else Buffer
-    buffer = make(rank, size, nodes=nodes, num_bytes=num_bytes, transport=transport, kind=kind)
+    buffer = make(num_bytes=num_bytes, transport=transport, kind=kind)
     with using_layer(layers[rank % len(layers)]):
         for case in cases:
-            _round(buffer, world(size, **case), nodes)
-    if spinning:
-        assert buffer._ways._captured._is_used, "some calls must go that way"
+            _round(buffer, world(size, **case))
     name = buffer.transport.name
     buffer.destroy()
     return name
 
 
-def _round(buffer: Buffer, made: World, nodes: int) -> None:  # noqa: PLR0915 (one step after another)
+def _round(buffer: Buffer, made: World) -> None:  # noqa: PLR0915 (one step after another)
     rank, member = buffer.rank, made.member
     x, idx, weights = made.x[rank], made.topk_idx[rank], made.topk_weights[rank]
     layout = buffer.get_dispatch_layout(idx, made.experts)
@@ -122,8 +116,7 @@ def _round(buffer: Buffer, made: World, nodes: int) -> None:  # noqa: PLR0915 (o
     assert torch.equal(per_rank, member[rank].sum(0).int())
     counts = torch.bincount(idx[idx >= 0].reshape(-1), minlength=made.experts)
     assert torch.equal(per_expert, counts.int())
-    by_node = member[rank].view(len(x), nodes, len(member) // nodes).any(2)
-    assert per_node is None if nodes == 1 else torch.equal(per_node, by_node.sum(0).int())
+    assert per_node is None
     routing = {
         "num_tokens_per_rank": per_rank, "num_tokens_per_rdma_rank": per_node,
         "is_token_in_rank": inside, "num_tokens_per_expert": per_expert,
@@ -147,7 +140,7 @@ def _round(buffer: Buffer, made: World, nodes: int) -> None:  # noqa: PLR0915 (o
     _same(got_idx, wanted_idx)
     _same(got_weights, wanted_weights)
     assert got_counts == reference.expert_counts(made.topk_idx, rank, num_experts=made.experts, alignment=4)
-    _sources_are_told(handle, member, rank, nodes)
+    _sources_are_told(handle, member, rank)
 
     # without experts, asynchronous, after an event
     plain = buffer.dispatch(
@@ -211,32 +204,23 @@ def _round(buffer: Buffer, made: World, nodes: int) -> None:  # noqa: PLR0915 (o
             bias=None if not given else given[0] if len(given) == 1 else given, async_finish=True,
         )  # fmt: skip
         event.current_stream_wait()
-        _same(out, reference.combined(results, member, rank, bias=given, nodes=nodes))
+        _same(out, reference.combined(results, member, rank, bias=given))
         assert (out_weights is None) == (not given)
         if given:
             _same(out_weights, torch.where(idx >= 0, weights, 0.0))
     padded = torch.full((worst, x.shape[1]), float("nan")).bfloat16()
     padded[:rows] = results[rank]
-    _same(buffer.combine(padded, worst_handle)[0], reference.combined(results, member, rank, nodes=nodes))
+    _same(buffer.combine(padded, worst_handle)[0], reference.combined(results, member, rank))
 
 
-def _sources_are_told(handle: Any, member: list[Tensor], rank: int, nodes: int) -> None:
+def _sources_are_told(handle: Any, member: list[Tensor], rank: int) -> None:
     ends = torch.tensor([int(each[:, rank].sum()) for each in member]).cumsum(0).int()
-    if nodes == 1:
-        _same(handle[0][:, rank], ends)
-        _same(
-            handle[3],
-            torch.tensor([token for _, token in reference.sources(member, rank)], dtype=torch.int32),
-        )
-        before = torch.nn.functional.pad(ends[:-1], (1, 0))
-        assert (handle[2] <= (ends - before)[:, None]).all()
-        _same(handle[1][:, -1], member[rank].sum(0).int())
-    else:
-        _same(handle[-4], ends)
-        _same(
-            handle[7][:, 0],
-            torch.tensor([source for source, _ in reference.sources(member, rank)], dtype=torch.int32),
-        )
+    _same(handle[0][:, rank], ends)
+    tokens = [token for _, token in reference.sources(member, rank)]
+    _same(handle[3], torch.tensor(tokens, dtype=torch.int32))
+    before = torch.nn.functional.pad(ends[:-1], (1, 0))
+    assert (handle[2] <= (ends - before)[:, None]).all()
+    _same(handle[1][:, -1], member[rank].sum(0).int())
 
 
 def _same(got: Tensor, wanted: Tensor) -> None:
@@ -253,46 +237,37 @@ def original(rank: int, size: int, **arguments: int) -> None:
 
 
 def _original(  # noqa: C901, PLR0915 (one step after another)
-    rank: int, size: int, *, nodes: int, tokens: int, hidden: int, experts: int, topk: int
+    rank: int, size: int, *, tokens: int, hidden: int, experts: int, topk: int
 ) -> None:
     import deep_ep  # noqa: I001 (the shim has made it)
     from deep_ep.utils.math import (
         calc_diff, create_grouped_scores, inplace_unique, per_token_cast_back, per_token_cast_to_fp8,
     )  # fmt: skip
 
-    buffer = deep_ep.Buffer(
-        dist.group.WORLD, 1 << 21, 1 << 21 if nodes > 1 else 0, ranks_per_node=size // nodes
-    )
+    buffer = deep_ep.Buffer(dist.group.WORLD, 1 << 21)
     torch.manual_seed(rank)
     x = torch.ones(tokens, hidden).bfloat16() * rank
     noise = torch.randn(tokens, hidden).bfloat16()
     values, scales = per_token_cast_to_fp8(x)
     casts = {"x": (values, scales.T.contiguous().T), "noise": per_token_cast_to_fp8(noise)}
     scores = torch.randn(tokens, experts).abs() + 1
-    groups = torch.topk(
-        scores.view(tokens, nodes, experts // nodes).amax(-1), k=max(nodes // 2, 1), dim=-1
-    ).indices
-    topk_idx = torch.topk(create_grouped_scores(scores, groups, nodes), topk, dim=-1, sorted=False)[1]
+    groups = torch.topk(scores.view(tokens, 2, experts // 2).amax(-1), k=1, dim=-1).indices
+    topk_idx = torch.topk(create_grouped_scores(scores, groups, 2), topk, dim=-1, sorted=False)[1]
     topk_idx = topk_idx.to(deep_ep.topk_idx_t)
     weights = {"x": torch.ones(tokens, topk) * rank, "noise": torch.randn(tokens, topk)}
 
     rank_idx = topk_idx // (experts // size)
     inplace_unique(rank_idx, size)
-    node_idx = torch.where(rank_idx >= 0, rank_idx // (size // nodes), -1)
-    inplace_unique(node_idx, nodes)
     per_rank = torch.stack([(rank_idx == each).sum() for each in range(size)]).int()
-    per_node = torch.stack([(node_idx == each).sum() for each in range(nodes)]).int()
     per_expert = torch.stack([(topk_idx == each).sum() for each in range(experts)]).int()
     inside = torch.stack([(rank_idx == each).any(1) for each in range(size)], 1).contiguous()
     layout = buffer.get_dispatch_layout(topk_idx, experts)
-    for got, wanted in zip(
-        layout, (per_rank, per_node if nodes > 1 else None, per_expert, inside), strict=False
-    ):
+    for got, wanted in zip(layout, (per_rank, None, per_expert, inside), strict=False):
         assert got is wanted is None or torch.equal(got, wanted)
     totals, expert_totals = per_rank.clone(), per_expert.clone()
     dist.all_reduce(totals)
     dist.all_reduce(expert_totals)
-    config = deep_ep.Config(24, 8, 512, 16, 128) if nodes > 1 else deep_ep.Config(24, 8, 256)
+    config = deep_ep.Config(24, 8, 256)
     bias = (torch.ones(tokens, hidden).bfloat16(), torch.randn(tokens, hidden).bfloat16())
     copies = inside.sum(1).unsqueeze(1)
 
@@ -313,13 +288,13 @@ def _original(  # noqa: C901, PLR0915 (one step after another)
         current = casts[name] if fp8 else {"x": x, "noise": noise}[name]
         experts_too = {"topk_idx": topk_idx, "topk_weights": weights[name]} if with_topk else {}
         rows, idx, row_weights, counts, handle, event = buffer.dispatch(
-            x=current, num_tokens_per_rank=per_rank, num_tokens_per_rdma_rank=per_node, is_token_in_rank=inside,
+            x=current, num_tokens_per_rank=per_rank, is_token_in_rank=inside,
             num_tokens_per_expert=per_expert, **usual, **experts_too, **before(),
         )  # fmt: skip
         if asynchronous:
             event.current_stream_wait()
         rows = per_token_cast_back(*rows) if isinstance(rows, tuple) else rows
-        ends = handle[0][:, rank] if nodes == 1 else handle[-4]
+        ends = handle[0][:, rank]
         assert len(rows) == int(totals[rank])
         assert counts == expert_totals.view(size, -1)[rank].tolist()
         if name == "x":
@@ -362,10 +337,10 @@ def learned(call: Callable[[], Any]) -> tuple[str, str, int, int]:
     raise AssertionError("no error")
 
 
-def killed(rank: int, size: int, *, nodes: int, transport: str, bad: int, call: str) -> Any:
+def killed(rank: int, size: int, *, transport: str, bad: int, call: str) -> Any:
     """A rank dies while the others go on dispatching and combining; `call` is the one it does not come to."""
     with using_layer("reference"):
-        buffer = make(rank, size, nodes=nodes, transport=transport)
+        buffer = make(transport=transport)
         made = world(size, tokens=[6], experts=16, topk=4, routing="random", seed=9)
         routing, options = _arguments(buffer, made)
         for _ in range(3):
@@ -389,10 +364,10 @@ def killed(rank: int, size: int, *, nodes: int, transport: str, bad: int, call: 
     return result
 
 
-def disagreeing(rank: int, size: int, *, nodes: int, transport: str) -> dict[str, Any]:
+def disagreeing(rank: int, size: int, *, transport: str) -> dict[str, Any]:
     """One rank calls with something else than the others; then all go on, to the next such call."""
     with using_layer("reference"):
-        buffer = make(rank, size, nodes=nodes, transport=transport)
+        buffer = make(transport=transport)
         abouts = ("hidden", "experts", "top-k", "call", "cached", "combine")
         result = {about: _disagree(buffer, about) for about in abouts}
         buffer.destroy()
@@ -438,7 +413,7 @@ def _arguments(buffer: Buffer, made: World) -> tuple[dict[str, Any], dict[str, A
 def left(rank: int, size: int) -> tuple[str, str]:
     """One rank is interrupted in the middle of a call; the others learn of it."""
     with using_layer("reference"):
-        buffer = make(rank, size)
+        buffer = make()
         made = world(size, tokens=[6], experts=16, topk=4, routing="random", seed=9)
         routing, options = _arguments(buffer, made)
         try:
@@ -446,8 +421,7 @@ def left(rank: int, size: int) -> tuple[str, str]:
                 buffer.dispatch(made.x[rank], **routing, **options)
             else:
                 signal.signal(signal.SIGALRM, signal.default_int_handler)
-                exchange = buffer._ways._one_node()
-                with exchange._all_or_nothing("dispatch"):
+                with buffer._normal._all_or_nothing("dispatch"):
                     signal.setitimer(signal.ITIMER_REAL, 0.2)
                     buffer.transport.wait(1, 7, 1, what="never")
         except (KeyboardInterrupt, CommunicationError) as error:
@@ -460,7 +434,7 @@ def left(rank: int, size: int) -> tuple[str, str]:
 def refused(rank: int, size: int) -> list[tuple[str, str]]:
     """What one rank sees by itself, before any other is asked."""
     with using_layer("reference"):
-        buffer = make(rank, size)
+        buffer = make()
         made = world(size, tokens=[6], experts=16, topk=4, routing="random", seed=9)
         x, (routing, options) = made.x[rank], _arguments(buffer, made)
         handle = buffer.dispatch(x, **routing, **options)[4]
@@ -469,6 +443,8 @@ def refused(rank: int, size: int) -> list[tuple[str, str]]:
             lambda: buffer.get_dispatch_layout(idx, 15),
             lambda: buffer.get_dispatch_layout(idx.float(), 16),
             lambda: buffer.get_dispatch_layout(idx + 16, 16),
+            lambda: buffer.get_dispatch_layout(idx - 2 - idx, 16),
+            lambda: buffer.dispatch(x, **routing, **{**options, "topk_idx": idx - 2 - idx}),
             lambda: buffer.get_dispatch_layout(idx.T, 16),
             lambda: buffer.dispatch(x.float(), **routing),
             lambda: buffer.dispatch(x[:, :100].contiguous(), **routing),
@@ -499,10 +475,10 @@ def refused(rank: int, size: int) -> list[tuple[str, str]]:
     return errors
 
 
-def refused_alone(rank: int, size: int, *, nodes: int, transport: str) -> list[Any]:
+def refused_alone(rank: int, size: int, *, transport: str) -> list[Any]:
     """One rank after the other refuses what it is given; then all go on, to the next such call."""
     with using_layer("reference"):
-        buffer = make(rank, size, nodes=nodes, transport=transport)
+        buffer = make(transport=transport)
         made = world(size, tokens=[6], experts=16, topk=4, routing="random", seed=9)
         x, (routing, options), learnt = made.x[rank], _arguments(buffer, made), []
         got, _, _, _, handle, _ = buffer.dispatch(x, **routing, **options)
@@ -539,7 +515,7 @@ class Communicator:
 
 
 def by_communicator(rank: int, size: int) -> tuple[str, str]:
-    """Both modes with `comm` instead of a group; and what messages say of it."""
+    """Both modes with `comm` instead of a group; and what collectives say of it."""
     with using_layer("reference"):
         made = world(size, tokens=[9, 30], experts=16, topk=4, routing="holes", seed=2)
         x, idx, weights = made.x[rank], made.topk_idx[rank], made.topk_weights[rank]
@@ -560,16 +536,16 @@ def by_communicator(rank: int, size: int) -> tuple[str, str]:
         name = buffer.transport.name
         buffer.destroy()
         try:
-            Buffer(None, 1 << 20, comm=Communicator(), transport="messages", device="cpu")
+            Buffer(None, 1 << 20, comm=Communicator(), transport="collectives", device="cpu")
         except ValueError as error:
             return name, str(error)
-    raise AssertionError("messages need a store")
+    raise AssertionError("all-to-alls need a store")
 
 
 def worst_is_too_small(rank: int, size: int) -> list[str]:
     """More tokens come to rank 0 than it has said; the next call works on all ranks."""
     with using_layer("reference"):
-        buffer = make(rank, size, num_bytes=75_000)
+        buffer = make(num_bytes=75_000)
         made = world(size, tokens=[30], experts=16, topk=4, hidden=384, routing="first rank", seed=9)
         routing, options = _arguments(buffer, made)
         errors = []

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from low_latency_cases import (
     expert_fuzz,
+    low_latency_between_hosts,
     low_latency_calls,
     low_latency_described_errors,
     low_latency_disagreeing,
@@ -22,7 +23,6 @@ from low_latency_cases import (
 )
 from luciola.plugins.deepep.failure import CommunicationError
 from luciola.plugins.deepep.transport.choose import open_transport
-from luciola.plugins.deepep.transport.interface import Transport
 from luciola.plugins.deepep.transport.members import GroupMembers
 from moe_cases import moe_decoding, moe_gradients, moe_loading
 
@@ -32,7 +32,7 @@ STORE: list[dist.Store] = []
 CPU = torch.device("cpu")
 
 
-def transport(name: str, *, num_bytes: int = 4096, timeout_s: float = 60.0) -> Transport:
+def transport(name: str, *, num_bytes: int = 4096, timeout_s: float = 60.0) -> Any:
     """One that connects all ranks."""
     return open_transport(
         GroupMembers(dist.group.WORLD), num_bytes, device=CPU, name=name, timeout_s=timeout_s
@@ -49,7 +49,7 @@ def ring(rank: int, size: int, *, name: str, turns: int) -> list[int]:
         if turn > 2:
             made.wait(after, 1, turn - 2, what="room")
         made.buffer(after)[start : start + 8] = torch.tensor([turn * 100 + rank]).view(torch.uint8)
-        made.signal(after, 0, turn, spans=[(start, 8)])
+        made.signal(after, 0, turn)
         made.wait(before, 0, turn, what="word")
         seen.append(int(made.buffer(rank)[start : start + 8].view(torch.int64)))
         made.signal(before, 1, turn)
@@ -58,10 +58,11 @@ def ring(rank: int, size: int, *, name: str, turns: int) -> list[int]:
     return seen
 
 
-def described(rank: int, size: int, *, name: str) -> tuple[str, str, bool, bool]:
+def described(rank: int, size: int, *, name: str) -> tuple[str, str]:
     """Which transport it is."""
     made = transport(name)
-    result = (made.name, made.why, made.all_mapped, made.maps(rank))
+    result = (made.name, made.why)
+    made.barrier()
     made.close()
     made.close()
     return result
@@ -84,7 +85,11 @@ def lost(rank: int, size: int, *, name: str, fault: str, bad: int, timeout_s: fl
         elif fault == "closed":
             made.close()
             return None
-    result = learned(lambda: made.wait((rank + 1) % size, 0, 1, what=f"waiting on {rank}"))
+    waits = {
+        "shared-memory": lambda: made.wait((rank + 1) % size, 0, 1, what=f"waiting on {rank}"),
+        "collectives": lambda: made.barrier(what=f"waiting on {rank}"),
+    }
+    result = learned(waits[name])
     again = learned(made.barrier)
     assert again[:2] == result[:2], (again, result)
     made.close()
@@ -110,6 +115,7 @@ __all__ = [
     "disagreeing",
     "expert_fuzz",
     "lost",
+    "low_latency_between_hosts",
     "low_latency_calls",
     "low_latency_described_errors",
     "low_latency_disagreeing",

@@ -143,6 +143,8 @@ def low_latency_described_errors(rank: int, size: int) -> dict[str, str]:
         "type of topk": lambda: mode.dispatch(x, topk.short(), 4, 8),
         "shape of topk": lambda: mode.dispatch(x, topk[:3], 4, 8),
         "many k": lambda: mode.dispatch(x, topk[:, :1].expand(4, 33).contiguous(), 4, 8),
+        "below no expert": lambda: mode.dispatch(x, topk * -2, 4, 8),
+        "beyond all experts": lambda: mode.dispatch(x, topk * 7 + 1, 4, 8),
         "tokens": lambda: mode.dispatch(x, topk, 3, 8),
         "experts": lambda: mode.dispatch(x, topk, 4, 0),
         "memory": lambda: mode.dispatch(x, topk, 5, 8),
@@ -226,6 +228,24 @@ def low_latency_many_turns(rank: int, size: int, *, turns: int) -> int:
 
 
 @on_host
+def low_latency_between_hosts(rank: int, size: int) -> str:
+    """Over a link without memory."""
+    del rank, size
+    buffer = Buffer(
+        dist.group.WORLD, num_rdma_bytes=1 << 20, low_latency_mode=True, explicitly_destroy=True,
+        transport="collectives", device="cpu",
+    )  # fmt: skip
+    x, topk = torch.zeros(1, 128, dtype=torch.bfloat16), torch.zeros(1, 1, dtype=torch.int64)
+    try:
+        buffer.low_latency_dispatch(x, topk, 1, 2)
+    except ValueError as error:
+        return str(error)
+    finally:
+        buffer.destroy()
+    raise AssertionError("it was not refused")
+
+
+@on_host
 def low_latency_disagreeing(rank: int, size: int) -> tuple[str, str]:
     """One rank calls with other sizes."""
     mode = opened(size_hint(8, 256, size, 4 * size), timeout_s=60.0)
@@ -241,9 +261,9 @@ def low_latency_disagreeing(rank: int, size: int) -> tuple[str, str]:
 
 
 @on_host
-def low_latency_refused(rank: int, size: int, *, name: str) -> list[tuple[str, str, int]]:
+def low_latency_refused(rank: int, size: int) -> list[tuple[str, str, int]]:
     """One rank after the other refuses what it is given, dispatch and combine; the calls between work."""
-    mode = opened(size_hint(2, 128, size, size), name=name)
+    mode = opened(size_hint(2, 128, size, size))
     x, topk = torch.ones(1, 128, dtype=torch.bfloat16), torch.arange(size).view(1, size)
     weights, learnt = torch.ones(1, size), []
     for odd in range(size):
@@ -267,9 +287,9 @@ def low_latency_refused(rank: int, size: int, *, name: str) -> list[tuple[str, s
 
 
 @on_host
-def low_latency_killed(rank: int, size: int, *, bad: int, name: str) -> tuple[str, str, int]:
+def low_latency_killed(rank: int, size: int, *, bad: int) -> tuple[str, str, int]:
     """One rank dies between dispatch and combine."""
-    mode = opened(size_hint(1, 128, size, size), name=name)
+    mode = opened(size_hint(1, 128, size, size))
     x, topk = torch.ones(1, 128, dtype=torch.bfloat16), torch.arange(size).view(1, size)
     try:
         got = mode.dispatch(x, topk, 1, size, use_fp8=False)

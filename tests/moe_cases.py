@@ -1,5 +1,7 @@
 """What a rank can do in the tests of the mixture-of-experts layer, beside one process that has all experts."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,9 +10,12 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from luciola.plugins.deepep.buffer import Buffer
-from luciola.plugins.deepep.moe import ExpertParallel, PhysicalExperts
 from luciola.plugins.eplb import LoadRecorder
 from luciola.plugins.kernels.layers import using_layer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+from moe import ExpertParallel, PhysicalExperts
 
 STORE: list[dist.Store] = []
 """That of this case, without any prefix."""

@@ -9,7 +9,7 @@ import torch
 
 from luciola.plugins.deepep import Buffer
 from luciola.plugins.deepep.transport.device import DeviceTransport, head_bytes
-from luciola.plugins.deepep.transport.interface import Transport
+from luciola.plugins.deepep.transport.interface import Link
 from luciola.plugins.deepep.transport.shared_memory import SharedMemory
 
 
@@ -39,7 +39,7 @@ class Spinning(DeviceTransport):
 class SpinningBuffer(Buffer):
     """A buffer over it."""
 
-    def _open(self, members: Any, num_bytes: int, **options: Any) -> Transport:
+    def _open(self, members: Any, num_bytes: int, **options: Any) -> Link:
         return Spinning.open(members, num_bytes, device=options["device"], timeout_s=options["timeout_s"])
 
 

@@ -107,14 +107,14 @@ def measured(buffer: Buffer, options: Options) -> list[tuple[str, ...]]:
     x = torch.randn(options.tokens, options.hidden, generator=generator).to(torch.bfloat16)
     topk = torch.rand(options.tokens, options.experts, generator=generator).topk(options.topk, -1)[1]
     weights = torch.rand(options.tokens, options.topk, generator=generator)
-    per_rank, per_node, per_expert, member, _ = buffer.get_dispatch_layout(topk, options.experts)
+    per_rank, _, per_expert, member, _ = buffer.get_dispatch_layout(topk, options.experts)
     token_bytes = 2 * options.hidden
     once, often = int(member.sum()) * token_bytes, options.tokens * options.topk * token_bytes
     kept: dict[str, Any] = {}
 
     def dispatch() -> None:
         kept["rows"], *_, kept["handle"], _ = buffer.dispatch(
-            x, num_tokens_per_rank=per_rank, num_tokens_per_rdma_rank=per_node, is_token_in_rank=member,
+            x, num_tokens_per_rank=per_rank, is_token_in_rank=member,
             num_tokens_per_expert=per_expert, topk_idx=topk, topk_weights=weights,
         )  # fmt: skip
 
@@ -209,10 +209,9 @@ class Card:
         self.memories = [
             torch.zeros(layout.total_bytes, dtype=torch.uint8, device=device) for _ in range(layout.ranks)
         ]
-        self.table = torch.tensor(
-            [each.data_ptr() for each in self.memories], dtype=torch.int64, device=device
-        )
-        self.inactive = torch.zeros(layout.ranks, dtype=torch.int32, device=device)
+        table = torch.tensor([each.data_ptr() for each in self.memories], dtype=torch.int64, device=device)
+        inactive = torch.zeros(layout.ranks, dtype=torch.int32, device=device)
+        self.places = launch.Places(table, inactive, torch.zeros(1, dtype=torch.int32, device=device))
         shape = (layout.max_tokens, layout.hidden)
         self.xs = [torch.randn(shape, device=device).to(torch.bfloat16) for _ in range(layout.ranks)]
         scores = (layout.max_tokens, layout.experts)
@@ -222,9 +221,7 @@ class Card:
 
     def send(self, *, fp8: bool) -> None:
         for rank, (x, topk) in enumerate(zip(self.xs, self.topks, strict=True)):
-            launch.dispatch_send(
-                self.layout, self.table, self.inactive, 0, x, topk, rank=rank, fp8=fp8, round_scale=False
-            )
+            launch.dispatch_send(self.layout, self.places, 0, x, topk, rank=rank, fp8=fp8, round_scale=False)
 
     def outputs(self, *, fp8: bool) -> list[dict[str, Any]]:
         layout = self.layout
@@ -249,7 +246,7 @@ class Card:
 
     def receive(self, outputs: list[dict[str, Any]]) -> None:
         for rank, output in enumerate(outputs):
-            launch.dispatch_receive(self.layout, self.table, self.inactive, 0, rank=rank, **output)
+            launch.dispatch_receive(self.layout, self.places, 0, rank=rank, **output)
 
 
 def dispatching(layout: Layout, *, fp8: bool) -> Work:
@@ -276,12 +273,12 @@ def combining(layout: Layout) -> Work:
     def run() -> None:
         for rank, output in enumerate(outputs):
             launch.combine_send(
-                layout, card.table, card.inactive, 1, output["rows"], ranges=output["ranges"],
+                layout, card.places, 1, output["rows"], ranges=output["ranges"],
                 source_tokens=output["source_tokens"], rank=rank, logfmt=False,
             )  # fmt: skip
         for rank, result in enumerate(results):
             launch.combine_receive(
-                layout, card.table, card.inactive, 1, rank=rank, topk=card.topks[rank],
+                layout, card.places, 1, rank=rank, topk=card.topks[rank],
                 weights=card.weights[rank], out=result, logfmt=False,
             )  # fmt: skip
 

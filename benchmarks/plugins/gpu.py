@@ -33,7 +33,7 @@ TESTS = (
     "deepgemm/test_hopper.py",
     "deepep/test_low_latency_pieces.py",
     "deepep/test_device_flags.py",
-    "deepep/test_captured.py",
+    "deepep/test_mode.py",
     "deepep/test_gpu_ranks.py",
     "flashmla/test_schedule.py",
     "flashmla/test_layouts.py",

@@ -4,26 +4,19 @@
 
     buffer         `Buffer`, with the original's names, arguments and results
     arguments      what its calls may be given
-    config event   what its calls take and return beside tensors
-    reference      normal mode's specification: what one process computes that has all ranks' inputs
+    config event   what its calls take and return beside tensors; the stream on which they run
     layout         which token goes where
-    exchange       rows of one set of ranks to another and back, over a transport, in turns
-    normal         dispatch and combine on one node, made of `layout` and `exchange`
-    two_hop        the same over several nodes
-    captured       the same without the host, so that a CUDA graph can hold it; `ways` chooses among the three
-    low_latency    low-latency mode
+    normal         normal mode: each token once to every rank that has one of its experts
+    low_latency    low-latency mode: a message for each token and expert
     elastic        `ElasticBuffer`: one dispatch and combine for all sizes, expanded by experts if that is wanted
-    rows results   rows of CPU tensors moved, summed and cast by the native module; memory that results are made in
-    moe            a mixture-of-experts layer made of this, DeepGEMM, EPLB and weights
+    transport      how bytes travel between ranks: one interface, several backends
+    rows routes    rows of CPU tensors moved, summed and cast, and routes counted, by the native module
+    results        memory that results are made in, on a CPU
     quantize       what travels in fewer bytes: FP8 and LogFMT
     traffic        tokens to each rank and expert, for EPLB
-    machine        kernels compiled without a GPU, and gates for their machine code
-    kernel launch  Triton kernels that count, pack, wait and reduce over a transport's memory
-    transport      how bytes travel between ranks: one interface, several backends
     failure        what goes wrong between ranks
     settings       what the environment chooses
-    gate           scores of experts that load one rank more, for test programs
-    shim           `import deep_ep` in programs that cannot be changed
+    shim           `import deep_ep` in programs that cannot be changed; `testing`, `gate` and `elastic/refs` are for it
 
 Importing this package imports torch only when one of its names is used.
 """
@@ -84,7 +77,7 @@ def describe() -> dict[str, str]:
     backends = ["gloo"] if torch.distributed.is_gloo_available() else []
     if torch.cuda.is_available() and torch.distributed.is_nccl_available():
         backends.insert(0, "nccl")
-    transports = f"{on_gpus}shared-memory, mixed, collectives ({', '.join(backends)}), messages"
+    transports = f"{on_gpus}shared-memory, collectives ({', '.join(backends)})"
     return {**status.describe("deepep"), "transports": transports}
 
 

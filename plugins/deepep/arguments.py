@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..kernels.errors import BadType, refuse
 from ..kernels.quantize import FP8
-from .normal import Tokens
+from .normal.tokens import Tokens
 
 ROW_ALIGNMENT: Final = 16
 """The original moves rows in pieces of so many bytes."""

@@ -1,14 +1,14 @@
 """`Buffer`: dispatch and combine between ranks, with the original's names, arguments, results and assertions.
 
-Here arguments are checked and results are put together; `ways` leads to what does the work, and `low_latency` has the
-methods of low-latency mode. Tensors live
-where the transport's regions are, and are brought there and back if they come from another device.
+Here arguments are checked and results are put together; `normal` does the work, and `low_latency` has the methods of
+low-latency mode. Tensors live where the transport's regions are, and are brought there and back if they come from
+another device.
 """
 
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -18,30 +18,32 @@ from ..kernels.errors import BadCall, refuse
 from . import layout, settings
 from .arguments import check_biases, check_rows, take_tokens
 from .config import Config, combine_config, dispatch_config
-from .event import EventHandle, EventOverlap
-from .failure import CommunicationError, refused
+from .event import CommunicationStream, EventHandle, EventOverlap
+from .failure import CommunicationError
 from .low_latency.methods import LowLatencyMethods
-from .normal import Received, Tokens
+from .normal.collective import Collective
+from .normal.mode import Mapped
+from .normal.tokens import Handle, Normal, Received, Tokens
 from .transport.choose import open_transport
-from .transport.interface import Transport
+from .transport.collectives import Collectives
+from .transport.interface import Link, Transport
 from .transport.members import CommMembers, GroupMembers, Members, agree
-from .transport.mixed import Mixed
-from .ways import AnyHandle, Ways
 
 topk_idx_t: Final = torch.int64
 """Of expert numbers; int32 is taken as well, and given back."""
 
 EXPERTS_PER_RANK_MAX: Final = 1024
+FP8_CAPABILITY: Final = (8, 9)
+"""Of the oldest GPUs with e4m3."""
 
 
 class Buffer(LowLatencyMethods):
     """Memory through which the ranks of a group exchange tokens.
 
-    `num_nvl_bytes`: for normal mode inside a node, any size from a token on. `num_rdma_bytes`: for low-latency mode,
-    and between nodes. What these do not know of the machine is here: `transport` (by default LUCIOLA_DEEPEP_TRANSPORT,
-    else the best), `ranks_per_node` (LUCIOLA_DEEPEP_RANKS_PER_NODE, else the ranks of a host), `timeout_s`
-    (LUCIOLA_DEEPEP_TIMEOUT_S, else 100), `device` (the current GPU, else the CPU). Arguments of the original that steer
-    its network cards change nothing.
+    `num_nvl_bytes`: for normal mode, with room for the routes and for 16 bytes of each row of a call. `num_rdma_bytes`:
+    for low-latency mode. What these do not know of the machine is here: `transport` (by default
+    LUCIOLA_DEEPEP_TRANSPORT, else the best), `timeout_s` (LUCIOLA_DEEPEP_TIMEOUT_S, else 100), `device` (the current
+    GPU, else the CPU). Arguments of the original that steer its network cards change nothing.
 
     All ranks make one together and call its methods in the same order. Raises: RanksDisagree, on all ranks.
     """
@@ -63,7 +65,6 @@ class Buffer(LowLatencyMethods):
         comm: Any = None,
         *,
         transport: str | None = None,
-        ranks_per_node: int | None = None,
         timeout_s: float | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -74,43 +75,32 @@ class Buffer(LowLatencyMethods):
             refuse(
                 "num_nvl_bytes, num_rdma_bytes", (num_nvl_bytes, num_rdma_bytes), "they must not be negative"
             )
-        name, wanted = transport or settings.transport_name(), ranks_per_node or settings.ranks_per_node()
-        members = _members(group, comm, wanted if name == Mixed.name else None)
+        members: Members = CommMembers(comm) if group is None else GroupMembers(group)
         self.group = group
         self.rank, self.group_size = members.rank, members.size
         self.num_nvl_bytes, self.num_rdma_bytes = num_nvl_bytes, num_rdma_bytes
         self.low_latency_mode = low_latency_mode
         self.explicitly_destroy = explicitly_destroy
         self.enable_shrink = enable_shrink
-        facts = {"num_nvl_bytes": num_nvl_bytes, "num_rdma_bytes": num_rdma_bytes, "ranks_per_node": wanted,
+        facts = {"num_nvl_bytes": num_nvl_bytes, "num_rdma_bytes": num_rdma_bytes,
                  "low_latency_mode": low_latency_mode, "enable_shrink": enable_shrink}  # fmt: skip
         agree(members, facts, phase="making a Buffer")
-        self.ranks_per_node = node_size(members, wanted)
         self.transport = self._open(
             members,
             num_nvl_bytes + num_rdma_bytes,
             device=_device(device),
-            name=name,
+            name=transport or settings.transport_name(),
             timeout_s=settings.timeout_s() if timeout_s is None else timeout_s,
         )
-        if not self.transport.crosses_nodes:
-            if self.num_nodes > 1 and wanted is not None:
-                self.transport.close()
-                refuse("ranks_per_node", wanted, f"all ranks are one node over {self.transport}")
-            self.ranks_per_node = self.group_size
-        self._ways = Ways(
-            self.transport,
-            ranks_per_node=self.ranks_per_node,
-            num_nvl_bytes=num_nvl_bytes,
-            num_rdma_bytes=num_rdma_bytes,
-        )
+        self.communication = CommunicationStream(self.transport.device)
+        self._normal: Normal | None = None
+        if isinstance(self.transport, Collectives):
+            self._normal = Collective(self.transport)
+        elif num_nvl_bytes:
+            assert isinstance(self.transport, Transport), "it has regions"
+            self._normal = Mapped(self.transport, num_bytes=num_nvl_bytes)
 
     # -- the original's small methods --
-
-    @property
-    def num_nodes(self) -> int:
-        """Of `ranks_per_node` ranks each."""
-        return self.group_size // self.ranks_per_node
 
     def destroy(self) -> None:
         """Leave. Only for buffers that were made with `explicitly_destroy`; others leave when they are collected."""
@@ -125,12 +115,12 @@ class Buffer(LowLatencyMethods):
 
     @staticmethod
     def is_sm90_compiled() -> bool:
-        """Whether FP8 and what else needs SM90 in the original is there: always."""
-        return True
+        """Whether FP8 works here: on a CPU, and on GPUs that have it."""
+        return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= FP8_CAPABILITY
 
     @staticmethod
     def set_num_sms(new_num_sms: int) -> None:
-        """How many programs a call's kernels may have; those of normal mode are made of pairs."""
+        """How many multiprocessors the kernels of normal mode may keep busy, where a call has no `config`."""
         assert new_num_sms % 2 == 0, "The SM count must be even"
         Buffer.num_sms = new_num_sms
 
@@ -140,12 +130,8 @@ class Buffer(LowLatencyMethods):
         return EventOverlap(EventHandle())
 
     def get_comm_stream(self) -> Any:
-        """The stream on which calls run: the current one."""
-        return (
-            torch.cuda.current_stream()
-            if self.transport.device.type == "cuda"
-            else torch.cpu.current_stream()
-        )
+        """The stream on which calls run: the buffer's own; on a CPU, the current one."""
+        return torch.cpu.current_stream() if self.communication.stream is None else self.communication.stream
 
     def get_local_buffer_tensor(
         self,
@@ -162,6 +148,8 @@ class Buffer(LowLatencyMethods):
         )
         if not 0 <= offset <= end - start:
             refuse("offset", offset, f"it must be 0 to {end - start}")
+        if not isinstance(self.transport, Transport):
+            raise BadCall(f"the transport {self.transport.name} has no regions")
         region = self.transport.buffer(self.rank)[start + offset : end]
         tensor = region[: len(region) // dtype.itemsize * dtype.itemsize].view(dtype)
         if size is None:
@@ -173,12 +161,12 @@ class Buffer(LowLatencyMethods):
 
     @staticmethod
     def get_dispatch_config(num_ranks: int) -> Config:
-        """The original's choice for so many ranks."""
+        """`num_sms`, whatever the ranks: the original's other numbers steer queues, which are not here."""
         return dispatch_config(num_ranks, Buffer.num_sms)
 
     @staticmethod
     def get_combine_config(num_ranks: int) -> Config:
-        """The original's choice for so many ranks."""
+        """As `get_dispatch_config`."""
         return combine_config(num_ranks, Buffer.num_sms)
 
     # -- normal mode --
@@ -191,27 +179,24 @@ class Buffer(LowLatencyMethods):
         async_finish: bool = False,  # noqa: FBT001, FBT002
         allocate_on_comm_stream: bool = False,  # noqa: FBT001, FBT002
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, EventOverlap]:
-        """Where tokens go: num_tokens_per_rank (R,), num_tokens_per_rdma_rank (nodes,) or None,
-        num_tokens_per_expert (E,), is_token_in_rank (T, R), event. topk_idx (T, K) has -1 for no expert.
+        """Where tokens go: num_tokens_per_rank (R,), None, num_tokens_per_expert (E,), is_token_in_rank (T, R), event.
+
+        topk_idx (T, K) has -1 for no expert. The second result is the original's num_tokens_per_rdma_rank, of tokens
+        that travel once for each node: here all go directly.
         """
-        _begin(previous_event, async_finish, allocate_on_comm_stream)
-        found = layout.count(
-            topk_idx, num_experts, num_ranks=self.group_size, ranks_per_node=self.ranks_per_node
-        )
-        return (
-            found.num_tokens_per_rank,
-            found.num_tokens_per_rdma_rank,
-            found.num_tokens_per_expert,
-            found.is_token_in_rank,
-            _end(async_finish),
-        )
+        _check_events(previous_event, async_finish, allocate_on_comm_stream)
+        with self.communication.call(previous_event) as call:
+            found = layout.count(topk_idx, num_experts, num_ranks=self.group_size)
+            result = (found.num_tokens_per_rank, found.num_tokens_per_expert, found.is_token_in_rank)
+            call.keep(topk_idx, result)
+        return result[0], None, result[1], result[2], call.ended(asynchronous=async_finish)
 
     def dispatch(  # noqa: PLR0913 (the original's)
         self,
         x: Tensor | tuple[Tensor, Tensor],
-        handle: AnyHandle | None = None,
+        handle: Handle | None = None,
         num_tokens_per_rank: Tensor | None = None,
-        num_tokens_per_rdma_rank: Tensor | None = None,
+        num_tokens_per_rdma_rank: Tensor | None = None,  # noqa: ARG002
         is_token_in_rank: Tensor | None = None,
         num_tokens_per_expert: Tensor | None = None,
         topk_idx: Tensor | None = None,
@@ -227,7 +212,7 @@ class Buffer(LowLatencyMethods):
         Tensor | None,
         Tensor | None,
         list[int] | None,
-        AnyHandle | None,
+        Handle | None,
         EventOverlap,
     ]:
         """Send each token once to every rank that has one of its experts.
@@ -238,47 +223,45 @@ class Buffer(LowLatencyMethods):
         there are so many rows, those without a token have -1, and the list is empty. With `handle`, tokens go where
         those of the dispatch that made it went: (recv_x, None, None, None, None, event).
         """
-        with self._telling("dispatch"):
-            _begin(previous_event, async_finish, allocate_on_comm_stream)
-            config = self.get_dispatch_config(self.group_size) if config is None else config
+        with self._reporting("dispatch"):
+            _check_events(previous_event, async_finish, allocate_on_comm_stream)
+            num_sms = self.get_dispatch_config(self.group_size).num_sms if config is None else config.num_sms
             if (topk_idx is None) != (topk_weights is None):
                 raise BadCall("give topk_idx and topk_weights together")
-            tokens = take_tokens(x, topk_idx, topk_weights, device=self.transport.device)
+            normal = self.normal_mode()
+            if handle is None and expert_alignment < 1:
+                refuse("expert_alignment", expert_alignment, "it must be positive")
+            if num_worst_tokens < 0:
+                refuse("num_worst_tokens", num_worst_tokens, "it must not be negative")
+        with self.communication.call(previous_event) as call:
+            with self._reporting("dispatch"):
+                tokens = take_tokens(x, topk_idx, topk_weights, device=self.transport.device)
+                if handle is not None:
+                    assert topk_idx is None and topk_weights is None, "a handle has the routing already"  # noqa: PT018
+                    self._check_handle(handle, tokens=len(tokens.x))
+                else:
+                    member = self._routing(
+                        tokens, num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert
+                    )
+            home = x[0].device if isinstance(x, tuple | list) else x.device
+            results: _Results
             if handle is not None:
-                assert topk_idx is None and topk_weights is None, "a handle has the routing already"  # noqa: PT018
-                self._ways.check_handle(handle, tokens=len(tokens.x))
+                rows = normal.cached_dispatch(tokens, handle, num_sms=num_sms)
+                results = (_pair(rows, home), None, None, None, None)
             else:
-                member = self._routing(
-                    tokens,
-                    num_tokens_per_rank,
-                    num_tokens_per_rdma_rank,
-                    is_token_in_rank,
-                    num_tokens_per_expert,
-                )
-                if expert_alignment < 1:
-                    refuse("expert_alignment", expert_alignment, "it must be positive")
-                if num_worst_tokens < 0:
-                    refuse("num_worst_tokens", num_worst_tokens, "it must not be negative")
-        home = x[0].device if isinstance(x, tuple | list) else x.device
-        if handle is not None:
-            return (
-                _pair(self._ways.cached_dispatch(tokens, handle), home),
-                None,
-                None,
-                None,
-                None,
-                _end(async_finish),
-            )
-        assert num_tokens_per_expert is not None, "it was looked at"
-        received = self._ways.dispatch(
-            tokens, member, num_tokens_per_expert, channels=max(config.num_sms // 2, 1), rows=num_worst_tokens or None
-        )  # fmt: skip
-        return (*_results(received, home, expert_alignment, worst=num_worst_tokens > 0), _end(async_finish))
+                assert num_tokens_per_expert is not None, "it was looked at"
+                received = normal.dispatch(
+                    tokens, member, num_tokens_per_expert, channels=max(num_sms // 2, 1), num_sms=num_sms,
+                    rows=num_worst_tokens or None,
+                )  # fmt: skip
+                results = _put_together(received, home, expert_alignment, worst=num_worst_tokens > 0)
+            call.keep(tokens.columns(), num_tokens_per_expert, handle, results)
+        return (*results, call.ended(asynchronous=async_finish))
 
     def combine(  # noqa: PLR0913 (the original's)
         self,
         x: Tensor,
-        handle: AnyHandle,
+        handle: Handle,
         topk_weights: Tensor | None = None,
         bias: Tensor | tuple[Tensor, Tensor] | None = None,
         config: Config | None = None,
@@ -291,44 +274,72 @@ class Buffer(LowLatencyMethods):
         x (N, H) bfloat16, in the order of what was dispatched. topk_weights (N, K) float32 are summed likewise. bias
         (T, H) is added. Returns combined_x (T, H) bfloat16, combined_topk_weights (T, K) or None, event.
         """
-        with self._telling("combine"):
-            _begin(previous_event, async_finish, allocate_on_comm_stream)
+        with self._reporting("combine"):
+            _check_events(previous_event, async_finish, allocate_on_comm_stream)
             assert config is None or config.num_sms % 2 == 0, "The SM count must be even"
-            check_rows(x, "x", (torch.bfloat16,))
-            tokens, rows = self._ways.check_handle(handle), self._ways.rows_of(handle)
-            if len(x) < rows:
-                refuse("x", f"of {len(x)} rows", f"{rows} tokens have come by the dispatch of this handle")
-            columns = [self._here(x)]
-            if topk_weights is not None:
-                check_rows(topk_weights, "topk_weights", (torch.float32,), alignment=4)
-                if len(topk_weights) != len(x):
-                    refuse("topk_weights", f"of {len(topk_weights)} rows", f"x has {len(x)}")
-                columns.append(self._here(topk_weights))
-            biases = [self._here(each) for each in check_biases(bias, (tokens, x.shape[1]))]
-        combined = [each.to(x.device) for each in self._ways.combine(columns, handle, biases)]
-        return combined[0], combined[1] if len(combined) > 1 else None, _end(async_finish)
+            num_sms = Buffer.num_sms if config is None else config.num_sms
+            normal = self.normal_mode()
+        with self.communication.call(previous_event) as call:
+            with self._reporting("combine"):
+                check_rows(x, "x", (torch.bfloat16,))
+                tokens, rows = self._check_handle(handle), normal.rows_of(handle)
+                if len(x) < rows:
+                    refuse(
+                        "x", f"of {len(x)} rows", f"{rows} tokens have come by the dispatch of this handle"
+                    )
+                columns = [self._here(x)]
+                if topk_weights is not None:
+                    check_rows(topk_weights, "topk_weights", (torch.float32,), alignment=4)
+                    if len(topk_weights) != len(x):
+                        refuse("topk_weights", f"of {len(topk_weights)} rows", f"x has {len(x)}")
+                    columns.append(self._here(topk_weights))
+                biases = [self._here(each) for each in check_biases(bias, (tokens, x.shape[1]))]
+            combined = [
+                each.to(x.device) for each in normal.combine(columns, handle, biases, num_sms=num_sms)
+            ]
+            call.keep(columns, biases, handle, combined)
+        weights = combined[1] if len(combined) > 1 else None
+        return combined[0], weights, call.ended(asynchronous=async_finish)
 
     def internode_dispatch(self, *arguments: Any, **options: Any) -> Any:
-        """`dispatch`, which chooses by the number of nodes."""
+        """`dispatch`, which goes between nodes too."""
         return self.dispatch(*arguments, **options)
 
     def internode_combine(self, *arguments: Any, **options: Any) -> Any:
-        """`combine`, which chooses by the number of nodes."""
+        """`combine`, which goes between nodes too."""
         return self.combine(*arguments, **options)
 
     # -- parts --
 
-    def _open(self, members: Members, num_bytes: int, **options: Any) -> Transport:
+    def _open(self, members: Members, num_bytes: int, **options: Any) -> Link:
         return open_transport(members, num_bytes, **options)
 
     @contextmanager
-    def _telling(self, call: str) -> Iterator[None]:
+    def _reporting(self, call: str) -> Iterator[None]:
         """Arguments are looked at inside. If they are refused, the others learn it where they wait for this rank."""
         try:
             yield
         except (ValueError, TypeError, AssertionError) as error:
-            self._ways.refuse(refused(error, rank=self.rank, phase=f"{call}: arguments"))
+            if self._normal is not None and not isinstance(error, CommunicationError):
+                self._normal.refuse(error, call)
             raise
+
+    def normal_mode(self) -> Normal:
+        """What does the work of dispatch and combine. Raises: BadCall, without memory for it."""
+        if self._normal is None:
+            raise BadCall("this buffer has no memory for normal mode: make it with num_nvl_bytes")
+        return self._normal
+
+    def _check_handle(self, handle: Handle, *, tokens: int | None = None) -> int:
+        """How many tokens were sent by its dispatch."""
+        if not isinstance(handle, Handle):
+            raise BadCall("the handle must be the object that dispatch of this buffer returned")
+        sent, ranks = handle.is_token_in_rank.shape
+        if ranks != self.group_size:
+            raise BadCall(f"the handle is of {ranks} ranks; this buffer has {self.group_size}")
+        if tokens is not None and tokens != sent:
+            refuse("x", f"of {tokens} tokens", f"the handle is of {sent}")
+        return sent
 
     def _here(self, x: Tensor) -> Tensor:
         return x.to(self.transport.device)
@@ -337,7 +348,6 @@ class Buffer(LowLatencyMethods):
         self,
         tokens: Tokens,
         per_rank: Tensor | None,
-        per_node: Tensor | None,
         is_token_in_rank: Tensor | None,
         per_expert: Tensor | None,
     ) -> Tensor:
@@ -345,8 +355,6 @@ class Buffer(LowLatencyMethods):
         assert per_rank is not None, "without a handle, give num_tokens_per_rank"
         assert is_token_in_rank is not None, "without a handle, give is_token_in_rank"
         assert per_expert is not None, "without a handle, give num_tokens_per_expert"
-        if self.num_nodes > 1:
-            assert per_node is not None, "several nodes: give num_tokens_per_rdma_rank"
         member = self._here(is_token_in_rank)
         self._check_layout(len(tokens.x), member, per_rank, per_expert)
         if tokens.topk_idx is not None:
@@ -381,42 +389,28 @@ class Buffer(LowLatencyMethods):
             refuse("num_tokens_per_rank", per_rank.tolist(), "is_token_in_rank says otherwise")
 
 
-def _members(group: dist.ProcessGroup | None, comm: Any, node_size: int | None) -> Members:
-    """The ranks. Those of different nodes of `node_size` are not to share memory, even if they are on one host."""
-    rank = int(comm.Get_rank()) if group is None else group.rank()
-    node = None if node_size is None else rank // node_size
-    return CommMembers(comm, node=node) if group is None else GroupMembers(group, node=node)
-
-
-def node_size(members: Members, wanted: int | None) -> int:
-    """Ranks of a node: those of a host, if hosts have equally many, one after the other."""
+def node_size(members: Members) -> int:
+    """Ranks of a node: those of a host, if hosts have equally many, one after the other; else all."""
     ranks = members.size
     hosts = members.gather(members.host)
-    size = wanted or hosts.count(hosts[0])
-    if wanted is not None and ranks % size:
-        refuse("ranks_per_node", size, f"it must divide the {ranks} ranks")
+    size = hosts.count(hosts[0])
     in_order = all(len(set(hosts[start : start + size])) == 1 for start in range(0, ranks, size))
-    if size == 1 or (wanted is None and (ranks % size or not in_order or len(set(hosts)) != ranks // size)):
-        return ranks  # one hop is all there is
-    return size
+    return size if ranks % size == 0 and in_order and len(set(hosts)) == ranks // size else ranks
 
 
-def _begin(previous_event: EventOverlap | None, async_finish: bool, allocate_on_comm_stream: bool) -> None:  # noqa: FBT001
-    if allocate_on_comm_stream:
+def _check_events(previous_event: EventOverlap | None, async_finish: bool, allocate: bool) -> None:  # noqa: FBT001
+    if allocate:
         assert previous_event is not None and async_finish, (  # noqa: PT018
             "allocate_on_comm_stream needs previous_event and async_finish"
         )
-    if previous_event is not None and previous_event.event is not None:
-        previous_event.current_stream_wait()
 
 
-def _end(async_finish: bool) -> EventOverlap:  # noqa: FBT001
-    return EventOverlap(EventHandle() if async_finish else None)
+_Results: TypeAlias = tuple[
+    Tensor | tuple[Tensor, Tensor], Tensor | None, Tensor | None, list[int] | None, Handle | None
+]
 
 
-def _results(
-    received: Received, home: torch.device, alignment: int, *, worst: bool
-) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor | None, Tensor | None, list[int], AnyHandle]:
+def _put_together(received: Received, home: torch.device, alignment: int, *, worst: bool) -> _Results:
     tokens = received.tokens
     counts = [] if worst else [-(-each // alignment) * alignment for each in received.expert_counts]
     idx, weights = (

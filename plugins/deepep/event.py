@@ -1,10 +1,12 @@
-"""Events: what a call on one stream has done, for another stream to wait for. On a CPU all calls have ended."""
+"""Events, and the stream on which a buffer's calls run. On a CPU all calls have ended when they return."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import torch
+from torch import Tensor
 
 
 class EventHandle:
@@ -64,4 +66,71 @@ class EventOverlap:
             self.current_stream_wait()
 
 
-__all__ = ["EventHandle", "EventOverlap"]
+Event: TypeAlias = EventOverlap | EventHandle | None
+
+
+class CommunicationStream:
+    """A CUDA stream of a buffer's own; nothing on a CPU.
+
+    A call begins after what the caller's stream has been given, or after `previous_event` if there is one. Its results
+    belong to both streams: neither frees them under the other.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def call(self, previous_event: Event = None) -> Iterator["Call"]:
+        """The call's work goes inside. Afterwards the call has an event, or the caller's stream waits for it."""
+        made = Call(self.stream)
+        if self.stream is None:
+            wait_for(previous_event)
+            yield made
+            return
+        caller = torch.cuda.current_stream(self.stream.device)
+        with torch.cuda.stream(self.stream):
+            known = previous_event.event if isinstance(previous_event, EventOverlap) else previous_event
+            if known is None:
+                self.stream.wait_stream(caller)
+            else:
+                known.current_stream_wait()
+            yield made
+            made.event = EventHandle()
+        for tensor in made.tensors:
+            tensor.record_stream(self.stream)
+            tensor.record_stream(caller)
+
+
+class Call:
+    """One call on a communication stream."""
+
+    def __init__(self, stream: Any) -> None:
+        self.event: EventHandle | None = None
+        self.tensors: list[Tensor] = []
+        self._stream = stream
+
+    def keep(self, *values: Any) -> None:
+        """Tensors that the call reads or returns, also inside tuples and lists."""
+        for value in values if self._stream is not None else ():
+            if isinstance(value, Tensor):
+                self.tensors += [value] if value.is_cuda else []
+            elif isinstance(value, Iterable) and not isinstance(value, str):
+                self.keep(*value)
+
+    def ended(self, *, asynchronous: bool) -> EventOverlap:
+        """The event of the call; or none, and the current stream goes on after it."""
+        if asynchronous:
+            return EventOverlap(self.event or EventHandle(), tuple(self.tensors))
+        if self.event is not None:
+            self.event.current_stream_wait()
+        return EventOverlap()
+
+
+def wait_for(event: Event) -> None:
+    """The current stream goes on after an event, if there is one."""
+    known = event.event if isinstance(event, EventOverlap) else event
+    if known is not None:
+        known.current_stream_wait()
+
+
+__all__ = ["Call", "CommunicationStream", "Event", "EventHandle", "EventOverlap", "wait_for"]

@@ -12,36 +12,26 @@ from . import routes
 
 @dataclass(frozen=True)
 class DispatchLayout:
-    """num_tokens_per_rank (R,), num_tokens_per_rdma_rank (nodes,) and num_tokens_per_expert (E,), int32;
-    is_token_in_rank (T, R) bool. A token counts once for each rank and node, however many of its experts are there.
+    """num_tokens_per_rank (R,) and num_tokens_per_expert (E,), int32; is_token_in_rank (T, R) bool. A token counts once
+    for each rank, however many of its experts are there.
     """
 
     num_tokens_per_rank: Tensor
-    num_tokens_per_rdma_rank: Tensor | None
     num_tokens_per_expert: Tensor
     is_token_in_rank: Tensor
 
 
-def count(topk_idx: Tensor, num_experts: int, *, num_ranks: int, ranks_per_node: int) -> DispatchLayout:
+def count(topk_idx: Tensor, num_experts: int, *, num_ranks: int) -> DispatchLayout:
     """Shapes: topk_idx (T, K), -1 for no expert."""
     check_experts(num_experts, num_ranks)
     check_indices(topk_idx, num_experts)
     if uses_kernels(topk_idx):
-        from . import launch
+        from .normal import launch
 
         per_rank, per_expert, in_rank = launch.layout(topk_idx, num_experts, num_ranks)
     else:
         per_rank, per_expert, in_rank = routes.layout(topk_idx, num_experts, num_ranks)
-    per_node = None
-    if num_ranks > ranks_per_node:
-        per_node = in_nodes(in_rank, ranks_per_node).sum(0, dtype=torch.int32)
-    return DispatchLayout(per_rank, per_node, per_expert, in_rank)
-
-
-def in_nodes(is_token_in_rank: Tensor, ranks_per_node: int) -> Tensor:
-    """Shapes: is_token_in_rank (T, R); result (T, R / ranks_per_node)."""
-    tokens, ranks = is_token_in_rank.shape
-    return is_token_in_rank.view(tokens, ranks // ranks_per_node, ranks_per_node).any(2)
+    return DispatchLayout(per_rank, per_expert, in_rank)
 
 
 def own_experts(
@@ -96,6 +86,11 @@ def check_indices(topk_idx: Tensor, num_experts: int) -> None:
             f"of shape {tuple(topk_idx.shape)} and strides {topk_idx.stride()}",
             "it must be a contiguous (tokens, top-k)",
         )
+    check_numbers(topk_idx, num_experts)
+
+
+def check_numbers(topk_idx: Tensor, num_experts: int) -> None:
+    """Expert numbers, or -1. On a GPU nobody looks: there a number of no expert counts as none."""
     if topk_idx.numel() and topk_idx.device.type == "cpu":
         least, most = (int(each) for each in topk_idx.aminmax())
         if least < -1 or most >= num_experts:
@@ -107,9 +102,9 @@ __all__ = [
     "channel_limits",
     "check_experts",
     "check_indices",
+    "check_numbers",
     "count",
     "heads",
-    "in_nodes",
     "local_experts",
     "own_experts",
 ]

@@ -1,8 +1,7 @@
 """What is chosen for a whole process: by environment variables, read here and nowhere else.
 
-LUCIOLA_DEEPEP_TRANSPORT       shared-memory, messages, …: instead of the best that all ranks can use
+LUCIOLA_DEEPEP_TRANSPORT       shared-memory, collectives, …: instead of the best that all ranks can use
 LUCIOLA_DEEPEP_TIMEOUT_S       how long a rank waits for another, 100 by default
-LUCIOLA_DEEPEP_RANKS_PER_NODE  how many ranks make a node, for two-hop dispatch; by default all of one host
 
 Arguments of `Buffer` come first.
 """
@@ -35,14 +34,4 @@ def timeout_s() -> float:
     return value
 
 
-def ranks_per_node() -> int | None:
-    """How many ranks make a node, if the environment says so."""
-    text = os.environ.get("LUCIOLA_DEEPEP_RANKS_PER_NODE")
-    if not text:
-        return None
-    if not text.isdecimal() or int(text) == 0:
-        refuse("LUCIOLA_DEEPEP_RANKS_PER_NODE", repr(text), "it must be a positive number")
-    return int(text)
-
-
-__all__ = ["TIMEOUT_S", "ranks_per_node", "timeout_s", "transport_name"]
+__all__ = ["TIMEOUT_S", "timeout_s", "transport_name"]

@@ -12,7 +12,6 @@ from torch import Tensor
 from ..kernels.errors import BadCall
 from ..kernels.quantize import align, ceil_div
 from ..kernels.ranks import join
-from . import settings
 
 _seed = [0]
 _cuda: Any = torch.cuda  # parts of it have no types
@@ -106,7 +105,7 @@ def get_physical_domain_size(group: dist.ProcessGroup) -> tuple[int, int]:
     from .buffer import node_size
     from .transport.members import GroupMembers
 
-    size = node_size(GroupMembers(group), settings.ranks_per_node())
+    size = node_size(GroupMembers(group))
     return group.size() // size, size
 
 

@@ -5,7 +5,7 @@ from typing import NoReturn
 from ..kernels.errors import BadArgument
 
 _MEGA = (
-    "the fused mixture of experts runs on SM100 alone; use luciola.plugins.deepep.moe, or the m_grouped products with "
+    "the fused mixture of experts runs on SM100 alone; see examples/moe, or use the m_grouped products with "
     "luciola.plugins.deepep"
 )
 

@@ -2,12 +2,10 @@
 
 buffer      `ElasticBuffer`, with the original's names, arguments and results
 handle      what a dispatch leaves for combine and for dispatches of the same routing
-dispatch    tokens to the ranks of their experts, and one row for each expert if that is asked for
-combine     rows back to their tokens
+experts     dispatch and combine: normal mode, and one row for each expert if that is asked for
 routing     where rows go and come from, as numbers of rows
-sums        rows of one tensor summed in an order of the caller's
 reference   the specification: what one process computes that has all ranks' inputs
 refs        the original's `deep_ep.utils.refs`
 sizes       how much memory, how many processors
-gather ring engram   all-gather in sessions, send and receive in a ring, rows fetched from other ranks
+tensors     all-gather in sessions, send and receive in a ring, rows fetched from other ranks
 """

@@ -1,7 +1,7 @@
 """`ElasticBuffer`: dispatch and combine of all sizes, with the original's names, arguments and results.
 
-Here arguments are checked and results are put together; `dispatch` and `combine` do the work, by one exchange between
-all ranks. Kinds of calls that use the memory differently are kept apart by a barrier.
+Here arguments are checked and results are put together; `experts` and `tensors` do the work. Kinds of calls that use
+the memory differently are kept apart by a barrier.
 """
 
 import itertools
@@ -17,35 +17,30 @@ from ...kernels.errors import BadCall, BadType, refuse
 from ...kernels.quantize import align
 from .. import layout, settings
 from ..arguments import check_biases, check_rows, take_tokens
-from ..buffer import Buffer
-from ..event import EventHandle, EventOverlap
-from ..exchange import Exchange
-from ..failure import refused
-from ..notes import Fact
-from . import combine, dispatch, routing, sizes
-from .dispatch import Call
-from .engram import Engram
-from .gather import Sessions
+from ..buffer import EXPERTS_PER_RANK_MAX, Buffer
+from ..event import Event, EventHandle, EventOverlap, wait_for
+from ..failure import CommunicationError
+from ..normal.mode import Mapped
+from ..normal.tokens import Fact
+from . import experts, routing, sizes
+from .experts import Call
 from .handle import EPHandle
-from .ring import Ring, place_bytes
+from .tensors import PLACE_BYTES, Engram, Ring, Sessions
 
-EXPERTS_PER_RANK_MAX: Final = 1024
 GPU_TIMEOUT_S: Final = 100
 QPS_ALLOCATED: Final = 17
 EXPERTS_CALLS, SESSIONS, RING = "dispatch and combine", "AGRS sessions", "pp_send and pp_recv"
-
-Event = EventOverlap | EventHandle | None
 
 
 class ElasticBuffer:
     """Memory through which the ranks of a group exchange tokens, and other tensors.
 
     `num_bytes`: by default what `get_buffer_size_hint` says of `num_max_tokens_per_rank`, `hidden` and `num_topk`; any
-    size from a token on works. `num_cpu_bytes`: for Engram. `allow_multiple_reduction`: whether rows of one token are
-    summed, and rounded, before they travel in combine; False for expanded rows that are summed once. What these do not
-    know of the machine is said as for `Buffer`: `transport`, `ranks_per_node`, `timeout_s` (by default
-    `num_gpu_timeout_secs`, if that is not the original's 100), `device`. `deterministic` is always so; other arguments
-    of the original change nothing.
+    size with room for the routes and 16 bytes a row works. `num_cpu_bytes`: for Engram. `allow_multiple_reduction`:
+    whether rows of one token are summed, and rounded, before they travel in combine; False for expanded rows that are
+    summed once. What these do not know of the machine is said as for `Buffer`: `transport`, `timeout_s` (by default
+    `num_gpu_timeout_secs`, if that is not the original's 100), `device`. Results are always deterministic; other
+    arguments of the original change nothing.
 
     All ranks make one together and call its methods in the same order. Raises: RanksDisagree, on all ranks.
     """
@@ -59,8 +54,8 @@ class ElasticBuffer:
         hidden: int = 0,
         num_topk: int = 0,
         use_fp8_dispatch: bool = False,  # noqa: FBT001, FBT002
-        deterministic: bool = False,  # noqa: FBT001, FBT002
-        allow_hybrid_mode: bool = True,  # noqa: FBT001, FBT002
+        deterministic: bool = False,  # noqa: FBT001, FBT002, ARG002
+        allow_hybrid_mode: bool = True,  # noqa: FBT001, FBT002, ARG002
         allow_multiple_reduction: bool = True,  # noqa: FBT001, FBT002
         prefer_overlap_with_compute: bool = True,  # noqa: FBT001, FBT002
         sl_idx: int = 3,  # noqa: ARG002
@@ -70,7 +65,6 @@ class ElasticBuffer:
         explicitly_destroy: bool = False,  # noqa: FBT001, FBT002
         *,
         transport: str | None = None,
-        ranks_per_node: int | None = None,
         timeout_s: float | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -89,19 +83,20 @@ class ElasticBuffer:
         self.num_bytes = max(align(num_bytes, 64), sizes.least_bytes(group.size()))
         self.num_cpu_bytes = num_cpu_bytes
         self.num_max_tokens_per_rank, self.hidden, self.num_topk = num_max_tokens_per_rank, hidden, num_topk
-        self.deterministic, self.allow_hybrid_mode = deterministic, allow_hybrid_mode
         self.allow_multiple_reduction = allow_multiple_reduction
         self.prefer_overlap_with_compute = prefer_overlap_with_compute
         self.num_allocated_qps = num_allocated_qps or QPS_ALLOCATED
         self._memory = Buffer(
             group, self.num_bytes + align(num_cpu_bytes, 64), explicitly_destroy=True, transport=transport,
-            ranks_per_node=ranks_per_node, timeout_s=timeout_s, device=device,
+            timeout_s=timeout_s, device=device,
         )  # fmt: skip
-        self.transport = self._memory.transport
+        normal = self._memory.normal_mode()
+        if not isinstance(normal, Mapped):
+            link = self._memory.transport
+            self._memory.destroy()
+            raise BadCall(f"ElasticBuffer needs the memory of all ranks, those of one node; this is {link}")
+        self._normal, self.transport = normal, normal.transport
         self.rank_idx, self.num_ranks = self._memory.rank, self._memory.group_size
-        self._exchange = Exchange(
-            self.transport, range(self.num_ranks), start=0, num_bytes=self.num_bytes, slot=0
-        )
         self._sessions = Sessions(self.transport, self.num_bytes)
         self._ring = Ring(self.transport, self.num_bytes)
         self._engram = Engram(self.transport, start=self.num_bytes, num_bytes=num_cpu_bytes)
@@ -109,7 +104,7 @@ class ElasticBuffer:
         self._numbers = itertools.count(1)
         facts: dict[str, Fact] = {"allow_multiple_reduction": str(allow_multiple_reduction),
                                   "num_bytes": self.num_bytes, "num_cpu_bytes": num_cpu_bytes}  # fmt: skip
-        self._agree("making an ElasticBuffer", facts)
+        self._normal.agree(facts, "making an ElasticBuffer")
 
     # -- the original's small methods --
 
@@ -124,12 +119,12 @@ class ElasticBuffer:
         return EventHandle()
 
     def get_comm_stream(self) -> Any:
-        """The stream on which calls run: the current one."""
+        """The stream on which dispatch and combine run: the buffer's own; on a CPU, the current one."""
         return self._memory.get_comm_stream()
 
     def get_physical_domain_size(self) -> tuple[int, int]:
-        """Nodes, and ranks of each."""
-        return self._memory.num_nodes, self._memory.ranks_per_node
+        """Nodes, and ranks of each: all ranks are on one."""
+        return 1, self.num_ranks
 
     def get_logical_domain_size(self) -> tuple[int, int]:
         """Groups between which rows take two hops, and ranks of each: one, as all rows go directly."""
@@ -219,45 +214,52 @@ class ElasticBuffer:
         """
         self._turn_to(EXPERTS_CALLS)
         number = next(self._numbers)  # also of calls that are refused, as the other ranks count them
-        with self._telling("dispatch"):
-            _wait_for(previous_event)
-            self._check_sms(num_sms, num_qps)
-            if handle is None:
-                if topk_idx is None or num_experts is None:
-                    raise BadCall("without a handle, give topk_idx and num_experts")
-                call = self._new_call(
-                    x, topk_idx, topk_weights,
-                    num_experts=num_experts, num_max_tokens=num_max_tokens_per_rank, alignment=expert_alignment,
-                    num_sms=num_sms, number=number, do_expand=do_expand, do_zero_padding=do_zero_padding,
-                    col_major_scales=use_tma_aligned_col_major_sf, copy=do_handle_copy,
-                    sync=do_cpu_sync is not False,
-                )  # fmt: skip
-            else:
-                if topk_idx is not None or do_cpu_sync:
-                    raise BadCall(
-                        "a handle has the routing and the sizes: give no topk_idx, and no do_cpu_sync"
-                    )
-                given = {"num_experts": num_experts, "num_max_tokens_per_rank": num_max_tokens_per_rank,
-                         "expert_alignment": expert_alignment, "do_expand": do_expand}  # fmt: skip
-                _check_handle(handle, given)
-                call = self._cached_call(
-                    x, topk_weights, handle,
-                    do_zero_padding=do_zero_padding, col_major_scales=use_tma_aligned_col_major_sf,
-                )  # fmt: skip
-            stats = cumulative_local_expert_recv_stats
+        with self._memory.communication.call(previous_event) as on_stream:
+            with self._reporting("dispatch"):
+                self._check_sms(num_sms, num_qps)
+                if handle is None:
+                    if topk_idx is None or num_experts is None:
+                        raise BadCall("without a handle, give topk_idx and num_experts")
+                    call = self._new_call(
+                        x, topk_idx, topk_weights,
+                        num_experts=num_experts, num_max_tokens=num_max_tokens_per_rank, alignment=expert_alignment,
+                        num_sms=num_sms, number=number, do_expand=do_expand, do_zero_padding=do_zero_padding,
+                        col_major_scales=use_tma_aligned_col_major_sf, copy=do_handle_copy,
+                        sync=do_cpu_sync is not False,
+                    )  # fmt: skip
+                else:
+                    if topk_idx is not None or do_cpu_sync:
+                        raise BadCall(
+                            "a handle has the routing and the sizes: give no topk_idx, and no do_cpu_sync"
+                        )
+                    given = {"num_experts": num_experts, "num_max_tokens_per_rank": num_max_tokens_per_rank,
+                             "expert_alignment": expert_alignment, "do_expand": do_expand}  # fmt: skip
+                    _check_handle(handle, given)
+                    call = self._cached_call(
+                        x, topk_weights, handle,
+                        do_zero_padding=do_zero_padding, col_major_scales=use_tma_aligned_col_major_sf,
+                    )  # fmt: skip
+                stats = cumulative_local_expert_recv_stats
+                if stats is not None:
+                    _check_stats(stats, call.num_experts // self.num_ranks)
+            came, made = experts.dispatch(
+                self._normal, call, lambda: wait_for(previous_event_before_epilogue)
+            )
             if stats is not None:
-                _check_stats(stats, call.num_experts // self.num_ranks)
-        came, made = dispatch.run(self._exchange, call, lambda: _wait_for(previous_event_before_epilogue))
-        if stats is not None:
-            stats += made.num_unaligned_recv_tokens_per_expert.to(stats.device)
-        home = call.topk_idx.device
-        idx, weights = (
-            None if each is None else each.to(home) for each in (came.topk_idx, came.topk_weights)
+                stats += made.num_unaligned_recv_tokens_per_expert.to(stats.device)
+            home = call.topk_idx.device
+            columns = (came.x, came.scales, came.topk_idx, came.topk_weights)
+            rows, scales, idx, weights = (None if each is None else each.to(home) for each in columns)
+            assert rows is not None, "there are rows"
+            on_stream.keep(call.tokens.columns(), rows, scales, idx, weights, vars(made).values(), made.rows)
+        event = on_stream.ended(asynchronous=async_with_compute_stream)
+        return (
+            rows if scales is None else (rows, scales),
+            idx,
+            weights,
+            made if handle is None else handle,
+            event,
         )
-        rows = came.x.to(home)
-        scales = None if came.scales is None else came.scales.to(home)
-        result = rows if scales is None else (rows, scales)
-        return result, idx, weights, made if handle is None else handle, _end(async_with_compute_stream)
 
     def combine(  # noqa: PLR0913 (the original's)
         self,
@@ -281,23 +283,25 @@ class ElasticBuffer:
         bfloat16, combined_topk_weights or None, event.
         """
         self._turn_to(EXPERTS_CALLS)
-        with self._telling("combine"):
-            _wait_for(previous_event)
-            self._check_sms(num_sms, num_qps)
-            _check_handle(handle, {})
-            check_rows(x, "x", (torch.bfloat16,))
-            _check_answers(x, topk_weights, handle)
-            if handle.do_expand and topk_weights is not None and not self.allow_multiple_reduction:
-                raise BadCall("expanded topk_weights need a buffer with allow_multiple_reduction=True")
-            biases = check_biases(bias, (len(handle.topk_idx), x.shape[1]))
-        device = self.transport.device
-        combined, weights = combine.run(
-            self._exchange, x.to(device), None if topk_weights is None else topk_weights.to(device), handle,
-            [each.to(device) for each in biases], lambda: _wait_for(previous_event_before_epilogue),
-            reduce_first=self.allow_multiple_reduction,
-        )  # fmt: skip
-        weights = None if weights is None else weights.to(x.device)
-        return combined.to(x.device), weights, _end(async_with_compute_stream)
+        with self._memory.communication.call(previous_event) as on_stream:
+            with self._reporting("combine"):
+                self._check_sms(num_sms, num_qps)
+                _check_handle(handle, {})
+                check_rows(x, "x", (torch.bfloat16,))
+                _check_answers(x, topk_weights, handle)
+                if handle.do_expand and topk_weights is not None and not self.allow_multiple_reduction:
+                    raise BadCall("expanded topk_weights need a buffer with allow_multiple_reduction=True")
+                biases = check_biases(bias, (len(handle.topk_idx), x.shape[1]))
+            wait_for(previous_event_before_epilogue)
+            device = self.transport.device
+            combined, weights = experts.combine(
+                self._normal, x.to(device), None if topk_weights is None else topk_weights.to(device), handle,
+                [each.to(device) for each in biases], num_sms=num_sms or handle.num_sms,
+                reduce_first=self.allow_multiple_reduction,
+            )  # fmt: skip
+            combined, weights = combined.to(x.device), None if weights is None else weights.to(x.device)
+            on_stream.keep(x, topk_weights, biases, combined, weights)
+        return combined, weights, on_stream.ended(asynchronous=async_with_compute_stream)
 
     # -- all-gather --
 
@@ -317,13 +321,13 @@ class ElasticBuffer:
     def agrs_set_config(self, num_max_session_bytes: int, num_max_all_gathers_per_session: int) -> None:
         """Limits of sessions. All ranks give the same."""
         self._turn_to(EXPERTS_CALLS)
-        with self._telling("agrs_set_config"):
+        with self._reporting("agrs_set_config"):
             self._sessions.configure(num_max_session_bytes, num_max_all_gathers_per_session)
         limits: dict[str, Fact] = {
             "bytes": num_max_session_bytes,
             "all-gathers": num_max_all_gathers_per_session,
         }
-        self._agree("agrs_set_config", limits)
+        self._normal.agree(limits, "agrs_set_config")
 
     def create_agrs_session(self) -> None:
         """All-gathers may follow, until `destroy_agrs_session`."""
@@ -366,15 +370,17 @@ class ElasticBuffer:
     @staticmethod
     def get_pp_buffer_size_hint(num_max_tensor_bytes: int, num_max_inflight_tensors: int) -> int:
         """Bytes for so many tensors on their way to and from each neighbour."""
-        return align(2 * num_max_inflight_tensors * place_bytes(num_max_tensor_bytes), sizes.UNIT_BYTES)
+        return align(
+            2 * num_max_inflight_tensors * align(num_max_tensor_bytes, PLACE_BYTES), sizes.UNIT_BYTES
+        )
 
     def pp_set_config(self, num_max_tensor_bytes: int, num_max_inflight_tensors: int) -> None:
         """Before the first of a row of sends and receives. All ranks give the same, and have received what was sent."""
         self._turn_to(EXPERTS_CALLS)
-        with self._telling("pp_set_config"):
+        with self._reporting("pp_set_config"):
             self._ring.configure(num_max_tensor_bytes, num_max_inflight_tensors)
         limits: dict[str, Fact] = {"bytes": num_max_tensor_bytes, "tensors": num_max_inflight_tensors}
-        self._agree("pp_set_config", limits)
+        self._normal.agree(limits, "pp_set_config")
         self._turn_to(RING)
 
     def pp_send(self, t: Tensor, dst_rank_idx: int, num_sms: int = 0) -> None:  # noqa: ARG002
@@ -383,7 +389,7 @@ class ElasticBuffer:
         self._ring.send(t, dst_rank_idx)
 
     def pp_recv(self, t: Tensor, src_rank_idx: int, num_sms: int = 0) -> None:  # noqa: ARG002
-        """Into `t`, from the previous or the next rank, in the order in which it sends."""
+        """Into `t`, from the previous or the next rank, in its order, as many bytes as it has sent."""
         self._ring_only()
         self._ring.receive(t, src_rank_idx)
 
@@ -405,10 +411,10 @@ class ElasticBuffer:
         sf (entries of all ranks, packs): scales of FP8 entries, the same on all ranks.
         """
         self._turn_to(EXPERTS_CALLS)
-        with self._telling("engram_write"):
+        with self._reporting("engram_write"):
             self._engram.check(storage, sf)
         facts: dict[str, Fact] = {"shape of storage": str(tuple(storage.shape)), "dtype": str(storage.dtype)}
-        self._agree("engram_write", facts)
+        self._normal.agree(facts, "engram_write")
         self._engram.write(storage, sf)
         self.transport.barrier()
 
@@ -482,12 +488,13 @@ class ElasticBuffer:
             refuse("num_qps", num_qps, f"{self.num_allocated_qps} are allocated")
 
     @contextmanager
-    def _telling(self, call: str) -> Iterator[None]:
+    def _reporting(self, call: str) -> Iterator[None]:
         """Arguments are looked at inside. If they are refused, the others learn it where they wait for this rank."""
         try:
             yield
         except (ValueError, TypeError, AssertionError) as error:
-            self._exchange.refuse(refused(error, rank=self.rank_idx, phase=f"{call}: arguments"))
+            if not isinstance(error, CommunicationError):
+                self._normal.refuse(error, call)
             raise
 
     def _turn_to(self, use: str) -> None:
@@ -506,24 +513,9 @@ class ElasticBuffer:
         if self._use != RING:
             raise BadCall(f"the buffer is used for {self._use}: call pp_set_config on all ranks first")
 
-    def _agree(self, call: str, facts: Mapping[str, Fact]) -> None:
-        """All ranks are here, with equal facts."""
-        nobody = torch.zeros(0, self.num_ranks, dtype=torch.bool, device=self.transport.device)
-        self._exchange.deliver({"call": call, **facts}, [], nobody, phase=call)
-
     def _synchronize(self) -> None:
         if self.transport.device.type == "cuda":
             torch.cuda.synchronize(self.transport.device)
-
-
-def _wait_for(event: Event) -> None:
-    known = event.event if isinstance(event, EventOverlap) else event
-    if known is not None:
-        known.current_stream_wait()
-
-
-def _end(asynchronous: bool) -> EventOverlap:  # noqa: FBT001
-    return EventOverlap(EventHandle() if asynchronous else None)
 
 
 def _check_handle(handle: EPHandle, given: Mapping[str, Any]) -> None:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..normal.tokens import Handle
+
 
 @dataclass
 class EPHandle:
@@ -37,6 +39,10 @@ class EPHandle:
     num_unaligned_recv_tokens_per_expert: Tensor
     recv_src_metadata: Tensor
     dst_buffer_slot_idx: Tensor
+    rows: Handle
+    """Of the same dispatch, without expansion."""
+    owner: Tensor
+    """(T, K): the rank of each expert, or -1."""
     token_metadata_at_forward: Tensor | None = None
     channel_linked_list: Tensor | None = None
     number: int = 0

@@ -1,8 +1,7 @@
 """Where rows go and come from, as numbers of rows. -1 stands for none everywhere.
 
-The rows that a rank has for a source are ordered by token, or, one row for each expert, by (expert, token, k); what
-comes back is ordered by (rank, such a row). A token's answer from a rank counts at the last k that the rank owns: its
-master, which says in which order answers are summed.
+A token's answer from a rank counts at the last k that the rank owns: its master, which says in which order answers are
+summed.
 """
 
 from dataclasses import dataclass
@@ -11,12 +10,23 @@ import torch
 from torch import Tensor
 
 from ...kernels.quantize import align
+from .. import rows as native
+from ..normal.tokens import Handle
 
 
 def owners(topk_idx: Tensor, experts_per_rank: int) -> Tensor:
     """The rank of each expert: (T, K) int64."""
     idx = topk_idx.long()
     return torch.where(idx >= 0, idx // experts_per_rank, -1)
+
+
+def counts(topk_idx: Tensor, num_experts: int) -> Tensor:
+    """(E,) int32: how many tokens have chosen each expert."""
+    idx = topk_idx.long().reshape(-1)
+    found = torch.zeros(num_experts + 1, dtype=torch.int32, device=idx.device)
+    return found.index_add_(
+        0, idx.clamp(min=-1) % (num_experts + 1), torch.ones_like(found)[:1].expand(len(idx))
+    )[:-1]
 
 
 def are_masters(owner: Tensor) -> Tensor:
@@ -32,21 +42,36 @@ def members(owner: Tensor, ranks: int) -> Tensor:
     return result.scatter_(1, torch.where(owner >= 0, owner, ranks), value=True)[:, :ranks].contiguous()
 
 
-def slots(owner: Tensor, member: Tensor) -> Tensor:
-    """(T, K): the token's number among those for its rank."""
-    numbers = member.long().cumsum(0) - 1
-    return torch.where(owner >= 0, numbers.gather(1, owner.clamp(min=0)), -1)
+def order_of_ranks(owner: Tensor, rows: Handle, me: int) -> tuple[Tensor, Tensor]:
+    """Ranks and their rows (T, K) int32 of what is summed for each token, if a rank has one row for it."""
+    prefix = rows.rank_prefix_matrix
+    begins = prefix[me - 1] if me else torch.zeros_like(prefix[0])
+    ranks = owner.clamp(min=0)
+    places = rows.send_head.gather(1, ranks) + begins[ranks]
+    return ranks.int(), torch.where(are_masters(owner), places, -1).int()
 
 
-def answers(owner: Tensor, member: Tensor) -> Tensor:
-    """(T, K): which row of those that come back, one for each token and rank, is from the rank of each k."""
-    starts = member.sum(0).cumsum(0) - member.sum(0)
-    return torch.where(owner >= 0, slots(owner, member) + starts[owner.clamp(min=0)], -1)
+def order_of_experts(owner: Tensor, pairs: Tensor, me: int) -> tuple[Tensor, Tensor]:
+    """The same, if a rank has a row for each (source, token, k) that is of it, in this order. pairs: see `Handle`."""
+    ranks = owner.clamp(min=0)
+    flat = owner.reshape(-1)
+    is_of = flat[:, None] == torch.arange(len(pairs), device=flat.device)
+    number = (is_of.cumsum(0) - 1).gather(1, ranks.reshape(-1, 1)).view(owner.shape)
+    begins = pairs[:me].sum(0).to(flat.device)
+    return ranks.int(), torch.where(owner >= 0, number + begins[ranks], -1).int()
 
 
-def answers_of_experts(topk_idx: Tensor) -> Tensor:
-    """(T, K): the same, if one row comes back for each token and k."""
-    return _sorted_places(topk_idx.long().reshape(-1)).view(topk_idx.shape)
+def summed(rows: Tensor, places: Tensor) -> Tensor:
+    """out[t] = Σ over k of rows[places[t, k]], in this order, in float32, rounded once: (T, H) of the type of rows."""
+    out = rows.new_empty(len(places), rows.shape[1])
+    if native.can_sum(out):
+        native.sum_into(out, [rows] * places.shape[1], places)
+        return out
+    total = torch.zeros(out.shape, dtype=torch.float32, device=rows.device)
+    for k in range(places.shape[1] if len(rows) else 0):
+        found = places[:, k, None] >= 0
+        total += torch.where(found, rows[places[:, k].clamp(min=0)].float(), 0.0)
+    return out.copy_(total)
 
 
 @dataclass(frozen=True)
@@ -61,16 +86,16 @@ class Expansion:
     def of(cls, local_idx: Tensor, experts: int, alignment: int) -> "Expansion":
         """Of tokens that came. Shapes: local_idx (N, K), -1 for experts of other ranks."""
         flat = local_idx.long().reshape(-1)
-        counts = torch.bincount(flat[flat >= 0], minlength=experts)
-        rounded = (counts + alignment - 1) // alignment * alignment
-        shift = (rounded.cumsum(0) - rounded) - (counts.cumsum(0) - counts)
-        places = _sorted_places(flat)
-        places = torch.where(flat >= 0, places + shift[flat.clamp(min=0)], -1).view(local_idx.shape)
-        return cls(places, rounded.cumsum(0) - rounded + counts, counts.tolist())
-
-    def rows(self, alignment: int) -> int:
-        """Of the layout, the gap behind the last expert included."""
-        return sum(align(each, alignment) for each in self.counts)
+        found = torch.bincount(flat[flat >= 0], minlength=experts)
+        rounded = (found + alignment - 1) // alignment * alignment
+        starts = rounded.cumsum(0) - rounded
+        order = torch.where(flat >= 0, flat, experts).argsort(stable=True)
+        sorted_places = torch.empty_like(order).scatter_(
+            0, order, torch.arange(len(flat), device=flat.device)
+        )
+        shift = (starts - (found.cumsum(0) - found))[flat.clamp(min=0)]
+        places = torch.where(flat >= 0, sorted_places + shift, -1).view(local_idx.shape)
+        return cls(places, starts + found, found.tolist())
 
 
 def expanded_rows_max(tokens: int, topk: int, experts: int, alignment: int) -> int:
@@ -78,20 +103,14 @@ def expanded_rows_max(tokens: int, topk: int, experts: int, alignment: int) -> i
     return align(tokens * min(topk, experts) + (alignment - 1) * experts, alignment)
 
 
-def _sorted_places(flat: Tensor) -> Tensor:
-    """The place of each number if they were sorted; equal ones stay in order, negative ones have none."""
-    order = torch.where(flat >= 0, flat, torch.iinfo(torch.int64).max).argsort(stable=True)
-    places = torch.empty_like(order).scatter_(0, order, torch.arange(len(flat), device=flat.device))
-    return torch.where(flat >= 0, places, -1)
-
-
 __all__ = [
     "Expansion",
-    "answers",
-    "answers_of_experts",
     "are_masters",
+    "counts",
     "expanded_rows_max",
     "members",
+    "order_of_experts",
+    "order_of_ranks",
     "owners",
-    "slots",
+    "summed",
 ]

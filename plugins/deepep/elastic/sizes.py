@@ -6,7 +6,6 @@ from typing import Final
 from ...kernels.errors import refuse
 from ...kernels.quantize import align
 from ..arguments import TOPK_MAX
-from ..notes import NOTE_BYTES
 
 UNIT_BYTES: Final = 2 << 20
 """Sizes are multiples of it."""
@@ -26,15 +25,15 @@ def buffer_bytes(ranks: int, tokens: int, hidden: int, *, topk: int = 0, fp8: bo
     if tokens < 1 or hidden < 1:
         refuse("num_max_tokens_per_rank, hidden", (tokens, hidden), "they must be positive")
     ks = topk or TOPK_MAX
-    sent = ks * 12 + ranks + (hidden + hidden // 32 if fp8 else hidden * 2)
-    back = (hidden * 2 + ks * 4 + ranks) * min(ranks, ks)
-    half = NOTE_BYTES + 8 * 64 + tokens * max(sent, back)
-    return align(2 * half, UNIT_BYTES)
+    sent = ks * 12 + (hidden + hidden // 32 if fp8 else hidden * 2)
+    back = hidden * 2 + ks * 4
+    rows = tokens * min(ranks, ks)
+    return align(rows * max(sent, back) + tokens * ranks * 4 + least_bytes(ranks), UNIT_BYTES)
 
 
 def least_bytes(ranks: int) -> int:
-    """So that ranks can tell one another what they are called with, over any transport."""
-    return 2 * ranks * align(NOTE_BYTES + 8 * 64 + ranks, 64)
+    """For what ranks tell one another in each call: facts, and counts of 2048 experts."""
+    return 2048 + 4 * (64 + 2 * ranks + 2048) + 16 * 64
 
 
 def row_bytes(hidden: int, item_bytes: int) -> int:

@@ -2,7 +2,6 @@
 
 methods     the original's methods, which `Buffer` inherits
 mode        what they do: checks, halves, hooks, events
-flags       how ranks tell each other that a half was written, or may be again
 layout      where things are in the shared memory
 host        sending and receiving in torch, for ranks that share host memory
 kernel      the same as Triton kernels; `launch` starts them

@@ -8,7 +8,8 @@
 
 No kernel waits: the flags that order sending and receiving are the transport's. None reads a size from the device's
 memory that another rank could not have written before its flag. `inactive` (ranks,) int32 marks ranks that nothing is
-sent to and nothing is taken from.
+sent to and nothing is taken from. Once `stopped` is set, as a wait has run out, nothing is sent, and what is received
+is nothing: no rows, and sums of zero.
 """
 
 import triton
@@ -53,10 +54,10 @@ def _power_above(scale):
     return bits.to(tl.float32, bitcast=True), (0x7F000000 - bits).to(tl.float32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["entries", "max_tokens"])
+@triton.jit(do_not_specialize=["entries", "max_tokens", "rank"])
 def slot_kernel(
-    topk, slots, peers, inactive, counts_at, entries, max_tokens,
-    RANK: tl.constexpr, LOCAL: tl.constexpr, BLOCK: tl.constexpr,
+    topk, slots, peers, inactive, stopped, counts_at, entries, max_tokens, rank,
+    LOCAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     expert = tl.program_id(0)
     peer = expert // LOCAL
@@ -73,17 +74,18 @@ def slot_kernel(
         tl.store(slots + at, before + total + tl.cumsum(ones, 0) - 1, mask=mine)
         total += tl.sum(ones, 0)
     counts = _at(tl.load(peers + peer) + counts_at, tl.int32)
-    active = tl.load(inactive + peer) == 0
-    tl.store(counts + RANK * LOCAL + expert % LOCAL, tl.minimum(total, max_tokens), mask=active)
+    active = tl.load(inactive + peer) + tl.load(stopped) == 0
+    tl.store(counts + rank * LOCAL + expert % LOCAL, tl.minimum(total, max_tokens), mask=active)
 
 
-@triton.jit(do_not_specialize=["max_tokens"])
+@triton.jit(do_not_specialize=["max_tokens", "rank"])
 def dispatch_send_kernel(
-    x, topk, slots, peers, inactive, arrivals_at, max_tokens, message_bytes,
-    RANK: tl.constexpr, LOCAL: tl.constexpr, EXPERTS: tl.constexpr, TOPK: tl.constexpr,
+    x, topk, slots, peers, inactive, stopped, arrivals_at, max_tokens, message_bytes, rank,
+    LOCAL: tl.constexpr, EXPERTS: tl.constexpr, TOPK: tl.constexpr,
     HIDDEN: tl.constexpr, FP8: tl.constexpr, ROUND: tl.constexpr, GROUPS: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0)
+    going = tl.load(stopped) == 0
     row = x + token.to(tl.int64) * HIDDEN
     for start in range(0, HIDDEN, GROUPS * 128):
         at = _chunk(start, GROUPS)
@@ -106,8 +108,8 @@ def dispatch_send_kernel(
             known = (expert >= 0) & (expert < EXPERTS)
             peer = tl.where(known, expert // LOCAL, 0)
             slot = tl.load(slots + token * TOPK + k, mask=known, other=0)
-            if known & (slot < LOCAL * max_tokens) & (tl.load(inactive + peer) == 0):
-                place = tl.full((), RANK * LOCAL, tl.int64) * max_tokens + slot
+            if going & known & (slot < LOCAL * max_tokens) & (tl.load(inactive + peer) == 0):
+                place = tl.full((), LOCAL, tl.int64) * rank * max_tokens + slot
                 message = tl.load(peers + peer) + arrivals_at + place * message_bytes
                 if start == 0:
                     tl.store(_at(message, tl.int32), token)
@@ -122,7 +124,7 @@ def dispatch_send_kernel(
 
 @triton.jit(do_not_specialize=["max_tokens"])
 def dispatch_receive_kernel(  # noqa: PLR0912 (types of scales)
-    own, inactive, rows, scales, source_tokens, ranges, recv_counts, stats, counts_at, arrivals_at, max_tokens,
+    own, inactive, stopped, rows, scales, source_tokens, ranges, recv_counts, stats, counts_at, arrivals_at, max_tokens,
     message_bytes,
     RANKS: tl.constexpr, RANKS_PADDED: tl.constexpr, LOCAL: tl.constexpr, LOCAL_PADDED: tl.constexpr,
     HIDDEN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr, STATS: tl.constexpr, GROUPS: tl.constexpr,
@@ -133,7 +135,8 @@ def dispatch_receive_kernel(  # noqa: PLR0912 (types of scales)
     split = tl.program_id(1)
     base = tl.load(own)
     every = tl.arange(0, RANKS_PADDED)
-    active = (tl.load(inactive + every, mask=every < RANKS, other=1) == 0) & (every < RANKS)
+    left_out = tl.load(inactive + every, mask=every < RANKS, other=1) + tl.load(stopped)
+    active = (left_out == 0) & (every < RANKS)
     came = _at(base + counts_at, tl.int32)
     counts = _counted(tl.load(came + every * LOCAL + expert, mask=active, other=0), max_tokens)
     experts = tl.arange(0, LOCAL_PADDED)
@@ -235,10 +238,10 @@ def _load_logfmt(slot, start, HIDDEN: tl.constexpr, GROUPS: tl.constexpr):
     return tl.where(code >= 512, -magnitude, magnitude)
 
 
-@triton.jit(do_not_specialize=["max_tokens"])
+@triton.jit(do_not_specialize=["max_tokens", "rank"])
 def combine_send_kernel(
-    x, ranges, source_tokens, peers, inactive, arrivals_at, max_tokens,
-    RANK: tl.constexpr, RANKS: tl.constexpr, LOCAL: tl.constexpr, HIDDEN: tl.constexpr, LOGFMT: tl.constexpr,
+    x, ranges, source_tokens, peers, inactive, stopped, arrivals_at, max_tokens, rank,
+    RANKS: tl.constexpr, LOCAL: tl.constexpr, HIDDEN: tl.constexpr, LOGFMT: tl.constexpr,
     GROUPS: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     expert = tl.program_id(0) // RANKS
@@ -246,12 +249,12 @@ def combine_send_kernel(
     found = tl.load(ranges + expert * RANKS + peer)
     begin = (found >> 32).to(tl.int32)
     count = (found & 0x7FFFFFFF).to(tl.int32)
-    if tl.load(inactive + peer) == 0:
+    if (tl.load(inactive + peer) == 0) & (tl.load(stopped) == 0):
         base = tl.load(peers + peer) + arrivals_at
         for i in range(tl.program_id(1), count, SPLIT):
             row = expert.to(tl.int64) * RANKS * max_tokens + begin + i
             token = _counted(tl.load(source_tokens + row), max_tokens - 1)
-            slot = base + ((RANK * LOCAL + expert).to(tl.int64) * max_tokens + token) * (2 * HIDDEN)
+            slot = base + ((tl.full((), LOCAL, tl.int64) * rank + expert) * max_tokens + token) * (2 * HIDDEN)
             for start in range(0, HIDDEN, GROUPS * 128):
                 at = _chunk(start, GROUPS)
                 part = tl.load(x + row * HIDDEN + at, mask=at < HIDDEN, other=0.0)
@@ -263,7 +266,7 @@ def combine_send_kernel(
 
 @triton.jit(do_not_specialize=["max_tokens"])
 def combine_receive_kernel(
-    own, topk, weights, inactive, out, arrivals_at, max_tokens, out_stride,
+    own, topk, weights, inactive, stopped, out, arrivals_at, max_tokens, out_stride,
     LOCAL: tl.constexpr, EXPERTS: tl.constexpr, TOPK: tl.constexpr, HIDDEN: tl.constexpr, LOGFMT: tl.constexpr,
     GROUPS: tl.constexpr,
 ):  # fmt: skip
@@ -272,11 +275,12 @@ def combine_receive_kernel(
     at = _chunk(start, GROUPS)
     base = tl.load(own) + arrivals_at
     total = tl.zeros([GROUPS, 128], tl.float32)
+    going = tl.load(stopped) == 0
     for k in range(TOPK):
         expert = tl.load(topk + token * TOPK + k).to(tl.int32)
         known = (expert >= 0) & (expert < EXPERTS)
         peer = tl.where(known, expert // LOCAL, 0)
-        if known & (tl.load(inactive + peer) == 0):
+        if going & known & (tl.load(inactive + peer) == 0):
             slot = base + (expert.to(tl.int64) * max_tokens + token) * (2 * HIDDEN)
             weight = tl.load(weights + token * TOPK + k)
             if LOGFMT:

@@ -2,11 +2,9 @@
 
 Nothing here waits for the device or reads a tensor's values, so that every call can be captured in a CUDA graph.
 
-`table` (ranks,) int64 holds the address of every rank's shared region as this rank sees it, on the device, and
-`inactive` (ranks,) int32 marks the ranks that take no part.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,10 +23,21 @@ SPLIT: Final = 4
 WARPS: Final = 4  # so that a thread moves 16 bytes of bfloat16 at once
 
 
+class Places(NamedTuple):
+    """Of all ranks, on the device.
+
+    table (ranks,) int64: the address of every rank's region as this rank sees it. inactive (ranks,) int32: marks ranks
+    that take no part. stopped (1,) int32: not zero once a wait has run out; kernels then do nothing.
+    """
+
+    table: Tensor
+    inactive: Tensor
+    stopped: Tensor
+
+
 def dispatch_send(  # noqa: PLR0913 (the kernels' own)
     layout: Layout,
-    table: Tensor,
-    inactive: Tensor,
+    places: Places,
     half: int,
     x: Tensor,
     topk: Tensor,
@@ -42,16 +51,15 @@ def dispatch_send(  # noqa: PLR0913 (the kernels' own)
     with on_device(x):
         start(
             kernel.slot_kernel, (layout.experts,),
-            topk, slots, table, inactive, layout.counts_at(half), topk.numel(), layout.max_tokens,
-            RANK=rank, LOCAL=layout.local, BLOCK=64 if is_interpreting() else SLOT_BLOCK, num_warps=4,
+            topk, slots, *places, layout.counts_at(half), topk.numel(), layout.max_tokens, rank,
+            LOCAL=layout.local, BLOCK=64 if is_interpreting() else SLOT_BLOCK, num_warps=4,
         )  # fmt: skip
         if not x.shape[0]:
             return
         start(
             kernel.dispatch_send_kernel, (x.shape[0],),
-            x, topk, slots, table, inactive, layout.arrivals_at(half), layout.max_tokens,
-            layout.message_bytes,
-            RANK=rank, LOCAL=layout.local, EXPERTS=layout.experts, TOPK=topk.shape[1],
+            x, topk, slots, *places, layout.arrivals_at(half), layout.max_tokens, layout.message_bytes, rank,
+            LOCAL=layout.local, EXPERTS=layout.experts, TOPK=topk.shape[1],
             HIDDEN=layout.hidden, FP8=fp8, ROUND=round_scale, GROUPS=GROUPS, INTERPRET=is_interpreting(),
             num_warps=WARPS,
         )  # fmt: skip
@@ -59,8 +67,7 @@ def dispatch_send(  # noqa: PLR0913 (the kernels' own)
 
 def dispatch_receive(  # noqa: PLR0913 (the kernels' own)
     layout: Layout,
-    table: Tensor,
-    inactive: Tensor,
+    places: Places,
     half: int,
     *,
     rank: int,
@@ -76,7 +83,8 @@ def dispatch_receive(  # noqa: PLR0913 (the kernels' own)
     with on_device(rows):
         start(
             kernel.dispatch_receive_kernel, (layout.local * layout.ranks, _split()),
-            table[rank:], inactive, rows.view(torch.uint8) if fp8 else rows, rows if scales is None else scales,
+            places.table[rank:], places.inactive, places.stopped, rows.view(torch.uint8) if fp8 else rows,
+            rows if scales is None else scales,
             source_tokens, ranges, recv_counts, recv_counts if stats is None else stats,
             layout.counts_at(half), layout.arrivals_at(half), layout.max_tokens, layout.message_bytes,
             RANKS=layout.ranks, RANKS_PADDED=next_power_of_2(layout.ranks), LOCAL=layout.local,
@@ -88,8 +96,7 @@ def dispatch_receive(  # noqa: PLR0913 (the kernels' own)
 
 def combine_send(  # noqa: PLR0913 (the kernels' own)
     layout: Layout,
-    table: Tensor,
-    inactive: Tensor,
+    places: Places,
     half: int,
     x: Tensor,
     *,
@@ -102,16 +109,15 @@ def combine_send(  # noqa: PLR0913 (the kernels' own)
     with on_device(x):
         start(
             kernel.combine_send_kernel, (layout.local * layout.ranks, _split()),
-            x, ranges, source_tokens, table, inactive, layout.arrivals_at(half), layout.max_tokens,
-            RANK=rank, RANKS=layout.ranks, LOCAL=layout.local, HIDDEN=layout.hidden, LOGFMT=logfmt,
+            x, ranges, source_tokens, *places, layout.arrivals_at(half), layout.max_tokens, rank,
+            RANKS=layout.ranks, LOCAL=layout.local, HIDDEN=layout.hidden, LOGFMT=logfmt,
             GROUPS=GROUPS, SPLIT=_split(), num_warps=WARPS,
         )  # fmt: skip
 
 
 def combine_receive(  # noqa: PLR0913 (the kernels' own)
     layout: Layout,
-    table: Tensor,
-    inactive: Tensor,
+    places: Places,
     half: int,
     *,
     rank: int,
@@ -126,7 +132,8 @@ def combine_receive(  # noqa: PLR0913 (the kernels' own)
     with on_device(out):
         start(
             kernel.combine_receive_kernel, (out.shape[0], ceil_div(layout.hidden, 128 * GROUPS)),
-            table[rank:], topk, weights, inactive, out, layout.arrivals_at(half), layout.max_tokens, out.stride(0),
+            places.table[rank:], topk, weights, places.inactive, places.stopped, out, layout.arrivals_at(half),
+            layout.max_tokens, out.stride(0),
             LOCAL=layout.local, EXPERTS=layout.experts, TOPK=topk.shape[1], HIDDEN=layout.hidden, LOGFMT=logfmt,
             GROUPS=GROUPS, num_warps=WARPS,
         )  # fmt: skip
@@ -136,4 +143,4 @@ def _split() -> int:
     return 1 if is_interpreting() else SPLIT
 
 
-__all__ = ["combine_receive", "combine_send", "dispatch_receive", "dispatch_send"]
+__all__ = ["Places", "combine_receive", "combine_send", "dispatch_receive", "dispatch_send"]

@@ -7,7 +7,6 @@ the call before had. A half of rank r, for E experts, e of them on r, and N toke
     counts     R · e int32      how many messages source s has sent to each local expert
     arrivals   E · N slots      dispatch: the messages of source s, by local expert, begin at slot s · e · N
                                 combine: what global expert j made of token t is slot j · N + t
-    outgoing   E · N · 2H bytes (e, R · N, H) bfloat16: `get_next_low_latency_combine_buffer`
 
     message    16 bytes (source token, int32), then H e4m3 and H / 128 float32, or H bfloat16
     slot       H bfloat16, or in LogFMT H + H / 4 bytes of codes and H / 128 pairs of float32
@@ -76,12 +75,8 @@ class Layout:
         return align(self.experts * self.max_tokens * self.message_bytes, ALIGNMENT)
 
     @property
-    def outgoing_bytes(self) -> int:
-        return align(self.experts * self.max_tokens * self.bf16_bytes, ALIGNMENT)
-
-    @property
     def half_bytes(self) -> int:
-        return self.counts_bytes + self.arrivals_bytes + self.outgoing_bytes
+        return self.counts_bytes + self.arrivals_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -102,9 +97,6 @@ class Layout:
 
     def arrivals_at(self, half: int) -> int:
         return self.counts_at(half) + self.counts_bytes
-
-    def outgoing_at(self, half: int) -> int:
-        return self.arrivals_at(half) + self.arrivals_bytes
 
 
 def sizes_at(half: int, source: int, *, ranks: int) -> int:

@@ -4,20 +4,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ...kernels.errors import BadCall
-from ..event import EventOverlap
-from ..transport.interface import Transport
+from ..event import CommunicationStream, EventOverlap
+from ..transport.interface import Link, Transport
 from .mode import Handle, Hook, LowLatency, size_hint
 
 
 class LowLatencyMethods:
     """What `Buffer` inherits; it has the attributes below."""
 
-    transport: Transport
+    transport: Link
     num_nvl_bytes: int
     num_rdma_bytes: int
     low_latency_mode: bool
     enable_shrink: bool
     group: dist.ProcessGroup | None
+    communication: CommunicationStream
     _mode: LowLatency | None = None
 
     @staticmethod
@@ -83,7 +84,8 @@ class LowLatencyMethods:
 
         x (e, R · N, H) bfloat16, rows as dispatched; topk_idx (T, K) int64 and topk_weights (T, K) float32 of this
         rank's tokens. Returns (combined_x (T, H) bfloat16, in `out` if it is given; event; hook). `zero_copy`: x is in
-        what get_next_low_latency_combine_buffer returned. `use_logfmt`: ten bits a channel travel.
+        what get_next_low_latency_combine_buffer returned; it saves nothing, as no call copies x on its way to peers.
+        `use_logfmt`: ten bits a channel travel.
         """
         return self._low_latency().combine(
             x,
@@ -125,8 +127,13 @@ class LowLatencyMethods:
             assert self.low_latency_mode, "make the Buffer with low_latency_mode=True"
             if not self.num_rdma_bytes:
                 raise BadCall("this buffer has no memory for low-latency mode: give num_rdma_bytes")
+            if not isinstance(self.transport, Transport):
+                raise BadCall(
+                    f"low-latency mode needs the memory of all ranks, those of one node; this is {self.transport}"
+                )
             self._mode = LowLatency(
                 self.transport,
+                stream=self.communication,
                 base=self.num_nvl_bytes,
                 num_bytes=self.num_rdma_bytes,
                 shrink=self.enable_shrink,

@@ -12,7 +12,7 @@ L4  At most two results are alive: a call is refused while the hook of the last 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,15 +20,20 @@ from torch import Tensor
 from ...kernels.errors import BadArgument, BadCall, BadType, refuse
 from ...kernels.layers import uses_kernels
 from ...kernels.quantize import BLOCK, FP8, align
-from ..event import EventHandle, EventOverlap
+from ..event import CommunicationStream, EventOverlap
 from ..failure import CommunicationError, RanksDisagree
+from ..layout import check_numbers
 from ..results import Results
-from ..transport.device import DeviceTransport
+from ..transport.flags import HostFlags, open_flags
 from ..transport.interface import Transport
 from . import host
-from .flags import FREE, READY, DeviceFlags, Flags, HostFlags
 from .layout import ALIGNMENT, HALVES, SIZES_BYTES, Layout, sizes_at
 
+if TYPE_CHECKING:
+    from . import launch
+
+READY: Final = 8  # and 9, for the second half: what a rank has sent is there
+FREE: Final = 10  # and 11: what was sent has been taken
 TOPK_MAX: Final = 32
 HIDDEN_MULTIPLE: Final = 8  # 16 bytes of bfloat16
 _REFUSED: Final = "refused"
@@ -60,22 +65,27 @@ class Combined(NamedTuple):
 class LowLatency:
     """Low-latency mode over a part of a transport's regions, from byte `base` on, of `num_bytes`."""
 
-    def __init__(self, transport: Transport, *, base: int = 0, num_bytes: int, shrink: bool = False) -> None:
-        if shrink and not transport.all_mapped:
-            raise BadCall(
-                f"the transport {transport.name} cannot go on without a rank: use it without enable_shrink"
-            )
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        base: int = 0,
+        num_bytes: int,
+        shrink: bool = False,
+        stream: CommunicationStream | None = None,
+    ) -> None:
         self.transport, self.shrink = transport, shrink
         self.base = align(base, ALIGNMENT)
         self.given_bytes, self.num_bytes = num_bytes, num_bytes - (self.base - base)
         self.rank, self.ranks = transport.rank, transport.size
         self.inactive = torch.zeros(self.ranks, dtype=torch.int32, device=transport.device)
         self._half = 0
-        self._epochs = [0] * HALVES
         self._unreceived = [False] * HALVES
         self._table: Tensor | None = None
+        self._outgoing: list[Tensor | None] = [None] * HALVES
         self._results = Results()
-        self._flags: Flags = self._open_flags()
+        self._flags = open_flags(transport, self.inactive, drop=shrink)
+        self._stream = stream or CommunicationStream(transport.device)
 
     # The original's calls.
 
@@ -103,7 +113,7 @@ class LowLatency:
             _check_finish(async_finish=async_finish, return_recv_hook=return_recv_hook)
             _check_counter(stats, "cumulative_local_expert_recv_stats", torch.int32, layout.local)
             _check_counter(wait_costs, "dispatch_wait_recv_cost_stats", torch.int64, self.ranks)
-            by_kernels = self._uses_kernels(x)
+            by_kernels = x.device.type == "cuda" or uses_kernels(x)
             if not by_kernels:
                 host.require_room(layout, topk_idx)
         half = self._take_turn("low_latency_dispatch")
@@ -125,12 +135,10 @@ class LowLatency:
             if by_kernels:
                 from . import launch
 
-                launch.dispatch_send(layout, self._addresses(), self.inactive, half, *inputs, **options)
+                launch.dispatch_send(layout, self._places(), half, *inputs, **options)
             else:
                 host.dispatch_send(layout, self._memories(), self._active(), half, *inputs, **options)
-            self._publish(
-                half, layout.sizes, "fp8" if use_fp8 else "bf16", self._dispatch_spans(layout, half)
-            )
+            self._publish(half, layout.sizes, "fp8" if use_fp8 else "bf16")
 
         def receive() -> None:
             what = "low-latency dispatch: tokens"
@@ -142,9 +150,7 @@ class LowLatency:
             if by_kernels:
                 from . import launch
 
-                launch.dispatch_receive(
-                    layout, self._addresses(), self.inactive, half, rank=self.rank, **outputs
-                )
+                launch.dispatch_receive(layout, self._places(), half, rank=self.rank, **outputs)
             else:
                 host.dispatch_receive(layout, self._memory(self.rank), self._active(), half, **outputs)
             self._release(half)
@@ -183,9 +189,9 @@ class LowLatency:
             _check_finish(async_finish=async_finish, return_recv_hook=return_recv_hook)
             _check_counter(wait_costs, "combine_wait_recv_cost_stats", torch.int64, self.ranks)
         half = self._take_turn("low_latency_combine")
-        given = self._outgoing(layout, half) if zero_copy else x
+        given = self._given(layout, half) if zero_copy else x
         result = self._results.empty((topk_idx.shape[0], hidden), x) if out is None else out
-        by_kernels, kind = self._uses_kernels(x), "logfmt" if use_logfmt else "bf16"
+        by_kernels, kind = (x.device.type == "cuda" or uses_kernels(x)), "logfmt" if use_logfmt else "bf16"
 
         def send() -> None:
             self._wait_free(half, "low-latency combine: memory that is still in use")
@@ -195,10 +201,10 @@ class LowLatency:
             if by_kernels:
                 from . import launch
 
-                launch.combine_send(layout, self._addresses(), self.inactive, half, given, **options)
+                launch.combine_send(layout, self._places(), half, given, **options)
             else:
                 host.combine_send(layout, self._memories(), self._active(), half, given, **options)
-            self._publish(half, layout.sizes, kind, self._combine_spans(layout, half))
+            self._publish(half, layout.sizes, kind)
 
         def receive() -> None:
             self._take(half, layout, kind, "low-latency combine: answers", wait_costs)
@@ -208,9 +214,7 @@ class LowLatency:
             if by_kernels:
                 from . import launch
 
-                launch.combine_receive(
-                    layout, self._addresses(), self.inactive, half, rank=self.rank, **options
-                )
+                launch.combine_receive(layout, self._places(), half, rank=self.rank, **options)
             else:
                 host.combine_receive(layout, self._memory(self.rank), self._active(), half, **options)
             self._release(half)
@@ -221,7 +225,7 @@ class LowLatency:
 
     def next_combine_buffer(self, handle: Handle) -> Tensor:
         """Where `combine(zero_copy=True)` will take its input from: (e, R · N, H) bfloat16."""
-        return self._outgoing(self._layout(*handle[2:]), self._half)
+        return self._given(self._layout(*handle[2:]), self._half)
 
     def clean(self, max_tokens: int, hidden: int, experts: int) -> None:
         """Checks that the sizes fit. Nothing needs to be zeroed: flags are epochs, and this memory is only ours."""
@@ -256,11 +260,13 @@ class LowLatency:
             yield
         except (ValueError, TypeError, AssertionError):
             half = self._half
-            if self.transport.signals_alone and not self._unreceived[half]:
+            if self._compares and not self._unreceived[half]:
                 with suppress(CommunicationError):  # this rank has an error of its own to raise
                     self._take_turn(call)
                     self._wait_free(half, f"{call}: memory that is still in use")
-                    self._publish(half, (0, 0, 0), _REFUSED, ())
+                    self._publish(half, (0, 0, 0), _REFUSED)
+                    assert isinstance(self._flags, HostFlags), "the host compares"
+                    self._flags.skip(READY + half)
                     self._release(half)
             raise
 
@@ -271,27 +277,23 @@ class LowLatency:
                 f"{what}: the hook of the last call but one was not called yet; only two results may be alive"
             )
         self._half = (half + 1) % HALVES
-        self._epochs[half] += 1
         self._unreceived[half] = True
         return half
 
     def _wait_free(self, half: int, what: str) -> None:
-        self._flags.wait(FREE + half, self._epochs[half] - 1, what)
+        self._flags.wait(FREE + half, what, less=1)
 
-    def _publish(
-        self, half: int, call: tuple[int, int, int], kind: str, spans: tuple[tuple[int, int], ...]
-    ) -> None:
-        at = self.base + sizes_at(half, self.rank, ranks=self.ranks)
-        if self.transport.device.type == "cpu":
+    def _publish(self, half: int, call: tuple[int, int, int], kind: str) -> None:
+        if self._compares:
+            at = self.base + sizes_at(half, self.rank, ranks=self.ranks)
             sizes = torch.tensor([*call, _KINDS.index(kind)])
             for peer in self._active():
                 self.transport.buffer(peer)[at : at + SIZES_BYTES] = sizes.view(torch.uint8)
-        every = ((at, SIZES_BYTES), *((self.base + start, length) for start, length in spans))
-        self._flags.signal(READY + half, self._epochs[half], lambda _peer: every)
+        self._flags.signal(READY + half)
 
     def _take(self, half: int, layout: Layout, kind: str, what: str, costs: Tensor | None) -> None:
-        self._flags.wait(READY + half, self._epochs[half], what, costs)
-        if self.transport.device.type != "cpu":
+        self._flags.wait(READY + half, what, costs=costs)
+        if not self._compares:
             return
         mine, others = (*layout.sizes, kind), {}
         for peer in self._active():
@@ -314,20 +316,8 @@ class LowLatency:
                 raise error
 
     def _release(self, half: int) -> None:
-        self._flags.signal(FREE + half, self._epochs[half], lambda _peer: ())
+        self._flags.signal(FREE + half)
         self._unreceived[half] = False
-
-    def _dispatch_spans(self, layout: Layout, half: int) -> tuple[tuple[int, int], ...]:
-        row = 4 * layout.local
-        block = layout.local * layout.max_tokens * layout.message_bytes
-        return (
-            (layout.counts_at(half) + self.rank * row, row),
-            (layout.arrivals_at(half) + self.rank * block, block),
-        )
-
-    def _combine_spans(self, layout: Layout, half: int) -> tuple[tuple[int, int], ...]:
-        block = layout.local * layout.max_tokens * layout.bf16_bytes
-        return ((layout.arrivals_at(half) + self.rank * block, block),)
 
     def _carry_out(  # noqa: PLR0913 (two steps and how they end)
         self,
@@ -338,11 +328,15 @@ class LowLatency:
         async_finish: bool,  # noqa: FBT001
         return_recv_hook: bool,  # noqa: FBT001
     ) -> tuple[EventOverlap, Hook | None]:
-        send()
+        """With a hook, both steps on the caller's stream; else on the buffer's own."""
+        self.transport.check()
         if not return_recv_hook:
-            receive()
-            event = EventOverlap(EventHandle(), tensors) if async_finish else EventOverlap()
-            return event, None
+            with self._stream.call() as call:
+                send()
+                receive()
+                call.keep(tensors)
+            return call.ended(asynchronous=async_finish), None
+        send()
 
         def hook() -> None:
             if not self._unreceived[half]:
@@ -351,10 +345,10 @@ class LowLatency:
 
         return EventOverlap(), hook
 
-    def _open_flags(self) -> Flags:
-        if isinstance(self.transport, DeviceTransport) and self.transport.spins:
-            return DeviceFlags(self.transport, self.inactive, drop=self.shrink)
-        return HostFlags(self.transport, self.inactive, drop=self.shrink)
+    @property
+    def _compares(self) -> bool:
+        """Whether ranks compare what they are called with: where regions are memory of the host."""
+        return self.transport.device.type == "cpu"
 
     def _memory(self, rank: int) -> Tensor:
         return self.transport.buffer(rank)[self.base : self.base + self.num_bytes]
@@ -362,22 +356,24 @@ class LowLatency:
     def _memories(self) -> list[Tensor]:
         return [self._memory(rank) for rank in range(self.ranks)]
 
-    def _addresses(self) -> Tensor:
+    def _places(self) -> "launch.Places":
+        from .launch import Places
+
         if self._table is None:
             self._table = self.transport.addresses() + self.base
-        return self._table
+        return Places(self._table, self.inactive, self.transport.stopped)
 
-    def _outgoing(self, layout: Layout, half: int) -> Tensor:
-        at = layout.outgoing_at(half)
-        size = layout.experts * layout.max_tokens * layout.bf16_bytes
-        flat = self._memory(self.rank)[at : at + size].view(torch.bfloat16)
-        return flat.view(layout.local, layout.rows, layout.hidden)
+    def _given(self, layout: Layout, half: int) -> Tensor:
+        """What `next_combine_buffer` returns: memory of this process, one for each half."""
+        shape = (layout.local, layout.rows, layout.hidden)
+        known = self._outgoing[half]
+        if known is None or tuple(known.shape) != shape:
+            known = torch.empty(shape, dtype=torch.bfloat16, device=self.transport.device)
+            self._outgoing[half] = known
+        return known
 
     def _active(self) -> list[int]:
         return [rank for rank, masked in enumerate(self.inactive.tolist()) if not masked]
-
-    def _uses_kernels(self, x: Tensor) -> bool:
-        return uses_kernels(x)
 
     def _layout(self, max_tokens: int, hidden: int, experts: int) -> Layout:
         if max_tokens <= 0 or experts <= 0 or experts % self.ranks:
@@ -428,6 +424,7 @@ def _check_topk(topk_idx: Tensor, tokens: int, layout: Layout) -> None:
         refuse("topk_idx", f"of shape {tuple(topk_idx.shape)}", f"it must be ({tokens}, k), contiguous")
     if not 0 < topk_idx.shape[1] <= TOPK_MAX:
         refuse("k", topk_idx.shape[1], f"it must be 1 to {TOPK_MAX}")
+    check_numbers(topk_idx, layout.experts)
     if tokens > layout.max_tokens:
         refuse("x", f"of {tokens} tokens", f"num_max_dispatch_tokens_per_rank is {layout.max_tokens}")
 

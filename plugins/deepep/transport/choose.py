@@ -6,22 +6,20 @@ import torch
 
 from ...kernels.errors import BadArgument, refuse
 from .collectives import Collectives
-from .interface import NotUsable, Transport
+from .interface import Link, NotUsable
 from .ipc import CudaIpc
 from .members import Members, agree
-from .messages import Messages
-from .mixed import Mixed
 from .shared_memory import SharedMemory
 from .symmetric import Symmetric
 
 AUTO: Final = "auto"
-BACKENDS: Final = (Symmetric, CudaIpc, SharedMemory, Mixed, Collectives, Messages)
+BACKENDS: Final = (Symmetric, CudaIpc, SharedMemory, Collectives)
 """Fastest first; each refuses devices and hosts that it cannot serve."""
 
 
 def open_transport(members: Members, num_bytes: int, *, device: torch.device, name: str = AUTO,
-                   timeout_s: float = 100.0) -> Transport:  # fmt: skip
-    """Connects all ranks; all call it with equal arguments.
+                   timeout_s: float = 100.0) -> Link:  # fmt: skip
+    """Connect all ranks; all call it with equal arguments.
 
     Raises: RanksDisagree for different arguments; BadArgument for a name that is not known or cannot be used here.
     """
@@ -32,10 +30,14 @@ def open_transport(members: Members, num_bytes: int, *, device: torch.device, na
     agree(members, facts, phase="opening")
     reasons: list[str] = []
     for backend in BACKENDS:
-        if name not in {AUTO, backend.name} or (name == AUTO and device.type not in backend.devices):
+        if name not in {AUTO, backend.name}:
+            continue
+        if backend.device_type not in {None, device.type}:
+            if name != AUTO:
+                reasons.append(f"no {backend.name}: tensors are on {device.type}")
             continue
         try:
-            transport = backend.open(members, num_bytes, device=device, timeout_s=timeout_s)
+            transport: Link = backend.open(members, num_bytes, device=device, timeout_s=timeout_s)
         except NotUsable as problem:
             reasons.append(f"no {backend.name}: {problem}")
             continue

@@ -1,10 +1,10 @@
 """Regions in the memory of GPUs, and flags that kernels raise and wait for: what IPC and symmetric memory share.
 
 A signal or a wait is a kernel on the current stream; the host waits for nothing. A wait that runs out is recorded where
-the host reads it without asking the device, and raised by the next call: a kernel cannot raise.
+the host reads it without asking the device, and raised by the next call: a kernel cannot raise. Kernels that follow it
+do nothing.
 """
 
-from collections.abc import Sequence
 from typing import ClassVar, Final
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...kernels.layers import is_interpreting, on_device
 from ..failure import CommunicationError, PeerTimeout
-from .interface import SLOTS, Span, Transport
+from .interface import SLOTS, Transport
 from .members import Members
 
 WORD: Final = 8
@@ -28,7 +28,6 @@ def head_bytes(size: int) -> int:
 class DeviceTransport(Transport):
     """Whole regions, flags first, as this process maps them."""
 
-    signals_alone: ClassVar[bool] = False
     looks: ClassVar[int] = 1000
     """That a wait takes in the interpreter, where nobody comes meanwhile."""
 
@@ -43,7 +42,7 @@ class DeviceTransport(Transport):
         )
         self._sent = torch.zeros(SLOTS, self.size, dtype=torch.int64, device=device)
         self._waited = torch.zeros(SLOTS, self.size, dtype=torch.int64, device=device)
-        self._all = torch.zeros(self.size, dtype=torch.int32, device=device)
+        self._nobody = torch.zeros(self.size, dtype=torch.int32, device=device)
         self._status = torch.zeros(1, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._phases = [f"slot {slot}" for slot in range(SLOTS)]
         self._failure: CommunicationError | None = None
@@ -59,31 +58,17 @@ class DeviceTransport(Transport):
         self.check()
         return self._regions[rank]
 
-    def maps(self, rank: int) -> bool:
-        """Always."""
-        assert 0 <= rank < self.size, "a rank of this transport"
-        return True
-
-    def signal(self, peer: int, slot: int, epoch: int, *, spans: Sequence[Span] = ()) -> None:  # noqa: ARG002
+    def signal(self, peer: int, slot: int, epoch: int) -> None:
         """As Transport.signal, on the current stream."""
         self.check()
-        self._signal(1, peer, slot, epoch, self._all, counted=False)
+        self._signal(1, peer, slot, epoch, self._nobody, counted=False)
 
-    def wait(  # noqa: PLR0913
-        self,
-        peer: int,
-        slot: int,
-        epoch: int,
-        *,
-        what: str,
-        timeout_s: float | None = None,
-        fatal: bool = True,
-    ) -> None:
+    def wait(self, peer: int, slot: int, epoch: int, *, what: str, fatal: bool = True) -> None:
         """As Transport.wait, for the current stream: this returns at once, and a later call raises."""
         assert fatal, "a kernel drops a rank through its mask, see wait_all"
         self.check()
         self._phases[slot] = what
-        self._wait(1, peer, slot, epoch, self._all, timeout_s, counted=False, less=0, drop=False, costs=None)
+        self._wait(1, peer, slot, epoch, self._nobody, counted=False, less=0, drop=False, costs=None)
 
     def signal_all(self, slot: int, inactive: Tensor) -> None:
         """The next epoch, counted on the device, to every other rank that is not marked in `inactive` (ranks,)."""
@@ -99,7 +84,7 @@ class DeviceTransport(Transport):
         self._phases[slot] = what
         if self.size > 1:
             self._wait(
-                self.size - 1, self.rank + 1, slot, 0, inactive, None,
+                self.size - 1, self.rank + 1, slot, 0, inactive,
                 counted=True, less=less, drop=drop, costs=costs,
             )  # fmt: skip
 
@@ -137,23 +122,24 @@ class DeviceTransport(Transport):
 
         with on_device(self._flag_table):
             start(
-                kernel.signal_kernel, (count,), self._flag_table, self._sent, inactive, first, slot, epoch,
-                RANK=self.rank, RANKS=self.size, COUNTED=counted, num_warps=WARPS,
+                kernel.signal_kernel, (count,), self._flag_table, self._sent, inactive, self.stopped, self.rank, first,
+                slot, epoch,
+                RANKS=self.size, COUNTED=counted, num_warps=WARPS,
             )  # fmt: skip
 
     def _wait(  # noqa: PLR0913 (the kernel's own)
-        self, count: int, first: int, slot: int, epoch: int, inactive: Tensor, timeout_s: float | None, *,
+        self, count: int, first: int, slot: int, epoch: int, inactive: Tensor, *,
         counted: bool, less: int, drop: bool, costs: Tensor | None,
     ) -> None:  # fmt: skip
         from ...kernels.ahead import start
         from . import kernel
 
-        limit = self.looks if is_interpreting() else int((timeout_s or self.timeout_s) * 1e9)
+        limit = self.looks if is_interpreting() else int(self.timeout_s * 1e9)
         with on_device(self._flag_table):
             start(
-                kernel.wait_kernel, (count,), self._flag_table, self._waited, inactive, self._status.data_ptr(),
-                self._waited if costs is None else costs, first, slot, epoch, limit,
-                RANK=self.rank, RANKS=self.size, COUNTED=counted, LESS=less, DROP=drop, COSTS=costs is not None,
+                kernel.wait_kernel, (count,), self._flag_table, self._waited, inactive, self.stopped,
+                self._status.data_ptr(), self._waited if costs is None else costs, self.rank, first, slot, epoch, limit,
+                RANKS=self.size, COUNTED=counted, LESS=less, DROP=drop, COSTS=costs is not None,
                 CLOCK=not is_interpreting(), num_warps=WARPS,
             )  # fmt: skip
 

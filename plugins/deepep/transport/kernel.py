@@ -7,9 +7,11 @@ that waits and is written by the rank it is about.
         wrote before the kernel, and all that any thread of the block wrote before the barrier (Triton puts no barrier
         before a release by itself)
     D2  a wait reads with acquire at system scope, so that nothing is read ahead of it
-    D3  a wait ends: after `limit` nanoseconds (looks, in the interpreter) it records slot and rank in the status word
-        and goes on; the host finds the word and raises
-    D4  counts of signals and waits live on the device: a captured graph goes on counting when it is replayed
+    D3  a wait ends: after `limit` nanoseconds (looks, in the interpreter) it records slot and rank in the status word,
+        which the host finds and raises, and sets `stopped`
+    D4  what follows a wait that ran out does nothing: no signal is given, no wait takes time, and kernels that move
+        rows read `stopped` first, so that nobody computes on what has not come
+    D5  counts of signals and waits live on the device: a captured graph goes on counting when it is replayed
 """
 
 import triton
@@ -25,12 +27,11 @@ def _flag(base, source, slot):
     return base.to(tl.pointer_type(_INT64)) + source * _SLOTS + slot
 
 
-@triton.jit(do_not_specialize=["first", "slot", "epoch"])
+@triton.jit(do_not_specialize=["rank", "first", "slot", "epoch"])
 def signal_kernel(
-    flags, counts, inactive, first, slot, epoch,
-    RANK: tl.constexpr, RANKS: tl.constexpr, COUNTED: tl.constexpr,
+    flags, counts, inactive, stopped, rank, first, slot, epoch, RANKS: tl.constexpr, COUNTED: tl.constexpr,
 ):  # fmt: skip
-    """Tells rank `first + program_id(0)` that this one has come to an epoch: the given one, or COUNTED, the next.
+    """Raise the flag of `rank`, this one, at rank `first + program_id(0)`: to the given epoch, or COUNTED, the next.
 
     flags (ranks,): addresses of every rank's flags. counts (slots, ranks) int64 on this device.
     """
@@ -39,19 +40,19 @@ def signal_kernel(
         count = counts + slot * RANKS + peer
         epoch = tl.load(count) + 1
         tl.store(count, epoch)
-    if tl.load(inactive + peer) == 0:
-        flag = _flag(tl.load(flags + peer), RANK, slot)
+    if (tl.load(inactive + peer) == 0) & (tl.load(stopped) == 0):
+        flag = _flag(tl.load(flags + peer), rank, slot)
         tl.debug_barrier()
         tl.atomic_xchg(flag, tl.full((), epoch, tl.int64), sem="release", scope="sys")
 
 
-@triton.jit(do_not_specialize=["first", "slot", "epoch", "limit"])
+@triton.jit(do_not_specialize=["rank", "first", "slot", "epoch", "limit"])
 def wait_kernel(
-    flags, counts, inactive, status, costs, first, slot, epoch, limit,
-    RANK: tl.constexpr, RANKS: tl.constexpr, COUNTED: tl.constexpr, LESS: tl.constexpr, DROP: tl.constexpr,
-    COSTS: tl.constexpr, CLOCK: tl.constexpr,
+    flags, counts, inactive, stopped, status, costs, rank, first, slot, epoch, limit,
+    RANKS: tl.constexpr, COUNTED: tl.constexpr, LESS: tl.constexpr, DROP: tl.constexpr, COSTS: tl.constexpr,
+    CLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Waits until rank `first + program_id(0)` has come to an epoch: the given one, or COUNTED, the next less LESS.
+    """Wait until rank `first + program_id(0)` has come to an epoch: the given one, or COUNTED, the next less LESS.
 
     DROP: a rank that does not come becomes inactive. COSTS: the time it took is added to costs (ranks,) int64.
     status: address of an int64 that the host reads, slot · ranks + peer + 1 of a wait that ran out.
@@ -63,8 +64,8 @@ def wait_kernel(
         wanted = tl.load(count) + 1
         tl.store(count, wanted)
         wanted -= LESS
-    if tl.load(inactive + peer) == 0:
-        flag = _flag(tl.load(flags + RANK), peer, slot)
+    if (tl.load(inactive + peer) == 0) & (tl.load(stopped) == 0):
+        flag = _flag(tl.load(flags + rank), peer, slot)
         began = tl.full((), 0, tl.int64)
         if CLOCK:
             began = globaltimer()
@@ -83,6 +84,7 @@ def wait_kernel(
                 tl.store(inactive + peer, 1)
             else:
                 tl.store(status.to(tl.pointer_type(_INT64)), (slot * RANKS + peer + 1).to(tl.int64))
+                tl.store(stopped, 1)
 
 
 __all__ = ["signal_kernel", "wait_kernel"]

@@ -20,9 +20,6 @@ class Members(Protocol):
     host: tuple[object, ...]
     """Equal for ranks that can find one another's processes, and may share memory."""
 
-    def number(self, rank: int) -> int:
-        """The rank by which errors name a member."""
-
     def gather(self, value: Any) -> list[Any]:
         """Everybody's value, in order of ranks. All call it."""
 
@@ -34,17 +31,13 @@ class Members(Protocol):
 
 
 class GroupMembers:
-    """Those of a `torch.distributed` process group. `node`: ranks of different ones are not to share memory."""
+    """Those of a `torch.distributed` process group."""
 
-    def __init__(self, group: dist.ProcessGroup, *, node: int | None = None) -> None:
+    def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
         self.rank = group.rank()
         self.size = group.size()
-        self.host: tuple[object, ...] = (*_host(), node)
-
-    def number(self, rank: int) -> int:
-        """As Members.number."""
-        return rank
+        self.host: tuple[object, ...] = _host()
 
     def gather(self, value: Any) -> list[Any]:
         """As Members.gather."""
@@ -64,17 +57,13 @@ class GroupMembers:
 
 
 class CommMembers:
-    """Those of a communicator as mpi4py has it. `node` as for a group."""
+    """Those of a communicator as mpi4py has it."""
 
-    def __init__(self, comm: Any, *, node: int | None = None) -> None:
+    def __init__(self, comm: Any) -> None:
         self._comm = comm
         self.rank = int(comm.Get_rank())
         self.size = int(comm.Get_size())
-        self.host: tuple[object, ...] = (*_host(), node)
-
-    def number(self, rank: int) -> int:
-        """As Members.number."""
-        return rank
+        self.host: tuple[object, ...] = _host()
 
     def gather(self, value: Any) -> list[Any]:
         """As Members.gather."""

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ..failure import CommunicationError, PeerLost, PeerTimeout, decode
-from .interface import SLOTS, NotUsable, Span, Transport
+from .interface import SLOTS, NotUsable, Transport
 from .members import Members
 
 LOOK_S: Final = 0.02
@@ -43,13 +43,13 @@ class SharedMemory(Transport):
     """Regions of processes of one host."""
 
     name: ClassVar[str] = "shared-memory"
+    device_type: ClassVar[str | None] = "cpu"
 
     def __init__(self, members: Members, maps: list[mmap.mmap], processes: list[int], *, num_bytes: int,
                  timeout_s: float) -> None:  # fmt: skip
         super().__init__(
             members.rank, members.size, num_bytes=num_bytes, device=torch.device("cpu"), timeout_s=timeout_s
         )
-        self._number = members.number
         self._maps = maps
         self._processes = processes
         """File descriptors by which peers' ends are noticed; -1 for this rank."""
@@ -63,8 +63,7 @@ class SharedMemory(Transport):
     def open(cls, members: Members, num_bytes: int, *, device: torch.device, timeout_s: float) -> Self:
         """All ranks together. Raises: NotUsable on all of them."""
         length = _head_bytes(members.size) + _whole_pages(num_bytes)
-        if device.type != "cpu":
-            raise NotUsable(f"tensors are on {device.type}")
+        assert device.type == "cpu", "regions are in the memory of the host"
         file, offer, problem = -1, None, ""
         try:
             file = os.memfd_create("luciola-deepep", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -95,30 +94,15 @@ class SharedMemory(Transport):
         self._require_usable()
         return self._regions[rank][: self.num_bytes]
 
-    def maps(self, rank: int) -> bool:
-        """Always."""
-        assert 0 <= rank < self.size, "a rank of this transport"
-        return True
-
-    def signal(self, peer: int, slot: int, epoch: int, *, spans: Sequence[Span] = ()) -> None:  # noqa: ARG002
+    def signal(self, peer: int, slot: int, epoch: int) -> None:
         """As Transport.signal: one store, and one call of the kernel to wake who sleeps."""
         self._require_usable()
         luciola_core.flag_raise(self._maps[peer], _flag(self.rank, slot), epoch)
 
-    def wait(  # noqa: PLR0913
-        self,
-        peer: int,
-        slot: int,
-        epoch: int,
-        *,
-        what: str,
-        timeout_s: float | None = None,
-        fatal: bool = True,
-    ) -> None:
+    def wait(self, peer: int, slot: int, epoch: int, *, what: str, fatal: bool = True) -> None:
         """As Transport.wait."""
         self._require_usable()
-        limit_s = self.timeout_s if timeout_s is None else timeout_s
-        deadline = time.monotonic() + limit_s
+        deadline = time.monotonic() + self.timeout_s
         flag = _flag(peer, slot)
         while luciola_core.flag_wait(self._maps[self.rank], flag, epoch, LOOK_S) < epoch:
             error = self._trouble_with(peer, what)
@@ -126,8 +110,8 @@ class SharedMemory(Transport):
                 return  # it came just before its rank went
             if error is None and time.monotonic() >= deadline:
                 error = PeerTimeout(
-                    f"timeout: rank {self._number(peer)} did not come within {limit_s:g} s",
-                    rank=self._number(self.rank), phase=what, peer=self._number(peer),
+                    f"timeout: rank {peer} did not come within {self.timeout_s:g} s",
+                    rank=self.rank, phase=what, peer=peer,
                 )  # fmt: skip
             if error is not None:
                 if fatal:
@@ -154,16 +138,15 @@ class SharedMemory(Transport):
 
     def _trouble_with(self, peer: int, what: str) -> CommunicationError | None:
         there, state = self._maps[peer], _state(self.size)
-        number, mine = self._number(peer), self._number(self.rank)
         phase = luciola_core.flag_wait(there, state, 0, 0)
         if phase == FAILED:
             length = int.from_bytes(there[state + WORD : state + 2 * WORD], "little")
             return decode(there[state + 2 * WORD : state + 2 * WORD + length])
         if phase == CLOSED:
-            return PeerLost(f"rank {number} has closed its buffer", rank=mine, phase=what, peer=number)
+            return PeerLost(f"rank {peer} has closed its buffer", rank=self.rank, phase=what, peer=peer)
         process = self._processes[peer]
         if process >= 0 and _has_ended(process):
-            return PeerLost(f"the process of rank {number} has ended", rank=mine, phase=what, peer=number)
+            return PeerLost(f"the process of rank {peer} has ended", rank=self.rank, phase=what, peer=peer)
         return None
 
     def _tell(self, phase: int, reason: bytes) -> None:
@@ -200,9 +183,9 @@ def _whole_pages(num_bytes: int) -> int:
 def _map_all(members: Members, offers: Sequence[tuple[tuple[object, ...], int, int, int] | None], length: int,
              maps: list[mmap.mmap], processes: list[int]) -> str:  # fmt: skip
     """Fills `maps` and `processes`. Returns why it cannot, or nothing."""
-    mine, number = offers[members.rank], members.number
+    mine = offers[members.rank]
     assert mine is not None, "only a rank with an offer maps"
-    own, names = f"rank {number(members.rank)}", [f"rank {number(each)}" for each in range(members.size)]
+    own, names = f"rank {members.rank}", [f"rank {each}" for each in range(members.size)]
     for peer, offer in enumerate(offers):
         if offer is None:
             return f"{names[peer]} has no memory to share"

@@ -2,69 +2,45 @@
 
 import json
 
+import machine
 import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import globaltimer
 
-from luciola.plugins.deepep import machine
 from luciola.plugins.kernels.ahead import compiling, machine_code, start
 
 
 @triton.jit
-def _flag(flags, channel, RANK: tl.constexpr, RANKS: tl.constexpr):
+def _flag(flags, channel, rank, RANKS: tl.constexpr):
     base = tl.load(flags + tl.program_id(0))
-    return base.to(tl.pointer_type(tl.int64)) + channel * RANKS + RANK
+    return base.to(tl.pointer_type(tl.int64)) + channel * RANKS + rank
 
 
 @triton.jit
 def relaxed_signal(
-    flags,
-    sent,
-    inactive,
-    first,
-    channel,
-    epoch,
-    RANK: tl.constexpr,
-    RANKS: tl.constexpr,
-    COUNTED: tl.constexpr,
+    flags, sent, inactive, stopped, rank, first, channel, epoch, RANKS: tl.constexpr, COUNTED: tl.constexpr
 ):
     tl.debug_barrier()
-    tl.atomic_xchg(_flag(flags, channel, RANK, RANKS), tl.load(sent), sem="relaxed", scope="sys")
+    tl.atomic_xchg(_flag(flags, channel, rank, RANKS), tl.load(sent), sem="relaxed", scope="sys")
 
 
 @triton.jit
 def near_signal(
-    flags,
-    sent,
-    inactive,
-    first,
-    channel,
-    epoch,
-    RANK: tl.constexpr,
-    RANKS: tl.constexpr,
-    COUNTED: tl.constexpr,
+    flags, sent, inactive, stopped, rank, first, channel, epoch, RANKS: tl.constexpr, COUNTED: tl.constexpr
 ):
     tl.debug_barrier()
-    tl.atomic_xchg(_flag(flags, channel, RANK, RANKS), tl.load(sent), sem="release", scope="gpu")
+    tl.atomic_xchg(_flag(flags, channel, rank, RANKS), tl.load(sent), sem="release", scope="gpu")
 
 
 @triton.jit
 def late_payload_signal(
-    flags,
-    sent,
-    inactive,
-    first,
-    channel,
-    epoch,
-    RANK: tl.constexpr,
-    RANKS: tl.constexpr,
-    COUNTED: tl.constexpr,
+    flags, sent, inactive, stopped, rank, first, channel, epoch, RANKS: tl.constexpr, COUNTED: tl.constexpr
 ):
     """Every thread stores after the barrier: only one thread's store is ordered before the flag."""
     tl.debug_barrier()
     tl.store(sent + tl.arange(0, 128), tl.load(sent + 128 + tl.arange(0, 128)))
-    flag = _flag(flags, channel, RANK, RANKS).to(tl.int64)
+    flag = _flag(flags, channel, rank, RANKS).to(tl.int64)
     tl.inline_asm_elementwise(
         "{ membar.sys; atom.exch.sys.b64 $0, [$1], 1; }",
         "=l,l",
@@ -77,18 +53,10 @@ def late_payload_signal(
 
 @triton.jit
 def no_barrier_signal(
-    flags,
-    sent,
-    inactive,
-    first,
-    channel,
-    epoch,
-    RANK: tl.constexpr,
-    RANKS: tl.constexpr,
-    COUNTED: tl.constexpr,
+    flags, sent, inactive, stopped, rank, first, channel, epoch, RANKS: tl.constexpr, COUNTED: tl.constexpr
 ):
     tl.store(sent + tl.arange(0, 128), tl.load(sent + 128 + tl.arange(0, 128)))
-    flag = _flag(flags, channel, RANK, RANKS).to(tl.int64)
+    flag = _flag(flags, channel, rank, RANKS).to(tl.int64)
     tl.inline_asm_elementwise(
         "{ membar.sys; atom.exch.sys.b64 $0, [$1], 1; }",
         "=l,l",
@@ -101,26 +69,18 @@ def no_barrier_signal(
 
 @triton.jit
 def silent_signal(
-    flags,
-    sent,
-    inactive,
-    first,
-    channel,
-    epoch,
-    RANK: tl.constexpr,
-    RANKS: tl.constexpr,
-    COUNTED: tl.constexpr,
+    flags, sent, inactive, stopped, rank, first, channel, epoch, RANKS: tl.constexpr, COUNTED: tl.constexpr
 ):
     tl.store(sent, 1)
 
 
 @triton.jit
 def relaxed_wait(
-    flags, waited, inactive, status, costs, first, channel, epoch, limit,
-    RANK: tl.constexpr, RANKS: tl.constexpr, COUNTED: tl.constexpr, LESS: tl.constexpr, DROP: tl.constexpr,
-    COSTS: tl.constexpr, CLOCK: tl.constexpr,
+    flags, waited, inactive, stopped, status, costs, rank, first, channel, epoch, limit,
+    RANKS: tl.constexpr, COUNTED: tl.constexpr, LESS: tl.constexpr, DROP: tl.constexpr, COSTS: tl.constexpr,
+    CLOCK: tl.constexpr,
 ):  # fmt: skip
-    flag = _flag(flags, channel, RANK, RANKS)
+    flag = _flag(flags, channel, rank, RANKS)
     wanted = tl.load(waited)
     began = globaltimer()
     seen = tl.atomic_add(flag, 0, sem="relaxed", scope="sys")
@@ -130,11 +90,11 @@ def relaxed_wait(
 
 @triton.jit
 def near_wait(
-    flags, waited, inactive, status, costs, first, channel, epoch, limit,
-    RANK: tl.constexpr, RANKS: tl.constexpr, COUNTED: tl.constexpr, LESS: tl.constexpr, DROP: tl.constexpr,
-    COSTS: tl.constexpr, CLOCK: tl.constexpr,
+    flags, waited, inactive, stopped, status, costs, rank, first, channel, epoch, limit,
+    RANKS: tl.constexpr, COUNTED: tl.constexpr, LESS: tl.constexpr, DROP: tl.constexpr, COSTS: tl.constexpr,
+    CLOCK: tl.constexpr,
 ):  # fmt: skip
-    flag = _flag(flags, channel, RANK, RANKS)
+    flag = _flag(flags, channel, rank, RANKS)
     wanted = tl.load(waited)
     began = globaltimer()
     seen = tl.atomic_add(flag, 0, sem="acquire", scope="gpu")
@@ -144,11 +104,11 @@ def near_wait(
 
 @triton.jit
 def endless_wait(
-    flags, waited, inactive, status, costs, first, channel, epoch, limit,
-    RANK: tl.constexpr, RANKS: tl.constexpr, COUNTED: tl.constexpr, LESS: tl.constexpr, DROP: tl.constexpr,
-    COSTS: tl.constexpr, CLOCK: tl.constexpr,
+    flags, waited, inactive, stopped, status, costs, rank, first, channel, epoch, limit,
+    RANKS: tl.constexpr, COUNTED: tl.constexpr, LESS: tl.constexpr, DROP: tl.constexpr, COSTS: tl.constexpr,
+    CLOCK: tl.constexpr,
 ):  # fmt: skip
-    flag = _flag(flags, channel, RANK, RANKS)
+    flag = _flag(flags, channel, rank, RANKS)
     wanted = tl.load(waited)
     seen = tl.atomic_add(flag, 0, sem="acquire", scope="sys")
     while seen < wanted:
@@ -157,11 +117,11 @@ def endless_wait(
 
 @triton.jit
 def no_wait(
-    flags, waited, inactive, status, costs, first, channel, epoch, limit,
-    RANK: tl.constexpr, RANKS: tl.constexpr, COUNTED: tl.constexpr, LESS: tl.constexpr, DROP: tl.constexpr,
-    COSTS: tl.constexpr, CLOCK: tl.constexpr,
+    flags, waited, inactive, stopped, status, costs, rank, first, channel, epoch, limit,
+    RANKS: tl.constexpr, COUNTED: tl.constexpr, LESS: tl.constexpr, DROP: tl.constexpr, COSTS: tl.constexpr,
+    CLOCK: tl.constexpr,
 ):  # fmt: skip
-    tl.atomic_add(_flag(flags, channel, RANK, RANKS), 0, sem="acquire", scope="sys")
+    tl.atomic_add(_flag(flags, channel, rank, RANKS), 0, sem="acquire", scope="sys")
 
 
 @triton.jit

@@ -93,6 +93,23 @@ def test_a_wait_that_runs_out_names_rank_phase_and_peer(kernel_device):
     ranks[1].check()
 
 
+def test_after_a_wait_that_ran_out_nothing_is_signalled_or_waited_for(kernel_device):
+    first, second = transports(2, kernel_device)
+    nobody = torch.zeros(2, dtype=torch.int32)
+    first.wait_all(3, nobody, what="tokens", less=0, drop=False)
+    settle(kernel_device)
+    assert first.stopped.tolist() == [1]
+    first.check = lambda: None  # as of kernels of one graph: the host asks nothing between
+    costs = torch.zeros(2, dtype=torch.int64)
+    first.signal_all(4, nobody)
+    first.wait_all(5, nobody, what="more tokens", less=0, drop=False, costs=costs)
+    assert flags(second, kernel_device).sum() == 0
+    assert costs.tolist() == [0, 0]
+    del first.check
+    with pytest.raises(PeerTimeout, match="rank 0, tokens: timeout"):
+        first.check()
+
+
 def test_a_rank_that_may_be_dropped_is_marked_instead(kernel_device):
     ranks = transports(3, kernel_device)
     inactive, costs = torch.zeros(3, dtype=torch.int32), torch.zeros(3, dtype=torch.int64)

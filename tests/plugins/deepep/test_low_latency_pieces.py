@@ -22,20 +22,22 @@ class Ranks:
             torch.full((layout.total_bytes,), 0xFF, dtype=torch.uint8, device=device)
             for _ in range(layout.ranks)
         ]
-        self.table = torch.tensor([each.data_ptr() for each in self.memories], dtype=torch.int64)
-        self.inactive = torch.zeros(layout.ranks, dtype=torch.int32)
+        table = torch.tensor([each.data_ptr() for each in self.memories], dtype=torch.int64)
+        self.places = launch.Places(
+            table, torch.zeros(layout.ranks, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+        )
         self.active = range(layout.ranks)
 
     def send(self, name, rank, half, *inputs, **options):
         call = getattr(host if self.way == "host" else launch, name)
-        where = (self.memories, self.active) if self.way == "host" else (self.table, self.inactive)
+        where = (self.memories, self.active) if self.way == "host" else (self.places,)
         call(self.layout, *where, half, *inputs, rank=rank, **options)
 
     def receive(self, name, rank, half, **options):
         if self.way == "host":
             getattr(host, name)(self.layout, self.memories[rank], self.active, half, **options)
         else:
-            getattr(launch, name)(self.layout, self.table, self.inactive, half, rank=rank, **options)
+            getattr(launch, name)(self.layout, self.places, half, rank=rank, **options)
 
 
 def routes(tokens, topk, experts, seed, spread=1.0):
@@ -130,6 +132,34 @@ def test_both_ways_do_what_the_reference_does(way, name, kernel_device):
             assert torch.allclose(
                 out.cpu().float(), expected.float(), atol=1 / 16 if logfmt else 1 / 64, rtol=1 / 64
             )
+
+
+def test_after_a_wait_that_ran_out_nothing_is_sent_and_nothing_comes(kernel_device):
+    layout = Layout(4, 256, 1, 2)
+    ranks, got = Ranks("kernels", layout, kernel_device), outputs(layout, fp8=False, use_ue8m0=False)
+    x, topk, weights = torch.ones(2, 256).to(torch.bfloat16), torch.tensor([[0], [1]]), torch.ones(2, 1)
+    casts = {"fp8": False, "round_scale": False}
+    ranks.send("dispatch_send", 0, 0, x, topk, **casts)
+    before = ranks.memories[0].clone()
+    ranks.places.stopped.fill_(1)
+    ranks.send("dispatch_send", 0, 0, x * 2, topk, **casts)
+    ranks.receive("dispatch_receive", 0, 0, **got)
+    assert got["recv_counts"].tolist() == [0, 0]
+    assert not got["rows"].any()
+    got["ranges"].fill_(1)
+    ranks.send(
+        "combine_send",
+        0,
+        0,
+        got["rows"],
+        ranges=got["ranges"],
+        source_tokens=got["source_tokens"],
+        logfmt=False,
+    )
+    assert torch.equal(ranks.memories[0], before)
+    out = torch.empty(2, 256, dtype=torch.bfloat16)
+    ranks.receive("combine_receive", 0, 0, topk=topk, weights=weights, out=out, logfmt=False)
+    assert not out.any()
 
 
 @pytest.mark.parametrize("way", ["host", "kernels"])

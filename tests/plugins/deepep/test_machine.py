@@ -15,15 +15,8 @@ import pytest
 
 ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0"}
 
-GOOD = """
-import json, sys
-from luciola.plugins.deepep import machine
-print(json.dumps([(each.name, machine.compile_one(each).failures())
-                  for each in list(machine.cases())[int(sys.argv[1])::2]]))
-"""
-
 NAMES = (
-    "signal signal-next wait wait-next wait-drop slots layout take take-range reduce "
+    "signal signal-next wait wait-next wait-drop slots layout reduce reduce-named "
     "publish heads place fetch "
     "dispatch-send-bf16 dispatch-send-fp8 dispatch-receive-bf16 "
     "dispatch-receive-fp8 dispatch-receive-ue8m0 combine-send-bf16 combine-send-logfmt combine-receive-bf16 "
@@ -43,8 +36,8 @@ def in_a_process(*arguments):
 @pytest.fixture(scope="module")
 def started(two_at_once: Executor) -> dict[str, Callable]:
     """What each process will say."""
-    bad = str(Path(__file__).with_name("bad_kernels.py"))
-    commands = {"even": ("-c", GOOD, "0"), "odd": ("-c", GOOD, "1"), "bad": (bad,)}
+    good, bad = (str(Path(__file__).with_name(name)) for name in ("machine.py", "bad_kernels.py"))
+    commands = {"even": (good, "0"), "odd": (good, "1"), "bad": (bad,)}
     return {name: two_at_once.submit(in_a_process, *each).result for name, each in commands.items()}
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from luciola.plugins.deepep import layout, reference, routes
+from luciola.plugins.deepep import layout, routes
+from luciola.plugins.deepep.normal import reference
 
 
 def chosen(tokens: int, topk: int, experts: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:

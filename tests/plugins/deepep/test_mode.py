@@ -1,16 +1,19 @@
-"""Normal mode of which the host counts nothing: all ranks in one process, in Triton's interpreter or on one GPU.
+"""Normal mode with kernels that wait: all ranks in one process, in Triton's interpreter or on one GPU.
 
 One rank after the other takes a step, and pauses where it would wait for the others. On a GPU the calls are captured in
 a graph too, and replayed with other inputs.
 """
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from luciola.plugins.deepep import PeerTimeout, RanksDisagree, reference
-from luciola.plugins.deepep.captured import Captured, finish
-from luciola.plugins.deepep.normal import Tokens
+from luciola.plugins.deepep import PeerTimeout, RanksDisagree
+from luciola.plugins.deepep.normal import reference
+from luciola.plugins.deepep.normal.mode import READY, Mapped
+from luciola.plugins.deepep.normal.tokens import Tokens
 from luciola.plugins.deepep.quantize import per_token_cast_to_fp8
 from luciola.plugins.deepep.transport.device import DeviceTransport, head_bytes
 
@@ -55,14 +58,14 @@ def made(size, device, num_bytes):
         DeviceTransport(Member(rank, size), list(regions), num_bytes=num_bytes, timeout_s=0.2)
         for rank in range(size)
     ]
-    return [Captured(each, num_bytes=num_bytes) for each in transports]
+    return [Mapped(each, num_bytes=num_bytes) for each in transports]
 
 
-def together(ranks, steps):
-    """All take a step, then all the next one. Nothing is read by the host meanwhile."""
+def together(ranks, steps, *, reads=False):
+    """All take a step, then all the next one. Unless `reads`, nothing is read by the host meanwhile."""
     results, going = {}, dict(enumerate(steps))
     words = [each.transport._status for each in ranks] + [each._problem for each in ranks]
-    with HostReads(words):
+    with nullcontext() if reads else HostReads(words):
         while going:
             for rank in list(going):
                 try:
@@ -104,6 +107,18 @@ def as_bytes(x):
     return x.cpu().contiguous().view(torch.uint8)
 
 
+def dispatching(mode, tokens, member, experts, *, rows, channels=1):
+    """Steps of a dispatch; without rows, the host reads how many there are."""
+    counts = torch.bincount(tokens.topk_idx[tokens.topk_idx >= 0].view(-1), minlength=experts).int()
+    return mode.dispatch_steps(
+        tokens, member, counts, channels=channels, num_sms=4, rows=rows, reads_counts=rows is None, facts={}
+    )
+
+
+def combining(mode, columns, handle, bias=()):
+    return mode.combine_steps(columns, handle, bias, num_sms=4, order=None, rows_max=None, facts={})
+
+
 CASES = {
     "one rank": ((4,), 16, 4, 3, 1, {}),
     "bf16": ((3, 0, 5), 32, 6, 2, 3, {}),
@@ -117,41 +132,52 @@ CASES = {
 def test_dispatch_and_combine_are_the_references(name, kernel_device):
     sizes, hidden, experts, topk, turns, options = CASES[name]
     rows = sum(sizes) + 3
-    num_bytes = 1 << 16 if turns == 1 else few_bytes(rows, len(sizes), hidden, turns)
+    num_bytes = 1 << 16 if turns == 1 else few_bytes(rows, len(sizes), hidden, experts, turns)
     ranks = made(len(sizes), kernel_device, num_bytes)
     tokens = inputs(sizes, hidden, experts, topk, 5, **{"fp8": False, **options})
-    cut = ranks[0]._pieces(tokens[0].columns(), rows, start=ranks[0]._heads_bytes(rows, 2))
-    assert (len(cut) > 1) == (turns > 1)
     check_all(ranks, tokens, experts, rows, kernel_device)
+    if len(ranks) > 1:
+        assert int(ranks[0].transport._sent[READY, 1]) > 3 if turns > 1 else 4
 
 
-def few_bytes(rows, ranks, hidden, turns):
+def test_the_host_may_count(kernel_device):
+    """The same where it reads the counts of all ranks, and results have as many rows as have come."""
+    ranks, tokens, experts = made(2, kernel_device, 1 << 16), inputs((5, 3), 32, 6, 2, 8, fp8=False), 6
+    check_all(ranks, tokens, experts, None, kernel_device)
+
+
+def few_bytes(rows, ranks, hidden, experts, turns):
     """Of a region that does not hold all columns of x at once."""
-    heads = 64 * -(-4 * (2 + 3 * ranks) // 64) + 64 * -(-4 * rows * ranks // 64)
+    heads = 64 * -(-4 * (2 + 3 * ranks + experts) // 64) + 64 * -(-4 * rows * ranks // 64)
     return heads + rows * (2 * hidden // turns + 24) + 4 * 64
 
 
 def check_all(ranks, tokens, experts, rows, device):
     """A dispatch, the same again by its handle, and both kinds of combine."""
-    size, member = len(ranks), members(tokens, experts)
+    size, member, reads = len(ranks), members(tokens, experts), rows is None
     here, there = [put(each, device) for each in tokens], [each.to(device) for each in member]
     came = together(ranks, [
-        each.dispatch_steps(here[rank], there[rank], num_experts=experts, channels=2, rows=rows)
-        for rank, each in enumerate(ranks)
-    ])  # fmt: skip
+        dispatching(each, here[rank], there[rank], experts, rows=rows, channels=2) for rank, each in enumerate(ranks)
+    ], reads=reads)  # fmt: skip
+    if reads:
+        for rank, each in enumerate(came):
+            assert each.expert_counts == reference.expert_counts(
+                [each.topk_idx for each in tokens], rank, num_experts=experts
+            )
     again = together(ranks, [
-        each.cached_dispatch_steps(Tokens(here[rank].x, here[rank].scales), came[rank].handle)
+        each.cached_dispatch_steps(Tokens(here[rank].x, here[rank].scales), came[rank].handle, num_sms=4)
         for rank, each in enumerate(ranks)
     ])  # fmt: skip
     for rank in range(size):
         check_rows(came[rank], again[rank], tokens, member, rank, experts, rows)
-    answers = [torch.randn(rows, here[0].x.shape[1], device="cpu").to(torch.bfloat16) for _ in range(size)]
-    weights = [torch.rand(rows, 3, device="cpu") for _ in range(size)]
+    lengths, hidden = [len(each.tokens.x) for each in came], here[0].x.shape[1]
+    answers = [torch.randn(rows, hidden, device="cpu").to(torch.bfloat16) for rows in lengths]
+    weights = [torch.rand(rows, 3, device="cpu") for rows in lengths]
     bias = [[torch.randn(each.x.shape, device="cpu").to(torch.bfloat16)] * (rank % 3)
             for rank, each in enumerate(tokens)]  # fmt: skip
     back = together(ranks, [
-        each.combine_steps(
-            [answers[rank].to(device), weights[rank].to(device)], came[rank].handle,
+        combining(
+            each, [answers[rank].to(device), weights[rank].to(device)], came[rank].handle,
             [one.to(device) for one in bias[rank]],
         )
         for rank, each in enumerate(ranks)
@@ -175,6 +201,7 @@ def check_rows(received, again, tokens, member, rank, experts, rows):
             num_experts=experts,
         )  # fmt: skip
         count = len(x)
+        rows = count if rows is None else rows
         for got in (received.tokens, again):
             assert len(got.x) == rows
             assert torch.equal(as_bytes(got.x)[:count], x)
@@ -193,7 +220,7 @@ def check_handle(handle, member, rank, rows):
     """The original's: prefixes by source, channels of each source, source tokens."""
     matrix = torch.stack([each.sum(0) for each in member])
     sources = reference.sources(member, rank)
-    assert handle.rows_max == rows
+    assert handle.rows_max >= rows
     assert handle.rank_prefix_matrix.cpu().tolist() == matrix.cumsum(0).tolist()
     assert handle.recv_src_idx.cpu().tolist() == [token for _, token in sources] + [-1] * (
         rows - len(sources)
@@ -213,13 +240,16 @@ def test_calls_are_repeated_with_what_their_tensors_hold_then(kernel_device):
     shapes = [put(each, kernel_device) for each in inputs((4, 3), hidden, experts, 2, 0, fp8=False)]
     member = [torch.zeros(len(each.x), 2, dtype=torch.bool) for each in shapes]
 
+    counts = torch.zeros(experts, dtype=torch.int32)  # nobody asks for them
+
     def call():
         came = together(ranks, [
-            each.dispatch_steps(shapes[rank], member[rank], num_experts=experts, channels=1, rows=rows)
+            each.dispatch_steps(shapes[rank], member[rank], counts, channels=1, num_sms=4, rows=rows,
+                                reads_counts=False, facts={})
             for rank, each in enumerate(ranks)
         ])  # fmt: skip
         back = together(ranks, [
-            each.combine_steps([came[rank].tokens.x * 2], came[rank].handle, [])
+            combining(each, [came[rank].tokens.x * 2], came[rank].handle)
             for rank, each in enumerate(ranks)
         ])  # fmt: skip
         return [each.tokens.x for each in came], [each[0] for each in back]
@@ -257,9 +287,7 @@ def test_a_rank_waits_for_what_the_other_has_not_done(steps_of_the_other, phase,
     first, second = made(2, kernel_device, 1 << 16)
     tokens = put(inputs((2,), 16, 4, 2, 3, fp8=False)[0], kernel_device)
     everywhere = torch.ones(2, 2, dtype=torch.bool)
-    ahead, behind = (
-        each.dispatch_steps(tokens, everywhere, num_experts=4, channels=1, rows=4) for each in (first, second)
-    )
+    ahead, behind = (dispatching(each, tokens, everywhere, 4, rows=4) for each in (first, second))
     next(ahead)
     for _ in range(steps_of_the_other):
         next(behind)
@@ -276,17 +304,46 @@ def test_a_rank_waits_for_what_the_other_has_not_done(steps_of_the_other, phase,
 
     def go_on():
         answers = [torch.ones(4, 16, dtype=torch.bfloat16)]
-        return alone(first.combine_steps(answers, alone(ahead).handle, []))
+        return alone(combining(first, answers, alone(ahead).handle))
 
     with pytest.raises(PeerTimeout, match=f"rank 0, {phase}: timeout: rank 1 did not come"):
         go_on()
 
 
-def test_calls_that_the_host_counts_wait_for_all_before_them(kernel_device):
-    first, _ = made(2, kernel_device, LEAST)
-    finish(first.fence_steps())
-    with pytest.raises(PeerTimeout, match="rank 0, calls before this one: timeout: rank 1 did not come"):
-        first.begin()
+def test_nothing_is_computed_from_what_has_not_come(kernel_device):
+    """The second rank does nothing. What the first one has launched ends, at once, and touches no memory."""
+    first, second = made(2, kernel_device, 1 << 16)
+    tokens = put(inputs((2,), 16, 4, 2, 3, fp8=False)[0], kernel_device)
+    tokens.x.fill_(7.0)
+    handles = together((first, second), [
+        dispatching(each, tokens, torch.ones(2, 2, dtype=torch.bool), 4, rows=4) for each in (first, second)
+    ])  # fmt: skip
+    before = first.transport._regions[0].clone()
+    answers = torch.full((4, 16), 3.0, dtype=torch.bfloat16)
+    steps = combining(first, [answers], handles[0].handle)
+    next(steps)
+    assert not torch.equal(first.transport._regions[0], before), "it publishes before it waits"
+    published = first.transport._regions[0].clone()
+    first.transport.check = lambda: None  # as of a graph that goes on: the host asks nothing between
+    flags = first.transport._flags[1].clone()
+    result = finish_alone(steps)
+    again = finish_alone(combining(first, [answers * 2], handles[0].handle))
+    assert not (result[0] == 3.0).any()
+    assert not (result[0] == 6.0).any()
+    assert not (again[0] == 6.0).any()
+    assert torch.equal(first.transport._regions[0], published), "nothing more is written"
+    assert torch.equal(first.transport._flags[1], flags), "no more is signalled"
+    del first.transport.check
+    with pytest.raises(PeerTimeout, match="rank 0, combine: tokens: timeout: rank 1 did not come"):
+        first.check()
+
+
+def finish_alone(steps):
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 def test_more_tokens_than_rows_are_an_error_of_the_next_call(kernel_device):
@@ -294,14 +351,13 @@ def test_more_tokens_than_rows_are_an_error_of_the_next_call(kernel_device):
     tokens = inputs((4, 4), 16, 4, 2, 3, fp8=False)
     there = [torch.tensor([[True, False]] * 4), torch.tensor([[True, True]] * 4)]
     together(ranks, [
-        each.dispatch_steps(put(tokens[rank], kernel_device), there[rank].to(kernel_device), num_experts=4,
-                            channels=1, rows=5)
+        dispatching(each, put(tokens[rank], kernel_device), there[rank].to(kernel_device), 4, rows=5)
         for rank, each in enumerate(ranks)
     ])  # fmt: skip
     if kernel_device == "cuda":
         torch.cuda.synchronize()
     with pytest.raises(ValueError, match="8 tokens have come to rank 0 by a dispatch before this call"):
-        ranks[0].begin()
+        ranks[0].check()
     ranks[1].check()
     ranks[0].check()  # it is told once
 
@@ -311,7 +367,7 @@ def test_ranks_that_dispatch_with_other_sizes_learn_it(kernel_device):
     tokens = put(inputs((2,), 16, 4, 2, 3, fp8=False)[0], kernel_device)
     everywhere = torch.ones(2, 2, dtype=torch.bool)
     together(ranks, [
-        each.dispatch_steps(tokens, everywhere, num_experts=4, channels=1, rows=4 + rank)
+        dispatching(each, tokens, everywhere, 4, rows=4 + rank)
         for rank, each in enumerate(ranks)
     ])  # fmt: skip
     if kernel_device == "cuda":
@@ -319,7 +375,28 @@ def test_ranks_that_dispatch_with_other_sizes_learn_it(kernel_device):
     for rank, each in enumerate(ranks):
         words = f"rank {rank}, dispatch: rank {1 - rank} has called it with other sizes"
         with pytest.raises(RanksDisagree, match=words):
-            each.begin()
+            each.check()
+
+
+def test_ranks_that_read_counts_learn_it_at_once_and_go_on(kernel_device):
+    ranks = made(2, kernel_device, 1 << 16)
+    tokens = put(inputs((2,), 16, 8, 2, 3, fp8=False)[0], kernel_device)
+    everywhere = torch.ones(2, 2, dtype=torch.bool)
+    going = [
+        dispatching(each, tokens, everywhere, 8 * (1 + rank), rows=None) for rank, each in enumerate(ranks)
+    ]
+    for each in going:
+        next(each)
+    for rank, each in enumerate(going):
+        next(each)  # which tells that it has read
+        with pytest.raises(
+            RanksDisagree, match=f"rank {rank}, dispatch: ranks 0 and 1 have called it with other"
+        ):
+            next(each)
+    came = together(
+        ranks, [dispatching(each, tokens, everywhere, 8, rows=None) for each in ranks], reads=True
+    )
+    assert torch.equal(came[1].tokens.x, tokens.x.repeat(2, 1))
 
 
 def test_ranks_refuse_what_cannot_be(kernel_device):
@@ -327,8 +404,11 @@ def test_ranks_refuse_what_cannot_be(kernel_device):
     tokens = put(inputs((4,), 16, 4, 2, 3, fp8=False)[0], kernel_device)
     everywhere = torch.ones(4, 1, dtype=torch.bool)
     with pytest.raises(ValueError, match="num_worst_tokens is 3, and this rank has 4 tokens"):
-        next(rank.dispatch_steps(tokens, everywhere, num_experts=4, channels=1, rows=3))
-    assert rank.holds([tokens.x], 64)
-    assert not rank.holds([tokens.x], 1 << 10)
-    with pytest.raises(ValueError, match="the buffer has 8192 bytes; 1024 rows of this call need 20544"):
-        next(rank.dispatch_steps(Tokens(tokens.x), everywhere, num_experts=4, channels=1, rows=1 << 10))
+        next(dispatching(rank, tokens, everywhere, 4, rows=3))
+    with pytest.raises(ValueError, match="the buffer has 8192 bytes; 1024 rows of this call need 45120"):
+        next(dispatching(rank, tokens, everywhere, 4, rows=1 << 10))
+    many = Tokens(
+        torch.zeros(1 << 12, 16, dtype=torch.bfloat16), None, torch.zeros(1 << 12, 1, dtype=torch.int64)
+    )
+    with pytest.raises(ValueError, match="the buffer has 8192 bytes; routes of 4096 tokens need 16"):
+        next(dispatching(rank, many, torch.ones(1 << 12, 1, dtype=torch.bool), 4, rows=None))

@@ -1,7 +1,6 @@
 """Every kernel that is launched on Hopper, compiled ahead of time (sm_90a), and what must hold of its machine code.
 
-    for report in compile_all():
-        print(report.name, report.failures())
+As a program with a number, prints what the gates say of every second kernel from that one on, as JSON.
 
 Kernels that move data do so in words of 8 or 16 bytes and spill at most a few numbers. Kernels that order it obey what
 their documentation promises (`transport.kernel`):
@@ -13,21 +12,24 @@ their documentation promises (`transport.kernel`):
     no trap    nothing ends the process
 """
 
+import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
 
-from ..kernels.ahead import MachineCode, compiling, machine_code, start
-from . import launch as normal
-from .low_latency import launch
-from .low_latency.layout import Layout
-from .transport import kernel as flags
-from .transport.device import WARPS
-from .transport.interface import SLOTS
+from luciola.plugins.deepep.low_latency import launch
+from luciola.plugins.deepep.low_latency.launch import Places
+from luciola.plugins.deepep.low_latency.layout import Layout
+from luciola.plugins.deepep.normal import launch as normal
+from luciola.plugins.deepep.transport import kernel as flags
+from luciola.plugins.deepep.transport.device import WARPS
+from luciola.plugins.deepep.transport.interface import SLOTS, Transport
+from luciola.plugins.kernels.ahead import MachineCode, compiling, machine_code, start
 
 _LINE: Final = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);", re.MULTILINE)
 _RANKS: Final = 8
@@ -165,11 +167,12 @@ def cases() -> Iterator[Case]:
     yield Case("wait-drop", "wait_kernel", _wait(counted=True, drop=True), (wait_failures, *ordered))
     yield Case("wait", "wait_kernel", _wait(counted=False), (wait_failures, *ordered))
     yield Case("layout", "layout_kernel", _layout, ordered)
-    yield Case("take", "take_kernel", lambda: _take(torch.empty(_TOKENS, dtype=torch.int64, device="meta")))
-    yield Case("take-range", "take_kernel", lambda: _take(slice(0, _TOKENS)))
-    yield Case("reduce", "reduce_kernel", _reduce, (*ordered, wide_failures, narrow_failures))
+    yield Case(
+        "reduce", "reduce_kernel", lambda: _reduce(named=False), (*ordered, wide_failures, narrow_failures)
+    )
+    yield Case("reduce-named", "reduce_kernel", lambda: _reduce(named=True), ordered)
     yield Case("publish", "publish_kernel", _publish)
-    yield Case("heads", "heads_kernel", lambda: normal.heads(_long(_RANKS), 0, 2 + 11 * _RANKS), ordered)
+    yield Case("heads", "heads_kernel", lambda: _kernels().heads(0, 2 + 11 * _RANKS), ordered)
     yield Case("place", "place_kernel", _place, ordered)
     yield Case("fetch", "fetch_kernel", _fetch)
     yield Case("slots", "slot_kernel", lambda: dispatch_send(fp8=False), ordered)
@@ -194,13 +197,6 @@ def compile_one(case: Case) -> Report:
     return Report(case, machine_code(compiled))
 
 
-def compile_all(chosen: Callable[[str], bool] = lambda _name: True) -> Iterator[Report]:
-    """Reports of the cases whose names are chosen."""
-    for case in cases():
-        if chosen(case.name):
-            yield compile_one(case)
-
-
 # The launches, with tensors that have no memory: the sizes of the original's tests.
 
 _TOKENS: Final = 4096
@@ -210,50 +206,62 @@ def _layout() -> None:
     normal.layout(_meta(_TOKENS, 8, dtype=torch.int64), 256, _RANKS)
 
 
-def _take(rows: Tensor | slice) -> None:
-    words = _meta(_TOKENS, 1792, dtype=torch.int64)  # 7168 of two bytes
-    normal.take(words, words, rows)
+def _kernels() -> normal.Kernels:
+    return normal.Kernels(cast("Transport", _Meta()), 20)  # all that it needs
 
 
-def _reduce() -> None:
-    rows = _meta(_TOKENS, 7168, dtype=torch.bfloat16)
-    normal.reduce(rows, [rows] * _RANKS, _meta(_TOKENS, _RANKS, dtype=torch.bool), [rows, rows])
+def _reduce(*, named: bool) -> None:
+    rows, places = _meta(_TOKENS, 7168, dtype=torch.bfloat16), _int(_TOKENS, _RANKS)
+    _kernels().reduce(rows, 1024, places, places if named else None, [rows, rows], _TOKENS)
 
 
 def _publish() -> None:
-    words = _meta(_TOKENS, 1792, dtype=torch.int64)
-    normal.publish(words, words, _int(1))
+    words = _meta(_TOKENS, 1792, dtype=torch.int64)  # 7168 of two bytes
+    _kernels().publish(words, words, _int(1))
 
 
 def _place() -> None:
-    tables = (_int(_RANKS, 2 + 11 * _RANKS), _int(_RANKS), _long(_RANKS))
-    normal.place(_int(_RANKS * _TOKENS), *tables, 512, shape=1 << 30, problem=1 << 40, rank=1)
+    tables = (_int(_RANKS, 2 + 11 * _RANKS), _int(_RANKS))
+    _kernels().place(_int(_RANKS * _TOKENS), *tables, 512, shape=1 << 30, problem=1 << 40)
 
 
 def _fetch() -> None:
     rows = _RANKS * _TOKENS
     out = _meta(rows, 1792, dtype=torch.int64)
-    normal.fetch(out, _int(rows), _int(_RANKS), _long(_RANKS), 1024, tokens_max=rows)
+    _kernels().fetch(out, _int(rows), _int(_RANKS), 1024, tokens_max=rows)
 
 
 LAYOUT: Final = Layout(max_tokens=128, hidden=7168, ranks=_RANKS, experts=288)
 TOPK: Final = 8
 
 
+class _Meta:
+    """A transport of tensors that have no memory."""
+
+    rank, size = 1, _RANKS
+
+    @property
+    def stopped(self) -> Tensor:
+        return _int(1)
+
+    def addresses(self) -> Tensor:
+        return _long(_RANKS)
+
+
 def signal(kernel: Any = flags.signal_kernel, *, counted: bool = True) -> None:
     """One signal to every peer."""
     start(
-        kernel, (_RANKS - 1,), _long(_RANKS), _long(SLOTS, _RANKS), _int(_RANKS), 2, _SLOT, 1,
-        RANK=1, RANKS=_RANKS, COUNTED=counted, num_warps=WARPS,
+        kernel, (_RANKS - 1,), _long(_RANKS), _long(SLOTS, _RANKS), _int(_RANKS), _int(1), 1, 2, _SLOT, 1,
+        RANKS=_RANKS, COUNTED=counted, num_warps=WARPS,
     )  # fmt: skip
 
 
 def wait(kernel: Any = flags.wait_kernel, *, counted: bool = True, drop: bool = False) -> None:
     """One wait for every peer."""
     start(
-        kernel, (_RANKS - 1,), _long(_RANKS), _long(SLOTS, _RANKS), _int(_RANKS), 1 << 40, _long(_RANKS), 2, _SLOT, 1,
-        10**11,
-        RANK=1, RANKS=_RANKS, COUNTED=counted, LESS=0, DROP=drop, COSTS=drop, CLOCK=True, num_warps=WARPS,
+        kernel, (_RANKS - 1,), _long(_RANKS), _long(SLOTS, _RANKS), _int(_RANKS), _int(1), 1 << 40, _long(_RANKS),
+        1, 2, _SLOT, 1, 10**11,
+        RANKS=_RANKS, COUNTED=counted, LESS=0, DROP=drop, COSTS=drop, CLOCK=True, num_warps=WARPS,
     )  # fmt: skip
 
 
@@ -264,9 +272,7 @@ def _wait(*, counted: bool, drop: bool = False) -> Callable[[], None]:
 def dispatch_send(*, fp8: bool) -> None:
     """128 tokens of the original's test."""
     x = _meta(128, LAYOUT.hidden, dtype=torch.bfloat16)
-    launch.dispatch_send(
-        LAYOUT, _long(_RANKS), _int(_RANKS), 0, x, _long(128, TOPK), rank=1, fp8=fp8, round_scale=fp8
-    )
+    launch.dispatch_send(LAYOUT, PLACES, 0, x, _long(128, TOPK), rank=1, fp8=fp8, round_scale=fp8)
 
 
 def dispatch_receive(scale: torch.dtype | None) -> None:
@@ -274,7 +280,7 @@ def dispatch_receive(scale: torch.dtype | None) -> None:
     local, rows = LAYOUT.local, LAYOUT.rows
     width = LAYOUT.groups // (4 if scale == torch.int32 else 1)
     launch.dispatch_receive(
-        LAYOUT, _long(_RANKS), _int(_RANKS), 0, rank=1,
+        LAYOUT, PLACES, 0, rank=1,
         rows=_meta(local, rows, LAYOUT.hidden, dtype=torch.bfloat16 if scale is None else torch.float8_e4m3fn),
         scales=None if scale is None else _meta(local, width, rows, dtype=scale).mT,
         source_tokens=_int(local, rows), ranges=_long(local, _RANKS), recv_counts=_int(local), stats=_int(local),
@@ -287,13 +293,13 @@ def _combine(*, launch_send: bool, logfmt: bool) -> Callable[[], None]:
     def send() -> None:
         x = _meta(local, rows, LAYOUT.hidden, dtype=torch.bfloat16)
         launch.combine_send(
-            LAYOUT, _long(_RANKS), _int(_RANKS), 0, x,
+            LAYOUT, PLACES, 0, x,
             ranges=_long(local, _RANKS), source_tokens=_int(local, rows), rank=1, logfmt=logfmt,
         )  # fmt: skip
 
     def receive() -> None:
         launch.combine_receive(
-            LAYOUT, _long(_RANKS), _int(_RANKS), 0, rank=1,
+            LAYOUT, PLACES, 0, rank=1,
             topk=_long(128, TOPK), weights=_meta(128, TOPK, dtype=torch.float32),
             out=_meta(128, LAYOUT.hidden, dtype=torch.bfloat16), logfmt=logfmt,
         )  # fmt: skip
@@ -325,19 +331,8 @@ def _loops(found: list[Instruction]) -> Iterator[list[Instruction]]:
             yield [other for other in found[: place + 1] if other.address >= target]
 
 
-__all__ = [
-    "Case",
-    "Instruction",
-    "Report",
-    "cases",
-    "compile_all",
-    "compile_one",
-    "instructions",
-    "release_failures",
-    "signal",
-    "size_failures",
-    "trap_failures",
-    "wait",
-    "wait_failures",
-    "wide_failures",
-]
+PLACES: Final = Places(_long(_RANKS), _int(_RANKS), _int(1))
+
+if __name__ == "__main__":
+    chosen = list(cases())[int(sys.argv[1]) :: 2]
+    print(json.dumps([(each.name, compile_one(each).failures()) for each in chosen]))

@@ -6,7 +6,7 @@ The replicas of an expert take its tokens in turns, so that they share its load 
 import torch
 from torch import Tensor
 
-from ...kernels.errors import BadArgument, refuse
+from luciola.plugins.kernels.errors import BadArgument, refuse
 
 EMPTY = -1
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ...deepgemm import (
+from luciola.plugins.deepgemm import (
     get_mk_alignment_for_contiguous_layout,
     k_grouped_bf16_gemm_tn_contiguous,
     m_grouped_bf16_gemm_nn_contiguous,
@@ -20,7 +20,7 @@ from ...deepgemm import (
     per_block_cast_to_fp8,
     quantize_activations,
 )
-from ...kernels.errors import refuse
+from luciola.plugins.kernels.errors import refuse
 
 Precision = Literal["bf16", "fp8"]
 PRECISIONS: Final = ("bf16", "fp8")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..buffer import Buffer
+from luciola.plugins.deepep.buffer import Buffer
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Exchange:
     buffer: Buffer
     topk_idx: Tensor
     experts: int
-    handle: tuple[Any, ...] = ()
+    handle: Any = None
     local_idx: Tensor = field(default_factory=lambda: torch.empty(0))
     counts: list[int] = field(default_factory=list)
 

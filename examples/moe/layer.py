@@ -20,15 +20,16 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...deepgemm import (
+from luciola.plugins.deepep.buffer import Buffer
+from luciola.plugins.deepgemm import (
     m_grouped_bf16_gemm_nt_masked,
     m_grouped_fp8_gemm_nt_masked,
     quantize_activations,
 )
-from ...eplb import ExpertNames, ExpertReport, LoadRecorder, load_experts
-from ...kernels.errors import BadType, refuse
-from ...weights import Checkpoint
-from ..buffer import Buffer
+from luciola.plugins.eplb import ExpertNames, ExpertReport, LoadRecorder, load_experts
+from luciola.plugins.kernels.errors import BadType, refuse
+from luciola.plugins.weights import Checkpoint
+
 from .exchange import Exchange
 from .products import PRECISIONS, Grouped, Operand, Precision, as_operand, grouped_linear
 from .routing import PhysicalExperts

@@ -61,17 +61,9 @@ def expert_counts(
 
 
 def combined(
-    rows: Sequence[Tensor],
-    member: Sequence[Tensor],
-    rank: int,
-    *,
-    bias: Sequence[Tensor] = (),
-    nodes: int = 1,
+    rows: Sequence[Tensor], member: Sequence[Tensor], rank: int, *, bias: Sequence[Tensor] = ()
 ) -> Tensor:
-    """What `rank` gets back for its tokens: bias + Σ over ranks, in float32, in the order of ranks.
-
-    With several nodes, the sum of each is rounded before they are added.
-    """
+    """What `rank` gets back for its tokens: bias + Σ over ranks, in float32, in the order of ranks."""
     tokens, ranks = member[rank].shape
     place = [{key: row for row, key in enumerate(sources(member, peer))} for peer in range(ranks)]
     result = rows[0].new_empty((tokens, *rows[0].shape[1:]))
@@ -79,16 +71,9 @@ def combined(
         total = torch.zeros(rows[0].shape[1:], dtype=torch.float32)
         for each in bias:
             total += each[token]
-        for node in range(nodes):
-            part = torch.zeros(rows[0].shape[1:], dtype=torch.float32)
-            for peer in range(node * ranks // nodes, (node + 1) * ranks // nodes):
-                if member[rank][token, peer]:
-                    if nodes > 1:
-                        part += rows[peer][place[peer][rank, token]]
-                    else:
-                        total += rows[peer][place[peer][rank, token]]
-            if nodes > 1:
-                total += part.to(rows[0].dtype)
+        for peer in range(ranks):
+            if member[rank][token, peer]:
+                total += rows[peer][place[peer][rank, token]]
         result[token] = total
     return result
 

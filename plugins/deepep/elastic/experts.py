@@ -1,0 +1,188 @@
+"""Tokens to the ranks of their experts, once each, and back; if asked for, a row for each of their experts there.
+
+Rows come ordered by (source rank, token), so results and handles are the same bits every time. A call whose routing
+comes from a handle sends its expert numbers again: they are few bytes beside the rows.
+
+What comes back from a rank counts at the last of a token's k that the rank owns, and is summed in the order of k, in
+float32, after the biases. The sum of a rank's own rows is rounded to the rows' type on the way, unless each of them
+travels by itself.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ...kernels.quantize import align
+from ..normal.host import words_of
+from ..normal.mode import Mapped
+from ..normal.tokens import Fact, Received, Tokens
+from . import routing
+from .handle import EPHandle
+
+SCALE_ALIGNMENT: Final = 4
+"""Rows that a column of scales is a multiple of, in 16 bytes, where TMA is to read it."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a dispatch is told. tokens.topk_idx is there."""
+
+    tokens: Tokens
+    topk_idx: Tensor
+    """As it was given, for the handle."""
+    num_experts: int
+    num_max_tokens: int
+    alignment: int
+    num_sms: int
+    number: int
+    do_expand: bool = False
+    do_zero_padding: bool = False
+    col_major_scales: bool = False
+    sizes: tuple[int, int] | None = None
+    """Rows and expanded rows of the results; None: as many as come."""
+    is_cached: bool = False
+
+
+def dispatch(normal: Mapped, call: Call, before_epilogue: Callable[[], None]) -> tuple[Tokens, EPHandle]:
+    """What came, as `call` wants it; topk_idx is None if it is expanded, and topk_weights has one dimension."""
+    tokens, ranks = call.tokens, normal.ranks
+    assert tokens.topk_idx is not None, "a dispatch has a routing"
+    local = call.num_experts // ranks
+    owner = routing.owners(tokens.topk_idx, local)
+    facts: dict[str, Fact] = {
+        "call": "elastic cached dispatch" if call.is_cached else "elastic dispatch",
+        "num_max_tokens_per_rank": call.num_max_tokens,
+    }
+    came = normal.dispatch(
+        tokens, routing.members(owner, ranks), routing.counts(tokens.topk_idx, call.num_experts), channels=1,
+        num_sms=call.num_sms, rows=None if call.sizes is None else call.sizes[0], reads_counts=True, facts=facts,
+    )  # fmt: skip
+    before_epilogue()
+    received = came.tokens
+    assert received.topk_idx is not None, "what was sent comes"
+    arrived = int(came.handle.rank_prefix_matrix[-1, normal.me])
+    expansion = routing.Expansion.of(received.topk_idx[:arrived], local, call.alignment)
+    handle = _handle(call, came, expansion, owner, normal.me)
+    if call.do_expand:
+        received = _expanded(received, expansion, handle.num_expanded_tokens, zeros=call.do_zero_padding)
+    if call.col_major_scales and received.scales is not None:
+        received = Tokens(received.x, col_major(received.scales), received.topk_idx, received.topk_weights)
+    return received, handle
+
+
+def combine(  # noqa: PLR0913 (what a combine has)
+    normal: Mapped,
+    x: Tensor,
+    topk_weights: Tensor | None,
+    handle: EPHandle,
+    bias: Sequence[Tensor],
+    *,
+    num_sms: int,
+    reduce_first: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """Sums (T, H) and weights (T, K). Tensors are on the transport's device.
+
+    Shapes: x (rows of the dispatch, H); topk_weights (rows, K), of expanded rows (rows,). `reduce_first`: rows of one
+    token are summed before they travel.
+    """
+    arrived = int(handle.rows.rank_prefix_matrix[-1, normal.me])
+    places = handle.recv_src_metadata[:arrived, 2:].to(x.device).long()
+    facts: dict[str, Fact] = {"call": "elastic combine", "handle": f"of dispatch {handle.number}"}
+    rows_max = None
+    if handle.do_expand and not reduce_first:
+        facts["rows"] = "of each expert"
+        columns = [x[places[places >= 0]]]
+        order = routing.order_of_experts(handle.owner, handle.rows.pairs, normal.me)
+        rows_max = max(int(handle.rows.pairs.sum(0).max()), 1)
+    else:
+        columns = [routing.summed(x, places) if handle.do_expand else x[:arrived]]
+        order = routing.order_of_ranks(handle.owner, handle.rows, normal.me)
+    if topk_weights is not None:
+        if handle.do_expand:
+            padded = torch.cat([topk_weights, topk_weights.new_zeros(1)])
+            topk_weights = padded[torch.where(places >= 0, places, len(topk_weights))]
+        columns.append(topk_weights[:arrived])
+    combined = normal.combine(
+        columns, handle.rows, bias, num_sms=num_sms, order=order, rows_max=rows_max, facts=facts
+    )
+    return combined[0], None if topk_weights is None else combined[1]
+
+
+def col_major(scales: Tensor) -> Tensor:
+    """The same scales, column after column, each aligned to 16 bytes."""
+    rows = align(max(len(scales), 1), SCALE_ALIGNMENT)
+    made = scales.new_empty(scales.shape[1], rows).T[: len(scales)]
+    return made.copy_(scales)
+
+
+def _expanded(received: Tokens, expansion: routing.Expansion, rows: int, *, zeros: bool) -> Tokens:
+    """A row for each (token, local expert), those of an expert together."""
+    tokens, ks = torch.nonzero(expansion.places >= 0, as_tuple=True)
+    places = expansion.places[tokens, ks]
+
+    def expand(found: Tensor) -> Tensor:
+        out = found.new_empty(rows, *found.shape[1:])
+        if zeros:
+            out.view(torch.uint8).zero_()
+        words_of(out)[places] = words_of(found)
+        return out
+
+    x, scales, weights = received.x, received.scales, received.topk_weights
+    return Tokens(
+        expand(x[tokens]),
+        None if scales is None else expand(scales[tokens]),
+        None,
+        None if weights is None else expand(weights[tokens, ks].unsqueeze(1)).view(-1),
+    )
+
+
+def _handle(
+    call: Call, came: Received, expansion: routing.Expansion, owner: Tensor, me: int
+) -> EPHandle:  # fmt: skip
+    home, rows = call.topk_idx.device, came.handle
+    counts = torch.tensor(expansion.counts, dtype=torch.int32)
+    rounded = [align(each, call.alignment) for each in expansion.counts]
+    ends = expansion.ends if call.do_expand else torch.tensor(rounded).cumsum(0)
+    room, expanded = call.sizes or (len(rows.recv_src_idx), sum(rounded))
+    masters = routing.are_masters(owner)
+    numbers = rows.send_head.gather(1, owner.clamp(min=0))
+    return EPHandle(
+        do_expand=call.do_expand,
+        num_experts=call.num_experts,
+        expert_alignment=call.alignment,
+        num_max_tokens_per_rank=call.num_max_tokens,
+        num_sms=call.num_sms,
+        topk_idx=call.topk_idx,
+        num_recv_tokens=room,
+        num_expanded_tokens=expanded if call.do_expand else 0,
+        num_recv_tokens_per_expert_list=rounded if call.sizes is None else [],
+        psum_num_recv_tokens_per_scaleup_rank=rows.rank_prefix_matrix[:, me].to(home),
+        psum_num_recv_tokens_per_expert=ends.int().to(home),
+        num_unaligned_recv_tokens_per_expert=counts.to(home),
+        recv_src_metadata=_metadata(call, came, expansion, me).to(home),
+        dst_buffer_slot_idx=torch.where(masters, numbers, -1).int().to(home),
+        number=call.number,
+        rows=rows,
+        owner=owner,
+    )
+
+
+def _metadata(call: Call, came: Received, expansion: routing.Expansion, me: int) -> Tensor:
+    ends = came.handle.rank_prefix_matrix[:, me].contiguous()
+    count, (_, topk) = int(ends[-1]), expansion.places.shape
+    tokens = came.handle.recv_src_idx
+    result = torch.full((len(tokens), topk + 2), -1, dtype=torch.int32, device=tokens.device)
+    sources = torch.searchsorted(ends, torch.arange(count, device=ends.device), right=True)
+    result[:count, 0] = (sources * call.num_max_tokens + tokens[:count]).int()
+    ks = torch.arange(topk, device=tokens.device)
+    masters = torch.where(expansion.places >= 0, ks, -1).amax(1)
+    result[:count, 1] = (sources * topk + masters).int()
+    if call.do_expand:
+        result[:count, 2:] = expansion.places.int()
+    return result
+
+
+__all__ = ["Call", "col_major", "combine", "dispatch"]

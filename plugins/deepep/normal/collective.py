@@ -1,0 +1,154 @@
+"""Dispatch and combine between hosts, by all-to-alls: a rank sends each peer the rows that are for it, and no more.
+
+Counts and facts of all ranks are read by the host before the rows travel. Rows go directly from rank to rank: between
+nodes once for each rank that has one of a token's experts, not once for each node.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ...kernels.errors import BadArgument, refuse
+from .. import layout
+from ..failure import REASON_MAX, CommunicationError, RanksDisagree, decode, refused
+from ..transport.collectives import Collectives
+from .tokens import Fact, Handle, Received, Tokens
+
+TEXT_BYTES: Final = 2048
+"""Of facts as text."""
+REFUSED: Final = "refused"
+
+
+class Collective:
+    """As `tokens.Normal`."""
+
+    def __init__(self, link: Collectives) -> None:
+        self._link, self.me, self.ranks = link, link.rank, link.size
+
+    def dispatch(  # noqa: PLR0913 (what a dispatch has)
+        self, tokens: Tokens, member: Tensor, per_expert: Tensor, *, channels: int, num_sms: int,
+        rows: int | None = None,
+    ) -> Received:  # fmt: skip
+        """As Normal.dispatch; the backend chooses how many processors move data."""
+        del num_sms
+        facts = {"call": "dispatch", **tokens.facts(), "num_experts": len(per_expert), "channels": channels}
+        self._agree(facts, "dispatch")
+        numbers, own_channels = layout.heads(member, channels)
+        head = torch.cat([own_channels.flatten(), per_expert.to(member.device)])
+        heads = self._link.all_gather(head.int(), what="dispatch: counts")
+        from_each = heads[:, : self.ranks * channels].view(self.ranks, self.ranks, channels)
+        matrix = from_each[:, :, -1].cpu().long()
+        experts = heads[:, self.ranks * channels :].cpu().long().view(self.ranks, self.ranks, -1)
+        count = int(matrix[:, self.me].sum())
+        room = max(count, rows or 0)
+        ends = from_each[:, self.me]
+        starts = torch.cat([torch.zeros_like(ends[:, :1]), ends[:, :-1]], 1)
+        source_rows = torch.full((room,), -1, dtype=torch.int32, device=member.device)
+        fields = (from_each[:, :, -1].cumsum(0).int(), own_channels, starts, source_rows, member, numbers)
+        handle = Handle.of(fields, rows_max=room, pairs=experts.sum(2))
+        own = torch.arange(len(member), dtype=torch.int32, device=member.device).unsqueeze(1)
+        *came, came_from = self._send([*tokens.columns(), own], handle, "dispatch")
+        source_rows[:count] = came_from[:, 0]
+        idx_at = 1 if tokens.scales is None else 2
+        padded = [
+            torch.cat([each, each.new_full((room - count, *each.shape[1:]), -1 if place == idx_at else 0)])
+            if room > count
+            else each
+            for place, each in enumerate(came)
+        ]
+        found = tokens.like(padded)
+        idx, weights = found.topk_idx, found.topk_weights
+        if idx is not None:
+            idx, weights = layout.own_experts(
+                idx, weights, rank=self.me, experts_per_rank=len(per_expert) // self.ranks
+            )
+        if rows is not None and rows < count:
+            refuse("num_worst_tokens", rows, f"{count} tokens have come to rank {self.me}")
+        found = Tokens(found.x, found.scales, idx, weights)
+        return Received(found, experts[:, self.me].sum(0).tolist(), handle)
+
+    def cached_dispatch(self, tokens: Tokens, handle: Handle, *, num_sms: int) -> Tokens:
+        """As Normal.cached_dispatch."""
+        del num_sms
+        self._agree({"call": "cached dispatch", **tokens.facts()}, "cached dispatch")
+        missing = len(handle.recv_src_idx) - self.rows_of(handle)
+        came = self._send(tokens.columns(), handle, "cached dispatch")
+        return tokens.like([torch.cat([each, each.new_empty(missing, *each.shape[1:])]) for each in came])
+
+    def combine(
+        self, columns: Sequence[Tensor], handle: Handle, bias: Sequence[Tensor], *, num_sms: int
+    ) -> list[Tensor]:
+        """As Normal.combine."""
+        del num_sms
+        facts: dict[str, Fact] = {"call": "combine", "hidden size": columns[0].shape[1]}
+        if len(columns) > 1:
+            facts["topk_weights"] = f"of shape (tokens, {columns[1].shape[1]})"
+        self._agree(facts, "combine")
+        member, sent, came = handle.is_token_in_rank, *self._counts(handle)
+        results = []
+        for number, column in enumerate(columns):
+            back = self._link.all_to_all(column[: sum(came)], came, sent, what="combine: answers")
+            total = torch.zeros((len(member), column.shape[1]), dtype=torch.float32, device=column.device)
+            for each in () if number else bias:
+                total += each
+            at = 0
+            for rank, count in enumerate(sent):
+                total[member[:, rank]] += back[at : at + count]
+                at += count
+            results.append(total.to(column.dtype))
+        return results
+
+    def refuse(self, error: Exception, call: str) -> None:
+        """As Normal.refuse."""
+        reason = refused(error, rank=self.me, phase=f"{call}: arguments")
+        try:
+            self._agree({REFUSED: reason.encode().decode()}, call)
+        except CommunicationError:
+            return  # this rank has an error of its own to raise
+
+    def rows_of(self, handle: Handle) -> int:
+        """As Normal.rows_of."""
+        return int(handle.rank_prefix_matrix[-1, self.me])
+
+    def _send(self, columns: Sequence[Tensor], handle: Handle, call: str) -> list[Tensor]:
+        """What comes for this rank, ordered by (source, token)."""
+        sent, came = self._counts(handle)
+        rows = torch.nonzero(handle.is_token_in_rank.T)[:, 1]
+        return [self._link.all_to_all(each[rows], sent, came, what=f"{call}: tokens") for each in columns]
+
+    def _counts(self, handle: Handle) -> tuple[list[int], list[int]]:
+        """Rows to and from each rank."""
+        prefix = handle.rank_prefix_matrix.cpu().long()
+        matrix = torch.diff(prefix, dim=0, prepend=prefix.new_zeros(1, self.ranks))
+        return matrix[self.me].tolist(), matrix[:, self.me].tolist()
+
+    def _agree(self, facts: Mapping[str, Fact], call: str) -> None:
+        """Raises: RanksDisagree, on all ranks alike."""
+        data = json.dumps(dict(facts)).encode()
+        if len(data) > TEXT_BYTES:
+            raise BadArgument(f"{len(data)} bytes of facts: {data[:REASON_MAX]!r}")
+        row = torch.frombuffer(bytearray(data.ljust(TEXT_BYTES)), dtype=torch.uint8).to(self._link.device)
+        rows = self._link.all_gather(row, what=f"{call}: facts").cpu()
+        told = [dict(json.loads(each.numpy().tobytes())) for each in rows]
+        compare(told, rank=self.me, call=call)
+
+
+def compare(told: Sequence[Mapping[str, Fact]], *, rank: int, call: str) -> None:
+    """Look at the facts of all ranks. Raises: RanksDisagree, also where one has refused its arguments."""
+    for each in told:
+        if REFUSED in each:
+            raise decode(str(each[REFUSED]).encode())
+    for peer, each in enumerate(told):
+        for name in {**told[0], **each}:
+            first, other = told[0].get(name, "nothing"), each.get(name, "nothing")
+            if first != other:
+                raise RanksDisagree(
+                    f"rank 0 has {name} = {first}, rank {peer} has {other}; all ranks must give the same",
+                    rank=rank, phase=call, peer=peer,
+                )  # fmt: skip
+
+
+__all__ = ["Collective"]

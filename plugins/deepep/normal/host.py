@@ -1,0 +1,88 @@
+"""Rows published, fetched and summed by the native module, on a CPU; `launch` has the same by kernels.
+
+Both read and write the same bytes, so ranks may differ in it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import rows as native
+from ..transport.interface import Transport
+
+
+class Host:
+    """Work on the regions of a transport."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def heads(self, at: int, width: int) -> Tensor:
+        """The int32 words that each rank has at byte `at` of its region: (R, width)."""
+        parts = [region[at : at + 4 * width].view(torch.int32) for region in self._regions()]
+        return torch.stack(parts)
+
+    def publish(self, room: Tensor, source: Tensor, limit: Tensor | None = None) -> None:
+        """room[i] = source[i], of integers (T, width), for the first rows; `limit` () says how many."""
+        count = len(source) if limit is None else min(int(limit), len(source))
+        native.copy(room[:count], source[:count])
+
+    def place(  # noqa: PLR0913 (the kernel's own)
+        self, source_rows: Tensor, heads: Tensor, ends: Tensor, numbers_at: int, *, shape: int, problem: int
+    ) -> None:
+        """source_rows (N,) int32: which token of its source each row is, by the numbers that sources have written.
+
+        heads (R, …) begin with each source's tokens and the shape of its call. ends (R,): where each source's rows end.
+        `problem`: address of an int64, see `kernel.place_kernel`; the host has looked at what it would get.
+        """
+        del shape, problem
+        begin = 0
+        for region, tokens, end in zip(self._regions(), heads[:, 0].tolist(), ends.tolist(), strict=True):
+            size = 4 * tokens * self._transport.size
+            numbers = region[numbers_at : numbers_at + size].view(torch.int32)
+            mine = numbers.view(tokens, -1)[:, self._transport.rank] if tokens else numbers
+            source_rows[begin:end] = torch.nonzero(mine >= 0).view(-1)[: max(len(source_rows) - begin, 0)]
+            begin = end
+
+    def fetch(self, out: Tensor, source_rows: Tensor, ends: Tensor, at: int, *, tokens_max: int) -> None:
+        """out[i] = row source_rows[i] of its source, of integers (N, width), whose rows are at byte `at`."""
+        begin, size = 0, tokens_max * out.shape[1] * out.element_size()
+        numbers = source_rows.long()
+        for region, end in zip(self._regions(), ends.tolist(), strict=True):
+            rows = region[at : at + size].view(out.dtype).view(tokens_max, -1)
+            native.copy(out[begin:end], rows, source_rows=numbers[begin:end])
+            begin = end
+
+    def reduce(  # noqa: PLR0913 (the kernel's own)
+        self, out: Tensor, at: int, rows: Tensor, ranks: Tensor | None, bias: Sequence[Tensor], rows_max: int
+    ) -> None:
+        """out[t] = bias[t] + Σ over p of row rows[t, p], or none at -1, of rank ranks[t, p], or p: float32, in order.
+
+        Shapes: out and bias (T, H), of which each row is contiguous; rows and ranks (T, P) int32.
+        """
+        size = rows_max * out.shape[1] * out.element_size()
+        parts = [region[at : at + size].view(out.dtype).view(rows_max, -1) for region in self._regions()]
+        places = rows.long()
+        if ranks is not None:
+            every = torch.arange(len(parts))
+            places = torch.where(ranks.unsqueeze(2) == every, places.unsqueeze(2), -1).flatten(1)
+            parts = parts * rows.shape[1]
+        if bias:
+            own = torch.arange(len(out)).unsqueeze(1).expand(-1, len(bias))
+            places = torch.cat([own, places], 1)
+        native.sum_into(out, [*bias, *parts], places.contiguous())
+
+    def _regions(self) -> list[Tensor]:
+        return [self._transport.buffer(each) for each in range(self._transport.size)]
+
+
+def words_of(x: Tensor) -> Tensor:
+    """Rows as the widest integers that they are made of: copies do not depend on what they mean."""
+    row_bytes = x.shape[1:].numel() * x.element_size()
+    width = next(each for each in (torch.int64, torch.int32, torch.uint8) if row_bytes % each.itemsize == 0
+                 and x.data_ptr() % each.itemsize == 0)  # fmt: skip
+    return x.reshape(-1).view(torch.uint8).view(width).view(len(x), row_bytes // width.itemsize)
+
+
+__all__ = ["Host", "words_of"]
