@@ -23,7 +23,7 @@ from typing import Final, Protocol
 
 from .histories import Operation
 
-EXPANSIONS_MAX: Final = 4_000_000  # configurations continued for one history: about a minute
+EXPANSIONS_MAX: Final = 1_000_000  # configurations continued for one history: about a minute
 
 
 class Model(Protocol):

@@ -222,8 +222,13 @@ class Service:
             self.process.send_signal(number)
 
     def look_after(self) -> None:
-        """Start it again if it has ended by itself. Raises: RuntimeError if it refuses to."""
-        with self.lock:
+        """Start it again if it has ended by itself. Raises: RuntimeError if it refuses to.
+
+        A service that a fault has in hand is passed over: its clean end may have to wait for one that is started here.
+        """
+        if not self.lock.acquire(blocking=False):
+            return
+        try:
             if not self.wanted or self.process is None or self.process.poll() is None:
                 return
             if self.is_program or self.process.returncode == REFUSED:
@@ -234,6 +239,8 @@ class Service:
                 self.ended_at_s = 0.0
                 self.restarts += 1
                 self.start()
+        finally:
+            self.lock.release()
 
 
 def last_lines(log: Path, count: int = 3) -> str:
