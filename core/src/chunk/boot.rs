@@ -19,6 +19,11 @@ pub fn has_changed(dir: &Path) -> io::Result<bool> {
     }
 }
 
+/// Whether some kernel had `dir` open: its making came to its end.
+pub fn is_known(dir: &Path) -> io::Result<bool> {
+    dir.join(FILE).try_exists()
+}
+
 /// Writes down which kernel runs. The caller has made everything durable that an earlier one left.
 pub fn remember(dir: &Path) -> io::Result<()> {
     let new = dir.join("boot.new");

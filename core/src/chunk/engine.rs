@@ -214,13 +214,8 @@ impl Core {
         fs::create_dir_all(&blocks).map_err(failed)?;
         segments::sync_directory(dir).map_err(failed)?;
         let accesses = Arc::new(Accesses::default());
-        let index =
-            Index::open(&dir.join("index"), options.cache_bytes / 2, accesses.clone()).map_err(|error| {
-                match error {
-                    fjall::Error::Io(source) => failed(source),
-                    error => OpenError::Index { path: dir.to_owned(), reason: error.to_string() },
-                }
-            })?;
+        let has_lost_power = boot::has_changed(dir).map_err(failed)?;
+        let index = open_index(dir, &blocks, &options, accesses.clone(), has_lost_power)?;
         let synced = index
             .synced()
             .map_err(|status| OpenError::Index { path: dir.to_owned(), reason: status.to_string() })?;
@@ -251,7 +246,7 @@ impl Core {
             directory,
         };
         // Data of earlier rounds is durable; after power loss the rest is looked at.
-        let suspect = boot::has_changed(dir).map_err(failed)?.then_some(synced);
+        let suspect = has_lost_power.then_some(synced);
         core.report = core.load(dir, suspect)?;
         // What an earlier process left in the kernel becomes durable before any page is used again (I3, I7).
         core.segments.suspect_all();
@@ -499,6 +494,33 @@ fn opened_round(index: &Index, synced: u64) -> Result<u64, Status> {
         0 => index.set_opened(synced).map(|()| synced),
         noted => Ok(noted),
     }
+}
+
+/// Opens the index, or makes that of a directory whose making broke off before it had one.
+fn open_index(
+    dir: &Path,
+    blocks: &Path,
+    options: &Options,
+    accesses: Arc<Accesses>,
+    has_lost_power: bool,
+) -> Result<Index, OpenError> {
+    let failed = |source| OpenError::Io { path: dir.to_owned(), source };
+    let path = dir.join("index");
+    let damaged = |reason: String| OpenError::Damaged { path: path.clone(), reason };
+    if !path.try_exists().map_err(failed)?
+        && (boot::is_known(dir).map_err(failed)? || blocks.read_dir().map_err(failed)?.next().is_some())
+    {
+        return Err(damaged(
+            "the chunk index is gone: put it back; if it is lost, empty the whole directory of the node, and the other \
+             replicas fill it"
+                .into(),
+        ));
+    }
+    Index::open(&path, options.cache_bytes / 2, accesses, has_lost_power).map_err(|error| match error {
+        fjall::Error::Io(source) if source.kind() == ErrorKind::InvalidData => damaged(source.to_string()),
+        fjall::Error::Io(source) => failed(source),
+        error => OpenError::Index { path: dir.to_owned(), reason: error.to_string() },
+    })
 }
 
 /// Reads `dir/FORMAT`, or writes it into an empty directory; the size of the block files.

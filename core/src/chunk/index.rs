@@ -46,12 +46,18 @@ pub struct Index {
 }
 
 impl Index {
-    /// Opens the index in `dir`, or makes one.
-    pub fn open(dir: &Path, cache_bytes: usize, accesses: Arc<Accesses>) -> fjall::Result<Index> {
+    /// Opens the index in `dir`, or makes one. What it lacks at its end was lost with power if that `may_be_torn`.
+    /// Raises `InvalidData` if it was not.
+    pub fn open(
+        dir: &Path,
+        cache_bytes: usize,
+        accesses: Arc<Accesses>,
+        may_be_torn: bool,
+    ) -> fjall::Result<Index> {
         if !dir.try_exists()? {
             make(dir, cache_bytes, accesses.clone())?;
         }
-        journal::cut_torn_end(dir)?;
+        journal::cut_torn_end(dir, may_be_torn)?;
         Index::open_whole(dir, cache_bytes, accesses)
     }
 

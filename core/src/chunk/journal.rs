@@ -5,14 +5,20 @@
 //! newest journal is cut behind its last whole batch before fjall sees it. Whatever was synced lies before that. Older
 //! journals were synced before the next was begun: damage in them is damage.
 //!
+//! Where no power was lost the kernel has kept the order of what was appended, and a journal ends with the beginning of
+//! a batch at most. If the end of one lies behind it, what precedes that was damaged, synced or not, and nothing is cut.
+//!
 //! Source of the format: fjall 3.1, journal/entry.rs. A batch is a start (tag 1, u32 items, u64 sequence number), items
 //! (tag 2, u8 kind, u8 compression, u64 keyspace, u16 key length, u32 value length, u32 its length here, key, value;
 //! or tag 4, u64 keyspace: cleared), and an end (tag 3, u64 XXH3 of the items, "FJL\x03"). Little-endian.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, ErrorKind, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
 const START: u8 = 1;
@@ -24,12 +30,22 @@ const TRAILER: [u8; 4] = *b"FJL\x03";
 const BLOCK_BYTES: usize = 64 << 10;
 
 /// Cuts the newest journal in `dir` behind its last whole batch. No one may have it open.
-pub fn cut_torn_end(dir: &Path) -> io::Result<()> {
+///
+/// Raises `InvalidData` if more than the beginning of a batch would go, unless it `may_be_torn` by power loss.
+pub fn cut_torn_end(dir: &Path, may_be_torn: bool) -> io::Result<()> {
     let Some(path) = newest(dir)? else { return Ok(()) };
     let file = OpenOptions::new().read(true).write(true).open(&path)?;
     let length = file.metadata()?.len();
     let whole = whole_bytes(&file, length)?;
     if whole < length {
+        if !may_be_torn && has_end_of_batch(&file, whole)? {
+            let reason = format!(
+                "the chunk index is damaged behind byte {whole} of {}, and no power was lost; empty the whole directory \
+                 of this node, and the other replicas fill it",
+                path.display()
+            );
+            return Err(io::Error::new(ErrorKind::InvalidData, reason));
+        }
         log::debug!("{}: {whole} of {length} bytes are whole batches", path.display());
         file.set_len(whole)?;
         file.sync_all()?;
@@ -62,6 +78,27 @@ fn whole_bytes(file: &File, length: u64) -> io::Result<u64> {
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(whole),
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// Whether a batch ends behind `at`. Holes are passed over: a journal has its size from its beginning.
+fn has_end_of_batch(file: &File, mut at: u64) -> io::Result<bool> {
+    let mut block = vec![0; BLOCK_BYTES];
+    loop {
+        at = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        let count = file.read_at(&mut block, at)?;
+        if block[..count].windows(TRAILER.len()).any(|bytes| bytes == TRAILER) {
+            return Ok(true);
+        }
+        if count < TRAILER.len() {
+            return Ok(false);
+        }
+        // A trailer may begin in the last bytes of this block.
+        at += (count - (TRAILER.len() - 1)) as u64;
     }
 }
 
@@ -139,8 +176,6 @@ impl Batches<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
-
     use fjall::{Database, KeyspaceCreateOptions, PersistMode};
 
     use super::*;
@@ -179,7 +214,7 @@ mod tests {
     fn a_whole_journal_is_left_as_it_is() {
         let dir = directory();
         journal(dir.path());
-        cut_torn_end(dir.path()).unwrap();
+        cut_torn_end(dir.path(), false).unwrap();
         assert_eq!(keys(dir.path()), (0..COUNT).collect::<Vec<_>>());
     }
 
@@ -199,7 +234,7 @@ mod tests {
                 .unwrap()
                 .write_all_at(&vec![0; end - hole], hole as u64)
                 .unwrap();
-            cut_torn_end(original.path()).unwrap();
+            cut_torn_end(original.path(), true).unwrap();
             let kept = std::fs::metadata(&path).unwrap().len();
             assert!(kept <= hole as u64, "{kept} bytes are kept before a hole at {hole}");
             let found = keys(original.path());

@@ -15,6 +15,8 @@ pub struct Limbo {
     /// Number of the next entry.
     next: u64,
     pages: u64,
+    /// Entries before this one have been flushed: only their readers are waited for.
+    flushed: u64,
 }
 
 struct Entry {
@@ -39,11 +41,17 @@ impl Limbo {
         self.next
     }
 
-    /// The pages of entries before `mark` that no reader holds.
+    /// The flush that began with `mark` has succeeded: the pages of entries before it that no reader holds.
     pub fn release(&mut self, mark: u64) -> Vec<PageNumber> {
+        self.flushed = self.flushed.max(mark);
+        self.release_flushed()
+    }
+
+    /// The pages of entries that readers held when `release` was called, and do not hold any more.
+    pub fn release_flushed(&mut self) -> Vec<PageNumber> {
         let mut released = Vec::new();
         while let Some(entry) = self.entries.front() {
-            if entry.number >= mark || Arc::strong_count(&entry.record) > 1 {
+            if entry.number >= self.flushed || Arc::strong_count(&entry.record) > 1 {
                 break;
             }
             let entry = self.entries.pop_front().expect("just seen");
@@ -72,9 +80,11 @@ mod tests {
         limbo.push(Arc::new(Record::default()), vec![7]);
         let mark = limbo.mark();
         assert_eq!(limbo.release(mark), Vec::<PageNumber>::new(), "the reader's record may share page 7");
+        limbo.push(Arc::new(Record::default()), vec![8]);
+        assert_eq!(limbo.release_flushed(), Vec::<PageNumber>::new(), "he is still there");
         drop(reader);
-        assert_eq!(limbo.release(mark), vec![7]);
-        assert_eq!(limbo.pages(), 0);
+        assert_eq!(limbo.release_flushed(), vec![7], "and page 8 was not flushed");
+        assert_eq!(limbo.pages(), 1);
     }
 
     #[test]

@@ -158,7 +158,17 @@ impl Rounds {
 impl Core {
     pub fn sync(&self) -> Result<(), Status> {
         // Marked before the round begins: a state that one of this round replaces is a fallback until the next ends.
-        self.rounds.join(|| self.limbo.lock().mark(), |round, mark| self.flush(round, mark))
+        self.rounds.join(|| self.limbo.lock().mark(), |round, mark| self.flush(round, mark))?;
+        self.free_unread();
+        Ok(())
+    }
+
+    /// Frees pages that readers held at the end of the last round, which may have been long ago.
+    fn free_unread(&self) {
+        let released = self.limbo.lock().release_flushed();
+        if !released.is_empty() {
+            self.free_pages(&released);
+        }
     }
 
     /// One round: data, then the index that names it, then what that set free.
@@ -196,6 +206,8 @@ impl Core {
                     return;
                 }
                 if !state.has_news && !state.is_urgent {
+                    drop(state);
+                    self.free_unread();
                     continue;
                 }
             }

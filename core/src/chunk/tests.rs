@@ -720,6 +720,28 @@ fn pages_are_not_used_again_while_a_reader_holds_them() {
     assert_no_leak(&engine);
 }
 
+/// On a disk that is nearly full there may be no further write that would free them.
+#[test]
+fn pages_that_a_reader_held_through_the_last_round_are_freed_though_nothing_is_written_again() {
+    let dir = directory();
+    let engine = open(dir.path());
+    write(&engine, 0, 1, 0, &noise(20 * PAGE, 1));
+    engine.sync().unwrap();
+    let (_slot, reader) = engine.core.record(key(0)).unwrap();
+    remove(&engine, 0, 2);
+    write(&engine, 1, 1, 0, &noise(PAGE, 2));
+    engine.sync().unwrap();
+    assert_eq!(engine.core.limbo.lock().pages(), 20, "they have a reader");
+    let rounds = engine.core.rounds.count();
+    engine.sync().unwrap();
+    assert_eq!(engine.core.limbo.lock().pages(), 20, "he is still there");
+    drop(reader);
+    engine.sync().unwrap();
+    assert_eq!(engine.core.limbo.lock().pages(), 0);
+    assert_eq!(engine.core.pages.lock().used(), 1);
+    assert_eq!(engine.core.rounds.count(), rounds, "there was nothing to flush");
+}
+
 /// A reader waits neither for a pending write nor for one that is being written.
 #[test]
 fn a_read_does_not_wait_for_a_write_in_progress() {
@@ -1314,6 +1336,82 @@ fn an_index_with_many_unreadable_records_is_refused() {
     drop(engine);
     let error = open_error(dir.path());
     assert!(error.to_string().contains("more than 1000 records"), "{error}");
+}
+
+/// An engine that has 20 chunks and was closed, and its index's newest journal: its bytes, of which as many are used.
+fn with_a_journal() -> (tempfile::TempDir, PathBuf, Vec<u8>, usize) {
+    let dir = directory();
+    let engine = open(dir.path());
+    for index in 0..20 {
+        write(&engine, index, 1, 0, b"kept");
+    }
+    engine.sync().unwrap();
+    drop(engine);
+    let journals = fs::read_dir(dir.path().join("index")).unwrap().map(|entry| entry.unwrap().path());
+    let path = journals.filter(|path| path.extension().is_some_and(|kind| kind == "jnl")).max().unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let used = bytes.iter().rposition(|&byte| byte != 0).unwrap() + 1;
+    (dir, path, bytes, used)
+}
+
+/// What was synced is not given up for a bit that has changed: other replicas have all of it.
+#[test]
+fn a_damaged_journal_is_cut_only_after_power_loss() {
+    let (dir, path, mut bytes, used) = with_a_journal();
+    bytes[used / 2] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let error = open_error(dir.path());
+    assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+    assert!(
+        error.to_string().contains("no power was lost") && error.to_string().contains("empty"),
+        "{error}"
+    );
+    assert_eq!(fs::read(&path).unwrap(), bytes, "left as it was");
+    fs::write(dir.path().join("boot"), "another kernel").unwrap();
+    let engine = open(dir.path());
+    let found = engine.list(ChainId(1), None, 100).unwrap().len();
+    assert!(0 < found && found < 20, "{found}: those before the damage");
+}
+
+/// `kill -9` leaves the beginning of a batch.
+#[test]
+fn a_journal_that_ends_within_a_batch_opens_without_power_loss() {
+    let (dir, path, mut bytes, used) = with_a_journal();
+    bytes[used - 10..used].fill(0);
+    fs::write(&path, &bytes).unwrap();
+    let engine = open(dir.path());
+    assert_eq!(engine.list(ChainId(1), None, 100).unwrap().len(), 20, "the last batch says what was synced");
+}
+
+#[test]
+fn a_missing_index_is_not_made_again_once_the_directory_was_in_use() {
+    let dir = directory();
+    let engine = open(dir.path());
+    write(&engine, 0, 1, 0, b"kept");
+    drop(engine);
+    let (index, away) = (dir.path().join("index"), dir.path().join("away"));
+    fs::rename(&index, &away).unwrap();
+    for _ in 0..2 {
+        let error = open_error(dir.path());
+        assert!(matches!(error, OpenError::Damaged { .. }) && error.to_string().contains("index"), "{error}");
+        assert!(!index.exists());
+    }
+    // Its block files alone say so, too.
+    fs::remove_file(dir.path().join("boot")).unwrap();
+    assert!(matches!(open_error(dir.path()), OpenError::Damaged { .. }));
+    fs::rename(&away, &index).unwrap();
+    assert_eq!(read(&open(dir.path()), 0, 0, 10).unwrap(), b"kept");
+}
+
+#[test]
+fn a_directory_whose_making_broke_off_before_it_had_an_index_opens() {
+    let dir = directory();
+    drop(open(dir.path()));
+    for name in ["index", "blocks"] {
+        fs::remove_dir_all(dir.path().join(name)).unwrap();
+    }
+    fs::remove_file(dir.path().join("boot")).unwrap();
+    write(&open(dir.path()), 0, 1, 0, b"x");
 }
 
 /// The drawing of FORMAT in docs/formats.md.
