@@ -8,7 +8,10 @@ earlier, and what is decided after them looks at the boot clock.
 
 import asyncio
 import time
-from typing import Protocol
+from pathlib import Path
+from typing import Final, Protocol
+
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boot_s() -> float:
@@ -21,6 +24,9 @@ class Clock(Protocol):
 
     def monotonic(self) -> float:
         """Seconds on the boot clock, which only goes forward; durations are measured with it."""
+
+    def boot_id(self) -> str:
+        """Of which boot: data that the kernel had taken can be missing only after another one."""
 
     def unix_ns(self) -> int:
         """Nanoseconds since 1970, for time stamps that people see."""
@@ -35,6 +41,9 @@ class SystemClock:
     def monotonic(self) -> float:
         return boot_s()
 
+    def boot_id(self) -> str:
+        return BOOT_ID.read_text().strip()
+
     def unix_ns(self) -> int:
         return time.time_ns()
 
@@ -47,10 +56,18 @@ class ManualClock:
 
     def __init__(self, *, start_s: float = 1000.0) -> None:
         self._now_s = start_s
+        self._boots = 1
         self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
 
     def monotonic(self) -> float:
         return self._now_s
+
+    def boot_id(self) -> str:
+        return f"boot {self._boots}"
+
+    def reboot(self) -> None:
+        """From now on it is another boot's."""
+        self._boots += 1
 
     def unix_ns(self) -> int:
         return 1_700_000_000_000_000_000 + int(self._now_s * 1e9)

@@ -100,7 +100,7 @@ class Snapshot:
         position = engine.version
         pairs = dict(zip(kinds, engine.snapshot([schema.kind_range(kind) for kind in kinds]), strict=True))
         superblock = schema.decode_superblock(dict(pairs[b"M"])[schema.SUPERBLOCK])
-        reserved = {key: schema.decode_next(value) for key, value in pairs[b"A"]}
+        reserved = dict(pairs[b"A"])
         self._header = DumpHeader(
             format=FORMAT,
             cluster=superblock.cluster_id,
@@ -108,8 +108,8 @@ class Snapshot:
             generation=superblock.generation,
             position=position,
             moment_ns=moment_ns,
-            next_inode=reserved[schema.allocator_key(INODES)],
-            next_content=reserved[schema.allocator_key(CONTENTS)],
+            next_inode=schema.decode_next(reserved[schema.allocator_key(INODES)]),
+            next_content=schema.decode_next(reserved[schema.allocator_key(CONTENTS)]),
             inode_count=inode_count,
         )
         self._inodes = pairs[b"I"]

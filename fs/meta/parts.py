@@ -112,7 +112,9 @@ async def build(  # noqa: PLR0913, the seams of the service
     placer = placer or Placer(config)
     chunks = Chunks(control, placer)
     lengths = Lengths(chunks, clock)
-    truncations = Truncations(engine, chunks, clock)
+    removal_clock = RemovalClock(engine, clock)
+    await removal_clock.start()
+    truncations = Truncations(engine, chunks, clock, removal_clock)
     writers = Writers()
     holds = Holds()
     requests = Requests()
@@ -120,8 +122,6 @@ async def build(  # noqa: PLR0913, the seams of the service
     inodes = Allocator(engine, INODES, clock)
     contents = Allocator(engine, CONTENTS, clock)
     quarantine = Quarantine(engine, clock, contents=contents, chunks=chunks)
-    removal_clock = RemovalClock(engine, clock)
-    await removal_clock.start()
     load = Load(
         engine,
         clock,

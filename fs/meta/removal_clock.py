@@ -8,6 +8,10 @@ every boot. So the store has a clock of its own, in milliseconds, which runs whi
     A2  within a process it runs like the boot clock; what passes between two processes is not counted
     A3  a process skips what the one before had reserved: moments of two processes have an order, but no distance
 
+An inode's `change` is counted from there as well. After a loss of power an inode is older than clients may know it, and
+the numbers of changes that were lost must not come again, for others: a client would take them for those that it knows.
+So the first process of each boot counts on from a number above all that any process before it can have given.
+
 A3 is why the collector removes nothing before it has itself run for `gc_delay_ms`: then whatever an earlier process
 dated is older than that, and what this process dated has its true age.
 """
@@ -22,9 +26,11 @@ RESERVED_MS: Final = (
     24 * 3_600_000
 )  # one synced commit in half a day; a restart skips at most this much, of 2^64
 
+CHANGES_PER_MS: Final = 1 << 16  # of one inode: more than a process can carry out
 FIRST_MS: Final = 1  # so that there is a moment before each
 
-MOMENTS: Final = b"t"  # kind of the allocator record
+MOMENTS: Final = b"t"  # kinds of the allocator records
+CHANGES: Final = b"b"
 
 
 class RemovalClock:
@@ -36,17 +42,19 @@ class RemovalClock:
         self._first_ms = 0
         self._end_ms = 0
         self._started_s = 0.0
+        # Above every `change` that an inode had in an earlier boot; 0 in the first one over a store.
+        self.first_change = 0
 
     async def start(self) -> None:
         """Reserves moments that no process before this one has used."""
-        self._end_ms = await self._reserve()
+        self._end_ms, self.first_change = await self._reserve()
         self._first_ms = self._end_ms - RESERVED_MS
         self._started_s = self._clock.monotonic()
 
     async def extend(self) -> None:
         """Reserves more, if half of it has passed."""
         if self._end_ms - self.now_ms() < RESERVED_MS // 2:
-            self._end_ms = await self._reserve()
+            self._end_ms, _ = await self._reserve()
 
     def now_ms(self) -> int:
         """The moment of a removal. It stands still when nothing is left of what was reserved: the delay grows."""
@@ -58,17 +66,29 @@ class RemovalClock:
         """How long this process has run the clock."""
         return self.now_ms() - self._first_ms
 
-    async def _reserve(self) -> int:
-        def reserve(txn: Transaction) -> int:
+    async def _reserve(self) -> tuple[int, int]:
+        def reserve(txn: Transaction) -> tuple[int, int]:
             txn.may_use_reserve = True
             key = schema.allocator_key(MOMENTS)
             value = txn.get(key)
-            end_ms = (FIRST_MS if value is None else schema.decode_next(value)) + RESERVED_MS
-            txn.put(key, schema.encode_next(end_ms))
-            return end_ms
+            first_ms = FIRST_MS if value is None else schema.decode_next(value)
+            txn.put(key, schema.encode_next(first_ms + RESERVED_MS))
+            return first_ms + RESERVED_MS, self._first_change(txn, first_ms)
 
         # A reservation that is run twice, after an unknown outcome, skips a day and does no harm.
         return await run(self._engine, reserve, durability=Durability.SYNC, clock=self._clock)
+
+    def _first_change(self, txn: Transaction, first_ms: int) -> int:
+        """What this boot has, or has from now on."""
+        key = schema.allocator_key(CHANGES)
+        value, boot_id = txn.get(key), self._clock.boot_id()
+        if value is not None:
+            known, known_boot_id = schema.decode_first_change(value)
+            if known_boot_id == boot_id:
+                return known
+        first = (first_ms - FIRST_MS) * CHANGES_PER_MS
+        txn.put(key, schema.encode_first_change(first, boot_id))
+        return first
 
 
 __all__ = ["RESERVED_MS", "RemovalClock"]

@@ -278,6 +278,14 @@ def decode_next(value: bytes) -> int:
     return int(_NEXT.unpack(value)[0])
 
 
+def encode_first_change(number: int, boot_id: str) -> bytes:
+    return _NEXT.pack(number) + boot_id.encode()
+
+
+def decode_first_change(value: bytes) -> tuple[int, str]:
+    return decode_next(value[: _NEXT.size]), value[_NEXT.size :].decode()
+
+
 def encode_cut(content: int, length: int) -> bytes:
     return _CUT.pack(content, length)
 
@@ -346,6 +354,7 @@ __all__ = [
     "decode_cut",
     "decode_dentry",
     "decode_entry",
+    "decode_first_change",
     "decode_garbage",
     "decode_inode",
     "decode_next",
@@ -356,6 +365,7 @@ __all__ = [
     "encode_count",
     "encode_cut",
     "encode_entry",
+    "encode_first_change",
     "encode_garbage",
     "encode_inode",
     "encode_next",

@@ -26,6 +26,7 @@ from ..errors import Busy, Error
 from ..kv import Durability, Engine, Transaction, run
 from ..wire.pb.meta_pb2 import REGULAR, Inode
 from . import schema
+from .removal_clock import RemovalClock
 from .schema import Cut
 from .storage import REQUEST_LIFE_S, Chunks
 
@@ -39,8 +40,9 @@ PAGE: Final = 1000
 class Truncations:
     """Truncations in progress, by inode."""
 
-    def __init__(self, engine: Engine, chunks: Chunks, clock: Clock) -> None:
+    def __init__(self, engine: Engine, chunks: Chunks, clock: Clock, removal_clock: RemovalClock) -> None:
         self._engine = engine
+        self._removal_clock = removal_clock
         self._chunks = chunks
         self._clock = clock
         self._pending: dict[int, asyncio.Event | None] = {}  # None: nobody has waited yet
@@ -173,25 +175,24 @@ class Truncations:
             txn.delete(schema.cut_key(inode))
             stored = txn.get(schema.inode_key(inode))
             if stored is not None:
-                _shorten(txn, schema.decode_inode(stored), schema.decode_cut(value), self._clock.unix_ns())
+                self._shorten(txn, schema.decode_inode(stored), schema.decode_cut(value))
 
         await run(self._engine, finish, clock=self._clock)
         self._release(inode)
+
+    def _shorten(self, txn: Transaction, inode: Inode, cut: Cut) -> None:
+        if inode.content != cut.content:
+            return
+        inode.length = cut.length
+        inode.truncate_version += 1
+        inode.change = max(inode.change, self._removal_clock.first_change) + 1
+        inode.mtime_ns = inode.ctime_ns = self._clock.unix_ns()
+        txn.put(schema.inode_key(inode.id), schema.encode_inode(inode))
 
     def _release(self, inode: int) -> None:
         event = self._pending.pop(inode, None)
         if event is not None:
             event.set()
-
-
-def _shorten(txn: Transaction, inode: Inode, cut: Cut, now_ns: int) -> None:
-    if inode.content != cut.content:
-        return
-    inode.length = cut.length
-    inode.truncate_version += 1
-    inode.change += 1
-    inode.mtime_ns = inode.ctime_ns = now_ns
-    txn.put(schema.inode_key(inode.id), schema.encode_inode(inode))
 
 
 __all__ = ["Truncations"]

@@ -117,14 +117,14 @@ class Work:
     def find(self, inode: int) -> Inode | None:
         """The inode as stored, or None; it may change before the commit."""
         value = self.txn.snapshot_get(schema.inode_key(inode))
-        return None if value is None else schema.decode_inode(value)
+        return None if value is None else self._known(value)
 
     def load(self, inode: int) -> Inode:
         """The inode as stored; it may change before the commit. Raises: NotFound."""
         value = self.txn.snapshot_get(schema.inode_key(inode))
         if value is None:
             raise NotFound("no such inode", inode=inode)
-        return schema.decode_inode(value)
+        return self._known(value)
 
     def take(self, inode: int) -> Inode:
         """The inode as stored, to be changed: the commit fails if somebody else changes it.
@@ -134,7 +134,13 @@ class Work:
         value = self.txn.get(schema.inode_key(inode))
         if value is None:
             raise NotFound("no such inode", inode=inode)
-        return schema.decode_inode(value)
+        return self._known(value)
+
+    def _known(self, value: bytes) -> Inode:
+        """The inode with a `change` that no client can know of a state which was lost with power."""
+        inode = schema.decode_inode(value)
+        inode.change = max(inode.change, self.scene.removal_clock.first_change)
+        return inode
 
     def directory(self, inode: int) -> Inode:
         """The directory as stored; it may change before the commit. Raises: NotFound, NotADirectory."""
@@ -212,7 +218,7 @@ class Work:
         self.txn.put(schema.inode_key(inode.id), schema.encode_inode(inode))
 
     def change(self, inode: Inode) -> None:
-        """Stores the inode, which the caller has modified."""
+        """Stores the inode, which the caller has taken and modified."""
         inode.ctime_ns = self.now_ns
         inode.change += 1
         self.txn.put(schema.inode_key(inode.id), schema.encode_inode(inode))

@@ -34,8 +34,9 @@ PAGE_BYTES_MAX: Final = 4 * 1024 * 1024  # stored inodes, after which a page end
 def list_directory(work: Work, request: ListRequest) -> StoredReply[ListReply]:
     """A page of entries, as of one moment. "." and ".." are the client's.
 
-    Attributes come without the bytes of small files. This is the one operation that touches a thousand inodes: the
-    reply is put together from their stored bytes, without an object for each.
+    Attributes come without the bytes of small files, and with `change` as stored, without `first_change`: a client that
+    knows the inode from before a loss of power keeps that until it asks for the inode. This is the one operation that
+    touches a thousand inodes: the reply is put together from their stored bytes, without an object for each.
     Raises: NotFound, NotADirectory, PermissionDenied, InvalidArgument, CorruptData.
     """
     if len(request.after) > NAME_BYTES_MAX:

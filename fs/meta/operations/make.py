@@ -47,7 +47,7 @@ def new_inode(work: Work, directory: Inode, *, kind: FileType, permissions: int)
         mtime_ns=now_ns,
         ctime_ns=now_ns,
         birth_ns=now_ns,
-        change=1,
+        change=work.scene.removal_clock.first_change + 1,
     )
 
 

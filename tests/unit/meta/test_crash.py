@@ -2,7 +2,7 @@
 
 import pytest
 
-from luciola.errors import NotFound
+from luciola.errors import Conflict, NotFound
 from luciola.kv import Engine, MemoryEngine
 from luciola.kv.faulty import Fault, FaultyEngine
 from luciola.meta import schema
@@ -177,6 +177,7 @@ class PowerEngine(MemoryEngine):
 
 def lose_power(world: World) -> None:
     world.engine = world.engine.restore()
+    world.clock.reboot()
     world.crash()
 
 
@@ -326,6 +327,72 @@ def test_durable_sync_survives_power_loss():
     assert world.read(world.lookup(b"f")) == b"abc"
     assert world.parts.writers.count == 1
     world.close()
+
+
+class TestNumbersOfChanges:
+    """Clients judge what they know of an inode by `change`: a state that was lost must not look newer, nor the same."""
+
+    def after_loss(self) -> World:
+        """A file that has "ab", whose client had seen two changes more."""
+        world = World(PowerEngine())
+        reply = world.create(b"f")
+        self.write(world, reply.session, b"ab")
+        world.run(world.engine.sync())
+        self.lost = [self.write(world, reply.session, data) for data in (b"abc", b"abcd")]
+        self.session = reply.session
+        lose_power(world)
+        return world
+
+    def write(self, world: World, session: int, data: bytes, base: int | None = None):
+        """The inode after the whole content was written over the state that is there."""
+        seen = world.lookup(b"f")
+        base = seen.change if base is None else base
+        sync = {"has_inline": True, "inline_data": data, "inline_base": base}
+        return world.sync(seen.id, session, **sync)
+
+    def test_what_is_there_after_a_loss_of_power_is_newer_than_what_was_lost(self):
+        world = self.after_loss()
+        found = world.lookup(b"f")
+        assert found.inline_data == b"ab"
+        assert found.change > max(inode.change for inode in self.lost)
+        assert world.lookup(b"f").change == found.change, "nothing has changed since"
+        assert self.write(world, self.session, b"abX").change == found.change + 1
+        world.close()
+
+    def test_bytes_made_from_a_state_that_was_lost_are_refused_for_ever(self):
+        world = self.after_loss()
+        for number in range(4):
+            for lost in self.lost:
+                with refused(Conflict):
+                    self.write(world, self.session, lost.inline_data + b"!", base=lost.change)
+            assert self.write(world, self.session, b"ab%d" % number).inline_data == b"ab%d" % number
+        world.close()
+
+    def test_changes_by_the_service_itself_get_new_numbers_too(self):
+        """A truncation that is completed after the loss, and the end of a session whose client is gone."""
+        world = World(PowerEngine())
+        inode, _ = world.chunked(b"f", DATA, close=False, client=9)
+        world.run(world.engine.sync())
+
+        def is_counted(act) -> bool:
+            lose_power(world)
+            before = world.stat(b"f").change
+            act()
+            return self.stored(world, inode.id).change > before
+
+        def end_session():
+            world.members.known = set()
+            for advance in (0, 60, 60, 60):
+                world.clock.advance(advance)
+                world.collect()
+            assert world.parts.writers.count == 0
+
+        assert is_counted(lambda: world.set_attr(b"f", length=5))
+        assert is_counted(end_session)
+        world.close()
+
+    def stored(self, world: World, inode: int):
+        return schema.decode_inode(world.engine.begin().snapshot_get(schema.inode_key(inode)))
 
 
 def test_durable_sync_of_a_directory_keeps_its_names():
