@@ -3,7 +3,8 @@
     interface    the public functions: check the arguments, choose a layer, run it
     reference    the specification, in torch
     kernel       Triton: every operator, on Hopper or in Triton's interpreter
-    hopper       fast path of dense decoding in Gluon, taken by using_layer("hopper")
+    backward     gradients of the plain attention, in Triton
+    hopper       fast path of dense decoding on sm_90, in Gluon
     hopper_fp8   the same over FP8 caches, dense and sparse
     warpgroups   what the two have in common
     launch       how a call becomes launches: grids, scratch memory, strides

@@ -156,7 +156,7 @@ def flash_attn_varlen_func(  # noqa: PLR0913 (the original's)
     Shapes: q (total_q, h, 128 or 192); k (total_kv, h_kv, as q); v (total_kv, h_kv, 128), bfloat16 or float16;
     cu_seqlens (sequences + 1) int32: where each begins, and the end. `causal` as in `flash_mla_with_kvcache`.
     Result: out (total_q, h, 128); natural log-sum-exp (total_q, h) float32, stored head by head, without gradient.
-    `is_varlen` changes nothing here. Gradients are computed by torch, sequence by sequence.
+    `is_varlen` changes nothing here. Gradients are the same every time.
     Raises: BadArgument, BadType; BadCall for dropout or `deterministic`.
     """
     del is_varlen
@@ -240,15 +240,22 @@ class _Varlen(torch.autograd.Function):
 
             out, lse = launch.varlen(q, k, v, starts_q, starts_kv, max_q, scale=scale, causal=causal)
         ctx.save_for_backward(q, k, v, out, lse, starts_q, starts_kv)
-        ctx.scale, ctx.causal = scale, causal
+        ctx.longest, ctx.scale, ctx.causal = (max_q, max_kv), scale, causal
+        ctx.compiled = _is_compiled(q)  # autograd's threads may see another choice of layer
         ctx.mark_non_differentiable(lse)
         return out, lse
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         *saved, starts_q, starts_kv = ctx.saved_tensors
-        bounds = starts_q.tolist(), starts_kv.tolist()
-        found = reference.varlen_backward(grads[0], tuple(saved), *bounds, scale=ctx.scale, causal=ctx.causal)
+        named = {"scale": ctx.scale, "causal": ctx.causal}
+        if ctx.compiled:
+            from . import launch
+
+            found = launch.varlen_backward(grads[0], tuple(saved), starts_q, starts_kv, ctx.longest, **named)
+        else:
+            bounds = starts_q.tolist(), starts_kv.tolist()
+            found = reference.varlen_backward(grads[0], tuple(saved), *bounds, **named)
         return (*found, None, None, None, None, None)
 
 

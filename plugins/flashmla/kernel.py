@@ -16,7 +16,6 @@ from typing import Final
 
 import triton
 import triton.language as tl
-from triton.runtime.interpreter import InterpretedFunction
 
 from .schedule import BLOCK_TOKENS, FIXED_COST_BLOCKS
 
@@ -32,16 +31,28 @@ _FIXED: tl.constexpr = tl.constexpr(FIXED_COST_BLOCKS)
 _LATENT: tl.constexpr = tl.constexpr(512)
 _ROPE: tl.constexpr = tl.constexpr(64)
 _INF: tl.constexpr = tl.constexpr(float("inf"))
+INTERPRETED: Final = bool(triton.knobs.runtime.interpret)  # Triton decides it when a kernel is defined
+_INTERPRETED: tl.constexpr = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
-def _dot(a, b, acc, INTERPRET: tl.constexpr):
+def _dot(a, b, acc):
     # The interpreter multiplies the bit patterns of bfloat16.
-    if INTERPRET:
+    if _INTERPRETED:
         product = tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
     else:
         product = tl.dot(a, b, acc)
     return product
+
+
+@triton.jit
+def narrow(x, dtype: tl.constexpr):
+    """Float32 as 16-bit numbers. The interpreter's cast to bfloat16 cuts bits off: it gets rounded numbers."""
+    if _INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & ~0xFFFF).to(tl.float32, bitcast=True)
+        x = tl.where(tl.abs(x) < _INF, rounded, x)
+    return x.to(dtype)
 
 
 @triton.jit
@@ -51,20 +62,18 @@ def _wide(number):
 
 
 @triton.jit
-def _step(
-    q, q_rope, k, k_rope, v, visible, acc, m, l, scale_log2, HAS_ROPE: tl.constexpr, INTERPRET: tl.constexpr
-):
+def _step(q, q_rope, k, k_rope, v, visible, acc, m, l, scale_log2, HAS_ROPE: tl.constexpr):
     zeros = tl.zeros((q.shape[0], k.shape[0]), dtype=tl.float32)
-    logits = _dot(q, tl.trans(k), zeros, INTERPRET)
+    logits = _dot(q, tl.trans(k), zeros)
     if HAS_ROPE:
-        logits = _dot(q_rope, tl.trans(k_rope), logits, INTERPRET)
+        logits = _dot(q_rope, tl.trans(k_rope), logits)
     logits = tl.where(visible, logits * scale_log2, -_INF)
     m_new = tl.maximum(m, tl.max(logits, 1))
     base = tl.where(m_new == -_INF, 0.0, m_new)
     p = tl.exp2(logits - base[:, None])
     shrink = tl.exp2(m - base)
     l_new = l * shrink + tl.sum(p, 1)
-    acc = _dot(p.to(v.dtype), v, acc * shrink[:, None], INTERPRET)
+    acc = _dot(narrow(p, v.dtype), v, acc * shrink[:, None])
     return acc, m_new, l_new
 
 
@@ -82,7 +91,7 @@ def _load_rows(cache, offset, page_offset, token, valid, PAGE: tl.constexpr, FOR
         scale_at = (cache + offset[:, None] + 512 + group[None, :] * 4).to(tl.pointer_type(tl.float32))
         scales = tl.load(scale_at, mask=valid[:, None], other=0.0)
         latent = tl.reshape(latent, (rows, 4, 128)) * scales[:, :, None]
-        result = tl.reshape(latent, (rows, _LATENT)).to(tl.bfloat16)
+        result = narrow(tl.reshape(latent, (rows, _LATENT)), tl.bfloat16)
     else:
         is_latent = (channel < 448)[None, :]
         at = (cache + offset[:, None] + channel[None, :]).to(tl.pointer_type(tl.float8e4nv))
@@ -94,7 +103,7 @@ def _load_rows(cache, offset, page_offset, token, valid, PAGE: tl.constexpr, FOR
         latent = tl.reshape(tl.reshape(latent, (rows, 8, 64)) * scales[:, :, None], (rows, _LATENT))
         rope_at = (cache + offset[:, None] + (2 * channel - 448)[None, :]).to(tl.pointer_type(tl.bfloat16))
         rope = tl.load(rope_at, mask=valid[:, None] & (channel >= 448)[None, :], other=0.0)
-        result = tl.where(is_latent, latent.to(tl.bfloat16), rope)
+        result = tl.where(is_latent, narrow(latent, tl.bfloat16), rope)
     return result
 
 
@@ -113,16 +122,16 @@ def _load_rope(cache, offset, valid, FORMAT: tl.constexpr):
 @triton.jit
 def _slot_step(  # one step over tokens at (page, token)
     q, q_rope, cache, page, token, valid, visible, stride_page, stride_token, acc, m, l, scale_log2,
-    PAGE: tl.constexpr, FORMAT: tl.constexpr, INTERPRET: tl.constexpr,
+    PAGE: tl.constexpr, FORMAT: tl.constexpr,
 ):  # fmt: skip
     page_offset = page.to(tl.int64) * stride_page
     offset = page_offset + token * stride_token
     k = _load_rows(cache, offset, page_offset, token, valid, PAGE, FORMAT)
     if FORMAT % 2 == 0:
         k_rope = _load_rope(cache, offset, valid, FORMAT)
-        acc, m, l = _step(q, q_rope, k, k_rope, k, visible, acc, m, l, scale_log2, True, INTERPRET)
+        acc, m, l = _step(q, q_rope, k, k_rope, k, visible, acc, m, l, scale_log2, True)
     else:
-        acc, m, l = _step(q, q_rope, k, k, k, visible, acc, m, l, scale_log2, False, INTERPRET)
+        acc, m, l = _step(q, q_rope, k, k, k, visible, acc, m, l, scale_log2, False)
     return acc, m, l
 
 
@@ -199,7 +208,7 @@ def flash_fwd_splitkv_mla_kernel(
     stride_q_b, stride_q_s, stride_q_h, stride_page, stride_token, stride_head, stride_table,
     page_count, table_width, s_q, group, h_kv, scale_log2,
     PAGE: tl.constexpr, FORMAT: tl.constexpr, CAUSAL: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, INTERPRET: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Dense decoding. Grid: row tiles, KV heads, parts. A packed row is (t, head of the group)."""
     kv_head = tl.program_id(1)
@@ -241,7 +250,7 @@ def flash_fwd_splitkv_mla_kernel(
             visible = valid[None, :] & (slot[None, :] < seen[:, None])
             acc, m, l = _slot_step(
                 q_latent, q_rope, cache + kv_head * stride_head, page, slot % PAGE, valid, visible,
-                stride_page, stride_token, acc, m, l, scale_log2, PAGE, FORMAT, INTERPRET,
+                stride_page, stride_token, acc, m, l, scale_log2, PAGE, FORMAT,
             )  # fmt: skip
         result, lse2 = _finish(acc, m, l)
         before = tl.load(num_splits + request)
@@ -249,7 +258,7 @@ def flash_fwd_splitkv_mla_kernel(
             at = (_wide(request) * s_q + t) * (group * h_kv) + head
             tl.store(
                 out + at[:, None] * _LATENT + channel[None, :],
-                result.to(out.dtype.element_ty),
+                narrow(result, out.dtype.element_ty),
                 mask=in_rows[:, None],
             )
             lse_at = (_wide(request) * (group * h_kv) + head) * s_q + t
@@ -300,7 +309,7 @@ def flash_fwd_mla_combine_kernel(
         at = (_wide(request) * s_q + t) * (group * h_kv) + head
         tl.store(
             out + at[:, None] * _LATENT + channel[None, :],
-            result.to(out.dtype.element_ty),
+            narrow(result, out.dtype.element_ty),
             mask=in_rows[:, None],
         )
         lse_at = (_wide(request) * (group * h_kv) + head) * s_q + t
@@ -310,7 +319,7 @@ def flash_fwd_mla_combine_kernel(
 @triton.jit
 def _index_steps(  # steps over tokens that a list names, places `start` to `end` of it
     q, q_rope, cache, indices, start, end, length, page_count, stride_page, stride_token, acc, m, l, scale_log2,
-    PAGE: tl.constexpr, FORMAT: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, INTERPRET: tl.constexpr,
+    PAGE: tl.constexpr, FORMAT: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     for n in tl.range(start, end, BLOCK_N, num_stages=STAGES):
         place = n + tl.arange(0, BLOCK_N)
@@ -319,7 +328,7 @@ def _index_steps(  # steps over tokens that a list names, places `start` to `end
         valid = (index >= 0) & (page < page_count)
         acc, m, l = _slot_step(
             q, q_rope, cache, page, index % PAGE, valid, valid[None, :],
-            stride_page, stride_token, acc, m, l, scale_log2, PAGE, FORMAT, INTERPRET,
+            stride_page, stride_token, acc, m, l, scale_log2, PAGE, FORMAT,
         )  # fmt: skip
     return acc, m, l
 
@@ -333,7 +342,7 @@ def flash_fwd_splitkv_mla_fp8_sparse_kernel(
     page_count, extra_page_count, topk, extra_topk, s_q, h_q, scale_log2,
     PAGE: tl.constexpr, EXTRA_PAGE: tl.constexpr, FORMAT: tl.constexpr, HAS_LENGTH: tl.constexpr,
     HAS_EXTRA: tl.constexpr, HAS_EXTRA_LENGTH: tl.constexpr, HAS_SINK: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, INTERPRET: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Sparse decoding over one or two FP8 caches. Grid: head tiles × s_q, parts."""
     part = table + tl.program_id(1) * 8
@@ -372,14 +381,14 @@ def flash_fwd_splitkv_mla_fp8_sparse_kernel(
         acc, m, l = _index_steps(
             q_latent, q_rope, cache, indices + _wide(request) * stride_i_b + t.to(tl.int64) * stride_i_s,
             start, tl.minimum(end, turn), length, page_count, stride_page, stride_token,
-            acc, m, l, scale_log2, PAGE, FORMAT, BLOCK_N, STAGES, INTERPRET,
+            acc, m, l, scale_log2, PAGE, FORMAT, BLOCK_N, STAGES,
         )  # fmt: skip
         if HAS_EXTRA:
             extra_at = extra_indices + _wide(request) * stride_extra_i_b + t.to(tl.int64) * stride_extra_i_s
             acc, m, l = _index_steps(
                 q_latent, q_rope, extra_cache, extra_at,
                 tl.maximum(start - turn, 0), end - turn, extra, extra_page_count, stride_extra_page, stride_token,
-                acc, m, l, scale_log2, EXTRA_PAGE, FORMAT, BLOCK_N, STAGES, INTERPRET,
+                acc, m, l, scale_log2, EXTRA_PAGE, FORMAT, BLOCK_N, STAGES,
             )  # fmt: skip
         result, lse2 = _finish(acc, m, l)
         before = tl.load(num_splits + request)
@@ -389,7 +398,7 @@ def flash_fwd_splitkv_mla_fp8_sparse_kernel(
             at = (_wide(request) * s_q + t) * h_q + head
             tl.store(
                 out + at[:, None] * _LATENT + channel[None, :],
-                result.to(out.dtype.element_ty),
+                narrow(result, out.dtype.element_ty),
                 mask=in_heads[:, None],
             )
             tl.store(lse + (_wide(request) * h_q + head) * s_q + t, _told(lse2), mask=in_heads)
@@ -407,7 +416,7 @@ def sparse_attn_fwd(
     q, kv, indices, topk_length, sink, out, max_logits, lse,
     stride_q_s, stride_q_h, stride_kv, stride_i, s_kv, topk, h_q, scale_log2,
     FORMAT: tl.constexpr, HAS_LENGTH: tl.constexpr, HAS_SINK: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, INTERPRET: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Sparse prefill. Grid: head tiles × queries, one-dimensional because there may be more than 65,535 queries."""
     head_tiles = tl.cdiv(h_q, BLOCK_M)
@@ -429,7 +438,7 @@ def sparse_attn_fwd(
     l = tl.zeros((BLOCK_M,), dtype=tl.float32)
     acc, m, l = _index_steps(
         q_latent, q_rope, kv, indices + query * stride_i, 0, length, length, s_kv, stride_kv, 0,
-        acc, m, l, scale_log2, 1, FORMAT, BLOCK_N, STAGES, INTERPRET,
+        acc, m, l, scale_log2, 1, FORMAT, BLOCK_N, STAGES,
     )  # fmt: skip
     result, lse2 = _finish(acc, m, l)
     if HAS_SINK:
@@ -437,7 +446,7 @@ def sparse_attn_fwd(
     at = query * h_q + head
     tl.store(
         out + at[:, None] * _LATENT + channel[None, :],
-        result.to(out.dtype.element_ty),
+        narrow(result, out.dtype.element_ty),
         mask=in_heads[:, None],
     )
     tl.store(max_logits + at, m * _LN2, mask=in_heads)
@@ -449,7 +458,7 @@ def flash_fwd_varlen_kernel(
     q, k, v, starts_q, starts_kv, out, lse,
     stride_q_s, stride_q_h, stride_k_s, stride_k_h, stride_v_s, stride_v_h, total_q, h_q, group, tiles, scale_log2,
     HAS_ROPE: tl.constexpr, CAUSAL: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, INTERPRET: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Plain attention of sequences laid end to end, heads of 128 (+ 64). Grid: query tiles × sequences, heads."""
     tile, sequence = tl.program_id(0) % tiles, tl.program_id(0) // tiles
@@ -486,15 +495,13 @@ def flash_fwd_varlen_kernel(
                 k_rope = tl.load(k_at[:, None] + rope_channel[None, :], mask=valid[:, None], other=0.0)
             values = tl.load(v_at[:, None] + channel[None, :], mask=valid[:, None], other=0.0)
             acc, m, l = _step(
-                q_main, q_rope, k_main, k_rope, values, visible, acc, m, l, scale_log2, HAS_ROPE, INTERPRET
+                q_main, q_rope, k_main, k_rope, values, visible, acc, m, l, scale_log2, HAS_ROPE
             )
         result, lse2 = _finish(acc, m, l)
         out_at = (at * h_q + head)[:, None] * 128 + channel[None, :]
-        tl.store(out + out_at, result.to(out.dtype.element_ty), mask=in_rows[:, None])
+        tl.store(out + out_at, narrow(result, out.dtype.element_ty), mask=in_rows[:, None])
         tl.store(lse + head * total_q + at, _told(lse2), mask=in_rows)
 
-
-INTERPRETED: Final = isinstance(schedule_kernel, InterpretedFunction)
 
 __all__ = [
     "FP8_MODEL1",

@@ -12,7 +12,7 @@ import torch
 from ..kernels.ahead import start
 from ..kernels.errors import BadCall
 from ..kernels.layers import layer_for, multiprocessors, on_device
-from . import hopper, hopper_fp8, kernel, layouts
+from . import backward, hopper, hopper_fp8, kernel, layouts
 from .schedule import ROW_INTS, FlashMLASchedMeta, part_count, sparse_lengths
 
 LATENT: Final = 512
@@ -41,6 +41,10 @@ MODEL1_TILES: Final = {16: Tile(16, 32, 1, 8)}
 PREFILL_TILES: Final = {16: Tile(16, 32, 1, 8), 32: Tile(32, 32, 1, 8), 64: Tile(64, 32, 2, 8)}
 VARLEN_TILE: Final = Tile(128, 64, 2, 8)
 INTERPRETED_VARLEN_TILE: Final = Tile(16, 16, 1, 4)
+# Of the gradients: rows that stay hold two or three sums in registers, rows that pass are few.
+QUERIES_TILE: Final = Tile(128, 64, 2, 8)
+TOKENS_TILE: Final = Tile(32, 128, 2, 8)
+SUMS_ROWS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -215,8 +219,9 @@ def varlen(  # noqa: PLR0913 (the operator's own)
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `reference.varlen`."""
     total, h_q, d = q.shape
-    out = torch.empty((total, h_q, v.shape[2]), dtype=q.dtype, device=q.device)
-    lse = torch.empty((h_q, total), dtype=torch.float32, device=q.device)
+    # Rows that are in no sequence are zeros, and +inf.
+    out = torch.zeros((total, h_q, v.shape[2]), dtype=q.dtype, device=q.device)
+    lse = torch.full((h_q, total), math.inf, dtype=torch.float32, device=q.device)
     tile = INTERPRETED_VARLEN_TILE if kernel.INTERPRETED else VARLEN_TILE
     tiles = -(-max_queries // tile.block_m)
     with on_device(q):
@@ -229,6 +234,46 @@ def varlen(  # noqa: PLR0913 (the operator's own)
             **_constants(tile),
         )  # fmt: skip
     return out, lse.transpose(0, 1)
+
+
+def varlen_backward(  # noqa: PLR0913 (the operator's own)
+    grad: torch.Tensor,
+    saved: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    starts_q: torch.Tensor,
+    starts_kv: torch.Tensor,
+    longest: tuple[int, int],
+    *,
+    scale: float,
+    causal: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `reference.varlen_backward`."""
+    q, k, v, out, lse = saved
+    total, h_q, d = q.shape
+    h_kv, sequences = k.shape[1], len(starts_q) - 1
+    grad = grad if grad.stride(2) == 1 else grad.contiguous()
+    sums = torch.empty((h_q, total), dtype=torch.float32, device=q.device)
+    dq, dk, dv = (torch.zeros(each.shape, dtype=each.dtype, device=each.device) for each in (q, k, v))
+    given = (q, k, v, grad, lse.transpose(0, 1), sums, starts_q, starts_kv)
+    strides = [each.stride(dim) for each in (q, k, v, grad) for dim in (0, 1)]
+    kinds = {"HAS_ROPE": d > v.shape[2], "CAUSAL": causal}
+    rows, tokens = QUERIES_TILE, TOKENS_TILE
+    if kernel.INTERPRETED:
+        rows = tokens = INTERPRETED_VARLEN_TILE
+    tiles_q, tiles_kv = -(-longest[0] // rows.block_m), -(-longest[1] // tokens.block_n)
+    with on_device(q):
+        start(
+            backward.attention_sums_kernel, (-(-total // SUMS_ROWS), h_q),
+            grad, out, sums, grad.stride(0), grad.stride(1), total, h_q, BLOCK_M=SUMS_ROWS, num_warps=4,
+        )  # fmt: skip
+        start(
+            backward.flash_bwd_varlen_queries_kernel, (tiles_q * sequences, h_q),
+            *given, dq, *strides, total, h_q, h_q // h_kv, tiles_q, scale, **kinds, **_constants(rows),
+        )  # fmt: skip
+        start(
+            backward.flash_bwd_varlen_tokens_kernel, (tiles_kv * sequences, h_kv),
+            *given, dk, dv, *strides, total, h_kv, h_q // h_kv, tiles_kv, scale, **kinds, **_constants(tokens),
+        )  # fmt: skip
+    return dq, dk, dv
 
 
 def _schedule(
@@ -279,12 +324,11 @@ def _combine(  # noqa: PLR0913 (the kernel's own)
     )  # fmt: skip
 
 
-def _constants(tile: Tile) -> dict[str, int | bool]:
+def _constants(tile: Tile) -> dict[str, int]:
     return {
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "STAGES": tile.stages,
-        "INTERPRET": kernel.INTERPRETED,
         "num_warps": tile.warps,
     }
 
@@ -302,7 +346,9 @@ __all__ = [
     "DENSE_TILES",
     "MODEL1_TILES",
     "PREFILL_TILES",
+    "QUERIES_TILE",
     "SPARSE_TILES",
+    "TOKENS_TILE",
     "VARLEN_TILE",
     "Extra",
     "Tile",
@@ -311,4 +357,5 @@ __all__ = [
     "sparse_prefill",
     "tile_for",
     "varlen",
+    "varlen_backward",
 ]

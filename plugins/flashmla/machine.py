@@ -105,10 +105,15 @@ def cases() -> Iterator[Case]:
     for width in (576, 512):
         for heads in (16, 32):
             yield Case(f"prefill-{width}-{heads}", "sparse_attn_fwd", _prefill(heads, width), ("HMMA",))
-        more = ("HGMMA", "LDGSTS")
-        yield Case(f"prefill-{width}-64", "sparse_attn_fwd", _prefill(128, width), more, WGMMA_SPILLS_MAX)
+        more, name = ("HGMMA", "LDGSTS"), "sparse_attn_fwd"
+        yield Case(f"prefill-{width}-64", name, _prefill(128, width), more, WGMMA_SPILLS_MAX)
     for width in (128, 192):
-        yield Case(f"varlen-{width}", "flash_fwd_varlen_kernel", _varlen(width), ("HGMMA", "LDGSTS"))
+        more = ("HGMMA", "LDGSTS")
+        yield Case(f"varlen-{width}", "flash_fwd_varlen_kernel", _varlen(width), more)
+        for part in ("queries", "tokens"):
+            name = f"flash_bwd_varlen_{part}_kernel"
+            yield Case(f"gradients-{width}-{part}", name, _gradients(width), more)
+    yield Case("gradients-sums", "attention_sums_kernel", _gradients(128), ("LDG.E.128",))
 
 
 def compile_one(case: Case) -> Report:
@@ -176,6 +181,18 @@ def _prefill(heads: int, width: int) -> Callable[[], object]:
 def _varlen(width: int) -> Callable[[], object]:
     q, v, starts = _meta(4096, 16, width), _meta(4096, 16, 128), _meta(9, dtype=torch.int32)
     return lambda: flash_attn_varlen_func(q, q, v, starts, starts, 512, 512, causal=True)
+
+
+def _gradients(width: int) -> Callable[[], object]:
+    q, v, starts = _meta(4096, 16, width), _meta(4096, 16, 128), _meta(9, dtype=torch.int32)
+    k = _meta(4096, 16, width)
+    given = tuple(each.requires_grad_() for each in (q, k, v))
+
+    def call() -> object:
+        out, _ = flash_attn_varlen_func(q, k, v, starts, starts, 512, 512, causal=True)
+        return torch.autograd.grad(out, given, _meta(4096, 16, 128))
+
+    return call
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

@@ -136,7 +136,7 @@ def test_dense_pages_that_are_not_there_are_not_followed():
         (out, _), kernels = fast(
             lambda: flash_mla_with_kvcache(*case.arguments, 512, get_mla_metadata()[0], is_fp8_kvcache=True)
         )
-        assert cases.DEVICE == "cuda" or KERNEL in kernels
+        assert KERNEL in kernels
         assert out.isfinite().all()
 
 

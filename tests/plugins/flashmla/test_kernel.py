@@ -16,6 +16,7 @@ from luciola.plugins.flashmla import (
     layer_for,
     quantize_model1,
     quantize_v32,
+    reference,
     using_layer,
 )
 
@@ -195,13 +196,41 @@ def test_varlen(causal, width, h, h_kv):
     both(lambda: flash_attn_varlen_func(q, k, v, starts_q, starts_kv, 30, 33, causal=causal))
 
 
-def test_varlen_gradients_flow_through_the_kernel():
-    starts = torch.tensor([0, 3, 20], dtype=torch.int32)
-    given_ = [cases.rows(seed, 20, 2, 128).requires_grad_() for seed in (1, 2, 3)]
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("width", "h", "h_kv"), [(128, 2, 1), (192, 2, 2)])
+def test_varlen_gradients(causal, width, h, h_kv):
+    """Several tiles, an empty side, more queries than tokens, and rows that are in no sequence."""
+    starts_q, starts_kv = (
+        torch.tensor(each, dtype=torch.int32) for each in ([0, 17, 17, 18, 43], [0, 33, 38, 38, 58])
+    )
+    given_ = [
+        cases.rows(1, 45, h, width), cases.rows(2, 60, h_kv, width), cases.rows(3, 60, h_kv, 128),
+    ]  # fmt: skip
+    for each in given_:
+        each.requires_grad_()
+    # Rows 200 numbers apart, as autograd may hand them over.
+    grad = cases.rows(4, 45, h, 200)[..., 1:129]
     grads = []
     for layer in ("triton", "reference"):
         with using_layer(layer):
-            out, _ = flash_attn_varlen_func(*given_, starts, starts, 17, 17, causal=True)
-        grads.append(torch.autograd.grad(out, given_, cases.rows(4, 20, 2, 128)))
+            out, lse = flash_attn_varlen_func(*given_, starts_q, starts_kv, 25, 33, causal=causal)
+        assert (out[43:] == 0).all()
+        assert (lse[43:] == math.inf).all()
+        grads.append(
+            torch.autograd.grad(out, given_, grad)
+        )  # outside of `using_layer`, as in a thread of autograd
     for mine, want in zip(*grads, strict=True):
-        cases.assert_close(mine, want, cosine=1e-4)
+        cases.assert_close(mine, want)
+    assert (grads[0][0][43:] == 0).all()
+    assert (grads[0][1][58:] == 0).all()
+
+
+def test_varlen_gradients_come_from_the_kernels(monkeypatch):
+    """The reference, a loop over sequences and heads, has no part in them."""
+    monkeypatch.setattr(reference, "varlen_backward", None)
+    starts = torch.tensor([0, 5], dtype=torch.int32)
+    q = cases.rows(1, 5, 1, 128).requires_grad_()
+    out, _ = flash_attn_varlen_func(q, q, q, starts, starts, 5, 5)
+    out.sum().backward()
+    assert q.grad is not None
+    assert q.grad.isfinite().all()

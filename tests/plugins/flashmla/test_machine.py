@@ -58,6 +58,7 @@ NAMES = {
     "prefill-576-*": "prefill-576-16 prefill-576-32 prefill-576-64",
     "prefill-512-*": "prefill-512-16 prefill-512-32 prefill-512-64",
     "[cv]*": "combine combine-sink varlen-128 varlen-192",
+    "g*": "gradients-128-queries gradients-128-tokens gradients-192-queries gradients-192-tokens gradients-sums",
 }
 """What a pattern chooses."""
 
@@ -93,6 +94,7 @@ def test_every_kernel_passes_its_gates(started, match):
         "schedule",
         "combine",
         "combine-sink",
+        "gradients-sums",
     }
     assert {report["name"] for report in reports if not report["warpgroup"]} == older & set(names)
 
