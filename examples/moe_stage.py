@@ -135,7 +135,7 @@ class Trace:
     It hangs on the graph's last node and holds only what lies before that, so it goes when the graph goes.
     """
 
-    borders: list[Tensor]
+    boundaries: list[Tensor]
     parameters: list[list[nn.Parameter]]
 
 
@@ -173,12 +173,12 @@ class MoeStage(nn.Module):
 
     def run(self, x: Tensor) -> Iterator[Tensor]:
         """What each segment gives, one after the other."""
-        borders = []
+        boundaries = []
         for segment in self.segments:
-            borders.append(x)
+            boundaries.append(x)
             x = segment(x)
-            if len(borders) == len(self.segments):
-                mark(x, Trace(borders, [list(each.parameters()) for each in self.segments]))
+            if len(boundaries) == len(self.segments):
+                mark(x, Trace(boundaries, [list(each.parameters()) for each in self.segments]))
             yield x
 
     @staticmethod
@@ -203,7 +203,7 @@ class MoeStage(nn.Module):
             loss0 = criterion0(x, *labels0)
             trace = trace_of(x)
             assert trace is not None, "the stage has just run"
-            mark(loss0, Trace([*trace.borders, x], [*trace.parameters, []]))
+            mark(loss0, Trace([*trace.boundaries, x], [*trace.parameters, []]))
         for _ in backward:
             pass
         if loss1 is not None:
@@ -242,7 +242,7 @@ def run_backward(root: Tensor, gradient: Tensor | None) -> Iterator[None]:
     if trace is None:  # a loss that was not computed by the hook
         root.backward(gradient)
         return
-    for source, parameters in zip(reversed(trace.borders), reversed(trace.parameters), strict=True):
+    for source, parameters in zip(reversed(trace.boundaries), reversed(trace.parameters), strict=True):
         wanted = [source, *parameters] if source.requires_grad else [*parameters]
         found = torch.autograd.grad(root, wanted, gradient, allow_unused=True)
         for parameter, part in zip(reversed(parameters), reversed(found), strict=False):
@@ -250,8 +250,8 @@ def run_backward(root: Tensor, gradient: Tensor | None) -> Iterator[None]:
         if source.requires_grad:
             root, gradient = source, found[0]
         yield
-    if trace.borders[0].requires_grad:
-        accumulate(trace.borders[0], gradient)
+    if trace.boundaries[0].requires_grad:
+        accumulate(trace.boundaries[0], gradient)
 
 
 def accumulate(tensor: Tensor, gradient: Tensor | None) -> None:

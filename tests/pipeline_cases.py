@@ -16,14 +16,14 @@ from luciola.plugins.dualpipe import (
     set_p2p_tensor_dtype,
     set_p2p_tensor_shapes,
 )
-from luciola.plugins.dualpipe.board import Board
+from luciola.plugins.dualpipe.rendezvous import Rendezvous
 from luciola.plugins.dualpipe.transport import MeshTransport, Message
 
 STORE: list[dist.Store] = []
 """That of this case, without any prefix."""
 
 WIDTH, SAMPLES = 6, 2
-"""Of a border; of a micro-batch."""
+"""Of a boundary; of a micro-batch."""
 
 
 class Plain(nn.Module):
@@ -351,12 +351,12 @@ def argument(rank: int, size: int, *, form: str, change: str):
     return attempt(lambda: pipe.step(*inputs, **given))
 
 
-def options(rank: int, size: int, *, form: str, kind: str, chunks: int, told: str = "", **given):
+def options(rank: int, size: int, *, form: str, kind: str, chunks: int, declared: str = "", **given):
     """As train, without the call that sums mirror gradients, twice, with shapes that the user tells."""
-    if told == "all":
+    if declared == "all":
         set_p2p_tensor_shapes([(SAMPLES, WIDTH)])
         set_p2p_tensor_dtype(torch.double)
-    elif told == "some":
+    elif declared == "some":
         set_p2p_tensor_shapes({0: [(SAMPLES, WIDTH)]})
         set_p2p_tensor_dtype(torch.double)
     return train(rank, size, form=form, kind=kind, chunks=chunks, steps=2, reduce=False, **given)
@@ -440,7 +440,7 @@ def groups(rank: int, size: int, *, chunks: int):
     return pipe.rank, loss, grads_of(pipe)
 
 
-def notes(rank: int, size: int):
+def keys(rank: int, size: int):
     """How many keys the store has after 4 steps and after 12."""
     pipe = make(rank, size, form="dualpipe", kind="plain", reduce_mirror=True, labels_with_inputs=True)
     inputs, labels = share(pipe, "plain", 4)
@@ -454,8 +454,8 @@ def notes(rank: int, size: int):
     return counts
 
 
-def slow_watch(rank: int, size: int, *, seconds: float):
-    """A step in which every rank computes for longer than its watch's periods."""
+def slow_watchdog(rank: int, size: int, *, seconds: float):
+    """A step in which every rank computes for longer than its watchdog's periods."""
     pipe = make(rank, size, form="dualpipev", kind="plain")
     pipe.module[0].register_forward_pre_hook(lambda *_: time.sleep(seconds))
     inputs, labels = share(pipe, "plain", 4)
@@ -464,7 +464,7 @@ def slow_watch(rank: int, size: int, *, seconds: float):
 
 def crossing(rank: int, size: int):
     """Two messages of one shape, received in the other order than sent."""
-    transport = MeshTransport(Board(STORE[0], rank=rank, timeout_s=20.0), ranks=size)
+    transport = MeshTransport(Rendezvous(STORE[0], rank=rank, timeout_s=20.0), ranks=size)
     tensors = [torch.full((3,), float(index + 1 if rank == 0 else 0)) for index in range(2)]
     messages = [Message(rank == 0, 1 - rank, tag, tensors[tag], "test") for tag in range(2)]
     waits = [transport.start([each]) for each in (messages if rank == 0 else reversed(messages))]

@@ -1,21 +1,18 @@
-"""What DualPipe gains: simulated with measured times of the example's stages, and measured on this machine.
+"""A training step with DualPipe beside PyTorch's pipelines, measured on this machine.
 
-usage: python benchmarks/plugins/dualpipe.py [--ranks 2] [--chunks 12] [--costs FILE]
+usage: python benchmarks/plugins/dualpipe.py [--ranks 2] [--chunks 12]
 
-The model is that of examples/train_moe_dualpipe.py with larger layers, two for each rank. First one process measures
-what each task of a stage costs (the least of several tries), and a table shows what the simulator makes of it for every
-schedule. Then as many processes as ranks train it, one thread each, with DualPipe, DualPipeV and, of PyTorch, 1F1B and
-DualPipeV; the table shows the median step. `--costs` writes the costs for `luciola dualpipe plan --costs FILE`.
+The model is that of examples/train_moe_dualpipe.py with larger layers, two for each rank. As many processes as ranks
+train it, one thread each, with DualPipe, DualPipeV and, of PyTorch, 1F1B and DualPipeV.
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,14 +25,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from moe_stage import MoeConfig, MoeStage, build_stage, next_token_loss
 
 from luciola.cli.output import print_table
-from luciola.plugins.dualpipe import DualPipe, DualPipeV, Linear, StageCosts, measure_costs
-from luciola.plugins.dualpipe.machine import Transport
-from luciola.plugins.dualpipe.plan import compare
-from luciola.units import MIB
+from luciola.plugins.dualpipe import DualPipe, DualPipeV, Linear
 
 CONFIG = MoeConfig(width=256, heads=8, expert_width=512, sequence=128)
 MICRO_BATCH = 2
-TRANSFERS = 70
 SEED = 1
 ADDRESS = "127.0.0.1"
 
@@ -47,7 +40,6 @@ def main() -> None:
     )
     parser.add_argument("--chunks", type=int, default=12, help="micro-batches of a step")
     parser.add_argument("--steps", type=int, default=7, help="steps measured of each pipeline")
-    parser.add_argument("--costs", help="write the measured costs there, as JSON")
     options = parser.parse_args()
     if options.ranks < 2 or options.ranks % 2 or options.chunks % 2 or options.chunks < 2 * options.ranks:
         parser.error("--ranks must be even, and --chunks even and at least twice the ranks")
@@ -55,72 +47,24 @@ def main() -> None:
     print(f"{processor()}, {os.cpu_count()} cores; torch {torch.__version__}, one thread a process")
 
     store = dist.TCPStore(ADDRESS, 0, is_master=True, wait_for_workers=False)
-    crossing = run_ranks(measure_crossing, 2, store.port)[0]
-    costs = replace(costs_of_layers(2 * options.ranks), communication=crossing)
-    show_costs(costs)
-    if options.costs:
-        Path(options.costs).write_text(json.dumps(asdict(costs)))
-    simulated = show_simulated(costs, options.ranks, options.chunks)
     load = os.getloadavg()[0]
     measured = run_ranks(measure_steps, options.ranks, store.port, options.chunks, options.steps)[0]
     print(
         f"\nmeasured: {options.ranks} processes, {options.steps} steps; load of the machine before {load:.1f}"
     )
     print_table(
-        ("PIPELINE", "MEDIAN STEP, MS", "LEAST, MS", "SIMULATED, MS", "PROCESSOR TIME OF ALL, MS"),
+        ("PIPELINE", "MEDIAN STEP, MS", "LEAST, MS", "PROCESSOR TIME OF ALL, MS"),
         [
-            (name, *(f"{1e3 * each:.0f}" for each in (median, least, simulated[like], used)))
-            for name, like, (median, least, used) in measured
+            (name, *(f"{1e3 * each:.0f}" for each in (median, least, used)))
+            for name, (median, least, used) in measured
         ],
-        right=(1, 2, 3, 4),
+        right=(1, 2, 3),
     )
 
 
 def processor() -> str:
     with open("/proc/cpuinfo") as file:
         return next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "CPU")
-
-
-def show_costs(costs: StageCosts) -> None:
-    print(f"\none layer a stage, {MICRO_BATCH} sequences of {CONFIG.sequence} a micro-batch, in milliseconds")
-    names = ("forward", "backward", "weight", "overlap")
-    rows = [
-        (str(stage), *(f"{1e3 * each:.2f}" for each in column))
-        for stage, column in enumerate(zip(*(getattr(costs, name) for name in names), strict=True))
-    ]
-    print_table(("STAGE", "F", "B", "W", "F&B"), rows, right=range(5))
-    print(f"one transfer: {1e3 * costs.communication:.2f} ms")
-
-
-def show_simulated(costs: StageCosts, ranks: int, chunks: int) -> dict[str, float]:
-    """Makespans by schedule."""
-    print(f"\nsimulated with these costs: {ranks} ranks, {chunks} micro-batches")
-    rows, found = [], {}
-    for each in compare(costs, ranks=ranks, chunks=chunks, transport=Transport.BUFFERED):
-        if each.timeline is None:
-            rows.append((each.name, "-", "-", "-", each.reason or ""))
-            continue
-        found[each.name] = each.timeline.makespan
-        rows.append(
-            (
-                each.name,
-                f"{1e3 * each.timeline.makespan:.1f}",
-                f"{each.timeline.bubble:.1%}",
-                f"{max(each.timeline.peak_activation) / MIB:.1f}",
-                f"{max(each.timeline.parameters) / MIB:.1f}",
-            )
-        )
-    print_table(
-        ("SCHEDULE", "STEP, MS", "IDLE", "ACTIVATIONS, MIB", "PARAMETERS, MIB"), rows, right=(1, 2, 3, 4)
-    )
-    return found
-
-
-def costs_of_layers(layers: int) -> StageCosts:
-    """Of each layer of the model as one stage, transfers left out."""
-    stages = [build_stage(cut(layers, layers), stage, SEED) for stage in range(layers)]
-    tokens, labels = torch.randint(CONFIG.vocabulary, (2, MICRO_BATCH, CONFIG.sequence))
-    return measure_costs(stages, [tokens], criterion=next_token_loss, labels=[labels])
 
 
 def cut(layers: int, stages: int) -> MoeConfig:
@@ -150,36 +94,20 @@ def _rank(rank: int, work, ranks: int, port: int, arguments, results) -> None:
     dist.destroy_process_group()
 
 
-def measure_crossing(rank: int, _ranks: int) -> float:
-    """One transfer of an activation: half of the least time there and back."""
-    tensor = torch.randn(MICRO_BATCH, CONFIG.sequence, CONFIG.width)
-    times = []
-    for _ in range(TRANSFERS):
-        start = time.perf_counter()
-        if rank == 0:
-            dist.send(tensor, 1)
-            dist.recv(tensor, 1)
-        else:
-            dist.recv(tensor, 0)
-            dist.send(tensor, 0)
-        times.append(time.perf_counter() - start)
-    return min(times) / 2
-
-
 def measure_steps(
     rank: int, ranks: int, chunks: int, steps: int
-) -> list[tuple[str, str, tuple[float, float, float]]]:
-    """(pipeline, its name in the simulator, seconds of a step), the same on all ranks."""
+) -> list[tuple[str, tuple[float, float, float]]]:
+    """(pipeline, seconds of a step), the same on all ranks."""
     source = torch.Generator().manual_seed(SEED)
     batch = torch.randint(CONFIG.vocabulary, (chunks * MICRO_BATCH, CONFIG.sequence + 1), generator=source)
     job = Job(rank, ranks, chunks, batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
     return [
-        (name, like, clock(make(job), steps))
-        for name, like, make in (
-            ("Luciola DualPipe", "dualpipe", luciola_dualpipe),
-            ("Luciola DualPipeV", "dualpipev", luciola_dualpipev),
-            ("PyTorch Schedule1F1B", "1f1b", torch_1f1b),
-            ("PyTorch ScheduleDualPipeV", "dualpipev", torch_dualpipev),
+        (name, clock(make(job), steps))
+        for name, make in (
+            ("Luciola DualPipe", luciola_dualpipe),
+            ("Luciola DualPipeV", luciola_dualpipev),
+            ("PyTorch Schedule1F1B", torch_1f1b),
+            ("PyTorch ScheduleDualPipeV", torch_dualpipev),
         )
     ]
 

@@ -2,22 +2,23 @@
 
 Run one:
     pipeline      `DualPipe` and `DualPipeV`, with the arguments and results of deepseek-ai/DualPipe
-    play          one rank's step: plays the schedule's actions
-    batch border  cutting and joining of batches; what crosses a stage border
-    session       what the ranks share until a failure; board, watch, transport and failure are its parts
-    mirror        the sum over the two copies of a stage
-    weight_store  weight gradients that are put off; `linear` has a layer that does so
+    executor      one rank's step: executes the schedule's actions
+    batch         cutting and joining of batches
+    boundary_spec what crosses a stage boundary
+    session       what the ranks share until a failure; rendezvous, watchdog, transport and failure are its parts
+    grad_mirror   the sum over the two copies of a stage
+    wgrad_store   weight gradients that are put off; `linear` has a layer that does so
 
 Know one:
     schedule   what each rank does in a step, as data
-    schedules  1F1B, interleaved 1F1B, ZB1P and ZB-V in the same words, to compare with
+    schedules  1F1B, ZB1P and ZB-V in the same words, to compare with
     verify     proves that a schedule works, or names the rank and action where it goes wrong
-    machine    plays the actions of all ranks against one another; verifier and simulator share it
-    costs      what a micro-batch costs in each stage; `measure` finds out
+    event_sim  the actions of all ranks against one another; verifier and simulator share it
+    costs      what a micro-batch costs in a stage
     simulate   when each task runs, idle time, peak memory
-    plan       compares all schedules for a number of devices and their memory, and picks the best
-    timeline   draws a simulated step as a picture or as text
-    command    `luciola dualpipe plan`, `plot` and `show`
+    plan       all schedules side by side for a number of devices
+    timeline   a simulated step as text
+    command    `luciola dualpipe plan` and `show`
 
 Importing this package does not import torch until a name of the first half is used.
 """
@@ -26,16 +27,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .border import set_p2p_tensor_dtype, set_p2p_tensor_shapes
+    from .boundary_spec import set_p2p_tensor_dtype, set_p2p_tensor_shapes
     from .costs import StageCosts
     from .failure import PipelineError
     from .linear import Linear
-    from .measure import measure_costs
     from .pipeline import DualPipe, DualPipeV
-    from .plan import best_schedule
     from .schedule import Schedule, dualpipe, dualpipev
     from .verify import InvalidSchedule, find_problems
-    from .weight_store import WeightGradStore
+    from .wgrad_store import WeightGradStore
 
 __all__ = [
     "DualPipe",
@@ -46,12 +45,10 @@ __all__ = [
     "Schedule",
     "StageCosts",
     "WeightGradStore",
-    "best_schedule",
     "describe",
     "dualpipe",
     "dualpipev",
     "find_problems",
-    "measure_costs",
     "set_p2p_tensor_dtype",
     "set_p2p_tensor_shapes",
 ]
@@ -59,14 +56,12 @@ __all__ = [
 _MODULE_OF = {
     **dict.fromkeys(("DualPipe", "DualPipeV"), ".pipeline"),
     **dict.fromkeys(("Schedule", "dualpipe", "dualpipev"), ".schedule"),
-    **dict.fromkeys(("set_p2p_tensor_dtype", "set_p2p_tensor_shapes"), ".border"),
+    **dict.fromkeys(("set_p2p_tensor_dtype", "set_p2p_tensor_shapes"), ".boundary_spec"),
     **dict.fromkeys(("InvalidSchedule", "find_problems"), ".verify"),
     "Linear": ".linear",
     "PipelineError": ".failure",
     "StageCosts": ".costs",
-    "WeightGradStore": ".weight_store",
-    "best_schedule": ".plan",
-    "measure_costs": ".measure",
+    "WeightGradStore": ".wgrad_store",
 }
 
 

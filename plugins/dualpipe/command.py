@@ -1,9 +1,8 @@
-"""`luciola dualpipe`: plan, plot and show schedules."""
+"""`luciola dualpipe`: compare and print schedules."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,25 +10,7 @@ from luciola.cli.options import json_option
 from luciola.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from .costs import StageCosts
     from .plan import Candidate
-    from .simulate import Timeline
-
-
-class Costs(click.ParamType):  # type: ignore[type-arg]
-    """A number, or a list of numbers with commas: one a stage."""
-
-    name = "number[,...]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            numbers = [float(each) for each in value.split(",")]
-        except ValueError:
-            self.fail(f"{value!r} is not a number, nor numbers with commas between them", param, ctx)
-        return numbers[0] if len(numbers) == 1 else numbers
-
 
 COST_OPTIONS = (
     ("forward", "Time of a forward."),
@@ -52,30 +33,18 @@ def sizes_and_costs(command: Callable[..., None]) -> Callable[..., None]:
         help="What transfers make a device wait for: nothing, what it receives, or what it sends too.",
     )(command)
     for name, text in reversed(COST_OPTIONS):
-        command = click.option(f"--{name}", type=Costs(), help=text)(command)
-    command = click.option(
-        "--costs",
-        "costs_file",
-        type=click.File("rb"),
-        help="JSON file with any of the following, as `benchmarks/plugins/dualpipe.py --costs` writes it.",
-    )(command)
+        command = click.option(f"--{name}", type=float, help=text)(command)
     command = click.option(
         "--chunks", type=click.IntRange(1), required=True, help="Micro-batches of a step."
     )(command)
     return click.option("--ranks", type=click.IntRange(1), required=True, help="Devices.")(command)
 
 
-schedule_option = click.option(
-    "--schedule", "name", default="dualpipe", show_default=True, help="A name that `plan` lists."
-)
-
-
 @click.group()
 def dualpipe() -> None:
-    """Pipeline schedules: compare, draw and print them.
+    """Pipeline schedules: compare and print them.
 
-    Costs are of one micro-batch in one of RANKS equal parts of the model; a list has one number for each part, and
-    may be for twice as many parts.
+    Costs are of one micro-batch in one of RANKS equal parts of the model.
 
     \b
     Example:
@@ -85,72 +54,27 @@ def dualpipe() -> None:
 
 @dualpipe.command()
 @sizes_and_costs
-@click.option("--memory-limit", type=float, help="Most memory of a device, in the unit of the costs.")
 @json_option
-def plan(ranks: int, chunks: int, memory_limit: float | None, as_json: bool, **given: Any) -> None:
-    """Compare the schedules and name the best.
+def plan(ranks: int, chunks: int, as_json: bool, **given: Any) -> None:
+    """Compare the schedules, the fastest first.
 
     \b
     Example:
       luciola dualpipe plan --ranks 8 --chunks 32 --forward 1 --backward 2 --weight 1 --overlap 2.4
     """
-    from .plan import best_of
-
-    if (
-        memory_limit is not None
-        and given["costs_file"] is None
-        and None in (given["activation"], given["parameters"])
-    ):
-        raise click.UsageError("--memory-limit needs --activation and --parameters, in the same unit")
-    with _usage_errors():
-        candidates = _compare(ranks, chunks, memory_max=memory_limit, **given)
-        best = best_of(candidates).name
-    candidates.sort(key=_makespan)
+    candidates = _compare(ranks, chunks, **given)
     if as_json:
-        print_json({"best": best, "schedules": [_as_json(each) for each in candidates]})
+        print_json({"schedules": [_as_json(each) for each in candidates]})
         return
     print_table(
         ("SCHEDULE", "MAKESPAN", "IDLE", "LIVE CHUNKS", "ACTIVATIONS", "PARAMETERS", "NOTE"),
-        [_as_row(each, best=each.name == best) for each in candidates],
+        [_as_row(each) for each in candidates],
         right=(1, 2, 3, 4, 5),
     )
 
 
 @dualpipe.command()
-@click.argument("file")
-@schedule_option
-@sizes_and_costs
-def plot(file: str, name: str, ranks: int, chunks: int, **given: Any) -> None:
-    """Draw a timeline into FILE, which ends in .png or .svg and may be on a cluster (lu:/path).
-
-    \b
-    Example:
-      luciola dualpipe plot dualpipe.png --ranks 8 --chunks 20 --overlap 2.4
-    """
-    from io import BytesIO
-
-    from luciola.client.location import close_locations, open_location, replacing
-
-    from .timeline import draw, title
-
-    image = file.rpartition(".")[2].lower()
-    if image not in ("png", "svg"):
-        raise click.UsageError(f"FILE must end in .png or .svg, not {file!r}")
-    picture = BytesIO()
-    with _usage_errors():
-        timeline = _timeline(name, ranks, chunks, **given)
-        draw(timeline, picture, image=image)
-    file_system, path = open_location(file)
-    try:
-        with replacing(file_system, path) as target:
-            target.write(picture.getvalue())
-    finally:
-        close_locations()
-    click.echo(f"{file}: {title(timeline)}")
-
-
-@dualpipe.command()
-@schedule_option
+@click.option("--schedule", "name", default="dualpipe", show_default=True, help="A name that `plan` lists.")
 @sizes_and_costs
 @click.option("--actions", is_flag=True, help="List every action, transfers too, instead of a timeline.")
 def show(name: str, ranks: int, chunks: int, actions: bool, **given: Any) -> None:
@@ -163,13 +87,15 @@ def show(name: str, ranks: int, chunks: int, actions: bool, **given: Any) -> Non
     from .schedule import label
     from .timeline import as_text
 
+    (candidate,) = _compare(ranks, chunks, names=(name,), **given)
     with _usage_errors():
-        timeline = _timeline(name, ranks, chunks, **given)
-        text = None if actions else as_text(timeline)
+        if candidate.timeline is None:
+            raise ValueError(candidate.reason)
+        text = None if actions else as_text(candidate.timeline)
     if text is not None:
         click.echo(text)
         return
-    for rank, own in enumerate(timeline.schedule.actions):
+    for rank, own in enumerate(candidate.timeline.schedule.actions):
         click.echo(f"rank {rank}: " + " ".join(label(each) for each in own))
 
 
@@ -182,61 +108,25 @@ def _usage_errors() -> Iterator[None]:
         raise click.UsageError(str(error)) from error
 
 
-def _costs(costs_file: IO[bytes] | None, **given: Any) -> "StageCosts":
-    from dataclasses import fields
-
-    from .costs import StageCosts
-
-    try:
-        found: dict[str, Any] = json.load(costs_file) if costs_file is not None else {}
-    except ValueError as error:
-        raise ValueError(f"the file of costs is not JSON: {error}") from error
-    known = {each.name for each in fields(StageCosts)}
-    if not isinstance(found, dict) or not found.keys() <= known:
-        raise ValueError(
-            f"the file of costs must hold one JSON object with keys of {', '.join(sorted(known))}"
-        )
-    return StageCosts(**found | {name: value for name, value in given.items() if value is not None})
-
-
 def _compare(
-    ranks: int,
-    chunks: int,
-    *,
-    transport: str,
-    names: Sequence[str] = (),
-    memory_max: float | None = None,
-    **given: Any,
+    ranks: int, chunks: int, *, transport: str, names: Sequence[str] = (), **given: float | None
 ) -> "list[Candidate]":
-    from .machine import Transport
+    from .costs import StageCosts
+    from .event_sim import Transport
     from .plan import compare
     from .schedules import SCHEDULES
 
-    return compare(
-        _costs(**given),
-        ranks=ranks,
-        chunks=chunks,
-        memory_max=memory_max,
-        names=names or tuple(SCHEDULES),
-        transport=Transport(transport),
-    )
+    with _usage_errors():
+        costs = StageCosts(**{name: value for name, value in given.items() if value is not None})
+        return compare(
+            costs, ranks=ranks, chunks=chunks, names=names or SCHEDULES, transport=Transport(transport)
+        )
 
 
-def _timeline(name: str, ranks: int, chunks: int, **given: Any) -> "Timeline":
-    (candidate,) = _compare(ranks, chunks, names=(name,), **given)
-    if candidate.timeline is None:
-        raise ValueError(candidate.reason)
-    return candidate.timeline
-
-
-def _makespan(candidate: "Candidate") -> float:
-    return candidate.timeline.makespan if candidate.timeline else float("inf")
-
-
-def _as_row(candidate: "Candidate", *, best: bool) -> tuple[str, ...]:
-    timeline, note = candidate.timeline, candidate.reason or ("best" if best else "")
+def _as_row(candidate: "Candidate") -> tuple[str, ...]:
+    timeline = candidate.timeline
     if timeline is None:
-        return (candidate.name, "-", "-", "-", "-", "-", note)
+        return (candidate.name, "-", "-", "-", "-", "-", candidate.reason or "")
     return (
         candidate.name,
         f"{timeline.makespan:.4g}",
@@ -244,7 +134,7 @@ def _as_row(candidate: "Candidate", *, best: bool) -> tuple[str, ...]:
         f"{max(timeline.peak_chunks)}",
         f"{max(timeline.peak_activation):.4g}",
         f"{max(timeline.parameters):.4g}",
-        note,
+        "",
     )
 
 
@@ -260,7 +150,6 @@ def _as_json(candidate: "Candidate") -> dict[str, Any]:
             "peak_chunks": timeline.peak_chunks,
             "peak_activation": timeline.peak_activation,
             "parameters": timeline.parameters,
-            "memory": candidate.memory,
         }
     return found
 

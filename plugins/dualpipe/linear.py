@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .weight_store import WeightGradStore
+from .wgrad_store import WeightGradStore
 
 
 class _Linear(torch.autograd.Function):

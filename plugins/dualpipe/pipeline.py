@@ -1,4 +1,4 @@
-"""`DualPipe` and `DualPipeV`: pipelines that play their schedule on real processes.
+"""`DualPipe` and `DualPipeV`: pipelines that execute their schedule on real processes.
 
 They take the arguments of the originals and give their results; everything else is a keyword with a default that
 changes nothing.
@@ -14,12 +14,12 @@ from typing import ClassVar, Final, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import HashStore, PrefixStore, Store  # as in board
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store  # as in rendezvous
 
-from . import batch, border, mirror, schedule
-from .board import Board
+from . import batch, boundary_spec, grad_mirror, schedule
+from .executor import Boundaries, Criterion, Executor, Job, Result
 from .failure import PipelineError
-from .play import Borders, Criterion, Job, Player, Result
+from .rendezvous import Rendezvous
 from .session import Session
 
 TIMEOUT_S: Final = 300.0
@@ -106,28 +106,28 @@ class _Pipeline(nn.Module):
                 inputs, num_chunks=num_chunks, criterion=criterion, labels=labels, keep_outputs=return_outputs
             )
             neighbours = self._peers(plan)
-            with session.watch(neighbours):
+            with session.supervise(neighbours):
                 at("comparing the steps of neighbours")
                 session.compare(neighbours, self._facts(num_chunks))
                 at("connecting")
                 transport = session.transport() if self.num_ranks > 1 else None
                 at("moving labels")
                 job = self._before(session, job, labels)
-                player = Player(
+                executor = Executor(
                     plan,
                     self.rank,
                     list(self.module),
                     job,
-                    Borders(border.told(), session.board, step=session.steps),
+                    Boundaries(boundary_spec.declared(), session.rendezvous, step=session.steps),
                     transport,
                     self._device,
                 )
-                at(lambda: player.where)
-                result = player.play()
+                at(lambda: executor.where)
+                result = executor.run()
                 at("moving losses and outputs")
-                self.peak_chunks = player.peak_chunks
+                self.peak_chunks = executor.peak_chunks
                 result = self._after(session, job, result)
-                session.end_step(player.borders.notes)
+                session.end_step(executor.boundaries.keys)
         return result.loss, result.outputs
 
     def _before(self, session: Session, job: Job, labels: Sequence[Tensor | None]) -> Job:
@@ -187,7 +187,7 @@ class _Pipeline(nn.Module):
             "the digest of the schedule": digest,
             "device": self._device.type,
             "gradient_scale": str(self.gradient_scale),
-            **{name: str(value) for name, value in border.told().summary().items()},
+            **{name: str(value) for name, value in boundary_spec.declared().summary().items()},
         }
 
     @contextlib.contextmanager
@@ -200,7 +200,7 @@ class _Pipeline(nn.Module):
 
         session = self._current()
         try:
-            session.board.check()
+            session.rendezvous.check()
             yield session, at
         except BaseException as error:
             here = place[0]
@@ -217,7 +217,7 @@ class _Pipeline(nn.Module):
             store = PrefixStore(str(self._generation), self._store)
             in_group = self._device.type == "cuda" if self.in_group is None else self.in_group
             self._session = Session(
-                Board(store, rank=self.rank, timeout_s=self.timeout_s),
+                Rendezvous(store, rank=self.rank, timeout_s=self.timeout_s),
                 ranks=self.num_ranks,
                 device=self._device,
                 group=self._group if in_group else None,
@@ -276,9 +276,9 @@ class DualPipe(_Pipeline):
 
         Once for each optimizer step, after its last `step`: a second call would add what is already added.
         """
-        with self._guarded("sum of mirror gradients") as (session, _), session.watch([self.mirror_rank]):
+        with self._guarded("sum of mirror gradients") as (session, _), session.supervise([self.mirror_rank]):
             session.transport()
-            mirror.sum_gradients(list(self.module), session)
+            grad_mirror.sum_gradients(list(self.module), session)
 
     def _facts(self, num_chunks: int) -> dict[str, str]:
         return super()._facts(num_chunks) | {
@@ -323,7 +323,7 @@ class DualPipe(_Pipeline):
 
         if not (self.reduce_mirror and torch.is_grad_enabled()):
             return run()
-        earlier = [(each, each.grad) for _, each in mirror.parameters_of(list(self.module))]
+        earlier = [(each, each.grad) for _, each in grad_mirror.parameters_of(list(self.module))]
         for parameter, _ in earlier:
             parameter.grad = None
         try:

@@ -14,7 +14,7 @@ Words:
     flow    a stream of micro-batches with its own copy of the stages. DualPipe has two: flow 0 enters at rank
             0, flow 1 at the last rank. Other schedules have one
     chunk   a micro-batch, counted from 0 in its flow. (flow, chunk) names it in the whole step
-    border  the line between stage `border` and stage `border + 1`. Activations of a chunk cross it upwards,
+    boundary  the line between stage `boundary` and stage `boundary + 1`. Activations of a chunk cross it upwards,
             gradients downwards
 
 Invariants, which `tests/plugins/dualpipe/test_schedule.py` checks and every schedule made here has:
@@ -43,50 +43,42 @@ CHUNKS_MAX: Final = 65536
 
 
 class Payload(StrEnum):
-    """What crosses a border."""
+    """What crosses a boundary."""
 
     ACTIVATION = "activation"
     GRADIENT = "gradient"
 
 
 @dataclass(frozen=True, slots=True)
-class Forward:
+class _Part:
+    module: int
+    flow: int
+    stage: int
+    chunk: int
+
+
+class Forward(_Part):
     """Run one stage on one micro-batch, and the criterion after it if it is the last stage."""
 
-    module: int
-    flow: int
-    stage: int
-    chunk: int
+    __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Backward:
+class Backward(_Part):
     """Gradients of one stage for one micro-batch, for inputs and weights."""
 
-    module: int
-    flow: int
-    stage: int
-    chunk: int
+    __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
-class BackwardInput:
+class BackwardInput(_Part):
     """Gradients for the inputs only; those for the weights are put off until the BackwardWeight."""
 
-    module: int
-    flow: int
-    stage: int
-    chunk: int
+    __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
-class BackwardWeight:
+class BackwardWeight(_Part):
     """The weight gradients that a BackwardInput put off."""
 
-    module: int
-    flow: int
-    stage: int
-    chunk: int
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,25 +90,24 @@ class Overlap:
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
-    """Hand what crosses `border` to rank `peer`."""
-
+class _Transfer:
     payload: Payload
     flow: int
-    border: int
+    boundary: int
     chunk: int
     peer: int
 
 
-@dataclass(frozen=True, slots=True)
-class Receive:
-    """Take what crosses `border` from rank `peer`."""
+class Send(_Transfer):
+    """Hand what crosses `boundary` to rank `peer`."""
 
-    payload: Payload
-    flow: int
-    border: int
-    chunk: int
-    peer: int
+    __slots__ = ()
+
+
+class Receive(_Transfer):
+    """Take what crosses `boundary` from rank `peer`."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,22 +287,22 @@ class Builder:
     def receive_activation(self, module: int) -> None:
         """Queue the next Receive of a module's input, if another rank makes it."""
         place = self.places[self.rank][module]
-        self._receive(Payload.ACTIVATION, place, module, source=place.stage - 1, border=place.stage - 1)
+        self._receive(Payload.ACTIVATION, place, module, source=place.stage - 1, boundary=place.stage - 1)
 
     def receive_gradient(self, module: int) -> None:
         """Queue the next Receive of a gradient of a module's output, if another rank makes it."""
         place = self.places[self.rank][module]
-        self._receive(Payload.GRADIENT, place, module, source=place.stage + 1, border=place.stage)
+        self._receive(Payload.GRADIENT, place, module, source=place.stage + 1, boundary=place.stage)
 
     def send_activation(self, module: int) -> None:
         """Queue the next Send of a module's output, if another rank needs it."""
         place = self.places[self.rank][module]
-        self._send(Payload.ACTIVATION, place, module, target=place.stage + 1, border=place.stage)
+        self._send(Payload.ACTIVATION, place, module, target=place.stage + 1, boundary=place.stage)
 
     def send_gradient(self, module: int) -> None:
         """Queue the next Send of a gradient of a module's input, if another rank needs it."""
         place = self.places[self.rank][module]
-        self._send(Payload.GRADIENT, place, module, target=place.stage - 1, border=place.stage - 1)
+        self._send(Payload.GRADIENT, place, module, target=place.stage - 1, boundary=place.stage - 1)
 
     def finish(self) -> tuple[Action, ...]:
         """The actions, with the last transfers."""
@@ -336,17 +327,17 @@ class Builder:
         self._put_off.append(task)
         return task
 
-    def _receive(self, payload: Payload, place: Place, module: int, *, source: int, border: int) -> None:
+    def _receive(self, payload: Payload, place: Place, module: int, *, source: int, boundary: int) -> None:
         peer = self._peer(place.flow, source)
         if peer is not None:
             chunk = self._next((Receive, payload), module)
-            self._queue.append(Receive(payload, place.flow, border, chunk, peer))
+            self._queue.append(Receive(payload, place.flow, boundary, chunk, peer))
 
-    def _send(self, payload: Payload, place: Place, module: int, *, target: int, border: int) -> None:
+    def _send(self, payload: Payload, place: Place, module: int, *, target: int, boundary: int) -> None:
         peer = self._peer(place.flow, target)
         if peer is not None:
             chunk = self._next((Send, payload), module)
-            self._queue.append(Send(payload, place.flow, border, chunk, peer))
+            self._queue.append(Send(payload, place.flow, boundary, chunk, peer))
 
     def _peer(self, flow: int, stage: int) -> int | None:
         if not 0 <= stage < self.stages:
@@ -410,12 +401,17 @@ def dualpipev(ranks: int, chunks: int) -> Schedule:
     return Schedule("dualpipev", 2 * ranks, 1, chunks, places, tuple(build(rank) for rank in range(ranks)))
 
 
-def _check_limits(name: str, ranks: int, chunks: int) -> None:
+def check_sizes(name: str, ranks: int, chunks: int) -> None:
+    """Raises: TypeError or ValueError for numbers that no schedule has."""
     for what, value, limit in (("ranks", ranks, RANKS_MAX), ("chunks", chunks, CHUNKS_MAX)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name}: {what} must be an int, not {value!r}")
         if not 1 <= value <= limit:
             raise ValueError(f"{name}: {what} must be from 1 to {limit}, not {value}")
+
+
+def _check_limits(name: str, ranks: int, chunks: int) -> None:
+    check_sizes(name, ranks, chunks)
     if chunks < 2 * ranks:
         raise ValueError(
             f"{name} on {ranks} ranks needs at least {2 * ranks} chunks (twice the ranks), not {chunks}"
@@ -536,7 +532,7 @@ def _forward_actions(actions: Iterable[Action]) -> Iterator[Action]:
 
 
 MAKERS: Final[dict[str, Callable[[int, int], Schedule]]] = {"dualpipe": dualpipe, "dualpipev": dualpipev}
-"""The schedules that the runtime plays, by name."""
+"""The schedules that the runtime executes, by name."""
 
 __all__ = [
     "CHUNKS_MAX",
@@ -558,6 +554,7 @@ __all__ = [
     "Send",
     "Task",
     "Transfer",
+    "check_sizes",
     "dualpipe",
     "dualpipev",
     "label",

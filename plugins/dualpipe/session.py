@@ -1,8 +1,8 @@
-"""What the ranks of one pipeline share until a failure: a board, connections, and a count of steps.
+"""What the ranks of one pipeline share until a failure: a rendezvous, connections, and a count of steps.
 
 A failure ends the session on every rank; the next step begins another one, on all ranks again. Which rank is in which
-session needs no agreement: sessions are counted, and a rank that did not notice a failure learns of it from the board
-when it begins its next step.
+session needs no agreement: sessions are counted, and a rank that did not notice a failure learns of it at the
+rendezvous when it begins its next step.
 """
 
 import json
@@ -15,17 +15,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .board import Board, StoreLost
-from .border import border_of, decode, encode
+from .boundary_spec import boundary_of, decode, encode
 from .failure import Cause, LinkLost, PipelineError
+from .rendezvous import Rendezvous, StoreLost
 from .transport import GroupTransport, MeshTransport, Message, Transport
-from .watch import Watch
+from .watchdog import Watchdog
 
 SPECIAL: Final = 1 << 30
 """From here on tags are for messages that no schedule knows."""
 
 GRACE_S: Final = 1.0
-"""How long a rank whose link broke waits for the peer's own words, before it tells that the peer has gone."""
+"""How long a rank whose link broke waits for the peer's own report, before it reports that the peer has gone."""
 GRACE_PARTS: Final = 50
 
 
@@ -34,15 +34,15 @@ class Session:
 
     def __init__(
         self,
-        board: Board,
+        rendezvous: Rendezvous,
         *,
         ranks: int,
         device: torch.device,
         group: dist.ProcessGroup | None,
         global_ranks: Sequence[int],
     ) -> None:
-        self.board = board
-        self.rank = board.rank
+        self.rendezvous = rendezvous
+        self.rank = rendezvous.rank
         self.ranks = ranks
         self.device = device
         self.steps = 0
@@ -53,7 +53,7 @@ class Session:
         self._global_ranks = global_ranks
         self._transport: Transport | None = None
         self._old: list[list[str]] = []
-        self._notes: list[str] = []
+        self._keys: list[str] = []
         self._last_event: torch.cuda.Event | None = None
 
     def transport(self) -> Transport:
@@ -63,7 +63,7 @@ class Session:
             if self._group is not None:
                 self._transport = GroupTransport(self._group, self._global_ranks, self.device)
             else:
-                self._transport = MeshTransport(self.board, ranks=self.ranks)
+                self._transport = MeshTransport(self.rendezvous, ranks=self.ranks)
         return self._transport
 
     def _gather(self) -> None:
@@ -72,20 +72,20 @@ class Session:
         First for those that have not begun, which names a rank that does not come; then for those whose step may still
         fail before they connect.
         """
-        for note, what in (("here", "begin its step"), ("ready", "connect")):
-            self.board.put(f"{note}/{self.rank}", b"1")
+        for key, what in (("here", "begin its step"), ("ready", "connect")):
+            self.rendezvous.put(f"{key}/{self.rank}", b"1")
             for rank in range(self.ranks):
-                self.board.take(f"{note}/{rank}", what=f"pipeline rank {rank} to {what}")
+                self.rendezvous.wait(f"{key}/{rank}", what=f"pipeline rank {rank} to {what}")
 
     def _begin(self) -> None:
         """Say that this rank is here, before it waits for any other."""
-        self.board.put(f"here/{self.rank}", b"1")
+        self.rendezvous.put(f"here/{self.rank}", b"1")
 
-    def watch(self, neighbours: Sequence[int]) -> AbstractContextManager[object]:
-        """Looks after what this rank does until the `with` block ends."""
+    def supervise(self, neighbours: Sequence[int]) -> AbstractContextManager[object]:
+        """Supervise what this rank does until the `with` block ends."""
         if self.ranks == 1:
             return nullcontext()
-        return Watch(self.board, neighbours=neighbours, cut=self.cut, pending=self._pending)
+        return Watchdog(self.rendezvous, neighbours=neighbours, cut=self.cut, pending=self._pending)
 
     def compare(self, neighbours: Sequence[int], facts: Mapping[str, str]) -> None:
         """Make sure that this rank and its neighbours begin the same step. All being equal follows.
@@ -94,11 +94,11 @@ class Session:
         """
         if self._transport is None:
             self._begin()
-        note = f"step/{self.steps}"
-        self.board.put(f"{note}/{self.rank}", json.dumps(dict(facts)).encode())
+        key = f"step/{self.steps}"
+        self.rendezvous.put(f"{key}/{self.rank}", json.dumps(dict(facts)).encode())
         for peer in neighbours:
             what = f"pipeline rank {peer} to begin step {self.steps}"
-            theirs: dict[str, str] = json.loads(self.board.take(f"{note}/{peer}", what=what))
+            theirs: dict[str, str] = json.loads(self.rendezvous.wait(f"{key}/{peer}", what=what))
             for name, value in facts.items():
                 other = theirs.get(name, "nothing like it")
                 if other != value:
@@ -107,16 +107,16 @@ class Session:
                         f"{other}: all ranks must agree"
                     )
 
-    def end_step(self, notes: Sequence[str]) -> None:
-        """Count a step. Its notes go when no rank can want them any more: neighbours are at most one step behind."""
+    def end_step(self, keys: Sequence[str]) -> None:
+        """Count a step. Its keys are deleted when no rank can want them: neighbours are at most one step behind."""
         if self.device.type == "cuda":
             self._last_event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._last_event.record()
-        self._old.append([f"step/{self.steps}/{self.rank}", *notes, *self._notes])
-        self._notes = []
+        self._old.append([f"step/{self.steps}/{self.rank}", *keys, *self._keys])
+        self._keys = []
         if len(self._old) > 2:
             with suppress(StoreLost):  # its host may have ended after its last step
-                self.board.drop(self._old.pop(0))
+                self.rendezvous.delete(self._old.pop(0))
         self.steps += 1
 
     def swap(self, peer: int, tensors: Sequence[Tensor], room: Sequence[Tensor], *, what: str) -> None:
@@ -137,7 +137,7 @@ class Session:
     def trade(self, peer: int, tensors: Sequence[Tensor | None], *, what: str) -> list[Tensor | None]:
         """Give tensors to a peer for its own, whatever they look like."""
         self.calls += 1
-        theirs = decode(self.agree(peer, f"{what}/{self.calls}", encode(border_of(tensors))))
+        theirs = decode(self.agree(peer, f"{what}/{self.calls}", encode(boundary_of(tensors))))
         room = [None if spec is None else spec.empty(self.device) for spec in theirs]
         self.swap(
             peer,
@@ -148,10 +148,12 @@ class Session:
         return room
 
     def agree(self, peer: int, name: str, mine: bytes) -> bytes:
-        """Swap a note with a peer."""
-        self.board.put(f"{name}/{self.rank}", mine)
-        theirs = self.board.take(f"{name}/{peer}", what=f"{name.partition('/')[0]} of pipeline rank {peer}")
-        self._notes.append(f"{name}/{self.rank}")
+        """Exchange a value with a peer through the store."""
+        self.rendezvous.put(f"{name}/{self.rank}", mine)
+        theirs = self.rendezvous.wait(
+            f"{name}/{peer}", what=f"{name.partition('/')[0]} of pipeline rank {peer}"
+        )
+        self._keys.append(f"{name}/{self.rank}")
         return theirs
 
     def cut(self) -> None:
@@ -181,19 +183,18 @@ class Session:
         if isinstance(error, PipelineError):
             return error.cause
         if isinstance(error, LinkLost):
-            told = self._await_words()
-            if told is not None:
-                return told
+            reported = self._await_report()
+            if reported is not None:
+                return reported
             what = f"lost pipeline rank {error.peer} ({error}): its process has ended, or is stuck"
-            return self.board.fail(Cause(self.rank, where, what))
-        return self.board.fail(Cause(self.rank, where, _said(error)))
+            return self.rendezvous.report(Cause(self.rank, where, what))
+        return self.rendezvous.report(Cause(self.rank, where, _said(error)))
 
-    def _await_words(self) -> Cause | None:
-
+    def _await_report(self) -> Cause | None:
         for _ in range(GRACE_PARTS):
-            told = self.board.failure()
-            if told is not None:
-                return told
+            failure = self.rendezvous.failure()
+            if failure is not None:
+                return failure
             time.sleep(GRACE_S / GRACE_PARTS)
         return None
 

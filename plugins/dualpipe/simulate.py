@@ -4,7 +4,7 @@
     timeline = simulate(dualpipe(8, 20), costs)
     timeline.makespan, timeline.idle, timeline.bubble, timeline.peak_chunks
 
-`machine` says what is modelled of transfers and what is not.
+`event_sim` says what is modelled of transfers and what is not.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from .costs import StageCosts
-from .machine import Transport, run
+from .event_sim import Transport, run
 from .schedule import (
     Action,
     Backward,
@@ -69,67 +69,58 @@ class Timeline:
 def simulate(
     schedule: Schedule, costs: StageCosts, *, transport: Transport = Transport.BACKGROUND
 ) -> Timeline:
-    """Plays a schedule.
+    """Simulate a schedule whose stages all cost the same.
 
-    Raises: Deadlock if ranks can never go on; ValueError if costs are given for another number of stages.
+    Raises: Deadlock if ranks can never go on.
     """
-    stages = schedule.stages
-    duration = _Durations(costs, stages)
-    starts = run(schedule, transport, duration=duration, crossing=costs.column("communication", stages))
-    spans = tuple(tuple(Span(start, start + duration(task), task) for start, task in own) for own in starts)
-    activation, parameters = costs.column("activation", stages), costs.column("parameters", stages)
-    peaks = [_peaks(own, activation, costs.kept_for_weight) for own in schedule.actions]
+    crossing = [costs.communication] * schedule.stages
+
+    def duration(task: Task) -> float:
+        return _duration(costs, task)
+
+    starts = run(schedule, transport, duration=duration, crossing=crossing)
+    peaks = [_peaks(own) for own in schedule.actions]
     return Timeline(
         schedule,
-        spans,
-        peak_chunks=tuple(chunks for chunks, _ in peaks),
-        peak_activation=tuple(memory for _, memory in peaks),
-        parameters=tuple(sum(parameters[place.stage] for place in held) for held in schedule.places),
+        spans=tuple(
+            tuple(Span(start, start + duration(task), task) for start, task in own) for own in starts
+        ),
+        peak_chunks=tuple(live for live, _ in peaks),
+        peak_activation=tuple(held * costs.activation for _, held in peaks),
+        parameters=tuple(costs.parameters * len(held) for held in schedule.places),
     )
 
 
-class _Durations:
-    """How long each task takes."""
-
-    def __init__(self, costs: StageCosts, stages: int) -> None:
-        self.forward = costs.column("forward", stages)
-        self.backward = costs.column("backward", stages)
-        self.weight = costs.column("weight", stages)
-        self.overlap = None if costs.overlap is None else costs.column("overlap", stages)
-
-    def __call__(self, task: Task) -> float:
-        match task:
-            case Forward():
-                return self.forward[task.stage]
-            case Backward():
-                return self.backward[task.stage]
-            case BackwardInput():
-                return self.backward[task.stage] - self.weight[task.stage]
-            case BackwardWeight():
-                return self.weight[task.stage]
-            case Overlap(forward, backward) if self.overlap is None:
-                return self.forward[forward.stage] + self.backward[backward.stage]
-            case Overlap(forward):
-                return self.overlap[forward.stage]
+def _duration(costs: StageCosts, task: Task) -> float:
+    match task:
+        case Forward():
+            return costs.forward
+        case Backward():
+            return costs.backward
+        case BackwardInput():
+            return costs.backward - costs.weight
+        case BackwardWeight():
+            return costs.weight
+        case Overlap():
+            return costs.forward + costs.backward if costs.overlap is None else costs.overlap
 
 
-def _peaks(actions: Sequence[Action], held: Sequence[float], kept: float) -> tuple[int, float]:
-    """Most live micro-batches and most memory of one rank. A pair holds both of its micro-batches at first."""
-    live, most, memory, most_memory = 0, 0, 0.0, 0.0
+def _peaks(actions: Sequence[Action]) -> tuple[int, int]:
+    """Most live micro-batches of one rank, and most whose activations it holds. A pair holds both of its own."""
+    live, most_live, held, most_held = 0, 0, 0, 0
     for action in actions:
         for part in parts(action):
-            size = held[part.stage]
             match part:
                 case Forward():
-                    live, memory = live + 1, memory + size
-                    most, most_memory = max(most, live), max(most_memory, memory)
+                    live, held = live + 1, held + 1
                 case Backward():
-                    live, memory = live - 1, memory - size
+                    live, held = live - 1, held - 1
                 case BackwardInput():
-                    live, memory = live - 1, memory - size * (1 - kept)
+                    live -= 1
                 case BackwardWeight():
-                    memory -= size * kept
-    return most, most_memory
+                    held -= 1
+            most_live, most_held = max(most_live, live), max(most_held, held)
+    return most_live, most_held
 
 
 __all__ = ["Span", "Timeline", "simulate"]

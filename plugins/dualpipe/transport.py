@@ -1,7 +1,7 @@
 """Moves tensors between the ranks of a pipeline: gloo on a CPU, NCCL on a GPU.
 
 Gloo messages have tags made of what they carry, so a message cannot arrive in another one's place. NCCL has no tags and
-matches by order; there the order is safe because both ends play one verified schedule (its invariant I2) and have
+matches by order; there the order is safe because both ends execute one verified schedule (its invariant I2) and have
 compared their steps before the first message.
 
 `MeshTransport` has connections of its own, so that a failure never hurts the user's process group, and a new mesh can
@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .board import Board
 from .failure import LinkLost
+from .rendezvous import Rendezvous
 
 NEVER: Final = (1 << 31) - 1
 """A tag that no message has."""
@@ -62,12 +62,12 @@ class MeshTransport:
     Making one needs all ranks: each connects to each.
     """
 
-    def __init__(self, board: Board, *, ranks: int) -> None:
-        self._timeout_s = board.timeout_s
+    def __init__(self, rendezvous: Rendezvous, *, ranks: int) -> None:
+        self._timeout_s = rendezvous.timeout_s
         self._ranks = ranks
-        self._rank = board.rank
+        self._rank = rendezvous.rank
         self._group: Any = dist.ProcessGroupGloo(
-            board.below("mesh"), board.rank, ranks, timedelta(seconds=board.timeout_s)
+            rendezvous.prefixed("mesh"), rendezvous.rank, ranks, timedelta(seconds=rendezvous.timeout_s)
         )
 
     @property
@@ -127,7 +127,7 @@ class GroupTransport:
         self._global_ranks = global_ranks
         """By pipeline rank."""
         # A communicator is made at its first use, by all ranks together. Were this the first batch of messages, a rank
-        # would wait in there for one that waits for its note on what crosses the border between them.
+        # would wait in there for one that waits for the spec of the boundary between them.
         dist.all_reduce(torch.zeros(1, device=device), group=group)
 
     @property

@@ -4,30 +4,30 @@
     find_problems(mine, transports=[Transport.RENDEZVOUS], matching=Matching.TAG)
 
 What is checked:
-    C1  actions fit the places: a rank works only on its own stages, and transfers cross the border between the two
+    C1  actions fit the places: a rank works only on its own stages, and transfers cross the boundary between the two
         ranks that they name
     C2  each (flow, stage, chunk) has one Forward and one Backward, or one BackwardInput and one BackwardWeight
     C3  nothing happens before what it needs: a Forward before its input, a backward before its Forward or its
         gradient, a BackwardWeight before its BackwardInput or before an older one, a Send before the task
     C4  each Send has its Receive; with Matching.ORDER also at the same place in the order of its link
-    C5  nobody waits for ever: played by `machine` with each of the transports
+    C5  nobody waits for ever: simulated by `event_sim` with each of the transports
     C6  no rank ever holds more live micro-batches than allowed, if a limit is given
     C7  no rank is idle for longer than allowed with given costs, if a limit is given
 
 C1 to C4 look at one rank or one link at a time; C5 is exact, as ranks are deterministic: the order in which they are
-played changes nothing. C5 to C7 are only looked at when the rest is right.
+simulated changes nothing. C5 to C7 are only looked at when the rest is right.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import product
 from typing import Final, NamedTuple
 
 from .costs import StageCosts
-from .machine import Deadlock, Transport, run
+from .event_sim import Deadlock, Transport, run
 from .schedule import (
-    RANKS_MAX,
     Action,
     Backward,
     BackwardInput,
@@ -41,6 +41,7 @@ from .schedule import (
     Send,
     Transfer,
     label,
+    parts,
 )
 from .simulate import simulate
 
@@ -130,44 +131,42 @@ def find_problems(
     problems = _misplaced(schedule)
     if problems:
         return problems  # the rest would look up what does not exist
-    check = _Needs(schedule, inference=inference)
-    for rank, actions in enumerate(schedule.actions):
-        check.rank(rank, actions, limits.live_chunks)
-    problems = check.problems + check.unfinished()
-    if not check.paired(matching):
-        problems += _unpaired(schedule, matching)
-    if problems:
+    problems = list(_Walk(schedule, inference=inference).problems(limits.live_chunks))
+    problems += _unpaired(schedule, matching)
+    problems = problems or _stuck(schedule, frozenset(transports))
+    if problems or limits.idle is None:
         return problems
-    problems = _stuck(schedule, frozenset(transports))
-    if problems:
-        return problems
-    return [] if limits.idle is None else _idle(schedule, limits.costs, limits.idle)
+    return _idle(schedule, limits.costs, limits.idle)
 
 
 def _misplaced(schedule: Schedule) -> list[Problem]:
     """C1."""
-    held = [place for own in schedule.places for place in own]
-    wanted = {(flow, stage) for flow in range(schedule.flows) for stage in range(schedule.stages)}
+    held = [(place.flow, place.stage) for own in schedule.places for place in own]
+    wanted = [(flow, stage) for flow in range(schedule.flows) for stage in range(schedule.stages)]
     if len(schedule.actions) != schedule.ranks:
         return [Problem(0, -1, None, f"{len(schedule.actions)} lists of actions for {schedule.ranks} ranks")]
-    if len(held) != len(wanted) or {(place.flow, place.stage) for place in held} != wanted:
+    if sorted(held) != wanted:
         return [Problem(0, -1, None, "the places of all ranks must hold each stage of each flow once")]
     return [
         Problem(rank, index, action, text)
         for rank, actions in enumerate(schedule.actions)
         for index, action in enumerate(actions)
-        if (text := _misplacement(schedule, rank, action))
+        for text in _misplacements(schedule, rank, action)
     ]
 
 
-def _misplacement(schedule: Schedule, rank: int, action: Action) -> str | None:
-    if isinstance(action, Exchange):
-        return next(filter(None, (_wrong_ends(schedule, rank, each) for each in action.transfers)), None)
-    if isinstance(action, Overlap):
-        if not (isinstance(action.forward, Forward) and isinstance(action.backward, Backward)):
-            return "a pair is a Forward and a whole Backward"
-        return _wrong_place(schedule, rank, action.forward) or _wrong_place(schedule, rank, action.backward)
-    return _wrong_place(schedule, rank, action)
+def _misplacements(schedule: Schedule, rank: int, action: Action) -> Iterator[str]:
+    if isinstance(action, Overlap) and not (
+        isinstance(action.forward, Forward) and isinstance(action.backward, Backward)
+    ):
+        yield "a pair is a Forward and a whole Backward"
+        return
+    for part in parts(action):
+        if text := _wrong_place(schedule, rank, part):
+            yield text
+    for transfer in action.transfers if isinstance(action, Exchange) else ():
+        if text := _wrong_ends(schedule, rank, transfer):
+            yield text
 
 
 def _wrong_place(schedule: Schedule, rank: int, part: Part) -> str | None:
@@ -190,105 +189,78 @@ def _wrong_ends(schedule: Schedule, rank: int, transfer: Transfer) -> str | None
     if ends == ((rank, transfer.peer) if isinstance(transfer, Send) else (transfer.peer, rank)):
         return None
     way = f"goes from rank {ends[0]} to rank {ends[1]}" if ends else "is not part of the step"
-    return f"{_named(transfer)}: border {transfer.border} of flow {transfer.flow} {way}"
+    return f"{_named(transfer)}: boundary {transfer.boundary} of flow {transfer.flow} {way}"
 
 
 def _ends(schedule: Schedule, transfer: Transfer) -> tuple[int, int] | None:
-    """Which rank sends and which receives; None for what never crosses a border."""
-    flow, border, chunk = transfer.flow, transfer.border, transfer.chunk
-    known = 0 <= flow < schedule.flows and 0 <= border < schedule.stages - 1
+    """Which rank sends and which receives; None for what never crosses a boundary."""
+    flow, boundary, chunk = transfer.flow, transfer.boundary, transfer.chunk
+    known = 0 <= flow < schedule.flows and 0 <= boundary < schedule.stages - 1
     if not known or not 0 <= chunk < schedule.chunks:
         return None
-    below, above = schedule.owner(flow, border), schedule.owner(flow, border + 1)
+    below, above = schedule.owner(flow, boundary), schedule.owner(flow, boundary + 1)
     return (below, above) if transfer.payload is Payload.ACTIVATION else (above, below)
 
 
-class _Needs:
-    """C2, C3 and C6. What was done is kept by unit, (flow * stages + stage) * chunks + chunk.
+Unit = tuple[int, int, int]
+"""(flow, stage, chunk)"""
 
-    What crosses a border is kept under the unit below it.
-    """
+
+class _Walk:
+    """C2, C3 and C6: goes through the actions of all ranks, and knows what has been done and received before each."""
 
     def __init__(self, schedule: Schedule, *, inference: bool) -> None:
-        self.inference = inference
-        self.schedule, self.chunks, self.last = schedule, schedule.chunks, schedule.stages - 1
-        units = schedule.flows * schedule.stages * schedule.chunks
-        self.forward, self.backward, self.weight, self.late = (bytearray(units) for _ in range(4))
-        self.activations, self.gradients = bytearray(units), bytearray(units)
-        self.owners = [
-            schedule.owner(flow, stage) for flow in range(schedule.flows) for stage in range(schedule.stages)
-        ]
-        self.problems: list[Problem] = []
-        self.sent: dict[int, list[int]] = {}
-        self.received: dict[int, list[int]] = {}
+        self.schedule, self.inference = schedule, inference
+        self.forward, self.backward, self.put_off, self.weight = (set[Unit]() for _ in range(4))
+        self.received = {Payload.ACTIVATION: set[Unit](), Payload.GRADIENT: set[Unit]()}  # below the boundary
+        self.waiting: deque[Unit] = deque()
 
-    def rank(self, rank: int, actions: Sequence[Action], live_max: int | None) -> None:
-        """Goes through the actions of one rank."""
-        live, self.put_off = 0, deque[int]()
-        for index, action in enumerate(actions):
-            if isinstance(action, Exchange):
-                for each in action.transfers:
-                    if text := self._transfer(each, rank):
-                        self.problems.append(Problem(rank, index, action, text))
-                continue
-            for part in (action.forward, action.backward) if isinstance(action, Overlap) else (action,):
-                if text := self._part(part, rank):
-                    self.problems.append(Problem(rank, index, action, text))
-                live += 1 if isinstance(part, Forward) else 0 if isinstance(part, BackwardWeight) else -1
-                if live_max is not None and live > live_max and not self.inference:
-                    self.problems.append(
-                        Problem(rank, index, action, f"holds {live} micro-batches, more than {live_max}")
-                    )
+    def problems(self, live_max: int | None) -> Iterator[Problem]:
+        """What comes before what it needs, and ranks that hold too much; then what no rank does."""
+        for rank, actions in enumerate(self.schedule.actions):
+            live = 0
+            self.waiting.clear()
+            for index, action in enumerate(actions):
+                for transfer in action.transfers if isinstance(action, Exchange) else ():
+                    if text := self._transfer(transfer):
+                        yield Problem(rank, index, action, text)
+                for part in parts(action):
+                    if text := self._part(part, rank):
+                        yield Problem(rank, index, action, text)
+                    live += 1 if isinstance(part, Forward) else 0 if isinstance(part, BackwardWeight) else -1
+                    if live_max is not None and live > live_max and not self.inference:
+                        text = f"holds {live} micro-batches, more than {live_max}"
+                        yield Problem(rank, index, action, text)
+        yield from self._unfinished()
 
-    def unfinished(self) -> list[Problem]:
-        """What no action did."""
-        everywhere = range(len(self.forward))
-        return [
-            *(self._missing(unit, "Forward") for unit in everywhere if not self.forward[unit]),
-            *(
-                self._missing(unit, "Backward")
-                for unit in everywhere
-                if not self.backward[unit] and not self.inference
-            ),
-            *(
-                self._missing(unit, "BackwardWeight after its BackwardInput")
-                for unit in everywhere
-                if self.late[unit] and not self.weight[unit]
-            ),
-        ]
+    def _unfinished(self) -> Iterator[Problem]:
+        schedule = self.schedule
+        for unit in product(range(schedule.flows), range(schedule.stages), range(schedule.chunks)):
+            flow, stage, chunk = unit
+            missing = [
+                *(["Forward"] if unit not in self.forward else []),
+                *(["Backward"] if unit not in self.backward and not self.inference else []),
+                *(
+                    ["BackwardWeight after its BackwardInput"]
+                    if unit in self.put_off and unit not in self.weight
+                    else []
+                ),
+            ]
+            for what in missing:
+                text = f"no {what} of flow {flow}, stage {stage}, micro-batch {chunk}"
+                yield Problem(schedule.owner(flow, stage), -1, None, text)
 
-    def _missing(self, unit: int, what: str) -> Problem:
-        place, chunk = divmod(unit, self.chunks)
-        flow, stage = divmod(place, self.last + 1)
-        return Problem(
-            self.owners[place], -1, None, f"no {what} of flow {flow}, stage {stage}, micro-batch {chunk}"
-        )
-
-    def paired(self, matching: Matching) -> bool:
-        """C4, whether it holds."""
-        if matching is Matching.ORDER:
-            return self.sent == self.received
-        return self._as_set(self.sent) == self._as_set(self.received)
-
-    @staticmethod
-    def _as_set(crossed: dict[int, list[int]]) -> dict[int, list[int]]:
-        return {link: sorted(keys) for link, keys in crossed.items()}
-
-    def _transfer(self, transfer: Transfer, rank: int) -> str | None:
-        unit = (transfer.flow * (self.last + 1) + transfer.border) * self.chunks + transfer.chunk
-        upwards = transfer.payload is Payload.ACTIVATION
-        key = unit if upwards else ~unit
-        if isinstance(transfer, Send):
-            self.sent.setdefault(rank * RANKS_MAX + transfer.peer, []).append(key)
-            made = self.forward[unit] if upwards else self.backward[unit + self.chunks]
-            return None if made else f"{_named(transfer)} before the task that makes it"
-        self.received.setdefault(transfer.peer * RANKS_MAX + rank, []).append(key)
-        crossed = self.activations if upwards else self.gradients
-        crossed[unit] = 1
-        return None
+    def _transfer(self, transfer: Transfer) -> str | None:
+        below = (transfer.flow, transfer.boundary, transfer.chunk)
+        if not isinstance(transfer, Send):
+            self.received[transfer.payload].add(below)
+            return None
+        above = (transfer.flow, transfer.boundary + 1, transfer.chunk)
+        made = below in self.forward if transfer.payload is Payload.ACTIVATION else above in self.backward
+        return None if made else f"{_named(transfer)} before the task that makes it"
 
     def _part(self, part: Part, rank: int) -> str | None:
-        unit = (part.flow * (self.last + 1) + part.stage) * self.chunks + part.chunk
+        unit = (part.flow, part.stage, part.chunk)
         if isinstance(part, Forward):
             return self._forward(part, rank, unit)
         if self.inference:
@@ -297,66 +269,108 @@ class _Needs:
             return self._weight(part, unit)
         return self._backward(part, rank, unit)
 
-    def _forward(self, part: Forward, rank: int, unit: int) -> str | None:
-        self.forward[unit], again = 1, self.forward[unit]
-        if again:
+    def _forward(self, part: Forward, rank: int, unit: Unit) -> str | None:
+        if unit in self.forward:
             return f"{label(part)} is done twice"
+        self.forward.add(unit)
         if part.stage:
-            below = unit - self.chunks
-            local = self.owners[part.flow * (self.last + 1) + part.stage - 1] == rank
-            if not (self.forward if local else self.activations)[below]:
+            below = (part.flow, part.stage - 1, part.chunk)
+            local = self.schedule.owner(part.flow, part.stage - 1) == rank
+            if below not in (self.forward if local else self.received[Payload.ACTIVATION]):
                 source = "no Forward" if local else "no Receive"
                 return f"{label(part)} before its input: {source} of it comes earlier"
         return None
 
-    def _backward(self, part: Backward | BackwardInput, rank: int, unit: int) -> str | None:
-        self.backward[unit], again = 1, self.backward[unit]
+    def _backward(self, part: Backward | BackwardInput, rank: int, unit: Unit) -> str | None:
+        again = unit in self.backward
+        self.backward.add(unit)
         if isinstance(part, BackwardInput):
-            self.late[unit] = 1
-            self.put_off.append(unit)
+            self.put_off.add(unit)
+            self.waiting.append(unit)
         if again:
             return f"{label(part)}: its gradients are made twice"
-        if not self.forward[unit]:
+        if unit not in self.forward:
             return f"{label(part)} before its Forward"
-        if part.stage < self.last:
-            local = self.owners[part.flow * (self.last + 1) + part.stage + 1] == rank
-            if not (self.backward[unit + self.chunks] if local else self.gradients[unit]):
+        if part.stage < self.schedule.stages - 1:
+            local = self.schedule.owner(part.flow, part.stage + 1) == rank
+            above = (part.flow, part.stage + 1, part.chunk)
+            if not (above in self.backward if local else unit in self.received[Payload.GRADIENT]):
                 source = "no backward" if local else "no Receive"
                 return f"{label(part)} before its gradient: {source} of it comes earlier"
         return None
 
-    def _weight(self, part: BackwardWeight, unit: int) -> str | None:
-        self.weight[unit], again = 1, self.weight[unit]
+    def _weight(self, part: BackwardWeight, unit: Unit) -> str | None:
+        again = unit in self.weight
+        self.weight.add(unit)
         if again:
             return f"{label(part)} is done twice"
-        if not self.late[unit]:
+        if unit not in self.put_off:
             return f"{label(part)} before its BackwardInput"
-        if self.put_off.popleft() != unit:
+        if self.waiting.popleft() != unit:
             return f"{label(part)} is not the oldest that was put off"
         return None
 
 
+class _Crossing(NamedTuple):
+    key: tuple[Payload, int, int, int]
+    position: int
+    transfer: Transfer
+
+
 def _unpaired(schedule: Schedule, matching: Matching) -> list[Problem]:
     """C4."""
-    sent: dict[tuple[int, int], list[_Crossing]] = {}
-    received: dict[tuple[int, int], list[_Crossing]] = {}
+    links: dict[tuple[int, int], tuple[list[_Crossing], list[_Crossing]]] = {}
     for rank, actions in enumerate(schedule.actions):
         for index, action in enumerate(actions):
-            if isinstance(action, Exchange):
-                for each in action.transfers:
-                    key = (each.payload, each.flow, each.border, each.chunk)
-                    if isinstance(each, Send):
-                        sent.setdefault((rank, each.peer), []).append(_Crossing(key, index, each))
-                    else:
-                        received.setdefault((each.peer, rank), []).append(_Crossing(key, index, each))
-    found: list[Problem] = []
-    for link in sorted(sent.keys() | received.keys()):
-        found += _unpaired_on(schedule, link, sent.get(link, []), received.get(link, []), matching)
-    return found
+            for each in action.transfers if isinstance(action, Exchange) else ():
+                sends = isinstance(each, Send)
+                ends = links.setdefault((rank, each.peer) if sends else (each.peer, rank), ([], []))
+                key = (each.payload, each.flow, each.boundary, each.chunk)
+                ends[0 if sends else 1].append(_Crossing(key, index, each))
+    return [
+        problem
+        for link, (sent, received) in sorted(links.items())
+        for problem in _unpaired_on(schedule, link, sent, received, matching)
+    ]
+
+
+def _unpaired_on(
+    schedule: Schedule,
+    link: tuple[int, int],
+    sent: Sequence[_Crossing],
+    received: Sequence[_Crossing],
+    matching: Matching,
+) -> list[Problem]:
+    source, target = link
+    if [each.key for each in sent] == [each.key for each in received]:
+        keys = {each.key for each in sent}
+        if len(keys) == len(sent):
+            return []
+    problems = []
+    ends = ((source, sent, received, "received by", target), (target, received, sent, "sent by", source))
+    for rank, own, others, what, other in ends:
+        known, seen = {each.key for each in others}, set()
+        for each in own:
+            if each.key not in known:
+                text = f"{_named(each.transfer)} is never {what} rank {other}"
+            elif each.key in seen:
+                text = f"{_named(each.transfer)} comes twice"
+            else:
+                seen.add(each.key)
+                continue
+            problems.append(Problem(rank, each.position, schedule.actions[rank][each.position], text))
+    if matching is Matching.TAG or problems:
+        return problems
+    here, there = next((a, b) for a, b in zip(sent, received, strict=True) if a.key != b.key)
+    text = (
+        f"expects {_named(there.transfer)}, but rank {source} sends {_named(here.transfer)} first, in its "
+        f"action {here.position} {label(schedule.actions[source][here.position])}"
+    )
+    return [Problem(target, there.position, schedule.actions[target][there.position], text)]
 
 
 def _stuck(schedule: Schedule, transports: frozenset[Transport]) -> list[Problem]:
-    """C5. Who gets to the end where Sends wait gets there too where they do not, so one play may be enough."""
+    """C5. Who gets to the end where Sends wait gets there too where they do not, so one simulation may be enough."""
     if Transport.RENDEZVOUS in transports:
         transports -= {Transport.BUFFERED}
     for transport in sorted(transports):
@@ -375,44 +389,6 @@ def _stuck(schedule: Schedule, transports: frozenset[Transport]) -> list[Problem
     return []
 
 
-class _Crossing(NamedTuple):
-    key: tuple[Payload, int, int, int]
-    position: int
-    transfer: Transfer
-
-
-def _unpaired_on(
-    schedule: Schedule,
-    link: tuple[int, int],
-    sent: Sequence[_Crossing],
-    received: Sequence[_Crossing],
-    matching: Matching,
-) -> list[Problem]:
-    source, target = link
-    problems = []
-    ends = ((source, sent, received, "received by", target), (target, received, sent, "sent by", source))
-    for rank, own, others, what, other in ends:
-        known, seen = {each.key for each in others}, set()
-        for each in own:
-            if each.key not in known:
-                text = f"{_named(each.transfer)} is never {what} rank {other}"
-            elif each.key in seen:
-                text = f"{_named(each.transfer)} comes twice"
-            else:
-                seen.add(each.key)
-                continue
-            problems.append(Problem(rank, each.position, schedule.actions[rank][each.position], text))
-    if matching is Matching.ORDER and not problems:
-        for here, there in zip(sent, received, strict=True):
-            if here.key != there.key:
-                text = (
-                    f"expects {_named(there.transfer)}, but rank {source} sends {_named(here.transfer)} first, in its "
-                    f"action {here.position} {label(schedule.actions[source][here.position])}"
-                )
-                return [Problem(target, there.position, schedule.actions[target][there.position], text)]
-    return problems
-
-
 def _idle(schedule: Schedule, costs: StageCosts, idle_max: float) -> list[Problem]:
     """C7. A difference that rounding explains does not count."""
     timeline = simulate(schedule, costs)
@@ -428,8 +404,8 @@ def _named(transfer: Transfer) -> str:
     verb = "Send" if isinstance(transfer, Send) else "Receive"
     preposition = "to" if isinstance(transfer, Send) else "from"
     return (
-        f"the {verb} of {transfer.payload.value} {transfer.chunk} of flow {transfer.flow} across border "
-        f"{transfer.border} {preposition} rank {transfer.peer}"
+        f"the {verb} of {transfer.payload.value} {transfer.chunk} of flow {transfer.flow} across boundary "
+        f"{transfer.boundary} {preposition} rank {transfer.peer}"
     )
 
 

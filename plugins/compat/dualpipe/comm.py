@@ -1,4 +1,4 @@
-"""What crosses the borders between stages."""
+"""What crosses the boundaries between stages."""
 
 from luciola.plugins.dualpipe import set_p2p_tensor_dtype, set_p2p_tensor_shapes
 

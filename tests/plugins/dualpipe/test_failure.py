@@ -73,18 +73,20 @@ def test_a_rank_that_is_stopped_is_noticed_after_the_timeout(ranks: Ranks) -> No
         ),
         (
             "wrong_shape",
-            "(F0:2): ValueError: its output is float64[2, 5], but border 1 (to stage 2) carries float64[2, 6]",
+            "(F0:2): ValueError: its output is float64[2, 5], but boundary 1 (to stage 2) carries float64[2, 6]",
         ),
-        ("wrong_dtype", "its output is float32[2, 6], but border 1 (to stage 2) carries float64[2, 6]"),
+        ("wrong_dtype", "its output is float32[2, 6], but boundary 1 (to stage 2) carries float64[2, 6]"),
         (
             "wrong_count",
-            "its output is float64[2, 6], float64[2, 6], but border 1 (to stage 2) carries float64[2, 6]",
+            "its output is float64[2, 6], float64[2, 6], but boundary 1 (to stage 2) carries float64[2, 6]",
         ),
         ("no_tensor", "TypeError: Faulty must return a tensor or a list or tuple of tensors, not str"),
     ],
 )
 @pytest.mark.parametrize("form", ["dualpipe", "dualpipev"])
-def test_a_stage_that_fails_is_told_to_all_and_the_next_step_works(ranks: Ranks, form, fault, words) -> None:
+def test_a_stage_that_fails_is_reported_to_all_and_the_next_step_works(
+    ranks: Ranks, form, fault, words
+) -> None:
     answers = ranks.run("fault", 4, form=form, kind="split", chunks=8, bad=1, fault=fault, call=3)
     results = learned(answers)
     for rank, ((kind, text, cause), _) in enumerate(results):
@@ -96,7 +98,7 @@ def test_a_stage_that_fails_is_told_to_all_and_the_next_step_works(ranks: Ranks,
     assert torch.equal(torch.cat(losses[::-1]), cases.alone("split", 4 if form == "dualpipe" else 8, 8)[0])
 
 
-def test_a_rank_that_leaves_in_a_step_is_told(ranks: Ranks) -> None:
+def test_a_rank_that_leaves_in_a_step_is_reported(ranks: Ranks) -> None:
     """SystemExit passes through, and the others learn."""
     answers = ranks.run("fault", 2, form="dualpipev", kind="split", chunks=8, bad=1, fault="exits", call=2)
     assert answers[1].error == "SystemExit"
@@ -115,7 +117,7 @@ def test_a_rank_that_leaves_in_a_step_is_told(ranks: Ranks) -> None:
         ("absent", "waited 5 s for pipeline rank 1 to begin"),
     ],
 )
-def test_ranks_that_do_not_agree_are_told_so(ranks: Ranks, change: str, words: str) -> None:
+def test_ranks_that_do_not_agree_are_refused(ranks: Ranks, change: str, words: str) -> None:
     answers = learned(ranks.run("disagree", 4, form="dualpipe", chunks=8, change=change))
     for rank, (kind, text, _) in enumerate(answers):
         if change == "absent" and rank == 1:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pipeline_cases as cases
-from luciola.plugins.dualpipe.play import message_tag
+from luciola.plugins.dualpipe.executor import message_tag
 from luciola.plugins.dualpipe.schedule import Exchange, Schedule, dualpipe, dualpipev
 from luciola.plugins.dualpipe.session import SPECIAL
 from pipeline_ranks import Answer, Ranks
@@ -55,9 +55,9 @@ def test_labels_losses_and_outputs_can_stay_with_the_inputs(ranks: Ranks) -> Non
     near(done[1][2], [[2 * each for each in grads[stage]] for stage in (1, 2)])
 
 
-@pytest.mark.parametrize("told", ["all", "some"])
-def test_shapes_can_be_told_for_all_borders_or_for_some(ranks: Ranks, told: str) -> None:
-    done = values(ranks.run("options", 3, form="dualpipev", kind="split", chunks=6, told=told))
+@pytest.mark.parametrize("declared", ["all", "some"])
+def test_shapes_can_be_declared_for_all_boundaries_or_for_some(ranks: Ranks, declared: str) -> None:
+    done = values(ranks.run("options", 3, form="dualpipev", kind="split", chunks=6, declared=declared))
     assert torch.equal(done[0][0], cases.alone("split", 6, 6)[0])
 
 
@@ -94,14 +94,14 @@ def test_pipelines_of_separate_groups_run_at_one_time(ranks: Ranks) -> None:
         near(mine, [grads[rank], grads[3 - rank]])
 
 
-def test_notes_of_old_steps_leave_the_store(ranks: Ranks) -> None:
+def test_keys_of_old_steps_leave_the_store(ranks: Ranks) -> None:
     """A barrier makes keys of its own, the same number each time."""
-    for early, late in values(ranks.run("notes", 2)):
+    for early, late in values(ranks.run("keys", 2)):
         assert late - early <= 4
 
 
-def test_ranks_that_compute_for_long_give_signs_of_life(ranks: Ranks) -> None:
-    done = values(ranks.run("slow_watch", 2, seconds=0.7))
+def test_ranks_that_compute_for_long_send_heartbeats(ranks: Ranks) -> None:
+    done = values(ranks.run("slow_watchdog", 2, seconds=0.7))
     assert torch.equal(done[0], cases.alone("plain", 4, 4)[0])
 
 
@@ -119,7 +119,7 @@ def test_a_failed_step_with_mirror_sums_leaves_earlier_gradients(ranks: Ranks) -
 
 @pytest.mark.parametrize("plan", [dualpipe(4, 40), dualpipe(8, 20), dualpipev(3, 30), dualpipev(6, 13)])
 def test_messages_that_may_wait_together_have_different_tags(plan: Schedule) -> None:
-    """On each link: those of two exchanges after one another, and any two kinds, flows, borders or tensors."""
+    """On each link: those of two exchanges after one another, and any two kinds, flows, boundaries or tensors."""
     for actions in plan.actions:
         exchanges = [action.transfers for action in actions if isinstance(action, Exchange)]
         for one, two in itertools.pairwise(exchanges):

@@ -63,8 +63,8 @@ def test_a_second_step_adds_to_the_gradients(ranks: Ranks) -> None:
 
 
 @pytest.mark.parametrize(("form", "size"), [("dualpipe", 4), ("dualpipev", 2)])
-def test_several_tensors_of_other_shapes_cross_each_border(ranks: Ranks, form: str, size: int) -> None:
-    """Widths differ by border, some outputs are not contiguous, whole numbers and None travel without gradients."""
+def test_several_tensors_of_other_shapes_cross_each_boundary(ranks: Ranks, form: str, size: int) -> None:
+    """Widths differ by boundary, some outputs are not contiguous, whole numbers and None travel without gradients."""
     done = values(ranks.run("train", size, form=form, kind="wide", chunks=8))
     losses, outputs, grads = cases.alone("wide", 4, 8)
     ours = torch.cat([done[-1][0], done[0][0]]) if form == "dualpipe" else done[0][0]

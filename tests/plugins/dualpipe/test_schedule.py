@@ -164,8 +164,8 @@ def test_both_ends_of_a_link_have_one_order(schedule: Schedule) -> None:
                 for each in transfers(schedule.actions[peer])
                 if isinstance(each, Receive) and each.peer == rank
             ]
-            assert [(each.payload, each.flow, each.border, each.chunk) for each in sent] == [
-                (each.payload, each.flow, each.border, each.chunk) for each in taken
+            assert [(each.payload, each.flow, each.boundary, each.chunk) for each in sent] == [
+                (each.payload, each.flow, each.boundary, each.chunk) for each in taken
             ]
             assert abs(peer - rank) == 1 or not sent
 
@@ -191,11 +191,11 @@ def test_tasks_have_what_they_need(schedule: Schedule) -> None:
         for action in actions:
             if isinstance(action, Exchange):
                 for each in action.transfers:
-                    key = (each.payload, each.flow, each.border, each.chunk)
+                    key = (each.payload, each.flow, each.boundary, each.chunk)
                     if isinstance(each, Send):
                         assert key in ready
                     else:
-                        stage = each.border if each.payload is Payload.ACTIVATION else each.border + 1
+                        stage = each.boundary if each.payload is Payload.ACTIVATION else each.boundary + 1
                         assert (each.flow, stage) not in here
                         assert key not in ready
                         ready.add(key)

@@ -16,7 +16,7 @@ from luciola.plugins.dualpipe.schedule import (
     label,
     parts,
 )
-from luciola.plugins.dualpipe.schedules import interleaved, one_f_one_b, zb1p, zbv
+from luciola.plugins.dualpipe.schedules import one_f_one_b, zb1p, zbv
 
 LETTERS = {Forward: "F", Backward: "B", BackwardInput: "I", BackwardWeight: "W"}
 
@@ -60,12 +60,10 @@ def test_fewer_chunks_than_ranks_are_possible_where_nothing_forbids_it() -> None
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        (interleaved, "Interleaved1F1B"),
-        (lambda ranks, chunks: zb1p(ranks, chunks, modules=2), "InterleavedZeroBubble"),
         (zbv, "ZBVZeroBubble"),
         (dualpipev, "DualPipeV"),
     ],
-    ids=["1f1b-2x", "zb1p-2x", "zbv", "dualpipev"],
+    ids=["zbv", "dualpipev"],
 )
 @pytest.mark.parametrize(
     ("ranks", "chunks"), [(1, 4), (2, 4), (2, 9), (3, 6), (4, 8), (4, 20), (5, 15), (8, 24)]

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luciola.plugins.dualpipe.costs import StageCosts
-from luciola.plugins.dualpipe.machine import Deadlock, Transport
+from luciola.plugins.dualpipe.event_sim import Deadlock, Transport
 from luciola.plugins.dualpipe.schedule import dualpipe, dualpipev
-from luciola.plugins.dualpipe.schedules import SCHEDULES, interleaved, one_f_one_b, zb1p, zbv
+from luciola.plugins.dualpipe.schedules import SCHEDULES, one_f_one_b, zb1p, zbv
 from luciola.plugins.dualpipe.simulate import Timeline, simulate
 
 UNIT = StageCosts(forward=1, backward=2, weight=1)
@@ -49,8 +49,6 @@ def test_the_bubble_of_4_ranks(forward: float, backward: float, weight: float, o
     [
         (dualpipev(4, 20), 126, 6, 9),
         (zbv(4, 20), 123, 3, 8),
-        (zb1p(4, 20, modules=2), 123, 3, 8),
-        (interleaved(4, 20), 129, 9, 11),
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
@@ -82,23 +80,19 @@ def test_bubbles_of_1f1b_and_zb1p(ranks: int, forward: float, backward: float, w
 
 
 def test_peaks_count_what_the_weight_gradients_keep() -> None:
-    schedule = zb1p(4, 12)
-    assert simulate(schedule, StageCosts(kept_for_weight=0)).peak_activation == (4, 3, 2, 1)
-    assert simulate(schedule, StageCosts(kept_for_weight=1)).peak_activation == (4, 4, 4, 4)
-    half = simulate(schedule, StageCosts(kept_for_weight=0.5, activation=[8, 8, 8, 8])).peak_activation
-    assert half == (32, 28, 24, 20)
+    assert simulate(zb1p(4, 12), StageCosts(activation=8)).peak_activation == (32, 32, 32, 32)
+    assert simulate(one_f_one_b(4, 12), StageCosts(activation=8)).peak_activation == (32, 24, 16, 8)
 
 
 def test_dualpipe_holds_two_copies_of_the_parameters() -> None:
-    costs = StageCosts(parameters=[1, 2, 3, 4])
-    assert simulate(dualpipe(4, 8), costs).parameters == (5, 5, 5, 5)
-    assert simulate(one_f_one_b(4, 8), costs).parameters == (1, 2, 3, 4)
-    assert simulate(dualpipev(2, 8), costs).parameters == (5, 5)
+    costs = StageCosts(parameters=3)
+    assert simulate(dualpipe(4, 8), costs).parameters == (6, 6, 6, 6)
+    assert simulate(one_f_one_b(4, 8), costs).parameters == (3, 3, 3, 3)
 
 
 def test_a_transfer_takes_its_time_and_the_link_is_shared_by_turns() -> None:
     """Rank 0 makes a chunk every 1, but a transfer takes 5: chunk n reaches rank 1 at 6 + 5n."""
-    costs = StageCosts(forward=1, backward=0, weight=0, communication=[5, 0])
+    costs = StageCosts(forward=1, backward=0, weight=0, communication=5)
     schedule = one_f_one_b(2, 3).forward_only()
     timeline = simulate(schedule, costs)
     assert [span.start for span in timeline.spans[0]] == [0, 1, 2]
@@ -109,7 +103,7 @@ def test_a_transfer_takes_its_time_and_the_link_is_shared_by_turns() -> None:
 
 
 def test_a_rank_that_waits_for_its_sends_is_slowed_down_by_them() -> None:
-    costs = StageCosts(forward=1, backward=0, weight=0, communication=[5, 0])
+    costs = StageCosts(forward=1, backward=0, weight=0, communication=5)
     schedule = one_f_one_b(2, 3).forward_only()
     assert [span.start for span in simulate(schedule, costs, transport=Transport.BUFFERED).spans[0]] == [
         0,
@@ -121,20 +115,9 @@ def test_a_rank_that_waits_for_its_sends_is_slowed_down_by_them() -> None:
     assert [span.start for span in waiting.spans[1]] == [6, 12, 18]
 
 
-def test_costs_by_stage_are_used_where_they_belong() -> None:
-    costs = StageCosts(forward=[1, 10], backward=[2, 20], weight=[1, 5])
-    timeline = simulate(one_f_one_b(2, 1), costs)
-    assert [(span.start, span.end) for own in timeline.spans for span in own] == [
-        (0, 1),
-        (31, 33),
-        (1, 11),
-        (11, 31),
-    ]
-
-
 def test_a_schedule_that_stops_has_no_timeline() -> None:
     with pytest.raises(Deadlock, match="stops in a circle: rank 0 waits"):
-        simulate(interleaved(2, 8), UNIT, transport=Transport.RENDEZVOUS)
+        simulate(zbv(2, 8), UNIT, transport=Transport.RENDEZVOUS)
 
 
 @settings(max_examples=60, deadline=None)
@@ -172,12 +155,9 @@ def test_what_holds_for_every_timeline(
     [
         ({"forward": -1}, "forward must be a finite number from 0 on, not -1"),
         ({"backward": math.nan}, "backward must be a finite number"),
-        ({"communication": [0, math.inf]}, "communication must be a finite number"),
+        ({"communication": math.inf}, "communication must be a finite number"),
         ({"forward": "1"}, "forward must be a finite number from 0 on, not '1'"),
-        ({"weight": 3}, "stage 0: the weight part 3 is more than the whole backward 2"),
-        ({"backward": [2, 1], "weight": [1, 1.5]}, "stage 1: the weight part 1.5 is more than"),
-        ({"backward": [2, 1], "weight": [1, 1, 1]}, "backward has 2 numbers, one a stage, but there are 3"),
-        ({"kept_for_weight": 1.5}, "kept_for_weight is a share"),
+        ({"weight": 3}, "the weight part 3 is more than the whole backward 2"),
     ],
 )
 def test_costs_that_cannot_be_are_refused(arguments, words: str) -> None:
@@ -185,35 +165,8 @@ def test_costs_that_cannot_be_are_refused(arguments, words: str) -> None:
         StageCosts(**arguments)
 
 
-def test_costs_for_another_number_of_stages_are_refused() -> None:
-    with pytest.raises(ValueError, match="forward has 3 numbers, one a stage, but there are 4 stages"):
-        simulate(dualpipe(4, 8), StageCosts(forward=[1, 1, 1]))
-
-
-def test_joined_stages_cost_what_their_parts_cost() -> None:
-    fine = StageCosts(
-        forward=[1, 2, 3, 4], backward=[2, 2, 2, 2], weight=1, communication=[7, 8, 9, 0], activation=5
-    )
-    assert fine.stages == 4
-    assert fine.recut(4, 2) == StageCosts(
-        forward=[3, 7], backward=[4, 4], weight=2, communication=[8, 0], activation=10, parameters=2
-    )
-    with pytest.raises(ValueError, match="costs of 4 stages do not tell those of 3"):
-        fine.recut(4, 3)
-    with pytest.raises(ValueError, match="costs of 4 stages do not tell those of 8"):
-        fine.recut(4, 8)
-
-
-def test_equal_stages_can_be_cut_further() -> None:
+def test_pieces_of_a_stage_share_its_costs() -> None:
     costs = StageCosts(forward=1, backward=3, weight=1, overlap=3.5, communication=0.2)
-    assert costs.stages is None
-    assert costs.recut(4, 8) == StageCosts(
+    assert costs.cut(2) == StageCosts(
         forward=0.5, backward=1.5, weight=0.5, overlap=1.75, communication=0.2, activation=0.5, parameters=0.5
     )
-
-
-def test_lists_for_different_numbers_of_stages_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"must all be for one number of stages, not \{'forward': 2, 'activation': 3\}"
-    ):
-        StageCosts(forward=[1, 1], activation=[1, 1, 1]).stages  # noqa: B018

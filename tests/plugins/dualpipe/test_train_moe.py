@@ -17,10 +17,10 @@ from torch import Tensor
 from luciola.client import close_locations, open_location
 from luciola.client.location import Location
 from luciola.plugins.dualpipe import DualPipeV
-from luciola.plugins.dualpipe.weight_store import WeightGradStore
+from luciola.plugins.dualpipe.wgrad_store import WeightGradStore
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
-STEPS, EVERY = 5, 2
+STEPS, EVERY = 4, 2
 
 Result = tuple[list[float], dict[str, bytes]]
 """Losses, and all bytes of weights and optimizers by stage."""
@@ -280,7 +280,7 @@ def unstopped(shared_cluster) -> Result:
     """A training without a stop, on a cluster."""
     location = f"luciola://{shared_cluster.data}!/moe"
     told = train(location)
-    assert re.findall(r"^step (\d+) loss", told, re.MULTILINE) == ["1", "2", "3", "4", "5"]
+    assert re.findall(r"^step (\d+) loss", told, re.MULTILINE) == ["1", "2", "3", "4"]
     return result(location)
 
 
@@ -298,7 +298,7 @@ def test_a_training_that_was_killed_goes_on_bit_by_bit(tmp_path, unstopped: Resu
     assert done in {EVERY, 2 * EVERY}, "at most a step more than was heard of"
     told = train(str(tmp_path))
     assert told.splitlines()[0] == f"going on after step {done}"
-    assert re.findall(r"^step (\d+) loss", told, re.MULTILINE) == ["3", "4", "5"][done - EVERY :]
+    assert re.findall(r"^step (\d+) loss", told, re.MULTILINE) == ["3", "4"][done - EVERY :]
     assert result(str(tmp_path)) == unstopped
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
@@ -307,7 +307,12 @@ def test_the_pipeline_computes_what_one_process_computes(tmp_path, monkeypatch, 
     import train_moe_dualpipe
 
     monkeypatch.setattr(sys, "argv", command(str(tmp_path), "--plain")[1:])
-    train_moe_dualpipe.main()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tensors are small: a second thread only waits
+    try:
+        train_moe_dualpipe.main()
+    finally:
+        torch.set_num_threads(threads)
     assert result(str(tmp_path))[0] == pytest.approx(unstopped[0], rel=1e-5)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luciola.plugins.dualpipe.machine import Deadlock, Transport, run
+from luciola.plugins.dualpipe.event_sim import Deadlock, Transport, run
 from luciola.plugins.dualpipe.schedule import (
     Action,
     Backward,
@@ -36,7 +36,7 @@ def chunk_counts(ranks: int) -> list[int]:
     """Numbers of micro-batches: all for few ranks; for more those near the bounds, between which only the middle of
     the step grows."""
     every = range(2 * ranks, CHUNKS_MAX + 1)
-    return list(every) if ranks <= 6 else sorted({*every[:8], *every[8::7], *every[-2:]})
+    return list(every) if ranks <= 3 else sorted({*every[:4], *every[4::13], *every[-2:]})
 
 
 def unit_idle(stages: int) -> float:
@@ -44,7 +44,7 @@ def unit_idle(stages: int) -> float:
     return max(0, stages / 2 - 1) * 2
 
 
-@pytest.mark.parametrize("ranks", range(2, RANKS_MAX + 1, 2))
+@pytest.mark.parametrize("ranks", [2, 4, 6, 8, 12, RANKS_MAX])
 def test_dualpipe_is_right_in_all_sizes(ranks: int) -> None:
     for chunks in chunk_counts(ranks):
         if chunks % 2:
@@ -52,13 +52,13 @@ def test_dualpipe_is_right_in_all_sizes(ranks: int) -> None:
         verify(dualpipe(ranks, chunks), limits=Limits(live_chunks=ranks + 1))
 
 
-@pytest.mark.parametrize("ranks", range(1, RANKS_MAX + 1))
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5, 8, 11, RANKS_MAX])
 def test_dualpipev_is_right_in_all_sizes(ranks: int) -> None:
     for chunks in chunk_counts(ranks):
         verify(dualpipev(ranks, chunks), limits=Limits(live_chunks=2 * ranks + 1))
 
 
-@pytest.mark.parametrize("ranks", range(2, RANKS_MAX + 1, 2))
+@pytest.mark.parametrize("ranks", [2, 4, 10, RANKS_MAX])
 def test_idle_time_is_the_published_one(ranks: int) -> None:
     for chunks in {2 * ranks, 2 * ranks + 6, CHUNKS_MAX}:
         verify(dualpipe(ranks, chunks), transports=[], limits=Limits(idle=unit_idle(ranks)))
@@ -70,33 +70,30 @@ def test_inference_is_right_too(ranks: int) -> None:
     for chunks in (2 * ranks, 2 * ranks + 2, CHUNKS_MAX):
         for schedule in (dualpipe(ranks, chunks), dualpipev(ranks, chunks)):
             verify(schedule.forward_only(), inference=True)
-    assert "rank 1: no Forward of flow 0, stage 1, micro-batch 1" in told(
+    assert "rank 1: no Forward of flow 0, stage 1, micro-batch 1" in message_of(
         without(one_f_one_b(2, 2).forward_only(), 1, "F0:1"), inference=True
     )
-    assert "has no place in inference" in told(dualpipe(2, 4), inference=True)
+    assert "has no place in inference" in message_of(dualpipe(2, 4), inference=True)
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES.keys() - {"dualpipe", "dualpipev"}))
 def test_the_other_schedules_are_right(name: str) -> None:
     """Sends of these are never waited for, and messages are told apart by tags, as their runtimes do."""
     right = 0
-    for ranks in (1, 2, 3, 4, 5, 8, 13):
-        for chunks in (1, 2, 3, 5, 8, 12, 17, 26, 64):
+    for ranks in (1, 2, 3, 4, 8, 13):
+        for chunks in (1, 2, 3, 5, 12, 26):
             try:
                 schedule = SCHEDULES[name](ranks, chunks)
             except ValueError:
                 continue
-            limit = schedule.stages
-            if name.endswith("-2x"):  # a round, and what is under way to the last stage and back
-                limit = chunks // max(1, chunks // ranks) + (2 if name == "1f1b-2x" else 1) * (ranks - 1) + 1
             verify(
                 schedule,
                 transports=[Transport.BUFFERED, Transport.BACKGROUND],
                 matching=Matching.TAG,
-                limits=Limits(live_chunks=limit),
+                limits=Limits(live_chunks=schedule.stages),
             )
             right += 1
-    assert right > 20
+    assert right > 15
 
 
 def test_a_rank_with_too_many_live_micro_batches_is_named() -> None:
@@ -148,7 +145,7 @@ def without(schedule: Schedule, rank: int, name: str) -> Schedule:
     return changed(schedule, rank, change)
 
 
-def told(schedule: Schedule, **limits) -> str:
+def message_of(schedule: Schedule, **limits) -> str:
     with pytest.raises(InvalidSchedule) as caught:
         verify(schedule, **limits)
     return str(caught.value)
@@ -161,7 +158,7 @@ def test_swapped_sends_are_found() -> None:
     def change(own: list[Action]) -> None:
         own[first], own[second] = own[second], own[first]
 
-    text = told(changed(good, 0, change))
+    text = message_of(changed(good, 0, change))
     assert "rank 0, action 1 [>1 a0:1]: the Send of activation 1 of flow 0" in text
     assert "before the task that makes it" in text
 
@@ -176,27 +173,31 @@ def test_sends_in_another_order_than_their_receives_are_found() -> None:
         >= {(Payload.ACTIVATION, 2), (Payload.GRADIENT, 2)}
     )
     swapped = changed(good, 1, lambda own: own.__setitem__(index, Exchange(own[index].transfers[::-1])))
-    text = told(swapped)
+    text = message_of(swapped)
     assert "rank 2, action" in text
     assert "expects the Receive of" in text
     assert (
-        f"but rank 1 sends the Send of gradient 0 of flow 1 across border 1 to rank 2 first, in its action {index}"
+        f"but rank 1 sends the Send of gradient 0 of flow 1 across boundary 1 to rank 2 first, in its action {index}"
         in text
     )
     assert find_problems(swapped, matching=Matching.TAG) == []
 
 
 def test_a_missing_receive_is_found() -> None:
-    text = told(without(dualpipe(4, 8), 2, "<1 a0:3"))
+    text = message_of(without(dualpipe(4, 8), 2, "<1 a0:3"))
     assert "rank 2, action" in text
     assert "F0:3 before its input: no Receive of it comes earlier" in text
     assert "rank 1, action" in text
-    assert "the Send of activation 3 of flow 0 across border 1 to rank 2 is never received by rank 2" in text
+    assert (
+        "the Send of activation 3 of flow 0 across boundary 1 to rank 2 is never received by rank 2" in text
+    )
 
 
 def test_a_missing_send_is_found() -> None:
-    text = told(without(dualpipev(3, 8), 1, ">2 a0:5"))
-    assert "the Receive of activation 5 of flow 0 across border 1 from rank 1 is never sent by rank 1" in text
+    text = message_of(without(dualpipev(3, 8), 1, ">2 a0:5"))
+    assert (
+        "the Receive of activation 5 of flow 0 across boundary 1 from rank 1 is never sent by rank 1" in text
+    )
     assert text.splitlines()[1].startswith("  rank 2, action ")
 
 
@@ -224,7 +225,7 @@ def test_a_circular_wait_is_found() -> None:
     schedule = Schedule("circle", 2, 2, 1, places, (rank(0), rank(1)))
     problems = find_problems(schedule, transports=[Transport.BUFFERED])
     assert [(each.rank, each.position) for each in problems] == [(0, 1), (1, 1)]
-    assert "waits for ever for the Receive of activation 0 of flow 1 across border 0 from rank 1" in str(
+    assert "waits for ever for the Receive of activation 0 of flow 1 across boundary 0 from rank 1" in str(
         problems[0]
     )
     with pytest.raises(
@@ -278,19 +279,19 @@ def test_sends_that_only_work_if_they_are_buffered_are_found() -> None:
 
 
 def test_an_early_weight_gradient_is_found() -> None:
-    text = told(moved(dualpipe(8, 20), 1, "W1:0", before="I1:0"))
+    text = message_of(moved(dualpipe(8, 20), 1, "W1:0", before="I1:0"))
     assert "rank 1, action" in text
     assert "W1:0: W1:0 before its BackwardInput" in text
 
 
 def test_weight_gradients_in_another_order_are_found() -> None:
-    text = told(moved(dualpipe(8, 20), 1, "W0:9", before="W0:8"))
+    text = message_of(moved(dualpipe(8, 20), 1, "W0:9", before="W0:8"))
     assert "W0:9 is not the oldest that was put off" in text
 
 
 def test_an_early_forward_is_found() -> None:
     good = dualpipev(2, 4)
-    text = told(moved(good, 1, "F1:0", before="F0:0"))
+    text = message_of(moved(good, 1, "F1:0", before="F0:0"))
     assert "F1:0 before its input: no Forward of it comes earlier" in text
 
 
@@ -301,26 +302,26 @@ def test_an_early_backward_is_found() -> None:
         good, 3, lambda own: own.__setitem__(slice(pair, pair + 1), [own[pair].backward, own[pair].forward])
     )
     assert find_problems(apart) == []
-    assert "before its gradient: no Receive of it comes earlier" in told(
+    assert "before its gradient: no Receive of it comes earlier" in message_of(
         moved(apart, 3, "B1:0", before="I0:0")
     )
     alone = one_f_one_b(1, 2)
-    assert "B0:1 before its Forward" in told(moved(alone, 0, "B0:1", before="F0:1"))
+    assert "B0:1 before its Forward" in message_of(moved(alone, 0, "B0:1", before="F0:1"))
 
 
 def test_what_is_done_twice_or_never_is_found() -> None:
     good = one_f_one_b(3, 4)
     twice = changed(good, 2, lambda own: own.insert(3, own[1]))
-    assert "F0:0 is done twice" in told(twice)
+    assert "F0:0 is done twice" in message_of(twice)
     never = without(good, 0, "B0:3")
-    assert "rank 0: no Backward of flow 0, stage 0, micro-batch 3" in told(never)
-    assert "no BackwardWeight after its BackwardInput" in told(without(dualpipe(2, 4), 0, "W0:1"))
+    assert "rank 0: no Backward of flow 0, stage 0, micro-batch 3" in message_of(never)
+    assert "no BackwardWeight after its BackwardInput" in message_of(without(dualpipe(2, 4), 0, "W0:1"))
 
 
 def test_a_transfer_that_is_received_twice_is_found() -> None:
     good = dualpipe(4, 8)
     index = index_of(good, 1, "<0 a0:1")
-    text = told(changed(good, 1, lambda own: own.insert(index, own[index])))
+    text = message_of(changed(good, 1, lambda own: own.insert(index, own[index])))
     assert "comes twice" in text
 
 
@@ -332,11 +333,11 @@ def test_a_transfer_that_is_received_twice_is_found() -> None:
         (lambda own: own.insert(0, Forward(0, 0, 0, 4)), "a flow has 4 micro-batches"),
         (
             lambda own: own.insert(0, Exchange((Receive(Payload.GRADIENT, 0, 0, 0, 3),))),
-            "border 0 of flow 0 goes from rank 1 to rank 0",
+            "boundary 0 of flow 0 goes from rank 1 to rank 0",
         ),
         (
             lambda own: own.insert(0, Exchange((Receive(Payload.GRADIENT, 0, 3, 0, 1),))),
-            "border 3 of flow 0 is not part of the step",
+            "boundary 3 of flow 0 is not part of the step",
         ),
         (
             lambda own: own.insert(0, Overlap(Forward(0, 0, 0, 0), BackwardInput(1, 1, 3, 0))),
@@ -345,13 +346,15 @@ def test_a_transfer_that_is_received_twice_is_found() -> None:
     ],
 )
 def test_actions_in_the_wrong_place_are_found(change, words) -> None:
-    assert words in told(changed(dualpipe(4, 8), 0, change))
+    assert words in message_of(changed(dualpipe(4, 8), 0, change))
 
 
 def test_places_that_leave_a_stage_out_are_found() -> None:
     good = one_f_one_b(2, 2)
-    assert "each stage of each flow once" in told(replace(good, places=((Place(0, 0),), (Place(0, 0),))))
-    assert "1 lists of actions for 2 ranks" in told(replace(good, actions=good.actions[:1]))
+    assert "each stage of each flow once" in message_of(
+        replace(good, places=((Place(0, 0),), (Place(0, 0),)))
+    )
+    assert "1 lists of actions for 2 ranks" in message_of(replace(good, actions=good.actions[:1]))
 
 
 @settings(max_examples=150, deadline=None)
@@ -384,7 +387,7 @@ def stuck(schedule: Schedule, source: random.Random, *, rendezvous: bool) -> set
     received: set[tuple] = set()
 
     def crossing(each: Send | Receive) -> tuple:
-        return (each.payload, each.flow, each.border, each.chunk)
+        return (each.payload, each.flow, each.boundary, each.chunk)
 
     def over(each: Send | Receive) -> bool:
         if isinstance(each, Receive):
@@ -415,12 +418,10 @@ def stuck(schedule: Schedule, source: random.Random, *, rendezvous: bool) -> set
 @settings(max_examples=60, deadline=None)
 @given(
     st.randoms(use_true_random=False),
-    st.sampled_from(
-        [("dualpipe", 4, 8), ("dualpipev", 3, 6), ("1f1b", 3, 4), ("zbv", 2, 4), ("zb1p-2x", 2, 4)]
-    ),
+    st.sampled_from([("dualpipe", 4, 8), ("dualpipev", 3, 6), ("1f1b", 3, 4), ("zbv", 2, 4), ("zb1p", 3, 5)]),
     st.sampled_from([Transport.BUFFERED, Transport.RENDEZVOUS]),
 )
-def test_the_machine_stops_where_trying_stops(
+def test_the_simulation_stops_where_trying_stops(
     source: random.Random, size: tuple[str, int, int], transport: Transport
 ) -> None:
     """With exchanges moved about, so that some schedules stop and others do not."""

@@ -17,7 +17,7 @@ def twins(physical, gpus):
     return (in_order.diff(dim=-1) == 0).any(-1).sum(-1)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(problems(), st.sampled_from(["optimal", "optimal-global"]))
 def test_placement_is_complete_and_no_worse_than_the_original_s_without_twins(problem, policy):
     weight, slots, _, _, gpus = problem
@@ -31,7 +31,7 @@ def test_placement_is_complete_and_no_worse_than_the_original_s_without_twins(pr
     assert (peak <= gpu_loads(weight, original, gpus).amax(-1) * (1 + GAP))[alone].all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(problems())
 def test_replicas_of_an_expert_are_apart_where_gpus_have_fewer_slots_than_there_are_experts(problem):
     weight, slots, _, _, gpus = problem
@@ -42,7 +42,7 @@ def test_replicas_of_an_expert_are_apart_where_gpus_have_fewer_slots_than_there_
         assert imbalance(weight, physical, gpus).max() < 1 + 1e-9
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(problems())
 def test_groups_stay_on_one_node(problem):
     weight, _, groups, nodes, _ = problem

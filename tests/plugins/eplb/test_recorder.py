@@ -119,6 +119,7 @@ def test_files_come_back_and_are_resumed(tmp_path):
 RANK = """
 import sys, torch
 from luciola.plugins.eplb import LoadRecorder
+from luciola.plugins.eplb.refresh import TorchRanks
 rank, store = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 recorder = LoadRecorder(1, 3, windows=1, window_steps=1)
@@ -126,6 +127,8 @@ recorder.record(0, torch.full((rank + 1,), rank))
 recorder.step()
 loads = recorder.reduced()
 print(loads.average.tolist(), loads.windows.tolist())
+ranks = TorchRanks(recorder.device)  # what a refresher does with the others
+print(ranks.add(torch.tensor([1.0, rank])).tolist(), ranks.gather(f"rank {rank}"))
 torch.distributed.destroy_process_group()
 """
 
@@ -140,7 +143,8 @@ def test_ranks_are_reduced_by_torch_distributed(tmp_path):
         for rank in range(2)
     ]
     outputs = [process.communicate(timeout=280)[0] for process in ranks]
-    assert outputs == ["[[1.0, 2.0, 0.0]] [[[1.0, 2.0, 0.0]]]\n"] * 2
+    said = "[[1.0, 2.0, 0.0]] [[[1.0, 2.0, 0.0]]]\n[2.0, 1.0] ['rank 0', 'rank 1']\n"
+    assert outputs == [said] * 2
 
 
 def test_without_torch_distributed_reduced_is_local():

@@ -1,4 +1,4 @@
-"""Plays one rank's actions of a schedule: one training or inference step.
+"""Executes one rank's actions of a schedule: one training or inference step.
 
 Memory: the output of a stage goes as soon as it has been sent. For the backward pass an `_Edge` keeps its place in the
 graph, a tensor of the same shape with the storage of one element. So nothing that the module itself saved is touched,
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .batch import Chunk, join
-from .board import Board
-from .border import Border, Told, border_of, decode, describe, encode, same_tensors
+from .boundary_spec import Boundary, Declared, boundary_of, decode, describe, encode, same_tensors
+from .rendezvous import Rendezvous
 from .schedule import (
     Action,
     Backward,
@@ -32,7 +32,7 @@ from .schedule import (
     label,
 )
 from .transport import Message, Transport
-from .weight_store import WeightGradStore
+from .wgrad_store import WeightGradStore
 
 Criterion = Callable[..., Tensor]
 Key = tuple[int, int]
@@ -64,58 +64,58 @@ class Result:
     outputs: Tensor | tuple[Tensor | None, ...] | None
 
 
-class Borders:
-    """What crosses each border in one step: told by the user, or by the first tensors that come to it."""
+class Boundaries:
+    """What crosses each boundary in one step: declared by the user, or found out from the first tensors."""
 
-    def __init__(self, told: Told, board: Board, *, step: int) -> None:
-        self._told = told
-        self._board = board
+    def __init__(self, declared: Declared, rendezvous: Rendezvous, *, step: int) -> None:
+        self._declared = declared
+        self._rendezvous = rendezvous
         self._step = step
-        self._known: dict[tuple[int, int], Border] = {}
-        self.notes: list[str] = []
-        """The keys of what this rank has told."""
+        self._known: dict[tuple[int, int], Boundary] = {}
+        self.keys: list[str] = []
+        """What this rank has published."""
 
-    def check(self, flow: int, border: int, tensors: Sequence[Tensor | None]) -> Border:
-        """Compares what a stage gave with what its border carries; tells it if it is the first.
+    def check(self, flow: int, boundary: int, tensors: Sequence[Tensor | None]) -> Boundary:
+        """Compares what a stage gave with what its boundary carries; tells it if it is the first.
 
         Raises: ValueError if they differ.
         """
-        found = border_of(tensors)
-        known = self._known.get((flow, border))
+        found = boundary_of(tensors)
+        known = self._known.get((flow, boundary))
         if known is None:
-            known = self._told.border(border)
+            known = self._declared.boundary(boundary)
             if known is None:
                 known = found
-                note = self._note(flow, border)
-                self._board.put(note, encode(found))
-                self.notes.append(note)
-            self._known[flow, border] = known
-        elif self._told.border(border) is None and known != found and same_tensors(known, found):
+                key = self._key(flow, boundary)
+                self._rendezvous.put(key, encode(found))
+                self.keys.append(key)
+            self._known[flow, boundary] = known
+        elif self._declared.boundary(boundary) is None and known != found and same_tensors(known, found):
             raise ValueError("its outputs need gradients for some micro-batches and none for others")
         if not same_tensors(known, found):
             raise ValueError(
-                f"its output is {describe(found)}, but border {border} (to stage {border + 1}) carries "
+                f"its output is {describe(found)}, but boundary {boundary} (to stage {boundary + 1}) carries "
                 f"{describe(known)} in this step"
             )
         return known
 
-    def incoming(self, flow: int, border: int) -> Border:
-        """What the rank above a border must make room for; waits for the rank below to tell."""
-        known = self._known.get((flow, border))
+    def incoming(self, flow: int, boundary: int) -> Boundary:
+        """What the rank above a boundary must make room for; waits for the rank below to tell."""
+        known = self._known.get((flow, boundary))
         if known is None:
-            known = self._told.border(border)
+            known = self._declared.boundary(boundary)
             if known is None:
-                what = f"the first output of stage {border}, flow {flow}"
-                known = decode(self._board.take(self._note(flow, border), what=what))
-            self._known[flow, border] = known
+                what = f"the first output of stage {boundary}, flow {flow}"
+                known = decode(self._rendezvous.wait(self._key(flow, boundary), what=what))
+            self._known[flow, boundary] = known
         return known
 
-    def known(self, flow: int, border: int) -> Border:
-        """What crosses a border that this rank has used before."""
-        return self._known[flow, border]
+    def known(self, flow: int, boundary: int) -> Boundary:
+        """What crosses a boundary that this rank has used before."""
+        return self._known[flow, boundary]
 
-    def _note(self, flow: int, border: int) -> str:
-        return f"border/{self._step}/{flow}/{border}"
+    def _key(self, flow: int, boundary: int) -> str:
+        return f"boundary/{self._step}/{flow}/{boundary}"
 
 
 class _Edge(torch.autograd.Function):
@@ -132,14 +132,14 @@ class _Edge(torch.autograd.Function):
 
 
 @dataclass
-class Player:
+class Executor:
     """The state of one rank during one step."""
 
     schedule: Schedule
     rank: int
     modules: Sequence[nn.Module]
     job: Job
-    borders: Borders
+    boundaries: Boundaries
     transport: Transport | None
     device: torch.device
     where: str = ""
@@ -161,7 +161,7 @@ class Player:
     """Losses without graph, by chunk."""
     _outputs: dict[int, Chunk] = field(default_factory=dict)
 
-    def play(self) -> Result:
+    def run(self) -> Result:
         """All actions of this rank, in order."""
         WeightGradStore.clear()
         try:
@@ -230,7 +230,7 @@ class Player:
         if above is not None:
             self._inputs[above, part.chunk] = tuple(map(self._leaf, outputs))
         else:
-            self.borders.check(part.flow, part.stage, outputs)
+            self.boundaries.check(part.flow, part.stage, outputs)
             key = (Payload.ACTIVATION, part.flow, part.stage, part.chunk)
             self._outbox[key] = [None if each is None else each.detach().contiguous() for each in outputs]
 
@@ -326,7 +326,7 @@ class Player:
             wait, buffers = self._start(group)
             wait()
         else:
-            # Sends first: nothing sent here may wait for a note about what is received.
+            # Sends first: nothing sent here may wait for the spec of what is received.
             self._sent, _ = self._start([each for each in group if isinstance(each, Send)])
             wait, buffers = self._start([each for each in group if isinstance(each, Receive)])
             wait()
@@ -351,34 +351,34 @@ class Player:
     def _tensors_of(self, transfer: Transfer) -> list[Tensor | None]:
         if isinstance(transfer, Receive):
             return self._room_for(transfer)
-        key = (transfer.payload, transfer.flow, transfer.border, transfer.chunk)
+        key = (transfer.payload, transfer.flow, transfer.boundary, transfer.chunk)
         tensors = self._outbox.pop(key)
         if transfer.payload is Payload.ACTIVATION:
             return tensors
-        border = self.borders.known(transfer.flow, transfer.border)
+        boundary = self.boundaries.known(transfer.flow, transfer.boundary)
         return [
             each.contiguous() if each is not None and spec is not None and spec.gradient else None
-            for each, spec in zip(tensors, border, strict=True)
+            for each, spec in zip(tensors, boundary, strict=True)
         ]
 
     def _room_for(self, transfer: Receive) -> list[Tensor | None]:
-        border = self.borders.incoming(transfer.flow, transfer.border)
+        boundary = self.boundaries.incoming(transfer.flow, transfer.boundary)
         gradient = transfer.payload is Payload.GRADIENT
         return [
             None if spec is None or (gradient and not spec.gradient) else spec.empty(self.device)
-            for spec in border
+            for spec in boundary
         ]
 
     def _deliver(self, transfer: Receive, tensors: list[Tensor | None]) -> None:
         if transfer.payload is Payload.GRADIENT:
-            module = self._local(transfer.flow, transfer.border)
+            module = self._local(transfer.flow, transfer.boundary)
             assert module is not None, "gradients come to the rank that made the activation"
             self._grads[module, transfer.chunk] = tensors
             return
-        module = self._local(transfer.flow, transfer.border + 1)
+        module = self._local(transfer.flow, transfer.boundary + 1)
         assert module is not None, "activations come to the rank that needs them"
-        border = self.borders.known(transfer.flow, transfer.border)
-        for tensor, spec in zip(tensors, border, strict=True):
+        boundary = self.boundaries.known(transfer.flow, transfer.boundary)
+        for tensor, spec in zip(tensors, boundary, strict=True):
             if tensor is not None and spec is not None:
                 tensor.requires_grad_(spec.gradient and self.job.gradients)
         self._inputs[module, transfer.chunk] = tuple(tensors)
@@ -449,7 +449,7 @@ def _messages(transfer: Transfer, tensors: Sequence[Tensor | None]) -> list[Mess
 def message_tag(transfer: Transfer, index: int) -> int:
     """Below 2**30. Two messages with one tag are so far apart that they never wait together."""
     kind = 1 if transfer.payload is Payload.GRADIENT else 0
-    fields = ((kind, 2), (transfer.flow, 2), (transfer.border, 1024), (transfer.chunk, 4096), (index, 64))
+    fields = ((kind, 2), (transfer.flow, 2), (transfer.boundary, 1024), (transfer.chunk, 4096), (index, 64))
     tag = 0
     for value, size in fields:
         tag = tag * size + value % size
@@ -472,4 +472,4 @@ def in_words(action: Action | Transfer) -> str:
             return f"{name} of stage {action.stage}, micro-batch {action.chunk} of flow {action.flow} ({label(action)})"
 
 
-__all__ = ["Borders", "Job", "Player", "Result", "as_list", "in_words", "message_tag", "overlap_hook"]
+__all__ = ["Boundaries", "Executor", "Job", "Result", "as_list", "in_words", "message_tag", "overlap_hook"]

@@ -1,4 +1,4 @@
-"""Plays the actions of all ranks against one another, with times but without tensors.
+"""Event simulation: the actions of all ranks against one another, with times but without tensors.
 
 `run` is the one model of waiting that the verifier and the simulator share. Each rank does its actions in order. What
 a transfer makes a rank wait for is the `Transport`:
@@ -76,17 +76,17 @@ def run(
 ) -> list[list[tuple[float, Task]]]:
     """When each task of each rank starts.
 
-    `duration` tells how long a task takes, `crossing[border]` a transfer (nothing if empty).
+    `duration` tells how long a task takes, `crossing[boundary]` a transfer (nothing if empty).
     Raises: Deadlock.
     """
     program = _background(schedule) if transport is Transport.BACKGROUND else _as_scheduled(schedule)
-    machine = _Machine(schedule, program, crossing or [0.0] * schedule.stages, duration)
-    machine.rendezvous = transport is Transport.RENDEZVOUS
-    machine.run()
-    waits = machine.waits()
+    simulation = _EventSim(schedule, program, crossing or [0.0] * schedule.stages, duration)
+    simulation.rendezvous = transport is Transport.RENDEZVOUS
+    simulation.run()
+    waits = simulation.waits()
     if waits:
         raise Deadlock(schedule, waits)
-    return machine.starts
+    return simulation.starts
 
 
 _Crossings = Sequence[tuple[int, int]]
@@ -96,10 +96,10 @@ _Step = tuple[int, Task | None, _Crossings, _Crossings]
 """The place of the action in its rank, and a task, or what is sent and received."""
 
 
-def _key(schedule: Schedule, payload: Payload, flow: int, border: int, chunk: int) -> int:
-    """A number for what crosses a border, dense from 0."""
+def _key(schedule: Schedule, payload: Payload, flow: int, boundary: int, chunk: int) -> int:
+    """A number for what crosses a boundary, dense from 0."""
     kind = flow if payload is Payload.ACTIVATION else schedule.flows + flow
-    return (kind * schedule.stages + border) * schedule.chunks + chunk
+    return (kind * schedule.stages + boundary) * schedule.chunks + chunk
 
 
 def _as_scheduled(schedule: Schedule) -> list[list[_Step]]:
@@ -115,7 +115,7 @@ def _as_scheduled(schedule: Schedule) -> list[list[_Step]]:
             receives: list[tuple[int, int]] = []
             for each in action.transfers:
                 kind = each.flow if each.payload is activation else flows + each.flow
-                key = (kind * stages + each.border) * chunks + each.chunk  # _key, for speed
+                key = (kind * stages + each.boundary) * chunks + each.chunk  # _key, for speed
                 if isinstance(each, Send):
                     sends.append((key, rank * ranks + each.peer))
                 else:
@@ -161,7 +161,7 @@ def _surrounded(schedule: Schedule, rank: int, index: int, task: Task) -> Iterat
         yield index, None, sends, ()
 
 
-class _Machine:
+class _EventSim:
     """All ranks, and what is on its way between them."""
 
     rendezvous = False
@@ -258,15 +258,15 @@ class _Machine:
     def _transfer(self, step: _Step, key: int) -> Transfer:
         ranks, schedule = self.schedule.ranks, self.schedule
         rest, chunk = divmod(key, schedule.chunks)
-        kind, border = divmod(rest, schedule.stages)
+        kind, boundary = divmod(rest, schedule.stages)
         payload = Payload.ACTIVATION if kind < schedule.flows else Payload.GRADIENT
         _, _, sends, receives = step
         for each, link in receives:
             if each == key:
-                return Receive(payload, kind % schedule.flows, border, chunk, link // ranks)
+                return Receive(payload, kind % schedule.flows, boundary, chunk, link // ranks)
         for each, link in sends:
             if each == key:
-                return Send(payload, kind % schedule.flows, border, chunk, link % ranks)
+                return Send(payload, kind % schedule.flows, boundary, chunk, link % ranks)
         raise AssertionError("a rank waits for a transfer that is not in its step")
 
 

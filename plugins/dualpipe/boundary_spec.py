@@ -1,8 +1,8 @@
-"""What the tensors that cross a border look like.
+"""What the tensors that cross a boundary look like.
 
-Both ends of a border must agree before the first message, for a receiver makes its buffers from it and a message of
+Both ends of a boundary must agree before the first message, for a receiver makes its buffers from it and a message of
 another size would be taken for something else. Either the user says it on all ranks (`set_p2p_tensor_shapes`), or the
-rank below a border tells the one above after its first Forward. The sender compares each tensor with it.
+rank below a boundary tells the one above after its first Forward. The sender compares each tensor with it.
 """
 
 import json
@@ -18,7 +18,7 @@ Shapes = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor of a border."""
+    """One tensor of a boundary."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -33,16 +33,16 @@ class TensorSpec:
         return torch.empty(self.shape, dtype=self.dtype, device=device)
 
 
-Border = tuple[TensorSpec | None, ...]
-"""The specs of a border's tensors in their order; None where the stage below gives None."""
+Boundary = tuple[TensorSpec | None, ...]
+"""The specs of a boundary's tensors in their order; None where the stage below gives None."""
 
 
-def describe(border: Border) -> str:
-    """A border in words: `float32[3, 256], None`."""
-    return ", ".join("None" if spec is None else str(spec) for spec in border) or "nothing"
+def describe(boundary: Boundary) -> str:
+    """A boundary in words: `float32[3, 256], None`."""
+    return ", ".join("None" if spec is None else str(spec) for spec in boundary) or "nothing"
 
 
-def border_of(tensors: Iterable[Tensor | None]) -> Border:
+def boundary_of(tensors: Iterable[Tensor | None]) -> Boundary:
     """What the outputs of a stage need."""
     return tuple(
         None if each is None else TensorSpec(tuple(each.shape), each.dtype, each.requires_grad)
@@ -50,19 +50,19 @@ def border_of(tensors: Iterable[Tensor | None]) -> Border:
     )
 
 
-def encode(border: Border) -> bytes:
+def encode(boundary: Boundary) -> bytes:
     """For the store."""
     return json.dumps(
         [
             None
             if spec is None
             else [list(spec.shape), str(spec.dtype).removeprefix("torch."), spec.gradient]
-            for spec in border
+            for spec in boundary
         ]
     ).encode()
 
 
-def decode(data: bytes) -> Border:
+def decode(data: bytes) -> Boundary:
     """From the store."""
     return tuple(
         None if each is None else TensorSpec(tuple(each[0]), getattr(torch, each[1]), each[2])
@@ -70,7 +70,7 @@ def decode(data: bytes) -> Border:
     )
 
 
-def same_tensors(one: Border, other: Border) -> bool:
+def same_tensors(one: Boundary, other: Boundary) -> bool:
     """Equal but for the gradients, which a user's shapes do not tell."""
     return len(one) == len(other) and all(
         (a is None) == (b is None) and (a is None or b is None or (a.shape, a.dtype) == (b.shape, b.dtype))
@@ -79,18 +79,18 @@ def same_tensors(one: Border, other: Border) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What the user said of all borders, or of each."""
+class Declared:
+    """What the user said of all boundaries, or of each."""
 
     shapes: tuple[tuple[int, ...], ...] | dict[int, tuple[tuple[int, ...], ...]] | None = None
     dtype: torch.dtype | None = None
 
-    def border(self, border: int) -> Border | None:
-        """The border's tensors, or None if the pipeline shall find out.
+    def boundary(self, boundary: int) -> Boundary | None:
+        """The boundary's tensors, or None if the pipeline shall find out.
 
         Raises: ValueError if there are shapes without a dtype.
         """
-        shapes = self.shapes.get(border) if isinstance(self.shapes, dict) else self.shapes
+        shapes = self.shapes.get(boundary) if isinstance(self.shapes, dict) else self.shapes
         if shapes is None:
             return None
         if self.dtype is None:
@@ -103,35 +103,37 @@ class Told:
         return {"p2p shapes": repr(self.shapes), "p2p dtype": str(self.dtype)}
 
 
-_told = Told()
+_declared = Declared()
 
 
-def told() -> Told:
+def declared() -> Declared:
     """What the user has said in this process."""
-    return _told
+    return _declared
 
 
 def set_p2p_tensor_shapes(shapes: Shapes | Mapping[int, Shapes] | None) -> None:
-    """Say the shapes of the tensors that cross a stage border, on all ranks alike.
+    """Say the shapes of the tensors that cross a stage boundary, on all ranks alike.
 
-    A mapping gives each border (border b lies between stages b and b+1) its own list; borders that it lacks, and all
-    if `shapes` is None, are found out in each step, which is also the default.
+    A mapping gives each boundary (b lies between stages b and b+1) its own list; boundaries that it lacks, and all if
+    `shapes` is None, are found out in each step, which is also the default.
     """
-    global _told  # noqa: PLW0603 - the original's interface is one setting for the process
+    global _declared  # noqa: PLW0603 - the original's interface is one setting for the process
     if shapes is None:
-        _told = Told(None, _told.dtype)
+        _declared = Declared(None, _declared.dtype)
     elif isinstance(shapes, Mapping):
-        _told = Told({int(border): _tuples(each) for border, each in shapes.items()}, _told.dtype)
+        _declared = Declared(
+            {int(boundary): _tuples(each) for boundary, each in shapes.items()}, _declared.dtype
+        )
     else:
-        _told = Told(_tuples(shapes), _told.dtype)
+        _declared = Declared(_tuples(shapes), _declared.dtype)
 
 
 def set_p2p_tensor_dtype(dtype: torch.dtype | None) -> None:
     """Say the dtype that goes with `set_p2p_tensor_shapes`, on all ranks alike."""
-    global _told  # noqa: PLW0603 - as above
+    global _declared  # noqa: PLW0603 - as above
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"set_p2p_tensor_dtype takes a torch.dtype, not {dtype!r}")
-    _told = Told(_told.shapes, dtype)
+    _declared = Declared(_declared.shapes, dtype)
 
 
 def _tuples(shapes: Shapes) -> tuple[tuple[int, ...], ...]:
@@ -146,15 +148,15 @@ def _tuples(shapes: Shapes) -> tuple[tuple[int, ...], ...]:
 
 
 __all__ = [
-    "Border",
+    "Boundary",
+    "Declared",
     "TensorSpec",
-    "Told",
-    "border_of",
+    "boundary_of",
+    "declared",
     "decode",
     "describe",
     "encode",
     "same_tensors",
     "set_p2p_tensor_dtype",
     "set_p2p_tensor_shapes",
-    "told",
 ]
