@@ -45,23 +45,19 @@ def own_experts(
     return idx, None if weights is None else torch.where(idx >= 0, weights, 0.0)
 
 
-def heads(member: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+def heads(member: Tensor, channels: int, *, native: bool) -> tuple[Tensor, Tensor]:
     """Which number each token has among those for a rank, or -1, and how many go to it from each channel and those
-    before it. Shapes: member (T, R) bool; results (T, R) and (R, channels), int32.
+    before it: equal parts of the tokens, the last ones shorter or empty, as the original has them.
+
+    Shapes: member (T, R) bool; results (T, R) and (R, channels), int32. `native`: by the native module, on a CPU.
     """
-    if member.device.type == "cpu":
+    if native:
         numbers, prefix = routes.heads_and_channels(member, channels)
         return numbers.int(), prefix
     counts = member.cumsum(0, dtype=torch.int32)
     before = torch.cat([counts.new_zeros(1, member.shape[1]), counts])
-    limits = channel_limits(len(member), channels)
-    return torch.where(member, counts - 1, -1), before[limits[1:]].T.contiguous()
-
-
-def channel_limits(tokens: int, channels: int) -> list[int]:
-    """The original's: equal parts, the last ones shorter or empty."""
-    each = -(-tokens // channels)
-    return [min(number * each, tokens) for number in range(channels + 1)]
+    ends = torch.arange(1, channels + 1, device=member.device) * -(-len(member) // channels)
+    return torch.where(member, counts - 1, -1), before[ends.clamp(max=len(member))].T.contiguous()
 
 
 def local_experts(topk_idx: Tensor, rank: int, experts_per_rank: int) -> Tensor:
@@ -99,7 +95,6 @@ def check_numbers(topk_idx: Tensor, num_experts: int) -> None:
 
 __all__ = [
     "DispatchLayout",
-    "channel_limits",
     "check_experts",
     "check_indices",
     "check_numbers",

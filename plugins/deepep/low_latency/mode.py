@@ -81,7 +81,7 @@ class LowLatency:
         self.inactive = torch.zeros(self.ranks, dtype=torch.int32, device=transport.device)
         self._half = 0
         self._unreceived = [False] * HALVES
-        self._table: Tensor | None = None
+        self._table = transport.addresses() + self.base
         self._outgoing: list[Tensor | None] = [None] * HALVES
         self._results = Results()
         self._flags = open_flags(transport, self.inactive, drop=shrink)
@@ -359,8 +359,6 @@ class LowLatency:
     def _places(self) -> "launch.Places":
         from .launch import Places
 
-        if self._table is None:
-            self._table = self.transport.addresses() + self.base
         return Places(self._table, self.inactive, self.transport.stopped)
 
     def _given(self, layout: Layout, half: int) -> Tensor:

@@ -36,7 +36,7 @@ class Collective:
         del num_sms
         facts = {"call": "dispatch", **tokens.facts(), "num_experts": len(per_expert), "channels": channels}
         self._agree(facts, "dispatch")
-        numbers, own_channels = layout.heads(member, channels)
+        numbers, own_channels = layout.heads(member, channels, native=member.device.type == "cpu")
         head = torch.cat([own_channels.flatten(), per_expert.to(member.device)])
         heads = self._link.all_gather(head.int(), what="dispatch: counts")
         from_each = heads[:, : self.ranks * channels].view(self.ranks, self.ranks, channels)

@@ -32,11 +32,11 @@ SMS: Final = 20
 
 
 class Kernels(Host):
-    """As `Host`, on the current stream."""
+    """As `Host`, on the current stream. peers (R,) int64: where the regions begin."""
 
-    def __init__(self, transport: Transport, num_sms: int) -> None:
+    def __init__(self, transport: Transport, peers: Tensor, num_sms: int) -> None:
         super().__init__(transport)
-        self._peers, self._stopped, self._rank = transport.addresses(), transport.stopped, transport.rank
+        self._peers, self._stopped, self._rank = peers, transport.stopped, transport.rank
         self._programs = 1 if is_interpreting() else max(num_sms, 1)
 
     def heads(self, at: int, width: int) -> Tensor:

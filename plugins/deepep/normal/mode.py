@@ -79,6 +79,7 @@ class Mapped:
         """Whether all facts of all calls are compared: by the host, in its memory."""
         self._results = Results()
         self._host = Host(transport)
+        self._peers = transport.addresses()
         self._problem = torch.zeros(1, dtype=torch.int64, pin_memory=transport.device.type == "cuda")
 
     # Calls.
@@ -175,7 +176,7 @@ class Mapped:
         if not reads_counts:
             facts["num_worst_tokens"] = str(rows)
         ops = self._ops(tokens.x, num_sms)
-        numbers, own_channels = layout.heads(member, channels)
+        numbers, own_channels = layout.heads(member, channels, native=self._compares)
         words = self._words(
             [count, _shape(facts)], own_channels[:, -1], own_channels.flatten(), per_expert.to(member.device)
         )
@@ -410,7 +411,7 @@ class Mapped:
             return self._host
         from .launch import Kernels
 
-        return Kernels(self.transport, num_sms)
+        return Kernels(self.transport, self._peers, num_sms)
 
     def _own(self, at: int, count: int, dtype: torch.dtype) -> Tensor:
         return self.transport.buffer(self.me)[at : at + count * dtype.itemsize].view(dtype)

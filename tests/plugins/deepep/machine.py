@@ -207,7 +207,7 @@ def _layout() -> None:
 
 
 def _kernels() -> normal.Kernels:
-    return normal.Kernels(cast("Transport", _Meta()), 20)  # all that it needs
+    return normal.Kernels(cast("Transport", _Meta()), _long(_RANKS), 20)  # all that it needs
 
 
 def _reduce(*, named: bool) -> None:
@@ -243,9 +243,6 @@ class _Meta:
     @property
     def stopped(self) -> Tensor:
         return _int(1)
-
-    def addresses(self) -> Tensor:
-        return _long(_RANKS)
 
 
 def signal(kernel: Any = flags.signal_kernel, *, counted: bool = True) -> None:

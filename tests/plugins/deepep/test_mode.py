@@ -58,7 +58,10 @@ def made(size, device, num_bytes):
         DeviceTransport(Member(rank, size), list(regions), num_bytes=num_bytes, timeout_s=0.2)
         for rank in range(size)
     ]
-    return [Mapped(each, num_bytes=num_bytes) for each in transports]
+    modes = [Mapped(each, num_bytes=num_bytes) for each in transports]
+    for each in transports:
+        each.addresses = None  # a call that asked for them would copy from the host: no graph can hold that
+    return modes
 
 
 def together(ranks, steps, *, reads=False):

@@ -31,15 +31,17 @@ def test_what_is_no_expert_is_refused(wrong) -> None:
         routes.layout(torch.tensor([[3, wrong]]), 8, 2)
 
 
+@pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("tokens", [0, 1, 5, 33])
 @pytest.mark.parametrize("channels", [1, 4, 10])
-def test_heads_number_the_tokens_of_a_rank(tokens, channels) -> None:
+def test_heads_number_the_tokens_of_a_rank(tokens, channels, native) -> None:
     member = torch.rand(tokens, 3, generator=torch.Generator().manual_seed(tokens)) < 0.5
-    heads, prefix = layout.heads(member, channels)
+    heads, prefix = layout.heads(member, channels, native=native)
     counts = member.cumsum(0)
     assert torch.equal(heads, torch.where(member, counts - 1, -1).int())
     assert torch.equal(routes.heads(member), heads.long())
-    ends = layout.channel_limits(tokens, channels)[1:]
+    each = -(-tokens // channels)
+    ends = [min(number * each, tokens) for number in range(1, channels + 1)]
     wanted = torch.stack([member[:end].sum(0) for end in ends], 1)
     assert torch.equal(prefix, wanted.int())
 
