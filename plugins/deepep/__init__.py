@@ -16,7 +16,7 @@
     traffic        tokens to each rank and expert, for EPLB
     failure        what goes wrong between ranks
     settings       what the environment chooses
-    shim           `import deep_ep` in programs that cannot be changed; `testing`, `gate` and `elastic/refs` are for it
+    shim           `import deep_ep` in a process, see `plugins/compat`
 
 Importing this package imports torch only when one of its names is used.
 """
@@ -25,13 +25,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from .buffer import Buffer, topk_idx_t
+    from .buffer import Buffer, get_logical_domain_size, get_physical_domain_size, topk_idx_t
     from .config import Config
     from .elastic.buffer import ElasticBuffer
     from .elastic.handle import EPHandle
     from .event import EventHandle, EventOverlap
     from .failure import CommunicationError, PeerLost, PeerTimeout, RanksDisagree
-    from .testing import get_logical_domain_size, get_physical_domain_size
 
 _HOMES: Final = {
     "Buffer": "buffer",
@@ -44,8 +43,8 @@ _HOMES: Final = {
     "PeerLost": "failure",
     "PeerTimeout": "failure",
     "RanksDisagree": "failure",
-    "get_logical_domain_size": "testing",
-    "get_physical_domain_size": "testing",
+    "get_logical_domain_size": "buffer",
+    "get_physical_domain_size": "buffer",
     "topk_idx_t": "buffer",
 }
 

@@ -389,6 +389,20 @@ class Buffer(LowLatencyMethods):
             refuse("num_tokens_per_rank", per_rank.tolist(), "is_token_in_rank says otherwise")
 
 
+def get_physical_domain_size(group: dist.ProcessGroup) -> tuple[int, int]:
+    """Nodes, and ranks of each: hosts, if they have equally many ranks one after the other. All ranks call it."""
+    size = node_size(GroupMembers(group))
+    return group.size() // size, size
+
+
+def get_logical_domain_size(
+    group: dist.ProcessGroup,
+    allow_hybrid_mode: bool = True,  # noqa: FBT001, FBT002, ARG001 (the original's)
+) -> tuple[int, int]:
+    """Groups between which rows take two hops, and ranks of each: one, as all rows go directly."""
+    return 1, group.size()
+
+
 def node_size(members: Members) -> int:
     """Ranks of a node: those of a host, if hosts have equally many, one after the other; else all."""
     ranks = members.size
@@ -434,4 +448,4 @@ def _device(device: torch.device | str | None) -> torch.device:
     )
 
 
-__all__ = ["Buffer", "topk_idx_t"]
+__all__ = ["Buffer", "get_logical_domain_size", "get_physical_domain_size", "topk_idx_t"]

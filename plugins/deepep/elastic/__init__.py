@@ -5,7 +5,6 @@ handle      what a dispatch leaves for combine and for dispatches of the same ro
 experts     dispatch and combine: normal mode, and one row for each expert if that is asked for
 routing     where rows go and come from, as numbers of rows
 reference   the specification: what one process computes that has all ranks' inputs
-refs        the original's `deep_ep.utils.refs`
 sizes       how much memory, how many processors
 tensors     all-gather in sessions, send and receive in a ring, rows fetched from other ranks
 """

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from luciola.plugins.deepep.gate import get_unbalanced_scores
+from luciola.plugins.compat.deep_ep.utils.gate import get_unbalanced_scores
 
 SHAPES = [
     each for each in product((2, 8, 16), (1, 8), (1, 6, 9), (1.0, 2.0, 4.0)) if each[2] <= each[0] * each[1]

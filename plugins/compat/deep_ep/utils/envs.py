@@ -1,5 +1,6 @@
 """Ranks of a run, their seeds, and checks of the machine that DeepEP makes before it communicates."""
 
+import random
 import socket
 from typing import Any
 
@@ -7,8 +8,44 @@ import torch
 import torch.distributed as dist
 
 from luciola.plugins.deepep import get_logical_domain_size, get_physical_domain_size
-from luciola.plugins.deepep.testing import dist_print, get_global_seed, init_dist, init_seed
 from luciola.plugins.kernels.errors import BadCall
+from luciola.plugins.kernels.ranks import join
+
+_seed = [0]
+
+
+def init_dist(
+    local_rank: int, num_local_ranks: int, seed: int | None = None
+) -> tuple[int, int, dist.ProcessGroup]:
+    """Joins the processes of a run: (rank, number of ranks, group of all).
+
+    Where is said as `kernels.ranks.join` reads it; with GPUs, numbers are bfloat16 by default, as the original has it.
+    """
+    joined = join(local_rank, num_local_ranks)
+    if torch.cuda.is_available():
+        torch.set_default_dtype(torch.bfloat16)
+    if seed is not None:
+        init_seed(seed + joined[0])
+    return joined
+
+
+def init_seed(seed: int) -> None:
+    """Of all generators."""
+    _seed[:] = [seed]
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def get_global_seed() -> int:
+    """The last one that `init_seed` was given, or 0."""
+    return _seed[0]
+
+
+def dist_print(*values: object, once_in_node: bool = False, **options: Any) -> None:
+    """`print`, on one rank of all if `once_in_node`; then all ranks go on together."""
+    if not once_in_node or dist.get_rank() == 0:
+        print(*values, **{"flush": True, **options})  # noqa: T201 (what it is for)
+    dist.barrier()
 
 
 def check_nvlink_connections(group: dist.ProcessGroup) -> None:
