@@ -1,6 +1,7 @@
 """Checkpoints of training jobs: `torch.distributed.checkpoint` on a location, and what goes with it.
 
     job          `Checkpoints`: the checkpoints of one job, by step
+    application  what it saves: model, optimizer, scheduler, loader, each rank's own
     writer       `Writer`, the StorageWriter
     reader       `Reader`, the StorageReader
     objects      `save_object`, `load_object`, `open_stream`: torch.save and torch.load
@@ -10,7 +11,9 @@
     manifest     the file that says that a checkpoint is whole
     entries      what the tensors of its safetensors files are called
     items        what one rank writes
+    sharing      what has not changed since the save before
     tensorfile   one such file, written by many writes in flight
+    plain        which objects may be in it, and how they load
     damage       whether every byte is what was written
 
     state = {"model": model.state_dict(), "step": 100}
@@ -24,6 +27,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from .application import RandomState
     from .catalog import Saved, latest, list_checkpoints
     from .damage import Damage, verify
     from .job import Checkpoints
@@ -36,6 +40,7 @@ _HOMES: Final = {
     "Checkpoints": "job",
     "Damage": "damage",
     "Keep": "retention",
+    "RandomState": "application",
     "Reader": "reader",
     "Saved": "catalog",
     "Writer": "writer",
@@ -52,6 +57,7 @@ __all__ = [
     "Checkpoints",
     "Damage",
     "Keep",
+    "RandomState",
     "Reader",
     "Saved",
     "Writer",

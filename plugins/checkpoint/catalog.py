@@ -1,4 +1,4 @@
-"""Which checkpoints a directory has. Reads manifests only, and no torch.
+"""Which checkpoints a directory has. Reads manifests and lengths only, and no torch.
 
 A checkpoint is a directory whose name does not begin with a dot, with a manifest, and with all files that it names, in
 their lengths. What is hidden (a save that goes on, or was interrupted) and what has no manifest is not one. A damaged
@@ -6,9 +6,13 @@ or incomplete one, as an interrupted copy leaves it, is listed with what is wron
 """
 
 import logging
+import operator
 import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, SupportsIndex
 
 from luciola.client import Location, open_location, parse_location
 from luciola.client.location import AnyFileSystem
@@ -17,6 +21,8 @@ from luciola.errors import CorruptData, InvalidArgument, NotFound
 from .manifest import NAME, Manifest, read_manifest
 
 log = logging.getLogger("luciola.checkpoint")
+
+READERS: Final = 16  # manifests read at a time: a directory has some tens, each a round trip or two away
 
 
 @dataclass(frozen=True)
@@ -67,21 +73,40 @@ def latest(
 def newest_in(file_system: AnyFileSystem, path: str, location: Location) -> Saved | None:
     """The newest whole checkpoint in a directory."""
     try:
-        found = find(file_system, path, location)
+        found = find_named(file_system, path, location)
     except FileNotFoundError:
         return None
     for saved in reversed(found):
-        if not saved.problem:
+        problem = problem_of(file_system, path, saved)
+        if not problem:
             return saved
-        log.warning("%s is not taken for the latest checkpoint: %s", saved.location, saved.problem)
+        log.warning("%s is not taken for the latest checkpoint: %s", saved.location, problem)
     return None
 
 
 def find(file_system: AnyFileSystem, path: str, location: Location) -> list[Saved]:
-    """The checkpoints in the directory `path`, oldest first."""
+    """The checkpoints in the directory `path`, oldest first, each with what is wrong with it."""
+    found = find_named(file_system, path, location)
+    return [replace(saved, problem=problem_of(file_system, path, saved)) for saved in found]
+
+
+def find_named(file_system: AnyFileSystem, path: str, location: Location) -> list[Saved]:
+    """As `find`, by names and manifests alone: files may be missing or cut off (see `problem_of`)."""
+
+    def look_at(name: str) -> Saved | None:
+        return _look(file_system, os.path.join(path, name), location.join(name))
+
     names = [name for name in file_system.listdir(path or ".") if not name.startswith(".")]
-    found = [_look(file_system, os.path.join(path, name), location.join(name)) for name in names]
-    return sorted((saved for saved in found if saved is not None), key=lambda saved: saved.order)
+    with ThreadPoolExecutor(READERS, "luciola-manifests") as threads:
+        found = [saved for saved in threads.map(look_at, names) if saved is not None]
+    return sorted(found, key=lambda saved: saved.order)
+
+
+def problem_of(file_system: AnyFileSystem, path: str, saved: Saved) -> str:
+    """What is wrong with a checkpoint of the directory `path`, by the lengths of its files; empty if it is whole."""
+    if saved.problem or saved.manifest is None:
+        return saved.problem
+    return _missing(file_system, os.path.join(path, saved.name), saved.manifest)
 
 
 def look(file_system: AnyFileSystem, path: str, location: Location) -> Saved:
@@ -90,47 +115,55 @@ def look(file_system: AnyFileSystem, path: str, location: Location) -> Saved:
     if saved is None:
         read_manifest(file_system, path)
         raise NotFound("not a checkpoint", path=path)
-    return saved
+    return replace(saved, problem=problem_of(file_system, os.path.dirname(path.rstrip("/")), saved))
 
 
 def _look(file_system: AnyFileSystem, path: str, location: Location) -> Saved | None:
     name = os.path.basename(path.rstrip("/"))
     try:
-        manifest = read_manifest(file_system, path)
+        return Saved(name, location, read_manifest(file_system, path))
     except FileNotFoundError:
         return None
     except CorruptData as error:
         return Saved(name, location, None, str(error))
-    return Saved(name, location, manifest, _missing(file_system, path, manifest))
 
 
 def _missing(file_system: AnyFileSystem, path: str, manifest: Manifest) -> str:
+    """One listing with attributes, however many files there are."""
+    listing: Any = file_system.scandir
+    try:
+        with listing(path) as entries:
+            found = {entry.name: entry.stat().st_size for entry in entries if entry.name in manifest.files}
+    except FileNotFoundError:
+        return "it is being removed"
     for file, length in manifest.files.items():
-        try:
-            found = file_system.stat(os.path.join(path, file)).st_size
-        except FileNotFoundError:
+        if file not in found:
             return f"{file} is missing"
-        if found != length:
-            return f"{file} has {found} bytes, not {length}"
+        if found[file] != length:
+            return f"{file} has {found[file]} bytes, not {length}"
     return ""
 
 
-def next_serial(file_system: AnyFileSystem, directory: str) -> int:
+def next_serial(found: Iterable[Saved]) -> int:
     """One more than the greatest of a directory's checkpoints."""
-    greatest = 0
-    for name in file_system.listdir(directory or "."):
-        if not name.startswith("."):
-            try:
-                greatest = max(greatest, read_manifest(file_system, os.path.join(directory, name)).serial)
-            except (FileNotFoundError, CorruptData):
-                continue
-    return greatest + 1
+    return 1 + max((saved.manifest.serial for saved in found if saved.manifest is not None), default=0)
 
 
 def step_of(name: str) -> int | None:
     """The number that a name ends with."""
     found = re.search(r"\d{1,18}$", name, re.ASCII)
     return None if found is None else int(found[0])
+
+
+def step_number(step: SupportsIndex) -> int:
+    """A step as an int: numpy's and torch's integers are steps too. Raises: ValueError."""
+    try:
+        number = operator.index(step)
+    except TypeError:
+        number = -1
+    if number < 0 or isinstance(step, bool):
+        raise ValueError(f"step is a number from 0 on, not {step!r}")
+    return number
 
 
 def as_location(
@@ -159,11 +192,14 @@ __all__ = [
     "Saved",
     "as_location",
     "find",
+    "find_named",
     "is_location",
     "latest",
     "list_checkpoints",
     "look",
     "newest_in",
     "next_serial",
+    "problem_of",
+    "step_number",
     "step_of",
 ]

@@ -3,7 +3,7 @@
 import os
 import time
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -231,6 +231,11 @@ def verify(location: str, as_json: bool, progress: bool | None) -> None:
 @json_option
 @click.option("--keep-last", type=click.IntRange(1), help="How many of the newest stay.")
 @click.option("--keep-every", type=click.IntRange(1), help="Those whose step is a multiple of this stay too.")
+@click.option("--keep-best", type=click.IntRange(1), help="How many of the best stay, by --metric.")
+@click.option("--metric", help="The metric of the saves that --keep-best compares.")
+@click.option(
+    "--mode", type=click.Choice(["min", "max"]), default="min", show_default=True, help="Which is the best."
+)
 @click.option(
     "--interrupted", is_flag=True, help="Remove all saves that are not complete: no job may be saving."
 )
@@ -240,6 +245,9 @@ def prune(
     as_json: bool,
     keep_last: int | None,
     keep_every: int | None,
+    keep_best: int | None,
+    metric: str | None,
+    mode: Literal["min", "max"],
     interrupted: bool,
     dry_run: bool,
 ) -> None:
@@ -257,7 +265,10 @@ def prune(
 
     if keep_last is None and not interrupted:
         raise click.UsageError("say what stays: --keep-last N, or what goes: --interrupted")
-    removed = [saved.name for saved in remove(location, Keep(keep_last, keep_every), dry_run=dry_run)]
+    if (keep_best is None) != (metric is None):
+        raise click.UsageError("--keep-best and --metric go together")
+    keep = Keep(keep_last, keep_every, keep_best, metric, mode)
+    removed = [saved.name for saved in remove(location, keep, dry_run=dry_run)]
     file_system, path = open_location(location)
     parts = leftovers(file_system, path) if interrupted else []
     if not dry_run:

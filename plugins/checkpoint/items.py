@@ -3,13 +3,15 @@
 Items are resolved one by one, when their turn comes, because a planner may make memory for them.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
-from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 
 from luciola.client.location import AnyFileSystem
@@ -17,9 +19,11 @@ from luciola.client.location import AnyFileSystem
 from ..weights.dtypes import file_dtype
 from ..weights.plan import BLOCK_BYTES
 from .entries import Part, Stored, encode_parts, entry_name
+from .plain import require_plain
 from .tensorfile import TensorFile, header_room
 
 DEVICE_PIECE_BYTES: Final = 64 * BLOCK_BYTES  # of a tensor on a device at a time
+DIGESTS: Final = "luciola.digests"  # in a file's metadata: JSON, entry -> SHA-256 of type, shape and bytes
 COMPLEX: Final = {torch.complex128, torch.complex32}  # types that the format does not have
 
 
@@ -31,26 +35,47 @@ class Written:
     files: dict[str, int]  # with the first item of a file: its name and length, and those of its checksums
 
 
-def write_items(
-    file_system: AnyFileSystem, hidden: str, rank: int, items: list[WriteItem], planner: SavePlanner
+def file_name(rank: int, kind: str = "") -> str:
+    """What a file of one rank is called."""
+    return f"rank-{rank:05}{kind}.safetensors"
+
+
+def write_items(  # noqa: PLR0913 (where, what, and what is known of it)
+    file_system: AnyFileSystem,
+    hidden: str,
+    file: str,
+    items: list[WriteItem],
+    planner: SavePlanner,
+    digests: dict[int, str] | None = None,
 ) -> list[WriteResult]:
-    """Writes what the plan of one rank names. The results' storage data are `Written`. Raises: NoSpace, OSError."""
+    """Writes what the plan of one rank names to one file. The results' storage data are `Written`.
+
+    `digests`: of the tensors, by the ids of their items, for the file's header. Raises: NoSpace, OSError;
+    InvalidArgument for an object that could not be loaded again.
+    """
     ordered = sorted(items, key=_order)
     names, parts = _parts(ordered)
-    file = f"rank-{rank:05}.safetensors"
     results = []
-    with TensorFile(file_system, os.path.join(hidden, file), _room(names, parts, ordered)) as tensors:
+    marks = {
+        entry: digests[id(item)]
+        for item, entry in zip(ordered, names, strict=True)
+        if digests and id(item) in digests
+    }
+    extra = {DIGESTS: json.dumps(marks, separators=(",", ":"))} if marks else {}
+    with TensorFile(file_system, os.path.join(hidden, file), _room(names, parts, ordered, extra)) as tensors:
         for item, entry in zip(ordered, names, strict=True):
             data = planner.resolve_data(item)
             if isinstance(data, torch.Tensor):
                 form, nbytes = _add_tensor(tensors, entry, data, item)
                 parts[entry] = replace(parts[entry], form=form)
             else:
+                if isinstance(planner, DefaultSavePlanner):
+                    require_plain(data, item.index.fqn)
                 view = data.getbuffer()
                 form, nbytes = "bytes", tensors.add(entry, "U8", (view.nbytes,), [view])
                 parts[entry] = replace(parts[entry], size=(view.nbytes,))
             results.append(WriteResult(item.index, nbytes, Written(Stored(file, entry, form), {})))
-        paths = tensors.finish(encode_parts(parts))
+        paths = tensors.finish(encode_parts(parts) | extra)
     files = {os.path.basename(path): length for path, length in paths.items()}
     results[0] = replace(results[0], storage_data=replace(results[0].storage_data, files=files))
     return results
@@ -78,7 +103,7 @@ def _parts(items: list[WriteItem]) -> tuple[list[str], dict[str, Part]]:
     return names, parts
 
 
-def _room(names: list[str], parts: dict[str, Part], items: list[WriteItem]) -> int:
+def _room(names: list[str], parts: dict[str, Part], items: list[WriteItem], extra: dict[str, str]) -> int:
     shapes = {
         name: () if item.tensor_data is None else tuple(item.tensor_data.chunk.sizes)
         for name, item in zip(names, items, strict=True)
@@ -87,11 +112,29 @@ def _room(names: list[str], parts: dict[str, Part], items: list[WriteItem]) -> i
         entry: replace(part, form="tensor!", size=part.size if part.form != "bytes" else (1 << 62,))
         for entry, part in parts.items()
     }
-    return header_room({name: shape or (1 << 62,) for name, shape in shapes.items()}, encode_parts(longest))
+    return header_room(
+        {name: shape or (1 << 62,) for name, shape in shapes.items()}, encode_parts(longest) | extra
+    )
 
 
-def _add_tensor(tensors: TensorFile, entry: str, tensor: torch.Tensor, item: WriteItem) -> tuple[str, int]:
-    assert item.tensor_data is not None or item.type is WriteItemType.BYTE_IO, "the planner says which it is"
+@dataclass(frozen=True)
+class Prepared:
+    """A tensor as the file has it."""
+
+    tensor: torch.Tensor
+    form: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Its bytes; those of a device come in pieces, each in memory of its own."""
+        return _pieces(self.tensor)
+
+
+def prepared(data: Any, item: WriteItem) -> Prepared:
+    """What a planner gives for an item. Raises: ValueError, TypeError."""
+    assert isinstance(data, torch.Tensor), "the planner says which it is"
+    tensor = data
     if item.tensor_data is not None and tensor.shape != item.tensor_data.chunk.sizes:
         raise ValueError(
             f"the planner promised {list(item.tensor_data.chunk.sizes)} for {item.index.fqn!r} and gives "
@@ -110,7 +153,12 @@ def _add_tensor(tensors: TensorFile, entry: str, tensor: torch.Tensor, item: Wri
     shape = tuple(tensor.shape)
     if dtype.packed > 1:
         shape = (*shape[:-1], shape[-1] * dtype.packed) if shape else (dtype.packed,)
-    return form, tensors.add(entry, dtype.name, shape, _pieces(tensor))
+    return Prepared(tensor, form, dtype.name, shape)
+
+
+def _add_tensor(tensors: TensorFile, entry: str, tensor: torch.Tensor, item: WriteItem) -> tuple[str, int]:
+    data = prepared(tensor, item)
+    return data.form, tensors.add(entry, data.dtype, data.shape, data.pieces())
 
 
 def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
@@ -130,4 +178,4 @@ def _memory(flat: torch.Tensor) -> memoryview:
     return memoryview(data)
 
 
-__all__ = ["Written", "write_items"]
+__all__ = ["DIGESTS", "Prepared", "Written", "file_name", "prepared", "write_items"]

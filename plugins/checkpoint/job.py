@@ -1,25 +1,35 @@
 """The checkpoints of one training job in one directory: save a step, load the newest, keep some.
 
     checkpoints = Checkpoints("lu:/runs/7", keep=Keep(last=3, every=1000))
-    start = checkpoints.load(state)                 # None: there is none yet
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "loader": loader}
+    start = checkpoints.load(**parts)               # None: there is none yet
     for step in range(0 if start is None else start, steps):
         ...
-        checkpoints.async_save(step + 1, state)     # waits for the one before, copies, and saves while training goes on
+        checkpoints.async_save(step + 1, **parts)   # waits for the one before, copies, and saves while training goes on
     checkpoints.close()                             # waits for the last
 
 All ranks call the same methods with the same steps. Which checkpoint is the newest is decided by the first rank. Saves
 that go on beside training talk through a process group of their own, so that they do not get between the collectives
 of training.
+
+J1  A save that failed by a fault that may pass is made again, by all ranks: all have met the same CheckpointException.
+J2  Old checkpoints are removed when the ranks have parted, by the one that coordinates.
 """
 
 import contextlib
+import errno
+import logging
 import os
-from concurrent.futures import Future
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, SupportsIndex, TypedDict, Unpack
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import LoadPlanner, SavePlanner
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -31,14 +41,55 @@ from torch.distributed.checkpoint.state_dict_saver import (
 )
 
 from luciola.client import Location, open_location
-from luciola.errors import NotFound
+from luciola.errors import Error, NotFound
 
-from .catalog import Saved, as_location, find, look, newest_in
+from .application import Application, Stateful
+from .catalog import Saved, as_location, find, look, newest_in, step_number
+from .manifest import finite
 from .reader import Reader
 from .retention import Keep
 from .writer import Writer
 
+log = logging.getLogger("luciola.checkpoint")
+
 NAME: Final = "step-{:09}"
+RETRIES: Final = 2  # of a save: a node that restarts is back within seconds
+DELAY_MAX_S: Final = 60.0  # between two attempts: more would only lengthen the time without a checkpoint
+PASSING: Final = {errno.EAGAIN, errno.EBUSY, errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT}
+"""What a file system says of a fault that may pass."""
+
+FAILURES: Final = (Exception, CheckpointException)
+"""torch's exception is a BaseException."""
+
+OnError = Callable[[int, BaseException], object]
+
+
+class Parts(TypedDict, total=False):
+    """What a training application consists of. Whatever has `state_dict` and `load_state_dict` is a Stateful."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
+    scheduler: Stateful
+    loader: Stateful
+    per_rank: Stateful
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What there is to know of a save but its state."""
+
+    step: int
+    planner: SavePlanner | None
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Saving:
+    """A save that goes on beside training."""
+
+    step: int
+    future: Future[Any]
+    writer: Writer | None  # of a process of its own: what it leaves is removed here
 
 
 class Checkpoints:
@@ -46,6 +97,10 @@ class Checkpoints:
 
     `keep`: which stay after each save. `process_group`: whose ranks save and load together, by default all.
     `in_process`: `async_save` writes in a process of its own, as `AsyncCheckpointerType.PROCESS`, not in a thread.
+    `share`: what has not changed since the save before is not written again (see sharing).
+    `retries`: how often a save that failed by a fault that may pass is made again, after `retry_delay_s`, twice as long
+    each time (not `in_process`). `on_error(step, error)` hears of asynchronous saves that failed for good, on every
+    rank, when the next one begins; without it, that raises the error.
     """
 
     def __init__(  # noqa: PLR0913 (where, what stays, who, how)
@@ -56,17 +111,28 @@ class Checkpoints:
         process_group: dist.ProcessGroup | None = None,
         in_process: bool = False,
         verify: bool = True,
+        share: bool = False,
+        retries: int = RETRIES,
+        retry_delay_s: float = 1.0,
+        on_error: OnError | None = None,
         secret_file: str | os.PathLike[str] | None = None,
         token: str | None = None,
     ) -> None:
+        if retries < 0 or retry_delay_s < 0:
+            raise ValueError(f"retries and retry_delay_s are not negative: {retries}, {retry_delay_s}")
         self.location = as_location(location, secret_file=secret_file, token=token)
         self.keep = keep
         self._group = process_group
         self._in_process = in_process
         self._verify = verify
+        self._share = share
+        self._retries = retries
+        self._retry_delay_s = retry_delay_s
+        self._on_error = on_error
         self._stager: DefaultStager | None = None
         self._own_group: dist.ProcessGroup | None = None
-        self._saving: tuple[Future[Any], Writer] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._saving: _Saving | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -77,64 +143,167 @@ class Checkpoints:
         if kind is None:
             self.close()
         else:
-            with contextlib.suppress(Exception):  # the error that leaves the block is the one to tell
+            with contextlib.suppress(*FAILURES):  # the error that leaves the block is the one to tell
                 self.close()
 
-    def save(self, step: int, state: dict[str, Any], *, planner: SavePlanner | None = None) -> Location:
-        """Saves a state dict; returns where. Raises: CheckpointException, with the errors of all ranks."""
+    def save(
+        self,
+        step: SupportsIndex,
+        state: dict[str, Any] | None = None,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        planner: SavePlanner | None = None,
+        **parts: Unpack[Parts],
+    ) -> Location:
+        """Saves the parts of an application, and a state dict beside them; returns where.
+
+        `metrics`: of this step, for a policy that keeps the best; those of the first rank count.
+        Raises: CheckpointException, with the errors of all ranks; ValueError.
+        """
+        task = _Task(step_number(step), planner, finite(metrics or {}))
         self.wait()
-        writer = self._writer(step)
-        with _abandoning(writer):
-            save(state, storage_writer=writer, planner=planner, process_group=self._group)
-        return self._place(step)
+        self._write(task, self._application(state, parts).to_save(), self._group)
+        return self._place(task.step)
 
     def async_save(
-        self, step: int, state: dict[str, Any], *, planner: SavePlanner | None = None
+        self,
+        step: SupportsIndex,
+        state: dict[str, Any] | None = None,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        planner: SavePlanner | None = None,
+        **parts: Unpack[Parts],
     ) -> Future[Any]:
-        """Copies a state dict and saves the copy while the caller goes on, once the save before has ended.
+        """Copies the state and saves the copy while the caller goes on, once the save before has ended.
 
-        The memory of the copy is kept for the next. Raises: what the save before has met, or this one's copying.
+        The memory of the copy is kept for the next. Raises: what the save before has met (see `on_error`), or this
+        one's copying.
         """
+        task = _Task(step_number(step), planner, finite(metrics or {}))
         self.wait()
         group = self._group_of_saves()
+        whole = self._application(state, parts).to_save()
         if self._stager is None:
             on_gpu = torch.cuda.is_available()
             self._stager = DefaultStager(StagingOptions(on_gpu, self._in_process, False, on_gpu))
-        writer = self._writer(step)
-        kind = AsyncCheckpointerType.PROCESS if self._in_process else AsyncCheckpointerType.THREAD
-        with _abandoning(writer):
-            future = async_save(
-                state,
-                storage_writer=writer,
-                planner=planner,
-                process_group=group,
-                async_checkpointer_type=kind,
-                async_stager=self._stager,
-            )
-        if isinstance(future, AsyncSaveResponse):
-            future = future.upload_completion
-        self._saving = future, writer
-        return future
+        if self._in_process:
+            self._saving = self._save_in_process(task, whole, group)
+        else:
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, "luciola-checkpoint")
+            staged: Any = self._stager.stage(whole)
+            future = self._thread.submit(self._write, task, staged, group)
+            self._saving = _Saving(task.step, future, None)
+        return self._saving.future
 
     def wait(self) -> None:
-        """Returns when no save is under way. Raises: what the last one has met, once."""
+        """Returns when no save is under way. Raises: what the last one has met, once, unless `on_error` hears it."""
         saving, self._saving = self._saving, None
-        if saving is not None:
-            future, writer = saving
-            with _abandoning(writer):
-                future.result()
+        if saving is None:
+            return
+        try:
+            with contextlib.nullcontext() if saving.writer is None else _abandoning(saving.writer):
+                saving.future.result()
+        except FAILURES as error:
+            if self._on_error is None:
+                raise
+            self._on_error(saving.step, error)
 
     def close(self) -> None:
-        """As `wait`, and gives back the memory of copies and the process group of saves."""
+        """As `wait`, and gives back the thread, the memory of copies and the process group of saves."""
         try:
             self.wait()
         finally:
+            thread, self._thread = self._thread, None
+            if thread is not None:
+                thread.shutdown()
             stager, self._stager = self._stager, None
             if stager is not None:
                 stager.close()
             group, self._own_group = self._own_group, None
             if group is not None and dist.is_initialized():
                 dist.destroy_process_group(group)
+
+    def load(
+        self,
+        state: dict[str, Any] | None = None,
+        *,
+        step: SupportsIndex | None = None,
+        planner: LoadPlanner | None = None,
+        allow_unused: Sequence[str] = (),
+        **parts: Unpack[Parts],
+    ) -> int | None:
+        """Loads the newest whole checkpoint, or that of a step, into parts and state, in place; returns its step.
+
+        None if there is no checkpoint at all: then nothing is changed. What the checkpoint has and nothing asks for is
+        an error, but for entries that match a pattern of `allow_unused` ("optimizer.*"; "*" for all).
+        Raises: NotFound if there is none of that step; CheckpointException: model and state may hold anything then.
+        """
+        number = None if step is None else step_number(step)
+        self.wait()
+        saved = self._agreed(number)
+        if saved is None:
+            return None
+        assert saved.manifest is not None, "it is whole"
+        reader = Reader(saved.location, verify=self._verify, allow_unused=allow_unused)
+        application = self._application(state, parts)
+        whole = application.template(reader.names() if parts else (), saved.manifest.ranks)
+        try:
+            load(whole, storage_reader=reader, planner=planner, process_group=self._group)
+            application.put_back(whole)
+        except BaseException:
+            application.undo()
+            raise
+        return saved.step
+
+    def list(self) -> list[Saved]:
+        """What is there, oldest first."""
+        file_system, path = open_location(self.location)
+        return find(file_system, path, self.location) if file_system.exists(path) else []
+
+    def _application(self, state: dict[str, Any] | None, parts: Parts) -> Application:
+        rank, ranks = 0, 1
+        if dist.is_available() and dist.is_initialized():
+            rank, ranks = dist.get_rank(self._group), dist.get_world_size(self._group)
+        return Application(rank, ranks, {} if state is None else state, **parts)
+
+    def _write(self, task: _Task, state: dict[str, Any], group: dist.ProcessGroup | None) -> None:
+        """One save, made again after faults that may pass (J1), and what follows it (J2)."""
+        attempt = 0
+        while True:
+            writer = self._writer(task)
+            try:
+                with _abandoning(writer):
+                    save(state, storage_writer=writer, planner=task.planner, process_group=group)
+                break
+            except CheckpointException as error:
+                if attempt == self._retries or not _may_pass(error):
+                    raise
+                delay_s = min(DELAY_MAX_S, self._retry_delay_s * 2**attempt)
+                log.warning(
+                    "saving step %d failed; another attempt in %g s: %s", task.step, delay_s, _first(error)
+                )
+            time.sleep(delay_s)
+            attempt += 1
+        writer.remove_old()
+
+    def _save_in_process(
+        self, task: _Task, state: dict[str, Any], group: dist.ProcessGroup | None
+    ) -> _Saving:
+        writer = self._writer(task)
+        writer.removes_at_once = True  # there is nobody after it in that process
+        with _abandoning(writer):
+            future = async_save(
+                state,
+                storage_writer=writer,
+                planner=task.planner,
+                process_group=group,
+                async_checkpointer_type=AsyncCheckpointerType.PROCESS,
+                async_stager=self._stager,
+            )
+        if isinstance(future, AsyncSaveResponse):
+            future = future.upload_completion
+        return _Saving(task.step, future, writer)
 
     def _group_of_saves(self) -> dist.ProcessGroup | None:
         """The same ranks, over gloo; for saves that go on beside training."""
@@ -148,31 +317,15 @@ class Checkpoints:
             self._own_group = group
         return self._own_group
 
-    def load(
-        self, state: dict[str, Any], *, step: int | None = None, planner: LoadPlanner | None = None
-    ) -> int | None:
-        """Loads the newest whole checkpoint, or that of a step, into a state dict, in place; returns its step.
-
-        None if there is no checkpoint at all. Raises: NotFound if there is none of that step; CheckpointException.
-        """
-        self.wait()
-        saved = self._agreed(step)
-        if saved is None:
-            return None
-        reader = Reader(saved.location, verify=self._verify)
-        load(state, storage_reader=reader, planner=planner, process_group=self._group)
-        return saved.step
-
-    def list(self) -> list[Saved]:
-        """What is there, oldest first."""
-        file_system, path = open_location(self.location)
-        return find(file_system, path, self.location) if file_system.exists(path) else []
-
     def _place(self, step: int) -> Location:
         return self.location.join(NAME.format(step))
 
-    def _writer(self, step: int) -> Writer:
-        return Writer(self._place(step), step=step, keep=self.keep)
+    def _writer(self, task: _Task) -> Writer:
+        writer = Writer(
+            self._place(task.step), step=task.step, keep=self.keep, metrics=task.metrics, share=self._share
+        )
+        writer.removes_at_once = False
+        return writer
 
     def _find(self, step: int | None) -> Saved | None:
         file_system, path = open_location(self.location)
@@ -201,6 +354,19 @@ class Checkpoints:
         return saved
 
 
+def _may_pass(error: CheckpointException) -> bool:
+    """Whether another attempt may succeed: all that the ranks have met are such faults."""
+    met = [each for each, _ in error.failures.values()]
+    return bool(met) and all(
+        each.retryable if isinstance(each, Error) else isinstance(each, OSError) and each.errno in PASSING
+        for each in met
+    )
+
+
+def _first(error: CheckpointException) -> str:
+    return next((f"rank {rank}: {each}" for rank, (each, _) in error.failures.items()), str(error))
+
+
 @contextlib.contextmanager
 def _abandoning(writer: Writer) -> Any:
     """After an error the coordinator removes what there is of the checkpoint."""
@@ -212,4 +378,4 @@ def _abandoning(writer: Writer) -> Any:
         raise
 
 
-__all__ = ["Checkpoints"]
+__all__ = ["Checkpoints", "Parts"]

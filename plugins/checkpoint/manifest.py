@@ -4,16 +4,20 @@
                     "tensors": 340, "data_bytes": …, "torch": "2.15.0", "files": {NAME: bytes, …},
                     "metadata": "8 digits", "crc32c": "8 digits"}
 
+Version 2 has "metrics": {NAME: number, …} too; it is written where there are any.
+
 `serial` counts the saves into one parent directory: the newest checkpoint is the one with the greatest, whatever clocks
 and steps say (a job that goes back to an earlier step is still going on). `files` are all others of the directory, with
 their lengths. `metadata` is the CRC32C of metadata.pickle, `crc32c` that of this file without it. No torch here.
 """
 
 import json
+import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any, Final, SupportsFloat
 
 from luciola.client.location import AnyFileSystem
 from luciola.errors import CorruptData, NotFound
@@ -21,7 +25,7 @@ from luciola.errors import CorruptData, NotFound
 NAME: Final = "manifest.json"
 METADATA_NAME: Final = "metadata.pickle"
 FORMAT: Final = "luciola-checkpoint"
-VERSION: Final = 1
+VERSION: Final = 2
 BYTES_MAX: Final = 64 << 20  # a million files' names
 DIGITS: Final = re.compile("[0-9a-f]{8}")
 
@@ -39,10 +43,13 @@ class Manifest:
     torch: str
     metadata: str
     files: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """The bytes of manifest.json."""
-        table = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        table = {"format": FORMAT, "version": VERSION if self.metrics else 1, **asdict(self)}
+        if not self.metrics:
+            del table["metrics"]
         return json.dumps({**table, "crc32c": _crc_of(table)}, indent=1).encode()
 
 
@@ -57,8 +64,8 @@ def parse_manifest(text: bytes, path: str) -> Manifest:
 def _manifest(table: Any) -> Manifest:
     if not isinstance(table, dict) or table["format"] != FORMAT:
         raise ValueError(f"its format is not {FORMAT!r}")
-    if table["version"] != VERSION:
-        raise ValueError(f"its version is {table['version']!r}, this program knows {VERSION}")
+    if type(table["version"]) is not int or not 1 <= table["version"] <= VERSION:
+        raise ValueError(f"its version is {table['version']!r}, this program knows 1 to {VERSION}")
     if table.pop("crc32c") != _crc_of(table):
         raise ValueError("it does not match its own checksum")
     del table["format"], table["version"]
@@ -68,13 +75,25 @@ def _manifest(table: Any) -> Manifest:
             raise ValueError(f"{name} is not a number: {getattr(manifest, name)!r:.40}")
     if manifest.step is not None and not _is_count(manifest.step):
         raise ValueError(f"step is not a number: {manifest.step!r:.40}")
-    if not isinstance(manifest.files, dict) or not all(map(_is_count, manifest.files.values())):
-        raise ValueError("files are not names and lengths")
-    if any("/" in name or name in {"", ".", ".."} for name in manifest.files):
-        raise ValueError("a file's name leads elsewhere")
+    _require_files(manifest.files)
+    if not isinstance(manifest.metrics, dict) or finite(manifest.metrics) != manifest.metrics:
+        raise ValueError("metrics are not names and numbers")
     if not DIGITS.fullmatch(manifest.metadata):
         raise ValueError(f"metadata is not a checksum: {manifest.metadata!r:.40}")
     return manifest
+
+
+def _require_files(files: Any) -> None:
+    if not isinstance(files, dict) or not all(map(_is_count, files.values())):
+        raise ValueError("files are not names and lengths")
+    if any("/" in name or name in {"", ".", ".."} for name in files):
+        raise ValueError("a file's name leads elsewhere")
+
+
+def finite(metrics: Mapping[str, SupportsFloat]) -> dict[str, float]:
+    """Metrics as floats, without those that are infinite or no number: a policy cannot compare them."""
+    numbers = {str(name): float(value) for name, value in metrics.items()}
+    return {name: number for name, number in numbers.items() if math.isfinite(number)}
 
 
 def _is_count(value: Any) -> bool:
@@ -105,4 +124,4 @@ def read_manifest(file_system: AnyFileSystem, path: str) -> Manifest:
     return parse_manifest(text, name)
 
 
-__all__ = ["METADATA_NAME", "NAME", "Manifest", "crc_text", "parse_manifest", "read_manifest"]
+__all__ = ["METADATA_NAME", "NAME", "Manifest", "crc_text", "finite", "parse_manifest", "read_manifest"]

@@ -3,21 +3,24 @@
 R1  Nothing is read that was not asked for, but for the rest of blocks of 1 MiB of which something was: so every byte
     that arrives is compared with its checksum. `verify=False` reads only what was asked for, and compares nothing.
 R2  Targets are resolved WAVE_BYTES at a time, because a planner may make memory for them.
-R3  metadata.pickle is compared with the checksum in the manifest before it is unpickled.
+R3  metadata.pickle is compared with the checksum in the manifest before it is unpickled, by an allow-list; so are
+    objects (see plain). A planner of torch's kind gets them pickled again, because it unpickles without one.
+R4  What is in the checkpoint and no rank asks for is an error, unless it is allowed.
 
 Source: the protocol of torch.distributed.checkpoint.storage.StorageReader.
 """
 
+import fnmatch
 import io
 import math
 import os
-import pickle
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import torch
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
@@ -30,17 +33,20 @@ from ..weights.checkpoint import Checkpoint, ReadReport, Slice
 from .catalog import as_location, is_location
 from .entries import Stored
 from .manifest import METADATA_NAME, Manifest, crc_text, read_manifest
+from .plain import decode_metadata, load_plain
 
 WAVE_BYTES: Final = 1 << 30
 FILES: Final = 128  # open at a time: a process may have 1024 by default
+NAMED: Final = 8  # unused entries that an error names
 NOTHING: Final = ReadReport(0, 0, 0, 0)
 
 
 class Reader(StorageReader):
     """Loads a checkpoint for `torch.distributed.checkpoint.load`, on any number of ranks, in any sharding.
 
-    `location`: of the checkpoint itself (see `latest`); `checkpoint_id` of a load takes its place. `report` says what
-    the last load has read on this rank. May be pickled, and used again.
+    `location`: of the checkpoint itself (see `latest`); `checkpoint_id` of a load takes its place. `allow_unused`:
+    patterns (as of the shell) of entries that need not be asked for; by default all, so that parts can be loaded.
+    `report` says what the last load has read on this rank. May be pickled, and used again.
     """
 
     def __init__(
@@ -48,11 +54,13 @@ class Reader(StorageReader):
         location: str | os.PathLike[str] | Location | None = None,
         *,
         verify: bool = True,
+        allow_unused: Sequence[str] = ("*",),
         secret_file: str | os.PathLike[str] | None = None,
         token: str | None = None,
     ) -> None:
         super().__init__()
         self.verify = verify
+        self.allow_unused = (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
         self._credentials: dict[str, Any] = {"secret_file": secret_file, "token": token}
         self.report = NOTHING
         self._location: Location | None = None
@@ -60,17 +68,21 @@ class Reader(StorageReader):
             self._location = as_location(location, **self._credentials)
         self._load_id = ""
         self._stored: dict[Any, Stored] = {}
+        self._metadata: Metadata | None = None
+        self._names: set[str] = set()
 
     # What torch calls, in this order.
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         if checkpoint_id is not None:
             self._location = as_location(checkpoint_id, **self._credentials)
+            self._metadata = None
         self._stored = {}
         self._load_id = str(uuid.uuid4())
 
     def read_metadata(self, *args: Any) -> Metadata:  # noqa: ARG002
-        metadata = load_metadata(self._file_system, self._path, self.manifest())
+        metadata = self._metadata or load_metadata(self._file_system, self._path, self.manifest())
+        self._metadata = None  # of `names`: another load may meet another checkpoint
         if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self._load_id
@@ -84,11 +96,25 @@ class Reader(StorageReader):
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
         self._stored = metadata.storage_data
+        self._names = _with_content(metadata)
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        wanted = {item.storage_index.fqn for plan in plans for item in plan.items}
+        unused = sorted(
+            name
+            for name in self._names - wanted
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.allow_unused)
+        )
+        if unused:
+            more = f" and {len(unused) - NAMED} more" if len(unused) > NAMED else ""
+            raise InvalidArgument(
+                f"the checkpoint has what nothing asks for: {', '.join(unused[:NAMED])}{more}. Load it too, or "
+                "allow that it is left: allow_unused=['optimizer.*', …]",
+                path=self._path,
+            )
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
@@ -110,6 +136,11 @@ class Reader(StorageReader):
     def checkpoint_id(self) -> str:
         """Where the checkpoint is."""
         return str(self._place)
+
+    def names(self) -> set[str]:
+        """What the checkpoint's entries are called, as a flat state dict. Raises: NotFound, CorruptData."""
+        self._metadata = load_metadata(self._file_system, self._path, self.manifest())
+        return set(self._metadata.state_dict_metadata)
 
     def manifest(self) -> Manifest:
         """What is known of the checkpoint. Raises: NotFound, CorruptData."""
@@ -205,8 +236,14 @@ class _Landing:
     def commit(self, planner: LoadPlanner) -> None:
         """Hands over what has arrived."""
         if self._target is None:
-            data: Any = self.memory.numpy()
-            planner.load_bytes(self._item, io.BytesIO(data.tobytes()))
+            array: Any = self.memory.numpy()
+            data = io.BytesIO(array.tobytes())
+            if isinstance(planner, DefaultLoadPlanner):
+                value = load_plain(data, self._item.storage_index.fqn)
+                data = io.BytesIO()
+                torch.save(value, data)
+                data.seek(0)
+            planner.load_bytes(self._item, data)
         else:
             planner.commit_tensor(self._item, self._target)
 
@@ -240,10 +277,16 @@ def load_metadata(file_system: AnyFileSystem, path: str, manifest: Manifest) -> 
         raise CorruptData(
             "it does not match the checksum in the manifest: the checkpoint is damaged", path=name
         )
-    # Pickle, as torch's own checkpoints: load only those that you trust.
-    metadata = pickle.loads(text)  # noqa: S301
-    assert isinstance(metadata, Metadata), "a Writer has pickled it"
-    return metadata
+    return decode_metadata(text, name)
+
+
+def _with_content(metadata: Metadata) -> set[str]:
+    """The entries that a load can ask for: not tensors without elements."""
+    return {
+        name
+        for name, entry in metadata.state_dict_metadata.items()
+        if not isinstance(entry, TensorStorageMetadata) or 0 not in entry.size
+    }
 
 
 __all__ = ["Reader", "load_metadata"]

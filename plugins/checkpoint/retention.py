@@ -1,39 +1,85 @@
 """Which checkpoints stay: a policy, and what it removes. No torch."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from luciola.client import Location, open_location
 
-from .catalog import Saved, as_location, find
+from .catalog import Saved, as_location, find_named, problem_of
 from .publish import clean, discard
 
 
 @dataclass(frozen=True)
 class Keep:
-    """The `last` newest whole checkpoints stay, and of the others those whose step is a multiple of `every`.
+    """The `last` newest whole checkpoints stay, and of the others those whose step is a multiple of `every`, and the
+    `best` by a metric of theirs: its least ("min") or greatest ("max") values, of equal ones the newest.
 
-    `last` is at least 1, so the newest whole one always stays. With `last=None` nothing is removed.
+    `last` is at least 1, so the newest whole one always stays. With `last=None` nothing is removed. Checkpoints that
+    are cut off protect no other: they count neither among the last nor among the best.
     """
 
     last: int | None = None
     every: int | None = None
+    best: int | None = None
+    metric: str | None = None
+    mode: Literal["min", "max"] = "min"
 
     def __post_init__(self) -> None:
-        for name, value in (("last", self.last), ("every", self.every)):
+        for name in ("last", "every", "best"):
+            value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ValueError(f"{name} is a number from 1 on, not {value!r}")
+        if (self.best is None) != (self.metric is None):
+            raise ValueError("best= and metric= go together: how many, by which of the metrics of a save")
+        if self.mode not in {"min", "max"}:
+            raise ValueError(f"mode is 'min' or 'max', not {self.mode!r}")
 
-    def surplus(self, found: Sequence[Saved]) -> list[Saved]:
-        """What this policy removes of some checkpoints, oldest first. Damaged ones neither count nor go."""
+    def surplus(
+        self, found: Sequence[Saved], is_whole: Callable[[Saved], bool] = lambda saved: not saved.problem
+    ) -> list[Saved]:
+        """What this policy removes of some checkpoints, oldest first. Those with a known problem stay.
+
+        `is_whole` is asked of those that protect others, no more: it may look at every file of one.
+        """
         if self.last is None:
             return []
-        whole = sorted((saved for saved in found if not saved.problem), key=lambda saved: saved.order)
-        return [saved for saved in whole[: -self.last] if not self._is_kept(saved)]
+        newest_first = sorted(found, key=lambda saved: saved.order, reverse=True)
+        kept = _first(newest_first, self.last, is_whole) | self._best(newest_first, is_whole)
+        return [
+            saved
+            for saved in reversed(newest_first)
+            if not saved.problem and saved.name not in kept and not self._is_multiple(saved)
+        ]
 
-    def _is_kept(self, saved: Saved) -> bool:
+    def _best(self, newest_first: Sequence[Saved], is_whole: Callable[[Saved], bool]) -> set[str]:
+        if self.best is None or self.metric is None:
+            return set()
+        sign = 1 if self.mode == "min" else -1
+        values = {
+            saved.name: sign * saved.manifest.metrics[self.metric]
+            for saved in newest_first
+            if saved.manifest is not None and self.metric in saved.manifest.metrics
+        }
+        ranked = sorted(
+            (saved for saved in newest_first if saved.name in values), key=lambda each: values[each.name]
+        )
+        return _first(ranked, self.best, is_whole)
+
+    def _is_multiple(self, saved: Saved) -> bool:
         return self.every is not None and saved.step is not None and saved.step % self.every == 0
+
+
+def _first(ordered: Sequence[Saved], count: int, is_whole: Callable[[Saved], bool]) -> set[str]:
+    """The names down to the whole one number `count`; of the cut-off ones between them too."""
+    names = set()
+    for saved in ordered:
+        if count == 0:
+            break
+        names.add(saved.name)
+        count -= is_whole(saved)
+    return names
 
 
 def prune(
@@ -49,9 +95,9 @@ def prune(
     Returns the checkpoints that were removed, oldest first; with `dry_run`, those that would be.
     """
     file_system, path = open_location(location, secret_file=secret_file, token=token)
-    surplus = keep.surplus(
-        find(file_system, path, as_location(location, secret_file=secret_file, token=token))
-    )
+    parent = as_location(location, secret_file=secret_file, token=token)
+    found = find_named(file_system, path, parent)
+    surplus = keep.surplus(found, lambda saved: not problem_of(file_system, path, saved))
     if not dry_run:
         for saved in surplus:
             discard(file_system, os.path.join(path, saved.name))

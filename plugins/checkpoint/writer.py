@@ -10,11 +10,11 @@ Source: the protocol of torch.distributed.checkpoint.storage.StorageWriter.
 import contextlib
 import logging
 import os
-import pickle
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, SupportsIndex
 
 import torch
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
@@ -26,11 +26,22 @@ from luciola.client import Location, open_location
 from luciola.client.location import AnyFileSystem
 from luciola.errors import CorruptData, InvalidArgument, NotFound
 
-from .catalog import as_location, find, is_location, next_serial, step_of
-from .items import write_items
-from .manifest import METADATA_NAME, NAME, Manifest, crc_text
+from .catalog import (
+    as_location,
+    find_named,
+    is_location,
+    newest_in,
+    next_serial,
+    problem_of,
+    step_number,
+    step_of,
+)
+from .items import file_name, write_items
+from .manifest import METADATA_NAME, NAME, Manifest, crc_text, finite
+from .plain import encode_metadata
 from .publish import begin, discard, durable_name, find_part, publish, split
 from .retention import Keep
+from .sharing import write_shared
 from .tensorfile import explained
 
 log = logging.getLogger("luciola.checkpoint")
@@ -48,33 +59,39 @@ class _Place:
     hidden: str
     rank: int
     ranks: int
+    base: str | None  # the checkpoint whose files may be shared
 
 
 class Writer(StorageWriter):
     """Saves one checkpoint at a time for `torch.distributed.checkpoint.save` and `async_save`.
 
     `location`: of the checkpoint itself, a directory that is not there yet; `checkpoint_id` of a save takes its place.
-    `step`: by default the number that its name ends with. `keep`: which checkpoints beside it stay when it is complete.
-    `overwrite`: a checkpoint of the same name is replaced, in one step. May be pickled, and used again.
+    `step`: by default the number that its name ends with. `keep`: which checkpoints beside it stay when it is complete,
+    by `metrics`, its numbers, too. `overwrite`: a checkpoint of the same name is replaced, in one step. `share`:
+    files of the checkpoint before that hold only what is unchanged get a second name instead of being written again
+    (see sharing). May be pickled, and used again.
     """
 
     def __init__(  # noqa: PLR0913 (where, what stays, in whose name)
         self,
         location: str | os.PathLike[str] | Location | None = None,
         *,
-        step: int | None = None,
+        step: SupportsIndex | None = None,
         keep: Keep | None = None,
+        metrics: Mapping[str, float] | None = None,
         overwrite: bool = True,
+        share: bool = False,
         secret_file: str | os.PathLike[str] | None = None,
         token: str | None = None,
     ) -> None:
         super().__init__()
-        if step is not None and (type(step) is not int or step < 0):
-            raise ValueError(f"step is a number from 0 on, not {step!r}")
         self.keep = keep
+        self.metrics = finite(metrics or {})
         self.overwrite = overwrite
+        self.share = share
+        self.removes_at_once = True  # in `finish`, while the other ranks wait; Checkpoints does it later
         self._credentials: dict[str, Any] = {"secret_file": secret_file, "token": token}
-        self._step = step
+        self._step = None if step is None else step_number(step)
         self._location: Location | None = None
         if location is not None:
             self._location = as_location(location, **self._credentials)
@@ -114,17 +131,20 @@ class Writer(StorageWriter):
         with explained(self._path):
             self._hidden = begin(self._file_system, self._path, overwrite=self.overwrite, owner=self)
         self._ranks = len(plans)
+        base = self._base() if self.share else None
         return [
-            replace(plan, storage_data=_Place(self._path, self._hidden, rank, len(plans)))
+            replace(plan, storage_data=_Place(self._path, self._hidden, rank, len(plans), base))
             for rank, plan in enumerate(plans)
         ]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         place: _Place = plan.storage_data
         hidden = self._hidden_directory(place)
-        results = (
-            write_items(self._file_system, hidden, place.rank, plan.items, planner) if plan.items else []
-        )
+        results: list[WriteResult] = []
+        if plan.items and self.share:
+            results = write_shared(self._file_system, hidden, place.rank, plan.items, planner, place.base)
+        elif plan.items:
+            results = write_items(self._file_system, hidden, file_name(place.rank), plan.items, planner)
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
         return future
@@ -139,12 +159,17 @@ class Writer(StorageWriter):
                 self.abandon()
             raise
         self._hidden = None
+        if self.removes_at_once:
+            self.remove_old()
+
+    def remove_old(self) -> None:
+        """Removes what the last save has replaced, and what the policy does not keep. At the coordinator."""
+        if not self._is_coordinator:
+            return
         try:
             self._remove_old()
         except OSError as error:
-            log.warning(
-                "%s is saved, but old checkpoints beside it could not be removed: %s", self._place, error
-            )
+            log.warning("old checkpoints beside %s were not removed: %s", self._place, error)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -197,6 +222,12 @@ class Writer(StorageWriter):
                 )
             time.sleep(0.05)
 
+    def _base(self) -> str | None:
+        """The newest whole checkpoint beside it."""
+        directory, _ = split(self._path)
+        saved = newest_in(self._file_system, directory, replace(self._place, path=directory))
+        return None if saved is None else os.path.join(directory, saved.name)
+
     def _finish(self, hidden: str, metadata: Metadata, results: list[WriteResult]) -> None:
         file_system = self._file_system
         metadata.storage_data = {result.index: result.storage_data.stored for result in results}
@@ -205,14 +236,14 @@ class Writer(StorageWriter):
         for result in results:
             files.update(result.storage_data.files)
         _require_files(file_system, hidden, files)
-        text = pickle.dumps(metadata)
+        text = encode_metadata(metadata)
         with file_system.open(os.path.join(hidden, METADATA_NAME), "xb") as file:
             file.write(text)
             file.flush()
             file.fsync()  # type: ignore[attr-defined]
         directory, name = split(self._path)
         manifest = Manifest(
-            serial=next_serial(file_system, directory),
+            serial=next_serial(find_named(file_system, directory, replace(self._place, path=directory))),
             step=step_of(name) if self._step is None else self._step,
             saved_ns=time.time_ns(),
             ranks=self._ranks,
@@ -221,6 +252,7 @@ class Writer(StorageWriter):
             torch=torch.__version__,
             metadata=crc_text(text),
             files=files | {METADATA_NAME: len(text)},
+            metrics=self.metrics,
         )
         with durable_name(file_system, os.path.join(hidden, NAME), manifest.encode()):
             self._replaced = publish(file_system, hidden, self._path, overwrite=self.overwrite)
@@ -234,9 +266,11 @@ class Writer(StorageWriter):
             return
         directory, name = split(self._path)
         parent = replace(self._place, path=directory)
-        for saved in self.keep.surplus(find(self._file_system, directory, parent)):
+        file_system = self._file_system
+        found = find_named(file_system, directory, parent)
+        for saved in self.keep.surplus(found, lambda saved: not problem_of(file_system, directory, saved)):
             if saved.name != name:
-                discard(self._file_system, os.path.join(directory, saved.name))
+                discard(file_system, os.path.join(directory, saved.name))
 
 
 def _require_files(file_system: AnyFileSystem, hidden: str, files: dict[str, int]) -> None:

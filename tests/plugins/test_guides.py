@@ -78,10 +78,12 @@ def test_from_nothing_to_a_training_loop(home: Path) -> None:
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
 def test_a_job_with_checkpoints(home: Path, shared_cluster: LocalCluster) -> None:
     model = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters())
     names = {
         "model": model,
-        "optimizer": torch.optim.SGD(model.parameters()),
-        "loader": SimpleNamespace(state_dict=lambda: {"epoch": 0}),
+        "optimizer": optimizer,
+        "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 10),
+        "loader": SimpleNamespace(state_dict=lambda: {"epoch": 0}, load_state_dict=lambda _: None),
         "torch": torch,
         "first": torch.ones(3),
         "second": torch.zeros(3),

@@ -5,17 +5,19 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
 
 from luciola.client import LocalFileSystem, Location, close_locations
-from luciola.errors import CorruptData, InvalidArgument, NoSpace, NotFound
+from luciola.errors import CorruptData, InvalidArgument, NoSpace, NotFound, Unavailable
 from luciola.plugins.checkpoint import (
     Checkpoints,
     Keep,
@@ -30,6 +32,7 @@ from luciola.plugins.checkpoint import (
     save_object,
     verify,
 )
+from luciola.plugins.checkpoint.command import checkpoint
 from luciola.plugins.checkpoint.manifest import Manifest, _crc_of, parse_manifest
 from luciola.plugins.checkpoint.publish import clean, leftovers
 
@@ -97,6 +100,99 @@ def test_saves_keep_what_the_policy_says(place):
     assert names(place) == ["step-000000009"]
 
 
+def scored(values):
+    made = []
+    for index, value in enumerate(values):
+        metrics = {} if value is None else {"loss": value}
+        found = replace(manifest(index + 1, index), metrics=metrics)
+        made.append(Saved(f"c{index}", Location(f"/c{index}"), found))
+    return made
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3) | st.none(), st.booleans()), max_size=10),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from(["min", "max"]),
+)
+def test_the_best_stay_and_what_is_cut_off_protects_no_other(entries, last, best, mode):
+    found = scored([value for value, _ in entries])
+    whole = {saved.name for saved, (_, is_whole) in zip(found, entries, strict=True) if is_whole}
+    asked = []
+
+    def is_whole(saved):
+        asked.append(saved.name)
+        return saved.name in whole
+
+    gone = {saved.name for saved in Keep(last, best=best, metric="loss", mode=mode).surplus(found, is_whole)}
+    standing = [saved for saved in found if saved.name in whole]
+    sign = 1 if mode == "min" else -1
+    ranked = sorted(
+        (saved for saved in reversed(standing) if saved.manifest.metrics),
+        key=lambda saved: sign * saved.manifest.metrics["loss"],
+    )
+    expected = {saved.name for saved in (*standing[-last:], *ranked[:best])}
+    assert whole - gone == expected
+    if len(standing) == len(found):
+        assert len(asked) <= last + best, "files are looked at only where they protect others"
+
+
+def test_saves_look_at_the_files_of_those_that_stay_alone(tmp_path):
+    save(tmp_path, *range(1, 21))
+    seen = []
+
+    class Watched(LocalFileSystem):
+        def scandir(self, path):
+            seen.append(os.path.basename(path))
+            return os.scandir(path)
+
+        def stat(self, path):
+            if not path.endswith("manifest.json"):
+                seen.append(os.path.basename(os.path.dirname(path)))
+            return os.stat(path)
+
+    class WatchedWriter(Writer):
+        _file_system = Watched()
+
+    state = {"x": torch.ones(10)}
+    dcp.save(state, storage_writer=WatchedWriter(tmp_path / "step-21", keep=Keep(last=3, every=10)))
+    assert {name for name in seen if not name.startswith(".")} == {
+        "step-21", "step-000000020", "step-000000019",
+    }  # fmt: skip
+    assert names(tmp_path) == ["step-000000010", "step-000000019", "step-000000020", "step-21"]
+
+
+def test_a_checkpoint_that_was_cut_off_lets_none_before_it_be_removed(tmp_path):
+    save(tmp_path, 1, 2, 3)
+    os.truncate(tmp_path / "step-000000003" / "rank-00000.safetensors", 100)
+    save(tmp_path, 4, keep=Keep(last=2))
+    assert names(tmp_path) == ["step-000000002", "step-000000003", "step-000000004"]
+    prune(tmp_path, Keep(last=2))
+    assert Checkpoints(tmp_path).load({"x": torch.zeros(10)}, step=2) == 2
+
+
+def test_a_save_keeps_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=Keep(last=1, best=2, metric="accuracy", mode="max"))
+    for step, accuracy in enumerate([0.1, 0.9, torch.tensor(0.8), 0.2, float("nan")]):
+        checkpoints.save(step, {"x": torch.ones(3)}, metrics={"accuracy": accuracy})
+    assert [saved.step for saved in checkpoints.list()] == [1, 2, 4]
+    assert [saved.manifest.metrics for saved in checkpoints.list()][::2] == [{"accuracy": 0.9}, {}]
+    result = CliRunner().invoke(
+        checkpoint, ["prune", str(tmp_path), "--keep-last=1", "--keep-best=1", "--metric=accuracy"]
+    )
+    assert result.exit_code == 0
+    assert [saved.step for saved in checkpoints.list()] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"best": 1}, {"metric": "x"}, {"best": 0, "metric": "x"}, {"best": 1, "metric": "x", "mode": "least"}],
+)
+def test_policies_of_the_best_that_cannot_be(arguments):
+    with pytest.raises(ValueError, match=r"go together|from 1 on|'min' or 'max'"):
+        Keep(**arguments)
+
+
 def test_a_job_that_goes_back_goes_on_from_its_newest_save(tmp_path):
     """The newest is the one that was saved last, not the one with the greatest step."""
     save(tmp_path, 100, 200, 300)
@@ -145,9 +241,12 @@ def test_foreign_and_broken_directories_are_not_the_latest(tmp_path):
         ("files", {"x": -1}),
         ("files", []),
         ("metadata", "xyz"),
-        ("version", 2),
+        ("version", 3),
+        ("version", True),
         ("format", "other"),
         ("more", 1),
+        ("metrics", {"x": "1"}),
+        ("metrics", [1]),
     ],
 )
 def test_manifests_that_are_refused(key, value):
@@ -309,6 +408,75 @@ def test_a_real_full_disk(tmp_path):
     finally:
         close_locations()
         subprocess.run(["umount", str(disk)], check=True)
+
+
+# Faults that pass.
+
+
+class FailingWriter(Writer):
+    """Meets a fault at each of the next saves of a job."""
+
+    faults: list
+
+    def write_data(self, plan, planner):
+        if self.faults:
+            raise self.faults.pop(0)
+        return super().write_data(plan, planner)
+
+
+class FailingCheckpoints(Checkpoints):
+    faults = ()
+
+    def _writer(self, task):
+        writer = super()._writer(task)
+        writer.__class__, writer.faults = FailingWriter, self.faults
+        return writer
+
+
+def failing(root, *faults, **options):
+    checkpoints = FailingCheckpoints(root, retry_delay_s=0, **options)
+    checkpoints.faults = list(faults)
+    return checkpoints
+
+
+@pytest.mark.parametrize("fault", [Unavailable("a node restarts"), OSError(errno.EIO, "input/output error")])
+def test_a_save_that_met_a_fault_that_may_pass_is_made_again(tmp_path, fault):
+    checkpoints = failing(tmp_path, fault, fault)
+    checkpoints.save(1, {"x": torch.ones(10)})
+    checkpoints.faults[:] = [fault]
+    checkpoints.async_save(2, {"x": torch.ones(10)}).result()
+    checkpoints.close()
+    assert sorted(os.listdir(tmp_path)) == ["step-000000001", "step-000000002"]
+
+
+def test_a_save_fails_after_its_last_attempt_or_at_once(tmp_path):
+    checkpoints = failing(tmp_path, *[Unavailable("gone")] * 3)
+    with pytest.raises(CheckpointException, match="gone"):
+        checkpoints.save(1, {"x": torch.ones(10)})
+    assert checkpoints.faults == []
+    checkpoints.faults[:] = [NoSpace("full"), NoSpace("full")]
+    with pytest.raises(CheckpointException, match="full"):
+        checkpoints.save(1, {"x": torch.ones(10)})
+    assert len(checkpoints.faults) == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_training_goes_on_after_an_asynchronous_save_that_failed(tmp_path):
+    met = []
+    checkpoints = failing(
+        tmp_path, NoSpace("full"), on_error=lambda step, error: met.append((step, str(error)))
+    )
+    for step in (1, 2):
+        checkpoints.async_save(step, {"x": torch.ones(10)})
+    checkpoints.close()
+    ((step, message),) = met
+    assert step == 1
+    assert "full" in message
+    assert names(tmp_path) == ["step-000000002"]
+    checkpoints = failing(tmp_path, NoSpace("full"))
+    checkpoints.async_save(3, {"x": torch.ones(10)})
+    with pytest.raises(CheckpointException, match="full"):
+        checkpoints.close()
 
 
 # What states may hold.

@@ -1,0 +1,222 @@
+"""The state of a training application: model, optimizer, scheduler, loader, and what each rank has of its own.
+
+    model       get_model_state_dict, set_model_state_dict: plain, DDP and FSDP2 modules have the same names
+    optimizer   get_optimizer_state_dict: its moments under the names of the model's parameters
+    scheduler   one object
+    loader      one object of each rank: equal ones (luciola.plugins.dataset.Loader) load on any number of ranks
+    per_rank    one object of each rank: random states, for instance
+
+A1  A save before the first step saves an optimizer without moments, and leaves it so; a load puts it back as that.
+A2  Objects are saved whole, in a tuple: torch flattens dictionaries, and turns their keys into text.
+
+Source: torch.distributed.checkpoint.state_dict.
+"""
+
+import io
+import random
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import torch
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.stateful import Stateful as TorchStateful
+
+from luciola.errors import InvalidArgument
+
+MOMENTS: Final = "optimizer.state."
+RANK: Final = "{:05}"
+
+
+class Stateful(Protocol):
+    """Anything that gives its state and takes it back: schedulers, loaders, scalers."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> object: ...
+
+
+class RandomState:
+    """The random generators of this process, for `per_rank=`: Python's, torch's, the GPU's, numpy's if it is in use."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Their states, as numbers and tensors."""
+        state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
+        if "numpy" in sys.modules:
+            name, keys, *rest = sys.modules["numpy"].random.get_state()
+            state["numpy"] = (name, [int(key) for key in keys], *(each for each in rest))
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Sets those that were saved and are here."""
+        random.setstate(state["python"])
+        torch.set_rng_state(state["torch"])
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+        if "numpy" in state and "numpy" in sys.modules:
+            numpy = sys.modules["numpy"]
+            name, keys, *rest = state["numpy"]
+            numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), *rest))
+
+
+@dataclass
+class Application:
+    """What `Checkpoints` saves and loads, on one of `ranks` ranks."""
+
+    rank: int
+    ranks: int
+    state: dict[str, Any] = field(default_factory=dict)
+    model: torch.nn.Module | None = None
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None
+    scheduler: Stateful | None = None
+    loader: Stateful | None = None
+    per_rank: Stateful | None = None
+
+    def __post_init__(self) -> None:
+        if self.optimizer is not None and self.model is None:
+            raise InvalidArgument(
+                "optimizer= without model=: its state has the names of the model's parameters"
+            )
+        given = ("model", "optimizer", "scheduler", "loader", "per_rank")
+        if taken := [name for name in given if name in self.state and getattr(self, name) is not None]:
+            raise InvalidArgument(f"state has {taken} too, which are arguments: give each once")
+        self._made = False
+
+    def to_save(self) -> dict[str, Any]:
+        """The state dict of this rank. Leaves an optimizer that has made no step as it is (A1)."""
+        state = {
+            name: value.state_dict() if isinstance(value, TorchStateful) else value
+            for name, value in self.state.items()
+        }
+        if self.model is not None:
+            state["model"] = get_model_state_dict(self.model)
+        if self.optimizer is not None:
+            state["optimizer"] = self._optimizer_state() if self._has_moments() else (self._settings(),)
+        if self.scheduler is not None:
+            state["scheduler"] = (self.scheduler.state_dict(),)
+        for name, stateful in (("loader", self.loader), ("per_rank", self.per_rank)):
+            if stateful is not None:
+                state[name] = {RANK.format(self.rank): (stateful.state_dict(),)}
+        return state
+
+    def template(self, names: Iterable[str], saved_ranks: int) -> dict[str, Any]:
+        """A state dict to load into: what a checkpoint with these entries, of so many ranks, has for this rank."""
+        names = set(names)
+        state = dict(self.state)
+        if self.model is not None:
+            state["model"] = get_model_state_dict(self.model)
+        if self.optimizer is not None:
+            state["optimizer"] = (None,) if "optimizer" in names else self._template_of_moments(names)
+        if self.scheduler is not None:
+            state["scheduler"] = (None,)
+        numbers = [self.rank] if saved_ranks == self.ranks else range(saved_ranks)
+        for name in ("loader", "per_rank"):
+            if getattr(self, name) is not None:
+                state[name] = {RANK.format(number): (None,) for number in numbers}
+        return state
+
+    def put_back(self, state: dict[str, Any]) -> None:
+        """Gives what was loaded into `template` to its owners. Raises: InvalidArgument."""
+        own = {
+            name: self._own(name, state[name])
+            for name in ("loader", "per_rank")
+            if getattr(self, name) is not None
+        }
+        self.state.update({name: state[name] for name in self.state})
+        strict = StateDictOptions(strict=True)
+        if self.model is not None:
+            set_model_state_dict(self.model, state["model"], options=strict)
+        if self.optimizer is not None:
+            self._set_optimizer(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"][0])
+        for name, value in own.items():
+            getattr(self, name).load_state_dict(value)
+
+    def undo(self) -> None:
+        """After a load that failed: an optimizer that had no moments has none."""
+        if self._made:
+            self._clear()
+
+    @property
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        if self.optimizer is None:
+            return []
+        return [self.optimizer] if isinstance(self.optimizer, torch.optim.Optimizer) else list(self.optimizer)
+
+    def _has_moments(self) -> bool:
+        return any(optimizer.state for optimizer in self._optimizers)
+
+    def _clear(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.state.clear()
+
+    def _settings(self) -> list[list[dict[str, Any]]]:
+        """The groups' settings, without their parameters."""
+        return [
+            [
+                {name: value for name, value in group.items() if name != "params"}
+                for group in optimizer.param_groups
+            ]
+            for optimizer in self._optimizers
+        ]
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        assert self.model is not None, "it is required with an optimizer"
+        found = get_optimizer_state_dict(self.model, self._optimizers)
+        return {"state": found["state"], "param_groups": (found["param_groups"],)}
+
+    def _template_of_moments(self, names: set[str]) -> dict[str, Any]:
+        """Memory for the moments that were saved; parameters that never had a gradient have none."""
+        self._made = not self._has_moments()
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)  # torch makes no moments where there are gradients
+        template = self._optimizer_state()
+        saved = {name.removeprefix(MOMENTS).rpartition(".")[0] for name in names if name.startswith(MOMENTS)}
+        template["state"] = {name: entry for name, entry in template["state"].items() if name in saved}
+        return template
+
+    def _set_optimizer(self, state: Any) -> None:
+        assert self.model is not None, "it is required with an optimizer"
+        if isinstance(state, tuple):
+            self._clear()
+            for optimizer, groups in zip(self._optimizers, state[0], strict=True):
+                for group, settings in zip(optimizer.param_groups, groups, strict=True):
+                    group.update(settings)
+            return
+        groups = state["param_groups"][0]
+        # Not strict: a parameter that never had a gradient has no moments.
+        set_optimizer_state_dict(
+            self.model,
+            self._optimizers,
+            {"state": state["state"], "param_groups": groups},
+            options=StateDictOptions(strict=False),
+        )
+
+    def _own(self, name: str, entries: dict[str, Any]) -> Any:
+        """What this rank gets of what each rank has saved."""
+        values = [entry[0] for entry in entries.values()]
+        if len({_bytes(value) for value in values}) > 1:
+            raise InvalidArgument(
+                f"{name}= was saved by {len(values)} ranks with different states, and {self.ranks} load: leave it out, "
+                f"and allow that with allow_unused=['{name}.*']"
+            )
+        return values[0]
+
+
+def _bytes(value: Any) -> bytes:
+    data = io.BytesIO()
+    torch.save(value, data)
+    return data.getvalue()
+
+
+__all__ = ["Application", "RandomState", "Stateful"]
