@@ -8,6 +8,9 @@ the same for any number of ranks and workers, and goes on anywhere.
     tar        tar shards with names as WebDataset has them, read at random by an index that is built once
     order      the global order: shuffles and mixtures of any size in constant memory
     batches    global batches, and the slices of ranks
+    ranks      which slice is this process's
+    choice     parts of data sets
+    bad        records that are damaged or cannot be decoded
     batch      a batch of records in one submission to the ring (no torch)
     pool       the memory of batches, which may be lent to another process (no torch)
     lending    batches of workers reach the training process without a copy
@@ -27,6 +30,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .bad import BadRecord
     from .batches import GlobalBatches
     from .datasets import IterableDataset, MapDataset, collate
     from .ffrecord import FFRecords, FFRecordWriter
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from .tokens import TokenRecords, TokenWriter
 
 __all__ = [
+    "BadRecord",
     "FFRecordWriter",
     "FFRecords",
     "GlobalBatches",
@@ -60,6 +65,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "BadRecord": ".bad",
     "FFRecordWriter": ".ffrecord",
     "FFRecords": ".ffrecord",
     "GlobalBatches": ".batches",

@@ -18,6 +18,7 @@ begin at multiples of ALIGNMENT, so that any element type may be viewed.
 """
 
 import os
+import resource
 import threading
 import time
 import weakref
@@ -31,15 +32,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ...client import Completion, Operation
-from ...client.local import LocalFile
+from ...client.local import LocalFile, LocalFileSystem
 from ...errors import CorruptData
 from .pool import Loan, Piece, Pool
-from .records import Bytes, Checksums, Integers, Records
+from .records import Bytes, Checksums, Integers, Records, together
 
 ENTRIES: Final = 512  # reads in flight on one file system
 PIECE_BYTES: Final = 4 << 20  # of one read: four chunks, which come from as many nodes
 ALIGNMENT: Final = 64  # a cache line, and a multiple of every element type
-OPEN_FILES_MAX: Final = 512  # the metadata service holds each for us
+OPEN_FILES_MAX: Final = 4096  # the metadata service holds each for us
+LOCAL_SHARE: Final = 4  # local files may take this part of the descriptors that the process may have
 
 Observe = Callable[[int, int, float], None]
 """Told of every batch: records, bytes, seconds from its submission until its last byte was noticed."""
@@ -158,7 +160,11 @@ class BatchReader:
         self._starts = np.concatenate(([0], self._ends[:-1]))
         self._pool = Pool(pin=pin)
         self._channels: dict[int, _Channel] = {}  # by data set; those of one file system share theirs
-        self._open: OrderedDict[tuple[int, int], _OpenFile] = OrderedDict()
+        self._open: OrderedDict[int, _OpenFile] = OrderedDict()
+        self._open_max = OPEN_FILES_MAX
+        if any(isinstance(part.place.file_system, LocalFileSystem) for part in self.parts):
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // LOCAL_SHARE
+            self._open_max = max(1, min(OPEN_FILES_MAX, limit))
         self._begun: weakref.WeakSet[Pending] = weakref.WeakSet()  # whose files are in use
         self._lock = threading.RLock()
         self._process = os.getpid()
@@ -207,9 +213,9 @@ class BatchReader:
         batch = pending.batch
         runs = _runs(keys, offsets, batch.positions, batch.lengths)
         try:
-            known = {
-                key: self._opened(key >> 32, key & 0xFFFFFFFF, pending) for key in {run[0] for run in runs}
-            }
+            keys_of_files = list({run[0] for run in runs})
+            self._open_together(keys_of_files, pending)
+            known = {key: self._opened(key >> 32, key & 0xFFFFFFFF, pending) for key in keys_of_files}
         except BaseException:
             self._leave_files(pending)
             raise
@@ -280,14 +286,23 @@ class BatchReader:
             found = self._channels[part] = next(same, None) or _Channel(file_system)
         return found
 
+    def _open_together(self, keys: list[int], pending: Pending) -> None:
+        """Opens the files that are not open, several at once; afterwards all of them are in use."""
+        for key in keys:
+            if key in self._open:
+                pending.files.append(self._open[key])
+                self._open.move_to_end(key)
+        missing = [key for key in keys if key not in self._open]
+        self._make_room(len(missing))
+        together(self._open_one, missing)
+
+    def _open_one(self, key: int) -> None:
+        file = self.parts[key >> 32].open(key & 0xFFFFFFFF)
+        self._open[key] = _OpenFile(file)
+
     def _opened(self, part: int, number: int, pending: Pending) -> tuple[Any, str, _Channel]:
         """(file, its path, the channel that reads it), in use by a batch from now on."""
-        found = self._open.get((part, number))
-        if found is None:
-            self._make_room()
-            found = self._open[part, number] = _OpenFile(self.parts[part].open(number))
-        else:
-            self._open.move_to_end((part, number))
+        found = self._open[(part << 32) | number]
         pending.files.append(found)
         channel = self._channel(part)
         if channel not in pending.channels:
@@ -297,16 +312,17 @@ class BatchReader:
     def _leave_files(self, pending: Pending) -> None:
         pending.files = []
 
-    def _make_room(self) -> None:
-        """Closes the file that was used longest ago, of those that no batch is being read from."""
-        if len(self._open) >= OPEN_FILES_MAX:
+    def _make_room(self, count: int) -> None:
+        """Closes the files that were used longest ago, of those that no batch is being read from."""
+        over = len(self._open) + count - self._open_max
+        if count and over > 0:
             used = {id(opened) for pending in list(self._begun) for opened in pending.files}
-            unused = next((key for key, opened in self._open.items() if id(opened) not in used), None)
-            if unused is not None:
-                self._open.pop(unused).file.close()
+            unused = [key for key, opened in self._open.items() if id(opened) not in used]
+            for key in unused[:over]:
+                self._open.pop(key).file.close()
 
 
-def _close(files: dict[tuple[int, int], _OpenFile], channels: dict[int, _Channel], process: int) -> None:
+def _close(files: dict[int, _OpenFile], channels: dict[int, _Channel], process: int) -> None:
     """Ends a reader, also one that was inherited by a fork: its ring and its files on a cluster are the parent's."""
     own = process == os.getpid()
     for channel in {id(each): each for each in channels.values()}.values():

@@ -13,9 +13,8 @@ iterator's state.
 """
 
 import operator
-import os
-from collections.abc import Iterator
-from typing import Any, Final, Literal, Self
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -28,15 +27,50 @@ Tail = Literal["drop", "short", "pad"]
 TAILS: Final = ("drop", "short", "pad")
 
 
+class Key(NamedTuple):
+    """What names one sample of a training, whatever reads it: for random numbers that are equal everywhere."""
+
+    seed: int
+    epoch: int
+    position: int
+
+    def generator(self) -> np.random.Generator:
+        """Random numbers for this sample of this epoch."""
+        return np.random.Generator(np.random.Philox(key=_words(self.seed), counter=[0, 0, *self[1:]]))
+
+
+def _words(seed: int) -> Any:
+    return np.array([seed & _MASK, (seed >> 64) & _MASK], np.uint64)
+
+
+_MASK: Final = (1 << 64) - 1
+
+
+class BatchIndices(list[int]):
+    """The numbers of a batch's samples, and the keys of each."""
+
+    def __init__(self, numbers: Sequence[int], seed: int, epoch: int, positions: Indices) -> None:
+        super().__init__(numbers)
+        self.seed, self.epoch, self.positions = seed, epoch, positions
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BatchIndices, (list(self), self.seed, self.epoch, self.positions)
+
+    def keys(self) -> list[Key]:
+        """One for each sample."""
+        return [Key(self.seed, self.epoch, position) for position in self.positions.tolist()]
+
+
 class GlobalBatches:
     """This rank's samples of one global batch after the other, from (epoch, sample) to the end of the epoch.
 
     `tail`: what becomes of the samples that do not fill the last batch of an epoch. "drop": nothing; "short": a smaller
     batch (a rank whose slice is empty has one batch fewer); "pad": it is filled with the first samples of the epoch.
-    When an iteration ends, the next begins with the next epoch.
+    When an iteration has given its last batch, the next begins with the next epoch. `digest` names the data, for
+    states.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (by keyword)
         self,
         order: Order,
         *,
@@ -44,16 +78,12 @@ class GlobalBatches:
         rank: int = 0,
         ranks: int = 1,
         tail: Tail = "drop",
+        digest: str | None = None,
     ) -> None:
-        self.order = order
+        self.order, self.digest = order, digest
         self.global_batch_size = operator.index(global_batch_size)
-        self.rank, self.ranks, self.tail = operator.index(rank), operator.index(ranks), tail
-        if not 0 <= self.rank < self.ranks:
-            raise ValueError(f"rank is 0 to ranks-1, not {rank} of {ranks}")
-        if self.global_batch_size < self.ranks:
-            raise ValueError(
-                f"a global batch of {global_batch_size} is too small for {ranks} ranks: one sample each"
-            )
+        self.tail = tail
+        self.assign(rank, ranks)
         if tail not in TAILS:
             raise ValueError(f"tail is one of {', '.join(TAILS)}, not {tail!r}")
         if tail == "drop" and order.samples < self.global_batch_size:
@@ -63,14 +93,24 @@ class GlobalBatches:
             )
         self.epoch, self.sample = 0, 0
 
+    def assign(self, rank: int, ranks: int) -> None:
+        """This process has rank `rank` of `ranks`. Raises: ValueError."""
+        self.rank, self.ranks = operator.index(rank), operator.index(ranks)
+        if not 0 <= self.rank < self.ranks:
+            raise ValueError(f"rank is 0 to ranks-1, not {rank} of {ranks}")
+        if self.global_batch_size < self.ranks:
+            raise ValueError(
+                f"a global batch of {self.global_batch_size} is too small for {ranks} ranks: one sample each"
+            )
+
     def seek(self, epoch: int, sample: int = 0) -> None:
-        """The next iteration begins there."""
+        """The next iteration begins there; behind the last batch of an epoch is the start of the next."""
         epoch, sample = operator.index(epoch), operator.index(sample)
         if epoch < 0 or not 0 <= sample <= self.order.samples:
             raise ValueError(
                 f"epochs count from 0 and samples to {self.order.samples}, not epoch {epoch}, sample {sample}"
             )
-        self.epoch, self.sample = epoch, sample
+        self.epoch, self.sample = (epoch, sample) if self.left(sample) else (epoch + 1, 0)
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration is of that epoch; in the one where it stands, it stays where it stands."""
@@ -92,7 +132,8 @@ class GlobalBatches:
         return count
 
     def __len__(self) -> int:
-        return self.own_left(self.sample)
+        """Batches of this rank in an epoch."""
+        return self.own_left(0)
 
     def _slice(self, count: int) -> tuple[int, int]:
         return self.rank * count // self.ranks, (self.rank + 1) * count // self.ranks
@@ -101,19 +142,22 @@ class GlobalBatches:
         """Where the batch that begins there ends."""
         return min(sample + self.global_batch_size, self.order.samples)
 
-    def indices(self, epoch: int, first: int, count: int, *, stride: int = 1) -> list[Indices]:
-        """This rank's samples of `count` batches, each `stride` batches after the one before."""
+    def indices(
+        self, epoch: int, first: int, count: int, *, stride: int = 1
+    ) -> list[tuple[Indices, Indices]]:
+        """(samples, their positions) of this rank in `count` batches, each `stride` batches after the one before."""
         places = [self._places(first + turn * stride * self.global_batch_size) for turn in range(count)]
         if not places:
             return []
-        samples = self.order.indices(epoch, np.concatenate(places))
-        return np.split(samples, np.cumsum([len(each) for each in places])[:-1])
+        samples = self.order.indices(epoch, np.concatenate(places) % self.order.samples)
+        cuts = np.cumsum([len(each) for each in places])[:-1]
+        return list(zip(np.split(samples, cuts), places, strict=True))
 
     def _places(self, sample: int) -> Indices:
         count = min(self.global_batch_size, self.order.samples - sample)
         if self.tail == "pad":
             begin, end = self._slice(self.global_batch_size)
-            return np.arange(sample + begin, sample + end, dtype=np.int64) % self.order.samples
+            return np.arange(sample + begin, sample + end, dtype=np.int64)
         begin, end = self._slice(count)
         return np.arange(sample + begin, sample + end, dtype=np.int64)
 
@@ -132,6 +176,7 @@ class GlobalBatches:
             "sample": sample,
             "global_batch_size": self.global_batch_size,
             "order": self.order.description(),
+            **({} if self.digest is None else {"data": self.digest}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -144,13 +189,21 @@ class GlobalBatches:
             raise ValueError(
                 f"not a state of version {STATE_VERSION} of a data set's order: {str(state)[:100]}"
             )
-        mine, theirs = self.order.description(), state["order"]
+        theirs = state["order"]
+        mine = self.order.description()
+        if self.order.agrees(theirs, state["epoch"], state["sample"]):
+            theirs = {**theirs, "weights": mine["weights"]}
         differing = [name for name in mine if theirs.get(name) != mine[name]]
         if differing:
             told = ", ".join(
                 f"{name} {_short(theirs.get(name))}, now {_short(mine[name])}" for name in differing
             )
             raise ValueError(f"the state is of another order: {told}")
+        if None not in {self.digest, state.get("data")} and state["data"] != self.digest:
+            raise ValueError(
+                "the state is of another data set, whose files have other names, sizes or indexes: "
+                f"{state['data']}, now {self.digest}"
+            )
         return state["epoch"], state["sample"]
 
 
@@ -159,20 +212,27 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-class BatchesIterator(Iterator[list[int]]):
+class BatchesIterator(Iterator[BatchIndices]):
     """One iteration: lists of samples, and the state behind the last one that was taken."""
 
-    def __init__(self, batches: GlobalBatches, *, worker: int = 0, workers: int = 1) -> None:
+    def __init__(
+        self,
+        batches: GlobalBatches,
+        *,
+        worker: int = 0,
+        workers: int = 1,
+        place: tuple[int, int] | None = None,
+    ) -> None:
         self.batches = batches
         self.worker, self.workers = worker, workers
-        self.epoch = batches.epoch
-        self._begin(batches.sample)
+        self.epoch, sample = place or (batches.epoch, batches.sample)
+        self._begin(sample)
 
     def _begin(self, sample: int) -> None:
         """With several workers this one takes every `workers`-th batch from there, `worker` first."""
         self._start = sample
         self._taken = 0
-        self._ready: list[Indices] = []
+        self._ready: list[tuple[Indices, Indices]] = []
 
     @property
     def sample(self) -> int:
@@ -185,24 +245,33 @@ class BatchesIterator(Iterator[list[int]]):
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> list[int]:
-        return self.next_array().tolist()  # type: ignore[no-any-return]
-
-    def next_array(self) -> Indices:
-        """This rank's samples of the next batch, of this worker. Raises: StopIteration."""
+    def __next__(self) -> BatchIndices:
+        """This rank's samples of the next batch, of this worker."""
         if not self._ready:
             self._fill()
         self._taken += 1
-        return self._ready.pop()
+        samples, positions = self._ready.pop()
+        if not self._ready and not self._left():
+            self._finish()
+        return BatchIndices(samples.tolist(), self.batches.order.seed, self.epoch, positions)
+
+    def _left(self) -> int:
+        """Batches of this worker that have not been taken."""
+        turn = self.worker + self._taken * self.workers
+        return -(-(self.batches.own_left(self._start) - turn) // self.workers)
+
+    def _finish(self) -> None:
+        """The next iteration is of the next epoch."""
+        if (self.batches.epoch, self.batches.sample) == (self.epoch, self._start):
+            self.batches.seek(self.epoch + 1)
 
     def _fill(self) -> None:
         batches = self.batches
-        turn = self.worker + self._taken * self.workers
-        left = -(-(batches.own_left(self._start) - turn) // self.workers)
+        left = self._left()
         if left <= 0:
-            if (batches.epoch, batches.sample) == (self.epoch, self._start):
-                batches.seek(self.epoch + 1)
+            self._finish()
             raise StopIteration
+        turn = self.worker + self._taken * self.workers
         own = max(1, batches.global_batch_size // batches.ranks)
         count = min(left, max(1, WINDOW // own))
         first = self._start + turn * batches.global_batch_size
@@ -214,9 +283,9 @@ class BatchesIterator(Iterator[list[int]]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on behind the last batch that was given out."""
-        self.epoch, sample = self.batches.place_in(state)
-        self._begin(sample)
-        self.batches.seek(self.epoch, sample)
+        self.batches.seek(*self.batches.place_in(state))
+        self.epoch = self.batches.epoch
+        self._begin(self.batches.sample)
 
     def worker_state(self, *, ahead: int) -> dict[str, Any]:
         """Of one worker of several, `ahead` of whose batches have not been handed out."""
@@ -238,13 +307,4 @@ class BatchesIterator(Iterator[list[int]]):
         self.batches.seek(self.epoch, sample)
 
 
-def distributed_rank() -> tuple[int, int]:
-    """(rank, ranks) of torch.distributed, or of torchrun's environment, or (0, 1)."""
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-__all__ = ["TAILS", "BatchesIterator", "GlobalBatches", "Tail", "distributed_rank"]
+__all__ = ["TAILS", "BatchIndices", "BatchesIterator", "GlobalBatches", "Key", "Tail"]

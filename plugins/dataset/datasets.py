@@ -8,10 +8,12 @@ A batch of records of one length is one tensor over the memory that the ring has
 (`Samples.tensor`); `collate` hands that out, and so does `Loader`.
 """
 
+import contextlib
+import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,53 +22,93 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
+from ...errors import CorruptData
+from .bad import BadRecord, BadRecords, OnError
 from .batch import Batch, BatchReader, Pending
-from .batches import BatchesIterator, GlobalBatches
+from .batches import BatchesIterator, BatchIndices, GlobalBatches, Key
+from .choice import Group, choice_of, choices_of, places_in
 from .metrics import Metrics
 from .records import Integers, Records
 from .samples import Samples
 
 WORKERS_MAX: Final = 256  # of one IterableDataset
+UNIFORM_RECORDS_MAX: Final = 10_000_000  # whose lengths are looked at before the first batch: 20 bytes each
+FILTER_BATCH: Final = 1024  # samples that `filter` reads together
 
-Decode = Callable[[Any], Any]
+Decode = Callable[..., Any]
 
 
 def collate(samples: Any) -> Any:
-    """A batch: one tensor without a copy if `Samples` has it; a list of arrays of several lengths; else as torch."""
+    """A batch: one tensor without a copy if all samples have one length; a list of arrays of several; else as torch."""
     if isinstance(samples, Samples) and samples.tensor is not None:
-        return samples.tensor
-    if all(isinstance(each, Tensor) for each in samples) and len({each.shape for each in samples}) > 1:
+        return list(samples) if samples.is_uniform is False else samples.tensor
+    are_listed = getattr(samples, "is_uniform", None) is False
+    if all(isinstance(each, Tensor) for each in samples) and (
+        are_listed or len({each.shape for each in samples}) > 1
+    ):
         return list(samples)
     return default_collate(list(samples))
+
+
+class Begun(NamedTuple):
+    """A batch that is being read: the samples that were asked for, and their keys if they have some."""
+
+    pending: Pending
+    numbers: Integers
+    keys: Sequence[Key] | None
 
 
 class MapDataset(Dataset[Any]):
     """Samples by number, of one `Records` or several in a row. May be sent to workers by fork and by spawn.
 
-    `decode(sample)` is applied to each sample: a tensor of bytes or tokens, or a dictionary of a tar's parts. `check`:
-    compare every record with its checksum. `pin`: page-locked memory, by default where there is CUDA and this is not a
-    worker; transfers to the GPU from it need no copy and may be asynchronous.
+    `decode(sample)` is applied to each sample: a tensor of bytes or tokens, or a dictionary of a tar's parts. With
+    `keyed=True` it is `decode(sample, key)`: `key.generator()` has random numbers that depend on seed, epoch and
+    position alone, so that augmentation is the same for any workers and after a stop. `check`: compare every record
+    with its checksum. `pin`: page-locked memory, by default where there is CUDA and this is not a worker.
+
+    `on_error`: what becomes of a record that is damaged or that `decode` raises for. "raise" ends the iteration; "skip"
+    takes the next record in its place, the same one each time; a function is called with the `BadRecord`, and then as
+    "skip". More than `bad_records_max` different ones are an error all the same. See `bad_records`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (by keyword)
         self,
         records: Records | Sequence[Records],
         *,
         decode: Decode | None = None,
+        keyed: bool = False,
         check: bool = True,
         pin: bool | None = None,
+        on_error: OnError = "raise",
+        bad_records_max: int = 100,
     ) -> None:
         self.parts = [records] if isinstance(records, Records) else list(records)
         if not self.parts or not all(isinstance(part, Records) for part in self.parts):
             raise TypeError("a data set is made of what `open_records` gives, or of a list of that")
-        self.sizes = [len(part) for part in self.parts]
-        self.decode, self.check, self.pin = decode, check, pin
+        if keyed and decode is None:
+            raise ValueError("keyed=True gives keys to decode=: there is none")
+        self.decode, self.keyed, self.check, self.pin = decode, keyed, check, pin
         self.metrics = Metrics()
+        self.bad = BadRecords(on_error, bad_records_max)
+        self._groups: list[Group] = []
+        start = 0
+        for part in self.parts:
+            self._groups.append(Group(start, len(part), None))
+            start += len(part)
+        self._is_uniform: bool | None = None
+        self._forget_process()
+
+    def _forget_process(self) -> None:
         self._reader: BatchReader | None = None
         self._process = 0
 
+    @property
+    def sizes(self) -> list[int]:
+        """Samples of each data set that is joined here, for `Order`."""
+        return [group.size for group in self._groups]
+
     def __len__(self) -> int:
-        return sum(self.sizes)
+        return sum(group.size for group in self._groups)
 
     def __getitem__(self, index: int) -> Any:
         if not -len(self) <= index < len(self):
@@ -76,13 +118,86 @@ class MapDataset(Dataset[Any]):
     def __getitems__(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Samples:
         return self.finish(self.start(indices))
 
-    def start(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Pending:
+    def start(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Begun:
         """Begins to read a batch; several may be under way."""
-        return self.reader.start(indices)
+        numbers = np.asarray(indices, np.int64).reshape(-1)
+        keys = indices.keys() if self.keyed and isinstance(indices, BatchIndices) else None
+        if self.keyed and keys is None:
+            keys = [Key(0, 0, number) for number in numbers.tolist()]
+        return Begun(self.reader.start(self.places(numbers)), numbers, keys)
 
-    def finish(self, pending: Pending) -> Samples:
+    def finish(self, begun: Begun) -> Samples:
         """The samples of a batch that was begun. Raises: OSError; CorruptData, which names file and record."""
-        return self._samples(self.reader.finish(pending), pending.indices)
+        try:
+            batch = self.reader.finish(begun.pending)
+            return self._samples(batch, begun)
+        except _RecordError as error:
+            if not self.bad.skips:
+                raise error.cause from error.cause.__cause__
+        except CorruptData:
+            if not self.bad.skips or not len(begun.numbers):
+                raise
+        return self._without_bad(begun)
+
+    def abandon(self, begun: Begun) -> None:
+        """Leaves a batch that nobody wants any more."""
+        if self._reader is not None:
+            self._reader.abandon(begun.pending)
+
+    # ---- parts of a data set
+
+    def subset(self, chosen: range | slice | Sequence[int] | npt.NDArray[np.integer[Any]]) -> Self:
+        """These samples, as a data set of its own; ranges take no memory. Raises: IndexError."""
+        return self._with([Group(0, 0, choice_of(chosen, len(self))).over(self._groups)])
+
+    def split(self, shares: Sequence[float], *, seed: int = 0) -> list[Self]:
+        """Data sets of these shares, at random, that have no sample in common; it takes no memory.
+
+        The sizes are exact: they add up to all samples where the shares add up to 1. Raises: ValueError.
+        """
+        choices = choices_of(shares, len(self), seed)
+        return [self._with([Group(0, 0, choice).over(self._groups)]) for choice in choices]
+
+    def filter(self, keep: Callable[[Any], bool]) -> Self:
+        """The samples for which `keep(sample)` is true: all are read and decoded, once."""
+        kept = [np.empty(0, np.int64)]
+        for first in range(0, len(self), FILTER_BATCH):
+            numbers = np.arange(first, min(first + FILTER_BATCH, len(self)))
+            samples = self.__getitems__(numbers)
+            kept.append(numbers[np.array([bool(keep(sample)) for sample in samples], bool)])
+        return self.subset(np.concatenate(kept))
+
+    def concat(self, *others: "MapDataset") -> "MapDataset":
+        """This one and others in a row, with the options of this one. `weights` of `Loader` mix them."""
+        joined = self._with([])
+        joined.parts = [part for each in (self, *others) for part in each.parts]
+        start = 0
+        for each in (self, *others):
+            joined._groups += [group.moved(start) for group in each._groups]  # noqa: SLF001 (of this class)
+            start += sum(len(part) for part in each.parts)
+        return joined
+
+    def _with(self, groups: list[Group]) -> Self:
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__, _groups=groups, _is_uniform=None)
+        made.metrics = Metrics()
+        made.bad = self.bad.fresh()
+        made._forget_process()
+        return made
+
+    def places(self, numbers: Integers) -> Integers:
+        """Where samples are in the numbering of all parts. Raises: IndexError."""
+        if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(self):
+            wrong = int(numbers.max() if numbers.min() >= 0 else numbers.min())
+            raise IndexError(f"samples are 0 to {len(self) - 1}, not {wrong}")
+        return places_in(self._groups, numbers)
+
+    def digest(self) -> str:
+        """Names the data: the files' names, sizes and indexes, and what is chosen of them; the same at any location."""
+        told = [part.digest() for part in self.parts] + [group.digest() for group in self._groups]
+        return hashlib.sha256(" ".join(told).encode()).hexdigest()[:32]
+
+    # ---- reading
 
     @property
     def reader(self) -> BatchReader:
@@ -112,20 +227,76 @@ class MapDataset(Dataset[Any]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None, "_process": 0}
 
-    def _samples(self, batch: Batch, indices: Integers) -> Samples:
-        first = self.parts[0]
-        one_kind = all(part.is_plain and part.dtype == first.dtype for part in self.parts)
+    def settle_kind(self) -> None:
+        """Finds out whether batches are tensors or lists, so that all are of one type. Reads the indexes."""
+        is_small = sum(len(part) for part in self.parts) <= UNIFORM_RECORDS_MAX
+        if self._is_uniform is None and self.decode is None and is_small and self._is_one_kind():
+            with contextlib.suppress(OSError):  # of a file that is damaged or gone: told when its turn comes
+                self._is_uniform = len(set().union(*(part.lengths() for part in self.parts))) <= 1
+
+    def _is_one_kind(self) -> bool:
+        return all(part.is_plain and part.dtype == self.parts[0].dtype for part in self.parts)
+
+    def _samples(self, batch: Batch, begun: Begun) -> Samples:
+        dtype = self.parts[0].dtype
         samples: Samples
-        if one_kind and batch.uniform is not None and batch.uniform % first.dtype.itemsize == 0:
-            tensor = torch.from_numpy(batch.matrix().view(first.dtype))
+        if self._is_one_kind() and batch.uniform is not None and batch.uniform % dtype.itemsize == 0:
+            tensor = torch.from_numpy(batch.matrix().view(dtype))
             samples = Samples(tensor.unbind(0))
             samples.tensor = tensor if self.decode is None else None
         else:
-            samples = Samples(self._shaped(batch, indices))
+            samples = Samples(self._shaped(batch, begun.pending.indices))
+        samples.is_uniform = self._is_uniform
         if self.decode is not None:
-            samples[:] = [self.decode(sample) for sample in samples]
-        samples.indices, samples.batch = indices, batch
+            samples[:] = [self._decoded(sample, place, begun) for place, sample in enumerate(samples)]
+        samples.indices, samples.batch = begun.numbers, batch
         return samples
+
+    def _decoded(self, sample: Any, place: int, begun: Begun) -> Any:
+        assert self.decode is not None, "it is called then"
+        try:
+            return self.decode(sample) if begun.keys is None else self.decode(sample, begun.keys[place])
+        except Exception as error:  # whatever it is, it is about this record
+            error.add_note(f"decode of {self._bad(begun, place, '').where}")
+            raise _RecordError(error) from error
+
+    def _bad(self, begun: Begun, place: int, reason: str) -> BadRecord:
+        parts, numbers = self.reader.split(begun.pending.indices[place : place + 1])
+        return BadRecord.of(self.parts[int(parts[0])], int(numbers[0]), int(begun.numbers[place]), reason)
+
+    def _without_bad(self, begun: Begun) -> Samples:
+        """The batch, read one by one, with the next good record in place of each bad one."""
+        each = [self._substitute(begun, place) for place in range(len(begun.numbers))]
+        samples = Samples(one[0] for one in each)
+        samples.is_uniform, samples.indices = self._is_uniform, begun.numbers
+        if all(one.tensor is not None for one in each) and len({one[0].shape for one in each}) == 1:
+            samples.tensor = torch.stack(list(samples))
+        return samples
+
+    def _substitute(self, begun: Begun, place: int) -> Samples:
+        number, keys = int(begun.numbers[place]), begun.keys and begun.keys[place : place + 1]
+        for _ in range(len(self)):
+            wanted = np.array([number])
+            one = Begun(self.reader.start(self.places(wanted)), wanted, keys)
+            try:
+                return self._samples(self.reader.finish(one.pending), one)
+            except _RecordError as error:
+                cause: Exception = error.cause
+            except CorruptData as error:
+                cause = error
+            self.bad.add(self._bad(one, 0, f"{type(cause).__name__}: {cause}"), cause)
+            self.metrics.observe_skip()
+            number = (number + 1) % len(self)
+        raise CorruptData(f"all {len(self)} records are bad", path=self.parts[0].files[0].path)
+
+    def bad_records(self) -> list[BadRecord]:
+        """The records that were skipped, in all workers, without their reasons, which are in those processes' logs."""
+        result = []
+        for number in self.bad.numbers():
+            wanted = np.array([number])
+            parts, numbers = self.reader.split(self.places(wanted))
+            result.append(BadRecord.of(self.parts[int(parts[0])], int(numbers[0]), number, ""))
+        return result
 
     def _shaped(self, batch: Batch, indices: Integers) -> list[Any]:
         parts, numbers = self.reader.split(indices)
@@ -137,6 +308,13 @@ class MapDataset(Dataset[Any]):
             for place, sample in zip(places, made, strict=True):
                 result[place] = _tensors(sample)
         return result
+
+
+class _RecordError(Exception):
+    """`decode` has raised `cause`."""
+
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
 
 
 def _tensors(sample: Any) -> Any:
@@ -237,7 +415,8 @@ class ReadAhead(Iterator[Samples]):
 
     def __init__(self, dataset: MapDataset, indices: BatchesIterator, ahead: int) -> None:
         self._dataset, self._indices, self._ahead = dataset, indices, ahead
-        self._under_way: deque[Pending | OSError] = deque()
+        self._under_way: deque[Begun] = deque()
+        self._error: OSError | None = None
         self._more = True
 
     def __len__(self) -> int:
@@ -247,25 +426,22 @@ class ReadAhead(Iterator[Samples]):
     def __next__(self) -> Samples:
         while self._more and len(self._under_way) <= self._ahead:
             try:
-                self._under_way.append(self._dataset.start(self._indices.next_array()))
+                self._under_way.append(self._dataset.start(next(self._indices)))
             except StopIteration:
                 self._more = False
             except OSError as error:  # its turn comes when the batches before it have been handed out
-                self._under_way.append(error)
+                self._error = error
                 self._more = False
-        if not self._under_way:
-            raise StopIteration
-        first = self._under_way.popleft()
-        if isinstance(first, OSError):
-            raise first
-        return self._dataset.finish(first)
+        if self._under_way:
+            return self._dataset.finish(self._under_way.popleft())
+        if self._error is not None:
+            raise self._error
+        raise StopIteration
 
     def close(self) -> None:
         """Leaves what is under way."""
         while self._under_way:
-            pending = self._under_way.popleft()
-            if isinstance(pending, Pending):
-                self._dataset.reader.abandon(pending)
+            self._dataset.abandon(self._under_way.popleft())
 
 
-__all__ = ["BatchStream", "IterableDataset", "MapDataset", "ReadAhead", "Samples", "collate"]
+__all__ = ["BadRecord", "BatchStream", "IterableDataset", "MapDataset", "ReadAhead", "Samples", "collate"]

@@ -63,7 +63,7 @@ class FFRecords(Records):
                 f"{identity.size} bytes",
                 path=path,
             )
-        found = RecordFile(path, count, identity)
+        found = RecordFile(path, count, identity, checksum)
         if count == 0:
             self.read_index(found)  # nobody will ask for a record
         return found

@@ -11,35 +11,86 @@ L1  The state after a batch was handed out is (epoch, sample): where the next ba
     read ahead are not in it, so nothing is skipped, and nothing comes twice.
 L2  The sequence of global batches depends on data set, seed, epoch and global batch size alone. The state of one rank
     is that of all, and any number of ranks may go on from it.
-L3  Iterating goes on where the last iteration stopped; at the end of an epoch the next one begins.
+L3  An iteration is an epoch, `len` its batches: of the next epoch if the one before was begun, whether it was left
+    early or not. It goes on in the middle of one only behind `load_state_dict`, `seek`, or with `resume=True`.
 
 With `num_workers=0` no process is started: `read_ahead` batches are under way in the ring while this process computes,
 and tensors lie in the memory that the ring has filled. Workers pay off when decoding is the work.
 """
 
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from typing import Any, Final
 
-from torch.utils.data import DataLoader
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
 
-from .batches import BatchesIterator, GlobalBatches, Tail, distributed_rank
+from .batches import BatchesIterator, GlobalBatches, Tail
 from .datasets import MapDataset, ReadAhead, collate
 from .lending import Lending, forget_ended
-from .order import Order
+from .order import Order, Weights
+from .ranks import RankSource
 
 READ_AHEAD: Final = 2  # batches under way beside the one in use
-REFUSED: Final = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")
+REFUSED: Final = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "generator")
+
+
+class _OwnBatches(GlobalBatches):
+    """The batches of a loader, which nothing else may hand out: they are this rank's already."""
+
+    is_open = False
+
+    def __iter__(self) -> BatchesIterator:
+        if not self.is_open:
+            raise RuntimeError(
+                "a Loader's batches are this rank's part already, and another loader was made of them (accelerate's "
+                "skip_first_batches, or a sampler that a framework replaced): use the Loader itself, and let "
+                "load_state_dict say where it goes on"
+            )
+        return super().__iter__()
+
+
+class _RankSampler(DistributedSampler[Any]):
+    """Tells frameworks that samples are cut by ranks already, and the loader of their epochs."""
+
+    def __init__(self, loader: "Loader") -> None:
+        self._loader = weakref.ref(loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        loader = self._loader()
+        if loader is not None:
+            loader.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        loader = self._loader()
+        return 0 if loader is None else len(loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        raise RuntimeError("a Loader has batches (`batch_sampler`), not a sampler: use the Loader itself")
 
 
 class Loader(DataLoader[Any]):
     """Batches of a `MapDataset`, this rank's part of each global batch.
 
-    `rank`, `ranks`: by default those of torch.distributed or torchrun. `weights`: of the data sets that `dataset`
-    joins, as a mixture; `samples`: the length of its epoch. `tail`: "drop", "short" or "pad" (see `GlobalBatches`).
+    `rank`, `ranks`: by default those of torch.distributed, or of the launcher's environment, as they are when the first
+    iteration begins. `mesh`, `process_group`: instead of them, the device mesh or group along which data differ; ranks
+    outside of it, as those of one tensor-parallel replica, read the same. `weights`: of the data sets that `dataset`
+    joins, as a mixture, also by epochs (`Order`); `samples`: the length of its epoch. `tail`: "drop", "short" or "pad"
+    (see `GlobalBatches`). `resume`: an iteration goes on where the one before was left, instead of the next epoch.
     `collate_fn` gets `Samples`, a list with `.tensor`; by default that tensor is the batch. `read_ahead` is for
-    `num_workers=0`. Other options are DataLoader's: num_workers, multiprocessing_context, persistent_workers, …
+    `num_workers=0`. Other options are DataLoader's: num_workers, multiprocessing_context, pin_memory, …
+    Raises: TypeError and ValueError for options that contradict the global order; RuntimeError, as the first iteration
+    begins, for ranks that are unknown.
     """
+
+    _is_accelerate_prepared = True
+    """`Accelerator.prepare` gives it back as it is: it would shard it again."""
+    use_stateful_dataloader = True
+    """`Accelerator.save_state` keeps its state."""
 
     def __init__(  # noqa: PLR0913 (those of DataLoader, by keyword)
         self,
@@ -48,42 +99,49 @@ class Loader(DataLoader[Any]):
         global_batch_size: int,
         seed: int = 0,
         shuffle: bool = True,
-        weights: Sequence[float] | None = None,
+        weights: Weights | None = None,
         samples: int | None = None,
         rank: int | None = None,
         ranks: int | None = None,
+        mesh: Any = None,
+        process_group: Any = None,
         tail: Tail = "drop",
+        resume: bool = False,
         read_ahead: int = READ_AHEAD,
         collate_fn: Callable[[Any], Any] = collate,
         **options: Any,
     ) -> None:
         if not isinstance(dataset, MapDataset):
-            raise TypeError(f"Loader reads a MapDataset, not {type(dataset).__name__}")
-        refused = [name for name in REFUSED if name in options]
-        if refused:
             raise TypeError(
-                f"{', '.join(refused)}: the global order decides; use global_batch_size, shuffle= and tail= of Loader"
+                f"Loader reads a MapDataset, not {type(dataset).__name__}: MapDataset has subset, split, filter and "
+                "concat"
             )
-        if not options.get("in_order", True):
-            raise ValueError("in_order=False: batches would come in another order than that of the state")
-        if read_ahead < 0:
-            raise ValueError(f"read_ahead is 0 or more batches, not {read_ahead}")
-        if (rank is None) != (ranks is None):
-            raise ValueError("give rank and ranks, or neither")
-        if rank is None or ranks is None:
-            rank, ranks = distributed_rank()
+        _require_allowed(options, read_ahead)
+        self._rank_source = RankSource(rank, ranks, mesh, process_group)
+        place = self._rank_source.given or (0, 1)
         order = Order(dataset.sizes, weights=weights, seed=seed, shuffle=shuffle, samples=samples)
-        batches = GlobalBatches(order, global_batch_size=global_batch_size, rank=rank, ranks=ranks, tail=tail)
-        self.read_ahead = read_ahead
+        batches = _OwnBatches(
+            order,
+            global_batch_size=global_batch_size,
+            rank=place[0],
+            ranks=place[1],
+            tail=tail,
+            digest=dataset.digest(),
+        )
+        self.read_ahead, self.resume = read_ahead, resume
         self._epoch = self._sample = 0
+        self._goes_on = True  # the next iteration begins at the place: nothing was taken from the one before
         self._turn = 0  # of iterations: an older one that goes on does not move the place
+        self._moves = 0  # of the place, by `seek`: an iteration from before is over
+        self._is_default = collate_fn is collate
         super().__init__(dataset, batch_sampler=batches, collate_fn=Lending(collate_fn), **options)
+        self.__dict__["sampler"] = _RankSampler(self)  # DataLoader sets it once and for all
 
     @property
     def batches(self) -> GlobalBatches:
         """The cut of the global order."""
         found = self.batch_sampler
-        assert isinstance(found, GlobalBatches), "it was made so"
+        assert isinstance(found, _OwnBatches), "it was made so"
         return found
 
     @property
@@ -97,18 +155,27 @@ class Loader(DataLoader[Any]):
         return self._sample
 
     def __len__(self) -> int:
-        """Batches to the end of the epoch."""
+        """Batches of an epoch, wherever it stands."""
+        self._find_rank()
+        return len(self.batches)
+
+    @property
+    def left(self) -> int:
+        """Batches from here to the end of the epoch."""
+        self._find_rank()
         return self.batches.own_left(self._sample)
 
     def seek(self, epoch: int, sample: int = 0) -> None:
-        """The next iteration begins there."""
+        """The next iteration begins there; behind the last batch of an epoch is the start of the next."""
         self.batches.seek(epoch, sample)
-        self._epoch, self._sample = epoch, sample
+        self._epoch, self._sample = self.batches.epoch, self.batches.sample
+        self._goes_on = True
         self._turn += 1
+        self._moves += 1
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration is of that epoch; in the one where it stands, it stays where it stands."""
-        if epoch != self._epoch:
+        """The next iteration is of that epoch; where a state of that epoch was loaded, it goes on there."""
+        if epoch != self._epoch or not self._goes_on:
             self.seek(epoch)
 
     def state_dict(self) -> dict[str, Any]:
@@ -119,48 +186,105 @@ class Loader(DataLoader[Any]):
         """Goes on there. Raises: ValueError for the state of another data set, seed or mixture."""
         self.seek(*self.batches.place_in(state))
 
+    def _find_rank(self) -> None:
+        rank, ranks = self._rank_source.find()
+        if (rank, ranks) != (self.batches.rank, self.batches.ranks):
+            self.batches.assign(rank, ranks)
+        if self.batches.global_batch_size % ranks and not self._turn:
+            warnings.warn(
+                f"a global batch of {self.batches.global_batch_size} on {ranks} ranks: their parts differ by one "
+                "sample, and a mean over ranks weighs samples unequally",
+                stacklevel=3,
+            )
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self._find_rank()
+        if self._is_default:
+            self.dataset.settle_kind()  # type: ignore[attr-defined]
+        if self._goes_on or self.resume:
+            self.batches.seek(self._epoch, self._sample)
+        else:
+            self.batches.seek(self._epoch + 1)
+        self._epoch, self._sample = self.batches.epoch, self.batches.sample
+        self._goes_on = True
         self._turn += 1
-        self.batches.seek(self._epoch, self._sample)
-        if self.num_workers:
-            return self._counted(self._from_workers(), self._turn)
-        return self._counted(self._from_ring(), self._turn)
+        return self._counted(self._turn, self._moves, self.batches.epoch, self.batches.sample)
 
-    def _counted(self, source: Iterator[Any], turn: int) -> Iterator[Any]:
+    def _counted(self, turn: int, moves: int, epoch: int, sample: int) -> Iterator[Any]:
         """Batches, with the place behind each, and the time that the consumer waits."""
-        epoch, sample = self._epoch, self._sample
         metrics = self.dataset.metrics  # type: ignore[attr-defined]
-        while True:
-            started = time.perf_counter()
-            try:
-                batch = next(source)
-            except StopIteration:
-                break
-            metrics.observe_wait(time.perf_counter() - started)
-            sample = self.batches.after(sample)
-            if turn == self._turn:
-                self._sample = sample
-            yield batch
+        place = (epoch, sample)
+        with closing(self._from_workers(place) if self.num_workers else self._from_ring(place)) as source:
+            while True:
+                started = time.perf_counter()
+                batch = next(source, self)
+                if moves != self._moves:
+                    raise RuntimeError(
+                        "the place was changed while this iteration went on: begin another one"
+                    )
+                if batch is self:
+                    break
+                metrics.observe_wait(time.perf_counter() - started)
+                sample = self.batches.after(sample)
+                if turn == self._turn:
+                    self._epoch, self._sample, self._goes_on = epoch, sample, False
+                yield batch
         if turn == self._turn:
-            self._epoch, self._sample = epoch + 1, 0
+            self._epoch, self._sample, self._goes_on = epoch + 1, 0, True
 
-    def _from_workers(self) -> Iterator[Any]:
+    def _from_workers(self, place: tuple[int, int]) -> Generator[Any]:
         forget_ended()
+        batches = self.batches
+        assert isinstance(batches, _OwnBatches), "it was made so"
         try:
-            yield from super().__iter__()
+            batches.is_open = True
+            batches.seek(*place)
+            try:
+                source = super().__iter__()
+            finally:
+                batches.is_open = False
+            yield from source
         except RuntimeError:
-            # Workers that died are not asked again: the next iteration starts others, at the same place.
+            # Workers that died are not asked again: the next iteration starts others.
             self._iterator = None
             raise
 
-    def _from_ring(self) -> Iterator[Any]:
+    def _from_ring(self, place: tuple[int, int]) -> Generator[Any]:
         dataset: MapDataset = self.dataset  # type: ignore[assignment]
-        ahead = ReadAhead(dataset, BatchesIterator(self.batches), self.read_ahead)
+        indices = BatchesIterator(self.batches, place=place)
+        pin = self.pin_memory and torch.cuda.is_available()
+        ahead = ReadAhead(dataset, indices, self.read_ahead)
         try:
             for samples in ahead:
-                yield self.collate_fn(samples)
+                batch = self.collate_fn(samples)
+                yield _pinned(batch) if pin else batch
         finally:
-            ahead.close()
+            if not sys.is_finalizing():
+                ahead.close()
+
+
+def _require_allowed(options: dict[str, Any], read_ahead: int) -> None:
+    refused = [name for name in REFUSED if name in options]
+    if refused:
+        raise TypeError(
+            f"{', '.join(refused)}: the global order decides; use global_batch_size, seed=, shuffle= and tail= of "
+            "Loader"
+        )
+    if not options.get("in_order", True):
+        raise ValueError("in_order=False: batches would come in another order than that of the state")
+    if options.get("timeout") and not options.get("num_workers"):
+        raise ValueError(
+            "timeout= is for workers (num_workers=); reads have the deadline of the client, `deadline_ms` of connect"
+        )
+    if read_ahead < 0:
+        raise ValueError(f"read_ahead is 0 or more batches, not {read_ahead}")
+
+
+def _pinned(batch: Any) -> Any:
+    """In page-locked memory; what the ring has filled there already stays where it is."""
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    return pin_memory(batch)  # type: ignore[no-untyped-call]
 
 
 __all__ = ["Loader"]

@@ -27,7 +27,7 @@ FIRST_S: Final = 1e-5  # the end of the first bucket
 STEPS: Final = 4  # buckets for each doubling
 BUCKETS: Final = 96  # to 2**24 × 10 µs = 168 s, then the rest
 BOUNDS_S: Final = tuple(FIRST_S * 2 ** (number / STEPS) for number in range(BUCKETS))
-COUNTERS: Final = ("samples", "bytes", "reads", "read_ns", "batches", "wait_ns")
+COUNTERS: Final = ("samples", "bytes", "reads", "read_ns", "batches", "wait_ns", "skipped")
 PERCENTILES: Final = (0.5, 0.9, 0.99, 0.999)
 SHOWN: Final = tuple(range(3, BUCKETS, 8))  # buckets that Prometheus sees: a factor of four each
 """A scrape need not carry ninety-six buckets."""
@@ -38,7 +38,8 @@ class Snapshot:
     """Sums since the start, or since the last `reset`. Rates are of the seconds since then.
 
     `samples`, `bytes`, `reads`: read from files, by all workers. `batches`, `wait_s`: handed to the consumer by a
-    `Loader`, and how long it waited for them. `latency_s`: percentiles of batches of reads.
+    `Loader`, and how long it waited for them. `skipped`: bad records, each time that one was met. `latency_s`:
+    percentiles of batches of reads.
     """
 
     seconds: float
@@ -48,6 +49,7 @@ class Snapshot:
     read_s: float
     batches: int
     wait_s: float
+    skipped: int
     latency_s: dict[str, float]
 
     @property
@@ -94,6 +96,10 @@ class Metrics:
         row[4] += 1
         row[5] += int(seconds * 1e9)
 
+    def observe_skip(self) -> None:
+        """A bad record was replaced by the next one."""
+        self._row()[6] += 1
+
     def reset(self) -> None:
         """From zero. Not while workers read."""
         self._rows[:] = 0
@@ -111,6 +117,7 @@ class Metrics:
             read_s=counters["read_ns"] / 1e9,
             batches=counters["batches"],
             wait_s=counters["wait_ns"] / 1e9,
+            skipped=counters["skipped"],
             latency_s={f"p{100 * each:g}": percentile(sums[len(COUNTERS) :], each) for each in PERCENTILES},
         )
 
@@ -125,6 +132,7 @@ class Metrics:
             ("bytes_total", "Bytes of samples read from files.", counters["bytes"]),
             ("batches_total", "Batches handed to the consumer.", counters["batches"]),
             ("wait_seconds_total", "Time that the consumer waited for batches.", counters["wait_ns"] / 1e9),
+            ("skipped_total", "Bad records in whose place another one was taken.", counters["skipped"]),
         ):
             lines += _family(name, "counter", told)
             lines.append(f"luciola_dataset_{name}{_labels(labels)} {value}")

@@ -15,14 +15,15 @@ Domains", 2002): a number below a·b is split into two digits, each round adds t
 hash of the other; what falls outside the size is sent through again. The hash is the finalizer of SplitMix64.
 
 A mixture takes blocks of BLOCK samples. Each data set has its quota of every block, spread over it by a permutation;
-so the share of each is exact after every block, and a data set goes on where it was at the end of an epoch.
+so the share of each is exact after every block, and a data set goes on where it was at the end of an epoch. Where
+weights change between epochs, a new sequence of blocks begins, and each data set goes on where it was.
 """
 
 import hashlib
 import math
 import operator
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,7 @@ BLOCK: Final = 1 << 16  # samples of a mixture with exact shares, and the resolu
 SAMPLES_MAX: Final = 1 << 53  # positions are exact in every language that may read a state
 
 Indices = npt.NDArray[np.int64]
+Weights = Sequence[float] | Mapping[int, Sequence[float]]
 _Words = npt.NDArray[np.uint64]
 
 
@@ -89,14 +91,15 @@ class Order:
 
     `sizes`: of the data sets, whose samples are numbered one after the other. Without `weights` they are one data set,
     and an epoch is all of it once. With `weights` an epoch is `samples` long (by default as many as there are), and
-    each data set is gone through again and again, in a new order each time, as often as its weight asks.
+    each data set is gone through again and again, in a new order each time, as often as its weight asks. Weights that
+    change are a dictionary of the epochs from which they hold: `{0: [1, 1], 3: [1, 9]}`.
     """
 
     def __init__(
         self,
         sizes: Sequence[int],
         *,
-        weights: Sequence[float] | None = None,
+        weights: Weights | None = None,
         seed: int = 0,
         shuffle: bool = True,
         samples: int | None = None,
@@ -106,13 +109,13 @@ class Order:
             raise ValueError(f"each data set has at least one sample, not {list(self.sizes)}")
         total = sum(self.sizes)
         self.seed, self.shuffle = operator.index(seed), bool(shuffle)
-        self.weights = None if weights is None else tuple(float(weight) for weight in weights)
+        self.weights = None if weights is None else _schedule(weights)
         self.samples = total if samples is None else operator.index(samples)
         if not 1 <= max(total, self.samples) <= SAMPLES_MAX or self.samples < 1:
             raise ValueError(f"an epoch has 1 to 2**53 samples, not {self.samples} of {total}")
         if self.weights is None and self.samples != total:
             raise ValueError(f"without weights an epoch is all {total} samples once, not {self.samples}")
-        self._quotas = None if self.weights is None else quotas(self.weights, len(self.sizes))
+        self._phases = [] if self.weights is None else self._phases_of(self.weights)
         self._starts = np.concatenate(([0], np.cumsum(self.sizes, dtype=np.int64)))
 
     def indices(self, epoch: int, positions: npt.ArrayLike) -> Indices:
@@ -122,30 +125,63 @@ class Order:
         places = np.asarray(positions, np.int64)
         if places.size and not 0 <= int(places.min()) <= int(places.max()) < self.samples:
             raise IndexError(f"positions are 0 to {self.samples - 1}")
-        if self._quotas is None:
+        if not self._phases:
             total = int(self._starts[-1])
             return permute(places, total, self._key("pass", 0), epoch) if self.shuffle else places.copy()
-        return self._mixed(places.reshape(-1), epoch * self.samples).reshape(places.shape)
+        phase = max((each for each in self._phases if each.epoch <= epoch), key=lambda each: each.epoch)
+        before = (epoch - phase.epoch) * self.samples
+        return self._mixed(places.reshape(-1) + before, phase).reshape(places.shape)
 
     def description(self) -> dict[str, Any]:
         """What decides the order, for a state: two orders with equal descriptions are equal."""
         return {
             "version": VERSION,
             "sizes": list(self.sizes),
-            "weights": None if self.weights is None else list(self.weights),
+            "weights": self._described_weights(),
             "seed": self.seed,
             "shuffle": self.shuffle,
             "samples": self.samples,
         }
 
-    def _mixed(self, places: Indices, before: int) -> Indices:
-        """Positions of an endless mixture, `before` more than those of the epoch."""
-        assert self._quotas is not None, "it is a mixture"
-        blocks, within = np.divmod(places + before, BLOCK)
-        within = permute(within, BLOCK, self._key("block", 0), blocks)
-        ends = np.cumsum(self._quotas)
+    def _described_weights(self) -> Any:
+        """A list where weights do not change; keys are texts, as in JSON."""
+        if self.weights is None:
+            return None
+        if list(self.weights) == [0]:
+            return list(self.weights[0])
+        return {str(epoch): list(each) for epoch, each in self.weights.items()}
+
+    def agrees(self, description: Mapping[str, Any], epoch: int, sample: int) -> bool:
+        """Whether the weights of a description are these as far as training has come: later ones may change."""
+        theirs = description.get("weights")
+        if self.weights is None or theirs is None:
+            return self.weights is theirs
+        schedule = _schedule({int(key): each for key, each in _by_epoch(theirs).items()})
+        until = epoch + (sample > 0)
+        mine, others = (
+            {start: each for start, each in one.items() if start < until} for one in (self.weights, schedule)
+        )
+        return mine == others
+
+    def _phases_of(self, weights: Mapping[int, Sequence[float]]) -> list["_Phase"]:
+        phases: list[_Phase] = []
+        for epoch, each in weights.items():
+            carried = np.zeros(len(self.sizes), np.int64)
+            shares = quotas(each, len(self.sizes))
+            if phases:  # whole blocks: part of one is not the first samples of each
+                blocks = -(-(epoch - phases[-1].epoch) * self.samples // BLOCK)
+                carried = phases[-1].carried + blocks * phases[-1].quotas
+            phases.append(_Phase(epoch, shares, carried, self.seed))
+        return phases
+
+    def _mixed(self, places: Indices, phase: "_Phase") -> Indices:
+        """Positions of an endless mixture."""
+        blocks, within = np.divmod(places, BLOCK)
+        within = permute(within, BLOCK, phase.key(), blocks)
+        ends = np.cumsum(phase.quotas)
         owners = np.searchsorted(ends, within, side="right")
-        ordinals = blocks * self._quotas[owners] + within - (ends - self._quotas)[owners]
+        shares = phase.quotas[owners]
+        ordinals = phase.carried[owners] + blocks * shares + within - (ends - phase.quotas)[owners]
         result = np.empty_like(places)
         for owner in np.unique(owners):
             mine = owners == owner
@@ -160,6 +196,36 @@ class Order:
 
     def _key(self, use: str, owner: int) -> bytes:
         return f"{VERSION} {use} {self.seed} {owner}".encode()
+
+
+class _Phase(NamedTuple):
+    """Epochs with the same weights, from `epoch` on. `carried`: what came of each data set before."""
+
+    epoch: int
+    quotas: Indices
+    carried: Indices
+    seed: int
+
+    def key(self) -> bytes:
+        use = "block" if not self.epoch else f"block of {self.epoch}"
+        return f"{VERSION} {use} {self.seed} 0".encode()
+
+
+def _by_epoch(weights: Any) -> Mapping[Any, Sequence[float]]:
+    return weights if isinstance(weights, Mapping) else {0: weights}
+
+
+def _schedule(weights: Weights) -> dict[int, tuple[float, ...]]:
+    """Weights by the epoch from which they hold. Raises: ValueError for a schedule that does not begin at 0."""
+    given = {operator.index(epoch): each for epoch, each in _by_epoch(weights).items()}
+    if not given or min(given) != 0:
+        raise ValueError(f"weights that change say those of epoch 0 too, not only of epochs {sorted(given)}")
+    result: dict[int, tuple[float, ...]] = {}
+    for epoch in sorted(given):
+        each = tuple(float(weight) for weight in given[epoch])
+        if not result or each != result[max(result)]:
+            result[epoch] = each
+    return result
 
 
 def quotas(weights: Sequence[float], count: int) -> Indices:

@@ -11,13 +11,13 @@ R2  A file that was replaced after the data set was opened is refused, not mixed
 
 import contextlib
 import dataclasses
+import hashlib
 import os
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,10 @@ import numpy.typing as npt
 from ...client.location import AnyFileSystem, Location, open_location, parse_location
 from ...errors import CorruptData, InvalidArgument
 
-THREADS: Final = 8  # files looked at together while a data set is opened
+THREADS: Final = 16  # files opened, or indexes read, together
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 Integers = npt.NDArray[np.int64]
 Checksums = npt.NDArray[np.uint32]
@@ -92,6 +95,8 @@ class RecordFile:
     path: str
     count: int
     identity: Identity
+    checksum: int = 0
+    """Of its index, or of what stands for it: the same for a copy of the file."""
 
 
 class Records(ABC):
@@ -111,16 +116,11 @@ class Records(ABC):
         if not paths:
             raise InvalidArgument(f"a data set has at least one file, named *{self.suffix}")
         self.place = place
-        if len(paths) == 1:
-            self.files = [self.examine(paths[0])]
-        else:
-            with ThreadPoolExecutor(min(THREADS, len(paths)), "luciola-dataset") as pool:
-                self.files = list(pool.map(self.examine, paths))
+        self.files = together(self.examine, paths)
         counts = np.array([file.count for file in self.files], np.int64)
         self._ends: Integers = np.cumsum(counts)
         self._starts: Integers = self._ends - counts
         self._indexes: dict[int, Index] = {}
-        self._lock = threading.Lock()
 
     @abstractmethod
     def examine(self, path: str) -> RecordFile:
@@ -139,29 +139,48 @@ class Records(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.update(_indexes={}, _lock=None)
+        state.update(_indexes={})
         return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self)} records in {len(self.files)} files>"
 
+    def digest(self) -> str:
+        """Names the data: formats, names, sizes and indexes, not where they are."""
+        told = [self.format, *(self._told(file) for file in self.files)]
+        return hashlib.sha256("\n".join(told).encode("utf-8", "surrogateescape")).hexdigest()
+
+    def _told(self, file: RecordFile) -> str:
+        return f"{os.path.basename(file.path)} {file.count} {file.identity.size} {file.checksum}"
+
     def index(self, number: int) -> Index:
         """The places of the records of a file."""
-        with self._lock:
-            found = self._indexes.get(number)
-            if found is None:
-                found = self._indexes[number] = self.read_index(self.files[number])
-            return found
+        found = self._indexes.get(number)
+        if found is None:  # two threads that read one index at once get the same
+            found = self._indexes.setdefault(number, self.read_index(self.files[number]))
+        return found
+
+    def lengths(self) -> set[int]:
+        """The lengths that records have, two at most: more are not looked for. Reads the indexes."""
+        result: set[int] = set()
+        self._read_indexes(range(len(self.files)))
+        for number, file in enumerate(self.files):
+            of_file = self.index(number).lengths_of(np.arange(file.count))
+            if file.count:
+                result |= {int(of_file.min()), int(of_file.max())}
+            if len(result) > 1:
+                break
+        return result
+
+    def _read_indexes(self, files: Iterable[int]) -> None:
+        together(self.index, [number for number in files if number not in self._indexes])
 
     def locate(self, numbers: Integers) -> Extents:
         """Where records lie. Raises: IndexError for a number that is not 0 to len-1."""
         files, within = self.split(numbers)
         offsets, lengths = np.empty_like(within), np.empty_like(within)
         checksums: Checksums | None = np.zeros(len(within), np.uint32)
+        self._read_indexes(np.unique(files).tolist())
         for file in np.unique(files):
             index, chosen = self.index(int(file)), files == file
             offsets[chosen] = index.offsets[within[chosen]]
@@ -200,6 +219,14 @@ class Records(ABC):
                 path=known.path,
             )
         return file
+
+
+def together(act: Callable[[Given], Made], all_given: Sequence[Given]) -> list[Made]:
+    """What `act` makes of each, by THREADS at once. Raises: what it raises, for the first."""
+    if len(all_given) < 2:
+        return [act(each) for each in all_given]
+    with ThreadPoolExecutor(min(THREADS, len(all_given)), "luciola-dataset") as pool:
+        return list(pool.map(act, all_given))
 
 
 def identity_of(file: Any) -> Identity:
@@ -276,4 +303,5 @@ __all__ = [
     "opened",
     "place_of",
     "read_exactly",
+    "together",
 ]

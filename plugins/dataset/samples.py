@@ -13,6 +13,8 @@ class Samples(list[Any]):
     """The samples of one batch, in a list. `tensor` is all of them in one, if they are plain and of one length."""
 
     tensor: Tensor | None = None
+    is_uniform: bool | None = None
+    """Whether all samples of the data set have one length; None where that is not known."""
     indices: Integers
     batch: Batch | None = None
     """The memory that they were read into. It stays in this process."""
@@ -24,6 +26,7 @@ class Samples(list[Any]):
         """With each sample, and `tensor`, replaced."""
         other = Samples(change(each) for each in self)
         other.tensor, other.indices = change(self.tensor), self.indices
+        other.is_uniform = self.is_uniform
         return other
 
 

@@ -102,7 +102,7 @@ class TarRecords(Records):
     def __init__(self, place: Place, paths: list[str], *, progress: Progress | None = None) -> None:
         self._progress = progress
         self._unsaved: dict[str, Table] = {}  # of tars whose directories cannot be written
-        self._tables: dict[int, Table] = {}
+        self._tables: dict[str, Table] = {}
         super().__init__(place, paths)
         self._progress = None
 
@@ -116,7 +116,7 @@ class TarRecords(Records):
             if table is None:
                 table = scan(file, identity.size, self._progress)
                 self._save(path, table, identity, marks)
-        return RecordFile(path, len(table.firsts) - 1, identity)
+        return RecordFile(path, len(table.firsts) - 1, identity, zlib.crc32(table.checksums.tobytes()))
 
     def read_index(self, file: RecordFile) -> Index:
         table = self._unsaved.get(file.path)
@@ -128,7 +128,7 @@ class TarRecords(Records):
                     )
                 marks = _marks(handle, identity.size)
                 table = self._saved(file.path, identity, marks) or scan(handle, identity.size, None)
-        self._tables[self.files.index(file)] = table
+        self._tables[file.path] = table
         return table.to_index()
 
     def samples(self, numbers: Integers, arrays: list[Bytes]) -> list[Any]:
@@ -140,7 +140,7 @@ class TarRecords(Records):
 
     def _sample(self, file: int, number: int, array: Bytes) -> dict[str, Any]:
         self.index(file)
-        table = self._tables[file]
+        table = self._tables[self.files[file].path]
         first, last = int(table.firsts[number]), int(table.firsts[number + 1])
         start = int(table.offsets[first])
         sample: dict[str, Any] = {}
@@ -159,7 +159,7 @@ class TarRecords(Records):
     def name(self, number: int) -> str:
         files, within = self.split(np.array([number]))
         self.index(int(files[0]))
-        table = self._tables[int(files[0])]
+        table = self._tables[self.files[int(files[0])].path]
         member = table.names[int(table.firsts[int(within[0])])]
         return f"sample {int(within[0])} ({member!r} and what follows)"
 

@@ -18,6 +18,7 @@ the inputs and the labels of a language model, across the borders of documents.
 
 import os
 import struct
+import zlib
 from typing import Any, Final
 
 import numpy as np
@@ -43,6 +44,7 @@ MAGIC: Final = b"MMIDIDX\0\0"
 VERSION: Final = 1
 HEAD: Final = struct.Struct("<9sQBQQ")
 ENTRY_BYTES: Final = 12  # of the index, for each sequence
+DIGEST_BYTES: Final = 64 << 10  # of an index, for the digest: its head, and the first lengths
 DTYPES: Final = {1: "u1", 2: "i1", 3: "i2", 4: "i4", 5: "i8", 6: "f8", 7: "f4", 8: "u2"}
 """The format's numbers for element types, as numpy's names without the byte order."""
 
@@ -70,13 +72,14 @@ class TokenRecords(Records):
         path = path.removesuffix(".bin").removesuffix(self.suffix)
         with opened(self.place.file_system, path + self.suffix) as (file, index_identity):
             head = _read_head(file, index_identity.size)
+            checksum = zlib.crc32(read_exactly(file, 0, min(index_identity.size, DIGEST_BYTES)))
         with opened(self.place.file_system, path + ".bin") as (_, identity):
             pass
         code, sequences, documents = head
         self._heads[path + ".bin"] = (index_identity, code, sequences, documents)
         tokens = identity.size // np.dtype(DTYPES[code]).itemsize
         count = sequences if self.window is None else max(0, tokens - 1) // self.window
-        found = RecordFile(path + ".bin", count, identity)
+        found = RecordFile(path + ".bin", count, identity, checksum)
         if self.window is not None or not count:
             self.read_index(found)  # nobody will read it later
         return found
@@ -105,6 +108,14 @@ class TokenRecords(Records):
         itemsize = self.dtype.itemsize
         lengths = np.full_like(within, (self.window + 1) * itemsize)
         return Extents(files, within * self.window * itemsize, lengths, None)
+
+    def lengths(self) -> set[int]:
+        if self.window is None:
+            return super().lengths()
+        return {(self.window + 1) * self.dtype.itemsize}
+
+    def digest(self) -> str:
+        return super().digest() if self.window is None else f"{super().digest()} by {self.window}"
 
     def name(self, number: int) -> str:
         return super().name(number).replace("record", "sequence" if self.window is None else "window")

@@ -157,7 +157,7 @@ def test_a_read_that_fails_names_the_file_and_the_next_batch_is_right(
 def test_a_loader_goes_on_behind_a_read_that_failed(tmp_path, rings: Rings) -> None:
     write_file(tmp_path / "a.ffr", [bytes([number]) for number in range(100)])
     dataset = MapDataset(open_records(tmp_path / "a.ffr", file_system=rings))
-    loader = Loader(dataset, global_batch_size=10, shuffle=False)
+    loader = Loader(dataset, global_batch_size=10, shuffle=False, resume=True)
     rings.good, rings.result = 3, -errno.EIO
     seen = []
     with pytest.raises(OSError, match="Input/output"):

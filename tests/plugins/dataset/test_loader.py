@@ -109,10 +109,10 @@ def test_the_loader_gives_the_global_order_and_goes_on_with_the_next_epoch(numbe
 
 @pytest.mark.parametrize("read_ahead", [0, 1, 5, 50])
 def test_a_stop_anywhere_goes_on_there(numbers: MapDataset, read_ahead: int) -> None:
-    """Also after a break without a state, and whatever has been read ahead."""
+    """Also without a state where that is asked for, and whatever has been read ahead."""
     wanted = epoch_of(numbers, 3, 0, 16)
     for stop in range(len(wanted) + 1):
-        loader = Loader(numbers, global_batch_size=16, seed=3, read_ahead=read_ahead)
+        loader = Loader(numbers, global_batch_size=16, seed=3, read_ahead=read_ahead, resume=True)
         seen = []
         for batch in loader:
             if len(seen) < stop:
@@ -122,7 +122,9 @@ def test_a_stop_anywhere_goes_on_there(numbers: MapDataset, read_ahead: int) -> 
         if stop == 0:
             loader.seek(0)
         state = pickle.loads(pickle.dumps(loader.state_dict()))
-        assert len(loader) == len(wanted) - stop
+        assert (len(loader), loader.left) == (len(wanted), len(wanted) - stop)
+        if stop == len(wanted):
+            continue  # the next iteration is of the next epoch: test_contract.py
         rest = [first_numbers(batch) for batch in loader]
         resumed = Loader(numbers, global_batch_size=16, seed=3)
         resumed.load_state_dict(state)
@@ -153,8 +155,8 @@ def test_an_older_iteration_does_not_move_the_place(numbers: MapDataset) -> None
     new = iter(loader)
     second = next(new)
     next(old)
-    assert first_numbers(second) == epoch_of(numbers, 3, 0, 16)[1]
-    assert loader.sample == 32
+    assert first_numbers(second) == epoch_of(numbers, 3, 1, 16)[0]
+    assert (loader.epoch, loader.sample) == (1, 16)
 
 
 def test_damage_stops_the_loader_in_front_of_it(tmp_path) -> None:

@@ -65,7 +65,7 @@ def test_spawned_workers_that_are_kept_follow_epochs_and_places(places: dict[str
     dataset = MapDataset(open_records(places["native"]))
     loader = Loader(
         dataset, global_batch_size=BATCH, seed=3, num_workers=2, persistent_workers=True,
-        prefetch_factor=3, multiprocessing_context="spawn",
+        prefetch_factor=3, multiprocessing_context="spawn", resume=True,
     )  # fmt: skip
     assert [first_numbers(batch) for batch in loader] == wanted(dataset)
     second = iter(loader)
@@ -95,7 +95,9 @@ def test_more_ranks_go_on_where_one_stopped(dataset: MapDataset) -> None:
 
 
 def test_a_killed_worker_is_an_error_and_the_next_iteration_goes_on(dataset: MapDataset) -> None:
-    loader = Loader(dataset, global_batch_size=BATCH, seed=3, num_workers=2, persistent_workers=True)
+    loader = Loader(
+        dataset, global_batch_size=BATCH, seed=3, num_workers=2, persistent_workers=True, resume=True
+    )
     stream = iter(loader)
     seen = [first_numbers(next(stream)) for _ in range(5)]
     for worker in loader._iterator._workers:

@@ -1,0 +1,156 @@
+"""Which samples of a data set make up another one: ranges and random parts in constant memory, or a list of numbers."""
+
+import hashlib
+import itertools
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .order import permute
+from .records import Integers
+
+
+class Choice(Protocol):
+    """Some of the samples of a data set, in an order of their own."""
+
+    def __len__(self) -> int: ...
+
+    def places(self, numbers: Integers) -> Integers:
+        """Which samples of the whole these are."""
+
+    def digest(self) -> str:
+        """Names the choice."""
+
+
+@dataclass(frozen=True)
+class RangeChoice:
+    """A range."""
+
+    chosen: range
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def places(self, numbers: Integers) -> Integers:
+        result: Integers = self.chosen.start + numbers * self.chosen.step
+        return result
+
+    def digest(self) -> str:
+        return str(self.chosen)
+
+
+@dataclass(frozen=True)
+class RandomChoice:
+    """A range of the places of a permutation."""
+
+    chosen: range
+    size: int
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def places(self, numbers: Integers) -> Integers:
+        return permute(self.chosen.start + numbers, self.size, f"split {self.seed}".encode())
+
+    def digest(self) -> str:
+        return f"{self.chosen} of {self.size} by {self.seed}"
+
+
+@dataclass(frozen=True, eq=False)
+class ListChoice:
+    """Numbers."""
+
+    chosen: Integers
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def places(self, numbers: Integers) -> Integers:
+        return self.chosen[numbers]
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.chosen.astype("<i8").tobytes()).hexdigest()
+
+
+def choice_of(chosen: range | slice | Sequence[int] | npt.NDArray[np.integer[Any]], size: int) -> Choice:
+    """Raises: IndexError for numbers outside, TypeError for what are no numbers, ValueError for none."""
+    if isinstance(chosen, slice):
+        chosen = range(*chosen.indices(size))
+    if isinstance(chosen, range):
+        numbers = np.array([chosen[0], chosen[-1]] if chosen else [], np.int64)
+    else:
+        numbers = np.asarray(chosen)
+        if numbers.size and numbers.dtype.kind not in "iu":
+            raise TypeError(f"a subset is chosen by numbers, not by {numbers.dtype}")
+        numbers = numbers.astype(np.int64).reshape(-1)
+    if not len(numbers):
+        raise ValueError("a subset has at least one sample")
+    if not 0 <= int(numbers.min()) <= int(numbers.max()) < size:
+        wrong = int(numbers.max() if numbers.min() >= 0 else numbers.min())
+        raise IndexError(f"samples are 0 to {size - 1}, not {wrong}")
+    return RangeChoice(chosen) if isinstance(chosen, range) else ListChoice(numbers)
+
+
+def choices_of(shares: Sequence[float], size: int, seed: int) -> list[Choice]:
+    """Raises: ValueError for shares that are not positive, that are more than 1 together, or too small for a sample."""
+    given = [float(share) for share in shares]
+    total = math.fsum(given)
+    if not given or min(given) <= 0 or total > 1 + 1e-9:
+        raise ValueError(f"shares are positive and at most 1 together, not {given}")
+    bounds = [round(size * min(1.0, math.fsum(given[:count]))) for count in range(len(given) + 1)]
+    ranges = [range(one, two) for one, two in itertools.pairwise(bounds)]
+    if not all(ranges):
+        raise ValueError(f"shares {given} of {size} samples leave a part without one")
+    return [RandomChoice(each, size, operator.index(seed)) for each in ranges]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples that `Order` takes for one data set: all of a range of places, or a choice of the groups in `whole`."""
+
+    start: int
+    size: int
+    choice: Choice | None
+    whole: tuple["Group", ...] = ()
+
+    def over(self, groups: Sequence["Group"]) -> "Group":
+        """The choice, of these groups."""
+        assert self.choice is not None, "there is one"
+        return Group(0, len(self.choice), self.choice, tuple(groups))
+
+    def moved(self, start: int) -> "Group":
+        """The same of parts that begin `start` later."""
+        if self.choice is None:
+            return Group(self.start + start, self.size, None)
+        return Group(0, self.size, self.choice, tuple(group.moved(start) for group in self.whole))
+
+    def places(self, numbers: Integers) -> Integers:
+        """Where samples of this group are in the numbering of all parts."""
+        if self.choice is None:
+            return self.start + numbers
+        return places_in(self.whole, self.choice.places(numbers))
+
+    def digest(self) -> str:
+        if self.choice is None:
+            return f"{self.start}+{self.size}"
+        return f"({self.choice.digest()} of {' '.join(group.digest() for group in self.whole)})"
+
+
+def places_in(groups: Sequence[Group], numbers: Integers) -> Integers:
+    """Where samples of groups in a row are in the numbering of all parts."""
+    ends = np.cumsum([group.size for group in groups], dtype=np.int64)
+    owners = np.searchsorted(ends, numbers, side="right")
+    result = np.empty_like(numbers)
+    for owner in np.unique(owners):
+        mine, group = owners == owner, groups[int(owner)]
+        result[mine] = group.places(numbers[mine] - (ends[owner] - group.size))
+    return result
+
+
+__all__ = ["Choice", "Group", "choice_of", "choices_of", "places_in"]
