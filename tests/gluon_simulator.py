@@ -8,6 +8,7 @@ wherever they could influence each other. What is asynchronous on the chip may h
 
     TMA load     its place is poisoned at once and filled at a moment that is drawn; then its barrier gets the bytes
     TMA store    its place is read at a moment that is drawn
+    cp.async     the same, from an address for each number; its barrier gets 128 arrivals then
     wgmma        computed when it is waited for; its operands in shared memory must not have changed meanwhile
 
 Errors: a barrier that gets too many arrivals; waiting that nobody can end; what threads wrote, read by a
@@ -28,6 +29,8 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime.jit import JITFunction
 
 LIMIT_S = 100
+COPYING = 128  # threads of a warpgroup, each of which arrives when its copies have
+COPIED = -14  # bits of three partitions
 
 
 class Wrong(AssertionError):
@@ -153,7 +156,10 @@ class Barrier:
 
 
 class Shared:
-    """A place in shared memory; `written` says by which partition (+ 1) since its last fence."""
+    """A place in shared memory; `written` says by which partition (+ 2) since its last fence.
+
+    What cp.async brought is negative: a bit of it is gone for each partition that has fenced since.
+    """
 
     def __init__(self, program, values, written):
         self.program, self.values, self.written = program, values, written
@@ -377,9 +383,47 @@ def language(program):  # noqa: C901, PLR0915 (a list of small functions)
         if pred:
             barrier.arrive(count)
 
+    def unseen(written):
+        """What cp.async brought and this partition has not fenced since."""
+        return (written < 0) & ((-written & (2 << program.partition)) != 0)
+
     def fence():
         for written in fenced:
             written[written == program.partition + 2] = 0
+            written[unseen(written)] += 2 << program.partition
+
+    def copy(place, pointer, mask=None):
+        program.yield_()
+        flat, places, mask = pointer.places(mask)
+        assert places.shape == place.shape, "an address for each number of the place"
+        assert place.dtype == flat.dtype, "copies change no types"
+        if (places[:, ::8] * flat.element_size() % 16)[mask[:, ::8]].any():
+            raise Wrong("a copy begins between multiples of 16 bytes")
+        place.values.copy_(torch.full(place.shape, float("nan")).to(place.dtype))
+        me = object()
+        copying.setdefault(program.partition, set()).add(me)
+
+        def land(mine=copying[program.partition]):
+            there = flat[places] if flat.numel() else torch.zeros(places.shape, dtype=flat.dtype)
+            place.values.copy_(torch.where(mask, there, torch.zeros((), dtype=flat.dtype)))
+            place.written.fill_(COPIED)
+            mine.remove(me)
+            for waiting in arriving[:]:
+                waiting[1].discard(me)
+                settle_copies(waiting)
+
+        program.turns.events.append(land)
+
+    def settle_copies(waiting):
+        if not waiting[1]:
+            arriving.remove(waiting)
+            waiting[0].arrive(COPYING)
+
+    def copies_arrive(barrier, *, increment_count):
+        program.yield_()
+        assert not increment_count, "arrivals that the barrier counts"
+        arriving.append((barrier, set(copying.get(program.partition, ()))))
+        settle_copies(arriving[-1])
 
     def allocate_and_note(dtype, shape, layout):
         place = allocate(dtype, shape, layout)
@@ -390,7 +434,7 @@ def language(program):  # noqa: C901, PLR0915 (a list of small functions)
     def multiply(a, b, acc, *, use_acc=True, is_async=False):
         program.yield_()
         for each in (a, b):
-            if isinstance(each, Shared) and each.written.any():
+            if isinstance(each, Shared) and ((each.written > 0) | unseen(each.written)).any():
                 raise Wrong("an operand was written by threads, and no fence_async_shared came after that")
         pending = Pending(acc, (a, b), use_acc)
         return pending if is_async else pending.result()
@@ -404,7 +448,7 @@ def language(program):  # noqa: C901, PLR0915 (a list of small functions)
         results = [each.result() if isinstance(each, Pending) else each for each in deps]
         return results[0] if len(results) == 1 else tuple(results)
 
-    fenced, in_flight, made = [], [], []
+    fenced, in_flight, made, copying, arriving = [], [], [], {}, []
     gl = SimpleNamespace(
         **{
             name: getattr(torch, name)
@@ -421,6 +465,7 @@ def language(program):  # noqa: C901, PLR0915 (a list of small functions)
         allocate_shared_memory=allocate_and_note,
         warp_specialize=program.specialize,
         tma_load=tma_load,
+        copy=copy,
         arange=lambda begin, end, layout=None: torch.arange(begin, end, dtype=torch.int32),
         zeros=lambda shape, dtype, layout=None: torch.zeros([int(each) for each in shape], dtype=dtype),
         full=lambda shape, value, dtype, layout=None: torch.full(
@@ -460,6 +505,9 @@ def language(program):  # noqa: C901, PLR0915 (a list of small functions)
             "async_store": tma_store,
             "async_copy_shared_to_global": tma_store,
             "store_wait": store_wait,
+            "ampere.async_load": copy,
+            "ampere.async_copy_global_to_shared": copy,
+            "ampere.mbarrier_arrive": copies_arrive,
             "make_tensor_descriptor": make_descriptor,
             "fence_async_shared": fence,
             "warpgroup_mma": multiply,
@@ -485,7 +533,9 @@ def translate(kernel, program, planted):
         if isinstance(value, real.constexpr):
             return value.value
         if callable(value) and not isinstance(value, type | ModuleType):
-            return functions.get(getattr(value, "__name__", ""), value)
+            # cp.async's functions are called as TMA's are.
+            family = "ampere." if ".ampere." in getattr(value, "__module__", "") else ""
+            return functions.get(family + getattr(value, "__name__", ""), value)
         return value
 
     def function(jitted):

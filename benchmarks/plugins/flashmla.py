@@ -100,17 +100,25 @@ def cases() -> Iterator[Case]:
     for b, h_q, s_q, topk in ((128, 128, 2, 2048), (128, 64, 2, 2048), (128, 16, 1, 2048)):
         given = (b, h_q, s_q, 8192, topk)
         shape = f"b {b} h {h_q} s_q {s_q} topk {topk}"
-        yield Case("sparse decoding", shape, lambda given=given: sparse_case(*given))
+        yield Case(
+            "sparse decoding", shape, lambda given=given: sparse_case(*given), both if h_q > 32 else one
+        )
+    for h_q in (16, 128):
+        shape = f"b 128 h {h_q} s_q 1 s_k 4096"
+        run = lambda h_q=h_q: dense_case(128, h_q, 1, 4096, "cuda", fp8=True)  # noqa: E731
+        yield Case("dense decoding, FP8", shape, run, both if h_q > 32 else one)
     for h_q in (64, 128):
         yield Case(
             "sparse prefill",
             f"s_q 4096 h {h_q} topk 2048",
             lambda h_q=h_q: prefill_case(4096, h_q, 8192, 2048),
+            both,
         )
     yield Case("plain attention", "4 x 4096 h 16 d 192", lambda: varlen_case(4, 4096, 16))
+    yield Case("its gradients", "4 x 4096 h 16 d 192", lambda: gradients_case(4, 4096, 16))
 
 
-def dense_case(b: int, h_q: int, s_q: int, s_k: int, device: str) -> Work:
+def dense_case(b: int, h_q: int, s_q: int, s_k: int, device: str, *, fp8: bool = False) -> Work:
     pages = -(-s_k // 64)
     q = torch.randn(b, s_q, h_q, 576, device=device).bfloat16()
     cache = torch.randn(b * pages, 64, 1, 576, device=device, dtype=torch.bfloat16)
@@ -118,10 +126,13 @@ def dense_case(b: int, h_q: int, s_q: int, s_k: int, device: str) -> Work:
     lengths = torch.full((b,), s_k, dtype=torch.int32, device=device)
     schedule, _ = get_mla_metadata()
     ways = torch_attention(q, cache.view(b, pages * 64, 576)) if device == "cuda" and s_q == 1 else {}
+    rows = quantize_v32(cache) if fp8 else cache
     return Work(
-        lambda: flash_mla_with_kvcache(q, cache, blocks, lengths, 512, schedule, causal=True),
+        lambda: flash_mla_with_kvcache(
+            q, rows, blocks, lengths, 512, schedule, causal=True, is_fp8_kvcache=fp8
+        ),
         2.0 * b * s_q * h_q * s_k * (576 + 512),
-        b * s_k * 1152.0 + b * s_q * h_q * 2176.0,
+        b * s_k * (656.0 if fp8 else 1152.0) + b * s_q * h_q * 2176.0,
         torch_ways=ways,
     )
 
@@ -183,6 +194,27 @@ def varlen_case(sequences: int, tokens: int, heads: int) -> Work:
         sequences * heads * tokens * tokens * (192.0 + 128.0),
         2.0 * total * heads * (192 + 192 + 128 + 128),
         torch_ways={"SDPA": lambda: scaled_dot_product_attention(*apart, is_causal=True)},
+    )
+
+
+def gradients_case(sequences: int, tokens: int, heads: int) -> Work:
+    """The backward pass alone: five products where the forward pass has two."""
+    from torch.nn.functional import scaled_dot_product_attention
+
+    total = sequences * tokens
+    q, k = (torch.randn(total, heads, 192, device="cuda").bfloat16().requires_grad_() for _ in range(2))
+    v = torch.randn(total, heads, 128, device="cuda").bfloat16().requires_grad_()
+    grad = torch.randn(total, heads, 128, device="cuda").bfloat16()
+    starts = torch.arange(sequences + 1, device="cuda", dtype=torch.int32) * tokens
+    out, _ = flash_attn_varlen_func(q, k, v, starts, starts, tokens, tokens, causal=True)
+    apart = [each.view(sequences, tokens, heads, -1).transpose(1, 2) for each in (q, k, v)]
+    other = scaled_dot_product_attention(*apart, is_causal=True)
+    other_grad = grad.view(sequences, tokens, heads, -1).transpose(1, 2)
+    return Work(
+        lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True),
+        sequences * heads * tokens * tokens * (3 * 192.0 + 2 * 128.0),
+        2.0 * total * heads * (4 * 192 + 5 * 128),
+        torch_ways={"SDPA": lambda: torch.autograd.grad(other, (q, k, v), other_grad, retain_graph=True)},
     )
 
 

@@ -40,6 +40,7 @@ TESTS = (
     "flashmla/test_kernel.py",
     "flashmla/test_hopper.py",
     "flashmla/test_hopper_fp8.py",
+    "flashmla/test_hopper_prefill.py",
 )
 BENCHMARKS = ("deepgemm", "flashmla", "deepep")
 RESTARTS_MAX = 200  # more than there are cases: every one of them may break the device

@@ -6,7 +6,8 @@
     backward     gradients of the plain attention, in Triton
     hopper       fast path of dense decoding on sm_90, in Gluon
     hopper_fp8   the same over FP8 caches, dense and sparse
-    warpgroups   what the two have in common
+    hopper_prefill  the same of sparse prefill
+    warpgroups   what the three have in common
     launch       how a call becomes launches: grids, scratch memory, strides
     schedule     which program works on which blocks of which sequence
     layouts      the two FP8 cache layouts, byte by byte

@@ -12,7 +12,7 @@ import torch
 from ..kernels.ahead import start
 from ..kernels.errors import BadCall
 from ..kernels.layers import layer_for, multiprocessors, on_device
-from . import backward, hopper, hopper_fp8, kernel, layouts
+from . import backward, hopper, hopper_fp8, hopper_prefill, kernel, layouts
 from .schedule import ROW_INTS, FlashMLASchedMeta, part_count, sparse_lengths
 
 LATENT: Final = 512
@@ -194,6 +194,11 @@ def sparse_prefill(  # noqa: PLR0913 (the operator's own)
     max_logits, lse = (torch.empty((s_q, h_q), dtype=torch.float32, device=q.device) for _ in range(2))
     tile = tile_for(h_q, PREFILL_TILES)
     with on_device(q):
+        if layer_for(q) == "hopper" and hopper_prefill.takes(q, kv):
+            hopper_prefill.sparse_prefill(
+                q, kv, (indices, topk_length), attn_sink, (out, max_logits, lse), scale_log2=scale * _LOG2E
+            )
+            return out, max_logits, lse
         start(
             kernel.sparse_attn_fwd, (-(-h_q // tile.block_m) * s_q,),
             q, kv, indices, _or(topk_length, lse), _or(attn_sink, lse), out, max_logits, lse,

@@ -32,6 +32,11 @@ WGMMA_SPILLS_MAX: Final = 8
 SPECIALISED: Final = ("HGMMA.64x64x16", "HGMMA.64x256x16", "UTMALDG.3D", "USETMAXREG")
 # The same, and FP8 numbers that are loaded eight at a time and converted in pairs.
 SPECIALISED_FP8: Final = ("HGMMA.64x64x16", "HGMMA.64x256x16", "USETMAXREG", "LDG.E.64", "F2FP.F16.E4M3")
+# The same, and copies of 16 bytes a thread that arrive at a barrier.
+SPECIALISED_COPIES: Final = (
+    *("HGMMA.64x64x16", "HGMMA.64x256x16", "USETMAXREG"),
+    *("LDGSTS.E.BYPASS.128", "ARRIVES.LDGSTSBAR"),
+)
 # Reloads of addresses where a sequence begins or ends, and up to eight a step in the warps that scale.
 DENSE_FP8_SPILLS_MAX: Final = 64
 MODEL1_SPILLS_MAX: Final = 32
@@ -107,6 +112,8 @@ def cases() -> Iterator[Case]:
             yield Case(f"prefill-{width}-{heads}", "sparse_attn_fwd", _prefill(heads, width), ("HMMA",))
         more, name = ("HGMMA", "LDGSTS"), "sparse_attn_fwd"
         yield Case(f"prefill-{width}-64", name, _prefill(128, width), more, WGMMA_SPILLS_MAX)
+        name, call = f"{name}_ws", _prefill(128, width)
+        yield Case(f"prefill-{width}-hopper", name, call, SPECIALISED_COPIES, layer="hopper")
     for width in (128, 192):
         more = ("HGMMA", "LDGSTS")
         yield Case(f"varlen-{width}", "flash_fwd_varlen_kernel", _varlen(width), more)

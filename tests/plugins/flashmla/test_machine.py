@@ -55,8 +55,8 @@ NAMES = {
     "dense-bf*": "dense-bf16-16 dense-bf16-64 dense-bf16-hopper",
     "s*[e26]": "schedule sparse-v32-16 sparse-v32-32 sparse-model1-16",
     "s*r": "sparse-v32-hopper sparse-model1-hopper",
-    "prefill-576-*": "prefill-576-16 prefill-576-32 prefill-576-64",
-    "prefill-512-*": "prefill-512-16 prefill-512-32 prefill-512-64",
+    "prefill-576-*": "prefill-576-16 prefill-576-32 prefill-576-64 prefill-576-hopper",
+    "prefill-512-*": "prefill-512-16 prefill-512-32 prefill-512-64 prefill-512-hopper",
     "[cv]*": "combine combine-sink varlen-128 varlen-192",
     "g*": "gradients-128-queries gradients-128-tokens gradients-192-queries gradients-192-tokens gradients-sums",
 }
