@@ -83,8 +83,8 @@ def plan(
       luciola eplb plan loads.csv --replicas 288 --gpus 32 --nodes 4 --groups 8 -o lu:/serving/plan.json
       luciola eplb plan new.npy --replicas 288 --gpus 32 --current plan.json --budget 200 -o next.json
     """
-    from .plan_file import Plan, balance_of, bound_nodes, experts_in_order, settled
-    from .rebalance import moves_between, rebalance_experts, rebalance_incrementally
+    from .plan_file import Plan, balance_of, bound_nodes, experts_in_order
+    from .rebalance import align, moves_between, rebalance_experts, rebalance_incrementally
 
     if budget is not None and (current is None or policy is not None or windows):
         raise click.UsageError("--budget goes with --current PLAN, and without --policy and --windows")
@@ -99,7 +99,7 @@ def plan(
             target = rebalance_incrementally(weight, before, gpus, budget=budget, num_nodes=bound)[0][0]
         moves = None
         if before is not None:
-            target = settled(before, target, gpus=gpus, nodes=bound)
+            target = align(before, target, gpus, num_nodes=bound)
             moves = tuple(tuple(move) for move in moves_between(before, target, gpus))
         made = Plan(name, groups, nodes, gpus, average, target, moves)
         old = experts_in_order(average, replicas, nodes=bound) if before is None else before

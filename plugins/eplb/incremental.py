@@ -5,7 +5,6 @@ its present placement step by step, always relieving its heaviest GPU where that
 
     exchange  a slot of it and one elsewhere exchange their experts (2 moves)
     share     a slot elsewhere, whose expert has other replicas, takes a further replica of one of its experts (1 move)
-    shed      one of its slots, whose expert has other replicas, takes the lightest expert instead (1 move)
 
 All layers walk at once. The walk does not depend on the budget. Beyond its end, the placement of `optimal` is a last,
 expensive point. Of each layer's points (moves, largest load), the combination with the least sum of largest loads
@@ -168,7 +167,6 @@ class _Layers:
         self.unheld = near & ~held[self.layer[:, None], heavy[:, None], placed]
         self.spare = at(count, placed, axis=1) > 1
         self.without = self._peak_without(loads, count)
-        self.further = at(further, placed, axis=1)
 
     def _peak_without(self, loads: Floats, count: Indices) -> Floats:
         """For each slot, the heaviest GPU with another replica of its expert, once this slot holds something else."""
@@ -187,7 +185,7 @@ class _Layers:
 
     def choices(self) -> tuple[_Choice, ...]:
         """The best change of each kind."""
-        return self._exchange(), self._share(), self._shed()
+        return self._exchange(), self._share()
 
     def _exchange(self) -> _Choice:
         given = self.my_share[:, :, None] - self.share[:, None, :]
@@ -210,18 +208,6 @@ class _Layers:
         slots, experts = (slot, mine), (expert, self.placed[self.layer, slot])
         ways = 2 if exchange else 1
         return _Choice(flat[self.layer, best], slots[:ways], experts[:ways])
-
-    def _shed(self) -> _Choice:
-        lightest = np.where(self.unheld, self.further, np.inf).argmin(axis=1)
-        added = np.where(self.unheld[self.layer, lightest], self.further[self.layer, lightest], np.inf)[
-            :, None
-        ]
-        spare, without = (np.take_along_axis(each, self.mine, axis=1) for each in (self.spare, self.without))
-        peak = np.where(spare, np.maximum(self.heavy_load - self.my_share + added, without), np.inf)
-        best = peak.argmin(axis=1)
-        return _Choice(
-            peak[self.layer, best], (self.mine[self.layer, best],), (self.placed[self.layer, lightest],)
-        )
 
 
 __all__ = ["Point", "choose", "frontier", "rebalance"]

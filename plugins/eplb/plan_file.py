@@ -16,8 +16,7 @@ from torch import Tensor
 from luciola.client import open_location, replacing
 from luciola.errors import CorruptData
 
-from .moves import match_gpus
-from .rebalance import align, gpu_loads, imbalance, lower_bound
+from .rebalance import gpu_loads, imbalance, lower_bound
 
 if TYPE_CHECKING:
     from luciola.client import Location
@@ -155,11 +154,4 @@ def bound_nodes(policy: str, *, groups: int, nodes: int) -> int:
     return 1 if groups % nodes or policy == "optimal-global" else nodes
 
 
-def settled(current: Tensor, target: Tensor, *, gpus: int, nodes: int) -> Tensor:
-    """The target with GPUs renumbered inside nodes, and slots inside GPUs, so that much can stay where it is."""
-    align(current, target, gpus)  # refuses what cannot be compared
-    renumbered = match_gpus(current.numpy(), target.numpy(), gpus=gpus, nodes=nodes)
-    return align(current, torch.from_numpy(renumbered), gpus)
-
-
-__all__ = ["LayerBalance", "Plan", "balance_of", "bound_nodes", "experts_in_order", "settled"]
+__all__ = ["LayerBalance", "Plan", "balance_of", "bound_nodes", "experts_in_order"]
