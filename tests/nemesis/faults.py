@@ -14,7 +14,7 @@ after a while, with or without waiting until the cluster is healthy again.
 | power | loss of power of one machine: what it had not flushed is forgotten |
 | blackout | loss of power of all machines of the cluster |
 | hang | a disk that takes nothing for a while; the service is started again then |
-| full | a disk without a free block for a while |
+| full | a disk without a free block for a while; a storage node that this has stopped is started again |
 """
 
 import random
@@ -300,6 +300,20 @@ class Injector:
         filler = self.machines.machines[fault.victim].fill_disk()
         time.sleep(fault.hold_s)
         filler.unlink()
+        service = self.machines.services[fault.victim]
+        if service.node and fault.victim.startswith(STORAGE):
+            self._restart_if_given_up(service)
+
+    def _restart_if_given_up(self, service: Service) -> None:
+        """A node whose index could not be written serves nothing until it is started again, as it says."""
+        deadline_s = time.monotonic() + RECOVERY_S
+        while (service.node, mgmtd_pb2.OFFLINE) in self.machines.states():
+            if time.monotonic() > deadline_s:
+                self.say(f"{service.name} is started again after its disk was full")
+                service.kill()
+                service.start()
+                return
+            time.sleep(0.5)
 
 
 __all__ = ["Fault", "Injector", "Plan", "PowerLoss", "Round"]

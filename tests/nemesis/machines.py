@@ -30,7 +30,7 @@ from luciola.wire import SERVICE, Cluster, RpcClient, create_secret, load_cluste
 from luciola.wire.pb import mgmtd_pb2
 
 WAIT_S: Final = 120.0  # for what happens within seconds on a machine that is not busy
-DISK_BYTES: Final = 512 << 20
+DISK_BYTES: Final = 1 << 30  # sparse; enough for journals whose blocks are taken in advance
 TABLE: Final = 1
 META_NODE: Final = 100
 STORAGE_FIRST: Final = 201
