@@ -107,6 +107,7 @@ class Work:
     missing_cut: NeedCut | None = None  # this attempt must not commit before chunks were removed
     last_directory: Inode | None = None  # that was looked up; nobody changes it
     touched: int = 0  # the directory whose entry time was stored last
+    older: set[int] = field(default_factory=set)  # inodes that are stored with a `change` of an earlier boot
 
     @property
     def now_ms(self) -> int:
@@ -139,7 +140,9 @@ class Work:
     def _known(self, value: bytes) -> Inode:
         """The inode with a `change` that no client can know of a state which was lost with power."""
         inode = schema.decode_inode(value)
-        inode.change = max(inode.change, self.scene.removal_clock.first_change)
+        if inode.change < self.scene.removal_clock.first_change:
+            inode.change = self.scene.removal_clock.first_change
+            self.older.add(inode.id)
         return inode
 
     def directory(self, inode: int) -> Inode:
@@ -185,9 +188,11 @@ class Work:
         return of_inode(inode.id, self.stored(inode.id), session=session, created=created)
 
     def stored(self, inode: int) -> bytes:
-        """The inode, which this attempt has found, as it is stored now, with what this attempt has changed."""
+        """The inode, which this attempt has found, as `load` shows it, with what this attempt has stored of it."""
         stored = self.txn.snapshot_get(schema.inode_key(inode))
         assert stored is not None, "it was found, or has been stored"
+        if inode in self.older:  # of a field that is there twice the last one counts
+            stored += Inode(change=self.scene.removal_clock.first_change).SerializeToString()
         return stored
 
     def others_write(self, inode: int) -> bool:
@@ -215,13 +220,14 @@ class Work:
 
     def put(self, inode: Inode) -> None:
         """Stores the inode as it is."""
+        self.older.discard(inode.id)
         self.txn.put(schema.inode_key(inode.id), schema.encode_inode(inode))
 
     def change(self, inode: Inode) -> None:
         """Stores the inode, which the caller has taken and modified."""
         inode.ctime_ns = self.now_ns
         inode.change += 1
-        self.txn.put(schema.inode_key(inode.id), schema.encode_inode(inode))
+        self.put(inode)
 
     def add_entry(self, directory: int, name: bytes, entry: Entry) -> None:
         """Gives the directory the entry, which may replace one that has the same name and cookie."""

@@ -359,6 +359,25 @@ class TestNumbersOfChanges:
         assert self.write(world, self.session, b"abX").change == found.change + 1
         world.close()
 
+    def test_every_reply_shows_the_same_number(self):
+        """And it is the one that reports are made from."""
+        world = self.after_loss()
+        found = world.lookup(b"f")
+        shown = {
+            "stat": world.stat(b"f"),
+            "open": world.open(b"f").inode,
+            "stat by number": world.stat(b"", at=found.id),
+            "sync without anything to report": world.sync(found.id),
+        }
+        assert {name: inode.change for name, inode in shown.items()} == dict.fromkeys(shown, found.change)
+        world.rename(b"f", b"g")
+        assert world.stat(b"g").change >= found.change
+        lose_power(world)
+        result, error = world.close_one(found.id, self.session, length=2)
+        assert not error.code
+        assert not result.HasField("inode") or result.inode.change > found.change
+        world.close()
+
     def test_bytes_made_from_a_state_that_was_lost_are_refused_for_ever(self):
         world = self.after_loss()
         for number in range(4):
