@@ -93,10 +93,22 @@ __all__ = [
     "wgrad_gemm_fp8_fp8_fp32_nt",
 ]
 
+_SETTINGS = (
+    "get_num_sms",
+    "get_pdl",
+    "get_tc_util",
+    "set_block_size_multiple_of",
+    "set_ignore_compile_dims",
+    "set_num_sms",
+    "set_pdl",
+    "set_tc_util",
+)
+
 __getattr__ = lazy(
     __name__,
     {
-        "luciola.plugins.deepgemm": [name for name in __all__ if name not in {*LAYOUT, *MATH}],
+        "luciola.plugins.deepgemm": {*__all__} - {*_SETTINGS, *LAYOUT, *MATH},
+        "luciola.plugins.deepgemm.settings": _SETTINGS,
         ".utils.layout": LAYOUT,
         ".utils.math": MATH,
     },

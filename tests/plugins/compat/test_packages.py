@@ -79,6 +79,12 @@ assert "torch" not in sys.modules and not any(name.count(".") > 2 and "kernels" 
 import deep_ep.utils.event
 loaded = {name for name in sys.modules if name.startswith("luciola.plugins.deepep.")}
 assert not any(part in name for name in loaded for part in ("elastic", "low_latency", "transport", "moe")), loaded
+import deep_gemm
+deep_gemm.get_num_sms, deep_gemm.ceil_div, deep_gemm.utils.layout
+operators = [name for name in sys.modules if name.startswith("luciola.plugins.deepgemm.")]
+wanted = {"settings", "quantize", "fp4", "scales", "checks"}
+operators = [name for name in operators if name.split(".")[3] not in wanted]
+assert not operators, operators
 for module, names in imports.items():
     for name in names.split():
         if not hasattr(import_module(module), name):
