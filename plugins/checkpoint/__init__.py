@@ -5,6 +5,8 @@
     writer       `Writer`, the StorageWriter
     reader       `Reader`, the StorageReader
     objects      `save_object`, `load_object`, `open_stream`: torch.save and torch.load
+    lightning    Lightning's CheckpointIO
+    huggingface  a callback of Hugging Face's Trainer
     catalog      which checkpoints a directory has: `list_checkpoints`, `latest`
     retention    `Keep`: which of them stay
     publish      how a checkpoint appears at once, and what an interrupted one leaves
