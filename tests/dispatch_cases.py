@@ -81,7 +81,10 @@ def make(
 ) -> Buffer:
     """A buffer of this case's ranks."""
     return kind(
-        dist.group.WORLD, num_bytes, explicitly_destroy=True, device="cpu", **{"timeout_s": 60.0, **options}
+        dist.group.WORLD,
+        num_bytes,
+        explicitly_destroy=True,
+        **{"device": "cpu", "timeout_s": 60.0, **options},
     )
 
 
@@ -219,11 +222,29 @@ def _sources_are_told(handle: Any, member: list[Tensor], rank: int) -> None:
     tokens = [token for _, token in reference.sources(member, rank)]
     _same(handle[3], torch.tensor(tokens, dtype=torch.int32))
     before = torch.nn.functional.pad(ends[:-1], (1, 0))
-    assert (handle[2] <= (ends - before)[:, None]).all()
+    assert (handle[2].cpu() <= (ends - before)[:, None]).all()
     _same(handle[1][:, -1], member[rank].sum(0).int())
 
 
+def gpu_of(rank: int) -> str:
+    """Ranks share the GPUs of this machine."""
+    device = f"cuda:{rank % torch.cuda.device_count()}"
+    torch.cuda.set_device(device)
+    return device
+
+
+def on_gpus(rank: int, size: int, *, cases: list[dict[str, Any]]) -> str:
+    """As `exact`, with tensors of the host that a buffer on a GPU brings there and back."""
+    buffer = make(device=gpu_of(rank))
+    for case in cases:
+        _round(buffer, world(size, **case))
+    name = buffer.transport.name
+    buffer.destroy()
+    return name
+
+
 def _same(got: Tensor, wanted: Tensor) -> None:
+    got = got.cpu()
     assert got.dtype == wanted.dtype, (got.dtype, wanted.dtype)
     assert got.shape == wanted.shape, (got.shape, wanted.shape)
     assert torch.equal(got, wanted), f"{int((got != wanted).sum())} of {got.numel()} differ"

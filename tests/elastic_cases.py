@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dispatch_cases import World, learned, refusals, world
+from dispatch_cases import World, gpu_of, learned, refusals, world
 from luciola.plugins.deepep import CommunicationError, ElasticBuffer, EPHandle, shim
 from luciola.plugins.deepep.elastic import reference as elastic
 from luciola.plugins.deepep.normal import reference
@@ -35,6 +35,17 @@ def exact(
             made = world(size, **case)
             _plain(buffer, made, alignment=(1, 4)[number % 2])
             _expanded(buffer, made, alignment=(4, 1)[number % 2])
+    name = buffer.transport.name
+    buffer.destroy()
+    return name
+
+
+def on_gpus(rank: int, size: int, *, cases: list[dict[str, Any]]) -> str:
+    """As `exact`, with tensors of the host that a buffer on a GPU brings there and back."""
+    buffer = make(device=gpu_of(rank))
+    for case in cases:
+        _plain(buffer, world(size, **case), alignment=4)
+        _expanded(buffer, world(size, **case), alignment=4)
     name = buffer.transport.name
     buffer.destroy()
     return name
@@ -221,6 +232,7 @@ def _stack(rows: list[Tensor], like: Tensor) -> Tensor:
 
 
 def _same(got: Tensor, wanted: Tensor) -> None:
+    got = got.cpu()
     assert got.dtype == wanted.dtype, (got.dtype, wanted.dtype)
     assert got.shape == wanted.shape, (got.shape, wanted.shape)
     assert torch.equal(got, wanted), f"{int((got != wanted).sum())} of {got.numel()} differ"

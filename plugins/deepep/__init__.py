@@ -11,7 +11,6 @@
     elastic        `ElasticBuffer`: one dispatch and combine for all sizes, expanded by experts if that is wanted
     transport      how bytes travel between ranks: one interface, several backends
     rows routes    rows of CPU tensors moved, summed and cast, and routes counted, by the native module
-    results        memory that results are made in, on a CPU
     quantize       what travels in fewer bytes: FP8 and LogFMT
     traffic        tokens to each rank and expert, for EPLB
     failure        what goes wrong between ranks

@@ -1,7 +1,7 @@
 """`Config`: the original's tuning knobs of normal mode, and how much memory a buffer needs.
 
-What is moved here moves in turns of as many tokens as the buffer holds, so that any size works; chunk sizes of the
-original's queues change nothing and are kept for callers that set them. `num_sms` says how many programs move data.
+Chunk sizes of the original's queues change nothing and are kept for callers that set them. `num_sms` says how many
+programs move data.
 """
 
 from dataclasses import dataclass
@@ -9,8 +9,6 @@ from typing import Final
 
 from ..kernels.errors import refuse
 
-RANKS: Final = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 144, 160)
-"""For which the original has tuned numbers."""
 NODE_RANKS: Final = 8
 """Ranks that share NVLink, in the original's size hints."""
 

@@ -20,8 +20,8 @@ from ..arguments import check_biases, check_rows, take_tokens
 from ..buffer import EXPERTS_PER_RANK_MAX, Buffer
 from ..event import Event, EventHandle, EventOverlap, wait_for
 from ..failure import CommunicationError
+from ..normal.facts import Fact
 from ..normal.mode import Mapped
-from ..normal.tokens import Fact
 from . import experts, routing, sizes
 from .experts import Call
 from .handle import EPHandle

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ...kernels.quantize import align
+from ..normal.facts import Fact
 from ..normal.host import words_of
 from ..normal.mode import Mapped
-from ..normal.tokens import Fact, Received, Tokens
+from ..normal.tokens import Received, Tokens
 from . import routing
 from .handle import EPHandle
 

@@ -6,6 +6,7 @@ from typing import Final
 from ...kernels.errors import refuse
 from ...kernels.quantize import align
 from ..arguments import TOPK_MAX
+from ..normal.facts import TEXT_BYTES
 
 UNIT_BYTES: Final = 2 << 20
 """Sizes are multiples of it."""
@@ -33,7 +34,7 @@ def buffer_bytes(ranks: int, tokens: int, hidden: int, *, topk: int = 0, fp8: bo
 
 def least_bytes(ranks: int) -> int:
     """For what ranks tell one another in each call: facts, and counts of 2048 experts."""
-    return 2048 + 4 * (64 + 2 * ranks + 2048) + 16 * 64
+    return TEXT_BYTES + 4 * (64 + 2 * ranks + 2048) + 16 * 64
 
 
 def row_bytes(hidden: int, item_bytes: int) -> int:

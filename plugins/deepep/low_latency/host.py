@@ -1,9 +1,10 @@
 """Low-latency mode for ranks that share host memory: what the kernels do, whole calls at a time.
 
-`memories` are the shared regions, a flat uint8 tensor for each rank; `active` the ranks that take part.
+The functions are those of `launch`.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,14 @@ from .. import routes
 from .. import rows as native
 from .layout import HEADER_BYTES, Layout
 
-Memories = Sequence[Tensor]
+
+class Places(NamedTuple):
+    """memories: the shared regions, a flat uint8 tensor for each rank. active: the ranks that take part."""
+
+    memories: Sequence[Tensor]
+    active: Sequence[int]
+
+
 _COUNT_MASK = (1 << 32) - 1
 _WORD = torch.int64
 _HEADER = HEADER_BYTES // 8
@@ -22,8 +30,7 @@ _HEADER = HEADER_BYTES // 8
 
 def dispatch_send(  # noqa: PLR0913 (the kernels' own)
     layout: Layout,
-    memories: Memories,
-    active: Sequence[int],
+    places: Places,
     half: int,
     x: Tensor,
     topk: Tensor,
@@ -38,10 +45,10 @@ def dispatch_send(  # noqa: PLR0913 (the kernels' own)
     counts = counts.view(layout.ranks, layout.local)
     borders = [0, *counts.sum(1).cumsum(0).tolist()]
     first = rank * layout.local * layout.max_tokens
-    for peer in active:
+    for peer in places.active:
         begin, end = borders[peer], borders[peer + 1]
-        _counts(layout, memories[peer], half)[rank] = counts[peer]
-        arrivals = _slots(memories[peer], layout.arrivals_at(half), layout, layout.message_bytes)
+        _counts(layout, places.memories[peer], half)[rank] = counts[peer]
+        arrivals = _slots(places.memories[peer], layout.arrivals_at(half), layout, layout.message_bytes)
         messages = arrivals[first : first + end - begin]
         messages[:, 0] = tokens[begin:end]
         messages[:, 1:_HEADER] = 0
@@ -60,10 +67,10 @@ def require_room(layout: Layout, topk: Tensor) -> None:
 
 def dispatch_receive(  # noqa: PLR0913 (the kernels' own)
     layout: Layout,
-    own: Tensor,
-    active: Sequence[int],
+    places: Places,
     half: int,
     *,
+    rank: int,
     rows: Tensor,
     scales: Tensor | None,
     source_tokens: Tensor,
@@ -72,8 +79,9 @@ def dispatch_receive(  # noqa: PLR0913 (the kernels' own)
     stats: Tensor | None,
 ) -> None:
     """Fills the packed outputs: rows (e, R · N, H), scales (e, R · N, …) of contiguous columns, ranges (e, R)."""
+    own, active = places.memories[rank], list(places.active)
     counts = torch.zeros(layout.ranks, layout.local, dtype=torch.int64)
-    counts[list(active)] = _counts(layout, own, half)[list(active)].to(torch.int64)
+    counts[active] = _counts(layout, own, half)[active].to(torch.int64)
     counts = counts.T.contiguous()  # (local, ranks)
     begins = counts.cumsum(1) - counts
     ranges.copy_((begins << 32) | counts)
@@ -101,8 +109,7 @@ def dispatch_receive(  # noqa: PLR0913 (the kernels' own)
 
 def combine_send(  # noqa: PLR0913 (the kernels' own)
     layout: Layout,
-    memories: Memories,
-    active: Sequence[int],
+    places: Places,
     half: int,
     x: Tensor,
     *,
@@ -114,11 +121,11 @@ def combine_send(  # noqa: PLR0913 (the kernels' own)
     """Writes each row to the slot of its expert and token at its source."""
     counts, begins = ranges & _COUNT_MASK, ranges >> 32
     first = torch.arange(layout.local).view(-1, 1) * layout.rows + begins
-    for peer in active:
+    for peer in places.active:
         row = _runs(first[:, peer], counts[:, peer])
         expert = rank * layout.local + row // layout.rows
         place = expert * layout.max_tokens + source_tokens.view(-1)[row]
-        slots = _slots(memories[peer], layout.arrivals_at(half), layout, layout.bf16_bytes)
+        slots = _slots(places.memories[peer], layout.arrivals_at(half), layout, layout.bf16_bytes)
         if logfmt:
             packed = slots.view(torch.uint8)[:, : layout.logfmt_bytes]
             native.pack_logs(packed, x.view(-1, layout.hidden), target_rows=place, source_rows=row)
@@ -128,29 +135,29 @@ def combine_send(  # noqa: PLR0913 (the kernels' own)
 
 def combine_receive(  # noqa: PLR0913 (the kernels' own)
     layout: Layout,
-    own: Tensor,
-    active: Sequence[int],
+    places: Places,
     half: int,
     *,
+    rank: int,
     topk: Tensor,
     weights: Tensor,
     out: Tensor,
     logfmt: bool,
 ) -> None:
     """Weighted sums, in float32, of what came for each token."""
-    slots = _slots(own, layout.arrivals_at(half), layout, layout.bf16_bytes)
+    slots = _slots(places.memories[rank], layout.arrivals_at(half), layout, layout.bf16_bytes)
     takes_part = torch.zeros(layout.ranks + 1, dtype=torch.bool)
-    takes_part[list(active)] = True
+    takes_part[list(places.active)] = True
     known = (topk >= 0) & (topk < layout.experts)
     owner = torch.where(known, topk // layout.local, layout.ranks)
     known &= takes_part[owner]
     tokens = torch.arange(topk.shape[0]).unsqueeze(1)
-    places = torch.where(known, topk * layout.max_tokens + tokens, -1)
+    numbers = torch.where(known, topk * layout.max_tokens + tokens, -1)
     if logfmt:
         packed = slots.view(torch.uint8)[:, : layout.logfmt_bytes]
-        native.sum_logs_into(out, packed, places, weights)
+        native.sum_logs_into(out, packed, numbers, weights)
     else:
-        native.sum_into(out, [slots.view(torch.bfloat16)] * topk.shape[1], places, weights)
+        native.sum_into(out, [slots.view(torch.bfloat16)] * topk.shape[1], numbers, weights)
 
 
 def _bodies(layout: Layout, x: Tensor, *, round_scale: bool) -> Tensor:

@@ -12,7 +12,7 @@ L4  At most two results are alive: a call is refused while the hook of the last 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,14 +23,10 @@ from ...kernels.quantize import BLOCK, FP8, align
 from ..event import CommunicationStream, EventOverlap
 from ..failure import CommunicationError, RanksDisagree
 from ..layout import check_numbers
-from ..results import Results
 from ..transport.flags import HostFlags, open_flags
 from ..transport.interface import Transport
 from . import host
 from .layout import ALIGNMENT, HALVES, SIZES_BYTES, Layout, sizes_at
-
-if TYPE_CHECKING:
-    from . import launch
 
 READY: Final = 8  # and 9, for the second half: what a rank has sent is there
 FREE: Final = 10  # and 11: what was sent has been taken
@@ -83,7 +79,6 @@ class LowLatency:
         self._unreceived = [False] * HALVES
         self._table = transport.addresses() + self.base
         self._outgoing: list[Tensor | None] = [None] * HALVES
-        self._results = Results()
         self._flags = open_flags(transport, self.inactive, drop=shrink)
         self._stream = stream or CommunicationStream(transport.device)
 
@@ -113,12 +108,12 @@ class LowLatency:
             _check_finish(async_finish=async_finish, return_recv_hook=return_recv_hook)
             _check_counter(stats, "cumulative_local_expert_recv_stats", torch.int32, layout.local)
             _check_counter(wait_costs, "dispatch_wait_recv_cost_stats", torch.int64, self.ranks)
-            by_kernels = x.device.type == "cuda" or uses_kernels(x)
-            if not by_kernels:
+            ops = self._ops(x)
+            if ops is host:
                 host.require_room(layout, topk_idx)
         half = self._take_turn("low_latency_dispatch")
         shape = (layout.local, layout.rows, layout.hidden)
-        rows = self._results.empty(shape, x, FP8 if use_fp8 else torch.bfloat16)
+        rows = torch.empty(shape, dtype=FP8 if use_fp8 else torch.bfloat16, device=x.device)
         scales = None
         if use_fp8:
             width = layout.groups // 4 if use_ue8m0 else layout.groups
@@ -132,12 +127,7 @@ class LowLatency:
             self._wait_free(half, "low-latency dispatch: memory that is still in use")
             inputs = (x, topk_idx)
             options: dict[str, Any] = {"rank": self.rank, "fp8": use_fp8, "round_scale": round_scale}
-            if by_kernels:
-                from . import launch
-
-                launch.dispatch_send(layout, self._places(), half, *inputs, **options)
-            else:
-                host.dispatch_send(layout, self._memories(), self._active(), half, *inputs, **options)
+            ops.dispatch_send(layout, self._places(ops), half, *inputs, **options)
             self._publish(half, layout.sizes, "fp8" if use_fp8 else "bf16")
 
         def receive() -> None:
@@ -147,12 +137,7 @@ class LowLatency:
                 "rows": rows, "scales": scales, "source_tokens": source_tokens, "ranges": ranges,
                 "recv_counts": counts, "stats": stats,
             }  # fmt: skip
-            if by_kernels:
-                from . import launch
-
-                launch.dispatch_receive(layout, self._places(), half, rank=self.rank, **outputs)
-            else:
-                host.dispatch_receive(layout, self._memory(self.rank), self._active(), half, **outputs)
+            ops.dispatch_receive(layout, self._places(ops), half, rank=self.rank, **outputs)
             self._release(half)
 
         handle = (source_tokens, ranges, max_tokens, layout.hidden, experts)
@@ -190,20 +175,15 @@ class LowLatency:
             _check_counter(wait_costs, "combine_wait_recv_cost_stats", torch.int64, self.ranks)
         half = self._take_turn("low_latency_combine")
         given = self._given(layout, half) if zero_copy else x
-        result = self._results.empty((topk_idx.shape[0], hidden), x) if out is None else out
-        by_kernels, kind = (x.device.type == "cuda" or uses_kernels(x)), "logfmt" if use_logfmt else "bf16"
+        result = x.new_empty(topk_idx.shape[0], hidden) if out is None else out
+        ops, kind = self._ops(x), "logfmt" if use_logfmt else "bf16"
 
         def send() -> None:
             self._wait_free(half, "low-latency combine: memory that is still in use")
             options: dict[str, Any] = {
                 "ranges": ranges, "source_tokens": source_tokens, "rank": self.rank, "logfmt": use_logfmt
             }  # fmt: skip
-            if by_kernels:
-                from . import launch
-
-                launch.combine_send(layout, self._places(), half, given, **options)
-            else:
-                host.combine_send(layout, self._memories(), self._active(), half, given, **options)
+            ops.combine_send(layout, self._places(ops), half, given, **options)
             self._publish(half, layout.sizes, kind)
 
         def receive() -> None:
@@ -211,12 +191,7 @@ class LowLatency:
             options: dict[str, Any] = {
                 "topk": topk_idx, "weights": topk_weights, "out": result, "logfmt": use_logfmt
             }  # fmt: skip
-            if by_kernels:
-                from . import launch
-
-                launch.combine_receive(layout, self._places(), half, rank=self.rank, **options)
-            else:
-                host.combine_receive(layout, self._memory(self.rank), self._active(), half, **options)
+            ops.combine_receive(layout, self._places(ops), half, rank=self.rank, **options)
             self._release(half)
 
         tensors = (given, topk_idx, topk_weights, source_tokens, ranges, result)
@@ -265,7 +240,7 @@ class LowLatency:
                     self._take_turn(call)
                     self._wait_free(half, f"{call}: memory that is still in use")
                     self._publish(half, (0, 0, 0), _REFUSED)
-                    assert isinstance(self._flags, HostFlags), "the host compares"
+                    assert isinstance(self._flags, HostFlags), "it compares"
                     self._flags.skip(READY + half)
                     self._release(half)
             raise
@@ -347,19 +322,25 @@ class LowLatency:
 
     @property
     def _compares(self) -> bool:
-        """Whether ranks compare what they are called with: where regions are memory of the host."""
-        return self.transport.device.type == "cpu"
+        """Whether ranks compare what they are called with: where the host waits, and regions are its memory."""
+        return isinstance(self._flags, HostFlags) and self.transport.device.type == "cpu"
 
     def _memory(self, rank: int) -> Tensor:
         return self.transport.buffer(rank)[self.base : self.base + self.num_bytes]
 
-    def _memories(self) -> list[Tensor]:
-        return [self._memory(rank) for rank in range(self.ranks)]
+    def _ops(self, x: Tensor) -> Any:
+        """The module that sends and receives: `launch` or `host`."""
+        if x.device.type == "cpu" and not uses_kernels(x):
+            return host
+        from . import launch
 
-    def _places(self) -> "launch.Places":
-        from .launch import Places
+        return launch
 
-        return Places(self._table, self.inactive, self.transport.stopped)
+    def _places(self, ops: Any) -> Any:
+        if ops is host:
+            memories = [self._memory(rank) for rank in range(self.ranks)]
+            return host.Places(memories, self._active())
+        return ops.Places(self._table, self.inactive, self.transport.stopped)
 
     def _given(self, layout: Layout, half: int) -> Tensor:
         """What `next_combine_buffer` returns: memory of this process, one for each half."""

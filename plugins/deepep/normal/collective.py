@@ -6,20 +6,16 @@ nodes once for each rank that has one of a token's experts, not once for each no
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from ...kernels.errors import BadArgument, refuse
 from .. import layout
-from ..failure import REASON_MAX, CommunicationError, RanksDisagree, decode, refused
+from ..failure import REASON_MAX, CommunicationError, refused
 from ..transport.collectives import Collectives
-from .tokens import Fact, Handle, Received, Tokens
-
-TEXT_BYTES: Final = 2048
-"""Of facts as text."""
-REFUSED: Final = "refused"
+from .facts import REFUSED, TEXT_BYTES, Fact, compare
+from .tokens import Handle, Received, Tokens
 
 
 class Collective:
@@ -134,21 +130,6 @@ class Collective:
         rows = self._link.all_gather(row, what=f"{call}: facts").cpu()
         told = [dict(json.loads(each.numpy().tobytes())) for each in rows]
         compare(told, rank=self.me, call=call)
-
-
-def compare(told: Sequence[Mapping[str, Fact]], *, rank: int, call: str) -> None:
-    """Look at the facts of all ranks. Raises: RanksDisagree, also where one has refused its arguments."""
-    for each in told:
-        if REFUSED in each:
-            raise decode(str(each[REFUSED]).encode())
-    for peer, each in enumerate(told):
-        for name in {**told[0], **each}:
-            first, other = told[0].get(name, "nothing"), each.get(name, "nothing")
-            if first != other:
-                raise RanksDisagree(
-                    f"rank 0 has {name} = {first}, rank {peer} has {other}; all ranks must give the same",
-                    rank=rank, phase=call, peer=peer,
-                )  # fmt: skip
 
 
 __all__ = ["Collective"]

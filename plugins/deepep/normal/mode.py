@@ -34,13 +34,13 @@ from ...kernels.errors import BadArgument, refuse
 from ...kernels.layers import layer_for
 from ...kernels.quantize import align
 from .. import layout
-from ..failure import REASON_MAX, CommunicationError, RanksDisagree, decode, refused
-from ..results import Results
+from ..failure import REASON_MAX, CommunicationError, RanksDisagree, refused
 from ..transport.device import DeviceTransport
 from ..transport.flags import HostFlags, open_flags
 from ..transport.interface import Transport
+from .facts import REFUSED, TEXT_BYTES, Fact, compare
 from .host import Host, words_of
-from .tokens import Fact, Handle, Received, Tokens
+from .tokens import Handle, Received, Tokens
 
 READY: Final = 0
 DONE: Final = 1
@@ -48,10 +48,7 @@ HEAD: Final = 2
 """Words before the counts: tokens, and the call's shape."""
 WORD: Final = 4
 """Bytes of a count."""
-TEXT_BYTES: Final = 2048
-"""Of facts as text, on a CPU."""
 ALIGNMENT: Final = 64
-REFUSED: Final = "refused"
 
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]
@@ -77,7 +74,6 @@ class Mapped:
         self._flags = open_flags(transport)
         self._compares = not isinstance(transport, DeviceTransport)
         """Whether all facts of all calls are compared: by the host, in its memory."""
-        self._results = Results()
         self._host = Host(transport)
         self._peers = transport.addresses()
         self._problem = torch.zeros(1, dtype=torch.int64, pin_memory=transport.device.type == "cuda")
@@ -222,7 +218,7 @@ class Mapped:
         ends = prefix[:, self.me].contiguous()
         source_rows = torch.full((room,), -1, dtype=torch.int32, device=member.device)
         ops.place(source_rows, heads, ends, numbers_at, shape=_shape(facts), problem=self._problem.data_ptr())
-        out = [self._results.empty((room, *each.shape[1:]), each) for each in columns]
+        out = [each.new_empty(room, *each.shape[1:]) for each in columns]
         if turns:
             self._fetch(ops, out, source_rows, ends, turns[0], rows_max)
         yield from self._done()
@@ -244,7 +240,7 @@ class Mapped:
         ops = self._ops(tokens.x, num_sms)
         turns = self._pieces(columns, rows, start=0)
         yield from self._compare({"call": "cached dispatch", **tokens.facts()}, "cached dispatch")
-        out = [self._results.empty((len(handle.recv_src_idx), *each.shape[1:]), each) for each in columns]
+        out = [each.new_empty(len(handle.recv_src_idx), *each.shape[1:]) for each in columns]
         ends = handle.rank_prefix_matrix[:, self.me].contiguous()
         for pieces in turns:
             yield from self._bring(
@@ -275,7 +271,7 @@ class Mapped:
             ranks, places = None, torch.where((numbers >= 0) & (places < rows_max), places, -1).int()
         else:
             ranks, places = order
-        out = [self._results.empty((len(numbers), *each.shape[1:]), each) for each in columns]
+        out = [each.new_empty(len(numbers), *each.shape[1:]) for each in columns]
         for pieces in turns:
             self._wait_for_room("combine")
             self._publish(ops, columns, pieces, limit=limit)
@@ -347,26 +343,16 @@ class Mapped:
         shapes = heads[:, 1].tolist()
         if shapes == [_shape(facts)] * self.ranks:
             return
+        told = []
+        if self._compares:  # before the turn ends: sources go on to write the next one
+            told = [dict(json.loads(self._read_text(rank))) for rank in range(self.ranks)]
         yield from self._done()
-        if not self._compares:
-            peer = next(rank for rank, each in enumerate(shapes) if each != shapes[0])
-            raise RanksDisagree(
-                f"ranks 0 and {peer} have called it with other sizes; all ranks must give the same hidden size, types, "
-                "top-k, experts and num_sms", rank=self.me, phase=call, peer=peer,
-            )  # fmt: skip
-        told = [dict(json.loads(self._read_text(rank))) for rank in range(self.ranks)]
-        for each in told:
-            if REFUSED in each:
-                raise decode(str(each[REFUSED]).encode())
-        for rank, each in enumerate(told):
-            for name in {**told[0], **each}:
-                first, other = told[0].get(name, "nothing"), each.get(name, "nothing")
-                if first != other:
-                    raise RanksDisagree(
-                        f"rank 0 has {name} = {first}, rank {rank} has {other}; all ranks must give the same",
-                        rank=self.me, phase=call, peer=rank,
-                    )  # fmt: skip
-        raise AssertionError("shapes differ where facts do")
+        compare(told, rank=self.me, call=call)
+        peer = next(rank for rank, each in enumerate(shapes) if each != shapes[0])
+        raise RanksDisagree(
+            f"ranks 0 and {peer} have called it with other sizes; all ranks must give the same hidden size, types, "
+            "top-k, experts and num_sms", rank=self.me, phase=call, peer=peer,
+        )  # fmt: skip
 
     def _write_text(self, facts: Mapping[str, Fact]) -> None:
         if self._compares:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self, TypeAlias
+from typing import NamedTuple, Protocol, Self
 
 from torch import Tensor
 
-Fact: TypeAlias = int | str
+from .facts import Fact
 
 
 @dataclass(frozen=True)
@@ -107,4 +107,4 @@ class Normal(Protocol):
         """How many rows must be given to combine."""
 
 
-__all__ = ["Fact", "Handle", "Normal", "Received", "Tokens"]
+__all__ = ["Handle", "Normal", "Received", "Tokens"]

@@ -1,17 +1,15 @@
 """GPUs of one host that reach each other over NVLink: torch's symmetric memory."""
 
 import ctypes
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar, Final, Self
+from typing import ClassVar, Final, Self
 
 import torch
 
 from .device import DeviceTransport, head_bytes
 from .interface import NotUsable
 from .members import GroupMembers, Members
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 NATIVE_ATOMICS: Final = 3
 """CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED of the CUDA driver."""
@@ -35,7 +33,11 @@ class Symmetric(DeviceTransport):
         if len(set(uuids)) < members.size:
             raise NotUsable("ranks share a GPU")
         with together(members):
-            _require_atomics(device, uuids)
+            visible = [
+                str(torch.cuda.get_device_properties(each).uuid) for each in range(torch.cuda.device_count())
+            ]
+            own_index = torch.cuda.current_device() if device.index is None else device.index
+            require_atomics(own_index, uuids, visible, _has_atomics)
             if not isinstance(members, GroupMembers):
                 raise TypeError("a communicator of MPI is no torch.distributed process group")
         assert isinstance(members, GroupMembers), "it was looked at"
@@ -65,7 +67,7 @@ def require_one_host(members: Members) -> None:
 
 
 @contextmanager
-def together(members: Members) -> "Iterator[None]":
+def together(members: Members) -> Iterator[None]:
     """An operating error of one rank inside becomes NotUsable on all."""
     problem = ""
     try:
@@ -77,24 +79,32 @@ def together(members: Members) -> "Iterator[None]":
         raise NotUsable(problems[0])
 
 
-def _require_atomics(device: torch.device, uuids: list[str]) -> None:
-    """Raises: LookupError for GPUs that this process does not see, RuntimeError without atomic operations between."""
-    here = [str(torch.cuda.get_device_properties(each).uuid) for each in range(torch.cuda.device_count())]
-    own = torch.cuda.current_device() if device.index is None else device.index
-    driver = ctypes.CDLL("libcuda.so.1")
+def require_atomics(
+    own: int, uuids: Sequence[str], visible: Sequence[str], has_atomics: Callable[[int, int], bool]
+) -> None:
+    """GPU `own` reaches the memory of the GPUs `uuids` by atomic operations, if these are among the `visible` ones.
+
+    Raises: LookupError for GPUs that this process does not see, RuntimeError without atomic operations.
+    """
     for uuid in uuids:
-        if uuid not in here:
+        if uuid not in visible:
             raise LookupError(
                 f"GPU {uuid} is not visible: give all processes all GPUs (CUDA_VISIBLE_DEVICES)"
             )
-        peer, found = here.index(uuid), ctypes.c_int(0)
-        if peer == own:
-            continue
-        status = driver.cuDeviceGetP2PAttribute(ctypes.byref(found), NATIVE_ATOMICS, own, peer)
-        if status or not found.value:
+        peer = visible.index(uuid)
+        if peer != own and not has_atomics(own, peer):
             raise RuntimeError(
                 f"GPU {own} has no atomic operations on the memory of GPU {peer}: no NVLink between"
             )
 
 
-__all__ = ["Symmetric", "require_one_host", "together"]
+def _has_atomics(own: int, peer: int) -> bool:
+    """As the driver says."""
+    found = ctypes.c_int(0)
+    driver = ctypes.CDLL("libcuda.so.1")
+    return (
+        not driver.cuDeviceGetP2PAttribute(ctypes.byref(found), NATIVE_ATOMICS, own, peer) and found.value > 0
+    )
+
+
+__all__ = ["Symmetric", "require_atomics", "require_one_host", "together"]

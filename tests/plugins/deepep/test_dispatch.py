@@ -27,7 +27,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("size", "cases"), [(1, CASES), (2, CASES), (4, CASES[1::2]), (8, CASES[::2])])
+@pytest.mark.parametrize(("size", "cases"), [(1, CASES), (2, CASES), (4, CASES[1::2])])
 def test_all_call_patterns_on_one_node(dispatchers: Ranks, size, cases) -> None:
     assert values(dispatchers.run("exact", size, cases=cases)) == ["shared-memory"] * size
 
@@ -44,14 +44,14 @@ def test_small_buffers_take_many_turns(dispatchers: Ranks) -> None:
     values(dispatchers.run("exact", 3, cases=cases, num_bytes=20_000))
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_the_checks_of_the_original_hold(dispatchers: Ranks, size) -> None:
-    values(dispatchers.run("original", size, tokens=40, hidden=256, experts=64, topk=8))
+def test_the_checks_of_the_original_hold(dispatchers: Ranks) -> None:
+    values(dispatchers.run("original", 2, tokens=40, hidden=256, experts=64, topk=8))
 
 
 def test_kernels_and_the_native_module_write_the_same_memory(dispatchers: Ranks) -> None:
     """Every second rank runs the Triton kernels, in the interpreter."""
-    values(dispatchers.run("exact", 2, cases=CASES[:2], layers=("triton", "reference")))
+    case = {"tokens": [3, 2], "experts": 8, "topk": 3, "routing": "holes", "seed": 1}
+    values(dispatchers.run("exact", 2, cases=[case], layers=("triton", "reference")))
 
 
 def test_kernels_that_wait_do_the_same(dispatchers: Ranks) -> None:

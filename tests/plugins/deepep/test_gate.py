@@ -7,9 +7,7 @@ import torch
 
 from luciola.plugins.compat.deep_ep.utils.gate import get_unbalanced_scores
 
-SHAPES = [
-    each for each in product((2, 8, 16), (1, 8), (1, 6, 9), (1.0, 2.0, 4.0)) if each[2] <= each[0] * each[1]
-]
+SHAPES = [each for each in product((2, 8), (1, 8), (1, 6), (1.0, 2.0, 4.0)) if each[2] <= each[0] * each[1]]
 
 
 def tokens_of_ranks(tokens, experts, ranks, topk, ratio, *, precise):
@@ -24,9 +22,8 @@ def is_possible(ranks, local, topk, ratio):
     return max(1, -(-topk // local)) <= min(topk, ranks, int((ranks - 1) / ratio) + 1)
 
 
-@pytest.mark.parametrize("tokens", [1, 1500])
-def test_ratio_and_inequality_are_the_originals(tokens) -> None:
-    seen = 0
+def test_ratio_and_inequality_are_the_originals() -> None:
+    seen, tokens = 0, 1500
     for ranks, local, topk, ratio in SHAPES:
         if not is_possible(ranks, local, topk, ratio):
             with pytest.raises(ValueError, match="ratio"):
@@ -35,11 +32,11 @@ def test_ratio_and_inequality_are_the_originals(tokens) -> None:
         torch.manual_seed(seen)
         counts = sum(tokens_of_ranks(tokens, ranks * local, ranks, topk, ratio, precise=1) for _ in range(2))
         least = max(int(counts[1:].min()), 1)
-        if tokens > 1000 and least > 150:  # below, one token more a call is more than the tolerance
+        if least > 150:  # below, one token more a call is more than the tolerance
             assert abs(int(counts[0]) / least - ratio) / ratio < 0.1, (ranks, local, topk, ratio, counts)
             assert int(counts[1:].max()) / least < 1.02, (ranks, local, topk, ratio, counts)
             seen += 1
-    assert tokens == 1 or seen > 20
+    assert seen > 8
 
 
 @pytest.mark.parametrize(("ratio", "topk"), [(1.0, 8), (2.0, 2), (4.0, 1)])

@@ -23,21 +23,13 @@ class Ranks:
             for _ in range(layout.ranks)
         ]
         table = torch.tensor([each.data_ptr() for each in self.memories], dtype=torch.int64)
-        self.places = launch.Places(
-            table, torch.zeros(layout.ranks, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
-        )
-        self.active = range(layout.ranks)
+        inactive, stopped = torch.zeros(layout.ranks, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+        on_host = host.Places(self.memories, range(layout.ranks))
+        self.places = on_host if way == "host" else launch.Places(table, inactive, stopped)
 
-    def send(self, name, rank, half, *inputs, **options):
-        call = getattr(host if self.way == "host" else launch, name)
-        where = (self.memories, self.active) if self.way == "host" else (self.places,)
-        call(self.layout, *where, half, *inputs, rank=rank, **options)
-
-    def receive(self, name, rank, half, **options):
-        if self.way == "host":
-            getattr(host, name)(self.layout, self.memories[rank], self.active, half, **options)
-        else:
-            getattr(launch, name)(self.layout, self.places, half, rank=rank, **options)
+    def call(self, name, rank, half, *inputs, **options):
+        module = host if self.way == "host" else launch
+        getattr(module, name)(self.layout, self.places, half, *inputs, rank=rank, **options)
 
 
 def routes(tokens, topk, experts, seed, spread=1.0):
@@ -70,7 +62,6 @@ CASES = {
     "bf16-odd-hidden": ((1, 4), 24, 4, 1, {}),
     "fp8": ((4, 1), 256, 8, 3, {"fp8": True}),
     "fp8-large": ((2, 3), 1152, 2, 1, {"fp8": True}),
-    "fp8-rounded": ((3, 2), 128, 4, 2, {"fp8": True, "round_scale": True}),
     "fp8-packed": ((3, 2), 512, 4, 2, {"fp8": True, "round_scale": True, "use_ue8m0": True}),
     "hot": ((6, 6), 32, 4, 1, {"spread": 0.0}),
 }
@@ -99,11 +90,11 @@ def test_both_ways_do_what_the_reference_does(way, name, kernel_device):
         )
     for rank in range(len(sizes)):
         x, chosen = xs[rank].to(kernel_device), topks[rank].to(kernel_device)
-        ranks.send("dispatch_send", rank, 1, x, chosen, fp8=fp8, round_scale=round_scale)
+        ranks.call("dispatch_send", rank, 1, x, chosen, fp8=fp8, round_scale=round_scale)
     given = []
     for rank, expected in enumerate(wanted):
         got = outputs(layout, fp8=fp8, use_ue8m0=use_ue8m0)
-        ranks.receive("dispatch_receive", rank, 1, **got)
+        ranks.call("dispatch_receive", rank, 1, **got)
         assert torch.equal(got["recv_counts"].cpu(), expected.counts)
         assert torch.equal(got["stats"].cpu(), expected.counts + 5)
         assert torch.equal(got["ranges"].cpu(), expected.ranges)
@@ -122,11 +113,11 @@ def test_both_ways_do_what_the_reference_does(way, name, kernel_device):
             combined = reference.combine(rows, wanted, topks, weights, logfmt=logfmt)
         for rank, got in enumerate(given):
             handle = {name: got[name] for name in ("ranges", "source_tokens")}
-            ranks.send("combine_send", rank, 0, rows[rank].to(kernel_device), **handle, logfmt=logfmt)
+            ranks.call("combine_send", rank, 0, rows[rank].to(kernel_device), **handle, logfmt=logfmt)
         for rank, expected in enumerate(combined):
             out = torch.full((sizes[rank], hidden), float("nan"), dtype=torch.bfloat16)
             inputs = {"topk": topks[rank].to(kernel_device), "weights": weights[rank].to(kernel_device)}
-            ranks.receive("combine_receive", rank, 0, **inputs, out=out, logfmt=logfmt)
+            ranks.call("combine_receive", rank, 0, **inputs, out=out, logfmt=logfmt)
             assert bool(out.isfinite().all())
             assert calc_diff(out.cpu(), expected) < 1e-5
             assert torch.allclose(
@@ -139,15 +130,15 @@ def test_after_a_wait_that_ran_out_nothing_is_sent_and_nothing_comes(kernel_devi
     ranks, got = Ranks("kernels", layout, kernel_device), outputs(layout, fp8=False, use_ue8m0=False)
     x, topk, weights = torch.ones(2, 256).to(torch.bfloat16), torch.tensor([[0], [1]]), torch.ones(2, 1)
     casts = {"fp8": False, "round_scale": False}
-    ranks.send("dispatch_send", 0, 0, x, topk, **casts)
+    ranks.call("dispatch_send", 0, 0, x, topk, **casts)
     before = ranks.memories[0].clone()
     ranks.places.stopped.fill_(1)
-    ranks.send("dispatch_send", 0, 0, x * 2, topk, **casts)
-    ranks.receive("dispatch_receive", 0, 0, **got)
+    ranks.call("dispatch_send", 0, 0, x * 2, topk, **casts)
+    ranks.call("dispatch_receive", 0, 0, **got)
     assert got["recv_counts"].tolist() == [0, 0]
     assert not got["rows"].any()
     got["ranges"].fill_(1)
-    ranks.send(
+    ranks.call(
         "combine_send",
         0,
         0,
@@ -158,7 +149,7 @@ def test_after_a_wait_that_ran_out_nothing_is_sent_and_nothing_comes(kernel_devi
     )
     assert torch.equal(ranks.memories[0], before)
     out = torch.empty(2, 256, dtype=torch.bfloat16)
-    ranks.receive("combine_receive", 0, 0, topk=topk, weights=weights, out=out, logfmt=False)
+    ranks.call("combine_receive", 0, 0, topk=topk, weights=weights, out=out, logfmt=False)
     assert not out.any()
 
 
@@ -169,16 +160,16 @@ def test_logfmt_tells_of_what_is_not_finite(way, kernel_device):
     layout = Layout(4, 256, 1, 2)
     ranks, got = Ranks(way, layout, kernel_device), outputs(layout, fp8=False, use_ue8m0=False)
     topk, weights = torch.tensor([[0], [1], [-1]]), torch.ones(3, 1)
-    ranks.send(
+    ranks.call(
         "dispatch_send", 0, 0, torch.ones(3, 256).to(torch.bfloat16), topk, fp8=False, round_scale=False
     )
-    ranks.receive("dispatch_receive", 0, 0, **got)
+    ranks.call("dispatch_receive", 0, 0, **got)
     answers = got["rows"]
     answers[0, 0, 5], answers[0, 0, 6], answers[1, 0, 130] = float("inf"), 0, float("nan")
     handle = {name: got[name] for name in ("ranges", "source_tokens")}
-    ranks.send("combine_send", 0, 1, answers, **handle, logfmt=True)
+    ranks.call("combine_send", 0, 1, answers, **handle, logfmt=True)
     out = torch.empty(3, 256, dtype=torch.bfloat16)
-    ranks.receive("combine_receive", 0, 1, topk=topk, weights=weights, out=out, logfmt=True)
+    ranks.call("combine_receive", 0, 1, topk=topk, weights=weights, out=out, logfmt=True)
     wanted = torch.ones(3, 256)
     wanted[0, :128] = wanted[1, 128:] = float("nan")
     wanted[0, 6] = wanted[2] = 0

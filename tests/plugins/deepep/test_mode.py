@@ -79,13 +79,12 @@ def together(ranks, steps, *, reads=False):
     return [results[rank] for rank in range(len(ranks))]
 
 
-def inputs(sizes, hidden, experts, topk, seed, *, fp8, hot=False):
+def inputs(sizes, hidden, experts, topk, seed, *, fp8):
     found = []
     for rank, size in enumerate(sizes):
         generator = torch.Generator().manual_seed(seed + rank)
         x = torch.randn(size, hidden, generator=generator, device="cpu").to(torch.bfloat16)
         scores = torch.rand(size, experts, generator=generator, device="cpu")
-        scores[:, 0] += float(hot)
         idx = scores.topk(topk, 1)[1]
         idx = torch.where(torch.rand(idx.shape, generator=generator, device="cpu") < 0.2, -1, idx)
         weights = torch.rand(size, topk, generator=generator, device="cpu")
@@ -126,7 +125,6 @@ CASES = {
     "one rank": ((4,), 16, 4, 3, 1, {}),
     "bf16": ((3, 0, 5), 32, 6, 2, 3, {}),
     "fp8": ((4, 1), 256, 8, 3, 3, {"fp8": True}),
-    "hot": ((3, 2, 1, 2), 16, 8, 1, 1, {"hot": True}),
     "nothing comes": ((0, 2), 16, 4, 2, 1, {}),
 }
 
@@ -257,7 +255,7 @@ def test_calls_are_repeated_with_what_their_tensors_hold_then(kernel_device):
         ])  # fmt: skip
         return [each.tokens.x for each in came], [each[0] for each in back]
 
-    for turn in range(4):
+    for turn in range(4 if kernel_device == "cuda" else 2):
         tokens = inputs((4, 3), hidden, experts, 2, 10 * turn, fp8=False)
         there = members(tokens, experts)
         for rank, each in enumerate(tokens):

@@ -3,7 +3,11 @@
 import signal
 
 import pytest
+import torch
 
+from luciola.plugins.deepep.transport.interface import NotUsable
+from luciola.plugins.deepep.transport.ipc import CudaIpc
+from luciola.plugins.deepep.transport.symmetric import Symmetric, require_atomics
 from pipeline_ranks import Answer, Ranks
 
 pytestmark = pytest.mark.timeout(300)  # torch takes a minute to import on a very busy machine
@@ -77,3 +81,28 @@ def test_collectives_end_with_the_rank_to_blame(experts: Ranks, fault, kind, tex
     for told, words, _, peer in values(answers):
         assert (told, peer) == (kind, 1), words
         assert text in words
+
+
+class OnTwoHosts:
+    """Members of a group that can say where they are, and nothing else."""
+
+    rank, size, host = 0, 2, ("here", 1)
+
+    def gather(self, value):
+        assert value == self.host, "nothing is asked before this"
+        return [value, ("there", 1)]
+
+
+@pytest.mark.parametrize("backend", [Symmetric, CudaIpc])
+def test_gpus_of_several_hosts_share_nothing(backend) -> None:
+    with pytest.raises(NotUsable, match="ranks are on 2 hosts"):
+        backend.open(OnTwoHosts(), 4096, device=torch.device("cuda", 0), timeout_s=1.0)
+
+
+def test_flags_need_atomic_operations_between_gpus() -> None:
+    linked = {(1, 0), (1, 2)}
+    require_atomics(1, ["a", "b", "c"], ["a", "b", "c"], lambda *pair: pair in linked)
+    with pytest.raises(RuntimeError, match="GPU 0 has no atomic operations on the memory of GPU 1"):
+        require_atomics(0, ["a", "b"], ["a", "b"], lambda *pair: pair in linked)
+    with pytest.raises(LookupError, match="GPU c is not visible: give all processes all GPUs"):
+        require_atomics(0, ["a", "c"], ["a", "b"], lambda *_: True)
