@@ -6,6 +6,7 @@ the same for any number of ranks and workers, and goes on anywhere.
     ffrecord   FFRecord files, read and written
     tokens     Megatron's .bin and .idx, read and written
     tar        tar shards with names as WebDataset has them, read at random by an index that is built once
+    jsonl      JSON lines, read at random by the same kind of index
     order      the global order: shuffles and mixtures of any size in constant memory
     batches    global batches, and the slices of ranks
     ranks      which slice is this process's
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .batches import GlobalBatches
     from .datasets import IterableDataset, MapDataset, collate
     from .ffrecord import FFRecords, FFRecordWriter
+    from .jsonl import JsonlRecords
     from .loader import Loader
     from .metrics import Metrics
     from .opening import open_records
@@ -49,6 +51,7 @@ __all__ = [
     "FFRecords",
     "GlobalBatches",
     "IterableDataset",
+    "JsonlRecords",
     "Loader",
     "MapDataset",
     "Metrics",
@@ -70,6 +73,7 @@ _MODULE_OF = {
     "FFRecords": ".ffrecord",
     "GlobalBatches": ".batches",
     "IterableDataset": ".datasets",
+    "JsonlRecords": ".jsonl",
     "Loader": ".loader",
     "MapDataset": ".datasets",
     "Metrics": ".metrics",

@@ -1,4 +1,4 @@
-"""`luciola dataset`: pack files into data sets, look at them, verify them, and measure how fast they are read."""
+"""`luciola dataset`: pack files into data sets, index, look at and verify them, and measure how fast they are read."""
 
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +14,9 @@ from ..options import progress_bar, progress_option
 if TYPE_CHECKING:
     from .records import Records
 
-FORMATS: Final = ("ffrecord", "tokens", "tar")  # as in `opening`, which brings numpy
+FORMATS: Final = ("ffrecord", "tokens", "tar", "jsonl")  # as in `opening`, which brings numpy
+PACKED: Final = ("ffrecord", "tokens", "tar")
+SCANNED: Final = ("tar", "jsonl")
 
 format_option = click.option(
     "--format", "format_", type=click.Choice(FORMATS), help="[default: by the names]"
@@ -24,11 +26,11 @@ locations_argument = click.argument("locations", nargs=-1, required=True)
 
 @click.group()
 def dataset() -> None:
-    """Data sets for training: pack, info, verify, bench.
+    """Data sets for training: pack, info, index, verify, bench.
 
     LOCATIONS are files or directories: plain paths, lu:/path (the cluster that LUCIOLA_DATA names, or LUCIOLA_ADDRESS
     and LUCIOLA_SECRET_FILE), luciola://HOST:PORT/path or luciola:///DATA_DIR!/path. Formats are FFRecord (*.ffr),
-    Megatron's tokens (*.bin, *.idx) and tar shards named as WebDataset does (*.tar).
+    Megatron's tokens (*.bin, *.idx), tar shards named as WebDataset does (*.tar) and JSON lines (*.jsonl).
 
     \b
     Example:
@@ -39,8 +41,11 @@ def dataset() -> None:
 @dataset.command()
 @locations_argument
 @click.option("--to", "target", required=True, metavar="DIRECTORY", help="A location; it is made.")
-@click.option("--format", "format_", type=click.Choice(FORMATS), default="ffrecord", show_default=True)
+@click.option("--format", "format_", type=click.Choice(PACKED), default="ffrecord", show_default=True)
 @click.option("--part-size", default="1GiB", show_default=True, help="About so much in each file.")
+@click.option(
+    "--labels", is_flag=True, help="Of tar: directories are classes; each sample gets its number, `cls`."
+)
 @click.option("--dtype", help="Of tokens: uint8, uint16, int32, …  [default: that of the first file]")
 @progress_option
 @json_option
@@ -49,6 +54,7 @@ def pack(
     target: str,
     format_: str,
     part_size: str,
+    labels: bool,
     dtype: str | None,
     progress: bool | None,
     as_json: bool,
@@ -60,7 +66,7 @@ def pack(
 
     \b
     Examples:
-      luciola dataset pack photos/ --to lu:/data/photos --format tar --part-size 256MiB
+      luciola dataset pack photos/ --to lu:/data/photos --format tar --labels
       luciola dataset pack texts/ --to lu:/data/texts --format tokens --dtype uint16
     """
     from .packing import find_sources, pack_files
@@ -68,14 +74,23 @@ def pack(
     part_bytes = _parsed(part_size)
     if dtype is not None and format_ != "tokens":
         raise click.UsageError("--dtype goes with --format tokens")
+    if labels and format_ != "tar":
+        raise click.UsageError("--labels goes with --format tar, which keeps names and parts of samples")
     sources = find_sources(list(locations))
     with progress_bar("packing", sources.bytes, shown=progress, as_json=as_json) as advance:
         report = pack_files(
-            sources, target, format=format_, part_bytes=part_bytes, dtype=_known(dtype), advance=advance
-        )
+            sources, target, format=format_, part_bytes=part_bytes, dtype=_known(dtype), advance=advance,
+            labels=labels,
+        )  # fmt: skip
     if as_json:
         print_json(
-            {"format": format_, "records": report.records, "bytes": report.bytes, "files": report.files}
+            {
+                "format": format_,
+                "records": report.records,
+                "bytes": report.bytes,
+                "files": report.files,
+                "labels": report.labels,
+            }
         )
     else:
         files = len(report.files)
@@ -108,6 +123,28 @@ def info(locations: tuple[str, ...], format_: str | None, progress: bool | None,
         f"{format_bytes(sizes['least'])} to {format_bytes(sizes['most'])}, median {format_bytes(sizes['median'])}, "
         f"{'with' if told['checksums'] else 'without'} checksums"
     )
+
+
+@dataset.command()
+@locations_argument
+@progress_option
+@json_option
+def index(locations: tuple[str, ...], progress: bool | None, as_json: bool) -> None:
+    """Make the indexes of tar shards or files of JSON lines, of those that have none or an old one.
+
+    A job that opens such shards makes them too, one process for each shard while the others wait: this is for before.
+
+    \b
+    Example:
+      luciola dataset index lu:/data/photos
+    """
+    records = _open(locations, None, progress=progress, as_json=as_json)
+    if records.format not in SCANNED:
+        raise click.UsageError(f"files of {records.format} have their indexes in them")
+    if as_json:
+        print_json({"records": len(records), "files": [file.path for file in records.files]})
+    else:
+        click.echo(f"{len(records)} records in {len(records.files)} files have an index")
 
 
 @dataset.command()
@@ -226,7 +263,6 @@ def _read_for(loader: Any, until: float) -> None:
 def _open(
     locations: tuple[str, ...], format_: str | None, *, progress: bool | None, as_json: bool
 ) -> "Records":
-    from .opening import FORMATS as KINDS
     from .opening import kind_of, open_records
     from .records import place_of
 
@@ -234,7 +270,7 @@ def _open(
         place, paths = place_of(list(locations))
         format_ = kind_of(place.file_system, paths).format
     options: dict[str, Any] = {}
-    if KINDS[format_].format != "tar":
+    if format_ not in SCANNED:
         return open_records(list(locations), format=format_)
     with progress_bar("making the index", None, shown=progress, as_json=as_json) as advance:
         options["progress"] = advance

@@ -10,9 +10,9 @@ T1  Tensors that lie in the memory of their batch travel without a copy, whereve
     dictionaries. All others travel as torch sends them.
 T2  The piece is the worker's again when nothing refers to the tensors' storage any more.
 T3  Mappings of a worker that has ended go with the next iteration; tensors over them stay valid.
+T4  The training process has a mapping of each piece and no descriptor of it, however many workers there are.
 """
 
-import mmap
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -27,6 +27,7 @@ from torch.utils.data import get_worker_info
 
 from .batch import Batch
 from .pool import FLAG_BYTES, Loan
+from .records import Bytes
 from .samples import Samples
 
 Maker = Callable[..., Any]
@@ -120,7 +121,7 @@ class _Lender:
 
     def __init__(self, worker: int) -> None:
         self.worker = worker
-        self.pieces: dict[int, mmap.mmap] = {}
+        self.pieces: dict[int, Bytes] = {}
 
 
 _lenders: dict[bytes, _Lender] = {}
@@ -133,13 +134,20 @@ def _borrowed(loan: Loan, worker: int, descriptor: Any) -> torch.UntypedStorage:
     if descriptor is not None:
         file = descriptor.detach()
         try:
-            lender.pieces[loan.serial] = mmap.mmap(file, loan.size + FLAG_BYTES)
+            lender.pieces[loan.serial] = _mapped(file, loan.size + FLAG_BYTES)
         finally:
             os.close(file)
     piece = lender.pieces[loan.serial]
     array = np.frombuffer(piece, np.uint8, loan.size)
     weakref.finalize(array, _give_back, piece, loan, os.getpid()).atexit = False
     return torch.from_numpy(array).untyped_storage()
+
+
+def _mapped(descriptor: int, size: int) -> Bytes:
+    """The bytes of a file in shared memory. Python's mmap would keep a descriptor for each."""
+    path = f"/proc/self/fd/{descriptor}"
+    mapped: Bytes = torch.from_file(path, shared=True, size=size, dtype=torch.uint8).numpy()
+    return mapped
 
 
 def _tensor(
@@ -152,9 +160,9 @@ def _tensor(
     return torch.empty(0, dtype=dtype).set_(storage, offset, shape, stride)
 
 
-def _give_back(piece: mmap.mmap, loan: Loan, process: int) -> None:
+def _give_back(piece: Bytes, loan: Loan, process: int) -> None:
     if os.getpid() == process:  # a forked child has the same objects, and its parent may use them still
-        luciola_core.flag_raise(piece, loan.size, loan.turn)
+        luciola_core.flag_raise(piece.data, loan.size, loan.turn)
 
 
 def forget_ended() -> None:

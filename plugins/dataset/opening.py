@@ -7,12 +7,13 @@ from typing import Any, Final
 from ...client.location import AnyFileSystem, Location
 from ...errors import InvalidArgument
 from .ffrecord import FFRecords
+from .jsonl import JsonlRecords
 from .records import Records, files_below, place_of
 from .tar import TarRecords
 from .tokens import TokenRecords
 
 FORMATS: Final[dict[str, type[Records]]] = {
-    kind.format: kind for kind in (FFRecords, TokenRecords, TarRecords)
+    kind.format: kind for kind in (FFRecords, TokenRecords, TarRecords, JsonlRecords)
 }
 
 Locations = str | os.PathLike[str] | Location | Sequence[str | os.PathLike[str] | Location]
@@ -29,7 +30,8 @@ def open_records(
 ) -> Records:
     """The records of a file, of several, or of all files of a format in a directory, in the order of their names.
 
-    `format`: "ffrecord", "tokens" or "tar"; by default what the names' endings say. `options` are the format's own.
+    `format`: "ffrecord", "tokens", "tar" or "jsonl"; by default what the names' endings say. `options` are the
+    format's own.
     Raises: InvalidArgument for files that are of no format or of several; CorruptData for files that are damaged.
     """
     place, paths = place_of(locations, secret_file=secret_file, token=token, file_system=file_system)

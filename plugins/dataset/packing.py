@@ -5,6 +5,7 @@ P1  The order of records is that of the sources, and of the names in each direct
 P2  A part appears complete or not at all. Parts of an earlier data set in the target directory are refused, not mixed.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from .tokens import TokenWriter
 
 READ_BYTES: Final = 16 << 20
 PART_BYTES: Final = 1 << 30
+PACKED: Final = ("ffrecord", "tokens", "tar")
+LABELS_NAME: Final = "labels.json"
 
 Advance = Callable[[int], None]
 
@@ -42,6 +45,8 @@ class Report:
     records: int = 0
     bytes: int = 0
     files: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    """Names of classes, in the order of their numbers."""
 
 
 @dataclass(frozen=True)
@@ -86,27 +91,50 @@ def pack_files(  # noqa: PLR0913 (by keyword)
     format: str,  # noqa: A002 (what it is called everywhere)
     part_bytes: int = PART_BYTES,
     dtype: str | None = None,
+    labels: bool = False,
     advance: Advance = lambda _count: None,
 ) -> Report:
     """Packs files into the directory `target`, as PART_00000, PART_00001, … of about `part_bytes` each.
 
     "ffrecord": each file is a record. "tar": files are parts of samples, by their names. "tokens": each file is a
     document: one-dimensional arrays of integers in .npy, or the bytes of any other file.
+    `labels`: the directory of each sample is its class; samples get a part `cls`, the number of the class in the order
+    of their names, and the target a file LABELS_NAME with the names.
     Raises: InvalidArgument for files that the format cannot hold; AlreadyExists for a target with parts in it.
     """
-    if format not in FORMATS:
-        raise InvalidArgument(f"not a format: {format!r} (formats are {', '.join(FORMATS)})")
+    if format not in PACKED:
+        raise InvalidArgument(f"not a format that is packed: {format!r} (formats are {', '.join(PACKED)})")
     if part_bytes < 1:
         raise InvalidArgument(f"parts have at least one byte, not {part_bytes}")
     place, (directory,) = place_of(target)
     _require_empty(place.file_system, directory)
     place.file_system.makedirs(directory, exist_ok=True)
     report = Report(format)
+    if labels:
+        report.labels = _labels(sources, format)
+        place.file_system.write(
+            os.path.join(directory, LABELS_NAME), json.dumps(report.labels, ensure_ascii=False).encode()
+        )
     packer = _Packer(sources.file_system, place.file_system, report, advance, dtype)
     pack = {"ffrecord": packer.pack_ffrecord, "tokens": packer.pack_tokens, "tar": packer.pack_tar}[format]
     for number, part in enumerate(_parts(sources.files, part_bytes, keep_samples=format == "tar")):
         pack(part, os.path.join(directory, f"PART_{number:05}"))
     return report
+
+
+def _labels(sources: Sources, format: str) -> list[str]:  # noqa: A002 (what it is called everywhere)
+    if format != "tar":
+        raise InvalidArgument("labels go with tar, which keeps names and parts of samples")
+    found = {os.path.dirname(source.name) for source in sources.files}
+    if "" in found:
+        alone = next(source for source in sources.files if not os.path.dirname(source.name))
+        raise InvalidArgument("no directory names the class of this file", path=alone.path)
+    parts = (key_and_part(source.name) for source in sources.files)
+    if any(named is not None and named[1] == "cls" for named in parts):
+        raise InvalidArgument(
+            "samples have a part `cls` already: pack them without labels", path=sources.files[0].path
+        )
+    return sorted(found, key=os.fsencode)
 
 
 def _require_empty(file_system: AnyFileSystem, directory: str) -> None:
@@ -156,7 +184,10 @@ class _Packer:
     def pack_tar(self, part: list[Source], path: str) -> None:
         with TarWriter(path + ".tar", file_system=self.target) as writer:
             for key, members in _samples(part):
-                writer.write({"__key__": key, **{name: self.read(source) for name, source in members}})
+                sample = {name: self.read(source) for name, source in members}
+                if self.report.labels:
+                    sample["cls"] = str(self.report.labels.index(os.path.dirname(key))).encode()
+                writer.write({"__key__": key, **sample})
         self.add(path + ".tar", writer.written, writer.bytes_written)
 
     def pack_tokens(self, part: list[Source], path: str) -> None:

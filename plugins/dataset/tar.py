@@ -20,13 +20,16 @@ anew when the tar is no longer the file that it describes: by size, date, first 
     member's to the end of its last one's, headers between them included.
 """
 
+import contextlib
 import errno
 import itertools
 import os
 import re
 import struct
 import tarfile
+import time
 import zlib
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -58,6 +61,8 @@ READ_BYTES: Final = 4 << 20
 NAME_BYTES_MAX: Final = 1 << 20  # of one extended header: its name, its attributes
 NAME: Final = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 SKIPPED: Final = re.compile(r"__[^/]*__(?:/.*)?", re.DOTALL)  # what WebDataset writes about a shard
+TURN_S: Final = 60.0  # a holder shows ten times as often that it lives
+POLL_S: Final = 0.2
 READ_ONLY: Final = (
     errno.EROFS,
     errno.ENOSPC,
@@ -92,31 +97,78 @@ class Table(NamedTuple):
         return Index(starts, self.offsets[lasts] + self.sizes[lasts] - starts, self.checksums)
 
 
-class TarRecords(Records):
-    """The samples of tar shards. `progress` is told while an index is made."""
-
-    format = "tar"
-    suffix = ".tar"
-    is_plain = False
+class ScannedRecords(Records):
+    """Records whose places are found by reading a file once, and kept beside it. `progress` is told of that."""
 
     def __init__(self, place: Place, paths: list[str], *, progress: Progress | None = None) -> None:
         self._progress = progress
-        self._unsaved: dict[str, Table] = {}  # of tars whose directories cannot be written
+        self._unsaved: dict[str, Table] = {}  # of files whose directories cannot be written
         self._tables: dict[str, Table] = {}
         super().__init__(place, paths)
         self._progress = None
+
+    @abstractmethod
+    def scan(self, file: Any, size: int, progress: Progress | None) -> Table:
+        """The index of a file, by reading all of it."""
+
+    def marks(self, file: Any, size: int) -> tuple[int, int]:
+        """Checksums of the first bytes and of the last."""
+        return _marks(file, size)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_tables": {}}
 
     def examine(self, path: str) -> RecordFile:
         with opened(self.place.file_system, path) as (file, identity):
-            marks = _marks(file, identity.size)
+            marks = self.marks(file, identity.size)
             table = self._saved(path, identity, marks)
             if table is None:
-                table = scan(file, identity.size, self._progress)
-                self._save(path, table, identity, marks)
+                with self._turn(path) as progress:
+                    table = self._saved(path, identity, marks)  # another process may have made it meanwhile
+                    if table is None:
+                        table = self.scan(file, identity.size, progress)
+                        self._save(path, table, identity, marks)
         return RecordFile(path, len(table.firsts) - 1, identity, zlib.crc32(table.checksums.tobytes()))
+
+    @contextlib.contextmanager
+    def _turn(self, path: str) -> Iterator[Progress | None]:
+        """One process of a job makes the index of a tar; the others wait for it.
+
+        The turn is a hidden file. It ends with its holder, or when that has not been heard of for TURN_S.
+        """
+        file_system = self.place.file_system
+        name = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}{SUFFIX}.turn")
+        while True:
+            try:
+                file_system.open(name, "xb").close()
+                break
+            except FileExistsError:
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - file_system.stat(name).st_mtime > TURN_S:
+                        file_system.unlink(name)
+                time.sleep(POLL_S)
+            except OSError as error:
+                if not isinstance(error, PermissionError) and error.errno not in READ_ONLY:
+                    raise
+                yield self._progress  # each for itself, in memory
+                return
+        told = self._progress
+        seen = time.monotonic()
+
+        def progress(count: int) -> None:
+            nonlocal seen
+            if told is not None:
+                told(count)
+            if time.monotonic() - seen > TURN_S / 10:
+                seen = time.monotonic()
+                with contextlib.suppress(FileNotFoundError):
+                    file_system.utime(name)
+
+        try:
+            yield progress
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                file_system.unlink(name)
 
     def read_index(self, file: RecordFile) -> Index:
         table = self._unsaved.get(file.path)
@@ -126,10 +178,45 @@ class TarRecords(Records):
                     raise CorruptData(
                         "the file was replaced after the data set was opened: open it again", path=file.path
                     )
-                marks = _marks(handle, identity.size)
-                table = self._saved(file.path, identity, marks) or scan(handle, identity.size, None)
+                marks = self.marks(handle, identity.size)
+                table = self._saved(file.path, identity, marks) or self.scan(handle, identity.size, None)
         self._tables[file.path] = table
         return table.to_index()
+
+    def _saved(self, path: str, identity: Identity, marks: tuple[int, int]) -> Table | None:
+        file_system = self.place.file_system
+        try:
+            data = file_system.read(path + SUFFIX)
+        except (FileNotFoundError, PermissionError):
+            return None
+        return unpack(data, identity, marks)
+
+    def _save(self, path: str, table: Table, identity: Identity, marks: tuple[int, int]) -> None:
+        try:
+            with replacing(self.place.file_system, path + SUFFIX) as file:
+                file.write(pack(table, identity, marks))
+        except PermissionError:
+            self._unsaved[path] = table
+        except OSError as error:
+            if error.errno not in READ_ONLY:
+                raise
+            self._unsaved[path] = table
+
+
+class TarRecords(ScannedRecords):
+    """The samples of tar shards. `progress` is told while an index is made."""
+
+    format = "tar"
+    suffix = ".tar"
+    is_plain = False
+
+    def marks(self, file: Any, size: int) -> tuple[int, int]:
+        if size < BLOCK:
+            raise CorruptData(f"not a tar: {size} bytes", path=str(file.name))
+        return super().marks(file, size)
+
+    def scan(self, file: Any, size: int, progress: Progress | None) -> Table:
+        return scan(file, size, progress)
 
     def samples(self, numbers: Integers, arrays: list[Bytes]) -> list[Any]:
         files, within = self.split(numbers)
@@ -163,31 +250,10 @@ class TarRecords(Records):
         member = table.names[int(table.firsts[int(within[0])])]
         return f"sample {int(within[0])} ({member!r} and what follows)"
 
-    def _saved(self, path: str, identity: Identity, marks: tuple[int, int]) -> Table | None:
-        file_system = self.place.file_system
-        try:
-            data = file_system.read(path + SUFFIX)
-        except (FileNotFoundError, PermissionError):
-            return None
-        return unpack(data, identity, marks)
-
-    def _save(self, path: str, table: Table, identity: Identity, marks: tuple[int, int]) -> None:
-        try:
-            with replacing(self.place.file_system, path + SUFFIX) as file:
-                file.write(pack(table, identity, marks))
-        except PermissionError:
-            self._unsaved[path] = table
-        except OSError as error:
-            if error.errno not in READ_ONLY:
-                raise
-            self._unsaved[path] = table
-
 
 def _marks(file: Any, size: int) -> tuple[int, int]:
     """Checksums of the first header and of the end."""
-    if size < BLOCK:
-        raise CorruptData(f"not a tar: {size} bytes", path=str(file.name))
-    head = zlib.crc32(read_exactly(file, 0, BLOCK))
+    head = zlib.crc32(read_exactly(file, 0, min(BLOCK, size)))
     start = max(0, size - 2 * BLOCK)
     return head, zlib.crc32(read_exactly(file, start, size - start))
 
@@ -232,7 +298,8 @@ def _is_whole(  # noqa: PLR0913 (the arrays of an index)
 ) -> bool:
     """Whether an index leads nowhere outside the tar or itself: somebody may have written it on purpose."""
     return bool(
-        firsts[0] == 0
+        len(firsts) > 0
+        and firsts[0] == 0
         and firsts[-1] == len(offsets)
         and (np.diff(firsts) > 0).all()
         and (sizes >= 0).all()
@@ -247,7 +314,7 @@ def _is_whole(  # noqa: PLR0913 (the arrays of an index)
 # ---- reading a tar once
 
 
-class _Stream:
+class Stream:
     """The bytes of a file in order, with a running checksum."""
 
     def __init__(self, file: Any, size: int, progress: Progress | None) -> None:
@@ -316,7 +383,7 @@ class _Samples:
 
 def scan(file: Any, size: int, progress: Progress | None) -> Table:
     """The index of a tar, by reading all of it. Raises: CorruptData for what is no tar, cut off or damaged."""
-    stream = _Stream(file, size, progress)
+    stream = Stream(file, size, progress)
     found = _Samples(stream.path)
     for name, length in _members(stream):
         named = key_and_part(name)
@@ -336,7 +403,7 @@ def scan(file: Any, size: int, progress: Progress | None) -> Table:
     return found.table()
 
 
-def _members(stream: _Stream) -> Iterator[tuple[str, int]]:
+def _members(stream: Stream) -> Iterator[tuple[str, int]]:
     """(name, bytes) of each file. The caller takes its bytes, rounded up to blocks, before it goes on."""
     common: dict[str, str] = {}
     extended: dict[str, str] = {}
@@ -378,7 +445,7 @@ def _length(extended: str | None, plain: int, path: str, at: int) -> int:
     return length
 
 
-def _extension(stream: _Stream, info: tarfile.TarInfo, at: int) -> bytes:
+def _extension(stream: Stream, info: tarfile.TarInfo, at: int) -> bytes:
     if not 0 <= info.size <= NAME_BYTES_MAX:
         raise CorruptData(
             f"the tar is damaged: an extended header of {info.size} bytes at {at}", path=stream.path
@@ -403,7 +470,7 @@ def _pax(data: bytes, path: str, at: int) -> dict[str, str]:
     return result
 
 
-def _require_end(stream: _Stream) -> None:
+def _require_end(stream: Stream) -> None:
     """Only zeros follow the first block of zeros."""
     while stream.position < stream.size:
         for piece in stream.pieces(min(READ_BYTES, stream.size - stream.position)):

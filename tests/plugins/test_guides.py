@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from cluster import LocalCluster
 from luciola.cli import cli
@@ -62,15 +63,18 @@ def shell(text: str) -> str:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 def test_from_nothing_to_a_training_loop(home: Path) -> None:
-    photos = home / "photos"
-    photos.mkdir()
-    for number in range(520):
-        (photos / f"{number}.raw").write_bytes(bytes([number % 256]) * 900)
-    assert "520" in shell(shell_of("dataset"))
+    for number in range(580):
+        photo = home / "photos" / ("cat", "dog")[number % 2] / f"{number}.jpg"
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number % 256, 255 * (number % 2), 0)).save(photo)
+    assert "580" in shell(shell_of("dataset"))
     names: dict[str, Any] = {}
     exec(python_of("dataset"), names)
     assert names["loader"].epoch == 10
-    assert names["batch"].shape == (256, 900)
+    pictures, classes = names["batch"]
+    assert pictures.shape == (256, 3, 64, 64)
+    greens = pictures[:, 1].mean((1, 2))
+    assert ((greens > 0.5) == (classes == 1)).all(), "the class is that of the picture"
     assert len(names["open_records"]("lu:/data/a.ffr")) == 2
     assert (home / "checkpoint.pt").exists()
 

@@ -1,5 +1,6 @@
 """Workers lend their batches: nothing is copied, and nothing is used again while somebody needs it."""
 
+import os
 from collections.abc import Iterator
 from itertools import islice
 from multiprocessing import resource_sharer
@@ -11,7 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from luciola.plugins.dataset import Loader, MapDataset, Samples, TarWriter, collate, lending, open_records
+from luciola.plugins.dataset import (
+    FFRecordWriter,
+    Loader,
+    MapDataset,
+    Samples,
+    TarWriter,
+    collate,
+    lending,
+    open_records,
+)
 from luciola.plugins.dataset.pool import LOANS_MAX, SMALLEST, Pool
 from number_records import epoch_of, first_numbers
 
@@ -150,3 +160,24 @@ def test_parts_of_tars_are_lent(tmp_path) -> None:
 
 def test_outside_of_workers_it_is_the_function_itself(numbers: MapDataset) -> None:
     assert torch.equal(lending.Lending(collate)(numbers.__getitems__([1])), numbers[1][None])
+
+
+def pieces_open() -> set[str]:
+    """Descriptors of memory that a ring fills."""
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    return {link for link in links if os.path.lexists(link) and "luciola-region" in os.readlink(link)}
+
+
+def test_the_training_process_keeps_no_descriptor_of_what_workers_lend(tmp_path) -> None:
+    """Batches of many sizes, all of which are kept: each is a piece of its own."""
+    with FFRecordWriter(tmp_path / "a.ffr") as writer:
+        for number in range(40):
+            writer.write(bytes([number]) * (1000 + 30_000 * number))
+    dataset = MapDataset(open_records(tmp_path))
+    before = pieces_open()
+    kept = list(Loader(dataset, global_batch_size=2, num_workers=2))
+    assert sum(len(lender.pieces) for lender in lending._lenders.values()) >= 10
+    assert pieces_open() <= before
+    seen = sorted(int(record[0]) for batch in kept for record in batch)
+    assert seen == list(range(40))
+    assert all((record == record[0]).all() for batch in kept for record in batch)

@@ -188,3 +188,21 @@ def test_every_command_has_an_example(name: str) -> None:
     text = run(name, "--help")
     assert "Example" in text
     assert f"luciola dataset {name}" in text
+
+
+def test_directories_become_labels(tmp_path) -> None:
+    root = tmp_path / "photos"
+    for name in ("dog/1.jpg", "cat/9.jpg", "cat/2.jpg"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+    told = json.loads(run("pack", root, "--to", tmp_path / "out", "--format", "tar", "--labels", "--json"))
+    assert told["labels"] == json.loads((tmp_path / "out" / "labels.json").read_text()) == ["cat", "dog"]
+    found = {sample["__key__"]: bytes(sample["cls"].tolist()) for sample in samples_in(tmp_path / "out")}
+    assert found == {"cat/2": b"0", "cat/9": b"0", "dog/1": b"1"}
+    assert "--labels goes with" in run("pack", root, "--to", "x", "--labels", code=2)
+    (root / "cat" / "2.cls").write_bytes(b"7")
+    with pytest.raises(InvalidArgument, match="have a part `cls` already"):
+        run("pack", root, "--to", tmp_path / "twice", "--format", "tar", "--labels")
+    (root / "3.jpg").write_bytes(b"")
+    with pytest.raises(InvalidArgument, match="no directory names the class"):
+        run("pack", root, "--to", tmp_path / "none", "--format", "tar", "--labels")
