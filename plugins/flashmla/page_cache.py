@@ -5,7 +5,7 @@ without a copy; `layers[i]` is a view with FlashMLA's shape, whose blocks are si
 takes the caches that a server already has, one tensor a layer; a block is then read in as many parts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -20,6 +20,9 @@ _DTYPES: Final = {
     "fp8-v32": torch.float8_e4m3fn,
     "fp8-model1": torch.float8_e4m3fn,
 }
+
+
+Done = Callable[[bool], bool]
 
 
 class PageCache:
@@ -85,25 +88,69 @@ class PageCache:
         start = raw.storage_offset() + block * raw.stride(0)
         return raw.as_strided((self.layout.layer_bytes,), (1,), start)
 
+    def copies(self) -> "Copies":
+        """What carries out copies of a transfer that begins now: after what the caller's stream does to the blocks."""
+        return Copies() if self.device.type == "cpu" else _StreamCopies(self.device)
+
     def put(self, block: int, record: torch.Tensor) -> None:
-        """Copies a record, a row of bytes in host memory, into a block on a device; returns when it is there."""
-        for layer, piece in enumerate(self._pieces(record)):
-            self._bytes_of(layer, block).copy_(piece, non_blocking=True)
-        self._synchronize()
+        """Begins to copy a record, a row of bytes in host memory, into a block on a device: one copy over the bus."""
+        if self.memory is not None:
+            self.memory[block].copy_(record, non_blocking=True)
+        else:
+            there = record.to(self.device, non_blocking=True)
+            torch._foreach_copy_(self._places(block), self._pieces(there))
 
     def get(self, block: int, record: torch.Tensor) -> None:
-        """Copies a block on a device into a row of bytes in host memory; returns when it is there."""
-        for layer, piece in enumerate(self._pieces(record)):
-            piece.copy_(self._bytes_of(layer, block), non_blocking=True)
-        self._synchronize()
+        """Begins to copy a block on a device into a row of bytes in host memory."""
+        if self.memory is not None:
+            record.copy_(self.memory[block], non_blocking=True)
+        else:
+            there = torch.zeros(record.shape, dtype=torch.uint8, device=self.device)
+            torch._foreach_copy_(self._pieces(there), self._places(block))
+            record.copy_(there, non_blocking=True)
+
+    def _places(self, block: int) -> list[torch.Tensor]:
+        return [self._bytes_of(layer, block) for layer in range(self.layout.layers)]
 
     def _pieces(self, record: torch.Tensor) -> list[torch.Tensor]:
         begins = (number * self.layout.layer_stride for number in range(self.layout.layers))
         return [record[begin : begin + self.layout.layer_bytes] for begin in begins]
 
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
+
+class Copies:
+    """Carries out copies between staging memory and a cache: at once, for a cache in host memory."""
+
+    def begin(self, copy: Callable[[], None]) -> Done:
+        """Begins a copy. The result says whether it has ended; told to, it waits first."""
+        copy()
+        return lambda _wait: True
+
+
+class _StreamCopies(Copies):
+    """On a stream of their own, beside what the model does."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream.wait_event(torch.cuda.current_stream(device).record_event())
+
+    def begin(self, copy: Callable[[], None]) -> Done:
+        with torch.cuda.stream(self._stream):
+            copy()
+            event = self._stream.record_event()
+
+        def done(wait: bool) -> bool:  # noqa: FBT001
+            if wait:
+                event.synchronize()
+            return bool(event.query())
+
+        return done
+
+
+def staging_memory(device: torch.device, size: int) -> torch.Tensor:
+    """Bytes in host memory: pinned for a GPU, so that copies run beside the host, from torch's pool of such memory."""
+    if device.type == "cuda":
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    return torch.frombuffer(Buffer(size), dtype=torch.uint8)
 
 
 def _layer(memory: torch.Tensor, layout: PageLayout, number: int) -> torch.Tensor:
@@ -124,4 +171,4 @@ def _view(data: torch.Tensor) -> memoryview:
     return memoryview(array)
 
 
-__all__ = ["PageCache"]
+__all__ = ["Copies", "Done", "PageCache", "staging_memory"]

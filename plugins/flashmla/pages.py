@@ -33,7 +33,7 @@ from ...client import open_location, replacing
 from ...client.local import LocalFileSystem
 from ...client.location import AnyFileSystem, Location
 from ...errors import AlreadyExists, Busy, CorruptData, InvalidArgument, NoSpace, NotFound
-from .page_cache import PageCache
+from .page_cache import Copies, PageCache
 from .page_format import (
     BLOCK_BYTES,
     Entry,
@@ -70,6 +70,9 @@ class Damage:
     slot: int
     layer: int
     key: bytes
+
+
+_Target = tuple[Sequence[int], PageCache, Copies]  # blocks, their cache, and what copies to and from it
 
 
 class PagedKVFile:
@@ -201,9 +204,11 @@ class PagedKVFile:
             self._pinned.update(slots)
             self._touch(slots)
 
+        copies = cache.copies()
+
         def work(transfer: Transfer) -> None:
             try:
-                self._carry_in(transfer, pages, blocks, cache)
+                self._carry_in(transfer, pages, (blocks, cache, copies))
             finally:
                 with self._lock:
                     self._pinned.subtract(slots)
@@ -219,7 +224,8 @@ class PagedKVFile:
         if not self.writable:
             raise InvalidArgument("the file is open for reading: open it with writable=True", path=self.path)
         self._check(cache, blocks, len(names))
-        return self._start(len(names), lambda transfer: self._carry_out(transfer, names, blocks, cache))
+        target = (blocks, cache, cache.copies())
+        return self._start(len(names), lambda transfer: self._carry_out(transfer, names, target))
 
     def verify(self) -> Iterator[Damage]:
         """Reads every page and compares it with its checksums."""
@@ -257,26 +263,26 @@ class PagedKVFile:
 
     # Loading.
 
-    def _carry_in(
-        self, transfer: Transfer, pages: Sequence[Page], blocks: Sequence[int], cache: PageCache
-    ) -> None:
-        def then(place: int, view: View) -> None:
+    def _carry_in(self, transfer: Transfer, pages: Sequence[Page], target: _Target) -> None:
+        blocks, _, _ = target
+
+        def then(place: int, view: View) -> bool:
             page = pages[place]
             bad = _mismatch(view, page.entry)
-            if bad is None:
-                transfer.land(place)
-            else:
+            if bad is not None:
                 transfer.fail(place, self._reason(page, bad))
+            return bad is None
 
         jobs = (
             (place, blocks[place], self.header.record_offset(page.slot)) for place, page in enumerate(pages)
         )
-        self._mover(cache, transfer, then, write=False).run(jobs)
+        self._mover(target, transfer, then, write=False).run(jobs)
 
     def _mover(
-        self, cache: PageCache, transfer: Transfer, then: Callable[[int, View], None], *, write: bool
+        self, target: _Target, transfer: Transfer, then: Callable[[int, View], bool], *, write: bool
     ) -> Mover:
-        return Mover(self._file_system, self._file, cache, write=write, then=then, failed=transfer.fail)
+        told: Any = {"then": then, "landed": transfer.land, "failed": transfer.fail}
+        return Mover(self._file_system, self._file, *target[1:], write=write, **told)
 
     def _reason(self, page: Page, layer: int) -> OSError:
         """Why a page's bytes are not those that were expected."""
@@ -289,13 +295,11 @@ class PagedKVFile:
 
     # Saving.
 
-    def _carry_out(
-        self, transfer: Transfer, names: Sequence[PageName], blocks: Sequence[int], cache: PageCache
-    ) -> None:
+    def _carry_out(self, transfer: Transfer, names: Sequence[PageName], target: _Target) -> None:
         with self._saving:
             slots = self._allot(transfer, names)
             try:
-                entries = self._write_records(transfer, names, slots, blocks, cache)
+                entries = self._write_records(transfer, names, slots, target)
                 self._write_entries(entries, slots)
             except BaseException:
                 with self._lock:
@@ -362,19 +366,20 @@ class PagedKVFile:
         transfer: Transfer,
         names: Sequence[PageName],
         slots: dict[int, int],
-        blocks: Sequence[int],
-        cache: PageCache,
+        target: _Target,
     ) -> dict[int, Entry]:
+        blocks, _, _ = target
         entries: dict[int, Entry] = {}
 
-        def then(place: int, view: View) -> None:
+        def then(place: int, view: View) -> bool:
             name = names[place]
             sums = tuple(crc32c(view.layer(layer)) for layer in range(self.layout.layers))
             entries[place] = Entry(name.tokens, self._generation, name.key, name.parent, name.depth, sums)
             self._generation += 1
+            return True
 
         jobs = ((place, blocks[place], self.header.record_offset(slot)) for place, slot in slots.items())
-        self._mover(cache, transfer, then, write=True).run(jobs)
+        self._mover(target, transfer, then, write=True).run(jobs)
         if entries:
             self._file.fsync(data_only=True)
         return entries

@@ -9,16 +9,17 @@ The blocks of a transfer belong to it until it is done: nobody else may write th
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 import torch
 
-from ...client import Buffer, Operation
+from ...client import Operation
 from ...client.location import AnyFileSystem
 from ...errors import CorruptData
 from ..weights.transfer import submit_all
-from .page_cache import PageCache
+from .page_cache import Copies, Done, PageCache, staging_memory
 
 ENTRIES: Final = 64  # operations in flight
 STAGING: Final = 8  # pages of a cache on a device that are on their way through host memory
@@ -126,18 +127,23 @@ class Mover:
         file_system: AnyFileSystem,
         file: Any,
         cache: PageCache,
+        copies: Copies,
         *,
         write: bool,
-        then: Callable[[int, "View"], None],
+        then: Callable[[int, "View"], bool],
+        landed: Callable[[int], None],
         failed: Callable[[int, OSError], None],
     ) -> None:
-        """`then(place, view)` is called for each page that has moved, `failed(place, error)` for each that has not."""
+        """`then(place, view)` is called for each page whose bytes are in host memory, and says whether they are right;
+        `landed(place)` when those are in the cache, `failed(place, error)` for each page that has not moved.
+        """
         self._file_system = file_system
         self._file = file
         self._write = write
         self._then = then
+        self._landed = landed
         self._failed = failed
-        self._staging = _Staging(cache)
+        self._staging = _Staging(cache, copies)
         self._waiting: list[Operation] = []
         self._left: dict[int, int] = {}  # operations of each page that is under way
         self._errors: dict[int, OSError] = {}
@@ -145,23 +151,32 @@ class Mover:
 
     def run(self, jobs: Iterable[tuple[int, int, int]]) -> None:
         """Jobs are (place, block, offset in the file). Returns when nothing is under way."""
-        with self._file_system.ring(ENTRIES) as ring:
-            for place, block, offset in jobs:
-                while (view := self._staging.view(block)) is None:
+        try:
+            with self._file_system.ring(ENTRIES) as ring:
+                for place, block, offset in jobs:
+                    while (view := self._staging.view(block)) is None:
+                        if not self._staging.end_copies(at_least=1):
+                            self._settle(ring, least=1)
+                    if self._write:
+                        self._staging.from_device(view)
+                    self._views[place] = view
+                    self._left[place] = len(view.parts)
+                    self._waiting += [
+                        Operation(
+                            self._file,
+                            offset + at,
+                            memory,
+                            write=self._write,
+                            user_data=(place, memory.nbytes),
+                        )
+                        for at, memory in view.parts
+                    ]
+                    submit_all(ring, self._waiting, lambda least: self._settle(ring, least=least))
+                    self._staging.end_copies()
+                while ring.in_flight:
                     self._settle(ring, least=1)
-                if self._write:
-                    view.from_device()
-                self._views[place] = view
-                self._left[place] = len(view.parts)
-                self._waiting += [
-                    Operation(
-                        self._file, offset + at, memory, write=self._write, user_data=(place, memory.nbytes)
-                    )
-                    for at, memory in view.parts
-                ]
-                submit_all(ring, self._waiting, lambda least: self._settle(ring, least=least))
-            while ring.in_flight:
-                self._settle(ring, least=1)
+        finally:  # no copy may read staging memory that is given back
+            self._staging.end_copies(at_least=STAGING)
 
     def _settle(self, ring: Any, *, least: int) -> None:
         for done in ring.drain(least=least):
@@ -182,10 +197,9 @@ class Mover:
         del self._left[place]
         if place in self._errors:
             self._failed(place, self._errors.pop(place))
-        else:
-            if not self._write:
-                view.to_device()
-            self._then(place, view)
+        elif self._then(place, view) and not self._write:
+            self._staging.to_device(view, lambda: self._landed(place))
+            return
         self._staging.give_back(view)
 
 
@@ -193,10 +207,9 @@ class View:
     """One block's bytes in host memory: the cache's own, or those of a staging slot."""
 
     def __init__(self, cache: PageCache, block: int, slot: int | None, record: torch.Tensor | None) -> None:
-        self._cache = cache
-        self._block = block
+        self.block = block
         self.slot = slot
-        self._record = record
+        self.record = record
         self._layer_stride, self._layer_bytes = cache.layout.layer_stride, cache.layout.layer_bytes
         if record is None:
             self.parts = cache.parts(block)
@@ -211,26 +224,19 @@ class View:
         begin = number * self._layer_stride
         return self.parts[0][1][begin : begin + self._layer_bytes]
 
-    def to_device(self) -> None:
-        if self._record is not None:
-            self._cache.put(self._block, self._record)
-
-    def from_device(self) -> None:
-        if self._record is not None:
-            self._cache.get(self._block, self._record)
-
 
 class _Staging:
-    """Host memory for blocks that lie on a device; nothing for others."""
+    """Host memory for blocks that lie on a device, and the copies that read it; nothing for others."""
 
-    def __init__(self, cache: PageCache) -> None:
+    def __init__(self, cache: PageCache, copies: Copies) -> None:
         record_bytes = cache.layout.record_bytes
         self._cache = cache
+        self._copies = copies
         self._free: list[int] = []
         self._memory: torch.Tensor | None = None
+        self._moving: deque[tuple[Done, View, Callable[[], None]]] = deque()  # in the order of the stream
         if cache.staged:
-            flat = torch.frombuffer(Buffer(STAGING * record_bytes), dtype=torch.uint8)
-            self._memory = flat.view(STAGING, record_bytes)
+            self._memory = staging_memory(cache.device, STAGING * record_bytes).view(STAGING, record_bytes)
             self._free = list(range(STAGING))
 
     def view(self, block: int) -> View | None:
@@ -241,6 +247,30 @@ class _Staging:
             return None
         slot = self._free.pop()
         return View(self._cache, block, slot, self._memory[slot])
+
+    def from_device(self, view: View) -> None:
+        """Brings a block's bytes into its slot, and waits for them."""
+        if (record := view.record) is not None:
+            self._copies.begin(lambda: self._cache.get(view.block, record))(True)
+
+    def to_device(self, view: View, landed: Callable[[], None]) -> None:
+        """Begins a slot's copy; `end_copies` gives the slot back. Others are where they belong already."""
+        record = view.record
+        if record is None:
+            landed()
+        else:
+            done = self._copies.begin(lambda: self._cache.put(view.block, record))
+            self._moving.append((done, view, landed))
+
+    def end_copies(self, at_least: int = 0) -> int:
+        """Gives back the slots of copies that have ended, waiting for some if there are any; how many."""
+        ended = 0
+        while self._moving and self._moving[0][0](ended < at_least):
+            _, view, landed = self._moving.popleft()
+            self.give_back(view)
+            landed()
+            ended += 1
+        return ended
 
     def give_back(self, view: View) -> None:
         if view.slot is not None:

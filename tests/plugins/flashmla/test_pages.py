@@ -12,6 +12,8 @@ from luciola.client.local import LocalFileSystem
 from luciola.client.ring import Completion
 from luciola.errors import AlreadyExists, Busy, CorruptData, InvalidArgument, NoSpace, NotFound
 from luciola.plugins.flashmla import PageCache, PagedKVFile, PageLayout
+from luciola.plugins.flashmla.page_cache import Copies
+from luciola.plugins.flashmla.transfer import STAGING, Transfer
 
 SMALL = PageLayout(layers=2, page_tokens=4)
 
@@ -84,6 +86,52 @@ def test_bytes_that_pass_through_staging(file):
     file.save(file.names(tokens), range(6), cache).wait()
     file.load(file.match(tokens), range(6), other).wait()
     assert all(same(cache, block, other, block) for block in range(6))
+
+
+class LateCopies(Copies):
+    """Copies as a stream makes them: in order, and as late as may be."""
+
+    def __init__(self):
+        self.waiting = []
+
+    def begin(self, copy):
+        self.waiting.append(copy)
+
+        def done(wait):
+            if wait:
+                while copy in self.waiting:
+                    self.waiting.pop(0)()
+            return copy not in self.waiting
+
+        return done
+
+
+@pytest.mark.parametrize("own_layers", [False, True])
+def test_copies_to_a_device_that_come_late_bring_the_right_bytes(path, monkeypatch, own_layers):
+    """More pages than staging slots: a slot that was filled again before its copy ended would show."""
+    pages = STAGING + 3
+    cache, other = PageCache.allocate(SMALL, pages), PageCache.allocate(SMALL, pages)
+    fill(cache, 1)
+    tokens = list(range(4 * pages))
+    if own_layers:
+        other = PageCache.over(SMALL, [each.clone() for each in other.layers])
+    other.staged = True
+    copies = LateCopies()
+    monkeypatch.setattr(other, "copies", lambda: copies)
+    landed = []
+    land = Transfer.land
+
+    def land_after_its_copy(transfer, place):
+        landed.append(same(cache, place, other, place))
+        land(transfer, place)
+
+    monkeypatch.setattr(Transfer, "land", land_after_its_copy)
+    with PagedKVFile.create(path, SMALL, pages, model="m") as file:
+        file.save(file.names(tokens), range(pages), cache).wait()
+        landed.clear()
+        file.load(file.match(tokens), range(pages), other).wait()
+    assert landed == [True] * pages, "a page has landed when its copy has ended, not before"
+    assert not copies.waiting
 
 
 def test_what_is_there_is_not_written_again(file):
