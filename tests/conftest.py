@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,9 @@ from cluster import LocalCluster
 
 if TYPE_CHECKING:
     from luciola.client.fsspec import LuciolaFileSystem
+
+
+CORE = Path(__file__).parents[1] / "core"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,6 +41,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs root and /dev/fuse"))
         if item.get_closest_marker("root") and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds what the tests need of the crate: that may take longer than a test may."""
+    if session.config.option.collectonly:
+        return
+    runs = [item for item in session.items if not item.get_closest_marker("skip")]
+    needed = {mark.args: None for item in runs for mark in item.iter_markers("crate")}
+    for arguments in needed:
+        subprocess.run(("cargo", *arguments, "--quiet", "--locked"), cwd=CORE, check=True)
 
 
 @pytest.fixture(scope="session")

@@ -50,9 +50,7 @@ class PowerDisk:
     """A mounted disk in memory. Close it, or use it in a `with` statement. From any thread."""
 
     def __init__(self, mountpoint: Path) -> None:
-        """Build the program if it is not up to date, and mount."""
-        command = ["cargo", "build", "-q", "--locked", "--example", "power_disk"]
-        subprocess.run(command, cwd=CORE, check=True)
+        """Mount. The program has been built: `pytest.mark.crate`."""
         self._mountpoint = mountpoint
         mountpoint.mkdir()
         self._process = subprocess.Popen(

@@ -14,6 +14,14 @@ SOURCES = sorted(
 )
 
 
+def test_what_tests_need_of_the_crate_is_built_outside_of_their_time_limit() -> None:
+    needs = re.compile(r"^from (?:power_disk|power_store|\.fakes) import", re.MULTILINE)
+    texts = {path: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    users = {path for path, text in texts.items() if needs.search(text)}
+    assert len(users) >= 5
+    assert [path for path in users if "pytest.mark.crate(" not in texts[path]] == []
+
+
 def test_the_two_links_lead_home() -> None:
     assert (ROOT / "src" / "luciola").resolve() == ROOT / "fs"
     assert (ROOT / "fs" / "plugins").resolve() == ROOT / "plugins"

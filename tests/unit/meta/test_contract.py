@@ -29,7 +29,7 @@ from luciola.wire.pb.common_pb2 import Caller
 from .fakes import Fakes, FakeWorld, serve_fakes
 from .world import CHUNK, World
 
-pytestmark = pytest.mark.timeout(1800)  # the fakes may have to be built
+pytestmark = pytest.mark.crate("test", "--lib", "--no-run")  # the fakes
 
 INLINE = 4096
 CLIENTS = st.integers(1, 2)

@@ -17,6 +17,7 @@ from .world import World, check_store
 
 pytestmark = [
     pytest.mark.mount,
+    pytest.mark.crate("build", "--example", "power_disk"),
     pytest.mark.skipif(not can_mount(), reason="needs root and /dev/fuse"),
 ]
 CUTS_MIN = 150  # of the recorded workload; fewer: a part of it is not tested any more

@@ -20,6 +20,7 @@ from power_store import RecordedStore
 
 pytestmark = [
     pytest.mark.mount,
+    pytest.mark.crate("build", "--example", "power_disk"),
     pytest.mark.skipif(not can_mount(), reason="needs root and /dev/fuse"),
 ]
 CUTS_MIN = 150  # of the recorded workload; fewer: a part of it is not tested any more

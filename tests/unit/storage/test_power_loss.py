@@ -15,7 +15,7 @@ from luciola.storage.directory import Directory, Record
 from luciola.wire.pb.mgmtd_pb2 import Chain, Routing, StoreMark
 from power_disk import PowerDisk, can_mount, every_state
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.crate("build", "--example", "power_disk")]
 NODE = NodeId(3)
 TARGETS = (TargetId(31), TargetId(32))
 CUTS_MIN = 900  # with recoveries; fewer: a part of the workload is not tested any more
