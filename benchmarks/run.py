@@ -1,12 +1,14 @@
 """Luciola with one and with two copies beside other file systems, in one run, as ratios.
 
 usage: python benchmarks/run.py [--directory DIR] [--rounds 3] [--only PHASE ...] [--systems NAME ...] [--realtime]
-                                [--before PYTHON]
+                                [--before PYTHON] [--together]
 
 Every round measures every system in turn, so that a machine whose speed drifts does so for all of them. The first
 table shows medians over rounds, with the lowest and highest value; then one for each other system the ratios within
 each round: their median, lowest and highest. Results are also written to benchmarks/results/. With `--before`, the
-Python of another checkout's environment, that version is measured in the same rounds.
+Python of another checkout's environment, that version is measured in the same rounds. With `--together` all systems are
+up at one time and take turns at each phase, so that what else the machine does hits all alike: for differences of
+a few per cent. A cluster that waits does little meanwhile, but holds its memory.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +29,9 @@ from peers import glusterfs, juicefs, local, luciola, moosefs
 from workload import PHASES
 
 HERE = Path(__file__).parent
-SYSTEMS: dict[str, Callable[[Path], AbstractContextManager[Path]]] = {
+Systems = dict[str, Callable[[Path], AbstractContextManager[Path]]]
+
+SYSTEMS: Systems = {
     "luciola": lambda root: luciola(root, storage_nodes=1, replicas=1),
     "luciola 2 copies": lambda root: luciola(root, storage_nodes=2, replicas=2),
     "juicefs": juicefs,
@@ -38,6 +42,10 @@ SYSTEMS: dict[str, Callable[[Path], AbstractContextManager[Path]]] = {
     "local": local,
 }
 DEFAULT_SYSTEMS = ("luciola", "luciola 2 copies", "juicefs", "local")
+
+
+Figures = dict[str, dict[str, list[float]]]
+"""The values of all rounds, by system and figure."""
 
 
 def main() -> None:
@@ -54,6 +62,7 @@ def main() -> None:
         help="everything at real-time priority, so that other programs on the machine do not count (root)",
     )
     parser.add_argument("--before", metavar="PYTHON", help="also measure the Luciola installed there")
+    parser.add_argument("--together", action="store_true", help="all systems up at one time, taking turns")
     options = parser.parse_args()
     systems = {name: SYSTEMS[name] for name in options.systems}
     if options.before:
@@ -62,7 +71,15 @@ def main() -> None:
                 systems[name] = partial(luciola, storage_nodes=copies, replicas=copies, python=options.before)
     if options.realtime:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))  # all that is started from here inherits it
-    figures: dict[str, dict[str, list[float]]] = {name: {} for name in systems}
+    figures = (measure_together if options.together else measure_in_turn)(systems, options)
+    print_figures(figures)
+    print_ratios(figures)
+    keep(figures)
+
+
+def measure_in_turn(systems: Systems, options: argparse.Namespace) -> Figures:
+    """One system after another, each started for its turn, all phases of it."""
+    figures: Figures = {name: {} for name in systems}
     for round_number in range(options.rounds):
         for name, system in systems.items():
             print(f"round {round_number + 1}: {name}", file=sys.stderr, flush=True)
@@ -70,14 +87,30 @@ def main() -> None:
                 tempfile.TemporaryDirectory(dir=options.directory) as root,
                 system(Path(root)) as directory,
             ):
-                for figure, value in measure(directory, options).items():
+                for figure, value in measure(directory, options, options.only).items():
                     figures[name].setdefault(figure, []).append(value)
-    print_figures(figures)
-    print_ratios(figures)
-    keep(figures)
+    return figures
 
 
-def measure(directory: Path, options: argparse.Namespace) -> dict[str, float]:
+def measure_together(systems: Systems, options: argparse.Namespace) -> Figures:
+    """All systems up; phase by phase, each in its turn, backwards in every other round."""
+    figures: Figures = {name: {} for name in systems}
+    with ExitStack() as running:
+        directories: dict[str, Path] = {}
+        for name, system in systems.items():
+            root = running.enter_context(tempfile.TemporaryDirectory(dir=options.directory))
+            directories[name] = running.enter_context(system(Path(root)))
+        for round_number in range(options.rounds):
+            order = list(systems) if round_number % 2 == 0 else list(reversed(systems))
+            for phase in options.only:
+                for name in order:
+                    print(f"round {round_number + 1}: {phase}, {name}", file=sys.stderr, flush=True)
+                    for figure, value in measure(directories[name], options, [phase]).items():
+                        figures[name].setdefault(figure, []).append(value)
+    return figures
+
+
+def measure(directory: Path, options: argparse.Namespace, phases: list[str]) -> dict[str, float]:
     command = [sys.executable, str(HERE / "workload.py"), str(directory)]
     command += [
         "--size-mib",
@@ -85,15 +118,11 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, float]:
         "--seconds",
         str(options.seconds),
         "--only",
-        *options.only,
+        *phases,
     ]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     figures: dict[str, float] = json.loads(result.stdout)
     return figures
-
-
-Figures = dict[str, dict[str, list[float]]]
-"""The values of all rounds, by system and figure."""
 
 
 def spread(values: list[float], digits: int) -> str:
