@@ -4,7 +4,9 @@ mod twin;
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +18,7 @@ use luciola_core::net::Secret;
 use luciola_core::types::NodeId;
 use luciola_core::wire::credential::{self, Nonces};
 use luciola_core::wire::handshake;
-use luciola_core::wire::lane::{HEADER_BYTES, LaneHeader};
+use luciola_core::wire::lane::{HEADER_BYTES, LaneHeader, socket_name};
 use luciola_core::wire::pb::{self, Method, claims::Role};
 use parking_lot::{Condvar, Mutex};
 use prost::Message;
@@ -55,8 +57,32 @@ impl Server {
     }
 
     fn at(listener: TcpListener, steps: impl IntoIterator<Item = Step>) -> Server {
+        let address = listener.local_addr().unwrap();
+        Server::accepting(address, steps, move || Some(listener.accept().ok()?.0))
+    }
+
+    /// The same server for clients on its own host: it has no other port, and counts for itself.
+    fn locally(&self, steps: impl IntoIterator<Item = Step>) -> Server {
+        let (address, listener) = (self.address.parse().unwrap(), self.listen_locally());
+        Server::accepting(address, steps, move || Some(listener.accept().ok()?.0))
+    }
+
+    fn listen_locally(&self) -> UnixListener {
+        UnixListener::bind_addr(&self.local_name()).unwrap()
+    }
+
+    fn local_name(&self) -> std::os::unix::net::SocketAddr {
+        let name = socket_name(self.address.parse().unwrap());
+        std::os::unix::net::SocketAddr::from_abstract_name(name).unwrap()
+    }
+
+    fn accepting<S: Read + Write + Send + 'static>(
+        address: SocketAddr,
+        steps: impl IntoIterator<Item = Step>,
+        mut accept: impl FnMut() -> Option<S> + Send + 'static,
+    ) -> Server {
         let server = Server {
-            address: listener.local_addr().unwrap().to_string(),
+            address: address.to_string(),
             steps: Arc::new(Mutex::new(steps.into_iter().collect())),
             seen: Arc::default(),
             connections: Arc::default(),
@@ -64,7 +90,7 @@ impl Server {
         let (steps, seen, connections) =
             (server.steps.clone(), server.seen.clone(), server.connections.clone());
         std::thread::spawn(move || {
-            while let Ok((socket, _)) = listener.accept() {
+            while let Some(socket) = accept() {
                 connections.fetch_add(1, Ordering::SeqCst);
                 let (steps, seen) = (steps.clone(), seen.clone());
                 std::thread::spawn(move || serve(socket, &steps, &seen));
@@ -74,7 +100,7 @@ impl Server {
     }
 }
 
-fn greet(socket: &mut TcpStream) -> Option<()> {
+fn greet(socket: &mut (impl Read + Write)) -> Option<()> {
     let kind = credential::Kind::Lane;
     let server = [8; 32];
     socket.write_all(&handshake::encode_server_hello(kind, handshake::ServerHello::Nonce(server))).ok()?;
@@ -94,7 +120,7 @@ fn greet(socket: &mut TcpStream) -> Option<()> {
     socket.write_all(&handshake::encode_verdict(handshake::Verdict::Welcome(proof))).ok()
 }
 
-fn receive(socket: &mut TcpStream) -> Option<(LaneHeader, Vec<u8>)> {
+fn receive(socket: &mut impl Read) -> Option<(LaneHeader, Vec<u8>)> {
     let mut header = [0; HEADER_BYTES];
     socket.read_exact(&mut header).ok()?;
     let header = LaneHeader::decode(&header).unwrap();
@@ -103,12 +129,12 @@ fn receive(socket: &mut TcpStream) -> Option<(LaneHeader, Vec<u8>)> {
     Some((header, payload))
 }
 
-fn reply(socket: &mut TcpStream, header: LaneHeader, error: bool, payload: &[u8]) -> Option<()> {
+fn reply(socket: &mut impl Write, header: LaneHeader, error: bool, payload: &[u8]) -> Option<()> {
     let header = LaneHeader { length: payload.len() as u32, reply: true, error, ..header };
     socket.write_all(&[&header.encode(), payload].concat()).ok()
 }
 
-fn serve(mut socket: TcpStream, steps: &Mutex<VecDeque<Step>>, seen: &Seen) -> Option<()> {
+fn serve(mut socket: impl Read + Write, steps: &Mutex<VecDeque<Step>>, seen: &Seen) -> Option<()> {
     greet(&mut socket)?;
     loop {
         let (header, payload) = receive(&mut socket)?;
@@ -185,6 +211,92 @@ fn calls_are_answered_over_few_connections() {
         }
     });
     assert!(server.connections.load(Ordering::SeqCst) <= 4);
+}
+
+#[test]
+fn a_server_on_this_host_is_reached_over_its_unix_socket() {
+    let server = Server::start([]);
+    let local = server.locally([]);
+    let lane = lane(&[&server.address]);
+    for parent in 1..50 {
+        assert_eq!(lookup(&lane, parent, soon()), Ok(parent));
+    }
+    assert_eq!(local.connections.load(Ordering::SeqCst), 1);
+    assert_eq!(server.connections.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_call_that_loses_its_unix_socket_goes_on() {
+    use Step::*;
+    let server = Server::start([]);
+    let local = server.locally([Inode(1), Close, WrongId, Inode(2)]);
+    let lane = lane(&[&server.address]);
+    assert_eq!(lookup(&lane, 7, soon()), Ok(1));
+    assert_eq!(lookup(&lane, 8, soon()), Ok(2));
+    assert_eq!(local.seen.lock().len(), 4);
+}
+
+/// Fills what the listener keeps for connections that nobody accepts.
+fn filled(name: &std::os::unix::net::SocketAddr) -> Vec<rustix::fd::OwnedFd> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let name = SocketAddrUnix::new_abstract_name(name.as_abstract_name().unwrap()).unwrap();
+    let mut waiting = Vec::new();
+    loop {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        match rustix::net::connect(&fd, &name) {
+            Ok(()) => waiting.push(fd),
+            Err(error) => {
+                assert_eq!(error, rustix::io::Errno::AGAIN);
+                return waiting;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_unix_socket_without_room_is_left_for_tcp_at_once() {
+    let server = Server::start([]);
+    let listener = server.listen_locally();
+    let waiting = filled(&server.local_name());
+    assert!(!waiting.is_empty());
+    let lane = lane(&[&server.address]);
+    assert_eq!(lookup(&lane, 7, soon()), Ok(7));
+    assert_eq!(server.connections.load(Ordering::SeqCst), 1);
+    drop(listener);
+}
+
+#[test]
+fn a_unix_socket_where_another_program_answers_is_left_for_tcp() {
+    let server = Server::start([]);
+    let listener = server.listen_locally();
+    std::thread::spawn(move || {
+        while let Ok((mut socket, _)) = listener.accept() {
+            let _ = socket.write_all(b"GET / HTTP/1.1 and more than a hello has, to be sure of it");
+        }
+    });
+    assert_eq!(lookup(&lane(&[&server.address]), 7, soon()), Ok(7));
+}
+
+#[test]
+fn a_server_that_stops_behind_its_unix_socket_meets_the_deadline() {
+    let server = Server::start([]);
+    // Nobody ever accepts, as of a stopped process.
+    let listener = server.listen_locally();
+    let lane = lane(&[&server.address]);
+    let deadline = Instant::now() + Duration::from_millis(200);
+    assert_eq!(lookup(&lane, 7, deadline), Err(Kind::Unavailable));
+    drop(listener);
+    assert_eq!(lookup(&lane, 7, soon()), Ok(7), "its socket is gone: TCP is there");
+}
+
+#[test]
+fn a_unix_socket_is_gone_with_its_server() {
+    let server = Server::start([]);
+    let listener = server.listen_locally();
+    drop(listener);
+    assert!(UnixStream::connect_addr(&server.local_name()).is_err());
+    assert_eq!(lookup(&lane(&[&server.address]), 7, soon()), Ok(7));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Calls to mgmtd and meta over the lane (docs/protocol.md): framed protobuf on blocking sockets.
 //!
-//! A connection has one call in flight; concurrent calls take several connections out of a bounded pool.
+//! A connection has one call in flight; concurrent calls take several connections out of a bounded pool. Servers on this
+//! host are reached over Unix sockets (docs/decisions/0024-lane-on-one-host.md).
 
 use std::fmt;
 use std::io;
@@ -20,7 +21,7 @@ use crate::net::stream::Stream;
 use crate::net::{ConnectError, Endpoint, handshake};
 use crate::wire::credential::{self, Credential};
 use crate::wire::frame::Malformed;
-use crate::wire::lane::{HEADER_BYTES, LaneHeader, PAYLOAD_BYTES_MAX};
+use crate::wire::lane::{HEADER_BYTES, LaneHeader, PAYLOAD_BYTES_MAX, socket_name};
 use crate::wire::pb::{self, Method};
 
 /// Longest that connecting to one address may take.
@@ -247,11 +248,21 @@ impl Lane {
     }
 
     fn connect(&self, address: &str, deadline: Instant) -> Result<Stream, ConnectError> {
-        let timeout = deadline.saturating_duration_since(Instant::now()).min(CONNECT_TIMEOUT);
+        let deadline = deadline.min(Instant::now() + CONNECT_TIMEOUT);
         let resolved = address.to_socket_addrs()?.next();
         let resolved = resolved.ok_or_else(|| io::Error::other("the name has no address"))?;
-        let mut stream = Stream::connect(&Endpoint::Tcp(resolved), timeout)?;
-        let deadline = Instant::now() + timeout;
+        // A server on this host is reached at half the price. Whatever stands in the way, TCP is still there.
+        if let Ok(stream) = Stream::connect_abstract(socket_name(resolved).as_bytes()) {
+            match self.introduce(stream, deadline) {
+                Err(ConnectError::NotOurs | ConnectError::Io(_)) if Instant::now() < deadline => {}
+                result => return result,
+            }
+        }
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        self.introduce(Stream::connect(&Endpoint::Tcp(resolved), timeout)?, deadline)
+    }
+
+    fn introduce(&self, mut stream: Stream, deadline: Instant) -> Result<Stream, ConnectError> {
         handshake::as_client(&mut stream, credential::Kind::Lane, &self.credential, deadline)?;
         Ok(stream)
     }

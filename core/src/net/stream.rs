@@ -68,6 +68,21 @@ impl Stream {
         Stream::new(fd, true)
     }
 
+    /// Connects to a socket of that name in this network namespace (an abstract Unix socket), without waiting.
+    /// Errors: nobody has the name, its owner is neither this user nor root, or has no room for one more right now.
+    pub(crate) fn connect_abstract(name: &[u8]) -> io::Result<Stream> {
+        // One that blocks would wait for room in a backlog that a stopped server may never take anything from.
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::connect(&fd, &SocketAddrUnix::new_abstract_name(name)?)?;
+        let owner = sockopt::socket_peercred(&fd)?.uid;
+        if !owner.is_root() && owner != rustix::process::geteuid() {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "another user has taken the name"));
+        }
+        rustix::io::ioctl_fionbio(&fd, false)?;
+        Stream::new(fd, true)
+    }
+
     pub(crate) fn from_tcp(stream: TcpStream) -> io::Result<Stream> {
         stream.set_nodelay(true)?;
         // A host that vanished without a word is noticed while a connection is idle.

@@ -1,5 +1,7 @@
 //! Frames of the lane (docs/protocol.md): a header, then one protobuf message.
 
+use std::net::SocketAddr;
+
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -9,6 +11,11 @@ pub const HEADER_BYTES: usize = size_of::<RawLaneHeader>();
 pub const PAYLOAD_BYTES_MAX: usize = 8 << 20;
 const REPLY: u16 = 1;
 const ERROR: u16 = 2;
+
+/// Name of the abstract Unix socket by which a server that listens at `address` is reached on its own host.
+pub fn socket_name(address: SocketAddr) -> String {
+    format!("luciola-lane/{address}")
+}
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]

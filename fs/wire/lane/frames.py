@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError, Message
 
 from ...errors import Error, InvalidArgument, Timeout, Unavailable
 from .. import errors as wire_errors
+from ..addresses import format_address
 from ..methods import Method, Reply
 
 FRAME_BYTES_MAX: Final = 8 << 20  # payload; the largest reply is a full page of a listing with attributes
@@ -46,8 +47,15 @@ def connect_failure(address: str, error: OSError) -> Error:
     return Unavailable(f"{address}: cannot connect: {error}")
 
 
+def socket_name(host: str, port: int) -> str:
+    """Name of the abstract Unix socket by which a server that listens at host:port is reached on its own host."""
+    return f"\0luciola-lane/{format_address(host, port)}"
+
+
 def keep_alive(connection: socket.socket) -> None:
-    """Has the kernel notice that the peer is gone."""
+    """Has the kernel notice that the peer is gone: of one on this host it knows."""
+    if connection.family == socket.AF_UNIX:
+        return
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_S // 3)
@@ -65,4 +73,5 @@ __all__ = [
     "decode",
     "frame",
     "keep_alive",
+    "socket_name",
 ]

@@ -8,6 +8,7 @@ import asyncio
 import heapq
 import inspect
 import logging
+import socket
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -30,11 +31,12 @@ from ..credentials import Identity
 from ..encoded import Encoded, kind_of
 from ..in_progress import InProgress
 from ..methods import Bound, Method, by_lane
-from .frames import FAILED, FRAME_BYTES_MAX, HEADER, REPLY, keep_alive
+from .frames import FAILED, FRAME_BYTES_MAX, HEADER, REPLY, keep_alive, socket_name
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX: Final = 4096  # a client process holds a few; below the usual limit of file descriptors
+BACKLOG: Final = 1024  # connections that wait to be accepted
 HANDSHAKES_MAX: Final = 256  # strangers at the door; the one that has waited longest makes room
 IDLE_CLOSED: Final = 64  # at once, when there is no room: looking for them takes a millisecond
 IN_FLIGHT_MAX: Final = 256  # requests of one connection that wait for something
@@ -53,6 +55,7 @@ class LaneServer:
         self._connections: set[_ServerConnection] = set()
         self._strangers: dict[_ServerConnection, None] = {}  # in the order of arrival
         self._server: asyncio.AbstractServer | None = None
+        self._local: asyncio.AbstractServer | None = None
         self._in_progress = InProgress()
         self.address = ""
 
@@ -62,19 +65,42 @@ class LaneServer:
         loop = asyncio.get_running_loop()
         try:
             self._server = await loop.create_server(
-                partial(_ServerConnection, self), host, port, backlog=1024
+                partial(_ServerConnection, self), host, port, backlog=BACKLOG
             )
         except OSError as error:
             raise Unavailable(f"cannot listen on {format_address(host, port)}: {error.strerror}") from error
-        self.address = format_address(*self._server.sockets[0].getsockname()[:2])
+        bound = self._server.sockets[0].getsockname()[:2]
+        self.address = format_address(*bound)
+        self._local = await self._listen_locally(socket_name(*bound))
         self._in_progress.start()
         return self.address
+
+    async def _listen_locally(self, name: str) -> asyncio.AbstractServer | None:
+        """Serve clients on this host over a Unix socket too, if its name is free: they find it, or use TCP.
+
+        The name is abstract: it is gone with this process, however that ends.
+        """
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(name)
+            return await asyncio.get_running_loop().create_unix_server(
+                partial(_ServerConnection, self), sock=listener, backlog=BACKLOG
+            )
+        except OSError as error:
+            listener.close()
+            log.warning(
+                "lane: no Unix socket beside %s: %s; clients on this host use TCP", self.address, error
+            )
+            return None
 
     async def stop(self, *, grace_s: float = 5.0) -> None:
         """Accepts nothing new, lets requests in flight finish for `grace_s`, then closes every connection."""
         if self._server is None:
             return
         self._server.close()
+        if self._local is not None:
+            self._local.close()
+            self._local = None
         waited = [task for connection in self._connections for task in connection.tasks]
         if waited:
             await asyncio.wait(waited, timeout=grace_s)
@@ -146,6 +172,10 @@ class _ServerConnection(asyncio.Protocol):
         self._forget_stranger()
         self._transport.close()
 
+    def _peer(self) -> object:
+        """Who is at the other end, for the log."""
+        return self._transport.get_extra_info("peername") or "a client on this host"
+
     def _forget_stranger(self) -> None:
         self._server._strangers.pop(self, None)  # noqa: SLF001
         if self._timer is not None:
@@ -188,7 +218,7 @@ class _ServerConnection(asyncio.Protocol):
         try:
             answer = self._shake.answer(bytes(buffer[: handshake.ANSWER_BYTES_MAX]))
         except Unauthenticated as error:
-            log.info("lane: refused %s: %s", self._transport.get_extra_info("peername"), error)
+            log.info("lane: refused %s: %s", self._peer(), error)
             self._transport.write(handshake.REFUSAL)
             self.close()
             return b""
@@ -214,7 +244,7 @@ class _ServerConnection(asyncio.Protocol):
         while end - offset >= 16:
             length, number, flags, request = HEADER.unpack_from(data, offset)
             if length > FRAME_BYTES_MAX or flags:
-                log.warning("lane: malformed frame from %s", self._transport.get_extra_info("peername"))
+                log.warning("lane: malformed frame from %s", self._peer())
                 self._buffer.clear()
                 self._flush(replies)
                 self.close()
@@ -272,8 +302,7 @@ class _ServerConnection(asyncio.Protocol):
         self._held_bytes += len(payload)
         future = asyncio.ensure_future(result, loop=self._loop)
         self.tasks.add(future)
-        peer = self._transport.get_extra_info("peername")
-        self._server._in_progress.add(future, method.path, message, peer)  # noqa: SLF001
+        self._server._in_progress.add(future, method.path, message, self._peer())  # noqa: SLF001
         future.add_done_callback(partial(self._finished, method, request, len(payload)))
 
     def _finished(

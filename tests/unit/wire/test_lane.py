@@ -25,6 +25,7 @@ from luciola.wire.addresses import format_address, parse_address
 from luciola.wire.credentials import ADMIN, CLIENT, Token, mint
 from luciola.wire.lane import AsyncLaneClient, LaneClient, LaneServer, frames
 from luciola.wire.lane import server as lane_server
+from luciola.wire.lane.frames import socket_name
 from luciola.wire.pb import common_pb2
 from luciola.wire.pb.common_pb2 import Empty
 from luciola.wire.pb.meta_pb2 import (
@@ -89,10 +90,14 @@ def connect(server) -> socket.socket:
 def shake(server, token=TOKEN) -> socket.socket:
     """A raw connection after a good handshake."""
     raw = connect(server)
+    greet(raw, token)
+    return raw
+
+
+def greet(raw, token=TOKEN) -> None:
     side = handshake.ClientSide(token, kind=handshake.LANE)
     raw.sendall(side.answer(receive(raw, handshake.HELLO.size)))
     side.finish(receive(raw, handshake.WELCOME.size))
-    return raw
 
 
 def receive(raw, count) -> bytes:
@@ -539,6 +544,59 @@ def test_client_connects_again_after_the_server_came_back():
 
     asyncio.run(main())
     lane_client.close()
+
+
+def local_call(address: str) -> InodeReply:
+    """A call over the Unix socket beside `address`, byte by byte."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as raw:
+        raw.settimeout(60)
+        raw.connect(socket_name(*parse_address(address)))
+        greet(raw)
+        raw.sendall(frame(methods.Meta.lookup.lane, LOOKUP.SerializeToString(), 5))
+        number, flags, request, payload = reply_of(raw)
+        assert (number, flags, request) == (methods.Meta.lookup.lane, frames.REPLY, 5)
+        return InodeReply.FromString(payload)
+
+
+def test_clients_on_this_host_are_served_over_a_unix_socket():
+    with serving() as (server, _):
+        inode = local_call(server.address).inode
+        assert (inode.id, inode.uid) == (7, 42)
+
+
+@pytest.mark.parametrize("run", [uvloop.run, asyncio.run])
+def test_unix_socket_is_gone_when_the_server_has_stopped(run):
+    async def main() -> None:
+        server = LaneServer(bound(Service()), secret=SECRET)
+        address = await server.start()
+        assert (await asyncio.to_thread(local_call, address)).inode.id == 7
+        await server.stop()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.to_thread(local_call, address)
+        again = LaneServer(bound(Service()), secret=SECRET)
+        await again.start(port=parse_address(address)[1])
+        assert (await asyncio.to_thread(local_call, address)).inode.id == 7
+        await again.stop()
+
+    run(main())
+
+
+def test_server_whose_unix_name_is_taken_serves_over_tcp(caplog):
+    with serving() as (server, _):
+        port = parse_address(server.address)[1]
+
+    async def main() -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as taken:
+            taken.bind(socket_name("127.0.0.1", port))
+            second = LaneServer(bound(Service()), secret=SECRET)
+            address = await second.start(port=port)
+            with LaneClient(address, TOKEN) as lane_client:
+                reply = await asyncio.to_thread(lane_client.call, methods.Meta.lookup, LOOKUP)
+            assert reply.inode.id == 7
+            await second.stop()
+
+    asyncio.run(main())
+    assert "clients on this host use TCP" in caplog.text
 
 
 def test_port_in_use_is_unavailable():

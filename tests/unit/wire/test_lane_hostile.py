@@ -1,6 +1,7 @@
 """The lane's parser against arbitrary bytes, cut at arbitrary places; no sockets, so thousands of cases are cheap."""
 
 import asyncio
+import socket
 import struct
 from itertools import pairwise
 
@@ -50,6 +51,8 @@ class Pipe(asyncio.Transport):
 
 
 class _NoSocket:
+    family = socket.AF_INET
+
     def setsockopt(self, *_):
         pass
 
