@@ -177,6 +177,30 @@ def _sum_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float:
     return float(sum(number * tensor.detach().double().sum() for number, tensor in enumerate(tensors, 1)))
 
 
+def save_shared(rank: int, size: int, root: str) -> list[str]:
+    """Three saves of which each rank has something that stays and something that changes; who shares what."""
+    stays = torch.full((3000,), float(rank))
+    with Checkpoints(root, share=True) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.async_save(
+                step, {f"stays-{rank}": stays, f"moves-{rank}": torch.full((9,), float(step))}
+            )
+    for step in (1, 2, 3):
+        state = {
+            f"{name}-{each}": torch.zeros(shape)
+            for each in range(size)
+            for name, shape in (("stays", 3000), ("moves", 9))
+        }
+        assert checkpoints.load(state, step=step) == step
+        assert all(bool((state[f"stays-{each}"] == each).all()) for each in range(size))
+        assert all(bool((state[f"moves-{each}"] == step).all()) for each in range(size))
+    return sorted(
+        file
+        for file in os.listdir(f"{root}/step-000000003")
+        if os.stat(f"{root}/step-000000003/{file}").st_nlink == 2
+    )
+
+
 # Kills.
 
 

@@ -79,6 +79,41 @@ def test_documents_name_files_that_exist() -> None:
     assert missing == []
 
 
+def _links(page: Path) -> set[Path]:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    return {(page.parent / target).resolve() for target in targets}
+
+
+PAGES = sorted(
+    [
+        *(ROOT / "docs").rglob("*.md"),
+        *ROOT.glob("*.md"),
+        *(ROOT / each / "README.md" for each in ("tests", "examples")),
+    ]
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    assert [str(target) for target in sorted(_links(page)) if not target.exists()] == []
+
+
+def test_the_index_leads_to_every_page() -> None:
+    index = ROOT / "docs" / "index.md"
+    pages = {page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "decisions"} - {index}
+    assert sorted(map(str, pages - _links(index))) == []
+
+
+def test_the_guides_of_folders_name_what_is_there() -> None:
+    examples = (ROOT / "examples" / "README.md").read_text()
+    assert [path.name for path in (ROOT / "examples").glob("*.py") if f"`{path.name}`" not in examples] == []
+    tests = (ROOT / "tests" / "README.md").read_text()
+    suites = [
+        path for path in (ROOT / "tests").iterdir() if path.is_dir() and not path.name.startswith(("_", "."))
+    ]
+    assert [path.name for path in suites if f"| `{path.name}` |" not in tests] == []
+
+
 def test_example_configurations_load() -> None:
     from luciola import config
 

@@ -171,6 +171,30 @@ def test_a_checkpoint_that_was_cut_off_lets_none_before_it_be_removed(tmp_path):
     assert Checkpoints(tmp_path).load({"x": torch.zeros(10)}, step=2) == 2
 
 
+class RecordingWriter(Writer):
+    """Notes what is there when the ranks part."""
+
+    def finish(self, metadata, results):
+        super().finish(metadata, results)
+        self.seen.append(sorted(os.listdir(os.path.dirname(self._path))))
+
+
+class RecordingCheckpoints(Checkpoints):
+    def _writer(self, task):
+        writer = super()._writer(task)
+        writer.__class__, writer.seen = RecordingWriter, self.seen
+        return writer
+
+
+def test_old_checkpoints_are_removed_after_the_ranks_have_parted(tmp_path):
+    checkpoints = RecordingCheckpoints(tmp_path, keep=Keep(last=1))
+    checkpoints.seen = []
+    for step in (1, 2):
+        checkpoints.save(step, {"x": torch.ones(3)})
+    assert checkpoints.seen == [["step-000000001"], ["step-000000001", "step-000000002"]]
+    assert os.listdir(tmp_path) == ["step-000000002"]
+
+
 def test_a_save_keeps_the_best(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=Keep(last=1, best=2, metric="accuracy", mode="max"))
     for step, accuracy in enumerate([0.1, 0.9, torch.tensor(0.8), 0.2, float("nan")]):

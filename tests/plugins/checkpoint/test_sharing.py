@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from luciola.plugins.checkpoint import Checkpoints, Keep, Reader, latest, verify
+from pipeline_ranks import Ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
 
@@ -121,6 +122,14 @@ def test_a_job_of_which_nothing_changes_shares_all(tmp_path):
     for step in (1, 2, 3):
         checkpoints.save(step, state)
     assert inodes(tmp_path, 1) == inodes(tmp_path, 2) == inodes(tmp_path, 3)
+    assert verify(latest(tmp_path)) == []
+
+
+def test_each_rank_shares_its_own(checkpoint_ranks: Ranks, tmp_path):
+    answers = checkpoint_ranks.run("save_shared", 2, root=str(tmp_path))
+    assert [(answer.error, answer.message) for answer in answers] == [("", "")] * 2
+    names = [f"rank-0000{rank}-same.safetensors{end}" for rank in (0, 1) for end in ("", ".crc32c")]
+    assert answers[0].value == names
     assert verify(latest(tmp_path)) == []
 
 
