@@ -79,16 +79,19 @@ def cases() -> Iterator[Case]:
             for expr in ("bhr,hdr->bhd", "bhd,hdr->bhr"):
                 yield Case(f"einsum {expr}", shape, lambda given=given, expr=expr: heads(expr, **given))
     yield Case("fp8_einsum bhr,hdr->bhd", "b 4096 h 8 r 4096 d 1024", lambda: fp8_heads(4096, 8, 4096, 1024))
-    yield Case("fp8_mqa_logits", "s 4096 tokens 8192 h 64 d 128", lambda: logits(4096, 8192, 64, 128))
+    yield Case("fp8_mqa_logits", "s 4096 tokens 8192 h 64 d 128", lambda: logits(4096, 8192, 64, 128), BOTH)
+    yield Case(
+        "fp8_paged_mqa_logits", "b 64 x 2 tokens 8192 h 64 d 128", lambda: paged(64, 2, 8192, 64, 128), BOTH
+    )
 
 
 def products() -> Iterator[Case]:
     for m in ROWS:
         for n, k in SHAPES:
-            yield Case("fp8_gemm_nt", f"{m} x {n} x {k}", lambda m=m, n=n, k=k: dense(m, n, k), layers_for(m))
+            yield Case("fp8_gemm_nt", f"{m} x {n} x {k}", lambda m=m, n=n, k=k: dense(m, n, k), BOTH)
     yield Case("fp8_gemm_nt (1, 1, 128)", "4096 x 7168 x 2048", lambda: accumulated(4096, 7168, 2048), BOTH)
     for m in ROWS:
-        yield Case("bf16_gemm_nt", f"{m} x 4096 x 7168", lambda m=m: bf16(m, 4096, 7168), layers_for(m))
+        yield Case("bf16_gemm_nt", f"{m} x 4096 x 7168", lambda m=m: bf16(m, 4096, 7168), BOTH)
     yield Case("bf16_gemm_nt", "8192 x 8192 x 8192", lambda: bf16(8192, 8192, 8192), BOTH)
 
 
@@ -102,16 +105,11 @@ def grouped_products() -> Iterator[Case]:
         for groups, m in MASKED:
             shape, given = f"{groups} x {m} x {n} x {k}", {"groups": groups, "m": m, "n": n, "k": k}
             name = "m_grouped_fp8_gemm_nt_masked"
-            yield Case(name, shape, lambda given=given: masked(**given), layers_for(m))
+            yield Case(name, shape, lambda given=given: masked(**given), BOTH)
         shape, given = f"4 x 8192 x {n} x {k}", {"groups": 4, "m": 8192, "n": n, "k": k}
         yield Case("m_grouped_bf16_gemm_nt_contiguous", shape, lambda given=given: bf16_groups(**given), BOTH)
     name, sizes = "k_grouped_fp8_gemm_nt_contiguous", (4, 4096, 7168, 8192)
     yield Case(name, "4 x 4096 x 7168 x 8192", lambda: k_grouped(*sizes), BOTH)
-
-
-def layers_for(m: int) -> tuple[str, ...]:
-    """The fast path is for more than 64 rows."""
-    return BOTH if m > 64 else ("triton",)
 
 
 def random(*shape: int) -> Tensor:
@@ -271,6 +269,29 @@ def logits(s: int, tokens: int, h: int, d: int) -> Work:
     moved = count_bytes(q, keys, sf, weights) + 4.0 * s * tokens
     run = lambda: deepgemm.fp8_mqa_logits(q, (keys, sf), weights, starts, ends)  # noqa: E731
     return Work(run, 2.0 * s * tokens * h * d, moved, fp8=True)
+
+
+def paged(b: int, next_n: int, tokens: int, h: int, d: int) -> Work:
+    pages = tokens // 64
+    q, values = (
+        random(b, next_n, h, d).to(torch.float8_e4m3fn),
+        random(b * pages, 64 * d).to(torch.float8_e4m3fn),
+    )
+    scales = torch.rand(b * pages, 64, device="cuda")
+    cache = torch.cat([each.view(torch.uint8) for each in (values, scales)], 1).view(b * pages, 64, 1, d + 4)
+    table = torch.randperm(b * pages, device="cuda", dtype=torch.int32).view(b, pages)
+    lengths, weights = (
+        torch.full((b, next_n), tokens, device="cuda", dtype=torch.int32),
+        torch.randn(b * next_n, h, device="cuda"),
+    )
+    schedule = deepgemm.get_paged_mqa_logits_metadata(lengths, 64, deepgemm.get_num_sms())
+    run = lambda: deepgemm.fp8_paged_mqa_logits(q, cache, weights, lengths, table, schedule, tokens)  # noqa: E731
+    return Work(
+        run,
+        2.0 * b * next_n * tokens * h * d,
+        count_bytes(q, cache, weights) + 4.0 * b * next_n * tokens,
+        fp8=True,
+    )
 
 
 def show_code() -> None:

@@ -1,8 +1,4 @@
-"""Process-wide settings, under the original's names.
-
-They steer speed only, and are read at each call. `tc_util`, `pdl`, `compile_dims` are kept for callers that set them:
-Triton has nothing they could change.
-"""
+"""Process-wide settings, under the original's names. They steer speed only, and are read at each call."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -15,9 +11,6 @@ ALIGNMENT: Final = 128  # rows to which groups of a contiguous layout are aligne
 @dataclass
 class _Settings:
     num_sms: int | None = None
-    tc_util: int = 100
-    pdl: bool = False
-    ignore_compile_dims: bool = False
     block_size_multiple_of: tuple[int, int] = (1, 1)
     alignment: int = ALIGNMENT
 
@@ -47,30 +40,39 @@ def get_num_sms() -> int:
 
 
 def set_tc_util(tc_util: int) -> None:
-    """Share of tensor-core time that the original's kernels aim at, 0-100."""
-    if not 0 <= tc_util <= 100:
-        refuse("tc_util", tc_util, "it must be between 0 and 100")
-    _settings.tc_util = tc_util
+    """The share of tensor-core time that kernels aim at: 100, all of it.
+
+    Raises: BadArgument for less: kernels here are not slowed down (the original's are on SM100 only).
+    """
+    if tc_util != 100:
+        refuse("tc_util", tc_util, "kernels on SM90 use all of the tensor cores: leave it at 100")
 
 
 def get_tc_util() -> int:
-    """What `set_tc_util` said, 100 at first."""
-    return _settings.tc_util
+    """100."""
+    return 100
 
 
 def set_pdl(enabled: bool) -> None:  # noqa: FBT001 (the original's)
-    """Programmatic dependent launch."""
-    _settings.pdl = bool(enabled)
+    """Programmatic dependent launch: off.
+
+    Raises: BadArgument for True: a kernel here begins when the one before has ended.
+    """
+    if enabled:
+        refuse(
+            "pdl",
+            enabled,
+            "kernels here do not overlap the one before: leave it off, capture a CUDA graph instead",
+        )
 
 
 def get_pdl() -> bool:
-    """What `set_pdl` said, False at first."""
-    return _settings.pdl
+    """False."""
+    return False
 
 
 def set_ignore_compile_dims(ignore: bool) -> None:  # noqa: FBT001 (the original's)
-    """Whether `compiled_dims` of calls is ignored."""
-    _settings.ignore_compile_dims = bool(ignore)
+    """Nothing: no size is compiled into a kernel here, so `compiled_dims` never makes one of its own."""
 
 
 def set_block_size_multiple_of(size: int | tuple[int, int]) -> None:

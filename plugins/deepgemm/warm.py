@@ -27,7 +27,8 @@ from torch import Tensor
 
 from ..kernels.errors import BadArgument, refuse
 from ..kernels.layers import MULTIPROCESSORS
-from . import activations, dense, grouped, indexer, prenorm, sums
+from . import activations, indexer, prenorm, sums
+from .gemm import dense, grouped
 from .quantize import BLOCK, FP8, ceil_div
 from .scales import get_tma_aligned_size
 
@@ -300,7 +301,7 @@ def _mqa_logits(s: int, tokens: int, heads: int, d: int) -> None:
 
 def _paged_mqa_logits(b: int, next_n: int, heads: int, d: int, max_context_len: int) -> None:
     lengths = _meta(b, next_n, dtype=torch.int32)
-    page = indexer.PAGE_TOKENS
+    page = 64
     cache = _meta(max(2, ceil_div(max_context_len, page)), page, 1, d + 4, dtype=torch.uint8)
     table = _meta(b, ceil_div(max_context_len, page), dtype=torch.int32)
     schedule = indexer.get_paged_mqa_logits_metadata(lengths, page, MULTIPROCESSORS)

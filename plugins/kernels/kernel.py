@@ -16,4 +16,14 @@ def rounded_to_e4m3(x):
     return tl.where(tl.abs(x) < 2.0**-6, (x + step) - step, normal)
 
 
-__all__ = ["rounded_to_e4m3"]
+@triton.jit
+def narrow(x, dtype: tl.constexpr, INTERPRET: tl.constexpr):
+    """Float32 as `dtype`, rounded to the nearest, ties to even; the interpreter's own cast to bfloat16 cuts off."""
+    if INTERPRET and dtype == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & ~0xFFFF).to(tl.float32, bitcast=True)
+        x = tl.where(x == x, rounded, x)  # noqa: PLR0124 (NaN is not rounded)
+    return x.to(dtype)
+
+
+__all__ = ["narrow", "rounded_to_e4m3"]

@@ -5,6 +5,7 @@ import torch
 
 from luciola.plugins import deepgemm
 from luciola.plugins.kernels.errors import BadArgument, BadType
+from luciola.plugins.kernels.layers import recording, using_layer
 
 BF16, FP8, F32, I32 = torch.bfloat16, torch.float8_e4m3fn, torch.float32, torch.int32
 
@@ -120,8 +121,31 @@ def cases():
 
 
 @pytest.mark.parametrize("operator", calls())
-def test_what_is_right_is_taken(operator):
-    getattr(deepgemm, operator)(**calls()[operator])
+def test_what_is_right_is_computed_by_a_kernel_as_by_the_reference(operator):
+    given = calls()[operator]
+    results = []
+    for layer in ("triton", "reference"):
+        poisoned = {**given, "d": torch.full_like(given["d"], float("nan"))}
+        with using_layer(layer), recording() as launches:
+            getattr(deepgemm, operator)(**poisoned)
+        assert bool(launches) == (layer == "triton" and operator != "cublaslt_gemm_nt")
+        results.append(poisoned["d"])
+    left_alone = "masked" in operator  # no row of a group is real
+    for result in results:
+        assert bool((result.isnan() if left_alone else result == 0).all())
+
+
+def test_knobs_act_or_are_refused():
+    with pytest.raises(BadArgument, match="leave it off"):
+        deepgemm.set_pdl(True)
+    with pytest.raises(BadArgument, match="leave it at 100"):
+        deepgemm.set_tc_util(90)
+    deepgemm.set_pdl(False)
+    deepgemm.set_tc_util(100)
+    assert (deepgemm.get_pdl(), deepgemm.get_tc_util()) == (False, 100)
+    for bad in (0, 3, -2):
+        with pytest.raises(BadArgument, match="positive and even"):
+            deepgemm.set_num_sms(bad)
 
 
 @pytest.mark.parametrize("number", range(len(cases())))

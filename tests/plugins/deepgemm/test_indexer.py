@@ -1,17 +1,38 @@
 """The indexer's logits, dense and paged: by hand, both layers against each other, and what must not leak."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gluon_simulator import launch_simulated
 from luciola.plugins import deepgemm
 from luciola.plugins.deepgemm.quantize import FP8
 from luciola.plugins.kernels.errors import BadArgument, BadType
-from luciola.plugins.kernels.layers import using_layer
+from luciola.plugins.kernels.layers import launching_with, recording, using_layer
 
-LAYERS = ("reference", "triton", "hopper") if torch.cuda.is_available() else ("reference", "triton")
+LAYERS = ("reference", "triton", "hopper")
 INF = float("inf")
+DIFF = 5e-6  # the original's; SM90's tensor cores keep about 14 bits of what they add
+
+
+@contextmanager
+def in_layer(name: str, kernel: str | None = None) -> Iterator[None]:
+    """Calls run in that layer, simulated where there is no GPU; its kernel, and no other, was launched."""
+    simulated = name == "hopper" and not torch.cuda.is_available()
+    with (
+        launching_with(launch_simulated(seed=1)) if simulated else nullcontext(),
+        using_layer(name),
+        recording() as launches,
+    ):
+        yield
+    wanted = {"reference": None, "triton": f"{kernel}_kernel", "hopper": f"{kernel}_ws_kernel"}[name]
+    if kernel:
+        names = [each.kernel for each in launches if "metadata" not in each.kernel]
+        assert names == ([wanted] if wanted else [])
 
 
 def int32(values: list[int] | list[list[int]]) -> torch.Tensor:
@@ -30,7 +51,7 @@ def test_logits_by_hand(layer: str) -> None:
     q, kv = torch.zeros(1, 32, 32), torch.zeros(3, 32)
     q[0, 0, 4], q[0, 1, 4], kv[1, 4] = 2.0, -1.0, 3.0
     weights = torch.full((1, 32), 10.0)
-    with using_layer(layer):
+    with in_layer(layer, "mqa_logits"):
         logits = deepgemm.fp8_mqa_logits(
             q.to(FP8), (kv.to(FP8), torch.full((3,), 0.5)), weights, int32([0]), int32([2])
         )
@@ -38,14 +59,15 @@ def test_logits_by_hand(layer: str) -> None:
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize(("heads", "d"), [(32, 32), (64, 128), (64, 64)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("heads", "d", "dtype"), [(32, 32, torch.bfloat16), (64, 128, torch.float32), (64, 64, torch.float32)]
+)
 def test_logits_of_ragged_queries(heads: int, d: int, dtype: torch.dtype, layer: str) -> None:
     s, tokens = 5, 300
     q, kv, weights = torch.randn(s, heads, d).to(FP8), torch.randn(tokens, d).to(FP8), torch.randn(s, heads)
     sf = torch.rand(tokens)
     starts, ends = int32([0, 10, 130, 299, 7]), int32([300, 10, 260, 300, 500])
-    with using_layer(layer):
+    with in_layer(layer, "mqa_logits"):
         logits = deepgemm.fp8_mqa_logits(q, (kv, sf), weights, starts, ends, logits_dtype=dtype)
     assert (logits.dtype, logits.shape) == (dtype, (s, tokens))
     assert logits.stride(0) * dtype.itemsize % 1024 == 0
@@ -53,10 +75,10 @@ def test_logits_of_ragged_queries(heads: int, d: int, dtype: torch.dtype, layer:
     visible = (place >= starts[:, None]) & (place < ends[:, None])
     assert bool((logits[~visible] == -INF).all())
     wanted = expected(q.float(), kv.float(), sf, weights)
-    assert deepgemm.calc_diff(logits[visible], wanted[visible]) < (5e-6 if dtype == torch.float32 else 3e-5)
+    assert deepgemm.calc_diff(logits[visible], wanted[visible]) < (DIFF if dtype == torch.float32 else 1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 150), st.integers(1, 160), st.data())
 def test_compressed_logits_begin_at_the_start(s: int, tokens: int, width: int, data: st.DataObject) -> None:
     starts = data.draw(st.lists(st.integers(0, tokens), min_size=s, max_size=s))
@@ -65,16 +87,16 @@ def test_compressed_logits_begin_at_the_start(s: int, tokens: int, width: int, d
     sf = torch.rand(tokens)
     wanted = expected(q.float(), kv.float(), sf, weights)
     for layer in LAYERS:
-        with using_layer(layer):
+        with in_layer(layer, "mqa_logits"):
             logits = deepgemm.fp8_mqa_logits(
                 q, (kv, sf), weights, int32(starts), int32(ends), clean_logits=False, max_seqlen_k=width
             )
         assert logits.shape == (s, width)
         for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
             length = min(end - start, width)
-            assert torch.allclose(
-                logits[row, :length].double(), wanted[row, start : start + length], rtol=1e-3, atol=1e-3
-            )
+            assert torch.isfinite(logits[row, :length]).all()
+            if length:
+                assert deepgemm.calc_diff(logits[row, :length], wanted[row, start : start + length]) < DIFF
 
 
 def paged(lengths: list[int], *, next_n: int, d: int, blocks: int) -> tuple[torch.Tensor, ...]:
@@ -106,7 +128,7 @@ def paged(lengths: list[int], *, next_n: int, d: int, blocks: int) -> tuple[torc
 def test_paged_logits_follow_the_table(lengths: list[int], next_n: int, programs: int, layer: str) -> None:
     q, cache, weights, table, kv, sf = paged(lengths, next_n=next_n, d=64, blocks=20)
     each = int32([[max(0, length - next_n + 1 + token) for token in range(next_n)] for length in lengths])
-    with using_layer(layer):
+    with in_layer(layer, "paged_mqa_logits"):
         schedule = deepgemm.get_paged_mqa_logits_metadata(each, 64, programs)
         logits = deepgemm.fp8_paged_mqa_logits(q, cache, weights, each, table, schedule, 720)
     assert logits.shape == (len(lengths) * next_n, 720)
@@ -119,14 +141,16 @@ def test_paged_logits_follow_the_table(lengths: list[int], next_n: int, programs
                 sf[request],
                 weights[row : row + 1],
             )
-            assert torch.allclose(logits[row, :length].double(), wanted[0, :length], rtol=1e-3, atol=1e-3)
+            assert torch.isfinite(logits[row, :length]).all()
+            if length:
+                assert deepgemm.calc_diff(logits[row, :length], wanted[0, :length]) < DIFF
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_paged_logits_are_cleaned_on_demand(layer: str) -> None:
     q, cache, weights, table, _, _ = paged([3, 70], next_n=1, d=32, blocks=5)
     lengths = int32([3, 70])
-    with using_layer(layer):
+    with in_layer(layer, "paged_mqa_logits"):
         schedule = deepgemm.get_paged_mqa_logits_metadata(lengths, 64, 4)
         logits = deepgemm.fp8_paged_mqa_logits(
             q, cache, weights, lengths, table, schedule, 100, clean_logits=True
@@ -137,13 +161,13 @@ def test_paged_logits_are_cleaned_on_demand(layer: str) -> None:
     assert torch.isfinite(logits[1, :70]).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.integers(0, 1500), min_size=1, max_size=9), st.integers(1, 12))
 def test_the_schedule_covers_every_piece_once_and_evenly(lengths: list[int], programs: int) -> None:
     pieces = [(row, piece) for row, length in enumerate(lengths) for piece in range(-(-length // 256))]
     schedules = []
     for layer in LAYERS:
-        with using_layer(layer):
+        with in_layer(layer):
             schedules.append(deepgemm.get_paged_mqa_logits_metadata(int32(lengths), 64, programs).tolist())
     assert all(each == schedules[0] for each in schedules)
     covered = []

@@ -5,7 +5,7 @@ import torch
 
 from luciola.plugins import deepgemm
 from luciola.plugins.kernels.errors import BadArgument, BadType
-from luciola.plugins.kernels.layers import using_layer
+from luciola.plugins.kernels.layers import recording, using_layer
 
 ON_GPU = torch.cuda.is_available()
 POISON = float("nan")
@@ -28,10 +28,14 @@ def test_products_and_squares_are_sums_of_their_parts(m, n, k, splits, layer):
     assert deepgemm.calc_diff(squares, a.double().square().sum(1)) < 1e-12
 
 
-def test_no_rows_leave_memory_alone():
-    a, b = torch.empty(0, 64, dtype=torch.bfloat16), torch.ones(24, 64)
-    deepgemm.tf32_hc_prenorm_gemm(a, b, torch.empty(0, 24), torch.empty(0))
-    deepgemm.tf32_hc_prenorm_gemm(a, b, torch.empty(3, 0, 24), torch.empty(3, 0), 3)
+def test_no_rows_start_no_kernel():
+    a, b = torch.ones(8, 64, dtype=torch.bfloat16), torch.ones(24, 64)
+    with using_layer("triton"), recording() as launches:
+        deepgemm.tf32_hc_prenorm_gemm(a[:0], b, torch.empty(0, 24), torch.empty(0))
+        deepgemm.tf32_hc_prenorm_gemm(a[:0], b, torch.empty(3, 0, 24), torch.empty(3, 0), 3)
+        assert launches == []
+        deepgemm.tf32_hc_prenorm_gemm(a, b, torch.empty(8, 24), torch.empty(8))
+    assert [each.kernel for each in launches] == ["tf32_hc_prenorm_gemm_kernel"]
 
 
 @pytest.mark.parametrize(

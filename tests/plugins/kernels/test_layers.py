@@ -106,13 +106,13 @@ def test_launches_are_listed_from_all_threads():
 
 def test_operators_without_a_gluon_kernel_run_their_triton_kernel_in_that_layer():
     topk = torch.tensor([[0, 3], [-1, 1]])
-    want = layout.count(topk, 4, num_ranks=2, ranks_per_node=2)
+    want = layout.count(topk, 4, num_ranks=2)
     with (
         layers.launching_with(launch_simulated(seed=0)),
         kernels.using_layer("hopper"),
         kernels.recording() as launches,
     ):
-        got = layout.count(topk, 4, num_ranks=2, ranks_per_node=2)
+        got = layout.count(topk, 4, num_ranks=2)
     assert len(launches) == 1
     for name in ("num_tokens_per_rank", "num_tokens_per_expert", "is_token_in_rank"):
         assert torch.equal(getattr(got, name), getattr(want, name))

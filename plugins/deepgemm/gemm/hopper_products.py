@@ -32,6 +32,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from ..quantize import BLOCK
+from .call import CONTIGUOUS, MASKED, NAME_PREFIXES, PSUM
 from .hopper_walk import (
     CONSUMER_WARPS,
     WAVE_ROWS,
@@ -42,8 +44,6 @@ from .hopper_walk import (
     tma_load,
     tma_store,
 )
-from .kernel import CONTIGUOUS, MASKED, NAME_PREFIXES, PSUM
-from .quantize import BLOCK
 
 STORED_COLUMNS = 128  # of a staging place
 

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from ..kernels.errors import BadType, refuse
-from ..kernels.layers import layer_for
-from .quantize import BLOCK, FP8, ceil_div, per_token_cast_to_fp8
-from .scales import get_tma_aligned_size
+from ...kernels.errors import BadType, refuse
+from ...kernels.layers import layer_for
+from ..quantize import BLOCK, FP8, ceil_div, per_token_cast_to_fp8
+from ..scales import get_tma_aligned_size
 
 
 def quantize_activations(x: Tensor, *, use_ue8m0: bool = False) -> tuple[Tensor, Tensor]:
@@ -30,10 +30,10 @@ def quantize_activations(x: Tensor, *, use_ue8m0: bool = False) -> tuple[Tensor,
     if layer_for(x) == "reference":
         values, plain = per_token_cast_to_fp8(x, use_ue8m0)
         return values, scales.copy_(plain)
-    from . import launch
+    from . import kernel
 
     values = torch.empty((m, n), dtype=FP8, device=x.device)
-    launch.per_token_cast(x, values, scales, use_ue8m0=use_ue8m0)
+    kernel.per_token_cast(x, values, scales, use_ue8m0=use_ue8m0)
     return values, scales
 
 

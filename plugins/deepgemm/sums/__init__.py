@@ -6,18 +6,19 @@ bhd,hdr->bhr
 bhd,bhr->hdr    its weight gradient
 """
 
-from collections.abc import Callable
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from ..kernels.errors import BadArgument, BadType, refuse
-from ..kernels.layers import layer_for
-from . import checks
-from .dense import RECIPE_BLOCKS
-from .quantize import BLOCK, FP8, ceil_div, dequantize
-from .scales import TMA_BYTES, check_scales
+from ...kernels.errors import BadArgument, BadType, refuse
+from ...kernels.layers import layer_for
+from .. import checks
+from ..gemm.call import Scales
+from ..gemm.dense import RECIPE_BLOCKS
+from ..quantize import BLOCK, FP8, ceil_div
+from ..scales import TMA_BYTES, check_scales
+from . import reference
 
 FP8_EXPRESSION: Final = "bhr,hdr->bhd"
 
@@ -38,8 +39,8 @@ def einsum(  # noqa: PLR0913 (the original's)
     Raises: BadArgument (ValueError, RuntimeError) and BadType (TypeError, RuntimeError).
     Source: DeepGEMM `einsum` on SM90.
     """
-    if expr not in _SUMS:
-        refuse("expr", repr(expr), f"it must be one of {', '.join(_SUMS)}")
+    if expr not in _OUTPUTS:
+        refuse("expr", repr(expr), f"it must be one of {', '.join(_OUTPUTS)}")
     for name, each in (("a", a), ("b", b)):
         _check_operand(each, name=name, dtype=torch.bfloat16)
     sizes = _sizes(expr, a, b)
@@ -53,10 +54,10 @@ def einsum(  # noqa: PLR0913 (the original's)
         d.copy_(torch.zeros_like(d) if c is None else c)
         return
     if use_cublaslt or layer_for(d) == "reference":
-        total = torch.einsum(expr, a.float(), b.float())
+        total = reference.einsum(expr, a, b)
         d.copy_(total if c is None else total + c)
         return
-    _SUMS[expr](a, b, d, c)
+    _run(expr, a, b, d, c)
 
 
 def fp8_einsum(  # noqa: PLR0913 (the original's)
@@ -97,49 +98,32 @@ def fp8_einsum(  # noqa: PLR0913 (the original's)
         d.zero_()
         return
     if layer_for(d) == "reference":
-        plain = dequantize(a_values, sfa), dequantize(b_values, sfb, gran_m=BLOCK)
-        d.copy_(torch.einsum(expr, *plain))
+        d.copy_(reference.fp8_einsum(expr, a_values, sfa, b_values, sfb))
         return
-    from . import launch
+    from . import kernel
 
     by_heads = [each.transpose(0, 1) for each in (a_values, sfa, d)]
-    launch.batched_gemm(by_heads[0], b_values, by_heads[2], scales=launch.Scales(by_heads[1], sfb))
+    kernel.batched_gemm(by_heads[0], b_values, by_heads[2], scales=Scales(by_heads[1], sfb))
 
 
-def _sum_of_batches(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None) -> None:
-    from . import launch
+def _run(expr: str, a: Tensor, b: Tensor, d: Tensor, c: Tensor | None) -> None:
+    """The kernel of that sum."""
+    from . import kernel
 
-    total = launch.summed_gemm(a, b)
-    d.copy_(total if c is None else total + c)
-
-
-def _expand_heads(a: Tensor, b: Tensor, d: Tensor, _c: Tensor | None) -> None:
-    from . import launch
-
-    launch.batched_gemm(a.transpose(0, 1), b, d.transpose(0, 1))
-
-
-def _contract_heads(a: Tensor, b: Tensor, d: Tensor, _c: Tensor | None) -> None:
-    from . import launch
-
-    launch.batched_gemm(a.transpose(0, 1), b, d.transpose(0, 1), b_transposed=True)
-
-
-def _gradient_of_heads(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None) -> None:
-    from . import launch
-
-    if c is not None and c is not d:
-        d.copy_(c)
-    left, right = a.transpose(0, 1), b.transpose(0, 1)
-    launch.batched_gemm(left, right, d, a_transposed=True, b_transposed=True, accumulate=c is not None)
+    if expr == "bmk,bnk->mn":
+        total = kernel.summed_gemm(a, b)
+        d.copy_(total if c is None else total + c)
+        return
+    left = a.transpose(0, 1)
+    if expr == "bhd,bhr->hdr":
+        if c is not None and c is not d:
+            d.copy_(c)
+        right = b.transpose(0, 1)
+        kernel.batched_gemm(left, right, d, a_transposed=True, b_transposed=True, accumulate=c is not None)
+    else:
+        kernel.batched_gemm(left, b, d.transpose(0, 1), b_transposed=expr == "bhd,hdr->bhr")
 
 
-_SUMS: Final[dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], None]]] = {
-    "bmk,bnk->mn": _sum_of_batches,
-    "bhr,hdr->bhd": _expand_heads,
-    "bhd,hdr->bhr": _contract_heads,
-    "bhd,bhr->hdr": _gradient_of_heads,
-}
 _OUTPUTS: Final = {
     "bmk,bnk->mn": (torch.bfloat16, torch.float32),
     "bhr,hdr->bhd": (torch.bfloat16,),

@@ -10,7 +10,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import tma
 
-from .kernel import CONTIGUOUS, MASKED, PSUM
+from .call import CONTIGUOUS, MASKED, PSUM
 
 GROUP_ROWS: Final = 128  # groups of a contiguous layout begin at multiples of it
 CONSUMER_WARPS: Final = 4  # of each of two

@@ -5,9 +5,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ..kernels.checks import check_contiguous, check_same_device, check_tensor
-from ..kernels.errors import BadArgument, refuse
-from ..kernels.layers import layer_for
+from ...kernels.checks import check_contiguous, check_same_device, check_tensor
+from ...kernels.errors import BadArgument, refuse
+from ...kernels.layers import layer_for
 from . import reference
 
 SPLITS_MAX: Final = 65_535  # what a grid takes in its second dimension
@@ -49,9 +49,9 @@ def tf32_hc_prenorm_gemm(
         sqr_sum.zero_()
         d[0], sqr_sum[0] = reference.prenorm_gemm(a, b)
         return
-    from . import launch
+    from . import kernel
 
-    launch.prenorm_gemm(a, b, d, sqr_sum)
+    kernel.prenorm_gemm(a, b, d, sqr_sum)
 
 
 __all__ = ["tf32_hc_prenorm_gemm"]

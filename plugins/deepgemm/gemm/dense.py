@@ -5,20 +5,24 @@ B is (n, k), both contiguous along k. FP8 on SM90 knows only that one.
 """
 
 from collections.abc import Sequence
-from types import ModuleType
+from dataclasses import replace
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from ..kernels.errors import BadArgument, BadType, refuse
-from ..kernels.layers import layer_for
-from . import checks, reference
-from .quantize import BLOCK, FP8, ceil_div
-from .scales import check_scales
+from ...kernels.errors import BadArgument, BadType, refuse
+from .. import checks
+from ..quantize import BLOCK, FP8, ceil_div
+from ..scales import check_scales
+from ..unsupported import unsupported
+from .call import DENSE, Call, Heads, Scales, run
 
 RECIPE_BLOCKS: Final = (1, 128, 128)  # "1D2D": B has a scale for 128 x 128
 RECIPE_ROWS: Final = (1, 1, 128)  # "1D1D": B has a scale for 1 x 128; accumulates in float32
+_MAJORS: Final = (
+    "FP8 on SM90 takes operands contiguous along k: store A as (m, k) and B as (n, k) and call fp8_gemm_nt"
+)
 
 
 def fp8_gemm_nt(  # noqa: PLR0913 (the original's)
@@ -40,32 +44,21 @@ def fp8_gemm_nt(  # noqa: PLR0913 (the original's)
     Raises: BadArgument (ValueError, RuntimeError) and BadType (TypeError, RuntimeError).
     Source: DeepGEMM `fp8_gemm_nt` on SM90.
     """
-    (a_values, sfa), (b_values, sfb) = checks.unpack(a, "a"), checks.unpack(b, "b")
-    rows = choose_recipe(recipe, recipe_a, recipe_b) == RECIPE_ROWS
-    n = _check_fp8(a_values, sfa, b_values, sfb, gran_n=1 if rows else BLOCK)
-    shape = (a_values.shape[0], n)
-    if rows:
+    of_rows = choose_recipe(recipe, recipe_a, recipe_b) == RECIPE_ROWS
+    m, n, scales = _check_fp8(a, b, gran_n=1 if of_rows else BLOCK)
+    if of_rows:
         if c is None:
             raise BadArgument("recipe (1, 1, 128) accumulates: give c (float32)")
-        checks.check_output(d, shape, dtypes=[torch.float32])
+        checks.check_output(d, (m, n), dtypes=[torch.float32])
     else:
         if c is not None:
             raise BadArgument(
                 "recipe (1, 128, 128) does not accumulate: leave c out, or use recipe (1, 1, 128)"
             )
-        checks.check_output(d, shape, dtypes=[torch.bfloat16])
+        checks.check_output(d, (m, n), dtypes=[torch.bfloat16])
     checks.check_compiled_dims(compiled_dims)
-    checks.check_same_device(a_values, sfa, b_values, sfb, d)
-    if _is_trivial(a_values.shape[1], c, d):
-        return
-    layer = layer_for(d)
-    if layer == "reference":
-        total = reference.fp8_gemm(a_values, sfa, b_values, sfb, gran_n=1 if rows else BLOCK)
-        d.copy_(total if c is None else total + d)
-        return
-    launches = launches_of(layer, shape[0])
-    scales = launches.Scales(sfa, sfb, rows)
-    launches.gemm(a_values, b_values, d, scales=scales, accumulate=c is not None)
+    checks.check_same_device(a[0], *scales[:2], b[0], d)
+    _run(Call(DENSE, a[0], b[0], d, scales, rows=m), c)
 
 
 def fp8_gemm_nt_skip_head_mid(  # noqa: PLR0913 (the original's)
@@ -81,26 +74,18 @@ def fp8_gemm_nt_skip_head_mid(  # noqa: PLR0913 (the original's)
 
     Shapes: d (m, n + n / (left + right) · mid) for head_splits (left, mid, right); the holes are left as they are.
     """
-    (a_values, sfa), (b_values, sfb) = checks.unpack(a, "a"), checks.unpack(b, "b")
     if choose_recipe(recipe, None, None) != RECIPE_BLOCKS:
         refuse("recipe", recipe, f"it must be {RECIPE_BLOCKS}")
-    n = _check_fp8(a_values, sfa, b_values, sfb, gran_n=BLOCK)
-    left, mid, right = head_splits
-    if min(left, mid, right) < 0 or left + right == 0 or n % (left + right):
+    m, n, scales = _check_fp8(a, b, gran_n=BLOCK)
+    heads = Heads(*head_splits)
+    if min(heads) < 0 or heads.left + heads.right == 0 or n % (heads.left + heads.right):
         refuse("head_splits", head_splits, f"left + right must divide n = {n}")
-    checks.check_output(d, (a_values.shape[0], n + n // (left + right) * mid), dtypes=[torch.bfloat16])
+    columns = n + n // (heads.left + heads.right) * heads.mid
+    checks.check_output(d, (m, columns), dtypes=[torch.bfloat16])
     checks.check_compiled_dims(compiled_dims)
-    checks.check_same_device(a_values, sfa, b_values, sfb, d)
-    if d.numel() == 0:
-        return
-    if layer_for(d) == "reference" or a_values.shape[1] == 0:
-        columns = torch.arange(n, device=d.device)
-        places = columns + (columns + right) // (left + right) * mid
-        d[:, places] = reference.fp8_gemm(a_values, sfa, b_values, sfb, gran_n=BLOCK).to(d.dtype)
-        return
-    from . import launch
-
-    launch.gemm(a_values, b_values, d, scales=launch.Scales(sfa, sfb), heads=launch.Heads(left, mid, right))
+    checks.check_same_device(a[0], *scales[:2], b[0], d)
+    if d.numel():
+        run(Call(DENSE, a[0], b[0], d, scales, rows=m, heads=heads))
 
 
 def wgrad_gemm_fp8_fp8_fp32_nt(lhs: tuple[Tensor, Tensor], rhs: tuple[Tensor, Tensor], out: Tensor) -> None:
@@ -108,46 +93,29 @@ def wgrad_gemm_fp8_fp8_fp32_nt(lhs: tuple[Tensor, Tensor], rhs: tuple[Tensor, Te
     fp8_gemm_nt(lhs, rhs, out, out, recipe=RECIPE_ROWS)
 
 
-def _refuse_majors(name: str) -> None:
-    raise BadArgument(
-        f"{name} is not for SM90: its FP8 instruction takes operands contiguous along k; "
-        "store A as (m, k) and B as (n, k) and call fp8_gemm_nt"
-    )
-
-
-def fp8_gemm_nn(*_arguments: object, **_keywords: object) -> None:
-    """Raises BadArgument: see `fp8_gemm_nt`."""
-    _refuse_majors("fp8_gemm_nn")
-
-
-def fp8_gemm_tn(*_arguments: object, **_keywords: object) -> None:
-    """Raises BadArgument: see `fp8_gemm_nt`."""
-    _refuse_majors("fp8_gemm_tn")
-
-
-def fp8_gemm_tt(*_arguments: object, **_keywords: object) -> None:
-    """Raises BadArgument: see `fp8_gemm_nt`."""
-    _refuse_majors("fp8_gemm_tt")
+fp8_gemm_nn = unsupported("fp8_gemm_nn", _MAJORS)
+fp8_gemm_tn = unsupported("fp8_gemm_tn", _MAJORS)
+fp8_gemm_tt = unsupported("fp8_gemm_tt", _MAJORS)
 
 
 def bf16_gemm_nt(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None = None, compiled_dims: str = "nk") -> None:
     """D = C + A · Bᵀ. Shapes: a (m, k), b (n, k) bfloat16; d (m, n) bfloat16 or float32, c like d."""
-    _bf16(a, b, d, c, compiled_dims, a_transposed=False, b_transposed=False)
+    _bf16(a, b, d, c, compiled_dims, "nt")
 
 
 def bf16_gemm_nn(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None = None, compiled_dims: str = "nk") -> None:
     """D = C + A · B. Shapes: a (m, k), b (k, n) bfloat16; d (m, n) bfloat16 or float32, c like d."""
-    _bf16(a, b, d, c, compiled_dims, a_transposed=False, b_transposed=True)
+    _bf16(a, b, d, c, compiled_dims, "nn")
 
 
 def bf16_gemm_tn(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None = None, compiled_dims: str = "mn") -> None:
     """D = C + Aᵀ · B. Shapes: a (k, m), b (k, n) bfloat16; d (m, n) bfloat16 or float32, c like d."""
-    _bf16(a, b, d, c, compiled_dims, a_transposed=True, b_transposed=True)
+    _bf16(a, b, d, c, compiled_dims, "tn")
 
 
 def bf16_gemm_tt(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None = None, compiled_dims: str = "mn") -> None:
     """D = C + Aᵀ · Bᵀ. Shapes: a (k, m), b (n, k) bfloat16; d (m, n) bfloat16 or float32, c like d."""
-    _bf16(a, b, d, c, compiled_dims, a_transposed=True, b_transposed=False)
+    _bf16(a, b, d, c, compiled_dims, "tt")
 
 
 def cublaslt_gemm_nt(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None = None) -> None:
@@ -170,16 +138,8 @@ def cublaslt_gemm_tt(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None = None) -
     _torch_product(a.T, b.T, d, c)
 
 
-def _bf16(  # noqa: PLR0913 (one call in four forms)
-    a: Tensor,
-    b: Tensor,
-    d: Tensor,
-    c: Tensor | None,
-    compiled_dims: str,
-    *,
-    a_transposed: bool,
-    b_transposed: bool,
-) -> None:
+def _bf16(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None, compiled_dims: str, form: str) -> None:  # noqa: PLR0913
+    a_transposed, b_transposed = form[0] == "t", form[1] == "n"
     checks.check_operand(a, name="a", dtype=torch.bfloat16, dims=2, transposed=a_transposed)
     checks.check_operand(b, name="b", dtype=torch.bfloat16, dims=2, transposed=b_transposed)
     m, k = a.shape[::-1] if a_transposed else a.shape
@@ -188,44 +148,33 @@ def _bf16(  # noqa: PLR0913 (one call in four forms)
     checks.check_output(d, (m, n), dtypes=[torch.bfloat16, torch.float32])
     checks.check_compiled_dims(compiled_dims)
     checks.check_same_device(a, b, d)
-    if _is_trivial(k, c, d):
-        return
-    layer = layer_for(d)
-    if layer == "reference":
-        total = reference.bf16_gemm(a.T if a_transposed else a, b.T if b_transposed else b)
-        d.copy_(total if c is None else total + d.float())
-        return
-    launches_of(layer, m).gemm(
-        a, b, d, a_transposed=a_transposed, b_transposed=b_transposed, accumulate=c is not None
-    )
+    _run(Call(DENSE, a, b, d, rows=m, a_transposed=a_transposed, b_transposed=b_transposed), c)
 
 
-def _is_trivial(k: int, c: Tensor | None, d: Tensor) -> bool:
-    """Brings c into d; whether nothing is left to be computed."""
+def _run(call: Call, c: Tensor | None) -> None:
+    """Brings c into d, and adds the product to it."""
+    d = call.d
     if c is not None:
         checks.check_added(c, d)
         if c is not d:
             d.copy_(c)
-    if d.numel() == 0:
-        return True
-    if k == 0:
-        if c is None:
-            d.zero_()
-        return True
-    return False
+        call = replace(call, accumulate=True)
+    if d.numel():
+        run(call)
 
 
-def _check_fp8(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, *, gran_n: int) -> int:
-    checks.check_operand(a, name="a[0]", dtype=FP8, dims=2)
-    checks.check_operand(b, name="b[0]", dtype=FP8, dims=2)
-    m, k = a.shape
-    n, k_of_b = b.shape
+def _check_fp8(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], *, gran_n: int) -> tuple[int, int, Scales]:
+    """m, n and the scales of operands that fit."""
+    (a_values, sfa), (b_values, sfb) = checks.unpack(a, "a"), checks.unpack(b, "b")
+    checks.check_operand(a_values, name="a[0]", dtype=FP8, dims=2)
+    checks.check_operand(b_values, name="b[0]", dtype=FP8, dims=2)
+    (m, k), (n, k_of_b) = a_values.shape, b_values.shape
     checks.check_same_k(k, k_of_b)
     if n % 8:
         refuse("n", n, "it must be a multiple of 8")
     check_scales(sfa, (m, ceil_div(k, BLOCK)), num_groups=None, name="a[1]")
     check_scales(sfb, (ceil_div(n, gran_n), ceil_div(k, BLOCK)), num_groups=None, name="b[1]")
-    return n
+    return m, n, Scales(sfa, sfb, gran_n == 1)
 
 
 def choose_recipe(
@@ -248,19 +197,6 @@ def choose_recipe(
     return chosen
 
 
-def launches_of(layer: str, rows: int, *, alignment: int = BLOCK) -> ModuleType:
-    """The module that launches products of so many rows, in groups of that alignment, in a layer: both have the same
-    functions, and the fast path does not take all products."""
-    from . import launch
-
-    if layer == "hopper":
-        from . import hopper
-
-        if hopper.takes(rows, alignment=alignment):
-            return hopper
-    return launch
-
-
 def _torch_product(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None) -> None:
     for name, each in (("a", a), ("b", b)):
         checks.check_is_tensor(each, name=name)
@@ -279,13 +215,10 @@ def _torch_product(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None) -> None:
 
 
 __all__ = [
-    "RECIPE_BLOCKS",
-    "RECIPE_ROWS",
     "bf16_gemm_nn",
     "bf16_gemm_nt",
     "bf16_gemm_tn",
     "bf16_gemm_tt",
-    "choose_recipe",
     "cublaslt_gemm_nn",
     "cublaslt_gemm_nt",
     "cublaslt_gemm_tn",
@@ -295,6 +228,5 @@ __all__ = [
     "fp8_gemm_nt_skip_head_mid",
     "fp8_gemm_tn",
     "fp8_gemm_tt",
-    "launches_of",
     "wgrad_gemm_fp8_fp8_fp32_nt",
 ]

@@ -8,16 +8,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ..kernels.checks import check_contiguous, check_tensor
-from ..kernels.errors import BadArgument, BadType, refuse
-from ..kernels.layers import layer_for
-from . import checks, reference
-from .quantize import FP8, align
+from ...kernels.checks import check_contiguous, check_tensor
+from ...kernels.errors import BadArgument, BadType, refuse
+from .. import checks
+from ..quantize import FP8, align
+from .call import PAGE_TOKENS, PIECE_TOKENS, Logits, PagedLogits, run
 
 HEADS: Final = (32, 64)
 DIMENSIONS: Final = (32, 64, 128)
-PAGE_TOKENS: Final = 64
-PIECE_TOKENS: Final = 256  # what the paged schedule deals out
 ROW_BYTES: Final = 1024  # to which rows of logits are padded
 LOGITS_DTYPES: Final = (torch.float32, torch.bfloat16)
 
@@ -55,24 +53,11 @@ def fp8_mqa_logits(  # noqa: PLR0913 (the original's)
     logits = _empty_logits(s, max_seqlen_k or keys.shape[0], logits_dtype, q.device)
     if logits.numel() == 0:
         return logits
-    if layer_for(q) == "reference":
-        _reference_logits(
-            q, keys, sf, weights, cu_seq_len_k_start, cu_seq_len_k_end, logits, max_seqlen_k, clean_logits
-        )
-        return logits
-    from . import launch
-
-    launch.mqa_logits(
-        q,
-        keys,
-        sf,
-        weights,
-        cu_seq_len_k_start,
-        cu_seq_len_k_end,
-        logits,
-        compressed=max_seqlen_k > 0,
-        clean=clean_logits,
+    compressed = max_seqlen_k > 0
+    call = Logits(
+        q, keys, sf, weights, cu_seq_len_k_start, cu_seq_len_k_end, logits, compressed, clean_logits
     )
+    run("mqa_logits", q, call)
     return logits
 
 
@@ -88,15 +73,8 @@ def fp8_fp4_mqa_logits(  # noqa: PLR0913 (the original's)
 ) -> Tensor:
     """`fp8_mqa_logits` with q as (values, None): FP4 operands are for later GPUs."""
     return fp8_mqa_logits(
-        _only_values(q),
-        kv,
-        weights,
-        cu_seq_len_k_start,
-        cu_seq_len_k_end,
-        clean_logits,
-        max_seqlen_k,
-        logits_dtype,
-    )
+        _only_values(q), kv, weights, cu_seq_len_k_start, cu_seq_len_k_end, clean_logits, max_seqlen_k, logits_dtype
+    )  # fmt: skip
 
 
 def get_paged_mqa_logits_metadata(
@@ -114,12 +92,7 @@ def get_paged_mqa_logits_metadata(
         refuse("num_sms", num_sms, "it must be positive")
     last = _lengths(context_lens)[:, -1]
     schedule = torch.empty((num_sms + 1, 2), dtype=torch.int32, device=context_lens.device)
-    if layer_for(context_lens) == "reference":
-        _fill_schedule(last, schedule)
-    else:
-        from . import launch
-
-        launch.paged_metadata(last, schedule)
+    run("paged_metadata", context_lens, last, schedule)
     return schedule
 
 
@@ -167,12 +140,7 @@ def fp8_paged_mqa_logits(  # noqa: PLR0913 (the original's)
     if logits.numel() == 0:
         return logits
     lengths = lengths.expand(b, next_n)
-    if layer_for(q) == "reference":
-        _reference_paged(q, kv_cache, weights, lengths, block_table, logits)
-        return logits
-    from . import launch
-
-    launch.paged_mqa_logits(q, kv_cache, weights, lengths, block_table, schedule_meta, logits)
+    run("paged_mqa_logits", q, PagedLogits(q, kv_cache, weights, lengths, block_table, schedule_meta, logits))
     return logits
 
 
@@ -190,72 +158,9 @@ def fp8_fp4_paged_mqa_logits(  # noqa: PLR0913 (the original's)
 ) -> Tensor:
     """`fp8_paged_mqa_logits` with q as (values, None): FP4 operands are for later GPUs."""
     return fp8_paged_mqa_logits(
-        _only_values(q),
-        kv_cache,
-        weights,
-        context_lens,
-        block_table,
-        schedule_meta,
-        max_context_len,
-        clean_logits,
-        logits_dtype,
-        indices,
-    )
-
-
-def _reference_logits(  # noqa: PLR0913 (the operator's arguments)
-    q: Tensor,
-    keys: Tensor,
-    sf: Tensor,
-    weights: Tensor,
-    starts: Tensor,
-    ends: Tensor,
-    logits: Tensor,
-    max_seqlen_k: int,
-    clean: bool,  # noqa: FBT001
-) -> None:
-    total = reference.mqa_logits(q, keys, sf, weights)
-    tokens = torch.arange(keys.shape[0], device=q.device)
-    visible = (tokens >= starts[:, None]) & (tokens < ends[:, None])
-    if max_seqlen_k:
-        rows, columns = visible.nonzero(as_tuple=True)
-        places = columns - starts[rows].clamp(min=0)
-        inside = places < max_seqlen_k
-        logits[rows[inside], places[inside]] = total[rows[inside], columns[inside]].to(logits.dtype)
-        return
-    logits[visible] = total[visible].to(logits.dtype)
-    if clean:
-        logits[~visible] = float("-inf")
-
-
-def _reference_paged(  # noqa: PLR0913 (the operator's arguments)
-    q: Tensor, cache: Tensor, weights: Tensor, lengths: Tensor, block_table: Tensor, logits: Tensor
-) -> None:
-    b, next_n = lengths.shape
-    values, scales = reference.unpack_paged(cache)
-    for request in range(b):
-        for token in range(next_n):
-            row = request * next_n + token
-            length = min(int(lengths[request, token]), logits.shape[1])
-            if length <= 0:
-                continue
-            pages = block_table[request, : -(-length // PAGE_TOKENS)].long()
-            known = (pages >= 0) & (pages < values.shape[0])
-            pages = pages.clamp(0, values.shape[0] - 1)
-            keys = values[pages].flatten(0, 1)[:length]
-            sf = scales[pages].flatten()[:length]
-            total = reference.mqa_logits(q[request, token : token + 1], keys, sf, weights[row : row + 1])[0]
-            seen = known.repeat_interleave(PAGE_TOKENS)[:length]
-            logits[row, :length][seen] = total[seen].to(logits.dtype)
-
-
-def _fill_schedule(lengths: Tensor, schedule: Tensor) -> None:
-    pieces = [-(-length // PIECE_TOKENS) for length in lengths.tolist()]
-    programs, total = schedule.shape[0] - 1, sum(pieces)
-    order = [(row, piece) for row, count in enumerate(pieces) for piece in range(count)] + [(len(pieces), 0)]
-    share, rest = divmod(total, programs)
-    starts = [order[min(program * share + min(program, rest), total)] for program in range(programs + 1)]
-    schedule.copy_(torch.tensor(starts, dtype=torch.int32))
+        _only_values(q), kv_cache, weights, context_lens, block_table, schedule_meta, max_context_len, clean_logits,
+        logits_dtype, indices,
+    )  # fmt: skip
 
 
 def _empty_logits(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:

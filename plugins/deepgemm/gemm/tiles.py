@@ -10,7 +10,7 @@ wave over the multiprocessors takes as long as one tile.
 from dataclasses import dataclass
 from typing import Final
 
-from .quantize import ceil_div
+from ..quantize import ceil_div
 
 SHARED_BYTES: Final = 227 * 1024
 SWAP_ROWS_MAX: Final = 64  # rows up to which the transposed tile is used
@@ -18,6 +18,13 @@ STAGES_MAX: Final = 4  # steps of K in flight
 SPECIALISED_BYTES: Final = (
     192 * 1024
 )  # steps in flight on the fast path, beside 32 KiB in which results leave
+DECODE_ROWS_MAX: Final = 128
+FP8_DECODE_TOKENS: Final = 64
+DECODE_WEIGHTS: Final = 128  # columns of D of a tile
+DECODE_STEPS_MIN: Final = 4  # of a part of K: about the time in which a part's sums are written and read
+DECODE_STAGES_MAX: Final = (
+    8  # 128 KiB of weights in flight: more than bandwidth times latency of a multiprocessor
+)
 FP8_STEP: Final = 128  # columns of K
 BF16_STEP: Final = 64
 # Of a step of 128 bytes of K of either type: results a cycle finishes, and cycles a row takes from the L2 cache.
@@ -99,6 +106,46 @@ def choose_specialised(  # noqa: PLR0913 (what a product is made of)
     return Tile(m, columns, step, SPECIALISED_BYTES // step_bytes, 8)
 
 
+@dataclass(frozen=True)
+class Decode:
+    """A product of few rows: tokens of a tile, columns of K of a step, parts that K is cut into, steps in flight, and
+    pieces of work, if it is dense.
+    """
+
+    tokens: int
+    k_step: int
+    splits: int
+    stages: int
+    items: int
+
+
+def choose_decode(  # noqa: PLR0913 (what a product is made of)
+    rows: int,
+    n: int,
+    k: int,
+    *,
+    fp8: bool,
+    programs: int,
+    can_split: bool,
+    multiple_of: tuple[int, int] = (1, 1),
+) -> Decode:
+    """How a product of up to 128 rows is computed, with 128 columns of D in the rows of the instruction.
+
+    Weights are read once whatever is chosen, so what counts is how many multiprocessors read: K is cut while tiles
+    leave some of them idle, but not into parts of fewer than DECODE_STEPS_MIN steps, whose sums cost more than they
+    gain. An FP8 tile has two sums of its tokens in registers, and scales of each: 64 tokens fit.
+    """
+    most = FP8_DECODE_TOKENS if fp8 else DECODE_ROWS_MAX
+    tokens = min(max(16, multiple_of[0], 1 << max(rows - 1, 1).bit_length()), max(most, multiple_of[0]))
+    k_step = FP8_STEP if fp8 else BF16_STEP
+    steps, tiles = ceil_div(k, k_step), ceil_div(n, DECODE_WEIGHTS) * ceil_div(rows, tokens)
+    splits = max(1, min(programs // tiles, steps // DECODE_STEPS_MIN)) if can_split else 1
+    splits = ceil_div(steps, ceil_div(steps, splits))  # no empty parts
+    step_bytes = (DECODE_WEIGHTS + tokens) * k_step * (1 if fp8 else 2)
+    stages = min(SPECIALISED_BYTES // step_bytes, DECODE_STAGES_MAX)
+    return Decode(tokens, k_step, splits, stages, tiles * splits)
+
+
 def _cheapest(
     candidates: list[tuple[int, int]], rows: int, n: int, *, groups: int, programs: int
 ) -> tuple[int, int]:
@@ -121,4 +168,13 @@ def _staged(  # noqa: PLR0913 (what a tile is made of)
     return Tile(m, n, k_step, stages, warps, swap)
 
 
-__all__ = ["BF16_STEP", "FP8_STEP", "Tile", "choose", "choose_specialised"]
+__all__ = [
+    "BF16_STEP",
+    "DECODE_ROWS_MAX",
+    "FP8_STEP",
+    "Decode",
+    "Tile",
+    "choose",
+    "choose_decode",
+    "choose_specialised",
+]
