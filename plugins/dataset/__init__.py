@@ -18,6 +18,7 @@ the same for any number of ranks and workers, and goes on anywhere.
     datasets   `MapDataset` and `IterableDataset`
     loader     `Loader`, a DataLoader that stops and goes on
     metrics    counters and latencies, on demand and for Prometheus
+    sequences  sequences of several lengths in rows of one, with the borders of documents
     packing    files into data sets
 
     dataset = MapDataset(open_records("lu:/data/train"))
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from .order import Order
     from .records import Records
     from .samples import Samples
+    from .sequences import PackedSequences, PackSequences
     from .tar import TarRecords, TarWriter
     from .tokens import TokenRecords, TokenWriter
 
@@ -56,6 +58,8 @@ __all__ = [
     "MapDataset",
     "Metrics",
     "Order",
+    "PackSequences",
+    "PackedSequences",
     "Records",
     "Samples",
     "TarRecords",
@@ -78,6 +82,8 @@ _MODULE_OF = {
     "MapDataset": ".datasets",
     "Metrics": ".metrics",
     "Order": ".order",
+    "PackSequences": ".sequences",
+    "PackedSequences": ".sequences",
     "Records": ".records",
     "Samples": ".samples",
     "TarRecords": ".tar",

@@ -41,7 +41,7 @@ ENTRIES: Final = 512  # reads in flight on one file system
 PIECE_BYTES: Final = 4 << 20  # of one read: four chunks, which come from as many nodes
 ALIGNMENT: Final = 64  # a cache line, and a multiple of every element type
 OPEN_FILES_MAX: Final = 4096  # the metadata service holds each for us
-LOCAL_SHARE: Final = 4  # local files may take this part of the descriptors that the process may have
+LOCAL_SHARE: Final = 2  # local files may take this part (a half) of the descriptors that the process may have
 
 Observe = Callable[[int, int, float], None]
 """Told of every batch: records, bytes, seconds from its submission until its last byte was noticed."""

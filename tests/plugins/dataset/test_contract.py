@@ -1,7 +1,11 @@
 """What programs expect of a DataLoader: lengths, epochs, early ends, restarts, parts of data sets, bad records."""
 
+import gc
 import itertools
+import os
 import pickle
+import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -264,3 +268,43 @@ def test_an_error_of_decode_names_the_record(damaged) -> None:
         each.close()
     with pytest.raises(ValueError, match='"raise", "skip" or a function'):
         MapDataset(damaged, on_error="ignore")
+
+
+# ---- for days
+
+
+def test_nothing_grows_with_iterations(numbers: MapDataset) -> None:
+    """Left early, gone on, run to their ends: descriptors, threads, open files and pieces of memory do not grow."""
+
+    def held() -> tuple[int, int, int, int]:
+        gc.collect()
+        reader = numbers.reader
+        return (
+            len(os.listdir("/proc/self/fd")),
+            threading.active_count(),
+            len(reader._open),
+            reader._pool._made,
+        )
+
+    loader = Loader(numbers, global_batch_size=10, seed=3, read_ahead=3)
+    list(loader)
+    for batch in itertools.islice(loader, 3):
+        assert len(batch) == 10
+    before = held()
+    for turn in range(150):
+        assert bool(list(itertools.islice(loader, turn % 12))) is (turn % 12 > 0)
+        if turn % 5 == 0:
+            loader.load_state_dict(loader.state_dict())
+    few = 8  # batches that were left may be under way still
+    assert all(now <= then + few for now, then in zip(held(), before, strict=True))
+
+
+def test_an_iteration_that_is_left_does_not_keep_its_reader(numbers: MapDataset) -> None:
+    other = MapDataset(numbers.parts)
+    stream = iter(Loader(other, global_batch_size=10))
+    batch = next(stream)
+    reader, dataset = weakref.ref(other.reader), weakref.ref(other)
+    del stream, other
+    gc.collect()
+    assert (reader(), dataset()) == (None, None)
+    assert len(batch) == 10
