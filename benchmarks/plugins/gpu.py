@@ -1,11 +1,17 @@
-"""All tests of kernels on this machine's GPU, then all benchmarks, then a report: what `make gpu` runs.
+"""Everything that needs a GPU, on this machine's, step by step, and a report: what `make gpu` runs.
 
-    python benchmarks/plugins/gpu.py [--report gpu-report.md] [--only tests|benchmarks] [--limit 300]
+    python benchmarks/plugins/gpu.py [--report gpu-report.md] [--only checks|tests|benchmarks] [--resume]
+                                     [--minutes 10] [--limit 120]
 
-Tests and benchmarks run in processes of their own. One that hangs is stopped after `--limit` seconds without a sign of
-life, one that breaks the device ends alone; a benchmark goes on behind the case at which it ended. So whatever fails,
-all other results are there. They are printed as they come, and written as a table and, beside it, as JSON. Ends with
-status 1 if anything failed, 2 without a GPU.
+Steps are checks (CUDA graphs, staging of KV pages, NCCL, DualPipe: `gpu_steps.py`), the tests of kernels, ranks and
+devices, and benchmarks beside torch's own ways. Each is a process of its own. One that hangs is stopped after `--limit`
+seconds without a sign of life, one that breaks the device ends alone; a benchmark goes on behind the case at which it
+ended. So whatever fails, all other results are there. After each step the report is written as a table and, beside it,
+as JSON; when `--minutes` are over no further step begins, and `--resume` goes on with those that have not passed on
+this card.
+
+Ends with status 0 if every step passed, 1 if one failed or was not run, 2 without a GPU. A plugin whose steps all
+passed is noted as run on this card (`luciola plugins`).
 """
 
 import argparse
@@ -15,7 +21,9 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +49,39 @@ TESTS = (
     "flashmla/test_hopper.py",
     "flashmla/test_hopper_fp8.py",
     "flashmla/test_hopper_prefill.py",
+    "weights/test_devices.py",
 )
 BENCHMARKS = ("deepgemm", "flashmla", "deepep")
 RESTARTS_MAX = 200  # more than there are cases: every one of them may break the device
+
+
+CHECKS = {"graphs": "flashmla", "kv_staging": "flashmla", "nccl": "deepep", "dualpipe": "dualpipe"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A process, or for benchmarks as many as it takes."""
+
+    name: str
+    kind: str  # "checks", "tests" or "benchmarks"
+    plugin: str
+    command: tuple[str, ...]
+
+
+def steps() -> list[Step]:
+    """All of them, in their order."""
+    here = Path(__file__).parent
+    checks = [
+        Step(name, "checks", plugin, (sys.executable, str(here / "gpu_steps.py"), name))
+        for name, plugin in CHECKS.items()
+    ]
+    pytest = (sys.executable, "-m", "pytest", "-q", "--no-header", "-rs")
+    tests = [Step(each, "tests", each.split("/")[0], (*pytest, f"tests/plugins/{each}")) for each in TESTS]
+    benchmarks = [
+        Step(f"benchmark of {each}", "benchmarks", each, (sys.executable, str(here / f"{each}.py")))
+        for each in BENCHMARKS
+    ]
+    return [*checks, *tests, *benchmarks]
 
 
 def main() -> None:
@@ -51,8 +89,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--report", type=Path, default=ROOT / "gpu-report.md")
-    parser.add_argument("--only", choices=("tests", "benchmarks"))
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds without a sign of life")
+    parser.add_argument("--only", choices=("checks", "tests", "benchmarks"))
+    parser.add_argument("--resume", action="store_true", help="steps that passed are not run again")
+    parser.add_argument("--minutes", type=float, default=10.0, help="no step begins later")
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds without a sign of life")
     options = parser.parse_args()
     about = machine()
     if about is None:
@@ -62,15 +102,56 @@ def main() -> None:
         print("of tests/plugins compile every kernel for Hopper and run it in interpreters.")
         sys.exit(2)
     print(about, flush=True)
-    tests = [] if options.only == "benchmarks" else list(tested(options.limit))
-    figures = [] if options.only == "tests" else list(measured(options.limit))
-    options.report.write_text(report(about, tests, figures))
-    options.report.with_suffix(".json").write_text(
-        json.dumps({"machine": about, "tests": tests, "figures": figures}, indent=2)
-    )
+    chosen = [each for each in steps() if options.only in {None, each.kind}]
+    results = passed_before(options.report.with_suffix(".json"), about) if options.resume else {}
+    ends = time.monotonic() + 60 * options.minutes
+    for step in chosen:
+        if step.name not in results:
+            in_time = time.monotonic() < ends
+            results[step.name] = run(step, options.limit) if in_time else not_run()
+            write(options.report, about, results)
     print(f"\nwritten: {options.report} and {options.report.with_suffix('.json').name}")
-    failed = [each for each in tests if each["status"] != 0] + [each for each in figures if "error" in each]
-    sys.exit(1 if failed else 0)
+    passed = {name for name, each in results.items() if each["status"] == 0}
+    note_runs({each.plugin for each in steps()} - {e.plugin for e in steps() if e.name not in passed})
+    sys.exit(0 if all(each.name in passed for each in chosen) else 1)
+
+
+def run(step: Step, limit_s: float) -> dict[str, Any]:
+    """What came of a step: its status, its last words, failures or figures."""
+    began = time.monotonic()
+    result = measured(step, limit_s) if step.kind == "benchmarks" else tested(step, limit_s)
+    return {**result, "kind": step.kind, "seconds": round(time.monotonic() - began, 1)}
+
+
+def not_run() -> dict[str, Any]:
+    last = "not run: the time was over; --resume goes on"
+    return {"status": "not run", "last": last, "failures": [], "kind": "tests", "seconds": 0.0}
+
+
+def passed_before(path: Path, about: str) -> dict[str, Any]:
+    """Results of an earlier run on such a machine that need not be had again."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    if found.get("machine") != about:
+        return {}
+    return {name: each for name, each in found["steps"].items() if each["status"] == 0}
+
+
+def write(path: Path, about: str, results: dict[str, Any]) -> None:
+    tests = [{"file": name, **each} for name, each in results.items() if "figures" not in each]
+    figures = [line for each in results.values() for line in each.get("figures", ())]
+    path.write_text(report(about, tests, figures))
+    path.with_suffix(".json").write_text(json.dumps({"machine": about, "steps": results}, indent=2))
+
+
+def note_runs(plugins: set[str]) -> None:
+    """For `luciola plugins`: all steps of these passed on this card."""
+    code = "import sys; from luciola.plugins.kernels.status import record_run; [record_run(p) for p in sys.argv[1:]]"
+    for line in output((sys.executable, "-c", code, *sorted(plugins)), 60):
+        if isinstance(line, str):
+            print(line)
 
 
 def machine() -> str | None:
@@ -86,31 +167,30 @@ def machine() -> str | None:
     return done.stdout.strip() or None
 
 
-def tested(limit_s: float) -> Iterator[dict[str, Any]]:
-    """One file after the other; what pytest said last of each, and its failures."""
-    for name in TESTS:
-        command = (sys.executable, "-m", "pytest", "-q", "--no-header", f"tests/plugins/{name}")
-        lines = []
-        status: int | str = 0
-        for line in output(command, limit_s, LUCIOLA_TEST_DEVICE="cuda", PYTHONUNBUFFERED="1"):
-            if isinstance(line, str):
-                lines.append(line)
-            else:
-                status = line
-        failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-        last = next((line for line in reversed(lines) if line.strip()), "no output")
-        print(f"{name}: {last}", *failures, sep="\n  ", flush=True)
-        yield {"file": name, "status": status, "last": last, "failures": failures}
+def tested(step: Step, limit_s: float) -> dict[str, Any]:
+    """What a check or pytest said last, and its failures."""
+    lines = []
+    status: int | str | None = 0
+    for line in output(step.command, limit_s, LUCIOLA_TEST_DEVICE="cuda", PYTHONUNBUFFERED="1"):
+        if isinstance(line, str):
+            lines.append(line)
+        else:
+            status = line
+    failures = [line for line in lines if line.startswith(("FAILED", "ERROR", "SKIPPED"))]
+    last = next((line for line in reversed(lines) if line.strip()), "no output")
+    print(f"{step.name}: {last}", *failures, sep="\n  ", flush=True)
+    return {"status": status, "last": last, "failures": failures}
 
 
-def measured(limit_s: float) -> Iterator[dict[str, Any]]:
-    """Figures of every case of every benchmark."""
-    for name in BENCHMARKS:
-        print(f"\n{name}", flush=True)
-        script = str(Path(__file__).with_name(f"{name}.py"))
-        for line in lines_of((sys.executable, script), limit_s):
-            print("  " + told(line), flush=True)
-            yield line
+def measured(step: Step, limit_s: float) -> dict[str, Any]:
+    """Figures of every case of a benchmark."""
+    print(f"\n{step.name}", flush=True)
+    figures = []
+    for line in lines_of(step.command, limit_s):
+        print("  " + told(line), flush=True)
+        figures.append(line)
+    failed = not figures or any("error" in each for each in figures)
+    return {"status": 1 if failed else 0, "last": f"{len(figures)} figures", "figures": figures}
 
 
 def lines_of(command: Sequence[str], limit_s: float) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ from gpu import cells
 from torch import Tensor
 
 from luciola.cli.output import print_table
-from luciola.plugins.kernels.layers import using_layer
+from luciola.plugins.kernels.layers import recording, using_layer
 
 CALLS = 20  # of a round
 ROUNDS = 5
@@ -75,11 +75,15 @@ def measure(case: Case) -> Iterator[dict[str, Any]]:
         return
     best = _torch_best(work)
     first: Tensor | None = None
+    ran: dict[str, set[str]] = {}
     for layer in case.layers:
         try:
             with using_layer(layer):
                 work.prepare()
-                returned = work.run()
+                with recording() as launches:
+                    returned = work.run()
+                ran[layer] = {each.kernel for each in launches}
+                assert layer != "hopper" or ran[layer] != ran.get("triton"), "the Gluon kernel did not run"
                 result = _first_tensor(returned if work.result is None else work.result).float().clone()
                 seconds = time_s(work.run)
             first = result if first is None else first

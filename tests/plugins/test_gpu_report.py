@@ -71,11 +71,97 @@ def test_a_benchmark_that_cannot_begin_is_told_once(gpu, tmp_path):
     ]
 
 
+CARD = "a card, 132 multiprocessors"
+
+
+@pytest.fixture
+def two_steps(gpu, monkeypatch, tmp_path):
+    """One that fails and one that passes; which began is in a file of its name."""
+
+    def step(name, code):
+        began = f"open({str(tmp_path / name)!r}, 'a').write('x'); "
+        return gpu.Step(name, "checks", "flashmla", (sys.executable, "-c", began + code))
+
+    found = [
+        step("fails", "raise SystemExit(3)"),
+        step("passes", "print('all is well')"),
+    ]
+    monkeypatch.setattr(gpu, "steps", lambda: found)
+    monkeypatch.setattr(gpu, "machine", lambda: CARD)
+    noted = []
+    monkeypatch.setattr(gpu, "note_runs", noted.append)
+    return lambda name: len((tmp_path / name).read_text()) if (tmp_path / name).exists() else 0, noted
+
+
+def run_gpu(gpu, monkeypatch, tmp_path, *arguments):
+    report = tmp_path / "report.md"
+    command = ["gpu.py", "--report", str(report), "--limit", "60", *arguments]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    return ended.value.code, json.loads(report.with_suffix(".json").read_text()), report.read_text()
+
+
+def test_a_failed_step_stops_no_other_and_a_resumed_run_repeats_no_passed_one(
+    gpu, two_steps, monkeypatch, tmp_path
+):
+    times, noted = two_steps
+    code, found, text = run_gpu(gpu, monkeypatch, tmp_path)
+    assert code == 1
+    assert {name: each["status"] for name, each in found["steps"].items()} == {
+         "fails": 3, "passes": 0,
+    }  # fmt: skip
+    assert "| passes | all is well |" in text
+    assert noted == [set()], "a plugin with a step that failed did not pass on this card"
+    run_gpu(gpu, monkeypatch, tmp_path, "--resume")
+    assert [times(name) for name in ("fails", "passes")] == [2, 1]
+    monkeypatch.setattr(gpu, "machine", lambda: "another card")
+    run_gpu(gpu, monkeypatch, tmp_path, "--resume")
+    assert times("passes") == 2
+
+
+def test_no_step_begins_when_the_time_is_over(gpu, two_steps, monkeypatch, tmp_path):
+    times, _ = two_steps
+    code, found, text = run_gpu(gpu, monkeypatch, tmp_path, "--minutes", "0")
+    assert code == 1
+    assert {each["status"] for each in found["steps"].values()} == {"not run"}
+    assert "--resume goes on" in text
+    assert times("passes") == 0
+
+
+def test_without_a_gpu_it_says_so_and_fails(gpu, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "machine", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 2
+    assert "no CUDA device here: nothing was tested or measured" in capsys.readouterr().out
+
+
+def test_steps_cover_every_check_test_and_benchmark(gpu):
+    found = gpu.steps()
+    assert (
+        len({each.name for each in found})
+        == len(found)
+        == len(gpu.CHECKS) + len(gpu.TESTS) + len(gpu.BENCHMARKS)
+    )
+    for step in found:
+        assert any((ROOT / each).is_file() for each in step.command[1:]), step.command
+
+
+def test_the_check_of_staging_holds_in_host_memory_too():
+    script = str(ROOT / "benchmarks/plugins/gpu_steps.py")
+    command = [sys.executable, script, "kv_staging", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.count("every bit") == 2, done.stderr
+    assert done.returncode == 0
+
+
 # Of files, commands, arguments and the compiler: nothing in them runs on a GPU.
 HOST = {
     "deepgemm": {"arguments", "distributed", "loader", "shim", "warm"},
     "flashmla": {
-        "command", "example", "interface", "machine", "page_format", "pages", "pages_on_a_cluster", "prefix",
+        "capture", "command", "example", "interface", "machine", "page_format", "pages", "pages_on_a_cluster", "prefix",
         "reference", "shim",
     },
 }  # fmt: skip

@@ -2,7 +2,15 @@
 
 import pytest
 
-HOST = ("test_page", "test_prefix", "test_example", "test_machine", "test_interface", "test_command")
+HOST = (
+    "test_page",
+    "test_prefix",
+    "test_example",
+    "test_machine",
+    "test_interface",
+    "test_command",
+    "test_capture",
+)
 
 
 @pytest.fixture(autouse=True)
