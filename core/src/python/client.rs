@@ -10,6 +10,7 @@ use super::file::PyFile;
 use super::forked::Forked;
 use super::memory::{PyMemory, crc32c, crc32s, flag_raise, flag_wait, placement};
 use super::ring::PyRing;
+use super::signals::apart;
 use crate::client::{Client, CreateOptions, OpenOptions, Options, Transport, inode_path, set_attributes};
 use crate::error::{Error, Kind};
 use crate::rdma;
@@ -134,7 +135,7 @@ impl PyClient {
             gid_index: rdma_gid_index,
             transmissions_max: rdma_transmissions,
         };
-        let client = py.detach(|| Client::connect(options))?;
+        let client = apart(py, move || Client::connect(options))??;
         Ok(PyClient { client: Forked::new("client", client) })
     }
 

@@ -14,6 +14,7 @@ mod ring;
 mod routes;
 mod rows;
 pub mod server;
+mod signals;
 
 use pyo3::prelude::*;
 

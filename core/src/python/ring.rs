@@ -13,6 +13,7 @@ use pyo3::types::{PyDict, PyList, PyTuple, PyType};
 use super::file::PyFile;
 use super::forked::Forked;
 use super::memory::placement;
+use super::signals::SLICE;
 use crate::client::Client;
 use crate::error::Error;
 use crate::ring::{Direction, Entry, Ring};
@@ -23,9 +24,6 @@ pub struct PyRing {
     /// Of the last entry. Never used again.
     number: AtomicU64,
 }
-
-/// How long a call waits before it looks for signals.
-const SLICE: Duration = Duration::from_millis(50);
 
 /// (file, offset in the file, buffer, offset in the buffer, length, write, user data)
 type Operation<'py> =

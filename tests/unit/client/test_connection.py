@@ -1,6 +1,7 @@
 """What a connection needs to know, without a cluster."""
 
 import os
+import signal
 import socket
 import threading
 from pathlib import Path
@@ -64,6 +65,23 @@ def test_nobody_answers(data):
         port = silent.getsockname()[1]
     with pytest.raises(Unavailable):
         luciola.connect(f"127.0.0.1:{port}", secret_file=data / "secret", config=QUICK)
+
+
+def test_a_signal_handler_that_raises_ends_the_attempt(data):
+    """As Ctrl-C does, long before the deadline."""
+
+    def on_alarm(*_):
+        raise InterruptedError("enough")
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(InterruptedError, match="enough"):
+                luciola.connect(f"127.0.0.1:{silent.getsockname()[1]}", secret_file=data / "secret")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_somebody_else_answers(data):
