@@ -143,6 +143,10 @@ impl World {
     }
 
     pub(super) fn change(&mut self, node: usize, state: TargetState) {
+        if state == TargetState::Serving {
+            // A replica that was moved behind it and has not heard of it may have shown what this one has lost.
+            self.keep_promises();
+        }
         let mut chain = self.chains[self.chains.len() - 1].clone();
         chain.retain(|(member, _)| *member != node);
         if state == TargetState::Serving {
