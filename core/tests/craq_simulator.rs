@@ -45,10 +45,12 @@ const LIMITS: Limits = Limits {
 };
 const STEPS: u64 = 200_000;
 /// Walks that once failed.
-const REGRESSIONS: [u64; 1] = [
+const REGRESSIONS: [u64; 2] = [
     // The only replica that serves loses power; another one, that had been moved behind it and does not know of it, answers
     // a request again. Nothing of that is promised.
     1_795_991_958_468_852_461,
+    // A state from before power loss does not name the request that a later one of the same client had replaced.
+    1_795_992_227_347_959_779,
 ];
 const EPISODE_STEPS: u64 = 3000;
 
@@ -190,7 +192,10 @@ fn walks_that_once_failed_break_nothing() {
         let mut seen = Seen::default();
         let broken = walk(&limits_of(seed), seed, &mut seen);
         assert!(broken.is_none(), "LUCIOLA_SEED={seed}: {}", broken.expect("it is").0);
-        assert!(seen.times("LosePower") > 0 && seen.times("Revive") > 0, "the walk has become another one: {seed}");
+        assert!(
+            seen.times("LosePower") > 0 && seen.times("Revive") > 0,
+            "the walk has become another one: {seed}"
+        );
     }
 }
 
@@ -199,7 +204,8 @@ fn long_random_walks_break_nothing() {
     let given = number("LUCIOLA_SEED");
     let end = number("LUCIOLA_MINUTES").map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
-    let first = given.unwrap_or(now.as_nanos() as u64);
+    // `make test` walks the same ways each time; what nobody has walked is for `make sim`.
+    let first = given.unwrap_or(if end.is_some() { now.as_nanos() as u64 } else { 1 });
     let mut seed = first;
     let mut seen = Seen::default();
     while end.map_or(seen.steps < STEPS, |end| Instant::now() < end) {

@@ -82,7 +82,7 @@ pub struct Listing {
 }
 
 /// History, bytes, what is pending, the stamp, and the requests that are remembered.
-type Essence<'a> = (&'a [u8], &'a [u8], Option<StoredPending>, Option<Stamp>, &'a [WriterRecord]);
+type Essence<'a> = (&'a [u8], &'a [u8], Option<StoredPending>, Option<Stamp>, Vec<WriterRecord>);
 
 impl Listing {
     /// No record at all.
@@ -127,12 +127,14 @@ impl Chunk {
         Listing { stamp: *stamp, removed: *removed, bytes, pending }
     }
 
-    /// What two replicas must agree on: a tombstone is as good as none, also for the requests it remembers.
-    pub fn essence(&self, purged: bool) -> Essence<'_> {
+    /// What two replicas must agree on: a tombstone is as good as none, also for the requests it remembers. Requests
+    /// that do not come again may be forgotten: a state from before power loss has lost those that a later one replaced.
+    pub fn essence(&self, purged: bool, may_come: impl Fn(RequestTag) -> bool) -> Essence<'_> {
         let State { stamp, history, bytes, .. } = &self.committed;
         let stamp = (!purged || !self.committed.is_bare()).then_some(*stamp);
         let pending = self.pending.as_ref().map(|pending| pending.update);
-        (history, bytes, pending, stamp, if purged { &[] } else { &self.writers })
+        let remembered = self.writers.iter().filter(|record| !purged && may_come(record.tag));
+        (history, bytes, pending, stamp, remembered.copied().collect())
     }
 
     fn is_absent(&self) -> bool {
