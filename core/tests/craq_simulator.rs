@@ -45,12 +45,14 @@ const LIMITS: Limits = Limits {
 };
 const STEPS: u64 = 200_000;
 /// Walks that once failed.
-const REGRESSIONS: [u64; 2] = [
+const REGRESSIONS: [u64; 3] = [
     // The only replica that serves loses power; another one, that had been moved behind it and does not know of it, answers
     // a request again. Nothing of that is promised.
     1_795_991_958_468_852_461,
     // A state from before power loss does not name the request that a later one of the same client had replaced.
     1_795_992_227_347_959_779,
+    // Replicas have the same tombstone, and one of them has been sent that there was another removal after it.
+    1_795_992_565_029_684_950,
 ];
 const EPISODE_STEPS: u64 = 3000;
 
@@ -192,10 +194,7 @@ fn walks_that_once_failed_break_nothing() {
         let mut seen = Seen::default();
         let broken = walk(&limits_of(seed), seed, &mut seen);
         assert!(broken.is_none(), "LUCIOLA_SEED={seed}: {}", broken.expect("it is").0);
-        assert!(
-            seen.times("LosePower") > 0 && seen.times("Revive") > 0,
-            "the walk has become another one: {seed}"
-        );
+        assert!(seen.changes > 0, "this walk goes nowhere: {seed}");
     }
 }
 

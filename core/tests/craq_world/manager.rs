@@ -291,13 +291,15 @@ impl World {
         };
         *compared = compare(&ours, &theirs, limits.mistake);
         let is_conflict = matches!(compared, Compared::Conflict(_));
+        let are_removed = *compared == Compared::Equal && ours.removed && theirs.removed;
         let same_stamp = ours.stamp == theirs.stamp && ours.removed == theirs.removed;
         if same_stamp && ours.bytes != theirs.bytes {
             self.fault = Some("two contents under one stamp");
         } else if is_conflict && limits.power_losses == 0 && !self.purged {
             self.fault = Some("a chunk is ahead of its predecessor's although no power was lost");
-        } else if ours.is_absent() && theirs.is_absent() {
-            // Nothing here and nothing there, however that came about.
+        } else if are_removed || (ours.is_absent() && theirs.is_absent()) {
+            // Nothing here and nothing there, however that came about: one may have been sent that a later removal found
+            // nothing, and kept its own tombstone.
             self.nodes[returning].disk.learn_history(chunk, history);
         }
     }

@@ -163,7 +163,10 @@ impl World {
                 }
                 let ticket = Ticket(CHAIN | (life as u64) << 24 | (from as u64) << 16 | attempt);
                 let view = *self.nodes[to].machine(chunk).view();
-                let nothing = update.stamp.version == Version(0)
+                let stamp = self.nodes[to].disk.chunk(chunk).committed.stamp;
+                // Or the tombstone that is here too: a later removal found nothing at the predecessor.
+                let is_same = matches!(update.op, Op::Replace { removed: true, .. }) && update.stamp == stamp;
+                let nothing = (update.stamp.version == Version(0) || is_same)
                     && view.chain_version == update.chain_version
                     && view.place == Place::Syncing;
                 let mut nothings_history = None;
