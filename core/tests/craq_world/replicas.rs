@@ -184,7 +184,11 @@ impl World {
                 let disk = &mut self.nodes[to].disk;
                 let about = disk.chunk(chunk);
                 let is_nothing = about.committed.is_bare() && (about.pending.is_none() || drops);
-                if let Some(history) = nothings_history.filter(|_| is_nothing) {
+                // A push that was overtaken knows less; only power takes back what was committed.
+                let is_news = |history: &Vec<u8>| {
+                    limits.power_losses > 0 || history.len() >= about.committed.history.len()
+                };
+                if let Some(history) = nothings_history.filter(|history| is_nothing && is_news(history)) {
                     disk.learn_history(chunk, history);
                 }
             }
