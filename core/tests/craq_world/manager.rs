@@ -79,7 +79,9 @@ impl World {
             && self.with_state(TargetState::Syncing).is_empty();
         match self.state_of(node) {
             TargetState::Serving | TargetState::Syncing if !about.leased => {
-                actions.push(Action::Remove { node })
+                if self.serving() != [node] || !self.would_leave_out() {
+                    actions.push(Action::Remove { node });
+                }
             }
             TargetState::Serving if self.left.rotations > 0 && may_return && self.serving().len() > 1 => {
                 actions.push(Action::Rotate { node });
@@ -97,7 +99,8 @@ impl World {
     pub(super) fn chain_actions(&self, limits: &Limits, actions: &mut Vec<Action>) {
         let chain_may_change = self.latest() < limits.chain_versions;
         let serving = self.serving();
-        if chain_may_change && serving.len() > 1 && serving.iter().all(|node| !self.nodes[*node].leased) {
+        let all_are_dead = serving.len() > 1 && serving.iter().all(|node| !self.nodes[*node].leased);
+        if chain_may_change && all_are_dead && !self.would_leave_out() {
             actions.push(Action::FallTogether);
         }
         for chunk in 0..limits.chunks {
@@ -109,6 +112,19 @@ impl World {
         if self.up_to_date == Some(self.latest()) && chain_may_change {
             actions.push(Action::Promote);
         }
+    }
+
+    /// L6 of `fs/mgmtd/model.py`: a replica that was rotated, and may still serve as it has not heard of that, would not
+    /// take part in writes any more if nobody served.
+    fn would_leave_out(&self) -> bool {
+        let may_serve = |node: &usize| {
+            let about = &self.nodes[*node];
+            about.is_alive()
+                && about.leased
+                && about.known > 0
+                && self.chains[about.known as usize - 1].contains(&(*node, TargetState::Serving))
+        };
+        self.with_state(TargetState::Syncing).iter().any(may_serve)
     }
 
     /// A replica that lost nothing resumes as soon as it is there. Without one all must be there, and the one resumes
