@@ -78,10 +78,10 @@ impl World {
             && !self.serving().is_empty()
             && self.with_state(TargetState::Syncing).is_empty();
         match self.state_of(node) {
-            TargetState::Serving | TargetState::Syncing if !about.leased => {
-                if self.serving() != [node] || !self.would_leave_out() {
-                    actions.push(Action::Remove { node });
-                }
+            TargetState::Serving | TargetState::Syncing
+                if !about.leased && (self.serving() != [node] || !self.would_leave_out()) =>
+            {
+                actions.push(Action::Remove { node });
             }
             TargetState::Serving if self.left.rotations > 0 && may_return && self.serving().len() > 1 => {
                 actions.push(Action::Rotate { node });
