@@ -45,7 +45,7 @@ const LIMITS: Limits = Limits {
 };
 const STEPS: u64 = 200_000;
 /// Walks that once failed.
-const REGRESSIONS: [u64; 5] = [
+const REGRESSIONS: [u64; 7] = [
     // The only replica that serves loses power; another one, that had been moved behind it and does not know of it, answers
     // a request again. Nothing of that is promised.
     1_795_991_958_468_852_461,
@@ -55,6 +55,9 @@ const REGRESSIONS: [u64; 5] = [
     1_795_992_565_029_684_950,
     // All who serve fall while a replica that was rotated has not heard of it, and would still serve.
     1_795_993_156_643_330_965,
+    // A tombstone that came as a whole chunk is passed on as one.
+    1_795_994_351_928_554_846,
+    1_795_994_352_929_003_673,
     // A push of nothing arrives after the removal that overtook it.
     1_795_992_956_121_983_882,
 ];

@@ -99,7 +99,7 @@ impl World {
                 let about = self.nodes[node].disk.chunk(chunk);
                 let (op, payload, writers) = match content {
                     Content::Update => (op, Payload::Update, Vec::new()),
-                    Content::Whole => whole(about, about.newest(), op == Op::Remove),
+                    Content::Whole => whole(about, about.newest(), about.newest().is_bare()),
                 };
                 let fresh = fresh && content == Content::Update;
                 let update = Forwarded { chain_version, stamp, op, tag, fresh, writers };
