@@ -184,6 +184,8 @@ def _work(shared: _Shared) -> None:
             result = move(job.descriptor, job.view, wanted.offset)
         except OSError as error:
             result = -(error.errno or _errno.EIO)
+        except OverflowError:  # an offset that no file has must not end this thread
+            result = -_errno.EINVAL
         completion = Completion(wanted.user_data, result)
         del taken, job, wanted
         shared.add(completion, ticket)
