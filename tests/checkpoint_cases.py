@@ -171,6 +171,17 @@ def load_application(rank: int, size: int, root: str, own: bool) -> tuple[Any, .
     return step, mine.number, _sum_of(model, optimizer)
 
 
+def restore_for_trainer(rank: int, size: int, root: str, directory: str) -> str:
+    """What a Trainer's ranks on one machine get, or the class of what they meet."""
+    from luciola.plugins.checkpoint.huggingface import TrainerCheckpoints
+
+    os.environ["LOCAL_RANK"] = str(rank)
+    try:
+        return str(TrainerCheckpoints(root).restore(directory))
+    except OSError as error:
+        return type(error).__name__
+
+
 def _sum_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float:
     entries = [optimizer.state[parameter] for parameter in model.parameters()]
     tensors = [*model.parameters(), *(entry[name] for entry in entries for name in ("exp_avg", "exp_avg_sq"))]

@@ -29,11 +29,11 @@ from luciola.client import Location, open_location
 from luciola.errors import CorruptData, InvalidArgument
 
 from .catalog import as_location, newest_in
+from .job import FAILURES, NAME
 from .reader import Reader
 from .retention import Keep
 from .writer import Writer
 
-NAME: Final = "step-{:09}"
 PREFIX: Final = "files."
 
 
@@ -79,17 +79,22 @@ class TrainerCheckpoints(TrainerCallback):  # type: ignore[misc] # (transformers
         """Brings the newest whole checkpoint to DIRECTORY/checkpoint-N, and returns that; None if there is none.
 
         On several ranks of a machine, whose process group is there (as when TrainingArguments were made), the first
-        does it and all return. Raises: CorruptData; CheckpointException.
+        does it and all return or raise. Raises: CorruptData; CheckpointException.
         """
-        path = None
-        many = dist.is_available() and dist.is_initialized()
-        if not many or int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            path = self._fetch(os.fspath(directory))
-        if many:
-            found: list[Any] = [path]
-            dist.broadcast_object_list(found, src=0)
-            dist.barrier()
-            path = found[0]
+        if not dist.is_available() or not dist.is_initialized():
+            return self._fetch(os.fspath(directory))
+        found: str | BaseException | None = None
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            try:
+                found = self._fetch(os.fspath(directory))
+            except FAILURES as error:
+                found = error
+        every: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(every, found)
+        for each in every:
+            if isinstance(each, BaseException):
+                raise each
+        path: str | None = every[0]
         return path
 
     def _fetch(self, directory: str) -> str | None:

@@ -3,9 +3,10 @@
 import os
 
 import pytest
+import torch
 
 from cluster import LocalCluster
-from luciola.plugins.checkpoint import Keep, latest, list_checkpoints, prune, verify
+from luciola.plugins.checkpoint import Checkpoints, Keep, latest, list_checkpoints, prune, verify
 from pipeline_ranks import Ranks
 
 
@@ -46,6 +47,17 @@ def test_two_ranks_on_every_kind_of_place(checkpoint_ranks: Ranks, place, how):
     assert done(checkpoint_ranks.run("load", 2, root=place, sharding="rows")) == [None, None]
     done(checkpoint_ranks.run("save", 2, root=place, step=1, sharding="rows", how=how))
     assert done(checkpoint_ranks.run("load", 2, root=place, sharding="columns")) == [1, 1]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
+def test_all_ranks_of_a_trainer_raise_what_the_first_meets(checkpoint_ranks: Ranks, tmp_path):
+    root, target = str(tmp_path / "runs"), str(tmp_path / "out")
+    Checkpoints(root).save(1, {"files": {"state.json": torch.ones(3).byte()}})
+    restored = checkpoint_ranks.run("restore_for_trainer", 2, root=root, directory=target)
+    assert done(restored) == [os.path.join(target, "checkpoint-1")] * 2
+    Checkpoints(root).save(2, {"files": {"../evil": torch.ones(3).byte()}})
+    refused = checkpoint_ranks.run("restore_for_trainer", 2, root=root, directory=target)
+    assert done(refused) == ["CorruptData"] * 2
 
 
 @pytest.mark.slow
