@@ -89,7 +89,7 @@ class CommunicationStream:
             return
         caller = torch.cuda.current_stream(self.stream.device)
         with torch.cuda.stream(self.stream):
-            known = previous_event.event if isinstance(previous_event, EventOverlap) else previous_event
+            known = _handle_of(previous_event)
             if known is None:
                 self.stream.wait_stream(caller)
             else:
@@ -128,9 +128,13 @@ class Call:
 
 def wait_for(event: Event) -> None:
     """The current stream goes on after an event, if there is one."""
-    known = event.event if isinstance(event, EventOverlap) else event
+    known = _handle_of(event)
     if known is not None:
         known.current_stream_wait()
+
+
+def _handle_of(event: Event) -> EventHandle | None:
+    return event.event if isinstance(event, EventOverlap) else event
 
 
 __all__ = ["Call", "CommunicationStream", "Event", "EventHandle", "EventOverlap", "wait_for"]

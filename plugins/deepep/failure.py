@@ -12,6 +12,7 @@ PeerTimeout the buffer can only be destroyed; after RanksDisagree it can be used
 import json
 from typing import Final
 
+ENCODED_BYTES_MAX: Final = 2048  # JSON takes up to twelve bytes for a letter
 REASON_MAX: Final = 500
 """Letters of another exception's text that travel."""
 
@@ -27,8 +28,13 @@ class CommunicationError(RuntimeError):
         self.what, self.rank, self.phase, self.peer = what, rank, phase, peer
 
     def encode(self) -> bytes:
-        """For the other ranks."""
-        return json.dumps([type(self).__name__, self.what, self.rank, self.phase, self.peer]).encode()
+        """For the other ranks: at most ENCODED_BYTES_MAX, the end of what happened is cut off."""
+        what = self.what
+        while True:
+            data = json.dumps([type(self).__name__, what, self.rank, self.phase, self.peer]).encode()
+            if len(data) <= ENCODED_BYTES_MAX or not what:
+                return data
+            what = what[: len(what) * ENCODED_BYTES_MAX // len(data)]
 
     def __reduce__(self) -> tuple[object, ...]:
         return decode, (self.encode(),)
@@ -68,6 +74,7 @@ def first_line(error: BaseException) -> str:
 
 
 __all__ = [
+    "ENCODED_BYTES_MAX",
     "REASON_MAX",
     "CommunicationError",
     "PeerLost",

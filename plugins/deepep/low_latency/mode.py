@@ -141,7 +141,7 @@ class LowLatency:
             self._release(half)
 
         handle = (source_tokens, ranges, max_tokens, layout.hidden, experts)
-        tensors = (x, topk_idx, rows, scales, counts, source_tokens, ranges, stats)
+        tensors = (x, topk_idx, rows, scales, counts, source_tokens, ranges, stats, wait_costs)
         event, hook = self._carry_out(send, receive, half, tensors, async_finish, return_recv_hook)
         packed = rows if scales is None else (rows, scales)
         return Dispatched(packed, counts, handle, event, hook)
@@ -194,7 +194,7 @@ class LowLatency:
             ops.combine_receive(layout, self._places(ops), half, rank=self.rank, **options)
             self._release(half)
 
-        tensors = (given, topk_idx, topk_weights, source_tokens, ranges, result)
+        tensors = (given, topk_idx, topk_weights, source_tokens, ranges, result, wait_costs)
         event, hook = self._carry_out(send, receive, half, tensors, async_finish, return_recv_hook)
         return Combined(result, event, hook)
 

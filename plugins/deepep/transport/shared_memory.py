@@ -27,7 +27,7 @@ import luciola_core
 import torch
 from torch import Tensor
 
-from ..failure import CommunicationError, PeerLost, PeerTimeout, decode
+from ..failure import ENCODED_BYTES_MAX, CommunicationError, PeerLost, PeerTimeout, decode
 from .interface import SLOTS, NotUsable, Transport
 from .members import Members
 
@@ -35,7 +35,6 @@ LOOK_S: Final = 0.02
 """Between two looks at the peer's process, and at a flag that a kernel raises, which wakes nobody."""
 OPEN, CLOSED, FAILED = range(3)
 PAGE: Final = mmap.PAGESIZE
-REASON_BYTES_MAX: Final = 2048
 WORD: Final = 8
 
 
@@ -150,7 +149,7 @@ class SharedMemory(Transport):
         return None
 
     def _tell(self, phase: int, reason: bytes) -> None:
-        assert len(reason) <= REASON_BYTES_MAX, "phases and reasons are sentences"
+        assert len(reason) <= ENCODED_BYTES_MAX, "phases and reasons are sentences"
         here, state = self._maps[self.rank], _state(self.size)
         here[state + 2 * WORD : state + 2 * WORD + len(reason)] = reason
         here[state + WORD : state + 2 * WORD] = len(reason).to_bytes(WORD, "little")
@@ -173,7 +172,7 @@ def _state(size: int) -> int:
 
 
 def _head_bytes(size: int) -> int:
-    return _whole_pages(_state(size) + 2 * WORD + REASON_BYTES_MAX)
+    return _whole_pages(_state(size) + 2 * WORD + ENCODED_BYTES_MAX)
 
 
 def _whole_pages(num_bytes: int) -> int:

@@ -5,6 +5,7 @@ import signal
 import pytest
 import torch
 
+from luciola.plugins.deepep.failure import ENCODED_BYTES_MAX, RanksDisagree, decode, refused
 from luciola.plugins.deepep.transport.interface import NotUsable
 from luciola.plugins.deepep.transport.ipc import CudaIpc
 from luciola.plugins.deepep.transport.symmetric import Symmetric, require_atomics
@@ -106,3 +107,14 @@ def test_flags_need_atomic_operations_between_gpus() -> None:
         require_atomics(0, ["a", "b"], ["a", "b"], lambda *pair: pair in linked)
     with pytest.raises(LookupError, match="GPU c is not visible: give all processes all GPUs"):
         require_atomics(0, ["a", "c"], ["a", "b"], lambda *_: True)
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "\U0001f300", "\x01"])
+def test_a_long_reason_of_any_letters_reaches_the_others(letter) -> None:
+    error = refused(ValueError(letter * 1000), rank=1, phase="dispatch")
+    data = error.encode()
+    assert len(data) <= ENCODED_BYTES_MAX
+    got = decode(data)
+    assert (type(got), got.rank, got.phase) == (RanksDisagree, 1, "dispatch")
+    assert got.what.endswith(letter * 100)
+    assert error.what.startswith(got.what)
