@@ -57,8 +57,10 @@ class BadRecords:
         self.on_error, self.most = on_error, operator.index(most)
         if not 0 <= self.most <= KEPT_MAX:
             raise ValueError(f"bad_records_max is 0 to {KEPT_MAX}, not {most}")
-        table = torch.full((ROWS + 1, KEPT_MAX + 1), -1, dtype=torch.int64)
-        self._table: torch.Tensor = table.share_memory_()  # type: ignore[no-untyped-call]
+        self._table: torch.Tensor | None = None
+        if self.skips:  # shared memory is scarce in containers, and "raise" counts none
+            table = torch.full((ROWS + 1, KEPT_MAX + 1), -1, dtype=torch.int64)
+            self._table = table.share_memory_()  # type: ignore[no-untyped-call]
 
     @property
     def skips(self) -> bool:
@@ -70,11 +72,14 @@ class BadRecords:
 
     def numbers(self) -> list[int]:
         """Of all workers, each once."""
+        if self._table is None:
+            return []
         found: list[int] = np.unique(self._table.numpy())[1:].tolist()
         return found
 
     def add(self, bad: BadRecord, cause: Exception) -> None:
         """Counts one. Raises: CorruptData for more than there may be, from `cause`; what `on_error` raises."""
+        assert self._table is not None, "only a policy that skips counts"
         if bad.number not in self.numbers():
             info = get_worker_info()
             row = self._table[0 if info is None else 1 + info.id % ROWS]
