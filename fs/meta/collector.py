@@ -256,7 +256,7 @@ class Collector:
             removal.txn.put(orphan, b"")
             removal.effects.orphans.append(orphan)
         inode.ctime_ns = self._clock.unix_ns()
-        inode.change = max(inode.change, self._removal_clock.first_change) + 1
+        inode.change = self._removal_clock.next_change(inode.change)
         removal.txn.put(schema.inode_key(number), schema.encode_inode(inode))
 
     def _erase(self, removal: Removal, inode: Inode) -> bool:
@@ -461,7 +461,7 @@ class Collector:
             if same != (seen.content, seen.truncate_version, seen.is_inline):
                 return False
             if not inode.is_inline:  # the client may have written more than it has reported
-                inode.change = max(inode.change, self._removal_clock.first_change) + 1
+                inode.change = self._removal_clock.next_change(inode.change)
                 if length > inode.length:
                     inode.length = length
                     inode.mtime_ns = inode.ctime_ns = self._clock.unix_ns()

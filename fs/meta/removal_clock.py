@@ -66,6 +66,10 @@ class RemovalClock:
         """How long this process has run the clock."""
         return self.now_ms() - self._first_ms
 
+    def next_change(self, change: int) -> int:
+        """The `change` of an inode after one more: above all that were given out in an earlier boot."""
+        return max(change, self.first_change) + 1
+
     async def _reserve(self) -> tuple[int, int]:
         def reserve(txn: Transaction) -> tuple[int, int]:
             txn.may_use_reserve = True

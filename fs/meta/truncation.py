@@ -185,7 +185,7 @@ class Truncations:
             return
         inode.length = cut.length
         inode.truncate_version += 1
-        inode.change = max(inode.change, self._removal_clock.first_change) + 1
+        inode.change = self._removal_clock.next_change(inode.change)
         inode.mtime_ns = inode.ctime_ns = self._clock.unix_ns()
         txn.put(schema.inode_key(inode.id), schema.encode_inode(inode))
 
