@@ -29,8 +29,9 @@ def dataset() -> None:
     """Data sets for training: pack, info, index, verify, bench.
 
     LOCATIONS are files or directories: plain paths, lu:/path (the cluster that LUCIOLA_DATA names, or LUCIOLA_ADDRESS
-    and LUCIOLA_SECRET_FILE), luciola://HOST:PORT/path or luciola:///DATA_DIR!/path. Formats are FFRecord (*.ffr),
-    Megatron's tokens (*.bin, *.idx), tar shards named as WebDataset does (*.tar) and JSON lines (*.jsonl).
+    with LUCIOLA_TOKEN or LUCIOLA_SECRET_FILE), luciola://HOST:PORT/path or luciola:///DATA_DIR!/path. Formats are
+    FFRecord (*.ffr), Megatron's tokens (*.bin, *.idx), tar shards named as WebDataset does (*.tar) and JSON lines
+    (*.jsonl).
 
     \b
     Example:

@@ -19,7 +19,6 @@ CHANNELS: Final = 576
 LATENT: Final = 512
 
 _ROWS = (torch.bfloat16, torch.float16)
-_MAX_TOTAL: Final = 2**31 - 1
 
 
 def get_mla_metadata(*_: Any, **__: Any) -> tuple[FlashMLASchedMeta, None]:

@@ -69,7 +69,9 @@ def _runs() -> dict[str, dict[str, str]]:
         runs = json.loads(_path().read_text())
     except (OSError, ValueError):
         return {}
-    return runs if isinstance(runs, dict) else {}
+    if not isinstance(runs, dict):
+        return {}
+    return {card: dates for card, dates in runs.items() if isinstance(dates, dict)}
 
 
 def _path() -> Path:

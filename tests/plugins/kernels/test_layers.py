@@ -132,8 +132,9 @@ def test_runs_are_noted_by_card_and_plugin(monkeypatch, tmp_path):
     assert status.last_run("deepgemm") == status.last_run("flashmla") > "2025"
     card[0] = "H200"
     assert status.last_run("deepgemm") == "never"
-    (tmp_path / "luciola" / "gpu-runs.json").write_text("{")
-    assert status.last_run("flashmla") == "never"
+    for damaged in ("{", "[]", '{"H200": 3}'):
+        (tmp_path / "luciola" / "gpu-runs.json").write_text(damaged)
+        assert status.last_run("flashmla") == "never"
 
 
 def test_every_plugin_with_kernels_names_layer_gate_and_last_run():
