@@ -319,7 +319,7 @@ class RocksView:
     def _overtaken(self) -> rocksdict.RdictIter:
         if self._engine.window.is_too_old(self.version):
             raise Conflict("the transaction is too old: others have committed too much since it began")
-        assert self._cursor is not None, "V1: it was told to keep its version before the commit"
+        assert self._cursor is not None, "V1: `keep` was called before the commit"
         return self._cursor
 
 

@@ -1,10 +1,10 @@
 """Which versions are still being read.
 
-A view is shared by all who look at the same version. Nearly every transaction begins and ends between two commits of
-others, so nobody looks at a version any more when the next commit comes; then nothing has to be remembered of it. Views
-are known by weak references: a transaction that is dropped without an end counts no longer.
+All transactions that read the same version share one view. Nearly every transaction begins and ends between two commits
+of others, so at the next commit no transaction reads the version any more, and nothing has to be kept of it. Views are
+held by weak references: a transaction that is dropped without commit or abort does not count.
 
-    V1  a view that somebody holds when a commit is made has been told to `keep` its version before
+    V1  `keep` is called on a view that a transaction holds before the next commit is applied
     V2  while such a view is held, and is not too old to be read, `has_overtaken` says so
 """
 
@@ -20,7 +20,7 @@ class Keeping(Protocol):
     version: int
 
     def keep(self) -> None:
-        """The store is about to change: see to it that this version stays readable. Called again, it does nothing."""
+        """Keep this version readable after the commit that is about to be applied. Idempotent."""
 
 
 View = TypeVar("View", bound=Keeping)
@@ -38,28 +38,28 @@ class OpenViews(Generic[View]):
         self._overtaken: deque[tuple[int, Callable[[], View | None]]] = deque()  # oldest first
 
     def newest(self) -> View | None:
-        """The view of the newest version, if anybody holds one."""
+        """The view of the newest version, if a transaction holds one."""
         return self._newest()
 
     def add(self, view: View) -> None:
-        """`view` is of the newest version, of which nobody held one."""
+        """`view` is of the newest version, which had no view."""
         self._newest = ref(view)
 
     def keep(self) -> None:
-        """A commit is about to be made (V1)."""
+        """Called before a commit is applied (V1)."""
         view = self._newest()
         if view is not None:
             view.keep()
 
     def overtake(self) -> None:
-        """The commit was made."""
+        """Called after the commit was applied."""
         view = self._newest()
         if view is not None:
             self._overtaken.append((view.version, self._newest))
         self._newest = _NONE
 
     def has_overtaken(self, floor: int) -> bool:
-        """Whether anybody holds a view of an older version, from `floor` on."""
+        """Whether a transaction holds a view of an older version, from `floor` on."""
         overtaken = self._overtaken
         while overtaken and (overtaken[0][0] < floor or overtaken[0][1]() is None):
             overtaken.popleft()

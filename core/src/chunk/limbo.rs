@@ -81,7 +81,7 @@ mod tests {
         let mark = limbo.mark();
         assert_eq!(limbo.release(mark), Vec::<PageNumber>::new(), "the reader's record may share page 7");
         limbo.push(Arc::new(Record::default()), vec![8]);
-        assert_eq!(limbo.release_flushed(), Vec::<PageNumber>::new(), "he is still there");
+        assert_eq!(limbo.release_flushed(), Vec::<PageNumber>::new(), "the reader still holds its record");
         drop(reader);
         assert_eq!(limbo.release_flushed(), vec![7], "and page 8 was not flushed");
         assert_eq!(limbo.pages(), 1);

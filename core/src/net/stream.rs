@@ -69,7 +69,7 @@ impl Stream {
     }
 
     /// Connects to a socket of that name in this network namespace (an abstract Unix socket), without waiting.
-    /// Errors: nobody has the name, its owner is neither this user nor root, or has no room for one more right now.
+    /// Errors: no process has the name, its owner is neither this user nor root, or its backlog is full.
     pub(crate) fn connect_abstract(name: &[u8]) -> io::Result<Stream> {
         // One that blocks would wait for room in a backlog that a stopped server may never take anything from.
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
