@@ -3,9 +3,11 @@
 D1  Everything is of one moment: it is read from one snapshot of the store.
 D2  Requests go on: they have their turn after every slice of a quarter of a millisecond, and a dump rests as long as it
     has worked. A batch is made when the caller has taken the one before: memory does not depend on how many there are.
-D3  The length of a file that was open for writing is at least what had been acknowledged: its chains are asked. Where
-    they cannot be asked the stored length stands. A truncation in progress is shown as carried out. With
-    `stored_lengths` nobody is asked: who has the chunks of the same moment knows better what they hold.
+D3  The length of a file that was open for writing is at least what had been acknowledged at that moment, and at most
+    what was when its chains were asked, later. Where they cannot be asked, or the file was cut or removed before they
+    answered, the stored length stands: what its writers had reported by then. A truncation in progress is shown as
+    carried out. With `stored_lengths` nobody is asked: who has the chunks of the same moment knows better what they
+    hold.
 
 Inodes come by id, each followed by its attributes and entries. Those without a name are there too: files that are open,
 and removed trees, whose lower parts still have names. Not there: sessions, answers to requests, what waits for removal
@@ -88,8 +90,18 @@ class Dumps:
             measured = await self._lengths.measure(inode, patient=False)
         except Error as error:
             log.warning("dump: inode %d is being written, and its length is not known: %s", inode.id, error)
-        else:
+            return
+        if not self._was_cut(inode):
             inode.length = max(inode.length, measured.length)
+
+    def _was_cut(self, inode: Inode) -> bool:
+        """Whether the file may have lost chunks since the snapshot, or is losing them now."""
+        now = self._engine.begin()
+        value = now.snapshot_get(schema.inode_key(inode.id))
+        if value is None or now.snapshot_get(schema.cut_key(inode.id)) is not None:
+            return True
+        found = schema.decode_inode(value)
+        return (found.content, found.truncate_version) != (inode.content, inode.truncate_version)
 
 
 class Snapshot:

@@ -219,6 +219,58 @@ def test_file_that_is_written_is_dumped_with_all_that_was_acknowledged(world):
     assert [(each.length, each.open_for_writing) for each in found] == [(CHUNK, True)]
 
 
+def dump_beside(world, change) -> list[pb.Inode]:
+    """The inodes of a dump; `change` is made after its moment, before the chains are asked about the newest files."""
+    stream = world.service.dump(pb.DumpRequest(), world.identity)
+
+    async def first():
+        return [*(await anext(stream)).records]
+
+    async def rest():
+        return [record async for batch in stream for record in batch.records]
+
+    found = world.run(first())
+    change()
+    return [record.inode for record in found + world.run(rest())]
+
+
+@pytest.mark.parametrize("change", ["cut", "emptied", "cut halfway", "removed"])
+def test_file_cut_after_the_moment_of_a_dump_has_the_length_that_was_stored_then(world, change):
+    for number in range(BATCH_RECORDS):
+        world.create(b"f%04d" % number, write=False)
+    inode, session = world.chunked(b"cut", b"x" * CHUNK, close=False)
+    grown, _ = world.chunked(b"grown", b"y" * CHUNK, close=False)
+    for file in (inode, grown):
+        world.write(file, CHUNK, b"z" * 2 * CHUNK)  # acknowledged by the chains, not yet reported
+
+    def carry_out():
+        world.write(grown, 3 * CHUNK, b"z")
+        match change:
+            case "cut":
+                world.set_attr(b"cut", length=2 * CHUNK, client=2)
+            case "emptied":
+                world.set_attr(b"cut", length=0)
+            case "cut halfway":
+                world.control.fail_at = world.control.calls + 2
+                with refused(Unavailable):
+                    world.set_attr(b"cut", length=1, client=2)
+                world.control.fail_at = None
+            case "removed":
+                world.unlink(b"cut")
+                world.close_one(inode.id, session, measure=True)
+                for _ in range(2):
+                    world.clock.advance(10)
+                    world.collect()
+                assert inode.content not in world.control.contents()
+
+    lengths = {
+        each.id: (each.length, each.truncate_version)
+        for each in dump_beside(world, carry_out)
+        if each.id in (inode.id, grown.id)
+    }
+    assert lengths == {inode.id: (CHUNK, 0), grown.id: (3 * CHUNK + 1, 0)}
+
+
 def test_chains_that_are_away_do_not_stop_a_dump(world):
     inode, _ = world.chunked(b"f", b"x" * CHUNK, close=False)
     world.write(inode, CHUNK, b"y" * 100)
