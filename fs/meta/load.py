@@ -6,7 +6,9 @@ G2  A load that breaks off is begun again, from the first record: every record i
     before, so nothing is there twice. Another dump is refused until the first is finished or discarded.
 G3  No id of the dump's namespace is handed out again: the allocators are moved beyond all that it had handed out, and
     what it handed out after the dump is of an older generation of ids (decision 0016), or of this very store.
-G4  What a quarantine had found to belong to no file is looked at again: a loaded file may name it.
+G4  No inode gets a number of changes that it had before, in the dump or after it, here or in the store that was lost:
+    clients would take it for the state that they know. All count on from numbers above those (`RemovalClock`).
+G5  What a quarantine had found to belong to no file is looked at again: a loaded file may name it.
 """
 
 import asyncio
@@ -104,7 +106,7 @@ class Load:
             except BaseException:
                 self.is_active = self._is_stored()
                 raise
-            self._quarantine.look_again()  # G4
+            self._quarantine.look_again()  # G5
         await self._inodes.skip_past(header.next_inode - 1)  # G3
         await self._contents.skip_past(header.next_content - 1)
         self._checks = RecordChecks(header, new_contents=request.new_contents, is_known=self._placer.knows)
@@ -143,6 +145,7 @@ class Load:
                 f"the dump ends with other counts ({_counts(request.trailer)}) than it has records "
                 f"({_counts(checks.seen)}): it is damaged"
             )
+        await self._removal_clock.skip_changes(checks.change_max)  # G4
         await run(
             self._engine,
             lambda txn: txn.delete(schema.LOAD),

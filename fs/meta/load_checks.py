@@ -17,6 +17,7 @@ from .layout import INLINE_BYTES_MAX, length_max, validate
 from .operations.link import LINKS_MAX
 from .operations.xattr import NAME_BYTES_MAX, VALUE_BYTES_MAX
 from .permissions import PERMISSION_BITS
+from .removal_clock import CHANGE_MAX
 from .resolve import PATH_BYTES_MAX, check_name
 from .work import DIRECTORY_LINKS
 
@@ -37,6 +38,7 @@ class RecordChecks:
         self._attribute = b""  # the last one of that inode
         self._name = b""  # the last entry of that directory
         self.seen = DumpTrailer()
+        self.change_max = 0  # of all inodes but directories, whose `change` is a time
 
     def check(self, record: DumpRecord) -> None:
         """Raises: InvalidArgument."""
@@ -71,6 +73,8 @@ class RecordChecks:
             )
         else:
             _require(inode.link_count <= LINKS_MAX, f"a file has at most {LINKS_MAX} links")
+            _require(inode.change <= CHANGE_MAX, f"`change` is at most {CHANGE_MAX}")
+            self.change_max = max(self.change_max, inode.change)
         if inode.type == SYMLINK:
             target = inode.symlink_target
             _require(0 < len(target) < PATH_BYTES_MAX and b"\0" not in target, "not a target of a link")

@@ -19,7 +19,7 @@ from .layout import Placer
 from .lengths import Lengths
 from .load import Load
 from .quarantine import Quarantine
-from .removal_clock import RemovalClock
+from .removal_clock import RemovalClock, skip_changes
 from .requests import Requests
 from .schema import Superblock
 from .service import MetaService
@@ -59,7 +59,10 @@ async def format_store(
 
 
 async def raise_generation(engine: Engine, generation: int, *, clock: Clock) -> Superblock:
-    """Begin `generation`: what a newer state of this store held is given up, but its ids are not handed out again."""
+    """Begin `generation`: what a newer state of this store held is given up.
+
+    Its ids and its numbers of changes are not handed out again.
+    """
 
     def begin(txn: Transaction) -> Superblock:
         value = txn.get(schema.SUPERBLOCK)
@@ -73,6 +76,7 @@ async def raise_generation(engine: Engine, generation: int, *, clock: Clock) -> 
             # Quarantine may have moved it beyond a content of any generation.
             first = 0 if value is None else schema.decode_next(value)
             txn.put(key, schema.encode_next(max(first, generation << schema.GENERATION_BITS)))
+        skip_changes(txn)
         return raised
 
     return await run(engine, begin, durability=Durability.SYNC, clock=clock)

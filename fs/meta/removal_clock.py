@@ -10,7 +10,8 @@ every boot. So the store has a clock of its own, in milliseconds, which runs whi
 
 An inode's `change` is counted from there as well. After a loss of power an inode is older than clients may know it, and
 the numbers of changes that were lost must not come again, for others: a client would take them for those that it knows.
-So the first process of each boot counts on from a number above all that any process before it can have given.
+So the first process of each boot counts on from a number above all that any process before it can have given. Where the
+store itself is not the one that gave them last (a dump was loaded, an older copy is used), it skips `SKIPPED_MS` besides.
 
 A3 is why the collector removes nothing before it has itself run for `gc_delay_ms`: then whatever an earlier process
 dated is older than that, and what this process dated has its true age.
@@ -27,6 +28,8 @@ RESERVED_MS: Final = (
 )  # one synced commit in half a day; a restart skips at most this much, of 2^64
 
 CHANGES_PER_MS: Final = 1 << 16  # of one inode: more than a process can carry out
+SKIPPED_MS: Final = 1 << 35  # 397 starts of a process after what is known of another state; 8192 times
+CHANGE_MAX: Final = 1 << 63  # of a dump that is loaded: as many are left above it
 FIRST_MS: Final = 1  # so that there is a moment before each
 
 MOMENTS: Final = b"t"  # kinds of the allocator records
@@ -70,17 +73,26 @@ class RemovalClock:
         """The `change` of an inode after one more: above all that were given out in an earlier boot."""
         return max(change, self.first_change) + 1
 
-    async def _reserve(self) -> tuple[int, int]:
-        def reserve(txn: Transaction) -> tuple[int, int]:
-            txn.may_use_reserve = True
-            key = schema.allocator_key(MOMENTS)
-            value = txn.get(key)
-            first_ms = FIRST_MS if value is None else schema.decode_next(value)
-            txn.put(key, schema.encode_next(first_ms + RESERVED_MS))
-            return first_ms + RESERVED_MS, self._first_change(txn, first_ms)
+    async def skip_changes(self, known: int) -> None:
+        """Give from now on only numbers of changes that are above `known`, and as `skip_changes` says."""
 
+        def skip(txn: Transaction) -> tuple[int, int]:
+            skip_changes(txn, known)
+            return self._reserve_once(txn)
+
+        reserved = await run(self._engine, skip, durability=Durability.SYNC, clock=self._clock)
+        self._end_ms, self.first_change = reserved
+
+    async def _reserve(self) -> tuple[int, int]:
         # A reservation that is run twice, after an unknown outcome, skips a day and does no harm.
-        return await run(self._engine, reserve, durability=Durability.SYNC, clock=self._clock)
+        return await run(self._engine, self._reserve_once, durability=Durability.SYNC, clock=self._clock)
+
+    def _reserve_once(self, txn: Transaction) -> tuple[int, int]:
+        """The end of what is reserved, and `first_change`."""
+        txn.may_use_reserve = True
+        first_ms = _unreserved_ms(txn)
+        txn.put(schema.allocator_key(MOMENTS), schema.encode_next(first_ms + RESERVED_MS))
+        return first_ms + RESERVED_MS, self._first_change(txn, first_ms)
 
     def _first_change(self, txn: Transaction, first_ms: int) -> int:
         """What this boot has, or has from now on."""
@@ -95,4 +107,16 @@ class RemovalClock:
         return first
 
 
-__all__ = ["RESERVED_MS", "RemovalClock"]
+def skip_changes(txn: Transaction, known: int = 0) -> None:
+    """The next process, of whatever boot, begins beyond `known`, beyond what this store gave, and `SKIPPED_MS` later."""
+    first_ms = max(_unreserved_ms(txn), FIRST_MS + known // CHANGES_PER_MS + 1)
+    txn.put(schema.allocator_key(MOMENTS), schema.encode_next(first_ms + SKIPPED_MS))
+    txn.delete(schema.allocator_key(CHANGES))
+
+
+def _unreserved_ms(txn: Transaction) -> int:
+    value = txn.get(schema.allocator_key(MOMENTS))
+    return FIRST_MS if value is None else schema.decode_next(value)
+
+
+__all__ = ["CHANGE_MAX", "RESERVED_MS", "RemovalClock", "skip_changes"]

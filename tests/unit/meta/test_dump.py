@@ -21,6 +21,7 @@ from luciola.wire import SERVICE, RpcClients, RpcServer, methods, mint
 from luciola.wire.pb import meta_pb2 as pb
 from luciola.wire.pb.common_pb2 import Empty
 
+from .test_crash import PowerEngine, lose_power
 from .world import CHAINS, CHUNK, World, check_store, dump, refused
 
 NAMES = (b"plain", b"new\nline", b"\xff\xfe", b'"quoted"\\', "grün".encode(), b"\x01\x7f", b"n" * 255, b"-")
@@ -446,6 +447,84 @@ def test_ids_go_on_above_all_that_the_dump_knew(world):
     made = other.create(b"new").inode
     assert made.id > inode.id
     assert made.content > inode.content
+
+
+class TestNumbersOfChanges:
+    """Clients judge what they know of an inode by `change`: one that they know from a lost state must not come again."""
+
+    @pytest.fixture
+    def worn(self) -> World:
+        """A namespace with a small file, whose store has seen several boots."""
+        world = World(PowerEngine())
+        self.create(world)
+        world.run(world.engine.sync())
+        for _ in range(3):
+            lose_power(world)
+        self.change(world)
+        return world
+
+    def create(self, world: World) -> None:
+        inode = world.create(b"f", layout=pb.Layout(inline_bytes=4096)).inode
+        self.number = inode.id
+
+    def change(self, world: World) -> int:
+        """The file's number after a change of its owner."""
+        inode = world.set_attr(at=self.number, uid=world.stat(at=self.number).uid + 1)
+        return inode.change
+
+    def test_numbers_after_a_load_and_a_loss_of_power_are_new(self, worn):
+        other = successor(worn, PowerEngine())
+        load(other, records(worn))
+        known = [other.stat(b"f").change]
+        other.run(other.engine.sync())
+        for _ in range(3):
+            known += [self.change(other) for _ in range(3)]  # lost with power
+            lose_power(other)
+            known.append(other.stat(b"f").change)
+            assert self.change(other) > max(known)
+
+    def test_numbers_after_a_load_are_above_those_that_the_lost_store_gave_after_the_dump(self, worn):
+        found = records(worn)
+        for _ in range(5):
+            known = self.change(worn)
+            worn.run(worn.engine.sync())
+            lose_power(worn)
+        other = successor(worn)
+        load(other, found)
+        assert other.stat(b"f").change > known
+
+    def test_numbers_after_a_load_are_above_those_that_the_same_store_has_given(self, worn):
+        found = records(worn)
+        known = [self.change(worn) for _ in range(3)]
+        worn.unlink(b"f")
+        for one in (1, 2):
+            worn.close_one(self.number, one)
+        worn.members.known = set()
+        for _ in range(4):
+            worn.clock.advance(60)
+            worn.collect()
+        load(worn, found)
+        assert worn.stat(b"f").change > max(known)
+
+    def test_numbers_of_an_older_copy_whose_loss_was_accepted_are_above_those_of_the_lost_state(self, worn):
+        worn.run(worn.engine.sync())
+        copy = worn.engine.restore()
+        for _ in range(5):
+            known = self.change(worn)
+            worn.run(worn.engine.sync())
+            lose_power(worn)
+        older = World(copy)
+        older.run(raise_generation(older.engine, 2, clock=older.clock))
+        older.start()
+        assert older.stat(b"f").change > known
+
+    def test_number_that_leaves_none_above_it_is_refused(self, worn):
+        found = records(worn)
+        files = [record.inode for record in found if record.inode.type == pb.REGULAR]
+        files[0].change = (1 << 64) - 1
+        other = successor(worn)
+        with refused(InvalidArgument):
+            load(other, found)
 
 
 def test_files_of_another_cluster_get_contents_and_chains_of_this_one(world):
