@@ -10,8 +10,8 @@ every boot. So the store has a clock of its own, in milliseconds, which runs whi
 
 An inode's `change` is counted from there as well. After a loss of power an inode is older than clients may know it, and
 the numbers of changes that were lost must not come again, for others: a client would take them for those that it knows.
-So the first process of each boot counts on from a number above all that any process before it can have given. Where the
-store itself is not the one that gave them last (a dump was loaded, an older copy is used), it skips `SKIPPED_MS` besides.
+So the first process of each boot counts on from a number above all that any process before it can have given. Where
+another store gave numbers last (a dump was loaded, an older copy is used), it skips `SKIPPED_MS` besides.
 
 A3 is why the collector removes nothing before it has itself run for `gc_delay_ms`: then whatever an earlier process
 dated is older than that, and what this process dated has its true age.
@@ -108,7 +108,7 @@ class RemovalClock:
 
 
 def skip_changes(txn: Transaction, known: int = 0) -> None:
-    """The next process, of whatever boot, begins beyond `known`, beyond what this store gave, and `SKIPPED_MS` later."""
+    """The next process, of whatever boot, begins `SKIPPED_MS` beyond `known` and beyond what this store gave."""
     first_ms = max(_unreserved_ms(txn), FIRST_MS + known // CHANGES_PER_MS + 1)
     txn.put(schema.allocator_key(MOMENTS), schema.encode_next(first_ms + SKIPPED_MS))
     txn.delete(schema.allocator_key(CHANGES))

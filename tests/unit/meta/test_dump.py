@@ -450,7 +450,7 @@ def test_ids_go_on_above_all_that_the_dump_knew(world):
 
 
 class TestNumbersOfChanges:
-    """Clients judge what they know of an inode by `change`: one that they know from a lost state must not come again."""
+    """Clients judge what they know by `change`: a number that they know from a lost state must not come again."""
 
     @pytest.fixture
     def worn(self) -> World:
