@@ -163,25 +163,20 @@ class PipelineModel(Model):
         super().__init__((rank, RANKS - 1 - rank), options)
         self.saved, self.writes = {rank: 0}, rank == 0
         self.rank, self.chunks = rank, options.chunks
-        self.pipeline = DualPipe(
-            self.modules,
-            timeout_s=TIMEOUT_S,
-            gradient_scale="mean",
-            labels_with_inputs=True,
-            reduce_mirror=True,
-        )
+        self.pipeline = DualPipe(self.modules, timeout_s=TIMEOUT_S, gradient_scale="mean")
 
     def step(self, tokens: Tensor, labels: Tensor) -> float:
         if self.rank in (0, RANKS - 1):
             half = 0 if self.rank == 0 else 1
-            inputs, own_labels = [tokens.chunk(2)[half]], [labels.chunk(2)[half]]
+            inputs, own_labels = [tokens.chunk(2)[half]], [labels.chunk(2)[1 - half]]  # that come out here
         else:
             inputs, own_labels = [], []
         losses, _ = self.pipeline.step(
             *inputs, num_chunks=self.chunks, criterion=next_token_loss, labels=own_labels
         )
+        self.pipeline.reduce_mirror_gradients()
         everywhere = gathered(torch.zeros(self.chunks // 2) if losses is None else losses)
-        return float(torch.cat((everywhere[0], everywhere[-1])).mean())
+        return float(torch.cat((everywhere[-1], everywhere[0])).mean())
 
     def loads(self) -> list[Tensor]:
         own = torch.stack([module.loads() for module in self.modules])

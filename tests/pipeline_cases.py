@@ -194,8 +194,7 @@ def share(pipe: DualPipe | DualPipeV, kind: str, chunks: int) -> tuple[list, lis
     half = chunks * SAMPLES // 2
     own = slice(0, half) if pipe.is_first_rank else slice(half, None)
     other = slice(half, None) if pipe.is_first_rank else slice(0, half)
-    label_rows = own if pipe.labels_with_inputs else other
-    return [None if each is None else each[own] for each in inputs], [each[label_rows] for each in labels]
+    return [None if each is None else each[own] for each in inputs], [each[other] for each in labels]
 
 
 def grads_of(pipe: nn.Module) -> list[list[Tensor | None]]:
@@ -351,15 +350,22 @@ def argument(rank: int, size: int, *, form: str, change: str):
     return attempt(lambda: pipe.step(*inputs, **given))
 
 
-def options(rank: int, size: int, *, form: str, kind: str, chunks: int, declared: str = "", **given):
-    """As train, without the call that sums mirror gradients, twice, with shapes that the user tells."""
-    if declared == "all":
+def options(
+    rank: int,
+    size: int,
+    *,
+    form: str,
+    kind: str,
+    chunks: int,
+    declared: bool = False,
+    reduce: bool = False,
+    **given,
+):
+    """As train, twice, with shapes that the user declares."""
+    if declared:
         set_p2p_tensor_shapes([(SAMPLES, WIDTH)])
         set_p2p_tensor_dtype(torch.double)
-    elif declared == "some":
-        set_p2p_tensor_shapes({0: [(SAMPLES, WIDTH)]})
-        set_p2p_tensor_dtype(torch.double)
-    return train(rank, size, form=form, kind=kind, chunks=chunks, steps=2, reduce=False, **given)
+    return train(rank, size, form=form, kind=kind, chunks=chunks, steps=2, reduce=reduce, **given)
 
 
 def tied(rank: int, size: int, *, form: str, chunks: int):
@@ -442,11 +448,12 @@ def groups(rank: int, size: int, *, chunks: int):
 
 def keys(rank: int, size: int):
     """How many keys the store has after 4 steps and after 12."""
-    pipe = make(rank, size, form="dualpipe", kind="plain", reduce_mirror=True, labels_with_inputs=True)
+    pipe = make(rank, size, form="dualpipe", kind="plain")
     inputs, labels = share(pipe, "plain", 4)
     counts = []
     for step in range(1, 13):
         pipe.step(*inputs, num_chunks=4, criterion=criterion, labels=labels, return_outputs=True)
+        pipe.reduce_mirror_gradients()
         if step in (4, 12):
             dist.barrier()
             counts.append(STORE[0].num_keys())
@@ -472,15 +479,3 @@ def crossing(rank: int, size: int):
         wait()
     dist.barrier()
     return [each.tolist() for each in tensors]
-
-
-def keeps(rank: int, size: int):
-    """Gradients after a step with mirror sums that failed, which had some before."""
-    pipe = make(rank, size, form="dualpipe", kind="split", reduce_mirror=True)
-    for parameter in pipe.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    if rank == 0:
-        pipe.module[0] = Faulty(pipe.module[0], "raises", 3)
-    inputs, labels = share(pipe, "split", 8)
-    kind, _, _ = attempt(lambda: pipe.step(*inputs, num_chunks=8, criterion=criterion, labels=labels))
-    return kind, [bool((parameter.grad == 1).all()) for parameter in pipe.parameters()]

@@ -148,14 +148,15 @@ def forget(modules: Iterable[nn.Module]) -> None:
 def luciola_dualpipe(job: Job) -> Callable[[], object]:
     last = job.ranks - 1
     modules = job.stages(job.ranks, (job.rank, last - job.rank))
-    pipeline = DualPipe(modules, gradient_scale="mean", labels_with_inputs=True, reduce_mirror=True)
+    pipeline = DualPipe(modules, gradient_scale="mean")
     ends = job.rank in (0, last)
     half = int(job.rank == last)
     inputs = [job.tokens.chunk(2)[half]] if ends else []
-    labels = [job.labels.chunk(2)[half]] if ends else []
+    labels = [job.labels.chunk(2)[1 - half]] if ends else []
 
     def step() -> None:
         pipeline.step(*inputs, num_chunks=job.chunks, criterion=next_token_loss, labels=labels)
+        pipeline.reduce_mirror_gradients()
         forget(modules)
 
     return step

@@ -65,14 +65,6 @@ def decode(data: bytes) -> CommunicationError:
     return classes[name](what, rank=rank, phase=phase, peer=peer)
 
 
-def first_line(error: BaseException) -> str:
-    """Of the text of torch's or gloo's error, without where it was raised."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if text.startswith("[") and "] " in text:  # gloo begins with its source file
-        text = text.split("] ", 1)[1]
-    return text.split(". This is typically")[0]
-
-
 __all__ = [
     "ENCODED_BYTES_MAX",
     "REASON_MAX",
@@ -81,6 +73,5 @@ __all__ = [
     "PeerTimeout",
     "RanksDisagree",
     "decode",
-    "first_line",
     "refused",
 ]

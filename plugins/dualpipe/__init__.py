@@ -11,14 +11,9 @@ Run one:
 
 Know one:
     schedule   what each rank does in a step, as data
-    schedules  1F1B, ZB1P and ZB-V in the same words, to compare with
     verify     proves that a schedule works, or names the rank and action where it goes wrong
-    event_sim  the actions of all ranks against one another; verifier and simulator share it
-    costs      what a micro-batch costs in a stage
-    simulate   when each task runs, idle time, peak memory
-    plan       all schedules side by side for a number of devices
-    timeline   a simulated step as text
-    command    `luciola dualpipe plan` and `show`
+    simulate   when each task runs, idle time, a timeline as text
+    command    `luciola dualpipe show`
 
 Importing this package does not import torch until a name of the first half is used.
 """
@@ -28,18 +23,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .boundary_spec import set_p2p_tensor_dtype, set_p2p_tensor_shapes
-    from .costs import StageCosts
     from .failure import PipelineError
     from .linear import Linear
     from .pipeline import DualPipe, DualPipeV
     from .schedule import Schedule, dualpipe, dualpipev
-    from .verify import InvalidSchedule, find_problems
+    from .simulate import StageCosts
+    from .verify import find_problems
     from .wgrad_store import WeightGradStore
 
 __all__ = [
     "DualPipe",
     "DualPipeV",
-    "InvalidSchedule",
     "Linear",
     "PipelineError",
     "Schedule",
@@ -57,11 +51,11 @@ _MODULE_OF = {
     **dict.fromkeys(("DualPipe", "DualPipeV"), ".pipeline"),
     **dict.fromkeys(("Schedule", "dualpipe", "dualpipev"), ".schedule"),
     **dict.fromkeys(("set_p2p_tensor_dtype", "set_p2p_tensor_shapes"), ".boundary_spec"),
-    **dict.fromkeys(("InvalidSchedule", "find_problems"), ".verify"),
     "Linear": ".linear",
     "PipelineError": ".failure",
-    "StageCosts": ".costs",
+    "StageCosts": ".simulate",
     "WeightGradStore": ".wgrad_store",
+    "find_problems": ".verify",
 }
 
 

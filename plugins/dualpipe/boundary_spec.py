@@ -6,7 +6,7 @@ rank below a boundary tells the one above after its first Forward. The sender co
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,23 +80,22 @@ def same_tensors(one: Boundary, other: Boundary) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What the user said of all boundaries, or of each."""
+    """What the user said of all boundaries."""
 
-    shapes: tuple[tuple[int, ...], ...] | dict[int, tuple[tuple[int, ...], ...]] | None = None
+    shapes: tuple[tuple[int, ...], ...] | None = None
     dtype: torch.dtype | None = None
 
-    def boundary(self, boundary: int) -> Boundary | None:
-        """The boundary's tensors, or None if the pipeline shall find out.
+    def boundary(self) -> Boundary | None:
+        """The tensors of a boundary, or None if the pipeline shall find out.
 
         Raises: ValueError if there are shapes without a dtype.
         """
-        shapes = self.shapes.get(boundary) if isinstance(self.shapes, dict) else self.shapes
-        if shapes is None:
+        if self.shapes is None:
             return None
         if self.dtype is None:
             raise ValueError("set_p2p_tensor_shapes was called without set_p2p_tensor_dtype: call both")
         differentiable = self.dtype.is_floating_point or self.dtype.is_complex
-        return tuple(TensorSpec(shape, self.dtype, differentiable) for shape in shapes)
+        return tuple(TensorSpec(shape, self.dtype, differentiable) for shape in self.shapes)
 
     def summary(self) -> dict[str, Any]:
         """For the comparison between ranks."""
@@ -111,21 +110,13 @@ def declared() -> Declared:
     return _declared
 
 
-def set_p2p_tensor_shapes(shapes: Shapes | Mapping[int, Shapes] | None) -> None:
-    """Say the shapes of the tensors that cross a stage boundary, on all ranks alike.
+def set_p2p_tensor_shapes(shapes: Shapes | None) -> None:
+    """Say the shapes of the tensors that cross each stage boundary, on all ranks alike.
 
-    A mapping gives each boundary (b lies between stages b and b+1) its own list; boundaries that it lacks, and all if
-    `shapes` is None, are found out in each step, which is also the default.
+    None, the default: they are found out in each step, and may differ from boundary to boundary.
     """
     global _declared  # noqa: PLW0603 - the original's interface is one setting for the process
-    if shapes is None:
-        _declared = Declared(None, _declared.dtype)
-    elif isinstance(shapes, Mapping):
-        _declared = Declared(
-            {int(boundary): _tuples(each) for boundary, each in shapes.items()}, _declared.dtype
-        )
-    else:
-        _declared = Declared(_tuples(shapes), _declared.dtype)
+    _declared = Declared(None if shapes is None else _tuples(shapes), _declared.dtype)
 
 
 def set_p2p_tensor_dtype(dtype: torch.dtype | None) -> None:

@@ -83,14 +83,14 @@ class Boundaries:
         found = boundary_of(tensors)
         known = self._known.get((flow, boundary))
         if known is None:
-            known = self._declared.boundary(boundary)
+            known = self._declared.boundary()
             if known is None:
                 known = found
                 key = self._key(flow, boundary)
                 self._rendezvous.put(key, encode(found))
                 self.keys.append(key)
             self._known[flow, boundary] = known
-        elif self._declared.boundary(boundary) is None and known != found and same_tensors(known, found):
+        elif self._declared.boundary() is None and known != found and same_tensors(known, found):
             raise ValueError("its outputs need gradients for some micro-batches and none for others")
         if not same_tensors(known, found):
             raise ValueError(
@@ -103,7 +103,7 @@ class Boundaries:
         """What the rank above a boundary must make room for; waits for the rank below to tell."""
         known = self._known.get((flow, boundary))
         if known is None:
-            known = self._declared.boundary(boundary)
+            known = self._declared.boundary()
             if known is None:
                 what = f"the first output of stage {boundary}, flow {flow}"
                 known = decode(self._rendezvous.wait(self._key(flow, boundary), what=what))

@@ -7,7 +7,6 @@ changes nothing.
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import ClassVar, Final, Literal
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store  # as in rendezvous
 
 from . import batch, boundary_spec, grad_mirror, schedule
-from .executor import Boundaries, Criterion, Executor, Job, Result
+from .executor import Boundaries, Criterion, Executor, Job
 from .failure import PipelineError
 from .rendezvous import Rendezvous
 from .session import Session
@@ -111,8 +110,6 @@ class _Pipeline(nn.Module):
                 session.compare(neighbours, self._facts(num_chunks))
                 at("connecting")
                 transport = session.transport() if self.num_ranks > 1 else None
-                at("moving labels")
-                job = self._before(session, job, labels)
                 executor = Executor(
                     plan,
                     self.rank,
@@ -124,21 +121,9 @@ class _Pipeline(nn.Module):
                 )
                 at(lambda: executor.where)
                 result = executor.run()
-                at("moving losses and outputs")
                 self.peak_chunks = executor.peak_chunks
-                result = self._after(session, job, result)
                 session.end_step(executor.boundaries.keys)
         return result.loss, result.outputs
-
-    def _before(self, session: Session, job: Job, labels: Sequence[Tensor | None]) -> Job:
-        """A subclass may exchange labels here."""
-        del session, labels
-        return job
-
-    def _after(self, session: Session, job: Job, result: Result) -> Result:
-        """A subclass may exchange results here."""
-        del session, job
-        return result
 
     def _prepare(
         self,
@@ -230,11 +215,10 @@ class DualPipe(_Pipeline):
     """The bidirectional pipeline on an even number of ranks.
 
     `modules` of pipeline rank r are stage r and stage ranks-1-r of the model. Rank 0 puts in the first half of the
-    batch and the last rank the second half. As in the original, the labels of each half are given to, and its losses
-    and outputs come out at, the other end; with `labels_with_inputs` all of them stay with the half's inputs.
+    batch and the last rank the second half. The labels of each half are given to, and its losses and outputs come out
+    at, the other end.
 
-    Each stage exists twice and each copy gets the gradients of one half: `reduce_mirror_gradients()` adds the other's,
-    and with `reduce_mirror` each training step does so for what it has added.
+    Each stage exists twice and each copy gets the gradients of one half: `reduce_mirror_gradients()` adds the other's.
     """
 
     name = "dualpipe"
@@ -248,8 +232,6 @@ class DualPipe(_Pipeline):
         *,
         timeout_s: float = TIMEOUT_S,
         gradient_scale: float | Literal["mean"] = 1.0,
-        labels_with_inputs: bool = False,
-        reduce_mirror: bool = False,
     ) -> None:
         super().__init__(
             modules,
@@ -263,8 +245,6 @@ class DualPipe(_Pipeline):
             raise ValueError(
                 f"DualPipe needs an even number of ranks, not {self.num_ranks}; DualPipeV takes any"
             )
-        self.labels_with_inputs = labels_with_inputs
-        self.reduce_mirror = reduce_mirror
 
     @property
     def mirror_rank(self) -> int:
@@ -279,64 +259,6 @@ class DualPipe(_Pipeline):
         with self._guarded("sum of mirror gradients") as (session, _), session.supervise([self.mirror_rank]):
             session.transport()
             grad_mirror.sum_gradients(list(self.module), session)
-
-    def _facts(self, num_chunks: int) -> dict[str, str]:
-        return super()._facts(num_chunks) | {
-            "labels_with_inputs": str(self.labels_with_inputs),
-            "reduce_mirror": str(self.reduce_mirror),
-        }
-
-    def _before(self, session: Session, job: Job, labels: Sequence[Tensor | None]) -> Job:
-        if not (self.labels_with_inputs and job.labels):
-            return job
-        theirs = session.trade(self.mirror_rank, labels, what="labels")
-        (module,) = job.labels
-        chunks = len(next(iter(job.inputs.values())))
-        cut = batch.cut(theirs, chunks=chunks, dim=self.batch_dim, what="label") if theirs else []
-        return replace(job, labels={module: cut})
-
-    def _after(self, session: Session, job: Job, result: Result) -> Result:
-        if not (self.labels_with_inputs and job.labels):
-            return result
-        outputs = result.outputs if isinstance(result.outputs, tuple) else (result.outputs,)
-        loss, *traded = session.trade(self.mirror_rank, (result.loss, *outputs), what="losses and outputs")
-        return Result(loss, tuple(traded) if isinstance(result.outputs, tuple) else traded[0])
-
-    def step(
-        self,
-        *inputs: Tensor | None,
-        num_chunks: int = 0,
-        criterion: Criterion | None = None,
-        labels: Sequence[Tensor | None] = (),
-        return_outputs: bool = False,
-    ) -> tuple[Losses, Outputs]:
-        """As for every pipeline; with `reduce_mirror` the mirror copies' gradients of this step are added."""
-
-        def run() -> tuple[Losses, Outputs]:
-            return super(DualPipe, self).step(
-                *inputs,
-                num_chunks=num_chunks,
-                criterion=criterion,
-                labels=labels,
-                return_outputs=return_outputs,
-            )
-
-        if not (self.reduce_mirror and torch.is_grad_enabled()):
-            return run()
-        earlier = [(each, each.grad) for _, each in grad_mirror.parameters_of(list(self.module))]
-        for parameter, _ in earlier:
-            parameter.grad = None
-        try:
-            result = run()
-            self.reduce_mirror_gradients()
-        except BaseException:
-            for parameter, grad in earlier:
-                parameter.grad = grad
-            raise
-        for parameter, grad in earlier:
-            if grad is not None:
-                parameter.grad = grad if parameter.grad is None else grad.add_(parameter.grad)
-        return result
 
 
 class DualPipeV(_Pipeline):

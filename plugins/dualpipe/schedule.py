@@ -359,7 +359,7 @@ def dualpipe(ranks: int, chunks: int) -> Schedule:
     Raises: ValueError if ranks is odd or not positive, or chunks is odd or less than twice the ranks.
     Source: DeepSeek-V3 technical report, section 3.2.1.
     """
-    _check_limits("dualpipe", ranks, chunks)
+    _check_sizes("dualpipe", ranks, chunks)
     if ranks % 2:
         raise ValueError(f"dualpipe needs an even number of ranks, not {ranks}; dualpipev takes any number")
     if chunks % 2:
@@ -391,7 +391,7 @@ def dualpipev(ranks: int, chunks: int) -> Schedule:
     Raises: ValueError if ranks is not positive or chunks is less than twice the ranks.
     Source: Sea AI Lab, "Cut-in-half" (2025).
     """
-    _check_limits("dualpipev", ranks, chunks)
+    _check_sizes("dualpipev", ranks, chunks)
     places = tuple((Place(0, rank), Place(0, 2 * ranks - 1 - rank)) for rank in range(ranks))
 
     def build(rank: int) -> tuple[Action, ...]:
@@ -401,17 +401,13 @@ def dualpipev(ranks: int, chunks: int) -> Schedule:
     return Schedule("dualpipev", 2 * ranks, 1, chunks, places, tuple(build(rank) for rank in range(ranks)))
 
 
-def check_sizes(name: str, ranks: int, chunks: int) -> None:
+def _check_sizes(name: str, ranks: int, chunks: int) -> None:
     """Raises: TypeError or ValueError for numbers that no schedule has."""
     for what, value, limit in (("ranks", ranks, RANKS_MAX), ("chunks", chunks, CHUNKS_MAX)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name}: {what} must be an int, not {value!r}")
         if not 1 <= value <= limit:
             raise ValueError(f"{name}: {what} must be from 1 to {limit}, not {value}")
-
-
-def _check_limits(name: str, ranks: int, chunks: int) -> None:
-    check_sizes(name, ranks, chunks)
     if chunks < 2 * ranks:
         raise ValueError(
             f"{name} on {ranks} ranks needs at least {2 * ranks} chunks (twice the ranks), not {chunks}"
@@ -554,7 +550,6 @@ __all__ = [
     "Send",
     "Task",
     "Transfer",
-    "check_sizes",
     "dualpipe",
     "dualpipev",
     "label",

@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .boundary_spec import boundary_of, decode, encode
 from .failure import Cause, LinkLost, PipelineError
 from .rendezvous import Rendezvous, StoreLost
 from .transport import GroupTransport, MeshTransport, Message, Transport
@@ -133,19 +132,6 @@ class Session:
             for index, tensor in enumerate(group)
         ]
         self.transport().exchange(messages)
-
-    def trade(self, peer: int, tensors: Sequence[Tensor | None], *, what: str) -> list[Tensor | None]:
-        """Give tensors to a peer for its own, whatever they look like."""
-        self.calls += 1
-        theirs = decode(self.agree(peer, f"{what}/{self.calls}", encode(boundary_of(tensors))))
-        room = [None if spec is None else spec.empty(self.device) for spec in theirs]
-        self.swap(
-            peer,
-            [each.detach().to(self.device).contiguous() for each in tensors if each is not None],
-            [each for each in room if each is not None],
-            what=what,
-        )
-        return room
 
     def agree(self, peer: int, name: str, mine: bytes) -> bytes:
         """Exchange a value with a peer through the store."""

@@ -1,29 +1,77 @@
-"""How long a schedule takes and what memory it needs: event simulation with given costs, no processes, no tensors.
+"""How long a schedule takes: simulated with given costs, no processes, no tensors; and printed.
 
-    costs = StageCosts(forward=1, backward=2, weight=1, overlap=2.4)
-    timeline = simulate(dualpipe(8, 20), costs)
-    timeline.makespan, timeline.idle, timeline.bubble, timeline.peak_chunks
+    timeline = simulate(dualpipe(8, 20), StageCosts(forward=1, backward=2, weight=1, overlap=2.4))
+    timeline.makespan, timeline.idle, timeline.bubble
+    print(as_text(timeline))
 
-`event_sim` says what is modelled of transfers and what is not.
+Each rank does its tasks in order, and waits for what other ranks make; transfers take no time. Not modelled: transfers
+that slow one another or the tasks down (put that into the costs), stages of different cost.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Final
 
-from .costs import StageCosts
-from .event_sim import Transport, run
 from .schedule import (
-    Action,
     Backward,
     BackwardInput,
     BackwardWeight,
+    Exchange,
     Forward,
     Overlap,
+    Part,
     Schedule,
     Task,
     parts,
 )
+
+COLUMNS_MAX: Final = 400
+"""Wider lines are wrapped by every terminal, and then nobody can read them."""
+
+LETTERS: Final = {Forward: "F", Backward: "B", BackwardInput: "I", BackwardWeight: "W"}
+
+
+@dataclass(frozen=True)
+class StageCosts:
+    """Times of one micro-batch in one stage, in any one unit.
+
+    Raises: ValueError for numbers that are negative, not finite or no numbers, and a weight part above the backward.
+    """
+
+    forward: float = 1.0
+    backward: float = 2.0
+    """Gradients for inputs and weights."""
+    weight: float = 1.0
+    """The part of `backward` that can be put off."""
+    overlap: float | None = None
+    """A forward together with another micro-batch's backward; the sum if None."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is None and each.name == "overlap":
+                continue
+            if not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise ValueError(f"{each.name} must be a finite number from 0 on, not {value!r}")
+        if self.weight > self.backward:
+            raise ValueError(
+                f"the weight part {self.weight:g} is more than the whole backward {self.backward:g}"
+            )
+
+    def of(self, task: Task) -> float:
+        """How long a task takes."""
+        match task:
+            case Forward():
+                return self.forward
+            case Backward():
+                return self.backward
+            case BackwardInput():
+                return self.backward - self.weight
+            case BackwardWeight():
+                return self.weight
+            case Overlap():
+                return self.forward + self.backward if self.overlap is None else self.overlap
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +90,6 @@ class Timeline:
     schedule: Schedule
     spans: tuple[tuple[Span, ...], ...]
     """spans[rank], in order of time"""
-    peak_chunks: tuple[int, ...]
-    """For each rank the most micro-batches, all modules together, with a forward and without their backward."""
-    peak_activation: tuple[float, ...]
-    """For each rank the most memory of activations, in the unit of the costs."""
-    parameters: tuple[float, ...]
-    """For each rank the memory of its modules, in the unit of the costs."""
 
     @cached_property
     def makespan(self) -> float:
@@ -66,61 +108,85 @@ class Timeline:
         return sum(self.idle) / whole if whole else 0.0
 
 
-def simulate(
-    schedule: Schedule, costs: StageCosts, *, transport: Transport = Transport.BACKGROUND
-) -> Timeline:
+_Made = tuple[bool, int, int, int]
+"""What a task makes: (whether an activation, flow, stage, chunk)"""
+
+
+def simulate(schedule: Schedule, costs: StageCosts) -> Timeline:
     """Simulate a schedule whose stages all cost the same.
 
-    Raises: Deadlock if ranks can never go on.
+    Raises: ValueError if ranks can never go on: `verify` names the reason.
     """
-    crossing = [costs.communication] * schedule.stages
-
-    def duration(task: Task) -> float:
-        return _duration(costs, task)
-
-    starts = run(schedule, transport, duration=duration, crossing=crossing)
-    peaks = [_peaks(own) for own in schedule.actions]
-    return Timeline(
-        schedule,
-        spans=tuple(
-            tuple(Span(start, start + duration(task), task) for start, task in own) for own in starts
-        ),
-        peak_chunks=tuple(live for live, _ in peaks),
-        peak_activation=tuple(held * costs.activation for _, held in peaks),
-        parameters=tuple(costs.parameters * len(held) for held in schedule.places),
-    )
-
-
-def _duration(costs: StageCosts, task: Task) -> float:
-    match task:
-        case Forward():
-            return costs.forward
-        case Backward():
-            return costs.backward
-        case BackwardInput():
-            return costs.backward - costs.weight
-        case BackwardWeight():
-            return costs.weight
-        case Overlap():
-            return costs.forward + costs.backward if costs.overlap is None else costs.overlap
+    programs = [[action for action in own if not isinstance(action, Exchange)] for own in schedule.actions]
+    spans: list[list[Span]] = [[] for _ in programs]
+    ends: dict[_Made, float] = {}
+    sleepers: dict[_Made, int] = {}
+    ready = list(range(schedule.ranks))
+    while ready:
+        rank = ready.pop()
+        own = spans[rank]
+        for task in programs[rank][len(own) :]:
+            needs = list(_needs(schedule, task))
+            missing = next((each for each in needs if each not in ends), None)
+            if missing is not None:
+                sleepers[missing] = rank
+                break
+            start = max([own[-1].end if own else 0.0, *(ends[each] for each in needs)])
+            end = start + costs.of(task)
+            own.append(Span(start, end, task))
+            for made in _makes(task):
+                ends[made] = end
+                if made in sleepers:
+                    ready.append(sleepers.pop(made))
+    if sleepers:
+        raise ValueError(f"{schedule.name}: ranks {sorted(sleepers.values())} wait for what no rank makes")
+    return Timeline(schedule, tuple(tuple(own) for own in spans))
 
 
-def _peaks(actions: Sequence[Action]) -> tuple[int, int]:
-    """Most live micro-batches of one rank, and most whose activations it holds. A pair holds both of its own."""
-    live, most_live, held, most_held = 0, 0, 0, 0
-    for action in actions:
-        for part in parts(action):
-            match part:
-                case Forward():
-                    live, held = live + 1, held + 1
-                case Backward():
-                    live, held = live - 1, held - 1
-                case BackwardInput():
-                    live -= 1
-                case BackwardWeight():
-                    held -= 1
-            most_live, most_held = max(most_live, live), max(most_held, held)
-    return most_live, most_held
+def _needs(schedule: Schedule, task: Task) -> Iterator[_Made]:
+    for part in parts(task):
+        if isinstance(part, Forward) and part.stage:
+            yield True, part.flow, part.stage - 1, part.chunk
+        if isinstance(part, Backward | BackwardInput) and part.stage < schedule.stages - 1:
+            yield False, part.flow, part.stage + 1, part.chunk
 
 
-__all__ = ["Span", "Timeline", "simulate"]
+def _makes(task: Task) -> Iterator[_Made]:
+    for part in parts(task):
+        if not isinstance(part, BackwardWeight):
+            yield isinstance(part, Forward), part.flow, part.stage, part.chunk
+
+
+def as_text(timeline: Timeline) -> str:
+    """A title, and a line for each rank. Small letters are tasks of the second module, dots are idle time.
+
+    Raises: ValueError if the lines would be too wide.
+    """
+    schedule = timeline.schedule
+    tasks = [span for spans in timeline.spans for span in spans if span.end > span.start]
+    scale = max(((len(_label(span)) + 1) / (span.end - span.start) for span in tasks), default=1.0)
+    if timeline.makespan * scale > COLUMNS_MAX:
+        raise ValueError(
+            f"as text this needs {timeline.makespan * scale:.0f} columns, more than {COLUMNS_MAX}: show less"
+        )
+    sizes = f"{schedule.ranks} ranks, {schedule.stages} stages, {schedule.micro_batches} micro-batches"
+    lines = [f"{schedule.name}: {sizes}; makespan {timeline.makespan:.4g}, idle {timeline.bubble:.1%}"]
+    for rank, spans in enumerate(timeline.spans):
+        line = ["·"] * round(timeline.makespan * scale)
+        for span in spans:
+            first, last = round(span.start * scale), round(span.end * scale)
+            if last > first:
+                line[first:last] = _label(span).ljust(last - first - 1)[: last - first - 1] + "|"
+        lines.append(f"rank {rank:<3}|{''.join(line)}")
+    return "\n".join(lines)
+
+
+def _label(span: Span) -> str:
+    def letter(part: Part) -> str:
+        found = LETTERS[type(part)]
+        return found.lower() if part.module % 2 else found
+
+    return "".join(f"{letter(part)}{part.chunk}" for part in parts(span.task))
+
+
+__all__ = ["Span", "StageCosts", "Timeline", "as_text", "simulate"]

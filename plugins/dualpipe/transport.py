@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..kernels.ranks import first_line
 from .failure import LinkLost
 from .rendezvous import Rendezvous
 
@@ -107,7 +108,7 @@ class MeshTransport:
         try:
             return operation([message.tensor], message.peer, message.tag)
         except RuntimeError as error:
-            raise LinkLost(message.peer, f"{message.what}: {_first_line(error)}") from error
+            raise LinkLost(message.peer, f"{message.what}: {first_line(error)}") from error
 
     def _wait(self, message: Message, work: Any, deadline: float) -> None:
         rest_s = max(deadline - time.monotonic(), 0.001)
@@ -116,7 +117,7 @@ class MeshTransport:
         except RuntimeError as error:
             if time.monotonic() >= deadline:
                 raise LinkLost(message.peer, f"{message.what}: waited {self._timeout_s:g} s") from error
-            raise LinkLost(message.peer, f"{message.what}: {_first_line(error)}") from error
+            raise LinkLost(message.peer, f"{message.what}: {first_line(error)}") from error
 
 
 class GroupTransport:
@@ -160,7 +161,7 @@ class GroupTransport:
             try:
                 return call()
             except RuntimeError as error:
-                raise LinkLost(messages[0].peer, f"{messages[0].what}: {_first_line(error)}") from error
+                raise LinkLost(messages[0].peer, f"{messages[0].what}: {first_line(error)}") from error
 
         works = guarded(lambda: dist.batch_isend_irecv(operations))
 
@@ -173,13 +174,6 @@ class GroupTransport:
     def cut(self) -> None:
         """Abort the communicator, which ends its kernels. The group can then only be destroyed."""
         self._group.abort()
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if text.startswith("[") and "] " in text:  # gloo begins with its source file
-        text = text.split("] ", 1)[1]
-    return text.split(". This is typically")[0]
 
 
 __all__ = ["GroupTransport", "MeshTransport", "Message", "Transport"]

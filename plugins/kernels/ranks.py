@@ -1,4 +1,4 @@
-"""The processes of a run on several devices find one another."""
+"""The processes of a run on several devices: how they find one another, and what their libraries say of failures."""
 
 import os
 
@@ -27,4 +27,12 @@ def join(local_rank: int, num_local_ranks: int) -> tuple[int, int, dist.ProcessG
     return rank, ranks, group
 
 
-__all__ = ["join"]
+def first_line(error: BaseException) -> str:
+    """Of the text of torch's or gloo's error, without where it was raised."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if text.startswith("[") and "] " in text:  # gloo begins with its source file
+        text = text.split("] ", 1)[1]
+    return text.split(". This is typically")[0]
+
+
+__all__ = ["first_line", "join"]

@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import Store  # torch.distributed hides it from type checkers
 
-from ..failure import CommunicationError, PeerLost, PeerTimeout, decode, first_line
+from ...kernels.ranks import first_line
+from ..failure import CommunicationError, PeerLost, PeerTimeout, decode
 from .interface import Link, NotUsable
 from .members import Members
 

@@ -23,9 +23,8 @@ def near(ours, theirs) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
 
 
-def test_mirror_gradients_are_summed_once_for_each_step(ranks: Ranks) -> None:
-    """Over two steps without a zero_grad between them: what the first summed is not summed again."""
-    done = values(ranks.run("options", 4, form="dualpipe", kind="split", chunks=8, reduce_mirror=True))
+def test_mirror_gradients_of_two_steps_are_summed_once(ranks: Ranks) -> None:
+    done = values(ranks.run("options", 4, form="dualpipe", kind="split", chunks=8, reduce=True))
     _, _, grads = cases.alone("split", 4, 8)
     for rank in range(4):
         near(done[rank][2], [[2 * each for each in grads[stage]] for stage in (rank, 3 - rank)])
@@ -42,22 +41,8 @@ def test_gradients_can_be_scaled_and_losses_are_not(ranks: Ranks, scale, factor,
         near(done[rank][2], [[2 * factor * each for each in grads[stage]] for stage in (rank, 3 - rank)])
 
 
-def test_labels_losses_and_outputs_can_stay_with_the_inputs(ranks: Ranks) -> None:
-    done = values(
-        ranks.run(
-            "options", 4, form="dualpipe", kind="split", chunks=8, labels_with_inputs=True, reduce_mirror=True
-        )
-    )
-    losses, outputs, grads = cases.alone("split", 4, 8)
-    assert torch.equal(torch.cat([done[0][0], done[3][0]]), losses)
-    assert torch.equal(torch.cat([done[0][1], done[3][1]]), outputs[0])
-    assert done[1][:2] == (None, None)
-    near(done[1][2], [[2 * each for each in grads[stage]] for stage in (1, 2)])
-
-
-@pytest.mark.parametrize("declared", ["all", "some"])
-def test_shapes_can_be_declared_for_all_boundaries_or_for_some(ranks: Ranks, declared: str) -> None:
-    done = values(ranks.run("options", 3, form="dualpipev", kind="split", chunks=6, declared=declared))
+def test_shapes_can_be_declared(ranks: Ranks) -> None:
+    done = values(ranks.run("options", 3, form="dualpipev", kind="split", chunks=6, declared=True))
     assert torch.equal(done[0][0], cases.alone("split", 6, 6)[0])
 
 
@@ -108,13 +93,6 @@ def test_ranks_that_compute_for_long_send_heartbeats(ranks: Ranks) -> None:
 def test_messages_are_told_apart_by_their_tags(ranks: Ranks) -> None:
     done = values(ranks.run("crossing", 2))
     assert done[1] == [[1.0] * 3, [2.0] * 3]
-
-
-def test_a_failed_step_with_mirror_sums_leaves_earlier_gradients(ranks: Ranks) -> None:
-    for kind, kept in values(ranks.run("keeps", 2)):
-        assert kind == "PipelineError"
-        assert kept
-        assert all(kept)
 
 
 @pytest.mark.parametrize("plan", [dualpipe(4, 40), dualpipe(8, 20), dualpipev(3, 30), dualpipev(6, 13)])

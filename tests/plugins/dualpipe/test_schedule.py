@@ -1,10 +1,12 @@
 """The two schedules against the facts known of them: sums, symmetries, and orders written out by hand."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.pipelining._schedule_visualizer import get_schedule_ops
 
 from luciola.plugins.dualpipe.schedule import (
     Action,
@@ -242,3 +244,40 @@ def test_sizes_that_cannot_be_are_refused(make, ranks, chunks, words) -> None:
 def test_sizes_must_be_integers() -> None:
     with pytest.raises(TypeError, match="chunks must be an int"):
         dualpipe(2, 4.0)
+
+
+LETTERS = {Forward: "F", Backward: "B", BackwardInput: "I", BackwardWeight: "W"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("ranks", "chunks"), [(1, 4), (2, 4), (2, 9), (3, 6), (4, 8), (4, 20), (5, 15), (8, 24)]
+)
+def test_pytorch_has_the_same_order_of_dualpipev(ranks: int, chunks: int) -> None:
+    """But for which weight gradient is done where one is: ours are done in the order they were put off."""
+    schedule = dualpipev(ranks, chunks)
+    for rank, actions in enumerate(get_schedule_ops("DualPipeV", ranks, chunks, num_stages_per_rank=2)):
+        own, theirs = ours(schedule, rank), [each for action in actions if action for each in listed(action)]
+        assert sorted(own) == sorted(theirs)
+        assert [without_weight(each) for each in own] == [without_weight(each) for each in theirs]
+
+
+Done = tuple[str, int, int]
+
+
+def ours(schedule: Schedule, rank: int) -> list[Done]:
+    return [
+        (LETTERS[type(part)], part.stage, part.chunk)
+        for action in schedule.actions[rank]
+        for part in parts(action)
+    ]
+
+
+def listed(action: Any) -> list[Done]:
+    if action.sub_actions:
+        return [each for sub in action.sub_actions for each in listed(sub)]
+    return [(action.computation_type.value, action.stage_index, action.microbatch_index)]
+
+
+def without_weight(done: Done) -> Done | str:
+    return "W" if done[0] == "W" else done
