@@ -3,7 +3,7 @@
 usage: python benchmarks/plugins/gpu_steps.py graphs|kv_staging|nccl|dualpipe [--device cuda]
 
     graphs       every call of FlashMLA in a CUDA graph, replayed on other numbers and lengths, against the call itself
-    kv_staging   pages saved from and loaded into caches on the device, every bit, beside work on another stream
+    kv_staging   pages saved from and loaded into caches on the device, whole and by layers, beside other work
     nccl         sums and exchanges between all GPUs of this machine, through NCCL also if there is one
     dualpipe     a training step of DualPipeV on all GPUs, against the same model on one
 
@@ -125,12 +125,22 @@ def kv_staging(device: str) -> None:
             for _ in range(20):
                 x = (x @ x).tanh()  # what a model does meanwhile
             transfer.wait()
-            same = all(
-                torch.equal(mine.view(torch.int16), theirs.view(torch.int16))
-                for mine, theirs in zip(other.layers, cache.layers, strict=True)
-            )
-            assert same, f"{name}: other bytes came back"
+            assert all(map(_same_bits, other.layers, cache.layers)), f"{name}: other bytes came back"
             print(f"{pages} pages into {name}: every bit", flush=True)
+            for each in other.layers:
+                each.zero_()
+            layers = file.load_layers(file.match(tokens), range(pages), other)
+            seen = []
+            for number, each in enumerate(other.layers):
+                layers.wait_for_layer(number)
+                seen.append(each.clone())  # on this stream, while later layers are on their way
+            assert all(map(_same_bits, seen, cache.layers)), f"{name}: a layer was used before it was there"
+            layers.wait()
+            print(f"{pages} pages by layers into {name}: every bit", flush=True)
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one.view(torch.int16), other.view(torch.int16))
 
 
 def nccl(device: str) -> None:

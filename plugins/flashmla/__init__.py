@@ -15,7 +15,8 @@
     pages        `PagedKVFile`: pages of the cache in a file, on a cluster or on this machine
     page_format  the bytes of that file
     page_cache   the cache in memory that pages are loaded into and saved from
-    transfer     pages on their way, while decoding goes on
+    transfer     progress of pages on their way, while decoding continues
+    mover        their bytes: many reads in flight, staging memory, copies to a device
     prefix       chained hashes of tokens, and the index that finds pages by them
     shim         this plugin under the original's name, for programs that cannot be changed
 
@@ -50,14 +51,17 @@ if TYPE_CHECKING:
     from .page_format import PageLayout
     from .pages import Damage, Page, PagedKVFile
     from .schedule import FlashMLASchedMeta
+    from .transfer import LayerTransfer, Transfer
 
 _HOMES: Final = {
     "Damage": "pages",
     "FlashMLASchedMeta": "schedule",
+    "LayerTransfer": "transfer",
     "Page": "pages",
     "PageCache": "page_cache",
     "PageLayout": "page_format",
     "PagedKVFile": "pages",
+    "Transfer": "transfer",
     "dequantize_model1": "layouts",
     "dequantize_v32": "layouts",
     "empty_model1_cache": "layouts",
@@ -76,10 +80,12 @@ _HOMES: Final = {
 __all__ = [
     "Damage",
     "FlashMLASchedMeta",
+    "LayerTransfer",
     "Page",
     "PageCache",
     "PageLayout",
     "PagedKVFile",
+    "Transfer",
     "dequantize_model1",
     "dequantize_v32",
     "describe",

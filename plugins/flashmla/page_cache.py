@@ -5,7 +5,7 @@ without a copy; `layers[i]` is a view with FlashMLA's shape, whose blocks are si
 takes the caches that a server already has, one tensor a layer; a block is then read in as many parts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -80,6 +80,11 @@ class PageCache:
             (number * stride, _view(self._bytes_of(number, block))) for number in range(self.layout.layers)
         ]
 
+    def part(self, layer: int, block: int) -> memoryview:
+        """Memory of one layer of a block. For a cache in host memory."""
+        assert self.device.type == "cpu", "only host memory has memoryviews"
+        return _view(self._bytes_of(layer, block))
+
     def _bytes_of(self, layer: int, block: int) -> torch.Tensor:
         if self.memory is not None:
             begin = layer * self.layout.layer_stride
@@ -99,6 +104,17 @@ class PageCache:
         else:
             there = record.to(self.device, non_blocking=True)
             torch._foreach_copy_(self._places(block), self._pieces(there))
+
+    def put_layer(self, layer: int, rows: Mapping[int, int], memory: torch.Tensor) -> None:
+        """Begin to copy one layer of several blocks: one copy over the bus, and a launch that spreads it.
+
+        `rows`: which row of `memory`, (rows, layer_stride) bytes in host memory, belongs to which block.
+        """
+        there = memory.to(self.device, non_blocking=True)
+        torch._foreach_copy_(
+            [self._bytes_of(layer, block) for block in rows],
+            [there[row, : self.layout.layer_bytes] for row in rows.values()],
+        )
 
     def get(self, block: int, record: torch.Tensor) -> None:
         """Begins to copy a block on a device into a row of bytes in host memory."""
@@ -125,11 +141,16 @@ class Copies:
         copy()
         return lambda _wait: True
 
+    def mark(self) -> Callable[[], None]:
+        """A function that orders the calling thread's current stream after the copies that have begun by now."""
+        return lambda: None
+
 
 class _StreamCopies(Copies):
     """On a stream of their own, beside what the model does."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._stream.wait_event(torch.cuda.current_stream(device).record_event())
 
@@ -144,6 +165,10 @@ class _StreamCopies(Copies):
             return bool(event.query())
 
         return done
+
+    def mark(self) -> Callable[[], None]:
+        event = self._stream.record_event()
+        return lambda: torch.cuda.current_stream(self._device).wait_event(event)
 
 
 def staging_memory(device: torch.device, size: int) -> torch.Tensor:

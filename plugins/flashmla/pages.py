@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from luciola_core import crc32c
 
@@ -33,6 +33,7 @@ from ...client import open_location, replacing
 from ...client.local import LocalFileSystem
 from ...client.location import AnyFileSystem, Location
 from ...errors import AlreadyExists, Busy, CorruptData, InvalidArgument, NoSpace, NotFound
+from .mover import GROUP, Job, Mover, View
 from .page_cache import Copies, PageCache
 from .page_format import (
     BLOCK_BYTES,
@@ -46,11 +47,12 @@ from .page_format import (
     fingerprint,
 )
 from .prefix import PageName, PrefixIndex, page_names
-from .transfer import Mover, Transfer, View
+from .transfer import LayerTransfer, Transfer
 
 WRITER_SUFFIX: Final = ".writer"  # beside a file on a cluster, while a process writes it
 SCRUB_BLOCKS: Final = 8  # pages in memory while a file is verified
 
+_SomeTransfer = TypeVar("_SomeTransfer", bound=Transfer)
 _Place = str | os.PathLike[str] | Location
 
 
@@ -198,22 +200,15 @@ class PagedKVFile:
 
         A page that was evicted meanwhile fails with NotFound, a damaged one with CorruptData; the others land.
         """
-        self._check(cache, blocks, len(pages))
-        slots = [page.slot for page in pages]
-        with self._lock:
-            self._pinned.update(slots)
-            self._touch(slots)
+        return self._load(Transfer(len(pages)), pages, blocks, cache)
 
-        copies = cache.copies()
+    def load_layers(self, pages: Sequence[Page], blocks: Sequence[int], cache: PageCache) -> LayerTransfer:
+        """As `load`, but layer by layer: the first layer of all pages is there first (`wait_for_layer`).
 
-        def work(transfer: Transfer) -> None:
-            try:
-                self._carry_in(transfer, pages, (blocks, cache, copies))
-            finally:
-                with self._lock:
-                    self._pinned.subtract(slots)
-
-        return self._start(len(pages), work)
+        For a model that computes while later layers are being read. A read for each layer of each page, so `load` is
+        faster for all of them together. Damage in a late layer is found when earlier ones may have been used.
+        """
+        return self._load(LayerTransfer(len(pages), self.layout.layers), pages, blocks, cache)
 
     def save(self, names: Sequence[PageName], blocks: Sequence[int], cache: PageCache) -> Transfer:
         """Writes blocks of the cache as the pages of those names, in a thread; a page has landed when it is durable.
@@ -225,7 +220,9 @@ class PagedKVFile:
             raise InvalidArgument("the file is open for reading: open it with writable=True", path=self.path)
         self._check(cache, blocks, len(names))
         target = (blocks, cache, cache.copies())
-        return self._start(len(names), lambda transfer: self._carry_out(transfer, names, target))
+        transfer = Transfer(len(names))
+        self._start(transfer, lambda: self._carry_out(transfer, names, target))
+        return transfer
 
     def verify(self) -> Iterator[Damage]:
         """Reads every page and compares it with its checksums."""
@@ -263,28 +260,31 @@ class PagedKVFile:
 
     # Loading.
 
-    def _carry_in(self, transfer: Transfer, pages: Sequence[Page], target: _Target) -> None:
-        blocks, _, _ = target
+    def _load(
+        self, transfer: _SomeTransfer, pages: Sequence[Page], blocks: Sequence[int], cache: PageCache
+    ) -> _SomeTransfer:
+        self._check(cache, blocks, len(pages))
+        slots = [page.slot for page in pages]
+        with self._lock:
+            self._pinned.update(slots)
+            self._touch(slots)
+        copies = cache.copies()
+        loading = _Loading(self, transfer, pages, copies)
+        by_layer = isinstance(transfer, LayerTransfer)
+        jobs = loading.layers(blocks) if by_layer else loading.pages(blocks)
 
-        def then(place: int, view: View) -> bool:
-            page = pages[place]
-            bad = _mismatch(view, page.entry)
-            if bad is not None:
-                transfer.fail(place, self._reason(page, bad))
-            return bad is None
+        def work() -> None:
+            try:
+                mover = Mover(self._file_system, self._file, cache, copies, loading, by_layer=by_layer)
+                mover.run(jobs)
+            finally:
+                with self._lock:
+                    self._pinned.subtract(slots)
 
-        jobs = (
-            (place, blocks[place], self.header.record_offset(page.slot)) for place, page in enumerate(pages)
-        )
-        self._mover(target, transfer, then, write=False).run(jobs)
+        self._start(transfer, work)
+        return transfer
 
-    def _mover(
-        self, target: _Target, transfer: Transfer, then: Callable[[int, View], bool], *, write: bool
-    ) -> Mover:
-        told: Any = {"then": then, "landed": transfer.land, "failed": transfer.fail}
-        return Mover(self._file_system, self._file, *target[1:], write=write, **told)
-
-    def _reason(self, page: Page, layer: int) -> OSError:
+    def reason(self, page: Page, layer: int) -> OSError:
         """Why a page's bytes are not those that were expected."""
         size = self.layout.entry_bytes
         now = decode_entry(self._file.pread(size, self.header.entry_offset(page.slot)), self.layout)
@@ -368,21 +368,17 @@ class PagedKVFile:
         slots: dict[int, int],
         target: _Target,
     ) -> dict[int, Entry]:
-        blocks, _, _ = target
-        entries: dict[int, Entry] = {}
-
-        def then(place: int, view: View) -> bool:
-            name = names[place]
-            sums = tuple(crc32c(view.layer(layer)) for layer in range(self.layout.layers))
-            entries[place] = Entry(name.tokens, self._generation, name.key, name.parent, name.depth, sums)
-            self._generation += 1
-            return True
-
-        jobs = ((place, blocks[place], self.header.record_offset(slot)) for place, slot in slots.items())
-        self._mover(target, transfer, then, write=True).run(jobs)
-        if entries:
+        blocks, cache, copies = target
+        saving = _Saving(transfer, names, self.layout.layers, self._generation)
+        jobs = (
+            Job((place,), (blocks[place],), (self.header.record_offset(slot),))
+            for place, slot in slots.items()
+        )
+        Mover(self._file_system, self._file, cache, copies, saving, write=True).run(jobs)
+        self._generation += len(saving.entries)
+        if saving.entries:
             self._file.fsync(data_only=True)
-        return entries
+        return saving.entries
 
     def _write_entries(self, entries: dict[int, Entry], slots: dict[int, int]) -> None:
         for place, entry in entries.items():
@@ -431,16 +427,15 @@ class PagedKVFile:
             data = self._clocks.tobytes()
         self._file.pwrite(data, self.header.clocks_offset)
 
-    def _start(self, count: int, work: Any) -> Transfer:
-        if self._file.closed:
-            raise InvalidArgument("the file is closed", path=self.path)
-        transfer = Transfer(count)
+    def _start(self, transfer: Transfer, work: Callable[[], None]) -> None:
         with self._lock:
             self._transfers = [each for each in self._transfers if not each.done]
             self._transfers.append(transfer)
-        return transfer.start(work)
+        transfer.start(work)
 
     def _check(self, cache: PageCache, blocks: Sequence[int], count: int) -> None:
+        if self._file.closed:
+            raise InvalidArgument("the file is closed", path=self.path)
         if cache.layout != self.layout:
             raise InvalidArgument(f"the cache has {cache.layout}; the file has {self.layout}", path=self.path)
         if len(blocks) != count:
@@ -456,10 +451,95 @@ def _name(entry: Entry) -> PageName:
     return PageName(entry.key, entry.parent, entry.depth, entry.tokens)
 
 
-def _mismatch(view: View, entry: Entry) -> int | None:
-    """The first layer whose bytes are not those of the entry."""
-    found = enumerate(entry.checksums)
-    return next((layer for layer, wanted in found if crc32c(view.layer(layer)) != wanted), None)
+class _Loading:
+    """What a load makes of the bytes that arrive: verified pages, or whole layers of verified pages."""
+
+    def __init__(self, file: PagedKVFile, transfer: Transfer, pages: Sequence[Page], copies: Copies) -> None:
+        self._file = file
+        self._transfer = transfer
+        self._pages = pages
+        self._copies = copies
+        self._layers_left = Counter[int]()  # of each page, in a load by layers
+        self._jobs_left = Counter[int]()  # of each layer
+
+    @property
+    def cancelled(self) -> bool:
+        return self._transfer.cancelled
+
+    def pages(self, blocks: Sequence[int]) -> Iterator[Job]:
+        for place, page in enumerate(self._pages):
+            yield Job((place,), (blocks[place],), (self._file.header.record_offset(page.slot),))
+
+    def layers(self, blocks: Sequence[int]) -> Iterator[Job]:
+        """All jobs of a layer before those of the next; a page that has failed is left out of later ones."""
+        count, stride = self._file.layout.layers, self._file.layout.layer_stride
+        self._layers_left.update(dict.fromkeys(range(len(self._pages)), count))
+        begins = [self._file.header.record_offset(page.slot) for page in self._pages]
+        for layer in range(count):
+            places = [place for place in range(len(self._pages)) if not self._transfer.has_failed(place)]
+            groups = [tuple(places[at : at + GROUP]) for at in range(0, len(places), GROUP)]
+            self._jobs_left[layer] = len(groups)
+            for group in groups:
+                offsets = tuple(begins[place] + layer * stride for place in group)
+                yield Job(group, tuple(blocks[place] for place in group), offsets, layer)
+
+    def check(self, view: View, places: list[int]) -> list[int]:
+        bad: dict[int, int] = {}
+        for place, layer, memory in view.layers():
+            wanted = self._pages[place].entry.checksums[layer]
+            if place in places and place not in bad and crc32c(memory) != wanted:
+                bad[place] = layer
+        for place, layer in bad.items():
+            self._transfer.fail(place, self._file.reason(self._pages[place], layer))
+        return [place for place in places if place not in bad]
+
+    def begun(self, job: Job) -> None:
+        if job.layer is None:
+            return
+        self._jobs_left[job.layer] -= 1
+        if self._jobs_left[job.layer] == 0:
+            assert isinstance(self._transfer, LayerTransfer), "only its jobs have a layer"
+            self._transfer.set_ready(job.layer, self._copies.mark())
+
+    def landed(self, job: Job, places: list[int]) -> None:
+        for place in places:
+            self._layers_left[place] -= 1
+            if job.layer is None or self._layers_left[place] == 0:
+                self._transfer.land(place)
+
+    def failed(self, place: int, error: Exception) -> None:
+        self._transfer.fail(place, error)
+
+
+class _Saving:
+    """What a save makes of the pages that it has written: their entries. They land when those are durable."""
+
+    def __init__(self, transfer: Transfer, names: Sequence[PageName], layers: int, generation: int) -> None:
+        self.entries: dict[int, Entry] = {}
+        self._transfer = transfer
+        self._names = names
+        self._layers = layers
+        self._generation = generation
+
+    @property
+    def cancelled(self) -> bool:
+        return self._transfer.cancelled
+
+    def check(self, view: View, places: list[int]) -> list[int]:
+        for place in places:
+            name, number = self._names[place], self._generation + len(self.entries)
+            sums = tuple(crc32c(memory) for _, _, memory in view.layers())
+            self.entries[place] = Entry(name.tokens, number, name.key, name.parent, name.depth, sums)
+        return places
+
+    def begun(self, job: Job) -> None:
+        """Nothing waits for it."""
+
+    def landed(self, job: Job, places: list[int]) -> None:
+        """Not yet: the entries must be on the disk."""
+
+    def failed(self, place: int, error: Exception) -> None:
+        self._transfer.fail(place, error)
 
 
 def _claim(file_system: AnyFileSystem, path: str, file: Any, *, take_over: bool) -> None:

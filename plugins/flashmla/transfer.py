@@ -1,34 +1,28 @@
-"""Pages on their way between a file and the cache, in a thread of its own, while decoding goes on with other pages.
+"""Progress of pages between a file and the cache, in a thread of its own, while decoding continues with other pages.
 
     transfer = file.load(pages, blocks, cache)
     ...                                # decode with other blocks
     transfer.wait_for(0)               # the first page is there
     transfer.wait()                    # all are
 
-The blocks of a transfer belong to it until it is done: nobody else may write them, and a load's may not be read.
+    transfer = file.load_layers(pages, blocks, cache)
+    for number, layer in enumerate(model.layers):
+        transfer.wait_for_layer(number)    # this layer of all pages is there; later ones are still being read
+        x = layer(x, cache.layers[number])
+
+The blocks of a transfer belong to it until it is done: nothing else may write them, and a load's may be read only
+after a wait for that page or layer.
 """
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final
-
-import torch
-
-from ...client import Operation
-from ...client.location import AnyFileSystem
-from ...errors import CorruptData
-from ..weights.transfer import submit_all
-from .page_cache import Copies, Done, PageCache, staging_memory
-
-ENTRIES: Final = 64  # operations in flight
-STAGING: Final = 8  # pages of a cache on a device that are on their way through host memory
+from collections.abc import Callable, Iterator
 
 
 class Transfer:
     """The progress of some pages. `wait` and `wait_for` raise what went wrong with them."""
 
     def __init__(self, count: int) -> None:
+        self.cancelled = False
         self._changed = threading.Condition()
         self._landed: list[bool] = [False] * count
         self._errors: dict[int, BaseException] = {}
@@ -82,21 +76,27 @@ class Transfer:
             self._changed.wait_for(lambda: self._finished)
             return dict(self._errors)
 
-    def start(self, work: Callable[["Transfer"], None]) -> "Transfer":
-        """Carries out `work` in a thread."""
+    def cancel(self) -> None:
+        """Begin no further read or write. Pages that have not landed fail with CancelledError.
+
+        Returns at once: the blocks are free when the transfer is done, as always (`errors` waits for that).
+        """
+        self.cancelled = True
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Carry out `work` in a thread, which calls `land` or `fail` for each page."""
 
         def run() -> None:
             failure: BaseException | None = None
             try:
-                work(self)
-            except BaseException as error:  # noqa: BLE001 (told to whoever waits)
+                work()
+            except BaseException as error:  # noqa: BLE001 (raised by the waits)
                 failure = error
             with self._changed:
                 self._failure, self._finished = failure, True
                 self._changed.notify_all()
 
         threading.Thread(target=run, name="luciola-kv-pages", daemon=True).start()
-        return self
 
     def land(self, place: int) -> None:
         with self._changed:
@@ -105,9 +105,14 @@ class Transfer:
             self._changed.notify_all()
 
     def fail(self, place: int, error: BaseException) -> None:
+        """Of several errors of a page the first stays."""
         with self._changed:
-            self._errors[place] = error
+            self._errors.setdefault(place, error)
             self._changed.notify_all()
+
+    def has_failed(self, place: int) -> bool:
+        with self._changed:
+            return place in self._errors
 
     def _is_settled(self, place: int) -> bool:
         return self._landed[place] or place in self._errors or self._finished
@@ -119,162 +124,37 @@ class Transfer:
             raise self._failure
 
 
-class Mover:
-    """Moves whole records between a file and a cache, many operations in flight. For one `run`."""
+class LayerTransfer(Transfer):
+    """The progress of pages that are loaded layer by layer, for attention that begins before the last is there."""
 
-    def __init__(  # noqa: PLR0913 (from where, to where, and who is told)
-        self,
-        file_system: AnyFileSystem,
-        file: Any,
-        cache: PageCache,
-        copies: Copies,
-        *,
-        write: bool,
-        then: Callable[[int, "View"], bool],
-        landed: Callable[[int], None],
-        failed: Callable[[int, OSError], None],
-    ) -> None:
-        """`then(place, view)` is called for each page whose bytes are in host memory, and says whether they are right;
-        `landed(place)` when those are in the cache, `failed(place, error)` for each page that has not moved.
+    def __init__(self, count: int, layers: int) -> None:
+        super().__init__(count)
+        self._ready: list[Callable[[], None] | None] = [None] * layers
+
+    def wait_for_layer(self, layer: int, timeout_s: float | None = None) -> bool:
+        """Wait until that layer of all pages is in the cache; False if that takes too long.
+
+        On a GPU the caller's current stream waits, not the host: what it is given from now on sees the layer.
+        Raises: the error of a page that lacks any layer, as soon as there is one: without it no layer is of use.
         """
-        self._file_system = file_system
-        self._file = file
-        self._write = write
-        self._then = then
-        self._landed = landed
-        self._failed = failed
-        self._staging = _Staging(cache, copies)
-        self._waiting: list[Operation] = []
-        self._left: dict[int, int] = {}  # operations of each page that is under way
-        self._errors: dict[int, OSError] = {}
-        self._views: dict[int, View] = {}
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._ready[layer] is not None or self._errors or self._finished, timeout_s
+            )
+            for place in sorted(self._errors):
+                raise self._errors[place]
+            if self._failure is not None:
+                raise self._failure
+            ready = self._ready[layer]
+        if ready is not None:
+            ready()
+        return ready is not None or self.done
 
-    def run(self, jobs: Iterable[tuple[int, int, int]]) -> None:
-        """Jobs are (place, block, offset in the file). Returns when nothing is under way."""
-        try:
-            with self._file_system.ring(ENTRIES) as ring:
-                for place, block, offset in jobs:
-                    while (view := self._staging.view(block)) is None:
-                        if not self._staging.end_copies(at_least=1):
-                            self._settle(ring, least=1)
-                    if self._write:
-                        self._staging.from_device(view)
-                    self._views[place] = view
-                    self._left[place] = len(view.parts)
-                    self._waiting += [
-                        Operation(
-                            self._file,
-                            offset + at,
-                            memory,
-                            write=self._write,
-                            user_data=(place, memory.nbytes),
-                        )
-                        for at, memory in view.parts
-                    ]
-                    submit_all(ring, self._waiting, lambda least: self._settle(ring, least=least))
-                    self._staging.end_copies()
-                while ring.in_flight:
-                    self._settle(ring, least=1)
-        finally:  # no copy may read staging memory that is given back
-            self._staging.end_copies(at_least=STAGING)
-
-    def _settle(self, ring: Any, *, least: int) -> None:
-        for done in ring.drain(least=least):
-            place, wanted = done.user_data
-            try:
-                if done.moved < wanted:
-                    self._errors[place] = CorruptData(
-                        "the file ends within a page", path=str(self._file.name)
-                    )
-            except OSError as error:
-                self._errors[place] = error
-            self._left[place] -= 1
-            if self._left[place] == 0:
-                self._finish(place)
-
-    def _finish(self, place: int) -> None:
-        view = self._views.pop(place)
-        del self._left[place]
-        if place in self._errors:
-            self._failed(place, self._errors.pop(place))
-        elif self._then(place, view) and not self._write:
-            self._staging.to_device(view, lambda: self._landed(place))
-            return
-        self._staging.give_back(view)
+    def set_ready(self, layer: int, wait: Callable[[], None]) -> None:
+        """The layer's copies have begun; `wait` orders the caller's stream after them."""
+        with self._changed:
+            self._ready[layer] = wait
+            self._changed.notify_all()
 
 
-class View:
-    """One block's bytes in host memory: the cache's own, or those of a staging slot."""
-
-    def __init__(self, cache: PageCache, block: int, slot: int | None, record: torch.Tensor | None) -> None:
-        self.block = block
-        self.slot = slot
-        self.record = record
-        self._layer_stride, self._layer_bytes = cache.layout.layer_stride, cache.layout.layer_bytes
-        if record is None:
-            self.parts = cache.parts(block)
-        else:
-            memory: Any = record.numpy()
-            self.parts = [(0, memoryview(memory))]
-
-    def layer(self, number: int) -> memoryview:
-        """The bytes of one layer."""
-        if len(self.parts) > 1:  # one a layer
-            return self.parts[number][1]
-        begin = number * self._layer_stride
-        return self.parts[0][1][begin : begin + self._layer_bytes]
-
-
-class _Staging:
-    """Host memory for blocks that lie on a device, and the copies that read it; nothing for others."""
-
-    def __init__(self, cache: PageCache, copies: Copies) -> None:
-        record_bytes = cache.layout.record_bytes
-        self._cache = cache
-        self._copies = copies
-        self._free: list[int] = []
-        self._memory: torch.Tensor | None = None
-        self._moving: deque[tuple[Done, View, Callable[[], None]]] = deque()  # in the order of the stream
-        if cache.staged:
-            self._memory = staging_memory(cache.device, STAGING * record_bytes).view(STAGING, record_bytes)
-            self._free = list(range(STAGING))
-
-    def view(self, block: int) -> View | None:
-        """None while every slot is taken."""
-        if self._memory is None:
-            return View(self._cache, block, None, None)
-        if not self._free:
-            return None
-        slot = self._free.pop()
-        return View(self._cache, block, slot, self._memory[slot])
-
-    def from_device(self, view: View) -> None:
-        """Brings a block's bytes into its slot, and waits for them."""
-        if (record := view.record) is not None:
-            self._copies.begin(lambda: self._cache.get(view.block, record))(True)
-
-    def to_device(self, view: View, landed: Callable[[], None]) -> None:
-        """Begins a slot's copy; `end_copies` gives the slot back. Others are where they belong already."""
-        record = view.record
-        if record is None:
-            landed()
-        else:
-            done = self._copies.begin(lambda: self._cache.put(view.block, record))
-            self._moving.append((done, view, landed))
-
-    def end_copies(self, at_least: int = 0) -> int:
-        """Gives back the slots of copies that have ended, waiting for some if there are any; how many."""
-        ended = 0
-        while self._moving and self._moving[0][0](ended < at_least):
-            _, view, landed = self._moving.popleft()
-            self.give_back(view)
-            landed()
-            ended += 1
-        return ended
-
-    def give_back(self, view: View) -> None:
-        if view.slot is not None:
-            self._free.append(view.slot)
-
-
-__all__ = ["Mover", "Transfer", "View"]
+__all__ = ["LayerTransfer", "Transfer"]

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import random
-from collections import deque
 
 import pytest
 import torch
@@ -12,29 +11,9 @@ from luciola.client.local import LocalFileSystem
 from luciola.client.ring import Completion
 from luciola.errors import AlreadyExists, Busy, CorruptData, InvalidArgument, NoSpace, NotFound
 from luciola.plugins.flashmla import PageCache, PagedKVFile, PageLayout
-from luciola.plugins.flashmla.page_cache import Copies
-from luciola.plugins.flashmla.transfer import STAGING, Transfer
-
-SMALL = PageLayout(layers=2, page_tokens=4)
-
-
-def fill(cache, seed, blocks=None):
-    """Random bits in every layer, NaNs among them."""
-    generator = torch.Generator().manual_seed(seed)
-    for layer in cache.layers:
-        for block in range(cache.blocks) if blocks is None else blocks:
-            shape = layer[block].view(torch.uint8).shape
-            layer[block].view(torch.uint8).copy_(
-                torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-            )
-
-
-def bits(cache, block):
-    return [layer[block].clone().view(torch.uint8) for layer in cache.layers]
-
-
-def same(cache, block, other, other_block):
-    return all(map(torch.equal, bits(cache, block), bits(other, other_block)))
+from luciola.plugins.flashmla.mover import STAGING
+from luciola.plugins.flashmla.transfer import Transfer
+from page_cases import SMALL, DiskRing, LateCopies, bits, fill, same
 
 
 @pytest.fixture
@@ -86,24 +65,6 @@ def test_bytes_that_pass_through_staging(file):
     file.save(file.names(tokens), range(6), cache).wait()
     file.load(file.match(tokens), range(6), other).wait()
     assert all(same(cache, block, other, block) for block in range(6))
-
-
-class LateCopies(Copies):
-    """Copies as a stream makes them: in order, and as late as may be."""
-
-    def __init__(self):
-        self.waiting = []
-
-    def begin(self, copy):
-        self.waiting.append(copy)
-
-        def done(wait):
-            if wait:
-                while copy in self.waiting:
-                    self.waiting.pop(0)()
-            return copy not in self.waiting
-
-        return done
 
 
 @pytest.mark.parametrize("own_layers", [False, True])
@@ -367,32 +328,6 @@ class Disk:
     def fsync(self, *, data_only=False):
         self.log.append("sync")
         self._file.fsync(data_only=data_only)
-
-
-class DiskRing:
-    def __init__(self):
-        self._done = deque()
-
-    @property
-    def in_flight(self):
-        return len(self._done)
-
-    def submit(self, operations):
-        for each in operations:
-            memory = memoryview(each.buffer)[each.buffer_offset :][: each.length]
-            move = each.file.pwrite if each.write else each.file.pread_into
-            self._done.append(Completion(each.user_data, move(memory, each.offset)))
-        return len(operations)
-
-    def drain(self, most=None, *, least=0, timeout_s=None):
-        done, self._done = list(self._done), deque()
-        return done
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
 
 
 class DiskFileSystem(LocalFileSystem):

@@ -1,0 +1,85 @@
+"""What tests of KV page files share: random pages, and disks and copies that come in a chosen order."""
+
+import threading
+from collections import deque
+
+import torch
+
+from luciola.client.ring import Completion
+from luciola.plugins.flashmla import PageLayout
+from luciola.plugins.flashmla.page_cache import Copies
+
+SMALL = PageLayout(layers=2, page_tokens=4)
+
+
+def fill(cache, seed, blocks=None):
+    """Random bits in every layer, NaNs among them."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in cache.layers:
+        for block in range(cache.blocks) if blocks is None else blocks:
+            shape = layer[block].view(torch.uint8).shape
+            layer[block].view(torch.uint8).copy_(
+                torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+            )
+
+
+def bits(cache, block):
+    return [layer[block].clone().view(torch.uint8) for layer in cache.layers]
+
+
+def same(cache, block, other, other_block):
+    return all(map(torch.equal, bits(cache, block), bits(other, other_block)))
+
+
+class LateCopies(Copies):
+    """Copies as a stream makes them: in order, and as late as may be."""
+
+    def __init__(self):
+        self.waiting = []
+        self._lock = threading.Lock()
+
+    def begin(self, copy):
+        self.waiting.append(copy)
+
+        def done(wait):
+            if wait:
+                self._carry_out(copy)
+            return copy not in self.waiting
+
+        return done
+
+    def mark(self):
+        last = self.waiting[-1] if self.waiting else None
+        return lambda: self._carry_out(last)
+
+    def _carry_out(self, last):
+        with self._lock:
+            while last in self.waiting:
+                self.waiting[0]()
+                self.waiting.pop(0)
+
+
+class DiskRing:
+    def __init__(self):
+        self._done = deque()
+
+    @property
+    def in_flight(self):
+        return len(self._done)
+
+    def submit(self, operations):
+        for each in operations:
+            memory = memoryview(each.buffer)[each.buffer_offset :][: each.length]
+            move = each.file.pwrite if each.write else each.file.pread_into
+            self._done.append(Completion(each.user_data, move(memory, each.offset)))
+        return len(operations)
+
+    def drain(self, most=None, *, least=0, timeout_s=None):
+        done, self._done = list(self._done), deque()
+        return done
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
