@@ -174,8 +174,51 @@ def bf16_groups(groups: int, m: int, n: int, k: int) -> Work:
         2.0 * groups * m * n * k,
         count_bytes(x, weights, d),
         d,
-        torch_ways={"bmm": lambda: torch.bmm(x.view(groups, m, k), weights.mT)},
+        torch_ways=torch_grouped(x, weights, rows_of(groups, m)),
     )
+
+
+def rows_of(groups: int, m: int) -> Tensor:
+    """Where each group's rows end."""
+    return (torch.arange(groups, device="cuda", dtype=torch.int32) + 1) * m
+
+
+def torch_grouped(x: Tensor, weights: Tensor, ends: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """torch's grouped product of (rows, k) in bfloat16 with (groups, n, k), and one of equal groups."""
+    groups = len(weights)
+    return {
+        "grouped_mm": lambda: torch._grouped_mm(x, weights.mT, ends),  # noqa: SLF001
+        "bmm": lambda: torch.bmm(x.view(groups, -1, x.shape[1]), weights.mT).flatten(0, 1),
+    }
+
+
+def torch_grouped_along_k(x: Tensor, y: Tensor, ends: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """torch's products of (all k, m) and (all k, n) in bfloat16, (groups, m, n): the gradients of weights."""
+    return {"bf16 grouped_mm": lambda: torch._grouped_mm(x.mT, y, ends)}  # noqa: SLF001
+
+
+def torch_grouped_fp8(
+    a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], m: int
+) -> dict[str, Callable[[], object]]:
+    """In FP8 torch's grouped product has one scale a row, so the numbers differ and the work hardly; or one by one.
+
+    a: (groups * m, k) with its scales, b: (groups, n, k) with its scales. In bfloat16 beside them.
+    """
+    groups, n, _ = b[0].shape
+    ends = rows_of(groups, m)
+    by_row, by_column = (torch.ones(size, device="cuda") for size in ((groups * m,), (groups, n)))
+    x, weights = a[0].bfloat16(), b[0].bfloat16()
+
+    def one_scale_a_row() -> Tensor:
+        return torch._scaled_grouped_mm(  # noqa: SLF001
+            a[0], b[0].mT, by_row, by_column, ends, out_dtype=torch.bfloat16, use_fast_accum=False
+        )
+
+    return {
+        "scaled_mm, groups one by one": one_by_one(a, b, m),
+        "scaled_grouped_mm, a scale a row": one_scale_a_row,
+        **{f"bf16 {name}": way for name, way in torch_grouped(x, weights, ends).items()},
+    }
 
 
 def experts(groups: int, n: int, k: int) -> tuple[Tensor, Tensor]:
@@ -196,7 +239,7 @@ def one_by_one(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], m: int) -> Ca
 def contiguous(groups: int, m: int, n: int, k: int, *, psum: bool) -> Work:
     b, a = experts(groups, n, k), deepgemm.quantize_activations(random(groups * m, k))
     layout = torch.arange(groups, device="cuda", dtype=torch.int32).repeat_interleave(m)
-    ends = (torch.arange(groups, device="cuda", dtype=torch.int32) + 1) * m
+    ends = rows_of(groups, m)
     d = torch.empty(groups * m, n, device="cuda", dtype=torch.bfloat16)
     by = ends if psum else layout
     return Work(
@@ -205,7 +248,7 @@ def contiguous(groups: int, m: int, n: int, k: int, *, psum: bool) -> Work:
         count_bytes(a, b, d),
         d,
         fp8=True,
-        torch_ways={"scaled_mm, groups one by one": one_by_one(a, b, m)},
+        torch_ways=torch_grouped_fp8(a, b, m),
     )
 
 
@@ -221,7 +264,7 @@ def masked(groups: int, m: int, n: int, k: int) -> Work:
         count_bytes(a, b, d),
         d,
         fp8=True,
-        torch_ways={"scaled_mm, groups one by one": one_by_one((values, scales), b, m)},
+        torch_ways=torch_grouped_fp8((values, scales), b, m),
     )
 
 
@@ -233,7 +276,9 @@ def k_grouped(groups: int, m: int, n: int, k: int) -> Work:
     a, b, ks = flat(m), flat(n), [k] * groups
     sizes, d = torch.tensor(ks, device="cuda", dtype=torch.int32), torch.zeros(groups, m, n, device="cuda")
     run = lambda: deepgemm.k_grouped_fp8_gemm_nt_contiguous(a, b, d, ks, sizes, d)  # noqa: E731
-    return Work(run, 2.0 * groups * m * n * k, count_bytes(a, b, d, d), d, fp8=True, prepare=d.zero_)
+    ways = torch_grouped_along_k(random(groups * k, m), random(groups * k, n), rows_of(groups, k))
+    moved = count_bytes(a, b, d, d)
+    return Work(run, 2.0 * groups * m * n * k, moved, d, fp8=True, prepare=d.zero_, torch_ways=ways)
 
 
 def heads(expr: str, b: int, h: int, r: int, d: int) -> Work:

@@ -26,7 +26,7 @@ import torch
 from measuring import Case, Work, measure, print_figures, print_lines
 
 from luciola.client import Buffer, close_locations
-from luciola.client.local import THREADS, read_fully
+from luciola.client.local_ring import THREADS, read_fully
 from luciola.plugins.flashmla import (
     PageCache,
     PagedKVFile,
@@ -40,6 +40,7 @@ from luciola.plugins.flashmla import (
 )
 
 Row = tuple[str, str, str, str, str]
+GATHERED = 256  # queries: 604 MB of rows at topk 2048
 
 
 def main() -> None:
@@ -178,7 +179,42 @@ def prefill_case(s_q: int, h_q: int, s_kv: int, topk: int) -> Work:
     indices = torch.randint(0, s_kv, (s_q, 1, topk), device="cuda", dtype=torch.int32)
     moved = s_kv * 1152.0 + s_q * h_q * 2176.0
     run = lambda: flash_mla_sparse_fwd(q, kv, indices, 576**-0.5)  # noqa: E731
-    return Work(run, 2.0 * s_q * h_q * topk * (576 + 512), moved)
+    ways = torch_sparse_prefill(q, kv, indices, 576**-0.5)
+    return Work(run, 2.0 * s_q * h_q * topk * (576 + 512), moved, torch_ways=ways)
+
+
+def torch_sparse_prefill(
+    q: torch.Tensor, kv: torch.Tensor, indices: torch.Tensor, scale: float
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """torch's attention over gathered rows, some queries at a time; the results are `flash_mla_sparse_fwd`'s out.
+
+    Each query is a sequence whose heads are the queries. Masked: indices outside the rows.
+    """
+    from torch.nn.functional import scaled_dot_product_attention
+
+    def attention(queries: torch.Tensor, keys: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        keys, queries = keys.unsqueeze(1), queries.unsqueeze(1)
+        mask = seen[:, None, None]
+        return scaled_dot_product_attention(queries, keys, keys[..., :512], mask, scale=scale).squeeze(1)
+
+    def products(queries: torch.Tensor, keys: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        scores = torch.matmul(queries, keys.mT).mul_(scale).masked_fill_(~seen.unsqueeze(1), -torch.inf)
+        return torch.matmul(scores.softmax(-1), keys[..., :512])
+
+    def gathered(one: Callable[..., torch.Tensor]) -> torch.Tensor:
+        out = q.new_empty(*q.shape[:2], 512)
+        for begin in range(0, len(q), GATHERED):
+            rows = slice(begin, begin + GATHERED)
+            wanted = indices[rows, 0]
+            seen = (wanted >= 0) & (wanted < len(kv))
+            keys = kv[:, 0][wanted.where(seen, 0).long()]  # (queries, topk, width)
+            out[rows] = one(q[rows], keys, seen)
+        return out
+
+    return {
+        "SDPA over gathered rows": lambda: gathered(attention),
+        "two products over gathered rows": lambda: gathered(products),
+    }
 
 
 def varlen_case(sequences: int, tokens: int, heads: int) -> Work:

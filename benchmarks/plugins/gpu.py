@@ -15,9 +15,11 @@ passed is noted as run on this card (`luciola plugins`).
 """
 
 import argparse
+import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -222,7 +224,10 @@ def lines_of(command: Sequence[str], limit_s: float) -> Iterator[dict[str, Any]]
 
 
 def output(command: Sequence[str], limit_s: float, **environment: str) -> Iterator[str | int | None]:
-    """Lines of a process, then its exit status: None if it was stopped because it said nothing for so long."""
+    """Lines of a process, then its exit status: None if it was stopped because it printed nothing for so long.
+
+    Processes that it has started, such as ranks, are ended with it.
+    """
     # From a checkout, installed or not.
     path = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
@@ -232,6 +237,7 @@ def output(command: Sequence[str], limit_s: float, **environment: str) -> Iterat
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,  # so that what it has started can be ended with it
     )
     assert process.stdout is not None
     lines: queue.Queue[str | None] = queue.Queue()
@@ -243,19 +249,20 @@ def output(command: Sequence[str], limit_s: float, **environment: str) -> Iterat
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    stopped = False
+    status = None
     try:
         while (line := lines.get(timeout=limit_s)) is not None:
             yield line
-    except queue.Empty:
-        stopped = True
-    finally:
-        if process.poll() is None and stopped:
-            process.kill()
-        status = process.wait()
+        status = process.wait(limit_s)
+    except (queue.Empty, subprocess.TimeoutExpired):
+        pass
+    finally:  # also of a step that passed: its ranks would hold the GPU and the pipe
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         reader.join()
         process.stdout.close()
-    yield None if stopped else status
+    yield status
 
 
 def parsed(line: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,34 @@ def test_a_benchmark_that_cannot_begin_is_told_once(gpu, tmp_path):
     assert [(each["operator"], each["error"]) for each in figures] == [
         ("benchmark", "its process ended with status 1")
     ]
+
+
+# A step whose rank outlives it, with the pipe open: the step itself hangs, or ends.
+WITH_A_RANK = """
+import subprocess, sys, time
+rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+print(rank.pid, flush=True)
+time.sleep(float(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("seconds", [100, 0])
+def test_a_step_that_is_stopped_takes_its_ranks_with_it(gpu, tmp_path, seconds):
+    script = tmp_path / "step.py"
+    script.write_text(WITH_A_RANK)
+    began = time.monotonic()
+    pid, status = gpu.output((sys.executable, str(script), str(seconds)), 3)
+    assert time.monotonic() - began < 60
+    assert status is None
+    assert not is_running(int(pid))
+
+
+def is_running(pid):
+    """Whether that process is there and no zombie of a container whose first process reaps nothing."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 CARD = "a card, 132 multiprocessors"
