@@ -43,7 +43,8 @@ pub(crate) struct Stream {
     remains: Option<Remains>,
     fd: Arc<OwnedFd>,
     shares_memory: bool,
-    spin: Spin,
+    /// `None`: answers are slept for.
+    spin: Option<Spin>,
     receive_timeout: Duration,
     send_timeout: Duration,
 }
@@ -68,7 +69,8 @@ impl Stream {
         Stream::new(fd, true)
     }
 
-    /// Connects to a socket of that name in this network namespace (an abstract Unix socket), without waiting.
+    /// Connects to a socket of that name in this network namespace (an abstract Unix socket), without waiting. Answers on
+    /// it are slept for: services take longer than it is worth looking, and some requests wait until something changes.
     /// Errors: no process has the name, its owner is neither this user nor root, or its backlog is full.
     pub(crate) fn connect_abstract(name: &[u8]) -> io::Result<Stream> {
         // One that blocks would wait for room in a backlog that a stopped server may never take anything from.
@@ -80,7 +82,7 @@ impl Stream {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "another user has taken the name"));
         }
         rustix::io::ioctl_fionbio(&fd, false)?;
-        Stream::new(fd, true)
+        Ok(Stream { spin: None, ..Stream::new(fd, true)? })
     }
 
     pub(crate) fn from_tcp(stream: TcpStream) -> io::Result<Stream> {
@@ -102,7 +104,7 @@ impl Stream {
             remains: None,
             fd: Arc::new(fd),
             shares_memory,
-            spin: Spin::default(),
+            spin: shares_memory.then(Spin::default),
             receive_timeout: TICK,
             send_timeout: TICK,
         })
@@ -269,14 +271,12 @@ impl Stream {
 
     /// As `has_input_by`, for an answer that may come at once.
     fn has_answer_by(&mut self, deadline: Instant) -> io::Result<bool> {
-        if !self.shares_memory {
-            return Ok(true);
-        }
+        let Some(spin) = &mut self.spin else { return self.has_input_by(deadline) };
         let waiter = WAITERS.enter();
         let mut polled = [PollFd::new(&self.fd, PollFlags::IN)];
         let mut has_come =
             || rustix::event::poll(&mut polled, Some(&Timespec::default())).is_ok_and(|count| count > 0);
-        if self.spin.finds(&waiter, &mut has_come) { Ok(true) } else { self.has_input_by(deadline) }
+        if spin.finds(&waiter, &mut has_come) { Ok(true) } else { self.has_input_by(deadline) }
     }
 
     /// Waits until there is something to receive, or the peer has closed; false: not by the deadline.
@@ -428,5 +428,17 @@ mod tests {
         // Once in a while a thread sleeps for a reason of its own.
         let sleeps: Vec<u64> = (0..5).map(|_| sleeps_of_one_question()).collect();
         assert!(sleeps.contains(&1), "a waiting thread fell asleep so many times: {sleeps:?}");
+    }
+
+    #[test]
+    fn who_waits_for_a_service_does_not_keep_others_from_looking_for_their_answers() {
+        let name = format!("luciola-stream-test-{}", std::process::id());
+        let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap();
+        let listener =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .unwrap();
+        rustix::net::bind(&listener, &address).unwrap();
+        rustix::net::listen(&listener, 1).unwrap();
+        assert!(Stream::connect_abstract(name.as_bytes()).unwrap().spin.is_none());
     }
 }
