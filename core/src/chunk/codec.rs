@@ -62,12 +62,11 @@ pub fn decode_key(bytes: &[u8]) -> Result<ChunkKey, Malformed> {
 }
 
 pub fn encode_record(record: &Record) -> Vec<u8> {
-    let states =
-        record.committed.iter().chain(&record.fallbacks).count() + usize::from(record.pending.is_some());
-    let runs =
-        record.committed.as_ref().map_or(0, |state| state.extents.len() * RUN_BYTES + state.crcs.len() * 4);
-    let mut out =
-        Vec::with_capacity(runs + record.writers.len() * (WriterRecord::BYTES + 8) + states * STATE_BYTES);
+    let states = record.states().chain(&record.fallbacks);
+    // A state beside the committed one names only what differs; it takes up to as much.
+    let bytes_of = |state: &State| STATE_BYTES + state.extents.len() * RUN_BYTES + state.crcs.len() * 4;
+    let states_bytes: usize = states.map(|state| bytes_of(state)).sum();
+    let mut out = Vec::with_capacity(states_bytes + (record.writers.len() + 1) * (WriterRecord::BYTES + 8));
     let committed = if record.committed.is_some() { HAS_COMMITTED } else { 0 };
     let pending = if record.pending.is_some() { HAS_PENDING } else { 0 };
     out.push(RECORD_FORMAT);

@@ -437,19 +437,12 @@ fn page_of(state: Option<&State>, index: usize) -> Option<PageNumber> {
 }
 
 /// The pages of both states of a record, shared ones once.
-fn owned_pages(record: &Record) -> Vec<PageNumber> {
-    let mut committed = record.committed.iter().flat_map(|state| state.pages());
-    let mut pages = Vec::new();
-    for page in record.pending.iter().flat_map(|pending| pending.state.pages()) {
-        let other = committed.next();
-        pages.extend(other);
-        if other != Some(page) {
-            pages.push(page);
-        }
-    }
-    pages.extend(committed);
-    pages.retain(|&page| page != HOLE);
-    pages
+fn owned_pages(record: &Record) -> impl Iterator<Item = PageNumber> {
+    let committed = || record.committed.iter().flat_map(|state| state.pages());
+    let mut other = committed();
+    let pending = record.pending.iter().flat_map(|pending| pending.state.pages());
+    let own = pending.filter(move |&page| other.next() != Some(page));
+    committed().chain(own).filter(|&page| page != HOLE)
 }
 
 impl Counters {
@@ -468,7 +461,7 @@ impl Counters {
             }
             None => {}
         }
-        self.pages.fetch_add(sign * owned_pages(record).len() as i64, Ordering::Relaxed);
+        self.pages.fetch_add(sign * owned_pages(record).count() as i64, Ordering::Relaxed);
     }
 
     fn usage(&self) -> Usage {

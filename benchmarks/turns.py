@@ -1,0 +1,131 @@
+"""One fio job on this version of Luciola and on another in turn: ratios, processor time and sleeps of an operation.
+
+usage: python benchmarks/turns.py randread 4k 1 --before PYTHON [--rounds 10] [--seconds 1] [--directory DIR] [--swap]
+
+Both clusters are up, one copy each, with data of their own. On a RAM disk (`--directory /dev/shm`, the default) what is
+compared is the path of an operation, not the disk's writing back, and rounds differ by a few per cent only. All runs at
+real-time priority (root). Where data lie in memory depends on which cluster is started first: repeat a difference in
+reads of much data with `--swap`.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from peers import luciola
+from workload import fio
+
+ROLES = ("mount", "storage")
+
+
+@dataclass(frozen=True)
+class Round:
+    """One run of the job. By role: µs of processor time and how often a thread went to sleep, each for an operation."""
+
+    iops: float
+    processor_us: dict[str, float]
+    sleeps: dict[str, float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("pattern", help="as fio names it: randread, write, ...")
+    parser.add_argument("block")
+    parser.add_argument("jobs", type=int)
+    parser.add_argument(
+        "--before", required=True, metavar="PYTHON", help="of the other version's environment"
+    )
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=int, default=1)
+    parser.add_argument("--size-mib", type=int, default=256)
+    parser.add_argument("--directory", type=Path, default=Path("/dev/shm"))
+    parser.add_argument("--swap", action="store_true", help="start the other version first")
+    options = parser.parse_args()
+    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))  # all that is started from here inherits it
+    versions = {"now": sys.executable, "before": options.before}
+    with ExitStack() as stack:
+        files = {}
+        for name in reversed(versions) if options.swap else versions:
+            root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=name, dir=options.directory)))
+            mountpoint = stack.enter_context(
+                luciola(root, storage_nodes=1, replicas=1, python=versions[name])
+            )
+            files[name] = mountpoint / "data"
+            fio(filename=files[name], rw="write", bs="1M", size=f"{options.size_mib}M", end_fsync=1)
+        measured: dict[str, list[Round]] = {name: [] for name in versions}
+        for number in range(options.rounds):
+            for name in versions if number % 2 else reversed(versions):
+                measured[name].append(measure(files[name], options))
+    show(measured)
+
+
+def measure(path: Path, options: argparse.Namespace) -> Round:
+    processes = {role: processes_of(path.parent.parent, role) for role in ROLES}
+    before = {role: account(pids) for role, pids in processes.items()}
+    job = fio(
+        filename=path,
+        rw=options.pattern,
+        bs=options.block,
+        size=f"{options.size_mib}M",
+        numjobs=options.jobs,
+        runtime=options.seconds,
+        time_based=1,
+        direct=1,
+        randrepeat=0,
+    )["read" if "read" in options.pattern else "write"]
+    after = {role: account(pids) for role, pids in processes.items()}
+    count = job["total_ios"]
+    return Round(
+        job["iops"],
+        {role: (after[role][0] - before[role][0]) / count / 1000 for role in ROLES},
+        {role: (after[role][1] - before[role][1]) / count for role in ROLES},
+    )
+
+
+def processes_of(root: Path, role: str) -> list[int]:
+    """The processes of a cluster under `root` that have that role."""
+    found = subprocess.run(
+        ["pgrep", "-f", f"luciola[. ]{role} .*{root}/"], capture_output=True, text=True, check=True
+    )
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def account(pids: list[int]) -> tuple[int, int]:
+    """Processor time in ns and sleeps of all threads so far."""
+    time_ns = sleeps = 0
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            try:
+                time_ns += int((task / "schedstat").read_text().split()[0])
+                status = dict(
+                    line.split(":\t") for line in (task / "status").read_text().splitlines() if ":\t" in line
+                )
+            except FileNotFoundError:
+                continue  # the thread has ended
+            sleeps += int(status["voluntary_ctxt_switches"])
+    return time_ns, sleeps
+
+
+def show(measured: dict[str, list[Round]]) -> None:
+    print("| version | IOPS |" + "".join(f" {role} µs | {role} sleeps |" for role in ROLES))
+    print("|---|---:|" + "---:|---:|" * len(ROLES))
+    for name, rounds in measured.items():
+        cells = [f"{statistics.median(one.iops for one in rounds):,.0f}"]
+        for role in ROLES:
+            cells.append(f"{statistics.median(one.processor_us[role] for one in rounds):.1f}")
+            cells.append(f"{statistics.median(one.sleeps[role] for one in rounds):.2f}")
+        print(f"| {name} | {' | '.join(cells)} |")
+    ratios = sorted(
+        now.iops / before.iops for now, before in zip(measured["now"], measured["before"], strict=True)
+    )
+    print(f"\nnow / before: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+
+
+if __name__ == "__main__":
+    main()
