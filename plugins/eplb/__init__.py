@@ -4,8 +4,8 @@
     greedy       the plan of deepseek-ai/EPLB, bit for bit, in numpy over all layers at once
     reference    the same in plain torch: the specification
     balance      loads of GPUs, and a bound that no placement can beat
-    optimal      plans close to that bound: groups to nodes, then rows
-    rows         one layer or node: replicas (counts), places (packing), exchanges between GPUs (exchange)
+    optimal      plans close to that bound: groups to nodes, replicas and their first places (packing), exchanges
+                 between GPUs (exchange)
     incremental  the best plan within a budget of moves
     moves        what has to move between two placements, and slots that stay where they are
     recorder     live loads: tensors of ids in, a file on a location out

@@ -5,16 +5,11 @@ S slots on each of G GPUs.
 
 B1 T >= sum(w) / G, the mean.
 B2 No replica weighs more than T, so c >= ceil(w / T), and at least 1; all c together are S*G.
-B3 For each k from 2 to S: no GPU holds k replicas that weigh more than T/k each, so there are at most (k-1)*G of those.
-   An expert either has all its replicas that heavy, or at least ceil(k*w / T) replicas, none of them heavy. The
-   cheapest choice of experts to divide that finely, taken with a fraction of the last, must fit into the S*G slots.
 
-What B2 and B3 demand shrinks as T grows, so the smallest T that meets all is found by bisection. The fraction makes
-B3 weaker than the truth, never stronger. Two replicas of one expert on one GPU weigh together what they weigh.
+What B2 demands shrinks as T grows, so the smallest T that meets both is found by bisection.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -25,7 +20,6 @@ from .greedy import Indices
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 BISECTIONS: Final = 60  # halves the interval below the resolution of float64
-TOGETHER_MAX: Final = 8  # the largest k of B3 that is looked at; larger ones have not been seen to matter
 ROUNDING: Final = 1e-12  # a replica that weighs exactly the limit must not need one more because of rounding
 
 
@@ -64,11 +58,7 @@ def lower_bound(loads: Floats, *, slots: int | Indices, gpus: int) -> Floats:
     """
     low = loads.sum(axis=1) / gpus
     high = np.maximum(loads.max(axis=1), low)
-    bound = _least(low, high, lambda limit: _at_least(loads, limit).sum(axis=1) <= slots)
-    size = int(np.max(slots)) // gpus
-    for together in range(2, min(size, TOGETHER_MAX) + 1):
-        bound = _least(bound, loads.sum(axis=1), partial(_fit, loads, slots, gpus, together))
-    return bound
+    return _least(low, high, lambda limit: _at_least(loads, limit).sum(axis=1) <= slots)
 
 
 def _least(low: Floats, high: Floats, holds: Callable[[Floats], npt.NDArray[np.bool_]]) -> Floats:
@@ -87,20 +77,6 @@ def _at_least(loads: Floats, limit: Floats) -> Floats:
     safe = np.where(limit > 0, limit, 1.0)[:, None]
     needed: Floats = np.maximum(1, np.ceil(loads / safe * (1 - ROUNDING)))
     return needed
-
-
-def _fit(
-    loads: Floats, slots: int | Indices, gpus: int, together: int, limit: Floats
-) -> npt.NDArray[np.bool_]:
-    """Says where B3 can be met for k = `together`."""
-    few, many = _at_least(loads, limit), _at_least(loads, limit / together)
-    heavy, extra = np.where(many > few, few, 0), many - few
-    order = np.argsort(np.where(heavy > 0, extra / np.maximum(heavy, 1), np.inf), axis=1)
-    heavy, extra = np.take_along_axis(heavy, order, axis=1), np.take_along_axis(extra, order, axis=1)
-    too_many = heavy.sum(axis=1, keepdims=True) - (together - 1) * gpus
-    part = np.clip((too_many - (heavy.cumsum(axis=1) - heavy)) / np.maximum(heavy, 1), 0, 1)
-    result: npt.NDArray[np.bool_] = few.sum(axis=1) + (part * extra).sum(axis=1) <= np.asarray(slots) + 1e-9
-    return result
 
 
 __all__ = ["gpu_loads", "lower_bound", "replica_counts", "replica_numbers"]

@@ -41,12 +41,12 @@ def machine_options(command: Callable[..., None]) -> Callable[..., None]:
 def eplb() -> None:
     """Which GPU holds which replicas of which experts: plan from loads, show.
 
-    Loads are files: .safetensors of a LoadRecorder, or .npy, .csv with a row a layer. Files are locations: plain
+    Loads are files: .safetensors of a LoadRecorder, or .npy with a row a layer. Files are locations: plain
     paths, lu:/path, luciola://HOST:PORT/path or luciola:///DATA_DIR!/path.
 
     \b
     Example:
-      luciola eplb plan loads.csv --replicas 288 --gpus 32 --nodes 4 -o plan.json
+      luciola eplb plan loads.npy --replicas 288 --gpus 32 --nodes 4 -o plan.json
     """
 
 
@@ -80,7 +80,7 @@ def plan(
 
     \b
     Examples:
-      luciola eplb plan loads.csv --replicas 288 --gpus 32 --nodes 4 --groups 8 -o lu:/serving/plan.json
+      luciola eplb plan loads.npy --replicas 288 --gpus 32 --nodes 4 --groups 8 -o lu:/serving/plan.json
       luciola eplb plan new.npy --replicas 288 --gpus 32 --current plan.json --budget 200 -o next.json
     """
     from .plan_file import Plan, balance_of, bound_nodes, experts_in_order

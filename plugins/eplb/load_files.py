@@ -2,7 +2,6 @@
 
 .safetensors   what `LoadRecorder` saves: an average, and windows
 .npy           an array (layers, experts), or (windows, layers, experts)
-.csv           a line a layer, a number an expert; a first line without numbers is a heading, '#' begins a remark
 """
 
 import io
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from luciola.units import MIB, format_bytes
 
 from .recorder import Loads
 
-FILE_BYTES_MAX: Final = 256 * MIB  # 100 windows of 100 layers of 1024 experts as text
+FILE_BYTES_MAX: Final = 256 * MIB  # 300 windows of 100 layers of 1024 experts
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,8 @@ def read_loads(location: str) -> LoadFile:
     if suffix == ".safetensors":
         loads = Loads.load(location)
         return LoadFile(loads.average, loads.windows)
-    parse = {".npy": _npy, ".csv": _csv}.get(suffix)
-    if parse is None:
-        raise InvalidArgument("loads are in a .safetensors, .npy or .csv file", path=location)
+    if suffix != ".npy":
+        raise InvalidArgument("loads are in a .safetensors or .npy file", path=location)
     file_system, path = open_location(location)
     size = file_system.stat(path).st_size
     if size > FILE_BYTES_MAX:
@@ -47,35 +46,12 @@ def read_loads(location: str) -> LoadFile:
             f"{format_bytes(size)} of loads; at most {format_bytes(FILE_BYTES_MAX)} are read", path=path
         )
     try:
-        return _checked(parse(file_system.read(path)))
+        return _checked(np.load(io.BytesIO(file_system.read(path)), allow_pickle=False))
     except (ValueError, TypeError, LookupError, EOFError, RecursionError, MemoryError) as error:
         raise CorruptData(f"not loads of experts: {error!s:.200}", path=path) from error
 
 
-def _npy(data: bytes) -> Any:
-    return np.load(io.BytesIO(data), allow_pickle=False)
-
-
-def _csv(data: bytes) -> Any:
-    rows: list[list[float]] = []
-    for number, line in enumerate(data.decode().splitlines(), 1):
-        cells = line.partition("#")[0].strip()
-        if not cells:
-            continue
-        try:
-            row = [float(cell) for cell in cells.split(",")]
-        except ValueError:
-            if rows or number > 1:
-                raise ValueError(f"line {number} has something that is no number: {line[:60]!r}") from None
-            continue
-        if rows and len(row) != len(rows[0]):
-            raise ValueError(f"line {number} has {len(row)} numbers, the lines before {len(rows[0])}")
-        rows.append(row)
-    return rows
-
-
-def _checked(values: Any) -> LoadFile:
-    array = np.asarray(values)
+def _checked(array: npt.NDArray[Any]) -> LoadFile:
     if array.dtype.kind not in "iuf":
         raise ValueError(f"an array of {array.dtype}, not of numbers")
     if array.ndim not in {2, 3} or 0 in array.shape:

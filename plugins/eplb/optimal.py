@@ -1,18 +1,23 @@
 """Placements close to the bound: the policies "optimal" and "optimal-global".
 
 Hierarchical: groups go to nodes, heaviest first, and are exchanged until nodes are even; a node may take more groups
-than another where its slots hold them and the layer gains by it. Then each node of each layer is a row of `rows.place`.
-Global: each layer is one row. With several load windows the worst one counts, each in its own mean GPU load.
+than another where its slots hold them and the layer gains by it. Then each node of each layer is a row.
+Global: each layer is one row. In a row, replicas are chosen and packed (`packing`), and exchanged between GPUs until
+these are even (`exchange`). With several load windows the worst one counts, each in its own mean GPU load.
 """
+
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from .balance import gpu_loads, lower_bound
-from .exchange import even_out
+from .exchange import even_out, separate
 from .greedy import Indices, Loads
-from .packing import pack_apart, shares_of
-from .rows import GAP, ROUNDS_MAX, place
+from .packing import Flags, even_counts, pack_apart, shares_of
+
+GAP: Final = 5e-4  # a row within this of the least is good enough
+ROUNDS_MAX: Final = 40  # of exchanges; on model sizes 10 to 30 reach the gap
 
 
 def optimal(loads: npt.NDArray[np.float64], *, slots: int, gpus: int, nodes: int, groups: int) -> Indices:
@@ -63,8 +68,32 @@ def _place_members(loads: Loads, members: Indices, *, slots: int, gpus: int) -> 
     # A layer is as slow as its heaviest node, so the others need not be better than that.
     means = on_nodes.sum(axis=2).max(axis=0).reshape(layers, nodes) * np.float32(nodes / gpus)
     least = np.repeat(means.max(axis=1), nodes)
-    placed = place(on_nodes, present, least, gpus=gpus // nodes, size=slots // gpus)
+    placed = _place(on_nodes, present, least, gpus=gpus // nodes, size=slots // gpus)
     return np.take_along_axis(rows, placed.reshape(layers * nodes, -1), axis=1).reshape(layers, slots)
+
+
+def _place(loads: Loads, present: Flags, least: Loads, *, gpus: int, size: int) -> Indices:
+    """Expert of each slot of each row; `least` is the largest GPU load of a row that is good enough.
+
+    Shapes: loads (windows, rows, experts) in mean GPU loads, present (rows, experts), least (rows,); result
+    (rows, gpus, size).
+    """
+    placed = np.empty((len(present), gpus, size), dtype=np.int64)
+    # Where a GPU has a slot for every expert, all GPUs are alike: loads are equal whatever they are.
+    alike = present.sum(axis=1) <= size
+    for row in np.flatnonzero(alike):
+        placed[row] = np.resize(np.flatnonzero(present[row]), size)
+    rest = np.flatnonzero(~alike)
+    if len(rest):
+        some = loads.take(rest, axis=1)
+        count = even_counts(some.max(axis=0), present[rest], slots=gpus * size, gpus=gpus)
+        apart = pack_apart(some, count, gpus=gpus)
+        shares = shares_of(some, apart)
+        separate(apart, shares)
+        if size > 1:
+            even_out(apart, shares, least[rest] * np.float32(1 + GAP), rounds_max=ROUNDS_MAX)
+        placed[rest] = apart
+    return placed
 
 
 def better_of(ours: Indices, other: Indices, loads: npt.NDArray[np.float64], *, gpus: int) -> Indices:

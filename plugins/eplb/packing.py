@@ -1,17 +1,59 @@
-"""A first placement of given replicas: the heaviest onto the lightest GPU, never beside a replica of the same expert.
+"""Replicas of the experts of a row, and a first placement of them.
 
-Arrays: loads (windows, rows, experts) of one or several load windows; count (rows, experts); slots as (rows, gpus, S).
-A row is a layer, or one node of a layer.
+As many replicas as make the largest load of one least; then the heaviest replica goes onto the lightest GPU, never
+beside one of the same expert.
+
+Arrays: loads (windows, rows, experts) of one or several load windows; count (rows, experts), 0 for an expert that is
+not in the row; slots as (rows, gpus, S). A row is a layer, or one node of a layer.
 """
 
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from .greedy import Indices, Loads
 
+Flags: TypeAlias = npt.NDArray[np.bool_]
+
 AVOIDED: Final = 1e6  # above every sum of loads, which are multiples of a GPU's mean
 FULL: Final = 1e9  # above AVOIDED: two replicas on one GPU rather than one too many
+BISECTIONS: Final = 20  # finer than any two shares that matter; `_top_up` gives out what is left
+
+
+def even_counts(loads: Loads, present: Flags, *, slots: int, gpus: int) -> Indices:
+    """Replicas of each expert such that the largest load a replica is least; none has more replicas than GPUs.
+
+    Shapes: loads and present (rows, experts); result (rows, experts). Limits: as many slots as present experts in each
+    row, and no more than experts times GPUs.
+    """
+    low = loads.sum(axis=1) / slots
+    high = np.maximum(loads.max(axis=1), low)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        fits = _counts_below(loads, present, middle, gpus).sum(axis=1) <= slots
+        high = np.where(fits, middle, high)
+        low = np.where(fits, low, middle)
+    return _top_up(loads, _counts_below(loads, present, high, gpus), slots=slots, gpus=gpus)
+
+
+def _counts_below(loads: Loads, present: Flags, limit: Loads, gpus: int) -> Indices:
+    shares = np.ceil(loads / np.maximum(limit, np.finfo(np.float32).tiny)[:, None])
+    counts: Indices = np.where(present, np.clip(shares, 1, gpus), 0).astype(np.int64)
+    return counts
+
+
+def _top_up(loads: Loads, count: Indices, *, slots: int, gpus: int) -> Indices:
+    """Give the slots that are left to the experts with the largest load a replica. Changes and returns `count`."""
+    left = slots - count.sum(axis=1)
+    share = np.where((count > 0) & (count < gpus), loads / np.maximum(count, 1), -1)
+    while len(rows := np.flatnonzero(left > 0)):
+        chosen = share[rows].argmax(axis=1)
+        count[rows, chosen] += 1
+        left[rows] -= 1
+        spread = count[rows, chosen]
+        share[rows, chosen] = np.where(spread < gpus, loads[rows, chosen] / spread, -1)
+    return count
 
 
 def pack_apart(loads: Loads, count: Indices, *, gpus: int) -> Indices:
@@ -69,32 +111,4 @@ def shares_of(loads: Loads, placed: Indices) -> Loads:
     return share.reshape(windows, *placed.shape)
 
 
-def floor_of(loads: Loads, count: Indices, *, gpus: int) -> Loads:
-    """A largest GPU load that no placement of these replicas can go below, for each row.
-
-    For any h: the h heaviest replicas are on at most h GPUs, which have their other slots filled with at least the
-    lightest ones; so do all GPUs together. For any k: of the (k-1)*gpus + 1 heaviest replicas some GPU has k.
-    Shapes: loads (windows, rows, experts), count (rows, experts); result (rows,).
-    """
-    windows, rows, experts = loads.shape
-    slots = int(count[0].sum())
-    size = slots // gpus
-    flat = np.repeat(np.tile(np.arange(experts), rows), count.ravel()).reshape(rows, slots)
-    rising = np.sort(np.take_along_axis(per_replica(loads, count), flat[None], axis=2), axis=2)
-    falling = rising[..., ::-1]
-    sums = np.concatenate([np.zeros((windows, rows, 1), np.float32), rising.cumsum(axis=2)], axis=2)
-    some = np.arange(1, gpus + 1)
-    floor = (
-        (falling[..., :gpus].cumsum(axis=2) + sums[..., (size - 1) * some]) / some.astype(np.float32)
-    ).max(axis=2)
-    if size == 2:  # the heaviest beside the lightest, and so on: nothing is better
-        floor = (falling[..., :gpus] + rising[..., :gpus]).max(axis=2)
-    for together in range(2, size + 1):
-        last = (together - 1) * gpus + 1
-        heaviest = falling[..., last - together : last].sum(axis=2)
-        floor = np.maximum(floor, heaviest + sums[..., size - together])
-    result: Loads = floor.max(axis=0)
-    return result
-
-
-__all__ = ["floor_of", "pack_apart", "per_replica", "shares_of"]
+__all__ = ["Flags", "even_counts", "pack_apart", "per_replica", "shares_of"]

@@ -217,29 +217,6 @@ class LoadRecorder:
         both = both.cpu()
         return Loads(both[0], both[1:], loads.steps, loads.half_life_steps)
 
-    def resume(self, loads: Loads) -> None:
-        """Goes on from saved loads, instead of from nothing.
-
-        Raises: ValueError if they are of another shape or half-life, or something was recorded already.
-        """
-        if self.steps or loads.steps < 1:
-            raise ValueError("resume before the first step, with loads of at least one step")
-        if tuple(loads.average.shape) != (self.num_layers, self.num_experts):
-            raise ValueError(
-                f"loads of shape {(self.num_layers, self.num_experts)} can be resumed, not {tuple(loads.average.shape)}"
-            )
-        if loads.half_life_steps != self.half_life_steps:
-            raise ValueError(
-                f"the loads have a half-life of {loads.half_life_steps} steps, not {self.half_life_steps}"
-            )
-        self.steps = loads.steps
-        weight = (1 - self._decay**self.steps) / (1 - self._decay)
-        self._sum.copy_(loads.average * weight)
-        kept = loads.windows[-len(self._windows) :] if len(self._windows) else loads.windows[:0]
-        if len(kept):
-            self._windows[-len(kept) :] = kept.to(self._windows.device)
-        self._windows_full = len(kept)
-
     def _require_layer(self, layer: int) -> None:
         if not 0 <= layer < self.num_layers:
             raise ValueError(f"layer must be 0 to {self.num_layers - 1}, not {layer}")

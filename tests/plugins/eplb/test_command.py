@@ -129,7 +129,7 @@ def test_showing_a_plan(files, tmp_path):
             InvalidArgument,
             "at least the number of experts",
         ),
-        (("plan", "{0}.txt", "--replicas", "40", "--gpus", "8"), InvalidArgument, ".csv file"),
+        (("plan", "{0}.txt", "--replicas", "40", "--gpus", "8"), InvalidArgument, ".npy file"),
         (("plan", "{0}", *MACHINE, "--current", "{0}"), CorruptData, "not a plan"),
         (("show", "{0}"), CorruptData, "not a plan"),
     ],

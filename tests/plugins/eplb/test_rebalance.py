@@ -105,11 +105,6 @@ def test_bound_counts_the_slots_that_heavy_experts_need():
     assert lower_bound(torch.tensor([[1.0, 1.0, 1.0]]), 4, 2).tolist() == pytest.approx([1.5])
 
 
-def test_bound_counts_replicas_that_must_share_a_gpu():
-    # Equal loads, 288 slots of 144 GPUs: 32 spare slots split 32 experts, so 160 whole ones must go in pairs.
-    assert lower_bound(torch.ones(1, 256), 288, 144).tolist() == pytest.approx([2.0])
-
-
 def test_placements_that_do_not_fit_are_refused():
     weight = torch.ones(1, 3)
     for physical, message in (
