@@ -10,15 +10,22 @@ it is linearizable. Histories of different objects are checked one by one, which
 theorem 1).
 
 A call whose outcome is unknown stays under way for ever: it may take effect at any moment after its beginning, or
-never. A search that has tried `EXPANSIONS_MAX` steps ends without a verdict, which counts as a failure: a number of
-steps, so that the verdict is the same on a slow machine.
+never. So of two configurations that differ in such calls alone, whatever continues one also continues the one in which
+fewer have taken effect. If they differ in reads, which change nothing, it continues the one in which more have. The
+other one is dropped, which loses nothing either, and keeps sets of calls under way from multiplying.
+
+A search that has tried `EXPANSIONS_MAX` steps ends without a verdict, which counts as a failure: a number of steps, so
+that the verdict is the same on a slow machine.
 
 Source: as Porcupine, but breadth first, since models here may have several next states.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+import heapq
+import itertools
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Final, Protocol
 
 from .histories import Operation
@@ -33,6 +40,9 @@ class Model(Protocol):
 
     def is_read(self, operation: Operation) -> bool:
         """Whether an operation with this result changes nothing, in no state."""
+
+    def may_wait(self, operation: Operation) -> bool:
+        """Whether it may as well take effect at its return: that never makes anything else impossible."""
 
     def step(self, state: Hashable, operation: Operation) -> Iterable[Hashable]:
         """The states in which it may be after the operation; none if it would have answered otherwise.
@@ -99,29 +109,53 @@ class _Search:
     def __init__(self, model: Model, history: Sequence[Operation], expansions_max: int) -> None:
         self._model, self._history = model, history
         self._pending: dict[int, int] = {}  # index of a call under way to its bit
-        self._configurations: set[tuple[int, Hashable]] = {(0, model.initial)}
+        unknown = sum(1 << index for index, each in enumerate(history) if each.returned_ns is None)
+        reads = sum(1 << index for index, each in enumerate(history) if model.is_read(each))
+        self._least = partial(_Least, unknown & ~reads, reads)
+        self._configurations = self._least()
+        self._configurations.add(0, model.initial)
         self._last = self._configurations
         self._twins = _twins(history)
         self._expansions_left = expansions_max
 
     def begin(self, index: int) -> None:
-        self._pending[index] = 1 << index
+        operation = self._history[index]
+        if operation.returned_ns is None and self._model.is_read(operation):
+            return  # it says nothing
+        if not self._model.may_wait(operation):
+            self._pending[index] = 1 << index
 
     def end(self, index: int) -> bool:
         """The call has returned, so it has taken effect. False if it cannot have."""
+        if index not in self._pending:
+            return self._end_of_waiting(self._history[index])
         bit = self._pending[index]
-        reached, found = set(self._configurations), set()
-        waiting = list(reached)
+        reached, found = self._least(), self._least()
+        waiting: list[tuple[int, int, int, Hashable]] = []  # those first that others are dropped for
+        order = itertools.count()
+
+        def reach(done: int, state: Hashable) -> None:
+            if reached.add(done, state):
+                heapq.heappush(waiting, (reached.burden(done).bit_count(), next(order), done, state))
+
+        for configuration in self._configurations:
+            reach(*configuration)
         while waiting:
-            done, state = waiting.pop()
+            _, _, done, state = heapq.heappop(waiting)
             if done & bit:
-                found.add((done & ~bit, state))
+                found.add(done & ~bit, state)
                 continue
             for configuration in self._continue(done, state):
-                if configuration not in reached:
-                    reached.add(configuration)
-                    waiting.append(configuration)
+                reach(*configuration)
         del self._pending[index]
+        self._last, self._configurations = self._configurations, found
+        return bool(found)
+
+    def _end_of_waiting(self, operation: Operation) -> bool:
+        found = self._least()
+        for done, state in self._configurations:
+            for following in self._model.step(state, operation):
+                found.add(done, following)
         self._last, self._configurations = self._configurations, found
         return bool(found)
 
@@ -155,6 +189,38 @@ class _Search:
             f"{operation} returned at {moment}, which no order of calls explains; possible states before: "
             f"{', '.join(states[:8])}; under way: {under_way}"
         )
+
+
+class _Least:
+    """Configurations, without those whose burden another one has a part of, and which are else equal.
+
+    The burden of a configuration is the unknown calls that have taken effect, and the reads that have not.
+    """
+
+    def __init__(self, unknown: int, reads: int) -> None:
+        self._reads, self._either = reads, unknown | reads
+        self._burdens: dict[tuple[int, Hashable], list[int]] = {}  # by other calls' effects and the state
+
+    def burden(self, done: int) -> int:
+        return (done ^ self._reads) & self._either
+
+    def add(self, done: int, state: Hashable) -> bool:
+        """Whether it is kept."""
+        burden = self.burden(done)
+        kept = self._burdens.setdefault((done & ~self._either, state), [])
+        if any(each & burden == each for each in kept):
+            return False
+        kept[:] = [each for each in kept if each & burden != burden]
+        kept.append(burden)
+        return True
+
+    def __iter__(self) -> Iterator[tuple[int, Hashable]]:
+        for (done, state), burdens in self._burdens.items():
+            for burden in burdens:
+                yield done | (burden ^ self._reads), state
+
+    def __bool__(self) -> bool:
+        return bool(self._burdens)
 
 
 def _twins(history: Sequence[Operation]) -> list[int]:

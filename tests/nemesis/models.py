@@ -20,6 +20,7 @@ SYNC: Final = "sync"
 ZERO: Final = 0  # what a block holds that was never written
 
 EXISTS, ABSENT = "EEXIST", "ENOENT"
+UNKNOWN: Final = "created by a call of unknown outcome"  # in place of an inode
 
 
 class Register:
@@ -29,6 +30,9 @@ class Register:
 
     def is_read(self, operation: Operation) -> bool:
         return operation.kind == "read"
+
+    def may_wait(self, operation: Operation) -> bool:
+        return False
 
     def step(self, state: Hashable, operation: Operation) -> Iterator[Hashable]:
         if operation.kind == "write":
@@ -49,6 +53,9 @@ class Log:
 
     def is_read(self, operation: Operation) -> bool:
         return operation.kind in ("read", "length")
+
+    def may_wait(self, operation: Operation) -> bool:
+        return False
 
     def step(self, state: Hashable, operation: Operation) -> Iterator[Hashable]:
         records, taken = state  # type: ignore[misc]
@@ -90,6 +97,9 @@ class Names:
     def is_read(self, operation: Operation) -> bool:
         return operation.kind in ("stat", "list") or operation.result in (EXISTS, ABSENT)
 
+    def may_wait(self, operation: Operation) -> bool:
+        return False
+
     def step(self, state: Hashable, operation: Operation) -> Iterator[Hashable]:
         names: dict[str, int | str] = dict(state)  # type: ignore[call-overload]
         match operation.kind, operation.argument:
@@ -112,7 +122,7 @@ def _create(names: dict[str, int | str], name: str, operation: Operation) -> Ite
         if unknown or operation.result == EXISTS:
             yield _state(names)
     elif unknown:
-        yield _state(names | {name: f"of the call at {operation.invoked_ns}"})
+        yield _state(names | {name: UNKNOWN})
     elif operation.result != EXISTS:
         yield _state(names | {name: operation.result})
 
@@ -133,7 +143,7 @@ def _look_up(names: dict[str, int | str], name: str, operation: Operation) -> It
     known = names.get(name, ABSENT)
     if operation.returned_ns is None or known == operation.result:
         yield _state(names)
-    elif name in names and isinstance(known, str) and operation.result not in (ABSENT, *names.values()):
+    elif name in names and known == UNKNOWN and operation.result not in (ABSENT, *names.values()):
         yield _state(names | {name: operation.result})
 
 
@@ -141,40 +151,80 @@ def _state(names: dict[str, int | str]) -> Hashable:
     return tuple(sorted(names.items()))
 
 
+Segment = tuple[float, frozenset[Hashable]]
+
+
 @dataclass(frozen=True)
 class Durable:
-    """An object on machines that lose power: what was synced stays.
+    """An object on machines that lose power: what was synced stays. `losses`: how many losses the history has.
 
     A sync keeps what had been acknowledged when it began. A loss of power brings back any state that the object had
-    since then, and nothing else: what came later goes, never what came earlier alone. The state is that history: pairs
-    of a state of the object, and when the call that led to it returned.
+    since then, and nothing else: what came later goes, never what came earlier alone. So the state is how many losses
+    are left, the state of the object, and what a loss may bring back: states in segments, in the order of time, each
+    with the moment at which the call that led to its first state returned. A sync drops all segments before the last
+    one whose moment is not later than its beginning.
     """
 
     base: Model
+    losses: int
 
     @property
     def initial(self) -> Hashable:
-        return ((self.base.initial, 0),)
+        return self._state(self.losses, self.base.initial, ())
 
     def is_read(self, operation: Operation) -> bool:
         return operation.kind not in (SYNC, POWER_LOSS) and self.base.is_read(operation)
 
+    def may_wait(self, operation: Operation) -> bool:
+        """A sync only takes away what a loss may bring back, the same at any moment between its beginning and end."""
+        return operation.kind == SYNC
+
     def step(self, state: Hashable, operation: Operation) -> Iterator[Hashable]:
-        past: tuple[tuple[Hashable, float], ...] = state  # type: ignore[assignment]
-        now, _ = past[-1]
+        left, now, past = state  # type: ignore[misc]
         if operation.kind == SYNC:
-            if operation.returned_ns is None:
-                yield past
-            else:
-                kept = [index for index, (_, at) in enumerate(past) if at <= operation.invoked_ns]
-                yield past[max(kept, default=0) :]
+            kept = [at for at, _ in past if at <= operation.invoked_ns]
+            yield (left, now, (past if operation.returned_ns is None else _since(past, kept)))
         elif operation.kind == POWER_LOSS:
-            for each in dict.fromkeys(each for each, _ in past):
-                yield ((each, 0),)
+            for each in frozenset().union(*(states for _, states in past)):
+                yield self._state(left - 1, each, ())
         else:
             at = float("inf") if operation.returned_ns is None else operation.returned_ns
             for following in self.base.step(now, operation):
-                yield past if following == now else (*past, (following, at))
+                yield state if following == now else self._state(left, following, past, at)
+
+    @staticmethod
+    def _state(left: int, now: Hashable, past: tuple[Segment, ...], at: float = 0) -> Hashable:
+        """With `now` as the last state of `past`; once no loss is left it does not matter what was before."""
+        return left, now, _extended(past, now, at) if left else ()
+
+
+def _since(past: tuple[Segment, ...], kept: list[float]) -> tuple[Segment, ...]:
+    """The last of the segments with the moments `kept`, which is first from now on, and those behind it."""
+    return tuple(
+        (at if index else 0, states) for index, (at, states) in enumerate(past[max(0, len(kept) - 1) :])
+    )
+
+
+def _extended(past: tuple[Segment, ...], now: Hashable, at: float) -> tuple[Segment, ...]:
+    """`past` with one more state, in the one form that all pasts have which syncs and losses cannot tell apart.
+
+    Moments grow: a segment that begins no earlier than a later one is never where a sync cuts: it joins the one before.
+    No state is there twice: wherever the earlier one is kept, the later one is.
+    """
+    segments: list[Segment] = []
+    for when, states in past:
+        if segments and when >= at:
+            segments[-1] = segments[-1][0], segments[-1][1] | states
+        else:
+            segments.append((when, states))
+    found: list[Segment] = []
+    begin: float | None = None  # of a segment without states of its own: the next one begins there
+    for when, states in segments:
+        begin = when if begin is None else begin
+        if states != {now}:
+            found.append((begin, states - {now}))
+            begin = None
+    return (*found, (at if begin is None else begin, frozenset((now,))))
 
 
 def without_unseen_writes(history: Sequence[Operation]) -> list[Operation]:

@@ -293,7 +293,7 @@ def check_durable(model: Model, history: list[Operation], losses: list[PowerLoss
     history = history + [
         Operation("power", "", POWER_LOSS, None, None, loss.began_ns, loss.ended_ns) for loss in falling
     ]
-    return check(Durable(model), history)
+    return check(Durable(model, len(falling)), history)
 
 
 def as_cached(operation: Operation) -> Operation:

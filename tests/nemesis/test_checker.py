@@ -11,6 +11,8 @@ import pytest
 from nemesis.checker import Model, Outcome, check
 from nemesis.histories import Operation
 from nemesis.models import (
+    ABSENT,
+    EXISTS,
     POWER_LOSS,
     SYNC,
     Durable,
@@ -24,7 +26,11 @@ from nemesis.models import (
 
 
 def call(begins: int, returns: int | None, kind: str, argument: Any = None, result: Any = None) -> Operation:
-    return Operation("p", "k", kind, argument, result, begins, returns)
+    return Operation("p", "k", kind, argument, None if returns is None else result, begins, returns)
+
+
+def durable(base: Model, history: list[Operation]) -> Durable:
+    return Durable(base, sum(each.kind == POWER_LOSS for each in history))
 
 
 def write(begins: int, returns: int | None, value: int) -> Operation:
@@ -118,7 +124,7 @@ DURABLE = {
 
 @pytest.mark.parametrize(("is_valid", "history"), DURABLE.values(), ids=DURABLE)
 def test_verdict_on_a_register_that_loses_power(is_valid: bool, history: list[Operation]) -> None:
-    assert check(Durable(Register()), history).is_valid is is_valid
+    assert check(durable(Register(), history), history).is_valid is is_valid
 
 
 def append(begins: int, returns: int | None, value: int) -> Operation:
@@ -276,17 +282,161 @@ def random_history(choose: random.Random, kinds: str) -> list[Operation]:
     return history
 
 
-@pytest.mark.parametrize(("model", "kinds"), [(Register(), "wwrr"), (Durable(Register()), "wwwrrrsp")])
-def test_verdict_is_that_of_the_definition(model: Model, kinds: str) -> None:
+@pytest.mark.parametrize("kinds", ["wwrr", "wwwrrrsp"])
+def test_verdict_is_that_of_the_definition(kinds: str) -> None:
     choose = random.Random(1)
     verdicts = {True: 0, False: 0}
     for _ in range(1500):
         history = random_history(choose, kinds)
+        model = durable(Register(), history)
         expected = by_brute_force(model, history)
         verdicts[expected] += 1
         assert check(model, history).is_valid is expected, history
         assert check(model, without_unseen_writes(history)).is_valid is expected, history
     assert min(verdicts.values()) > 100, verdicts
+
+
+def random_names(choose: random.Random, kinds: str) -> list[Operation]:
+    """As `random_history`, of two names."""
+    history = []
+    for value in range(1, choose.randrange(3, 7)):
+        begins = choose.randrange(12)
+        returns = None if choose.random() < 0.3 else begins + choose.randrange(1, 8)
+        name = choose.choice("ab")
+        known = begins + choose.randrange(1, 8)
+        match choose.choice(kinds):
+            case "c":
+                history.append(create(begins, returns, name, choose.choice((value, value, EXISTS))))
+            case "u":
+                history.append(call(begins, returns, "unlink", name, choose.choice((None, ABSENT))))
+            case "m":
+                history.append(rename(begins, returns, choose.choice((None, ABSENT))))
+            case "t":
+                history.append(stat(begins, known, name, choose.choice((ABSENT, *range(1, value + 1)))))
+            case "l":
+                names = [each for each in "ab" if choose.random() < 0.5]
+                history.append(call(begins, returns, "list", "", names))
+            case "s":
+                history.append(sync(begins, returns))
+            case "p":
+                history.append(power_loss(begins, known))
+    return history
+
+
+@pytest.mark.parametrize("kinds", ["cccumttl", "cccutttlsp"])
+def test_verdict_on_names_is_that_of_the_definition(kinds: str) -> None:
+    choose = random.Random(1)
+    verdicts = {True: 0, False: 0}
+    for _ in range(1500):
+        history = random_names(choose, kinds)
+        model = durable(Names(), history)
+        expected = by_brute_force(model, history)
+        verdicts[expected] += 1
+        assert check(model, history).is_valid is expected, history
+    assert min(verdicts.values()) > 100, verdicts
+
+
+class SimulatedDirectory:
+    """Three names that programs change at once, with calls of unknown outcome and losses of power.
+
+    `fault`: what the end of the history shows of a directory that is broken; it shows none otherwise.
+    """
+
+    NAMES = ("a", "b", "c")
+    END = 1_000_000
+
+    def __init__(self, seed: int, *, calls: int = 300, losses: int = 0, fault: str = "") -> None:
+        self.choose = random.Random(seed)
+        self.history: list[Operation] = []
+        self.names: dict[str, int] = {}
+        self.past: list[tuple[int, dict[str, int]]] = []  # since the last sync, by when the call returned
+        lost = set(self.choose.sample(range(calls // 4, calls), losses))
+        for number in range(calls):
+            self._call(100 * number + 10_000, number)
+            if number in lost:
+                self._lose_power(100 * number + 10_050)
+        self._end(fault)
+
+    def _call(self, at: int, number: int) -> None:
+        """Calls take effect in order; each begins before and returns after, or nobody knows."""
+        choose = self.choose
+        begins, returns = at - choose.randrange(300), at + choose.randrange(300)
+        unknown = choose.random() < 0.03
+        kind = choose.choice(("create", "create", "unlink", "stat", "stat", "list", SYNC))
+        argument = choose.choice(self.NAMES)
+        before = dict(self.names)
+        if kind == "create":
+            result: Any = EXISTS if argument in self.names else number
+            self.names.setdefault(argument, number)
+        elif kind == "unlink":
+            result = None if argument in self.names else ABSENT
+            self.names.pop(argument, None)
+        elif kind == "stat":
+            result = self.names.get(argument, ABSENT)
+        elif kind == "list":
+            result = sorted(self.names)
+        else:
+            argument = result = None
+        if unknown and choose.random() < 0.5:
+            self.names = before  # it has had no effect
+        self.history.append(call(begins, None if unknown else returns, kind, argument, result))
+        if not self.past or self.names != self.past[-1][1]:
+            self.past.append((returns, dict(self.names)))
+        if kind == SYNC and not unknown:
+            kept = [index for index, (returned, _) in enumerate(self.past) if returned <= begins]
+            del self.past[: max(kept, default=0)]
+
+    def _lose_power(self, at: int) -> None:
+        """Any state since the last sync; calls that are under way come to nothing or have had their effect."""
+        self.history.append(power_loss(at - 10, at + 10))
+        _, names = self.choose.choice(self.past)
+        self.names = dict(names)
+        self.past = [(0, dict(names))]
+        self.history = [
+            each
+            if each.returned_ns is None or each.returned_ns < at or each.kind == POWER_LOSS
+            # What was acknowledged after the loss had its effect before.
+            else replace(each, result=None, returned_ns=None)
+            for each in self.history
+        ]
+
+    def _end(self, fault: str) -> None:
+        """A name that no call of unknown outcome can have changed is made, synced, and looked at after a loss."""
+        at = self.END
+        self.history += [create(at, at + 1, "d", 7), sync(at + 2, at + 3), power_loss(at + 4, at + 5)]
+        match fault:
+            case "a name that was synced is lost":
+                self.history.append(stat(at + 6, at + 7, "d", ABSENT))
+            case "another file has the name":
+                self.history.append(stat(at + 6, at + 7, "d", 8))
+            case "a list lacks it":
+                self.history.append(call(at + 6, at + 7, "list", "", []))
+            case "two of one name are made":
+                self.history.append(create(at + 6, at + 7, "d", 8))
+            case _:
+                self.history.append(stat(at + 6, at + 7, "d", 7))
+
+
+@pytest.mark.parametrize("losses", [0, 1, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_history_of_a_correct_directory_is_accepted(seed: int, losses: int) -> None:
+    history = SimulatedDirectory(seed, losses=losses).history
+    assert check(durable(Names(), history), history, expansions_max=20_000).is_valid
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "a name that was synced is lost",
+        "another file has the name",
+        "a list lacks it",
+        "two of one name are made",
+    ],
+)
+def test_history_of_a_broken_directory_is_refused(fault: str) -> None:
+    for seed in range(3):
+        history = SimulatedDirectory(seed, losses=1, fault=fault).history
+        assert check(durable(Names(), history), history).outcome is Outcome.INVALID
 
 
 class SimulatedRegister:
@@ -356,7 +506,7 @@ def test_search_that_is_given_up_has_no_verdict_and_is_not_valid() -> None:
     unknown = [write(0, None, value) for value in range(1, 40)]
     reads = [read(2 * value, 2 * value + 1, value) for value in range(1, 40)]
     history = [*unknown, *reads, read(1000, 1001, 0)]
-    verdict = check(Durable(Register()), history, expansions_max=0)
+    verdict = check(durable(Register(), history), history, expansions_max=0)
     assert verdict.outcome is Outcome.UNDECIDED
     assert "given up" in verdict.reason
     assert not verdict.is_valid
