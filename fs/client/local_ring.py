@@ -76,18 +76,16 @@ class LocalRing:
     def submit_from(self, queue: list[Operation]) -> int:
         """As `Ring.submit_from`."""
         self._require_own_process()
-        if self._is_closed:
-            raise InvalidArgument("the ring is closed")
         with self._lock:
-            jobs = [_Job(operation) for operation in queue[: len(self._room)]]
+            if self._is_closed:
+                raise InvalidArgument("the ring is closed")
+            operations = queue[: len(self._room)]
+            jobs = [_Job(operation) for operation in operations]
             count = len(jobs)
-            taken = zip(
-                jobs,
-                map(queue.pop, itertools.repeat(0, count)),
-                itertools.starmap(self._room.pop, itertools.repeat((), count)),
-                strict=True,
-            )
-            deque(map(self._shared.jobs.put, taken), maxlen=0)
+            tickets = itertools.starmap(self._room.pop, itertools.repeat((), count))
+            put = map(self._shared.jobs.put, zip(jobs, operations, tickets, strict=True))
+            removed = map(queue.__delitem__, [slice(count)])  # at once: the rest of a long queue moves up once
+            deque(itertools.chain(put, removed), maxlen=0)
         return count
 
     def drain(
@@ -132,7 +130,8 @@ class LocalRing:
         """Waits for what is in flight. Its results may still be drained."""
         if self._process != os.getpid():
             return
-        self._is_closed = True
+        with self._lock:  # what was submitted before is in front of the threads' end
+            self._is_closed = True
         _end(self._shared, self._threads, self._process)
 
     def _require_own_process(self) -> None:

@@ -114,8 +114,17 @@ def test_draining_waits_no_longer_than_told(fs, base):
     with fs.ring(4) as ring:
         assert ring.drain() == []
         assert ring.drain(least=1, timeout_s=100_000) == [], "nothing is in flight"
-        with pytest.raises(InvalidArgument):
-            ring.drain(timeout_s=-1)
+        for timeout_s in (-1, float("nan")):
+            with pytest.raises(InvalidArgument):
+                ring.drain(timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("timeout_s", [1e19, 1e30, float("inf")])
+def test_timeout_beyond_the_clock_is_none(fs, base, timeout_s):
+    fs.write(f"{base}/f", b"bytes of a file")
+    with fs.ring(4) as ring, fs.open(f"{base}/f", "rb") as file:
+        ring.submit([Operation(file, 0, bytearray(5))])
+        assert len(ring.drain(least=1, timeout_s=timeout_s)) == 1
 
 
 @pytest.fixture

@@ -50,9 +50,18 @@ fn entry<'py>(operation: &Bound<'py, PyAny>, number: u64) -> PyResult<(Entry, Bo
     Ok((entry, user_data))
 }
 
+/// A timeout in seconds; `None` for one that is longer than a `Duration` can be.
+fn duration(timeout_s: f64) -> Result<Option<Duration>, Error> {
+    match Duration::try_from_secs_f64(timeout_s) {
+        Ok(timeout) => Ok(Some(timeout)),
+        Err(_) if timeout_s > 0.0 => Ok(None),
+        Err(_) => Err(Error::invalid("a timeout is a number of seconds from zero on")),
+    }
+}
+
 /// Waits in slices, between which signal handlers run. Whether there is what is waited for.
 fn wait(py: Python<'_>, ring: &Ring, least: usize, timeout: Option<Duration>) -> PyResult<bool> {
-    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     if ring.wait(least, Some(Duration::ZERO)) {
         return Ok(true);
     }
@@ -113,10 +122,7 @@ impl PyRing {
         timeout_s: Option<f64>,
     ) -> PyResult<()> {
         let ring = self.ring.get()?;
-        let timeout = timeout_s
-            .map(Duration::try_from_secs_f64)
-            .transpose()
-            .map_err(|_| Error::invalid("a timeout is a number of seconds from zero on"))?;
+        let timeout = timeout_s.map(duration).transpose()?.flatten();
         let new = py.get_type::<PyTuple>().getattr("__new__")?;
         wait(py, ring, least.min(most), timeout)?;
         // No Python code runs from here on.

@@ -143,10 +143,10 @@ impl Ring {
         queues.submitted.len() + queues.working + queues.completed.len()
     }
 
-    /// Waits until there are `least` completions to take, at most for `timeout` (`None`: for ever); whether there are.
-    /// Waits for no more than are in flight.
+    /// Waits until there are `least` completions to take, at most for `timeout` (`None`: for ever, and so is one that
+    /// ends beyond what the clock counts); whether there are. Waits for no more than are in flight.
     pub fn wait(&self, least: usize, timeout: Option<Duration>) -> bool {
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut queues = self.inner.queues.lock();
         loop {
             let pending = queues.submitted.len() + queues.working;

@@ -73,6 +73,16 @@ fn drain_all_good(ring: &Ring, count: usize, length: usize) {
 }
 
 #[test]
+fn a_timeout_that_ends_beyond_the_clock_is_none() {
+    let world = World::new();
+    let file = world.file_of_chunks(1, 1);
+    let ring = world.ring(4);
+    submit(&ring, vec![write(&file, 0, vec![1; 100])]);
+    assert!(ring.wait(1, Some(Duration::MAX)));
+    assert_eq!(ring.take(1).len(), 1);
+}
+
+#[test]
 fn all_writes_of_a_full_ring_are_in_flight_in_few_calls() {
     let world = World::new();
     let file = world.file_of_chunks(5, 32);

@@ -11,7 +11,7 @@ from ...config import ClientConfig, from_table
 from ...errors import InvalidArgument
 from ..file_system import FileSystem
 from ..location import Location, open_location
-from .paths import Place, canonical, resolved_cluster, split_url, text_of
+from .paths import Place, canonical, location_of, resolved_cluster, split_url, text_of
 
 
 class _Resolved(type(AsyncFileSystem)):  # type: ignore[misc]
@@ -63,8 +63,8 @@ class Cluster(AsyncFileSystem, metaclass=_Resolved):  # type: ignore[misc]
         """The cluster's own interface. Connects if need be; the connection is that of `open_location`."""
         files = self._files
         if files is None or files.connection.is_closed:
-            location = Location("/", self.cluster, self._secret_file)
-            opened, _ = open_location(location, token=self._token, config=self._config)
+            location = location_of(self.cluster, self._secret_file, self._token)
+            opened, _ = open_location(location, config=self._config)
             assert isinstance(opened, FileSystem), "the location names a cluster"
             files = self._files = opened
         return files

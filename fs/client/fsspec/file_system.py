@@ -3,7 +3,8 @@
 F1  Nothing is cached but connections, unless `use_listings_cache` asks for it: every call sees what others have done.
 F2  A file that is written as a whole (pipe, put, copy) has its name when it is complete, and never before.
 F3  An instance is its storage options. It may be pickled and used after fork; what an environment variable said when
-    it was made goes with it.
+    it was made goes with it, except LUCIOLA_TOKEN: options are written into logs, caches and JSON, and a token is a
+    secret. It is looked up where the instance connects.
 F4  Every name without "_" works without an event loop, and so within one; those with "_" are coroutines. Operations on
     many files (get, put, copy, pipe) are fsspec's, which carry out several at once.
 """

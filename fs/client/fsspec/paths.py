@@ -11,6 +11,7 @@ cluster keep it ("/DATA_DIR!/path", "HOST:PORT/path"), and so do the names of wh
 import os
 import re
 import stat as modes
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from fsspec.utils import stringify_path
@@ -84,6 +85,7 @@ def resolved_cluster(
 ) -> tuple[str, str | None, str | None]:
     """A cluster, its secret file and token as `connect` takes them, whatever the environment becomes later.
 
+    The environment's token is left out, and what it comes before: see `location_of`.
     Raises: InvalidArgument if neither the caller nor the environment names a cluster.
     """
     if cluster is None:
@@ -100,9 +102,27 @@ def resolved_cluster(
         location = Location("/", cluster, *(environment_credentials(os.environ) if is_address else ()))
     if secret_file is not None:
         secret_file = os.path.abspath(os.fspath(secret_file))
-    location = location.with_credentials(secret_file=secret_file, token=token)
     assert location.address is not None, "a cluster is never local"
-    return location.address, location.secret_file, location.token
+    if secret_file is token is location.token is None:
+        return location.address, location.secret_file, None
+    return location.address, secret_file, token
+
+
+def location_of(cluster: str, secret_file: str | None, token: str | None) -> Location:
+    """What to connect to: with the credentials of the environment where the options have none.
+
+    A data directory is opened with the environment's token where the environment names it too, as lu: is.
+    """
+    location = Location("/", cluster, secret_file, token)
+    if secret_file is not None or token is not None:
+        return location
+    of_environment = environment_credentials(os.environ)
+    if not cluster.startswith("/"):
+        return Location("/", cluster, *of_environment)
+    data = os.environ.get("LUCIOLA_DATA")
+    return (
+        replace(location, token=of_environment[1]) if data and os.path.abspath(data) == cluster else location
+    )
 
 
 def kind(stat: Stat) -> str:

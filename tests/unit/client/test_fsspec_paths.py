@@ -1,6 +1,7 @@
 """URLs of fsspec, and what storage options become."""
 
 import os
+import pickle
 
 import pytest
 
@@ -9,7 +10,8 @@ pytest.importorskip("fsspec", reason="needs the extra `fsspec`")
 import fsspec
 
 from luciola.client.fsspec import LuciolaFileSystem
-from luciola.client.fsspec.paths import resolved_cluster, split_url
+from luciola.client import Location
+from luciola.client.fsspec.paths import location_of, resolved_cluster, split_url
 from luciola.errors import ConfigError, InvalidArgument
 
 
@@ -63,12 +65,29 @@ def test_the_environment_names_a_cluster_where_nothing_else_does(monkeypatch) ->
     assert resolved_cluster("host:80", None) == ("host:80", "/secret", None)
     assert resolved_cluster("host:80", "own") == ("host:80", os.path.abspath("own"), None)
     monkeypatch.setenv("LUCIOLA_TOKEN", "claims.key")
-    assert resolved_cluster("host:80", None) == ("host:80", "/secret", "claims.key")
+    assert resolved_cluster("host:80", None) == ("host:80", None, None)
+    assert resolved_cluster("host:80", None, "own.token") == ("host:80", None, "own.token")
     assert resolved_cluster("host:80", "own") == ("host:80", os.path.abspath("own"), None)
     assert resolved_cluster("/data", None) == ("/data", None, None)
     monkeypatch.setenv("LUCIOLA_ADDRESS", "host:81")
     with pytest.raises(InvalidArgument, match="two clusters"):
         resolved_cluster(None, None)
+
+
+def test_token_of_the_environment_is_used_and_is_in_no_storage_option(monkeypatch) -> None:
+    monkeypatch.setenv("LUCIOLA_TOKEN", "claims.key")
+    monkeypatch.setenv("LUCIOLA_SECRET_FILE", "/secret")
+    for fs in (LuciolaFileSystem("host:80"), pickle.loads(pickle.dumps(LuciolaFileSystem("host:80")))):
+        assert fs.storage_options == {"cluster": "host:80"}
+        assert "claims.key" not in fs.to_json()
+        assert "claims.key" not in str(vars(fs))
+    assert b"claims.key" not in pickle.dumps(LuciolaFileSystem("host:80"))
+    assert location_of("host:80", None, None) == Location("/", "host:80", "/secret", "claims.key")
+    assert location_of("host:80", "/own", None) == Location("/", "host:80", "/own")
+    assert location_of("host:80", None, "own") == Location("/", "host:80", None, "own")
+    assert location_of("/data", None, None) == Location("/", "/data")
+    monkeypatch.setenv("LUCIOLA_DATA", "/data")
+    assert location_of("/data", None, None) == Location("/", "/data", token="claims.key")
 
 
 def test_instances_are_shared_by_what_they_are(monkeypatch) -> None:
