@@ -47,16 +47,20 @@ def scan(file: Any, size: int, progress: Progress | None) -> Table:
     starts: list[int] = []
     lengths: list[int] = []
     checksums: list[int] = []
-    begin, text = 0, b""
+    begin = 0
+    unfinished: list[bytes] = []  # of the last line, joined once
     for piece in stream.pieces(size):
-        *lines, rest = (text + bytes(piece)).split(b"\n")
+        *lines, rest = bytes(piece).split(b"\n")
+        if lines:
+            lines[0] = b"".join([*unfinished, lines[0]])
+            unfinished = []
         for line in lines:
             _add(line, begin, starts, lengths, checksums)
             begin += len(line) + 1
-        text = rest
-        if len(text) > LINE_BYTES_MAX:
+        unfinished.append(rest)
+        if stream.position - begin > LINE_BYTES_MAX:
             raise CorruptData(f"the line that begins at byte {begin} is longer than 1 GiB", path=stream.path)
-    _add(text, begin, starts, lengths, checksums)
+    _add(b"".join(unfinished), begin, starts, lengths, checksums)
     count = len(starts)
     return Table(
         np.arange(count + 1),

@@ -132,6 +132,7 @@ class Loader(DataLoader[Any]):
         self._epoch = self._sample = 0
         self._goes_on = True  # the next iteration begins at the place: nothing was taken from the one before
         self._turn = 0  # of iterations: an older one that goes on does not move the place
+        self._has_warned = False  # of parts of unequal size
         self._moves = 0  # of the place, by `seek`: an iteration from before is over
         self._is_default = collate_fn is collate
         super().__init__(dataset, batch_sampler=batches, collate_fn=Lending(collate_fn), **options)
@@ -190,7 +191,8 @@ class Loader(DataLoader[Any]):
         rank, ranks = self._rank_source.find()
         if (rank, ranks) != (self.batches.rank, self.batches.ranks):
             self.batches.assign(rank, ranks)
-        if self.batches.global_batch_size % ranks and not self._turn:
+        if self.batches.global_batch_size % ranks and not self._has_warned:
+            self._has_warned = True
             warnings.warn(
                 f"a global batch of {self.batches.global_batch_size} on {ranks} ranks: their parts differ by one "
                 "sample, and a mean over ranks weighs samples unequally",

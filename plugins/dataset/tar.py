@@ -103,7 +103,6 @@ class ScannedRecords(Records):
     def __init__(self, place: Place, paths: list[str], *, progress: Progress | None = None) -> None:
         self._progress = progress
         self._unsaved: dict[str, Table] = {}  # of files whose directories cannot be written
-        self._tables: dict[str, Table] = {}
         super().__init__(place, paths)
         self._progress = None
 
@@ -114,9 +113,6 @@ class ScannedRecords(Records):
     def marks(self, file: Any, size: int) -> tuple[int, int]:
         """Checksums of the first bytes and of the last."""
         return _marks(file, size)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_tables": {}}
 
     def examine(self, path: str) -> RecordFile:
         with opened(self.place.file_system, path) as (file, identity):
@@ -171,6 +167,10 @@ class ScannedRecords(Records):
                 file_system.unlink(name)
 
     def read_index(self, file: RecordFile) -> Index:
+        return self.read_table(file).to_index()
+
+    def read_table(self, file: RecordFile) -> Table:
+        """What the index of a file holds; made again where it is not beside it."""
         table = self._unsaved.get(file.path)
         if table is None:
             with opened(self.place.file_system, file.path) as (handle, identity):
@@ -180,8 +180,7 @@ class ScannedRecords(Records):
                     )
                 marks = self.marks(handle, identity.size)
                 table = self._saved(file.path, identity, marks) or self.scan(handle, identity.size, None)
-        self._tables[file.path] = table
-        return table.to_index()
+        return table
 
     def _saved(self, path: str, identity: Identity, marks: tuple[int, int]) -> Table | None:
         file_system = self.place.file_system
@@ -209,6 +208,17 @@ class TarRecords(ScannedRecords):
     format = "tar"
     suffix = ".tar"
     is_plain = False
+
+    def __init__(self, place: Place, paths: list[str], *, progress: Progress | None = None) -> None:
+        self._tables: dict[str, Table] = {}  # names and places of members
+        super().__init__(place, paths, progress=progress)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_tables": {}}
+
+    def read_table(self, file: RecordFile) -> Table:
+        table = self._tables[file.path] = super().read_table(file)
+        return table
 
     def marks(self, file: Any, size: int) -> tuple[int, int]:
         if size < BLOCK:

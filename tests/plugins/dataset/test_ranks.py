@@ -43,6 +43,11 @@ def test_a_loader_asks_when_it_begins(numbers: MapDataset, monkeypatch) -> None:
         iter(loader)
     with pytest.warns(UserWarning, match="their parts differ by one sample"):
         iter(Loader(numbers, global_batch_size=10))
+    resumed = Loader(numbers, global_batch_size=10)
+    resumed.load_state_dict(resumed.state_dict())
+    with pytest.warns(UserWarning, match="their parts differ by one sample"):
+        iter(resumed)
+    iter(resumed)
     monkeypatch.setenv("WORLD_SIZE", "20")
     with pytest.raises(ValueError, match="too small for 20 ranks"):
         iter(Loader(numbers, global_batch_size=10))

@@ -4,7 +4,9 @@ import json
 import os
 import threading
 import time
+import tracemalloc
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -105,3 +107,21 @@ def test_a_line_that_is_no_json_names_file_and_record_and_may_be_skipped(tmp_pat
     assert [sample["a"] for sample in skipping.__getitems__([0, 1, 2])] == [1, 3, 3]
     for each in (dataset, skipping):
         each.close()
+
+
+@pytest.mark.timeout(60)
+def test_line_over_many_reads_costs_its_length_once(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tar, "READ_BYTES", 256)  # 65,536 reads; joining at each would copy half a terabyte
+    (tmp_path / "a.jsonl").write_bytes(b'"' + b"x" * (16 << 20) + b'"\n1\n')
+    records = open_records(tmp_path / "a.jsonl")
+    assert records.locate(np.arange(2)).lengths.tolist() == [(16 << 20) + 2, 1]
+
+
+def test_names_of_members_are_kept_for_tars_alone(tmp_path) -> None:
+    (tmp_path / "a.jsonl").write_text("1\n" * 10_000)
+    records = open_records(tmp_path / "a.jsonl")
+    tracemalloc.start()
+    records.locate(np.arange(10_000))
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 10_000 * 24, "20 bytes a line"
