@@ -7,7 +7,13 @@ the same for any number of ranks and workers, and goes on anywhere.
     tokens     Megatron's .bin and .idx, read and written
     tar        tar shards with names as WebDataset has them, read at random by an index that is built once
     jsonl      JSON lines, read at random by the same kind of index
+    parquet    rows of Parquet files, read by row groups
+    arrow      rows of Arrow files and streams, read by record batches
+    blocks     what these two share: blocks that are read for their rows, and kept
+    rows       rows of a table as samples
+    reading    batches of samples, of records as they are and of rows
     order      the global order: shuffles and mixtures of any size in constant memory
+    block_order  a shuffle for records in blocks
     batches    global batches, and the slices of ranks
     ranks      which slice is this process's
     choice     parts of data sets
@@ -32,6 +38,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .arrow import ArrowRecords
     from .bad import BadRecord
     from .batches import GlobalBatches
     from .datasets import IterableDataset, MapDataset, collate
@@ -41,6 +48,7 @@ if TYPE_CHECKING:
     from .metrics import Metrics
     from .opening import open_records
     from .order import Order
+    from .parquet import ParquetRecords
     from .records import Records
     from .samples import Samples
     from .sequences import PackedSequences, PackSequences
@@ -48,6 +56,7 @@ if TYPE_CHECKING:
     from .tokens import TokenRecords, TokenWriter
 
 __all__ = [
+    "ArrowRecords",
     "BadRecord",
     "FFRecordWriter",
     "FFRecords",
@@ -60,6 +69,7 @@ __all__ = [
     "Order",
     "PackSequences",
     "PackedSequences",
+    "ParquetRecords",
     "Records",
     "Samples",
     "TarRecords",
@@ -72,6 +82,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "ArrowRecords": ".arrow",
     "BadRecord": ".bad",
     "FFRecordWriter": ".ffrecord",
     "FFRecords": ".ffrecord",
@@ -84,6 +95,7 @@ _MODULE_OF = {
     "Order": ".order",
     "PackSequences": ".sequences",
     "PackedSequences": ".sequences",
+    "ParquetRecords": ".parquet",
     "Records": ".records",
     "Samples": ".samples",
     "TarRecords": ".tar",
@@ -101,7 +113,10 @@ def describe() -> dict[str, str]:
 
     if find_spec("torch") is None:
         return {"state": "formats only: MapDataset and Loader need torch (pip install 'luciola[plugins]')"}
-    return {"state": "ready: FFRecord, Megatron tokens and tar shards on any location"}
+    columns = (
+        "" if find_spec("pyarrow") else "; Parquet and Arrow need pyarrow (pip install 'luciola[arrow]')"
+    )
+    return {"state": f"ready: FFRecord, Megatron tokens, tar shards, JSON lines, Parquet and Arrow{columns}"}
 
 
 def __getattr__(name: str) -> Any:

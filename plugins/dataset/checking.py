@@ -8,6 +8,8 @@ import numpy as np
 
 from ...errors import CorruptData
 from .batch import BatchReader
+from .blocks import BlockRecords
+from .reading import SampleReader
 from .records import Integers, Records
 
 BATCH_BYTES: Final = 16 << 20  # read at a time while verifying
@@ -25,6 +27,8 @@ class Damage:
 
 def info(records: Records) -> dict[str, Any]:
     """What a data set is; its indexes are read, its records are not."""
+    if isinstance(records, BlockRecords):
+        return _info_of_blocks(records)
     files = []
     lengths = []
     for number, file in enumerate(records.files):
@@ -40,17 +44,42 @@ def info(records: Records) -> dict[str, Any]:
         "bytes": int(sizes.sum()),
         "dtype": records.dtype.name,
         "checksums": bool(some and records.locate(np.zeros(1, np.int64)).checksums is not None),
-        "record_bytes": {
-            "least": int(sizes.min()) if some else 0,
-            "median": int(np.median(sizes)) if some else 0,
-            "most": int(sizes.max()) if some else 0,
-        },
+        "record_bytes": _spread(sizes),
         "files": files,
     }
 
 
+def _info_of_blocks(records: BlockRecords) -> dict[str, Any]:
+    """A row has no length of its own: that of its block, divided by its rows."""
+    rows = records.block_sizes()
+    bytes_ = np.array([records.block_bytes(block) for block in range(len(rows))], np.int64)
+    sizes = np.repeat(bytes_ // np.maximum(rows, 1), rows)
+    files = [
+        {"path": file.path, "records": file.count, "bytes": file.identity.size} for file in records.files
+    ]
+    return {
+        "format": records.format,
+        "records": len(records),
+        "bytes": int(bytes_.sum()),
+        "dtype": "rows",
+        "checksums": False,
+        "blocks": len(rows),
+        "columns": {field.name: str(field.type) for field in records.schema},
+        "record_bytes": _spread(sizes),
+        "files": files,
+    }
+
+
+def _spread(sizes: Integers) -> dict[str, int]:
+    if not len(sizes):
+        return {"least": 0, "median": 0, "most": 0}
+    return {"least": int(sizes.min()), "median": int(np.median(sizes)), "most": int(sizes.max())}
+
+
 def verify(records: Records, advance: Callable[[int], None] = lambda _count: None) -> list[Damage]:
     """Reads every record and compares it with its checksum; what is damaged."""
+    if isinstance(records, BlockRecords):
+        return _verify_blocks(records, advance)
     damages = []
     reader = BatchReader([records])
     try:
@@ -63,6 +92,25 @@ def verify(records: Records, advance: Callable[[int], None] = lambda _count: Non
             for batch in batches:
                 damages += _verify(reader, records, file.path, batch)
                 advance(int(records.locate(batch).lengths.sum()))
+    finally:
+        reader.close()
+    return damages
+
+
+def _verify_blocks(records: BlockRecords, advance: Callable[[int], None]) -> list[Damage]:
+    damages = []
+    reader = SampleReader([records])
+    ends = np.cumsum(records.block_sizes())
+    try:
+        for block, rows in enumerate(records.block_sizes().tolist()):
+            file, _ = records.file_of(block)
+            try:
+                if rows and records.names:
+                    reader.verify(0, block)
+            except CorruptData as error:
+                first = int(ends[block]) - rows - records.first(file)
+                damages.append(Damage(records.files[file].path, first, error.message))
+            advance(records.block_bytes(block))
     finally:
         reader.close()
     return damages

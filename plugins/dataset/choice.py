@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ...errors import InvalidArgument
 from .order import permute
 from .records import Integers
 
@@ -25,6 +26,12 @@ class Choice(Protocol):
 
     def digest(self) -> str:
         """Names the choice."""
+
+    def counts(self, ends: Integers) -> Integers:
+        """How many of these samples are in each stretch of the whole that ends there, and begins where one before ends.
+
+        Raises: InvalidArgument if they do not come in the order of the whole.
+        """
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,12 @@ class RangeChoice:
 
     def digest(self) -> str:
         return str(self.chosen)
+
+    def counts(self, ends: Integers) -> Integers:
+        if self.chosen.step < 0:
+            raise _not_in_order()
+        before = -(-(ends - self.chosen.start) // self.chosen.step)
+        return np.diff(np.clip(before, 0, len(self.chosen)), prepend=0)
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,9 @@ class RandomChoice:
     def digest(self) -> str:
         return f"{self.chosen} of {self.size} by {self.seed}"
 
+    def counts(self, ends: Integers) -> Integers:  # noqa: ARG002 (of a Choice)
+        raise _not_in_order()
+
 
 @dataclass(frozen=True, eq=False)
 class ListChoice:
@@ -76,6 +92,18 @@ class ListChoice:
 
     def digest(self) -> str:
         return hashlib.sha256(self.chosen.astype("<i8").tobytes()).hexdigest()
+
+    def counts(self, ends: Integers) -> Integers:
+        if (np.diff(self.chosen) < 0).any():
+            raise _not_in_order()
+        return np.diff(np.searchsorted(self.chosen, ends, side="left"), prepend=0)
+
+
+def _not_in_order() -> InvalidArgument:
+    return InvalidArgument(
+        'shuffle="blocks" needs parts of a data set in the order of its blocks, and these are at random: take parts as '
+        "ranges (subset(range(…))) or sorted numbers (subset(sorted(…)), filter)"
+    )
 
 
 def choice_of(chosen: range | slice | Sequence[int] | npt.NDArray[np.integer[Any]], size: int) -> Choice:
@@ -135,6 +163,16 @@ class Group:
         if self.choice is None:
             return self.start + numbers
         return places_in(self.whole, self.choice.places(numbers))
+
+    def block_sizes(self, ends: Integers) -> Integers:
+        """The samples of this group in each block; `ends` of blocks are in the numbering of all parts.
+
+        Raises: InvalidArgument for samples that do not come in the order of blocks.
+        """
+        if self.choice is None:
+            return np.diff(np.clip(ends - self.start, 0, self.size), prepend=0)
+        whole = np.concatenate([group.block_sizes(ends) for group in self.whole])
+        return self.choice.counts(np.cumsum(whole[whole > 0]))
 
     def digest(self) -> str:
         if self.choice is None:

@@ -22,18 +22,21 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
-from ...errors import CorruptData
+from ...errors import CorruptData, InvalidArgument
 from .bad import BadRecord, BadRecords, OnError
-from .batch import Batch, BatchReader, Pending
+from .batch import Batch, BatchReader
 from .batches import BatchesIterator, BatchIndices, GlobalBatches, Key
 from .choice import Group, choice_of, choices_of, places_in
 from .metrics import Metrics
+from .reading import Reading, SampleReader
 from .records import Integers, Records
+from .rows import Unfit
 from .samples import Samples
 
 WORKERS_MAX: Final = 256  # of one IterableDataset
 UNIFORM_RECORDS_MAX: Final = 10_000_000  # whose lengths are looked at before the first batch: 20 bytes each
 FILTER_BATCH: Final = 1024  # samples that `filter` reads together
+SKIP_BATCH: Final = 4096  # samples that are looked at together behind a block that is damaged
 
 Decode = Callable[..., Any]
 
@@ -53,7 +56,7 @@ def collate(samples: Any) -> Any:
 class Begun(NamedTuple):
     """A batch that is being read: the samples that were asked for, and their keys if they have some."""
 
-    pending: Pending
+    reading: Reading
     numbers: Integers
     keys: Sequence[Key] | None
 
@@ -99,7 +102,7 @@ class MapDataset(Dataset[Any]):
         self._forget_process()
 
     def _forget_process(self) -> None:
-        self._reader: BatchReader | None = None
+        self._samples_reader: SampleReader | None = None
         self._process = 0
 
     @property
@@ -124,13 +127,12 @@ class MapDataset(Dataset[Any]):
         keys = indices.keys() if self.keyed and isinstance(indices, BatchIndices) else None
         if self.keyed and keys is None:
             keys = [Key(0, 0, number) for number in numbers.tolist()]
-        return Begun(self.reader.start(self.places(numbers)), numbers, keys)
+        return Begun(self.sample_reader.start(self.places(numbers)), numbers, keys)
 
     def finish(self, begun: Begun) -> Samples:
         """The samples of a batch that was begun. Raises: OSError; CorruptData, which names file and record."""
         try:
-            batch = self.reader.finish(begun.pending)
-            return self._samples(batch, begun)
+            return self._samples(self.sample_reader.finish(begun.reading), begun)
         except _RecordError as error:
             if not self.bad.skips:
                 raise error.cause from error.cause.__cause__
@@ -141,8 +143,8 @@ class MapDataset(Dataset[Any]):
 
     def abandon(self, begun: Begun) -> None:
         """Leaves a batch that nobody wants any more."""
-        if self._reader is not None:
-            self._reader.abandon(begun.pending)
+        if self._samples_reader is not None:
+            self._samples_reader.abandon(begun.reading)
 
     # ---- parts of a data set
 
@@ -192,6 +194,14 @@ class MapDataset(Dataset[Any]):
             raise IndexError(f"samples are 0 to {len(self) - 1}, not {wrong}")
         return places_in(self._groups, numbers)
 
+    def block_sizes(self) -> list[Integers]:
+        """Samples in each block of each data set that is joined here, for `Order(shuffle="blocks")`.
+
+        Raises: InvalidArgument for parts of data sets at random, which `split` makes.
+        """
+        ends = np.cumsum(np.concatenate([part.block_sizes() for part in self.parts]))
+        return [group.block_sizes(ends) for group in self._groups]
+
     def digest(self) -> str:
         """Names the data: the files' names, sizes and indexes, and what is chosen of them; the same at any location."""
         told = [part.digest() for part in self.parts] + [group.digest() for group in self._groups]
@@ -201,17 +211,22 @@ class MapDataset(Dataset[Any]):
 
     @property
     def reader(self) -> BatchReader:
+        """What reads the bytes of samples, or of their blocks, in this process."""
+        return self.sample_reader.stored
+
+    @property
+    def sample_reader(self) -> SampleReader:
         """This process's reader, made at its first use."""
-        if self._reader is None or self._process != os.getpid():
+        if self._samples_reader is None or self._process != os.getpid():
             pin = None
             if self._wants_pin():
                 from .pinning import pin_array
 
                 pin = pin_array
-            self._reader = BatchReader(self.parts, check=self.check, pin=pin)
-            self._reader.observe = self.metrics.observe_read
+            self._samples_reader = SampleReader(self.parts, check=self.check, pin=pin)
+            self._samples_reader.stored.observe = self.metrics.observe_read
             self._process = os.getpid()
-        return self._reader
+        return self._samples_reader
 
     def _wants_pin(self) -> bool:
         if get_worker_info() is not None:
@@ -220,12 +235,12 @@ class MapDataset(Dataset[Any]):
 
     def close(self) -> None:
         """Ends this process's reader; the next use makes another."""
-        if self._reader is not None and self._process == os.getpid():
-            self._reader.close()
-        self._reader = None
+        if self._samples_reader is not None and self._process == os.getpid():
+            self._samples_reader.close()
+        self._samples_reader = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reader": None, "_process": 0}
+        return {**self.__dict__, "_samples_reader": None, "_process": 0}
 
     def settle_kind(self) -> None:
         """Finds out whether batches are tensors or lists, so that all are of one type. Reads the indexes."""
@@ -245,7 +260,11 @@ class MapDataset(Dataset[Any]):
             samples = Samples(tensor.unbind(0))
             samples.tensor = tensor if self.decode is None else None
         else:
-            samples = Samples(self._shaped(batch, begun.pending.indices))
+            made = self.sample_reader.samples(begun.reading, batch)
+            for place, sample in enumerate(made):
+                if isinstance(sample, Unfit):
+                    raise _RecordError(self._unfit(begun, place, sample))
+            samples = Samples(_tensors(sample) for sample in made)
         samples.is_uniform = self._is_uniform
         if self.decode is not None:
             samples[:] = [self._decoded(sample, place, begun) for place, sample in enumerate(samples)]
@@ -261,8 +280,12 @@ class MapDataset(Dataset[Any]):
             raise _RecordError(error) from error
 
     def _bad(self, begun: Begun, place: int, reason: str) -> BadRecord:
-        parts, numbers = self.reader.split(begun.pending.indices[place : place + 1])
+        parts, numbers = self.sample_reader.split(begun.reading.places[place : place + 1])
         return BadRecord.of(self.parts[int(parts[0])], int(numbers[0]), int(begun.numbers[place]), reason)
+
+    def _unfit(self, begun: Begun, place: int, sample: Unfit) -> InvalidArgument:
+        bad = self._bad(begun, place, sample.reason)
+        return InvalidArgument(f"{bad.record} (sample {bad.number}) has {sample.reason}", path=bad.file)
 
     def _without_bad(self, begun: Begun) -> Samples:
         """The batch, read one by one, with the next good record in place of each bad one."""
@@ -275,38 +298,43 @@ class MapDataset(Dataset[Any]):
 
     def _substitute(self, begun: Begun, place: int) -> Samples:
         number, keys = int(begun.numbers[place]), begun.keys and begun.keys[place : place + 1]
+        reader = self.sample_reader
         for _ in range(len(self)):
             wanted = np.array([number])
-            one = Begun(self.reader.start(self.places(wanted)), wanted, keys)
-            try:
-                return self._samples(self.reader.finish(one.pending), one)
-            except _RecordError as error:
-                cause: Exception = error.cause
-            except CorruptData as error:
-                cause = error
-            self.bad.add(self._bad(one, 0, f"{type(cause).__name__}: {cause}"), cause)
+            places = self.places(wanted)
+            if not reader.is_damaged(places)[0]:
+                one = Begun(reader.start(places), wanted, keys)
+                try:
+                    return self._samples(reader.finish(one.reading), one)
+                except _RecordError as error:
+                    cause: Exception = error.cause
+                except CorruptData as error:
+                    cause = error
+                    reader.note_damage(int(places[0]))
+                self.bad.add(self._bad(one, 0, f"{type(cause).__name__}: {cause}"), cause)
             self.metrics.observe_skip()
-            number = (number + 1) % len(self)
+            following = self._next(number)
+            if following is None:
+                break
+            number = following
         raise CorruptData(f"all {len(self)} records are bad", path=self.parts[0].files[0].path)
+
+    def _next(self, number: int) -> int | None:
+        """The sample behind one; blocks that are known to be damaged are passed over."""
+        for ahead in range(1, len(self), SKIP_BATCH):
+            numbers = (number + np.arange(ahead, min(ahead + SKIP_BATCH, len(self)))) % len(self)
+            good = np.flatnonzero(~self.sample_reader.is_damaged(self.places(numbers)))
+            if good.size:
+                return int(numbers[good[0]])
+        return None
 
     def bad_records(self) -> list[BadRecord]:
         """The records that were skipped, in all workers, without their reasons, which are in those processes' logs."""
         result = []
         for number in self.bad.numbers():
             wanted = np.array([number])
-            parts, numbers = self.reader.split(self.places(wanted))
+            parts, numbers = self.sample_reader.split(self.places(wanted))
             result.append(BadRecord.of(self.parts[int(parts[0])], int(numbers[0]), number, ""))
-        return result
-
-    def _shaped(self, batch: Batch, indices: Integers) -> list[Any]:
-        parts, numbers = self.reader.split(indices)
-        arrays = batch.arrays()
-        result: list[Any] = [None] * len(arrays)
-        for part in np.unique(parts):
-            places = np.flatnonzero(parts == part)
-            made = self.parts[int(part)].samples(numbers[places], [arrays[place] for place in places])
-            for place, sample in zip(places, made, strict=True):
-                result[place] = _tensors(sample)
         return result
 
 

@@ -6,14 +6,17 @@ from typing import Any, Final
 
 from ...client.location import AnyFileSystem, Location
 from ...errors import InvalidArgument
+from .arrow import ArrowRecords
 from .ffrecord import FFRecords
 from .jsonl import JsonlRecords
+from .parquet import ParquetRecords
 from .records import Records, files_below, place_of
 from .tar import TarRecords
 from .tokens import TokenRecords
 
 FORMATS: Final[dict[str, type[Records]]] = {
-    kind.format: kind for kind in (FFRecords, TokenRecords, TarRecords, JsonlRecords)
+    kind.format: kind
+    for kind in (FFRecords, TokenRecords, TarRecords, JsonlRecords, ParquetRecords, ArrowRecords)
 }
 
 Locations = str | os.PathLike[str] | Location | Sequence[str | os.PathLike[str] | Location]
@@ -30,15 +33,15 @@ def open_records(
 ) -> Records:
     """The records of a file, of several, or of all files of a format in a directory, in the order of their names.
 
-    `format`: "ffrecord", "tokens", "tar" or "jsonl"; by default what the names' endings say. `options` are the
-    format's own.
+    `format`: "ffrecord", "tokens", "tar", "jsonl", "parquet" or "arrow"; by default what the names' endings say.
+    `options` are the format's own.
     Raises: InvalidArgument for files that are of no format or of several; CorruptData for files that are damaged.
     """
     place, paths = place_of(locations, secret_file=secret_file, token=token, file_system=file_system)
     if format is not None and format not in FORMATS:
         raise InvalidArgument(f"not a format: {format!r} (formats are {', '.join(FORMATS)})")
     kind = kind_of(place.file_system, paths) if format is None else FORMATS[format]
-    files = [file for path in paths for file in files_below(place.file_system, path, kind.suffix)]
+    files = [file for path in paths for file in files_below(place.file_system, path, kind)]
     if not files:
         raise InvalidArgument(f"no *{kind.suffix} there", path=paths[0])
     return kind(place, files, **options)
@@ -59,7 +62,7 @@ def kind_of(file_system: AnyFileSystem, paths: Sequence[str]) -> type[Records]:
 def _kinds_at(file_system: AnyFileSystem, path: str) -> set[type[Records]]:
     if not file_system.isdir(path):
         return {kind for kind in FORMATS.values() if path.endswith((kind.suffix, *kind.also))}
-    return {kind for kind in FORMATS.values() if files_below(file_system, path, kind.suffix)}
+    return {kind for kind in FORMATS.values() if files_below(file_system, path, kind)}
 
 
 __all__ = ["FORMATS", "kind_of", "open_records"]

@@ -7,7 +7,7 @@ O1  Within one pass over a data set every sample comes exactly once: `permute` i
     size and key.
 O2  The sample at a position depends on sizes, weights, seed and epoch alone: not on ranks, workers, machines, the
     versions of Python, numpy or torch, or on what was asked before.
-O3  Memory does not grow with the size.
+O3  Memory does not grow with the size; shuffled by blocks (`block_order`), with the number of blocks.
 O4  VERSION names the function. A change of any result is a new version; golden tests hold this one.
 
 The permutation is a generalized Feistel cipher with cycle walking (Black and Rogaway, "Ciphers with Arbitrary Finite
@@ -23,10 +23,12 @@ import hashlib
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from .block_order import MIXED_BLOCKS, BlockShuffle, digest
 
 VERSION: Final = 1
 ROUNDS: Final = 8  # four for each digit
@@ -38,6 +40,7 @@ SAMPLES_MAX: Final = 1 << 53  # positions are exact in every language that may r
 
 Indices = npt.NDArray[np.int64]
 Weights = Sequence[float] | Mapping[int, Sequence[float]]
+Shuffle = bool | Literal["blocks"]
 _Words = npt.NDArray[np.uint64]
 
 
@@ -92,23 +95,27 @@ class Order:
     `sizes`: of the data sets, whose samples are numbered one after the other. Without `weights` they are one data set,
     and an epoch is all of it once. With `weights` an epoch is `samples` long (by default as many as there are), and
     each data set is gone through again and again, in a new order each time, as often as its weight asks. Weights that
-    change are a dictionary of the epochs from which they hold: `{0: [1, 1], 3: [1, 9]}`.
+    change are a dictionary of the epochs from which they hold: `{0: [1, 1], 3: [1, 9]}`. `shuffle="blocks"`: the
+    samples of `mixed_blocks` blocks at a time, in a random order of blocks; `blocks` are their sizes in each data set.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (by keyword)
         self,
         sizes: Sequence[int],
         *,
         weights: Weights | None = None,
         seed: int = 0,
-        shuffle: bool = True,
+        shuffle: Shuffle = True,
         samples: int | None = None,
+        blocks: Sequence[npt.ArrayLike] | None = None,
+        mixed_blocks: int = MIXED_BLOCKS,
     ) -> None:
         self.sizes = tuple(operator.index(size) for size in sizes)
         if not self.sizes or min(self.sizes) < 1:
             raise ValueError(f"each data set has at least one sample, not {list(self.sizes)}")
         total = sum(self.sizes)
-        self.seed, self.shuffle = operator.index(seed), bool(shuffle)
+        self.seed = operator.index(seed)
+        self.shuffle: Shuffle = "blocks" if shuffle == "blocks" else bool(shuffle)
         self.weights = None if weights is None else _schedule(weights)
         self.samples = total if samples is None else operator.index(samples)
         if not 1 <= max(total, self.samples) <= SAMPLES_MAX or self.samples < 1:
@@ -117,6 +124,22 @@ class Order:
             raise ValueError(f"without weights an epoch is all {total} samples once, not {self.samples}")
         self._phases = [] if self.weights is None else self._phases_of(self.weights)
         self._starts = np.concatenate(([0], np.cumsum(self.sizes, dtype=np.int64)))
+        self._shuffles: list[BlockShuffle] = []
+        self._blocks = ""
+        if self.shuffle == "blocks":
+            self._set_blocks(blocks, mixed_blocks)
+
+    def _set_blocks(self, blocks: Sequence[npt.ArrayLike] | None, mixed: int) -> None:
+        given = [np.asarray(each, np.int64) for each in blocks or ()]
+        if [int(each.sum()) for each in given] != list(self.sizes):
+            raise ValueError(
+                'shuffle="blocks" needs the sizes of the blocks of each data set, which add up to its size'
+            )
+        self._blocks = f"{digest(given)}, {mixed} together"
+        joined = [np.concatenate(given)] if self.weights is None else given
+        self._shuffles = [
+            BlockShuffle(each, mixed, self._key("blocks", owner)) for owner, each in enumerate(joined)
+        ]
 
     def indices(self, epoch: int, positions: npt.ArrayLike) -> Indices:
         """The samples at those positions (0 … samples-1) of an epoch."""
@@ -127,6 +150,8 @@ class Order:
             raise IndexError(f"positions are 0 to {self.samples - 1}")
         if not self._phases:
             total = int(self._starts[-1])
+            if self._shuffles:
+                return self._shuffles[0].samples(places, epoch)
             return permute(places, total, self._key("pass", 0), epoch) if self.shuffle else places.copy()
         phase = max((each for each in self._phases if each.epoch <= epoch), key=lambda each: each.epoch)
         before = (epoch - phase.epoch) * self.samples
@@ -141,6 +166,7 @@ class Order:
             "seed": self.seed,
             "shuffle": self.shuffle,
             "samples": self.samples,
+            **({"blocks": self._blocks} if self._shuffles else {}),
         }
 
     def _described_weights(self) -> Any:
@@ -192,6 +218,8 @@ class Order:
         """Samples of one data set that is gone through again and again."""
         size = self.sizes[owner]
         passes, places = np.divmod(ordinals, size)
+        if self._shuffles:
+            return self._shuffles[owner].samples(places, passes)
         return permute(places, size, self._key("pass", owner), passes) if self.shuffle else places
 
     def _key(self, use: str, owner: int) -> bytes:
@@ -252,4 +280,4 @@ def quotas(weights: Sequence[float], count: int) -> Indices:
     return np.array(result, np.int64)
 
 
-__all__ = ["BLOCK", "VERSION", "Order", "permute", "quotas"]
+__all__ = ["BLOCK", "VERSION", "Order", "Shuffle", "permute", "quotas"]

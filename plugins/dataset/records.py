@@ -25,6 +25,7 @@ import numpy.typing as npt
 from ...client.location import AnyFileSystem, Location, open_location, parse_location
 from ...errors import CorruptData, InvalidArgument
 
+STRETCH: Final = 1024  # records in a row that a shuffle by blocks keeps together
 THREADS: Final = 16  # files opened, or indexes read, together
 
 Given = TypeVar("Given")
@@ -111,12 +112,17 @@ class Records(ABC):
     """Of the elements of a record."""
     is_plain = True
     """A record is an array as it lies in the file."""
+    in_directories: ClassVar[tuple[str, ...]] = ()
+    """The endings that a directory is searched for, if there are more than `suffix`."""
 
     def __init__(self, place: Place, paths: Sequence[str]) -> None:
         if not paths:
             raise InvalidArgument(f"a data set has at least one file, named *{self.suffix}")
         self.place = place
-        self.files = together(self.examine, paths)
+        self._number(together(self.examine, paths))
+
+    def _number(self, files: list[RecordFile]) -> None:
+        self.files = files
         counts = np.array([file.count for file in self.files], np.int64)
         self._ends: Integers = np.cumsum(counts)
         self._starts: Integers = self._ends - counts
@@ -129,6 +135,11 @@ class Records(ABC):
     @abstractmethod
     def read_index(self, file: RecordFile) -> Index:
         """The places of the records, checked."""
+
+    @property
+    def stored(self) -> "Records":
+        """What is read from the files: these records, or the blocks that they are in."""
+        return self
 
     def samples(self, numbers: Integers, arrays: list[Bytes]) -> list[Any]:  # noqa: ARG002
         """The records as samples; `arrays` are their bytes."""
@@ -159,6 +170,15 @@ class Records(ABC):
         if found is None:  # two threads that read one index at once get the same
             found = self._indexes.setdefault(number, self.read_index(self.files[number]))
         return found
+
+    def block_sizes(self) -> Integers:
+        """Records that are stored together: of a stretch of the file, or of a block that is read as a whole."""
+        counts = np.array([file.count for file in self.files], np.int64)
+        stretches = -(-counts // STRETCH)
+        sizes = np.full(int(stretches.sum()), STRETCH, np.int64)
+        some = stretches > 0
+        sizes[np.cumsum(stretches)[some] - 1] = (counts - (stretches - 1) * STRETCH)[some]
+        return sizes
 
     def lengths(self) -> set[int]:
         """The lengths that records have, two at most: more are not looked for. Reads the indexes."""
@@ -278,12 +298,13 @@ def place_of(
     return Place(dataclasses.replace(parsed[0], path="/")), [each.path for each in parsed]
 
 
-def files_below(file_system: AnyFileSystem, path: str, suffix: str) -> list[str]:
-    """The file, or those of a directory that end in `suffix`, in the order of their names."""
+def files_below(file_system: AnyFileSystem, path: str, kind: type[Records]) -> list[str]:
+    """The file, or those of a directory whose names end as those of a format, in the order of their names."""
     if not file_system.isdir(path):
         return [path]
+    endings = kind.in_directories or (kind.suffix,)
     names = sorted(
-        name for name in file_system.listdir(path) if name.endswith(suffix) and not name.startswith(".")
+        name for name in file_system.listdir(path) if name.endswith(endings) and not name.startswith(".")
     )
     return [os.path.join(path, name) for name in names]
 

@@ -1,0 +1,192 @@
+"""Batches of samples: of records that are read as they are, and of rows whose blocks are read (`blocks`).
+
+    reader = SampleReader(parts)
+    reading = reader.start(places)                          # places in the numbering of all parts
+    batch = reader.finish(reading)                          # the memory of plain records, and of blocks
+    samples = reader.samples(reading, batch)
+
+M1  A block is read once for the batches that are under way together: the first reads it, the others find it kept.
+M2  Of one batch, blocks of WAVE_BYTES are read at a time; of those beyond, only the rows that are asked for stay.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from .batch import Batch, BatchReader, Pending
+from .blocks import BlockRecords, Run
+from .records import Bytes, Integers, Records
+
+WAVE_BYTES: Final = 256 << 20  # stored bytes of blocks that one batch reads together
+
+
+@dataclass(eq=False)
+class Reading:
+    """A batch under way. `parts` and `numbers` of each place: the data set, and the record in it."""
+
+    pending: Pending
+    places: Integers
+    parts: Integers
+    numbers: Integers
+    plain: Integers
+    """Places in the batch of the plain records, which are the first that `pending` reads."""
+    blocks: dict[tuple[int, int], range] = field(default_factory=dict)
+    """(part, block), and which of the records that `pending` reads are its runs."""
+
+
+class SampleReader:
+    """Reads samples of several data sets, which are numbered one after the other. Belongs to one process."""
+
+    def __init__(
+        self, parts: list[Records], *, check: bool = True, pin: Callable[[Bytes], None] | None = None
+    ) -> None:
+        self.parts = parts
+        self.stored = BatchReader([part.stored for part in parts], check=check, pin=pin)
+        self._has_blocks = any(isinstance(part, BlockRecords) for part in parts)
+        self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        stored = np.cumsum([0, *(len(part.stored) for part in parts)], dtype=np.int64)
+        self._firsts = stored[:-1]
+        self._under_way: set[tuple[int, int]] = set()
+        self._damaged: set[tuple[int, int]] = set()
+
+    def split(self, places: Integers) -> tuple[Integers, Integers]:
+        """(data sets, numbers in them). Raises: IndexError."""
+        if places.size and not 0 <= int(places.min()) <= int(places.max()) < int(self._ends[-1]):
+            wrong = int(places.max() if places.min() >= 0 else places.min())
+            raise IndexError(f"samples are 0 to {int(self._ends[-1]) - 1}, not {wrong}")
+        parts = np.searchsorted(self._ends, places, side="right")
+        return parts, places - (self._ends[parts] - np.array([len(part) for part in self.parts])[parts])
+
+    def start(self, places: Integers) -> Reading:
+        """Begins to read a batch. Raises: IndexError; what opening a file raises."""
+        if not self._has_blocks:
+            everything = np.arange(len(places))
+            return Reading(self.stored.start(places), places, everything[:0], everything[:0], everything)
+        parts, numbers = self.split(places)
+        in_blocks = np.array([isinstance(part, BlockRecords) for part in self.parts])[parts]
+        plain = np.flatnonzero(~in_blocks)
+        wanted = (self._firsts[parts] + numbers)[plain].tolist()
+        blocks: dict[tuple[int, int], range] = {}
+        room = WAVE_BYTES
+        for key in self._blocks_of(parts, numbers):
+            records = self._blocked(key[0])
+            if key in self._under_way or key[1] in records.cache:
+                continue
+            size = records.block_bytes(key[1])
+            if blocks and size > room:
+                break
+            room -= size
+            runs = records.runs_of(key[1])
+            blocks[key] = range(len(wanted), len(wanted) + len(runs))
+            wanted += [int(self._firsts[key[0]]) + run for run in runs]
+        reading = Reading(self.stored.start(wanted), places, parts, numbers, plain, blocks)
+        self._under_way.update(blocks)
+        return reading
+
+    def _blocks_of(self, parts: Integers, numbers: Integers) -> list[tuple[int, int]]:
+        """(part, block) of rows, in the order in which they are first asked for."""
+        found: dict[tuple[int, int], None] = {}
+        for part in np.unique(parts):
+            records = self.parts[int(part)]
+            if isinstance(records, BlockRecords) and records.names:
+                blocks, _ = records.block_of(numbers[parts == part])
+                found.update(
+                    dict.fromkeys((int(part), int(block)) for block in dict.fromkeys(blocks.tolist()))
+                )
+        return list(found)
+
+    def _blocked(self, part: int) -> BlockRecords:
+        records = self.parts[part]
+        assert isinstance(records, BlockRecords), "the others have no blocks"
+        return records
+
+    def finish(self, reading: Reading) -> Batch:
+        """Waits for a batch. Raises: OSError; CorruptData, which names file and record."""
+        try:
+            return self.stored.finish(reading.pending)
+        finally:
+            self._under_way.difference_update(reading.blocks)
+
+    def abandon(self, reading: Reading) -> None:
+        """Leaves a batch that nobody wants any more."""
+        self._under_way.difference_update(reading.blocks)
+        self.stored.abandon(reading.pending)
+
+    def samples(self, reading: Reading, batch: Batch) -> list[Any]:
+        """The samples, as the formats make them. Raises: OSError; CorruptData."""
+        arrays = batch.arrays()
+        parts, numbers = reading.parts, reading.numbers
+        if not self._has_blocks:
+            parts, numbers = self.split(reading.places)
+        result: list[Any] = [None] * len(reading.places)
+        array_of = dict(zip(reading.plain.tolist(), arrays, strict=False))
+        for part in np.unique(parts):
+            records, places = self.parts[int(part)], np.flatnonzero(parts == part)
+            if isinstance(records, BlockRecords):
+                made = self._rows(int(part), numbers[places], reading, arrays)
+            else:
+                made = records.samples(numbers[places], [array_of[place] for place in places.tolist()])
+            for place, sample in zip(places.tolist(), made, strict=True):
+                result[place] = sample
+        return result
+
+    def _rows(self, part: int, numbers: Integers, reading: Reading, arrays: list[Bytes]) -> list[Any]:
+        records = self._blocked(part)
+        if not records.names:
+            return [{} for _ in numbers]
+        result: list[Any] = [None] * len(numbers)
+        blocks, rows = records.block_of(numbers)
+        for block in dict.fromkeys(blocks.tolist()):
+            own = reading.blocks.get((part, block))
+            table = records.decoded(block, partial(self._runs, part, block, own, arrays))
+            mine = np.flatnonzero(blocks == block)
+            for place, sample in zip(mine.tolist(), records.rows(block, table, rows[mine]), strict=True):
+                result[place] = sample
+        return result
+
+    def _runs(self, part: int, block: int, own: range | None, arrays: list[Bytes]) -> list[Run]:
+        """The bytes of a block: those that this batch has read, or read now."""
+        records = self._blocked(part)
+        numbers = np.array(records.runs_of(block), np.int64)
+        offsets = records.stored.locate(numbers).offsets.tolist()
+        if own is None:
+            arrays = self.stored.read(self._firsts[part] + numbers).arrays()
+            own = range(len(arrays))
+        return [Run(offset, arrays[place]) for offset, place in zip(offsets, own, strict=True)]
+
+    # ---- blocks that are damaged
+
+    def is_damaged(self, places: Integers) -> npt.NDArray[np.bool_]:
+        """Which of these are in blocks that were found damaged."""
+        found = np.zeros(len(places), bool)
+        if self._damaged:
+            parts, numbers = self.split(places)
+            for part in {part for part, _ in self._damaged}:
+                mine = np.flatnonzero(parts == part)
+                blocks, _ = self._blocked(part).block_of(numbers[mine])
+                found[mine] = np.isin(blocks, [block for owner, block in self._damaged if owner == part])
+        return found
+
+    def note_damage(self, place: int) -> None:
+        """The block of a sample could not be read or decoded: it is not tried again, where bad records are skipped."""
+        parts, numbers = self.split(np.array([place]))
+        records = self.parts[int(parts[0])]
+        if isinstance(records, BlockRecords):
+            self._damaged.add((int(parts[0]), int(records.block_of(numbers)[0][0])))
+
+    def verify(self, part: int, block: int) -> None:
+        """Reads and decodes a block as a whole. Raises: OSError; CorruptData."""
+        records = self._blocked(part)
+        with records.decoding(block):
+            records.decode(block, self._runs(part, block, None, [])).validate(full=True)
+
+    def close(self) -> None:
+        """Waits for what is under way, and closes the files."""
+        self.stored.close()
+
+
+__all__ = ["Reading", "SampleReader"]
