@@ -84,7 +84,8 @@ class LocalRing:
             count = len(jobs)
             tickets = itertools.starmap(self._room.pop, itertools.repeat((), count))
             put = map(self._shared.jobs.put, zip(jobs, operations, tickets, strict=True))
-            removed = map(queue.__delitem__, [slice(count)])  # at once: the rest of a long queue moves up once
+            # All of them at once: the rest of a long queue moves up once.
+            removed = map(queue.__delitem__, [slice(count)])
             deque(itertools.chain(put, removed), maxlen=0)
         return count
 
