@@ -9,8 +9,8 @@ pytest.importorskip("fsspec", reason="needs the extra `fsspec`")
 
 import fsspec
 
-from luciola.client.fsspec import LuciolaFileSystem
 from luciola.client import Location
+from luciola.client.fsspec import LuciolaFileSystem
 from luciola.client.fsspec.paths import location_of, resolved_cluster, split_url
 from luciola.errors import ConfigError, InvalidArgument
 
