@@ -14,6 +14,7 @@ the same for any number of ranks and workers, and goes on anywhere.
     reading    batches of samples, of records as they are and of rows
     order      the global order: shuffles and mixtures of any size in constant memory
     block_order  a shuffle for records in blocks
+    buckets    batches of samples of similar length
     batches    global batches, and the slices of ranks
     ranks      which slice is this process's
     choice     parts of data sets
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .arrow import ArrowRecords
     from .bad import BadRecord
     from .batches import GlobalBatches
+    from .buckets import LengthBuckets
     from .datasets import IterableDataset, MapDataset, collate
     from .ffrecord import FFRecords, FFRecordWriter
     from .jsonl import JsonlRecords
@@ -63,6 +65,7 @@ __all__ = [
     "GlobalBatches",
     "IterableDataset",
     "JsonlRecords",
+    "LengthBuckets",
     "Loader",
     "MapDataset",
     "Metrics",
@@ -89,6 +92,7 @@ _MODULE_OF = {
     "GlobalBatches": ".batches",
     "IterableDataset": ".datasets",
     "JsonlRecords": ".jsonl",
+    "LengthBuckets": ".buckets",
     "Loader": ".loader",
     "MapDataset": ".datasets",
     "Metrics": ".metrics",

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, NamedTuple, Self
 
 import numpy as np
 
+from .buckets import BucketOrder
 from .order import Indices, Order
 
 STATE_VERSION: Final = 1
@@ -72,7 +73,7 @@ class GlobalBatches:
 
     def __init__(  # noqa: PLR0913 (by keyword)
         self,
-        order: Order,
+        order: Order | BucketOrder,
         *,
         global_batch_size: int,
         rank: int = 0,
@@ -193,10 +194,10 @@ class GlobalBatches:
         mine = self.order.description()
         if self.order.agrees(theirs, state["epoch"], state["sample"]):
             theirs = {**theirs, "weights": mine["weights"]}
-        differing = [name for name in mine if theirs.get(name) != mine[name]]
+        differing = [name for name in {**mine, **theirs} if theirs.get(name) != mine.get(name)]
         if differing:
             told = ", ".join(
-                f"{name} {_short(theirs.get(name))}, now {_short(mine[name])}" for name in differing
+                f"{name} {_short(theirs.get(name))}, now {_short(mine.get(name))}" for name in differing
             )
             raise ValueError(f"the state is of another order: {told}")
         if None not in {self.digest, state.get("data")} and state["data"] != self.digest:

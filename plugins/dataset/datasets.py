@@ -10,6 +10,7 @@ A batch of records of one length is one tensor over the memory that the ring has
 
 import contextlib
 import hashlib
+import operator
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -163,11 +164,42 @@ class MapDataset(Dataset[Any]):
     def filter(self, keep: Callable[[Any], bool]) -> Self:
         """The samples for which `keep(sample)` is true: all are read and decoded, once."""
         kept = [np.empty(0, np.int64)]
-        for first in range(0, len(self), FILTER_BATCH):
-            numbers = np.arange(first, min(first + FILTER_BATCH, len(self)))
+        for numbers in self._stretches():
             samples = self.__getitems__(numbers)
             kept.append(numbers[np.array([bool(keep(sample)) for sample in samples], bool)])
         return self.subset(np.concatenate(kept))
+
+    def measure(self, length: Callable[[Any], int]) -> Integers:
+        """`length(sample)` of each sample, for `LengthBuckets`: all are read and decoded, once."""
+        return np.concatenate(
+            [
+                np.array([operator.index(length(sample)) for sample in self.__getitems__(numbers)], np.int64)
+                for numbers in self._stretches()
+            ]
+        )
+
+    def _stretches(self) -> Iterator[Integers]:
+        for first in range(0, len(self), FILTER_BATCH):
+            yield np.arange(first, min(first + FILTER_BATCH, len(self)))
+
+    def lengths_of(self, numbers: Integers) -> Integers:
+        """Elements of these samples, as the files have them. Reads the indexes."""
+        parts, within = self.sample_reader.split(self.places(numbers))
+        lengths = np.empty(len(numbers), np.int64)
+        for part in np.unique(parts):
+            mine, records = parts == part, self.parts[int(part)]
+            lengths[mine] = records.locate(within[mine]).lengths // records.dtype.itemsize
+        return lengths
+
+    def require_lengths(self) -> None:
+        """Raises: InvalidArgument if a sample's length is not known before it is read."""
+        unknown = [part.format for part in self.parts if not part.is_plain]
+        if unknown:
+            raise InvalidArgument(
+                f"samples of {unknown[0]} have no length before they are read: give lengths= to LengthBuckets, an "
+                "integer for each, as dataset.measure(lambda sample: len(sample[…])) finds them",
+                path=self.parts[0].files[0].path,
+            )
 
     def concat(self, *others: "MapDataset") -> "MapDataset":
         """This one and others in a row, with the options of this one. `weights` of `Loader` mix them."""

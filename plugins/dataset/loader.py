@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from .batches import BatchesIterator, GlobalBatches, Tail
 from .block_order import MIXED_BLOCKS
+from .buckets import BucketOrder, LengthBuckets, Lengths
 from .datasets import MapDataset, ReadAhead, collate
 from .lending import Lending, forget_ended
 from .order import Order, Shuffle, Weights
@@ -78,14 +79,15 @@ class Loader(DataLoader[Any]):
     """Batches of a `MapDataset`, this rank's part of each global batch.
 
     `shuffle="blocks"`: for Parquet and Arrow, whose blocks of rows are read as wholes: blocks in a random order, and
-    the samples of `mixed_blocks` of them at a time (`Order`). `rank`, `ranks`: by default those of torch.distributed,
-    or of the launcher's environment, as they are when the first iteration begins. `mesh`, `process_group`: instead of
-    them, the device mesh or group along which data differ; ranks outside of it, as those of one tensor-parallel
-    replica, read the same. `weights`: of the data sets that `dataset` joins, as a mixture, also by epochs (`Order`);
-    `samples`: the length of its epoch. `tail`: "drop", "short" or "pad" (see `GlobalBatches`). `resume`: an iteration
-    goes on where the one before was left, instead of the next epoch. `collate_fn` gets `Samples`, a list with
-    `.tensor`; by default that tensor is the batch. `read_ahead` is for `num_workers=0`. Other options are
-    DataLoader's: num_workers, multiprocessing_context, pin_memory, …
+    the samples of `mixed_blocks` of them at a time (`Order`). `buckets`: batches of samples of similar length.
+    `rank`, `ranks`: by default those of torch.distributed, or of the launcher's environment, as they are when the
+    first iteration begins. `mesh`, `process_group`: instead of them, the device mesh or group along which data
+    differ; ranks outside of it, as those of one tensor-parallel replica, read the same. `weights`: of the data sets
+    that `dataset` joins, as a mixture, also by epochs (`Order`); `samples`: the length of its epoch. `tail`: "drop",
+    "short" or "pad" (see `GlobalBatches`). `resume`: an iteration goes on where the one before was left, instead of
+    the next epoch. `collate_fn` gets `Samples`, a list with `.tensor`; by default that tensor is the batch.
+    `read_ahead` is for `num_workers=0`. Other options are DataLoader's: num_workers, multiprocessing_context,
+    pin_memory, …
     Raises: TypeError and ValueError for options that contradict the global order; RuntimeError, as the first iteration
     begins, for ranks that are unknown.
     """
@@ -103,6 +105,7 @@ class Loader(DataLoader[Any]):
         seed: int = 0,
         shuffle: Shuffle = True,
         mixed_blocks: int = MIXED_BLOCKS,
+        buckets: LengthBuckets | None = None,
         weights: Weights | None = None,
         samples: int | None = None,
         rank: int | None = None,
@@ -123,7 +126,7 @@ class Loader(DataLoader[Any]):
         _require_allowed(options, read_ahead)
         self._rank_source = RankSource(rank, ranks, mesh, process_group)
         place = self._rank_source.given or (0, 1)
-        order = Order(
+        order: Order | BucketOrder = Order(
             dataset.sizes,
             weights=weights,
             seed=seed,
@@ -132,6 +135,8 @@ class Loader(DataLoader[Any]):
             blocks=dataset.block_sizes() if shuffle == "blocks" else None,
             mixed_blocks=mixed_blocks,
         )
+        if buckets is not None:
+            order = buckets.order(order, Lengths(buckets.lengths, dataset), global_batch_size)
         batches = _OwnBatches(
             order,
             global_batch_size=global_batch_size,

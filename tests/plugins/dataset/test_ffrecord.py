@@ -236,8 +236,8 @@ def test_what_is_not_there_and_what_is_mixed(tmp_path) -> None:
         open_records(tmp_path)
     with pytest.raises(InvalidArgument, match=r"no \*\.ffr there"):
         open_records(tmp_path, format="ffrecord")
-    with pytest.raises(InvalidArgument, match="not a format: 'parquet'"):
-        open_records(tmp_path, format="parquet")
+    with pytest.raises(InvalidArgument, match="not a format: 'csv'"):
+        open_records(tmp_path, format="csv")
     with pytest.raises(InvalidArgument, match="several clusters"):
         open_records([tmp_path / "a.ffr", "luciola://h:1/a.ffr"])
     with pytest.raises(InvalidArgument, match="at least one file"):
