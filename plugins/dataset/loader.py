@@ -126,7 +126,7 @@ class Loader(DataLoader[Any]):
         _require_allowed(options, read_ahead)
         self._rank_source = RankSource(rank, ranks, mesh, process_group)
         place = self._rank_source.given or (0, 1)
-        order: Order | BucketOrder = Order(
+        base = Order(
             dataset.sizes,
             weights=weights,
             seed=seed,
@@ -135,8 +135,9 @@ class Loader(DataLoader[Any]):
             blocks=dataset.block_sizes() if shuffle == "blocks" else None,
             mixed_blocks=mixed_blocks,
         )
+        order: Order | BucketOrder = base
         if buckets is not None:
-            order = buckets.order(order, Lengths(buckets.lengths, dataset), global_batch_size)
+            order = buckets.order(base, Lengths(buckets.lengths, dataset), global_batch_size)
         batches = _OwnBatches(
             order,
             global_batch_size=global_batch_size,
