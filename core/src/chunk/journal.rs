@@ -6,14 +6,15 @@
 //! journals were synced before the next was begun: damage in them is damage.
 //!
 //! Where no power was lost the kernel has kept the order of what was appended, and a journal ends with the beginning of
-//! a batch at most. If the end of one lies behind it, what precedes that was damaged, synced or not, and nothing is cut.
+//! a batch at most. If a whole batch follows it, or the journal ends with the record of an end, then what precedes that
+//! was damaged, synced or not, and nothing is cut. Keys and values may hold any bytes, so others say nothing.
 //!
 //! Source of the format: fjall 3.1, journal/entry.rs. A batch is a start (tag 1, u32 items, u64 sequence number), items
 //! (tag 2, u8 kind, u8 compression, u64 keyspace, u16 key length, u32 value length, u32 its length here, key, value;
 //! or tag 4, u64 keyspace: cleared), and an end (tag 3, u64 XXH3 of the items, "FJL\x03"). Little-endian.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufReader, ErrorKind, Read};
+use std::io::{self, BufReader, ErrorKind, Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -26,8 +27,11 @@ const ITEM: u8 = 2;
 const END: u8 = 3;
 const CLEAR: u8 = 4;
 const TRAILER: [u8; 4] = *b"FJL\x03";
+const END_BYTES: usize = 1 + 8 + TRAILER.len();
 /// Copied at once from a key or value to the checksum.
 const BLOCK_BYTES: usize = 64 << 10;
+/// Read of what may be a batch: most are none, which its first bytes show.
+const CANDIDATE_BYTES: usize = 256;
 
 /// Cuts the newest journal in `dir` behind its last whole batch. No one may have it open.
 ///
@@ -38,7 +42,7 @@ pub fn cut_torn_end(dir: &Path, may_be_torn: bool) -> io::Result<()> {
     let length = file.metadata()?.len();
     let whole = whole_bytes(&file, length)?;
     if whole < length {
-        if !may_be_torn && has_end_of_batch(&file, whole)? {
+        if !may_be_torn && has_end_of_batch(&file, whole, length)? {
             let reason = format!(
                 "the chunk index is damaged behind byte {whole} of {}, and no power was lost; empty the whole directory \
                  of this node, and the other replicas fill it",
@@ -69,36 +73,43 @@ fn newest(dir: &Path) -> io::Result<Option<PathBuf>> {
 
 /// Bytes of the batches that are whole, up to the first that is not.
 fn whole_bytes(file: &File, length: u64) -> io::Result<u64> {
-    let mut reader = Batches { file: BufReader::with_capacity(BLOCK_BYTES, file), left: length };
+    let mut reader = Batches::new(file, 0, length, BLOCK_BYTES)?;
     let mut whole = 0;
-    loop {
-        match reader.batch() {
-            Ok(true) => whole = length - reader.left,
-            Ok(false) => return Ok(whole),
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(whole),
-            Err(error) => return Err(error),
-        }
+    while reader.has_batch()? {
+        whole = length - reader.left;
     }
+    Ok(whole)
 }
 
-/// Whether a batch ends behind `at`. Holes are passed over: a journal has its size from its beginning.
-fn has_end_of_batch(file: &File, mut at: u64) -> io::Result<bool> {
+/// Whether behind `at`, where no whole batch begins, one does, or the journal ends with the record of an end.
+fn has_end_of_batch(file: &File, at: u64, length: u64) -> io::Result<bool> {
     let mut block = vec![0; BLOCK_BYTES];
-    loop {
-        at = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-            Ok(data) => data,
-            Err(Errno::NXIO) => return Ok(false),
-            Err(error) => return Err(error.into()),
-        };
-        let count = file.read_at(&mut block, at)?;
-        if block[..count].windows(TRAILER.len()).any(|bytes| bytes == TRAILER) {
-            return Ok(true);
+    let mut used = at; // behind the last byte that is not zero
+    let mut next = at + 1;
+    while let Some(data) = next_data(file, next)? {
+        let count = file.read_at(&mut block, data)?;
+        for (at, &byte) in (data..).zip(&block[..count]).filter(|&(_, &byte)| byte != 0) {
+            used = at + 1;
+            if byte == START && Batches::new(file, at, length, CANDIDATE_BYTES)?.has_batch()? {
+                return Ok(true);
+            }
         }
-        if count < TRAILER.len() {
-            return Ok(false);
-        }
-        // A trailer may begin in the last bytes of this block.
-        at += (count - (TRAILER.len() - 1)) as u64;
+        next = data + count as u64;
+    }
+    let mut end = [0; END_BYTES];
+    let Some(begin) = used.checked_sub(END_BYTES as u64).filter(|&begin| begin >= at) else {
+        return Ok(false);
+    };
+    file.read_exact_at(&mut end, begin)?;
+    Ok(end[0] == END && end.ends_with(&TRAILER))
+}
+
+/// Where data begins at or behind `at`. Holes are passed over: a journal has its size from its beginning.
+fn next_data(file: &File, at: u64) -> io::Result<Option<u64>> {
+    match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Ok(data) => Ok(Some(data)),
+        Err(Errno::NXIO) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -107,8 +118,21 @@ struct Batches<'a> {
     left: u64,
 }
 
-impl Batches<'_> {
+impl<'a> Batches<'a> {
+    /// Reads from `at` to `length`, `block_bytes` at once.
+    fn new(mut file: &'a File, at: u64, length: u64, block_bytes: usize) -> io::Result<Batches<'a>> {
+        file.seek(io::SeekFrom::Start(at))?;
+        Ok(Batches { file: BufReader::with_capacity(block_bytes, file), left: length - at })
+    }
+
     /// Whether a whole batch comes next; reads it.
+    fn has_batch(&mut self) -> io::Result<bool> {
+        match self.batch() {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
+            found => found,
+        }
+    }
+
     fn batch(&mut self) -> io::Result<bool> {
         if self.take::<1>()? != [START] {
             return Ok(false);
@@ -216,6 +240,68 @@ mod tests {
         journal(dir.path());
         cut_torn_end(dir.path(), false).unwrap();
         assert_eq!(keys(dir.path()), (0..COUNT).collect::<Vec<_>>());
+    }
+
+    /// Where the batches of a journal begin, and where the last one ends.
+    fn bounds(path: &Path) -> Vec<usize> {
+        let file = File::open(path).unwrap();
+        let length = file.metadata().unwrap().len();
+        let mut reader = Batches::new(&file, 0, length, BLOCK_BYTES).unwrap();
+        let mut found = vec![0];
+        while reader.has_batch().unwrap() {
+            found.push((length - reader.left) as usize);
+        }
+        found
+    }
+
+    /// `kill -9` leaves any beginning of a batch, whose values may look like the end of one.
+    #[test]
+    fn a_beginning_of_a_batch_is_cut_whatever_its_values_hold() {
+        let dir = directory();
+        journal(dir.path());
+        let database = Database::builder(dir.path()).open().unwrap();
+        let keyspace = database.keyspace("numbers", KeyspaceCreateOptions::default).unwrap();
+        let mut value = vec![7; 40];
+        value.extend(TRAILER);
+        value.extend([END, 1, 2, 3, 4, 5, 6, 7, 8]);
+        value.extend(TRAILER);
+        value.extend([START, 9, START, ITEM, END]);
+        let mut batch = database.batch().durability(Some(PersistMode::Buffer));
+        batch.insert(&keyspace, COUNT.to_be_bytes(), value);
+        batch.commit().unwrap();
+        drop((keyspace, database));
+
+        let path = newest(dir.path()).unwrap().unwrap();
+        let &[.., begin, end] = &bounds(&path)[..] else { panic!("there are batches") };
+        let bytes = &std::fs::read(&path).unwrap()[..end];
+        let like_an_end =
+            begin + bytes[begin..end - 1].windows(4).rposition(|found| found == TRAILER).unwrap() + 4;
+        // Left out: a journal that ends like one with a whole batch, of which a length was damaged.
+        for torn in (begin + 1..end).filter(|&torn| torn != like_an_end) {
+            std::fs::write(&path, [&bytes[..torn], &[0; 1000]].concat()).unwrap();
+            cut_torn_end(dir.path(), false)
+                .unwrap_or_else(|error| panic!("torn at {torn} of {end}: {error}"));
+        }
+    }
+
+    /// A changed bit in what is checked of one of the last two batches: nothing was torn.
+    #[test]
+    fn damage_is_not_taken_for_a_beginning_of_a_batch() {
+        let dir = directory();
+        let path = journal(dir.path());
+        let &[.., before, last, end] = &bounds(&path)[..] else { panic!("there are batches") };
+        let bytes = [&std::fs::read(&path).unwrap()[..end], &[0; 1000]].concat();
+        for (begin, end) in [(before, last), (last, end)] {
+            let sequence_number = begin + 5..begin + 13; // which nothing checks
+            for damaged in (begin..end - END_BYTES).filter(|at| !sequence_number.contains(at)).step_by(3) {
+                let mut left = bytes.clone();
+                left[damaged] ^= 0x40;
+                std::fs::write(&path, &left).unwrap();
+                let found = cut_torn_end(dir.path(), false);
+                let error = found.err().unwrap_or_else(|| panic!("damaged at {damaged} of {begin}..{end}"));
+                assert_eq!(error.kind(), ErrorKind::InvalidData, "{error}");
+            }
+        }
     }
 
     /// Whichever 512 bytes did not reach the disk: the batches before them are there, and nothing else.
