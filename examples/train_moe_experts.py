@@ -24,7 +24,6 @@ from torch import Tensor, multiprocessing, nn
 
 from luciola.client import close_locations, open_location
 from luciola.plugins.deepep import Buffer
-from luciola.plugins.deepep.traffic import Traffic
 from luciola.plugins.eplb import LoadRecorder
 from luciola.plugins.weights import save
 
@@ -146,7 +145,6 @@ def train_rank(rank: int, options: Options) -> None:
     model = Model(layer, options.seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     recorder = LoadRecorder(1, EXPERTS)
-    traffic = Traffic(ranks=RANKS, experts=placement.slots)
     losses = []
     for step in range(options.steps):
         pairs = batch(step, options.seed).chunk(RANKS)[rank]
@@ -155,8 +153,7 @@ def train_rank(rank: int, options: Options) -> None:
         loss.backward()
         average_gradients(model, layer)
         optimizer.step()
-        traffic.count(placement.route(chosen, offset=rank), hidden=HIDDEN)
-        traffic.add_to(recorder, layer=0, expert_of_slot=placement.placement)
+        recorder.record(0, chosen)
         recorder.step()
         mean = loss.detach().clone()
         dist.all_reduce(mean)
@@ -166,7 +163,6 @@ def train_rank(rank: int, options: Options) -> None:
         loads.save(f"{options.out}/loads.safetensors")
         file_system, path = open_location(f"{options.out}/losses.json")
         file_system.write(path, json.dumps(losses).encode())
-        print("what rank 0 has sent:\n" + traffic.table(), flush=True)
     buffer.destroy()
 
 

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from luciola.plugins.deepep import Buffer, CommunicationError, shim
+from luciola.plugins import compat
+from luciola.plugins.deepep import Buffer, CommunicationError
 from luciola.plugins.deepep.normal import reference
 from luciola.plugins.kernels.layers import using_layer
 from luciola.plugins.kernels.quantize import per_token_cast_to_fp8
@@ -252,7 +253,7 @@ def _same(got: Tensor, wanted: Tensor) -> None:
 
 def original(rank: int, size: int, **arguments: int) -> None:
     """The calls and the checks of the original's tests of normal mode, by its own names."""
-    shim.install(replace=True)
+    compat.install("deep_ep", replace=True)
     with using_layer("reference"):
         _original(rank, size, **arguments)
 
@@ -260,7 +261,7 @@ def original(rank: int, size: int, **arguments: int) -> None:
 def _original(  # noqa: C901, PLR0915 (one step after another)
     rank: int, size: int, *, tokens: int, hidden: int, experts: int, topk: int
 ) -> None:
-    import deep_ep  # noqa: I001 (the shim has made it)
+    import deep_ep  # noqa: I001 (`install` has made it)
     from deep_ep.utils.math import (
         calc_diff, create_grouped_scores, inplace_unique, per_token_cast_back, per_token_cast_to_fp8,
     )  # fmt: skip

@@ -7,7 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dispatch_cases import World, gpu_of, learned, refusals, world
-from luciola.plugins.deepep import CommunicationError, ElasticBuffer, EPHandle, shim
+from luciola.plugins import compat
+from luciola.plugins.deepep import CommunicationError, ElasticBuffer, EPHandle
 from luciola.plugins.deepep.elastic import reference as elastic
 from luciola.plugins.deepep.normal import reference
 from luciola.plugins.kernels.layers import using_layer
@@ -240,7 +241,7 @@ def _same(got: Tensor, wanted: Tensor) -> None:
 
 def original(rank: int, size: int, *, tokens: int, hidden: int, experts: int, topk: int) -> None:
     """The calls and the checks of the original's test, by its own names, against its references' names."""
-    shim.install(replace=True)
+    compat.install("deep_ep", replace=True)
     with using_layer("reference"):
         _original(rank, size, tokens=tokens, hidden=hidden, experts=experts, topk=topk)
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from expert_inputs import Call, inputs
+from luciola.plugins.compat.deep_ep.utils.math import calc_diff
 from luciola.plugins.deepep.buffer import Buffer
-from luciola.plugins.deepep.quantize import calc_diff, cast_from_fp8, cast_to_fp8
+from luciola.plugins.deepep.quantize import cast_from_fp8, cast_to_fp8
 
 HIDDEN = (128, 128, 128, 256, 256, 384, 512, 1024)
 COMBINE_DIFF = {"bf16": 1e-5, "logfmt": 1e-4, "fp8": 9e-4}

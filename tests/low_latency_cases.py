@@ -12,11 +12,12 @@ from torch import Tensor
 
 from expert_fuzz import check_low_latency, check_normal, random_call
 from expert_inputs import Call, inputs
+from luciola.plugins.compat.deep_ep.utils.math import calc_diff, per_token_cast_back
 from luciola.plugins.deepep.buffer import Buffer
 from luciola.plugins.deepep.failure import CommunicationError
 from luciola.plugins.deepep.low_latency import reference
 from luciola.plugins.deepep.low_latency.mode import Dispatched, LowLatency, size_hint
-from luciola.plugins.deepep.quantize import calc_diff, cast_from_fp8, per_token_cast_back
+from luciola.plugins.deepep.quantize import cast_from_fp8
 from luciola.plugins.deepep.transport.choose import open_transport
 from luciola.plugins.deepep.transport.members import GroupMembers
 from luciola.plugins.kernels.layers import using_layer

@@ -20,16 +20,6 @@ __all__ = [
     "flag_raise",
     "flag_wait",
     "rdma_ports",
-    "routes_heads",
-    "routes_keep_own",
-    "routes_layout",
-    "routes_sort",
-    "rows_cast",
-    "rows_copy",
-    "rows_pack_logs",
-    "rows_sum",
-    "rows_sum_logs",
-    "rows_turn",
 ]
 
 __version__: str
@@ -73,108 +63,6 @@ def rdma_ports(
 ) -> tuple[list[tuple[str, int, str, str, int, int]], list[tuple[str, str]], str]:
     """The ports that connections can use (device, port, link layer, GID, its index, MTU), what cannot be used and why,
     and why there is nothing at all ("" if there is)."""
-
-def routes_heads(
-    member: ReadableBuffer, heads: WriteableBuffer, prefix: WriteableBuffer | None = None
-) -> None:
-    """Fills in which number each token has among those for a rank, or -1.
-
-    Shapes: member (tokens, ranks) bytes, heads (tokens, ranks) int64; prefix (ranks, channels) int32, how many there
-    are up to the end of each of so many equal parts of the tokens, the last ones shorter or empty.
-    """
-
-def routes_keep_own(
-    topk_idx: WriteableBuffer, weights: WriteableBuffer | None, first: int, owned: int
-) -> None:
-    """Counts experts from `first` on; those outside the `owned` that follow become -1, and their weights zero.
-
-    Shapes: topk_idx (rows, k) int64, weights (rows, k) float32.
-    """
-
-def routes_layout(
-    topk_idx: ReadableBuffer, in_rank: WriteableBuffer, per_rank: WriteableBuffer, per_expert: WriteableBuffer
-) -> None:
-    """Fills in which ranks own an expert that a token has chosen, and how many tokens go to each rank and expert.
-
-    Shapes: topk_idx (tokens, k) int64, -1 for none; in_rank (tokens, ranks) bytes; per_rank (ranks,) and per_expert
-    (experts,) int32. Raises: ValueError for what is no expert, before anything is written.
-    """
-
-def routes_sort(topk_idx: ReadableBuffer, tokens: WriteableBuffer, counts: WriteableBuffer) -> int:
-    """Fills in the tokens of each expert in turn, in their order; returns how many that are.
-
-    Shapes: topk_idx (tokens, k), tokens (tokens · k,) and counts (experts,), all int64. What is no expert is left out.
-    """
-
-def rows_cast(
-    values: WriteableBuffer, scales: WriteableBuffer, source: ReadableBuffer, *, round_scale: bool
-) -> None:
-    """Casts bfloat16 to e4m3 with a float32 scale for each 128 channels, without the GIL.
-
-    All are two-dimensional buffers of bytes, contiguous along their rows, which may lie apart. A scale is the largest
-    magnitude / 448, or with `round_scale` the next power of two.
-    """
-
-def rows_copy(
-    target: WriteableBuffer,
-    source: ReadableBuffer,
-    *,
-    target_rows: ReadableBuffer | None = None,
-    source_rows: ReadableBuffer | None = None,
-) -> None:
-    """Copies rows, those that the int64 numbers name or all, without the GIL. Buffers are as those of `rows_cast`.
-
-    Raises: ValueError for numbers of no row, before anything is copied.
-    """
-
-def rows_pack_logs(
-    target: WriteableBuffer,
-    source: ReadableBuffer,
-    *,
-    target_rows: ReadableBuffer | None = None,
-    source_rows: ReadableBuffer | None = None,
-) -> None:
-    """Packs bfloat16 as ten bits a channel, without the GIL: see LogFMT in `plugins/deepep/quantize.py`.
-
-    Rows of `target`: codes, then (least, step) of each 128 channels. Numbers and errors are as those of `rows_copy`.
-    """
-
-def rows_sum(
-    target: WriteableBuffer,
-    parts: Sequence[ReadableBuffer],
-    places: ReadableBuffer,
-    weights: ReadableBuffer | None = None,
-    *,
-    number: Literal["bfloat16", "float32"] | str,
-) -> None:
-    """Fills row t of `target` with the sum of rows `places[t, p]` of each part p, times `weights[t, p]`, in float32.
-
-    Places (int64) below zero add nothing. Buffers are as those of `rows_cast`; places and weights (float32) are flat.
-    Raises: ValueError for places of no row, before anything is written.
-    """
-
-def rows_sum_logs(
-    target: WriteableBuffer,
-    parts: Sequence[ReadableBuffer],
-    places: ReadableBuffer,
-    weights: ReadableBuffer | None = None,
-    *,
-    number: Literal["bfloat16", "float32"] | str,
-) -> None:
-    """As `rows_sum`, of parts whose rows `rows_pack_logs` has packed."""
-
-def rows_turn(
-    target: WriteableBuffer,
-    source: ReadableBuffer,
-    *,
-    target_rows: ReadableBuffer | None = None,
-    source_rows: ReadableBuffer | None = None,
-) -> None:
-    """Copies rows of 32-bit words into columns, without the GIL. Numbers and errors are as those of `rows_copy`.
-
-    Rows of `target` have `length` words. Word w of what is to be row n goes to place n % length of row n // length ·
-    words of a row + w: for rows in groups of `length`, each group is transposed.
-    """
 
 @final
 class Client:

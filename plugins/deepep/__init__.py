@@ -10,12 +10,8 @@
     low_latency    low-latency mode: a message for each token and expert
     elastic        `ElasticBuffer`: one dispatch and combine for all sizes, expanded by experts if that is wanted
     transport      how bytes travel between ranks: one interface, several backends
-    rows routes    rows of CPU tensors moved, summed and cast, and routes counted, by the native module
     quantize       what travels in fewer bytes: FP8 and LogFMT
-    traffic        tokens to each rank and expert, for EPLB
     failure        what goes wrong between ranks
-    settings       what the environment chooses
-    shim           `import deep_ep` in a process, see `plugins/compat`
 
 Importing this package imports torch only when one of its names is used.
 """

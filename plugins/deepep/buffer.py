@@ -15,16 +15,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..kernels.errors import BadCall, refuse
-from . import layout, settings
+from . import layout
 from .arguments import check_biases, check_rows, take_tokens
-from .config import Config, combine_config, dispatch_config
+from .config import Config
 from .event import CommunicationStream, EventHandle, EventOverlap
 from .failure import CommunicationError
 from .low_latency.methods import LowLatencyMethods
 from .normal.collective import Collective
 from .normal.mode import Mapped
 from .normal.tokens import Handle, Normal, Received, Tokens
-from .transport.choose import open_transport
+from .transport import choose
 from .transport.collectives import Collectives
 from .transport.interface import Link, Transport
 from .transport.members import CommMembers, GroupMembers, Members, agree
@@ -89,8 +89,8 @@ class Buffer(LowLatencyMethods):
             members,
             num_nvl_bytes + num_rdma_bytes,
             device=_device(device),
-            name=transport or settings.transport_name(),
-            timeout_s=settings.timeout_s() if timeout_s is None else timeout_s,
+            name=transport or choose.transport_name(),
+            timeout_s=choose.timeout_s() if timeout_s is None else timeout_s,
         )
         self.communication = CommunicationStream(self.transport.device)
         self._normal: Normal | None = None
@@ -160,14 +160,14 @@ class Buffer(LowLatencyMethods):
         return tensor[: size.numel()].view(size)
 
     @staticmethod
-    def get_dispatch_config(num_ranks: int) -> Config:
+    def get_dispatch_config(num_ranks: int) -> Config:  # noqa: ARG004 (the original's)
         """`num_sms`, whatever the ranks: the original's other numbers steer queues, which are not here."""
-        return dispatch_config(num_ranks, Buffer.num_sms)
+        return Config(Buffer.num_sms, 6, 256, 6, 128)
 
     @staticmethod
-    def get_combine_config(num_ranks: int) -> Config:
+    def get_combine_config(num_ranks: int) -> Config:  # noqa: ARG004 (the original's)
         """As `get_dispatch_config`."""
-        return combine_config(num_ranks, Buffer.num_sms)
+        return Config(Buffer.num_sms, 4, 256, 6, 128)
 
     # -- normal mode --
 
@@ -223,7 +223,7 @@ class Buffer(LowLatencyMethods):
         there are so many rows, those without a token have -1, and the list is empty. With `handle`, tokens go where
         those of the dispatch that made it went: (recv_x, None, None, None, None, event).
         """
-        with self._reporting("dispatch"):
+        with self.reporting("dispatch"):
             _check_events(previous_event, async_finish, allocate_on_comm_stream)
             num_sms = self.get_dispatch_config(self.group_size).num_sms if config is None else config.num_sms
             if (topk_idx is None) != (topk_weights is None):
@@ -234,7 +234,7 @@ class Buffer(LowLatencyMethods):
             if num_worst_tokens < 0:
                 refuse("num_worst_tokens", num_worst_tokens, "it must not be negative")
         with self.communication.call(previous_event) as call:
-            with self._reporting("dispatch"):
+            with self.reporting("dispatch"):
                 tokens = take_tokens(x, topk_idx, topk_weights, device=self.transport.device)
                 if handle is not None:
                     assert topk_idx is None and topk_weights is None, "a handle has the routing already"  # noqa: PT018
@@ -274,13 +274,13 @@ class Buffer(LowLatencyMethods):
         x (N, H) bfloat16, in the order of what was dispatched. topk_weights (N, K) float32 are summed likewise. bias
         (T, H) is added. Returns combined_x (T, H) bfloat16, combined_topk_weights (T, K) or None, event.
         """
-        with self._reporting("combine"):
+        with self.reporting("combine"):
             _check_events(previous_event, async_finish, allocate_on_comm_stream)
             assert config is None or config.num_sms % 2 == 0, "The SM count must be even"
             num_sms = Buffer.num_sms if config is None else config.num_sms
             normal = self.normal_mode()
         with self.communication.call(previous_event) as call:
-            with self._reporting("combine"):
+            with self.reporting("combine"):
                 check_rows(x, "x", (torch.bfloat16,))
                 tokens, rows = self._check_handle(handle), normal.rows_of(handle)
                 if len(x) < rows:
@@ -312,10 +312,10 @@ class Buffer(LowLatencyMethods):
     # -- parts --
 
     def _open(self, members: Members, num_bytes: int, **options: Any) -> Link:
-        return open_transport(members, num_bytes, **options)
+        return choose.open_transport(members, num_bytes, **options)
 
     @contextmanager
-    def _reporting(self, call: str) -> Iterator[None]:
+    def reporting(self, call: str) -> Iterator[None]:
         """Arguments are looked at inside. If they are refused, the others learn it where they wait for this rank."""
         try:
             yield

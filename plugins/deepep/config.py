@@ -53,18 +53,6 @@ class Config:
         return max(self.num_sms // 2, 1)
 
 
-def dispatch_config(num_ranks: int, num_sms: int) -> Config:
-    """What `Buffer.get_dispatch_config` returns."""
-    _check_tuned(num_ranks)
-    return Config(num_sms, 6, 256, 6, 128)
-
-
-def combine_config(num_ranks: int, num_sms: int) -> Config:
-    """What `Buffer.get_combine_config` returns."""
-    _check_tuned(num_ranks)
-    return Config(num_sms, 4, 256, 6, 128)
-
-
 def _token_bytes(hidden_bytes: int) -> int:
     return hidden_bytes + 1024  # scales, indices and weights of up to 32 experts
 
@@ -78,9 +66,4 @@ def _check_ranks(num_ranks: int) -> None:
         refuse("num_ranks", num_ranks, f"it must be 1 to {NODE_RANKS}, or a multiple of {NODE_RANKS}")
 
 
-def _check_tuned(num_ranks: int) -> None:
-    if num_ranks <= 0:
-        refuse("num_ranks", num_ranks, "it must be positive")
-
-
-__all__ = ["Config", "combine_config", "dispatch_config"]
+__all__ = ["Config"]

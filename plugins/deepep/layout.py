@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..kernels.errors import BadType, refuse
 from ..kernels.layers import uses_kernels
-from . import routes
 
 
 @dataclass(frozen=True)
@@ -30,40 +29,63 @@ def count(topk_idx: Tensor, num_experts: int, *, num_ranks: int) -> DispatchLayo
 
         per_rank, per_expert, in_rank = launch.layout(topk_idx, num_experts, num_ranks)
     else:
-        per_rank, per_expert, in_rank = routes.layout(topk_idx, num_experts, num_ranks)
+        in_rank = members(owners(topk_idx, num_experts // num_ranks), num_ranks)
+        per_rank, per_expert = in_rank.sum(0, dtype=torch.int32), expert_counts(topk_idx, num_experts)
     return DispatchLayout(per_rank, per_expert, in_rank)
+
+
+def owners(topk_idx: Tensor, experts_per_rank: int) -> Tensor:
+    """The rank of each expert, -1 for none: (T, K) int64."""
+    idx = topk_idx.long()
+    return torch.where(idx >= 0, idx // experts_per_rank, -1)
+
+
+def members(owner: Tensor, ranks: int) -> Tensor:
+    """(T, R): whether the token goes there. Shapes: owner (T, K), -1 for none."""
+    result = torch.zeros(len(owner), ranks + 1, dtype=torch.bool, device=owner.device)
+    return result.scatter_(1, torch.where(owner >= 0, owner, ranks), value=True)[:, :ranks].contiguous()
+
+
+def expert_counts(topk_idx: Tensor, num_experts: int) -> Tensor:
+    """(E,) int32: how many tokens have chosen each expert."""
+    idx = topk_idx.long().reshape(-1)
+    found = torch.zeros(num_experts + 1, dtype=torch.int32, device=idx.device)
+    return found.index_add_(
+        0, idx.clamp(min=-1) % (num_experts + 1), torch.ones_like(found)[:1].expand(len(idx))
+    )[:-1]
 
 
 def own_experts(
     topk_idx: Tensor, weights: Tensor | None, *, rank: int, experts_per_rank: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Numbers among the experts of `rank`, -1 for those of other ranks, and weights, 0 for those. May be in place."""
-    if topk_idx.device.type == "cpu":
-        routes.keep_own(topk_idx, weights, first=rank * experts_per_rank, owned=experts_per_rank)
-        return topk_idx, weights
-    idx = local_experts(topk_idx, rank, experts_per_rank)
+    """Numbers among the experts of `rank`, -1 for those of other ranks, and weights, 0 for those."""
+    local = topk_idx - rank * experts_per_rank
+    idx = torch.where((topk_idx >= 0) & (local >= 0) & (local < experts_per_rank), local, -1)
     return idx, None if weights is None else torch.where(idx >= 0, weights, 0.0)
 
 
-def heads(member: Tensor, channels: int, *, native: bool) -> tuple[Tensor, Tensor]:
+def heads(member: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     """Which number each token has among those for a rank, or -1, and how many go to it from each channel and those
     before it: equal parts of the tokens, the last ones shorter or empty, as the original has them.
 
-    Shapes: member (T, R) bool; results (T, R) and (R, channels), int32. `native`: by the native module, on a CPU.
+    Shapes: member (T, R) bool; results (T, R) and (R, channels), int32.
     """
-    if native:
-        numbers, prefix = routes.heads_and_channels(member, channels)
-        return numbers.int(), prefix
     counts = member.cumsum(0, dtype=torch.int32)
     before = torch.cat([counts.new_zeros(1, member.shape[1]), counts])
     ends = torch.arange(1, channels + 1, device=member.device) * -(-len(member) // channels)
     return torch.where(member, counts - 1, -1), before[ends.clamp(max=len(member))].T.contiguous()
 
 
-def local_experts(topk_idx: Tensor, rank: int, experts_per_rank: int) -> Tensor:
-    """Numbers among the experts of `rank`; -1 for those of other ranks."""
-    local = topk_idx - rank * experts_per_rank
-    return torch.where((topk_idx >= 0) & (local >= 0) & (local < experts_per_rank), local, -1)
+def by_expert(topk_idx: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
+    """The tokens of each expert in turn, in their order, and how many each has (E,); int64.
+
+    What is no expert is left out.
+    """
+    flat = topk_idx.reshape(-1).long()
+    places = torch.nonzero((flat >= 0) & (flat < num_experts)).view(-1)
+    chosen = flat[places]
+    order = places[chosen.argsort(stable=True)]
+    return order // topk_idx.shape[1], torch.bincount(chosen, minlength=num_experts)
 
 
 def check_experts(num_experts: int, num_ranks: int) -> None:
@@ -95,11 +117,14 @@ def check_numbers(topk_idx: Tensor, num_experts: int) -> None:
 
 __all__ = [
     "DispatchLayout",
+    "by_expert",
     "check_experts",
     "check_indices",
     "check_numbers",
     "count",
+    "expert_counts",
     "heads",
-    "local_experts",
+    "members",
     "own_experts",
+    "owners",
 ]

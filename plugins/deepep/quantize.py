@@ -29,7 +29,6 @@ from ..kernels.quantize import (
     pack_ue8m0_to_int,
     unpack_ue8m0_from_int,
 )
-from ..kernels.quantize import calc_diff as difference
 
 LOG_RANGE: Final = (
     32.0  # powers of two between the largest and the smallest magnitude of a block that are told apart
@@ -65,25 +64,6 @@ def cast_from_fp8(values: Tensor, scales: Tensor) -> Tensor:
     blocks = _split(values.float(), BLOCK) * scales.unsqueeze(-1)
     restored: Tensor = blocks.flatten(-2).to(torch.bfloat16)
     return restored
-
-
-def per_token_cast_to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """As `deep_ep.utils.math` has it: x (tokens, n) to (tokens, n) e4m3 and (tokens, ceil(n / 128)) float32."""
-    if x.dim() != 2:
-        refuse("x", f"of shape {tuple(x.shape)}", "it must have two dimensions")
-    missing = -x.shape[1] % BLOCK
-    values, scales = cast_to_fp8(torch.nn.functional.pad(x, (0, missing)))
-    return values[:, : x.shape[1]].contiguous(), scales
-
-
-def per_token_cast_back(x_fp8: Tensor, x_scales: Tensor) -> Tensor:
-    """As `deep_ep.utils.math` has it: BF16 of (tokens, H) e4m3 and its scales, float32 or packed exponents."""
-    return x_fp8.to(torch.bfloat16) if x_fp8.numel() == 0 else cast_from_fp8(x_fp8, x_scales)
-
-
-def calc_diff(x: Tensor, y: Tensor) -> float:
-    """As `deep_ep.utils.math` has it: 1 - 2 <x, y> / (<x, x> + <y, y>) of both plus one."""
-    return difference(x.double() + 1, y.double() + 1)
 
 
 def to_logfmt(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,11 +117,8 @@ __all__ = [
     "LOG_CODES",
     "LOG_RANGE",
     "LOG_STEPS",
-    "calc_diff",
     "cast_from_fp8",
     "cast_to_fp8",
     "from_logfmt",
-    "per_token_cast_back",
-    "per_token_cast_to_fp8",
     "to_logfmt",
 ]

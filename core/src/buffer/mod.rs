@@ -11,8 +11,7 @@
 //! - B3 A region never shrinks (`F_SEAL_SHRINK`, checked before a peer's memory is mapped), so that touching it
 //!   cannot raise SIGBUS.
 //!
-//! [`Flag`] is the one word that is looked at more than once: processes that share memory wait for it. [`rows`] moves
-//! and sums rows in such memory, and [`routes`] says which.
+//! [`Flag`] is the one word that is looked at more than once: processes that share memory wait for it.
 //!
 //! This is one of the few modules where `unsafe` is allowed.
 #![allow(unsafe_code)]
@@ -21,8 +20,6 @@ mod flag;
 mod placement;
 mod pool;
 mod region;
-pub mod routes;
-pub mod rows;
 
 pub use flag::Flag;
 pub use placement::{

@@ -11,8 +11,6 @@ mod memory;
 pub mod mount;
 mod rdma;
 mod ring;
-mod routes;
-mod rows;
 pub mod server;
 mod signals;
 
@@ -25,7 +23,5 @@ fn luciola_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     client::register(module)?;
     mount::register(module)?;
     rdma::register(module)?;
-    routes::register(module)?;
-    rows::register(module)?;
     server::register(module)
 }

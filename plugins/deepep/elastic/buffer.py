@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ...kernels.errors import BadCall, BadType, refuse
 from ...kernels.quantize import align
-from .. import layout, settings
+from .. import layout
 from ..arguments import check_biases, check_rows, take_tokens
 from ..buffer import EXPERTS_PER_RANK_MAX, Buffer
 from ..event import Event, EventHandle, EventOverlap, wait_for
-from ..failure import CommunicationError
-from ..normal.facts import Fact
 from ..normal.mode import Mapped
+from ..normal.tokens import Fact
+from ..transport import choose
 from . import experts, routing, sizes
 from .experts import Call
 from .handle import EPHandle
@@ -29,6 +29,8 @@ from .tensors import PLACE_BYTES, Engram, Ring, Sessions
 
 GPU_TIMEOUT_S: Final = 100
 QPS_ALLOCATED: Final = 17
+QPS_MAX: Final = 9
+SMS_MAX: Final = 160
 EXPERTS_CALLS, SESSIONS, RING = "dispatch and combine", "AGRS sessions", "pp_send and pp_recv"
 
 
@@ -57,7 +59,7 @@ class ElasticBuffer:
         deterministic: bool = False,  # noqa: FBT001, FBT002, ARG002
         allow_hybrid_mode: bool = True,  # noqa: FBT001, FBT002, ARG002
         allow_multiple_reduction: bool = True,  # noqa: FBT001, FBT002
-        prefer_overlap_with_compute: bool = True,  # noqa: FBT001, FBT002
+        prefer_overlap_with_compute: bool = True,  # noqa: FBT001, FBT002, ARG002
         sl_idx: int = 3,  # noqa: ARG002
         num_allocated_qps: int = 0,
         num_cpu_timeout_secs: int = 300,  # noqa: ARG002
@@ -76,15 +78,12 @@ class ElasticBuffer:
             refuse("num_bytes, num_cpu_bytes", (num_bytes, num_cpu_bytes),
                    "give bytes, or num_max_tokens_per_rank and hidden")  # fmt: skip
         if timeout_s is None:
-            timeout_s = (
-                settings.timeout_s() if num_gpu_timeout_secs == GPU_TIMEOUT_S else num_gpu_timeout_secs
-            )
+            timeout_s = choose.timeout_s() if num_gpu_timeout_secs == GPU_TIMEOUT_S else num_gpu_timeout_secs
         self.group, self.explicitly_destroy = group, explicitly_destroy
         self.num_bytes = max(align(num_bytes, 64), sizes.least_bytes(group.size()))
         self.num_cpu_bytes = num_cpu_bytes
         self.num_max_tokens_per_rank, self.hidden, self.num_topk = num_max_tokens_per_rank, hidden, num_topk
         self.allow_multiple_reduction = allow_multiple_reduction
-        self.prefer_overlap_with_compute = prefer_overlap_with_compute
         self.num_allocated_qps = num_allocated_qps or QPS_ALLOCATED
         self._memory = Buffer(
             group, self.num_bytes + align(num_cpu_bytes, 64), explicitly_destroy=True, transport=transport,
@@ -158,25 +157,14 @@ class ElasticBuffer:
             group.size(), num_max_tokens_per_rank, hidden, topk=num_topk, fp8=use_fp8_dispatch
         )
 
-    def get_theoretical_num_sms(  # noqa: PLR0913 (the original's)
-        self,
-        num_experts: int,
-        num_topk: int,
-        num_scaleout_topk: int = 0,  # noqa: ARG002
-        rdma_gbs: float = 0,  # noqa: ARG002
-        nvlink_gbs: float = 0,
-        sm_read_gbs: float = 200,
-        sm_write_gbs: float = 50,
-    ) -> int:
-        """How many processors would fill NVLink; a number to print or to pass on, nothing here depends on it."""
-        return sizes.sms(
-            self.num_ranks, num_experts, num_topk, nvlink_gbs=nvlink_gbs, read_gbs=sm_read_gbs,
-            write_gbs=sm_write_gbs, overlap=self.prefer_overlap_with_compute,
-        )  # fmt: skip
+    def get_theoretical_num_sms(self, num_experts: int, num_topk: int, **bandwidths: float) -> int:  # noqa: ARG002
+        """How many processors a call gets whose caller does not say: `Buffer.num_sms`, whatever the links."""
+        layout.check_experts(num_experts, self.num_ranks)
+        return Buffer.num_sms
 
     def get_theoretical_num_qps(self, num_sms: int) -> int:
         """How many queue pairs the original would use; nothing here depends on it."""
-        return min(num_sms, sizes.QPS_MAX, self.num_allocated_qps)
+        return min(num_sms, QPS_MAX, self.num_allocated_qps)
 
     # -- dispatch and combine --
 
@@ -215,7 +203,7 @@ class ElasticBuffer:
         self._turn_to(EXPERTS_CALLS)
         number = next(self._numbers)  # also of calls that are refused, as the other ranks count them
         with self._memory.communication.call(previous_event) as on_stream:
-            with self._reporting("dispatch"):
+            with self._memory.reporting("dispatch"):
                 self._check_sms(num_sms, num_qps)
                 if handle is None:
                     if topk_idx is None or num_experts is None:
@@ -284,7 +272,7 @@ class ElasticBuffer:
         """
         self._turn_to(EXPERTS_CALLS)
         with self._memory.communication.call(previous_event) as on_stream:
-            with self._reporting("combine"):
+            with self._memory.reporting("combine"):
                 self._check_sms(num_sms, num_qps)
                 _check_handle(handle, {})
                 check_rows(x, "x", (torch.bfloat16,))
@@ -321,7 +309,7 @@ class ElasticBuffer:
     def agrs_set_config(self, num_max_session_bytes: int, num_max_all_gathers_per_session: int) -> None:
         """Limits of sessions. All ranks give the same."""
         self._turn_to(EXPERTS_CALLS)
-        with self._reporting("agrs_set_config"):
+        with self._memory.reporting("agrs_set_config"):
             self._sessions.configure(num_max_session_bytes, num_max_all_gathers_per_session)
         limits: dict[str, Fact] = {
             "bytes": num_max_session_bytes,
@@ -377,7 +365,7 @@ class ElasticBuffer:
     def pp_set_config(self, num_max_tensor_bytes: int, num_max_inflight_tensors: int) -> None:
         """Before the first of a row of sends and receives. All ranks give the same, and have received what was sent."""
         self._turn_to(EXPERTS_CALLS)
-        with self._reporting("pp_set_config"):
+        with self._memory.reporting("pp_set_config"):
             self._ring.configure(num_max_tensor_bytes, num_max_inflight_tensors)
         limits: dict[str, Fact] = {"bytes": num_max_tensor_bytes, "tensors": num_max_inflight_tensors}
         self._normal.agree(limits, "pp_set_config")
@@ -411,7 +399,7 @@ class ElasticBuffer:
         sf (entries of all ranks, packs): scales of FP8 entries, the same on all ranks.
         """
         self._turn_to(EXPERTS_CALLS)
-        with self._reporting("engram_write"):
+        with self._memory.reporting("engram_write"):
             self._engram.check(storage, sf)
         facts: dict[str, Fact] = {"shape of storage": str(tuple(storage.shape)), "dtype": str(storage.dtype)}
         self._normal.agree(facts, "engram_write")
@@ -459,7 +447,7 @@ class ElasticBuffer:
             num_experts=num_experts,
             num_max_tokens=most,
             alignment=alignment,
-            num_sms=num_sms or self.get_theoretical_num_sms(num_experts, min(topk, num_experts)),
+            num_sms=num_sms or Buffer.num_sms,
             number=number,
             sizes=None if sync else (most * self.num_ranks, expanded),
             **options,
@@ -482,20 +470,10 @@ class ElasticBuffer:
         )
 
     def _check_sms(self, num_sms: int, num_qps: int) -> None:
-        if not 0 <= num_sms <= sizes.SMS_MAX:
-            refuse("num_sms", num_sms, f"it must be 0 to {sizes.SMS_MAX}")
+        if not 0 <= num_sms <= SMS_MAX:
+            refuse("num_sms", num_sms, f"it must be 0 to {SMS_MAX}")
         if not 0 <= num_qps <= self.num_allocated_qps:
             refuse("num_qps", num_qps, f"{self.num_allocated_qps} are allocated")
-
-    @contextmanager
-    def _reporting(self, call: str) -> Iterator[None]:
-        """Arguments are looked at inside. If they are refused, the others learn it where they wait for this rank."""
-        try:
-            yield
-        except (ValueError, TypeError, AssertionError) as error:
-            if not isinstance(error, CommunicationError):
-                self._normal.refuse(error, call)
-            raise
 
     def _turn_to(self, use: str) -> None:
         """All ranks have done with what they used the memory for before."""

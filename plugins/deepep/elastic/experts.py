@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ...kernels.quantize import align
-from ..normal.facts import Fact
-from ..normal.host import words_of
+from .. import layout
+from ..normal.host import summed, words_of
 from ..normal.mode import Mapped
-from ..normal.tokens import Received, Tokens
+from ..normal.tokens import Fact, Received, Tokens
 from . import routing
 from .handle import EPHandle
 
@@ -52,13 +52,13 @@ def dispatch(normal: Mapped, call: Call, before_epilogue: Callable[[], None]) ->
     tokens, ranks = call.tokens, normal.ranks
     assert tokens.topk_idx is not None, "a dispatch has a routing"
     local = call.num_experts // ranks
-    owner = routing.owners(tokens.topk_idx, local)
+    owner = layout.owners(tokens.topk_idx, local)
     facts: dict[str, Fact] = {
         "call": "elastic cached dispatch" if call.is_cached else "elastic dispatch",
         "num_max_tokens_per_rank": call.num_max_tokens,
     }
     came = normal.dispatch(
-        tokens, routing.members(owner, ranks), routing.counts(tokens.topk_idx, call.num_experts), channels=1,
+        tokens, layout.members(owner, ranks), layout.expert_counts(tokens.topk_idx, call.num_experts), channels=1,
         num_sms=call.num_sms, rows=None if call.sizes is None else call.sizes[0], reads_counts=True, facts=facts,
     )  # fmt: skip
     before_epilogue()
@@ -99,7 +99,7 @@ def combine(  # noqa: PLR0913 (what a combine has)
         order = routing.order_of_experts(handle.owner, handle.rows.pairs, normal.me)
         rows_max = max(int(handle.rows.pairs.sum(0).max()), 1)
     else:
-        columns = [routing.summed(x, places) if handle.do_expand else x[:arrived]]
+        columns = [summed([x] * places.shape[1], places) if handle.do_expand else x[:arrived]]
         order = routing.order_of_ranks(handle.owner, handle.rows, normal.me)
     if topk_weights is not None:
         if handle.do_expand:

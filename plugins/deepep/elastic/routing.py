@@ -10,23 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.quantize import align
-from .. import rows as native
 from ..normal.tokens import Handle
-
-
-def owners(topk_idx: Tensor, experts_per_rank: int) -> Tensor:
-    """The rank of each expert: (T, K) int64."""
-    idx = topk_idx.long()
-    return torch.where(idx >= 0, idx // experts_per_rank, -1)
-
-
-def counts(topk_idx: Tensor, num_experts: int) -> Tensor:
-    """(E,) int32: how many tokens have chosen each expert."""
-    idx = topk_idx.long().reshape(-1)
-    found = torch.zeros(num_experts + 1, dtype=torch.int32, device=idx.device)
-    return found.index_add_(
-        0, idx.clamp(min=-1) % (num_experts + 1), torch.ones_like(found)[:1].expand(len(idx))
-    )[:-1]
 
 
 def are_masters(owner: Tensor) -> Tensor:
@@ -34,12 +18,6 @@ def are_masters(owner: Tensor) -> Tensor:
     same = owner[:, :, None] == owner[:, None, :]
     later = torch.ones(owner.shape[1], owner.shape[1], dtype=torch.bool, device=owner.device).triu(1)
     return (owner >= 0) & ~(same & later).any(2)
-
-
-def members(owner: Tensor, ranks: int) -> Tensor:
-    """(T, R): whether the token goes there."""
-    result = torch.zeros(len(owner), ranks + 1, dtype=torch.bool, device=owner.device)
-    return result.scatter_(1, torch.where(owner >= 0, owner, ranks), value=True)[:, :ranks].contiguous()
 
 
 def order_of_ranks(owner: Tensor, rows: Handle, me: int) -> tuple[Tensor, Tensor]:
@@ -59,19 +37,6 @@ def order_of_experts(owner: Tensor, pairs: Tensor, me: int) -> tuple[Tensor, Ten
     number = (is_of.cumsum(0) - 1).gather(1, ranks.reshape(-1, 1)).view(owner.shape)
     begins = pairs[:me].sum(0).to(flat.device)
     return ranks.int(), torch.where(owner >= 0, number + begins[ranks], -1).int()
-
-
-def summed(rows: Tensor, places: Tensor) -> Tensor:
-    """out[t] = Σ over k of rows[places[t, k]], in this order, in float32, rounded once: (T, H) of the type of rows."""
-    out = rows.new_empty(len(places), rows.shape[1])
-    if native.can_sum(out):
-        native.sum_into(out, [rows] * places.shape[1], places)
-        return out
-    total = torch.zeros(out.shape, dtype=torch.float32, device=rows.device)
-    for k in range(places.shape[1] if len(rows) else 0):
-        found = places[:, k, None] >= 0
-        total += torch.where(found, rows[places[:, k].clamp(min=0)].float(), 0.0)
-    return out.copy_(total)
 
 
 @dataclass(frozen=True)
@@ -106,11 +71,7 @@ def expanded_rows_max(tokens: int, topk: int, experts: int, alignment: int) -> i
 __all__ = [
     "Expansion",
     "are_masters",
-    "counts",
     "expanded_rows_max",
-    "members",
     "order_of_experts",
     "order_of_ranks",
-    "owners",
-    "summed",
 ]

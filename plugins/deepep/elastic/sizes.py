@@ -1,24 +1,16 @@
-"""How much memory calls want, and how many processors the original would use."""
+"""How much memory calls want."""
 
-import math
 from typing import Final
 
 from ...kernels.errors import refuse
 from ...kernels.quantize import align
 from ..arguments import TOPK_MAX
-from ..normal.facts import TEXT_BYTES
+from ..normal.tokens import TEXT_BYTES
 
 UNIT_BYTES: Final = 2 << 20
 """Sizes are multiples of it."""
 ROW_BYTES: Final = 32
 """Rows of other memory than dispatch's begin at multiples of it."""
-SMS_MIN: Final = 4
-SMS_MAX: Final = 160
-SMS_WITHOUT_OVERLAP: Final = 64
-HEADROOM: Final = 1.25
-NVLINK_GBS: Final = 450.0
-"""Of an H100 in one direction."""
-QPS_MAX: Final = 9
 
 
 def buffer_bytes(ranks: int, tokens: int, hidden: int, *, topk: int = 0, fp8: bool = False) -> int:
@@ -42,29 +34,4 @@ def row_bytes(hidden: int, item_bytes: int) -> int:
     return align(hidden * item_bytes, ROW_BYTES)
 
 
-def sms(  # noqa: PLR0913 (what the estimate is made of)
-    ranks: int,
-    experts: int,
-    topk: int,
-    *,
-    nvlink_gbs: float,
-    read_gbs: float,
-    write_gbs: float,
-    overlap: bool,
-) -> int:
-    """Processors that fill a link: each token is read once and written once for each rank that it goes to."""
-    if experts < 1 or experts % ranks or not 0 < topk <= experts:
-        refuse(
-            "num_experts, num_topk",
-            (experts, topk),
-            f"experts are a multiple of {ranks}, and top-k of them at most",
-        )
-    others = experts - experts // ranks
-    missed = math.comb(others, topk) / math.comb(experts, topk)
-    copies = ranks * (1 - missed)
-    wanted = (nvlink_gbs or NVLINK_GBS) * HEADROOM * (1 / write_gbs + 1 / (copies * read_gbs))
-    found = min(max(align(math.ceil(wanted), 2), SMS_MIN), SMS_MAX)
-    return found if overlap else max(found, SMS_WITHOUT_OVERLAP)
-
-
-__all__ = ["QPS_MAX", "SMS_MAX", "UNIT_BYTES", "buffer_bytes", "least_bytes", "row_bytes", "sms"]
+__all__ = ["ROW_BYTES", "UNIT_BYTES", "buffer_bytes", "least_bytes", "row_bytes"]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import refuse
-from ...kernels.quantize import align, pack_ue8m0_to_int
-from .. import routes
-from .. import rows as native
+from ...kernels.quantize import pack_ue8m0_to_int
+from ..layout import by_expert
+from ..normal.host import summed
+from ..quantize import cast_to_fp8, from_logfmt, to_logfmt
 from .layout import HEADER_BYTES, Layout
 
 
@@ -41,7 +42,7 @@ def dispatch_send(  # noqa: PLR0913 (the kernels' own)
 ) -> None:
     """Writes messages and counts."""
     bodies = _bodies(layout, x, round_scale=round_scale) if fp8 else _words(x, layout.bf16_bytes)
-    tokens, counts = routes.by_expert(topk, layout.experts)
+    tokens, counts = by_expert(topk, layout.experts)
     counts = counts.view(layout.ranks, layout.local)
     borders = [0, *counts.sum(1).cumsum(0).tolist()]
     first = rank * layout.local * layout.max_tokens
@@ -52,12 +53,12 @@ def dispatch_send(  # noqa: PLR0913 (the kernels' own)
         messages = arrivals[first : first + end - begin]
         messages[:, 0] = tokens[begin:end]
         messages[:, 1:_HEADER] = 0
-        native.copy(messages[:, _HEADER : _HEADER + bodies.shape[1]], bodies, source_rows=tokens[begin:end])
+        messages[:, _HEADER : _HEADER + bodies.shape[1]] = bodies[tokens[begin:end]]
 
 
 def require_room(layout: Layout, topk: Tensor) -> None:
     """Raises: BadArgument for an expert that gets more than max_tokens of this rank."""
-    counts = routes.by_expert(topk, layout.experts)[1]
+    counts = by_expert(topk, layout.experts)[1]
     if int(counts.max()) > layout.max_tokens:
         refuse(
             "topk_idx", f"with {int(counts.max())} tokens for expert {int(counts.argmax())}",
@@ -93,18 +94,13 @@ def dispatch_receive(  # noqa: PLR0913 (the kernels' own)
     tokens = arrivals[:, 0].index_select(0, source)
     source_tokens.view(-1).index_copy_(0, target, (tokens & 0x7FFFFFFF).to(torch.int32))
     came = arrivals.view(torch.uint8)[:, HEADER_BYTES:]
-    outputs = rows.view(-1, layout.hidden)
-    width = layout.hidden * outputs.element_size()
-    native.copy(outputs, came[:, :width], target_rows=target, source_rows=source)
+    width = layout.hidden * rows.element_size()
+    rows.view(torch.uint8).view(-1, width)[target] = came[source, :width]
     if scales is None:
         return
-    came = came[:, width : width + 4 * layout.groups]
-    if scales.dtype == torch.float32:
-        native.turn(scales.mT, came, target_rows=target, source_rows=source)
-        return
-    scale = torch.empty(len(source), layout.groups)
-    native.copy(scale, came, source_rows=source)
-    native.turn(scales.mT, pack_ue8m0_to_int(scale), target_rows=target)
+    scale = came[source, width : width + 4 * layout.groups].view(torch.float32)
+    packed = pack_ue8m0_to_int(scale) if scales.dtype == torch.int32 else scale
+    scales[target // layout.rows, target % layout.rows] = packed
 
 
 def combine_send(  # noqa: PLR0913 (the kernels' own)
@@ -127,10 +123,11 @@ def combine_send(  # noqa: PLR0913 (the kernels' own)
         place = expert * layout.max_tokens + source_tokens.view(-1)[row]
         slots = _slots(places.memories[peer], layout.arrivals_at(half), layout, layout.bf16_bytes)
         if logfmt:
-            packed = slots.view(torch.uint8)[:, : layout.logfmt_bytes]
-            native.pack_logs(packed, x.view(-1, layout.hidden), target_rows=place, source_rows=row)
+            codes, steps = to_logfmt(x.view(-1, layout.hidden)[row])
+            packed = torch.cat([codes, _bytes(steps, 8 * layout.groups)], 1)
+            slots.view(torch.uint8)[place, : layout.logfmt_bytes] = packed
         else:
-            native.copy(slots, _words(x, layout.bf16_bytes), target_rows=place, source_rows=row)
+            slots[place] = _words(x, layout.bf16_bytes)[row]
 
 
 def combine_receive(  # noqa: PLR0913 (the kernels' own)
@@ -154,20 +151,28 @@ def combine_receive(  # noqa: PLR0913 (the kernels' own)
     tokens = torch.arange(topk.shape[0]).unsqueeze(1)
     numbers = torch.where(known, topk * layout.max_tokens + tokens, -1)
     if logfmt:
-        packed = slots.view(torch.uint8)[:, : layout.logfmt_bytes]
-        native.sum_logs_into(out, packed, numbers, weights)
+        out.copy_(_summed_logs(layout, slots.view(torch.uint8), numbers, weights))
     else:
-        native.sum_into(out, [slots.view(torch.bfloat16)] * topk.shape[1], numbers, weights)
+        out.copy_(summed([slots.view(torch.bfloat16)] * topk.shape[1], numbers, weights))
+
+
+def _summed_logs(layout: Layout, slots: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
+    """As `summed`, of rows in LogFMT: (T, H) float32."""
+    total = torch.zeros(len(numbers), layout.hidden)
+    codes = layout.hidden // 4 * 5
+    for k in range(numbers.shape[1]):
+        tokens = torch.nonzero(numbers[:, k] >= 0).view(-1)
+        packed = slots[numbers[tokens, k], : layout.logfmt_bytes]
+        ranges = packed[:, codes:].contiguous().view(torch.float32).view(len(tokens), layout.groups, 2)
+        total[tokens] += from_logfmt(packed[:, :codes], ranges) * weights[tokens, k].unsqueeze(1)
+    return total
 
 
 def _bodies(layout: Layout, x: Tensor, *, round_scale: bool) -> Tensor:
     """What follows a message's header in FP8: values, scales, and zeros up to a whole word."""
-    width = align(layout.fp8_bytes, 8)
-    bodies = torch.empty(len(x), width, dtype=torch.uint8)
-    bodies[:, layout.fp8_bytes :] = 0
-    values, scales = bodies[:, : layout.hidden], bodies[:, layout.hidden : layout.fp8_bytes]
-    native.cast_to_fp8(values, scales, x, round_scale=round_scale)
-    return bodies.view(_WORD)
+    values, scales = cast_to_fp8(x, round_scale=round_scale)
+    body = torch.cat([values.view(torch.uint8), _bytes(scales, 4 * layout.groups)], 1)
+    return torch.nn.functional.pad(body, (0, -layout.fp8_bytes % 8)).view(_WORD)
 
 
 def _moves(layout: Layout, counts: Tensor, begins: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,6 +202,10 @@ def _slots(memory: Tensor, at: int, layout: Layout, slot_bytes: int) -> Tensor:
 
 def _words(x: Tensor, row_bytes: int) -> Tensor:
     return x.view(-1).view(torch.uint8).view(_WORD).view(-1, row_bytes // 8)
+
+
+def _bytes(x: Tensor, row_bytes: int) -> Tensor:
+    return x.reshape(-1).view(torch.uint8).view(-1, row_bytes)
 
 
 __all__ = ["combine_receive", "combine_send", "dispatch_receive", "dispatch_send", "require_room"]

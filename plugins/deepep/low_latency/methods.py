@@ -4,9 +4,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ...kernels.errors import BadCall
-from ..event import CommunicationStream, EventOverlap
+from ..event import CommunicationStream
 from ..transport.interface import Link, Transport
-from .mode import Handle, Hook, LowLatency, size_hint
+from .mode import Combined, Dispatched, Handle, LowLatency, size_hint
 
 
 class LowLatencyMethods:
@@ -41,7 +41,7 @@ class LowLatencyMethods:
         use_ue8m0: bool = False,  # noqa: FBT001, FBT002
         async_finish: bool = False,  # noqa: FBT001, FBT002
         return_recv_hook: bool = False,  # noqa: FBT001, FBT002
-    ) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor, Handle, EventOverlap, Hook | None]:
+    ) -> Dispatched:
         """Send each token to each of its experts.
 
         x (T, H) bfloat16, T at most N = num_max_dispatch_tokens_per_rank; topk_idx (T, K) int64, -1 for no expert.
@@ -79,7 +79,7 @@ class LowLatencyMethods:
         return_recv_hook: bool = False,  # noqa: FBT001, FBT002
         out: Tensor | None = None,
         combine_wait_recv_cost_stats: Tensor | None = None,
-    ) -> tuple[Tensor, EventOverlap, Hook | None]:
+    ) -> Combined:
         """Bring the experts' answers back and sum them up, times the weights.
 
         x (e, R · N, H) bfloat16, rows as dispatched; topk_idx (T, K) int64 and topk_weights (T, K) float32 of this

@@ -14,8 +14,7 @@ from ...kernels.errors import BadArgument, refuse
 from .. import layout
 from ..failure import REASON_MAX, CommunicationError, refused
 from ..transport.collectives import Collectives
-from .facts import REFUSED, TEXT_BYTES, Fact, compare
-from .tokens import Handle, Received, Tokens
+from .tokens import REFUSED, TEXT_BYTES, Fact, Handle, Received, Tokens, compare
 
 
 class Collective:
@@ -32,7 +31,7 @@ class Collective:
         del num_sms
         facts = {"call": "dispatch", **tokens.facts(), "num_experts": len(per_expert), "channels": channels}
         self._agree(facts, "dispatch")
-        numbers, own_channels = layout.heads(member, channels, native=member.device.type == "cpu")
+        numbers, own_channels = layout.heads(member, channels)
         head = torch.cat([own_channels.flatten(), per_expert.to(member.device)])
         heads = self._link.all_gather(head.int(), what="dispatch: counts")
         from_each = heads[:, : self.ranks * channels].view(self.ranks, self.ranks, channels)

@@ -1,4 +1,4 @@
-"""Rows published, fetched and summed by the native module, on a CPU; `launch` has the same by kernels.
+"""Rows published, fetched and summed by torch, on a CPU; `launch` has the same by kernels.
 
 Both read and write the same bytes, so ranks may differ in it.
 """
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import rows as native
 from ..transport.interface import Transport
 
 
@@ -26,7 +25,7 @@ class Host:
     def publish(self, room: Tensor, source: Tensor, limit: Tensor | None = None) -> None:
         """room[i] = source[i], of integers (T, width), for the first rows; `limit` () says how many."""
         count = len(source) if limit is None else min(int(limit), len(source))
-        native.copy(room[:count], source[:count])
+        room[:count] = source[:count]
 
     def place(  # noqa: PLR0913 (the kernel's own)
         self, source_rows: Tensor, heads: Tensor, ends: Tensor, numbers_at: int, *, shape: int, problem: int
@@ -51,7 +50,7 @@ class Host:
         numbers = source_rows.long()
         for region, end in zip(self._regions(), ends.tolist(), strict=True):
             rows = region[at : at + size].view(out.dtype).view(tokens_max, -1)
-            native.copy(out[begin:end], rows, source_rows=numbers[begin:end])
+            out[begin:end] = rows[numbers[begin:end]]
             begin = end
 
     def reduce(  # noqa: PLR0913 (the kernel's own)
@@ -71,10 +70,24 @@ class Host:
         if bias:
             own = torch.arange(len(out)).unsqueeze(1).expand(-1, len(bias))
             places = torch.cat([own, places], 1)
-        native.sum_into(out, [*bias, *parts], places.contiguous())
+        out.copy_(summed([*bias, *parts], places))
 
     def _regions(self) -> list[Tensor]:
         return [self._transport.buffer(each) for each in range(self._transport.size)]
+
+
+def summed(parts: Sequence[Tensor], places: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Σ over parts p of parts[p][places[t, p]] · weights[t, p], in float32, in this order, rounded once.
+
+    Shapes: parts (…, H) of one type, and the result (T, H) of that type; places (T, p), -1 adds nothing; weights (T, p)
+    float32.
+    """
+    total = torch.zeros(len(places), parts[0].shape[1], dtype=torch.float32, device=places.device)
+    for p, part in enumerate(parts):
+        tokens = torch.nonzero(places[:, p] >= 0).view(-1)
+        values = part[places[tokens, p]].float()
+        total[tokens] += values if weights is None else values * weights[tokens, p].unsqueeze(1)
+    return total.to(parts[0].dtype)
 
 
 def words_of(x: Tensor) -> Tensor:
@@ -85,4 +98,4 @@ def words_of(x: Tensor) -> Tensor:
     return x.reshape(-1).view(torch.uint8).view(width).view(len(x), row_bytes // width.itemsize)
 
 
-__all__ = ["Host", "words_of"]
+__all__ = ["Host", "summed", "words_of"]

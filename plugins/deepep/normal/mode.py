@@ -38,9 +38,8 @@ from ..failure import REASON_MAX, CommunicationError, RanksDisagree, refused
 from ..transport.device import DeviceTransport
 from ..transport.flags import HostFlags, open_flags
 from ..transport.interface import Transport
-from .facts import REFUSED, TEXT_BYTES, Fact, compare
 from .host import Host, words_of
-from .tokens import Handle, Received, Tokens
+from .tokens import REFUSED, TEXT_BYTES, Fact, Handle, Received, Tokens, compare
 
 READY: Final = 0
 DONE: Final = 1
@@ -172,7 +171,7 @@ class Mapped:
         if not reads_counts:
             facts["num_worst_tokens"] = str(rows)
         ops = self._ops(tokens.x, num_sms)
-        numbers, own_channels = layout.heads(member, channels, native=self._compares)
+        numbers, own_channels = layout.heads(member, channels)
         words = self._words(
             [count, _shape(facts)], own_channels[:, -1], own_channels.flatten(), per_expert.to(member.device)
         )

@@ -1,5 +1,12 @@
-"""Which transport connects these ranks: the fastest that all of them can use, or the one that is asked for."""
+"""Which transport connects these ranks: the fastest that all of them can use, or the one that is asked for.
 
+What is chosen for a whole process is read from the environment here and nowhere else; arguments come first.
+
+LUCIOLA_DEEPEP_TRANSPORT       shared-memory, collectives, …: instead of the best that all ranks can use
+LUCIOLA_DEEPEP_TIMEOUT_S       how long a rank waits for another, 100 by default
+"""
+
+import os
 from typing import Final
 
 import torch
@@ -17,8 +24,29 @@ BACKENDS: Final = (Symmetric, CudaIpc, SharedMemory, Collectives)
 """Fastest first; each refuses devices and hosts that it cannot serve."""
 
 
+TIMEOUT_S: Final = 100.0
+"""The original's."""
+
+
+def transport_name() -> str:
+    """The backend that the environment asks for, or AUTO."""
+    return os.environ.get("LUCIOLA_DEEPEP_TRANSPORT") or AUTO
+
+
+def timeout_s() -> float:
+    """How long a rank waits for another."""
+    text = os.environ.get("LUCIOLA_DEEPEP_TIMEOUT_S") or str(TIMEOUT_S)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e9:
+        refuse("LUCIOLA_DEEPEP_TIMEOUT_S", repr(text), "it must be a positive number of seconds")
+    return value
+
+
 def open_transport(members: Members, num_bytes: int, *, device: torch.device, name: str = AUTO,
-                   timeout_s: float = 100.0) -> Link:  # fmt: skip
+                   timeout_s: float = TIMEOUT_S) -> Link:  # fmt: skip
     """Connect all ranks; all call it with equal arguments.
 
     Raises: RanksDisagree for different arguments; BadArgument for a name that is not known or cannot be used here.
@@ -46,4 +74,4 @@ def open_transport(members: Members, num_bytes: int, *, device: torch.device, na
     raise BadArgument(f"these ranks cannot be connected: {'; '.join(reasons)}")
 
 
-__all__ = ["AUTO", "BACKENDS", "open_transport"]
+__all__ = ["AUTO", "BACKENDS", "TIMEOUT_S", "open_transport", "timeout_s", "transport_name"]

@@ -49,8 +49,6 @@ class Collectives(Link):
         self._notes = notes
         self.carrier = CARRIERS[device.type][0]
         """The backend."""
-        self._failure: CommunicationError | None = None
-        self._is_closed = False
 
     @classmethod
     def open(cls, members: Members, num_bytes: int, *, device: torch.device, timeout_s: float) -> Self:
@@ -122,12 +120,6 @@ class Collectives(Link):
             if self._failure is None:
                 self._leave(CLOSED)
             self._group = None
-
-    def _require_usable(self) -> None:
-        if self._is_closed:
-            raise ValueError("this buffer is closed")
-        if self._failure is not None:
-            raise self._failure
 
     def _lost(self, what: str, reason: str, *, late: bool) -> CommunicationError:
         """Fail with who is to blame: all others notice, and say so, when this one leaves."""

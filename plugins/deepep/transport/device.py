@@ -45,8 +45,6 @@ class DeviceTransport(Transport):
         self._nobody = torch.zeros(self.size, dtype=torch.int32, device=device)
         self._status = torch.zeros(1, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._phases = [f"slot {slot}" for slot in range(SLOTS)]
-        self._failure: CommunicationError | None = None
-        self._is_closed = False
 
     @property
     def spins(self) -> bool:

@@ -5,7 +5,6 @@ when it is replayed. Elsewhere this process counts.
 """
 
 import time
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,19 +12,6 @@ from torch import Tensor
 from ..failure import CommunicationError
 from .device import DeviceTransport
 from .interface import SLOTS, Transport
-
-
-class Flags(Protocol):
-    """Signals to and waits for all ranks that take part."""
-
-    def signal(self, slot: int) -> None:
-        """The next epoch of this slot, to all others."""
-
-    def wait(self, slot: int, what: str, *, less: int = 0, costs: Tensor | None = None) -> None:
-        """Wait for the next epoch of this slot, or `less` before it, of all others.
-
-        costs (ranks,) int64: nanoseconds that each was waited for are added.
-        """
 
 
 class HostFlags:
@@ -39,13 +25,16 @@ class HostFlags:
         self._sent, self._waited = [0] * SLOTS, [0] * SLOTS
 
     def signal(self, slot: int) -> None:
-        """As Flags.signal."""
+        """The next epoch of this slot, to all others."""
         self._sent[slot] += 1
         for peer in self._peers():
             self._transport.signal(peer, slot, self._sent[slot])
 
     def wait(self, slot: int, what: str, *, less: int = 0, costs: Tensor | None = None) -> None:
-        """As Flags.wait."""
+        """Wait for the next epoch of this slot, or `less` before it, of all others.
+
+        costs (ranks,) int64: nanoseconds that each was waited for are added.
+        """
         self.skip(slot)
         for peer in self._peers():
             began = time.monotonic_ns()
@@ -68,17 +57,17 @@ class HostFlags:
 
 
 class DeviceFlags:
-    """Kernels on the current stream."""
+    """The same by kernels, on the current stream."""
 
     def __init__(self, transport: DeviceTransport, inactive: Tensor, *, drop: bool) -> None:
         self._transport, self._inactive, self._drop = transport, inactive, drop
 
     def signal(self, slot: int) -> None:
-        """As Flags.signal."""
+        """As HostFlags.signal."""
         self._transport.signal_all(slot, self._inactive)
 
     def wait(self, slot: int, what: str, *, less: int = 0, costs: Tensor | None = None) -> None:
-        """As Flags.wait."""
+        """As HostFlags.wait."""
         self._transport.wait_all(slot, self._inactive, what=what, less=less, drop=self._drop, costs=costs)
 
 
@@ -93,4 +82,4 @@ def open_flags(
     return HostFlags(transport, inactive.cpu() if not drop else inactive, drop=drop)
 
 
-__all__ = ["DeviceFlags", "Flags", "HostFlags", "open_flags"]
+__all__ = ["DeviceFlags", "HostFlags", "open_flags"]

@@ -51,6 +51,15 @@ class Link(ABC):
         self.timeout_s = timeout_s
         self.why = ""
         """Why no faster backend was chosen, or nothing."""
+        self._failure: CommunicationError | None = None
+        self._is_closed = False
+
+    def _require_usable(self) -> None:
+        """Raises: the failure after which it can only be closed; ValueError after that."""
+        if self._is_closed:
+            raise ValueError("this buffer is closed")
+        if self._failure is not None:
+            raise self._failure
 
     @abstractmethod
     def barrier(self, *, what: str = "barrier") -> None:

@@ -55,8 +55,6 @@ class SharedMemory(Transport):
         head = _head_bytes(self.size)
         self._regions = [torch.frombuffer(each, dtype=torch.uint8)[head:] for each in maps]
         self._flags = [torch.frombuffer(each, dtype=torch.int64, count=self.size * SLOTS) for each in maps]
-        self._failure: CommunicationError | None = None
-        self._is_closed = False
 
     @classmethod
     def open(cls, members: Members, num_bytes: int, *, device: torch.device, timeout_s: float) -> Self:
@@ -154,12 +152,6 @@ class SharedMemory(Transport):
         here[state + 2 * WORD : state + 2 * WORD + len(reason)] = reason
         here[state + WORD : state + 2 * WORD] = len(reason).to_bytes(WORD, "little")
         luciola_core.flag_raise(here, state, phase)
-
-    def _require_usable(self) -> None:
-        if self._is_closed:
-            raise ValueError("this buffer is closed")
-        if self._failure is not None:
-            raise self._failure
 
 
 def _flag(source: int, slot: int) -> int:

@@ -6,9 +6,9 @@ The torch code for host memory and the kernels, in Triton's interpreter or on a 
 import pytest
 import torch
 
+from luciola.plugins.compat.deep_ep.utils.math import calc_diff
 from luciola.plugins.deepep.low_latency import host, launch, reference
 from luciola.plugins.deepep.low_latency.layout import Layout
-from luciola.plugins.deepep.quantize import calc_diff
 
 pytestmark = pytest.mark.usefixtures("kernel_device")
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from luciola.plugins.compat.deep_ep.utils.math import per_token_cast_to_fp8
 from luciola.plugins.deepep import PeerTimeout, RanksDisagree
 from luciola.plugins.deepep.normal import reference
 from luciola.plugins.deepep.normal.mode import READY, Mapped
 from luciola.plugins.deepep.normal.tokens import Tokens
-from luciola.plugins.deepep.quantize import per_token_cast_to_fp8
 from luciola.plugins.deepep.transport.device import DeviceTransport, head_bytes
 
 pytestmark = pytest.mark.usefixtures("kernel_device")

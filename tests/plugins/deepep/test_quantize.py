@@ -3,15 +3,13 @@
 import pytest
 import torch
 
+from luciola.plugins.compat.deep_ep.utils.math import calc_diff, per_token_cast_back, per_token_cast_to_fp8
 from luciola.plugins.deepep.quantize import (
     LOG_RANGE,
     LOG_STEPS,
-    calc_diff,
     cast_from_fp8,
     cast_to_fp8,
     from_logfmt,
-    per_token_cast_back,
-    per_token_cast_to_fp8,
     to_logfmt,
 )
 

@@ -9,20 +9,20 @@ pytestmark = pytest.mark.timeout(300)  # torch takes a minute to import on a ver
 
 PROGRAM = """
 import sys
-from luciola.plugins.deepep import shim
+from luciola.plugins import compat
 sys.path.insert(0, sys.argv[1])                 # where there is another deep_ep
 try:
-    shim.install()
+    compat.install("deep_ep")
 except ValueError as error:
     assert "uninstall it" in str(error)
 else:
     raise AssertionError("the original is hidden")
-shim.install(replace=True)
+compat.install("deep_ep", replace=True)
 import deep_ep
 assert deep_ep.ElasticBuffer.__module__ == "luciola.plugins.deepep.elastic.buffer"
 sys.path.pop(0)
-shim.install()
-shim.install()
+compat.install("deep_ep")
+compat.install("deep_ep")
 import torch
 import deep_ep
 import deep_ep.utils

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from luciola.plugins.deepep.failure import ENCODED_BYTES_MAX, RanksDisagree, decode, refused
+from luciola.plugins.deepep.transport import choose
 from luciola.plugins.deepep.transport.interface import NotUsable
 from luciola.plugins.deepep.transport.ipc import CudaIpc
 from luciola.plugins.deepep.transport.symmetric import Symmetric, require_atomics
@@ -118,3 +119,22 @@ def test_a_long_reason_of_any_letters_reaches_the_others(letter) -> None:
     assert (type(got), got.rank, got.phase) == (RanksDisagree, 1, "dispatch")
     assert got.what.endswith(letter * 100)
     assert error.what.startswith(got.what)
+
+
+def test_nothing_said_means_the_defaults(monkeypatch) -> None:
+    for name in ("TRANSPORT", "TIMEOUT_S"):
+        monkeypatch.delenv(f"LUCIOLA_DEEPEP_{name}", raising=False)
+    assert (choose.transport_name(), choose.timeout_s()) == ("auto", 100.0)
+
+
+def test_what_is_said_counts(monkeypatch) -> None:
+    monkeypatch.setenv("LUCIOLA_DEEPEP_TRANSPORT", "collectives")
+    monkeypatch.setenv("LUCIOLA_DEEPEP_TIMEOUT_S", "2.5")
+    assert (choose.transport_name(), choose.timeout_s()) == ("collectives", 2.5)
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf"])
+def test_a_timeout_is_a_positive_number(monkeypatch, text) -> None:
+    monkeypatch.setenv("LUCIOLA_DEEPEP_TIMEOUT_S", text)
+    with pytest.raises(ValueError, match="it must be a positive number of seconds"):
+        choose.timeout_s()

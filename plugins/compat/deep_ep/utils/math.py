@@ -6,8 +6,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luciola.plugins.deepep.quantize import calc_diff, per_token_cast_back, per_token_cast_to_fp8
-from luciola.plugins.kernels.quantize import align, ceil_div
+from luciola.plugins.deepep.quantize import cast_from_fp8, cast_to_fp8
+from luciola.plugins.kernels.errors import refuse
+from luciola.plugins.kernels.quantize import BLOCK, align, ceil_div
+from luciola.plugins.kernels.quantize import calc_diff as difference
+
+
+def per_token_cast_to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (tokens, n) to (tokens, n) e4m3 and (tokens, ceil(n / 128)) float32."""
+    if x.dim() != 2:
+        refuse("x", f"of shape {tuple(x.shape)}", "it must have two dimensions")
+    missing = -x.shape[1] % BLOCK
+    values, scales = cast_to_fp8(torch.nn.functional.pad(x, (0, missing)))
+    return values[:, : x.shape[1]].contiguous(), scales
+
+
+def per_token_cast_back(x_fp8: Tensor, x_scales: Tensor) -> Tensor:
+    """BF16 of (tokens, H) e4m3 and its scales, float32 or packed exponents."""
+    return x_fp8.to(torch.bfloat16) if x_fp8.numel() == 0 else cast_from_fp8(x_fp8, x_scales)
+
+
+def calc_diff(x: Tensor, y: Tensor) -> float:
+    """1 - 2 <x, y> / (<x, x> + <y, y>) of both plus one."""
+    return difference(x.double() + 1, y.double() + 1)
 
 
 def inplace_unique(x: Tensor, num_slots: int) -> None:

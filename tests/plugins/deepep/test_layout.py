@@ -1,12 +1,10 @@
-"""Counts and orders of routes that the native module finds are those of torch's operators and of the specification."""
+"""Counts and orders of routes are those of the specification and of counting by hand."""
 
-import luciola_core
-import numpy as np
 import pytest
 import torch
 
-from luciola.plugins.deepep import layout, routes
-from luciola.plugins.deepep.normal import reference
+from luciola.plugins.deepep import layout
+from luciola.plugins.deepep.normal import host, reference
 
 
 def chosen(tokens: int, topk: int, experts: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
@@ -19,7 +17,9 @@ def chosen(tokens: int, topk: int, experts: int, dtype: torch.dtype = torch.int6
 @pytest.mark.parametrize(("tokens", "topk", "experts", "ranks"), [(0, 3, 8, 4), (1, 1, 1, 1), (67, 9, 24, 8)])
 def test_layouts_are_those_of_the_specification(dtype, tokens, topk, experts, ranks) -> None:
     idx = chosen(tokens, topk, experts, dtype)
-    per_rank, per_expert, in_rank = routes.layout(idx, experts, ranks)
+    found = layout.count(idx, experts, num_ranks=ranks)
+    per_rank, per_expert = found.num_tokens_per_rank, found.num_tokens_per_expert
+    in_rank = found.is_token_in_rank
     assert torch.equal(in_rank, reference.is_token_in_rank(idx, experts, ranks))
     assert torch.equal(per_rank, in_rank.sum(0, dtype=torch.int32))
     assert torch.equal(per_expert, torch.bincount(idx[idx >= 0], minlength=experts).int())
@@ -27,19 +27,17 @@ def test_layouts_are_those_of_the_specification(dtype, tokens, topk, experts, ra
 
 @pytest.mark.parametrize("wrong", [-2, 8])
 def test_what_is_no_expert_is_refused(wrong) -> None:
-    with pytest.raises(ValueError, match=f"expert {wrong} of 8"):
-        routes.layout(torch.tensor([[3, wrong]]), 8, 2)
+    with pytest.raises(ValueError, match="experts are 0 to 7, or -1 for none"):
+        layout.count(torch.tensor([[3, wrong]]), 8, num_ranks=2)
 
 
-@pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("tokens", [0, 1, 5, 33])
 @pytest.mark.parametrize("channels", [1, 4, 10])
-def test_heads_number_the_tokens_of_a_rank(tokens, channels, native) -> None:
+def test_heads_number_the_tokens_of_a_rank(tokens, channels) -> None:
     member = torch.rand(tokens, 3, generator=torch.Generator().manual_seed(tokens)) < 0.5
-    heads, prefix = layout.heads(member, channels, native=native)
+    heads, prefix = layout.heads(member, channels)
     counts = member.cumsum(0)
     assert torch.equal(heads, torch.where(member, counts - 1, -1).int())
-    assert torch.equal(routes.heads(member), heads.long())
     each = -(-tokens // channels)
     ends = [min(number * each, tokens) for number in range(1, channels + 1)]
     wanted = torch.stack([member[:end].sum(0) for end in ends], 1)
@@ -49,34 +47,34 @@ def test_heads_number_the_tokens_of_a_rank(tokens, channels, native) -> None:
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_a_rank_keeps_its_own_experts(dtype) -> None:
     idx, weights = chosen(40, 4, 12, dtype), torch.rand(40, 4)
-    wanted = layout.local_experts(idx, 2, 3)
-    wanted_weights = torch.where(wanted >= 0, weights, 0.0)
-    assert (wanted >= 0).any()
-    layout.own_experts(idx, weights, rank=2, experts_per_rank=3)
-    assert torch.equal(idx, wanted)
-    assert torch.equal(weights, wanted_weights)
+    local, own = layout.own_experts(idx, weights, rank=2, experts_per_rank=3)
+    assert local.dtype == dtype
+    for got, kept, expert, weight in zip(
+        *(each.flatten().tolist() for each in (local, own, idx, weights)), strict=True
+    ):
+        assert (got, kept) == ((expert - 6, weight) if 6 <= expert < 9 else (-1, 0.0))
 
 
 def test_tokens_are_sorted_by_expert_in_their_order() -> None:
     idx = chosen(50, 4, 12)
     idx[7, 2], idx[8, 1] = 12, -5  # of no expert
-    tokens, counts = routes.by_expert(idx, 12)
+    tokens, counts = layout.by_expert(idx, 12)
     pairs = [(expert, token) for token, row in enumerate(idx.tolist()) for expert in row if 0 <= expert < 12]
     assert tokens.tolist() == [token for _, token in sorted(pairs)]
     assert counts.tolist() == [sum(expert == each for expert, _ in pairs) for each in range(12)]
 
 
-def test_memory_that_holds_no_routes_is_refused() -> None:
-    idx = np.zeros((2, 2), np.int64)
-    with pytest.raises(BufferError, match="buffers of i64"):
-        luciola_core.routes_sort(idx.astype(np.int32), idx, idx)
-    with pytest.raises(BufferError, match="contiguous"):
-        luciola_core.routes_sort(np.zeros((4, 4), np.int64).T[:, ::2], idx, idx)
-    with pytest.raises(ValueError, match="as many weights as experts"):
-        luciola_core.routes_keep_own(idx, np.zeros(3, np.float32), 0, 1)
-    with pytest.raises(ValueError, match="3 experts on 2 ranks"):
-        luciola_core.routes_layout(
-            idx, np.zeros((2, 2), np.uint8), np.zeros(2, np.int32), np.zeros(3, np.int32)
-        )
-    with pytest.raises(BufferError):
-        luciola_core.routes_heads(np.zeros((2, 2), np.uint8), np.zeros((1, 2), np.int64))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_rows_are_summed_in_order_and_rounded_once(dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    parts = [torch.randn(count, 40, generator=generator).to(dtype) for count in (9, 1, 5)]
+    places = torch.stack([torch.randint(-1, len(each), (20,), generator=generator) for each in parts], 1)
+    weights = torch.rand(20, 3, generator=generator)
+    for given in (None, weights):
+        wanted = torch.zeros(20, 40)
+        for token in range(20):
+            for p, part in enumerate(parts):
+                if places[token, p] >= 0:
+                    row = part[places[token, p]].float()
+                    wanted[token] += row if given is None else row * given[token, p]
+        assert torch.equal(host.summed(parts, places, given), wanted.to(dtype))
