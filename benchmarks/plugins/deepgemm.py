@@ -5,7 +5,7 @@
 Time of a call in a CUDA graph with a cold L2 cache, random inputs, every layer that has the operator; TFLOP/s, GB/s,
 the share of what the chip could do at best (the larger of the time to move the bytes and the time to multiply), and
 torch's fastest way over ours. A case that fails says so, and the others go on.
-Without a GPU it says so and shows the machine code of every tile instead.
+Without a GPU it says so.
 """
 
 import argparse
@@ -16,28 +16,14 @@ import torch
 from measuring import Case, Work, measure, print_figures, print_lines
 from torch import Tensor
 
-from luciola.cli.output import print_table
 from luciola.plugins import deepgemm
-from luciola.plugins.deepgemm import warm
-from luciola.plugins.deepgemm.testing import count_bytes
+from luciola.plugins.compat.deep_gemm.testing import count_bytes
 
 SHAPES = [(2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048)]
 ROWS = (64, 128, 4096)
 GROUPS = [(4, 8192), (8, 4096)]
 MASKED = [(1, 1024), (2, 512), (4, 256), (32, 20)]
 GROUPED_SHAPES = [(4096, 7168), (7168, 2048)]
-CODE = """
-fp8_gemm_nt m=1,32,64,128,4096 n=4096 k=7168
-fp8_gemm_nt_accumulate m=4096 n=7168 k=2048
-bf16_gemm_nt m=64,4096 n=4096 k=7168
-m_grouped_fp8_gemm_nt_contiguous groups=4 m=8192 n=4096 k=7168
-m_grouped_fp8_gemm_nt_masked groups=8 max_m=4096 expected_m=20,512 n=4096 k=7168
-quantize_activations m=4096 n=7168
-fp8_mqa_logits s=2048 tokens=4096 heads=64 d=128
-fp8_paged_mqa_logits b=16 next_n=2 heads=64 d=128 max_context_len=4096
-"""
-
-
 BOTH = ("triton", "hopper")
 HEADS = [(128, 512, 128), (8, 4096, 1024)]
 
@@ -53,8 +39,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        print("There is no GPU here: no speed is measured. Machine code for sm_90a instead:\n")
-        show_code()
+        print("There is no GPU here: no speed is measured.")
         return
     torch.manual_seed(0)
     chosen = [case for case in cases() if arguments.only in case.operator]
@@ -336,29 +321,6 @@ def paged(b: int, next_n: int, tokens: int, h: int, d: int) -> Work:
         2.0 * b * next_n * tokens * h * d,
         count_bytes(q, cache, weights) + 4.0 * b * next_n * tokens,
         fp8=True,
-    )
-
-
-def show_code() -> None:
-    from luciola.plugins.kernels.ahead import machine_code
-
-    rows = []
-    for call in warm.parse(CODE.splitlines()):
-        for kernel in warm.compile_call(call):
-            code = machine_code(kernel)
-            rows.append(
-                (
-                    str(call),
-                    code.name,
-                    str(code.registers),
-                    str(code.spills),
-                    f"{code.shared_bytes / 1024:.0f}",
-                    str(code.instructions["QGMMA"] + code.instructions["HGMMA"]),
-                    str(code.instructions["UTMALDG"]),
-                )
-            )
-    print_table(
-        ("CALL", "KERNEL", "REGISTERS", "SPILLS", "SHARED KiB", "WGMMA", "TMA LOADS"), rows, right=range(2, 7)
     )
 
 

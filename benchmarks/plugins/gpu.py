@@ -39,8 +39,8 @@ TESTS = (
     "deepgemm/test_sums.py",
     "deepgemm/test_indexer.py",
     "deepgemm/test_prenorm.py",
-    "deepgemm/test_testing.py",
     "deepgemm/test_hopper.py",
+    "compat/test_deep_gemm_testing.py",
     "deepep/test_low_latency_pieces.py",
     "deepep/test_device_flags.py",
     "deepep/test_mode.py",
@@ -99,9 +99,9 @@ def main() -> None:
     about = machine()
     if about is None:
         print(
-            "There is no CUDA device here: nothing was tested or measured. `luciola flashmla compile` and the tests"
+            "There is no CUDA device here: nothing was tested or measured. The tests of tests/plugins"
+            " compile every kernel for Hopper and run it in interpreters."
         )
-        print("of tests/plugins compile every kernel for Hopper and run it in interpreters.")
         sys.exit(2)
     print(about, flush=True)
     chosen = [each for each in steps() if options.only in {None, each.kind}]

@@ -1,17 +1,15 @@
-# ruff: noqa: F403, F405 (types of all names come from their homes)
+# ruff: noqa: F403 (types of all names come from their homes)
 """DeepGEMM: FP8 and BF16 products for dense and mixture-of-experts layers, and the lightning indexer's logits.
 
     import luciola.plugins.deepgemm as deep_gemm        # the one import that its users change
 
     gemm                          products, dense and grouped
     indexer sums prenorm          the lightning indexer's logits, sums over heads, products before a norm
-    activations quantize fp4      casts
+    activations                   casts (those in torch: `plugins/kernels/quantize`)
     scales settings checks        layouts of scales, knobs, what is asked of operands
     loader                        operands from a checkpoint, a rank's part of them
     warm                          kernels compiled ahead of time into a cache that many machines share
-    distributed testing           what the original offers beside products
     unsupported                   names that say why there is nothing behind them
-    shim                          `import deep_gemm` in programs that cannot be changed
 
 An operator is a package: its public functions check a call and hand it to a layer, `reference` (torch), `kernel`
 (Triton) or `hopper` (Gluon), which checks nothing again.
@@ -24,24 +22,69 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from ..kernels.quantize import *
     from .activations import *
-    from .fp4 import *
     from .gemm.dense import *
     from .gemm.grouped import *
     from .indexer import *
     from .loader import *
     from .prenorm import *
-    from .quantize import *
     from .scales import *
     from .settings import *
     from .sums import *
     from .unsupported import *
     from .warm import *
 
-_HOMES: Final = (
-    "gemm.dense", "gemm.grouped", "quantize", "scales", "settings", "indexer", "sums", "prenorm", "activations", "fp4",
-    "loader", "warm", "unsupported",
-)  # fmt: skip
+_HOMES: Final = {
+    ".gemm.dense": """
+        bf16_gemm_nn bf16_gemm_nt bf16_gemm_tn bf16_gemm_tt cublaslt_gemm_nn cublaslt_gemm_nt
+        cublaslt_gemm_tn cublaslt_gemm_tt fp8_gemm_nn fp8_gemm_nt fp8_gemm_nt_skip_head_mid fp8_gemm_tn
+        fp8_gemm_tt wgrad_gemm_fp8_fp8_fp32_nt
+    """,
+    ".gemm.grouped": """
+        k_grouped_bf16_gemm_tn_contiguous k_grouped_fp8_gemm_nt_contiguous k_grouped_fp8_gemm_tn_contiguous
+        m_grouped_bf16_gemm_nn_contiguous m_grouped_bf16_gemm_nt_contiguous m_grouped_bf16_gemm_nt_masked
+        m_grouped_fp8_gemm_nn_contiguous m_grouped_fp8_gemm_nt_contiguous m_grouped_fp8_gemm_nt_masked
+    """,
+    ".indexer": """
+        fp8_fp4_mqa_logits fp8_fp4_paged_mqa_logits fp8_mqa_logits fp8_paged_mqa_logits
+        get_paged_mqa_logits_metadata
+    """,
+    ".sums": """
+        einsum fp8_einsum
+    """,
+    ".prenorm": """
+        tf32_hc_prenorm_gemm
+    """,
+    ".activations": """
+        quantize_activations
+    """,
+    "..kernels.quantize": """
+        align calc_diff ceil_div ceil_to_ue8m0 pack_ue8m0_to_int per_block_cast_to_fp8
+        per_channel_cast_to_fp8 per_custom_dims_cast_to_fp8 per_token_cast_to_fp8 unpack_ue8m0_from_int
+    """,
+    ".scales": """
+        get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor get_mn_major_tma_aligned_packed_ue8m0_tensor
+        get_mn_major_tma_aligned_tensor get_tma_aligned_size transform_sf_into_required_layout
+    """,
+    ".settings": """
+        get_block_size_multiple_of get_mk_alignment_for_contiguous_layout get_num_sms get_pdl get_tc_util
+        get_theoretical_mk_alignment_for_contiguous_layout set_block_size_multiple_of
+        set_ignore_compile_dims set_mk_alignment_for_contiguous_layout set_num_sms set_pdl set_tc_util
+    """,
+    ".loader": """
+        Shard load_weights
+    """,
+    ".warm": """
+        set_cache_dir
+    """,
+    ".unsupported": """
+        SymmBuffer bf16_mega_moe cast_back_from_fp4 fp8_fp4_mega_moe get_best_configs
+        get_symm_buffer_for_mega_moe k_grouped_wgrad_gemm_fp8_fp8_fp32_nt per_token_cast_to_fp4
+        transform_weights_for_mega_moe transpose_packed_fp4
+    """,
+}
+_HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 # Older names of the same functions, which frameworks still call.
 _OLD_NAMES: Final = {
@@ -62,28 +105,7 @@ _OLD_NAMES: Final = {
     "m_grouped_gemm_fp8_fp8_bf16_nt_masked": "m_grouped_fp8_gemm_nt_masked",
 }
 
-__all__ = [
-    "Shard", "SymmBuffer", "align", "bf16_gemm_nn", "bf16_gemm_nt", "bf16_gemm_tn", "bf16_gemm_tt",
-    "bf16_mega_moe", "calc_diff", "cast_back_from_fp4", "ceil_div", "ceil_to_ue8m0", "cublaslt_gemm_nn",
-    "cublaslt_gemm_nt", "cublaslt_gemm_tn", "cublaslt_gemm_tt", "einsum", "fp8_einsum", "fp8_fp4_mega_moe",
-    "fp8_fp4_mqa_logits", "fp8_fp4_paged_mqa_logits", "fp8_gemm_nn", "fp8_gemm_nt",
-    "fp8_gemm_nt_skip_head_mid", "fp8_gemm_tn", "fp8_gemm_tt", "fp8_mqa_logits", "fp8_paged_mqa_logits",
-    "get_best_configs", "get_block_size_multiple_of",
-    "get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor", "get_mk_alignment_for_contiguous_layout",
-    "get_mn_major_tma_aligned_packed_ue8m0_tensor", "get_mn_major_tma_aligned_tensor", "get_num_sms",
-    "get_paged_mqa_logits_metadata", "get_pdl", "get_symm_buffer_for_mega_moe", "get_tc_util",
-    "get_theoretical_mk_alignment_for_contiguous_layout", "get_tma_aligned_size",
-    "k_grouped_bf16_gemm_tn_contiguous", "k_grouped_fp8_gemm_nt_contiguous",
-    "k_grouped_fp8_gemm_tn_contiguous", "k_grouped_wgrad_gemm_fp8_fp8_fp32_nt", "load_weights",
-    "m_grouped_bf16_gemm_nn_contiguous", "m_grouped_bf16_gemm_nt_contiguous", "m_grouped_bf16_gemm_nt_masked",
-    "m_grouped_fp8_gemm_nn_contiguous", "m_grouped_fp8_gemm_nt_contiguous", "m_grouped_fp8_gemm_nt_masked",
-    "pack_ue8m0_to_int", "per_block_cast_to_fp8", "per_channel_cast_to_fp8", "per_custom_dims_cast_to_fp8",
-    "per_token_cast_to_fp4", "per_token_cast_to_fp8", "quantize_activations", "set_block_size_multiple_of",
-    "set_cache_dir", "set_ignore_compile_dims", "set_mk_alignment_for_contiguous_layout", "set_num_sms",
-    "set_pdl", "set_tc_util", "tf32_hc_prenorm_gemm", "transform_sf_into_required_layout",
-    "transform_weights_for_mega_moe", "transpose_packed_fp4", "unpack_ue8m0_from_int",
-    "wgrad_gemm_fp8_fp8_fp32_nt",
-]  # fmt: skip
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605 (a table has them)
 
 
 def describe() -> dict[str, str]:
@@ -95,11 +117,8 @@ def describe() -> dict[str, str]:
 
 def __getattr__(name: str) -> Any:
     wanted = _OLD_NAMES.get(name, name)
-    if wanted in __all__:
-        for home in _HOMES:
-            module = import_module(f".{home}", __name__)
-            if wanted in module.__all__:
-                return getattr(module, wanted)
+    if wanted in _HOME_OF:
+        return getattr(import_module(_HOME_OF[wanted], __name__), wanted)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

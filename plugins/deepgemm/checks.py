@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..kernels.checks import check_contiguous, check_same_device
 from ..kernels.errors import BadArgument, BadType, refuse
-from .quantize import FP8
+from ..kernels.quantize import FP8
 from .scales import TMA_BYTES
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.errors import BadArgument, refuse
-from .quantize import BLOCK, FP8, ceil_div
+from ..kernels.quantize import BLOCK, FP8, ceil_div
 
 if TYPE_CHECKING:  # the products work without the file system's native module
     from ..weights import Checkpoint

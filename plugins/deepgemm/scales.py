@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.errors import BadType, refuse
-from .quantize import BLOCK, align, ceil_div, pack_ue8m0_to_int
+from ..kernels.quantize import BLOCK, align, ceil_div, pack_ue8m0_to_int
 
 TMA_BYTES: Final = 16
 

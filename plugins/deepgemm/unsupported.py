@@ -32,13 +32,20 @@ get_best_configs = unsupported(
 k_grouped_wgrad_gemm_fp8_fp8_fp32_nt = unsupported(
     "k_grouped_wgrad_gemm_fp8_fp8_fp32_nt", "call k_grouped_fp8_gemm_nt_contiguous"
 )
+_FP4: Final = "SM90 has no instruction for FP4; cast to FP8 with per_token_cast_to_fp8"
+cast_back_from_fp4 = unsupported("cast_back_from_fp4", _FP4)
+per_token_cast_to_fp4 = unsupported("per_token_cast_to_fp4", _FP4)
+transpose_packed_fp4 = unsupported("transpose_packed_fp4", _FP4)
 
 __all__ = [
     "SymmBuffer",
     "bf16_mega_moe",
+    "cast_back_from_fp4",
     "fp8_fp4_mega_moe",
     "get_best_configs",
     "get_symm_buffer_for_mega_moe",
     "k_grouped_wgrad_gemm_fp8_fp8_fp32_nt",
+    "per_token_cast_to_fp4",
     "transform_weights_for_mega_moe",
+    "transpose_packed_fp4",
 ]

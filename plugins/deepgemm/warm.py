@@ -27,9 +27,9 @@ from torch import Tensor
 
 from ..kernels.errors import BadArgument, refuse
 from ..kernels.layers import MULTIPROCESSORS
+from ..kernels.quantize import BLOCK, FP8, ceil_div
 from . import activations, indexer, prenorm, sums
 from .gemm import dense, grouped
-from .quantize import BLOCK, FP8, ceil_div
 from .scales import get_tma_aligned_size
 
 

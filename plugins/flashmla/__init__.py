@@ -11,14 +11,12 @@
     launch       how a call becomes launches: grids, scratch memory, strides
     schedule     which program works on which blocks of which sequence
     layouts      the two FP8 cache layouts, byte by byte
-    machine      the kernels compiled ahead of time, and what must hold of their machine code
     pages        `PagedKVFile`: pages of the cache in a file, on a cluster or on this machine
     page_format  the bytes of that file
     page_cache   the cache in memory that pages are loaded into and saved from
     transfer     progress of pages on their way, while decoding continues
     mover        their bytes: many reads in flight, staging memory, copies to a device
     prefix       chained hashes of tokens, and the index that finds pages by them
-    shim         this plugin under the original's name, for programs that cannot be changed
 
 A user of `flash_mla` changes one import:
 

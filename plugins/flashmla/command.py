@@ -1,4 +1,4 @@
-"""`luciola flashmla`: files of KV pages, and the kernels' machine code."""
+"""`luciola flashmla`: files of KV pages."""
 
 import sys
 from typing import TYPE_CHECKING, Any
@@ -74,63 +74,6 @@ def verify(as_json: bool, location: str) -> None:
             click.echo(f"page {each.slot}, layer {each.layer}: the bytes do not match their checksum")
         click.echo(f"{count} pages, {len(damages)} damaged")
     sys.exit(1 if damages else 0)
-
-
-@flashmla.command(name="compile")
-@json_option
-@click.option("--match", default="*", help="Only kernels whose names match this pattern (as of the shell).")
-def compile_(as_json: bool, match: str) -> None:
-    """Compile the kernels for Hopper (sm_90a), without a GPU, and check their machine code.
-
-    Ends with status 1 if a check fails.
-
-    \b
-    Example:
-      luciola flashmla compile --match "dense-*"
-    """
-    import fnmatch
-
-    from . import kernel
-
-    if kernel.INTERPRETED:
-        fail("TRITON_INTERPRET is set: the interpreter does not compile, unset it", code=2)
-    from . import machine
-
-    reports = [
-        {
-            "name": report.name,
-            "registers": report.code.registers,
-            "shared_bytes": report.code.shared_bytes,
-            "spills": report.spills,
-            "matrix_instructions": report.code.instructions["HGMMA"] + report.code.instructions["HMMA"],
-            "warpgroup": report.code.instructions["HGMMA"] > 0,
-            "failures": report.failures(),
-        }
-        for report in machine.compile_all(lambda name: fnmatch.fnmatchcase(name, match))
-    ]
-    if not reports:
-        names = ", ".join(each.name for each in machine.cases())
-        fail(f"no kernel matches {match!r}; there are {names}", code=2)
-    if as_json:
-        print_json(reports)
-    else:
-        _print_reports(reports)
-    sys.exit(1 if any(report["failures"] for report in reports) else 0)
-
-
-def _print_reports(reports: list[dict[str, Any]]) -> None:
-    rows = [
-        (
-            report["name"],
-            str(report["registers"]),
-            str(report["shared_bytes"]),
-            str(report["spills"]),
-            ("HGMMA" if report["warpgroup"] else "HMMA") if report["matrix_instructions"] else "-",
-            "; ".join(report["failures"]) or "ok",
-        )
-        for report in reports
-    ]
-    print_table(("KERNEL", "REGISTERS", "SHARED", "SPILLS", "MATRIX", "CHECKS"), rows, right=(1, 2, 3))
 
 
 def _described(file: "PagedKVFile") -> dict[str, Any]:

@@ -188,7 +188,7 @@ def test_the_check_of_staging_holds_in_host_memory_too():
 
 # Of files, commands, arguments and the compiler: nothing in them runs on a GPU.
 HOST = {
-    "deepgemm": {"arguments", "distributed", "loader", "shim", "warm"},
+    "deepgemm": {"arguments", "loader", "shim", "warm"},
     "flashmla": {
         "capture", "command", "example", "interface", "machine", "page_format", "page_layers", "pages",
         "pages_on_a_cluster", "prefix", "reference", "shim",

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ...kernels.errors import BadType, refuse
 from ...kernels.layers import layer_for
-from ..quantize import BLOCK, FP8, ceil_div, per_token_cast_to_fp8
+from ...kernels.quantize import BLOCK, FP8, ceil_div, per_token_cast_to_fp8
 from ..scales import get_tma_aligned_size
 
 

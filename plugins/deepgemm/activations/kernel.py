@@ -7,7 +7,7 @@ from torch import Tensor
 from ...kernels.ahead import start
 from ...kernels.kernel import rounded_to_e4m3
 from ...kernels.layers import is_interpreting, on_device
-from ..quantize import BLOCK, ceil_div
+from ...kernels.quantize import BLOCK, ceil_div
 
 _K_BLOCK: tl.constexpr = tl.constexpr(BLOCK)
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import BadArgument, BadType, refuse
+from ...kernels.quantize import BLOCK, FP8, ceil_div
 from .. import checks, settings
-from ..quantize import BLOCK, FP8, ceil_div
 from ..scales import check_scales
 from ..unsupported import unsupported
 from .call import CONTIGUOUS, K_GROUPED, MASKED, PSUM, Call, Scales, run

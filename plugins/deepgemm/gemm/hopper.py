@@ -15,8 +15,8 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ...kernels.ahead import start
 from ...kernels.layers import is_interpreting, on_device
+from ...kernels.quantize import BLOCK, ceil_div
 from .. import settings
-from ..quantize import BLOCK, ceil_div
 from ..scales import TMA_BYTES
 from .call import CONTIGUOUS, DENSE, K_GROUPED, MASKED, PSUM, Call
 from .hopper_decode import decode_gemm_kernel

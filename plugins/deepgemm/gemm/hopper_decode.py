@@ -14,7 +14,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from ..quantize import BLOCK
+from ...kernels.quantize import BLOCK
 from .call import MASKED, NAME_PREFIXES
 from .hopper_products import add_blocks, add_steps
 from .hopper_walk import CONSUMER_WARPS, WAVE_ROWS, share_of, tma_load

@@ -32,7 +32,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ..quantize import BLOCK
+from ...kernels.quantize import BLOCK
 from .call import CONTIGUOUS, MASKED, NAME_PREFIXES, PSUM
 from .hopper_walk import (
     CONSUMER_WARPS,

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from ...kernels.kernel import narrow
-from ..quantize import BLOCK
+from ...kernels.quantize import BLOCK
 from .call import CONTIGUOUS, MASKED, NAME_PREFIXES, PSUM
 
 _K_BLOCK: tl.constexpr = tl.constexpr(BLOCK)

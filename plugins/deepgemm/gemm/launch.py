@@ -14,8 +14,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...kernels.ahead import start
 from ...kernels.layers import is_interpreting, on_device
+from ...kernels.quantize import ceil_div
 from .. import settings
-from ..quantize import ceil_div
 from ..scales import get_tma_aligned_size
 from . import kernel
 from .call import K_GROUPED, MASKED, Call

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..quantize import BLOCK, dequantize
+from ...kernels.quantize import BLOCK, dequantize
 from .call import DENSE, K_GROUPED, MASKED, PSUM, Call
 
 

@@ -10,7 +10,7 @@ wave over the multiprocessors takes as long as one tile.
 from dataclasses import dataclass
 from typing import Final
 
-from ..quantize import ceil_div
+from ...kernels.quantize import ceil_div
 
 SHARED_BYTES: Final = 227 * 1024
 SWAP_ROWS_MAX: Final = 64  # rows up to which the transposed tile is used

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...kernels.checks import check_contiguous, check_tensor
 from ...kernels.errors import BadArgument, BadType, refuse
+from ...kernels.quantize import FP8, align
 from .. import checks
-from ..quantize import FP8, align
 from .call import PAGE_TOKENS, PIECE_TOKENS, Logits, PagedLogits, run
 
 HEADS: Final = (32, 64)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...kernels.ahead import start
 from ...kernels.kernel import narrow
 from ...kernels.layers import is_interpreting, on_device
-from ..quantize import FP8, ceil_div
+from ...kernels.quantize import FP8, ceil_div
 from .call import PIECE_TOKENS, Logits, PagedLogits
 
 LOGITS_BLOCK: Final = 128

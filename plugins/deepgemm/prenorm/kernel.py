@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...kernels.ahead import start
 from ...kernels.layers import on_device
-from ..quantize import ceil_div
+from ...kernels.quantize import ceil_div
 
 
 @triton.jit(do_not_specialize=["m"])

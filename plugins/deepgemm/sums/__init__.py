@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ...kernels.errors import BadArgument, BadType, refuse
 from ...kernels.layers import layer_for
+from ...kernels.quantize import BLOCK, FP8, ceil_div
 from .. import checks
 from ..gemm.call import Scales
 from ..gemm.dense import RECIPE_BLOCKS
-from ..quantize import BLOCK, FP8, ceil_div
 from ..scales import TMA_BYTES, check_scales
 from . import reference
 

@@ -10,12 +10,12 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...kernels.ahead import start
 from ...kernels.layers import on_device
+from ...kernels.quantize import ceil_div
 from .. import settings
 from ..gemm.call import Scales
 from ..gemm.kernel import begin, product, store_tile, swizzled
 from ..gemm.launch import programs, tile_constants
 from ..gemm.tiles import Tile, choose
-from ..quantize import ceil_div
 
 
 def _batched_name(specialization: Any) -> str:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..quantize import BLOCK, dequantize
+from ...kernels.quantize import BLOCK, dequantize
 
 
 def einsum(expr: str, a: Tensor, b: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0"}
+ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(Path(__file__).parents[2])}
 
 NAMES = (
     "signal-next wait-next wait-drop slots layout reduce reduce-named "

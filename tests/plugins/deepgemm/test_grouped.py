@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luciola.plugins import deepgemm
-from luciola.plugins.deepgemm.quantize import dequantize
 from luciola.plugins.kernels.errors import BadArgument, BadType
 from luciola.plugins.kernels.layers import using_layer
+from luciola.plugins.kernels.quantize import dequantize
 
 LAYERS = ("reference", "triton", "hopper") if torch.cuda.is_available() else ("reference", "triton")
 POISON = float("nan")

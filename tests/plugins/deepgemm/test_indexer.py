@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from gluon_simulator import launch_simulated
 from luciola.plugins import deepgemm
-from luciola.plugins.deepgemm.quantize import FP8
 from luciola.plugins.kernels.errors import BadArgument, BadType
 from luciola.plugins.kernels.layers import launching_with, recording, using_layer
+from luciola.plugins.kernels.quantize import FP8
 
 LAYERS = ("reference", "triton", "hopper")
 INF = float("inf")

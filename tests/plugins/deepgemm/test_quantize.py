@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luciola.plugins import deepgemm
-from luciola.plugins.deepgemm.quantize import FP8, dequantize
 from luciola.plugins.kernels.errors import BadArgument
 from luciola.plugins.kernels.layers import using_layer
+from luciola.plugins.kernels.quantize import FP8, dequantize
 
 
 def decoded(values: torch.Tensor) -> np.ndarray:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from luciola.plugins import deepgemm
-from luciola.plugins.deepgemm.quantize import dequantize
 from luciola.plugins.kernels.errors import BadArgument, BadType
 from luciola.plugins.kernels.layers import using_layer
+from luciola.plugins.kernels.quantize import dequantize
 
 POISON = float("nan")
 

@@ -13,11 +13,12 @@ import pytest
 from luciola.plugins.deepgemm import warm
 from luciola.plugins.kernels.errors import BadArgument
 
+TESTS = Path(__file__).parents[2]
 # Compiles in a process without the interpreter and prints what the gates say.
 GATES = """
 import json, sys
 from luciola.plugins.deepgemm import warm
-from luciola.plugins.kernels.ahead import machine_code
+from machine_code import machine_code
 
 # Launched beside a fast kernel, by the Triton layer's rules.
 PLAIN = ("split_sum_kernel", "paged_mqa_logits_metadata_kernel")
@@ -125,7 +126,7 @@ FAST = {
 
 
 def compile_in_a_process(script: str, layer: str, calls: list, cache: Path) -> list:
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "TRITON_CACHE_DIR": str(cache)}
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(
         [sys.executable, "-c", script + "\nprint(json.dumps(found))", layer],

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from luciola.plugins.flashmla import machine, using_layer
+import mla_kernels as machine
+from luciola.plugins.flashmla import using_layer
 from luciola.plugins.kernels.layers import launching_with, recording
 
 CALLS = {

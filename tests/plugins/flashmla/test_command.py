@@ -62,12 +62,6 @@ def test_what_is_no_file_of_pages_is_refused(tmp_path):
     assert "missing" in text
 
 
-def test_the_interpreter_does_not_compile():
-    code, text = run("compile")
-    assert code == 2
-    assert "unset it" in text
-
-
-@pytest.mark.parametrize("name", ["show", "verify", "compile"])
+@pytest.mark.parametrize("name", ["show", "verify"])
 def test_help_has_an_example(name):
     assert f"luciola flashmla {name}" in run(name, "--help")[1]

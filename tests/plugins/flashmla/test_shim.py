@@ -11,17 +11,8 @@ from luciola.plugins.flashmla import interface
 
 PAGE = Path(__file__).parents[3] / "docs" / "plugins" / "flashmla.md"
 PROGRAM = """
-import importlib.util, sys
-from luciola.plugins.flashmla import shim
-sys.path.insert(0, sys.argv[1])
-if len(sys.argv) > 2:
-    try:
-        shim.install()
-    except ValueError as error:
-        assert "uninstall it" in str(error)
-    shim.install(replace=True)
-shim.install()
-shim.install()
+from luciola.plugins.compat import install
+install("flash_mla")
 import torch
 import flash_mla
 from flash_mla import flash_attn_varlen_func, flash_mla_sparse_fwd, flash_mla_with_kvcache, get_mla_metadata
@@ -46,15 +37,10 @@ print("fine")
 """
 
 
-def run(*arguments):
-    command = [sys.executable, "-c", PROGRAM, *arguments]
+def test_a_program_that_imports_flash_mla_runs():
+    command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
-
-
-def test_a_program_that_imports_flash_mla_runs_and_an_original_is_not_hidden_by_accident(tmp_path):
-    (tmp_path / "flash_mla.py").write_text("")
-    run(str(tmp_path), "installed")
 
 
 def test_every_function_and_argument_is_in_the_table_of_the_page():

@@ -1,11 +1,11 @@
 """Casts, and sizes rounded up."""
 
-from luciola.plugins.deepgemm.fp4 import (
+from luciola.plugins.deepgemm.unsupported import (
     cast_back_from_fp4,
     per_token_cast_to_fp4,
     transpose_packed_fp4,
 )
-from luciola.plugins.deepgemm.quantize import (
+from luciola.plugins.kernels.quantize import (
     align,
     ceil_div,
     ceil_to_ue8m0,

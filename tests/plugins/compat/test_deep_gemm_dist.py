@@ -8,14 +8,14 @@ import sys
 import pytest
 import torch
 
-from luciola.plugins.deepgemm import distributed
+from luciola.plugins.compat.deep_gemm.utils import dist
 from luciola.plugins.kernels.errors import BadCall
 
 PROGRAM = """
 import sys
 import torch
-from luciola.plugins.deepgemm import shim
-shim.install()
+from luciola.plugins.compat import install
+install("deep_gemm")
 from deep_gemm.utils.dist import dist_print, init_dist, uneven_all_gather
 from torch import distributed
 
@@ -66,9 +66,9 @@ def test_two_ranks_join_print_and_gather():
 
 def test_printing_before_joining_is_refused():
     with pytest.raises(BadCall, match="call init_dist first"):
-        distributed.dist_print("x")
+        dist.dist_print("x")
 
 
 def test_a_dimension_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="dim is 2; the tensor has 2 dimensions"):
-        distributed.uneven_all_gather(torch.empty(1, 1), dim=2)
+        dist.uneven_all_gather(torch.empty(1, 1), dim=2)

@@ -1,28 +1,31 @@
 """Every kernel compiled ahead of time for Hopper (sm_90a), without a GPU, and what must hold of its machine code.
 
-    for report in compile_all():
-        print(report.name, report.code.registers, report.code.shared_bytes, report.failures())
+As a program with a pattern, prints what the gates say of the kernels whose names match, as JSON.
 
 A `Case` is a call of a public function with tensors that have no memory, so that what is compiled is what such a call
 would launch. Its gates: tensor cores are used as they should be, nothing spills between their instructions, shared
 memory fits a multiprocessor, copies run ahead.
 """
 
+import fnmatch
+import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 
-from ..kernels.ahead import SHARED_BYTES_MAX, MachineCode, compiling, machine_code
-from ..kernels.layers import using_layer
-from . import layouts
-from .interface import (
+from luciola.plugins.flashmla import (
     flash_attn_varlen_func,
     flash_mla_sparse_fwd,
     flash_mla_with_kvcache,
     get_mla_metadata,
+    layouts,
 )
+from luciola.plugins.kernels.ahead import compiling
+from luciola.plugins.kernels.layers import using_layer
+from machine_code import SHARED_BYTES_MAX, MachineCode, machine_code
 
 # Of a kernel whose output takes half of all registers (64 rows of 512 numbers): reloads of a few addresses.
 WGMMA_SPILLS_MAX: Final = 8
@@ -131,13 +134,6 @@ def compile_one(case: Case) -> Report:
     return Report(case, machine_code(compiled))
 
 
-def compile_all(chosen: Callable[[str], bool] = lambda _name: True) -> Iterator[Report]:
-    """Reports of the cases whose names are chosen."""
-    for case in cases():
-        if chosen(case.name):
-            yield compile_one(case)
-
-
 def dense(heads: int, dtype: torch.dtype, *, fp8: bool = False) -> None:
     """Dense decoding of 8 sequences."""
     cache = _meta(64, 64, 1, 656, dtype=torch.float8_e4m3fn) if fp8 else _meta(64, 64, 1, 576, dtype=dtype)
@@ -206,4 +202,21 @@ def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-__all__ = ["Case", "Report", "cases", "compile_all", "compile_one", "dense", "sparse"]
+def main() -> None:
+    reports = [compile_one(case) for case in cases() if fnmatch.fnmatchcase(case.name, sys.argv[1])]
+    print(
+        json.dumps(
+            [
+                {
+                    "name": report.name,
+                    "warpgroup": report.code.instructions["HGMMA"] > 0,
+                    "failures": report.failures(),
+                }
+                for report in reports
+            ]
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

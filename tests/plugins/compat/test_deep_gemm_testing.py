@@ -1,4 +1,4 @@
-"""The tools for measuring and comparing, and the casts to FP4."""
+"""What `deep_gemm.testing` has to measure and compare."""
 
 import json
 import os
@@ -6,11 +6,15 @@ import os
 import pytest
 import torch
 
-from luciola.plugins import deepgemm
-from luciola.plugins.deepgemm import testing
-from luciola.plugins.kernels.errors import BadArgument, BadCall, BadType
+from luciola.plugins.compat.deep_gemm import testing
+from luciola.plugins.kernels.errors import BadCall, BadType
 
 ON_GPU = torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True)
+def _on_the_chosen_device(kernel_device: str) -> None:
+    """Tensors are made there."""
 
 
 def product():
@@ -94,37 +98,3 @@ def test_filters_run_what_fits_the_machine(capsys, monkeypatch):
     testing.ignore_env("LUCIOLA_IGNORED", lambda: False)(lambda: ran.append(os.environ["LUCIOLA_IGNORED"]))()
     assert ran[1:] == [None, "x"]
     assert os.environ["LUCIOLA_IGNORED"] == "x"
-
-
-def test_fp4_has_the_nearest_of_eight_magnitudes():
-    x = torch.tensor([[0.0, 0.5, -1.0, 1.5, 2.0, -3.0, 4.0, 6.0, 0.2, -0.3, 5.1, -5.0, 0.25, 2.5, -0.1, 1.8]])
-    packed, scales = deepgemm.per_token_cast_to_fp4(x, use_ue8m0=False)
-    assert packed.shape == (1, 8)
-    assert scales.item() == 1.0
-    assert packed[0, :2].tolist() == [0x10, 0x3A]
-    want = [0, 0.5, -1, 1.5, 2, -3, 4, 6, 0, -0.5, 6, -4, 0, 2, 0, 2]
-    assert deepgemm.cast_back_from_fp4(packed, scales).tolist() == [want]
-
-
-@pytest.mark.parametrize("packed_scales", [False, True])
-def test_fp4_keeps_random_rows(packed_scales):
-    x = torch.randn(6, 1024)
-    packed, scales = deepgemm.per_token_cast_to_fp4(x, True, 32, packed_scales)
-    assert scales.shape == (6, 8 if packed_scales else 32)
-    back = deepgemm.cast_back_from_fp4(packed, scales, 32, packed_scales)
-    assert deepgemm.calc_diff(back, x) < 2e-2
-    turned = deepgemm.transpose_packed_fp4(packed)
-    ones = torch.ones(1024, 1)
-    plain = deepgemm.cast_back_from_fp4(packed, torch.ones(6, 8))
-    assert torch.equal(deepgemm.cast_back_from_fp4(turned, ones), plain.T)
-
-
-def test_bad_fp4_arguments_are_named():
-    with pytest.raises(BadArgument, match="even number of columns"):
-        deepgemm.per_token_cast_to_fp4(torch.ones(2, 3), use_ue8m0=False)
-    with pytest.raises(BadArgument, match="use_ue8m0=True"):
-        deepgemm.per_token_cast_to_fp4(torch.ones(2, 4), use_ue8m0=False, use_packed_ue8m0=True)
-    with pytest.raises(BadType, match="must be int8"):
-        deepgemm.transpose_packed_fp4(torch.ones(2, 4))
-    with pytest.raises(BadArgument, match="3 rows"):
-        deepgemm.transpose_packed_fp4(torch.ones(3, 4, dtype=torch.int8))
