@@ -8,6 +8,7 @@
     hopper_fp8   the same over FP8 caches, dense and sparse
     hopper_prefill  the same of sparse prefill
     warpgroups   what the three have in common
+    hopper_pairs    what `hopper` and `hopper_prefill` do with two blocks of tokens
     launch       how a call becomes launches: grids, scratch memory, strides
     schedule     which program works on which blocks of which sequence
     layouts      the two FP8 cache layouts, byte by byte

@@ -29,10 +29,24 @@ from typing import Final
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ..kernels.ahead import start
+from .hopper_pairs import (
+    K0_LEFT,
+    K0_RIGHT,
+    K1_LEFT,
+    K1_RIGHT,
+    MAX0,
+    add_first,
+    add_second,
+    give_first,
+    logits,
+    maxima_of_second,
+    take_first,
+    take_second,
+)
 from .warpgroups import (
     HALF,
     INF,
@@ -48,10 +62,7 @@ from .warpgroups import (
     SHARED,
     SUMS,
     WARPS,
-    add_other,
-    add_own,
     finite,
-    hand_over,
     meet,
     none,
     part,
@@ -70,16 +81,7 @@ _LATENT: gl.constexpr = gl.constexpr(512)
 _ROPE: gl.constexpr = gl.constexpr(64)
 _HALF_BYTES: gl.constexpr = gl.constexpr(PAGE * HALF * 2)
 _ROPE_BYTES: gl.constexpr = gl.constexpr(PAGE * 64 * 2)
-# Barriers by half block: first of a pair, left and right, and second.
-_K0_LEFT: gl.constexpr = gl.constexpr(0)
-_K0_RIGHT: gl.constexpr = gl.constexpr(1)
-_K1_LEFT: gl.constexpr = gl.constexpr(2)
-_K1_RIGHT: gl.constexpr = gl.constexpr(3)
-# Barriers between the sides.
-_MAX0: gl.constexpr = gl.constexpr(0)
-_MAX1: gl.constexpr = gl.constexpr(1)
-_P0: gl.constexpr = gl.constexpr(2)
-_P1: gl.constexpr = gl.constexpr(3)
+
 
 _LAYOUT: Final = gl.NVMMASharedLayout(128, 16, 3)
 # Triton 3.6 has it under its older name.
@@ -137,28 +139,28 @@ def _load(half_tile, rope_tile, memory, barriers, cache, plan, stride_head):
             page, shift = _block(pages, n, length, page_count)
             _fill(
                 half_tile, left.index(0), page, shift, channel,
-                filled.index(_K0_LEFT), free.index(_K0_LEFT), pairs, _HALF_BYTES,
+                filled.index(K0_LEFT), free.index(K0_LEFT), pairs, _HALF_BYTES,
             )  # fmt: skip
             # In the order in which they are given back.
             if n + _PAGE < end:
                 page1, shift1 = _block(pages, n + _PAGE, length, page_count)
                 _fill(
                     half_tile, right.index(1), page1, shift1, channel + _HALF,
-                    filled.index(_K1_RIGHT), free.index(_K1_RIGHT), seconds, _HALF_BYTES,
+                    filled.index(K1_RIGHT), free.index(K1_RIGHT), seconds, _HALF_BYTES,
                 )  # fmt: skip
             _fill(
                 half_tile, right.index(0), page, shift, channel + _HALF,
-                filled.index(_K0_RIGHT), free.index(_K0_RIGHT), pairs, _HALF_BYTES + _ROPE_BYTES,
+                filled.index(K0_RIGHT), free.index(K0_RIGHT), pairs, _HALF_BYTES + _ROPE_BYTES,
             )  # fmt: skip
-            _tma_load(rope_tile, [page, -shift, channel + _LATENT], filled.index(_K0_RIGHT), rope.index(0))
+            _tma_load(rope_tile, [page, -shift, channel + _LATENT], filled.index(K0_RIGHT), rope.index(0))
             if n + _PAGE < end:
                 page1, shift1 = _block(pages, n + _PAGE, length, page_count)
                 _fill(
                     half_tile, left.index(1), page1, shift1, channel,
-                    filled.index(_K1_LEFT), free.index(_K1_LEFT), seconds, _HALF_BYTES + _ROPE_BYTES,
+                    filled.index(K1_LEFT), free.index(K1_LEFT), seconds, _HALF_BYTES + _ROPE_BYTES,
                 )  # fmt: skip
                 _tma_load(
-                    rope_tile, [page1, -shift1, channel + _LATENT], filled.index(_K1_LEFT), rope.index(1)
+                    rope_tile, [page1, -shift1, channel + _LATENT], filled.index(K1_LEFT), rope.index(1)
                 )
                 seconds += 1
             pairs += 1
@@ -178,18 +180,6 @@ def _load_query(query, request, channel, rows, group, LAYOUT: gl.constexpr, WIDT
     columns = channel + gl.arange(0, WIDTH, layout=gl.SliceLayout(0, LAYOUT))
     places = gl.expand_dims(at, 1) + gl.expand_dims(columns, 0)
     return gl.load(q + wide(request) * stride_b + places, mask=gl.expand_dims(row < rows, 1), other=0.0)
-
-
-@gluon.jit
-def _logits(q_early, q_late, q_rope, early, late, rope, early_filled, late_filled, use):
-    """Q · Kᵀ, as the halves of K come in."""
-    zeros = gl.zeros((_ROWS, _PAGE), gl.float32, SCORES)
-    mbarrier.wait(early_filled, use & 1)
-    s = warpgroup_mma(q_early, _matrix(early).permute((1, 0)), zeros, use_acc=False, is_async=True)
-    mbarrier.wait(late_filled, use & 1)
-    s = warpgroup_mma(q_late, _matrix(late).permute((1, 0)), s, is_async=True)
-    s = warpgroup_mma(q_rope, _matrix(rope).permute((1, 0)), s, is_async=True)
-    return warpgroup_mma_wait(0, deps=(s,))
 
 
 @gluon.jit
@@ -260,37 +250,20 @@ def _left(query, memory, barriers, cache, plan, results, sizes, scale_log2, CAUS
             both = n + _PAGE < end
             page, shift = _block(pages, n, length, page_count)
             slot = none(n)
-            s = _logits(
-                q_left, q_right, q_rope, left.index(slot), right.index(slot), rope.index(slot),
-                filled.index(_K0_LEFT), filled.index(_K0_RIGHT), pairs,
+            s = logits(
+                q_left, q_right, q_rope,
+                _matrix(left.index(slot)), _matrix(right.index(slot)), _matrix(rope.index(slot)),
+                filled.index(K0_LEFT), filled.index(K0_RIGHT), pairs, True, False,
             )  # fmt: skip
             s = _masked(s, scale_log2, page, shift, n, seen, page_count)
-            m0 = gl.maximum(m, gl.max(s, 1))
-            numbers.index(_MAX0).store(m0)
-            mbarrier.arrive(told.index(_MAX0), count=1)
-            base = finite(m0)
-            p = gl.exp2(s - gl.expand_dims(base, 1))
-            shrink = gl.exp2(m - base)
-            l = l * shrink + gl.sum(p, 1)
-            acc = add_own(times(acc, shrink), p, _matrix(left.index(slot)))
-            mbarrier.arrive(free.index(_K0_LEFT), count=1)
+            acc, p, m0, l = add_first(s, acc, m, l, _matrix(left.index(slot)), numbers, free, told)
             m = m0
             if both:
-                mbarrier.wait(told.index(_MAX1), seconds & 1)
-                m = numbers.index(_MAX1).load(OF_SCORES)
-            shrink = gl.exp2(m0 - finite(m))
-            hand_over(p * gl.expand_dims(shrink, 1), _matrix(rope.index(slot)), told.index(_P0))
-            l = l * shrink
-            acc = times(acc, shrink)
+                m = maxima_of_second(numbers, told, seconds)
+            acc, l = give_first(p, acc, m0, m, l, _matrix(rope.index(slot)), told)
             if both:
-                acc = add_other(
-                    acc,
-                    _matrix(rope.index(1 + slot)),
-                    _matrix(left.index(1 + slot)),
-                    told.index(_P1),
-                    seconds,
-                )
-                mbarrier.arrive(free.index(_K1_LEFT), count=1)
+                place, values = _matrix(rope.index(1 + slot)), _matrix(left.index(1 + slot))
+                acc = take_second(acc, place, values, free, told, seconds)
                 seconds += 1
             pairs += 1
         numbers.index(2).store(l)
@@ -325,36 +298,24 @@ def _right(query, memory, barriers, cache, plan, results, sizes, scale_log2, CAU
             slot = 1 + none(n)
             if n + _PAGE < end:
                 page, shift = _block(pages, n + _PAGE, length, page_count)
-                s = _logits(
-                    q_right, q_left, q_rope, right.index(slot), left.index(slot), rope.index(slot),
-                    filled.index(_K1_RIGHT), filled.index(_K1_LEFT), seconds,
+                s = logits(
+                    q_right, q_left, q_rope,
+                    _matrix(right.index(slot)), _matrix(left.index(slot)), _matrix(rope.index(slot)),
+                    filled.index(K1_RIGHT), filled.index(K1_LEFT), seconds, True, False,
                 )  # fmt: skip
                 s = _masked(s, scale_log2, page, shift, n + _PAGE, seen, page_count)
-                m1 = gl.max(s, 1)
-                mbarrier.wait(told.index(_MAX0), pairs & 1)
-                m1 = gl.maximum(numbers.index(_MAX0).load(OF_SCORES), m1)
-                numbers.index(_MAX1).store(m1)
-                mbarrier.arrive(told.index(_MAX1), count=1)
-                base = finite(m1)
-                p = gl.exp2(s - gl.expand_dims(base, 1))
-                hand_over(p, _matrix(rope.index(slot)), told.index(_P1))
-                shrink = gl.exp2(m - base)
-                l = l * shrink + gl.sum(p, 1)
-                acc = add_own(times(acc, shrink), p, _matrix(right.index(slot)))
-                mbarrier.arrive(free.index(_K1_RIGHT), count=1)
-                m = m1
+                place, values = _matrix(rope.index(slot)), _matrix(right.index(slot))
+                acc, m, l = add_second(s, acc, m, l, values, place, numbers, free, told, pairs)
                 seconds += 1
             else:
-                mbarrier.wait(told.index(_MAX0), pairs & 1)
-                m1 = numbers.index(_MAX0).load(OF_SCORES)
+                mbarrier.wait(told.index(MAX0), pairs & 1)
+                m1 = numbers.index(MAX0).load(OF_SCORES)
                 shrink = gl.exp2(m - finite(m1))
                 l = l * shrink
                 acc = times(acc, shrink)
                 m = m1
-            acc = add_other(
-                acc, _matrix(rope.index(slot - 1)), _matrix(right.index(slot - 1)), told.index(_P0), pairs
-            )
-            mbarrier.arrive(free.index(_K0_RIGHT), count=1)
+            place, values = _matrix(rope.index(slot - 1)), _matrix(right.index(slot - 1))
+            acc = take_first(acc, place, values, free, told, pairs)
             pairs += 1
         numbers.index(3).store(l)
         meet(meeting, meetings + 1)

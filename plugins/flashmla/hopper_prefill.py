@@ -8,7 +8,7 @@ copies themselves arrive at a half block's barrier. A program has one query, so 
     I2  the RoPE part of a block is dead once its logits are there: P takes its place. Rows of 512 numbers
         have none, and the place holds P alone
     I3  a token that no list names, or that is not there, is not read: its row is zeros, and not visible
-    I4  what copies wrote is seen by a multiplication of those who fence after the barrier (`_arrived`)
+    I4  what copies wrote is seen by a multiplication of those who fence after the barrier (`hopper_pairs.arrived`)
     I5  which tokens are known is told with the first half of a block, and read before that is given back
     I6  blocks come in pairs; a second one behind the list's end is zeros, and P of it too
 
@@ -22,13 +22,23 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
     mbarrier,
-    warpgroup_mma,
-    warpgroup_mma_wait,
 )
 
 from ..kernels.ahead import start
+from .hopper_pairs import (
+    K0_LEFT,
+    K0_RIGHT,
+    K1_LEFT,
+    K1_RIGHT,
+    add_first,
+    add_second,
+    give_first,
+    logits,
+    maxima_of_second,
+    take_first,
+    take_second,
+)
 from .warpgroups import (
     BLOCK,
     HALF,
@@ -45,10 +55,7 @@ from .warpgroups import (
     SHARED,
     SUMS,
     WARPS,
-    add_other,
-    add_own,
     finite,
-    hand_over,
     meet,
     none,
     times,
@@ -66,16 +73,7 @@ _LATENT: gl.constexpr = gl.constexpr(512)
 _ROPE: gl.constexpr = gl.constexpr(64)
 _LOG2E: gl.constexpr = gl.constexpr(1.4426950408889634)
 _COPYING: gl.constexpr = gl.constexpr(COPYING)
-# Barriers by half block: first of a pair, left and right, and second.
-_K0_LEFT: gl.constexpr = gl.constexpr(0)
-_K0_RIGHT: gl.constexpr = gl.constexpr(1)
-_K1_LEFT: gl.constexpr = gl.constexpr(2)
-_K1_RIGHT: gl.constexpr = gl.constexpr(3)
-# Barriers between the sides.
-_MAX0: gl.constexpr = gl.constexpr(0)
-_MAX1: gl.constexpr = gl.constexpr(1)
-_P0: gl.constexpr = gl.constexpr(2)
-_P1: gl.constexpr = gl.constexpr(3)
+
 
 # Eight threads copy 128 bytes of one row: a line of memory, and a row of the swizzled shared memory.
 _COPY: gl.constexpr = gl.constexpr(gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0]))
@@ -109,13 +107,6 @@ def _given_back(free, pair):
 
 
 @gluon.jit
-def _arrived(filled, pair):
-    """Waits for copies, and makes them visible to this side's multiplications."""
-    mbarrier.wait(filled, pair & 1)
-    fence_async_shared()
-
-
-@gluon.jit
 def _gather(kv, stride_kv, tokens, memory, barriers, kinds):
     HAS_ROPE: gl.constexpr = kinds[0]
     names, count, s_kv = tokens
@@ -132,26 +123,26 @@ def _gather(kv, stride_kv, tokens, memory, barriers, kinds):
         token, known = _named(names, n + 2 * _BLOCK, count, s_kv)
         token1, known1 = _named(names, n + 3 * _BLOCK, count, s_kv)
         # In the order in which they are given back.
-        _given_back(free.index(_K0_LEFT), pair)
+        _given_back(free.index(K0_LEFT), pair)
         known_place.index(0).store(now.to(gl.int32))
-        mbarrier.arrive(filled.index(_K0_LEFT), count=1)
+        mbarrier.arrive(filled.index(K0_LEFT), count=1)
         _copy_rows(left.index(0), at, now, 0, _HALF)
-        _copies_arrive(filled.index(_K0_LEFT), increment_count=False)
-        _given_back(free.index(_K1_RIGHT), pair)
+        _copies_arrive(filled.index(K0_LEFT), increment_count=False)
+        _given_back(free.index(K1_RIGHT), pair)
         known_place.index(1).store(now1.to(gl.int32))
-        mbarrier.arrive(filled.index(_K1_RIGHT), count=1)
+        mbarrier.arrive(filled.index(K1_RIGHT), count=1)
         _copy_rows(right.index(1), at1, now1, _HALF, _HALF)
-        _copies_arrive(filled.index(_K1_RIGHT), increment_count=False)
-        _given_back(free.index(_K0_RIGHT), pair)
+        _copies_arrive(filled.index(K1_RIGHT), increment_count=False)
+        _given_back(free.index(K0_RIGHT), pair)
         _copy_rows(right.index(0), at, now, _HALF, _HALF)
         if HAS_ROPE:
             _copy_rows(rope.index(0), at, now, _LATENT, _ROPE)
-        _copies_arrive(filled.index(_K0_RIGHT), increment_count=False)
-        _given_back(free.index(_K1_LEFT), pair)
+        _copies_arrive(filled.index(K0_RIGHT), increment_count=False)
+        _given_back(free.index(K1_LEFT), pair)
         _copy_rows(left.index(1), at1, now1, 0, _HALF)
         if HAS_ROPE:
             _copy_rows(rope.index(1), at1, now1, _LATENT, _ROPE)
-        _copies_arrive(filled.index(_K1_LEFT), increment_count=False)
+        _copies_arrive(filled.index(K1_LEFT), increment_count=False)
 
 
 @gluon.jit
@@ -169,21 +160,6 @@ def _load_query(heads, column, LAYOUT: gl.constexpr, WIDTH: gl.constexpr):
     columns = column + gl.arange(0, WIDTH, layout=gl.SliceLayout(0, LAYOUT))
     places = gl.expand_dims(head.to(gl.int64) * stride_h, 1) + gl.expand_dims(columns, 0)
     return gl.load(q + places, mask=gl.expand_dims(there, 1), other=0.0)
-
-
-@gluon.jit
-def _logits(
-    q_early, q_late, q_rope, early, late, rope, early_filled, late_filled, pair, HAS_ROPE: gl.constexpr
-):
-    """Q · Kᵀ, as the halves of K come in."""
-    zeros = gl.zeros((_ROWS, _BLOCK), gl.float32, SCORES)
-    _arrived(early_filled, pair)
-    s = warpgroup_mma(q_early, early.permute((1, 0)), zeros, use_acc=False, is_async=True)
-    _arrived(late_filled, pair)
-    s = warpgroup_mma(q_late, late.permute((1, 0)), s, is_async=True)
-    if HAS_ROPE:
-        s = warpgroup_mma(q_rope, rope.permute((1, 0)), s, is_async=True)
-    return warpgroup_mma_wait(0, deps=(s,))
 
 
 @gluon.jit
@@ -225,27 +201,15 @@ def _left(heads, tokens, memory, barriers, results, scale_log2, kinds):
     l = gl.zeros((_ROWS,), gl.float32, OF_SCORES)
     for n in range(0, count, 2 * _BLOCK):
         pair = n // (2 * _BLOCK)
-        s = _logits(
+        s = logits(
             q_left, q_right, q_rope, left.index(0), right.index(0), rope.index(0),
-            filled.index(_K0_LEFT), filled.index(_K0_RIGHT), pair, HAS_ROPE,
+            filled.index(K0_LEFT), filled.index(K0_RIGHT), pair, HAS_ROPE, True,
         )  # fmt: skip
         s = _masked(s, known_place.index(0), scale_log2)
-        m0 = gl.maximum(m, gl.max(s, 1))
-        numbers.index(_MAX0).store(m0)
-        mbarrier.arrive(told.index(_MAX0), count=1)
-        base = finite(m0)
-        p = gl.exp2(s - gl.expand_dims(base, 1))
-        shrink = gl.exp2(m - base)
-        l = l * shrink + gl.sum(p, 1)
-        acc = add_own(times(acc, shrink), p, left.index(0))
-        mbarrier.arrive(free.index(_K0_LEFT), count=1)
-        mbarrier.wait(told.index(_MAX1), pair & 1)
-        m = numbers.index(_MAX1).load(OF_SCORES)
-        shrink = gl.exp2(m0 - finite(m))
-        hand_over(p * gl.expand_dims(shrink, 1), rope.index(0), told.index(_P0))
-        l = l * shrink
-        acc = add_other(times(acc, shrink), rope.index(1), left.index(1), told.index(_P1), pair)
-        mbarrier.arrive(free.index(_K1_LEFT), count=1)
+        acc, p, m0, l = add_first(s, acc, m, l, left.index(0), numbers, free, told)
+        m = maxima_of_second(numbers, told, pair)
+        acc, l = give_first(p, acc, m0, m, l, rope.index(0), told)
+        acc = take_second(acc, rope.index(1), left.index(1), free, told, pair)
     numbers.index(2).store(l)
     meet(meeting, 1)
     l += numbers.index(3).load(OF_SCORES)
@@ -274,26 +238,13 @@ def _right(heads, tokens, memory, barriers, results, scale_log2, kinds):
     l = gl.zeros((_ROWS,), gl.float32, OF_SCORES)
     for n in range(0, count, 2 * _BLOCK):
         pair = n // (2 * _BLOCK)
-        s = _logits(
+        s = logits(
             q_right, q_left, q_rope, right.index(1), left.index(1), rope.index(1),
-            filled.index(_K1_RIGHT), filled.index(_K1_LEFT), pair, HAS_ROPE,
+            filled.index(K1_RIGHT), filled.index(K1_LEFT), pair, HAS_ROPE, True,
         )  # fmt: skip
         s = _masked(s, known_place.index(1), scale_log2)
-        m1 = gl.max(s, 1)
-        mbarrier.wait(told.index(_MAX0), pair & 1)
-        m1 = gl.maximum(numbers.index(_MAX0).load(OF_SCORES), m1)
-        numbers.index(_MAX1).store(m1)
-        mbarrier.arrive(told.index(_MAX1), count=1)
-        base = finite(m1)
-        p = gl.exp2(s - gl.expand_dims(base, 1))
-        hand_over(p, rope.index(1), told.index(_P1))
-        shrink = gl.exp2(m - base)
-        l = l * shrink + gl.sum(p, 1)
-        acc = add_own(times(acc, shrink), p, right.index(1))
-        mbarrier.arrive(free.index(_K1_RIGHT), count=1)
-        m = m1
-        acc = add_other(acc, rope.index(0), right.index(0), told.index(_P0), pair)
-        mbarrier.arrive(free.index(_K0_RIGHT), count=1)
+        acc, m, l = add_second(s, acc, m, l, right.index(1), rope.index(1), numbers, free, told, pair)
+        acc = take_first(acc, rope.index(0), right.index(0), free, told, pair)
     numbers.index(3).store(l)
     meet(meeting, 1)
     l += numbers.index(2).load(OF_SCORES)

@@ -82,44 +82,35 @@ def dense_decode(  # noqa: PLR0913 (the operator's own)
         parts = part_count(_multiprocessors(q.device), kv_heads=h_kv, rows=rows)
         table, splits = _schedule(schedule, cache_seqlens, parts)
         out, lse, piece_out, piece_lse = _results(q, len(table))
+        results, scale_log2 = (out, lse, piece_out, piece_lse), scale * _LOG2E
         fast = layer_for(q) == "hopper"
         if fast and fp8 and hopper_fp8.takes(q, rows, cache):
             named = hopper_fp8.Names(cache, block_table, cache_seqlens)
             hopper_fp8.decode(
-                q,
-                named,
-                None,
-                (table, splits),
-                (out, lse, piece_out, piece_lse),
-                sink=None,
-                scale_log2=scale * _LOG2E,
-                causal=causal,
+                q, named, None, (table, splits), results, sink=None, scale_log2=scale_log2, causal=causal
             )
-            _combine(piece_out, piece_lse, splits, out, lse, None, group=group, h_kv=h_kv)
-            return out, lse
-        if fast and hopper.takes(q, cache):
+        elif fast and hopper.takes(q, cache):
             hopper.dense_decode(
                 q,
                 cache,
                 block_table,
                 cache_seqlens,
                 (table, splits),
-                (out, lse, piece_out, piece_lse),
-                scale_log2=scale * _LOG2E,
+                results,
+                scale_log2=scale_log2,
                 causal=causal,
             )
-            _combine(piece_out, piece_lse, splits, out, lse, None, group=group, h_kv=h_kv)
-            return out, lse
-        tile = tile_for(rows, DENSE_FP8_TILES if fp8 else DENSE_TILES)
-        start(
-            kernel.flash_fwd_splitkv_mla_kernel, (-(-rows // tile.block_m), h_kv, len(table)),
-            q, cache, block_table, cache_seqlens, table, splits, out, lse, piece_out, piece_lse,
-            q.stride(0), q.stride(1), q.stride(2), cache.stride(0), cache.stride(1), cache.stride(2),
-            block_table.stride(0), cache.shape[0], block_table.shape[1], s_q, group, h_kv, scale * _LOG2E,
-            PAGE=cache.shape[1], FORMAT=kernel.FP8_V32 if fp8 else kernel.PLAIN_576, CAUSAL=causal,
-            **_constants(tile),
-        )  # fmt: skip
-        _combine(piece_out, piece_lse, splits, out, lse, None, group=group, h_kv=h_kv)
+        else:
+            tile = tile_for(rows, DENSE_FP8_TILES if fp8 else DENSE_TILES)
+            start(
+                kernel.flash_fwd_splitkv_mla_kernel, (-(-rows // tile.block_m), h_kv, len(table)),
+                q, cache, block_table, cache_seqlens, table, splits, *results,
+                q.stride(0), q.stride(1), q.stride(2), cache.stride(0), cache.stride(1), cache.stride(2),
+                block_table.stride(0), cache.shape[0], block_table.shape[1], s_q, group, h_kv, scale_log2,
+                PAGE=cache.shape[1], FORMAT=kernel.FP8_V32 if fp8 else kernel.PLAIN_576, CAUSAL=causal,
+                **_constants(tile),
+            )  # fmt: skip
+        _combine(results, splits, None, group=group, h_kv=h_kv)
     return out, lse
 
 
@@ -146,36 +137,38 @@ def sparse_decode(  # noqa: PLR0913 (the operator's own)
         parts = part_count(_multiprocessors(q.device) // max(s_q, 1), kv_heads=1, rows=h_q)
         table, splits = _schedule(schedule, lengths, parts)
         out, lse, piece_out, piece_lse = _results(q, len(table))
+        results, scale_log2 = (out, lse, piece_out, piece_lse), scale * _LOG2E
         if layer_for(q) == "hopper" and hopper_fp8.takes(q, h_q, cache, more_cache):
+            first = hopper_fp8.Names(cache, indices, topk_length)
+            second = hopper_fp8.Names(more_cache, more.indices, more.length) if extra else None
             hopper_fp8.decode(
                 q,
-                hopper_fp8.Names(cache, indices, topk_length),
-                hopper_fp8.Names(more_cache, more.indices, more.length) if extra else None,
+                first,
+                second,
                 (table, splits),
-                (out, lse, piece_out, piece_lse),
+                results,
                 sink=attn_sink,
-                scale_log2=scale * _LOG2E,
+                scale_log2=scale_log2,
                 causal=False,
             )
-            _combine(piece_out, piece_lse, splits, out, lse, attn_sink, group=h_q, h_kv=1)
-            return out, lse
-        tile = tile_for(h_q, MODEL1_TILES if model1 else SPARSE_TILES)
-        none = lse  # stands for a pointer that the kernel does not follow
-        start(
-            kernel.flash_fwd_splitkv_mla_fp8_sparse_kernel, (-(-h_q // tile.block_m) * s_q, len(table)),
-            q, cache, indices, _or(topk_length, none), more_cache, more.indices, _or(more.length, none),
-            _or(attn_sink, none), table, splits, out, lse, piece_out, piece_lse,
-            q.stride(0), q.stride(1), q.stride(2), cache.stride(0),
-            layouts.MODEL1_ROW_BYTES if model1 else layouts.V32_BYTES,
-            indices.stride(0), indices.stride(1),
-            more_cache.stride(0), more.indices.stride(0), more.indices.stride(1),
-            cache.shape[0], more_cache.shape[0], indices.shape[2], more.indices.shape[2], s_q, h_q, scale * _LOG2E,
-            PAGE=cache.shape[1], EXTRA_PAGE=more_cache.shape[1],
-            FORMAT=kernel.FP8_MODEL1 if model1 else kernel.FP8_V32, HAS_LENGTH=topk_length is not None,
-            HAS_EXTRA=extra is not None, HAS_EXTRA_LENGTH=more.length is not None, HAS_SINK=attn_sink is not None,
-            **_constants(tile),
-        )  # fmt: skip
-        _combine(piece_out, piece_lse, splits, out, lse, attn_sink, group=h_q, h_kv=1)
+        else:
+            tile = tile_for(h_q, MODEL1_TILES if model1 else SPARSE_TILES)
+            none = lse  # stands for a pointer that the kernel does not follow
+            start(
+                kernel.flash_fwd_splitkv_mla_fp8_sparse_kernel, (-(-h_q // tile.block_m) * s_q, len(table)),
+                q, cache, indices, _or(topk_length, none), more_cache, more.indices, _or(more.length, none),
+                _or(attn_sink, none), table, splits, *results,
+                q.stride(0), q.stride(1), q.stride(2), cache.stride(0),
+                layouts.MODEL1_ROW_BYTES if model1 else layouts.V32_BYTES,
+                indices.stride(0), indices.stride(1),
+                more_cache.stride(0), more.indices.stride(0), more.indices.stride(1),
+                cache.shape[0], more_cache.shape[0], indices.shape[2], more.indices.shape[2], s_q, h_q, scale_log2,
+                PAGE=cache.shape[1], EXTRA_PAGE=more_cache.shape[1],
+                FORMAT=kernel.FP8_MODEL1 if model1 else kernel.FP8_V32, HAS_LENGTH=topk_length is not None,
+                HAS_EXTRA=extra is not None, HAS_EXTRA_LENGTH=more.length is not None, HAS_SINK=attn_sink is not None,
+                **_constants(tile),
+            )  # fmt: skip
+        _combine(results, splits, attn_sink, group=h_q, h_kv=1)
     return out, lse
 
 
@@ -308,17 +301,16 @@ def _results(q: torch.Tensor, parts: int) -> tuple[torch.Tensor, torch.Tensor, t
     return out, lse, piece_out, piece_lse
 
 
-def _combine(  # noqa: PLR0913 (the kernel's own)
-    piece_out: torch.Tensor,
-    piece_lse: torch.Tensor,
+def _combine(
+    results: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
     splits: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
     sink: torch.Tensor | None,
     *,
     group: int,
     h_kv: int,
 ) -> None:
+    """Joins pieces of sequences. `results`: output, log-sum-exp, and those of the pieces."""
+    out, lse, piece_out, piece_lse = results
     b, s_q = out.shape[:2]
     block = INTERPRETED_COMBINE_ROWS if kernel.INTERPRETED else COMBINE_ROWS
     grid = (-(-s_q * group * h_kv // block) * b,)

@@ -26,7 +26,6 @@ V32_CHANNELS: Final = 576
 V32_BYTES: Final = 656
 MODEL1_CHANNELS: Final = 512
 MODEL1_BYTES: Final = 584
-ROPE: Final = 64
 E4M3_MAX: Final = 448.0
 LEAST_MAGNITUDE: Final = 1e-4  # a group of zeros still has a scale
 UE8M0_BIAS: Final = 127

@@ -1,4 +1,4 @@
-"""The specification: every operator in a few lines of torch, in float32 (or another dtype, for measuring errors).
+"""The specification: every operator in a few lines of torch, in float32.
 
 For one query row q and the rows k of the tokens that it sees:
 
@@ -17,7 +17,6 @@ from typing import Final
 import torch
 
 from . import layouts
-from .schedule import BLOCK_TOKENS, FlashMLASchedMeta
 
 LATENT: Final = 512  # numbers of V
 _INF: Final = float("inf")
@@ -58,7 +57,7 @@ def with_sink(out: torch.Tensor, lse: torch.Tensor, sink: torch.Tensor | None) -
     return out * share.masked_fill(lse == -_INF, 0.0).unsqueeze(-1)
 
 
-def told(lse: torch.Tensor) -> torch.Tensor:
+def infinite_if_empty(lse: torch.Tensor) -> torch.Tensor:
     """The log-sum-exp as callers get it: +inf where nothing is visible."""
     return lse.masked_fill(lse == -_INF, _INF)
 
@@ -71,7 +70,6 @@ def dense_decode(  # noqa: PLR0913 (the operator's own)
     *,
     scale: float,
     causal: bool,
-    dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Shapes: q (b, s_q, h_q, 576); k_cache (pages, P, h_kv, 576); result (b, s_q, h_q, 512), (b, h_q, s_q)."""
     b, s_q, h_q, _ = q.shape
@@ -80,58 +78,17 @@ def dense_decode(  # noqa: PLR0913 (the operator's own)
     lse = q.new_empty((b, h_q, s_q), dtype=torch.float32)
     for request, length in enumerate(cache_seqlens.tolist()):
         pages = block_table[request, : -(-length // page)].long()
-        rows = k_cache[pages].to(dtype).flatten(0, 1)[:length]
+        rows = k_cache[pages].float().flatten(0, 1)[:length]
         behind = (
             s_q - 1 - torch.arange(s_q, device=q.device) if causal else q.new_zeros(s_q, dtype=torch.long)
         )
         visible = torch.arange(length, device=q.device) < (length - behind).unsqueeze(-1)
         for head in range(h_q):
             k = rows[:, head * h_kv // h_q]
-            result, sums, _ = attend(q[request, :, head].to(dtype), k, k[:, :LATENT], scale, visible)
+            result, sums, _ = attend(q[request, :, head].float(), k, k[:, :LATENT], scale, visible)
             out[request, :, head] = result.to(q.dtype)
-            lse[request, head] = told(sums).float()
+            lse[request, head] = infinite_if_empty(sums).float()
     return out, lse
-
-
-def dense_decode_in_pieces(  # noqa: PLR0913 (the operator's own, and its schedule)
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    cache_seqlens: torch.Tensor,
-    schedule: FlashMLASchedMeta,
-    *,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`dense_decode` without causality, piece by piece as the schedule cuts it, and the pieces combined."""
-    assert schedule.tile_scheduler_metadata is not None
-    assert schedule.num_splits is not None
-    page, lengths = k_cache.shape[1], cache_seqlens.tolist()
-    results: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in lengths]
-    group = q.shape[2] // k_cache.shape[2]
-    for first, last, begin, end, *_ in schedule.tile_scheduler_metadata.tolist():
-        for request in range(first, last + 1):
-            start = begin * BLOCK_TOKENS if request == first else 0
-            stop = min(end * BLOCK_TOKENS, lengths[request]) if request == last else lengths[request]
-            slots = torch.arange(start, max(stop, start))
-            rows = k_cache[block_table[request, slots // page].long(), slots % page].float()
-            heads = [
-                attend(q[request, :, head].float(), k, k[:, :LATENT], scale)
-                for head in range(q.shape[2])
-                for k in (rows[:, head // group],)
-            ]
-            results[request].append(
-                (torch.stack([each[0] for each in heads], 1), torch.stack([each[1] for each in heads]))
-            )
-    out = torch.stack([combine(*map(torch.stack, zip(*each, strict=True)))[0] for each in results])
-    lse = torch.stack([torch.logsumexp(torch.stack([piece[1] for piece in each]), dim=0) for each in results])
-    return out.to(q.dtype), told(lse)
-
-
-def combine(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pieces put together. Shapes: outs (pieces, s, h, d); lses (pieces, h, s) natural, -inf for an empty piece."""
-    lse = torch.logsumexp(lses, dim=0)
-    weights = torch.exp(lses - lse.masked_fill(lse == -_INF, 0.0))
-    return (outs * weights.transpose(1, 2).unsqueeze(-1)).sum(dim=0), lse
 
 
 def sparse_decode(
@@ -140,7 +97,6 @@ def sparse_decode(
     *,
     scale: float,
     attn_sink: torch.Tensor | None,
-    dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention over the tokens that the scopes name. Shapes: q (b, s_q, h, d); as `dense_decode` otherwise."""
     b, s_q, h, _ = q.shape
@@ -148,10 +104,10 @@ def sparse_decode(
     lse = q.new_empty((b, h, s_q), dtype=torch.float32)
     for request in range(b):
         for t in range(s_q):
-            k = torch.cat([_named(scope, request, t).to(dtype) for scope in scopes])
-            result, sums, _ = attend(q[request, t].to(dtype), k, k[:, :LATENT], scale)
+            k = torch.cat([_named(scope, request, t).float() for scope in scopes])
+            result, sums, _ = attend(q[request, t].float(), k, k[:, :LATENT], scale)
             out[request, t] = with_sink(result, sums, attn_sink).to(q.dtype)
-            lse[request, :, t] = told(sums).float()
+            lse[request, :, t] = infinite_if_empty(sums).float()
     return out, lse
 
 
@@ -163,17 +119,16 @@ def sparse_prefill(  # noqa: PLR0913 (the operator's own)
     scale: float,
     attn_sink: torch.Tensor | None,
     topk_length: torch.Tensor | None,
-    dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Shapes: q (s_q, h, d); kv (s_kv, 1, d); indices (s_q, 1, topk); result (s_q, h, 512), (s_q, h), (s_q, h)."""
     scope = Scope(kv[:, 0], indices, topk_length)
     out = q.new_empty((*q.shape[:2], LATENT))
     max_logits, lse = (q.new_empty(q.shape[:2], dtype=torch.float32) for _ in range(2))
     for t in range(q.shape[0]):
-        k = _named(scope, t, 0).to(dtype)
-        result, sums, largest = attend(q[t].to(dtype), k, k[:, :LATENT], scale)
+        k = _named(scope, t, 0).float()
+        result, sums, largest = attend(q[t].float(), k, k[:, :LATENT], scale)
         out[t] = with_sink(result, sums, attn_sink).to(q.dtype)
-        max_logits[t], lse[t] = largest.float(), told(sums).float()
+        max_logits[t], lse[t] = largest.float(), infinite_if_empty(sums).float()
     return out, max_logits, lse
 
 
@@ -194,7 +149,6 @@ def varlen(  # noqa: PLR0913 (the operator's own)
     *,
     scale: float,
     causal: bool,
-    dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of sequences laid end to end. Shapes: q (total_q, h, d); k (total, h_kv, d); v (total, h_kv, d_v).
 
@@ -208,10 +162,10 @@ def varlen(  # noqa: PLR0913 (the operator's own)
         visible = sight(queries, tokens, causal=causal, device=q.device)
         for head in range(h):
             source = head * h_kv // h
-            keys, values = k[tokens, source].to(dtype), v[tokens, source].to(dtype)
-            result, sums, _ = attend(q[queries, head].to(dtype), keys, values, scale, visible)
+            keys, values = k[tokens, source].float(), v[tokens, source].float()
+            result, sums, _ = attend(q[queries, head].float(), keys, values, scale, visible)
             out[queries, head] = result.to(q.dtype)
-            lse[head, queries] = told(sums).float()
+            lse[head, queries] = infinite_if_empty(sums).float()
     return out, lse.transpose(0, 1)
 
 
@@ -266,15 +220,13 @@ __all__ = [
     "LATENT",
     "Scope",
     "attend",
-    "combine",
     "dense_decode",
-    "dense_decode_in_pieces",
     "fp8_rows",
+    "infinite_if_empty",
     "sight",
     "spans",
     "sparse_decode",
     "sparse_prefill",
-    "told",
     "varlen",
     "varlen_backward",
     "with_sink",

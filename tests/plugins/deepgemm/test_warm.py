@@ -125,8 +125,10 @@ FAST = {
 }
 
 
-def compile_in_a_process(script: str, layer: str, calls: list, cache: Path) -> list:
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "TRITON_CACHE_DIR": str(cache)}
+def compile_in_a_process(script: str, layer: str, calls: list, cache: Path | None = None) -> list:
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    if cache is not None:
+        environment["TRITON_CACHE_DIR"] = str(cache)
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(
         [sys.executable, "-c", script + "\nprint(json.dumps(found))", layer],
@@ -177,10 +179,11 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def compiled(two_at_once: Executor, tmp_path_factory) -> dict[str, Callable]:
-    """What the gates say of each piece."""
-    cache = tmp_path_factory.mktemp("kernels")
+    """What the gates say of each piece. Kernels that have not changed come from Triton's cache, bad ones never."""
+    own = {"bad": tmp_path_factory.mktemp("kernels")}
     return {
-        piece: two_at_once.submit(compile_in_a_process, *each, cache).result for piece, each in PIECES.items()
+        piece: two_at_once.submit(compile_in_a_process, *each, own.get(piece)).result
+        for piece, each in PIECES.items()
     }
 
 
@@ -219,7 +222,7 @@ def entries(directory: Path) -> int:
 
 @pytest.mark.mount
 def test_many_writers_fill_one_shared_directory(mounted_dir: Path) -> None:
-    shapes = "bf16_gemm_nt m=1,64 n=256 k=512\nquantize_activations m=64 n=512\n"
+    shapes = "quantize_activations m=64,4096 n=512\n"
     arguments = [
         "deepgemm",
         "warm",
@@ -232,10 +235,10 @@ def test_many_writers_fill_one_shared_directory(mounted_dir: Path) -> None:
     ]
     with ThreadPoolExecutor() as threads:
         writers = [threads.submit(luciola, *arguments, given=shapes) for _ in range(2)]
-        assert [len(each.result()) for each in writers] == [3, 3]
+        assert [len(each.result()) for each in writers] == [2, 2]
     count = entries(mounted_dir / "kernels")
     again = list(warm.warm(warm.parse(shapes.splitlines()), mounted_dir / "kernels"))
-    assert [each.cached for each in again] == [len(each.kernels) for each in again] == [2, 2, 1]
+    assert [each.cached for each in again] == [len(each.kernels) for each in again] == [1, 1]
     assert entries(mounted_dir / "kernels") == count > 0
 
 

@@ -80,7 +80,7 @@ def test_calls_that_are_not_for_the_fast_path_take_the_other(h, stride):
 
 
 def _without_fences_after_copies(_gl, barriers):
-    return {"_arrived": lambda filled, pair: barriers.wait(filled, pair & 1)}
+    return {"arrived": lambda filled, use, _copied: barriers.wait(filled, use & 1)}
 
 
 def _filled_again_too_early(_gl, _barriers):

@@ -17,7 +17,8 @@ from luciola.plugins.flashmla import (
     quantize_v32,
     using_layer,
 )
-from luciola.plugins.flashmla.reference import dense_decode_in_pieces
+from luciola.plugins.flashmla.reference import LATENT, attend, infinite_if_empty
+from luciola.plugins.flashmla.schedule import BLOCK_TOKENS
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,37 @@ def softmax64(q, k, v, scale):
     terms = [math.exp(each - largest) for each in logits]
     out = sum(term * row.double() for term, row in zip(terms, v, strict=True)) / sum(terms)
     return out, largest + math.log(sum(terms)), largest
+
+
+def dense_decode_in_pieces(q, k_cache, block_table, cache_seqlens, schedule, *, scale):
+    """`reference.dense_decode` without causality, piece by piece as the schedule cuts it, and the pieces combined."""
+    page, lengths = k_cache.shape[1], cache_seqlens.tolist()
+    results = [[] for _ in lengths]
+    group = q.shape[2] // k_cache.shape[2]
+    for first, last, begin, end, *_ in schedule.tile_scheduler_metadata.tolist():
+        for request in range(first, last + 1):
+            start = begin * BLOCK_TOKENS if request == first else 0
+            stop = min(end * BLOCK_TOKENS, lengths[request]) if request == last else lengths[request]
+            slots = torch.arange(start, max(stop, start))
+            rows = k_cache[block_table[request, slots // page].long(), slots % page].float()
+            heads = [
+                attend(q[request, :, head].float(), k, k[:, :LATENT], scale)
+                for head in range(q.shape[2])
+                for k in (rows[:, head // group],)
+            ]
+            results[request].append(
+                (torch.stack([each[0] for each in heads], 1), torch.stack([each[1] for each in heads]))
+            )
+    out = torch.stack([combine(*map(torch.stack, zip(*each, strict=True)))[0] for each in results])
+    lse = torch.stack([torch.logsumexp(torch.stack([piece[1] for piece in each]), dim=0) for each in results])
+    return out.to(q.dtype), infinite_if_empty(lse)
+
+
+def combine(outs, lses):
+    """Pieces put together. Shapes: outs (pieces, s, h, d); lses (pieces, h, s) natural, -inf for an empty piece."""
+    lse = torch.logsumexp(lses, dim=0)
+    weights = torch.exp(lses - lse.masked_fill(lse == -math.inf, 0.0))
+    return (outs * weights.transpose(1, 2).unsqueeze(-1)).sum(dim=0), lse
 
 
 def test_two_tokens_by_hand():
