@@ -110,7 +110,7 @@ class PageCache:
 
         `rows`: which row of `memory`, (rows, layer_stride) bytes in host memory, belongs to which block.
         """
-        there = memory.to(self.device, non_blocking=True)
+        there = memory[: max(rows.values()) + 1].to(self.device, non_blocking=True)
         torch._foreach_copy_(
             [self._bytes_of(layer, block) for block in rows],
             [there[row, : self.layout.layer_bytes] for row in rows.values()],

@@ -70,8 +70,9 @@ def test_layers_agree_for_any_size(m: int, n8: int, k16: int, rows: bool, seed: 
 
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("form", ["nt", "nn", "tn", "tt"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "accumulate"), [(torch.bfloat16, False), (torch.bfloat16, True), (torch.float32, True)]
+)
 def test_bf16_in_every_order(form: str, dtype: torch.dtype, accumulate: bool, layer: str) -> None:
     m, n, k = 72, 136, 200
     a, b = operands(m, n, k)

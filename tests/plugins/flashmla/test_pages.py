@@ -293,7 +293,7 @@ def test_readers_in_other_processes_never_see_other_bytes(path):
         chosen = random.Random(1)
         try:
             assert all(ready.acquire(timeout=120) for _ in readers)
-            for _ in range(150):
+            for _ in range(60):
                 letter = chosen.randrange(6)
                 for block in range(2):
                     for layer in cache.layers:
@@ -354,7 +354,7 @@ def after_power_loss(image, log, cut, chosen):
     return bytes(disk)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_power_loss_at_any_step_keeps_finished_saves(path, tmp_path, seed):
     PagedKVFile.create(path, SMALL, 4, model="m").close()
     with open(path, "rb") as raw:
