@@ -105,7 +105,7 @@ _OLD_NAMES: Final = {
     "m_grouped_gemm_fp8_fp8_bf16_nt_masked": "m_grouped_fp8_gemm_nt_masked",
 }
 
-__all__ = sorted(_HOME_OF)  # noqa: PLE0605 (a table has them)
+__all__: list[str] = sorted(_HOME_OF)  # noqa: PLE0605 (of the table)
 
 
 def describe() -> dict[str, str]:
