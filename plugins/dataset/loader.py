@@ -23,7 +23,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any, Final
 
 import torch
@@ -96,6 +96,10 @@ class Loader(DataLoader[Any]):
     """`Accelerator.prepare` gives it back as it is: it would shard it again."""
     use_stateful_dataloader = True
     """`Accelerator.save_state` keeps its state."""
+    end_of_dataloader = False
+    """Whether the batch in use is the last one: `Accelerator.accumulate` steps there."""
+    remainder = -1
+    """Samples of the last batch that are not filled up, 0 for all: `Accelerator.gather_for_metrics` keeps so many."""
 
     def __init__(  # noqa: PLR0913 (those of DataLoader, by keyword)
         self,
@@ -221,6 +225,10 @@ class Loader(DataLoader[Any]):
         self._find_rank()
         if self._is_default:
             self.dataset.settle_kind()  # type: ignore[attr-defined]
+        return self._counted(*self._begin())
+
+    def _begin(self) -> tuple[int, int, int, int]:
+        """Begins an iteration; returns its number, that of the moves before it, and its place."""
         if self._goes_on or self.resume:
             self.batches.seek(self._epoch, self._sample)
         else:
@@ -228,13 +236,17 @@ class Loader(DataLoader[Any]):
         self._epoch, self._sample = self.batches.epoch, self.batches.sample
         self._goes_on = True
         self._turn += 1
-        return self._counted(self._turn, self._moves, self.batches.epoch, self.batches.sample)
+        return self._turn, self._moves, self._epoch, self._sample
 
     def _counted(self, turn: int, moves: int, epoch: int, sample: int) -> Iterator[Any]:
         """Batches, with the place behind each, and the time that the consumer waits."""
         metrics = self.dataset.metrics  # type: ignore[attr-defined]
+        if 0 < self._moves - moves == self._turn - turn:
+            # The place was moved before the first batch was asked for, as Lightning does: it begins there.
+            turn, moves, epoch, sample = self._begin()
         place = (epoch, sample)
-        with closing(self._from_workers(place) if self.num_workers else self._from_ring(place)) as source:
+        source = self._from_workers(place) if self.num_workers else self._from_ring(place)
+        with closing(source), self._in_accelerate():
             while True:
                 started = time.perf_counter()
                 batch = next(source, self)
@@ -246,11 +258,28 @@ class Loader(DataLoader[Any]):
                     break
                 metrics.observe_wait(time.perf_counter() - started)
                 sample = self.batches.after(sample)
+                self.end_of_dataloader = not self.batches.own_left(sample)
                 if turn == self._turn:
                     self._epoch, self._sample, self._goes_on = epoch, sample, False
                 yield batch
         if turn == self._turn:
             self._epoch, self._sample, self._goes_on = epoch + 1, 0, True
+
+    @contextmanager
+    def _in_accelerate(self) -> Iterator[None]:
+        """Is the loader in use for Accelerate, if the program has an Accelerator."""
+        module = sys.modules.get("accelerate.state")
+        if module is None or not module.GradientState._shared_state:  # noqa: SLF001 (empty: no Accelerator yet)
+            yield
+            return
+        state = module.GradientState()
+        rest = self.batches.order.samples % self.batches.global_batch_size
+        self.end_of_dataloader, self.remainder = False, rest if self.batches.tail == "pad" else 0
+        state._add_dataloader(self)  # noqa: SLF001 (as its own loaders do)
+        try:
+            yield
+        finally:
+            state._remove_dataloader(self)  # noqa: SLF001
 
     def _from_workers(self, place: tuple[int, int]) -> Generator[Any]:
         forget_ended()

@@ -63,10 +63,24 @@ def test_a_state_goes_on_and_one_at_an_end_is_the_start_of_the_next(
 def test_a_place_that_is_changed_ends_iterations_from_before(numbers: MapDataset) -> None:
     loader = Loader(numbers, global_batch_size=16, seed=3)
     stream = iter(loader)
+    next(stream)
     loader.seek(0, 32)
     with pytest.raises(RuntimeError, match="the place was changed"):
         next(stream)
     assert numbers_of(loader) == epoch_of(numbers, 3, 0, 16)[2:]
+
+
+def test_a_place_that_is_changed_before_the_first_batch_is_where_it_begins(numbers: MapDataset) -> None:
+    """Lightning says the epoch between the two, where it goes on behind the end of one."""
+    loader = Loader(numbers, global_batch_size=16, seed=3)
+    stream = iter(loader)
+    loader.set_epoch(2)
+    loader.seek(2, 32)
+    assert [first_numbers(batch) for batch in stream] == epoch_of(numbers, 3, 2, 16)[2:]
+    older, _newer = iter(loader), iter(loader)
+    loader.seek(0)
+    with pytest.raises(RuntimeError, match="the place was changed"):
+        next(older)
 
 
 def test_a_state_of_other_data_of_the_same_size_is_refused(tmp_path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from luciola.plugins.dataset import Loader, MapDataset
+from luciola.plugins.dataset import Loader, MapDataset, open_records
 from number_records import epoch_of, first_numbers, write_numbers
 
 lightning = pytest.importorskip("lightning")
@@ -21,30 +21,44 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 
-def test_two_ranks_of_ddp_fsdp_and_accelerate(numbers: MapDataset, tmp_path: Path) -> None:
-    """The loader is made before the process group, and asked when it begins."""
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_losses_with_and_without_a_stop(tmp_path: Path, ranks: int) -> None:
+    """Bit by bit, for 0, 1, 2 and 4 workers, every sample once an epoch; the loader is older than the process group."""
+    write_numbers(tmp_path, 60)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     program = Path(__file__).with_name("rank_program.py")
     paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    ranks = [
+    common = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONPATH": paths,
+        "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test",
+        "ACCELERATE_USE_CPU": "true",
+    }  # fmt: skip
+    processes = [
         subprocess.Popen(
             [sys.executable, str(program), str(tmp_path), str(tmp_path / "result")],
-            env={**os.environ, **common, "PYTHONPATH": paths, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(ranks)
     ]
-    for rank in ranks:
-        _, errors = rank.communicate()
-        assert rank.returncode == 0, errors[-3000:]
-    parts = [json.loads((tmp_path / f"result-{rank}.json").read_text()) for rank in range(2)]
-    for epoch, kind in ((0, "plain"), (1, "ddp"), (2, "fsdp"), (0, "accelerate")):
-        batches = [one + two for one, two in zip(parts[0][kind], parts[1][kind], strict=True)]
-        assert batches == epoch_of(numbers, 3, epoch, 20), kind
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors[-3000:]
+    parts = [json.loads((tmp_path / f"result-{rank}.json").read_text()) for rank in range(ranks)]
+    dataset = MapDataset(open_records(tmp_path))
+    wanted = [batch for epoch in range(2) for batch in epoch_of(dataset, 3, epoch, 12)]
+    for framework, kind in [(name, kind) for name, kinds in parts[0].items() for kind in kinds]:
+        trainings = [part[framework] for part in parts]
+        steps = zip(*(training[kind] for training in trainings), strict=True)
+        seen = [list(itertools.chain(*(numbers for numbers, _ in step))) for step in steps]
+        assert seen == wanted, (framework, kind)
+        assert all(training[kind] == training["whole"] for training in trainings), (framework, kind)
+    dataset.close()
 
 
 class Counting(lightning.LightningModule):
@@ -83,19 +97,23 @@ def test_lightning_trains_every_epoch_validates_the_same_and_goes_on(
         }
 
     model = Counting()
-    stops = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=7, save_top_k=-1)
-    lightning.Trainer(num_sanity_val_steps=1, callbacks=[stops], **quiet).fit(model, **loaders())
+    stops = [
+        ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=7, save_top_k=-1),
+        ModelCheckpoint(tmp_path, "{epoch}", every_n_epochs=1, save_top_k=-1),
+    ]
+    lightning.Trainer(num_sanity_val_steps=1, callbacks=stops, **quiet).fit(model, **loaders())
     whole = [batch for epoch in range(3) for batch in epoch_of(numbers, 3, epoch, 20)]
     assert model.seen == whole
     ordered = [list(range(50)), list(range(50, 100))]
     assert model.validated == [ordered[0], *ordered, *ordered, *ordered], (
         "and the sanity check took none of it"
     )
-    again = Counting()
-    lightning.Trainer(num_sanity_val_steps=0, enable_checkpointing=False, **quiet).fit(
-        again, **loaders(), ckpt_path=tmp_path / "step=7.ckpt", weights_only=False
-    )
-    assert again.seen == whole[7:]
+    for name, steps in {"step=7": 7, "epoch=0": 5, "epoch=1": 10}.items():
+        again = Counting()
+        lightning.Trainer(num_sanity_val_steps=0, enable_checkpointing=False, **quiet).fit(
+            again, **loaders(), ckpt_path=tmp_path / f"{name}.ckpt", weights_only=False
+        )
+        assert again.seen == whole[steps:], name
 
 
 class Summing(torch.nn.Module):
@@ -128,25 +146,3 @@ def test_transformers_trainer_takes_every_sample_once_an_epoch(numbers: MapDatas
     Trainer(model, arguments, train_dataset=numbers).train()
     assert model.seen == [batch for epoch in range(2) for batch in epoch_of(numbers, 3, epoch, 20)]
     assert (loader.epoch, loader.left) in {(1, 0), (2, 5)}
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes:UserWarning")
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_stops_and_workers_change_nothing(tmp_path: Path, ranks: int) -> None:
-    """1, 2 and 4 workers, each stopped and gone on with another number: the global batches are those of the order."""
-    from luciola.plugins.dataset import open_records
-
-    write_numbers(tmp_path, 60)
-    dataset = MapDataset(open_records(tmp_path))
-    wanted = epoch_of(dataset, 3, 0, 12)
-    for workers, later in ((1, 4), (2, 1), (4, 2)):
-        seen: list[list[list[int]]] = []
-        for rank in range(ranks):
-            options = {"global_batch_size": 12, "seed": 3, "rank": rank, "ranks": ranks}
-            loader = Loader(dataset, num_workers=workers, **options)
-            mine = [first_numbers(batch) for batch in itertools.islice(loader, 2)]
-            resumed = Loader(dataset, num_workers=later, **options)
-            resumed.load_state_dict(loader.state_dict())
-            seen.append(mine + [first_numbers(batch) for batch in resumed])
-        assert [list(itertools.chain(*parts)) for parts in zip(*seen, strict=True)] == wanted
-    dataset.close()
