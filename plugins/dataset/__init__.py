@@ -12,6 +12,7 @@ the same for any number of ranks and workers, and goes on anywhere.
     blocks     what these two share: blocks that are read for their rows, and kept
     rows       rows of a table as samples
     reading    batches of samples, of records as they are and of rows
+    huggingface  `datasets` of Hugging Face, in and out
     order      the global order: shuffles and mixtures of any size in constant memory
     block_order  a shuffle for records in blocks
     buckets    batches of samples of similar length
@@ -39,12 +40,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .arrow import ArrowRecords
+    from .arrow import ArrowRecords, ArrowWriter
     from .bad import BadRecord
     from .batches import GlobalBatches
     from .buckets import LengthBuckets
     from .datasets import IterableDataset, MapDataset, collate
     from .ffrecord import FFRecords, FFRecordWriter
+    from .huggingface import from_hugging_face, pack_hugging_face, to_hugging_face
     from .jsonl import JsonlRecords
     from .loader import Loader
     from .metrics import Metrics
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArrowRecords",
+    "ArrowWriter",
     "BadRecord",
     "FFRecordWriter",
     "FFRecords",
@@ -81,11 +84,15 @@ __all__ = [
     "TokenWriter",
     "collate",
     "describe",
+    "from_hugging_face",
     "open_records",
+    "pack_hugging_face",
+    "to_hugging_face",
 ]
 
 _MODULE_OF = {
     "ArrowRecords": ".arrow",
+    "ArrowWriter": ".arrow",
     "BadRecord": ".bad",
     "FFRecordWriter": ".ffrecord",
     "FFRecords": ".ffrecord",
@@ -107,7 +114,10 @@ _MODULE_OF = {
     "TokenRecords": ".tokens",
     "TokenWriter": ".tokens",
     "collate": ".datasets",
+    "from_hugging_face": ".huggingface",
     "open_records": ".opening",
+    "pack_hugging_face": ".huggingface",
+    "to_hugging_face": ".huggingface",
 }
 
 

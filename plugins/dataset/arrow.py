@@ -16,6 +16,7 @@ Flatbuffers (Google, "FlatBuffers internals"): a table begins with the distance 
 distance of each field from the table. Only the few that are needed are read here; pyarrow verifies the rest.
 """
 
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -23,9 +24,11 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from ...errors import CorruptData
-from .blocks import BlockRecords, Layout, Run
-from .records import RecordFile, opened, read_exactly
+from ...client.location import AnyFileSystem, Location
+from ...errors import CorruptData, InvalidArgument
+from .blocks import BlockRecords, Layout, Run, require_pyarrow
+from .records import RecordFile, opened, place_of, read_exactly
+from .writing import NewFile, Writer, as_bytes
 
 MAGIC: Final = b"ARROW1"
 FEATHER_1: Final = b"FEA1"
@@ -264,4 +267,81 @@ def _places(data: bytes, number: int) -> Iterator[tuple[int, int, int]]:
         yield PLACE.unpack_from(data, at + 4 + each * PLACE.size)
 
 
-__all__ = ["ArrowRecords"]
+class ArrowWriter(Writer):
+    """Writes one Arrow file, which takes its name when it is complete and durable.
+
+    with ArrowWriter("lu:/data/000.arrow") as writer:
+        writer.write(pyarrow.table({"text": ["one", "two"]}))   # a record batch: what is read for one row of it
+    """
+
+    def __init__(
+        self, location: str | os.PathLike[str] | Location, *, file_system: AnyFileSystem | None = None
+    ) -> None:
+        require_pyarrow(ArrowRecords.format)
+        place, (self.path,) = place_of(location, file_system=file_system)
+        if not self.path.endswith(ArrowRecords.in_directories):
+            raise InvalidArgument("names of Arrow files end in .arrow", path=self.path)
+        self.written = self.bytes_written = 0
+        self._file = NewFile(place.file_system, self.path)
+        self._writer: Any = None
+
+    def write(self, table: Any) -> None:
+        """Adds the rows of a table, or record batch, of pyarrow as one batch. Raises: ValueError for other columns."""
+        import pyarrow as pa
+
+        self._require_open()
+        if isinstance(table, pa.RecordBatch):
+            table = pa.Table.from_batches([table])
+        if self._writer is None:
+            self._writer = pa.ipc.new_file(pa.PythonFile(_Sink(self._file), mode="w"), table.schema)
+        self._writer.write_table(table.combine_chunks())
+        self.written += table.num_rows
+        self.bytes_written += table.nbytes
+
+    def _complete(self) -> None:
+        """Raises: ValueError if nothing was written: the columns are not known."""
+        if self._writer is None:
+            error = ValueError(f"{self.path}: nothing was written, and so there are no columns")
+            self._abandon(error)
+            raise error
+        self._writer.close()
+        self._file.complete()
+
+    def _abandon(self, error: BaseException) -> None:
+        self._file.abandon(error)
+
+
+class _Sink:
+    """A new file, as pyarrow writes one."""
+
+    closed = False
+
+    def __init__(self, file: NewFile) -> None:
+        self._file, self._at = file, 0
+
+    def readable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def tell(self) -> int:
+        return self._at
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def write(self, data: Any) -> int:
+        view = as_bytes(data)
+        self._file.put(view)
+        self._at += view.nbytes
+        return view.nbytes
+
+
+__all__ = ["ArrowRecords", "ArrowWriter"]
