@@ -13,6 +13,7 @@ the same for any number of ranks and workers, and goes on anywhere.
     rows       rows of a table as samples
     reading    batches of samples, of records as they are and of rows
     huggingface  `datasets` of Hugging Face, in and out
+    shared_index  places of records in one piece of memory for all processes of a machine
     order      the global order: shuffles and mixtures of any size in constant memory
     block_order  a shuffle for records in blocks
     buckets    batches of samples of similar length

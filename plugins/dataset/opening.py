@@ -7,6 +7,7 @@ from typing import Any, Final
 from ...client.location import AnyFileSystem, Location
 from ...errors import InvalidArgument
 from .arrow import ArrowRecords
+from .blocks import BlockRecords
 from .ffrecord import FFRecords
 from .jsonl import JsonlRecords
 from .parquet import ParquetRecords
@@ -22,19 +23,22 @@ FORMATS: Final[dict[str, type[Records]]] = {
 Locations = str | os.PathLike[str] | Location | Sequence[str | os.PathLike[str] | Location]
 
 
-def open_records(
+def open_records(  # noqa: PLR0913 (by keyword)
     locations: Locations,
     *,
     format: str | None = None,  # noqa: A002 (what it is called everywhere)
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
     file_system: AnyFileSystem | None = None,
+    index_directory: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Records:
     """The records of a file, of several, or of all files of a format in a directory, in the order of their names.
 
     `format`: "ffrecord", "tokens", "tar", "jsonl", "parquet" or "arrow"; by default what the names' endings say.
-    `options` are the format's own.
+    `index_directory`: a directory of this machine, as /dev/shm/me, where one file has the places of all records, and
+    all processes share its memory; by default each process has those of the files that it reads. `options` are the
+    format's own.
     Raises: InvalidArgument for files that are of no format or of several; CorruptData for files that are damaged.
     """
     place, paths = place_of(locations, secret_file=secret_file, token=token, file_system=file_system)
@@ -44,7 +48,12 @@ def open_records(
     files = [file for path in paths for file in files_below(place.file_system, path, kind)]
     if not files:
         raise InvalidArgument(f"no *{kind.suffix} there", path=paths[0])
-    return kind(place, files, **options)
+    records = kind(place, files, **options)
+    if index_directory is not None and not isinstance(
+        records, BlockRecords
+    ):  # rows have no places of their own
+        records.index_directory = os.path.abspath(index_directory)
+    return records
 
 
 def kind_of(file_system: AnyFileSystem, paths: Sequence[str]) -> type[Records]:

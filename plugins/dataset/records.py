@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from ...client.location import AnyFileSystem, Location, open_location, parse_location
 from ...errors import CorruptData, InvalidArgument
+from .shared_index import SharedIndex, shared_index
 
 STRETCH: Final = 1024  # records in a row that a shuffle by blocks keeps together
 THREADS: Final = 16  # files opened, or indexes read, together
@@ -112,6 +113,8 @@ class Records(ABC):
     """Of the elements of a record."""
     is_plain = True
     """A record is an array as it lies in the file."""
+    index_directory: str | None = None
+    """Where all processes of this machine share the places of records (`shared_index`)."""
     in_directories: ClassVar[tuple[str, ...]] = ()
     """The endings that a directory is searched for, if there are more than `suffix`."""
 
@@ -127,6 +130,7 @@ class Records(ABC):
         self._ends: Integers = np.cumsum(counts)
         self._starts: Integers = self._ends - counts
         self._indexes: dict[int, Index] = {}
+        self._shared: SharedIndex | None = None
 
     @abstractmethod
     def examine(self, path: str) -> RecordFile:
@@ -150,7 +154,7 @@ class Records(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.update(_indexes={})
+        state.update(_indexes={}, _shared=None)
         return state
 
     def __repr__(self) -> str:
@@ -166,10 +170,27 @@ class Records(ABC):
 
     def index(self, number: int) -> Index:
         """The places of the records of a file."""
+        if self.index_directory is not None:
+            return Index(*self.shared(self.index_directory).of(number))
         found = self._indexes.get(number)
         if found is None:  # two threads that read one index at once get the same
             found = self._indexes.setdefault(number, self.read_index(self.files[number]))
         return found
+
+    def shared(self, directory: str) -> SharedIndex:
+        """The places of all records, in memory that processes share; made by the first one that asks."""
+        if self._shared is None:
+            self._shared = shared_index(
+                directory,
+                self.index_key(),
+                [file.count for file in self.files],
+                lambda numbers: together(self.read_index, [self.files[number] for number in numbers]),
+            )
+        return self._shared
+
+    def index_key(self) -> str:
+        """Names the indexes: another state of a file has another one."""
+        return " ".join([self.digest(), *(str(file.identity.mtime_ns) for file in self.files)])
 
     def block_sizes(self) -> Integers:
         """Records that are stored together: of a stretch of the file, or of a block that is read as a whole."""
@@ -193,6 +214,9 @@ class Records(ABC):
         return result
 
     def _read_indexes(self, files: Iterable[int]) -> None:
+        if self.index_directory is not None:
+            self.shared(self.index_directory)
+            return
         together(self.index, [number for number in files if number not in self._indexes])
 
     def locate(self, numbers: Integers) -> Extents:

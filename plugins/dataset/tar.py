@@ -220,6 +220,10 @@ class TarRecords(ScannedRecords):
         table = self._tables[file.path] = super().read_table(file)
         return table
 
+    def _table(self, file: int) -> Table:
+        known = self.files[file]
+        return self._tables.get(known.path) or self.read_table(known)
+
     def marks(self, file: Any, size: int) -> tuple[int, int]:
         if size < BLOCK:
             raise CorruptData(f"not a tar: {size} bytes", path=str(file.name))
@@ -236,8 +240,7 @@ class TarRecords(ScannedRecords):
         ]
 
     def _sample(self, file: int, number: int, array: Bytes) -> dict[str, Any]:
-        self.index(file)
-        table = self._tables[self.files[file].path]
+        table = self._table(file)
         first, last = int(table.firsts[number]), int(table.firsts[number + 1])
         start = int(table.offsets[first])
         sample: dict[str, Any] = {}
@@ -255,8 +258,7 @@ class TarRecords(ScannedRecords):
 
     def name(self, number: int) -> str:
         files, within = self.split(np.array([number]))
-        self.index(int(files[0]))
-        table = self._tables[self.files[int(files[0])].path]
+        table = self._table(int(files[0]))
         member = table.names[int(table.firsts[int(within[0])])]
         return f"sample {int(within[0])} ({member!r} and what follows)"
 

@@ -114,6 +114,9 @@ class TokenRecords(Records):
             return super().lengths()
         return {(self.window + 1) * self.dtype.itemsize}
 
+    def index_key(self) -> str:
+        return " ".join([super().index_key(), *(str(self._heads[file.path]) for file in self.files)])
+
     def digest(self) -> str:
         return super().digest() if self.window is None else f"{super().digest()} by {self.window}"
 

@@ -1,0 +1,149 @@
+"""The places of all records of a data set in one file on this machine, which every process that reads them maps.
+
+    records = open_records("lu:/data/train", index_directory="/dev/shm/me")
+
+    ┌ 0 ──────────┬ 8 ───────────────┬ 40 ─────────────┬ 48 ──────────┬ 56 ──────────────────────────────────────────┐
+    │ "LUSHIDX1"  │ SHA-256 of what  │ elements of     │ records      │ offsets E × int64; lengths N × int64, if the │
+    │             │ is indexed       │ offsets E, u64  │ N, u64       │ format has them; CRC32 N × u32, if it has    │
+    └─────────────┴──────────────────┴─────────────────┴──────────────┴──────────────────────────────────────────────┘
+
+In the byte order of the machine: it does not leave it. The indexes of files lie one after the other, in their order.
+
+H1  One process makes the file, under a lock, while the others wait; it takes its name complete. What it is named for is
+    the data (names, sizes, dates, checksums of indexes), so one that is there is the right one.
+H2  Places were checked when the file was made (`records`, R1). It is believed because it belongs to this user, and
+    others cannot write it.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from ...errors import InvalidArgument
+from ...hidden import hidden_beside
+
+MAGIC: Final = b"LUSHIDX1"
+HEAD: Final = struct.Struct("=8s32sQQ")
+SUFFIX: Final = ".lushidx"
+FILES_TOGETHER: Final = 64  # whose indexes are in the memory of the maker at once
+
+
+class SharedIndex:
+    """The indexes of files of these numbers of records, mapped."""
+
+    def __init__(self, path: str, key: bytes, counts: Sequence[int]) -> None:
+        array = np.asarray(np.memmap(path, np.uint8, mode="r"))
+        magic, found, elements, records = HEAD.unpack_from(array[: HEAD.size].tobytes())
+        has_ends = elements == records + len(counts)
+        rest = array.nbytes - HEAD.size - 8 * elements
+        lengths = 0 if has_ends else records
+        checksums = (rest - 8 * lengths) // 4
+        if (
+            magic != MAGIC
+            or found != key
+            or records != sum(counts)
+            or elements not in {records, records + len(counts)}
+            or rest != 8 * lengths + 4 * checksums
+            or checksums not in {0, records}
+        ):
+            raise InvalidArgument("not the index of this data set: remove it, it is made again", path=path)
+        at = HEAD.size + 8 * elements
+        self.offsets = array[HEAD.size : at].view(np.int64)
+        self.lengths = array[at : at + 8 * lengths].view(np.int64) if lengths else None
+        self.checksums = array[at + 8 * lengths :].view(np.uint32) if checksums else None
+        self._starts = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
+        self._has_ends = has_ends
+
+    def of(self, number: int) -> tuple[Any, Any, Any]:
+        """(offsets, lengths, checksums) of a file's records, as of its `Index`."""
+        start, stop = int(self._starts[number]), int(self._starts[number + 1])
+        shift = number if self._has_ends else 0
+        return (
+            self.offsets[start + shift : stop + shift + self._has_ends],
+            None if self.lengths is None else self.lengths[start:stop],
+            None if self.checksums is None else self.checksums[start:stop],
+        )
+
+
+def shared_index(
+    directory: str, told: str, counts: Sequence[int], read: Callable[[Sequence[int]], Sequence[Any]]
+) -> SharedIndex:
+    """The index that `told` names, made from what `read` gives for the numbers of some files if it is not there.
+
+    Raises: InvalidArgument for a directory that others can write, or a file that is not the index; OSError where there
+    is no room.
+    """
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    status = os.stat(directory)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise InvalidArgument(
+            "a directory for indexes belongs to this user, and nobody else may write it: name one below it",
+            path=directory,
+        )
+    key = hashlib.sha256(told.encode("utf-8", "surrogateescape")).digest()
+    path = os.path.join(directory, key.hex()[:32] + SUFFIX)
+    if not os.path.exists(path):
+        with _locked(path + ".lock"):
+            if not os.path.exists(path):  # another process may have made it meanwhile
+                _make(path, key, counts, read)
+    return SharedIndex(path, key, counts)
+
+
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _make(
+    path: str, key: bytes, counts: Sequence[int], read: Callable[[Sequence[int]], Sequence[Any]]
+) -> None:
+    """Writes the indexes of some files at a time, each array to its own part of the file."""
+    records = sum(counts)
+    temporary = hidden_beside(path)
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        places: list[int] = []  # where the next of each array goes
+        for first in range(0, len(counts), FILES_TOGETHER):
+            numbers = range(first, min(first + FILES_TOGETHER, len(counts)))
+            for number, index in zip(numbers, read(numbers), strict=True):
+                assert len(index) == counts[number], "an index has the records that its file has"
+                if not places:
+                    elements = records + (len(counts) if index.lengths is None else 0)
+                    lengths = HEAD.size + 8 * elements
+                    places = [HEAD.size, lengths, lengths + (0 if index.lengths is None else 8 * records)]
+                    size = places[2] + (0 if index.checksums is None else 4 * records)
+                    os.posix_fallocate(descriptor, 0, size)  # no room is an error now, not a signal later
+                    os.pwrite(descriptor, HEAD.pack(MAGIC, key, elements, records), 0)
+                for place, array in enumerate((index.offsets, index.lengths, index.checksums)):
+                    if array is not None:
+                        places[place] = _written(descriptor, array, places[place])
+        os.fsync(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _written(descriptor: int, array: Any, offset: int) -> int:
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    while data:
+        count = os.pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count
+    return offset
+
+
+__all__ = ["SharedIndex", "shared_index"]
