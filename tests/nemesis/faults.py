@@ -264,9 +264,9 @@ class Injector:
     def _blackout(self, fault: Fault) -> None:
         began_ns = time.monotonic_ns()
         machines = [each for name, each in self.machines.machines.items() if name != "client"]
-        for machine in machines:
+        for machine in machines:  # all at once: none may finish what it does with another
             for service in self.machines.on(machine):
-                service.kill()
+                service.kill_soon()
         for machine in machines:
             self._cut_power(machine)
         self.losses.append(PowerLoss("names", began_ns, time.monotonic_ns()))

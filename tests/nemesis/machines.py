@@ -211,10 +211,16 @@ class Service:
     def kill(self, number: int = signal.SIGKILL) -> None:
         """End it and do not start it again until `start`."""
         with self.lock:
+            self.kill_soon(number)
+            assert self.process is not None, "it was started"
+            self.process.wait(WAIT_S)
+
+    def kill_soon(self, number: int = signal.SIGKILL) -> None:
+        """As `kill`, without waiting for its end."""
+        with self.lock:
             self.wanted = False
             assert self.process is not None, "it was started"
             self.process.send_signal(number)
-            self.process.wait(WAIT_S)
 
     def signal(self, number: int) -> None:
         with self.lock:

@@ -79,6 +79,7 @@ PROGRAMS: Final = (
     ("close", "python", "client"),
     ("register", "ring", "client"),
     ("register", "reader", "client"),
+    ("register", "threads", "client"),
 )
 
 
@@ -153,7 +154,7 @@ def run(root: Path, seed: int, seconds: float, kinds: list[str] | None, say: Cal
         injector = Injector(machines, say=say)
         cached = root / "cached.toml"
         cached.write_text(CACHED_CONFIG)
-        places = dict.fromkeys(("python", "ring", "reader"), str(machines.data.root))
+        places = dict.fromkeys(("python", "ring", "reader", "threads"), str(machines.data.root))
         places["mount"] = str(
             machines.mount(
                 "strict", "storage-201", "--consistency", "strict", "--config", str(machines.config)

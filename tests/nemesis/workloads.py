@@ -22,6 +22,7 @@ by now, and does nothing if it takes both names for one file.
 | python | data directory | `luciola.connect` |
 | ring | data directory | `luciola.connect`, reads and writes by a ring |
 | reader | data directory | `luciola.connect`, opened for reading: makes durable what others have written |
+| threads | data directory | `luciola.connect`, two threads of one client, whose syncs overlap |
 """
 
 import argparse
@@ -32,6 +33,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +42,8 @@ from typing import Any, Final, Protocol
 from nemesis.histories import EVERY_KEY, Recorder
 
 KINDS: Final = ("register", "log", "names", "close")
-CLIENTS: Final = ("mount", "cached", "python", "ring", "reader")
+CLIENTS: Final = ("mount", "cached", "python", "ring", "reader", "threads")
+THREADS: Final = 2
 EPOCH_S: Final = 6  # of one set of objects
 BLOCK: Final = 4096  # of a register: a quarter of the engine's page
 CHUNK: Final = 1 << 20
@@ -52,6 +55,7 @@ SMALL: Final = 100  # of a file that lives in its inode
 BEYOND_INODE: Final = 8192
 NAMES: Final = ("a", "b", "c")
 PAUSE_S: Final = 0.05  # between calls, at most
+SHORT_PAUSE_S: Final = 0.01  # of `threads`
 RETRY_S: Final = 0.2  # after an error
 REGISTER_FILE: Final = "registers"
 DIRECTORY: Final = "names"
@@ -296,13 +300,13 @@ def value_of(data: bytes, length: int) -> int:
 class Program:
     """One workload: `step` is one call, with what it takes to record it."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.choose = random.Random(options.seed)
+    def __init__(self, options: argparse.Namespace, files: Any, thread: int = 0) -> None:
+        self.choose = random.Random(options.seed + thread)
         self.recorder = Recorder(options.history)
         self._writer = self.recorder.life * len(CLIENTS) + CLIENTS.index(options.client)
         self._began_ns = options.began_ns
         self._calls = 0
-        self.files = connected(options.place, options.client)
+        self.files = files
         self.client: str = options.client
         self.open: Any = None  # the file that it works on, and its name
         self.open_name = ""
@@ -365,7 +369,7 @@ class RegisterProgram(Program):
         key = f"{epoch}-{index}"
         chunk = (epoch // (CHUNK // BLOCK) * REGISTERS + index) % REGISTER_CHUNKS
         offset = chunk * CHUNK + epoch % (CHUNK // BLOCK) * BLOCK
-        writes, syncs = (0.0, 0.3) if self.client == "reader" else (0.35, 0.02)
+        writes, syncs = {"reader": (0.0, 0.3), "threads": (0.4, 0.5)}.get(self.client, (0.35, 0.02))
         if dice < writes:
             value = self.value()
             self.call(key, "write", value, lambda: self._write(value, offset), reads=False)
@@ -511,12 +515,22 @@ def main() -> int:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--began-ns", type=int, required=True)
     options = parser.parse_args()
-    program = PROGRAMS[options.kind](options)
-    ending = []
-    signal.signal(signal.SIGTERM, lambda *_: ending.append(True))
-    while not ending:
-        program.step()
-        time.sleep(program.choose.uniform(0, PAUSE_S))
+    files = connected(options.place, options.client)
+    count, pause_s = (THREADS, SHORT_PAUSE_S) if options.client == "threads" else (1, PAUSE_S)
+    programs = [PROGRAMS[options.kind](options, files, thread) for thread in range(count)]
+    ending = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ending.set())
+
+    def work(program: Program) -> None:
+        while not ending.wait(program.choose.uniform(0, pause_s)):
+            program.step()
+
+    others = [threading.Thread(target=work, args=(program,), daemon=True) for program in programs[1:]]
+    for thread in others:
+        thread.start()
+    work(programs[0])
+    for thread in others:
+        thread.join()
     return 0
 
 
