@@ -72,6 +72,17 @@ fn remove(engine: &Engine, index: u32, version: u64) {
     engine.commit(key(index), Version(version), ChainVersion(1)).unwrap();
 }
 
+/// An update of chunk 0 that needs no pages.
+fn truncate(engine: &Engine, version: u64) -> Result<(), Status> {
+    let stamp = Stamp { chain_version: ChainVersion(1), version: Version(version) };
+    let op = Op::Truncate { length: MIB as u32 };
+    let update =
+        Update { key: key(0), stamp, op, tag: RequestTag::default(), origin: Origin::Client, fresh: false };
+    engine.stage(&update, &Vec::new())?;
+    engine.commit(key(0), stamp.version, stamp.chain_version)?;
+    Ok(())
+}
+
 fn check(engine: &Engine, indices: std::ops::Range<u32>) {
     let mut into = vec![0; MIB];
     for index in indices {
@@ -171,22 +182,8 @@ fn a_disk_filled_by_others_loses_nothing() {
     assert_eq!(write(&engine, 8, 1, Origin::Chain), Err(Status::NoSpace));
     check(&engine, 0..8);
     // What needs no pages goes on: the index has its room already.
-    let mut version = 1;
-    for _ in 0..5000 {
-        version += 1;
-        let stamp = Stamp { chain_version: ChainVersion(1), version: Version(version) };
-        let op = Op::Truncate { length: MIB as u32 };
-        let update = Update {
-            key: key(0),
-            stamp,
-            op,
-            tag: RequestTag::default(),
-            origin: Origin::Client,
-            fresh: false,
-        };
-        engine.stage(&update, &Vec::new()).unwrap();
-        engine.commit(key(0), stamp.version, stamp.chain_version).unwrap();
-    }
+    let version = 5001;
+    (2..=version).for_each(|version| truncate(&engine, version).unwrap());
     // What removals set free goes to the index's part of the reserve first, then to the chain.
     (4..8).for_each(|index| remove(&engine, index, 2));
     write(&engine, 8, 1, Origin::Chain).unwrap();
@@ -199,5 +196,32 @@ fn a_disk_filled_by_others_loses_nothing() {
     check(&engine, 0..4);
     check(&engine, 8..9);
     write(&engine, 9, 1, Origin::Client).unwrap();
+    assert_no_leak(&engine);
+}
+
+/// A disk without room for a journal in advance: the index cannot be written, and not again before it is opened.
+#[test]
+fn a_small_disk_filled_by_others_stops_the_index_until_it_is_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(dir.path(), 300 * MIB) else { return };
+    let engine = open(&disk);
+    for index in 0..8 {
+        write(&engine, index, 1, Origin::Client).unwrap();
+    }
+    drop(engine);
+    let engine = open(&disk);
+    let hog = disk.0.join("hog");
+    let file = std::fs::File::create(&hog).unwrap();
+    rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, disk.free()).unwrap();
+    let refused = (2..5000).find(|&version| truncate(&engine, version).is_err());
+    assert!(refused.is_some(), "a block for the index was still free");
+    assert!(engine.has_failed());
+    drop(file);
+    std::fs::remove_file(hog).unwrap();
+    assert!(truncate(&engine, 5000).is_err());
+    drop(engine);
+    let engine = open(&disk);
+    check(&engine, 0..8);
+    write(&engine, 8, 1, Origin::Client).unwrap();
     assert_no_leak(&engine);
 }
