@@ -12,7 +12,7 @@ after a while, with or without waiting until the cluster is healthy again.
 | one way | no packet of one machine reaches another one; the other direction works |
 | reboot | a clean stop, then another kernel with another boot clock |
 | power | loss of power of one machine: what it had not flushed is forgotten |
-| blackout | loss of power of all machines of the cluster |
+| blackout | loss of power of all machines of the cluster, half a second after storage nodes have come to a stand |
 | hang | a disk that takes nothing for a while; the service is started again then |
 | full | a disk without a free block for a while; a storage node that this has stopped is started again |
 """
@@ -30,6 +30,7 @@ from luciola.wire.pb import mgmtd_pb2
 from .machines import Machine, Machines, Service, drop, heal, until
 
 HEALTHY_S: Final = 200.0  # after the last fault, on a busy machine
+STALL_S: Final = 0.5  # before a blackout: syncs are under way then, and nothing is flushed any more
 RECOVERY_S: Final = 20.0  # in which a node that was started is brought up to date, or was already
 
 
@@ -137,7 +138,8 @@ class Injector:
         """One round. Raises: what a fault, or the end of one, has failed with."""
         was_healthy = self._settle()
         self.say(" + ".join(map(str, planned.faults)))
-        if self._may_lose_chunks(planned, was_healthy=was_healthy):
+        is_blackout = any(fault.kind == "blackout" for fault in planned.faults)  # it knows its moment itself
+        if not is_blackout and self._may_lose_chunks(planned, was_healthy=was_healthy):
             self._unsettled += [time.monotonic_ns()] * len(planned.faults)
         failures: list[BaseException] = []
         threads = [
@@ -169,8 +171,7 @@ class Injector:
         """A node that loses power takes nothing with it while every other replica serves."""
         on_storage = [fault for fault in planned.faults if fault.victim.startswith(STORAGE)]
         losing = [fault for fault in on_storage if fault.kind in LOSES_POWER]
-        is_blackout = any(fault.kind == "blackout" for fault in planned.faults)
-        return is_blackout or (bool(losing) and not (was_healthy and len(on_storage) == 1))
+        return bool(losing) and not (was_healthy and len(on_storage) == 1)
 
     def _settle(self) -> bool:
         """Whether the cluster is healthy; what was lost until now has been lost by now, then."""
@@ -262,8 +263,13 @@ class Injector:
         self._start_all(machine)
 
     def _blackout(self, fault: Fault) -> None:
-        began_ns = time.monotonic_ns()
         machines = [each for name, each in self.machines.machines.items() if name != "client"]
+        for service in self.machines.services.values():
+            if service.node and service.name.startswith(STORAGE):
+                service.signal(signal.SIGSTOP)
+        time.sleep(STALL_S)
+        began_ns = time.monotonic_ns()
+        self._unsettled.append(began_ns)
         for machine in machines:  # all at once: none may finish what it does with another
             for service in self.machines.on(machine):
                 service.kill_soon()

@@ -22,7 +22,7 @@ by now, and does nothing if it takes both names for one file.
 | python | data directory | `luciola.connect` |
 | ring | data directory | `luciola.connect`, reads and writes by a ring |
 | reader | data directory | `luciola.connect`, opened for reading: makes durable what others have written |
-| threads | data directory | `luciola.connect`, two threads of one client, whose syncs overlap |
+| threads | data directory | `luciola.connect`, threads of one client, whose syncs overlap |
 """
 
 import argparse
@@ -43,7 +43,7 @@ from nemesis.histories import EVERY_KEY, Recorder
 
 KINDS: Final = ("register", "log", "names", "close")
 CLIENTS: Final = ("mount", "cached", "python", "ring", "reader", "threads")
-THREADS: Final = 2
+THREADS: Final = 6
 EPOCH_S: Final = 6  # of one set of objects
 BLOCK: Final = 4096  # of a register: a quarter of the engine's page
 CHUNK: Final = 1 << 20
