@@ -42,7 +42,7 @@ class Model(Protocol):
         """Whether an operation with this result changes nothing, in no state."""
 
     def may_wait(self, operation: Operation) -> bool:
-        """Whether it may as well take effect at its return: that never makes anything else impossible."""
+        """Whether it may as well be the last of what takes effect before its return: that makes nothing impossible."""
 
     def step(self, state: Hashable, operation: Operation) -> Iterable[Hashable]:
         """The states in which it may be after the operation; none if it would have answered otherwise.
@@ -127,9 +127,7 @@ class _Search:
 
     def end(self, index: int) -> bool:
         """The call has returned, so it has taken effect. False if it cannot have."""
-        if index not in self._pending:
-            return self._end_of_waiting(self._history[index])
-        bit = self._pending[index]
+        bit = self._pending[index] = 1 << index
         reached, found = self._least(), self._least()
         waiting: list[tuple[int, int, int, Hashable]] = []  # those first that others are dropped for
         order = itertools.count()
@@ -148,14 +146,6 @@ class _Search:
             for configuration in self._continue(done, state):
                 reach(*configuration)
         del self._pending[index]
-        self._last, self._configurations = self._configurations, found
-        return bool(found)
-
-    def _end_of_waiting(self, operation: Operation) -> bool:
-        found = self._least()
-        for done, state in self._configurations:
-            for following in self._model.step(state, operation):
-                found.add(done, following)
         self._last, self._configurations = self._configurations, found
         return bool(found)
 

@@ -176,7 +176,7 @@ class Durable:
         return operation.kind not in (SYNC, POWER_LOSS) and self.base.is_read(operation)
 
     def may_wait(self, operation: Operation) -> bool:
-        """A sync only takes away what a loss may bring back, the same at any moment between its beginning and end."""
+        """A sync only takes away what a loss may bring back, the same at any moment between two losses."""
         return operation.kind == SYNC
 
     def step(self, state: Hashable, operation: Operation) -> Iterator[Hashable]:

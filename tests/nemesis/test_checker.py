@@ -115,6 +115,14 @@ DURABLE = {
         False,
         [write(0, 1, 1), power_loss(2, 3), read(4, 5, 0), power_loss(6, 7), read(8, 9, 1)],
     ),
+    "synced beside the loss, which came first": (
+        True,
+        [write(0, 1, 1), sync(2, 6), power_loss(3, 8), read(9, 10, 0)],
+    ),
+    "synced beside the loss, which may have come first, and seen after it": (
+        False,
+        [write(0, 1, 1), sync(2, 6), power_loss(3, 8), read(9, 10, 1), read(11, 12, 0)],
+    ),
     "goes at any moment of the loss": (
         True,
         [write(0, 1, 1), power_loss(2, 20), read(3, 4, 1), write(5, 6, 2), read(7, 8, 2), read(21, 22, 1)],
