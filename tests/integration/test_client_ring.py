@@ -6,6 +6,7 @@ import os
 import random
 import select
 import signal
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 import luciola
 from cluster import LocalCluster
 from luciola.client import Buffer, FileSystem, Operation
+from luciola.config import ClientConfig
 from luciola.errors import InvalidArgument, NotFound
 
 MIB = 1 << 20
@@ -160,6 +162,29 @@ def test_a_signal_handler_that_raises_ends_a_wait_and_results_come_later(
         assert ring.in_flight == 8
         stopped_storage()
         assert {one.user_data for one in drain_all(ring, 8) if one.moved == MIB} == set(range(8))
+
+
+@pytest.mark.parametrize("transport", ["auto", "tcp"])
+def test_a_signal_handler_that_raises_ends_a_read_of_a_file(
+    shared_cluster, base, data, stopped_storage, interrupt_soon, transport
+):
+    config = ClientConfig(transport=transport)
+    with luciola.connect(shared_cluster.data, config=config) as fs, fs.open(f"{base}/f", "rb") as file:
+        reads = {
+            "small": lambda: file.pread(100, 5 * MIB),
+            "large": lambda: file.pread(8 * MIB, 0),
+            "into": lambda: file.pread_into(bytearray(MIB), 3 * MIB),
+            "sequential": lambda: [file.read(5000) for _ in range(4)],
+        }
+        for kind, read in reads.items():
+            begun = time.monotonic()
+            interrupt_soon()
+            with pytest.raises(Interrupt):
+                read()
+            assert time.monotonic() - begun < 2, kind
+        stopped_storage()
+        file.seek(0)
+        assert file.read() == data
 
 
 @pytest.fixture

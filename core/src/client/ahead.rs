@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::lock::{Condvar, Mutex};
 
@@ -14,12 +14,15 @@ use super::inode::{OpenInode, Through};
 use super::meta::Who;
 use super::shared::Shared;
 use crate::buffer::Placement;
-use crate::error::Result;
+use crate::cancel;
+use crate::error::{Error, Result};
 
 /// What is read at a time.
 const BLOCK_BYTES: u64 = 1 << 20;
 /// Requests of at least this size gain nothing from reading ahead.
 const LARGE_BYTES: usize = 1 << 20;
+/// How long a reader waits for a block before it looks whether its call is cancelled.
+const WAIT: Duration = Duration::from_secs(1);
 /// Sequential requests in a row before the first block.
 const RUN_MIN: u32 = 2;
 
@@ -73,7 +76,7 @@ impl ReadAhead {
                 done += count;
                 break;
             };
-            let bytes = wait(&block).transpose()?;
+            let bytes = wait(&block)?.transpose()?;
             let from = (at - start) as usize;
             let Some(bytes) = bytes.filter(|bytes| from < bytes.len()) else {
                 // The file may have grown since; ask.
@@ -165,10 +168,19 @@ fn ask(
     shared.errands.submit(job).then_some(block)
 }
 
-fn wait(block: &(Mutex<Outcome>, Condvar)) -> Option<Result<Placement>> {
-    let mut outcome = block.0.lock();
-    while outcome.is_none() {
-        block.1.wait(&mut outcome);
+/// Errors: `Timeout` if the call is cancelled.
+fn wait(block: &(Mutex<Outcome>, Condvar)) -> Result<Option<Result<Placement>>> {
+    loop {
+        let mut outcome = block.0.lock();
+        if outcome.is_none() {
+            block.1.wait_for(&mut outcome, cancel::slice(WAIT));
+        }
+        if let Some(known) = &*outcome {
+            return Ok(known.clone());
+        }
+        drop(outcome);
+        if cancel::is_cancelled() {
+            return Err(Error::timeout("the read was given up"));
+        }
     }
-    outcome.clone().expect("waited for")
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use super::stream::Stream;
 use super::{Credential, Endpoint, handshake, reaper, upgrade};
 use crate::buffer::Placement;
+use crate::cancel;
 use crate::rdma::{Fabric, Grant};
 use crate::types::Status;
 use crate::wire::credential;
@@ -173,6 +174,9 @@ impl Connection {
         let stream = self.stream.as_mut().ok_or(GONE)?;
         let waiting = self.waiting.as_ref().expect("a batch was sent");
         assert_eq!(waiting.kind, kind, "the answer to what was sent");
+        // The caller's own memory is not given back to it while the server may write there.
+        let must_wait = self.fabric.is_none() && waiting.lent.iter().any(|lent| !lent.is_expendable());
+        let _held = must_wait.then(cancel::hold);
         // The reply's table has as many entries as the request's, so one call brings both parts.
         self.frame.clear();
         self.frame.resize(HEADER_BYTES + waiting.count * kind.entry_bytes(true), 0);

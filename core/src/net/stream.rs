@@ -25,6 +25,7 @@ use rustix::net::{
 use super::Endpoint;
 use super::spin::{Spin, Waiters};
 use crate::buffer::{self, Placement, total_length};
+use crate::cancel;
 use crate::rdma::{Link, Remains};
 
 /// Sockets block at most this long in one call; longer deadlines are several calls. So a socket's timeout is
@@ -175,7 +176,7 @@ impl Stream {
             pieces.extend(buffer::sources(parts, sent.saturating_sub(head.len())));
             match self.send_once(&pieces, passed.filter(|_| sent == 0)) {
                 Ok(count) => sent += count,
-                Err(Errno::INTR) => {}
+                Err(Errno::INTR) => not_cancelled()?,
                 Err(Errno::AGAIN) => self.wait_longer(Timeout::Send, deadline)?,
                 Err(error) => return Err(error.into()),
             }
@@ -194,15 +195,19 @@ impl Stream {
         rustix::net::sendmsg(&self.fd, pieces, &mut control, SendFlags::NOSIGNAL)
     }
 
-    /// Fills `target`. Errors: `UnexpectedEof` if the peer closed, `TimedOut`.
+    /// Fills `target`. Errors: `UnexpectedEof` if the peer closed, `TimedOut`, also for a call that is cancelled.
     pub(crate) fn receive(&mut self, target: &mut [u8], deadline: Instant) -> io::Result<()> {
         let mut filled = 0;
         while self.is_remote_direct() && filled < target.len() {
-            match self.over_link(|link, socket| link.receive_some(&mut target[filled..], socket, deadline)) {
+            let until = next_look(deadline);
+            match self.over_link(|link, socket| link.receive_some(&mut target[filled..], socket, until)) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(io::ErrorKind::TimedOut.into());
+                    if Instant::now() >= deadline {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                    not_cancelled()?;
                 }
                 Err(error) => return Err(error),
             }
@@ -215,7 +220,7 @@ impl Stream {
             match rustix::net::recv(&self.fd, &mut target[filled..], RecvFlags::WAITALL) {
                 Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok((count, _)) => filled += count,
-                Err(Errno::INTR) => {}
+                Err(Errno::INTR) => not_cancelled()?,
                 Err(Errno::AGAIN) => self.wait_longer(Timeout::Recv, deadline)?,
                 Err(error) => return Err(error.into()),
             }
@@ -234,7 +239,7 @@ impl Stream {
             match rustix::net::recvmsg(&self.fd, &mut pieces, &mut control, RecvFlags::WAITALL) {
                 Ok(received) if received.bytes == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(received) => filled += received.bytes,
-                Err(Errno::INTR) => {}
+                Err(Errno::INTR) => not_cancelled()?,
                 Err(Errno::AGAIN) => self.wait_longer(Timeout::Recv, deadline)?,
                 Err(error) => return Err(error.into()),
             }
@@ -279,7 +284,8 @@ impl Stream {
         if spin.finds(&waiter, &mut has_come) { Ok(true) } else { self.has_input_by(deadline) }
     }
 
-    /// Waits until there is something to receive, or the peer has closed; false: not by the deadline.
+    /// Waits until there is something to receive, or the peer has closed; false: not by the deadline, or the call was
+    /// cancelled.
     ///
     /// Only for Unix sockets: `recv` on one is also woken when the peer takes what was sent to it, so that each request
     /// would wake both ends once for nothing. Who polls for input is left alone.
@@ -290,12 +296,15 @@ impl Stream {
         let mut polled = [PollFd::new(&self.fd, PollFlags::IN)];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
+            let timeout = Timespec::try_from(cancel::slice(left)).map_err(io::Error::other)?;
             match rustix::event::poll(&mut polled, Some(&timeout)) {
                 Ok(0) if Instant::now() < deadline => {}
                 Ok(count) => return Ok(count > 0),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
+            }
+            if cancel::is_cancelled() {
+                return Ok(false);
             }
         }
     }
@@ -326,17 +335,18 @@ impl Stream {
     /// Makes the next call return no later than `deadline` (or a tick, if that is sooner).
     fn fit_timeout(&mut self, which: Timeout, deadline: Instant) -> io::Result<()> {
         let current = if which == Timeout::Recv { self.receive_timeout } else { self.send_timeout };
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = cancel::slice(deadline.saturating_duration_since(Instant::now()));
         if left < current { self.set_timeout(which, left) } else { Ok(()) }
     }
 
-    /// After a tick: an error if the deadline has passed, else a fitting timeout for the next call.
+    /// After a tick: an error if the deadline has passed or the call is cancelled, else a fitting timeout for the next call.
     fn wait_longer(&mut self, which: Timeout, deadline: Instant) -> io::Result<()> {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        self.set_timeout(which, left)
+        not_cancelled()?;
+        self.set_timeout(which, cancel::slice(left))
     }
 
     fn set_timeout(&mut self, which: Timeout, left: Duration) -> io::Result<()> {
@@ -366,6 +376,17 @@ impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Errors: `TimedOut` for a call that nobody waits for any more.
+fn not_cancelled() -> io::Result<()> {
+    if cancel::is_cancelled() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+}
+
+/// When a wait until `deadline` looks whether its call is cancelled.
+fn next_look(deadline: Instant) -> Instant {
+    let now = Instant::now();
+    now + cancel::slice(deadline.saturating_duration_since(now))
 }
 
 /// Calls `work` with a name of the socket at `path` that is short enough for the kernel.

@@ -8,6 +8,7 @@ use pyo3::types::PyBytes;
 use super::client::{Stat, stat};
 use super::forked::Forked;
 use super::memory::placement;
+use super::signals::watched;
 use crate::buffer::Placement;
 use crate::client::{File, Place};
 use crate::error::Error;
@@ -35,19 +36,17 @@ impl PyFile {
     fn read_into(&self, py: Python<'_>, buffer: &Bound<'_, PyAny>, offset: u64) -> PyResult<usize> {
         let into = placement(buffer, true)?;
         let file = self.file()?;
-        let count = py.detach(|| file.read_ahead_at(offset, &into));
-        Ok(count?)
+        watched(py, || file.read_ahead_at(offset, &into))
     }
 
     fn read<'py>(&self, py: Python<'py>, offset: u64, length: usize) -> PyResult<Bound<'py, PyBytes>> {
         let file = self.file()?;
-        let known = py.detach(|| file.length_for(offset.saturating_add(length as u64)))?;
+        let known = watched(py, || file.length_for(offset.saturating_add(length as u64)))?;
         let left = usize::try_from(known.saturating_sub(offset)).unwrap_or(READ_BYTES_MAX);
         let length = length.min(left);
         let mut count = 0;
         let bytes = PyBytes::new_with(py, length, |target| {
-            let read = py.detach(|| Placement::scoped(target, |into| file.read_ahead_at(offset, into)));
-            count = read?;
+            count = watched(py, || Placement::scoped(target, |into| file.read_ahead_at(offset, into)))?;
             Ok(())
         })?;
         if count == length {
@@ -91,7 +90,7 @@ impl PyFile {
     /// The length, asked anew: another client may have written.
     fn refresh(&self, py: Python<'_>) -> PyResult<u64> {
         let file = self.file()?;
-        py.detach(|| file.refresh())?;
+        watched(py, || file.refresh())?;
         Ok(file.inode().length())
     }
 

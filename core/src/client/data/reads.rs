@@ -116,10 +116,11 @@ pub(super) fn run(client: &DataClient, pieces: &mut [Piece], deadline: Instant) 
         if pieces.iter().all(|piece| piece.outcome.is_some()) {
             return;
         }
-        if pieces.iter().any(|piece| piece.outcome.is_none() && !piece.exhausted) {
+        let is_over = is_cancelled();
+        if !is_over && pieces.iter().any(|piece| piece.outcome.is_none() && !piece.exhausted) {
             continue;
         }
-        if is_cancelled() || !pause(client, &routing, &mut backoff, deadline) {
+        if is_over || !pause(client, &routing, &mut backoff, deadline) {
             for piece in pieces.iter_mut().filter(|piece| piece.outcome.is_none()) {
                 piece.outcome = Some(Err(piece.last));
             }
@@ -198,7 +199,7 @@ fn bounced(client: &DataClient, into: &Placement) -> Placement {
     if into.is_shared() || len < BOUNCE_BYTES_MIN || len > client.buffers.buffer_bytes() {
         return into.clone();
     }
-    client.buffers.try_take().map_or_else(|| into.clone(), |buffer| buffer.slice(0..len))
+    client.buffers.try_take().map_or_else(|| into.clone(), |buffer| buffer.slice(0..len).expendable())
 }
 
 /// The replica that `piece` is read from now; `None` if all that could answer have been tried. Then the piece

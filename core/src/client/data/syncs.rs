@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::batches::{Batch, Carry, carry_out};
 use super::reads::pause;
 use super::{DataClient, Peer};
+use crate::cancel::hold;
 use crate::client::patience::{Attempts, Reached};
 use crate::client::routing::Routing;
 use crate::net::Connection;
@@ -18,6 +19,7 @@ pub(super) fn run(
     deadline: Instant,
     attempts: &mut Attempts<Peer>,
 ) -> Result<(), Status> {
+    let _held = hold();
     let mut backoff = client.backoff();
     loop {
         let routing = client.routing.current();

@@ -7,6 +7,7 @@ use super::Peer;
 use super::batches::{self, Batch, Carry, carry_out, with_room};
 use super::reads::pause;
 use crate::buffer::Placement;
+use crate::cancel::hold;
 use crate::client::patience::{Attempts, Reached};
 use crate::client::routing::Routing;
 use crate::net::Connection;
@@ -80,6 +81,7 @@ impl Piece {
 /// Carries out all `pieces`, which touch different chunks; afterwards each has an outcome. Without an answer by
 /// `deadline` an update may or may not have happened; that it will happen later is excluded.
 pub(super) fn run(client: &DataClient, pieces: &mut [Piece], deadline: Instant) {
+    let _held = hold();
     // So long the chunk remembers that it has executed the request.
     let deadline = deadline.min(Instant::now() + UPDATE_LIFE_MAX);
     let chunks = pieces.iter().map(|piece| piece.chunk).collect();
