@@ -12,7 +12,8 @@ theorem 1).
 A call whose outcome is unknown stays under way for ever: it may take effect at any moment after its beginning, or
 never. So of two configurations that differ in such calls alone, whatever continues one also continues the one in which
 fewer have taken effect. If they differ in reads, which change nothing, it continues the one in which more have. The
-other one is dropped, which loses nothing either, and keeps sets of calls under way from multiplying.
+other one is dropped, which loses nothing either, and keeps sets of calls under way from multiplying. And two whose
+states differ only in what a later call may choose from become one that may choose from both (`Model.joined`).
 
 A search that has tried `EXPANSIONS_MAX` steps ends without a verdict, which counts as a failure: a number of steps, so
 that the verdict is the same on a slow machine.
@@ -43,6 +44,12 @@ class Model(Protocol):
 
     def may_wait(self, operation: Operation) -> bool:
         """Whether it may as well be the last of what takes effect before its return: that makes nothing impossible."""
+
+    def key(self, state: Hashable) -> Hashable:
+        """What two states must have in common to be joined."""
+
+    def joined(self, state: Hashable, other: Hashable) -> Hashable:
+        """The state that is followed by what follows one of both, which have the same key, and by nothing else."""
 
     def step(self, state: Hashable, operation: Operation) -> Iterable[Hashable]:
         """The states in which it may be after the operation; none if it would have answered otherwise.
@@ -111,7 +118,7 @@ class _Search:
         self._pending: dict[int, int] = {}  # index of a call under way to its bit
         unknown = sum(1 << index for index, each in enumerate(history) if each.returned_ns is None)
         reads = sum(1 << index for index, each in enumerate(history) if model.is_read(each))
-        self._least = partial(_Least, unknown & ~reads, reads)
+        self._least = partial(_Least, model, unknown & ~reads, reads)
         self._configurations = self._least()
         self._configurations.add(0, model.initial)
         self._last = self._configurations
@@ -134,12 +141,15 @@ class _Search:
 
         def reach(done: int, state: Hashable) -> None:
             if reached.add(done, state):
-                heapq.heappush(waiting, (reached.burden(done).bit_count(), next(order), done, state))
+                kept = reached.at(done, state)
+                heapq.heappush(waiting, (reached.burden(done).bit_count(), next(order), done, kept))
 
         for configuration in self._configurations:
             reach(*configuration)
         while waiting:
             _, _, done, state = heapq.heappop(waiting)
+            if reached.at(done, state) != state:
+                continue  # it was dropped, or joined: what took its place waits too
             if done & bit:
                 found.add(done & ~bit, state)
                 continue
@@ -182,35 +192,48 @@ class _Search:
 
 
 class _Least:
-    """Configurations, without those whose burden another one has a part of, and which are else equal.
+    """Configurations, without those that another one makes superfluous: one that has a part of their burden, and joined
+    with them is still itself.
 
     The burden of a configuration is the unknown calls that have taken effect, and the reads that have not.
     """
 
-    def __init__(self, unknown: int, reads: int) -> None:
-        self._reads, self._either = reads, unknown | reads
-        self._burdens: dict[tuple[int, Hashable], list[int]] = {}  # by other calls' effects and the state
+    def __init__(self, model: Model, unknown: int, reads: int) -> None:
+        self._model, self._reads, self._either = model, reads, unknown | reads
+        # By other calls' effects and the key of the state: by burden, the state.
+        self._states: dict[tuple[int, Hashable], dict[int, Hashable]] = {}
 
     def burden(self, done: int) -> int:
         return (done ^ self._reads) & self._either
 
+    def at(self, done: int, state: Hashable) -> Hashable:
+        """The state that is kept in its place, or None."""
+        kept = self._states.get((done & ~self._either, self._model.key(state)), {})
+        return kept.get(self.burden(done))
+
     def add(self, done: int, state: Hashable) -> bool:
-        """Whether it is kept."""
-        burden = self.burden(done)
-        kept = self._burdens.setdefault((done & ~self._either, state), [])
-        if any(each & burden == each for each in kept):
+        """Whether it is kept, alone or joined with another one."""
+        burden, joined = self.burden(done), self._model.joined
+        kept = self._states.setdefault((done & ~self._either, self._model.key(state)), {})
+        if any(each & burden == each and joined(known, state) == known for each, known in kept.items()):
             return False
-        kept[:] = [each for each in kept if each & burden != burden]
-        kept.append(burden)
+        if burden in kept:
+            state = joined(kept[burden], state)
+        superfluous = [
+            each for each, known in kept.items() if each & burden == burden and joined(state, known) == state
+        ]
+        for each in superfluous:
+            del kept[each]
+        kept[burden] = state
         return True
 
     def __iter__(self) -> Iterator[tuple[int, Hashable]]:
-        for (done, state), burdens in self._burdens.items():
-            for burden in burdens:
+        for (done, _), kept in self._states.items():
+            for burden, state in kept.items():
                 yield done | (burden ^ self._reads), state
 
     def __bool__(self) -> bool:
-        return bool(self._burdens)
+        return bool(self._states)
 
 
 def _twins(history: Sequence[Operation]) -> list[int]:

@@ -23,16 +23,27 @@ EXISTS, ABSENT = "EEXIST", "ENOENT"
 UNKNOWN: Final = "created by a call of unknown outcome"  # in place of an inode
 
 
-class Register:
+class Plain:
+    """A model whose states are all different."""
+
+    def may_wait(self, operation: Operation) -> bool:
+        return False
+
+    def key(self, state: Hashable) -> Hashable:
+        return state
+
+    def joined(self, state: Hashable, other: Hashable) -> Hashable:
+        assert state == other
+        return state
+
+
+class Register(Plain):
     """A block that is written and read as a whole; every value is written once."""
 
     initial = ZERO
 
     def is_read(self, operation: Operation) -> bool:
         return operation.kind == "read"
-
-    def may_wait(self, operation: Operation) -> bool:
-        return False
 
     def step(self, state: Hashable, operation: Operation) -> Iterator[Hashable]:
         if operation.kind == "write":
@@ -41,7 +52,7 @@ class Register:
             yield state
 
 
-class Log:
+class Log(Plain):
     """A file of records that several programs append to.
 
     An append is two steps between its beginning and its return: it takes the end of the file as it is, and its record
@@ -53,9 +64,6 @@ class Log:
 
     def is_read(self, operation: Operation) -> bool:
         return operation.kind in ("read", "length")
-
-    def may_wait(self, operation: Operation) -> bool:
-        return False
 
     def step(self, state: Hashable, operation: Operation) -> Iterator[Hashable]:
         records, taken = state  # type: ignore[misc]
@@ -86,7 +94,7 @@ def split_appends(history: Sequence[Operation]) -> list[Operation]:
     return parts
 
 
-class Names:
+class Names(Plain):
     """Names of a directory, each with the number of its inode.
 
     A file whose creation has an unknown outcome has an unknown inode, until somebody sees it.
@@ -96,9 +104,6 @@ class Names:
 
     def is_read(self, operation: Operation) -> bool:
         return operation.kind in ("stat", "list") or operation.result in (EXISTS, ABSENT)
-
-    def may_wait(self, operation: Operation) -> bool:
-        return False
 
     def step(self, state: Hashable, operation: Operation) -> Iterator[Hashable]:
         names: dict[str, int | str] = dict(state)  # type: ignore[call-overload]
@@ -151,18 +156,15 @@ def _state(names: dict[str, int | str]) -> Hashable:
     return tuple(sorted(names.items()))
 
 
-Segment = tuple[float, frozenset[Hashable]]
-
-
 @dataclass(frozen=True)
 class Durable:
     """An object on machines that lose power: what was synced stays. `losses`: how many losses the history has.
 
     A sync keeps what had been acknowledged when it began. A loss of power brings back any state that the object had
     since then, and nothing else: what came later goes, never what came earlier alone. So the state is how many losses
-    are left, the state of the object, and what a loss may bring back: states in segments, in the order of time, each
-    with the moment at which the call that led to its first state returned. A sync drops all segments before the last
-    one whose moment is not later than its beginning.
+    are left, the state of the object, and its past: the states before that a loss may bring back, each with the moment
+    at which a call had returned that led on from it, or one from what came after it. A sync that begins then or later
+    drops it. Once no loss is left there is no past.
     """
 
     base: Model
@@ -170,7 +172,7 @@ class Durable:
 
     @property
     def initial(self) -> Hashable:
-        return self._state(self.losses, self.base.initial, ())
+        return self.losses, self.base.initial, frozenset()
 
     def is_read(self, operation: Operation) -> bool:
         return operation.kind not in (SYNC, POWER_LOSS) and self.base.is_read(operation)
@@ -179,52 +181,39 @@ class Durable:
         """A sync only takes away what a loss may bring back, the same at any moment between two losses."""
         return operation.kind == SYNC
 
+    def key(self, state: Hashable) -> Hashable:
+        left, now, _ = state  # type: ignore[misc]
+        return left, now
+
+    def joined(self, state: Hashable, other: Hashable) -> Hashable:
+        """A loss chooses one state of the past, whatever else is there: each stays for as long as in one of both."""
+        left, now, past = state  # type: ignore[misc]
+        _, _, other_past = other  # type: ignore[misc]
+        if other_past <= past:
+            return state
+        until = dict(past)
+        for each, moment in other_past:
+            until[each] = max(moment, until.get(each, moment))
+        return left, now, frozenset(until.items())
+
     def step(self, state: Hashable, operation: Operation) -> Iterator[Hashable]:
         left, now, past = state  # type: ignore[misc]
         if operation.kind == SYNC:
-            kept = [at for at, _ in past if at <= operation.invoked_ns]
-            yield (left, now, (past if operation.returned_ns is None else _since(past, kept)))
+            if operation.returned_ns is not None:
+                past = frozenset(each for each in past if each[1] > operation.invoked_ns)
+            yield left, now, past
         elif operation.kind == POWER_LOSS:
-            for each in frozenset().union(*(states for _, states in past)):
-                yield self._state(left - 1, each, ())
+            for each in {now, *dict(past)}:
+                yield left - 1, each, frozenset()
         else:
             at = float("inf") if operation.returned_ns is None else operation.returned_ns
             for following in self.base.step(now, operation):
-                yield state if following == now else self._state(left, following, past, at)
-
-    @staticmethod
-    def _state(left: int, now: Hashable, past: tuple[Segment, ...], at: float = 0) -> Hashable:
-        """With `now` as the last state of `past`; once no loss is left it does not matter what was before."""
-        return left, now, _extended(past, now, at) if left else ()
-
-
-def _since(past: tuple[Segment, ...], kept: list[float]) -> tuple[Segment, ...]:
-    """The last of the segments with the moments `kept`, which is first from now on, and those behind it."""
-    return tuple(
-        (at if index else 0, states) for index, (at, states) in enumerate(past[max(0, len(kept) - 1) :])
-    )
-
-
-def _extended(past: tuple[Segment, ...], now: Hashable, at: float) -> tuple[Segment, ...]:
-    """`past` with one more state, in the one form that all pasts have which syncs and losses cannot tell apart.
-
-    Moments grow: a segment that begins no earlier than a later one is never where a sync cuts: it joins the one before.
-    No state is there twice: wherever the earlier one is kept, the later one is.
-    """
-    segments: list[Segment] = []
-    for when, states in past:
-        if segments and when >= at:
-            segments[-1] = segments[-1][0], segments[-1][1] | states
-        else:
-            segments.append((when, states))
-    found: list[Segment] = []
-    begin: float | None = None  # of a segment without states of its own: the next one begins there
-    for when, states in segments:
-        begin = when if begin is None else begin
-        if states != {now}:
-            found.append((begin, states - {now}))
-            begin = None
-    return (*found, (at if begin is None else begin, frozenset((now,))))
+                if following == now or not left:
+                    yield left, following, past
+                else:
+                    until = {each: min(moment, at) for each, moment in past} | {now: at}
+                    until.pop(following, None)
+                    yield left, following, frozenset(until.items())
 
 
 def without_unseen_writes(history: Sequence[Operation]) -> list[Operation]:

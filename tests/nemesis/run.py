@@ -44,6 +44,9 @@ from .workloads import CHUNK, DIRECTORY, REGISTER_CHUNKS, REGISTER_FILE
 INSIDE: Final = "LUCIOLA_NEMESIS_INSIDE"  # set in the namespaces that a run makes for itself
 QUIET_S: Final = 4.0  # of work after the last fault
 DEADLINE_S: Final = 55.0  # `deadline_ms` of clients, 60 s, less what a request may take to come to its client
+LOST_SEEN_NS: Final = (
+    10**10
+)  # within so long after a loss of names, programs have called every file that they had open
 KILLS_MOUNTS: Final = {"kill", "reboot", "power", "blackout"}
 SEPARATES_CLIENTS: Final = set(WEIGHTS) - {"full"}  # from mgmtd, for longer than `client_session_timeout_ms`
 END_S: Final = 120.0  # in which a program ends the call that is under way: longer than clients try
@@ -223,7 +226,7 @@ def judge(directory: Path, losses: list[PowerLoss], report: Report) -> None:
         recorded, failures = histories.read(path)
         kind, _, client = path.stem.partition("-")
         operations[kind] += recorded
-        count(report, f"{kind} {client}", recorded, failures)
+        count(report, f"{kind} {client}", recorded, failures, losses)
     for kind, recorded in operations.items():
         for key, history in sorted(histories.by_key(recorded).items()):
             verdict = verdict_on(kind, history, losses)
@@ -233,12 +236,14 @@ def judge(directory: Path, losses: list[PowerLoss], report: Report) -> None:
     report.check_s = time.monotonic() - began_s
 
 
-def count(report: Report, name: str, recorded: list[Operation], failures: list[Failure]) -> None:
+def count(
+    report: Report, name: str, recorded: list[Operation], failures: list[Failure], losses: list[PowerLoss]
+) -> None:
     report.operations[name] += len(recorded)
     report.unknown[name] += sum(each.returned_ns is None for each in recorded)
     for failure in failures:
         report.errors[f"{name} {failure.kind} {errno.errorcode.get(failure.errno, failure.errno)}"] += 1
-        if not is_explained(failure, set(report.faults)):
+        if not is_explained(failure, set(report.faults), losses):
             report.problems.append(f"an error that no fault explains: {failure}")
     durations = [
         (each.returned_ns - each.invoked_ns) / 1e9 for each in recorded if each.returned_ns is not None
@@ -246,10 +251,10 @@ def count(report: Report, name: str, recorded: list[Operation], failures: list[F
     report.longest_s[name] = max([report.longest_s.get(name, 0.0), *durations])
 
 
-def is_explained(failure: Failure, faults: set[str]) -> bool:
+def is_explained(failure: Failure, faults: set[str], losses: list[PowerLoss]) -> bool:
     """Whether a program may see this error: of a full disk, of a mount that was killed, of a client that was away for
     longer than its session, of a small file that metadata have in an older state than the client after a loss of power,
-    or after all that a client tries."""
+    of an open file whose making a loss of power took with it, or after all that a client tries."""
     match failure.errno:
         case errno.ENOSPC:
             return "full" in faults
@@ -259,6 +264,14 @@ def is_explained(failure: Failure, faults: set[str]) -> bool:
             return bool(faults & SEPARATES_CLIENTS)
         case errno.EAGAIN:
             return bool(faults & set(LOSES_POWER))
+        case errno.ENOENT:
+            end_ns = failure.began_ns + round(failure.after_s * 1e9)
+            return any(
+                loss.what == "names"
+                and loss.began_ns <= end_ns
+                and failure.began_ns <= loss.ended_ns + LOST_SEEN_NS
+                for loss in losses
+            )
         case _:
             return failure.after_s >= DEADLINE_S
 

@@ -510,6 +510,21 @@ def test_history_of_a_broken_register_is_refused(fault: str) -> None:
         assert "no order of calls explains" in verdict.reason
 
 
+def test_orders_of_the_past_do_not_multiply() -> None:
+    """Of each two files either may have come first, for all that is known: 4,096 pasts, and one choice for a loss."""
+    made = [
+        create(10 * pair, 10 * pair + 5, f"{letter}{pair:02}", 2 * pair + number)
+        for pair in range(12)
+        for number, letter in enumerate("ab")
+    ]
+    ten_pairs = [each.argument for each in made[:20]]
+    for left, is_valid in ((["a10"], True), (["b10"], True), (["a11"], False), (["a10", "a11"], False)):
+        names = sorted([*ten_pairs, *left])
+        history = [*made, power_loss(200, 201), call(202, 203, "list", "", names)]
+        verdict = check(durable(Names(), history), history, expansions_max=300)
+        assert verdict.outcome is (Outcome.VALID if is_valid else Outcome.INVALID), left
+
+
 def test_search_that_is_given_up_has_no_verdict_and_is_not_valid() -> None:
     unknown = [write(0, None, value) for value in range(1, 40)]
     reads = [read(2 * value, 2 * value + 1, value) for value in range(1, 40)]
