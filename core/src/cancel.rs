@@ -58,6 +58,7 @@ pub fn is_cancelled() -> bool {
 }
 
 /// Does `work`, which changes nothing. What it waits for is cancelled once `is_over` says so, and so from then on.
+#[cfg(any(test, feature = "python"))]
 pub fn watch<R>(is_over: fn() -> bool, work: impl FnOnce() -> R) -> R {
     let _before = Restored { cell: &WATCH, value: WATCH.replace(Some(is_over)) };
     work()

@@ -379,13 +379,20 @@ impl Cluster {
         self.set_state(node, TargetState::Serving);
     }
 
-    /// Makes the SYNCING replica equal to its predecessor.
+    /// Makes the SYNCING replica equal to its predecessor, as `fs/storage/recovery.py` does: what the chain never had is
+    /// set aside first.
     pub fn fill(&self, node: usize) {
         let tail = self.serving().last().copied().expect("a predecessor");
         let version = self.version();
         let deadline = Instant::now() + PATIENCE;
         loop {
             let (ours, theirs) = (self.lines(tail), self.lines(node));
+            let mut is_busy = false;
+            for (_, line) in theirs.iter().filter(|(name, line)| is_unknown(ours.get(name), line)) {
+                let folder = self.folder("quarantine");
+                let result = self.node(node).quarantine(CHAIN, version, line.chunk, line.stamp, &folder);
+                is_busy |= result.is_err_and(|error| error.kind() == Kind::Busy);
+            }
             let mut names: Vec<(u64, u32)> = ours.keys().chain(theirs.keys()).copied().collect();
             names.sort_unstable();
             names.dedup();
@@ -398,7 +405,7 @@ impl Cluster {
                 .map(|(content, index)| ChunkId { content: ContentId(content), index })
                 .collect();
             let report = self.node(tail).sync_chunks(CHAIN, version, &chunks).unwrap();
-            if report.failed.is_empty() {
+            if report.failed.is_empty() && !is_busy {
                 break;
             }
             assert!(Instant::now() < deadline, "cannot be synced: {:?}", report.failed);
@@ -746,4 +753,14 @@ pub fn fall_and_return(cluster: &Cluster, victim: usize, with_empty_disk: bool) 
     }
     cluster.restart(victim);
     cluster.resync(victim);
+}
+
+/// Whether a returning replica's line is one that its predecessor's history does not explain.
+fn is_unknown(ours: Option<&ChunkLine>, theirs: &ChunkLine) -> bool {
+    match ours {
+        None => theirs.stamp.version != Version(0) && !theirs.removed,
+        Some(ours) => {
+            theirs.stamp > ours.stamp && ours.pending.is_none_or(|next| theirs.stamp.version > next)
+        }
+    }
 }
