@@ -120,6 +120,18 @@ class StorageCluster:
             self.wait(lambda: not self._serves(node), f"the fall of node {node}")
         return code
 
+    def kill_together(self, *nodes: int) -> None:
+        """End nodes whose leases mgmtd finds over in one look, so that all were the last that served.
+
+        One after the other, the leases of two nodes that are killed at once may end in two looks, and the last alone
+        was the last. A manager that has just started gives all of them the same time.
+        """
+        self.kill_mgmtd()
+        for node in nodes:
+            self.kill(node, report=False)
+        self.start_mgmtd()
+        self.wait(lambda: not any(self._serves(node) for node in nodes), "the end of their leases")
+
     def restart_kernel(self, node: int) -> None:
         """Let the node, whose process has ended, find another kernel than before, as after a loss of power.
 

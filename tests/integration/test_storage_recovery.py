@@ -195,9 +195,7 @@ def test_everything_killed_at_once_comes_back_with_everything(cluster):
 def test_first_that_was_only_killed_serves_at_once(tmp_path):
     with StorageCluster(tmp_path, nodes=2, replicas=2, chains=2) as cluster:
         fill(cluster, chunks=2)
-        cluster.kill(1, report=False)
-        cluster.kill(2, report=False)
-        cluster.wait(lambda: not cluster._serves(1) and not cluster._serves(2), "the end of their leases")
+        cluster.kill_together(1, 2)
         cluster.start(2)
         for chain in cluster.chains():
             cluster.write(chain, 1, 0, 4242)
@@ -223,11 +221,7 @@ def test_chain_whose_machines_lost_power_waits_for_all_and_resumes_with_the_newe
         cluster.mgmtd(methods.Mgmtd.update_chain, request)
         cluster.wait_healthy()
         cluster.write(chain, 1, 0, 200)  # as if it had not reached the head's disk
-        for node in (head, tail):
-            cluster.kill(node, report=False)
-        cluster.wait(
-            lambda: not cluster._serves(head) and not cluster._serves(tail), "the end of their leases"
-        )
+        cluster.kill_together(head, tail)
         shutil.rmtree(cluster.data(head) / "chunks")
         (tmp_path / "old" / "chunks").rename(cluster.data(head) / "chunks")
         for node in (head, tail):
