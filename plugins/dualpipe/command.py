@@ -11,7 +11,12 @@ CELLS_MAX: Final = 1 << 17
 
 @click.group()
 def dualpipe() -> None:
-    """Pipeline schedules, as the runtime executes them."""
+    """Pipeline schedules, as the runtime executes them.
+
+    \b
+    Example:
+      luciola dualpipe show --ranks 4 --chunks 8 --overlap 2.4
+    """
 
 
 @dualpipe.command()

@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+import luciola
 from cluster import LocalCluster
 from luciola.cli import cli
 
@@ -62,11 +63,19 @@ def shell(text: str) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
-def test_from_nothing_to_a_training_loop(home: Path) -> None:
+def test_from_nothing_to_a_training_loop(home: Path, shared_cluster: LocalCluster, monkeypatch) -> None:
     for number in range(580):
         photo = home / "photos" / ("cat", "dog")[number % 2] / f"{number}.jpg"
         photo.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (number % 256, 255 * (number % 2), 0)).save(photo)
+    datasets = pytest.importorskip("datasets", reason="needs the extra `ecosystem`")
+    reviews = {"text": [f"review {number}" for number in range(256)], "label": [0, 1] * 128}
+    datasets.Dataset.from_dict(reviews).save_to_disk("reviews")
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.load_from_disk("reviews"))
+    with luciola.connect(shared_cluster.data) as fs:
+        fs.makedirs("/text/parquet")
+        with fs.open("/text/parquet/a.parquet", "wb") as file:
+            datasets.Dataset.from_dict(reviews).to_parquet(file)
     assert "580" in shell(shell_of("dataset"))
     names: dict[str, Any] = {}
     exec(python_of("dataset"), names)
@@ -76,6 +85,8 @@ def test_from_nothing_to_a_training_loop(home: Path) -> None:
     greens = pictures[:, 1].mean((1, 2))
     assert ((greens > 0.5) == (classes == 1)).all(), "the class is that of the picture"
     assert len(names["open_records"]("lu:/data/a.ffr")) == 2
+    assert sum(len(batch["label"]) for batch in names["rows_in_blocks"]) == 256
+    assert [row["label"] for row in names["stream"]] == reviews["label"]
     assert (home / "checkpoint.pt").exists()
 
 
@@ -122,5 +133,5 @@ def test_parameters_are_those_of_the_code(plugin: str) -> None:
         if name not in module.__all__ or parameters is None:
             continue
         known = inspect.signature(getattr(module, name)).parameters
-        named = {each.strip().split("=")[0] for each in parameters.split(",")} - {"…"}
+        named = {each.strip().lstrip("*").split("=")[0] for each in parameters.split(",")} - {"…"}
         assert named <= set(known), name
