@@ -83,6 +83,20 @@ fn truncate(engine: &Engine, version: u64) -> Result<(), Status> {
     Ok(())
 }
 
+/// An engine with eight chunks, and the file that has taken the rest of its disk.
+fn filled_by_others(disk: &SmallDisk) -> (Engine, PathBuf) {
+    let engine = open(disk);
+    for index in 0..8 {
+        write(&engine, index, 1, Origin::Client).unwrap();
+    }
+    drop(engine);
+    let engine = open(disk);
+    let hog = disk.0.join("hog");
+    let file = std::fs::File::create(&hog).unwrap();
+    rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, disk.free()).unwrap();
+    (engine, hog)
+}
+
 fn check(engine: &Engine, indices: std::ops::Range<u32>) {
     let mut into = vec![0; MIB];
     for index in indices {
@@ -168,15 +182,7 @@ fn removed_chunks_fill_the_reserve_first() {
 fn a_disk_filled_by_others_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let Some(disk) = SmallDisk::mount(dir.path(), 800 * MIB) else { return };
-    let engine = open(&disk);
-    for index in 0..8 {
-        write(&engine, index, 1, Origin::Client).unwrap();
-    }
-    drop(engine);
-    let engine = open(&disk);
-    let hog = disk.0.join("hog");
-    let file = std::fs::File::create(&hog).unwrap();
-    rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, disk.free()).unwrap();
+    let (engine, hog) = filled_by_others(&disk);
     assert_eq!(disk.free(), 0);
     assert_eq!(write(&engine, 8, 1, Origin::Client), Err(Status::NoSpace));
     assert_eq!(write(&engine, 8, 1, Origin::Chain), Err(Status::NoSpace));
@@ -189,7 +195,6 @@ fn a_disk_filled_by_others_loses_nothing() {
     write(&engine, 8, 1, Origin::Chain).unwrap();
     check(&engine, 0..4);
     drop(engine);
-    drop(file);
     std::fs::remove_file(hog).unwrap();
     let engine = open(&disk);
     assert_eq!(engine.lookup(key(0)).unwrap().unwrap().version(), Version(version));
@@ -204,19 +209,10 @@ fn a_disk_filled_by_others_loses_nothing() {
 fn a_small_disk_filled_by_others_stops_the_index_until_it_is_opened_again() {
     let dir = tempfile::tempdir().unwrap();
     let Some(disk) = SmallDisk::mount(dir.path(), 300 * MIB) else { return };
-    let engine = open(&disk);
-    for index in 0..8 {
-        write(&engine, index, 1, Origin::Client).unwrap();
-    }
-    drop(engine);
-    let engine = open(&disk);
-    let hog = disk.0.join("hog");
-    let file = std::fs::File::create(&hog).unwrap();
-    rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, disk.free()).unwrap();
+    let (engine, hog) = filled_by_others(&disk);
     let refused = (2..5000).find(|&version| truncate(&engine, version).is_err());
     assert!(refused.is_some(), "a block for the index was still free");
     assert!(engine.has_failed());
-    drop(file);
     std::fs::remove_file(hog).unwrap();
     assert!(truncate(&engine, 5000).is_err());
     drop(engine);

@@ -6,8 +6,8 @@ D2  Requests go on: they have their turn after every slice of a quarter of a mil
 D3  The length of a file that was open for writing is at least what had been acknowledged at that moment, and at most
     what was when its chains were asked, later. Where they cannot be asked, or the file was cut or removed before they
     answered, the stored length stands: what its writers had reported by then. A truncation in progress is shown as
-    carried out. With `stored_lengths` nobody is asked: who has the chunks of the same moment knows better what they
-    hold.
+    carried out. With `stored_lengths` no chain is asked: a caller that has the chunks of the same moment knows better
+    what they hold.
 
 Inodes come by id, each followed by its attributes and entries. Those without a name are there too: files that are open,
 and removed trees, whose lower parts still have names. Not there: sessions, answers to requests, what waits for removal

@@ -1,7 +1,7 @@
 """A shuffle for records in blocks: each block is needed for a short stretch of an epoch, and not for each of its rows.
 
 Blocks are put in a random order, and the samples of every `mixed` blocks in a row are put in a random order together.
-Whoever reads in that order needs `mixed` blocks at a time, and each block once an epoch.
+A reader in that order needs `mixed` blocks at a time, and each block once an epoch.
 
 X1  Within one pass every sample comes exactly once (`permute` is a bijection, of blocks and of samples).
 X2  The sample at a position depends on sizes of blocks, `mixed`, key and pass alone.
@@ -81,11 +81,11 @@ class BlockShuffle:
 
 def digest(blocks: Sequence[npt.ArrayLike]) -> str:
     """Names the sizes of blocks of data sets."""
-    told = hashlib.sha256()
+    found = hashlib.sha256()
     for each in blocks:
         sizes = np.asarray(each, "<i8")
-        told.update(len(sizes).to_bytes(8, "little") + sizes.tobytes())
-    return told.hexdigest()[:32]
+        found.update(len(sizes).to_bytes(8, "little") + sizes.tobytes())
+    return found.hexdigest()[:32]
 
 
 __all__ = ["MIXED_BLOCKS", "BlockShuffle", "digest"]

@@ -112,7 +112,7 @@ class SampleReader:
             self._under_way.difference_update(reading.blocks)
 
     def abandon(self, reading: Reading) -> None:
-        """Leaves a batch that nobody wants any more."""
+        """Abandon a batch that is not going to be finished."""
         self._under_way.difference_update(reading.blocks)
         self.stored.abandon(reading.pending)
 

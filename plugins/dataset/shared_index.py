@@ -72,9 +72,9 @@ class SharedIndex:
 
 
 def shared_index(
-    directory: str, told: str, counts: Sequence[int], read: Callable[[Sequence[int]], Sequence[Any]]
+    directory: str, identity: str, counts: Sequence[int], read: Callable[[Sequence[int]], Sequence[Any]]
 ) -> SharedIndex:
-    """The index that `told` names, made from what `read` gives for the numbers of some files if it is not there.
+    """The index of the data set `identity`, made from what `read` gives for the numbers of some files if missing.
 
     Raises: InvalidArgument for a directory that others can write, or a file that is not the index; OSError where there
     is no room.
@@ -86,7 +86,7 @@ def shared_index(
             "a directory for indexes belongs to this user, and nobody else may write it: name one below it",
             path=directory,
         )
-    key = hashlib.sha256(told.encode("utf-8", "surrogateescape")).digest()
+    key = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).digest()
     path = os.path.join(directory, key.hex()[:32] + SUFFIX)
     if not os.path.exists(path):
         with _locked(path + ".lock"):

@@ -6,7 +6,7 @@ import click
 
 NAMES: Final = ("dualpipe", "dualpipev")  # as in `schedule.MAKERS`
 CELLS_MAX: Final = 1 << 17
-"""Ranks times micro-batches: more would take minutes, and nobody reads it."""
+"""Ranks times micro-batches: more would take minutes, and cannot be read."""
 
 
 @click.group()

@@ -27,7 +27,7 @@ from .schedule import (
 )
 
 COLUMNS_MAX: Final = 400
-"""Wider lines are wrapped by every terminal, and then nobody can read them."""
+"""Wider lines are wrapped by every terminal, and then cannot be read."""
 
 LETTERS: Final = {Forward: "F", Backward: "B", BackwardInput: "I", BackwardWeight: "W"}
 

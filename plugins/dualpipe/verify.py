@@ -9,7 +9,7 @@ What is checked:
     C3  nothing happens before what it needs: a Forward before its input, a backward before its Forward or its
         gradient, a BackwardWeight before its BackwardInput or before an older one, a Send before the task
     C4  each Send has its Receive, at the same place in the order of its link
-    C5  nobody waits for ever, even where a Send waits for its Receive, as gloo and NCCL may with large messages
+    C5  no rank waits indefinitely, even where a Send waits for its Receive, as gloo and NCCL may with large messages
     C6  no rank ever holds more live micro-batches than allowed, if a limit is given
 
 C1 to C4 look at one rank or one link at a time; C5 is exact, as ranks are deterministic: the order in which they are
@@ -300,7 +300,7 @@ def _unpaired_on(
 def waiting_for_ever(schedule: Schedule) -> list[Problem]:
     """C5: ranks that never leave an Exchange, if each of its transfers ends when both ends have begun it.
 
-    Whoever gets to the end here gets there too where Sends do not wait.
+    A rank that gets to its end here gets there too where Sends do not wait.
     """
     exchanges = [
         [(index, action) for index, action in enumerate(actions) if isinstance(action, Exchange)]

@@ -7,7 +7,7 @@ through shared memory. While one is at its softmax the other keeps the tensor co
 
     of a pair     _left                                   _right
                   S0 = Q · K0ᵀ                            S1 = Q · K1ᵀ
-                  m0 = max(m, S0), told  ───────────────► m1 = max(m0, S1), told
+                  m0 = max(m, S0), signals ──────────────► m1 = max(m0, S1), signals
                   left += P0 · V0        ◄─────────────── P1 = exp(S1 - m1), handed over
                   P0 = exp(S0 - m1), handed over ───────► right += P1 · V1
                   left += P1 · V1                         right += P0 · V0
@@ -216,8 +216,8 @@ def _store_result(acc, m, l, request, column, first, first_piece, results, sizes
         if LSE:
             head = kv_head * group + lse_row % group
             lse_at = (wide(request) * (group * h_kv) + head) * s_q + lse_row // group
-            told = gl.where(empty, INF, lse2 * LN2)
-            gl.store(lse + lse_at, told, mask=lse_row < rows)
+            natural = gl.where(empty, INF, lse2 * LN2)
+            gl.store(lse + lse_at, natural, mask=lse_row < rows)
     else:
         piece = before + gl.where(request == first, first_piece, 0)
         piece_at = (wide(piece) * h_kv + kv_head) * rows
@@ -229,7 +229,7 @@ def _store_result(acc, m, l, request, column, first, first_piece, results, sizes
 @gluon.jit
 def _left(query, memory, barriers, cache, plan, results, sizes, scale_log2, CAUSAL: gl.constexpr):
     q_left, q_right, q_rope, left, right, rope, numbers = memory
-    filled, free, told, meeting = barriers
+    filled, free, signals, meeting = barriers
     block_table, stride_table, page_count, table_width = cache
     table, seqlens = plan
     s_q, group, _ = sizes
@@ -256,14 +256,14 @@ def _left(query, memory, barriers, cache, plan, results, sizes, scale_log2, CAUS
                 filled.index(K0_LEFT), filled.index(K0_RIGHT), pairs, True, False,
             )  # fmt: skip
             s = _masked(s, scale_log2, page, shift, n, seen, page_count)
-            acc, p, m0, l = add_first(s, acc, m, l, _matrix(left.index(slot)), numbers, free, told)
+            acc, p, m0, l = add_first(s, acc, m, l, _matrix(left.index(slot)), numbers, free, signals)
             m = m0
             if both:
-                m = maxima_of_second(numbers, told, seconds)
-            acc, l = give_first(p, acc, m0, m, l, _matrix(rope.index(slot)), told)
+                m = maxima_of_second(numbers, signals, seconds)
+            acc, l = give_first(p, acc, m0, m, l, _matrix(rope.index(slot)), signals)
             if both:
                 place, values = _matrix(rope.index(1 + slot)), _matrix(left.index(1 + slot))
-                acc = take_second(acc, place, values, free, told, seconds)
+                acc = take_second(acc, place, values, free, signals, seconds)
                 seconds += 1
             pairs += 1
         numbers.index(2).store(l)
@@ -276,7 +276,7 @@ def _left(query, memory, barriers, cache, plan, results, sizes, scale_log2, CAUS
 @gluon.jit
 def _right(query, memory, barriers, cache, plan, results, sizes, scale_log2, CAUSAL: gl.constexpr):
     q_left, q_right, q_rope, left, right, rope, numbers = memory
-    filled, free, told, meeting = barriers
+    filled, free, signals, meeting = barriers
     block_table, stride_table, page_count, table_width = cache
     table, seqlens = plan
     s_q, group, _ = sizes
@@ -305,17 +305,17 @@ def _right(query, memory, barriers, cache, plan, results, sizes, scale_log2, CAU
                 )  # fmt: skip
                 s = _masked(s, scale_log2, page, shift, n + _PAGE, seen, page_count)
                 place, values = _matrix(rope.index(slot)), _matrix(right.index(slot))
-                acc, m, l = add_second(s, acc, m, l, values, place, numbers, free, told, pairs)
+                acc, m, l = add_second(s, acc, m, l, values, place, numbers, free, signals, pairs)
                 seconds += 1
             else:
-                mbarrier.wait(told.index(MAX0), pairs & 1)
+                mbarrier.wait(signals.index(MAX0), pairs & 1)
                 m1 = numbers.index(MAX0).load(OF_SCORES)
                 shrink = gl.exp2(m - finite(m1))
                 l = l * shrink
                 acc = times(acc, shrink)
                 m = m1
             place, values = _matrix(rope.index(slot - 1)), _matrix(right.index(slot - 1))
-            acc = take_first(acc, place, values, free, told, pairs)
+            acc = take_first(acc, place, values, free, signals, pairs)
             pairs += 1
         numbers.index(3).store(l)
         meet(meeting, meetings + 1)
@@ -342,16 +342,16 @@ def flash_fwd_splitkv_mla_kernel_ws(
     numbers = gl.allocate_shared_memory(gl.float32, [4, _ROWS], NUMBERS)
     filled = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
-    told = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
+    signals = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
     meeting = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     for each in gl.static_range(4):
         mbarrier.init(filled.index(each), count=1)
         mbarrier.init(free.index(each), count=1)
-        mbarrier.init(told.index(each), count=1)
+        mbarrier.init(signals.index(each), count=1)
     mbarrier.init(meeting, count=2)
     query = (q, stride_q_b, stride_q_s, stride_q_h)
     memory = (q_left, q_right, q_rope, left, right, rope, numbers)
-    barriers = (filled, free, told, meeting)
+    barriers = (filled, free, signals, meeting)
     cache = (block_table, stride_table, page_count, table_width)
     plan = (table, seqlens)
     results = (num_splits, out, lse, piece_out, piece_lse)

@@ -369,7 +369,7 @@ def _scores(query, sink, first_list, second_list, memory, barriers, plan, result
     DENSE: gl.constexpr = kinds[1]
     CAUSAL: gl.constexpr = kinds[6]
     q_left, q_right, q_rope, left, right, rope, p_place, known_place, numbers = memory
-    filled, free, told, taken, meeting = barriers
+    filled, free, signal, taken, meeting = barriers
     share = part(plan)
     steps = 0
     meetings = 0
@@ -406,7 +406,7 @@ def _scores(query, sink, first_list, second_list, memory, barriers, plan, result
             m = largest
             _taken(taken, steps)
             numbers.index(_SHRINK).store(shrink)
-            hand_over(p, p_place, told)
+            hand_over(p, p_place, signal)
             acc = add_own(times(acc, shrink), p, left.index(slot))
             mbarrier.arrive(free.index(slot), count=1)
             steps += 1
@@ -423,7 +423,7 @@ def _values(query, first_list, second_list, memory, barriers, plan, results, siz
     V32: gl.constexpr = kinds[0]
     DENSE: gl.constexpr = kinds[1]
     _, q_right, q_rope, _, right, _, p_place, _, numbers = memory
-    filled, free, told, taken, meeting = barriers
+    filled, free, signal, taken, meeting = barriers
     share = part(plan)
     steps = 0
     meetings = 0
@@ -437,9 +437,9 @@ def _values(query, first_list, second_list, memory, barriers, plan, results, siz
         for _n in range(line[2], line[3], _BLOCK):
             slot = steps & 1
             mbarrier.wait(filled.index(slot), steps >> 1 & 1)
-            mbarrier.wait(told, steps & 1)
+            mbarrier.wait(signal, steps & 1)
             acc = times(acc, numbers.index(_SHRINK).load(OF_SUMS))
-            acc = add_other(acc, p_place, right.index(slot), told, steps)
+            acc = add_other(acc, p_place, right.index(slot), signal, steps)
             mbarrier.arrive(taken, count=1)
             mbarrier.arrive(free.index(slot), count=1)
             steps += 1
@@ -477,18 +477,18 @@ def flash_fwd_splitkv_mla_fp8_sparse_kernel_ws(
     numbers = gl.allocate_shared_memory(gl.float32, [2, _ROWS], NUMBERS)
     filled = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    told = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    signal = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     taken = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     meeting = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     for each in gl.static_range(2):
         mbarrier.init(filled.index(each), count=1)
         mbarrier.init(free.index(each), count=2)
-    mbarrier.init(told, count=1)
+    mbarrier.init(signal, count=1)
     mbarrier.init(taken, count=1)
     mbarrier.init(meeting, count=2)
     query = (q, stride_q_b, stride_q_s, stride_q_h)
     memory = (q_left, q_right, q_rope, left, right, rope, p_place, known_place, numbers)
-    barriers = (filled, free, told, taken, meeting)
+    barriers = (filled, free, signal, taken, meeting)
     first_list = (lengths, most, cache, stride_page, page, page_count, names, stride_names_b, stride_names_s)
     second_list = (
         extra_lengths, extra_most, extra_cache, stride_extra_page, extra_page, extra_page_count,

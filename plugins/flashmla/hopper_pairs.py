@@ -55,11 +55,11 @@ def logits(
 
 
 @gluon.jit
-def add_first(s, acc, m, l, left, numbers, free, told):
+def add_first(s, acc, m, l, left, numbers, free, signals):
     """Left: P0 of the logits, added with V0. Returns the output, P0, the maxima with this block, the sums."""
     m0 = gl.maximum(m, gl.max(s, 1))
     numbers.index(MAX0).store(m0)
-    mbarrier.arrive(told.index(MAX0), count=1)
+    mbarrier.arrive(signals.index(MAX0), count=1)
     base = finite(m0)
     p = gl.exp2(s - gl.expand_dims(base, 1))
     shrink = gl.exp2(m - base)
@@ -70,39 +70,39 @@ def add_first(s, acc, m, l, left, numbers, free, told):
 
 
 @gluon.jit
-def maxima_of_second(numbers, told, use):
+def maxima_of_second(numbers, signals, use):
     """Left: the rows' maxima with the second block, once the right side has them."""
-    mbarrier.wait(told.index(MAX1), use & 1)
+    mbarrier.wait(signals.index(MAX1), use & 1)
     return numbers.index(MAX1).load(OF_SCORES)
 
 
 @gluon.jit
-def give_first(p, acc, m0, m, l, place, told):
+def give_first(p, acc, m0, m, l, place, signals):
     """Left: P0 by the maxima `m` of both blocks, handed over. Returns the output and the sums by them."""
     shrink = gl.exp2(m0 - finite(m))
-    hand_over(p * gl.expand_dims(shrink, 1), place, told.index(P0))
+    hand_over(p * gl.expand_dims(shrink, 1), place, signals.index(P0))
     return times(acc, shrink), l * shrink
 
 
 @gluon.jit
-def take_second(acc, place, left, free, told, use):
+def take_second(acc, place, left, free, signals, use):
     """Left: adds P1 · V1."""
-    acc = add_other(acc, place, left, told.index(P1), use)
+    acc = add_other(acc, place, left, signals.index(P1), use)
     mbarrier.arrive(free.index(K1_LEFT), count=1)
     return acc
 
 
 @gluon.jit
-def add_second(s, acc, m, l, right, place, numbers, free, told, use):
+def add_second(s, acc, m, l, right, place, numbers, free, signals, use):
     """Right: P1 of the logits, handed over and added with V1. Returns the output, both blocks' maxima, the sums."""
     m1 = gl.max(s, 1)
-    mbarrier.wait(told.index(MAX0), use & 1)
+    mbarrier.wait(signals.index(MAX0), use & 1)
     m1 = gl.maximum(numbers.index(MAX0).load(OF_SCORES), m1)
     numbers.index(MAX1).store(m1)
-    mbarrier.arrive(told.index(MAX1), count=1)
+    mbarrier.arrive(signals.index(MAX1), count=1)
     base = finite(m1)
     p = gl.exp2(s - gl.expand_dims(base, 1))
-    hand_over(p, place, told.index(P1))
+    hand_over(p, place, signals.index(P1))
     shrink = gl.exp2(m - base)
     l = l * shrink + gl.sum(p, 1)
     acc = add_own(times(acc, shrink), p, right)
@@ -111,9 +111,9 @@ def add_second(s, acc, m, l, right, place, numbers, free, told, use):
 
 
 @gluon.jit
-def take_first(acc, place, right, free, told, use):
+def take_first(acc, place, right, free, signals, use):
     """Right: adds P0 · V0."""
-    acc = add_other(acc, place, right, told.index(P0), use)
+    acc = add_other(acc, place, right, signals.index(P0), use)
     mbarrier.arrive(free.index(K0_RIGHT), count=1)
     return acc
 

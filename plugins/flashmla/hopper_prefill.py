@@ -9,7 +9,7 @@ copies themselves arrive at a half block's barrier. A program has one query, so 
         have none, and the place holds P alone
     I3  a token that no list names, or that is not there, is not read: its row is zeros, and not visible
     I4  what copies wrote is seen by a multiplication of those who fence after the barrier (`hopper_pairs.arrived`)
-    I5  which tokens are known is told with the first half of a block, and read before that is given back
+    I5  which tokens are known is signalled with the first half of a block, and read before that is given back
     I6  blocks come in pairs; a second one behind the list's end is zeros, and P of it too
 
 Rows and results are those of `kernel.sparse_attn_fwd`.
@@ -191,7 +191,7 @@ def _left(heads, tokens, memory, barriers, results, scale_log2, kinds):
     HAS_ROPE: gl.constexpr = kinds[0]
     HAS_SINK: gl.constexpr = kinds[1]
     q_left, q_right, q_rope, left, right, rope, known_place, numbers = memory
-    filled, free, told, meeting = barriers
+    filled, free, signals, meeting = barriers
     count = tokens[1]
     sink, out, max_logits, lse = results
     q_left.store(_load_query(heads, 0, QUERY_HALF, _HALF))
@@ -206,10 +206,10 @@ def _left(heads, tokens, memory, barriers, results, scale_log2, kinds):
             filled.index(K0_LEFT), filled.index(K0_RIGHT), pair, HAS_ROPE, True,
         )  # fmt: skip
         s = _masked(s, known_place.index(0), scale_log2)
-        acc, p, m0, l = add_first(s, acc, m, l, left.index(0), numbers, free, told)
-        m = maxima_of_second(numbers, told, pair)
-        acc, l = give_first(p, acc, m0, m, l, rope.index(0), told)
-        acc = take_second(acc, rope.index(1), left.index(1), free, told, pair)
+        acc, p, m0, l = add_first(s, acc, m, l, left.index(0), numbers, free, signals)
+        m = maxima_of_second(numbers, signals, pair)
+        acc, l = give_first(p, acc, m0, m, l, rope.index(0), signals)
+        acc = take_second(acc, rope.index(1), left.index(1), free, signals, pair)
     numbers.index(2).store(l)
     meet(meeting, 1)
     l += numbers.index(3).load(OF_SCORES)
@@ -226,7 +226,7 @@ def _right(heads, tokens, memory, barriers, results, scale_log2, kinds):
     HAS_ROPE: gl.constexpr = kinds[0]
     HAS_SINK: gl.constexpr = kinds[1]
     q_left, q_right, q_rope, left, right, rope, known_place, numbers = memory
-    filled, free, told, meeting = barriers
+    filled, free, signals, meeting = barriers
     count = tokens[1]
     sink, out, _, _ = results
     q_right.store(_load_query(heads, _HALF, QUERY_HALF, _HALF))
@@ -243,8 +243,8 @@ def _right(heads, tokens, memory, barriers, results, scale_log2, kinds):
             filled.index(K1_RIGHT), filled.index(K1_LEFT), pair, HAS_ROPE, True,
         )  # fmt: skip
         s = _masked(s, known_place.index(1), scale_log2)
-        acc, m, l = add_second(s, acc, m, l, right.index(1), rope.index(1), numbers, free, told, pair)
-        acc = take_first(acc, rope.index(0), right.index(0), free, told, pair)
+        acc, m, l = add_second(s, acc, m, l, right.index(1), rope.index(1), numbers, free, signals, pair)
+        acc = take_first(acc, rope.index(0), right.index(0), free, signals, pair)
     numbers.index(3).store(l)
     meet(meeting, 1)
     l += numbers.index(2).load(OF_SCORES)
@@ -272,20 +272,20 @@ def sparse_attn_fwd_ws(
     numbers = gl.allocate_shared_memory(gl.float32, [4, _ROWS], NUMBERS)
     filled = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
-    told = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
+    signals = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
     meeting = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     for each in gl.static_range(4):
         # Each thread's copies; and which tokens are known, beside the half that its block's side needs first.
         mbarrier.init(filled.index(each), count=_COPYING + (1 if each % 3 == 0 else 0))
         mbarrier.init(free.index(each), count=1)
-        mbarrier.init(told.index(each), count=1)
+        mbarrier.init(signals.index(each), count=1)
     mbarrier.init(meeting, count=2)
     count = topk
     if HAS_LENGTH:
         count = gl.minimum(gl.maximum(gl.load(topk_length + query), 0), topk)
     names = indices + query * stride_i
     memory = (q_left, q_right, q_rope, left, right, rope, known_place, numbers)
-    barriers = (filled, free, told, meeting)
+    barriers = (filled, free, signals, meeting)
     first = query * h_q
     results = (sink, out + first * _LATENT, max_logits + first, lse + first)
     heads = (q + query * stride_q_s, stride_q_h, h_q)

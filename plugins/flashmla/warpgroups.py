@@ -1,7 +1,7 @@
 """What the fast paths for Hopper have in common, in Gluon: two warpgroups that share an output of 64 x 512 numbers.
 
 Shared memory that threads wrote is read by a multiplication only after `fence_async_shared` and a barrier of those
-that wrote it: `meet` and `hand_over` have both. A barrier is told by one thread; the compiler lets the others come
+that wrote it: `meet` and `hand_over` have both. A barrier is signalled by one thread; the compiler lets the others come
 there first.
 """
 
@@ -97,9 +97,9 @@ def add_own(acc, p, half):
 
 
 @gluon.jit
-def add_other(acc, p, half, told, use):
+def add_other(acc, p, half, signal, use):
     """acc += P · V with P from the other side."""
-    mbarrier.wait(told, use & 1)
+    mbarrier.wait(signal, use & 1)
     acc = warpgroup_mma(p, half, acc, is_async=True)
     return warpgroup_mma_wait(0, deps=(acc,))
 

@@ -140,8 +140,7 @@ class _Search:
         order = itertools.count()
 
         def reach(done: int, state: Hashable) -> None:
-            if reached.add(done, state):
-                kept = reached.at(done, state)
+            if (kept := reached.add(done, state)) is not None:
                 heapq.heappush(waiting, (reached.burden(done).bit_count(), next(order), done, kept))
 
         for configuration in self._configurations:
@@ -211,12 +210,12 @@ class _Least:
         kept = self._states.get((done & ~self._either, self._model.key(state)), {})
         return kept.get(self.burden(done))
 
-    def add(self, done: int, state: Hashable) -> bool:
-        """Whether it is kept, alone or joined with another one."""
+    def add(self, done: int, state: Hashable) -> Hashable:
+        """The state that is kept, alone or joined with another one; None if it is superfluous."""
         burden, joined = self.burden(done), self._model.joined
         kept = self._states.setdefault((done & ~self._either, self._model.key(state)), {})
         if any(each & burden == each and joined(known, state) == known for each, known in kept.items()):
-            return False
+            return None
         if burden in kept:
             state = joined(kept[burden], state)
         superfluous = [
@@ -225,7 +224,7 @@ class _Least:
         for each in superfluous:
             del kept[each]
         kept[burden] = state
-        return True
+        return state
 
     def __iter__(self) -> Iterator[tuple[int, Hashable]]:
         for (done, _), kept in self._states.items():

@@ -44,9 +44,7 @@ from .workloads import CHUNK, DIRECTORY, REGISTER_CHUNKS, REGISTER_FILE
 INSIDE: Final = "LUCIOLA_NEMESIS_INSIDE"  # set in the namespaces that a run makes for itself
 QUIET_S: Final = 4.0  # of work after the last fault
 DEADLINE_S: Final = 55.0  # `deadline_ms` of clients, 60 s, less what a request may take to come to its client
-LOST_SEEN_NS: Final = (
-    10**10
-)  # within so long after a loss of names, programs have called every file that they had open
+LOST_SEEN_NS: Final = 10**10  # after a loss of names: by then programs have used every file that was open
 KILLS_MOUNTS: Final = {"kill", "reboot", "power", "blackout"}
 SEPARATES_CLIENTS: Final = set(WEIGHTS) - {"full"}  # from mgmtd, for longer than `client_session_timeout_ms`
 END_S: Final = 120.0  # in which a program ends the call that is under way: longer than clients try

@@ -114,14 +114,14 @@ class Normal(Protocol):
         """How many rows must be given to combine."""
 
 
-def compare(told: Sequence[Mapping[str, Fact]], *, rank: int, call: str) -> None:
+def compare(facts: Sequence[Mapping[str, Fact]], *, rank: int, call: str) -> None:
     """Look at the facts of all ranks. Raises: RanksDisagree, also where one has refused its arguments."""
-    for each in told:
+    for each in facts:
         if REFUSED in each:
             raise decode(str(each[REFUSED]).encode())
-    for peer, each in enumerate(told):
-        for name in {**told[0], **each}:
-            first, other = told[0].get(name, "nothing"), each.get(name, "nothing")
+    for peer, each in enumerate(facts):
+        for name in {**facts[0], **each}:
+            first, other = facts[0].get(name, "nothing"), each.get(name, "nothing")
             if first != other:
                 raise RanksDisagree(
                     f"rank 0 has {name} = {first}, rank {peer} has {other}; all ranks must give the same",

@@ -79,8 +79,8 @@ def flat(work: Callable[[int], None]) -> bool:
     (bytes_before, files_before), (bytes_after, files_after) = (
         [median(each) for each in zip(*part, strict=True)] for part in (early, late)
     )
-    told = f"{(bytes_after - bytes_before) / 2**20:.1f} MiB and {files_after - files_before:.0f} descriptors more"
-    print(told)
+    growth = f"{(bytes_after - bytes_before) / 2**20:.1f} MiB and {files_after - files_before:.0f} descriptors more"
+    print(growth)
     return bytes_after - bytes_before < KEPT_BYTES_MAX and files_after - files_before <= KEPT_FILES_MAX
 
 
