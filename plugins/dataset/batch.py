@@ -236,8 +236,11 @@ class BatchReader:
             self._abandon(pending)
             raise
 
-    def finish(self, pending: Pending) -> Batch:
-        """Waits for a batch. Raises: OSError; CorruptData, which names file and record."""
+    def finish(self, pending: Pending, *, samples: int | None = None) -> Batch:
+        """Waits for a batch. Raises: OSError; CorruptData, which names file and record.
+
+        `samples`: how many its records are read for, if they are blocks.
+        """
         with self._lock:
             while pending.open:
                 self._require_reads(pending)
@@ -247,7 +250,8 @@ class BatchReader:
         if pending.error is not None:
             raise pending.error
         if self.observe is not None:
-            self.observe(len(pending.batch), pending.batch.nbytes, pending.landed - pending.started)
+            count = len(pending.batch) if samples is None else samples
+            self.observe(count, pending.batch.nbytes, pending.landed - pending.started)
         for records, places, numbers, checksums in pending.checks:
             _compare(pending.batch, records, places, numbers, checksums)
         return pending.batch

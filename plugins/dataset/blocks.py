@@ -11,11 +11,14 @@ K1  A process reads a block once as long as it is kept: those used last, up to `
 K2  Nothing of a block is believed before it is checked: places against the size of the file, rows against the footer,
     Arrow's buffers against their lengths.
 K3  A sample has the values that the file has: nulls are None, also within structures and lists of texts.
+K4  A forked process begins without decoded blocks: they may be views of memory that its parent reads into again.
 
 pyarrow is imported when a file is opened.
 """
 
+import os
 import threading
+import weakref
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -111,7 +114,7 @@ class BlockRecords(Records):
         self._schemas: dict[str, Any] = {}
         self.cache = BlockCache(cache_bytes)
         self._heads: OrderedDict[int, Any] = OrderedDict()
-        self._lock = threading.Lock()
+        self.after_fork()
         super().__init__(place, paths)
         self.schema = self._common_schema()
         layouts = [self._layouts[file.path] for file in self.files]
@@ -148,7 +151,13 @@ class BlockRecords(Records):
         return {**state, "_heads": OrderedDict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state)
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Be without what belonged to threads of another process."""
+        self._lock = threading.Lock()
+        _of_this_process.add(self)
 
     def _chosen(self, path: str, schema: Any) -> Any:
         """The columns of a file that are wanted."""
@@ -169,7 +178,8 @@ class BlockRecords(Records):
             other = self._schemas[file.path]
             if other.names != schema.names or other.types != schema.types:
                 raise InvalidArgument(
-                    f"the columns differ from those of {self.files[0].path}: {_told(other)}, not {_told(schema)}; "
+                    f"the columns differ from those of {self.files[0].path}: {_described(other)}, "
+                    f"not {_described(schema)}; "
                     "give columns= that all files have, or open them as several data sets",
                     path=file.path,
                 )
@@ -236,8 +246,10 @@ class BlockRecords(Records):
         """The table of a block: the one that is kept, or of the bytes that `read` gives."""
         table = self.cache.get(block)
         if table is None:
-            table = self.decode(block, read())
-            self.cache.put(block, table, table.nbytes)
+            runs = read()
+            table = self.decode(block, runs)
+            # A table that is a view of its runs keeps all of their bytes, whichever columns it has.
+            self.cache.put(block, table, max(table.nbytes, sum(run.data.nbytes for run in runs)))
         return table
 
     def rows(self, block: int, table: Any, rows: Integers) -> list[Any]:
@@ -283,9 +295,14 @@ class BlockCache:
         self.limit_bytes = limit_bytes
         self.decoded = 0
         """Blocks that were put here since the start."""
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Be empty: what a parent keeps is not for this process (K4), nor do its threads give the lock back."""
         self._kept: OrderedDict[int, tuple[Any, int]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
+        _of_this_process.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return BlockCache, (self.limit_bytes,)
@@ -315,13 +332,24 @@ class BlockCache:
                 self._bytes -= gone
 
 
+_of_this_process: Final[weakref.WeakSet[BlockCache | BlockRecords]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for each in list(_of_this_process):
+        each.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def require_pyarrow(format_name: str) -> None:
     """Raises: InvalidArgument, with what to install."""
     if find_spec("pyarrow") is None:
         raise InvalidArgument(f"files of {format_name} need pyarrow: pip install 'luciola[arrow]'")
 
 
-def _told(schema: Any) -> str:
+def _described(schema: Any) -> str:
     return ", ".join(f"{field.name} {field.type}" for field in schema)
 
 

@@ -39,7 +39,8 @@ def from_hugging_face(dataset: Any, **options: Any) -> MapDataset:
             "pack_hugging_face"
         )
     remedy = "copy it by pack_hugging_face, or save it by save_to_disk and load it again"
-    files = list(dict.fromkeys(_files(dataset.data)))
+    blocks = list(_blocks(dataset.data))
+    files = list(dict.fromkeys(path for path, _ in blocks))
     if not files:
         raise InvalidArgument(f"the data set is in memory: {remedy}")
     names = list(dataset.column_names)
@@ -47,19 +48,21 @@ def from_hugging_face(dataset: Any, **options: Any) -> MapDataset:
         records = open_records(files, format="arrow", columns=names)
     except InvalidArgument as error:
         raise InvalidArgument(f"columns were renamed, added or cast: {remedy}", path=files[0]) from error
+    if [(file.path, file.count) for file in records.files] != blocks:
+        raise InvalidArgument(f"rows were left out, repeated or joined: {remedy}", path=files[0])
     _require_same(records, dataset, remedy)
     made = MapDataset(records, **options)
     chosen = dataset._indices  # noqa: SLF001 (their only name for it)
     return made if chosen is None else made.subset(chosen.column(0).to_numpy())
 
 
-def _files(table: Any) -> Iterator[str]:
-    """Those that a table of `datasets` has mapped: it is one file, or made of blocks."""
+def _blocks(table: Any) -> Iterator[tuple[str, int]]:
+    """(file, rows) of what a table of `datasets` has mapped: it is one file, or made of blocks."""
     if getattr(table, "path", None):
-        yield table.path
+        yield table.path, table.num_rows
     for row in getattr(table, "blocks", ()):
         for block in row:
-            yield from _files(block)
+            yield from _blocks(block)
 
 
 def _require_same(records: Any, dataset: Any, remedy: str) -> None:

@@ -107,7 +107,7 @@ class SampleReader:
     def finish(self, reading: Reading) -> Batch:
         """Waits for a batch. Raises: OSError; CorruptData, which names file and record."""
         try:
-            return self.stored.finish(reading.pending)
+            return self.stored.finish(reading.pending, samples=len(reading.places))
         finally:
             self._under_way.difference_update(reading.blocks)
 

@@ -11,14 +11,16 @@ In the byte order of the machine: it does not leave it. The indexes of files lie
 
 H1  One process makes the file, under a lock, while the others wait; it takes its name complete. What it is named for is
     the data (names, sizes, dates, checksums of indexes), so one that is there is the right one.
-H2  Places were checked when the file was made (`records`, R1). It is believed because it belongs to this user, and
-    others cannot write it.
+H2  Places were checked when the file was made (`records`, R1). It is believed because it and its directory belong to
+    this user, and others cannot write them.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
+import stat
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
@@ -26,7 +28,6 @@ from typing import Any, Final
 import numpy as np
 
 from ...errors import InvalidArgument
-from ...hidden import hidden_beside
 
 MAGIC: Final = b"LUSHIDX1"
 HEAD: Final = struct.Struct("=8s32sQQ")
@@ -38,7 +39,7 @@ class SharedIndex:
     """The indexes of files of these numbers of records, mapped."""
 
     def __init__(self, path: str, key: bytes, counts: Sequence[int]) -> None:
-        array = np.asarray(np.memmap(path, np.uint8, mode="r"))
+        array = _mapped(path)
         magic, found, elements, records = HEAD.unpack_from(array[: HEAD.size].tobytes())
         has_ends = elements == records + len(counts)
         rest = array.nbytes - HEAD.size - 8 * elements
@@ -52,7 +53,7 @@ class SharedIndex:
             or rest != 8 * lengths + 4 * checksums
             or checksums not in {0, records}
         ):
-            raise InvalidArgument("not the index of this data set: remove it, it is made again", path=path)
+            raise _foreign(path)
         at = HEAD.size + 8 * elements
         self.offsets = array[HEAD.size : at].view(np.int64)
         self.lengths = array[at : at + 8 * lengths].view(np.int64) if lengths else None
@@ -71,6 +72,30 @@ class SharedIndex:
         )
 
 
+def _mapped(path: str) -> Any:
+    """The bytes of a file that nobody but this user can have written. Raises: InvalidArgument."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise _foreign(path) from None
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        is_own = stat.S_ISREG(status.st_mode) and _is_of_this_user_alone(status)
+        if not is_own or status.st_size < HEAD.size:
+            raise _foreign(path)
+        return np.asarray(np.memmap(file, np.uint8, mode="r"))
+
+
+def _is_of_this_user_alone(status: os.stat_result) -> bool:
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def _foreign(path: str) -> InvalidArgument:
+    return InvalidArgument("not the index of this data set: remove it, it is made again", path=path)
+
+
 def shared_index(
     directory: str, identity: str, counts: Sequence[int], read: Callable[[Sequence[int]], Sequence[Any]]
 ) -> SharedIndex:
@@ -80,8 +105,7 @@ def shared_index(
     is no room.
     """
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    status = os.stat(directory)
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+    if not _is_of_this_user_alone(os.stat(directory)):
         raise InvalidArgument(
             "a directory for indexes belongs to this user, and nobody else may write it: name one below it",
             path=directory,
@@ -110,7 +134,9 @@ def _make(
 ) -> None:
     """Writes the indexes of some files at a time, each array to its own part of the file."""
     records = sum(counts)
-    temporary = hidden_beside(path)
+    temporary = path + ".part"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)  # of a maker that was killed: the lock is ours
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         places: list[int] = []  # where the next of each array goes

@@ -1,6 +1,7 @@
 """Parquet and Arrow files: rows by number, whose blocks are read."""
 
 import itertools
+import multiprocessing
 import pickle
 import sys
 
@@ -133,9 +134,36 @@ def test_blocks_are_read_once_while_they_are_kept(dataset) -> None:
     for _ in range(3):
         assert joined(loader) == list(range(99))
     assert dataset.parts[0].cache.decoded == blocks
-    assert dataset.metrics.snapshot().bytes == sum(
-        dataset.parts[0].block_bytes(each) for each in range(blocks)
-    )
+    read = dataset.metrics.snapshot()
+    assert read.bytes == sum(dataset.parts[0].block_bytes(each) for each in range(blocks))
+    assert read.samples == 3 * 99, "of rows, not of blocks"
+
+
+def test_a_forked_process_does_not_see_what_its_parent_reads_later(tmp_path) -> None:
+    """Blocks of an uncompressed Arrow file are views of memory that both processes have."""
+    write_numbers(tmp_path, "arrow")
+    dataset = MapDataset(open_records(tmp_path, cache_bytes=0))
+    assert n(dataset.__getitems__([0])) == [0]
+    context = multiprocessing.get_context("fork")
+    go_on, results = context.Event(), context.SimpleQueue()
+    child = context.Process(target=lambda: (go_on.wait(60), results.put(n(dataset.__getitems__([0, 1, 2])))))
+    child.start()
+    for start in range(10, 100, 10):
+        assert n(dataset.__getitems__([start])) == [start]
+    go_on.set()
+    assert results.get() == [0, 1, 2]
+    child.join()
+    dataset.close()
+
+
+def test_columns_that_are_left_out_count_where_their_bytes_are_kept(tmp_path) -> None:
+    table = pa.table({"n": range(10), "large": [bytes(100_000)] * 10})
+    write(tmp_path / "a.arrow", table, 1, "arrow")
+    records = open_records(tmp_path, columns=["n"], cache_bytes=350_000)
+    dataset = MapDataset(records)
+    assert n(dataset.__getitems__(list(range(10)))) == list(range(10))
+    assert len(records.cache._kept) == 3
+    dataset.close()
 
 
 def test_block_that_is_not_kept_is_read_again(tmp_path) -> None:

@@ -82,10 +82,19 @@ def test_what_the_files_do_not_have_is_refused_with_what_to_do(saved) -> None:
         (saved.rename_column("n", "m"), "renamed, added or cast: copy it"),
         (saved.rename_columns({"n": "text", "text": "n"}), "copy it by pack_hugging_face"),
         (datasets.DatasetDict({"train": saved}), "choose a split"),
+        (saved.select(range(5, 50)), "rows were left out"),
+        (datasets.concatenate_datasets([saved, saved]), "repeated or joined: copy it"),
+        (_with_a_part_twice(saved), "repeated or joined: copy it"),
         (saved.to_iterable_dataset(), "copy a stream by pack_hugging_face"),
     ):
         with pytest.raises(InvalidArgument, match=message):
             from_hugging_face(wrong)
+
+
+def _with_a_part_twice(saved):
+    """As many rows as the files, of which the first and the last are theirs."""
+    parts = (range(50), range(100, 175), range(100, 175), range(200, 300))
+    return datasets.concatenate_datasets([saved.select(part) for part in parts])
 
 
 @pytest.mark.parametrize("streaming", [False, True])

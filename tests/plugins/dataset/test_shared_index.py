@@ -147,10 +147,34 @@ def test_file_that_is_no_index_is_refused(tmp_path, shared) -> None:
     open_records(tmp_path, index_directory=shared).locate(np.array([1]))
     (name,) = [name for name in os.listdir(shared) if name.endswith(".lushidx")]
     whole = (shared / name).read_bytes()
-    for wrong in (whole[:-4], b"x" + whole[1:], whole[:8] + b"x" + whole[9:]):
+    cut = [whole[:length] for length in (0, 10, 55, len(whole) - 4)]
+    for wrong in (*cut, b"x" + whole[1:], whole[:8] + b"x" + whole[9:]):
         (shared / name).write_bytes(wrong)
         with pytest.raises(InvalidArgument, match="remove it"):
             open_records(tmp_path, index_directory=shared).locate(np.array([1]))
+
+
+def test_file_that_another_user_may_have_made_is_refused(tmp_path, shared) -> None:
+    write_ffrecord(tmp_path)
+    open_records(tmp_path, index_directory=shared).locate(np.array([1]))
+    (path,) = shared.glob("*.lushidx")
+    path.chmod(0o666)
+    with pytest.raises(InvalidArgument, match="remove it"):
+        open_records(tmp_path, index_directory=shared).locate(np.array([1]))
+    path.chmod(0o600)
+    elsewhere = path.rename(tmp_path / "elsewhere")
+    path.symlink_to(elsewhere)
+    with pytest.raises(InvalidArgument, match="remove it"):
+        open_records(tmp_path, index_directory=shared).locate(np.array([1]))
+
+
+def test_what_a_killed_maker_left_is_taken_away(tmp_path, shared) -> None:
+    write_ffrecord(tmp_path)
+    open_records(tmp_path, index_directory=shared).locate(np.array([1]))
+    (path,) = shared.glob("*.lushidx")
+    path.rename(f"{path}.part")
+    open_records(tmp_path, index_directory=shared).locate(np.array([1]))
+    assert sorted(each.name for each in shared.iterdir()) == [path.name, f"{path.name}.lock"]
 
 
 def test_an_error_leaves_nothing(tmp_path, shared) -> None:
