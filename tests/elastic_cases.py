@@ -351,6 +351,8 @@ def refused(rank: int, size: int) -> list[tuple[str, str]]:
             lambda: buffer.engram_write(x.float()),
             lambda: make(num_bytes=None, num_max_tokens_per_rank=0),
             lambda: buffer.get_theoretical_num_sms(size * 2 + 1, 1),
+            lambda: buffer.get_theoretical_num_sms(size * 2, 0, 0, nvlink_gbs=450),
+            lambda: buffer.get_theoretical_num_sms(size * 2, size * 2 + 1),
             lambda: ElasticBuffer.get_buffer_size_hint(dist.group.WORLD, 0, 128),
         ]  # fmt: skip
         errors = refusals(calls)

@@ -115,12 +115,12 @@ _Made = tuple[bool, int, int, int]
 def simulate(schedule: Schedule, costs: StageCosts) -> Timeline:
     """Simulate a schedule whose stages all cost the same.
 
-    Raises: ValueError if ranks can never go on: `verify` names the reason.
+    Raises: ValueError if ranks wait indefinitely: `verify.find_problems` names the reason.
     """
     programs = [[action for action in own if not isinstance(action, Exchange)] for own in schedule.actions]
     spans: list[list[Span]] = [[] for _ in programs]
     ends: dict[_Made, float] = {}
-    sleepers: dict[_Made, int] = {}
+    waiting: dict[_Made, list[int]] = {}
     ready = list(range(schedule.ranks))
     while ready:
         rank = ready.pop()
@@ -129,17 +129,17 @@ def simulate(schedule: Schedule, costs: StageCosts) -> Timeline:
             needs = list(_needs(schedule, task))
             missing = next((each for each in needs if each not in ends), None)
             if missing is not None:
-                sleepers[missing] = rank
+                waiting.setdefault(missing, []).append(rank)
                 break
             start = max([own[-1].end if own else 0.0, *(ends[each] for each in needs)])
             end = start + costs.of(task)
             own.append(Span(start, end, task))
             for made in _makes(task):
                 ends[made] = end
-                if made in sleepers:
-                    ready.append(sleepers.pop(made))
-    if sleepers:
-        raise ValueError(f"{schedule.name}: ranks {sorted(sleepers.values())} wait for what no rank makes")
+                ready += waiting.pop(made, [])
+    if waiting:
+        stuck = sorted(rank for ranks in waiting.values() for rank in ranks)
+        raise ValueError(f"{schedule.name}: ranks {stuck} wait for what no rank makes")
     return Timeline(schedule, tuple(tuple(own) for own in spans))
 
 

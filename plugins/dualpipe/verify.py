@@ -16,6 +16,7 @@ C1 to C4 look at one rank or one link at a time; C5 is exact, as ranks are deter
 tried changes nothing. It is only looked at when the rest is right.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -300,7 +301,7 @@ def _unpaired_on(
 def waiting_for_ever(schedule: Schedule) -> list[Problem]:
     """C5: ranks that never leave an Exchange, if each of its transfers ends when both ends have begun it.
 
-    A rank that gets to its end here gets there too where Sends do not wait.
+    A rank that finishes under this rule also finishes where Sends do not wait.
     """
     exchanges = [
         [(index, action) for index, action in enumerate(actions) if isinstance(action, Exchange)]
@@ -308,7 +309,7 @@ def waiting_for_ever(schedule: Schedule) -> list[Problem]:
     ]
     at = [0] * schedule.ranks
     begun: set[_End] = set()
-    sleepers: dict[_End, tuple[int, Transfer]] = {}
+    waiting: dict[_End, list[tuple[int, Transfer]]] = {}
     ready = list(range(schedule.ranks))
     while ready:
         rank = ready.pop()
@@ -316,15 +317,15 @@ def waiting_for_ever(schedule: Schedule) -> list[Problem]:
             _, exchange = exchanges[rank][at[rank]]
             ends = {_end(each) for each in exchange.transfers}
             begun |= ends
-            ready += [sleepers.pop(end)[0] for end in ends & sleepers.keys()]
+            ready += [rank for end in ends & waiting.keys() for rank, _ in waiting.pop(end)]
             missing = next((each for each in exchange.transfers if _other_end(each) not in begun), None)
             if missing is not None:
-                sleepers[_other_end(missing)] = (rank, missing)
+                waiting.setdefault(_other_end(missing), []).append((rank, missing))
                 break
             at[rank] += 1
     return [
         Problem(rank, *exchanges[rank][at[rank]], f"waits for ever for {_named(transfer)}")
-        for rank, transfer in sorted(sleepers.values(), key=lambda each: each[0])
+        for rank, transfer in sorted(itertools.chain(*waiting.values()), key=lambda each: each[0])
     ]
 
 

@@ -46,7 +46,8 @@ def read_loads(location: str) -> LoadFile:
             f"{format_bytes(size)} of loads; at most {format_bytes(FILE_BYTES_MAX)} are read", path=path
         )
     try:
-        return _checked(np.load(io.BytesIO(file_system.read(path)), allow_pickle=False))
+        data = io.BytesIO(file_system.read(path))
+        return _checked(np.lib.format.read_array(data, allow_pickle=False))  # type: ignore[no-untyped-call]
     except (ValueError, TypeError, LookupError, EOFError, RecursionError, MemoryError) as error:
         raise CorruptData(f"not loads of experts: {error!s:.200}", path=path) from error
 

@@ -490,7 +490,11 @@ class _Loading:
             if place in places and place not in bad and crc32c(memory) != wanted:
                 bad[place] = layer
         for place, layer in bad.items():
-            self._transfer.fail(place, self._file.reason(self._pages[place], layer))
+            try:
+                error: BaseException = self._file.reason(self._pages[place], layer)
+            except OSError as unreadable:  # of its entry: that page is lost, not the others
+                error = unreadable
+            self._transfer.fail(place, error)
         return [place for place in places if place not in bad]
 
     def begun(self, job: Job) -> None:

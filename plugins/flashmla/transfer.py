@@ -93,6 +93,10 @@ class Transfer:
             except BaseException as error:  # noqa: BLE001 (raised by the waits)
                 failure = error
             with self._changed:
+                if failure is not None:
+                    for place, landed in enumerate(self._landed):
+                        if not landed:
+                            self._errors.setdefault(place, failure)
                 self._failure, self._finished = failure, True
                 self._changed.notify_all()
 
@@ -120,8 +124,6 @@ class Transfer:
     def _raise_for(self, place: int) -> None:
         if (error := self._errors.get(place)) is not None:
             raise error
-        if self._finished and not self._landed[place] and self._failure is not None:
-            raise self._failure
 
 
 class LayerTransfer(Transfer):
@@ -145,10 +147,10 @@ class LayerTransfer(Transfer):
                 raise self._errors[place]
             if self._failure is not None:
                 raise self._failure
-            ready = self._ready[layer]
+            ready, finished = self._ready[layer], self._finished
         if ready is not None:
             ready()
-        return ready is not None or self.done
+        return ready is not None or finished
 
     def set_ready(self, layer: int, wait: Callable[[], None]) -> None:
         """The layer's copies have begun; `wait` orders the caller's stream after them."""

@@ -157,9 +157,20 @@ class ElasticBuffer:
             group.size(), num_max_tokens_per_rank, hidden, topk=num_topk, fp8=use_fp8_dispatch
         )
 
-    def get_theoretical_num_sms(self, num_experts: int, num_topk: int, **bandwidths: float) -> int:  # noqa: ARG002
+    def get_theoretical_num_sms(  # noqa: PLR0913 (the original's)
+        self,
+        num_experts: int,
+        num_topk: int,
+        num_scaleout_topk: int = 0,  # noqa: ARG002
+        rdma_gbs: float = 0,  # noqa: ARG002
+        nvlink_gbs: float = 0,  # noqa: ARG002
+        sm_read_gbs: float = 200,  # noqa: ARG002
+        sm_write_gbs: float = 50,  # noqa: ARG002
+    ) -> int:
         """How many processors a call gets whose caller does not say: `Buffer.num_sms`, whatever the links."""
         layout.check_experts(num_experts, self.num_ranks)
+        if not 0 < num_topk <= num_experts:
+            refuse("num_topk", num_topk, f"a token has 1 to {num_experts} experts")
         return Buffer.num_sms
 
     def get_theoretical_num_qps(self, num_sms: int) -> int:

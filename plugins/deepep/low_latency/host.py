@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...kernels.errors import refuse
 from ...kernels.quantize import pack_ue8m0_to_int
-from ..layout import by_expert
+from ..layout import by_expert, expert_counts
 from ..normal.host import summed
 from ..quantize import cast_to_fp8, from_logfmt, to_logfmt
 from .layout import HEADER_BYTES, Layout
@@ -58,7 +58,7 @@ def dispatch_send(  # noqa: PLR0913 (the kernels' own)
 
 def require_room(layout: Layout, topk: Tensor) -> None:
     """Raises: BadArgument for an expert that gets more than max_tokens of this rank."""
-    counts = by_expert(topk, layout.experts)[1]
+    counts = expert_counts(topk, layout.experts)
     if int(counts.max()) > layout.max_tokens:
         refuse(
             "topk_idx", f"with {int(counts.max())} tokens for expert {int(counts.argmax())}",

@@ -53,7 +53,7 @@ def test_bad_arguments_are_refused_with_what_is_allowed(elastics: Ranks) -> None
         "BadArgument", "BadArgument", "BadArgument", "BadArgument", "BadArgument", "BadCall", "BadCall", "BadCall",
         "BadArgument", "BadCall", "BadType", "BadArgument", "BadArgument", "BadArgument", "BadCall", "BadCall",
         "BadCall", "BadArgument", "BadCall", "BadArgument", "BadCall", "BadArgument", "BadType", "BadArgument",
-        "BadArgument", "BadArgument",
+        "BadArgument", "BadArgument", "BadArgument", "BadArgument",
     ]  # fmt: skip
     assert all(len(text) > 20 for _, text in answers[0])
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luciola.plugins.dualpipe.schedule import dualpipe, dualpipev
+from luciola.plugins.dualpipe.schedule import Forward, dualpipe, dualpipev
 from luciola.plugins.dualpipe.simulate import StageCosts, Timeline, as_text, simulate
 
 UNIT = StageCosts(forward=1, backward=2, weight=1)
@@ -122,3 +122,13 @@ def test_text_that_nobody_could_read_is_refused() -> None:
 def test_tasks_that_take_no_time_are_left_out_of_the_text() -> None:
     text = as_text(simulate(dualpipev(1, 2), StageCosts(forward=1, backward=0, weight=0, overlap=0)))
     assert text.splitlines()[1] == "rank 0  |F0|f0|F1|"
+
+
+def test_ranks_that_wait_for_the_same_all_go_on_or_are_all_named() -> None:
+    schedule = dualpipe(4, 8)
+    makes, needs = (next(each for each in own if isinstance(each, Forward)) for own in schedule.actions[:2])
+    assert (makes.stage, needs.stage) == (0, 1)
+    joined = replace(schedule, actions=((makes,), (needs,), (needs,), (needs,)))
+    assert [len(own) for own in simulate(joined, UNIT).spans] == [1, 1, 1, 1]
+    with pytest.raises(ValueError, match=r"ranks \[1, 2, 3\] wait"):
+        simulate(replace(joined, actions=((), *joined.actions[1:])), UNIT)

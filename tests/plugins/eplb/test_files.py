@@ -23,6 +23,12 @@ def npy(array):
     return buffer.getvalue()
 
 
+def npz(array):
+    buffer = io.BytesIO()
+    np.savez(buffer, array)
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "data"),
     [
@@ -61,6 +67,8 @@ def test_what_a_recorder_saved(tmp_path):
         ("l.npy", npy(np.array(VALUES))[:-1], "not loads"),
         ("l.npy", npy(np.array([{}])), "allow_pickle"),
         ("l.npy", npy(np.array(VALUES)).replace(b"(2, 3)", b"(9, 9)"), "not loads"),
+        ("l.npy", npz(np.array(VALUES)), "not loads"),
+        ("l.npy", npz(np.array(VALUES))[:60], "not loads"),
         ("l.npy", npy(np.array(3.0)), r"shape \(\)"),
         ("l.npy", npy(np.zeros((0, 3))), r"shape \(0, 3\)"),
         ("l.npy", npy(np.array([["a"]])), "not of numbers"),

@@ -1,5 +1,6 @@
 """Loads by layers: a layer of all pages is there before later ones are read, and errors and cancellation end them."""
 
+import errno
 import threading
 from concurrent.futures import CancelledError
 
@@ -196,6 +197,44 @@ def test_a_read_that_fails_ends_its_page_and_later_layers_of_it_are_not_read(hel
     assert set(transfer.errors()) == {4}
     assert (4, 2) not in disk.read
     assert disk.read.count((5, 2)) == 1
+
+
+def test_a_damaged_page_whose_entry_cannot_be_read_costs_no_other(held, monkeypatch):
+    file, disk, _ = held
+    with open(file.path, "r+b") as raw:
+        raw.seek(disk.records_offset)
+        raw.write(b"x" * 64)
+    pages = file.match(TOKENS)
+    other = other_cache(staged=False)
+
+    def fail(size, offset):
+        raise OSError(errno.EIO, "the disk")
+
+    monkeypatch.setattr(file._file, "pread", fail)
+    transfer = file.load(pages, range(PAGES), other)
+    assert {place: error.errno for place, error in transfer.errors().items()} == {
+        place: errno.EIO for place, page in enumerate(pages) if page.slot == 0
+    }
+    assert sorted(transfer._order) == [place for place, page in enumerate(pages) if page.slot]
+
+
+@pytest.mark.parametrize("work", ["verify", "wait", "wait_for", "wait_for_layer"])
+def test_a_transfer_that_cannot_begin_is_an_error_of_every_page(held, monkeypatch, work):
+    file, disk, _ = held
+
+    def fail(entries=128):
+        raise OSError(errno.EMFILE, "no descriptors are left")
+
+    monkeypatch.setattr(disk, "ring", fail)
+    load = {"wait_for_layer": file.load_layers}.get(work, file.load)
+    with pytest.raises(OSError, match="no descriptors"):
+        if work == "verify":
+            list(file.verify())
+        else:
+            transfer = load(file.match(TOKENS), range(PAGES), other_cache(staged=False))
+            {"wait": transfer.wait, "wait_for": lambda: transfer.wait_for(PAGES - 1)}.get(
+                work, lambda: transfer.wait_for_layer(0)
+            )()
 
 
 def test_an_evicted_page_is_not_found(saved, tmp_path):

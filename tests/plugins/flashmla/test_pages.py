@@ -56,15 +56,17 @@ def test_caches_of_a_server_one_tensor_a_layer(file):
     assert same(cache, 0, other, 1)
 
 
-def test_bytes_that_pass_through_staging(file):
+def test_bytes_that_pass_through_staging(path):
     """As for a cache on a GPU, more pages than staging slots."""
-    cache, other = PageCache.allocate(SMALL, 6), PageCache.allocate(SMALL, 6)
+    pages = STAGING + 3
+    cache, other = PageCache.allocate(SMALL, pages), PageCache.allocate(SMALL, pages)
     cache.staged = other.staged = True
     fill(cache, 1)
-    tokens = list(range(24))
-    file.save(file.names(tokens), range(6), cache).wait()
-    file.load(file.match(tokens), range(6), other).wait()
-    assert all(same(cache, block, other, block) for block in range(6))
+    tokens = list(range(4 * pages))
+    with PagedKVFile.create(path, SMALL, pages, model="m") as file:
+        assert file.save(file.names(tokens), range(pages), cache).wait(60)
+        assert file.load(file.match(tokens), range(pages), other).wait(60)
+    assert all(same(cache, block, other, block) for block in range(pages))
 
 
 @pytest.mark.parametrize("own_layers", [False, True])
