@@ -23,11 +23,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use luciola_core::buffer::{BufferPool, Placement};
-use luciola_core::client::Transport;
-use luciola_core::client::routing::own_boot_id;
+use luciola_core::cluster::Transport;
+use luciola_core::cluster::routing::own_boot_id;
 use luciola_core::net::{Endpoint, Pool, Secret};
 use luciola_core::rdma::{Fabric, Half, Options, Transfer};
-use luciola_core::server::{NodeOptions, StorageServer};
+use luciola_core::storage::{NodeOptions, StorageServer};
 use luciola_core::types::*;
 use luciola_core::wire::pb::{self, claims::Role};
 use luciola_core::wire::rdma::RemoteMemory;

@@ -1,8 +1,8 @@
 //! The data path of Luciola. Python decides, this crate moves bytes.
 //!
 //! `chunk` keeps chunks on one disk; `craq` decides what a replica does; `wire`, `net` and `rdma` carry frames and
-//! bytes, which lie in memory of `buffer`; `server` joins these; `client` stripes files over chains; `fuse` and `ring`
-//! are its doors.
+//! bytes, which lie in memory of `buffer`; `cluster` finds the nodes; `storage` joins these; `client` stripes files over
+//! chains; `fuse` and `ring` are its doors.
 //! Only `python` knows that Python exists.
 
 pub mod buffer;
@@ -10,10 +10,12 @@ mod cancel;
 pub mod chunk;
 pub mod client;
 mod clock;
+pub mod cluster;
 pub mod craq;
 pub mod error;
 pub mod fuse;
 mod lock;
+mod log_rate_limit;
 #[cfg(test)]
 mod logged;
 pub mod net;
@@ -23,6 +25,6 @@ pub mod rdma;
 pub mod ring;
 #[cfg(test)]
 mod schedule;
-pub mod server;
+pub mod storage;
 pub mod types;
 pub mod wire;

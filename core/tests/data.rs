@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use luciola_core::buffer::{BufferPool, Placement};
 use luciola_core::client::data::{DataClient, DataOptions, Read, Write};
-use luciola_core::client::routing::{Routing, RoutingTable, own_boot_id};
-use luciola_core::client::{Reach, Transport};
+use luciola_core::cluster::routing::{Routing, RoutingTable, own_boot_id};
+use luciola_core::cluster::{Endpoints, Transport};
 use luciola_core::error::Kind;
 use luciola_core::net::{Credential, Pool, Secret};
 use luciola_core::rdma::Options;
@@ -50,9 +50,9 @@ fn serving(nodes: &[u32]) -> Vec<ChainMember> {
 }
 
 /// The transport that a test asks for, or RDMA in its stead.
-fn reach(transport: Transport) -> Reach {
+fn endpoints(transport: Transport) -> Endpoints {
     match over::fabric() {
-        Some(_) => Reach::new(Transport::Rdma, Options::default()).unwrap(),
+        Some(_) => Endpoints::new(Transport::Rdma, Options::default()).unwrap(),
         None => transport.into(),
     }
 }
@@ -96,7 +96,7 @@ impl World {
             retry_first: Duration::from_millis(2),
             retry_max: Duration::from_millis(50),
             connections_per_node: 4,
-            reach: reach(transport),
+            endpoints: endpoints(transport),
         };
         DataClient::new(self.table.clone(), credential, options)
     }
@@ -176,7 +176,7 @@ fn a_file_reads_back_like_a_vector() {
                 retry_first: Duration::from_millis(2),
                 retry_max: Duration::from_millis(50),
                 connections_per_node: 2,
-                reach: reach(transport),
+                endpoints: endpoints(transport),
             };
             DataClient::new(world.table.clone(), credential(Role::Client), options)
         })

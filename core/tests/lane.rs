@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use luciola_core::client::lane::{Lane, LaneOptions};
-use luciola_core::client::routing::RoutingTable;
+use luciola_core::cluster::routing::RoutingTable;
+use luciola_core::cluster::rpc::{Lane, LaneOptions};
 use luciola_core::error::Kind;
 use luciola_core::net::Secret;
 use luciola_core::types::NodeId;

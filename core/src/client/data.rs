@@ -27,12 +27,13 @@ use std::time::{Duration, Instant};
 use crate::lock::RwLock;
 use rustix::io::Errno;
 
-use super::Reach;
-use super::backoff::Backoff;
-use super::patience::{Attempts, Warnings};
-use super::routing::RoutingTable;
 use crate::buffer::{BufferPool, Placement};
+use crate::cluster::Endpoints;
+use crate::cluster::attempts::Attempts;
+use crate::cluster::backoff::Backoff;
+use crate::cluster::routing::RoutingTable;
 use crate::error::{Error, Kind, Result};
+use crate::log_rate_limit::Warnings;
 use crate::types::{ChainId, ChunkId, ClientId, ContentId, NodeId, Op, Status, Version};
 use crate::wire::credential::Credential;
 use crate::wire::pb::Layout;
@@ -57,7 +58,7 @@ pub struct DataOptions {
     pub retry_first: Duration,
     pub retry_max: Duration,
     pub connections_per_node: usize,
-    pub reach: Reach,
+    pub endpoints: Endpoints,
 }
 
 /// One read: `into.len()` bytes of `content` from `offset`.
@@ -92,7 +93,7 @@ pub struct DataClient {
 impl DataClient {
     /// A client that finds nodes and chains in `routing`.
     pub fn new(routing: Arc<RoutingTable>, credential: Credential, options: DataOptions) -> Arc<DataClient> {
-        let links = Links::new(credential, options.connections_per_node, options.reach.clone());
+        let links = Links::new(credential, options.connections_per_node, options.endpoints.clone());
         Arc::new(DataClient {
             routing,
             options,

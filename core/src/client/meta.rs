@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use prost::Message;
 
 use super::about::About;
-use super::lane::Lane;
-use super::patience::{Attempts, Warnings};
 use super::sequences::Sequences;
+use crate::cluster::attempts::Attempts;
+use crate::cluster::rpc::Lane;
 use crate::error::{Error, Kind, Result};
+use crate::log_rate_limit::Warnings;
 use crate::types::ClientId;
 use crate::wire::pb::{self, Method};
 
@@ -350,7 +351,7 @@ impl Meta {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::lane::LaneOptions;
+    use crate::cluster::rpc::LaneOptions;
     use crate::logged;
     use crate::net::Secret;
 

@@ -1,11 +1,10 @@
 //! One client of a cluster: programs, rings and the mount all stand on it.
 //!
-//! `routing`, `data` and `lane` bring bytes and metadata calls to whoever serves them; this module, `file`,
+//! `data` sends chunk operations to storage nodes and `meta` metadata calls, both over `cluster`; this module, `file`,
 //! `inode` and `names` keep what a process knows of the files it uses; `fs` is the door of the mount.
 
 mod about;
 mod ahead;
-mod backoff;
 mod budget;
 pub mod data;
 mod departure;
@@ -22,13 +21,9 @@ mod inline;
 mod inode;
 #[cfg(test)]
 mod interleaving_tests;
-pub mod lane;
 mod later;
 mod meta;
 mod names;
-mod patience;
-mod reach;
-pub mod routing;
 mod sequences;
 mod session;
 mod shared;
@@ -41,6 +36,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::buffer::BufferPool;
+use crate::cluster::routing::RoutingTable;
+use crate::cluster::rpc::{Lane, LaneOptions};
+use crate::cluster::{Endpoints, Transport};
 use crate::error::{Error, Result};
 use crate::rdma;
 use crate::types::ClientId;
@@ -52,12 +50,9 @@ pub use file::{
     CreateOptions, File, OpenOptions, WriteAt, set_attributes, set_attributes_later, set_length, write_many,
 };
 pub use inode::{OpenInode, Place, Through, now_ns};
-use lane::{Lane, LaneOptions};
 use meta::Carrier;
 pub use meta::{Meta, Who, inode_path, name_path};
 pub use names::{Found, LISTED_MAX, Names};
-pub use reach::{Reach, Transport};
-use routing::RoutingTable;
 use session::Session;
 use shared::Chains;
 pub use shared::{Chunks, Shared};
@@ -116,7 +111,7 @@ impl Options {
 pub struct Client {
     id: ClientId,
     options: Options,
-    reach: Reach,
+    endpoints: Endpoints,
     who: Arc<Who>,
     shared: Arc<Shared>,
     data: Arc<DataClient>,
@@ -130,7 +125,7 @@ impl Client {
     /// Errors: `Unavailable` if nobody answers within the deadline or 20 s, `Unauthenticated` for a wrong token.
     pub fn connect(options: Options) -> Result<Arc<Client>> {
         let deadline = Instant::now() + options.deadline.min(CONNECT_MAX);
-        let reach = Reach::new(options.transport, options.rdma.clone())?;
+        let endpoints = Endpoints::new(options.transport, options.rdma.clone())?;
         let mut bytes = [0u8; 8];
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
         let id = ClientId(u64::from_le_bytes(bytes) | 1);
@@ -152,7 +147,7 @@ impl Client {
             retry_first: options.retry_first,
             retry_max: options.retry_max,
             connections_per_node: options.connections_per_node,
-            reach: reach.clone(),
+            endpoints: endpoints.clone(),
         };
         let data = DataClient::new(routing.clone(), credential, data_options);
         let meta = Meta::new(Carrier::Lane(meta_lane.clone()), id, options.deadline);
@@ -173,7 +168,7 @@ impl Client {
         Ok(Arc::new(Client {
             id,
             options,
-            reach,
+            endpoints,
             who,
             shared,
             data,
@@ -192,7 +187,7 @@ impl Client {
 
     /// The RDMA of this client; `None` where its transport excludes it.
     pub fn fabric(&self) -> Option<&Arc<rdma::Fabric>> {
-        self.reach.fabric()
+        self.endpoints.fabric()
     }
 
     /// Who the token says its bearer is.

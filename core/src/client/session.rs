@@ -15,13 +15,13 @@ use crate::lock::Mutex;
 
 use super::Options;
 use super::inode::WRITE_BACK;
-use super::lane::Lane;
 use super::meta::Who;
-use super::routing::RoutingTable;
 use super::shared::CLOSES_MAX;
 use super::shared::Shared;
 use super::workers::Workers;
 use crate::clock;
+use crate::cluster::routing::RoutingTable;
+use crate::cluster::rpc::Lane;
 use crate::error::Result;
 use crate::types::ClientId;
 use crate::wire::pb::{self, Method, NodeKind};
@@ -328,10 +328,10 @@ mod tests {
 
     use super::*;
     use crate::buffer::Placement;
-    use crate::client::lane::LaneOptions;
-    use crate::client::routing::Routing;
     use crate::client::twin::{self, MetaTwin};
     use crate::client::{CreateOptions, File, OpenOptions, Place, inode_path, name_path};
+    use crate::cluster::routing::Routing;
+    use crate::cluster::rpc::LaneOptions;
     use crate::wire::credential::Credential;
 
     fn session(shared: &Arc<Shared>, listener: &TcpListener) -> Arc<Session> {

@@ -11,8 +11,8 @@ mod memory;
 pub mod mount;
 mod rdma;
 mod ring;
-pub mod server;
 mod signals;
+pub mod storage;
 
 use pyo3::prelude::*;
 
@@ -23,5 +23,5 @@ fn luciola_core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     client::register(module)?;
     mount::register(module)?;
     rdma::register(module)?;
-    server::register(module)
+    storage::register(module)
 }

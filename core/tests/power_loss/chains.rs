@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use luciola_core::chunk::{Engine, Options};
-use luciola_core::server::NodeOptions;
+use luciola_core::storage::NodeOptions;
 use luciola_core::types::*;
 
 use super::chunks::restart;

@@ -16,11 +16,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use luciola_core::buffer::{BufferPool, Placement};
-use luciola_core::client::Transport;
-use luciola_core::client::routing::own_boot_id;
+use luciola_core::cluster::Transport;
+use luciola_core::cluster::routing::own_boot_id;
 use luciola_core::error::Kind;
 use luciola_core::net::{Endpoint, Pool, Secret};
-use luciola_core::server::{ChunkLine, NodeOptions, StorageServer};
+use luciola_core::storage::{ChunkLine, NodeOptions, StorageServer};
 use luciola_core::types::*;
 use luciola_core::wire::pb::{self, PublicState, claims::Role};
 use over::fabric;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::lock::{Mutex, RwLock};
 
-use crate::client::routing::Routing;
-use crate::client::{Reach, Transport};
+use crate::cluster::routing::Routing;
+use crate::cluster::{Endpoints, Transport};
 use crate::net::{ConnectError, Credential, Endpoint, Pool};
 use crate::types::NodeId;
 
@@ -69,7 +69,7 @@ fn is_before(time: &Mutex<Option<Instant>>) -> bool {
 pub(super) struct Links {
     credential: Credential,
     connections_max: usize,
-    reach: Reach,
+    endpoints: Endpoints,
     known: RwLock<Known>,
 }
 
@@ -80,8 +80,8 @@ struct Known {
 }
 
 impl Links {
-    pub(super) fn new(credential: Credential, connections_max: usize, reach: Reach) -> Links {
-        Links { credential, connections_max, reach, known: RwLock::default() }
+    pub(super) fn new(credential: Credential, connections_max: usize, endpoints: Endpoints) -> Links {
+        Links { credential, connections_max, endpoints, known: RwLock::default() }
     }
 
     /// The way to `node`; `None` if routing does not say where it is.
@@ -94,13 +94,13 @@ impl Links {
                 return Some(link.clone());
             }
         }
-        let preferred = self.reach.endpoint(routing, node)?;
+        let preferred = self.endpoints.endpoint(routing, node)?;
         let mut known = self.known.write();
         if known.version < routing.version {
             known.version = routing.version;
             // Nodes that moved are reached anew; requests under way keep their old link.
             known.links.retain(|node, link| {
-                self.reach.endpoint(routing, *node).as_ref() == Some(link.preferred.endpoint())
+                self.endpoints.endpoint(routing, *node).as_ref() == Some(link.preferred.endpoint())
             });
         }
         if let Some(link) = known.links.get(&node).filter(|link| *link.preferred.endpoint() == preferred) {
@@ -113,8 +113,8 @@ impl Links {
 
     fn open(&self, routing: &Routing, node: NodeId, preferred: Endpoint) -> Link {
         let pool = |endpoint| Arc::new(Pool::new(endpoint, self.credential.clone(), self.connections_max));
-        let fallback = match (&preferred, self.reach.transport()) {
-            (Endpoint::Unix(_), Transport::Auto) => self.reach.without_socket(routing, node),
+        let fallback = match (&preferred, self.endpoints.transport()) {
+            (Endpoint::Unix(_), Transport::Auto) => self.endpoints.without_socket(routing, node),
             _ => None,
         };
         Link {

@@ -7,9 +7,9 @@ use super::Peer;
 use super::batches::{self, Batch, Carry, carry_out, with_room};
 use crate::buffer::Placement;
 use crate::cancel::is_cancelled;
-use crate::client::backoff::Backoff;
-use crate::client::patience::{Attempts, Reached};
-use crate::client::routing::Routing;
+use crate::cluster::attempts::{Attempts, Reached};
+use crate::cluster::backoff::Backoff;
+use crate::cluster::routing::Routing;
 use crate::net::Connection;
 use crate::types::{
     ChainId, ChainMember, ChainVersion, ChunkId, NodeId, ReadOp, ReadResult, Status, Version,

@@ -7,8 +7,8 @@ use super::batches::{Batch, Carry, carry_out};
 use super::reads::pause;
 use super::{DataClient, Peer};
 use crate::cancel::hold;
-use crate::client::patience::{Attempts, Reached};
-use crate::client::routing::Routing;
+use crate::cluster::attempts::{Attempts, Reached};
+use crate::cluster::routing::Routing;
 use crate::net::Connection;
 use crate::types::{BATCH_OPS_MAX, ChainId, ChainVersion, Status};
 

@@ -8,8 +8,8 @@ use super::batches::{self, Batch, Carry, carry_out, with_room};
 use super::reads::pause;
 use crate::buffer::Placement;
 use crate::cancel::hold;
-use crate::client::patience::{Attempts, Reached};
-use crate::client::routing::Routing;
+use crate::cluster::attempts::{Attempts, Reached};
+use crate::cluster::routing::Routing;
 use crate::net::Connection;
 use crate::types::{
     ChainId, ChainVersion, ChunkId, NodeId, Op, RequestTag, Status, UPDATE_LIFE_MAX, UpdateOp, UpdateResult,

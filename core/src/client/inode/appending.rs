@@ -16,9 +16,9 @@ use std::thread;
 use std::time::Duration;
 
 use super::{OpenInode, State};
-use crate::client::patience::Warnings;
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::log_rate_limit::Warnings;
 
 /// How long a client that was alone counts itself alone. It asks as often while it appends.
 const TRUST: Duration = Duration::from_millis(200);

@@ -9,9 +9,9 @@ use crate::buffer::Placement;
 use crate::client::dirty::{DirtyChunk, RUN_BYTES, overlay, parts};
 use crate::client::inline::Inline;
 use crate::client::later::without_set_id;
-use crate::client::patience::Warnings;
 use crate::client::shared::Shared;
 use crate::error::Error;
+use crate::log_rate_limit::Warnings;
 use crate::wire::pb;
 
 /// Updates of one wave of write-back; each is one piece.

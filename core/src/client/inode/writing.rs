@@ -11,10 +11,10 @@ use crate::buffer::Placement;
 use crate::client::data::Write;
 use crate::client::departure::Departure;
 use crate::client::dirty::DirtyChunk;
-use crate::client::patience::Warnings;
 use crate::client::shared::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::lock::MutexGuard;
+use crate::log_rate_limit::Warnings;
 use crate::types::ContentId;
 use crate::wire::pb;
 

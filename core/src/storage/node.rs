@@ -19,8 +19,8 @@ use super::repair::{self, Repairs};
 use super::table::{SlotRef, SlotState, Table};
 use crate::buffer::{BufferPool, Placement};
 use crate::chunk::{self, Engine};
-use crate::client::routing::Routing;
-use crate::client::{Reach, Transport};
+use crate::cluster::routing::Routing;
+use crate::cluster::{Endpoints, Transport};
 use crate::craq::{Effect, Event, Place, Replica, Stored, StoredPending, Ticket, View};
 use crate::error::{Error, Kind, Result};
 use crate::net::{Credential, Secret, Server, ServerOptions};
@@ -402,7 +402,7 @@ pub struct StorageServer {
 impl StorageServer {
     /// Opens the directory and begins to listen. Without routing and lease every request is refused.
     pub fn start(options: NodeOptions) -> Result<StorageServer> {
-        let reach = Reach::new(options.transport, options.rdma)?;
+        let endpoints = Endpoints::new(options.transport, options.rdma)?;
         let engine = Engine::open(&options.directory, options.engine.clone()).map_err(opening)?;
         let pending = engine.open_report().pending.clone();
         let claims = pb::Claims { role: Role::Service as i32, ..pb::Claims::default() };
@@ -411,7 +411,7 @@ impl StorageServer {
             id: options.node,
             engine,
             table: Table::new(pending),
-            peers: Peers::new(credential, reach, options.connections_per_peer),
+            peers: Peers::new(credential, endpoints, options.connections_per_peer),
             lease: Lease::default(),
             hold: Hold::default(),
             redrive: Redrive::default(),

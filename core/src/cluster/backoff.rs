@@ -10,19 +10,19 @@ use crate::clock::Suspension;
 /// The time for which the machine was suspended counts: a request is sent again only while those who serve it remember
 /// its first attempt, and their clocks have gone on.
 #[derive(Clone, Debug)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     next: Duration,
     max: Duration,
     suspension: Suspension,
 }
 
 impl Backoff {
-    pub(super) fn new(first: Duration, max: Duration) -> Backoff {
+    pub(crate) fn new(first: Duration, max: Duration) -> Backoff {
         Backoff { next: first, max, suspension: Suspension::since_now() }
     }
 
     /// How long to wait now, never beyond `deadline`; `None` once that has passed.
-    pub(super) fn pause(&mut self, deadline: Instant) -> Option<Duration> {
+    pub(crate) fn pause(&mut self, deadline: Instant) -> Option<Duration> {
         let left = deadline.saturating_duration_since(Instant::now() + self.suspension.length());
         let pause = self.next.mul_f64(1.0 - random_fraction() / 2.0);
         self.next = (self.next * 2).min(self.max);

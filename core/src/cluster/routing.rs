@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::lock::{Condvar, Mutex};
 
-use super::Transport;
 use super::backoff::Backoff;
-use super::lane::Lane;
+use super::rpc::Lane;
+use super::transport::Transport;
 use crate::error::{Error, Kind, Result};
 use crate::net::Endpoint;
 use crate::types::{

@@ -341,7 +341,7 @@ impl Node {
     /// moment, or have been under a version that is not known here yet, and then it serves what it was given.
     fn other_members(
         &self,
-        routing: &crate::client::routing::Routing,
+        routing: &crate::cluster::routing::Routing,
         chains: &[(ChainId, ChainVersion)],
     ) -> BTreeMap<NodeId, Vec<(ChainId, ChainVersion)>> {
         let mut others: BTreeMap<NodeId, Vec<_>> = BTreeMap::new();

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use crate::lock::{Condvar, Mutex};
 use prost::Message;
 
+use super::attempts::{Attempts, Reached};
 use super::backoff::Backoff;
-use super::patience::{Attempts, Reached};
 use crate::cancel::is_cancelled;
 use crate::error::{Error, Kind, Result};
 use crate::net::stream::Stream;
@@ -122,7 +122,7 @@ impl Lane {
     }
 
     /// As `call`; `attempts` says afterwards how far it got.
-    pub(super) fn call_tracked<Q: Message, R: Message + Default>(
+    pub(crate) fn call_tracked<Q: Message, R: Message + Default>(
         &self,
         method: Method,
         request: &Q,

@@ -10,8 +10,8 @@ use super::counters::{add, count};
 use super::node::Node;
 use super::table::SlotRef;
 use crate::buffer::Placement;
-use crate::client::Reach;
-use crate::client::routing::Routing;
+use crate::cluster::Endpoints;
+use crate::cluster::routing::Routing;
 use crate::craq::{Content, Effect, Event, StoredPending, Successor};
 use crate::net::{Credential, Endpoint, Pool, Pooled};
 use crate::rdma::Fabric;
@@ -46,7 +46,7 @@ impl Drop for Permit<'_> {
 /// for every number of members that follow: those of the last hop never wait for others (S3).
 pub struct Peers {
     credential: Credential,
-    reach: Reach,
+    endpoints: Endpoints,
     connections_max: usize,
     pools: Mutex<HashMap<(Endpoint, usize), Arc<Pool>>>,
     builders: Mutex<HashMap<usize, usize>>,
@@ -54,14 +54,14 @@ pub struct Peers {
 }
 
 impl Peers {
-    pub fn new(credential: Credential, reach: Reach, connections_max: usize) -> Peers {
+    pub fn new(credential: Credential, endpoints: Endpoints, connections_max: usize) -> Peers {
         let (pools, builders, built) = (Mutex::default(), Mutex::default(), Condvar::new());
-        Peers { credential, reach, connections_max, pools, builders, built }
+        Peers { credential, endpoints, connections_max, pools, builders, built }
     }
 
     /// Connections to `node` for requests on which `following` further members have a say.
     pub fn pool(&self, routing: &Routing, node: NodeId, following: usize) -> Result<Arc<Pool>, Status> {
-        let endpoint = self.reach.endpoint(routing, node).ok_or(Status::Disconnected)?;
+        let endpoint = self.endpoints.endpoint(routing, node).ok_or(Status::Disconnected)?;
         let mut pools = self.pools.lock();
         let new = || Arc::new(Pool::new(endpoint.clone(), self.credential.clone(), self.connections_max));
         Ok(pools.entry((endpoint.clone(), following)).or_insert_with(new).clone())
@@ -81,7 +81,7 @@ impl Peers {
 
     /// The RDMA of this node, also of its server.
     pub fn fabric(&self) -> Option<&Arc<Fabric>> {
-        self.reach.fabric()
+        self.endpoints.fabric()
     }
 
     pub fn clear(&self) {

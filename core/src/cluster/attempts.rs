@@ -1,13 +1,7 @@
 //! What is said of a request that was given up: how long and how often it was tried, and how far it got.
 
 use std::fmt;
-use std::time::{Duration, Instant};
-
-use crate::lock::Mutex;
-
-/// Lines of one kind in one window; where a node hangs, thousands of requests may wait for the same.
-const LINES_MAX: u32 = 10;
-const WINDOW: Duration = Duration::from_secs(10);
+use std::time::Instant;
 
 /// How far the last attempt got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,45 +62,6 @@ impl<P: fmt::Display> fmt::Display for Attempts<P> {
     }
 }
 
-/// Warnings at a bounded rate.
-pub struct Warnings(Mutex<Window>);
-
-struct Window {
-    begun: Option<Instant>,
-    lines: u32,
-    left_out: u64,
-}
-
-impl Warnings {
-    pub const fn new() -> Warnings {
-        Warnings(Mutex::new(Window { begun: None, lines: 0, left_out: 0 }))
-    }
-
-    /// Logs the line, or counts it.
-    pub fn warn(&self, line: fmt::Arguments<'_>) {
-        let Some(left_out) = self.0.lock().admit(Instant::now()) else { return };
-        if left_out > 0 {
-            log::warn!("{left_out} lines like the next were left out");
-        }
-        log::warn!("{line}");
-    }
-}
-
-impl Window {
-    /// `None`: not this line; otherwise how many were left out before it.
-    fn admit(&mut self, now: Instant) -> Option<u64> {
-        if self.begun.is_none_or(|begun| now.duration_since(begun) >= WINDOW) {
-            (self.begun, self.lines) = (Some(now), 0);
-        }
-        if self.lines == LINES_MAX {
-            self.left_out += 1;
-            return None;
-        }
-        self.lines += 1;
-        Some(std::mem::take(&mut self.left_out))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,15 +82,5 @@ mod tests {
         attempts.begin("node 3");
         attempts.reached(Reached::Answered);
         assert!(attempts.may_arrive(), "the attempt before was never answered");
-    }
-
-    #[test]
-    fn a_window_holds_so_many_lines_and_the_next_tells_what_was_left_out() {
-        let mut window = Window { begun: None, lines: 0, left_out: 0 };
-        let now = Instant::now();
-        let admitted: Vec<_> = (0..LINES_MAX + 5).filter_map(|_| window.admit(now)).collect();
-        assert_eq!(admitted, vec![0; LINES_MAX as usize]);
-        assert_eq!(window.admit(now + WINDOW), Some(5));
-        assert_eq!(window.admit(now + WINDOW), Some(0));
     }
 }

@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use crate::clock::now_ns;
 use crate::error::{Error, Kind};
 use crate::net::Secret;
-use crate::server::{NodeOptions, StorageServer};
+use crate::storage::{NodeOptions, StorageServer};
 use crate::types::{
     ChainId, ChainVersion, ChunkId, ClientId, ContentId, NodeId, RequestTag, Stamp, TargetState, Version,
 };
