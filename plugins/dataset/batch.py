@@ -40,7 +40,7 @@ from .records import Bytes, Checksums, Integers, Records, together
 ENTRIES: Final = 512  # reads in flight on one file system
 PIECE_BYTES: Final = 4 << 20  # of one read: four chunks, which come from as many nodes
 ALIGNMENT: Final = 64  # a cache line, and a multiple of every element type
-OPEN_FILES_MAX: Final = 4096  # the metadata service holds each for us
+OPEN_FILES_MAX: Final = 16384  # 10 MiB here; the metadata service holds each for us
 LOCAL_SHARE: Final = 2  # local files may take this part (a half) of the descriptors that the process may have
 
 Observe = Callable[[int, int, float], None]
@@ -151,8 +151,14 @@ class BatchReader:
     """Reads batches of records of several data sets, which are numbered one after the other."""
 
     def __init__(
-        self, parts: Sequence[Records], *, check: bool = True, pin: Callable[[Bytes], None] | None = None
+        self,
+        parts: Sequence[Records],
+        *,
+        check: bool = True,
+        pin: Callable[[Bytes], None] | None = None,
+        open_files_max: int = OPEN_FILES_MAX,
     ) -> None:
+        assert open_files_max > 0, "a batch is read from open files"
         self.parts = list(parts)
         self.check = check
         self.observe: Observe | None = None
@@ -161,10 +167,10 @@ class BatchReader:
         self._pool = Pool(pin=pin)
         self._channels: dict[int, _Channel] = {}  # by data set; those of one file system share theirs
         self._open: OrderedDict[int, _OpenFile] = OrderedDict()
-        self._open_max = OPEN_FILES_MAX
+        self._open_max = open_files_max
         if any(isinstance(part.place.file_system, LocalFileSystem) for part in self.parts):
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // LOCAL_SHARE
-            self._open_max = max(1, min(OPEN_FILES_MAX, limit))
+            self._open_max = max(1, min(open_files_max, limit))
         self._begun: weakref.WeakSet[Pending] = weakref.WeakSet()  # whose files are in use
         self._lock = threading.RLock()
         self._process = os.getpid()

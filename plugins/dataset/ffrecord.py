@@ -14,6 +14,7 @@ stopped: their writer fills it in at the end. Ours gives a file its name when it
             writer.write(record)
 """
 
+import dataclasses
 import os
 import struct
 import tempfile
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 HEAD: Final = struct.Struct("<Iq")
 RECORD_BYTES: Final = 12  # of the header, for each record
+FIRST_BYTES: Final = 16 << 10  # read when a file is opened: a page, which storage reads as a whole
 COUNT_MAX: Final = 1 << 40  # 12 TiB of header
 SPOOL_BYTES: Final = (
     64 << 20
@@ -51,7 +53,8 @@ class FFRecords(Records):
                 raise CorruptData(
                     f"not an FFRecord file: {identity.size} bytes are less than its header", path=path
                 )
-            checksum, count = HEAD.unpack(read_exactly(file, 0, HEAD.size))
+            first = read_exactly(file, 0, min(FIRST_BYTES, identity.size))
+        checksum, count = HEAD.unpack_from(first)
         if checksum == 0 and count == 0:
             raise CorruptData(
                 "the file has no header: its writer was stopped before it was complete, or it is not an FFRecord file",
@@ -64,9 +67,15 @@ class FFRecords(Records):
                 path=path,
             )
         found = RecordFile(path, count, identity, checksum)
-        if count == 0:
-            self.read_index(found)  # nobody will ask for a record
-        return found
+        header_bytes = HEAD.size + RECORD_BYTES * count
+        if len(first) < header_bytes:
+            return found
+        try:
+            return dataclasses.replace(found, index=_index_of(found, first[:header_bytes]))
+        except CorruptData:
+            if count == 0:
+                raise  # no record will be asked for
+            return found  # raised again where a record is: `verify` names every damaged file
 
     def read_index(self, file: RecordFile) -> Index:
         with opened(self.place.file_system, file.path) as (handle, identity):
@@ -75,18 +84,23 @@ class FFRecords(Records):
             raise CorruptData(
                 "the file was replaced after the data set was opened: open it again", path=file.path
             )
-        checksum, count = HEAD.unpack_from(header)
-        if checksum == 0:
-            warnings.warn(f"{file.path}: an old FFRecord file without a checksum of its header", stacklevel=2)
-        elif count != file.count or zlib.crc32(memoryview(header)[4:]) != checksum:
-            raise CorruptData("the header does not match its checksum", path=file.path)
-        offsets = np.frombuffer(header, "<i8", count, HEAD.size + 4 * count)
-        _check_offsets(offsets, file)
-        return Index(
-            np.append(offsets, file.identity.size).astype(np.int64),
-            None,
-            np.frombuffer(header, "<u4", count, HEAD.size).astype(np.uint32),
-        )
+        return _index_of(file, header)
+
+
+def _index_of(file: RecordFile, header: bytes) -> Index:
+    """Return the places that a whole header has. Raises: CorruptData."""
+    checksum, count = HEAD.unpack_from(header)
+    if checksum == 0:
+        warnings.warn(f"{file.path}: an old FFRecord file without a checksum of its header", stacklevel=2)
+    elif count != file.count or zlib.crc32(memoryview(header)[4:]) != checksum:
+        raise CorruptData("the header does not match its checksum", path=file.path)
+    offsets = np.frombuffer(header, "<i8", count, HEAD.size + 4 * count)
+    _check_offsets(offsets, file)
+    return Index(
+        np.append(offsets, file.identity.size).astype(np.int64),
+        None,
+        np.frombuffer(header, "<u4", count, HEAD.size).astype(np.uint32),
+    )
 
 
 def _check_offsets(offsets: Integers, file: RecordFile) -> None:

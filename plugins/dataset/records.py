@@ -99,6 +99,8 @@ class RecordFile:
     identity: Identity
     checksum: int = 0
     """Of its index, or of what stands for it: the same for a copy of the file."""
+    index: Index | None = dataclasses.field(default=None, compare=False, repr=False)
+    """The places of its records, if they were read with its head; `Records` moves them to its own."""
 
 
 class Records(ABC):
@@ -125,11 +127,11 @@ class Records(ABC):
         self._number(together(self.examine, paths))
 
     def _number(self, files: list[RecordFile]) -> None:
-        self.files = files
+        self.files = [dataclasses.replace(file, index=None) for file in files]
         counts = np.array([file.count for file in self.files], np.int64)
         self._ends: Integers = np.cumsum(counts)
         self._starts: Integers = self._ends - counts
-        self._indexes: dict[int, Index] = {}
+        self._indexes = {number: file.index for number, file in enumerate(files) if file.index is not None}
         self._shared: SharedIndex | None = None
 
     @abstractmethod
@@ -174,8 +176,12 @@ class Records(ABC):
             return Index(*self.shared(self.index_directory).of(number))
         found = self._indexes.get(number)
         if found is None:  # two threads that read one index at once get the same
-            found = self._indexes.setdefault(number, self.read_index(self.files[number]))
+            found = self._indexes.setdefault(number, self._known_index(number))
         return found
+
+    def _known_index(self, number: int) -> Index:
+        found = self._indexes.get(number)
+        return self.read_index(self.files[number]) if found is None else found
 
     def shared(self, directory: str) -> SharedIndex:
         """The places of all records, in memory that processes share; made by the first one that asks."""
@@ -184,8 +190,9 @@ class Records(ABC):
                 directory,
                 self.index_key(),
                 [file.count for file in self.files],
-                lambda numbers: together(self.read_index, [self.files[number] for number in numbers]),
+                lambda numbers: together(self._known_index, numbers),
             )
+            self._indexes.clear()
         return self._shared
 
     def index_key(self) -> str:
@@ -266,11 +273,31 @@ class Records(ABC):
 
 
 def together(act: Callable[[Given], Made], all_given: Sequence[Given]) -> list[Made]:
-    """What `act` makes of each, by THREADS at once. Raises: what it raises, for the first."""
-    if len(all_given) < 2:
+    """Return what `act` makes of each, by THREADS at once. Raises: what it raises, for the first that failed.
+
+    Each thread takes every n-th: handing over one by one costs as much as a call to a cluster on this machine.
+    """
+    threads = min(THREADS, len(all_given))
+    if threads < 2:
         return [act(each) for each in all_given]
-    with ThreadPoolExecutor(min(THREADS, len(all_given)), "luciola-dataset") as pool:
-        return list(pool.map(act, all_given))
+    failed: dict[int, BaseException] = {}
+
+    def share(first: int) -> list[Made]:
+        made = []
+        for number in range(first, len(all_given), threads):
+            if failed:
+                break
+            try:
+                made.append(act(all_given[number]))
+            except BaseException as error:  # noqa: BLE001 (raised in the caller)
+                failed[number] = error
+        return made
+
+    with ThreadPoolExecutor(threads, "luciola-dataset") as pool:
+        shares = list(pool.map(share, range(threads)))
+    if failed:
+        raise failed[min(failed)]
+    return [shares[number % threads][number // threads] for number in range(len(all_given))]
 
 
 def identity_of(file: Any) -> Identity:

@@ -11,7 +11,7 @@ import pytest
 from luciola.client import Completion, LocalFileSystem
 from luciola.errors import CorruptData
 from luciola.plugins.dataset import FFRecords, FFRecordWriter, Loader, MapDataset, open_records
-from luciola.plugins.dataset.batch import ENTRIES, OPEN_FILES_MAX, PIECE_BYTES, BatchReader
+from luciola.plugins.dataset.batch import ENTRIES, PIECE_BYTES, BatchReader
 from luciola.plugins.dataset.ffrecord import header
 from luciola.plugins.dataset.pool import Pool
 
@@ -198,16 +198,16 @@ def test_a_file_that_cannot_be_opened_leaves_the_others_readable(tmp_path) -> No
 
 
 def test_open_files_are_bounded(tmp_path) -> None:
-    count = OPEN_FILES_MAX + 20
+    count, limit = 160, 64
     for number in range(count):
         write_file(tmp_path / f"{number:05}.ffr", [b"%05d" % number])
-    reader = BatchReader([open_records(tmp_path)])
+    reader = BatchReader([open_records(tmp_path)], open_files_max=limit)
     for start in range(0, count, 50):
         numbers = np.arange(start, min(start + 50, count))
         assert [each.tobytes() for each in reader.read(numbers).arrays()] == [
             b"%05d" % number for number in numbers
         ]
-        assert len(reader._open) <= OPEN_FILES_MAX
+        assert len(reader._open) <= limit
     assert reader.read([0]).arrays()[0].tobytes() == b"00000", "opened again"
     reader.close()
 

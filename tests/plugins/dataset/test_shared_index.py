@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 
 from luciola.errors import InvalidArgument
-from luciola.plugins.dataset import FFRecordWriter, Loader, MapDataset, TarWriter, TokenWriter, open_records
-from luciola.plugins.dataset.ffrecord import FFRecords
+from luciola.plugins.dataset import (
+    FFRecordWriter,
+    Loader,
+    MapDataset,
+    TarWriter,
+    TokenWriter,
+    ffrecord,
+    open_records,
+)
+from luciola.plugins.dataset.ffrecord import HEAD, FFRecords
 
 
 def write_ffrecord(directory) -> None:
@@ -84,6 +92,7 @@ def test_one_process_makes_it_and_others_map_it(tmp_path, shared, monkeypatch) -
         return original(self, file)
 
     monkeypatch.setattr(FFRecords, "read_index", counted)
+    monkeypatch.setattr(ffrecord, "FIRST_BYTES", HEAD.size)  # no places with the first bytes
     opened = [open_records(tmp_path, index_directory=shared) for _ in range(3)]
     threads = [threading.Thread(target=records.locate, args=(np.array([1]),)) for records in opened]
     for thread in threads:
@@ -177,8 +186,9 @@ def test_what_a_killed_maker_left_is_taken_away(tmp_path, shared) -> None:
     assert sorted(each.name for each in shared.iterdir()) == [path.name, f"{path.name}.lock"]
 
 
-def test_an_error_leaves_nothing(tmp_path, shared) -> None:
+def test_an_error_leaves_nothing(tmp_path, shared, monkeypatch) -> None:
     write_ffrecord(tmp_path)
+    monkeypatch.setattr(ffrecord, "FIRST_BYTES", HEAD.size)
     records = open_records(tmp_path, index_directory=shared)
     (tmp_path / "c.ffr").unlink()
     with pytest.raises(FileNotFoundError):
