@@ -4,19 +4,19 @@
     application  what it saves: model, optimizer, scheduler, loader, each rank's own
     writer       `Writer`, the StorageWriter
     reader       `Reader`, the StorageReader
-    objects      `save_object`, `load_object`, `open_stream`: torch.save and torch.load
+    torch_io     `save_object`, `load_object`, `open_stream`: torch.save and torch.load
     lightning    Lightning's CheckpointIO
     huggingface  a callback of Hugging Face's Trainer
     catalog      which checkpoints a directory has: `list_checkpoints`, `latest`
     retention    `Keep`: which of them stay
-    publish      how a checkpoint appears at once, and what an interrupted one leaves
+    commit       how a checkpoint appears at once, and what an interrupted one leaves
     manifest     the file that says that a checkpoint is whole
     entries      what the tensors of its safetensors files are called
     items        what one rank writes
     sharing      what has not changed since the save before
     tensorfile   one such file, written by many writes in flight
     plain        which objects may be in it, and how they load
-    damage       whether every byte is what was written
+    verification  whether every byte is what was written
 
     state = {"model": model.state_dict(), "step": 100}
     dcp.save(state, storage_writer=Writer("lu:/runs/7/step-100"))
@@ -31,16 +31,16 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from .application import RandomState
     from .catalog import Saved, latest, list_checkpoints
-    from .damage import Damage, verify
     from .job import Checkpoints
-    from .objects import load_object, open_stream, save_object
     from .reader import Reader
     from .retention import Keep, prune
+    from .torch_io import load_object, open_stream, save_object
+    from .verification import Damage, verify
     from .writer import Writer
 
 _HOMES: Final = {
     "Checkpoints": "job",
-    "Damage": "damage",
+    "Damage": "verification",
     "Keep": "retention",
     "RandomState": "application",
     "Reader": "reader",
@@ -48,11 +48,11 @@ _HOMES: Final = {
     "Writer": "writer",
     "latest": "catalog",
     "list_checkpoints": "catalog",
-    "load_object": "objects",
-    "open_stream": "objects",
+    "load_object": "torch_io",
+    "open_stream": "torch_io",
     "prune": "retention",
-    "save_object": "objects",
-    "verify": "damage",
+    "save_object": "torch_io",
+    "verify": "verification",
 }
 
 __all__ = [

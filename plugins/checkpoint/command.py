@@ -47,7 +47,7 @@ def list_(location: str, as_json: bool) -> None:
     from luciola.client import open_location
 
     from .catalog import list_checkpoints
-    from .publish import leftovers
+    from .commit import leftovers
 
     found = list_checkpoints(location)
     hidden = leftovers(*open_location(location))
@@ -144,8 +144,8 @@ def _tensors(saved: "Saved") -> list[_Tensor]:
     from luciola.client import open_location
 
     from ..weights.checkpoint import Checkpoint
-    from .damage import FILE_SUFFIX
     from .entries import parse_parts
+    from .verification import FILE_SUFFIX
 
     assert saved.manifest is not None, "it is a checkpoint"
     file_system, path = open_location(saved.location)
@@ -195,7 +195,7 @@ def verify(location: str, as_json: bool, progress: bool | None) -> None:
     from luciola.client import open_location
 
     from .catalog import as_location, find, look
-    from .damage import verify_at
+    from .verification import verify_at
 
     file_system, path = open_location(location)
     where = as_location(location)
@@ -260,7 +260,7 @@ def prune(
     """
     from luciola.client import open_location
 
-    from .publish import leftovers
+    from .commit import leftovers
     from .retention import Keep
     from .retention import prune as remove
 

@@ -18,7 +18,7 @@ from lightning.fabric.plugins import CheckpointIO
 from luciola.client import open_location
 from luciola.errors import InvalidArgument
 
-from .objects import load_object, save_object
+from .torch_io import load_object, save_object
 
 
 class LuciolaCheckpointIO(CheckpointIO):  # type: ignore[misc] # (lightning is not followed)

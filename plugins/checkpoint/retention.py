@@ -8,7 +8,7 @@ from typing import Literal
 from luciola.client import Location, open_location
 
 from .catalog import Saved, as_location, find_named, problem_of
-from .publish import clean, discard
+from .commit import clean, discard
 
 
 @dataclass(frozen=True)

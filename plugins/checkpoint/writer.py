@@ -1,7 +1,7 @@
 """The StorageWriter: one safetensors file of each rank, written in parallel; the checkpoint appears when all are there.
 
 The coordinator makes a hidden directory and tells its name to all ranks with their plans. Each writes and syncs its
-file. `finish` adds the metadata and the manifest, and renames the directory (see publish). Ranks talk to each other
+file. `finish` adds the metadata and the manifest, and renames the directory (see commit). Ranks talk to each other
 only as `torch.distributed.checkpoint` lets them: through their plans and their results.
 
 Source: the protocol of torch.distributed.checkpoint.storage.StorageWriter.
@@ -36,10 +36,10 @@ from .catalog import (
     step_number,
     step_of,
 )
+from .commit import begin, discard, durable_name, find_part, publish, split
 from .items import file_name, write_items
 from .manifest import METADATA_NAME, NAME, Manifest, crc_text, finite
 from .plain import encode_metadata
-from .publish import begin, discard, durable_name, find_part, publish, split
 from .retention import Keep
 from .sharing import write_shared
 from .tensorfile import explained

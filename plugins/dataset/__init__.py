@@ -1,34 +1,39 @@
 """Data sets for training: records on a location, read at random by many range reads in flight, in an order that is
-the same for any number of ranks and workers, and goes on anywhere.
+the same for any number of ranks and workers, and can be resumed anywhere.
 
-    opening    `open_records`: the records of files, whatever their format
-    records    where records lie; one file, many, or a directory in one numbering
+Files:
+    open       `open_records`: the records of files, in any format
+    records    where records are stored; one file, many, or a directory in one numbering
+    shared_index  places of records in one piece of memory for all processes of a machine
     ffrecord   FFRecord files, read and written
     tokens     Megatron's .bin and .idx, read and written
     tar        tar shards with names as WebDataset has them, read at random by an index that is built once
     jsonl      JSON lines, read at random by the same kind of index
     parquet    rows of Parquet files, read by row groups
     arrow      rows of Arrow files and streams, read by record batches
-    blocks     what these two share: blocks that are read for their rows, and kept
+    blocks     what these two share: blocks that are read for their rows, and cached
     rows       rows of a table as samples
-    reading    batches of samples, of records as they are and of rows
     huggingface  `datasets` of Hugging Face, in and out
-    shared_index  places of records in one piece of memory for all processes of a machine
-    order      the global order: shuffles and mixtures of any size in constant memory
-    block_order  a shuffle for records in blocks
+    packing    files into data sets
+    verify     what a data set is, and whether it is whole
+Order:
+    permutation  a permutation of any size in constant memory
+    shuffle    the global order: shuffles and mixtures of any size in constant memory
+    block_shuffle  a shuffle for records in blocks
     buckets    batches of samples of similar length
-    batches    global batches, and the slices of ranks
+    sampler    global batches, and the slices of ranks
     ranks      which slice is this process's
     choice     parts of data sets
+Reading:
+    reader     a batch of records in one submission to the ring (no torch)
+    sample_reader  batches of samples, of records as they are and of rows
+    pool       the memory of batches, which may be mapped by another process (no torch)
+    shared_batches  batches of workers reach the training process without a copy
     bad        records that are damaged or cannot be decoded
-    batch      a batch of records in one submission to the ring (no torch)
-    pool       the memory of batches, which may be lent to another process (no torch)
-    lending    batches of workers reach the training process without a copy
     datasets   `MapDataset` and `IterableDataset`
-    loader     `Loader`, a DataLoader that stops and goes on
+    loader     `Loader`, a DataLoader that stops and resumes anywhere
     metrics    counters and latencies, on demand and for Prometheus
     sequences  sequences of several lengths in rows of one, with the borders of documents
-    packing    files into data sets
 
     dataset = MapDataset(open_records("lu:/data/train"))
     for batch in Loader(dataset, global_batch_size=512, seed=7):
@@ -43,7 +48,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .arrow import ArrowRecords, ArrowWriter
     from .bad import BadRecord
-    from .batches import GlobalBatches
     from .buckets import LengthBuckets
     from .datasets import IterableDataset, MapDataset, collate
     from .ffrecord import FFRecords, FFRecordWriter
@@ -51,12 +55,13 @@ if TYPE_CHECKING:
     from .jsonl import JsonlRecords
     from .loader import Loader
     from .metrics import Metrics
-    from .opening import open_records
-    from .order import Order
+    from .open import open_records
     from .parquet import ParquetRecords
     from .records import Records
+    from .sampler import GlobalBatches
     from .samples import Samples
     from .sequences import PackedSequences, PackSequences
+    from .shuffle import Order
     from .tar import TarRecords, TarWriter
     from .tokens import TokenRecords, TokenWriter
 
@@ -92,38 +97,38 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "ArrowRecords": ".arrow",
-    "ArrowWriter": ".arrow",
-    "BadRecord": ".bad",
-    "FFRecordWriter": ".ffrecord",
-    "FFRecords": ".ffrecord",
-    "GlobalBatches": ".batches",
-    "IterableDataset": ".datasets",
-    "JsonlRecords": ".jsonl",
-    "LengthBuckets": ".buckets",
-    "Loader": ".loader",
-    "MapDataset": ".datasets",
-    "Metrics": ".metrics",
-    "Order": ".order",
-    "PackSequences": ".sequences",
-    "PackedSequences": ".sequences",
-    "ParquetRecords": ".parquet",
-    "Records": ".records",
-    "Samples": ".samples",
-    "TarRecords": ".tar",
-    "TarWriter": ".tar",
-    "TokenRecords": ".tokens",
-    "TokenWriter": ".tokens",
-    "collate": ".datasets",
-    "from_hugging_face": ".huggingface",
-    "open_records": ".opening",
-    "pack_hugging_face": ".huggingface",
-    "to_hugging_face": ".huggingface",
+    "ArrowRecords": "arrow",
+    "ArrowWriter": "arrow",
+    "BadRecord": "bad",
+    "FFRecordWriter": "ffrecord",
+    "FFRecords": "ffrecord",
+    "GlobalBatches": "sampler",
+    "IterableDataset": "datasets",
+    "JsonlRecords": "jsonl",
+    "LengthBuckets": "buckets",
+    "Loader": "loader",
+    "MapDataset": "datasets",
+    "Metrics": "metrics",
+    "Order": "shuffle",
+    "PackSequences": "sequences",
+    "PackedSequences": "sequences",
+    "ParquetRecords": "parquet",
+    "Records": "records",
+    "Samples": "samples",
+    "TarRecords": "tar",
+    "TarWriter": "tar",
+    "TokenRecords": "tokens",
+    "TokenWriter": "tokens",
+    "collate": "datasets",
+    "from_hugging_face": "huggingface",
+    "open_records": "open",
+    "pack_hugging_face": "huggingface",
+    "to_hugging_face": "huggingface",
 }
 
 
 def describe() -> dict[str, str]:
-    """What `luciola plugins` shows."""
+    """Describe the plugin for `luciola plugins`."""
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
@@ -136,5 +141,5 @@ def describe() -> dict[str, str]:
 
 def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
-        return getattr(import_module(_MODULE_OF[name], __name__), name)
+        return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,9 +8,10 @@ Both are messages one after the other: a schema, dictionaries, record batches.
     │            │           │ n bytes with padding)  │ the columns          │
     └────────────┴───────────┴────────────────────────┴──────────────────────┘
 
-A file has "ARROW1" before and behind them, and a footer with the places of dictionaries and batches; a stream is gone
-through once, over the bodies. The rows of a batch are in its metadata. A batch that is not compressed is used where it
-lies in memory, without a copy. All columns of a batch are read, whatever `columns` says.
+A file has "ARROW1" before and behind them, and a footer with the places of dictionaries and batches; the messages of a
+stream are walked once, when it is opened, without their bodies. The rows of a batch are in its metadata. A batch that
+is not compressed is used in place, without a copy. All columns of a batch are read, also those that `columns` leaves
+out.
 
 Flatbuffers (Google, "FlatBuffers internals"): a table begins with the distance to its list of fields, which has the
 distance of each field from the table. Only the few that are needed are read here; pyarrow verifies the rest.
@@ -27,7 +28,7 @@ import numpy as np
 from ...client.location import AnyFileSystem, Location
 from ...errors import CorruptData, InvalidArgument
 from .blocks import BlockRecords, Layout, Run, require_pyarrow
-from .records import RecordFile, opened, place_of, read_exactly
+from .records import Place, RecordFile, opened, place_of, read_exactly
 from .writing import NewFile, Writer, as_bytes
 
 MAGIC: Final = b"ARROW1"
@@ -51,9 +52,9 @@ class _Message(NamedTuple):
 
 
 class _Head(NamedTuple):
-    """What a batch needs beside itself: the schema, its message, and (offset, message) of each dictionary.
+    """What decoding a batch needs beside it: the schema, its message, and (offset, message) of each dictionary.
 
-    Those of a file are for all of its batches; a stream may replace one later.
+    Those of a file apply to all of its batches; a stream may replace one later.
     """
 
     schema: Any
@@ -71,11 +72,18 @@ class ArrowRecords(BlockRecords):
     in_directories = (".arrow", ".feather", ".ipc")
     block_noun = "record batch"
 
+    def __init__(self, place: Place, paths: list[str], **options: Any) -> None:
+        self._shared_messages: dict[
+            str, list[_Message]
+        ] = {}  # schema and dictionaries, found by one process for all
+        super().__init__(place, paths, **options)
+
     def examine(self, path: str) -> RecordFile:
         with opened(self.place.file_system, path) as (file, identity):
             messages = _messages(file, identity.size)
             schema = _schema(_whole(file, messages[0]), path)
         batches = [each for each in messages if each.kind == BATCH]
+        self._shared_messages[path] = [each for each in messages if each.kind != BATCH]
         chosen = self._chosen(path, schema)
         runs = [[(each.offset, each.length)] if len(chosen) else [] for each in batches]
         self._layouts[path] = Layout.of([each.rows for each in batches], runs)
@@ -99,7 +107,7 @@ class ArrowRecords(BlockRecords):
             else:
                 batch = pa.ipc.read_record_batch(pa.py_buffer(run.data), head.schema)
             batch.validate(full=True)  # offsets that lead out of a buffer would end the process
-            if batch.num_rows != int(self.block_sizes()[block]):
+            if batch.num_rows != len(self.rows_of(block)):
                 raise CorruptData(
                     f"{self.block_name(block)} has other rows than its metadata says", path=path
                 )
@@ -107,11 +115,11 @@ class ArrowRecords(BlockRecords):
 
     def _head(self, number: int) -> _Head:
         path = self.files[number].path
+        schema, *others = self._shared_messages[path]
         with self.open(number) as file:
-            messages = _messages(file, self.files[number].identity.size)
-            first = _whole(file, messages[0])
-            dictionaries = [(each.offset, _whole(file, each)) for each in messages if each.kind == DICTIONARY]
-        return _Head(_schema(first, path), first, dictionaries, is_file=messages[0].offset > 0)
+            first = _whole(file, schema)
+            dictionaries = [(each.offset, _whole(file, each)) for each in others]
+        return _Head(_schema(first, path), first, dictionaries, is_file=schema.offset > 0)
 
 
 def _whole(file: Any, message: _Message) -> bytes:
@@ -128,7 +136,7 @@ def _schema(message: bytes, path: str) -> Any:
 
 
 def _messages(file: Any, size: int) -> list[_Message]:
-    """Of a file or a stream, the schema first. Raises: CorruptData for what is neither, cut off or damaged."""
+    """List the messages of a file or a stream, the schema first. Raises: CorruptData for a damaged or other file."""
     path = str(file.name)
     try:
         start = read_exactly(file, 0, min(8, size))
@@ -188,7 +196,7 @@ def _of_footer(file: Any, size: int, end: int) -> Iterator[_Message]:
 
 
 def _read(file: Any, size: int, at: int) -> _Message:
-    """The message at a place. `size`: where the last message must end."""
+    """Read the message at a place. `size`: where the last message must end."""
     path = str(file.name)
     if not 0 <= at <= size - 8:
         raise CorruptData(f"the file was cut off: a message begins at byte {at} of {size}", path=path)
@@ -229,7 +237,7 @@ def _root(data: bytes) -> int:
 
 
 def _field(data: bytes, table: int, number: int) -> int:
-    """Where a field of a table is; 0 for one that has its default."""
+    """Find a field of a table; 0 for one that has its default."""
     fields = table - struct.unpack_from("<i", data, table)[0]
     size = struct.unpack_from("<H", data, fields)[0] if fields >= 0 else 0
     if size < 4:
@@ -247,7 +255,7 @@ def _value(data: bytes, table: int, number: int, kind: str) -> tuple[int]:
 
 
 def _inner(data: bytes, table: int, number: int) -> int:
-    """Where the table or vector is that a field leads to."""
+    """Find the table or vector that a field refers to."""
     at = _field(data, table, number)
     if not at:
         raise struct.error(f"field {number} is missing")
@@ -255,7 +263,7 @@ def _inner(data: bytes, table: int, number: int) -> int:
 
 
 def _places(data: bytes, number: int) -> Iterator[tuple[int, int, int]]:
-    """The messages that a footer names."""
+    """List (offset, bytes of metadata, bytes of body) of the messages in a footer."""
     table = _root(data)
     if not _field(data, table, number):
         return
@@ -286,7 +294,7 @@ class ArrowWriter(Writer):
         self._writer: Any = None
 
     def write(self, table: Any) -> None:
-        """Adds the rows of a table, or record batch, of pyarrow as one batch. Raises: ValueError for other columns."""
+        """Add the rows of a table, or record batch, of pyarrow as one batch. Raises: ValueError for other columns."""
         import pyarrow as pa
 
         self._require_open()
@@ -299,9 +307,9 @@ class ArrowWriter(Writer):
         self.bytes_written += table.nbytes
 
     def _complete(self) -> None:
-        """Raises: ValueError if nothing was written: the columns are not known."""
+        """Write the footer. Raises: ValueError if nothing was written: the columns are not known."""
         if self._writer is None:
-            error = ValueError(f"{self.path}: nothing was written, and so there are no columns")
+            error = ValueError(f"{self.path}: nothing was written, so there are no columns")
             self._abandon(error)
             raise error
         self._writer.close()
@@ -312,7 +320,7 @@ class ArrowWriter(Writer):
 
 
 class _Sink:
-    """A new file, as pyarrow writes one."""
+    """A new file, with the methods that pyarrow calls."""
 
     closed = False
 

@@ -1,6 +1,6 @@
-"""Records that are damaged, or that `decode` raises for: what becomes of them, how many there may be, which they were.
+"""Records that are damaged, or that `decode` raises for: the policy, its limit, and a list of them.
 
-The numbers lie in memory that all workers of a data set share, a row for each, so the training process knows them.
+The numbers are in memory that all workers of a data set share, a row for each, so the training process has all of them.
 """
 
 import logging
@@ -33,12 +33,12 @@ class BadRecord(NamedTuple):
 
     @property
     def where(self) -> str:
-        """For messages."""
+        """The place, for messages."""
         return f"{self.record} of {self.file!r}, bytes {self.start} to {self.end} (sample {self.number})"
 
     @classmethod
     def of(cls, records: Records, within: int, number: int, reason: str) -> Self:
-        """Record `within` of `records`, which is sample `number` of a data set."""
+        """Describe record `within` of `records`, which is sample `number` of a data set."""
         extents = records.locate(np.array([within]))
         file = records.files[int(extents.files[0])].path
         start, length = int(extents.offsets[0]), int(extents.lengths[0])
@@ -67,24 +67,24 @@ class BadRecords:
         return self.on_error != "raise"
 
     def fresh(self) -> "BadRecords":
-        """The same policy, with none yet."""
+        """Make the same policy, without bad records."""
         return BadRecords(self.on_error, self.most)
 
     def numbers(self) -> list[int]:
-        """Of all workers, each once."""
+        """List those of all workers, each once."""
         if self._table is None:
             return []
         found: list[int] = np.unique(self._table.numpy())[1:].tolist()
         return found
 
     def add(self, bad: BadRecord, cause: Exception) -> None:
-        """Counts one. Raises: CorruptData for more than there may be, from `cause`; what `on_error` raises."""
+        """Count one. Raises: CorruptData above the limit, from `cause`; what `on_error` raises."""
         assert self._table is not None, "only a policy that skips counts"
         if bad.number not in self.numbers():
             info = get_worker_info()
             row = self._table[0 if info is None else 1 + info.id % ROWS]
             row[int((row >= 0).sum())] = bad.number
-            logger.warning("record skipped: %s: %s; the next one is taken instead", bad.where, bad.reason)
+            logger.warning("record skipped: %s: %s; the next one takes its place", bad.where, bad.reason)
         if callable(self.on_error):
             self.on_error(bad)
         if len(self.numbers()) > self.most:

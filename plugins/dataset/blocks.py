@@ -1,14 +1,14 @@
 """Records in blocks: rows of files that store columns, in row groups (Parquet) or record batches (Arrow).
 
 A row is in as many places as there are columns, and compressed with its block. So blocks are what is read: their bytes
-by the ring, as the records of other formats (`Runs`), and decoded blocks are kept.
+by the ring, as the records of other formats (`Runs`), and decoded blocks are cached.
 
     records.block_of(numbers)                               # (block, row within it) of each record
     records.decode(block, runs)                             # a table of pyarrow, from the bytes of the block
     records.rows(block, table, rows)                        # samples
 
-K1  A process reads a block once as long as it is kept: those used last, up to `cache_bytes`, and at least one.
-K2  Nothing of a block is believed before it is checked: places against the size of the file, rows against the footer,
+K1  A process reads a block once as long as it is cached: those used last, up to `cache_bytes`, and at least one.
+K2  Nothing of a block is used before it is checked: places against the size of the file, rows against the footer,
     Arrow's buffers against their lengths.
 K3  A sample has the values that the file has: nulls are None, also within structures and lists of texts.
 K4  A forked process begins without decoded blocks: they may be views of memory that its parent reads into again.
@@ -30,11 +30,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from ...errors import CorruptData, InvalidArgument
-from .records import Bytes, Extents, Index, Integers, Place, RecordFile, Records
+from .records import Bytes, Extents, Index, Integers, Numbering, Place, RecordFile, Records
 from .rows import samples_of
 
 CACHE_BYTES: Final = 1 << 30  # of decoded blocks, in each process that reads
-HEADS_MAX: Final = 256  # footers and dictionaries that are kept parsed; others are read again
+HEADS_MAX: Final = 256  # footers and dictionaries that are cached parsed; others are read again
 
 
 class Layout(NamedTuple):
@@ -50,7 +50,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, rows: Sequence[int], runs: Sequence[Sequence[tuple[int, int]]]) -> "Layout":
-        """From (offset, bytes) of the runs of each block."""
+        """Make one from (offset, bytes) of the runs of each block."""
         flat = [run for each in runs for run in each]
         numbers = np.array(flat, np.int64).reshape(-1, 2)
         firsts = np.concatenate(([0], np.cumsum([len(each) for each in runs], dtype=np.int64)))
@@ -72,17 +72,15 @@ class Runs(Records):
 
     def __init__(self, place: Place, files: Sequence[RecordFile], layouts: Sequence[Layout]) -> None:
         self.place = place
-        self._layouts = {file.path: layout for file, layout in zip(files, layouts, strict=True)}
-        self._number(
-            [replace(file, count=len(layout.offsets)) for file, layout in zip(files, layouts, strict=True)]
-        )
+        pairs = list(zip(files, layouts, strict=True))
+        self._places = {file.path: Index(layout.offsets, layout.lengths, None) for file, layout in pairs}
+        self._number([replace(file, count=len(layout.offsets)) for file, layout in pairs])
 
     def examine(self, path: str) -> RecordFile:
         raise AssertionError(f"{path} was examined by the records in blocks")
 
     def read_index(self, file: RecordFile) -> Index:
-        layout = self._layouts[file.path]
-        return Index(layout.offsets, layout.lengths, None)
+        return self._places[file.path]
 
 
 class BlockRecords(Records):
@@ -120,9 +118,8 @@ class BlockRecords(Records):
         layouts = [self._layouts[file.path] for file in self.files]
         self._schemas, self._layouts = {}, {}
         self.stored_runs = Runs(place, self.files, layouts)
-        counts = np.array([len(layout.rows) for layout in layouts], np.int64)
-        self._block_ends: Integers = np.cumsum(counts)
-        self._row_ends: Integers = np.cumsum(np.concatenate([layout.rows for layout in layouts]))
+        self._blocks = Numbering.of("blocks", [len(layout.rows) for layout in layouts])
+        self._rows = Numbering.of("records", np.concatenate([layout.rows for layout in layouts]))
         runs = np.cumsum([0, *(len(layout.offsets) for layout in layouts)])
         firsts = [layout.firsts[:-1] + first for layout, first in zip(layouts, runs[:-1], strict=True)]
         self._run_firsts: Integers = np.append(np.concatenate(firsts), runs[-1])
@@ -133,17 +130,17 @@ class BlockRecords(Records):
 
     @property
     def names(self) -> list[str]:
-        """Of the columns."""
+        """The names of the columns."""
         return list(self.schema.names)
 
     @abstractmethod
     def decode(self, block: int, runs: list[Run]) -> Any:
-        """The table of a block. Raises: CorruptData, which names file and block."""
+        """Decode the table of a block. Raises: CorruptData, which names file and block."""
 
     @property
     @abstractmethod
     def block_noun(self) -> str:
-        """What the format calls a block."""
+        """The format's word for a block."""
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
@@ -155,12 +152,12 @@ class BlockRecords(Records):
         self.after_fork()
 
     def after_fork(self) -> None:
-        """Be without what belonged to threads of another process."""
+        """Drop what belonged to threads of another process."""
         self._lock = threading.Lock()
         _of_this_process.add(self)
 
     def _chosen(self, path: str, schema: Any) -> Any:
-        """The columns of a file that are wanted."""
+        """Select the columns of a file that are wanted."""
         repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
         wanted = schema.names if self._asked is None else self._asked
         missing = [name for name in wanted if name not in schema.names]
@@ -188,34 +185,35 @@ class BlockRecords(Records):
     # ---- which block
 
     def block_of(self, numbers: Integers) -> tuple[Integers, Integers]:
-        """(blocks, rows within them) of records."""
-        self.split(numbers)  # raises for a number that is none
-        blocks = np.searchsorted(self._row_ends, numbers, side="right")
-        return blocks, numbers - (self._row_ends[blocks] - self.block_sizes()[blocks])
+        """Find (blocks, rows within them) of records. Raises: IndexError."""
+        return self._rows.split(numbers)
 
     def block_sizes(self) -> Integers:
-        """Records of each block."""
-        return np.diff(self._row_ends, prepend=0)
+        """Count the records of each block."""
+        return self._rows.ends - self._rows.starts
+
+    def rows_of(self, block: int) -> range:
+        """List the records of a block."""
+        return range(int(self._rows.starts[block]), int(self._rows.ends[block]))
 
     def runs_of(self, block: int) -> range:
-        """The records of `stored` that are the bytes of a block."""
+        """List the records of `stored` that are the bytes of a block."""
         return range(int(self._run_firsts[block]), int(self._run_firsts[block + 1]))
 
     def block_bytes(self, block: int) -> int:
-        """As they are stored."""
+        """Count the stored bytes of a block."""
         return int(self.stored.locate(np.array(self.runs_of(block), np.int64)).lengths.sum())
 
     def file_of(self, block: int) -> tuple[int, int]:
-        """(file, number of the block within it)."""
-        file = int(np.searchsorted(self._block_ends, block, side="right"))
-        return file, block - (int(self._block_ends[file - 1]) if file else 0)
+        """Find (file, number of the block within it)."""
+        return self._blocks.split_one(block)
 
     def block_name(self, block: int) -> str:
-        """In messages."""
+        """Name a block in messages."""
         return f"{self.block_noun} {self.file_of(block)[1]}"
 
     def locate(self, numbers: Integers) -> Extents:
-        """The bytes of the blocks that records are in."""
+        """Find the bytes of the blocks that records are in."""
         files, _ = self.split(numbers)
         blocks, _ = self.block_of(numbers)
         offsets, lengths = np.zeros_like(blocks), np.zeros_like(blocks)
@@ -237,13 +235,13 @@ class BlockRecords(Records):
         return super().digest() if self._asked is None else f"{super().digest()} of {self._asked}"
 
     def name(self, number: int) -> str:
-        block, row = self.block_of(np.array([number]))
-        return f"row {int(row[0])} of {self.block_name(int(block[0]))}"
+        block, row = self._rows.split_one(number)
+        return f"row {row} of {self.block_name(block)}"
 
     # ---- samples
 
     def decoded(self, block: int, read: Callable[[], list[Run]]) -> Any:
-        """The table of a block: the one that is kept, or of the bytes that `read` gives."""
+        """Return the table of a block: the cached one, or one decoded from the bytes that `read` returns."""
         table = self.cache.get(block)
         if table is None:
             runs = read()
@@ -253,12 +251,12 @@ class BlockRecords(Records):
         return table
 
     def rows(self, block: int, table: Any, rows: Integers) -> list[Any]:
-        """Rows of a block as samples; `Unfit` in place of one that cannot be. Raises: CorruptData."""
+        """Make samples of rows; `Unfit` in place of one that cannot be made. Raises: CorruptData."""
         with self.decoding(block):  # texts are decoded only now
             return samples_of(table, rows, tensors=self.tensors)
 
     def head(self, file: int, make: Callable[[], Any]) -> Any:
-        """What `make` makes of the start or end of a file; kept for the files used last."""
+        """Return what `make` parses of a file; cached for the files used last."""
         with self._lock:
             if file in self._heads:
                 self._heads.move_to_end(file)
@@ -272,7 +270,7 @@ class BlockRecords(Records):
 
     @contextmanager
     def decoding(self, block: int) -> Iterator[str]:
-        """What pyarrow raises within is damage of that block. Yields the file's path."""
+        """Raise pyarrow's errors as damage of a block. Yields the file's path."""
         import pyarrow as pa
 
         path = self.files[self.file_of(block)[0]].path
@@ -298,8 +296,8 @@ class BlockCache:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """Be empty: what a parent keeps is not for this process (K4), nor do its threads give the lock back."""
-        self._kept: OrderedDict[int, tuple[Any, int]] = OrderedDict()
+        """Drop what the parent has cached (K4), and the lock that its threads may hold."""
+        self._cached: OrderedDict[int, tuple[Any, int]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
         _of_this_process.add(self)
@@ -308,27 +306,27 @@ class BlockCache:
         return BlockCache, (self.limit_bytes,)
 
     def __contains__(self, block: int) -> bool:
-        return block in self._kept
+        return block in self._cached
 
     def get(self, block: int) -> Any:
-        """None if it is not kept."""
+        """Return the table of a block; None if it is not cached."""
         with self._lock:
-            found = self._kept.get(block)
+            found = self._cached.get(block)
             if found is None:
                 return None
-            self._kept.move_to_end(block)
+            self._cached.move_to_end(block)
             return found[0]
 
     def put(self, block: int, table: Any, nbytes: int) -> None:
-        """Keeps a block, and forgets those that were used longest ago."""
+        """Cache a block, and drop those that were used longest ago."""
         with self._lock:
             self.decoded += 1
-            if block in self._kept:
-                self._bytes -= self._kept.pop(block)[1]
-            self._kept[block] = (table, nbytes)
+            if block in self._cached:
+                self._bytes -= self._cached.pop(block)[1]
+            self._cached[block] = (table, nbytes)
             self._bytes += nbytes
-            while self._bytes > self.limit_bytes and len(self._kept) > 1:
-                _, (_, gone) = self._kept.popitem(last=False)
+            while self._bytes > self.limit_bytes and len(self._cached) > 1:
+                _, (_, gone) = self._cached.popitem(last=False)
                 self._bytes -= gone
 
 
@@ -344,7 +342,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def require_pyarrow(format_name: str) -> None:
-    """Raises: InvalidArgument, with what to install."""
+    """Raises: InvalidArgument without pyarrow, with what to install."""
     if find_spec("pyarrow") is None:
         raise InvalidArgument(f"files of {format_name} need pyarrow: pip install 'luciola[arrow]'")
 

@@ -8,9 +8,9 @@ part of the data.
 
 U1  Every position of an epoch has the sample of one position of the order below, and each of those comes once.
 U2  What is where depends on that order, the lengths, the size of pools and global batches, and the epoch alone: not on
-    ranks or workers. A state goes on with the same global batch size only.
-U3  Samples that fill no batch at the end of an epoch stay at its end, whatever their length: with tail="drop" those
-    that are left out are a random part.
+    ranks or workers. A state is resumed with the same global batch size only.
+U3  Samples that fill no batch at the end of an epoch stay at its end regardless of their length: with tail="drop"
+    those that are left out are a random part.
 """
 
 import hashlib
@@ -22,14 +22,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InvalidArgument
-from .order import Indices, Order, permute
+from .permutation import Indices, permute
+from .shuffle import Order
 
 POOL_BATCHES: Final = 64  # global batches that are sorted together
 POOLS_KEPT: Final = 4  # a rank asks for a few batches of one pool at a time
 
 
 class LengthBuckets:
-    """How `Loader` puts samples of similar length together.
+    """Makes `Loader` put samples of similar length together.
 
     `lengths`: an integer for each sample of the data set; by default those that token files have. `pool_batches`:
     global batches that are sorted together; more make lengths in a batch more alike, and batches less random.
@@ -42,7 +43,7 @@ class LengthBuckets:
         self.lengths = None if lengths is None else _checked(lengths)
 
     def order(self, base: Order, lengths: "Lengths", global_batch_size: int) -> "BucketOrder":
-        """The order of batches of similar length."""
+        """Make the order of batches of similar length."""
         return BucketOrder(base, lengths, batch=global_batch_size, pool_batches=self.pool_batches)
 
 
@@ -51,27 +52,23 @@ class Lengths:
 
     def __init__(self, given: Indices | None, dataset: Any) -> None:
         self._given, self._dataset = given, dataset
+        self.digest = ""
+        """Of lengths that were given; those of files are in the digest of the data."""
         if given is not None and len(given) != len(dataset):
             raise InvalidArgument(
                 f"lengths= has {len(given)} numbers for {len(dataset)} samples: give one for each"
             )
         if given is None:
             dataset.require_lengths()
+        else:
+            self.digest = hashlib.sha256(given.astype("<i8").tobytes()).hexdigest()[:32]
 
     def of(self, numbers: Indices) -> Indices:
-        """In elements."""
+        """Look up the lengths, in elements."""
         if self._given is not None:
             return self._given[numbers]
         found: Indices = self._dataset.lengths_of(numbers)
         return found
-
-    def digest(self) -> str:
-        """Names lengths that were given; those of files are named by the data."""
-        return (
-            ""
-            if self._given is None
-            else hashlib.sha256(self._given.astype("<i8").tobytes()).hexdigest()[:32]
-        )
 
 
 class BucketOrder:
@@ -84,7 +81,7 @@ class BucketOrder:
         self.sizes, self.samples, self.seed = base.sizes, base.samples, base.seed
 
     def indices(self, epoch: int, positions: npt.ArrayLike) -> Indices:
-        """The samples at those positions (0 … samples-1) of an epoch."""
+        """Compute the samples at those positions (0 … samples-1) of an epoch."""
         places = np.asarray(positions, np.int64)
         flat = places.reshape(-1)
         if flat.size and not 0 <= int(flat.min()) <= int(flat.max()) < self.samples:
@@ -97,7 +94,7 @@ class BucketOrder:
         return result.reshape(places.shape)
 
     def _sorted(self, epoch: int, pool: int) -> Indices:
-        """The samples of a pool, batch by batch."""
+        """Compute the samples of a pool, batch by batch."""
         found = self._pools.get((epoch, pool))
         if found is None:
             start = pool * self._pool
@@ -114,12 +111,12 @@ class BucketOrder:
         return found
 
     def description(self) -> dict[str, Any]:
-        """What decides the order, for a state."""
-        buckets = [self._batch, self._pool, self._lengths.digest()]
+        """Describe what decides the order, for a state."""
+        buckets = [self._batch, self._pool, self._lengths.digest]
         return {**self._base.description(), "buckets": buckets}
 
     def agrees(self, description: Mapping[str, Any], epoch: int, sample: int) -> bool:
-        """As `Order.agrees`."""
+        """Compare weights, as `Order.agrees`."""
         return self._base.agrees(description, epoch, sample)
 
     def __getstate__(self) -> dict[str, Any]:

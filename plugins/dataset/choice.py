@@ -1,4 +1,4 @@
-"""Which samples of a data set make up another one: ranges and random parts in constant memory, or a list of numbers."""
+"""The samples of a data set that make up another one: ranges and random parts in constant memory, or numbers."""
 
 import hashlib
 import itertools
@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InvalidArgument
-from .order import permute
-from .records import Integers
+from .permutation import permute
+from .records import Integers, Numbering, require_within
 
 
 class Choice(Protocol):
@@ -22,15 +22,15 @@ class Choice(Protocol):
     def __len__(self) -> int: ...
 
     def places(self, numbers: Integers) -> Integers:
-        """Which samples of the whole these are."""
+        """Map numbers of these samples to those of the whole."""
 
     def digest(self) -> str:
-        """Names the choice."""
+        """Name the choice."""
 
     def counts(self, ends: Integers) -> Integers:
-        """How many of these samples are in each stretch of the whole that ends there, and begins where one before ends.
+        """Count these samples in each stretch of the whole; `ends` are those of consecutive stretches.
 
-        Raises: InvalidArgument if they do not come in the order of the whole.
+        Raises: InvalidArgument if the samples are not in the order of the whole.
         """
 
 
@@ -107,7 +107,7 @@ def _not_in_order() -> InvalidArgument:
 
 
 def choice_of(chosen: range | slice | Sequence[int] | npt.NDArray[np.integer[Any]], size: int) -> Choice:
-    """Raises: IndexError for numbers outside, TypeError for what are no numbers, ValueError for none."""
+    """Make a choice. Raises: IndexError for numbers outside, TypeError for other objects, ValueError for none."""
     if isinstance(chosen, slice):
         chosen = range(*chosen.indices(size))
     if isinstance(chosen, range):
@@ -119,14 +119,12 @@ def choice_of(chosen: range | slice | Sequence[int] | npt.NDArray[np.integer[Any
         numbers = numbers.astype(np.int64).reshape(-1)
     if not len(numbers):
         raise ValueError("a subset has at least one sample")
-    if not 0 <= int(numbers.min()) <= int(numbers.max()) < size:
-        wrong = int(numbers.max() if numbers.min() >= 0 else numbers.min())
-        raise IndexError(f"samples are 0 to {size - 1}, not {wrong}")
+    require_within(numbers, size, "samples")
     return RangeChoice(chosen) if isinstance(chosen, range) else ListChoice(numbers)
 
 
 def choices_of(shares: Sequence[float], size: int, seed: int) -> list[Choice]:
-    """Raises: ValueError for shares that are not positive, that are more than 1 together, or too small for a sample."""
+    """Make random choices. Raises: ValueError for shares below 0, above 1 in total, or too small for a sample."""
     given = [float(share) for share in shares]
     total = math.fsum(given)
     if not given or min(given) <= 0 or total > 1 + 1e-9:
@@ -148,26 +146,26 @@ class Group:
     whole: tuple["Group", ...] = ()
 
     def over(self, groups: Sequence["Group"]) -> "Group":
-        """The choice, of these groups."""
+        """Apply the choice to these groups."""
         assert self.choice is not None, "there is one"
         return Group(0, len(self.choice), self.choice, tuple(groups))
 
     def moved(self, start: int) -> "Group":
-        """The same of parts that begin `start` later."""
+        """Return the same of parts that begin `start` later."""
         if self.choice is None:
             return Group(self.start + start, self.size, None)
         return Group(0, self.size, self.choice, tuple(group.moved(start) for group in self.whole))
 
     def places(self, numbers: Integers) -> Integers:
-        """Where samples of this group are in the numbering of all parts."""
+        """Map samples of this group to the numbering of all parts."""
         if self.choice is None:
             return self.start + numbers
         return places_in(self.whole, self.choice.places(numbers))
 
     def block_sizes(self, ends: Integers) -> Integers:
-        """The samples of this group in each block; `ends` of blocks are in the numbering of all parts.
+        """Count the samples of this group in each block; `ends` of blocks are in the numbering of all parts.
 
-        Raises: InvalidArgument for samples that do not come in the order of blocks.
+        Raises: InvalidArgument for samples that are not in the order of blocks.
         """
         if self.choice is None:
             return np.diff(np.clip(ends - self.start, 0, self.size), prepend=0)
@@ -181,13 +179,12 @@ class Group:
 
 
 def places_in(groups: Sequence[Group], numbers: Integers) -> Integers:
-    """Where samples of groups in a row are in the numbering of all parts."""
-    ends = np.cumsum([group.size for group in groups], dtype=np.int64)
-    owners = np.searchsorted(ends, numbers, side="right")
+    """Map samples of consecutive groups to the numbering of all parts. Raises: IndexError."""
+    owners, within = Numbering.of("samples", [group.size for group in groups]).split(numbers)
     result = np.empty_like(numbers)
     for owner in np.unique(owners):
-        mine, group = owners == owner, groups[int(owner)]
-        result[mine] = group.places(numbers[mine] - (ends[owner] - group.size))
+        mine = owners == owner
+        result[mine] = groups[int(owner)].places(within[mine])
     return result
 
 

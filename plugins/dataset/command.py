@@ -14,7 +14,14 @@ from ..options import progress_bar, progress_option
 if TYPE_CHECKING:
     from .records import Records
 
-FORMATS: Final = ("ffrecord", "tokens", "tar", "jsonl")  # as in `opening`, which brings numpy
+FORMATS: Final = (
+    "ffrecord",
+    "tokens",
+    "tar",
+    "jsonl",
+    "parquet",
+    "arrow",
+)  # as in `open`, which imports numpy
 PACKED: Final = ("ffrecord", "tokens", "tar")
 SCANNED: Final = ("tar", "jsonl")
 
@@ -30,8 +37,8 @@ def dataset() -> None:
 
     LOCATIONS are files or directories: plain paths, lu:/path (the cluster that LUCIOLA_DATA names, or LUCIOLA_ADDRESS
     with LUCIOLA_TOKEN or LUCIOLA_SECRET_FILE), luciola://HOST:PORT/path or luciola:///DATA_DIR!/path. Formats are
-    FFRecord (*.ffr), Megatron's tokens (*.bin, *.idx), tar shards named as WebDataset does (*.tar) and JSON lines
-    (*.jsonl).
+    FFRecord (*.ffr), Megatron's tokens (*.bin, *.idx), tar shards named as WebDataset does (*.tar), JSON lines
+    (*.jsonl), Parquet (*.parquet) and Arrow (*.arrow, *.feather, *.ipc).
 
     \b
     Example:
@@ -104,25 +111,25 @@ def pack(
 @progress_option
 @json_option
 def info(locations: tuple[str, ...], format_: str | None, progress: bool | None, as_json: bool) -> None:
-    """Say what a data set is: records, bytes, files. The index of a tar shard is made if there is none.
+    """Show records, bytes and files of a data set. The index of a tar shard is made if there is none.
 
     \b
     Example:
       luciola dataset info lu:/data/photos
     """
-    from .checking import info as describe
+    from .verify import info as describe
 
-    told = describe(_open(locations, format_, progress=progress, as_json=as_json))
+    found = describe(_open(locations, format_, progress=progress, as_json=as_json))
     if as_json:
-        print_json(told)
+        print_json(found)
         return
-    rows = [(file["path"], str(file["records"]), format_bytes(file["bytes"])) for file in told["files"]]
+    rows = [(file["path"], str(file["records"]), format_bytes(file["bytes"])) for file in found["files"]]
     print_table(("FILE", "RECORDS", "SIZE"), rows, right=(1, 2))
-    sizes = told["record_bytes"]
+    sizes = found["record_bytes"]
     click.echo(
-        f"{told['records']} records of {told['format']}, {format_bytes(told['bytes'])}: "
+        f"{found['records']} records of {found['format']}, {format_bytes(found['bytes'])}: "
         f"{format_bytes(sizes['least'])} to {format_bytes(sizes['most'])}, median {format_bytes(sizes['median'])}, "
-        f"{'with' if told['checksums'] else 'without'} checksums"
+        f"{'with' if found['checksums'] else 'without'} checksums"
     )
 
 
@@ -131,9 +138,9 @@ def info(locations: tuple[str, ...], format_: str | None, progress: bool | None,
 @progress_option
 @json_option
 def index(locations: tuple[str, ...], progress: bool | None, as_json: bool) -> None:
-    """Make the indexes of tar shards or files of JSON lines, of those that have none or an old one.
+    """Make the indexes of tar shards or files of JSON lines that have none or an old one.
 
-    A job that opens such shards makes them too, one process for each shard while the others wait: this is for before.
+    A job that opens such shards makes them too, one process for each shard while the others wait: run this before it.
 
     \b
     Example:
@@ -162,8 +169,9 @@ def verify(locations: tuple[str, ...], format_: str | None, progress: bool | Non
     Example:
       luciola dataset verify lu:/data/photos
     """
-    from .checking import as_dict
-    from .checking import verify as check
+    from dataclasses import asdict
+
+    from .verify import verify as check
 
     records = _open(locations, format_, progress=progress, as_json=as_json)
     total = sum(file.identity.size for file in records.files)
@@ -171,7 +179,7 @@ def verify(locations: tuple[str, ...], format_: str | None, progress: bool | Non
         damages = check(records, advance)
     if as_json:
         print_json(
-            {"records": len(records), "bytes": total, "damages": [as_dict(damage) for damage in damages]}
+            {"records": len(records), "bytes": total, "damages": [asdict(damage) for damage in damages]}
         )
     else:
         for damage in damages:
@@ -212,7 +220,7 @@ def bench(
 
     from .datasets import MapDataset
     from .loader import Loader
-    from .opening import open_records
+    from .open import open_records
 
     options: dict[str, Any] = {} if window is None else {"window": window}
     data = MapDataset(open_records(list(locations), format=format_, **options), check=check)
@@ -234,26 +242,26 @@ def bench(
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         _read_for(loader, until)
-    told = {"batch": batch, "workers": workers, **data.metrics.snapshot().to_dict()}
+    found = {"batch": batch, "workers": workers, **data.metrics.snapshot().to_dict()}
     del loader
     data.close()
     if as_json:
-        print_json(told)
+        print_json(found)
         return
-    waited = told["wait_s"] / told["seconds"]
-    click.echo(f"{told['samples_per_s']:,.0f} samples/s, {format_bytes(told['bytes_per_s'])}/s")
+    waited = found["wait_s"] / found["seconds"]
+    click.echo(f"{found['samples_per_s']:,.0f} samples/s, {format_bytes(found['bytes_per_s'])}/s")
     click.echo(f"the consumer waited {waited:.0%} of the time")
-    latency = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in told["latency_s"].items())
+    latency = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in found["latency_s"].items())
     click.echo(f"a batch of {batch}: {latency}")
 
 
 def _whole(samples: Any) -> Any:
-    """The batch as workers would send it, if it is one tensor."""
+    """Return the batch as workers would send it, if it is one tensor."""
     return len(samples) if samples.tensor is None else samples.tensor
 
 
 def _read_for(loader: Any, until: float) -> None:
-    """Batches to the end of an epoch, or until that moment; at least one."""
+    """Read batches to the end of an epoch, or until that moment; at least one."""
     import time
 
     for _ in loader:
@@ -264,18 +272,13 @@ def _read_for(loader: Any, until: float) -> None:
 def _open(
     locations: tuple[str, ...], format_: str | None, *, progress: bool | None, as_json: bool
 ) -> "Records":
-    from .opening import kind_of, open_records
-    from .records import place_of
+    from .open import kind_of, open_records
 
-    if format_ is None:
-        place, paths = place_of(list(locations))
-        format_ = kind_of(place.file_system, paths).format
-    options: dict[str, Any] = {}
+    format_ = format_ or kind_of(list(locations)).format
     if format_ not in SCANNED:
         return open_records(list(locations), format=format_)
     with progress_bar("making the index", None, shown=progress, as_json=as_json) as advance:
-        options["progress"] = advance
-        return open_records(list(locations), format=format_, **options)
+        return open_records(list(locations), format=format_, progress=advance)
 
 
 def _parsed(size: str) -> int:

@@ -1,11 +1,11 @@
-"""Data sets for torch over records, whatever their format.
+"""Data sets for torch over records of any format.
 
     dataset = MapDataset(open_records("lu:/data/train"))        # *.ffr of a directory
     dataset[5]                                                  # a tensor of bytes
     dataset.__getitems__([5, 1, 7])                             # one submission to the ring: what DataLoader calls
 
 A batch of records of one length is one tensor over the memory that the ring has filled, without a copy
-(`Samples.tensor`); `collate` hands that out, and so does `Loader`.
+(`Samples.tensor`); `collate` returns that, and so does `Loader`.
 """
 
 import contextlib
@@ -25,25 +25,26 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 
 from ...errors import CorruptData, InvalidArgument
 from .bad import BadRecord, BadRecords, OnError
-from .batch import Batch, BatchReader
-from .batches import BatchesIterator, BatchIndices, GlobalBatches, Key
 from .choice import Group, choice_of, choices_of, places_in
 from .metrics import Metrics
-from .reading import Reading, SampleReader
+from .pool import POOL_BYTES
+from .reader import Batch, BatchReader
 from .records import Integers, Records
 from .rows import Unfit
+from .sample_reader import Reading, SampleReader
+from .sampler import BatchesIterator, BatchIndices, GlobalBatches, Key
 from .samples import Samples
 
 WORKERS_MAX: Final = 256  # of one IterableDataset
 UNIFORM_RECORDS_MAX: Final = 10_000_000  # whose lengths are looked at before the first batch: 20 bytes each
 FILTER_BATCH: Final = 1024  # samples that `filter` reads together
-SKIP_BATCH: Final = 4096  # samples that are looked at together behind a block that is damaged
+SKIP_BATCH: Final = 4096  # samples that are examined together behind a damaged block
 
 Decode = Callable[..., Any]
 
 
 def collate(samples: Any) -> Any:
-    """A batch: one tensor without a copy if all samples have one length; a list of arrays of several; else as torch."""
+    """Collate a batch: one tensor without a copy if all samples have one length, else a list; other kinds as torch."""
     if isinstance(samples, Samples) and samples.tensor is not None:
         return list(samples) if samples.is_uniform is False else samples.tensor
     are_listed = getattr(samples, "is_uniform", None) is False
@@ -55,7 +56,7 @@ def collate(samples: Any) -> Any:
 
 
 class Begun(NamedTuple):
-    """A batch that is being read: the samples that were asked for, and their keys if they have some."""
+    """A batch in flight: the samples that were asked for, and their keys if they have some."""
 
     reading: Reading
     numbers: Integers
@@ -63,14 +64,14 @@ class Begun(NamedTuple):
 
 
 class MapDataset(Dataset[Any]):
-    """Samples by number, of one `Records` or several in a row. May be sent to workers by fork and by spawn.
+    """Samples by number, of one `Records` or several, one after the other. May be sent to workers by fork and spawn.
 
     `decode(sample)` is applied to each sample: a tensor of bytes or tokens, or a dictionary of a tar's parts. With
     `keyed=True` it is `decode(sample, key)`: `key.generator()` has random numbers that depend on seed, epoch and
     position alone, so that augmentation is the same for any workers and after a stop. `check`: compare every record
     with its checksum. `pin`: page-locked memory, by default where there is CUDA and this is not a worker.
 
-    `on_error`: what becomes of a record that is damaged or that `decode` raises for. "raise" ends the iteration; "skip"
+    `on_error`: the policy for a record that is damaged or that `decode` raises for. "raise" ends the iteration; "skip"
     takes the next record in its place, the same one each time; a function is called with the `BadRecord`, and then as
     "skip". More than `bad_records_max` different ones are an error all the same. See `bad_records`.
     """
@@ -108,7 +109,7 @@ class MapDataset(Dataset[Any]):
 
     @property
     def sizes(self) -> list[int]:
-        """Samples of each data set that is joined here, for `Order`."""
+        """The samples of each data set that is joined here, for `Order`."""
         return [group.size for group in self._groups]
 
     def __len__(self) -> int:
@@ -123,7 +124,7 @@ class MapDataset(Dataset[Any]):
         return self.finish(self.start(indices))
 
     def start(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Begun:
-        """Begins to read a batch; several may be under way."""
+        """Submit the reads of a batch; several may be in flight."""
         numbers = np.asarray(indices, np.int64).reshape(-1)
         keys = indices.keys() if self.keyed and isinstance(indices, BatchIndices) else None
         if self.keyed and keys is None:
@@ -131,7 +132,7 @@ class MapDataset(Dataset[Any]):
         return Begun(self.sample_reader.start(self.places(numbers)), numbers, keys)
 
     def finish(self, begun: Begun) -> Samples:
-        """The samples of a batch that was begun. Raises: OSError; CorruptData, which names file and record."""
+        """Return the samples of a batch that was started. Raises: OSError; CorruptData, which names file and record."""
         try:
             return self._samples(self.sample_reader.finish(begun.reading), begun)
         except _RecordError as error:
@@ -142,19 +143,19 @@ class MapDataset(Dataset[Any]):
                 raise
         return self._without_bad(begun)
 
-    def abandon(self, begun: Begun) -> None:
-        """Leaves a batch that nobody wants any more."""
+    def cancel(self, begun: Begun) -> None:
+        """Drop a batch that is not going to be finished."""
         if self._samples_reader is not None:
-            self._samples_reader.abandon(begun.reading)
+            self._samples_reader.cancel(begun.reading)
 
     # ---- parts of a data set
 
     def subset(self, chosen: range | slice | Sequence[int] | npt.NDArray[np.integer[Any]]) -> Self:
-        """These samples, as a data set of its own; ranges take no memory. Raises: IndexError."""
+        """Make a data set of these samples; ranges take no memory. Raises: IndexError."""
         return self._with([Group(0, 0, choice_of(chosen, len(self))).over(self._groups)])
 
     def split(self, shares: Sequence[float], *, seed: int = 0) -> list[Self]:
-        """Data sets of these shares, at random, that have no sample in common; it takes no memory.
+        """Make random data sets of these shares, without a sample in common, in constant memory.
 
         The sizes are exact: they add up to all samples where the shares add up to 1. Raises: ValueError.
         """
@@ -162,7 +163,7 @@ class MapDataset(Dataset[Any]):
         return [self._with([Group(0, 0, choice).over(self._groups)]) for choice in choices]
 
     def filter(self, keep: Callable[[Any], bool]) -> Self:
-        """The samples for which `keep(sample)` is true: all are read and decoded, once."""
+        """Make a data set of the samples for which `keep(sample)` is true: all are read and decoded, once."""
         kept = [np.empty(0, np.int64)]
         for numbers in self._stretches():
             samples = self.__getitems__(numbers)
@@ -170,7 +171,7 @@ class MapDataset(Dataset[Any]):
         return self.subset(np.concatenate(kept))
 
     def measure(self, length: Callable[[Any], int]) -> Integers:
-        """`length(sample)` of each sample, for `LengthBuckets`: all are read and decoded, once."""
+        """Compute `length(sample)` of each sample, for `LengthBuckets`: all are read and decoded, once."""
         return np.concatenate(
             [
                 np.array([operator.index(length(sample)) for sample in self.__getitems__(numbers)], np.int64)
@@ -183,7 +184,7 @@ class MapDataset(Dataset[Any]):
             yield np.arange(first, min(first + FILTER_BATCH, len(self)))
 
     def lengths_of(self, numbers: Integers) -> Integers:
-        """Elements of these samples, as the files have them. Reads the indexes."""
+        """Look up the elements of these samples, as they are stored. Reads the indexes."""
         parts, within = self.sample_reader.split(self.places(numbers))
         lengths = np.empty(len(numbers), np.int64)
         for part in np.unique(parts):
@@ -202,7 +203,7 @@ class MapDataset(Dataset[Any]):
             )
 
     def concat(self, *others: "MapDataset") -> "MapDataset":
-        """This one and others in a row, with the options of this one. `weights` of `Loader` mix them."""
+        """Join this one and others, with the options of this one. `weights` of `Loader` mix them."""
         joined = self._with([])
         joined.parts = [part for each in (self, *others) for part in each.parts]
         start = 0
@@ -220,14 +221,11 @@ class MapDataset(Dataset[Any]):
         return made
 
     def places(self, numbers: Integers) -> Integers:
-        """Where samples are in the numbering of all parts. Raises: IndexError."""
-        if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(self):
-            wrong = int(numbers.max() if numbers.min() >= 0 else numbers.min())
-            raise IndexError(f"samples are 0 to {len(self) - 1}, not {wrong}")
+        """Map samples to the numbering of all parts. Raises: IndexError."""
         return places_in(self._groups, numbers)
 
     def block_sizes(self) -> list[Integers]:
-        """Samples in each block of each data set that is joined here, for `Order(shuffle="blocks")`.
+        """Count the samples in each block of each data set that is joined here, for `Order(shuffle="blocks")`.
 
         Raises: InvalidArgument for parts of data sets at random, which `split` makes.
         """
@@ -235,38 +233,36 @@ class MapDataset(Dataset[Any]):
         return [group.block_sizes(ends) for group in self._groups]
 
     def digest(self) -> str:
-        """Names the data: the files' names, sizes and indexes, and what is chosen of them; the same at any location."""
-        told = [part.digest() for part in self.parts] + [group.digest() for group in self._groups]
-        return hashlib.sha256(" ".join(told).encode()).hexdigest()[:32]
+        """Hash the names, sizes and indexes of the files, and the choice of samples; the same at any location."""
+        digests = [part.digest() for part in self.parts] + [group.digest() for group in self._groups]
+        return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:32]
 
     # ---- reading
 
     @property
     def reader(self) -> BatchReader:
-        """What reads the bytes of samples, or of their blocks, in this process."""
+        """This process's reader of the bytes of samples, or of their blocks."""
         return self.sample_reader.stored
 
     @property
     def sample_reader(self) -> SampleReader:
         """This process's reader, made at its first use."""
         if self._samples_reader is None or self._process != os.getpid():
+            worker = get_worker_info()
             pin = None
-            if self._wants_pin():
+            # A forked worker must not touch CUDA.
+            if worker is None and (torch.cuda.is_available() if self.pin is None else self.pin):
                 from .pinning import pin_array
 
                 pin = pin_array
-            self._samples_reader = SampleReader(self.parts, check=self.check, pin=pin)
+            share = POOL_BYTES // (1 if worker is None else worker.num_workers)
+            self._samples_reader = SampleReader(self.parts, check=self.check, pin=pin, pool_bytes=share)
             self._samples_reader.stored.observe = self.metrics.observe_read
             self._process = os.getpid()
         return self._samples_reader
 
-    def _wants_pin(self) -> bool:
-        if get_worker_info() is not None:
-            return False  # a forked worker must not touch CUDA
-        return torch.cuda.is_available() if self.pin is None else self.pin
-
     def close(self) -> None:
-        """Ends this process's reader; the next use makes another."""
+        """Close this process's reader; the next use makes another."""
         if self._samples_reader is not None and self._process == os.getpid():
             self._samples_reader.close()
         self._samples_reader = None
@@ -275,10 +271,10 @@ class MapDataset(Dataset[Any]):
         return {**self.__dict__, "_samples_reader": None, "_process": 0}
 
     def settle_kind(self) -> None:
-        """Finds out whether batches are tensors or lists, so that all are of one type. Reads the indexes."""
+        """Determine whether batches are tensors or lists, so that all are of one type. Reads the indexes."""
         is_small = sum(len(part) for part in self.parts) <= UNIFORM_RECORDS_MAX
         if self._is_uniform is None and self.decode is None and is_small and self._is_one_kind():
-            with contextlib.suppress(OSError):  # of a file that is damaged or gone: told when its turn comes
+            with contextlib.suppress(OSError):  # of a damaged or missing file: raised when it is read
                 self._is_uniform = len(set().union(*(part.lengths() for part in self.parts))) <= 1
 
     def _is_one_kind(self) -> bool:
@@ -307,20 +303,22 @@ class MapDataset(Dataset[Any]):
         assert self.decode is not None, "it is called then"
         try:
             return self.decode(sample) if begun.keys is None else self.decode(sample, begun.keys[place])
-        except Exception as error:  # whatever it is, it is about this record
+        except Exception as error:  # of any class: it is about this record
             error.add_note(f"decode of {self._bad(begun, place, '').where}")
             raise _RecordError(error) from error
 
     def _bad(self, begun: Begun, place: int, reason: str) -> BadRecord:
-        parts, numbers = self.sample_reader.split(begun.reading.places[place : place + 1])
-        return BadRecord.of(self.parts[int(parts[0])], int(numbers[0]), int(begun.numbers[place]), reason)
+        return self._bad_at(int(begun.reading.places[place]), int(begun.numbers[place]), reason)
+
+    def _bad_at(self, place: int, number: int, reason: str) -> BadRecord:
+        return BadRecord.of(*self.sample_reader.record_at(place), number, reason)
 
     def _unfit(self, begun: Begun, place: int, sample: Unfit) -> InvalidArgument:
         bad = self._bad(begun, place, sample.reason)
         return InvalidArgument(f"{bad.record} (sample {bad.number}) has {sample.reason}", path=bad.file)
 
     def _without_bad(self, begun: Begun) -> Samples:
-        """The batch, read one by one, with the next good record in place of each bad one."""
+        """Read a batch one by one, with the next good record in place of each bad one."""
         each = [self._substitute(begun, place) for place in range(len(begun.numbers))]
         samples = Samples(one[0] for one in each)
         samples.is_uniform, samples.indices = self._is_uniform, begun.numbers
@@ -352,7 +350,7 @@ class MapDataset(Dataset[Any]):
         raise CorruptData(f"all {len(self)} records are bad", path=self.parts[0].files[0].path)
 
     def _next(self, number: int) -> int | None:
-        """The sample behind one; blocks that are known to be damaged are passed over."""
+        """Return the sample behind one; blocks that are known to be damaged are left out."""
         for ahead in range(1, len(self), SKIP_BATCH):
             numbers = (number + np.arange(ahead, min(ahead + SKIP_BATCH, len(self)))) % len(self)
             good = np.flatnonzero(~self.sample_reader.is_damaged(self.places(numbers)))
@@ -361,17 +359,14 @@ class MapDataset(Dataset[Any]):
         return None
 
     def bad_records(self) -> list[BadRecord]:
-        """The records that were skipped, in all workers, without their reasons, which are in those processes' logs."""
-        result = []
-        for number in self.bad.numbers():
-            wanted = np.array([number])
-            parts, numbers = self.sample_reader.split(self.places(wanted))
-            result.append(BadRecord.of(self.parts[int(parts[0])], int(numbers[0]), number, ""))
-        return result
+        """List the records that were skipped, in all workers; their reasons are in those processes' logs."""
+        numbers = self.bad.numbers()
+        places = self.places(np.array(numbers, np.int64)).tolist()
+        return [self._bad_at(place, number, "") for place, number in zip(places, numbers, strict=True)]
 
 
 class _RecordError(Exception):
-    """`decode` has raised `cause`."""
+    """`decode` raised `cause`."""
 
     def __init__(self, cause: Exception) -> None:
         self.cause = cause
@@ -388,9 +383,9 @@ def _tensors(sample: Any) -> Any:
 class IterableDataset(TorchIterableDataset[Any]):
     """Batches in the global order, one after the other: for `DataLoader(dataset, batch_size=None, num_workers=…)`.
 
-    Worker w of W makes this rank's batches w, w+W, … of the rest of the epoch, which DataLoader hands out in turn, so
-    their order is that of `Loader`. Iterating begins where `batches` stood, or where `seek` went since, and the next
-    time with the next epoch (a loader with another number of workers has to be told: `set_epoch`). Under torchdata's
+    Worker w of W makes this rank's batches w, w+W, … of the rest of the epoch, which DataLoader returns in turn, so
+    their order is that of `Loader`. The first iteration begins at the place of `batches`, or of a later `seek`, each
+    further one with the next epoch (after a change of the number of workers call `set_epoch`). Under torchdata's
     StatefulDataLoader it is resumed in the middle of an epoch, by as many workers as there were.
     """
 
@@ -404,18 +399,18 @@ class IterableDataset(TorchIterableDataset[Any]):
     ) -> None:
         self.dataset, self.batches, self.collate_fn = dataset, batches, collate_fn
         self.read_ahead = read_ahead
-        # Memory that workers share: where to begin, with the number of that decision; and what each worker has finished
-        # since: (decision, workers, next epoch). Each writes its own row, so none is ahead of another.
+        # Memory that workers share: where to begin, with the number of that decision; and for each worker what it has
+        # finished since: (decision, workers, next epoch). Each writes its own row, so none is ahead of another.
         self._place = _shared(1, batches.epoch, batches.sample)
         self._finished = _shared(*(0,) * 3 * WORKERS_MAX).view(WORKERS_MAX, 3)
 
     def seek(self, epoch: int, sample: int = 0) -> None:
-        """The next iteration begins there, in all workers. Raises: ValueError."""
+        """Let the next iteration begin there, in all workers. Raises: ValueError."""
         self.batches.seek(epoch, sample)
         self._place.copy_(torch.tensor([int(self._place[0]) + 1, epoch, sample]))
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration is of that epoch, from its start."""
+        """Let the next iteration be of that epoch, from its start."""
         self.seek(epoch)
 
     def __len__(self) -> int:
@@ -440,7 +435,7 @@ def _shared(*values: int) -> Tensor:
 
 
 class BatchStream(Iterator[Any]):
-    """One iteration of an `IterableDataset` in one worker; its state is behind the last batch that was handed out."""
+    """One iteration of an `IterableDataset` in one worker; its state is that after the last batch it returned."""
 
     def __init__(
         self, source: IterableDataset, finished: Tensor, decision: int, worker: int, workers: int
@@ -460,48 +455,48 @@ class BatchStream(Iterator[Any]):
         return self._source.collate_fn(samples)
 
     def state_dict(self) -> dict[str, Any]:
-        """For StatefulDataLoader, which keeps one for each worker."""
+        """Return the state, for StatefulDataLoader, which saves one for each worker."""
         return self._indices.worker_state(ahead=len(self._ahead))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on behind the last batch that was handed out. Raises: ValueError for another number of workers."""
+        """Resume after the last batch that was returned. Raises: ValueError for another number of workers."""
         self._ahead.close()
         self._indices.load_worker_state(state)
         self._ahead = ReadAhead(self._source.dataset, self._indices, self._source.read_ahead)
 
 
 class ReadAhead(Iterator[Samples]):
-    """The batches of an iterator of indices, `ahead` of which are under way while the caller has one."""
+    """The batches of an iterator of indices, `ahead` of which are in flight while the caller has one."""
 
     def __init__(self, dataset: MapDataset, indices: BatchesIterator, ahead: int) -> None:
         self._dataset, self._indices, self._ahead = dataset, indices, ahead
-        self._under_way: deque[Begun] = deque()
+        self._in_flight: deque[Begun] = deque()
         self._error: OSError | None = None
         self._more = True
 
     def __len__(self) -> int:
-        """Batches that were begun and not handed out."""
-        return len(self._under_way)
+        """Count the batches that were started and not returned."""
+        return len(self._in_flight)
 
     def __next__(self) -> Samples:
-        while self._more and len(self._under_way) <= self._ahead:
+        while self._more and len(self._in_flight) <= self._ahead:
             try:
-                self._under_way.append(self._dataset.start(next(self._indices)))
+                self._in_flight.append(self._dataset.start(next(self._indices)))
             except StopIteration:
                 self._more = False
-            except OSError as error:  # its turn comes when the batches before it have been handed out
+            except OSError as error:  # raised when the batches before it have been returned
                 self._error = error
                 self._more = False
-        if self._under_way:
-            return self._dataset.finish(self._under_way.popleft())
+        if self._in_flight:
+            return self._dataset.finish(self._in_flight.popleft())
         if self._error is not None:
             raise self._error
         raise StopIteration
 
     def close(self) -> None:
-        """Leaves what is under way."""
-        while self._under_way:
-            self._dataset.abandon(self._under_way.popleft())
+        """Cancel the batches in flight."""
+        while self._in_flight:
+            self._dataset.cancel(self._in_flight.popleft())
 
 
 __all__ = ["BadRecord", "BatchStream", "IterableDataset", "MapDataset", "ReadAhead", "Samples", "collate"]

@@ -74,8 +74,8 @@ class FFRecords(Records):
             return dataclasses.replace(found, index=_index_of(found, first[:header_bytes]))
         except CorruptData:
             if count == 0:
-                raise  # no record will be asked for
-            return found  # raised again where a record is: `verify` names every damaged file
+                raise  # no record of it is read
+            return found  # raised again when a record is read: `verify` names every damaged file
 
     def read_index(self, file: RecordFile) -> Index:
         with opened(self.place.file_system, file.path) as (handle, identity):
@@ -162,7 +162,7 @@ class FFRecordWriter(Writer):
         return len(self._lengths)
 
     def write(self, record: "ReadableBuffer") -> None:
-        """Adds one record. Raises: ValueError for more than `count`, or after `close`."""
+        """Add one record. Raises: ValueError for more than `count`, or after `close`."""
         self._require_open()
         if self.count is not None and self.written >= self.count:
             raise ValueError(f"{self.path}: more records than the {self.count} that were announced")
@@ -177,7 +177,7 @@ class FFRecordWriter(Writer):
         self.bytes_written += data.nbytes
 
     def _complete(self) -> None:
-        """Raises: ValueError if records are missing; the file does not appear then."""
+        """Write what is left. Raises: ValueError if records are missing; the file does not appear then."""
         if self.count is not None and self.written != self.count:
             error = ValueError(
                 f"{self.path}: {self.written} records were written, {self.count} were announced"
@@ -204,7 +204,7 @@ class FFRecordWriter(Writer):
 
 
 def header(checksums: list[int], lengths: list[int]) -> bytes:
-    """The first bytes of a file with these records."""
+    """Encode the first bytes of a file with these records."""
     count = len(lengths)
     first = HEAD.size + RECORD_BYTES * count
     starts = first + np.concatenate(([0], np.cumsum(lengths[:-1], dtype=np.int64)))[:count]

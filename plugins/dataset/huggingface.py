@@ -14,12 +14,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from ...errors import AlreadyExists, InvalidArgument
-from .arrow import ArrowRecords, ArrowWriter
+from ...errors import InvalidArgument
+from .arrow import ArrowWriter
 from .datasets import MapDataset
-from .opening import Locations, open_records
-from .packing import PART_BYTES, Report
-from .records import Integers, files_below, place_of
+from .open import Locations, open_records
+from .packing import PART_BYTES, Report, require_empty
+from .records import Integers, place_of
 
 BATCH_ROWS: Final = 256  # of a record batch: what is read for one row
 READ_ROWS: Final = 256  # samples that a stream reads together
@@ -27,7 +27,7 @@ SHARDS: Final = 64  # parts of a stream, which workers and ranks share
 
 
 def from_hugging_face(dataset: Any, **options: Any) -> MapDataset:
-    """The rows of a `datasets.Dataset`, read from its Arrow files where they are; nothing is copied.
+    """Open the rows of a `datasets.Dataset`, in its Arrow files; nothing is copied.
 
     Rows that were chosen or reordered (`select`, `shuffle`, `filter`, `train_test_split`) are a `subset`. Values are
     those in the files: an image is {"bytes": …, "path": …}. `options` are those of `MapDataset`.
@@ -57,7 +57,7 @@ def from_hugging_face(dataset: Any, **options: Any) -> MapDataset:
 
 
 def _blocks(table: Any) -> Iterator[tuple[str, int]]:
-    """(file, rows) of what a table of `datasets` has mapped: it is one file, or made of blocks."""
+    """List (file, rows) of what a table of `datasets` has mapped: it is one file, or made of blocks."""
     if getattr(table, "path", None):
         yield table.path, table.num_rows
     for row in getattr(table, "blocks", ()):
@@ -97,10 +97,10 @@ def _plain(sample: dict[str, Any]) -> dict[str, Any]:
 def pack_hugging_face(
     dataset: Any, target: Locations, *, batch_rows: int = BATCH_ROWS, part_bytes: int = PART_BYTES
 ) -> Report:
-    """Copies a `datasets.Dataset` or `IterableDataset` into Arrow files PART_00000.arrow, … of about `part_bytes` each.
+    """Copy a `datasets.Dataset` or `IterableDataset` into Arrow files PART_00000.arrow, … of about `part_bytes` each.
 
     Rows keep their order, columns and types. `batch_rows`: of each record batch; a row is read with its batch.
-    Raises: InvalidArgument for what is no data set; AlreadyExists for a target with Arrow files in it.
+    Raises: InvalidArgument for other objects; AlreadyExists for a target with a data set in it.
     """
     if not hasattr(dataset, "with_format") or not hasattr(dataset, "iter"):
         raise InvalidArgument(f"not a data set of Hugging Face but {type(dataset).__name__}: choose a split")
@@ -110,10 +110,7 @@ def pack_hugging_face(
         )
     place, (directory,) = place_of(target)
     file_system = place.file_system
-    if file_system.isdir(directory) and (there := files_below(file_system, directory, ArrowRecords)):
-        raise AlreadyExists(
-            f"there is a data set already ({os.path.basename(there[0])}): choose another directory"
-        )
+    require_empty(file_system, directory)
     report = Report("arrow")
     tables = dataset.with_format("arrow").iter(batch_size=batch_rows)
     table = next(tables, None)
@@ -130,7 +127,7 @@ def pack_hugging_face(
 
 
 def to_hugging_face(dataset: MapDataset, *, shards: int = SHARDS) -> Any:
-    """A `datasets.IterableDataset` of the samples in their order: for `map`, `Trainer`, `push_to_hub` and the like.
+    """Make a `datasets.IterableDataset` of the samples in order, for `map`, `Trainer`, `push_to_hub` and the like.
 
     It has up to `shards` parts, which its workers and `split_dataset_by_node` share. Tensors of bytes are bytes, others
     arrays; a sample that is no dictionary is {"data": …}.

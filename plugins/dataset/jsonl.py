@@ -1,6 +1,6 @@
-"""JSON lines (`.jsonl`): each line is a record, read at random. A sample is what its JSON says.
+"""JSON lines (`.jsonl`): each line is a record, read at random. A sample is the value of its JSON.
 
-The places of lines are found by reading a file once and kept beside it, as for tars (`tar`). An empty line is no
+The places of lines are found by reading a file once and stored beside it, as for tars (`tar`). An empty line is no
 record.
 """
 
@@ -37,12 +37,12 @@ class JsonlRecords(ScannedRecords):
         try:
             return json.loads(array.tobytes())
         except ValueError as error:
-            file = self.files[int(self.split(np.array([number]))[0][0])]
+            file, _ = self.in_file(number)
             raise CorruptData(f"{self.name(number)} is not JSON: {error}", path=file.path) from error
 
 
 def scan(file: Any, size: int, progress: Progress | None) -> Table:
-    """The lines of a file, by reading all of it. Raises: CorruptData for a line that is too long."""
+    """Find the lines of a file, by reading all of it. Raises: CorruptData for a line that is too long."""
     stream = Stream(file, size, progress)
     starts: list[int] = []
     lengths: list[int] = []

@@ -1,4 +1,4 @@
-"""`Loader`: torch's DataLoader in the global order, which stops and goes on anywhere, on any number of ranks.
+"""`Loader`: torch's DataLoader in the global order, which stops and resumes anywhere, on any number of ranks.
 
     loader = Loader(dataset, global_batch_size=512, seed=7, num_workers=4)
     for epoch in range(loader.epoch, EPOCHS):
@@ -7,15 +7,15 @@
             if time_to_save():
                 save({"model": …, "loader": loader.state_dict()})
 
-L1  The state after a batch was handed out is (epoch, sample): where the next batch begins. Batches that workers have
-    read ahead are not in it, so nothing is skipped, and nothing comes twice.
+L1  The state after a batch was returned is (epoch, sample): where the next batch begins. Batches that workers have
+    read ahead are not in it, so no sample is skipped or repeated.
 L2  The sequence of global batches depends on data set, seed, epoch and global batch size alone. The state of one rank
-    is that of all, and any number of ranks may go on from it.
+    is that of all, and any number of ranks may resume from it.
 L3  An iteration is an epoch, `len` its batches: of the next epoch if the one before was begun, whether it was left
-    early or not. It goes on in the middle of one only behind `load_state_dict`, `seek`, or with `resume=True`.
+    early or not. It resumes in the middle of one only after `load_state_dict`, `seek`, or with `resume=True`.
 
-With `num_workers=0` no process is started: `read_ahead` batches are under way in the ring while this process computes,
-and tensors lie in the memory that the ring has filled. Workers pay off when decoding is the work.
+With `num_workers=0` no process is started: `read_ahead` batches are in flight in the ring while this process computes,
+and tensors are views of the memory that the ring has filled. Workers pay off when decoding is the work.
 """
 
 import sys
@@ -29,20 +29,20 @@ from typing import Any, Final
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from .batches import BatchesIterator, GlobalBatches, Tail
-from .block_order import MIXED_BLOCKS
+from .block_shuffle import MIXED_BLOCKS
 from .buckets import BucketOrder, LengthBuckets, Lengths
 from .datasets import MapDataset, ReadAhead, collate
-from .lending import Lending, forget_ended
-from .order import Order, Shuffle, Weights
 from .ranks import RankSource
+from .sampler import BatchesIterator, GlobalBatches, Tail
+from .shared_batches import SharedCollate, unmap_ended
+from .shuffle import Order, Shuffle, Weights
 
-READ_AHEAD: Final = 2  # batches under way beside the one in use
+READ_AHEAD: Final = 2  # batches in flight beside the one in use
 REFUSED: Final = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "generator")
 
 
 class _OwnBatches(GlobalBatches):
-    """The batches of a loader, which nothing else may hand out: they are this rank's already."""
+    """The batches of a loader, which no other loader may iterate: they are this rank's already."""
 
     is_open = False
 
@@ -50,14 +50,14 @@ class _OwnBatches(GlobalBatches):
         if not self.is_open:
             raise RuntimeError(
                 "a Loader's batches are this rank's part already, and another loader was made of them (accelerate's "
-                "skip_first_batches, or a sampler that a framework replaced): use the Loader itself, and let "
-                "load_state_dict say where it goes on"
+                "skip_first_batches, or a sampler that a framework replaced): use the Loader itself, and resume by "
+                "load_state_dict"
             )
         return super().__iter__()
 
 
 class _RankSampler(DistributedSampler[Any]):
-    """Tells frameworks that samples are cut by ranks already, and the loader of their epochs."""
+    """Shows frameworks that samples are cut by ranks already, and passes their epochs to the loader."""
 
     def __init__(self, loader: "Loader") -> None:
         self._loader = weakref.ref(loader)
@@ -84,7 +84,7 @@ class Loader(DataLoader[Any]):
     first iteration begins. `mesh`, `process_group`: instead of them, the device mesh or group along which data
     differ; ranks outside of it, as those of one tensor-parallel replica, read the same. `weights`: of the data sets
     that `dataset` joins, as a mixture, also by epochs (`Order`); `samples`: the length of its epoch. `tail`: "drop",
-    "short" or "pad" (see `GlobalBatches`). `resume`: an iteration goes on where the one before was left, instead of
+    "short" or "pad" (see `GlobalBatches`). `resume`: an iteration begins where the one before was left, instead of with
     the next epoch. `collate_fn` gets `Samples`, a list with `.tensor`; by default that tensor is the batch.
     `read_ahead` is for `num_workers=0`. Other options are DataLoader's: num_workers, multiprocessing_context,
     pin_memory, …
@@ -93,9 +93,9 @@ class Loader(DataLoader[Any]):
     """
 
     _is_accelerate_prepared = True
-    """`Accelerator.prepare` gives it back as it is: it would shard it again."""
+    """`Accelerator.prepare` returns it unchanged: it would shard it again."""
     use_stateful_dataloader = True
-    """`Accelerator.save_state` keeps its state."""
+    """`Accelerator.save_state` saves its state."""
     end_of_dataloader = False
     """Whether the batch in use is the last one: `Accelerator.accumulate` steps there."""
     remainder = -1
@@ -152,13 +152,13 @@ class Loader(DataLoader[Any]):
         )
         self.read_ahead, self.resume = read_ahead, resume
         self._epoch = self._sample = 0
-        self._goes_on = True  # the next iteration begins at the place: nothing was taken from the one before
-        self._turn = 0  # of iterations: an older one that goes on does not move the place
+        self._at_place = True  # the next iteration begins at the place: nothing was taken from the one before
+        self._turn = 0  # of iterations: an older one that continues does not move the place
         self._has_warned = False  # of parts of unequal size
         self._moves = 0  # of the place, by `seek`: an iteration from before is over
         self._is_default = collate_fn is collate
-        super().__init__(dataset, batch_sampler=batches, collate_fn=Lending(collate_fn), **options)
-        self.__dict__["sampler"] = _RankSampler(self)  # DataLoader sets it once and for all
+        super().__init__(dataset, batch_sampler=batches, collate_fn=SharedCollate(collate_fn), **options)
+        self.__dict__["sampler"] = _RankSampler(self)  # DataLoader refuses another assignment
 
     @property
     def batches(self) -> GlobalBatches:
@@ -174,39 +174,39 @@ class Loader(DataLoader[Any]):
 
     @property
     def sample(self) -> int:
-        """How many samples of the epoch have been handed out, to all ranks together."""
+        """The samples of the epoch that have been returned, to all ranks together."""
         return self._sample
 
     def __len__(self) -> int:
-        """Batches of an epoch, wherever it stands."""
+        """Count the batches of an epoch, at any place in it."""
         self._find_rank()
         return len(self.batches)
 
     @property
     def left(self) -> int:
-        """Batches from here to the end of the epoch."""
+        """The batches from here to the end of the epoch."""
         self._find_rank()
         return self.batches.own_left(self._sample)
 
     def seek(self, epoch: int, sample: int = 0) -> None:
-        """The next iteration begins there; behind the last batch of an epoch is the start of the next."""
+        """Let the next iteration begin there; the end of an epoch is the start of the next. Raises: ValueError."""
         self.batches.seek(epoch, sample)
         self._epoch, self._sample = self.batches.epoch, self.batches.sample
-        self._goes_on = True
+        self._at_place = True
         self._turn += 1
         self._moves += 1
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration is of that epoch; where a state of that epoch was loaded, it goes on there."""
-        if epoch != self._epoch or not self._goes_on:
+        """Let the next iteration be of that epoch; after the load of a state of that epoch, keep the place."""
+        if epoch != self._epoch or not self._at_place:
             self.seek(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training stands; a small dictionary of plain values, the same on all ranks."""
+        """Return the place of training: a small dictionary of plain values, the same on all ranks."""
         return self.batches.state_at(self._epoch, self._sample)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on there. Raises: ValueError for the state of another data set, seed or mixture."""
+        """Resume there. Raises: ValueError for the state of another data set, seed or mixture."""
         self.seek(*self.batches.place_in(state))
 
     def _find_rank(self) -> None:
@@ -228,18 +228,18 @@ class Loader(DataLoader[Any]):
         return self._counted(*self._begin())
 
     def _begin(self) -> tuple[int, int, int, int]:
-        """Begins an iteration; returns its number, that of the moves before it, and its place."""
-        if self._goes_on or self.resume:
+        """Begin an iteration; return its number, that of the moves before it, and its place."""
+        if self._at_place or self.resume:
             self.batches.seek(self._epoch, self._sample)
         else:
             self.batches.seek(self._epoch + 1)
         self._epoch, self._sample = self.batches.epoch, self.batches.sample
-        self._goes_on = True
+        self._at_place = True
         self._turn += 1
         return self._turn, self._moves, self._epoch, self._sample
 
     def _counted(self, turn: int, moves: int, epoch: int, sample: int) -> Iterator[Any]:
-        """Batches, with the place behind each, and the time that the consumer waits."""
+        """Return batches, and keep the place after each, and the time that the consumer waits."""
         metrics = self.dataset.metrics  # type: ignore[attr-defined]
         if 0 < self._moves - moves == self._turn - turn:
             # The place was moved before the first batch was asked for, as Lightning does: it begins there.
@@ -251,23 +251,21 @@ class Loader(DataLoader[Any]):
                 started = time.perf_counter()
                 batch = next(source, self)
                 if moves != self._moves:
-                    raise RuntimeError(
-                        "the place was changed while this iteration went on: begin another one"
-                    )
+                    raise RuntimeError("the place was changed during this iteration: begin another one")
                 if batch is self:
                     break
                 metrics.observe_wait(time.perf_counter() - started)
                 sample = self.batches.after(sample)
                 self.end_of_dataloader = not self.batches.own_left(sample)
                 if turn == self._turn:
-                    self._epoch, self._sample, self._goes_on = epoch, sample, False
+                    self._epoch, self._sample, self._at_place = epoch, sample, False
                 yield batch
         if turn == self._turn:
-            self._epoch, self._sample, self._goes_on = epoch + 1, 0, True
+            self._epoch, self._sample, self._at_place = epoch + 1, 0, True
 
     @contextmanager
     def _in_accelerate(self) -> Iterator[None]:
-        """Is the loader in use for Accelerate, if the program has an Accelerator."""
+        """Register the loader in use with Accelerate, if the program has an Accelerator."""
         module = sys.modules.get("accelerate.state")
         if module is None or not module.GradientState._shared_state:  # noqa: SLF001 (empty: no Accelerator yet)
             yield
@@ -282,7 +280,7 @@ class Loader(DataLoader[Any]):
             state._remove_dataloader(self)  # noqa: SLF001
 
     def _from_workers(self, place: tuple[int, int]) -> Generator[Any]:
-        forget_ended()
+        unmap_ended()
         batches = self.batches
         assert isinstance(batches, _OwnBatches), "it was made so"
         try:
@@ -294,7 +292,7 @@ class Loader(DataLoader[Any]):
                 batches.is_open = False
             yield from source
         except RuntimeError:
-            # Workers that died are not asked again: the next iteration starts others.
+            # Workers that died are not used again: the next iteration starts others.
             self._iterator = None
             raise
 
@@ -330,7 +328,7 @@ def _require_allowed(options: dict[str, Any], read_ahead: int) -> None:
 
 
 def _pinned(batch: Any) -> Any:
-    """In page-locked memory; what the ring has filled there already stays where it is."""
+    """Copy to page-locked memory what is not in it already."""
     from torch.utils.data._utils.pin_memory import pin_memory
 
     return pin_memory(batch)  # type: ignore[no-untyped-call]

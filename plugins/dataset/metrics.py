@@ -1,13 +1,13 @@
-"""What reading costs: counters and a histogram of latencies, in memory that all workers of a data set share.
+"""Counters of reading and a histogram of its latencies, in memory that all workers of a data set share.
 
     dataset.metrics.snapshot()                  # sums over this process and its workers
     print(dataset.metrics.exposition())         # the text format of Prometheus
     with dataset.metrics.serve(9400): ...       # http://HOST:9400/metrics
 
-Each process writes rows of its own (WORKERS of them, by worker number), so nobody waits; readers sum them up. A latency
-is that of a batch of reads, from its submission until its last byte is noticed: a batch that is read ahead may lie
-ready while the program computes, and is noticed when the program asks for one. Percentiles come from the histogram,
-whose buckets are 19 % wide.
+Each process writes rows of its own (WORKERS of them, by worker number), without a lock; readers sum them up. A latency
+is that of a batch of reads, from its submission until its last completion is processed: a batch that is read ahead may
+be ready while the program computes, and is processed when the program asks for one. Percentiles come from the
+histogram, whose buckets are 19 % wide. A batch that needs no read (its blocks are cached) counts its samples only.
 """
 
 import bisect
@@ -37,9 +37,9 @@ SHOWN: Final = tuple(range(3, BUCKETS, 8))  # buckets that Prometheus sees: a fa
 class Snapshot:
     """Sums since the start, or since the last `reset`. Rates are of the seconds since then.
 
-    `samples`, `bytes`, `reads`: read from files, by all workers. `batches`, `wait_s`: handed to the consumer by a
-    `Loader`, and how long it waited for them. `skipped`: bad records, each time that one was met. `latency_s`:
-    percentiles of batches of reads.
+    `samples`, `bytes`, `reads`: samples made, bytes read and batches of reads, of all workers. `batches`, `wait_s`:
+    returned to the consumer by a `Loader`, and how long it waited for them. `skipped`: bad records, each time that one
+    was met. `latency_s`: percentiles of batches of reads.
     """
 
     seconds: float
@@ -81,32 +81,34 @@ class Metrics:
         self.__dict__.update(state)
         self._rows = self._table.numpy()
 
-    def observe_read(self, samples: int, nbytes: int, seconds: float) -> None:
-        """One batch of reads has landed."""
+    def observe_read(self, samples: int, nbytes: int, seconds: float | None) -> None:
+        """Count a batch of samples, and the reads for it; `seconds` is None if there were none."""
         row = self._row()
         row[0] += samples
+        if seconds is None:
+            return
         row[1] += nbytes
         row[2] += 1
         row[3] += int(seconds * 1e9)
         row[len(COUNTERS) + bisect.bisect_left(BOUNDS_S, seconds)] += 1
 
     def observe_wait(self, seconds: float) -> None:
-        """The consumer has been given a batch, after that time."""
+        """Count a batch that the consumer has got, and the time that it waited."""
         row = self._row()
         row[4] += 1
         row[5] += int(seconds * 1e9)
 
     def observe_skip(self) -> None:
-        """A bad record was replaced by the next one."""
+        """Count a bad record that was replaced by the next one."""
         self._row()[6] += 1
 
     def reset(self) -> None:
-        """From zero. Not while workers read."""
+        """Set all to zero. Not while workers read."""
         self._rows[:] = 0
         self._since = time.monotonic()
 
     def snapshot(self) -> Snapshot:
-        """The sums of all processes."""
+        """Sum up all processes."""
         sums = [int(value) for value in self._rows.sum(axis=0)]
         counters = dict(zip(COUNTERS, sums, strict=False))
         return Snapshot(
@@ -122,19 +124,19 @@ class Metrics:
         )
 
     def exposition(self, **labels: str) -> str:
-        """All of it in the text format of Prometheus, with these labels."""
+        """Format all of it as Prometheus' text, with these labels."""
         sums = [int(value) for value in self._rows.sum(axis=0)]
         counters = dict(zip(COUNTERS, sums, strict=False))
         buckets = sums[len(COUNTERS) :]
         lines: list[str] = []
-        for name, told, value in (
+        for name, text, value in (
             ("samples_total", "Samples read from files.", counters["samples"]),
             ("bytes_total", "Bytes of samples read from files.", counters["bytes"]),
-            ("batches_total", "Batches handed to the consumer.", counters["batches"]),
+            ("batches_total", "Batches returned to the consumer.", counters["batches"]),
             ("wait_seconds_total", "Time that the consumer waited for batches.", counters["wait_ns"] / 1e9),
-            ("skipped_total", "Bad records in whose place another one was taken.", counters["skipped"]),
+            ("skipped_total", "Bad records that were replaced by another one.", counters["skipped"]),
         ):
-            lines += _family(name, "counter", told)
+            lines += _family(name, "counter", text)
             lines.append(f"luciola_dataset_{name}{_labels(labels)} {value}")
         lines += _family("read_seconds", "histogram", "Latency of a batch of reads.")
         for number in SHOWN:
@@ -146,7 +148,7 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
     def serve(self, port: int = 0, *, host: str = "127.0.0.1", **labels: str) -> "MetricsServer":
-        """Serves /metrics over HTTP until the result is closed; `port` 0 takes a free one."""
+        """Serve /metrics over HTTP until the result is closed; `port` 0 takes a free one."""
         return MetricsServer(self, host, port, labels)
 
     def _row(self) -> Any:
@@ -155,7 +157,7 @@ class Metrics:
 
 
 def percentile(buckets: list[int], share: float) -> float:
-    """The value below which that share of the observations lies, by interpolation within its bucket; 0 for none."""
+    """Compute the value that a share of the observations is below, by interpolation in its bucket; 0 for none."""
     total = sum(buckets)
     if not total:
         return 0.0
@@ -169,8 +171,8 @@ def percentile(buckets: list[int], share: float) -> float:
     return BOUNDS_S[-1]
 
 
-def _family(name: str, kind: str, told: str) -> list[str]:
-    return [f"# HELP luciola_dataset_{name} {told}", f"# TYPE luciola_dataset_{name} {kind}"]
+def _family(name: str, kind: str, text: str) -> list[str]:
+    return [f"# HELP luciola_dataset_{name} {text}", f"# TYPE luciola_dataset_{name} {kind}"]
 
 
 def _labels(labels: dict[str, str]) -> str:
@@ -194,7 +196,7 @@ class MetricsServer:
                 self.wfile.write(body)
 
             def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 (its name there)
-                """Scrapes are not news."""
+                """Scrapes are not logged."""
 
         self._server = ThreadingHTTPServer((host, port), Handler)
         self._thread = threading.Thread(
@@ -204,7 +206,7 @@ class MetricsServer:
 
     @property
     def address(self) -> str:
-        """Where Prometheus finds it."""
+        """The URL for Prometheus."""
         host, port = self._server.server_address[:2]
         return f"http://{host!s}:{port}/metrics"
 

@@ -1,7 +1,7 @@
-"""Files into data sets: FFRecord, tokens or tar shards, in parts of bounded size, on any location.
+"""Packs files into data sets: FFRecord, tokens or tar shards, in parts of bounded size, on any location.
 
 P1  The order of records is that of the sources, and of the names in each directory, byte by byte: packing the same
-    files twice gives the same data set.
+    files twice makes the same data set.
 P2  A part appears complete or not at all. Parts of an earlier data set in the target directory are refused, not mixed.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from ...client.location import AnyFileSystem
 from ...errors import AlreadyExists, InvalidArgument
 from .ffrecord import FFRecordWriter
-from .opening import FORMATS, Locations
+from .open import FORMATS, Locations
 from .records import place_of
 from .tar import TarWriter, key_and_part
 from .tokens import TokenWriter
@@ -62,7 +62,7 @@ class Sources:
 
 
 def find_sources(locations: Locations) -> Sources:
-    """The files, and all files below the directories. Raises: InvalidArgument if there are none."""
+    """List the files, and all files below the directories. Raises: InvalidArgument if there are none."""
     place, paths = place_of(locations)
     file_system = place.file_system
     files = [source for path in paths for source in _below(file_system, path)]
@@ -94,7 +94,7 @@ def pack_files(  # noqa: PLR0913 (by keyword)
     labels: bool = False,
     advance: Advance = lambda _count: None,
 ) -> Report:
-    """Packs files into the directory `target`, as PART_00000, PART_00001, … of about `part_bytes` each.
+    """Pack files into the directory `target`, as PART_00000, PART_00001, … of about `part_bytes` each.
 
     "ffrecord": each file is a record. "tar": files are parts of samples, by their names. "tokens": each file is a
     document: one-dimensional arrays of integers in .npy, or the bytes of any other file.
@@ -107,7 +107,7 @@ def pack_files(  # noqa: PLR0913 (by keyword)
     if part_bytes < 1:
         raise InvalidArgument(f"parts have at least one byte, not {part_bytes}")
     place, (directory,) = place_of(target)
-    _require_empty(place.file_system, directory)
+    require_empty(place.file_system, directory)
     place.file_system.makedirs(directory, exist_ok=True)
     report = Report(format)
     if labels:
@@ -137,7 +137,8 @@ def _labels(sources: Sources, format: str) -> list[str]:  # noqa: A002 (what it 
     return sorted(found, key=os.fsencode)
 
 
-def _require_empty(file_system: AnyFileSystem, directory: str) -> None:
+def require_empty(file_system: AnyFileSystem, directory: str) -> None:
+    """Raises: AlreadyExists for a directory with files of a data set in it."""
     endings = tuple(ending for kind in FORMATS.values() for ending in (kind.suffix, *kind.also))
     if file_system.isdir(directory):
         there = [name for name in file_system.listdir(directory) if name.endswith(endings)]
@@ -148,7 +149,7 @@ def _require_empty(file_system: AnyFileSystem, directory: str) -> None:
 
 
 def _parts(files: Sequence[Source], part_bytes: int, *, keep_samples: bool) -> Iterator[list[Source]]:
-    """Files that go into one part; those of one sample stay together."""
+    """Group files into parts; those of one sample stay together."""
     part: list[Source] = []
     size = 0
     before: str | None = None
@@ -249,4 +250,4 @@ def _tokens(data: bytes, source: Source) -> Any:
     return array
 
 
-__all__ = ["PART_BYTES", "Report", "Sources", "find_sources", "pack_files"]
+__all__ = ["PART_BYTES", "Report", "Sources", "find_sources", "pack_files", "require_empty"]

@@ -1,7 +1,7 @@
 """Parquet files (`.parquet`), read at random by row groups.
 
-The footer says where the chunks of each column lie. Those of the wanted columns that are near one another are one run
-of bytes, and runs are read by the ring; pyarrow decodes them from memory. Only the wanted columns are read.
+The footer has the places of the chunks of each column. Those of the wanted columns that are near one another are one
+run of bytes, and runs are read by the ring; pyarrow decodes them from memory. Only the wanted columns are read.
 
 Columns are chosen by their numbers in the file, not by pyarrow's dotted paths: a column may have a point in its name.
 """
@@ -56,7 +56,7 @@ class ParquetRecords(BlockRecords):
             source = pa.PythonFile(_Sparse(self, number, runs), mode="r")
             file = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True)
             table = file.reader.read_row_group(group, column_indices=leaves, use_threads=False)
-            if table.num_rows != int(self.block_sizes()[block]):
+            if table.num_rows != len(self.rows_of(block)):
                 raise CorruptData(f"{self.block_name(block)} has other rows than the footer says", path=path)
             return table.select(self.names)
 
@@ -72,7 +72,7 @@ class ParquetRecords(BlockRecords):
 
 
 def _footer(file: Any, size: int) -> bytes:
-    """Raises: CorruptData for a file that is not Parquet or was cut off."""
+    """Read the footer. Raises: CorruptData for a file that is not Parquet or was cut off."""
     path = str(file.name)
     if size < 12:
         raise CorruptData(f"not a Parquet file: {size} bytes are less than its marks", path=path)
@@ -116,7 +116,7 @@ def _arrow_schema(metadata: Any, path: str) -> Any:
 
 
 def _leaves(schema: Any, names: list[str], count: int, path: str) -> list[int]:
-    """The numbers of the stored columns that make up the fields of these names."""
+    """List the numbers of the stored columns that make up the fields of these names."""
     spans: dict[str, range] = {}
     start = 0
     for field in schema:
@@ -129,7 +129,7 @@ def _leaves(schema: Any, names: list[str], count: int, path: str) -> list[int]:
 
 
 def _leaf_count(kind: Any) -> int:
-    """How many columns Parquet stores for a type."""
+    """Count the columns that Parquet stores for a type."""
     from pyarrow import types
 
     if hasattr(kind, "storage_type"):
@@ -142,7 +142,7 @@ def _leaf_count(kind: Any) -> int:
 
 
 def _runs(group: Any, number: int, leaves: list[int], end: int, path: str) -> list[tuple[int, int]]:
-    """(offset, bytes) of the wanted chunks of a row group; those that are near are one."""
+    """List (offset, bytes) of the wanted chunks of a row group; those that are near are one."""
     runs: list[tuple[int, int]] = []
     if not group.num_rows:
         return runs
@@ -163,13 +163,13 @@ def _runs(group: Any, number: int, leaves: list[int], end: int, path: str) -> li
 
 def _chunk(column: Any) -> tuple[int, int]:
     if column.file_path:
-        raise InvalidArgument(f"a column lies in another file, {column.file_path!r}, which is not read")
+        raise InvalidArgument(f"a column is stored in another file, {column.file_path!r}, which is not read")
     start, dictionary = column.data_page_offset, column.dictionary_page_offset
     return (min(start, dictionary) if dictionary else start), column.total_compressed_size
 
 
 class _Sparse:
-    """A file of which some runs are in memory, for pyarrow. What it reads besides comes from the file."""
+    """A file of which some runs are in memory, for pyarrow. Other bytes are read from the file."""
 
     closed = False
 

@@ -1,7 +1,8 @@
-"""Which part of each global batch is this process's: from a process group, a device mesh, or a launcher's environment.
+"""This process's part of each global batch: from a process group, a device mesh, or a launcher's environment.
 
 R1  A number of ranks above 1 with an unknown rank is an error, never a guess.
-R2  What was found before torch.distributed was initialized is compared with it afterwards; a difference is an error.
+R2  A rank that was found before torch.distributed was initialized is compared with it afterwards; a difference is an
+    error.
 
 Under tensor, pipeline, context or expert parallelism the ranks of one replica read the same samples: give `Loader` the
 mesh, or the process group, of the dimensions along which data differ.
@@ -29,7 +30,7 @@ class Rank(NamedTuple):
 
 
 def rank_of_environment(environment: Mapping[str, str]) -> Rank | None:
-    """What a launcher has set, None if there is none. Raises: RuntimeError for ranks without a number."""
+    """Read what a launcher has set; None without a launcher. Raises: RuntimeError for an unknown rank."""
     for launcher, rank_name, ranks_name in LAUNCHERS:
         if rank_name in environment and ranks_name in environment:
             found = Rank(_number(environment, rank_name), _number(environment, ranks_name))
@@ -55,7 +56,7 @@ def _number(environment: Mapping[str, str], name: str, default: str = "") -> int
 
 
 def distributed_rank() -> Rank:
-    """Of torch.distributed, or a launcher's environment, or 0 of 1. Raises: RuntimeError for a rank that is unknown."""
+    """Find the rank of torch.distributed, of a launcher, or 0 of 1. Raises: RuntimeError for an unknown rank."""
     return _of_group(None) or rank_of_environment(os.environ) or Rank(0, 1)
 
 
@@ -79,7 +80,7 @@ def _of_mesh(mesh: Any) -> Rank:
 
 
 class RankSource:
-    """Where a loader's rank comes from. Raises: ValueError for more than one source."""
+    """The source of a loader's rank. Raises: ValueError for more than one source."""
 
     def __init__(self, rank: int | None, ranks: int | None, mesh: Any, process_group: Any) -> None:
         if (rank is None) != (ranks is None):
@@ -92,13 +93,13 @@ class RankSource:
 
     @property
     def given(self) -> Rank | None:
-        """What is known without looking around."""
+        """The rank that arguments of the loader determine."""
         if self._mesh is not None:
             return _of_mesh(self._mesh)
         return self._given
 
     def find(self) -> Rank:
-        """The rank. Raises: RuntimeError if it is unknown, or is another one than was found before."""
+        """Find the rank. Raises: RuntimeError if it is unknown, or differs from the one that was found before."""
         found = self.given or _of_group(self._group)
         if found is None:
             if self._group is not None:

@@ -1,8 +1,8 @@
-"""Records of files: where each one lies, whatever the format. Reading them is `batch`, their order is `order`.
+"""Records of files: where each one is stored, in any format. `reader` reads them, `shuffle` decides their order.
 
 A `Records` joins files of one format into one numbering. What it knows of a file is its size, its date and how many
-records it has; the places of the records (`Index`) are read when the first one is wanted, in each process anew, so
-that a data set sent to a worker is small.
+records it has; the places of the records (`Index`) are read when the first one is wanted, by each process, so that a
+data set sent to a worker is small.
 
 R1  Nothing in a file is believed before it is checked against the file's size: no length makes an allocation larger
     than the file, no offset leads out of it.
@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, NamedTuple, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,8 @@ from ...client.location import AnyFileSystem, Location, open_location, parse_loc
 from ...errors import CorruptData, InvalidArgument
 from .shared_index import SharedIndex, shared_index
 
-STRETCH: Final = 1024  # records in a row that a shuffle by blocks keeps together
-THREADS: Final = 16  # files opened, or indexes read, together
+STRETCH: Final = 1024  # consecutive records that a shuffle by blocks keeps together
+THREADS: Final = 16  # files opened, or indexes read, concurrently
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -35,6 +35,43 @@ Made = TypeVar("Made")
 Integers = npt.NDArray[np.int64]
 Checksums = npt.NDArray[np.uint32]
 Bytes = npt.NDArray[np.uint8]
+
+
+class Numbering(NamedTuple):
+    """The numbers of the elements of several sequences, counted one sequence after the other."""
+
+    noun: str
+    starts: Integers
+    ends: Integers
+
+    @classmethod
+    def of(cls, noun: str, counts: Iterable[int]) -> Self:
+        """`noun`: what an element is called in messages."""
+        sizes = np.fromiter(counts, np.int64)
+        ends = np.cumsum(sizes)
+        return cls(noun, ends - sizes, ends)
+
+    @property
+    def size(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def split(self, numbers: Integers) -> tuple[Integers, Integers]:
+        """Find (sequences, places within them). Raises: IndexError."""
+        require_within(numbers, self.size, self.noun)
+        owners = np.searchsorted(self.ends, numbers, side="right")
+        return owners, numbers - self.starts[owners]
+
+    def split_one(self, number: int) -> tuple[int, int]:
+        """Find (sequence, place within it) of one. Raises: IndexError."""
+        (owner,), (place,) = self.split(np.array([number], np.int64))
+        return int(owner), int(place)
+
+
+def require_within(numbers: Integers, size: int, noun: str) -> None:
+    """Raises: IndexError for a number that is not 0 to size-1."""
+    if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < size:
+        wrong = int(numbers.max() if numbers.min() >= 0 else numbers.min())
+        raise IndexError(f"{noun} are 0 to {size - 1}, not {wrong}")
 
 
 class Index(NamedTuple):
@@ -51,7 +88,7 @@ class Index(NamedTuple):
         return len(self.offsets) - (self.lengths is None)
 
     def lengths_of(self, numbers: Integers) -> Integers:
-        """Bytes of these records."""
+        """Look up the bytes of these records."""
         if self.lengths is not None:
             return self.lengths[numbers]
         result: Integers = self.offsets[numbers + 1] - self.offsets[numbers]
@@ -59,7 +96,7 @@ class Index(NamedTuple):
 
 
 class Extents(NamedTuple):
-    """Where some records lie: one element for each in every array."""
+    """Where some records are stored: one element for each in every array."""
 
     files: Integers
     offsets: Integers
@@ -68,7 +105,7 @@ class Extents(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """What tells one state of a file from another."""
+    """What distinguishes one state of a file from another."""
 
     size: int
     mtime_ns: int
@@ -92,7 +129,7 @@ class Place:
 
 @dataclass(frozen=True)
 class RecordFile:
-    """One file of a data set: its records are `count`, its bytes lie at `path`."""
+    """One file of a data set."""
 
     path: str
     count: int
@@ -114,7 +151,7 @@ class Records(ABC):
     dtype: Any = np.dtype(np.uint8)
     """Of the elements of a record."""
     is_plain = True
-    """A record is an array as it lies in the file."""
+    """A sample is an array of the bytes of its record."""
     index_directory: str | None = None
     """Where all processes of this machine share the places of records (`shared_index`)."""
     in_directories: ClassVar[tuple[str, ...]] = ()
@@ -124,23 +161,21 @@ class Records(ABC):
         if not paths:
             raise InvalidArgument(f"a data set has at least one file, named *{self.suffix}")
         self.place = place
-        self._number(together(self.examine, paths))
+        self._number(concurrently(self.examine, paths))
 
     def _number(self, files: list[RecordFile]) -> None:
         self.files = [dataclasses.replace(file, index=None) for file in files]
-        counts = np.array([file.count for file in self.files], np.int64)
-        self._ends: Integers = np.cumsum(counts)
-        self._starts: Integers = self._ends - counts
+        self._numbering = Numbering.of("records", [file.count for file in files])
         self._indexes = {number: file.index for number, file in enumerate(files) if file.index is not None}
         self._shared: SharedIndex | None = None
 
     @abstractmethod
     def examine(self, path: str) -> RecordFile:
-        """What a file is. Raises: CorruptData for one that cannot be of this format."""
+        """Describe a file. Raises: CorruptData for one that cannot be of this format."""
 
     @abstractmethod
     def read_index(self, file: RecordFile) -> Index:
-        """The places of the records, checked."""
+        """Read the places of the records, and check them."""
 
     @property
     def stored(self) -> "Records":
@@ -148,11 +183,11 @@ class Records(ABC):
         return self
 
     def samples(self, numbers: Integers, arrays: list[Bytes]) -> list[Any]:  # noqa: ARG002
-        """The records as samples; `arrays` are their bytes."""
+        """Make samples of records; `arrays` are their bytes."""
         return [array.view(self.dtype) for array in arrays]
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._numbering.size
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -163,15 +198,16 @@ class Records(ABC):
         return f"<{type(self).__name__} of {len(self)} records in {len(self.files)} files>"
 
     def digest(self) -> str:
-        """Names the data: formats, names, sizes and indexes, not where they are."""
-        told = [self.format, *(self._told(file) for file in self.files)]
-        return hashlib.sha256("\n".join(told).encode("utf-8", "surrogateescape")).hexdigest()
-
-    def _told(self, file: RecordFile) -> str:
-        return f"{os.path.basename(file.path)} {file.count} {file.identity.size} {file.checksum}"
+        """Hash what names the data: formats, names, sizes and indexes, not where they are."""
+        lines = [
+            f"{os.path.basename(file.path)} {file.count} {file.identity.size} {file.checksum}"
+            for file in self.files
+        ]
+        text = "\n".join([self.format, *lines])
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
     def index(self, number: int) -> Index:
-        """The places of the records of a file."""
+        """Look up the places of the records of a file; read them at first."""
         if self.index_directory is not None:
             return Index(*self.shared(self.index_directory).of(number))
         found = self._indexes.get(number)
@@ -184,24 +220,24 @@ class Records(ABC):
         return self.read_index(self.files[number]) if found is None else found
 
     def shared(self, directory: str) -> SharedIndex:
-        """The places of all records, in memory that processes share; made by the first one that asks."""
+        """Map the places of all records, in memory that processes share; the first process makes it."""
         if self._shared is None:
             self._shared = shared_index(
                 directory,
                 self.index_key(),
                 [file.count for file in self.files],
-                lambda numbers: together(self._known_index, numbers),
+                lambda numbers: concurrently(self._known_index, numbers),
             )
             self._indexes.clear()
         return self._shared
 
     def index_key(self) -> str:
-        """Names the indexes: another state of a file has another one."""
+        """Name the indexes: another state of a file has another name."""
         return " ".join([self.digest(), *(str(file.identity.mtime_ns) for file in self.files)])
 
     def block_sizes(self) -> Integers:
-        """Records that are stored together: of a stretch of the file, or of a block that is read as a whole."""
-        counts = np.array([file.count for file in self.files], np.int64)
+        """Count the records of each stretch of the files, or of each block that is read as a whole."""
+        counts = self._numbering.ends - self._numbering.starts
         stretches = -(-counts // STRETCH)
         sizes = np.full(int(stretches.sum()), STRETCH, np.int64)
         some = stretches > 0
@@ -209,7 +245,7 @@ class Records(ABC):
         return sizes
 
     def lengths(self) -> set[int]:
-        """The lengths that records have, two at most: more are not looked for. Reads the indexes."""
+        """Find the lengths that records have, two at most: more are not searched for. Reads the indexes."""
         result: set[int] = set()
         self._read_indexes(range(len(self.files)))
         for number, file in enumerate(self.files):
@@ -224,10 +260,10 @@ class Records(ABC):
         if self.index_directory is not None:
             self.shared(self.index_directory)
             return
-        together(self.index, [number for number in files if number not in self._indexes])
+        concurrently(self.index, [number for number in files if number not in self._indexes])
 
     def locate(self, numbers: Integers) -> Extents:
-        """Where records lie. Raises: IndexError for a number that is not 0 to len-1."""
+        """Find where records are stored. Raises: IndexError for a number that is not 0 to len-1."""
         files, within = self.split(numbers)
         offsets, lengths = np.empty_like(within), np.empty_like(within)
         checksums: Checksums | None = np.zeros(len(within), np.uint32)
@@ -243,24 +279,24 @@ class Records(ABC):
         return Extents(files, offsets, lengths, checksums)
 
     def split(self, numbers: Integers) -> tuple[Integers, Integers]:
-        """(files, numbers within them)."""
-        if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(self):
-            wrong = int(numbers.max() if numbers.min() >= 0 else numbers.min())
-            raise IndexError(f"records are 0 to {len(self) - 1}, not {wrong}")
-        files = np.searchsorted(self._ends, numbers, side="right")
-        return files, numbers - self._starts[files]
+        """Find (files, numbers within them). Raises: IndexError."""
+        return self._numbering.split(numbers)
 
-    def first(self, file: int) -> int:
-        """The number of a file's first record."""
-        return int(self._starts[file])
+    def in_file(self, number: int) -> tuple[RecordFile, int]:
+        """Find (file, number within it) of one record. Raises: IndexError."""
+        file, within = self._numbering.split_one(number)
+        return self.files[file], within
+
+    def numbers_in(self, file: int) -> Integers:
+        """List the numbers of a file's records."""
+        return np.arange(self._numbering.starts[file], self._numbering.ends[file])
 
     def name(self, number: int) -> str:
-        """A record's name in messages."""
-        _, within = self.split(np.array([number]))
-        return f"record {int(within[0])}"
+        """Name a record in messages."""
+        return f"record {self.in_file(number)[1]}"
 
     def open(self, number: int) -> Any:
-        """An open file. Raises: CorruptData if it is not the file that it was."""
+        """Open a file. Raises: CorruptData if it was replaced or changed."""
         known = self.files[number]
         file: Any = self.place.file_system.open(known.path, "rb")
         if identity_of(file) != known.identity:
@@ -272,8 +308,8 @@ class Records(ABC):
         return file
 
 
-def together(act: Callable[[Given], Made], all_given: Sequence[Given]) -> list[Made]:
-    """Return what `act` makes of each, by THREADS at once. Raises: what it raises, for the first that failed.
+def concurrently(act: Callable[[Given], Made], all_given: Sequence[Given]) -> list[Made]:
+    """Call `act` with each, in THREADS threads, and return the results. Raises: the first of their errors.
 
     Each thread takes every n-th: handing over one by one costs as much as a call to a cluster on this machine.
     """
@@ -301,21 +337,21 @@ def together(act: Callable[[Given], Made], all_given: Sequence[Given]) -> list[M
 
 
 def identity_of(file: Any) -> Identity:
-    """Of an open file."""
+    """Identify an open file."""
     status = file.stat()
     return Identity(status.st_size, status.st_mtime_ns)
 
 
 @contextlib.contextmanager
 def opened(file_system: AnyFileSystem, path: str) -> Iterator[tuple[Any, Identity]]:
-    """An open file and what it is."""
+    """Open a file, and identify it."""
     file: Any
     with file_system.open(path, "rb") as file:
         yield file, identity_of(file)
 
 
 def read_exactly(file: Any, offset: int, length: int) -> bytes:
-    """Raises: CorruptData where the file ends before."""
+    """Read so many bytes. Raises: CorruptData where the file ends before."""
     data: bytes = file.pread(length, offset)
     if len(data) < length:
         raise CorruptData(f"the file ends before byte {offset + length}", path=str(file.name))
@@ -329,7 +365,7 @@ def place_of(
     token: str | None = None,
     file_system: AnyFileSystem | None = None,
 ) -> tuple[Place, list[str]]:
-    """The file system that locations are on, and their paths there. With `file_system` they are paths on that.
+    """Find the file system of locations, and their paths there. With `file_system` they are paths on that.
 
     Raises: InvalidArgument for none, and for locations on several clusters.
     """
@@ -343,21 +379,10 @@ def place_of(
     wheres = {(each.address, each.secret_file, each.token) for each in parsed}
     if len(wheres) > 1:
         raise InvalidArgument(
-            "these locations are on several clusters: open each by itself, and give MapDataset the list",
+            "these locations are on several clusters: open each separately, and give MapDataset the list",
             path=str(parsed[-1]),
         )
     return Place(dataclasses.replace(parsed[0], path="/")), [each.path for each in parsed]
-
-
-def files_below(file_system: AnyFileSystem, path: str, kind: type[Records]) -> list[str]:
-    """The file, or those of a directory whose names end as those of a format, in the order of their names."""
-    if not file_system.isdir(path):
-        return [path]
-    endings = kind.in_directories or (kind.suffix,)
-    names = sorted(
-        name for name in file_system.listdir(path) if name.endswith(endings) and not name.startswith(".")
-    )
-    return [os.path.join(path, name) for name in names]
 
 
 __all__ = [
@@ -367,13 +392,14 @@ __all__ = [
     "Identity",
     "Index",
     "Integers",
+    "Numbering",
     "Place",
     "RecordFile",
     "Records",
-    "files_below",
+    "concurrently",
     "identity_of",
     "opened",
     "place_of",
     "read_exactly",
-    "together",
+    "require_within",
 ]

@@ -14,7 +14,7 @@ class Unfit(NamedTuple):
 
 
 def samples_of(table: Any, rows: Integers, *, tensors: bool) -> list[Any]:
-    """Rows as dictionaries by column: values of Python, and with `tensors` arrays of lists of numbers.
+    """Convert rows to dictionaries by column: values of Python, and with `tensors` arrays of lists of numbers.
 
     `Unfit` for a row with a null within a list that should be an array: no array has one.
     """
@@ -43,7 +43,7 @@ def samples_of(table: Any, rows: Integers, *, tensors: bool) -> list[Any]:
 
 
 def is_list_of_numbers(kind: Any) -> bool:
-    """Whether the values of a type of pyarrow become arrays."""
+    """Return whether the values of a type of pyarrow become arrays."""
     from pyarrow import types
 
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
@@ -62,7 +62,7 @@ def _taken(table: Any, rows: Integers) -> Any:
 
 
 def _arrays(column: Any) -> list[Any]:
-    """Each list as an array of its own memory, None for a null, and pyarrow's NA for one with a null in it."""
+    """Copy each list to an array; None for a null, and pyarrow's NA for a list with a null in it."""
     import pyarrow as pa
 
     return [

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .batch import Batch
+from .reader import Batch
 from .records import Integers
 
 
@@ -17,13 +17,13 @@ class Samples(list[Any]):
     """Whether all samples of the data set have one length; None where that is not known."""
     indices: Integers
     batch: Batch | None = None
-    """The memory that they were read into. It stays in this process."""
+    """The memory that they were read into, in this process only."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "batch"}
 
     def changed(self, change: Callable[[Any], Any]) -> "Samples":
-        """With each sample, and `tensor`, replaced."""
+        """Return a copy with each sample, and `tensor`, replaced."""
         other = Samples(change(each) for each in self)
         other.tensor, other.indices = change(self.tensor), self.indices
         other.is_uniform = self.is_uniform

@@ -6,8 +6,8 @@
         loss = model(batch.tokens, positions=batch.positions, documents=batch.documents, labels=batch.labels)
 
 Q1  Every token of the batch is in one row, once, behind the one before it of its sequence.
-Q2  A sequence that is longer than a row is cut into pieces of that length; positions go on.
-Q3  Rows depend on the batch alone, so order and states of a loader are what they are without packing.
+Q2  A sequence that is longer than a row is cut into pieces of that length; positions continue.
+Q3  Rows depend on the batch alone, so order and states of a loader are the same as without packing.
 
 First-fit decreasing: the longest piece first, into the first row that has room (Johnson 1973: at most 11/9 of the least
 number of rows, and one).
@@ -25,8 +25,8 @@ IGNORED: Final = -100  # the label that torch's cross entropy leaves out
 class PackedSequences(NamedTuple):
     """Rows of tokens, each an integer tensor of shape (rows, length).
 
-    `documents`: which sequence of the batch a token is of, counted from 1; 0 is padding. `positions`: of the token in
-    its sequence. `labels`: the next token of the same sequence in the same row, IGNORED where there is none.
+    `documents`: the sequence of the batch that a token is of, from 1 on; 0 is padding. `positions`: of the token in its
+    sequence. `labels`: the next token of the same sequence in the same row, IGNORED where there is none.
     """
 
     tokens: Tensor

@@ -7,11 +7,11 @@
     │             │ is indexed       │ offsets E, u64  │ N, u64       │ format has them; CRC32 N × u32, if it has    │
     └─────────────┴──────────────────┴─────────────────┴──────────────┴──────────────────────────────────────────────┘
 
-In the byte order of the machine: it does not leave it. The indexes of files lie one after the other, in their order.
+In the byte order of the machine: it does not leave it. The indexes of files are stored in the order of the files.
 
-H1  One process makes the file, under a lock, while the others wait; it takes its name complete. What it is named for is
-    the data (names, sizes, dates, checksums of indexes), so one that is there is the right one.
-H2  Places were checked when the file was made (`records`, R1). It is believed because it and its directory belong to
+H1  One process makes the file, under a lock, while the others wait; it takes its name complete. It is named for the
+    data (names, sizes, dates, checksums of indexes), so one that exists is the right one.
+H2  Places were checked when the file was made (`records`, R1). It is trusted because it and its directory belong to
     this user, and others cannot write them.
 """
 
@@ -62,7 +62,7 @@ class SharedIndex:
         self._has_ends = has_ends
 
     def of(self, number: int) -> tuple[Any, Any, Any]:
-        """(offsets, lengths, checksums) of a file's records, as of its `Index`."""
+        """Return (offsets, lengths, checksums) of a file's records, as in its `Index`."""
         start, stop = int(self._starts[number]), int(self._starts[number + 1])
         shift = number if self._has_ends else 0
         return (
@@ -73,7 +73,7 @@ class SharedIndex:
 
 
 def _mapped(path: str) -> Any:
-    """The bytes of a file that nobody but this user can have written. Raises: InvalidArgument."""
+    """Map the bytes of a file that only this user can have written. Raises: InvalidArgument."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
@@ -93,13 +93,13 @@ def _is_of_this_user_alone(status: os.stat_result) -> bool:
 
 
 def _foreign(path: str) -> InvalidArgument:
-    return InvalidArgument("not the index of this data set: remove it, it is made again", path=path)
+    return InvalidArgument("not the index of this data set: remove it, and it is made again", path=path)
 
 
 def shared_index(
     directory: str, identity: str, counts: Sequence[int], read: Callable[[Sequence[int]], Sequence[Any]]
 ) -> SharedIndex:
-    """The index of the data set `identity`, made from what `read` gives for the numbers of some files if missing.
+    """Map the index of the data set `identity`; if missing, make it of what `read` returns for numbers of files.
 
     Raises: InvalidArgument for a directory that others can write, or a file that is not the index; OSError where there
     is no room.
@@ -107,7 +107,7 @@ def shared_index(
     os.makedirs(directory, mode=0o700, exist_ok=True)
     if not _is_of_this_user_alone(os.stat(directory)):
         raise InvalidArgument(
-            "a directory for indexes belongs to this user, and nobody else may write it: name one below it",
+            "a directory for indexes must belong to this user and be writable by no other: name one below it",
             path=directory,
         )
     key = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).digest()
@@ -132,7 +132,7 @@ def _locked(path: str) -> Iterator[None]:
 def _make(
     path: str, key: bytes, counts: Sequence[int], read: Callable[[Sequence[int]], Sequence[Any]]
 ) -> None:
-    """Writes the indexes of some files at a time, each array to its own part of the file."""
+    """Write the indexes of some files at a time, each array to its own part of the file."""
     records = sum(counts)
     temporary = path + ".part"
     with contextlib.suppress(FileNotFoundError):

@@ -6,7 +6,7 @@ up to the first point of the file's name, and the parts of a sample follow one a
 
 A tar has no table of contents, so an index is made by reading it once, with a checksum of each sample, and is kept
 beside it as `NAME.tar.luidx` (in memory if the directory cannot be written). It takes its name complete, and is made
-anew when the tar is no longer the file that it describes: by size, date, first header and end.
+again when the tar is no longer the file that it describes: by size, date, first header and end.
 
     ┌ 0 ──────────┬ 8 ──────┬ 12 ────────┬ 20 ─────────┬ 28 ────────┬ 32 ───────┬ 36 ─────┬ 44 ─────┬ 52 ────────┐
     │ "LUTARIX1"  │ CRC32   │ tar: size  │ mtime_ns    │ CRC32 of   │ CRC32 of  │ samples │ members │ bytes of   │
@@ -61,20 +61,20 @@ READ_BYTES: Final = 4 << 20
 NAME_BYTES_MAX: Final = 1 << 20  # of one extended header: its name, its attributes
 NAME: Final = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 SKIPPED: Final = re.compile(r"__[^/]*__(?:/.*)?", re.DOTALL)  # what WebDataset writes about a shard
-TURN_S: Final = 60.0  # a holder shows ten times as often that it lives
+TURN_S: Final = 60.0  # a holder updates the time of its file ten times as often
 POLL_S: Final = 0.2
 READ_ONLY: Final = (
     errno.EROFS,
     errno.ENOSPC,
     errno.EDQUOT,
-)  # no place for an index is no reason not to read the tar
+)  # without room for an index the tar is read all the same
 
 Progress = Callable[[int], None]
-"""Told of bytes that have been read."""
+"""Called with the count of bytes that have been read."""
 
 
 def key_and_part(name: str) -> tuple[str, str] | None:
-    """("images/0001", "seg.png") of "images/0001.seg.PNG"; None for names that are no part of a sample."""
+    """Split "images/0001.seg.PNG" into ("images/0001", "seg.png"); None for names that are no part of a sample."""
     found = NAME.fullmatch(name)
     if found is None or SKIPPED.fullmatch(name):
         return None
@@ -82,7 +82,7 @@ def key_and_part(name: str) -> tuple[str, str] | None:
 
 
 class Table(NamedTuple):
-    """What an index holds."""
+    """The contents of an index."""
 
     firsts: Integers
     offsets: Integers
@@ -91,14 +91,14 @@ class Table(NamedTuple):
     checksums: Checksums
 
     def to_index(self) -> Index:
-        """Of samples: from the first member to the end of the last."""
+        """Convert to places of samples: from the first member to the end of the last."""
         lasts = self.firsts[1:] - 1
         starts = self.offsets[self.firsts[:-1]]
         return Index(starts, self.offsets[lasts] + self.sizes[lasts] - starts, self.checksums)
 
 
 class ScannedRecords(Records):
-    """Records whose places are found by reading a file once, and kept beside it. `progress` is told of that."""
+    """Records whose places are found by reading a file once, and stored beside it. `progress` is called meanwhile."""
 
     def __init__(self, place: Place, paths: list[str], *, progress: Progress | None = None) -> None:
         self._progress = progress
@@ -108,10 +108,10 @@ class ScannedRecords(Records):
 
     @abstractmethod
     def scan(self, file: Any, size: int, progress: Progress | None) -> Table:
-        """The index of a file, by reading all of it."""
+        """Make the index of a file, by reading all of it."""
 
     def marks(self, file: Any, size: int) -> tuple[int, int]:
-        """Checksums of the first bytes and of the last."""
+        """Compute checksums of the first bytes and of the last."""
         return _marks(file, size)
 
     def examine(self, path: str) -> RecordFile:
@@ -128,9 +128,9 @@ class ScannedRecords(Records):
 
     @contextlib.contextmanager
     def _turn(self, path: str) -> Iterator[Progress | None]:
-        """One process of a job makes the index of a tar; the others wait for it.
+        """Let one process of a job make the index of a tar, while the others wait.
 
-        The turn is a hidden file. It ends with its holder, or when that has not been heard of for TURN_S.
+        The turn is a hidden file. It ends with its holder, or when the file has not been updated for TURN_S.
         """
         file_system = self.place.file_system
         name = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}{SUFFIX}.turn")
@@ -146,17 +146,17 @@ class ScannedRecords(Records):
             except OSError as error:
                 if not isinstance(error, PermissionError) and error.errno not in READ_ONLY:
                     raise
-                yield self._progress  # each for itself, in memory
+                yield self._progress  # each process makes its own, in memory
                 return
-        told = self._progress
-        seen = time.monotonic()
+        report = self._progress
+        updated = time.monotonic()
 
         def progress(count: int) -> None:
-            nonlocal seen
-            if told is not None:
-                told(count)
-            if time.monotonic() - seen > TURN_S / 10:
-                seen = time.monotonic()
+            nonlocal updated
+            if report is not None:
+                report(count)
+            if time.monotonic() - updated > TURN_S / 10:
+                updated = time.monotonic()
                 with contextlib.suppress(FileNotFoundError):
                     file_system.utime(name)
 
@@ -170,7 +170,7 @@ class ScannedRecords(Records):
         return self.read_table(file).to_index()
 
     def read_table(self, file: RecordFile) -> Table:
-        """What the index of a file holds; made again where it is not beside it."""
+        """Read the index of a file; make it again where none is beside the file."""
         table = self._unsaved.get(file.path)
         if table is None:
             with opened(self.place.file_system, file.path) as (handle, identity):
@@ -203,7 +203,7 @@ class ScannedRecords(Records):
 
 
 class TarRecords(ScannedRecords):
-    """The samples of tar shards. `progress` is told while an index is made."""
+    """The samples of tar shards. `progress` is called while an index is made."""
 
     format = "tar"
     suffix = ".tar"
@@ -248,7 +248,7 @@ class TarRecords(ScannedRecords):
             named = key_and_part(table.names[member])
             if named is None:
                 raise CorruptData(
-                    f"the index {SUFFIX} beside it names {table.names[member]!r}: remove the index, it is made anew",
+                    f"the index {SUFFIX} beside it names {table.names[member]!r}: remove the index to make it again",
                     path=self.files[file].path,
                 )
             begin = int(table.offsets[member]) - start
@@ -264,14 +264,14 @@ class TarRecords(ScannedRecords):
 
 
 def _marks(file: Any, size: int) -> tuple[int, int]:
-    """Checksums of the first header and of the end."""
+    """Compute checksums of the first header and of the end."""
     head = zlib.crc32(read_exactly(file, 0, min(BLOCK, size)))
     start = max(0, size - 2 * BLOCK)
     return head, zlib.crc32(read_exactly(file, start, size - start))
 
 
 def pack(table: Table, identity: Identity, marks: tuple[int, int]) -> bytes:
-    """An index as it is kept."""
+    """Encode an index."""
     names = [name.encode("utf-8", "surrogateescape") for name in table.names]
     ends = np.cumsum([len(name) for name in names], dtype=np.int64)
     arrays = (table.firsts, table.offsets, table.sizes, ends)
@@ -283,7 +283,7 @@ def pack(table: Table, identity: Identity, marks: tuple[int, int]) -> bytes:
 
 
 def unpack(data: bytes, identity: Identity, marks: tuple[int, int]) -> Table | None:
-    """The index in `data`; None if it is of another state of the tar, or damaged: then it is made again."""
+    """Decode an index; None if it is of another state of the tar, or damaged: then it is made again."""
     if len(data) < HEAD.size:
         return None
     magic, checksum, size, mtime_ns, head, end, samples, members, name_bytes = HEAD.unpack_from(data)
@@ -308,7 +308,7 @@ def unpack(data: bytes, identity: Identity, marks: tuple[int, int]) -> Table | N
 def _is_whole(  # noqa: PLR0913 (the arrays of an index)
     firsts: Integers, offsets: Integers, sizes: Integers, ends: Integers, size: int, name_bytes: int
 ) -> bool:
-    """Whether an index leads nowhere outside the tar or itself: somebody may have written it on purpose."""
+    """Return whether all places of an index are within the tar and itself: it may have been forged."""
     return bool(
         len(firsts) > 0
         and firsts[0] == 0
@@ -337,7 +337,7 @@ class Stream:
         self._block = memoryview(b"")
 
     def pieces(self, length: int) -> Iterator[memoryview]:
-        """The next bytes. Raises: CorruptData if there are not so many."""
+        """Read the next bytes. Raises: CorruptData if there are not so many."""
         if self.position + length > self.size:
             raise CorruptData(
                 f"the tar was cut off: it ends at byte {self.size}, within what begins at {self.position}",
@@ -377,7 +377,7 @@ class _Samples:
     parts: set[str] = field(default_factory=set)
 
     def begins(self, key: str, part: str) -> bool:
-        """Whether the member is the first of a sample."""
+        """Return whether the member is the first of a sample."""
         if key != self.key:
             self.key, self.parts = key, {part}
             return True
@@ -394,7 +394,7 @@ class _Samples:
 
 
 def scan(file: Any, size: int, progress: Progress | None) -> Table:
-    """The index of a tar, by reading all of it. Raises: CorruptData for what is no tar, cut off or damaged."""
+    """Make the index of a tar, by reading all of it. Raises: CorruptData for other, cut off or damaged files."""
     stream = Stream(file, size, progress)
     found = _Samples(stream.path)
     for name, length in _members(stream):
@@ -416,7 +416,7 @@ def scan(file: Any, size: int, progress: Progress | None) -> Table:
 
 
 def _members(stream: Stream) -> Iterator[tuple[str, int]]:
-    """(name, bytes) of each file. The caller takes its bytes, rounded up to blocks, before it goes on."""
+    """List (name, bytes) of each file. The caller reads its bytes, rounded up to blocks, before the next."""
     common: dict[str, str] = {}
     extended: dict[str, str] = {}
     while True:
@@ -468,7 +468,7 @@ def _extension(stream: Stream, info: tarfile.TarInfo, at: int) -> bytes:
 
 
 def _pax(data: bytes, path: str, at: int) -> dict[str, str]:
-    """Records "LENGTH KEY=VALUE\\n"."""
+    """Parse records "LENGTH KEY=VALUE\\n"."""
     result = {}
     while data.strip(b"\0"):
         digits, space, _ = data.partition(b" ")
@@ -483,7 +483,7 @@ def _pax(data: bytes, path: str, at: int) -> dict[str, str]:
 
 
 def _require_end(stream: Stream) -> None:
-    """Only zeros follow the first block of zeros."""
+    """Raises: CorruptData unless only zeros follow the first block of zeros."""
     while stream.position < stream.size:
         for piece in stream.pieces(min(READ_BYTES, stream.size - stream.position)):
             if bytes(piece).count(0) != len(piece):
@@ -510,7 +510,7 @@ class TarWriter(Writer):
         self._file = NewFile(place.file_system, self.path)
 
     def write(self, sample: Mapping[str, Any]) -> None:
-        """Adds a sample: its "__key__", and the bytes of its parts by their endings. Raises: ValueError."""
+        """Add a sample: its "__key__", and the bytes of its parts by their endings. Raises: ValueError."""
         self._require_open()
         key = sample.get("__key__")
         parts = {part: as_bytes(data) for part, data in sample.items() if part != "__key__"}

@@ -1,4 +1,4 @@
-"""Token files as Megatron-LM has them: `NAME.bin`, tokens back to back, and `NAME.idx`, where its sequences lie.
+"""Token files as Megatron-LM has them: `NAME.bin`, tokens back to back, and `NAME.idx`, the places of its sequences.
 
     ┌ 0 ─────────────┬ 9 ───────┬ 17 ──────┬ 18 ──────┬ 26 ──────┬ 34 ───────────┬───────────────┬───────────────┐
     │ "MMIDIDX\\0\\0"  │ version  │ type     │ N        │ D        │ lengths       │ byte offsets  │ documents     │
@@ -81,7 +81,7 @@ class TokenRecords(Records):
         count = sequences if self.window is None else max(0, tokens - 1) // self.window
         found = RecordFile(path + ".bin", count, identity, checksum)
         if self.window is not None or not count:
-            self.read_index(found)  # nobody will read it later
+            self.read_index(found)  # checked now: it is not read later
         return found
 
     def read_index(self, file: RecordFile) -> Index:
@@ -125,7 +125,7 @@ class TokenRecords(Records):
 
 
 def _read_head(file: Any, size: int) -> tuple[int, int, int]:
-    """(type, sequences, documents) of an index."""
+    """Read (type, sequences, documents) of an index."""
     path = str(file.name)
     if size < HEAD.size:
         raise CorruptData(f"not an index of tokens: {size} bytes are less than its header", path=path)
@@ -147,7 +147,7 @@ def _read_head(file: Any, size: int) -> tuple[int, int, int]:
 
 
 def _check(path: str, size: int, offsets: Integers, lengths: Integers, *, itemsize: int) -> None:
-    """Raises: CorruptData if a sequence lies outside the tokens, or tokens outside all sequences."""
+    """Raises: CorruptData if a sequence is outside the tokens, or tokens outside all sequences."""
     wrong = np.flatnonzero(
         (lengths < 0)
         | (offsets < 0)
@@ -158,7 +158,7 @@ def _check(path: str, size: int, offsets: Integers, lengths: Integers, *, itemsi
     if wrong.size:
         first = int(wrong[0])
         raise CorruptData(
-            f"sequence {first} lies at bytes {int(offsets[first])} to {int(offsets[first]) + int(lengths[first])}, but "
+            f"sequence {first} is at bytes {int(offsets[first])} to {int(offsets[first]) + int(lengths[first])}, but "
             f"the tokens are {size} bytes: one of the two files was cut off, or is of another data set",
             path=path,
         )
@@ -180,7 +180,7 @@ def _check_documents(path: str, starts: Integers, sequences: int) -> None:
 
 
 class TokenWriter(Writer):
-    """Writes NAME.bin and NAME.idx. The index, without which nobody opens the other, appears last.
+    """Writes NAME.bin and NAME.idx. The index, without which the other cannot be opened, appears last.
 
     `dtype`: "uint8", "int8", "int16", "uint16", "int32", "int64", "float32" or "float64".
     """
@@ -215,14 +215,14 @@ class TokenWriter(Writer):
         return sum(self._lengths) * self.dtype.itemsize
 
     def write(self, tokens: npt.ArrayLike, *, ends_document: bool = True) -> None:
-        """Adds a sequence. Raises: ValueError for tokens that the type cannot hold, or that are not in a row."""
+        """Add a sequence. Raises: ValueError for tokens that the type cannot hold, or of several dimensions."""
         self._require_open()
         given = np.asarray(tokens)
         if given.ndim != 1:
             raise ValueError(f"a sequence has one dimension, not {given.ndim}")
         if len(given) >= 1 << 31:
             raise ValueError(f"a sequence has less than 2**31 tokens, not {len(given)}: write it in pieces")
-        with np.errstate(invalid="ignore"):  # what cannot be told in the type is found by comparison
+        with np.errstate(invalid="ignore"):  # values outside the type are found by comparison
             made = given.astype(self.dtype)
         if given.size and not np.array_equal(made, given):
             raise ValueError(f"tokens of {given.min()} to {given.max()} do not fit into {self.dtype.name}")

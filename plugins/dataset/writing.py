@@ -1,5 +1,5 @@
-"""What writers of all formats share: a file that takes its name when it is complete and durable, written in large
-pieces, and nothing left of it after an error."""
+"""Shared by writers of all formats: a file that takes its name when it is complete and durable, written in large
+pieces, and removed after an error."""
 
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -24,7 +24,7 @@ class NewFile:
         self._file: Any = self._replacing.__enter__()
 
     def put(self, data: "ReadableBuffer") -> None:
-        """Appends bytes."""
+        """Append bytes."""
         view = memoryview(data)
         if view.nbytes >= WRITE_BYTES:
             self._flush()
@@ -40,7 +40,7 @@ class NewFile:
             self._pending = bytearray()
 
     def complete(self, head: bytes = b"") -> None:
-        """The file is what was put, behind `head`."""
+        """Complete the file: what was put, behind `head`."""
         try:
             self._flush()
             if head:
@@ -51,7 +51,7 @@ class NewFile:
         self._replacing.__exit__(None, None, None)
 
     def abandon(self, error: BaseException) -> None:
-        """Leaves nothing; the old file of that name, if there is one, stays."""
+        """Remove what was written; the old file of that name, if there is one, stays."""
         try:
             self._replacing.__exit__(type(error), error, error.__traceback__)
         except BaseException as raised:
@@ -60,13 +60,13 @@ class NewFile:
 
 
 class Writer:
-    """The manners of a writer: `close` completes, an error in a `with` block abandons."""
+    """The life of a writer: `close` completes, an error in a `with` block abandons."""
 
     path: str
     _open = True
 
     def close(self) -> None:
-        """Completes what was written."""
+        """Complete the file."""
         if self._open:
             self._open = False
             self._complete()
@@ -95,7 +95,7 @@ class Writer:
 
 
 def as_bytes(data: "ReadableBuffer") -> memoryview:
-    """The bytes of any contiguous buffer."""
+    """View the bytes of any contiguous buffer."""
     view = memoryview(data)
     return view.cast("B") if view.nbytes else memoryview(b"")
 

@@ -33,8 +33,8 @@ from luciola.plugins.checkpoint import (
     verify,
 )
 from luciola.plugins.checkpoint.command import checkpoint
+from luciola.plugins.checkpoint.commit import clean, leftovers
 from luciola.plugins.checkpoint.manifest import Manifest, _crc_of, parse_manifest
-from luciola.plugins.checkpoint.publish import clean, leftovers
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
 

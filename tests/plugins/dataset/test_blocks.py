@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from luciola.client import LocalFileSystem
 from luciola.errors import CorruptData, InvalidArgument
-from luciola.plugins.dataset import FFRecordWriter, Loader, MapDataset, Order, open_records, reading
-from luciola.plugins.dataset.checking import info, verify
+from luciola.plugins.dataset import FFRecordWriter, Loader, MapDataset, Order, open_records, sample_reader
+from luciola.plugins.dataset.verify import info, verify
 
 KINDS = ("parquet", "arrow", "stream")
 
@@ -162,7 +162,7 @@ def test_columns_that_are_left_out_count_where_their_bytes_are_kept(tmp_path) ->
     records = open_records(tmp_path, columns=["n"], cache_bytes=350_000)
     dataset = MapDataset(records)
     assert n(dataset.__getitems__(list(range(10)))) == list(range(10))
-    assert len(records.cache._kept) == 3
+    assert len(records.cache._cached) == 3
     dataset.close()
 
 
@@ -172,9 +172,9 @@ def test_block_that_is_not_kept_is_read_again(tmp_path) -> None:
     dataset = MapDataset(records)
     order = np.random.default_rng(1).permutation(100)
     assert n(dataset.__getitems__(order)) == order.tolist(), "blocks of one batch one after the other"
-    assert len(records.cache._kept) == 1, "the last one is kept in any case"
+    assert len(records.cache._cached) == 1, "the last one is kept in any case"
     begun = [dataset.start([0, 99]), dataset.start([1, 98]), dataset.start([50])]
-    dataset.abandon(begun[0])
+    dataset.cancel(begun[0])
     assert n(dataset.finish(begun[2])) == [50]
     assert n(dataset.finish(begun[1])) == [1, 98]
     dataset.close()
@@ -182,7 +182,7 @@ def test_block_that_is_not_kept_is_read_again(tmp_path) -> None:
 
 def test_blocks_beyond_a_wave_are_read_by_turns(tmp_path, monkeypatch) -> None:
     write_numbers(tmp_path, "parquet")
-    monkeypatch.setattr(reading, "WAVE_BYTES", 1)
+    monkeypatch.setattr(sample_reader, "WAVE_BYTES", 1)
     dataset = MapDataset(open_records(tmp_path))
     begun = dataset.start(range(100))
     assert len(begun.reading.blocks) == 1

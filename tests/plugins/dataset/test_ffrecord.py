@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from luciola.client import LocalFileSystem
 from luciola.errors import CorruptData, InvalidArgument
 from luciola.plugins.dataset import FFRecords, FFRecordWriter, open_records
-from luciola.plugins.dataset.batch import BatchReader
+from luciola.plugins.dataset.reader import BatchReader
 from luciola.plugins.dataset.records import Place
 
 

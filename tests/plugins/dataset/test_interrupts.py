@@ -15,11 +15,12 @@ import pytest
 
 from luciola.client import LocalFileSystem, local_ring
 from luciola.client import ring as cluster_ring
-from luciola.plugins.dataset import FFRecordWriter, Loader, MapDataset, batch, datasets, loader, open_records
-from luciola.plugins.dataset.batch import BatchReader
+from luciola.plugins.dataset import FFRecordWriter, Loader, MapDataset, datasets, loader, open_records
+from luciola.plugins.dataset import reader as reader_module
+from luciola.plugins.dataset.reader import BatchReader
 from luciola.plugins.dataset.records import Records
 
-FILES = {module.__file__ for module in (batch, datasets, loader, local_ring, cluster_ring)}
+FILES = {module.__file__ for module in (reader_module, datasets, loader, local_ring, cluster_ring)}
 
 
 class Interrupt(BaseException):
@@ -75,14 +76,14 @@ def wanted(numbers: np.ndarray) -> list[bytes]:
 
 
 def test_a_reader_goes_on_behind_an_interrupt_at_any_call(records, monkeypatch) -> None:
-    monkeypatch.setattr(batch, "ENTRIES", 4)  # so that reads wait for room
+    monkeypatch.setattr(reader_module, "ENTRIES", 4)  # so that reads wait for room
     numbers = np.arange(0, 80, 7)
     reader = BatchReader([records])
     for place in itertools.count():
         try:
             with Interrupted(place) as interrupted:
                 first, second = reader.start(numbers), reader.start(numbers[::-1])
-                reader.abandon(second)
+                reader.cancel(second)
                 assert [each.tobytes() for each in reader.finish(first).arrays()] == wanted(numbers)
         except Interrupt:
             pass
@@ -92,7 +93,7 @@ def test_a_reader_goes_on_behind_an_interrupt_at_any_call(records, monkeypatch) 
     assert place > 50
     reader.read(numbers)
     channel = reader._channels[0]
-    assert (channel.ring.in_flight, channel.waiting, channel._landed) == (0, [], [])
+    assert (channel.ring.in_flight, channel.queue, channel._completed) == (0, [], [])
     reader.close()
 
 

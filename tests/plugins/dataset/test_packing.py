@@ -8,9 +8,9 @@ from click.testing import CliRunner
 
 from luciola.errors import AlreadyExists, CorruptData, InvalidArgument
 from luciola.plugins.dataset import MapDataset, open_records
-from luciola.plugins.dataset.checking import info, verify
 from luciola.plugins.dataset.command import dataset
 from luciola.plugins.dataset.packing import find_sources, pack_files
+from luciola.plugins.dataset.verify import info, verify
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ def test_directory_that_others_may_write_is_refused(tmp_path, shared) -> None:
     write_ffrecord(tmp_path)
     shared.mkdir()
     shared.chmod(0o777)
-    with pytest.raises(InvalidArgument, match="nobody else may write it"):
+    with pytest.raises(InvalidArgument, match="writable by no other"):
         open_records(tmp_path, index_directory=shared).locate(np.array([1]))
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from luciola.client import LocalFileSystem
 from luciola.errors import CorruptData, InvalidArgument
 from luciola.plugins.dataset import MapDataset, TarWriter, collate, open_records
-from luciola.plugins.dataset.batch import BatchReader
+from luciola.plugins.dataset.reader import BatchReader
 from luciola.plugins.dataset.tar import SUFFIX, key_and_part
 
 Sample = dict[str, str | bytes]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from luciola.errors import CorruptData, InvalidArgument
 from luciola.plugins.dataset import Loader, MapDataset, TokenWriter, open_records
-from luciola.plugins.dataset.batch import BatchReader
+from luciola.plugins.dataset.reader import BatchReader
 from luciola.plugins.dataset.tokens import DTYPES
 
 
@@ -137,12 +137,12 @@ GOOD = index_bytes(1, 1, [2, 3], [0, 1, 2])
             GOOD[:18] + struct.pack("<Q", 1 << 63) + GOOD[26:],
             "cut off or is damaged: 9223372036854775808 sequences",
         ),
-        (index_bytes(1, 1, [2, -3], [0, 2]), "sequence 1 lies at bytes 2 to -1"),
-        (index_bytes(1, 1, [2, 4], [0, 2]), "sequence 1 lies at bytes 2 to 6, but the tokens are 5 bytes"),
+        (index_bytes(1, 1, [2, -3], [0, 2]), "sequence 1 is at bytes 2 to -1"),
+        (index_bytes(1, 1, [2, 4], [0, 2]), "sequence 1 is at bytes 2 to 6, but the tokens are 5 bytes"),
         (index_bytes(1, 1, [2, 2], [0, 2]), "ends at byte 4, but there are 5 bytes"),
         (index_bytes(1, 1, [2, 3], [0, 3]), "documents do not grow from 0 to 2"),
         (index_bytes(1, 1, [2, 3], [1, 2]), "documents do not grow"),
-        (index_bytes(3, 1, [1, 1], [0, 2]), "sequence 1 lies at bytes 1 to 3"),
+        (index_bytes(3, 1, [1, 1], [0, 2]), "sequence 1 is at bytes 1 to 3"),
         (index_bytes(1, 1, [], [0]), "ends at byte 0, but there are 5 bytes"),
     ],
 )

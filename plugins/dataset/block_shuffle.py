@@ -1,6 +1,6 @@
 """A shuffle for records in blocks: each block is needed for a short stretch of an epoch, and not for each of its rows.
 
-Blocks are put in a random order, and the samples of every `mixed` blocks in a row are put in a random order together.
+Blocks are put in a random order, and the samples of every `mixed` consecutive blocks are shuffled together.
 A reader in that order needs `mixed` blocks at a time, and each block once an epoch.
 
 X1  Within one pass every sample comes exactly once (`permute` is a bijection, of blocks and of samples).
@@ -15,27 +15,29 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-Integers = npt.NDArray[np.int64]
+from .permutation import Indices, permute
 
 MIXED_BLOCKS: Final = 8  # whose samples are shuffled together: as many are kept decoded
 PASSES_KEPT: Final = 2  # orders of blocks: that of an epoch, and of the one that begins
 
 
 class BlockShuffle:
-    """The samples of one data set, whose blocks have these sizes. Takes 24 bytes a block, and about 9
-    for each pass that is kept."""
+    """The samples of one data set, whose blocks have these sizes.
+
+    Takes 24 bytes a block, and about 9 for each pass that is cached.
+    """
 
     def __init__(self, sizes: npt.ArrayLike, mixed: int, key: bytes) -> None:
         given = np.asarray(sizes, np.int64)
-        self._sizes: Integers = given[given > 0]
-        self._starts: Integers = np.cumsum(self._sizes) - self._sizes
+        self._sizes: Indices = given[given > 0]
+        self._starts: Indices = np.cumsum(self._sizes) - self._sizes
         self._mixed, self._key = operator.index(mixed), key
         if self._mixed < 1:
             raise ValueError(f"at least one block is shuffled at a time, not {mixed}")
-        self._passes: dict[int, tuple[Integers, Integers]] = {}
+        self._passes: dict[int, tuple[Indices, Indices]] = {}
 
-    def samples(self, positions: Integers, passes: npt.ArrayLike) -> Integers:
-        """The samples at positions of passes: one pass for all, or one for each."""
+    def samples(self, positions: Indices, passes: npt.ArrayLike) -> Indices:
+        """Compute the samples at positions of passes: one pass for all, or one for each."""
         flat = positions.reshape(-1)
         turns = np.broadcast_to(np.asarray(passes, np.int64), positions.shape).reshape(-1)
         result = np.empty_like(flat)
@@ -51,21 +53,17 @@ class BlockShuffle:
                 )
         return result.reshape(positions.shape)
 
-    def _within(self, order: Integers, stretch: int, places: Integers, turn: int) -> Integers:
-        """Samples at places of the blocks that are shuffled together."""
-        from .order import permute
-
+    def _within(self, order: Indices, stretch: int, places: Indices, turn: int) -> Indices:
+        """Compute the samples at places of the blocks that are shuffled together."""
         blocks = order[stretch * self._mixed : (stretch + 1) * self._mixed]
         ends = np.cumsum(self._sizes[blocks])
         within = permute(places, int(ends[-1]), self._key + b" samples", turn + stretch)
         owners = np.searchsorted(ends, within, side="right")
-        result: Integers = self._starts[blocks[owners]] + within - (ends - self._sizes[blocks])[owners]
+        result: Indices = self._starts[blocks[owners]] + within - (ends - self._sizes[blocks])[owners]
         return result
 
-    def _pass(self, turn: int) -> tuple[Integers, Integers]:
-        """(blocks in their order, where each stretch of `mixed` blocks ends)."""
-        from .order import permute
-
+    def _pass(self, turn: int) -> tuple[Indices, Indices]:
+        """Return (blocks in their order, where each stretch of `mixed` blocks ends)."""
         found = self._passes.get(turn)
         if found is None:
             count = len(self._sizes)
@@ -81,7 +79,7 @@ class BlockShuffle:
 
 
 def digest(blocks: Sequence[npt.ArrayLike]) -> str:
-    """Names the sizes of blocks of data sets."""
+    """Hash the sizes of blocks of data sets."""
     found = hashlib.sha256()
     for each in blocks:
         sizes = np.asarray(each, "<i8")

@@ -11,9 +11,9 @@ import pytest
 from luciola.client import Completion, LocalFileSystem
 from luciola.errors import CorruptData
 from luciola.plugins.dataset import FFRecords, FFRecordWriter, Loader, MapDataset, open_records
-from luciola.plugins.dataset.batch import ENTRIES, PIECE_BYTES, BatchReader
 from luciola.plugins.dataset.ffrecord import header
 from luciola.plugins.dataset.pool import Pool
+from luciola.plugins.dataset.reader import ENTRIES, PIECE_BYTES, BatchReader
 
 
 def write_file(path, records: list[bytes]) -> None:
@@ -108,7 +108,7 @@ def test_more_reads_than_the_ring_has_room_for(reader: BatchReader, rings: Rings
 
 def test_batches_that_nobody_wants_are_left(reader: BatchReader) -> None:
     pending = reader.start([1, 2, 3])
-    reader.abandon(pending)
+    reader.cancel(pending)
     assert is_right(reader.read([9]), [9])
     assert not files_in_use(reader)
 
@@ -128,7 +128,7 @@ def test_a_batch_that_cannot_be_submitted_leaves_nothing_behind(reader: BatchRea
     with pytest.raises(ValueError, match="closed"):
         reader.start([1, 2])
     channel.ring = ring
-    assert not channel.waiting
+    assert not channel.queue
     assert is_right(reader.read([3]), [3])
     assert not files_in_use(reader)
 

@@ -1,16 +1,16 @@
-"""What a data set is, and whether it is whole."""
+"""Information about a data set, and its verification against checksums."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
 from ...errors import CorruptData
-from .batch import BatchReader
 from .blocks import BlockRecords
-from .reading import SampleReader
+from .reader import BatchReader
 from .records import Integers, Records
+from .sample_reader import SampleReader
 
 BATCH_BYTES: Final = 16 << 20  # read at a time while verifying
 BATCH_RECORDS: Final = 4096
@@ -18,7 +18,7 @@ BATCH_RECORDS: Final = 4096
 
 @dataclass(frozen=True)
 class Damage:
-    """A record, or a file as a whole (`record` None), that is not what it should be."""
+    """A record, or a whole file (`record` None), that does not match its checksum or cannot be read."""
 
     file: str
     record: int | None
@@ -26,14 +26,13 @@ class Damage:
 
 
 def info(records: Records) -> dict[str, Any]:
-    """What a data set is; its indexes are read, its records are not."""
+    """Describe a data set. Reads its indexes, not its records."""
     if isinstance(records, BlockRecords):
         return _info_of_blocks(records)
     files = []
     lengths = []
     for number, file in enumerate(records.files):
-        numbers = np.arange(file.count) + records.first(number)
-        sizes = records.locate(numbers).lengths
+        sizes = records.locate(records.numbers_in(number)).lengths
         lengths.append(sizes)
         files.append({"path": file.path, "records": file.count, "bytes": file.identity.size})
     sizes = np.concatenate(lengths)
@@ -50,7 +49,7 @@ def info(records: Records) -> dict[str, Any]:
 
 
 def _info_of_blocks(records: BlockRecords) -> dict[str, Any]:
-    """A row has no length of its own: that of its block, divided by its rows."""
+    """Describe rows, whose lengths are those of their blocks, divided by the rows in them."""
     rows = records.block_sizes()
     bytes_ = np.array([records.block_bytes(block) for block in range(len(rows))], np.int64)
     sizes = np.repeat(bytes_ // np.maximum(rows, 1), rows)
@@ -77,7 +76,7 @@ def _spread(sizes: Integers) -> dict[str, int]:
 
 
 def verify(records: Records, advance: Callable[[int], None] = lambda _count: None) -> list[Damage]:
-    """Reads every record and compares it with its checksum; what is damaged."""
+    """Read every record and compare it with its checksum; return what is damaged."""
     if isinstance(records, BlockRecords):
         return _verify_blocks(records, advance)
     damages = []
@@ -90,7 +89,7 @@ def verify(records: Records, advance: Callable[[int], None] = lambda _count: Non
                 damages.append(Damage(file.path, None, error.message))
                 continue
             for batch in batches:
-                damages += _verify(reader, records, file.path, batch)
+                damages += _verify(reader, records, batch)
                 advance(int(records.locate(batch).lengths.sum()))
     finally:
         reader.close()
@@ -100,16 +99,15 @@ def verify(records: Records, advance: Callable[[int], None] = lambda _count: Non
 def _verify_blocks(records: BlockRecords, advance: Callable[[int], None]) -> list[Damage]:
     damages = []
     reader = SampleReader([records])
-    ends = np.cumsum(records.block_sizes())
     try:
-        for block, rows in enumerate(records.block_sizes().tolist()):
-            file, _ = records.file_of(block)
+        for block in range(len(records.block_sizes())):
+            rows = records.rows_of(block)
             try:
                 if rows and records.names:
                     reader.verify(0, block)
             except CorruptData as error:
-                first = int(ends[block]) - rows - records.first(file)
-                damages.append(Damage(records.files[file].path, first, error.message))
+                file, first = records.in_file(rows.start)
+                damages.append(Damage(file.path, first, error.message))
             advance(records.block_bytes(block))
     finally:
         reader.close()
@@ -117,8 +115,8 @@ def _verify_blocks(records: BlockRecords, advance: Callable[[int], None]) -> lis
 
 
 def _batches(records: Records, file: int) -> Iterator[Integers]:
-    """Numbers of records that are read together."""
-    numbers = np.arange(records.files[file].count) + records.first(file)
+    """List the numbers of records of a file that are read together."""
+    numbers = records.numbers_in(file)
     ends = np.cumsum(records.locate(numbers).lengths)
     start = 0
     while start < len(numbers):
@@ -129,21 +127,16 @@ def _batches(records: Records, file: int) -> Iterator[Integers]:
         start = end
 
 
-def _verify(reader: BatchReader, records: Records, path: str, numbers: Integers) -> list[Damage]:
-    """Of a batch; one that has damage is read again record by record."""
+def _verify(reader: BatchReader, records: Records, numbers: Integers) -> list[Damage]:
+    """Verify a batch; a damaged one is read again record by record."""
     try:
         reader.read(numbers)
     except CorruptData as error:
         if len(numbers) == 1:
-            within = int(numbers[0] - records.first(int(records.split(numbers)[0][0])))
-            return [Damage(path, within, error.message)]
-        return [damage for number in numbers for damage in _verify(reader, records, path, np.array([number]))]
+            file, within = records.in_file(int(numbers[0]))
+            return [Damage(file.path, within, error.message)]
+        return [damage for number in numbers for damage in _verify(reader, records, np.array([number]))]
     return []
 
 
-def as_dict(damage: Damage) -> dict[str, Any]:
-    """For JSON."""
-    return asdict(damage)
-
-
-__all__ = ["Damage", "as_dict", "info", "verify"]
+__all__ = ["Damage", "info", "verify"]

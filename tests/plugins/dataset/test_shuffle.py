@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luciola.plugins.dataset import Order
-from luciola.plugins.dataset.order import BLOCK, permute, quotas
+from luciola.plugins.dataset.permutation import permute
+from luciola.plugins.dataset.shuffle import BLOCK, quotas
 
 keys = st.binary(max_size=20)
 

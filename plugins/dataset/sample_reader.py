@@ -5,8 +5,8 @@
     batch = reader.finish(reading)                          # the memory of plain records, and of blocks
     samples = reader.samples(reading, batch)
 
-M1  A block is read once for the batches that are under way together: the first reads it, the others find it kept.
-M2  Of one batch, blocks of WAVE_BYTES are read at a time; of those beyond, only the rows that are asked for stay.
+M1  A block is read once for the batches that are in flight together: the first reads it, the others find it cached.
+M2  Of one batch, blocks of WAVE_BYTES are read at a time; of those beyond, only the rows that are asked for are kept.
 """
 
 from collections.abc import Callable
@@ -17,16 +17,17 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from .batch import Batch, BatchReader, Pending
 from .blocks import BlockRecords, Run
-from .records import Bytes, Integers, Records
+from .pool import POOL_BYTES
+from .reader import Batch, BatchReader, Pending
+from .records import Bytes, Integers, Numbering, Records
 
 WAVE_BYTES: Final = 256 << 20  # stored bytes of blocks that one batch reads together
 
 
 @dataclass(eq=False)
 class Reading:
-    """A batch under way. `parts` and `numbers` of each place: the data set, and the record in it."""
+    """A batch in flight. `parts` and `numbers` of each place: the data set, and the record in it."""
 
     pending: Pending
     places: Integers
@@ -42,27 +43,33 @@ class SampleReader:
     """Reads samples of several data sets, which are numbered one after the other. Belongs to one process."""
 
     def __init__(
-        self, parts: list[Records], *, check: bool = True, pin: Callable[[Bytes], None] | None = None
+        self,
+        parts: list[Records],
+        *,
+        check: bool = True,
+        pin: Callable[[Bytes], None] | None = None,
+        pool_bytes: int = POOL_BYTES,
     ) -> None:
         self.parts = parts
-        self.stored = BatchReader([part.stored for part in parts], check=check, pin=pin)
+        stored = [part.stored for part in parts]
+        self.stored = BatchReader(stored, check=check, pin=pin, pool_bytes=pool_bytes)
         self._has_blocks = any(isinstance(part, BlockRecords) for part in parts)
-        self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-        stored = np.cumsum([0, *(len(part.stored) for part in parts)], dtype=np.int64)
-        self._firsts = stored[:-1]
-        self._under_way: set[tuple[int, int]] = set()
+        self._numbering = Numbering.of("samples", map(len, parts))
+        self._firsts = Numbering.of("stored records", map(len, stored)).starts
+        self._in_flight: set[tuple[int, int]] = set()
         self._damaged: set[tuple[int, int]] = set()
 
     def split(self, places: Integers) -> tuple[Integers, Integers]:
-        """(data sets, numbers in them). Raises: IndexError."""
-        if places.size and not 0 <= int(places.min()) <= int(places.max()) < int(self._ends[-1]):
-            wrong = int(places.max() if places.min() >= 0 else places.min())
-            raise IndexError(f"samples are 0 to {int(self._ends[-1]) - 1}, not {wrong}")
-        parts = np.searchsorted(self._ends, places, side="right")
-        return parts, places - (self._ends[parts] - np.array([len(part) for part in self.parts])[parts])
+        """Find (data sets, numbers in them). Raises: IndexError."""
+        return self._numbering.split(places)
+
+    def record_at(self, place: int) -> tuple[Records, int]:
+        """Find (data set, number in it) of one sample. Raises: IndexError."""
+        part, number = self._numbering.split_one(place)
+        return self.parts[part], number
 
     def start(self, places: Integers) -> Reading:
-        """Begins to read a batch. Raises: IndexError; what opening a file raises."""
+        """Submit the reads of a batch. Raises: IndexError; what opening a file raises."""
         if not self._has_blocks:
             everything = np.arange(len(places))
             return Reading(self.stored.start(places), places, everything[:0], everything[:0], everything)
@@ -74,7 +81,7 @@ class SampleReader:
         room = WAVE_BYTES
         for key in self._blocks_of(parts, numbers):
             records = self._blocked(key[0])
-            if key in self._under_way or key[1] in records.cache:
+            if key in self._in_flight or key[1] in records.cache:
                 continue
             size = records.block_bytes(key[1])
             if blocks and size > room:
@@ -84,11 +91,11 @@ class SampleReader:
             blocks[key] = range(len(wanted), len(wanted) + len(runs))
             wanted += [int(self._firsts[key[0]]) + run for run in runs]
         reading = Reading(self.stored.start(wanted), places, parts, numbers, plain, blocks)
-        self._under_way.update(blocks)
+        self._in_flight.update(blocks)
         return reading
 
     def _blocks_of(self, parts: Integers, numbers: Integers) -> list[tuple[int, int]]:
-        """(part, block) of rows, in the order in which they are first asked for."""
+        """List (part, block) of rows, in the order in which they are first asked for."""
         found: dict[tuple[int, int], None] = {}
         for part in np.unique(parts):
             records = self.parts[int(part)]
@@ -105,19 +112,19 @@ class SampleReader:
         return records
 
     def finish(self, reading: Reading) -> Batch:
-        """Waits for a batch. Raises: OSError; CorruptData, which names file and record."""
+        """Wait for a batch. Raises: OSError; CorruptData, which names file and record."""
         try:
             return self.stored.finish(reading.pending, samples=len(reading.places))
         finally:
-            self._under_way.difference_update(reading.blocks)
+            self._in_flight.difference_update(reading.blocks)
 
-    def abandon(self, reading: Reading) -> None:
-        """Abandon a batch that is not going to be finished."""
-        self._under_way.difference_update(reading.blocks)
-        self.stored.abandon(reading.pending)
+    def cancel(self, reading: Reading) -> None:
+        """Drop a batch that is not going to be finished."""
+        self._in_flight.difference_update(reading.blocks)
+        self.stored.cancel(reading.pending)
 
     def samples(self, reading: Reading, batch: Batch) -> list[Any]:
-        """The samples, as the formats make them. Raises: OSError; CorruptData."""
+        """Make the samples, as the formats do. Raises: OSError; CorruptData."""
         arrays = batch.arrays()
         parts, numbers = reading.parts, reading.numbers
         if not self._has_blocks:
@@ -149,7 +156,7 @@ class SampleReader:
         return result
 
     def _runs(self, part: int, block: int, own: range | None, arrays: list[Bytes]) -> list[Run]:
-        """The bytes of a block: those that this batch has read, or read now."""
+        """Return the bytes of a block: those that this batch has read, or read now."""
         records = self._blocked(part)
         numbers = np.array(records.runs_of(block), np.int64)
         offsets = records.stored.locate(numbers).offsets.tolist()
@@ -161,7 +168,7 @@ class SampleReader:
     # ---- blocks that are damaged
 
     def is_damaged(self, places: Integers) -> npt.NDArray[np.bool_]:
-        """Which of these are in blocks that were found damaged."""
+        """Mark the samples in blocks that were found damaged."""
         found = np.zeros(len(places), bool)
         if self._damaged:
             parts, numbers = self.split(places)
@@ -172,20 +179,20 @@ class SampleReader:
         return found
 
     def note_damage(self, place: int) -> None:
-        """The block of a sample could not be read or decoded: it is not tried again, where bad records are skipped."""
-        parts, numbers = self.split(np.array([place]))
-        records = self.parts[int(parts[0])]
+        """Remember that the block of a sample is damaged: it is not read again, where bad records are skipped."""
+        part, number = self._numbering.split_one(place)
+        records = self.parts[part]
         if isinstance(records, BlockRecords):
-            self._damaged.add((int(parts[0]), int(records.block_of(numbers)[0][0])))
+            self._damaged.add((part, int(records.block_of(np.array([number]))[0][0])))
 
     def verify(self, part: int, block: int) -> None:
-        """Reads and decodes a block as a whole. Raises: OSError; CorruptData."""
+        """Read and decode a whole block. Raises: OSError; CorruptData."""
         records = self._blocked(part)
         with records.decoding(block):
             records.decode(block, self._runs(part, block, None, [])).validate(full=True)
 
     def close(self) -> None:
-        """Waits for what is under way, and closes the files."""
+        """Wait for the reads in flight, and close the files."""
         self.stored.close()
 
 

@@ -3,23 +3,17 @@
     order = Order([60_000], seed=7)
     order.indices(epoch=3, positions=numpy.arange(512))     # the first 512 samples of epoch 3
 
-O1  Within one pass over a data set every sample comes exactly once: `permute` is a bijection of 0 … size-1 for every
-    size and key.
+O1  Within one pass over a data set every sample comes exactly once (`permutation`).
 O2  The sample at a position depends on sizes, weights, seed and epoch alone: not on ranks, workers, machines, the
     versions of Python, numpy or torch, or on what was asked before.
-O3  Memory does not grow with the size; shuffled by blocks (`block_order`), with the number of blocks.
+O3  Memory does not grow with the size; shuffled by blocks (`block_shuffle`), with the number of blocks.
 O4  VERSION names the function. A change of any result is a new version; golden tests hold this one.
 
-The permutation is a generalized Feistel cipher with cycle walking (Black and Rogaway, "Ciphers with Arbitrary Finite
-Domains", 2002): a number below a·b is split into two digits, each round adds to one digit, modulo its base, a keyed
-hash of the other; what falls outside the size is sent through again. The hash is the finalizer of SplitMix64.
-
 A mixture takes blocks of BLOCK samples. Each data set has its quota of every block, spread over it by a permutation;
-so the share of each is exact after every block, and a data set goes on where it was at the end of an epoch. Where
-weights change between epochs, a new sequence of blocks begins, and each data set goes on where it was.
+so the share of each is exact after every block, and a data set continues where it was at the end of an epoch. Where
+weights change between epochs, a new sequence of blocks begins, and each data set continues where it was.
 """
 
-import hashlib
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -28,65 +22,14 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .block_order import MIXED_BLOCKS, BlockShuffle, digest
+from .block_shuffle import MIXED_BLOCKS, BlockShuffle, digest
+from .permutation import SIZE_MAX, Indices, permute
 
 VERSION: Final = 1
-ROUNDS: Final = 8  # four for each digit
-SMALL: Final = (
-    1 << 16
-)  # sizes up to this take twice the rounds: of five samples, eight leave some orders too rare
 BLOCK: Final = 1 << 16  # samples of a mixture with exact shares, and the resolution of weights
-SAMPLES_MAX: Final = 1 << 53  # positions are exact in every language that may read a state
 
-Indices = npt.NDArray[np.int64]
 Weights = Sequence[float] | Mapping[int, Sequence[float]]
 Shuffle = bool | Literal["blocks"]
-_Words = npt.NDArray[np.uint64]
-
-
-def permute(values: npt.ArrayLike, size: int, key: bytes, turns: npt.ArrayLike = 0) -> Indices:
-    """Where each of `values` (below `size`) goes in the permutation of 0 … size-1 that `key` and its turn name.
-
-    `turns`: one number for all, or one for each value. Raises: ValueError for a size that is not 1 … 2**53, IndexError
-    for a value that is not below it.
-    """
-    if not 1 <= size <= SAMPLES_MAX:
-        raise ValueError(f"a permutation has 1 to 2**53 places, not {size}")
-    given = np.asarray(values, np.int64)
-    if given.size and not 0 <= int(given.min()) <= int(given.max()) < size:
-        raise IndexError(f"positions are 0 to {size - 1}, not {int(given.min())} to {int(given.max())}")
-    first = math.isqrt(size - 1) + 1
-    bases = (np.uint64(first), np.uint64(-(-size // first)))
-    keys = _round_keys(key, ROUNDS if size > SMALL else 2 * ROUNDS, turns)
-    result = _rounds(given.reshape(-1).astype(np.uint64), bases, keys)
-    outside = np.flatnonzero(result >= size)
-    while outside.size:  # a·b is below size + 2·sqrt(size), so few walk, and few steps
-        own_keys = keys if keys.shape[1] == 1 else keys[:, outside]
-        result[outside] = _rounds(result[outside], bases, own_keys)
-        outside = outside[result[outside] >= size]
-    return result.astype(np.int64).reshape(given.shape)
-
-
-def _round_keys(key: bytes, rounds: int, turns: npt.ArrayLike) -> _Words:
-    """One row a round; one column for all values, or one for each."""
-    words = np.frombuffer(hashlib.shake_256(b"luciola order " + key).digest(8 * rounds), "<u8")
-    numbers = np.asarray(turns, np.int64).reshape(1, -1).astype(np.uint64)
-    return _hash(words[:, np.newaxis] + _hash(numbers))
-
-
-def _rounds(values: _Words, bases: tuple[np.uint64, np.uint64], keys: _Words) -> _Words:
-    low_base, high_base = bases
-    low, high = values % low_base, values // low_base
-    for turn in range(0, len(keys), 2):
-        low = (low + _hash(high ^ keys[turn]) % low_base) % low_base
-        high = (high + _hash(low ^ keys[turn + 1]) % high_base) % high_base
-    return high * low_base + low
-
-
-def _hash(words: _Words) -> _Words:
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
 
 
 class Order:
@@ -94,8 +37,8 @@ class Order:
 
     `sizes`: of the data sets, whose samples are numbered one after the other. Without `weights` they are one data set,
     and an epoch is all of it once. With `weights` an epoch is `samples` long (by default as many as there are), and
-    each data set is gone through again and again, in a new order each time, as often as its weight asks. Weights that
-    change are a dictionary of the epochs from which they hold: `{0: [1, 1], 3: [1, 9]}`. `shuffle="blocks"`: the
+    each data set is passed through repeatedly, in a new order each time, as often as its weight asks. Weights that
+    change are a dictionary of the epochs from which they apply: `{0: [1, 1], 3: [1, 9]}`. `shuffle="blocks"`: the
     samples of `mixed_blocks` blocks at a time, in a random order of blocks; `blocks` are their sizes in each data set.
     """
 
@@ -118,7 +61,7 @@ class Order:
         self.shuffle: Shuffle = "blocks" if shuffle == "blocks" else bool(shuffle)
         self.weights = None if weights is None else _schedule(weights)
         self.samples = total if samples is None else operator.index(samples)
-        if not 1 <= max(total, self.samples) <= SAMPLES_MAX or self.samples < 1:
+        if not 1 <= max(total, self.samples) <= SIZE_MAX or self.samples < 1:
             raise ValueError(f"an epoch has 1 to 2**53 samples, not {self.samples} of {total}")
         if self.weights is None and self.samples != total:
             raise ValueError(f"without weights an epoch is all {total} samples once, not {self.samples}")
@@ -142,7 +85,7 @@ class Order:
         ]
 
     def indices(self, epoch: int, positions: npt.ArrayLike) -> Indices:
-        """The samples at those positions (0 … samples-1) of an epoch."""
+        """Compute the samples at those positions (0 … samples-1) of an epoch."""
         if epoch < 0:
             raise ValueError(f"epochs count from 0, not {epoch}")
         places = np.asarray(positions, np.int64)
@@ -158,7 +101,7 @@ class Order:
         return self._mixed(places.reshape(-1) + before, phase).reshape(places.shape)
 
     def description(self) -> dict[str, Any]:
-        """What decides the order, for a state: two orders with equal descriptions are equal."""
+        """Describe what decides the order, for a state: two orders with equal descriptions are equal."""
         return {
             "version": VERSION,
             "sizes": list(self.sizes),
@@ -178,7 +121,7 @@ class Order:
         return {str(epoch): list(each) for epoch, each in self.weights.items()}
 
     def agrees(self, description: Mapping[str, Any], epoch: int, sample: int) -> bool:
-        """Whether the weights of a description are these as far as training has come: later ones may change."""
+        """Compare the weights of a description with these up to a place in training: later ones may change."""
         theirs = description.get("weights")
         if self.weights is None or theirs is None:
             return self.weights is theirs
@@ -201,7 +144,7 @@ class Order:
         return phases
 
     def _mixed(self, places: Indices, phase: "_Phase") -> Indices:
-        """Positions of an endless mixture."""
+        """Compute the samples at positions of an endless mixture."""
         blocks, within = np.divmod(places, BLOCK)
         within = permute(within, BLOCK, phase.key(), blocks)
         ends = np.cumsum(phase.quotas)
@@ -215,7 +158,7 @@ class Order:
         return result
 
     def _passed(self, owner: int, ordinals: Indices) -> Indices:
-        """Samples of one data set that is gone through again and again."""
+        """Compute the samples of one data set that is passed through repeatedly."""
         size = self.sizes[owner]
         passes, places = np.divmod(ordinals, size)
         if self._shuffles:
@@ -227,7 +170,7 @@ class Order:
 
 
 class _Phase(NamedTuple):
-    """Epochs with the same weights, from `epoch` on. `carried`: what came of each data set before."""
+    """Epochs with the same weights, from `epoch` on. `carried`: samples of each data set in the epochs before."""
 
     epoch: int
     quotas: Indices
@@ -244,10 +187,10 @@ def _by_epoch(weights: Any) -> Mapping[Any, Sequence[float]]:
 
 
 def _schedule(weights: Weights) -> dict[int, tuple[float, ...]]:
-    """Weights by the epoch from which they hold. Raises: ValueError for a schedule that does not begin at 0."""
+    """Sort weights by the epoch from which they apply. Raises: ValueError for a schedule that does not begin at 0."""
     given = {operator.index(epoch): each for epoch, each in _by_epoch(weights).items()}
     if not given or min(given) != 0:
-        raise ValueError(f"weights that change say those of epoch 0 too, not only of epochs {sorted(given)}")
+        raise ValueError(f"weights that change need those of epoch 0 too, not only of epochs {sorted(given)}")
     result: dict[int, tuple[float, ...]] = {}
     for epoch in sorted(given):
         each = tuple(float(weight) for weight in given[epoch])
@@ -257,7 +200,7 @@ def _schedule(weights: Weights) -> dict[int, tuple[float, ...]]:
 
 
 def quotas(weights: Sequence[float], count: int) -> Indices:
-    """Samples of each data set in a block, by largest remainders, at least one of each.
+    """Compute the samples of each data set in a block, by largest remainders, at least one of each.
 
     Raises: ValueError for weights that are not `count` positive numbers.
     """
@@ -280,4 +223,4 @@ def quotas(weights: Sequence[float], count: int) -> Indices:
     return np.array(result, np.int64)
 
 
-__all__ = ["BLOCK", "VERSION", "Order", "Shuffle", "permute", "quotas"]
+__all__ = ["BLOCK", "VERSION", "Order", "Shuffle", "Weights", "quotas"]

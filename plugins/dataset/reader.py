@@ -1,20 +1,20 @@
 """Batches of records: all reads of a batch in one submission to the ring, into one piece of page-aligned memory.
 
     reader = BatchReader([records])
-    first, second = reader.start(indices), reader.start(more)      # both under way
+    first, second = reader.start(indices), reader.start(more)      # both in flight
     batch = reader.finish(first)
     batch.arrays()                                                  # views of the batch's memory, in the order asked
 
-B1  A batch's memory is used again only when nothing refers to it any more: arrays and tensors over it keep it.
+B1  A batch's memory is reused only when nothing refers to it any more: arrays and tensors over it keep it.
 B2  Records that follow one another in a file and in the batch are one read; a large one is several of PIECE_BYTES.
-B3  Where the format has checksums every record is compared with its own (unless `check=False`); damage names file and
-    record.
+B3  Where the format has checksums every record is compared with its own (unless `check=False`); an error names file
+    and record.
 B4  A reader belongs to one process. Several threads may use it.
 B5  An exception of a signal handler, which may come between any two steps, leaves every read where it is found again:
-    waiting, in flight, or landed. What is done with a result may be done twice.
+    queued, in flight, or completed. A result may be processed twice.
 
-If all records of a batch have one length they lie back to back, and the batch is one two-dimensional array. Others
-begin at multiples of ALIGNMENT, so that any element type may be viewed.
+If all records of a batch have one length they are stored back to back, and the batch is one two-dimensional array.
+Others begin at multiples of ALIGNMENT, so that any element type may be viewed.
 """
 
 import os
@@ -34,8 +34,8 @@ import numpy.typing as npt
 from ...client import Completion, Operation
 from ...client.local import LocalFile, LocalFileSystem
 from ...errors import CorruptData
-from .pool import Loan, Piece, Pool
-from .records import Bytes, Checksums, Integers, Records, together
+from .pool import POOL_BYTES, Export, Piece, Pool
+from .records import Bytes, Checksums, Integers, Numbering, Records, concurrently
 
 ENTRIES: Final = 512  # reads in flight on one file system
 PIECE_BYTES: Final = 4 << 20  # of one read: four chunks, which come from as many nodes
@@ -43,13 +43,13 @@ ALIGNMENT: Final = 64  # a cache line, and a multiple of every element type
 OPEN_FILES_MAX: Final = 16384  # 10 MiB here; the metadata service holds each for us
 LOCAL_SHARE: Final = 2  # local files may take this part (a half) of the descriptors that the process may have
 
-Observe = Callable[[int, int, float], None]
-"""Told of every batch: records, bytes, seconds from its submission until its last byte was noticed."""
+Observe = Callable[[int, int, float | None], None]
+"""Called for every batch: records, bytes, seconds from its submission to its last completion; None without reads."""
 
 
 @dataclass(eq=False)
 class Batch:
-    """Records in memory. `positions` and `lengths` say where each lies in `memory`."""
+    """Records in memory. `positions` and `lengths` are those of each in `memory`."""
 
     pool: Pool
     piece: Piece
@@ -57,7 +57,7 @@ class Batch:
     positions: Integers
     lengths: Integers
     uniform: int | None
-    """The one length of all records, which then lie back to back."""
+    """The one length of all records, which are back to back then."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -66,17 +66,17 @@ class Batch:
     def nbytes(self) -> int:
         return int(self.lengths.sum())
 
-    def lend(self) -> Loan | None:
-        """Lends the memory to another process (`pool`); None if too much is lent."""
-        return self.pool.lend(self.piece, self.memory)
+    def export(self) -> Export | None:
+        """Export the memory to another process (`Pool.export`)."""
+        return self.pool.export(self.piece, self.memory)
 
     def arrays(self) -> list[Bytes]:
-        """The bytes of each record, without a copy."""
+        """View the bytes of each record, without a copy."""
         spans = zip(self.positions.tolist(), self.lengths.tolist(), strict=True)
         return [self.memory[start : start + length] for start, length in spans]
 
     def matrix(self) -> Bytes:
-        """All records as rows, without a copy. Raises: ValueError if their lengths differ."""
+        """View all records as rows, without a copy. Raises: ValueError if their lengths differ."""
         if self.uniform is None:
             raise ValueError(
                 f"records of {int(self.lengths.min())} to {int(self.lengths.max())} bytes are not one array"
@@ -86,16 +86,17 @@ class Batch:
 
 @dataclass(eq=False)
 class Pending:
-    """A batch under way."""
+    """A batch in flight."""
 
     batch: Batch
     indices: Integers
     checks: list[tuple[Records, Integers, Integers, Checksums]]
     """(data set, places in the batch, numbers in the data set, checksums)."""
     started: float
-    landed: float
+    completed: float
+    reads: int = 0
     open: set[int] = field(default_factory=set)
-    """Numbers of the reads whose results have not been looked at."""
+    """Numbers of the reads whose results have not been processed."""
     error: BaseException | None = None
     files: list["_OpenFile"] = field(default_factory=list)
     channels: list["_Channel"] = field(default_factory=list)
@@ -107,32 +108,32 @@ class _OpenFile:
 
 
 class _Channel:
-    """The ring of one file system and what waits for room in it."""
+    """The ring of one file system, and a queue of the operations that it has no room for."""
 
     def __init__(self, file_system: Any) -> None:
         self.file_system = file_system
         self.ring: Any = file_system.ring(ENTRIES)
-        self.waiting: list[Operation] = []
-        self._landed: list[Completion] = []
+        self.queue: list[Operation] = []
+        self._completed: list[Completion] = []
 
     def submit(self) -> None:
-        if self.waiting and self.ring.in_flight < ENTRIES:
-            self.ring.submit_from(self.waiting)
+        if self.queue and self.ring.in_flight < ENTRIES:
+            self.ring.submit_from(self.queue)
 
-    def forget(self, pending: Pending) -> None:
-        """What has not been submitted of a batch is not wanted any more."""
-        self.waiting[:] = [each for each in self.waiting if each.user_data[0] is not pending]
+    def cancel(self, pending: Pending) -> None:
+        """Drop the operations of a batch that have not been submitted."""
+        self.queue[:] = [each for each in self.queue if each.user_data[0] is not pending]
 
-    def land(self, *, least: int) -> None:
-        """Takes results, and fills the room."""
-        if not self._landed:
-            self.ring.drain(least=least, into=self._landed)
-        while self._landed:
-            self._look_at(self._landed[-1])
-            self._landed.pop()
+    def complete(self, *, least: int) -> None:
+        """Process results, `least` of them at least, and submit what waits for room."""
+        if not self._completed:
+            self.ring.drain(least=least, into=self._completed)
+        while self._completed:
+            self._process(self._completed[-1])
+            self._completed.pop()
         self.submit()
 
-    def _look_at(self, done: Completion) -> None:
+    def _process(self, done: Completion) -> None:
         pending, number, wanted, path, end = done.user_data
         if done.result != wanted:
             try:
@@ -144,11 +145,14 @@ class _Channel:
                 pending.error = pending.error or error
         pending.open.discard(number)
         if not pending.open:
-            pending.landed = time.perf_counter()
+            pending.completed = time.perf_counter()
 
 
 class BatchReader:
-    """Reads batches of records of several data sets, which are numbered one after the other."""
+    """Reads batches of records of several data sets, which are numbered one after the other.
+
+    `pool_bytes`: of free memory that is kept for later batches.
+    """
 
     def __init__(
         self,
@@ -157,14 +161,14 @@ class BatchReader:
         check: bool = True,
         pin: Callable[[Bytes], None] | None = None,
         open_files_max: int = OPEN_FILES_MAX,
+        pool_bytes: int = POOL_BYTES,
     ) -> None:
         assert open_files_max > 0, "a batch is read from open files"
         self.parts = list(parts)
         self.check = check
         self.observe: Observe | None = None
-        self._ends = np.cumsum([len(part) for part in self.parts], dtype=np.int64)
-        self._starts = np.concatenate(([0], self._ends[:-1]))
-        self._pool = Pool(pin=pin)
+        self._numbering = Numbering.of("samples", map(len, self.parts))
+        self._pool = Pool(pin=pin, limit_bytes=pool_bytes)
         self._channels: dict[int, _Channel] = {}  # by data set; those of one file system share theirs
         self._open: OrderedDict[int, _OpenFile] = OrderedDict()
         self._open_max = open_files_max
@@ -176,24 +180,16 @@ class BatchReader:
         self._process = os.getpid()
         weakref.finalize(self, _close, self._open, self._channels, self._process)
 
-    def split(self, indices: Integers) -> tuple[Integers, Integers]:
-        """(data sets, numbers in them). Raises: IndexError."""
-        if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < int(self._ends[-1]):
-            wrong = int(indices.max() if indices.min() >= 0 else indices.min())
-            raise IndexError(f"samples are 0 to {int(self._ends[-1]) - 1}, not {wrong}")
-        parts = np.searchsorted(self._ends, indices, side="right")
-        return parts, indices - self._starts[parts]
-
     def read(self, indices: npt.ArrayLike) -> Batch:
-        """The records, in that order; one may come twice."""
+        """Read records, in that order; one may come twice."""
         return self.finish(self.start(indices))
 
     def start(self, indices: npt.ArrayLike) -> Pending:
-        """Begins to read a batch. Raises: IndexError; what opening a file raises."""
+        """Submit the reads of a batch. Raises: IndexError; what opening a file raises."""
         assert self._process == os.getpid(), "a reader belongs to one process"
         started = time.perf_counter()
         wanted = np.asarray(indices, np.int64).reshape(-1)
-        parts, numbers = self.split(wanted)
+        parts, numbers = self._numbering.split(wanted)
         keys, offsets, lengths = (np.empty(len(wanted), np.int64) for _ in range(3))
         checks: list[tuple[Records, Integers, Integers, Checksums]] = []
         for part in np.unique(parts):
@@ -220,30 +216,30 @@ class BatchReader:
         runs = _runs(keys, offsets, batch.positions, batch.lengths)
         try:
             keys_of_files = list({run[0] for run in runs})
-            self._open_together(keys_of_files, pending)
-            known = {key: self._opened(key >> 32, key & 0xFFFFFFFF, pending) for key in keys_of_files}
+            self._open_files(keys_of_files, pending)
+            known = {key: self._use(key, pending) for key in keys_of_files}
         except BaseException:
-            self._leave_files(pending)
+            pending.files = []
             raise
         try:
             for key, offset, position, length in runs:
                 file, path, channel = known[key]
                 for at in range(0, length, PIECE_BYTES):
                     size = min(PIECE_BYTES, length - at)
-                    number = len(pending.open)
-                    data = (pending, number, size, path, offset + at + size)
-                    pending.open.add(number)
-                    channel.waiting.append(
+                    data = (pending, pending.reads, size, path, offset + at + size)
+                    pending.open.add(pending.reads)
+                    pending.reads += 1
+                    channel.queue.append(
                         Operation(file, offset + at, memory, position + at, size, False, data)
                     )
             for channel in pending.channels:
                 channel.submit()
         except BaseException:
-            self._abandon(pending)
+            self._cancel(pending)
             raise
 
     def finish(self, pending: Pending, *, samples: int | None = None) -> Batch:
-        """Waits for a batch. Raises: OSError; CorruptData, which names file and record.
+        """Wait for a batch. Raises: OSError; CorruptData, which names file and record.
 
         `samples`: how many its records are read for, if they are blocks.
         """
@@ -251,40 +247,41 @@ class BatchReader:
             while pending.open:
                 self._require_reads(pending)
                 for channel in pending.channels:
-                    channel.land(least=1)
-            self._leave_files(pending)
+                    channel.complete(least=1)
+            pending.files = []
         if pending.error is not None:
             raise pending.error
         if self.observe is not None:
             count = len(pending.batch) if samples is None else samples
-            self.observe(count, pending.batch.nbytes, pending.landed - pending.started)
+            seconds = pending.completed - pending.started if pending.reads else None
+            self.observe(count, pending.batch.nbytes, seconds)
         for records, places, numbers, checksums in pending.checks:
             _compare(pending.batch, records, places, numbers, checksums)
         return pending.batch
 
-    def abandon(self, pending: Pending) -> None:
-        """Leaves a batch that nobody wants any more. Its memory is used again when its reads have ended."""
+    def cancel(self, pending: Pending) -> None:
+        """Drop a batch that is not going to be finished. Its memory is reused when its reads have completed."""
         with self._lock:
-            self._abandon(pending)
+            self._cancel(pending)
             for channel in pending.channels:
-                channel.land(least=0)
+                channel.complete(least=0)
 
-    def _abandon(self, pending: Pending) -> None:
+    def _cancel(self, pending: Pending) -> None:
         for channel in pending.channels:
-            channel.forget(pending)
-        self._leave_files(pending)
+            channel.cancel(pending)
+        pending.files = []
 
     @staticmethod
     def _require_reads(pending: Pending) -> None:
-        """An end to waiting for what cannot come."""
-        if not any(channel.waiting or channel.ring.in_flight for channel in pending.channels):
+        """Raises: RuntimeError if a batch waits for results that cannot come."""
+        if not any(channel.queue or channel.ring.in_flight for channel in pending.channels):
             raise RuntimeError(
                 f"{len(pending.open)} reads of a batch have no results, and none is in flight: the batch was "
-                "abandoned, or its reader was closed while it was read"
+                "cancelled, or its reader was closed while it was read"
             )
 
     def close(self) -> None:
-        """Waits for what is under way, and closes the files."""
+        """Wait for the reads in flight, and close the files."""
         with self._lock:
             _close(self._open, self._channels, self._process)
 
@@ -296,34 +293,31 @@ class BatchReader:
             found = self._channels[part] = next(same, None) or _Channel(file_system)
         return found
 
-    def _open_together(self, keys: list[int], pending: Pending) -> None:
-        """Opens the files that are not open, several at once; afterwards all of them are in use."""
+    def _open_files(self, keys: list[int], pending: Pending) -> None:
+        """Open the files that are not open, concurrently; a batch uses the others from now on."""
         for key in keys:
             if key in self._open:
                 pending.files.append(self._open[key])
                 self._open.move_to_end(key)
         missing = [key for key in keys if key not in self._open]
         self._make_room(len(missing))
-        together(self._open_one, missing)
+        concurrently(self._open_one, missing)
 
     def _open_one(self, key: int) -> None:
         file = self.parts[key >> 32].open(key & 0xFFFFFFFF)
         self._open[key] = _OpenFile(file)
 
-    def _opened(self, part: int, number: int, pending: Pending) -> tuple[Any, str, _Channel]:
-        """(file, its path, the channel that reads it), in use by a batch from now on."""
-        found = self._open[(part << 32) | number]
+    def _use(self, key: int, pending: Pending) -> tuple[Any, str, _Channel]:
+        """Return (file, its path, the channel that reads it); a batch uses it from now on."""
+        found, part = self._open[key], key >> 32
         pending.files.append(found)
         channel = self._channel(part)
         if channel not in pending.channels:
             pending.channels.append(channel)
-        return found.file, self.parts[part].files[number].path, channel
-
-    def _leave_files(self, pending: Pending) -> None:
-        pending.files = []
+        return found.file, self.parts[part].files[key & 0xFFFFFFFF].path, channel
 
     def _make_room(self, count: int) -> None:
-        """Closes the files that were used longest ago, of those that no batch is being read from."""
+        """Close the files that were used longest ago, of those that no batch in flight uses."""
         over = len(self._open) + count - self._open_max
         if count and over > 0:
             used = {id(opened) for pending in list(self._begun) for opened in pending.files}
@@ -333,10 +327,10 @@ class BatchReader:
 
 
 def _close(files: dict[int, _OpenFile], channels: dict[int, _Channel], process: int) -> None:
-    """Ends a reader, also one that was inherited by a fork: its ring and its files on a cluster are the parent's."""
+    """Close a reader, also one that a fork inherited: its ring and its files on a cluster are the parent's."""
     own = process == os.getpid()
     for channel in {id(each): each for each in channels.values()}.values():
-        channel.waiting.clear()
+        channel.queue.clear()
         if own:
             channel.ring.close()
     for opened in files.values():
@@ -349,7 +343,7 @@ def _close(files: dict[int, _OpenFile], channels: dict[int, _Channel], process: 
 def _runs(
     keys: Integers, offsets: Integers, positions: Integers, lengths: Integers
 ) -> list[tuple[int, int, int, int]]:
-    """(file, offset, position, bytes) of reads: neighbours in the file that are neighbours in memory are one."""
+    """List (file, offset, position, bytes) of reads: neighbours in the file and in memory are one."""
     if not len(keys):
         return []
     follows = (
@@ -371,7 +365,7 @@ def _compare(
     wrong = np.flatnonzero(np.array(found, np.uint32) != checksums)
     if wrong.size:
         number, length = int(numbers[wrong[0]]), int(lengths[wrong[0]])
-        file = records.files[int(records.split(np.array([number]))[0][0])]
+        file, _ = records.in_file(number)
         raise CorruptData(
             f"{records.name(number)} does not match its checksum ({length} bytes)", path=file.path
         )

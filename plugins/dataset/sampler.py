@@ -1,12 +1,12 @@
-"""Which samples are whose: the global order cut into global batches, and those into the slices of ranks.
+"""The global order cut into global batches, and those into the slices of ranks.
 
     batches = GlobalBatches(order, global_batch_size=512, rank=3, ranks=8)
     for indices in batches: ...                 # this rank's samples of each batch of the epoch
 
 The global batch that begins at sample s of an epoch is the positions s … s+G-1 of the order. Rank r of R has the
 slice from floor(r·n/R) to floor((r+1)·n/R) of a batch of n, so the slices of all ranks, one after the other, are the
-batch. Where training stands is (epoch, sample): nothing in it depends on ranks or workers, so it is the same for all
-of them, and any other number of ranks goes on from it exactly.
+batch. The place of training is (epoch, sample): nothing in it depends on ranks or workers, so it is the same for all
+of them, and any other number of ranks resumes exactly there.
 
 It is a batch sampler for torch's DataLoader, and for torchdata's StatefulDataLoader, which saves and restores the
 iterator's state.
@@ -19,24 +19,26 @@ from typing import Any, Final, Literal, NamedTuple, Self
 import numpy as np
 
 from .buckets import BucketOrder
-from .order import Indices, Order
+from .permutation import Indices
+from .shuffle import Order
 
 STATE_VERSION: Final = 1
 WINDOW: Final = 4096  # positions put in order at a time: the cost of a call to numpy is shared by so many
 
 Tail = Literal["drop", "short", "pad"]
 TAILS: Final = ("drop", "short", "pad")
+REMEDY: Final = "to train on with changed data, begin an epoch with them: seek(epoch)"
 
 
 class Key(NamedTuple):
-    """What names one sample of a training, whatever reads it: for random numbers that are equal everywhere."""
+    """The name of one sample of a training, the same on any rank and worker: the seed of its random numbers."""
 
     seed: int
     epoch: int
     position: int
 
     def generator(self) -> np.random.Generator:
-        """Random numbers for this sample of this epoch."""
+        """Make a generator of random numbers for this sample of this epoch."""
         return np.random.Generator(np.random.Philox(key=_words(self.seed), counter=[0, 0, *self[1:]]))
 
 
@@ -58,17 +60,17 @@ class BatchIndices(list[int]):
         return BatchIndices, (list(self), self.seed, self.epoch, self.positions)
 
     def keys(self) -> list[Key]:
-        """One for each sample."""
+        """Make a key for each sample."""
         return [Key(self.seed, self.epoch, position) for position in self.positions.tolist()]
 
 
 class GlobalBatches:
     """This rank's samples of one global batch after the other, from (epoch, sample) to the end of the epoch.
 
-    `tail`: what becomes of the samples that do not fill the last batch of an epoch. "drop": nothing; "short": a smaller
-    batch (a rank whose slice is empty has one batch fewer); "pad": it is filled with the first samples of the epoch.
-    When an iteration has given its last batch, the next begins with the next epoch. `digest` names the data, for
-    states.
+    `tail`: the treatment of samples that do not fill the last batch of an epoch. "drop": they are left out; "short": a
+    smaller batch (a rank whose slice is empty has one batch fewer); "pad": it is filled with the first samples of the
+    epoch. When an iteration has returned its last batch, the next begins with the next epoch. `digest` names the data,
+    for states.
     """
 
     def __init__(  # noqa: PLR0913 (by keyword)
@@ -95,7 +97,7 @@ class GlobalBatches:
         self.epoch, self.sample = 0, 0
 
     def assign(self, rank: int, ranks: int) -> None:
-        """This process has rank `rank` of `ranks`. Raises: ValueError."""
+        """Set this process's rank, `rank` of `ranks`. Raises: ValueError."""
         self.rank, self.ranks = operator.index(rank), operator.index(ranks)
         if not 0 <= self.rank < self.ranks:
             raise ValueError(f"rank is 0 to ranks-1, not {rank} of {ranks}")
@@ -105,7 +107,7 @@ class GlobalBatches:
             )
 
     def seek(self, epoch: int, sample: int = 0) -> None:
-        """The next iteration begins there; behind the last batch of an epoch is the start of the next."""
+        """Let the next iteration begin there; the end of an epoch is the start of the next. Raises: ValueError."""
         epoch, sample = operator.index(epoch), operator.index(sample)
         if epoch < 0 or not 0 <= sample <= self.order.samples:
             raise ValueError(
@@ -114,17 +116,17 @@ class GlobalBatches:
         self.epoch, self.sample = (epoch, sample) if self.left(sample) else (epoch + 1, 0)
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration is of that epoch; in the one where it stands, it stays where it stands."""
+        """Let the next iteration be of that epoch; in the current epoch, keep the place."""
         if epoch != self.epoch:
             self.seek(epoch)
 
     def left(self, sample: int | None = None) -> int:
-        """Global batches from there to the end of the epoch."""
+        """Count the global batches from there to the end of the epoch."""
         rest = self.order.samples - (self.sample if sample is None else sample)
         return rest // self.global_batch_size if self.tail == "drop" else -(-rest // self.global_batch_size)
 
     def own_left(self, sample: int) -> int:
-        """Of these, those in which this rank has samples."""
+        """Count those of them in which this rank has samples."""
         rest = self.order.samples - sample
         short = rest % self.global_batch_size
         count = self.left(sample)
@@ -133,20 +135,20 @@ class GlobalBatches:
         return count
 
     def __len__(self) -> int:
-        """Batches of this rank in an epoch."""
+        """Count the batches of this rank in an epoch."""
         return self.own_left(0)
 
     def _slice(self, count: int) -> tuple[int, int]:
         return self.rank * count // self.ranks, (self.rank + 1) * count // self.ranks
 
     def after(self, sample: int) -> int:
-        """Where the batch that begins there ends."""
+        """Return the end of the batch that begins there."""
         return min(sample + self.global_batch_size, self.order.samples)
 
     def indices(
         self, epoch: int, first: int, count: int, *, stride: int = 1
     ) -> list[tuple[Indices, Indices]]:
-        """(samples, their positions) of this rank in `count` batches, each `stride` batches after the one before."""
+        """List (samples, their positions) of this rank in `count` batches, each `stride` batches after the last."""
         places = [self._places(first + turn * stride * self.global_batch_size) for turn in range(count)]
         if not places:
             return []
@@ -155,10 +157,9 @@ class GlobalBatches:
         return list(zip(np.split(samples, cuts), places, strict=True))
 
     def _places(self, sample: int) -> Indices:
-        count = min(self.global_batch_size, self.order.samples - sample)
-        if self.tail == "pad":
-            begin, end = self._slice(self.global_batch_size)
-            return np.arange(sample + begin, sample + end, dtype=np.int64)
+        count = self.global_batch_size
+        if self.tail != "pad":
+            count = min(count, self.order.samples - sample)
         begin, end = self._slice(count)
         return np.arange(sample + begin, sample + end, dtype=np.int64)
 
@@ -166,11 +167,11 @@ class GlobalBatches:
         return BatchesIterator(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next iteration begins, and what decides the order."""
+        """Return the place where the next iteration begins, and what decides the order."""
         return self.state_at(self.epoch, self.sample)
 
     def state_at(self, epoch: int, sample: int) -> dict[str, Any]:
-        """The state of training that stands there."""
+        """Return the state of training at that place."""
         return {
             "version": STATE_VERSION,
             "epoch": epoch,
@@ -181,11 +182,11 @@ class GlobalBatches:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes there. Raises: ValueError for the state of another order; ranks and the size of batches may differ."""
+        """Set the place. Raises: ValueError for the state of another order; ranks and size of batches may differ."""
         self.seek(*self.place_in(state))
 
     def place_in(self, state: dict[str, Any]) -> tuple[int, int]:
-        """(epoch, sample) of a state. Raises: ValueError, with what differs."""
+        """Return (epoch, sample) of a state. Raises: ValueError, with what differs."""
         if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
             raise ValueError(
                 f"not a state of version {STATE_VERSION} of a data set's order: {str(state)[:100]}"
@@ -196,14 +197,14 @@ class GlobalBatches:
             theirs = {**theirs, "weights": mine["weights"]}
         differing = [name for name in {**mine, **theirs} if theirs.get(name) != mine.get(name)]
         if differing:
-            told = ", ".join(
+            pairs = ", ".join(
                 f"{name} {_short(theirs.get(name))}, now {_short(mine.get(name))}" for name in differing
             )
-            raise ValueError(f"the state is of another order: {told}")
+            raise ValueError(f"the state is of another order: {pairs}; {REMEDY}")
         if None not in {self.digest, state.get("data")} and state["data"] != self.digest:
             raise ValueError(
                 "the state is of another data set, whose files have other names, sizes or indexes: "
-                f"{state['data']}, now {self.digest}"
+                f"{state['data']}, now {self.digest}; {REMEDY}"
             )
         return state["epoch"], state["sample"]
 
@@ -214,7 +215,7 @@ def _short(value: Any) -> str:
 
 
 class BatchesIterator(Iterator[BatchIndices]):
-    """One iteration: lists of samples, and the state behind the last one that was taken."""
+    """One iteration: lists of samples, and the state after the last one that was taken."""
 
     def __init__(
         self,
@@ -230,14 +231,14 @@ class BatchesIterator(Iterator[BatchIndices]):
         self._begin(sample)
 
     def _begin(self, sample: int) -> None:
-        """With several workers this one takes every `workers`-th batch from there, `worker` first."""
+        """Begin at a sample; one of several workers takes every `workers`-th batch from there, `worker` first."""
         self._start = sample
         self._taken = 0
         self._ready: list[tuple[Indices, Indices]] = []
 
     @property
     def sample(self) -> int:
-        """Where the batches end that this iterator has given out."""
+        """The end of the batches that this iterator has returned."""
         if not self._taken:
             return self._start
         last = self._start + (self.worker + (self._taken - 1) * self.workers) * self.batches.global_batch_size
@@ -247,7 +248,7 @@ class BatchesIterator(Iterator[BatchIndices]):
         return self
 
     def __next__(self) -> BatchIndices:
-        """This rank's samples of the next batch, of this worker."""
+        """Return this rank's samples of the next batch, of this worker."""
         if not self._ready:
             self._fill()
         self._taken += 1
@@ -257,12 +258,12 @@ class BatchesIterator(Iterator[BatchIndices]):
         return BatchIndices(samples.tolist(), self.batches.order.seed, self.epoch, positions)
 
     def _left(self) -> int:
-        """Batches of this worker that have not been taken."""
+        """Count the batches of this worker that have not been taken."""
         turn = self.worker + self._taken * self.workers
         return -(-(self.batches.own_left(self._start) - turn) // self.workers)
 
     def _finish(self) -> None:
-        """The next iteration is of the next epoch."""
+        """Let the next iteration be of the next epoch."""
         if (self.batches.epoch, self.batches.sample) == (self.epoch, self._start):
             self.batches.seek(self.epoch + 1)
 
@@ -279,28 +280,28 @@ class BatchesIterator(Iterator[BatchIndices]):
         self._ready = batches.indices(self.epoch, first, count, stride=self.workers)[::-1]
 
     def state_dict(self) -> dict[str, Any]:
-        """For StatefulDataLoader."""
+        """Return the state, for StatefulDataLoader."""
         return self.batches.state_at(self.epoch, self.sample)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on behind the last batch that was given out."""
+        """Resume after the last batch that was returned."""
         self.batches.seek(*self.batches.place_in(state))
         self.epoch = self.batches.epoch
         self._begin(self.batches.sample)
 
     def worker_state(self, *, ahead: int) -> dict[str, Any]:
-        """Of one worker of several, `ahead` of whose batches have not been handed out."""
+        """Return the state of one of several workers, `ahead` of whose batches have not been returned."""
         state = self.batches.state_at(self.epoch, self._start)
         return {**state, "taken": self._taken - ahead, "worker": self.worker, "workers": self.workers}
 
     def load_worker_state(self, state: dict[str, Any]) -> None:
-        """Goes on behind what this worker has handed out. Raises: ValueError for another number of workers."""
+        """Resume after what this worker has returned. Raises: ValueError for another number of workers."""
         mine = {"worker": self.worker, "workers": self.workers}
         theirs = {name: state.get(name) for name in mine}
         if theirs != mine:
             raise ValueError(
                 f"the state is that of worker {theirs['worker']} of {theirs['workers']}, this is {self.worker} of "
-                f"{self.workers}: use as many workers, or `Loader`, which goes on with any number"
+                f"{self.workers}: use as many workers, or `Loader`, which resumes with any number"
             )
         self.epoch, sample = self.batches.place_in(state)
         self._begin(sample)

@@ -1,15 +1,15 @@
 """Batches of DataLoader's workers reach the training process in the memory that the ring has filled.
 
 torch copies a worker's tensors into new shared memory, one piece for each batch. What `BatchReader` fills is shared
-memory already: the worker lends it (`pool`), and the training process maps each piece once and then gets only its
+memory already: the worker exports it (`pool`), and the training process maps each piece once and then gets only its
 number.
 
-    Loader(…, num_workers=4): `Lending(collate_fn)` is its workers' collate function
+    Loader(…, num_workers=4): `SharedCollate(collate_fn)` is its workers' collate function
 
-T1  Tensors that lie in the memory of their batch travel without a copy, wherever they are in lists, tuples and
-    dictionaries. All others travel as torch sends them.
-T2  The piece is the worker's again when nothing refers to the tensors' storage any more.
-T3  Mappings of a worker that has ended go with the next iteration; tensors over them stay valid.
+T1  Tensors in the memory of their batch are sent without a copy, wherever they are in lists, tuples and dictionaries.
+    All others are sent as torch does.
+T2  The worker may reuse the piece when nothing refers to the tensors' storage any more.
+T3  Mappings of a worker that has ended are dropped by the next iteration; tensors over them stay valid.
 T4  The training process has a mapping of each piece and no descriptor of it, however many workers there are.
 """
 
@@ -25,16 +25,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from .batch import Batch
-from .pool import FLAG_BYTES, Loan
+from .pool import FLAG_BYTES, Export
+from .reader import Batch
 from .records import Bytes
 from .samples import Samples
 
 Maker = Callable[..., Any]
 
 
-class Lending:
-    """A collate function whose batches a worker lends. In a process that is no worker it is `collate_fn` itself."""
+class SharedCollate:
+    """A collate function that shares a worker's batches. In a process that is no worker it is `collate_fn` itself."""
 
     def __init__(self, collate_fn: Callable[[Any], Any]) -> None:
         self.collate_fn = collate_fn
@@ -44,27 +44,27 @@ class Lending:
         batch = samples.batch if isinstance(samples, Samples) else None
         if batch is None or get_worker_info() is None:
             return collated
-        return lent(collated, batch)
+        return shared(collated, batch)
 
 
-def lent(collated: Any, batch: Batch) -> Any:
+def shared(collated: Any, batch: Batch) -> Any:
     """`collated`, whose tensors in the memory of `batch` are replaced by what unpickles to them elsewhere."""
     packing = _Packing(batch)
     packed = packing.packed(collated)
-    return packed if packing.storage.loan is not None else collated
+    return packed if packing.storage.export is not None else collated
 
 
 class _Packing:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
-        self.storage = _LentStorage()
+        self.storage = _ExportedStorage()
         self._start = batch.memory.ctypes.data
         self._is_refused = False
 
     def packed(self, value: Any) -> Any:
         kind = type(value)
         if kind is Tensor:
-            return self._lent_tensor(value)
+            return self._shared_tensor(value)
         if kind is Samples:
             return value.changed(self.packed)
         if kind is list or kind is tuple:
@@ -75,7 +75,7 @@ class _Packing:
             return {name: self.packed(each) for name, each in value.items()}
         return value
 
-    def _lent_tensor(self, tensor: Tensor) -> Any:
+    def _shared_tensor(self, tensor: Tensor) -> Any:
         if tensor.device.type != "cpu" or tensor.layout is not torch.strided or tensor.requires_grad:
             return tensor
         offset = tensor.data_ptr() - self._start
@@ -85,9 +85,9 @@ class _Packing:
         is_inside = offset >= 0 and offset + extent * tensor.itemsize <= self.batch.memory.nbytes
         if not tensor.numel() or not is_inside or offset % tensor.itemsize:
             return tensor
-        if self.storage.loan is None and not self._is_refused:
-            self.storage.loan = self.batch.lend()
-            self._is_refused = self.storage.loan is None
+        if self.storage.export is None and not self._is_refused:
+            self.storage.export = self.batch.export()
+            self._is_refused = self.storage.export is None
         if self._is_refused:
             return tensor
         place = (tensor.dtype, offset // tensor.itemsize, tuple(tensor.shape), tensor.stride())
@@ -104,19 +104,19 @@ class _Sent:
         return self._reduced
 
 
-class _LentStorage:
+class _ExportedStorage:
     """Unpickles to the storage of all tensors of a batch. Pickled once: pickle remembers what it has seen."""
 
-    loan: Loan | None = None
+    export: Export | None = None
 
     def __reduce__(self) -> tuple[Maker, tuple[Any, ...]]:
-        assert self.loan is not None, "tensors were lent"
-        loan = self.loan
-        descriptor = None if loan.descriptor is None else DupFd(loan.descriptor)
-        return _borrowed, (loan._replace(descriptor=None), os.getpid(), descriptor)
+        assert self.export is not None, "it is in use by a tensor"
+        export = self.export
+        descriptor = None if export.descriptor is None else DupFd(export.descriptor)
+        return _imported, (export._replace(descriptor=None), os.getpid(), descriptor)
 
 
-class _Lender:
+class _Exporter:
     """A worker's pieces, as the training process has mapped them."""
 
     def __init__(self, worker: int) -> None:
@@ -124,22 +124,22 @@ class _Lender:
         self.pieces: dict[int, Bytes] = {}
 
 
-_lenders: dict[bytes, _Lender] = {}
+_exporters: dict[bytes, _Exporter] = {}
 
 
-def _borrowed(loan: Loan, worker: int, descriptor: Any) -> torch.UntypedStorage:
-    lender = _lenders.setdefault(loan.pool, _Lender(worker))
-    for serial in loan.retired:
-        lender.pieces.pop(serial, None)
+def _imported(export: Export, worker: int, descriptor: Any) -> torch.UntypedStorage:
+    exporter = _exporters.setdefault(export.pool, _Exporter(worker))
+    for serial in export.retired:
+        exporter.pieces.pop(serial, None)
     if descriptor is not None:
         file = descriptor.detach()
         try:
-            lender.pieces[loan.serial] = _mapped(file, loan.size + FLAG_BYTES)
+            exporter.pieces[export.serial] = _mapped(file, export.size + FLAG_BYTES)
         finally:
             os.close(file)
-    piece = lender.pieces[loan.serial]
-    array = np.frombuffer(piece, np.uint8, loan.size)
-    weakref.finalize(array, _give_back, piece, loan, os.getpid()).atexit = False
+    piece = exporter.pieces[export.serial]
+    array = np.frombuffer(piece, np.uint8, export.size)
+    weakref.finalize(array, _release, piece, export, os.getpid()).atexit = False
     return torch.from_numpy(array).untyped_storage()
 
 
@@ -160,16 +160,16 @@ def _tensor(
     return torch.empty(0, dtype=dtype).set_(storage, offset, shape, stride)
 
 
-def _give_back(piece: Bytes, loan: Loan, process: int) -> None:
+def _release(piece: Bytes, export: Export, process: int) -> None:
     if os.getpid() == process:  # a forked child has the same objects, and its parent may use them still
-        luciola_core.flag_raise(piece.data, loan.size, loan.turn)
+        luciola_core.flag_raise(piece.data, export.size, export.turn)
 
 
-def forget_ended() -> None:
-    """Unmaps the pieces of workers that have ended, as far as no tensor is over them."""
-    for name, lender in list(_lenders.items()):
-        if not os.path.exists(f"/proc/{lender.worker}"):
-            _lenders.pop(name, None)
+def unmap_ended() -> None:
+    """Unmap the pieces of workers that have ended, as far as no tensor is over them."""
+    for name, exporter in list(_exporters.items()):
+        if not os.path.exists(f"/proc/{exporter.worker}"):
+            _exporters.pop(name, None)
 
 
-__all__ = ["Lending", "forget_ended", "lent"]
+__all__ = ["SharedCollate", "shared", "unmap_ended"]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luciola.plugins.dataset import GlobalBatches, Order
-from luciola.plugins.dataset.batches import BatchesIterator
+from luciola.plugins.dataset.sampler import BatchesIterator
 
 Sequence = list[list[int]]
 """Global batches."""

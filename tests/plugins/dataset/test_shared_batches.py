@@ -1,4 +1,4 @@
-"""Workers lend their batches: nothing is copied, and nothing is used again while somebody needs it."""
+"""Workers share their batches: nothing is copied, and no memory is reused while it is referred to."""
 
 import os
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ from luciola.plugins.dataset import (
     Samples,
     TarWriter,
     collate,
-    lending,
     open_records,
+    shared_batches,
 )
-from luciola.plugins.dataset.pool import LOANS_MAX, SMALLEST, Pool
+from luciola.plugins.dataset.pool import EXPORTS_MAX, SMALLEST, Pool
 from number_records import epoch_of, first_numbers
 
 
@@ -33,10 +33,10 @@ class Pair(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def nothing_mapped() -> Iterator[None]:
-    lending._lenders.clear()
+    shared_batches._exporters.clear()
     yield
     resource_sharer.stop()
-    lending._lenders.clear()
+    shared_batches._exporters.clear()
 
 
 def sent(value: object) -> object:
@@ -44,50 +44,50 @@ def sent(value: object) -> object:
     return ForkingPickler.loads(ForkingPickler.dumps(value))
 
 
-def test_a_piece_comes_back_when_its_borrower_says_so() -> None:
+def test_exported_piece_is_reused_after_its_importer_releases_it() -> None:
     pool = Pool()
     piece, array = pool.take(1000)
-    loan = pool.lend(piece, array)
-    assert loan is not None
-    assert (loan.serial, loan.turn, loan.size) == (1, 1, SMALLEST)
+    export = pool.export(piece, array)
+    assert export is not None
+    assert (export.serial, export.turn, export.size) == (1, 1, SMALLEST)
     del array
     other, kept = pool.take(1000)
     assert other is not piece
-    assert pool.lent == 1
-    luciola_core.flag_raise(piece.memory, loan.size, loan.turn)
-    assert pool.lent == 0
+    assert pool.exported == 1
+    luciola_core.flag_raise(piece.memory, export.size, export.turn)
+    assert pool.exported == 0
     again, array = pool.take(1000)
     assert again is piece
-    second = pool.lend(again, array)
+    second = pool.export(again, array)
     assert second is not None
     assert (second.turn, second.descriptor) == (2, None), "it is mapped already"
     assert kept is not array
 
 
-def test_the_borrower_is_told_what_will_not_come_again() -> None:
-    pool = Pool(limit_bytes=SMALLEST)
-    pieces = [pool.take(10) for _ in range(3)]
-    loans = [pool.lend(piece, array) for piece, array in pieces]
+def test_export_names_the_pieces_that_were_freed() -> None:
+    pool = Pool(limit_bytes=2 * SMALLEST)
+    pieces = [pool.take(10) for _ in range(4)]
+    exports = [pool.export(piece, array) for piece, array in pieces]
     memories = [piece.memory for piece, _ in pieces]
     del pieces
-    for memory, loan in zip(memories, loans, strict=True):
-        luciola_core.flag_raise(memory, loan.size, loan.turn)
-    assert pool.lent == 0
-    assert pool.free_bytes == SMALLEST
-    assert len(pool.lend(*pool.take(10)).retired) == 2
+    for memory, export in zip(memories, exports, strict=True):
+        luciola_core.flag_raise(memory, export.size, export.turn)
+    assert pool.exported == 0
+    assert pool.free_bytes == 2 * SMALLEST
+    assert len(pool.export(*pool.take(10)).retired) == 2
 
 
-def test_there_is_an_end_to_lending() -> None:
+def test_number_of_exports_is_bounded() -> None:
     pool = Pool()
-    assert None not in [pool.lend(*pool.take(10)) for _ in range(LOANS_MAX)]
-    assert pool.lend(*pool.take(10)) is None
+    assert None not in [pool.export(*pool.take(10)) for _ in range(EXPORTS_MAX)]
+    assert pool.export(*pool.take(10)) is None
 
 
-def test_what_is_lent_arrives_in_the_same_memory(numbers: MapDataset) -> None:
+def test_shared_tensors_arrive_in_the_same_memory(numbers: MapDataset) -> None:
     batch = numbers.reader.read([3, 5])
     matrix = torch.from_numpy(batch.matrix())
     copied = torch.arange(5)
-    packed = lending.lent(
+    packed = shared_batches.shared(
         {"rows": [matrix[0], matrix[1]], "pair": Pair(matrix.T, copied), "text": "a", "none": None}, batch
     )
     got = sent(packed)
@@ -99,16 +99,16 @@ def test_what_is_lent_arrives_in_the_same_memory(numbers: MapDataset) -> None:
     assert matrix[0, 0] == 77, "not a copy"
     assert got["pair"].left[0, 0] == 77
     pool = batch.pool
-    assert pool.lent == 1
+    assert pool.exported == 1
     del got["pair"]
-    assert pool.lent == 1, "rows are left"
+    assert pool.exported == 1, "rows are left"
     del got
-    assert pool.lent == 0
+    assert pool.exported == 0
 
 
-def test_samples_are_lent_too(numbers: MapDataset) -> None:
+def test_samples_are_shared_too(numbers: MapDataset) -> None:
     samples = numbers.__getitems__([3, 5])
-    got = sent(lending.lent(samples, samples.batch))
+    got = sent(shared_batches.shared(samples, samples.batch))
     assert isinstance(got, Samples)
     assert got.batch is None
     assert torch.equal(got.tensor, samples.tensor)
@@ -116,22 +116,22 @@ def test_samples_are_lent_too(numbers: MapDataset) -> None:
     assert got.indices.tolist() == [3, 5]
 
 
-def test_tensors_elsewhere_go_as_torch_sends_them(numbers: MapDataset) -> None:
+def test_tensors_elsewhere_are_sent_as_torch_does(numbers: MapDataset) -> None:
     batch = numbers.reader.read([3])
     values = [torch.ones(2), torch.empty(0), torch.ones(1, requires_grad=True), np.ones(2), Samples([1])]
     values[-1].indices = np.arange(1)
-    assert lending.lent(values, batch) is values
-    assert batch.pool.lent == 0
+    assert shared_batches.shared(values, batch) is values
+    assert batch.pool.exported == 0
 
 
 def test_batches_that_are_kept_stay_what_they_are(numbers: MapDataset) -> None:
     loader = Loader(numbers, global_batch_size=4, seed=3, num_workers=1)
     kept = list(loader)
-    (lender,) = lending._lenders.values()
-    assert len(lender.pieces) == len(kept) == 25, "each in its own memory"
+    (exporter,) = shared_batches._exporters.values()
+    assert len(exporter.pieces) == len(kept) == 25, "each in its own memory"
     assert [first_numbers(batch) for batch in kept] == epoch_of(numbers, 3, 0, 4)
     assert [first_numbers(batch) for batch in islice(loader, 3)] == epoch_of(numbers, 3, 1, 4)[:3]
-    assert lender not in lending._lenders.values(), "its worker has ended"
+    assert exporter not in shared_batches._exporters.values(), "its worker has ended"
     assert [first_numbers(batch) for batch in kept] == epoch_of(numbers, 3, 0, 4)
 
 
@@ -139,12 +139,12 @@ def test_batches_that_are_dropped_use_little_memory(numbers: MapDataset) -> None
     loader = Loader(numbers, global_batch_size=2, seed=3, num_workers=1)
     seen = [first_numbers(batch) for batch in loader]
     assert seen == epoch_of(numbers, 3, 0, 2)
-    (lender,) = lending._lenders.values()
+    (exporter,) = shared_batches._exporters.values()
     # Two that are asked for, one here, the one that follows, and some on their way: of 50.
-    assert len(lender.pieces) <= 6
+    assert len(exporter.pieces) <= 6
 
 
-def test_parts_of_tars_are_lent(tmp_path) -> None:
+def test_parts_of_tars_are_shared(tmp_path) -> None:
     with TarWriter(str(tmp_path / "a.tar")) as writer:
         for index in range(20):
             writer.write({"__key__": f"{index}", "bin": bytes([index]) * (index + 1)})
@@ -155,11 +155,11 @@ def test_parts_of_tars_are_lent(tmp_path) -> None:
     assert [bytes(sample["bin"].numpy()) for sample in samples] == [
         bytes([index]) * (index + 1) for index in range(20)
     ]
-    assert sum(len(lender.pieces) for lender in lending._lenders.values()) == 4
+    assert sum(len(exporter.pieces) for exporter in shared_batches._exporters.values()) == 4
 
 
 def test_outside_of_workers_it_is_the_function_itself(numbers: MapDataset) -> None:
-    assert torch.equal(lending.Lending(collate)(numbers.__getitems__([1])), numbers[1][None])
+    assert torch.equal(shared_batches.SharedCollate(collate)(numbers.__getitems__([1])), numbers[1][None])
 
 
 def pieces_open() -> set[str]:
@@ -168,7 +168,7 @@ def pieces_open() -> set[str]:
     return {link for link in links if os.path.lexists(link) and "luciola-region" in os.readlink(link)}
 
 
-def test_the_training_process_keeps_no_descriptor_of_what_workers_lend(tmp_path) -> None:
+def test_the_training_process_keeps_no_descriptor_of_imported_memory(tmp_path) -> None:
     """Batches of many sizes, all of which are kept: each is a piece of its own."""
     with FFRecordWriter(tmp_path / "a.ffr") as writer:
         for number in range(40):
@@ -176,7 +176,7 @@ def test_the_training_process_keeps_no_descriptor_of_what_workers_lend(tmp_path)
     dataset = MapDataset(open_records(tmp_path))
     before = pieces_open()
     kept = list(Loader(dataset, global_batch_size=2, num_workers=2))
-    assert sum(len(lender.pieces) for lender in lending._lenders.values()) >= 10
+    assert sum(len(exporter.pieces) for exporter in shared_batches._exporters.values()) >= 10
     assert pieces_open() <= before
     seen = sorted(int(record[0]) for batch in kept for record in batch)
     assert seen == list(range(40))
