@@ -56,7 +56,7 @@ test: $(STAMPS)/dev test-rust test-python
 test-rust: $(STAMPS)/dev
 	cd core && timeout --kill-after 30 1800 cargo test --locked --no-fail-fast
 
-# What hangs ends with its name and the longest tests, and not by whoever waits for the verdict.
+# A test that hangs is ended and named here, with the longest tests, before CI's own limit ends the run.
 # numpy gets one thread: for the small products of Triton's interpreter, others wait three times as long as they compute.
 test-python: $(STAMPS)/dev
 	OPENBLAS_NUM_THREADS=1 $(PY) -m pytest --session-timeout 3300 --durations 20

@@ -5,7 +5,7 @@ usage: python benchmarks/collector.py [--directory DIR] [--files 10000 100000] [
 
 For each number of files a new cluster is made, with one storage node and a mount. A program measures, every few
 milliseconds, one `stat` of a name that no cache holds and one `create`: before anything was removed ("idle"), and then
-from the moment when the last file was unlinked until every inode of theirs is gone ("busy"), which `statfs` tells by
+from the moment when the last file was unlinked until every inode of theirs is gone ("busy"), which `statfs` shows by
 the number of inodes. "gone" is how long that took, the delay of the collector included. Files of more than 4096 bytes
 have chunks. With `--before`, the Python of another checkout's environment, that version is measured in the same rounds.
 """

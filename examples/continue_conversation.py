@@ -1,12 +1,12 @@
-"""A conversation goes on after the server was restarted, without computing its beginning again.
+"""Continue a conversation after the server was restarted, without computing its beginning again.
 
     python examples/continue_conversation.py                     # in a temporary directory
     python examples/continue_conversation.py lu:/kv/chat.pages   # on a cluster
 
 A small model with Multi-head Latent Attention and random weights, on the CPU, serves a long prompt and saves the pages
-of its KV cache. One process then simply goes on. Another one, started anew, finds the pages by the tokens of the
-conversation, loads them, and goes on as well; a third computes everything again. The first two must agree in every bit
-of every logit.
+of its KV cache. One process then simply continues. Another one, restarted, finds the pages by the tokens of the
+conversation, loads them, and continues as well; a third computes everything again. The first two must agree in every
+bit of every logit.
 """
 
 import argparse
@@ -138,7 +138,7 @@ def serve(how: str, location: str, prompt_tokens: int) -> None:
     conversation = Conversation(Model(), cache)
     prompt, question = words(1, prompt_tokens), words(2, 10)
     began = time.perf_counter()
-    if how == "goes on":
+    if how == "continues":
         first = conversation.answer(prompt)
         with PagedKVFile.create(location, layout, 4 * blocks, model=MODEL) as file:
             names = file.names(conversation.tokens)
@@ -180,7 +180,7 @@ def main() -> None:
         "location", nargs="?", help="a new file of KV pages: a path, or a location on a cluster"
     )
     parser.add_argument("--tokens", type=int, default=1500, help="length of the prompt (1500)")
-    parser.add_argument("--serve", choices=["goes on", "loads", "computes"], help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=["continues", "loads", "computes"], help=argparse.SUPPRESS)
     parser.add_argument("history", nargs="?", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -190,17 +190,17 @@ def main() -> None:
         location = options.location or f"{directory}/chat.pages"
         arguments = (f"--tokens={options.tokens}", location, f"{directory}/history.json")
         print(f"a prompt of {options.tokens} tokens, answered; pages saved to {location}")
-        goes_on = run("goes on", *arguments)
+        continued = run("continues", *arguments)
         loads = run("loads", *arguments)
         computes = run("computes", *arguments)
     again = float(str(computes["ready_s"])) + float(str(computes["answer_s"]))
     loaded = float(str(loads["ready_s"])) + float(str(loads["answer_s"]))
-    print(f"without a restart   the second answer is {goes_on['answer'][:6]} …")  # type: ignore[index]
+    print(f"without a restart   the second answer is {continued['answer'][:6]} …")  # type: ignore[index]
     print(
         f"restarted, loading  {loads['known']} tokens found in {loads['ready_s']:.3f} s; answered after {loaded:.2f} s"
     )
-    print(f"restarted, anew     answered after {again:.2f} s")
-    if (loads["answer"], loads["logits"]) != (goes_on["answer"], goes_on["logits"]):
+    print(f"restarted, computed answered after {again:.2f} s")
+    if (loads["answer"], loads["logits"]) != (continued["answer"], continued["logits"]):
         sys.exit("the answers differ: that is a defect")
     print(
         f"equal in every bit of every logit; {again - loaded:.2f} s saved, {again / loaded:.1f} times faster"

@@ -2,10 +2,10 @@
 
     OUT/tokens.bin              text, a byte a token
     OUT/step-000040/stage-2.pt  weights and optimizer state of one stage; only of steps that are a checkpoint
-    OUT/latest.json             the step to go on from, and all losses until then; replaced at once, when all stages
+    OUT/latest.json             the step to resume from, and all losses until then; replaced at once, when all stages
                                 of the step are durable
 
-Which sequences are in a batch depends on the seed and the step alone, so training goes on anywhere with the same data.
+Which sequences are in a batch depends on the seed and the step alone, so training resumes anywhere with the same data.
 """
 
 import ast

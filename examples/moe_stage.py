@@ -132,7 +132,7 @@ class Head(nn.Module):
 class Trace:
     """Where the graph of one micro-batch in one stage can be cut: what goes into each segment.
 
-    It hangs on the graph's last node and holds only what lies before that, so it goes when the graph goes.
+    It hangs on the graph's last node and holds only what is before that, so it goes when the graph goes.
     """
 
     boundaries: list[Tensor]

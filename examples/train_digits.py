@@ -1,11 +1,11 @@
-"""Trains a classifier of handwritten digits with two processes, kills them and a storage node, and goes on with one.
+"""Trains a classifier of handwritten digits with two processes, kills them and a storage node, and resumes with one.
 
 usage: python examples/train_digits.py demo [--plot digits.png]     everything, on a cluster of its own
        python examples/train_digits.py pack DIRECTORY               the digits as FFRecord files
        python examples/train_digits.py train OUT --data DIRECTORY [--ranks 2]
 
 The digits are scikit-learn's: 1797 pictures of 8×8. Places are directories or locations on a cluster (lu:/digits).
-`train` goes on from the last checkpoint in OUT, on any number of processes, in the middle of an epoch. The losses are
+`train` resumes from the last checkpoint in OUT, on any number of processes, in the middle of an epoch. The losses are
 then those of a training that was never stopped, bit by bit: `Loader` gives the same global batches, and gradients are
 summed up by pieces of PIECE samples, whose order does not depend on who computed them.
 """
@@ -33,7 +33,7 @@ from luciola.plugins.dataset import FFRecordWriter, Loader, MapDataset, Samples,
 
 BATCH: Final = 64
 PIECE: Final = 8  # samples whose gradients are computed at once
-TRAINING: Final = 1500  # of 1797 digits; the rest tells how good the result is
+TRAINING: Final = 1500  # of 1797 digits; the rest shows how good the result is
 SEED: Final = 7
 CHECKPOINT_EVERY: Final = 10  # steps
 
@@ -54,11 +54,11 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("demo", help="train, be killed, go on, compare, draw")
+    one = commands.add_parser("demo", help="train, be killed, resume, compare, draw")
     one.add_argument("--plot", type=Path, default=Path("digits.png"))
     two = commands.add_parser("pack", help="write the digits")
     two.add_argument("directory")
-    three = commands.add_parser("train", help="train, or go on")
+    three = commands.add_parser("train", help="train, or resume")
     three.add_argument("out")
     three.add_argument("--data", required=True)
     three.add_argument("--ranks", type=int, choices=(1, 2, 4, 8), default=2)
@@ -177,7 +177,7 @@ class Training:
                 torch.save(state, file)
 
     def resume(self) -> None:
-        """Goes on from the checkpoint, if there is one."""
+        """Resume from the checkpoint, if there is one."""
         files, path = open_location(f"{self.out}/checkpoint.pt")
         if files.exists(path):
             state: dict[str, Any] = torch.load(io.BytesIO(files.read(path)), weights_only=True)
@@ -230,7 +230,7 @@ def accuracy(model: nn.Module, data: str) -> float:
 
 
 def demo(options: argparse.Namespace) -> None:
-    """Trains without a stop; trains, kills, and goes on; both have to give the same losses."""
+    """Trains without a stop; trains, kills, and resumes; both have to give the same losses."""
     with tempfile.TemporaryDirectory(prefix="luciola-digits-") as root:
         data = Path(root) / "data"
         luciola("up", "--data", str(data), "--storage-nodes", "3", "--replicas", "2", "--detach")
@@ -252,10 +252,10 @@ def compare(data: Path, options: argparse.Namespace) -> None:
     node = storage_node(data)
     killed = run_training(cluster, "stopped", options, ranks=2, kill=(kill_at, node))
     print(f"killed both processes, and storage node {node} with them")
-    first, *told = run_training(cluster, "stopped", options, ranks=1)
+    first, *reported = run_training(cluster, "stopped", options, ranks=1)
     resumed = int(first.partition("step ")[2].partition(":")[0])
     assert 0 < resumed <= kill_at, first
-    assert told[: kill_at - resumed] == killed[resumed:], "the steps behind the checkpoint, done again"
+    assert reported[: kill_at - resumed] == killed[resumed:], "the steps behind the checkpoint, done again"
     unstopped, stopped = (
         json.loads(read(f"{cluster}/{name}/losses.json")) for name in ("unstopped", "stopped")
     )
@@ -280,8 +280,8 @@ def run_training(
     process.start()
     os.close(end)
     lines: list[str] = []
-    with open(output) as told:
-        for line in told:
+    with open(output) as printed:
+        for line in printed:
             print(f"{name}, {ranks} processes: {line}", end="")
             lines.append(line)
     process.join()
@@ -300,8 +300,8 @@ def train_apart(options: argparse.Namespace, output: int) -> None:
 
 def storage_node(data: Path) -> int:
     """The process of the first storage node that runs."""
-    told = json.loads(luciola("status", "--data", str(data), "--json", check=False))
-    return next(each["pid"] for each in told["services"] if each["kind"] == "storage" and each["pid"])
+    status = json.loads(luciola("status", "--data", str(data), "--json", check=False))
+    return next(each["pid"] for each in status["services"] if each["kind"] == "storage" and each["pid"])
 
 
 def luciola(*arguments: str, check: bool = True) -> str:

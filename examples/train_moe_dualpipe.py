@@ -1,9 +1,9 @@
-"""Trains a small mixture-of-experts transformer with DualPipe, four processes on one CPU, and goes on after a stop.
+"""Trains a small mixture-of-experts transformer with DualPipe, four processes on one CPU, and resumes after a stop.
 
 usage: python examples/train_moe_dualpipe.py --out DIR [--steps 60]
 
 DIR is where token data, checkpoints and the loss curve go: a directory, or a place on a cluster (lu:/moe,
-luciola:///DATA_DIR!/moe). The same command goes on from the last checkpoint; the losses and weights are then, bit by
+luciola:///DATA_DIR!/moe). The same command resumes from the last checkpoint; the losses and weights are then, bit by
 bit, those of a training that was never stopped. `--plain` trains the same model in one process without a pipeline.
 """
 

@@ -1,16 +1,16 @@
-"""Trains a small language model on Python's own documentation, and goes on after it was killed, on other processes.
+"""Trains a small language model on Python's own documentation, and resumes after it was killed, on other processes.
 
     python examples/train_text.py train --out /tmp/text --processes 2     # kill it whenever you like
-    python examples/train_text.py train --out /tmp/text --processes 4     # and it goes on
+    python examples/train_text.py train --out /tmp/text --processes 4     # and it resumes
     python examples/train_text.py compare --out lu:/text --plot loss.png  # both, and the curves of their losses
 
 Texts are FFRecord files read by `luciola.plugins.dataset`, checkpoints are made by `luciola.plugins.checkpoint` while
-training goes on. Weights are the same on all processes, the optimizer's moments are sharded among them (as FSDP or
+training resumes. Weights are the same on all processes, the optimizer's moments are sharded among them (as FSDP or
 ZeRO do), so another number of processes means another sharding. Gradients are those of MICRO_BATCHES equal parts of
-each batch, added in one order whoever has computed them: so the losses are the same, bit by bit, whatever happens.
+each batch, added in one order whichever process computed them: so losses are the same, bit by bit, whatever happens.
 
 `compare` trains once without a stop on two processes; then again, where all processes are killed (SIGKILL) in the
-middle, and one process, or as many as `--resume-processes` says, goes on.
+middle, and one process, or as many as `--resume-processes` says, resumes.
 """
 
 import argparse
@@ -128,7 +128,7 @@ class Trainer:
         self.losses = torch.zeros(options.steps, dtype=torch.float64)
 
     def state(self) -> dict[str, Any]:
-        """All that training needs to go on."""
+        """All that training needs to resume."""
         return {
             "model": self.model.state_dict(),
             "moments": self.optimizer.moments,
@@ -144,7 +144,7 @@ class Trainer:
             step = checkpoints.load(state) or 0
             self.loader.load_state_dict(state["loader"])
             if step and dist.get_rank() == 0:
-                print(f"{dist.get_world_size()} processes go on after step {step}", flush=True)
+                print(f"{dist.get_world_size()} processes resume after step {step}", flush=True)
             while step < options.steps:
                 for batch in self.loader:
                     self.losses[step] = self.step(batch, step + 1)
@@ -221,7 +221,7 @@ def train(options: argparse.Namespace) -> None:
     finally:
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in others]
     if any(codes):
-        sys.exit(f"processes ended with {codes}; the same command goes on")
+        sys.exit(f"processes ended with {codes}; the same command resumes")
 
 
 def fork(work: Callable[[], None]) -> int:
@@ -332,7 +332,7 @@ def draw(curves: list[list[float]], stop: int, options: argparse.Namespace) -> N
     )
     label = f"2 processes, killed, then {options.resume_processes}"
     axes.plot(range(1, options.steps + 1), curves[1], color="black", linestyle=":", label=label)
-    axes.axvline(stop, color="tab:red", linewidth=1, label=f"goes on after step {stop}")
+    axes.axvline(stop, color="tab:red", linewidth=1, label=f"resumes after step {stop}")
     axes.set(xlabel="step", ylabel="loss (nats per byte)", title="A language model on Python's documentation")
     axes.legend()
     figure.savefig(options.plot, dpi=120)

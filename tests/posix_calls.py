@@ -68,7 +68,7 @@ def as_user(uid: int, code: str, *, gid: int | None = None, groups: tuple[int, .
             os.setresgid(group, group, group)
             os.setresuid(uid, uid, uid)
             said = outcome(exec, code, {"os": os, "mmap": mmap, "fallocate": fallocate})
-        except BaseException as error:  # noqa: BLE001 (the child must not go on as pytest)
+        except BaseException as error:  # noqa: BLE001 (the child must not continue as pytest)
             said = repr(error)
         finally:
             os.write(writer, said.encode())

@@ -106,7 +106,7 @@ class StorageCluster:
         return (self.root / f"storage-{node}.log").read_text()
 
     def kill(self, node: int, number: int = signal.SIGKILL, *, report: bool = True) -> int:
-        """Ends the node's process with that signal; its exit code. `report`: mgmtd is told, as a supervisor does."""
+        """Ends the node's process with that signal; its exit code. `report`: mgmtd is notified, as by a supervisor."""
         process = self._processes[f"storage-{node}"]
         process.send_signal(number)
         code = process.wait(WAIT_S)
@@ -178,7 +178,7 @@ class StorageCluster:
     def chains(self) -> dict[int, mgmtd_pb2.Chain]:
         return {chain.id: chain for chain in self.routing().chains}
 
-    # Data: whole chunks of zeros, whose length tells them apart.
+    # Data: whole chunks of zeros, whose length distinguishes them.
 
     def write(self, chain: int, content: int, index: int, length: int) -> None:
         """Sets a chunk's length through the head of its chain, however long that takes."""

@@ -6,8 +6,8 @@ usage: python benchmarks/plugins/deepep.py [--ranks 2] [--tokens 512] [--hidden 
 Processes of this machine: each round, all ranks together copy the payload of one dispatch into the next rank's memory,
 then dispatch and combine in normal and in low-latency mode. A payload is what a mode sends: a token once for each rank
 that has one of its experts, or once for each expert. The best of the rounds, each that of its slowest rank: on a
-machine that does other things too, the others tell of those. CPU is the processor time of the rank that took most of
-it, in its best round: what a call costs, whoever else runs; and so many copies of the payload cost as much.
+machine that does other things too, the others show those. CPU is the processor time of the rank that took most of
+it, in its best round: what a call costs, whatever else runs; and so many copies of the payload cost as much.
 
 With a CUDA device there are its kernels too: all ranks of low-latency mode in one process on one card, beside device
 copies of the same bytes. `--lines`: those alone, as JSON, for `gpu.py`.

@@ -4,7 +4,7 @@
 
 Time of a call in a CUDA graph with a cold L2 cache, random inputs, every layer that has the operator; TFLOP/s, GB/s,
 the share of what the chip could do at best (the larger of the time to move the bytes and the time to multiply), and
-torch's fastest way over ours. A case that fails says so, and the others go on.
+torch's fastest way over ours. A failed case is reported, and the others still run.
 Without a GPU it says so.
 """
 

@@ -94,7 +94,7 @@ def steps(rank, options, results):
 
 
 def death(rank, options, results):
-    """The last rank dies in its third task; the others tell when they learned of it."""
+    """The last rank dies in its third task; the others report when they learned of it."""
     model = stages(2 * options.ranks, 8)
     pipe = DualPipeV((model[rank], model[2 * options.ranks - 1 - rank]))
     inputs = (torch.randn(options.chunks, 8),) if rank == 0 else ()

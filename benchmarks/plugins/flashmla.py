@@ -4,7 +4,7 @@ usage: python benchmarks/plugins/flashmla.py [--pages 64] [--layers 16] [--round
 
 With a CUDA device: dense and sparse decoding and prefill in the shapes of FlashMLA's own benchmark, in every layer that
 has them, TFLOP/s, GB/s, the share of what the device's memory and tensor cores allow, and torch's best way over
-ours; a case that fails says so, and the others go on. Without one it says so. In either case:
+ours; a failed case is reported, and the others still run. Without one it says so. In either case:
 `PagedKVFile.save` and `load` on a local directory, and on a cluster of one storage node on this machine, beside preadv
 of the same bytes with as many threads, and decoding by the CPU reference. Medians of the rounds; files lie in the page
 cache. Every loaded page is verified by its checksums.

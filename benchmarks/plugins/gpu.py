@@ -5,9 +5,9 @@
 
 Steps are checks (CUDA graphs, staging of KV pages, NCCL, DualPipe: `gpu_steps.py`), the tests of kernels, ranks and
 devices, and benchmarks beside torch's own ways. Each is a process of its own. One that hangs is stopped after `--limit`
-seconds without a sign of life, one that breaks the device ends alone; a benchmark goes on behind the case at which it
+seconds without a sign of life, one that breaks the device ends alone; a benchmark continues behind the case at which it
 ended. So whatever fails, all other results are there. After each step the report is written as a table and, beside it,
-as JSON; when `--minutes` are over no further step begins, and `--resume` goes on with those that have not passed on
+as JSON; when `--minutes` are over no further step begins, and `--resume` runs those that have not passed on
 this card.
 
 Ends with status 0 if every step passed, 1 if one failed or was not run, 2 without a GPU. A plugin whose steps all
@@ -126,7 +126,7 @@ def run(step: Step, limit_s: float) -> dict[str, Any]:
 
 
 def not_run() -> dict[str, Any]:
-    last = "not run: the time was over; --resume goes on"
+    last = "not run: the time was over; --resume continues"
     return {"status": "not run", "last": last, "failures": [], "kind": "tests", "seconds": 0.0}
 
 
@@ -189,14 +189,14 @@ def measured(step: Step, limit_s: float) -> dict[str, Any]:
     print(f"\n{step.name}", flush=True)
     figures = []
     for line in lines_of(step.command, limit_s):
-        print("  " + told(line), flush=True)
+        print("  " + described(line), flush=True)
         figures.append(line)
     failed = not figures or any("error" in each for each in figures)
     return {"status": 1 if failed else 0, "last": f"{len(figures)} figures", "figures": figures}
 
 
 def lines_of(command: Sequence[str], limit_s: float) -> Iterator[dict[str, Any]]:
-    """Figures of a benchmark's cases; where its process ends early, an error, and another goes on behind that case."""
+    """Figures of a benchmark's cases; if its process ends early, an error, and another continues behind it."""
     first = 0
     for _ in range(RESTARTS_MAX):
         begun: dict[str, Any] | None = None
@@ -285,7 +285,7 @@ def cells(line: dict[str, Any]) -> tuple[str, ...]:
     return (*start, *speed, share, ratio, f"{line['difference']:.0e}", line["torch_way"] or "")
 
 
-def told(line: dict[str, Any]) -> str:
+def described(line: dict[str, Any]) -> str:
     """A row for the terminal."""
     if "error" in line:
         return f"{line['operator']}  {line['shape']}  {line['layer']}: {line['error']}"

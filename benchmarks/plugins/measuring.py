@@ -1,7 +1,7 @@
 """What the benchmarks of kernels share: cases, how a call is timed on a GPU, and figures as lines of JSON.
 
-A benchmark that is told `--lines FIRST` measures its cases from that number on and prints two lines for each: that it
-begins, and its figures or its error. So whoever reads them (`gpu.py`) can stop one that hangs, and start the benchmark
+With `--lines FIRST` a benchmark measures its cases from that number on and prints two lines for each: that it
+begins, and its figures or its error. So their reader (`gpu.py`) can stop one that hangs, and start the benchmark
 again behind one that broke the device for its process.
 """
 
@@ -70,7 +70,7 @@ def measure(case: Case) -> Iterator[dict[str, Any]]:
     """Figures of each layer; an error takes their place if there is one."""
     try:
         work = case.make()
-    except Exception as error:  # noqa: BLE001 (told, and the next case goes on)
+    except Exception as error:  # noqa: BLE001 (reported, and the next case runs)
         yield _line(case, "-", error=_told(error))
         return
     best = _torch_best(work)
@@ -127,7 +127,7 @@ def print_lines(cases: Iterable[Case], first: int) -> None:
         except RuntimeError:
             raise SystemExit(
                 3
-            ) from None  # the device is broken for this process: the next one goes on behind
+            ) from None  # the device is broken for this process: the next one continues behind
 
 
 def print_figures(figures: Iterable[dict[str, Any]]) -> None:

@@ -160,7 +160,7 @@ class ExpertParallel(nn.Module):
             parameter.grad = grad
 
     def _operand(self, name: str) -> Operand:
-        """A weight as products take it, made anew when the weight has changed."""
+        """A weight as products take it, made again when the weight has changed."""
         weight: Tensor = getattr(self, name)
         version = (weight.data_ptr(), weight._version, self.precision)  # noqa: SLF001 (torch has no other way)
         if self._operands.get(name, (None,))[0] != version:

@@ -60,7 +60,7 @@ def test_every_other_case_has_its_figures(gpu, tmp_path):
     assert "| product | case 4 | triton | 10.0 | 1 | 2 | 50% | 1.20 | 0e+00 | matmul |" in text
     assert "| product | case 5 | - |  |  |  |  |  |  | it hung and was stopped |" in text
     assert "| test_x.py | 1 failed |\n| | FAILED x |" in text
-    assert all(gpu.told(each) for each in figures)
+    assert all(gpu.described(each) for each in figures)
 
 
 def test_a_benchmark_that_cannot_begin_is_told_once(gpu, tmp_path):
@@ -91,7 +91,7 @@ def test_a_step_that_is_stopped_takes_its_ranks_with_it(gpu, tmp_path, seconds):
     assert status is None
     deadline = time.monotonic() + 30  # a killed process that is not our child ends a moment later
     while is_running(int(pid)):
-        assert time.monotonic() < deadline, "the rank goes on"
+        assert time.monotonic() < deadline, "the rank continues"
         time.sleep(0.01)
 
 
@@ -157,7 +157,7 @@ def test_no_step_begins_when_the_time_is_over(gpu, two_steps, monkeypatch, tmp_p
     code, found, text = run_gpu(gpu, monkeypatch, tmp_path, "--minutes", "0")
     assert code == 1
     assert {each["status"] for each in found["steps"].values()} == {"not run"}
-    assert "--resume goes on" in text
+    assert "--resume continues" in text
     assert times("passes") == 0
 
 

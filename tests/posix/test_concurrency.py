@@ -25,7 +25,7 @@ def at_once(work: Callable[[int], None], count: int = WORKERS) -> None:
 
 @pytest.mark.parametrize("attempt", range(20))
 def test_appenders_lose_nothing_and_tear_nothing(area, attempt):
-    """Often: what it once found, bytes that arrived while a length was being told, showed one time in twenty."""
+    """Often: what it once found, bytes that arrived while a length was being sent, showed one time in twenty."""
     rounds = 200
 
     def append(number: int) -> None:

@@ -101,7 +101,7 @@ def test_own_changes_are_seen_by_who_has_begun_to_list(area):
     names = sorted(fill(1000))
     changed, gone = names[-20], names[-10]
     with os.scandir() as entries:
-        for _ in range(50):  # whoever asks for attributes gets them with the rest
+        for _ in range(50):  # a request for attributes gets them with the rest
             next(entries).stat()
         os.unlink(gone)
         os.chmod(changed, 0o600)

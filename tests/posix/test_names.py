@@ -70,7 +70,7 @@ def test_rename(area, source, target, place):
         assert (shown(old), shown(new)) == ("missing", before[0])
     else:
         assert (shown(old), shown(new)) == before
-    # Whoever has a file open reads it to the end, named or not.
+    # A process that has a file open reads it to the end, named or not.
     for file, text in zip(held, texts, strict=True):
         assert file.read() == text
         file.close()

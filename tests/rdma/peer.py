@@ -1,7 +1,7 @@
 """Both ends of a data-plane connection over RDMA, on pyverbs: a second implementation, written from docs/protocol.md.
 
 `Wire` is a queue pair with credits and messages; `Client` and `Server` put frames on it, after the handshake over TCP.
-They do what they are told, also what an honest peer would not.
+They do what they are asked, also what an honest peer would not.
 """
 
 import os
@@ -265,7 +265,7 @@ class Client(Conversation):
         return self.clock_ms + int(1000 * (time.monotonic() - self.heard_at + PATIENCE_S))
 
     def go_on(self, wire: Wire, *, window: int | None = None) -> int:
-        """Goes on over the wire; the status of the server's answer to the offer."""
+        """Continue over the wire; return the status of the server's answer to the offer."""
         (theirs,) = self.call(frames.OFFER, [wire.offer()]).rows
         if theirs[0]:
             return theirs[0]

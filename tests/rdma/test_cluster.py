@@ -1,6 +1,6 @@
 """A whole cluster whose data moves by RDMA and nothing else: a mount, the native client, three nodes, two ports.
 
-That it was RDMA is told by the devices themselves, which count their packets.
+That it was RDMA is shown by the devices themselves, which count their packets.
 """
 
 import itertools
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.mount, pytest.mark.timeout(1500)]
 
 MIB = 1 << 20
 PACKET = 4096
-# An emulated machine is slow: whoever is late there has not died.
+# An emulated machine is slow: a late process there has not died.
 PATIENCE_S = 600
 CONFIG = """
 [mgmtd]
@@ -126,7 +126,7 @@ def test_loss_delay_and_reordering_lose_nothing(cluster: LocalCluster, whole_cab
 
 
 def test_a_cut_cable_is_bridged_when_it_is_mended(cluster: LocalCluster, whole_cable: None) -> None:
-    """What was written before is there, and what is written after; connections are made anew."""
+    """What was written before is there, and what is written after; connections are made again."""
     (cluster.mountpoint / "kept").write_bytes(data(14, MIB))
     cable.cut("ve0")
     cable.mend()

@@ -1,6 +1,6 @@
 """A client on pyverbs against the native server: bytes, completions, and all that a hostile or broken client may do.
 
-Whatever one client does, another that was there before goes on, and the server keeps nothing of it.
+Whatever one client does, another that was there before continues, and the server keeps nothing of it.
 """
 
 import re

@@ -106,7 +106,7 @@ def test_damage_on_the_way_is_noticed() -> None:
 
 
 def test_a_placement_after_the_deadline_lands_nowhere() -> None:
-    """The client has given the read up, its memory is its own again; the server, late, writes where it was told to."""
+    """The client has given the read up, its memory is its own again; the server, late, writes where it was asked to."""
     with driven("strict") as each:
         each.client.say("connect")
         with each.accepted() as server:

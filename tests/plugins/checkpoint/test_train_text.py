@@ -17,7 +17,7 @@ def test_a_killed_training_goes_on(checkpoint_ranks: Ranks, shared_cluster: Loca
     arguments = ["compare", "--out", out, *options]
     (answer,) = checkpoint_ranks.run("run_example", 1, arguments=arguments, output=str(said))
     assert (answer.error, answer.value) == ("", 0)
-    assert "1 processes go on after step" in said.read_text()
+    assert "1 processes resume after step" in said.read_text()
     assert "the losses of all 20 steps are equal, bit by bit" in said.read_text()
     fs, path = open_location(out)
     losses = json.loads(fs.read(f"{path}/stopped/losses.json"))

@@ -37,7 +37,7 @@ pub fn length(inode: u64) -> u64 {
     if inode == BIG { BIG_BYTES as u64 } else { 0 }
 }
 
-/// The part of a request that lies inside `big`.
+/// The part of a request that is inside `big`.
 pub fn inside(offset: u64, length: usize) -> std::ops::Range<usize> {
     let start = (offset as usize).min(BIG_BYTES);
     start..(start + length).min(BIG_BYTES)
