@@ -12,11 +12,9 @@ F2  No file of these lies where an original would be installed.
 
 import os
 import sys
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
-from typing import Any, Final
+from typing import Final
 
 from ..kernels.errors import BadCall
 
@@ -81,24 +79,4 @@ def _spec(name: str) -> ModuleSpec | None:
     return next((spec for spec in specs if spec is not None), None)
 
 
-def lazy(
-    package: str, homes: Mapping[str, Iterable[str]], submodules: Container[str] = ()
-) -> Callable[[str], Any]:
-    """A module's `__getattr__`: names by the module that has them (relative to `package`, or absolute).
-
-    A name is looked up in its home when it is asked for, and a submodule is imported; nothing else is.
-    """
-    home_of = {name: home for home, names in homes.items() for name in names}
-
-    def get(name: str) -> Any:
-        if name in submodules:
-            return import_module(f"{package}.{name}")
-        if name not in home_of:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        home: ModuleType = import_module(home_of[name], package)
-        return getattr(home, name)
-
-    return get
-
-
-__all__ = ["NAMES", "find", "install", "lazy"]
+__all__ = ["NAMES", "find", "install"]

@@ -18,8 +18,9 @@ Know one:
 Importing this package does not import torch until a name of the first half is used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy
 
 if TYPE_CHECKING:
     from .boundary_spec import set_p2p_tensor_dtype, set_p2p_tensor_shapes
@@ -47,17 +48,6 @@ __all__ = [
     "set_p2p_tensor_shapes",
 ]
 
-_MODULE_OF = {
-    **dict.fromkeys(("DualPipe", "DualPipeV"), ".pipeline"),
-    **dict.fromkeys(("Schedule", "dualpipe", "dualpipev"), ".schedule"),
-    **dict.fromkeys(("set_p2p_tensor_dtype", "set_p2p_tensor_shapes"), ".boundary_spec"),
-    "Linear": ".linear",
-    "PipelineError": ".failure",
-    "StageCosts": ".simulate",
-    "WeightGradStore": ".wgrad_store",
-    "find_problems": ".verify",
-}
-
 
 def describe() -> dict[str, str]:
     """What `luciola plugins` shows."""
@@ -70,7 +60,14 @@ def describe() -> dict[str, str]:
     }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULE_OF:
-        return getattr(import_module(_MODULE_OF[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+_HOMES = {
+    ".boundary_spec": ("set_p2p_tensor_dtype", "set_p2p_tensor_shapes"),
+    ".failure": ("PipelineError",),
+    ".linear": ("Linear",),
+    ".pipeline": ("DualPipe", "DualPipeV"),
+    ".schedule": ("Schedule", "dualpipe", "dualpipev"),
+    ".simulate": ("StageCosts",),
+    ".verify": ("find_problems",),
+    ".wgrad_store": ("WeightGradStore",),
+}
+__getattr__ = lazy(__name__, _HOMES)

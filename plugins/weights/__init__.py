@@ -15,8 +15,9 @@
 Importing this package imports neither torch nor the client until one of its names is used. Other plugins use it.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, Damage, ReadReport, Slice
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "Damage", "ReadReport", "Slice", "TensorInfo", "describe", "save"]
 
-_MODULE_OF = {"TensorInfo": ".header", "save": ".writing"}
-
 
 def describe() -> dict[str, str]:
     """What `luciola plugins` shows."""
     return {"state": "ready: any location, targets in host memory or on a GPU"}
 
 
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module(_MODULE_OF.get(name, ".checkpoint"), __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+_HOMES = {
+    ".checkpoint": ("Checkpoint", "Damage", "ReadReport", "Slice"),
+    ".header": ("TensorInfo",),
+    ".writing": ("save",),
+}
+__getattr__ = lazy(__name__, _HOMES)

@@ -1,6 +1,6 @@
 """DeepEP's package, over `luciola.plugins.deepep`: both buffers, and what its tests import."""
 
-from luciola.plugins.compat import lazy
+from luciola.plugins.lazy import lazy
 
 __version__ = "2.1.0"
 

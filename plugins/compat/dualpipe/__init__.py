@@ -1,6 +1,6 @@
 """DualPipe's package, over `luciola.plugins.dualpipe`."""
 
-from luciola.plugins.compat import lazy
+from luciola.plugins.lazy import lazy
 
 __version__ = "1.0.0"
 

@@ -1,6 +1,6 @@
 """FlashMLA's package, over `luciola.plugins.flashmla`. The original's extension module `flash_mla.cuda` is not here."""
 
-from luciola.plugins.compat import lazy
+from luciola.plugins.lazy import lazy
 
 __version__ = "1.0.0"
 

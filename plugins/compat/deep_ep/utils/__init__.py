@@ -1,6 +1,6 @@
 """What DeepEP's tests and callers use beside the buffers."""
 
-from luciola.plugins.compat import lazy
+from luciola.plugins.lazy import lazy
 
 _HOMES = {
     ".envs": (

@@ -1,11 +1,9 @@
 """Casts, routing made for tests, and sums of bytes."""
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from luciola.plugins.compat.deep_gemm.testing.numeric import count_bytes
 from luciola.plugins.deepep.quantize import cast_from_fp8, cast_to_fp8
 from luciola.plugins.kernels.errors import refuse
 from luciola.plugins.kernels.quantize import BLOCK, align, ceil_div
@@ -62,17 +60,6 @@ def hash_tensor(x: Tensor) -> int:
 def hash_tensors(*tensors: Tensor) -> int:
     """The same of several."""
     return sum(hash_tensor(each) for each in tensors)
-
-
-def count_bytes(*values: Tensor | Iterable[Any] | None) -> int:
-    """Of all tensors, in tuples and lists too."""
-    total = 0
-    for value in values:
-        if isinstance(value, Tensor):
-            total += value.numel() * value.element_size()
-        elif value is not None:
-            total += count_bytes(*value)
-    return total
 
 
 def safe_div(x: float, y: float) -> float:

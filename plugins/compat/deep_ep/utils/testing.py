@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
+from luciola.plugins.compat.deep_gemm.testing.bench import bench_kineto as kineto
 from luciola.plugins.kernels.errors import BadCall
 
 
@@ -36,16 +36,7 @@ def bench_kineto(
     """Seconds that a GPU spends in a call's kernels whose names contain each of `kernel_names`."""
     if not torch.cuda.is_available():
         raise BadCall("bench_kineto measures kernels of a GPU, and there is none: use bench")
-    names = (kernel_names,) if isinstance(kernel_names, str) else kernel_names
-    fn()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(num_tests):
-            fn()
-        _wait()
-    events: list[Any] = list(profile.key_averages())
-    sums = [sum(each.self_device_time_total for each in events if name in each.key) for name in names]
-    seconds = tuple(each / num_tests / 1e6 for each in sums)
-    return seconds[0] if isinstance(kernel_names, str) else seconds
+    return kineto(fn, kernel_names, num_tests, flush_l2=False, with_multiple_kernels=True)
 
 
 def _wait() -> None:
