@@ -26,7 +26,7 @@ CASE_S = 250.0
 
 @dataclass
 class Answer:
-    """What became of one rank."""
+    """The outcome of one rank."""
 
     value: Any = None
     error: str = ""
@@ -40,7 +40,8 @@ class Ranks:
     """Runs cases in the forking parent."""
 
     def __init__(self, cases: str = "pipeline_cases") -> None:
-        paths = [os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])]
+        of_tests = [each for each in sys.path if each.startswith(os.path.dirname(__file__))]
+        paths = [*of_tests, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._parent = subprocess.Popen(
             [sys.executable, "-c", f"import pipeline_ranks; pipeline_ranks.serve({cases!r})"],
             stdin=subprocess.PIPE,

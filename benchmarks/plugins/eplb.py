@@ -118,9 +118,7 @@ def measure(size: Size, original_ms: float, make: Callable[[Size, torch.Generato
     mean = weight.double().sum(-1) / size.gpus
     reference_ms, reference = timed(lambda: rebalance_experts(weight, *size.arguments), RUNS)
     optimal_ms, optimal = timed(lambda: rebalance_experts(weight, *size.arguments, policy="optimal"), RUNS)
-    anywhere = (
-        optimal if size.nodes == 1 else rebalance_experts(weight, *size.arguments, policy="optimal-global")
-    )
+    anywhere = rebalance_experts(weight, size.slots, 1, 1, size.gpus, policy="optimal")
     balances = [
         float(imbalance(weight, each[0], size.gpus).mean()) for each in (reference, optimal, anywhere)
     ]
@@ -161,13 +159,13 @@ def measure_budgets(size: Size) -> None:
     """(budget a layer, moves a layer, largest load over the bound, ms) after a third of the loads has changed."""
     before, after = (recorded(size, torch.Generator().manual_seed(seed)) for seed in (1, 2))
     weight = 2 / 3 * before + 1 / 3 * after
-    current = rebalance_experts(before, *size.arguments, policy="optimal-global").physical_to_logical_map
+    current = rebalance_experts(before, *size.arguments, policy="optimal").physical_to_logical_map
     bound = lower_bound(weight, size.slots, size.gpus)
 
     def over_bound(physical: Tensor) -> float:
         return float((gpu_loads(weight, physical, size.gpus).amax(-1) / bound).mean())
 
-    scratch = rebalance_experts(weight, *size.arguments, policy="optimal-global").physical_to_logical_map
+    scratch = rebalance_experts(weight, *size.arguments, policy="optimal").physical_to_logical_map
     needed = (
         len(moves_between(current, align(current, scratch, size.gpus, num_nodes=1), size.gpus)) / size.layers
     )

@@ -4,21 +4,21 @@
     greedy       the plan of deepseek-ai/EPLB, bit for bit, in numpy over all layers at once
     reference    the same in plain torch: the specification
     balance      loads of GPUs, and a bound that no placement can beat
-    optimal      plans close to that bound: groups to nodes, replicas and their first places (packing), exchanges
-                 between GPUs (exchange)
+    optimal      plans close to that bound, by exchanges between GPUs (exchange)
     incremental  the best plan within a budget of moves
     moves        what has to move between two placements, and slots that stay where they are
     recorder     live loads: tensors of ids in, a file on a location out
     loader       the experts that a GPU lacks, from a checkpoint into its slots
     refresh      all of this while a model runs: plan and load in the background, change at an agreed step
-    command      `luciola eplb`, over load_files and plan_file
+    command      `luciola eplb plan`, which writes a plan_file
 
 `rebalance_experts` has the name, arguments and outputs of deepseek-ai/EPLB; its users change one import. Importing this
 package imports neither torch nor numpy until one of its names is used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy
 
 if TYPE_CHECKING:
     from .loader import ExpertNames, ExpertReport, load_experts
@@ -56,20 +56,20 @@ __all__ = [
     "rebalance_incrementally",
 ]
 
-_MODULE_OF = {
-    "Move": ".moves",
-    **dict.fromkeys(("ExpertNames", "ExpertReport", "load_experts"), ".loader"),
-    **dict.fromkeys(("LoadRecorder", "Loads"), ".recorder"),
-    **dict.fromkeys(("ExpertRefresher", "RefreshFailed"), ".refresh"),
-}
-
 
 def describe() -> dict[str, str]:
     """What `luciola plugins` shows."""
     return {"state": "ready: any CPU, one core"}
 
 
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module(_MODULE_OF.get(name, ".rebalance"), __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+_HOMES = {
+    ".loader": ("ExpertNames", "ExpertReport", "load_experts"),
+    ".moves": ("Move",),
+    ".rebalance": (
+        *("Placement", "align", "gpu_loads", "imbalance", "lower_bound", "moves_between"),
+        *("rebalance_experts", "rebalance_incrementally"),
+    ),
+    ".recorder": ("LoadRecorder", "Loads"),
+    ".refresh": ("ExpertRefresher", "RefreshFailed"),
+}
+__getattr__ = lazy(__name__, _HOMES)

@@ -1,67 +1,40 @@
 """Exchanges of replicas between pairs of GPUs, all layers at once, until no GPU is much heavier than it must be.
 
 In each round the GPUs of a row are sorted by load; the heavier half is paired with the lighter half, and each pair
-whose heavier GPU is above the goal divides its replicas anew: by the best of all divisions where GPUs have few slots,
+whose heavier GPU is above the goal divides its replicas again: by the best of all divisions where GPUs have few slots,
 else by the best exchange of two replicas. From round to round the lighter half is shifted, so that each meets all
-others. No exchange puts two replicas of one expert on one GPU, and none makes the heavier of two GPUs heavier: the
-largest load never rises.
+others. No exchange puts two replicas of one expert on one GPU, and none makes the
+heavier of two GPUs heavier: the largest load never rises.
+
+Shapes: placed (rows, gpus, S), shares (windows, rows, gpus, S) in mean GPU loads. A row is a layer, or a node of one.
 """
 
 from functools import cache
 from itertools import combinations
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
 from .greedy import Indices, Loads
 
 WHOLE_MAX: Final = 5  # slots a GPU up to which all divisions of a pair are tried: 126 for 5, 462 for 6
-FORBIDDEN: Final = np.float32(1e9)  # the weight of a division that puts two replicas of one expert together
+FORBIDDEN: Final = np.float32(1e9)  # the weight of an exchange that puts two replicas of one expert together
 WAYS_MAX: Final = 1 << 22  # exchanges judged in one step, which bounds the memory to some tens of MiB
-PATIENCE: Final = (
-    16  # rounds without a lower peak after which a row is left; 100 gain 0.03 % at twice the time
-)
+ROUNDS_MAX: Final = 64  # on model sizes 10 to 30 reach the goal
+IDLE_ROUNDS_MAX: Final = 32  # without a lower peak, after which a row is left
 GAIN: Final = 1e-6  # in mean GPU loads; less is rounding
 
 
-class Divisions(NamedTuple):
-    """All ways to divide the slots of two GPUs, the present one first; a GPU's sides are interchangeable.
-
-    order (ways, 2S): the slots afterwards. given (2S, ways): 1 for what the first gives away, -1 for what it gets.
-    together (S*S, ways): 1 where slot i of the first and j of the second end on one GPU.
-    """
-
-    order: Indices
-    given: Loads
-    together: Loads
-
-
-@cache
-def divisions(size: int) -> Divisions:
-    """The divisions of two GPUs of `size` slots each."""
-    every = range(2 * size)
-    sides = [(0, *rest) for rest in combinations(every[1:], size - 1)]
-    order = np.array([[*side, *(slot for slot in every if slot not in side)] for side in sides])
-    first = np.zeros(order.shape, dtype=np.bool_)
-    np.put_along_axis(first, order[:, :size], values=True, axis=1)
-    given = np.concatenate([~first[:, :size], -first[:, size:].astype(np.float32)], axis=1)
-    together = (first[:, :size, None] == first[:, None, size:]).reshape(len(order), -1)
-    return Divisions(order, given.T.astype(np.float32), together.T.astype(np.float32))
-
-
-def even_out(placed: Indices, shares: Loads, goal: Loads, *, rounds_max: int) -> None:
-    """Exchange replicas in place until each row's largest load is at most its goal, or nothing helps any more.
-
-    Shapes: placed (rows, gpus, S), shares (windows, rows, gpus, S) in mean GPU loads, goal (rows,).
-    """
+def even_out(placed: Indices, shares: Loads, goal: Loads) -> None:
+    """Exchange replicas in place until each row's largest load is at most its goal (rows,), or nothing helps."""
     rows, gpus, size = placed.shape
     turns = (gpus + 1) // 2
     idle, best = np.zeros(rows, dtype=np.int64), np.full(rows, np.inf, dtype=np.float32)
-    for turn in range(rounds_max if gpus > 1 else 0):
+    for turn in range(ROUNDS_MAX if gpus > 1 and size > 1 else 0):
         peak = shares.sum(axis=3).max(axis=(0, 2))
         idle = np.where(peak < best - GAIN, 0, idle + 1)
         best = np.minimum(best, peak)
-        active = np.flatnonzero((peak > goal) & (idle < PATIENCE))
+        active = np.flatnonzero((peak > goal) & (idle < IDLE_ROUNDS_MAX))
         if not len(active):
             return
         for part in np.array_split(active, -(-len(active) * turns * size**2 // WAYS_MAX)):
@@ -72,83 +45,81 @@ def even_out(placed: Indices, shares: Loads, goal: Loads, *, rounds_max: int) ->
 
 def _round(placed: Indices, shares: Loads, goal: Loads, *, shift: int) -> None:
     gpus, size = placed.shape[1:]
-    loads = shares.sum(axis=3)
-    worst = loads.max(axis=0)
+    worst = shares.sum(axis=3).max(axis=0)
     order = np.argsort(-worst, axis=1, kind="stable")
     half = gpus // 2
     heavy, light = order[:, :half], np.roll(order[:, half:][:, ::-1], -shift, axis=1)[:, :half]
     row, pair = np.nonzero(np.take_along_axis(worst, heavy, axis=1) > goal[:, None])
-    first, second = row * gpus + heavy[row, pair], row * gpus + light[row, pair]
+    ends = np.stack([row * gpus + heavy[row, pair], row * gpus + light[row, pair]], axis=1)
 
     flat_placed, flat_shares = placed.reshape(-1, size), shares.reshape(len(shares), -1, size)
-    experts = np.concatenate([flat_placed[first], flat_placed[second]], axis=1)
-    both = np.concatenate([flat_shares[:, first], flat_shares[:, second]], axis=2)
+    experts, both = (
+        flat_placed[ends].reshape(-1, 2 * size),
+        flat_shares[:, ends].reshape(-1, len(ends), 2 * size),
+    )
     arranged = (_best_division if size <= WHOLE_MAX else _best_exchange)(experts, both)
-    experts = np.take_along_axis(experts, arranged, axis=1)
-    both = np.take_along_axis(both, arranged[None], axis=2)
-    flat_placed[first], flat_placed[second] = experts[:, :size], experts[:, size:]
-    flat_shares[:, first], flat_shares[:, second] = both[..., :size], both[..., size:]
+    flat_placed[ends] = np.take_along_axis(experts, arranged, axis=1).reshape(-1, 2, size)
+    flat_shares[:, ends] = np.take_along_axis(both, arranged[None], axis=2).reshape(-1, len(ends), 2, size)
+
+
+@cache
+def _divisions(size: int) -> Indices:
+    """All ways to divide the slots of two GPUs, (ways, 2, S), the present one first; the sides are interchangeable."""
+    every = range(2 * size)
+    sides = [(0, *rest) for rest in combinations(every[1:], size - 1)]
+    return np.array([(side, [slot for slot in every if slot not in side]) for side in sides])
 
 
 def _best_division(experts: Indices, both: Loads) -> Indices:
-    """The order of the slots of each pair after the division that makes its heavier GPU lightest."""
-    size = experts.shape[1] // 2
-    ways = divisions(size)
-    peak = _peaks(both, both @ ways.given)
-    twins = (experts[:, :size, None] == experts[:, None, size:]).reshape(len(experts), -1)
-    some = np.flatnonzero(twins.any(axis=1))
-    peak[some] += twins[some].astype(np.float32) @ ways.together * FORBIDDEN
+    """The order of the slots of each pair after the division that makes its heavier GPU lightest.
+
+    Shapes: experts (pairs, 2S), both (windows, pairs, 2S); result (pairs, 2S).
+    """
+    ways = _divisions(experts.shape[1] // 2)
+    peak = both[..., ways].sum(axis=4).max(axis=(0, 3))
+    some = np.flatnonzero((np.diff(np.sort(experts, axis=1), axis=1) == 0).any(axis=1))
+    twins = np.diff(np.sort(experts[some][:, ways], axis=3), axis=3) == 0
+    peak[some] += twins.sum(axis=(2, 3)) * FORBIDDEN
     best = peak.argmin(axis=1)
     best[peak[np.arange(len(best)), best] > peak[:, 0] - GAIN] = 0
-    arranged: Indices = ways.order[best]
+    arranged: Indices = ways[best].reshape(experts.shape)
     return arranged
 
 
 def _best_exchange(experts: Indices, both: Loads) -> Indices:
     """The same, of all exchanges of a slot of the first GPU with one of the second."""
-    windows, pairs, slots = both.shape
-    size = slots // 2
-    given = (both[..., :size, None] - both[..., None, size:]).reshape(windows, pairs, -1)
-    peak = _peaks(both, given)
+    pairs, size = len(experts), experts.shape[1] // 2
+    given = both[..., :size, None] - both[..., None, size:]
+    heavy, light = (each.sum(axis=2)[..., None, None] for each in (both[..., :size], both[..., size:]))
+    peak = np.maximum(heavy - given, light + given).max(axis=0)
     twins = experts[:, :size, None] == experts[:, None, size:]
     some = np.flatnonzero(twins.any(axis=(1, 2)))
     # Slot i may not go where its twin is, nor may a twin come to i.
-    kept = twins[some].any(axis=2)[:, :, None] | twins[some].any(axis=1)[:, None, :]
-    peak[some] += kept.reshape(len(some), size * size) * FORBIDDEN
-    best = peak.argmin(axis=1)
-    changed = (
-        peak[np.arange(pairs), best] < _peaks(both, np.zeros((windows, pairs, 1), np.float32))[:, 0] - GAIN
-    )
-    mine, other = np.divmod(best, size)
-    arranged = np.tile(np.arange(slots), (pairs, 1))
-    pair = np.flatnonzero(changed)
-    arranged[pair, mine[pair]], arranged[pair, size + other[pair]] = size + other[pair], mine[pair]
+    peak[some] += (twins[some].any(axis=2)[:, :, None] | twins[some].any(axis=1)[:, None, :]) * FORBIDDEN
+    flat = peak.reshape(pairs, -1)
+    best = flat.argmin(axis=1)
+    now = np.maximum(heavy, light).max(axis=0)[:, 0, 0]
+    pair = np.flatnonzero(flat[np.arange(pairs), best] < now - GAIN)
+    mine, other = np.divmod(best[pair], size)
+    arranged = np.tile(np.arange(2 * size), (pairs, 1))
+    arranged[pair, mine], arranged[pair, size + other] = size + other, mine
     return arranged
-
-
-def _peaks(both: Loads, given: Loads) -> Loads:
-    """The heavier of two GPUs in its worst window after the first gave `given` (windows, pairs, ways) to the second."""
-    size = both.shape[2] // 2
-    first, second = both[..., :size].sum(axis=2)[..., None], both[..., size:].sum(axis=2)[..., None]
-    peaks: Loads = (np.abs(given - (first - second) / 2) + (first + second) / 2).max(axis=0)
-    return peaks
 
 
 def separate(placed: Indices, shares: Loads) -> None:
     """Exchange slots in place until no GPU holds two replicas of one expert, where an exchange can do it.
 
-    The exchange that changes the loads of the two GPUs least is taken. Shapes: as in `even_out`.
+    The exchange that changes the loads of the two GPUs least is taken.
     """
     in_order = np.sort(placed, axis=2)
     for row, gpu in np.argwhere((np.diff(in_order, axis=2) == 0).any(axis=2)):
-        held = placed[row]
+        held, weights = placed[row], shares[:, row]
         for slot in range(held.shape[1]):
             expert = held[gpu, slot]
             if expert not in held[gpu, :slot]:
                 continue
             allowed = ~(held == expert).any(axis=1)[:, None] & ~np.isin(held, held[gpu])
             if allowed.any():
-                weights = shares[:, row]
                 change = np.abs(weights - weights[:, gpu, slot][:, None, None]).max(axis=0)
                 other, there = divmod(int(np.where(allowed, change, np.inf).argmin()), held.shape[1])
                 held[gpu, slot], held[other, there] = held[other, there], expert
@@ -156,4 +127,4 @@ def separate(placed: Indices, shares: Loads) -> None:
                 weights[:, gpu, slot], weights[:, other, there] = weights[:, other, there], mine
 
 
-__all__ = ["Divisions", "divisions", "even_out", "separate"]
+__all__ = ["even_out", "separate"]

@@ -12,16 +12,14 @@ within the budget is found exactly, by dynamic programming over layers. So a lar
 """
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .balance import gpu_loads, lower_bound, replica_counts
+from .balance import Floats, gpu_loads, lower_bound, replica_counts, slot_loads
 from .greedy import Indices
-from .moves import count_moves
-
-Floats: TypeAlias = npt.NDArray[np.float64]
+from .moves import count_moves, held_by
 
 GAP: Final = 5e-4  # a layer within this of the bound walks no further
 GAIN: Final = 1e-9  # relative; less is rounding
@@ -43,14 +41,19 @@ def rebalance(  # noqa: PLR0913, a placement, its loads and its limits
 
     Shapes: loads (layers, experts), current (layers, slots), target (layers, slots) a good placement however far.
     """
-    points = [[Point(0, peak, row)] for peak, row in zip(_peaks(loads, current, gpus), current, strict=True)]
+    placements = [current]
     if budget:
-        placements = list(_walk(loads, current, gpus=gpus, nodes=nodes, steps_max=min(STEPS_MAX, budget)))
-        for placed in [*placements, *([] if target is None else [target])]:
-            moves, peaks = count_moves(current, placed, gpus=gpus), _peaks(loads, placed, gpus)
-            for layer, row in enumerate(placed):
-                points[layer].append(Point(int(moves[layer]), float(peaks[layer]), row))
-    return np.stack(choose([frontier(each) for each in points], budget))
+        placements += _walk(loads, current, gpus=gpus, nodes=nodes, steps_max=min(STEPS_MAX, budget))
+    if target is not None:
+        placements.append(target)
+    moves = [count_moves(current, placed, gpus=gpus) for placed in placements]
+    peaks = [_peaks(loads, placed, gpus) for placed in placements]
+    fronts = []
+    for layer in range(len(current)):
+        each = zip(moves, peaks, placements, strict=True)
+        points = [Point(int(cost[layer]), float(peak[layer]), placed[layer]) for cost, peak, placed in each]
+        fronts.append(frontier(points))
+    return np.stack(choose(fronts, budget))
 
 
 def frontier(points: list[Point]) -> list[Point]:
@@ -89,7 +92,7 @@ def _peaks(loads: Floats, placed: Indices, gpus: int) -> Floats:
 
 
 def _walk(loads: Floats, current: Indices, *, gpus: int, nodes: int, steps_max: int) -> Iterator[Indices]:
-    """The placements of all layers after each step; a layer that has arrived stays."""
+    """The placements after each step; a layer that has arrived stays."""
     placed = current.copy()
     goal = lower_bound(loads, slots=current.shape[1], gpus=gpus) * (1 + GAP)
     active = np.flatnonzero(_peaks(loads, placed, gpus) > goal)
@@ -97,27 +100,17 @@ def _walk(loads: Floats, current: Indices, *, gpus: int, nodes: int, steps_max: 
         if not len(active):
             return
         some = placed[active]
-        walking = _step(loads[active], some, gpus=gpus, nodes=nodes)
+        walking = _step(_Layers(loads[active], some, gpus=gpus, nodes=nodes))
         placed[active] = some
         yield placed.copy()
         active = active[walking & (_peaks(loads[active], some, gpus) > goal[active])]
 
 
-class _Choice(NamedTuple):
-    """The best change of one kind in each layer: slots, their new experts, and the load that it leaves."""
-
-    peak: Floats
-    slots: tuple[Indices, ...]
-    experts: tuple[Indices, ...]
-
-
-def _step(loads: Floats, placed: Indices, *, gpus: int, nodes: int) -> npt.NDArray[np.bool_]:
-    """Change each layer in place by one step; says where there was one."""
-    layer = np.arange(len(placed))
-    per_gpu = gpu_loads(loads, placed, gpus=gpus)
-    heaviest = per_gpu.max(axis=1)
-    runner_up = np.partition(per_gpu, -2, axis=1)[:, -2] if gpus > 1 else heaviest
-    choices = _Layers(loads, placed, per_gpu, nodes).choices()
+def _step(layers: "_Layers") -> npt.NDArray[np.bool_]:
+    """Change each layer in place by one step, and return where there was one."""
+    runner_up = np.sort(layers.per_gpu, axis=1)[:, -2:][:, 0]
+    heaviest = layers.heavy_load[:, 0]
+    choices = (layers.exchange(), layers.share())
     # What counts is the gain a move until the next GPU is the heaviest; of equals, what relieves this one more.
     gains = np.stack(
         [
@@ -128,86 +121,83 @@ def _step(loads: Floats, placed: Indices, *, gpus: int, nodes: int) -> npt.NDArr
     helps = np.stack([each.peak < heaviest * (1 - GAIN) for each in choices])
     best = np.where(helps, gains, -np.inf).argmax(axis=0)
     for kind, choice in enumerate(choices):
-        mine = layer[(best == kind) & helps[kind]]
+        mine = np.flatnonzero((best == kind) & helps[kind])
         for slot, expert in zip(choice.slots, choice.experts, strict=True):
-            placed[mine, slot[mine]] = expert[mine]
+            layers.placed[mine, slot[mine]] = expert[mine]
     stepped: npt.NDArray[np.bool_] = np.logical_or.reduce(helps, axis=0)
     return stepped
 
 
-class _Layers:
-    """All that the kinds of steps need to know of the layers. S is the number of slots a GPU."""
+class _Choice(NamedTuple):
+    """The best change of one kind in each layer: slots, their new experts, and the load that it leaves."""
 
-    def __init__(self, loads: Floats, placed: Indices, per_gpu: Floats, nodes: int) -> None:
-        layers, slots = placed.shape
-        experts, gpus = loads.shape[1], per_gpu.shape[1]
-        size = slots // gpus
-        self.layer = np.arange(layers)
-        self.placed = placed
+    peak: Floats
+    slots: tuple[Indices, ...]
+    experts: tuple[Indices, ...]
+
+
+class _Layers:
+    """What the kinds of steps need to know of the layers. S is the number of slots a GPU."""
+
+    def __init__(self, loads: Floats, placed: Indices, *, gpus: int, nodes: int) -> None:
+        at = np.take_along_axis
+        slots, experts, size = placed.shape[1], loads.shape[1], placed.shape[1] // gpus
+        self.placed, self.layer = placed, np.arange(len(placed))
+        self.per_gpu = gpu_loads(loads, placed, gpus=gpus)
         count = replica_counts(placed, experts=experts)
         gpu = np.arange(slots) // size
-        at = np.take_along_axis
-        self.share = at(loads / np.maximum(count, 1), placed, axis=1)
-        further = loads / (count + 1)  # a replica's load with one replica more
-        self.load = per_gpu[:, gpu]  # of the GPU of each slot
-        held = np.zeros((layers, gpus, experts), dtype=np.bool_)
-        held[self.layer[:, None], gpu, placed] = True
+        self.slot_load = slot_loads(loads, placed)
+        self.load = self.per_gpu[:, gpu]  # of the GPU of each slot
+        held = held_by(placed, experts=experts, gpus=gpus)
 
-        heavy = per_gpu.argmax(axis=1)
-        self.heavy_load = per_gpu.max(axis=1)[:, None]
-        near = (
-            gpu // (slots // nodes // size) == (heavy // (gpus // nodes))[:, None]
-        )  # slots of the heaviest GPU's node
+        heavy = self.per_gpu.argmax(axis=1)
+        self.heavy_load = self.per_gpu.max(axis=1, keepdims=True)
+        near = gpu * nodes // gpus == (heavy * nodes // gpus)[:, None]  # slots of the heaviest GPU's node
         self.mine = heavy[:, None] * size + np.arange(size)
         self.my_experts = at(placed, self.mine, axis=1)
-        self.my_share = at(self.share, self.mine, axis=1)
-        self.my_further = at(further, self.my_experts, axis=1)
+        self.my_load = at(self.slot_load, self.mine, axis=1)
+        self.my_load_shared = at(loads / (count + 1), self.my_experts, axis=1)  # with one replica more
         # arrives[layer, i, slot]: the GPU of the slot may take the expert of slot i of the heaviest GPU.
         self.arrives = near[:, None, :] & ~held[self.layer[:, None, None], gpu, self.my_experts[:, :, None]]
         self.unheld = near & ~held[self.layer[:, None], heavy[:, None], placed]
         self.spare = at(count, placed, axis=1) > 1
-        self.without = self._peak_without(loads, count)
+        more = loads / np.maximum(count - 1, 1) - loads / np.maximum(count, 1)
+        self.without = self._other_load() + at(more, placed, axis=1)
 
-    def _peak_without(self, loads: Floats, count: Indices) -> Floats:
-        """For each slot, the heaviest GPU with another replica of its expert, once this slot holds something else."""
+    def _other_load(self) -> Floats:
+        """Load of the heaviest GPU with another replica of each slot's expert; undefined where there is none."""
         at = np.take_along_axis
-        more = at(loads / np.maximum(count - 1, 1) - loads / np.maximum(count, 1), self.placed, axis=1)
         order = np.lexsort((self.load, self.placed), axis=1)
         load, expert = at(self.load, order, axis=1), at(self.placed, order, axis=1)
-        last = np.arange(load.shape[1]) + np.zeros_like(order)
+        place = np.arange(load.shape[1]) + np.zeros_like(order)
         ends = np.diff(expert, axis=1, append=-1) != 0
-        end = np.minimum.accumulate(np.where(ends, last, load.shape[1])[:, ::-1], axis=1)[:, ::-1]
+        end = np.minimum.accumulate(np.where(ends, place, load.shape[1])[:, ::-1], axis=1)[:, ::-1]
         other = np.where(ends, np.maximum(end - 1, 0), end)  # the heaviest of the run, or the one before it
         result = np.empty_like(load)
         np.put_along_axis(result, order, at(load, other, axis=1), axis=1)
-        peak: Floats = result + more
-        return peak
+        return result
 
-    def choices(self) -> tuple[_Choice, ...]:
-        """The best change of each kind."""
-        return self._exchange(), self._share()
-
-    def _exchange(self) -> _Choice:
-        given = self.my_share[:, :, None] - self.share[:, None, :]
+    def exchange(self) -> _Choice:
+        """The best exchange of a slot of the heaviest GPU with one elsewhere."""
+        given = self.my_load[:, :, None] - self.slot_load[:, None, :]
         peak = np.maximum(self.heavy_load[:, :, None] - given, self.load[:, None, :] + given)
-        return self._best(np.where(self.arrives & self.unheld[:, None, :], peak, np.inf), exchange=True)
+        peak, index, slot = self._best(peak, self.arrives & self.unheld[:, None, :])
+        experts = self.my_experts[self.layer, index], self.placed[self.layer, slot]
+        return _Choice(peak, (slot, self.mine[self.layer, index]), experts)
 
-    def _share(self) -> _Choice:
-        lighter = self.heavy_load - self.my_share + self.my_further
-        peak = np.maximum(
-            self.without[:, None, :], (self.load - self.share)[:, None, :] + self.my_further[:, :, None]
-        )
-        peak = np.maximum(peak, lighter[:, :, None])
-        return self._best(np.where(self.arrives & self.spare[:, None, :], peak, np.inf), exchange=False)
+    def share(self) -> _Choice:
+        """The best further replica of an expert of the heaviest GPU, in a slot elsewhere."""
+        peak = (self.load - self.slot_load)[:, None, :] + self.my_load_shared[:, :, None]
+        lighter = (self.heavy_load - self.my_load + self.my_load_shared)[:, :, None]
+        peak = np.maximum(np.maximum(peak, lighter), self.without[:, None, :])
+        peak, index, slot = self._best(peak, self.arrives & self.spare[:, None, :])
+        return _Choice(peak, (slot,), (self.my_experts[self.layer, index],))
 
-    def _best(self, peak: Floats, *, exchange: bool) -> _Choice:
-        flat = peak.reshape(len(peak), -1)
+    def _best(self, peak: Floats, allowed: npt.NDArray[np.bool_]) -> tuple[Floats, Indices, Indices]:
+        """The least peak of each layer, and where it is: slot of the heaviest GPU, slot elsewhere."""
+        flat = np.where(allowed, peak, np.inf).reshape(len(peak), -1)
         best = flat.argmin(axis=1)
-        index, slot = np.divmod(best, peak.shape[2])
-        mine, expert = self.mine[self.layer, index], self.my_experts[self.layer, index]
-        slots, experts = (slot, mine), (expert, self.placed[self.layer, slot])
-        ways = 2 if exchange else 1
-        return _Choice(flat[self.layer, best], slots[:ways], experts[:ways])
+        return flat[self.layer, best], *np.divmod(best, peak.shape[2])
 
 
 __all__ = ["Point", "choose", "frontier", "rebalance"]

@@ -14,6 +14,7 @@ After an error some slots may have moved and others not: load again without `cur
 """
 
 import string
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -21,12 +22,13 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
-from luciola.plugins.weights import Checkpoint, Slice
+from luciola.plugins.weights import Checkpoint, ReadReport, Slice
 
 if TYPE_CHECKING:
     from luciola.plugins.weights.targets import Index
 
 Slots = Mapping[str, Tensor]
+Pair = tuple[int | None, int | None]
 EMPTY: Final = -1
 
 
@@ -44,17 +46,16 @@ class ExpertReport:
 
 @dataclass(frozen=True)
 class Actions:
-    """What one layer of one GPU needs. Pairs are (source slot, target slot); None as source or target is the
-    temporary expert."""
+    """What one layer of one GPU needs. Pairs are (source slot, target slot); None stands for the temporary expert."""
 
     kept: tuple[int, ...]
-    copies: tuple[tuple[int | None, int | None], ...]  # in this order
+    copies: tuple[Pair, ...]  # in this order
     reads: tuple[tuple[int, int], ...]  # (expert, slot)
     copies_after: tuple[tuple[int, int], ...]
 
 
 def plan_slots(current: Sequence[int], target: Sequence[int]) -> Actions:
-    """How the slots of one GPU get from the experts `current` to `target`. EMPTY: nothing of use is there.
+    """Plan how the slots of one GPU get from the experts `current` to `target`. EMPTY: nothing of use is there.
 
     Pure; the result obeys M1.
     """
@@ -77,13 +78,11 @@ def plan_slots(current: Sequence[int], target: Sequence[int]) -> Actions:
     return Actions(kept, tuple(_in_order(source_of)), tuple(reads.items()), tuple(after))
 
 
-def _in_order(source_of: dict[int, int]) -> Iterator[tuple[int | None, int | None]]:
+def _in_order(source_of: dict[int, int]) -> Iterator[Pair]:
     """The copies target <- source in an order that obeys M1."""
     left = dict(source_of)
-    readers: dict[int, int] = {}
-    for source in left.values():
-        readers[source] = readers.get(source, 0) + 1
-    free = [slot for slot in left if not readers.get(slot)]
+    readers = Counter(left.values())
+    free = [slot for slot in left if not readers[slot]]
     while left:
         while free:
             slot = free.pop()
@@ -96,7 +95,7 @@ def _in_order(source_of: dict[int, int]) -> Iterator[tuple[int | None, int | Non
             yield from _open_cycle(left)
 
 
-def _open_cycle(left: dict[int, int]) -> Iterator[tuple[int | None, int | None]]:
+def _open_cycle(left: dict[int, int]) -> Iterator[Pair]:
     """Every slot that is left is read by exactly one other: one cycle, through the temporary expert."""
     first = slot = next(iter(left))
     yield first, None
@@ -121,8 +120,8 @@ class ExpertNames:
     index: Mapping[str, "Index"] | None = None
 
     def __post_init__(self) -> None:
-        fields = [field for _, field, _, _ in string.Formatter().parse(self.template) if field is not None]
-        if not {"layer", "name"} <= set(fields) <= {"layer", "expert", "name"}:
+        fields = {field for _, field, _, _ in string.Formatter().parse(self.template) if field is not None}
+        if not {"layer", "name"} <= fields <= {"layer", "expert", "name"}:
             raise ValueError(
                 f"a template has {{layer}}, {{name}} and perhaps {{expert}}, not {self.template!r}"
             )
@@ -158,19 +157,16 @@ def load_experts(  # noqa: PLR0913 (what, into what, from where to where)
     CorruptData; OSError.
     """
     actions = _plan(slots, target, names=names, gpu=gpu, num_gpus=num_gpus, current=current)
-    slices = [
-        names.slice_of(layer, expert, name, tensor[slot])
-        for layer, action in enumerate(actions)
-        for expert, slot in action.reads
-        for name, tensor in slots[layer].items()
+    rows = [
+        {name: [tensor[slot] for _, slot in action.reads] for name, tensor in tensors.items()}
+        for tensors, action in zip(slots, actions, strict=True)
     ]
+    slices = _slices(names, actions, rows)
     checkpoint.check_slices(slices, convert=convert)  # before anything moves
-    copied_bytes = sum(_copy(tensors, action.copies) for tensors, action in zip(slots, actions, strict=True))
+    copied = sum(_copy(tensors, action.copies) for tensors, action in zip(slots, actions, strict=True))
     read = checkpoint.read_slices(slices, convert=convert, gap_bytes=0)
-    copied_bytes += sum(
-        _copy(tensors, each.copies_after) for tensors, each in zip(slots, actions, strict=True)
-    )
-    return _report(actions, copied_bytes, needed=read.needed, read=read.read)
+    copied += sum(_copy(tensors, action.copies_after) for tensors, action in zip(slots, actions, strict=True))
+    return _report(actions, copied, read)
 
 
 @dataclass(frozen=True)
@@ -180,20 +176,19 @@ class StagedExperts:
     slots: Sequence[Slots]
     actions: Sequence[Actions]
     staged: list[dict[str, list[Tensor]]]  # by layer and name, in the order of the layer's reads
-    needed_bytes: int
-    read_bytes: int
+    read: ReadReport
 
     @torch.no_grad()
     def apply(self) -> ExpertReport:
         """Put them into the slots. The staged memory of each layer is dropped as it has been copied."""
-        copied_bytes = 0
+        copied = 0
         for tensors, action in zip(self.slots, self.actions, strict=True):
-            copied_bytes += _copy(tensors, action.copies)
+            copied += _copy(tensors, action.copies)
             for name, rows in self.staged.pop(0).items():
                 for (_, slot), row in zip(action.reads, rows, strict=True):
                     tensors[name][slot].copy_(row)
-            copied_bytes += _copy(tensors, action.copies_after)
-        return _report(self.actions, copied_bytes, needed=self.needed_bytes, read=self.read_bytes)
+            copied += _copy(tensors, action.copies_after)
+        return _report(self.actions, copied, self.read)
 
 
 def stage_experts(  # noqa: PLR0913 (as load_experts)
@@ -226,15 +221,20 @@ def stage_experts(  # noqa: PLR0913 (as load_experts)
         {name: [torch.empty_like(tensor[0]) for _ in action.reads] for name, tensor in tensors.items()}
         for tensors, action in zip(slots, actions, strict=True)
     ]
-    slices = [
-        names.slice_of(layer, expert, name, rows[index])
+    slices = _slices(names, actions, staged)
+    return StagedExperts(slots, actions, staged, checkpoint.read_slices(slices, convert=convert, gap_bytes=0))
+
+
+def _slices(
+    names: ExpertNames, actions: Sequence[Actions], rows: Sequence[Mapping[str, Sequence[Tensor]]]
+) -> list[Slice]:
+    """What is read: `rows` has the target of each read by layer and name."""
+    return [
+        names.slice_of(layer, expert, name, targets[index])
         for layer, action in enumerate(actions)
         for index, (expert, _) in enumerate(action.reads)
-        for name, rows in staged[layer].items()
+        for name, targets in rows[layer].items()
     ]
-    checkpoint.check_slices(slices, convert=convert)
-    read = checkpoint.read_slices(slices, convert=convert, gap_bytes=0)
-    return StagedExperts(slots, actions, staged, read.needed, read.read)
 
 
 def _plan(  # noqa: PLR0913 (as load_experts)
@@ -248,26 +248,24 @@ def _plan(  # noqa: PLR0913 (as load_experts)
 ) -> list[Actions]:
     """What each layer needs, of arguments that fit."""
     new = _rows(target, gpu=gpu, num_gpus=num_gpus, what="target")
-    old = (
-        [[EMPTY] * len(row) for row in new]
-        if current is None
-        else _rows(current, gpu=gpu, num_gpus=num_gpus, what="current")
-    )
-    if [len(row) for row in old] != [len(row) for row in new]:
-        raise ValueError("current and target must have one shape")
+    old = [[EMPTY] * len(row) for row in new]
+    if current is not None:
+        if current.shape != target.shape:
+            raise ValueError("current and target must have one shape")
+        old = _rows(current, gpu=gpu, num_gpus=num_gpus, what="current")
     _check(slots, new, names)
     return [plan_slots(before, after) for before, after in zip(old, new, strict=True)]
 
 
-def _report(actions: Sequence[Actions], copied_bytes: int, *, needed: int, read: int) -> ExpertReport:
+def _report(actions: Sequence[Actions], copied_bytes: int, read: ReadReport) -> ExpertReport:
     copies = [slot for action in actions for _, slot in (*action.copies, *action.copies_after)]
     return ExpertReport(
         kept=sum(len(action.kept) for action in actions),
         copied=sum(slot is not None for slot in copies),
         read=sum(len(action.reads) for action in actions),
         copied_bytes=copied_bytes,
-        needed_bytes=needed,
-        read_bytes=read,
+        needed_bytes=read.needed,
+        read_bytes=read.read,
     )
 
 
@@ -303,20 +301,16 @@ def _check(slots: Sequence[Slots], new: list[list[int]], names: ExpertNames) -> 
 
 
 @torch.no_grad()
-def _copy(tensors: Slots, copies: Sequence[tuple[int | None, int | None]]) -> int:
-    """Carries out copies in their order; returns their bytes."""
-    count = 0
+def _copy(tensors: Slots, copies: Sequence[Pair]) -> int:
+    """Carry out copies in their order, and return their bytes."""
     for tensor in tensors.values():
-        temporary = (
-            torch.empty_like(tensor[0]) if (None in {slot for pair in copies for slot in pair}) else None
-        )
+        temporary = torch.empty_like(tensor[0]) if any(None in pair for pair in copies) else None
         for source, target in copies:
             value = temporary if source is None else tensor[source]
             place = temporary if target is None else tensor[target]
             assert value is not None and place is not None, "there is a temporary where a cycle is"  # noqa: PT018
             place.copy_(value)
-            count += value.numel() * value.element_size()
-    return count
+    return len(copies) * sum(tensor[0].nbytes for tensor in tensors.values())
 
 
 __all__ = [

@@ -9,17 +9,17 @@ from operator import index
 from typing import Final, Literal, NamedTuple, get_args
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ..kernels.errors import BadCall
 from . import balance, incremental
-from .greedy import Indices, hierarchical
-from .moves import Move, keep_slots, list_moves, match_gpus
-from .optimal import better_of, optimal, optimal_in_place
+from .balance import Floats
+from .greedy import Indices, hierarchical, invert
+from .moves import Move, held_by, keep_slots, list_moves, match_gpus
+from .optimal import best_of, has_twins, optimal, optimal_in_place
 
-Policy = Literal["reference", "optimal", "optimal-global"]
+Policy = Literal["reference", "optimal"]
 POLICIES: Final = get_args(Policy)
 
 
@@ -52,10 +52,9 @@ def rebalance_experts(  # noqa: PLR0913, the original's arguments
 
     Policies: "reference" is the plan of deepseek-ai/EPLB; where that depends on an unstable sort of equal loads, it is
     the stable one. A layer without any load gives all its spare slots to its first expert, as there.
-    "optimal" comes close to `lower_bound`: it chooses replicas and their places together, puts no two replicas of an
-    expert on one GPU where an expert has no more replicas than GPUs, and may give nodes different numbers of groups.
-    "optimal-global" does so without regard to groups and nodes. Both also take several load windows (windows, layers,
-    experts) and make the worst one good, each window measured in its own mean.
+    "optimal" comes close to `lower_bound`: it puts no two replicas of an expert on one GPU where an expert has no more
+    replicas than GPUs, and may give nodes different numbers of groups. It also takes several load windows (windows,
+    layers, experts) and makes the worst one good, each window measured in its own mean.
 
     Raises: ValueError when the input cannot be placed, with the value and what is allowed, and AssertionError too where
     the original raises that (sizes that do not fit); TypeError for a weight that is no real tensor.
@@ -63,40 +62,29 @@ def rebalance_experts(  # noqa: PLR0913, the original's arguments
     """
     if policy not in POLICIES:
         raise ValueError(f"policy must be one of {', '.join(POLICIES)}, not {policy!r}")
-    sizes = {
-        "num_replicas": num_replicas,
-        "num_groups": num_groups,
-        "num_nodes": num_nodes,
-        "num_gpus": num_gpus,
-    }
-    _check_positive(sizes)
+    _check_positive(
+        {"num_replicas": num_replicas, "num_groups": num_groups, "num_nodes": num_nodes, "num_gpus": num_gpus}
+    )
     if num_groups % num_nodes:
         num_groups = num_nodes = 1
-    if policy == "optimal-global":
-        num_groups = num_nodes = 1
-    loads = _loads(weight, windows=policy != "reference")
+    loads = _loads(weight, windows=policy == "optimal")
     experts = loads.shape[-1]
     _check_divides("num_gpus", num_gpus, "num_nodes", num_nodes)
     _check_divides("experts", experts, "num_groups", num_groups)
     _check_slots(num_replicas, experts=experts, gpus=num_gpus)
-    original: tuple[Indices, Indices, Indices] | None = None
+    sizes = {"slots": num_replicas, "nodes": num_nodes, "gpus": num_gpus}
+    if policy == "optimal":
+        windows = _wide(loads.reshape(-1, *loads.shape[-2:]))
+        expert_of = optimal(windows, **sizes, groups=num_groups)
     if loads.dim() == 2:
         # Not on a contiguous copy: the order in which torch adds up depends on the strides.
         groups = loads.reshape(len(loads), num_groups, experts // num_groups).sum(-1)
-        original = hierarchical(
-            loads.numpy(), groups.numpy(), slots=num_replicas, nodes=num_nodes, gpus=num_gpus
-        )
+        original = hierarchical(loads.numpy(), groups.numpy(), **sizes)
         if policy == "reference":
             return _placement(*original)
-    expert_of = optimal(
-        _wide(loads.reshape(-1, *loads.shape[-2:])),
-        slots=num_replicas,
-        gpus=num_gpus,
-        nodes=num_nodes,
-        groups=num_groups,
-    )
-    if original is not None:
-        expert_of = better_of(expert_of, original[0], _wide(loads), gpus=num_gpus)
+        # Where shares are equal, as those of loads like 1/rank, the original may just be luckier.
+        usable = np.where(has_twins(original[0], gpus=num_gpus)[:, None], expert_of, original[0])
+        expert_of = best_of([expert_of, usable], windows, gpus=num_gpus)
     return _numbered(expert_of, experts=experts)
 
 
@@ -171,7 +159,7 @@ def align(current: Tensor, target: Tensor, num_gpus: int, *, num_nodes: int | No
 def moves_between(current: Tensor, target: Tensor, num_gpus: int) -> list[Move]:
     """The experts that each GPU must load to get from one placement to the other, by layer and slot.
 
-    An expert that a GPU already holds is no move, whatever its slot there (`align` keeps slots). Of several GPUs that
+    An expert that a GPU already holds is no move, in any slot there (`align` keeps slots). Of several GPUs that
     hold an expert, the one that sends least in its layer is the source.
     """
     return list_moves(*_two_maps(current, target, num_gpus), gpus=num_gpus)
@@ -179,9 +167,10 @@ def moves_between(current: Tensor, target: Tensor, num_gpus: int) -> list[Move]:
 
 def _numbered(expert_of: Indices, *, experts: int) -> Placement:
     """The placement whose replicas are numbered by their slots."""
-    return _placement(
-        expert_of, balance.replica_numbers(expert_of), balance.replica_counts(expert_of, experts=experts)
-    )
+    order = np.argsort(expert_of, axis=1, kind="stable")
+    count = balance.replica_counts(expert_of, experts=experts)
+    first = np.take_along_axis(count.cumsum(axis=1) - count, expert_of, axis=1)  # in that order
+    return _placement(expert_of, invert(order) - first, count)
 
 
 def _placement(expert_of: Indices, replica_of: Indices, count: Indices) -> Placement:
@@ -191,8 +180,8 @@ def _placement(expert_of: Indices, replica_of: Indices, count: Indices) -> Place
     return Placement(torch.from_numpy(expert_of), torch.from_numpy(logical), torch.from_numpy(count))
 
 
-def _wide(loads: Tensor) -> npt.NDArray[np.float64]:
-    wide: npt.NDArray[np.float64] = loads.double().numpy()
+def _wide(loads: Tensor) -> Floats:
+    wide: Floats = loads.double().numpy()
     return wide
 
 
@@ -218,11 +207,11 @@ def _loads(weight: Tensor, *, windows: bool = False) -> Tensor:
     return loads
 
 
-def _loads_and_map(weight: Tensor, expert_of: Tensor, gpus: int) -> tuple[npt.NDArray[np.float64], Indices]:
+def _loads_and_map(weight: Tensor, expert_of: Tensor, gpus: int) -> tuple[Floats, Indices]:
     """Loads and a complete placement of them, checked."""
     loads = _loads(weight)
     layers, experts = loads.shape
-    placed = _map(expert_of, gpus)
+    placed = checked_map(expert_of, gpus)
     if len(placed) != layers:
         raise ValueError(f"physical_to_logical_map has {len(placed)} layers, weight has {layers}")
     if placed.max() >= experts:
@@ -235,7 +224,7 @@ def _loads_and_map(weight: Tensor, expert_of: Tensor, gpus: int) -> tuple[npt.ND
 
 
 def _two_maps(current: Tensor, target: Tensor, gpus: int) -> tuple[Indices, Indices]:
-    old, new = _map(current, gpus), _map(target, gpus)
+    old, new = checked_map(current, gpus), checked_map(target, gpus)
     if old.shape != new.shape:
         raise ValueError(f"placements must have one shape, not {old.shape} and {new.shape}")
     for layer, (before, after) in enumerate(zip(old, new, strict=True)):
@@ -244,7 +233,7 @@ def _two_maps(current: Tensor, target: Tensor, gpus: int) -> tuple[Indices, Indi
     return old, new
 
 
-def _map(expert_of: Tensor, gpus: int) -> Indices:
+def checked_map(expert_of: Tensor, gpus: int) -> Indices:
     """A physical_to_logical_map as an array, checked as far as it can be without loads."""
     _check_positive({"num_gpus": gpus})
     if not isinstance(expert_of, Tensor) or expert_of.is_floating_point() or expert_of.is_complex():
@@ -273,15 +262,12 @@ def _check_divides(what: str, value: int, part: str, divisor: int) -> None:
 
 
 def _check_homes(placed: Indices, nodes: int) -> None:
-    for layer, held in enumerate(placed.reshape(len(placed), nodes, -1) if nodes > 1 else ()):
-        seen: set[int] = set()
-        for node in held:
-            here = set(node.tolist())
-            if twice := seen & here:
-                raise BadCall(
-                    f"with num_nodes {nodes} each expert must be on one node: in layer {layer}, {min(twice)} is on two"
-                )
-            seen |= here
+    homes = held_by(placed, experts=int(placed.max()) + 1, gpus=nodes).sum(axis=1)
+    if len(twice := np.argwhere(homes > 1)):
+        layer, expert = twice[0]
+        raise BadCall(
+            f"with num_nodes {nodes} each expert must be on one node: in layer {layer}, {expert} is on two"
+        )
 
 
 def _check_slots(slots: int, *, experts: int, gpus: int) -> None:
@@ -294,6 +280,7 @@ __all__ = [
     "Placement",
     "Policy",
     "align",
+    "checked_map",
     "gpu_loads",
     "imbalance",
     "lower_bound",

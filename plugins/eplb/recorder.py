@@ -30,8 +30,7 @@ from luciola.plugins.weights import Checkpoint, save
 if TYPE_CHECKING:
     from luciola.client import Location
 
-FORMAT: Final = "luciola-eplb-loads"
-VERSION: Final = "1"
+FORMAT: Final = {"format": "luciola-eplb-loads", "version": "1"}
 
 
 @dataclass(frozen=True)
@@ -47,49 +46,38 @@ class Loads:
     half_life_steps: float
 
     def save(self, location: "str | os.PathLike[str] | Location") -> None:
-        """Writes a file that appears complete and durable, or not at all. Raises: OSError."""
-        metadata = {
-            "format": FORMAT,
-            "version": VERSION,
-            "steps": str(self.steps),
-            "half_life_steps": repr(self.half_life_steps),
-        }
-        save({"average": self.average, "windows": self.windows}, location, metadata=metadata, checksums=False)
+        """Write a file that appears complete and durable, or not at all. Raises: OSError."""
+        facts = {"steps": str(self.steps), "half_life_steps": repr(self.half_life_steps)}
+        tensors = {"average": self.average.double(), "windows": self.windows.double()}
+        save(tensors, location, metadata={**FORMAT, **facts}, checksums=False)
 
     @classmethod
     def load(cls, location: "str | os.PathLike[str] | Location") -> "Loads":
-        """What `save` has written. Raises: CorruptData for another file; OSError."""
+        """Read what `save` has written. Raises: CorruptData for another file; OSError."""
         checkpoint = Checkpoint.open(location)
-        metadata, path = checkpoint.metadata, checkpoint.path
-        if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
-            raise CorruptData(
-                f"not recorded loads (format {FORMAT!r}, version {VERSION}): {metadata!s:.100}", path=path
-            )
-        shapes = {name: (info.dtype, len(info.shape)) for name, info in checkpoint.tensors.items()}
-        if shapes != {"average": ("F64", 2), "windows": ("F64", 3)}:
-            raise CorruptData(
-                "recorded loads are average (layers, experts) and windows (windows, layers, experts)",
-                path=path,
-            )
-        tensors = checkpoint.load()
         try:
-            loads = cls(
-                tensors["average"],
-                tensors["windows"],
-                int(metadata["steps"]),
-                float(metadata["half_life_steps"]),
-            )
+            return _loads_of(checkpoint)
         except (KeyError, ValueError) as error:
-            raise CorruptData(
-                f"recorded loads without steps or half_life_steps: {error}", path=path
-            ) from error
-        if not all(bool(((part >= 0) & part.isfinite()).all()) for part in (loads.average, loads.windows)):
-            raise CorruptData("recorded loads are numbers from zero on", path=path)
-        return loads
+            raise CorruptData(f"not recorded loads: {error}", path=checkpoint.path) from error
+
+
+def _loads_of(checkpoint: Checkpoint) -> Loads:
+    facts = checkpoint.metadata
+    if {key: facts.get(key) for key in FORMAT} != FORMAT:
+        raise ValueError(f"its format is not {FORMAT}: {facts!s:.100}")
+    shapes = {name: (info.dtype, len(info.shape)) for name, info in checkpoint.tensors.items()}
+    if shapes != {"average": ("F64", 2), "windows": ("F64", 3)}:
+        raise ValueError(
+            "its tensors are not average (layers, experts) and windows (windows, layers, experts)"
+        )
+    tensors = checkpoint.load()
+    if not all(bool(((each >= 0) & each.isfinite()).all()) for each in tensors.values()):
+        raise ValueError("loads are finite numbers from zero on")
+    return Loads(**tensors, steps=int(facts["steps"]), half_life_steps=float(facts["half_life_steps"]))
 
 
 class LoadRecorder:
-    """Counts tokens for each expert. One for each process; not for several threads at once.
+    """Count tokens for each expert. One for each process; not for several threads at once.
 
     `half_life_steps`: after so many steps a step counts half. `windows`: how many plain means, each over
     `window_steps` steps, are kept beside the average, for planning against several load patterns at once.
@@ -136,7 +124,7 @@ class LoadRecorder:
         return self._sum.device
 
     def record(self, layer: int, topk_ids: Tensor, *, expert_of_slot: Tensor | None = None) -> None:
-        """Counts the experts that tokens were sent to in one layer.
+        """Count the experts that tokens were sent to in one layer.
 
         `topk_ids`: integers of any shape, -1 for padding. `expert_of_slot`: the layer's row of physical_to_logical_map,
         if the ids name slots instead of experts.
@@ -158,7 +146,7 @@ class LoadRecorder:
         self._counts[layer].scatter_add_(0, column, torch.ones_like(column, dtype=torch.float64))
 
     def record_counts(self, counts: Tensor, *, layer: int | None = None) -> None:
-        """Adds counts that are known already: (experts,) of one layer, or (layers, experts)."""
+        """Add counts that are known already: (experts,) of one layer, or (layers, experts)."""
         shape: tuple[int, ...] = (
             (self.num_experts,) if layer is not None else (self.num_layers, self.num_experts)
         )
@@ -170,7 +158,7 @@ class LoadRecorder:
         rows[..., : self.num_experts] += counts.to(device=rows.device, dtype=torch.float64, non_blocking=True)
 
     def step(self) -> None:
-        """Ends a step: what was recorded since the last one enters the average."""
+        """End a step: what was recorded since the last one enters the average."""
         counts = self._counts[:, : self.num_experts]
         self._sum.mul_(self._decay).add_(counts)
         self._wrong += self._counts[:, self.num_experts + 1]
@@ -186,7 +174,7 @@ class LoadRecorder:
         self._counts.zero_()
 
     def loads(self) -> Loads:
-        """What this process has recorded in complete steps. Waits for the device.
+        """Return what this process has recorded in complete steps; wait for the device.
 
         Raises: ValueError if no step has ended, or ids beyond the experts were recorded.
         """
@@ -204,7 +192,7 @@ class LoadRecorder:
         return Loads((self._sum / weight).cpu(), full.cpu(), self.steps, self.half_life_steps)
 
     def reduced(self, group: "torch.distributed.ProcessGroup | None" = None) -> Loads:
-        """The loads of all ranks together, on every rank; of this process alone without torch.distributed.
+        """Return the loads of all ranks together, on every rank; of this process alone without torch.distributed.
 
         Every rank calls it, after the same number of steps. Raises: as `loads`.
         """

@@ -12,15 +12,16 @@ lacks into memory of their own. `lead_steps` later `step` waits for the thread i
 they have; if all have the same plan, they put it into the slots, else none does.
 
 R1  All ranks change at one step, or none does: each compares the digests, or failures, of all.
-R2  A failure of one rank, wherever it happens, is told by all at the agreed step. No rank waits for one that failed.
+R2  All ranks report a failure of one rank, wherever it happens, at the agreed step. No rank waits for one that failed.
 R3  The slots are touched within `step` alone.
-R4  Staged experts live from the read to the agreed step, whatever happens there.
+R4  Staged experts live from the read to the agreed step, also where that fails.
 """
 
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 import torch
@@ -131,25 +132,20 @@ class ExpertRefresher:
         self._recorder = recorder
         self._ranks = ranks or TorchRanks(recorder.device)
         self._planner = planner or _default_planner(
-            placement, num_groups=num_groups, num_nodes=num_nodes, num_gpus=num_gpus, budget=budget
+            num_groups=num_groups, num_nodes=num_nodes, num_gpus=num_gpus, budget=budget
         )
         self._known = True  # the slots hold `placement`
         self._round: _Round | None = None
-
-        def stage(target: Tensor) -> StagedExperts:
-            return stage_experts(
-                checkpoint,
-                slots,
-                target,
-                names=names,
-                gpu=gpu,
-                num_gpus=num_gpus,
-                current=self.placement if self._known else None,
-                convert=convert,
-                bytes_max=staging_bytes_max,
-            )
-
-        self._stage = stage
+        self._stage = partial(
+            stage_experts,
+            checkpoint,
+            slots,
+            names=names,
+            gpu=gpu,
+            num_gpus=num_gpus,
+            convert=convert,
+            bytes_max=staging_bytes_max,
+        )
 
     def step(self) -> bool:
         """Count a step; all ranks call it after each of theirs. Says whether another placement is in the slots now.
@@ -190,7 +186,7 @@ class ExpertRefresher:
         try:
             turn.placement = self._planner(loads, self.placement)
             turn.digest = hashlib.sha256(turn.placement.contiguous().numpy().tobytes()).hexdigest()
-            turn.staged = self._stage(turn.placement)
+            turn.staged = self._stage(turn.placement, current=self.placement if self._known else None)
         except BaseException as error:  # noqa: BLE001 (R2: `step` raises it)
             turn.error = error
 
@@ -218,33 +214,24 @@ class ExpertRefresher:
 
 def _problems(everyone: list[str]) -> list[str]:
     """Which ranks failed or differ, of what each has given."""
-    failed = [
-        f"rank {rank}: {each.removeprefix(FAILED)}"
-        for rank, each in enumerate(everyone)
-        if each.startswith(FAILED)
-    ]
-    return failed or [
-        f"rank {rank} has another plan than rank 0"
-        for rank, each in enumerate(everyone)
-        if each != everyone[0]
-    ]
+    failed = [(rank, each) for rank, each in enumerate(everyone) if each.startswith(FAILED)]
+    if failed:
+        return [f"rank {rank}: {each.removeprefix(FAILED)}" for rank, each in failed]
+    others = [rank for rank, each in enumerate(everyone) if each != everyone[0]]
+    return [f"rank {rank} has another plan than rank 0" for rank in others]
 
 
-def _default_planner(
-    placement: Tensor, *, num_groups: int, num_nodes: int, num_gpus: int, budget: int | None
-) -> Planner:
+def _default_planner(*, num_groups: int, num_nodes: int, num_gpus: int, budget: int | None) -> Planner:
     bound = num_nodes if num_groups % num_nodes == 0 else 1
 
-    def within_budget(loads: Tensor, current: Tensor) -> Tensor:
-        assert budget is not None, "the other planner has none"
-        return rebalance_incrementally(loads, current, num_gpus, budget=budget, num_nodes=bound)[0][0]
-
-    def optimal(loads: Tensor, current: Tensor) -> Tensor:
-        slots = placement.shape[1]
+    def plan(loads: Tensor, current: Tensor) -> Tensor:
+        if budget is not None:
+            return rebalance_incrementally(loads, current, num_gpus, budget=budget, num_nodes=bound)[0][0]
+        slots = current.shape[1]
         target = rebalance_experts(loads, slots, num_groups, num_nodes, num_gpus, policy="optimal")[0]
         return align(current, target, num_gpus, num_nodes=bound)
 
-    return optimal if budget is None else within_budget
+    return plan
 
 
 __all__ = ["EVERY_STEPS", "LEAD_STEPS", "ExpertRefresher", "Planner", "Ranks", "RefreshFailed", "TorchRanks"]

@@ -6,10 +6,10 @@ after 60 s, and their answers are then missing. So each of these tests fails if 
 
 import signal
 
+import pipeline_cases as cases
 import pytest
 import torch
 
-import pipeline_cases as cases
 from pipeline_ranks import Answer, Ranks
 
 

@@ -4,10 +4,10 @@ from itertools import pairwise, product
 
 import pytest
 import torch
+from eplb_placements import assert_is_a_placement, lognormal, problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eplb_placements import assert_is_a_placement, lognormal, problems
 from luciola.plugins.eplb import (
     align,
     gpu_loads,
@@ -24,8 +24,8 @@ def total_peak(weight, physical, gpus):
     return float(gpu_loads(weight, physical, gpus).amax(-1).sum())
 
 
-@settings(max_examples=20, deadline=None)
-@given(problems(), st.integers(0, 2**32 - 1), st.sampled_from(["reference", "optimal-global"]))
+@settings(max_examples=12, deadline=None)
+@given(problems(), st.integers(0, 2**32 - 1), st.sampled_from(["reference", "optimal"]))
 def test_any_budget_is_kept_and_more_is_never_worse(problem, seed, policy):
     weight, slots, _, _, gpus = problem
     current = rebalance_experts(*problem, policy=policy).physical_to_logical_map
@@ -50,13 +50,12 @@ def test_experts_that_stay_on_their_gpu_keep_their_slot():
     assert 0 < len(moves) <= 20
 
 
-@pytest.mark.parametrize("budget", [10**6, 10**9])
 @pytest.mark.parametrize(("experts", "slots", "gpus"), [(64, 72, 8), (256, 288, 32)])
-def test_a_budget_without_end_ends_close_to_the_bound(experts, slots, gpus, budget):
+def test_a_budget_without_end_ends_close_to_the_bound(experts, slots, gpus):
     """Each step is judged by the loads after it, of the replicas that shrink with it too: none is taken back."""
     current = rebalance_experts(lognormal(4, experts), slots, 1, 1, gpus).physical_to_logical_map
     weight = lognormal(4, experts, seed=1)
-    placement, moves = rebalance_incrementally(weight, current, gpus, budget=budget)
+    placement, moves = rebalance_incrementally(weight, current, gpus, budget=10**9)
     assert total_peak(weight, placement[0], gpus) <= 1.01 * float(lower_bound(weight, slots, gpus).sum())
     lacking = [  # what each GPU holds now and did not hold: the net of all steps
         len(set(after) - set(before))
@@ -124,7 +123,7 @@ def test_what_does_not_fit_is_refused():
 points = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 20)), max_size=4)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(points, min_size=1, max_size=4), st.integers(0, 30))
 def test_the_choice_over_layers_is_the_best_of_all(layers, budget):
     # The "placement" of a point is its own cost and peak.

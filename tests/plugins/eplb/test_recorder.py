@@ -186,7 +186,7 @@ FACTS = {"format": "luciola-eplb-loads", "version": "1", "steps": "3", "half_lif
     [
         (GOOD, FACTS | {"version": "2"}, "not recorded loads"),
         (GOOD, {}, "not recorded loads"),
-        (GOOD, FACTS | {"steps": "x"}, "without steps"),
+        (GOOD, FACTS | {"steps": "x"}, "invalid literal"),
         ({"average": GOOD["average"]}, FACTS, "average .layers, experts. and windows"),
         (GOOD | {"average": torch.ones(1, 2)}, FACTS, "average .layers, experts. and windows"),
         (GOOD | {"average": -GOOD["average"]}, FACTS, "from zero on"),

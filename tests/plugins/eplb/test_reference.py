@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from eplb_placements import assert_is_a_placement, lognormal, problems
 from hypothesis import given, settings
 
-from eplb_placements import assert_is_a_placement, lognormal, problems
 from luciola.plugins.eplb import rebalance_experts
 from luciola.plugins.eplb.reference import rebalance_experts as specification
 
@@ -31,7 +31,7 @@ def test_documented_example_gives_the_documented_plan(rebalance):
     assert {each.dtype for each in (physical, logical, count)} == {torch.int64}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(problems())
 def test_plan_equals_the_specification(problem):
     placement = rebalance_experts(*problem)
@@ -40,7 +40,7 @@ def test_plan_equals_the_specification(problem):
     assert_is_a_placement(placement, problem[0].shape[1], problem[1])
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("kind", ["uniform", "lognormal", "integer", "zipf"])
 def test_plan_equals_the_specification_on_common_loads(seed, kind):
     generator = torch.Generator().manual_seed(seed)

@@ -22,7 +22,7 @@ from luciola.plugins.weights import Checkpoint
 LAYERS, EXPERTS, SLOTS, GPUS = 2, 8, 12, 2
 NAMES = ExpertNames("layers.{layer}.{expert}.{name}")
 EVERY, LEAD = 5, 2
-# A planner may take as long as it likes: a test lets it go on when it has looked at what it wants to see.
+# A planner may take as long as it likes: a test lets it continue when it has seen what it wants to see.
 WAIT_S = 60
 
 
