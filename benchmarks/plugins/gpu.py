@@ -36,7 +36,7 @@ TESTS = (
     "deepgemm/test_scales.py",
     "deepgemm/test_dense.py",
     "deepgemm/test_grouped.py",
-    "deepgemm/test_sums.py",
+    "deepgemm/test_einsums.py",
     "deepgemm/test_indexer.py",
     "deepgemm/test_prenorm.py",
     "deepgemm/test_hopper.py",

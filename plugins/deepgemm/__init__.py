@@ -4,11 +4,11 @@
     import luciola.plugins.deepgemm as deep_gemm        # the one import that its users change
 
     gemm                          products, dense and grouped
-    indexer sums prenorm          the lightning indexer's logits, sums over heads, products before a norm
+    indexer einsums prenorm       the lightning indexer's logits, sums over heads, products before a norm
     activations                   casts (those in torch: `plugins/kernels/quantize`)
     scales settings checks        layouts of scales, knobs, what is asked of operands
     loader                        operands from a checkpoint, a rank's part of them
-    warm                          kernels compiled ahead of time into a cache that many machines share
+    aot_cache                     kernels compiled ahead of time into a cache that many machines share
     unsupported                   names that say why there is nothing behind them
 
 An operator is a package: its public functions check a call and hand it to a layer, `reference` (torch), `kernel`
@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from ..kernels.quantize import *
     from .activations import *
+    from .aot_cache import *
+    from .einsums import *
     from .gemm.dense import *
     from .gemm.grouped import *
     from .indexer import *
@@ -31,9 +33,7 @@ if TYPE_CHECKING:
     from .prenorm import *
     from .scales import *
     from .settings import *
-    from .sums import *
     from .unsupported import *
-    from .warm import *
 
 _HOMES: Final = {
     ".gemm.dense": """
@@ -50,7 +50,7 @@ _HOMES: Final = {
         fp8_fp4_mqa_logits fp8_fp4_paged_mqa_logits fp8_mqa_logits fp8_paged_mqa_logits
         get_paged_mqa_logits_metadata
     """,
-    ".sums": """
+    ".einsums": """
         einsum fp8_einsum
     """,
     ".prenorm": """
@@ -75,7 +75,7 @@ _HOMES: Final = {
     ".loader": """
         Shard load_weights
     """,
-    ".warm": """
+    ".aot_cache": """
         set_cache_dir
     """,
     ".unsupported": """

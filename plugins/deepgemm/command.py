@@ -49,8 +49,8 @@ def warm(shapes: IO[str], cache_dir: Path, layer: str | None, jobs: int, as_json
       TRITON_CACHE_DIR=/mnt/luciola/kernels torchrun serve.py
     """
     try:
-        from .warm import parse
-        from .warm import warm as compile_all
+        from .aot_cache import parse
+        from .aot_cache import warm as compile_all
     except ImportError as error:
         raise click.ClickException(
             f"{error}: install the plugins' packages, pip install 'luciola[plugins]'"

@@ -31,9 +31,9 @@ def get_num_sms() -> int:
         return _settings.num_sms
     import torch
 
-    from ..kernels import ahead, layers
+    from ..kernels import aot, layers
 
-    here = torch.cuda.is_available() and not ahead.is_compiling()
+    here = torch.cuda.is_available() and not aot.is_compiling()
     return layers.multiprocessors(
         torch.device("cuda", torch.cuda.current_device()) if here else torch.device("cpu")
     )

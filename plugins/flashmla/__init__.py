@@ -12,7 +12,7 @@
     launch       how a call becomes launches: grids, scratch memory, strides
     schedule     which program works on which blocks of which sequence
     layouts      the two FP8 cache layouts, byte by byte
-    pages        `PagedKVFile`: pages of the cache in a file, on a cluster or on this machine
+    paged_kv_file  `PagedKVFile`: pages of the cache in a file, on a cluster or on this machine
     page_format  the bytes of that file
     page_cache   the cache in memory that pages are loaded into and saved from
     transfer     progress of pages on their way, while decoding continues
@@ -48,18 +48,18 @@ if TYPE_CHECKING:
     )
     from .page_cache import PageCache
     from .page_format import PageLayout
-    from .pages import Damage, Page, PagedKVFile
+    from .paged_kv_file import Damage, Page, PagedKVFile
     from .schedule import FlashMLASchedMeta
     from .transfer import LayerTransfer, Transfer
 
 _HOMES: Final = {
-    "Damage": "pages",
+    "Damage": "paged_kv_file",
     "FlashMLASchedMeta": "schedule",
     "LayerTransfer": "transfer",
-    "Page": "pages",
+    "Page": "paged_kv_file",
     "PageCache": "page_cache",
     "PageLayout": "page_format",
-    "PagedKVFile": "pages",
+    "PagedKVFile": "paged_kv_file",
     "Transfer": "transfer",
     "dequantize_model1": "layouts",
     "dequantize_v32": "layouts",

@@ -12,7 +12,7 @@ from luciola.units import format_bytes
 from ..options import location_argument
 
 if TYPE_CHECKING:
-    from .pages import PagedKVFile
+    from .paged_kv_file import PagedKVFile
 
 
 @click.group()
@@ -93,7 +93,7 @@ def _described(file: "PagedKVFile") -> dict[str, Any]:
 
 
 def _open(location: str) -> "PagedKVFile":
-    from .pages import PagedKVFile
+    from .paged_kv_file import PagedKVFile
 
     try:
         return PagedKVFile.open(location)

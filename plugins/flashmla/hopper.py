@@ -32,7 +32,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from ..kernels.ahead import start
+from ..kernels.aot import start
 from .hopper_pairs import (
     K0_LEFT,
     K0_RIGHT,

@@ -33,7 +33,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ..kernels.ahead import start
+from ..kernels.aot import start
 from . import layouts
 from .warpgroups import (
     BLOCK,

@@ -25,7 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     mbarrier,
 )
 
-from ..kernels.ahead import start
+from ..kernels.aot import start
 from .hopper_pairs import (
     K0_LEFT,
     K0_RIGHT,

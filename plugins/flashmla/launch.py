@@ -9,7 +9,7 @@ from typing import Final
 
 import torch
 
-from ..kernels.ahead import start
+from ..kernels.aot import start
 from ..kernels.errors import BadCall
 from ..kernels.layers import layer_for, multiprocessors, on_device
 from . import backward, hopper, hopper_fp8, hopper_prefill, kernel, layouts

@@ -2,7 +2,7 @@
 
 layers   which layer runs a call: the torch reference, the Triton kernels or the fast path; which kernels were launched
 status   what `luciola plugins` says of layers, gates and runs on this card
-ahead    kernels compiled without a GPU: warm caches, machine code and its gates
+aot      kernels compiled without a GPU: warm caches, machine code and its gates
 quantize casts to FP8 with one scale a block
 kernel   pieces of Triton kernels
 errors   what bad arguments raise

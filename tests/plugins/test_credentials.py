@@ -23,7 +23,7 @@ from luciola.plugins.checkpoint import (
     verify,
 )
 from luciola.plugins.dataset import FFRecordWriter, open_records
-from luciola.plugins.flashmla.pages import PagedKVFile
+from luciola.plugins.flashmla.paged_kv_file import PagedKVFile
 from luciola.wire.cluster import FILE_NAME, load_cluster
 from luciola.wire.credentials import TRUSTED, mint
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from triton import next_power_of_2
 
-from ...kernels.ahead import start
+from ...kernels.aot import start
 from ...kernels.layers import is_interpreting, on_device
 from ...kernels.quantize import ceil_div
 from ..transport.interface import Transport

@@ -115,7 +115,7 @@ class DeviceTransport(Transport):
     def _signal(  # noqa: PLR0913 (the kernel's own)
         self, count: int, first: int, slot: int, epoch: int, inactive: Tensor, *, counted: bool
     ) -> None:
-        from ...kernels.ahead import start
+        from ...kernels.aot import start
         from . import kernel
 
         with on_device(self._flag_table):
@@ -129,7 +129,7 @@ class DeviceTransport(Transport):
         self, count: int, first: int, slot: int, epoch: int, inactive: Tensor, *,
         counted: bool, less: int, drop: bool, costs: Tensor | None,
     ) -> None:  # fmt: skip
-        from ...kernels.ahead import start
+        from ...kernels.aot import start
         from . import kernel
 
         limit = self.looks if is_interpreting() else int(self.timeout_s * 1e9)

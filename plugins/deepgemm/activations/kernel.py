@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...kernels.ahead import start
+from ...kernels.aot import start
 from ...kernels.kernel import rounded_to_e4m3
 from ...kernels.layers import is_interpreting, on_device
 from ...kernels.quantize import BLOCK, ceil_div

@@ -6,6 +6,6 @@ reference            the specification in torch
 kernel launch        Triton kernels, how they are started
 hopper               fast path: which products, in which kernel, how started
 hopper_products hopper_k_groups hopper_decode    its kernels, in Gluon
-hopper_walk          how their warps go through tiles
+tile_scheduler          how their warps go through tiles
 tiles                which tile, a pure choice
 """

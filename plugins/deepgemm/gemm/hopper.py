@@ -13,7 +13,7 @@ from triton import next_power_of_2
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from ...kernels.ahead import start
+from ...kernels.aot import start
 from ...kernels.layers import is_interpreting, on_device
 from ...kernels.quantize import BLOCK, ceil_div
 from .. import settings
@@ -22,9 +22,9 @@ from .call import CONTIGUOUS, DENSE, K_GROUPED, MASKED, PSUM, Call
 from .hopper_decode import decode_gemm_kernel
 from .hopper_k_groups import BLOCK_M, BLOCK_N, specialised_k_grouped_kernel
 from .hopper_products import STORED_COLUMNS, specialised_gemm_kernel
-from .hopper_walk import CONSUMER_WARPS, GROUP_ROWS, WAVE_ROWS
 from .kernel import split_sum_kernel
 from .launch import row_stride, start_with_scratch
+from .tile_scheduler import CONSUMER_WARPS, GROUP_ROWS, WAVE_ROWS
 from .tiles import BF16_STEP, DECODE_ROWS_MAX, Tile, choose_decode, choose_specialised
 
 LOADER_REGISTERS: Final = 24  # what a loader needs; the rest of the register file is the consumers'

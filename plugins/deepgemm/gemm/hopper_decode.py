@@ -17,7 +17,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from ...kernels.quantize import BLOCK
 from .call import MASKED, NAME_PREFIXES
 from .hopper_products import add_blocks, add_steps
-from .hopper_walk import CONSUMER_WARPS, WAVE_ROWS, share_of, tma_load
+from .tile_scheduler import CONSUMER_WARPS, WAVE_ROWS, share_of, tma_load
 
 WEIGHTS = 2 * WAVE_ROWS  # rows of a tile: as many as have one scale
 

@@ -12,7 +12,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 from .hopper_products import add_blocks, add_steps
-from .hopper_walk import CONSUMER_WARPS, WAVE_ROWS, place_of, tma_load
+from .tile_scheduler import CONSUMER_WARPS, WAVE_ROWS, place_of, tma_load
 
 BLOCK_M: Final = 128
 BLOCK_N: Final = 128

@@ -34,7 +34,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from ...kernels.quantize import BLOCK
 from .call import CONTIGUOUS, MASKED, NAME_PREFIXES, PSUM
-from .hopper_walk import (
+from .tile_scheduler import (
     CONSUMER_WARPS,
     WAVE_ROWS,
     group_of,

@@ -12,7 +12,7 @@ from torch import Tensor
 from triton import next_power_of_2, set_allocator
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ...kernels.ahead import start
+from ...kernels.aot import start
 from ...kernels.layers import is_interpreting, on_device
 from ...kernels.quantize import ceil_div
 from .. import settings

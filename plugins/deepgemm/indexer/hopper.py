@@ -22,12 +22,12 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from ...kernels.ahead import start
+from ...kernels.aot import start
 from ...kernels.layers import on_device
 from ...kernels.quantize import FP8, ceil_div
 from .. import settings
-from ..gemm.hopper_walk import CONSUMER_WARPS, tma_load
 from ..gemm.launch import row_stride
+from ..gemm.tile_scheduler import CONSUMER_WARPS, tma_load
 from ..scales import TMA_BYTES
 from .call import PAGE_TOKENS, PIECE_TOKENS, Logits, PagedLogits
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...kernels.ahead import start
+from ...kernels.aot import start
 from ...kernels.kernel import narrow
 from ...kernels.layers import is_interpreting, on_device
 from ...kernels.quantize import FP8, ceil_div

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...kernels.ahead import start
+from ...kernels.aot import start
 from ...kernels.layers import on_device
 from ...kernels.quantize import ceil_div
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import globaltimer
 
-from luciola.plugins.kernels.ahead import compiling, start
+from luciola.plugins.kernels.aot import compiling, start
 from machine_code import machine_code
 
 

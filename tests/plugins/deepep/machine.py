@@ -29,7 +29,7 @@ from luciola.plugins.deepep.normal import launch as normal
 from luciola.plugins.deepep.transport import kernel as flags
 from luciola.plugins.deepep.transport.device import WARPS
 from luciola.plugins.deepep.transport.interface import SLOTS, Transport
-from luciola.plugins.kernels.ahead import compiling, start
+from luciola.plugins.kernels.aot import compiling, start
 from machine_code import MachineCode, machine_code
 
 _LINE: Final = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);", re.MULTILINE)

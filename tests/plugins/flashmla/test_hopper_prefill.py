@@ -2,14 +2,14 @@
 
 import math
 
+import mla_cases as cases
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import mla_cases as cases
-from luciola.plugins.flashmla import flash_mla_sparse_fwd
 from mla_fast_path import check, fast, finds
+
+from luciola.plugins.flashmla import flash_mla_sparse_fwd
 
 KERNEL = "sparse_attn_fwd_ws"
 

@@ -6,10 +6,10 @@ import os
 import subprocess
 import sys
 
+import mla_cases as cases
 import pytest
 import torch
 
-import mla_cases as cases
 from luciola.plugins import flashmla
 from luciola.plugins.flashmla import (
     FlashMLASchedMeta,

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(TESTS)}
+SUPPORT = Path(__file__).parent / "support"
+PATHS = (Path(__file__).parents[2], SUPPORT)
+ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(map(str, PATHS))}
 
 BAD = """
 import dataclasses, json
@@ -79,7 +80,7 @@ def in_a_process(*arguments):
 @pytest.fixture(scope="module")
 def started(two_at_once: Executor) -> dict[str, Callable]:
     """What each process will say of the kernels of each pattern, and what becomes of bad kernels."""
-    commands = {match: (str(TESTS / "mla_kernels.py"), match) for match in NAMES}
+    commands = {match: (str(SUPPORT / "mla_kernels.py"), match) for match in NAMES}
     commands["bad"] = ("-c", BAD)
     return {name: two_at_once.submit(in_a_process, *each).result for name, each in commands.items()}
 

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ...kernels.ahead import start
+from ...kernels.aot import start
 from ...kernels.layers import on_device
 from ...kernels.quantize import ceil_div
 from .. import settings

@@ -23,7 +23,7 @@ from luciola.plugins.flashmla import (
     get_mla_metadata,
     layouts,
 )
-from luciola.plugins.kernels.ahead import compiling
+from luciola.plugins.kernels.aot import compiling
 from luciola.plugins.kernels.layers import using_layer
 from machine_code import SHARED_BYTES_MAX, MachineCode, machine_code
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from luciola.plugins.deepgemm import warm
+from luciola.plugins.deepgemm import aot_cache
 from luciola.plugins.kernels.errors import BadArgument
 
 TESTS = Path(__file__).parents[2]
 # Compiles in a process without the interpreter and prints what the gates say.
 GATES = """
 import json, sys
-from luciola.plugins.deepgemm import warm
+from luciola.plugins.deepgemm import aot_cache
 from machine_code import machine_code
 
 # Launched beside a fast kernel, by the Triton layer's rules.
@@ -25,7 +25,7 @@ PLAIN = ("split_sum_kernel", "paged_mqa_logits_metadata_kernel")
 
 def look(call, layer, wanted=None):
     product = "QGMMA" if "fp8" in call.operator else "HGMMA"
-    for each in warm.compile_call(call, layer=layer):
+    for each in aot_cache.compile_call(call, layer=layer):
         code = machine_code(each)
         if code.name in PLAIN:
             asked = []
@@ -41,7 +41,7 @@ def look(call, layer, wanted=None):
 layer, given = sys.argv[1], json.load(sys.stdin)
 found = []
 for line, wanted in given["calls"]:
-    for call in warm.parse([line]):
+    for call in aot_cache.parse([line]):
         found += look(call, layer, wanted)
 """
 # Prints what the gates say of kernels that are bad in one way each.
@@ -51,7 +51,7 @@ BAD = (
 from triton.experimental.gluon.language._core import builtin
 from luciola.plugins.deepgemm.gemm import hopper, hopper_products, launch, tiles
 
-fp8, bf16 = warm.parse(["fp8_gemm_nt m=4096 n=4096 k=7168", "bf16_gemm_nt m=4096 n=4096 k=7168"])
+fp8, bf16 = aot_cache.parse(["fp8_gemm_nt m=4096 n=4096 k=7168", "bf16_gemm_nt m=4096 n=4096 k=7168"])
 
 def with_tile(*choice):
     launch.choose = lambda *_sizes, **_details: tiles.Tile(*choice)
@@ -237,7 +237,7 @@ def test_many_writers_fill_one_shared_directory(mounted_dir: Path) -> None:
         writers = [threads.submit(luciola, *arguments, given=shapes) for _ in range(2)]
         assert [len(each.result()) for each in writers] == [2, 2]
     count = entries(mounted_dir / "kernels")
-    again = list(warm.warm(warm.parse(shapes.splitlines()), mounted_dir / "kernels"))
+    again = list(aot_cache.warm(aot_cache.parse(shapes.splitlines()), mounted_dir / "kernels"))
     assert [each.cached for each in again] == [len(each.kernels) for each in again] == [1, 1]
     assert entries(mounted_dir / "kernels") == count > 0
 
@@ -254,9 +254,9 @@ def test_many_writers_fill_one_shared_directory(mounted_dir: Path) -> None:
 )
 def test_a_bad_line_is_named(text: str, message: str) -> None:
     with pytest.raises(BadArgument, match=message):
-        warm.parse(text.splitlines())
+        aot_cache.parse(text.splitlines())
 
 
 def test_lists_of_sizes_are_combined() -> None:
-    calls = warm.parse(["fp8_gemm_nt m=1,2 n=8 k=16,32  # all four", "# nothing"])
+    calls = aot_cache.parse(["fp8_gemm_nt m=1,2 n=8 k=16,32  # all four", "# nothing"])
     assert [str(each) for each in calls] == [f"fp8_gemm_nt m={m} n=8 k={k}" for m in (1, 2) for k in (16, 32)]

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..kernels.errors import BadArgument, refuse
 from ..kernels.layers import MULTIPROCESSORS
 from ..kernels.quantize import BLOCK, FP8, ceil_div
-from . import activations, indexer, prenorm, sums
+from . import activations, einsums, indexer, prenorm
 from .gemm import dense, grouped
 from .scales import get_tma_aligned_size
 
@@ -102,7 +102,7 @@ def warm(
 
 def compile_call(call: Call, *, layer: str | None = None) -> list[Any]:
     """The compiled kernels of one call, in this process, by Triton's current cache directory."""
-    from ..kernels.ahead import compiling
+    from ..kernels.aot import compiling
     from ..kernels.layers import using_layer
 
     with compiling() as kernels, using_layer(layer) if layer else nullcontext():
@@ -266,19 +266,21 @@ def _einsum(expr: str) -> Callable[..., None]:
         )
         dtype = torch.float32 if result[0] == h else torch.bfloat16
         a, b_ = (_meta(*each, dtype=torch.bfloat16) for each in (left, right))
-        sums.einsum(expr, a, b_, _meta(*result, dtype=dtype))
+        einsums.einsum(expr, a, b_, _meta(*result, dtype=dtype))
 
     return call
 
 
 def _einsum_of_batches(b: int, m: int, n: int, k: int) -> None:
     left, right = (_meta(b, rows, k, dtype=torch.bfloat16) for rows in (m, n))
-    sums.einsum("bmk,bnk->mn", left, right, _meta(m, n, dtype=torch.bfloat16))
+    einsums.einsum("bmk,bnk->mn", left, right, _meta(m, n, dtype=torch.bfloat16))
 
 
 def _fp8_einsum(b: int, h: int, r: int, d: int) -> None:
     values = _meta(b, h, r, dtype=FP8), _meta(b, h, ceil_div(r, BLOCK), dtype=torch.float32)
-    sums.fp8_einsum(sums.FP8_EXPRESSION, values, _weights(h, d, r), _meta(b, h, d, dtype=torch.bfloat16))
+    einsums.fp8_einsum(
+        einsums.FP8_EXPRESSION, values, _weights(h, d, r), _meta(b, h, d, dtype=torch.bfloat16)
+    )
 
 
 def _prenorm(m: int, n: int, k: int, num_splits: int) -> None:
