@@ -1,6 +1,7 @@
 # make demo     set up, start a cluster, use it with real data through a node's loss, clean up
 # make test     set up, pass all tests
-# make check    formatting, lint, types, import rules, clippy
+# make check    formatting, lint, types, import rules, clippy, API reference
+# make docs     the API reference, from docstrings, in build/site; warnings are errors
 # make dev      set up for development: environment, native module, editable install
 # make bench    measure this machine, beside other file systems where they are installed
 # make gpu      on a machine with an NVIDIA GPU: the kernels' tests and benchmarks there, and a report of them
@@ -13,7 +14,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test test-rust test-python test-rdma test-rdma-quick check check-python check-rust bench gpu nemesis sim planted proto fmt clean
+.PHONY: help dev demo test test-rust test-python test-rdma test-rdma-quick check check-python check-rust docs bench gpu nemesis sim planted proto fmt clean
 
 VENV ?= .venv
 MINUTES ?= 10
@@ -75,7 +76,10 @@ sim: $(STAMPS)/dev
 planted: $(STAMPS)/dev
 	$(PY) tests/planted/run.py
 
-check: check-python check-rust
+check: check-python check-rust docs
+
+docs: $(STAMPS)/dev
+	$(PY) docs/build.py build/site
 
 check-python: $(STAMPS)/dev
 	$(PY) -m ruff format --check .

@@ -109,15 +109,19 @@ class AsyncFile:
         return await self._file_system.run(Operation(self.file, offset, data, write=True))
 
     async def flush(self) -> None:
+        """Write back buffered bytes, as `File.flush`."""
         await _in_thread(self.file.flush)
 
     async def fsync(self, *, data_only: bool = False) -> None:
+        """Write back and make durable on every replica, as `File.fsync`."""
         await _in_thread(functools.partial(self.file.fsync, data_only=data_only))
 
     async def truncate(self, length: int) -> None:
+        """Cut or extend the file to `length` bytes."""
         await _in_thread(functools.partial(self.file.truncate, length))
 
     async def close(self) -> None:
+        """Write back buffered bytes and close the file."""
         await _in_thread(self.file.close)
 
     async def __aenter__(self) -> Self:

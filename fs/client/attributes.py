@@ -90,15 +90,19 @@ class DirEntry:
         return f"<DirEntry {self.name!r}>"
 
     def inode(self) -> int:
+        """Return the inode number."""
         return self._inode
 
     def is_symlink(self) -> bool:
+        """Return whether this is a symbolic link."""
         return TYPE_BITS.get(self._type) == modes.S_IFLNK
 
     def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+        """Return whether this is a directory, or a link to one."""
         return self._is(modes.S_IFDIR, follow_symlinks=follow_symlinks)
 
     def is_file(self, *, follow_symlinks: bool = True) -> bool:
+        """Return whether this is a regular file, or a link to one."""
         return self._is(modes.S_IFREG, follow_symlinks=follow_symlinks)
 
     def _is(self, bits: int, *, follow_symlinks: bool) -> bool:

@@ -168,6 +168,7 @@ class File(io.RawIOBase):
         return length
 
     def stat(self) -> os.stat_result:
+        """Return the attributes, as `os.fstat`."""
         return stat_result(self.native.stat())
 
     def flush(self) -> None:

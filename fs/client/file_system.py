@@ -184,16 +184,19 @@ class FileSystem:
             return file.write(data)
 
     def truncate(self, path: StrPath, length: int) -> None:
+        """Cut or extend a file to `length` bytes."""
         with naming(path):
             self._connection.client.set_attributes(_name(path), length=_unsigned(length, "a length"))
 
     # Attributes.
 
     def stat(self, path: StrPath, *, follow_symlinks: bool = True) -> os.stat_result:
+        """Return the attributes of a path, as `os.stat`."""
         with naming(path):
             return stat_result(self._connection.client.stat(_name(path), follow=follow_symlinks))
 
     def lstat(self, path: StrPath) -> os.stat_result:
+        """Return the attributes of a path, those of the link itself if it is one."""
         return self.stat(path, follow_symlinks=False)
 
     def exists(self, path: StrPath) -> bool:
@@ -201,9 +204,11 @@ class FileSystem:
         return self._mode(path) is not None
 
     def isdir(self, path: StrPath) -> bool:
+        """Return whether the path is a directory, or a link to one."""
         return modes.S_ISDIR(self._mode(path) or 0)
 
     def isfile(self, path: StrPath) -> bool:
+        """Return whether the path is a regular file, or a link to one."""
         return modes.S_ISREG(self._mode(path) or 0)
 
     def _mode(self, path: StrPath) -> int | None:
@@ -213,6 +218,7 @@ class FileSystem:
             return None
 
     def chmod(self, path: StrPath, mode: int, *, follow_symlinks: bool = True) -> None:
+        """Set the permissions; the file type in `mode` is ignored."""
         with naming(path):
             self._connection.client.set_attributes(
                 _name(path), permissions=modes.S_IMODE(mode), follow=follow_symlinks
@@ -365,6 +371,7 @@ class FileSystem:
             self.mkdir(path, mode)
 
     def rmdir(self, path: StrPath) -> None:
+        """Remove an empty directory."""
         with naming(path):
             self._connection.client.rmdir(_name(path))
 
@@ -389,6 +396,7 @@ class FileSystem:
     replace = rename
 
     def remove(self, path: StrPath) -> None:
+        """Remove a name that is not a directory. The inode goes with its last name and its last open file."""
         with naming(path):
             self._connection.client.unlink(_name(path))
 
@@ -400,6 +408,7 @@ class FileSystem:
             self._connection.client.symlink(_name(target), _name(path))
 
     def readlink(self, path: StrPath) -> str:
+        """Return the target of a symbolic link."""
         with naming(path):
             return os.fsdecode(self._connection.client.readlink(_name(path)))
 
@@ -416,6 +425,7 @@ class FileSystem:
     # Extended attributes.
 
     def getxattr(self, path: StrPath, attribute: StrPath, *, follow_symlinks: bool = True) -> bytes:
+        """Return the value of an extended attribute."""
         with naming(path):
             return self._connection.client.get_xattr(_name(path), _name(attribute), follow=follow_symlinks)
 
@@ -429,11 +439,13 @@ class FileSystem:
             )
 
     def listxattr(self, path: StrPath, *, follow_symlinks: bool = True) -> list[str]:
+        """Return the names of the extended attributes."""
         with naming(path):
             names = self._connection.client.list_xattr(_name(path), follow=follow_symlinks)
         return [os.fsdecode(name) for name in names]
 
     def removexattr(self, path: StrPath, attribute: StrPath, *, follow_symlinks: bool = True) -> None:
+        """Remove an extended attribute."""
         with naming(path):
             self._connection.client.remove_xattr(_name(path), _name(attribute), follow=follow_symlinks)
 

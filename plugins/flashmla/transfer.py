@@ -103,6 +103,7 @@ class Transfer:
         threading.Thread(target=run, name="luciola-kv-pages", daemon=True).start()
 
     def land(self, place: int) -> None:
+        """Record that the page at `place` has arrived."""
         with self._changed:
             self._landed[place] = True
             self._order.append(place)
@@ -115,6 +116,7 @@ class Transfer:
             self._changed.notify_all()
 
     def has_failed(self, place: int) -> bool:
+        """Return whether the page at `place` failed."""
         with self._changed:
             return place in self._errors
 
