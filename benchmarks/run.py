@@ -5,10 +5,11 @@ usage: python benchmarks/run.py [--directory DIR] [--rounds 3] [--only PHASE ...
 
 Every round measures every system in turn, so that a machine whose speed drifts does so for all of them. The first
 table shows medians over rounds, with the lowest and highest value; then one for each other system the ratios within
-each round: their median, lowest and highest. Results are also written to benchmarks/results/. With `--before`, the
-Python of another checkout's environment, that version is measured in the same rounds. With `--together` all systems are
-up at one time and take turns at each phase, so that what else the machine does hits all alike: for differences of
-a few per cent. A cluster that waits does little meanwhile, but holds its memory.
+each round: their median, lowest and highest. Results are also written to benchmarks/results/; a record that pages show
+is kept there under a name (benchmarks/tables.py). With `--before`, the Python of another checkout's environment, that
+version is measured in the same rounds. With `--together` all systems are up at one time and take turns at each phase,
+so that other load on the machine affects all alike: for differences of a few per cent. An idle cluster does little
+meanwhile, but holds its memory.
 """
 
 import argparse
@@ -162,6 +163,7 @@ def keep(figures: dict[str, dict[str, list[float]]]) -> None:
     results.mkdir(exist_ok=True)
     record = {
         "machine": platform.uname()._asdict(),
+        "command": sys.argv[1:],
         "when": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "figures": figures,
     }

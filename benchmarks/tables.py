@@ -1,0 +1,168 @@
+"""Write the tables of measured figures into README.md and docs/performance.md, from the records of benchmarks/run.py.
+
+usage: python benchmarks/tables.py [--check]
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. `--check` writes nothing, and fails where a page holds
+something else. A record is a file of `run.py` that was kept under a name (`RESULTS`): with the values of each round
+(`figures`), or, where only these were kept, with medians and the range of the ratios to JuiceFS within a round
+(`medians`, `ratios`).
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BASE = "juicefs"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run: the median of each system's figures, and the range of its ratios to `BASE` within a round."""
+
+    medians: Mapping[str, Mapping[str, float]]
+    ratios: Mapping[str, Mapping[str, tuple[float, float]]]
+
+    @classmethod
+    def load(cls, path: Path) -> "Record":
+        fields = json.loads(path.read_text())
+        if "figures" not in fields:
+            return cls(fields["medians"], fields["ratios"])
+        rounds: dict[str, dict[str, list[float]]] = fields["figures"]
+        medians = {
+            system: {work: statistics.median(values) for work, values in figures.items()}
+            for system, figures in rounds.items()
+        }
+        ratios = {
+            system: {work: _range(values, rounds[BASE][work]) for work, values in figures.items()}
+            for system, figures in rounds.items()
+            if system != BASE
+        }
+        return cls(medians, ratios)
+
+
+def _range(values: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
+    ratios = [value / other for value, other in zip(values, base, strict=True)]
+    return min(ratios), max(ratios)
+
+
+def medians_and_ratios() -> str:
+    """Return one and two copies beside JuiceFS, with the range of the ratios."""
+    record = Record.load(RESULTS / "juicefs.json")
+    systems = {"one copy": "luciola", "two copies": "luciola 2 copies", "JuiceFS": "juicefs"}
+    rows = []
+    for label, works in JUICEFS_ROWS.items():
+        cells = []
+        for system in systems.values():
+            values = [f"{record.medians[system][work]:,.0f}" for work in works]
+            if system != BASE:
+                ranges = [record.ratios[system][work] for work in works]
+                values = [f"{v} ({_short(*r)})" for v, r in zip(values, ranges, strict=True)]
+            cells.append(" / ".join(values))
+        rows.append((label, *cells))
+    return _table(("work", *systems), rows)
+
+
+def medians_in_short() -> str:
+    """Return the rows of `medians_and_ratios` that a visitor looks for, medians alone."""
+    record = Record.load(RESULTS / "juicefs.json")
+    systems = {"one copy": "luciola", "two copies": "luciola 2 copies", "JuiceFS": "juicefs"}
+    rows = [
+        (
+            label,
+            *(
+                " / ".join(f"{record.medians[system][work]:,.0f}" for work in works)
+                for system in systems.values()
+            ),
+        )
+        for label, works in SHORT_ROWS.items()
+    ]
+    return _table(("work", *systems), rows)
+
+
+def peers() -> str:
+    """Return every figure of one round beside other file systems."""
+    record = Record.load(RESULTS / "peers.json")
+    systems = {"Luciola": "luciola", "MooseFS": "moosefs", "GlusterFS": "glusterfs", "JuiceFS": "juicefs"}
+    rows = [
+        (work.replace(" x", " ×"), *(f"{record.medians[system][work]:,.0f}" for system in systems.values()))
+        for work in record.medians["luciola"]
+    ]
+    return _table(("work", *systems), rows)
+
+
+def _short(low: float, high: float) -> str:
+    """Return a range of ratios: one digit after the point, none from 10 on (`9.8–12`)."""
+    return "–".join(f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" for value in (low, high))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, *rows]
+    text = ["| " + " | ".join(line) + " |\n" for line in lines]
+    return text[0] + "|---|" + "---:|" * (len(head) - 1) + "\n" + "".join(text[1:])
+
+
+def _both(work: str, unit: str) -> tuple[str, str]:
+    return f"{work} x1 {unit}", f"{work} x4 {unit}"
+
+
+JUICEFS_ROWS: Mapping[str, Sequence[str]] = {
+    "sequential write 1M, MiB/s": ("seq write 1M x1 MiB/s",),
+    "sequential read 1M ×1, MiB/s": ("seq read 1M x1 MiB/s",),
+    "sequential read 1M ×4, MiB/s": ("seq read 1M x4 MiB/s",),
+    "sequential read 128K ×1, MiB/s": ("seq read 128K x1 MiB/s",),
+    "random read 4K ×1 direct, IOPS": ("randread 4K x1 direct IOPS",),
+    "random read 4K ×8 direct, IOPS": ("randread 4K x8 direct IOPS",),
+    "random read 1M ×4 direct, IOPS": ("randread 1M x4 direct IOPS",),
+    "random write 4K ×1 direct, IOPS": ("randwrite 4K x1 direct IOPS",),
+    "random write 4K ×8 direct, IOPS": ("randwrite 4K x8 direct IOPS",),
+    "random write 128K ×4 direct, IOPS": ("randwrite 128K x4 direct IOPS",),
+    **{
+        f"{work} ×1 / ×4, op/s": _both(work, "op/s")
+        for work in ("create", "stat", "open and close", "rename", "list with stat", "unlink")
+    },
+    **{
+        f"{work.replace('-', '–')} ×1 / ×4, file/s": _both(work, "file/s")
+        for work in ("write 128K files", "read 128K files", "unpack 5-20K files")
+    },
+}
+SHORT_ROWS: Mapping[str, Sequence[str]] = {
+    "sequential write / read 1M, MiB/s": ("seq write 1M x1 MiB/s", "seq read 1M x1 MiB/s"),
+    "random read 4K, 1 / 8 processes, IOPS": ("randread 4K x1 direct IOPS", "randread 4K x8 direct IOPS"),
+    "random write 4K, 1 / 8 processes, IOPS": ("randwrite 4K x1 direct IOPS", "randwrite 4K x8 direct IOPS"),
+    "create / stat, op/s": ("create x1 op/s", "stat x1 op/s"),
+    "unpack an archive of 5–20 KiB files, file/s": ("unpack 5-20K files x1 file/s",),
+}
+TABLES: Mapping[str, Callable[[], str]] = {
+    "juicefs": medians_and_ratios,
+    "juicefs-short": medians_in_short,
+    "peers": peers,
+}
+
+
+def written(page: Path) -> str:
+    """Return the text of a page with each of its tables as the records have it."""
+    return TABLE.sub(lambda found: found[1] + TABLES[found[2]]() + found[4], page.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    stale = [page for page in PAGES if page.read_text() != written(page)]
+    if options.check and stale:
+        sys.exit(f"run python benchmarks/tables.py: stale tables in {', '.join(map(str, stale))}")
+    for page in stale:
+        page.write_text(written(page))
+
+
+if __name__ == "__main__":
+    main()
