@@ -22,12 +22,12 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 from measuring import Case, Work, measure, print_figures, print_lines
-from torch import Tensor, multiprocessing
+from torch import multiprocessing
 
 from luciola.cli.output import print_table
 from luciola.plugins.deepep import Buffer
-from luciola.plugins.deepep.low_latency import launch
-from luciola.plugins.deepep.low_latency.layout import Layout
+from luciola.plugins.deepep.low_latency.launch import KernelOps
+from luciola.plugins.deepep.low_latency.layout import Layout, Received
 
 ADDRESS: Final = "127.0.0.1"
 NORMAL_BYTES: Final = 64 << 20
@@ -64,7 +64,7 @@ def main() -> None:
     if options.experts % options.ranks or not 0 < options.topk <= options.experts:
         parser.error("--experts must be a multiple of --ranks, and --topk at most --experts")
     store = dist.TCPStore(ADDRESS, 0, is_master=True, wait_for_workers=False)
-    multiprocessing.set_forkserver_preload(["torch", "luciola.plugins.deepep.buffer"])
+    multiprocessing.set_forkserver_preload(["torch", "luciola.plugins.deepep.api.buffer"])
     multiprocessing.start_processes(
         run_rank, (store.port, options), nprocs=options.ranks, start_method="forkserver"
     )
@@ -211,7 +211,8 @@ class Card:
         ]
         table = torch.tensor([each.data_ptr() for each in self.memories], dtype=torch.int64, device=device)
         inactive = torch.zeros(layout.ranks, dtype=torch.int32, device=device)
-        self.places = launch.Places(table, inactive, torch.zeros(1, dtype=torch.int32, device=device))
+        stopped = torch.zeros(1, dtype=torch.int32, device=device)
+        self.ops = [KernelOps(layout, rank, table, inactive, stopped) for rank in range(layout.ranks)]
         shape = (layout.max_tokens, layout.hidden)
         self.xs = [torch.randn(shape, device=device).to(torch.bfloat16) for _ in range(layout.ranks)]
         scores = (layout.max_tokens, layout.experts)
@@ -220,33 +221,15 @@ class Card:
         self.messages = layout.ranks * layout.max_tokens * topk
 
     def send(self, *, fp8: bool) -> None:
-        for rank, (x, topk) in enumerate(zip(self.xs, self.topks, strict=True)):
-            launch.dispatch_send(self.layout, self.places, 0, x, topk, rank=rank, fp8=fp8, round_scale=False)
+        for ops, x, topk in zip(self.ops, self.xs, self.topks, strict=True):
+            ops.dispatch_send(0, x, topk, fp8=fp8, round_scale=False)
 
-    def outputs(self, *, fp8: bool) -> list[dict[str, Any]]:
-        layout = self.layout
-        kind = torch.float8_e4m3fn if fp8 else torch.bfloat16
+    def outputs(self, *, fp8: bool) -> list[Received]:
+        return [Received.empty(self.layout, "cuda", fp8=fp8) for _ in self.ops]
 
-        def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device="cuda")
-
-        return [
-            {
-                "rows": empty(layout.local, layout.rows, layout.hidden, dtype=kind),
-                "scales": empty(layout.local, layout.groups, layout.rows, dtype=torch.float32).mT
-                if fp8
-                else None,
-                "source_tokens": empty(layout.local, layout.rows, dtype=torch.int32),
-                "ranges": empty(layout.local, layout.ranks, dtype=torch.int64),
-                "recv_counts": empty(layout.local, dtype=torch.int32),
-                "stats": None,
-            }
-            for _ in range(layout.ranks)
-        ]
-
-    def receive(self, outputs: list[dict[str, Any]]) -> None:
-        for rank, output in enumerate(outputs):
-            launch.dispatch_receive(self.layout, self.places, 0, rank=rank, **output)
+    def receive(self, outputs: list[Received]) -> None:
+        for ops, output in zip(self.ops, outputs, strict=True):
+            ops.dispatch_receive(0, output, None)
 
 
 def dispatching(layout: Layout, *, fp8: bool) -> Work:
@@ -260,7 +243,7 @@ def dispatching(layout: Layout, *, fp8: bool) -> Work:
     payload = card.messages * (layout.fp8_bytes if fp8 else layout.bf16_bytes)
     read = layout.ranks * layout.max_tokens * layout.bf16_bytes
     run()
-    return Work(run, 0, read + 3 * payload, outputs[0]["recv_counts"], torch_ways=copies(payload))
+    return Work(run, 0, read + 3 * payload, outputs[0].counts, torch_ways=copies(payload))
 
 
 def combining(layout: Layout) -> Work:
@@ -271,16 +254,14 @@ def combining(layout: Layout) -> Work:
     results = [torch.empty_like(x) for x in card.xs]
 
     def run() -> None:
-        for rank, output in enumerate(outputs):
-            launch.combine_send(
-                layout, card.places, 1, output["rows"], ranges=output["ranges"],
-                source_tokens=output["source_tokens"], rank=rank, logfmt=False,
-            )  # fmt: skip
-        for rank, result in enumerate(results):
-            launch.combine_receive(
-                layout, card.places, 1, rank=rank, topk=card.topks[rank],
-                weights=card.weights[rank], out=result, logfmt=False,
-            )  # fmt: skip
+        for ops, output in zip(card.ops, outputs, strict=True):
+            ops.combine_send(
+                1, output.rows, ranges=output.ranges, source_tokens=output.source_tokens, logfmt=False
+            )
+        for rank, ops in enumerate(card.ops):
+            ops.combine_receive(
+                1, topk=card.topks[rank], weights=card.weights[rank], out=results[rank], logfmt=False
+            )
 
     payload = card.messages * layout.bf16_bytes
     written = layout.ranks * layout.max_tokens * layout.bf16_bytes

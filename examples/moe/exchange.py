@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from luciola.plugins.deepep.buffer import Buffer
+from luciola.plugins.deepep import Buffer
 
 
 @dataclass

@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luciola.plugins.deepep.buffer import Buffer
+from luciola.plugins.deepep import Buffer
 from luciola.plugins.deepgemm import (
     m_grouped_bf16_gemm_nt_masked,
     m_grouped_fp8_gemm_nt_masked,

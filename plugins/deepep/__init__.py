@@ -2,16 +2,13 @@
 
     import luciola.plugins.deepep as deep_ep            # the one import that its users change
 
-    buffer         `Buffer`, with the original's names, arguments and results
-    arguments      what its calls may be given
-    config event   what its calls take and return beside tensors; the stream on which they run
-    layout         which token goes where
+    api            `Buffer`, with the original's names, arguments and results, and its `Config`
     normal         normal mode: each token once to every rank that has one of its experts
     low_latency    low-latency mode: a message for each token and expert
     elastic        `ElasticBuffer`: one dispatch and combine for all sizes, expanded by experts if that is wanted
-    transport      how bytes travel between ranks: one interface, several backends
-    quantize       what travels in fewer bytes: FP8 and LogFMT
-    failure        what goes wrong between ranks
+    transport      how bytes travel between ranks: one interface, several backends; events and errors
+
+Each room imports those below it: elastic, api, low_latency, normal, transport.
 
 Importing this package imports torch only when one of its names is used.
 """
@@ -20,27 +17,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from .buffer import Buffer, get_logical_domain_size, get_physical_domain_size, topk_idx_t
-    from .config import Config
+    from .api.buffer import Buffer, get_logical_domain_size, get_physical_domain_size, topk_idx_t
+    from .api.config import Config
     from .elastic.buffer import ElasticBuffer
-    from .elastic.handle import EPHandle
-    from .event import EventHandle, EventOverlap
-    from .failure import CommunicationError, PeerLost, PeerTimeout, RanksDisagree
+    from .elastic.experts import EPHandle
+    from .transport.errors import CommunicationError, PeerLost, PeerTimeout, RanksDisagree
+    from .transport.event import EventHandle, EventOverlap
 
 _HOMES: Final = {
-    "Buffer": "buffer",
-    "CommunicationError": "failure",
-    "Config": "config",
-    "EPHandle": "elastic.handle",
+    "Buffer": "api.buffer",
+    "CommunicationError": "transport.errors",
+    "Config": "api.config",
+    "EPHandle": "elastic.experts",
     "ElasticBuffer": "elastic.buffer",
-    "EventHandle": "event",
-    "EventOverlap": "event",
-    "PeerLost": "failure",
-    "PeerTimeout": "failure",
-    "RanksDisagree": "failure",
-    "get_logical_domain_size": "buffer",
-    "get_physical_domain_size": "buffer",
-    "topk_idx_t": "buffer",
+    "EventHandle": "transport.event",
+    "EventOverlap": "transport.event",
+    "PeerLost": "transport.errors",
+    "PeerTimeout": "transport.errors",
+    "RanksDisagree": "transport.errors",
+    "get_logical_domain_size": "api.buffer",
+    "get_physical_domain_size": "api.buffer",
+    "topk_idx_t": "api.buffer",
 }
 
 __all__ = [
@@ -62,7 +59,7 @@ __all__ = [
 
 
 def describe() -> dict[str, str]:
-    """What the plugin can use on this machine."""
+    """Say what the plugin can use on this machine."""
     import torch
 
     from ..kernels import status

@@ -1,6 +1,6 @@
 """Tokens to the ranks of their experts, once each, and back; if asked for, a row for each of their experts there.
 
-Rows come ordered by (source rank, token), so results and handles are the same bits every time. A call whose routing
+Rows are ordered by (source rank, token), so results and handles are the same bits every time. A call whose routing
 comes from a handle sends its expert numbers again: they are few bytes beside the rows.
 
 What comes back from a rank counts at the last of a token's k that the rank owns, and is summed in the order of k, in
@@ -16,20 +16,61 @@ import torch
 from torch import Tensor
 
 from ...kernels.quantize import align
-from .. import layout
-from ..normal.host import summed, words_of
-from ..normal.mode import Mapped
-from ..normal.tokens import Fact, Received, Tokens
+from ..normal import layout
+from ..normal.dispatcher import MappedDispatcher
+from ..normal.row_ops import summed, words_of
+from ..normal.tokens import Fact, Handle, Received, Tokens
 from . import routing
-from .handle import EPHandle
 
 SCALE_ALIGNMENT: Final = 4
 """Rows that a column of scales is a multiple of, in 16 bytes, where TMA is to read it."""
 
 
+@dataclass
+class EPHandle:
+    """What a dispatch leaves for combine, and for dispatches of the same routing; the original's, by its names.
+
+    topk_idx (T, K): a copy, unless `do_handle_copy=False`. psum_num_recv_tokens_per_scaleup_rank (R,) int32: rows from
+    this and earlier ranks. psum_num_recv_tokens_per_expert (E_loc,) int32: of this and earlier experts, each count
+    rounded up to `expert_alignment`; with `do_expand` where the real rows of the expert end, as DeepGEMM's psum layout
+    has it. num_recv_tokens_per_expert_list: counts rounded up, empty without `do_cpu_sync`.
+    num_unaligned_recv_tokens_per_expert (E_loc,) int32: not rounded.
+
+    recv_src_metadata (N, K + 2) int32, a row for each token that arrived: 0 source rank · num_max_tokens_per_rank +
+    token; 1 source rank · K + the last of its k that is of this rank; 2… the row of the expanded result for each k, or
+    -1. dst_buffer_slot_idx (T, K) int32: the token's number among those for the rank, at the last k that is of it.
+
+    num_recv_tokens, num_expanded_tokens: rows of the results; without `do_cpu_sync` as many as could arrive.
+    token_metadata_at_forward, channel_linked_list: None, as rows go directly from rank to rank.
+    """
+
+    do_expand: bool
+    num_experts: int
+    expert_alignment: int
+    num_max_tokens_per_rank: int
+    num_sms: int
+    topk_idx: Tensor
+    num_recv_tokens: int
+    num_expanded_tokens: int
+    num_recv_tokens_per_expert_list: list[int]
+    psum_num_recv_tokens_per_scaleup_rank: Tensor
+    psum_num_recv_tokens_per_expert: Tensor
+    num_unaligned_recv_tokens_per_expert: Tensor
+    recv_src_metadata: Tensor
+    dst_buffer_slot_idx: Tensor
+    rows: Handle
+    """Of the same dispatch, without expansion."""
+    owner: Tensor
+    """(T, K): the rank of each expert, or -1."""
+    token_metadata_at_forward: Tensor | None = None
+    channel_linked_list: Tensor | None = None
+    number: int = 0
+    """Of the dispatch: ranks that combine with handles of different ones get an error."""
+
+
 @dataclass(frozen=True)
 class Call:
-    """What a dispatch is told. tokens.topk_idx is there."""
+    """A dispatch, its arguments checked. tokens.topk_idx is given."""
 
     tokens: Tokens
     topk_idx: Tensor
@@ -43,16 +84,17 @@ class Call:
     do_zero_padding: bool = False
     col_major_scales: bool = False
     sizes: tuple[int, int] | None = None
-    """Rows and expanded rows of the results; None: as many as come."""
+    """Rows and expanded rows of the results; None: as many as arrive."""
     is_cached: bool = False
 
 
-def dispatch(normal: Mapped, call: Call, before_epilogue: Callable[[], None]) -> tuple[Tokens, EPHandle]:
-    """What came, as `call` wants it; topk_idx is None if it is expanded, and topk_weights has one dimension."""
+def dispatch(
+    normal: MappedDispatcher, call: Call, before_epilogue: Callable[[], None]
+) -> tuple[Tokens, EPHandle]:
+    """What arrived, as `call` wants it; topk_idx is None if it is expanded, and topk_weights has one dimension."""
     tokens, ranks = call.tokens, normal.ranks
     assert tokens.topk_idx is not None, "a dispatch has a routing"
-    local = call.num_experts // ranks
-    owner = layout.owners(tokens.topk_idx, local)
+    owner = layout.owners(tokens.topk_idx, call.num_experts, ranks)
     facts: dict[str, Fact] = {
         "call": "elastic cached dispatch" if call.is_cached else "elastic dispatch",
         "num_max_tokens_per_rank": call.num_max_tokens,
@@ -63,8 +105,9 @@ def dispatch(normal: Mapped, call: Call, before_epilogue: Callable[[], None]) ->
     )  # fmt: skip
     before_epilogue()
     received = came.tokens
-    assert received.topk_idx is not None, "what was sent comes"
+    assert received.topk_idx is not None, "what was sent arrives"
     arrived = int(came.handle.rank_prefix_matrix[-1, normal.me])
+    local = call.num_experts // ranks
     expansion = routing.Expansion.of(received.topk_idx[:arrived], local, call.alignment)
     handle = _handle(call, came, expansion, owner, normal.me)
     if call.do_expand:
@@ -74,16 +117,10 @@ def dispatch(normal: Mapped, call: Call, before_epilogue: Callable[[], None]) ->
     return received, handle
 
 
-def combine(  # noqa: PLR0913 (what a combine has)
-    normal: Mapped,
-    x: Tensor,
-    topk_weights: Tensor | None,
-    handle: EPHandle,
-    bias: Sequence[Tensor],
-    *,
-    num_sms: int,
-    reduce_first: bool = True,
-) -> tuple[Tensor, Tensor | None]:
+def combine(
+    normal: MappedDispatcher, x: Tensor, topk_weights: Tensor | None, handle: EPHandle, bias: Sequence[Tensor], *,
+    num_sms: int, reduce_first: bool = True,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Sums (T, H) and weights (T, K). Tensors are on the transport's device.
 
     Shapes: x (rows of the dispatch, H); topk_weights (rows, K), of expanded rows (rows,). `reduce_first`: rows of one
@@ -140,16 +177,13 @@ def _expanded(received: Tokens, expansion: routing.Expansion, rows: int, *, zero
     )
 
 
-def _handle(
-    call: Call, came: Received, expansion: routing.Expansion, owner: Tensor, me: int
-) -> EPHandle:  # fmt: skip
+def _handle(call: Call, came: Received, expansion: routing.Expansion, owner: Tensor, me: int) -> EPHandle:
     home, rows = call.topk_idx.device, came.handle
-    counts = torch.tensor(expansion.counts, dtype=torch.int32)
     rounded = [align(each, call.alignment) for each in expansion.counts]
     ends = expansion.ends if call.do_expand else torch.tensor(rounded).cumsum(0)
     room, expanded = call.sizes or (len(rows.recv_src_idx), sum(rounded))
-    masters = routing.are_masters(owner)
     numbers = rows.send_head.gather(1, owner.clamp(min=0))
+    slots = torch.where(routing.are_masters(owner), numbers, -1).int()
     return EPHandle(
         do_expand=call.do_expand,
         num_experts=call.num_experts,
@@ -162,9 +196,9 @@ def _handle(
         num_recv_tokens_per_expert_list=rounded if call.sizes is None else [],
         psum_num_recv_tokens_per_scaleup_rank=rows.rank_prefix_matrix[:, me].to(home),
         psum_num_recv_tokens_per_expert=ends.int().to(home),
-        num_unaligned_recv_tokens_per_expert=counts.to(home),
+        num_unaligned_recv_tokens_per_expert=torch.tensor(expansion.counts, dtype=torch.int32).to(home),
         recv_src_metadata=_metadata(call, came, expansion, me).to(home),
-        dst_buffer_slot_idx=torch.where(masters, numbers, -1).int().to(home),
+        dst_buffer_slot_idx=slots.to(home),
         number=call.number,
         rows=rows,
         owner=owner,
@@ -186,4 +220,4 @@ def _metadata(call: Call, came: Received, expansion: routing.Expansion, me: int)
     return result
 
 
-__all__ = ["Call", "col_major", "combine", "dispatch"]
+__all__ = ["Call", "EPHandle", "col_major", "combine", "dispatch"]

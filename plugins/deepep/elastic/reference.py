@@ -62,7 +62,7 @@ def reduced(y: Tensor, experts: Sequence[int], rank: int, local: int) -> Tensor:
     return total.to(y.dtype)
 
 
-def combined(  # noqa: PLR0913 (what a combine has)
+def combined(
     y: Tensor,
     topk_idx: Tensor,
     *,

@@ -1,59 +1,115 @@
-"""Low-latency mode for ranks that share host memory: what the kernels do, whole calls at a time.
-
-The functions are those of `launch`.
-"""
+"""Low-latency mode for ranks that share host memory: what the kernels do, whole calls at a time."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...kernels.errors import refuse
 from ...kernels.quantize import pack_ue8m0_to_int
-from ..layout import by_expert, expert_counts
-from ..normal.host import summed
-from ..quantize import cast_to_fp8, from_logfmt, to_logfmt
-from .layout import HEADER_BYTES, Layout
-
-
-class Places(NamedTuple):
-    """memories: the shared regions, a flat uint8 tensor for each rank. active: the ranks that take part."""
-
-    memories: Sequence[Tensor]
-    active: Sequence[int]
-
+from ..normal.layout import by_expert, expert_counts
+from ..normal.row_ops import summed
+from .layout import HEADER_BYTES, Layout, Received
+from .quantize import cast_to_fp8, from_logfmt, to_logfmt
 
 _COUNT_MASK = (1 << 32) - 1
 _WORD = torch.int64
 _HEADER = HEADER_BYTES // 8
 
 
-def dispatch_send(  # noqa: PLR0913 (the kernels' own)
-    layout: Layout,
-    places: Places,
-    half: int,
-    x: Tensor,
-    topk: Tensor,
-    *,
-    rank: int,
-    fp8: bool,
-    round_scale: bool,
-) -> None:
-    """Writes messages and counts."""
-    bodies = _bodies(layout, x, round_scale=round_scale) if fp8 else _words(x, layout.bf16_bytes)
-    tokens, counts = by_expert(topk, layout.experts)
-    counts = counts.view(layout.ranks, layout.local)
-    borders = [0, *counts.sum(1).cumsum(0).tolist()]
-    first = rank * layout.local * layout.max_tokens
-    for peer in places.active:
-        begin, end = borders[peer], borders[peer + 1]
-        _counts(layout, places.memories[peer], half)[rank] = counts[peer]
-        arrivals = _slots(places.memories[peer], layout.arrivals_at(half), layout, layout.message_bytes)
-        messages = arrivals[first : first + end - begin]
-        messages[:, 0] = tokens[begin:end]
-        messages[:, 1:_HEADER] = 0
-        messages[:, _HEADER : _HEADER + bodies.shape[1]] = bodies[tokens[begin:end]]
+@dataclass(frozen=True)
+class HostOps:
+    """As `launch.KernelOps`. memories: the shared regions, a flat uint8 tensor for each rank."""
+
+    layout: Layout
+    rank: int
+    memories: Sequence[Tensor]
+    inactive: Tensor
+
+    def dispatch_send(self, half: int, x: Tensor, topk: Tensor, *, fp8: bool, round_scale: bool) -> None:
+        """As KernelOps.dispatch_send; the caller has called `require_room`."""
+        layout = self.layout
+        bodies = _bodies(layout, x, round_scale=round_scale) if fp8 else _words(x, layout.bf16_bytes)
+        tokens, counts = by_expert(topk, layout.experts)
+        counts = counts.view(layout.ranks, layout.local)
+        borders = [0, *counts.sum(1).cumsum(0).tolist()]
+        first = self.rank * layout.local * layout.max_tokens
+        for peer in self._active():
+            begin, end = borders[peer], borders[peer + 1]
+            self._counts(peer, half)[self.rank] = counts[peer]
+            messages = self._slots(peer, half, layout.message_bytes)[first : first + end - begin]
+            messages[:, 0] = tokens[begin:end]
+            messages[:, 1:_HEADER] = 0
+            messages[:, _HEADER : _HEADER + bodies.shape[1]] = bodies[tokens[begin:end]]
+
+    def dispatch_receive(self, half: int, out: Received, stats: Tensor | None) -> None:
+        """As KernelOps.dispatch_receive."""
+        layout, active = self.layout, self._active()
+        counts = torch.zeros(layout.ranks, layout.local, dtype=torch.int64)
+        counts[active] = self._counts(self.rank, half)[active].to(torch.int64)
+        counts = counts.T.contiguous()  # (local, ranks)
+        begins = counts.cumsum(1) - counts
+        out.ranges.copy_((begins << 32) | counts)
+        out.counts.copy_(counts.sum(1))
+        if stats is not None:
+            stats += out.counts
+        source, target = _moves(layout, counts, begins)
+        arrivals = self._slots(self.rank, half, layout.message_bytes)
+        tokens = arrivals[:, 0].index_select(0, source)
+        out.source_tokens.view(-1).index_copy_(0, target, (tokens & 0x7FFFFFFF).to(torch.int32))
+        messages = arrivals.view(torch.uint8)[:, HEADER_BYTES:]
+        width = layout.hidden * out.rows.element_size()
+        out.rows.view(torch.uint8).view(-1, width)[target] = messages[source, :width]
+        if out.scales is not None:
+            scale = messages[source, width : width + 4 * layout.groups].view(torch.float32)
+            packed = pack_ue8m0_to_int(scale) if out.scales.dtype == torch.int32 else scale
+            out.scales[target // layout.rows, target % layout.rows] = packed
+
+    def combine_send(
+        self, half: int, x: Tensor, *, ranges: Tensor, source_tokens: Tensor, logfmt: bool
+    ) -> None:
+        """As KernelOps.combine_send."""
+        layout = self.layout
+        counts, begins = ranges & _COUNT_MASK, ranges >> 32
+        first = torch.arange(layout.local).view(-1, 1) * layout.rows + begins
+        for peer in self._active():
+            row = _runs(first[:, peer], counts[:, peer])
+            expert = self.rank * layout.local + row // layout.rows
+            place = expert * layout.max_tokens + source_tokens.view(-1)[row]
+            slots = self._slots(peer, half, layout.bf16_bytes)
+            if logfmt:
+                codes, steps = to_logfmt(x.view(-1, layout.hidden)[row])
+                packed = torch.cat([codes, _bytes(steps, 8 * layout.groups)], 1)
+                slots.view(torch.uint8)[place, : layout.logfmt_bytes] = packed
+            else:
+                slots[place] = _words(x, layout.bf16_bytes)[row]
+
+    def combine_receive(self, half: int, *, topk: Tensor, weights: Tensor, out: Tensor, logfmt: bool) -> None:
+        """As KernelOps.combine_receive."""
+        layout = self.layout
+        slots = self._slots(self.rank, half, layout.bf16_bytes)
+        takes_part = torch.cat([self.inactive == 0, torch.tensor([False])])
+        known = (topk >= 0) & (topk < layout.experts)
+        known &= takes_part[torch.where(known, topk // layout.local, layout.ranks)]
+        tokens = torch.arange(topk.shape[0]).unsqueeze(1)
+        numbers = torch.where(known, topk * layout.max_tokens + tokens, -1)
+        if logfmt:
+            out.copy_(_summed_logs(layout, slots.view(torch.uint8), numbers, weights))
+        else:
+            out.copy_(summed([slots.view(torch.bfloat16)] * topk.shape[1], numbers, weights))
+
+    def _active(self) -> list[int]:
+        return [rank for rank, masked in enumerate(self.inactive.tolist()) if not masked]
+
+    def _counts(self, owner: int, half: int) -> Tensor:
+        at, size = self.layout.counts_at(half), 4 * self.layout.experts
+        words = self.memories[owner][at : at + size].view(torch.int32)
+        return words.view(self.layout.ranks, self.layout.local)
+
+    def _slots(self, owner: int, half: int, slot_bytes: int) -> Tensor:
+        at, size = self.layout.arrivals_at(half), self.layout.experts * self.layout.max_tokens * slot_bytes
+        return self.memories[owner][at : at + size].view(_WORD).view(-1, slot_bytes // 8)
 
 
 def require_room(layout: Layout, topk: Tensor) -> None:
@@ -64,96 +120,6 @@ def require_room(layout: Layout, topk: Tensor) -> None:
             "topk_idx", f"with {int(counts.max())} tokens for expert {int(counts.argmax())}",
             f"it gets at most {layout.max_tokens} of one rank, and a token names an expert once",
         )  # fmt: skip
-
-
-def dispatch_receive(  # noqa: PLR0913 (the kernels' own)
-    layout: Layout,
-    places: Places,
-    half: int,
-    *,
-    rank: int,
-    rows: Tensor,
-    scales: Tensor | None,
-    source_tokens: Tensor,
-    ranges: Tensor,
-    recv_counts: Tensor,
-    stats: Tensor | None,
-) -> None:
-    """Fills the packed outputs: rows (e, R · N, H), scales (e, R · N, …) of contiguous columns, ranges (e, R)."""
-    own, active = places.memories[rank], list(places.active)
-    counts = torch.zeros(layout.ranks, layout.local, dtype=torch.int64)
-    counts[active] = _counts(layout, own, half)[active].to(torch.int64)
-    counts = counts.T.contiguous()  # (local, ranks)
-    begins = counts.cumsum(1) - counts
-    ranges.copy_((begins << 32) | counts)
-    recv_counts.copy_(counts.sum(1))
-    if stats is not None:
-        stats += recv_counts
-    source, target = _moves(layout, counts, begins)
-    arrivals = _slots(own, layout.arrivals_at(half), layout, layout.message_bytes)
-    tokens = arrivals[:, 0].index_select(0, source)
-    source_tokens.view(-1).index_copy_(0, target, (tokens & 0x7FFFFFFF).to(torch.int32))
-    came = arrivals.view(torch.uint8)[:, HEADER_BYTES:]
-    width = layout.hidden * rows.element_size()
-    rows.view(torch.uint8).view(-1, width)[target] = came[source, :width]
-    if scales is None:
-        return
-    scale = came[source, width : width + 4 * layout.groups].view(torch.float32)
-    packed = pack_ue8m0_to_int(scale) if scales.dtype == torch.int32 else scale
-    scales[target // layout.rows, target % layout.rows] = packed
-
-
-def combine_send(  # noqa: PLR0913 (the kernels' own)
-    layout: Layout,
-    places: Places,
-    half: int,
-    x: Tensor,
-    *,
-    ranges: Tensor,
-    source_tokens: Tensor,
-    rank: int,
-    logfmt: bool,
-) -> None:
-    """Writes each row to the slot of its expert and token at its source."""
-    counts, begins = ranges & _COUNT_MASK, ranges >> 32
-    first = torch.arange(layout.local).view(-1, 1) * layout.rows + begins
-    for peer in places.active:
-        row = _runs(first[:, peer], counts[:, peer])
-        expert = rank * layout.local + row // layout.rows
-        place = expert * layout.max_tokens + source_tokens.view(-1)[row]
-        slots = _slots(places.memories[peer], layout.arrivals_at(half), layout, layout.bf16_bytes)
-        if logfmt:
-            codes, steps = to_logfmt(x.view(-1, layout.hidden)[row])
-            packed = torch.cat([codes, _bytes(steps, 8 * layout.groups)], 1)
-            slots.view(torch.uint8)[place, : layout.logfmt_bytes] = packed
-        else:
-            slots[place] = _words(x, layout.bf16_bytes)[row]
-
-
-def combine_receive(  # noqa: PLR0913 (the kernels' own)
-    layout: Layout,
-    places: Places,
-    half: int,
-    *,
-    rank: int,
-    topk: Tensor,
-    weights: Tensor,
-    out: Tensor,
-    logfmt: bool,
-) -> None:
-    """Weighted sums, in float32, of what came for each token."""
-    slots = _slots(places.memories[rank], layout.arrivals_at(half), layout, layout.bf16_bytes)
-    takes_part = torch.zeros(layout.ranks + 1, dtype=torch.bool)
-    takes_part[list(places.active)] = True
-    known = (topk >= 0) & (topk < layout.experts)
-    owner = torch.where(known, topk // layout.local, layout.ranks)
-    known &= takes_part[owner]
-    tokens = torch.arange(topk.shape[0]).unsqueeze(1)
-    numbers = torch.where(known, topk * layout.max_tokens + tokens, -1)
-    if logfmt:
-        out.copy_(_summed_logs(layout, slots.view(torch.uint8), numbers, weights))
-    else:
-        out.copy_(summed([slots.view(torch.bfloat16)] * topk.shape[1], numbers, weights))
 
 
 def _summed_logs(layout: Layout, slots: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
@@ -176,28 +142,18 @@ def _bodies(layout: Layout, x: Tensor, *, round_scale: bool) -> Tensor:
 
 
 def _moves(layout: Layout, counts: Tensor, begins: Tensor) -> tuple[Tensor, Tensor]:
-    """Which slot goes to which row, for (local, ranks) counts."""
+    """Which slot is copied to which row, for (local, ranks) counts."""
     of_source = counts.cumsum(0) - counts + torch.arange(layout.ranks) * (layout.local * layout.max_tokens)
     of_expert = begins + torch.arange(layout.local).view(-1, 1) * layout.rows
     return _runs(of_source, counts), _runs(of_expert, counts)
 
 
 def _runs(starts: Tensor, lengths: Tensor) -> Tensor:
-    """Numbers from each start on, so many as its length says, one run after the other."""
+    """`lengths` numbers from each start on, one run after the other."""
     lengths = lengths.reshape(-1)
     ends = lengths.cumsum(0)
     before = (starts.reshape(-1) - ends + lengths).repeat_interleave(lengths)
     return before + torch.arange(len(before))
-
-
-def _counts(layout: Layout, memory: Tensor, half: int) -> Tensor:
-    at, size = layout.counts_at(half), 4 * layout.experts
-    return memory[at : at + size].view(torch.int32).view(layout.ranks, layout.local)
-
-
-def _slots(memory: Tensor, at: int, layout: Layout, slot_bytes: int) -> Tensor:
-    size = layout.experts * layout.max_tokens * slot_bytes
-    return memory[at : at + size].view(_WORD).view(-1, slot_bytes // 8)
 
 
 def _words(x: Tensor, row_bytes: int) -> Tensor:
@@ -208,4 +164,4 @@ def _bytes(x: Tensor, row_bytes: int) -> Tensor:
     return x.reshape(-1).view(torch.uint8).view(-1, row_bytes)
 
 
-__all__ = ["combine_receive", "combine_send", "dispatch_receive", "dispatch_send", "require_room"]
+__all__ = ["HostOps", "require_room"]

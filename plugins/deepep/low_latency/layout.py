@@ -1,7 +1,7 @@
 """Where things are in the memory that low-latency mode shares between ranks: a pure function of the call's sizes.
 
 First, 32 bytes for each half and source: the sizes that it was called with. Then two halves, used in turns, one for
-each call. Where a half begins depends on the memory alone and not on the call: a flag speaks of a half, whatever sizes
+each call. Where a half begins depends on the memory alone and not on the call: a flag is about a half, whatever sizes
 the call before had. A half of rank r, for E experts, e of them on r, and N tokens a rank:
 
     counts     R · e int32      how many messages source s has sent to each local expert
@@ -15,7 +15,10 @@ the call before had. A half of rank r, for E experts, e of them on r, and N toke
 from dataclasses import dataclass
 from typing import Final
 
-from ...kernels.quantize import BLOCK, align
+import torch
+from torch import Tensor
+
+from ...kernels.quantize import BLOCK, FP8, align
 
 HEADER_BYTES: Final = 16
 ALIGNMENT: Final = 128  # of every part: a line of the cache that devices exchange
@@ -33,6 +36,9 @@ class Layout:
     experts: int
     num_bytes: int = 0
     """From an aligned place on: at least `total_bytes` less the alignment; 0: as many."""
+
+    def __post_init__(self) -> None:
+        assert self.experts % self.ranks == 0, "each rank owns the same number of experts"
 
     @property
     def local(self) -> int:
@@ -68,23 +74,19 @@ class Layout:
 
     @property
     def counts_bytes(self) -> int:
-        return align(4 * self.ranks * self.local, ALIGNMENT)
-
-    @property
-    def arrivals_bytes(self) -> int:
-        return align(self.experts * self.max_tokens * self.message_bytes, ALIGNMENT)
-
-    @property
-    def half_bytes(self) -> int:
-        return self.counts_bytes + self.arrivals_bytes
-
-    @property
-    def total_bytes(self) -> int:
-        return self.head_bytes + HALVES * self.half_bytes + ALIGNMENT  # wherever the memory begins
+        return align(4 * self.experts, ALIGNMENT)
 
     @property
     def head_bytes(self) -> int:
         return align(HALVES * self.ranks * SIZES_BYTES, ALIGNMENT)
+
+    @property
+    def half_bytes(self) -> int:
+        return self.counts_bytes + align(self.experts * self.max_tokens * self.message_bytes, ALIGNMENT)
+
+    @property
+    def total_bytes(self) -> int:
+        return self.head_bytes + HALVES * self.half_bytes + ALIGNMENT  # wherever the memory begins
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -93,15 +95,51 @@ class Layout:
 
     def counts_at(self, half: int) -> int:
         free = (self.num_bytes or self.total_bytes - ALIGNMENT) - self.head_bytes
-        return self.head_bytes + half * (free // HALVES // ALIGNMENT * ALIGNMENT)
+        step = free // HALVES // ALIGNMENT * ALIGNMENT
+        assert step >= self.half_bytes, "both halves fit"
+        return self.head_bytes + half * step
 
     def arrivals_at(self, half: int) -> int:
         return self.counts_at(half) + self.counts_bytes
 
 
 def sizes_at(half: int, source: int, *, ranks: int) -> int:
-    """Where a source says what it was called with."""
+    """Where a source writes what it was called with."""
     return (half * ranks + source) * SIZES_BYTES
 
 
-__all__ = ["ALIGNMENT", "HALVES", "HEADER_BYTES", "SIZES_BYTES", "Layout", "sizes_at"]
+@dataclass(frozen=True)
+class Received:
+    """What one rank gets, e local experts of it; rows beyond the counts hold anything.
+
+    rows (e, R · N, H) bfloat16 or e4m3; scales of e4m3 (e, R · N, H / 128) float32, or (e, R · N, H / 512) int32 of
+    packed exponents, with the rows of an expert next to each other; counts (e,) int32; source_tokens (e, R · N) int32;
+    ranges (e, R) int64: begin << 32 | count of each source's rows.
+    """
+
+    rows: Tensor
+    scales: Tensor | None
+    counts: Tensor
+    source_tokens: Tensor
+    ranges: Tensor
+
+    @classmethod
+    def empty(
+        cls, layout: Layout, device: torch.device | str, *, fp8: bool, use_ue8m0: bool = False
+    ) -> "Received":
+        """To be filled."""
+        local, scales = layout.local, None
+        if fp8:
+            width, kind = (layout.groups // 4, torch.int32) if use_ue8m0 else (layout.groups, torch.float32)
+            scales = torch.empty((local, width, layout.rows), dtype=kind, device=device).mT
+        shape = (local, layout.rows, layout.hidden)
+        return cls(
+            rows=torch.empty(shape, dtype=FP8 if fp8 else torch.bfloat16, device=device),
+            scales=scales,
+            counts=torch.empty(local, dtype=torch.int32, device=device),
+            source_tokens=torch.empty(shape[:2], dtype=torch.int32, device=device),
+            ranges=torch.empty((local, layout.ranks), dtype=torch.int64, device=device),
+        )
+
+
+__all__ = ["ALIGNMENT", "HALVES", "HEADER_BYTES", "SIZES_BYTES", "Layout", "Received", "sizes_at"]

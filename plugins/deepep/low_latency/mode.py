@@ -1,36 +1,36 @@
 """What `Buffer.low_latency_dispatch` and `low_latency_combine` do.
 
 L1  The two halves of the shared memory are used in turns. A call writes into a peer's half only when the peer has
-    taken what the last call on that half brought it (a flag that says so), so that neither hooks that are called
-    late nor graphs that are replayed can overwrite what is still needed.
+    taken what the last call on that half brought it (a flag reports it), so that neither hooks that are called late nor
+    graphs that are replayed can overwrite what is still needed.
 L2  Sending does not wait for what others send in this call; receiving, at once or by the hook, does.
 L3  On a device nothing is read back by the host and nothing depends on the values of tensors but what kernels do,
     so that a call can be captured in a CUDA graph. A graph must contain an even number of calls, or be replayed an
-    even number of times, for the halves to go on alternating: L1 holds in any case.
+    even number of times, for the halves to alternate: L1 holds in any case.
 L4  At most two results are alive: a call is refused while the hook of the last but one was not called.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...kernels.errors import BadArgument, BadCall, BadType, refuse
+from ...kernels.errors import BadArgument, BadCall, refuse
 from ...kernels.layers import uses_kernels
-from ...kernels.quantize import BLOCK, FP8, align
-from ..event import CommunicationStream, EventOverlap
-from ..failure import CommunicationError, RanksDisagree
-from ..layout import check_numbers
-from ..transport.flags import HostFlags, open_flags
+from ...kernels.quantize import BLOCK, align
+from ..normal.arguments import TOPK_MAX, check_tensor
+from ..normal.layout import check_numbers
+from ..transport.errors import CommunicationError, RanksDisagree
+from ..transport.event import CommunicationStream, EventOverlap
 from ..transport.interface import Transport
-from . import host
-from .layout import ALIGNMENT, HALVES, SIZES_BYTES, Layout, sizes_at
+from .host import HostOps, require_room
+from .layout import ALIGNMENT, HALVES, SIZES_BYTES, Layout, Received, sizes_at
 
-READY: Final = 8  # and 9, for the second half: what a rank has sent is there
+READY: Final = 8  # and 9, for the second half: what a rank has sent can be read
 FREE: Final = 10  # and 11: what was sent has been taken
-TOPK_MAX: Final = 32
 HIDDEN_MULTIPLE: Final = 8  # 16 bytes of bfloat16
 _REFUSED: Final = "refused"
 _KINDS: Final = ("bf16", "fp8", "logfmt", _REFUSED)
@@ -58,113 +58,93 @@ class Combined(NamedTuple):
     hook: Hook | None
 
 
+@dataclass(frozen=True)
+class _Call:
+    """One call on a half. `waits_for`: what it waits for from the others; `name` of the call and it are for errors."""
+
+    half: int
+    layout: Layout
+    name: str
+    kind: str
+    waits_for: str
+    costs: Tensor | None
+    async_finish: bool
+    return_recv_hook: bool
+
+
 class LowLatency:
     """Low-latency mode over a part of a transport's regions, from byte `base` on, of `num_bytes`."""
 
     def __init__(
-        self,
-        transport: Transport,
-        *,
-        base: int = 0,
-        num_bytes: int,
-        shrink: bool = False,
+        self, transport: Transport, *, base: int = 0, num_bytes: int, shrink: bool = False,
         stream: CommunicationStream | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
+        assert base + num_bytes <= transport.num_bytes, "a part of each region"
         self.transport, self.shrink = transport, shrink
         self.base = align(base, ALIGNMENT)
         self.given_bytes, self.num_bytes = num_bytes, num_bytes - (self.base - base)
         self.rank, self.ranks = transport.rank, transport.size
         self.inactive = torch.zeros(self.ranks, dtype=torch.int32, device=transport.device)
+        self._mask = self.inactive if shrink else None
         self._half = 0
         self._unreceived = [False] * HALVES
         self._table = transport.addresses() + self.base
         self._outgoing: list[Tensor | None] = [None] * HALVES
-        self._flags = open_flags(transport, self.inactive, drop=shrink)
         self._stream = stream or CommunicationStream(transport.device)
 
     # The original's calls.
 
     def dispatch(  # noqa: PLR0913 (the original's)
-        self,
-        x: Tensor,
-        topk_idx: Tensor,
-        max_tokens: int,
-        experts: int,
-        *,
-        stats: Tensor | None = None,
-        wait_costs: Tensor | None = None,
-        use_fp8: bool = True,
-        round_scale: bool = False,
-        use_ue8m0: bool = False,
-        async_finish: bool = False,
-        return_recv_hook: bool = False,
-    ) -> Dispatched:
+        self, x: Tensor, topk_idx: Tensor, max_tokens: int, experts: int, *, stats: Tensor | None = None,
+        wait_costs: Tensor | None = None, use_fp8: bool = True, round_scale: bool = False, use_ue8m0: bool = False,
+        async_finish: bool = False, return_recv_hook: bool = False,
+    ) -> Dispatched:  # fmt: skip
         """See `Buffer.low_latency_dispatch`."""
-        with self._telling("low-latency dispatch"):
+        name = "low-latency dispatch"
+        with self._reporting(name):
             layout = self._layout(max_tokens, x.shape[-1], experts)
-            _check_tokens(x, topk_idx, layout)
+            check_tensor(x, "x", (torch.bfloat16,), (len(x), layout.hidden))
+            _check_topk(topk_idx, len(x), layout)
             topk_idx = topk_idx.to(torch.int64)
-            _check_casts(layout, fp8=use_fp8, round_scale=round_scale, use_ue8m0=use_ue8m0)
+            if use_ue8m0 and not round_scale:
+                refuse("use_ue8m0", use_ue8m0, "it needs round_scale=True")
+            multiple = 4 * BLOCK if use_ue8m0 else BLOCK
+            if use_fp8 and layout.hidden % multiple:
+                allowed = f"it must be a multiple of {multiple} here; use_fp8=False takes others"
+                refuse("hidden", layout.hidden, allowed)
             _check_finish(async_finish=async_finish, return_recv_hook=return_recv_hook)
-            _check_counter(stats, "cumulative_local_expert_recv_stats", torch.int32, layout.local)
-            _check_counter(wait_costs, "dispatch_wait_recv_cost_stats", torch.int64, self.ranks)
-            ops = self._ops(x)
-            if ops is host:
-                host.require_room(layout, topk_idx)
+            check_tensor(stats, "cumulative_local_expert_recv_stats", (torch.int32,), (layout.local,))
+            check_tensor(wait_costs, "dispatch_wait_recv_cost_stats", (torch.int64,), (self.ranks,))
+            ops = self._ops(layout, x)
+            if isinstance(ops, HostOps):
+                require_room(layout, topk_idx)
         half = self._take_turn("low_latency_dispatch")
-        shape = (layout.local, layout.rows, layout.hidden)
-        rows = torch.empty(shape, dtype=FP8 if use_fp8 else torch.bfloat16, device=x.device)
-        scales = None
-        if use_fp8:
-            width = layout.groups // 4 if use_ue8m0 else layout.groups
-            kind = torch.int32 if use_ue8m0 else torch.float32
-            scales = torch.empty((layout.local, width, layout.rows), dtype=kind, device=x.device).mT
-        counts = torch.empty(layout.local, dtype=torch.int32, device=x.device)
-        source_tokens = torch.empty((layout.local, layout.rows), dtype=torch.int32, device=x.device)
-        ranges = torch.empty((layout.local, self.ranks), dtype=torch.int64, device=x.device)
-
-        def send() -> None:
-            self._wait_free(half, "low-latency dispatch: memory that is still in use")
-            inputs = (x, topk_idx)
-            options: dict[str, Any] = {"rank": self.rank, "fp8": use_fp8, "round_scale": round_scale}
-            ops.dispatch_send(layout, self._places(ops), half, *inputs, **options)
-            self._publish(half, layout.sizes, "fp8" if use_fp8 else "bf16")
-
-        def receive() -> None:
-            what = "low-latency dispatch: tokens"
-            self._take(half, layout, "fp8" if use_fp8 else "bf16", what, wait_costs)
-            outputs: dict[str, Any] = {
-                "rows": rows, "scales": scales, "source_tokens": source_tokens, "ranges": ranges,
-                "recv_counts": counts, "stats": stats,
-            }  # fmt: skip
-            ops.dispatch_receive(layout, self._places(ops), half, rank=self.rank, **outputs)
-            self._release(half)
-
-        handle = (source_tokens, ranges, max_tokens, layout.hidden, experts)
-        tensors = (x, topk_idx, rows, scales, counts, source_tokens, ranges, stats, wait_costs)
-        event, hook = self._carry_out(send, receive, half, tensors, async_finish, return_recv_hook)
-        packed = rows if scales is None else (rows, scales)
-        return Dispatched(packed, counts, handle, event, hook)
+        out = Received.empty(layout, x.device, fp8=use_fp8, use_ue8m0=use_ue8m0)
+        event, hook = self._carry_out(
+            _Call(half, layout, name, "fp8" if use_fp8 else "bf16", "tokens", wait_costs, async_finish,
+                  return_recv_hook),
+            send=lambda: ops.dispatch_send(half, x, topk_idx, fp8=use_fp8, round_scale=round_scale),
+            receive=lambda: ops.dispatch_receive(half, out, stats),
+            tensors=(x, topk_idx, *vars(out).values(), stats, wait_costs),
+        )  # fmt: skip
+        handle = (out.source_tokens, out.ranges, max_tokens, layout.hidden, experts)
+        packed = out.rows if out.scales is None else (out.rows, out.scales)
+        return Dispatched(packed, out.counts, handle, event, hook)
 
     def combine(  # noqa: PLR0913 (the original's)
-        self,
-        x: Tensor,
-        topk_idx: Tensor,
-        topk_weights: Tensor,
-        handle: Handle,
-        *,
-        use_logfmt: bool = False,
-        zero_copy: bool = False,
-        async_finish: bool = False,
-        return_recv_hook: bool = False,
-        out: Tensor | None = None,
-        wait_costs: Tensor | None = None,
-    ) -> Combined:
+        self, x: Tensor, topk_idx: Tensor, topk_weights: Tensor, handle: Handle, *, use_logfmt: bool = False,
+        zero_copy: bool = False, async_finish: bool = False, return_recv_hook: bool = False,
+        out: Tensor | None = None, wait_costs: Tensor | None = None,
+    ) -> Combined:  # fmt: skip
         """See `Buffer.low_latency_combine`."""
-        with self._telling("low-latency combine"):
+        name = "low-latency combine"
+        with self._reporting(name):
             source_tokens, ranges, max_tokens, hidden, experts = handle
             layout = self._layout(max_tokens, hidden, experts)
-            _check_answers(x, topk_idx, topk_weights, out, layout)
+            check_tensor(x, "x", (torch.bfloat16,), (layout.local, layout.rows, hidden))
+            _check_topk(topk_idx, len(topk_idx), layout)
+            check_tensor(topk_weights, "topk_weights", (torch.float32,), tuple(topk_idx.shape))
+            check_tensor(out, "out", (torch.bfloat16,), (len(topk_idx), hidden), strided=True)
             topk_idx = topk_idx.to(torch.int64)
             if use_logfmt and (hidden % BLOCK or zero_copy):
                 refuse(
@@ -172,76 +152,67 @@ class LowLatency:
                     f"hidden must be a multiple of {BLOCK}, and zero_copy False",
                 )  # fmt: skip
             _check_finish(async_finish=async_finish, return_recv_hook=return_recv_hook)
-            _check_counter(wait_costs, "combine_wait_recv_cost_stats", torch.int64, self.ranks)
+            check_tensor(wait_costs, "combine_wait_recv_cost_stats", (torch.int64,), (self.ranks,))
         half = self._take_turn("low_latency_combine")
-        given = self._given(layout, half) if zero_copy else x
-        result = x.new_empty(topk_idx.shape[0], hidden) if out is None else out
-        ops, kind = self._ops(x), "logfmt" if use_logfmt else "bf16"
-
-        def send() -> None:
-            self._wait_free(half, "low-latency combine: memory that is still in use")
-            options: dict[str, Any] = {
-                "ranges": ranges, "source_tokens": source_tokens, "rank": self.rank, "logfmt": use_logfmt
-            }  # fmt: skip
-            ops.combine_send(layout, self._places(ops), half, given, **options)
-            self._publish(half, layout.sizes, kind)
-
-        def receive() -> None:
-            self._take(half, layout, kind, "low-latency combine: answers", wait_costs)
-            options: dict[str, Any] = {
-                "topk": topk_idx, "weights": topk_weights, "out": result, "logfmt": use_logfmt
-            }  # fmt: skip
-            ops.combine_receive(layout, self._places(ops), half, rank=self.rank, **options)
-            self._release(half)
-
-        tensors = (given, topk_idx, topk_weights, source_tokens, ranges, result, wait_costs)
-        event, hook = self._carry_out(send, receive, half, tensors, async_finish, return_recv_hook)
+        given = self._outgoing_of(layout, half) if zero_copy else x
+        result = x.new_empty(len(topk_idx), hidden) if out is None else out
+        ops = self._ops(layout, x)
+        event, hook = self._carry_out(
+            _Call(half, layout, name, "logfmt" if use_logfmt else "bf16", "answers", wait_costs, async_finish,
+                  return_recv_hook),
+            send=lambda: ops.combine_send(
+                half, given, ranges=ranges, source_tokens=source_tokens, logfmt=use_logfmt
+            ),
+            receive=lambda: ops.combine_receive(
+                half, topk=topk_idx, weights=topk_weights, out=result, logfmt=use_logfmt
+            ),
+            tensors=(given, topk_idx, topk_weights, source_tokens, ranges, result, wait_costs),
+        )  # fmt: skip
         return Combined(result, event, hook)
 
     def next_combine_buffer(self, handle: Handle) -> Tensor:
         """Where `combine(zero_copy=True)` will take its input from: (e, R · N, H) bfloat16."""
-        return self._given(self._layout(*handle[2:]), self._half)
+        return self._outgoing_of(self._layout(*handle[2:]), self._half)
 
     def clean(self, max_tokens: int, hidden: int, experts: int) -> None:
-        """Checks that the sizes fit. Nothing needs to be zeroed: flags are epochs, and this memory is only ours."""
+        """Check that the sizes fit. Nothing needs to be zeroed: flags are epochs, and only this mode writes here."""
         self._layout(max_tokens, hidden, experts)
 
     # Ranks that take no part.
 
     def update_mask(self, rank: int, *, masked: bool) -> None:
-        """Excludes a rank from all further calls, or includes it again."""
+        """Exclude a rank from all further calls, or include it again."""
         self._require_shrink()
         if not 0 <= rank < self.ranks or rank == self.rank:
             refuse("rank_to_mask", rank, f"it must be another rank, 0 to {self.ranks - 1}")
         self.inactive[rank] = int(masked)
 
     def query_mask(self, into: Tensor) -> None:
-        """Fills (ranks,) int32: 1 for ranks that take no part."""
+        """Fill (ranks,) int32: 1 for ranks that take no part."""
         self._require_shrink()
-        _check_counter(into, "mask_status", torch.int32, self.ranks)
+        check_tensor(into, "mask_status", (torch.int32,), (self.ranks,))
         into.copy_(self.inactive)
 
     def clean_mask(self) -> None:
-        """All ranks take part again."""
+        """Let all ranks take part again."""
         self._require_shrink()
         self.inactive.zero_()
 
     # Turns, flags, memory.
 
     @contextmanager
-    def _telling(self, call: str) -> Iterator[None]:
-        """Arguments are looked at inside. If they are refused, the call of the others ends with an error."""
+    def _reporting(self, call: str) -> Iterator[None]:
+        """Check arguments inside. If they are refused, the call of the others ends with an error."""
         try:
             yield
         except (ValueError, TypeError, AssertionError):
             half = self._half
-            if self._compares and not self._unreceived[half]:
+            if self.transport.compares and not self._unreceived[half]:
                 with suppress(CommunicationError):  # this rank has an error of its own to raise
                     self._take_turn(call)
-                    self._wait_free(half, f"{call}: memory that is still in use")
+                    self._wait(FREE + half, f"{call}: memory that is still in use", less=1)
                     self._publish(half, (0, 0, 0), _REFUSED)
-                    assert isinstance(self._flags, HostFlags), "it compares"
-                    self._flags.skip(READY + half)
+                    self.transport.skip_wait(READY + half)
                     self._release(half)
             raise
 
@@ -255,22 +226,54 @@ class LowLatency:
         self._unreceived[half] = True
         return half
 
-    def _wait_free(self, half: int, what: str) -> None:
-        self._flags.wait(FREE + half, what, less=1)
+    def _carry_out(
+        self, call: _Call, *, send: Hook, receive: Hook, tensors: tuple[Any, ...]
+    ) -> tuple[EventOverlap, Hook | None]:
+        """Send and receive on the buffer's own stream; with a hook, both on the caller's."""
+        half = call.half
+
+        def send_all() -> None:
+            self._wait(FREE + half, f"{call.name}: memory that is still in use", less=1)
+            send()
+            self._publish(half, call.layout.sizes, call.kind)
+
+        def receive_all() -> None:
+            what = f"{call.name}: {call.waits_for}"
+            self._wait(READY + half, what, costs=call.costs)
+            if self.transport.compares:
+                self._compare(half, (*call.layout.sizes, call.kind), what)
+            receive()
+            self._release(half)
+
+        def hook() -> None:
+            if not self._unreceived[half]:
+                raise BadCall("this hook was called already")
+            receive_all()
+
+        self.transport.check()
+        if call.return_recv_hook:
+            send_all()
+            return EventOverlap(), hook
+        with self._stream.call() as on_stream:
+            send_all()
+            receive_all()
+            on_stream.keep(tensors)
+        return on_stream.ended(asynchronous=call.async_finish), None
+
+    def _wait(self, slot: int, what: str, *, less: int = 0, costs: Tensor | None = None) -> None:
+        self.transport.wait_all(slot, what, less=less, inactive=self._mask, drop=self.shrink, costs=costs)
 
     def _publish(self, half: int, call: tuple[int, int, int], kind: str) -> None:
-        if self._compares:
+        if self.transport.compares:
             at = self.base + sizes_at(half, self.rank, ranks=self.ranks)
             sizes = torch.tensor([*call, _KINDS.index(kind)])
             for peer in self._active():
                 self.transport.buffer(peer)[at : at + SIZES_BYTES] = sizes.view(torch.uint8)
-        self._flags.signal(READY + half)
+        self.transport.signal_all(READY + half, self._mask)
 
-    def _take(self, half: int, layout: Layout, kind: str, what: str, costs: Tensor | None) -> None:
-        self._flags.wait(READY + half, what, costs=costs)
-        if not self._compares:
-            return
-        mine, others = (*layout.sizes, kind), {}
+    def _compare(self, half: int, mine: tuple[int | str, ...], what: str) -> None:
+        """Raises: RanksDisagree, where a rank was called with other sizes or has refused its arguments."""
+        others: dict[int, tuple[int | str, ...]] = {}
         for peer in self._active():
             at = sizes_at(half, peer, ranks=self.ranks)
             *sizes, code = self._memory(self.rank)[at : at + SIZES_BYTES].view(torch.int64).tolist()
@@ -291,58 +294,22 @@ class LowLatency:
                 raise error
 
     def _release(self, half: int) -> None:
-        self._flags.signal(FREE + half)
+        self.transport.signal_all(FREE + half, self._mask)
         self._unreceived[half] = False
-
-    def _carry_out(  # noqa: PLR0913 (two steps and how they end)
-        self,
-        send: Hook,
-        receive: Hook,
-        half: int,
-        tensors: tuple[Any, ...],
-        async_finish: bool,  # noqa: FBT001
-        return_recv_hook: bool,  # noqa: FBT001
-    ) -> tuple[EventOverlap, Hook | None]:
-        """With a hook, both steps on the caller's stream; else on the buffer's own."""
-        self.transport.check()
-        if not return_recv_hook:
-            with self._stream.call() as call:
-                send()
-                receive()
-                call.keep(tensors)
-            return call.ended(asynchronous=async_finish), None
-        send()
-
-        def hook() -> None:
-            if not self._unreceived[half]:
-                raise BadCall("this hook was called already")
-            receive()
-
-        return EventOverlap(), hook
-
-    @property
-    def _compares(self) -> bool:
-        """Whether ranks compare what they are called with: where the host waits, and regions are its memory."""
-        return isinstance(self._flags, HostFlags) and self.transport.device.type == "cpu"
 
     def _memory(self, rank: int) -> Tensor:
         return self.transport.buffer(rank)[self.base : self.base + self.num_bytes]
 
-    def _ops(self, x: Tensor) -> Any:
-        """The module that sends and receives: `launch` or `host`."""
+    def _ops(self, layout: Layout, x: Tensor) -> Any:
+        """What sends and receives: HostOps or KernelOps."""
         if x.device.type == "cpu" and not uses_kernels(x):
-            return host
-        from . import launch
-
-        return launch
-
-    def _places(self, ops: Any) -> Any:
-        if ops is host:
             memories = [self._memory(rank) for rank in range(self.ranks)]
-            return host.Places(memories, self._active())
-        return ops.Places(self._table, self.inactive, self.transport.stopped)
+            return HostOps(layout, self.rank, memories, self.inactive)
+        from .launch import KernelOps
 
-    def _given(self, layout: Layout, half: int) -> Tensor:
+        return KernelOps(layout, self.rank, self._table, self.inactive, self.transport.stopped)
+
+    def _outgoing_of(self, layout: Layout, half: int) -> Tensor:
         """What `next_combine_buffer` returns: memory of this process, one for each half."""
         shape = (layout.local, layout.rows, layout.hidden)
         known = self._outgoing[half]
@@ -386,62 +353,14 @@ def size_hint(max_tokens: int, hidden: int, ranks: int, experts: int) -> int:
     return Layout(max_tokens, hidden, ranks, experts).total_bytes
 
 
-def _check_tokens(x: Tensor, topk_idx: Tensor, layout: Layout) -> None:
-    if x.dtype != torch.bfloat16:
-        raise BadType(f"x is {x.dtype}; it must be torch.bfloat16: low-latency mode casts by itself")
-    if x.dim() != 2 or not x.is_contiguous():
-        refuse(
-            "x", f"of shape {tuple(x.shape)}, strides {x.stride()}", "it must be (tokens, hidden), contiguous"
-        )
-    _check_topk(topk_idx, x.shape[0], layout)
-
-
 def _check_topk(topk_idx: Tensor, tokens: int, layout: Layout) -> None:
-    if topk_idx.dtype not in {torch.int64, torch.int32}:
-        raise BadType(f"topk_idx is {topk_idx.dtype}; it must be torch.int64, or torch.int32")
-    if topk_idx.dim() != 2 or topk_idx.shape[0] != tokens or not topk_idx.is_contiguous():
-        refuse("topk_idx", f"of shape {tuple(topk_idx.shape)}", f"it must be ({tokens}, k), contiguous")
-    if not 0 < topk_idx.shape[1] <= TOPK_MAX:
-        refuse("k", topk_idx.shape[1], f"it must be 1 to {TOPK_MAX}")
+    k = topk_idx.shape[-1]
+    check_tensor(topk_idx, "topk_idx", (torch.int64, torch.int32), (tokens, k))
+    if not 0 < k <= TOPK_MAX:
+        refuse("k", k, f"it must be 1 to {TOPK_MAX}")
     check_numbers(topk_idx, layout.experts)
     if tokens > layout.max_tokens:
         refuse("x", f"of {tokens} tokens", f"num_max_dispatch_tokens_per_rank is {layout.max_tokens}")
-
-
-def _check_casts(layout: Layout, *, fp8: bool, round_scale: bool, use_ue8m0: bool) -> None:
-    if use_ue8m0 and not round_scale:
-        refuse("use_ue8m0", use_ue8m0, "it goes with round_scale=True")
-    if not fp8:
-        return
-    multiple = 4 * BLOCK if use_ue8m0 else BLOCK
-    if layout.hidden % multiple:
-        refuse(
-            "hidden", layout.hidden, f"it must be a multiple of {multiple} here; use_fp8=False takes others"
-        )
-
-
-def _check_answers(
-    x: Tensor, topk_idx: Tensor, topk_weights: Tensor, out: Tensor | None, layout: Layout
-) -> None:
-    if x.dtype != torch.bfloat16:
-        raise BadType(f"x is {x.dtype}; it must be torch.bfloat16")
-    shape = (layout.local, layout.rows, layout.hidden)
-    if tuple(x.shape) != shape or not x.is_contiguous():
-        refuse("x", f"of shape {tuple(x.shape)}", f"it must be {shape}, contiguous, as dispatch has made it")
-    _check_topk(topk_idx, topk_idx.shape[0], layout)
-    if topk_weights.dtype != torch.float32:
-        raise BadType(f"topk_weights is {topk_weights.dtype}; it must be torch.float32")
-    if topk_weights.shape != topk_idx.shape or not topk_weights.is_contiguous():
-        refuse("topk_weights", f"of shape {tuple(topk_weights.shape)}", f"it must be {tuple(topk_idx.shape)}")
-    if out is not None and (
-        out.dtype != torch.bfloat16
-        or tuple(out.shape) != (topk_idx.shape[0], layout.hidden)
-        or out.stride(-1) != 1
-    ):
-        refuse(
-            "out", f"{out.dtype} of shape {tuple(out.shape)}",
-            f"it must be torch.bfloat16 of {(topk_idx.shape[0], layout.hidden)}",
-        )  # fmt: skip
 
 
 def _check_finish(*, async_finish: bool, return_recv_hook: bool) -> None:
@@ -449,15 +368,6 @@ def _check_finish(*, async_finish: bool, return_recv_hook: bool) -> None:
         raise BadCall(
             "async_finish and return_recv_hook exclude each other: a hook receives on the current stream"
         )
-
-
-def _check_counter(counter: Tensor | None, name: str, dtype: torch.dtype, size: int) -> None:
-    if counter is None:
-        return
-    if counter.dtype != dtype:
-        raise BadType(f"{name} is {counter.dtype}; it must be {dtype}")
-    if tuple(counter.shape) != (size,) or not counter.is_contiguous():
-        refuse(name, f"of shape {tuple(counter.shape)}", f"it must be ({size},), contiguous")
 
 
 __all__ = ["Combined", "Dispatched", "Handle", "Hook", "LowLatency", "size_hint"]

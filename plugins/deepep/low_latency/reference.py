@@ -5,40 +5,22 @@ combined = combine([r.rows for r in received], received, topks, weights)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..quantize import cast_to_fp8, from_logfmt, to_logfmt
-
-
-@dataclass(frozen=True)
-class Received:
-    """What one rank gets, e local experts of it; rows beyond the counts are zero.
-
-    rows (e, R · N, H), scales (e, R · N, …) of FP8 rows, counts (e,), source_tokens (e, R · N) int32,
-    ranges (e, R) int64: begin << 32 | count of each source's rows.
-    """
-
-    rows: Tensor
-    scales: Tensor | None
-    counts: Tensor
-    source_tokens: Tensor
-    ranges: Tensor
+from .layout import Received
+from .quantize import cast_to_fp8, from_logfmt, to_logfmt
 
 
 def dispatch(  # noqa: PLR0913 (one call's options)
-    xs: Sequence[Tensor],
-    topks: Sequence[Tensor],
-    *,
-    max_tokens: int,
-    experts: int,
-    fp8: bool = False,
-    round_scale: bool = False,
-    use_ue8m0: bool = False,
-) -> list[Received]:
-    """Shapes: for each rank xs (T, H) bfloat16 and topks (T, K); -1 names no expert."""
+    xs: Sequence[Tensor], topks: Sequence[Tensor], *, max_tokens: int, experts: int, fp8: bool = False,
+    round_scale: bool = False, use_ue8m0: bool = False,
+) -> list[Received]:  # fmt: skip
+    """What each rank receives; rows beyond the counts are zero.
+
+    Shapes: for each rank xs (T, H) bfloat16 and topks (T, K); -1 for no expert.
+    """
     ranks, local = len(xs), experts // len(xs)
     cast = [cast_to_fp8(x, round_scale=round_scale, use_ue8m0=use_ue8m0) if fp8 else (x, None) for x in xs]
     results = []
@@ -57,9 +39,9 @@ def dispatch(  # noqa: PLR0913 (one call's options)
                 begin = line
                 for token, _ in (topks[source] == rank * local + expert).nonzero().tolist():
                     rows[expert, line] = cast[source][0][token]
-                    came = cast[source][1]
-                    if row_scales is not None and came is not None:
-                        row_scales[expert, line] = came[token]
+                    its_scales = cast[source][1]
+                    if row_scales is not None and its_scales is not None:
+                        row_scales[expert, line] = its_scales[token]
                     tokens[expert, line] = token
                     line += 1
                 ranges[expert, source] = begin << 32 | line - begin
@@ -69,13 +51,9 @@ def dispatch(  # noqa: PLR0913 (one call's options)
 
 
 def combine(
-    rows: Sequence[Tensor],
-    received: Sequence[Received],
-    topks: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    *,
+    rows: Sequence[Tensor], received: Sequence[Received], topks: Sequence[Tensor], weights: Sequence[Tensor], *,
     logfmt: bool = False,
-) -> list[Tensor]:
+) -> list[Tensor]:  # fmt: skip
     """Shapes: for each rank rows (e, R · N, H) bfloat16, topks and weights (T, K); results (T, H) bfloat16."""
     ranks, local = len(rows), rows[0].shape[0]
     results = []
@@ -97,4 +75,4 @@ def combine(
     return results
 
 
-__all__ = ["Received", "combine", "dispatch"]
+__all__ = ["combine", "dispatch"]

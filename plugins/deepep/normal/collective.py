@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import BadArgument, refuse
-from .. import layout
-from ..failure import REASON_MAX, CommunicationError, refused
 from ..transport.collectives import Collectives
+from ..transport.errors import REASON_MAX, CommunicationError, refused
+from . import layout
 from .tokens import REFUSED, TEXT_BYTES, Fact, Handle, Received, Tokens, compare
 
 
-class Collective:
-    """As `tokens.Normal`."""
+class CollectiveDispatcher:
+    """As `tokens.Dispatcher`."""
 
     def __init__(self, link: Collectives) -> None:
         self._link, self.me, self.ranks = link, link.rank, link.size
@@ -27,7 +27,7 @@ class Collective:
         self, tokens: Tokens, member: Tensor, per_expert: Tensor, *, channels: int, num_sms: int,
         rows: int | None = None,
     ) -> Received:  # fmt: skip
-        """As Normal.dispatch; the backend chooses how many processors move data."""
+        """As Dispatcher.dispatch; the backend chooses how many processors move data."""
         del num_sms
         facts = {"call": "dispatch", **tokens.facts(), "num_experts": len(per_expert), "channels": channels}
         self._agree(facts, "dispatch")
@@ -45,18 +45,12 @@ class Collective:
         fields = (from_each[:, :, -1].cumsum(0).int(), own_channels, starts, source_rows, member, numbers)
         handle = Handle.of(fields, rows_max=room, pairs=experts.sum(2))
         own = torch.arange(len(member), dtype=torch.int32, device=member.device).unsqueeze(1)
-        *came, came_from = self._send([*tokens.columns(), own], handle, "dispatch")
-        source_rows[:count] = came_from[:, 0]
-        idx_at = 1 if tokens.scales is None else 2
-        padded = [
-            torch.cat([each, each.new_full((room - count, *each.shape[1:]), -1 if place == idx_at else 0)])
-            if room > count
-            else each
-            for place, each in enumerate(came)
-        ]
-        found = tokens.like(padded)
+        *arrived, tokens_of = self._send([*tokens.columns(), own], handle, "dispatch")
+        source_rows[:count] = tokens_of[:, 0]
+        found = tokens.like([_padded(each, room) for each in arrived])
         idx, weights = found.topk_idx, found.topk_weights
         if idx is not None:
+            idx[count:] = -1
             idx, weights = layout.own_experts(
                 idx, weights, rank=self.me, experts_per_rank=len(per_expert) // self.ranks
             )
@@ -66,17 +60,16 @@ class Collective:
         return Received(found, experts[:, self.me].sum(0).tolist(), handle)
 
     def cached_dispatch(self, tokens: Tokens, handle: Handle, *, num_sms: int) -> Tokens:
-        """As Normal.cached_dispatch."""
+        """As Dispatcher.cached_dispatch."""
         del num_sms
         self._agree({"call": "cached dispatch", **tokens.facts()}, "cached dispatch")
-        missing = len(handle.recv_src_idx) - self.rows_of(handle)
-        came = self._send(tokens.columns(), handle, "cached dispatch")
-        return tokens.like([torch.cat([each, each.new_empty(missing, *each.shape[1:])]) for each in came])
+        arrived = self._send(tokens.columns(), handle, "cached dispatch")
+        return tokens.like([_padded(each, len(handle.recv_src_idx)) for each in arrived])
 
     def combine(
         self, columns: Sequence[Tensor], handle: Handle, bias: Sequence[Tensor], *, num_sms: int
     ) -> list[Tensor]:
-        """As Normal.combine."""
+        """As Dispatcher.combine."""
         del num_sms
         facts: dict[str, Fact] = {"call": "combine", "hidden size": columns[0].shape[1]}
         if len(columns) > 1:
@@ -97,7 +90,7 @@ class Collective:
         return results
 
     def refuse(self, error: Exception, call: str) -> None:
-        """As Normal.refuse."""
+        """As Dispatcher.refuse."""
         reason = refused(error, rank=self.me, phase=f"{call}: arguments")
         try:
             self._agree({REFUSED: reason.encode().decode()}, call)
@@ -105,11 +98,11 @@ class Collective:
             return  # this rank has an error of its own to raise
 
     def rows_of(self, handle: Handle) -> int:
-        """As Normal.rows_of."""
+        """As Dispatcher.rows_of."""
         return int(handle.rank_prefix_matrix[-1, self.me])
 
     def _send(self, columns: Sequence[Tensor], handle: Handle, call: str) -> list[Tensor]:
-        """What comes for this rank, ordered by (source, token)."""
+        """The rows for this rank, ordered by (source, token)."""
         sent, came = self._counts(handle)
         rows = torch.nonzero(handle.is_token_in_rank.T)[:, 1]
         return [self._link.all_to_all(each[rows], sent, came, what=f"{call}: tokens") for each in columns]
@@ -127,8 +120,13 @@ class Collective:
             raise BadArgument(f"{len(data)} bytes of facts: {data[:REASON_MAX]!r}")
         row = torch.frombuffer(bytearray(data.ljust(TEXT_BYTES)), dtype=torch.uint8).to(self._link.device)
         rows = self._link.all_gather(row, what=f"{call}: facts").cpu()
-        told = [dict(json.loads(each.numpy().tobytes())) for each in rows]
-        compare(told, rank=self.me, call=call)
+        all_facts = [dict(json.loads(each.numpy().tobytes())) for each in rows]
+        compare(all_facts, rank=self.me, call=call)
 
 
-__all__ = ["Collective"]
+def _padded(column: Tensor, rows: int) -> Tensor:
+    missing = rows - len(column)
+    return torch.cat([column, column.new_zeros(missing, *column.shape[1:])]) if missing else column
+
+
+__all__ = ["CollectiveDispatcher"]

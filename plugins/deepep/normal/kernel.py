@@ -1,7 +1,7 @@
 """Triton kernels of normal mode: count where tokens go, move rows, sum rows. `launch` starts them.
 
-Rows may lie in any memory that the device reaches: in a tensor, in this rank's region, in another's. Addresses of
-regions are whole numbers. Flags are not raised or waited for here: the transport does that, before and after.
+Rows are in any memory that the device reaches: a tensor, this rank's region, another's. Addresses of regions are whole
+numbers. Flags are not raised or waited for here: the transport does that, before and after.
 
     I1  rows are copied as integers, whatever they mean
     I2  sums are made in float32, in the order of ranks or of the caller, as the reference makes them

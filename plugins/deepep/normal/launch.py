@@ -1,4 +1,4 @@
-"""What normal mode does with rows, by kernels. Nothing here waits for the device.
+"""The row operations of normal mode by kernels. Nothing here waits for the device.
 
 `num_sms` programs of 16 warps run in a launch that moves or sums rows, each taking every so many-th row: so many
 multiprocessors are busy at most.
@@ -16,7 +16,7 @@ from ...kernels.layers import is_interpreting, on_device
 from ...kernels.quantize import ceil_div
 from ..transport.interface import Transport
 from . import kernel
-from .host import Host
+from .row_ops import RowOps
 
 BLOCK: Final = 1024
 """Numbers of a row that a program moves at once."""
@@ -27,12 +27,10 @@ PLACED_TOKENS: Final = 256
 SPLIT: Final = 4
 """Programs that share the tokens of one source."""
 WARPS: Final = 16
-SMS: Final = 20
-"""The original's default."""
 
 
-class Kernels(Host):
-    """As `Host`, on the current stream. peers (R,) int64: where the regions begin."""
+class RowKernels(RowOps):
+    """As `RowOps`, on the current stream. peers (R,) int64: where the regions begin."""
 
     def __init__(self, transport: Transport, peers: Tensor, num_sms: int) -> None:
         super().__init__(transport)
@@ -40,23 +38,16 @@ class Kernels(Host):
         self._programs = 1 if is_interpreting() else max(num_sms, 1)
 
     def heads(self, at: int, width: int) -> Tensor:
-        """As Host.heads."""
+        """As RowOps.heads."""
         out = torch.empty(len(self._peers), width, dtype=torch.int32, device=self._peers.device)
         with on_device(out):
             start(
-                kernel.heads_kernel,
-                (len(out),),
-                out,
-                self._peers,
-                at,
-                width,
-                BLOCK=_block(width),
-                num_warps=4,
-            )
+                kernel.heads_kernel, (len(out),), out, self._peers, at, width, BLOCK=_block(width), num_warps=4,
+            )  # fmt: skip
         return out
 
     def publish(self, room: Tensor, source: Tensor, limit: Tensor | None = None) -> None:
-        """As Host.publish."""
+        """As RowOps.publish."""
         with on_device(room):
             start(
                 kernel.publish_kernel, (self._programs,), room, source, room if limit is None else limit,
@@ -67,7 +58,7 @@ class Kernels(Host):
     def place(  # noqa: PLR0913 (the kernel's own)
         self, source_rows: Tensor, heads: Tensor, ends: Tensor, numbers_at: int, *, shape: int, problem: int
     ) -> None:
-        """As Host.place."""
+        """As RowOps.place."""
         with on_device(source_rows):
             start(
                 kernel.place_kernel, (len(self._peers), SPLIT), source_rows, heads, ends, self._peers, self._stopped,
@@ -76,7 +67,7 @@ class Kernels(Host):
             )  # fmt: skip
 
     def fetch(self, out: Tensor, source_rows: Tensor, ends: Tensor, at: int, *, tokens_max: int) -> None:
-        """As Host.fetch."""
+        """As RowOps.fetch."""
         ranks = len(self._peers)
         with on_device(out):
             start(
@@ -88,9 +79,17 @@ class Kernels(Host):
     def reduce(  # noqa: PLR0913 (the kernel's own)
         self, out: Tensor, at: int, rows: Tensor, ranks: Tensor | None, bias: Sequence[Tensor], rows_max: int
     ) -> None:
-        """As Host.reduce."""
+        """As RowOps.reduce."""
         del rows_max
-        reduce(out, self._peers + at, rows, ranks, bias, stopped=self._stopped, programs=self._programs)
+        block_rows = INTERPRETED_ROWS if is_interpreting() else BLOCK_ROWS
+        biases = [*bias, out, out]  # out stands for a pointer that is not followed
+        with on_device(out):
+            start(
+                kernel.reduce_kernel, (self._programs,), out, self._peers + at, rows, rows if ranks is None else ranks,
+                biases[0], biases[1], self._stopped, len(out), out.shape[1], out.stride(0),
+                PLACES=rows.shape[1], NAMED=ranks is not None, BIASES=len(bias), BLOCK_TOKENS=block_rows,
+                BLOCK=_block(out.shape[1]), ALIGNMENT=_alignment(out), INTERPRET=is_interpreting(), num_warps=WARPS,
+            )  # fmt: skip
 
 
 def layout(topk_idx: Tensor, num_experts: int, ranks: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,29 +109,6 @@ def layout(topk_idx: Tensor, num_experts: int, ranks: int) -> tuple[Tensor, Tens
     return per_rank, per_expert, in_rank
 
 
-def reduce(  # noqa: PLR0913 (the kernel's own)
-    out: Tensor,
-    starts: Tensor,
-    rows: Tensor,
-    ranks: Tensor | None,
-    bias: Sequence[Tensor],
-    *,
-    stopped: Tensor,
-    programs: int,
-) -> None:
-    """As `Kernels.reduce`; starts (R,) int64: the address of each rank's rows, multiples of 16."""
-    block_rows = INTERPRETED_ROWS if is_interpreting() else BLOCK_ROWS
-    biases = [*bias, out, out]  # out stands for a pointer that is not followed
-    with on_device(out):
-        start(
-            kernel.reduce_kernel, (programs,),
-            out, starts, rows, rows if ranks is None else ranks, biases[0], biases[1], stopped,
-            len(out), out.shape[1], out.stride(0),
-            PLACES=rows.shape[1], NAMED=ranks is not None, BIASES=len(bias), BLOCK_TOKENS=block_rows,
-            BLOCK=_block(out.shape[1]), ALIGNMENT=_alignment(out), INTERPRET=is_interpreting(), num_warps=WARPS,
-        )  # fmt: skip
-
-
 def _alignment(out: Tensor) -> int:
     """The power of two, up to what one thread loads at once, that divides the bytes of a row in a region."""
     row_bytes = out.shape[1] * out.element_size()
@@ -143,4 +119,4 @@ def _block(width: int) -> int:
     return min(int(next_power_of_2(width)), BLOCK)
 
 
-__all__ = ["SMS", "Kernels", "layout", "reduce"]
+__all__ = ["RowKernels", "layout"]

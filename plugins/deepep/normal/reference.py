@@ -36,13 +36,9 @@ def dispatched(rows: Sequence[Tensor], member: Sequence[Tensor], rank: int) -> T
 
 
 def received_experts(
-    topk_idx: Sequence[Tensor],
-    topk_weights: Sequence[Tensor],
-    member: Sequence[Tensor],
-    rank: int,
-    *,
+    topk_idx: Sequence[Tensor], topk_weights: Sequence[Tensor], member: Sequence[Tensor], rank: int, *,
     num_experts: int,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Expert numbers as `rank` counts them, and their weights; -1 and 0 for experts of other ranks."""
     each = num_experts // len(member)
     idx, weights = dispatched(topk_idx, member, rank), dispatched(topk_weights, member, rank)

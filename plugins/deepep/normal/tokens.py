@@ -1,4 +1,4 @@
-"""What is dispatched, what comes, what a dispatch leaves for combine, and what ranks must agree on in a call."""
+"""What is dispatched, what arrives, what a dispatch leaves for combine, and the facts that all ranks compare."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Final, NamedTuple, Protocol, Self, TypeAlias
 
 from torch import Tensor
 
-from ..failure import RanksDisagree, decode
+from ..transport.errors import RanksDisagree, decode
 
 Fact: TypeAlias = int | str
 
@@ -26,11 +26,12 @@ class Tokens:
     topk_weights: Tensor | None = None
 
     def columns(self) -> list[Tensor]:
-        """Those that are there, in order."""
+        """Those that are given, in order."""
         return [each for each in (self.x, self.scales, self.topk_idx, self.topk_weights) if each is not None]
 
     def like(self, columns: Sequence[Tensor]) -> "Tokens":
         """Tokens with these columns where this one has some."""
+        assert len(columns) == len(self.columns()), "a column for each"
         given = iter(columns)
         fields = (self.x, self.scales, self.topk_idx, self.topk_weights)
         return Tokens(*(None if each is None else next(given) for each in fields))  # type: ignore[arg-type]
@@ -68,11 +69,12 @@ class Handle(_Fields):
     rows_max: int
     """The most rows that any rank has, sent or received."""
     pairs: Tensor
-    """(R, R) int64 on the host: (token, expert) pairs of each source (first index) at each rank; where it was asked."""
+    """(R, R) int64 on the host: (token, expert) pairs of each source (first index) at each rank; empty if the counts
+    were not read."""
 
     @classmethod
     def of(cls, fields: Sequence[Tensor], *, rows_max: int, pairs: Tensor) -> Self:
-        """With what the tuple of tensors does not say."""
+        """With what the tuple of tensors does not hold."""
         made = cls(*fields)
         made.rows_max, made.pairs = rows_max, pairs
         return made
@@ -80,42 +82,42 @@ class Handle(_Fields):
 
 @dataclass(frozen=True)
 class Received:
-    """What has come. expert_counts: tokens for each expert of this rank, not rounded; none if nothing was asked."""
+    """What has arrived. expert_counts: tokens for each expert of this rank, not rounded; empty if not read."""
 
     tokens: Tokens
     expert_counts: list[int]
     handle: Handle
 
 
-class Normal(Protocol):
+class Dispatcher(Protocol):
     """Dispatch and combine among all ranks."""
 
     def dispatch(  # noqa: PLR0913 (what a dispatch has)
         self, tokens: Tokens, member: Tensor, per_expert: Tensor, *, channels: int, num_sms: int,
         rows: int | None = None,
     ) -> Received:  # fmt: skip
-        """Tokens to the ranks that member (T, R) names. per_expert (E,) int32: how many each expert has.
+        """Send tokens to the ranks that member (T, R) names. per_expert (E,) int32: how many each expert has.
 
-        `rows`: of the result, whatever comes; where kernels wait, the host then reads nothing.
+        `rows`: of the result, however many arrive; where kernels wait, the host then reads nothing.
         """
 
     def cached_dispatch(self, tokens: Tokens, handle: Handle, *, num_sms: int) -> Tokens:
-        """Tokens where those of an earlier dispatch went."""
+        """Send tokens where those of an earlier dispatch went."""
 
     def combine(
         self, columns: Sequence[Tensor], handle: Handle, bias: Sequence[Tensor], *, num_sms: int
     ) -> list[Tensor]:
-        """Rows, and weights if there are two columns, summed back where their tokens are from, in order of ranks."""
+        """Sum rows, and weights if there are two columns, at the sources of their tokens, in the order of ranks."""
 
     def refuse(self, error: Exception, call: str) -> None:
-        """Report to the others, where they wait for this rank, that it has refused its arguments."""
+        """Report to the ranks that wait for this one that it has refused its arguments."""
 
     def rows_of(self, handle: Handle) -> int:
         """How many rows must be given to combine."""
 
 
 def compare(facts: Sequence[Mapping[str, Fact]], *, rank: int, call: str) -> None:
-    """Look at the facts of all ranks. Raises: RanksDisagree, also where one has refused its arguments."""
+    """Compare the facts of all ranks. Raises: RanksDisagree, also where one has refused its arguments."""
     for each in facts:
         if REFUSED in each:
             raise decode(str(each[REFUSED]).encode())
@@ -129,4 +131,4 @@ def compare(facts: Sequence[Mapping[str, Fact]], *, rank: int, call: str) -> Non
                 )  # fmt: skip
 
 
-__all__ = ["REFUSED", "TEXT_BYTES", "Fact", "Handle", "Normal", "Received", "Tokens", "compare"]
+__all__ = ["REFUSED", "TEXT_BYTES", "Dispatcher", "Fact", "Handle", "Received", "Tokens", "compare"]

@@ -1,14 +1,11 @@
-"""How bytes travel between ranks.
+"""How bytes travel between ranks: no module here knows what they mean.
 
-    interface      `Transport`: memory that every rank owns and the others reach, and flags that order it
-    members        the ranks that open a transport together, and how they talk before there is one
-    shared_memory  processes of one host, on its CPU: each maps the memory of all
-    symmetric      GPUs of one host that reach each other over NVLink: torch's symmetric memory
-    ipc            several processes on one GPU: CUDA's memory handles and events
-    device         what these two share: regions on GPUs, and flags that kernels raise and wait for (`kernel`)
-    flags          signals to and waits for all ranks, counted on the device or by this process
-    collectives    any hosts: all-to-alls of NCCL or gloo, for normal mode alone
-    choose         `open_transport`: the best backend that all ranks can use
-
-Not here: what the bytes mean.
+interface      `Link` connects ranks; `Transport` adds regions that every rank maps, and flags that order them
+bootstrap      the ranks that open a link together, and what they exchange before there is one
+choose         `open_transport`: the fastest backend that all ranks can use
+shared_memory  processes of one host, on its CPU
+device         GPUs of one host: torch's symmetric memory; several processes on one GPU (`kernel`: flags)
+collectives    any hosts: all-to-alls of NCCL or gloo, for normal mode alone
+event          events, and the stream on which a buffer's calls run
+errors         what goes wrong between ranks
 """

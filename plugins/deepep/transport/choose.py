@@ -1,8 +1,8 @@
-"""Which transport connects these ranks: the fastest that all of them can use, or the one that is asked for.
+"""The link between these ranks: the fastest that all of them can use, or the one that is asked for.
 
-What is chosen for a whole process is read from the environment here and nowhere else; arguments come first.
+The environment of the process is read here and nowhere else; arguments come first.
 
-LUCIOLA_DEEPEP_TRANSPORT       shared-memory, collectives, …: instead of the best that all ranks can use
+LUCIOLA_DEEPEP_TRANSPORT       shared-memory, collectives, …: instead of the fastest that all ranks can use
 LUCIOLA_DEEPEP_TIMEOUT_S       how long a rank waits for another, 100 by default
 """
 
@@ -12,18 +12,15 @@ from typing import Final
 import torch
 
 from ...kernels.errors import BadArgument, refuse
+from .bootstrap import Bootstrap, NotUsable, agree
 from .collectives import Collectives
-from .interface import Link, NotUsable
-from .ipc import CudaIpc
-from .members import Members, agree
+from .device import CudaIpc, Symmetric
+from .interface import Link
 from .shared_memory import SharedMemory
-from .symmetric import Symmetric
 
 AUTO: Final = "auto"
 BACKENDS: Final = (Symmetric, CudaIpc, SharedMemory, Collectives)
 """Fastest first; each refuses devices and hosts that it cannot serve."""
-
-
 TIMEOUT_S: Final = 100.0
 """The original's."""
 
@@ -45,7 +42,7 @@ def timeout_s() -> float:
     return value
 
 
-def open_transport(members: Members, num_bytes: int, *, device: torch.device, name: str = AUTO,
+def open_transport(ranks: Bootstrap, num_bytes: int, *, device: torch.device, name: str = AUTO,
                    timeout_s: float = TIMEOUT_S) -> Link:  # fmt: skip
     """Connect all ranks; all call it with equal arguments.
 
@@ -55,7 +52,7 @@ def open_transport(members: Members, num_bytes: int, *, device: torch.device, na
     if name != AUTO and name not in names:
         refuse("transport", repr(name), f"choose {AUTO} or one of {', '.join(names)}")
     facts = {"num_bytes": num_bytes, "device": device.type, "transport": name, "timeout_s": timeout_s}
-    agree(members, facts, phase="opening")
+    agree(ranks, facts, phase="opening")
     reasons: list[str] = []
     for backend in BACKENDS:
         if name not in {AUTO, backend.name}:
@@ -65,7 +62,7 @@ def open_transport(members: Members, num_bytes: int, *, device: torch.device, na
                 reasons.append(f"no {backend.name}: tensors are on {device.type}")
             continue
         try:
-            transport: Link = backend.open(members, num_bytes, device=device, timeout_s=timeout_s)
+            transport: Link = backend.open(ranks, num_bytes, device=device, timeout_s=timeout_s)
         except NotUsable as problem:
             reasons.append(f"no {backend.name}: {problem}")
             continue

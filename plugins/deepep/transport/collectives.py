@@ -2,8 +2,8 @@
 
 C1  All ranks call the same methods in the same order.
 C2  The group is this link's own, made over the store of the user's, so that a failure does not hurt that one.
-C3  A collective that fails is the end. Who is to blame is found in the store: a rank that has left a reason there,
-    else one that has not come to leave a note.
+C3  A collective that fails is the end. The rank to blame is found in the store: one that has left a reason there, else
+    one that has not reported the failure.
 """
 
 import contextlib
@@ -19,20 +19,20 @@ from torch import Tensor
 from torch._C._distributed_c10d import Store  # torch.distributed hides it from type checkers
 
 from ...kernels.ranks import first_line
-from ..failure import CommunicationError, PeerLost, PeerTimeout, decode
-from .interface import Link, NotUsable
-from .members import Members
+from .bootstrap import Bootstrap, NotUsable, all_or_none
+from .errors import CommunicationError, PeerLost, PeerTimeout, decode
+from .interface import Link
 
 CARRIERS: Final = {"cpu": ("gloo", "ProcessGroupGloo"), "cuda": ("nccl", "ProcessGroupNCCL")}
 """For tensors of a device: the backend, and torch's class of its groups."""
 GRACE_S: Final = 30.0
 """How long other ranks may take to notice a failure. Once all but one have, that one is to blame."""
 SPARE_S: Final = 60.0
-"""The backend waits longer than this link does, which then knows why a collective has failed: so long, or twice as long
-if that is less, for a process cannot end while its backend waits."""
+"""How much longer than this link the backend waits, but at most twice as long: this link then knows why a collective
+has failed, and a process cannot end while its backend waits."""
 CLOSED: Final = b"closed"
 LATE: Final = b"late"
-"""What a rank notes that has waited for the whole time: others may learn of its end before they have."""
+"""What a rank reports that has waited for the whole time: others may notice its end before they have."""
 
 
 class Collectives(Link):
@@ -42,35 +42,31 @@ class Collectives(Link):
     device_type: ClassVar[str | None] = None
 
     def __init__(  # noqa: PLR0913 (what `open` has found)
-        self, members: Members, group: Any, notes: Store, *, num_bytes: int, device: torch.device, timeout_s: float,
+        self, ranks: Bootstrap, group: Any, store: Store, *, num_bytes: int, device: torch.device, timeout_s: float,
     ) -> None:  # fmt: skip
-        super().__init__(members.rank, members.size, num_bytes=num_bytes, device=device, timeout_s=timeout_s)
-        self._group = group
-        self._notes = notes
+        super().__init__(ranks.rank, ranks.size, num_bytes=num_bytes, device=device, timeout_s=timeout_s)
+        self._group, self._store = group, store
         self.carrier = CARRIERS[device.type][0]
         """The backend."""
 
     @classmethod
-    def open(cls, members: Members, num_bytes: int, *, device: torch.device, timeout_s: float) -> Self:
+    def open(cls, ranks: Bootstrap, num_bytes: int, *, device: torch.device, timeout_s: float) -> Self:
         """All ranks together. Raises: NotUsable on all of them."""
-        problem, notes, group = "", members.store(members.gather(f"luciola-deepep-{uuid.uuid4()}")[0]), None
+        store, group = ranks.store(ranks.gather(f"luciola-deepep-{uuid.uuid4()}")[0]), None
         backend, kind = CARRIERS[device.type]
-        if notes is None:
-            problem = (
+        if store is None:
+            raise NotUsable(
                 "a communicator of MPI has no collectives of torch: give a torch.distributed process group"
             )
-        elif members.backend(device.type) != backend:
-            problem = f"the process group has no {backend} for {device.type} tensors"
-        else:
+        if ranks.backend(device.type) != backend:
+            raise NotUsable(f"the process group has no {backend} for {device.type} tensors")
+        with all_or_none(ranks):
+            limit = timedelta(seconds=timeout_s + min(timeout_s, SPARE_S))
             try:
-                limit = timedelta(seconds=timeout_s + min(timeout_s, SPARE_S))
-                group = getattr(dist, kind)(notes, members.rank, members.size, limit)
+                group = getattr(dist, kind)(store, ranks.rank, ranks.size, limit)
             except RuntimeError as error:
-                problem = f"rank {members.rank} cannot connect: {first_line(error)}"
-        problems = [each for each in members.gather(problem) if each]
-        if problems or notes is None:
-            raise NotUsable(problems[0])
-        return cls(members, group, notes, num_bytes=num_bytes, device=device, timeout_s=timeout_s)
+                raise RuntimeError(f"cannot connect: {first_line(error)}") from error
+        return cls(ranks, group, store, num_bytes=num_bytes, device=device, timeout_s=timeout_s)
 
     def all_gather(self, row: Tensor, *, what: str) -> Tensor:
         """Shapes: row (n,), as long on all ranks; result (size, n)."""
@@ -78,23 +74,22 @@ class Collectives(Link):
         return self.all_to_all(everyone, [1] * self.size, [1] * self.size, what=what)
 
     def all_to_all(self, rows: Tensor, sent: Sequence[int], coming: Sequence[int], *, what: str) -> Tensor:
-        """Rows for rank 0, 1, …, so many for each; returns what comes, in the same order. Any dtype.
+        """Send `sent` rows to rank 0, 1, …; returns the `coming` rows of each rank, in the same order. Any dtype.
 
         Raises: PeerLost, PeerTimeout; or the failure that a peer has reported.
         """
         self._require_usable()
-        data = (
-            rows.contiguous().view(len(rows), -1)
-            if rows.numel()
-            else rows.new_empty(len(rows), *rows.shape[1:])
+        assert (len(sent), len(coming), sum(sent)) == (self.size, self.size, len(rows)), (
+            "a count for each rank"
         )
+        data = rows.contiguous().view(len(rows), -1) if rows.numel() else rows.new_empty(rows.shape)
         result = data.new_empty((sum(coming), *data.shape[1:]))
         deadline = time.monotonic() + self.timeout_s
         try:
             work = self._group.alltoall_base(
                 result.view(torch.uint8), data.view(torch.uint8), list(coming), list(sent)
             )
-            # In whole milliseconds: one more, so that who has waited for the whole time knows that it was that.
+            # One millisecond more, its unit, so that a rank that has waited for the whole time knows that it was that.
             work.wait(timedelta(seconds=self.timeout_s + 0.001))
         except RuntimeError as error:
             late = time.monotonic() >= deadline
@@ -122,35 +117,33 @@ class Collectives(Link):
             self._group = None
 
     def _lost(self, what: str, reason: str, *, late: bool) -> CommunicationError:
-        """Fail with who is to blame: all others notice, and say so, when this one leaves."""
+        """Fail with the rank to blame: all others notice, and report so, when this one leaves."""
         found: CommunicationError | None = None
-        error: CommunicationError
         silent = list(self.peers)
         with contextlib.suppress(RuntimeError):  # the store may have gone with its rank
-            self._notes.set(f"noticed/{self.rank}", LATE.decode() if late else reason)
+            self._store.set(f"noticed/{self.rank}", LATE.decode() if late else reason)
             self._group.abort()
             deadline = time.monotonic() + GRACE_S
             while found is None and len(silent) > 1 and time.monotonic() < deadline:
                 time.sleep(0.01)
                 found = self._reason_of(silent, what)
-                came = [each for each in silent if self._notes.check([f"noticed/{each}"])]
-                late = late or any(bytes(self._notes.get(f"noticed/{each}")) == LATE for each in came)
+                came = [each for each in silent if self._store.check([f"noticed/{each}"])]
+                late = late or any(bytes(self._store.get(f"noticed/{each}")) == LATE for each in came)
                 silent = [each for each in silent if each not in came]
             found = found or self._reason_of(silent, what)
         blamed = min(silent, default=self.peers[0])
+        kind: type[CommunicationError] = PeerTimeout if late else PeerLost
+        text = f"lost rank {blamed}: {reason}"
         if late:
             text = f"timeout: rank {blamed} did not come within {self.timeout_s:g} s"
-            error = found or PeerTimeout(text, rank=self.rank, phase=what, peer=blamed)
-        else:
-            text = f"lost rank {blamed}: {reason}"
-            error = found or PeerLost(text, rank=self.rank, phase=what, peer=blamed)
+        error = found or kind(text, rank=self.rank, phase=what, peer=blamed)
         self.fail(error)
         return error
 
     def _reason_of(self, peers: Sequence[int], what: str) -> CommunicationError | None:
         for peer in peers:
-            if self._notes.check([f"reason/{peer}"]):
-                reason = bytes(self._notes.get(f"reason/{peer}"))
+            if self._store.check([f"reason/{peer}"]):
+                reason = bytes(self._store.get(f"reason/{peer}"))
                 if reason != CLOSED:
                     return decode(reason)
                 text = f"rank {peer} has closed its buffer"
@@ -159,7 +152,7 @@ class Collectives(Link):
 
     def _leave(self, reason: bytes) -> None:
         with contextlib.suppress(RuntimeError):
-            self._notes.set(f"reason/{self.rank}", reason.decode())
+            self._store.set(f"reason/{self.rank}", reason.decode())
         with contextlib.suppress(RuntimeError):
             self._group.abort()
 

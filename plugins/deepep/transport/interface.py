@@ -1,7 +1,7 @@
 """Memory that every rank owns and the others reach, and flags that order it.
 
     transport.buffer(peer)[0:8] = ...                            write into the peer's memory
-    transport.signal(peer, slot, epoch)                          release: it is there for whoever waits for the epoch
+    transport.signal(peer, slot, epoch)                          release: visible to the rank that waits for the epoch
     transport.wait(peer, slot, epoch, what="dispatch: tokens")   acquire: what the peer wrote before its signal
 
     T1  All ranks have regions of equal size, whose bytes are zero at first.
@@ -14,22 +14,19 @@
 `Link` is what connects ranks at all; `Transport` adds regions and flags. Not thread-safe: one thread calls.
 """
 
+import time
 from abc import ABC, abstractmethod
 from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
 
-from ..failure import CommunicationError
+from .errors import CommunicationError
 
 SLOTS: Final = 32
 """Flags for each pair of ranks: 0 to 7 are normal mode's and ElasticBuffer's, 8 to 15 low-latency mode's, the last is
 the barrier's."""
 BARRIER_SLOT: Final = SLOTS - 1
-
-
-class NotUsable(Exception):
-    """This backend cannot connect these ranks. All of them get it together."""
 
 
 class Link(ABC):
@@ -43,14 +40,12 @@ class Link(ABC):
     def __init__(
         self, rank: int, size: int, *, num_bytes: int, device: torch.device, timeout_s: float
     ) -> None:
-        self.rank = rank
-        self.size = size
+        assert 0 <= rank < size, "one of the ranks"
+        self.rank, self.size, self.device, self.timeout_s = rank, size, device, timeout_s
         self.num_bytes = num_bytes
         """Of each region, where there are regions."""
-        self.device = device
-        self.timeout_s = timeout_s
         self.why = ""
-        """Why no faster backend was chosen, or nothing."""
+        """Why no faster backend was chosen, or ""."""
         self._failure: CommunicationError | None = None
         self._is_closed = False
 
@@ -85,11 +80,14 @@ class Link(ABC):
 class Transport(Link):
     """Regions that all ranks of one host map, and flags."""
 
+    compares: ClassVar[bool] = False
+    """Whether the host waits and regions are its memory: there all ranks compare what they call with."""
+
     def __init__(
         self, rank: int, size: int, *, num_bytes: int, device: torch.device, timeout_s: float
     ) -> None:
         super().__init__(rank, size, num_bytes=num_bytes, device=device, timeout_s=timeout_s)
-        self._barriers = 0
+        self._sent_epochs, self._waited_epochs = [0] * SLOTS, [0] * SLOTS
         self.stopped = torch.zeros(1, dtype=torch.int32, device=device)
         """Not zero once a wait of a kernel ran out: kernels that follow do nothing."""
 
@@ -105,26 +103,61 @@ class Transport(Link):
     def wait(self, peer: int, slot: int, epoch: int, *, what: str, fatal: bool = True) -> None:
         """Wait until a peer has come to an epoch. `what`: this rank's phase, for errors.
 
-        `fatal`: a wait that fails is the end of this rank (T4); otherwise the caller goes on without the peer.
-
+        `fatal`: a wait that fails is the end of this rank (T4); otherwise the caller continues without the peer.
         Raises: PeerLost, PeerTimeout; or the failure that the peer has reported.
         """
+
+    def signal_all(self, slot: int, inactive: Tensor | None = None) -> None:
+        """Raise the flags at all other ranks to the next epoch of this slot, which this process counts.
+
+        inactive (ranks,) int32: ranks that take no part.
+        """
+        self._sent_epochs[slot] += 1
+        for peer in self._active_peers(inactive):
+            self.signal(peer, slot, self._sent_epochs[slot])
+
+    def wait_all(  # noqa: PLR0913 (a wait and its variants)
+        self, slot: int, what: str, *, less: int = 0, inactive: Tensor | None = None, drop: bool = False,
+        costs: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Wait for the next epoch of this slot, or `less` before it, of all other ranks.
+
+        `drop`: a rank that does not come is marked in `inactive`. costs (ranks,) int64 grow by the nanoseconds that
+        each rank was waited for.
+        """
+        assert inactive is not None or not drop, "a rank is dropped by its mark"
+        self.skip_wait(slot)
+        for peer in self._active_peers(inactive):
+            began = time.monotonic_ns()
+            try:
+                self.wait(peer, slot, self._waited_epochs[slot] - less, what=what, fatal=not drop)
+            except CommunicationError:
+                if inactive is None or not drop:
+                    raise
+                inactive[peer] = 1
+            if costs is not None:
+                costs[peer] += time.monotonic_ns() - began
+
+    def skip_wait(self, slot: int) -> None:
+        """Count a `wait_all` without waiting."""
+        self._waited_epochs[slot] += 1
 
     def check(self) -> None:
         """Raise what a kernel has recorded since, where kernels wait."""
 
     def barrier(self, *, what: str = "barrier") -> None:
         """As Link.barrier."""
-        self._barriers += 1
-        for peer in self.peers:
-            self.signal(peer, BARRIER_SLOT, self._barriers)
-        for peer in self.peers:
-            self.wait(peer, BARRIER_SLOT, self._barriers, what=what)
+        self.signal_all(BARRIER_SLOT)
+        self.wait_all(BARRIER_SLOT, what)
 
     def addresses(self) -> Tensor:
         """Where the regions begin, for kernels: (size,) int64 on the transport's device."""
         starts = [self.buffer(each).data_ptr() for each in range(self.size)]
         return torch.tensor(starts, dtype=torch.int64, device=self.device)
 
+    def _active_peers(self, inactive: Tensor | None) -> list[int]:
+        masked = [0] * self.size if inactive is None else inactive.tolist()
+        return [peer for peer in self.peers if not masked[peer]]
 
-__all__ = ["BARRIER_SLOT", "SLOTS", "Link", "NotUsable", "Transport"]
+
+__all__ = ["BARRIER_SLOT", "SLOTS", "Link", "Transport"]

@@ -1,17 +1,17 @@
-"""Triton kernels of the flags by which ranks on GPUs tell each other how far they are.
+"""Triton kernels of the flags by which ranks on GPUs order what they write.
 
-A flag is an epoch (`interface`, T2): how often its source has signalled on its slot. It lies in the memory of the rank
-that waits and is written by the rank it is about.
+A flag is an epoch (`interface`, T2): how often its source has signalled on its slot. It is stored in the memory of the
+rank that waits, and written by its source.
 
-    D1  a signal is a release at system scope behind a barrier of the block: whoever sees it sees all that the stream
-        wrote before the kernel, and all that any thread of the block wrote before the barrier (Triton puts no barrier
-        before a release by itself)
+    D1  a signal is a release at system scope behind a barrier of the block: a rank that sees it sees all that the
+        stream wrote before the kernel, and all that any thread of the block wrote before the barrier (Triton puts no
+        barrier before a release by itself)
     D2  a wait reads with acquire at system scope, so that nothing is read ahead of it
     D3  a wait ends: after `limit` nanoseconds (looks, in the interpreter) it records slot and rank in the status word,
         which the host finds and raises, and sets `stopped`
     D4  what follows a wait that ran out does nothing: no signal is given, no wait takes time, and kernels that move
-        rows read `stopped` first, so that nobody computes on what has not come
-    D5  counts of signals and waits live on the device: a captured graph goes on counting when it is replayed
+        rows read `stopped` first, so that nothing is computed from rows that have not arrived
+    D5  counts of signals and waits live on the device: a captured graph continues to count when it is replayed
 """
 
 import triton

@@ -11,7 +11,7 @@ process is killed, and the size of /dev/shm does not limit it. Pages are taken w
 
 Order: flags are atomics of the native module, raised with release and read with acquire, on x86-64 and arm64 alike (see
 `core/src/buffer/flag.rs`); torch's plain stores before them cannot do that. A waiter sleeps in the kernel (futex),
-which matters where there are more ranks than cores, and looks after the peer's process now and then.
+which matters where there are more ranks than cores, and checks that the peer's process is alive now and then.
 """
 
 import contextlib
@@ -20,19 +20,18 @@ import mmap
 import os
 import select
 import time
-from collections.abc import Sequence
 from typing import ClassVar, Final, Self
 
 import luciola_core
 import torch
 from torch import Tensor
 
-from ..failure import ENCODED_BYTES_MAX, CommunicationError, PeerLost, PeerTimeout, decode
-from .interface import SLOTS, NotUsable, Transport
-from .members import Members
+from .bootstrap import Bootstrap, NotUsable, all_or_none, require_one_host
+from .errors import ENCODED_BYTES_MAX, CommunicationError, PeerLost, PeerTimeout, decode
+from .interface import SLOTS, Transport
 
 LOOK_S: Final = 0.02
-"""Between two looks at the peer's process, and at a flag that a kernel raises, which wakes nobody."""
+"""Between two checks of the peer's process, and of a flag that a kernel raises, which wakes no waiter."""
 OPEN, CLOSED, FAILED = range(3)
 PAGE: Final = mmap.PAGESIZE
 WORD: Final = 8
@@ -43,11 +42,12 @@ class SharedMemory(Transport):
 
     name: ClassVar[str] = "shared-memory"
     device_type: ClassVar[str | None] = "cpu"
+    compares: ClassVar[bool] = True
 
-    def __init__(self, members: Members, maps: list[mmap.mmap], processes: list[int], *, num_bytes: int,
+    def __init__(self, ranks: Bootstrap, maps: list[mmap.mmap], processes: list[int], *, num_bytes: int,
                  timeout_s: float) -> None:  # fmt: skip
         super().__init__(
-            members.rank, members.size, num_bytes=num_bytes, device=torch.device("cpu"), timeout_s=timeout_s
+            ranks.rank, ranks.size, num_bytes=num_bytes, device=torch.device("cpu"), timeout_s=timeout_s
         )
         self._maps = maps
         self._processes = processes
@@ -57,34 +57,33 @@ class SharedMemory(Transport):
         self._flags = [torch.frombuffer(each, dtype=torch.int64, count=self.size * SLOTS) for each in maps]
 
     @classmethod
-    def open(cls, members: Members, num_bytes: int, *, device: torch.device, timeout_s: float) -> Self:
+    def open(cls, ranks: Bootstrap, num_bytes: int, *, device: torch.device, timeout_s: float) -> Self:
         """All ranks together. Raises: NotUsable on all of them."""
-        length = _head_bytes(members.size) + _whole_pages(num_bytes)
         assert device.type == "cpu", "regions are in the memory of the host"
-        file, offer, problem = -1, None, ""
-        try:
-            file = os.memfd_create("luciola-deepep", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(file, length)
-            fcntl.fcntl(
-                file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK
-            )  # so that touching a mapping cannot fail
-            offer = (members.host, os.getpid(), file, os.fstat(file).st_ino)
-        except OSError as error:
-            problem = f"rank {members.rank} has no memory to share: {error}"
-        offers = members.gather(offer)
+        length = _head_bytes(ranks.size) + _whole_pages(num_bytes)
+        require_one_host(ranks)
+        file = inode = -1
         maps: list[mmap.mmap] = []
         processes: list[int] = []
-        if not problem:
-            problem = _map_all(members, offers, length, maps, processes)
-        problems = [
-            each for each in members.gather(problem) if each
-        ]  # after this, all have mapped what they need
-        if file >= 0:
-            os.close(file)
-        if problems:
+        try:
+            with all_or_none(ranks):
+                file = os.memfd_create("luciola-deepep", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+                os.ftruncate(file, length)
+                # So that touching a mapping cannot fail.
+                fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+                inode = os.fstat(file).st_ino
+            offers = ranks.gather((os.getpid(), file, inode))
+            with all_or_none(ranks):  # files are open until all have mapped them
+                for peer, (process, number, known) in enumerate(offers):
+                    processes.append(-1 if peer == ranks.rank else os.pidfd_open(process))
+                    maps.append(_map(process, number, known, length))
+        except NotUsable:
             _release(maps, processes)
-            raise NotUsable(problems[0])
-        return cls(members, maps, processes, num_bytes=num_bytes, timeout_s=timeout_s)
+            raise
+        finally:
+            if file >= 0:
+                os.close(file)
+        return cls(ranks, maps, processes, num_bytes=num_bytes, timeout_s=timeout_s)
 
     def buffer(self, rank: int) -> Tensor:
         """As Transport.buffer."""
@@ -92,7 +91,7 @@ class SharedMemory(Transport):
         return self._regions[rank][: self.num_bytes]
 
     def signal(self, peer: int, slot: int, epoch: int) -> None:
-        """As Transport.signal: one store, and one call of the kernel to wake who sleeps."""
+        """As Transport.signal: one store, and one system call that wakes a waiter."""
         self._require_usable()
         luciola_core.flag_raise(self._maps[peer], _flag(self.rank, slot), epoch)
 
@@ -102,9 +101,9 @@ class SharedMemory(Transport):
         deadline = time.monotonic() + self.timeout_s
         flag = _flag(peer, slot)
         while luciola_core.flag_wait(self._maps[self.rank], flag, epoch, LOOK_S) < epoch:
-            error = self._trouble_with(peer, what)
+            error = self._failure_of(peer, what)
             if luciola_core.flag_wait(self._maps[self.rank], flag, epoch, 0) >= epoch:
-                return  # it came just before its rank went
+                return  # signalled just before its rank ended
             if error is None and time.monotonic() >= deadline:
                 error = PeerTimeout(
                     f"timeout: rank {peer} did not come within {self.timeout_s:g} s",
@@ -120,7 +119,7 @@ class SharedMemory(Transport):
         if self._failure is not None or self._is_closed:
             return
         self._failure = error
-        self._tell(FAILED, error.encode())
+        self._report(FAILED, error.encode())
 
     def close(self) -> None:
         """As Transport.close. Memory that the caller still has views of is freed with them."""
@@ -128,12 +127,12 @@ class SharedMemory(Transport):
             return
         self._is_closed = True
         if self._failure is None:
-            self._tell(CLOSED, b"")
+            self._report(CLOSED, b"")
         self._regions.clear()
         self._flags.clear()
         _release(self._maps, self._processes)
 
-    def _trouble_with(self, peer: int, what: str) -> CommunicationError | None:
+    def _failure_of(self, peer: int, what: str) -> CommunicationError | None:
         there, state = self._maps[peer], _state(self.size)
         phase = luciola_core.flag_wait(there, state, 0, 0)
         if phase == FAILED:
@@ -146,7 +145,7 @@ class SharedMemory(Transport):
             return PeerLost(f"the process of rank {peer} has ended", rank=self.rank, phase=what, peer=peer)
         return None
 
-    def _tell(self, phase: int, reason: bytes) -> None:
+    def _report(self, phase: int, reason: bytes) -> None:
         assert len(reason) <= ENCODED_BYTES_MAX, "phases and reasons are sentences"
         here, state = self._maps[self.rank], _state(self.size)
         here[state + 2 * WORD : state + 2 * WORD + len(reason)] = reason
@@ -171,31 +170,11 @@ def _whole_pages(num_bytes: int) -> int:
     return -(-num_bytes // PAGE) * PAGE
 
 
-def _map_all(members: Members, offers: Sequence[tuple[tuple[object, ...], int, int, int] | None], length: int,
-             maps: list[mmap.mmap], processes: list[int]) -> str:  # fmt: skip
-    """Fills `maps` and `processes`. Returns why it cannot, or nothing."""
-    mine = offers[members.rank]
-    assert mine is not None, "only a rank with an offer maps"
-    own, names = f"rank {members.rank}", [f"rank {each}" for each in range(members.size)]
-    for peer, offer in enumerate(offers):
-        if offer is None:
-            return f"{names[peer]} has no memory to share"
-        if offer[0] != mine[0]:
-            return f"{own} and {names[peer]} are on different hosts or in different containers"
-        _, process, file, inode = offer
-        try:
-            processes.append(-1 if peer == members.rank else os.pidfd_open(process))
-            maps.append(_map(process, file, inode, length))
-        except (OSError, ValueError) as error:
-            return f"{own} cannot map the memory of {names[peer]}: {error}"
-    return ""
-
-
 def _map(process: int, file: int, inode: int, length: int) -> mmap.mmap:
     opened = os.open(f"/proc/{process}/fd/{file}", os.O_RDWR | os.O_CLOEXEC)
     try:
         if os.fstat(opened).st_ino != inode:
-            raise OSError(f"process {process} is another one now")
+            raise OSError(f"process {process} has been replaced")
         return mmap.mmap(opened, length)
     finally:
         os.close(opened)
@@ -203,7 +182,7 @@ def _map(process: int, file: int, inode: int, length: int) -> mmap.mmap:
 
 def _release(maps: list[mmap.mmap], processes: list[int]) -> None:
     for each in maps:
-        with contextlib.suppress(BufferError):  # somebody has a view: the memory goes with it
+        with contextlib.suppress(BufferError):  # a view is left: the memory is freed with it
             each.close()
     for process in processes:
         if process >= 0:

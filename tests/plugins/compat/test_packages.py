@@ -78,7 +78,7 @@ loaded = {name for name in sys.modules if name.startswith("luciola.plugins.")}
 assert "torch" not in sys.modules and not any(name.count(".") > 2 and "kernels" not in name for name in loaded), loaded
 import deep_ep.utils.event
 loaded = {name for name in sys.modules if name.startswith("luciola.plugins.deepep.")}
-assert not any(part in name for name in loaded for part in ("elastic", "low_latency", "transport", "moe")), loaded
+assert not any(part in name for name in loaded for part in ("elastic", "low_latency", "interface", "choose")), loaded
 import deep_gemm
 deep_gemm.get_num_sms, deep_gemm.ceil_div, deep_gemm.utils.layout
 operators = [name for name in sys.modules if name.startswith("luciola.plugins.deepgemm.")]

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).with_name("support")))
 
 from pipeline_ranks import Ranks
 

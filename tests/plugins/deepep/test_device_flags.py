@@ -57,15 +57,14 @@ def test_a_signal_raises_one_flag_at_its_peer(kernel_device):
 def test_counted_signals_and_waits_agree_for_ever(kernel_device):
     """On a GPU the third turn is captured in a graph, and replayed."""
     ranks = transports(3, kernel_device)
-    nobody = torch.zeros(3, dtype=torch.int32)
 
     def take_turn():
         for each in ranks:
-            each.wait_all(10, nobody, what="memory", less=1, drop=False)  # of the turn before
-            each.signal_all(8, nobody)
+            each.wait_all(10, "memory", less=1)  # of the turn before
+            each.signal_all(8)
         for each in ranks:
-            each.wait_all(8, nobody, what="tokens", less=0, drop=False)
-            each.signal_all(10, nobody)
+            each.wait_all(8, "tokens")
+            each.signal_all(10)
 
     for turn in range(1, 6):
         if turn == 3 and kernel_device == "cuda":
@@ -95,14 +94,13 @@ def test_a_wait_that_runs_out_names_rank_phase_and_peer(kernel_device):
 
 def test_after_a_wait_that_ran_out_nothing_is_signalled_or_waited_for(kernel_device):
     first, second = transports(2, kernel_device)
-    nobody = torch.zeros(2, dtype=torch.int32)
-    first.wait_all(3, nobody, what="tokens", less=0, drop=False)
+    first.wait_all(3, "tokens")
     settle(kernel_device)
     assert first.stopped.tolist() == [1]
     first.check = lambda: None  # as of kernels of one graph: the host asks nothing between
     costs = torch.zeros(2, dtype=torch.int64)
-    first.signal_all(4, nobody)
-    first.wait_all(5, nobody, what="more tokens", less=0, drop=False, costs=costs)
+    first.signal_all(4)
+    first.wait_all(5, "more tokens", costs=costs)
     assert flags(second, kernel_device).sum() == 0
     assert costs.tolist() == [0, 0]
     del first.check
@@ -114,7 +112,7 @@ def test_a_rank_that_may_be_dropped_is_marked_instead(kernel_device):
     ranks = transports(3, kernel_device)
     inactive, costs = torch.zeros(3, dtype=torch.int32), torch.zeros(3, dtype=torch.int64)
     ranks[1].signal_all(8, inactive)
-    ranks[0].wait_all(8, inactive, what="tokens", less=0, drop=True, costs=costs)
+    ranks[0].wait_all(8, "tokens", inactive=inactive, drop=True, costs=costs)
     settle(kernel_device)
     ranks[0].check()
     assert inactive.tolist() == [0, 0, 1]

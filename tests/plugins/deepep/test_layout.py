@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from luciola.plugins.deepep import layout
-from luciola.plugins.deepep.normal import host, reference
+from luciola.plugins.deepep.normal import layout, reference, row_ops
 
 
 def chosen(tokens: int, topk: int, experts: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
@@ -77,4 +76,4 @@ def test_rows_are_summed_in_order_and_rounded_once(dtype) -> None:
                 if places[token, p] >= 0:
                     row = part[places[token, p]].float()
                     wanted[token] += row if given is None else row * given[token, p]
-        assert torch.equal(host.summed(parts, places, given), wanted.to(dtype))
+        assert torch.equal(row_ops.summed(parts, places, given), wanted.to(dtype))

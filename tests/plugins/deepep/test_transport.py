@@ -1,15 +1,16 @@
 """Bytes reach the right region in order, and no wait is without end."""
 
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from luciola.plugins.deepep.failure import ENCODED_BYTES_MAX, RanksDisagree, decode, refused
 from luciola.plugins.deepep.transport import choose
-from luciola.plugins.deepep.transport.interface import NotUsable
-from luciola.plugins.deepep.transport.ipc import CudaIpc
-from luciola.plugins.deepep.transport.symmetric import Symmetric, require_atomics
+from luciola.plugins.deepep.transport.bootstrap import NotUsable
+from luciola.plugins.deepep.transport.device import CudaIpc, Symmetric, require_atomics
+from luciola.plugins.deepep.transport.errors import ENCODED_BYTES_MAX, RanksDisagree, decode, refused
 from pipeline_ranks import Answer, Ranks
 
 pytestmark = pytest.mark.timeout(300)  # torch takes a minute to import on a very busy machine
@@ -34,6 +35,15 @@ def test_what_was_written_before_a_signal_is_there_after_the_wait(experts: Ranks
 def test_processes_of_one_host_share_memory(experts: Ranks) -> None:
     assert values(experts.run("described", 2, name="auto")) == [("shared-memory", "")] * 2
     assert values(experts.run("described", 2, name="collectives")) == [("collectives", "")] * 2
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = (
+        "import sys, luciola.plugins.deepep as plugin; assert 'torch' not in sys.modules; "
+        "print(plugin.describe()['transports'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "shared-memory" in done.stdout
 
 
 @pytest.mark.parametrize("name", BACKENDS)

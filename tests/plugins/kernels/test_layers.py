@@ -7,7 +7,7 @@ import torch
 from gluon_simulator import launch_simulated
 
 from luciola.plugins import deepgemm, kernels
-from luciola.plugins.deepep import layout
+from luciola.plugins.deepep.normal import layout
 from luciola.plugins.kernels import layers, status
 
 HERE = torch.zeros(1)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from luciola.plugins.compat.deep_gemm.testing.numeric import count_bytes
-from luciola.plugins.deepep.quantize import cast_from_fp8, cast_to_fp8
+from luciola.plugins.deepep.low_latency.quantize import cast_from_fp8, cast_to_fp8
 from luciola.plugins.kernels.errors import refuse
 from luciola.plugins.kernels.quantize import BLOCK, align, ceil_div
 from luciola.plugins.kernels.quantize import calc_diff as difference

@@ -20,13 +20,13 @@ class Spinning(DeviceTransport):
     looks: ClassVar[int] = 1_000_000
 
     @classmethod
-    def open(cls, members: Any, num_bytes: int, *, device: torch.device, timeout_s: float) -> "Spinning":
+    def open(cls, ranks: Any, num_bytes: int, *, device: torch.device, timeout_s: float) -> "Spinning":
         """All ranks together."""
         host = SharedMemory.open(
-            members, head_bytes(members.size) + num_bytes, device=device, timeout_s=timeout_s
+            ranks, head_bytes(ranks.size) + num_bytes, device=device, timeout_s=timeout_s
         )
-        regions = [host.buffer(rank) for rank in range(members.size)]
-        made = cls(members, regions, num_bytes=num_bytes, timeout_s=timeout_s)
+        regions = [host.buffer(rank) for rank in range(ranks.size)]
+        made = cls(ranks, regions, num_bytes=num_bytes, timeout_s=timeout_s)
         made.host = host
         return made
 
@@ -39,8 +39,8 @@ class Spinning(DeviceTransport):
 class SpinningBuffer(Buffer):
     """A buffer over it."""
 
-    def _open(self, members: Any, num_bytes: int, **options: Any) -> Link:
-        return Spinning.open(members, num_bytes, device=options["device"], timeout_s=options["timeout_s"])
+    def _open(self, ranks: Any, num_bytes: int, **options: Any) -> Link:
+        return Spinning.open(ranks, num_bytes, device=options["device"], timeout_s=options["timeout_s"])
 
 
 __all__ = ["Spinning", "SpinningBuffer"]

@@ -53,13 +53,13 @@ class RanksDisagree(CommunicationError, ValueError):
 
 
 def refused(error: Exception, *, rank: int, phase: str) -> RanksDisagree:
-    """What other ranks get if one of them does not take part in a call, for the arguments that it was given there."""
+    """The error of the other ranks if one of them refuses the arguments that it was given for a call."""
     what = f"rank {rank} has refused its arguments: {type(error).__name__}: {error}"
     return RanksDisagree(what[:REASON_MAX], rank=rank, phase=phase, peer=rank)
 
 
 def decode(data: bytes) -> CommunicationError:
-    """What another rank has encoded."""
+    """The error that another rank has encoded."""
     name, what, rank, phase, peer = json.loads(data)
     classes = {each.__name__: each for each in (CommunicationError, PeerLost, PeerTimeout, RanksDisagree)}
     return classes[name](what, rank=rank, phase=phase, peer=peer)

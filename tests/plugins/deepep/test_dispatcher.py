@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from luciola.plugins.compat.deep_ep.utils.math import per_token_cast_to_fp8
 from luciola.plugins.deepep import PeerTimeout, RanksDisagree
 from luciola.plugins.deepep.normal import reference
-from luciola.plugins.deepep.normal.mode import READY, Mapped
+from luciola.plugins.deepep.normal.dispatcher import READY, MappedDispatcher
 from luciola.plugins.deepep.normal.tokens import Tokens
 from luciola.plugins.deepep.transport.device import DeviceTransport, head_bytes
 
@@ -58,7 +58,7 @@ def made(size, device, num_bytes):
         DeviceTransport(Member(rank, size), list(regions), num_bytes=num_bytes, timeout_s=0.2)
         for rank in range(size)
     ]
-    modes = [Mapped(each, num_bytes=num_bytes) for each in transports]
+    modes = [MappedDispatcher(each, num_bytes=num_bytes) for each in transports]
     for each in transports:
         each.addresses = None  # a call that asked for them would copy from the host: no graph can hold that
     return modes

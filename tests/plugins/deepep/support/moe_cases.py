@@ -9,11 +9,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import silu
 
-from luciola.plugins.deepep.buffer import Buffer
+from luciola.plugins.deepep import Buffer
 from luciola.plugins.eplb import LoadRecorder
 from luciola.plugins.kernels.layers import using_layer
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[4] / "examples"))
 
 from moe import ExpertParallel, PhysicalExperts
 

@@ -1,7 +1,7 @@
 """`Buffer`: dispatch and combine between ranks, with the original's names, arguments, results and assertions.
 
 Here arguments are checked and results are put together; `normal` does the work, and `low_latency` has the methods of
-low-latency mode. Tensors live where the transport's regions are, and are brought there and back if they come from
+low-latency mode. Tensors are used where the transport's regions are, and are copied there and back if they come from
 another device.
 """
 
@@ -14,91 +14,82 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..kernels.errors import BadCall, refuse
-from . import layout
-from .arguments import check_biases, check_rows, take_tokens
+from ...kernels.errors import BadCall, refuse
+from ..normal import layout
+from ..normal.arguments import EXPERTS_PER_RANK_MAX, check_biases, check_rows, check_tensor, take_tokens
+from ..normal.collective import CollectiveDispatcher
+from ..normal.dispatcher import MappedDispatcher
+from ..normal.tokens import Dispatcher, Handle, Tokens
+from ..transport import choose
+from ..transport.bootstrap import Bootstrap, CommBootstrap, GroupBootstrap, agree
+from ..transport.collectives import Collectives
+from ..transport.errors import CommunicationError
+from ..transport.event import CommunicationStream, EventHandle, EventOverlap
+from ..transport.interface import Link, Transport
 from .config import Config
-from .event import CommunicationStream, EventHandle, EventOverlap
-from .failure import CommunicationError
-from .low_latency.methods import LowLatencyMethods
-from .normal.collective import Collective
-from .normal.mode import Mapped
-from .normal.tokens import Handle, Normal, Received, Tokens
-from .transport import choose
-from .transport.collectives import Collectives
-from .transport.interface import Link, Transport
-from .transport.members import CommMembers, GroupMembers, Members, agree
+from .low_latency import LowLatencyMethods
 
 topk_idx_t: Final = torch.int64
 """Of expert numbers; int32 is taken as well, and given back."""
 
-EXPERTS_PER_RANK_MAX: Final = 1024
 FP8_CAPABILITY: Final = (8, 9)
 """Of the oldest GPUs with e4m3."""
+
+_Rows: TypeAlias = Tensor | tuple[Tensor, Tensor]
+_Dispatched: TypeAlias = tuple[
+    _Rows, Tensor | None, Tensor | None, list[int] | None, Handle | None, EventOverlap
+]
 
 
 class Buffer(LowLatencyMethods):
     """Memory through which the ranks of a group exchange tokens.
 
     `num_nvl_bytes`: for normal mode, with room for the routes and for 16 bytes of each row of a call. `num_rdma_bytes`:
-    for low-latency mode. What these do not know of the machine is here: `transport` (by default
-    LUCIOLA_DEEPEP_TRANSPORT, else the best), `timeout_s` (LUCIOLA_DEEPEP_TIMEOUT_S, else 100), `device` (the current
-    GPU, else the CPU). Arguments of the original that steer its network cards change nothing.
+    for low-latency mode. Not in the original: `transport` (by default LUCIOLA_DEEPEP_TRANSPORT, else the best),
+    `timeout_s` (LUCIOLA_DEEPEP_TIMEOUT_S, else 100), `device` (the current GPU, else the CPU). Arguments of the
+    original that steer its network cards change nothing.
 
     All ranks make one together and call its methods in the same order. Raises: RanksDisagree, on all ranks.
     """
 
     num_sms: ClassVar[int] = 20
 
-    def __init__(  # noqa: PLR0913 (the original's)
-        self,
-        group: dist.ProcessGroup | None,
-        num_nvl_bytes: int = 0,
-        num_rdma_bytes: int = 0,
-        low_latency_mode: bool = False,  # noqa: FBT001, FBT002
-        num_qps_per_rank: int = 24,  # noqa: ARG002
-        allow_nvlink_for_low_latency_mode: bool = True,  # noqa: FBT001, FBT002, ARG002
-        allow_mnnvl: bool = False,  # noqa: FBT001, FBT002, ARG002
-        use_fabric: bool = False,  # noqa: FBT001, FBT002, ARG002
-        explicitly_destroy: bool = False,  # noqa: FBT001, FBT002
-        enable_shrink: bool = False,  # noqa: FBT001, FBT002
-        comm: Any = None,
-        *,
-        transport: str | None = None,
-        timeout_s: float | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup | None, num_nvl_bytes: int = 0, num_rdma_bytes: int = 0,
+        low_latency_mode: bool = False, num_qps_per_rank: int = 24, allow_nvlink_for_low_latency_mode: bool = True,
+        allow_mnnvl: bool = False, use_fabric: bool = False, explicitly_destroy: bool = False,
+        enable_shrink: bool = False, comm: Any = None, *, transport: str | None = None,
+        timeout_s: float | None = None, device: torch.device | str | None = None,
+    ) -> None:  # fmt: skip
         assert group is not None or comm is not None, (
             "give a torch.distributed process group, or a communicator of MPI"
         )
         if num_nvl_bytes < 0 or num_rdma_bytes < 0:
-            refuse(
-                "num_nvl_bytes, num_rdma_bytes", (num_nvl_bytes, num_rdma_bytes), "they must not be negative"
-            )
-        members: Members = CommMembers(comm) if group is None else GroupMembers(group)
+            given = (num_nvl_bytes, num_rdma_bytes)
+            refuse("num_nvl_bytes, num_rdma_bytes", given, "they must not be negative")
+        ranks: Bootstrap = CommBootstrap(comm) if group is None else GroupBootstrap(group)
         self.group = group
-        self.rank, self.group_size = members.rank, members.size
+        self.rank, self.group_size = ranks.rank, ranks.size
         self.num_nvl_bytes, self.num_rdma_bytes = num_nvl_bytes, num_rdma_bytes
-        self.low_latency_mode = low_latency_mode
+        self.low_latency_mode, self.enable_shrink = low_latency_mode, enable_shrink
         self.explicitly_destroy = explicitly_destroy
-        self.enable_shrink = enable_shrink
         facts = {"num_nvl_bytes": num_nvl_bytes, "num_rdma_bytes": num_rdma_bytes,
                  "low_latency_mode": low_latency_mode, "enable_shrink": enable_shrink}  # fmt: skip
-        agree(members, facts, phase="making a Buffer")
+        agree(ranks, facts, phase="making a Buffer")
         self.transport = self._open(
-            members,
+            ranks,
             num_nvl_bytes + num_rdma_bytes,
             device=_device(device),
             name=transport or choose.transport_name(),
             timeout_s=choose.timeout_s() if timeout_s is None else timeout_s,
         )
         self.communication = CommunicationStream(self.transport.device)
-        self._normal: Normal | None = None
+        self._normal: Dispatcher | None = None
         if isinstance(self.transport, Collectives):
-            self._normal = Collective(self.transport)
+            self._normal = CollectiveDispatcher(self.transport)
         elif num_nvl_bytes:
             assert isinstance(self.transport, Transport), "it has regions"
-            self._normal = Mapped(self.transport, num_bytes=num_nvl_bytes)
+            self._normal = MappedDispatcher(self.transport, num_bytes=num_nvl_bytes)
 
     # -- the original's small methods --
 
@@ -115,7 +106,7 @@ class Buffer(LowLatencyMethods):
 
     @staticmethod
     def is_sm90_compiled() -> bool:
-        """Whether FP8 works here: on a CPU, and on GPUs that have it."""
+        """Whether FP8 works on this machine: on a CPU, and on GPUs that have it."""
         return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= FP8_CAPABILITY
 
     @staticmethod
@@ -138,14 +129,12 @@ class Buffer(LowLatencyMethods):
         dtype: torch.dtype,
         size: torch.Size | None = None,
         offset: int = 0,
-        use_rdma_buffer: bool = False,  # noqa: FBT001, FBT002 (the original's)
+        use_rdma_buffer: bool = False,
     ) -> Tensor:
-        """This rank's region, or its part of normal mode alone, from `offset` bytes on."""
-        start, end = (
-            (self.num_nvl_bytes, self.num_nvl_bytes + self.num_rdma_bytes)
-            if use_rdma_buffer
-            else (0, self.num_nvl_bytes)
-        )
+        """This rank's region of low-latency mode, or of normal mode, from `offset` bytes on."""
+        start, end = 0, self.num_nvl_bytes
+        if use_rdma_buffer:
+            start, end = end, end + self.num_rdma_bytes
         if not 0 <= offset <= end - start:
             refuse("offset", offset, f"it must be 0 to {end - start}")
         if not isinstance(self.transport, Transport):
@@ -160,25 +149,21 @@ class Buffer(LowLatencyMethods):
         return tensor[: size.numel()].view(size)
 
     @staticmethod
-    def get_dispatch_config(num_ranks: int) -> Config:  # noqa: ARG004 (the original's)
-        """`num_sms`, whatever the ranks: the original's other numbers steer queues, which are not here."""
+    def get_dispatch_config(num_ranks: int) -> Config:
+        """`num_sms`, for any ranks: the original's other numbers steer queues, which there are none of."""
         return Config(Buffer.num_sms, 6, 256, 6, 128)
 
     @staticmethod
-    def get_combine_config(num_ranks: int) -> Config:  # noqa: ARG004 (the original's)
+    def get_combine_config(num_ranks: int) -> Config:
         """As `get_dispatch_config`."""
         return Config(Buffer.num_sms, 4, 256, 6, 128)
 
     # -- normal mode --
 
     def get_dispatch_layout(
-        self,
-        topk_idx: Tensor,
-        num_experts: int,
-        previous_event: EventOverlap | None = None,
-        async_finish: bool = False,  # noqa: FBT001, FBT002
-        allocate_on_comm_stream: bool = False,  # noqa: FBT001, FBT002
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, EventOverlap]:
+        self, topk_idx: Tensor, num_experts: int, previous_event: EventOverlap | None = None,
+        async_finish: bool = False, allocate_on_comm_stream: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, EventOverlap]:  # fmt: skip
         """Where tokens go: num_tokens_per_rank (R,), None, num_tokens_per_expert (E,), is_token_in_rank (T, R), event.
 
         topk_idx (T, K) has -1 for no expert. The second result is the original's num_tokens_per_rdma_rank, of tokens
@@ -187,34 +172,18 @@ class Buffer(LowLatencyMethods):
         _check_events(previous_event, async_finish, allocate_on_comm_stream)
         with self.communication.call(previous_event) as call:
             found = layout.count(topk_idx, num_experts, num_ranks=self.group_size)
-            result = (found.num_tokens_per_rank, found.num_tokens_per_expert, found.is_token_in_rank)
-            call.keep(topk_idx, result)
-        return result[0], None, result[1], result[2], call.ended(asynchronous=async_finish)
+            call.keep(topk_idx, vars(found).values())
+        event = call.ended(asynchronous=async_finish)
+        return found.num_tokens_per_rank, None, found.num_tokens_per_expert, found.is_token_in_rank, event
 
-    def dispatch(  # noqa: PLR0913 (the original's)
-        self,
-        x: Tensor | tuple[Tensor, Tensor],
-        handle: Handle | None = None,
-        num_tokens_per_rank: Tensor | None = None,
-        num_tokens_per_rdma_rank: Tensor | None = None,  # noqa: ARG002
-        is_token_in_rank: Tensor | None = None,
-        num_tokens_per_expert: Tensor | None = None,
-        topk_idx: Tensor | None = None,
-        topk_weights: Tensor | None = None,
-        expert_alignment: int = 1,
-        num_worst_tokens: int = 0,
-        config: Config | None = None,
-        previous_event: EventOverlap | None = None,
-        async_finish: bool = False,  # noqa: FBT001, FBT002
-        allocate_on_comm_stream: bool = False,  # noqa: FBT001, FBT002
-    ) -> tuple[
-        Tensor | tuple[Tensor, Tensor],
-        Tensor | None,
-        Tensor | None,
-        list[int] | None,
-        Handle | None,
-        EventOverlap,
-    ]:
+    def dispatch(
+        self, x: _Rows, handle: Handle | None = None, num_tokens_per_rank: Tensor | None = None,
+        num_tokens_per_rdma_rank: Tensor | None = None, is_token_in_rank: Tensor | None = None,
+        num_tokens_per_expert: Tensor | None = None, topk_idx: Tensor | None = None,
+        topk_weights: Tensor | None = None, expert_alignment: int = 1, num_worst_tokens: int = 0,
+        config: Config | None = None, previous_event: EventOverlap | None = None, async_finish: bool = False,
+        allocate_on_comm_stream: bool = False,
+    ) -> _Dispatched:  # fmt: skip
         """Send each token once to every rank that has one of its experts.
 
         x (T, H) bfloat16, or (e4m3 (T, H), scales (T, …) float32 or int32). Returns recv_x like x, rows ordered by
@@ -225,7 +194,7 @@ class Buffer(LowLatencyMethods):
         """
         with self.reporting("dispatch"):
             _check_events(previous_event, async_finish, allocate_on_comm_stream)
-            num_sms = self.get_dispatch_config(self.group_size).num_sms if config is None else config.num_sms
+            num_sms = Buffer.num_sms if config is None else config.num_sms
             if (topk_idx is None) != (topk_weights is None):
                 raise BadCall("give topk_idx and topk_weights together")
             normal = self.normal_mode()
@@ -233,42 +202,42 @@ class Buffer(LowLatencyMethods):
                 refuse("expert_alignment", expert_alignment, "it must be positive")
             if num_worst_tokens < 0:
                 refuse("num_worst_tokens", num_worst_tokens, "it must not be negative")
+        home = x[0].device if isinstance(x, tuple | list) else x.device
         with self.communication.call(previous_event) as call:
             with self.reporting("dispatch"):
                 tokens = take_tokens(x, topk_idx, topk_weights, device=self.transport.device)
                 if handle is not None:
-                    assert topk_idx is None and topk_weights is None, "a handle has the routing already"  # noqa: PT018
+                    assert topk_idx is None, "a handle has the routing already"
                     self._check_handle(handle, tokens=len(tokens.x))
                 else:
                     member = self._routing(
                         tokens, num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert
                     )
-            home = x[0].device if isinstance(x, tuple | list) else x.device
-            results: _Results
+            results: tuple[Any, ...]
             if handle is not None:
                 rows = normal.cached_dispatch(tokens, handle, num_sms=num_sms)
                 results = (_pair(rows, home), None, None, None, None)
             else:
-                assert num_tokens_per_expert is not None, "it was looked at"
-                received = normal.dispatch(
+                assert num_tokens_per_expert is not None, "it was checked"
+                came = normal.dispatch(
                     tokens, member, num_tokens_per_expert, channels=max(num_sms // 2, 1), num_sms=num_sms,
                     rows=num_worst_tokens or None,
                 )  # fmt: skip
-                results = _put_together(received, home, expert_alignment, worst=num_worst_tokens > 0)
+                idx, weights = (
+                    None if each is None else each.to(home)
+                    for each in (came.tokens.topk_idx, came.tokens.topk_weights)
+                )
+                rounded = [-(-each // expert_alignment) * expert_alignment for each in came.expert_counts]
+                counts = [] if num_worst_tokens else rounded
+                results = (_pair(came.tokens, home), idx, weights, counts, came.handle)
             call.keep(tokens.columns(), num_tokens_per_expert, handle, results)
         return (*results, call.ended(asynchronous=async_finish))
 
-    def combine(  # noqa: PLR0913 (the original's)
-        self,
-        x: Tensor,
-        handle: Handle,
-        topk_weights: Tensor | None = None,
-        bias: Tensor | tuple[Tensor, Tensor] | None = None,
-        config: Config | None = None,
-        previous_event: EventOverlap | None = None,
-        async_finish: bool = False,  # noqa: FBT001, FBT002
-        allocate_on_comm_stream: bool = False,  # noqa: FBT001, FBT002
-    ) -> tuple[Tensor, Tensor | None, EventOverlap]:
+    def combine(
+        self, x: Tensor, handle: Handle, topk_weights: Tensor | None = None,
+        bias: Tensor | tuple[Tensor, Tensor] | None = None, config: Config | None = None,
+        previous_event: EventOverlap | None = None, async_finish: bool = False, allocate_on_comm_stream: bool = False,
+    ) -> tuple[Tensor, Tensor | None, EventOverlap]:  # fmt: skip
         """Sum each token's rows over the ranks that received it; no weights are applied.
 
         x (N, H) bfloat16, in the order of what was dispatched. topk_weights (N, K) float32 are summed likewise. bias
@@ -276,27 +245,24 @@ class Buffer(LowLatencyMethods):
         """
         with self.reporting("combine"):
             _check_events(previous_event, async_finish, allocate_on_comm_stream)
-            assert config is None or config.num_sms % 2 == 0, "The SM count must be even"
             num_sms = Buffer.num_sms if config is None else config.num_sms
             normal = self.normal_mode()
         with self.communication.call(previous_event) as call:
             with self.reporting("combine"):
-                check_rows(x, "x", (torch.bfloat16,))
+                check_rows(x, "x", torch.bfloat16)
                 tokens, rows = self._check_handle(handle), normal.rows_of(handle)
                 if len(x) < rows:
-                    refuse(
-                        "x", f"of {len(x)} rows", f"{rows} tokens have come by the dispatch of this handle"
-                    )
+                    allowed = f"{rows} tokens have come by the dispatch of this handle"
+                    refuse("x", f"of {len(x)} rows", allowed)
                 columns = [self._here(x)]
                 if topk_weights is not None:
-                    check_rows(topk_weights, "topk_weights", (torch.float32,), alignment=4)
+                    check_rows(topk_weights, "topk_weights", torch.float32, alignment=4)
                     if len(topk_weights) != len(x):
                         refuse("topk_weights", f"of {len(topk_weights)} rows", f"x has {len(x)}")
                     columns.append(self._here(topk_weights))
                 biases = [self._here(each) for each in check_biases(bias, (tokens, x.shape[1]))]
-            combined = [
-                each.to(x.device) for each in normal.combine(columns, handle, biases, num_sms=num_sms)
-            ]
+            sums = normal.combine(columns, handle, biases, num_sms=num_sms)
+            combined = [each.to(x.device) for each in sums]
             call.keep(columns, biases, handle, combined)
         weights = combined[1] if len(combined) > 1 else None
         return combined[0], weights, call.ended(asynchronous=async_finish)
@@ -311,12 +277,12 @@ class Buffer(LowLatencyMethods):
 
     # -- parts --
 
-    def _open(self, members: Members, num_bytes: int, **options: Any) -> Link:
-        return choose.open_transport(members, num_bytes, **options)
+    def _open(self, ranks: Bootstrap, num_bytes: int, **options: Any) -> Link:
+        return choose.open_transport(ranks, num_bytes, **options)
 
     @contextmanager
     def reporting(self, call: str) -> Iterator[None]:
-        """Arguments are looked at inside. If they are refused, the others learn it where they wait for this rank."""
+        """Check arguments inside. If they are refused, this is reported to the ranks that wait for this one."""
         try:
             yield
         except (ValueError, TypeError, AssertionError) as error:
@@ -324,7 +290,7 @@ class Buffer(LowLatencyMethods):
                 self._normal.refuse(error, call)
             raise
 
-    def normal_mode(self) -> Normal:
+    def normal_mode(self) -> Dispatcher:
         """What does the work of dispatch and combine. Raises: BadCall, without memory for it."""
         if self._normal is None:
             raise BadCall("this buffer has no memory for normal mode: make it with num_nvl_bytes")
@@ -345,95 +311,50 @@ class Buffer(LowLatencyMethods):
         return x.to(self.transport.device)
 
     def _routing(
-        self,
-        tokens: Tokens,
-        per_rank: Tensor | None,
-        is_token_in_rank: Tensor | None,
-        per_expert: Tensor | None,
+        self, tokens: Tokens, per_rank: Tensor | None, in_rank: Tensor | None, per_expert: Tensor | None
     ) -> Tensor:
-        """Which token goes to which rank."""
+        """Which token goes to which rank, checked against the counts."""
         assert per_rank is not None, "without a handle, give num_tokens_per_rank"
-        assert is_token_in_rank is not None, "without a handle, give is_token_in_rank"
+        assert in_rank is not None, "without a handle, give is_token_in_rank"
         assert per_expert is not None, "without a handle, give num_tokens_per_expert"
-        member = self._here(is_token_in_rank)
-        self._check_layout(len(tokens.x), member, per_rank, per_expert)
-        if tokens.topk_idx is not None:
-            layout.check_indices(tokens.topk_idx, len(per_expert))
-        return member
-
-    def _check_layout(self, tokens: int, member: Tensor, per_rank: Tensor, per_expert: Tensor) -> None:
-        ranks = self.group_size
-        if member.dtype != torch.bool or tuple(member.shape) != (tokens, ranks) or not member.is_contiguous():
-            refuse("is_token_in_rank", f"{member.dtype} of shape {tuple(member.shape)}",
-                   f"it must be a contiguous torch.bool of shape {(tokens, ranks)}")  # fmt: skip
-        for name, counts, length in (
-            ("num_tokens_per_rank", per_rank, ranks),
-            ("num_tokens_per_expert", per_expert, None),
-        ):
-            if (
-                counts.dtype != torch.int32
-                or counts.dim() != 1
-                or (length is not None and len(counts) != length)
-            ):
-                refuse(
-                    name,
-                    f"{counts.dtype} of shape {tuple(counts.shape)}",
-                    "give what get_dispatch_layout returned",
-                )
-        layout.check_experts(len(per_expert), ranks)
-        if len(per_expert) > EXPERTS_PER_RANK_MAX * ranks:
-            refuse("num_experts", len(per_expert), f"a rank has at most {EXPERTS_PER_RANK_MAX}")
-        if self.transport.device.type == "cpu" and not torch.equal(
-            member.sum(0, dtype=torch.int32), per_rank.cpu()
-        ):
+        ranks, experts = self.group_size, per_expert.numel()
+        check_tensor(in_rank, "is_token_in_rank", (torch.bool,), (len(tokens.x), ranks))
+        check_tensor(per_rank, "num_tokens_per_rank", (torch.int32,), (ranks,))
+        check_tensor(per_expert, "num_tokens_per_expert", (torch.int32,), (experts,))
+        layout.check_experts(experts, ranks)
+        if experts > EXPERTS_PER_RANK_MAX * ranks:
+            refuse("num_experts", experts, f"a rank has at most {EXPERTS_PER_RANK_MAX}")
+        member = self._here(in_rank)
+        if member.device.type == "cpu" and not torch.equal(member.sum(0, dtype=torch.int32), per_rank.cpu()):
             refuse("num_tokens_per_rank", per_rank.tolist(), "is_token_in_rank says otherwise")
+        if tokens.topk_idx is not None:
+            layout.check_indices(tokens.topk_idx, experts)
+        return member
 
 
 def get_physical_domain_size(group: dist.ProcessGroup) -> tuple[int, int]:
     """Nodes, and ranks of each: hosts, if they have equally many ranks one after the other. All ranks call it."""
-    size = node_size(GroupMembers(group))
-    return group.size() // size, size
+    ranks = GroupBootstrap(group)
+    hosts = ranks.gather(ranks.host)
+    size = hosts.count(hosts[0])
+    in_order = all(len(set(hosts[start : start + size])) == 1 for start in range(0, len(hosts), size))
+    if len(hosts) % size or not in_order or len(set(hosts)) != len(hosts) // size:
+        size = len(hosts)
+    return len(hosts) // size, size
 
 
-def get_logical_domain_size(
-    group: dist.ProcessGroup,
-    allow_hybrid_mode: bool = True,  # noqa: FBT001, FBT002, ARG001 (the original's)
-) -> tuple[int, int]:
+def get_logical_domain_size(group: dist.ProcessGroup, allow_hybrid_mode: bool = True) -> tuple[int, int]:
     """Groups between which rows take two hops, and ranks of each: one, as all rows go directly."""
     return 1, group.size()
 
 
-def node_size(members: Members) -> int:
-    """Ranks of a node: those of a host, if hosts have equally many, one after the other; else all."""
-    ranks = members.size
-    hosts = members.gather(members.host)
-    size = hosts.count(hosts[0])
-    in_order = all(len(set(hosts[start : start + size])) == 1 for start in range(0, ranks, size))
-    return size if ranks % size == 0 and in_order and len(set(hosts)) == ranks // size else ranks
-
-
-def _check_events(previous_event: EventOverlap | None, async_finish: bool, allocate: bool) -> None:  # noqa: FBT001
-    if allocate:
-        assert previous_event is not None and async_finish, (  # noqa: PT018
-            "allocate_on_comm_stream needs previous_event and async_finish"
-        )
-
-
-_Results: TypeAlias = tuple[
-    Tensor | tuple[Tensor, Tensor], Tensor | None, Tensor | None, list[int] | None, Handle | None
-]
-
-
-def _put_together(received: Received, home: torch.device, alignment: int, *, worst: bool) -> _Results:
-    tokens = received.tokens
-    counts = [] if worst else [-(-each // alignment) * alignment for each in received.expert_counts]
-    idx, weights = (
-        None if each is None else each.to(home) for each in (tokens.topk_idx, tokens.topk_weights)
+def _check_events(previous_event: EventOverlap | None, async_finish: bool, allocate: bool) -> None:
+    assert not allocate or (previous_event is not None and async_finish), (
+        "allocate_on_comm_stream needs previous_event and async_finish"
     )
-    return _pair(tokens, home), idx, weights, counts, received.handle
 
 
-def _pair(tokens: Tokens, home: torch.device) -> Tensor | tuple[Tensor, Tensor]:
+def _pair(tokens: Tokens, home: torch.device) -> _Rows:
     x = tokens.x.to(home)
     return x if tokens.scales is None else (x, tokens.scales.to(home))
 

@@ -1,6 +1,6 @@
-"""What travels in fewer bytes than BF16: e4m3 with a scale for 128 channels, and LogFMT with ten bits a channel.
+"""Formats of fewer bytes than BF16: e4m3 with a scale for 128 channels, and LogFMT with ten bits a channel.
 
-The torch reference of the casts that the kernels make on the way. All look at blocks of 128 neighbours of a row.
+The torch reference of the casts that the kernels make on the way. All are of blocks of 128 neighbours of a row.
 
 FP8      amax = max(largest magnitude, 1e-4); value = e4m3(x · (448 / amax)), scale = amax / 448, or the next power of
          two (`round_scale`), whose exponent can be packed, four in an int32 (`use_ue8m0`).
@@ -19,8 +19,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ..kernels.errors import BadType, refuse
-from ..kernels.quantize import (
+from ...kernels.errors import BadType, refuse
+from ...kernels.quantize import (
     BLOCK,
     FP8,
     FP8_MAX,
@@ -28,10 +28,10 @@ from ..kernels.quantize import (
     ceil_to_ue8m0,
     pack_ue8m0_to_int,
     unpack_ue8m0_from_int,
-)
+)  # fmt: skip
 
 LOG_RANGE: Final = (
-    32.0  # powers of two between the largest and the smallest magnitude of a block that are told apart
+    32.0  # powers of two between the largest and the smallest magnitude that a block distinguishes
 )
 LOG_CODES: Final = 511  # 1 … 511: what nine bits hold beside the zero
 LOG_STEPS: Final = LOG_CODES - 1

@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-
 from expert_fuzz import check_low_latency, check_normal, random_call
 from expert_inputs import Call, inputs
+from torch import Tensor
+
 from luciola.plugins.compat.deep_ep.utils.math import calc_diff, per_token_cast_back
-from luciola.plugins.deepep.buffer import Buffer
-from luciola.plugins.deepep.failure import CommunicationError
+from luciola.plugins.deepep import Buffer, CommunicationError
 from luciola.plugins.deepep.low_latency import reference
+from luciola.plugins.deepep.low_latency.layout import Received
 from luciola.plugins.deepep.low_latency.mode import Dispatched, LowLatency, size_hint
-from luciola.plugins.deepep.quantize import cast_from_fp8
+from luciola.plugins.deepep.low_latency.quantize import cast_from_fp8
+from luciola.plugins.deepep.transport.bootstrap import GroupBootstrap
 from luciola.plugins.deepep.transport.choose import open_transport
-from luciola.plugins.deepep.transport.members import GroupMembers
 from luciola.plugins.kernels.layers import using_layer
 
 STORE: list[dist.Store] = []
@@ -42,7 +42,11 @@ def opened(
 ) -> LowLatency:
     """Low-latency mode between all ranks."""
     transport = open_transport(
-        GroupMembers(dist.group.WORLD), num_bytes, device=torch.device(device), name=name, timeout_s=timeout_s
+        GroupBootstrap(dist.group.WORLD),
+        num_bytes,
+        device=torch.device(device),
+        name=name,
+        timeout_s=timeout_s,
     )
     return LowLatency(transport, num_bytes=num_bytes, shrink=shrink)
 
@@ -78,7 +82,7 @@ def check_call(mode: LowLatency, call: Call) -> None:
     assert bool((error <= expected.float().abs() / 64 + 1 / 128).all()), f"combine is wrong by {error.max()}"
 
 
-def check_received(got: Dispatched, wanted: reference.Received, stats: Tensor, *, fp8: bool) -> None:
+def check_received(got: Dispatched, wanted: Received, stats: Tensor, *, fp8: bool) -> None:
     """What dispatch returned, bit for bit; `stats` were 3 before."""
     given, scales = got.x if isinstance(got.x, tuple) else (got.x, None)
     assert (scales is not None) == fp8

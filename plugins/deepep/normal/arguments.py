@@ -1,17 +1,19 @@
-"""Checks of what dispatch and combine are given, the same for `Buffer` and `ElasticBuffer`."""
+"""Checks of what dispatch and combine are given, the same for all modes."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from ..kernels.errors import BadType, refuse
-from ..kernels.quantize import FP8
-from .normal.tokens import Tokens
+from ...kernels.errors import BadType, refuse
+from ...kernels.quantize import FP8
+from .tokens import Tokens
 
 ROW_ALIGNMENT: Final = 16
 """The original moves rows in pieces of so many bytes."""
 TOPK_MAX: Final = 32
+EXPERTS_PER_RANK_MAX: Final = 1024
 
 
 def take_tokens(
@@ -19,7 +21,7 @@ def take_tokens(
 ) -> Tokens:
     """What is dispatched, checked and brought to a device."""
     values, scales = x if isinstance(x, tuple | list) else (x, None)
-    check_rows(values, "x", (torch.bfloat16,) if scales is None else (FP8,), alignment=ROW_ALIGNMENT)
+    check_rows(values, "x", torch.bfloat16 if scales is None else FP8)
     if scales is not None:
         if scales.dtype not in {torch.float32, torch.int32}:
             raise BadType(f"scales are {scales.dtype}; they must be torch.float32 or torch.int32")
@@ -27,7 +29,7 @@ def take_tokens(
             refuse("scales", f"of shape {tuple(scales.shape)}", f"x has {len(values)} rows")
         scales = scales.view(len(scales), -1) if scales.dim() == 1 else scales
     if topk_weights is not None:
-        check_rows(topk_weights, "topk_weights", (torch.float32,), alignment=4)
+        check_rows(topk_weights, "topk_weights", torch.float32, alignment=4)
     if topk_idx is not None:
         shape = None if topk_weights is None else tuple(topk_weights.shape)
         if len(values) != len(topk_idx) or shape not in {None, tuple(topk_idx.shape)}:
@@ -39,20 +41,33 @@ def take_tokens(
     return Tokens(*(None if each is None else each.to(device) for each in given))  # type: ignore[arg-type]
 
 
-def check_rows(
-    x: Tensor, name: str, dtypes: tuple[torch.dtype, ...], *, alignment: int = ROW_ALIGNMENT
-) -> None:
-    """Contiguous rows of one of the types, in whole pieces of `alignment` bytes."""
-    if x.dtype not in dtypes:
-        raise BadType(f"{name} is {x.dtype}; it must be {' or '.join(map(str, dtypes))}")
+def check_rows(x: Tensor, name: str, dtype: torch.dtype, *, alignment: int = ROW_ALIGNMENT) -> None:
+    """Contiguous rows of a type, in whole pieces of `alignment` bytes."""
+    if x.dtype != dtype:
+        raise BadType(f"{name} is {x.dtype}; it must be {dtype}")
     if x.dim() != 2 or not x.is_contiguous():
-        refuse(
-            name,
-            f"of shape {tuple(x.shape)} and strides {x.stride()}",
-            "it must be contiguous and have two dimensions",
-        )
+        given = f"of shape {tuple(x.shape)} and strides {x.stride()}"
+        refuse(name, given, "it must be contiguous and have two dimensions")
     if x.shape[1] == 0 or x.shape[1] * x.element_size() % alignment:
         refuse(name, f"of {x.shape[1]} columns", f"a row must be a multiple of {alignment} bytes")
+
+
+def check_tensor(
+    x: Tensor | None,
+    name: str,
+    dtypes: Sequence[torch.dtype],
+    shape: tuple[int, ...],
+    *,
+    strided: bool = False,
+) -> None:
+    """Absent, or of one of the types and the shape, and contiguous; `strided`: each row is."""
+    if x is None:
+        return
+    if x.dtype not in dtypes:
+        raise BadType(f"{name} is {x.dtype}; it must be {' or '.join(map(str, dtypes))}")
+    contiguous = x.stride(-1) == 1 if strided else x.is_contiguous()
+    if tuple(x.shape) != shape or not contiguous:
+        refuse(name, f"of shape {tuple(x.shape)}", f"it must be {shape}, contiguous")
 
 
 def check_biases(bias: Tensor | tuple[Tensor, ...] | None, shape: tuple[int, int]) -> list[Tensor]:
@@ -61,10 +76,18 @@ def check_biases(bias: Tensor | tuple[Tensor, ...] | None, shape: tuple[int, int
     if len(given) > 2:
         refuse("bias", f"of {len(given)} tensors", "give one or two")
     for each in given:
-        check_rows(each, "bias", (torch.bfloat16,))
+        check_rows(each, "bias", torch.bfloat16)
         if tuple(each.shape) != shape:
             refuse("bias", f"of shape {tuple(each.shape)}", f"it must be {shape}")
     return given
 
 
-__all__ = ["ROW_ALIGNMENT", "TOPK_MAX", "check_biases", "check_rows", "take_tokens"]
+__all__ = [
+    "EXPERTS_PER_RANK_MAX",
+    "ROW_ALIGNMENT",
+    "TOPK_MAX",
+    "check_biases",
+    "check_rows",
+    "check_tensor",
+    "take_tokens",
+]

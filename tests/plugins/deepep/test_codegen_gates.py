@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(Path(__file__).parents[2])}
+ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 NAMES = (
     "signal-next wait-next wait-drop slots layout reduce reduce-named "
@@ -36,7 +36,9 @@ def in_a_process(*arguments):
 @pytest.fixture(scope="module")
 def started(two_at_once: Executor) -> dict[str, Callable]:
     """What each process will say."""
-    good, bad = (str(Path(__file__).with_name(name)) for name in ("machine.py", "bad_kernels.py"))
+    good, bad = (
+        str(Path(__file__).with_name("support") / name) for name in ("codegen_gates.py", "bad_kernels.py")
+    )
     commands = {"even": (good, "0"), "odd": (good, "1"), "bad": (bad,)}
     return {name: two_at_once.submit(in_a_process, *each).result for name, each in commands.items()}
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-
 from low_latency_cases import (
     expert_fuzz,
     low_latency_between_hosts,
@@ -21,10 +20,11 @@ from low_latency_cases import (
     low_latency_shrinking,
     low_latency_two_alive,
 )
-from luciola.plugins.deepep.failure import CommunicationError
-from luciola.plugins.deepep.transport.choose import open_transport
-from luciola.plugins.deepep.transport.members import GroupMembers
 from moe_cases import moe_decoding, moe_gradients, moe_loading
+
+from luciola.plugins.deepep import CommunicationError
+from luciola.plugins.deepep.transport.bootstrap import GroupBootstrap
+from luciola.plugins.deepep.transport.choose import open_transport
 
 STORE: list[dist.Store] = []
 """That of this case, without any prefix."""
@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 def transport(name: str, *, num_bytes: int = 4096, timeout_s: float = 60.0) -> Any:
     """One that connects all ranks."""
     return open_transport(
-        GroupMembers(dist.group.WORLD), num_bytes, device=CPU, name=name, timeout_s=timeout_s
+        GroupBootstrap(dist.group.WORLD), num_bytes, device=CPU, name=name, timeout_s=timeout_s
     )
 
 

@@ -1,12 +1,11 @@
 """The methods of `Buffer` for low-latency mode, with the original's names, arguments, results and assertions."""
 
-import torch.distributed as dist
 from torch import Tensor
 
 from ...kernels.errors import BadCall
-from ..event import CommunicationStream
+from ..low_latency.mode import Combined, Dispatched, Handle, LowLatency, size_hint
+from ..transport.event import CommunicationStream
 from ..transport.interface import Link, Transport
-from .mode import Combined, Dispatched, Handle, LowLatency, size_hint
 
 
 class LowLatencyMethods:
@@ -17,7 +16,6 @@ class LowLatencyMethods:
     num_rdma_bytes: int
     low_latency_mode: bool
     enable_shrink: bool
-    group: dist.ProcessGroup | None
     communication: CommunicationStream
     _mode: LowLatency | None = None
 
@@ -28,58 +26,34 @@ class LowLatencyMethods:
         """Bytes for `num_rdma_bytes`, so that calls of these sizes fit."""
         return size_hint(num_max_dispatch_tokens_per_rank, hidden, num_ranks, num_experts)
 
-    def low_latency_dispatch(  # noqa: PLR0913 (the original's)
-        self,
-        x: Tensor,
-        topk_idx: Tensor,
-        num_max_dispatch_tokens_per_rank: int,
-        num_experts: int,
+    def low_latency_dispatch(
+        self, x: Tensor, topk_idx: Tensor, num_max_dispatch_tokens_per_rank: int, num_experts: int,
         cumulative_local_expert_recv_stats: Tensor | None = None,
-        dispatch_wait_recv_cost_stats: Tensor | None = None,
-        use_fp8: bool = True,  # noqa: FBT001, FBT002
-        round_scale: bool = False,  # noqa: FBT001, FBT002
-        use_ue8m0: bool = False,  # noqa: FBT001, FBT002
-        async_finish: bool = False,  # noqa: FBT001, FBT002
-        return_recv_hook: bool = False,  # noqa: FBT001, FBT002
-    ) -> Dispatched:
+        dispatch_wait_recv_cost_stats: Tensor | None = None, use_fp8: bool = True, round_scale: bool = False,
+        use_ue8m0: bool = False, async_finish: bool = False, return_recv_hook: bool = False,
+    ) -> Dispatched:  # fmt: skip
         """Send each token to each of its experts.
 
         x (T, H) bfloat16, T at most N = num_max_dispatch_tokens_per_rank; topk_idx (T, K) int64, -1 for no expert.
         Returns (recv_x, recv_count, handle, event, hook) for the e experts of this rank and R ranks:
         recv_x (e, R · N, H) bfloat16, or e4m3 and scales (e, R · N, H / 128) float32 (int32, (…, H / 512), with
-        use_ue8m0) whose rows lie next to each other, as DeepGEMM wants them; rows beyond recv_count (e,) int32 hold
+        use_ue8m0) whose rows are next to each other, as DeepGEMM wants them; rows beyond recv_count (e,) int32 hold
         anything. handle: source tokens (e, R · N) int32, ranges (e, R) int64 of begin << 32 | count, N, H, experts.
         `cumulative_local_expert_recv_stats` (e,) int32 grows by recv_count, `dispatch_wait_recv_cost_stats` (R,) int64
         by the nanoseconds that each rank was waited for. With `return_recv_hook`, only sends; hook() receives.
         At most two results of this mode may be alive.
         """
         return self._low_latency().dispatch(
-            x,
-            topk_idx,
-            num_max_dispatch_tokens_per_rank,
-            num_experts,
-            stats=cumulative_local_expert_recv_stats,
-            wait_costs=dispatch_wait_recv_cost_stats,
-            use_fp8=use_fp8,
-            round_scale=round_scale,
-            use_ue8m0=use_ue8m0,
-            async_finish=async_finish,
-            return_recv_hook=return_recv_hook,
-        )
+            x, topk_idx, num_max_dispatch_tokens_per_rank, num_experts, stats=cumulative_local_expert_recv_stats,
+            wait_costs=dispatch_wait_recv_cost_stats, use_fp8=use_fp8, round_scale=round_scale, use_ue8m0=use_ue8m0,
+            async_finish=async_finish, return_recv_hook=return_recv_hook,
+        )  # fmt: skip
 
-    def low_latency_combine(  # noqa: PLR0913 (the original's)
-        self,
-        x: Tensor,
-        topk_idx: Tensor,
-        topk_weights: Tensor,
-        handle: Handle,
-        use_logfmt: bool = False,  # noqa: FBT001, FBT002
-        zero_copy: bool = False,  # noqa: FBT001, FBT002
-        async_finish: bool = False,  # noqa: FBT001, FBT002
-        return_recv_hook: bool = False,  # noqa: FBT001, FBT002
-        out: Tensor | None = None,
-        combine_wait_recv_cost_stats: Tensor | None = None,
-    ) -> Combined:
+    def low_latency_combine(
+        self, x: Tensor, topk_idx: Tensor, topk_weights: Tensor, handle: Handle, use_logfmt: bool = False,
+        zero_copy: bool = False, async_finish: bool = False, return_recv_hook: bool = False,
+        out: Tensor | None = None, combine_wait_recv_cost_stats: Tensor | None = None,
+    ) -> Combined:  # fmt: skip
         """Bring the experts' answers back and sum them up, times the weights.
 
         x (e, R · N, H) bfloat16, rows as dispatched; topk_idx (T, K) int64 and topk_weights (T, K) float32 of this
@@ -88,17 +62,9 @@ class LowLatencyMethods:
         `use_logfmt`: ten bits a channel travel.
         """
         return self._low_latency().combine(
-            x,
-            topk_idx,
-            topk_weights,
-            handle,
-            use_logfmt=use_logfmt,
-            zero_copy=zero_copy,
-            async_finish=async_finish,
-            return_recv_hook=return_recv_hook,
-            out=out,
-            wait_costs=combine_wait_recv_cost_stats,
-        )
+            x, topk_idx, topk_weights, handle, use_logfmt=use_logfmt, zero_copy=zero_copy, async_finish=async_finish,
+            return_recv_hook=return_recv_hook, out=out, wait_costs=combine_wait_recv_cost_stats,
+        )  # fmt: skip
 
     def clean_low_latency_buffer(
         self, num_max_dispatch_tokens_per_rank: int, hidden: int, num_experts: int
@@ -110,16 +76,16 @@ class LowLatencyMethods:
         """Where the next `low_latency_combine(zero_copy=True)` takes x from: (e, R · N, H) bfloat16."""
         return self._low_latency().next_combine_buffer(handle)
 
-    def low_latency_update_mask_buffer(self, rank_to_mask: int, mask: bool = False) -> None:  # noqa: FBT001, FBT002
-        """Excludes a rank from this rank's calls (mask=True), or includes it again."""
+    def low_latency_update_mask_buffer(self, rank_to_mask: int, mask: bool = False) -> None:
+        """Exclude a rank from this rank's calls (mask=True), or include it again."""
         self._low_latency().update_mask(rank_to_mask, masked=mask)
 
     def low_latency_query_mask_buffer(self, mask_status: Tensor) -> None:
-        """Fills mask_status (R,) int32: 1 for ranks that are left out, because they were masked or did not come."""
+        """Fill mask_status (R,) int32: 1 for ranks that are left out, because they were masked or did not come."""
         self._low_latency().query_mask(mask_status)
 
     def low_latency_clean_mask_buffer(self) -> None:
-        """All ranks take part again."""
+        """Let all ranks take part again."""
         self._low_latency().clean_mask()
 
     def _low_latency(self) -> LowLatency:
@@ -132,12 +98,9 @@ class LowLatencyMethods:
                     f"low-latency mode needs the memory of all ranks, those of one node; this is {self.transport}"
                 )
             self._mode = LowLatency(
-                self.transport,
-                stream=self.communication,
-                base=self.num_nvl_bytes,
-                num_bytes=self.num_rdma_bytes,
+                self.transport, stream=self.communication, base=self.num_nvl_bytes, num_bytes=self.num_rdma_bytes,
                 shrink=self.enable_shrink,
-            )
+            )  # fmt: skip
         return self._mode
 
 

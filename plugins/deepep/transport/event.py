@@ -19,7 +19,7 @@ class EventHandle:
             self.event.record()
 
     def current_stream_wait(self) -> None:
-        """The current stream goes on after this point."""
+        """The current stream continues after this point."""
         if self.event is not None:
             torch.cuda.current_stream().wait_event(self.event)
 
@@ -40,7 +40,7 @@ class EventOverlap:
         self._hooks: list[Callable[[], None]] = []
 
     def current_stream_wait(self, release_handle: bool = False) -> None:  # noqa: FBT001, FBT002 (the original's)
-        """The current stream goes on after the event."""
+        """The current stream continues after the event."""
         assert self.event is not None, "the call was not asynchronous: it has no event to wait for"
         self.event.current_stream_wait()
         if release_handle:
@@ -110,7 +110,7 @@ class Call:
         self._stream = stream
 
     def keep(self, *values: Any) -> None:
-        """Tensors that the call reads or returns, also inside tuples and lists."""
+        """Remember tensors that the call reads or returns, also inside tuples and lists."""
         for value in values if self._stream is not None else ():
             if isinstance(value, Tensor):
                 self.tensors += [value] if value.is_cuda else []
@@ -118,7 +118,7 @@ class Call:
                 self.keep(*value)
 
     def ended(self, *, asynchronous: bool) -> EventOverlap:
-        """The event of the call; or none, and the current stream goes on after it."""
+        """The event of the call; or none, and the current stream continues after it."""
         if asynchronous:
             return EventOverlap(self.event or EventHandle(), tuple(self.tensors))
         if self.event is not None:
@@ -127,7 +127,7 @@ class Call:
 
 
 def wait_for(event: Event) -> None:
-    """The current stream goes on after an event, if there is one."""
+    """The current stream continues after an event, if there is one."""
     known = _handle_of(event)
     if known is not None:
         known.current_stream_wait()

@@ -22,9 +22,8 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor
 
-from luciola.plugins.deepep.low_latency import launch
-from luciola.plugins.deepep.low_latency.launch import Places
-from luciola.plugins.deepep.low_latency.layout import Layout
+from luciola.plugins.deepep.low_latency.launch import KernelOps
+from luciola.plugins.deepep.low_latency.layout import Layout, Received
 from luciola.plugins.deepep.normal import launch as normal
 from luciola.plugins.deepep.transport import kernel as flags
 from luciola.plugins.deepep.transport.device import WARPS
@@ -177,14 +176,12 @@ def cases() -> Iterator[Case]:
     yield Case("slots", "slot_kernel", lambda: dispatch_send(fp8=False), ordered)
     yield Case("dispatch-send-bf16", "dispatch_send_kernel", lambda: dispatch_send(fp8=False))
     yield Case("dispatch-send-fp8", "dispatch_send_kernel", lambda: dispatch_send(fp8=True))
-    yield Case("dispatch-receive-bf16", "dispatch_receive_kernel", lambda: dispatch_receive(None))
-    yield Case("dispatch-receive-ue8m0", "dispatch_receive_kernel", lambda: dispatch_receive(torch.int32))
-    for logfmt in (False, True):
-        kind = "logfmt" if logfmt else "bf16"
-        yield Case(f"combine-send-{kind}", "combine_send_kernel", _combine(launch_send=True, logfmt=logfmt))
-        yield Case(
-            f"combine-receive-{kind}", "combine_receive_kernel", _combine(launch_send=False, logfmt=logfmt)
-        )
+    yield Case("dispatch-receive-bf16", "dispatch_receive_kernel", lambda: dispatch_receive(fp8=False))
+    yield Case("dispatch-receive-ue8m0", "dispatch_receive_kernel", lambda: dispatch_receive(fp8=True))
+    yield Case("combine-send-bf16", "combine_send_kernel", lambda: combine_send(logfmt=False))
+    yield Case("combine-send-logfmt", "combine_send_kernel", lambda: combine_send(logfmt=True))
+    yield Case("combine-receive-bf16", "combine_receive_kernel", lambda: combine_receive(logfmt=False))
+    yield Case("combine-receive-logfmt", "combine_receive_kernel", lambda: combine_receive(logfmt=True))
 
 
 def compile_one(case: Case) -> Report:
@@ -204,8 +201,8 @@ def _layout() -> None:
     normal.layout(_meta(_TOKENS, 8, dtype=torch.int64), 256, _RANKS)
 
 
-def _kernels() -> normal.Kernels:
-    return normal.Kernels(cast("Transport", _Meta()), _long(_RANKS), 20)  # all that it needs
+def _kernels() -> normal.RowKernels:
+    return normal.RowKernels(cast("Transport", _Meta()), _long(_RANKS), 20)  # all that it needs
 
 
 def _reduce(*, named: bool) -> None:
@@ -267,39 +264,31 @@ def _wait(*, counted: bool, drop: bool = False) -> Callable[[], None]:
 def dispatch_send(*, fp8: bool) -> None:
     """128 tokens of the original's test."""
     x = _meta(128, LAYOUT.hidden, dtype=torch.bfloat16)
-    launch.dispatch_send(LAYOUT, PLACES, 0, x, _long(128, TOPK), rank=1, fp8=fp8, round_scale=fp8)
+    _ops().dispatch_send(0, x, _long(128, TOPK), fp8=fp8, round_scale=fp8)
 
 
-def dispatch_receive(scale: torch.dtype | None) -> None:
-    """Into outputs with scales of a type, or without."""
-    local, rows = LAYOUT.local, LAYOUT.rows
-    width = LAYOUT.groups // (4 if scale == torch.int32 else 1)
-    launch.dispatch_receive(
-        LAYOUT, PLACES, 0, rank=1,
-        rows=_meta(local, rows, LAYOUT.hidden, dtype=torch.bfloat16 if scale is None else torch.float8_e4m3fn),
-        scales=None if scale is None else _meta(local, width, rows, dtype=scale).mT,
-        source_tokens=_int(local, rows), ranges=_long(local, _RANKS), recv_counts=_int(local), stats=_int(local),
-    )  # fmt: skip
+def dispatch_receive(*, fp8: bool) -> None:
+    """Into rows of BF16, or FP8 with packed exponents."""
+    _ops().dispatch_receive(0, Received.empty(LAYOUT, "meta", fp8=fp8, use_ue8m0=fp8), _int(LAYOUT.local))
 
 
-def _combine(*, launch_send: bool, logfmt: bool) -> Callable[[], None]:
-    local, rows = LAYOUT.local, LAYOUT.rows
+def combine_send(*, logfmt: bool) -> None:
+    """Rows of every expert."""
+    rows = Received.empty(LAYOUT, "meta", fp8=False)
+    _ops().combine_send(0, rows.rows, ranges=rows.ranges, source_tokens=rows.source_tokens, logfmt=logfmt)
 
-    def send() -> None:
-        x = _meta(local, rows, LAYOUT.hidden, dtype=torch.bfloat16)
-        launch.combine_send(
-            LAYOUT, PLACES, 0, x,
-            ranges=_long(local, _RANKS), source_tokens=_int(local, rows), rank=1, logfmt=logfmt,
-        )  # fmt: skip
 
-    def receive() -> None:
-        launch.combine_receive(
-            LAYOUT, PLACES, 0, rank=1,
-            topk=_long(128, TOPK), weights=_meta(128, TOPK, dtype=torch.float32),
-            out=_meta(128, LAYOUT.hidden, dtype=torch.bfloat16), logfmt=logfmt,
-        )  # fmt: skip
+def combine_receive(*, logfmt: bool) -> None:
+    """Sums of 128 tokens."""
+    out, weights = (
+        _meta(128, LAYOUT.hidden, dtype=torch.bfloat16),
+        _meta(128, TOPK, dtype=torch.float32),
+    )
+    _ops().combine_receive(0, topk=_long(128, TOPK), weights=weights, out=out, logfmt=logfmt)
 
-    return send if launch_send else receive
+
+def _ops() -> KernelOps:
+    return KernelOps(LAYOUT, 1, _long(_RANKS), _int(_RANKS), _int(1))
 
 
 def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -325,8 +314,6 @@ def _loops(found: list[Instruction]) -> Iterator[list[Instruction]]:
         if target is not None and target < each.address:
             yield [other for other in found[: place + 1] if other.address >= target]
 
-
-PLACES: Final = Places(_long(_RANKS), _int(_RANKS), _int(1))
 
 if __name__ == "__main__":
     chosen = list(cases())[int(sys.argv[1]) :: 2]

@@ -1,13 +1,13 @@
 """`Config`: the original's tuning knobs of normal mode, and how much memory a buffer needs.
 
-Chunk sizes of the original's queues change nothing and are kept for callers that set them. `num_sms` says how many
-programs move data.
+`num_sms` is how many programs move data. Chunk sizes of the original's queues change the hints of `get_*_size_hint` and
+nothing else.
 """
 
 from dataclasses import dataclass
 from typing import Final
 
-from ..kernels.errors import refuse
+from ...kernels.errors import refuse
 
 NODE_RANKS: Final = 8
 """Ranks that share NVLink, in the original's size hints."""
@@ -33,7 +33,7 @@ class Config:
                 refuse(f"num_max_{kind}_chunked_send_tokens", send, f"it must be 1 to {receive - 1}")
 
     def get_nvl_buffer_size_hint(self, hidden_bytes: int, num_ranks: int) -> int:
-        """Bytes for `num_nvl_bytes`: the original's worst case of its queues, which is more than turns need."""
+        """Bytes for `num_nvl_bytes`: the original's worst case of its queues, which is more than is needed here."""
         _check_ranks(num_ranks)
         ranks = min(num_ranks, NODE_RANKS)
         tokens = self._channels * ranks * self.num_max_nvl_chunked_recv_tokens

@@ -1,18 +1,21 @@
-"""Which token goes where, counted from the experts that each token has chosen."""
+"""Which token goes where, counted from the experts that each token has chosen.
+
+A number that is no expert counts as none everywhere; `check_numbers` refuses it on a CPU.
+"""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..kernels.errors import BadType, refuse
-from ..kernels.layers import uses_kernels
+from ...kernels.errors import BadType, refuse
+from ...kernels.layers import uses_kernels
 
 
 @dataclass(frozen=True)
 class DispatchLayout:
     """num_tokens_per_rank (R,) and num_tokens_per_expert (E,), int32; is_token_in_rank (T, R) bool. A token counts once
-    for each rank, however many of its experts are there.
+    for each rank, however many of its experts the rank owns.
     """
 
     num_tokens_per_rank: Tensor
@@ -21,23 +24,24 @@ class DispatchLayout:
 
 
 def count(topk_idx: Tensor, num_experts: int, *, num_ranks: int) -> DispatchLayout:
-    """Shapes: topk_idx (T, K), -1 for no expert."""
+    """Count the tokens of each rank and expert. Shapes: topk_idx (T, K), -1 for no expert."""
     check_experts(num_experts, num_ranks)
     check_indices(topk_idx, num_experts)
     if uses_kernels(topk_idx):
-        from .normal import launch
+        from . import launch
 
         per_rank, per_expert, in_rank = launch.layout(topk_idx, num_experts, num_ranks)
     else:
-        in_rank = members(owners(topk_idx, num_experts // num_ranks), num_ranks)
+        in_rank = members(owners(topk_idx, num_experts, num_ranks), num_ranks)
         per_rank, per_expert = in_rank.sum(0, dtype=torch.int32), expert_counts(topk_idx, num_experts)
     return DispatchLayout(per_rank, per_expert, in_rank)
 
 
-def owners(topk_idx: Tensor, experts_per_rank: int) -> Tensor:
+def owners(topk_idx: Tensor, num_experts: int, ranks: int) -> Tensor:
     """The rank of each expert, -1 for none: (T, K) int64."""
+    assert num_experts % ranks == 0, "each rank owns the same number of experts"
     idx = topk_idx.long()
-    return torch.where(idx >= 0, idx // experts_per_rank, -1)
+    return torch.where(_are_experts(idx, num_experts), idx // (num_experts // ranks), -1)
 
 
 def members(owner: Tensor, ranks: int) -> Tensor:
@@ -49,10 +53,9 @@ def members(owner: Tensor, ranks: int) -> Tensor:
 def expert_counts(topk_idx: Tensor, num_experts: int) -> Tensor:
     """(E,) int32: how many tokens have chosen each expert."""
     idx = topk_idx.long().reshape(-1)
+    idx = torch.where(_are_experts(idx, num_experts), idx, num_experts)
     found = torch.zeros(num_experts + 1, dtype=torch.int32, device=idx.device)
-    return found.index_add_(
-        0, idx.clamp(min=-1) % (num_experts + 1), torch.ones_like(found)[:1].expand(len(idx))
-    )[:-1]
+    return found.scatter_add_(0, idx, torch.ones_like(idx, dtype=torch.int32))[:-1]
 
 
 def own_experts(
@@ -60,7 +63,7 @@ def own_experts(
 ) -> tuple[Tensor, Tensor | None]:
     """Numbers among the experts of `rank`, -1 for those of other ranks, and weights, 0 for those."""
     local = topk_idx - rank * experts_per_rank
-    idx = torch.where((topk_idx >= 0) & (local >= 0) & (local < experts_per_rank), local, -1)
+    idx = torch.where(_are_experts(local, experts_per_rank), local, -1)
     return idx, None if weights is None else torch.where(idx >= 0, weights, 0.0)
 
 
@@ -77,12 +80,9 @@ def heads(member: Tensor, channels: int) -> tuple[Tensor, Tensor]:
 
 
 def by_expert(topk_idx: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """The tokens of each expert in turn, in their order, and how many each has (E,); int64.
-
-    What is no expert is left out.
-    """
+    """The tokens of each expert in turn, in their order, and how many each has (E,); int64."""
     flat = topk_idx.reshape(-1).long()
-    places = torch.nonzero((flat >= 0) & (flat < num_experts)).view(-1)
+    places = torch.nonzero(_are_experts(flat, num_experts)).view(-1)
     chosen = flat[places]
     order = places[chosen.argsort(stable=True)]
     return order // topk_idx.shape[1], torch.bincount(chosen, minlength=num_experts)
@@ -99,20 +99,21 @@ def check_indices(topk_idx: Tensor, num_experts: int) -> None:
     if topk_idx.dtype not in {torch.int64, torch.int32}:
         raise BadType(f"topk_idx is {topk_idx.dtype}; it must be torch.int64 or torch.int32")
     if topk_idx.dim() != 2 or not topk_idx.is_contiguous():
-        refuse(
-            "topk_idx",
-            f"of shape {tuple(topk_idx.shape)} and strides {topk_idx.stride()}",
-            "it must be a contiguous (tokens, top-k)",
-        )
+        given = f"of shape {tuple(topk_idx.shape)} and strides {topk_idx.stride()}"
+        refuse("topk_idx", given, "it must be a contiguous (tokens, top-k)")
     check_numbers(topk_idx, num_experts)
 
 
 def check_numbers(topk_idx: Tensor, num_experts: int) -> None:
-    """Expert numbers, or -1. On a GPU nobody looks: there a number of no expert counts as none."""
+    """Expert numbers, or -1. Not checked on a GPU, where a number that is no expert counts as none."""
     if topk_idx.numel() and topk_idx.device.type == "cpu":
         least, most = (int(each) for each in topk_idx.aminmax())
         if least < -1 or most >= num_experts:
             refuse("topk_idx", f"{least} to {most}", f"experts are 0 to {num_experts - 1}, or -1 for none")
+
+
+def _are_experts(idx: Tensor, num_experts: int) -> Tensor:
+    return (idx >= 0) & (idx < num_experts)
 
 
 __all__ = [

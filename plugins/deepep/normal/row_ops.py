@@ -1,4 +1,4 @@
-"""Rows published, fetched and summed by torch, on a CPU; `launch` has the same by kernels.
+"""Rows published, fetched and summed by torch, on a CPU; `launch` does the same by kernels.
 
 Both read and write the same bytes, so ranks may differ in it.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..transport.interface import Transport
 
 
-class Host:
+class RowOps:
     """Work on the regions of a transport."""
 
     def __init__(self, transport: Transport) -> None:
@@ -19,11 +19,10 @@ class Host:
 
     def heads(self, at: int, width: int) -> Tensor:
         """The int32 words that each rank has at byte `at` of its region: (R, width)."""
-        parts = [region[at : at + 4 * width].view(torch.int32) for region in self._regions()]
-        return torch.stack(parts)
+        return torch.stack([each[at : at + 4 * width].view(torch.int32) for each in self._regions()])
 
     def publish(self, room: Tensor, source: Tensor, limit: Tensor | None = None) -> None:
-        """room[i] = source[i], of integers (T, width), for the first rows; `limit` () says how many."""
+        """room[i] = source[i], of integers (T, width), for the first `limit` () rows, or all."""
         count = len(source) if limit is None else min(int(limit), len(source))
         room[:count] = source[:count]
 
@@ -33,15 +32,14 @@ class Host:
         """source_rows (N,) int32: which token of its source each row is, by the numbers that sources have written.
 
         heads (R, …) begin with each source's tokens and the shape of its call. ends (R,): where each source's rows end.
-        `problem`: address of an int64, see `kernel.place_kernel`; the host has looked at what it would get.
+        `problem`: address of an int64, see `kernel.place_kernel`; on a CPU the caller has compared shapes and counts.
         """
         del shape, problem
-        begin = 0
+        begin, size = 0, self._transport.size
         for region, tokens, end in zip(self._regions(), heads[:, 0].tolist(), ends.tolist(), strict=True):
-            size = 4 * tokens * self._transport.size
-            numbers = region[numbers_at : numbers_at + size].view(torch.int32)
-            mine = numbers.view(tokens, -1)[:, self._transport.rank] if tokens else numbers
-            source_rows[begin:end] = torch.nonzero(mine >= 0).view(-1)[: max(len(source_rows) - begin, 0)]
+            numbers = region[numbers_at : numbers_at + 4 * tokens * size].view(torch.int32).view(tokens, size)
+            rows = torch.nonzero(numbers[:, self._transport.rank] >= 0).view(-1)
+            source_rows[begin:end] = rows[: max(len(source_rows) - begin, 0)]
             begin = end
 
     def fetch(self, out: Tensor, source_rows: Tensor, ends: Tensor, at: int, *, tokens_max: int) -> None:
@@ -80,13 +78,19 @@ def summed(parts: Sequence[Tensor], places: Tensor, weights: Tensor | None = Non
     """Σ over parts p of parts[p][places[t, p]] · weights[t, p], in float32, in this order, rounded once.
 
     Shapes: parts (…, H) of one type, and the result (T, H) of that type; places (T, p), -1 adds nothing; weights (T, p)
-    float32.
+    float32. On a GPU the host does not wait for the device.
     """
+    assert places.shape[1] == len(parts), "a place in each part"
     total = torch.zeros(len(places), parts[0].shape[1], dtype=torch.float32, device=places.device)
     for p, part in enumerate(parts):
-        tokens = torch.nonzero(places[:, p] >= 0).view(-1)
-        values = part[places[tokens, p]].float()
-        total[tokens] += values if weights is None else values * weights[tokens, p].unsqueeze(1)
+        if places.device.type == "cpu":
+            tokens = torch.nonzero(places[:, p] >= 0).view(-1)
+            values = part[places[tokens, p]].float()
+            total[tokens] += values if weights is None else values * weights[tokens, p].unsqueeze(1)
+        elif len(part):
+            values = part[places[:, p].clamp(min=0)].float()
+            values = values if weights is None else values * weights[:, p].unsqueeze(1)
+            total += torch.where(places[:, p].unsqueeze(1) >= 0, values, 0.0)
     return total.to(parts[0].dtype)
 
 
@@ -98,4 +102,4 @@ def words_of(x: Tensor) -> Tensor:
     return x.reshape(-1).view(torch.uint8).view(width).view(len(x), row_bytes // width.itemsize)
 
 
-__all__ = ["Host", "summed", "words_of"]
+__all__ = ["RowOps", "summed", "words_of"]

@@ -8,12 +8,12 @@ import random
 from collections.abc import Sequence
 
 import torch
+from expert_inputs import Call, inputs
 from torch import Tensor
 
-from expert_inputs import Call, inputs
 from luciola.plugins.compat.deep_ep.utils.math import calc_diff
-from luciola.plugins.deepep.buffer import Buffer
-from luciola.plugins.deepep.quantize import cast_from_fp8, cast_to_fp8
+from luciola.plugins.deepep import Buffer
+from luciola.plugins.deepep.low_latency.quantize import cast_from_fp8, cast_to_fp8
 
 HIDDEN = (128, 128, 128, 256, 256, 384, 512, 1024)
 COMBINE_DIFF = {"bf16": 1e-5, "logfmt": 1e-4, "fp8": 9e-4}

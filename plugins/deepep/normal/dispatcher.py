@@ -1,17 +1,16 @@
 """Dispatch and combine through regions that all ranks map.
 
-A rank publishes its rows in its own region, where those take them that they are for: one copy out and one in, however
-many ranks a token goes to. Where the region does not hold all rows, their columns are cut into pieces, and a call takes
-a turn for each: sums stay whole, and the number of turns depends on nothing that only one rank knows.
+A rank publishes its rows in its own region, and each receiver takes those that are for it: one copy out and one in,
+however many ranks a token goes to. Where the region does not hold all rows, their columns are cut into pieces, and a
+call takes a turn for each: sums stay whole, and the number of turns depends on nothing that only one rank knows.
 
     region in a turn    [ facts | heads | numbers of tokens ]   in the first turn of a dispatch
                         [ piece of column 0 | piece of column 1 | … ]   rows_max rows each, 64-byte aligned
 
-    N1  A turn writes the region when all others have taken what the turn before has brought.
+    N1  A turn writes the region when all others have taken the rows of the turn before.
     N2  Rows arrive ordered by (source, token). Sums are made in float32, in the order of ranks, or in the caller's.
-    N3  A dispatch with `rows`, and what follows by its handle, reads no tensor on the host where kernels wait
-        (`DeviceFlags`): it can be captured in a CUDA graph, and replayed by all ranks alike. Other dispatches read the
-        counts of all ranks once.
+    N3  A dispatch with `rows`, and what follows by its handle, reads no tensor on the host where kernels wait: a CUDA
+        graph can capture it, and all ranks replay it alike. Other dispatches read the counts of all ranks once.
     N4  On a CPU the facts of a call are equal on all ranks, or all of them raise RanksDisagree and the next call works.
         On a device this holds for dispatches that read counts; for others a difference, and more tokens than rows, is
         an error of the next call.
@@ -21,11 +20,11 @@ The steps of a call are generators, which pause where a rank would wait for othe
 
 import json
 import zlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, TypeVar
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,12 +32,10 @@ from torch import Tensor
 from ...kernels.errors import BadArgument, refuse
 from ...kernels.layers import layer_for
 from ...kernels.quantize import align
-from .. import layout
-from ..failure import REASON_MAX, CommunicationError, RanksDisagree, refused
-from ..transport.device import DeviceTransport
-from ..transport.flags import HostFlags, open_flags
+from ..transport.errors import REASON_MAX, CommunicationError, RanksDisagree, refused
 from ..transport.interface import Transport
-from .host import Host, words_of
+from . import layout
+from .row_ops import RowOps, words_of
 from .tokens import REFUSED, TEXT_BYTES, Fact, Handle, Received, Tokens, compare
 
 READY: Final = 0
@@ -49,6 +46,7 @@ WORD: Final = 4
 """Bytes of a count."""
 ALIGNMENT: Final = 64
 
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]
 
@@ -63,85 +61,70 @@ class Piece:
     at: int
 
 
-class Mapped:
-    """Dispatch and combine among all ranks of a transport, through the first `num_bytes` of each region."""
+def finish(steps: Steps[Result]) -> Result:
+    """Run to the end, through every pause: flags wait."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+
+def _whole(
+    call: str, steps: Callable[Concatenate["MappedDispatcher", Arguments], Steps[Result]]
+) -> Callable[Concatenate["MappedDispatcher", Arguments], Result]:
+    """The method that runs all steps of a call."""
+
+    def run(self: "MappedDispatcher", /, *args: Arguments.args, **options: Arguments.kwargs) -> Result:
+        with self._all_or_nothing(call):
+            return finish(steps(self, *args, **options))
+
+    return run
+
+
+class MappedDispatcher:
+    """Dispatch and combine among all ranks of a transport, through the first `num_bytes` of each region.
+
+    As `tokens.Dispatcher`. `facts` of a call: more that must be equal on all ranks.
+    """
 
     def __init__(self, transport: Transport, *, num_bytes: int) -> None:
+        assert 0 < num_bytes <= transport.num_bytes, "a part of each region"
         self.transport = transport
         self.me, self.ranks = transport.rank, transport.size
         self._num_bytes = num_bytes
-        self._flags = open_flags(transport)
-        self._compares = not isinstance(transport, DeviceTransport)
-        """Whether all facts of all calls are compared: by the host, in its memory."""
-        self._host = Host(transport)
+        self._text_bytes = TEXT_BYTES if transport.compares else 0
+        self._row_ops = RowOps(transport)
         self._peers = transport.addresses()
         self._problem = torch.zeros(1, dtype=torch.int64, pin_memory=transport.device.type == "cuda")
 
-    # Calls.
-
-    def dispatch(  # noqa: PLR0913 (what a dispatch has)
-        self, tokens: Tokens, member: Tensor, per_expert: Tensor, *, channels: int, num_sms: int,
-        rows: int | None = None, reads_counts: bool | None = None, facts: Mapping[str, Fact] | None = None,
-    ) -> Received:  # fmt: skip
-        """As Normal.dispatch. `reads_counts`: also with `rows`. `facts`: more that must be equal."""
-        reads = rows is None or self._compares if reads_counts is None else reads_counts
-        with self._all_or_nothing("dispatch"):
-            received = finish(
-                self.dispatch_steps(
-                    tokens, member, per_expert, channels=channels, num_sms=num_sms, rows=rows, reads_counts=reads,
-                    facts=facts or {"call": "dispatch"},
-                )
-            )  # fmt: skip
-        if rows is not None and reads and rows < (count := self.rows_of(received.handle)):
-            refuse("num_worst_tokens", rows, f"{count} tokens have come to rank {self.me}")
-        return received
-
-    def cached_dispatch(self, tokens: Tokens, handle: Handle, *, num_sms: int) -> Tokens:
-        """As Normal.cached_dispatch."""
-        with self._all_or_nothing("cached dispatch"):
-            return finish(self.cached_dispatch_steps(tokens, handle, num_sms=num_sms))
-
-    def combine(  # noqa: PLR0913 (most have defaults)
-        self, columns: Sequence[Tensor], handle: Handle, bias: Sequence[Tensor], *, num_sms: int,
-        order: tuple[Tensor, Tensor] | None = None, rows_max: int | None = None,
-        facts: Mapping[str, Fact] | None = None,
-    ) -> list[Tensor]:  # fmt: skip
-        """As Normal.combine. `order`: ranks and rows (T, P) of what is summed, -1 for nothing, if not all in turn."""
-        with self._all_or_nothing("combine"):
-            return finish(
-                self.combine_steps(
-                    columns, handle, bias, num_sms=num_sms, order=order, rows_max=rows_max,
-                    facts=facts or {"call": "combine"},
-                )
-            )  # fmt: skip
-
     def agree(self, facts: Mapping[str, Fact], call: str) -> None:
-        """On a CPU, all ranks are here with equal facts; a device compares nothing. Raises: RanksDisagree."""
+        """On a CPU, all ranks have come here with equal facts; a device compares nothing. Raises: RanksDisagree."""
         with self._all_or_nothing(call):
             finish(self._compare({"call": call, **facts}, call))
 
     def rows_of(self, handle: Handle) -> int:
-        """As Normal.rows_of: where the host does not know it, how many rows its results have."""
+        """As Dispatcher.rows_of: where the host does not know it, how many rows its results have."""
         if self.transport.device.type == "cpu":
             return int(handle.rank_prefix_matrix[-1, self.me])
         return len(handle.recv_src_idx)
 
     def refuse(self, error: Exception, call: str) -> None:
-        """As Normal.refuse. It counts as a call of this rank; on a device nothing is reported."""
-        if not self._compares:
+        """As Dispatcher.refuse. It counts as a call of this rank; on a device nothing is reported."""
+        if not self.transport.compares:
             return
-        assert isinstance(self._flags, HostFlags), "the host compares"
         with suppress(CommunicationError):  # this rank has an error of its own to raise
             self._wait_for_room(call)
             reason = refused(error, rank=self.me, phase=f"{call}: arguments")
             self._write_text({REFUSED: reason.encode().decode()})
             self._write_words(self._words([0, -1]))
-            self._flags.signal(READY)
-            self._flags.skip(READY)
-            self._flags.signal(DONE)
+            self.transport.signal_all(READY)
+            self.transport.skip_wait(READY)
+            self.transport.signal_all(DONE)
 
     def check(self) -> None:
-        """Raises what a dispatch has found that nobody waited for: BadArgument, RanksDisagree; or PeerTimeout."""
+        """Raise what a dispatch without counts has found: BadArgument, RanksDisagree; or PeerTimeout."""
         self.transport.check()
         found = int(self._problem[0])
         if found < 0:
@@ -157,18 +140,20 @@ class Mapped:
                 "num_worst_tokens: those beyond are lost"
             )
 
-    # Steps.
+    # Calls.
 
     def dispatch_steps(  # noqa: PLR0913, PLR0915 (what a dispatch has, one step after another)
-        self, tokens: Tokens, member: Tensor, per_expert: Tensor, *, channels: int, num_sms: int, rows: int | None,
-        reads_counts: bool, facts: Mapping[str, Fact],
+        self, tokens: Tokens, member: Tensor, per_expert: Tensor, *, channels: int, num_sms: int,
+        rows: int | None = None, reads_counts: bool | None = None, facts: Mapping[str, Fact] | None = None,
     ) -> Steps[Received]:  # fmt: skip
-        """See `dispatch`."""
+        """As Dispatcher.dispatch. `reads_counts`: the host reads how many tokens arrive, also with `rows`."""
         self.check()
-        assert reads_counts or rows is not None, "somebody says how many rows there are"
+        reads = rows is None or self.transport.compares if reads_counts is None else reads_counts
+        assert reads or rows is not None, "the caller says how many rows there are, or the counts do"
         columns, count = tokens.columns(), len(member)
-        facts = {**facts, **tokens.facts(), "num_experts": len(per_expert), "channels": channels}
-        if not reads_counts:
+        facts = {"call": "dispatch", **(facts or {}), **tokens.facts(), "num_experts": len(per_expert),
+                 "channels": channels}  # fmt: skip
+        if not reads:
             facts["num_worst_tokens"] = str(rows)
         ops = self._ops(tokens.x, num_sms)
         numbers, own_channels = layout.heads(member, channels)
@@ -184,8 +169,7 @@ class Mapped:
             self.refuse(error, "dispatch")
             raise error
         turns: list[list[Piece]] = []
-        if not reads_counts:
-            assert rows is not None, "it was looked at"
+        if rows is not None and not reads:
             if count > rows:
                 raise BadArgument(
                     f"num_worst_tokens is {rows}, and this rank has {count} tokens: it must be what any rank may "
@@ -200,19 +184,19 @@ class Mapped:
             self._publish(ops, columns, turns[0])
         yield from self._others_have_published("dispatch")
         heads = ops.heads(self._text_bytes, len(words))
-        if reads_counts:
+        expert_counts: list[int] = []
+        pairs = torch.empty(0)
+        rows_max, arrived, room = rows or 0, -1, rows or 0
+        if reads:
             known = heads.cpu()
             self.transport.check()  # before anything is computed from it
             yield from self._agree(known, facts, "dispatch")
             matrix = known[:, HEAD : HEAD + self.ranks].long()
             rows_max = max(int(known[:, 0].max()), int(matrix.sum(0).max()), 1)
             arrived = int(matrix[:, self.me].sum())
-            room = max(arrived, rows or 0)
+            room = max(arrived, room)
             experts = known[:, HEAD + self.ranks * (1 + channels) :].long().view(self.ranks, self.ranks, -1)
             expert_counts, pairs = experts[:, self.me].sum(0).tolist(), experts.sum(2)
-        else:
-            assert rows is not None, "it was looked at"
-            rows_max, arrived, room, expert_counts, pairs = rows, -1, rows, [], torch.empty(0)
         prefix = heads[:, HEAD : HEAD + self.ranks].cumsum(0, dtype=torch.int32)
         ends = prefix[:, self.me].contiguous()
         source_rows = torch.full((room,), -1, dtype=torch.int32, device=member.device)
@@ -221,37 +205,39 @@ class Mapped:
         if turns:
             self._fetch(ops, out, source_rows, ends, turns[0], rows_max)
         yield from self._done()
-        for pieces in turns[1:] or (self._pieces(columns, rows_max, start=0) if reads_counts else ()):
+        for pieces in turns[1:] or (self._pieces(columns, rows_max, start=0) if reads else ()):
             yield from self._bring(ops, columns, out, source_rows, ends, pieces, rows_max, "dispatch")
         channel_ends = heads[:, HEAD + self.ranks : HEAD + self.ranks * (1 + channels)]
         channel_ends = channel_ends.view(self.ranks, self.ranks, channels)[:, self.me]
         starts = torch.cat([torch.zeros_like(channel_ends[:, :1]), channel_ends[:, :-1]], 1)
-        handle = Handle.of(
-            (prefix, own_channels, starts, source_rows, member, numbers), rows_max=rows_max, pairs=pairs
-        )
+        fields = (prefix, own_channels, starts, source_rows, member, numbers)
         found = self._finished(tokens.like(out), ends, arrived, len(per_expert) // self.ranks)
-        return Received(found, expert_counts, handle)
+        if rows is not None and arrived > rows:
+            refuse("num_worst_tokens", rows, f"{arrived} tokens have come to rank {self.me}")
+        return Received(found, expert_counts, Handle.of(fields, rows_max=rows_max, pairs=pairs))
 
     def cached_dispatch_steps(self, tokens: Tokens, handle: Handle, *, num_sms: int) -> Steps[Tokens]:
-        """See `cached_dispatch`."""
+        """As Dispatcher.cached_dispatch."""
         self.check()
-        columns, rows = tokens.columns(), handle.rows_max
+        columns, rows, call = tokens.columns(), handle.rows_max, "cached dispatch"
         ops = self._ops(tokens.x, num_sms)
         turns = self._pieces(columns, rows, start=0)
-        yield from self._compare({"call": "cached dispatch", **tokens.facts()}, "cached dispatch")
+        yield from self._compare({"call": call, **tokens.facts()}, call)
         out = [each.new_empty(len(handle.recv_src_idx), *each.shape[1:]) for each in columns]
         ends = handle.rank_prefix_matrix[:, self.me].contiguous()
         for pieces in turns:
-            yield from self._bring(
-                ops, columns, out, handle.recv_src_idx, ends, pieces, rows, "cached dispatch"
-            )
+            yield from self._bring(ops, columns, out, handle.recv_src_idx, ends, pieces, rows, call)
         return tokens.like(out)
 
-    def combine_steps(  # noqa: PLR0913 (see `combine`)
+    def combine_steps(  # noqa: PLR0913 (most have defaults)
         self, columns: Sequence[Tensor], handle: Handle, bias: Sequence[Tensor], *, num_sms: int,
-        order: tuple[Tensor, Tensor] | None, rows_max: int | None, facts: Mapping[str, Fact],
+        order: tuple[Tensor, Tensor] | None = None, rows_max: int | None = None,
+        facts: Mapping[str, Fact] | None = None,
     ) -> Steps[list[Tensor]]:  # fmt: skip
-        """See `combine`."""
+        """As Dispatcher.combine. `order`: ranks and rows (T, P) of what is summed, -1 for nothing, if not all in turn.
+
+        `rows_max`: the most rows that any rank gives, if these are not those of the dispatch.
+        """
         self.check()
         prefix, numbers = handle.rank_prefix_matrix, handle.send_head
         limit = None
@@ -260,7 +246,7 @@ class Mapped:
         columns = [each[:rows_max] for each in columns]
         ops = self._ops(columns[0], num_sms)
         turns = self._pieces(columns, rows_max, start=0)
-        facts = {**facts, "hidden size": columns[0].shape[1]}
+        facts = {"call": "combine", **(facts or {}), "hidden size": columns[0].shape[1]}
         if len(columns) > 1:
             facts["topk_weights"] = f"of shape (tokens, {columns[1].shape[1]})"
         yield from self._compare(facts, "combine")
@@ -276,19 +262,21 @@ class Mapped:
             self._publish(ops, columns, pieces, limit=limit)
             yield from self._others_have_published("combine")
             for piece in pieces if len(places) else ():
-                whole = out[piece.column]
-                part = slice(
-                    piece.first // whole.element_size(), (piece.first + piece.length) // whole.element_size()
-                )
+                whole, begin, end = out[piece.column], piece.first, piece.first + piece.length
+                part = slice(begin // whole.element_size(), end // whole.element_size())
                 added = [] if piece.column else [each[:, part] for each in bias]
                 ops.reduce(whole[:, part], piece.at, places, ranks, added, rows_max)
             yield from self._done()
         return out
 
+    dispatch = _whole("dispatch", dispatch_steps)
+    cached_dispatch = _whole("cached dispatch", cached_dispatch_steps)
+    combine = _whole("combine", combine_steps)
+
     # A turn.
 
     def _bring(  # noqa: PLR0913 (one turn of a dispatch)
-        self, ops: Host, columns: Sequence[Tensor], out: Sequence[Tensor], source_rows: Tensor, ends: Tensor,
+        self, ops: RowOps, columns: Sequence[Tensor], out: Sequence[Tensor], source_rows: Tensor, ends: Tensor,
         pieces: Sequence[Piece], rows_max: int, call: str,
     ) -> Steps[None]:  # fmt: skip
         self._wait_for_room(call)
@@ -298,19 +286,19 @@ class Mapped:
         yield from self._done()
 
     def _wait_for_room(self, call: str) -> None:
-        self._flags.wait(DONE, f"{call}: memory that is still in use", less=1)
+        self.transport.wait_all(DONE, f"{call}: memory that is still in use", less=1)
 
     def _others_have_published(self, call: str) -> Steps[None]:
-        self._flags.signal(READY)
+        self.transport.signal_all(READY)
         yield
-        self._flags.wait(READY, f"{call}: tokens")
+        self.transport.wait_all(READY, f"{call}: tokens")
 
     def _done(self) -> Steps[None]:
-        self._flags.signal(DONE)
+        self.transport.signal_all(DONE)
         yield
 
     def _publish(
-        self, ops: Host, columns: Sequence[Tensor], pieces: Sequence[Piece], limit: Tensor | None = None
+        self, ops: RowOps, columns: Sequence[Tensor], pieces: Sequence[Piece], limit: Tensor | None = None
     ) -> None:
         for piece in pieces:
             source = _part(columns[piece.column], piece)
@@ -319,7 +307,7 @@ class Mapped:
                 ops.publish(room.view(source.shape), source, limit)
 
     def _fetch(  # noqa: PLR0913 (what a turn has)
-        self, ops: Host, out: Sequence[Tensor], source_rows: Tensor, ends: Tensor, pieces: Sequence[Piece], most: int
+        self, ops: RowOps, out: Sequence[Tensor], source_rows: Tensor, ends: Tensor, pieces: Sequence[Piece], most: int
     ) -> None:  # fmt: skip
         for piece in pieces if len(source_rows) else ():
             ops.fetch(_part(out[piece.column], piece), source_rows, ends, piece.at, tokens_max=most)
@@ -328,13 +316,13 @@ class Mapped:
 
     def _compare(self, facts: Mapping[str, Fact], call: str) -> Steps[None]:
         """A turn of its own, on a CPU. Raises: RanksDisagree, on all ranks alike."""
-        if not self._compares:
+        if not self.transport.compares:
             return
         self._wait_for_room(call)
         self._write_text(facts)
         self._write_words(self._words([0, _shape(facts)]))
         yield from self._others_have_published(call)
-        yield from self._agree(self._host.heads(self._text_bytes, HEAD), facts, call)
+        yield from self._agree(self._row_ops.heads(self._text_bytes, HEAD), facts, call)
         yield from self._done()
 
     def _agree(self, heads: Tensor, facts: Mapping[str, Fact], call: str) -> Steps[None]:
@@ -342,11 +330,11 @@ class Mapped:
         shapes = heads[:, 1].tolist()
         if shapes == [_shape(facts)] * self.ranks:
             return
-        told = []
-        if self._compares:  # before the turn ends: sources go on to write the next one
-            told = [dict(json.loads(self._read_text(rank))) for rank in range(self.ranks)]
+        all_facts = []
+        if self.transport.compares:  # before the turn ends: then sources write the next one
+            all_facts = [dict(json.loads(self._read_text(rank))) for rank in range(self.ranks)]
         yield from self._done()
-        compare(told, rank=self.me, call=call)
+        compare(all_facts, rank=self.me, call=call)
         peer = next(rank for rank, each in enumerate(shapes) if each != shapes[0])
         raise RanksDisagree(
             f"ranks 0 and {peer} have called it with other sizes; all ranks must give the same hidden size, types, "
@@ -354,7 +342,7 @@ class Mapped:
         )  # fmt: skip
 
     def _write_text(self, facts: Mapping[str, Fact]) -> None:
-        if self._compares:
+        if self.transport.compares:
             data = json.dumps(dict(facts)).encode()
             assert len(data) <= TEXT_BYTES - WORD, "facts and reasons are short"
             line = len(data).to_bytes(WORD, "little") + data
@@ -372,10 +360,6 @@ class Mapped:
     def _write_words(self, words: Tensor) -> None:
         self._own(self._text_bytes, len(words), torch.int32).copy_(words)
 
-    @property
-    def _text_bytes(self) -> int:
-        return TEXT_BYTES if self._compares else 0
-
     # Parts.
 
     def _finished(self, tokens: Tokens, ends: Tensor, arrived: int, local: int) -> Tokens:
@@ -386,17 +370,17 @@ class Mapped:
         if arrived >= 0:
             idx[arrived:] = -1
         else:
-            is_there = torch.arange(len(idx), device=idx.device) < ends[-1]
-            idx = torch.where(is_there.unsqueeze(1), idx, -1)
+            is_real = torch.arange(len(idx), device=idx.device) < ends[-1]
+            idx = torch.where(is_real.unsqueeze(1), idx, -1)
         idx, weights = layout.own_experts(idx, weights, rank=self.me, experts_per_rank=local)
         return Tokens(tokens.x, tokens.scales, idx, weights)
 
-    def _ops(self, x: Tensor, num_sms: int) -> Host:
+    def _ops(self, x: Tensor, num_sms: int) -> RowOps:
         if layer_for(x) == "reference" and x.device.type == "cpu":
-            return self._host
-        from .launch import Kernels
+            return self._row_ops
+        from .launch import RowKernels
 
-        return Kernels(self.transport, self._peers, num_sms)
+        return RowKernels(self.transport, self._peers, num_sms)
 
     def _own(self, at: int, count: int, dtype: torch.dtype) -> Tensor:
         return self.transport.buffer(self.me)[at : at + count * dtype.itemsize].view(dtype)
@@ -407,7 +391,7 @@ class Mapped:
 
     @contextmanager
     def _all_or_nothing(self, call: str) -> Iterator[None]:
-        """A rank that leaves a call in its middle cannot take part in another; the others learn why."""
+        """A rank that leaves a call in its middle cannot take part in another; the others receive the reason."""
         try:
             yield
         except (CommunicationError, BadArgument):
@@ -444,7 +428,7 @@ def _pieces_of_turn(
 
 
 def _shape(facts: Mapping[str, Fact]) -> int:
-    """A number that differs between calls that cannot go together."""
+    """A number that differs between calls that do not belong together."""
     return zlib.crc32(json.dumps(dict(facts)).encode()) & 0x7FFFFFFF
 
 
@@ -454,14 +438,4 @@ def _part(column: Tensor, piece: Piece) -> Tensor:
     return words[:, piece.first // size : (piece.first + piece.length) // size]
 
 
-def finish(steps: Steps[Result]) -> Result:
-    """Go on wherever a call pauses: flags wait."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
-
-
-__all__ = ["Mapped", "finish"]
+__all__ = ["MappedDispatcher", "finish"]
