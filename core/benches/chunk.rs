@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use luciola_core::buffer::Region;
-use luciola_core::chunk::{Engine, Options, Origin, Source, Update};
+use luciola_core::chunk::{Engine, EngineOptions, Origin, Source, Update};
 use luciola_core::types::*;
 
 const MIB: usize = 1 << 20;
@@ -71,7 +71,7 @@ fn main() {
     let place = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     let place = place.map_or_else(std::env::temp_dir, PathBuf::from);
     let dir = tempfile::tempdir_in(place).unwrap();
-    let engine = Engine::open(&dir.path().join("engine"), Options::default()).unwrap();
+    let engine = Engine::open(&dir.path().join("engine"), EngineOptions::default()).unwrap();
     let plain = OpenOptions::new()
         .read(true)
         .write(true)

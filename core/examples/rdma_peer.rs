@@ -26,7 +26,7 @@ use luciola_core::buffer::{BufferPool, Placement};
 use luciola_core::cluster::Transport;
 use luciola_core::cluster::routing::own_boot_id;
 use luciola_core::net::{Endpoint, Pool, Secret};
-use luciola_core::rdma::{Fabric, Half, Options, Transfer};
+use luciola_core::rdma::{Fabric, Half, RdmaOptions, Transfer};
 use luciola_core::storage::{NodeOptions, StorageServer};
 use luciola_core::types::*;
 use luciola_core::wire::pb::{self, claims::Role};
@@ -52,7 +52,7 @@ fn main() {
 }
 
 fn fabric(device: &str) -> Arc<Fabric> {
-    Fabric::new(Options { devices: vec![device.to_owned()], ..Options::default() })
+    Fabric::new(RdmaOptions { devices: vec![device.to_owned()], ..RdmaOptions::default() })
 }
 
 fn serve(device: &str) {
@@ -84,7 +84,7 @@ fn serve(device: &str) {
 fn store(device: &str, directory: &str) {
     let mut options = NodeOptions::new(NodeId(1), PathBuf::from(directory), Secret::new(SECRET));
     options.transport = Transport::Rdma;
-    options.rdma = Options { devices: vec![device.to_owned()], ..Options::default() };
+    options.rdma = RdmaOptions { devices: vec![device.to_owned()], ..RdmaOptions::default() };
     options.engine.reserve_bytes = 0;
     let server = StorageServer::start(options).unwrap();
     let address = server.tcp_address().unwrap();

@@ -27,7 +27,7 @@ thread_local! {
 }
 
 impl Calls {
-    /// Makes these the calls of the present thread. Once in a thread.
+    /// Make these the calls of the present thread. Once in a thread.
     pub fn install(self: &Arc<Self>) {
         let is_first = CALLS.with(|known| known.set(self.clone()).is_ok());
         assert!(is_first, "a thread works on one call at a time");
@@ -57,7 +57,7 @@ pub fn is_cancelled() -> bool {
         || WATCH.get().is_some_and(|is_over| is_over())
 }
 
-/// Does `work`, which changes nothing. What it waits for is cancelled once `is_over` says so, and so from then on.
+/// Do `work`, which changes nothing. What it waits for is cancelled once `is_over` says so, and so from then on.
 #[cfg(any(test, feature = "python"))]
 pub fn watch<R>(is_over: fn() -> bool, work: impl FnOnce() -> R) -> R {
     let _before = Restored { cell: &WATCH, value: WATCH.replace(Some(is_over)) };

@@ -1,4 +1,4 @@
-//! Time for promises between machines: leases, deadlines, ages. It goes on while the machine is suspended.
+//! Time for promises between machines: leases, deadlines, ages. It advances while the machine is suspended.
 //!
 //! `Instant` stands still then, and a promise measured with it would last longer here than where it was made. Waits and
 //! measurements within one process use `Instant`.

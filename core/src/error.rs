@@ -126,7 +126,7 @@ impl Kind {
     }
 }
 
-/// An operating error. Cheap to clone: a failed write-back is told to every handle of its file.
+/// An operating error. Cheap to clone: a failed write-back is reported by every handle of its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     kind: Kind,

@@ -1,4 +1,4 @@
-//! Locks whose whole state lies in themselves.
+//! Locks that hold their whole state themselves.
 //!
 //! A process may be forked while its threads wait for locks. Those of `parking_lot` wait in one table of the process,
 //! which then names threads that the child does not have: any lock of the child that falls into such a bucket reads and
@@ -118,7 +118,7 @@ pub struct MutexGuard<'a, T: ?Sized> {
 const HELD: &str = "the lock is held, except inside a call that has the guard";
 
 impl<T: ?Sized> MutexGuard<'_, T> {
-    /// Does something without the lock, and takes it again.
+    /// Do something without the lock, and take it again.
     pub fn unlocked<R>(guard: &mut Self, work: impl FnOnce() -> R) -> R {
         guard.held = None;
         #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Threads of which one runs at a time, and a seed says which: what goes wrong between them goes wrong again.
 //!
 //! Threads of a schedule give way wherever they take a lock or wait for a condition (`lock.rs`), and at `pause`. All
-//! that lies between is not interrupted. Time does not pass: a wait with a limit ends by it when nothing else can go on.
+//! in between is not interrupted. Time does not pass: a wait with a limit ends by it when nothing else can run.
 //! Threads that belong to no schedule are not touched.
 
 use std::cell::RefCell;
@@ -13,7 +13,7 @@ use std::thread::{self, Thread};
 
 /// A run that takes more is taken for one without an end.
 const STEPS_MAX: u64 = 400_000;
-/// One in so many choices wakes a thread whose condition nobody has told of.
+/// One in so many choices wakes a thread spuriously.
 const WOKEN_FOR_NOTHING: u64 = 256;
 
 /// SplitMix64.
@@ -46,7 +46,7 @@ impl Random {
 #[derive(Clone, Debug, PartialEq)]
 enum Wait {
     Ready,
-    /// Until that step, or until nobody else can go on.
+    /// Until that step, or until no other thread can run.
     Step(u64),
     Lock(usize),
     Condition {
@@ -65,7 +65,7 @@ struct Task {
     timed_out: bool,
 }
 
-struct Inner {
+struct SchedulerInner {
     tasks: Vec<Task>,
     /// Addresses of locks that threads of this schedule hold.
     held: HashSet<usize>,
@@ -79,7 +79,7 @@ struct Inner {
 
 /// The threads of one run.
 struct Schedule {
-    inner: Mutex<Inner>,
+    inner: Mutex<SchedulerInner>,
     over: Condvar,
     running: AtomicUsize,
 }
@@ -90,13 +90,13 @@ thread_local! {
 
 const NOBODY: usize = usize::MAX;
 
-/// Runs `body`, and all that it spawns, in the order that the seed makes of it. The error says what went wrong; the
+/// Run `body`, and all that it spawns, in the order that the seed makes of it. The error says what went wrong; the
 /// threads are then left where they are.
 pub fn run(seed: u64, body: impl FnOnce() + Send + 'static) -> Result<u64, String> {
     let mut random = Random::new(seed);
     let switch = 1 + random.below(6);
     let schedule = Arc::new(Schedule {
-        inner: Mutex::new(Inner {
+        inner: Mutex::new(SchedulerInner {
             tasks: Vec::new(),
             held: HashSet::new(),
             random,
@@ -133,17 +133,17 @@ fn current<R>(work: impl FnOnce(&Arc<Schedule>, usize) -> R) -> R {
     work(&schedule, me)
 }
 
-/// Starts a thread of this thread's schedule. Returns its number.
+/// Start a thread of this thread's schedule. Returns its number.
 pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> usize {
     current(|schedule, _| schedule.spawn(name.to_owned(), body))
 }
 
-/// Returns when those threads have ended.
+/// Return when those threads have ended.
 pub fn join(tasks: Vec<usize>) {
     current(|schedule, me| schedule.wait(me, Wait::End(tasks)));
 }
 
-/// Returns when all other threads have ended.
+/// Return when all other threads have ended.
 pub fn join_all() {
     loop {
         let others = current(|schedule, me| {
@@ -170,7 +170,7 @@ pub fn one_in(count: u64) -> bool {
     is_current() && below(count) == 0
 }
 
-/// Others go on for a while: not at all, a little, or so long that they can get much done.
+/// Others run for a while: not at all, a little, or so long that they can get much done.
 pub fn pause() {
     if !is_current() {
         return;
@@ -189,14 +189,14 @@ pub fn pause() {
     });
 }
 
-/// Ends the run with this failure.
+/// End the run with this failure.
 pub fn fail(message: String) -> ! {
     current(|schedule, me| schedule.fail(me, message))
 }
 
 // For locks.
 
-/// A chance for others to go on.
+/// A chance for others to run.
 pub fn give_way() {
     current(|schedule, me| {
         let mut inner = schedule.lock();
@@ -224,7 +224,7 @@ pub fn released(lock: usize) {
     });
 }
 
-/// Waits for a lock that another thread of the schedule holds. False: none of them does.
+/// Wait for a lock that another thread of the schedule holds. False: none of them does.
 pub fn wait_for_lock(lock: usize) -> bool {
     current(|schedule, me| {
         let held = schedule.lock().held.contains(&lock);
@@ -243,7 +243,7 @@ pub fn wait_for_condition(address: usize, limited: bool) -> bool {
     })
 }
 
-/// Wakes those who wait for a condition, or one of them.
+/// Wake those who wait for a condition, or one of them.
 pub fn notify(condition: usize, all: bool) {
     current(|schedule, _| {
         let mut inner = schedule.lock();
@@ -262,7 +262,7 @@ pub fn notify(condition: usize, all: bool) {
 }
 
 impl Schedule {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, SchedulerInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -295,7 +295,7 @@ impl Schedule {
         }
     }
 
-    fn count(&self, inner: &mut Inner) {
+    fn count(&self, inner: &mut SchedulerInner) {
         inner.step += 1;
         if inner.step > STEPS_MAX && inner.failure.is_none() {
             let message = format!("no end after {STEPS_MAX} steps: {}", inner.describe());
@@ -303,7 +303,7 @@ impl Schedule {
         }
     }
 
-    /// This thread goes on when that is over and its turn has come.
+    /// This thread continues when that is over and its turn has come.
     fn wait(&self, me: usize, wait: Wait) {
         let mut inner = self.lock();
         inner.tasks[me].wait = wait;
@@ -314,8 +314,8 @@ impl Schedule {
         }
     }
 
-    /// Chooses who runs next, and lets it.
-    fn hand_over(&self, inner: &mut Inner) -> Option<usize> {
+    /// Choose who runs next, and let it.
+    fn hand_over(&self, inner: &mut SchedulerInner) -> Option<usize> {
         self.count(inner);
         if inner.is_over {
             self.running.store(NOBODY, Ordering::Release);
@@ -323,7 +323,7 @@ impl Schedule {
         }
         let Some(next) = inner.choose() else {
             let ended = inner.tasks.iter().all(|task| task.wait == Wait::Ended);
-            let stuck = (!ended).then(|| format!("nobody can go on: {}", inner.describe()));
+            let stuck = (!ended).then(|| format!("deadlock: no thread can run: {}", inner.describe()));
             self.end(inner, stuck);
             return None;
         };
@@ -335,7 +335,7 @@ impl Schedule {
         Some(next)
     }
 
-    fn end(&self, inner: &mut Inner, failure: Option<String>) {
+    fn end(&self, inner: &mut SchedulerInner, failure: Option<String>) {
         inner.failure = failure;
         inner.is_over = true;
         self.running.store(NOBODY, Ordering::Release);
@@ -355,7 +355,7 @@ impl Schedule {
     }
 }
 
-impl Inner {
+impl SchedulerInner {
     fn describe(&self) -> String {
         let lives = self.tasks.iter().filter(|task| task.wait != Wait::Ended);
         lives.map(|task| format!("{} {:?}", task.name, task.wait)).collect::<Vec<_>>().join(", ")

@@ -83,7 +83,7 @@ pub enum Op {
     Write { offset: u32, length: u32 },
     /// Cuts or extends (with zeros) to `length` bytes.
     Truncate { length: u32 },
-    /// Leaves a tombstone: the chunk reads as absent, its version goes on counting.
+    /// Leaves a tombstone: the chunk reads as absent, its version keeps counting.
     Remove,
     /// Recovery: the chunk's whole state at the stamp given with it. The payload is the content of `length`
     /// bytes, then `writers` encoded `WriterRecord`s. `removed`: the state is a tombstone. Version 0: the
@@ -92,7 +92,7 @@ pub enum Op {
 }
 
 /// The last request of one client that a chunk executed, and the version it created. Stored with the chunk and
-/// sent along with a `Replace`, so that a retry is recognised by whoever is head then.
+/// sent along with a `Replace`, so that a retry is recognised by the head of that time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct WriterRecord {
     pub tag: RequestTag,
@@ -128,7 +128,7 @@ pub const PAGE_BYTES: u32 = 16 << 10;
 /// Most clients whose last request a chunk remembers, so most records in a `Replace`. Only those count that have not said
 /// that it is settled, and have not been silent for `WRITER_LIFE`. Each costs a few bytes with every update of its chunk.
 pub const WRITERS_MAX: usize = 4096;
-/// Longest that a client goes on with one update.
+/// Longest that a client retries one update.
 pub const UPDATE_LIFE_MAX: Duration = Duration::from_secs(100);
 /// How long a chunk remembers a request of a client that does not say that it is settled; a tombstone is kept longer.
 pub const WRITER_LIFE: Duration = Duration::from_secs(120);

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use luciola_core::chunk::{Engine, Install, Options, Origin, Update};
+use luciola_core::chunk::{Engine, EngineOptions, Install, Origin, Update};
 use luciola_core::types::*;
 
 const WRITERS: u32 = 4;
@@ -115,14 +115,14 @@ fn check_read(engine: &Engine, history: &History, random: &mut Random, buffer: &
 #[test]
 fn readers_see_exactly_what_was_committed() {
     let dir = directory();
-    let options = Options {
+    let options = EngineOptions {
         segment_bytes: 1 << 20,
         reserve_bytes: 0,
         // Small enough that records are evicted and loaded all the time.
         cache_bytes: 64 * 400,
         sync_interval: Some(Duration::from_millis(20)),
-        limbo_bytes_max: 4 << 20,
-        ..Options::default()
+        deferred_free_bytes_max: 4 << 20,
+        ..EngineOptions::default()
     };
     let engine = Engine::open(dir.path(), options).unwrap();
     let history = History::default();
@@ -180,7 +180,7 @@ fn readers_see_exactly_what_was_committed() {
     let owned: u64 = engine.chains().into_iter().map(|chain| engine.usage(chain).page_bytes).sum();
     assert_eq!(engine.space().unwrap().used_bytes, owned, "nothing leaks");
     drop(engine);
-    Engine::open(dir.path(), Options::default()).expect("every page has one owner");
+    Engine::open(dir.path(), EngineOptions::default()).expect("every page has one owner");
 }
 
 fn other_chain(engine: &Engine, random: &mut Random) {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use luciola_core::chunk::{Engine, Options, Origin, Staged, Update};
+use luciola_core::chunk::{Engine, EngineOptions, Origin, Staged, Update};
 use luciola_core::types::*;
 
 const CHUNKS: u32 = 8;
@@ -24,14 +24,14 @@ fn key(index: u32) -> ChunkKey {
     ChunkKey { chain: ChainId(1), chunk: ChunkId { content: ContentId(1), index } }
 }
 
-fn options() -> Options {
-    Options {
+fn options() -> EngineOptions {
+    EngineOptions {
         segment_bytes: 4 << 20,
         reserve_bytes: 0,
         // Syncs all the time, so that pages are used again and files are written at every moment.
         sync_interval: Some(Duration::from_millis(5)),
-        limbo_bytes_max: 2 << 20,
-        ..Options::default()
+        deferred_free_bytes_max: 2 << 20,
+        ..EngineOptions::default()
     }
 }
 
@@ -168,7 +168,7 @@ fn run_and_kill(dir: &Path, count: u64, moment: Duration) -> HashMap<u32, (u64, 
 
 /// Checks the directory against what was acknowledged, and notes in `acknowledged` what it holds now.
 fn check(dir: &Path, acknowledged: &mut HashMap<u32, (u64, u64)>) {
-    let engine = Engine::open(dir, Options { sync_interval: None, ..options() }).expect("it opens");
+    let engine = Engine::open(dir, EngineOptions { sync_interval: None, ..options() }).expect("it opens");
     assert!(engine.open_report().damaged_segments.is_empty());
     let mut buffer = vec![0; 64 * PAGE as usize];
     for chunk in 0..CHUNKS {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use luciola_core::chunk::{Engine, Options, Origin, Staged, Update};
+use luciola_core::chunk::{Engine, EngineOptions, Origin, Staged, Update};
 use luciola_core::types::*;
 use rustix::fs::FallocateFlags;
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -36,8 +36,12 @@ impl Drop for SmallDisk {
 }
 
 fn open(disk: &SmallDisk) -> Engine {
-    let options =
-        Options { reserve_bytes: RESERVE, cache_bytes: 1 << 20, sync_interval: None, ..Options::default() };
+    let options = EngineOptions {
+        reserve_bytes: RESERVE,
+        cache_bytes: 1 << 20,
+        sync_interval: None,
+        ..EngineOptions::default()
+    };
     Engine::open(&disk.0.join("engine"), options).unwrap()
 }
 

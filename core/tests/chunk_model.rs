@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use luciola_core::chunk::{Engine, Install, Options, Origin, StageOutcome, Staged, Update};
+use luciola_core::chunk::{Engine, EngineOptions, Install, Origin, StageOutcome, Staged, Update};
 use luciola_core::types::*;
 use proptest::prelude::*;
 
@@ -114,12 +114,12 @@ struct World {
 }
 
 fn open(dir: &Path) -> Engine {
-    let options = Options {
+    let options = EngineOptions {
         segment_bytes: 64 * u64::from(PAGE),
         reserve_bytes: 0,
         cache_bytes: 1 << 20,
         sync_interval: None,
-        ..Options::default()
+        ..EngineOptions::default()
     };
     Engine::open(dir, options).expect("the directory opens")
 }

@@ -13,7 +13,7 @@ use luciola_core::cluster::routing::{Routing, RoutingTable, own_boot_id};
 use luciola_core::cluster::{Endpoints, Transport};
 use luciola_core::error::Kind;
 use luciola_core::net::{Credential, Pool, Secret};
-use luciola_core::rdma::Options;
+use luciola_core::rdma::RdmaOptions;
 use luciola_core::types::*;
 use luciola_core::wire::pb::{self, Layout, claims::Role};
 use proptest::prelude::*;
@@ -52,7 +52,7 @@ fn serving(nodes: &[u32]) -> Vec<ChainMember> {
 /// The transport that a test asks for, or RDMA in its stead.
 fn endpoints(transport: Transport) -> Endpoints {
     match over::fabric() {
-        Some(_) => Endpoints::new(Transport::Rdma, Options::default()).unwrap(),
+        Some(_) => Endpoints::new(Transport::Rdma, RdmaOptions::default()).unwrap(),
         None => transport.into(),
     }
 }
@@ -462,7 +462,7 @@ fn a_deadline_is_kept_whatever_happens() {
         let nothing = client.read(&nowhere, CONTENT, 0, &into, limit(80));
         let nothing = nothing.unwrap_err();
         assert_eq!(nothing.kind(), Kind::Timeout);
-        assert!(nothing.message().contains("(nobody was asked in "), "{nothing}");
+        assert!(nothing.message().contains("(no request sent within "), "{nothing}");
         assert!(client.write(&nowhere, CONTENT, 0, &payload, limit(80)).is_err());
         assert!(client.sync(&nowhere, CONTENT, 0, 1, limit(80)).is_err());
         world.twin(1).release();

@@ -101,7 +101,7 @@ impl Server {
 }
 
 fn greet(socket: &mut (impl Read + Write)) -> Option<()> {
-    let kind = credential::Kind::Lane;
+    let kind = credential::ChannelKind::Lane;
     let server = [8; 32];
     socket.write_all(&handshake::encode_server_hello(kind, handshake::ServerHello::Nonce(server))).ok()?;
     let mut hello = [0; handshake::CLIENT_HELLO_BYTES];

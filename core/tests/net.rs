@@ -15,10 +15,10 @@ use luciola_core::buffer::{BufferPool, Placement, Region};
 use luciola_core::net::{
     ConnectError, Connection, Credential, Endpoint, Pool, Secret, Server, ServerOptions,
 };
-use luciola_core::rdma::{Fabric, Options};
+use luciola_core::rdma::{Fabric, RdmaOptions};
 use luciola_core::types::*;
 use luciola_core::wire::credential::{self, Nonces};
-use luciola_core::wire::frame::{self, Envelope, Home};
+use luciola_core::wire::frame::{self, Envelope, PayloadLocation};
 use luciola_core::wire::handshake;
 use luciola_core::wire::pb::{Claims, claims::Role};
 use luciola_core::wire::rdma;
@@ -197,8 +197,10 @@ fn a_squatter_learns_nothing_and_is_noticed() {
     let endpoint = Endpoint::Tcp(listener.local_addr().unwrap());
     let squatter = std::thread::spawn(move || {
         let (mut socket, _) = listener.accept().unwrap();
-        let hello =
-            handshake::encode_server_hello(credential::Kind::Data, handshake::ServerHello::Nonce([5; 32]));
+        let hello = handshake::encode_server_hello(
+            credential::ChannelKind::Data,
+            handshake::ServerHello::Nonce([5; 32]),
+        );
         socket.write_all(&hello).unwrap();
         let mut answer = [0; 4096];
         let length = socket.read(&mut answer).unwrap();
@@ -338,7 +340,7 @@ fn a_socket_path_may_be_longer_than_the_kernel_allows() {
 fn raw_connection(socket: &mut (impl Read + Write)) {
     let mut hello = [0; handshake::SERVER_HELLO_BYTES];
     socket.read_exact(&mut hello).unwrap();
-    let kind = credential::Kind::Data;
+    let kind = credential::ChannelKind::Data;
     let Ok(handshake::ServerHello::Nonce(server)) = handshake::decode_server_hello(kind, &hello) else {
         panic!("a greeting");
     };
@@ -374,7 +376,7 @@ fn hostile_frames_close_their_connection_and_nothing_else() {
     };
     let envelope = Envelope { id: 1, deadline_ms: 60_000, clock_ms: 60_000 };
     let mut good = Vec::new();
-    frame::encode_reads(&mut good, envelope, &[read_op(1, 1, 0, 10)], &[Home::Follows]);
+    frame::encode_reads(&mut good, envelope, &[read_op(1, 1, 0, 10)], &[PayloadLocation::Inline]);
     for round in 0..60usize {
         let mut socket = TcpStream::connect(address).unwrap();
         socket.set_read_timeout(Some(A_MINUTE)).unwrap();
@@ -414,7 +416,7 @@ fn a_server_without_rdma_says_so_and_goes_on_over_tcp() {
     for _ in 0..2 {
         rdma::encode_offer(&mut frame, envelope, &[an_end().offer]);
         socket.write_all(&frame).unwrap();
-        let mut answer = vec![0; frame::HEADER_BYTES + frame::Kind::Offer.entry_bytes(true)];
+        let mut answer = vec![0; frame::HEADER_BYTES + frame::FrameKind::Offer.entry_bytes(true)];
         socket.read_exact(&mut answer).unwrap();
         let (head, table) = answer.split_at(frame::HEADER_BYTES);
         let header = frame::Header::decode(head.try_into().unwrap()).unwrap();
@@ -456,7 +458,7 @@ fn without_rdma_a_pool_stays_with_tcp_where_it_may() {
     let running = Running::start();
     let address = running.server.tcp_address().unwrap();
     for may_fall_back in [true, false] {
-        let fabric = Fabric::new(Options::default());
+        let fabric = Fabric::new(RdmaOptions::default());
         let endpoint = Endpoint::Rdma { address, fabric: fabric.clone(), may_fall_back };
         let pool = Pool::new(endpoint, credential(Role::Client), 2);
         match pool.get(soon()) {
@@ -510,15 +512,15 @@ fn places_outside_a_registered_region_are_invalid() {
     ];
     for (slot, offset, expected) in cases {
         let mut bytes = Vec::new();
-        let home = Home::Region { slot, offset };
+        let location = PayloadLocation::Region { slot, offset };
         frame::encode_reads(
             &mut bytes,
             Envelope { id: 9, deadline_ms: 60_000, clock_ms: 60_000 },
             &[read_op(1, 1, 0, 10)],
-            &[home],
+            &[location],
         );
         socket.write_all(&bytes).unwrap();
-        let mut reply = vec![0; frame::HEADER_BYTES + frame::Kind::Read.entry_bytes(true)];
+        let mut reply = vec![0; frame::HEADER_BYTES + frame::FrameKind::Read.entry_bytes(true)];
         socket.read_exact(&mut reply).unwrap();
         let header = frame::Header::decode(reply[..frame::HEADER_BYTES].try_into().unwrap()).unwrap();
         let results = header.decode_read_results(&reply[frame::HEADER_BYTES..]).unwrap();
@@ -576,11 +578,11 @@ fn damage_on_the_way_is_noticed_by_the_server() {
         &mut bytes,
         Envelope { id: 1, deadline_ms: 60_000, clock_ms: 60_000 },
         &[op],
-        &[Home::Follows],
+        &[PayloadLocation::Inline],
     );
     bytes.extend(b"hellp");
     socket.write_all(&bytes).unwrap();
-    let mut reply = vec![0; frame::HEADER_BYTES + frame::Kind::Update.entry_bytes(true)];
+    let mut reply = vec![0; frame::HEADER_BYTES + frame::FrameKind::Update.entry_bytes(true)];
     socket.read_exact(&mut reply).unwrap();
     let header = frame::Header::decode(reply[..frame::HEADER_BYTES].try_into().unwrap()).unwrap();
     let results = header.decode_update_results(&reply[frame::HEADER_BYTES..]).unwrap();
@@ -619,7 +621,7 @@ fn damage_on_the_way_is_noticed_by_the_client() {
     let before_payload = handshake::SERVER_HELLO_BYTES
         + handshake::VERDICT_BYTES
         + frame::HEADER_BYTES
-        + frame::Kind::Read.entry_bytes(true);
+        + frame::FrameKind::Read.entry_bytes(true);
     let into = Placement::private(1000).unwrap();
     let mut connection = connect(&damaging_proxy(&running, before_payload + 500));
     let read =

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use luciola_core::buffer::{BufferPool, Placement};
 use luciola_core::net::{ConnectError, Connection, Endpoint, Pool, Server};
-use luciola_core::rdma::{Fabric, Half, Link, Memory, Options, Transfer};
+use luciola_core::rdma::{Fabric, Half, Link, Memory, RdmaOptions, Transfer};
 use luciola_core::types::*;
 use luciola_core::wire::pb::claims::Role;
 use luciola_core::wire::rdma::RemoteMemory;
@@ -21,24 +21,24 @@ use twin::{Fault, Running, credential, read_op, write_op};
 const PATIENCE: Duration = Duration::from_secs(180);
 
 fn all() -> Arc<Fabric> {
-    let fabric = Fabric::new(Options::default());
+    let fabric = Fabric::new(RdmaOptions::default());
     fabric.check().expect("this test needs an RDMA device: run it by `make test-rdma`");
     fabric
 }
 
 /// Clients use the first device, servers the last: where there are two, bytes cross the cable.
-fn fabric_with(options: Options) -> Arc<Fabric> {
+fn fabric_with(options: RdmaOptions) -> Arc<Fabric> {
     let devices = vec![all().ports().first().unwrap().device.name().to_owned()];
-    Fabric::new(Options { devices, ..options })
+    Fabric::new(RdmaOptions { devices, ..options })
 }
 
 fn fabric() -> Arc<Fabric> {
-    fabric_with(Options::default())
+    fabric_with(RdmaOptions::default())
 }
 
 fn fabric_of_servers() -> Arc<Fabric> {
     let devices = vec![all().ports().last().unwrap().device.name().to_owned()];
-    Fabric::new(Options { devices, ..Options::default() })
+    Fabric::new(RdmaOptions { devices, ..RdmaOptions::default() })
 }
 
 fn running() -> Running {
@@ -374,7 +374,7 @@ fn a_server_without_rdma_is_reached_over_tcp_and_that_is_counted() {
 #[test]
 fn servers_ask_before_they_transmit() {
     let running = running();
-    let asking = fabric_with(Options { transmissions_max: Some(2), ..Options::default() });
+    let asking = fabric_with(RdmaOptions { transmissions_max: Some(2), ..RdmaOptions::default() });
     for index in 0..8 {
         running.twin.put(1, 5, index, &pattern(40_000, index as usize));
     }
@@ -534,7 +534,7 @@ fn the_wanted_device_and_gid_are_used_or_the_reason_is_told() {
     let all = all().ports();
     let name = format!("{}:{}", all[0].device.name(), all[0].number);
     let of = |devices: &str, gid_index| {
-        Fabric::new(Options { devices: vec![devices.into()], gid_index, transmissions_max: None })
+        Fabric::new(RdmaOptions { devices: vec![devices.into()], gid_index, transmissions_max: None })
     };
     let one = of(&name, Some(all[0].gid_index));
     assert_eq!(one.ports().len(), 1);

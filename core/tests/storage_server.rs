@@ -302,7 +302,7 @@ fn an_update_that_is_staged_while_its_replica_is_away_is_taken_back() {
     let recovery = std::thread::spawn(move || other.resync(0));
     cluster.wait_until("recovery has looked at the chunk", || {
         let waits =
-            cluster.node(0).held_up(Duration::ZERO).iter().any(|line| line.contains("behind it 1 updates"));
+            cluster.node(0).slow_ops(Duration::ZERO).iter().any(|line| line.contains("behind it 1 updates"));
         waits || cluster.states()[0] == TargetState::Serving
     });
     STAGES.set(GateState::Open);

@@ -3,7 +3,7 @@
 use luciola_core::buffer::RegionId;
 use luciola_core::types::*;
 use luciola_core::wire::frame::{
-    self, Envelope, HEADER_BYTES, Header, Home, Kind, REGIONS_MAX, Registration,
+    self, Envelope, FrameKind, HEADER_BYTES, Header, PayloadLocation, REGIONS_MAX, Registration,
 };
 use luciola_core::wire::lane::LaneHeader;
 use luciola_core::wire::{credential, handshake};
@@ -26,17 +26,17 @@ fn range() -> impl Strategy<Value = (u32, u32)> {
     (0..CHUNK_BYTES_MAX - 100_000, 0..100_000u32)
 }
 
-fn home() -> impl Strategy<Value = Home> {
-    let region =
-        (0..REGIONS_MAX as u16, any::<u64>()).prop_map(|(slot, offset)| Home::Region { slot, offset });
-    prop_oneof![Just(Home::Follows), region]
+fn location() -> impl Strategy<Value = PayloadLocation> {
+    let region = (0..REGIONS_MAX as u16, any::<u64>())
+        .prop_map(|(slot, offset)| PayloadLocation::Region { slot, offset });
+    prop_oneof![Just(PayloadLocation::Inline), region]
 }
 
-fn read() -> impl Strategy<Value = (ReadOp, Home)> {
-    (any::<u32>(), any::<u64>(), chunk(), range(), home()).prop_map(
-        |(chain, version, chunk, (offset, length), home)| {
+fn read() -> impl Strategy<Value = (ReadOp, PayloadLocation)> {
+    (any::<u32>(), any::<u64>(), chunk(), range(), location()).prop_map(
+        |(chain, version, chunk, (offset, length), location)| {
             let (chain, chain_version) = (ChainId(chain), ChainVersion(version));
-            (ReadOp { chain, chain_version, chunk, offset, length }, home)
+            (ReadOp { chain, chain_version, chunk, offset, length }, location)
         },
     )
 }
@@ -51,9 +51,9 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn update() -> impl Strategy<Value = (UpdateOp, Home)> {
+fn update() -> impl Strategy<Value = (UpdateOp, PayloadLocation)> {
     let numbers = (any::<u32>(), any::<[u64; 6]>(), any::<Option<u32>>());
-    (numbers, chunk(), op(), home()).prop_map(|((chain, words, payload_crc), chunk, op, home)| {
+    (numbers, chunk(), op(), location()).prop_map(|((chain, words, payload_crc), chunk, op, location)| {
         let update = UpdateOp {
             chain: ChainId(chain),
             chain_version: ChainVersion(words[0]),
@@ -66,7 +66,7 @@ fn update() -> impl Strategy<Value = (UpdateOp, Home)> {
             decided: ChainVersion(words[4]),
             payload_crc,
         };
-        (update, home)
+        (update, location)
     })
 }
 
@@ -79,25 +79,25 @@ proptest! {
 
     #[test]
     fn reads_come_back_as_they_went(batch in vec(read(), 1..=BATCH_OPS_MAX), id in any::<u32>(), deadline_ms in any::<u32>(), clock_ms in any::<u32>()) {
-        let (ops, homes): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        let (ops, locations): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         let mut bytes = vec![1, 2, 3];
-        frame::encode_reads(&mut bytes, Envelope { id, deadline_ms, clock_ms }, &ops, &homes);
+        frame::encode_reads(&mut bytes, Envelope { id, deadline_ms, clock_ms }, &ops, &locations);
         let (header, table) = open(&bytes);
-        prop_assert_eq!((header.kind, header.reply, header.id), (Kind::Read, false, id));
+        prop_assert_eq!((header.kind, header.reply, header.id), (FrameKind::Read, false, id));
         prop_assert_eq!((header.deadline_ms, header.clock_ms), (deadline_ms, clock_ms));
-        prop_assert_eq!(header.decode_reads(table).unwrap(), (ops, homes));
+        prop_assert_eq!(header.decode_reads(table).unwrap(), (ops, locations));
         prop_assert!(header.decode_updates(table).is_err());
     }
 
     #[test]
     fn updates_come_back_as_they_went(batch in vec(update(), 1..=BATCH_OPS_MAX), id in any::<u32>()) {
-        let (ops, homes): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        let (ops, locations): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         let mut bytes = Vec::new();
-        frame::encode_updates(&mut bytes, Envelope { id, deadline_ms: 7, clock_ms: 9 }, &ops, &homes);
+        frame::encode_updates(&mut bytes, Envelope { id, deadline_ms: 7, clock_ms: 9 }, &ops, &locations);
         let (header, table) = open(&bytes);
-        let following = ops.iter().zip(&homes).filter(|(_, home)| **home == Home::Follows);
+        let following = ops.iter().zip(&locations).filter(|(_, location)| **location == PayloadLocation::Inline);
         prop_assert_eq!(header.payload_bytes as usize, following.map(|(op, _)| op.payload_bytes()).sum::<usize>());
-        prop_assert_eq!(header.decode_updates(table).unwrap(), (ops, homes));
+        prop_assert_eq!(header.decode_updates(table).unwrap(), (ops, locations));
         prop_assert!(header.decode_reads(table).is_err());
     }
 
@@ -150,7 +150,7 @@ proptest! {
 
 /// Every decoder, whatever the header says it is. Nothing may panic; tables are within their bound.
 fn decode_all(header: &Header, table: &[u8]) {
-    let _ = header.decode_reads(table).map(|(ops, homes)| assert_eq!(ops.len(), homes.len()));
+    let _ = header.decode_reads(table).map(|(ops, locations)| assert_eq!(ops.len(), locations.len()));
     let _ = header.decode_read_results(table);
     let _ = header.decode_updates(table).map(|(ops, _)| {
         let total: usize = ops.iter().map(UpdateOp::payload_bytes).sum();
@@ -186,15 +186,15 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
     let envelope = Envelope { id: 3, deadline_ms: 1000, clock_ms: 1000 };
     prop_oneof![
         vec(read(), 1..5).prop_map(move |batch| {
-            let (ops, homes): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+            let (ops, locations): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
             let mut bytes = Vec::new();
-            frame::encode_reads(&mut bytes, envelope, &ops, &homes);
+            frame::encode_reads(&mut bytes, envelope, &ops, &locations);
             bytes
         }),
         vec(update(), 1..5).prop_map(move |batch| {
-            let (ops, homes): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+            let (ops, locations): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
             let mut bytes = Vec::new();
-            frame::encode_updates(&mut bytes, envelope, &ops, &homes);
+            frame::encode_updates(&mut bytes, envelope, &ops, &locations);
             bytes
         }),
         vec(any::<u32>(), 1..5).prop_map(move |chains| {
@@ -232,8 +232,8 @@ proptest! {
     fn noise_is_no_frame(bytes in vec(any::<u8>(), 0..300)) {
         prop_assert!(!receive(&bytes));
         let _ = bytes.first_chunk().map(LaneHeader::decode);
-        let _ = bytes.first_chunk().map(|bytes| handshake::decode_client_hello(credential::Kind::Data, bytes));
-        let _ = bytes.first_chunk().map(|bytes| handshake::decode_server_hello(credential::Kind::Lane, bytes));
+        let _ = bytes.first_chunk().map(|bytes| handshake::decode_client_hello(credential::ChannelKind::Data, bytes));
+        let _ = bytes.first_chunk().map(|bytes| handshake::decode_server_hello(credential::ChannelKind::Lane, bytes));
         let _ = bytes.first_chunk().map(handshake::decode_verdict);
     }
 
@@ -284,7 +284,7 @@ fn limits_are_kept_to_the_byte() {
         let chunk = ChunkId::default();
         let op = ReadOp { chain: ChainId(1), chain_version: ChainVersion(1), chunk, offset, length };
         let mut bytes = Vec::new();
-        frame::encode_reads(&mut bytes, envelope, &[op], &[Home::Follows]);
+        frame::encode_reads(&mut bytes, envelope, &[op], &[PayloadLocation::Inline]);
         let (header, table) =
             (Header::decode(bytes[..HEADER_BYTES].try_into().unwrap()), bytes[HEADER_BYTES..].to_vec());
         header.unwrap().decode_reads(&table).is_ok()
@@ -301,7 +301,7 @@ fn limits_are_kept_to_the_byte() {
         offset: 0,
         length: CHUNK_BYTES_MAX / 2,
     };
-    frame::encode_reads(&mut bytes, envelope, &[half; 3], &[Home::Follows; 3]);
+    frame::encode_reads(&mut bytes, envelope, &[half; 3], &[PayloadLocation::Inline; 3]);
     let (header, table) = open(&bytes);
     assert!(header.decode_reads(table).is_err(), "a batch has its own limit");
     // One operation too many, and none at all.

@@ -235,7 +235,7 @@ def view_of(operation: Any) -> memoryview:
     if length is None:
         length = whole.nbytes - start
     if start < 0 or length < 0 or start + length > whole.nbytes:
-        raise ValueError("the bytes do not lie in the buffer")
+        raise ValueError("the range is not inside the buffer")
     if whole.readonly and not operation.write:
         raise ValueError("the buffer is read-only")
     return whole[start : start + length]

@@ -1,4 +1,4 @@
-//! Flags: words in memory that processes share, by which each tells the others how far it has come.
+//! Flags: words in memory that processes share, by which each shows the others its progress.
 
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

@@ -1,12 +1,12 @@
 //! Memory that file data is moved through: sealed shared regions, page-aligned pools, and placements in them.
 //!
-//! A [`Placement`] says where bytes lie or belong. It is plain memory that other threads, and other processes
-//! where it lies in a shared [`Region`], may change at any time: its bytes are copied, checksummed and handed
+//! A [`Placement`] names the place of bytes. It is plain memory that other threads, and other processes
+//! where it is part of a shared [`Region`], may change at any time: its bytes are copied, checksummed and handed
 //! to the kernel, and nothing here or elsewhere decides anything by looking at them twice.
 //!
 //! Invariants:
 //! - B1 A placement's memory stays mapped as long as the placement or a clone of it exists.
-//! - B2 A pooled buffer returns to its pool when the last placement in it is dropped. Whoever lends memory to
+//! - B2 A pooled buffer returns to its pool when the last placement in it is dropped. Code that gives memory to
 //!   another process keeps a clone until that process can no longer touch it, so nothing is reused too early.
 //! - B3 A region never shrinks (`F_SEAL_SHRINK`, checked before a peer's memory is mapped), so that touching it
 //!   cannot raise SIGBUS.

@@ -1,4 +1,4 @@
-//! Where bytes lie: a piece of memory that stays valid as long as the placement lives.
+//! A place for bytes: a piece of memory that stays valid as long as the placement lives.
 
 use std::any::Any;
 use std::fmt;
@@ -16,14 +16,14 @@ use super::region::Mapping;
 /// Most pieces in one vectored call (IOV_MAX).
 const PIECES_MAX: usize = 1024;
 
-/// What keeps a placement's memory valid, and tells its lender that it is in use.
+/// Keeps a placement's memory valid, and shows its owner that it is in use.
 type Keep = Arc<dyn Any + Send + Sync>;
 
 /// `len` bytes of memory, in a shared region or not. Cheap to clone and to slice.
 ///
 /// Copies go byte by byte between processes: a peer that writes at the same time gives torn bytes, never
-/// undefined ones, so whoever must have stable bytes (to checksum and then store them, say) copies first;
-/// [`Placement::is_shared`] tells.
+/// undefined ones, so code that needs stable bytes (to checksum and then store them, say) copies first;
+/// [`Placement::is_shared`] says whether that is needed.
 #[derive(Clone)]
 pub struct Placement {
     start: NonNull<u8>,
@@ -76,7 +76,7 @@ impl Placement {
         Placement { start, len, region: None, keep: Some(Arc::new(bytes)), writable: true, expendable: false }
     }
 
-    /// Calls `work` with `bytes` as a placement, which does not outlive the call: a clone that does ends the
+    /// Call `work` with `bytes` as a placement, which does not outlive the call: a clone that does ends the
     /// process, because the memory behind it is about to vanish.
     pub fn scoped<R>(bytes: &mut [u8], work: impl FnOnce(&Placement) -> R) -> R {
         Placement::borrowed(NonNull::from(&mut *bytes).cast(), bytes.len(), true, work)
@@ -92,7 +92,9 @@ impl Placement {
         impl Drop for Guard {
             fn drop(&mut self) {
                 if Arc::strong_count(&self.0) != 1 {
-                    log::error!("a placement outlives the memory it was lent: the process ends");
+                    log::error!(
+                        "placement outlives its borrowed memory: a clone was kept; aborting the process"
+                    );
                     std::process::abort();
                 }
             }
@@ -107,7 +109,7 @@ impl Placement {
         result
     }
 
-    /// Memory owned by somebody else, valid as long as `keep` lives.
+    /// Memory of another owner, valid as long as `keep` lives.
     ///
     /// # Safety
     /// `start .. start + len` must be readable (and writable if `writable`) until `keep` is dropped, and no
@@ -149,17 +151,17 @@ impl Placement {
         self.start.as_ptr()
     }
 
-    /// The region the bytes lie in, and where.
+    /// The region that holds the bytes, and their offset there.
     pub fn region(&self) -> Option<(&Arc<Region>, usize)> {
         self.region.as_ref().map(|(region, offset)| (region, *offset))
     }
 
-    /// Whether somebody else holds what keeps this memory: a clone, a slice, or the pool's borrower.
-    pub(super) fn is_lent(&self) -> bool {
-        let lent = self.keep.as_ref().is_some_and(|keep| Arc::strong_count(keep) > 1);
+    /// Whether another holder keeps this memory: a clone, a slice, or the pool's borrower.
+    pub(super) fn is_in_use(&self) -> bool {
+        let in_use = self.keep.as_ref().is_some_and(|keep| Arc::strong_count(keep) > 1);
         // What the last borrower did to the bytes happened before what is done to them next.
         std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
-        lent
+        in_use
     }
 
     /// Whether another process may read or change the bytes at any time.
@@ -167,9 +169,9 @@ impl Placement {
         self.region.as_ref().is_some_and(|(region, _)| !region.is_exclusive())
     }
 
-    /// Part of the placement. Panics if `range` does not lie inside.
+    /// Part of the placement. Panics if `range` is not inside.
     pub fn slice(&self, range: Range<usize>) -> Placement {
-        assert!(range.start <= range.end && range.end <= self.len, "a slice lies inside its placement");
+        assert!(range.start <= range.end && range.end <= self.len, "a slice is inside its placement");
         // SAFETY: the start is at most `len` bytes on, inside (or one past) the same memory.
         let start = unsafe { self.start.add(range.start) };
         Placement {
@@ -182,30 +184,30 @@ impl Placement {
         }
     }
 
-    /// Copies `source` to the start. Panics if it is longer than the placement.
+    /// Copy `source` to the start. Panics if it is longer than the placement.
     pub fn copy_from(&self, source: &[u8]) {
         self.copy_in(0, source);
     }
 
-    /// Copies `source` to `offset`. Panics if it does not fit.
+    /// Copy `source` to `offset`. Panics if it does not fit.
     pub fn copy_in(&self, offset: usize, source: &[u8]) {
         assert!(self.writable, "the placement is only read");
         assert!(offset <= self.len && source.len() <= self.len - offset, "the bytes fit the placement");
         // SAFETY: both ranges are valid for `source.len()` bytes; `source` is a live reference, so it does not
-        // overlap memory that placements lend out.
+        // overlap memory of placements.
         unsafe {
             std::ptr::copy(source.as_ptr(), self.start.as_ptr().add(offset), source.len());
         }
     }
 
-    /// Copies the first `target.len()` bytes out. Panics if there are fewer.
+    /// Copy the first `target.len()` bytes out. Panics if there are fewer.
     pub fn copy_to(&self, target: &mut [u8]) {
         assert!(target.len() <= self.len, "the placement has that many bytes");
         // SAFETY: both ranges are valid for `target.len()` bytes, and `target` is exclusively ours.
         unsafe { std::ptr::copy(self.start.as_ptr(), target.as_mut_ptr(), target.len()) }
     }
 
-    /// Copies all bytes to the start of `target`. Panics if they do not fit.
+    /// Copy all bytes to the start of `target`. Panics if they do not fit.
     pub fn copy_into(&self, target: &Placement) {
         assert!(target.writable, "the placement is only read");
         assert!(self.len <= target.len, "the bytes fit the placement");
@@ -234,7 +236,7 @@ impl Placement {
         crc_fast::crc32_iso_hdlc(self.as_source())
     }
 
-    /// Reads from `file` at `offset` until the placement is full or the file ends; returns the bytes read.
+    /// Read from `file` at `offset` until the placement is full or the file ends; return the bytes read.
     pub fn read_at(&self, file: impl AsFd, offset: u64) -> io::Result<usize> {
         let file = file.as_fd();
         let mut filled = 0;
@@ -249,7 +251,7 @@ impl Placement {
         Ok(filled)
     }
 
-    /// Writes all bytes to `file` at `offset`.
+    /// Write all bytes to `file` at `offset`.
     pub fn write_at(&self, file: impl AsFd, offset: u64) -> io::Result<()> {
         let file = file.as_fd();
         let mut written = 0;
@@ -297,13 +299,13 @@ pub fn total_length(placements: &[Placement]) -> usize {
     placements.iter().map(Placement::len).sum()
 }
 
-/// Reads from `file` at `offset` into the placements in order, until all are full or the file ends.
+/// Read from `file` at `offset` into the placements in order, until all are full or the file ends.
 pub fn read_vectored_at(file: impl AsFd, placements: &[Placement], offset: u64) -> io::Result<usize> {
     let file = file.as_fd();
     fill(placements, |pieces, done| rustix::io::preadv(file, pieces, offset + done as u64))
 }
 
-/// Writes the placements in order to `file` at `offset`, all of them.
+/// Write the placements in order to `file` at `offset`, all of them.
 pub fn write_vectored_at(file: impl AsFd, placements: &[Placement], offset: u64) -> io::Result<()> {
     let file = file.as_fd();
     let total = total_length(placements);
@@ -389,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "a slice lies inside its placement")]
+    #[should_panic(expected = "a slice is inside its placement")]
     fn a_slice_beyond_the_end_is_a_programmer_error() {
         let _ = Placement::private(10).unwrap().slice(5..11);
     }

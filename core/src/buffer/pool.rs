@@ -13,10 +13,10 @@ use super::{Placement, Region, page_align};
 /// Buffers of one size in one shared region. Memory is used once a buffer has been touched; the buffer that
 /// came back last is given out first, because it is still in the processor's cache.
 pub struct BufferPool {
-    shared: Arc<Shared>,
+    shared: Arc<PoolShared>,
 }
 
-struct Shared {
+struct PoolShared {
     region: Arc<Region>,
     buffer_bytes: usize,
     count: usize,
@@ -44,14 +44,14 @@ impl BufferPool {
         let total = buffer_bytes.checked_mul(count).ok_or(io::ErrorKind::InvalidInput)?;
         let region = create(total)?;
         let free = Mutex::new((0..count as u32).rev().collect());
-        let shared = Shared { region, buffer_bytes, count, free, returned: Condvar::new() };
+        let shared = PoolShared { region, buffer_bytes, count, free, returned: Condvar::new() };
         Ok(BufferPool { shared: Arc::new(shared) })
     }
 
     /// A free buffer, or `None` if all are in use.
     pub fn try_take(&self) -> Option<Buffer> {
         let slot = self.shared.free.lock().pop()?;
-        Some(self.shared.lend(slot))
+        Some(self.shared.buffer(slot))
     }
 
     /// A free buffer, waiting for one until `deadline`; `None` if none came back by then.
@@ -60,12 +60,12 @@ impl BufferPool {
         loop {
             if let Some(slot) = free.pop() {
                 drop(free);
-                return Some(self.shared.lend(slot));
+                return Some(self.shared.buffer(slot));
             }
             if self.shared.returned.wait_until(&mut free, deadline).timed_out() {
                 let slot = free.pop()?;
                 drop(free);
-                return Some(self.shared.lend(slot));
+                return Some(self.shared.buffer(slot));
             }
         }
     }
@@ -101,21 +101,21 @@ impl fmt::Debug for BufferPool {
     }
 }
 
-impl Shared {
-    fn lend(self: &Arc<Shared>, slot: u32) -> Buffer {
+impl PoolShared {
+    fn buffer(self: &Arc<PoolShared>, slot: u32) -> Buffer {
         let offset = slot as usize * self.buffer_bytes;
-        let lease = Arc::new(Lease { pool: Arc::downgrade(self), slot });
-        Buffer(Placement::in_region(&self.region, offset, self.buffer_bytes).kept_by(lease))
+        let guard = Arc::new(ReturnGuard { pool: Arc::downgrade(self), slot });
+        Buffer(Placement::in_region(&self.region, offset, self.buffer_bytes).kept_by(guard))
     }
 }
 
 /// Returns its buffer when the last placement in it is gone (B2).
-struct Lease {
-    pool: Weak<Shared>,
+struct ReturnGuard {
+    pool: Weak<PoolShared>,
     slot: u32,
 }
 
-impl Drop for Lease {
+impl Drop for ReturnGuard {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
             pool.free.lock().push(self.slot);
@@ -139,8 +139,8 @@ impl Deref for Buffer {
 
 impl Buffer {
     /// Whether a clone or a slice of the buffer exists.
-    pub fn is_lent(&self) -> bool {
-        self.0.is_lent()
+    pub fn is_in_use(&self) -> bool {
+        self.0.is_in_use()
     }
 
     pub fn into_placement(self) -> Placement {
@@ -172,9 +172,9 @@ mod tests {
     fn a_slice_keeps_its_buffer_out_of_the_pool() {
         let pool = BufferPool::new(4096, 1).unwrap();
         let buffer = pool.try_take().unwrap();
-        assert!(!buffer.is_lent());
+        assert!(!buffer.is_in_use());
         let part = buffer.slice(10..20);
-        assert!(buffer.is_lent());
+        assert!(buffer.is_in_use());
         drop(buffer);
         assert!(pool.try_take().is_none());
         drop(part);

@@ -83,13 +83,13 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range is exactly what mmap gave us, and B1 says that nobody uses it any more.
+        // SAFETY: the range is exactly what mmap gave us, and by B1 no reference to it is left.
         let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
         debug_assert!(unmapped.is_ok(), "unmapping our own range cannot fail");
     }
 }
 
-/// A memfd that cannot shrink, mapped into this process; ours, or lent to us by a peer.
+/// A memfd that cannot shrink, mapped into this process; ours, or registered by a peer.
 pub struct Region {
     /// What devices know this memory by. First, so that they let go of it before it is unmapped.
     attachments: Mutex<Vec<(usize, Result<Attachment, String>)>>,
@@ -136,7 +136,7 @@ impl Region {
         Ok(Arc::new(Region { attachments, id: RegionId(id), fd, mapping, len, exclusive }))
     }
 
-    /// Maps a region that a peer sent. Errors: `InvalidData` if it could shrink, or is not as long as said.
+    /// Map a region that a peer sent. Errors: `InvalidData` if it could shrink, or is not as long as said.
     pub fn map_peer(fd: OwnedFd, id: RegionId, len: usize) -> io::Result<Arc<Region>> {
         if len == 0 || len > REGION_BYTES_MAX || !len.is_multiple_of(super::ALIGNMENT) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a region of that length is not allowed"));
@@ -194,13 +194,13 @@ impl Region {
         made
     }
 
-    /// `len` bytes at `offset`; `None` if they do not lie inside the region.
+    /// `len` bytes at `offset`; `None` if they are not inside the region.
     pub fn placement(self: &Arc<Region>, offset: usize, len: usize) -> Option<Placement> {
         let end = offset.checked_add(len)?;
         (end <= self.len).then(|| Placement::in_region(self, offset, len))
     }
 
-    /// What tells two mappings of one memory from mappings of two: device and inode of the memfd.
+    /// Identity of the memory behind a mapping: device and inode of the memfd.
     pub fn identity(fd: impl AsFd) -> io::Result<(u64, u64)> {
         let stat = rustix::fs::fstat(fd)?;
         Ok((stat.st_dev as u64, stat.st_ino as u64))

@@ -6,22 +6,22 @@ use std::time::{Duration, Instant};
 
 /// More than threads that wait for a disk at once; the calls of further ones are not watched.
 const SLOTS: usize = 512;
-/// Slots that a call looks at before it goes on unwatched.
+/// Slots that a call tries before it proceeds unwatched.
 const TRIES: usize = 8;
 
 /// When each call began, in nanoseconds since `base`; 0: free.
 pub struct Accesses {
     base: Instant,
-    slots: Box<[Slot]>,
+    slots: Box<[AccessSlot]>,
 }
 
 /// Each on a cache line of its own.
 #[derive(Default)]
 #[repr(align(64))]
-struct Slot(AtomicU64);
+struct AccessSlot(AtomicU64);
 
 /// One call; it ends when this is dropped.
-pub struct Access<'a>(Option<&'a Slot>);
+pub struct Access<'a>(Option<&'a AccessSlot>);
 
 impl Drop for Access<'_> {
     fn drop(&mut self) {
@@ -36,7 +36,7 @@ impl Accesses {
         let now = self.now().max(1);
         let first = first_slot();
         let slots = (0..TRIES).map(|step| &self.slots[(first + step) % SLOTS]);
-        let is_taken = |slot: &&Slot| {
+        let is_taken = |slot: &&AccessSlot| {
             slot.0.load(Ordering::Relaxed) == 0
                 && slot.0.compare_exchange(0, now, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         };
@@ -57,7 +57,7 @@ impl Accesses {
 
 impl Default for Accesses {
     fn default() -> Accesses {
-        Accesses { base: Instant::now(), slots: (0..SLOTS).map(|_| Slot::default()).collect() }
+        Accesses { base: Instant::now(), slots: (0..SLOTS).map(|_| AccessSlot::default()).collect() }
     }
 }
 

@@ -7,14 +7,14 @@ use crate::types::{ChunkId, ChunkKey, Op, RequestTag, Stamp, Version, WriterReco
 
 /// How an engine behaves. The defaults suit a production disk.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct EngineOptions {
     /// Size of one block file, a multiple of the page size. Fixed when the directory is made.
     pub segment_bytes: u64,
     /// Which engine the directory must hold: its FORMAT names it. 0: any.
     pub identity: u128,
     /// Whether an empty or absent directory becomes a new engine. If not, it is refused: the disk may not be mounted.
     pub create: bool,
-    /// Client writes are refused with `NoSpace` when less than this is free; a quarter of it, which nobody's
+    /// Client writes are refused with `NoSpace` when less than this is free; a quarter of it, which no
     /// data may use, is left to the index.
     pub reserve_bytes: u64,
     /// Memory for chunk records: half holds decoded records of hot chunks, half blocks of the index.
@@ -22,27 +22,27 @@ pub struct Options {
     /// How often acknowledged updates are made durable in the background. `None`: only when `sync` is called.
     pub sync_interval: Option<Duration>,
     /// Pages given up are made durable and used again, at the latest, when they are this many bytes.
-    pub limbo_bytes_max: u64,
+    pub deferred_free_bytes_max: u64,
     /// Called before bytes are written to a block file: how tests make a disk hang.
     #[doc(hidden)]
     pub on_write: Option<fn()>,
-    /// Called by whoever syncs, before and after each step of a round, without any lock: how tests let updates happen
+    /// Called by the thread that syncs, before and after each step of a round, without any lock: how tests let updates happen
     /// in between.
     #[doc(hidden)]
     pub on_round: Option<fn()>,
 }
 
-impl Default for Options {
-    fn default() -> Options {
-        Options {
+impl Default for EngineOptions {
+    fn default() -> EngineOptions {
+        EngineOptions {
             segment_bytes: 4 << 30,
             identity: 0,
             create: true,
             reserve_bytes: 256 << 20,
             cache_bytes: 128 << 20,
-            // As ext4: what nobody asked to be synced is at most this old after power loss.
+            // As ext4: what was never synced explicitly is at most this old after power loss.
             sync_interval: Some(Duration::from_secs(5)),
-            limbo_bytes_max: 512 << 20,
+            deferred_free_bytes_max: 512 << 20,
             on_write: None,
             on_round: None,
         }
@@ -123,7 +123,7 @@ pub struct Update {
     pub fresh: bool,
 }
 
-/// Recovery: what a chunk shall be, whatever it is now.
+/// Recovery: the new state of a chunk, regardless of its present one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Install<'a> {
     pub key: ChunkKey,

@@ -18,15 +18,13 @@ const ENTRY_BYTES: usize = 192;
 
 /// One chunk in memory.
 #[derive(Default)]
-pub struct Slot {
-    /// Held by whoever changes the chunk, also while it writes data and index. Readers never take it.
+pub struct CacheSlot {
+    /// Held while the chunk changes, also while it writes data and index. Readers never take it.
     pub update: Mutex<()>,
     /// `None` until loaded. Held only to load, copy or swap the pointer.
     record: Mutex<Option<Arc<Record>>>,
     recent: AtomicBool,
 }
-
-impl Slot {}
 
 pub struct Cache {
     shards: Vec<Mutex<Shard>>,
@@ -37,14 +35,14 @@ pub struct Cache {
 
 #[derive(Default)]
 struct Shard {
-    slots: HashMap<ChunkKey, Entry>,
+    slots: HashMap<ChunkKey, CacheEntry>,
     /// Every key of `slots`, in the order in which they are looked at for eviction.
     queue: VecDeque<ChunkKey>,
     bytes: usize,
 }
 
-struct Entry {
-    slot: Arc<Slot>,
+struct CacheEntry {
+    slot: Arc<CacheSlot>,
     /// What the entry is counted with in `Shard::bytes`.
     bytes: usize,
 }
@@ -59,15 +57,15 @@ impl Cache {
         }
     }
 
-    /// The slot of `key`. It stays the only one of that chunk as long as anybody holds it.
-    pub fn slot(&self, key: ChunkKey) -> Arc<Slot> {
+    /// The slot of `key`. It stays the only one of that chunk as long as it is referenced.
+    pub fn slot(&self, key: ChunkKey) -> Arc<CacheSlot> {
         let mut shard = self.shard(key);
         if let Some(entry) = shard.slots.get(&key) {
             entry.slot.recent.store(true, Ordering::Relaxed);
             return entry.slot.clone();
         }
-        let slot = Arc::new(Slot::default());
-        shard.slots.insert(key, Entry { slot: slot.clone(), bytes: ENTRY_BYTES });
+        let slot = Arc::new(CacheSlot::default());
+        shard.slots.insert(key, CacheEntry { slot: slot.clone(), bytes: ENTRY_BYTES });
         shard.queue.push_back(key);
         self.resize(&mut shard, 0, ENTRY_BYTES);
         self.evict(&mut shard);
@@ -78,7 +76,7 @@ impl Cache {
     pub fn record(
         &self,
         key: ChunkKey,
-        slot: &Slot,
+        slot: &CacheSlot,
         load: impl FnOnce() -> Result<Record, Status>,
     ) -> Result<Arc<Record>, Status> {
         let mut record = slot.record.lock();
@@ -92,16 +90,16 @@ impl Cache {
         Ok(loaded)
     }
 
-    /// Swaps the record of a slot that the caller holds the update lock of; returns the one before, if loaded.
-    pub fn replace(&self, key: ChunkKey, slot: &Slot, record: Arc<Record>) -> Option<Arc<Record>> {
+    /// Swap the record of a slot that the caller holds the update lock of; return the one before, if loaded.
+    pub fn replace(&self, key: ChunkKey, slot: &CacheSlot, record: Arc<Record>) -> Option<Arc<Record>> {
         let now = ENTRY_BYTES + record.memory();
         let before = slot.record.lock().replace(record);
         self.recount(key, now);
         before
     }
 
-    /// Drops the record of a slot that the caller holds the update lock of: the next use loads it.
-    pub fn unload(&self, key: ChunkKey, slot: &Slot) {
+    /// Drop the record of a slot that the caller holds the update lock of: the next use loads it.
+    pub fn unload(&self, key: ChunkKey, slot: &CacheSlot) {
         *slot.record.lock() = None;
         self.recount(key, ENTRY_BYTES);
     }
@@ -138,7 +136,7 @@ impl Cache {
             }
             let Some(key) = shard.queue.pop_front() else { return };
             let entry = &shard.slots[&key];
-            // Nobody gets hold of the slot without the shard's lock, so one reference means the map's own.
+            // No reference to the slot is taken without the shard's lock, so one reference means the map's own.
             let in_use = Arc::strong_count(&entry.slot) > 1;
             if in_use || entry.slot.recent.swap(false, Ordering::Relaxed) {
                 shard.queue.push_back(key);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::checksum;
-use super::state::{Extent, HOLE, PageNumber, PendingState, Record, State, compress, page_count};
+use super::state::{ContentState, Extent, HOLE, PageNumber, PendingState, Record, compress, page_count};
 use crate::types::{
     CHUNK_BYTES_MAX, ChainId, ChainVersion, ChunkId, ChunkKey, ClientId, ContentId, Op, PAGE_BYTES,
     RequestTag, Stamp, Version, WriterRecord,
@@ -64,7 +64,8 @@ pub fn decode_key(bytes: &[u8]) -> Result<ChunkKey, Malformed> {
 pub fn encode_record(record: &Record) -> Vec<u8> {
     let states = record.states().chain(&record.fallbacks);
     // A state beside the committed one names only what differs; it takes up to as much.
-    let bytes_of = |state: &State| STATE_BYTES + state.extents.len() * RUN_BYTES + state.crcs.len() * 4;
+    let bytes_of =
+        |state: &ContentState| STATE_BYTES + state.extents.len() * RUN_BYTES + state.crcs.len() * 4;
     let states_bytes: usize = states.map(|state| bytes_of(state)).sum();
     let mut out = Vec::with_capacity(states_bytes + (record.writers.len() + 1) * (WriterRecord::BYTES + 8));
     let committed = if record.committed.is_some() { HAS_COMMITTED } else { 0 };
@@ -105,7 +106,7 @@ struct Run {
     extent: Extent,
 }
 
-fn all_runs(state: &State) -> impl Iterator<Item = Run> {
+fn all_runs(state: &ContentState) -> impl Iterator<Item = Run> {
     let mut index = 0;
     state.extents.iter().map(move |&extent| {
         let run = Run { index, extent };
@@ -115,7 +116,7 @@ fn all_runs(state: &State) -> impl Iterator<Item = Run> {
 }
 
 /// The pages of a state that are not those of `base`: another page, or other bytes in it.
-fn changed_runs(state: &State, base: &State) -> Vec<Run> {
+fn changed_runs(state: &ContentState, base: &ContentState) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     let mut before = base.pages().zip(&base.crcs);
     for (index, (page, crc)) in state.pages().zip(&state.crcs).enumerate() {
@@ -134,7 +135,7 @@ fn changed_runs(state: &State, base: &State) -> Vec<Run> {
     runs
 }
 
-fn encode_state(state: &State, base: Option<&State>, out: &mut Vec<u8>) {
+fn encode_state(state: &ContentState, base: Option<&ContentState>, out: &mut Vec<u8>) {
     out.extend(state.stamp.chain_version.0.to_le_bytes());
     out.extend(state.stamp.version.0.to_le_bytes());
     out.extend(state.round.to_le_bytes());
@@ -229,13 +230,13 @@ pub fn decode_record(bytes: &[u8]) -> Result<Record, Malformed> {
     Ok(Record { committed, fallbacks, pending, writers })
 }
 
-fn decode_pending(input: &mut Input<'_>, base: Option<&State>) -> Result<PendingState, Malformed> {
+fn decode_pending(input: &mut Input<'_>, base: Option<&ContentState>) -> Result<PendingState, Malformed> {
     let tag = RequestTag { client: ClientId(input.u64()?), sequence: input.u64()? };
     let op = op_from_fields(input.u32()?, input.u32()?, input.u32()?)?;
     Ok(PendingState { state: Arc::new(decode_state(input, base)?), op, tag })
 }
 
-fn decode_state(input: &mut Input<'_>, base: Option<&State>) -> Result<State, Malformed> {
+fn decode_state(input: &mut Input<'_>, base: Option<&ContentState>) -> Result<ContentState, Malformed> {
     let stamp = Stamp { chain_version: ChainVersion(input.u64()?), version: Version(input.u64()?) };
     let round = input.u64()?;
     let length = input.u32()?;
@@ -245,13 +246,13 @@ fn decode_state(input: &mut Input<'_>, base: Option<&State>) -> Result<State, Ma
         return Err(Malformed::Field);
     }
     let (extents, crcs) = decode_pages(input, base, page_count(length))?;
-    Ok(State { stamp, length, tail_used, removed, round, extents, crcs })
+    Ok(ContentState { stamp, length, tail_used, removed, round, extents, crcs })
 }
 
 /// The extents and checksums of a state of `count` pages: those of `base` where no run covers it.
 fn decode_pages(
     input: &mut Input<'_>,
-    base: Option<&State>,
+    base: Option<&ContentState>,
     count: usize,
 ) -> Result<(Vec<Extent>, Vec<u32>), Malformed> {
     let run_count = usize::from(input.u16()?);
@@ -320,8 +321,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn state(version: u64, pages: &[PageNumber], crcs: &[u32], length: u32) -> Arc<State> {
-        Arc::new(State {
+    fn state(version: u64, pages: &[PageNumber], crcs: &[u32], length: u32) -> Arc<ContentState> {
+        Arc::new(ContentState {
             stamp: Stamp { chain_version: ChainVersion(3), version: Version(version) },
             length,
             tail_used: 8000,

@@ -15,16 +15,16 @@ use rustix::fs::FlockOperation;
 
 use super::accesses::Accesses;
 use super::api::*;
-use super::boot;
-use super::cache::{Cache, Slot};
+use super::boot_id;
+use super::cache::{Cache, CacheSlot};
 use super::codec::RECORD_FORMAT;
-use super::content::Blocks;
+use super::deferred_free::DeferredFree;
 use super::index::{self, Index};
-use super::limbo::Limbo;
+use super::page_writer::Blocks;
 use super::pages::PageMap;
 use super::segments::{self, Segments};
-use super::state::{HOLE, PAGE, PageNumber, Record, State};
-use super::sync::Rounds;
+use super::state::{ContentState, HOLE, PAGE, PageNumber, Record};
+use super::sync::GroupCommit;
 use super::writers::Writers;
 use crate::types::{ChainId, ChunkKey, Status, Version};
 
@@ -50,17 +50,17 @@ pub struct Engine {
 
 /// What the engine's methods and its flusher thread share.
 pub(super) struct Core {
-    pub options: Options,
+    pub options: EngineOptions,
     pub segments: Segments,
     pub index: Index,
     pub accesses: Arc<Accesses>,
     pub cache: Cache,
     pub pages: Mutex<PageMap>,
-    pub limbo: Mutex<Limbo>,
-    pub rounds: Rounds,
+    pub deferred_free: Mutex<DeferredFree>,
+    pub group_commit: GroupCommit,
     pub writers: Writers,
     pub blocks: Blocks,
-    usage: RwLock<HashMap<ChainId, Arc<Counters>>>,
+    usage: RwLock<HashMap<ChainId, Arc<UsageCounters>>>,
     damage: Mutex<BTreeSet<Damage>>,
     /// The highest version of any record that was forgotten; never lower than what the index says.
     pub floor: Mutex<Version>,
@@ -73,7 +73,7 @@ pub(super) struct Core {
 }
 
 #[derive(Default)]
-struct Counters {
+struct UsageCounters {
     chunks: AtomicI64,
     tombstones: AtomicI64,
     bytes: AtomicI64,
@@ -82,10 +82,10 @@ struct Counters {
 }
 
 impl Engine {
-    /// Opens the storage directory `dir`, or makes one of an empty or absent directory, unless `options` forbid it.
+    /// Open the storage directory `dir`, or make one of an empty or absent directory, unless `options` forbid it.
     ///
     /// After `kill -9` everything acknowledged is there. Checks that no page has two owners.
-    pub fn open(dir: &Path, options: Options) -> Result<Engine, OpenError> {
+    pub fn open(dir: &Path, options: EngineOptions) -> Result<Engine, OpenError> {
         let core = Arc::new(Core::open(dir, options)?);
         let flusher = core.options.sync_interval.map(|interval| {
             let core = core.clone();
@@ -132,15 +132,15 @@ impl Engine {
         self.core.damage.lock().iter().copied().collect()
     }
 
-    /// Why the engine refuses updates: a failed flush or index write, after which only opening it again tells
-    /// what the disk holds. Reads go on.
+    /// Why the engine refuses updates: a failed flush or index write, after which only opening it again shows
+    /// what the disk holds. Reads continue.
     pub fn failure(&self) -> Option<Status> {
-        self.core.rounds.check().err()
+        self.core.group_commit.check().err()
     }
 
     /// Whether there is a `failure`. Cheap enough to ask before every request.
     pub fn has_failed(&self) -> bool {
-        self.core.rounds.has_failed()
+        self.core.group_commit.has_failed()
     }
 
     /// No record that was forgotten had a higher version.
@@ -148,14 +148,14 @@ impl Engine {
         *self.core.floor.lock()
     }
 
-    /// Rounds of `sync` begun in the life of this directory: what is staged from now on is of this one or a later.
+    /// GroupCommit of `sync` begun in the life of this directory: what is staged from now on is of this one or a later.
     pub fn round(&self) -> u64 {
-        self.core.rounds.begun()
+        self.core.group_commit.begun()
     }
 
     /// The newest round of `sync` that has succeeded: it is in the index on the disk, and never goes back.
     pub fn synced_round(&self) -> u64 {
-        self.core.rounds.synced()
+        self.core.group_commit.synced()
     }
 
     /// How far this directory had come before it was opened: `synced_round` of then. It stays the same over any
@@ -187,19 +187,21 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.core.rounds.stop();
+        self.core.group_commit.stop();
         if let Some(flusher) = self.flusher.take() {
-            // A panic of the flusher has been reported by its thread; the drop goes on.
+            // A panic of the flusher has been reported by its thread; the drop continues.
             let _ = flusher.join();
         }
         if let Err(status) = self.core.sync() {
-            log::error!("closing the chunk engine: {status}");
+            log::error!(
+                "closing the chunk engine failed: last sync: {status}; acknowledged writes may not be durable"
+            );
         }
     }
 }
 
 impl Core {
-    fn open(dir: &Path, options: Options) -> Result<Core, OpenError> {
+    fn open(dir: &Path, options: EngineOptions) -> Result<Core, OpenError> {
         let failed = |source| OpenError::Io { path: dir.to_owned(), source };
         make_directory(dir).map_err(failed)?;
         let directory = File::open(dir).map_err(failed)?;
@@ -214,7 +216,7 @@ impl Core {
         fs::create_dir_all(&blocks).map_err(failed)?;
         segments::sync_directory(dir).map_err(failed)?;
         let accesses = Arc::new(Accesses::default());
-        let has_lost_power = boot::has_changed(dir).map_err(failed)?;
+        let has_lost_power = boot_id::has_changed(dir).map_err(failed)?;
         let index = open_index(dir, &blocks, &options, accesses.clone(), has_lost_power)?;
         let synced = index
             .synced()
@@ -228,9 +230,9 @@ impl Core {
         let mut core = Core {
             pages: Mutex::new(PageMap::new(segments.segment_pages())),
             cache: Cache::new(options.cache_bytes / 2),
-            limbo: Mutex::default(),
+            deferred_free: Mutex::default(),
             // An earlier process may have been in the middle of the round after.
-            rounds: Rounds::starting_at(synced + 1),
+            group_commit: GroupCommit::starting_at(synced + 1),
             writers: Writers::default(),
             blocks: Blocks::default(),
             usage: RwLock::default(),
@@ -254,11 +256,11 @@ impl Core {
             path: dir.to_owned(),
             reason: format!("first sync: {status}"),
         })?;
-        boot::remember(dir).map_err(failed)?;
+        boot_id::remember(dir).map_err(failed)?;
         Ok(core)
     }
 
-    /// Reads the whole index: which pages are in use, by whom, and how much each chain holds.
+    /// Read the whole index: which pages are in use, by which chunk, and how much each chain holds.
     fn load(&self, dir: &Path, suspect: Option<u64>) -> Result<OpenReport, OpenError> {
         let damaged = |reason: String| OpenError::Damaged { path: dir.to_owned(), reason };
         let failed = |source| OpenError::Io { path: dir.to_owned(), source };
@@ -286,7 +288,9 @@ impl Core {
                 continue;
             };
             if let Some(older) = suspect.and_then(|synced| self.fall_back(&record, synced)) {
-                log::warn!("{key:?}: its newest data did not reach the disk before the power was lost");
+                log::warn!(
+                    "{key:?}: newest data lost with the power (never synced); using the state before it"
+                );
                 let stored = match older.is_absent() {
                     true => self.forget(key, &record),
                     false => self.index.put(key, &older),
@@ -314,7 +318,10 @@ impl Core {
         for number in numbers {
             self.segments.open_known(number).map_err(failed)?;
             if existing.get(&number).is_none_or(|&length| length < self.segments.bytes()) {
-                log::error!("{}: block file {number} was missing or truncated", dir.display());
+                log::error!(
+                    "{}: block file {number} missing or truncated; its pages read as damaged",
+                    dir.display()
+                );
                 report.damaged_segments.push(number);
             }
             for page in self.segments.backed_pages(number).map_err(failed)? {
@@ -327,7 +334,7 @@ impl Core {
     /// After power loss: the record without states whose data, of round `synced` or later, is not on disk; `None`
     /// if all is there.
     fn fall_back(&self, record: &Record, synced: u64) -> Option<Record> {
-        let is_lost = |state: &State| state.round >= synced && !self.is_intact(state);
+        let is_lost = |state: &ContentState| state.round >= synced && !self.is_intact(state);
         if record.committed.as_ref().is_some_and(|state| is_lost(state)) {
             let committed = record.fallbacks.iter().find(|state| !is_lost(state)).cloned();
             if committed.as_ref().is_some_and(|state| !self.is_intact(state)) {
@@ -343,17 +350,17 @@ impl Core {
     }
 
     /// The slot and the record of a chunk.
-    pub fn record(&self, key: ChunkKey) -> Result<(Arc<Slot>, Arc<Record>), Status> {
+    pub fn record(&self, key: ChunkKey) -> Result<(Arc<CacheSlot>, Arc<Record>), Status> {
         let slot = self.cache.slot(key);
         let record = self.record_of(key, &slot)?;
         Ok((slot, record))
     }
 
-    pub fn record_of(&self, key: ChunkKey, slot: &Slot) -> Result<Arc<Record>, Status> {
+    pub fn record_of(&self, key: ChunkKey, slot: &CacheSlot) -> Result<Arc<Record>, Status> {
         self.cache.record(key, slot, || Ok(self.index.get(key)?.unwrap_or_default()))
     }
 
-    /// Keeps the counters of a chain: `before` has become `after`.
+    /// Keep the counters of a chain: `before` has become `after`.
     pub fn account(&self, key: ChunkKey, before: &Record, after: &Record) {
         let known = self.usage.read().get(&key.chain).cloned();
         let counters = known.unwrap_or_else(|| self.usage.write().entry(key.chain).or_default().clone());
@@ -371,7 +378,7 @@ impl Core {
             return Ok(free);
         }
         let stat = rustix::fs::fstatvfs(&self.directory).map_err(|error| {
-            log::error!("the file system's free space: {error}");
+            log::error!("statvfs of the storage directory failed: {error}");
             Status::Io
         })?;
         let free = stat.f_bavail * stat.f_frsize;
@@ -379,14 +386,14 @@ impl Core {
         Ok(free)
     }
 
-    /// Notes that `bytes` of the free space were just used.
+    /// Note that `bytes` of the free space were just used.
     pub fn took_space(&self, bytes: u64) {
         if let Some((_, free)) = &mut *self.free_space.lock() {
             *free = free.saturating_sub(bytes);
         }
     }
 
-    /// Takes released pages back, and gives space to the file system where we hold much of it unused.
+    /// Take released pages back, and give space to the file system where we hold much of it unused.
     pub fn free_pages(&self, released: &[PageNumber]) {
         // On a tight disk the reserve comes first, the index's part of it most of all.
         let free = self.file_system_free(false).unwrap_or(u64::MAX);
@@ -399,7 +406,7 @@ impl Core {
         };
         for extent in punch {
             if let Err(error) = self.segments.punch(extent) {
-                log::warn!("giving space back: {error}");
+                log::warn!("punching holes in a block file failed: {error}; its space stays allocated");
             }
             self.pages.lock().free(extent);
         }
@@ -431,7 +438,7 @@ impl Core {
     }
 }
 
-fn page_of(state: Option<&State>, index: usize) -> Option<PageNumber> {
+fn page_of(state: Option<&ContentState>, index: usize) -> Option<PageNumber> {
     let state = state.filter(|state| index < state.crcs.len())?;
     state.pages_between(index, index + 1).first().copied()
 }
@@ -445,7 +452,7 @@ fn owned_pages(record: &Record) -> impl Iterator<Item = PageNumber> {
     committed().chain(own).filter(|&page| page != HOLE)
 }
 
-impl Counters {
+impl UsageCounters {
     fn add(&self, record: &Record, sign: i64) {
         if record.is_absent() {
             return;
@@ -489,11 +496,11 @@ fn opened_round(index: &Index, synced: u64) -> Result<u64, Status> {
     }
 }
 
-/// Opens the index, or makes that of a directory whose making broke off before it had one.
+/// Open the index, or make that of a directory whose making broke off before it had one.
 fn open_index(
     dir: &Path,
     blocks: &Path,
-    options: &Options,
+    options: &EngineOptions,
     accesses: Arc<Accesses>,
     has_lost_power: bool,
 ) -> Result<Index, OpenError> {
@@ -501,7 +508,7 @@ fn open_index(
     let path = dir.join("index");
     let damaged = |reason: String| OpenError::Damaged { path: path.clone(), reason };
     if !path.try_exists().map_err(failed)?
-        && (boot::is_known(dir).map_err(failed)? || blocks.read_dir().map_err(failed)?.next().is_some())
+        && (boot_id::is_known(dir).map_err(failed)? || blocks.read_dir().map_err(failed)?.next().is_some())
     {
         return Err(damaged(
             "the chunk index is gone: put it back; if it is lost, empty the whole directory of the node, and the other \
@@ -516,8 +523,8 @@ fn open_index(
     })
 }
 
-/// Reads `dir/FORMAT`, or writes it into an empty directory; the size of the block files.
-fn open_format(dir: &Path, options: &Options) -> Result<u64, OpenError> {
+/// Read `dir/FORMAT`, or write it into an empty directory; the size of the block files.
+fn open_format(dir: &Path, options: &EngineOptions) -> Result<u64, OpenError> {
     let failed = |source| OpenError::Io { path: dir.to_owned(), source };
     let path = dir.join(FORMAT_FILE);
     let segment_bytes = options.segment_bytes;
@@ -559,7 +566,7 @@ fn open_format(dir: &Path, options: &Options) -> Result<u64, OpenError> {
     }
 }
 
-/// Makes `dir` if it is missing, with a name that survives power loss.
+/// Make `dir` if it is missing, with a name that survives power loss.
 fn make_directory(dir: &Path) -> io::Result<()> {
     if dir.try_exists()? {
         return Ok(());
@@ -569,10 +576,10 @@ fn make_directory(dir: &Path) -> io::Result<()> {
     segments::sync_directory(parent.unwrap_or(Path::new(".")))
 }
 
-fn write_format(dir: &Path, path: &Path, options: &Options) -> io::Result<()> {
+fn write_format(dir: &Path, path: &Path, options: &EngineOptions) -> io::Result<()> {
     let new = dir.join("FORMAT.new");
     let mut file = File::create(&new)?;
-    let Options { segment_bytes, identity, .. } = options;
+    let EngineOptions { segment_bytes, identity, .. } = options;
     write!(
         file,
         "luciola chunk engine\nformat {FORMAT}\npage_bytes {PAGE}\nsegment_bytes {segment_bytes}\n\

@@ -58,7 +58,7 @@ impl Faults {
         strike(&self.sync)
     }
 
-    /// As the index tells its own errors.
+    /// As the index reports its own errors.
     pub fn on_index(&self) -> Result<(), Status> {
         strike(&self.index).map_err(|error| match error.kind() {
             io::ErrorKind::StorageFull => Status::NoSpace,
@@ -82,7 +82,7 @@ fn strike(fault: &Mutex<Fault>) -> io::Result<()> {
 
 /// For tests of those who use an engine.
 impl super::Engine {
-    /// Takes the block files out of the page cache. False where they are nowhere else.
+    /// Take the block files out of the page cache. False where they are nowhere else.
     pub(crate) fn drop_cached(&self) -> bool {
         self.sync().unwrap();
         self.core.segments.drop_cached()

@@ -46,7 +46,7 @@ pub struct Index {
 }
 
 impl Index {
-    /// Opens the index in `dir`, or makes one. What it lacks at its end was lost with power if that `may_be_torn`.
+    /// Open the index in `dir`, or make one. What it lacks at its end was lost with power if that `may_be_torn`.
     /// Raises `InvalidData` if it was not.
     pub fn open(
         dir: &Path,
@@ -83,7 +83,7 @@ impl Index {
         }
     }
 
-    /// Stores the record.
+    /// Store the record.
     pub fn put(&self, key: ChunkKey, record: &Record) -> Result<(), Status> {
         let _access = self.accesses.begin();
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
@@ -91,7 +91,7 @@ impl Index {
         batch.commit().map_err(|error| failed(&error))
     }
 
-    /// Deletes the record, and raises the floor, in one atomic batch.
+    /// Delete the record, and raises the floor, in one atomic batch.
     pub fn forget(&self, key: ChunkKey, floor: Version) -> Result<(), Status> {
         let _access = self.accesses.begin();
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
@@ -100,7 +100,7 @@ impl Index {
         batch.commit().map_err(|error| failed(&error))
     }
 
-    /// Stores, in the place of a record, one that cannot be read.
+    /// Store, in the place of a record, one that cannot be read.
     pub fn put_unreadable(&self, key: ChunkKey) -> Result<(), Status> {
         let _access = self.accesses.begin();
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
@@ -137,7 +137,7 @@ impl Index {
         batch.commit().map_err(|error| failed(&error))
     }
 
-    /// Forgets what `set_opened` has stored, durably.
+    /// Forget what `set_opened` has stored, durably.
     pub fn clear_opened(&self) -> Result<(), Status> {
         let _access = self.accesses.begin();
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
@@ -152,7 +152,7 @@ impl Index {
             None => Ok(0),
             Some(Ok(bytes)) => Ok(u64::from_le_bytes(bytes)),
             Some(Err(_)) => {
-                log::error!("the index holds a malformed number under {key:?}");
+                log::error!("chunk index: malformed number under {key:?}");
                 Err(Status::Io)
             }
         }
@@ -165,7 +165,7 @@ impl Index {
         batch.commit().map_err(|error| failed(&error))
     }
 
-    /// Makes every record written before the call durable.
+    /// Make every record written before the call durable.
     ///
     /// `Database::persist` would hold the journal's lock, and so every update, while the disk works. But each
     /// batch is with the kernel when `put` returns, fjall syncs a journal before it begins the next one, and
@@ -217,7 +217,7 @@ impl Index {
         self.chunks.range(range).map(|guard| {
             let (key, value) = guard.into_inner().map_err(|error| failed(&error))?;
             let key = codec::decode_key(&key).map_err(|error| {
-                log::error!("the chunk index holds a malformed key: {error}");
+                log::error!("chunk index: malformed key: {error}; skipped");
                 Status::Io
             })?;
             Ok((key, decode(key, &value)))
@@ -225,7 +225,7 @@ impl Index {
     }
 }
 
-/// Makes an empty index that has its name only when all of it is on disk: fjall does not open one that lost power while it
+/// Make an empty index that has its name only when all of it is on disk: fjall does not open one that lost power while it
 /// was made.
 fn make(dir: &Path, cache_bytes: usize, accesses: Arc<Accesses>) -> fjall::Result<()> {
     let new = dir.with_extension("new");
@@ -241,7 +241,7 @@ fn make(dir: &Path, cache_bytes: usize, accesses: Arc<Accesses>) -> fjall::Resul
     Ok(sync_directory(dir.parent().expect("the directory of the engine"))?)
 }
 
-/// Makes the names in `dir` and below durable: fjall does not sync the directory that its keyspaces are made in.
+/// Make the names in `dir` and below durable: fjall does not sync the directory that its keyspaces are made in.
 fn sync_directories(dir: &Path) -> io::Result<()> {
     for entry in dir.read_dir()? {
         let entry = entry?;
@@ -306,13 +306,13 @@ fn chain_key(chain: ChainId, rest: [u8; 12]) -> [u8; KEY_BYTES] {
 
 fn decode(key: ChunkKey, value: &[u8]) -> Result<Record, Status> {
     codec::decode_record(value).map_err(|error| {
-        log::error!("the index record of {key:?} is damaged: {error}");
+        log::error!("chunk index: record of {key:?} is damaged: {error}");
         Status::Checksum
     })
 }
 
 fn failed(error: &fjall::Error) -> Status {
-    log::error!("the chunk index failed: {error}");
+    log::error!("chunk index: access failed: {error}");
     match error {
         fjall::Error::Io(error) if error.kind() == ErrorKind::StorageFull => Status::NoSpace,
         _ => Status::Io,

@@ -2,7 +2,7 @@
 //!
 //! What was appended to the journal since its last sync reaches the disk in pieces and in any order. fjall takes an end
 //! that is merely short for what it is, but not one with a hole in it: it refuses to open, or misreads lengths. So the
-//! newest journal is cut behind its last whole batch before fjall sees it. Whatever was synced lies before that. Older
+//! newest journal is cut behind its last whole batch before fjall sees it. Everything synced is before that. Older
 //! journals were synced before the next was begun: damage in them is damage.
 //!
 //! Where no power was lost the kernel has kept the order of what was appended, and a journal ends with the beginning of
@@ -33,7 +33,7 @@ const BLOCK_BYTES: usize = 64 << 10;
 /// Read of what may be a batch: most are none, which its first bytes show.
 const CANDIDATE_BYTES: usize = 256;
 
-/// Cuts the newest journal in `dir` behind its last whole batch. No one may have it open.
+/// Cut the newest journal in `dir` behind its last whole batch. No one may have it open.
 ///
 /// Raises `InvalidData` if more than the beginning of a batch would go, unless it `may_be_torn` by power loss.
 pub fn cut_torn_end(dir: &Path, may_be_torn: bool) -> io::Result<()> {
@@ -119,7 +119,7 @@ struct Batches<'a> {
 }
 
 impl<'a> Batches<'a> {
-    /// Reads from `at` to `length`, `block_bytes` at once.
+    /// Read from `at` to `length`, `block_bytes` at once.
     fn new(mut file: &'a File, at: u64, length: u64, block_bytes: usize) -> io::Result<Batches<'a>> {
         file.seek(io::SeekFrom::Start(at))?;
         Ok(Batches { file: BufReader::with_capacity(block_bytes, file), left: length - at })

@@ -16,22 +16,22 @@
 //!   a record names the states that are durable if the round of `sync` under way counts, and if it does not, until a
 //!   later one is durable; opening checks which it is. Only what was pending where recovery replaced a chunk may be gone.
 //!
-//! Not here: who may write, in which order, to whom it is forwarded (`craq`, `server`). The caller runs at most
+//! Not here: permission to write, the order of writes, forwarding (`craq`, `storage`). The caller runs at most
 //! one update of a chunk at a time, or takes what the engine's own lock of the chunk makes of several.
 
 mod accesses;
 mod api;
-mod boot;
+mod boot_id;
 mod cache;
 mod checksum;
 mod codec;
-mod content;
+mod deferred_free;
 mod engine;
 #[cfg(test)]
 mod faults;
 mod index;
 mod journal;
-mod limbo;
+mod page_writer;
 mod pages;
 mod payload;
 mod read;
@@ -45,12 +45,12 @@ mod update;
 mod writers;
 
 pub use api::{
-    ChunkRecord, ChunkState, CommitOutcome, Committed, Damage, Install, OpenError, OpenReport, Options,
+    ChunkRecord, ChunkState, CommitOutcome, Committed, Damage, EngineOptions, Install, OpenError, OpenReport,
     Origin, Pending, ReadOutcome, Space, StageOutcome, Staged, Update, Usage,
 };
 pub use engine::Engine;
 pub use payload::{Sink, Source};
 /// For the model check, which explores what power loss leaves by the engine's own rule.
 #[doc(hidden)]
-pub use state::{Record, State};
+pub use state::{ContentState, Record};
 pub use writers::Writers;

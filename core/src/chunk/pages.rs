@@ -1,6 +1,6 @@
 //! Which pages of the block files are in use: bitmaps in memory, rebuilt from the index when the engine opens.
 //!
-//! Pure bookkeeping. A page is *used* while a state owns it or it waits in limbo, and *backed* once it was
+//! Pure bookkeeping. A page is *used* while a state owns it or it waits to be freed, and *backed* once it was
 //! written, so that using it again takes no space from the file system.
 //!
 //! Segments are dealt out to lanes by their number. Small and large allocations have lanes of their own, so that
@@ -46,7 +46,7 @@ impl PageMap {
         PageMap { segment_pages, segments: Vec::new(), used: 0, free_backed: 0, searched: (0, 0) }
     }
 
-    /// Pages in use, limbo included.
+    /// Pages in use, those that wait to be freed included.
     pub fn used(&self) -> u64 {
         self.used
     }
@@ -65,7 +65,7 @@ impl PageMap {
         self.segments[number as usize].used.iter().any(|&word| word != 0)
     }
 
-    /// Takes one given page, while the index is read; `false` if it has an owner already.
+    /// Take one given page, while the index is read; `false` if it has an owner already.
     #[must_use]
     pub fn claim(&mut self, page: PageNumber) -> bool {
         assert_ne!(page, HOLE, "a hole is not a page");
@@ -77,7 +77,7 @@ impl PageMap {
         true
     }
 
-    /// Notes that `page` has space on the disk.
+    /// Note that `page` has space on the disk.
     pub fn note_backed(&mut self, page: PageNumber) {
         self.grow(page / self.segment_pages);
         let (segment, word, bit) = self.place(page);
@@ -111,7 +111,7 @@ impl PageMap {
         Some(extents)
     }
 
-    /// `count` pages that have space on the disk already, wherever they lie; `None` if there are too few.
+    /// `count` pages that have space on the disk already, anywhere; `None` if there are too few.
     pub fn allocate_backed(&mut self, count: u32) -> Option<Vec<Extent>> {
         if self.free_backed < u64::from(count) {
             return None;
@@ -152,7 +152,7 @@ impl PageMap {
         self.free_backed += u64::from(segment.backed[word] & bit != 0);
     }
 
-    /// Takes runs of at least `shortest` free pages whose space shall go back to the file system, until at most
+    /// Take runs of at least `shortest` free pages whose space is to be returned to the file system, until at most
     /// `keep` free backed pages are left. The caller punches them out of the files and then frees them.
     pub fn take_punchable(&mut self, keep: u64, shortest: u32) -> Vec<Extent> {
         let (searched, left) = self.searched;
@@ -363,16 +363,16 @@ mod tests {
     }
 
     #[derive(Clone, Debug)]
-    enum Step {
+    enum MapStep {
         Allocate(u32, u32, bool),
         Free(usize),
     }
 
-    fn step() -> impl Strategy<Value = Step> {
+    fn step() -> impl Strategy<Value = MapStep> {
         prop_oneof![
             (1u32..100, 0u32..5, any::<bool>())
-                .prop_map(|(count, lane, after)| Step::Allocate(count, lane, after)),
-            (0usize..64).prop_map(Step::Free),
+                .prop_map(|(count, lane, after)| MapStep::Allocate(count, lane, after)),
+            (0usize..64).prop_map(MapStep::Free),
         ]
     }
 
@@ -385,7 +385,7 @@ mod tests {
             let mut held: Vec<Extent> = Vec::new();
             for step in steps {
                 match step {
-                    Step::Allocate(count, spread, after) => {
+                    MapStep::Allocate(count, spread, after) => {
                         let hint = after.then(|| held.last().map(|extent| extent.first + extent.count - 1)).flatten();
                         let extents = map.allocate(count, hint, spread).unwrap();
                         prop_assert_eq!(extents.iter().map(|extent| extent.count).sum::<u32>(), count);
@@ -396,12 +396,12 @@ mod tests {
                             held.push(extent);
                         }
                     }
-                    Step::Free(place) if !held.is_empty() => {
+                    MapStep::Free(place) if !held.is_empty() => {
                         let extent = held.swap_remove(place % held.len());
                         map.free(extent);
                         (extent.first..extent.first + extent.count).for_each(|page| { owned.remove(&page); });
                     }
-                    Step::Free(_) => {}
+                    MapStep::Free(_) => {}
                 }
                 prop_assert_eq!(map.used(), owned.len() as u64);
             }

@@ -1,6 +1,6 @@
 //! Where bytes come from and go to, as the engine needs it.
 //!
-//! A payload may lie in memory that another process can write to while we work. The engine then computes
+//! A payload may be in memory that another process can write to while we work. The engine then computes
 //! checksums over its own copy of what it writes. In the same way it treats a mismatch found in the caller's memory as
 //! damage only after reading the page again into its own.
 
@@ -11,9 +11,9 @@ use crate::buffer::{Placement, total_length};
 /// Bytes of an update.
 pub trait Source {
     fn len(&self) -> usize;
-    /// Copies `into.len()` bytes from `offset` on.
+    /// Copy `into.len()` bytes from `offset` on.
     fn copy_to(&self, offset: usize, into: &mut [u8]);
-    /// The bytes themselves, if they lie in one piece in memory that no other process can write to.
+    /// The bytes themselves, if they are contiguous in memory that no other process can write to.
     fn stable(&self) -> Option<&[u8]> {
         None
     }
@@ -28,7 +28,7 @@ pub type Fill<'a> = &'a dyn Fn(&mut [u8]) -> io::Result<usize>;
 /// Where a read puts its bytes.
 pub trait Sink {
     fn len(&self) -> usize;
-    /// Calls once for up to `length` bytes at `offset`.
+    /// Call once for up to `length` bytes at `offset`.
     fn fill(&mut self, offset: usize, length: usize, call: Fill<'_>) -> io::Result<usize>;
     /// CRC32C of `length` bytes at `offset`.
     fn crc32c(&self, offset: usize, length: usize) -> u32;

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use super::api::*;
 use super::checksum;
-use super::content::{address, failed, with_page_buffer};
 use super::engine::{Core, Engine};
+use super::page_writer::{address, failed, with_page_buffer};
 use super::payload::Sink;
 use super::segments::Wait;
-use super::state::{HOLE, PAGE, PageNumber, Record, State, compress};
+use super::state::{ContentState, HOLE, PAGE, PageNumber, Record, compress};
 use crate::types::{ChunkKey, Status};
 
 /// Bytes read before they are verified: small enough to be still in a core's cache, large enough that the
@@ -26,7 +26,7 @@ enum Which {
 }
 
 impl Which {
-    fn of(self, record: &Record) -> Option<&Arc<State>> {
+    fn of(self, record: &Record) -> Option<&Arc<ContentState>> {
         match self {
             Which::Committed => record.committed.as_ref().filter(|state| !state.removed),
             Which::Pending => record.pending.as_ref().map(|pending| &pending.state),
@@ -48,7 +48,7 @@ impl Engine {
         }))
     }
 
-    /// Reads committed bytes from `offset` on, at most `into.len()`, each page verified. Never waits for an update.
+    /// Read committed bytes from `offset` on, at most `into.len()`, each page verified. Never waits for an update.
     /// `NotFound` for a chunk without committed content; a read at or past the end places nothing.
     /// After an error the content of `into` is undefined.
     pub fn read(&self, key: ChunkKey, offset: u32, into: &mut dyn Sink) -> Result<ReadOutcome, Status> {
@@ -76,7 +76,7 @@ impl Engine {
         self.read_of(key, offset, into, Which::Pending, Wait::Yes).map(|outcome| outcome.expect("it waited"))
     }
 
-    /// Reads and verifies every page of a chunk's committed state (and pending one); the damaged ones.
+    /// Read and verify every page of a chunk's committed state (and pending one); the damaged ones.
     pub fn verify(&self, key: ChunkKey) -> Result<Vec<Damage>, Status> {
         let (_slot, record) = self.core.record(key)?;
         let mut damaged = Vec::new();
@@ -147,19 +147,19 @@ impl From<io::Error> for Fault {
 }
 
 impl Core {
-    fn damage_at(&self, key: ChunkKey, state: &State, index: usize) -> Damage {
+    fn damage_at(&self, key: ChunkKey, state: &ContentState, index: usize) -> Damage {
         let damage = Damage { key, version: state.stamp.version, page: index as u32 };
         self.report_damage(damage);
         damage
     }
 
     /// Whether every page of a state matches its checksum.
-    pub fn is_intact(&self, state: &State) -> bool {
+    pub fn is_intact(&self, state: &ContentState) -> bool {
         (0..state.crcs.len())
             .all(|index| with_page_buffer(|buffer| self.check_page(state, index, buffer)).is_ok())
     }
 
-    fn check_page(&self, state: &State, index: usize, buffer: &mut [u8]) -> Result<(), Status> {
+    fn check_page(&self, state: &ContentState, index: usize, buffer: &mut [u8]) -> Result<(), Status> {
         let page = state.pages_between(index, index + 1)[0];
         if page == HOLE {
             return Ok(());
@@ -174,7 +174,7 @@ impl Core {
 
     fn read_state(
         &self,
-        state: &State,
+        state: &ContentState,
         offset: usize,
         into: &mut dyn Sink,
         wait: Wait,
@@ -197,7 +197,7 @@ impl Core {
 
     fn read_pages(
         &self,
-        state: &State,
+        state: &ContentState,
         pages: &[PageNumber],
         Range { start: offset, end }: Range<usize>,
         into: &mut dyn Sink,
@@ -224,10 +224,10 @@ impl Core {
         Ok(())
     }
 
-    /// How many pages from `index` on are wanted whole and lie in one run, at most a block; holes are a run.
+    /// How many pages from `index` on are wanted whole and form one run, at most a block; holes are a run.
     fn whole_pages(
         &self,
-        state: &State,
+        state: &ContentState,
         index: usize,
         pages: &[PageNumber],
         offset: usize,
@@ -242,10 +242,10 @@ impl Core {
         (0..pages.len()).take(limit).take_while(|&place| is_whole(index + place) && follows(place)).count()
     }
 
-    /// Reads whole pages straight to where they belong and verifies them there.
+    /// Read whole pages straight to where they belong and verifies them there.
     fn read_whole(
         &self,
-        state: &State,
+        state: &ContentState,
         index: usize,
         pages: &[PageNumber],
         at: usize,
@@ -261,7 +261,7 @@ impl Core {
             if is_there && into.crc32c(at + place * PAGE, valid) == state.crcs[index + place] {
                 continue;
             }
-            // Perhaps somebody changed the caller's memory; what counts is what our own memory gets.
+            // Another process may have changed the caller's memory; the copy in our own memory counts.
             with_page_buffer(|buffer| {
                 self.load_page(state, index + place, page, buffer, wait)?;
                 into.copy_from(at + place * PAGE, &buffer[..valid]);
@@ -271,10 +271,10 @@ impl Core {
         Ok(())
     }
 
-    /// Reads a page of which only a part is wanted.
+    /// Read a page of which only a part is wanted.
     fn read_part(
         &self,
-        state: &State,
+        state: &ContentState,
         index: usize,
         page: PageNumber,
         wanted: Range<usize>,
@@ -295,10 +295,10 @@ impl Core {
         })
     }
 
-    /// Reads and verifies one page into our own memory.
+    /// Read and verify one page into our own memory.
     fn load_page(
         &self,
-        state: &State,
+        state: &ContentState,
         index: usize,
         page: PageNumber,
         buffer: &mut [u8],

@@ -3,7 +3,7 @@
 use super::api::*;
 use super::engine::Engine;
 use super::index;
-use super::state::{Record, State};
+use super::state::{ContentState, Record};
 use crate::types::{ChainId, ChunkId, ChunkKey, ContentId, Stamp, Status};
 
 impl Engine {
@@ -71,7 +71,7 @@ impl Engine {
         Ok(found)
     }
 
-    /// Removes up to `limit` records of a chain with their pages; `true` when none is left.
+    /// Remove up to `limit` records of a chain with their pages; `true` when none is left.
     pub fn remove_chain(&self, chain: ChainId, limit: usize) -> Result<bool, Status> {
         let entries = self.core.index.scan(index::of_chain(chain, None)).take(limit);
         let keys = entries.map(|entry| Ok(entry?.0)).collect::<Result<Vec<ChunkKey>, Status>>()?;
@@ -104,7 +104,7 @@ impl Engine {
         Ok((found, last.filter(|_| count == limit)))
     }
 
-    /// Forgets a tombstone, if it is still there and nothing is pending; whether it was.
+    /// Forget a tombstone, if it is still there and nothing is pending; whether it was.
     pub fn forget(&self, key: ChunkKey, stamp: Stamp) -> Result<bool, Status> {
         self.core.erase_if(key, |record| {
             let state = record.committed.as_ref().filter(|state| state.removed && state.stamp == stamp);
@@ -113,7 +113,7 @@ impl Engine {
     }
 }
 
-fn content_of(record: &Record) -> Option<&State> {
+fn content_of(record: &Record) -> Option<&ContentState> {
     record.committed.as_deref().filter(|state| !state.removed)
 }
 

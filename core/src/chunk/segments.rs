@@ -14,7 +14,7 @@ use rustix::fs::{Advice, FallocateFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::accesses::Accesses;
-use super::api::Options;
+use super::api::EngineOptions;
 use super::payload::Sink;
 use super::state::{Extent, PAGE, PageNumber};
 
@@ -59,7 +59,7 @@ impl Segment {
 }
 
 impl Segments {
-    pub fn new(dir: PathBuf, options: &Options, bytes: u64, accesses: Arc<Accesses>) -> Segments {
+    pub fn new(dir: PathBuf, options: &EngineOptions, bytes: u64, accesses: Arc<Accesses>) -> Segments {
         Segments {
             dir,
             bytes,
@@ -81,13 +81,13 @@ impl Segments {
         self.bytes
     }
 
-    /// Opens a block file that exists or that the index refers to. One that is missing or too short becomes
+    /// Open a block file that exists or that the index refers to. One that is missing or too short becomes
     /// whole again with zeros, which do not match what checksums say.
     pub fn open_known(&self, number: u32) -> io::Result<()> {
         self.segment(number).map(|_| ())
     }
 
-    /// Writes all of `bytes` at `address`, counted from the first byte of segment 0.
+    /// Write all of `bytes` at `address`, counted from the first byte of segment 0.
     pub fn write(&self, mut address: u64, mut bytes: &[u8]) -> io::Result<()> {
         let _access = self.accesses.begin();
         if let Some(on_write) = self.on_write {
@@ -106,7 +106,7 @@ impl Segments {
         Ok(())
     }
 
-    /// Reads up to `into.len()` bytes; fewer where a file ends. Errors: `WouldBlock`, if it may not wait.
+    /// Read up to `into.len()` bytes; fewer where a file ends. Errors: `WouldBlock`, if it may not wait.
     pub fn read(&self, mut address: u64, mut into: &mut [u8], wait: Wait) -> io::Result<usize> {
         let _access = self.accesses.begin();
         let mut done = 0;
@@ -129,7 +129,7 @@ impl Segments {
         Ok(done)
     }
 
-    /// Reads up to `length` bytes into `sink` at `offset`; fewer where a file ends. Errors: `WouldBlock`, if it may not
+    /// Read up to `length` bytes into `sink` at `offset`; fewer where a file ends. Errors: `WouldBlock`, if it may not
     /// wait.
     pub fn read_into(
         &self,
@@ -156,7 +156,7 @@ impl Segments {
         Ok(done)
     }
 
-    /// Begins to read `extent` into the page cache. It is read all the same where that does not work.
+    /// Begin to read `extent` into the page cache. It is read all the same where that does not work.
     pub fn prefetch(&self, extent: Extent) {
         let _access = self.accesses.begin();
         let mut address = extent.first as u64 * PAGE as u64;
@@ -178,8 +178,8 @@ impl Segments {
         self.has_new.store(true, Ordering::Release);
     }
 
-    /// Makes everything written before the call durable. An error is final: the kernel may have dropped the
-    /// pages that it could not write, so nobody may believe a later success.
+    /// Make everything written before the call durable. An error is final: the kernel may have dropped the
+    /// pages that it could not write, so a later success proves nothing.
     pub fn sync(&self) -> io::Result<()> {
         let _access = self.accesses.begin();
         if self.has_new.swap(false, Ordering::AcqRel) {
@@ -204,7 +204,7 @@ impl Segments {
         }
     }
 
-    /// Gives the space of `extent` back to the file system.
+    /// Give the space of `extent` back to the file system.
     pub fn punch(&self, extent: Extent) -> io::Result<()> {
         let mut address = extent.first as u64 * PAGE as u64;
         let mut left = extent.count as u64 * PAGE as u64;

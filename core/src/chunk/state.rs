@@ -19,7 +19,7 @@ pub fn page_count(length: u32) -> usize {
     length.div_ceil(PAGE_BYTES) as usize
 }
 
-/// `count` pages in a row; `first` may be `HOLE`.
+/// `count` consecutive pages; `first` may be `HOLE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     pub first: PageNumber,
@@ -38,7 +38,7 @@ impl Extent {
 
 /// What a chunk holds at one version. Immutable; readers pin it by holding its `Arc`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct State {
+pub struct ContentState {
     pub stamp: Stamp,
     pub length: u32,
     /// Bytes of the last page that some state, also a dropped one, has ever used: the end of what an append in
@@ -52,7 +52,7 @@ pub struct State {
     pub crcs: Vec<u32>,
 }
 
-impl State {
+impl ContentState {
     /// Bytes of page `index` that belong to the chunk.
     pub fn valid(&self, index: usize) -> usize {
         (self.length as usize).saturating_sub(index * PAGE).min(PAGE)
@@ -102,7 +102,7 @@ impl State {
     }
 
     /// Whether `other` is this very state, apart from what is known of it: one replaced by repair is not.
-    fn is_same_content(&self, other: &State) -> bool {
+    fn is_same_content(&self, other: &ContentState) -> bool {
         self.stamp == other.stamp && self.extents == other.extents
     }
 
@@ -112,11 +112,11 @@ impl State {
 
     /// Bytes of memory this state takes, roughly.
     pub fn memory(&self) -> usize {
-        size_of::<State>() + self.extents.len() * size_of::<Extent>() + self.crcs.len() * 4
+        size_of::<ContentState>() + self.extents.len() * size_of::<Extent>() + self.crcs.len() * 4
     }
 }
 
-/// Runs of pages as extents.
+/// Run of pages as extents.
 pub fn compress(pages: &[PageNumber]) -> Vec<Extent> {
     let continues = |pair: &&[PageNumber]| Extent { first: pair[0], count: 1 }.precedes(pair[1]);
     let mut extents = Vec::with_capacity(pages.len() - pages.windows(2).filter(continues).count());
@@ -132,7 +132,7 @@ pub fn compress(pages: &[PageNumber]) -> Vec<Extent> {
 /// A state that waits for its commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PendingState {
-    pub state: Arc<State>,
+    pub state: Arc<ContentState>,
     pub op: Op,
     pub tag: RequestTag,
 }
@@ -152,11 +152,11 @@ impl PendingState {
 /// Everything the index knows of one chunk. Immutable; an update makes a new one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
-    pub committed: Option<Arc<State>>,
+    pub committed: Option<Arc<ContentState>>,
     /// Earlier committed states that power loss may fall back to while the data of `committed` may be lost, newest
     /// first: the newest of those written before the round of `sync` that was under way at the last update, and the
-    /// newest of those written before the round that had succeeded; one if they are the same. Their pages wait in limbo.
-    pub fallbacks: Vec<Arc<State>>,
+    /// newest of those written before the round that had succeeded; one if they are the same. Their pages are not freed yet (`deferred_free`).
+    pub fallbacks: Vec<Arc<ContentState>>,
     pub pending: Option<PendingState>,
     pub writers: Vec<WriterRecord>,
 }
@@ -177,7 +177,7 @@ impl Record {
     }
 
     /// Committed, then pending.
-    pub fn states(&self) -> impl Iterator<Item = &Arc<State>> {
+    pub fn states(&self) -> impl Iterator<Item = &Arc<ContentState>> {
         self.committed.iter().chain(self.pending.iter().map(|pending| &pending.state))
     }
 
@@ -194,13 +194,14 @@ impl Record {
     ///
     /// At most one round is under way. If power is lost now, the index may say that it has succeeded or that only the
     /// one before has, so a state of before each must be named. A state once skipped is never needed again: rounds grow.
-    pub fn fallbacks_for(&self, after: &Record, begun: u64, synced: u64) -> Vec<Arc<State>> {
+    pub fn fallbacks_for(&self, after: &Record, begun: u64, synced: u64) -> Vec<Arc<ContentState>> {
         let Some(committed) = &after.committed else { return Vec::new() };
-        let is_other =
-            |before: &&Arc<State>| !Arc::ptr_eq(before, committed) && !before.is_same_content(committed);
+        let is_other = |before: &&Arc<ContentState>| {
+            !Arc::ptr_eq(before, committed) && !before.is_same_content(committed)
+        };
         let before = self.committed.iter().filter(is_other);
         let earlier = before.chain(&self.fallbacks);
-        let mut fallbacks: Vec<Arc<State>> = Vec::new();
+        let mut fallbacks: Vec<Arc<ContentState>> = Vec::new();
         for round in [begun, synced] {
             let is_needed = committed.round >= round;
             let newest = earlier.clone().find(|state| state.round < round).filter(|_| is_needed);
@@ -214,7 +215,7 @@ impl Record {
     }
 
     /// The committed state with `tail_used` grown by what the pending state, about to vanish, put behind it.
-    pub fn settled(&self) -> Option<Arc<State>> {
+    pub fn settled(&self) -> Option<Arc<ContentState>> {
         let committed = self.committed.as_ref()?;
         let Some(pending) = &self.pending else { return Some(committed.clone()) };
         let Some(last) = committed.crcs.len().checked_sub(1) else { return Some(committed.clone()) };
@@ -227,7 +228,7 @@ impl Record {
         if !same_page || used <= committed.tail_used {
             return Some(committed.clone());
         }
-        Some(Arc::new(State { tail_used: used, ..(**committed).clone() }))
+        Some(Arc::new(ContentState { tail_used: used, ..(**committed).clone() }))
     }
 }
 
@@ -244,7 +245,11 @@ mod tests {
             vec![HOLE - 2, HOLE - 1, HOLE, HOLE],
             vec![1, 2, 4, 3],
         ] {
-            let state = State { extents: compress(&pages), crcs: vec![0; pages.len()], ..State::default() };
+            let state = ContentState {
+                extents: compress(&pages),
+                crcs: vec![0; pages.len()],
+                ..ContentState::default()
+            };
             assert_eq!(state.pages().collect::<Vec<_>>(), pages);
             for from in 0..pages.len() {
                 for to in from..=pages.len() {

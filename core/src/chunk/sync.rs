@@ -11,30 +11,30 @@ use super::faults::Moment;
 use crate::types::Status;
 
 impl Engine {
-    /// Returns when everything acknowledged before the call is durable against power loss.
+    /// Return when everything acknowledged before the call is durable against power loss.
     /// Concurrent callers share one round of disk writes.
     pub fn sync(&self) -> Result<(), Status> {
         self.core.sync()
     }
 }
 
-/// Rounds of flushing, and what makes the engine refuse updates for good.
+/// GroupCommit of flushing, and what makes the engine refuse updates for good.
 #[derive(Default)]
-pub struct Rounds {
-    state: Mutex<State>,
+pub struct GroupCommit {
+    state: Mutex<CommitState>,
     finished: Condvar,
     /// Wakes the flusher.
     wake: Condvar,
-    /// Copies of `State::begun`, and of `State::ended` as far as rounds succeeded.
+    /// Copies of `CommitState::begun`, and of `CommitState::ended` as far as rounds succeeded.
     begun: AtomicU64,
     synced: AtomicU64,
-    /// Whether there is a `State::failure`.
+    /// Whether there is a `CommitState::failure`.
     has_failed: AtomicBool,
 }
 
 #[derive(Default)]
-struct State {
-    /// Rounds begun and ended. At most one runs.
+struct CommitState {
+    /// GroupCommit begun and ended. At most one runs.
     begun: u64,
     ended: u64,
     is_running: bool,
@@ -46,15 +46,16 @@ struct State {
     failure: Option<Status>,
 }
 
-impl Rounds {
+impl GroupCommit {
     /// Rounds are counted over the whole life of the directory, of which `synced` are known to have succeeded.
-    pub fn starting_at(synced: u64) -> Rounds {
-        let rounds = Rounds::default();
+    pub fn starting_at(synced: u64) -> GroupCommit {
+        let group_commit = GroupCommit::default();
         // What an earlier process wrote may still wait for its flush.
-        *rounds.state.lock() = State { begun: synced, ended: synced, has_news: true, ..State::default() };
-        rounds.begun.store(synced, Ordering::Release);
-        rounds.synced.store(synced, Ordering::Release);
-        rounds
+        *group_commit.state.lock() =
+            CommitState { begun: synced, ended: synced, has_news: true, ..CommitState::default() };
+        group_commit.begun.store(synced, Ordering::Release);
+        group_commit.synced.store(synced, Ordering::Release);
+        group_commit
     }
 
     /// The newest round that has begun. What was written before this call is durable after the next one.
@@ -72,7 +73,7 @@ impl Rounds {
         self.state.lock().has_news = true;
     }
 
-    /// The flusher shall run soon: much waits in limbo.
+    /// Wake the flusher: many pages wait to be freed.
     pub fn hurry(&self) {
         let mut state = self.state.lock();
         if !state.is_urgent {
@@ -86,7 +87,7 @@ impl Rounds {
         self.wake.notify_all();
     }
 
-    /// From now on every update and sync fails with `status`; reads go on.
+    /// From now on every update and sync fails with `status`; reads continue.
     pub fn fail(&self, status: Status) {
         self.state.lock().failure.get_or_insert(status);
         self.has_failed.store(true, Ordering::Release);
@@ -101,13 +102,13 @@ impl Rounds {
         self.state.lock().failure.map_or(Ok(()), Err)
     }
 
-    /// Rounds run so far.
+    /// GroupCommit run so far.
     #[cfg(test)]
     pub fn count(&self) -> u64 {
         self.state.lock().ended
     }
 
-    /// Runs or joins a round that begins after this call, unless nothing was acknowledged since the last one began:
+    /// Run or joins a round that begins after this call, unless nothing was acknowledged since the last one began:
     /// `before_begin`, then `flush` with its result.
     fn join<T>(
         &self,
@@ -158,14 +159,14 @@ impl Rounds {
 impl Core {
     pub fn sync(&self) -> Result<(), Status> {
         // Marked before the round begins: a state that one of this round replaces is a fallback until the next ends.
-        self.rounds.join(|| self.limbo.lock().mark(), |round, mark| self.flush(round, mark))?;
+        self.group_commit.join(|| self.deferred_free.lock().mark(), |round, mark| self.flush(round, mark))?;
         self.free_unread();
         Ok(())
     }
 
-    /// Frees pages that readers held at the end of the last round, which may have been long ago.
+    /// Free pages that readers held at the end of the last round, which may have been long ago.
     fn free_unread(&self) {
-        let released = self.limbo.lock().release_flushed();
+        let released = self.deferred_free.lock().release_flushed();
         if !released.is_empty() {
             self.free_pages(&released);
         }
@@ -177,7 +178,7 @@ impl Core {
         self.segments.faults.reach(Moment::Begun);
         self.segments.pause();
         self.segments.sync().map_err(|error| {
-            log::error!("flushing the block files: {error}");
+            log::error!("flushing the block files failed: {error}");
             Status::Io
         })?;
         #[cfg(test)]
@@ -189,18 +190,18 @@ impl Core {
         self.segments.faults.reach(Moment::Recorded);
         self.index.sync()?;
         self.segments.pause();
-        let released = self.limbo.lock().release(mark);
+        let released = self.deferred_free.lock().release(mark);
         self.free_pages(&released);
         Ok(())
     }
 
-    /// The flusher thread: a round every `interval` in which something happened, and when limbo is full.
+    /// The flusher thread: a round every `interval` in which something happened, and when too many pages wait to be freed.
     pub fn flush_until_stopped(&self, interval: Duration) {
         loop {
             {
-                let mut state = self.rounds.state.lock();
+                let mut state = self.group_commit.state.lock();
                 if !state.is_stopping && !state.is_urgent {
-                    self.rounds.wake.wait_for(&mut state, interval);
+                    self.group_commit.wake.wait_for(&mut state, interval);
                 }
                 if state.is_stopping {
                     return;
@@ -212,7 +213,9 @@ impl Core {
                 }
             }
             if let Err(status) = self.sync() {
-                log::error!("the background flush failed, updates are refused from now on: {status}");
+                log::error!(
+                    "background flush failed: {status}; refusing updates until the engine is reopened"
+                );
                 return;
             }
         }

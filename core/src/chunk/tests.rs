@@ -20,13 +20,13 @@ fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary directory")
 }
 
-fn options() -> Options {
-    Options {
+fn options() -> EngineOptions {
+    EngineOptions {
         segment_bytes: 64 * PAGE as u64,
         reserve_bytes: 0,
         cache_bytes: 1 << 20,
         sync_interval: None,
-        ..Options::default()
+        ..EngineOptions::default()
     }
 }
 
@@ -108,7 +108,7 @@ fn place_on_disk(engine: &Engine, dir: &Path, index: u32, page: usize) -> (PathB
     (path, u64::from(number % segment_pages) * PAGE as u64)
 }
 
-/// Flips one bit on disk.
+/// Flip one bit on disk.
 fn damage(engine: &Engine, dir: &Path, index: u32, offset: usize) {
     let (path, start) = place_on_disk(engine, dir, index, offset / PAGE);
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
@@ -172,7 +172,7 @@ fn overwriting_a_little_writes_only_the_pages_it_touches() {
 #[test]
 fn a_large_sequential_write_is_one_run() {
     let dir = directory();
-    let engine = Engine::open(dir.path(), Options { segment_bytes: 1 << 24, ..options() }).unwrap();
+    let engine = Engine::open(dir.path(), EngineOptions { segment_bytes: 1 << 24, ..options() }).unwrap();
     for index in 0..8 {
         write(&engine, index, 1, 0, &noise(1 << 20, index as usize));
         let record = engine.core.record(key(index)).unwrap().1;
@@ -634,7 +634,7 @@ fn a_payload_that_changes_while_it_is_written_is_stored_as_one_of_its_states() {
 
 // Readers and writers -----------------------------------------------------------------------------------------
 
-/// A sink that stops in the middle of a read until the test lets it go on.
+/// A sink that stops in the middle of a read until the test resumes it.
 struct Pausing<'a> {
     bytes: Vec<u8>,
     arrived: &'a Barrier,
@@ -731,15 +731,15 @@ fn pages_that_a_reader_held_through_the_last_round_are_freed_though_nothing_is_w
     remove(&engine, 0, 2);
     write(&engine, 1, 1, 0, &noise(PAGE, 2));
     engine.sync().unwrap();
-    assert_eq!(engine.core.limbo.lock().pages(), 20, "they have a reader");
-    let rounds = engine.core.rounds.count();
+    assert_eq!(engine.core.deferred_free.lock().pages(), 20, "they have a reader");
+    let rounds = engine.core.group_commit.count();
     engine.sync().unwrap();
-    assert_eq!(engine.core.limbo.lock().pages(), 20, "he is still there");
+    assert_eq!(engine.core.deferred_free.lock().pages(), 20, "he is still there");
     drop(reader);
     engine.sync().unwrap();
-    assert_eq!(engine.core.limbo.lock().pages(), 0);
+    assert_eq!(engine.core.deferred_free.lock().pages(), 0);
     assert_eq!(engine.core.pages.lock().used(), 1);
-    assert_eq!(engine.core.rounds.count(), rounds, "there was nothing to flush");
+    assert_eq!(engine.core.group_commit.count(), rounds, "there was nothing to flush");
 }
 
 /// A reader waits neither for a pending write nor for one that is being written.
@@ -806,19 +806,19 @@ fn a_crash_between_data_and_index_leaves_the_old_state() {
         let payload = noise(3 * PAGE, 2);
         for offset in [0, PAGE + 7, 2 * PAGE + 500] {
             let length = (offset + payload.len()).max(expected.len()) as u32;
-            let change = super::content::Change { offset, payload: &payload, length, sparse: false };
+            let change = super::page_writer::Change { offset, payload: &payload, length, sparse: false };
             engine.core.write_content(key(0), base, &change, Origin::Client).unwrap();
         }
     }
     let engine = open(dir.path());
     assert_eq!(read(&engine, 0, 0, 9 * PAGE).unwrap(), expected);
     assert_no_leak(&engine);
-    write(&engine, 0, 2, expected.len() as u32, b"goes on");
-    expected.extend(b"goes on");
+    write(&engine, 0, 2, expected.len() as u32, b"and more");
+    expected.extend(b"and more");
     assert_eq!(read(&engine, 0, 0, 9 * PAGE).unwrap(), expected);
 }
 
-/// A pending append lies in place behind the committed bytes. What replaces it must not touch them before the
+/// A pending append is written in place behind the committed bytes. What replaces it must not touch them before the
 /// index says so.
 #[test]
 fn a_crash_while_a_pending_version_is_replaced_leaves_the_old_one() {
@@ -830,7 +830,7 @@ fn a_crash_while_a_pending_version_is_replaced_leaves_the_old_one() {
         let record = engine.core.record(key(0)).unwrap().1;
         let base = record.settled().unwrap();
         let payload = b"REPLACED".to_vec();
-        let change = super::content::Change { offset: 4, payload: &payload, length: 12, sparse: false };
+        let change = super::page_writer::Change { offset: 4, payload: &payload, length: 12, sparse: false };
         engine.core.write_content(key(0), &base, &change, Origin::Chain).unwrap();
     }
     let engine = open(dir.path());
@@ -952,7 +952,7 @@ impl Busy {
         self.contents.lock().len()
     }
 
-    /// Replaces one page of the chunk, or appends to it in place.
+    /// Replace one page of the chunk, or append to it in place.
     fn update(&self) {
         let mut contents = self.contents.lock();
         let version = contents.len() + 1;
@@ -970,7 +970,7 @@ impl Busy {
         write(&self.engine, 1, version as u64, 0, &noise(2 * PAGE, 1000 + version));
     }
 
-    /// Remembers what is on the disk now.
+    /// Remember what is on the disk now.
     fn note_flushed(&self, dir: &Path) {
         fs::remove_dir_all(self.flushed.path().join("blocks")).ok();
         fs::create_dir(self.flushed.path().join("blocks")).unwrap();
@@ -1017,7 +1017,7 @@ impl Busy {
 use super::faults::Moment;
 
 /// What a round makes durable, and what is written while it runs, is not written over before a later round ends, and is
-/// found after power loss at every moment of it, however long this goes on.
+/// found after power loss at every moment of it, however often this repeats.
 #[test]
 fn power_loss_during_a_round_keeps_what_was_synced_before() {
     let dir = directory();
@@ -1090,7 +1090,7 @@ fn a_failed_write_leaves_the_old_state_and_gives_its_pages_back() {
     write(&engine, 0, 2, 0, b"again");
 }
 
-/// After a failed flush nobody knows what the disk holds: no later sync may say that all is well.
+/// After a failed flush the content of the disk is unknown: no later sync may say that all is well.
 #[test]
 fn a_failed_sync_is_never_forgotten() {
     let dir = directory();
@@ -1100,7 +1100,7 @@ fn a_failed_sync_is_never_forgotten() {
     assert_eq!(engine.sync(), Err(Status::Io));
     assert_eq!(engine.sync(), Err(Status::Io));
     assert_eq!(stage_write(&engine, 0, 2, 0, b"x"), Err(Status::Io));
-    assert_eq!(read(&engine, 0, 0, 5).unwrap(), b"hello", "reads go on");
+    assert_eq!(read(&engine, 0, 0, 5).unwrap(), b"hello", "reads continue");
 }
 
 #[test]
@@ -1151,17 +1151,17 @@ fn sync_flushes_only_what_was_written_since_the_last_round() {
     let engine = open(dir.path());
     write(&engine, 0, 1, 0, b"hello");
     engine.sync().unwrap();
-    let rounds = engine.core.rounds.count();
+    let rounds = engine.core.group_commit.count();
     engine.sync().unwrap();
-    assert_eq!(engine.core.rounds.count(), rounds);
+    assert_eq!(engine.core.group_commit.count(), rounds);
     write(&engine, 0, 2, 0, b"again");
     engine.sync().unwrap();
-    assert_eq!(engine.core.rounds.count(), rounds + 1);
+    assert_eq!(engine.core.group_commit.count(), rounds + 1);
     drop(engine);
     // What the process before has written is not known to be on the disk: opening counts a round that it may have been
     // in, and runs one.
     let engine = open(dir.path());
-    assert_eq!(engine.core.rounds.count(), rounds + 3);
+    assert_eq!(engine.core.group_commit.count(), rounds + 3);
 }
 
 #[test]
@@ -1190,7 +1190,7 @@ fn rounds_of_forty_calls() -> u64 {
             });
         }
     });
-    engine.core.rounds.count()
+    engine.core.group_commit.count()
 }
 
 // Directories -------------------------------------------------------------------------------------------------
@@ -1418,7 +1418,7 @@ fn a_directory_whose_making_broke_off_before_it_had_an_index_opens() {
 #[test]
 fn the_format_file_is_as_drawn() {
     let dir = directory();
-    drop(Engine::open(dir.path(), Options { identity: 0x1f << 120, ..options() }).unwrap());
+    drop(Engine::open(dir.path(), EngineOptions { identity: 0x1f << 120, ..options() }).unwrap());
     let text = fs::read_to_string(dir.path().join("FORMAT")).unwrap();
     let lines = "luciola chunk engine\nformat 5\npage_bytes 16384\nsegment_bytes 1048576\n";
     assert_eq!(text, format!("{lines}identity 1f{:030}\n", 0));
@@ -1427,12 +1427,12 @@ fn the_format_file_is_as_drawn() {
 #[test]
 fn an_engine_that_is_expected_is_neither_created_nor_replaced_by_another() {
     let dir = directory();
-    let expected = || Options { identity: 7, create: false, ..options() };
+    let expected = || EngineOptions { identity: 7, create: false, ..options() };
     let refused = || Engine::open(dir.path(), expected()).err().expect("it must not open");
     let error = refused();
     assert!(matches!(error, OpenError::Missing { .. }), "{error}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "left as it was");
-    drop(Engine::open(dir.path(), Options { create: true, ..expected() }).unwrap());
+    drop(Engine::open(dir.path(), EngineOptions { create: true, ..expected() }).unwrap());
     drop(Engine::open(dir.path(), expected()).unwrap());
 
     let format = dir.path().join("FORMAT");
@@ -1447,7 +1447,7 @@ fn an_engine_that_is_expected_is_neither_created_nor_replaced_by_another() {
     assert!(matches!(refused(), OpenError::Damaged { .. }));
 }
 
-/// The drawing of the block files: page n lies at byte n × 16384 of the files laid end to end.
+/// The drawing of the block files: page n is at byte n × 16384 of the files laid end to end.
 #[test]
 fn pages_lie_where_the_drawing_says() {
     let dir = directory();
@@ -1480,7 +1480,7 @@ fn a_page_with_two_owners_is_found_at_open() {
 #[test]
 fn memory_for_records_is_bounded() {
     let dir = directory();
-    let engine = Engine::open(dir.path(), Options { segment_bytes: 1 << 30, ..options() }).unwrap();
+    let engine = Engine::open(dir.path(), EngineOptions { segment_bytes: 1 << 30, ..options() }).unwrap();
     for index in 0..4000 {
         write(&engine, index, 1, 0, b"x");
     }

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 use super::api::*;
-use super::cache::Slot;
-use super::content::{Change, Written};
+use super::cache::CacheSlot;
 use super::engine::{Core, Engine};
+use super::page_writer::{Change, Written};
 use super::payload::Source;
-use super::state::{HOLE, PAGE, PageNumber, PendingState, Record, State};
+use super::state::{ContentState, HOLE, PAGE, PageNumber, PendingState, Record};
 use crate::types::{
     CHUNK_BYTES_MAX, ChainVersion, ChunkKey, Op, RequestTag, Stamp, Status, Version, WRITERS_MAX,
     WriterRecord,
 };
 
 impl Engine {
-    /// Makes `update` pending: durable against `kill -9`, not yet visible to `read`.
+    /// Make `update` pending: durable against `kill -9`, not yet visible to `read`.
     ///
     /// `Write`, `Truncate` and `Remove` create version committed + 1, or any one where a `fresh` update finds nothing.
     /// Answers:
@@ -27,7 +27,7 @@ impl Engine {
     ///
     /// The same tag and operation again is idempotent; a newer chain version is then taken over.
     ///
-    /// `Op::Replace` is `install`: committed at once at the given stamp, whatever was there or pending. A commit
+    /// `Op::Replace` is `install`: committed at once at the given stamp, regardless of what was there or pending. A commit
     /// of that version afterwards is allowed and changes nothing. Its payload is the content, then the records.
     pub fn stage(&self, update: &Update, payload: &dyn Source) -> Result<StageOutcome, Status> {
         check(update, payload)?;
@@ -38,7 +38,7 @@ impl Engine {
             return self.install(&Install { key, stamp, removed, tag, writers: &writers }, &content);
         }
         let core = &self.core;
-        core.rounds.check()?;
+        core.group_commit.check()?;
         let slot = core.cache.slot(update.key);
         let _guard = slot.update.lock();
         let record = core.record_of(update.key, &slot)?;
@@ -54,7 +54,7 @@ impl Engine {
         }
     }
 
-    /// Commits the pending `version` under `chain_version`. Idempotent: a version that is committed already, or
+    /// Commit the pending `version` under `chain_version`. Idempotent: a version that is committed already, or
     /// overtaken, is fine. `MissingVersion` where it is neither pending nor committed.
     pub fn commit(
         &self,
@@ -63,7 +63,7 @@ impl Engine {
         chain_version: ChainVersion,
     ) -> Result<CommitOutcome, Status> {
         let core = &self.core;
-        core.rounds.check()?;
+        core.group_commit.check()?;
         let slot = core.cache.slot(key);
         let _guard = slot.update.lock();
         let record = core.record_of(key, &slot)?;
@@ -77,10 +77,10 @@ impl Engine {
         let stamp = Stamp { chain_version: chain_version.max(before), version };
         let state = match stamp == pending.state.stamp {
             true => pending.state.clone(),
-            false => Arc::new(State { stamp, ..(*pending.state).clone() }),
+            false => Arc::new(ContentState { stamp, ..(*pending.state).clone() }),
         };
         let outcome = CommitOutcome { stamp, length: state.length };
-        let round = core.rounds.begun();
+        let round = core.group_commit.begun();
         let own = WriterRecord { tag: pending.tag, version, round };
         let writers = core.writers.with(&record.writers, own, round);
         let after = Record { committed: Some(state), writers, ..Record::default() };
@@ -88,10 +88,10 @@ impl Engine {
         Ok(outcome)
     }
 
-    /// Drops the pending version if it is `version`; otherwise does nothing.
+    /// Drop the pending version if it is `version`; otherwise does nothing.
     pub fn drop_pending(&self, key: ChunkKey, version: Version) -> Result<(), Status> {
         let core = &self.core;
-        core.rounds.check()?;
+        core.group_commit.check()?;
         let slot = core.cache.slot(key);
         let _guard = slot.update.lock();
         let record = core.record_of(key, &slot)?;
@@ -111,13 +111,13 @@ impl Engine {
             return Err(Status::Invalid);
         }
         let core = &self.core;
-        core.rounds.check()?;
+        core.group_commit.check()?;
         let slot = core.cache.slot(install.key);
         let _guard = slot.update.lock();
         let record = core.record_of(install.key, &slot)?;
         let change = Change { offset: 0, payload, length, sparse: true };
-        let written = core.write_content(install.key, &State::default(), &change, Origin::Chain)?;
-        let round = core.rounds.begun();
+        let written = core.write_content(install.key, &ContentState::default(), &change, Origin::Chain)?;
+        let round = core.group_commit.begun();
         let mut state = state_of(&written, install.stamp, length);
         state.removed = install.removed;
         state.round = round;
@@ -130,7 +130,7 @@ impl Engine {
         Ok(StageOutcome { staged: Staged::Committed, length })
     }
 
-    /// Forgets a chunk entirely, version and writers too: recovery, for a chunk its predecessor never heard of.
+    /// Forget a chunk entirely, version and writers too: recovery, for a chunk unknown to its predecessor.
     pub fn erase(&self, key: ChunkKey) -> Result<(), Status> {
         match self.core.erase_if(key, |_| true) {
             Err(Status::Checksum) => self.core.erase_unreadable(key),
@@ -142,7 +142,7 @@ impl Engine {
     /// well, because a missing chunk would be read as zeros; whether it is.
     pub fn set_unreadable(&self, key: ChunkKey) -> Result<bool, Status> {
         let core = &self.core;
-        core.rounds.check()?;
+        core.group_commit.check()?;
         let slot = core.cache.slot(key);
         let _guard = slot.update.lock();
         let record = match core.record_of(key, &slot) {
@@ -157,7 +157,7 @@ impl Engine {
         }
         core.index.put_unreadable(key)?;
         core.cache.unload(key, &slot);
-        core.rounds.wrote();
+        core.group_commit.wrote();
         Ok(true)
     }
 }
@@ -253,7 +253,7 @@ fn admit(record: &Record, update: &Update) -> Result<Admission, Status> {
         return Ok(Admission::Known(outcome));
     }
     if is_same {
-        let state = Arc::new(State { stamp, ..(*pending.state).clone() });
+        let state = Arc::new(ContentState { stamp, ..(*pending.state).clone() });
         return Ok(Admission::Adopt(PendingState { state, ..pending.clone() }));
     }
     if stamp.chain_version == before && pending.tag != update.tag {
@@ -262,14 +262,14 @@ fn admit(record: &Record, update: &Update) -> Result<Admission, Status> {
     Ok(Admission::New)
 }
 
-fn state_of(written: &Written, stamp: Stamp, length: u32) -> State {
-    State {
+fn state_of(written: &Written, stamp: Stamp, length: u32) -> ContentState {
+    ContentState {
         stamp,
         length,
         tail_used: written.tail_used,
         extents: written.extents.clone(),
         crcs: written.crcs.clone(),
-        ..State::default()
+        ..ContentState::default()
     }
 }
 
@@ -278,20 +278,20 @@ impl Core {
         &self,
         update: &Update,
         payload: &dyn Source,
-        slot: &Slot,
+        slot: &CacheSlot,
         record: Arc<Record>,
     ) -> Result<StageOutcome, Status> {
-        let begun = self.rounds.begun();
+        let begun = self.group_commit.begun();
         if update.origin == Origin::Client && !self.writers.has_room(&record.writers, update.tag, begun) {
             return Err(Status::Busy);
         }
         let settled = record.settled();
-        let nothing = State::default();
+        let nothing = ContentState::default();
         let base = settled.as_deref().unwrap_or(&nothing);
         let (written, length) = self.write_update(update, payload, base)?;
         let mut state = state_of(&written, update.stamp, length);
         state.removed = update.op == Op::Remove;
-        state.round = self.rounds.begun();
+        state.round = self.group_commit.begun();
         let pending = PendingState { state: Arc::new(state), op: update.op, tag: update.tag };
         let writers = record.writers.clone();
         let after = Record { committed: settled, pending: Some(pending), writers, ..Record::default() };
@@ -303,7 +303,7 @@ impl Core {
         &self,
         update: &Update,
         payload: &dyn Source,
-        base: &State,
+        base: &ContentState,
     ) -> Result<(Written, u32), Status> {
         let none: &[u8] = &[];
         match update.op {
@@ -322,34 +322,34 @@ impl Core {
         }
     }
 
-    /// Puts `after` in the place of `before`, in the index and in memory, and retires what it gave up.
+    /// Put `after` in the place of `before`, in the index and in memory, and retires what it gave up.
     /// The caller holds the chunk's update lock.
     pub fn put(
         &self,
         key: ChunkKey,
-        slot: &Slot,
+        slot: &CacheSlot,
         before: Arc<Record>,
         mut after: Record,
     ) -> Result<(), Status> {
-        let begun = self.rounds.begun();
-        after.fallbacks = before.fallbacks_for(&after, begun, self.rounds.synced());
+        let begun = self.group_commit.begun();
+        after.fallbacks = before.fallbacks_for(&after, begun, self.group_commit.synced());
         self.store(key, &before, &after).inspect_err(|&status| {
-            // Whether the index took it is unknown; opening anew finds out. Until then nothing may build on it.
-            log::error!("the index write of {key:?} failed, updates are refused from now on");
-            self.rounds.fail(status);
+            // Whether the index took it is unknown until the next opening; until then nothing may build on it.
+            log::error!("index write of {key:?} failed; refusing updates until the engine is reopened");
+            self.group_commit.fail(status);
         })?;
         self.account(key, &before, &after);
         self.review_damage(key, &before, &after);
         let released = released(&before, &after);
         self.cache.replace(key, slot, Arc::new(after));
         let waiting = {
-            let mut limbo = self.limbo.lock();
-            limbo.push(before, released);
-            limbo.pages() * PAGE as u64
+            let mut deferred_free = self.deferred_free.lock();
+            deferred_free.push(before, released);
+            deferred_free.pages() * PAGE as u64
         };
-        self.rounds.wrote();
-        if waiting > self.options.limbo_bytes_max {
-            self.relieve_limbo(waiting)?;
+        self.group_commit.wrote();
+        if waiting > self.options.deferred_free_bytes_max {
+            self.free_deferred(waiting)?;
         }
         Ok(())
     }
@@ -363,7 +363,7 @@ impl Core {
         }
     }
 
-    /// Deletes the record from the index. The floor there is never lower than one that was used.
+    /// Delete the record from the index. The floor there is never lower than one that was used.
     pub fn forget(&self, key: ChunkKey, before: &Record) -> Result<(), Status> {
         let mut floor = self.floor.lock();
         let raised = before.version().max(*floor);
@@ -372,17 +372,17 @@ impl Core {
         Ok(())
     }
 
-    fn relieve_limbo(&self, waiting: u64) -> Result<(), Status> {
-        if self.options.sync_interval.is_some() && waiting < 2 * self.options.limbo_bytes_max {
-            self.rounds.hurry();
+    fn free_deferred(&self, waiting: u64) -> Result<(), Status> {
+        if self.options.sync_interval.is_some() && waiting < 2 * self.options.deferred_free_bytes_max {
+            self.group_commit.hurry();
             return Ok(());
         }
         self.sync()
     }
 
-    /// Deletes the record of a chunk if it is as `is_wanted` says, looked at under the chunk's lock.
+    /// Delete the record of a chunk if it is as `is_wanted` says, looked at under the chunk's lock.
     pub fn erase_if(&self, key: ChunkKey, is_wanted: impl Fn(&Record) -> bool) -> Result<bool, Status> {
-        self.rounds.check()?;
+        self.group_commit.check()?;
         let slot = self.cache.slot(key);
         let _guard = slot.update.lock();
         let record = self.record_of(key, &slot)?;
@@ -395,14 +395,14 @@ impl Core {
 }
 
 impl Core {
-    /// Deletes a record that cannot be read. Its version is unknown and cannot raise the floor. The replica that discards
+    /// Delete a record that cannot be read. Its version is unknown and cannot raise the floor. The replica that discards
     /// it is SYNCING, and what it orders later has the stamp of a later chain version; or no other one has the chunk.
     fn erase_unreadable(&self, key: ChunkKey) -> Result<(), Status> {
         let slot = self.cache.slot(key);
         let _guard = slot.update.lock();
         if self.record_of(key, &slot) == Err(Status::Checksum) {
             self.forget(key, &Record::default())?;
-            self.rounds.wrote();
+            self.group_commit.wrote();
         }
         Ok(())
     }
@@ -410,7 +410,7 @@ impl Core {
 
 /// Pages of `before` that `after` no longer refers to. States only ever share a page at the same index.
 fn released(before: &Record, after: &Record) -> Vec<PageNumber> {
-    let is_kept = |state: &Arc<State>| after.states().any(|kept| Arc::ptr_eq(kept, state));
+    let is_kept = |state: &Arc<ContentState>| after.states().any(|kept| Arc::ptr_eq(kept, state));
     let lost: Vec<_> = before.states().filter(|state| !is_kept(state)).collect();
     let mut released = Vec::new();
     for (place, state) in lost.iter().enumerate() {

@@ -2,7 +2,7 @@
 //!
 //! A record is forgotten when its client has said, with any later update that passed through this node, that its
 //! request is settled: the client knows the outcome, and every attempt of it is void. Clients that fall silent say
-//! nothing, so a record is forgotten, too, when it is older than any client goes on with one update. The age is known by
+//! nothing, so a record is forgotten, too, when it is older than any client retries one update. The age is known by
 //! rounds of `sync`: the wall clock may be set, and the clock that counts begins with the machine.
 
 use std::collections::{HashMap, VecDeque};
@@ -27,7 +27,7 @@ pub struct Writers {
     ages: Mutex<Ages>,
 }
 
-/// Rounds that had begun at moments of the last while, the oldest first.
+/// GroupCommit that had begun at moments of the last while, the oldest first.
 #[derive(Default)]
 struct Ages {
     notes: VecDeque<(u64, u64)>,

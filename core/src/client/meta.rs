@@ -364,7 +364,7 @@ mod tests {
         let error = meta.sync(&Who::default(), pb::SyncRequest { inode: 21, ..Default::default() });
         let error = error.unwrap_err();
         assert_eq!(error.kind(), Kind::Unavailable);
-        assert!(error.message().starts_with("META_SYNC was given up (nobody was asked in "), "{error}");
+        assert!(error.message().starts_with("META_SYNC was given up (no request sent within "), "{error}");
         assert_eq!(logged::with("META_SYNC"), [format!("WARN client 5: inode 21: {error}")]);
     }
 }

@@ -82,7 +82,7 @@ pub struct Options {
     pub read_ahead_bytes: usize,
     pub attribute_timeout: Duration,
     pub transport: Transport,
-    pub rdma: rdma::Options,
+    pub rdma: rdma::RdmaOptions,
 }
 
 impl Options {
@@ -102,7 +102,7 @@ impl Options {
             read_ahead_bytes: 8 << 20,
             attribute_timeout: Duration::from_secs(1),
             transport: Transport::Auto,
-            rdma: rdma::Options::default(),
+            rdma: rdma::RdmaOptions::default(),
         }
     }
 }

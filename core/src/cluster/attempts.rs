@@ -1,4 +1,4 @@
-//! What is said of a request that was given up: how long and how often it was tried, and how far it got.
+//! The attempts at one request, for its error: how long and how often it was tried, and how far the last one got.
 
 use std::fmt;
 use std::time::Instant;
@@ -12,8 +12,8 @@ pub enum Reached {
     Answered,
 }
 
-/// The attempts at one request. `P` says to whom the last one went; without one, something of this process, or the routing, was
-/// waited for.
+/// The attempts at one request. `P` names the peer of the last one; without one, the request waited for this process or
+/// for routing.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempts<P> {
     begun: Instant,
@@ -51,7 +51,7 @@ impl<P: fmt::Display> fmt::Display for Attempts<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let passed_s = self.begun.elapsed().as_secs_f32();
         let Some(peer) = &self.peer else {
-            return write!(f, "nobody was asked in {passed_s:.1} s");
+            return write!(f, "no request sent within {passed_s:.1} s");
         };
         write!(f, "{} attempts in {passed_s:.1} s, the last to {peer}, ", self.count)?;
         f.write_str(match self.reached {
@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn attempts_say_how_far_the_last_one_got() {
         let mut attempts = Attempts::new();
-        assert!(attempts.to_string().starts_with("nobody was asked in "), "{attempts}");
+        assert!(attempts.to_string().starts_with("no request sent within "), "{attempts}");
         attempts.begin("node 1");
         assert!(attempts.to_string().ends_with("the last to node 1, not sent"), "{attempts}");
         attempts.reached(Reached::Answered);

@@ -8,7 +8,7 @@ use crate::clock::Suspension;
 /// together do not come back together.
 ///
 /// The time for which the machine was suspended counts: a request is sent again only while those who serve it remember
-/// its first attempt, and their clocks have gone on.
+/// its first attempt, and their clocks have advanced.
 #[derive(Clone, Debug)]
 pub(crate) struct Backoff {
     next: Duration,

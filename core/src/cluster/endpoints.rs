@@ -6,7 +6,7 @@ use super::routing::Routing;
 use super::transport::Transport;
 use crate::error::{Error, Kind, Result};
 use crate::net::Endpoint;
-use crate::rdma::{Fabric, Options};
+use crate::rdma::{Fabric, RdmaOptions};
 use crate::types::NodeId;
 
 /// A transport, and the RDMA of this process where it may be used.
@@ -18,7 +18,7 @@ pub struct Endpoints {
 
 impl Endpoints {
     /// Errors: `Unavailable` with the reason if `transport` is RDMA and this machine can do none now.
-    pub fn new(transport: Transport, rdma: Options) -> Result<Endpoints> {
+    pub fn new(transport: Transport, rdma: RdmaOptions) -> Result<Endpoints> {
         if matches!(transport, Transport::Shm | Transport::Tcp) {
             return Ok(Endpoints::from(transport));
         }
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn rdma_by_a_device_that_is_not_there_is_an_error_and_auto_is_not() {
-        let nowhere = || Options { devices: vec!["nosuch0".into()], ..Options::default() };
+        let nowhere = || RdmaOptions { devices: vec!["nosuch0".into()], ..RdmaOptions::default() };
         let error = Endpoints::new(Transport::Rdma, nowhere()).unwrap_err();
         assert!(error.kind() == Kind::Unavailable && error.to_string().contains("transport rdma"), "{error}");
         let endpoints = Endpoints::new(Transport::Auto, nowhere()).unwrap();

@@ -1,4 +1,4 @@
-//! Who holds what: mgmtd's routing, kept current, and where a file's chunks lie.
+//! Routing of mgmtd, kept current: nodes, chains and chain tables, and the placement of a file's chunks.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -44,13 +44,13 @@ pub struct Routing {
 }
 
 impl Routing {
-    /// The routing after a snapshot or a delta of mgmtd. Errors: `CorruptData` if it makes no sense, or is older: who
-    /// may serve a chain is never taken back.
+    /// The routing after a snapshot or a delta of mgmtd. Errors: `CorruptData` if it makes no sense, or is older: a chain's
+    /// members never go back.
     pub fn apply(&self, update: pb::Routing) -> Result<Routing> {
         let mut next = if update.delta { self.clone() } else { Routing::default() };
         if update.version < self.version {
             return Err(corrupt(
-                "it is older than what is known: another manager answered, or one with an older store",
+                "routing is older than what is known: another mgmtd answered, or one with an older store",
             ));
         }
         if !self.cluster_id.is_empty()
@@ -108,7 +108,7 @@ impl Routing {
         nodes.into_iter().map(|node| node.lane_address.clone()).collect()
     }
 
-    /// The chains of a layout's stripe in permuted order: chunk `i` lies on `stripe[i % stripe.len()]`.
+    /// The chains of a layout's stripe in permuted order: chunk `i` is stored on `stripe[i % stripe.len()]`.
     /// Errors: `StaleRouting` if its table is not known yet, `InvalidArgument` if the layout makes no sense.
     pub fn stripe(&self, layout: &pb::Layout) -> Result<Arc<[ChainId]>> {
         if layout.permutation_version != PERMUTATION_VERSION {
@@ -189,25 +189,25 @@ type Hook = Box<dyn Fn(&Arc<Routing>) + Send + Sync>;
 
 /// Keeps routing current: one thread holds a long poll at mgmtd. Ends on drop.
 pub struct RoutingTable {
-    shared: Arc<Shared>,
+    shared: Arc<TableShared>,
 }
 
-struct Shared {
-    state: Mutex<State>,
+struct TableShared {
+    state: Mutex<TableState>,
     changed: Condvar,
     /// Wakes the thread out of a pause.
     hurry: Condvar,
     hooks: Mutex<Vec<Hook>>,
 }
 
-struct State {
+struct TableState {
     current: Arc<Routing>,
     hurried: bool,
     stopped: bool,
 }
 
 impl RoutingTable {
-    /// Fetches the first snapshot before `deadline`, then follows.
+    /// Fetch the first snapshot before `deadline`, then follows.
     pub fn start(mgmtd: Arc<Lane>, deadline: Instant) -> Result<Arc<RoutingTable>> {
         let first = poll(&mgmtd, &Routing::default(), Duration::ZERO, deadline)?;
         let table = RoutingTable::fixed(first);
@@ -218,8 +218,8 @@ impl RoutingTable {
 
     /// A table that changes only by [`RoutingTable::replace`], for tests and tools.
     pub fn fixed(routing: Routing) -> Arc<RoutingTable> {
-        let state = State { current: Arc::new(routing), hurried: false, stopped: false };
-        let shared = Shared {
+        let state = TableState { current: Arc::new(routing), hurried: false, stopped: false };
+        let shared = TableShared {
             state: Mutex::new(state),
             changed: Condvar::new(),
             hurry: Condvar::new(),
@@ -232,12 +232,12 @@ impl RoutingTable {
         self.shared.state.lock().current.clone()
     }
 
-    /// Makes `routing` the current one.
+    /// Make `routing` the current one.
     pub fn replace(&self, routing: Routing) {
         self.shared.publish(routing);
     }
 
-    /// Waits for a version above `version` until `deadline`, hurrying the thread if it sleeps after a failure.
+    /// Wait for a version above `version` until `deadline`, hurrying the thread if it sleeps after a failure.
     /// Returns what is current then.
     pub fn wait_newer(&self, version: u64, deadline: Instant) -> Arc<Routing> {
         let mut state = self.shared.state.lock();
@@ -251,12 +251,12 @@ impl RoutingTable {
         state.current.clone()
     }
 
-    /// Calls `hook` with every new routing, from the routing thread.
+    /// Call `hook` with every new routing, from the routing thread.
     pub fn on_change(&self, hook: impl Fn(&Arc<Routing>) + Send + Sync + 'static) {
         self.shared.hooks.lock().push(Box::new(hook));
     }
 
-    /// Ends the thread, at the latest when its poll is answered. Who waits for a newer version is woken.
+    /// End the thread, at the latest when its poll is answered. Callers that wait for a newer version are woken.
     pub fn stop(&self) {
         self.shared.state.lock().stopped = true;
         self.shared.changed.notify_all();
@@ -276,7 +276,7 @@ impl fmt::Debug for RoutingTable {
     }
 }
 
-impl Shared {
+impl TableShared {
     fn publish(&self, routing: Routing) {
         let routing = Arc::new(routing);
         self.state.lock().current = routing.clone();
@@ -303,7 +303,7 @@ impl Shared {
                     }
                 }
                 Err(error) => {
-                    log::warn!("routing cannot be followed: {error}");
+                    log::warn!("polling mgmtd for routing failed: {error}; retrying");
                     self.pause(backoff.pause(Instant::now() + RETRY_MAX).unwrap_or(RETRY_MAX));
                 }
             }

@@ -54,22 +54,22 @@ pub struct Lane {
     credential: Credential,
     options: LaneOptions,
     next_id: AtomicU64,
-    state: Mutex<State>,
+    state: Mutex<LaneState>,
     freed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct LaneState {
     addresses: Vec<String>,
     /// Index of the address that answered last.
     preferred: usize,
     /// The one used last is at the end.
-    idle: Vec<Idle>,
-    /// Idle, in use and being opened.
+    idle: Vec<IdleConnection>,
+    /// IdleConnection, in use and being opened.
     open: usize,
 }
 
-struct Idle {
+struct IdleConnection {
     address: String,
     stream: Stream,
     since: Instant,
@@ -87,13 +87,13 @@ enum Failure {
 impl Lane {
     /// `addresses` are "host:port". Connects when the first call is made.
     pub fn new(addresses: Vec<String>, credential: Credential, options: LaneOptions) -> Arc<Lane> {
-        assert!(options.connections_max > 0, "a lane of no connections serves nobody");
-        let state = Mutex::new(State { addresses, ..State::default() });
+        assert!(options.connections_max > 0, "a lane has at least one connection");
+        let state = Mutex::new(LaneState { addresses, ..LaneState::default() });
         let next_id = AtomicU64::new(1);
         Arc::new(Lane { credential, options, next_id, state, freed: Condvar::new() })
     }
 
-    /// Replaces the addresses, as routing tells them. Calls under way are not disturbed.
+    /// Replace the addresses by those of newer routing. Calls in progress continue.
     pub fn set_addresses(&self, addresses: Vec<String>) {
         let mut state = self.state.lock();
         if state.addresses == addresses {
@@ -104,12 +104,12 @@ impl Lane {
         state.preferred = place;
         state.addresses = addresses;
         let before = state.idle.len();
-        let State { idle, addresses, .. } = &mut *state;
+        let LaneState { idle, addresses, .. } = &mut *state;
         idle.retain(|each| addresses.contains(&each.address));
         state.open -= before - state.idle.len();
     }
 
-    /// Calls `method`. The same bytes are sent again, with growing pauses, after a lost connection and after
+    /// Call `method`. The same bytes are sent again, with growing pauses, after a lost connection and after
     /// `Unavailable`, `MaybeCommitted` and `Busy`, until `deadline`: the request's `Caller` makes it idempotent.
     /// All other errors of the service are returned as they come, `Conflict` included.
     pub fn call<Q: Message, R: Message + Default>(
@@ -148,7 +148,7 @@ impl Lane {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let mut backoff = Backoff::new(self.options.retry_first, self.options.retry_max);
         let mut untried = self.state.lock().addresses.len();
-        // What the service itself said last tells more than that the deadline has passed.
+        // The last error of the service itself explains more than that the deadline has passed.
         let mut said = None;
         let given_up = |error: Error, attempts: &Attempts<String>| {
             error.context(format!("{} was given up ({attempts})", method.as_str_name()))
@@ -215,7 +215,7 @@ impl Lane {
     ) -> Result<(String, Stream), Failure> {
         let mut state = self.state.lock();
         let address = loop {
-            while let Some(Idle { address, mut stream, .. }) = state.idle.pop() {
+            while let Some(IdleConnection { address, mut stream, .. }) = state.idle.pop() {
                 if stream.is_quiet() {
                     attempts.begin(address.clone());
                     return Ok((address, stream));
@@ -263,30 +263,30 @@ impl Lane {
     }
 
     fn introduce(&self, mut stream: Stream, deadline: Instant) -> Result<Stream, ConnectError> {
-        handshake::as_client(&mut stream, credential::Kind::Lane, &self.credential, deadline)?;
+        handshake::as_client(&mut stream, credential::ChannelKind::Lane, &self.credential, deadline)?;
         Ok(stream)
     }
 
     /// Close connections that have been idle for long. Call it now and then.
     pub fn close_idle(&self) {
         let mut state = self.state.lock();
-        let is_due = |each: &&Idle| each.since.elapsed() >= self.options.idle_max;
+        let is_due = |each: &&IdleConnection| each.since.elapsed() >= self.options.idle_max;
         let count = state.idle.iter().take_while(is_due).count();
         state.open -= count;
-        let closed: Vec<Idle> = state.idle.drain(..count).collect();
+        let closed: Vec<IdleConnection> = state.idle.drain(..count).collect();
         drop(state);
         drop(closed);
         self.freed.notify_all();
     }
 
-    /// Ends the use of a connection: it becomes idle, or was lost, and then another address is tried next.
+    /// End the use of a connection: it becomes idle, or was lost, and then another address is tried next.
     fn give_back(&self, address: String, stream: Option<Stream>) {
         let mut state = self.state.lock();
         let place = state.addresses.iter().position(|known| *known == address);
         match (stream, place) {
             (Some(stream), Some(place)) => {
                 state.preferred = place;
-                state.idle.push(Idle { address, stream, since: Instant::now() });
+                state.idle.push(IdleConnection { address, stream, since: Instant::now() });
             }
             (Some(_), None) => state.open -= 1,
             (None, place) => {

@@ -4,7 +4,7 @@
 //! payload is named by the ticket of its caller. `server` carries the effects out; `core/tests/craq_model.rs`
 //! explores this very code exhaustively for small worlds, `core/tests/craq_simulator.rs` for long ones.
 //!
-//! Invariants (`docs/architecture.md`, "Chain replication", tells the rules R1 to R9):
+//! Invariants (`docs/architecture.md`, "Chain replication", has the rules R1 to R9):
 //! - I1 `committed ≤ pending ≤ committed + 1`, unless nothing is committed here (R7): then any higher stamp.
 //! - I2 Along a chain: predecessor's pending ≥ successor's ≥ successor's committed ≥ predecessor's committed.
 //! - I3 A stamp names one content: no two replicas commit different bytes under the same stamp.
@@ -88,7 +88,7 @@ pub enum Event {
     Retry,
     /// This caller's deadline has passed.
     Leave { ticket: Ticket },
-    /// This tombstone is old enough: nobody will send what came before it any more (R7).
+    /// This tombstone is old enough: no message from before it can arrive any more (R7).
     Forget { stamp: Stamp },
     /// Routing says something new of the chain.
     ViewChanged { view: View },

@@ -2,7 +2,7 @@
 //!
 //! - `step` sorts events: to `clients`, `chain`, `update` (one update's way) and `change` (time, and the chain itself).
 //! - At most one thing holds the chunk, and all others wait in order: updates in `queue`, reads of the tail in `readers`.
-//!   Whatever ends it calls `settle`, so nobody waits for an idle chunk.
+//!   Every path that ends it calls `settle`, so no request waits for an idle chunk.
 
 mod chain;
 mod change;
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::types::{ChainVersion, Op, RequestTag, Stamp, Status, Version, WriterRecord};
 
-/// One chunk replica while something is going on for it.
+/// One chunk replica with work in progress.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Replica {
     view: View,
@@ -54,10 +54,10 @@ struct Update {
     syncing_under: Option<ChainVersion>,
     /// The successor said that it misses the version before.
     whole: bool,
-    /// How often it was sent to a successor. Only the refusal of the only send proves that nobody has it.
+    /// How often it was sent to a successor. Only the refusal of the only send proves that no other member has it.
     sends: u32,
     /// This replica was no member while the update was being staged. A comparison of listings cannot have seen it, so it
-    /// is taken back when it is staged, whatever the replica is by then (R9).
+    /// is taken back when it is staged, whatever the state of the replica by then (R9).
     left: bool,
 }
 
@@ -67,10 +67,10 @@ enum Phase {
     Forwarding {
         attempt: u64,
     },
-    /// On disk, and nobody is working on it.
+    /// On disk, and no caller drives it.
     Stalled,
     Committing,
-    /// Being dropped; the callers are then refused with this, or, with `None`, the queue just goes on.
+    /// Being dropped; the callers are then refused with this, or, with `None`, the queue just proceeds.
     Dropping {
         refusal: Option<Status>,
     },
@@ -157,7 +157,7 @@ impl Replica {
         self.writers.len()
     }
 
-    /// Forgets requests of which the client has said that they are settled: they do not come again.
+    /// Forget requests of which the client has said that they are settled: they do not come again.
     pub fn forget_settled(&mut self, is_settled: impl Fn(RequestTag) -> bool) {
         self.writers.retain(|record| !is_settled(record.tag));
     }
@@ -166,7 +166,7 @@ impl Replica {
     pub fn is_at_rest(&self) -> bool {
         let nothing_to_do = match &self.active {
             None => true,
-            // Out of the chain a pending version stays on disk until somebody decides about it.
+            // Out of the chain a pending version stays on disk until a view decides about it.
             Some(Active::Update(active)) => {
                 !active.is_live() && active.owner.is_none() && !self.view.is_member()
             }
@@ -250,7 +250,7 @@ impl Replica {
         }
     }
 
-    /// Nothing holds the chunk any more: readers are served, then the queue goes on.
+    /// Nothing holds the chunk any more: readers are served, then the queue proceeds.
     fn settle(&mut self, out: &mut Vec<Effect>) {
         self.active = None;
         for ticket in std::mem::take(&mut self.readers) {

@@ -5,10 +5,10 @@ use crate::types::{Chain, ChainVersion, NodeId, TargetId, TargetState};
 /// This replica's part in the chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Place {
-    /// Not in the chain, waiting, offline or the last one that served: answers nobody.
+    /// Not in the chain, waiting, offline or the last one that served: answers no request.
     #[default]
     Out,
-    /// Takes what the predecessor sends, serves nobody.
+    /// Takes what the predecessor sends, serves no client.
     Syncing,
     Member {
         head: bool,
@@ -93,7 +93,7 @@ mod tests {
         assert!(!views[1].is_head() && !views[1].is_tail() && views[1].is_member());
         assert!(views[2].is_tail() && views[2].successor.is_none());
         assert_eq!(views[3].place, Place::Out, "an offline replica is out");
-        assert_eq!(views[4].place, Place::Out, "a stranger is out");
+        assert_eq!(views[4].place, Place::Out, "a node outside the chain is out");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use super::abi::{self, InHeader};
 use super::body::Body;
 
-/// Who asks. Built by the session for each request.
+/// The caller of a request. Built by the session for each request.
 pub struct Caller {
     /// File-system uid and gid of the calling thread. Zero for write-back from the page cache.
     pub uid: u32,

@@ -14,7 +14,7 @@ use super::abi;
 
 /// Where the kernel's queue of requests is read and answered.
 #[derive(Clone)]
-pub struct Device {
+pub struct FuseDevice {
     fd: Arc<OwnedFd>,
 }
 
@@ -23,7 +23,7 @@ pub struct Device {
 pub const HEAD_BYTES: usize = size_of::<abi::InHeader>() + size_of::<abi::WriteIn>();
 pub type Head = [u8; HEAD_BYTES];
 
-/// What `Device::receive` found.
+/// What `FuseDevice::receive` found.
 pub enum Received {
     /// A request of so many bytes, the first `HEAD_BYTES` in the head, the rest at the start of the buffer.
     Request(usize),
@@ -33,23 +33,23 @@ pub enum Received {
     Ended,
 }
 
-impl Device {
-    pub fn open() -> io::Result<Device> {
+impl FuseDevice {
+    pub fn open() -> io::Result<FuseDevice> {
         let fd = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Device::from_fd(fd))
+        Ok(FuseDevice::from_fd(fd))
     }
 
-    pub fn from_shared(fd: Arc<OwnedFd>) -> Device {
-        Device { fd }
+    pub fn from_shared(fd: Arc<OwnedFd>) -> FuseDevice {
+        FuseDevice { fd }
     }
 
-    pub fn from_fd(fd: OwnedFd) -> Device {
-        Device { fd: Arc::new(fd) }
+    pub fn from_fd(fd: OwnedFd) -> FuseDevice {
+        FuseDevice { fd: Arc::new(fd) }
     }
 
     /// Another queue of the same connection: replies on it do not wait for those of other threads.
-    pub fn try_clone(&self) -> io::Result<Device> {
-        let clone = Device::open()?;
+    pub fn try_clone(&self) -> io::Result<FuseDevice> {
+        let clone = FuseDevice::open()?;
         attach(&clone.fd, self.fd.as_raw_fd())?;
         Ok(clone)
     }
@@ -58,7 +58,7 @@ impl Device {
         &self.fd
     }
 
-    /// Waits for the next request. `rest` has room for the largest payload.
+    /// Wait for the next request. `rest` has room for the largest payload.
     pub fn receive(&self, head: &mut Head, rest: &Placement) -> io::Result<Received> {
         let mut pieces = [IoSliceMut::new(head), IoSliceMut::new(rest.as_target())];
         match readv(&*self.fd, &mut pieces) {
@@ -70,12 +70,12 @@ impl Device {
         }
     }
 
-    /// Answers request `unique` with the bytes of `piece`.
+    /// Answer request `unique` with the bytes of `piece`.
     pub fn reply_with(&self, unique: u64, piece: &Placement) {
         self.reply(unique, None, piece.as_source(), &[]);
     }
 
-    /// Answers request `unique`: an error, or `value` followed by `pieces`.
+    /// Answer request `unique`: an error, or `value` followed by `pieces`.
     pub fn reply(&self, unique: u64, error: Option<Errno>, value: &[u8], pieces: &[Placement]) {
         let length = value.len() + buffer::total_length(pieces);
         let header = abi::OutHeader {
@@ -91,7 +91,7 @@ impl Device {
                 .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
         };
         match result {
-            // ENOENT: nobody waits any more. ENODEV: unmounted meanwhile.
+            // ENOENT: the program does not wait any more. ENODEV: unmounted meanwhile.
             Ok(_) | Err(Errno::NOENT | Errno::NODEV | Errno::CONNABORTED) => {}
             Err(failure) => {
                 log::error!("the kernel refused the reply to request {unique}: {failure}");

@@ -24,13 +24,13 @@ impl<'a> DirectorySink<'a> {
         self.plus
     }
 
-    /// Adds a name without attributes; listing goes on after `offset`. False: full, the entry was not taken.
+    /// Add a name without attributes; listing continues after `offset`. False: full, the entry was not taken.
     pub fn plain(&mut self, name: &[u8], inode: u64, kind: FileKind, offset: u64) -> bool {
         // An entry of READDIRPLUS with inode 0 brings a name only.
         self.add(name, inode, kind, offset, self.plus.then(abi::EntryOut::default))
     }
 
-    /// Adds a name with its attributes, one reference more for `forget` if it is taken. False: full.
+    /// Add a name with its attributes, one reference more for `forget` if it is taken. False: full.
     pub fn plus(&mut self, name: &[u8], entry: &Entry, offset: u64) -> bool {
         let attributes = &entry.attributes;
         let out = self.plus.then(|| entry_out(entry));

@@ -7,7 +7,7 @@ use std::thread;
 
 use crossbeam_channel::{Sender, unbounded};
 
-use super::device::Device;
+use super::device::FuseDevice;
 use super::notify::Notifier;
 
 /// Files that are open with and without O_DIRECT and are written at the same time are rare.
@@ -15,7 +15,7 @@ const THREADS: u64 = 8;
 
 /// The answer to a request.
 pub struct Reply {
-    pub device: Device,
+    pub device: FuseDevice,
     pub unique: u64,
     pub value: Vec<u8>,
 }
@@ -40,7 +40,7 @@ impl Dropper {
         Dropper { jobs, notifier }
     }
 
-    /// Sends `reply` when the kernel has no page of the range that is older.
+    /// Send `reply` when the kernel has no page of the range that is older.
     pub fn answer_after(&self, reply: Reply, inode: u64, offset: u64, length: u64) {
         let job = Job { reply, inode, offset, length };
         let unsent = match &self.jobs[(inode % THREADS) as usize] {
@@ -61,7 +61,9 @@ fn start_thread(notifier: Notifier) -> Option<Sender<Job>> {
     match thread::Builder::new().name("fuse-drop".into()).spawn(run) {
         Ok(_) => Some(jobs),
         Err(error) => {
-            log::warn!("no thread to drop pages of the kernel: writes are answered without: {error}");
+            log::warn!(
+                "starting the thread that invalidates kernel pages failed: {error}; writes do not invalidate"
+            );
             None
         }
     }
@@ -69,7 +71,10 @@ fn start_thread(notifier: Notifier) -> Option<Sender<Job>> {
 
 fn carry_out(notifier: &Notifier, job: &Job) {
     if let Err(error) = notifier.inval_inode(job.inode, job.offset, job.length) {
-        log::warn!("inode {}: the kernel keeps old pages: {error}", job.inode);
+        log::warn!(
+            "inode {}: invalidating kernel pages failed: {error}; readers may see old bytes",
+            job.inode
+        );
     }
     job.reply.device.reply(job.reply.unique, None, &job.reply.value, &[]);
 }

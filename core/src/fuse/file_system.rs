@@ -1,7 +1,7 @@
 //! What a file system answers: one method per operation of the kernel, in terms of inode numbers and handles.
 //!
 //! Methods run on the session's threads, many at once, and may block. An error is the errno that the calling
-//! program sees. Defaults stand for "not offered": the kernel then falls back or tells its caller so.
+//! program sees. Defaults stand for "not offered": the kernel then falls back or reports it to its caller.
 //!
 //! F1  The kernel has checked permissions (`default_permissions`), names (1 to 255 bytes, no slash, no NUL) and
 //!     types before it asks; what it knows may be as old as the timeouts that were given to it.
@@ -141,9 +141,9 @@ pub struct ReadRequest {
 
 /// The bytes read.
 pub enum ReadOutcome {
-    /// So many bytes lie at the start of the placement; fewer than asked only at the end of the file.
+    /// So many bytes are at the start of the placement; fewer than asked only at the end of the file.
     Placed(usize),
-    /// The bytes lie, in order, in memory that the file system already had. Not copied: the kernel takes them from
+    /// The bytes are, in order, in memory that the file system already had. Not copied: the kernel takes them from
     /// there. At most `READ_PIECES_MAX` pieces.
     Held(Vec<Placement>),
 }
@@ -293,7 +293,7 @@ pub trait FileSystem: Send + Sync + 'static {
     /// `flags` of open(2): access mode, `O_APPEND`, `O_DIRECT`, `O_TRUNC` (which is done here), …
     fn open(&self, caller: &Caller, inode: u64, flags: i32) -> Reply<Opened>;
 
-    /// Makes the file if it is missing (`O_EXCL` in `flags`: fails if not) and opens it.
+    /// Make the file if it is missing (with `O_EXCL` in `flags` an existing one is an error) and open it.
     fn create(
         &self,
         caller: &Caller,
@@ -303,12 +303,12 @@ pub trait FileSystem: Send + Sync + 'static {
         flags: i32,
     ) -> Reply<(Entry, Opened)>;
 
-    /// Reads up to `into.len()` bytes.
+    /// Read up to `into.len()` bytes.
     fn read(&self, caller: &Caller, request: &ReadRequest, into: &Placement) -> Reply<ReadOutcome>;
 
-    /// Writes all of `payload`; returns the number of bytes taken, fewer only if an error comes after the first one.
+    /// Write all of `payload`; return the number of bytes taken, fewer only if an error comes after the first one.
     ///
-    /// The payload lies page-aligned in a buffer of the session's registered region, and the file system may keep it
+    /// The payload is page-aligned in a buffer of the session's registered region, and the file system may keep it
     /// (the session then takes another buffer). Each is as large as the largest request: keep large payloads, copy
     /// small ones, or a few bytes hold a megabyte.
     fn write(&self, caller: &Caller, request: &WriteRequest, payload: Placement) -> Reply<usize>;
@@ -321,19 +321,19 @@ pub trait FileSystem: Send + Sync + 'static {
         false
     }
 
-    /// close(2) of one descriptor: the last chance to tell a program that its writes failed.
+    /// close(2) of one descriptor: the last chance to report failed writes to a program.
     fn flush(&self, caller: &Caller, inode: u64, handle: u64) -> Reply<()>;
 
     /// The last descriptor of an open file is gone. Nobody sees an error.
     fn release(&self, inode: u64, handle: u64);
 
-    /// Returns when all that was written to the file survives the loss of power; without `data_only` its attributes
+    /// Return when all that was written to the file survives the loss of power; without `data_only` its attributes
     /// too.
     fn fsync(&self, caller: &Caller, inode: u64, handle: u64, data_only: bool) -> Reply<()>;
 
     fn opendir(&self, caller: &Caller, inode: u64) -> Reply<Opened>;
 
-    /// Puts entries into `sink`, beginning after the one whose offset is `after` (0: from the start), until it says
+    /// Put entries into `sink`, beginning after the one whose offset is `after` (0: from the start), until it says
     /// that it is full or there are no more. "." and ".." belong to the listing. Offsets are the file system's own
     /// choice but for 0, and stay meaningful while entries are added and removed. With `sink.wants_attributes()`
     /// entries other than "." and ".." should be put with `plus`.
@@ -394,7 +394,7 @@ pub trait FileSystem: Send + Sync + 'static {
         Err(Errno::NOSYS)
     }
 
-    /// Returns the number of bytes copied. `ENOSYS` makes the kernel copy by reading and writing.
+    /// Return the number of bytes copied. `ENOSYS` makes the kernel copy by reading and writing.
     fn copy_file_range(
         &self,
         caller: &Caller,

@@ -13,14 +13,14 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
 
-use super::device::Device;
+use super::device::FuseDevice;
 use super::options::SessionOptions;
 
 const FUSERMOUNT: &str = "fusermount3";
 
 /// A mounted connection: the device, and where it is.
 pub struct Mounted {
-    pub device: Device,
+    pub device: FuseDevice,
     pub mountpoint: PathBuf,
     /// Minor number of the mount's device, which also names its connection in fusectl.
     pub connection: u32,
@@ -45,7 +45,7 @@ impl Mounted {
         Ok(Mounted { device, mountpoint, connection, helped })
     }
 
-    /// Takes the mount out of the tree. With `lazy` programs that use it may go on until they are done; without,
+    /// Take the mount out of the tree. With `lazy` programs that use it may continue until they are done; without,
     /// `EBUSY` if there are any.
     pub fn unmount(&self, lazy: bool) -> io::Result<()> {
         // Somebody else may have unmounted it, and mounted another one in its place.
@@ -69,7 +69,7 @@ impl Mounted {
         device_minor(&self.mountpoint).is_ok_and(|minor| minor == self.connection)
     }
 
-    /// Cuts the connection: every program that still uses it gets an error, and every reader of the device ends.
+    /// Cut the connection: every program that still uses it gets an error, and every reader of the device ends.
     pub fn abort(&self) -> io::Result<()> {
         let path = format!("/sys/fs/fuse/connections/{}/abort", self.connection);
         match fs::write(path, "1") {
@@ -93,12 +93,12 @@ impl Mounted {
         }
     }
 
-    /// Lets the kernel read further ahead than its default of 128 KiB. Needs sysfs and root; otherwise nothing
+    /// Let the kernel read further ahead than its default of 128 KiB. Needs sysfs and root; otherwise nothing
     /// happens but slower sequential reads.
     pub fn set_read_ahead(&self, bytes: usize) {
         let path = format!("/sys/class/bdi/0:{}/read_ahead_kb", self.connection);
         if let Err(error) = fs::write(&path, (bytes / 1024).to_string()) {
-            log::info!("read-ahead stays at the kernel's default: {path}: {error}");
+            log::info!("setting read-ahead failed: {path}: {error}; the kernel's default applies");
         }
     }
 }
@@ -111,8 +111,8 @@ fn mount_options(options: &SessionOptions) -> String {
     text
 }
 
-fn by_ourselves(mountpoint: &Path, options: &SessionOptions) -> io::Result<Device> {
-    let device = Device::open()?;
+fn by_ourselves(mountpoint: &Path, options: &SessionOptions) -> io::Result<FuseDevice> {
+    let device = FuseDevice::open()?;
     let data = format!(
         "fd={},rootmode=40000,user_id={},group_id={},{}\0",
         device.fd().as_raw_fd(),
@@ -121,7 +121,7 @@ fn by_ourselves(mountpoint: &Path, options: &SessionOptions) -> io::Result<Devic
         mount_options(options)
     );
     let data = std::ffi::CStr::from_bytes_with_nul(data.as_bytes()).map_err(io::Error::other)?;
-    // The metadata service does not hear of reads, so there is no access time to be kept.
+    // The metadata service does not see reads, so there is no access time to be kept.
     let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
     if options.read_only {
         flags |= MountFlags::RDONLY;
@@ -130,7 +130,7 @@ fn by_ourselves(mountpoint: &Path, options: &SessionOptions) -> io::Result<Devic
     Ok(device)
 }
 
-fn by_fusermount(mountpoint: &Path, options: &SessionOptions) -> io::Result<Device> {
+fn by_fusermount(mountpoint: &Path, options: &SessionOptions) -> io::Result<FuseDevice> {
     // The child's end is inherited, ours is not.
     let (theirs, ours) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::empty(), None)?;
@@ -160,7 +160,7 @@ fn by_fusermount(mountpoint: &Path, options: &SessionOptions) -> io::Result<Devi
     match received? {
         Some(fd) => {
             rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
-            Ok(Device::from_fd(fd))
+            Ok(FuseDevice::from_fd(fd))
         }
         None => Err(io::Error::new(io::ErrorKind::PermissionDenied, complaint.trim().to_owned())),
     }
@@ -206,7 +206,7 @@ fn device_minor(mountpoint: &Path) -> io::Result<u32> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "not in the table of mounts"))
 }
 
-/// Undoes the kernel's `\040` for a space, and the like.
+/// Undo the kernel's `\040` for a space, and the like.
 fn unescape(text: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

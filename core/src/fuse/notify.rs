@@ -1,4 +1,4 @@
-//! Messages to the kernel that nobody asked for: forget what you have cached.
+//! Notifications to the kernel: invalidate cached pages and names.
 
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
@@ -51,7 +51,7 @@ impl Notifier {
         self.entry(parent, name, abi::EXPIRE_ONLY)
     }
 
-    /// A name that somebody else has removed: watchers (inotify) are told too.
+    /// A name that another client has removed: watchers (inotify) are notified too.
     pub fn delete(&self, parent: u64, child: u64, name: &[u8]) -> Reply<()> {
         let name_length = name.len() as u32;
         let message = abi::NotifyDeleteOut { parent, child, name_length, padding: 0 };

@@ -22,7 +22,7 @@ pub struct SessionOptions {
     pub buffers_kept_max: usize,
     /// How far the kernel reads ahead of a sequential reader; beyond 128 KiB only where sysfs may be written.
     pub read_ahead_bytes: usize,
-    /// Most requests that nobody waits for (read-ahead, write-back, release) in flight.
+    /// Most requests without a waiting program (read-ahead, write-back, release) in flight.
     pub background_max: u16,
     /// How long the kernel believes that a name is absent; zero asks every time.
     pub negative_ttl: Duration,

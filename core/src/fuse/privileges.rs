@@ -25,7 +25,7 @@ fn without_privileges(attributes: &Attributes) -> Option<u32> {
     (attributes.permissions & ending != 0).then_some(attributes.permissions & !ending)
 }
 
-/// Clears the bits of `inode`, which was emptied by a user who may not keep them. Returns the permissions if it had any.
+/// Clear the bits of `inode`, which was emptied by a user who may not keep them. Returns the permissions if it had any.
 pub fn drop_privileges(context: &Context<'_>, caller: &Caller, inode: u64) -> Reply<Option<u32>> {
     let current = context.fs.getattr(caller, inode, None)?.attributes;
     let Some(permissions) = without_privileges(&current) else { return Ok(None) };

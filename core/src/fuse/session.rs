@@ -1,4 +1,4 @@
-//! A mounted file system: from mount to unmount, whoever unmounts it.
+//! A mounted file system: from mount to unmount by any party.
 //!
 //! Threads are started as requests need them: each waits on its own clone of the device, and the last one that stops
 //! waiting starts another, up to `threads_max`, and beyond while all of them hang (`watch`). They end when the kernel says
@@ -24,7 +24,7 @@ use crate::buffer::BufferPool;
 use crate::cancel::Calls;
 
 use super::abi::{InHeader, Opcode};
-use super::device::{Device, HEAD_BYTES, Received};
+use super::device::{FuseDevice, HEAD_BYTES, Received};
 use super::dropper::Dropper;
 use super::file_system::FileSystem;
 use super::mount::Mounted;
@@ -37,11 +37,11 @@ use super::worker::{Served, Worker};
 
 /// A mount that is ready for its first request.
 pub struct Session {
-    shared: Arc<Shared>,
+    shared: Arc<SessionShared>,
 }
 
 /// What the threads of a session share.
-pub struct Shared {
+pub struct SessionShared {
     pub fs: Arc<dyn FileSystem>,
     pub options: SessionOptions,
     pub agreement: Agreement,
@@ -57,7 +57,7 @@ pub struct Shared {
     /// Most threads at present.
     limit: AtomicUsize,
     /// One for each thread.
-    slots: RwLock<Vec<Arc<Slot>>>,
+    slots: RwLock<Vec<Arc<ThreadSlot>>>,
     life: Mutex<Life>,
     changed: Condvar,
     destroyed: AtomicBool,
@@ -74,9 +74,9 @@ struct Life {
 }
 
 /// What one thread works on.
-pub struct Slot {
+pub struct ThreadSlot {
     /// Where its requests come from, and are answered: clones of a device do not know one another's.
-    device: Device,
+    device: FuseDevice,
     /// Number of its request until it is answered; 0 while there is none.
     unanswered: AtomicU64,
     pid: AtomicU32,
@@ -84,9 +84,9 @@ pub struct Slot {
     pub calls: Arc<Calls>,
 }
 
-impl Slot {
-    fn new(device: Device) -> Slot {
-        Slot {
+impl ThreadSlot {
+    fn new(device: FuseDevice) -> ThreadSlot {
+        ThreadSlot {
             device,
             unanswered: AtomicU64::new(0),
             pid: AtomicU32::new(0),
@@ -103,7 +103,7 @@ impl Slot {
         self.unanswered.store(header.unique, Ordering::Release);
     }
 
-    /// Takes the right to answer request `unique`. False: it has been answered.
+    /// Take the right to answer request `unique`. False: it has been answered.
     pub fn claim(&self, unique: u64) -> bool {
         self.unanswered.compare_exchange(unique, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
@@ -116,7 +116,7 @@ impl Slot {
         Ending::from_number(self.ending.load(Ordering::Relaxed))
     }
 
-    /// Answers request `unique` while the thread still works on it.
+    /// Answer request `unique` while the thread still works on it.
     pub fn end_early(&self, unique: u64, errno: Errno) {
         if self.ending() == Ending::Cancelled {
             self.calls.cancel(unique);
@@ -128,7 +128,7 @@ impl Slot {
 }
 
 impl Session {
-    /// Mounts `fs` and agrees with the kernel on how to talk. Programs that use the mount wait until `run`.
+    /// Mount `fs` and agrees with the kernel on how to talk. Programs that use the mount wait until `run`.
     pub fn mount(fs: Arc<dyn FileSystem>, options: SessionOptions) -> io::Result<Session> {
         assert!(options.request_bytes.is_power_of_two(), "requests have whole pages");
         assert!(options.threads_max > 0 && options.background_max > 0, "something must run");
@@ -143,7 +143,7 @@ impl Session {
         };
         mounted.set_read_ahead(options.read_ahead_bytes);
         let notifier = Notifier::new(Arc::downgrade(mounted.device.fd()));
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(SessionShared {
             fs,
             agreement,
             notifier: notifier.clone(),
@@ -167,11 +167,11 @@ impl Session {
         Ok(Session { shared })
     }
 
-    /// Serves requests until the mount is gone, then lets the file system write back and end. Called once.
+    /// Serve requests until the mount is gone, then let the file system write back and end. Called once.
     pub fn run(&self) -> io::Result<()> {
         let shared = &self.shared;
         assert!(!shared.destroyed.load(Ordering::Acquire), "a session runs once");
-        let device = Device::from_shared(shared.mounted.device.fd().clone());
+        let device = FuseDevice::from_shared(shared.mounted.device.fd().clone());
         let watching = thread::Builder::new().name("fuse-watch".into()).spawn({
             let shared = shared.clone();
             move || watch::run(&shared)
@@ -214,11 +214,11 @@ impl Drop for Session {
 /// Ends a session. Cheap to clone.
 #[derive(Clone)]
 pub struct SessionHandle {
-    shared: Arc<Shared>,
+    shared: Arc<SessionShared>,
 }
 
 impl SessionHandle {
-    /// Unmounts and makes `run` return. Programs that still have files open may go on for `grace`, then they get
+    /// Unmount and make `run` return. Programs that still have files open may continue for `grace`, then they get
     /// errors. Idempotent; returns before the session has ended.
     pub fn unmount(&self) -> io::Result<()> {
         let shared = &self.shared;
@@ -227,18 +227,21 @@ impl SessionHandle {
             result => return result,
         }
         log::info!(
-            "programs still use the mount: it goes on for them, for {:?} at most",
+            "unmount: programs still use the mount; serving them for at most {:?}",
             shared.options.grace
         );
         shared.unmount(true)?;
         if !shared.wait_until_ended(shared.options.grace) {
-            log::warn!("programs still use the mount after {:?}: cut off", shared.options.grace);
+            log::warn!(
+                "unmount: programs still use the mount after {:?}; disconnecting them",
+                shared.options.grace
+            );
             self.abort()?;
         }
         Ok(())
     }
 
-    /// Cuts off every program that uses the mount, at once. What they have written is still written back.
+    /// Cut off every program that uses the mount, at once. What they have written is still written back.
     pub fn abort(&self) -> io::Result<()> {
         let _ = self.shared.unmount(true);
         if self.shared.life.lock().ended {
@@ -248,8 +251,8 @@ impl SessionHandle {
     }
 }
 
-/// Answers INIT.
-fn greet(device: &Device, pool: &BufferPool, options: &SessionOptions) -> io::Result<Agreement> {
+/// Answer INIT.
+fn greet(device: &FuseDevice, pool: &BufferPool, options: &SessionOptions) -> io::Result<Agreement> {
     let buffer = pool.try_take().expect("a new pool has buffers");
     let mut head = [0; HEAD_BYTES];
     let length = loop {
@@ -278,10 +281,10 @@ fn greet(device: &Device, pool: &BufferPool, options: &SessionOptions) -> io::Re
     }
 }
 
-impl Shared {
-    /// Starts a thread that serves `device`.
-    fn start_thread(self: &Arc<Self>, device: Device) -> io::Result<()> {
-        let slot = Arc::new(Slot::new(Device::from_shared(device.fd().clone())));
+impl SessionShared {
+    /// Start a thread that serves `device`.
+    fn start_thread(self: &Arc<Self>, device: FuseDevice) -> io::Result<()> {
+        let slot = Arc::new(ThreadSlot::new(FuseDevice::from_shared(device.fd().clone())));
         let (number, is_further) = {
             let mut life = self.life.lock();
             if life.ended || life.threads >= self.limit.load(Ordering::Relaxed) {
@@ -316,17 +319,17 @@ impl Shared {
         }
     }
 
-    fn thread_ended(&self, slot: &Arc<Slot>, is_further: bool, result: io::Result<Served>) {
+    fn thread_ended(&self, slot: &Arc<ThreadSlot>, is_further: bool, result: io::Result<Served>) {
         self.slots.write().retain(|other| !Arc::ptr_eq(other, slot));
         let mut life = self.life.lock();
         self.forget_thread(&mut life, is_further);
-        // An unmount waits for the last thread, whatever it ended for.
+        // An unmount waits for the last thread, for any reason.
         self.changed.notify_all();
         match result {
             Ok(Served::Surplus) => return,
             Ok(_) => {}
             Err(error) => {
-                log::error!("reading requests failed: {error}");
+                log::error!("reading requests failed: {error}; ending the session");
                 life.failure.get_or_insert(error);
             }
         }
@@ -334,7 +337,7 @@ impl Shared {
     }
 
     /// A thread begins to work. If no other waits for the next request, one has to.
-    pub fn begin_work(self: &Arc<Self>, device: &Device) {
+    pub fn begin_work(self: &Arc<Self>, device: &FuseDevice) {
         if self.waiting.fetch_sub(1, Ordering::SeqCst) != 1 {
             return;
         }
@@ -345,10 +348,10 @@ impl Shared {
         }
     }
 
-    fn start_another(self: &Arc<Self>, device: &Device) {
+    fn start_another(self: &Arc<Self>, device: &FuseDevice) {
         let started = device.try_clone().and_then(|clone| self.start_thread(clone));
         if let Err(error) = started {
-            log::warn!("starting another thread failed: {error}");
+            log::warn!("starting another worker thread failed: {error}; continuing with those that run");
         }
     }
 
@@ -374,7 +377,7 @@ impl Shared {
     }
 
     /// The thread that works on request `unique`, if there is one.
-    pub fn slot_of(&self, unique: u64) -> Option<Arc<Slot>> {
+    pub fn slot_of(&self, unique: u64) -> Option<Arc<ThreadSlot>> {
         let slots = self.slots.read();
         slots.iter().find(|slot| slot.unanswered.load(Ordering::Acquire) == unique).cloned()
     }
@@ -385,7 +388,10 @@ impl Shared {
         let limit = self.limit.load(Ordering::Relaxed);
         if limit < most {
             self.limit.store(most.min(limit * 2), Ordering::Relaxed);
-            log::info!("all {limit} threads wait: starting up to {} more", most.min(limit * 2) - limit);
+            log::info!(
+                "all {limit} worker threads are busy; starting up to {} more",
+                most.min(limit * 2) - limit
+            );
             self.start_another(&self.mounted.device);
         }
     }
@@ -403,13 +409,15 @@ impl Shared {
         match BufferPool::new(self.options.request_bytes, count.max(1)) {
             Ok(pool) => self.further_pool.get_or_init(|| pool),
             Err(error) => {
-                log::warn!("further threads share the buffers of the first ones: {error}");
+                log::warn!(
+                    "allocating buffers for further threads failed: {error}; they share those of the first ones"
+                );
                 &self.pool
             }
         }
     }
 
-    /// Takes the mount off, if the connection has not ended: afterwards another mount may be in the same place, with
+    /// Take the mount off, if the connection has not ended: afterwards another mount may be in the same place, with
     /// the same number.
     fn unmount(&self, lazy: bool) -> io::Result<()> {
         if self.life.lock().ended { Ok(()) } else { self.mounted.unmount(lazy) }
@@ -420,7 +428,7 @@ impl Shared {
         while !life.ended {
             self.changed.wait(&mut life);
         }
-        // A connection that was cut, or that could not be read, leaves a mount that nobody serves.
+        // A connection that was cut, or that could not be read, leaves a mount without a server.
         crate::lock::MutexGuard::unlocked(&mut life, || {
             let _ = self.mounted.unmount(true);
         });
@@ -433,7 +441,7 @@ impl Shared {
         while life.threads > 0 {
             if self.changed.wait_until(&mut life, deadline).timed_out() {
                 log::warn!(
-                    "{} operations have not returned {:?} after the end",
+                    "unmount: {} operations have not returned after {:?}",
                     life.threads,
                     self.options.grace
                 );

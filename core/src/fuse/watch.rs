@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use crate::lock::{Condvar, Mutex};
 
 use super::request::Ending;
-use super::session::Shared;
+use super::session::SessionShared;
 
 const TICK: Duration = Duration::from_millis(100);
 /// Most threads of one session. Each that waits costs its stack and the request that it holds.
@@ -38,7 +38,7 @@ struct Interrupted {
 }
 
 #[derive(Default)]
-struct State {
+struct WatchState {
     interrupted: VecDeque<Interrupted>,
     ended: bool,
 }
@@ -46,7 +46,7 @@ struct State {
 /// What the thread is woken for.
 #[derive(Default)]
 pub struct Watch {
-    state: Mutex<State>,
+    state: Mutex<WatchState>,
     changed: Condvar,
     asleep: AtomicBool,
 }
@@ -75,7 +75,7 @@ impl Watch {
         self.changed.notify_one();
     }
 
-    /// Waits for something to watch over; afterwards for a tick, or less if a request is interrupted. The interrupts
+    /// Wait for something to watch over; afterwards for a tick, or less if a request is interrupted. The interrupts
     /// that are to be looked at; `None` at the end.
     fn next(
         &self,
@@ -102,8 +102,8 @@ impl Watch {
     }
 }
 
-/// Runs until the session ends.
-pub fn run(shared: &Arc<Shared>) {
+/// Run until the session ends.
+pub fn run(shared: &Arc<SessionShared>) {
     let mut pending = VecDeque::new();
     let mut stuck = Stuck { requests: Vec::new(), since: Instant::now() };
     while let Some(found) = shared.watch.next(|| shared.is_busy(), pending) {
@@ -115,7 +115,7 @@ pub fn run(shared: &Arc<Shared>) {
 }
 
 /// Whether the interrupt needs no further look. Answers its request if the program was killed.
-fn is_settled(shared: &Shared, one: &Interrupted) -> bool {
+fn is_settled(shared: &SessionShared, one: &Interrupted) -> bool {
     let Some(slot) = shared.slot_of(one.unique) else {
         return one.since.elapsed() >= UNMATCHED_KEPT;
     };
@@ -152,7 +152,7 @@ struct Stuck {
 
 impl Stuck {
     /// Whether no thread has been free, nor begun another request, for a tick.
-    fn is_stuck(&mut self, shared: &Shared) -> bool {
+    fn is_stuck(&mut self, shared: &SessionShared) -> bool {
         let requests = if shared.is_busy() { shared.requests() } else { Vec::new() };
         if requests.is_empty() || requests != self.requests {
             *self = Stuck { requests, since: Instant::now() };

@@ -13,18 +13,18 @@ use crate::buffer::{Buffer, BufferPool};
 use super::abi::{InHeader, InterruptIn, Opcode};
 use super::body::Body;
 use super::caller::{self, Caller};
-use super::device::{Device, HEAD_BYTES, Head, Received};
+use super::device::{FuseDevice, HEAD_BYTES, Head, Received};
 use super::dropper::Reply;
 use super::request::{self, Answer, Context, Request};
-use super::session::{Shared, Slot};
+use super::session::{SessionShared, ThreadSlot};
 
 /// How long the session waits for a buffer before it says so. The file system holds them all: it is to write back.
 const BUFFER_WAIT: Duration = Duration::from_secs(10);
 
 pub struct Worker<'a> {
-    shared: &'a Arc<Shared>,
-    device: Device,
-    slot: Arc<Slot>,
+    shared: &'a Arc<SessionShared>,
+    device: FuseDevice,
+    slot: Arc<ThreadSlot>,
     /// Started beyond `threads_max`, because the others hung.
     is_further: bool,
     /// Bodies that are not payload, made contiguous.
@@ -46,11 +46,16 @@ pub fn header(message: &[u8]) -> Option<InHeader> {
 }
 
 impl<'a> Worker<'a> {
-    pub fn new(shared: &'a Arc<Shared>, device: Device, slot: Arc<Slot>, is_further: bool) -> Self {
+    pub fn new(
+        shared: &'a Arc<SessionShared>,
+        device: FuseDevice,
+        slot: Arc<ThreadSlot>,
+        is_further: bool,
+    ) -> Self {
         Worker { shared, device, slot, is_further, scratch: Vec::new(), out: Vec::new() }
     }
 
-    /// Serves requests until there will be no more, or the thread is needed no more.
+    /// Serve requests until there will be no more, or the thread is needed no more.
     pub fn serve(&mut self) -> io::Result<Served> {
         self.slot.calls.install();
         let mut head = [0; HEAD_BYTES];
@@ -62,7 +67,7 @@ impl<'a> Worker<'a> {
                 Received::Request(length) => {
                     self.shared.begin_work(&self.device);
                     self.answer(&head, &buffer, length);
-                    if buffer.is_lent() {
+                    if buffer.is_in_use() {
                         // Whoever kept a part of it keeps it out of the pool.
                         drop(buffer);
                         buffer = self.take_buffer();
@@ -85,14 +90,14 @@ impl<'a> Worker<'a> {
             if let Some(buffer) = self.shared.pool.take(Instant::now() + BUFFER_WAIT) {
                 return buffer;
             }
-            log::warn!("the file system holds all {} buffers", self.shared.pool.count());
+            log::warn!("no free buffer: the file system holds all {}; waiting", self.shared.pool.count());
         }
     }
 
-    /// Answers one request.
+    /// Answer one request.
     fn answer(&mut self, head: &Head, buffer: &Buffer, length: usize) {
         let Some(header) = header(head).filter(|header| header.len as usize == length) else {
-            log::error!("a request of {length} bytes has a wrong header; ignored");
+            log::error!("request of {length} bytes ignored: wrong header");
             return;
         };
         let in_buffer = length.saturating_sub(HEAD_BYTES);
@@ -146,7 +151,7 @@ impl<'a> Worker<'a> {
             opened: None,
         };
         self.out.clear();
-        // A bug in one operation is one program's EIO, not everybody's lost mount.
+        // A bug in one operation is one program's EIO, not the loss of the mount.
         let result = catch_unwind(AssertUnwindSafe(|| request::perform(&mut request, &mut self.out)));
         if !self.slot.claim(header.unique) {
             // Its program was killed, and the kernel knows nothing of what was opened.
@@ -165,7 +170,11 @@ impl<'a> Worker<'a> {
             Ok(Ok(Answer::Pieces(pieces))) => self.device.reply(header.unique, None, &[], &pieces),
             Ok(Err(errno)) => self.device.reply(header.unique, Some(errno), &[], &[]),
             Err(_) => {
-                log::error!("operation {} on inode {} panicked", header.opcode, header.inode);
+                log::error!(
+                    "operation {} on inode {} panicked; answered with EIO",
+                    header.opcode,
+                    header.inode
+                );
                 if !is_unanswered(header.opcode) {
                     self.device.reply(header.unique, Some(Errno::IO), &[], &[]);
                 }

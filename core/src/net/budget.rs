@@ -16,7 +16,7 @@ impl Budget {
         Budget { free: Mutex::new(bytes), freed: Condvar::new() }
     }
 
-    /// Reserves `bytes`, waiting until `deadline`; `None` if so much did not become free by then.
+    /// Reserve `bytes`, waiting until `deadline`; `None` if so much did not become free by then.
     pub(super) fn take(self: &Arc<Budget>, bytes: usize, deadline: Instant) -> Option<Share> {
         let mut free = self.free.lock();
         while *free < bytes {

@@ -1,30 +1,30 @@
 //! The client's side of one connection.
 //!
-//! - `batches`: what its owner may ask; `lending`: where the server finds the memory; `clock`: the server's, for updates.
-//! - Here: how a connection begins, how a frame goes and its answer comes, and how it ends.
+//! - `batches`: its requests; `registration`: memory that the server reads and writes; `clock`: the server's, for updates.
+//! - Here: connecting, sending a frame, receiving its reply, and closing.
 //! - At most one batch waits for its answer. Any failure ends the connection, and memory that the server may
-//!   still touch goes to the reaper (N2).
+//!   still touch is quarantined (N2).
 
 mod batches;
 mod clock;
-mod lending;
+mod registration;
 
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::stream::Stream;
-use super::{Credential, Endpoint, handshake, reaper, upgrade};
+use super::{Credential, Endpoint, cleanup, handshake, upgrade};
 use crate::buffer::Placement;
 use crate::cancel;
 use crate::rdma::{Fabric, Grant};
 use crate::types::Status;
 use crate::wire::credential;
-use crate::wire::frame::{self, Envelope, HEADER_BYTES, Header, Home, Kind, Malformed};
+use crate::wire::frame::{self, Envelope, FrameKind, HEADER_BYTES, Header, Malformed, PayloadLocation};
 use clock::ServerClock;
-use lending::Regions;
+use registration::Regions;
 
-/// A server answers `Timeout` in time to be heard if it is told a little less than the client has.
+/// The deadline sent to the server is this much earlier than the client's, so that its `Timeout` still arrives.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(50);
 /// Longest that a handshake may take, on both sides.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,11 +32,11 @@ pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("the server refused the token: it is wrong or has expired")]
+    #[error("authentication failed: the token is wrong or has expired")]
     Refused,
     #[error("the server has too many connections")]
     Busy,
-    #[error("what answers is not a server of this cluster")]
+    #[error("the peer is not a server of this cluster")]
     NotOurs,
     #[error("no RDMA: {0}")]
     NoRdma(String),
@@ -69,28 +69,28 @@ pub struct Connection {
     fabric: Option<Arc<Fabric>>,
     regions: Regions,
     next_id: u32,
-    /// What the last reply told.
+    /// As of the last reply.
     clock: Option<ServerClock>,
     /// The batch that was sent and not yet answered.
-    waiting: Option<Waiting>,
+    in_flight: Option<InFlightBatch>,
     /// Scratch space for frames.
     frame: Vec<u8>,
 }
 
 #[derive(Debug)]
-struct Waiting {
-    kind: Kind,
+struct InFlightBatch {
+    kind: FrameKind,
     id: u32,
     count: usize,
-    homes: Vec<Home>,
-    /// Memory that the server may touch until it has answered.
-    lent: Vec<Placement>,
-    /// Buffers in place of memory that the server cannot reach; empty if there is none.
+    locations: Vec<PayloadLocation>,
+    /// Memory that the server may access until it has answered.
+    registered: Vec<Placement>,
+    /// Bounce buffers for memory that the server cannot reach; empty if there is none.
     bounced: Vec<Option<Placement>>,
 }
 
 impl Connection {
-    /// Connects and shakes hands, all within `timeout`. Errors: `NoRdma` if that was to be and cannot.
+    /// Connect and shakes hands, all within `timeout`. Errors: `NoRdma` if that was to be and cannot.
     pub fn connect(
         endpoint: &Endpoint,
         credential: &Credential,
@@ -99,7 +99,7 @@ impl Connection {
         let timeout = timeout.min(HANDSHAKE_TIMEOUT);
         let deadline = Instant::now() + timeout;
         let mut stream = Stream::connect(endpoint, timeout)?;
-        handshake::as_client(&mut stream, credential::Kind::Data, credential, deadline)?;
+        handshake::as_client(&mut stream, credential::ChannelKind::Data, credential, deadline)?;
         let fabric = match endpoint {
             Endpoint::Rdma { address, fabric, .. } => {
                 upgrade::as_client(&mut stream, fabric, deadline)?;
@@ -115,7 +115,7 @@ impl Connection {
             regions: Regions::default(),
             next_id: 0,
             clock: None,
-            waiting: None,
+            in_flight: None,
             frame: Vec::new(),
         };
         if let Some((address, fabric)) = fabric {
@@ -130,10 +130,10 @@ impl Connection {
 
     /// Whether no request has failed on it, and none is under way.
     pub fn is_usable(&self) -> bool {
-        self.stream.is_some() && self.waiting.is_none()
+        self.stream.is_some() && self.in_flight.is_none()
     }
 
-    /// Whether memory in a [`Region`](crate::buffer::Region) is lent to the server instead of being copied through the socket.
+    /// Whether memory in a [`Region`](crate::buffer::Region) is shared with the server instead of being copied through the socket.
     pub fn shares_memory(&self) -> bool {
         self.shares_memory
     }
@@ -153,38 +153,47 @@ impl Connection {
         work(self).map_err(|failure| self.fail(failure))
     }
 
-    /// Sends the frame in `self.frame`, and what follows it.
+    /// Send the frame in `self.frame`, and what follows it.
     fn send(
         &mut self,
-        kind: Kind,
+        kind: FrameKind,
         envelope: Envelope,
-        Lent { homes, places, bounced }: Lent<'_>,
+        RequestMemory { locations, places, bounced }: RequestMemory<'_>,
         following: &[Placement],
         deadline: Instant,
     ) -> Result<(), Failure> {
-        assert!(self.waiting.is_none(), "one batch at a time");
-        let lent = places.iter().zip(&homes).filter(|(_, home)| **home != Home::Follows);
-        let lent = lent.map(|(placement, _)| placement.clone()).collect();
-        self.waiting = Some(Waiting { kind, id: envelope.id, count: homes.len(), homes, lent, bounced });
+        assert!(self.in_flight.is_none(), "one batch at a time");
+        let registered =
+            places.iter().zip(&locations).filter(|(_, location)| **location != PayloadLocation::Inline);
+        let registered = registered.map(|(placement, _)| placement.clone()).collect();
+        self.in_flight = Some(InFlightBatch {
+            kind,
+            id: envelope.id,
+            count: locations.len(),
+            locations,
+            registered,
+            bounced,
+        });
         Ok(self.stream.as_mut().ok_or(GONE)?.send(&self.frame, following, None, deadline)?)
     }
 
-    /// Receives the reply's header and table into `self.frame`.
-    fn receive(&mut self, kind: Kind, deadline: Instant) -> Result<Header, Failure> {
+    /// Receive the reply's header and table into `self.frame`.
+    fn receive(&mut self, kind: FrameKind, deadline: Instant) -> Result<Header, Failure> {
         let stream = self.stream.as_mut().ok_or(GONE)?;
-        let waiting = self.waiting.as_ref().expect("a batch was sent");
-        assert_eq!(waiting.kind, kind, "the answer to what was sent");
+        let in_flight = self.in_flight.as_ref().expect("a batch was sent");
+        assert_eq!(in_flight.kind, kind, "the answer to what was sent");
         // The caller's own memory is not given back to it while the server may write there.
-        let must_wait = self.fabric.is_none() && waiting.lent.iter().any(|lent| !lent.is_expendable());
+        let must_wait = self.fabric.is_none()
+            && in_flight.registered.iter().any(|registered| !registered.is_expendable());
         let _held = must_wait.then(cancel::hold);
         // The reply's table has as many entries as the request's, so one call brings both parts.
         self.frame.clear();
-        self.frame.resize(HEADER_BYTES + waiting.count * kind.entry_bytes(true), 0);
+        self.frame.resize(HEADER_BYTES + in_flight.count * kind.entry_bytes(true), 0);
         // Held until the reply is here: so long the bytes are on their way.
         let _grant = match &self.fabric {
             Some(fabric) => {
                 stream.receive(&mut self.frame[..HEADER_BYTES], deadline)?;
-                let grant = grant(stream, fabric, waiting, &mut self.frame[..HEADER_BYTES], deadline)?;
+                let grant = grant(stream, fabric, in_flight, &mut self.frame[..HEADER_BYTES], deadline)?;
                 stream.receive(&mut self.frame[HEADER_BYTES..], deadline)?;
                 grant
             }
@@ -194,10 +203,10 @@ impl Connection {
             }
         };
         let header = Header::decode(self.frame[..HEADER_BYTES].try_into().expect("it is that long"))?;
-        if !header.reply || header.id != waiting.id {
+        if !header.reply || header.id != in_flight.id {
             return Err(Malformed("not the reply to this request").into());
         }
-        self.clock = Some(ServerClock::told_now(header.clock_ms));
+        self.clock = Some(ServerClock::received_now(header.clock_ms));
         Ok(header)
     }
 
@@ -206,24 +215,24 @@ impl Connection {
         if left.is_zero() {
             return Err(Failure(Status::Timeout));
         }
-        let told = left - (left / 4).min(DEADLINE_MARGIN);
+        let sent = left - (left / 4).min(DEADLINE_MARGIN);
         self.next_id = self.next_id.wrapping_add(1);
-        let deadline_ms = u32::try_from(told.as_millis()).unwrap_or(u32::MAX).max(1);
+        let deadline_ms = u32::try_from(sent.as_millis()).unwrap_or(u32::MAX).max(1);
         Ok(Envelope { id: self.next_id, deadline_ms, clock_ms: 0 })
     }
 
-    /// Closes the connection after a failed batch.
+    /// Close the connection after a failed batch.
     fn fail(&mut self, failure: Failure) -> Status {
-        let waiting = self.waiting.take();
+        let in_flight = self.in_flight.take();
         if let Some(stream) = self.stream.take() {
-            let lent = match stream.is_remote_direct() {
+            let registered = match stream.is_remote_direct() {
                 // Free as soon as the link is reset, which `close_sending` does.
                 true => Vec::new(),
-                false => waiting.as_ref().map(|waiting| waiting.lent.clone()).unwrap_or_default(),
+                false => in_flight.as_ref().map(|in_flight| in_flight.registered.clone()).unwrap_or_default(),
             };
             let (socket, remains) = stream.close_sending();
-            if !lent.is_empty() || remains.is_some() {
-                reaper::bury(socket, lent, remains);
+            if !registered.is_empty() || remains.is_some() {
+                cleanup::quarantine(socket, registered, remains);
             }
         }
         failure.0
@@ -233,7 +242,7 @@ impl Connection {
 impl Drop for Connection {
     /// A batch that was sent and not waited for has failed.
     fn drop(&mut self) {
-        if self.waiting.is_some() {
+        if self.in_flight.is_some() {
             self.fail(GONE);
         }
     }
@@ -241,28 +250,28 @@ impl Drop for Connection {
 
 /// What goes with a request.
 #[derive(Default)]
-struct Lent<'a> {
-    homes: Vec<Home>,
+struct RequestMemory<'a> {
+    locations: Vec<PayloadLocation>,
     places: &'a [Placement],
     bounced: Vec<Option<Placement>>,
 }
 
-/// Waits for leave to have bytes transmitted, if the server asks for that in `head` instead of answering; then `head` is
+/// Wait for leave to have bytes transmitted, if the server asks for that in `head` instead of answering; then `head` is
 /// that of the answer.
 fn grant<'a>(
     stream: &mut Stream,
     fabric: &'a Fabric,
-    waiting: &Waiting,
+    in_flight: &InFlightBatch,
     head: &mut [u8],
     deadline: Instant,
 ) -> Result<Option<Grant<'a>>, Failure> {
     let header = Header::decode((&*head).try_into().expect("a header"))?;
-    if header.kind != Kind::Transmit {
+    if header.kind != FrameKind::Transmit {
         return Ok(None);
     }
     header.decode_transmit(false)?;
-    let grants = fabric.grants().filter(|_| header.id == waiting.id && waiting.kind == Kind::Read);
-    let grants = grants.ok_or(Malformed("nobody wants to be asked"))?;
+    let grants = fabric.grants().filter(|_| header.id == in_flight.id && in_flight.kind == FrameKind::Read);
+    let grants = grants.ok_or(Malformed("no request waits for a grant"))?;
     let grant = grants.take(deadline).ok_or(Failure(Status::Timeout))?;
     let mut answer = Vec::new();
     frame::encode_transmit(&mut answer, Envelope::reply(header.id, 0), true);
@@ -288,7 +297,7 @@ impl From<io::Error> for Failure {
 
 impl From<Malformed> for Failure {
     fn from(malformed: Malformed) -> Failure {
-        log::warn!("a server's reply: {malformed}");
+        log::warn!("malformed reply of a server: {malformed}; closing the connection");
         Failure(Status::Disconnected)
     }
 }

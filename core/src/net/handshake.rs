@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use super::ConnectError;
 use super::stream::Stream;
-use crate::wire::credential::{self, Credential, Kind, Nonces, Secret};
+use crate::wire::credential::{self, ChannelKind, Credential, Nonces, Secret};
 use crate::wire::frame::Malformed;
 use crate::wire::handshake::{
     CLIENT_HELLO_BYTES, PROOF_BYTES, SERVER_HELLO_BYTES, ServerHello, VERDICT_BYTES, Verdict,
@@ -14,10 +14,10 @@ use crate::wire::handshake::{
 };
 use crate::wire::pb::Claims;
 
-/// Shows the server who we are, and makes sure that it holds the cluster secret.
+/// Show the server who we are, and make sure that it holds the cluster secret.
 pub(crate) fn as_client(
     stream: &mut Stream,
-    kind: Kind,
+    kind: ChannelKind,
     credential: &Credential,
     deadline: Instant,
 ) -> Result<(), ConnectError> {
@@ -45,11 +45,11 @@ pub(crate) fn as_client(
     credential.check_server(kind, &nonces, &proof).map_err(|_| ConnectError::NotOurs)
 }
 
-/// Lets in whoever holds a token of this cluster and finds a place by `admit`; returns the claims. Tells everybody
-/// else why not.
+/// Authenticate a peer by its token of this cluster, and ask `admit` for a place; return the claims. A peer that is
+/// refused receives the reason.
 pub(crate) fn as_server(
     stream: &mut Stream,
-    kind: Kind,
+    kind: ChannelKind,
     secret: &Secret,
     admit: impl FnOnce(&Claims) -> bool,
     deadline: Instant,

@@ -3,30 +3,30 @@
 //! A connection has one batch in flight. Each side has one thread for it, which blocks in the kernel
 //! (docs/decisions/0005). Nothing here knows what a chain is.
 //!
-//! Lending memory. Over a Unix socket a client registers its [`Region`](crate::buffer::Region)s, and the server
+//! Registered memory. Over a Unix socket a client registers its [`Region`](crate::buffer::Region)s, and the server
 //! reads and writes them in place. Rules:
 //! - N1 A server answers, or closes the connection, only when nothing of the batch can touch the client's memory
-//!   any more: every clone of the placements it gave to [`Service`] has been dropped. A server that lent the
-//!   memory on to its own successor counts too.
+//!   any more: every clone of the placements it gave to [`Service`] has been dropped. Placements that a
+//!   server passed on to its own successor count too.
 //! - N2 A client whose request failed closes its side for writing, and keeps clones of the request's placements
 //!   until the server has closed its own (or died): the buffers stay out of their pool (B2) so long.
 //!
 //! Over RDMA the rules A1 to A5 of docs/protocol.md take the place of N2: a client's memory is its own again at once.
 //!
 //! Requests that arrive late.
-//! - N3 An update is not begun once its client may have given it up, wherever it was on its way: every reply tells the
+//! - N3 An update is not begun once its client may have given it up, wherever it was on its way: every reply carries the
 //!   server's clock, and a request for updates names the moment on that clock from which they are void. The client
-//!   reckons it from below: it was told the clock later than the server read it, and the server's clock is at most
+//!   reckons it from below: it received the clock later than the server read it, and the server's clock is at most
 //!   `CLOCK_DRIFT_PERCENT` slower. So what `send_updates` got a deadline for begins before it, or never.
 
 mod budget;
+mod busy_poll;
+mod cleanup;
 mod connection;
 pub(crate) mod handshake;
 mod pool;
-mod reaper;
 mod server;
 mod session;
-mod spin;
 pub(crate) mod stream;
 mod upgrade;
 
@@ -73,7 +73,7 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// Who sent a batch.
+/// The sender of a batch.
 #[derive(Clone, Copy, Debug)]
 pub enum Sender<'a> {
     /// A program or a mount: its updates are new ones, for the head of a chain.
@@ -85,10 +85,10 @@ pub enum Sender<'a> {
 /// What a storage server does with batches. Called from many threads at once, one per connection.
 ///
 /// Each method pushes exactly one result per operation onto `out` (which comes empty), in the same order. It must
-/// return soon after `deadline`, the answer then being `Status::Timeout`. Placements may be cloned and lent
+/// return soon after `deadline`, the answer then being `Status::Timeout`. Placements may be cloned and passed
 /// on (to a [`Connection`] of the server's own); the batch is answered when all clones have been dropped (N1).
 pub trait Service: Send + Sync + 'static {
-    /// Places the bytes of each operation at the start of the placement of the same index, which is as long as
+    /// Place the bytes of each operation at the start of the placement of the same index, which is as long as
     /// the operation asks. The memory may be the client's own: what is read back from it proves nothing.
     fn read(&self, ops: &[ReadOp], into: &[Placement], deadline: Instant, out: &mut Vec<ReadResult>);
 
@@ -105,7 +105,7 @@ pub trait Service: Send + Sync + 'static {
         out: &mut Vec<UpdateResult>,
     );
 
-    /// Makes everything that these chains have committed durable against power loss on this node, and on all
+    /// Make everything that these chains have committed durable against power loss on this node, and on all
     /// further members if the sender is a client.
     fn sync(
         &self,

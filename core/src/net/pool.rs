@@ -9,7 +9,7 @@ use crate::lock::{Condvar, Mutex};
 
 use super::{ConnectError, Connection, Credential, Endpoint};
 
-/// Connections that nobody needed for so long are closed: each costs the server a thread.
+/// Connections idle for this long are closed: each costs the server a thread.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// Connections to one endpoint. The one used last is used next; connections that broke while idle are noticed.
@@ -17,12 +17,12 @@ pub struct Pool {
     endpoint: Endpoint,
     credential: Credential,
     connections_max: usize,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     freed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct PoolState {
     /// The one used last is at the end.
     idle: Vec<(Connection, Instant)>,
     /// Idle, in use and being opened.
@@ -32,7 +32,7 @@ struct State {
 impl Pool {
     /// At most `connections_max` are open at once; callers beyond that wait.
     pub fn new(endpoint: Endpoint, credential: Credential, connections_max: usize) -> Pool {
-        assert!(connections_max > 0, "a pool of no connections serves nobody");
+        assert!(connections_max > 0, "a pool has at least one connection");
         Pool { endpoint, credential, connections_max, state: Mutex::default(), freed: Condvar::new() }
     }
 
@@ -57,14 +57,14 @@ impl Pool {
         }
     }
 
-    /// As [`Pool::get`], but `None` if all are in use: whoever holds one connection must not wait for another.
+    /// As [`Pool::get`], but `None` if all are in use: a caller that holds one connection must not wait for another.
     pub fn try_get(&self, deadline: Instant) -> Option<Result<Pooled<'_>, ConnectError>> {
         let place = self.place(&mut self.state.lock())?;
         Some(place.connected(deadline))
     }
 
     /// An idle connection that is still there, or leave to open one more.
-    fn place(&self, state: &mut State) -> Option<Pooled<'_>> {
+    fn place(&self, state: &mut PoolState) -> Option<Pooled<'_>> {
         while let Some((mut connection, _)) = state.idle.pop() {
             if connection.is_alive() {
                 return Some(Pooled { pool: self, connection: Some(connection) });
@@ -98,7 +98,7 @@ impl Pool {
         }
     }
 
-    /// Closes all idle connections, when the server is known to have gone.
+    /// Close all idle connections, when the server is known to have gone.
     pub fn clear(&self) {
         let mut state = self.state.lock();
         state.open -= state.idle.len();
@@ -124,7 +124,7 @@ pub struct Pooled<'a> {
 }
 
 impl Pooled<'_> {
-    /// Opens the connection if there is none yet. If that fails, the drop gives back its count.
+    /// Open the connection if there is none yet. If that fails, the drop gives back its count.
     fn connected(mut self, deadline: Instant) -> Result<Self, ConnectError> {
         if self.connection.is_none() {
             self.connection = Some(self.pool.open(deadline)?);

@@ -19,11 +19,11 @@ use rustix::net::Shutdown;
 
 use super::budget::Budget;
 use super::connection::HANDSHAKE_TIMEOUT;
-use super::session::{Common, RegionCache, Session};
+use super::session::{Common, RegionCache, ServerSession};
 use super::stream::{Stream, with_short_path};
 use super::{Secret, Service, handshake};
 use crate::rdma::Fabric;
-use crate::wire::credential::Kind;
+use crate::wire::credential::ChannelKind;
 use crate::wire::handshake::{ServerHello, encode_server_hello};
 use crate::wire::pb::{Claims, claims::Role};
 
@@ -41,11 +41,11 @@ pub struct ServerOptions {
     /// Path of the socket of the shm transport, made with mode 0600. Only this user and root may use it.
     pub unix: Option<PathBuf>,
     pub secret: Secret,
-    /// Connections served at once, each by one thread; further ones are told that the server is busy.
+    /// Connections served at once, each by one thread; further ones receive "busy".
     pub threads_max: usize,
     /// Bytes of payload that follow frames, or travel by RDMA, and are in memory at once, over all connections.
     pub payload_bytes_max: usize,
-    /// By which connections over TCP may go on by RDMA; `None`: by nothing.
+    /// Upgrades connections over TCP to RDMA; `None`: none is upgraded.
     pub fabric: Option<Arc<Fabric>>,
 }
 
@@ -65,13 +65,13 @@ impl ServerOptions {
 
 /// A running server; stops on drop.
 pub struct Server {
-    inner: Arc<Inner>,
+    inner: Arc<ServerInner>,
     tcp_address: Option<SocketAddr>,
     socket_file: Option<SocketFile>,
     listeners: Mutex<Vec<thread::JoinHandle<()>>>,
 }
 
-struct Inner {
+struct ServerInner {
     service: Arc<dyn Service>,
     secret: Secret,
     threads_max: usize,
@@ -86,15 +86,15 @@ struct Inner {
 struct Connections {
     /// A second handle of each socket, to end it from outside.
     sockets: HashMap<u64, Arc<OwnedFd>>,
-    /// Those that have not yet shown a token.
-    strangers: usize,
+    /// Those that have not authenticated yet.
+    unauthenticated: usize,
     /// Those of programs and mounts.
     clients: usize,
     next: u64,
 }
 
 impl Server {
-    /// Binds and begins to serve. Errors: `AddrInUse` if a live server holds the socket file or the port.
+    /// Bind and begin to serve. Errors: `AddrInUse` if a live server holds the socket file or the port.
     pub fn start(options: ServerOptions, service: Arc<dyn Service>) -> io::Result<Server> {
         let tcp = options.tcp.map(TcpListener::bind).transpose()?;
         let tcp_address = tcp.as_ref().map(TcpListener::local_addr).transpose()?;
@@ -105,7 +105,7 @@ impl Server {
             }
             None => (None, None),
         };
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(ServerInner {
             service,
             secret: options.secret,
             threads_max: options.threads_max,
@@ -135,7 +135,7 @@ impl Server {
         Ok(server)
     }
 
-    fn listen(&self, name: &str, work: impl FnOnce(&Arc<Inner>) + Send + 'static) -> io::Result<()> {
+    fn listen(&self, name: &str, work: impl FnOnce(&Arc<ServerInner>) + Send + 'static) -> io::Result<()> {
         let inner = self.inner.clone();
         let thread = thread::Builder::new().name(name.into()).spawn(move || work(&inner))?;
         self.listeners.lock().push(thread);
@@ -155,7 +155,7 @@ impl Server {
         self.inner.connections.lock().sockets.len()
     }
 
-    /// Stops listening, ends all connections and waits up to a second for their threads. Idempotent.
+    /// Stop listening, end all connections and wait up to a second for their threads. Idempotent.
     pub fn stop(&self) {
         self.inner.stopping.store(true, Ordering::SeqCst);
         let _ = rustix::io::write(&self.inner.wake, &1u64.to_ne_bytes());
@@ -173,8 +173,11 @@ impl Server {
         }
         while !connections.sockets.is_empty() {
             if self.inner.ended.wait_until(&mut connections, deadline).timed_out() {
-                // Their sockets stay open: closing them would say that nobody touches the clients' memory (N1).
-                log::warn!("{} connections did not end in time", connections.sockets.len());
+                // Their sockets stay open: closing them would promise that the clients' memory is unused (N1).
+                log::warn!(
+                    "stop: {} connections did not end in time; their sockets stay open",
+                    connections.sockets.len()
+                );
                 break;
             }
         }
@@ -199,9 +202,13 @@ impl fmt::Debug for Server {
     }
 }
 
-impl Inner {
-    /// Serves what `accept` brings from `listener` until the server stops.
-    fn accept_all(self: &Arc<Inner>, listener: impl AsFd, mut accept: impl FnMut() -> io::Result<Stream>) {
+impl ServerInner {
+    /// Serve what `accept` brings from `listener` until the server stops.
+    fn accept_all(
+        self: &Arc<ServerInner>,
+        listener: impl AsFd,
+        mut accept: impl FnMut() -> io::Result<Stream>,
+    ) {
         while !self.stopping.load(Ordering::SeqCst) {
             let mut polled = [PollFd::new(&listener, PollFlags::IN), PollFd::new(&self.wake, PollFlags::IN)];
             let _ = rustix::event::poll(&mut polled, None);
@@ -209,7 +216,7 @@ impl Inner {
                 Ok(stream) => self.admit(stream),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
-                    log::warn!("a connection was not accepted: {error}");
+                    log::warn!("accepting a connection failed: {error}; retrying");
                     // Out of file descriptors, say: the queue stays readable, so do not spin.
                     thread::sleep(Duration::from_millis(20));
                 }
@@ -217,74 +224,77 @@ impl Inner {
         }
     }
 
-    fn admit(self: &Arc<Inner>, mut stream: Stream) {
-        let Some(ticket) = self.ticket(&stream) else {
-            log::warn!("too many connections: one was refused");
+    fn admit(self: &Arc<ServerInner>, mut stream: Stream) {
+        let Some(admission) = self.admission(&stream) else {
+            log::warn!("connection refused: too many connections");
             // A fresh socket has room for this, so it does not block.
-            let busy = encode_server_hello(Kind::Data, ServerHello::Busy);
+            let busy = encode_server_hello(ChannelKind::Data, ServerHello::Busy);
             let _ = stream.send(&busy, &[], None, Instant::now());
             return;
         };
-        let spawned = thread::Builder::new().name("luciola-data".into()).spawn(move || ticket.serve(stream));
+        let spawned =
+            thread::Builder::new().name("luciola-data".into()).spawn(move || admission.serve(stream));
         if let Err(error) = spawned {
-            log::warn!("no thread for a connection: {error}");
+            log::warn!("connection closed: starting its thread failed: {error}");
         }
     }
 
-    fn ticket(self: &Arc<Inner>, stream: &Stream) -> Option<Ticket> {
+    fn admission(self: &Arc<ServerInner>, stream: &Stream) -> Option<Admission> {
         let socket = stream.handle();
         let mut connections = self.connections.lock();
-        // Strangers get only part of the threads, so that they cannot keep those out who hold a token.
-        let strangers_max = (self.threads_max / 4).max(2);
-        if connections.sockets.len() >= self.threads_max || connections.strangers >= strangers_max {
+        // Unauthenticated peers get only part of the threads, so that they cannot exclude those with a token.
+        let unauthenticated_max = (self.threads_max / 4).max(2);
+        if connections.sockets.len() >= self.threads_max || connections.unauthenticated >= unauthenticated_max
+        {
             return None;
         }
         let number = connections.next;
         connections.next += 1;
-        connections.strangers += 1;
+        connections.unauthenticated += 1;
         connections.sockets.insert(number, socket);
-        Some(Ticket { inner: self.clone(), number, holder: Holder::Stranger })
+        Some(Admission { inner: self.clone(), number, holder: Holder::Unauthenticated })
     }
 }
 
 /// One connection's place among those that are served; given back on drop, also by a panic.
-struct Ticket {
-    inner: Arc<Inner>,
+struct Admission {
+    inner: Arc<ServerInner>,
     number: u64,
     holder: Holder,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Holder {
-    Stranger,
+    Unauthenticated,
     Client,
     Node,
 }
 
-impl Ticket {
+impl Admission {
     fn serve(mut self, mut stream: Stream) {
         let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
         let inner = self.inner.clone();
         let admit = |claims: &Claims| self.admit(claims);
-        let claims = match handshake::as_server(&mut stream, Kind::Data, &inner.secret, admit, deadline) {
-            Ok(claims) => claims,
-            Err(error) => {
-                note("refused", &error);
-                return;
-            }
-        };
+        let claims =
+            match handshake::as_server(&mut stream, ChannelKind::Data, &inner.secret, admit, deadline) {
+                Ok(claims) => claims,
+                Err(error) => {
+                    note("refused", &error);
+                    return;
+                }
+            };
         if inner.stopping.load(Ordering::SeqCst) {
             return;
         }
-        let mut session = Session::new(stream, claims, inner.common.clone());
+        let mut session = ServerSession::new(stream, claims, inner.common.clone());
         if let Err(error) = session.run(inner.service.as_ref()) {
             note("closed", &error);
         }
     }
 }
 
-impl Ticket {
-    /// Counts the connection as what it is. Clients leave some threads to nodes, without which no write of theirs
+impl Admission {
+    /// Count the connection by its role. Some threads are reserved for nodes, without which no write of a client
     /// could be forwarded.
     fn admit(&mut self, claims: &Claims) -> bool {
         let mut connections = self.inner.connections.lock();
@@ -293,18 +303,18 @@ impl Ticket {
         if !is_node && connections.clients >= clients_max {
             return false;
         }
-        connections.strangers -= 1;
+        connections.unauthenticated -= 1;
         connections.clients += usize::from(!is_node);
         self.holder = if is_node { Holder::Node } else { Holder::Client };
         true
     }
 }
 
-impl Drop for Ticket {
+impl Drop for Admission {
     fn drop(&mut self) {
         let mut connections = self.inner.connections.lock();
         connections.sockets.remove(&self.number);
-        connections.strangers -= usize::from(self.holder == Holder::Stranger);
+        connections.unauthenticated -= usize::from(self.holder == Holder::Unauthenticated);
         connections.clients -= usize::from(self.holder == Holder::Client);
         self.inner.ended.notify_all();
     }
@@ -315,7 +325,7 @@ fn note(what: &str, error: &io::Error) {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     let went_away = matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof);
     let level = if went_away { log::Level::Debug } else { log::Level::Warn };
-    log::log!(level, "a connection was {what}: {error}");
+    log::log!(level, "connection {what}: {error}");
 }
 
 fn accept_unix(listener: &UnixListener) -> io::Result<Stream> {
@@ -354,7 +364,7 @@ impl SocketFile {
     }
 }
 
-/// Removes a socket file that a dead server left. Errors: `AddrInUse` if it lives, or is no socket.
+/// Remove a socket file that a dead server left. Errors: `AddrInUse` if it lives, or is no socket.
 fn remove_if_dead(path: &Path) -> io::Result<()> {
     let metadata = match std::fs::symlink_metadata(path) {
         Ok(metadata) => metadata,

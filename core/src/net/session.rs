@@ -1,11 +1,11 @@
 //! The server's side of one connection.
 //!
-//! - `batches`: answering reads, updates and syncs; `memory`: where their bytes lie; `inbox`: frames out of bytes.
-//! - Here: from frame to frame, deadlines, and how a connection goes on by RDMA.
+//! - `batches`: answering reads, updates and syncs; `memory`: the memory of their bytes; `frame_reader`: frames out of bytes.
+//! - Here: the loop over frames, deadlines, and the upgrade to RDMA.
 //! - Whatever a peer sends that is not of the protocol ends its connection, and no other.
 
 mod batches;
-mod inbox;
+mod frame_reader;
 mod memory;
 
 use std::io;
@@ -21,12 +21,12 @@ use crate::buffer::Placement;
 use crate::clock;
 use crate::rdma::{Fabric, Half};
 use crate::wire::credential::Refusal;
-use crate::wire::frame::{self, Envelope, HEADER_BYTES, Header, Kind, Malformed, REGIONS_MAX};
+use crate::wire::frame::{self, Envelope, FrameKind, HEADER_BYTES, Header, Malformed, REGIONS_MAX};
 use crate::wire::pb::{Claims, claims::Role};
 use crate::wire::rdma::{encode_connect_answer, encode_offer_answer};
-use inbox::Inbox;
+use frame_reader::FrameReader;
 pub(super) use memory::RegionCache;
-use memory::{Lent, Payload};
+use memory::{PayloadBuffer, RegisteredBuffer};
 
 /// Once a frame has begun, its next bytes must come within this; also how long a client may take to read
 /// its reply. Frees the thread and the memory of a client that went to sleep.
@@ -44,7 +44,7 @@ pub(super) struct Common {
     pub(super) fabric: Option<Arc<Fabric>>,
 }
 
-/// How far the way to RDMA has been gone.
+/// Progress of the upgrade to RDMA.
 enum Direct {
     No,
     /// Our end waits for the client's.
@@ -55,44 +55,44 @@ enum Direct {
     },
 }
 
-pub(super) struct Session {
+pub(super) struct ServerSession {
     stream: Stream,
     claims: Claims,
     common: Arc<Common>,
     direct: Direct,
-    regions: [Option<Lent>; REGIONS_MAX],
+    regions: [Option<RegisteredBuffer>; REGIONS_MAX],
     /// File descriptors that arrived and that no registration has claimed yet.
     passed: Vec<OwnedFd>,
-    inbox: Inbox,
-    payload: Payload,
+    frame_reader: FrameReader,
+    payload: PayloadBuffer,
     /// Held by every placement of the current batch (rule N1).
-    loan: Arc<()>,
+    in_use: Arc<()>,
     frame: Vec<u8>,
     /// Where this connection's clock begins.
     begun_ns: u64,
 }
 
-impl Session {
-    pub(super) fn new(stream: Stream, claims: Claims, common: Arc<Common>) -> Session {
-        Session {
+impl ServerSession {
+    pub(super) fn new(stream: Stream, claims: Claims, common: Arc<Common>) -> ServerSession {
+        ServerSession {
             stream,
             claims,
             common,
             direct: Direct::No,
             regions: [const { None }; REGIONS_MAX],
             passed: Vec::new(),
-            inbox: Inbox::new(),
-            payload: Payload::default(),
-            loan: Arc::new(()),
+            frame_reader: FrameReader::new(),
+            payload: PayloadBuffer::default(),
+            in_use: Arc::new(()),
             frame: Vec::new(),
             begun_ns: clock::now_ns(),
         }
     }
 
-    /// Answers batches until the client closes. Errors: why the connection was closed instead.
+    /// Answer batches until the client closes. Errors: why the connection was closed instead.
     pub(super) fn run(&mut self, service: &dyn Service) -> io::Result<()> {
         while self.receive(HEADER_BYTES, true)? {
-            let header = Header::decode(self.inbox.head()).map_err(invalid)?;
+            let header = Header::decode(self.frame_reader.head()).map_err(invalid)?;
             if header.reply {
                 return Err(invalid(Malformed("a reply where a request belongs")));
             }
@@ -100,33 +100,33 @@ impl Session {
             if !self.receive(frame_bytes, false)? {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            let taken = self.inbox.take(frame_bytes);
+            let taken = self.frame_reader.take(frame_bytes);
             let table = &taken[HEADER_BYTES..];
             if self.has_expired() {
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, Refusal::Expired));
             }
             let deadline = self.deadline(&header);
             match header.kind {
-                Kind::Read => self.read(service, &header, table, deadline)?,
-                Kind::Update => self.update(service, &header, table, deadline)?,
-                Kind::Sync => self.sync(service, &header, table, deadline)?,
-                Kind::Register => self.register(header.decode_registration(table).map_err(invalid)?)?,
-                Kind::Offer => self.offer(&header, table)?,
-                Kind::Connect => self.connect(&header, table)?,
-                Kind::Transmit => return Err(invalid(Malformed("a client does not ask to transmit"))),
-                Kind::Ping => {
+                FrameKind::Read => self.read(service, &header, table, deadline)?,
+                FrameKind::Update => self.update(service, &header, table, deadline)?,
+                FrameKind::Sync => self.sync(service, &header, table, deadline)?,
+                FrameKind::Register => self.register(header.decode_registration(table).map_err(invalid)?)?,
+                FrameKind::Offer => self.offer(&header, table)?,
+                FrameKind::Connect => self.connect(&header, table)?,
+                FrameKind::Transmit => return Err(invalid(Malformed("a client does not ask to transmit"))),
+                FrameKind::Ping => {
                     header.decode_ping(false).map_err(invalid)?;
                     let envelope = self.envelope(&header);
                     frame::encode_ping(&mut self.frame, envelope, true);
                     self.reply(&[])?;
                 }
             }
-            self.inbox.recycle(taken);
+            self.frame_reader.recycle(taken);
         }
         Ok(())
     }
 
-    /// This connection's clock, which goes on while the machine is suspended; a `u32` of it wraps after 49 days.
+    /// This connection's clock, which advances while the machine is suspended; a `u32` of it wraps after 49 days.
     fn clock_ms(&self) -> u32 {
         ((clock::now_ns() - self.begun_ns) / 1_000_000) as u32
     }
@@ -140,7 +140,7 @@ impl Session {
     fn deadline(&self, header: &Header) -> Instant {
         let asked = Duration::from_millis(header.deadline_ms.into()).min(DEADLINE_MAX);
         let left = match header.kind {
-            Kind::Update => header.clock_ms.wrapping_sub(self.clock_ms()) as i32,
+            FrameKind::Update => header.clock_ms.wrapping_sub(self.clock_ms()) as i32,
             _ => i32::MAX,
         };
         Instant::now() + asked.min(Duration::from_millis(left.max(0) as u64))
@@ -152,15 +152,15 @@ impl Session {
         expires != 0 && SystemTime::UNIX_EPOCH.elapsed().is_ok_and(|now| now.as_secs() >= expires)
     }
 
-    /// Receives until `bytes` are in the inbox. False if the client closed before the first of them.
+    /// Receive until `bytes` are in the frame_reader. False if the client closed before the first of them.
     fn receive(&mut self, bytes: usize, between_frames: bool) -> io::Result<bool> {
         let mut stalled_since = None;
-        while self.inbox.len() < bytes {
-            match self.stream.receive_some(self.inbox.space(), &mut self.passed) {
-                Ok(0) if between_frames && self.inbox.is_empty() => return Ok(false),
+        while self.frame_reader.len() < bytes {
+            match self.stream.receive_some(self.frame_reader.space(), &mut self.passed) {
+                Ok(0) if between_frames && self.frame_reader.is_empty() => return Ok(false),
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => {
-                    self.inbox.filled(count);
+                    self.frame_reader.filled(count);
                     stalled_since = None;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -169,7 +169,7 @@ impl Session {
                     if since.elapsed() < STALL_TIMEOUT {
                         continue;
                     }
-                    if !between_frames || !self.inbox.is_empty() {
+                    if !between_frames || !self.frame_reader.is_empty() {
                         return Err(io::ErrorKind::TimedOut.into());
                     }
                     // Idle: fine, but not with memory of its own.
@@ -184,7 +184,7 @@ impl Session {
         Ok(true)
     }
 
-    /// A client could go on by RDMA.
+    /// Answer the offer of a client to upgrade to RDMA.
     fn offer(&mut self, header: &Header, table: &[u8]) -> io::Result<()> {
         let offers = header.decode_offer(table).map_err(invalid)?;
         if self.stream.shares_memory() || !matches!(self.direct, Direct::No) {
@@ -202,7 +202,7 @@ impl Session {
         self.reply(&[])
     }
 
-    /// The client goes on by RDMA.
+    /// Connect to the end of a client, and upgrade the connection to RDMA.
     fn connect(&mut self, header: &Header, table: &[u8]) -> io::Result<()> {
         let end = header.decode_connect(table).map_err(invalid)?;
         let Direct::Offered(half) = std::mem::replace(&mut self.direct, Direct::No) else {
@@ -213,11 +213,11 @@ impl Session {
         encode_connect_answer(&mut self.frame, envelope, answer.as_ref().map(|_| end.asks).map_err(|e| *e));
         self.reply(&[])?;
         if let Ok(link) = answer {
-            if !self.inbox.is_empty() {
+            if !self.frame_reader.is_empty() {
                 return Err(invalid(Malformed("more bytes over TCP than were to come")));
             }
             self.direct = Direct::Yes { asks: end.asks };
-            self.stream.go_on_over(link);
+            self.stream.upgrade_to_rdma(link);
         }
         Ok(())
     }

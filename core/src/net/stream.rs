@@ -1,5 +1,5 @@
-//! A connected socket: whole messages in and out, with deadlines, pieces of memory and file descriptors. It may go on
-//! over RDMA; then the socket only tells whether the peer is still there.
+//! A connected socket: whole messages in and out, with deadlines, pieces of memory and file descriptors. It may be
+//! upgraded to RDMA; then the socket only shows whether the peer is still there.
 
 use std::fmt;
 use std::io;
@@ -23,7 +23,7 @@ use rustix::net::{
 };
 
 use super::Endpoint;
-use super::spin::{Spin, Waiters};
+use super::busy_poll::{BusyPoll, Waiters};
 use crate::buffer::{self, Placement, total_length};
 use crate::cancel;
 use crate::rdma::{Link, Remains};
@@ -44,8 +44,8 @@ pub(crate) struct Stream {
     remains: Option<Remains>,
     fd: Arc<OwnedFd>,
     shares_memory: bool,
-    /// `None`: answers are slept for.
-    spin: Option<Spin>,
+    /// `None`: replies are waited for without polling.
+    busy_poll: Option<BusyPoll>,
     receive_timeout: Duration,
     send_timeout: Duration,
 }
@@ -70,8 +70,8 @@ impl Stream {
         Stream::new(fd, true)
     }
 
-    /// Connects to a socket of that name in this network namespace (an abstract Unix socket), without waiting. Answers on
-    /// it are slept for: services take longer than it is worth looking, and some requests wait until something changes.
+    /// Connect to a socket of that name in this network namespace (an abstract Unix socket), without waiting. Replies on
+    /// it are not polled for: services take longer than it is worth looking, and some requests wait until something changes.
     /// Errors: no process has the name, its owner is neither this user nor root, or its backlog is full.
     pub(crate) fn connect_abstract(name: &[u8]) -> io::Result<Stream> {
         // One that blocks would wait for room in a backlog that a stopped server may never take anything from.
@@ -83,7 +83,7 @@ impl Stream {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "another user has taken the name"));
         }
         rustix::io::ioctl_fionbio(&fd, false)?;
-        Ok(Stream { spin: None, ..Stream::new(fd, true)? })
+        Ok(Stream { busy_poll: None, ..Stream::new(fd, true)? })
     }
 
     pub(crate) fn from_tcp(stream: TcpStream) -> io::Result<Stream> {
@@ -105,17 +105,17 @@ impl Stream {
             remains: None,
             fd: Arc::new(fd),
             shares_memory,
-            spin: shares_memory.then(Spin::default),
+            busy_poll: shares_memory.then(BusyPoll::default),
             receive_timeout: TICK,
             send_timeout: TICK,
         })
     }
 
-    /// Everything from here on travels over `link`.
-    pub(super) fn go_on_over(&mut self, link: Link) {
+    /// Send and receive everything from here on over `link`.
+    pub(super) fn upgrade_to_rdma(&mut self, link: Link) {
         debug_assert!(
             !self.is_remote_direct() && !self.shares_memory,
-            "only a TCP connection goes on, and once"
+            "only a TCP connection is upgraded, and once"
         );
         self.link = Some(Box::new(link));
     }
@@ -125,7 +125,7 @@ impl Stream {
         self.link.is_some() || self.remains.is_some()
     }
 
-    /// Does something with the link. After an error its device works on no memory any more, before this returns.
+    /// Do something with the link. After an error its device works on no memory any more, before this returns.
     pub(super) fn over_link<T>(
         &mut self,
         work: impl FnOnce(&mut Link, BorrowedFd<'_>) -> io::Result<T>,
@@ -154,7 +154,7 @@ impl Stream {
         self.shares_memory
     }
 
-    /// Sends `head` and then `parts`, with `passed` beside the first byte.
+    /// Send `head` and then `parts`, with `passed` beside the first byte.
     pub(crate) fn send(
         &mut self,
         head: &[u8],
@@ -195,7 +195,7 @@ impl Stream {
         rustix::net::sendmsg(&self.fd, pieces, &mut control, SendFlags::NOSIGNAL)
     }
 
-    /// Fills `target`. Errors: `UnexpectedEof` if the peer closed, `TimedOut`, also for a call that is cancelled.
+    /// Fill `target`. Errors: `UnexpectedEof` if the peer closed, `TimedOut`, also for a call that is cancelled.
     pub(crate) fn receive(&mut self, target: &mut [u8], deadline: Instant) -> io::Result<()> {
         let mut filled = 0;
         while self.is_remote_direct() && filled < target.len() {
@@ -228,7 +228,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Fills the placements in order.
+    /// Fill the placements in order.
     pub(crate) fn receive_into(&mut self, parts: &[Placement], deadline: Instant) -> io::Result<()> {
         let total = total_length(parts);
         let mut filled = 0;
@@ -247,7 +247,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Receives what is there, at least one byte (0: the peer closed its side), and file descriptors passed
+    /// Receive what is there, at least one byte (0: the peer closed its side), and file descriptors passed
     /// with it. Errors: `WouldBlock` after a tick without anything.
     pub(crate) fn receive_some(&mut self, target: &mut [u8], passed: &mut Vec<OwnedFd>) -> io::Result<usize> {
         if self.is_remote_direct() {
@@ -276,15 +276,15 @@ impl Stream {
 
     /// As `has_input_by`, for an answer that may come at once.
     fn has_answer_by(&mut self, deadline: Instant) -> io::Result<bool> {
-        let Some(spin) = &mut self.spin else { return self.has_input_by(deadline) };
+        let Some(busy_poll) = &mut self.busy_poll else { return self.has_input_by(deadline) };
         let waiter = WAITERS.enter();
         let mut polled = [PollFd::new(&self.fd, PollFlags::IN)];
         let mut has_come =
             || rustix::event::poll(&mut polled, Some(&Timespec::default())).is_ok_and(|count| count > 0);
-        if spin.finds(&waiter, &mut has_come) { Ok(true) } else { self.has_input_by(deadline) }
+        if busy_poll.poll(&waiter, &mut has_come) { Ok(true) } else { self.has_input_by(deadline) }
     }
 
-    /// Waits until there is something to receive, or the peer has closed; false: not by the deadline, or the call was
+    /// Wait until there is something to receive, or the peer has closed; false: not by the deadline, or the call was
     /// cancelled.
     ///
     /// Only for Unix sockets: `recv` on one is also woken when the peer takes what was sent to it, so that each request
@@ -309,7 +309,7 @@ impl Stream {
         }
     }
 
-    /// Whether the peer has neither closed nor said anything that nobody asked for.
+    /// Whether the peer has neither closed nor sent anything unasked.
     pub(crate) fn is_quiet(&mut self) -> bool {
         if self.remains.is_some() || self.link.as_mut().is_some_and(|link| !link.is_quiet()) {
             return false;
@@ -319,7 +319,7 @@ impl Stream {
         matches!(rustix::net::recv(&self.fd, &mut byte, flags), Err(Errno::AGAIN))
     }
 
-    /// Tells the peer that nothing more comes, and gives up the socket for whoever waits for its end, with what is left
+    /// Shut down sending, and return the socket, whose end the caller waits for, with what is left
     /// of the link: its device works on no memory any more (A3).
     pub(crate) fn close_sending(mut self) -> (Arc<OwnedFd>, Option<Remains>) {
         self.reset_link();
@@ -332,7 +332,7 @@ impl Stream {
         self.fd.clone()
     }
 
-    /// Makes the next call return no later than `deadline` (or a tick, if that is sooner).
+    /// Make the next call return no later than `deadline` (or a tick, if that is sooner).
     fn fit_timeout(&mut self, which: Timeout, deadline: Instant) -> io::Result<()> {
         let current = if which == Timeout::Recv { self.receive_timeout } else { self.send_timeout };
         let left = cancel::slice(deadline.saturating_duration_since(Instant::now()));
@@ -350,7 +350,7 @@ impl Stream {
     }
 
     fn set_timeout(&mut self, which: Timeout, left: Duration) -> io::Result<()> {
-        // Zero would mean "for ever".
+        // Zero would mean "no timeout".
         let timeout = left.clamp(Duration::from_millis(1), TICK);
         let current = if which == Timeout::Recv { &mut self.receive_timeout } else { &mut self.send_timeout };
         if *current != timeout {
@@ -378,7 +378,7 @@ impl AsFd for Stream {
     }
 }
 
-/// Errors: `TimedOut` for a call that nobody waits for any more.
+/// Errors: `TimedOut` for a call that was cancelled.
 fn not_cancelled() -> io::Result<()> {
     if cancel::is_cancelled() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
 }
@@ -389,7 +389,7 @@ fn next_look(deadline: Instant) -> Instant {
     now + cancel::slice(deadline.saturating_duration_since(now))
 }
 
-/// Calls `work` with a name of the socket at `path` that is short enough for the kernel.
+/// Call `work` with a name of the socket at `path` that is short enough for the kernel.
 pub(crate) fn with_short_path<R>(path: &Path, work: impl FnOnce(&Path) -> io::Result<R>) -> io::Result<R> {
     if path.as_os_str().as_bytes().len() < SUN_PATH_BYTES {
         return work(path);
@@ -460,6 +460,6 @@ mod tests {
                 .unwrap();
         rustix::net::bind(&listener, &address).unwrap();
         rustix::net::listen(&listener, 1).unwrap();
-        assert!(Stream::connect_abstract(name.as_bytes()).unwrap().spin.is_none());
+        assert!(Stream::connect_abstract(name.as_bytes()).unwrap().busy_poll.is_none());
     }
 }

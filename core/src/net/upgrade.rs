@@ -1,4 +1,4 @@
-//! A connection that began over TCP goes on by RDMA (docs/protocol.md, "RDMA").
+//! The upgrade of a TCP connection to RDMA (docs/protocol.md, "RDMA").
 
 use std::io;
 use std::sync::Arc;
@@ -8,13 +8,13 @@ use super::ConnectError;
 use super::handshake::invalid;
 use super::stream::Stream;
 use crate::rdma::{Fabric, Half, Link, Port};
-use crate::wire::frame::{Envelope, HEADER_BYTES, Header, Kind, Malformed};
+use crate::wire::frame::{Envelope, FrameKind, HEADER_BYTES, Header, Malformed};
 use crate::wire::rdma::{End, Offer, Unable, encode_connect, encode_offer};
 
 /// How long the first ping over RDMA may take: between ends that reach each other it takes microseconds.
 pub(super) const FIRST_PING_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Offers our ports and connects to the one that the server chose. Errors: `NoRdma` if the connection stays what it is.
+/// Offer our ports and connect to the one that the server chose. Errors: `NoRdma` if the connection stays what it is.
 pub(super) fn as_client(
     stream: &mut Stream,
     fabric: &Arc<Fabric>,
@@ -25,7 +25,7 @@ pub(super) fn as_client(
     let offers: Vec<Offer> = ports.iter().map(|port| port.offer).collect();
     let mut frame = Vec::new();
     encode_offer(&mut frame, envelope(1, deadline), &offers);
-    let (header, table) = exchange(stream, &frame, Kind::Offer, 1, deadline)?;
+    let (header, table) = exchange(stream, &frame, FrameKind::Offer, 1, deadline)?;
     let theirs = header.decode_offer_answer(&table).map_err(invalid)?.map_err(refused)?;
     let port =
         ports.get(theirs.port as usize).ok_or_else(|| invalid(Malformed("a port that was not offered")))?;
@@ -33,9 +33,9 @@ pub(super) fn as_client(
     let ours = End { asks: fabric.grants().is_some(), ..*half.end() };
     let link = half.connect(&theirs).map_err(|error| ConnectError::NoRdma(error.to_string()))?;
     encode_connect(&mut frame, envelope(2, deadline), &ours);
-    let (header, table) = exchange(stream, &frame, Kind::Connect, 2, deadline)?;
+    let (header, table) = exchange(stream, &frame, FrameKind::Connect, 2, deadline)?;
     header.decode_connect_answer(&table).map_err(invalid)?.map_err(refused)?;
-    stream.go_on_over(link);
+    stream.upgrade_to_rdma(link);
     Ok(())
 }
 
@@ -48,11 +48,11 @@ fn envelope(id: u32, deadline: Instant) -> Envelope {
     Envelope { id, deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1), clock_ms: 0 }
 }
 
-/// Sends a request and receives its reply.
+/// Send a request and receive its reply.
 fn exchange(
     stream: &mut Stream,
     frame: &[u8],
-    kind: Kind,
+    kind: FrameKind,
     id: u32,
     deadline: Instant,
 ) -> io::Result<(Header, Vec<u8>)> {
@@ -72,12 +72,12 @@ fn exchange(
 pub(super) fn answer_offer(fabric: Option<&Arc<Fabric>>, offers: &[Offer]) -> Result<(Half, End), Unable> {
     let fabric = fabric.ok_or(Unable::NoDevice)?;
     if let Err(reason) = fabric.check() {
-        log::debug!("an offer is refused: {reason}");
+        log::debug!("RDMA offer refused: {reason}");
         return Err(Unable::NoDevice);
     }
     let (port, place): (Port, u16) = fabric.choose(offers).ok_or(Unable::NoFabric)?;
     let half = Half::new(fabric, &port, false).map_err(|error| {
-        log::warn!("no queue pair for one more connection: {error}");
+        log::warn!("creating a queue pair failed: {error}; the client stays with TCP");
         Unable::NotNow
     })?;
     let end = End { port: place, ..*half.end() };
@@ -87,7 +87,7 @@ pub(super) fn answer_offer(fabric: Option<&Arc<Fabric>>, offers: &[Offer]) -> Re
 /// The server connects to the client's end.
 pub(super) fn answer_connect(half: Half, theirs: &End) -> Result<Link, Unable> {
     half.connect(theirs).map_err(|error| {
-        log::warn!("a client's queue pair cannot be reached: {error}");
+        log::warn!("connecting to a client's queue pair failed: {error}; the client stays with TCP");
         Unable::NotNow
     })
 }

@@ -131,7 +131,7 @@ impl PyClient {
         options.read_ahead_bytes = read_ahead_bytes;
         options.attribute_timeout = Duration::from_millis(attribute_timeout_ms);
         options.transport = transport.parse::<Transport>()?;
-        options.rdma = rdma::Options {
+        options.rdma = rdma::RdmaOptions {
             devices: rdma_devices,
             gid_index: rdma_gid_index,
             transmissions_max: rdma_transmissions,
@@ -261,7 +261,7 @@ impl PyClient {
         Ok(layout(&space.default_layout.unwrap_or_default()))
     }
 
-    /// Changes what a directory hands on to new files and directories. `None`: it has no layout of its own any more.
+    /// Change what a directory hands on to new files and directories. `None`: it has no layout of its own any more.
     fn set_layout(&self, py: Python<'_>, name: &[u8], layout: Option<Layout>) -> PyResult<()> {
         let client = self.client()?;
         let request = pb::SetAttrRequest {
@@ -286,7 +286,7 @@ impl PyClient {
         Ok(py.detach(|| client.meta().rmdir(client.who(), path(name)))?)
     }
 
-    /// Removes a directory and everything below it, at the metadata service.
+    /// Remove a directory and everything below it, at the metadata service.
     fn remove_tree(&self, py: Python<'_>, name: &[u8]) -> PyResult<()> {
         let client = self.client()?;
         Ok(py.detach(|| client.meta().remove_tree(client.who(), path(name)))?)
@@ -468,7 +468,7 @@ impl PyClient {
         Ok((length, version.0))
     }
 
-    /// Writes the first bytes of one chunk.
+    /// Write the first bytes of one chunk.
     fn write_chunk(
         &self,
         py: Python<'_>,
@@ -484,7 +484,7 @@ impl PyClient {
         Ok(py.detach(|| client.data().write_chunk(ChainId(chain), chunk, data, deadline))?)
     }
 
-    /// Makes everything acknowledged on these chains durable against power loss on every replica.
+    /// Make everything acknowledged on these chains durable against power loss on every replica.
     fn sync_chains(&self, py: Python<'_>, chains: Vec<u32>) -> PyResult<()> {
         let client = self.client()?;
         let chains = chains.into_iter().map(ChainId).collect();

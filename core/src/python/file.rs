@@ -87,7 +87,7 @@ impl PyFile {
         Ok(self.file()?.inode().length())
     }
 
-    /// The length, asked anew: another client may have written.
+    /// The length, asked again: another client may have written.
     fn refresh(&self, py: Python<'_>) -> PyResult<u64> {
         let file = self.file()?;
         watched(py, || file.refresh())?;

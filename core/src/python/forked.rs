@@ -37,7 +37,7 @@ impl<T> Forked<T> {
         self.process != process::id()
     }
 
-    /// Takes the value out, to be dropped without the GIL; nothing in a forked child.
+    /// Take the value out, to be dropped without the GIL; nothing in a forked child.
     pub fn take(&mut self) -> Option<T> {
         let value = self.value.take();
         if self.is_foreign() {

@@ -48,7 +48,7 @@ fn timestamp(unix_s: u64, millis: u32) -> String {
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02},{millis:03}")
 }
 
-/// Lets warnings through to stderr; called once, when the module is imported.
+/// Let warnings through to stderr; called once, when the module is imported.
 pub(super) fn start() {
     // Fails if the process has a logger already; then that one gets the lines.
     if log::set_logger(&Stderr).is_ok() {

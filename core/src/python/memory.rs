@@ -21,7 +21,7 @@ use pyo3::prelude::*;
 use crate::buffer::{Flag, Placement, Region, page_align};
 use crate::error::Error;
 
-/// Regions of living `Buffer`s by address: a view of one, by whatever library, is recognised.
+/// Regions of living `Buffer`s by address: a view of one, by any library, is recognised.
 static REGIONS: Mutex<BTreeMap<usize, Weak<Region>>> = Mutex::new(BTreeMap::new());
 
 /// Page-aligned memory in a region that storage nodes on this host place bytes into directly.
@@ -97,7 +97,7 @@ pub fn crc32s(
     if let Some((start, length)) =
         offsets.iter().zip(&lengths).find(|&(&start, &length)| !is_inside(start, length))
     {
-        let message = format!("{length} bytes at {start} do not lie in {}", bytes.len());
+        let message = format!("{length} bytes at {start} are not inside {}", bytes.len());
         return Err(PyValueError::new_err(message));
     }
     let pieces = offsets.iter().zip(&lengths);
@@ -138,7 +138,7 @@ fn with_flag<T>(memory: &Bound<'_, PyAny>, offset: usize, act: impl FnOnce(Flag<
             view.len_bytes()
         )));
     }
-    // SAFETY: the eight bytes lie in the view, which is held until `act` returns, and are aligned. Other bytes of the
+    // SAFETY: the eight bytes are in the view, which is held until `act` returns, and are aligned. Other bytes of the
     // memory are anybody's; that flags are touched only as flags is the contract of who shares it.
     let flag = unsafe { Flag::from_ptr(address as *mut u64) };
     Ok(act(flag))

@@ -12,7 +12,7 @@ use super::client::PyClient;
 use crate::client::fs::{Consistency, Mounted};
 use crate::fuse::{Session, SessionHandle, SessionOptions};
 
-/// Most payloads that wait for their write-back: bounds the region they lie in at 2 GiB.
+/// Most payloads that wait for their write-back: bounds their region at 2 GiB.
 const BUFFERS_MAX: usize = 2048;
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -73,7 +73,7 @@ impl PyMount {
         Ok(PyMount { session: Mutex::new(Some(session)), handle, mountpoint })
     }
 
-    /// Serves the mount until it is gone, then writes back what is dirty.
+    /// Serve the mount until it is gone, then write back what is dirty.
     fn run(&self, py: Python<'_>) -> PyResult<()> {
         let session = self.session.lock().take();
         let session = session.ok_or_else(|| PyOSError::new_err("a mount runs once"))?;

@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 
 use pyo3::prelude::*;
 
-use crate::rdma::{Fabric, Options, Port};
+use crate::rdma::{Fabric, Port, RdmaOptions};
 use crate::wire::rdma::LinkLayer;
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -23,7 +23,7 @@ fn rdma_ports(
     gid_index: Option<u8>,
 ) -> (Vec<Line>, Vec<(String, String)>, String) {
     py.detach(|| {
-        let fabric = Fabric::new(Options { devices, gid_index, transmissions_max: None });
+        let fabric = Fabric::new(RdmaOptions { devices, gid_index, transmissions_max: None });
         let reason = fabric.check().err().unwrap_or_default();
         let found = fabric.found().unwrap_or_default();
         let unused = found.unused.into_iter().map(|unused| (unused.name, unused.reason)).collect();

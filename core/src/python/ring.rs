@@ -43,7 +43,7 @@ fn entry<'py>(operation: &Bound<'py, PyAny>, number: u64) -> PyResult<(Entry, Bo
     let whole = placement(&buffer, !write)?;
     let length = length.unwrap_or(whole.len().saturating_sub(buffer_offset));
     let end = buffer_offset.checked_add(length).filter(|end| *end <= whole.len());
-    let end = end.ok_or_else(|| Error::invalid("the bytes do not lie in the buffer"))?;
+    let end = end.ok_or_else(|| Error::invalid("the range is not inside the buffer"))?;
     let direction = if write { Direction::Write } else { Direction::Read };
     let file = native.cast::<PyFile>()?.get().file()?.clone();
     let entry = Entry { file, offset, buffer: whole.slice(buffer_offset..end), direction, user_data: number };
@@ -59,7 +59,7 @@ fn duration(timeout_s: f64) -> Result<Option<Duration>, Error> {
     }
 }
 
-/// Waits in slices, between which signal handlers run. Whether there is what is waited for.
+/// Wait in slices, between which signal handlers run. Whether there is what is waited for.
 fn wait(py: Python<'_>, ring: &Ring, least: usize, timeout: Option<Duration>) -> PyResult<bool> {
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     if ring.wait(least, Some(Duration::ZERO)) {
@@ -79,7 +79,7 @@ fn wait(py: Python<'_>, ring: &Ring, least: usize, timeout: Option<Duration>) ->
 
 #[pymethods]
 impl PyRing {
-    /// Takes operations from the front of a list, as many as there is room for, and removes them from it. What belongs
+    /// Take operations from the front of a list, as many as there is room for, and remove them from it. What belongs
     /// to each is kept in `waiting`, by its number, until it is drained.
     fn submit(&self, queue: &Bound<'_, PyList>, waiting: &Bound<'_, PyDict>) -> PyResult<usize> {
         let ring = self.ring.get()?;
@@ -107,7 +107,7 @@ impl PyRing {
         Ok(taken)
     }
 
-    /// Appends up to `most` results, each a `kind` of (what belongs to it, bytes or negative errno), to `into`, once there
+    /// Append up to `most` results, each a `kind` of (what belongs to it, bytes or negative errno), to `into`, once there
     /// are `least` of them or `timeout_s` has passed.
     #[pyo3(signature = (into, waiting, kind, most, least, timeout_s = None))]
     #[allow(clippy::too_many_arguments)]

@@ -15,7 +15,7 @@ thread_local! {
     static RAISED: RefCell<Option<PyErr>> = const { RefCell::new(None) };
 }
 
-/// Does `work`, which only reads, without the GIL. An exception of a signal handler ends its waits, and is the error.
+/// Do `work`, which only reads, without the GIL. An exception of a signal handler ends its waits, and is the error.
 pub fn watched<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
     let result = py.detach(|| watch(has_raised, work));
     match RAISED.take() {

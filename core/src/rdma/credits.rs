@@ -1,7 +1,7 @@
 //! How many messages may be sent: a pure machine, one for each end of a connection (docs/protocol.md, "Messages").
 //!
 //! - C1 An end sends only what the other has a buffer for, so no message ever meets an empty queue.
-//! - C2 Neither end waits for ever: one buffer is kept for a message that only returns buffers, and an end that owes
+//! - C2 Neither end waits indefinitely: one buffer is kept for a message that only returns buffers, and an end that owes
 //!   half its window must send one.
 
 /// What one end knows.
@@ -26,7 +26,7 @@ impl Credits {
     pub fn new(window: u16, window_of_peer: u16) -> Credits {
         assert!(
             window >= 4 && window_of_peer >= 4,
-            "with less, ends would return buffers to each other for ever"
+            "with less, ends would return buffers to each other without end"
         );
         Credits { free: window_of_peer, free_max: window_of_peer, owed: 0, window }
     }
@@ -43,7 +43,7 @@ impl Credits {
 
     /// A message goes out; it returns that many buffers.
     pub fn send(&mut self) -> u16 {
-        assert!(self.free >= 1, "whoever sends has asked whether it may");
+        assert!(self.free >= 1, "the sender has checked `may_send`");
         self.free -= 1;
         std::mem::take(&mut self.owed)
     }
@@ -74,7 +74,7 @@ mod tests {
 
     /// Two ends and the messages under way between them (buffers returned, and whether there are bytes).
     #[derive(Clone, PartialEq, Eq, Hash)]
-    struct World {
+    struct CreditWorld {
         ends: [Credits; 2],
         /// Posted receive buffers, as the devices know them.
         posted: [u16; 2],
@@ -86,9 +86,9 @@ mod tests {
         wanted: [u8; 2],
     }
 
-    impl World {
-        fn new(windows: [u16; 2], wanted: u8) -> World {
-            World {
+    impl CreditWorld {
+        fn new(windows: [u16; 2], wanted: u8) -> CreditWorld {
+            CreditWorld {
                 ends: [Credits::new(windows[0], windows[1]), Credits::new(windows[1], windows[0])],
                 posted: windows,
                 held: [0; 2],
@@ -97,7 +97,7 @@ mod tests {
             }
         }
 
-        fn send(&self, end: usize, bytes: bool) -> World {
+        fn send(&self, end: usize, bytes: bool) -> CreditWorld {
             let mut next = self.clone();
             let returned = next.ends[end].send();
             next.wanted[end] -= u8::from(bytes);
@@ -106,7 +106,7 @@ mod tests {
         }
 
         /// Everything that could happen next.
-        fn steps(&self) -> Vec<World> {
+        fn steps(&self) -> Vec<CreditWorld> {
             let mut steps = Vec::new();
             for end in 0..2 {
                 if self.wanted[end] > 0 && self.ends[end].may_send() {
@@ -141,7 +141,7 @@ mod tests {
     fn every_message_finds_a_buffer_and_none_waits_for_ever() {
         for windows in [[4, 4], [4, 5], [6, 4]] {
             let mut seen = HashSet::new();
-            let mut open = vec![World::new(windows, 3)];
+            let mut open = vec![CreditWorld::new(windows, 3)];
             let mut finished = 0;
             while let Some(world) = open.pop() {
                 if !seen.insert(world.clone()) {
@@ -149,7 +149,7 @@ mod tests {
                 }
                 let steps = world.steps();
                 if steps.is_empty() {
-                    assert_eq!(world.wanted, [0, 0], "C2: an end waits for ever");
+                    assert_eq!(world.wanted, [0, 0], "C2: both ends wait");
                     finished += 1;
                 }
                 open.extend(steps);

@@ -91,17 +91,17 @@ pub struct Found {
 }
 
 /// The devices of this machine that are wanted.
-pub struct Opened {
+pub struct OpenedDevices {
     pub devices: Vec<Arc<Device>>,
     pub unused: Vec<Unused>,
 }
 
-/// Opens all devices that `wanted` lets through ("mlx5_0", "mlx5_0:1"; empty: all). Errors: why there can be none.
-pub fn open(wanted: &[String]) -> Result<Opened, String> {
+/// Open all devices that `wanted` lets through ("mlx5_0", "mlx5_0:1"; empty: all). Errors: why there can be none.
+pub fn open(wanted: &[String]) -> Result<OpenedDevices, String> {
     let library = Library::get()?;
     let mut unused = Vec::new();
     let devices = open_all(library, wanted, &mut unused)?;
-    Ok(Opened { devices, unused })
+    Ok(OpenedDevices { devices, unused })
 }
 
 /// The ports of these devices as they are now.
@@ -302,7 +302,7 @@ impl Device {
         region.attachment(self.number, || self.register(Memory::Region(region)))
     }
 
-    /// Registers memory. Errors: `Unsupported` for memory of a GPU; otherwise what the kernel says, which for a limit
+    /// Register memory. Errors: `Unsupported` for memory of a GPU; otherwise what the kernel says, which for a limit
     /// on locked memory is `OutOfMemory`.
     pub fn register(self: &Arc<Device>, memory: Memory<'_>) -> io::Result<Registration> {
         let region = match memory {
@@ -369,7 +369,7 @@ impl fmt::Debug for Device {
     }
 }
 
-/// Memory that a device may be told about.
+/// Memory that can be registered with a device.
 #[derive(Clone, Copy, Debug)]
 pub enum Memory<'a> {
     Region(&'a Region),
@@ -404,7 +404,10 @@ impl Drop for Registration {
         // SAFETY: it came from the library and is given back once.
         let error = unsafe { (self.device.library.dereg_mr)(self.raw) };
         if error != 0 {
-            log::error!("memory stays registered with {}: error {error}", self.device.name);
+            log::error!(
+                "deregistering memory from {} failed: error {error}; it stays registered",
+                self.device.name
+            );
         }
     }
 }

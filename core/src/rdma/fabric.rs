@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::lock::Mutex;
 
-use super::device::{self, Found, Opened, Port};
+use super::device::{self, Found, OpenedDevices, Port};
 use super::gid::choose_pair;
 use super::grants::Grants;
 use super::memory::Buffers;
@@ -24,7 +24,7 @@ const RETRY_MAX: Duration = Duration::from_secs(600);
 
 /// What a user may say about it; `ClientConfig` and `StorageConfig` have the reasons.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Options {
+pub struct RdmaOptions {
     /// "mlx5_0" or "mlx5_0:1"; empty: all.
     pub devices: Vec<String>,
     /// Of all ports; `None`: chosen for each.
@@ -35,7 +35,7 @@ pub struct Options {
 
 /// Counted since the process began.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub struct RdmaCounters {
     connections: AtomicU64,
     fallbacks: AtomicU64,
     resets: AtomicU64,
@@ -43,7 +43,7 @@ pub struct Counters {
     read_bytes: AtomicU64,
 }
 
-impl Counters {
+impl RdmaCounters {
     pub(super) fn written(&self, bytes: u64) {
         self.written_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -75,11 +75,11 @@ impl Counters {
 
 /// Shared by all connections of a client, or of a node. Devices are opened when first asked for.
 pub struct Fabric {
-    options: Options,
-    devices: OnceLock<Result<Opened, String>>,
+    options: RdmaOptions,
+    devices: OnceLock<Result<OpenedDevices, String>>,
     ports: Mutex<Option<(Instant, Found)>>,
     buffers: Buffers,
-    counters: Arc<Counters>,
+    counters: Arc<RdmaCounters>,
     turn: AtomicUsize,
     avoided: Mutex<HashMap<SocketAddr, Avoided>>,
     grants: Option<Grants>,
@@ -92,7 +92,7 @@ struct Avoided {
 }
 
 impl Fabric {
-    pub fn new(options: Options) -> Arc<Fabric> {
+    pub fn new(options: RdmaOptions) -> Arc<Fabric> {
         let grants = options.transmissions_max.map(Grants::new);
         Arc::new(Fabric {
             options,
@@ -106,14 +106,14 @@ impl Fabric {
         })
     }
 
-    fn devices(&self) -> Result<&Opened, String> {
+    fn devices(&self) -> Result<&OpenedDevices, String> {
         let open = || device::open(&self.options.devices);
         self.devices.get_or_init(open).as_ref().map_err(Clone::clone)
     }
 
     /// The ports that can be used now, and what cannot be used. Errors: why there can be none.
     pub fn found(&self) -> Result<Found, String> {
-        let Opened { devices, unused } = self.devices()?;
+        let OpenedDevices { devices, unused } = self.devices()?;
         let mut ports = self.ports.lock();
         if let Some((at, found)) = ports.as_ref()
             && at.elapsed() < PORTS_LIFE
@@ -131,7 +131,7 @@ impl Fabric {
         self.devices().is_ok_and(|opened| !opened.devices.is_empty())
     }
 
-    /// Fails if nothing can be used now, with all reasons.
+    /// Fail if nothing can be used now, with all reasons.
     pub fn check(&self) -> Result<(), String> {
         let found = self.found()?;
         if !found.ports.is_empty() {
@@ -168,7 +168,7 @@ impl Fabric {
         &self.buffers
     }
 
-    pub fn counters(&self) -> &Arc<Counters> {
+    pub fn counters(&self) -> &Arc<RdmaCounters> {
         &self.counters
     }
 
@@ -181,7 +181,7 @@ impl Fabric {
         self.avoided.lock().get(&address).is_some_and(|avoided| Instant::now() < avoided.until)
     }
 
-    /// The peer was not reachable; whoever could not reach it goes on over TCP. Said once, until it is reached again.
+    /// The peer was not reachable; its connections use TCP. Logged once, until it is reached again.
     pub fn fall_back(&self, address: SocketAddr, reason: &str) {
         self.counters.fallbacks.fetch_add(1, Ordering::Relaxed);
         let mut avoided = self.avoided.lock();
@@ -190,7 +190,7 @@ impl Fabric {
         avoided.insert(address, Avoided { until: Instant::now() + pause, pause });
         drop(avoided);
         if before.is_none() {
-            log::warn!("no RDMA to {address}, going on over TCP: {reason}");
+            log::warn!("RDMA to {address} failed: {reason}; using TCP");
         }
     }
 
@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn a_peer_is_avoided_longer_each_time_until_it_is_reached() {
         logged::begin();
-        let fabric = Fabric::new(Options::default());
+        let fabric = Fabric::new(RdmaOptions::default());
         let peer = "127.0.0.1:9".parse().unwrap();
         assert!(!fabric.avoids(peer));
         let pauses: Vec<Duration> = (0..8)
@@ -240,7 +240,7 @@ mod tests {
         assert!(fabric.avoids(peer));
         assert_eq!(pauses[..3], [RETRY_FIRST, RETRY_FIRST * 2, RETRY_FIRST * 4]);
         assert_eq!(pauses[7], RETRY_MAX);
-        let said = || logged::with("WARN no RDMA to 127.0.0.1:9, ").len();
+        let said = || logged::with("WARN RDMA to 127.0.0.1:9 failed: ").len();
         assert_eq!(said(), 1, "once, not each time");
         fabric.reached(peer);
         fabric.fall_back(peer, "once more");
@@ -253,9 +253,9 @@ mod tests {
 
     #[test]
     fn a_device_that_is_not_there_is_named() {
-        let fabric = Fabric::new(Options { devices: vec!["nosuch0:1".into()], ..Options::default() });
+        let fabric = Fabric::new(RdmaOptions { devices: vec!["nosuch0:1".into()], ..RdmaOptions::default() });
         let reason = fabric.check().unwrap_err();
-        let has_devices = Fabric::new(Options::default()).has_devices();
+        let has_devices = Fabric::new(RdmaOptions::default()).has_devices();
         assert!(reason.contains("nosuch0:1") || (!has_devices && reason.contains("RDMA")), "{reason}");
         assert!(fabric.ports().is_empty() && !fabric.has_devices());
         assert_eq!(fabric.choose(&[]).map(|(_, place)| place), None);

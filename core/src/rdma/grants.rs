@@ -7,12 +7,12 @@ use crate::lock::{Condvar, Mutex};
 /// A number of transmissions that may be under way at once. First come, first served.
 #[derive(Debug)]
 pub struct Grants {
-    state: Mutex<State>,
+    state: Mutex<GrantState>,
     freed: Condvar,
 }
 
 #[derive(Debug)]
-struct State {
+struct GrantState {
     free: usize,
     next_ticket: u64,
     serving: u64,
@@ -26,17 +26,17 @@ impl Grants {
     pub fn new(transmissions_max: usize) -> Grants {
         assert!(transmissions_max > 0, "with none nothing would ever be read");
         Grants {
-            state: Mutex::new(State { free: transmissions_max, next_ticket: 0, serving: 0 }),
+            state: Mutex::new(GrantState { free: transmissions_max, next_ticket: 0, serving: 0 }),
             freed: Condvar::new(),
         }
     }
 
-    /// Waits for its turn; `None` if that did not come by `deadline`.
+    /// Wait for its turn; `None` if that did not come by `deadline`.
     pub fn take(&self, deadline: Instant) -> Option<Grant<'_>> {
         let mut state = self.state.lock();
         let ticket = state.next_ticket;
         state.next_ticket += 1;
-        // Each waiter takes its turn, with a grant or without, so that those after it go on.
+        // Each waiter takes its turn, with a grant or without, so that those after it proceed.
         let mut in_time = true;
         while state.serving != ticket || (in_time && state.free == 0) {
             if in_time {

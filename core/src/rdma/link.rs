@@ -15,8 +15,8 @@ use rustix::net::RecvFlags;
 
 use super::credits::Credits;
 use super::device::{Port, Registration};
-use super::fabric::{Counters, Fabric};
-use super::queue::{Completion, POST_MAX, QueuePair, Request, Size, Work};
+use super::fabric::{Fabric, RdmaCounters};
+use super::queue::{Completion, POST_MAX, QueuePair, Request, Size, WorkKind};
 use crate::buffer::Placement;
 use crate::wire::rdma::{End, Offer, RemoteMemory};
 
@@ -56,11 +56,11 @@ pub struct Half {
 }
 
 impl Half {
-    /// Takes memory and a queue pair and posts its receives. Only the client's end lets its peer at its memory.
+    /// Take memory and a queue pair and posts its receives. Only the client's end lets its peer at its memory.
     pub fn new(fabric: &Arc<Fabric>, port: &Port, remote_access: bool) -> io::Result<Half> {
         let limits = *port.device.limits();
         let messages = fabric.buffers().take((WINDOW as usize + SEND_SLOTS) * MESSAGE_BYTES)?;
-        let (region, _) = messages.region().expect("registered buffers lie in regions");
+        let (region, _) = messages.region().expect("registered buffers are parts of regions");
         let keys = port.device.registration(region)?;
         // Receives and sends share the completion queue.
         let sends = (TRANSFERS_MAX + SEND_SLOTS)
@@ -94,7 +94,7 @@ impl Half {
         &self.end
     }
 
-    /// Connects to the peer's end.
+    /// Connect to the peer's end.
     pub fn connect(mut self, theirs: &End) -> io::Result<Link> {
         self.queue.connect(&self.end, theirs)?;
         let counters = self.fabric.counters().clone();
@@ -110,7 +110,7 @@ impl Half {
             done: 0,
             slots: [0; SEND_SLOTS],
             next_slot: 0,
-            inbox: VecDeque::new(),
+            received_messages: VecDeque::new(),
             completions: Vec::new(),
             ended: None,
             peer: theirs.offer,
@@ -142,12 +142,12 @@ pub struct Link {
     /// The request that last used each send buffer.
     slots: [u64; SEND_SLOTS],
     next_slot: usize,
-    inbox: VecDeque<Message>,
+    received_messages: VecDeque<Message>,
     completions: Vec<Completion>,
     /// Why nothing works any more.
     ended: Option<io::ErrorKind>,
     peer: Offer,
-    counters: Arc<Counters>,
+    counters: Arc<RdmaCounters>,
 }
 
 impl Link {
@@ -155,13 +155,13 @@ impl Link {
         &self.fabric
     }
 
-    /// Where a peer finds the placement, if its region is or can be registered with this connection's device.
+    /// The keys of the placement for a peer, if its region is or can be registered with this connection's device.
     pub fn keys(&self, placement: &Placement) -> io::Result<Arc<Registration>> {
         let (region, _) = placement.region().ok_or(io::ErrorKind::InvalidInput)?;
         self.queue.device().registration(region)
     }
 
-    /// Sends bytes as one or more messages.
+    /// Send bytes as one or more messages.
     pub fn send(&mut self, bytes: &[u8], socket: BorrowedFd<'_>, deadline: Instant) -> io::Result<()> {
         for piece in bytes.chunks(MESSAGE_BYTES) {
             self.wait(socket, deadline, |link| {
@@ -189,7 +189,7 @@ impl Link {
         self.next_slot = (self.next_slot + 1) % SEND_SLOTS;
         let request = Request {
             id: self.asked,
-            work: Work::Send(returned.into()),
+            work: WorkKind::Send(returned.into()),
             address: address(&self.messages) + start as u64,
             length: bytes.len() as u32,
             lkey: self.keys.lkey,
@@ -198,7 +198,7 @@ impl Link {
         self.guard(|link| link.queue.post_sends(&[request]))
     }
 
-    /// Receives what is there, at least one byte; 0 when the peer has ended the connection. Errors: `WouldBlock` if
+    /// Receive what is there, at least one byte; 0 when the peer has ended the connection. Errors: `WouldBlock` if
     /// nothing came until `until`.
     pub fn receive_some(
         &mut self,
@@ -206,7 +206,7 @@ impl Link {
         socket: BorrowedFd<'_>,
         until: Instant,
     ) -> io::Result<usize> {
-        match self.wait(socket, until, |link| !link.inbox.is_empty()) {
+        match self.wait(socket, until, |link| !link.received_messages.is_empty()) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                 return Err(io::ErrorKind::WouldBlock.into());
@@ -214,14 +214,14 @@ impl Link {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
             Err(error) => return Err(error),
         }
-        let message = self.inbox.front_mut().expect("waited for it");
+        let message = self.received_messages.front_mut().expect("waited for it");
         let count = target.len().min(message.end - message.at);
         let start = message.slot * MESSAGE_BYTES + message.at;
         self.messages.slice(start..start + count).copy_to(&mut target[..count]);
         message.at += count;
         if message.at == message.end {
             let slot = message.slot;
-            self.inbox.pop_front();
+            self.received_messages.pop_front();
             self.repost(slot)?;
             self.return_buffers()?;
         }
@@ -236,7 +236,7 @@ impl Link {
         Ok(())
     }
 
-    /// Tells the peer of its buffers when it has to be told (C2).
+    /// Return credits to the peer when they are due (C2).
     fn return_buffers(&mut self) -> io::Result<()> {
         if self.credits.must_return() && self.slot_is_free() && self.room() > 0 {
             self.post_message(&[])?;
@@ -244,7 +244,7 @@ impl Link {
         Ok(())
     }
 
-    /// Writes to the peer's memory. The bytes lie there when it receives what is sent next; our own must stay as they are
+    /// Write to the peer's memory. The bytes are there when it receives what is sent next; our own must stay as they are
     /// until [`Link::settle`].
     pub fn write(
         &mut self,
@@ -252,7 +252,7 @@ impl Link {
         socket: BorrowedFd<'_>,
         deadline: Instant,
     ) -> io::Result<()> {
-        let bytes = self.transfer(transfers, socket, deadline, |memory| Work::Write {
+        let bytes = self.transfer(transfers, socket, deadline, |memory| WorkKind::Write {
             address: memory.address,
             rkey: memory.rkey,
         })?;
@@ -260,14 +260,14 @@ impl Link {
         Ok(())
     }
 
-    /// Reads from the peer's memory; when it returns, all bytes are here.
+    /// Read from the peer's memory; when it returns, all bytes are here.
     pub fn read(
         &mut self,
         transfers: &[Transfer],
         socket: BorrowedFd<'_>,
         deadline: Instant,
     ) -> io::Result<()> {
-        let bytes = self.transfer(transfers, socket, deadline, |memory| Work::Read {
+        let bytes = self.transfer(transfers, socket, deadline, |memory| WorkKind::Read {
             address: memory.address,
             rkey: memory.rkey,
         })?;
@@ -276,7 +276,7 @@ impl Link {
         Ok(())
     }
 
-    /// Waits until the device is done with all memory that was handed to it.
+    /// Wait until the device is done with all memory that was handed to it.
     pub fn settle(&mut self, socket: BorrowedFd<'_>, deadline: Instant) -> io::Result<()> {
         self.wait(socket, deadline, |link| link.done == link.asked)
     }
@@ -286,7 +286,7 @@ impl Link {
         transfers: &[Transfer],
         socket: BorrowedFd<'_>,
         deadline: Instant,
-        work: impl Fn(RemoteMemory) -> Work,
+        work: impl Fn(RemoteMemory) -> WorkKind,
     ) -> io::Result<u64> {
         let mut requests: Vec<Request> = Vec::new();
         let mut total = 0;
@@ -326,10 +326,10 @@ impl Link {
 
     /// Whether the peer has said nothing and nothing has gone wrong.
     pub fn is_quiet(&mut self) -> bool {
-        self.take_completions().is_ok() && self.inbox.is_empty()
+        self.take_completions().is_ok() && self.received_messages.is_empty()
     }
 
-    /// Waits until `is_ready`. Errors: `TimedOut` at `until`, `UnexpectedEof` when the TCP connection has ended, and what
+    /// Wait until `is_ready`. Errors: `TimedOut` at `until`, `UnexpectedEof` when the TCP connection has ended, and what
     /// went wrong with a request; after all but the first nothing works any more.
     fn wait(
         &mut self,
@@ -360,7 +360,7 @@ impl Link {
         }
     }
 
-    /// Sleeps until something happens; true if the TCP connection has ended.
+    /// Sleep until something happens; true if the TCP connection has ended.
     fn sleep(&mut self, socket: BorrowedFd<'_>, longest: Duration) -> io::Result<bool> {
         let longest = Timespec { tv_sec: longest.as_secs() as _, tv_nsec: longest.subsec_nanos() as _ };
         let event = self.queue.event();
@@ -382,7 +382,7 @@ impl Link {
             Ok((0, _)) => Ok(true),
             Ok(_) => Err(self.end(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "bytes over TCP on a connection that went on by RDMA",
+                "bytes over TCP on a connection upgraded to RDMA",
             ))),
             Err(Errno::AGAIN | Errno::INTR) => Ok(false),
             Err(_) => Ok(true),
@@ -419,7 +419,7 @@ impl Link {
         if length == 0 {
             return self.repost(slot);
         }
-        self.inbox.push_back(Message { slot, at: 0, end: length });
+        self.received_messages.push_back(Message { slot, at: 0, end: length });
         Ok(())
     }
 
@@ -433,14 +433,14 @@ impl Link {
         error
     }
 
-    /// Stops the device's work on all memory of this connection (rules A3 and A4). What is left keeps the queue pair's
+    /// Stop the device's work on all memory of this connection (rules A3 and A4). What is left keeps the queue pair's
     /// number out of use until it is dropped.
     pub fn reset(mut self) -> Remains {
         self.counters.reset();
         let reset = self.queue.reset();
         if let Err(error) = &reset {
             // Then it must go at once: destroying it stops the device too.
-            log::warn!("a queue pair to {:?} is destroyed: {error}", self.peer.gid);
+            log::warn!("resetting the queue pair to {:?} failed: {error}; destroying it", self.peer.gid);
         }
         Remains { queue: reset.is_ok().then_some(self.queue), _messages: self.messages, _keys: self.keys }
     }

@@ -11,7 +11,7 @@ const SIZES: [usize; 5] = [64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20];
 /// One region holds so many bytes of buffers, or one buffer: all of it is locked in memory from its first use on.
 const REGION_BYTES: usize = 8 << 20;
 
-/// Registered buffers of one process. Nobody else writes to them but devices that were told to.
+/// Registered buffers of one process. Only devices that were given a key write to them besides.
 #[derive(Debug, Default)]
 pub struct Buffers {
     by_size: [Mutex<Vec<BufferPool>>; SIZES.len()],
@@ -42,7 +42,7 @@ impl Buffers {
     }
 }
 
-/// Gives the last region back when nobody uses it and the one before has room: they fill in order.
+/// Give the last region back when it is unused and the one before has room: they fill in order.
 fn trim(pools: &mut Vec<BufferPool>) {
     while let [.., before, last] = pools.as_slice()
         && last.available() == last.count()

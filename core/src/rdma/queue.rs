@@ -1,8 +1,8 @@
 //! One queue pair with its completion queue: work goes in, completions come out.
 //!
 //! Memory. A request names memory by the key of a registration, which the device checks itself: a request that outlives
-//! its registration fails, and reaches no other memory. So posting is safe in Rust's sense whatever becomes of the
-//! memory; that nothing is *reused* too early is `link`'s business.
+//! its registration fails, and reaches no other memory. So posting is safe in Rust's sense even if the memory
+//! goes away; that nothing is *reused* too early is `link`'s business.
 
 use std::ffi::{c_int, c_uint};
 use std::fmt;
@@ -20,10 +20,10 @@ use crate::wire::rdma::{End, LinkLayer};
 
 /// Most requests handed over in one call, and most completions taken in one.
 pub const POST_MAX: usize = 32;
-/// 4.096 us * 2^16 = 268 ms before a packet is sent again, if nobody says that it is missing: long enough for a peer under
-/// emulation or on a busy machine, short enough for a request. That a peer has died the TCP connection tells sooner.
+/// 4.096 us * 2^16 = 268 ms before a packet is sent again, if no NAK arrives: long enough for a peer under
+/// emulation or on a busy machine, short enough for a request. The TCP connection shows the death of a peer sooner.
 const TIMEOUT: u8 = 16;
-/// Times that a packet is sent again. 7 means "for ever" to some devices, so a dead peer would never be noticed.
+/// Times that a packet is sent again. 7 means "without limit" to some devices, so a dead peer would never be noticed.
 const RETRIES: u8 = 6;
 /// A message always finds a buffer (C1), so that it did not is an error at once.
 const RNR_RETRIES: u8 = 0;
@@ -32,7 +32,7 @@ const HOPS_MAX: u8 = 64;
 
 /// What a request asks of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
+pub enum WorkKind {
     /// A message with this immediate data.
     Send(u32),
     Write {
@@ -49,14 +49,14 @@ pub enum Work {
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
     pub id: u64,
-    pub work: Work,
+    pub work: WorkKind,
     pub address: u64,
     pub length: u32,
     pub lkey: u32,
     pub signaled: bool,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Completion {
     /// This request of the send queue, and all before it.
@@ -151,7 +151,7 @@ impl QueuePair {
         unsafe { (*self.raw).qp_num }
     }
 
-    /// Receives may be posted from here on. `remote_access`: whether the peer may read and write registered memory.
+    /// Receive may be posted from here on. `remote_access`: whether the peer may read and write registered memory.
     pub fn initialize(&mut self, remote_access: bool) -> io::Result<()> {
         let access = if remote_access { verbs::ACCESS_REMOTE_READ | verbs::ACCESS_REMOTE_WRITE } else { 0 };
         let mut attributes = QueuePairAttributes {
@@ -164,7 +164,7 @@ impl QueuePair {
         self.modify(&mut attributes, mask)
     }
 
-    /// Connects to the peer's end: ready to receive and to send.
+    /// Connect to the peer's end: ready to receive and to send.
     pub fn connect(&mut self, ours: &End, theirs: &End) -> io::Result<()> {
         let limits = *self.device().limits();
         let mut attributes = QueuePairAttributes {
@@ -212,7 +212,7 @@ impl QueuePair {
         self.modify(&mut attributes, mask)
     }
 
-    /// Stops everything. When this returns, the device works on no packet and no request of the queue pair any more, and
+    /// Stop everything. When this returns, the device works on no packet and no request of the queue pair any more, and
     /// drops what still comes for it (rule A3).
     pub fn reset(&mut self) -> io::Result<()> {
         let mut attributes =
@@ -247,7 +247,7 @@ impl QueuePair {
         posted(error)
     }
 
-    /// Hands over at most [`POST_MAX`] requests, which are carried out in order.
+    /// Hand over at most [`POST_MAX`] requests, which are carried out in order.
     pub fn post_sends(&mut self, requests: &[Request]) -> io::Result<()> {
         assert!(requests.len() <= POST_MAX, "callers post in pieces");
         if requests.is_empty() {
@@ -258,9 +258,9 @@ impl QueuePair {
         for (request, entry) in requests.iter().zip(&mut entries) {
             *entry = ScatterEntry { address: request.address, length: request.length, lkey: request.lkey };
             let (opcode, imm_data, remote_address, rkey) = match request.work {
-                Work::Send(immediate) => (verbs::WR_SEND_WITH_IMM, immediate.to_be(), 0, 0),
-                Work::Write { address, rkey } => (verbs::WR_RDMA_WRITE, 0, address, rkey),
-                Work::Read { address, rkey } => (verbs::WR_RDMA_READ, 0, address, rkey),
+                WorkKind::Send(immediate) => (verbs::WR_SEND_WITH_IMM, immediate.to_be(), 0, 0),
+                WorkKind::Write { address, rkey } => (verbs::WR_RDMA_WRITE, 0, address, rkey),
+                WorkKind::Read { address, rkey } => (verbs::WR_RDMA_READ, 0, address, rkey),
             };
             raw.push(SendRequest {
                 wr_id: request.id,
@@ -277,7 +277,7 @@ impl QueuePair {
         }
         let first = raw.as_mut_ptr();
         for place in 1..raw.len() {
-            // SAFETY: both places lie in the vector, which does not grow any more.
+            // SAFETY: both entries are in the vector, which does not grow any more.
             unsafe { (*first.add(place - 1)).next = first.add(place) };
         }
         let mut bad = ptr::null_mut();
@@ -286,7 +286,7 @@ impl QueuePair {
         posted(error)
     }
 
-    /// Takes what has completed. Errors: the first request that failed; nothing of the connection works any more then.
+    /// Take what has completed. Errors: the first request that failed; nothing of the connection works any more then.
     pub fn poll(&mut self, out: &mut Vec<Completion>) -> io::Result<()> {
         let mut raw = [WorkCompletion::default(); POST_MAX];
         loop {
@@ -323,7 +323,7 @@ impl QueuePair {
         Ok(Completion::Received { id: raw.wr_id, length: raw.byte_len, immediate })
     }
 
-    /// Asks for an event at the next completion. Whoever then polls and finds nothing may wait for [`QueuePair::event`].
+    /// Ask for an event at the next completion. A caller that then polls and finds nothing may wait for [`QueuePair::event`].
     pub fn arm(&mut self) -> io::Result<()> {
         if self.armed {
             return Ok(());
@@ -341,7 +341,7 @@ impl QueuePair {
         unsafe { BorrowedFd::borrow_raw((*self.channel).fd) }
     }
 
-    /// Takes the event, if there is one.
+    /// Take the event, if there is one.
     pub fn take_event(&mut self) {
         let library = self.device().library();
         let (mut queue, mut context) = (ptr::null_mut(), ptr::null_mut());
@@ -373,7 +373,10 @@ impl Drop for QueuePair {
             ]
         };
         if errors != [0; 3] {
-            log::error!("{}: a queue pair is not given back: errors {errors:?}", self.device().name());
+            log::error!(
+                "{}: destroying a queue pair failed: {errors:?}; it stays allocated",
+                self.device().name()
+            );
         }
     }
 }

@@ -377,7 +377,7 @@ library! {
 }
 
 impl Library {
-    /// The library of this machine; the text says why there is none. Opened once.
+    /// The library of this machine; the text says why there is none. OpenedDevices once.
     pub fn get() -> Result<&'static Library, String> {
         static LIBRARY: OnceLock<Result<Library, String>> = OnceLock::new();
         LIBRARY.get_or_init(Library::open).as_ref().map_err(Clone::clone)
@@ -394,7 +394,7 @@ pub fn text(string: *const c_char) -> String {
     if string.is_null() {
         return String::new();
     }
-    // SAFETY: it is not null, and whoever calls got it from a function that returns a string with its zero.
+    // SAFETY: it is not null, and the caller got it from a function that returns a string with its zero.
     unsafe { CStr::from_ptr(string) }.to_string_lossy().into_owned()
 }
 

@@ -1,14 +1,14 @@
-//! Many reads and writes in flight at once: submit them, go on, take the results later.
+//! Many reads and writes in flight at once: submit them, continue, take the results later.
 //!
 //! A few threads take what was submitted in batches, so that many reads or writes of many files travel in one frame to
 //! each node, from and to the memory of their buffers. An eventfd is readable while there are results. The order of
 //! results is unspecified, and so is that of writes which overlap.
 //!
 //! Invariants:
-//! - G1 Entries submitted and not yet drained are at most `entries`: nobody waits for room, `submit` says how many
+//! - G1 Entries submitted and not yet drained are at most `entries`: `submit` never waits for room: it says how many
 //!   it has taken.
 //! - G2 Every entry taken gives exactly one completion, also when the ring is closed.
-//! - G3 A placement is kept until its completion is drained, so its memory is nobody else's before.
+//! - G3 A placement is kept until its completion is drained, so its memory has no other user before.
 
 #[cfg(test)]
 mod tests;
@@ -71,7 +71,7 @@ struct Queues {
     closed: bool,
 }
 
-struct Inner {
+struct RingInner {
     shared: Arc<Shared>,
     /// Most entries of one batch: with a full ring, each thread has one of these.
     batch_entries: usize,
@@ -83,7 +83,7 @@ struct Inner {
 }
 
 pub struct Ring {
-    inner: Arc<Inner>,
+    inner: Arc<RingInner>,
     entries: usize,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -95,7 +95,7 @@ impl Ring {
             return Err(Error::invalid(format!("a ring has 1 to {ENTRIES_MAX} entries, not {entries}")));
         }
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(RingInner {
             shared,
             batch_entries: entries.div_ceil(THREADS).min(BATCH_ENTRIES),
             queues: Mutex::default(),
@@ -120,7 +120,7 @@ impl Ring {
         self.inner.event.as_fd()
     }
 
-    /// Takes as many entries as there is room for, in order; returns the rest.
+    /// Take as many entries as there is room for, in order; return the rest.
     ///
     /// Errors: `InvalidArgument` when the ring is closed; nothing was taken then.
     pub fn submit(&self, entries: Vec<Entry>) -> Result<Vec<Entry>> {
@@ -143,7 +143,7 @@ impl Ring {
         queues.submitted.len() + queues.working + queues.completed.len()
     }
 
-    /// Waits until there are `least` completions to take, at most for `timeout` (`None`: for ever, and so is one that
+    /// Wait until there are `least` completions to take, at most for `timeout` (`None`: indefinitely, and so is one that
     /// ends beyond what the clock counts); whether there are. Waits for no more than are in flight.
     pub fn wait(&self, least: usize, timeout: Option<Duration>) -> bool {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -164,7 +164,7 @@ impl Ring {
         }
     }
 
-    /// Takes up to `most` completions, without waiting.
+    /// Take up to `most` completions, without waiting.
     pub fn take(&self, most: usize) -> Vec<Completion> {
         let mut queues = self.inner.queues.lock();
         let count = most.min(queues.completed.len());
@@ -176,20 +176,20 @@ impl Ring {
         taken
     }
 
-    /// Takes up to `most` completions, waiting until there are `least` or `timeout` has passed (`None`: for ever).
+    /// Take up to `most` completions, waiting until there are `least` or `timeout` has passed (`None`: indefinitely).
     /// Waits for no more than are in flight.
     pub fn drain(&self, most: usize, least: usize, timeout: Option<Duration>) -> Vec<Completion> {
         self.wait(least.min(most), timeout);
         self.take(most)
     }
 
-    /// Refuses new entries from now on. What was submitted is finished.
+    /// Refuse new entries from now on. What was submitted is finished.
     pub fn refuse(&self) {
         self.inner.queues.lock().closed = true;
         self.inner.submitted.notify_all();
     }
 
-    /// Finishes what was submitted, then ends the threads. Completions may still be drained. Idempotent.
+    /// Finish what was submitted, then end the threads. Completions may still be drained. Idempotent.
     pub fn close(&self) {
         self.refuse();
         for thread in self.threads.lock().drain(..) {
@@ -205,7 +205,7 @@ impl Drop for Ring {
     }
 }
 
-impl Inner {
+impl RingInner {
     fn work(&self) {
         loop {
             let batch = {
@@ -233,7 +233,7 @@ impl Inner {
         queues.working -= completions.len();
         queues.completed.extend(completions);
         drop(queues);
-        // Written after the queue was filled: whoever sees the event finds the completion. It cannot overflow.
+        // Written after the queue was filled: a reader that sees the event finds the completion. It cannot overflow.
         let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
         self.completed.notify_all();
     }
@@ -267,7 +267,7 @@ impl Inner {
         completions
     }
 
-    /// Sends writes together, again and again until all are done.
+    /// Send writes together, again and again until all are done.
     fn write(&self, batch: Vec<Entry>) {
         let mut left: Vec<Writing> = batch.into_iter().map(|entry| Writing { entry, done: 0 }).collect();
         while !left.is_empty() {

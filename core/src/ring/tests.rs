@@ -13,18 +13,18 @@ const CHUNK: u64 = CHUNK_BYTES as u64;
 const READ_WRITE: OpenOptions =
     OpenOptions { read: true, write: true, append: false, truncate: false, direct: false, follow: false };
 
-struct World {
+struct RingWorld {
     chunks: Arc<ChunkTwin>,
     meta: Arc<MetaTwin>,
     shared: Arc<Shared>,
 }
 
-impl World {
-    fn new() -> World {
+impl RingWorld {
+    fn new() -> RingWorld {
         let chunks = Arc::new(ChunkTwin::default());
         let meta = MetaTwin::new(chunks.clone());
         let shared = client(&chunks, &meta, 8 << 20);
-        World { chunks, meta, shared }
+        RingWorld { chunks, meta, shared }
     }
 
     /// A file of zeros in chunks.
@@ -74,7 +74,7 @@ fn drain_all_good(ring: &Ring, count: usize, length: usize) {
 
 #[test]
 fn a_timeout_that_ends_beyond_the_clock_is_none() {
-    let world = World::new();
+    let world = RingWorld::new();
     let file = world.file_of_chunks(1, 1);
     let ring = world.ring(4);
     submit(&ring, vec![write(&file, 0, vec![1; 100])]);
@@ -84,7 +84,7 @@ fn a_timeout_that_ends_beyond_the_clock_is_none() {
 
 #[test]
 fn all_writes_of_a_full_ring_are_in_flight_in_few_calls() {
-    let world = World::new();
+    let world = RingWorld::new();
     let file = world.file_of_chunks(5, 32);
     let ring = world.ring(32);
     world.chunks.hold_writes(true);
@@ -103,7 +103,7 @@ fn all_writes_of_a_full_ring_are_in_flight_in_few_calls() {
 
 #[test]
 fn long_writes_go_out_of_their_own_memory_and_touch_no_room_for_dirty_bytes() {
-    let world = World::new();
+    let world = RingWorld::new();
     let file = world.file_of_chunks(5, 64);
     let ring = world.ring(4);
     world.chunks.hold_writes(true);
@@ -117,7 +117,7 @@ fn long_writes_go_out_of_their_own_memory_and_touch_no_room_for_dirty_bytes() {
 
 #[test]
 fn short_writes_that_follow_one_another_become_one_update() {
-    let world = World::new();
+    let world = RingWorld::new();
     let file = world.file_of_chunks(5, 1);
     let parts: Vec<WriteAt> = (0..8u64)
         .map(|n| {
@@ -135,7 +135,7 @@ fn short_writes_that_follow_one_another_become_one_update() {
 
 #[test]
 fn writes_over_dirty_bytes_and_over_one_another_keep_their_order_and_their_bytes() {
-    let world = World::new();
+    let world = RingWorld::new();
     let file = world.file_of_chunks(5, 4);
     let ring = world.ring(8);
     file.write(Place::At(CHUNK - 100), &Placement::from_vec(vec![1; 200]), false).unwrap();
@@ -163,7 +163,7 @@ fn drain_all_good_of(ring: &Ring, expected: &[(u64, usize)]) {
 
 #[test]
 fn bytes_in_flight_are_read_and_a_buffered_write_over_them_follows() {
-    let world = World::new();
+    let world = RingWorld::new();
     let file = world.file_of_chunks(5, 2);
     let ring = world.ring(4);
     world.chunks.hold_writes(true);
@@ -184,7 +184,7 @@ fn bytes_in_flight_are_read_and_a_buffered_write_over_them_follows() {
 
 #[test]
 fn the_failure_of_one_of_many_is_the_completion_of_that_one() {
-    let world = World::new();
+    let world = RingWorld::new();
     let file = world.file_of_chunks(5, 16);
     let ring = world.ring(16);
     world.chunks.fail_writes_at(3 * CHUNK, Error::new(Kind::NoSpace, "full"));
@@ -198,7 +198,7 @@ fn the_failure_of_one_of_many_is_the_completion_of_that_one() {
             false => assert_eq!(done.result.unwrap(), 4096),
         }
     }
-    // Its writer has been told; fsync and close report that the file is incomplete.
+    // Its writer got the error; fsync and close report that the file is incomplete.
     submit(&ring, vec![write(&file, 0, vec![2; 4096])]);
     drain_all_good(&ring, 1, 4096);
     assert_eq!(file.fsync(false).unwrap_err().kind(), Kind::NoSpace);
@@ -209,7 +209,7 @@ fn the_failure_of_one_of_many_is_the_completion_of_that_one() {
 
 #[test]
 fn a_panic_in_a_write_is_an_error_of_each_and_leaves_no_caller_waiting() {
-    let world = World::new();
+    let world = RingWorld::new();
     let file = world.file_of_chunks(5, 2);
     let ring = world.ring(1);
     world.chunks.panic_at_next_write();
@@ -221,7 +221,7 @@ fn a_panic_in_a_write_is_an_error_of_each_and_leaves_no_caller_waiting() {
 
 #[test]
 fn fsync_and_close_cover_writes_that_lengthen_the_file() {
-    let world = World::new();
+    let world = RingWorld::new();
     let file = world.file_of_chunks(5, 1);
     let ring = world.ring(8);
     submit(&ring, (1..8).map(|n| write(&file, n * CHUNK, vec![n as u8; CHUNK as usize])).collect());
@@ -237,7 +237,7 @@ fn fsync_and_close_cover_writes_that_lengthen_the_file() {
 
 #[test]
 fn fsync_and_truncation_wait_for_writes_in_flight() {
-    let world = World::new();
+    let world = RingWorld::new();
     let file = world.file_of_chunks(5, 2);
     let ring = world.ring(4);
     world.chunks.hold_writes(true);
@@ -257,7 +257,7 @@ fn fsync_and_truncation_wait_for_writes_in_flight() {
 
 #[test]
 fn small_files_and_appends_are_written_through_a_ring_too() {
-    let world = World::new();
+    let world = RingWorld::new();
     let create = CreateOptions { permissions: 0o644, exclusive: false, layout: None };
     let who = Arc::<Who>::default();
     let small = File::create(&world.shared, &who, name_path(1, b"f6"), READ_WRITE, create).unwrap();
@@ -288,7 +288,7 @@ fn small_files_and_appends_are_written_through_a_ring_too() {
 
 #[test]
 fn no_write_leaves_a_lapsed_client() {
-    let world = World::new();
+    let world = RingWorld::new();
     let file = world.file_of_chunks(5, 2);
     let ring = world.ring(4);
     world.shared.fence.open_until(0);

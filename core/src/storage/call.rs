@@ -1,4 +1,4 @@
-//! One caller's batch, carried out by the caller's own thread.
+//! One caller's batch, executed by the caller's own thread.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::counters::{add, count};
 use super::node::Node;
-use super::peers::Send;
+use super::peers::SendRequest;
 use super::table::{Mailbox, SlotRef};
 use crate::buffer::Placement;
 use crate::chunk::{Origin, Update};
@@ -21,7 +21,7 @@ const RETRY_MAX: Duration = Duration::from_millis(200);
 /// How soon a waiting caller notices that the node stops.
 const STOP_CHECK: Duration = Duration::from_millis(100);
 
-/// What became of one operation.
+/// The outcome of one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// The update is committed on every member from here on.
@@ -43,7 +43,7 @@ impl From<Outcome> for Answer {
 /// The bytes that came with an update.
 pub struct Payload {
     pub bytes: Placement,
-    /// Nobody changes them while the update is under way. If a program could, later members get what was staged
+    /// They do not change while the update is in progress. If a program could, later members get what was staged
     /// here, and not what its memory holds by then.
     pub stable: bool,
 }
@@ -76,7 +76,7 @@ impl<'a> Call<'a> {
         Call { node, mailbox: Arc::default(), jobs: Vec::new(), deadline, suspension }
     }
 
-    /// Adds an operation; what it waits for is begun at once, and carried out by `finish`.
+    /// Add an operation; what it waits for is begun at once, and carried out by `finish`.
     pub fn begin(
         &mut self,
         key: ChunkKey,
@@ -110,16 +110,16 @@ impl<'a> Call<'a> {
         });
     }
 
-    /// Works until every operation has its answer or the deadline has passed; the answers in order.
+    /// Work until every operation has its answer or the deadline has passed; the answers in order.
     pub fn finish(mut self) -> Vec<Answer> {
         let mut sends: Vec<(usize, Effect)> = Vec::new();
-        let mut mail = self.mailbox.take_all();
+        let mut orders = self.mailbox.take_all();
         loop {
-            while let Some((place, effect)) = mail.pop_front() {
+            while let Some((place, effect)) = orders.pop_front() {
                 self.receive(place, effect, &mut sends);
             }
-            mail = self.mailbox.take_all();
-            if !mail.is_empty() {
+            orders = self.mailbox.take_all();
+            if !orders.is_empty() {
                 continue;
             }
             if !sends.is_empty() {
@@ -131,10 +131,10 @@ impl<'a> Call<'a> {
                 break;
             } else {
                 self.retry();
-                mail = self.mailbox.wait(self.next_wake());
+                orders = self.mailbox.wait(self.next_wake());
                 continue;
             }
-            mail = self.mailbox.take_all();
+            orders = self.mailbox.take_all();
         }
         self.jobs.iter().map(|job| job.answer.expect("finished or left")).collect()
     }
@@ -146,7 +146,7 @@ impl<'a> Call<'a> {
             Effect::Reply { outcome, .. } => job.answer = Some(outcome.into()),
             Effect::Serve { .. } => job.answer = Some(Answer::Serve),
             Effect::Stalled { status, .. } => {
-                log::debug!("{:?} was not taken: {status}", job.slot.key);
+                log::debug!("{:?}: successor refused the update: {status}; retrying", job.slot.key);
                 job.retry_at = Some(Instant::now() + job.pause);
                 job.pause = (job.pause * 2).min(RETRY_MAX);
             }
@@ -174,12 +174,12 @@ impl<'a> Call<'a> {
             let job = &self.jobs[place];
             let payload = job.payload.as_ref().filter(|payload| job.staged && payload.stable);
             let payload = payload.map(|payload| payload.bytes.clone());
-            Send { slot: job.slot.clone(), effect, payload }
+            SendRequest { slot: job.slot.clone(), effect, payload }
         });
         self.node.send(sends.collect(), self.deadline);
     }
 
-    /// Deadlines are those of callers on machines that may have gone on while this one was suspended.
+    /// Deadlines are those of callers on machines that may have run while this one was suspended.
     fn is_late(&self) -> bool {
         Instant::now() + self.suspension.length() >= self.deadline
     }
@@ -234,10 +234,10 @@ impl<'a> Call<'a> {
 }
 
 impl Node {
-    /// Reports to a machine that has ordered something, and therefore exists.
+    /// Report to a machine that has ordered something, and therefore exists.
     pub fn report(&self, slot: &SlotRef, event: Event) {
         if let Err(status) = self.step(slot, event) {
-            log::error!("the machine of {:?} is gone: {status}", slot.key);
+            log::error!("{:?}: chunk machine cannot be made: {status}; event dropped", slot.key);
         }
     }
 
@@ -247,7 +247,7 @@ impl Node {
             // An index that could not be written for want of space takes nothing more either.
             Status::NoSpace if self.is_bad() => Status::NotServing,
             Status::Io => {
-                self.mark_bad("an access to the disk");
+                self.mark_bad("chunk access");
                 Status::NotServing
             }
             Status::Checksum => {
@@ -289,7 +289,7 @@ impl Node {
         }
     }
 
-    /// Carries out a `Commit` or a `Drop`.
+    /// Carry out a `Commit` or a `Drop`.
     pub fn settle(&self, slot: &SlotRef, effect: &Effect) {
         match effect {
             Effect::Commit { stamp, .. } => {
@@ -307,6 +307,6 @@ impl Node {
     }
 
     pub fn hand_over(&self, slot: &SlotRef, effect: Effect) {
-        self.redrive.push(super::redrive::Work::Carry(slot.clone(), effect));
+        self.redrive.push(super::redrive::RedriveJob::Execute(slot.clone(), effect));
     }
 }

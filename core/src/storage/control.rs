@@ -1,11 +1,11 @@
-//! What the Python process asks of its node.
+//! Calls of the Python process to its node.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::call::{Answer, Call};
 use super::node::{Node, StorageServer, within};
-use super::redrive::Work;
+use super::redrive::RedriveJob;
 use crate::chunk::{ChunkRecord, Origin, Space};
 use crate::craq::Event;
 use crate::error::{Error, Kind, Result};
@@ -118,7 +118,7 @@ impl StorageServer {
     }
 
     /// Remove up to `limit` chunks through the chain: for each of `removals`, those of a content from an index on.
-    /// Returns how many, and where to go on: a place in `removals`, and the index there; `None` when nothing is left.
+    /// Returns how many, and where to continue: a place in `removals`, and the index there; `None` when nothing is left.
     /// No removal is begun after `expires` (S5).
     pub fn remove_chunks(
         &self,
@@ -213,7 +213,7 @@ impl StorageServer {
         }
     }
 
-    /// Makes the SYNCING successor's copies of these chunks equal to this node's. Errors: `StaleRouting` when
+    /// Make the SYNCING successor's copies of these chunks equal to this node's. Errors: `StaleRouting` when
     /// the chain has changed, so that everything must be compared again.
     pub fn sync_chunks(
         &self,
@@ -247,12 +247,12 @@ impl StorageServer {
         Ok(report)
     }
 
-    /// Drives every pending version of a chain to its end; how many are left after `timeout`.
+    /// Drive every pending version of a chain to its end; how many are left after `timeout`.
     pub fn commit_pending(&self, chain: ChainId, timeout: Duration) -> usize {
         let (node, deadline) = (&self.node, within(timeout));
         if node.view(chain).is_member() {
             for key in node.table.dormant_of(&HashSet::from([chain])) {
-                node.redrive.push(Work::Wake(key));
+                node.redrive.push(RedriveJob::Wake(key));
             }
         }
         loop {
@@ -295,7 +295,7 @@ impl StorageServer {
         Ok(report)
     }
 
-    /// Forgets every chunk of a chain that this node is not a serving member of.
+    /// Forget every chunk of a chain that this node is not a serving member of.
     pub fn wipe_chain(&self, chain: ChainId) -> Result<()> {
         let node = &self.node;
         if node.view(chain).is_member() {
@@ -326,7 +326,7 @@ impl StorageServer {
         Ok(())
     }
 
-    /// Rounds of sync begun on this disk: tells what was staged before from what was staged after.
+    /// Rounds of sync begun on this disk: separates what was staged before from what was staged after.
     pub fn round(&self) -> u64 {
         self.node.engine.round()
     }
@@ -341,10 +341,10 @@ impl StorageServer {
         Ok(self.node.engine.confirm()?)
     }
 
-    /// Looks at the next `limit` chunks of a chain and forgets the tombstones among them that were staged before
+    /// Look at the next `limit` chunks of a chain and forget the tombstones among them that were staged before
     /// `round` began; how many, and the last chunk looked at, `None` at the end. The caller knows that this round
     /// began so long ago that no message and no request from before is on its way (R7). Does nothing while a replica of
-    /// the chain is away: it would return with chunks of which nobody knows any more that they were removed.
+    /// the chain is away: it would return with chunks whose removal is forgotten.
     pub fn purge_tombstones(
         &self,
         chain: ChainId,

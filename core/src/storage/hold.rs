@@ -1,8 +1,8 @@
 //! A hold on updates of clients: for a moment none is begun and none is under way, so that a backup sees every chunk as
-//! of one moment. Reads, and what the chain has begun, go on.
+//! of one moment. Reads, and what the chain has begun, continue.
 //!
-//! - H1 A hold ends by itself: whoever asked for it may have died. At most `HOLD_MAX`, which is far less than clients go
-//!   on with a request: they meet `Busy`, and come again. What the metadata service asks for waits here.
+//! - H1 A hold ends by itself: its holder may have died. At most `HOLD_MAX`, which is far less than clients
+//!   retry a request: they receive `Busy`, and retry. What the metadata service asks for waits here.
 //! - H2 Between the return of `begin` and the end of the hold no update of a client is executed here.
 
 use std::time::{Duration, Instant};
@@ -14,19 +14,19 @@ pub const HOLD_MAX: Duration = Duration::from_secs(8);
 
 #[derive(Default)]
 pub struct Hold {
-    state: Mutex<State>,
+    state: Mutex<HoldState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
-    /// Who holds, and until when; it may have passed.
+struct HoldState {
+    /// The holder, and the end of its hold, which may have passed.
     held: Option<(u64, Instant)>,
     /// Batches of clients' updates under way.
     under_way: usize,
 }
 
-impl State {
+impl HoldState {
     fn holder(&self) -> Option<u64> {
         self.held.filter(|(_, until)| Instant::now() < *until).map(|(holder, _)| holder)
     }

@@ -1,6 +1,6 @@
-//! Whether this node may serve.
+//! The lease, under which this node may serve.
 //!
-//! A lease that is renewed before it ran out goes on. One that had run out begins anew only under routing that
+//! A lease that is renewed before it ran out continues. One that had run out begins again only under routing that
 //! is as new as the manager's when it granted it: meanwhile the manager may have changed chains without us. It also runs
 //! out while the machine is suspended.
 
@@ -12,11 +12,11 @@ use crate::lock::Mutex;
 #[derive(Debug, Default)]
 pub struct Lease {
     until_ns: AtomicU64,
-    waiting: Mutex<Option<Waiting>>,
+    pending: Mutex<Option<PendingLease>>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Waiting {
+struct PendingLease {
     until_ns: u64,
     routing_version: u64,
 }
@@ -33,26 +33,26 @@ impl Lease {
     /// The manager lets this node serve until `until_ns`; its routing was at `routing_version` then, and ours
     /// is at `known_version`.
     pub fn set(&self, until_ns: u64, routing_version: u64, known_version: u64) {
-        let mut waiting = self.waiting.lock();
+        let mut pending = self.pending.lock();
         if self.holds() || known_version >= routing_version {
-            *waiting = None;
+            *pending = None;
             self.until_ns.fetch_max(until_ns, Ordering::AcqRel);
         } else {
-            *waiting = Some(Waiting { until_ns, routing_version });
+            *pending = Some(PendingLease { until_ns, routing_version });
         }
     }
 
     pub fn routing_known(&self, version: u64) {
-        let mut waiting = self.waiting.lock();
-        if let Some(ready) = waiting.filter(|waiting| version >= waiting.routing_version) {
-            *waiting = None;
+        let mut pending = self.pending.lock();
+        if let Some(ready) = pending.filter(|pending| version >= pending.routing_version) {
+            *pending = None;
             self.until_ns.fetch_max(ready.until_ns, Ordering::AcqRel);
         }
     }
 
     pub fn drop_now(&self) {
-        let mut waiting = self.waiting.lock();
-        *waiting = None;
+        let mut pending = self.pending.lock();
+        *pending = None;
         self.until_ns.store(0, Ordering::Release);
     }
 }

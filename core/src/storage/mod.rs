@@ -1,32 +1,31 @@
 //! The storage server: what a node does with batches. It joins `net`, `craq` and `chunk`.
 //!
-//! - `table`: the machines of the chunks for which something is going on. Committed state lives in the engine, so
+//! - `table`: the machines of the chunks with work in progress. Committed state lives in the engine, so
 //!   a machine that is at rest is forgotten.
-//! - `call`: one caller's batch. Its thread carries out what the machines order for its own updates.
+//! - `call`: one caller's batch. Its thread executes what the machines order for its own updates.
 //! - `peers`: sends updates to successors, many chunks in one batch.
-//! - `redrive`: threads for what no caller carries out: pending versions whose caller has left, or that a restart
+//! - `redrive`: threads for what no caller executes: pending versions whose caller has left, or that a restart
 //!   or a change of the chain found on disk.
 //! - `quarantine`: sets a chunk aside that its chain never had.
 //! - `repair`: fetches a damaged chunk from another replica.
-//! - `held_up`: says which chunks something has held for long.
+//! - `slow_ops`: says which chunks something has held for long.
 //! - `hold`: keeps updates of clients waiting for a moment, for a backup.
-//! - `control`: what the Python process asks for.
+//! - `control`: calls of the Python process.
 //!
 //! Invariants
 //! - S1 No lock of the table is held across disk or network I/O; the lock of one chunk's machine is held across
 //!   the engine's look-up when the machine is made, and across the writes of a repair, a quarantine or a tombstone's end.
 //! - S2 A caller never waits for one chunk while it holds another that it could finish.
-//! - S3 Whoever holds one connection to a peer never waits for another one, and a send whose answer depends on
+//! - S3 A thread that holds one connection to a peer never waits for another one, and a send whose answer depends on
 //!   further sends has connections of its own: no circle of full pools can form.
 //! - S4 Lease and chain version are looked at before the state that is served.
 //! - S5 An update is not begun after its caller's deadline. It is looked at when the update holds its chunk, so
-//!   whatever is decided for this chunk afterwards comes after it, also if its thread sleeps there.
+//!   every later decision for this chunk comes after it, also if its thread sleeps there.
 //! - S6 A node whose disk has failed, a flush or a write of the index included, serves nothing from that moment on.
 
 mod call;
 mod control;
 mod counters;
-mod held_up;
 mod hold;
 mod lease;
 mod node;
@@ -35,6 +34,7 @@ mod quarantine;
 mod redrive;
 mod repair;
 mod service;
+mod slow_ops;
 mod table;
 #[cfg(test)]
 mod tests;

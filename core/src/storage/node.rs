@@ -14,7 +14,7 @@ use super::counters::{Counters, count};
 use super::hold::Hold;
 use super::lease::Lease;
 use super::peers::Peers;
-use super::redrive::{self, Redrive, Work};
+use super::redrive::{self, Redrive, RedriveJob};
 use super::repair::{self, Repairs};
 use super::table::{SlotRef, SlotState, Table};
 use crate::buffer::{BufferPool, Placement};
@@ -47,12 +47,12 @@ pub struct NodeOptions {
     pub unix: Option<PathBuf>,
     /// Connections served at once.
     pub threads_max: usize,
-    pub engine: chunk::Options,
+    pub engine: chunk::EngineOptions,
     /// Acknowledge an update only when it is durable against power loss.
     pub sync_updates: bool,
     /// How to reach the other nodes, and whether clients may reach this one by RDMA.
     pub transport: Transport,
-    pub rdma: rdma::Options,
+    pub rdma: rdma::RdmaOptions,
     pub connections_per_peer: usize,
 }
 
@@ -65,10 +65,10 @@ impl NodeOptions {
             tcp: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             unix: None,
             threads_max: 512,
-            engine: chunk::Options::default(),
+            engine: chunk::EngineOptions::default(),
             sync_updates: false,
             transport: Transport::Auto,
-            rdma: rdma::Options::default(),
+            rdma: rdma::RdmaOptions::default(),
             connections_per_peer: 32,
         }
     }
@@ -131,11 +131,11 @@ impl Node {
         self.routing.read().chains.get(&chain).map_or(View::default(), |chain| View::of(chain, self.id))
     }
 
-    /// Whether the disk has failed. A bad one serves nothing until the process has been started anew. A failed flush
-    /// of the background or a failed write of the index counts from the moment it happens, whoever noticed it (S6).
+    /// Whether the disk has failed. A bad one serves nothing until the process has been restarted. A failed flush
+    /// of the background or a failed write of the index counts from the moment it happens, not when it is noticed (S6).
     pub fn is_bad(&self) -> bool {
         if self.engine.has_failed() && !self.bad.load(Ordering::Acquire) {
-            self.mark_bad("a flush, or a write of the index,");
+            self.mark_bad("background flush or index write");
         }
         self.bad.load(Ordering::Acquire)
     }
@@ -144,13 +144,13 @@ impl Node {
         count(&self.counters.io_errors);
         if !self.bad.swap(true, Ordering::AcqRel) {
             log::error!(
-                "node {}: {what} failed; it serves nothing until its disk is whole and it is started again",
+                "node {}: disk failed: {what}; serving nothing until the disk is repaired and the node restarted",
                 self.id
             );
         }
     }
 
-    /// Why nobody may be served of this chain now, whatever they ask.
+    /// Why no request for this chain may be served now.
     pub fn refusal(&self, chain: ChainId) -> Option<Status> {
         let closed =
             self.is_bad() || self.stopping.load(Ordering::Acquire) || (self.wiping.lock().contains(&chain));
@@ -168,20 +168,20 @@ impl Node {
             .filter(|chain| before.chains.get(&chain.id).is_none_or(|old| old.version < chain.version))
             .map(|chain| chain.id)
             .collect();
-        // A machine made from now on sees the new routing; those made before hear of it (S4).
+        // A machine made from now on sees the new routing; those made before are stepped with it (S4).
         for slot in self.table.slots_of(&changed) {
             self.step_if_made(&slot, |view| Event::ViewChanged { view });
         }
         for key in self.table.dormant_of(&changed) {
             if self.view(key.chain).is_member() {
-                self.redrive.push(Work::Wake(key));
+                self.redrive.push(RedriveJob::Wake(key));
             }
         }
         self.lease.routing_known(after.version);
         Ok(after.version)
     }
 
-    /// Returns when every machine has heard of the routing that is seen now.
+    /// Return when every machine has been stepped with the present routing.
     pub fn wait_for_routing_change(&self) {
         drop(self.routing_change.lock());
     }
@@ -246,7 +246,7 @@ impl Node {
         Ticket(self.tickets.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Steps the chunk's machine, which is made first if need be, and hands out what it orders.
+    /// Step the chunk's machine, which is made first if need be, and hand out what it orders.
     pub fn step(&self, slot: &SlotRef, event: Event) -> Result<(), Status> {
         let mut state = slot.state.lock();
         self.make(slot.key, &mut state)?;
@@ -276,7 +276,7 @@ impl Node {
             state.refusal = None;
         }
         for effect in effects {
-            self.post(slot, state, effect);
+            self.dispatch(slot, state, effect);
         }
         if orphan && !state.redrive_queued {
             state.redrive_queued = true;
@@ -284,21 +284,21 @@ impl Node {
         }
     }
 
-    /// To the caller it is for, or to the redrive threads if that one has left.
-    fn post(&self, slot: &SlotRef, state: &mut SlotState, effect: Effect) {
+    /// Enqueue an order for its caller, or for the redrive threads if that one has left.
+    fn dispatch(&self, slot: &SlotRef, state: &mut SlotState, effect: Effect) {
         if let Effect::Stalled { status, .. } = effect {
             state.refusal = Some(status);
         }
         let owner = match &effect {
             Effect::Reply { ticket, .. } => {
                 if let Some((mailbox, place)) = state.callers.remove(ticket) {
-                    mailbox.post(place, effect);
+                    mailbox.enqueue(place, effect);
                 }
                 return;
             }
             Effect::Serve { ticket } => {
                 if let Some((mailbox, place)) = state.callers.remove(ticket) {
-                    mailbox.post(place, effect);
+                    mailbox.enqueue(place, effect);
                 }
                 return;
             }
@@ -310,14 +310,14 @@ impl Node {
             | Effect::Stalled { owner, .. } => *owner,
         };
         match owner.and_then(|owner| state.callers.get(&owner)) {
-            Some((mailbox, place)) => mailbox.post(*place, effect),
+            Some((mailbox, place)) => mailbox.enqueue(*place, effect),
             // What is stalled is an orphan, and queued as such.
             None if matches!(effect, Effect::Stalled { .. }) => {}
-            None => self.redrive.push(Work::Carry(slot.clone(), effect)),
+            None => self.redrive.push(RedriveJob::Execute(slot.clone(), effect)),
         }
     }
 
-    /// Forgets a tombstone that is old enough; whether it did. Under the lock of the chunk's machine, so that no update
+    /// Forget a tombstone that is old enough; whether it did. Under the lock of the chunk's machine, so that no update
     /// comes in between (S1).
     pub fn forget(&self, key: ChunkKey, stamp: Stamp) -> Result<bool, Status> {
         let slot = self.table.slot(key);
@@ -330,7 +330,7 @@ impl Node {
         }
     }
 
-    /// Removes a chunk whose record cannot be read, where no other replica has it; else that is `Checksum`.
+    /// Remove a chunk whose record cannot be read, where no other replica has it; else that is `Checksum`.
     pub fn remove_unreadable(&self, key: ChunkKey) -> Result<(), Status> {
         let slot = self.table.slot(key);
         let state = slot.state.lock();
@@ -367,7 +367,7 @@ impl Node {
             writers: found.writers,
             floor: Version(0),
         });
-        // Read after the record: whoever forgot that raised the floor with it.
+        // Read after the record: forgetting it raised the floor with it.
         let stored = Stored { floor: self.engine.floor(), ..stored };
         self.table.awake(&key);
         state.review.done(stored.writers.len());
@@ -400,7 +400,7 @@ pub struct StorageServer {
 }
 
 impl StorageServer {
-    /// Opens the directory and begins to listen. Without routing and lease every request is refused.
+    /// Open the directory and begin to listen. Without routing and lease every request is refused.
     pub fn start(options: NodeOptions) -> Result<StorageServer> {
         let endpoints = Endpoints::new(options.transport, options.rdma)?;
         let engine = Engine::open(&options.directory, options.engine.clone()).map_err(opening)?;
@@ -452,7 +452,7 @@ impl StorageServer {
         self.server.tcp_address()
     }
 
-    /// Applies a snapshot or a delta of the manager's; returns the version then known.
+    /// Applie a snapshot or a delta of the manager's; return the version then known.
     pub fn set_routing(&self, update: pb::Routing) -> Result<u64> {
         self.node.set_routing(update)
     }
@@ -482,10 +482,10 @@ impl StorageServer {
         self.node.engine.oldest_access()
     }
 
-    /// Refuses everything from now on: the disk hangs. Waits for nothing.
+    /// Refuse everything from now on: the disk hangs. Waits for nothing.
     pub fn give_up_disk(&self) {
         self.node.lease.drop_now();
-        self.node.mark_bad("waiting for the disk");
+        self.node.mark_bad("an access does not return");
     }
 
     pub fn chain_states(&self) -> Vec<ChainStatus> {
@@ -502,7 +502,7 @@ impl StorageServer {
         all
     }
 
-    /// Stops serving, waits for the threads, and makes everything durable. Idempotent. Errors: it is not durable.
+    /// Stop serving, wait for the threads, and make everything durable. Idempotent. Errors: it is not durable.
     pub fn stop(&self) -> Result<()> {
         self.end();
         Ok(self.node.engine.sync()?)
@@ -518,7 +518,7 @@ impl StorageServer {
         self.node.repairs.stop();
         for thread in std::mem::take(&mut *self.threads.lock()) {
             if thread.join().is_err() {
-                log::error!("node {}: a thread has panicked", self.node.id);
+                log::error!("node {}: stop: a thread has panicked", self.node.id);
             }
         }
         self.node.peers.clear();
@@ -543,7 +543,7 @@ fn opening(error: chunk::OpenError) -> Error {
     Error::new(kind, error.to_string())
 }
 
-/// The latest moment for something that nobody waits for.
+/// The deadline of work without a waiting caller.
 pub fn within(limit: Duration) -> Instant {
     Instant::now() + limit
 }

@@ -29,7 +29,7 @@ const BUILDERS_MAX: usize = 8;
 /// A send that takes longer is given up and done again: its successor may have been replaced meanwhile.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Leave to build payloads. Given back on drop.
+/// Permission to build payloads. Returned on drop.
 struct Permit<'a> {
     peers: &'a Peers,
     following: usize,
@@ -59,7 +59,7 @@ impl Peers {
         Peers { credential, endpoints, connections_max, pools, builders, built }
     }
 
-    /// Connections to `node` for requests on which `following` further members have a say.
+    /// Connections to `node` for requests that `following` further members must answer too.
     pub fn pool(&self, routing: &Routing, node: NodeId, following: usize) -> Result<Arc<Pool>, Status> {
         let endpoint = self.endpoints.endpoint(routing, node).ok_or(Status::Disconnected)?;
         let mut pools = self.pools.lock();
@@ -92,7 +92,7 @@ impl Peers {
 }
 
 /// A `Forward` or a `Push` to carry out.
-pub struct Send {
+pub struct SendRequest {
     pub slot: SlotRef,
     pub effect: Effect,
     /// The payload that the pending version was made from, if the caller still has it.
@@ -100,12 +100,12 @@ pub struct Send {
 }
 
 struct Addressed {
-    send: Send,
+    send: SendRequest,
     attempt: u64,
     to: Successor,
 }
 
-impl Send {
+impl SendRequest {
     /// Its payload is read from the disk.
     fn must_be_built(&self) -> bool {
         match &self.effect {
@@ -118,7 +118,7 @@ impl Send {
 }
 
 /// One operation ready to go.
-struct Parcel {
+struct OutgoingUpdate {
     slot: SlotRef,
     attempt: u64,
     op: UpdateOp,
@@ -126,22 +126,22 @@ struct Parcel {
 }
 
 /// Operations that go to one node together.
-struct Batch {
+struct SendBatch {
     to: NodeId,
     following: usize,
-    parcels: Vec<Parcel>,
+    updates: Vec<OutgoingUpdate>,
 }
 
-impl Batch {
+impl SendBatch {
     fn has_room(&self, bytes: usize) -> bool {
-        let held: usize = self.parcels.iter().map(|parcel| parcel.payload.len()).sum();
-        self.parcels.len() < BATCH_OPS_MAX && held + bytes <= SEND_BYTES_MAX
+        let held: usize = self.updates.iter().map(|outgoing| outgoing.payload.len()).sum();
+        self.updates.len() < BATCH_OPS_MAX && held + bytes <= SEND_BYTES_MAX
     }
 }
 
 impl Node {
-    /// Sends all of them, each with others to the same node, and reports every answer to its machine.
-    pub fn send(&self, sends: Vec<Send>, deadline: Instant) {
+    /// Send all of them, each with others to the same node, and report every answer to its machine.
+    pub fn send(&self, sends: Vec<SendRequest>, deadline: Instant) {
         let routing = self.routing();
         let deadline = deadline.min(Instant::now() + SEND_TIMEOUT);
         let mut by_following: BTreeMap<(usize, bool), Vec<Addressed>> = BTreeMap::new();
@@ -172,14 +172,14 @@ impl Node {
         }
     }
 
-    /// Sends with the same number of members that follow, a bounded number of bytes at a time.
+    /// Send with the same number of members that follow, a bounded number of bytes at a time.
     fn send_group(&self, routing: &Routing, following: usize, sends: Vec<Addressed>, deadline: Instant) {
-        let mut batches: Vec<Batch> = Vec::new();
+        let mut batches: Vec<SendBatch> = Vec::new();
         for Addressed { send, attempt, to } in sends {
             let slot = send.slot.clone();
-            match self.parcel(send, attempt) {
-                Ok(parcel) => {
-                    if !put(&mut batches, to.node, following, parcel) {
+            match self.outgoing(send, attempt) {
+                Ok(outgoing) => {
+                    if !put(&mut batches, to.node, following, outgoing) {
                         self.send_batches(routing, std::mem::take(&mut batches), deadline);
                     }
                 }
@@ -189,8 +189,8 @@ impl Node {
         self.send_batches(routing, batches, deadline);
     }
 
-    fn parcel(&self, send: Send, attempt: u64) -> Result<Parcel, Status> {
-        let Send { slot, effect, payload } = send;
+    fn outgoing(&self, send: SendRequest, attempt: u64) -> Result<OutgoingUpdate, Status> {
+        let SendRequest { slot, effect, payload } = send;
         let key = slot.key;
         let (op, payload) = match effect {
             Effect::Forward { chain_version, update, fresh, content: Content::Update, .. } => {
@@ -216,7 +216,7 @@ impl Node {
             }
             other => unreachable!("not for a successor: {other:?}"),
         };
-        Ok(Parcel { slot, attempt, op, payload })
+        Ok(OutgoingUpdate { slot, attempt, op, payload })
     }
 
     fn read_pending(&self, key: ChunkKey, offset: u32, length: u32) -> Result<Placement, Status> {
@@ -273,18 +273,18 @@ impl Node {
         Ok((operation(key, chain_version, op, tag, stamp), buffer))
     }
 
-    fn send_batches(&self, routing: &Routing, batches: Vec<Batch>, deadline: Instant) {
+    fn send_batches(&self, routing: &Routing, batches: Vec<SendBatch>, deadline: Instant) {
         let mut pools: Vec<Option<Arc<Pool>>> = Vec::new();
         for batch in &batches {
             pools.push(self.peers.pool(routing, batch.to, batch.following).ok());
         }
-        let mut under_way: Vec<(&Batch, Pooled<'_>)> = Vec::new();
+        let mut under_way: Vec<(&SendBatch, Pooled<'_>)> = Vec::new();
         for (batch, pool) in batches.iter().zip(&pools) {
             let Some(pool) = pool else {
                 self.answer(batch, Err(Status::Disconnected));
                 continue;
             };
-            // Whoever holds a connection does not wait for another one (S3).
+            // A thread that holds a connection does not wait for another one (S3).
             let got = match under_way.is_empty() {
                 true => pool.get(deadline),
                 false => match pool.try_get(deadline) {
@@ -311,16 +311,16 @@ impl Node {
         }
     }
 
-    fn receive(&self, batch: &Batch, mut connection: Pooled<'_>, deadline: Instant) {
-        let mut results = Vec::with_capacity(batch.parcels.len());
+    fn receive(&self, batch: &SendBatch, mut connection: Pooled<'_>, deadline: Instant) {
+        let mut results = Vec::with_capacity(batch.updates.len());
         let received = connection.receive_updates(deadline, &mut results);
-        // The connection is free for others before the machines go on.
+        // The connection is free for others before the machines are stepped.
         drop(connection);
         self.answer(batch, received.map(|()| results));
     }
 
-    fn answer(&self, batch: &Batch, results: Result<Vec<UpdateResult>, Status>) {
-        for (place, parcel) in batch.parcels.iter().enumerate() {
+    fn answer(&self, batch: &SendBatch, results: Result<Vec<UpdateResult>, Status>) {
+        for (place, outgoing) in batch.updates.iter().enumerate() {
             let result = match &results {
                 Ok(results) => match results[place].status {
                     Status::Ok => Ok(()),
@@ -333,27 +333,27 @@ impl Node {
             if result.is_err() {
                 add(&self.counters.forwards_failed, 1);
             }
-            self.report(&parcel.slot, Event::Answered { attempt: parcel.attempt, result });
+            self.report(&outgoing.slot, Event::Answered { attempt: outgoing.attempt, result });
         }
     }
 }
 
-impl Batch {
+impl SendBatch {
     fn contents(&self) -> (Vec<UpdateOp>, Vec<Placement>) {
-        self.parcels.iter().map(|parcel| (parcel.op, parcel.payload.clone())).unzip()
+        self.updates.iter().map(|outgoing| (outgoing.op, outgoing.payload.clone())).unzip()
     }
 }
 
-/// Adds a parcel to the batch of its node; false when it is time to send what there is.
-fn put(batches: &mut Vec<Batch>, to: NodeId, following: usize, parcel: Parcel) -> bool {
-    let bytes = parcel.payload.len();
-    let same = |batch: &&mut Batch| batch.to == to && batch.following == following;
+/// Add a outgoing to the batch of its node; false when it is time to send what there is.
+fn put(batches: &mut Vec<SendBatch>, to: NodeId, following: usize, outgoing: OutgoingUpdate) -> bool {
+    let bytes = outgoing.payload.len();
+    let same = |batch: &&mut SendBatch| batch.to == to && batch.following == following;
     match batches.iter_mut().rev().find(same) {
-        Some(batch) if batch.has_room(bytes) => batch.parcels.push(parcel),
-        _ => batches.push(Batch { to, following, parcels: vec![parcel] }),
+        Some(batch) if batch.has_room(bytes) => batch.updates.push(outgoing),
+        _ => batches.push(SendBatch { to, following, updates: vec![outgoing] }),
     }
     let held: usize =
-        batches.iter().flat_map(|batch| &batch.parcels).map(|parcel| parcel.payload.len()).sum();
+        batches.iter().flat_map(|batch| &batch.updates).map(|outgoing| outgoing.payload.len()).sum();
     held < SEND_BYTES_MAX
 }
 

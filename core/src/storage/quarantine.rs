@@ -1,7 +1,7 @@
 //! Setting a chunk aside that a returning replica holds in a state which its chain never had.
 //!
 //! Its bytes may be the only copy of something that was acknowledged and never synced, so they are kept in a file until
-//! somebody has looked at them, or some days have passed; the chunk itself then comes from the predecessor.
+//! an operator has looked at them, or some days have passed; the chunk itself then comes from the predecessor.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -19,7 +19,7 @@ use crate::types::{ChainId, ChainVersion, ChunkId, ChunkKey, Stamp, Status};
 const STEP: u32 = 16 << 10;
 
 impl StorageServer {
-    /// Puts the bytes of a chunk into a file of `folder` and forgets the chunk; whether it did: a chunk that is not in
+    /// Put the bytes of a chunk into a file of `folder` and forget the chunk; whether it did: a chunk that is not in
     /// the state `stamp` any more stays. No stamp: the predecessor cannot read its record; if nothing is committed here
     /// either, the chunk becomes unreadable. A tombstone has no bytes. Pages that cannot be read are zeros in the file.
     /// Errors: `StaleRouting` if this replica is not SYNCING under that chain version, `Busy` while an update is under
@@ -94,7 +94,9 @@ impl Node {
             let into = page.slice(0..STEP.min(length - offset) as usize);
             match self.engine.read(key, offset, &mut &into) {
                 Ok(_) => file.write_all_at(&into.to_vec(), u64::from(offset))?,
-                Err(status) => log::error!("{key:?}: its page at {offset} is not set aside: {status}"),
+                Err(status) => log::error!(
+                    "{key:?}: quarantine: page at {offset} cannot be read: {status}; zeros in its place"
+                ),
             }
         }
         Ok(())

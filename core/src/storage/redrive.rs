@@ -1,4 +1,4 @@
-//! What no caller carries out: pending versions whose caller has left, or that a restart found on disk.
+//! Work that no caller executes: pending versions whose caller has left, or that a restart found on disk.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use crate::lock::{Condvar, Mutex};
 
 use super::counters::count;
 use super::node::{Node, within};
-use super::peers::Send;
+use super::peers::SendRequest;
 use super::table::SlotRef;
 use crate::craq::{Effect, Event};
 use crate::types::{ChunkKey, Status};
@@ -22,11 +22,11 @@ const TAKE_MAX: usize = 32;
 
 /// One thing to do.
 #[derive(Debug)]
-pub enum Work {
+pub enum RedriveJob {
     /// A pending version is on disk and has no machine.
     Wake(ChunkKey),
     Retry(SlotRef),
-    Carry(SlotRef, Effect),
+    Execute(SlotRef, Effect),
 }
 
 /// The queue of the redrive threads. It holds at most a few entries for each chunk that has a machine.
@@ -38,13 +38,13 @@ pub struct Redrive {
 
 #[derive(Debug, Default)]
 struct Queue {
-    ready: VecDeque<Work>,
+    ready: VecDeque<RedriveJob>,
     later: VecDeque<(Instant, SlotRef)>,
     stopped: bool,
 }
 
 impl Redrive {
-    pub fn push(&self, work: Work) {
+    pub fn push(&self, work: RedriveJob) {
         let mut queue = self.queue.lock();
         if !queue.stopped {
             queue.ready.push_back(work);
@@ -61,7 +61,7 @@ impl Redrive {
     }
 
     /// Some work, waiting for it; `None` when it is time to end.
-    fn take(&self) -> Option<Vec<Work>> {
+    fn take(&self) -> Option<Vec<RedriveJob>> {
         let mut queue = self.queue.lock();
         loop {
             if queue.stopped {
@@ -70,7 +70,7 @@ impl Redrive {
             let now = Instant::now();
             while queue.later.front().is_some_and(|(at, _)| *at <= now) {
                 let (_, slot) = queue.later.pop_front().expect("looked at it");
-                queue.ready.push_back(Work::Retry(slot));
+                queue.ready.push_back(RedriveJob::Retry(slot));
             }
             if !queue.ready.is_empty() {
                 let count = queue.ready.len().min(TAKE_MAX);
@@ -101,32 +101,32 @@ pub fn run(node: &Arc<Node>) {
         let mut sends = Vec::new();
         for work in work {
             match work {
-                Work::Wake(key) => {
+                RedriveJob::Wake(key) => {
                     let slot = node.table.slot(key);
                     count(&node.counters.redriven);
                     node.report(&slot, Event::Retry);
                 }
-                Work::Retry(slot) => {
+                RedriveJob::Retry(slot) => {
                     slot.state.lock().redrive_queued = false;
                     count(&node.counters.redriven);
                     node.report(&slot, Event::Retry);
                 }
-                Work::Carry(slot, effect @ (Effect::Commit { .. } | Effect::Drop { .. })) => {
+                RedriveJob::Execute(slot, effect @ (Effect::Commit { .. } | Effect::Drop { .. })) => {
                     node.settle(&slot, &effect);
                 }
-                Work::Carry(slot, effect @ Effect::Forward { .. }) => {
-                    sends.push(Send { slot, effect, payload: None });
+                RedriveJob::Execute(slot, effect @ Effect::Forward { .. }) => {
+                    sends.push(SendRequest { slot, effect, payload: None });
                 }
-                Work::Carry(slot, Effect::Push { attempt, .. }) => {
+                RedriveJob::Execute(slot, Effect::Push { attempt, .. }) => {
                     // Its caller has left before it was sent.
                     let result = Err(Status::Timeout);
                     node.report(&slot, Event::Answered { attempt, result });
                 }
-                Work::Carry(slot, Effect::Stage { .. }) => {
+                RedriveJob::Execute(slot, Effect::Stage { .. }) => {
                     let result = Err(Status::Timeout);
                     node.report(&slot, Event::Staged { result });
                 }
-                Work::Carry(..) => {}
+                RedriveJob::Execute(..) => {}
             }
         }
         if !sends.is_empty() {

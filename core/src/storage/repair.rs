@@ -62,8 +62,10 @@ impl Repairs {
 pub fn run(node: &Arc<Node>) {
     while let Some(key) = node.repairs.take() {
         match node.repair(key) {
-            Ok(()) => log::warn!("node {}: {key:?} was damaged and has been repaired", node.id),
-            Err(status) => log::error!("node {}: {key:?} is damaged, and not repaired: {status}", node.id),
+            Ok(()) => log::warn!("node {}: {key:?} was damaged; repaired from another replica", node.id),
+            Err(status) => {
+                log::error!("node {}: repairing damaged {key:?} failed: {status}; reads of it fail", node.id)
+            }
         }
     }
 }
@@ -79,7 +81,7 @@ impl Node {
         chain.serving().map(|member| member.node).filter(move |node| *node != own)
     }
 
-    /// Puts the content of another replica in the place of a damaged one, at the same stamp.
+    /// Put the content of another replica in the place of a damaged one, at the same stamp.
     pub fn repair(&self, key: ChunkKey) -> Result<(), Status> {
         let result = self.try_repair(key);
         count(if result.is_ok() { &self.counters.repairs } else { &self.counters.repairs_failed });

@@ -283,7 +283,7 @@ impl Node {
         })
     }
 
-    /// Makes the chains durable here and, for a client, on all other members, at the same time.
+    /// Make the chains durable here and, for a client, on all other members, at the same time.
     fn sync_chains(
         &self,
         sender: Sender<'_>,
@@ -329,7 +329,7 @@ impl Node {
         statuses
     }
 
-    /// Errors: `NotServing`; whoever asked asks the chain again when it has gone on without this node.
+    /// Errors: `NotServing`; the caller asks the chain again when it has continued without this node.
     pub(super) fn make_durable(&self) -> Result<(), Status> {
         self.engine.sync().map_err(|_| {
             self.mark_bad("a sync");

@@ -1,4 +1,4 @@
-//! The machines of the chunks for which something is going on.
+//! The machines of the chunks with work in progress.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -13,35 +13,35 @@ use crate::types::{ChainId, ChunkKey, Stamp, Status, WRITERS_MAX};
 
 const SHARDS: usize = 64;
 
-/// Where a caller's thread receives what the machines order for it: the place of the operation in its batch,
-/// and the order.
+/// Orders of the machines for one caller's thread: the place of the operation in its batch, and the order. Often the
+/// thread that enqueues an order is the caller itself.
 #[derive(Debug, Default)]
 pub struct Mailbox {
-    mail: Mutex<VecDeque<(usize, Effect)>>,
+    orders: Mutex<VecDeque<(usize, Effect)>>,
     arrived: Condvar,
 }
 
 impl Mailbox {
-    pub fn post(&self, place: usize, effect: Effect) {
-        self.mail.lock().push_back((place, effect));
+    pub fn enqueue(&self, place: usize, effect: Effect) {
+        self.orders.lock().push_back((place, effect));
         self.arrived.notify_one();
     }
 
     pub fn take_all(&self) -> VecDeque<(usize, Effect)> {
-        std::mem::take(&mut self.mail.lock())
+        std::mem::take(&mut self.orders.lock())
     }
 
     /// What has arrived, waiting for something until `deadline`.
     pub fn wait(&self, deadline: Instant) -> VecDeque<(usize, Effect)> {
-        let mut mail = self.mail.lock();
-        while mail.is_empty() && !self.arrived.wait_until(&mut mail, deadline).timed_out() {}
-        std::mem::take(&mut mail)
+        let mut orders = self.orders.lock();
+        while orders.is_empty() && !self.arrived.wait_until(&mut orders, deadline).timed_out() {}
+        std::mem::take(&mut orders)
     }
 }
 
 /// One chunk.
 #[derive(Debug)]
-pub struct Slot {
+pub struct ChunkSlot {
     pub key: ChunkKey,
     pub state: Mutex<SlotState>,
 }
@@ -88,15 +88,15 @@ impl SlotState {
 }
 
 #[derive(Debug)]
-struct Entry {
-    slot: Arc<Slot>,
+struct TableEntry {
+    slot: Arc<ChunkSlot>,
     /// References given out, counted under the lock of the shard.
     users: usize,
 }
 
 #[derive(Debug)]
 pub struct Table {
-    shards: Vec<Mutex<HashMap<ChunkKey, Entry>>>,
+    shards: Vec<Mutex<HashMap<ChunkKey, TableEntry>>>,
     hasher: RandomState,
     /// Chunks without a machine whose pending version is on disk: found at the start, or left there when the
     /// replica was taken out of its chain.
@@ -110,18 +110,18 @@ impl Table {
         Arc::new(Table { shards, hasher: RandomState::new(), dormant })
     }
 
-    fn shard(&self, key: &ChunkKey) -> &Mutex<HashMap<ChunkKey, Entry>> {
+    fn shard(&self, key: &ChunkKey) -> &Mutex<HashMap<ChunkKey, TableEntry>> {
         &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
     }
 
     /// The slot of a chunk; it exists at least as long as the reference.
     pub fn slot(self: &Arc<Table>, key: ChunkKey) -> SlotRef {
         let mut shard = self.shard(&key).lock();
-        let new = || Entry { slot: Arc::new(Slot { key, state: Mutex::default() }), users: 0 };
+        let new = || TableEntry { slot: Arc::new(ChunkSlot { key, state: Mutex::default() }), users: 0 };
         self.refer(shard.entry(key).or_insert_with(new))
     }
 
-    fn refer(self: &Arc<Table>, entry: &mut Entry) -> SlotRef {
+    fn refer(self: &Arc<Table>, entry: &mut TableEntry) -> SlotRef {
         entry.users += 1;
         SlotRef { table: self.clone(), slot: entry.slot.clone() }
     }
@@ -139,7 +139,7 @@ impl Table {
 
     /// All slots that exist now.
     pub fn all(self: &Arc<Table>) -> Vec<SlotRef> {
-        let of_shard = |shard: &Mutex<HashMap<ChunkKey, Entry>>| {
+        let of_shard = |shard: &Mutex<HashMap<ChunkKey, TableEntry>>| {
             shard.lock().values_mut().map(|entry| self.refer(entry)).collect::<Vec<_>>()
         };
         self.shards.iter().flat_map(of_shard).collect()
@@ -158,7 +158,7 @@ impl Table {
         self.dormant.lock().remove(key);
     }
 
-    fn release(&self, slot: &Arc<Slot>) {
+    fn release(&self, slot: &Arc<ChunkSlot>) {
         let mut shard = self.shard(&slot.key).lock();
         let entry = shard.get_mut(&slot.key).expect("an entry exists while it is referred to");
         entry.users -= 1;
@@ -179,7 +179,7 @@ impl Table {
 #[derive(Debug)]
 pub struct SlotRef {
     table: Arc<Table>,
-    slot: Arc<Slot>,
+    slot: Arc<ChunkSlot>,
 }
 
 impl Clone for SlotRef {
@@ -189,9 +189,9 @@ impl Clone for SlotRef {
 }
 
 impl Deref for SlotRef {
-    type Target = Slot;
+    type Target = ChunkSlot;
 
-    fn deref(&self) -> &Slot {
+    fn deref(&self) -> &ChunkSlot {
         &self.slot
     }
 }

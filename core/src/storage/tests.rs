@@ -164,7 +164,7 @@ fn a_disk_that_cannot_be_written_takes_its_replicas_out() {
     assert_eq!(alone.write(1).status, Status::Ok);
     assert!(!alone.server.targets()[0].bad);
     alone.server.node.engine.fail_next("write", 1, Errno::IO);
-    // Not an error that reaches a program: another replica takes over when the manager has heard of it.
+    // Not an error that reaches a program: another replica takes over when mgmtd knows of it.
     assert_eq!(alone.write(2).status, Status::NotServing);
     assert!(alone.server.targets()[0].bad);
     assert_eq!(alone.read(), Err(Status::NotServing));
@@ -176,7 +176,7 @@ fn a_disk_that_cannot_be_synced_takes_its_replicas_out() {
     let alone = Alone::start();
     assert_eq!(alone.write(1).status, Status::Ok);
     alone.server.node.engine.fail_next("sync", 1, Errno::IO);
-    // The others go on without this one, so the caller asks again.
+    // The others continue without this one, so the caller asks again.
     assert_eq!(alone.sync(), Status::NotServing);
     assert!(alone.server.targets()[0].bad);
 }
@@ -211,7 +211,7 @@ fn an_index_that_cannot_be_written_takes_the_replicas_out() {
         let alone = Alone::start();
         assert_eq!(alone.write(1).status, Status::Ok);
         alone.server.node.engine.fail_next("index", 1, errno);
-        // Whether the index took it is not known; no program hears of that, not as ENOSPC either.
+        // Whether the index took it is not known; no program sees that, not as ENOSPC either.
         assert_eq!(alone.write(2).status, Status::NotServing, "{errno:?}");
         assert!(alone.server.targets()[0].bad);
         assert_eq!(alone.read(), Err(Status::NotServing));
@@ -328,7 +328,7 @@ fn a_living_chunk_is_written_on_after_a_higher_tombstone_of_another_was_forgotte
     assert_eq!(alone.server.node.engine.floor(), Version(6));
     assert_eq!(alone.write(2).version, Version(2));
     assert_eq!(alone.read().unwrap(), vec![2; 5000]);
-    assert_eq!(alone.write_to(1, 9).version, Version(7), "what begins anew begins above it");
+    assert_eq!(alone.write_to(1, 9).version, Version(7), "a new chunk begins above it");
     assert_eq!(alone.counters()["machines"], 0);
 }
 
@@ -336,14 +336,14 @@ fn a_living_chunk_is_written_on_after_a_higher_tombstone_of_another_was_forgotte
 fn an_update_that_waits_for_a_successor_says_so() {
     let alone = Alone::start();
     assert_eq!(alone.write(1).status, Status::Ok);
-    assert!(alone.server.held_up(Duration::ZERO).is_empty());
+    assert!(alone.server.slow_ops(Duration::ZERO).is_empty());
     alone.set_chain(2, &[1, 2]);
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| alone.write_under(2, 2));
         let deadline = soon();
         let line = loop {
             assert!(Instant::now() < deadline, "it says so some time");
-            match &alone.server.held_up(Duration::ZERO)[..] {
+            match &alone.server.slow_ops(Duration::ZERO)[..] {
                 [line] if line.contains("refused last") => break line.clone(),
                 _ => std::thread::yield_now(),
             }
@@ -351,9 +351,9 @@ fn an_update_that_waits_for_a_successor_says_so() {
         assert!(line.starts_with("chunk 0 of content 1 on chain 7, for "), "{line}");
         assert!(line.contains(": version 2.2 (request 2 of client 1) "), "{line}");
         assert!(line.ends_with("; 1 requests wait, refused last: the connection was lost"), "{line}");
-        assert!(alone.server.held_up(Duration::from_secs(600)).is_empty());
+        assert!(alone.server.slow_ops(Duration::from_secs(600)).is_empty());
         alone.set_chain(3, &[1]);
         assert_eq!(writer.join().unwrap().status, Status::Ok);
     });
-    assert!(alone.server.held_up(Duration::ZERO).is_empty());
+    assert!(alone.server.slow_ops(Duration::ZERO).is_empty());
 }

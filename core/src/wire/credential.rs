@@ -1,4 +1,4 @@
-//! Who may connect: the cluster secret, tokens derived from it, and the proofs of the handshake.
+//! Authentication: the cluster secret, tokens derived from it, and the proofs of the handshake.
 //!
 //! docs/protocol.md, "Credentials" and "Handshake", is the definition. The key of a token never travels.
 
@@ -16,7 +16,7 @@ pub const CLAIMS_BYTES_MAX: usize = 1024;
 /// What the handshake is for; part of every proof, so that one cannot be replayed as the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
+pub enum ChannelKind {
     Lane = 1,
     Data = 2,
 }
@@ -77,10 +77,10 @@ impl Secret {
         Credential { claims, key }
     }
 
-    /// Checks a client's proof and its claims' expiry; returns the claims and the key for the server's proof.
+    /// Check a client's proof and its claims' expiry; return the claims and the key for the server's proof.
     pub fn verify(
         &self,
-        kind: Kind,
+        kind: ChannelKind,
         nonces: &Nonces,
         claims: &[u8],
         proof: &[u8; 32],
@@ -88,7 +88,7 @@ impl Secret {
     ) -> Result<(Claims, Key), Refusal> {
         let key = self.key_of(claims);
         verify(&key, &["client".as_bytes(), &[kind as u8], &nonces.server, &nonces.client], proof)?;
-        // Decoded only after the proof: a stranger's bytes reach no parser.
+        // Decoded only after the proof: unauthenticated bytes reach no parser.
         let claims = Claims::decode(claims).map_err(|_| Refusal::Malformed)?;
         Role::try_from(claims.role).map_err(|_| Refusal::Malformed)?;
         if claims.expires_unix_s != 0 && claims.expires_unix_s <= now_unix_s {
@@ -125,18 +125,18 @@ impl Credential {
         &self.claims
     }
 
-    pub fn client_proof(&self, kind: Kind, nonces: &Nonces) -> [u8; 32] {
+    pub fn client_proof(&self, kind: ChannelKind, nonces: &Nonces) -> [u8; 32] {
         sign(&self.key, &["client".as_bytes(), &[kind as u8], &nonces.server, &nonces.client])
     }
 
     /// Whether the server holds the cluster secret.
-    pub fn check_server(&self, kind: Kind, nonces: &Nonces, proof: &[u8; 32]) -> Result<(), Refusal> {
+    pub fn check_server(&self, kind: ChannelKind, nonces: &Nonces, proof: &[u8; 32]) -> Result<(), Refusal> {
         verify(&self.key, &["server".as_bytes(), &[kind as u8], &nonces.server, &nonces.client], proof)
     }
 }
 
 /// What a server answers a client that it believes.
-pub fn server_proof(key: &Key, kind: Kind, nonces: &Nonces) -> [u8; 32] {
+pub fn server_proof(key: &Key, kind: ChannelKind, nonces: &Nonces) -> [u8; 32] {
     sign(key, &["server".as_bytes(), &[kind as u8], &nonces.server, &nonces.client])
 }
 
@@ -176,42 +176,47 @@ mod tests {
     fn a_minted_token_is_believed_and_shows_its_claims() {
         let secret = Secret::new([7; 32]);
         let token = secret.mint(&claims(0));
-        let proof = token.client_proof(Kind::Data, &NONCES);
-        let (seen, key) = secret.verify(Kind::Data, &NONCES, token.claims(), &proof, 1 << 40).unwrap();
+        let proof = token.client_proof(ChannelKind::Data, &NONCES);
+        let (seen, key) = secret.verify(ChannelKind::Data, &NONCES, token.claims(), &proof, 1 << 40).unwrap();
         assert_eq!(seen, claims(0));
-        token.check_server(Kind::Data, &NONCES, &server_proof(&key, Kind::Data, &NONCES)).unwrap();
+        token
+            .check_server(ChannelKind::Data, &NONCES, &server_proof(&key, ChannelKind::Data, &NONCES))
+            .unwrap();
     }
 
     #[test]
     fn another_secret_another_kind_and_other_claims_are_refused() {
         let secret = Secret::new([7; 32]);
         let token = secret.mint(&claims(0));
-        let proof = token.client_proof(Kind::Data, &NONCES);
+        let proof = token.client_proof(ChannelKind::Data, &NONCES);
         let now = 0;
         let other = Secret::new([8; 32]);
         assert_eq!(
-            other.verify(Kind::Data, &NONCES, token.claims(), &proof, now).unwrap_err(),
+            other.verify(ChannelKind::Data, &NONCES, token.claims(), &proof, now).unwrap_err(),
             Refusal::WrongKey
         );
         assert_eq!(
-            secret.verify(Kind::Lane, &NONCES, token.claims(), &proof, now).unwrap_err(),
+            secret.verify(ChannelKind::Lane, &NONCES, token.claims(), &proof, now).unwrap_err(),
             Refusal::WrongKey
         );
         let mut admin = claims(0);
         admin.role = Role::Admin as i32;
         let forged = admin.encode_to_vec();
-        assert_eq!(secret.verify(Kind::Data, &NONCES, &forged, &proof, now).unwrap_err(), Refusal::WrongKey);
+        assert_eq!(
+            secret.verify(ChannelKind::Data, &NONCES, &forged, &proof, now).unwrap_err(),
+            Refusal::WrongKey
+        );
         let replayed = Nonces { server: [9; 32], ..NONCES };
-        assert!(secret.verify(Kind::Data, &replayed, token.claims(), &proof, now).is_err());
+        assert!(secret.verify(ChannelKind::Data, &replayed, token.claims(), &proof, now).is_err());
     }
 
     #[test]
     fn an_expired_token_is_refused_at_its_second() {
         let secret = Secret::new([7; 32]);
         let token = secret.mint(&claims(100));
-        let proof = token.client_proof(Kind::Data, &NONCES);
-        assert!(secret.verify(Kind::Data, &NONCES, token.claims(), &proof, 99).is_ok());
-        let refusal = secret.verify(Kind::Data, &NONCES, token.claims(), &proof, 100).unwrap_err();
+        let proof = token.client_proof(ChannelKind::Data, &NONCES);
+        assert!(secret.verify(ChannelKind::Data, &NONCES, token.claims(), &proof, 99).is_ok());
+        let refusal = secret.verify(ChannelKind::Data, &NONCES, token.claims(), &proof, 100).unwrap_err();
         assert_eq!(refusal, Refusal::Expired);
     }
 
@@ -219,8 +224,8 @@ mod tests {
     fn a_server_without_the_secret_is_noticed() {
         let token = Secret::new([7; 32]).mint(&claims(0));
         let squatter = Secret::new([8; 32]).key_of(token.claims());
-        let proof = server_proof(&squatter, Kind::Data, &NONCES);
-        assert_eq!(token.check_server(Kind::Data, &NONCES, &proof), Err(Refusal::WrongKey));
+        let proof = server_proof(&squatter, ChannelKind::Data, &NONCES);
+        assert_eq!(token.check_server(ChannelKind::Data, &NONCES, &proof), Err(Refusal::WrongKey));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Frames of the data plane: a header, a table of operations or results, then the payload of those that have
-//! one and whose bytes do not lie in a registered region.
+//! one and whose bytes are not in a registered region.
 //!
 //! Decoding never panics and allocates nothing but the table, whose size the header bounds. What does not decode
 //! is a [`Malformed`] frame: its connection closes.
@@ -24,7 +24,7 @@ pub const PAYLOAD_BYTES_MAX: usize = BATCH_BYTES_MAX + WRITERS_MAX * WriterRecor
 /// Regions that one connection may have registered at once: a program has one pool and a few rings.
 pub const REGIONS_MAX: usize = 32;
 /// In place of a region's slot: the bytes follow the frame.
-const FOLLOWS: u16 = 0xffff;
+const INLINE: u16 = 0xffff;
 /// Set in the kind of a reply.
 pub(super) const REPLY: u8 = 0x80;
 const HAS_CRC: u32 = 1;
@@ -40,14 +40,14 @@ pub struct Malformed(pub &'static str);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
+pub enum FrameKind {
     Read = 1,
     Update = 2,
     Sync = 3,
     Ping = 4,
     /// Gives a region a slot number. Over a Unix socket one file descriptor travels with it; there is no reply.
     Register = 5,
-    /// The ports over which a client could go on by RDMA; answered with the server's end of a queue pair.
+    /// The ports over which a client could use RDMA; answered with the server's end of a queue pair.
     Offer = 6,
     /// The client's end of the queue pair. After the answer frames travel over it.
     Connect = 7,
@@ -55,17 +55,17 @@ pub enum Kind {
     Transmit = 8,
 }
 
-impl Kind {
-    fn from_wire(number: u8) -> Result<Kind, Malformed> {
+impl FrameKind {
+    fn from_wire(number: u8) -> Result<FrameKind, Malformed> {
         Ok(match number {
-            1 => Kind::Read,
-            2 => Kind::Update,
-            3 => Kind::Sync,
-            4 => Kind::Ping,
-            5 => Kind::Register,
-            6 => Kind::Offer,
-            7 => Kind::Connect,
-            8 => Kind::Transmit,
+            1 => FrameKind::Read,
+            2 => FrameKind::Update,
+            3 => FrameKind::Sync,
+            4 => FrameKind::Ping,
+            5 => FrameKind::Register,
+            6 => FrameKind::Offer,
+            7 => FrameKind::Connect,
+            8 => FrameKind::Transmit,
             _ => return Err(Malformed("unknown kind")),
         })
     }
@@ -73,17 +73,17 @@ impl Kind {
     /// Bytes of one entry of such a frame's table.
     pub fn entry_bytes(self, reply: bool) -> usize {
         match (self, reply) {
-            (Kind::Read, false) => size_of::<RawRead>(),
-            (Kind::Read, true) => size_of::<RawReadResult>(),
-            (Kind::Update, false) => size_of::<RawUpdate>(),
-            (Kind::Update, true) => size_of::<RawUpdateResult>(),
-            (Kind::Sync, false) => size_of::<RawSync>(),
-            (Kind::Sync, true) => size_of::<RawSyncResult>(),
-            (Kind::Register, false) => size_of::<RawRegister>(),
-            (Kind::Offer, false) => size_of::<RawOffer>(),
-            (Kind::Offer, true) | (Kind::Connect, false) => size_of::<RawEnd>(),
-            (Kind::Connect, true) => size_of::<RawConnected>(),
-            (Kind::Ping | Kind::Transmit, _) | (Kind::Register, true) => 0,
+            (FrameKind::Read, false) => size_of::<RawRead>(),
+            (FrameKind::Read, true) => size_of::<RawReadResult>(),
+            (FrameKind::Update, false) => size_of::<RawUpdate>(),
+            (FrameKind::Update, true) => size_of::<RawUpdateResult>(),
+            (FrameKind::Sync, false) => size_of::<RawSync>(),
+            (FrameKind::Sync, true) => size_of::<RawSyncResult>(),
+            (FrameKind::Register, false) => size_of::<RawRegister>(),
+            (FrameKind::Offer, false) => size_of::<RawOffer>(),
+            (FrameKind::Offer, true) | (FrameKind::Connect, false) => size_of::<RawEnd>(),
+            (FrameKind::Connect, true) => size_of::<RawConnected>(),
+            (FrameKind::Ping | FrameKind::Transmit, _) | (FrameKind::Register, true) => 0,
         }
     }
 }
@@ -91,7 +91,7 @@ impl Kind {
 /// What a header says, within all limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    pub kind: Kind,
+    pub kind: FrameKind,
     pub reply: bool,
     pub count: u16,
     pub payload_bytes: u32,
@@ -101,11 +101,11 @@ pub struct Header {
     table_crc: u32,
 }
 
-/// Where the bytes of one operation are.
+/// The location of the bytes of one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Home {
+pub enum PayloadLocation {
     /// After the frame (of the reply, for a read), in the order of the operations.
-    Follows,
+    Inline,
     /// In the region registered under `slot`.
     Region { slot: u16, offset: u64 },
 }
@@ -215,7 +215,7 @@ pub(super) struct RawRegister {
 }
 
 impl Header {
-    /// Checks everything that a header alone can tell, before anything is allocated or received for it.
+    /// Check everything that a header alone shows, before anything is allocated or received for it.
     pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Header, Malformed> {
         let raw = RawHeader::ref_from_bytes(bytes).expect("the sizes are equal and alignment is one");
         if raw.magic != MAGIC {
@@ -228,7 +228,7 @@ impl Header {
             return Err(Malformed("header checksum"));
         }
         let header = Header {
-            kind: Kind::from_wire(raw.kind & !REPLY)?,
+            kind: FrameKind::from_wire(raw.kind & !REPLY)?,
             reply: raw.kind & REPLY != 0,
             count: raw.count.get(),
             payload_bytes: raw.payload_bytes.get(),
@@ -244,16 +244,17 @@ impl Header {
     fn check(&self) -> Result<(), Malformed> {
         let count = self.count as usize;
         let count_allowed = match (self.kind, self.reply) {
-            (Kind::Register, true) => false,
-            (Kind::Register, false) | (Kind::Connect, _) | (Kind::Offer, true) => count == 1,
-            (Kind::Offer, false) => (1..=PORTS_MAX).contains(&count),
-            (Kind::Ping | Kind::Transmit, _) => count == 0,
+            (FrameKind::Register, true) => false,
+            (FrameKind::Register, false) | (FrameKind::Connect, _) | (FrameKind::Offer, true) => count == 1,
+            (FrameKind::Offer, false) => (1..=PORTS_MAX).contains(&count),
+            (FrameKind::Ping | FrameKind::Transmit, _) => count == 0,
             _ => (1..=BATCH_OPS_MAX).contains(&count),
         };
         if !count_allowed {
             return Err(Malformed("count of operations"));
         }
-        let may_have_payload = matches!((self.kind, self.reply), (Kind::Read, true) | (Kind::Update, false));
+        let may_have_payload =
+            matches!((self.kind, self.reply), (FrameKind::Read, true) | (FrameKind::Update, false));
         if self.payload_bytes as usize > if may_have_payload { PAYLOAD_BYTES_MAX } else { 0 } {
             return Err(Malformed("length of the payload"));
         }
@@ -267,7 +268,7 @@ impl Header {
 
     pub(super) fn entries<'a, T: FromBytes + KnownLayout + Immutable + Unaligned>(
         &self,
-        kind: Kind,
+        kind: FrameKind,
         reply: bool,
         table: &'a [u8],
     ) -> Result<&'a [T], Malformed> {
@@ -280,21 +281,21 @@ impl Header {
         <[T]>::ref_from_bytes(table).map_err(|_| Malformed("size of the table"))
     }
 
-    /// Checks a frame without a table.
+    /// Check a frame without a table.
     pub fn decode_ping(&self, reply: bool) -> Result<(), Malformed> {
-        self.entries::<RawSyncResult>(Kind::Ping, reply, &[]).map(|_| ())
+        self.entries::<RawSyncResult>(FrameKind::Ping, reply, &[]).map(|_| ())
     }
 
     /// As [`Header::decode_ping`].
     pub fn decode_transmit(&self, reply: bool) -> Result<(), Malformed> {
-        self.entries::<RawSyncResult>(Kind::Transmit, reply, &[]).map(|_| ())
+        self.entries::<RawSyncResult>(FrameKind::Transmit, reply, &[]).map(|_| ())
     }
 
     /// The operations of a batch of reads. Together they ask for at most `BATCH_BYTES_MAX`.
-    pub fn decode_reads(&self, table: &[u8]) -> Result<(Vec<ReadOp>, Vec<Home>), Malformed> {
-        let entries = self.entries::<RawRead>(Kind::Read, false, table)?;
+    pub fn decode_reads(&self, table: &[u8]) -> Result<(Vec<ReadOp>, Vec<PayloadLocation>), Malformed> {
+        let entries = self.entries::<RawRead>(FrameKind::Read, false, table)?;
         let mut ops = Vec::with_capacity(entries.len());
-        let mut homes = Vec::with_capacity(entries.len());
+        let mut locations = Vec::with_capacity(entries.len());
         let mut total = 0;
         for raw in entries {
             let op = ReadOp {
@@ -307,17 +308,17 @@ impl Header {
             check_range(op.offset, op.length)?;
             total += op.length as usize;
             ops.push(op);
-            homes.push(home(raw.slot, raw.region_offset)?);
+            locations.push(location(raw.slot, raw.region_offset)?);
         }
         if total > BATCH_BYTES_MAX {
             return Err(Malformed("more bytes than a batch may have"));
         }
-        Ok((ops, homes))
+        Ok((ops, locations))
     }
 
     /// The results of a batch of reads, with the checksums of the bytes that follow.
     pub fn decode_read_results(&self, table: &[u8]) -> Result<Vec<(ReadResult, Option<u32>)>, Malformed> {
-        let entries = self.entries::<RawReadResult>(Kind::Read, true, table)?;
+        let entries = self.entries::<RawReadResult>(FrameKind::Read, true, table)?;
         entries
             .iter()
             .map(|raw| {
@@ -333,19 +334,19 @@ impl Header {
     }
 
     /// The operations of a batch of updates. The payloads that follow are together `payload_bytes` long.
-    pub fn decode_updates(&self, table: &[u8]) -> Result<(Vec<UpdateOp>, Vec<Home>), Malformed> {
-        let entries = self.entries::<RawUpdate>(Kind::Update, false, table)?;
+    pub fn decode_updates(&self, table: &[u8]) -> Result<(Vec<UpdateOp>, Vec<PayloadLocation>), Malformed> {
+        let entries = self.entries::<RawUpdate>(FrameKind::Update, false, table)?;
         let mut ops = Vec::with_capacity(entries.len());
-        let mut homes = Vec::with_capacity(entries.len());
+        let mut locations = Vec::with_capacity(entries.len());
         let (mut total, mut following) = (0, 0);
         for raw in entries {
             let op = decode_update(raw)?;
-            let home = home(raw.slot, raw.region_offset)?;
+            let location = location(raw.slot, raw.region_offset)?;
             let length = op.payload_bytes();
             total += length;
-            following += if home == Home::Follows { length } else { 0 };
+            following += if location == PayloadLocation::Inline { length } else { 0 };
             ops.push(op);
-            homes.push(home);
+            locations.push(location);
         }
         if total > PAYLOAD_BYTES_MAX {
             return Err(Malformed("more bytes than a batch may have"));
@@ -353,11 +354,11 @@ impl Header {
         if following != self.payload_bytes as usize {
             return Err(Malformed("the payload is not as long as its operations say"));
         }
-        Ok((ops, homes))
+        Ok((ops, locations))
     }
 
     pub fn decode_update_results(&self, table: &[u8]) -> Result<Vec<UpdateResult>, Malformed> {
-        let entries = self.entries::<RawUpdateResult>(Kind::Update, true, table)?;
+        let entries = self.entries::<RawUpdateResult>(FrameKind::Update, true, table)?;
         entries
             .iter()
             .map(|raw| {
@@ -368,7 +369,7 @@ impl Header {
     }
 
     pub fn decode_syncs(&self, table: &[u8]) -> Result<Vec<(ChainId, ChainVersion)>, Malformed> {
-        let entries = self.entries::<RawSync>(Kind::Sync, false, table)?;
+        let entries = self.entries::<RawSync>(FrameKind::Sync, false, table)?;
         Ok(entries
             .iter()
             .map(|raw| (ChainId(raw.chain.get()), ChainVersion(raw.chain_version.get())))
@@ -376,11 +377,14 @@ impl Header {
     }
 
     pub fn decode_sync_results(&self, table: &[u8]) -> Result<Vec<Status>, Malformed> {
-        self.entries::<RawSyncResult>(Kind::Sync, true, table)?.iter().map(|raw| status(raw.status)).collect()
+        self.entries::<RawSyncResult>(FrameKind::Sync, true, table)?
+            .iter()
+            .map(|raw| status(raw.status))
+            .collect()
     }
 
     pub fn decode_registration(&self, table: &[u8]) -> Result<Registration, Malformed> {
-        let raw = &self.entries::<RawRegister>(Kind::Register, false, table)?[0];
+        let raw = &self.entries::<RawRegister>(FrameKind::Register, false, table)?[0];
         if raw.slot.get() as usize >= REGIONS_MAX {
             return Err(Malformed("slot of a region"));
         }
@@ -435,10 +439,10 @@ fn check_range(offset: u32, length: u32) -> Result<(), Malformed> {
     }
 }
 
-fn home(slot: U16, offset: U64) -> Result<Home, Malformed> {
+fn location(slot: U16, offset: U64) -> Result<PayloadLocation, Malformed> {
     match slot.get() {
-        FOLLOWS => Ok(Home::Follows),
-        slot if (slot as usize) < REGIONS_MAX => Ok(Home::Region { slot, offset: offset.get() }),
+        INLINE => Ok(PayloadLocation::Inline),
+        slot if (slot as usize) < REGIONS_MAX => Ok(PayloadLocation::Region { slot, offset: offset.get() }),
         _ => Err(Malformed("slot of a region")),
     }
 }
@@ -465,7 +469,7 @@ impl Envelope {
     }
 }
 
-/// Puts a frame with `entries` into `frame`, replacing what was there.
+/// Put a frame with `entries` into `frame`, replacing what was there.
 pub(super) fn encode<T: IntoBytes + Immutable>(
     frame: &mut Vec<u8>,
     kind: u8,
@@ -495,16 +499,16 @@ pub(super) fn encode<T: IntoBytes + Immutable>(
     frame[..HEADER_BYTES].copy_from_slice(header.as_bytes());
 }
 
-fn home_to_wire(home: &Home) -> (U16, U64) {
-    match *home {
-        Home::Follows => (FOLLOWS.into(), 0.into()),
-        Home::Region { slot, offset } => (slot.into(), offset.into()),
+fn location_to_wire(location: &PayloadLocation) -> (U16, U64) {
+    match *location {
+        PayloadLocation::Inline => (INLINE.into(), 0.into()),
+        PayloadLocation::Region { slot, offset } => (slot.into(), offset.into()),
     }
 }
 
-pub fn encode_reads(frame: &mut Vec<u8>, envelope: Envelope, ops: &[ReadOp], homes: &[Home]) {
-    let entries = ops.iter().zip(homes).map(|(op, home)| {
-        let (slot, region_offset) = home_to_wire(home);
+pub fn encode_reads(frame: &mut Vec<u8>, envelope: Envelope, ops: &[ReadOp], locations: &[PayloadLocation]) {
+    let entries = ops.iter().zip(locations).map(|(op, location)| {
+        let (slot, region_offset) = location_to_wire(location);
         RawRead {
             chain: op.chain.0.into(),
             slot,
@@ -518,7 +522,7 @@ pub fn encode_reads(frame: &mut Vec<u8>, envelope: Envelope, ops: &[ReadOp], hom
             region_offset,
         }
     });
-    encode(frame, Kind::Read as u8, envelope, 0, entries);
+    encode(frame, FrameKind::Read as u8, envelope, 0, entries);
 }
 
 /// `crcs[i]` is the checksum of the bytes of result `i` that follow; `None` where both ends share memory.
@@ -537,18 +541,23 @@ pub fn encode_read_results(
         crc: crc.unwrap_or(0).into(),
         reserved: 0.into(),
     });
-    encode(frame, Kind::Read as u8 | REPLY, envelope, payload_bytes, entries);
+    encode(frame, FrameKind::Read as u8 | REPLY, envelope, payload_bytes, entries);
 }
 
-pub fn encode_updates(frame: &mut Vec<u8>, envelope: Envelope, ops: &[UpdateOp], homes: &[Home]) {
-    let following = ops.iter().zip(homes).filter(|(_, home)| **home == Home::Follows);
+pub fn encode_updates(
+    frame: &mut Vec<u8>,
+    envelope: Envelope,
+    ops: &[UpdateOp],
+    locations: &[PayloadLocation],
+) {
+    let following = ops.iter().zip(locations).filter(|(_, location)| **location == PayloadLocation::Inline);
     let payload_bytes = following.map(|(op, _)| op.payload_bytes()).sum();
-    let entries = ops.iter().zip(homes).map(|(op, home)| encode_update(op, home));
-    encode(frame, Kind::Update as u8, envelope, payload_bytes, entries);
+    let entries = ops.iter().zip(locations).map(|(op, location)| encode_update(op, location));
+    encode(frame, FrameKind::Update as u8, envelope, payload_bytes, entries);
 }
 
-fn encode_update(op: &UpdateOp, home: &Home) -> RawUpdate {
-    let (slot, region_offset) = home_to_wire(home);
+fn encode_update(op: &UpdateOp, location: &PayloadLocation) -> RawUpdate {
+    let (slot, region_offset) = location_to_wire(location);
     let (mut flags, mut records) = (if op.payload_crc.is_some() { HAS_CRC } else { 0 }, 0);
     flags |= if op.fresh { FRESH } else { 0 };
     let (number, offset, length): (u16, u32, u32) = match op.op {
@@ -589,7 +598,7 @@ pub fn encode_update_results(frame: &mut Vec<u8>, envelope: Envelope, results: &
         length: result.length.into(),
         version: result.version.0.into(),
     });
-    encode(frame, Kind::Update as u8 | REPLY, envelope, 0, entries);
+    encode(frame, FrameKind::Update as u8 | REPLY, envelope, 0, entries);
 }
 
 pub fn encode_syncs(frame: &mut Vec<u8>, envelope: Envelope, chains: &[(ChainId, ChainVersion)]) {
@@ -598,22 +607,22 @@ pub fn encode_syncs(frame: &mut Vec<u8>, envelope: Envelope, chains: &[(ChainId,
         reserved: 0.into(),
         chain_version: version.0.into(),
     });
-    encode(frame, Kind::Sync as u8, envelope, 0, entries);
+    encode(frame, FrameKind::Sync as u8, envelope, 0, entries);
 }
 
 pub fn encode_sync_results(frame: &mut Vec<u8>, envelope: Envelope, results: &[Status]) {
     let entries =
         results.iter().map(|status| RawSyncResult { status: (*status as u16).into(), reserved: [0; 6] });
-    encode(frame, Kind::Sync as u8 | REPLY, envelope, 0, entries);
+    encode(frame, FrameKind::Sync as u8 | REPLY, envelope, 0, entries);
 }
 
 pub fn encode_ping(frame: &mut Vec<u8>, envelope: Envelope, reply: bool) {
-    let kind = Kind::Ping as u8 | if reply { REPLY } else { 0 };
+    let kind = FrameKind::Ping as u8 | if reply { REPLY } else { 0 };
     encode(frame, kind, envelope, 0, std::iter::empty::<RawSyncResult>());
 }
 
 pub fn encode_transmit(frame: &mut Vec<u8>, envelope: Envelope, reply: bool) {
-    let kind = Kind::Transmit as u8 | if reply { REPLY } else { 0 };
+    let kind = FrameKind::Transmit as u8 | if reply { REPLY } else { 0 };
     encode(frame, kind, envelope, 0, std::iter::empty::<RawSyncResult>());
 }
 
@@ -624,5 +633,5 @@ pub fn encode_registration(frame: &mut Vec<u8>, registration: &Registration) {
         region: registration.region.0,
         length: registration.len.into(),
     };
-    encode(frame, Kind::Register as u8, Envelope::reply(0, 0), 0, std::iter::once(entry));
+    encode(frame, FrameKind::Register as u8, Envelope::reply(0, 0), 0, std::iter::once(entry));
 }

@@ -3,7 +3,7 @@
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::credential::{CLAIMS_BYTES_MAX, Kind};
+use super::credential::{CLAIMS_BYTES_MAX, ChannelKind};
 use super::frame::Malformed;
 
 pub const MAGIC: [u8; 4] = *b"LUC1";
@@ -50,7 +50,7 @@ pub enum ServerHello {
     Busy,
 }
 
-pub fn encode_server_hello(kind: Kind, hello: ServerHello) -> [u8; SERVER_HELLO_BYTES] {
+pub fn encode_server_hello(kind: ChannelKind, hello: ServerHello) -> [u8; SERVER_HELLO_BYTES] {
     let (busy, nonce_s): (u16, _) = match hello {
         ServerHello::Nonce(nonce) => (0, nonce),
         ServerHello::Busy => (1, [0; 32]),
@@ -59,7 +59,10 @@ pub fn encode_server_hello(kind: Kind, hello: ServerHello) -> [u8; SERVER_HELLO_
     raw.as_bytes().try_into().expect("the sizes are equal")
 }
 
-pub fn decode_server_hello(kind: Kind, bytes: &[u8; SERVER_HELLO_BYTES]) -> Result<ServerHello, Malformed> {
+pub fn decode_server_hello(
+    kind: ChannelKind,
+    bytes: &[u8; SERVER_HELLO_BYTES],
+) -> Result<ServerHello, Malformed> {
     let raw = RawServerHello::ref_from_bytes(bytes).expect("the sizes are equal and alignment is one");
     check(kind, raw.magic, raw.kind, raw.version)?;
     match raw.busy.get() {
@@ -70,7 +73,12 @@ pub fn decode_server_hello(kind: Kind, bytes: &[u8; SERVER_HELLO_BYTES]) -> Resu
 }
 
 /// The client's whole answer: fixed part, claims and proof.
-pub fn encode_client_hello(kind: Kind, nonce_c: [u8; 32], claims: &[u8], proof_c: &[u8; 32]) -> Vec<u8> {
+pub fn encode_client_hello(
+    kind: ChannelKind,
+    nonce_c: [u8; 32],
+    claims: &[u8],
+    proof_c: &[u8; 32],
+) -> Vec<u8> {
     assert!(claims.len() <= CLAIMS_BYTES_MAX, "checked when the credential was made");
     let claims_len = (claims.len() as u16).into();
     let raw = RawClientHello { magic: MAGIC, kind: kind as u8, version: VERSION, claims_len, nonce_c };
@@ -79,7 +87,7 @@ pub fn encode_client_hello(kind: Kind, nonce_c: [u8; 32], claims: &[u8], proof_c
 
 /// The client's nonce, and the length of the claims that follow (then the proof).
 pub fn decode_client_hello(
-    kind: Kind,
+    kind: ChannelKind,
     bytes: &[u8; CLIENT_HELLO_BYTES],
 ) -> Result<([u8; 32], usize), Malformed> {
     let raw = RawClientHello::ref_from_bytes(bytes).expect("the sizes are equal and alignment is one");
@@ -120,7 +128,7 @@ pub fn decode_verdict(bytes: &[u8; VERDICT_BYTES]) -> Verdict {
     }
 }
 
-fn check(kind: Kind, magic: [u8; 4], number: u8, version: u8) -> Result<(), Malformed> {
+fn check(kind: ChannelKind, magic: [u8; 4], number: u8, version: u8) -> Result<(), Malformed> {
     if magic != MAGIC {
         return Err(Malformed("not the beginning of a handshake"));
     }

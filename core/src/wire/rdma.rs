@@ -3,7 +3,7 @@
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::frame::{Envelope, Header, Kind, Malformed, REPLY, encode};
+use super::frame::{Envelope, FrameKind, Header, Malformed, REPLY, encode};
 use crate::buffer::RegionId;
 
 /// Ports that one offer may name: more than any machine of today has.
@@ -14,7 +14,7 @@ pub const WINDOW_MAX: u16 = 256;
 /// Set in an end's flags: transmissions are asked for.
 const ASKS: u8 = 1;
 
-/// What lies between a port and its peers.
+/// The link layer between a port and its peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum LinkLayer {
@@ -49,7 +49,7 @@ pub struct End {
     pub asks: bool,
 }
 
-/// Why an end does not go on by RDMA.
+/// Why an end cannot be upgraded to RDMA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[repr(u16)]
 pub enum Unable {
@@ -98,13 +98,13 @@ pub(super) struct RawConnected {
 
 impl Header {
     pub fn decode_offer(&self, table: &[u8]) -> Result<Vec<Offer>, Malformed> {
-        let entries = self.entries::<RawOffer>(Kind::Offer, false, table)?;
+        let entries = self.entries::<RawOffer>(FrameKind::Offer, false, table)?;
         entries.iter().map(|raw| offer(raw.gid, raw.link, raw.mtu, raw.lid)).collect()
     }
 
     /// The server's end, or why it has none.
     pub fn decode_offer_answer(&self, table: &[u8]) -> Result<Result<End, Unable>, Malformed> {
-        let raw = &self.entries::<RawEnd>(Kind::Offer, true, table)?[0];
+        let raw = &self.entries::<RawEnd>(FrameKind::Offer, true, table)?[0];
         match unable(raw.status)? {
             Some(unable) => Ok(Err(unable)),
             None => end(raw).map(Ok),
@@ -112,12 +112,12 @@ impl Header {
     }
 
     pub fn decode_connect(&self, table: &[u8]) -> Result<End, Malformed> {
-        end(&self.entries::<RawEnd>(Kind::Connect, false, table)?[0])
+        end(&self.entries::<RawEnd>(FrameKind::Connect, false, table)?[0])
     }
 
-    /// Whether the server will ask before it transmits, or why it does not go on by RDMA.
+    /// Whether the server will ask before it transmits, or why the upgrade failed.
     pub fn decode_connect_answer(&self, table: &[u8]) -> Result<Result<bool, Unable>, Malformed> {
-        let raw = &self.entries::<RawConnected>(Kind::Connect, true, table)?[0];
+        let raw = &self.entries::<RawConnected>(FrameKind::Connect, true, table)?[0];
         Ok(match unable(raw.status)? {
             Some(unable) => Err(unable),
             None => Ok(raw.grants.get() != 0),
@@ -169,7 +169,7 @@ pub fn encode_offer(frame: &mut Vec<u8>, envelope: Envelope, offers: &[Offer]) {
         lid: offer.lid.into(),
         reserved: [0; 4],
     });
-    encode(frame, Kind::Offer as u8, envelope, 0, entries);
+    encode(frame, FrameKind::Offer as u8, envelope, 0, entries);
 }
 
 pub fn encode_offer_answer(frame: &mut Vec<u8>, envelope: Envelope, answer: &Result<End, Unable>) {
@@ -181,11 +181,11 @@ pub fn encode_offer_answer(frame: &mut Vec<u8>, envelope: Envelope, answer: &Res
             raw
         }
     };
-    encode(frame, Kind::Offer as u8 | REPLY, envelope, 0, std::iter::once(raw));
+    encode(frame, FrameKind::Offer as u8 | REPLY, envelope, 0, std::iter::once(raw));
 }
 
 pub fn encode_connect(frame: &mut Vec<u8>, envelope: Envelope, end: &End) {
-    encode(frame, Kind::Connect as u8, envelope, 0, std::iter::once(raw_end(end)));
+    encode(frame, FrameKind::Connect as u8, envelope, 0, std::iter::once(raw_end(end)));
 }
 
 pub fn encode_connect_answer(frame: &mut Vec<u8>, envelope: Envelope, answer: Result<bool, Unable>) {
@@ -194,7 +194,7 @@ pub fn encode_connect_answer(frame: &mut Vec<u8>, envelope: Envelope, answer: Re
         Err(unable) => (unable as u16, 0),
     };
     let raw = RawConnected { status: status.into(), grants: grants.into(), reserved: [0; 4] };
-    encode(frame, Kind::Connect as u8 | REPLY, envelope, 0, std::iter::once(raw));
+    encode(frame, FrameKind::Connect as u8 | REPLY, envelope, 0, std::iter::once(raw));
 }
 
 fn raw_end(end: &End) -> RawEnd {
@@ -214,7 +214,7 @@ fn raw_end(end: &End) -> RawEnd {
     }
 }
 
-/// Where memory lies that a peer's device may be told to read or to fill: an address and the key of its registration.
+/// Memory that a peer's device may read or fill: an address and the key of its registration.
 /// In a registration it stands in place of the region's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RemoteMemory {
@@ -322,7 +322,7 @@ mod tests {
         fn any_table_decodes_or_is_malformed(bytes in proptest::collection::vec(any::<u8>(), size_of::<RawEnd>())) {
             let mut frame = Vec::new();
             let raw = RawEnd::read_from_bytes(&bytes[..]).unwrap();
-            encode(&mut frame, Kind::Connect as u8, ENVELOPE, 0, std::iter::once(raw));
+            encode(&mut frame, FrameKind::Connect as u8, ENVELOPE, 0, std::iter::once(raw));
             let (header, table) = split(&frame);
             if let Ok(end) = header.decode_connect(table) {
                 encode_connect(&mut frame, ENVELOPE, &end);

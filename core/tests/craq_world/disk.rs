@@ -30,8 +30,12 @@ impl State {
         self.removed || self.stamp.version == Version(0)
     }
 
-    fn as_engine(&self) -> Arc<chunk::State> {
-        Arc::new(chunk::State { stamp: self.stamp, round: self.round, ..chunk::State::default() })
+    fn as_engine(&self) -> Arc<chunk::ContentState> {
+        Arc::new(chunk::ContentState {
+            stamp: self.stamp,
+            round: self.round,
+            ..chunk::ContentState::default()
+        })
     }
 }
 
@@ -240,7 +244,7 @@ impl Disk {
         let earlier: Vec<&Fallback> = std::iter::once(&newest).chain(&before.fallbacks).collect();
         let begun = if one_fallback { self.synced() } else { self.begun() };
         let named = before.as_engine().fallbacks_for(&after.as_engine(), begun, self.synced());
-        let known = |state: &Arc<chunk::State>| {
+        let known = |state: &Arc<chunk::ContentState>| {
             let same = |fallback: &&&Fallback| fallback.state.stamp == state.stamp;
             (*earlier.iter().find(same).expect("a fallback is an earlier state")).clone()
         };

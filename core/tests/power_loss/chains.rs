@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use luciola_core::chunk::{Engine, Options};
+use luciola_core::chunk::{Engine, EngineOptions};
 use luciola_core::storage::NodeOptions;
 use luciola_core::types::*;
 
@@ -34,13 +34,13 @@ fn small(options: &mut NodeOptions) {
     options.engine = engine_options();
 }
 
-fn engine_options() -> Options {
-    Options {
+fn engine_options() -> EngineOptions {
+    EngineOptions {
         segment_bytes: 64 * u64::from(PAGE_BYTES),
         reserve_bytes: 0,
         cache_bytes: 1 << 20,
         sync_interval: None,
-        ..Options::default()
+        ..EngineOptions::default()
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 
-use luciola_core::chunk::{Committed, Engine, Install, Options, Origin, Pending, Staged, Update};
+use luciola_core::chunk::{Committed, Engine, EngineOptions, Install, Origin, Pending, Staged, Update};
 use luciola_core::types::*;
 
 use super::crash::Chance;
@@ -23,14 +23,14 @@ const CLIENTS: u64 = 3;
 /// Where a chunk's length stays below.
 const LENGTH_MAX: u32 = 5 * PAGE;
 
-fn options() -> Options {
-    Options {
+fn options() -> EngineOptions {
+    EngineOptions {
         segment_bytes: 64 * u64::from(PAGE),
         reserve_bytes: 0,
         cache_bytes: 1 << 20,
         sync_interval: None,
         on_round: Some(on_round),
-        ..Options::default()
+        ..EngineOptions::default()
     }
 }
 

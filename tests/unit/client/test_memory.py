@@ -19,7 +19,7 @@ def test_checksums_of_pieces_are_zlibs() -> None:
 @pytest.mark.parametrize(
     ("offsets", "lengths", "message"),
     [
-        ([0], [11], "11 bytes at 0 do not lie in 10"),
+        ([0], [11], "11 bytes at 0 are not inside 10"),
         ([2**63], [2**63], "do not lie"),
         ([0], [], "1 offsets and 0"),
     ],

@@ -1,7 +1,7 @@
 //! What comes along the chain: an update from the predecessor, and the order to bring a successor up to date.
 //!
-//! An update follows on what is committed here, or the predecessor is told to send the whole chunk (I1, I2). A returning
-//! replica takes only the predecessor's word, whatever its own disk holds (R8).
+//! An update follows on what is committed here, or the predecessor is asked to send the whole chunk (I1, I2). A returning
+//! replica trusts only the predecessor's state, not its own disk (R8).
 
 use super::{Active, Replica, Waiting, refuse};
 use crate::craq::{Bug, Effect, Forwarded, Outcome, Place, StoredPending, Ticket};

@@ -71,7 +71,7 @@ impl Replica {
         }
     }
 
-    /// A tombstone and its absence are the same for whatever may still come, so every member forgets its own.
+    /// A tombstone and its absence are the same for every message that may still come, so every member forgets its own.
     pub(super) fn forget(&mut self, stamp: Stamp, out: &mut Vec<Effect>) {
         if self.active.is_none() && self.removed && self.committed == stamp {
             out.push(Effect::Forget { stamp });

@@ -1,6 +1,6 @@
 //! What clients ask of this replica: an update of the head, or to be served what is committed.
 //!
-//! Who asks is refused by what is known now: the chain version, this replica's place, its lease (R4). A request that is
+//! A request is refused by what is known now: the chain version, this replica's place, its lease (R4). A request that is
 //! remembered, or under way, is not begun a second time (I4, R6); nothing is read while a later member may have committed
 //! more (I5).
 
@@ -51,7 +51,7 @@ impl Replica {
         Version(self.committed.version.max(floor).0 + 1)
     }
 
-    /// What became of a request that this chunk remembers.
+    /// The outcome of a request that this chunk remembers.
     fn executed(&self, tag: RequestTag) -> Option<Outcome> {
         let record = self.writers.iter().find(|record| record.tag.client == tag.client)?;
         if !has_identity(tag) || tag.sequence > record.tag.sequence {
@@ -91,7 +91,7 @@ impl Replica {
     }
 
     /// Whether a later member may have committed more than this one (I5). While the update is still being
-    /// staged, nobody after this member has seen it.
+    /// staged, no later member has seen it.
     fn has_unsettled(&self) -> bool {
         let unsettled =
             matches!(&self.active, Some(Active::Update(active)) if active.phase != Phase::Staging);

@@ -63,7 +63,7 @@ impl Replica {
         out.push(Effect::Stage { owner: ticket, update, fresh: self.is_bare() });
     }
 
-    /// The same update came again: its caller hears of the one outcome.
+    /// The same update came again: its caller receives the one outcome.
     pub(super) fn join(&mut self, ticket: Ticket, out: &mut Vec<Effect>) {
         let Some(Active::Update(active)) = &mut self.active else { unreachable!("only an update is joined") };
         if active.joined.len() >= QUEUE_MAX {
@@ -89,7 +89,7 @@ impl Replica {
         }
     }
 
-    /// Takes a version that is on disk to its next station.
+    /// Take a version that is on disk to its next station.
     pub(super) fn drive(&mut self, out: &mut Vec<Effect>) {
         let fresh = self.is_bare();
         let Some(Active::Update(active)) = &mut self.active else { unreachable!("an update is driven") };
@@ -98,7 +98,7 @@ impl Replica {
         let successor = match self.view.place {
             Place::Member { .. } => self.view.successor,
             Place::Syncing if agreed => None,
-            // It stays on disk, also if it was begun in an earlier life as a member: whoever this replica becomes
+            // It stays on disk, also if it was begun in an earlier life as a member: whatever this replica becomes
             // later decides about it (R5, R8).
             Place::Syncing | Place::Out => {
                 active.phase = Phase::Stalled;

@@ -103,7 +103,7 @@ impl Request<'_> {
 
     pub fn forget_many(&mut self) {
         let Ok(input) = self.body.take::<abi::BatchForgetIn>() else { return };
-        // A count that lies ends the list where the bytes end.
+        // A wrong count ends the list where the bytes end.
         let inodes: Vec<(u64, u64)> = (0..input.count)
             .map_while(|_| self.body.take::<abi::ForgetOne>().ok())
             .map(|one| (one.inode, one.nlookup))

@@ -53,13 +53,13 @@ pub enum OpenedHandle {
     Directory(u64),
 }
 
-/// What becomes of an operation whose program is killed while it waits.
+/// How an operation ends whose program is killed while it waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Ending {
     /// It changes something, and is answered when that is done.
     OnlyWhenDone,
-    /// It is answered at once, and goes on.
+    /// It is answered at once, and continues.
     Answered,
     /// It is answered at once, and may stop where it waits.
     Cancelled,
@@ -106,12 +106,12 @@ pub enum Answer {
         offset: u64,
         length: u64,
     },
-    /// Bytes from where they lie: the usual one piece, and several.
+    /// Bytes without a copy: the usual single piece, or several.
     Piece(Placement),
     Pieces(Vec<Placement>),
 }
 
-/// Does what `request` asks for. `out` is empty; on success the fixed part of the answer is in it.
+/// Do what `request` asks for. `out` is empty; on success the fixed part of the answer is in it.
 pub fn perform(request: &mut Request<'_>, out: &mut Vec<u8>) -> Reply<Answer> {
     use Opcode::*;
     let opcode = Opcode::from_wire(request.opcode).ok_or(Errno::NOSYS)?;
@@ -178,7 +178,7 @@ fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
 }
 
 impl Request<'_> {
-    /// Gives back what was opened for a program that does not get it.
+    /// Give back what was opened for a program that does not get it.
     pub fn close_opened(&self) {
         match self.opened {
             Some(OpenedHandle::File(handle)) => self.context.fs.release(self.inode, handle),

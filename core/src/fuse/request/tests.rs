@@ -1,4 +1,4 @@
-//! Hostile requests: whatever the bytes, an answer and no panic.
+//! Hostile requests: any bytes get an answer and no panic.
 
 use std::time::Duration;
 
@@ -124,7 +124,7 @@ proptest! {
         prop_assert!(length <= (1 << 16) + 4096);
     }
 
-    /// Sizes and counts that lie, in bodies that are otherwise in order.
+    /// Wrong sizes and counts, in bodies that are otherwise in order.
     #[test]
     fn lying_sizes_are_answered_within_bounds(opcode in 0u32..64, words in proptest::collection::vec(prop_oneof![Just(0u32), Just(u32::MAX), Just(1 << 31), 0u32..9, Just(1 << 16)], 0..24)) {
         let mut body: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();

@@ -1,17 +1,17 @@
-//! What a connection's owner may ask: reads, updates, syncs, and whether the server is there.
+//! Requests of a connection: reads, updates, syncs and pings.
 //!
-//! Each batch goes in two halves, so that a caller may send to several servers before it waits for any. Bytes that do not
-//! lie in shared memory have a checksum, and whoever receives them looks at it.
+//! Each batch goes in two halves, so that a caller may send to several servers before it waits for any. Bytes outside
+//! shared memory have a checksum, which their receiver verifies.
 
 use std::time::Instant;
 
-use super::{Connection, Failure, GONE, Lent, lending};
+use super::{Connection, Failure, GONE, RequestMemory, registration};
 use crate::buffer::Placement;
 use crate::types::{ChainId, ChainVersion, ReadOp, ReadResult, Status, UpdateOp, UpdateResult};
-use crate::wire::frame::{self, HEADER_BYTES, Header, Home, Kind, Malformed};
+use crate::wire::frame::{self, FrameKind, HEADER_BYTES, Header, Malformed, PayloadLocation};
 
 impl Connection {
-    /// Reads into `into`, one placement per operation, each at least as long as its operation asks. On success
+    /// Read into `into`, one placement per operation, each at least as long as its operation asks. On success
     /// `out` holds one result per operation. The whole batch failed if this returns an error: `Timeout`,
     /// `Disconnected`, or `Checksum` if bytes were damaged on the way.
     pub fn read(
@@ -36,10 +36,16 @@ impl Connection {
         debug_assert!(ops.iter().zip(into).all(|(op, into)| op.length as usize <= into.len()));
         self.attempt(|connection| {
             let bounced = connection.bounce(into)?;
-            let homes = connection.homes(into, &bounced, deadline)?;
+            let locations = connection.locations(into, &bounced, deadline)?;
             let envelope = connection.envelope(deadline)?;
-            frame::encode_reads(&mut connection.frame, envelope, ops, &homes);
-            connection.send(Kind::Read, envelope, Lent { homes, places: into, bounced }, &[], deadline)
+            frame::encode_reads(&mut connection.frame, envelope, ops, &locations);
+            connection.send(
+                FrameKind::Read,
+                envelope,
+                RequestMemory { locations, places: into, bounced },
+                &[],
+                deadline,
+            )
         })
     }
 
@@ -62,13 +68,13 @@ impl Connection {
         deadline: Instant,
         out: &mut Vec<ReadResult>,
     ) -> Result<(), Failure> {
-        let header = self.receive(Kind::Read, deadline)?;
-        let waiting = self.waiting.as_ref().expect("just received for it");
+        let header = self.receive(FrameKind::Read, deadline)?;
+        let in_flight = self.in_flight.as_ref().expect("just received for it");
         let results = header.decode_read_results(&self.frame[HEADER_BYTES..])?;
         let mut following = Vec::new();
         let mut arrived = Vec::new();
-        for (place, (((result, crc), op), (home, own))) in
-            results.iter().zip(ops).zip(waiting.homes.iter().zip(into)).enumerate()
+        for (place, (((result, crc), op), (location, own))) in
+            results.iter().zip(ops).zip(in_flight.locations.iter().zip(into)).enumerate()
         {
             if result.length > op.length || (result.status != Status::Ok && result.length != 0) {
                 return Err(Malformed("more bytes than were asked for").into());
@@ -77,8 +83,9 @@ impl Connection {
             if result.length == 0 {
                 continue;
             }
-            let target = lending::target(&waiting.bounced, place, own).slice(0..result.length as usize);
-            if *home == Home::Follows {
+            let target =
+                registration::target(&in_flight.bounced, place, own).slice(0..result.length as usize);
+            if *location == PayloadLocation::Inline {
                 following.push(target.clone());
             }
             arrived.push((target, own, *crc));
@@ -99,11 +106,11 @@ impl Connection {
                 place.copy_into(own);
             }
         }
-        self.waiting = None;
+        self.in_flight = None;
         Ok(())
     }
 
-    /// Sends updates; `payload[i]` is exactly as long as `ops[i]` says (empty if it has none). `payload_crc`
+    /// Send updates; `payload[i]` is exactly as long as `ops[i]` says (empty if it has none). `payload_crc`
     /// of the operations is filled in where the transport needs it. After an error the updates may or may not
     /// happen; none is begun after `deadline` (N3).
     pub fn update(
@@ -145,7 +152,7 @@ impl Connection {
                 payload.copy_into(bounced);
             }
         }
-        let homes = self.homes(payload, &bounced, deadline)?;
+        let locations = self.locations(payload, &bounced, deadline)?;
         let mut envelope = self.envelope(deadline)?;
         envelope.clock_ms = self.clock.expect("it was just read").at(deadline);
         let with_crc = |(op, payload): (&UpdateOp, &Placement)| {
@@ -154,24 +161,24 @@ impl Connection {
             UpdateOp { payload_crc: crc, ..*op }
         };
         let ops: Vec<UpdateOp> = ops.iter().zip(payload).map(with_crc).collect();
-        frame::encode_updates(&mut self.frame, envelope, &ops, &homes);
+        frame::encode_updates(&mut self.frame, envelope, &ops, &locations);
         let following: Vec<Placement> = payload
             .iter()
-            .zip(&homes)
-            .filter(|(payload, home)| **home == Home::Follows && !payload.is_empty())
+            .zip(&locations)
+            .filter(|(payload, location)| **location == PayloadLocation::Inline && !payload.is_empty())
             .map(|(payload, _)| payload.clone())
             .collect();
-        let lent = Lent { homes, places: payload, bounced };
-        self.send(Kind::Update, envelope, lent, &following, deadline)
+        let registered = RequestMemory { locations, places: payload, bounced };
+        self.send(FrameKind::Update, envelope, registered, &following, deadline)
     }
 
     /// The second half of [`Connection::update`].
     pub fn receive_updates(&mut self, deadline: Instant, out: &mut Vec<UpdateResult>) -> Result<(), Status> {
-        *out = self.answer(Kind::Update, deadline, Header::decode_update_results)?;
+        *out = self.answer(FrameKind::Update, deadline, Header::decode_update_results)?;
         Ok(())
     }
 
-    /// Asks for durability of what these chains have committed.
+    /// Make what these chains have committed durable.
     pub fn sync(
         &mut self,
         chains: &[(ChainId, ChainVersion)],
@@ -191,18 +198,24 @@ impl Connection {
         self.attempt(|connection| {
             let envelope = connection.envelope(deadline)?;
             frame::encode_syncs(&mut connection.frame, envelope, chains);
-            let homes = vec![Home::Follows; chains.len()];
-            connection.send(Kind::Sync, envelope, Lent { homes, ..Lent::default() }, &[], deadline)
+            let locations = vec![PayloadLocation::Inline; chains.len()];
+            connection.send(
+                FrameKind::Sync,
+                envelope,
+                RequestMemory { locations, ..RequestMemory::default() },
+                &[],
+                deadline,
+            )
         })
     }
 
     /// The second half of [`Connection::sync`].
     pub fn receive_syncs(&mut self, deadline: Instant, out: &mut Vec<Status>) -> Result<(), Status> {
-        *out = self.answer(Kind::Sync, deadline, Header::decode_sync_results)?;
+        *out = self.answer(FrameKind::Sync, deadline, Header::decode_sync_results)?;
         Ok(())
     }
 
-    /// Asks whether the server is there.
+    /// Check that the server answers.
     pub fn ping(&mut self, deadline: Instant) -> Result<(), Status> {
         self.attempt(|connection| connection.try_ping(deadline))
     }
@@ -210,23 +223,23 @@ impl Connection {
     pub(super) fn try_ping(&mut self, deadline: Instant) -> Result<(), Failure> {
         let envelope = self.envelope(deadline)?;
         frame::encode_ping(&mut self.frame, envelope, false);
-        self.send(Kind::Ping, envelope, Lent::default(), &[], deadline)?;
-        self.receive(Kind::Ping, deadline)?.decode_ping(true)?;
-        self.waiting = None;
+        self.send(FrameKind::Ping, envelope, RequestMemory::default(), &[], deadline)?;
+        self.receive(FrameKind::Ping, deadline)?.decode_ping(true)?;
+        self.in_flight = None;
         Ok(())
     }
 
     /// The results of a batch whose reply is nothing but a table of them.
     fn answer<T>(
         &mut self,
-        kind: Kind,
+        kind: FrameKind,
         deadline: Instant,
         decode: impl FnOnce(&Header, &[u8]) -> Result<Vec<T>, Malformed>,
     ) -> Result<Vec<T>, Status> {
         self.attempt(|connection| {
             let header = connection.receive(kind, deadline)?;
             let results = decode(&header, &connection.frame[HEADER_BYTES..])?;
-            connection.waiting = None;
+            connection.in_flight = None;
             Ok(results)
         })
     }

@@ -8,31 +8,31 @@ use crate::net::CLOCK_DRIFT_PERCENT;
 /// The clock that the server keeps for this connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ServerClock {
-    /// When we heard of it: later than the server had read it.
-    told_at: Instant,
+    /// When it was received: later than the server had read it.
+    received_at: Instant,
     clock_ms: u32,
 }
 
 impl ServerClock {
-    pub(super) fn told_now(clock_ms: u32) -> ServerClock {
-        ServerClock { told_at: Instant::now(), clock_ms }
+    pub(super) fn received_now(clock_ms: u32) -> ServerClock {
+        ServerClock { received_at: Instant::now(), clock_ms }
     }
 
     /// What it shows at `moment`, or less (N3).
     pub(super) fn at(&self, moment: Instant) -> u32 {
-        let passed = moment.saturating_duration_since(self.told_at) * (100 - CLOCK_DRIFT_PERCENT) / 100;
-        // Half of what a wrapping `u32` can tell; a server waits no longer than that anyway.
+        let passed = moment.saturating_duration_since(self.received_at) * (100 - CLOCK_DRIFT_PERCENT) / 100;
+        // Half of the range of a wrapping `u32`; a server waits no longer than that anyway.
         let passed_ms = passed.as_millis().min(i32::MAX as u128 / 2) as u32;
         self.clock_ms.wrapping_add(passed_ms)
     }
 }
 
 impl Connection {
-    /// Knows the server's clock well enough to name a moment near `deadline` on it.
+    /// Refresh the server's clock, so that a moment near `deadline` can be named on it.
     pub(super) fn read_clock(&mut self, deadline: Instant) -> Result<(), Failure> {
         let now = Instant::now();
         let left = deadline.saturating_duration_since(now);
-        let is_fresh = |clock: &ServerClock| now - clock.told_at <= left / 2;
+        let is_fresh = |clock: &ServerClock| now - clock.received_at <= left / 2;
         if self.clock.as_ref().is_some_and(is_fresh) { Ok(()) } else { self.try_ping(deadline) }
     }
 }

@@ -6,15 +6,15 @@
 use std::io;
 use std::time::Instant;
 
-use super::{Direct, STALL_TIMEOUT, Session, sender};
+use super::{Direct, STALL_TIMEOUT, ServerSession, sender};
 use crate::buffer::Placement;
 use crate::net::Service;
 use crate::net::handshake::invalid;
 use crate::rdma::Transfer;
 use crate::types::{ReadOp, ReadResult, Status, UpdateOp, UpdateResult, Version};
-use crate::wire::frame::{self, HEADER_BYTES, Header, Home, Malformed};
+use crate::wire::frame::{self, HEADER_BYTES, Header, Malformed, PayloadLocation};
 
-impl Session {
+impl ServerSession {
     pub(super) fn read(
         &mut self,
         service: &dyn Service,
@@ -22,10 +22,10 @@ impl Session {
         table: &[u8],
         deadline: Instant,
     ) -> io::Result<()> {
-        let (ops, homes) = header.decode_reads(table).map_err(invalid)?;
+        let (ops, locations) = header.decode_reads(table).map_err(invalid)?;
         let lengths: Vec<usize> = ops.iter().map(|op| op.length as usize).collect();
         let mut results = Vec::with_capacity(ops.len());
-        let (places, _share) = match self.places(&homes, &lengths, deadline) {
+        let (places, _share) = match self.places(&locations, &lengths, deadline) {
             Ok((places, share)) => {
                 service.read(&ops, &places, deadline, &mut results);
                 check_read_results(&ops, &results);
@@ -36,23 +36,23 @@ impl Session {
                 (Vec::new(), None)
             }
         };
-        let filled: Vec<(&Home, Placement)> = places
+        let filled: Vec<(&PayloadLocation, Placement)> = places
             .iter()
-            .zip(&homes)
+            .zip(&locations)
             .zip(&results)
             .filter(|(_, result)| result.length > 0)
-            .map(|((place, home), result)| (home, place.slice(0..result.length as usize)))
+            .map(|((place, location), result)| (location, place.slice(0..result.length as usize)))
             .collect();
         drop(places);
         let (following, transfers) = self.split(&filled).map_err(io::Error::other)?;
         self.transmit(header, &transfers)?;
-        // While the device moves the bytes, which nobody changes any more.
+        // While the device moves the bytes, which do not change any more.
         let crcs = self.read_crcs(&results, &filled);
         drop(filled);
         let payload_bytes = crate::buffer::total_length(&following);
         let envelope = self.envelope(header);
         frame::encode_read_results(&mut self.frame, envelope, payload_bytes, &results, &crcs);
-        self.wait_for_loans(following.len() + transfers.len());
+        self.wait_until_unused(following.len() + transfers.len());
         self.reply(&following)?;
         if transfers.is_empty() {
             return Ok(());
@@ -61,7 +61,11 @@ impl Session {
     }
 
     /// Checksums of what was read; none where both ends share memory.
-    fn read_crcs(&self, results: &[ReadResult], filled: &[(&Home, Placement)]) -> Vec<Option<u32>> {
+    fn read_crcs(
+        &self,
+        results: &[ReadResult],
+        filled: &[(&PayloadLocation, Placement)],
+    ) -> Vec<Option<u32>> {
         let mut filled = filled.iter();
         results
             .iter()
@@ -72,13 +76,16 @@ impl Session {
             .collect()
     }
 
-    /// What follows the reply, and what goes to the client's memory by RDMA; the rest lies there already.
-    fn split(&self, filled: &[(&Home, Placement)]) -> Result<(Vec<Placement>, Vec<Transfer>), Status> {
+    /// What follows the reply, and what goes to the client's memory by RDMA; the rest is there already.
+    fn split(
+        &self,
+        filled: &[(&PayloadLocation, Placement)],
+    ) -> Result<(Vec<Placement>, Vec<Transfer>), Status> {
         let (mut following, mut transfers) = (Vec::new(), Vec::new());
-        for (home, local) in filled {
-            match home {
-                Home::Follows => following.push(local.clone()),
-                Home::Region { slot, offset } => {
+        for (location, local) in filled {
+            match location {
+                PayloadLocation::Inline => following.push(local.clone()),
+                PayloadLocation::Region { slot, offset } => {
                     if let Some(remote) = self.remote(*slot, *offset, local.len())? {
                         transfers.push(Transfer { local: local.clone(), remote });
                     }
@@ -88,7 +95,7 @@ impl Session {
         Ok((following, transfers))
     }
 
-    /// Writes to the client's memory, when it lets us. The reply comes after the bytes (rule A2).
+    /// Write to the client's memory, when it lets us. The reply comes after the bytes (rule A2).
     fn transmit(&mut self, header: &Header, transfers: &[Transfer]) -> io::Result<()> {
         if transfers.is_empty() {
             return Ok(());
@@ -98,7 +105,7 @@ impl Session {
             frame::encode_transmit(&mut self.frame, envelope, false);
             self.reply(&[])?;
             self.receive(HEADER_BYTES, false)?;
-            let answer = self.inbox.take(HEADER_BYTES);
+            let answer = self.frame_reader.take(HEADER_BYTES);
             let answer = Header::decode(answer.as_slice().try_into().expect("a header")).map_err(invalid)?;
             answer.decode_transmit(true).map_err(invalid)?;
             if answer.id != header.id {
@@ -116,16 +123,16 @@ impl Session {
         table: &[u8],
         deadline: Instant,
     ) -> io::Result<()> {
-        let (ops, homes) = header.decode_updates(table).map_err(invalid)?;
+        let (ops, locations) = header.decode_updates(table).map_err(invalid)?;
         let lengths: Vec<usize> = ops.iter().map(|op| op.payload_bytes()).collect();
         let mut results = Vec::with_capacity(ops.len());
         // Without memory for the payload there is no way to the next frame, so the connection waits longer than
         // the request, and is closed only then.
         let patience = Instant::now() + STALL_TIMEOUT;
-        let failed = match self.places(&homes, &lengths, patience) {
+        let failed = match self.places(&locations, &lengths, patience) {
             Ok((payload, _share)) => {
-                self.receive_payload(&homes, &payload)?;
-                self.fetch_payload(&homes, &payload)?;
+                self.receive_payload(&locations, &payload)?;
+                self.fetch_payload(&locations, &payload)?;
                 match self.verify(&ops, &payload)? {
                     _ if Instant::now() >= deadline => Some(Status::Timeout),
                     Status::Ok => {
@@ -147,16 +154,18 @@ impl Session {
         }
         let envelope = self.envelope(header);
         frame::encode_update_results(&mut self.frame, envelope, &results);
-        self.wait_for_loans(0);
+        self.wait_until_unused(0);
         self.reply(&[])
     }
 
-    /// Receives the bytes that follow the frame, of which the inbox may already have some.
-    fn receive_payload(&mut self, homes: &[Home], payload: &[Placement]) -> io::Result<()> {
+    /// Receive the bytes that follow the frame, of which the frame reader may already have some.
+    fn receive_payload(&mut self, locations: &[PayloadLocation], payload: &[Placement]) -> io::Result<()> {
         let mut missing = Vec::new();
-        for (place, _) in payload.iter().zip(homes).filter(|(_, home)| **home == Home::Follows) {
-            let here = self.inbox.len().min(place.len());
-            place.copy_from(&self.inbox.take(here));
+        for (place, _) in
+            payload.iter().zip(locations).filter(|(_, location)| **location == PayloadLocation::Inline)
+        {
+            let here = self.frame_reader.len().min(place.len());
+            place.copy_from(&self.frame_reader.take(here));
             if here < place.len() {
                 missing.push(place.slice(here..place.len()));
             }
@@ -164,10 +173,10 @@ impl Session {
         self.stream.receive_into(&missing, Instant::now() + STALL_TIMEOUT)
     }
 
-    /// Reads the payloads that lie in the client's memory beyond the network.
-    fn fetch_payload(&mut self, homes: &[Home], payload: &[Placement]) -> io::Result<()> {
-        let filled = homes.iter().zip(payload.iter().cloned()).filter(|(_, place)| !place.is_empty());
-        let filled: Vec<(&Home, Placement)> = filled.collect();
+    /// Read the payloads that are in the memory of a client across the network.
+    fn fetch_payload(&mut self, locations: &[PayloadLocation], payload: &[Placement]) -> io::Result<()> {
+        let filled = locations.iter().zip(payload.iter().cloned()).filter(|(_, place)| !place.is_empty());
+        let filled: Vec<(&PayloadLocation, Placement)> = filled.collect();
         let (_, transfers) = self.split(&filled).map_err(io::Error::other)?;
         if transfers.is_empty() {
             return Ok(());

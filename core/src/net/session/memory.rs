@@ -1,9 +1,9 @@
-//! The memory of a batch: regions that the client lends, or a buffer of this connection.
+//! The memory of a batch: regions that the client registered, or a buffer of this connection.
 //!
-//! - Every placement that is given away holds the connection's loan, and nothing is answered or closed while somebody has
-//!   one (rule N1).
-//! - A region is named by its slot; operations that name an empty one, or a place outside, are answered with Invalid.
-//! - Payloads of clients are held with leave of the server's budget.
+//! - Every placement given to the service holds the connection's in-use guard, and nothing is answered or closed while a
+//!   clone of it exists (rule N1).
+//! - A region is named by its slot; operations that name an empty slot, or a range outside, are answered with Invalid.
+//! - Payloads of clients are charged to the server's budget.
 
 use std::collections::HashMap;
 use std::io;
@@ -12,14 +12,14 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Session, sender};
+use super::{ServerSession, sender};
 use crate::buffer::{Placement, REGION_BYTES_MAX, Region, RegionId};
 use crate::lock::Mutex;
 use crate::net::Sender;
 use crate::net::budget::Share;
 use crate::net::handshake::invalid;
 use crate::types::Status;
-use crate::wire::frame::{Home, Malformed, Registration};
+use crate::wire::frame::{Malformed, PayloadLocation, Registration};
 use crate::wire::rdma::RemoteMemory;
 
 /// Payload memory that a connection keeps between batches, so that it is not mapped anew for each.
@@ -48,16 +48,16 @@ impl RegionCache {
 }
 
 /// A client's memory.
-pub(super) enum Lent {
+pub(super) enum RegisteredBuffer {
     Mapped(Arc<Region>),
     Remote { memory: RemoteMemory, len: u64 },
 }
 
 /// Memory for payloads that follow frames.
 #[derive(Default)]
-pub(super) struct Payload(Option<Placement>);
+pub(super) struct PayloadBuffer(Option<Placement>);
 
-impl Payload {
+impl PayloadBuffer {
     fn get(&mut self, bytes: usize) -> io::Result<Placement> {
         if let Some(kept) = self.0.as_ref().filter(|kept| kept.len() >= bytes) {
             return Ok(kept.slice(0..bytes));
@@ -75,7 +75,7 @@ impl Payload {
     }
 }
 
-impl Session {
+impl ServerSession {
     pub(super) fn register(&mut self, registration: Registration) -> io::Result<()> {
         let slot = registration.slot as usize;
         self.regions[slot] = None;
@@ -87,7 +87,7 @@ impl Session {
                 return Err(invalid(Malformed("a region of that length is not allowed")));
             }
             let (memory, len) = (registration.region.into(), registration.len);
-            self.regions[slot] = Some(Lent::Remote { memory, len });
+            self.regions[slot] = Some(RegisteredBuffer::Remote { memory, len });
             return Ok(());
         }
         if self.passed.is_empty() {
@@ -95,9 +95,11 @@ impl Session {
         }
         let fd = self.passed.remove(0);
         match self.common.regions.map(fd, registration.region, registration.len as usize) {
-            Ok(region) => self.regions[slot] = Some(Lent::Mapped(region)),
+            Ok(region) => self.regions[slot] = Some(RegisteredBuffer::Mapped(region)),
             // Operations that name the slot are answered with Invalid.
-            Err(error) => log::warn!("a region was not registered: {error}"),
+            Err(error) => log::warn!(
+                "registering a region failed: {error}; operations that name it are answered with Invalid"
+            ),
         }
         Ok(())
     }
@@ -105,24 +107,24 @@ impl Session {
     /// The memory of each operation: in the client's region, or in this connection's buffer.
     pub(super) fn places(
         &mut self,
-        homes: &[Home],
+        locations: &[PayloadLocation],
         lengths: &[usize],
         deadline: Instant,
     ) -> Result<(Vec<Placement>, Option<Share>), Status> {
         let direct = self.stream.is_remote_direct();
         // Bytes that pass through memory of ours.
-        let following: usize = homes
+        let following: usize = locations
             .iter()
             .zip(lengths)
-            .filter(|(home, _)| direct || **home == Home::Follows)
+            .filter(|(location, _)| direct || **location == PayloadLocation::Inline)
             .map(|(_, length)| *length)
             .sum();
-        let mut places = Vec::with_capacity(homes.len());
-        for (home, length) in homes.iter().zip(lengths) {
-            places.push(match home {
-                Home::Region { slot, offset } => self.in_region(*slot, *offset, *length)?,
-                Home::Follows if direct && *length > 0 => return Err(Status::Invalid),
-                Home::Follows => None,
+        let mut places = Vec::with_capacity(locations.len());
+        for (location, length) in locations.iter().zip(lengths) {
+            places.push(match location {
+                PayloadLocation::Region { slot, offset } => self.in_region(*slot, *offset, *length)?,
+                PayloadLocation::Inline if direct && *length > 0 => return Err(Status::Invalid),
+                PayloadLocation::Inline => None,
             });
         }
         let (buffer, share) = match following {
@@ -148,14 +150,14 @@ impl Session {
                     }
                     None => Placement::from_vec(Vec::new()),
                 });
-                place.kept_by(self.loan.clone())
+                place.kept_by(self.in_use.clone())
             })
             .collect();
         Ok((places, share))
     }
 
-    /// Leave to hold `bytes`. Nodes need none: what they forward is bounded by the budgets of those who sent it, and
-    /// two nodes whose budgets were full of updates for each other would wait for ever.
+    /// Reserve `bytes` of the budget. Nodes need none: what they forward is bounded by the budgets of those who sent it, and
+    /// two nodes whose budgets were full of updates for each other would deadlock.
     fn share(&self, bytes: usize, deadline: Instant) -> Result<Option<Share>, Status> {
         match sender(&self.claims) {
             Sender::Node(_) => Ok(None),
@@ -163,18 +165,18 @@ impl Session {
         }
     }
 
-    /// The place in memory that the client shares; `None` if it lies beyond the network.
+    /// The placement in memory shared with the client; `None` if the client is across the network.
     fn in_region(&self, slot: u16, offset: u64, length: usize) -> Result<Option<Placement>, Status> {
         match self.regions[slot as usize].as_ref().ok_or(Status::Invalid)? {
-            Lent::Mapped(region) => {
+            RegisteredBuffer::Mapped(region) => {
                 let offset = usize::try_from(offset).map_err(|_| Status::Invalid)?;
                 region.placement(offset, length).map(Some).ok_or(Status::Invalid)
             }
-            Lent::Remote { .. } => self.remote(slot, offset, length).map(|_| None),
+            RegisteredBuffer::Remote { .. } => self.remote(slot, offset, length).map(|_| None),
         }
     }
 
-    /// Where the client's device finds the place; `None` if the memory is shared.
+    /// The address and key for the client's device; `None` if the memory is shared.
     pub(super) fn remote(
         &self,
         slot: u16,
@@ -182,8 +184,8 @@ impl Session {
         length: usize,
     ) -> Result<Option<RemoteMemory>, Status> {
         match self.regions[slot as usize].as_ref().ok_or(Status::Invalid)? {
-            Lent::Mapped(_) => Ok(None),
-            Lent::Remote { memory, len } => {
+            RegisteredBuffer::Mapped(_) => Ok(None),
+            RegisteredBuffer::Remote { memory, len } => {
                 let end = offset.checked_add(length as u64).ok_or(Status::Invalid)?;
                 let address = memory.address.checked_add(offset).ok_or(Status::Invalid)?;
                 if end > *len {
@@ -194,20 +196,20 @@ impl Session {
         }
     }
 
-    /// Waits until nobody but us (with `ours` placements) can touch the memory of this batch (rule N1). Nearly
+    /// Wait until no placement but `ours` refers to the memory of this batch (rule N1). Nearly
     /// always at once; after a successor was lost, until that has closed its connection.
-    pub(super) fn wait_for_loans(&self, ours: usize) {
+    pub(super) fn wait_until_unused(&self, ours: usize) {
         let mut pause = Duration::from_micros(50);
-        while Arc::strong_count(&self.loan) > 1 + ours {
+        while Arc::strong_count(&self.in_use) > 1 + ours {
             thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(50));
         }
     }
 }
 
-impl Drop for Session {
+impl Drop for ServerSession {
     /// Before the socket closes, also when the service panicked.
     fn drop(&mut self) {
-        self.wait_for_loans(0);
+        self.wait_until_unused(0);
     }
 }

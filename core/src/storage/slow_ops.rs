@@ -1,4 +1,4 @@
-//! Chunks that something has held for long: what a node says of itself when it does not get on.
+//! Slow operations: chunks that one update or push has held for long.
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::table::SlotRef;
 impl StorageServer {
     /// A line for each chunk that one update or push has held for `limit` or longer, the longest first: what it waits
     /// for, and how many wait for it. A chunk whose record is being read at this moment is left out.
-    pub fn held_up(&self, limit: Duration) -> Vec<String> {
+    pub fn slow_ops(&self, limit: Duration) -> Vec<String> {
         let slots = self.node.table.all();
         let mut found: Vec<(Duration, String)> =
             slots.iter().filter_map(describe).filter(|(held, _)| *held >= limit).collect();

@@ -3,16 +3,16 @@
 use crate::wire::frame::{HEADER_BYTES, TABLE_BYTES_MAX};
 
 /// What was received and not yet used. As large as the largest frame without its payload.
-pub(super) struct Inbox {
+pub(super) struct FrameReader {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
     spare: Vec<u8>,
 }
 
-impl Inbox {
-    pub(super) fn new() -> Inbox {
-        Inbox { bytes: vec![0; HEADER_BYTES + TABLE_BYTES_MAX], start: 0, end: 0, spare: Vec::new() }
+impl FrameReader {
+    pub(super) fn new() -> FrameReader {
+        FrameReader { bytes: vec![0; HEADER_BYTES + TABLE_BYTES_MAX], start: 0, end: 0, spare: Vec::new() }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -41,7 +41,7 @@ impl Inbox {
         self.bytes[self.start..self.start + HEADER_BYTES].try_into().expect("received before it is looked at")
     }
 
-    /// Takes out the first `bytes`.
+    /// Take out the first `bytes`.
     pub(super) fn take(&mut self, bytes: usize) -> Vec<u8> {
         let mut taken = std::mem::take(&mut self.spare);
         taken.clear();

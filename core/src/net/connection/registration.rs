@@ -1,8 +1,8 @@
-//! Where the server finds the memory of a batch: in a region that it knows by a slot number, or behind the frame.
+//! The location of each payload of a batch: in a region that the server knows by a slot number, or after the frame.
 //!
 //! - A region is registered before the first frame that names its slot, on the same stream.
 //! - A slot that this batch uses is not given to another region; when all are in use, bytes follow the frame instead.
-//! - Over RDMA what the device cannot reach travels by way of a registered buffer, for which one slot stays free.
+//! - Over RDMA bytes that the device cannot reach are copied to a registered buffer, for which one slot stays free.
 
 use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::{Connection, Failure, GONE};
 use crate::buffer::{Placement, Region, RegionId};
 use crate::types::Status;
-use crate::wire::frame::{self, Home, REGIONS_MAX, Registration};
+use crate::wire::frame::{self, PayloadLocation, REGIONS_MAX, Registration};
 use crate::wire::rdma::RemoteMemory;
 
 impl Connection {
@@ -53,28 +53,28 @@ impl Connection {
             .collect())
     }
 
-    /// Where the server finds each placement, or the buffer in its stead. Registers regions that it does not know yet.
-    pub(super) fn homes(
+    /// The location of each placement, or of its bounce buffer. Registers regions that the server does not know yet.
+    pub(super) fn locations(
         &mut self,
         placements: &[Placement],
         bounced: &[Option<Placement>],
         deadline: Instant,
-    ) -> Result<Vec<Home>, Failure> {
-        let mut homes = Vec::with_capacity(placements.len());
+    ) -> Result<Vec<PayloadLocation>, Failure> {
+        let mut locations = Vec::with_capacity(placements.len());
         for (place, placement) in placements.iter().enumerate() {
             let placement = target(bounced, place, placement);
-            let lends = self.shares_memory || (self.fabric.is_some() && !placement.is_empty());
-            let home = match placement.region() {
-                Some((region, offset)) if lends => match self.slot(placement, region, deadline)? {
-                    Some(slot) => Home::Region { slot, offset: offset as u64 },
-                    None => Home::Follows,
+            let registers = self.shares_memory || (self.fabric.is_some() && !placement.is_empty());
+            let location = match placement.region() {
+                Some((region, offset)) if registers => match self.slot(placement, region, deadline)? {
+                    Some(slot) => PayloadLocation::Region { slot, offset: offset as u64 },
+                    None => PayloadLocation::Inline,
                 },
-                _ => Home::Follows,
+                _ => PayloadLocation::Inline,
             };
-            homes.push(home);
+            locations.push(location);
         }
         self.regions.batch += 1;
-        Ok(homes)
+        Ok(locations)
     }
 
     /// The slot of `region`, registered now if need be; `None` if this batch uses all slots for others.
@@ -94,9 +94,9 @@ impl Connection {
         let stream = self.stream.as_mut().ok_or(GONE)?;
         let (name, passed) = match stream.link() {
             Some(link) => {
-                // Without a registration there is no way: `bounce` has made sure of one for all but its own buffer.
+                // A registration must exist: `bounce` has ensured one for all but its own buffer.
                 let keys = link.keys(placement).map_err(|error| {
-                    log::warn!("memory for RDMA: {error}");
+                    log::warn!("registering memory for RDMA failed: {error}; the batch is refused as busy");
                     Failure(Status::Busy)
                 })?;
                 let address = region.as_ptr() as u64;
@@ -112,7 +112,7 @@ impl Connection {
         Ok(Some(slot))
     }
 
-    /// Tells the server to forget regions that no longer exist here, so that their memory is freed.
+    /// Unregister regions that no longer exist here, so that their memory is freed.
     fn release_dead(&mut self, deadline: Instant) -> Result<(), Failure> {
         for slot in self.regions.take_dead() {
             let mut frame = Vec::new();
@@ -123,7 +123,7 @@ impl Connection {
     }
 }
 
-/// Where the bytes of operation `place` travel to: `own`, or a buffer in its stead.
+/// Where the bytes of operation `place` travel to: `own`, or its bounce buffer.
 pub(super) fn target<'a>(
     bounced: &'a [Option<Placement>],
     place: usize,
@@ -135,13 +135,13 @@ pub(super) fn target<'a>(
 /// The regions that the server knows by slot number.
 #[derive(Debug, Default)]
 pub(super) struct Regions {
-    slots: Vec<Slot>,
+    slots: Vec<RegionSlot>,
     /// Counts batches; slots used in this one must stay.
     batch: u64,
 }
 
 #[derive(Debug)]
-struct Slot {
+struct RegionSlot {
     id: Option<RegionId>,
     region: Weak<Region>,
     used: u64,
@@ -160,7 +160,7 @@ impl Regions {
             return Some(free as u16);
         }
         if self.slots.len() < REGIONS_MAX {
-            self.slots.push(Slot { id: None, region: Weak::new(), used: 0 });
+            self.slots.push(RegionSlot { id: None, region: Weak::new(), used: 0 });
             return Some(self.slots.len() as u16 - 1);
         }
         let oldest = (0..self.slots.len()).min_by_key(|place| self.slots[*place].used)?;
@@ -169,7 +169,7 @@ impl Regions {
 
     fn set(&mut self, slot: u16, region: &Arc<Region>) {
         self.slots[slot as usize] =
-            Slot { id: Some(region.id()), region: Arc::downgrade(region), used: self.batch };
+            RegionSlot { id: Some(region.id()), region: Arc::downgrade(region), used: self.batch };
     }
 
     fn take_dead(&mut self) -> Vec<u16> {

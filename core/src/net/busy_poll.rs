@@ -1,15 +1,15 @@
-//! Looking for an answer for a moment before sleeping until it comes.
+//! Adaptive busy polling: poll for a reply for a moment before sleeping until it comes.
 //!
 //! A node on this host answers a small read from its page cache within some 30 µs. To put a processor to sleep and wake it
-//! costs about as much, on both sides; so a thread that waits alone looks first. It learns at once where that is in
-//! vain: answers that take longer, machines whose processors are busy.
+//! costs about as much, on both sides; so a thread that waits alone polls first. It stops at once where that is in
+//! vain: replies that take longer, machines whose processors are busy.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Longest that a thread looks.
-const SPIN_MAX: Duration = Duration::from_micros(60);
-/// Answers that are slept for after one that did not come while we looked: in vain costs 1 µs an answer.
+/// Longest that a thread polls.
+const POLL_MAX: Duration = Duration::from_micros(60);
+/// Replies that are not polled for after one that did not come in time: polling in vain costs 1 µs a reply.
 const SKIPS: u32 = 64;
 
 /// How many threads wait for answers.
@@ -43,15 +43,15 @@ impl Drop for Waiter<'_> {
     }
 }
 
-/// What one connection has learnt of looking.
+/// Whether polling pays on one connection.
 #[derive(Debug, Default)]
-pub(super) struct Spin {
+pub(super) struct BusyPoll {
     skips: u32,
 }
 
-impl Spin {
-    /// Whether `has_come` turned true while we looked.
-    pub(super) fn finds(&mut self, waiter: &Waiter<'_>, mut has_come: impl FnMut() -> bool) -> bool {
+impl BusyPoll {
+    /// Poll `has_come`; whether it turned true.
+    pub(super) fn poll(&mut self, waiter: &Waiter<'_>, mut has_come: impl FnMut() -> bool) -> bool {
         if self.skips > 0 {
             self.skips -= 1;
             return false;
@@ -61,7 +61,7 @@ impl Spin {
             if has_come() {
                 return true;
             }
-            if begun.elapsed() >= SPIN_MAX {
+            if begun.elapsed() >= POLL_MAX {
                 self.skips = SKIPS;
                 break;
             }
@@ -75,32 +75,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_while_one_looks_is_found_each_time() {
-        let (waiters, mut spin) = (Waiters::new(), Spin::default());
+    fn poll_finds_a_reply_that_comes_in_time() {
+        let (waiters, mut busy_poll) = (Waiters::new(), BusyPoll::default());
         let waiter = waiters.enter();
         for _ in 0..3 {
-            assert!(spin.finds(&waiter, || true));
+            assert!(busy_poll.poll(&waiter, || true));
         }
     }
 
     #[test]
-    fn after_looking_in_vain_many_answers_are_slept_for() {
-        let (waiters, mut spin) = (Waiters::new(), Spin::default());
+    fn poll_in_vain_skips_the_next_replies() {
+        let (waiters, mut busy_poll) = (Waiters::new(), BusyPoll::default());
         let waiter = waiters.enter();
-        assert!(!spin.finds(&waiter, || false));
+        assert!(!busy_poll.poll(&waiter, || false));
         for _ in 0..SKIPS {
-            assert!(!spin.finds(&waiter, || panic!("it looked again so soon")));
+            assert!(!busy_poll.poll(&waiter, || panic!("it looked again so soon")));
         }
-        assert!(spin.finds(&waiter, || true));
+        assert!(busy_poll.poll(&waiter, || true));
     }
 
     #[test]
-    fn only_who_waits_alone_looks() {
-        let (waiters, mut spin) = (Waiters::new(), Spin::default());
+    fn poll_is_skipped_while_another_thread_waits() {
+        let (waiters, mut busy_poll) = (Waiters::new(), BusyPoll::default());
         let waiter = waiters.enter();
         let other = waiters.enter();
-        assert!(!spin.finds(&waiter, || panic!("another waits too")));
+        assert!(!busy_poll.poll(&waiter, || panic!("another waits too")));
         drop(other);
-        assert!(spin.finds(&waiter, || true));
+        assert!(busy_poll.poll(&waiter, || true));
     }
 }

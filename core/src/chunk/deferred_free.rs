@@ -1,4 +1,4 @@
-//! Pages that were given up and may not be used again yet (invariant I3).
+//! Pages that are to be freed and may not be used again yet (invariant I3).
 //!
 //! An entry is a record that was replaced, which readers may still hold, and the pages that nothing after it
 //! refers to. Entries are released in order, which keeps a page that several successive records shared away
@@ -10,8 +10,8 @@ use std::sync::Arc;
 use super::state::{PageNumber, Record};
 
 #[derive(Default)]
-pub struct Limbo {
-    entries: VecDeque<Entry>,
+pub struct DeferredFree {
+    entries: VecDeque<DeferredRecord>,
     /// Number of the next entry.
     next: u64,
     pages: u64,
@@ -19,20 +19,20 @@ pub struct Limbo {
     flushed: u64,
 }
 
-struct Entry {
+struct DeferredRecord {
     number: u64,
     record: Arc<Record>,
     pages: Vec<PageNumber>,
 }
 
-impl Limbo {
-    /// Takes a replaced record; the index without it has been written, though not to disk.
+impl DeferredFree {
+    /// Take a replaced record; the index without it has been written, though not to disk.
     pub fn push(&mut self, record: Arc<Record>, pages: Vec<PageNumber>) {
         if pages.is_empty() && Arc::strong_count(&record) == 1 {
             return;
         }
         self.pages += pages.len() as u64;
-        self.entries.push_back(Entry { number: self.next, record, pages });
+        self.entries.push_back(DeferredRecord { number: self.next, record, pages });
         self.next += 1;
     }
 
@@ -73,28 +73,36 @@ mod tests {
 
     #[test]
     fn a_reader_of_an_older_record_keeps_all_later_pages() {
-        let mut limbo = Limbo::default();
+        let mut deferred_free = DeferredFree::default();
         let first = Arc::new(Record::default());
         let reader = first.clone();
-        limbo.push(first, vec![]);
-        limbo.push(Arc::new(Record::default()), vec![7]);
-        let mark = limbo.mark();
-        assert_eq!(limbo.release(mark), Vec::<PageNumber>::new(), "the reader's record may share page 7");
-        limbo.push(Arc::new(Record::default()), vec![8]);
-        assert_eq!(limbo.release_flushed(), Vec::<PageNumber>::new(), "the reader still holds its record");
+        deferred_free.push(first, vec![]);
+        deferred_free.push(Arc::new(Record::default()), vec![7]);
+        let mark = deferred_free.mark();
+        assert_eq!(
+            deferred_free.release(mark),
+            Vec::<PageNumber>::new(),
+            "the reader's record may share page 7"
+        );
+        deferred_free.push(Arc::new(Record::default()), vec![8]);
+        assert_eq!(
+            deferred_free.release_flushed(),
+            Vec::<PageNumber>::new(),
+            "the reader still holds its record"
+        );
         drop(reader);
-        assert_eq!(limbo.release_flushed(), vec![7], "and page 8 was not flushed");
-        assert_eq!(limbo.pages(), 1);
+        assert_eq!(deferred_free.release_flushed(), vec![7], "and page 8 was not flushed");
+        assert_eq!(deferred_free.pages(), 1);
     }
 
     #[test]
     fn what_came_after_the_flush_began_waits_for_the_next() {
-        let mut limbo = Limbo::default();
-        limbo.push(Arc::new(Record::default()), vec![1]);
-        let mark = limbo.mark();
-        limbo.push(Arc::new(Record::default()), vec![2]);
-        assert_eq!(limbo.release(mark), vec![1]);
-        assert_eq!(limbo.pages(), 1);
-        assert_eq!(limbo.release(limbo.mark()), vec![2]);
+        let mut deferred_free = DeferredFree::default();
+        deferred_free.push(Arc::new(Record::default()), vec![1]);
+        let mark = deferred_free.mark();
+        deferred_free.push(Arc::new(Record::default()), vec![2]);
+        assert_eq!(deferred_free.release(mark), vec![1]);
+        assert_eq!(deferred_free.pages(), 1);
+        assert_eq!(deferred_free.release(deferred_free.mark()), vec![2]);
     }
 }

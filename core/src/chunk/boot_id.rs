@@ -24,7 +24,7 @@ pub fn is_known(dir: &Path) -> io::Result<bool> {
     dir.join(FILE).try_exists()
 }
 
-/// Writes down which kernel runs. The caller has made everything durable that an earlier one left.
+/// Write down which kernel runs. The caller has made everything durable that an earlier one left.
 pub fn remember(dir: &Path) -> io::Result<()> {
     let new = dir.join("boot.new");
     let mut file = File::create(&new)?;

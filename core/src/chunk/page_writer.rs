@@ -1,4 +1,4 @@
-//! Writing the pages of a new state: which pages are shared, appended to in place, or written anew.
+//! Writing the pages of a new state: which pages are shared, appended to in place, or newly written.
 //!
 //! Everything is written from the engine's own copy of the payload, so that the checksums are those of the bytes
 //! on disk even when another process changes the payload meanwhile.
@@ -14,7 +14,7 @@ use super::checksum;
 use super::engine::Core;
 use super::payload::Source;
 use super::segments::Wait;
-use super::state::{Extent, HOLE, PAGE, PageNumber, State, compress, page_count};
+use super::state::{ContentState, Extent, HOLE, PAGE, PageNumber, compress, page_count};
 use crate::buffer::ALIGNMENT;
 use crate::types::{ChunkKey, Status};
 
@@ -26,7 +26,7 @@ thread_local! {
     static PAGE_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Calls `work` with one page of scratch memory.
+/// Call `work` with one page of scratch memory.
 pub fn with_page_buffer<R>(work: impl FnOnce(&mut [u8]) -> R) -> R {
     PAGE_BUFFER.with_borrow_mut(|buffer| {
         buffer.resize(PAGE, 0);
@@ -51,7 +51,7 @@ pub struct Written {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Touch {
+enum PageAction {
     /// The page of the state before.
     Share,
     Hole,
@@ -61,17 +61,17 @@ enum Touch {
 }
 
 impl Core {
-    /// Writes the pages in which the new content differs from `base`; takes pages for them. On an error nothing
+    /// Write the pages in which the new content differs from `base`; take pages for them. On an error nothing
     /// is taken and `base` is untouched.
     pub fn write_content(
         &self,
         key: ChunkKey,
-        base: &State,
+        base: &ContentState,
         change: &Change<'_>,
         origin: Origin,
     ) -> Result<Written, Status> {
         let plan = Plan::of(base, change);
-        let wanted = plan.touches.iter().filter(|&&touch| touch == Touch::Fresh).count() as u32;
+        let wanted = plan.actions.iter().filter(|&&action| action == PageAction::Fresh).count() as u32;
         let fresh = self.take_pages(key, wanted, plan.page_before(), origin)?;
         let mut draft = plan.draft(&fresh);
         match self.write_pages(key, base, change, &mut draft) {
@@ -87,8 +87,8 @@ impl Core {
         }
     }
 
-    /// Cuts `base` to `length` bytes. Writes no data: only the last page's checksum changes.
-    pub fn cut_content(&self, key: ChunkKey, base: &State, length: u32) -> Result<Written, Status> {
+    /// Cut `base` to `length` bytes. Writes no data: only the last page's checksum changes.
+    pub fn cut_content(&self, key: ChunkKey, base: &ContentState, length: u32) -> Result<Written, Status> {
         let count = page_count(length);
         let mut pages: Vec<_> = base.pages().collect();
         pages.truncate(count);
@@ -110,11 +110,11 @@ impl Core {
         Ok(Written { extents: compress(&pages), crcs, tail_used })
     }
 
-    /// Reads and verifies page `index` of `state` into `buffer`, which is one page; zeros for a hole.
+    /// Read and verify page `index` of `state` into `buffer`, which is one page; zeros for a hole.
     pub fn read_page(
         &self,
         key: ChunkKey,
-        state: &State,
+        state: &ContentState,
         index: usize,
         buffer: &mut [u8],
     ) -> Result<(), Status> {
@@ -135,7 +135,7 @@ impl Core {
         Ok(())
     }
 
-    /// `count` pages, in a row if possible, or `NoSpace`.
+    /// `count` pages, consecutive if possible, or `NoSpace`.
     fn take_pages(
         &self,
         key: ChunkKey,
@@ -145,7 +145,7 @@ impl Core {
     ) -> Result<Vec<PageNumber>, Status> {
         if origin == Origin::Client && self.available_bytes()? < self.options.reserve_bytes + bytes_of(count)
         {
-            // What waits in limbo may be enough.
+            // Pages that wait to be freed may be enough.
             self.reclaim()?;
             if self.available_bytes()? < self.options.reserve_bytes + bytes_of(count) {
                 return Err(Status::NoSpace);
@@ -190,9 +190,9 @@ impl Core {
         Ok(free + self.pages.lock().free_backed() * PAGE as u64)
     }
 
-    /// Frees what waits in limbo, if anything does.
+    /// Free the pages that wait for it (`deferred_free`), if any.
     fn reclaim(&self) -> Result<(), Status> {
-        if self.limbo.lock().pages() > 0 {
+        if self.deferred_free.lock().pages() > 0 {
             self.sync()?;
         }
         Ok(())
@@ -206,14 +206,14 @@ impl Core {
     fn write_pages(
         &self,
         key: ChunkKey,
-        base: &State,
+        base: &ContentState,
         change: &Change<'_>,
         draft: &mut Draft,
     ) -> Result<(), Status> {
-        self.blocks.lend(|buffer| {
+        self.blocks.with_block(|buffer| {
             let mut block = Block { core: self, buffer, address: 0, used: 0 };
             let mut place = 0;
-            while place < draft.touches.len() {
+            while place < draft.actions.len() {
                 let direct = draft.direct_run(place, change);
                 if direct > 0 {
                     block.flush()?;
@@ -224,15 +224,15 @@ impl Core {
                 let index = draft.first + place;
                 let page = draft.pages[index];
                 let valid = valid_bytes(change.length, index);
-                match draft.touches[place] {
-                    Touch::Share | Touch::Hole => {}
-                    Touch::Append => {
+                match draft.actions[place] {
+                    PageAction::Share | PageAction::Hole => {}
+                    PageAction::Append => {
                         let before = base.valid(index);
                         let bytes = block.extend(address(page) + before as u64, valid - before)?;
                         fill(bytes, index * PAGE + before, change);
                         draft.crcs[index] = checksum::extend(base.crcs[index], bytes);
                     }
-                    Touch::Fresh => {
+                    PageAction::Fresh => {
                         let bytes = block.extend(address(page), valid)?;
                         let data = data_in_page(change, index);
                         if data.len() == valid {
@@ -249,7 +249,7 @@ impl Core {
         })
     }
 
-    /// Writes `count` pages from the payload's own memory, which nobody changes meanwhile.
+    /// Write `count` pages from the payload's own memory, which does not change meanwhile.
     fn write_direct(
         &self,
         change: &Change<'_>,
@@ -271,7 +271,7 @@ impl Core {
     fn merge(
         &self,
         key: ChunkKey,
-        base: &State,
+        base: &ContentState,
         index: usize,
         change: &Change<'_>,
         bytes: &mut [u8],
@@ -305,11 +305,11 @@ struct Plan {
     crcs: Vec<u32>,
     /// First page looked at; all before it are shared.
     first: usize,
-    touches: Vec<Touch>,
+    actions: Vec<PageAction>,
 }
 
 impl Plan {
-    fn of(base: &State, change: &Change<'_>) -> Plan {
+    fn of(base: &ContentState, change: &Change<'_>) -> Plan {
         debug_assert!(change.length >= base.length, "a write does not cut");
         let count = page_count(change.length);
         let mut pages: Vec<_> = base.pages().collect();
@@ -317,15 +317,16 @@ impl Plan {
         // The first page that can change: where the data begins, or the last one before if it grows.
         let growing = if change.length > base.length { base.length as usize / PAGE } else { usize::MAX };
         let first = (change.offset / PAGE).min(growing).min(count);
-        let touches: Vec<Touch> = (first..count).map(|index| touch(base, &pages, change, index)).collect();
+        let actions: Vec<PageAction> =
+            (first..count).map(|index| page_action(base, &pages, change, index)).collect();
         pages.resize(count, HOLE);
         crcs.resize(count, 0);
-        Plan { pages, crcs, first, touches }
+        Plan { pages, crcs, first, actions }
     }
 
     /// The page that the first fresh one should follow.
     fn page_before(&self) -> Option<PageNumber> {
-        let place = self.touches.iter().position(|&touch| touch == Touch::Fresh)?;
+        let place = self.actions.iter().position(|&action| action == PageAction::Fresh)?;
         let index = self.first + place;
         // Overwritten pages are freed soon; only growing chunks want to continue their run.
         let before = self.pages[index.checked_sub(1)?];
@@ -334,68 +335,68 @@ impl Plan {
 
     fn draft(mut self, fresh: &[PageNumber]) -> Draft {
         let mut next = fresh.iter();
-        for (place, touch) in self.touches.iter().enumerate() {
+        for (place, action) in self.actions.iter().enumerate() {
             let page = &mut self.pages[self.first + place];
-            match touch {
-                Touch::Share | Touch::Append => {}
-                Touch::Hole => *page = HOLE,
-                Touch::Fresh => *page = *next.next().expect("as many as wanted were taken"),
+            match action {
+                PageAction::Share | PageAction::Append => {}
+                PageAction::Hole => *page = HOLE,
+                PageAction::Fresh => *page = *next.next().expect("as many as wanted were taken"),
             }
         }
-        Draft { pages: self.pages, crcs: self.crcs, first: self.first, touches: self.touches }
+        Draft { pages: self.pages, crcs: self.crcs, first: self.first, actions: self.actions }
     }
 }
 
-fn touch(base: &State, pages: &[PageNumber], change: &Change<'_>, index: usize) -> Touch {
+fn page_action(base: &ContentState, pages: &[PageNumber], change: &Change<'_>, index: usize) -> PageAction {
     let before = base.valid(index);
     let after = valid_bytes(change.length, index);
     let data = data_in_page(change, index);
     let has_page = before > 0 && pages[index] != HOLE;
     if data.is_empty() && (after == before || !has_page) {
-        return if before == 0 || !has_page { Touch::Hole } else { Touch::Share };
+        return if before == 0 || !has_page { PageAction::Hole } else { PageAction::Share };
     }
     let behind = data.is_empty() || data.start >= before;
     if has_page && behind && base.tail_used as usize <= before {
-        return Touch::Append;
+        return PageAction::Append;
     }
     if change.sparse && data.len() == after && is_zero(change, index, data) {
-        return Touch::Hole;
+        return PageAction::Hole;
     }
-    Touch::Fresh
+    PageAction::Fresh
 }
 
 struct Draft {
     pages: Vec<PageNumber>,
     crcs: Vec<u32>,
     first: usize,
-    touches: Vec<Touch>,
+    actions: Vec<PageAction>,
 }
 
 impl Draft {
-    /// How many pages from `place` on can be written straight from the payload: fresh, covered by it, in a row,
+    /// How many pages from `place` on can be written straight from the payload: fresh, covered by it, consecutive,
     /// and the payload is in memory that only we use.
     fn direct_run(&self, place: usize, change: &Change<'_>) -> usize {
         if change.payload.stable().is_none() {
             return 0;
         }
         let first = self.pages[self.first + place];
-        (place..self.touches.len())
+        (place..self.actions.len())
             .take_while(|&at| {
                 let index = self.first + at;
-                self.touches[at] == Touch::Fresh
+                self.actions[at] == PageAction::Fresh
                     && self.pages[index] == first + (at - place) as u32
                     && data_in_page(change, index) == (0..valid_bytes(change.length, index))
             })
             .count()
     }
 
-    fn finish(self, base: &State, change: &Change<'_>) -> Written {
+    fn finish(self, base: &ContentState, change: &Change<'_>) -> Written {
         let tail_used = match self.pages.last() {
             None | Some(&HOLE) => 0,
             Some(_) => {
                 let last = self.pages.len() - 1;
                 let valid = valid_bytes(change.length, last) as u32;
-                let is_shared = last < self.first || self.touches[last - self.first] == Touch::Share;
+                let is_shared = last < self.first || self.actions[last - self.first] == PageAction::Share;
                 if is_shared { base.tail_used.max(valid) } else { valid }
             }
         };
@@ -408,10 +409,10 @@ impl Draft {
 pub struct Blocks(Mutex<Vec<Vec<u8>>>);
 
 impl Blocks {
-    /// Blocks kept while nobody uses them.
+    /// Unused blocks that are kept.
     const IDLE_MAX: usize = 8;
 
-    fn lend<R>(&self, work: impl FnOnce(&mut [u8]) -> R) -> R {
+    fn with_block<R>(&self, work: impl FnOnce(&mut [u8]) -> R) -> R {
         let mut block = self.0.lock().pop().unwrap_or_else(|| vec![0; BLOCK_BYTES + ALIGNMENT]);
         // Shared memory is page-aligned. Copying from it to just behind the same place of another page is
         // several times slower than to the very same place.
@@ -425,7 +426,7 @@ impl Blocks {
     }
 }
 
-/// Bytes that lie one after the other on disk, gathered into one write.
+/// Bytes that are contiguous on disk, gathered into one write.
 struct Block<'a> {
     core: &'a Core,
     buffer: &'a mut [u8],
@@ -451,7 +452,7 @@ impl Block<'_> {
     }
 }
 
-/// Copies the payload's bytes at chunk offset `from` into `bytes`; zeros before the payload's start.
+/// Copy the payload's bytes at chunk offset `from` into `bytes`; zeros before the payload's start.
 fn fill(bytes: &mut [u8], from: usize, change: &Change<'_>) {
     let gap = change.offset.saturating_sub(from).min(bytes.len());
     bytes[..gap].fill(0);
@@ -495,7 +496,7 @@ fn bytes_of(count: u32) -> u64 {
 
 /// What a failed read or write of a block file means to the caller.
 pub fn failed(error: &io::Error) -> Status {
-    log::error!("a block file: {error}");
+    log::error!("access to a block file failed: {error}");
     match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Status::NoSpace,
         _ => Status::Io,

@@ -1,6 +1,6 @@
 //! Keeps memory out of use while a server that was lost may still touch it (rule N2).
 //!
-//! A failed batch leaves its socket here, closed for sending, with clones of its placements. The server's end of
+//! A failed batch puts its socket here, closed for sending, with clones of its placements. The server's end of
 //! the socket closes when its thread has finished with the batch, or its process has ended; then the kernel
 //! reports the end of the stream and the clones are dropped.
 
@@ -16,50 +16,58 @@ use rustix::net::RecvFlags;
 use crate::buffer::Placement;
 use crate::rdma::Remains;
 
-struct Lost {
+struct LostConnection {
     socket: Arc<OwnedFd>,
     /// Held, never used.
-    _lent: Vec<Placement>,
+    _memory: Vec<Placement>,
     /// Keeps the number of a queue pair out of use (rule A3).
     _remains: Option<Remains>,
 }
 
-struct Reaper {
-    arrivals: Mutex<Vec<Lost>>,
+struct Cleanup {
+    arrivals: Mutex<Vec<LostConnection>>,
     wake: OwnedFd,
 }
 
-/// Holds `lent` and `remains` until the peer of `socket` has closed its end. The thread that waits is started when first needed.
-pub(super) fn bury(socket: Arc<OwnedFd>, lent: Vec<Placement>, remains: Option<Remains>) {
-    static REAPER: OnceLock<Option<&'static Reaper>> = OnceLock::new();
-    let lost = Lost { socket, _lent: lent, _remains: remains };
-    match REAPER.get_or_init(|| start().inspect_err(|error| log::error!("no reaper thread: {error}")).ok()) {
-        Some(reaper) => {
-            reaper.arrivals.lock().push(lost);
-            let _ = rustix::io::write(&reaper.wake, &1u64.to_ne_bytes());
+/// Holds `memory` and `remains` until the peer of `socket` has closed its end. The thread that waits is started when first needed.
+pub(super) fn quarantine(socket: Arc<OwnedFd>, memory: Vec<Placement>, remains: Option<Remains>) {
+    static CLEANUP: OnceLock<Option<&'static Cleanup>> = OnceLock::new();
+    let lost = LostConnection { socket, _memory: memory, _remains: remains };
+    match CLEANUP.get_or_init(|| {
+        start()
+            .inspect_err(|error| {
+                log::error!(
+                    "starting the cleanup thread failed: {error}; memory of lost connections stays allocated"
+                )
+            })
+            .ok()
+    }) {
+        Some(cleanup) => {
+            cleanup.arrivals.lock().push(lost);
+            let _ = rustix::io::write(&cleanup.wake, &1u64.to_ne_bytes());
         }
-        // Memory that nobody watches is never reused: a leak, not a corruption.
+        // Memory without a watcher is never reused: a leak, not a corruption.
         None => std::mem::forget(lost),
     }
 }
 
-fn start() -> io::Result<&'static Reaper> {
+fn start() -> io::Result<&'static Cleanup> {
     let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-    let reaper: &'static Reaper = Box::leak(Box::new(Reaper { arrivals: Mutex::default(), wake }));
-    std::thread::Builder::new().name("luciola-reaper".into()).spawn(|| reaper.run())?;
-    Ok(reaper)
+    let cleanup: &'static Cleanup = Box::leak(Box::new(Cleanup { arrivals: Mutex::default(), wake }));
+    std::thread::Builder::new().name("luciola-cleanup".into()).spawn(|| cleanup.run())?;
+    Ok(cleanup)
 }
 
-impl Reaper {
+impl Cleanup {
     fn run(&self) {
-        let mut waiting: Vec<Lost> = Vec::new();
+        let mut waiting: Vec<LostConnection> = Vec::new();
         loop {
             let mut polled = vec![PollFd::new(&self.wake, PollFlags::IN)];
             polled.extend(waiting.iter().map(|lost| PollFd::new(&lost.socket, PollFlags::IN)));
             match rustix::event::poll(&mut polled, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => {
-                    log::error!("the reaper cannot wait: {error}");
+                    log::error!("polling lost connections failed: {error}; retrying in 1 s");
                     std::thread::sleep(std::time::Duration::from_secs(1));
                 }
             }
@@ -71,7 +79,7 @@ impl Reaper {
     }
 }
 
-/// Throws away what the server still sends; true when it has closed its end.
+/// Throw away what the server still sends; true when it has closed its end.
 fn has_ended(socket: &OwnedFd) -> bool {
     let mut scrap = [0u8; 16384];
     loop {
