@@ -26,7 +26,7 @@ use crate::wire::pb::{Claims, claims::Role};
 use crate::wire::rdma::{encode_connect_answer, encode_offer_answer};
 use frame_reader::FrameReader;
 pub(super) use memory::RegionCache;
-use memory::{PayloadBuffer, RegisteredBuffer};
+use memory::{InUseGuard, PayloadBuffer, RegisteredBuffer};
 
 /// Once a frame has begun, its next bytes must come within this; also how long a client may take to read
 /// its reply. Frees the thread and the memory of a client that went to sleep.
@@ -66,7 +66,7 @@ pub(super) struct ServerSession {
     frame_reader: FrameReader,
     payload: PayloadBuffer,
     /// Held by every placement of the current batch (rule N1).
-    in_use: Arc<()>,
+    in_use: Arc<InUseGuard>,
     frame: Vec<u8>,
     /// Where this connection's clock begins.
     begun_ns: u64,
@@ -83,7 +83,7 @@ impl ServerSession {
             passed: Vec::new(),
             frame_reader: FrameReader::new(),
             payload: PayloadBuffer::default(),
-            in_use: Arc::new(()),
+            in_use: Arc::new(InUseGuard),
             frame: Vec::new(),
             begun_ns: clock::now_ns(),
         }

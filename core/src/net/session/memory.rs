@@ -53,6 +53,9 @@ pub(super) enum RegisteredBuffer {
     Remote { memory: RemoteMemory, len: u64 },
 }
 
+/// While a clone of the guard of a connection exists besides its own, memory of its batch is in use (rule N1).
+pub(super) struct InUseGuard;
+
 /// Memory for payloads that follow frames.
 #[derive(Default)]
 pub(super) struct PayloadBuffer(Option<Placement>);
