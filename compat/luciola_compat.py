@@ -1,7 +1,7 @@
 """Makes the originals' names importable in every process of the environment that this is installed in.
 
 `luciola-compat.pth` imports this at the start of each process; it loads nothing else until one of the names is asked
-for. An original always wins: whatever any other finder finds comes first, whichever was added last.
+for. An original always wins: what any other finder finds comes first, in whatever order they were added.
 """
 
 import sys

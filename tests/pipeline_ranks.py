@@ -33,7 +33,7 @@ class Answer:
     """Type of an exception that left the rank's function."""
     message: str = ""
     status: int = -1
-    """As os.waitpid tells it: 0 is a clean end, a signal's number one that was killed."""
+    """As os.waitpid gives it: 0 is a clean end, a signal's number one that was killed."""
 
 
 class Ranks:
@@ -178,7 +178,7 @@ def _rank(case: Any, rank: int, size: int, port: int, arguments: dict[str, Any])
         answer.value = case(rank, size, **arguments)
         dist.destroy_process_group()
         _leave_together(store, rank, size)
-    except BaseException as error:  # noqa: BLE001 - the test wants to see it, whatever it is
+    except BaseException as error:  # noqa: BLE001 - the test wants to see any
         answer.error = type(error).__name__
         answer.message = str(error)
     return answer

@@ -7,7 +7,7 @@ process alone. Each is an ordinary package with a spec, a file and the version o
 name is looked up in the plugin when it is used, so that nothing is imported for the names that are not.
 
 F1  An original always wins: these are found only after every other finder of this process has found nothing.
-F2  No file of these lies where an original would be installed.
+F2  No file of these is where an original would be installed.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Cuts a rank's share of the batch into micro-batches, and joins what comes out."""
+"""Cut a rank's share of the batch into micro-batches, and join what comes out."""
 
 from collections.abc import Sequence
 

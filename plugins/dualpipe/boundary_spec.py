@@ -2,7 +2,7 @@
 
 Both ends of a boundary must agree before the first message, for a receiver makes its buffers from it and a message of
 another size would be taken for something else. Either the user says it on all ranks (`set_p2p_tensor_shapes`), or the
-rank below a boundary tells the one above after its first Forward. The sender compares each tensor with it.
+rank below a boundary publishes it for the one above after its first Forward. The sender compares each tensor with it.
 """
 
 import json
@@ -29,7 +29,7 @@ class TensorSpec:
         return f"{str(self.dtype).removeprefix('torch.')}{list(self.shape)}"
 
     def empty(self, device: torch.device) -> Tensor:
-        """A buffer for it."""
+        """Make a buffer for it."""
         return torch.empty(self.shape, dtype=self.dtype, device=device)
 
 
@@ -71,7 +71,7 @@ def decode(data: bytes) -> Boundary:
 
 
 def same_tensors(one: Boundary, other: Boundary) -> bool:
-    """Equal but for the gradients, which a user's shapes do not tell."""
+    """Whether both are equal but for the gradients, which a user's shapes do not say."""
     return len(one) == len(other) and all(
         (a is None) == (b is None) and (a is None or b is None or (a.shape, a.dtype) == (b.shape, b.dtype))
         for a, b in zip(one, other, strict=True)

@@ -1,4 +1,4 @@
-"""Executes one rank's actions of a schedule: one training or inference step.
+"""Execute one rank's actions of a schedule: one training or inference step.
 
 Memory: the output of a stage goes as soon as it has been sent. For the backward pass an `_Edge` keeps its place in the
 graph, a tensor of the same shape with the storage of one element. So nothing that the module itself saved is touched,
@@ -76,7 +76,7 @@ class Boundaries:
         """What this rank has published."""
 
     def check(self, flow: int, boundary: int, tensors: Sequence[Tensor | None]) -> Boundary:
-        """Compares what a stage gave with what its boundary carries; tells it if it is the first.
+        """Compare what a stage gave with what its boundary carries, and publish it if it is the first.
 
         Raises: ValueError if they differ.
         """
@@ -100,7 +100,7 @@ class Boundaries:
         return known
 
     def incoming(self, flow: int, boundary: int) -> Boundary:
-        """What the rank above a boundary must make room for; waits for the rank below to tell."""
+        """What the rank above a boundary must make room for; wait until the rank below has published it."""
         known = self._known.get((flow, boundary))
         if known is None:
             known = self._declared.boundary()
@@ -162,7 +162,7 @@ class Executor:
     _outputs: dict[int, Chunk] = field(default_factory=dict)
 
     def run(self) -> Result:
-        """All actions of this rank, in order."""
+        """Run all actions of this rank, in order."""
         WeightGradStore.clear()
         try:
             for action in self.schedule.actions[self.rank]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why a step failed, as one rank tells it to all."""
+    """Why a step failed, as one rank reports it to all."""
 
     rank: int
     """The rank that noticed it."""

@@ -26,7 +26,7 @@ TIMEOUT_S: Final = 300.0
 end of a process is noticed at once, not by this."""
 
 PLANS_KEPT: Final = 8
-"""Schedules that are not made anew in each step: training and inference with a few numbers of chunks."""
+"""Schedules that are kept from step to step: training and inference with a few numbers of chunks."""
 
 ARGUMENTS: Final = "its arguments"
 
@@ -38,6 +38,8 @@ class _Pipeline(nn.Module):
     """What both pipelines share."""
 
     name: ClassVar[str]
+    even: ClassVar[bool] = False
+    """The number of ranks must be even."""
     in_group: ClassVar[bool | None] = None
     """Whether messages travel in the process group; None means on a GPU only."""
 
@@ -67,6 +69,10 @@ class _Pipeline(nn.Module):
         self._device = _device_of(modules)
         self._group = _group(process_group, self._device)
         self.num_ranks = 1 if self._group is None else self._group.size()
+        if self.even and self.num_ranks % 2:
+            raise ValueError(
+                f"DualPipe needs an even number of ranks, not {self.num_ranks}; DualPipeV takes any"
+            )
         self.rank, self._global_ranks = _pipeline_rank(self._group, rank_mapping)
         self._store = _named_store(self._group, self.name, self.rank)
         self._generation = 0
@@ -98,7 +104,7 @@ class _Pipeline(nn.Module):
         losses of the micro-batches and, if asked for, the outputs, on ranks with the last stage; None elsewhere.
         Gradients add up in `.grad`.
         Raises: ValueError or TypeError for bad arguments of this rank; PipelineError on all other ranks then, and on
-        all ranks for whatever fails later.
+        all ranks for a failure later in the step.
         """
         with self._guarded(ARGUMENTS) as (session, at):
             plan, job = self._prepare(
@@ -177,7 +183,7 @@ class _Pipeline(nn.Module):
 
     @contextlib.contextmanager
     def _guarded(self, where: str) -> Iterator[tuple[Session, Callable[[str | Callable[[], str]], None]]]:
-        """Makes every failure inside known to all ranks, and ends the session."""
+        """Report every failure inside to all ranks, and end the session."""
         place: list[str | Callable[[], str]] = [where]
 
         def at(new: str | Callable[[], str]) -> None:
@@ -222,29 +228,7 @@ class DualPipe(_Pipeline):
     """
 
     name = "dualpipe"
-
-    def __init__(  # noqa: PLR0913 - the original's arguments, and keywords
-        self,
-        modules: Sequence[nn.Module],
-        batch_dim: int = 0,
-        process_group: dist.ProcessGroup | None = None,
-        rank_mapping: Sequence[int] | None = None,
-        *,
-        timeout_s: float = TIMEOUT_S,
-        gradient_scale: float | Literal["mean"] = 1.0,
-    ) -> None:
-        super().__init__(
-            modules,
-            batch_dim,
-            process_group,
-            rank_mapping,
-            timeout_s=timeout_s,
-            gradient_scale=gradient_scale,
-        )
-        if self.num_ranks % 2:
-            raise ValueError(
-                f"DualPipe needs an even number of ranks, not {self.num_ranks}; DualPipeV takes any"
-            )
+    even = True
 
     @property
     def mirror_rank(self) -> int:
@@ -273,7 +257,7 @@ class DualPipeV(_Pipeline):
 
 @lru_cache(maxsize=PLANS_KEPT)
 def _plan(name: str, ranks: int, chunks: int, *, gradients: bool) -> tuple[schedule.Schedule, str]:
-    """A schedule, and a digest that tells it from one that another version of this package makes."""
+    """A schedule, and a digest by which it differs from one that another version of this package makes."""
     plan = schedule.MAKERS[name](ranks, chunks)
     plan = plan if gradients else plan.forward_only()
     return plan, hashlib.sha256(repr(plan.actions).encode()).hexdigest()[:16]

@@ -29,7 +29,7 @@ Nothing here imports torch or does I/O.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property, lru_cache
@@ -198,7 +198,7 @@ def transfers(actions: Iterable[Action]) -> Iterator[Transfer]:
             yield from action.transfers
 
 
-_LETTERS: Final = {Forward: "F", Backward: "B", BackwardInput: "I", BackwardWeight: "W"}
+LETTERS: Final = {Forward: "F", Backward: "B", BackwardInput: "I", BackwardWeight: "W"}
 
 
 def label(action: Action) -> str:
@@ -213,12 +213,47 @@ def label(action: Action) -> str:
         case Exchange(group):
             return "[" + ", ".join(_transfer_label(each) for each in group) + "]"
         case _:
-            return f"{_LETTERS[type(action)]}{action.module}:{action.chunk}"
+            return f"{LETTERS[type(action)]}{action.module}:{action.chunk}"
 
 
 def _transfer_label(transfer: Transfer) -> str:
     arrow = ">" if isinstance(transfer, Send) else "<"
     return f"{arrow}{transfer.peer} {transfer.payload.value[0]}{transfer.flow}:{transfer.chunk}"
+
+
+Item = TypeVar("Item")
+Made = TypeVar("Made", bound=Hashable)
+
+
+def run_ranks(
+    programs: Sequence[Sequence[Item]],
+    *,
+    needs: Callable[[Item], Iterable[Made]],
+    makes: Callable[[Item], Iterable[Made]],
+    run: Callable[[int, Item], None] = lambda _rank, _item: None,
+) -> dict[int, tuple[int, Made]]:
+    """Take each rank through its program as far as what it needs has been made, calling `run` for each item.
+
+    Returns for each rank that does not come to its end where it stands and what it waits for. Ranks are deterministic:
+    the order in which they are tried changes nothing.
+    """
+    made: set[Made] = set()
+    at = [0] * len(programs)
+    waiting: dict[Made, list[int]] = {}
+    ready = list(range(len(programs)))
+    while ready:
+        rank = ready.pop()
+        for item in programs[rank][at[rank] :]:
+            missing = next((each for each in needs(item) if each not in made), None)
+            if missing is not None:
+                waiting.setdefault(missing, []).append(rank)
+                break
+            at[rank] += 1
+            run(rank, item)
+            for each in makes(item):
+                made.add(each)
+                ready += waiting.pop(each, [])
+    return {rank: (at[rank], each) for each, ranks in waiting.items() for rank in ranks}
 
 
 _Counted = TypeVar("_Counted", Forward, Backward, BackwardInput)
@@ -255,15 +290,15 @@ class Builder:
         if send:
             self.send_activation(module)
 
-    def backward(
-        self, module: int, *, put_off: bool = False, receive: bool = True, send: bool = True
-    ) -> None:
+    def backward(self, module: int, *, put_off: bool = False, send: bool = True) -> None:
         """One Backward, or a BackwardInput whose weight gradients are put off."""
-        if receive:
-            self.receive_gradient(module)
+        self.receive_gradient(module)
         self._flush()
-        task = self._backward_task(module, put_off=put_off)
-        self.actions.append(task)
+        if put_off:
+            self._put_off.append(self._task(BackwardInput, module))
+            self.actions.append(self._put_off[-1])
+        else:
+            self.actions.append(self._task(Backward, module))
         if send:
             self.send_gradient(module)
 
@@ -286,23 +321,19 @@ class Builder:
 
     def receive_activation(self, module: int) -> None:
         """Queue the next Receive of a module's input, if another rank makes it."""
-        place = self.places[self.rank][module]
-        self._receive(Payload.ACTIVATION, place, module, source=place.stage - 1, boundary=place.stage - 1)
+        self._transfer(Receive, Payload.ACTIVATION, module, other=-1)
 
     def receive_gradient(self, module: int) -> None:
         """Queue the next Receive of a gradient of a module's output, if another rank makes it."""
-        place = self.places[self.rank][module]
-        self._receive(Payload.GRADIENT, place, module, source=place.stage + 1, boundary=place.stage)
+        self._transfer(Receive, Payload.GRADIENT, module, other=1)
 
     def send_activation(self, module: int) -> None:
         """Queue the next Send of a module's output, if another rank needs it."""
-        place = self.places[self.rank][module]
-        self._send(Payload.ACTIVATION, place, module, target=place.stage + 1, boundary=place.stage)
+        self._transfer(Send, Payload.ACTIVATION, module, other=1)
 
     def send_gradient(self, module: int) -> None:
         """Queue the next Send of a gradient of a module's input, if another rank needs it."""
-        place = self.places[self.rank][module]
-        self._send(Payload.GRADIENT, place, module, target=place.stage - 1, boundary=place.stage - 1)
+        self._transfer(Send, Payload.GRADIENT, module, other=-1)
 
     def finish(self) -> tuple[Action, ...]:
         """The actions, with the last transfers."""
@@ -320,30 +351,14 @@ class Builder:
         count = self._next("forward" if kind is Forward else "backward", module)
         return kind(module, place.flow, place.stage, count)
 
-    def _backward_task(self, module: int, *, put_off: bool) -> Backward | BackwardInput:
-        if not put_off:
-            return self._task(Backward, module)
-        task = self._task(BackwardInput, module)
-        self._put_off.append(task)
-        return task
-
-    def _receive(self, payload: Payload, place: Place, module: int, *, source: int, boundary: int) -> None:
-        peer = self._peer(place.flow, source)
-        if peer is not None:
-            chunk = self._next((Receive, payload), module)
-            self._queue.append(Receive(payload, place.flow, boundary, chunk, peer))
-
-    def _send(self, payload: Payload, place: Place, module: int, *, target: int, boundary: int) -> None:
-        peer = self._peer(place.flow, target)
-        if peer is not None:
-            chunk = self._next((Send, payload), module)
-            self._queue.append(Send(payload, place.flow, boundary, chunk, peer))
-
-    def _peer(self, flow: int, stage: int) -> int | None:
-        if not 0 <= stage < self.stages:
-            return None
-        owner = self._owner[flow, stage]
-        return None if owner == self.rank else owner
+    def _transfer(self, kind: type[Send | Receive], payload: Payload, module: int, *, other: int) -> None:
+        """Queue a transfer with the stage above (other = 1) or below (-1), if another rank has it."""
+        place = self.places[self.rank][module]
+        peer = self._owner.get((place.flow, place.stage + other), self.rank)
+        if peer != self.rank:
+            boundary = min(place.stage, place.stage + other)
+            chunk = self._next((kind, payload), module)
+            self._queue.append(kind(payload, place.flow, boundary, chunk, peer))
 
     def _next(self, what: object, module: int) -> int:
         count = self._counts.get((what, module), 0)
@@ -532,6 +547,7 @@ MAKERS: Final[dict[str, Callable[[int, int], Schedule]]] = {"dualpipe": dualpipe
 
 __all__ = [
     "CHUNKS_MAX",
+    "LETTERS",
     "MAKERS",
     "RANKS_MAX",
     "Action",
@@ -554,5 +570,6 @@ __all__ = [
     "dualpipev",
     "label",
     "parts",
+    "run_ranks",
     "transfers",
 ]

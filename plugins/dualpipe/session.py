@@ -66,7 +66,7 @@ class Session:
         return self._transport
 
     def _gather(self) -> None:
-        """Wait for all ranks, so that the making of connections, which cannot be ended, waits for nobody.
+        """Wait for all ranks, so that making connections, which cannot be interrupted, does not wait for one of them.
 
         First for those that have not begun, which names a rank that does not come; then for those whose step may still
         fail before they connect.
@@ -151,7 +151,7 @@ class Session:
         return self._last_event is not None and not self._last_event.query()  # type: ignore[no-untyped-call]
 
     def failed(self, error: BaseException, *, where: str, moving: bool) -> Cause:
-        """Tell all ranks that this one failed, or learn which one did first.
+        """Report to all ranks that this one failed, or learn which one did first.
 
         `moving` says if messages may be on their way: only then must the user's group be aborted.
         """

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Final
 
 from .schedule import (
+    LETTERS,
     Backward,
     BackwardInput,
     BackwardWeight,
@@ -24,12 +25,11 @@ from .schedule import (
     Schedule,
     Task,
     parts,
+    run_ranks,
 )
 
 COLUMNS_MAX: Final = 400
 """Wider lines are wrapped by every terminal, and then cannot be read."""
-
-LETTERS: Final = {Forward: "F", Backward: "B", BackwardInput: "I", BackwardWeight: "W"}
 
 
 @dataclass(frozen=True)
@@ -120,26 +120,16 @@ def simulate(schedule: Schedule, costs: StageCosts) -> Timeline:
     programs = [[action for action in own if not isinstance(action, Exchange)] for own in schedule.actions]
     spans: list[list[Span]] = [[] for _ in programs]
     ends: dict[_Made, float] = {}
-    waiting: dict[_Made, list[int]] = {}
-    ready = list(range(schedule.ranks))
-    while ready:
-        rank = ready.pop()
+
+    def run(rank: int, task: Task) -> None:
         own = spans[rank]
-        for task in programs[rank][len(own) :]:
-            needs = list(_needs(schedule, task))
-            missing = next((each for each in needs if each not in ends), None)
-            if missing is not None:
-                waiting.setdefault(missing, []).append(rank)
-                break
-            start = max([own[-1].end if own else 0.0, *(ends[each] for each in needs)])
-            end = start + costs.of(task)
-            own.append(Span(start, end, task))
-            for made in _makes(task):
-                ends[made] = end
-                ready += waiting.pop(made, [])
-    if waiting:
-        stuck = sorted(rank for ranks in waiting.values() for rank in ranks)
-        raise ValueError(f"{schedule.name}: ranks {stuck} wait for what no rank makes")
+        start = max([own[-1].end if own else 0.0, *(ends[each] for each in _needs(schedule, task))])
+        own.append(Span(start, start + costs.of(task), task))
+        ends.update(dict.fromkeys(_makes(task), own[-1].end))
+
+    stuck = run_ranks(programs, needs=lambda task: _needs(schedule, task), makes=_makes, run=run)
+    if stuck:
+        raise ValueError(f"{schedule.name}: ranks {sorted(stuck)} wait for what no rank makes")
     return Timeline(schedule, tuple(tuple(own) for own in spans))
 
 

@@ -1,11 +1,11 @@
-"""Moves tensors between the ranks of a pipeline: gloo on a CPU, NCCL on a GPU.
+"""Move tensors between the ranks of a pipeline: gloo on a CPU, NCCL on a GPU.
 
 Gloo messages have tags made of what they carry, so a message cannot arrive in another one's place. NCCL has no tags and
 matches by order; there the order is safe because both ends execute one verified schedule (its invariant I2) and have
 compared their steps before the first message.
 
 `MeshTransport` has connections of its own, so that a failure never hurts the user's process group, and a new mesh can
-be made after it. Gloo cannot wait with an end and go on: a wait that runs out cuts all connections of the mesh. `cut`
+be made after it. Gloo has no wait that runs out and leaves the rest usable: it cuts all connections of the mesh. `cut`
 uses just this, from another thread, to end every wait of this rank; the peers see their connections close.
 """
 

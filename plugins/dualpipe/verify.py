@@ -1,4 +1,4 @@
-"""Proves that a schedule works before anything runs: whatever is wrong with it is found here, and named.
+"""Prove that a schedule works before anything runs, or name the rank and action where it goes wrong.
 
     assert not find_problems(dualpipe(8, 20), live_chunks_max=9)
 
@@ -16,13 +16,13 @@ C1 to C4 look at one rank or one link at a time; C5 is exact, as ranks are deter
 tried changes nothing. It is only looked at when the rest is right.
 """
 
-import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
 from .schedule import (
+    LETTERS,
     Action,
     Backward,
     BackwardInput,
@@ -32,11 +32,14 @@ from .schedule import (
     Overlap,
     Part,
     Payload,
+    Receive,
     Schedule,
     Send,
     Transfer,
     label,
     parts,
+    run_ranks,
+    transfers,
 )
 
 
@@ -64,9 +67,9 @@ def find_problems(
     problems = _misplaced(schedule)
     if problems:
         return problems  # the rest would look up what does not exist
-    problems = list(_Walk(schedule, inference=inference).problems(live_chunks_max))
+    problems = list(_out_of_order(schedule, live_max=live_chunks_max, inference=inference))
     problems += _unpaired(schedule)
-    return problems or waiting_for_ever(schedule)
+    return problems or find_deadlocks(schedule)
 
 
 def _misplaced(schedule: Schedule) -> list[Problem]:
@@ -94,7 +97,7 @@ def _misplacements(schedule: Schedule, rank: int, action: Action) -> Iterator[st
     for part in parts(action):
         if text := _wrong_place(schedule, rank, part):
             yield text
-    for transfer in action.transfers if isinstance(action, Exchange) else ():
+    for transfer in transfers([action]):
         if text := _wrong_ends(schedule, rank, transfer):
             yield text
 
@@ -132,113 +135,98 @@ def _ends(schedule: Schedule, transfer: Transfer) -> tuple[int, int] | None:
     return (below, above) if transfer.payload is Payload.ACTIVATION else (above, below)
 
 
-Unit = tuple[int, int, int]
-"""(flow, stage, chunk)"""
+Fact = tuple[str, int, int, int]
+"""(what, flow, stage or boundary, chunk): what is a letter of `LETTERS`, or a payload that was received."""
 
 
-class _Walk:
-    """C2, C3 and C6: goes through the actions of all ranks, and knows what has been done and received before each."""
+def _makes(each: Part | Transfer) -> tuple[Fact, ...]:
+    """What is known after a task or a transfer; both kinds of backward make the gradient of the input."""
+    match each:
+        case Send():
+            return ()
+        case Receive(payload, flow, boundary, chunk):
+            return ((payload.value, flow, boundary, chunk),)
+        case BackwardInput(_, flow, stage, chunk):
+            return (("B", flow, stage, chunk), ("I", flow, stage, chunk))
+        case _:
+            return ((LETTERS[type(each)], each.flow, each.stage, each.chunk),)
 
-    def __init__(self, schedule: Schedule, *, inference: bool) -> None:
-        self.schedule, self.inference = schedule, inference
-        self.forward, self.backward, self.put_off, self.weight = (set[Unit]() for _ in range(4))
-        self.received = {Payload.ACTIVATION: set[Unit](), Payload.GRADIENT: set[Unit]()}  # below the boundary
-        self.waiting: deque[Unit] = deque()
 
-    def problems(self, live_max: int | None) -> Iterator[Problem]:
-        """What comes before what it needs, and ranks that hold too much; then what no rank does."""
-        for rank, actions in enumerate(self.schedule.actions):
-            live = 0
-            self.waiting.clear()
-            for index, action in enumerate(actions):
-                for transfer in action.transfers if isinstance(action, Exchange) else ():
-                    if text := self._transfer(transfer):
-                        yield Problem(rank, index, action, text)
-                for part in parts(action):
-                    if text := self._part(part, rank):
-                        yield Problem(rank, index, action, text)
-                    live += 1 if isinstance(part, Forward) else 0 if isinstance(part, BackwardWeight) else -1
-                    if live_max is not None and live > live_max and not self.inference:
-                        text = f"holds {live} micro-batches, more than {live_max}"
-                        yield Problem(rank, index, action, text)
-        yield from self._unfinished()
+def _needs(schedule: Schedule, rank: int, each: Part | Transfer) -> Iterator[tuple[Fact, str]]:
+    """What must be known before it, and how to say so."""
+    flow, chunk = each.flow, each.chunk
 
-    def _unfinished(self) -> Iterator[Problem]:
-        schedule = self.schedule
-        for unit in product(range(schedule.flows), range(schedule.stages), range(schedule.chunks)):
-            flow, stage, chunk = unit
-            missing = [
-                *(["Forward"] if unit not in self.forward else []),
-                *(["Backward"] if unit not in self.backward and not self.inference else []),
-                *(
-                    ["BackwardWeight after its BackwardInput"]
-                    if unit in self.put_off and unit not in self.weight
-                    else []
-                ),
-            ]
-            for what in missing:
-                text = f"no {what} of flow {flow}, stage {stage}, micro-batch {chunk}"
-                yield Problem(schedule.owner(flow, stage), -1, None, text)
+    def made(stage: int, task: str, what: str, boundary: int, payload: Payload) -> tuple[Fact, str]:
+        if schedule.owner(flow, stage) == rank:
+            name = "Forward" if task == "F" else "backward"
+            return (task, flow, stage, chunk), f"{what}: no {name} of it comes earlier"
+        return (payload.value, flow, boundary, chunk), f"{what}: no Receive of it comes earlier"
 
-    def _transfer(self, transfer: Transfer) -> str | None:
-        below = (transfer.flow, transfer.boundary, transfer.chunk)
-        if not isinstance(transfer, Send):
-            self.received[transfer.payload].add(below)
-            return None
-        above = (transfer.flow, transfer.boundary + 1, transfer.chunk)
-        made = below in self.forward if transfer.payload is Payload.ACTIVATION else above in self.backward
-        return None if made else f"{_named(transfer)} before the task that makes it"
+    match each:
+        case Send(payload, _, boundary):
+            task = ("F", flow, boundary) if payload is Payload.ACTIVATION else ("B", flow, boundary + 1)
+            yield (*task, chunk), "the task that makes it"
+        case Forward(_, _, stage) if stage:
+            yield made(stage - 1, "F", "its input", stage - 1, Payload.ACTIVATION)
+        case Backward(_, _, stage) | BackwardInput(_, _, stage):
+            yield ("F", flow, stage, chunk), "its Forward"
+            if stage < schedule.stages - 1:
+                yield made(stage + 1, "B", "its gradient", stage, Payload.GRADIENT)
+        case BackwardWeight(_, _, stage):
+            yield ("I", flow, stage, chunk), "its BackwardInput"
 
-    def _part(self, part: Part, rank: int) -> str | None:
-        unit = (part.flow, part.stage, part.chunk)
-        if isinstance(part, Forward):
-            return self._forward(part, rank, unit)
-        if self.inference:
-            return f"{label(part)} has no place in inference"
-        if isinstance(part, BackwardWeight):
-            return self._weight(part, unit)
-        return self._backward(part, rank, unit)
 
-    def _forward(self, part: Forward, rank: int, unit: Unit) -> str | None:
-        if unit in self.forward:
-            return f"{label(part)} is done twice"
-        self.forward.add(unit)
-        if part.stage:
-            below = (part.flow, part.stage - 1, part.chunk)
-            local = self.schedule.owner(part.flow, part.stage - 1) == rank
-            if below not in (self.forward if local else self.received[Payload.ACTIVATION]):
-                source = "no Forward" if local else "no Receive"
-                return f"{label(part)} before its input: {source} of it comes earlier"
-        return None
+def _out_of_order(schedule: Schedule, *, live_max: int | None, inference: bool) -> Iterator[Problem]:
+    """C2, C3 and C6."""
+    known: set[Fact] = set()
+    for rank, actions in enumerate(schedule.actions):
+        put_off: deque[Fact] = deque()
+        live = 0
+        for index, action in enumerate(actions):
+            for each in (*transfers([action]), *parts(action)):
+                if text := _problem(schedule, rank, each, known, put_off, inference=inference):
+                    yield Problem(rank, index, action, text)
+                known.update(_makes(each))
+            for part in parts(action):
+                live += 1 if isinstance(part, Forward) else 0 if isinstance(part, BackwardWeight) else -1
+                if live_max is not None and live > live_max and not inference:
+                    yield Problem(rank, index, action, f"holds {live} micro-batches, more than {live_max}")
+    for flow, stage, chunk in product(range(schedule.flows), range(schedule.stages), range(schedule.chunks)):
+        done = {what for what in "FBIW" if (what, flow, stage, chunk) in known}
+        missing = {"F": "Forward"} if inference else {"F": "Forward", "B": "Backward"}
+        if "I" in done:
+            missing["W"] = "BackwardWeight after its BackwardInput"
+        for what in missing.keys() - done:
+            text = f"no {missing[what]} of flow {flow}, stage {stage}, micro-batch {chunk}"
+            yield Problem(schedule.owner(flow, stage), -1, None, text)
 
-    def _backward(self, part: Backward | BackwardInput, rank: int, unit: Unit) -> str | None:
-        again = unit in self.backward
-        self.backward.add(unit)
-        if isinstance(part, BackwardInput):
-            self.put_off.add(unit)
-            self.waiting.append(unit)
-        if again:
-            return f"{label(part)}: its gradients are made twice"
-        if unit not in self.forward:
-            return f"{label(part)} before its Forward"
-        if part.stage < self.schedule.stages - 1:
-            local = self.schedule.owner(part.flow, part.stage + 1) == rank
-            above = (part.flow, part.stage + 1, part.chunk)
-            if not (above in self.backward if local else unit in self.received[Payload.GRADIENT]):
-                source = "no backward" if local else "no Receive"
-                return f"{label(part)} before its gradient: {source} of it comes earlier"
-        return None
 
-    def _weight(self, part: BackwardWeight, unit: Unit) -> str | None:
-        again = unit in self.weight
-        self.weight.add(unit)
-        if again:
-            return f"{label(part)} is done twice"
-        if unit not in self.put_off:
-            return f"{label(part)} before its BackwardInput"
-        if self.waiting.popleft() != unit:
-            return f"{label(part)} is not the oldest that was put off"
-        return None
+def _problem(  # noqa: PLR0913 (a step, and what is known before it)
+    schedule: Schedule,
+    rank: int,
+    each: Part | Transfer,
+    known: set[Fact],
+    put_off: deque[Fact],
+    *,
+    inference: bool,
+) -> str | None:
+    """What is wrong with one task or transfer, after all before it."""
+    if isinstance(each, BackwardInput):
+        put_off.append(_makes(each)[1])
+    if isinstance(each, Send | Receive):
+        name = _named(each)
+    else:
+        name = label(each)
+        if inference and not isinstance(each, Forward):
+            return f"{name} has no place in inference"
+        if _makes(each)[0] in known:
+            return f"{name} is done twice"
+    for fact, words in _needs(schedule, rank, each):
+        if fact not in known:
+            return f"{name} before {words}"
+    if isinstance(each, BackwardWeight) and put_off.popleft()[1:] != _makes(each)[0][1:]:
+        return f"{name} is not the oldest that was put off"
+    return None
 
 
 class _Crossing(NamedTuple):
@@ -252,7 +240,7 @@ def _unpaired(schedule: Schedule) -> list[Problem]:
     links: dict[tuple[int, int], tuple[list[_Crossing], list[_Crossing]]] = {}
     for rank, actions in enumerate(schedule.actions):
         for index, action in enumerate(actions):
-            for each in action.transfers if isinstance(action, Exchange) else ():
+            for each in transfers([action]):
                 sends = isinstance(each, Send)
                 ends = links.setdefault((rank, each.peer) if sends else (each.peer, rank), ([], []))
                 key = (each.payload, each.flow, each.boundary, each.chunk)
@@ -298,49 +286,39 @@ def _unpaired_on(
     return [Problem(target, there.position, schedule.actions[target][there.position], text)]
 
 
-def waiting_for_ever(schedule: Schedule) -> list[Problem]:
+def find_deadlocks(schedule: Schedule) -> list[Problem]:
     """C5: ranks that never leave an Exchange, if each of its transfers ends when both ends have begun it.
 
     A rank that finishes under this rule also finishes where Sends do not wait.
     """
-    exchanges = [
-        [(index, action) for index, action in enumerate(actions) if isinstance(action, Exchange)]
+    programs = [
+        [(index, action, begins) for index, action in enumerate(actions) for begins in (True, False)]
         for actions in schedule.actions
     ]
-    at = [0] * schedule.ranks
-    begun: set[_End] = set()
-    waiting: dict[_End, list[tuple[int, Transfer]]] = {}
-    ready = list(range(schedule.ranks))
-    while ready:
-        rank = ready.pop()
-        while at[rank] < len(exchanges[rank]):
-            _, exchange = exchanges[rank][at[rank]]
-            ends = {_end(each) for each in exchange.transfers}
-            begun |= ends
-            ready += [rank for end in ends & waiting.keys() for rank, _ in waiting.pop(end)]
-            missing = next((each for each in exchange.transfers if _other_end(each) not in begun), None)
-            if missing is not None:
-                waiting.setdefault(_other_end(missing), []).append((rank, missing))
-                break
-            at[rank] += 1
-    return [
-        Problem(rank, *exchanges[rank][at[rank]], f"waits for ever for {_named(transfer)}")
-        for rank, transfer in sorted(itertools.chain(*waiting.values()), key=lambda each: each[0])
-    ]
+
+    def ends(step: tuple[int, Action, bool], *, others: bool) -> Iterator[_End]:
+        for each in transfers([step[1]]):
+            yield isinstance(each, Send) != others, each.payload, each.flow, each.boundary, each.chunk
+
+    stuck = run_ranks(
+        programs,
+        needs=lambda step: () if step[2] else ends(step, others=True),
+        makes=lambda step: ends(step, others=False) if step[2] else (),
+    )
+    problems = []
+    for rank, (position, missing) in sorted(stuck.items()):
+        index, action, _ = programs[rank][position]
+        waits = next(
+            each
+            for each in transfers([action])
+            if missing in ends((index, Exchange((each,)), True), others=True)
+        )
+        problems.append(Problem(rank, index, action, f"deadlock: waits for {_named(waits)}"))
+    return problems
 
 
 _End = tuple[bool, Payload, int, int, int]
 """One end of a transfer: whether the Send, and what crosses."""
-
-
-def _end(transfer: Transfer) -> _End:
-    sends = isinstance(transfer, Send)
-    return sends, transfer.payload, transfer.flow, transfer.boundary, transfer.chunk
-
-
-def _other_end(transfer: Transfer) -> _End:
-    sends, payload, flow, boundary, chunk = _end(transfer)
-    return not sends, payload, flow, boundary, chunk
 
 
 def _named(transfer: Transfer) -> str:
@@ -352,4 +330,4 @@ def _named(transfer: Transfer) -> str:
     )
 
 
-__all__ = ["Problem", "find_problems", "waiting_for_ever"]
+__all__ = ["Problem", "find_deadlocks", "find_problems"]

@@ -23,7 +23,7 @@ IDLE: Final = b"idle"
 
 
 class Watchdog:
-    """Supervises one step of one rank."""
+    """Supervise one step of one rank."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Watchdog:
         return f"alive/{rank}"
 
     def _overdue(self) -> Cause | None:
-        """Reports work on a GPU that does not end after its step."""
+        """Report work on a GPU that does not end after its step."""
         limit_s = self._rendezvous.timeout_s
         if not self._left.is_set() or time.monotonic() - self._left_at < limit_s:
             return None
@@ -90,7 +90,7 @@ class Watchdog:
         return self._rendezvous.report(Cause(self._rendezvous.rank, "", what))
 
     def _silent(self) -> Cause | None:
-        """Reports a neighbour whose heartbeats have begun and stopped."""
+        """Report a neighbour whose heartbeats have begun and stopped."""
         limit_s = min(SILENCE_S, self._rendezvous.timeout_s)
         now = time.monotonic()
         for rank, (last, since) in self._heard.items():

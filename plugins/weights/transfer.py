@@ -2,7 +2,7 @@
 
 Parts come in the order of the file. A part that knows its memory and is large is read straight into it. Small ones
 that lie near each other share one read; they, and parts that must be converted or go to a device, pass through one of
-SLOTS staging slots. Memory: SLOTS × BLOCK_BYTES, whatever is read.
+SLOTS staging slots. Memory: SLOTS × BLOCK_BYTES, for any size.
 """
 
 from collections.abc import Callable, Iterable, Iterator

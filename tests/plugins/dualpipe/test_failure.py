@@ -1,6 +1,6 @@
-"""A rank that fails: every rank learns of it and why, and those that live can go on.
+"""A rank that fails: every rank learns of it and why, and those that live can continue.
 
-Pipelines here have their default timeout, 300 s, unless told otherwise; the harness kills ranks that have not ended
+Pipelines here have their default timeout, 300 s, unless a case says otherwise; the harness kills ranks that have not ended
 after 60 s, and their answers are then missing. So each of these tests fails if a rank hangs.
 """
 
@@ -46,7 +46,7 @@ def test_a_rank_that_is_killed_is_named_everywhere(ranks: Ranks, form, size, chu
 
 
 def test_the_rank_that_hosts_the_store_is_killed(ranks: Ranks) -> None:
-    """Nobody can tell anybody then, but each rank finds out by itself."""
+    """No rank can report to another then, but each finds out by itself."""
     answers = ranks.run("fault", 4, form="dualpipe", kind="split", chunks=8, bad=0, fault="killed", call=3)
     for (kind, text, _), _ in learned(answers, without=0):
         assert kind == "PipelineError"

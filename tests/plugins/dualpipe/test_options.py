@@ -90,7 +90,7 @@ def test_ranks_that_compute_for_long_send_heartbeats(ranks: Ranks) -> None:
     assert torch.equal(done[0], cases.alone("plain", 4, 4)[0])
 
 
-def test_messages_are_told_apart_by_their_tags(ranks: Ranks) -> None:
+def test_tags_keep_messages_apart(ranks: Ranks) -> None:
     done = values(ranks.run("crossing", 2))
     assert done[1] == [[1.0] * 3, [2.0] * 3]
 

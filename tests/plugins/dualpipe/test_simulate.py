@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -84,6 +85,23 @@ def test_what_holds_for_every_timeline(
     assert timeline.makespan >= min(longest, schedule.stages * (forward + inputs)) - 1e-9
 
 
+def test_the_docs_table_of_times_is_what_the_simulator_gives() -> None:
+    """8 devices, 32 micro-batches; DualPipeV cuts the model twice as fine, so its stages cost half."""
+    text = (Path(__file__).parents[3] / "docs" / "plugins" / "dualpipe.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "%)" in line]
+    table = {name.strip("`"): cells for name, *cells in rows}
+    for name, make, part in (("dualpipe", dualpipe, 1.0), ("dualpipev", dualpipev, 0.5)):
+        found = []
+        for pair in (3, 2.8, 2.4, 2.0):
+            costs = StageCosts(forward=part, backward=2 * part, weight=part, overlap=pair * part)
+            timeline = simulate(make(8, 32), costs)
+            found.append(f"{timeline.makespan:g} ({timeline.bubble:.1%})")
+        assert table[name][:4] == found
+    # The published bubbles, as a share of 32 (F + B) and themselves.
+    for name, bubble in (("1F1B", 7 * 3), ("ZB1P", 7 * (3 - 2)), ("ZB-V", 7 * (3 - 2) / 2)):
+        assert table[name][0] == f"{96 + bubble:g} ({bubble / (96 + bubble):.1%})"
+
+
 def test_a_schedule_in_which_a_rank_waits_for_nothing_has_no_timeline() -> None:
     whole = dualpipe(2, 4)
     with pytest.raises(ValueError, match=r"ranks \[0\] wait for what no rank makes"):
@@ -114,7 +132,7 @@ def test_text_shows_tasks_in_proportion_and_idle_time_as_dots() -> None:
     ]
 
 
-def test_text_that_nobody_could_read_is_refused() -> None:
+def test_text_too_wide_to_read_is_refused() -> None:
     with pytest.raises(ValueError, match=r"as text this needs \d{4} columns, more than 400: show less"):
         as_text(simulate(dualpipe(2, 40), StageCosts(forward=0.1, backward=1.1, weight=1)))
 
@@ -124,7 +142,7 @@ def test_tasks_that_take_no_time_are_left_out_of_the_text() -> None:
     assert text.splitlines()[1] == "rank 0  |F0|f0|F1|"
 
 
-def test_ranks_that_wait_for_the_same_all_go_on_or_are_all_named() -> None:
+def test_ranks_that_wait_for_the_same_all_continue_or_are_all_named() -> None:
     schedule = dualpipe(4, 8)
     makes, needs = (next(each for each in own if isinstance(each, Forward)) for own in schedule.actions[:2])
     assert (makes.stage, needs.stage) == (0, 1)

@@ -1,4 +1,4 @@
-"""The training example: its stages, its files, and that a training which was killed goes on bit by bit."""
+"""The training example: its stages, its files, and that a training which was killed resumes bit by bit."""
 
 import json
 import os
@@ -279,8 +279,8 @@ def result(location: str) -> Result:
 def unstopped(shared_cluster) -> Result:
     """A training without a stop, on a cluster."""
     location = f"luciola://{shared_cluster.data}!/moe"
-    told = train(location)
-    assert re.findall(r"^step (\d+) loss", told, re.MULTILINE) == ["1", "2", "3", "4"]
+    output = train(location)
+    assert re.findall(r"^step (\d+) loss", output, re.MULTILINE) == ["1", "2", "3", "4"]
     return result(location)
 
 
@@ -291,14 +291,14 @@ def test_a_training_learns_and_saves_every_stage(unstopped: Result) -> None:
 
 
 @pytest.mark.timeout(300)  # two trainings, ten processes that load torch
-def test_a_training_that_was_killed_goes_on_bit_by_bit(tmp_path, unstopped: Result) -> None:
+def test_a_killed_training_resumes_bit_by_bit(tmp_path, unstopped: Result) -> None:
     """This one is on this machine; the one it is compared with ran on a cluster."""
     train_and_kill(str(tmp_path), at="step 3 ")
     done = len(result(str(tmp_path))[0])
-    assert done in {EVERY, 2 * EVERY}, "at most a step more than was heard of"
-    told = train(str(tmp_path))
-    assert told.splitlines()[0] == f"going on after step {done}"
-    assert re.findall(r"^step (\d+) loss", told, re.MULTILINE) == ["3", "4"][done - EVERY :]
+    assert done in {EVERY, 2 * EVERY}, "at most a step more than was printed"
+    output = train(str(tmp_path))
+    assert output.splitlines()[0] == f"going on after step {done}"
+    assert re.findall(r"^step (\d+) loss", output, re.MULTILINE) == ["3", "4"][done - EVERY :]
     assert result(str(tmp_path)) == unstopped
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
@@ -332,7 +332,7 @@ def test_bad_arguments_are_refused(tmp_path, monkeypatch, capsys, more, words: s
     assert words in capsys.readouterr().err
 
 
-def test_another_training_is_not_gone_on_with(tmp_path, monkeypatch) -> None:
+def test_another_training_is_not_resumed(tmp_path, monkeypatch) -> None:
     import train_moe_dualpipe
     from moe_files import Checkpoints, Latest
 

@@ -26,13 +26,13 @@ from luciola.plugins.dualpipe.schedule import (
     dualpipev,
     label,
 )
-from luciola.plugins.dualpipe.verify import find_problems, waiting_for_ever
+from luciola.plugins.dualpipe.verify import find_deadlocks, find_problems
 
 RANKS_MAX, CHUNKS_MAX = 16, 64
 
 
 def one_f_one_b(ranks: int, chunks: int) -> Schedule:
-    """One forward, one backward; stages in a row (PipeDream-Flush, 2019)."""
+    """One forward, one backward; stages one after the other (PipeDream-Flush, 2019)."""
     places = tuple((Place(0, rank),) for rank in range(ranks))
     actions = []
     for rank in range(ranks):
@@ -203,7 +203,7 @@ def test_a_circular_wait_is_found() -> None:
     schedule = Schedule("circle", 2, 2, 1, places, (rank(0), rank(1)))
     problems = find_problems(schedule)
     assert [(each.rank, each.position) for each in problems] == [(0, 1), (1, 1)]
-    assert "waits for ever for the Receive of activation 0 of flow 1 across boundary 0 from rank 1" in str(
+    assert "deadlock: waits for the Receive of activation 0 of flow 1 across boundary 0 from rank 1" in str(
         problems[0]
     )
 
@@ -247,7 +247,7 @@ def test_sends_that_only_work_if_they_are_buffered_are_found() -> None:
     )
     problems = find_problems(answers_first)
     assert [(each.rank, each.position) for each in problems] == [(0, 3), (1, 3)]
-    assert "waits for ever for the Send of activation 1" in str(problems[0])
+    assert "deadlock: waits for the Send of activation 1" in str(problems[0])
 
 
 def test_an_early_weight_gradient_is_found() -> None:
@@ -385,7 +385,7 @@ def stuck(schedule: Schedule, source: random.Random) -> set[int]:
     st.randoms(use_true_random=False),
     st.sampled_from([(dualpipe, 4, 8), (dualpipev, 3, 6), (one_f_one_b, 3, 4)]),
 )
-def test_waiting_for_ever_is_found_where_trying_stops(
+def test_deadlocks_are_found_where_trying_stops(
     source: random.Random, size: tuple[Callable[[int, int], Schedule], int, int]
 ) -> None:
     """With exchanges moved about, so that some schedules stop and others do not."""
@@ -396,4 +396,4 @@ def test_waiting_for_ever_is_found_where_trying_stops(
         exchanges = [at for at, each in enumerate(schedule.actions[rank]) if isinstance(each, Exchange)]
         moved_from, moved_to = source.choice(exchanges), source.randrange(len(schedule.actions[rank]))
         schedule = changed(schedule, rank, lambda own, a=moved_from, b=moved_to: own.insert(b, own.pop(a)))
-    assert {each.rank for each in waiting_for_ever(schedule)} == stuck(schedule, source)
+    assert {each.rank for each in find_deadlocks(schedule)} == stuck(schedule, source)

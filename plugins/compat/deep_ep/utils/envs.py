@@ -42,7 +42,7 @@ def get_global_seed() -> int:
 
 
 def dist_print(*values: object, once_in_node: bool = False, **options: Any) -> None:
-    """`print`, on one rank of all if `once_in_node`; then all ranks go on together."""
+    """`print`, on one rank of all if `once_in_node`; then wait for all ranks."""
     if not once_in_node or dist.get_rank() == 0:
         print(*values, **{"flush": True, **options})  # noqa: T201 (what it is for)
     dist.barrier()

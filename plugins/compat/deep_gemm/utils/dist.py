@@ -27,7 +27,7 @@ def init_dist(local_rank: int, num_local_ranks: int) -> tuple[int, int, dist.Pro
 
 
 def dist_print(s: str = "", once_in_node: bool = False) -> None:  # noqa: FBT001, FBT002 (the original's)
-    """Prints, on one rank of each host if `once_in_node`; then all ranks go on together.
+    """Print, on one rank of each host if `once_in_node`; then wait for all ranks.
 
     Raises: BadCall before `init_dist`.
     """
