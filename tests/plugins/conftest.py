@@ -11,11 +11,21 @@ from importlib.util import find_spec
 
 import pytest
 
+from pipeline_ranks import Ranks
+
 DEVICE = os.environ.get("LUCIOLA_TEST_DEVICE", "cpu")
 
 collect_ignore_glob = [] if find_spec("torch") else ["*"]
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """Forks the ranks of each case from one parent that has imported torch; `of` gives it other cases."""
+    made = Ranks()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def chunk_counts(ranks: int) -> list[int]:
     """Numbers of micro-batches: all for few ranks; for more those near the bounds, between which only the middle of
     the step grows."""
     every = range(2 * ranks, CHUNKS_MAX + 1)
-    return list(every) if ranks <= 3 else sorted({*every[:4], *every[4::13], *every[-2:]})
+    return list(every) if ranks <= 3 else sorted({*every[:4], *every[4::19], *every[-2:]})
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 6, 8, 12, RANKS_MAX])
@@ -62,13 +62,13 @@ def test_dualpipe_is_right_in_all_sizes(ranks: int) -> None:
         assert find_problems(dualpipe(ranks, chunks), live_chunks_max=ranks + 1) == []
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5, 8, 11, RANKS_MAX])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5, 8, RANKS_MAX])
 def test_dualpipev_is_right_in_all_sizes(ranks: int) -> None:
     for chunks in chunk_counts(ranks):
         assert find_problems(dualpipev(ranks, chunks), live_chunks_max=2 * ranks + 1) == []
 
 
-@pytest.mark.parametrize("ranks", [2, 6, 16])
+@pytest.mark.parametrize("ranks", [2, 12])
 def test_inference_is_right_too(ranks: int) -> None:
     for chunks in (2 * ranks, 2 * ranks + 2, CHUNKS_MAX):
         for schedule in (dualpipe(ranks, chunks), dualpipev(ranks, chunks)):
@@ -329,7 +329,7 @@ def test_places_that_leave_a_stage_out_are_found() -> None:
     assert "1 lists of actions for 2 ranks" in message_of(replace(good, actions=good.actions[:1]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.randoms(use_true_random=False), st.sampled_from([(2, 4), (4, 8), (4, 12)]))
 def test_whatever_is_left_out_or_moved_to_the_front_is_found(
     source: random.Random, size: tuple[int, int]
@@ -380,7 +380,7 @@ def stuck(schedule: Schedule, source: random.Random) -> set[int]:
     return {rank for rank in range(schedule.ranks) if at[rank] < len(schedule.actions[rank])}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.randoms(use_true_random=False),
     st.sampled_from([(dualpipe, 4, 8), (dualpipev, 3, 6), (one_f_one_b, 3, 4)]),

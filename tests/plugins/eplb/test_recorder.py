@@ -1,8 +1,6 @@
 """Recorded loads against counting by hand, over steps, windows, ranks and files."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from luciola.errors import CorruptData
 from luciola.plugins.eplb import LoadRecorder, Loads
+from pipeline_ranks import Ranks
 
 LAYERS, EXPERTS = 3, 8
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -109,35 +108,10 @@ def test_files_come_back(tmp_path):
     assert load_file(path)["average"].dtype == torch.float64  # any tool may read it
 
 
-RANK = """
-import sys, torch
-from luciola.plugins.eplb import LoadRecorder
-from luciola.plugins.eplb.refresh import TorchRanks
-rank, store = int(sys.argv[1]), sys.argv[2]
-torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-recorder = LoadRecorder(1, 3, windows=1, window_steps=1)
-recorder.record(0, torch.full((rank + 1,), rank))
-recorder.step()
-loads = recorder.reduced()
-print(loads.average.tolist(), loads.windows.tolist())
-ranks = TorchRanks(recorder.device)  # what a refresher does with the others
-print(ranks.add(torch.tensor([1.0, rank])).tolist(), ranks.gather(f"rank {rank}"))
-torch.distributed.destroy_process_group()
-"""
-
-
-def test_ranks_are_reduced_by_torch_distributed(tmp_path):
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=280)[0] for process in ranks]
-    said = "[[1.0, 2.0, 0.0]] [[[1.0, 2.0, 0.0]]]\n[2.0, 1.0] ['rank 0', 'rank 1']\n"
-    assert outputs == [said] * 2
+def test_ranks_are_reduced_by_torch_distributed(ranks: Ranks):
+    answers = ranks.of("recorder_ranks").run("reduce", 2)
+    reduced = ([[1.0, 2.0, 0.0]], [[[1.0, 2.0, 0.0]]], [2.0, 1.0], ["rank 0", "rank 1"])
+    assert [each.value for each in answers] == [reduced] * 2, answers
 
 
 def test_without_torch_distributed_reduced_is_local():
