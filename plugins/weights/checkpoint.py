@@ -11,6 +11,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 INDEX_SUFFIX: Final = ".safetensors.index.json"
 FILE_SUFFIX: Final = ".safetensors"
 FIRST_BYTES: Final = 256 << 10  # read of a file before its header's length is known: most headers are shorter
+OPENED_AT_ONCE: Final = 16  # files, when there are many: hides what the network takes
 INDEX_BYTES_MAX: Final = 100_000_000  # as of a header
 ALIGNMENT: Final = 64  # of tensors in one buffer: a cache line
 BUFFER_BYTES: Final = (
@@ -99,7 +101,7 @@ class Checkpoint:
         verify: bool = True,
         files: Sequence[str] | None = None,
     ) -> None:
-        """Reads the headers. Raises: NotFound, CorruptData. `verify=False` leaves checksums beside the files unread.
+        """Read the headers. Raises: NotFound, CorruptData. `verify=False` leaves checksums beside the files unread.
 
         `files`: names of files in the directory `path`, of which only these are opened. Their tensors are called
         FILE/NAME then, because a name may be in several.
@@ -131,7 +133,7 @@ class Checkpoint:
         token: str | None = None,
         verify: bool = True,
     ) -> Self:
-        """A checkpoint at a location: a .safetensors file, an index of shards (….safetensors.index.json), or a
+        """Open a checkpoint at a location: a .safetensors file, an index of shards (….safetensors.index.json), or a
         directory that has one of the two."""
         return cls(*open_location(location, secret_file=secret_file, token=token), verify=verify)
 
@@ -148,7 +150,7 @@ class Checkpoint:
         return self._shards[self._file_index[file]].checksums is not None
 
     def info(self, name: str) -> TensorInfo:
-        """Raises: KeyError, which names what is there instead."""
+        """Return what is known of a tensor. Raises: KeyError, which names what is there instead."""
         info = self.tensors.get(name)
         if info is None:
             import difflib
@@ -164,7 +166,7 @@ class Checkpoint:
     def read_into(
         self, targets: Mapping[str, "torch.Tensor"], *, convert: bool = False, gap_bytes: int = GAP_BYTES
     ) -> ReadReport:
-        """Fills whole tensors. As `read_slices`."""
+        """Fill whole tensors. As `read_slices`."""
         slices = [Slice(name, target) for name, target in targets.items()]
         return self.read_slices(slices, convert=convert, gap_bytes=gap_bytes)
 
@@ -176,7 +178,7 @@ class Checkpoint:
         gap_bytes: int = GAP_BYTES,
         whole_blocks: bool = False,
     ) -> ReadReport:
-        """Fills targets with parts of tensors, many reads in flight.
+        """Fill targets with parts of tensors, many reads in flight.
 
         Contiguous parts go straight into targets in host memory (without a copy where that memory is a
         `luciola.client.Buffer`, see `allocate`). The rest passes through staging: small tensors, column shards with
@@ -200,7 +202,7 @@ class Checkpoint:
         return ReadReport(placer.needed_bytes, transfer.bytes_read, verified.bytes, transfer.reads)
 
     def check_slices(self, slices: Iterable[Slice], *, convert: bool = False) -> None:
-        """Raises what `read_slices` would for names that are not there and targets that do not fit; reads nothing."""
+        """Raise what `read_slices` would for names that are not there and targets that do not fit; read nothing."""
         self._placer(slices, convert=convert, gap_bytes=GAP_BYTES)
 
     def _placer(
@@ -217,7 +219,7 @@ class Checkpoint:
     def load(
         self, names: Iterable[str] | None = None, *, device: "str | torch.device" = "cpu"
     ) -> dict[str, "torch.Tensor"]:
-        """New tensors, all by default."""
+        """Read into new tensors, all by default."""
         import torch
 
         infos = [self.info(name) for name in (self.tensors if names is None else names)]
@@ -229,7 +231,7 @@ class Checkpoint:
         return targets
 
     def allocate(self, names: Iterable[str] | None = None) -> dict[str, "torch.Tensor"]:
-        """Tensors for `read_into`, in memory that storage nodes on this machine fill without a copy; not filled yet.
+        """Make tensors for `read_into`, in memory that storage nodes on this machine fill without a copy.
 
         They share buffers of up to BUFFER_BYTES, each of which lives as long as a tensor in it and which a forked child
         shares, not copies. A tensor that is larger than any buffer can be has its own memory, at the price of a copy.
@@ -249,7 +251,7 @@ class Checkpoint:
     # Verifying.
 
     def verify(self, progress: Callable[[int], object] = lambda _: None) -> list[Damage]:
-        """Reads everything and returns what does not match its checksum; needs no torch.
+        """Read everything and return what does not match its checksum; needs no torch.
 
         Files without checksums are read too: storage nodes verify what they send. Raises: OSError.
         """
@@ -265,7 +267,7 @@ class Checkpoint:
         return sorted(damages, key=lambda damage: (damage.file, damage.tensor, damage.begin))
 
     def checksums(self, progress: Callable[[int], object] = lambda _: None) -> dict[str, Checksums]:
-        """The checksums of each file, computed by reading everything; needs no torch."""
+        """Compute the checksums of each file by reading everything; needs no torch."""
         results = {
             shard.header.file: Checksums(
                 shard.header.file_bytes,
@@ -427,49 +429,27 @@ def _weight_map(table: Any) -> dict[str, str]:
 
 
 def _read_shards(file_system: AnyFileSystem, paths: Sequence[str], *, verify: bool) -> list[_Shard]:
-    with contextlib.ExitStack() as stack:
-        files: list[Any] = [stack.enter_context(file_system.open(path, "rb")) for path in paths]
-        stats = [file.stat() for file in files]
-        texts = _read_headers(file_system, files, paths, [stat.st_size for stat in stats])
-    shards = []
-    for path, stat, (first, text) in zip(paths, stats, texts, strict=True):
-        header = parse_header(text, stat.st_size, path)
-        checksums = _read_checksums(file_system, header, first + text) if verify else None
-        shards.append(_Shard(header, checksums, _identity(stat)))
-    return shards
+    read = functools.partial(_read_shard, file_system, verify=verify)
+    if len(paths) == 1:
+        return [read(paths[0])]
+    with ThreadPoolExecutor(OPENED_AT_ONCE) as threads:
+        return list(threads.map(read, paths))
 
 
-def _read_headers(
-    file_system: AnyFileSystem, files: list[Any], paths: Sequence[str], sizes: list[int]
-) -> list[tuple[bytes, bytes]]:
-    """(length field, header) of each file: the first bytes of all at once, then what is missing of the longer ones."""
-    buffers = [bytearray(min(FIRST_BYTES, size)) for size in sizes]
-    _fill(file_system, files, [(index, 0, buffer) for index, buffer in enumerate(buffers)])
-    missing = []
-    for index, (path, size) in enumerate(zip(paths, sizes, strict=True)):
-        end = LENGTH_BYTES + header_length(bytes(buffers[index][:LENGTH_BYTES]), size, path)
-        rest = bytearray(max(0, end - len(buffers[index])))
-        if rest:
-            missing.append((index, len(buffers[index]), rest))
-        else:
-            del buffers[index][end:]
-    _fill(file_system, files, missing)
-    for index, _, rest in missing:
-        buffers[index] += rest
-    return [(bytes(buffer[:LENGTH_BYTES]), bytes(buffer[LENGTH_BYTES:])) for buffer in buffers]
-
-
-def _fill(file_system: AnyFileSystem, files: list[Any], wanted: list[tuple[int, int, bytearray]]) -> None:
-    parts = [
-        Part(index, offset + at, len(piece), target=piece)
-        for index, offset, buffer in wanted
-        for at in range(0, len(buffer), BLOCK_BYTES)
-        for piece in [memoryview(buffer)[at : at + BLOCK_BYTES]]
-    ]
-    Transfer(file_system, files).run(grouped(parts, 0))
-    for part in parts:
-        if part.target is not None:
-            part.target.release()  # so that the buffers may grow
+def _read_shard(file_system: AnyFileSystem, path: str, *, verify: bool) -> _Shard:
+    opened: Any = file_system.open(path, "rb")
+    with opened as file:
+        stat = file.stat()
+        head = file.read(FIRST_BYTES)
+        end = LENGTH_BYTES + header_length(head[:LENGTH_BYTES], stat.st_size, path)
+        while len(head) < end:
+            more = file.read(end - len(head))
+            if not more:
+                raise CorruptData(f"the file ends before byte {end}, in its header", path=path)
+            head += more
+    head = head[:end]
+    header = parse_header(head[LENGTH_BYTES:], stat.st_size, path)
+    return _Shard(header, _read_checksums(file_system, header, head) if verify else None, _identity(stat))
 
 
 def _read_checksums(file_system: AnyFileSystem, header: Header, head: bytes) -> Checksums | None:

@@ -3,6 +3,7 @@
 The only module of this plugin that handles tensors' memory.
 """
 
+import functools
 import itertools
 import operator
 from collections.abc import Callable, Iterator
@@ -93,7 +94,7 @@ def _memory(tensor: torch.Tensor) -> memoryview:
 
 
 class Placer:
-    """Collects slices and turns them into parts of a transfer."""
+    """Collect slices and turn them into parts of a transfer."""
 
     def __init__(self, *, convert: bool, gap_bytes: int, whole_blocks: bool = False) -> None:
         self._convert = convert
@@ -131,74 +132,45 @@ class Placer:
     def parts(self, check_of: CheckOf) -> Iterator[Part]:
         """In the order of the files."""
         for wanted in sorted(self._wanted, key=lambda each: each.position):
-            size = wanted.item_bytes
-            if self._whole_blocks:
-                yield from self._whole(wanted, check_of)
-                continue
-            for block in blocks(wanted.dimensions, wanted.start, size, gap_bytes=self._gap_bytes):
-                begin, nbytes = block.source * size, block.span * size
-                part = Part(
-                    wanted.file,
-                    wanted.info.offset + begin,
-                    nbytes,
-                    check=check_of(wanted.info, begin, nbytes),
-                )
-                if block.is_run and wanted.memory is not None:
-                    part.target = wanted.memory[block.target * size :][:nbytes]
+            size, info = wanted.item_bytes, wanted.info
+            for begin, nbytes, inside in self._reads(wanted):
+                part = Part(wanted.file, info.offset + begin, nbytes, check=check_of(info, begin, nbytes))
+                first = inside[0]
+                if wanted.memory is not None and first.is_run and first.span * size == nbytes:
+                    part.target = wanted.memory[first.target * size :][:nbytes]
                 else:
-                    part.land = self._landing(wanted, block)
+                    part.land = functools.partial(_land, wanted, inside, begin)
                 yield part
 
-    def _whole(self, wanted: _Wanted, check_of: CheckOf) -> Iterator[Part]:
-        """Every block that has a checksum and of which something is wanted, whole."""
-        size, info = wanted.item_bytes, wanted.info
+    def _reads(self, wanted: _Wanted) -> Iterator[tuple[int, int, list[Block]]]:
+        """Begin and length of each read in bytes of its tensor, and what is wanted of it."""
+        size = wanted.item_bytes
+        if not self._whole_blocks:
+            for block in blocks(wanted.dimensions, wanted.start, size, gap_bytes=self._gap_bytes):
+                yield block.source * size, block.span * size, [block]
+            return
+        # Every block that has a checksum and of which something is wanted, whole.
         cut = blocks(wanted.dimensions, wanted.start, size, gap_bytes=BLOCK_BYTES, aligned=True)
         for number, group in itertools.groupby(cut, lambda block: block.source * size // BLOCK_BYTES):
-            inside = list(group)
             begin = number * BLOCK_BYTES
-            nbytes = min(BLOCK_BYTES, info.nbytes - begin)
-            part = Part(wanted.file, info.offset + begin, nbytes, check=check_of(info, begin, nbytes))
-            first = inside[0]
-            if wanted.memory is not None and first.is_run and first.span * size == nbytes:
-                part.target = wanted.memory[first.target * size :][:nbytes]
-            else:
-                part.land = self._landing_all(wanted, inside, begin)
-            yield part
+            yield begin, min(BLOCK_BYTES, wanted.info.nbytes - begin), list(group)
 
-    def _landing_all(self, wanted: _Wanted, inside: list[Block], begin: int) -> Callable[[memoryview], Any]:
-        """Takes some blocks out of the bytes from `begin` of their tensor on."""
-        size = wanted.item_bytes
-        landings = [
-            (block.source * size - begin, block.span * size, self._landing(wanted, block)) for block in inside
-        ]
 
-        def land(view: memoryview) -> Any:
-            last = None
-            for at, nbytes, each in landings:
-                last = each(view[at : at + nbytes])
-            return last  # they are of one stream: when the last is done, all are
-
-        return land
-
-    def _landing(self, wanted: _Wanted, block: Block) -> Callable[[memoryview], Any]:
-        def land(view: memoryview) -> Any:
-            sizes = [dimension.size for dimension in block.dimensions]
-            source = _aligned(view, wanted.dtype).as_strided(
-                sizes, [dimension.source for dimension in block.dimensions]
-            )
-            place = wanted.target.storage_offset() + block.target
-            target = wanted.target.as_strided(
-                sizes, [dimension.target for dimension in block.dimensions], place
-            )
-            if target.device.type != "cuda":
-                target.copy_(source)
-                return None
-            target.copy_(source, non_blocking=True)
-            done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record(torch.cuda.current_stream(target.device))
-            return done
-
-        return land
+def _land(wanted: _Wanted, inside: list[Block], begin: int, view: memoryview) -> Any:
+    """Copy blocks out of the bytes from `begin` of their tensor on; returns an event if a device still copies."""
+    for block in inside:
+        at = block.source * wanted.item_bytes - begin
+        sizes = [dimension.size for dimension in block.dimensions]
+        data = _aligned(view[at : at + block.span * wanted.item_bytes], wanted.dtype)
+        source = data.as_strided(sizes, [dimension.source for dimension in block.dimensions])
+        place = wanted.target.storage_offset() + block.target
+        target = wanted.target.as_strided(sizes, [dimension.target for dimension in block.dimensions], place)
+        target.copy_(source, non_blocking=target.device.type == "cuda")
+    if wanted.target.device.type != "cuda":
+        return None
+    done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record(torch.cuda.current_stream(wanted.target.device))
+    return done
 
 
 def _aligned(view: memoryview, dtype: torch.dtype) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Reads that fail or end early: the call raises, with what the file system said, and leaves nothing under way."""
+"""Reads that fail or end early: the call raises the file system's error, and leaves no operation in flight."""
 
 import errno
 
@@ -11,17 +11,24 @@ from luciola.plugins.weights import Checkpoint, save
 
 
 class FaultyFileSystem(LocalFileSystem):
-    """A local file system whose rings give one result of their own."""
+    """A local file system whose rings give one result of their own, and whose files then read no better."""
 
     def __init__(self) -> None:
         self.good = 0  # operations until it comes
         self.result: int | None = None
+        self.opening = None  # in place of `read` of files
         self.rings = []
 
     def ring(self, entries=128):
         ring = FaultyRing(self, super().ring(entries))
         self.rings.append(ring)
         return ring
+
+    def open(self, *arguments, **named):
+        file = super().open(*arguments, **named)
+        if self.opening is not None:
+            file.read = self.opening
+        return file
 
 
 class FaultyRing:
@@ -78,13 +85,28 @@ def test_a_failed_read(faulty, good, result, kind, reason):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
 
 
-@pytest.mark.parametrize("result", [-errno.EIO, 7])
-def test_a_failed_read_while_opening_or_verifying(faulty, result):
+def test_a_failed_read_while_opening(faulty):
     checkpoint, fs, _ = faulty
-    fs.good, fs.result = 1, result
-    with pytest.raises((OSError, CorruptData)):
+
+    def fail(_size):
+        raise OSError(errno.EIO, "Input/output error")
+
+    fs.opening = fail
+    with pytest.raises(OSError, match="Input/output error"):
         Checkpoint(fs, checkpoint.path)
-    fs.good = 3
+    with open(checkpoint.path, "rb") as file:
+        parts = [file.read(40), file.read(20), b""]
+    fs.opening = lambda _size: parts.pop(0)
+    with pytest.raises(CorruptData, match=r"the file ends before byte \d+, in its header"):
+        Checkpoint(fs, checkpoint.path)
+    fs.opening = None
+    assert Checkpoint(fs, checkpoint.path).tensors == checkpoint.tensors
+
+
+@pytest.mark.parametrize("result", [-errno.EIO, 7])
+def test_a_failed_read_while_verifying(faulty, result):
+    checkpoint, fs, _ = faulty
+    fs.good, fs.result = 3, result
     with pytest.raises((OSError, CorruptData)):
         checkpoint.verify()
     fs.result = None
