@@ -58,14 +58,14 @@ def install(name: str, *, replace: bool = False) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether an import of this name gives the module of this folder."""
+    """Return whether an import of this name gives the module of this folder."""
     module = sys.modules.get(name)
     spec = getattr(module, "__spec__", None) if module is not None else _spec(name)
     return spec is not None and (spec.origin or "").startswith(FOLDER + os.sep)
 
 
 def _original(name: str) -> str | None:
-    """Where there is a module of this name that is not ours, in words."""
+    """Return where a module of this name is that is not ours, in words, or None."""
     module = sys.modules.get(name)
     if module is not None:
         return getattr(module, "__file__", None) or "made by this process"
@@ -74,7 +74,7 @@ def _original(name: str) -> str | None:
 
 
 def _spec(name: str) -> ModuleSpec | None:
-    """What an import would find. `importlib.util.find_spec` has another opinion where a module is imported already."""
+    """Return what an import would find; `importlib.util.find_spec` differs where a module is imported already."""
     specs = (finder.find_spec(name, None) for finder in sys.meta_path)
     return next((spec for spec in specs if spec is not None), None)
 

@@ -43,7 +43,7 @@ def describe(boundary: Boundary) -> str:
 
 
 def boundary_of(tensors: Iterable[Tensor | None]) -> Boundary:
-    """What the outputs of a stage need."""
+    """Describe the outputs of a stage."""
     return tuple(
         None if each is None else TensorSpec(tuple(each.shape), each.dtype, each.requires_grad)
         for each in tensors
@@ -71,7 +71,7 @@ def decode(data: bytes) -> Boundary:
 
 
 def same_tensors(one: Boundary, other: Boundary) -> bool:
-    """Whether both are equal but for the gradients, which a user's shapes do not say."""
+    """Return whether both are equal but for the gradients, which a user's shapes do not say."""
     return len(one) == len(other) and all(
         (a is None) == (b is None) and (a is None or b is None or (a.shape, a.dtype) == (b.shape, b.dtype))
         for a, b in zip(one, other, strict=True)
@@ -106,7 +106,7 @@ _declared = Declared()
 
 
 def declared() -> Declared:
-    """What the user has said in this process."""
+    """Return what the user has declared in this process."""
     return _declared
 
 

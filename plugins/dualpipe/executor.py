@@ -100,7 +100,7 @@ class Boundaries:
         return known
 
     def incoming(self, flow: int, boundary: int) -> Boundary:
-        """What the rank above a boundary must make room for; wait until the rank below has published it."""
+        """Return what the rank above a boundary must make room for; wait until the rank below has published it."""
         known = self._known.get((flow, boundary))
         if known is None:
             known = self._declared.boundary()
@@ -111,7 +111,7 @@ class Boundaries:
         return known
 
     def known(self, flow: int, boundary: int) -> Boundary:
-        """What crosses a boundary that this rank has used before."""
+        """Return what crosses a boundary that this rank has used before."""
         return self._known[flow, boundary]
 
     def _key(self, flow: int, boundary: int) -> str:
@@ -343,7 +343,7 @@ class Executor:
         return self.transport.start(messages), buffers
 
     def _await_sent(self) -> None:
-        """What was sent has arrived; its memory is free."""
+        """Wait until what was sent has arrived and its memory is free."""
         if self._sent is not None:
             self._sent()
             self._sent = None
@@ -418,7 +418,7 @@ def overlap_hook(modules: Sequence[nn.Module]) -> Callable[..., Any] | None:
 
 
 def as_list(outputs: object, module: nn.Module) -> list[Tensor | None]:
-    """What a module returned, as a list.
+    """Return what a module returned, as a list.
 
     Raises: TypeError if it is neither a tensor nor a list or tuple of tensors and None.
     """

@@ -285,7 +285,7 @@ def _group(group: dist.ProcessGroup | None, device: torch.device) -> dist.Proces
 
 
 def _pipeline_rank(group: dist.ProcessGroup | None, mapping: Sequence[int] | None) -> tuple[int, list[int]]:
-    """This process's pipeline rank, and the global rank of each pipeline rank."""
+    """Return this process's pipeline rank, and the global rank of each pipeline rank."""
     size = 1 if group is None else group.size()
     mapping = list(range(size)) if mapping is None else list(mapping)
     if sorted(mapping) != list(range(size)):

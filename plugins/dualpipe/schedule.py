@@ -149,7 +149,7 @@ class Schedule:
 
     @property
     def ranks(self) -> int:
-        """How many processes take part."""
+        """The number of processes."""
         return len(self.places)
 
     @property
@@ -445,7 +445,7 @@ class _Half:
 
     @property
     def inner(self) -> int:
-        """How many ranks lie between this one and the middle."""
+        """The number of ranks between this one and the middle."""
         return self.half - 1 - self.depth
 
     @property

@@ -60,7 +60,7 @@ class StageCosts:
             )
 
     def of(self, task: Task) -> float:
-        """How long a task takes."""
+        """Return the time of a task."""
         match task:
             case Forward():
                 return self.forward
@@ -98,7 +98,7 @@ class Timeline:
 
     @cached_property
     def idle(self) -> tuple[float, ...]:
-        """How long each rank does no task until the last rank is done."""
+        """Time in which each rank does no task until the last rank is done."""
         return tuple(self.makespan - sum(span.end - span.start for span in own) for own in self.spans)
 
     @property

@@ -95,7 +95,7 @@ class MeshTransport:
         return wait
 
     def cut(self) -> None:
-        """As Transport.cut: a wait that runs out at once closes every connection of the mesh."""
+        """Cut all connections, as Transport.cut: a wait that runs out at once closes every connection of the mesh."""
         for peer in range(self._ranks):
             if peer != self._rank:
                 try:

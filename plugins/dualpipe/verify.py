@@ -140,7 +140,7 @@ Fact = tuple[str, int, int, int]
 
 
 def _makes(each: Part | Transfer) -> tuple[Fact, ...]:
-    """What is known after a task or a transfer; both kinds of backward make the gradient of the input."""
+    """Return the facts that a task or a transfer makes; both kinds of backward make the gradient of the input."""
     match each:
         case Send():
             return ()
@@ -153,7 +153,7 @@ def _makes(each: Part | Transfer) -> tuple[Fact, ...]:
 
 
 def _needs(schedule: Schedule, rank: int, each: Part | Transfer) -> Iterator[tuple[Fact, str]]:
-    """What must be known before it, and how to say so."""
+    """Yield the facts that must hold before it, and their names in a message."""
     flow, chunk = each.flow, each.chunk
 
     def made(stage: int, task: str, what: str, boundary: int, payload: Payload) -> tuple[Fact, str]:
@@ -210,7 +210,7 @@ def _problem(  # noqa: PLR0913 (a step, and what is known before it)
     *,
     inference: bool,
 ) -> str | None:
-    """What is wrong with one task or transfer, after all before it."""
+    """Return what is wrong with one task or transfer, after all before it."""
     if isinstance(each, BackwardInput):
         put_off.append(_makes(each)[1])
     if isinstance(each, Send | Receive):

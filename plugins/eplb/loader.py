@@ -127,7 +127,7 @@ class ExpertNames:
             )
 
     def slice_of(self, layer: int, expert: int, name: str, target: Tensor) -> Slice:
-        """What is read for one expert's tensor."""
+        """Return what is read for one expert's tensor."""
         number = layer if self.layers is None else self.layers[layer]
         index = (self.index or {}).get(name, ())
         index = index if isinstance(index, tuple) else (index,)
@@ -228,7 +228,7 @@ def stage_experts(  # noqa: PLR0913 (as load_experts)
 def _slices(
     names: ExpertNames, actions: Sequence[Actions], rows: Sequence[Mapping[str, Sequence[Tensor]]]
 ) -> list[Slice]:
-    """What is read: `rows` has the target of each read by layer and name."""
+    """Return what is read: `rows` has the target of each read by layer and name."""
     return [
         names.slice_of(layer, expert, name, targets[index])
         for layer, action in enumerate(actions)
@@ -246,7 +246,7 @@ def _plan(  # noqa: PLR0913 (as load_experts)
     num_gpus: int,
     current: Tensor | None,
 ) -> list[Actions]:
-    """What each layer needs, of arguments that fit."""
+    """Check the arguments, and plan what each layer needs."""
     new = _rows(target, gpu=gpu, num_gpus=num_gpus, what="target")
     old = [[EMPTY] * len(row) for row in new]
     if current is not None:

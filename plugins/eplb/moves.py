@@ -24,14 +24,14 @@ class Move(NamedTuple):
 
 
 def held_by(placed: Indices, *, experts: int, gpus: int) -> npt.NDArray[np.bool_]:
-    """Whether a GPU holds an expert. Shapes: result (layers, gpus, experts)."""
+    """Return whether a GPU holds an expert. Shapes: result (layers, gpus, experts)."""
     held = np.zeros((len(placed), gpus, experts), dtype=np.bool_)
     np.put_along_axis(held, placed.reshape(len(placed), gpus, -1), values=True, axis=2)
     return held
 
 
 def list_moves(current: Indices, target: Indices, *, gpus: int) -> list[Move]:
-    """What each GPU must load to get from one placement to the other, by layer and slot.
+    """List what each GPU must load to get from one placement to the other, by layer and slot.
 
     An expert that a GPU already holds, in whichever slot, is no move; nor is its second replica there. Of several GPUs
     that hold an expert, the one that sends least in its layer is the source.
@@ -56,7 +56,7 @@ def list_moves(current: Indices, target: Indices, *, gpus: int) -> list[Move]:
 
 
 def count_moves(current: Indices, target: Indices, *, gpus: int) -> Indices:
-    """How many moves `list_moves` would list for each layer, (layers,)."""
+    """Count the moves that `list_moves` would list for each layer, (layers,)."""
     experts = int(max(current.max(), target.max())) + 1
     old, new = (held_by(each, experts=experts, gpus=gpus) for each in (current, target))
     moves: Indices = (new & ~old).sum(axis=(1, 2))

@@ -78,7 +78,7 @@ def best_of(placements: Sequence[Indices], loads: Floats, *, gpus: int) -> Indic
 
 
 def has_twins(placed: Indices, *, gpus: int) -> Flags:
-    """Whether a GPU holds two replicas of one expert. Shapes: placed (layers, slots); result (layers,)."""
+    """Return whether a GPU holds two replicas of one expert. Shapes: placed (layers, slots); result (layers,)."""
     in_order = np.sort(placed.reshape(len(placed), gpus, -1), axis=2)
     twins: Flags = (np.diff(in_order, axis=2) == 0).any(axis=(1, 2))
     return twins

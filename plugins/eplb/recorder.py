@@ -120,7 +120,7 @@ class LoadRecorder:
 
     @property
     def device(self) -> torch.device:
-        """Where the counters live."""
+        """The device of the counters."""
         return self._sum.device
 
     def record(self, layer: int, topk_ids: Tensor, *, expert_of_slot: Tensor | None = None) -> None:

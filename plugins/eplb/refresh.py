@@ -49,10 +49,10 @@ class Ranks(Protocol):
     """What the ranks do together."""
 
     def add(self, values: Tensor) -> Tensor:
-        """The sum over all ranks, the same bits on each."""
+        """Return the sum over all ranks, the same bits on each."""
 
     def gather(self, mine: str) -> list[str]:
-        """What each rank has given, in their order."""
+        """Return what each rank has given, in their order."""
 
 
 class TorchRanks:

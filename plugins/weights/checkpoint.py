@@ -361,7 +361,7 @@ class _Verified:
         self.bytes = 0
 
     def check_of(self, info: TensorInfo, begin: int, nbytes: int) -> Callable[[memoryview], None] | None:
-        """What is to be done with bytes of a tensor, if they are one whole block."""
+        """Return the check of bytes of a tensor, if they are one whole block."""
         crcs = self._crcs_of(info)
         if crcs is None or begin % BLOCK_BYTES or nbytes != min(BLOCK_BYTES, info.nbytes - begin):
             return None

@@ -65,7 +65,7 @@ class Checksums:
 
 
 def parse_checksums(text: bytes, path: str) -> Checksums:
-    """What FILE.crc32c says. Raises: CorruptData."""
+    """Parse the text of FILE.crc32c. Raises: CorruptData."""
     try:
         return _checksums(json.loads(text))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -84,7 +84,7 @@ def _checksums(table: Any) -> Checksums:
 
 
 def write_checksums(file_system: AnyFileSystem, path: str, sums: Checksums) -> None:
-    """Puts checksums beside the file `path`."""
+    """Put checksums beside the file `path`."""
     with replacing(file_system, path + SUFFIX) as writer:
         writer.write(sums.encode())
 

@@ -74,7 +74,7 @@ class Header:
 
 
 def header_length(first: bytes, file_bytes: int, file: str) -> int:
-    """How long the header is, by the first bytes of the file. Raises: CorruptData."""
+    """Return the length of the header, by the first bytes of the file. Raises: CorruptData."""
     if len(first) < LENGTH_BYTES:
         _refuse(file, f"the file has {len(first)} bytes, too few for a header")
     length = int.from_bytes(first[:LENGTH_BYTES], "little")
@@ -86,7 +86,7 @@ def header_length(first: bytes, file_bytes: int, file: str) -> int:
 
 
 def parse_header(text: bytes, file_bytes: int, file: str) -> Header:
-    """What a header says, checked. Raises: CorruptData, which names file, tensor and what is wrong."""
+    """Parse and check a header. Raises: CorruptData, which names file, tensor and what is wrong."""
     table = _parse_json(text, file)
     header = Header(file, file_bytes, LENGTH_BYTES + len(text))
     data_bytes = file_bytes - header.data_offset

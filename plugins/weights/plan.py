@@ -97,7 +97,7 @@ class _Limits(NamedTuple):
     aligned: bool
 
     def room(self, source: int) -> int:
-        """What a strided block that begins there may span."""
+        """The most that a strided block that begins there may span."""
         return self.block - source % self.block if self.aligned else self.block
 
 
@@ -135,7 +135,7 @@ def _is_dense(dimensions: tuple[Dimension, ...], limits: _Limits) -> bool:
 
 
 def _is_cut(dimensions: tuple[Dimension, ...], source: int, limits: _Limits) -> bool:
-    """Whether it is a run, or one of those that must be aligned, that crosses a multiple of the block."""
+    """Return whether it is a run, or one of those that must be aligned, that crosses a multiple of the block."""
     is_run = len(dimensions) == 1 and dimensions[0].source == 1
     return (is_run or limits.aligned) and (
         source // limits.block != (source + span(dimensions) - 1) // limits.block

@@ -81,7 +81,7 @@ def _belongs(part: Part, read: Read, gap_bytes: int) -> bool:
 
 
 def submit_all(ring: Any, waiting: list[Operation], settle: Callable[[int], None]) -> None:
-    """Hands the waiting operations to a ring and empties the list.
+    """Hand the waiting operations to a ring and empty the list.
 
     `settle(least)` takes from the ring what is done: where the ring is full, at least one, which makes room.
     """
@@ -107,7 +107,10 @@ class Transfer:
         self.reads = 0
 
     def run(self, reads: Iterable[Read]) -> None:
-        """Returns when everything has landed. Raises: OSError, CorruptData; nothing is under way afterwards."""
+        """Carry out all reads, and return when their bytes are in place.
+
+        Raises: OSError, CorruptData; no operation is in flight afterwards.
+        """
         with self._file_system.ring(ENTRIES) as ring:
             for read in reads:
                 if not read.is_direct:

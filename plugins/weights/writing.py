@@ -35,7 +35,7 @@ def save(  # noqa: PLR0913 (what is written, where, how)
     secret_file: "StrPath | None" = None,
     token: str | None = None,
 ) -> None:
-    """Writes a checkpoint: one file, or with `shard_bytes` a directory with shards of at most that size and an index.
+    """Write a checkpoint: one file, or with `shard_bytes` a directory with shards of at most that size and an index.
 
     The file, or the index of the shards, appears under its name only when everything is complete and durable. A tensor
     that is larger than `shard_bytes` gets a shard of its own.

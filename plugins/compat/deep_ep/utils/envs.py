@@ -17,7 +17,7 @@ _seed = [0]
 def init_dist(
     local_rank: int, num_local_ranks: int, seed: int | None = None
 ) -> tuple[int, int, dist.ProcessGroup]:
-    """Joins the processes of a run: (rank, number of ranks, group of all).
+    """Join the processes of a run: (rank, number of ranks, group of all).
 
     Where is said as `kernels.ranks.join` reads it; with GPUs, numbers are bfloat16 by default, as the original has it.
     """

@@ -9,7 +9,7 @@ from luciola.plugins.kernels.quantize import calc_diff
 
 
 def count_bytes(*tensors: Tensor | Iterable[Tensor] | None) -> int:
-    """Bytes of all tensors, nested ones too."""
+    """Count the bytes of all tensors, nested ones too."""
     total = 0
     for each in tensors:
         if isinstance(each, Tensor):
@@ -20,7 +20,7 @@ def count_bytes(*tensors: Tensor | Iterable[Tensor] | None) -> int:
 
 
 def assert_bitwise_equal(x: Tensor, y: Tensor) -> None:
-    """Raises AssertionError unless both have the same shape, dtype and bits."""
+    """Raise AssertionError unless both have the same shape, dtype and bits."""
     assert x.shape == y.shape, f"shapes {tuple(x.shape)} and {tuple(y.shape)} differ"
     assert x.dtype == y.dtype, f"dtypes {x.dtype} and {y.dtype} differ"
     one, other = (each.contiguous().view(torch.uint8) if each.dim() else each.view(1) for each in (x, y))

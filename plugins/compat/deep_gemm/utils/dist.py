@@ -20,7 +20,7 @@ _here: Final = _Here()
 
 
 def init_dist(local_rank: int, num_local_ranks: int) -> tuple[int, int, dist.ProcessGroup]:
-    """Joins the processes of a run: (rank, number of ranks, group of all); see `kernels.ranks.join`."""
+    """Join the processes of a run: (rank, number of ranks, group of all); see `kernels.ranks.join`."""
     joined = join(local_rank, num_local_ranks)
     _here.local_rank = local_rank
     return joined
