@@ -1,7 +1,7 @@
 """One rank of test_frameworks.py: `python rank_program.py DIRECTORY RESULT`, with torchrun's environment.
 
-With each framework, trains two epochs without a stop, and then once for each of STOPS to a step in an epoch, where
-everything is made again and goes on with another number of workers. Writes what each training has seen, and its losses.
+With each framework, trains two epochs without a stop, and then once for each of its stops to a step in an epoch, where
+everything is made again and resumes with another number of workers. Writes what each training has seen, and its losses.
 """
 
 import json
@@ -16,17 +16,21 @@ import torch.distributed as dist
 import transformers
 from accelerate import Accelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
-from luciola.plugins.dataset import Loader, MapDataset, open_records
+from luciola.plugins.dataset import GlobalBatches, Loader, MapDataset, Order, collate, open_records
 from number_records import first_numbers
 
 SEED = 3
 BATCH = 12
 EPOCHS = 2
 STOPS = ((1, 4, 2), (4, 2, 6))  # workers before, workers after, the step between
+SAME_STOPS = ((1, 1, 2), (2, 2, 6), (4, 4, 3))  # for what resumes with as many workers only
 
 Seen = list[tuple[list[int], str]]
 """Of each step the numbers of this rank and its loss, in hexadecimal."""
@@ -48,7 +52,7 @@ def note(seen: Seen, batch: torch.Tensor, loss: torch.Tensor) -> None:
 class Loop:
     """A loop of one's own around a model that `wrap` has made parallel."""
 
-    def __init__(self, loader: Loader, wrap: Callable[[torch.nn.Module], Any]) -> None:
+    def __init__(self, loader: Any, wrap: Callable[[torch.nn.Module], Any]) -> None:
         self.loader = loader
         self.model = wrap(new_model())
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
@@ -77,11 +81,57 @@ class Loop:
             getattr(self, name).load_state_dict(part)
 
 
-def own_loop(wrap: Callable[[torch.nn.Module], Any]) -> Callable[..., None]:
+class Stateful:
+    """torchdata's loader in the global order, with the epoch that it is in."""
+
+    def __init__(self, given: Loader) -> None:
+        self.epoch = 0
+        order = Order(given.dataset.sizes, seed=SEED)
+        batches = GlobalBatches(
+            order, global_batch_size=BATCH, rank=dist.get_rank(), ranks=dist.get_world_size()
+        )
+        self.inner = StatefulDataLoader(
+            given.dataset, batch_sampler=batches, collate_fn=collate, num_workers=given.num_workers
+        )
+
+    def __iter__(self) -> Any:
+        yield from self.inner
+        self.epoch += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "inner": self.inner.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch = state["epoch"]
+        self.inner.load_state_dict(state["inner"])
+
+
+def mesh_of_one_replica() -> Any:
+    """All ranks are one replica, over whose ranks tensors are cut: they read the same samples."""
+    return init_device_mesh("cpu", (1, dist.get_world_size()), mesh_dim_names=("data", "tensor"))
+
+
+def tensor_parallel(_model: torch.nn.Module) -> torch.nn.Module:
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1))
+    plan = {"0": ColwiseParallel(), "1": RowwiseParallel()}
+    return parallelize_module(model, mesh_of_one_replica()["tensor"], plan)
+
+
+def one_replica(given: Loader) -> Loader:
+    return Loader(
+        given.dataset, global_batch_size=BATCH, seed=SEED, num_workers=given.num_workers,
+        mesh=mesh_of_one_replica()["data"],
+    )  # fmt: skip
+
+
+def own_loop(
+    wrap: Callable[[torch.nn.Module], Any], loader_of: Callable[[Loader], Any] = lambda given: given
+) -> Callable[..., None]:
     def train(
         loaders: Callable[[], Loader], _place: Path, seen: Seen, stop: int | None, *, resume: bool
     ) -> None:
-        loop = Loop(loaders(), wrap)
+        loop = Loop(loader_of(loaders()), wrap)
         if resume:
             loop.load(saved.pop())
         elif stop is not None:
@@ -211,12 +261,14 @@ def trainer_loop(
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
 
 
-FRAMEWORKS: dict[str, Callable[..., None]] = {
-    "ddp": own_loop(DistributedDataParallel),
-    "fsdp2": own_loop(fully_shard),
-    "accelerate": accelerate_loop,
-    "lightning": lightning_loop,
-    "trainer": trainer_loop,  # the last: its batches are dictionaries
+FRAMEWORKS: dict[str, tuple[Callable[..., None], tuple[tuple[int, int, int], ...]]] = {
+    "ddp": (own_loop(DistributedDataParallel), STOPS),
+    "fsdp2": (own_loop(fully_shard), STOPS),
+    "tensor parallel": (own_loop(tensor_parallel, one_replica), STOPS),
+    "torchdata": (own_loop(DistributedDataParallel, Stateful), SAME_STOPS),
+    "accelerate": (accelerate_loop, STOPS),
+    "lightning": (lightning_loop, STOPS),
+    "trainer": (trainer_loop, STOPS),  # the last: its batches are dictionaries
 }
 
 
@@ -249,15 +301,21 @@ def main(directory: str, result: str) -> None:
     early = Loader(dataset, global_batch_size=BATCH, seed=SEED)  # before the process group
     dist.init_process_group("gloo")
     seen: dict[str, dict[str, Seen]] = {}
-    for framework, train in FRAMEWORKS.items():
-        seen[framework] = trained(dataset, train, early, f"{result}-{framework}")
+    for framework, (train, stops) in FRAMEWORKS.items():
+        seen[framework] = trained(dataset, train, stops, early, f"{result}-{framework}")
     metrics_and_accumulation(dataset)
     Path(f"{result}-{dist.get_rank()}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()
 
 
-def trained(dataset: MapDataset, train: Callable[..., None], early: Loader, result: str) -> dict[str, Seen]:
-    """Without a stop, and with each of STOPS."""
+def trained(
+    dataset: MapDataset,
+    train: Callable[..., None],
+    stops: tuple[tuple[int, int, int], ...],
+    early: Loader,
+    result: str,
+) -> dict[str, Seen]:
+    """Without a stop, and with each of some."""
 
     def loaders(workers: int) -> Loader:
         return Loader(dataset, global_batch_size=BATCH, seed=SEED, num_workers=workers)
@@ -265,7 +323,7 @@ def trained(dataset: MapDataset, train: Callable[..., None], early: Loader, resu
     seen: dict[str, Seen] = {"whole": []}
     early.seek(0)
     train(lambda: early, Path(f"{result}-whole"), seen["whole"], None, resume=False)
-    for before, after, stop in STOPS:
+    for before, after, stop in stops:
         stopped = seen[f"{before} workers, {stop} steps, {after} workers"] = []
         place = Path(f"{result}-{before}")
         train(lambda workers=before: loaders(workers), place, stopped, stop, resume=False)

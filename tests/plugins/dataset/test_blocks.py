@@ -17,7 +17,15 @@ import pyarrow.parquet as pq
 
 from luciola.client import LocalFileSystem
 from luciola.errors import CorruptData, InvalidArgument
-from luciola.plugins.dataset import FFRecordWriter, Loader, MapDataset, Order, open_records, sample_reader
+from luciola.plugins.dataset import (
+    FFRecordWriter,
+    Loader,
+    MapDataset,
+    Order,
+    arrow,
+    open_records,
+    sample_reader,
+)
 from luciola.plugins.dataset.verify import info, verify
 
 KINDS = ("parquet", "arrow", "stream")
@@ -127,8 +135,8 @@ def test_rows_and_plain_records_may_be_joined(dataset, tmp_path) -> None:
     joined.close()
 
 
-def test_blocks_are_read_once_while_they_are_kept(dataset) -> None:
-    """Also by batches that are under way together: of one block each is read by the first of them."""
+def test_blocks_are_read_once_while_they_are_cached(dataset) -> None:
+    """Also by batches that are in flight together: the first of them reads the block."""
     loader = Loader(dataset, global_batch_size=3, shuffle=False, collate_fn=n, read_ahead=4)
     blocks = len(dataset.parts[0].block_sizes())
     for _ in range(3):
@@ -137,6 +145,7 @@ def test_blocks_are_read_once_while_they_are_kept(dataset) -> None:
     read = dataset.metrics.snapshot()
     assert read.bytes == sum(dataset.parts[0].block_bytes(each) for each in range(blocks))
     assert read.samples == 3 * 99, "of rows, not of blocks"
+    assert read.reads <= blocks, "a batch of cached blocks is no read"
 
 
 def test_a_forked_process_does_not_see_what_its_parent_reads_later(tmp_path) -> None:
@@ -153,6 +162,18 @@ def test_a_forked_process_does_not_see_what_its_parent_reads_later(tmp_path) -> 
     go_on.set()
     assert results.get() == [0, 1, 2]
     child.join()
+    dataset.close()
+
+
+@pytest.mark.parametrize("kind", ["arrow", "stream"])
+def test_process_that_decodes_does_not_walk_the_batches_of_a_file(tmp_path, monkeypatch, kind) -> None:
+    parts = [pa.array(each).dictionary_encode() for each in (["a", "b"], ["c", "a"], ["d", "d"])]
+    table = pa.table({"x": pa.chunked_array(parts).unify_dictionaries()})
+    write(tmp_path / "x.arrow", table, 2, kind)
+    records = pickle.loads(pickle.dumps(open_records(tmp_path)))
+    monkeypatch.setattr(arrow, "_read", None)
+    dataset = MapDataset(records)
+    assert [each["x"] for each in dataset.__getitems__([5, 2, 0, 3, 1])] == ["d", "c", "a", "a", "b"]
     dataset.close()
 
 

@@ -107,6 +107,25 @@ def test_a_state_of_other_data_of_the_same_size_is_refused(tmp_path) -> None:
         )
 
 
+def test_training_goes_on_with_more_data_from_the_epoch_that_is_sought(tmp_path) -> None:
+    """As the error of a state of other data says."""
+    sizes = {"a": 20, "b": 12}
+    for name, count in sizes.items():
+        with FFRecordWriter(tmp_path / f"{name}.ffr", count) as writer:
+            for number in range(count):
+                writer.write(f"{name}{number:02}".encode())
+    before = Loader(MapDataset(open_records(tmp_path / "a.ffr")), global_batch_size=4)
+    next(iter(before))
+    state = before.state_dict()
+    after = Loader(MapDataset(open_records(tmp_path)), global_batch_size=4)
+    with pytest.raises(ValueError, match=r"now \[32\].*begin an epoch with them: seek\(epoch\)"):
+        after.load_state_dict(state)
+    after.seek(state["epoch"] + 1)
+    seen = [bytes(sample.tolist()).decode() for batch in after for sample in batch]
+    assert sorted(seen) == sorted(f"{name}{n:02}" for name, count in sizes.items() for n in range(count))
+    assert after.epoch == 2
+
+
 def test_batches_are_of_one_type(tmp_path) -> None:
     with FFRecordWriter(tmp_path / "a.ffr") as writer:
         for length in (5, 5, 5, 5, 5, 6):

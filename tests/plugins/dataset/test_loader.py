@@ -3,6 +3,9 @@
 import gc
 import io
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,6 +178,19 @@ def test_damage_stops_the_loader_in_front_of_it(tmp_path) -> None:
     assert caught.value.filename == str(tmp_path / "a.ffr")
     assert loader.sample == 32
     loader.dataset.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_program_that_ends_in_the_middle_of_an_epoch_ends_silently(numbers: MapDataset, workers: int) -> None:
+    program = f"""
+from luciola.plugins.dataset import Loader, MapDataset, open_records
+loader = Loader(MapDataset(open_records({str(Path(numbers.parts[0].files[0].path).parent)!r})),
+                global_batch_size=10, num_workers={workers})
+stream = iter(loader)
+next(stream)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_metrics_count_what_was_read(numbers: MapDataset) -> None:

@@ -7,6 +7,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from luciola.plugins.dataset import Loader, MapDataset
 from luciola.plugins.dataset.ranks import LAUNCHERS, Rank, RankSource, rank_of_environment
+from number_records import first_numbers
 
 
 @pytest.mark.parametrize("names", [each[1:] for each in LAUNCHERS], ids=lambda names: names[0])
@@ -65,6 +66,31 @@ def test_replicas_of_a_mesh_read_the_same(numbers: MapDataset) -> None:
             assert RankSource(None, None, None, None).find() == Rank(rank, 8)
             loader = Loader(numbers, global_batch_size=10, shuffle=False, mesh=mesh["data"])
             assert next(iter(loader))[0, 0] == 5 * (rank // 4)
+        finally:
+            dist.destroy_process_group()
+
+
+def test_each_parallelism_of_a_mesh_reads_as_its_data_dimensions_say(numbers: MapDataset) -> None:
+    """Pipelines, two kinds of data parallelism, contexts and tensors: 32 ranks, each of which is tried here.
+
+    Expert parallelism borrows ranks of data and contexts, whose samples stay what they are.
+    """
+    names = ("pipeline", "replicate", "shard", "context", "tensor")
+    for rank in range(32):
+        place = dict(zip(names, map(int, f"{rank:05b}"), strict=True))
+        dist.init_process_group("fake", rank=rank, world_size=32, store=FakeStore())
+        try:
+            mesh = init_device_mesh("cpu", (2,) * 5, mesh_dim_names=names)
+            data = mesh["replicate", "shard"]
+            own = 2 * place["replicate"] + place["shard"]
+            for given in (data, data._flatten(f"data of {rank}")):
+                loader = Loader(numbers, global_batch_size=20, shuffle=False, mesh=given)
+                assert first_numbers(next(iter(loader))) == list(range(5 * own, 5 * own + 5))
+            experts = init_device_mesh(
+                "cpu", (2, 2, 4, 2), mesh_dim_names=("pipeline", "replicate", "expert", "tensor")
+            )
+            both = RankSource(None, None, experts["replicate", "expert"], None).find()
+            assert both == Rank(4 * place["replicate"] + 2 * place["shard"] + place["context"], 8)
         finally:
             dist.destroy_process_group()
 

@@ -2,17 +2,28 @@
 
 import errno
 import gc
+import os
 import threading
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from luciola.client import Completion, LocalFileSystem
 from luciola.errors import CorruptData
-from luciola.plugins.dataset import FFRecords, FFRecordWriter, Loader, MapDataset, open_records
+from luciola.plugins.dataset import (
+    FFRecords,
+    FFRecordWriter,
+    Loader,
+    MapDataset,
+    datasets,
+    ffrecord,
+    open_records,
+)
 from luciola.plugins.dataset.ffrecord import header
-from luciola.plugins.dataset.pool import Pool
+from luciola.plugins.dataset.pinning import pin_array
+from luciola.plugins.dataset.pool import POOL_BYTES, Pool
 from luciola.plugins.dataset.reader import ENTRIES, PIECE_BYTES, BatchReader
 
 
@@ -243,6 +254,88 @@ def test_several_file_systems_in_one_batch(tmp_path) -> None:
     with pytest.raises(IndexError, match="samples are 0 to 3, not 4"):
         reader.read([4])
     reader.close()
+
+
+class Meeting(LocalFileSystem):
+    """`open` returns when so many files are being opened."""
+
+    def __init__(self, files: int) -> None:
+        self.met = 0
+        self._barrier = threading.Barrier(files, timeout=60)
+
+    def open(self, *arguments, **named):
+        if self._barrier.wait() == 0:
+            self.met += 1
+        return super().open(*arguments, **named)
+
+
+def test_files_are_opened_and_indexes_read_concurrently(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(ffrecord, "FIRST_BYTES", ffrecord.HEAD.size)  # no places with the first bytes
+    for number in range(8):
+        write_file(tmp_path / f"{number}.ffr", [b"%d" % number])
+    meeting = Meeting(8)
+    reader = BatchReader([open_records(tmp_path, file_system=meeting)])
+    assert meeting.met == 1
+    assert [each.tobytes() for each in reader.read(np.arange(8)).arrays()] == [b"%d" % n for n in range(8)]
+    assert meeting.met == 3, "indexes, and files"
+    reader.close()
+
+
+class Listing(LocalFileSystem):
+    """Remembers what was listed."""
+
+    def __init__(self) -> None:
+        self.listed: list[str] = []
+
+    def listdir(self, path):
+        self.listed.append(path)
+        return os.listdir(path)
+
+
+def test_directory_is_listed_once_for_all_formats(tmp_path) -> None:
+    write_file(tmp_path / "a.ffr", [b"a"])
+    listing = Listing()
+    assert len(open_records(tmp_path, file_system=listing)) == 1
+    assert listing.listed == [str(tmp_path)]
+
+
+def test_free_memory_of_sizes_that_are_not_used_any_more_makes_room() -> None:
+    pool = Pool(limit_bytes=3 << 20)
+    taken = [pool.take(1 << 20) for _ in range(3)]
+    taken.clear()
+    for _ in range(2):
+        taken = [pool.take(2 << 20) for _ in range(2)]
+        taken.clear()
+        sizes = {size: len(free) for size, free in pool._free.items()}
+        assert sizes == {1 << 20: 1, 2 << 20: 2}, "two of the size in use, and what is within the limit"
+    assert pool._made == 5
+
+
+def test_page_locks_end_with_their_memory(monkeypatch) -> None:
+    locked: set[int] = set()
+    runtime = SimpleNamespace(
+        cudaHostRegister=lambda address, _size, _flags: locked.add(address) or 0,
+        cudaHostUnregister=locked.remove,
+    )
+    monkeypatch.setattr("torch.cuda.cudart", lambda: runtime)
+    pool = Pool(pin=pin_array, limit_bytes=2 << 20)
+    taken = [pool.take(1 << 20) for _ in range(4)]
+    assert locked == {array.ctypes.data for _, array in taken}
+    taken.clear()
+    assert len(locked) == 4, "no call of CUDA while an object is freed"
+    piece, array = pool.take(2 << 20)
+    assert locked == {array.ctypes.data}
+    del pool, piece, array
+    gc.collect()
+    assert not locked
+
+
+def test_workers_share_the_limit_of_free_memory(tmp_path, monkeypatch) -> None:
+    write_file(tmp_path / "a.ffr", [b"a"])
+    monkeypatch.setattr(datasets, "get_worker_info", lambda: SimpleNamespace(id=0, num_workers=16))
+    dataset = MapDataset(open_records(tmp_path))
+    assert dataset.reader._pool._limit_bytes == POOL_BYTES // 16
+    dataset.close()
 
 
 def test_memory_that_is_kept_is_bounded() -> None:
