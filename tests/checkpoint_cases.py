@@ -109,8 +109,8 @@ def save_with_torch_defaults(rank: int, size: int, root: str) -> None:
     assert torch.equal(state["model"]["plain"], torch.arange(1000.0) + 2)
 
 
-def fsdp(rank: int, size: int, root: str, train: bool) -> float:
-    """A model and its optimizer under FSDP: trains and saves, or loads; what all their numbers add up to."""
+def fsdp(rank: int, size: int, root: str, train: bool, how: str) -> float:
+    """Train and save a model and its optimizer under FSDP, or load them; return the sum of all their numbers."""
     torch.manual_seed(3 if train else 4 + rank)
     model = torch.nn.Sequential(torch.nn.Linear(7, 33), torch.nn.ReLU(), torch.nn.Linear(33, 5))
     fully_shard(model, mesh=init_device_mesh("cpu", (size,)))
@@ -120,13 +120,21 @@ def fsdp(rank: int, size: int, root: str, train: bool) -> float:
         optimizer.step()
         optimizer.zero_grad()
     checkpoints = Checkpoints(root)
-    weights, moments = get_state_dict(model, optimizer)
-    state = {"model": weights, "optimizer": moments}
-    if train:
-        checkpoints.save(3, state)
+    if how == "parts":
+        if train:
+            checkpoints.save(3, model=model, optimizer=optimizer)
+        else:
+            assert checkpoints.load(model=model, optimizer=optimizer) == 3
     else:
-        assert checkpoints.load(state) == 3
-        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        weights, moments = get_state_dict(model, optimizer)
+        state = {"model": weights, "optimizer": moments}
+        if train:
+            checkpoints.save(3, state)
+        else:
+            assert checkpoints.load(state) == 3
+            set_state_dict(
+                model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+            )
     total = torch.zeros((), dtype=torch.float64)
     for parameter in model.parameters():
         entry = optimizer.state[parameter]
@@ -225,7 +233,7 @@ def _filled(step: int, rank: int) -> dict[str, Any]:
 
 
 def die_while_saving(rank: int, size: int, root: str, victims: list[int], delay_s: float, how: str) -> str:
-    """Saves step 1, then step 2, in which the victims are killed after a while; what became of step 2."""
+    """Save step 1, then step 2, in which the victims are killed after a while; return the outcome of step 2."""
     checkpoints = Checkpoints(root)
     if how == "sync":
         checkpoints.save(1, _filled(1, rank))

@@ -1,22 +1,22 @@
-"""Checkpoints of training jobs: `torch.distributed.checkpoint` on a location, and what goes with it.
+"""Checkpoints of training jobs: `torch.distributed.checkpoint` on a location.
 
     job          `Checkpoints`: the checkpoints of one job, by step
-    application  what it saves: model, optimizer, scheduler, loader, each rank's own
+    application  its parts: model, optimizer, scheduler, loader, each rank's own
     writer       `Writer`, the StorageWriter
     reader       `Reader`, the StorageReader
     torch_io     `save_object`, `load_object`, `open_stream`: torch.save and torch.load
     lightning    Lightning's CheckpointIO
     huggingface  a callback of Hugging Face's Trainer
-    catalog      which checkpoints a directory has: `list_checkpoints`, `latest`
-    retention    `Keep`: which of them stay
-    commit       how a checkpoint appears at once, and what an interrupted one leaves
-    manifest     the file that says that a checkpoint is whole
-    entries      what the tensors of its safetensors files are called
-    items        what one rank writes
-    sharing      what has not changed since the save before
+    catalog      the checkpoints of a directory: `list_checkpoints`, `latest`
+    retention    `Keep`: the ones that are kept
+    commit       the atomic, durable rename of a checkpoint, and the cleanup after interrupted ones
+    manifest     the file that makes a directory a checkpoint
+    entries      the names of tensors in its safetensors files
+    items        the file that one rank writes
+    sharing      files that are unchanged since the save before
     tensorfile   one such file, written by many writes in flight
-    plain        which objects may be in it, and how they load
-    verification  whether every byte is what was written
+    plain        the objects that may be in it, and how they load
+    verification  every byte against its checksum
 
     state = {"model": model.state_dict(), "step": 100}
     dcp.save(state, storage_writer=Writer("lu:/runs/7/step-100"))
@@ -75,7 +75,7 @@ __all__ = [
 
 
 def describe() -> dict[str, str]:
-    """What `luciola plugins` shows."""
+    """Describe the plugin for `luciola plugins`."""
     from importlib.util import find_spec
 
     if find_spec("torch") is None:

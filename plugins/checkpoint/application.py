@@ -1,4 +1,4 @@
-"""The state of a training application: model, optimizer, scheduler, loader, and what each rank has of its own.
+"""The state of a training application: model, optimizer, scheduler, loader, and an object of each rank.
 
     model       get_model_state_dict, set_model_state_dict: plain, DDP and FSDP2 modules have the same names
     optimizer   get_optimizer_state_dict: its moments under the names of the model's parameters
@@ -6,7 +6,7 @@
     loader      one object of each rank: equal ones (luciola.plugins.dataset.Loader) load on any number of ranks
     per_rank    one object of each rank: random states, for instance
 
-A1  A save before the first step saves an optimizer without moments, and leaves it so; a load puts it back as that.
+A1  A save before the first step saves an optimizer without moments, and leaves it so; a load restores that.
 A2  Objects are saved whole, in a tuple: torch flattens dictionaries, and turns their keys into text.
 
 Source: torch.distributed.checkpoint.state_dict.
@@ -36,7 +36,7 @@ RANK: Final = "{:05}"
 
 
 class Stateful(Protocol):
-    """Anything that gives its state and takes it back: schedulers, loaders, scalers."""
+    """Anything that returns its state and loads it: schedulers, loaders, scalers."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -44,10 +44,10 @@ class Stateful(Protocol):
 
 
 class RandomState:
-    """The random generators of this process, for `per_rank=`: Python's, torch's, the GPU's, numpy's if it is in use."""
+    """The random generators of this process, for `per_rank=`: Python's, torch's, the GPU's, numpy's if imported."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Their states, as numbers and tensors."""
+        """Return their states, as numbers and tensors."""
         state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             state["cuda"] = torch.cuda.get_rng_state()
@@ -57,7 +57,7 @@ class RandomState:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Sets those that were saved and are here."""
+        """Set those that were saved and exist here."""
         random.setstate(state["python"])
         torch.set_rng_state(state["torch"])
         if "cuda" in state and torch.cuda.is_available():
@@ -70,7 +70,7 @@ class RandomState:
 
 @dataclass
 class Application:
-    """What `Checkpoints` saves and loads, on one of `ranks` ranks."""
+    """The parts that `Checkpoints` saves and loads, on one of `ranks` ranks."""
 
     rank: int
     ranks: int
@@ -92,7 +92,7 @@ class Application:
         self._made = False
 
     def to_save(self) -> dict[str, Any]:
-        """The state dict of this rank. Leaves an optimizer that has made no step as it is (A1)."""
+        """Make the state dict of this rank, without a step of an optimizer that has made none (A1)."""
         state = {
             name: value.state_dict() if isinstance(value, TorchStateful) else value
             for name, value in self.state.items()
@@ -109,7 +109,7 @@ class Application:
         return state
 
     def template(self, names: Iterable[str], saved_ranks: int) -> dict[str, Any]:
-        """A state dict to load into: what a checkpoint with these entries, of so many ranks, has for this rank."""
+        """Make a state dict to load into: what a checkpoint with these entries, of so many ranks, has for this rank."""
         names = set(names)
         state = dict(self.state)
         if self.model is not None:
@@ -124,8 +124,8 @@ class Application:
                 state[name] = {RANK.format(number): (None,) for number in numbers}
         return state
 
-    def put_back(self, state: dict[str, Any]) -> None:
-        """Gives what was loaded into `template` to its owners. Raises: InvalidArgument."""
+    def restore(self, state: dict[str, Any]) -> None:
+        """Load the parts from what was loaded into `template`. Raises: InvalidArgument."""
         own = {
             name: self._own(name, state[name])
             for name in ("loader", "per_rank")
@@ -143,7 +143,7 @@ class Application:
             getattr(self, name).load_state_dict(value)
 
     def undo(self) -> None:
-        """After a load that failed: an optimizer that had no moments has none."""
+        """Remove the moments that `template` made, after a load that failed."""
         if self._made:
             self._clear()
 
@@ -161,7 +161,7 @@ class Application:
             optimizer.state.clear()
 
     def _settings(self) -> list[list[dict[str, Any]]]:
-        """The groups' settings, without their parameters."""
+        """Return the settings of parameter groups, without their parameters."""
         return [
             [
                 {name: value for name, value in group.items() if name != "params"}
@@ -176,7 +176,7 @@ class Application:
         return {"state": found["state"], "param_groups": (found["param_groups"],)}
 
     def _template_of_moments(self, names: set[str]) -> dict[str, Any]:
-        """Memory for the moments that were saved; parameters that never had a gradient have none."""
+        """Make memory for the moments that were saved; parameters that never had a gradient have none."""
         self._made = not self._has_moments()
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)  # torch makes no moments where there are gradients
@@ -203,7 +203,7 @@ class Application:
         )
 
     def _own(self, name: str, entries: dict[str, Any]) -> Any:
-        """What this rank gets of what each rank has saved."""
+        """Select the state of this rank of those that each rank has saved."""
         values = [entry[0] for entry in entries.values()]
         if len({_bytes(value) for value in values}) > 1:
             raise InvalidArgument(

@@ -1,8 +1,8 @@
-"""Which checkpoints a directory has. Reads manifests and lengths only, and no torch.
+"""The checkpoints of a directory. Reads manifests and lengths only, and does not import torch.
 
 A checkpoint is a directory whose name does not begin with a dot, with a manifest, and with all files that it names, in
-their lengths. What is hidden (a save that goes on, or was interrupted) and what has no manifest is not one. A damaged
-or incomplete one, as an interrupted copy leaves it, is listed with what is wrong, and never taken for the latest.
+their lengths. Hidden directories (of saves that run, or were interrupted) and those without a manifest are none. A
+damaged or incomplete one, as an interrupted copy leaves it, is listed with its problem, and is never the latest.
 """
 
 import logging
@@ -27,7 +27,7 @@ READERS: Final = 16  # manifests read at a time: a directory has some tens, each
 
 @dataclass(frozen=True)
 class Saved:
-    """One checkpoint. `problem` says what is wrong with one that cannot be loaded, and is empty otherwise."""
+    """One checkpoint. `problem` is the reason why it cannot be loaded, and empty for a whole one."""
 
     name: str
     location: Location
@@ -36,7 +36,7 @@ class Saved:
 
     @property
     def step(self) -> int | None:
-        """The step that was given to the writer, or that the name ends with."""
+        """The step that was passed to the writer, or that the name ends with."""
         return None if self.manifest is None else self.manifest.step
 
     @property
@@ -53,7 +53,7 @@ def list_checkpoints(
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
 ) -> list[Saved]:
-    """The checkpoints in a directory, oldest first. Raises: NotFound if there is no such directory."""
+    """List the checkpoints in a directory, oldest first. Raises: NotFound if there is no such directory."""
     file_system, path = open_location(location, secret_file=secret_file, token=token)
     return find(file_system, path, as_location(location, secret_file=secret_file, token=token))
 
@@ -64,14 +64,14 @@ def latest(
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
 ) -> Location | None:
-    """Where the newest whole checkpoint of a directory is, for a `Reader`; None if it has none, or is not there."""
+    """Locate the newest whole checkpoint of a directory, for a `Reader`; None if it has none, or does not exist."""
     file_system, path = open_location(location, secret_file=secret_file, token=token)
     newest = newest_in(file_system, path, as_location(location, secret_file=secret_file, token=token))
     return None if newest is None else newest.location
 
 
 def newest_in(file_system: AnyFileSystem, path: str, location: Location) -> Saved | None:
-    """The newest whole checkpoint in a directory."""
+    """Find the newest whole checkpoint in a directory."""
     try:
         found = find_named(file_system, path, location)
     except FileNotFoundError:
@@ -80,18 +80,18 @@ def newest_in(file_system: AnyFileSystem, path: str, location: Location) -> Save
         problem = problem_of(file_system, path, saved)
         if not problem:
             return saved
-        log.warning("%s is not taken for the latest checkpoint: %s", saved.location, problem)
+        log.warning("%s is incomplete: %s; an older checkpoint is the latest", saved.location, problem)
     return None
 
 
 def find(file_system: AnyFileSystem, path: str, location: Location) -> list[Saved]:
-    """The checkpoints in the directory `path`, oldest first, each with what is wrong with it."""
+    """List the checkpoints in the directory `path`, oldest first, each with its problem."""
     found = find_named(file_system, path, location)
     return [replace(saved, problem=problem_of(file_system, path, saved)) for saved in found]
 
 
 def find_named(file_system: AnyFileSystem, path: str, location: Location) -> list[Saved]:
-    """As `find`, by names and manifests alone: files may be missing or cut off (see `problem_of`)."""
+    """List as `find`, by names and manifests alone: files may be missing or cut off (see `problem_of`)."""
 
     def look_at(name: str) -> Saved | None:
         return _look(file_system, os.path.join(path, name), location.join(name))
@@ -103,14 +103,14 @@ def find_named(file_system: AnyFileSystem, path: str, location: Location) -> lis
 
 
 def problem_of(file_system: AnyFileSystem, path: str, saved: Saved) -> str:
-    """What is wrong with a checkpoint of the directory `path`, by the lengths of its files; empty if it is whole."""
+    """Find the problem of a checkpoint in the directory `path`, by the lengths of its files; empty if it is whole."""
     if saved.problem or saved.manifest is None:
         return saved.problem
     return _missing(file_system, os.path.join(path, saved.name), saved.manifest)
 
 
 def look(file_system: AnyFileSystem, path: str, location: Location) -> Saved:
-    """The checkpoint at `path` itself. Raises: NotFound."""
+    """Find the checkpoint at `path` itself. Raises: NotFound."""
     saved = _look(file_system, path, location)
     if saved is None:
         read_manifest(file_system, path)
@@ -129,7 +129,7 @@ def _look(file_system: AnyFileSystem, path: str, location: Location) -> Saved | 
 
 
 def _missing(file_system: AnyFileSystem, path: str, manifest: Manifest) -> str:
-    """One listing with attributes, however many files there are."""
+    """Compare lengths, by one listing with attributes."""
     listing: Any = file_system.scandir
     try:
         with listing(path) as entries:
@@ -145,18 +145,18 @@ def _missing(file_system: AnyFileSystem, path: str, manifest: Manifest) -> str:
 
 
 def next_serial(found: Iterable[Saved]) -> int:
-    """One more than the greatest of a directory's checkpoints."""
+    """Return one more than the greatest serial of a directory's checkpoints."""
     return 1 + max((saved.manifest.serial for saved in found if saved.manifest is not None), default=0)
 
 
 def step_of(name: str) -> int | None:
-    """The number that a name ends with."""
+    """Parse the number that a name ends with."""
     found = re.search(r"\d{1,18}$", name, re.ASCII)
     return None if found is None else int(found[0])
 
 
 def step_number(step: SupportsIndex) -> int:
-    """A step as an int: numpy's and torch's integers are steps too. Raises: ValueError."""
+    """Convert a step to int: numpy's and torch's integers are steps too. Raises: ValueError."""
     try:
         number = operator.index(step)
     except TypeError:
@@ -172,14 +172,14 @@ def as_location(
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
 ) -> Location:
-    """The same as a Location, opened with these credentials if any are given."""
+    """Convert to a Location, opened with these credentials if any are given."""
     if not isinstance(location, Location):
         location = parse_location(location, os.environ)
     return location.with_credentials(secret_file=secret_file, token=token)
 
 
 def is_location(text: str | os.PathLike[str]) -> bool:
-    """Whether that can name a checkpoint."""
+    """Return whether that can name a checkpoint."""
     try:
         as_location(text)
     except InvalidArgument:

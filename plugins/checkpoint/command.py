@@ -1,4 +1,4 @@
-"""`luciola checkpoint`: which checkpoints there are, what they hold, whether they are whole, and which go. No torch."""
+"""`luciola checkpoint`: list, show, verify and prune checkpoints. Does not import torch."""
 
 import os
 import time
@@ -38,7 +38,7 @@ def checkpoint() -> None:
 @location_argument
 @json_option
 def list_(location: str, as_json: bool) -> None:
-    """List the checkpoints of a directory, oldest first, and saves that go on or were interrupted.
+    """List the checkpoints of a directory, oldest first, and saves that run or were interrupted.
 
     \b
     Example:
@@ -113,7 +113,7 @@ class _Tensor:
 @json_option
 @click.option("--match", default="*", help="Only names that match this pattern (as of the shell).")
 def show(location: str, as_json: bool, match: str) -> None:
-    """Show what a checkpoint holds: tensors, shapes, and how they were sharded. Of a directory, its newest.
+    """Show the tensors of a checkpoint, their shapes and shards. Of a directory, its newest.
 
     \b
     Example:
@@ -165,7 +165,7 @@ def _tensors(saved: "Saved") -> list[_Tensor]:
 
 
 def _one(location: str) -> "Saved":
-    """The checkpoint that a location names, or the newest in a directory."""
+    """Find the checkpoint that a location names, or the newest in a directory."""
     from luciola.client import open_location
 
     from .catalog import as_location, look, newest_in
@@ -240,7 +240,7 @@ def verify(location: str, as_json: bool, progress: bool | None) -> None:
 @click.option(
     "--interrupted", is_flag=True, help="Remove all saves that are not complete: no job may be saving."
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be removed.")
 def prune(
     location: str,
     as_json: bool,
@@ -265,7 +265,7 @@ def prune(
     from .retention import prune as remove
 
     if keep_last is None and not interrupted:
-        raise click.UsageError("say what stays: --keep-last N, or what goes: --interrupted")
+        raise click.UsageError("give --keep-last N, --interrupted or both")
     if (keep_best is None) != (metric is None):
         raise click.UsageError("--keep-best and --metric go together")
     keep = Keep(keep_last, keep_every, keep_best, metric, mode)

@@ -1,16 +1,16 @@
-"""How a checkpoint appears at once, durable, or not at all; and what interrupted saves leave behind.
+"""The commit of a checkpoint: it appears at once, durable, or not at all; and the cleanup after interrupted saves.
 
-    .NAME.OWNER.part    a checkpoint that is being saved, beside the place where it will be
+    .NAME.OWNER.part    a checkpoint that is being saved, beside its final name
     .NAME.OWNER.trash   one that is being removed
 
 P1  A name that does not begin with a dot is a whole checkpoint: the hidden directory is renamed when everything in it
-    is durable. Where one of that name exists already, the two change names in one step.
-P2  What is hidden is never taken for a checkpoint. A save removes what it finds: trash always; a part if it has its own
-    name, if its owner is known to have ended, or if nothing has happened in it for STALE_S.
+    is durable. If one of that name exists already, the two exchange names in one step.
+P2  A hidden directory is never listed as a checkpoint. A save removes those it finds: trash always; a part if it has
+    the same name, if its owner has ended, or if nothing in it has changed for STALE_S.
 P3  A checkpoint that is removed is hidden first.
 
-OWNER names the process that coordinates the save (host, process, its start), and is different for each save, so that
-the ranks of a job that was thought to be dead never write into the directory of the next.
+OWNER names the coordinating process of the save (host, process, its start), and is different for each save, so that
+ranks of a job that was declared failed never write into the directory of the next.
 """
 
 import contextlib
@@ -42,12 +42,12 @@ AT_FDCWD: Final = -100
 RENAME_EXCHANGE: Final = 2
 
 _active: "weakref.WeakValueDictionary[str, object]" = weakref.WeakValueDictionary()
-"""Hidden directories that this process is filling, and who does it."""
+"""Hidden directories that this process is filling, and their writers."""
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """What the name of a hidden directory says."""
+    """The parts of the name of a hidden directory."""
 
     path: str
     name: str
@@ -58,7 +58,7 @@ class Hidden:
 
 
 def split(path: str) -> tuple[str, str]:
-    """Directory and name of a checkpoint. Raises: InvalidArgument for a path that cannot be one's."""
+    """Split the path of a checkpoint into directory and name. Raises: InvalidArgument for an invalid one."""
     directory, name = os.path.split(path.rstrip("/") or "/")
     if name in {"", ".", ".."} or name.startswith("."):
         raise InvalidArgument("a checkpoint's name does not begin with a dot, and is not empty", path=path)
@@ -68,7 +68,7 @@ def split(path: str) -> tuple[str, str]:
 
 
 def begin(file_system: AnyFileSystem, path: str, *, overwrite: bool, owner: object) -> str:
-    """Makes the hidden directory for a checkpoint, and removes what interrupted saves have left beside it.
+    """Make the hidden directory for a checkpoint, and remove what interrupted saves have left beside it.
 
     Raises: AlreadyExists if the name is taken by something else, or by a checkpoint without `overwrite`.
     """
@@ -84,7 +84,7 @@ def begin(file_system: AnyFileSystem, path: str, *, overwrite: bool, owner: obje
 
 
 def require_free(file_system: AnyFileSystem, path: str, *, overwrite: bool) -> None:
-    """Raises: AlreadyExists if a checkpoint must not take this name."""
+    """Raises: AlreadyExists if a checkpoint cannot take this name."""
     if not file_system.exists(path):
         return
     if file_system.exists(os.path.join(path, NAME)):
@@ -97,8 +97,8 @@ def require_free(file_system: AnyFileSystem, path: str, *, overwrite: bool) -> N
         )
 
 
-def publish(file_system: AnyFileSystem, hidden: str, path: str, *, overwrite: bool) -> str | None:
-    """Gives a complete hidden directory its name; where that is now which had it before, for `discard`.
+def commit(file_system: AnyFileSystem, hidden: str, path: str, *, overwrite: bool) -> str | None:
+    """Rename a complete hidden directory; return the new path of the one that had the name before, for `discard`.
 
     Raises: AlreadyExists, as `begin`; Unsupported where names cannot be exchanged.
     """
@@ -129,7 +129,7 @@ def _exchange(file_system: AnyFileSystem, one: str, other: str) -> None:
 
 
 def discard(file_system: AnyFileSystem, path: str) -> None:
-    """Removes a checkpoint or a hidden directory; it is hidden first, so nobody sees a part of it."""
+    """Remove a checkpoint or a hidden directory; it is hidden first, so no reader sees a part of it."""
     directory, name = os.path.split(path)
     hidden = parse_hidden(directory, name)
     trash = _hidden_name(directory, name if hidden is None else hidden.name, "trash")
@@ -139,22 +139,22 @@ def discard(file_system: AnyFileSystem, path: str) -> None:
 
 
 def clean(file_system: AnyFileSystem, directory: str, *, own: str | None = None) -> list[str]:
-    """Removes what interrupted saves have left in a directory; returns it. `own`: of the save that cleans.
+    """Remove what interrupted saves have left in a directory; return their paths. `own`: of the save that cleans.
 
-    Without `own`, parts of other hosts stay, whatever their age; `leftovers` shows them.
+    Without `own`, parts of other hosts stay, at any age; `leftovers` lists them.
     """
     name = parse_hidden(*os.path.split(own)) if own is not None else None
     removed = []
     for hidden in leftovers(file_system, directory):
         if hidden.path != own and _is_left(file_system, hidden, name):
-            # Another save may be cleaning too, and what cannot be removed today does no harm.
+            # Another save may be cleaning too, and what cannot be removed does no harm.
             file_system.rmtree(hidden.path, ignore_errors=True)
             removed.append(hidden.path)
     return removed
 
 
 def leftovers(file_system: AnyFileSystem, directory: str) -> list[Hidden]:
-    """The hidden directories of saves and removals in a directory, of live ones too."""
+    """List the hidden directories of saves and removals in a directory, of live ones too."""
     try:
         names = file_system.listdir(directory or ".")
     except FileNotFoundError:
@@ -163,7 +163,7 @@ def leftovers(file_system: AnyFileSystem, directory: str) -> list[Hidden]:
 
 
 def parse_hidden(directory: str, name: str) -> Hidden | None:
-    """What a name says; None for all other names."""
+    """Parse the name of a hidden directory; None for other names."""
     found = HIDDEN.fullmatch(name)
     if found is None:
         return None
@@ -188,7 +188,7 @@ def _is_left(file_system: AnyFileSystem, hidden: Hidden, own: Hidden | None) -> 
 
 
 def _silent_s(file_system: AnyFileSystem, hidden: Hidden, own: Hidden) -> float:
-    """How long nothing has happened in it, by the clock that both directories' times come from."""
+    """Compute the time since the last change in it, by the clock that both directories' times are from."""
     newest = 0.0
     with contextlib.suppress(FileNotFoundError):
         newest = file_system.stat(hidden.path).st_mtime
@@ -198,7 +198,7 @@ def _silent_s(file_system: AnyFileSystem, hidden: Hidden, own: Hidden) -> float:
 
 
 def find_part(file_system: AnyFileSystem, path: str) -> str | None:
-    """The hidden directory of the one save of this name that goes on."""
+    """Find the hidden directory of the one running save of this name."""
     directory, name = split(path)
     found = [each for each in leftovers(file_system, directory) if each.name == name and each.kind == "part"]
     return found[0].path if len(found) == 1 else None
@@ -211,14 +211,14 @@ def _hidden_name(directory: str, name: str, kind: str) -> str:
 
 @lru_cache(maxsize=1)
 def _host() -> str:
-    """This boot of this machine, and the space that its process numbers are of."""
+    """Identify this boot of this machine, and its namespace of processes."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot = file.read().strip()
     return hashlib.sha256(f"{boot} {os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:8]
 
 
 def _start_of(pid: int) -> int:
-    """When a process began, in ticks since boot; 0 if there is none, or only its remains."""
+    """Read the start of a process, in ticks since boot; 0 if it does not exist, or is a zombie."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -229,7 +229,7 @@ def _start_of(pid: int) -> int:
 
 @contextlib.contextmanager
 def durable_name(file_system: AnyFileSystem, path: str, data: bytes) -> Iterator[None]:
-    """Writes the last file of a hidden directory; the block renames the directory; then that is durable too."""
+    """Write the last file of a hidden directory; the block renames the directory; then sync that too."""
     file: object
     with file_system.open(path, "xb") as file:
         file.write(data)
@@ -252,12 +252,12 @@ __all__ = [
     "Hidden",
     "begin",
     "clean",
+    "commit",
     "discard",
     "durable_name",
     "find_part",
     "leftovers",
     "parse_hidden",
-    "publish",
     "require_free",
     "split",
 ]

@@ -1,7 +1,7 @@
-"""What the tensors in the files of a checkpoint are called, and what they are parts of. No torch.
+"""The names of tensors in the files of a checkpoint, and the parts that they are. Does not import torch.
 
 A file is a safetensors file, so every program that reads those can read it. A tensor that is whole has its own name,
-a part of one is called "NAME[0:512, 64:128]". The file's own metadata says what else there is to know of an entry:
+a part of one is called "NAME[0:512, 64:128]". The file's own metadata describe an entry:
 
     "luciola.entries"   JSON: entry -> {"tensor": NAME, "offsets": […], "size": [of the whole], "form": FORM}
 
@@ -24,7 +24,7 @@ FORMS: Final = ("tensor", "bytes", "real")
 
 @dataclass(frozen=True)
 class Stored:
-    """Where one item of a state dict is: what metadata.pickle holds as its storage data."""
+    """The place of one item of a state dict: its storage data in metadata.pickle."""
 
     file: str
     entry: str
@@ -33,7 +33,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Part:
-    """What an entry is: these elements of that tensor."""
+    """The elements of a tensor that an entry has."""
 
     tensor: str
     offsets: tuple[int, ...]
@@ -44,7 +44,7 @@ class Part:
 def entry_name(
     tensor: str, offsets: Sequence[int], sizes: Sequence[int], size: Sequence[int], taken: Container[str]
 ) -> str:
-    """The name of an entry, different from those in `taken`."""
+    """Name an entry, differently from those in `taken`."""
     name = tensor.encode("utf-8", "backslashreplace").decode()
     if tuple(sizes) != tuple(size):
         box = ", ".join(f"{offset}:{offset + length}" for offset, length in zip(offsets, sizes, strict=True))
@@ -55,7 +55,7 @@ def entry_name(
 
 
 def encode_parts(parts: dict[str, Part]) -> dict[str, str]:
-    """The metadata of a file; nothing for entries that are what their name says."""
+    """Encode the metadata of a file; nothing for whole tensors of the same name."""
     table = {
         entry: {
             "tensor": part.tensor,
@@ -70,7 +70,7 @@ def encode_parts(parts: dict[str, Part]) -> dict[str, str]:
 
 
 def parse_parts(metadata: dict[str, str], infos: dict[str, TensorInfo], path: str) -> dict[str, Part]:
-    """What the entries of a file are. Raises: CorruptData."""
+    """Decode the parts that the entries of a file are. Raises: CorruptData."""
     try:
         table = json.loads(metadata.get(KEY, "{}"))
         return {
@@ -78,7 +78,7 @@ def parse_parts(metadata: dict[str, str], infos: dict[str, TensorInfo], path: st
             for entry, info in infos.items()
         }
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise CorruptData(f"its {KEY!r} is not understood: {error!s:.100}", path=path) from error
+        raise CorruptData(f"its metadata {KEY!r} cannot be parsed: {error!s:.100}", path=path) from error
 
 
 def _part(table: Any) -> Part:

@@ -4,9 +4,9 @@ The Trainer writes a directory of its own, checkpoint-N, below `output_dir` on t
 files as one checkpoint: whole and durable or not at all, every byte with a checksum, old ones by policy. `restore`
 brings the newest back, verified, for `trainer.train(resume_from_checkpoint=…)`.
 
-H1  What is saved is what the Trainer has written: model or adapter (PEFT), optimizer, scheduler, random states.
-H2  Rank 0 saves, after all ranks have written. FSDP and DeepSpeed, whose ranks write files that only all of them
-    have, are refused: save with `Checkpoints` from a callback of your own there.
+H1  All files that the Trainer has written are saved: model or adapter (PEFT), optimizer, scheduler, random states.
+H2  Rank 0 saves, after all ranks have written. FSDP and DeepSpeed, whose ranks write parts, are refused: save with
+    `Checkpoints` from a callback of your own there.
 
 Source: transformers.TrainerCallback, events on_save and on_train_begin.
 """
@@ -38,9 +38,9 @@ PREFIX: Final = "files."
 
 
 class TrainerCheckpoints(TrainerCallback):  # type: ignore[misc] # (transformers is not followed)
-    """Saves what the Trainer has written, when it has written it.
+    """Saves each checkpoint that the Trainer has written.
 
-    `keep`: which stay; metrics are the last numbers that the Trainer has logged ("loss", "eval_loss", …).
+    `keep`: the ones that are kept; metrics are the last numbers that the Trainer has logged ("loss", "eval_loss", …).
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TrainerCheckpoints(TrainerCallback):  # type: ignore[misc] # (transformers
             )
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Saves checkpoint-N. Raises: CheckpointException."""
+        """Save checkpoint-N. Raises: CheckpointException."""
         if dist.is_available() and dist.is_initialized():
             dist.barrier()  # each rank writes its random state
         if not state.is_world_process_zero:
@@ -76,10 +76,10 @@ class TrainerCheckpoints(TrainerCallback):  # type: ignore[misc] # (transformers
             save({"files": dict(_contents(directory))}, storage_writer=writer, no_dist=True)
 
     def restore(self, directory: str | os.PathLike[str]) -> str | None:
-        """Brings the newest whole checkpoint to DIRECTORY/checkpoint-N, and returns that; None if there is none.
+        """Copy the newest whole checkpoint to DIRECTORY/checkpoint-N, and return that; None if there is none.
 
-        On several ranks of a machine, whose process group is there (as when TrainingArguments were made), the first
-        does it and all return or raise. Raises: CorruptData; CheckpointException.
+        On several ranks of a machine with a process group (which TrainingArguments make), the first copies, and all
+        return or raise. Raises: CorruptData; CheckpointException.
         """
         if not dist.is_available() or not dist.is_initialized():
             return self._fetch(os.fspath(directory))
@@ -125,7 +125,7 @@ class TrainerCheckpoints(TrainerCallback):  # type: ignore[misc] # (transformers
 
 
 def _contents(directory: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """The files below a directory, by their names there, as bytes that are read when they are saved."""
+    """List the files below a directory, by their names there, as bytes that are read when they are saved."""
     for top, _, names in os.walk(directory):
         for name in names:
             path = os.path.join(top, name)
@@ -141,7 +141,7 @@ def _nothing() -> torch.Tensor:
 
 
 def _checked(name: str) -> str:
-    """The name of a file of the checkpoint. Raises: CorruptData for one that leads elsewhere."""
+    """Return the name of a file of the checkpoint. Raises: CorruptData for one outside of it."""
     path = name.removeprefix(PREFIX)
     if path == name or os.path.isabs(path) or ".." in path.split("/"):
         raise CorruptData(f"not a checkpoint of a Trainer: it has {name!r}")
@@ -159,7 +159,7 @@ def _metrics(history: list[dict[str, Any]]) -> dict[str, float]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's warning that a single process saves: that is meant."""
+    """Suppress torch's warning that a single process saves: it is intended."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         yield

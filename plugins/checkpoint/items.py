@@ -1,6 +1,6 @@
-"""What one rank writes: the items of its plan, as the tensors of one safetensors file.
+"""The file of one rank: the items of its plan, as the tensors of one safetensors file.
 
-Items are resolved one by one, when their turn comes, because a planner may make memory for them.
+Items are resolved one by one, as they are written, because a planner may make memory for them.
 """
 
 import json
@@ -29,18 +29,18 @@ COMPLEX: Final = {torch.complex128, torch.complex32}  # types that the format do
 
 @dataclass(frozen=True)
 class Written:
-    """What a rank tells the coordinator of one item."""
+    """A rank's report of one item to the coordinator."""
 
     stored: Stored
     files: dict[str, int]  # with the first item of a file: its name and length, and those of its checksums
 
 
 def file_name(rank: int, kind: str = "") -> str:
-    """What a file of one rank is called."""
+    """Name a file of one rank."""
     return f"rank-{rank:05}{kind}.safetensors"
 
 
-def write_items(  # noqa: PLR0913 (where, what, and what is known of it)
+def write_items(  # noqa: PLR0913 (place, items, digests)
     file_system: AnyFileSystem,
     hidden: str,
     file: str,
@@ -48,7 +48,7 @@ def write_items(  # noqa: PLR0913 (where, what, and what is known of it)
     planner: SavePlanner,
     digests: dict[int, str] | None = None,
 ) -> list[WriteResult]:
-    """Writes what the plan of one rank names to one file. The results' storage data are `Written`.
+    """Write items of the plan of one rank to one file. The results' storage data are `Written`.
 
     `digests`: of the tensors, by the ids of their items, for the file's header. Raises: NoSpace, OSError;
     InvalidArgument for an object that could not be loaded again.
@@ -82,7 +82,7 @@ def write_items(  # noqa: PLR0913 (where, what, and what is known of it)
 
 
 def _order(item: WriteItem) -> tuple[int, str]:
-    """Large elements first, so that each tensor is aligned to its own; objects last."""
+    """Sort large elements first, so that each tensor is aligned to its own; objects last."""
     data = item.tensor_data
     return (0 if data is None else -data.properties.dtype.itemsize), item.index.fqn
 
@@ -119,7 +119,7 @@ def _room(names: list[str], parts: dict[str, Part], items: list[WriteItem], extr
 
 @dataclass(frozen=True)
 class Prepared:
-    """A tensor as the file has it."""
+    """A tensor as it is stored in the file."""
 
     tensor: torch.Tensor
     form: str
@@ -127,17 +127,17 @@ class Prepared:
     shape: tuple[int, ...]
 
     def pieces(self) -> Iterator[memoryview]:
-        """Its bytes; those of a device come in pieces, each in memory of its own."""
+        """Return its bytes; those of a device in pieces, each in memory of its own."""
         return _pieces(self.tensor)
 
 
 def prepared(data: Any, item: WriteItem) -> Prepared:
-    """What a planner gives for an item. Raises: ValueError, TypeError."""
-    assert isinstance(data, torch.Tensor), "the planner says which it is"
+    """Convert what a planner returns for an item. Raises: ValueError, TypeError."""
+    assert isinstance(data, torch.Tensor), "the item is one of a tensor"
     tensor = data
     if item.tensor_data is not None and tensor.shape != item.tensor_data.chunk.sizes:
         raise ValueError(
-            f"the planner promised {list(item.tensor_data.chunk.sizes)} for {item.index.fqn!r} and gives "
+            f"the plan has shape {list(item.tensor_data.chunk.sizes)} for {item.index.fqn!r}, the planner's data "
             f"{list(tensor.shape)}"
         )
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
@@ -162,7 +162,7 @@ def _add_tensor(tensors: TensorFile, entry: str, tensor: torch.Tensor, item: Wri
 
 
 def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
-    """The bytes of a tensor; those of a device come in pieces, each in memory of its own."""
+    """Return the bytes of a tensor; those of a device in pieces, each in memory of its own."""
     if not tensor.numel():
         return
     flat = tensor.contiguous().reshape(-1).view(torch.uint8)

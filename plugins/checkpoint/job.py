@@ -5,15 +5,14 @@
     start = checkpoints.load(**parts)               # None: there is none yet
     for step in range(0 if start is None else start, steps):
         ...
-        checkpoints.async_save(step + 1, **parts)   # waits for the one before, copies, and saves while training goes on
+        checkpoints.async_save(step + 1, **parts)   # waits for the save before, copies, and saves beside training
     checkpoints.close()                             # waits for the last
 
-All ranks call the same methods with the same steps. Which checkpoint is the newest is decided by the first rank. Saves
-that go on beside training talk through a process group of their own, so that they do not get between the collectives
-of training.
+All ranks call the same methods with the same steps. The first rank decides which checkpoint is the newest. Asynchronous
+saves use a process group of their own, so that they do not interleave with the collectives of training.
 
-J1  A save that failed by a fault that may pass is made again, by all ranks: all have met the same CheckpointException.
-J2  Old checkpoints are removed when the ranks have parted, by the one that coordinates.
+J1  A save that failed by a transient fault is repeated, by all ranks: all have got the same CheckpointException.
+J2  Old checkpoints are removed after the last collective of a save, by the coordinator.
 """
 
 import contextlib
@@ -55,8 +54,8 @@ log = logging.getLogger("luciola.checkpoint")
 NAME: Final = "step-{:09}"
 RETRIES: Final = 2  # of a save: a node that restarts is back within seconds
 DELAY_MAX_S: Final = 60.0  # between two attempts: more would only lengthen the time without a checkpoint
-PASSING: Final = {errno.EAGAIN, errno.EBUSY, errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT}
-"""What a file system says of a fault that may pass."""
+TRANSIENT: Final = {errno.EAGAIN, errno.EBUSY, errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT}
+"""Errors of a file system after which another attempt may succeed."""
 
 FAILURES: Final = (Exception, CheckpointException)
 """torch's exception is a BaseException."""
@@ -65,7 +64,7 @@ OnError = Callable[[int, BaseException], object]
 
 
 class Parts(TypedDict, total=False):
-    """What a training application consists of. Whatever has `state_dict` and `load_state_dict` is a Stateful."""
+    """The parts of a training application. Any object with `state_dict` and `load_state_dict` is a Stateful."""
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
@@ -76,7 +75,7 @@ class Parts(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class _Task:
-    """What there is to know of a save but its state."""
+    """The parameters of a save, without its state."""
 
     step: int
     planner: SavePlanner | None
@@ -85,21 +84,21 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Saving:
-    """A save that goes on beside training."""
+    """An asynchronous save."""
 
     step: int
     future: Future[Any]
-    writer: Writer | None  # of a process of its own: what it leaves is removed here
+    writer: Writer | None  # of a save in another process, whose files are removed here after an error
 
 
 class Checkpoints:
     """The checkpoints in one directory. Use as a context manager, or `close` it.
 
-    `keep`: which stay after each save. `process_group`: whose ranks save and load together, by default all.
-    `in_process`: `async_save` writes in a process of its own, as `AsyncCheckpointerType.PROCESS`, not in a thread.
-    `share`: what has not changed since the save before is not written again (see sharing).
-    `retries`: how often a save that failed by a fault that may pass is made again, after `retry_delay_s`, twice as long
-    each time (not `in_process`). `on_error(step, error)` hears of asynchronous saves that failed for good, on every
+    `keep`: the checkpoints that stay after each save. `process_group`: the ranks that save and load, by default all.
+    `in_process`: `async_save` writes in another process, as `AsyncCheckpointerType.PROCESS`, not in a thread.
+    `share`: files that are unchanged since the save before are not written again (see sharing).
+    `retries`: how often a save that failed by a transient fault is repeated, after `retry_delay_s`, twice as long each
+    time (not `in_process`). `on_error(step, error)` is called for asynchronous saves that failed finally, on every
     rank, when the next one begins; without it, that raises the error.
     """
 
@@ -143,7 +142,7 @@ class Checkpoints:
         if kind is None:
             self.close()
         else:
-            with contextlib.suppress(*FAILURES):  # the error that leaves the block is the one to tell
+            with contextlib.suppress(*FAILURES):  # the error that leaves the block is raised
                 self.close()
 
     def save(
@@ -155,7 +154,7 @@ class Checkpoints:
         planner: SavePlanner | None = None,
         **parts: Unpack[Parts],
     ) -> Location:
-        """Saves the parts of an application, and a state dict beside them; returns where.
+        """Save the parts of an application, and a state dict beside them; return the checkpoint's location.
 
         `metrics`: of this step, for a policy that keeps the best; those of the first rank count.
         Raises: CheckpointException, with the errors of all ranks; ValueError.
@@ -174,10 +173,10 @@ class Checkpoints:
         planner: SavePlanner | None = None,
         **parts: Unpack[Parts],
     ) -> Future[Any]:
-        """Copies the state and saves the copy while the caller goes on, once the save before has ended.
+        """Copy the state after the save before has ended, and save the copy beside training.
 
-        The memory of the copy is kept for the next. Raises: what the save before has met (see `on_error`), or this
-        one's copying.
+        The memory of the copy is kept for the next. Raises: the error of the save before (see `on_error`), or of
+        this copy.
         """
         task = _Task(step_number(step), planner, finite(metrics or {}))
         self.wait()
@@ -197,7 +196,7 @@ class Checkpoints:
         return self._saving.future
 
     def wait(self) -> None:
-        """Returns when no save is under way. Raises: what the last one has met, once, unless `on_error` hears it."""
+        """Wait for the asynchronous save. Raises: its error, once, unless `on_error` is called with it."""
         saving, self._saving = self._saving, None
         if saving is None:
             return
@@ -210,7 +209,7 @@ class Checkpoints:
             self._on_error(saving.step, error)
 
     def close(self) -> None:
-        """As `wait`, and gives back the thread, the memory of copies and the process group of saves."""
+        """Wait as `wait` does, and release the thread, the memory of copies and the process group of saves."""
         try:
             self.wait()
         finally:
@@ -233,11 +232,11 @@ class Checkpoints:
         allow_unused: Sequence[str] = (),
         **parts: Unpack[Parts],
     ) -> int | None:
-        """Loads the newest whole checkpoint, or that of a step, into parts and state, in place; returns its step.
+        """Load the newest whole checkpoint, or that of a step, into parts and state, in place; return its step.
 
-        None if there is no checkpoint at all: then nothing is changed. What the checkpoint has and nothing asks for is
-        an error, but for entries that match a pattern of `allow_unused` ("optimizer.*"; "*" for all).
-        Raises: NotFound if there is none of that step; CheckpointException: model and state may hold anything then.
+        None, and no change, if there is no checkpoint at all. Entries of the checkpoint that are not asked for are an
+        error, unless they match a pattern of `allow_unused` ("optimizer.*"; "*" for all).
+        Raises: NotFound if there is none of that step; CheckpointException: model and state are undefined then.
         """
         number = None if step is None else step_number(step)
         self.wait()
@@ -250,14 +249,14 @@ class Checkpoints:
         whole = application.template(reader.names() if parts else (), saved.manifest.ranks)
         try:
             load(whole, storage_reader=reader, planner=planner, process_group=self._group)
-            application.put_back(whole)
+            application.restore(whole)
         except BaseException:
             application.undo()
             raise
         return saved.step
 
     def list(self) -> list[Saved]:
-        """What is there, oldest first."""
+        """List the checkpoints, oldest first."""
         file_system, path = open_location(self.location)
         return find(file_system, path, self.location) if file_system.exists(path) else []
 
@@ -268,7 +267,7 @@ class Checkpoints:
         return Application(rank, ranks, {} if state is None else state, **parts)
 
     def _write(self, task: _Task, state: dict[str, Any], group: dist.ProcessGroup | None) -> None:
-        """One save, made again after faults that may pass (J1), and what follows it (J2)."""
+        """Save, repeat after transient faults (J1), and remove old checkpoints (J2)."""
         attempt = 0
         while True:
             writer = self._writer(task)
@@ -277,11 +276,11 @@ class Checkpoints:
                     save(state, storage_writer=writer, planner=task.planner, process_group=group)
                 break
             except CheckpointException as error:
-                if attempt == self._retries or not _may_pass(error):
+                if attempt == self._retries or not _is_transient(error):
                     raise
                 delay_s = min(DELAY_MAX_S, self._retry_delay_s * 2**attempt)
                 log.warning(
-                    "saving step %d failed; another attempt in %g s: %s", task.step, delay_s, _first(error)
+                    "save of step %d failed: %s; next attempt in %g s", task.step, _first(error), delay_s
                 )
             time.sleep(delay_s)
             attempt += 1
@@ -291,7 +290,7 @@ class Checkpoints:
         self, task: _Task, state: dict[str, Any], group: dist.ProcessGroup | None
     ) -> _Saving:
         writer = self._writer(task)
-        writer.removes_at_once = True  # there is nobody after it in that process
+        writer.removes_at_once = True  # in that process: no call follows
         with _abandoning(writer):
             future = async_save(
                 state,
@@ -306,7 +305,7 @@ class Checkpoints:
         return _Saving(task.step, future, writer)
 
     def _group_of_saves(self) -> dist.ProcessGroup | None:
-        """The same ranks, over gloo; for saves that go on beside training."""
+        """Make a group of the same ranks, over gloo, for asynchronous saves."""
         if self._own_group is None and dist.is_available() and dist.is_initialized():
             group: Any
             if self._group is None:
@@ -338,7 +337,7 @@ class Checkpoints:
         return saved
 
     def _agreed(self, step: int | None) -> Saved | None:
-        """What the first rank finds."""
+        """Broadcast what the first rank finds."""
         if not dist.is_available() or not dist.is_initialized():
             return self._find(step)
         found: list[Any] = [None]
@@ -354,12 +353,12 @@ class Checkpoints:
         return saved
 
 
-def _may_pass(error: CheckpointException) -> bool:
-    """Whether another attempt may succeed: all that the ranks have met are such faults."""
-    met = [each for each, _ in error.failures.values()]
-    return bool(met) and all(
-        each.retryable if isinstance(each, Error) else isinstance(each, OSError) and each.errno in PASSING
-        for each in met
+def _is_transient(error: CheckpointException) -> bool:
+    """Return whether another attempt may succeed: the errors of all ranks are transient."""
+    errors = [each for each, _ in error.failures.values()]
+    return bool(errors) and all(
+        each.retryable if isinstance(each, Error) else isinstance(each, OSError) and each.errno in TRANSIENT
+        for each in errors
     )
 
 
@@ -369,7 +368,7 @@ def _first(error: CheckpointException) -> str:
 
 @contextlib.contextmanager
 def _abandoning(writer: Writer) -> Any:
-    """After an error the coordinator removes what there is of the checkpoint."""
+    """Remove the files of the checkpoint after an error, at the coordinator."""
     try:
         yield
     except BaseException:

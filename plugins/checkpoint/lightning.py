@@ -1,11 +1,12 @@
 """Lightning's checkpoints on a location: `Trainer(plugins=[LuciolaCheckpointIO()])`.
 
-A checkpoint of Lightning is one file, written by rank 0. Here it has its name when it is complete and durable; until
-then, and after an error, the name is what it was. Paths are plain ones or luciola:// (`lu:` is no URL: Lightning takes
-it for a local directory), as in `ModelCheckpoint(dirpath="luciola:///DATA_DIR!/runs/7")`, which lists through fsspec.
+A checkpoint of Lightning is one file, written by rank 0. Here it gets its name when it is complete and durable; until
+then, and after an error, the name refers to the old file. Paths are plain ones or luciola:// (`lu:` is no URL, and
+Lightning makes a local directory of it), as in `ModelCheckpoint(dirpath="luciola:///DATA_DIR!/runs/7")`, which lists
+through fsspec.
 
-FSDPStrategy with sharded checkpoints and ModelParallelStrategy write by themselves and never ask a CheckpointIO: there,
-and for resharding, asynchronous saves and checksums, call `Checkpoints` from a callback.
+FSDPStrategy with sharded checkpoints and ModelParallelStrategy do not use a CheckpointIO: there, and for resharding,
+asynchronous saves and checksums, call `Checkpoints` from a callback.
 
 Source: lightning.fabric.plugins.io.checkpoint_io.CheckpointIO.
 """
@@ -35,7 +36,7 @@ class LuciolaCheckpointIO(CheckpointIO):  # type: ignore[misc] # (lightning is n
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """As `save_object`. Raises: InvalidArgument for storage options; NoSpace; OSError."""
+        """Save as `save_object`. Raises: InvalidArgument for storage options; NoSpace; OSError."""
         if storage_options is not None:
             raise InvalidArgument("there are no storage options: give credentials to LuciolaCheckpointIO")
         save_object(checkpoint, path, **self._credentials)
@@ -46,14 +47,14 @@ class LuciolaCheckpointIO(CheckpointIO):  # type: ignore[misc] # (lightning is n
         map_location: Any = None,
         weights_only: bool | None = None,  # noqa: FBT001
     ) -> dict[str, Any]:
-        """As `load_object`: by torch's weights-only loading, unless `weights_only=False` trusts the file."""
+        """Load as `load_object`: by torch's weights-only loading, unless `weights_only=False` trusts the file."""
         found: dict[str, Any] = load_object(
             path, map_location=map_location, weights_only=weights_only is not False, **self._credentials
         )
         return found
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Removes a file, or a directory that another strategy has written; nothing if it is not there."""
+        """Remove a file, or a directory that another strategy has written; nothing if it does not exist."""
         file_system, name = open_location(path, **self._credentials)
         if file_system.isdir(name):
             file_system.rmtree(name)

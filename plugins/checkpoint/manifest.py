@@ -4,11 +4,11 @@
                     "tensors": 340, "data_bytes": …, "torch": "2.15.0", "files": {NAME: bytes, …},
                     "metadata": "8 digits", "crc32c": "8 digits"}
 
-Version 2 has "metrics": {NAME: number, …} too; it is written where there are any.
+Version 2 has "metrics": {NAME: number, …} too; it is written if there are any.
 
-`serial` counts the saves into one parent directory: the newest checkpoint is the one with the greatest, whatever clocks
-and steps say (a job that goes back to an earlier step is still going on). `files` are all others of the directory, with
-their lengths. `metadata` is the CRC32C of metadata.pickle, `crc32c` that of this file without it. No torch here.
+`serial` counts the saves into one parent directory: the newest checkpoint is the one with the greatest, regardless of
+clocks and steps (a job may go back to an earlier step). `files` are all others of the directory, with their lengths.
+`metadata` is the CRC32C of metadata.pickle, `crc32c` that of this file without it. Does not import torch.
 """
 
 import json
@@ -32,7 +32,7 @@ DIGITS: Final = re.compile("[0-9a-f]{8}")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known of a checkpoint without opening its other files."""
+    """The description of a checkpoint."""
 
     serial: int
     step: int | None
@@ -46,7 +46,7 @@ class Manifest:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def encode(self) -> bytes:
-        """The bytes of manifest.json."""
+        """Encode manifest.json."""
         table = {"format": FORMAT, "version": VERSION if self.metrics else 1, **asdict(self)}
         if not self.metrics:
             del table["metrics"]
@@ -54,7 +54,7 @@ class Manifest:
 
 
 def parse_manifest(text: bytes, path: str) -> Manifest:
-    """What manifest.json says. Raises: CorruptData."""
+    """Decode manifest.json. Raises: CorruptData."""
     try:
         return _manifest(json.loads(text))
     except (ValueError, LookupError, TypeError, RecursionError) as error:
@@ -87,11 +87,11 @@ def _require_files(files: Any) -> None:
     if not isinstance(files, dict) or not all(map(_is_count, files.values())):
         raise ValueError("files are not names and lengths")
     if any("/" in name or name in {"", ".", ".."} for name in files):
-        raise ValueError("a file's name leads elsewhere")
+        raise ValueError("a file's name is a path")
 
 
 def finite(metrics: Mapping[str, SupportsFloat]) -> dict[str, float]:
-    """Metrics as floats, without those that are infinite or no number: a policy cannot compare them."""
+    """Convert metrics to floats, without infinite ones and NaN: a policy cannot compare them."""
     numbers = {str(name): float(value) for name, value in metrics.items()}
     return {name: number for name, number in numbers.items() if math.isfinite(number)}
 
@@ -105,21 +105,21 @@ def _crc_of(table: dict[str, Any]) -> str:
 
 
 def crc_text(data: bytes) -> str:
-    """CRC32C as eight hexadecimal digits."""
+    """Compute CRC32C as eight hexadecimal digits."""
     from luciola_core import crc32c
 
     return f"{crc32c(data):08x}"
 
 
 def read_manifest(file_system: AnyFileSystem, path: str) -> Manifest:
-    """The manifest of the checkpoint at `path`. Raises: NotFound where there is no checkpoint; CorruptData."""
+    """Read the manifest of the checkpoint at `path`. Raises: NotFound without a checkpoint; CorruptData."""
     name = os.path.join(path, NAME)
     try:
         if file_system.stat(name).st_size > BYTES_MAX:
             raise CorruptData(f"a manifest of more than {BYTES_MAX} bytes", path=name)
         text = file_system.read(name)
     except (FileNotFoundError, NotADirectoryError) as error:
-        what = "no manifest.json in it" if file_system.isdir(path) else "it is not there"
+        what = "no manifest.json in it" if file_system.isdir(path) else "no such directory"
         raise NotFound(f"not a checkpoint: {what}", path=path) from error
     return parse_manifest(text, name)
 

@@ -1,11 +1,11 @@
-"""What a checkpoint may hold beside tensors: objects and metadata that load without running anybody's code.
+"""What a checkpoint may hold beside tensors: objects and metadata that load without running code of the file.
 
 L1  Objects load by torch's weights-only unpickler: numbers, texts, containers, tensors, and the classes that this
     process has allowed with `torch.serialization.add_safe_globals`. numpy's classes are not among them: a pickle can
     give them a state that corrupts memory.
 L2  Metadata loads by a table of the classes that torch's planners use. Every one of them is a blank, made for one
     load, until its state has been checked: a pickle changes no class and calls no constructor.
-L3  What could not be loaded again is refused when it is saved.
+L3  An object that could not be loaded again is refused when it is saved.
 
 L1 does not make torch's own code safe for hostile files: load those of people you trust.
 """
@@ -40,11 +40,11 @@ MEMORY_FORMATS: Final = (torch.contiguous_format, torch.channels_last, torch.pre
 
 
 def load_plain(data: io.BytesIO, name: str) -> Any:
-    """What `torch.save` has written, by the allow-list (L1). Raises: CorruptData."""
+    """Load what `torch.save` has written, by the allow-list (L1). Raises: CorruptData."""
     try:
         return torch.load(data, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
-        raise CorruptData(f"object {name!r} is not loaded: {_reason(error)}; {ADVICE}") from error
+        raise CorruptData(f"object {name!r} was refused: {_reason(error)}; {ADVICE}") from error
 
 
 def require_plain(data: io.BytesIO, name: str) -> None:
@@ -60,7 +60,7 @@ def require_plain(data: io.BytesIO, name: str) -> None:
 
 
 def _reason(error: BaseException | None) -> str:
-    """What of torch's message names the class."""
+    """Extract the class from torch's message."""
     if isinstance(error, pickle.UnpicklingError):
         found = re.search(r"WeightsUnpickler error: *(\S.*?)(?: Please use|$)", str(error), re.MULTILINE)
         return "torch's weights-only loading refuses it" if found is None else found[1][:200]
@@ -68,7 +68,7 @@ def _reason(error: BaseException | None) -> str:
 
 
 def encode_metadata(metadata: Metadata) -> bytes:
-    """The bytes of metadata.pickle. Raises: InvalidArgument for a planner's data that would not load."""
+    """Encode metadata.pickle. Raises: InvalidArgument for a planner's data that could not be loaded."""
     try:
         decode_metadata(pickle.dumps(Metadata({}, planner_data=metadata.planner_data)), "metadata")
     except CorruptData as error:
@@ -79,7 +79,7 @@ def encode_metadata(metadata: Metadata) -> bytes:
 
 
 def decode_metadata(text: bytes, path: str) -> Metadata:
-    """What metadata.pickle says, by the allow-list (L2). Raises: CorruptData."""
+    """Decode metadata.pickle, by the allow-list (L2). Raises: CorruptData."""
     try:
         return _metadata(_Unpickler(io.BytesIO(text)).load())
     except (
@@ -90,7 +90,7 @@ def decode_metadata(text: bytes, path: str) -> Metadata:
 
 
 class _Blank:
-    """What stands for an object of the pickle."""
+    """A placeholder for an object of the pickle."""
 
     __slots__ = ("state",)
     kind = ""
@@ -132,7 +132,7 @@ def _blank(kind: str) -> type[_Blank]:
 
 
 def _fresh(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The same as a function of its own: a pickle can set attributes of what it gets."""
+    """Wrap a function: a pickle can set attributes of the one that it gets."""
 
     def call(argument: Any) -> Any:
         return function(argument)
@@ -163,7 +163,7 @@ def _of(value: Any, *kinds: type) -> Any:
 
 
 def _table(value: Any, kind: str) -> dict[str, Any]:
-    """The state of one object: its fields by their names."""
+    """Return the state of one object: its fields by their names."""
     if not isinstance(value, _Blank) or value.kind != kind:
         raise ValueError(f"{type(value).__name__} where {kind} belongs")
     table: dict[str, Any] = _of(getattr(value, "state", None) or {}, dict)
@@ -238,7 +238,7 @@ def _storage_meta(value: Any) -> StorageMeta:
 
 
 def _plain(value: Any) -> Any:
-    """The same, made of builtin types alone."""
+    """Copy a value of builtin types. Raises: ValueError for other types."""
     convert: dict[type, Callable[[Any], Any]] = {
         dict: lambda table: {_plain(key): _plain(each) for key, each in table.items()},
         list: lambda entries: [_plain(each) for each in entries],

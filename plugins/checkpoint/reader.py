@@ -1,11 +1,11 @@
-"""The StorageReader: what a rank wants of a checkpoint, by many range reads in flight, straight into its tensors.
+"""The StorageReader: a rank's items of a checkpoint, by many range reads in flight, straight into its tensors.
 
-R1  Nothing is read that was not asked for, but for the rest of blocks of 1 MiB of which something was: so every byte
-    that arrives is compared with its checksum. `verify=False` reads only what was asked for, and compares nothing.
+R1  Blocks of 1 MiB of which something is asked for are read whole, and no others: so every byte that is read is
+    compared with its checksum. `verify=False` reads only what is asked for, and compares nothing.
 R2  Targets are resolved WAVE_BYTES at a time, because a planner may make memory for them.
 R3  metadata.pickle is compared with the checksum in the manifest before it is unpickled, by an allow-list; so are
     objects (see plain). A planner of torch's kind gets them pickled again, because it unpickles without one.
-R4  What is in the checkpoint and no rank asks for is an error, unless it is allowed.
+R4  An entry of the checkpoint that no rank asks for is an error, unless it is allowed.
 
 Source: the protocol of torch.distributed.checkpoint.storage.StorageReader.
 """
@@ -46,7 +46,7 @@ class Reader(StorageReader):
 
     `location`: of the checkpoint itself (see `latest`); `checkpoint_id` of a load takes its place. `allow_unused`:
     patterns (as of the shell) of entries that need not be asked for; by default all, so that parts can be loaded.
-    `report` says what the last load has read on this rank. May be pickled, and used again.
+    `report` counts what the last load has read on this rank. May be pickled, and reused.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Reader(StorageReader):
         self._metadata: Metadata | None = None
         self._names: set[str] = set()
 
-    # What torch calls, in this order.
+    # Called by torch, in this order.
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         if checkpoint_id is not None:
@@ -111,8 +111,8 @@ class Reader(StorageReader):
         if unused:
             more = f" and {len(unused) - NAMED} more" if len(unused) > NAMED else ""
             raise InvalidArgument(
-                f"the checkpoint has what nothing asks for: {', '.join(unused[:NAMED])}{more}. Load it too, or "
-                "allow that it is left: allow_unused=['optimizer.*', …]",
+                f"the checkpoint has entries that are not asked for: {', '.join(unused[:NAMED])}{more}. Load them too, "
+                "or leave them: allow_unused=['optimizer.*', …]",
                 path=self._path,
             )
         return plans
@@ -134,24 +134,26 @@ class Reader(StorageReader):
 
     @property
     def checkpoint_id(self) -> str:
-        """Where the checkpoint is."""
+        """The location of the checkpoint."""
         return str(self._place)
 
     def names(self) -> set[str]:
-        """What the checkpoint's entries are called, as a flat state dict. Raises: NotFound, CorruptData."""
+        """List the names of the checkpoint's entries, as of a flat state dict. Raises: NotFound, CorruptData."""
         self._metadata = load_metadata(self._file_system, self._path, self.manifest())
         return set(self._metadata.state_dict_metadata)
 
     def manifest(self) -> Manifest:
-        """What is known of the checkpoint. Raises: NotFound, CorruptData."""
+        """Read the manifest. Raises: NotFound, CorruptData."""
         return read_manifest(self._file_system, self._path)
 
-    # What they are made of.
+    # Steps of these.
 
     @property
     def _place(self) -> Location:
         if self._location is None:
-            raise InvalidArgument("which checkpoint? Give Reader a location, or the load a checkpoint_id")
+            raise InvalidArgument(
+                "no checkpoint is named: give Reader a location, or the load a checkpoint_id"
+            )
         return self._location
 
     @property
@@ -170,7 +172,7 @@ class Reader(StorageReader):
         return stored.file, stored.entry, tuple(item.storage_offsets)
 
     def _by_files(self, items: list[ReadItem]) -> Iterator[tuple[list[str], list[ReadItem]]]:
-        """Sorted items, with their files, of which at most FILES are open at a time."""
+        """Group sorted items by files, of which at most FILES are open at a time."""
         files = sorted({self._stored_at(item).file for item in items})
         for begin in range(0, len(files), FILES):
             some = files[begin : begin + FILES]
@@ -178,7 +180,7 @@ class Reader(StorageReader):
             yield some, [item for item in items if self._stored_at(item).file in inside]
 
     def _read(self, checkpoint: Checkpoint, items: list[ReadItem], planner: LoadPlanner) -> None:
-        slices, landings = [], []
+        slices, targets = [], []
         for item in items:
             stored = self._stored_at(item)
             name = f"{stored.file}/{stored.entry}"
@@ -187,12 +189,12 @@ class Reader(StorageReader):
                     f"tensor {stored.entry!r} is not in this file, where the metadata says it is",
                     path=os.path.join(self._path, stored.file),
                 )
-            landing = _Landing(item, stored, checkpoint.tensors[name].torch_shape, planner)
-            landings.append(landing)
-            slices.append(Slice(name, landing.memory, landing.index))
+            target = _Target(item, stored, checkpoint.tensors[name].torch_shape, planner)
+            targets.append(target)
+            slices.append(Slice(name, target.memory, target.index))
         report = checkpoint.read_slices(slices, convert=True, whole_blocks=self.verify)
-        for landing in landings:
-            landing.commit(planner)
+        for target in targets:
+            target.commit(planner)
         self.report = ReadReport(
             self.report.needed + report.needed,
             self.report.read + report.read,
@@ -201,8 +203,8 @@ class Reader(StorageReader):
         )
 
 
-class _Landing:
-    """Where one item goes, and what is done when it has arrived."""
+class _Target:
+    """The target of one item, and its commit after the read."""
 
     def __init__(self, item: ReadItem, stored: Stored, shape: tuple[int, ...], planner: LoadPlanner) -> None:
         self._item = item
@@ -234,7 +236,7 @@ class _Landing:
             )
 
     def commit(self, planner: LoadPlanner) -> None:
-        """Hands over what has arrived."""
+        """Pass what was read to the planner."""
         if self._target is None:
             array: Any = self.memory.numpy()
             data = io.BytesIO(array.tobytes())
@@ -251,7 +253,7 @@ class _Landing:
 def _waves(
     items: list[ReadItem], checkpoint: Checkpoint, stored: dict[Any, Stored]
 ) -> Iterator[list[ReadItem]]:
-    """Items of about WAVE_BYTES at a time."""
+    """Group items by about WAVE_BYTES."""
     wave: list[ReadItem] = []
     size = 0
     for item in items:
@@ -270,7 +272,7 @@ def _waves(
 
 
 def load_metadata(file_system: AnyFileSystem, path: str, manifest: Manifest) -> Metadata:
-    """The metadata of a checkpoint, as torch's planners know it. Raises: CorruptData."""
+    """Load the metadata of a checkpoint, as torch's planners take it. Raises: CorruptData."""
     name = os.path.join(path, METADATA_NAME)
     text = file_system.read(name)
     if crc_text(text) != manifest.metadata:
@@ -281,7 +283,7 @@ def load_metadata(file_system: AnyFileSystem, path: str, manifest: Manifest) -> 
 
 
 def _with_content(metadata: Metadata) -> set[str]:
-    """The entries that a load can ask for: not tensors without elements."""
+    """List the entries that a load can ask for: not tensors without elements."""
     return {
         name
         for name, entry in metadata.state_dict_metadata.items()

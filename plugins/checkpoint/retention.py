@@ -1,4 +1,4 @@
-"""Which checkpoints stay: a policy, and what it removes. No torch."""
+"""The policy of which checkpoints are kept, and the removal of others. Does not import torch."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -13,11 +13,11 @@ from .commit import clean, discard
 
 @dataclass(frozen=True)
 class Keep:
-    """The `last` newest whole checkpoints stay, and of the others those whose step is a multiple of `every`, and the
-    `best` by a metric of theirs: its least ("min") or greatest ("max") values, of equal ones the newest.
+    """Keeps the `last` newest whole checkpoints, those whose step is a multiple of `every`, and the `best` by a metric:
+    its least ("min") or greatest ("max") values, of equal ones the newest.
 
-    `last` is at least 1, so the newest whole one always stays. With `last=None` nothing is removed. Checkpoints that
-    are cut off protect no other: they count neither among the last nor among the best.
+    `last` is at least 1, so the newest whole one is always kept. With `last=None` nothing is removed. Checkpoints that
+    are cut off count neither among the last nor among the best.
     """
 
     last: int | None = None
@@ -39,9 +39,9 @@ class Keep:
     def surplus(
         self, found: Sequence[Saved], is_whole: Callable[[Saved], bool] = lambda saved: not saved.problem
     ) -> list[Saved]:
-        """What this policy removes of some checkpoints, oldest first. Those with a known problem stay.
+        """List the checkpoints that this policy removes, oldest first. Those with a known problem are kept.
 
-        `is_whole` is asked of those that protect others, no more: it may look at every file of one.
+        `is_whole` is called for those that count, no others: it may stat every file of one.
         """
         if self.last is None:
             return []
@@ -72,7 +72,7 @@ class Keep:
 
 
 def _first(ordered: Sequence[Saved], count: int, is_whole: Callable[[Saved], bool]) -> set[str]:
-    """The names down to the whole one number `count`; of the cut-off ones between them too."""
+    """List the names up to the whole one number `count`, with the cut-off ones between them."""
     names = set()
     for saved in ordered:
         if count == 0:
@@ -90,7 +90,7 @@ def prune(
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
 ) -> list[Saved]:
-    """Removes what the policy does not keep of a directory, and what interrupted saves of this machine have left.
+    """Remove what the policy does not keep of a directory, and what interrupted saves of this machine have left.
 
     Returns the checkpoints that were removed, oldest first; with `dry_run`, those that would be.
     """

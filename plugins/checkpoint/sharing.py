@@ -1,15 +1,15 @@
-"""Saves that share what has not changed: files of the checkpoint before, under a second name (a hard link).
+"""Saves that share unchanged files with the checkpoint before, under a second name (a hard link).
 
-    rank-00000.safetensors       what this rank's save has found changed, and its objects
-    rank-00000-same.safetensors  what it has found as it was in the checkpoint before
+    rank-00000.safetensors       the tensors that this rank's save has found changed, and its objects
+    rank-00000-same.safetensors  those that are unchanged since the checkpoint before
 
-S1  A file is shared whole or not at all: so every byte of a shared file is wanted, and a removal frees what it should.
-S2  Tensors are the same if their SHA-256 is, which is in the header of the file that has them, beside type and shape.
-S3  A file is read and compared with its checksums before it is shared: damage does not travel.
-S4  Whatever prevents sharing (no links, a base that is gone or damaged) costs a full write, and nothing else.
+S1  A file is shared whole or not at all: so every byte of a shared file is in use, and a removal frees the rest.
+S2  Tensors are the same if their SHA-256 is, which is in the header of their file, beside type and shape.
+S3  A file is read and compared with its checksums before it is shared: damage does not spread.
+S4  Without sharing (no links, a base that is missing or damaged) everything is written.
 
-So the first save writes all, the second collects what stayed, and from the third on that costs reading it. Damage that
-comes to a shared file later is damage of all checkpoints that share it.
+So the first save writes all, the second collects unchanged tensors, and from the third on these are only read. Later
+damage of a shared file is damage of all checkpoints that share it.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from .manifest import read_manifest
 log = logging.getLogger("luciola.checkpoint")
 
 SAME: Final = "-same"
-REWRITE_SHARE: Final = 8  # what stayed is collected anew when it is this part of what is shared already
+REWRITE_SHARE: Final = 8  # unchanged tensors are collected again when they are this part of the shared file
 
 Key = tuple[str, tuple[int, ...], tuple[int, ...]]
 """Tensor, offsets, size of the whole."""
@@ -56,7 +56,7 @@ class _Base:
         return self.digests.get(key) == digest
 
 
-def write_shared(  # noqa: PLR0913 (where, what, beside what)
+def write_shared(  # noqa: PLR0913 (place, items, base)
     file_system: AnyFileSystem,
     hidden: str,
     rank: int,
@@ -64,7 +64,7 @@ def write_shared(  # noqa: PLR0913 (where, what, beside what)
     planner: SavePlanner,
     base: str | None,
 ) -> list[WriteResult]:
-    """As `write_items`, sharing files of the checkpoint `base` where all that they hold is wanted and unchanged."""
+    """Write as `write_items`, sharing files of the checkpoint `base` of which all tensors are saved unchanged."""
     digests = {
         index: _digest(item, planner) for index, item in enumerate(items) if item.tensor_data is not None
     }
@@ -94,7 +94,7 @@ def write_shared(  # noqa: PLR0913 (where, what, beside what)
 def _groups(
     rank: int, count: int, same: set[int], done: set[int], shared: set[str]
 ) -> list[tuple[str, list[int]]]:
-    """The files that are left to write, and which items go there."""
+    """List the files that are left to write, and their items."""
     rest = [index for index in range(count) if index not in done]
     if file_name(rank, SAME) in shared:
         return [(file_name(rank), rest)]
@@ -107,7 +107,7 @@ def _groups(
 def _shareable(
     known: Sequence[_Base], found: dict[int, _Base], keys: dict[int, Key], count: int
 ) -> list[_Base]:
-    """The files all of whose entries are wanted as they are, and whose names nothing else needs."""
+    """List the files of which all entries are saved unchanged, and whose names no other file needs."""
     whole = [file for file in known if sum(each is file for each in found.values()) == len(file.entries)]
     if len(found) == count and len(whole) == len(known):
         return whole
@@ -131,13 +131,13 @@ def _key(item: WriteItem) -> Key:
 
 
 def _files_of(file_system: AnyFileSystem, base: str, rank: int) -> list[_Base]:
-    """This rank's files there, with what they hold; none if there is anything wrong with them."""
+    """Open this rank's files of the base; none if any is missing or damaged."""
     try:
         lengths = read_manifest(file_system, base).files
         names = [name for name in (file_name(rank), file_name(rank, SAME)) if name in lengths]
         return [_open(file_system, base, name, lengths) for name in names]
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        log.warning("nothing is shared with %s: %s", base, error)
+        log.warning("base %s cannot be shared: %s; everything is written", base, error)
         return []
 
 
@@ -161,14 +161,14 @@ def _open(file_system: AnyFileSystem, base: str, name: str, lengths: dict[str, i
 
 
 def _share(file_system: AnyFileSystem, base: str, hidden: str, file: _Base) -> bool:
-    """Gives a file a second name, after its bytes have been read; whether that is done."""
+    """Link a file after its verification; return whether that succeeded."""
     try:
         if damages := file.opened.verify():
             raise CorruptData(str(damages[0]), path=damages[0].file)
         for name in file.files:
             file_system.link(os.path.join(base, name), os.path.join(hidden, name))
     except OSError as error:
-        log.warning("%s of %s is not shared, but written: %s", file.name, base, error)
+        log.warning("%s of %s cannot be shared: %s; it is written", file.name, base, error)
         for name in file.files:
             if file_system.exists(os.path.join(hidden, name)):
                 file_system.remove(os.path.join(hidden, name))

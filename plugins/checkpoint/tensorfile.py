@@ -1,9 +1,9 @@
-"""One safetensors file, written by many writes in flight while its tensors become known one by one. No torch.
+"""One safetensors file, written by many writes in flight while its tensors are added one by one. Does not import torch.
 
-F1  A write is one whole block of the file (a chunk), straight from the tensor's memory; only the ends of tensors pass
-    through staging, BLOCK_BYTES each. At most ENTRIES writes are in flight.
-F2  The header comes last, into room that was left for it: until then the file is no safetensors file.
-F3  When `finish` returns, the file and its checksums beside it are durable. After an error neither is there.
+F1  A write is one whole block of the file (a chunk), straight from the tensor's memory; only the ends of tensors are
+    staged, in slots of BLOCK_BYTES. At most ENTRIES writes are in flight.
+F2  The header is written last, into room that was left for it: until then the file is no safetensors file.
+F3  When `finish` returns, the file and its checksums beside it are durable. After an error neither exists.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from ..weights.plan import BLOCK_BYTES
 ENTRIES: Final = 64  # writes in flight: 64 MiB of them
 BATCH: Final = 8  # writes handed over at once
 LOCAL_ENTRIES: Final = (
-    2  # of local files: the kernel writes one block of a file at a time, the rest would only spin
+    2  # of local files: the kernel writes one block of a file at a time, the rest would spin
 )
 SLOTS: Final = 16  # staging slots
 STRETCH_BYTES: Final = 16 * BLOCK_BYTES  # of one tensor at a time: its checksums, then its writes
@@ -36,7 +36,7 @@ Entries = dict[str, tuple[str, tuple[int, ...], int]]
 
 
 def header_room(shapes: dict[str, tuple[int, ...]], metadata: dict[str, str]) -> int:
-    """How long the header can become for tensors of these shapes, whatever their types; whole pages."""
+    """Compute the longest header for tensors of these shapes, of any types; whole pages."""
     longest: Entries = {name: (LONGEST_DTYPE, (*shape, 2), LARGEST) for name, shape in shapes.items()}
     return -(-len(encode_header(longest, metadata)) // PAGE_BYTES) * PAGE_BYTES
 
@@ -67,13 +67,13 @@ class TensorFile:
                     self._file_system.remove(path)
 
     def add(self, name: str, dtype: str, shape: tuple[int, ...], pieces: Iterable[memoryview]) -> int:
-        """Appends a tensor; returns its bytes. All pieces but the last are multiples of BLOCK_BYTES long.
+        """Append a tensor; return its size in bytes. All pieces but the last are multiples of BLOCK_BYTES long.
 
         Their memory must not change before `finish` returns. Raises: NoSpace, OSError.
         """
         crcs: list[int] = []
         nbytes = 0
-        with self._explained():
+        with explained(self.path):
             for piece in pieces:
                 for begin in range(0, piece.nbytes, STRETCH_BYTES):
                     stretch = piece[begin : begin + STRETCH_BYTES]
@@ -87,12 +87,12 @@ class TensorFile:
         return nbytes
 
     def finish(self, metadata: dict[str, str]) -> dict[str, int]:
-        """Makes the file complete and durable; the lengths of the files by their paths. Raises: NoSpace, OSError."""
+        """Complete the file, durably; return the lengths of the files by their paths. Raises: NoSpace, OSError."""
         head = encode_header(self._entries, metadata, room=self._room)
         assert len(head) == self._room, "the room was for the longest header"
         length = self._room + sum(nbytes for *_, nbytes in self._entries.values())
         sums = Checksums(length, crc32c(head), self._crcs).encode()
-        with self._explained():
+        with explained(self.path):
             self._blocks.finish(head)
             self._file.fsync()
             with self._file_system.open(self.path + SUFFIX, "xb") as beside:
@@ -102,22 +102,17 @@ class TensorFile:
         self._is_finished = True
         return {self.path: length, self.path + SUFFIX: len(sums)}
 
-    @contextlib.contextmanager
-    def _explained(self) -> Any:
-        with explained(self.path):
-            yield
-
 
 @contextlib.contextmanager
 def explained(path: str) -> Any:
-    """A full disk is told as what it means for a checkpoint."""
+    """Raise ENOSPC and EDQUOT as NoSpace, with the consequence for the checkpoint and a remedy."""
     try:
         yield
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
         raise NoSpace(
-            "no space is left for this checkpoint: it was not saved, and those before are as they were. Remove some "
+            "no space left for this checkpoint: it was not saved, and earlier ones are unchanged. Remove some "
             "(`luciola checkpoint prune`) or add storage",
             path=path,
         ) from error
@@ -167,7 +162,7 @@ class _Blocks:
             self._free = list(range(SLOTS))
         while not self._free:
             self._submit()
-            self._land(least=1)
+            self._complete(least=1)
         return self._free.pop()
 
     def _put_slot(self) -> None:
@@ -196,9 +191,9 @@ class _Blocks:
         while self._waiting:
             taken = self._ring.submit(self._waiting)
             del self._waiting[:taken]
-            self._land(least=1 if self._waiting else 0)
+            self._complete(least=1 if self._waiting else 0)
 
-    def _land(self, *, least: int) -> None:
+    def _complete(self, *, least: int) -> None:
         for done in self._ring.drain(least=least):
             _ = done.moved
             slot, _memory = done.user_data
@@ -206,7 +201,7 @@ class _Blocks:
                 self._free.append(slot)
 
     def finish(self, head: bytes) -> None:
-        """Writes what is left, then the header at the beginning, and waits for all of it."""
+        """Write what is left, then the header at the beginning, and wait for all of it."""
         if self._slot is not None:
             self._put_slot()
         self._wait()
@@ -216,10 +211,10 @@ class _Blocks:
     def _wait(self) -> None:
         self._submit()
         while self._ring.in_flight:
-            self._land(least=1)
+            self._complete(least=1)
 
     def close(self) -> None:
-        """Waits for what is under way."""
+        """Wait for the writes in flight."""
         self._ring.close()
 
 

@@ -25,9 +25,9 @@ def open_stream(
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
 ) -> Iterator[IO[bytes]]:
-    """A buffered, seekable binary file for a `with` block. What is written has its name, durable, when the block ends.
+    """Open a buffered, seekable binary file for a `with` block. A new file gets its name, durable, when the block ends.
 
-    `mode`: "rb" or "wb". After an error in the block the name is what it was.
+    `mode`: "rb" or "wb". After an error in the block the name refers to the old file.
     """
     file_system, path = open_location(location, secret_file=secret_file, token=token)
     if mode == "rb":
@@ -44,7 +44,7 @@ def open_stream(
             except BaseException as error:
                 kept.is_given_up = True
                 writer.close()
-                # torch tells only that its archive has not the length that it should have.
+                # torch's own error says only that its archive has a wrong length.
                 if kept.error is not None and kept.error is not error:
                     raise kept.error from error
                 raise
@@ -53,7 +53,7 @@ def open_stream(
 
 
 class _Unclosed(io.RawIOBase):
-    """A file that `replacing` still needs when the buffer before it is closed; it keeps the first error of a write."""
+    """A file that stays open for `replacing` when its buffer is closed; it keeps the first error of a write."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -89,14 +89,14 @@ def save_object(
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
 ) -> None:
-    """`torch.save` to a location; the file has its name when it is complete and durable."""
+    """Call `torch.save` with a location; the file gets its name when it is complete and durable."""
     import torch
 
     with open_stream(location, "wb", secret_file=secret_file, token=token) as file:
         torch.save(value, file)
 
 
-def load_object(  # noqa: PLR0913 (what torch.load takes, and in whose name)
+def load_object(  # noqa: PLR0913 (parameters of torch.load, and credentials)
     location: str | os.PathLike[str] | Location,
     *,
     map_location: "str | torch.device | None" = None,
@@ -105,7 +105,7 @@ def load_object(  # noqa: PLR0913 (what torch.load takes, and in whose name)
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
 ) -> Any:
-    """`torch.load` from a location. `mmap`: only of this machine's files and mounts, whose pages come when touched."""
+    """Call `torch.load` with a location. `mmap`: of files of this machine and mounts only; pages are read on access."""
     import torch
 
     file_system, path = open_location(location, secret_file=secret_file, token=token)

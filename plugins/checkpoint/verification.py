@@ -1,4 +1,4 @@
-"""Whether every byte of a checkpoint is what was written. No torch."""
+"""Verification of every byte of a checkpoint against its checksum. Does not import torch."""
 
 import os
 from collections.abc import Callable
@@ -18,10 +18,10 @@ FILE_SUFFIX: Final = ".safetensors"
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with a tensor of a file, or with the file as a whole."""
+    """Damage of a tensor in a file, or of a whole file."""
 
     file: str
-    tensor: str  # as the file calls it; empty for the whole file
+    tensor: str  # its name in the file; empty for the whole file
     what: str
 
     def __str__(self) -> str:
@@ -35,7 +35,7 @@ def verify(
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
 ) -> list[Damage]:
-    """Reads a checkpoint and returns what is damaged, by file, tensor and bytes; none if it is whole.
+    """Read a checkpoint and return what is damaged, by file, tensor and bytes; nothing if it is whole.
 
     Raises: NotFound if there is no checkpoint.
     """
@@ -46,7 +46,7 @@ def verify(
 def verify_at(
     file_system: AnyFileSystem, path: str, progress: Callable[[int], object] = lambda _: None
 ) -> list[Damage]:
-    """As `verify`."""
+    """Verify as `verify` does."""
     try:
         manifest = read_manifest(file_system, path)
     except CorruptData as error:
@@ -63,9 +63,9 @@ def _verify_metadata(file_system: AnyFileSystem, path: str, manifest: Manifest) 
     try:
         text = file_system.read(name)
     except FileNotFoundError:
-        return [_whole(name, "it is missing")]
+        return [_whole(name, "missing")]
     if crc_text(text) != manifest.metadata:
-        return [_whole(name, "it does not match the checksum in the manifest")]
+        return [_whole(name, "does not match the checksum in the manifest")]
     return []
 
 
@@ -76,12 +76,12 @@ def _verify_file(
     try:
         found = file_system.stat(where).st_size
         if found != length:
-            return [_whole(where, f"it has {found} bytes, not {length}")]
+            return [_whole(where, f"{found} bytes long, not {length}")]
         if not file_system.exists(where + SUFFIX):
-            return [_whole(where + SUFFIX, "it is missing")]
+            return [_whole(where + SUFFIX, "missing")]
         blocks = Checkpoint(file_system, path, files=[name]).verify(progress)
     except FileNotFoundError:
-        return [_whole(where, "it is missing")]
+        return [_whole(where, "missing")]
     except CorruptData as error:
         return [_whole(str(error.filename or where), error.message)]
     return [Damage(block.file, block.tensor, str(block)) for block in blocks]

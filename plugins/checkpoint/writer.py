@@ -1,8 +1,8 @@
 """The StorageWriter: one safetensors file of each rank, written in parallel; the checkpoint appears when all are there.
 
-The coordinator makes a hidden directory and tells its name to all ranks with their plans. Each writes and syncs its
-file. `finish` adds the metadata and the manifest, and renames the directory (see commit). Ranks talk to each other
-only as `torch.distributed.checkpoint` lets them: through their plans and their results.
+The coordinator makes a hidden directory and sends its name to all ranks with their plans. Each writes and syncs its
+file. `finish` adds the metadata and the manifest, and renames the directory (see commit). Ranks communicate only as
+`torch.distributed.checkpoint` allows: by their plans and their results.
 
 Source: the protocol of torch.distributed.checkpoint.storage.StorageWriter.
 """
@@ -36,7 +36,7 @@ from .catalog import (
     step_number,
     step_of,
 )
-from .commit import begin, discard, durable_name, find_part, publish, split
+from .commit import begin, commit, discard, durable_name, find_part, split
 from .items import file_name, write_items
 from .manifest import METADATA_NAME, NAME, Manifest, crc_text, finite
 from .plain import encode_metadata
@@ -46,14 +46,12 @@ from .tensorfile import explained
 
 log = logging.getLogger("luciola.checkpoint")
 
-WAIT_S: Final = (
-    30.0  # for another mount to see the directory that the coordinator has made: a second, usually
-)
+WAIT_S: Final = 30.0  # for another mount to see the directory that the coordinator has made: usually a second
 
 
 @dataclass(frozen=True)
 class _Place:
-    """What the coordinator tells a rank."""
+    """What the coordinator sends to a rank."""
 
     path: str
     hidden: str
@@ -65,14 +63,14 @@ class _Place:
 class Writer(StorageWriter):
     """Saves one checkpoint at a time for `torch.distributed.checkpoint.save` and `async_save`.
 
-    `location`: of the checkpoint itself, a directory that is not there yet; `checkpoint_id` of a save takes its place.
-    `step`: by default the number that its name ends with. `keep`: which checkpoints beside it stay when it is complete,
-    by `metrics`, its numbers, too. `overwrite`: a checkpoint of the same name is replaced, in one step. `share`:
-    files of the checkpoint before that hold only what is unchanged get a second name instead of being written again
-    (see sharing). May be pickled, and used again.
+    `location`: of the checkpoint itself, a new directory; `checkpoint_id` of a save takes its place. `step`: by default
+    the number that its name ends with. `keep`: the checkpoints beside it that are kept when it is complete, also by
+    `metrics`, its numbers. `overwrite`: a checkpoint of the same name is replaced, in one step. `share`: files of the
+    checkpoint before that are unchanged get a second name instead of being written again (see sharing). May be pickled,
+    and reused.
     """
 
-    def __init__(  # noqa: PLR0913 (where, what stays, in whose name)
+    def __init__(  # noqa: PLR0913 (place, policy, credentials)
         self,
         location: str | os.PathLike[str] | Location | None = None,
         *,
@@ -97,14 +95,14 @@ class Writer(StorageWriter):
             self._location = as_location(location, **self._credentials)
         self._save_id = ""
         self._is_coordinator = False
-        self._hidden: str | None = None  # at the coordinator: what it has begun
+        self._hidden: str | None = None  # at the coordinator: the directory that it has made
         self._replaced: str | None = None  # the hidden name of the checkpoint that had this name before
         self._ranks = 1
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hidden": None}  # what this process has begun is not another's
+        return {**self.__dict__, "_hidden": None}  # another process has not made it
 
-    # What torch calls, in this order.
+    # Called by torch, in this order.
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         if checkpoint_id is not None:
@@ -117,8 +115,8 @@ class Writer(StorageWriter):
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:  # noqa: FBT001, ARG002
         if not kwargs.get("use_collectives", True):
             raise InvalidArgument(
-                "use_collectives=False: without them no rank knows when all have written, so a checkpoint could not "
-                "appear at once; leave it out"
+                "use_collectives=False: without collectives no rank knows when all have written, so a checkpoint could "
+                "not appear at once; leave it out"
             )
         self._is_coordinator = is_coordinator
         split(self._path)
@@ -163,13 +161,18 @@ class Writer(StorageWriter):
             self.remove_old()
 
     def remove_old(self) -> None:
-        """Removes what the last save has replaced, and what the policy does not keep. At the coordinator."""
+        """Remove the checkpoint that the last save has replaced, and those that the policy does not keep.
+
+        Only the coordinator does.
+        """
         if not self._is_coordinator:
             return
         try:
             self._remove_old()
         except OSError as error:
-            log.warning("old checkpoints beside %s were not removed: %s", self._place, error)
+            log.warning(
+                "removal of old checkpoints beside %s failed: %s; the next save retries", self._place, error
+            )
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -177,22 +180,22 @@ class Writer(StorageWriter):
 
     @property
     def checkpoint_id(self) -> str:
-        """Where the checkpoint will be."""
+        """The location of the checkpoint."""
         return str(self._place)
 
     def abandon(self) -> None:
-        """Removes what a save that failed has left. At the coordinator; the next save does it too."""
+        """Remove the files of a save that failed. Only the coordinator does; the next save does it too."""
         hidden, self._hidden = self._hidden, None
         if hidden is not None and self._file_system.exists(hidden):
             discard(self._file_system, hidden)
 
-    # What they are made of.
+    # Steps of these.
 
     @property
     def _place(self) -> Location:
         if self._location is None:
             raise InvalidArgument(
-                "no place for the checkpoint: give Writer a location, or the save a checkpoint_id"
+                "the checkpoint has no location: give one to Writer, or a checkpoint_id to the save"
             )
         return self._location
 
@@ -205,8 +208,11 @@ class Writer(StorageWriter):
         return self._place.path.rstrip("/") or "/"
 
     def _hidden_directory(self, place: _Place) -> str:
-        """The directory to write into. A planner that keeps plans hands out the place of an earlier save; then it is
-        looked for. Another mount may take a moment to see it."""
+        """Find the directory to write into.
+
+        A planner that caches plans sends the place of an earlier save; then the directory is searched for. Another
+        mount may take a moment to see it.
+        """
         deadline = time.monotonic() + WAIT_S
         while True:
             if place.path == self._path and self._file_system.isdir(place.hidden):
@@ -216,14 +222,14 @@ class Writer(StorageWriter):
                 return found
             if time.monotonic() > deadline:
                 raise NotFound(
-                    f"the directory that the coordinator has made for this save is not there after {WAIT_S:g} s: do "
-                    "all ranks see the same file system?",
+                    f"the directory that the coordinator has made for this save does not appear within {WAIT_S:g} s: "
+                    "all ranks must see the same file system",
                     path=place.hidden,
                 )
             time.sleep(0.05)
 
     def _base(self) -> str | None:
-        """The newest whole checkpoint beside it."""
+        """Find the newest whole checkpoint beside it."""
         directory, _ = split(self._path)
         saved = newest_in(self._file_system, directory, replace(self._place, path=directory))
         return None if saved is None else os.path.join(directory, saved.name)
@@ -255,10 +261,10 @@ class Writer(StorageWriter):
             metrics=self.metrics,
         )
         with durable_name(file_system, os.path.join(hidden, NAME), manifest.encode()):
-            self._replaced = publish(file_system, hidden, self._path, overwrite=self.overwrite)
+            self._replaced = commit(file_system, hidden, self._path, overwrite=self.overwrite)
 
     def _remove_old(self) -> None:
-        """What this checkpoint has replaced, and what the policy does not keep."""
+        """Remove the checkpoint that this one has replaced, and those that the policy does not keep."""
         replaced, self._replaced = self._replaced, None
         if replaced is not None:
             discard(self._file_system, replaced)
@@ -277,7 +283,7 @@ def _require_files(file_system: AnyFileSystem, hidden: str, files: dict[str, int
     for name, length in files.items():
         path = os.path.join(hidden, name)
         if (found := file_system.stat(path).st_size) != length:
-            raise CorruptData(f"a rank wrote {length} bytes; there are {found}", path=path)
+            raise CorruptData(f"a rank wrote {length} bytes, and the file has {found}", path=path)
 
 
 __all__ = ["Writer"]

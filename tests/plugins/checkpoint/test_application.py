@@ -1,4 +1,4 @@
-"""Models, optimizers, schedulers, loaders and random states go on exactly; nothing is left out without a word."""
+"""Models, optimizers, schedulers, loaders and random states resume exactly; nothing is left out silently."""
 
 import random
 
@@ -81,7 +81,7 @@ class Job:
 
 @pytest.mark.parametrize("optimizer", ["adam", "momentum", "plain"])
 @pytest.mark.parametrize("stop", [0, 3])
-def test_a_training_goes_on_as_if_it_had_not_stopped(tmp_path, optimizer, stop):
+def test_training_that_is_resumed_equals_one_without_a_stop(tmp_path, optimizer, stop):
     job = Job(1, optimizer)
     job.train(stop)
     with Checkpoints(tmp_path) as checkpoints:
@@ -99,7 +99,7 @@ def test_a_training_goes_on_as_if_it_had_not_stopped(tmp_path, optimizer, stop):
     assert other.scheduler.state_dict() == job.scheduler.state_dict()
 
 
-def test_saving_before_the_first_step_leaves_the_optimizer_as_it_is(tmp_path):
+def test_save_before_the_first_step_does_not_change_the_optimizer(tmp_path):
     saved, alone = Job(1), Job(1)
     Checkpoints(tmp_path).save(0, **saved.parts())
     assert len(saved.optimizer.state) == 0
@@ -109,7 +109,7 @@ def test_saving_before_the_first_step_leaves_the_optimizer_as_it_is(tmp_path):
     assert torch.equal(saved.weights(), alone.weights())
 
 
-def test_a_load_that_finds_nothing_or_fails_leaves_the_optimizer_as_it_is(tmp_path):
+def test_load_that_finds_nothing_or_fails_does_not_change_the_optimizer(tmp_path):
     job = Job(1)
     assert Checkpoints(tmp_path).load(**job.parts()) is None
     trained = Job(2)
@@ -120,14 +120,14 @@ def test_a_load_that_finds_nothing_or_fails_leaves_the_optimizer_as_it_is(tmp_pa
     assert len(job.optimizer.state) == 0
 
 
-def test_what_nothing_asks_for_is_an_error_unless_it_is_allowed(tmp_path):
+def test_entries_that_are_not_asked_for_are_an_error_unless_allowed(tmp_path):
     job = Job(1)
     job.train(1)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, {"losses": torch.ones(3), "note": "text", "none": torch.ones(0)}, **job.parts())
     state = {"losses": torch.zeros(3)}
     with pytest.raises(
-        CheckpointException, match=r"nothing asks for: loader\.00000, note, optimizer\.param_groups"
+        CheckpointException, match=r"not asked for: loader\.00000, note, optimizer\.param_groups"
     ):
         checkpoints.load(state, model=job.model)
     assert not state["losses"].any(), "the error comes before anything is read"
@@ -149,7 +149,7 @@ def test_state_beside_the_parts(tmp_path):
     assert state["scaler"] is scaler
 
 
-def test_arguments_that_cannot_be(tmp_path):
+def test_invalid_arguments_are_refused(tmp_path):
     job = Job(1)
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(InvalidArgument, match="optimizer= without model="):
@@ -200,7 +200,9 @@ def test_two_optimizers_of_one_model(tmp_path):
 # Ranks.
 
 
-def test_each_rank_gets_its_own_and_others_only_what_is_equal(checkpoint_ranks: Ranks, tmp_path):
+def test_each_rank_loads_its_own_and_other_numbers_of_ranks_only_equal_states(
+    checkpoint_ranks: Ranks, tmp_path
+):
     def values(case, size, **arguments):
         answers = checkpoint_ranks.run(case, size, root=str(tmp_path), **arguments)
         assert [(answer.error, answer.message) for answer in answers] == [("", "")] * size

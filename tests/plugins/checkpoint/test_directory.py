@@ -1,4 +1,4 @@
-"""Which checkpoints a directory has, which stay, and what is told to those who ask for something that cannot be."""
+"""The checkpoints of a directory, the policy of which are kept, faults, and errors of invalid use."""
 
 import errno
 import json
@@ -62,7 +62,7 @@ def save(root, *steps, **options):
     st.integers(1, 5) | st.none(),
     st.integers(1, 20) | st.none(),
 )
-def test_what_a_policy_keeps(entries, last, every):
+def test_policy_keeps_the_last_and_multiples(entries, last, every):
     found = [
         Saved(f"c{index}", Location(f"/c{index}"), manifest(index + 1, step), "" if whole else "cut off")
         for index, (step, whole) in enumerate(entries)
@@ -83,12 +83,12 @@ def test_what_a_policy_keeps(entries, last, every):
 @pytest.mark.parametrize(
     "arguments", [{"last": 0}, {"last": -1}, {"every": 0}, {"last": 1.5}, {"last": True}]
 )
-def test_policies_that_cannot_be(arguments):
+def test_invalid_policies_are_refused(arguments):
     with pytest.raises(ValueError, match="is a number from 1 on"):
         Keep(**arguments)
 
 
-def test_saves_keep_what_the_policy_says(place):
+def test_saves_apply_the_policy(place):
     checkpoints = save(place, *range(1, 10), keep=Keep(last=2, every=4))
     assert [saved.step for saved in checkpoints.list()] == [4, 8, 9]
     assert [saved.name for saved in prune(place, Keep(last=1), dry_run=True)] == [
@@ -115,7 +115,7 @@ def scored(values):
     st.integers(1, 3),
     st.sampled_from(["min", "max"]),
 )
-def test_the_best_stay_and_what_is_cut_off_protects_no_other(entries, last, best, mode):
+def test_policy_keeps_the_best_whole_ones(entries, last, best, mode):
     found = scored([value for value, _ in entries])
     whole = {saved.name for saved, (_, is_whole) in zip(found, entries, strict=True) if is_whole}
     asked = []
@@ -137,7 +137,7 @@ def test_the_best_stay_and_what_is_cut_off_protects_no_other(entries, last, best
         assert len(asked) <= last + best, "files are looked at only where they protect others"
 
 
-def test_saves_look_at_the_files_of_those_that_stay_alone(tmp_path):
+def test_saves_stat_only_the_files_of_those_that_are_kept(tmp_path):
     save(tmp_path, *range(1, 21))
     seen = []
 
@@ -162,7 +162,7 @@ def test_saves_look_at_the_files_of_those_that_stay_alone(tmp_path):
     assert names(tmp_path) == ["step-000000010", "step-000000019", "step-000000020", "step-21"]
 
 
-def test_a_checkpoint_that_was_cut_off_lets_none_before_it_be_removed(tmp_path):
+def test_checkpoint_that_was_cut_off_does_not_count(tmp_path):
     save(tmp_path, 1, 2, 3)
     os.truncate(tmp_path / "step-000000003" / "rank-00000.safetensors", 100)
     save(tmp_path, 4, keep=Keep(last=2))
@@ -186,7 +186,7 @@ class RecordingCheckpoints(Checkpoints):
         return writer
 
 
-def test_old_checkpoints_are_removed_after_the_ranks_have_parted(tmp_path):
+def test_old_checkpoints_are_removed_after_the_last_collective(tmp_path):
     checkpoints = RecordingCheckpoints(tmp_path, keep=Keep(last=1))
     checkpoints.seen = []
     for step in (1, 2):
@@ -212,12 +212,12 @@ def test_a_save_keeps_the_best(tmp_path):
     "arguments",
     [{"best": 1}, {"metric": "x"}, {"best": 0, "metric": "x"}, {"best": 1, "metric": "x", "mode": "least"}],
 )
-def test_policies_of_the_best_that_cannot_be(arguments):
+def test_invalid_policies_of_the_best_are_refused(arguments):
     with pytest.raises(ValueError, match=r"go together|from 1 on|'min' or 'max'"):
         Keep(**arguments)
 
 
-def test_a_job_that_goes_back_goes_on_from_its_newest_save(tmp_path):
+def test_job_that_went_back_a_step_resumes_from_its_newest_save(tmp_path):
     """The newest is the one that was saved last, not the one with the greatest step."""
     save(tmp_path, 100, 200, 300)
     checkpoints = Checkpoints(tmp_path, keep=Keep(last=2))
@@ -230,12 +230,12 @@ def test_a_job_that_goes_back_goes_on_from_its_newest_save(tmp_path):
 # The newest, and what is not one.
 
 
-def test_nothing_there(tmp_path):
+def test_directory_without_checkpoints(tmp_path):
     assert latest(tmp_path / "none") is None
     assert latest(tmp_path) is None
     assert Checkpoints(tmp_path).load({"x": torch.zeros(1)}) is None
     assert Checkpoints(tmp_path / "none").list() == []
-    with pytest.raises(NotFound, match="not a checkpoint: it is not there"):
+    with pytest.raises(NotFound, match="not a checkpoint: no such directory"):
         Checkpoints(tmp_path).load({"x": torch.zeros(1)}, step=3)
     with pytest.raises(CheckpointException, match=r"not a checkpoint: no manifest\.json in it"):
         dcp.load({"x": torch.zeros(1)}, storage_reader=Reader(tmp_path))
@@ -312,23 +312,23 @@ def test_a_checkpoint_is_replaced_in_one_step(place):
 
 
 @pytest.mark.parametrize("name", [".hidden", "..", "x" * 181])
-def test_names_that_cannot_be(tmp_path, name):
+def test_invalid_names_are_refused(tmp_path, name):
     with pytest.raises(CheckpointException, match="a checkpoint's name"):
         dcp.save({"x": torch.ones(1)}, storage_writer=Writer(f"{tmp_path}/{name}"))
 
 
-def test_what_writers_and_readers_refuse(tmp_path):
+def test_invalid_use_of_writers_and_readers_is_refused(tmp_path):
     with pytest.raises(ValueError, match="step is a number from 0 on"):
         Writer(tmp_path, step=-1)
     with pytest.raises(InvalidArgument, match="not a scheme of Luciola"):
         Writer("s3://bucket/x")
     assert not Writer.validate_checkpoint_id("s3://bucket/x")
     assert Reader.validate_checkpoint_id("lu:/x") is False or "LUCIOLA_DATA" in os.environ
-    with pytest.raises((CheckpointException, InvalidArgument), match="no place for the checkpoint"):
+    with pytest.raises((CheckpointException, InvalidArgument), match="the checkpoint has no location"):
         dcp.save({"x": torch.ones(1)}, storage_writer=Writer())
     with pytest.raises(CheckpointException, match="only dense tensors"):
         dcp.save({"x": torch.ones(3, device="meta")}, storage_writer=Writer(tmp_path / "a"))
-    with pytest.raises(InvalidArgument, match="without them no rank knows"):
+    with pytest.raises(InvalidArgument, match="without collectives no rank knows"):
         dcp.save({"x": torch.ones(1)}, storage_writer=Writer(tmp_path / "a"), use_collectives=False)
     Checkpoints(tmp_path / "c").save(1, {"x": torch.ones(3)})
     with pytest.raises(CheckpointException, match="Missing key in checkpoint state_dict: y"):
@@ -338,7 +338,7 @@ def test_what_writers_and_readers_refuse(tmp_path):
 # Interrupted saves.
 
 
-def test_only_what_nobody_fills_any_more_is_removed(tmp_path):
+def test_only_directories_of_ended_saves_are_removed(tmp_path):
     save(tmp_path, 1)
     mine = Writer(tmp_path / "a-2")
     mine.reset()
@@ -398,11 +398,11 @@ class FullWriter(Writer):
 
 
 @pytest.mark.parametrize("left", [0, 3 << 20, 11 << 20])
-def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, left):
+def test_full_disk_does_not_change_earlier_checkpoints(tmp_path, left):
     save(tmp_path, 1)
     writer = FullWriter(tmp_path / "a-2")
     writer.disk = FullFileSystem(left)
-    with pytest.raises(CheckpointException, match="no space is left for this checkpoint: it was not saved"):
+    with pytest.raises(CheckpointException, match="no space left for this checkpoint: it was not saved"):
         dcp.save({"x": torch.ones(3_000_000)}, storage_writer=writer)
     assert names(tmp_path) == ["step-000000001"]
     writer.abandon()
@@ -418,7 +418,7 @@ def test_a_real_full_disk(tmp_path):
     try:
         checkpoints = Checkpoints(disk, keep=Keep(last=1))
         checkpoints.save(1, {"x": torch.ones(700_000)})
-        with pytest.raises(CheckpointException, match="no space is left"):
+        with pytest.raises(CheckpointException, match="no space left"):
             checkpoints.save(2, {"x": torch.ones(1_500_000)})
         assert os.listdir(disk) == ["step-000000001"]
         for step in (3, 4, 5):
@@ -464,7 +464,7 @@ def failing(root, *faults, **options):
 
 
 @pytest.mark.parametrize("fault", [Unavailable("a node restarts"), OSError(errno.EIO, "input/output error")])
-def test_a_save_that_met_a_fault_that_may_pass_is_made_again(tmp_path, fault):
+def test_save_is_repeated_after_a_transient_fault(tmp_path, fault):
     checkpoints = failing(tmp_path, fault, fault)
     checkpoints.save(1, {"x": torch.ones(10)})
     checkpoints.faults[:] = [fault]
@@ -473,7 +473,7 @@ def test_a_save_that_met_a_fault_that_may_pass_is_made_again(tmp_path, fault):
     assert sorted(os.listdir(tmp_path)) == ["step-000000001", "step-000000002"]
 
 
-def test_a_save_fails_after_its_last_attempt_or_at_once(tmp_path):
+def test_save_fails_after_its_last_attempt_or_a_permanent_fault(tmp_path):
     checkpoints = failing(tmp_path, *[Unavailable("gone")] * 3)
     with pytest.raises(CheckpointException, match="gone"):
         checkpoints.save(1, {"x": torch.ones(10)})
@@ -485,15 +485,15 @@ def test_a_save_fails_after_its_last_attempt_or_at_once(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_training_goes_on_after_an_asynchronous_save_that_failed(tmp_path):
-    met = []
+def test_training_continues_after_an_asynchronous_save_that_failed(tmp_path):
+    failed = []
     checkpoints = failing(
-        tmp_path, NoSpace("full"), on_error=lambda step, error: met.append((step, str(error)))
+        tmp_path, NoSpace("full"), on_error=lambda step, error: failed.append((step, str(error)))
     )
     for step in (1, 2):
         checkpoints.async_save(step, {"x": torch.ones(10)})
     checkpoints.close()
-    ((step, message),) = met
+    ((step, message),) = failed
     assert step == 1
     assert "full" in message
     assert names(tmp_path) == ["step-000000002"]
@@ -559,7 +559,7 @@ def test_a_load_converts_to_the_types_of_its_targets(tmp_path):
     assert torch.equal(state["x"], torch.arange(10.0).bfloat16())
 
 
-def test_models_and_optimizers_go_on(tmp_path):
+def test_models_and_optimizers_resume(tmp_path):
     def trained(model, optimizer, steps):
         for step in range(steps):
             optimizer.zero_grad()

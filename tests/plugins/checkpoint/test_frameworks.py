@@ -1,4 +1,4 @@
-"""Lightning and Hugging Face's Trainer, their real packages: a job that was stopped goes on with the same weights."""
+"""Lightning and Hugging Face's Trainer, their real packages: a job that was stopped resumes with the same weights."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def lightning_job(root, epochs, resume=None):
     return torch.cat([each.flatten() for each in module.parameters()])
 
 
-def test_a_lightning_job_goes_on(root, tmp_path):
+def test_lightning_job_resumes(root, tmp_path):
     whole = lightning_job(str(tmp_path), 4)
     assert os.listdir(tmp_path) == ["epoch=3.ckpt"], "older ones are removed"
     lightning_job(root, 2)
@@ -77,7 +77,7 @@ def test_a_lightning_job_goes_on(root, tmp_path):
     assert fs.listdir(path) == ["epoch=3.ckpt"]
 
 
-def test_what_lightning_asks_of_a_checkpoint_io(tmp_path):
+def test_methods_of_the_checkpoint_io(tmp_path):
     from luciola.plugins.checkpoint.lightning import LuciolaCheckpointIO
 
     plugin = LuciolaCheckpointIO()
@@ -143,7 +143,7 @@ def trainer_job(root, output, steps, *, resume=False):
     return torch.cat([each.detach().flatten() for each in model.parameters()])
 
 
-def test_a_trainer_goes_on_on_another_machine(root, tmp_path):
+def test_trainer_resumes_on_another_machine(root, tmp_path):
     whole = trainer_job(tmp_path / "runs", tmp_path / "whole", 6)
     trainer_job(root, tmp_path / "first", 4)
     steps = [saved.step for saved in list_checkpoints(root)]
@@ -156,7 +156,7 @@ def test_a_trainer_goes_on_on_another_machine(root, tmp_path):
     assert state["global_step"] == 6
 
 
-def test_what_a_trainer_cannot_do(tmp_path):
+def test_sharded_trainers_and_foreign_checkpoints_are_refused(tmp_path):
     from luciola.plugins.checkpoint.huggingface import TrainerCheckpoints
 
     callback = TrainerCheckpoints(tmp_path / "runs")

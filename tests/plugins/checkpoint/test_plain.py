@@ -105,7 +105,7 @@ def test_a_class_that_the_process_allows_is_saved_and_loaded(tmp_path):
         Checkpoints(tmp_path).load(state)
     assert state["thing"].sample == 7
     with pytest.raises(
-        CheckpointException, match=r"object 'thing' is not loaded: .*Place was not an allowed global"
+        CheckpointException, match=r"object 'thing' was refused: .*Place was not an allowed global"
     ):
         Checkpoints(tmp_path).load(state)
 
@@ -128,14 +128,14 @@ def test_an_object_that_calls_a_function_is_not_loaded(tmp_path, legacy):
         lambda: dcp.load({"x": torch.zeros(3), "thing": None}, storage_reader=Reader(place)),
         lambda: Checkpoints(tmp_path).load({"x": torch.zeros(3), "thing": None}),
     ):
-        with pytest.raises(CheckpointException, match="object 'thing' is not loaded"):
+        with pytest.raises(CheckpointException, match="object 'thing' was refused"):
             load()
     assert victim.exists()
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x80\x02N", bytes(100)])
 def test_an_object_that_torch_has_not_written_is_damage(data):
-    with pytest.raises(CorruptData, match="object 'thing' is not loaded"):
+    with pytest.raises(CorruptData, match="object 'thing' was refused"):
         load_plain(io.BytesIO(data), "thing")
 
 

@@ -50,7 +50,7 @@ def test_two_ranks_on_every_kind_of_place(checkpoint_ranks: Ranks, place, how):
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
-def test_all_ranks_of_a_trainer_raise_what_the_first_meets(checkpoint_ranks: Ranks, tmp_path):
+def test_all_ranks_of_a_trainer_raise_the_error_of_the_first(checkpoint_ranks: Ranks, tmp_path):
     root, target = str(tmp_path / "runs"), str(tmp_path / "out")
     Checkpoints(root).save(1, {"files": {"state.json": torch.ones(3).byte()}})
     restored = checkpoint_ranks.run("restore_for_trainer", 2, root=root, directory=target)
@@ -61,16 +61,18 @@ def test_all_ranks_of_a_trainer_raise_what_the_first_meets(checkpoint_ranks: Ran
 
 
 @pytest.mark.slow
-def test_a_process_of_its_own_saves(checkpoint_ranks: Ranks, shared_cluster: LocalCluster, request):
+def test_save_in_another_process(checkpoint_ranks: Ranks, shared_cluster: LocalCluster, request):
     root = f"luciola://{shared_cluster.data}!/{request.node.name}"
     done(checkpoint_ranks.run("save", 1, root=root, step=1, sharding="rows", how="process"))
     assert done(checkpoint_ranks.run("load", 1, root=root, sharding="rows")) == [1]
 
 
-def test_a_model_and_its_optimizer_under_fsdp(checkpoint_ranks: Ranks, tmp_path):
-    sums = done(checkpoint_ranks.run("fsdp", 2, root=str(tmp_path), train=True))
+@pytest.mark.parametrize("how", ["parts", "state"])
+def test_a_model_and_its_optimizer_under_fsdp(checkpoint_ranks: Ranks, tmp_path, how):
+    """As parts of an application, and as a state dict of torch's."""
+    sums = done(checkpoint_ranks.run("fsdp", 2, root=str(tmp_path), train=True, how=how))
     assert sums[0] == sums[1]
-    loaded = done(checkpoint_ranks.run("fsdp", 4, root=str(tmp_path), train=False))
+    loaded = done(checkpoint_ranks.run("fsdp", 4, root=str(tmp_path), train=False, how=how))
     assert loaded == [sums[0]] * 4
 
 

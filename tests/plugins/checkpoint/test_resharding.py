@@ -165,8 +165,8 @@ def test_a_file_that_is_cut_or_gone(tmp_path):
     path = tmp_path / "a-1" / "rank-00001.safetensors"
     os.truncate(path, 5000)
     assert [(damage.file, damage.what) for damage in verify(tmp_path / "a-1")] == [
-        (str(path), "it has 5000 bytes, not 1404096")
+        (str(path), "5000 bytes long, not 1404096")
     ]
     path.unlink()
     (damage,) = verify(tmp_path / "a-1")
-    assert damage.what == "it is missing"
+    assert damage.what == "missing"

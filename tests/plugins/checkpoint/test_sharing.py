@@ -58,7 +58,7 @@ def same_file(root, first, second):
     )
 
 
-def test_what_stays_is_written_twice_and_then_shared(tmp_path):
+def test_unchanged_tensors_are_written_twice_and_then_shared(tmp_path):
     save(tmp_path, *range(1, 8))
     check(tmp_path, *range(1, 8))
     assert set(inodes(tmp_path, 1)) == {"rank-00000.safetensors", "rank-00000.safetensors.crc32c"}

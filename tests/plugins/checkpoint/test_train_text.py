@@ -1,4 +1,4 @@
-"""The example: a training that is killed goes on with the same losses, on another number of processes."""
+"""The example: a training that is killed resumes with the same losses, on another number of processes."""
 
 import json
 
@@ -11,7 +11,7 @@ from pipeline_ranks import Ranks
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on(checkpoint_ranks: Ranks, shared_cluster: LocalCluster, tmp_path):
+def test_killed_training_resumes(checkpoint_ranks: Ranks, shared_cluster: LocalCluster, tmp_path):
     out, plot, said = f"luciola://{shared_cluster.data}!/train-text", tmp_path / "loss.png", tmp_path / "said"
     options = ["--steps=20", "--every=2", "--resume-processes=1", f"--plot={plot}"]
     arguments = ["compare", "--out", out, *options]
