@@ -265,6 +265,8 @@ class Records(ABC):
     def locate(self, numbers: Integers) -> Extents:
         """Find where records are stored. Raises: IndexError for a number that is not 0 to len-1."""
         files, within = self.split(numbers)
+        if self.index_directory is not None:
+            return Extents(files, *self.shared(self.index_directory).locate(numbers, files))
         offsets, lengths = np.empty_like(within), np.empty_like(within)
         checksums: Checksums | None = np.zeros(len(within), np.uint32)
         self._read_indexes(np.unique(files).tolist())

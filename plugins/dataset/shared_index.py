@@ -61,6 +61,13 @@ class SharedIndex:
         self._starts = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
         self._has_ends = has_ends
 
+    def locate(self, numbers: Any, files: Any) -> tuple[Any, Any, Any]:
+        """Return (offsets, lengths, checksums) of records of all files, by their numbers and those of their files."""
+        at = numbers + files if self._has_ends else numbers
+        offsets = self.offsets[at]
+        lengths = self.offsets[at + 1] - offsets if self.lengths is None else self.lengths[numbers]
+        return offsets, lengths, None if self.checksums is None else self.checksums[numbers]
+
     def of(self, number: int) -> tuple[Any, Any, Any]:
         """Return (offsets, lengths, checksums) of a file's records, as in its `Index`."""
         start, stop = int(self._starts[number]), int(self._starts[number + 1])
