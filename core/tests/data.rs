@@ -543,15 +543,15 @@ fn chunks_that_hold_bytes_are_found_by_few_batches() {
         client.write(&layout, CONTENT, offset, &Placement::from_vec(vec![0; length]), soon()).unwrap();
     }
     let before = world.batches();
-    let held = client.held(&layout, CONTENT, 3..chunk * 600, soon()).unwrap();
+    let held = client.data_extents(&layout, CONTENT, 3..chunk * 600, soon()).unwrap();
     assert_eq!(held, [5, 200, 300].map(|index| chunk * index..chunk * (index + 1)));
     assert!(world.batches() - before <= 3, "one for each node: {}", world.batches() - before);
-    let is_held = |start, end| !client.held(&layout, CONTENT, start..end, soon()).unwrap().is_empty();
+    let is_held = |start, end| !client.data_extents(&layout, CONTENT, start..end, soon()).unwrap().is_empty();
     assert!(is_held(chunk * 300 + 16, chunk * 300 + 20));
     assert!(!is_held(chunk * 300 + 17, chunk * 300 + 20));
     assert!(!is_held(chunk * 5, chunk * 5));
     (1..=3).for_each(|node| world.twin(node).fail([Fault::Answer(Status::Io)]));
-    assert_eq!(client.held(&layout, CONTENT, chunk..chunk * 2, soon()).unwrap_err().errno(), 5);
+    assert_eq!(client.data_extents(&layout, CONTENT, chunk..chunk * 2, soon()).unwrap_err().errno(), 5);
 }
 
 #[test]

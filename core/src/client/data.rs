@@ -197,7 +197,7 @@ impl DataClient {
     }
 
     /// The parts of `range` that lie in chunks which hold bytes there, found by reading one byte of each.
-    pub fn held(
+    pub fn data_extents(
         &self,
         layout: &Layout,
         content: ContentId,

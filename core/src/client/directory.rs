@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 
-use super::meta::Who;
+use super::meta::Identity;
 use super::shared::Shared;
 use crate::error::Result;
 use crate::wire::pb;
@@ -53,7 +53,7 @@ impl Page {
 }
 
 /// A page that is asked for before anybody wants it.
-struct Ahead {
+struct PagePrefetch {
     /// The cookie after which it begins.
     after: u64,
     asked: Instant,
@@ -63,14 +63,14 @@ struct Ahead {
     reply: Receiver<Result<pb::ListReply>>,
 }
 
-impl Ahead {
+impl PagePrefetch {
     /// The page, if somebody has begun to ask for it and got it. Who finds nothing asks: a pool may be slow to begin.
     fn wait(&self) -> Option<pb::ListReply> {
         if self.taken.swap(true, Ordering::AcqRel) { self.reply.recv().ok()?.ok() } else { None }
     }
 }
 
-impl Drop for Ahead {
+impl Drop for PagePrefetch {
     fn drop(&mut self) {
         self.taken.store(true, Ordering::Release);
     }
@@ -83,14 +83,14 @@ pub struct Directory {
     end: Option<u64>,
     /// The last two pages that were wanted.
     pages: Vec<Page>,
-    ahead: Option<Ahead>,
+    prefetch: Option<PagePrefetch>,
     /// Pages fetched so far.
     fetched: u32,
 }
 
 impl Directory {
     pub fn new(inode: u64) -> Directory {
-        Directory { inode, parent: None, end: None, pages: Vec::new(), ahead: None, fetched: 0 }
+        Directory { inode, parent: None, end: None, pages: Vec::new(), prefetch: None, fetched: 0 }
     }
 
     /// Back to the start: the directory is listed anew.
@@ -99,9 +99,14 @@ impl Directory {
     }
 
     /// Inode of "..".
-    pub fn parent(&mut self, shared: &Arc<Shared>, who: &Arc<Who>, with_inodes: bool) -> Result<u64> {
+    pub fn parent(
+        &mut self,
+        shared: &Arc<Shared>,
+        identity: &Arc<Identity>,
+        with_inodes: bool,
+    ) -> Result<u64> {
         if self.parent.is_none() {
-            self.fetch(shared, who, 0, with_inodes)?;
+            self.fetch(shared, identity, 0, with_inodes)?;
         }
         Ok(self.parent.unwrap_or(self.inode))
     }
@@ -111,7 +116,7 @@ impl Directory {
     pub fn entries(
         &mut self,
         shared: &Arc<Shared>,
-        who: &Arc<Who>,
+        identity: &Arc<Identity>,
         after: u64,
         with_inodes: bool,
     ) -> Result<(&[pb::Dentry], Instant)> {
@@ -119,7 +124,7 @@ impl Directory {
         let fits = |page: &Page| page.goes_on(after) && (page.with_inodes || !with_inodes);
         let held = match self.pages.iter().position(fits) {
             Some(held) => held,
-            None => self.fetch(shared, who, after, with_inodes)?,
+            None => self.fetch(shared, identity, after, with_inodes)?,
         };
         let page = &self.pages[held];
         Ok((page.rest(after), page.asked))
@@ -127,8 +132,8 @@ impl Directory {
 
     /// Names may have come or gone since.
     fn forget_overtaken(&mut self, shared: &Shared) {
-        let holds = |asked| !shared.names.have_changed_since(self.inode, asked);
-        self.ahead.take_if(|ahead| !holds(ahead.asked));
+        let holds = |asked| !shared.metadata_cache.have_changed_since(self.inode, asked);
+        self.prefetch.take_if(|prefetch| !holds(prefetch.asked));
         self.pages.retain(|page| holds(page.asked));
     }
 
@@ -136,17 +141,18 @@ impl Directory {
     fn fetch(
         &mut self,
         shared: &Arc<Shared>,
-        who: &Arc<Who>,
+        identity: &Arc<Identity>,
         after: u64,
         with_inodes: bool,
     ) -> Result<usize> {
-        let (asked, with_inodes, reply) = match self.fetched_ahead(after, with_inodes, shared.names.ttl()) {
-            Some(fetched) => fetched,
-            None => {
-                let asked = Instant::now();
-                (asked, with_inodes, shared.meta.list(who, self.request(after, with_inodes))?)
-            }
-        };
+        let (asked, with_inodes, reply) =
+            match self.fetched_ahead(after, with_inodes, shared.metadata_cache.ttl()) {
+                Some(fetched) => fetched,
+                None => {
+                    let asked = Instant::now();
+                    (asked, with_inodes, shared.meta.list(identity, self.request(after, with_inodes))?)
+                }
+            };
         self.fetched += 1;
         self.parent = Some(reply.parent);
         let end = *self.end.get_or_insert(reply.next_cookie);
@@ -156,7 +162,7 @@ impl Directory {
         entries.truncate(older);
         let page = Page { after, asked, with_inodes, entries, more };
         if more {
-            self.fetch_ahead(shared, who, page.last(), with_inodes);
+            self.fetch_ahead(shared, identity, page.last(), with_inodes);
         }
         self.pages.retain(|known| known.after != after);
         if self.pages.len() == 2 {
@@ -177,22 +183,22 @@ impl Directory {
         }
     }
 
-    fn fetch_ahead(&mut self, shared: &Arc<Shared>, who: &Arc<Who>, after: u64, with_inodes: bool) {
-        if shared.names.ttl().is_zero() {
+    fn fetch_ahead(&mut self, shared: &Arc<Shared>, identity: &Arc<Identity>, after: u64, with_inodes: bool) {
+        if shared.metadata_cache.ttl().is_zero() {
             return;
         }
         let (told, reply) = bounded(1);
         let taken = Arc::new(AtomicBool::new(false));
-        let ahead = Ahead { after, asked: Instant::now(), with_inodes, taken, reply };
-        let (asker, who, taken) = (shared.clone(), who.clone(), ahead.taken.clone());
+        let prefetch = PagePrefetch { after, asked: Instant::now(), with_inodes, taken, reply };
+        let (asker, identity, taken) = (shared.clone(), identity.clone(), prefetch.taken.clone());
         let request = self.request(after, with_inodes);
         let job = move || {
             if !taken.swap(true, Ordering::AcqRel) {
                 // Nobody listens when the directory was closed meanwhile.
-                let _ = told.send(asker.meta.list(&who, request));
+                let _ = told.send(asker.meta.list(&identity, request));
             }
         };
-        self.ahead = shared.errands.submit(job).then_some(ahead);
+        self.prefetch = shared.background.submit(job).then_some(prefetch);
     }
 
     /// The page after the cookie `after`, if it was fetched ahead, and not so long ago that its attributes hold for
@@ -203,28 +209,28 @@ impl Directory {
         with_inodes: bool,
         ttl: Duration,
     ) -> Option<(Instant, bool, pb::ListReply)> {
-        let ahead = self.ahead.take()?;
-        let fits = ahead.after == after && (ahead.with_inodes || !with_inodes);
-        if !fits || ahead.asked.elapsed() > ttl / 2 {
+        let prefetch = self.prefetch.take()?;
+        let fits = prefetch.after == after && (prefetch.with_inodes || !with_inodes);
+        if !fits || prefetch.asked.elapsed() > ttl / 2 {
             return None;
         }
-        Some((ahead.asked, ahead.with_inodes, ahead.wait()?))
+        Some((prefetch.asked, prefetch.with_inodes, prefetch.wait()?))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::twin::{self, MetaTwin};
+    use crate::client::fake::{self, FakeMeta};
     use crate::error::{Error, Kind};
     use crate::wire::pb::Method;
 
     const ROOT: u64 = 1;
 
     struct World {
-        meta: Arc<MetaTwin>,
+        meta: Arc<FakeMeta>,
         shared: Arc<Shared>,
-        who: Arc<Who>,
+        identity: Arc<Identity>,
         directory: Directory,
     }
 
@@ -232,15 +238,15 @@ mod tests {
         /// A directory of so many files, all names as long as one another.
         fn new(files: u64) -> World {
             let chunks = Arc::default();
-            let meta = MetaTwin::new(Arc::clone(&chunks));
+            let meta = FakeMeta::new(Arc::clone(&chunks));
             meta.make(1000..1000 + files);
-            let shared = twin::client_that_trusts(&chunks, &meta, 1 << 20, Duration::from_secs(3600));
-            World { meta, shared, who: Arc::default(), directory: Directory::new(ROOT) }
+            let shared = fake::client_that_trusts(&chunks, &meta, 1 << 20, Duration::from_secs(3600));
+            World { meta, shared, identity: Arc::default(), directory: Directory::new(ROOT) }
         }
 
         /// The inodes that one reply to the kernel could show.
         fn read(&mut self, after: u64) -> Vec<u64> {
-            let (entries, _) = self.directory.entries(&self.shared, &self.who, after, true).unwrap();
+            let (entries, _) = self.directory.entries(&self.shared, &self.identity, after, true).unwrap();
             entries.iter().map(|entry| entry.inode).collect()
         }
 
@@ -261,11 +267,11 @@ mod tests {
 
         fn remove_here(&self, inode: u64) {
             self.meta.remove(inode);
-            self.shared.names.changed(ROOT, format!("f{inode}").as_bytes(), None, Some(1));
+            self.shared.metadata_cache.changed(ROOT, format!("f{inode}").as_bytes(), None, Some(1));
         }
 
-        fn hold_errands(&self) -> crossbeam_channel::Sender<()> {
-            twin::hold_errands(&self.shared)
+        fn hold_background(&self) -> crossbeam_channel::Sender<()> {
+            fake::hold_background(&self.shared)
         }
     }
 
@@ -283,7 +289,7 @@ mod tests {
     fn the_next_page_is_fetched_before_it_is_wanted() {
         let mut world = World::new(500);
         assert_eq!(world.read(0).len(), 256);
-        world.shared.errands.stop();
+        world.shared.background.stop();
         assert_eq!(world.asked(), 2);
         assert_eq!(world.read(1255).len(), 500 - 256);
         assert_eq!(world.asked(), 2);
@@ -292,22 +298,22 @@ mod tests {
     #[test]
     fn who_finds_that_nobody_has_begun_to_fetch_asks() {
         let mut world = World::new(500);
-        let held = world.hold_errands();
+        let held = world.hold_background();
         assert_eq!(world.read_all(0).len(), 500);
         assert_eq!(world.asked(), 2);
         drop(held);
-        world.shared.errands.stop();
+        world.shared.background.stop();
         assert_eq!(world.asked(), 2, "a page that nobody wants any more is not fetched");
     }
 
     #[test]
     fn a_page_that_could_not_be_fetched_ahead_is_asked_for_again() {
         let mut world = World::new(500);
-        let held = world.hold_errands();
+        let held = world.hold_background();
         assert_eq!(world.read(0).len(), 256);
         world.meta.fail_calls(Some(Error::new(Kind::Unavailable, "on purpose")));
         drop(held);
-        world.shared.errands.stop();
+        world.shared.background.stop();
         assert_eq!(world.asked(), 2);
         world.meta.fail_calls(None);
         assert_eq!(world.read(1255).len(), 500 - 256);
@@ -317,7 +323,7 @@ mod tests {
     fn a_name_removed_here_is_not_shown_any_more_and_no_other_is_missed() {
         let mut world = World::new(1000);
         assert_eq!(world.read(0).len(), 256);
-        world.shared.errands.stop();
+        world.shared.background.stop();
         for inode in [1000, 1099, 1100, 1300] {
             world.remove_here(inode);
         }
@@ -329,7 +335,7 @@ mod tests {
     fn a_name_removed_here_is_not_shown_from_a_page_that_was_fetched_ahead() {
         let mut world = World::new(500);
         assert_eq!(world.read(0).len(), 256);
-        world.shared.errands.stop();
+        world.shared.background.stop();
         world.remove_here(1400);
         let expected: Vec<u64> = (1256..1500).filter(|inode| *inode != 1400).collect();
         assert_eq!(world.read_all(1255), expected);
@@ -339,7 +345,7 @@ mod tests {
     fn names_that_others_remove_are_no_reason_to_ask_again() {
         let mut world = World::new(500);
         assert_eq!(world.read(0).len(), 256);
-        world.shared.errands.stop();
+        world.shared.background.stop();
         world.meta.remove(1400);
         assert!(world.read(1255).contains(&1400));
     }
@@ -368,7 +374,7 @@ mod tests {
             let Some(next) = world.read(last).first().copied() else { break };
             last = next;
             world.meta.make(made..made + 1);
-            world.shared.names.changed(ROOT, format!("f{made}").as_bytes(), None, Some(1));
+            world.shared.metadata_cache.changed(ROOT, format!("f{made}").as_bytes(), None, Some(1));
         }
         assert_eq!(last, 1299);
         world.directory.rewind();

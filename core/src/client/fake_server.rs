@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use prost::Message;
 
-use super::twin::{ChunkTwin, MetaTwin};
+use super::fake::{FakeChunks, FakeMeta};
 use crate::error::Result;
 use crate::wire::pb::{self, Method};
 
@@ -21,14 +21,14 @@ const WRITE: u32 = 1 << 16;
 const READ: u32 = WRITE + 1;
 
 struct Fakes {
-    chunks: Arc<ChunkTwin>,
-    meta: Arc<MetaTwin>,
+    chunks: Arc<FakeChunks>,
+    meta: Arc<FakeMeta>,
 }
 
 impl Fakes {
     fn new() -> Fakes {
-        let chunks = Arc::new(ChunkTwin::default());
-        Fakes { meta: MetaTwin::new(chunks.clone()), chunks }
+        let chunks = Arc::new(FakeChunks::default());
+        Fakes { meta: FakeMeta::new(chunks.clone()), chunks }
     }
 
     fn answer(&mut self, number: u32, request: &[u8]) -> Result<Vec<u8>> {

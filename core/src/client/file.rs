@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::ahead::ReadAhead;
-use super::inode::{DirectWrite, OpenInode, Place, Through, lost, write_direct};
-use super::meta::{Who, inode_path};
+use super::meta::{Identity, inode_path};
+use super::open_file::{DirectWrite, IoMode, OpenInode, WriteOffset, lost, write_direct};
+use super::readahead::Readahead;
 use super::shared::{Close, Opening, Shared};
 use crate::buffer::Placement;
 use crate::error::{Error, Kind, Result};
@@ -39,7 +39,7 @@ pub struct CreateOptions {
 pub struct File {
     inode: Arc<OpenInode>,
     shared: Arc<Shared>,
-    who: Arc<Who>,
+    identity: Arc<Identity>,
     session: u64,
     options: OpenOptions,
     /// Errors that fsync and close have reported, and those that write has.
@@ -49,7 +49,7 @@ pub struct File {
     opened_errors: u64,
     /// Write sessions of this file that were lost before it was opened here.
     lost_sessions: u64,
-    ahead: ReadAhead,
+    readahead: Readahead,
     closed: AtomicBool,
 }
 
@@ -84,7 +84,7 @@ pub fn write_many(shared: &Shared, writes: &[WriteAt]) -> Vec<Option<Result<()>>
 impl File {
     pub fn open(
         shared: &Arc<Shared>,
-        who: &Arc<Who>,
+        identity: &Arc<Identity>,
         path: pb::Path,
         options: OpenOptions,
     ) -> Result<Arc<File>> {
@@ -101,20 +101,20 @@ impl File {
         let known = if options.truncate && path.path.is_empty() { shared.find(path.at) } else { None };
         match known {
             Some(inode) => {
-                let reply = inode.truncate(0, || shared.meta.open(who, request))?;
-                File::opened(opening, shared, who, reply, options)
+                let reply = inode.truncate(0, || shared.meta.open(identity, request))?;
+                File::opened(opening, shared, identity, reply, options)
             }
             None => {
-                let reply = shared.meta.open(who, request)?;
+                let reply = shared.meta.open(identity, request)?;
                 let change = reply.inode.as_ref().map_or(0, |inode| inode.change);
-                File::opened(opening, shared, who, reply, options)?.empty(change)
+                File::opened(opening, shared, identity, reply, options)?.empty(change)
             }
         }
     }
 
     pub fn create(
         shared: &Arc<Shared>,
-        who: &Arc<Who>,
+        identity: &Arc<Identity>,
         path: pb::Path,
         options: OpenOptions,
         create: CreateOptions,
@@ -131,12 +131,12 @@ impl File {
             ..Default::default()
         };
         let opening = shared.opening();
-        let reply = shared.meta.create(who, request)?;
+        let reply = shared.meta.create(identity, request)?;
         let created = reply.created;
         let change = reply.inode.as_ref().map_or(0, |inode| inode.change);
-        let file = File::opened(opening, shared, who, reply, options)?;
+        let file = File::opened(opening, shared, identity, reply, options)?;
         if created && options.write {
-            file.inode.made();
+            file.inode.on_create();
             return Ok(file);
         }
         file.empty(change)
@@ -147,7 +147,7 @@ impl File {
     fn empty(self: Arc<File>, change: u64) -> Result<Arc<File>> {
         let written = self.inode.is_written_besides(self.session) || self.inode.change() > change;
         if self.options.truncate && written && (self.inode.length() > 0 || !self.inode.is_clean()) {
-            set_length(&self.shared, &self.who, self.inode.id(), 0, self.session)?;
+            set_length(&self.shared, &self.identity, self.inode.id(), 0, self.session)?;
         }
         Ok(self)
     }
@@ -155,7 +155,7 @@ impl File {
     fn opened(
         mut opening: Opening,
         shared: &Arc<Shared>,
-        who: &Arc<Who>,
+        identity: &Arc<Identity>,
         reply: pb::InodeReply,
         options: OpenOptions,
     ) -> Result<Arc<File>> {
@@ -164,15 +164,16 @@ impl File {
         let id = inode.id;
         let alone_ns = (!inode.others_write).then_some(opening.begun_ns);
         let inode = loop {
-            shared.names.learn_opened(inode.clone());
+            shared.metadata_cache.learn_opened(inode.clone());
             if let Some(opened) = opening.opened(&inode) {
                 break opened;
             }
-            let goodbye = || goodbye(who, id, reply.session, options.read);
-            inode = shared.meta.stat_open(who, id).inspect_err(|_| shared.close_later(goodbye()))?;
+            let close_request = || close_request(identity, id, reply.session, options.read);
+            inode =
+                shared.meta.stat_open(identity, id).inspect_err(|_| shared.close_later(close_request()))?;
         };
         if reply.session != 0 {
-            inode.add_session(reply.session, who, alone_ns);
+            inode.add_session(reply.session, identity, alone_ns);
         }
         if options.read {
             shared.hold(inode.id());
@@ -181,14 +182,14 @@ impl File {
         Ok(Arc::new(File {
             inode,
             shared: shared.clone(),
-            who: who.clone(),
+            identity: identity.clone(),
             session: reply.session,
             options,
             reported: AtomicU64::new(errors),
             written: AtomicU64::new(errors),
             opened_errors: errors,
             lost_sessions,
-            ahead: ReadAhead::new(),
+            readahead: Readahead::new(),
             closed: AtomicBool::new(false),
         }))
     }
@@ -201,8 +202,8 @@ impl File {
         self.options
     }
 
-    pub fn who(&self) -> &Arc<Who> {
-        &self.who
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.identity
     }
 
     fn check(&self, allowed: bool) -> Result<()> {
@@ -226,63 +227,63 @@ impl File {
     /// Asks the metadata service what it knows: another client may have written.
     pub fn refresh(&self) -> Result<()> {
         self.check(true)?;
-        self.inode.refresh(&self.who, Duration::ZERO)
+        self.inode.refresh(&self.identity, Duration::ZERO)
     }
 
     /// The length that a read up to `end` goes by; asked anew if the file may have grown elsewhere.
     pub fn length_for(&self, end: u64) -> Result<u64> {
         self.check(self.options.read)?;
-        self.inode.refresh_for(&self.who, end, self.through())?;
+        self.inode.refresh_for(&self.identity, end, self.mode())?;
         Ok(self.inode.length())
     }
 
-    fn through(&self) -> Through {
-        if self.options.direct { Through::Direct } else { Through::Buffered }
+    fn mode(&self) -> IoMode {
+        if self.options.direct { IoMode::Direct } else { IoMode::Buffered }
     }
 
     /// Reads up to `into.len()` bytes; fewer only at the end of the file.
     pub fn read_at(&self, offset: u64, into: &Placement) -> Result<usize> {
         self.check(self.options.read)?;
-        self.inode.read(&self.who, offset, into, self.through())
+        self.inode.read(&self.identity, offset, into, self.mode())
     }
 
     /// As `read_at`, for readers that have no cache below them: sequential small reads are read ahead.
     pub fn read_ahead_at(&self, offset: u64, into: &Placement) -> Result<usize> {
         self.check(self.options.read)?;
         if self.options.direct {
-            return self.inode.read(&self.who, offset, into, Through::Direct);
+            return self.inode.read(&self.identity, offset, into, IoMode::Direct);
         }
-        self.ahead.read(&self.shared, &self.inode, &self.who, offset, into)
+        self.readahead.read(&self.shared, &self.inode, &self.identity, offset, into)
     }
 
     /// Reads with another mode than the file was opened with (fcntl may change O_DIRECT).
-    pub fn read_through(&self, offset: u64, into: &Placement, through: Through) -> Result<usize> {
+    pub fn read_through(&self, offset: u64, into: &Placement, mode: IoMode) -> Result<usize> {
         self.check(true)?;
-        self.inode.read(&self.who, offset, into, through)
+        self.inode.read(&self.identity, offset, into, mode)
     }
 
     /// As `read_through`, into memory that its owner can do without; the bytes read, which may lie elsewhere.
-    pub fn read_anywhere(&self, offset: u64, into: &Placement, through: Through) -> Result<Placement> {
+    pub fn read_anywhere(&self, offset: u64, into: &Placement, mode: IoMode) -> Result<Placement> {
         self.check(true)?;
-        self.inode.read_anywhere(&self.who, offset, into, through)
+        self.inode.read_anywhere(&self.identity, offset, into, mode)
     }
 
     /// Writes all of `payload`; `keep`: its memory may be kept and changed. Returns the offset it went to.
-    pub fn write(&self, place: Place, payload: &Placement, keep: bool) -> Result<u64> {
-        self.write_through(place, payload, keep, self.through())
+    pub fn write(&self, place: WriteOffset, payload: &Placement, keep: bool) -> Result<u64> {
+        self.write_through(place, payload, keep, self.mode())
     }
 
     pub fn write_through(
         &self,
-        place: Place,
+        place: WriteOffset,
         payload: &Placement,
         keep: bool,
-        through: Through,
+        mode: IoMode,
     ) -> Result<u64> {
         self.check_write()?;
-        let place = if self.options.append { Place::End } else { place };
-        let result = self.inode.write(place, payload, keep, through);
-        if through == Through::Direct {
+        let place = if self.options.append { WriteOffset::Append } else { place };
+        let result = self.inode.write(place, payload, keep, mode);
+        if mode == IoMode::Direct {
             // Told to this writer now; fsync tells the others.
             self.written.fetch_max(self.inode.errors(), Ordering::AcqRel);
         }
@@ -290,9 +291,9 @@ impl File {
     }
 
     /// Makes a range read as zeros, at the price of what is there; the length stays.
-    pub fn zero(&self, range: Range<u64>) -> Result<()> {
+    pub fn punch_hole(&self, range: Range<u64>) -> Result<()> {
         self.check_write()?;
-        self.inode.zero(range, self.through())
+        self.inode.punch_hole(range, self.mode())
     }
 
     fn check_write(&self) -> Result<()> {
@@ -320,7 +321,7 @@ impl File {
     /// What close(2) of one descriptor does: other clients that open the file now see everything.
     pub fn flush(&self) -> Result<()> {
         self.check(true)?;
-        self.inode.closing();
+        self.inode.on_first_close();
         let synced = if self.options.write { self.inode.sync() } else { Ok(()) };
         self.report().and(synced)
     }
@@ -329,19 +330,19 @@ impl File {
     /// also through handles that are closed. `data_only` leaves out times.
     pub fn fsync(&self, data_only: bool) -> Result<()> {
         self.check(true)?;
-        let synced = self.inode.fsync(&self.who, data_only);
+        let synced = self.inode.fsync(&self.identity, data_only);
         self.report().and(synced)
     }
 
     pub fn truncate(&self, length: u64) -> Result<pb::Inode> {
         self.check(self.options.write)?;
-        set_length(&self.shared, &self.who, self.inode.id(), length, self.session)
+        set_length(&self.shared, &self.identity, self.inode.id(), length, self.session)
     }
 
     /// Makes the file at least `length` bytes long, with zeros; never shorter, whatever others write meanwhile.
     pub fn extend(&self, length: u64) -> Result<()> {
         self.check(self.options.write)?;
-        self.inode.extend(&self.who, self.session, length)
+        self.inode.extend(&self.identity, self.session, length)
     }
 
     /// Ends the handle: everything is acknowledged and told, or the error says why not. Idempotent.
@@ -349,17 +350,17 @@ impl File {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        self.inode.closing();
-        let told = match self.is_lost() {
+        self.inode.on_first_close();
+        let synced = match self.is_lost() {
             true => Err(lost()),
             false if self.options.write => self.close_written(),
             false => Ok(false),
         };
-        if !matches!(told, Ok(true)) {
-            self.shared.close_later(self.last_close(told.is_err()));
+        if !matches!(synced, Ok(true)) {
+            self.shared.close_later(self.last_close(synced.is_err()));
         }
         self.end();
-        self.report().and(told.map(drop))
+        self.report().and(synced.map(drop))
     }
 
     /// Ends the handle when nobody waits: what is dirty is written back first.
@@ -367,13 +368,13 @@ impl File {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
         }
-        self.inode.closing();
+        self.inode.on_first_close();
         if !self.options.write || self.inode.is_clean() {
             self.finish();
             return;
         }
         let file = self.clone();
-        if !self.shared.errands.submit(move || file.finish_dirty()) {
+        if !self.shared.background.submit(move || file.finish_dirty()) {
             self.finish_dirty();
         }
     }
@@ -396,7 +397,7 @@ impl File {
     /// Ends the session. Where a write or its report has failed, the chains may hold more than was reported.
     fn last_close(&self, failed: bool) -> Close {
         self.inode.drop_session(self.session);
-        let mut close = self.goodbye();
+        let mut close = self.close_request();
         close.one.measure = failed || self.has_failed();
         close
     }
@@ -415,56 +416,56 @@ impl File {
     /// Writes back and tells the last words with the close itself: one call. True: the close has been sent.
     fn close_written(&self) -> Result<bool> {
         self.inode.flush();
-        let telling = self.inode.telling();
-        let Some(news) = self.inode.last_words() else { return Ok(false) };
-        if news.later.is_some() {
-            self.inode.untold();
-            drop(telling);
+        let metadata = self.inode.lock_metadata();
+        let Some(update) = self.inode.final_update() else { return Ok(false) };
+        if update.deferred.is_some() {
+            self.inode.on_sync_failed();
+            drop(metadata);
             return self.inode.sync().map(|()| false);
         }
-        let mut close = self.goodbye();
+        let mut close = self.close_request();
         close.one.measure = self.has_failed();
-        close.one.length = news.length;
-        close.one.mtime_ns = news.mtime_ns;
-        close.one.has_inline = news.inline.is_some();
-        close.one.inline_data = news.inline.clone().unwrap_or_default();
-        close.one.inline_base = news.base;
-        close.one.clear_set_id = news.clears_set_id;
+        close.one.length = update.length;
+        close.one.mtime_ns = update.mtime_ns;
+        close.one.has_inline = update.inline.is_some();
+        close.one.inline_data = update.inline.clone().unwrap_or_default();
+        close.one.inline_base = update.base;
+        close.one.clear_set_id = update.clears_set_id;
         self.inode.begin_close(self.session);
         match self.close_one(close) {
             Ok(inode) => {
-                self.inode.told(inode, &news, false);
+                self.inode.on_synced(inode, &update, false);
                 // The session has ended; who tells next must not name it.
                 self.inode.drop_session(self.session);
                 Ok(true)
             }
             Err(error) => {
-                self.inode.untold();
+                self.inode.on_sync_failed();
                 // Somebody else changed the small file: merge, with the session still open.
                 let merges = error.kind() == Kind::Conflict;
                 if merges {
                     self.inode.close_refused();
                 }
-                drop(telling);
+                drop(metadata);
                 if merges { self.inode.sync().map(|()| false) } else { Err(error) }
             }
         }
     }
 
     fn close_one(&self, close: Close) -> Result<pb::Inode> {
-        let outcome = self.shared.meta.close(&self.who, vec![close.one])?.pop();
+        let outcome = self.shared.meta.close(&self.identity, vec![close.one])?.pop();
         let missing = || Error::new(Kind::CorruptData, "a close with news was answered without an inode");
         outcome.expect("one outcome for one close")?.ok_or_else(missing)
     }
 
-    fn goodbye(&self) -> Close {
-        goodbye(&self.who, self.inode.id(), self.session, self.options.read)
+    fn close_request(&self) -> Close {
+        close_request(&self.identity, self.inode.id(), self.session, self.options.read)
     }
 }
 
-fn goodbye(who: &Arc<Who>, inode: u64, session: u64, read_hold: bool) -> Close {
+fn close_request(identity: &Arc<Identity>, inode: u64, session: u64, read_hold: bool) -> Close {
     let one = pb::CloseOne { inode, session, read_hold, ..Default::default() };
-    Close { who: who.clone(), one }
+    Close { identity: identity.clone(), one }
 }
 
 impl Drop for File {
@@ -484,7 +485,7 @@ impl Drop for File {
 /// Cuts or extends a file, which may be open here.
 pub fn set_length(
     shared: &Arc<Shared>,
-    who: &Who,
+    identity: &Identity,
     inode: u64,
     length: u64,
     session: u64,
@@ -495,43 +496,47 @@ pub fn set_length(
         session,
         ..Default::default()
     };
-    set_attributes(shared, who, request)
+    set_attributes(shared, identity, request)
 }
 
 /// As `set_attributes`, but of a file that was made here and is not closed yet, what can wait is told with the rest.
-pub fn set_attributes_later(
+pub fn set_attributes_deferred(
     shared: &Arc<Shared>,
-    who: &Arc<Who>,
+    identity: &Arc<Identity>,
     request: pb::SetAttrRequest,
 ) -> Result<pb::Inode> {
     let id = request.path.as_ref().map_or(0, |path| path.at);
-    match shared.find(id).and_then(|open| open.set_later(who, &request)) {
+    match shared.find(id).and_then(|open| open.defer_setattr(identity, &request)) {
         Some(seen) => Ok(seen),
-        None => set_attributes(shared, who, request),
+        None => set_attributes(shared, identity, request),
     }
 }
 
 /// Changes attributes of an inode (by number), which may be open here.
-pub fn set_attributes(shared: &Arc<Shared>, who: &Who, request: pb::SetAttrRequest) -> Result<pb::Inode> {
+pub fn set_attributes(
+    shared: &Arc<Shared>,
+    identity: &Identity,
+    request: pb::SetAttrRequest,
+) -> Result<pb::Inode> {
     let id = request.path.as_ref().map_or(0, |path| path.at);
     let times = request.mtime_ns.is_some() || request.mtime_now;
     let open = shared.find(id);
     if let Some(open) = &open {
-        open.settle()?;
+        open.flush_deferred()?;
     }
     let (length, sets_mode) = (request.length, request.permissions.is_some());
     let inode = match (&open, length) {
         (Some(open), Some(length)) => {
             let change = || {
-                let inode = shared.meta.set_attr(who, request)?;
+                let inode = shared.meta.set_attr(identity, request)?;
                 Ok(pb::InodeReply { inode: Some(inode), ..Default::default() })
             };
             open.truncate(length, change)?.inode.unwrap_or_default()
         }
-        (Some(open), None) if times => open.set_times(|| shared.meta.set_attr(who, request))?,
-        _ => shared.meta.set_attr(who, request)?,
+        (Some(open), None) if times => open.set_times(|| shared.meta.set_attr(identity, request))?,
+        _ => shared.meta.set_attr(identity, request)?,
     };
-    shared.names.learn(inode.clone());
+    shared.metadata_cache.learn(inode.clone());
     // It may have been opened meanwhile, or closed.
     let Some(open) = shared.find_changed(&inode) else { return Ok(inode) };
     if times && length.is_some() {
@@ -541,9 +546,9 @@ pub fn set_attributes(shared: &Arc<Shared>, who: &Who, request: pb::SetAttrReque
         open.keep_set_id();
     }
     if length.is_none() {
-        open.adopt_own(&inode);
+        open.apply_own_change(&inode);
     } else {
-        open.adopt(&inode);
+        open.apply_server_inode(&inode);
     }
-    Ok(open.seen())
+    Ok(open.local_view())
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::twin::{CHUNK_BYTES, ChunkTwin, INLINE_BYTES, MetaTwin, client, client_that_trusts};
+use super::fake::{CHUNK_BYTES, FakeChunks, FakeMeta, INLINE_BYTES, client, client_that_trusts};
 use super::*;
 use crate::buffer::Placement;
 use crate::error::{Error, Kind, Result};
@@ -13,10 +13,10 @@ use crate::logged;
 use crate::wire::pb::Method;
 
 struct World {
-    chunks: Arc<ChunkTwin>,
-    meta: Arc<MetaTwin>,
+    chunks: Arc<FakeChunks>,
+    meta: Arc<FakeMeta>,
     shared: Arc<Shared>,
-    who: Arc<Who>,
+    identity: Arc<Identity>,
 }
 
 const READ_WRITE: OpenOptions =
@@ -31,10 +31,10 @@ impl World {
     }
 
     fn with_buffer(bytes: usize) -> World {
-        let chunks = Arc::new(ChunkTwin::default());
-        let meta = MetaTwin::new(chunks.clone());
+        let chunks = Arc::new(FakeChunks::default());
+        let meta = FakeMeta::new(chunks.clone());
         let shared = client(&chunks, &meta, bytes);
-        World { chunks, meta, shared, who: Arc::default() }
+        World { chunks, meta, shared, identity: Arc::default() }
     }
 
     /// As `new`, but what it knows it does not ask for again.
@@ -50,25 +50,25 @@ impl World {
     /// Another process on the same cluster.
     fn other(&self) -> World {
         let shared = client(&self.chunks, &self.meta, 8 << 20);
-        World { chunks: self.chunks.clone(), meta: self.meta.clone(), shared, who: Arc::default() }
+        World { chunks: self.chunks.clone(), meta: self.meta.clone(), shared, identity: Arc::default() }
     }
 
     fn create(&self, number: u64) -> Arc<File> {
         let path = name_path(1, format!("f{number}").as_bytes());
-        File::create(&self.shared, &self.who, path, READ_WRITE, FRESH).unwrap()
+        File::create(&self.shared, &self.identity, path, READ_WRITE, FRESH).unwrap()
     }
 
     fn open(&self, number: u64) -> Arc<File> {
-        File::open(&self.shared, &self.who, inode_path(number), READ_WRITE).unwrap()
+        File::open(&self.shared, &self.identity, inode_path(number), READ_WRITE).unwrap()
     }
 
     fn open_with(&self, number: u64, options: OpenOptions) -> Arc<File> {
-        File::open(&self.shared, &self.who, inode_path(number), options).unwrap()
+        File::open(&self.shared, &self.identity, inode_path(number), options).unwrap()
     }
 }
 
 fn put(file: &File, offset: u64, bytes: &[u8]) {
-    file.write(Place::At(offset), &Placement::from_vec(bytes.to_vec()), false).unwrap();
+    file.write(WriteOffset::At(offset), &Placement::from_vec(bytes.to_vec()), false).unwrap();
 }
 
 fn get(file: &File, offset: u64, length: usize) -> Vec<u8> {
@@ -103,7 +103,7 @@ fn attributes_without_bytes_do_not_empty_a_small_file() {
     let listed = pb::Inode { inline_data: Vec::new(), ..world.meta.inode(5) };
     for change in [listed.change, listed.change + 1] {
         let listed = pb::Inode { change, ..listed.clone() };
-        assert_eq!(file.inode().seen_over(&listed).length, 5);
+        assert_eq!(file.inode().overlay_local(&listed).length, 5);
         assert_eq!(get(&file, 0, 100), b"hello");
     }
 }
@@ -134,7 +134,7 @@ fn a_huge_range_of_zeros_costs_what_is_there() {
     put(&file, 0, &bytes);
     file.truncate(TIB).unwrap();
     put(&file, 190_000, &bytes[..10_000]); // waits here
-    file.zero(100_000..TIB).unwrap();
+    file.punch_hole(100_000..TIB).unwrap();
     file.flush().unwrap();
     assert_eq!(get(&file, 0, 300_000), [&bytes[..100_000], &[0; 200_000]].concat());
     assert_eq!(world.meta.inode(5).length, TIB);
@@ -144,7 +144,7 @@ fn a_huge_range_of_zeros_costs_what_is_there() {
     let small = world.create(6);
     put(&small, 0, b"hello world");
     small.truncate(TIB).unwrap();
-    small.zero(5..TIB).unwrap();
+    small.punch_hole(5..TIB).unwrap();
     small.close().unwrap();
     assert!(world.meta.inode(6).is_inline);
     assert_eq!(get(&world.open(6), 0, 20), b"hello\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
@@ -174,7 +174,7 @@ fn an_answer_that_withholds_the_bytes_does_not_empty_a_small_file() {
     let inode = world.meta.inode(5);
     let withheld =
         pb::Inode { inline_data: Vec::new(), bytes_withheld: true, change: inode.change + 1, ..inode };
-    file.inode().adopt(&withheld);
+    file.inode().apply_server_inode(&withheld);
     assert_eq!(get(&file, 0, 100), b"hello");
 }
 
@@ -257,7 +257,7 @@ fn a_file_that_was_closed_while_its_open_was_answered_is_as_it_was_left() {
             first.close().unwrap();
         },
     );
-    second.write(Place::At(0), &Placement::from_vec(b" and more".to_vec()), false).unwrap();
+    second.write(WriteOffset::At(0), &Placement::from_vec(b" and more".to_vec()), false).unwrap();
     second.close().unwrap();
     assert_eq!(world.meta.inode(5).inline_data, b"acknowledged and more");
 }
@@ -288,7 +288,7 @@ fn a_file_that_was_cut_while_its_open_was_answered_is_cut() {
     let file = world.create(5);
     put(&file, 0, b"acknowledged");
     file.close().unwrap();
-    let cut = || drop(set_length(&world.shared, &world.who, 5, 3, 0).unwrap());
+    let cut = || drop(set_length(&world.shared, &world.identity, 5, 3, 0).unwrap());
     let file = open_while(&world, || world.open(5), cut);
     assert_eq!(get(&file, 0, 100), b"ack");
 }
@@ -303,14 +303,14 @@ fn bytes_of_others_that_were_seen_before_the_answer_to_an_own_cut_stay() {
     call_while(
         &world,
         Method::MetaSetAttr,
-        || drop(set_length(&world.shared, &world.who, 5, 3, 0).unwrap()),
+        || drop(set_length(&world.shared, &world.identity, 5, 3, 0).unwrap()),
         || {
             write_elsewhere(&world);
             second = Some(world.open(5));
         },
     );
     assert_eq!(get(&second.unwrap(), 0, 100), b"ack\0TT");
-    file.write(Place::End, &Placement::from_vec(b" and more".to_vec()), false).unwrap();
+    file.write(WriteOffset::Append, &Placement::from_vec(b" and more".to_vec()), false).unwrap();
     file.close().unwrap();
     assert_eq!(world.meta.inode(5).inline_data, b"ack\0TT and more");
 }
@@ -331,7 +331,7 @@ fn a_file_that_is_emptied_by_name_loses_what_waits_here_too() {
     let file = world.create(5);
     put(&file, 0, b"gone");
     let truncate = OpenOptions { truncate: true, ..READ_WRITE };
-    let again = File::create(&world.shared, &world.who, name_path(1, b"f5"), truncate, FRESH).unwrap();
+    let again = File::create(&world.shared, &world.identity, name_path(1, b"f5"), truncate, FRESH).unwrap();
     assert_eq!(get(&again, 0, 100), b"");
     file.close().unwrap();
     assert_eq!(world.meta.inode(5).length, 0);
@@ -426,7 +426,7 @@ fn a_length_that_a_file_has_since_it_was_cut_elsewhere_is_told() {
     put(&file, 0, &pattern(2 * CHUNK_BYTES as usize, 3));
     file.flush().unwrap();
     let theirs = world.other();
-    set_length(&theirs.shared, &theirs.who, 5, 0, 0).unwrap();
+    set_length(&theirs.shared, &theirs.identity, 5, 0, 0).unwrap();
     put(&file, 0, b"new");
     file.inode().flush();
     file.refresh().unwrap();
@@ -450,17 +450,17 @@ fn a_file_whose_close_failed_tells_nothing_when_it_has_been_opened_anew() {
     inode.start_write_back();
     inode.report_aged();
     assert_eq!(world.meta.inode(5).inline_data, b"kept");
-    assert_eq!(world.shared.budget.used(), 0);
+    assert_eq!(world.shared.dirty_limit.used(), 0);
 }
 
 #[test]
 fn attributes_that_were_asked_for_before_a_close_show_what_was_written_before() {
     let world = World::that_trusts();
     let file = world.create(5);
-    let (asked, _) = world.shared.names.attributes(5).unwrap();
+    let (asked, _) = world.shared.metadata_cache.attributes(5).unwrap();
     put(&file, 0, b"hello");
     file.close().unwrap();
-    assert_eq!(world.shared.seen(&asked).length, 5);
+    assert_eq!(world.shared.local_view(&asked).length, 5);
 }
 
 #[test]
@@ -468,7 +468,7 @@ fn pages_are_dropped_if_only_others_changed_the_file_before_an_fsync() {
     let world = World::that_trusts();
     let file = world.create(5);
     let change = file.inode().change();
-    let names = &world.shared.names;
+    let names = &world.shared.metadata_cache;
     names.page_cache_dropped(5, names.page_cache_at(5, change).unwrap());
     write_elsewhere(&world);
     file.fsync(false).unwrap();
@@ -499,7 +499,7 @@ fn a_file_that_cannot_be_looked_at_again_is_not_opened_and_its_session_ends() {
     let first = world.create(5);
     let failed = open_while(
         &world,
-        || File::open(&world.shared, &world.who, inode_path(5), READ_WRITE).map(drop),
+        || File::open(&world.shared, &world.identity, inode_path(5), READ_WRITE).map(drop),
         || {
             put(&first, 0, b"acknowledged");
             first.close().unwrap();
@@ -626,7 +626,7 @@ fn a_file_that_cannot_leave_its_inode_keeps_its_bytes_there_and_the_writer_is_to
     put(&file, 5000, b"far");
     assert_eq!(file.fsync(false).unwrap_err().kind(), Kind::NoSpace);
     assert_eq!(world.meta.inode(5).inline_data, b"small");
-    assert_eq!(world.shared.budget.used(), 0);
+    assert_eq!(world.shared.dirty_limit.used(), 0);
     world.chunks.fail_writes(None);
     put(&file, 5, b"er");
     file.close().unwrap();
@@ -746,9 +746,9 @@ fn a_writer_who_never_asks_is_told_by_its_next_write_and_again_by_close() {
     put(&file, 0, &pattern(100_000, 0));
     file.inode().flush();
     let payload = Placement::from_vec(vec![1]);
-    assert_eq!(file.write(Place::At(0), &payload, false).unwrap_err().kind(), Kind::NoSpace);
+    assert_eq!(file.write(WriteOffset::At(0), &payload, false).unwrap_err().kind(), Kind::NoSpace);
     world.chunks.fail_writes(None);
-    file.write(Place::At(0), &payload, false).unwrap();
+    file.write(WriteOffset::At(0), &payload, false).unwrap();
     assert_eq!(file.close().unwrap_err().kind(), Kind::NoSpace);
 }
 
@@ -763,9 +763,9 @@ fn direct_writes_are_acknowledged_before_they_return_and_report_their_own_error(
     assert_eq!(world.chunks.content(inode.content)[8192..], [5; 4096]);
     world.chunks.fail_writes(Some(Error::new(Kind::NoSpace, "full")));
     let payload = Placement::from_vec(vec![1; 4096]);
-    assert_eq!(file.write(Place::At(0), &payload, false).unwrap_err().kind(), Kind::NoSpace);
+    assert_eq!(file.write(WriteOffset::At(0), &payload, false).unwrap_err().kind(), Kind::NoSpace);
     world.chunks.fail_writes(None);
-    file.write(Place::At(0), &payload, false).unwrap();
+    file.write(WriteOffset::At(0), &payload, false).unwrap();
 }
 
 #[test]
@@ -792,7 +792,7 @@ fn appends_of_many_threads_neither_overlap_nor_leave_gaps() {
             scope.spawn(move || {
                 for _ in 0..200 {
                     let payload = Placement::from_vec(vec![writer + 1; 333]);
-                    file.write(Place::End, &payload, false).unwrap();
+                    file.write(WriteOffset::Append, &payload, false).unwrap();
                 }
             });
         }
@@ -808,7 +808,7 @@ fn appends_of_many_threads_neither_overlap_nor_leave_gaps() {
 const APPEND: OpenOptions = OpenOptions { append: true, ..READ_WRITE };
 
 fn append(file: &File, bytes: &[u8]) -> u64 {
-    file.write(Place::End, &Placement::from_vec(bytes.to_vec()), false).unwrap()
+    file.write(WriteOffset::Append, &Placement::from_vec(bytes.to_vec()), false).unwrap()
 }
 
 #[test]
@@ -885,10 +885,10 @@ fn length_that_others_have_written_is_shown_to_a_client_that_has_the_file_open()
     file.flush().unwrap();
     let direct = world.other().open_with(5, DIRECT);
     put(&direct, 100_000, &[7; 1000]);
-    let unchanged = pb::Inode { length: 101_000, others_write: true, ..file.inode().seen() };
-    assert_eq!(world.shared.seen(&unchanged).length, 101_000);
+    let unchanged = pb::Inode { length: 101_000, others_write: true, ..file.inode().local_view() };
+    assert_eq!(world.shared.local_view(&unchanged).length, 101_000);
     let earlier = pb::Inode { length: 99_000, ..unchanged };
-    assert_eq!(world.shared.seen(&earlier).length, 100_000);
+    assert_eq!(world.shared.local_view(&earlier).length, 100_000);
 }
 
 #[test]
@@ -901,11 +901,11 @@ fn append_that_failed_leaves_no_hole_before_the_next() {
         let log = world.open_with(5, OpenOptions { append: true, ..options });
         let end = log.inode().length();
         world.chunks.fail_writes(Some(Error::new(Kind::NoSpace, "full")));
-        let lost = log.write(Place::End, &Placement::from_vec(vec![1; 1000]), false);
+        let lost = log.write(WriteOffset::Append, &Placement::from_vec(vec![1; 1000]), false);
         lost.and_then(|_| log.fsync(false)).unwrap_err();
         assert_eq!(log.inode().length(), end);
         world.chunks.fail_writes(None);
-        assert_eq!(log.write(Place::End, &Placement::from_vec(vec![2; 10]), false).unwrap(), end);
+        assert_eq!(log.write(WriteOffset::Append, &Placement::from_vec(vec![2; 10]), false).unwrap(), end);
         log.flush().ok(); // it may tell the error once more
         assert_eq!(get(&file, end, 100), [2; 10]);
     }
@@ -928,7 +928,7 @@ fn read_of_a_file_that_was_collected_while_it_is_open_fails() {
 fn come_back(world: &World) {
     let sessions = world.shared.write_sessions();
     let request = pb::HoldRequest { sessions, ..Default::default() };
-    world.shared.register_again(&world.who, request).unwrap();
+    world.shared.register_again(&world.identity, request).unwrap();
     world.shared.fence.open_until(u64::MAX);
 }
 
@@ -976,7 +976,7 @@ fn a_client_that_was_away_while_another_emptied_the_file_loses_no_bytes_silently
     let writes = world.chunks.writes.load(Ordering::Relaxed);
     come_back(&world);
     assert_stale(file.fsync(false));
-    assert_stale(file.write(Place::At(0), &Placement::from_vec(vec![1]), false));
+    assert_stale(file.write(WriteOffset::At(0), &Placement::from_vec(vec![1]), false));
     assert_stale(file.close());
     assert_eq!(world.chunks.writes.load(Ordering::Relaxed), writes);
     assert_eq!(world.meta.inode(5).inline_data, b"theirs");
@@ -1038,7 +1038,7 @@ fn a_writer_waits_for_room_and_goes_on() {
     }
     file.close().unwrap();
     assert_eq!(world.chunks.content(world.meta.inode(5).content), bytes);
-    assert_eq!(world.shared.budget.used(), 0);
+    assert_eq!(world.shared.dirty_limit.used(), 0);
 }
 
 #[test]
@@ -1051,7 +1051,7 @@ fn a_write_that_is_larger_than_the_buffer_does_not_fill_memory() {
     thread::scope(|scope| {
         scope.spawn(|| {
             while !ended.load(Ordering::Relaxed) {
-                most.fetch_max(world.shared.budget.used(), Ordering::Relaxed);
+                most.fetch_max(world.shared.dirty_limit.used(), Ordering::Relaxed);
                 thread::yield_now();
             }
         });
@@ -1080,7 +1080,7 @@ fn truncation_drops_what_is_beyond_and_keeps_what_is_below() {
     put(&file, 0, b"small again");
     file.close().unwrap();
     assert_eq!(world.meta.inode(5).inline_data, b"small again");
-    assert_eq!(world.shared.budget.used(), 0);
+    assert_eq!(world.shared.dirty_limit.used(), 0);
 }
 
 #[test]
@@ -1134,7 +1134,7 @@ fn times_set_by_the_user_are_not_undone_by_an_earlier_write() {
     put(&file, 0, &pattern(10_000, 2));
     let request =
         pb::SetAttrRequest { path: Some(inode_path(5)), mtime_ns: Some(12_345), ..Default::default() };
-    set_attributes(&world.shared, &world.who, request).unwrap();
+    set_attributes(&world.shared, &world.identity, request).unwrap();
     file.close().unwrap();
     assert_eq!(world.meta.inode(5).mtime_ns, 12_345);
 }
@@ -1331,7 +1331,7 @@ fn a_released_dirty_file_is_written_back_and_its_session_closed() {
     put(&file, 0, &pattern(100_000, 2));
     file.release();
     drop(file);
-    world.shared.errands.stop();
+    world.shared.background.stop();
     world.shared.send_closes();
     assert_eq!(world.meta.inode(5).length, 100_000);
     assert_eq!(world.meta.count(Method::MetaClose), 1);
@@ -1414,7 +1414,7 @@ fn clients_with_bytes_of_their_own_never_lose_them() {
         });
         assert!(get(&world.other().open(5), 0, 100_000) == expected, "seed {seed}");
         for client in &clients {
-            assert_eq!(client.shared.budget.used(), 0, "seed {seed}");
+            assert_eq!(client.shared.dirty_limit.used(), 0, "seed {seed}");
         }
     }
 }
@@ -1455,7 +1455,7 @@ fn random_operations_equal_a_plain_array() {
                 19 => {
                     let range = offset.min(model.len())..(offset + length).min(model.len());
                     let handle = if next(2) == 0 { &direct } else { &file };
-                    handle.zero(range.start as u64..range.end as u64).unwrap();
+                    handle.punch_hole(range.start as u64..range.end as u64).unwrap();
                     model[range].fill(0);
                 }
                 kind => {
@@ -1473,7 +1473,7 @@ fn random_operations_equal_a_plain_array() {
         direct.close().unwrap();
         let fresh = world.other().open(5);
         assert!(get(&fresh, 0, model.len() + 1) == model, "seed {seed}: what another client reads");
-        assert_eq!(world.shared.budget.used(), 0);
+        assert_eq!(world.shared.dirty_limit.used(), 0);
     }
 }
 
@@ -1491,10 +1491,10 @@ fn an_unpacked_file_costs_a_create_a_move_and_one_report() {
     let file = world.create(5);
     let bytes = pattern(2 * INLINE_BYTES as usize, 3);
     put(&file, 0, &bytes);
-    let seen = set_attributes_later(&world.shared, &world.who, times(77)).unwrap();
+    let seen = set_attributes_deferred(&world.shared, &world.identity, times(77)).unwrap();
     assert_eq!((seen.mtime_ns, seen.length), (77, bytes.len() as u64));
-    set_attributes_later(&world.shared, &world.who, mode(0o755)).unwrap();
-    assert_eq!(file.inode().seen().permissions, 0o755);
+    set_attributes_deferred(&world.shared, &world.identity, mode(0o755)).unwrap();
+    assert_eq!(file.inode().local_view().permissions, 0o755);
     assert_eq!(*world.meta.calls.lock(), [Method::MetaCreate], "what waits is not told yet");
     file.flush().unwrap();
     let inode = world.meta.inode(5);
@@ -1510,7 +1510,7 @@ fn attributes_of_a_closed_file_are_told_at_once() {
     let world = World::new();
     let file = world.create(5);
     file.flush().unwrap();
-    set_attributes_later(&world.shared, &world.who, times(77)).unwrap();
+    set_attributes_deferred(&world.shared, &world.identity, times(77)).unwrap();
     assert_eq!(world.meta.inode(5).mtime_ns, 77);
 }
 
@@ -1518,8 +1518,8 @@ fn attributes_of_a_closed_file_are_told_at_once() {
 fn a_change_that_may_not_wait_comes_after_those_that_do() {
     let world = World::new();
     let file = world.create(5);
-    set_attributes_later(&world.shared, &world.who, mode(0o755)).unwrap();
-    set_attributes_later(&world.shared, &world.who, mode(0o600)).unwrap();
+    set_attributes_deferred(&world.shared, &world.identity, mode(0o755)).unwrap();
+    set_attributes_deferred(&world.shared, &world.identity, mode(0o600)).unwrap();
     assert_eq!(world.meta.inode(5).permissions, 0o600);
     file.flush().unwrap();
     assert_eq!(world.meta.inode(5).permissions, 0o600);
@@ -1529,7 +1529,7 @@ fn a_change_that_may_not_wait_comes_after_those_that_do() {
 fn a_write_after_the_times_were_set_counts() {
     let world = World::new();
     let file = world.create(5);
-    set_attributes_later(&world.shared, &world.who, times(77)).unwrap();
+    set_attributes_deferred(&world.shared, &world.identity, times(77)).unwrap();
     put(&file, 0, b"later");
     file.flush().unwrap();
     assert!(world.meta.inode(5).mtime_ns > 77);
@@ -1537,19 +1537,19 @@ fn a_write_after_the_times_were_set_counts() {
 
 #[test]
 fn attributes_that_wait_are_told_before_a_name_moves_and_by_age() {
-    let by_name = |world: &World| world.shared.settle();
+    let by_name = |world: &World| world.shared.flush_deferred();
     let by_age = |world: &World| world.shared.write_back_aged();
     for (settle, writes_back) in [(by_name as fn(&World), false), (by_age, true)] {
         let world = World::new();
         let file = world.create(5);
         put(&file, 0, &pattern(2 * INLINE_BYTES as usize, 3));
-        set_attributes_later(&world.shared, &world.who, mode(0o755)).unwrap();
+        set_attributes_deferred(&world.shared, &world.identity, mode(0o755)).unwrap();
         settle(&world);
         let inode = world.meta.inode(5);
         assert_eq!(inode.permissions, 0o755);
         // What is old is also written back, by another thread that may be ahead of this one.
         assert!(inode.is_inline || writes_back);
-        assert_eq!(world.shared.unsettled.load(Ordering::Relaxed), 0);
+        assert_eq!(world.shared.deferred_count.load(Ordering::Relaxed), 0);
         file.flush().unwrap();
         let calls = (world.meta.count(Method::MetaSync), world.meta.count(Method::MetaStat));
         // The attributes may be told while that thread moves the file: then it tries again.
@@ -1563,7 +1563,7 @@ fn attributes_that_wait_are_told_before_a_name_moves_and_by_age() {
 fn an_error_of_attributes_that_waited_reaches_the_close() {
     let world = World::new();
     let file = world.create(5);
-    set_attributes_later(&world.shared, &world.who, mode(0o755)).unwrap();
+    set_attributes_deferred(&world.shared, &world.identity, mode(0o755)).unwrap();
     world.meta.fail_calls(Some(Error::new(Kind::NoSpace, "full")));
     assert_eq!(file.flush().unwrap_err().kind(), Kind::NoSpace);
     world.meta.fail_calls(None);
@@ -1576,7 +1576,7 @@ fn own_attributes_do_not_make_a_conflict_of_a_small_file_but_those_of_others_do(
     let world = World::new();
     let file = world.create(5);
     put(&file, 0, b"hello");
-    set_attributes(&world.shared, &world.who, times(77)).unwrap();
+    set_attributes(&world.shared, &world.identity, times(77)).unwrap();
     file.flush().unwrap();
     assert_eq!((world.meta.count(Method::MetaSync), world.meta.count(Method::MetaStat)), (1, 0));
     let other = world.other();
@@ -1584,7 +1584,7 @@ fn own_attributes_do_not_make_a_conflict_of_a_small_file_but_those_of_others_do(
     put(&theirs, 5, b" you");
     put(&file, 0, b"HELLO");
     theirs.flush().unwrap();
-    set_attributes(&world.shared, &world.who, times(78)).unwrap();
+    set_attributes(&world.shared, &world.identity, times(78)).unwrap();
     file.flush().unwrap();
     assert_eq!(world.meta.inode(5).inline_data, b"HELLO you");
 }
@@ -1624,7 +1624,7 @@ fn writes_of_a_user_are_not_reported_by_age_where_no_set_id_bit_is_known() {
     put(&file, 0, &pattern(100_000, 2));
     file.flush().unwrap();
     let others = world.other();
-    set_attributes(&others.shared, &others.who, mode(0o4755)).unwrap();
+    set_attributes(&others.shared, &others.identity, mode(0o4755)).unwrap();
     let reports = || world.meta.count(Method::MetaSync);
     let before = reports();
     for byte in 0..3 {
@@ -1645,7 +1645,7 @@ fn known_set_id_bits_end_by_age_and_a_report_that_fails_is_no_error_of_a_write()
     let file = world.create(5);
     put(&file, 0, &pattern(100_000, 2));
     file.flush().unwrap();
-    set_attributes(&world.shared, &world.who, mode(0o4755)).unwrap();
+    set_attributes(&world.shared, &world.identity, mode(0o4755)).unwrap();
     assert!(file.inode().clear_set_id());
     put(&file, 0, b"new");
     world.meta.fail_calls(Some(Error::new(Kind::Unavailable, "being restarted")));
@@ -1711,7 +1711,7 @@ fn reading_ahead_does_not_wait_at_a_raised_fence() {
     (0..2).for_each(|block| assert_eq!(read(block).unwrap(), bytes[4096 * block..4096 * (block + 1)]));
     world.shared.fence.open_until(0);
     let buffer = world.shared.pool.try_take().unwrap().into_placement();
-    assert!(file.inode().read_in_advance(&world.who, 0, &buffer).is_none());
+    assert!(file.inode().read_in_advance(&world.identity, 0, &buffer).is_none());
     thread::scope(|scope| {
         let reader = scope.spawn(|| read(2));
         come_back(&world);

@@ -15,8 +15,8 @@ use rustix::io::Errno;
 
 use super::directory::{Directory, cookie};
 use super::{
-    Client, CreateOptions, File, Found, LISTED_MAX, Names, OpenOptions, Place, Through, Who, inode_path,
-    name_path, set_attributes, set_attributes_later,
+    Client, CreateOptions, File, Found, Identity, IoMode, LISTED_MAX, MetadataCache, OpenOptions,
+    WriteOffset, inode_path, name_path, set_attributes, set_attributes_deferred,
 };
 use crate::buffer::Placement;
 use crate::error::{Error, Kind};
@@ -54,7 +54,7 @@ pub enum Consistency {
 pub struct Mounted {
     client: Arc<Client>,
     consistency: Consistency,
-    root: Arc<Who>,
+    root: Arc<Identity>,
     files: RwLock<HashMap<u64, Handle>>,
     directories: Mutex<HashMap<u64, Arc<Mutex<Directory>>>>,
     /// Free space, and when the metadata service was asked for it.
@@ -66,16 +66,16 @@ pub struct Mounted {
 /// An open file of the kernel.
 struct Handle {
     file: Arc<File>,
-    /// The kernel drops its pages when it hears that the file is open (`Names::page_cache_at`). 0: it has.
-    dropping: AtomicU64,
+    /// The kernel drops its pages when it hears that the file is open (`MetadataCache::page_cache_at`). 0: it has.
+    invalidation: AtomicU64,
 }
 
 impl Handle {
     /// The kernel has made a request with the handle, so it has heard of the open.
-    fn used(&self, names: &Names) -> Arc<File> {
-        if self.dropping.load(Ordering::Relaxed) != 0 {
-            let dropping = self.dropping.swap(0, Ordering::Relaxed);
-            names.page_cache_dropped(self.file.inode().id(), dropping);
+    fn used(&self, names: &MetadataCache) -> Arc<File> {
+        if self.invalidation.load(Ordering::Relaxed) != 0 {
+            let invalidation = self.invalidation.swap(0, Ordering::Relaxed);
+            names.page_cache_dropped(self.file.inode().id(), invalidation);
         }
         self.file.clone()
     }
@@ -178,7 +178,7 @@ impl Mounted {
     }
 
     /// In whose name something is made in `parent`.
-    fn maker(&self, caller: &Caller, parent: u64) -> Reply<Arc<Who>> {
+    fn maker(&self, caller: &Caller, parent: u64) -> Reply<Arc<Identity>> {
         if caller.uid == 0 && caller.gid == 0 {
             return Ok(self.root.clone());
         }
@@ -188,20 +188,20 @@ impl Mounted {
             // Which groups it has cannot be seen from here. The kernel has, and lets it change the directory (F1).
             None => vec![self.getattr(caller, parent, None)?.attributes.gid],
         };
-        Ok(Arc::new(Who { uid: caller.uid, gid: caller.gid, groups }))
+        Ok(Arc::new(Identity { uid: caller.uid, gid: caller.gid, groups }))
     }
 
     /// In whose name a file is opened that has the name of one to be made. `None`: that is known of nobody else than
     /// the `maker`.
-    fn opener(&self, caller: &Caller) -> Option<Arc<Who>> {
+    fn opener(&self, caller: &Caller) -> Option<Arc<Identity>> {
         let groups = caller.named_group.and_then(|_| caller.all_groups())?;
-        Some(Arc::new(Who { uid: caller.uid, gid: caller.gid, groups }))
+        Some(Arc::new(Identity { uid: caller.uid, gid: caller.gid, groups }))
     }
 
     fn file(&self, handle: u64) -> Reply<Arc<File>> {
         let files = self.files.read();
         let handle = files.get(&handle).ok_or(Errno::BADF)?;
-        Ok(handle.used(&self.client.shared().names))
+        Ok(handle.used(&self.client.shared().metadata_cache))
     }
 
     fn handle(&self) -> u64 {
@@ -209,26 +209,26 @@ impl Mounted {
     }
 
     fn keep(&self, file: Arc<File>, flags: i32) -> Opened {
-        if self.through(flags) == Through::Buffered {
+        if self.mode(flags) == IoMode::Buffered {
             file.inode().set_cached_by_kernel();
         }
-        let inode = file.inode().seen();
-        let dropping = self.client.shared().names.page_cache_at(inode.id, inode.change);
+        let inode = file.inode().local_view();
+        let invalidation = self.client.shared().metadata_cache.page_cache_at(inode.id, inode.change);
         let cache = match self.consistency {
             Consistency::Strict => PageCache::Bypass,
-            Consistency::CloseToOpen if dropping.is_none() => PageCache::Keep,
+            Consistency::CloseToOpen if invalidation.is_none() => PageCache::Keep,
             Consistency::CloseToOpen => PageCache::Drop,
         };
         let handle = self.handle();
-        let dropping = AtomicU64::new(dropping.unwrap_or_default());
-        self.files.write().insert(handle, Handle { file, dropping });
+        let invalidation = AtomicU64::new(invalidation.unwrap_or_default());
+        self.files.write().insert(handle, Handle { file, invalidation });
         Opened { handle, cache }
     }
 
     /// The kernel may still believe in attributes from before others changed the file: it would not read beyond the
     /// length that it had then.
     fn show_opened(&self, inode: u64, change: u64) {
-        let names = &self.client.shared().names;
+        let names = &self.client.shared().metadata_cache;
         if names.is_shown(inode, change) {
             return;
         }
@@ -255,7 +255,7 @@ impl Mounted {
     /// An append went elsewhere than the kernel thought, because it did not know the end: its pages show the bytes in
     /// the wrong place. They cannot be dropped before the write is answered, which holds them.
     fn page_cache_is_wrong(&self, inode: u64) {
-        self.client.shared().names.page_cache_is_wrong(inode);
+        self.client.shared().metadata_cache.page_cache_is_wrong(inode);
         let Some(notifier) = self.notifier.get().cloned() else { return };
         let drop_pages = move || notifier.inval_inode(inode, 0, 0);
         if let Err(error) = thread::Builder::new().name("luciola-notify".to_owned()).spawn(drop_pages) {
@@ -263,14 +263,14 @@ impl Mounted {
         }
     }
 
-    fn through(&self, flags: i32) -> Through {
+    fn mode(&self, flags: i32) -> IoMode {
         let direct = OFlags::from_bits_retain(flags as u32).contains(OFlags::DIRECT);
-        if direct || self.is_strict() { Through::Direct } else { Through::Buffered }
+        if direct || self.is_strict() { IoMode::Direct } else { IoMode::Buffered }
     }
 
     /// What the kernel is told: with what was written here and is not told yet.
-    fn seen(&self, inode: &pb::Inode) -> Attributes {
-        attributes(&self.client.shared().seen(inode))
+    fn local_view(&self, inode: &pb::Inode) -> Attributes {
+        attributes(&self.client.shared().local_view(inode))
     }
 
     /// Free space of the cluster, at most `FREE_BYTES_AGE` old.
@@ -294,7 +294,7 @@ impl Mounted {
 
     fn entry(&self, inode: &pb::Inode, left: Duration) -> Entry {
         let ttl = self.ttl(left);
-        Entry { attributes: self.seen(inode), generation: 0, name_ttl: ttl, attribute_ttl: ttl }
+        Entry { attributes: self.local_view(inode), generation: 0, name_ttl: ttl, attribute_ttl: ttl }
     }
 
     /// Puts an entry of a listing, with attributes if they are wanted and known: those of a directory in which something
@@ -310,7 +310,7 @@ impl Mounted {
         if sink.wants_attributes()
             && let Some(inode) = &dentry.attributes
             && !(inode.r#type() == pb::FileType::Directory
-                && self.client.shared().names.have_changed_since(inode.id, asked))
+                && self.client.shared().metadata_cache.have_changed_since(inode.id, asked))
         {
             return sink.plus(&dentry.name, &self.entry(inode, left), offset);
         }
@@ -320,13 +320,13 @@ impl Mounted {
 
     /// The entry of a name that was just made.
     fn made(&self, parent: u64, name: &[u8], inode: &pb::Inode) -> Entry {
-        let names = &self.client.shared().names;
+        let names = &self.client.shared().metadata_cache;
         names.changed(parent, name, Some(inode), time_of(inode));
         self.entry(inode, names.ttl())
     }
 
     fn ask(&self, parent: u64, name: &[u8]) -> Reply<Entry> {
-        let names = &self.client.shared().names;
+        let names = &self.client.shared().metadata_cache;
         let asked = Instant::now();
         match self.client.meta().lookup(&self.root, parent, name) {
             Ok(inode) => {
@@ -370,7 +370,7 @@ impl Mounted {
                 }
             }
         };
-        self.client.shared().names.finish_listing(parent, after, asked, listed);
+        self.client.shared().metadata_cache.finish_listing(parent, after, asked, listed);
     }
 }
 
@@ -397,7 +397,7 @@ impl FileSystem for Mounted {
         if self.is_strict() {
             return self.ask(parent, name);
         }
-        let names = &self.client.shared().names;
+        let names = &self.client.shared().metadata_cache;
         let mut found = names.lookup(parent, name);
         if let Found::List { after } = found {
             self.list(parent, after);
@@ -415,7 +415,7 @@ impl FileSystem for Mounted {
     }
 
     fn find(&self, _: &Caller, inode: u64) -> Reply<Entry> {
-        let names = &self.client.shared().names;
+        let names = &self.client.shared().metadata_cache;
         let asked = Instant::now();
         let known = self.client.meta().stat(&self.root, inode_path(inode), false).map_err(errno)?;
         let known = names.learn_at(known, asked);
@@ -435,11 +435,11 @@ impl FileSystem for Mounted {
     fn forget(&self, _: u64, _: u64) {}
 
     fn getattr(&self, _: &Caller, inode: u64, _: Option<u64>) -> Reply<AttributeReply> {
-        let names = &self.client.shared().names;
+        let names = &self.client.shared().metadata_cache;
         if !self.is_strict()
             && let Some((known, ttl)) = names.attributes(inode)
         {
-            return Ok(AttributeReply { attributes: self.seen(&known), ttl });
+            return Ok(AttributeReply { attributes: self.local_view(&known), ttl });
         }
         let asked = Instant::now();
         let meta = self.client.meta();
@@ -448,7 +448,7 @@ impl FileSystem for Mounted {
             false => meta.stat(&self.root, inode_path(inode), false),
         };
         let known = known.map_err(stale)?;
-        let attributes = self.seen(&names.learn_at(known, asked));
+        let attributes = self.local_view(&names.learn_at(known, asked));
         Ok(AttributeReply { attributes, ttl: self.ttl(names.ttl().saturating_sub(asked.elapsed())) })
     }
 
@@ -474,15 +474,18 @@ impl FileSystem for Mounted {
         }
         let shared = self.client.shared();
         let inode = match self.consistency {
-            Consistency::CloseToOpen => set_attributes_later(shared, &self.root, request),
+            Consistency::CloseToOpen => set_attributes_deferred(shared, &self.root, request),
             Consistency::Strict => set_attributes(shared, &self.root, request),
         };
         let inode = inode.map_err(stale)?;
-        Ok(AttributeReply { attributes: attributes(&inode), ttl: self.ttl(self.client.shared().names.ttl()) })
+        Ok(AttributeReply {
+            attributes: attributes(&inode),
+            ttl: self.ttl(self.client.shared().metadata_cache.ttl()),
+        })
     }
 
     fn readlink(&self, _: &Caller, inode: u64) -> Reply<Vec<u8>> {
-        if let Some((known, _)) = self.client.shared().names.attributes(inode)
+        if let Some((known, _)) = self.client.shared().metadata_cache.attributes(inode)
             && !known.symlink_target.is_empty()
         {
             return Ok(known.symlink_target.clone());
@@ -503,25 +506,26 @@ impl FileSystem for Mounted {
         permissions: u32,
         device: u32,
     ) -> Reply<Entry> {
-        let (meta, who) = (self.client.meta(), self.maker(caller, parent)?);
-        let inode =
-            meta.mknod(&who, name_path(parent, name), type_of(kind), permissions, device).map_err(errno)?;
+        let (meta, identity) = (self.client.meta(), self.maker(caller, parent)?);
+        let inode = meta
+            .mknod(&identity, name_path(parent, name), type_of(kind), permissions, device)
+            .map_err(errno)?;
         Ok(self.made(parent, name, &inode))
     }
 
     fn mkdir(&self, caller: &Caller, parent: u64, name: &[u8], permissions: u32) -> Reply<Entry> {
-        let (meta, who) = (self.client.meta(), self.maker(caller, parent)?);
+        let (meta, identity) = (self.client.meta(), self.maker(caller, parent)?);
         let asked = Instant::now();
         let path = Some(name_path(parent, name));
         let request = pb::MkdirRequest { path, permissions, ..Default::default() };
-        let inode = meta.mkdir(&who, request).map_err(errno)?;
-        self.client.shared().names.made_directory(inode.id, asked);
+        let inode = meta.mkdir(&identity, request).map_err(errno)?;
+        self.client.shared().metadata_cache.made_directory(inode.id, asked);
         Ok(self.made(parent, name, &inode))
     }
 
     fn unlink(&self, _: &Caller, parent: u64, name: &[u8]) -> Reply<()> {
         let inode = self.client.meta().unlink(&self.root, name_path(parent, name)).map_err(errno)?;
-        let names = &self.client.shared().names;
+        let names = &self.client.shared().metadata_cache;
         names.changed(parent, name, None, time_of(&inode));
         names.learn(inode);
         Ok(())
@@ -529,13 +533,13 @@ impl FileSystem for Mounted {
 
     fn rmdir(&self, _: &Caller, parent: u64, name: &[u8]) -> Reply<()> {
         self.client.meta().rmdir(&self.root, name_path(parent, name)).map_err(errno)?;
-        self.client.shared().names.changed(parent, name, None, None);
+        self.client.shared().metadata_cache.changed(parent, name, None, None);
         Ok(())
     }
 
     fn symlink(&self, caller: &Caller, parent: u64, name: &[u8], target: &[u8]) -> Reply<Entry> {
-        let (meta, who) = (self.client.meta(), self.maker(caller, parent)?);
-        let inode = meta.symlink(&who, name_path(parent, name), target).map_err(errno)?;
+        let (meta, identity) = (self.client.meta(), self.maker(caller, parent)?);
+        let inode = meta.symlink(&identity, name_path(parent, name), target).map_err(errno)?;
         Ok(self.made(parent, name, &inode))
     }
 
@@ -547,9 +551,9 @@ impl FileSystem for Mounted {
             exchange: mode == RenameMode::Exchange,
             ..Default::default()
         };
-        self.client.shared().settle();
+        self.client.shared().flush_deferred();
         let reply = self.client.meta().rename(&self.root, request).map_err(errno)?;
-        let names = &self.client.shared().names;
+        let names = &self.client.shared().metadata_cache;
         let replaced = reply.replaced.filter(|inode| inode.id != 0);
         let plain = replaced.as_ref().is_none_or(|inode| time_of(inode).is_some());
         let time_ns = reply.moved.as_ref().and_then(time_of).filter(|_| plain);
@@ -568,7 +572,7 @@ impl FileSystem for Mounted {
 
     fn link(&self, _: &Caller, inode: u64, parent: u64, name: &[u8]) -> Reply<Entry> {
         let target = name_path(parent, name);
-        self.client.shared().settle();
+        self.client.shared().flush_deferred();
         let inode = self.client.meta().link(&self.root, inode_path(inode), target, false).map_err(errno)?;
         Ok(self.made(parent, name, &inode))
     }
@@ -589,31 +593,32 @@ impl FileSystem for Mounted {
         permissions: u32,
         flags: i32,
     ) -> Reply<(Entry, Opened)> {
-        let who = self.maker(caller, parent)?;
+        let identity = self.maker(caller, parent)?;
         let exclusive = OFlags::from_bits_retain(flags as u32).contains(OFlags::EXCL);
         let create = CreateOptions { permissions, exclusive, layout: None };
-        let create_as = |who| self.client.create(who, name_path(parent, name), open_options(flags), create);
-        let file = match create_as(&who) {
+        let create_as =
+            |identity| self.client.create(identity, name_path(parent, name), open_options(flags), create);
+        let file = match create_as(&identity) {
             // The kernel took the name for free and named the directory's group only. It may be that of a file which
             // another client has made, and which belongs to another of the caller's groups.
             Err(error) if error.kind() == Kind::PermissionDenied && !exclusive => match self.opener(caller) {
-                Some(who) => create_as(&who),
+                Some(identity) => create_as(&identity),
                 None => Err(error),
             },
             result => result,
         };
         let file = file.map_err(errno)?;
-        let entry = self.made(parent, name, &file.inode().seen());
+        let entry = self.made(parent, name, &file.inode().local_view());
         Ok((entry, self.keep(file, flags)))
     }
 
     fn read(&self, _: &Caller, request: &ReadRequest, into: &Placement) -> Reply<ReadOutcome> {
         let file = self.file(request.handle)?;
-        let through = self.through(request.flags);
-        if through == Through::Buffered {
+        let mode = self.mode(request.flags);
+        if mode == IoMode::Buffered {
             file.inode().set_cached_by_kernel();
         }
-        let bytes = file.read_anywhere(request.offset, into, through).map_err(errno)?;
+        let bytes = file.read_anywhere(request.offset, into, mode).map_err(errno)?;
         match bytes.as_ptr() == into.as_ptr() {
             true => Ok(ReadOutcome::Placed(bytes.len())),
             false => Ok(ReadOutcome::Held(vec![bytes])),
@@ -624,25 +629,25 @@ impl FileSystem for Mounted {
         let file = self.file(request.handle)?;
         let append = OFlags::from_bits_retain(request.flags as u32).contains(OFlags::APPEND);
         let place = match append && !request.from_page_cache {
-            true => Place::End,
-            false => Place::At(request.offset),
+            true => WriteOffset::Append,
+            false => WriteOffset::At(request.offset),
         };
-        let through = self.through(request.flags);
+        let mode = self.mode(request.flags);
         if request.clears_set_id {
             self.clear_set_id(&file);
         }
-        let offset = file.write_through(place, &payload, true, through).map_err(errno)?;
+        let offset = file.write_through(place, &payload, true, mode).map_err(errno)?;
         if offset != request.offset {
             self.page_cache_is_wrong(request.inode);
         }
-        if let (Through::Direct, Some(data_only)) = (through, synchronous(request.flags)) {
+        if let (IoMode::Direct, Some(data_only)) = (mode, synchronous(request.flags)) {
             file.fsync(data_only).map_err(errno)?;
         }
         Ok(payload.len())
     }
 
     fn has_cached_pages(&self, handle: u64, flags: i32) -> bool {
-        if self.through(flags) == Through::Buffered {
+        if self.mode(flags) == IoMode::Buffered {
             return false;
         }
         let files = self.files.read();
@@ -658,7 +663,7 @@ impl FileSystem for Mounted {
     fn release(&self, _: u64, handle: u64) {
         let handle = self.files.write().remove(&handle);
         if let Some(handle) = handle {
-            handle.used(&self.client.shared().names).release();
+            handle.used(&self.client.shared().metadata_cache).release();
         }
     }
 
@@ -697,7 +702,7 @@ impl FileSystem for Mounted {
             }
         }
         let (entries, asked) = directory.entries(shared, &self.root, after, with_inodes).map_err(stale)?;
-        let left = shared.names.ttl().saturating_sub(asked.elapsed());
+        let left = shared.metadata_cache.ttl().saturating_sub(asked.elapsed());
         for dentry in entries {
             if !self.show(dentry, asked, left, sink) {
                 break;
@@ -740,7 +745,7 @@ impl FileSystem for Mounted {
         };
         self.client.meta().set_xattr(&self.root, inode, name, value, flags).map_err(errno)?;
         // Its ctime has moved.
-        self.client.shared().names.forget_attributes(inode);
+        self.client.shared().metadata_cache.forget_attributes(inode);
         Ok(())
     }
 
@@ -757,7 +762,7 @@ impl FileSystem for Mounted {
 
     fn removexattr(&self, _: &Caller, inode: u64, name: &[u8]) -> Reply<()> {
         self.client.meta().remove_xattr(&self.root, inode, name).map_err(errno)?;
-        self.client.shared().names.forget_attributes(inode);
+        self.client.shared().metadata_cache.forget_attributes(inode);
         Ok(())
     }
 
@@ -789,7 +794,7 @@ impl FileSystem for Mounted {
             AllocateMode::PunchHole | AllocateMode::Zero { .. } => end.min(before),
         };
         if offset < zero_until {
-            file.zero(offset..zero_until).map_err(errno)?;
+            file.punch_hole(offset..zero_until).map_err(errno)?;
         }
         match mode {
             // Inside the file too: its times move.

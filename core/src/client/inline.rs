@@ -39,29 +39,29 @@ pub struct Inline {
     /// What was written here since, and is not being told.
     pub edited: Ranges,
     /// What is being told. Once it has been, it is not ours any more: others may have written over it.
-    pub telling: Ranges,
+    pub syncing: Ranges,
 }
 
 impl Inline {
     pub fn new(bytes: Vec<u8>, base: u64) -> Inline {
-        Inline { bytes, base, edited: Ranges::default(), telling: Ranges::default() }
+        Inline { bytes, base, edited: Ranges::default(), syncing: Ranges::default() }
     }
 
     /// Whether anything was written here that is not told yet.
     pub fn is_edited(&self) -> bool {
-        !(self.edited.is_empty() && self.telling.is_empty())
+        !(self.edited.is_empty() && self.syncing.is_empty())
     }
 
     /// All that was written here is about to be told.
-    pub fn begin_telling(&mut self) {
+    pub fn begin_sync(&mut self) {
         for range in std::mem::take(&mut self.edited).0 {
-            self.telling.add(range);
+            self.syncing.add(range);
         }
     }
 
     /// It could not be told.
-    pub fn end_telling(&mut self) {
-        for range in std::mem::take(&mut self.telling).0 {
+    pub fn end_sync(&mut self) {
+        for range in std::mem::take(&mut self.syncing).0 {
             self.edited.add(range);
         }
     }
@@ -69,12 +69,12 @@ impl Inline {
     /// What was written here is told, or of no account any more.
     pub fn forget_edits(&mut self) {
         self.edited = Ranges::default();
-        self.telling = Ranges::default();
+        self.syncing = Ranges::default();
     }
 
     /// Ranges that were written here and are not told yet, those written last at the end.
-    pub fn untold(&self) -> impl Iterator<Item = Range<usize>> + '_ {
-        self.telling.iter().chain(self.edited.iter())
+    pub fn edits(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.syncing.iter().chain(self.edited.iter())
     }
 
     /// Puts `source` at `offset`; a gap before it reads as zeros, but was not written.
@@ -90,7 +90,7 @@ impl Inline {
     /// Somebody else changed the inode to `theirs`: keep their bytes where nothing was written here.
     pub fn rebase(&mut self, theirs: Vec<u8>, base: u64) {
         let mut merged = theirs;
-        for range in self.untold() {
+        for range in self.edits() {
             if merged.len() < range.end {
                 merged.resize(range.end, 0);
             }

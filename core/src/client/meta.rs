@@ -27,18 +27,18 @@ static GIVEN_UP: Warnings = Warnings::new();
 
 /// On whose behalf a call is made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Who {
+pub struct Identity {
     pub uid: u32,
     pub gid: u32,
     pub groups: Vec<u32>,
 }
 
-impl Who {
+impl Identity {
     /// Who the token says its bearer is.
-    pub fn of_claims(claims: &[u8]) -> Result<Who> {
+    pub fn of_claims(claims: &[u8]) -> Result<Identity> {
         let claims =
             pb::Claims::decode(claims).map_err(|_| Error::invalid("the token's claims make no sense"))?;
-        Ok(Who { uid: claims.uid, gid: claims.gid, groups: claims.groups })
+        Ok(Identity { uid: claims.uid, gid: claims.gid, groups: claims.groups })
     }
 }
 
@@ -46,7 +46,7 @@ impl Who {
 pub enum Carrier {
     Lane(Arc<Lane>),
     #[cfg(test)]
-    Twin(Arc<super::twin::MetaTwin>),
+    Twin(Arc<super::fake::FakeMeta>),
 }
 
 pub struct Meta {
@@ -79,8 +79,8 @@ impl Meta {
         Instant::now() + self.deadline
     }
 
-    fn caller(&self, who: &Who) -> pb::Caller {
-        let Who { uid, gid, groups } = who.clone();
+    fn caller(&self, identity: &Identity) -> pb::Caller {
+        let Identity { uid, gid, groups } = identity.clone();
         pb::Caller { uid, gid, groups, client: self.client.0, ..Default::default() }
     }
 
@@ -130,10 +130,10 @@ impl Meta {
     fn ask<Q: Message + About, R: Message + Default>(
         &self,
         method: Method,
-        who: &Who,
+        identity: &Identity,
         mut request: Q,
     ) -> Result<R> {
-        request.set_caller(self.caller(who));
+        request.set_caller(self.caller(identity));
         self.call(method, &request, &mut Attempts::new())
     }
 
@@ -141,32 +141,34 @@ impl Meta {
     fn change<Q: Message + About, R: Message + Default>(
         &self,
         method: Method,
-        who: &Who,
+        identity: &Identity,
         request: Q,
     ) -> Result<R> {
-        self.numbered(who, request, |request, attempts| self.call(method, request, attempts))
+        self.numbered(identity, request, |request, attempts| self.call(method, request, attempts))
     }
 
     /// As `change`, but `Conflict` comes back as it is.
     fn change_once<Q: Message + About, R: Message + Default>(
         &self,
         method: Method,
-        who: &Who,
+        identity: &Identity,
         request: Q,
     ) -> Result<R> {
-        self.numbered(who, request, |request, attempts| self.once(method, request, self.deadline(), attempts))
+        self.numbered(identity, request, |request, attempts| {
+            self.once(method, request, self.deadline(), attempts)
+        })
     }
 
     /// Gives the request its number for as long as `send` works on it.
     fn numbered<Q: Message + About, R>(
         &self,
-        who: &Who,
+        identity: &Identity,
         mut request: Q,
         send: impl FnOnce(&Q, &mut Attempts<String>) -> Result<R>,
     ) -> Result<R> {
         let live = self.sequences.begin();
         let (sequence, settled_below) = (live.number, live.settled_below);
-        request.set_caller(pb::Caller { sequence, settled_below, ..self.caller(who) });
+        request.set_caller(pb::Caller { sequence, settled_below, ..self.caller(identity) });
         let mut attempts = Attempts::new();
         let result = send(&request, &mut attempts);
         if result.is_err() && attempts.may_arrive() {
@@ -175,55 +177,69 @@ impl Meta {
         result
     }
 
-    fn ask_inode<Q: Message + About>(&self, method: Method, who: &Who, request: Q) -> Result<pb::Inode> {
-        self.ask::<Q, pb::InodeReply>(method, who, request)?.inode.ok_or_else(missing)
+    fn ask_inode<Q: Message + About>(
+        &self,
+        method: Method,
+        identity: &Identity,
+        request: Q,
+    ) -> Result<pb::Inode> {
+        self.ask::<Q, pb::InodeReply>(method, identity, request)?.inode.ok_or_else(missing)
     }
 
-    fn change_inode<Q: Message + About>(&self, method: Method, who: &Who, request: Q) -> Result<pb::Inode> {
-        self.change::<Q, pb::InodeReply>(method, who, request)?.inode.ok_or_else(missing)
+    fn change_inode<Q: Message + About>(
+        &self,
+        method: Method,
+        identity: &Identity,
+        request: Q,
+    ) -> Result<pb::Inode> {
+        self.change::<Q, pb::InodeReply>(method, identity, request)?.inode.ok_or_else(missing)
     }
 
-    pub fn lookup(&self, who: &Who, parent: u64, name: &[u8]) -> Result<pb::Inode> {
+    pub fn lookup(&self, identity: &Identity, parent: u64, name: &[u8]) -> Result<pb::Inode> {
         let request = pb::LookupRequest { caller: None, parent, name: name.to_vec() };
-        self.ask_inode(Method::MetaLookup, who, request)
+        self.ask_inode(Method::MetaLookup, identity, request)
     }
 
     /// Of a file that others write, the length may be 50 ms old.
-    pub fn stat(&self, who: &Who, path: pb::Path, follow: bool) -> Result<pb::Inode> {
+    pub fn stat(&self, identity: &Identity, path: pb::Path, follow: bool) -> Result<pb::Inode> {
         let request = pb::StatRequest { caller: None, path: Some(path), follow, exact: false };
-        self.ask_inode(Method::MetaStat, who, request)
+        self.ask_inode(Method::MetaStat, identity, request)
     }
 
     /// As `stat`, with every write that was acknowledged before the call, to any client.
-    pub fn stat_exactly(&self, who: &Who, path: pb::Path, follow: bool) -> Result<pb::Inode> {
+    pub fn stat_exactly(&self, identity: &Identity, path: pb::Path, follow: bool) -> Result<pb::Inode> {
         let request = pb::StatRequest { caller: None, path: Some(path), follow, exact: true };
-        self.ask_inode(Method::MetaStat, who, request)
+        self.ask_inode(Method::MetaStat, identity, request)
     }
 
     /// The inode of a file that is open here, with the bytes of a small one. The service withholds those from a user
     /// who may not read the file and, after it was restarted, is not known to have it open: they must not be taken
     /// for none.
-    pub fn stat_open(&self, who: &Who, inode: u64) -> Result<pb::Inode> {
-        let inode = self.stat_exactly(who, inode_path(inode), false)?;
+    pub fn stat_open(&self, identity: &Identity, inode: u64) -> Result<pb::Inode> {
+        let inode = self.stat_exactly(identity, inode_path(inode), false)?;
         if inode.bytes_withheld {
             return Err(Error::new(Kind::PermissionDenied, "the file may not be read any more"));
         }
         Ok(inode)
     }
 
-    pub fn create(&self, who: &Who, request: pb::CreateRequest) -> Result<pb::InodeReply> {
-        self.change(Method::MetaCreate, who, request)
+    pub fn create(&self, identity: &Identity, request: pb::CreateRequest) -> Result<pb::InodeReply> {
+        self.change(Method::MetaCreate, identity, request)
     }
 
-    pub fn open(&self, who: &Who, request: pb::OpenRequest) -> Result<pb::InodeReply> {
-        self.change(Method::MetaOpen, who, request)
+    pub fn open(&self, identity: &Identity, request: pb::OpenRequest) -> Result<pb::InodeReply> {
+        self.change(Method::MetaOpen, identity, request)
     }
 
     /// The outcome of each close, in order; with the inode if the close brought news of it.
-    pub fn close(&self, who: &Who, closes: Vec<pb::CloseOne>) -> Result<Vec<Result<Option<pb::Inode>>>> {
+    pub fn close(
+        &self,
+        identity: &Identity,
+        closes: Vec<pb::CloseOne>,
+    ) -> Result<Vec<Result<Option<pb::Inode>>>> {
         let count = closes.len();
         let request = pb::CloseRequest { caller: None, closes };
-        let reply: pb::CloseReply = self.change(Method::MetaClose, who, request)?;
+        let reply: pb::CloseReply = self.change(Method::MetaClose, identity, request)?;
         if reply.errors.len() != count || reply.results.len() != count {
             return Err(Error::new(
                 Kind::CorruptData,
@@ -238,15 +254,15 @@ impl Meta {
     }
 
     /// `Conflict` comes back as it is: the bytes to send must be made anew.
-    pub fn sync(&self, who: &Who, request: pb::SyncRequest) -> Result<pb::Inode> {
-        let reply: pb::InodeReply = self.change_once(Method::MetaSync, who, request)?;
+    pub fn sync(&self, identity: &Identity, request: pb::SyncRequest) -> Result<pb::Inode> {
+        let reply: pb::InodeReply = self.change_once(Method::MetaSync, identity, request)?;
         reply.inode.ok_or_else(missing)
     }
 
     /// A content for the bytes of a file that is to leave its inode. `Conflict` comes back, as from `sync`.
-    pub fn reserve_spare(&self, who: &Who, request: pb::SyncRequest) -> Result<pb::Spare> {
+    pub fn reserve_spare(&self, identity: &Identity, request: pb::SyncRequest) -> Result<pb::Spare> {
         let request = pb::SyncRequest { reserve_spare: true, ..request };
-        let reply: pb::InodeReply = self.change_once(Method::MetaSync, who, request)?;
+        let reply: pb::InodeReply = self.change_once(Method::MetaSync, identity, request)?;
         reply
             .spare
             .ok_or_else(|| Error::new(Kind::CorruptData, "a spare content was asked for and none came"))
@@ -254,7 +270,7 @@ impl Meta {
 
     pub fn mknod(
         &self,
-        who: &Who,
+        identity: &Identity,
         path: pb::Path,
         kind: pb::FileType,
         mode: u32,
@@ -267,84 +283,97 @@ impl Meta {
             permissions: mode,
             device,
         };
-        self.change_inode(Method::MetaMknod, who, request)
+        self.change_inode(Method::MetaMknod, identity, request)
     }
 
-    pub fn mkdir(&self, who: &Who, request: pb::MkdirRequest) -> Result<pb::Inode> {
-        self.change_inode(Method::MetaMkdir, who, request)
+    pub fn mkdir(&self, identity: &Identity, request: pb::MkdirRequest) -> Result<pb::Inode> {
+        self.change_inode(Method::MetaMkdir, identity, request)
     }
 
-    pub fn symlink(&self, who: &Who, path: pb::Path, target: &[u8]) -> Result<pb::Inode> {
+    pub fn symlink(&self, identity: &Identity, path: pb::Path, target: &[u8]) -> Result<pb::Inode> {
         let request = pb::SymlinkRequest { caller: None, path: Some(path), target: target.to_vec() };
-        self.change_inode(Method::MetaSymlink, who, request)
+        self.change_inode(Method::MetaSymlink, identity, request)
     }
 
-    pub fn link(&self, who: &Who, source: pb::Path, target: pb::Path, follow: bool) -> Result<pb::Inode> {
+    pub fn link(
+        &self,
+        identity: &Identity,
+        source: pb::Path,
+        target: pb::Path,
+        follow: bool,
+    ) -> Result<pb::Inode> {
         let request = pb::LinkRequest { caller: None, source: Some(source), target: Some(target), follow };
-        self.change_inode(Method::MetaLink, who, request)
+        self.change_inode(Method::MetaLink, identity, request)
     }
 
     /// The inode that lost a name.
-    pub fn unlink(&self, who: &Who, path: pb::Path) -> Result<pb::Inode> {
-        self.change_inode(Method::MetaUnlink, who, pb::UnlinkRequest { caller: None, path: Some(path) })
+    pub fn unlink(&self, identity: &Identity, path: pb::Path) -> Result<pb::Inode> {
+        self.change_inode(Method::MetaUnlink, identity, pb::UnlinkRequest { caller: None, path: Some(path) })
     }
 
-    pub fn rmdir(&self, who: &Who, path: pb::Path) -> Result<()> {
+    pub fn rmdir(&self, identity: &Identity, path: pb::Path) -> Result<()> {
         let request = pb::RmdirRequest { caller: None, path: Some(path) };
-        self.change::<_, pb::Empty>(Method::MetaRmdir, who, request).map(drop)
+        self.change::<_, pb::Empty>(Method::MetaRmdir, identity, request).map(drop)
     }
 
-    pub fn rename(&self, who: &Who, request: pb::RenameRequest) -> Result<pb::RenameReply> {
-        self.change(Method::MetaRename, who, request)
+    pub fn rename(&self, identity: &Identity, request: pb::RenameRequest) -> Result<pb::RenameReply> {
+        self.change(Method::MetaRename, identity, request)
     }
 
-    pub fn set_attr(&self, who: &Who, request: pb::SetAttrRequest) -> Result<pb::Inode> {
-        self.change_inode(Method::MetaSetAttr, who, request)
+    pub fn set_attr(&self, identity: &Identity, request: pb::SetAttrRequest) -> Result<pb::Inode> {
+        self.change_inode(Method::MetaSetAttr, identity, request)
     }
 
-    pub fn list(&self, who: &Who, request: pb::ListRequest) -> Result<pb::ListReply> {
-        self.ask(Method::MetaList, who, request)
+    pub fn list(&self, identity: &Identity, request: pb::ListRequest) -> Result<pb::ListReply> {
+        self.ask(Method::MetaList, identity, request)
     }
 
-    pub fn stat_fs(&self, who: &Who) -> Result<pb::StatFsReply> {
-        self.ask(Method::MetaStatFs, who, pb::StatFsRequest { caller: None })
+    pub fn stat_fs(&self, identity: &Identity) -> Result<pb::StatFsReply> {
+        self.ask(Method::MetaStatFs, identity, pb::StatFsRequest { caller: None })
     }
 
-    pub fn remove_tree(&self, who: &Who, path: pb::Path) -> Result<()> {
+    pub fn remove_tree(&self, identity: &Identity, path: pb::Path) -> Result<()> {
         let request = pb::RemoveTreeRequest { caller: None, path: Some(path) };
-        self.change::<_, pb::Empty>(Method::MetaRemoveTree, who, request).map(drop)
+        self.change::<_, pb::Empty>(Method::MetaRemoveTree, identity, request).map(drop)
     }
 
-    pub fn get_xattr(&self, who: &Who, inode: u64, name: &[u8]) -> Result<Vec<u8>> {
+    pub fn get_xattr(&self, identity: &Identity, inode: u64, name: &[u8]) -> Result<Vec<u8>> {
         let request = pb::XattrRequest { inode, name: name.to_vec(), ..Default::default() };
-        Ok(self.ask::<_, pb::XattrReply>(Method::MetaGetXattr, who, request)?.value)
+        Ok(self.ask::<_, pb::XattrReply>(Method::MetaGetXattr, identity, request)?.value)
     }
 
     /// `flags` of setxattr(2).
-    pub fn set_xattr(&self, who: &Who, inode: u64, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
+    pub fn set_xattr(
+        &self,
+        identity: &Identity,
+        inode: u64,
+        name: &[u8],
+        value: &[u8],
+        flags: u32,
+    ) -> Result<()> {
         let (name, value) = (name.to_vec(), value.to_vec());
         let request = pb::XattrRequest { caller: None, inode, name, value, flags };
-        self.change::<_, pb::Empty>(Method::MetaSetXattr, who, request).map(drop)
+        self.change::<_, pb::Empty>(Method::MetaSetXattr, identity, request).map(drop)
     }
 
-    pub fn list_xattr(&self, who: &Who, inode: u64) -> Result<Vec<Vec<u8>>> {
+    pub fn list_xattr(&self, identity: &Identity, inode: u64) -> Result<Vec<Vec<u8>>> {
         let request = pb::XattrRequest { inode, ..Default::default() };
-        Ok(self.ask::<_, pb::XattrReply>(Method::MetaListXattr, who, request)?.names)
+        Ok(self.ask::<_, pb::XattrReply>(Method::MetaListXattr, identity, request)?.names)
     }
 
-    pub fn remove_xattr(&self, who: &Who, inode: u64, name: &[u8]) -> Result<()> {
+    pub fn remove_xattr(&self, identity: &Identity, inode: u64, name: &[u8]) -> Result<()> {
         let request = pb::XattrRequest { inode, name: name.to_vec(), ..Default::default() };
-        self.change::<_, pb::Empty>(Method::MetaRemoveXattr, who, request).map(drop)
+        self.change::<_, pb::Empty>(Method::MetaRemoveXattr, identity, request).map(drop)
     }
 
     /// Reports what is open. Returns the write sessions that the service does not know.
-    pub fn hold(&self, who: &Who, request: pb::HoldRequest) -> Result<Vec<pb::WriteSession>> {
-        Ok(self.change::<_, pb::HoldReply>(Method::MetaHold, who, request)?.lost)
+    pub fn hold(&self, identity: &Identity, request: pb::HoldRequest) -> Result<Vec<pb::WriteSession>> {
+        Ok(self.change::<_, pb::HoldReply>(Method::MetaHold, identity, request)?.lost)
     }
 
-    pub fn real_path(&self, who: &Who, inode: u64) -> Result<Vec<u8>> {
+    pub fn real_path(&self, identity: &Identity, inode: u64) -> Result<Vec<u8>> {
         let request = pb::RealPathRequest { caller: None, inode };
-        Ok(self.ask::<_, pb::RealPathReply>(Method::MetaRealPath, who, request)?.path)
+        Ok(self.ask::<_, pb::RealPathReply>(Method::MetaRealPath, identity, request)?.path)
     }
 }
 
@@ -361,7 +390,7 @@ mod tests {
         let credential = Secret::new([1; 32]).mint(&pb::Claims::default());
         let lane = Lane::new(Vec::new(), credential, LaneOptions::default());
         let meta = Meta::new(Carrier::Lane(lane), ClientId(5), Duration::from_millis(20));
-        let error = meta.sync(&Who::default(), pb::SyncRequest { inode: 21, ..Default::default() });
+        let error = meta.sync(&Identity::default(), pb::SyncRequest { inode: 21, ..Default::default() });
         let error = error.unwrap_err();
         assert_eq!(error.kind(), Kind::Unavailable);
         assert!(error.message().starts_with("META_SYNC was given up (no request sent within "), "{error}");

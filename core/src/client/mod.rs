@@ -4,12 +4,13 @@
 //! `inode` and `names` keep what a process knows of the files it uses; `fs` is the door of the mount.
 
 mod about;
-mod ahead;
-mod budget;
 pub mod data;
-mod departure;
+mod deferred_setattr;
 mod directory;
 mod dirty;
+mod dirty_limit;
+#[cfg(test)]
+pub(crate) mod fake;
 #[cfg(test)]
 mod fake_server;
 mod fence;
@@ -18,17 +19,16 @@ mod file;
 mod file_tests;
 pub mod fs;
 mod inline;
-mod inode;
+mod inline_migration;
 #[cfg(test)]
 mod interleaving_tests;
-mod later;
 mod meta;
 mod names;
+mod open_file;
+mod readahead;
 mod sequences;
 mod session;
 mod shared;
-#[cfg(test)]
-pub(crate) mod twin;
 mod workers;
 
 use std::sync::Arc;
@@ -47,12 +47,13 @@ use crate::wire::pb::{self, NodeKind};
 
 use data::{DataClient, DataOptions};
 pub use file::{
-    CreateOptions, File, OpenOptions, WriteAt, set_attributes, set_attributes_later, set_length, write_many,
+    CreateOptions, File, OpenOptions, WriteAt, set_attributes, set_attributes_deferred, set_length,
+    write_many,
 };
-pub use inode::{OpenInode, Place, Through, now_ns};
 use meta::Carrier;
-pub use meta::{Meta, Who, inode_path, name_path};
-pub use names::{Found, LISTED_MAX, Names};
+pub use meta::{Identity, Meta, inode_path, name_path};
+pub use names::{Found, LISTED_MAX, MetadataCache};
+pub use open_file::{IoMode, OpenInode, WriteOffset, now_ns};
 use session::Session;
 use shared::Chains;
 pub use shared::{Chunks, Shared};
@@ -112,7 +113,7 @@ pub struct Client {
     id: ClientId,
     options: Options,
     endpoints: Endpoints,
-    who: Arc<Who>,
+    identity: Arc<Identity>,
     shared: Arc<Shared>,
     data: Arc<DataClient>,
     session: Arc<Session>,
@@ -129,7 +130,7 @@ impl Client {
         let mut bytes = [0u8; 8];
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
         let id = ClientId(u64::from_le_bytes(bytes) | 1);
-        let who = Arc::new(Who::of_claims(&options.claims)?);
+        let identity = Arc::new(Identity::of_claims(&options.claims)?);
         let credential = Credential::new(options.claims.clone(), options.key)
             .map_err(|_| Error::invalid("the token's claims make no sense"))?;
         let lane_options = LaneOptions {
@@ -163,13 +164,21 @@ impl Client {
             options.read_ahead_bytes,
             options.attribute_timeout,
         );
-        let session =
-            Session::start(id, &options, shared.clone(), who.clone(), routing, mgmtd, meta_lane, deadline)?;
+        let session = Session::start(
+            id,
+            &options,
+            shared.clone(),
+            identity.clone(),
+            routing,
+            mgmtd,
+            meta_lane,
+            deadline,
+        )?;
         Ok(Arc::new(Client {
             id,
             options,
             endpoints,
-            who,
+            identity,
             shared,
             data,
             session,
@@ -191,8 +200,8 @@ impl Client {
     }
 
     /// Who the token says its bearer is.
-    pub fn who(&self) -> &Arc<Who> {
-        &self.who
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.identity
     }
 
     /// The metadata service, for calls that concern no open file.
@@ -214,28 +223,28 @@ impl Client {
         self.session.cluster_id()
     }
 
-    pub fn open(&self, who: &Arc<Who>, path: pb::Path, options: OpenOptions) -> Result<Arc<File>> {
-        File::open(&self.shared, who, path, options)
+    pub fn open(&self, identity: &Arc<Identity>, path: pb::Path, options: OpenOptions) -> Result<Arc<File>> {
+        File::open(&self.shared, identity, path, options)
     }
 
     pub fn create(
         &self,
-        who: &Arc<Who>,
+        identity: &Arc<Identity>,
         path: pb::Path,
         options: OpenOptions,
         create: CreateOptions,
     ) -> Result<Arc<File>> {
-        File::create(&self.shared, who, path, options, create)
+        File::create(&self.shared, identity, path, options, create)
     }
 
     /// Attributes, with what was written here and not told yet.
-    pub fn stat(&self, who: &Who, path: pb::Path, follow: bool) -> Result<pb::Inode> {
-        self.shared.meta.stat_exactly(who, path, follow).map(|inode| self.seen(&inode))
+    pub fn stat(&self, identity: &Identity, path: pb::Path, follow: bool) -> Result<pb::Inode> {
+        self.shared.meta.stat_exactly(identity, path, follow).map(|inode| self.local_view(&inode))
     }
 
     /// Attributes as the metadata service described them, with what was written here and not told yet.
-    pub fn seen(&self, inode: &pb::Inode) -> pb::Inode {
-        self.shared.seen(inode)
+    pub fn local_view(&self, inode: &pb::Inode) -> pb::Inode {
+        self.shared.local_view(inode)
     }
 
     /// Everything written through this client so far is acknowledged and told.
@@ -251,7 +260,7 @@ impl Client {
         }
         let flushed = self.flush();
         self.session.stop();
-        self.shared.errands.stop();
+        self.shared.background.stop();
         self.shared.send_closes();
         self.shared.workers.stop();
         self.session.leave();

@@ -24,10 +24,10 @@ use crate::wire::pb;
 const KNOWN_MAX: usize = 32_768;
 /// Directories whose listing is kept.
 const LISTINGS_MAX: usize = 16;
-/// Look-ups in one directory that had to ask, within `STORM_WINDOW`, before it is listed.
-const STORM_MISSES: u32 = 4;
-const STORM_MISSES_MAX: u32 = 4096;
-const STORM_WINDOW: Duration = Duration::from_millis(200);
+/// Look-ups in one directory that had to ask, within `BURST_WINDOW`, before it is listed.
+const BURST_MISSES: u32 = 4;
+const BURST_MISSES_MAX: u32 = 4096;
+const BURST_WINDOW: Duration = Duration::from_millis(200);
 /// A listing that has answered fewer look-ups than this was not worth its price: the next one has to be earned.
 const WORTH_HITS: u32 = 32;
 /// Entries of a directory that are listed at most: two pages of the service.
@@ -90,7 +90,7 @@ struct Pages {
     /// `change` of the inode that they belong to,
     change: u64,
     /// once older ones have been dropped by the open of this number; 0: they have.
-    dropping: u64,
+    invalidation: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -132,7 +132,7 @@ impl Listing {
 type Change = (Vec<u8>, Option<Arc<pb::Inode>>);
 
 /// How often a directory was asked about lately.
-struct Storm {
+struct LookupBurst {
     began: Instant,
     misses: u32,
     /// Misses that it takes to list.
@@ -166,16 +166,16 @@ struct Inner {
     attributes: Generations<u64, Attributes>,
     names: Generations<(u64, Vec<u8>), Target>,
     listings: HashMap<u64, Listing>,
-    storms: HashMap<u64, Storm>,
+    bursts: HashMap<u64, LookupBurst>,
     cached: Generations<u64, Pages>,
-    last_dropping: u64,
+    last_invalidation: u64,
     /// When this client last changed an entry of a directory.
     changed: Generations<u64, Instant>,
 }
 
 /// Where an answer comes from, and goes to.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Told {
+enum Source {
     /// Its attributes go to the kernel.
     Shown,
     /// Of a change that this client made, and that the kernel knows of.
@@ -184,7 +184,7 @@ enum Told {
     Silent,
 }
 
-pub struct Names {
+pub struct MetadataCache {
     ttl: Duration,
     inner: Mutex<Inner>,
 }
@@ -208,18 +208,18 @@ fn before(name: &[u8]) -> Vec<u8> {
     before
 }
 
-impl Names {
-    pub fn new(ttl: Duration) -> Names {
+impl MetadataCache {
+    pub fn new(ttl: Duration) -> MetadataCache {
         let inner = Inner {
             attributes: Generations::new(),
             names: Generations::new(),
             listings: HashMap::new(),
-            storms: HashMap::new(),
+            bursts: HashMap::new(),
             cached: Generations::new(),
-            last_dropping: 0,
+            last_invalidation: 0,
             changed: Generations::new(),
         };
-        Names { ttl, inner: Mutex::new(inner) }
+        MetadataCache { ttl, inner: Mutex::new(inner) }
     }
 
     pub fn ttl(&self) -> Duration {
@@ -260,7 +260,7 @@ impl Names {
                             let newer = inner.attributes.get(&inode.id).map(|known| known.inode.clone());
                             let inode =
                                 newer.filter(|newer| newer.change > inode.change).unwrap_or(inode.clone());
-                            inner.learn(inode.clone(), listing_asked, Told::Shown);
+                            inner.learn(inode.clone(), listing_asked, Source::Shown);
                             Found::Known { inode, ttl }
                         }
                     };
@@ -288,17 +288,17 @@ impl Names {
 
     /// The metadata service answered a question that the kernel asked at `asked`. What is known now.
     pub fn learn_at(&self, inode: pb::Inode, asked: Instant) -> Arc<pb::Inode> {
-        self.inner.lock().learn(slim(inode), asked, Told::Shown)
+        self.inner.lock().learn(slim(inode), asked, Source::Shown)
     }
 
     /// The metadata service just answered to a change.
     pub fn learn(&self, inode: pb::Inode) {
-        self.inner.lock().learn(slim(inode), Instant::now(), Told::Own);
+        self.inner.lock().learn(slim(inode), Instant::now(), Source::Own);
     }
 
     /// The metadata service just answered to an open.
     pub fn learn_opened(&self, inode: pb::Inode) {
-        self.inner.lock().learn(slim(inode), Instant::now(), Told::Silent);
+        self.inner.lock().learn(slim(inode), Instant::now(), Source::Silent);
     }
 
     /// Whether the kernel holds no attributes older than of that `change`.
@@ -318,7 +318,7 @@ impl Names {
         let mut inner = self.inner.lock();
         let id = inode.as_ref().map(|inode| inode.id);
         if let Some(inode) = inode {
-            inner.learn(slim(inode), asked, Told::Shown);
+            inner.learn(slim(inode), asked, Source::Shown);
         }
         let key = (parent, name.to_vec());
         if inner.names.get(&key).is_none_or(|known| known.asked <= asked) {
@@ -340,12 +340,12 @@ impl Names {
         if let Some(listing) = inner.listings.get_mut(&parent) {
             listing.change(name, slim.clone());
         }
-        if let Some(changes) = inner.storms.get_mut(&parent).and_then(|storm| storm.listing.as_mut()) {
+        if let Some(changes) = inner.bursts.get_mut(&parent).and_then(|burst| burst.listing.as_mut()) {
             changes.push((name.to_vec(), slim.clone()));
         }
         let id = slim.as_ref().map(|inode| inode.id);
         if let Some(inode) = slim {
-            inner.learn(inode, now, Told::Shown);
+            inner.learn(inode, now, Source::Shown);
         }
         inner.names.put((parent, name.to_vec()), Target { inode: id, asked: now });
     }
@@ -377,10 +377,10 @@ impl Names {
         listed: Option<(Vec<pb::Dentry>, bool)>,
     ) {
         let mut inner = self.inner.lock();
-        let Some(storm) = inner.storms.get_mut(&parent) else { return };
-        let changes = storm.listing.take().unwrap_or_default();
+        let Some(burst) = inner.bursts.get_mut(&parent) else { return };
+        let changes = burst.listing.take().unwrap_or_default();
         let Some((entries, more)) = listed else { return };
-        storm.large = more || !after.is_empty();
+        burst.large = more || !after.is_empty();
         let last = more.then(|| entries.last().map(|entry| entry.name.clone()).unwrap_or_default());
         let entries = entries
             .into_iter()
@@ -398,21 +398,21 @@ impl Names {
     /// once they are.
     pub fn page_cache_at(&self, inode: u64, change: u64) -> Option<u64> {
         let mut inner = self.inner.lock();
-        if inner.cached.get(&inode).is_some_and(|pages| pages.change == change && pages.dropping == 0) {
+        if inner.cached.get(&inode).is_some_and(|pages| pages.change == change && pages.invalidation == 0) {
             return None;
         }
-        inner.last_dropping += 1;
-        let dropping = inner.last_dropping;
-        inner.cached.put(inode, Pages { change, dropping });
-        Some(dropping)
+        inner.last_invalidation += 1;
+        let invalidation = inner.last_invalidation;
+        inner.cached.put(inode, Pages { change, invalidation });
+        Some(invalidation)
     }
 
     /// The kernel has dropped what it had before the open of that number.
-    pub fn page_cache_dropped(&self, inode: u64, dropping: u64) {
+    pub fn page_cache_dropped(&self, inode: u64, invalidation: u64) {
         let mut inner = self.inner.lock();
         let Some(pages) = inner.cached.get(&inode).copied() else { return };
-        if pages.dropping == dropping {
-            inner.cached.put(inode, Pages { dropping: 0, ..pages });
+        if pages.invalidation == invalidation {
+            inner.cached.put(inode, Pages { invalidation: 0, ..pages });
         }
     }
 
@@ -444,7 +444,7 @@ impl Names {
 }
 
 impl Inner {
-    fn learn(&mut self, inode: Arc<pb::Inode>, asked: Instant, told: Told) -> Arc<pb::Inode> {
+    fn learn(&mut self, inode: Arc<pb::Inode>, asked: Instant, source: Source) -> Arc<pb::Inode> {
         let known = self.attributes.get(&inode.id).cloned();
         let (before, shown) = known.as_ref().map_or((0, 0), |known| (known.inode.change, known.shown));
         let newest = match known {
@@ -457,10 +457,10 @@ impl Inner {
             _ => Attributes { inode, asked, shown },
         };
         let change = newest.inode.change;
-        let is_shown = match told {
-            Told::Shown => true,
-            Told::Own => change <= before + 1 && shown >= before,
-            Told::Silent => false,
+        let is_shown = match source {
+            Source::Shown => true,
+            Source::Own => change <= before + 1 && shown >= before,
+            Source::Silent => false,
         };
         let shown = if is_shown { change } else { shown };
         self.attributes.put(newest.inode.id, Attributes { shown, ..newest.clone() });
@@ -492,38 +492,38 @@ impl Inner {
 
     fn miss(&mut self, parent: u64, name: &[u8], ttl: Duration) -> Found {
         let now = Instant::now();
-        if self.storms.len() > LISTINGS_MAX * 8 {
-            self.storms.retain(|_, storm| storm.listing.is_some() || storm.began.elapsed() < STORM_WINDOW);
+        if self.bursts.len() > LISTINGS_MAX * 8 {
+            self.bursts.retain(|_, burst| burst.listing.is_some() || burst.began.elapsed() < BURST_WINDOW);
         }
-        let storm = self.storms.entry(parent).or_insert(Storm {
+        let burst = self.bursts.entry(parent).or_insert(LookupBurst {
             began: now,
             misses: 0,
-            needed: STORM_MISSES,
+            needed: BURST_MISSES,
             judged: false,
             large: false,
             listing: None,
         });
-        if now.duration_since(storm.began) > STORM_WINDOW {
-            storm.began = now;
-            storm.misses = 0;
+        if now.duration_since(burst.began) > BURST_WINDOW {
+            burst.began = now;
+            burst.misses = 0;
         }
-        storm.misses += 1;
-        if storm.misses < storm.needed || storm.listing.is_some() || ttl.is_zero() {
+        burst.misses += 1;
+        if burst.misses < burst.needed || burst.listing.is_some() || ttl.is_zero() {
             return Found::Unknown;
         }
-        if !std::mem::replace(&mut storm.judged, true)
+        if !std::mem::replace(&mut burst.judged, true)
             && let Some(last) = self.listings.get(&parent)
         {
             let worth = last.hits >= WORTH_HITS;
-            storm.needed = if worth { STORM_MISSES } else { (storm.needed * 4).min(STORM_MISSES_MAX) };
-            if storm.misses < storm.needed {
+            burst.needed = if worth { BURST_MISSES } else { (burst.needed * 4).min(BURST_MISSES_MAX) };
+            if burst.misses < burst.needed {
                 return Found::Unknown;
             }
         }
-        storm.misses = 0;
-        storm.judged = false;
-        storm.listing = Some(Vec::new());
-        let after = if storm.large { before(name) } else { Vec::new() };
+        burst.misses = 0;
+        burst.judged = false;
+        burst.listing = Some(Vec::new());
+        let after = if burst.large { before(name) } else { Vec::new() };
         Found::List { after }
     }
 }
@@ -540,8 +540,8 @@ mod tests {
         pb::Dentry { name: name.into(), inode: id, attributes: Some(inode(id, 1)), ..Default::default() }
     }
 
-    fn names() -> Names {
-        Names::new(Duration::from_secs(3600))
+    fn names() -> MetadataCache {
+        MetadataCache::new(Duration::from_secs(3600))
     }
 
     fn id(found: Found) -> Option<u64> {
@@ -553,7 +553,7 @@ mod tests {
     }
 
     /// Misses until the directory is to be listed.
-    fn storm(names: &Names, parent: u64) -> (u32, Vec<u8>) {
+    fn burst(names: &MetadataCache, parent: u64) -> (u32, Vec<u8>) {
         for misses in 1.. {
             match names.lookup(parent, format!("miss{misses}").as_bytes()) {
                 Found::List { after } => return (misses, after),
@@ -569,12 +569,12 @@ mod tests {
         // Misses count together only if they come within the window, which this thread may sleep through.
         let (names, (misses, after)) = std::iter::repeat_with(|| {
             let (names, began) = (names(), Instant::now());
-            let listed = storm(&names, 1);
-            (began.elapsed() < STORM_WINDOW).then_some((names, listed))
+            let listed = burst(&names, 1);
+            (began.elapsed() < BURST_WINDOW).then_some((names, listed))
         })
         .find_map(|within| within)
         .expect("it repeats until there is one");
-        assert_eq!((misses, after.as_slice()), (STORM_MISSES, &b""[..]));
+        assert_eq!((misses, after.as_slice()), (BURST_MISSES, &b""[..]));
         assert!(matches!(names.lookup(1, b"x"), Found::Unknown), "one listing at a time");
         let entries = vec![dentry("a", 2), dentry("b", 3)];
         names.finish_listing(1, after, Instant::now(), Some((entries, false)));
@@ -585,7 +585,7 @@ mod tests {
     #[test]
     fn own_changes_while_a_listing_is_under_way_win() {
         let names = names();
-        let (_, after) = storm(&names, 1);
+        let (_, after) = burst(&names, 1);
         let asked = Instant::now();
         names.changed(1, b"new", Some(&inode(9, 1)), None);
         names.changed(1, b"gone", None, None);
@@ -609,7 +609,7 @@ mod tests {
 
     #[test]
     fn nothing_is_answered_after_its_time() {
-        let names = Names::new(Duration::from_secs(60));
+        let names = MetadataCache::new(Duration::from_secs(60));
         let long_ago = Instant::now() - Duration::from_secs(61);
         names.learn_name(1, b"f", Some(inode(5, 1)), long_ago);
         assert!(matches!(names.lookup(1, b"f"), Found::Unknown));
@@ -622,12 +622,12 @@ mod tests {
     #[test]
     fn a_large_directory_is_listed_around_the_name_only() {
         let names = names();
-        let (_, after) = storm(&names, 1);
+        let (_, after) = burst(&names, 1);
         names.finish_listing(1, after, Instant::now(), Some((vec![dentry("a", 2)], true)));
         assert_eq!(id(names.lookup(1, b"a")), Some(2));
         assert!(matches!(names.lookup(1, b"b"), Found::Unknown), "beyond what was listed");
-        let (misses, after) = storm(&names, 1);
-        assert!(misses > STORM_MISSES, "the first listing was not worth it");
+        let (misses, after) = burst(&names, 1);
+        assert!(misses > BURST_MISSES, "the first listing was not worth it");
         assert!(after.as_slice() < format!("miss{misses}").as_bytes() && after.starts_with(b"miss"));
     }
 
@@ -677,8 +677,8 @@ mod tests {
         let names = names();
         let is_kept = |change| match names.page_cache_at(5, change) {
             None => true,
-            Some(dropping) => {
-                names.page_cache_dropped(5, dropping);
+            Some(invalidation) => {
+                names.page_cache_dropped(5, invalidation);
                 false
             }
         };

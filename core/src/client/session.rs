@@ -14,8 +14,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::lock::Mutex;
 
 use super::Options;
-use super::inode::WRITE_BACK;
-use super::meta::Who;
+use super::meta::Identity;
+use super::open_file::WRITE_BACK;
 use super::shared::CLOSES_MAX;
 use super::shared::Shared;
 use super::workers::Workers;
@@ -49,16 +49,21 @@ const HOLDS_MAX: usize = 700_000;
 
 /// One kind of errand, which runs at most once at a time.
 #[derive(Default)]
-struct Errand(AtomicBool);
+struct SingleFlight(AtomicBool);
 
-impl Errand {
+impl SingleFlight {
     /// Runs `job` on a shared thread unless the last one is still running.
-    fn send(session: &Arc<Session>, which: fn(&Session) -> &Errand, job: fn(&Session)) {
-        Errand::send_to(&session.shared.errands, session, which, job);
+    fn send(session: &Arc<Session>, which: fn(&Session) -> &SingleFlight, job: fn(&Session)) {
+        SingleFlight::send_to(&session.shared.background, session, which, job);
     }
 
     /// As `send`, on a thread of `workers`.
-    fn send_to(workers: &Workers, session: &Arc<Session>, which: fn(&Session) -> &Errand, job: fn(&Session)) {
+    fn send_to(
+        workers: &Workers,
+        session: &Arc<Session>,
+        which: fn(&Session) -> &SingleFlight,
+        job: fn(&Session),
+    ) {
         if which(session).0.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -70,7 +75,7 @@ impl Errand {
 /// Ends with its job, also with one that panics or is never begun.
 struct Running {
     session: Arc<Session>,
-    which: fn(&Session) -> &Errand,
+    which: fn(&Session) -> &SingleFlight,
 }
 
 impl Drop for Running {
@@ -83,21 +88,21 @@ pub struct Session {
     id: ClientId,
     request: pb::ExtendClientRequest,
     shared: Arc<Shared>,
-    who: Arc<Who>,
+    identity: Arc<Identity>,
     routing: Arc<RoutingTable>,
     mgmtd: Arc<Lane>,
     meta_lane: Arc<Lane>,
     interval_ms: AtomicU64,
     /// Incarnation of each metadata service that knows our holds.
     known: Mutex<HashMap<u32, u64>>,
-    extending: Errand,
+    extending: SingleFlight,
     /// One thread, which only extends the session.
     extender: Workers,
-    closing: Errand,
-    appending: Errand,
-    aging: Errand,
-    holding: Errand,
-    comparing: Errand,
+    closing: SingleFlight,
+    appending: SingleFlight,
+    aging: SingleFlight,
+    holding: SingleFlight,
+    comparing: SingleFlight,
     /// Sessions that the service did not know when they were last compared. A close may have been under way.
     suspected: Mutex<Vec<pb::WriteSession>>,
     stopping: AtomicBool,
@@ -110,7 +115,7 @@ impl Session {
         id: ClientId,
         options: &Options,
         shared: Arc<Shared>,
-        who: Arc<Who>,
+        identity: Arc<Identity>,
         routing: Arc<RoutingTable>,
         mgmtd: Arc<Lane>,
         meta_lane: Arc<Lane>,
@@ -127,7 +132,7 @@ impl Session {
             leaving: false,
             pid: std::process::id(),
         };
-        let session = Session::new(id, request, shared, who, routing, mgmtd, meta_lane);
+        let session = Session::new(id, request, shared, identity, routing, mgmtd, meta_lane);
         session.extend_by(deadline)?;
         *session.known.lock() = session.metas();
         session.start_clock()?;
@@ -138,7 +143,7 @@ impl Session {
         id: ClientId,
         request: pb::ExtendClientRequest,
         shared: Arc<Shared>,
-        who: Arc<Who>,
+        identity: Arc<Identity>,
         routing: Arc<RoutingTable>,
         mgmtd: Arc<Lane>,
         meta_lane: Arc<Lane>,
@@ -147,19 +152,19 @@ impl Session {
             id,
             request,
             shared,
-            who,
+            identity,
             routing,
             mgmtd,
             meta_lane,
             interval_ms: AtomicU64::new(1000),
             known: Mutex::new(HashMap::new()),
-            extending: Errand::default(),
+            extending: SingleFlight::default(),
             extender: Workers::new("luciola-extend", 1),
-            closing: Errand::default(),
-            appending: Errand::default(),
-            aging: Errand::default(),
-            holding: Errand::default(),
-            comparing: Errand::default(),
+            closing: SingleFlight::default(),
+            appending: SingleFlight::default(),
+            aging: SingleFlight::default(),
+            holding: SingleFlight::default(),
+            comparing: SingleFlight::default(),
             suspected: Mutex::default(),
             stopping: AtomicBool::new(false),
             clock: Mutex::new(None),
@@ -189,11 +194,11 @@ impl Session {
                 thread::sleep(if gathered { GATHER / 50 } else { GATHER });
             }
             if closes {
-                Errand::send(&self, |session| &session.closing, |session| session.shared.send_closes());
+                SingleFlight::send(&self, |session| &session.closing, |session| session.shared.send_closes());
             }
             if appended {
                 let job = |session: &Session| session.shared.write_back_appended();
-                Errand::send(&self, |session| &session.appending, job);
+                SingleFlight::send(&self, |session| &session.appending, job);
             }
             let interval = Duration::from_millis(self.interval_ms.load(Ordering::Relaxed));
             let due = if self.shared.fence.is_raised() { interval.min(AGE) } else { interval };
@@ -201,15 +206,19 @@ impl Session {
                 extended = Instant::now();
                 self.mgmtd.close_idle();
                 self.meta_lane.close_idle();
-                Errand::send_to(&self.extender, &self, |session| &session.extending, Session::extend);
+                SingleFlight::send_to(&self.extender, &self, |session| &session.extending, Session::extend);
             }
             if aged.elapsed() >= AGE {
                 aged = Instant::now();
-                Errand::send(&self, |session| &session.aging, |session| session.shared.write_back_aged());
+                SingleFlight::send(
+                    &self,
+                    |session| &session.aging,
+                    |session| session.shared.write_back_aged(),
+                );
             }
             if compared.elapsed() >= SESSIONS_INTERVAL {
                 compared = Instant::now();
-                Errand::send(&self, |session| &session.comparing, Session::compare_sessions);
+                SingleFlight::send(&self, |session| &session.comparing, Session::compare_sessions);
             }
             self.follow_metas();
         }
@@ -239,7 +248,7 @@ impl Session {
     /// The cluster may have forgotten this client: what it has open is reported, and what was lost fails (N2).
     fn register_again(&self) -> Result<()> {
         log::warn!("client {}: registering again, its session had lapsed", self.id);
-        self.shared.register_again(&self.who, self.open_files(0))
+        self.shared.register_again(&self.identity, self.open_files(0))
     }
 
     /// All that is open, for the metadata service of that incarnation.
@@ -257,7 +266,7 @@ impl Session {
     fn compare_sessions(&self) {
         let sessions = self.shared.write_sessions();
         let request = pb::HoldRequest { keep_holds: true, sessions, ..Default::default() };
-        match self.shared.meta.hold(&self.who, request) {
+        match self.shared.meta.hold(&self.identity, request) {
             Ok(unknown) => {
                 let mut suspected = self.suspected.lock();
                 let lost: Vec<_> = unknown.iter().filter(|one| suspected.contains(one)).copied().collect();
@@ -285,13 +294,13 @@ impl Session {
             return;
         }
         self.meta_lane.set_addresses(self.routing.current().lane_addresses(NodeKind::NodeMeta));
-        Errand::send(self, |session| &session.holding, Session::tell_holds);
+        SingleFlight::send(self, |session| &session.holding, Session::report_holds);
     }
 
-    fn tell_holds(&self) {
+    fn report_holds(&self) {
         let metas = self.metas();
         let incarnation = metas.values().copied().max().unwrap_or_default();
-        if let Err(error) = self.shared.meta.hold(&self.who, self.open_files(incarnation)) {
+        if let Err(error) = self.shared.meta.hold(&self.identity, self.open_files(incarnation)) {
             log::warn!("client {}: open files were not told: {error}", self.id);
             return;
         }
@@ -328,8 +337,8 @@ mod tests {
 
     use super::*;
     use crate::buffer::Placement;
-    use crate::client::twin::{self, MetaTwin};
-    use crate::client::{CreateOptions, File, OpenOptions, Place, inode_path, name_path};
+    use crate::client::fake::{self, FakeMeta};
+    use crate::client::{CreateOptions, File, OpenOptions, WriteOffset, inode_path, name_path};
     use crate::cluster::routing::Routing;
     use crate::cluster::rpc::LaneOptions;
     use crate::wire::credential::Credential;
@@ -347,20 +356,20 @@ mod tests {
     #[test]
     fn appended_bytes_are_written_back_before_they_have_aged_and_others_append_after_them() {
         let chunks = Arc::default();
-        let metas = MetaTwin::new(Arc::clone(&chunks));
-        let shared = twin::client(&chunks, &metas, 1 << 20);
+        let metas = FakeMeta::new(Arc::clone(&chunks));
+        let shared = fake::client(&chunks, &metas, 1 << 20);
         let session = session(&shared, &TcpListener::bind("127.0.0.1:0").unwrap());
         // What has aged is never written back.
         session.aging.0.store(true, Ordering::Relaxed);
         session.start_clock().unwrap();
-        let who = Arc::default();
+        let identity = Arc::default();
         let options = OpenOptions { read: true, write: true, append: true, ..OpenOptions::default() };
         for (number, length) in [(5, 20), (6, 100_000)] {
             let create = CreateOptions { permissions: 0o644, exclusive: true, layout: None };
             let path = name_path(1, format!("f{number}").as_bytes());
-            let file = File::create(&shared, &who, path, options, create).unwrap();
+            let file = File::create(&shared, &identity, path, options, create).unwrap();
             let line = Placement::from_vec(vec![1; length]);
-            assert_eq!(file.write(Place::End, &line, false).unwrap(), 0);
+            assert_eq!(file.write(WriteOffset::Append, &line, false).unwrap(), 0);
             let held =
                 || metas.inode(number).inline_data.len() + chunks.content(metas.inode(number).content).len();
             let deadline = Instant::now() + Duration::from_secs(60);
@@ -368,9 +377,9 @@ mod tests {
                 assert!(Instant::now() < deadline, "{length} bytes wait until they have aged");
                 thread::yield_now();
             }
-            let other = twin::client(&chunks, &metas, 1 << 20);
-            let theirs = File::open(&other, &who, inode_path(number), options).unwrap();
-            assert_eq!(theirs.write(Place::End, &line, false).unwrap(), length as u64);
+            let other = fake::client(&chunks, &metas, 1 << 20);
+            let theirs = File::open(&other, &identity, inode_path(number), options).unwrap();
+            assert_eq!(theirs.write(WriteOffset::Append, &line, false).unwrap(), length as u64);
             file.fsync(false).unwrap();
             let into = Placement::from_vec(vec![0; 3 * length]);
             assert_eq!(theirs.read_at(0, &into).unwrap(), 2 * length);
@@ -382,11 +391,11 @@ mod tests {
     #[test]
     fn session_is_extended_while_all_shared_threads_wait() {
         let chunks = Arc::default();
-        let shared = twin::client(&chunks, &MetaTwin::new(Arc::clone(&chunks)), 1 << 20);
+        let shared = fake::client(&chunks, &FakeMeta::new(Arc::clone(&chunks)), 1 << 20);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let session = session(&shared, &listener);
         session.interval_ms.store(1, Ordering::Relaxed);
-        let held = twin::hold_errands(&shared);
+        let held = fake::hold_background(&shared);
         session.start_clock().unwrap();
         let (report, reached) = crossbeam_channel::bounded(1);
         thread::spawn(move || report.send(listener.accept().is_ok()));

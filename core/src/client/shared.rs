@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use crate::lock::{Condvar, Mutex};
 
-use super::budget::Budget;
 use super::data::{DataClient, Read, Write};
 use super::dirty::RUN_BYTES;
+use super::dirty_limit::DirtyLimit;
 use super::fence::Fence;
-use super::inode::OpenInode;
-use super::meta::{Meta, Who};
-use super::names::Names;
+use super::meta::{Identity, Meta};
+use super::names::MetadataCache;
+use super::open_file::OpenInode;
 use super::workers::Workers;
 use crate::buffer::BufferPool;
 use crate::clock;
@@ -33,7 +33,12 @@ pub trait Chunks: Send + Sync {
     /// Everything acknowledged in `range` survives the loss of power.
     fn sync(&self, layout: &pb::Layout, content: ContentId, range: Range<u64>) -> Result<()>;
     /// The parts of `range` that lie in chunks which hold bytes there; the rest reads as zeros.
-    fn held(&self, layout: &pb::Layout, content: ContentId, range: Range<u64>) -> Result<Vec<Range<u64>>>;
+    fn data_extents(
+        &self,
+        layout: &pb::Layout,
+        content: ContentId,
+        range: Range<u64>,
+    ) -> Result<Vec<Range<u64>>>;
 }
 
 /// Bytes for memory that no node can reach travel through a socket; from this size on a copy out of a buffer that
@@ -139,8 +144,13 @@ impl Chunks for Chains {
         self.data.sync(layout, content, range.start, range.end - range.start, deadline)
     }
 
-    fn held(&self, layout: &pb::Layout, content: ContentId, range: Range<u64>) -> Result<Vec<Range<u64>>> {
-        self.data.held(layout, content, range, Instant::now() + self.deadline)
+    fn data_extents(
+        &self,
+        layout: &pb::Layout,
+        content: ContentId,
+        range: Range<u64>,
+    ) -> Result<Vec<Range<u64>>> {
+        self.data.data_extents(layout, content, range, Instant::now() + self.deadline)
     }
 }
 
@@ -152,7 +162,7 @@ const CLOSES_WAITING_MAX: usize = 4096;
 
 /// A close that the metadata service is still to be told.
 pub struct Close {
-    pub who: Arc<Who>,
+    pub identity: Arc<Identity>,
     pub one: pb::CloseOne,
 }
 
@@ -236,7 +246,7 @@ impl Opening<'_> {
             known.handles += 1;
             let known = known.inode.clone();
             drop(files);
-            known.adopt(inode);
+            known.apply_server_inode(inode);
             return Some(known);
         }
         if files.is_overtaken(self.number, inode) {
@@ -262,18 +272,18 @@ pub struct Shared {
     pub fence: Fence,
     /// Buffers for dirty bytes and for reading ahead.
     pub pool: BufferPool,
-    pub budget: Budget,
+    pub dirty_limit: DirtyLimit,
     /// Write-back only: its jobs wait for chains, never for room or for other jobs.
     pub workers: Workers,
     /// Everything else that should not hold up its caller.
-    pub errands: Workers,
-    pub names: Names,
+    pub background: Workers,
+    pub metadata_cache: MetadataCache,
     /// Files whose attributes wait to be told.
-    pub unsettled: AtomicUsize,
+    pub deferred_count: AtomicUsize,
     pub attribute_timeout: Duration,
     pub read_ahead_bytes: usize,
     /// How many of the files made last, in a row, have outgrown their inodes.
-    outgrown: AtomicUsize,
+    large_files: AtomicUsize,
     files: Mutex<Files>,
     listed: Mutex<Vec<Weak<OpenInode>>>,
     /// Files with appended bytes that may not wait until they have aged.
@@ -286,11 +296,11 @@ pub struct Shared {
 
 /// So many large files in a row, and the next is taken for a large one: a mistake costs a round trip to a storage node
 /// instead of one to the metadata service.
-const OUTGROWN_MIN: usize = 4;
+const LARGE_FILES_MIN: usize = 4;
 
 /// Threads for write-back, and for the rest.
 const WORKERS_MAX: usize = 8;
-const ERRANDS_MAX: usize = 16;
+const BACKGROUND_MAX: usize = 16;
 
 impl Shared {
     pub fn new(
@@ -306,14 +316,14 @@ impl Shared {
             chunks,
             fence: Fence::new(),
             pool,
-            budget: Budget::new(write_buffer_bytes),
+            dirty_limit: DirtyLimit::new(write_buffer_bytes),
             workers: Workers::new("luciola-write", WORKERS_MAX),
-            errands: Workers::new("luciola-errand", ERRANDS_MAX),
-            names: Names::new(attribute_timeout),
-            unsettled: AtomicUsize::new(0),
+            background: Workers::new("luciola-errand", BACKGROUND_MAX),
+            metadata_cache: MetadataCache::new(attribute_timeout),
+            deferred_count: AtomicUsize::new(0),
             attribute_timeout,
             read_ahead_bytes,
-            outgrown: AtomicUsize::new(0),
+            large_files: AtomicUsize::new(0),
             files: Mutex::default(),
             listed: Mutex::new(Vec::new()),
             appended: Mutex::new(Vec::new()),
@@ -329,11 +339,14 @@ impl Shared {
     }
 
     /// Attributes as the metadata service described them, with what was written here and not told yet.
-    pub fn seen(&self, inode: &pb::Inode) -> pb::Inode {
+    pub fn local_view(&self, inode: &pb::Inode) -> pb::Inode {
         match self.find(inode.id) {
-            Some(open) => open.seen_over(inode),
+            Some(open) => open.overlay_local(inode),
             // It may have been closed since that was asked.
-            None => self.names.newest(inode).map_or_else(|| inode.clone(), |known| pb::Inode::clone(&known)),
+            None => self
+                .metadata_cache
+                .newest(inode)
+                .map_or_else(|| inode.clone(), |known| pb::Inode::clone(&known)),
         }
     }
 
@@ -359,7 +372,7 @@ impl Shared {
         let Some(known) = files.open.get_mut(&inode) else { return };
         known.handles -= 1;
         if known.handles == 0 {
-            known.inode.abandon();
+            known.inode.discard_unsynced();
             let change = known.inode.change();
             files.open.remove(&inode);
             files.leave(inode, change);
@@ -402,33 +415,33 @@ impl Shared {
 
     /// A file that was made here has been closed for the first time; `length` tells what has become of it. An empty
     /// one tells nothing.
-    pub fn was_made(&self, length: u64, inline_bytes: u32) {
+    pub fn on_created_file_closed(&self, length: u64, inline_bytes: u32) {
         if length > u64::from(inline_bytes) {
-            self.outgrown.fetch_add(1, Ordering::Relaxed);
+            self.large_files.fetch_add(1, Ordering::Relaxed);
         } else if length > 0 {
-            self.outgrown.store(0, Ordering::Relaxed);
+            self.large_files.store(0, Ordering::Relaxed);
         }
     }
 
     /// Whether the next file will probably outgrow its inode, so that it had better be made in chunks.
     pub fn makes_large_files(&self) -> bool {
-        self.outgrown.load(Ordering::Relaxed) >= OUTGROWN_MIN
+        self.large_files.load(Ordering::Relaxed) >= LARGE_FILES_MIN
     }
 
     /// Tells all attributes that wait: a name is about to be moved, and its reader is to find them.
-    pub fn settle(&self) {
-        if self.unsettled.load(Ordering::Acquire) == 0 {
+    pub fn flush_deferred(&self) {
+        if self.deferred_count.load(Ordering::Acquire) == 0 {
             return;
         }
         for inode in self.dirty_files() {
-            if let Err(error) = inode.settle() {
+            if let Err(error) = inode.flush_deferred() {
                 inode.fail(error.context("attributes"));
             }
         }
     }
 
     /// Begins to write back everything: memory is short.
-    pub fn press(&self) {
+    pub fn flush_for_pressure(&self) {
         for inode in self.dirty_files() {
             inode.start_write_back();
         }
@@ -476,22 +489,22 @@ impl Shared {
     /// Sends the closes that wait. Those that the metadata service does not answer wait on.
     pub fn send_closes(&self) {
         loop {
-            let (who, batch) = {
+            let (identity, batch) = {
                 let mut closes = self.closes.lock();
-                let Some(who) = closes.first().map(|close| close.who.clone()) else { return };
+                let Some(identity) = closes.first().map(|close| close.identity.clone()) else { return };
                 let mut batch = Vec::new();
                 let mut rest = Vec::new();
                 for close in closes.drain(..) {
-                    if batch.len() < CLOSES_MAX && close.who == who {
+                    if batch.len() < CLOSES_MAX && close.identity == identity {
                         batch.push(close.one);
                     } else {
                         rest.push(close);
                     }
                 }
                 *closes = rest;
-                (who, batch)
+                (identity, batch)
             };
-            match self.meta.close(&who, batch.clone()) {
+            match self.meta.close(&identity, batch.clone()) {
                 Ok(outcomes) => {
                     for error in outcomes.into_iter().filter_map(Result::err) {
                         log::debug!("close: {error}");
@@ -499,7 +512,7 @@ impl Shared {
                 }
                 Err(error) if error.is_retryable() => {
                     log::warn!("{} files stay open at the metadata service for now: {error}", batch.len());
-                    let again = batch.into_iter().map(|one| Close { who: who.clone(), one });
+                    let again = batch.into_iter().map(|one| Close { identity: identity.clone(), one });
                     self.closes.lock().extend(again);
                     return;
                 }
@@ -541,8 +554,8 @@ impl Shared {
 
     /// Reports what is open, as `request` says, to a service that may have forgotten this client: write sessions that
     /// were lost fail, and what is known of open files is asked for again.
-    pub fn register_again(&self, who: &Who, request: pb::HoldRequest) -> Result<()> {
-        let lost = self.meta.hold(who, request)?;
+    pub fn register_again(&self, identity: &Identity, request: pb::HoldRequest) -> Result<()> {
+        let lost = self.meta.hold(identity, request)?;
         self.lose_sessions(&lost);
         self.open_files().iter().for_each(|inode| inode.distrust());
         Ok(())
@@ -561,8 +574,8 @@ impl Shared {
                 left.push(format!("{count} {what}"));
             }
         };
-        expect_none("bytes of the budget", self.budget.used());
-        expect_none("files with attributes to tell", self.unsettled.load(Ordering::Acquire));
+        expect_none("bytes of the budget", self.dirty_limit.used());
+        expect_none("files with attributes to tell", self.deferred_count.load(Ordering::Acquire));
         expect_none("closes", self.closes_waiting());
         expect_none("held inodes", self.held().len());
         expect_none("files with dirty bytes", self.listed.lock().len());

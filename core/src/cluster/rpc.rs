@@ -80,7 +80,7 @@ enum Failure {
     /// Another attempt may succeed, at another address.
     Lost(Error),
     /// The service answered; another attempt may succeed.
-    Later(Error),
+    DeferredSetattr(Error),
     Final(Error),
 }
 
@@ -168,7 +168,7 @@ impl Lane {
                     }
                     error
                 }
-                Err(Failure::Later(error)) => {
+                Err(Failure::DeferredSetattr(error)) => {
                     said = Some(error.clone());
                     error
                 }
@@ -337,7 +337,7 @@ fn service_error(reply: &[u8]) -> Failure {
         Err(error) => return Failure::Final(Error::new(Kind::CorruptData, error.to_string())),
     };
     match error.kind() {
-        Kind::Unavailable | Kind::MaybeCommitted | Kind::Busy => Failure::Later(error),
+        Kind::Unavailable | Kind::MaybeCommitted | Kind::Busy => Failure::DeferredSetattr(error),
         _ => Failure::Final(error),
     }
 }

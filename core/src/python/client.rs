@@ -177,12 +177,12 @@ impl PyClient {
     ) -> PyResult<PyFile> {
         let client = self.client()?;
         let options = OpenOptions { read, write, append, truncate, direct, follow };
-        let who = client.who();
+        let identity = client.identity();
         let file = py.detach(|| match permissions {
-            None => client.open(who, path(name), options),
+            None => client.open(identity, path(name), options),
             Some(permissions) => {
                 let create = CreateOptions { permissions, exclusive, layout: layout.map(wanted) };
-                client.create(who, path(name), options, create)
+                client.create(identity, path(name), options, create)
             }
         })?;
         Ok(PyFile::new(file))
@@ -191,7 +191,7 @@ impl PyClient {
     #[pyo3(signature = (name, *, follow = true))]
     fn stat(&self, py: Python<'_>, name: &[u8], follow: bool) -> PyResult<Stat> {
         let client = self.client()?;
-        Ok(stat(&py.detach(|| client.stat(client.who(), path(name), follow))?))
+        Ok(stat(&py.detach(|| client.stat(client.identity(), path(name), follow))?))
     }
 
     /// One page of a directory, after the name `after`: its entries, and whether there are more.
@@ -210,14 +210,14 @@ impl PyClient {
             with_inodes: with_attributes,
             ..Default::default()
         };
-        let reply = py.detach(|| client.meta().list(client.who(), request))?;
+        let reply = py.detach(|| client.meta().list(client.identity(), request))?;
         let listed = |entry: pb::Dentry| {
             let name = PyBytes::new(py, &entry.name);
             (
                 name,
                 entry.inode,
                 entry.r#type,
-                entry.attributes.as_ref().map(|inode| stat(&client.seen(inode))),
+                entry.attributes.as_ref().map(|inode| stat(&client.local_view(inode))),
             )
         };
         Ok((reply.entries.into_iter().map(listed).collect(), reply.more))
@@ -240,14 +240,14 @@ impl PyClient {
             layout: layout.map(wanted),
             ..Default::default()
         };
-        py.detach(|| client.meta().mkdir(client.who(), request))?;
+        py.detach(|| client.meta().mkdir(client.identity(), request))?;
         Ok(())
     }
 
     /// That of a file, or what a directory hands on; `None`: it has none of its own.
     fn layout(&self, py: Python<'_>, name: &[u8]) -> PyResult<Option<Layout>> {
         let client = self.client()?;
-        let inode = py.detach(|| client.meta().stat(client.who(), path(name), true))?;
+        let inode = py.detach(|| client.meta().stat(client.identity(), path(name), true))?;
         match inode.r#type() {
             pb::FileType::Regular | pb::FileType::Directory => Ok(inode.layout.as_ref().map(layout)),
             _ => Err(Error::invalid("only files and directories have a layout").into()),
@@ -257,7 +257,7 @@ impl PyClient {
     /// What new files get in a directory that has none of its own.
     fn default_layout(&self, py: Python<'_>) -> PyResult<Layout> {
         let client = self.client()?;
-        let space = py.detach(|| client.meta().stat_fs(client.who()))?;
+        let space = py.detach(|| client.meta().stat_fs(client.identity()))?;
         Ok(layout(&space.default_layout.unwrap_or_default()))
     }
 
@@ -271,25 +271,25 @@ impl PyClient {
             layout: layout.map(wanted),
             ..Default::default()
         };
-        py.detach(|| client.meta().set_attr(client.who(), request))?;
+        py.detach(|| client.meta().set_attr(client.identity(), request))?;
         Ok(())
     }
 
     fn unlink(&self, py: Python<'_>, name: &[u8]) -> PyResult<()> {
         let client = self.client()?;
-        py.detach(|| client.meta().unlink(client.who(), path(name)))?;
+        py.detach(|| client.meta().unlink(client.identity(), path(name)))?;
         Ok(())
     }
 
     fn rmdir(&self, py: Python<'_>, name: &[u8]) -> PyResult<()> {
         let client = self.client()?;
-        Ok(py.detach(|| client.meta().rmdir(client.who(), path(name)))?)
+        Ok(py.detach(|| client.meta().rmdir(client.identity(), path(name)))?)
     }
 
     /// Remove a directory and everything below it, at the metadata service.
     fn remove_tree(&self, py: Python<'_>, name: &[u8]) -> PyResult<()> {
         let client = self.client()?;
-        Ok(py.detach(|| client.meta().remove_tree(client.who(), path(name)))?)
+        Ok(py.detach(|| client.meta().remove_tree(client.identity(), path(name)))?)
     }
 
     #[pyo3(signature = (source, target, *, no_replace = false, exchange = false))]
@@ -309,19 +309,19 @@ impl PyClient {
             exchange,
             ..Default::default()
         };
-        py.detach(|| client.meta().rename(client.who(), request))?;
+        py.detach(|| client.meta().rename(client.identity(), request))?;
         Ok(())
     }
 
     fn symlink(&self, py: Python<'_>, target: &[u8], name: &[u8]) -> PyResult<()> {
         let client = self.client()?;
-        py.detach(|| client.meta().symlink(client.who(), path(name), target))?;
+        py.detach(|| client.meta().symlink(client.identity(), path(name), target))?;
         Ok(())
     }
 
     fn readlink<'py>(&self, py: Python<'py>, name: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
         let client = self.client()?;
-        let inode = py.detach(|| client.meta().stat(client.who(), path(name), false))?;
+        let inode = py.detach(|| client.meta().stat(client.identity(), path(name), false))?;
         if inode.r#type() != pb::FileType::Symlink {
             return Err(Error::invalid("not a symbolic link").into());
         }
@@ -331,7 +331,7 @@ impl PyClient {
     #[pyo3(signature = (source, target, *, follow = false))]
     fn link(&self, py: Python<'_>, source: &[u8], target: &[u8], follow: bool) -> PyResult<()> {
         let client = self.client()?;
-        py.detach(|| client.meta().link(client.who(), path(source), path(target), follow))?;
+        py.detach(|| client.meta().link(client.identity(), path(source), path(target), follow))?;
         Ok(())
     }
 
@@ -354,7 +354,7 @@ impl PyClient {
     ) -> PyResult<()> {
         let client = self.client()?;
         py.detach(|| {
-            let inode = client.meta().stat(client.who(), path(name), follow)?;
+            let inode = client.meta().stat(client.identity(), path(name), follow)?;
             let request = pb::SetAttrRequest {
                 path: Some(inode_path(inode.id)),
                 permissions,
@@ -367,7 +367,7 @@ impl PyClient {
                 mtime_now: times_now,
                 ..Default::default()
             };
-            set_attributes(client.shared(), client.who(), request)
+            set_attributes(client.shared(), client.identity(), request)
         })?;
         Ok(())
     }
@@ -375,7 +375,7 @@ impl PyClient {
     /// (capacity, free bytes, inodes)
     fn statfs(&self, py: Python<'_>) -> PyResult<(u64, u64, u64)> {
         let client = self.client()?;
-        let space = py.detach(|| client.meta().stat_fs(client.who()))?;
+        let space = py.detach(|| client.meta().stat_fs(client.identity()))?;
         Ok((space.capacity_bytes, space.free_bytes, space.inode_count))
     }
 
@@ -389,8 +389,8 @@ impl PyClient {
     ) -> PyResult<Bound<'py, PyBytes>> {
         let client = self.client()?;
         let value = py.detach(|| {
-            let inode = client.meta().stat(client.who(), path(name), follow)?.id;
-            client.meta().get_xattr(client.who(), inode, attribute)
+            let inode = client.meta().stat(client.identity(), path(name), follow)?.id;
+            client.meta().get_xattr(client.identity(), inode, attribute)
         })?;
         Ok(PyBytes::new(py, &value))
     }
@@ -408,8 +408,8 @@ impl PyClient {
     ) -> PyResult<()> {
         let client = self.client()?;
         Ok(py.detach(|| {
-            let inode = client.meta().stat(client.who(), path(name), follow)?.id;
-            client.meta().set_xattr(client.who(), inode, attribute, value, flags)
+            let inode = client.meta().stat(client.identity(), path(name), follow)?.id;
+            client.meta().set_xattr(client.identity(), inode, attribute, value, flags)
         })?)
     }
 
@@ -422,8 +422,8 @@ impl PyClient {
     ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
         let client = self.client()?;
         let names = py.detach(|| {
-            let inode = client.meta().stat(client.who(), path(name), follow)?.id;
-            client.meta().list_xattr(client.who(), inode)
+            let inode = client.meta().stat(client.identity(), path(name), follow)?.id;
+            client.meta().list_xattr(client.identity(), inode)
         })?;
         Ok(names.iter().map(|name| PyBytes::new(py, name)).collect())
     }
@@ -432,8 +432,8 @@ impl PyClient {
     fn remove_xattr(&self, py: Python<'_>, name: &[u8], attribute: &[u8], follow: bool) -> PyResult<()> {
         let client = self.client()?;
         Ok(py.detach(|| {
-            let inode = client.meta().stat(client.who(), path(name), follow)?.id;
-            client.meta().remove_xattr(client.who(), inode, attribute)
+            let inode = client.meta().stat(client.identity(), path(name), follow)?.id;
+            client.meta().remove_xattr(client.identity(), inode, attribute)
         })?)
     }
 
@@ -441,11 +441,11 @@ impl PyClient {
     fn real_path<'py>(&self, py: Python<'py>, name: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
         let client = self.client()?;
         let real = py.detach(|| {
-            let inode = client.meta().stat(client.who(), path(name), true)?;
+            let inode = client.meta().stat(client.identity(), path(name), true)?;
             if inode.r#type() != pb::FileType::Directory {
                 return Err(Error::new(Kind::NotADirectory, "only a directory has one real path"));
             }
-            client.meta().real_path(client.who(), inode.id)
+            client.meta().real_path(client.identity(), inode.id)
         })?;
         Ok(PyBytes::new(py, &real))
     }

@@ -10,7 +10,7 @@ use super::forked::Forked;
 use super::memory::placement;
 use super::signals::watched;
 use crate::buffer::Placement;
-use crate::client::{File, Place};
+use crate::client::{File, WriteOffset};
 use crate::error::Error;
 
 /// Most bytes that `read` returns: what a bytes object may hold.
@@ -60,7 +60,7 @@ impl PyFile {
     fn write(&self, py: Python<'_>, data: &Bound<'_, PyAny>, offset: Option<u64>) -> PyResult<u64> {
         let payload = placement(data, false)?;
         let file = self.file()?;
-        let place = offset.map_or(Place::End, Place::At);
+        let place = offset.map_or(WriteOffset::Append, WriteOffset::At);
         let written = py.detach(|| file.write(place, &payload, false));
         Ok(written?)
     }
@@ -95,7 +95,7 @@ impl PyFile {
     }
 
     fn stat(&self) -> PyResult<Stat> {
-        Ok(stat(&self.file()?.inode().seen()))
+        Ok(stat(&self.file()?.inode().local_view()))
     }
 
     #[getter]

@@ -24,7 +24,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use crate::buffer::Placement;
-use crate::client::{File, Place, Shared, Through, WriteAt, write_many};
+use crate::client::{File, IoMode, Shared, WriteAt, WriteOffset, write_many};
 use crate::error::{Error, Result};
 
 /// Most entries of a ring.
@@ -321,7 +321,7 @@ impl Writing {
 
 fn write_alone(part: &WriteAt) -> Result<()> {
     let WriteAt { file, offset, payload } = part;
-    file.write_through(Place::At(*offset), payload, false, Through::Direct).map(drop)
+    file.write_through(WriteOffset::At(*offset), payload, false, IoMode::Direct).map(drop)
 }
 
 impl Queues {

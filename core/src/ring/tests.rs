@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::*;
-use crate::client::twin::{CHUNK_BYTES, ChunkTwin, MetaTwin, client};
-use crate::client::{CreateOptions, OpenOptions, Who, inode_path, name_path};
+use crate::client::fake::{CHUNK_BYTES, FakeChunks, FakeMeta, client};
+use crate::client::{CreateOptions, Identity, OpenOptions, inode_path, name_path};
 use crate::error::Kind;
 
 const CHUNK: u64 = CHUNK_BYTES as u64;
@@ -14,15 +14,15 @@ const READ_WRITE: OpenOptions =
     OpenOptions { read: true, write: true, append: false, truncate: false, direct: false, follow: false };
 
 struct RingWorld {
-    chunks: Arc<ChunkTwin>,
-    meta: Arc<MetaTwin>,
+    chunks: Arc<FakeChunks>,
+    meta: Arc<FakeMeta>,
     shared: Arc<Shared>,
 }
 
 impl RingWorld {
     fn new() -> RingWorld {
-        let chunks = Arc::new(ChunkTwin::default());
-        let meta = MetaTwin::new(chunks.clone());
+        let chunks = Arc::new(FakeChunks::default());
+        let meta = FakeMeta::new(chunks.clone());
         let shared = client(&chunks, &meta, 8 << 20);
         RingWorld { chunks, meta, shared }
     }
@@ -31,9 +31,9 @@ impl RingWorld {
     fn file_of_chunks(&self, number: u64, count: u64) -> Arc<File> {
         let create = CreateOptions { permissions: 0o644, exclusive: false, layout: None };
         let path = name_path(1, format!("f{number}").as_bytes());
-        let file = File::create(&self.shared, &Arc::<Who>::default(), path, READ_WRITE, create).unwrap();
+        let file = File::create(&self.shared, &Arc::<Identity>::default(), path, READ_WRITE, create).unwrap();
         let zeros = Placement::from_vec(vec![0; (count * CHUNK) as usize]);
-        file.write(Place::At(0), &zeros, false).unwrap();
+        file.write(WriteOffset::At(0), &zeros, false).unwrap();
         file.fsync(false).unwrap();
         self.chunks.writes.store(0, Ordering::Relaxed);
         file
@@ -109,7 +109,7 @@ fn long_writes_go_out_of_their_own_memory_and_touch_no_room_for_dirty_bytes() {
     world.chunks.hold_writes(true);
     submit(&ring, vec![write(&file, 0, vec![3; 64 * CHUNK as usize])]);
     world.chunks.wait_for_writes(64);
-    assert_eq!(world.shared.budget.used(), 0);
+    assert_eq!(world.shared.dirty_limit.used(), 0);
     world.chunks.hold_writes(false);
     drain_all_good(&ring, 1, 64 * CHUNK as usize);
     assert_eq!(world.content(5), vec![3; 64 * CHUNK as usize]);
@@ -138,7 +138,7 @@ fn writes_over_dirty_bytes_and_over_one_another_keep_their_order_and_their_bytes
     let world = RingWorld::new();
     let file = world.file_of_chunks(5, 4);
     let ring = world.ring(8);
-    file.write(Place::At(CHUNK - 100), &Placement::from_vec(vec![1; 200]), false).unwrap();
+    file.write(WriteOffset::At(CHUNK - 100), &Placement::from_vec(vec![1; 200]), false).unwrap();
     submit(&ring, vec![write(&file, CHUNK - 50, vec![2; 100]), write(&file, 3 * CHUNK, vec![7; 10])]);
     drain_all_good_of(&ring, &[(CHUNK - 50, 100), (3 * CHUNK, 10)]);
     // Acknowledged, with what was dirty under them.
@@ -169,7 +169,7 @@ fn bytes_in_flight_are_read_and_a_buffered_write_over_them_follows() {
     world.chunks.hold_writes(true);
     submit(&ring, vec![write(&file, 0, vec![1; 100])]);
     world.chunks.wait_for_writes(1);
-    file.write(Place::At(50), &Placement::from_vec(vec![2; 100]), false).unwrap();
+    file.write(WriteOffset::At(50), &Placement::from_vec(vec![2; 100]), false).unwrap();
     let into = Placement::from_vec(vec![9; 200]);
     assert_eq!(file.read_at(0, &into).unwrap(), 200);
     assert!(file.inode().plan_read(CHUNK - 200, &into).is_none(), "of a chunk in flight");
@@ -259,8 +259,8 @@ fn fsync_and_truncation_wait_for_writes_in_flight() {
 fn small_files_and_appends_are_written_through_a_ring_too() {
     let world = RingWorld::new();
     let create = CreateOptions { permissions: 0o644, exclusive: false, layout: None };
-    let who = Arc::<Who>::default();
-    let small = File::create(&world.shared, &who, name_path(1, b"f6"), READ_WRITE, create).unwrap();
+    let identity = Arc::<Identity>::default();
+    let small = File::create(&world.shared, &identity, name_path(1, b"f6"), READ_WRITE, create).unwrap();
     let ring = world.ring(4);
     submit(&ring, (0..4).map(|n| write(&small, n * 10, vec![n as u8; 10])).collect());
     drain_all_good(&ring, 4, 10);
@@ -268,19 +268,20 @@ fn small_files_and_appends_are_written_through_a_ring_too() {
     assert_eq!(world.meta.inode(6).inline_data.len(), 40);
     world.file_of_chunks(5, 1);
     let options = OpenOptions { append: true, ..READ_WRITE };
-    let appender = File::open(&world.shared, &who, inode_path(5), options).unwrap();
+    let appender = File::open(&world.shared, &identity, inode_path(5), options).unwrap();
     submit(&ring, (0..4).map(|n| write(&appender, n, vec![8; 10])).collect());
     drain_all_good(&ring, 4, 10);
     assert_eq!(world.content(5)[CHUNK as usize..], [8; 40]);
     // Longer than what is sent at once: others may append too, but not into it.
     let long = 9 << 20;
-    let other = File::open(&world.shared, &who, inode_path(5), options).unwrap();
+    let other = File::open(&world.shared, &identity, inode_path(5), options).unwrap();
     submit(&ring, vec![write(&appender, 0, vec![3; long]), write(&other, 1, vec![4; long])]);
     drain_all_good(&ring, 2, long);
     let appended = world.content(5).split_off(CHUNK as usize + 40);
     assert_eq!(appended.len(), 2 * long);
     assert!(appended.chunks(long).all(|one| one.iter().all(|byte| *byte == one[0])), "not interleaved");
-    let reader = File::open(&world.shared, &who, inode_path(5), OpenOptions { write: false, ..READ_WRITE });
+    let reader =
+        File::open(&world.shared, &identity, inode_path(5), OpenOptions { write: false, ..READ_WRITE });
     let reader = reader.unwrap();
     submit(&ring, vec![write(&reader, 0, vec![1; 10])]);
     assert_eq!(drain(&ring).remove(0).result.unwrap_err().kind(), Kind::InvalidArgument);

@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 use super::model::{Cut, Look, Mode, SLOT_BYTES, Write, record, stamp};
 use super::world::{FILE, World};
 use crate::buffer::Placement;
-use crate::client::inode::Place;
 use crate::client::meta::inode_path;
+use crate::client::open_file::WriteOffset;
 use crate::client::shared::Shared;
 use crate::client::{
-    File, OpenOptions, Through, WriteAt, set_attributes, set_attributes_later, set_length, write_many,
+    File, IoMode, OpenOptions, WriteAt, set_attributes, set_attributes_deferred, set_length, write_many,
 };
 use crate::error::{Kind, Result};
 use crate::schedule;
@@ -93,7 +93,7 @@ impl Worker {
             18 => self.extend(handle),
             _ => {
                 self.note("presses".to_owned());
-                self.shared().press();
+                self.shared().flush_for_pressure();
             }
         }
     }
@@ -124,7 +124,7 @@ impl Worker {
         self.note(format!("opens {options:?} by name: {by_name}"));
         let file = match by_name {
             true => self.world.create(self.client, options),
-            false => File::open(self.shared(), &self.world.who, inode_path(FILE), options),
+            false => File::open(self.shared(), &self.world.identity, inode_path(FILE), options),
         };
         let file = self.outcome("open", file)?;
         self.world.exists.store(true, Ordering::Relaxed);
@@ -194,7 +194,7 @@ impl Worker {
         };
         self.note(format!("handle {} writes version {version} of slot {number}", handle.number));
         let payload = Placement::from_vec(stamp(version));
-        let result = handle.file.write(Place::At(at), &payload, false);
+        let result = handle.file.write(WriteOffset::At(at), &payload, false);
         let done = self.outcome("write", result).is_some();
         let mut model = self.world.model.lock();
         let now = model.tick();
@@ -229,8 +229,8 @@ impl Worker {
         let outcomes = write_many(self.shared(), &writes);
         for ((write, (number, version)), outcome) in writes.iter().zip(begun).zip(outcomes) {
             let alone = || {
-                let place = Place::At(write.offset);
-                handle.file.write_through(place, &write.payload, false, Through::Direct).map(drop)
+                let place = WriteOffset::At(write.offset);
+                handle.file.write_through(place, &write.payload, false, IoMode::Direct).map(drop)
             };
             let is_done = self.outcome("write", outcome.unwrap_or_else(alone)).is_some();
             let mut model = self.world.model.lock();
@@ -257,7 +257,7 @@ impl Worker {
             model.records.len() - 1
         };
         self.note(format!("handle {} appends record {number} of {length} bytes", handle.number));
-        let result = handle.file.write(Place::End, &Placement::from_vec(bytes), false);
+        let result = handle.file.write(WriteOffset::Append, &Placement::from_vec(bytes), false);
         if let Some(at) = self.outcome("append", result) {
             let mut model = self.world.model.lock();
             let now = model.tick();
@@ -298,7 +298,7 @@ impl Worker {
         let opened = self.world.tick();
         self.note("looks".to_owned());
         let options = OpenOptions { read: true, ..Default::default() };
-        let file = File::open(self.shared(), &self.world.who, inode_path(FILE), options);
+        let file = File::open(self.shared(), &self.world.identity, inode_path(FILE), options);
         let Some(file) = self.outcome("open", file) else { return };
         let number = self.world.tick();
         let handle = Handle { file, number, opened, failed: 0 };
@@ -368,14 +368,16 @@ impl Worker {
     fn look_at_attributes(&self) {
         let begin = self.world.tick();
         let shared = self.shared();
-        let known = match shared.names.attributes(FILE) {
+        let known = match shared.metadata_cache.attributes(FILE) {
             Some((known, _)) => pb::Inode::clone(&known),
-            None => match self.outcome("stat", shared.meta.stat(&self.world.who, inode_path(FILE), false)) {
-                Some(inode) => inode,
-                None => return,
-            },
+            None => {
+                match self.outcome("stat", shared.meta.stat(&self.world.identity, inode_path(FILE), false)) {
+                    Some(inode) => inode,
+                    None => return,
+                }
+            }
         };
-        let seen = shared.seen(&known);
+        let seen = shared.local_view(&known);
         let end = self.world.tick();
         self.note(format!("has seen length {} since {begin}", seen.length));
         // What other clients have done need not show yet.
@@ -399,7 +401,7 @@ impl Worker {
         self.note(format!("cuts at {length}"));
         let result = match schedule::one_in(2) {
             true => handle.file.truncate(length),
-            false => set_length(self.shared(), &self.world.who, FILE, length, 0),
+            false => set_length(self.shared(), &self.world.identity, FILE, length, 0),
         };
         if self.outcome("cut", result).is_some() {
             self.end_cut(cut);
@@ -430,10 +432,10 @@ impl Worker {
         self.note(format!("sets permissions {permissions:o}"));
         let path = Some(inode_path(FILE));
         let request = pb::SetAttrRequest { path, permissions: Some(permissions), ..Default::default() };
-        let (shared, who) = (self.shared(), &self.world.who);
+        let (shared, identity) = (self.shared(), &self.world.identity);
         let result = match schedule::one_in(2) {
-            true => set_attributes_later(shared, who, request),
-            false => set_attributes(shared, who, request),
+            true => set_attributes_deferred(shared, identity, request),
+            false => set_attributes(shared, identity, request),
         };
         if self.outcome("set attributes", result).is_some() {
             let mut model = self.world.model.lock();

@@ -7,9 +7,9 @@ use std::time::Duration;
 use super::model::{Look, Mode, Model, SLOT_BYTES, Slot};
 use super::worker::{Handle, Worker};
 use crate::buffer::Placement;
-use crate::client::meta::{Who, inode_path, name_path};
+use crate::client::fake::{FakeChunks, FakeMeta, FaultPlan, Kept, client_that_trusts};
+use crate::client::meta::{Identity, inode_path, name_path};
 use crate::client::shared::Shared;
-use crate::client::twin::{ChunkTwin, Kept, MetaTwin, Whims, client_that_trusts};
 use crate::client::{CreateOptions, File, OpenOptions, set_attributes};
 use crate::schedule::{self, Random};
 use crate::wire::pb;
@@ -35,7 +35,7 @@ pub struct Plan {
     pub cuts: bool,
     pub sets_modes: bool,
     pub is_faulty: bool,
-    whims: Whims,
+    faults: FaultPlan,
     /// The handles are closed all at one time, while a time is set.
     closes_together: bool,
     made_before: bool,
@@ -54,10 +54,10 @@ impl Plan {
         let widest = u64::from([inline_bytes, inline_bytes * 2, chunk_bytes * 4][random.below(3) as usize]);
         let is_faulty = random.one_in(6);
         let rate = |random: &mut Random| [0, 3, 10][random.below(3) as usize];
-        let mut whims =
-            Whims { again: rate(&mut random), conflict: rate(&mut random) * 2, ..Default::default() };
+        let mut faults =
+            FaultPlan { again: rate(&mut random), conflict: rate(&mut random) * 2, ..Default::default() };
         if is_faulty {
-            whims = Whims { refused: 8, lost: 8, ..whims };
+            faults = FaultPlan { refused: 8, lost: 8, ..faults };
         }
         Plan {
             trusting: (0..clients).map(|_| random.one_in(2)).collect(),
@@ -73,7 +73,7 @@ impl Plan {
             cuts: !appends && random.one_in(2),
             sets_modes: random.one_in(3),
             is_faulty,
-            whims,
+            faults,
             closes_together: random.one_in(3),
             made_before: random.one_in(2),
         }
@@ -82,10 +82,10 @@ impl Plan {
 
 pub struct World {
     pub plan: Plan,
-    pub meta: Arc<MetaTwin>,
-    pub chunks: Arc<ChunkTwin>,
+    pub meta: Arc<FakeMeta>,
+    pub chunks: Arc<FakeChunks>,
     pub clients: Vec<Arc<Shared>>,
-    pub who: Arc<Who>,
+    pub identity: Arc<Identity>,
     pub model: Kept<Model>,
     pub exists: AtomicBool,
     is_over: AtomicBool,
@@ -95,8 +95,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 impl World {
     fn new(plan: Plan) -> World {
-        let chunks = Arc::new(ChunkTwin::default());
-        let meta = MetaTwin::new(chunks.clone());
+        let chunks = Arc::new(FakeChunks::default());
+        let meta = FakeMeta::new(chunks.clone());
         meta.lay_out(plan.chunk_bytes, plan.inline_bytes);
         let client = |trusting: &bool| {
             let timeout = if *trusting { HOUR } else { Duration::ZERO };
@@ -107,7 +107,7 @@ impl World {
             meta,
             chunks: chunks.clone(),
             clients,
-            who: Arc::default(),
+            identity: Arc::default(),
             model: Kept::default(),
             exists: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
@@ -154,7 +154,7 @@ impl World {
     pub fn create(&self, client: usize, options: OpenOptions) -> crate::error::Result<Arc<File>> {
         let path = name_path(1, format!("f{FILE}").as_bytes());
         let create = CreateOptions { permissions: PERMISSIONS, exclusive: false, layout: None };
-        File::create(&self.clients[client], &self.who, path, options, create)
+        File::create(&self.clients[client], &self.identity, path, options, create)
     }
 
     fn tick_clock(&self, client: usize) {
@@ -175,8 +175,8 @@ impl World {
             self.create(0, options).and_then(|file| file.close()).expect("nothing goes wrong yet");
             self.exists.store(true, Ordering::Relaxed);
         }
-        self.meta.follow(self.plan.whims);
-        self.chunks.follow(self.plan.whims);
+        self.meta.follow(self.plan.faults);
+        self.chunks.follow(self.plan.faults);
     }
 
     /// All that is left of the client is what it must keep.
@@ -197,8 +197,8 @@ impl World {
         if self.plan.is_faulty || !self.exists.load(Ordering::Relaxed) {
             return;
         }
-        if let Some((known, _)) = client.names.attributes(FILE) {
-            let length = client.seen(&known).length;
+        if let Some((known, _)) = client.metadata_cache.attributes(FILE) {
+            let length = client.local_view(&known).length;
             let checked = self.model.lock().check_length(length, &look);
             self.require(checked);
         }
@@ -214,12 +214,12 @@ impl World {
         if !self.exists.load(Ordering::Relaxed) {
             return;
         }
-        let nothing = Whims::default();
+        let nothing = FaultPlan::default();
         self.meta.follow(nothing);
         self.chunks.follow(nothing);
         let fresh = client_that_trusts(&self.chunks, &self.meta, 1 << 20, HOUR);
         let options = OpenOptions { read: true, ..Default::default() };
-        let file = File::open(&fresh, &self.who, inode_path(FILE), options).expect("it is there");
+        let file = File::open(&fresh, &self.identity, inode_path(FILE), options).expect("it is there");
         let into = Placement::from_vec(vec![0xee; self.length_max()]);
         let count = file.read_at(0, &into).expect("nothing goes wrong any more");
         let bytes = into.slice(0..count).to_vec();
@@ -260,7 +260,7 @@ impl World {
         let path = Some(inode_path(FILE));
         let request = pb::SetAttrRequest { path, mtime_ns: Some(time_ns), ..Default::default() };
         self.note(format!("client {client} sets the time"));
-        set_attributes(&self.clients[client], &self.who, request).expect("it is there");
+        set_attributes(&self.clients[client], &self.identity, request).expect("it is there");
     }
 
     /// Closes all handles at one time; a time that is set then is later than all writes.

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::appending::Writers;
-use super::{OpenInode, Place, Source, State, Through};
+use super::{IoMode, OpenInode, Source, State, WriteOffset};
 use crate::buffer::Placement;
 use crate::client::data::Write;
-use crate::client::departure::Departure;
 use crate::client::dirty::DirtyChunk;
+use crate::client::inline_migration::InlineMigration;
 use crate::client::shared::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::lock::MutexGuard;
@@ -30,50 +30,50 @@ impl OpenInode {
     /// Writes `payload`; `keep`: its memory may be kept and changed. Returns the offset it went to.
     pub fn write(
         self: &Arc<Self>,
-        place: Place,
+        place: WriteOffset,
         payload: &Placement,
         keep: bool,
-        through: Through,
+        mode: IoMode,
     ) -> Result<u64> {
         if payload.is_empty() {
             return Ok(0);
         }
         // A long payload in parts, so that its copy fits the bound on dirty bytes. An append stays whole: others may
         // append too.
-        if let Place::At(offset) = place
+        if let WriteOffset::At(offset) = place
             && payload.len() > WRITE_BYTES_MAX
         {
             for at in (0..payload.len()).step_by(WRITE_BYTES_MAX) {
                 let part = payload.slice(at..payload.len().min(at + WRITE_BYTES_MAX));
-                let place = Place::At(offset.saturating_add(at as u64));
-                self.write(place, &part, keep, through)?;
+                let place = WriteOffset::At(offset.saturating_add(at as u64));
+                self.write(place, &part, keep, mode)?;
             }
             return Ok(offset);
         }
-        let alone = place == Place::End && self.learn_end()? == Writers::ThisClient;
-        let through = if place == Place::End && !alone { Through::Direct } else { through };
+        let alone = place == WriteOffset::Append && self.learn_end()? == Writers::ThisClient;
+        let mode = if place == WriteOffset::Append && !alone { IoMode::Direct } else { mode };
         self.reserve(payload.len())?;
         let (mut state, offset) = loop {
             let mut state = self.shared_state();
             let offset = match place {
-                Place::At(offset) => offset,
-                Place::End => state.length,
+                WriteOffset::At(offset) => offset,
+                WriteOffset::Append => state.length,
             };
-            if !state.would_outgrow_while_told(offset.saturating_add(payload.len() as u64)) {
+            if !state.must_wait_for_sync(offset.saturating_add(payload.len() as u64)) {
                 break (state, offset);
             }
             self.changed.wait(&mut state);
         };
         if offset.saturating_add(payload.len() as u64) > state.length_max() {
-            self.shared.budget.release(payload.len());
+            self.shared.dirty_limit.release(payload.len());
             return Err(Error::invalid("the file would be too large for its layout").with_errno(Errno::FBIG));
         }
         let (change, complete) = state.put(offset, payload, keep, &self.shared);
-        self.shared.budget.settle(payload.len(), change);
+        self.shared.dirty_limit.adjust(payload.len(), change);
         let write = state.writes;
         let inside = state.is_inside();
         self.list(&mut state);
-        if through == Through::Buffered {
+        if mode == IoMode::Buffered {
             if alone {
                 self.list_appended(&mut state);
             }
@@ -81,15 +81,15 @@ impl OpenInode {
                 self.help(&mut state);
             }
             drop(state);
-            if self.shared.budget.is_pressed() {
-                self.shared.press();
+            if self.shared.dirty_limit.is_above_high_water() {
+                self.shared.flush_for_pressure();
             }
             return Ok(offset);
         }
         let seen = state.errors;
         drop(state);
         if inside {
-            self.tell()?;
+            self.sync_metadata()?;
         } else {
             self.flush_until(write);
         }
@@ -102,11 +102,11 @@ impl OpenInode {
 
     /// Room for dirty bytes, making some by writing back what all files hold.
     fn reserve(&self, bytes: usize) -> Result<()> {
-        if self.shared.budget.try_reserve(bytes) {
+        if self.shared.dirty_limit.try_reserve(bytes) {
             return Ok(());
         }
-        self.shared.press();
-        self.shared.budget.reserve(bytes, self.shared.meta.deadline())
+        self.shared.flush_for_pressure();
+        self.shared.dirty_limit.reserve(bytes, self.shared.meta.deadline())
     }
 
     /// Begins to write back everything without waiting.
@@ -136,23 +136,23 @@ impl OpenInode {
     /// A helper: writes back until nothing wanted is left.
     fn write_back(self: Arc<Self>) {
         let mut state = self.state.lock();
-        while !state.exclusive && self.fly(&mut state) {}
+        while !state.exclusive && self.write_back_batch(&mut state) {}
         state.helpers -= 1;
     }
 
     /// Writes back what is wanted, as many chunks as make a good batch. False: there was nothing to do.
-    fn fly(self: &Arc<Self>, state: &mut MutexGuard<'_, State>) -> bool {
+    fn write_back_batch(self: &Arc<Self>, state: &mut MutexGuard<'_, State>) -> bool {
         if state.ready().next().is_some() && self.shared.fence.is_raised() {
             return self.wait_at_fence(state);
         }
         if state.inline.is_some() {
-            return self.depart(state);
+            return self.migrate_inline(state);
         }
-        let wave = state.take_wave();
-        if wave.is_empty() {
+        let batch = state.take_batch();
+        if batch.is_empty() {
             return false;
         }
-        let batch = Batch::new(state, wave);
+        let batch = Batch::new(state, batch);
         let writes = batch.writes();
         let results = MutexGuard::unlocked(state, || write_all(&self.shared, &writes));
         self.end_batch(state, batch, &writes, &results);
@@ -172,11 +172,11 @@ impl OpenInode {
         let current = truncate_version == state.inode.truncate_version && content == state.inode.content;
         for (write, result) in writes.iter().zip(results) {
             match result {
-                Ok(()) if current => state.landed(write.offset, write.payload.len()),
+                Ok(()) if current => state.on_acked(write.offset, write.payload.len()),
                 Ok(()) if content == state.inode.content => {
                     let end = write.offset + write.payload.len() as u64;
                     state.add_volatile(write.offset..end);
-                    state.doubt(end, truncate_version);
+                    state.add_unverified_size(end, truncate_version);
                 }
                 Ok(()) => state.unsynced = true,
                 Err(error) => state.fail(error.clone().context("write-back")),
@@ -184,14 +184,14 @@ impl OpenInode {
         }
         let mut freed = 0;
         for (index, chunk) in chunks {
-            state.flights.remove(&index);
+            state.in_flight.remove(&index);
             freed += chunk.bytes();
         }
         if results.iter().any(Result::is_err) {
             // What failed did not extend the file: an append that follows leaves no hole.
             state.length = state.known_end();
         }
-        self.shared.budget.release(freed);
+        self.shared.dirty_limit.release(freed);
         self.changed.notify_all();
     }
 
@@ -201,7 +201,7 @@ impl OpenInode {
         let passed = MutexGuard::unlocked(state, || self.shared.fence.pass(self.shared.meta.deadline()));
         if let Err(error) = passed {
             let freed = state.give_up();
-            self.shared.budget.release(freed);
+            self.shared.dirty_limit.release(freed);
             state.fail(error.context("write-back"));
             self.changed.notify_all();
         }
@@ -210,33 +210,39 @@ impl OpenInode {
 
     /// Moves the file out of its inode, because dirty bytes are wanted on its chunks. False: there is nothing to do.
     /// A panic in there is an error of these bytes: callers that wait for them continue.
-    fn depart(self: &Arc<Self>, state: &mut MutexGuard<'_, State>) -> bool {
-        if state.departing || state.ready().next().is_none() {
+    fn migrate_inline(self: &Arc<Self>, state: &mut MutexGuard<'_, State>) -> bool {
+        if state.migrating || state.ready().next().is_none() {
             return false;
         }
         let Some(inline) = state.inline.clone() else { return false };
-        let (session, who) = state.sessions.first().cloned().unwrap_or_default();
+        let (session, identity) = state.sessions.first().cloned().unwrap_or_default();
         let layout = state.layout;
-        state.departing = true;
-        let departed = MutexGuard::unlocked(state, || {
-            let departure = Departure { shared: &self.shared, who: &who, inode: self.id, session, layout };
-            let run = || departure.run(inline.bytes, inline.base);
+        state.migrating = true;
+        let migrated = MutexGuard::unlocked(state, || {
+            let migration = InlineMigration {
+                shared: &self.shared,
+                identity: &identity,
+                inode: self.id,
+                session,
+                layout,
+            };
+            let run = || migration.run(inline.bytes, inline.base);
             catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(mistake()))
         });
-        state.departing = false;
-        match departed {
-            Ok(departed) => {
-                let inode = departed.inode;
-                let source = state.source_of(&inode, departed.ours);
+        state.migrating = false;
+        match migrated {
+            Ok(migrated) => {
+                let inode = migrated.inode;
+                let source = state.source_of(&inode, migrated.ours);
                 if source == Source::Own {
-                    self.shared.names.page_cache_follows(self.id, state.inode.change, inode.change);
+                    self.shared.metadata_cache.page_cache_follows(self.id, state.inode.change, inode.change);
                 }
                 state.undurable += 1;
-                self.adopt_into(state, inode, source);
+                self.apply_inode(state, inode, source);
             }
             Err(error) => {
                 let freed = state.give_up();
-                self.shared.budget.release(freed);
+                self.shared.dirty_limit.release(freed);
                 state.fail(error.context("write-back"));
             }
         }
@@ -252,7 +258,7 @@ impl OpenInode {
             state.want_until(write);
             // This thread flies too: for one chunk nobody is woken.
             self.help_besides(&mut state, 1);
-            if !state.exclusive && self.fly(&mut state) {
+            if !state.exclusive && self.write_back_batch(&mut state) {
                 continue;
             }
             if !state.waits_until(write) {
@@ -272,23 +278,23 @@ impl OpenInode {
     /// are known to be set. False: nothing is left to do, the client's list of dirty files need not have it.
     pub fn report_aged(self: &Arc<Self>) -> bool {
         let mut state = self.state.lock();
-        if state.later.is_some() {
+        if state.deferred.is_some() {
             drop(state);
-            if let Err(error) = self.settle() {
+            if let Err(error) = self.flush_deferred() {
                 self.state.lock().fail(error.context("attributes"));
             }
         } else if state.is_edited() {
             drop(state);
-            if let Err(error) = self.tell() {
+            if let Err(error) = self.sync_metadata() {
                 self.state.lock().fail(error.context("write-back"));
             }
         } else if state.clears_known_set_id() {
             drop(state);
             // The bytes are not at stake, and the next report has it again.
-            if let Err(error) = self.tell() {
+            if let Err(error) = self.sync_metadata() {
                 UNREPORTED.warn(format_args!("inode {}: set-id bits stay for now: {error}", self.id));
             }
-        } else if state.dirty.is_empty() && state.flights.is_empty() {
+        } else if state.dirty.is_empty() && state.in_flight.is_empty() {
             state.listed = false;
             return false;
         }
@@ -313,7 +319,10 @@ impl Batch {
     /// Of `chunks` that are in flight already.
     pub(super) fn new(state: &State, chunks: Vec<(u32, Arc<DirtyChunk>)>) -> Batch {
         assert!(!state.inode.is_inline, "I6: nothing is written under the content of a file in its inode");
-        assert!(chunks.iter().all(|(index, _)| state.flights.contains_key(index)), "I1: they are in flight");
+        assert!(
+            chunks.iter().all(|(index, _)| state.in_flight.contains_key(index)),
+            "I1: they are in flight"
+        );
         let (content, truncate_version) = (state.inode.content, state.inode.truncate_version);
         Batch { chunks, layout: state.layout, content, truncate_version }
     }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::durability::Stored;
-use super::state::OUTGROWN;
+use super::state::SPILLED;
 use super::{OpenInode, Source, now_ns};
-use crate::client::later::Later;
-use crate::client::meta::Who;
+use crate::client::deferred_setattr::DeferredSetattr;
+use crate::client::meta::Identity;
 use crate::error::{Error, Kind, Result};
 use crate::wire::pb;
 
@@ -25,11 +25,11 @@ impl OpenInode {
         // Opened for reading only: nothing of it is ours.
         let skip = state.is_clean();
         drop(state);
-        if skip { Ok(()) } else { self.tell() }
+        if skip { Ok(()) } else { self.sync_metadata() }
     }
 
     /// Tells that the file is at least `length` bytes long: the rest is zeros. Truncation would cut what others write.
-    pub fn extend(self: &Arc<Self>, who: &Who, session: u64, length: u64) -> Result<()> {
+    pub fn extend(self: &Arc<Self>, identity: &Identity, session: u64, length: u64) -> Result<()> {
         self.sync()?;
         for _ in 0..EXTENDS_MAX {
             let truncate_version = self.state.lock().inode.truncate_version;
@@ -40,13 +40,13 @@ impl OpenInode {
                 session,
                 ..Default::default()
             };
-            let inode = match self.shared.meta.sync(who, request) {
+            let inode = match self.shared.meta.sync(identity, request) {
                 Err(error) if error.kind() == Kind::Conflict => continue,
                 result => result?,
             };
             let done = inode.length >= length;
-            self.adopt_own(&inode);
-            self.shared.names.learn(inode);
+            self.apply_own_change(&inode);
+            self.shared.metadata_cache.learn(inode);
             if done {
                 return Ok(());
             }
@@ -55,65 +55,65 @@ impl OpenInode {
     }
 
     /// Synchronizes length, times and inline bytes with the metadata service, if there are any to report.
-    pub(super) fn tell(self: &Arc<Self>) -> Result<()> {
+    pub(super) fn sync_metadata(self: &Arc<Self>) -> Result<()> {
         self.report(None).map(drop)
     }
 
     /// As `tell`, and returns when all that the service has committed of the file is on its disk, from any client.
-    pub(super) fn report_durably(self: &Arc<Self>, who: &Arc<Who>) -> Result<Stored> {
-        self.report(Some(who))
+    pub(super) fn sync_durably(self: &Arc<Self>, identity: &Arc<Identity>) -> Result<Stored> {
+        self.report(Some(identity))
     }
 
-    fn report(self: &Arc<Self>, durable_for: Option<&Arc<Who>>) -> Result<Stored> {
+    fn report(self: &Arc<Self>, durable_for: Option<&Arc<Identity>>) -> Result<Stored> {
         let durable = durable_for.is_some();
-        let _telling = self.telling.lock();
+        let _metadata = self.metadata_lock.lock();
         let mut merges = 0;
         loop {
             let mut state = self.state.lock();
-            if state.has_outgrown() {
+            if state.has_spilled() {
                 drop(state);
-                self.flush_until(OUTGROWN);
+                self.flush_until(SPILLED);
                 continue;
             }
-            if state.is_told() && !durable {
+            if state.metadata_is_synced() && !durable {
                 return Ok(state.stored());
             }
             let layout = state.layout;
-            let news = state.news();
+            let update = state.update();
             let writer = state.sessions.first().cloned();
             let reader = || (0, durable_for.cloned().unwrap_or_default());
-            let (session, mut who) = writer.unwrap_or_else(reader);
-            if let Some(later) = &news.later {
-                who = later.who.clone();
+            let (session, mut identity) = writer.unwrap_or_else(reader);
+            if let Some(deferred) = &update.deferred {
+                identity = deferred.identity.clone();
             }
             let request = pb::SyncRequest {
                 inode: self.id,
-                length: news.length,
-                mtime_ns: news.mtime_ns,
-                has_inline: news.inline.is_some(),
-                inline_base: news.base,
-                inline_data: news.inline.clone().unwrap_or_default(),
+                length: update.length,
+                mtime_ns: update.mtime_ns,
+                has_inline: update.inline.is_some(),
+                inline_base: update.base,
+                inline_data: update.inline.clone().unwrap_or_default(),
                 durable,
                 session,
-                attributes: news.later.as_ref().map(|later| later.request.clone()),
-                clear_set_id: news.clears_set_id,
+                attributes: update.deferred.as_ref().map(|deferred| deferred.request.clone()),
+                clear_set_id: update.clears_set_id,
                 ..Default::default()
             };
             drop(state);
-            match self.shared.meta.sync(&who, request) {
+            match self.shared.meta.sync(&identity, request) {
                 Ok(inode) => {
                     let layout = inode.layout.unwrap_or(layout);
                     let stored = Stored { layout, content: inode.content };
-                    self.told(inode, &news, durable);
+                    self.on_synced(inode, &update, durable);
                     return Ok(stored);
                 }
                 Err(error) if error.kind() == Kind::Conflict && merges < MERGES_MAX => {
                     merges += 1;
-                    self.untold();
-                    self.merge(&who)?;
+                    self.on_sync_failed();
+                    self.merge(&identity)?;
                 }
                 Err(error) => {
-                    self.untold();
+                    self.on_sync_failed();
                     return Err(error);
                 }
             }
@@ -121,47 +121,47 @@ impl OpenInode {
     }
 
     /// The metadata service has not taken the news, or it is not known.
-    pub fn untold(&self) {
+    pub fn on_sync_failed(&self) {
         if let Some(inline) = &mut self.state.lock().inline {
-            inline.end_telling();
+            inline.end_sync();
         }
         self.changed.notify_all();
     }
 
     /// The metadata service has taken the news.
-    pub fn told(&self, inode: pb::Inode, news: &News, durable: bool) {
+    pub fn on_synced(&self, inode: pb::Inode, update: &MetadataUpdate, durable: bool) {
         // First of all: who finds the file clean, or closed, finds this.
-        if news.reports() {
-            self.shared.names.learn(inode.clone());
+        if update.reports() {
+            self.shared.metadata_cache.learn(inode.clone());
         } else {
-            self.shared.names.learn_opened(inode.clone());
+            self.shared.metadata_cache.learn_opened(inode.clone());
         }
         let mut state = self.state.lock();
-        self.settled(&mut state, news.later.as_ref());
-        let source = state.source_of(&inode, news.reports());
+        self.on_deferred_synced(&mut state, update.deferred.as_ref());
+        let source = state.source_of(&inode, update.reports());
         if source == Source::Own {
-            self.shared.names.page_cache_follows(self.id, state.inode.change, inode.change);
+            self.shared.metadata_cache.page_cache_follows(self.id, state.inode.change, inode.change);
         }
         if durable {
-            state.durable = state.durable.max(news.undurable);
+            state.durable = state.durable.max(update.undurable);
         } else {
             state.undurable += 1;
         }
         if let Some(inline) = &mut state.inline {
-            inline.telling = Default::default();
+            inline.syncing = Default::default();
         }
         // What was in flight when the news was made, and has arrived since, is not in it: not even if the length is the
         // same, for the file may have been cut in between.
-        let arrived = state.landings != news.landings;
-        if state.doubtful == news.length && !arrived {
-            state.doubtful = None;
+        let arrived = state.ack_count != update.ack_count;
+        if state.unverified_size == update.length && !arrived {
+            state.unverified_size = None;
         }
-        if state.writes == news.writes {
+        if state.writes == update.writes {
             state.mtime_ns = None;
             state.clears_set_id = false;
-            state.unsynced = !state.dirty.is_empty() || !state.flights.is_empty() || arrived;
+            state.unsynced = !state.dirty.is_empty() || !state.in_flight.is_empty() || arrived;
         }
-        self.adopt_into(&mut state, inode, source);
+        self.apply_inode(&mut state, inode, source);
         if state.inline.is_none() && state.acknowledged > state.inode.length {
             state.unsynced = true;
         }
@@ -169,51 +169,51 @@ impl OpenInode {
     }
 
     /// Somebody else changed the small file: keep their bytes where nothing was written here.
-    fn merge(self: &Arc<Self>, who: &Who) -> Result<()> {
-        let theirs = self.shared.meta.stat_open(who, self.id)?;
+    fn merge(self: &Arc<Self>, identity: &Identity) -> Result<()> {
+        let theirs = self.shared.meta.stat_open(identity, self.id)?;
         let mut state = self.state.lock();
         state.writes += 1;
         let write = state.writes;
-        self.adopt_into(&mut state, theirs, Source::Any);
+        self.apply_inode(&mut state, theirs, Source::Any);
         drop(state);
         self.flush_until(write);
         Ok(())
     }
 
     /// What a close has to tell; `None` if nothing, also where all that was written has been cut away since.
-    /// Everything written so far has been written back, also by others; hold `telling`.
-    pub fn last_words(self: &Arc<Self>) -> Option<News> {
+    /// Everything written so far has been written back, also by others; hold `metadata`.
+    pub fn final_update(self: &Arc<Self>) -> Option<MetadataUpdate> {
         loop {
             let mut state = self.state.lock();
-            if !state.has_outgrown() {
-                let told = state.is_told();
-                return Some(state.news()).filter(|news| !told && news.reports());
+            if !state.has_spilled() {
+                let synced = state.metadata_is_synced();
+                return Some(state.update()).filter(|update| !synced && update.reports());
             }
             drop(state);
-            self.flush_until(OUTGROWN);
+            self.flush_until(SPILLED);
         }
     }
 }
 
 /// What the metadata service is to be told.
-pub struct News {
+pub struct MetadataUpdate {
     pub length: Option<pb::LengthHint>,
     pub mtime_ns: i64,
     pub inline: Option<Vec<u8>>,
     pub base: u64,
-    pub later: Option<Later>,
+    pub deferred: Option<DeferredSetattr>,
     pub clears_set_id: bool,
     /// How many writes had been made, and how often the chains had acknowledged some.
     pub writes: u64,
-    pub landings: u64,
+    pub ack_count: u64,
     /// How much had been told or changed without being made durable.
     pub undurable: u64,
 }
 
-impl News {
+impl MetadataUpdate {
     /// Whether there is anything to report. The inode certainly changes by it.
     fn reports(&self) -> bool {
         let bytes = self.length.is_some() || self.inline.is_some();
-        bytes || self.mtime_ns != 0 || self.later.is_some() || self.clears_set_id
+        bytes || self.mtime_ns != 0 || self.deferred.is_some() || self.clears_set_id
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{OpenInode, Place, Through};
+use super::{IoMode, OpenInode, WriteOffset};
 use crate::buffer::Placement;
 use crate::error::Result;
 use crate::types::ContentId;
@@ -16,7 +16,7 @@ const ZERO_BYTES: u64 = 1 << 20;
 impl OpenInode {
     /// Makes a range read as zeros; what holds no bytes does already, and is left alone. Chunks that do hold some get
     /// zeros and stay: the metadata service takes the end of the last one for the length of a file that others write.
-    pub fn zero(self: &Arc<Self>, range: Range<u64>, through: Through) -> Result<()> {
+    pub fn punch_hole(self: &Arc<Self>, range: Range<u64>, mode: IoMode) -> Result<()> {
         // What was written here before lies where it is looked for then.
         self.flush();
         let asked_bytes = ASKED_MAX * u64::from(self.layout().chunk_bytes.max(1));
@@ -24,26 +24,26 @@ impl OpenInode {
         let mut at = range.start;
         while at < range.end {
             let end = range.end.min(at.saturating_add(asked_bytes));
-            for held in self.held(at..end)? {
-                self.write_zeros(held, &zeros, through)?;
+            for extent in self.data_extents(at..end)? {
+                self.write_zeros(extent, &zeros, mode)?;
             }
             at = end;
         }
         Ok(())
     }
 
-    fn write_zeros(self: &Arc<Self>, range: Range<u64>, zeros: &Placement, through: Through) -> Result<()> {
+    fn write_zeros(self: &Arc<Self>, range: Range<u64>, zeros: &Placement, mode: IoMode) -> Result<()> {
         let mut at = range.start;
         while at < range.end {
             let count = (range.end - at).min(zeros.len() as u64);
-            self.write(Place::At(at), &zeros.slice(0..count as usize), false, through)?;
+            self.write(WriteOffset::At(at), &zeros.slice(0..count as usize), false, mode)?;
             at += count;
         }
         Ok(())
     }
 
     /// The parts of a range that may hold other bytes than zeros.
-    fn held(&self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
+    fn data_extents(&self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
         let state = self.state.lock();
         if let Some(inline) = &state.inline {
             let end = range.end.min(state.waiting_end().max(inline.bytes.len() as u64));
@@ -51,6 +51,6 @@ impl OpenInode {
         }
         let (layout, content) = (state.layout, ContentId(state.inode.content));
         drop(state);
-        self.shared.chunks.held(&layout, content, range)
+        self.shared.chunks.data_extents(&layout, content, range)
     }
 }

@@ -10,8 +10,8 @@
 
 use std::sync::Arc;
 
-use super::inode::now_ns;
-use super::meta::Who;
+use super::meta::Identity;
+use super::open_file::now_ns;
 use crate::wire::pb;
 
 /// (uid_t)-1: "leave it".
@@ -25,8 +25,8 @@ const ACCESS: u32 = 0o777;
 
 /// What is still to be told.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Later {
-    pub who: Arc<Who>,
+pub struct DeferredSetattr {
+    pub identity: Arc<Identity>,
     /// Owner, permissions and times only.
     pub request: pb::SetAttrRequest,
     ctime_ns: i64,
@@ -34,15 +34,15 @@ pub struct Later {
     pub number: u64,
 }
 
-impl Later {
+impl DeferredSetattr {
     /// `request` on top of what waits already, or `None` if it may not wait (A1). `seen` is the file as this client
     /// sees it. Only root's changes wait: they are never refused when they are told.
     pub fn add(
-        before: Option<&Later>,
-        who: &Arc<Who>,
+        before: Option<&DeferredSetattr>,
+        identity: &Arc<Identity>,
         request: &pb::SetAttrRequest,
         seen: &pb::Inode,
-    ) -> Option<Later> {
+    ) -> Option<DeferredSetattr> {
         let uid = request.uid.filter(|uid| *uid != NO_ID);
         let gid = request.gid.filter(|gid| *gid != NO_ID);
         let given = uid.is_some_and(|uid| uid != seen.uid) || gid.is_some_and(|gid| gid != seen.gid);
@@ -53,7 +53,7 @@ impl Later {
         let kept = request.permissions.unwrap_or(seen.permissions);
         let fewer = seen.permissions & !kept & (ACCESS | SET_ID) != 0;
         let other = request.length.is_some() || request.layout.is_some();
-        if who.uid != 0 || taken || cleared || fewer || other {
+        if identity.uid != 0 || taken || cleared || fewer || other {
             return None;
         }
         let now = now_ns();
@@ -67,7 +67,7 @@ impl Later {
             ..Default::default()
         };
         let number = before.map_or(0, |before| before.number) + 1;
-        Some(Later { who: who.clone(), request, ctime_ns: now, number })
+        Some(DeferredSetattr { identity: identity.clone(), request, ctime_ns: now, number })
     }
 
     /// A write came after them: it is its time that counts.
@@ -103,7 +103,7 @@ mod tests {
     }
 
     fn waits(request: pb::SetAttrRequest, seen: &pb::Inode) -> bool {
-        Later::add(None, &Arc::default(), &request, seen).is_some()
+        DeferredSetattr::add(None, &Arc::default(), &request, seen).is_some()
     }
 
     #[test]
@@ -144,17 +144,17 @@ mod tests {
     #[test]
     fn only_changes_of_root_wait() {
         let request = pb::SetAttrRequest { permissions: Some(0o644), ..Default::default() };
-        let user = Arc::new(Who { uid: 7, ..Default::default() });
-        assert_eq!(Later::add(None, &user, &request, &seen(7, 0o600)), None);
+        let user = Arc::new(Identity { uid: 7, ..Default::default() });
+        assert_eq!(DeferredSetattr::add(None, &user, &request, &seen(7, 0o600)), None);
     }
 
     #[test]
     fn later_changes_are_laid_over_earlier_ones() {
         let root = Arc::default();
         let times = pb::SetAttrRequest { mtime_ns: Some(5), atime_ns: Some(6), ..Default::default() };
-        let first = Later::add(None, &root, &times, &seen(0, 0o600)).unwrap();
+        let first = DeferredSetattr::add(None, &root, &times, &seen(0, 0o600)).unwrap();
         let chmod = pb::SetAttrRequest { permissions: Some(0o644), mtime_ns: Some(9), ..Default::default() };
-        let both = Later::add(Some(&first), &root, &chmod, &seen(0, 0o600)).unwrap();
+        let both = DeferredSetattr::add(Some(&first), &root, &chmod, &seen(0, 0o600)).unwrap();
         let mut inode = seen(0, 0o600);
         both.overlay(&mut inode);
         assert_eq!((inode.permissions, inode.atime_ns, inode.mtime_ns), (0o644, 6, 9));

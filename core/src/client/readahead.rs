@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::lock::{Condvar, Mutex};
 
-use super::inode::{OpenInode, Through};
-use super::meta::Who;
+use super::meta::Identity;
+use super::open_file::{IoMode, OpenInode};
 use super::shared::Shared;
 use crate::buffer::Placement;
 use crate::cancel;
@@ -49,30 +49,30 @@ struct Window {
 }
 
 #[derive(Default)]
-pub struct ReadAhead {
+pub struct Readahead {
     window: Mutex<Window>,
 }
 
-impl ReadAhead {
-    pub fn new() -> ReadAhead {
-        ReadAhead::default()
+impl Readahead {
+    pub fn new() -> Readahead {
+        Readahead::default()
     }
 
     pub fn read(
         &self,
         shared: &Arc<Shared>,
         inode: &Arc<OpenInode>,
-        who: &Arc<Who>,
+        identity: &Arc<Identity>,
         offset: u64,
         into: &Placement,
     ) -> Result<usize> {
         let mut done = 0;
         while done < into.len() {
             let at = offset + done as u64;
-            let block = self.block(shared, inode, who, at, into.len());
+            let block = self.block(shared, inode, identity, at, into.len());
             let rest = into.slice(done..into.len());
             let Some((start, block)) = block else {
-                let count = inode.read(who, at, &rest, Through::Buffered)?;
+                let count = inode.read(identity, at, &rest, IoMode::Buffered)?;
                 done += count;
                 break;
             };
@@ -80,7 +80,7 @@ impl ReadAhead {
             let from = (at - start) as usize;
             let Some(bytes) = bytes.filter(|bytes| from < bytes.len()) else {
                 // The file may have grown since; ask.
-                done += inode.read(who, at, &rest, Through::Buffered)?;
+                done += inode.read(identity, at, &rest, IoMode::Buffered)?;
                 break;
             };
             let count = rest.len().min(bytes.len() - from);
@@ -108,7 +108,7 @@ impl ReadAhead {
         &self,
         shared: &Arc<Shared>,
         inode: &Arc<OpenInode>,
-        who: &Arc<Who>,
+        identity: &Arc<Identity>,
         at: u64,
         length: usize,
     ) -> Option<(u64, Slot)> {
@@ -137,7 +137,7 @@ impl ReadAhead {
             if start >= end {
                 break;
             }
-            match ask(shared, inode, who, start, writes) {
+            match ask(shared, inode, identity, start, writes) {
                 Some(block) => window.blocks.push_back(block),
                 None => break,
             }
@@ -151,7 +151,7 @@ impl ReadAhead {
 fn ask(
     shared: &Arc<Shared>,
     inode: &Arc<OpenInode>,
-    who: &Arc<Who>,
+    identity: &Arc<Identity>,
     start: u64,
     writes: u64,
 ) -> Option<Block> {
@@ -159,13 +159,13 @@ fn ask(
     let buffer = buffer.slice(0..buffer.len().min(BLOCK_BYTES as usize));
     let outcome = Arc::new((Mutex::new(None), Condvar::new()));
     let block = Block { start, asked: Instant::now(), writes, outcome: outcome.clone() };
-    let (inode, who) = (inode.clone(), who.clone());
+    let (inode, identity) = (inode.clone(), identity.clone());
     let job = move || {
-        let result = inode.read_in_advance(&who, start, &buffer);
+        let result = inode.read_in_advance(&identity, start, &buffer);
         *outcome.0.lock() = Some(result);
         outcome.1.notify_all();
     };
-    shared.errands.submit(job).then_some(block)
+    shared.background.submit(job).then_some(block)
 }
 
 /// Errors: `Timeout` if the call is cancelled.

@@ -8,15 +8,15 @@ use crate::error::{Error, Result};
 
 /// A bounded count of bytes; whoever wants more waits. One request may be larger than the limit: it waits until
 /// nothing else is held.
-pub struct Budget {
+pub struct DirtyLimit {
     limit: usize,
     used: Mutex<usize>,
     freed: Condvar,
 }
 
-impl Budget {
-    pub fn new(limit: usize) -> Budget {
-        Budget { limit, used: Mutex::new(0), freed: Condvar::new() }
+impl DirtyLimit {
+    pub fn new(limit: usize) -> DirtyLimit {
+        DirtyLimit { limit, used: Mutex::new(0), freed: Condvar::new() }
     }
 
     /// Takes `bytes` if they fit.
@@ -42,7 +42,7 @@ impl Budget {
     }
 
     /// Replaces `reserved` bytes by what they turned out to be.
-    pub fn settle(&self, reserved: usize, change: isize) {
+    pub fn adjust(&self, reserved: usize, change: isize) {
         let mut used = self.used.lock();
         let now = *used as isize - reserved as isize + change;
         assert!(now >= 0, "more bytes given back than were taken");
@@ -51,7 +51,7 @@ impl Budget {
     }
 
     pub fn release(&self, bytes: usize) {
-        self.settle(bytes, 0);
+        self.adjust(bytes, 0);
     }
 
     pub fn used(&self) -> usize {
@@ -59,7 +59,7 @@ impl Budget {
     }
 
     /// Whether write-back should begin before anybody has to wait.
-    pub fn is_pressed(&self) -> bool {
+    pub fn is_above_high_water(&self) -> bool {
         self.used() > self.limit / 2
     }
 }
@@ -73,26 +73,26 @@ mod tests {
 
     #[test]
     fn a_writer_waits_until_bytes_are_freed() {
-        let budget = Arc::new(Budget::new(100));
-        budget.reserve(80, Instant::now()).unwrap();
-        assert!(!budget.try_reserve(30));
+        let dirty_limit = Arc::new(DirtyLimit::new(100));
+        dirty_limit.reserve(80, Instant::now()).unwrap();
+        assert!(!dirty_limit.try_reserve(30));
         let waiter = std::thread::spawn({
-            let budget = budget.clone();
-            move || budget.reserve(30, Instant::now() + Duration::from_secs(60))
+            let dirty_limit = dirty_limit.clone();
+            move || dirty_limit.reserve(30, Instant::now() + Duration::from_secs(60))
         });
-        budget.release(80);
+        dirty_limit.release(80);
         waiter.join().unwrap().unwrap();
-        assert_eq!(budget.used(), 30);
+        assert_eq!(dirty_limit.used(), 30);
     }
 
     #[test]
     fn a_request_above_the_limit_gets_in_alone() {
-        let budget = Budget::new(10);
-        assert!(budget.try_reserve(50));
-        assert!(!budget.try_reserve(1));
-        let error = budget.reserve(1, Instant::now()).unwrap_err();
+        let dirty_limit = DirtyLimit::new(10);
+        assert!(dirty_limit.try_reserve(50));
+        assert!(!dirty_limit.try_reserve(1));
+        let error = dirty_limit.reserve(1, Instant::now()).unwrap_err();
         assert_eq!(error.kind(), crate::error::Kind::Timeout);
-        budget.release(50);
-        assert!(budget.try_reserve(10));
+        dirty_limit.release(50);
+        assert!(dirty_limit.try_reserve(10));
     }
 }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::{OpenInode, Through};
+use super::{IoMode, OpenInode};
 use crate::buffer::Placement;
 use crate::client::data::Read;
 use crate::client::dirty::parts;
-use crate::client::meta::Who;
+use crate::client::meta::Identity;
 use crate::error::{Kind, Result};
 use crate::types::ContentId;
 
@@ -16,13 +16,19 @@ const REFRESH: Duration = Duration::from_secs(10);
 
 impl OpenInode {
     /// Reads up to `into.len()` bytes; fewer only at the end of the file.
-    pub fn read(&self, who: &Who, offset: u64, into: &Placement, through: Through) -> Result<usize> {
+    pub fn read(&self, identity: &Identity, offset: u64, into: &Placement, mode: IoMode) -> Result<usize> {
         self.shared.fence.pass(self.shared.meta.deadline())?;
-        self.read_unfenced(who, offset, into, through)
+        self.read_unfenced(identity, offset, into, mode)
     }
 
-    fn read_unfenced(&self, who: &Who, offset: u64, into: &Placement, through: Through) -> Result<usize> {
-        self.refresh_for(who, offset.saturating_add(into.len() as u64), through)?;
+    fn read_unfenced(
+        &self,
+        identity: &Identity,
+        offset: u64,
+        into: &Placement,
+        mode: IoMode,
+    ) -> Result<usize> {
+        self.refresh_for(identity, offset.saturating_add(into.len() as u64), mode)?;
         let state = self.state.lock();
         if offset >= state.length {
             return Ok(0);
@@ -55,15 +61,15 @@ impl OpenInode {
     /// As `read`, into memory that its owner can do without: if a node hangs with it, the bytes lie elsewhere.
     pub fn read_anywhere(
         &self,
-        who: &Who,
+        identity: &Identity,
         offset: u64,
         into: &Placement,
-        through: Through,
+        mode: IoMode,
     ) -> Result<Placement> {
-        match self.read(who, offset, &into.clone().expendable(), through) {
+        match self.read(identity, offset, &into.clone().expendable(), mode) {
             Err(error) if error.kind() == Kind::Timeout && into.is_shared() => {
                 let other = Placement::private(into.len())?;
-                let count = self.read(who, offset, &other, through)?;
+                let count = self.read(identity, offset, &other, mode)?;
                 Ok(other.slice(0..count))
             }
             result => result.map(|count| into.slice(0..count)),
@@ -72,28 +78,33 @@ impl OpenInode {
 
     /// Reads ahead of a reader, into memory that its owner can do without. `None`: the reader has to ask for itself,
     /// because the fence is raised, for which a shared thread does not wait, or because a node hangs with that memory.
-    pub fn read_in_advance(&self, who: &Who, offset: u64, into: &Placement) -> Option<Result<Placement>> {
+    pub fn read_in_advance(
+        &self,
+        identity: &Identity,
+        offset: u64,
+        into: &Placement,
+    ) -> Option<Result<Placement>> {
         if self.shared.fence.is_raised() {
             return None;
         }
-        match self.read_unfenced(who, offset, &into.clone().expendable(), Through::Buffered) {
+        match self.read_unfenced(identity, offset, &into.clone().expendable(), IoMode::Buffered) {
             Err(error) if error.kind() == Kind::Timeout && into.is_shared() => None,
             result => Some(result.map(|count| into.slice(0..count))),
         }
     }
 
     /// Asks anew before a read up to `end`, if what is known is too old for it.
-    pub fn refresh_for(&self, who: &Who, end: u64, through: Through) -> Result<()> {
-        let age = self.freshness(end, through);
-        self.refresh(who, age)
+    pub fn refresh_for(&self, identity: &Identity, end: u64, mode: IoMode) -> Result<()> {
+        let age = self.freshness(end, mode);
+        self.refresh(identity, age)
     }
 
     /// How old the inode may be for a read up to `end`.
-    fn freshness(&self, end: u64, through: Through) -> Duration {
+    fn freshness(&self, end: u64, mode: IoMode) -> Duration {
         let state = self.state.lock();
         let beyond = end > state.length;
-        match through {
-            Through::Direct if beyond || state.inline.is_some() => Duration::ZERO,
+        match mode {
+            IoMode::Direct if beyond || state.inline.is_some() => Duration::ZERO,
             _ if beyond => self.shared.attribute_timeout,
             _ => REFRESH,
         }

@@ -1,7 +1,7 @@
 //! What this process knows of one open file, however many handles it has: the newest bytes and the newest length.
 //!
 //! - `state`: what is known, under the inode's lock.
-//! - `reading`, `writing` (and write-back), `direct` writes, `appending`, `zeroing`, `telling` the metadata service, `changes` of attributes and
+//! - `reading`, `writing` (and write-back), `direct` writes, `appending`, `zeroing`, `metadata` the metadata service, `changes` of attributes and
 //!   length, `durability` (fsync).
 //!
 //! Invariants:
@@ -16,11 +16,11 @@ mod appending;
 mod changes;
 mod direct;
 mod durability;
+mod metadata_sync;
+mod punch_hole;
 mod reading;
 mod state;
-mod telling;
 mod writing;
-mod zeroing;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -37,24 +37,24 @@ pub(super) use appending::WRITE_BACK;
 pub use direct::{DirectWrite, write_direct};
 use durability::ChainSyncs;
 
+use super::deferred_setattr::DeferredSetattr;
 use super::dirty::{Dirty, DirtyChunk};
 use super::inline::Inline;
-use super::later::Later;
-use super::meta::Who;
+use super::meta::Identity;
 use super::shared::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::wire::pb;
 
 /// Where a write goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum WriteOffset {
     At(u64),
-    End,
+    Append,
 }
 
 /// How a write or read treats this client's buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Through {
+pub enum IoMode {
     /// Bytes may wait here.
     Buffered,
     /// Acknowledged by the chains before the call returns; reads see what others wrote.
@@ -74,22 +74,22 @@ pub struct State {
     /// As last told by the metadata service.
     inode: pb::Inode,
     /// When; `None`: this client may have been away since.
-    told: Option<Instant>,
+    described: Option<Instant>,
     layout: pb::Layout,
     /// What a reader here sees.
     length: u64,
     /// End of what the chains have acknowledged since the last truncation.
     acknowledged: u64,
     /// Counts what the chains have acknowledged.
-    landings: u64,
+    ack_count: u64,
     /// A length that counts only if the bytes below it were not cut away: the chains are to be asked.
-    doubtful: Option<pb::LengthHint>,
+    unverified_size: Option<pb::LengthHint>,
     /// The bytes in the inode. With `dirty` bytes besides, those are newer, and the file has outgrown it.
     inline: Option<Inline>,
     /// A thread is moving the file out of its inode.
-    departing: bool,
+    migrating: bool,
     dirty: Dirty,
-    flights: BTreeMap<u32, Arc<DirtyChunk>>,
+    in_flight: BTreeMap<u32, Arc<DirtyChunk>>,
     /// Counts writes.
     writes: u64,
     /// Time of the last write that the metadata service was not told.
@@ -98,7 +98,7 @@ pub struct State {
     clears_set_id: bool,
     /// Made here and not closed yet: attributes may wait.
     fresh: bool,
-    later: Option<Later>,
+    deferred: Option<DeferredSetattr>,
     /// The metadata service is to be told of a length, a time or inline bytes.
     unsynced: bool,
     /// Counts what was told to it, or changed there, without asking for durability, and how much of that was followed
@@ -115,10 +115,10 @@ pub struct State {
     /// How many write sessions the metadata service has ended by itself.
     lost_sessions: u64,
     /// Write sessions of this client, and who opened them.
-    sessions: Vec<(u64, Arc<Who>)>,
+    sessions: Vec<(u64, Arc<Identity>)>,
     /// The one of them whose close is under way: if the metadata service does not know it any more, it has closed it, or
     /// its answer to the close says so.
-    closing: Option<u64>,
+    closing_session: Option<u64>,
     append_trust: AppendTrust,
     /// In the client's list of files with appended bytes.
     append_listed: bool,
@@ -134,7 +134,7 @@ pub struct OpenInode {
     /// The kernel may have pages of the file: a handle of a mount has been open without O_DIRECT.
     cached_by_kernel: AtomicBool,
     /// Held by whoever tells the metadata service.
-    telling: Mutex<()>,
+    metadata_lock: Mutex<()>,
 }
 
 pub fn now_ns() -> i64 {
@@ -146,21 +146,21 @@ impl OpenInode {
         let layout = inode.layout.unwrap_or_default();
         let inline = inline_of(&inode);
         let state = State {
-            told: Some(Instant::now()),
+            described: Some(Instant::now()),
             layout,
             length: inode.length,
             acknowledged: 0,
-            landings: 0,
-            doubtful: None,
+            ack_count: 0,
+            unverified_size: None,
             inline,
-            departing: false,
+            migrating: false,
             dirty: Dirty::default(),
-            flights: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
             writes: 0,
             mtime_ns: None,
             clears_set_id: false,
             fresh: false,
-            later: None,
+            deferred: None,
             unsynced: false,
             undurable: 1,
             durable: 0,
@@ -172,7 +172,7 @@ impl OpenInode {
             exclusive: false,
             lost_sessions: 0,
             sessions: Vec::new(),
-            closing: None,
+            closing_session: None,
             append_trust: AppendTrust::default(),
             append_listed: false,
             listed: false,
@@ -185,7 +185,7 @@ impl OpenInode {
             state: Mutex::new(state),
             changed: Condvar::new(),
             cached_by_kernel: AtomicBool::new(false),
-            telling: Mutex::new(()),
+            metadata_lock: Mutex::new(()),
         })
     }
 
@@ -204,29 +204,29 @@ impl OpenInode {
     }
 
     /// The inode as this process sees it: with what was written here and not yet told.
-    pub fn seen(&self) -> pb::Inode {
-        self.state.lock().seen()
+    pub fn local_view(&self) -> pb::Inode {
+        self.state.lock().local_view()
     }
 
     /// Attributes from elsewhere (a listing, a cache), with what was written here and not told yet. The bytes of small
     /// files do not come with them, so nothing is taken in.
-    pub fn seen_over(&self, inode: &pb::Inode) -> pb::Inode {
+    pub fn overlay_local(&self, inode: &pb::Inode) -> pb::Inode {
         let state = self.state.lock();
         if inode.change == state.inode.change && inode.others_write {
             // What others write changes the length before they report it.
-            let seen = state.seen();
+            let seen = state.local_view();
             return pb::Inode { length: seen.length.max(inode.length), ..seen };
         }
         if inode.change <= state.inode.change {
-            return state.seen();
+            return state.local_view();
         }
-        let doubtful = state.doubtful.map_or(0, |hint| hint.length);
-        let length = inode.length.max(state.acknowledged).max(doubtful).max(state.waiting_end());
+        let unverified_size = state.unverified_size.map_or(0, |hint| hint.length);
+        let length = inode.length.max(state.acknowledged).max(unverified_size).max(state.waiting_end());
         state.with_times(pb::Inode { length, ..inode.clone() })
     }
 
     /// `change` of the inode if nothing was written here since it was told.
-    pub fn settled_change(&self) -> Option<u64> {
+    pub fn clean_change(&self) -> Option<u64> {
         let state = self.state.lock();
         state.is_clean().then_some(state.inode.change)
     }
@@ -262,12 +262,12 @@ impl OpenInode {
     }
 
     /// `alone_ns`: no other client had the file open for writing at some moment after that.
-    pub fn add_session(&self, session: u64, who: &Arc<Who>, alone_ns: Option<u64>) {
+    pub fn add_session(&self, session: u64, identity: &Arc<Identity>, alone_ns: Option<u64>) {
         let state = &mut *self.state.lock();
         if state.sessions.is_empty() {
             state.append_trust = AppendTrust::opened(alone_ns);
         }
-        state.sessions.push((session, who.clone()));
+        state.sessions.push((session, identity.clone()));
     }
 
     pub fn write_sessions(&self) -> Vec<pb::WriteSession> {
@@ -286,38 +286,38 @@ impl OpenInode {
     pub fn lose_session(&self, session: u64) {
         let mut state = self.state.lock();
         let is_known = state.sessions.iter().any(|(known, _)| *known == session);
-        if !is_known || state.closing == Some(session) {
+        if !is_known || state.closing_session == Some(session) {
             return;
         }
         state.sessions.clear();
         state.lost_sessions += 1;
         self.discard_dirty(&mut state);
         state.acknowledged = 0;
-        state.doubtful = None;
-        state.told = None;
+        state.unverified_size = None;
+        state.described = None;
         state.fail(lost());
         self.changed.notify_all();
     }
 
     /// What is known may be from before this client was away.
     pub fn distrust(&self) {
-        self.state.lock().told = None;
+        self.state.lock().described = None;
     }
 
     pub fn drop_session(&self, session: u64) {
         let mut state = self.state.lock();
         state.sessions.retain(|(known, _)| *known != session);
-        state.closing.take_if(|closing| *closing == session);
+        state.closing_session.take_if(|closing_session| *closing_session == session);
     }
 
-    /// The session is about to be closed; hold `telling`.
+    /// The session is about to be closed; hold `metadata`.
     pub fn begin_close(&self, session: u64) {
-        self.state.lock().closing = Some(session);
+        self.state.lock().closing_session = Some(session);
     }
 
-    /// The session stays open; hold `telling`.
+    /// The session stays open; hold `metadata`.
     pub fn close_refused(&self) {
-        self.state.lock().closing = None;
+        self.state.lock().closing_session = None;
     }
 
     /// Whether other handles of this client than that of `session` write the file.
@@ -332,12 +332,12 @@ impl OpenInode {
 
     /// Takes in the reply to a change of attributes that this client made. If it was the only change since what is
     /// known, the bytes of a small file are still those that what is waiting here was made from.
-    pub fn adopt_own(&self, inode: &pb::Inode) {
+    pub fn apply_own_change(&self, inode: &pb::Inode) {
         let mut state = self.state.lock();
         let known = state.inode.change;
         let source = state.source_of(inode, true);
         if source == Source::Own {
-            self.shared.names.page_cache_follows(self.id, known, inode.change);
+            self.shared.metadata_cache.page_cache_follows(self.id, known, inode.change);
             if let Some(inline) = &mut state.inline
                 && inline.base == known
             {
@@ -345,16 +345,16 @@ impl OpenInode {
             }
         }
         state.undurable += 1;
-        self.adopt_into(&mut state, inode.clone(), source);
+        self.apply_inode(&mut state, inode.clone(), source);
     }
 
     /// Takes in what the metadata service just said of this inode: all of it, with the bytes of a small file.
-    pub fn adopt(&self, inode: &pb::Inode) {
+    pub fn apply_server_inode(&self, inode: &pb::Inode) {
         let mut state = self.state.lock();
-        self.adopt_into(&mut state, inode.clone(), Source::Any);
+        self.apply_inode(&mut state, inode.clone(), Source::Any);
     }
 
-    fn adopt_into(&self, state: &mut State, inode: pb::Inode, source: Source) {
+    fn apply_inode(&self, state: &mut State, inode: pb::Inode, source: Source) {
         // An answer without the file's bytes says nothing of them: it is asked for again when it is needed.
         if inode.id != self.id || inode.bytes_withheld {
             return;
@@ -366,12 +366,12 @@ impl OpenInode {
             let truncated = inode.truncate_version != state.inode.truncate_version
                 || inode.content != state.inode.content;
             if inode.content != state.inode.content {
-                state.doubtful = None;
+                state.unverified_size = None;
                 state.volatile = None;
             }
             if truncated {
                 if inode.content == state.inode.content && state.unsynced && state.acknowledged > 0 {
-                    state.doubt(state.acknowledged, state.inode.truncate_version);
+                    state.add_unverified_size(state.acknowledged, state.inode.truncate_version);
                 }
                 state.acknowledged = 0;
             }
@@ -379,21 +379,21 @@ impl OpenInode {
                 state.layout = layout;
             }
             state.inode = inode;
-            state.told = Some(Instant::now());
+            state.described = Some(Instant::now());
         }
         if others_wrote {
             state.others_wrote();
         }
         // Also after an older answer: what was being told when the newer one came may have been told by now.
         let change = state.follow_inode(&self.shared);
-        self.shared.budget.settle(0, change);
+        self.shared.dirty_limit.adjust(0, change);
         if is_newer {
             state.length = state.known_end();
         }
     }
 
     /// Nobody has the file open any more: what could not be told will not be, when others have opened it anew.
-    pub fn abandon(&self) {
+    pub fn discard_unsynced(&self) {
         let mut state = self.state.lock();
         if !state.is_clean() {
             self.discard_dirty(&mut state);
@@ -402,12 +402,12 @@ impl OpenInode {
 
     fn discard_dirty(&self, state: &mut State) {
         let chunk_bytes = state.layout.chunk_bytes;
-        self.shared.budget.release(state.dirty.cut(0, chunk_bytes));
+        self.shared.dirty_limit.release(state.dirty.cut(0, chunk_bytes));
         if let Some(inline) = &mut state.inline {
             inline.forget_edits();
         }
-        let later = state.later.clone();
-        self.settled(state, later.as_ref());
+        let deferred = state.deferred.clone();
+        self.on_deferred_synced(state, deferred.as_ref());
         state.mtime_ns = None;
         state.clears_set_id = false;
         state.unsynced = false;
@@ -415,12 +415,12 @@ impl OpenInode {
 
     /// Asks the metadata service again if what it said is older than `age`. Errors: ESTALE for a file that is gone,
     /// because the service forgot that this client has it open: its chunks are gone too, and would read as zeros.
-    pub fn refresh(&self, who: &Who, age: Duration) -> Result<()> {
+    pub fn refresh(&self, identity: &Identity, age: Duration) -> Result<()> {
         if self.state.lock().is_younger_than(age) {
             return Ok(());
         }
-        match self.shared.meta.stat_open(who, self.id) {
-            Ok(inode) => self.adopt(&inode),
+        match self.shared.meta.stat_open(identity, self.id) {
+            Ok(inode) => self.apply_server_inode(&inode),
             Err(error) if error.kind() == Kind::NotFound => return Err(error.with_errno(Errno::STALE)),
             Err(error) => return Err(error),
         }

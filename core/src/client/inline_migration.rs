@@ -10,7 +10,7 @@
 use std::time::Instant;
 
 use super::data::Write;
-use super::meta::Who;
+use super::meta::Identity;
 use super::shared::Shared;
 use crate::buffer::Placement;
 use crate::error::{Kind, Result};
@@ -18,35 +18,35 @@ use crate::types::ContentId;
 use crate::wire::pb;
 
 /// A file that is to leave its inode, on behalf of whom.
-pub struct Departure<'a> {
+pub struct InlineMigration<'a> {
     pub shared: &'a Shared,
-    pub who: &'a Who,
+    pub identity: &'a Identity,
     pub inode: u64,
     pub session: u64,
     pub layout: pb::Layout,
 }
 
 /// The file is in chunks.
-pub struct Departed {
+pub struct Migrated {
     pub inode: pb::Inode,
     /// By this client's doing.
     pub ours: bool,
 }
 
-impl Departure<'_> {
+impl InlineMigration<'_> {
     /// Moves the file, which had `bytes` when its `change` was `base`; it may have others by now.
     ///
     /// A conflict is tried again until the deadline: each means that somebody else has got on.
-    pub fn run(&self, mut bytes: Vec<u8>, mut base: u64) -> Result<Departed> {
+    pub fn run(&self, mut bytes: Vec<u8>, mut base: u64) -> Result<Migrated> {
         let deadline = self.shared.meta.deadline();
         loop {
             match self.attempt(bytes, base) {
                 Err(error) if error.kind() == Kind::Conflict && Instant::now() < deadline => {}
-                result => return result.map(|inode| Departed { inode, ours: true }),
+                result => return result.map(|inode| Migrated { inode, ours: true }),
             }
-            let theirs = self.shared.meta.stat_open(self.who, self.inode)?;
+            let theirs = self.shared.meta.stat_open(self.identity, self.inode)?;
             if !theirs.is_inline {
-                return Ok(Departed { inode: theirs, ours: false });
+                return Ok(Migrated { inode: theirs, ours: false });
             }
             (bytes, base) = (theirs.inline_data, theirs.change);
         }
@@ -56,13 +56,13 @@ impl Departure<'_> {
         // A content that bytes of an earlier attempt lie under may hold more than these.
         let spare = if bytes.is_empty() { None } else { Some(self.reserve(bytes, base)?) };
         let request = pb::SyncRequest { leave_inline: true, inline_base: base, spare, ..self.request() };
-        self.shared.meta.sync(self.who, request)
+        self.shared.meta.sync(self.identity, request)
     }
 
     /// A spare content with the bytes, on the disks: what they replace may have been there as well.
     fn reserve(&self, bytes: Vec<u8>, base: u64) -> Result<pb::Spare> {
         let request = pb::SyncRequest { inline_base: base, ..self.request() };
-        let spare = self.shared.meta.reserve_spare(self.who, request)?;
+        let spare = self.shared.meta.reserve_spare(self.identity, request)?;
         let content = ContentId(spare.content);
         let end = bytes.len() as u64;
         let payload = Placement::from_vec(bytes);

@@ -76,7 +76,7 @@ impl OpenInode {
         if !self.state.lock().is_edited() {
             return;
         }
-        if let Err(error) = self.tell() {
+        if let Err(error) = self.sync_metadata() {
             // What has aged is reported once more, and that failure counts.
             UNREPORTED.warn(format_args!("inode {}: appended bytes are reported later: {error}", self.id));
         }
@@ -93,12 +93,13 @@ impl OpenInode {
             }
             (state.sessions.first().cloned(), state.append_trust.opened_ns)
         };
-        let who =
-            writer.map(|(_, who)| who).ok_or_else(|| Error::invalid("append without a write session"))?;
+        let identity = writer
+            .map(|(_, identity)| identity)
+            .ok_or_else(|| Error::invalid("append without a write session"))?;
         loop {
             let asked_ns = clock::now_ns();
-            let inode = self.shared.meta.stat_open(&who, self.id)?;
-            self.adopt(&inode);
+            let inode = self.shared.meta.stat_open(&identity, self.id)?;
+            self.apply_server_inode(&inode);
             if !inode.others_write {
                 self.state.lock().append_trust.alone_until_ns = asked_ns + TRUST_NS;
                 return Ok(Writers::ThisClient);

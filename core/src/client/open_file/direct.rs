@@ -1,4 +1,4 @@
-//! Direct writes, many at once, out of their callers' memory: as `write` with `Through::Direct`, without a copy.
+//! Direct writes, many at once, out of their callers' memory: as `write` with `IoMode::Direct`, without a copy.
 //!
 //! - W1 A chunk is written here only while nothing of it is dirty or in flight, so that its updates stay in order (I2).
 //!   All other writes are left to `write`, which merges them with what is dirty.
@@ -38,7 +38,7 @@ impl DirectWrite<'_> {
 }
 
 /// Writes of one file that are in flight: which of the list, and as what.
-struct Flight<'a> {
+struct DirectBatch<'a> {
     inode: &'a Arc<OpenInode>,
     requests: Vec<usize>,
     batch: Batch,
@@ -51,15 +51,16 @@ pub fn write_direct(shared: &Shared, requests: &[DirectWrite]) -> Vec<Option<Res
     for (number, request) in requests.iter().enumerate() {
         files.entry(Arc::as_ptr(request.inode)).or_default().push(number);
     }
-    let flights: Vec<Flight> = files.into_values().filter_map(|numbers| begin(requests, numbers)).collect();
-    let writes: Vec<Write> = flights.iter().flat_map(|flight| flight.writes.iter().cloned()).collect();
+    let in_flight: Vec<DirectBatch> =
+        files.into_values().filter_map(|numbers| begin(requests, numbers)).collect();
+    let writes: Vec<Write> = in_flight.iter().flat_map(|flight| flight.writes.iter().cloned()).collect();
     let mut outcomes: Vec<Option<Result<()>>> = requests.iter().map(|_| None).collect();
     if writes.is_empty() {
         return outcomes;
     }
     let results = write_all(shared, &writes);
     let mut rest = results.as_slice();
-    for flight in flights {
+    for flight in in_flight {
         let (results, others) = rest.split_at(flight.writes.len());
         rest = others;
         flight.end(requests, results, &mut outcomes);
@@ -68,7 +69,7 @@ pub fn write_direct(shared: &Shared, requests: &[DirectWrite]) -> Vec<Option<Res
 }
 
 /// Puts writes of one file in flight, as many as can be. `None`: not one.
-fn begin<'a>(requests: &[DirectWrite<'a>], numbers: Vec<usize>) -> Option<Flight<'a>> {
+fn begin<'a>(requests: &[DirectWrite<'a>], numbers: Vec<usize>) -> Option<DirectBatch<'a>> {
     let inode = requests[numbers[0]].inode;
     let mut guard = inode.state.lock();
     let state = &mut *guard;
@@ -107,11 +108,11 @@ fn begin<'a>(requests: &[DirectWrite<'a>], numbers: Vec<usize>) -> Option<Flight
         .into_iter()
         .map(|(index, (since, pieces))| (index, Arc::new(DirtyChunk::borrowed(since, pieces))))
         .collect();
-    state.flights.extend(chunks.iter().cloned());
+    state.in_flight.extend(chunks.iter().cloned());
     inode.list(state);
     let batch = Batch::new(state, chunks);
     let writes = batch.writes();
-    Some(Flight { inode, requests: taken, batch, writes })
+    Some(DirectBatch { inode, requests: taken, batch, writes })
 }
 
 /// Whether a part of a chunk overlaps one of its `pieces`, which do not overlap.
@@ -121,7 +122,7 @@ fn touches(pieces: &BTreeMap<u32, Placement>, part: &Part) -> bool {
     last.is_some_and(|(start, memory)| start + memory.len() as u32 > part.offset)
 }
 
-impl Flight<'_> {
+impl DirectBatch<'_> {
     /// Chains have answered. An error belongs to the writes whose bytes were in the update that failed.
     fn end(self, requests: &[DirectWrite], results: &[Result<()>], outcomes: &mut [Option<Result<()>>]) {
         let mut state = self.inode.state.lock();

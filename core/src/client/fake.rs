@@ -1,7 +1,7 @@
 //! Twins of the services in memory, for tests: chunks that can be told to fail or to wait, and the part of the
 //! metadata service that files need. `tests/unit/meta/test_contract.py` asks that part and the service the same.
 //!
-//! For threads of a schedule (`schedule.rs`) calls take their time, and fail as `Whims` say.
+//! For threads of a schedule (`schedule.rs`) calls take their time, and fail as `FaultPlan` say.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -14,7 +14,7 @@ use prost::Message;
 use rustix::io::Errno;
 
 use super::data::{Read, Write};
-use super::later::without_set_id;
+use super::deferred_setattr::without_set_id;
 use super::meta::{Carrier, Meta};
 use super::shared::{Chunks, Shared};
 use crate::buffer::BufferPool;
@@ -43,7 +43,7 @@ impl<T> Kept<T> {
 
 /// What goes wrong for threads of a schedule: one in so many calls; 0: none.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Whims {
+pub struct FaultPlan {
     /// The answer is lost, and the call sent again: it is answered with inodes as they are then.
     pub again: u64,
     /// Refused because of another transaction.
@@ -68,7 +68,7 @@ struct DurableChunk {
 
 /// Contents in memory.
 #[derive(Default)]
-pub struct ChunkTwin {
+pub struct FakeChunks {
     contents: Kept<HashMap<u64, Vec<u8>>>,
     /// What survives the loss of power, by content and number of the chunk.
     durable: Kept<BTreeMap<(u64, u64), DurableChunk>>,
@@ -82,7 +82,7 @@ pub struct ChunkTwin {
     fault: Kept<Option<Error>>,
     /// Error of writes to one place.
     fault_at: Kept<Option<(u64, Error)>>,
-    whims: Kept<Whims>,
+    faults: Kept<FaultPlan>,
     /// The next write panics.
     mistaken: AtomicBool,
     held: Mutex<bool>,
@@ -98,7 +98,7 @@ pub struct ChunkTwin {
     pub syncs: AtomicUsize,
 }
 
-impl ChunkTwin {
+impl FakeChunks {
     pub fn fail_writes(&self, error: Option<Error>) {
         *self.fault.lock() = error;
     }
@@ -220,12 +220,12 @@ impl ChunkTwin {
     }
 
     /// From now on writes and reads fail at times.
-    pub fn follow(&self, whims: Whims) {
-        *self.whims.lock() = whims;
+    pub fn follow(&self, faults: FaultPlan) {
+        *self.faults.lock() = faults;
     }
 
-    fn whim(&self) -> Result<()> {
-        let refused = happens(self.whims.lock().refused);
+    fn fault_now(&self) -> Result<()> {
+        let refused = happens(self.faults.lock().refused);
         if refused { Err(Error::new(Kind::Unavailable, "a whim of the twin")) } else { Ok(()) }
     }
 
@@ -245,18 +245,18 @@ impl ChunkTwin {
 
 /// One client's way to the chunks.
 struct ChunkClient {
-    twin: Arc<ChunkTwin>,
+    fake: Arc<FakeChunks>,
     under_way: Mutex<HashMap<(u64, u64), usize>>,
 }
 
 impl Chunks for ChunkClient {
     fn read(&self, read: &Read) -> Result<()> {
-        self.twin.reads.fetch_add(1, Ordering::Relaxed);
+        self.fake.reads.fetch_add(1, Ordering::Relaxed);
         schedule::pause();
-        self.twin.whim()?;
+        self.fake.fault_now()?;
         read.into.zero();
         {
-            let contents = self.twin.contents.lock();
+            let contents = self.fake.contents.lock();
             let bytes = contents.get(&read.content.0).map(Vec::as_slice).unwrap_or_default();
             let known = bytes.get(read.offset as usize..).unwrap_or_default();
             read.into.copy_from(&known[..known.len().min(read.into.len())]);
@@ -270,39 +270,39 @@ impl Chunks for ChunkClient {
     }
 
     fn write_many(&self, writes: &[Write]) -> Vec<Result<()>> {
-        assert!(!self.twin.mistaken.swap(false, Ordering::Relaxed), "a mistake, on purpose");
-        let chunks = ChunkTwin::chunks_of(writes);
+        assert!(!self.fake.mistaken.swap(false, Ordering::Relaxed), "a mistake, on purpose");
+        let chunks = FakeChunks::chunks_of(writes);
         for chunk in &chunks {
             let mut under_way = self.under_way.lock();
             let count = under_way.entry(*chunk).or_default();
             assert_eq!(*count, 0, "I2: one flight of a chunk at a time");
             *count += 1;
         }
-        let mut held = self.twin.held.lock();
-        self.twin.waiting.fetch_add(1, Ordering::Relaxed);
-        self.twin.waiting_writes.fetch_add(writes.len(), Ordering::Relaxed);
-        self.twin.released.notify_all();
+        let mut held = self.fake.held.lock();
+        self.fake.waiting.fetch_add(1, Ordering::Relaxed);
+        self.fake.waiting_writes.fetch_add(writes.len(), Ordering::Relaxed);
+        self.fake.released.notify_all();
         while *held {
-            self.twin.released.wait(&mut held);
+            self.fake.released.wait(&mut held);
         }
-        self.twin.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.twin.waiting_writes.fetch_sub(writes.len(), Ordering::Relaxed);
+        self.fake.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.fake.waiting_writes.fetch_sub(writes.len(), Ordering::Relaxed);
         drop(held);
         let results = writes.iter().map(|write| {
             let chunk_bytes = u64::from(write.layout.chunk_bytes);
             assert!(write.offset % chunk_bytes + write.payload.len() as u64 <= chunk_bytes);
-            self.twin.writes.fetch_add(1, Ordering::Relaxed);
+            self.fake.writes.fetch_add(1, Ordering::Relaxed);
             schedule::pause();
-            if let Some(error) = self.twin.fault.lock().clone() {
+            if let Some(error) = self.fake.fault.lock().clone() {
                 return Err(error);
             }
-            if let Some((offset, error)) = &*self.twin.fault_at.lock()
+            if let Some((offset, error)) = &*self.fake.fault_at.lock()
                 && *offset == write.offset
             {
                 return Err(error.clone());
             }
-            self.twin.whim()?;
-            self.twin.put(write);
+            self.fake.fault_now()?;
+            self.fake.put(write);
             Ok(())
         });
         let results = results.collect();
@@ -314,31 +314,31 @@ impl Chunks for ChunkClient {
     }
 
     fn sync(&self, layout: &pb::Layout, content: ContentId, range: Range<u64>) -> Result<()> {
-        let number = self.twin.syncs.fetch_add(1, Ordering::Relaxed) + 1;
-        let chunks = self.twin.chunks_in(content.0, range, layout.chunk_bytes);
-        let mut held = self.twin.held_syncs.lock();
+        let number = self.fake.syncs.fetch_add(1, Ordering::Relaxed) + 1;
+        let chunks = self.fake.chunks_in(content.0, range, layout.chunk_bytes);
+        let mut held = self.fake.held_syncs.lock();
         held.1 += 1;
-        self.twin.released.notify_all();
+        self.fake.released.notify_all();
         while held.0 {
-            self.twin.released.wait(&mut held);
+            self.fake.released.wait(&mut held);
         }
         held.1 -= 1;
         drop(held);
-        let during = self.twin.during_sync.lock().clone();
+        let during = self.fake.during_sync.lock().clone();
         if let Some(work) = during {
             work();
         }
         schedule::pause();
-        self.twin.whim()?;
-        if let Some(error) = self.twin.sync_fault.lock().clone().or(self.twin.fault.lock().clone()) {
+        self.fake.fault_now()?;
+        if let Some(error) = self.fake.sync_fault.lock().clone().or(self.fake.fault.lock().clone()) {
             return Err(error);
         }
-        self.twin.make_durable(number, content.0, chunks, layout.chunk_bytes);
+        self.fake.make_durable(number, content.0, chunks, layout.chunk_bytes);
         Ok(())
     }
 
-    fn held(&self, _: &pb::Layout, content: ContentId, range: Range<u64>) -> Result<Vec<Range<u64>>> {
-        let end = range.end.min(self.twin.content(content.0).len() as u64);
+    fn data_extents(&self, _: &pb::Layout, content: ContentId, range: Range<u64>) -> Result<Vec<Range<u64>>> {
+        let end = range.end.min(self.fake.content(content.0).len() as u64);
         Ok((range.start < end).then_some(range.start..end).into_iter().collect())
     }
 }
@@ -347,17 +347,17 @@ impl Chunks for ChunkClient {
 type Record = (Method, Vec<u8>);
 
 /// Inodes in memory. Names: only "f<number>" below the root, which is inode <number>.
-pub struct MetaTwin {
+pub struct FakeMeta {
     /// Held by the call that is being carried out: a call of the service is one transaction.
     transaction: Kept<()>,
     inodes: Kept<HashMap<u64, pb::Inode>>,
     /// Those that survive the loss of power.
     durable: Kept<HashMap<u64, pb::Inode>>,
-    chunks: Arc<ChunkTwin>,
+    chunks: Arc<FakeChunks>,
     pub calls: Kept<Vec<Method>>,
     /// Error of the next calls.
     fault: Kept<Option<Error>>,
-    whims: Kept<Whims>,
+    faults: Kept<FaultPlan>,
     /// Of new files.
     layout: Kept<pb::Layout>,
     last_content: AtomicUsize,
@@ -378,16 +378,16 @@ pub struct MetaTwin {
     released: Condvar,
 }
 
-impl MetaTwin {
-    pub fn new(chunks: Arc<ChunkTwin>) -> Arc<MetaTwin> {
-        let twin = MetaTwin {
+impl FakeMeta {
+    pub fn new(chunks: Arc<FakeChunks>) -> Arc<FakeMeta> {
+        let fake = FakeMeta {
             transaction: Kept::default(),
             inodes: Kept::default(),
             durable: Kept::default(),
             chunks,
             calls: Kept::default(),
             fault: Kept::default(),
-            whims: Kept::default(),
+            faults: Kept::default(),
             layout: Kept::default(),
             last_content: AtomicUsize::new(1000),
             spares: Kept::default(),
@@ -400,8 +400,8 @@ impl MetaTwin {
             held: Mutex::default(),
             released: Condvar::new(),
         };
-        twin.lay_out(CHUNK_BYTES, INLINE_BYTES);
-        Arc::new(twin)
+        fake.lay_out(CHUNK_BYTES, INLINE_BYTES);
+        Arc::new(fake)
     }
 
     /// Files made from now on have chunks of this size, and so many bytes in their inodes.
@@ -417,8 +417,8 @@ impl MetaTwin {
     }
 
     /// From now on calls go wrong at times.
-    pub fn follow(&self, whims: Whims) {
-        *self.whims.lock() = whims;
+    pub fn follow(&self, faults: FaultPlan) {
+        *self.faults.lock() = faults;
     }
 
     /// Ends all write sessions, as if their clients had been silent for too long.
@@ -491,22 +491,22 @@ impl MetaTwin {
             return Err(error);
         }
         let bytes = request.encode_to_vec();
-        let whims = *self.whims.lock();
+        let faults = *self.faults.lock();
         schedule::pause();
-        if happens(whims.refused) {
+        if happens(faults.refused) {
             return Err(Error::new(Kind::Unavailable, "a whim of the twin"));
         }
-        if method == Method::MetaSync && happens(whims.conflict) {
+        if method == Method::MetaSync && happens(faults.conflict) {
             return Err(Error::new(Kind::Conflict, "a whim of the twin"));
         }
         let mut reply = self.answer(method, &bytes)?;
-        if self.hold_back(method) || happens(whims.again) {
+        if self.hold_back(method) || happens(faults.again) {
             schedule::pause();
             reply = self.answer(method, &bytes)?;
         }
         let reply = self.shown(method, &bytes, reply);
         schedule::pause();
-        if happens(whims.lost) {
+        if happens(faults.lost) {
             return Err(Error::new(Kind::Timeout, "a whim of the twin"));
         }
         Ok(R::decode(reply.as_slice()).expect("twin and caller agree on types"))
@@ -877,7 +877,7 @@ impl MetaTwin {
     fn close_one(&self, one: &pb::CloseOne, client: u64) -> Result<pb::InodeReply> {
         let mut reply = pb::InodeReply::default();
         if has_news(one) {
-            if happens(self.whims.lock().conflict) {
+            if happens(self.faults.lock().conflict) {
                 return Err(Error::new(Kind::Conflict, "a whim of the twin"));
             }
             let mut inode = self.take(one.inode)?;
@@ -977,14 +977,14 @@ fn change_inodes(method: Method, reply: Vec<u8>, change: impl Fn(&mut pb::Inode)
 }
 
 /// A client of twins. Two of one `chunks` and `meta` are two processes.
-pub fn client(chunks: &Arc<ChunkTwin>, meta: &Arc<MetaTwin>, write_buffer_bytes: usize) -> Arc<Shared> {
+pub fn client(chunks: &Arc<FakeChunks>, meta: &Arc<FakeMeta>, write_buffer_bytes: usize) -> Arc<Shared> {
     client_that_trusts(chunks, meta, write_buffer_bytes, Duration::ZERO)
 }
 
 /// As `client`, but what it knows holds for `attribute_timeout`.
 pub fn client_that_trusts(
-    chunks: &Arc<ChunkTwin>,
-    meta: &Arc<MetaTwin>,
+    chunks: &Arc<FakeChunks>,
+    meta: &Arc<FakeMeta>,
     write_buffer_bytes: usize,
     attribute_timeout: Duration,
 ) -> Arc<Shared> {
@@ -994,7 +994,7 @@ pub fn client_that_trusts(
     let pool = BufferPool::new(1 << 20, 16).unwrap();
     Shared::new(
         meta,
-        Box::new(ChunkClient { twin: chunks.clone(), under_way: Mutex::default() }),
+        Box::new(ChunkClient { fake: chunks.clone(), under_way: Mutex::default() }),
         pool,
         write_buffer_bytes,
         4 << 20,
@@ -1003,11 +1003,11 @@ pub fn client_that_trusts(
 }
 
 /// Occupies all shared threads of a client until the sender is dropped.
-pub fn hold_errands(shared: &Shared) -> crossbeam_channel::Sender<()> {
+pub fn hold_background(shared: &Shared) -> crossbeam_channel::Sender<()> {
     let (release, held) = crossbeam_channel::bounded::<()>(0);
     for _ in 0..64 {
         let held = held.clone();
-        shared.errands.submit(move || while held.recv().is_ok() {});
+        shared.background.submit(move || while held.recv().is_ok() {});
     }
     release
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{OpenInode, State};
-use crate::client::later::{Later, without_set_id};
-use crate::client::meta::{Who, inode_path};
+use crate::client::deferred_setattr::{DeferredSetattr, without_set_id};
+use crate::client::meta::{Identity, inode_path};
 use crate::error::Result;
 use crate::lock::MutexGuard;
 use crate::wire::pb;
@@ -13,52 +13,56 @@ use crate::wire::pb;
 // Attributes that wait.
 impl OpenInode {
     /// The file was made here just now: until it is closed, attributes may wait.
-    pub fn made(&self) {
+    pub fn on_create(&self) {
         self.state.lock().fresh = true;
     }
 
     /// The file is being closed: from here on attributes are told at once.
-    pub fn closing(&self) {
+    pub fn on_first_close(&self) {
         let mut state = self.state.lock();
         if std::mem::take(&mut state.fresh) {
-            self.shared.was_made(state.length, state.layout.inline_bytes());
+            self.shared.on_created_file_closed(state.length, state.layout.inline_bytes());
         }
     }
 
     /// Keeps a change of attributes to be told later, and returns what is seen now. `None`: it may not wait.
-    pub fn set_later(self: &Arc<Self>, who: &Arc<Who>, request: &pb::SetAttrRequest) -> Option<pb::Inode> {
+    pub fn defer_setattr(
+        self: &Arc<Self>,
+        identity: &Arc<Identity>,
+        request: &pb::SetAttrRequest,
+    ) -> Option<pb::Inode> {
         let mut state = self.state.lock();
         if !state.fresh || state.sessions.is_empty() {
             return None;
         }
-        let later = Later::add(state.later.as_ref(), who, request, &state.seen())?;
+        let deferred = DeferredSetattr::add(state.deferred.as_ref(), identity, request, &state.local_view())?;
         if request.mtime_ns.is_some() || request.mtime_now {
             state.mtime_ns = None;
         }
-        if state.later.replace(later).is_none() {
-            self.shared.unsettled.fetch_add(1, Ordering::AcqRel);
+        if state.deferred.replace(deferred).is_none() {
+            self.shared.deferred_count.fetch_add(1, Ordering::AcqRel);
         }
         self.list(&mut state);
-        Some(state.seen())
+        Some(state.local_view())
     }
 
     /// Tells attributes that wait, alone. Length and bytes are not told.
-    pub fn settle(&self) -> Result<()> {
-        let _telling = self.telling.lock();
-        let Some(later) = self.state.lock().later.clone() else { return Ok(()) };
-        let request = pb::SetAttrRequest { path: Some(inode_path(self.id)), ..later.request.clone() };
-        let inode = self.shared.meta.set_attr(&later.who, request)?;
-        self.shared.names.learn(inode.clone());
-        self.adopt_own(&inode);
-        self.settled(&mut self.state.lock(), Some(&later));
+    pub fn flush_deferred(&self) -> Result<()> {
+        let _metadata = self.metadata_lock.lock();
+        let Some(deferred) = self.state.lock().deferred.clone() else { return Ok(()) };
+        let request = pb::SetAttrRequest { path: Some(inode_path(self.id)), ..deferred.request.clone() };
+        let inode = self.shared.meta.set_attr(&deferred.identity, request)?;
+        self.shared.metadata_cache.learn(inode.clone());
+        self.apply_own_change(&inode);
+        self.on_deferred_synced(&mut self.state.lock(), Some(&deferred));
         Ok(())
     }
 
-    pub(super) fn settled(&self, state: &mut State, told: Option<&Later>) {
-        let told = told.map(|later| later.number);
-        if told.is_some() && told == state.later.as_ref().map(|later| later.number) {
-            state.later = None;
-            self.shared.unsettled.fetch_sub(1, Ordering::AcqRel);
+    pub(super) fn on_deferred_synced(&self, state: &mut State, synced: Option<&DeferredSetattr>) {
+        let synced = synced.map(|deferred| deferred.number);
+        if synced.is_some() && synced == state.deferred.as_ref().map(|deferred| deferred.number) {
+            state.deferred = None;
+            self.shared.deferred_count.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
@@ -77,7 +81,7 @@ impl OpenInode {
     /// Returns whether they were seen to be set.
     pub fn clear_set_id(self: &Arc<Self>) -> bool {
         let mut state = self.state.lock();
-        let permissions = state.seen().permissions;
+        let permissions = state.local_view().permissions;
         // Counts as a write: a report that is under way does not have it.
         state.writes += 1;
         state.clears_set_id = true;
@@ -100,26 +104,26 @@ impl OpenInode {
         length: u64,
         change: impl FnOnce() -> Result<pb::InodeReply>,
     ) -> Result<pb::InodeReply> {
-        let (_telling, mut state) = self.enter(length)?;
+        let (_metadata, mut state) = self.enter(length)?;
         let result = MutexGuard::unlocked(&mut state, change);
         if let Ok(reply) = &result {
             let chunk_bytes = state.layout.chunk_bytes;
             let freed = state.dirty.cut(length, chunk_bytes);
-            self.shared.budget.release(freed);
+            self.shared.dirty_limit.release(freed);
             if let Some(inline) = &mut state.inline {
                 inline.forget_edits();
             }
             state.acknowledged = 0;
-            state.doubtful = None;
+            state.unverified_size = None;
             state.mtime_ns = None;
-            if let Some(later) = &mut state.later {
-                later.written();
+            if let Some(deferred) = &mut state.deferred {
+                deferred.written();
             }
             state.undurable += 1;
             state.length = length;
             if let Some(inode) = reply.inode.clone().filter(|inode| !inode.bytes_withheld) {
                 let source = state.source_of(&inode, true);
-                self.adopt_into(&mut state, inode, source);
+                self.apply_inode(&mut state, inode, source);
                 // What is known may be newer than this answer.
                 state.length = state.inode.length.max(state.waiting_end());
             }
@@ -136,20 +140,20 @@ impl OpenInode {
     fn enter(self: &Arc<Self>, length: u64) -> Result<(MutexGuard<'_, ()>, MutexGuard<'_, State>)> {
         loop {
             // Before `exclusive`: whoever tells waits for nobody to be alone with the file.
-            let telling = self.telling.lock();
+            let metadata = self.metadata_lock.lock();
             let mut state = self.shared_state();
-            if length != 0 && !state.inline_is_told() {
-                drop((state, telling));
+            if length != 0 && !state.inline_is_synced() {
+                drop((state, metadata));
                 self.flush();
-                self.tell()?;
+                self.sync_metadata()?;
                 continue;
             }
             state.exclusive = true;
-            while !state.flights.is_empty() || state.departing {
+            while !state.in_flight.is_empty() || state.migrating {
                 self.changed.wait(&mut state);
             }
-            if length == 0 || state.inline_is_told() {
-                return Ok((telling, state));
+            if length == 0 || state.inline_is_synced() {
+                return Ok((metadata, state));
             }
             state.exclusive = false;
             self.changed.notify_all();
@@ -159,7 +163,7 @@ impl OpenInode {
     /// Changes times at the metadata service while nothing else is being told of this file: what it hears of earlier
     /// writes must not come after, and take the times back.
     pub fn set_times<T>(&self, change: impl FnOnce() -> Result<T>) -> Result<T> {
-        let _telling = self.telling.lock();
+        let _metadata = self.metadata_lock.lock();
         let result = change()?;
         self.forget_mtime();
         Ok(result)
@@ -171,7 +175,7 @@ impl OpenInode {
     }
 
     /// Held by whoever tells the metadata service of this file.
-    pub fn telling(&self) -> MutexGuard<'_, ()> {
-        self.telling.lock()
+    pub fn lock_metadata(&self) -> MutexGuard<'_, ()> {
+        self.metadata_lock.lock()
     }
 }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{OpenInode, State};
-use crate::client::meta::Who;
+use crate::client::meta::Identity;
 use crate::error::{Error, Kind, Result};
 use crate::lock::MutexGuard;
 use crate::types::ContentId;
@@ -68,7 +68,7 @@ impl State {
     /// record of the write session survives, so the content stays, and the length is found on the chains.
     fn is_recoverable(&self) -> bool {
         let is_durable = self.durable == self.undurable;
-        is_durable && self.length_is_told() && self.inline.is_none() && !self.sessions.is_empty()
+        is_durable && self.size_is_synced() && self.inline.is_none() && !self.sessions.is_empty()
     }
 
     pub(super) fn stored(&self) -> Stored {
@@ -84,18 +84,18 @@ pub(super) struct Stored {
 
 impl OpenInode {
     /// Everything that was acknowledged of this file before the call survives the loss of power; `data_only` leaves out
-    /// times. `who` asks on behalf of a handle that is open for reading.
+    /// times. `identity` asks on behalf of a handle that is open for reading.
     ///
     /// An error of the write-back is not this function's: handles ask `error_since`.
-    pub fn fsync(self: &Arc<Self>, who: &Arc<Who>, data_only: bool) -> Result<()> {
+    pub fn fsync(self: &Arc<Self>, identity: &Arc<Identity>, data_only: bool) -> Result<()> {
         self.shared.fence.pass(self.shared.meta.deadline())?;
         self.flush();
         let recoverable = || Some(self.state.lock()).filter(|state| data_only && state.is_recoverable());
         if recoverable().is_some() {
-            self.refresh(who, Duration::ZERO)?;
+            self.refresh(identity, Duration::ZERO)?;
         }
         let recoverable = recoverable().map(|state| state.stored());
-        let stored = recoverable.map_or_else(|| self.report_durably(who), Ok)?;
+        let stored = recoverable.map_or_else(|| self.sync_durably(identity), Ok)?;
         self.sync_chains()?;
         if self.state.lock().inode.content == stored.content {
             return Ok(());

@@ -3,27 +3,27 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::telling::News;
+use super::metadata_sync::MetadataUpdate;
 use super::{Source, State, inline_of, now_ns};
 use crate::buffer::Placement;
+use crate::client::deferred_setattr::without_set_id;
 use crate::client::dirty::{DirtyChunk, RUN_BYTES, overlay, parts};
 use crate::client::inline::Inline;
-use crate::client::later::without_set_id;
 use crate::client::shared::Shared;
 use crate::error::Error;
 use crate::log_rate_limit::Warnings;
 use crate::wire::pb;
 
 /// Updates of one wave of write-back; each is one piece.
-const WAVE_PIECES_MAX: usize = 128;
+const BATCH_PIECES_MAX: usize = 128;
 /// Number of the write that made bytes dirty which were in the inode before: older than any other.
-pub(super) const OUTGROWN: u64 = 0;
+pub(super) const SPILLED: u64 = 0;
 
 /// A disk that is full fails every write-back of every file.
 static FAILED: Warnings = Warnings::new();
 
 impl State {
-    pub(super) fn seen(&self) -> pb::Inode {
+    pub(super) fn local_view(&self) -> pb::Inode {
         self.with_times(pb::Inode { length: self.length, ..self.inode.clone() })
     }
 
@@ -35,15 +35,15 @@ impl State {
         if self.clears_set_id {
             inode.permissions = without_set_id(inode.permissions);
         }
-        if let Some(later) = &self.later {
-            later.overlay(&mut inode);
+        if let Some(deferred) = &self.deferred {
+            deferred.overlay(&mut inode);
         }
         inode
     }
 
     /// Whether the metadata service described the inode less than `age` ago.
     pub(super) fn is_younger_than(&self, age: Duration) -> bool {
-        self.told.is_some_and(|told| told.elapsed() < age)
+        self.described.is_some_and(|described| described.elapsed() < age)
     }
 
     /// Of a reply to a change that this client has made, or to something else.
@@ -52,15 +52,15 @@ impl State {
     }
 
     pub(super) fn is_clean(&self) -> bool {
-        self.dirty.is_empty() && self.flights.is_empty() && self.is_told()
+        self.dirty.is_empty() && self.in_flight.is_empty() && self.metadata_is_synced()
     }
 
-    pub(super) fn is_told(&self) -> bool {
-        let attributes = self.mtime_ns.is_none() && self.later.is_none() && !self.clears_set_id;
-        !self.unsynced && attributes && self.inline_is_told()
+    pub(super) fn metadata_is_synced(&self) -> bool {
+        let attributes = self.mtime_ns.is_none() && self.deferred.is_none() && !self.clears_set_id;
+        !self.unsynced && attributes && self.inline_is_synced()
     }
 
-    pub(super) fn inline_is_told(&self) -> bool {
+    pub(super) fn inline_is_synced(&self) -> bool {
         !self.is_edited()
     }
 
@@ -83,47 +83,47 @@ impl State {
                 inline.rebase(self.inode.inline_data.clone(), self.inode.change);
                 0
             }
-            _ => self.outgrow(shared),
+            _ => self.spill_inline(shared),
         }
     }
 
     /// Bytes up to `length` were written under an older truncation than is known now, before it or after.
-    pub(super) fn doubt(&mut self, length: u64, truncate_version: u64) {
-        let length = self.doubtful.as_ref().map_or(length, |hint| hint.length.max(length));
-        self.doubtful = Some(pb::LengthHint { length, truncate_version });
-        self.landings += 1;
+    pub(super) fn add_unverified_size(&mut self, length: u64, truncate_version: u64) {
+        let length = self.unverified_size.as_ref().map_or(length, |hint| hint.length.max(length));
+        self.unverified_size = Some(pb::LengthHint { length, truncate_version });
+        self.ack_count += 1;
         self.length = self.length.max(length);
         self.unsynced = true;
     }
 
     /// Whether all that is known of the file's bytes is in `inline`, so that a small write may go there.
     pub(super) fn is_inside(&self) -> bool {
-        self.inline.is_some() && self.dirty.is_empty() && self.flights.is_empty()
+        self.inline.is_some() && self.dirty.is_empty() && self.in_flight.is_empty()
     }
 
     /// Whether bytes that were in `inline` wait to be written back, and so are in no news.
-    pub(super) fn has_outgrown(&self) -> bool {
-        self.waits_until(OUTGROWN)
+    pub(super) fn has_spilled(&self) -> bool {
+        self.waits_until(SPILLED)
     }
 
-    pub(super) fn length_is_told(&self) -> bool {
+    pub(super) fn size_is_synced(&self) -> bool {
         self.acknowledged <= self.inode.length
-            && self.doubtful.is_none()
-            && self.inline_is_told()
-            && !self.has_outgrown()
+            && self.unverified_size.is_none()
+            && self.inline_is_synced()
+            && !self.has_spilled()
     }
 
     /// What is to be reported now; empty if nothing was written since the last report.
-    pub(super) fn news(&mut self) -> News {
-        let is_told = self.is_told();
+    pub(super) fn update(&mut self) -> MetadataUpdate {
+        let metadata_is_synced = self.metadata_is_synced();
         if let Some(inline) = &mut self.inline {
-            inline.begin_telling();
+            inline.begin_sync();
         }
         // Of an inline file all of it is told, and it may be longer than its bytes: zeros after them.
         let length = if self.is_inside() { self.length } else { self.acknowledged };
         let hint = pb::LengthHint { length, truncate_version: self.inode.truncate_version };
-        News {
-            length: self.doubtful.or((length > 0 && !is_told).then_some(hint)),
+        MetadataUpdate {
+            length: self.unverified_size.or((length > 0 && !metadata_is_synced).then_some(hint)),
             mtime_ns: self.mtime_ns.unwrap_or_default(),
             inline: self
                 .inline
@@ -131,10 +131,10 @@ impl State {
                 .filter(|inline| inline.is_edited())
                 .map(|inline| inline.bytes.clone()),
             base: self.inline.as_ref().map_or(0, |inline| inline.base),
-            later: self.later.clone(),
+            deferred: self.deferred.clone(),
             clears_set_id: self.clears_set_id,
             writes: self.writes,
-            landings: self.landings,
+            ack_count: self.ack_count,
             undurable: self.undurable,
         }
     }
@@ -147,25 +147,25 @@ impl State {
     /// End of what waits here for the chains.
     pub(super) fn waiting_end(&self) -> u64 {
         let chunk_bytes = u64::from(self.layout.chunk_bytes);
-        let flying = self
-            .flights
+        let in_flight = self
+            .in_flight
             .last_key_value()
             .map_or(0, |(&index, chunk)| u64::from(index) * chunk_bytes + u64::from(chunk.end()));
         let inline = self.inline.as_ref().filter(|inline| inline.is_edited());
         let inline = inline.map_or(0, |inline| inline.bytes.len() as u64);
-        self.dirty.end(self.layout.chunk_bytes).max(flying).max(inline)
+        self.dirty.end(self.layout.chunk_bytes).max(in_flight).max(inline)
     }
 
     /// Where the file ends: as the metadata service reported, as chains have acknowledged here, and with what waits.
     pub(super) fn known_end(&self) -> u64 {
-        let doubtful = self.doubtful.map_or(0, |hint| hint.length);
-        self.inode.length.max(self.acknowledged).max(doubtful).max(self.waiting_end())
+        let unverified_size = self.unverified_size.map_or(0, |hint| hint.length);
+        self.inode.length.max(self.acknowledged).max(unverified_size).max(self.waiting_end())
     }
 
     /// Whether a write up to `end` must wait: bytes that would leave `inline` are being told.
-    pub(super) fn would_outgrow_while_told(&self, end: u64) -> bool {
-        let telling = self.inline.as_ref().is_some_and(|inline| !inline.telling.is_empty());
-        telling && end > u64::from(self.layout.inline_bytes())
+    pub(super) fn must_wait_for_sync(&self, end: u64) -> bool {
+        let metadata = self.inline.as_ref().is_some_and(|inline| !inline.syncing.is_empty());
+        metadata && end > u64::from(self.layout.inline_bytes())
     }
 
     /// Takes in a write. Returns the change in memory held and whether a run is complete.
@@ -185,7 +185,7 @@ impl State {
             inline.write(offset as usize, payload.len(), |target| payload.copy_to(target));
             self.unsynced = true;
         } else {
-            change += self.outgrow(shared);
+            change += self.spill_inline(shared);
             let (more, runs) =
                 self.dirty.put(self.writes, offset, payload, keep, self.layout.chunk_bytes, &shared.pool);
             change += more;
@@ -199,22 +199,22 @@ impl State {
         self.writes += 1;
         self.length = self.length.max(end);
         self.mtime_ns = Some(now_ns());
-        if let Some(later) = &mut self.later {
-            later.written();
+        if let Some(deferred) = &mut self.deferred {
+            deferred.written();
         }
     }
 
     /// What was written to `inline` becomes dirty instead, and what is left of it is what the inode holds. Returns the
     /// change in memory held.
-    pub(super) fn outgrow(&mut self, shared: &Shared) -> isize {
+    pub(super) fn spill_inline(&mut self, shared: &Shared) -> isize {
         let mut change = 0;
         if let Some(inline) = self.inline.as_ref().filter(|inline| inline.is_edited()) {
             let bytes = Placement::from_vec(inline.bytes.clone());
-            for range in inline.untold() {
+            for range in inline.edits() {
                 // Older than everything that is written from here on: whoever flushes waits for it.
                 let (start, bytes) = (range.start as u64, bytes.slice(range));
                 change +=
-                    self.dirty.put(OUTGROWN, start, &bytes, false, self.layout.chunk_bytes, &shared.pool).0;
+                    self.dirty.put(SPILLED, start, &bytes, false, self.layout.chunk_bytes, &shared.pool).0;
             }
         }
         self.inline = inline_of(&self.inode);
@@ -224,11 +224,11 @@ impl State {
     /// What waits here of a range that is about to be read: pieces to lay over what the chains have. `None`: all of
     /// it, and it has been copied.
     pub(super) fn waiting(&self, offset: u64, into: &Placement) -> Option<Vec<(usize, Placement)>> {
-        if self.dirty.is_empty() && self.flights.is_empty() {
+        if self.dirty.is_empty() && self.in_flight.is_empty() {
             return Some(Vec::new());
         }
         let chunk_bytes = self.layout.chunk_bytes;
-        let layers = |index: u32| [self.flights.get(&index).map(Arc::as_ref), self.dirty.chunk(index)];
+        let layers = |index: u32| [self.in_flight.get(&index).map(Arc::as_ref), self.dirty.chunk(index)];
         let mut found = Vec::new();
         let mut complete = true;
         for part in parts(offset, into.len(), chunk_bytes, chunk_bytes) {
@@ -253,7 +253,7 @@ impl State {
 
     /// Whether nothing of a chunk is dirty or in flight.
     pub(super) fn is_idle(&self, index: u32) -> bool {
-        !self.flights.contains_key(&index) && self.dirty.chunk(index).is_none()
+        !self.in_flight.contains_key(&index) && self.dirty.chunk(index).is_none()
     }
 
     /// Marks what was dirty by write number `write` as wanted.
@@ -265,28 +265,28 @@ impl State {
 
     /// Chunks that can be written back now (I2).
     pub(super) fn ready(&self) -> impl Iterator<Item = (u32, &DirtyChunk)> {
-        self.dirty.chunks().filter(|(index, chunk)| chunk.wanted && !self.flights.contains_key(index))
+        self.dirty.chunks().filter(|(index, chunk)| chunk.wanted && !self.in_flight.contains_key(index))
     }
 
     /// Moves chunks from dirty to flight.
-    pub(super) fn take_wave(&mut self) -> Vec<(u32, Arc<DirtyChunk>)> {
+    pub(super) fn take_batch(&mut self) -> Vec<(u32, Arc<DirtyChunk>)> {
         let (mut bytes, mut pieces) = (0, 0);
         let mut indices = Vec::new();
         for (index, chunk) in self.ready() {
             bytes += chunk.bytes();
             pieces += chunk.pieces().count();
-            if !indices.is_empty() && (bytes > RUN_BYTES as usize || pieces > WAVE_PIECES_MAX) {
+            if !indices.is_empty() && (bytes > RUN_BYTES as usize || pieces > BATCH_PIECES_MAX) {
                 break;
             }
             indices.push(index);
         }
-        let mut wave = Vec::new();
+        let mut batch = Vec::new();
         for index in indices {
             let chunk = Arc::new(self.dirty.take(index).expect("it was there a moment ago"));
-            self.flights.insert(index, chunk.clone());
-            wave.push((index, chunk));
+            self.in_flight.insert(index, chunk.clone());
+            batch.push((index, chunk));
         }
-        wave
+        batch
     }
 
     /// Forgets what is wanted on chunks and cannot get there. Returns the memory set free.
@@ -301,13 +301,13 @@ impl State {
     /// Whether a write up to number `write` is not acknowledged yet.
     pub(super) fn waits_until(&self, write: u64) -> bool {
         self.dirty.chunks().any(|(_, chunk)| chunk.since <= write)
-            || self.flights.values().any(|chunk| chunk.since <= write)
+            || self.in_flight.values().any(|chunk| chunk.since <= write)
     }
 
-    pub(super) fn landed(&mut self, offset: u64, length: usize) {
+    pub(super) fn on_acked(&mut self, offset: u64, length: usize) {
         let end = offset + length as u64;
         self.acknowledged = self.acknowledged.max(end);
-        self.landings += 1;
+        self.ack_count += 1;
         self.add_volatile(offset..end);
         self.unsynced = true;
     }
