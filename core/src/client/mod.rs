@@ -23,7 +23,7 @@ mod inline_migration;
 #[cfg(test)]
 mod interleaving_tests;
 mod meta;
-mod names;
+mod metadata_cache;
 mod open_file;
 mod readahead;
 mod sequences;
@@ -52,7 +52,7 @@ pub use file::{
 };
 use meta::Carrier;
 pub use meta::{Identity, Meta, inode_path, name_path};
-pub use names::{Found, LISTED_MAX, MetadataCache};
+pub use metadata_cache::{Found, LISTED_MAX, MetadataCache};
 pub use open_file::{IoMode, OpenInode, WriteOffset, now_ns};
 use session::Session;
 use shared::Chains;

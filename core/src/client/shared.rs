@@ -14,7 +14,7 @@ use super::dirty::RUN_BYTES;
 use super::dirty_limit::DirtyLimit;
 use super::fence::Fence;
 use super::meta::{Identity, Meta};
-use super::names::MetadataCache;
+use super::metadata_cache::MetadataCache;
 use super::open_file::OpenInode;
 use super::workers::Workers;
 use crate::buffer::BufferPool;

@@ -1,0 +1,63 @@
+//! Which of the kernel's pages of a file may be used at its next open (N4).
+
+use super::generations::Generations;
+
+#[derive(Clone, Copy)]
+struct Pages {
+    /// `change` of the inode that the pages belong to,
+    change: u64,
+    /// once the open of this number has dropped older ones; `None`: there are none older.
+    invalidation: Option<u64>,
+}
+
+pub(super) struct KernelPages {
+    known: Generations<u64, Pages>,
+    last_invalidation: u64,
+}
+
+impl KernelPages {
+    pub(super) fn new() -> KernelPages {
+        KernelPages { known: Generations::new(), last_invalidation: 0 }
+    }
+
+    /// Record an open at `change`. Return the number of the invalidation that it has to carry out; `None`: the kernel's
+    /// pages are valid.
+    pub(super) fn open(&mut self, inode: u64, change: u64) -> Option<u64> {
+        let is_valid = |pages: &Pages| pages.change == change && pages.invalidation.is_none();
+        if self.known.get(&inode).is_some_and(is_valid) {
+            return None;
+        }
+        self.last_invalidation += 1;
+        let invalidation = Some(self.last_invalidation);
+        self.known.put(inode, Pages { change, invalidation });
+        invalidation
+    }
+
+    /// Record that the kernel has carried out an invalidation.
+    pub(super) fn invalidated(&mut self, inode: u64, invalidation: u64) {
+        assert!(invalidation != 0 && invalidation <= self.last_invalidation, "N4: an open asked for it");
+        let Some(pages) = self.known.get(&inode).copied() else { return };
+        if pages.invalidation == Some(invalidation) {
+            self.known.put(inode, Pages { invalidation: None, ..pages });
+        }
+    }
+
+    /// Have the next open drop the pages, whatever has changed.
+    pub(super) fn forget(&mut self, inode: u64) {
+        self.known.remove(&inode);
+    }
+
+    /// Record that this client alone changed the inode, from `from` to `to`.
+    pub(super) fn follow(&mut self, inode: u64, from: u64, to: u64) {
+        assert!(from <= to, "N4: `change` grows");
+        if let Some(pages) = self.known.get(&inode).copied()
+            && pages.change == from
+        {
+            self.known.put(inode, Pages { change: to, ..pages });
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.known.len()
+    }
+}
