@@ -13,10 +13,11 @@ use crate::lock::{Condvar, Mutex};
 use prost::Message;
 use rustix::io::Errno;
 
+use super::chunk_store::ChunkStore;
 use super::data::{Read, Write};
 use super::deferred_setattr::without_set_id;
 use super::meta::{Carrier, Meta};
-use super::shared::{Chunks, Shared};
+use super::shared::Shared;
 use crate::buffer::BufferPool;
 use crate::error::{Error, Kind, Result};
 use crate::schedule;
@@ -249,7 +250,7 @@ struct ChunkClient {
     under_way: Mutex<HashMap<(u64, u64), usize>>,
 }
 
-impl Chunks for ChunkClient {
+impl ChunkStore for ChunkClient {
     fn read(&self, read: &Read) -> Result<()> {
         self.fake.reads.fetch_add(1, Ordering::Relaxed);
         schedule::pause();

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::close_batcher::Close;
 use super::meta::{Identity, inode_path};
 use super::open_file::{DirectWrite, IoMode, OpenInode, WriteOffset, lost, write_direct};
+use super::open_files::Opening;
 use super::readahead::Readahead;
-use super::shared::{Close, Opening, Shared};
+use super::shared::Shared;
 use crate::buffer::Placement;
 use crate::error::{Error, Kind, Result};
 use crate::wire::pb;
@@ -96,9 +98,9 @@ impl File {
             follow: options.follow,
             ..Default::default()
         };
-        let opening = shared.opening();
+        let opening = Opening::begin(shared);
         // A file that other handles here are writing must be alone while it is emptied.
-        let known = if options.truncate && path.path.is_empty() { shared.find(path.at) } else { None };
+        let known = if options.truncate && path.path.is_empty() { shared.files.find(path.at) } else { None };
         match known {
             Some(inode) => {
                 let reply = inode.truncate(0, || shared.meta.open(identity, request))?;
@@ -126,11 +128,11 @@ impl File {
             truncate: options.truncate,
             write: options.write,
             read: options.read,
-            in_chunks: options.write && shared.makes_large_files(),
+            in_chunks: options.write && shared.creates_large_files(),
             layout: create.layout,
             ..Default::default()
         };
-        let opening = shared.opening();
+        let opening = Opening::begin(shared);
         let reply = shared.meta.create(identity, request)?;
         let created = reply.created;
         let change = reply.inode.as_ref().map_or(0, |inode| inode.change);
@@ -176,7 +178,7 @@ impl File {
             inode.add_session(reply.session, identity, alone_ns);
         }
         if options.read {
-            shared.hold(inode.id());
+            shared.files.hold(inode.id());
         }
         let (errors, lost_sessions) = (inode.errors(), inode.lost_sessions());
         Ok(Arc::new(File {
@@ -408,9 +410,9 @@ impl File {
 
     fn end(&self) {
         if self.options.read {
-            self.shared.unhold(self.inode.id());
+            self.shared.files.unhold(self.inode.id());
         }
-        self.shared.released(self.inode.id());
+        self.shared.files.release(self.inode.id());
     }
 
     /// Writes back and tells the last words with the close itself: one call. True: the close has been sent.
@@ -506,7 +508,7 @@ pub fn set_attributes_deferred(
     request: pb::SetAttrRequest,
 ) -> Result<pb::Inode> {
     let id = request.path.as_ref().map_or(0, |path| path.at);
-    match shared.find(id).and_then(|open| open.defer_setattr(identity, &request)) {
+    match shared.files.find(id).and_then(|open| open.defer_setattr(identity, &request)) {
         Some(seen) => Ok(seen),
         None => set_attributes(shared, identity, request),
     }
@@ -520,7 +522,7 @@ pub fn set_attributes(
 ) -> Result<pb::Inode> {
     let id = request.path.as_ref().map_or(0, |path| path.at);
     let times = request.mtime_ns.is_some() || request.mtime_now;
-    let open = shared.find(id);
+    let open = shared.files.find(id);
     if let Some(open) = &open {
         open.flush_deferred()?;
     }
@@ -538,7 +540,7 @@ pub fn set_attributes(
     };
     shared.metadata_cache.learn(inode.clone());
     // It may have been opened meanwhile, or closed.
-    let Some(open) = shared.find_changed(&inode) else { return Ok(inode) };
+    let Some(open) = shared.files.find_changed(&inode) else { return Ok(inode) };
     if times && length.is_some() {
         open.forget_mtime();
     }

@@ -507,8 +507,8 @@ fn a_file_that_cannot_be_looked_at_again_is_not_opened_and_its_session_ends() {
         },
     );
     assert_eq!(failed.unwrap_err().kind(), Kind::Unavailable);
-    assert_eq!(world.shared.closes_waiting(), 1);
-    assert!(world.shared.open_files().is_empty() && world.shared.held().is_empty());
+    assert_eq!(world.shared.closes.count(), 1);
+    assert!(world.shared.files.all().is_empty() && world.shared.files.held().is_empty());
 }
 
 #[test]
@@ -926,7 +926,7 @@ fn read_of_a_file_that_was_collected_while_it_is_open_fails() {
 
 /// The cluster hears of this client again.
 fn come_back(world: &World) {
-    let sessions = world.shared.write_sessions();
+    let sessions = world.shared.files.write_sessions();
     let request = pb::HoldRequest { sessions, ..Default::default() };
     world.shared.register_again(&world.identity, request).unwrap();
     world.shared.fence.open_until(u64::MAX);
@@ -1022,7 +1022,7 @@ fn a_close_that_the_metadata_service_does_not_take_is_sent_again() {
     world.meta.fail_calls(Some(Error::new(Kind::Unavailable, "being restarted")));
     file.close().unwrap();
     world.shared.send_closes();
-    assert_eq!(world.shared.closes_waiting(), 1);
+    assert_eq!(world.shared.closes.count(), 1);
     world.meta.fail_calls(None);
     world.shared.send_closes();
     assert_eq!(world.meta.sessions(), []);
@@ -1335,7 +1335,7 @@ fn a_released_dirty_file_is_written_back_and_its_session_closed() {
     world.shared.send_closes();
     assert_eq!(world.meta.inode(5).length, 100_000);
     assert_eq!(world.meta.count(Method::MetaClose), 1);
-    assert!(world.shared.open_files().is_empty() && world.shared.held().is_empty());
+    assert!(world.shared.files.all().is_empty() && world.shared.files.held().is_empty());
 }
 
 #[test]
@@ -1537,8 +1537,8 @@ fn a_write_after_the_times_were_set_counts() {
 
 #[test]
 fn attributes_that_wait_are_told_before_a_name_moves_and_by_age() {
-    let by_name = |world: &World| world.shared.flush_deferred();
-    let by_age = |world: &World| world.shared.write_back_aged();
+    let by_name = |world: &World| world.shared.dirty_files.flush_deferred();
+    let by_age = |world: &World| world.shared.dirty_files.write_back_aged();
     for (settle, writes_back) in [(by_name as fn(&World), false), (by_age, true)] {
         let world = World::new();
         let file = world.create(5);
@@ -1549,7 +1549,7 @@ fn attributes_that_wait_are_told_before_a_name_moves_and_by_age() {
         assert_eq!(inode.permissions, 0o755);
         // What is old is also written back, by another thread that may be ahead of this one.
         assert!(inode.is_inline || writes_back);
-        assert_eq!(world.shared.deferred_count.load(Ordering::Relaxed), 0);
+        assert_eq!(world.shared.dirty_files.deferred_count(), 0);
         file.flush().unwrap();
         let calls = (world.meta.count(Method::MetaSync), world.meta.count(Method::MetaStat));
         // The attributes may be told while that thread moves the file: then it tries again.
@@ -1630,9 +1630,9 @@ fn writes_of_a_user_are_not_reported_by_age_where_no_set_id_bit_is_known() {
     for byte in 0..3 {
         assert!(!file.inode().clear_set_id());
         put(&file, byte, b"b");
-        world.shared.write_back_aged();
+        world.shared.dirty_files.write_back_aged();
         file.inode().flush();
-        world.shared.write_back_aged();
+        world.shared.dirty_files.write_back_aged();
     }
     assert_eq!(reports(), before);
     file.close().unwrap();
@@ -1649,10 +1649,10 @@ fn known_set_id_bits_end_by_age_and_a_report_that_fails_is_no_error_of_a_write()
     assert!(file.inode().clear_set_id());
     put(&file, 0, b"new");
     world.meta.fail_calls(Some(Error::new(Kind::Unavailable, "being restarted")));
-    world.shared.write_back_aged();
+    world.shared.dirty_files.write_back_aged();
     put(&file, 3, b"newer");
     world.meta.fail_calls(None);
-    world.shared.write_back_aged();
+    world.shared.dirty_files.write_back_aged();
     assert_eq!(world.meta.inode(5).permissions, 0o755);
     file.close().unwrap();
 }
@@ -1669,7 +1669,7 @@ fn write_back_by_age_waits_for_no_report_of_another_file() {
     call_while(
         &world,
         Method::MetaSync,
-        || world.shared.write_back_aged(),
+        || world.shared.dirty_files.write_back_aged(),
         || {
             let deadline = std::time::Instant::now() + Duration::from_secs(60);
             while world.chunks.content(content)[..3] != *b"new" {

@@ -420,7 +420,7 @@ impl FileSystem for Mounted {
         let known = self.client.meta().stat(&self.root, inode_path(inode), false).map_err(errno)?;
         let known = names.learn_at(known, asked);
         // Without a name it waits for its removal, unless it is open.
-        if known.link_count == 0 && self.client.shared().find(inode).is_none() {
+        if known.link_count == 0 && self.client.shared().files.find(inode).is_none() {
             return Err(Errno::NOENT);
         }
         Ok(self.entry(&known, names.ttl().saturating_sub(asked.elapsed())))
@@ -551,7 +551,7 @@ impl FileSystem for Mounted {
             exchange: mode == RenameMode::Exchange,
             ..Default::default()
         };
-        self.client.shared().flush_deferred();
+        self.client.shared().dirty_files.flush_deferred();
         let reply = self.client.meta().rename(&self.root, request).map_err(errno)?;
         let names = &self.client.shared().metadata_cache;
         let replaced = reply.replaced.filter(|inode| inode.id != 0);
@@ -572,7 +572,7 @@ impl FileSystem for Mounted {
 
     fn link(&self, _: &Caller, inode: u64, parent: u64, name: &[u8]) -> Reply<Entry> {
         let target = name_path(parent, name);
-        self.client.shared().flush_deferred();
+        self.client.shared().dirty_files.flush_deferred();
         let inode = self.client.meta().link(&self.root, inode_path(inode), target, false).map_err(errno)?;
         Ok(self.made(parent, name, &inode))
     }

@@ -1,13 +1,16 @@
 //! One client of a cluster: programs, rings and the mount all stand on it.
 //!
 //! `data` sends chunk operations to storage nodes and `meta` metadata calls, both over `cluster`; this module, `file`,
-//! `inode` and `names` keep what a process knows of the files it uses; `fs` is the door of the mount.
+//! `open_file` and `metadata_cache` keep what a process knows of the files it uses; `fs` is the entry point of the mount.
 
 mod about;
+mod chunk_store;
+mod close_batcher;
 pub mod data;
 mod deferred_setattr;
 mod directory;
 mod dirty;
+mod dirty_files;
 mod dirty_limit;
 #[cfg(test)]
 pub(crate) mod fake;
@@ -25,10 +28,12 @@ mod interleaving_tests;
 mod meta;
 mod metadata_cache;
 mod open_file;
+mod open_files;
 mod readahead;
 mod sequences;
 mod session;
 mod shared;
+mod staging;
 mod workers;
 
 use std::sync::Arc;
@@ -45,6 +50,8 @@ use crate::types::ClientId;
 use crate::wire::credential::Credential;
 use crate::wire::pb::{self, NodeKind};
 
+use chunk_store::ChainStore;
+pub use chunk_store::ChunkStore;
 use data::{DataClient, DataOptions};
 pub use file::{
     CreateOptions, File, OpenOptions, WriteAt, set_attributes, set_attributes_deferred, set_length,
@@ -55,8 +62,7 @@ pub use meta::{Identity, Meta, inode_path, name_path};
 pub use metadata_cache::{Found, LISTED_MAX, MetadataCache};
 pub use open_file::{IoMode, OpenInode, WriteOffset, now_ns};
 use session::Session;
-use shared::Chains;
-pub use shared::{Chunks, Shared};
+pub use shared::Shared;
 
 /// A cluster that has not answered for this long is not merely restarting: whoever connects is told.
 const CONNECT_MAX: Duration = Duration::from_secs(20);
@@ -158,7 +164,7 @@ impl Client {
         let staging = (options.transport != Transport::Tcp).then(|| pool.clone());
         let shared = Shared::new(
             meta,
-            Box::new(Chains { data: data.clone(), deadline: options.deadline, staging }),
+            Box::new(ChainStore { data: data.clone(), deadline: options.deadline, staging }),
             pool,
             options.write_buffer_bytes,
             options.read_ahead_bytes,
@@ -249,7 +255,7 @@ impl Client {
 
     /// Everything written through this client so far is acknowledged and told.
     pub fn flush(&self) -> Result<()> {
-        let results: Vec<_> = self.shared.open_files().iter().map(|inode| inode.sync()).collect();
+        let results: Vec<_> = self.shared.files.all().iter().map(|inode| inode.sync()).collect();
         results.into_iter().collect()
     }
 

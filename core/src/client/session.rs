@@ -14,9 +14,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::lock::Mutex;
 
 use super::Options;
+use super::close_batcher::CLOSES_MAX;
 use super::meta::Identity;
 use super::open_file::WRITE_BACK;
-use super::shared::CLOSES_MAX;
 use super::shared::Shared;
 use super::workers::Workers;
 use crate::clock;
@@ -188,16 +188,16 @@ impl Session {
         let mut compared = Instant::now();
         while !self.stopping.load(Ordering::Acquire) {
             let closes = self.shared.wait_for_closes(TICK);
-            let appended = self.shared.has_appended();
+            let appended = self.shared.dirty_files.has_appended();
             if closes || appended {
-                let gathered = self.shared.closes_waiting() >= CLOSES_MAX;
+                let gathered = self.shared.closes.count() >= CLOSES_MAX;
                 thread::sleep(if gathered { GATHER / 50 } else { GATHER });
             }
             if closes {
                 SingleFlight::send(&self, |session| &session.closing, |session| session.shared.send_closes());
             }
             if appended {
-                let job = |session: &Session| session.shared.write_back_appended();
+                let job = |session: &Session| session.shared.dirty_files.write_back_appended();
                 SingleFlight::send(&self, |session| &session.appending, job);
             }
             let interval = Duration::from_millis(self.interval_ms.load(Ordering::Relaxed));
@@ -213,7 +213,7 @@ impl Session {
                 SingleFlight::send(
                     &self,
                     |session| &session.aging,
-                    |session| session.shared.write_back_aged(),
+                    |session| session.shared.dirty_files.write_back_aged(),
                 );
             }
             if compared.elapsed() >= SESSIONS_INTERVAL {
@@ -253,18 +253,23 @@ impl Session {
 
     /// All that is open, for the metadata service of that incarnation.
     fn open_files(&self, incarnation: u64) -> pb::HoldRequest {
-        let mut inodes = self.shared.held();
+        let mut inodes = self.shared.files.held();
         if inodes.len() > HOLDS_MAX {
             log::warn!("client {}: {} files are open, {HOLDS_MAX} are reported", self.id, inodes.len());
             inodes.truncate(HOLDS_MAX);
         }
-        pb::HoldRequest { inodes, incarnation, sessions: self.shared.write_sessions(), ..Default::default() }
+        pb::HoldRequest {
+            inodes,
+            incarnation,
+            sessions: self.shared.files.write_sessions(),
+            ..Default::default()
+        }
     }
 
     /// Ends sessions at the metadata service that this client does not know, and the other way round: a session that
     /// is unknown twice is lost.
     fn compare_sessions(&self) {
-        let sessions = self.shared.write_sessions();
+        let sessions = self.shared.files.write_sessions();
         let request = pb::HoldRequest { keep_holds: true, sessions, ..Default::default() };
         match self.shared.meta.hold(&self.identity, request) {
             Ok(unknown) => {
@@ -310,7 +315,7 @@ impl Session {
     /// Ends the clock. Closes that wait are the caller's.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
-        self.shared.wake.notify_all();
+        self.shared.closes.wake();
         if let Some(clock) = self.clock.lock().take() {
             // A panic of the clock has been reported by the panic hook.
             let _ = clock.join();

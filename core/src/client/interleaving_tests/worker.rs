@@ -93,7 +93,7 @@ impl Worker {
             18 => self.extend(handle),
             _ => {
                 self.note("presses".to_owned());
-                self.shared().flush_for_pressure();
+                self.shared().dirty_files.flush_for_pressure();
             }
         }
     }

@@ -163,7 +163,7 @@ impl World {
             if self.is_over.load(Ordering::Relaxed) {
                 return;
             }
-            self.clients[client].write_back_aged();
+            self.clients[client].dirty_files.write_back_aged();
             self.clients[client].send_closes();
         }
     }
@@ -182,10 +182,10 @@ impl World {
     /// All that is left of the client is what it must keep.
     fn check_client(&self, number: usize) {
         let client = &self.clients[number];
-        client.write_back_aged();
-        client.write_back_aged();
+        client.dirty_files.write_back_aged();
+        client.dirty_files.write_back_aged();
         // Those that are lost are sent again.
-        while client.closes_waiting() > 0 {
+        while client.closes.count() > 0 {
             client.send_closes();
         }
         let left = client.leftovers();

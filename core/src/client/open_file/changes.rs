@@ -1,7 +1,6 @@
 //! Changes of an open file's attributes: those that wait, and those for which one must be alone with it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::{OpenInode, State};
 use crate::client::deferred_setattr::{DeferredSetattr, without_set_id};
@@ -40,7 +39,7 @@ impl OpenInode {
             state.mtime_ns = None;
         }
         if state.deferred.replace(deferred).is_none() {
-            self.shared.deferred_count.fetch_add(1, Ordering::AcqRel);
+            self.shared.dirty_files.add_deferred();
         }
         self.list(&mut state);
         Some(state.local_view())
@@ -62,7 +61,7 @@ impl OpenInode {
         let synced = synced.map(|deferred| deferred.number);
         if synced.is_some() && synced == state.deferred.as_ref().map(|deferred| deferred.number) {
             state.deferred = None;
-            self.shared.deferred_count.fetch_sub(1, Ordering::AcqRel);
+            self.shared.dirty_files.remove_deferred();
         }
     }
 
@@ -70,7 +69,7 @@ impl OpenInode {
     pub(super) fn list(self: &Arc<Self>, state: &mut State) {
         if !state.listed {
             state.listed = true;
-            self.shared.list_dirty(self);
+            self.shared.dirty_files.add(self);
         }
     }
 }

@@ -82,7 +82,7 @@ impl OpenInode {
             }
             drop(state);
             if self.shared.dirty_limit.is_above_high_water() {
-                self.shared.flush_for_pressure();
+                self.shared.dirty_files.flush_for_pressure();
             }
             return Ok(offset);
         }
@@ -105,7 +105,7 @@ impl OpenInode {
         if self.shared.dirty_limit.try_reserve(bytes) {
             return Ok(());
         }
-        self.shared.flush_for_pressure();
+        self.shared.dirty_files.flush_for_pressure();
         self.shared.dirty_limit.reserve(bytes, self.shared.meta.deadline())
     }
 
