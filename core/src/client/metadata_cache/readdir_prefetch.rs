@@ -58,6 +58,9 @@ impl Listing {
     }
 }
 
+/// Entries of a directory by name, and the last of them if there are more.
+pub(super) type Listed = (BTreeMap<Vec<u8>, Arc<pb::Inode>>, Option<Vec<u8>>);
+
 /// A name, and the inode it has now.
 type NameChange = (Vec<u8>, Option<Arc<pb::Inode>>);
 
@@ -144,13 +147,7 @@ impl ReaddirPrefetch {
     }
 
     /// End the listing under way. `listed`: entries after `after`, and whether there are more; `None`: it failed.
-    pub(super) fn finish(
-        &mut self,
-        parent: u64,
-        after: Vec<u8>,
-        asked: Instant,
-        listed: Option<(BTreeMap<Vec<u8>, Arc<pb::Inode>>, Option<Vec<u8>>)>,
-    ) {
+    pub(super) fn finish(&mut self, parent: u64, after: Vec<u8>, asked: Instant, listed: Option<Listed>) {
         let Some(burst) = self.bursts.get_mut(&parent) else { return };
         let changes = burst.listing.take().unwrap_or_default();
         let Some((entries, last)) = listed else { return };
