@@ -6,21 +6,23 @@ their copies are begun as their reads end, on one stream.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from errno import EIO
+from typing import Any, Final
 
 import torch
 
 from ...client import Operation
 from ...client.location import AnyFileSystem
-from ...errors import CorruptData
+from ...errors import CorruptData, Error
 from ..weights.transfer import submit_all
-from .page_cache import Copies, Done, PageCache, staging_memory
+from .page_cache import Done, PageCache, staging_memory
+from .transfer import Transfer
 
 ENTRIES: Final = 64  # operations in flight
-STAGING: Final = 8  # jobs of a cache on a device that are on their way through host memory
+STAGING: Final = 8  # jobs of a cache on a device that are in host memory at a time
 GROUP: Final = 8  # pages whose layer is one copy: 576 KiB in 16 bit, enough for the bus to be busy
 
 
@@ -47,14 +49,13 @@ class View:
             if memory is None:
                 found = cache.parts(block) if job.layer is None else [(0, cache.part(job.layer, block))]
             else:
-                bytes_: Any = memory.numpy()
-                found = [
-                    (0, memoryview(bytes_ if job.layer is None else bytes_[row, : self._layout.layer_bytes]))
-                ]
+                staged: Any = memory.numpy()
+                bytes_ = staged if job.layer is None else staged[row, : self._layout.layer_bytes]
+                found = [(0, memoryview(bytes_))]
             self.parts += [(place, offset + at, each) for at, each in found]
 
     def layers(self) -> Iterator[tuple[int, int, memoryview]]:
-        """Each layer of each page: place, number, bytes."""
+        """Yield each layer of each page: place, number, bytes."""
         layout, job = self._layout, self.job
         if job.layer is not None:
             yield from ((place, job.layer, part) for place, _, part in self.parts)
@@ -67,130 +68,120 @@ class View:
                 yield place, number, record[begin : begin + layout.layer_bytes]
 
 
-class Receiver(Protocol):
-    """What a mover reports to, from the thread that runs it."""
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether no further job is to begin."""
-
-    def check(self, view: View, places: list[int]) -> list[int]:
-        """Those of the places whose bytes, now in host memory, are right. It reports the others itself."""
-
-    def begun(self, job: Job) -> None:
-        """The copies of the job's pages, those that were right, have begun."""
-
-    def landed(self, job: Job, places: list[int]) -> None:
-        """The bytes of these are where they belong."""
-
-    def failed(self, place: int, error: Exception) -> None:
-        """That page has not moved."""
-
-
 @dataclass
-class _UnderWay:
+class _InFlight:
     view: View
     left: int  # operations
     errors: dict[int, OSError] = field(default_factory=dict)  # by place
 
 
 class Mover:
-    """Carries out jobs. For one `run`."""
+    """Carries out the jobs of one transfer. A load and a save say what becomes of bytes that have arrived."""
 
-    def __init__(  # noqa: PLR0913 (from where, to where, and who hears of it)
+    def __init__(  # noqa: PLR0913 (from where, to where, and which way)
         self,
+        transfer: Transfer,
         file_system: AnyFileSystem,
         file: Any,
         cache: PageCache,
-        copies: Copies,
-        receiver: Receiver,
         *,
         write: bool = False,
         by_layer: bool = False,
     ) -> None:
         """`write`: from the cache to the file. `by_layer`: jobs are one layer of at most GROUP pages each."""
+        self.transfer = transfer
+        self.copies = cache.copies()
         self._file_system = file_system
         self._file = file
-        self._receiver = receiver
+        self._cache = cache
         self._write = write
-        self._staging = _Staging(cache, copies, by_layer=by_layer)
+        self._by_layer = by_layer
         self._waiting: list[Operation] = []
 
+    def check(self, view: View, places: list[int]) -> list[int]:
+        """Return those of the places whose bytes, now in host memory, are right; fail the others."""
+        raise NotImplementedError
+
+    def begun(self, job: Job) -> None:
+        """Note that the copies of the job's pages have begun: of those that were right."""
+
+    def landed(self, job: Job, places: list[int]) -> None:
+        """Note that the bytes of these places are in the cache."""
+
     def run(self, jobs: Iterable[Job]) -> None:
-        """Returns when nothing is under way."""
+        """Carry out the jobs; return when none is in flight. After a cancel no further one begins."""
+        staging = _Staging(self, self._cache, by_layer=self._by_layer)
         try:
             with self._file_system.ring(ENTRIES) as ring:
                 for job in jobs:
-                    while (view := self._staging.view(job)) is None:
-                        if not self._staging.end_copies(at_least=1):
-                            self._settle(ring, least=1)
-                    if self._receiver.cancelled:
-                        self._staging.give_back(view)
+                    while (view := staging.view(job)) is None:
+                        if not staging.end_copies(at_least=1):
+                            self._settle(ring, staging, least=1)
+                    if self.transfer.cancelled:
+                        staging.give_back(view)
                         for place in job.places:
-                            self._receiver.failed(place, CancelledError("the transfer was cancelled"))
+                            self.transfer.fail(place, CancelledError("the transfer was cancelled"))
                         continue
-                    self._begin(view)
-                    submit_all(ring, self._waiting, lambda least: self._settle(ring, least=least))
-                    self._staging.end_copies()
+                    if self._write:
+                        staging.from_device(view)
+                    begun = _InFlight(view, len(view.parts))
+                    self._waiting += [
+                        Operation(self._file, offset, part, write=self._write, user_data=(begun, place, part.nbytes))
+                        for place, offset, part in view.parts
+                    ]  # fmt: skip
+                    submit_all(ring, self._waiting, lambda least: self._settle(ring, staging, least=least))
+                    staging.end_copies()
                 while ring.in_flight:
-                    self._settle(ring, least=1)
+                    self._settle(ring, staging, least=1)
         finally:  # no copy may read staging memory that is given back
-            self._staging.end_copies(at_least=STAGING)
+            staging.end_copies(at_least=STAGING)
 
-    def _begin(self, view: View) -> None:
-        if self._write:
-            self._staging.from_device(view)
-        under_way = _UnderWay(view, len(view.parts))
-        self._waiting += [
-            Operation(
-                self._file, offset, memory, write=self._write, user_data=(under_way, place, memory.nbytes)
-            )
-            for place, offset, memory in view.parts
-        ]
-
-    def _settle(self, ring: Any, *, least: int) -> None:
+    def _settle(self, ring: Any, staging: "_Staging", *, least: int) -> None:
         for done in ring.drain(least=least):
-            under_way, place, wanted = done.user_data
+            job, place, wanted = done.user_data
             try:
                 if done.moved < wanted:
-                    under_way.errors[place] = CorruptData(
-                        "the file ends within a page", path=str(self._file.name)
-                    )
+                    job.errors[place] = self._short(done.moved, wanted)
             except OSError as error:
-                under_way.errors[place] = error
-            under_way.left -= 1
-            if under_way.left == 0:
-                self._finish(under_way)
+                job.errors[place] = error
+            job.left -= 1
+            if job.left == 0:
+                self._finish(job, staging)
 
-    def _finish(self, under_way: _UnderWay) -> None:
-        view, errors, receiver = under_way.view, under_way.errors, self._receiver
-        for place, error in errors.items():
-            receiver.failed(place, error)
-        good = receiver.check(view, [place for place in view.job.places if place not in errors])
+    def _short(self, moved: int, wanted: int) -> OSError:
+        path = str(self._file.name)
+        if self._write:
+            return Error(f"wrote {moved} of {wanted} bytes of a page", errno=EIO, path=path)
+        return CorruptData("the file ends within a page", path=path)
+
+    def _finish(self, job: _InFlight, staging: "_Staging") -> None:
+        for place, error in job.errors.items():
+            self.transfer.fail(place, error)
+        good = self.check(job.view, [place for place in job.view.job.places if place not in job.errors])
         if good and not self._write:
-            self._staging.to_device(view, good, lambda: receiver.landed(view.job, good))
+            staging.to_device(job.view, good)
         else:
-            self._staging.give_back(view)
-        receiver.begun(view.job)
+            staging.give_back(job.view)
+        self.begun(job.view.job)
 
 
 class _Staging:
     """Host memory for jobs whose blocks are on a device, and the copies that read it; nothing for others."""
 
-    def __init__(self, cache: PageCache, copies: Copies, *, by_layer: bool) -> None:
+    def __init__(self, mover: Mover, cache: PageCache, *, by_layer: bool) -> None:
         layout = cache.layout
         shape = (STAGING, GROUP, layout.layer_stride) if by_layer else (STAGING, layout.record_bytes)
+        self._mover = mover
         self._cache = cache
-        self._copies = copies
         self._free: list[int] = []
         self._memory: torch.Tensor | None = None
-        self._moving: deque[tuple[Done, View, Callable[[], None]]] = deque()  # in the order of the stream
+        self._moving: deque[tuple[Done, View, list[int]]] = deque()  # in the order of the stream
         if cache.staged:
             self._memory = staging_memory(cache.device, torch.Size(shape).numel()).view(shape)
             self._free = list(range(STAGING))
 
     def view(self, job: Job) -> View | None:
-        """None while every slot is taken."""
+        """Return memory for a job, None while every slot is in use."""
         if self._memory is None:
             return View(self._cache, job, None, None)
         if not self._free:
@@ -201,13 +192,13 @@ class _Staging:
     def from_device(self, view: View) -> None:
         """Bring a block's bytes into its slot, and wait for them."""
         if (record := view.memory) is not None:
-            self._copies.begin(lambda: self._cache.get(view.job.blocks[0], record))(True)
+            self._mover.copies.begin(lambda: self._cache.get(view.job.blocks[0], record))(True)
 
-    def to_device(self, view: View, places: list[int], landed: Callable[[], None]) -> None:
-        """Begin a slot's copy; `end_copies` gives the slot back. Other jobs are where they belong already."""
+    def to_device(self, view: View, places: list[int]) -> None:
+        """Begin a slot's copy; `end_copies` gives the slot back. Bytes of other jobs are in the cache already."""
         job, memory = view.job, view.memory
         if memory is None:
-            landed()
+            self._mover.landed(job, places)
             return
 
         def copy() -> None:
@@ -217,15 +208,15 @@ class _Staging:
                 rows = {job.blocks[row]: row for row, place in enumerate(job.places) if place in places}
                 self._cache.put_layer(job.layer, rows, memory)
 
-        self._moving.append((self._copies.begin(copy), view, landed))
+        self._moving.append((self._mover.copies.begin(copy), view, places))
 
     def end_copies(self, at_least: int = 0) -> int:
-        """Give back the slots of copies that have ended, waiting for some if there are any; how many."""
+        """Give back the slots of copies that have ended, waiting for some if there are any; return how many."""
         ended = 0
         while self._moving and self._moving[0][0](ended < at_least):
-            _, view, landed = self._moving.popleft()
+            _, view, places = self._moving.popleft()
             self.give_back(view)
-            landed()
+            self._mover.landed(view.job, places)
             ended += 1
         return ended
 
@@ -234,4 +225,4 @@ class _Staging:
             self._free.append(view.slot)
 
 
-__all__ = ["GROUP", "STAGING", "Job", "Mover", "Receiver", "View"]
+__all__ = ["GROUP", "STAGING", "Job", "Mover", "View"]

@@ -22,7 +22,7 @@ import socket
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -34,7 +34,7 @@ from ...client.local import LocalFileSystem
 from ...client.location import AnyFileSystem, Location
 from ...errors import AlreadyExists, Busy, CorruptData, InvalidArgument, NoSpace, NotFound
 from .mover import GROUP, Job, Mover, View
-from .page_cache import Copies, PageCache
+from .page_cache import PageCache
 from .page_format import (
     BLOCK_BYTES,
     Entry,
@@ -53,7 +53,7 @@ WRITER_SUFFIX: Final = ".writer"  # beside a file on a cluster, while a process 
 SCRUB_BLOCKS: Final = 8  # pages in memory while a file is verified
 
 _SomeTransfer = TypeVar("_SomeTransfer", bound=Transfer)
-_Place = str | os.PathLike[str] | Location
+_Path = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,6 @@ class Damage:
     slot: int
     layer: int
     key: bytes
-
-
-_Target = tuple[Sequence[int], PageCache, Copies]  # blocks, their cache, and what copies to and from it
 
 
 class PagedKVFile:
@@ -101,12 +98,12 @@ class PagedKVFile:
     @classmethod
     def create(  # noqa: PLR0913 (what it is, and in whose name)
         cls,
-        location: _Place,
+        location: _Path | Location,
         layout: PageLayout,
         capacity: int,
         *,
         model: str,
-        secret_file: str | os.PathLike[str] | None = None,
+        secret_file: _Path | None = None,
         token: str | None = None,
     ) -> "PagedKVFile":
         """A new file for `capacity` pages, open for writing. It is sparse until pages are saved.
@@ -126,12 +123,12 @@ class PagedKVFile:
     @classmethod
     def open(  # noqa: PLR0913 (what it is, and in whose name)
         cls,
-        location: _Place,
+        location: _Path | Location,
         *,
         model: str | None = None,
         writable: bool = False,
         take_over: bool = False,
-        secret_file: str | os.PathLike[str] | None = None,
+        secret_file: _Path | None = None,
         token: str | None = None,
     ) -> "PagedKVFile":
         """Opens a file. With `model` it must be of that model and revision.
@@ -219,9 +216,9 @@ class PagedKVFile:
         if not self.writable:
             raise InvalidArgument("the file is open for reading: open it with writable=True", path=self.path)
         self._check(cache, blocks, len(names))
-        target = (blocks, cache, cache.copies())
         transfer = Transfer(len(names))
-        self._start(transfer, lambda: self._carry_out(transfer, names, target))
+        saving = _Saving(self, transfer, names, cache)
+        self._start(transfer, lambda: self._save(saving, blocks))
         return transfer
 
     def verify(self) -> Iterator[Damage]:
@@ -264,19 +261,15 @@ class PagedKVFile:
         self, transfer: _SomeTransfer, pages: Sequence[Page], blocks: Sequence[int], cache: PageCache
     ) -> _SomeTransfer:
         self._check(cache, blocks, len(pages))
+        loading = _Loading(self, transfer, pages, cache)
         slots = [page.slot for page in pages]
         with self._lock:
             self._pinned.update(slots)
             self._touch(slots)
-        copies = cache.copies()
-        loading = _Loading(self, transfer, pages, copies)
-        by_layer = isinstance(transfer, LayerTransfer)
-        jobs = loading.layers(blocks) if by_layer else loading.pages(blocks)
 
         def work() -> None:
             try:
-                mover = Mover(self._file_system, self._file, cache, copies, loading, by_layer=by_layer)
-                mover.run(jobs)
+                loading.run(loading.jobs(blocks))
             finally:
                 with self._lock:
                     self._pinned.subtract(slots)
@@ -295,25 +288,39 @@ class PagedKVFile:
 
     # Saving.
 
-    def _carry_out(self, transfer: Transfer, names: Sequence[PageName], target: _Target) -> None:
+    def _save(self, saving: "_Saving", blocks: Sequence[int]) -> None:
+        transfer, names = saving.transfer, saving.names
         with self._saving:
             slots = self._allot(transfer, names)
             try:
-                entries = self._write_records(transfer, names, slots, target)
-                self._write_entries(entries, slots)
+                saving.generation = self._generation
+                saving.run(
+                    Job((place,), (blocks[place],), (self.header.record_offset(slot),))
+                    for place, slot in slots.items()
+                )
+                self._generation += len(saving.entries)
+                self._sync(saving.entries)  # the records
+                for place, entry in saving.entries.items():
+                    data = encode_entry(entry, self.layout)
+                    self._file.pwrite(data, self.header.entry_offset(slots[place]))
+                self._sync(saving.entries)
             except BaseException:
                 with self._lock:
-                    self._doubtful.update(slots.values())
+                    self._stale.update(slots.values())
                 raise
             with self._lock:
-                for place, entry in entries.items():
+                for place, entry in saving.entries.items():
                     slot = slots.pop(place)
                     self._entries[slot] = entry
                     self._index.add(names[place], slot)
-                self._doubtful.update(slots.values())  # those whose record could not be written
-            for place in entries:
+                self._stale.update(slots.values())  # those whose record could not be written
+            for place in saving.entries:
                 transfer.land(place)
             self._write_clocks()
+
+    def _sync(self, changed: Collection[int]) -> None:
+        if changed:
+            self._file.fsync(data_only=True)
 
     def _allot(self, transfer: Transfer, names: Sequence[PageName]) -> dict[int, int]:
         """A slot for each page that is not there, its old entry gone from the disk (F3); by place."""
@@ -324,16 +331,15 @@ class PagedKVFile:
             places = sorted(set(wanted.values()) - present, key=lambda place: names[place].depth)
             kept = {self._index.slot(names[place].key) for place in present}
             self._touch(sorted(kept))
-            chosen, doubtful = self._choose(len(places), kept)
+            chosen, stale = self._choose(len(places), kept)
             slots = dict(zip(places, chosen, strict=False))
             self._touch(list(slots.values()))
         empty = bytes(self.layout.entry_bytes)
-        for slot in doubtful:
+        for slot in stale:
             self._file.pwrite(empty, self.header.entry_offset(slot))
-        if doubtful:
-            self._file.fsync(data_only=True)
-            with self._lock:
-                self._doubtful.difference_update(doubtful)
+        self._sync(stale)
+        with self._lock:
+            self._stale.difference_update(stale)
         for place in places[len(chosen) :]:
             transfer.fail(place, NoSpace(f"all {self.capacity} pages of the file are in use", path=self.path))
         written = {names[place].key for place in slots}
@@ -357,34 +363,8 @@ class PagedKVFile:
             assert entry is not None, "a victim is a used slot"
             self._index.remove(entry.key)
             self._entries[slot] = None
-        self._doubtful.update(victims)
-        doubtful = [slot for slot in chosen if slot in self._doubtful]
-        return chosen, doubtful
-
-    def _write_records(
-        self,
-        transfer: Transfer,
-        names: Sequence[PageName],
-        slots: dict[int, int],
-        target: _Target,
-    ) -> dict[int, Entry]:
-        blocks, cache, copies = target
-        saving = _Saving(transfer, names, self.layout.layers, self._generation)
-        jobs = (
-            Job((place,), (blocks[place],), (self.header.record_offset(slot),))
-            for place, slot in slots.items()
-        )
-        Mover(self._file_system, self._file, cache, copies, saving, write=True).run(jobs)
-        self._generation += len(saving.entries)
-        if saving.entries:
-            self._file.fsync(data_only=True)
-        return saving.entries
-
-    def _write_entries(self, entries: dict[int, Entry], slots: dict[int, int]) -> None:
-        for place, entry in entries.items():
-            self._file.pwrite(encode_entry(entry, self.layout), self.header.entry_offset(slots[place]))
-        if entries:
-            self._file.fsync(data_only=True)
+        self._stale.update(victims)
+        return chosen, [slot for slot in chosen if slot in self._stale]
 
     # The table.
 
@@ -398,7 +378,7 @@ class PagedKVFile:
         ]
         # A slot that looks free but holds torn bytes is cleaned before it is used.
         size = layout.entry_bytes
-        self._doubtful = {
+        self._stale = {
             slot
             for slot, entry in enumerate(self._entries)
             if entry is None and any(table[slot * size : (slot + 1) * size])
@@ -412,7 +392,7 @@ class PagedKVFile:
         ):
             if entry.key in self._index:  # an older copy, of two writers at one time
                 self._entries[slot] = None
-                self._doubtful.add(slot)
+                self._stale.add(slot)
             else:
                 self._index.add(_name(entry), slot)
 
@@ -451,36 +431,37 @@ def _name(entry: Entry) -> PageName:
     return PageName(entry.key, entry.parent, entry.depth, entry.tokens)
 
 
-class _Loading:
-    """What a load makes of the bytes that arrive: verified pages, or whole layers of verified pages."""
+class _Loading(Mover):
+    """A load: pages, or layers of pages, that are verified as they arrive."""
 
-    def __init__(self, file: PagedKVFile, transfer: Transfer, pages: Sequence[Page], copies: Copies) -> None:
-        self._file = file
-        self._transfer = transfer
+    def __init__(
+        self, file: PagedKVFile, transfer: Transfer, pages: Sequence[Page], cache: PageCache
+    ) -> None:
+        by_layer = isinstance(transfer, LayerTransfer)
+        super().__init__(transfer, file._file_system, file._file, cache, by_layer=by_layer)  # noqa: SLF001
+        self._kv_file = file
         self._pages = pages
-        self._copies = copies
         self._layers_left = Counter[int]()  # of each page, in a load by layers
         self._jobs_left = Counter[int]()  # of each layer
 
-    @property
-    def cancelled(self) -> bool:
-        return self._transfer.cancelled
+    def jobs(self, blocks: Sequence[int]) -> Iterator[Job]:
+        """Yield a job for each page, or by layers: all jobs of a layer before those of the next.
 
-    def pages(self, blocks: Sequence[int]) -> Iterator[Job]:
-        for place, page in enumerate(self._pages):
-            yield Job((place,), (blocks[place],), (self._file.header.record_offset(page.slot),))
-
-    def layers(self, blocks: Sequence[int]) -> Iterator[Job]:
-        """All jobs of a layer before those of the next; a page that has failed is left out of later ones."""
-        count, stride = self._file.layout.layers, self._file.layout.layer_stride
-        self._layers_left.update(dict.fromkeys(range(len(self._pages)), count))
-        begins = [self._file.header.record_offset(page.slot) for page in self._pages]
-        for layer in range(count):
-            places = [place for place in range(len(self._pages)) if not self._transfer.has_failed(place)]
+        A page that has failed is left out of later layers.
+        """
+        begins = [self._kv_file.header.record_offset(page.slot) for page in self._pages]
+        if not isinstance(self.transfer, LayerTransfer):
+            for place, begin in enumerate(begins):
+                yield Job((place,), (blocks[place],), (begin,))
+            return
+        layout = self._kv_file.layout
+        self._layers_left.update(dict.fromkeys(range(len(self._pages)), layout.layers))
+        for layer in range(layout.layers):
+            places = [place for place in range(len(self._pages)) if not self.transfer.has_failed(place)]
             groups = [tuple(places[at : at + GROUP]) for at in range(0, len(places), GROUP)]
             self._jobs_left[layer] = len(groups)
             for group in groups:
-                offsets = tuple(begins[place] + layer * stride for place in group)
+                offsets = tuple(begins[place] + layer * layout.layer_stride for place in group)
                 yield Job(group, tuple(blocks[place] for place in group), offsets, layer)
 
     def check(self, view: View, places: list[int]) -> list[int]:
@@ -491,10 +472,10 @@ class _Loading:
                 bad[place] = layer
         for place, layer in bad.items():
             try:
-                error: BaseException = self._file.reason(self._pages[place], layer)
+                error: BaseException = self._kv_file.reason(self._pages[place], layer)
             except OSError as unreadable:  # of its entry: that page is lost, not the others
                 error = unreadable
-            self._transfer.fail(place, error)
+            self.transfer.fail(place, error)
         return [place for place in places if place not in bad]
 
     def begun(self, job: Job) -> None:
@@ -502,48 +483,33 @@ class _Loading:
             return
         self._jobs_left[job.layer] -= 1
         if self._jobs_left[job.layer] == 0:
-            assert isinstance(self._transfer, LayerTransfer), "only its jobs have a layer"
-            self._transfer.set_ready(job.layer, self._copies.mark())
+            assert isinstance(self.transfer, LayerTransfer), "only its jobs have a layer"
+            self.transfer.set_ready(job.layer, self.copies.mark())
 
     def landed(self, job: Job, places: list[int]) -> None:
         for place in places:
             self._layers_left[place] -= 1
             if job.layer is None or self._layers_left[place] == 0:
-                self._transfer.land(place)
-
-    def failed(self, place: int, error: Exception) -> None:
-        self._transfer.fail(place, error)
+                self.transfer.land(place)
 
 
-class _Saving:
-    """What a save makes of the pages that it has written: their entries. They land when those are durable."""
+class _Saving(Mover):
+    """A save: the entries of pages whose records are written. They land when those are durable."""
 
-    def __init__(self, transfer: Transfer, names: Sequence[PageName], layers: int, generation: int) -> None:
-        self.entries: dict[int, Entry] = {}
-        self._transfer = transfer
-        self._names = names
-        self._layers = layers
-        self._generation = generation
-
-    @property
-    def cancelled(self) -> bool:
-        return self._transfer.cancelled
+    def __init__(
+        self, file: PagedKVFile, transfer: Transfer, names: Sequence[PageName], cache: PageCache
+    ) -> None:
+        super().__init__(transfer, file._file_system, file._file, cache, write=True)  # noqa: SLF001
+        self.names = names
+        self.generation = 0  # of the first entry
+        self.entries: dict[int, Entry] = {}  # by place
 
     def check(self, view: View, places: list[int]) -> list[int]:
         for place in places:
-            name, number = self._names[place], self._generation + len(self.entries)
+            name, number = self.names[place], self.generation + len(self.entries)
             sums = tuple(crc32c(memory) for _, _, memory in view.layers())
             self.entries[place] = Entry(name.tokens, number, name.key, name.parent, name.depth, sums)
         return places
-
-    def begun(self, job: Job) -> None:
-        """Nothing waits for it."""
-
-    def landed(self, job: Job, places: list[int]) -> None:
-        """Not yet: the entries must be on the disk."""
-
-    def failed(self, place: int, error: Exception) -> None:
-        self._transfer.fail(place, error)
 
 
 def _claim(file_system: AnyFileSystem, path: str, file: Any, *, take_over: bool) -> None:

@@ -10,7 +10,7 @@ from page_cases import DiskRing, LateCopies, fill, same
 
 from luciola.client.local import LocalFileSystem
 from luciola.client.ring import Completion
-from luciola.errors import CorruptData, NotFound
+from luciola.errors import CorruptData, NoSpace, NotFound
 from luciola.plugins.flashmla import PageCache, PagedKVFile, PageLayout
 from luciola.plugins.flashmla.mover import GROUP, STAGING
 
@@ -42,9 +42,10 @@ class HeldRing(DiskRing):
                 slot, at = divmod(number, LAYOUT.record_bytes)
                 layer = at // LAYOUT.layer_stride
                 self._disk.read.append((slot, layer))
+                self._disk.changed.notify_all()
                 if (slot, layer) in self._disk.failing:
                     self._done.append(Completion(each.user_data, -5))
-                elif layer >= self._disk.hold_from:
+                elif layer >= self._disk.hold_from and not each.write:
                     self._held.append(each)
                 else:
                     super().submit([each])
@@ -52,6 +53,7 @@ class HeldRing(DiskRing):
 
     def drain(self, most=None, *, least=0, timeout_s=None):
         with self._disk.changed:
+            assert self.in_flight or not least, "nothing is in flight that could end"
             if least and not self._done:
                 assert self._disk.changed.wait_for(lambda: self._disk.hold_from >= LAYOUT.layers, 60)
             if self._disk.hold_from >= LAYOUT.layers:
@@ -265,6 +267,46 @@ def test_a_cancelled_load_reads_no_further_layer_and_frees_its_blocks(held, stag
         "at most the job that waited for the ring has begun"
     )
     assert not +file._pinned, "its pages may be evicted again"
+
+
+def test_a_cancelled_load_gives_back_every_staging_slot(tmp_path):
+    """More pages than slots: the last ones would wait for ever for one that a page which never began has kept."""
+    pages = 2 * STAGING + 1
+    cache, other = PageCache.allocate(LAYOUT, pages), PageCache.allocate(LAYOUT, pages)
+    other.staged = True
+    path, tokens = str(tmp_path / "many.pages"), list(range(4 * pages))
+    with PagedKVFile.create(path, LAYOUT, pages, model="m") as file:
+        file.save(file.names(tokens), range(pages), cache).wait()
+    disk = HeldFileSystem()
+    with PagedKVFile(disk, path, disk.open(path, "rb"), writable=False) as file:
+        with disk.changed:  # reads wait meanwhile
+            transfer = file.load(file.match(tokens), range(pages), other)
+            transfer.cancel()
+        errors = transfer.errors()
+    assert transfer._failure is None, "the transfer ended by itself"
+    assert len(errors) >= pages - 1
+    assert all(isinstance(each, CancelledError) for each in errors.values())
+
+
+def test_a_page_that_is_being_loaded_is_not_evicted(held):
+    """The file is full: a save that evicted one of the pages would fill its slot with other bytes."""
+    file, disk, cache = held
+    other = other_cache(staged=False)
+    with PagedKVFile.open(file.path, writable=True) as writer:
+        writer._file_system = disk
+        disk.hold_from = 0
+        transfer = writer.load(writer.match(TOKENS), range(PAGES), other)
+        try:
+            with disk.changed:
+                assert disk.changed.wait_for(lambda: disk.read, 60)
+            errors = writer.save(writer.names([99] * 4), [0], cache).errors()
+        finally:
+            disk.release()
+        assert isinstance(errors.get(0), NoSpace)
+        transfer.wait()
+        writer.save(writer.names([99] * 4), [0], cache).wait()
+        assert len(writer.match([99] * 4)) == 1
+    assert all(same(cache, block, other, block) for block in range(PAGES))
 
 
 def test_a_cancelled_save_leaves_no_page_and_the_file_goes_on(tmp_path, monkeypatch):

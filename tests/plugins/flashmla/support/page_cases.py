@@ -5,6 +5,7 @@ from collections import deque
 
 import torch
 
+from luciola.client.local import LocalFileSystem
 from luciola.client.ring import Completion
 from luciola.plugins.flashmla import PageLayout
 from luciola.plugins.flashmla.page_cache import Copies
@@ -75,6 +76,7 @@ class DiskRing:
         return len(operations)
 
     def drain(self, most=None, *, least=0, timeout_s=None):
+        assert self._done or not least, "nothing is in flight that could end"
         done, self._done = list(self._done), deque()
         return done
 
@@ -83,3 +85,27 @@ class DiskRing:
 
     def __exit__(self, *_):
         pass
+
+
+class ShortRing(DiskRing):
+    """Moves one byte less than asked where `is_short(operation)`, as at the end of a file or of a disk's space."""
+
+    def __init__(self, is_short):
+        super().__init__()
+        self._is_short = is_short
+
+    def submit(self, operations):
+        super().submit(operations)
+        for place, each in enumerate(operations, len(self._done) - len(operations)):
+            done = self._done[place]
+            self._done[place] = done._replace(result=done.result - self._is_short(each))
+        return len(operations)
+
+
+class ShortFileSystem(LocalFileSystem):
+    def __init__(self, is_short):
+        super().__init__()
+        self._is_short = is_short
+
+    def ring(self, entries=128):
+        return ShortRing(self._is_short)
