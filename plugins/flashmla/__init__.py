@@ -1,3 +1,4 @@
+# ruff: noqa: F403 (types of all names come from their homes)
 """Attention for Multi-head Latent Attention: FlashMLA's functions, and its KV cache on a file system.
 
     interface    the public functions: check the arguments, choose a layer, run it
@@ -9,6 +10,7 @@
     hopper_prefill  the same of sparse prefill
     warpgroups   what the three have in common
     hopper_pairs    what `hopper` and `hopper_prefill` do with two blocks of tokens
+    call         a call that has been checked: what every layer is given
     launch       how a call becomes launches: grids, scratch memory, strides
     schedule     which program works on which blocks of which sequence
     layouts      the two FP8 cache layouts, byte by byte
@@ -30,76 +32,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from ..kernels.layers import layer_for, using_layer
-    from .interface import (
-        flash_attn_varlen_func,
-        flash_attn_varlen_kvpacked_func,
-        flash_attn_varlen_qkvpacked_func,
-        flash_mla_sparse_fwd,
-        flash_mla_with_kvcache,
-        get_mla_metadata,
-    )
-    from .layouts import (
-        dequantize_model1,
-        dequantize_v32,
-        empty_model1_cache,
-        quantize_model1,
-        quantize_v32,
-    )
-    from .page_cache import PageCache
-    from .page_format import PageLayout
-    from .paged_kv_file import Damage, Page, PagedKVFile
-    from .schedule import FlashMLASchedMeta
-    from .transfer import LayerTransfer, Transfer
+    from ..kernels.layers import *
+    from .interface import *
+    from .layouts import *
+    from .page_cache import *
+    from .page_format import *
+    from .paged_kv_file import *
+    from .schedule import *
+    from .transfer import *
 
 _HOMES: Final = {
-    "Damage": "paged_kv_file",
-    "FlashMLASchedMeta": "schedule",
-    "LayerTransfer": "transfer",
-    "Page": "paged_kv_file",
-    "PageCache": "page_cache",
-    "PageLayout": "page_format",
-    "PagedKVFile": "paged_kv_file",
-    "Transfer": "transfer",
-    "dequantize_model1": "layouts",
-    "dequantize_v32": "layouts",
-    "empty_model1_cache": "layouts",
-    "flash_attn_varlen_func": "interface",
-    "flash_attn_varlen_kvpacked_func": "interface",
-    "flash_attn_varlen_qkvpacked_func": "interface",
-    "flash_mla_sparse_fwd": "interface",
-    "flash_mla_with_kvcache": "interface",
-    "get_mla_metadata": "interface",
-    "layer_for": ".kernels.layers",
-    "quantize_model1": "layouts",
-    "quantize_v32": "layouts",
-    "using_layer": ".kernels.layers",
+    "..kernels.layers": "layer_for using_layer",
+    ".interface": """
+        flash_attn_varlen_func flash_attn_varlen_kvpacked_func flash_attn_varlen_qkvpacked_func flash_mla_sparse_fwd
+        flash_mla_with_kvcache get_mla_metadata
+    """,
+    ".layouts": "dequantize_model1 dequantize_v32 empty_model1_cache quantize_model1 quantize_v32",
+    ".page_cache": "PageCache",
+    ".page_format": "PageLayout",
+    ".paged_kv_file": "Damage Page PagedKVFile",
+    ".schedule": "FlashMLASchedMeta",
+    ".transfer": "LayerTransfer Transfer",
 }
+_HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names.split()}
 
-__all__ = [
-    "Damage",
-    "FlashMLASchedMeta",
-    "LayerTransfer",
-    "Page",
-    "PageCache",
-    "PageLayout",
-    "PagedKVFile",
-    "Transfer",
-    "dequantize_model1",
-    "dequantize_v32",
-    "describe",
-    "empty_model1_cache",
-    "flash_attn_varlen_func",
-    "flash_attn_varlen_kvpacked_func",
-    "flash_attn_varlen_qkvpacked_func",
-    "flash_mla_sparse_fwd",
-    "flash_mla_with_kvcache",
-    "get_mla_metadata",
-    "layer_for",
-    "quantize_model1",
-    "quantize_v32",
-    "using_layer",
-]
+__all__: list[str] = sorted([*_HOME_OF, "describe"])  # noqa: PLE0605 (of the table)
 
 
 def describe() -> dict[str, str]:
@@ -110,6 +67,6 @@ def describe() -> dict[str, str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    if name in _HOME_OF:
+        return getattr(import_module(_HOME_OF[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

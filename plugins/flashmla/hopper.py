@@ -33,6 +33,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ..kernels.aot import start
+from .call import DenseDecode, Results
 from .hopper_pairs import (
     K0_LEFT,
     K0_RIGHT,
@@ -368,45 +369,30 @@ def flash_fwd_splitkv_mla_kernel_ws(
     )
 
 
-def takes(q: torch.Tensor, cache: torch.Tensor) -> bool:
+def takes(call: DenseDecode) -> bool:
     """Whether this path is for such a call: enough rows, pages of 64, rows of 576 that TMA can address."""
+    cache = call.cache
     pages, page, heads, _ = cache.shape
-    rows = q.shape[1] * (q.shape[2] // heads)
     aligned = all(stride % 8 == 0 for stride in cache.stride()[:3]) and cache.data_ptr() % 16 == 0
+    fits = pages > 0 and page == PAGE and cache.element_size() == 2
     return (
-        rows >= ROWS_MIN
-        and page == PAGE
-        and pages > 0
-        and cache.element_size() == 2
+        call.rows >= ROWS_MIN
+        and fits
         and aligned
         and (heads == 1 or cache.stride(1) >= heads * cache.stride(2))
     )
 
 
-def dense_decode(
-    q: torch.Tensor,
-    cache: torch.Tensor,
-    block_table: torch.Tensor,
-    cache_seqlens: torch.Tensor,
-    plan: tuple[torch.Tensor, torch.Tensor],
-    results: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
-    *,
-    scale_log2: float,
-    causal: bool,
-) -> None:
-    """Fills the results of `launch.dense_decode`, whose schedule `plan` is."""
-    _, s_q, h_q, _ = q.shape
-    heads = cache.shape[2]
-    group = h_q // heads
-    table, splits = plan
+def dense_decode(call: DenseDecode, plan: tuple[torch.Tensor, torch.Tensor], results: Results) -> None:
+    """Fill the results of `launch.dense_decode`, whose schedule `plan` is."""
+    q, cache, heads = call.q, call.cache, call.cache.shape[2]
     stride_head = cache.stride(2) if heads > 1 else 0
     start(
-        flash_fwd_splitkv_mla_kernel_ws, (-(-s_q * group // ROWS), heads, len(table)),
+        flash_fwd_splitkv_mla_kernel_ws, (-(-call.rows // ROWS), heads, len(plan[0])),
         _descriptor(cache, stride_head, 256), _descriptor(cache, stride_head, 64),
-        q, block_table, cache_seqlens, table, splits, *results,
-        q.stride(0), q.stride(1), q.stride(2), block_table.stride(0), stride_head,
-        cache.shape[0], block_table.shape[1], s_q, group, heads, scale_log2,
-        CAUSAL=causal, RIGHT_REGISTERS=RIGHT_REGISTERS, LOADER_REGISTERS=LOADER_REGISTERS, num_warps=WARPS,
+        q, call.table, call.lengths, *plan, *results, *q.stride()[:3], call.table.stride(0), stride_head,
+        cache.shape[0], call.table.shape[1], q.shape[1], call.group, heads, call.scale_log2,
+        CAUSAL=call.causal, RIGHT_REGISTERS=RIGHT_REGISTERS, LOADER_REGISTERS=LOADER_REGISTERS, num_warps=WARPS,
     )  # fmt: skip
 
 

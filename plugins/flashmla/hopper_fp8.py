@@ -20,7 +20,6 @@ Rows, schedule, pieces and results are those of `kernel.flash_fwd_splitkv_mla_fp
 `kernel.flash_fwd_splitkv_mla_kernel` for a block table.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -35,6 +34,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from ..kernels.aot import start
 from . import layouts
+from .call import Results, Scope, or_none
 from .warpgroups import (
     BLOCK,
     HALF,
@@ -523,25 +523,6 @@ def flash_fwd_splitkv_mla_fp8_sparse_kernel_ws(
     )
 
 
-@dataclass(frozen=True)
-class Names:
-    """A cache (pages, P, 1, bytes) uint8, and which of its tokens count.
-
-    Shapes: `names` (b, s_q, places) slots, or (b, pages of a sequence) the block table; `lengths` (b) or None: so many
-    of a sequence's count.
-    """
-
-    cache: torch.Tensor
-    names: torch.Tensor
-    lengths: torch.Tensor | None
-
-    @property
-    def most(self) -> int:
-        """Tokens that can be named for a query."""
-        tokens = self.cache.shape[1] if self.names.dim() == 2 else 1
-        return min(self.names.shape[-1] * tokens, _MOST)
-
-
 def takes(q: torch.Tensor, rows: int, *caches: torch.Tensor) -> bool:
     """Whether this path is for such a call: enough rows that share tokens, bfloat16, pages that are aligned."""
     aligned = all((cache.stride(0) | cache.data_ptr()) % ALIGNMENT == 0 for cache in caches)
@@ -550,40 +531,39 @@ def takes(q: torch.Tensor, rows: int, *caches: torch.Tensor) -> bool:
 
 def decode(
     q: torch.Tensor,
-    first: Names,
-    second: Names | None,
+    scopes: tuple[Scope, ...],
     plan: tuple[torch.Tensor, torch.Tensor],
-    results: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    results: Results,
     *,
-    sink: torch.Tensor | None,
     scale_log2: float,
-    causal: bool,
+    sink: torch.Tensor | None = None,
+    causal: bool = False,
 ) -> None:
-    """Fills the results of `launch.dense_decode` or `launch.sparse_decode`, whose schedule `plan` is."""
+    """Fill the results of `launch.dense_decode` or `launch.sparse_decode`, whose schedule `plan` is."""
     _, s_q, h_q, _ = q.shape
+    first, more, none = scopes[0], scopes[-1], results[1]
     dense = first.names.dim() == 2
-    table, splits = plan
     row_bytes = first.cache.shape[3]
     tiles = -(-s_q * h_q // ROWS) if dense else -(-h_q // ROWS) * s_q
-    more = second or first
-    none = results[1]  # stands for a pointer that the kernel does not follow
     start(
-        flash_fwd_splitkv_mla_fp8_sparse_kernel_ws, (tiles, 1, len(table)),
-        q, first.cache, first.names, _or(first.lengths, none), more.cache, more.names, _or(more.lengths, none),
-        _or(sink, none), table, splits, *results,
-        q.stride(0), q.stride(1), q.stride(2),
+        flash_fwd_splitkv_mla_fp8_sparse_kernel_ws, (tiles, 1, len(plan[0])),
+        q, first.cache, first.names, or_none(first.length, none), more.cache, more.names, or_none(more.length, none),
+        or_none(sink, none), *plan, *results, *q.stride()[:3],
         first.cache.stride(0), first.names.stride(0), 0 if dense else first.names.stride(1),
         more.cache.stride(0), more.names.stride(0), 0 if dense else more.names.stride(1),
         first.cache.shape[1], more.cache.shape[1], first.cache.shape[0], more.cache.shape[0],
-        first.most, more.most, s_q, h_q, scale_log2,
-        V32=row_bytes == layouts.V32_BYTES, DENSE=dense, HAS_LENGTH=first.lengths is not None,
-        HAS_EXTRA=second is not None, HAS_EXTRA_LENGTH=more.lengths is not None, HAS_SINK=sink is not None,
-        CAUSAL=causal, VALUES_REGISTERS=VALUES_REGISTERS, GATHER_REGISTERS=GATHER_REGISTERS[row_bytes], num_warps=WARPS,
+        _most(first), _most(more), s_q, h_q, scale_log2,
+        V32=row_bytes == layouts.V32_BYTES, DENSE=dense, HAS_LENGTH=first.length is not None,
+        HAS_EXTRA=len(scopes) > 1, HAS_EXTRA_LENGTH=len(scopes) > 1 and more.length is not None,
+        HAS_SINK=sink is not None, CAUSAL=causal,
+        VALUES_REGISTERS=VALUES_REGISTERS, GATHER_REGISTERS=GATHER_REGISTERS[row_bytes], num_warps=WARPS,
     )  # fmt: skip
 
 
-def _or(tensor: torch.Tensor | None, stand_in: torch.Tensor) -> torch.Tensor:
-    return stand_in if tensor is None else tensor
+def _most(scope: Scope) -> int:
+    """Tokens that can be named for a query."""
+    tokens = scope.cache.shape[1] if scope.names.dim() == 2 else 1
+    return min(scope.names.shape[-1] * tokens, _MOST)
 
 
-__all__ = ["Names", "decode", "flash_fwd_splitkv_mla_fp8_sparse_kernel_ws", "takes"]
+__all__ = ["decode", "flash_fwd_splitkv_mla_fp8_sparse_kernel_ws", "takes"]

@@ -26,6 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..kernels.aot import start
+from .call import SparsePrefill, or_none
 from .hopper_pairs import (
     K0_LEFT,
     K0_RIGHT,
@@ -302,29 +303,20 @@ def sparse_attn_fwd_ws(
     )
 
 
-def takes(q: torch.Tensor, kv: torch.Tensor) -> bool:
+def takes(call: SparsePrefill) -> bool:
     """Whether this path is for such a call: enough heads, rows that can be copied by 16 bytes."""
-    return q.shape[1] >= ROWS_MIN and kv.stride(0) % 8 == 0 and kv.data_ptr() % 16 == 0
+    return call.q.shape[1] >= ROWS_MIN and call.kv.stride(0) % 8 == 0 and call.kv.data_ptr() % 16 == 0
 
 
-def sparse_prefill(
-    q: torch.Tensor,
-    kv: torch.Tensor,
-    lists: tuple[torch.Tensor, torch.Tensor | None],
-    sink: torch.Tensor | None,
-    results: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    *,
-    scale_log2: float,
-) -> None:
-    """Fills the results of `launch.sparse_prefill`: output, largest logits, log-sum-exp. `lists`: indices, lengths."""
+def sparse_prefill(call: SparsePrefill, results: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+    """Fill the results of `launch.sparse_prefill`: output, largest logits, log-sum-exp."""
+    q, kv, indices, none = call.q, call.kv, call.indices, results[2]
     s_q, h_q, channels = q.shape
-    indices, length = lists
-    none = results[2]  # stands for a pointer that the kernel does not follow
     start(
         sparse_attn_fwd_ws, (-(-h_q // ROWS) * s_q,),
-        q, kv, indices, none if length is None else length, none if sink is None else sink, *results,
-        q.stride(0), q.stride(1), kv.stride(0), indices.stride(0), kv.shape[0], indices.shape[2], h_q, scale_log2,
-        HAS_ROPE=channels > 2 * HALF, HAS_LENGTH=length is not None, HAS_SINK=sink is not None,
+        q, kv, indices, or_none(call.length, none), or_none(call.sink, none), *results,
+        q.stride(0), q.stride(1), kv.stride(0), indices.stride(0), kv.shape[0], indices.shape[2], h_q, call.scale_log2,
+        HAS_ROPE=channels > 2 * HALF, HAS_LENGTH=call.length is not None, HAS_SINK=call.sink is not None,
         RIGHT_REGISTERS=RIGHT_REGISTERS, GATHER_REGISTERS=GATHER_REGISTERS, num_warps=WARPS,
     )  # fmt: skip
 

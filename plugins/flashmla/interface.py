@@ -4,19 +4,19 @@ Names, arguments and results are FlashMLA's. What more is allowed here: any page
 decoding, any number of heads and any `topk` in sparse calls, and everything on a CPU.
 """
 
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
 
 from ..kernels.checks import check_tensor, check_vector
-from ..kernels.errors import BadArgument, BadCall, BadType, refuse
-from ..kernels.layers import layer_for, multiprocessors
+from ..kernels.errors import BadCall, BadType, refuse
+from ..kernels.layers import layer_for
 from . import layouts, reference
-from .schedule import Config, FlashMLASchedMeta, make_schedule, part_count, sparse_lengths
+from .call import LATENT, DenseDecode, Scope, SparseDecode, SparsePrefill, Varlen
+from .schedule import Config, FlashMLASchedMeta
 
 CHANNELS: Final = 576
-LATENT: Final = 512
 
 _ROWS = (torch.bfloat16, torch.float16)
 
@@ -74,31 +74,33 @@ def flash_mla_with_kvcache(  # noqa: PLR0913 (the original's)
         raise BadCall("num_splits must be None: the schedule knows the splits")
     if head_dim_v != LATENT:
         refuse("head_dim_v", head_dim_v, "it must be 512")
-    _check_q(q)
+    check_tensor("q", q, (None, None, None, (CHANNELS, LATENT)), _ROWS)
     _check_cache("k_cache", k_cache, q, is_fp8=is_fp8_kvcache)
     scale = float(q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale)
     _check_config(
         schedule,
         _config(q, k_cache, causal, is_fp8_kvcache, indices, extra_k_cache, extra_indices_in_kvcache),
     )
+    extra = (extra_k_cache, extra_indices_in_kvcache, extra_topk_length)
     if indices is None:
-        optional = (attn_sink, extra_k_cache, extra_indices_in_kvcache, topk_length, extra_topk_length)
-        if any(each is not None for each in optional):
+        if any(each is not None for each in (attn_sink, topk_length, *extra)):
             raise BadCall(
                 "attn_sink, topk_length and the extra cache belong to sparse calls: pass indices as well"
             )
-        return _dense(
-            q, k_cache, block_table, cache_seqlens, schedule, scale=scale, causal=causal and q.shape[1] > 1
-        )
+        if block_table is None or cache_seqlens is None:
+            raise BadCall(
+                "block_table and cache_seqlens must be given: dense decoding (without indices) needs both"
+            )
+        causal = causal and q.shape[1] > 1
+        return _dense(DenseDecode(q, k_cache, block_table, cache_seqlens, schedule, scale, causal))
     if causal:
         raise BadCall("causal must be False with indices: they say what is visible")
     if not is_fp8_kvcache:
         raise BadCall(
             "sparse decoding takes an FP8 cache: pass is_fp8_kvcache=True and quantize_v32's result"
         )
-    scope = (k_cache, indices, topk_length)
-    extra = (extra_k_cache, extra_indices_in_kvcache, extra_topk_length)
-    return _sparse(q, scope, extra, schedule, scale=scale, attn_sink=attn_sink)
+    scopes = _scopes(k_cache, indices, topk_length, extra)
+    return _sparse(SparseDecode(q, scopes, schedule, scale, attn_sink))
 
 
 def flash_mla_sparse_fwd(  # noqa: PLR0913 (the original's)
@@ -125,14 +127,8 @@ def flash_mla_sparse_fwd(  # noqa: PLR0913 (the original's)
     check_tensor("indices", indices, (q.shape[0], 1, None), (torch.int32,), like=q)
     check_vector("attn_sink", attn_sink, q.shape[1], torch.float32, q)
     check_vector("topk_length", topk_length, q.shape[0], torch.int32, q)
-    run: Any = reference.sparse_prefill
-    if _is_compiled(q):
-        from . import launch
-
-        run = launch.sparse_prefill
-    result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = run(
-        q, kv, indices, scale=float(sm_scale), attn_sink=attn_sink, topk_length=topk_length
-    )
+    call = SparsePrefill(q, kv, indices, topk_length, float(sm_scale), attn_sink)
+    result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _layer(q).sparse_prefill(call)
     return result
 
 
@@ -227,141 +223,83 @@ def flash_attn_varlen_kvpacked_func(  # noqa: PLR0913 (the original's)
 class _Varlen(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        q, k, v, starts_q, starts_kv, (max_q, max_kv), scale, causal = given
-        if not _is_compiled(q):
-            bounds = (
-                _starts("cu_seqlens_qo", starts_q, len(q), max_q),
-                _starts("cu_seqlens_kv", starts_kv, len(k), max_kv),
-            )
-            out, lse = reference.varlen(q, k, v, *bounds, scale=scale, causal=causal)
-        else:
-            from . import launch
-
-            out, lse = launch.varlen(q, k, v, starts_q, starts_kv, max_q, scale=scale, causal=causal)
-        ctx.save_for_backward(q, k, v, out, lse, starts_q, starts_kv)
-        ctx.longest, ctx.scale, ctx.causal = (max_q, max_kv), scale, causal
-        ctx.compiled = _is_compiled(q)  # autograd's threads may see another choice of layer
+        call = Varlen(*given)
+        ctx.layer = _layer(call.q)  # autograd's threads may see another choice
+        out, lse = ctx.layer.varlen(call)
+        ctx.save_for_backward(*given[:5], out, lse)
+        ctx.others = given[5:]
         ctx.mark_non_differentiable(lse)
         return out, lse
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        *saved, starts_q, starts_kv = ctx.saved_tensors
-        named = {"scale": ctx.scale, "causal": ctx.causal}
-        if ctx.compiled:
-            from . import launch
-
-            found = launch.varlen_backward(grads[0], tuple(saved), starts_q, starts_kv, ctx.longest, **named)
-        else:
-            bounds = starts_q.tolist(), starts_kv.tolist()
-            found = reference.varlen_backward(grads[0], tuple(saved), *bounds, **named)
+        *tensors, out, lse = ctx.saved_tensors
+        found = ctx.layer.varlen_backward(Varlen(*tensors, *ctx.others), grads[0], out, lse)
         return (*found, None, None, None, None, None)
 
 
-def _dense(  # noqa: PLR0913 (the operator's own)
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    block_table: torch.Tensor | None,
-    cache_seqlens: torch.Tensor | None,
-    schedule: FlashMLASchedMeta,
-    *,
-    scale: float,
-    causal: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    if block_table is None or cache_seqlens is None:
-        raise BadCall(
-            "block_table and cache_seqlens must be given: dense decoding (without indices) needs both"
-        )
-    b, h_kv = q.shape[0], k_cache.shape[2]
-    if k_cache.shape[-1] not in {CHANNELS, layouts.V32_BYTES} or q.shape[-1] != CHANNELS:
+def _layer(q: torch.Tensor) -> Any:
+    """Return the module that runs a call with these queries: the specification, or what starts kernels."""
+    if layer_for(q) == "reference":
+        return reference
+    from . import launch
+
+    return launch
+
+
+def _dense(call: DenseDecode) -> tuple[torch.Tensor, torch.Tensor]:
+    q, cache = call.q, call.cache
+    b, h_kv = q.shape[0], cache.shape[2]
+    if cache.shape[-1] not in {CHANNELS, layouts.V32_BYTES} or q.shape[-1] != CHANNELS:
         refuse("q.shape[3]", q.shape[3], "dense decoding takes rows of 576 numbers (656 bytes in FP8)")
-    if k_cache.element_size() == 1 and q.dtype != torch.bfloat16:
+    if cache.element_size() == 1 and q.dtype != torch.bfloat16:
         raise BadType(f"q has dtype {q.dtype}; over an FP8 cache it must be bfloat16")
     if h_kv == 0 or q.shape[2] % h_kv:
         refuse("heads of q", q.shape[2], f"they must be a multiple of k_cache's {h_kv}")
-    check_tensor("block_table", block_table, (b, None), (torch.int32,), like=q)
-    check_vector("cache_seqlens", cache_seqlens, b, torch.int32, q)
-    if _is_compiled(q):
-        from . import launch
-
-        return launch.dense_decode(
-            q, k_cache, block_table, cache_seqlens, schedule, scale=scale, causal=causal
-        )
-    _check_lengths(cache_seqlens, block_table, k_cache)
-    parts = part_count(multiprocessors(q.device), kv_heads=h_kv, rows=q.shape[1] * (q.shape[2] // h_kv))
-    _fill(schedule, cache_seqlens, parts)
-    cache = layouts.dequantize_v32(k_cache) if k_cache.element_size() == 1 else k_cache
-    return reference.dense_decode(q, cache, block_table, cache_seqlens, scale=scale, causal=causal)
+    check_tensor("block_table", call.table, (b, None), (torch.int32,), like=q)
+    check_vector("cache_seqlens", call.lengths, b, torch.int32, q)
+    result: tuple[torch.Tensor, torch.Tensor] = _layer(q).dense_decode(call)
+    return result
 
 
-def _sparse(  # noqa: PLR0913 (the operator's own)
-    q: torch.Tensor,
-    scope: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
-    extra: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
-    schedule: FlashMLASchedMeta,
-    *,
-    scale: float,
-    attn_sink: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    k_cache, indices, topk_length = scope
-    extra_cache, extra_indices, extra_length = extra
-    model1 = k_cache.shape[-1] == layouts.MODEL1_BYTES
+def _scopes(
+    cache: torch.Tensor, indices: torch.Tensor, length: torch.Tensor | None, extra: Sequence[Any]
+) -> tuple[Scope, ...]:
+    """Return one scope, or two. `extra`: cache, indices and lengths of the second."""
+    if cache.shape[-1] != layouts.MODEL1_BYTES and any(each is not None for each in (length, *extra)):
+        raise BadCall("topk_length and the extra cache belong to the layout of 584 bytes a token")
+    given = [each is not None for each in extra]
+    if given[0] != given[1]:
+        raise BadCall("extra_k_cache and extra_indices_in_kvcache must be given together")
+    if given[2] and not given[0]:
+        raise BadCall("extra_topk_length needs extra_k_cache and extra_indices_in_kvcache")
+    first = Scope(cache, indices, length)
+    return (first, Scope(*extra)) if given[0] else (first,)
+
+
+def _sparse(call: SparseDecode) -> tuple[torch.Tensor, torch.Tensor]:
+    q = call.q
+    b, s_q, h_q, d = q.shape
+    width = call.scopes[0].cache.shape[-1]
     if q.dtype != torch.bfloat16:
         raise BadType(f"q has dtype {q.dtype}; sparse decoding takes bfloat16")
-    b, s_q, h_q, d = q.shape
-    expected = LATENT if model1 else CHANNELS
+    expected = LATENT if width == layouts.MODEL1_BYTES else CHANNELS
     if d != expected:
-        refuse("q.shape[3]", d, f"with {k_cache.shape[-1]} bytes a token it must be {expected}")
-    if not model1 and any(each is not None for each in (topk_length, *extra)):
-        raise BadCall("topk_length and the extra cache belong to the layout of 584 bytes a token")
-    if (extra_cache is None) != (extra_indices is None):
-        raise BadCall("extra_k_cache and extra_indices_in_kvcache must be given together")
-    if extra_length is not None and extra_cache is None:
-        raise BadCall("extra_topk_length needs extra_k_cache and extra_indices_in_kvcache")
-    check_tensor("indices", indices, (b, s_q, None), (torch.int32,), like=q)
-    check_vector("attn_sink", attn_sink, h_q, torch.float32, q)
-    check_vector("topk_length", topk_length, b, torch.int32, q)
-    check_vector("extra_topk_length", extra_length, b, torch.int32, q)
-    scopes = [(k_cache, indices, topk_length)]
-    if extra_cache is not None and extra_indices is not None:
-        _check_cache("extra_k_cache", extra_cache, q, is_fp8=True)
-        if extra_cache.shape[-1] != k_cache.shape[-1]:
-            refuse(
-                "extra_k_cache.shape[3]",
-                extra_cache.shape[-1],
-                f"as k_cache's it must be {k_cache.shape[-1]}",
-            )
-        check_tensor("extra_indices_in_kvcache", extra_indices, (b, s_q, None), (torch.int32,), like=q)
-        scopes.append((extra_cache, extra_indices, extra_length))
-    if _is_compiled(q):
-        from . import launch
-
-        more = launch.Extra(*scopes[1]) if len(scopes) > 1 else None
-        return launch.sparse_decode(
-            q,
-            k_cache,
-            indices,
-            schedule,
-            scale=scale,
-            attn_sink=attn_sink,
-            topk_length=topk_length,
-            extra=more,
-        )
-    extra_topk = None if extra_indices is None else extra_indices.shape[2]
-    lengths = sparse_lengths(b, indices.shape[2], topk_length, extra_topk, extra_length, device=q.device)
-    _fill(schedule, lengths, part_count(multiprocessors(q.device) // max(s_q, 1), kv_heads=1, rows=h_q))
-    parsed = [reference.Scope(reference.fp8_rows(cache), listed, length) for cache, listed, length in scopes]
-    return reference.sparse_decode(q, parsed, scale=scale, attn_sink=attn_sink)
-
-
-def _is_compiled(q: torch.Tensor) -> bool:
-    """Whether a call with these queries runs in a kernel."""
-    return layer_for(q) != "reference"
-
-
-def _fill(schedule: FlashMLASchedMeta, lengths: torch.Tensor, parts: int) -> None:
-    if schedule.tile_scheduler_metadata is None:
-        schedule.tile_scheduler_metadata, schedule.num_splits = make_schedule(lengths, parts)
+        refuse("q.shape[3]", d, f"with {width} bytes a token it must be {expected}")
+    check_vector("attn_sink", call.sink, h_q, torch.float32, q)
+    names = (
+        ("indices", "topk_length"),
+        ("extra_indices_in_kvcache", "extra_topk_length"),
+    )
+    for (indices, length), scope in zip(names, call.scopes, strict=False):
+        check_tensor(indices, scope.names, (b, s_q, None), (torch.int32,), like=q)
+        check_vector(length, scope.length, b, torch.int32, q)
+    for scope in call.scopes[1:]:
+        _check_cache("extra_k_cache", scope.cache, q, is_fp8=True)
+        if scope.cache.shape[-1] != width:
+            refuse("extra_k_cache.shape[3]", scope.cache.shape[-1], f"as k_cache's it must be {width}")
+    result: tuple[torch.Tensor, torch.Tensor] = _layer(q).sparse_decode(call)
+    return result
 
 
 def _config(  # noqa: PLR0913 (what a schedule is made for)
@@ -405,10 +343,6 @@ def _check_config(schedule: FlashMLASchedMeta, config: Config) -> None:
         )
 
 
-def _check_q(q: torch.Tensor) -> None:
-    check_tensor("q", q, (None, None, None, (CHANNELS, LATENT)), _ROWS)
-
-
 def _check_cache(name: str, cache: torch.Tensor, q: torch.Tensor, *, is_fp8: bool) -> None:
     if not isinstance(cache, torch.Tensor):
         raise BadType(f"{name} is a {type(cache).__name__}; it must be a tensor")
@@ -421,35 +355,6 @@ def _check_cache(name: str, cache: torch.Tensor, q: torch.Tensor, *, is_fp8: boo
             refuse(f"{name}.device", cache.device, f"it must be q's, {q.device}")
     else:
         check_tensor(name, cache, (None, None, None, q.shape[3]), (q.dtype,), like=q)
-
-
-def _check_lengths(cache_seqlens: torch.Tensor, block_table: torch.Tensor, k_cache: torch.Tensor) -> None:
-    """Values, which only the reference can look at without waiting for a device."""
-    pages, page = k_cache.shape[:2]
-    for request, length in enumerate(cache_seqlens.tolist()):
-        if not 0 <= length <= block_table.shape[1] * page:
-            refuse(
-                f"cache_seqlens[{request}]",
-                length,
-                f"block_table has room for 0 to {block_table.shape[1] * page} tokens of a sequence",
-            )
-        used = block_table[request, : -(-length // page)]
-        bad = used[(used < 0) | (used >= pages)].tolist()
-        if bad:
-            refuse(
-                f"block_table[{request}]", bad[0], f"for {length} tokens it must name pages 0 to {pages - 1}"
-            )
-
-
-def _starts(name: str, starts: torch.Tensor, total: int, longest: int) -> list[int]:
-    """Where sequences begin. Raises: BadArgument if they do not cover the rows in order."""
-    found: list[int] = starts.tolist()
-    lengths = [after - before for before, after in pairwise(found)]
-    if found[0] != 0 or found[-1] > total or any(each < 0 for each in lengths):
-        raise BadArgument(f"{name} is {found}; it must rise from 0 to at most {total}")
-    if max(lengths, default=0) > longest:
-        refuse(f"max length of {name}", longest, f"the longest sequence has {max(lengths)}")
-    return found
 
 
 __all__ = [

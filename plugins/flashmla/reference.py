@@ -10,25 +10,19 @@ the softmax and gives nothing: out becomes out / (1 + exp(s - lse)); lse stays a
 What is not visible is never read: neither a page behind a sequence's end nor a slot that no index names.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final
 
 import torch
 
+from ..kernels.errors import BadArgument, refuse
+from ..kernels.layers import multiprocessors
 from . import layouts
+from .call import LATENT, DenseDecode, SparseDecode, SparsePrefill, Varlen
+from .schedule import make_schedule
 
-LATENT: Final = 512  # numbers of V
 _INF: Final = float("inf")
-
-
-@dataclass(frozen=True)
-class Scope:
-    """A set of tokens for sparse attention. Shapes: rows (slots, d); indices (b, s_q, topk); length (b) or None."""
-
-    rows: torch.Tensor
-    indices: torch.Tensor
-    length: torch.Tensor | None
 
 
 def attend(
@@ -62,151 +56,147 @@ def infinite_if_empty(lse: torch.Tensor) -> torch.Tensor:
     return lse.masked_fill(lse == -_INF, _INF)
 
 
-def dense_decode(  # noqa: PLR0913 (the operator's own)
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    cache_seqlens: torch.Tensor,
-    *,
-    scale: float,
-    causal: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shapes: q (b, s_q, h_q, 576); k_cache (pages, P, h_kv, 576); result (b, s_q, h_q, 512), (b, h_q, s_q)."""
+def dense_decode(call: DenseDecode) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend to paged caches. Raises: BadArgument for a length or page that is not there."""
+    q, table = call.q, call.table
+    k_cache = layouts.dequantize_v32(call.cache) if call.cache.element_size() == 1 else call.cache
+    _check_lengths(call)
+    _fill(call)
     b, s_q, h_q, _ = q.shape
     page, h_kv = k_cache.shape[1], k_cache.shape[2]
     out = q.new_zeros((b, s_q, h_q, LATENT))
     lse = q.new_empty((b, h_q, s_q), dtype=torch.float32)
-    for request, length in enumerate(cache_seqlens.tolist()):
-        pages = block_table[request, : -(-length // page)].long()
-        rows = k_cache[pages].float().flatten(0, 1)[:length]
-        behind = (
-            s_q - 1 - torch.arange(s_q, device=q.device) if causal else q.new_zeros(s_q, dtype=torch.long)
-        )
-        visible = torch.arange(length, device=q.device) < (length - behind).unsqueeze(-1)
+    for request, length in enumerate(call.lengths.tolist()):
+        rows = k_cache[table[request, : -(-length // page)].long()].float().flatten(0, 1)[:length]
+        visible = _visible(s_q, length, causal=call.causal, device=q.device)
         for head in range(h_q):
             k = rows[:, head * h_kv // h_q]
-            result, sums, _ = attend(q[request, :, head].float(), k, k[:, :LATENT], scale, visible)
+            result, sums, _ = attend(q[request, :, head].float(), k, k[:, :LATENT], call.scale, visible)
             out[request, :, head] = result.to(q.dtype)
             lse[request, head] = infinite_if_empty(sums).float()
     return out, lse
 
 
-def sparse_decode(
-    q: torch.Tensor,
-    scopes: list[Scope],
-    *,
-    scale: float,
-    attn_sink: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention over the tokens that the scopes name. Shapes: q (b, s_q, h, d); as `dense_decode` otherwise."""
+def sparse_decode(call: SparseDecode) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend to the tokens that the scopes name."""
+    _fill(call)
+    q = call.q
     b, s_q, h, _ = q.shape
     out = q.new_empty((b, s_q, h, LATENT))
     lse = q.new_empty((b, h, s_q), dtype=torch.float32)
+    rows = [fp8_rows(scope.cache) for scope in call.scopes]
     for request in range(b):
         for t in range(s_q):
-            k = torch.cat([_named(scope, request, t).float() for scope in scopes])
-            result, sums, _ = attend(q[request, t].float(), k, k[:, :LATENT], scale)
-            out[request, t] = with_sink(result, sums, attn_sink).to(q.dtype)
+            found = zip(rows, call.scopes, strict=True)
+            k = torch.cat([_named(each, scope.names, scope.length, (request, t)) for each, scope in found])
+            result, sums, _ = attend(q[request, t].float(), k, k[:, :LATENT], call.scale)
+            out[request, t] = with_sink(result, sums, call.sink).to(q.dtype)
             lse[request, :, t] = infinite_if_empty(sums).float()
     return out, lse
 
 
-def sparse_prefill(  # noqa: PLR0913 (the operator's own)
-    q: torch.Tensor,
-    kv: torch.Tensor,
-    indices: torch.Tensor,
-    *,
-    scale: float,
-    attn_sink: torch.Tensor | None,
-    topk_length: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Shapes: q (s_q, h, d); kv (s_kv, 1, d); indices (s_q, 1, topk); result (s_q, h, 512), (s_q, h), (s_q, h)."""
-    scope = Scope(kv[:, 0], indices, topk_length)
+def sparse_prefill(call: SparsePrefill) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attend to the tokens that each query's list names."""
+    q = call.q
     out = q.new_empty((*q.shape[:2], LATENT))
     max_logits, lse = (q.new_empty(q.shape[:2], dtype=torch.float32) for _ in range(2))
     for t in range(q.shape[0]):
-        k = _named(scope, t, 0).float()
-        result, sums, largest = attend(q[t].float(), k, k[:, :LATENT], scale)
-        out[t] = with_sink(result, sums, attn_sink).to(q.dtype)
+        k = _named(call.kv[:, 0], call.indices, call.length, (t, 0))
+        result, sums, largest = attend(q[t].float(), k, k[:, :LATENT], call.scale)
+        out[t] = with_sink(result, sums, call.sink).to(q.dtype)
         max_logits[t], lse[t] = largest.float(), infinite_if_empty(sums).float()
     return out, max_logits, lse
 
 
-def _named(scope: Scope, request: int, t: int) -> torch.Tensor:
-    indices = scope.indices[request, t]
-    if scope.length is not None:
-        indices = indices[: max(0, int(scope.length[request]))]
-    indices = indices[(indices >= 0) & (indices < scope.rows.shape[0])]
-    return scope.rows[indices.long()]
-
-
-def varlen(  # noqa: PLR0913 (the operator's own)
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    starts_q: list[int],
-    starts_kv: list[int],
-    *,
-    scale: float,
-    causal: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of sequences laid end to end. Shapes: q (total_q, h, d); k (total, h_kv, d); v (total, h_kv, d_v).
-
-    Result: out (total_q, h, d_v); lse (total_q, h), stored head by head. With `causal`, the last query of a sequence
-    sees all its tokens, the one before all but one, and so on.
-    """
-    h, h_kv = q.shape[1], k.shape[1]
-    out = q.new_zeros((q.shape[0], h, v.shape[2]))
+def varlen(call: Varlen) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend to sequences laid end to end. Raises: BadArgument for sequences that do not fit the rows."""
+    q, h, h_kv = call.q, call.q.shape[1], call.k.shape[1]
+    _check_starts("cu_seqlens_qo", call.starts_q, len(q), call.longest[0])
+    _check_starts("cu_seqlens_kv", call.starts_kv, len(call.k), call.longest[1])
+    out = q.new_zeros((q.shape[0], h, call.v.shape[2]))
     lse = q.new_full((h, q.shape[0]), _INF, dtype=torch.float32)
-    for queries, tokens in zip(spans(starts_q), spans(starts_kv), strict=True):
-        visible = sight(queries, tokens, causal=causal, device=q.device)
+    for queries, tokens, visible in _sequences(call):
         for head in range(h):
             source = head * h_kv // h
-            keys, values = k[tokens, source].float(), v[tokens, source].float()
-            result, sums, _ = attend(q[queries, head].float(), keys, values, scale, visible)
+            keys, values = call.k[tokens, source].float(), call.v[tokens, source].float()
+            result, sums, _ = attend(q[queries, head].float(), keys, values, call.scale, visible)
             out[queries, head] = result.to(q.dtype)
             lse[head, queries] = infinite_if_empty(sums).float()
     return out, lse.transpose(0, 1)
 
 
-def varlen_backward(  # noqa: PLR0913 (the operator's own)
-    grad: torch.Tensor,
-    saved: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
-    starts_q: list[int],
-    starts_kv: list[int],
-    *,
-    scale: float,
-    causal: bool,
+def varlen_backward(
+    call: Varlen, grad: torch.Tensor, out: torch.Tensor, lse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q, k and v, from that of `out`. `saved` is q, k, v, out, lse."""
-    q, k, v, out, lse = saved
+    """Compute the gradients of q, k and v from that of `out`."""
+    q, k, v = call.q, call.k, call.v
     group = q.shape[1] // k.shape[1]
     dq, dk, dv = (torch.zeros_like(each, dtype=torch.float32) for each in (q, k, v))
-    for queries, tokens in zip(spans(starts_q), spans(starts_kv), strict=True):
-        visible = sight(queries, tokens, causal=causal, device=q.device)
+    for queries, tokens, visible in _sequences(call):
         for head in range(q.shape[1]):
             source = head // group
             q_h, k_h, v_h = q[queries, head].float(), k[tokens, source].float(), v[tokens, source].float()
             grad_h, out_h = grad[queries, head].float(), out[queries, head].float()
-            logits = (q_h @ k_h.T * scale).masked_fill(~visible, -_INF)
+            logits = (q_h @ k_h.T * call.scale).masked_fill(~visible, -_INF)
             weights = torch.exp(logits - lse[queries, head].unsqueeze(-1))
-            inner = weights * (grad_h @ v_h.T - (grad_h * out_h).sum(-1, keepdim=True)) * scale
+            inner = weights * (grad_h @ v_h.T - (grad_h * out_h).sum(-1, keepdim=True)) * call.scale
             dv[tokens, source] += weights.T @ grad_h
             dq[queries, head] = inner @ k_h
             dk[tokens, source] += inner.T @ q_h
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
-def spans(starts: list[int]) -> list[slice]:
-    """The slice of each sequence."""
-    return [slice(start, end) for start, end in pairwise(starts)]
+def _sequences(call: Varlen) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """Yield the queries and tokens of each sequence, and which query sees which token."""
+    bounds = zip(pairwise(call.starts_q.tolist()), pairwise(call.starts_kv.tolist()), strict=True)
+    for (first_q, end_q), (first, end) in bounds:
+        visible = _visible(end_q - first_q, end - first, causal=call.causal, device=call.q.device)
+        yield slice(first_q, end_q), slice(first, end), visible
 
 
-def sight(queries: slice, tokens: slice, *, causal: bool, device: torch.device) -> torch.Tensor:
-    """Which query of a sequence sees which token. Shapes: result (queries, tokens)."""
-    count_q, count = queries.stop - queries.start, tokens.stop - tokens.start
-    visible = torch.ones((count_q, count), dtype=torch.bool, device=device)
-    return visible.tril(count - count_q) if causal else visible
+def _visible(queries: int, tokens: int, *, causal: bool, device: torch.device) -> torch.Tensor:
+    """Which query of a sequence sees which token: the last sees all, if causal the one before all but one, …"""
+    visible = torch.ones((queries, tokens), dtype=torch.bool, device=device)
+    return visible.tril(tokens - queries) if causal else visible
+
+
+def _named(
+    rows: torch.Tensor, names: torch.Tensor, length: torch.Tensor | None, query: tuple[int, int]
+) -> torch.Tensor:
+    """The rows that a query's list names. Shapes: rows (slots, d); names (b, s_q, topk); length (b) or None."""
+    indices = names[query]
+    if length is not None:
+        indices = indices[: max(0, int(length[query[0]]))]
+    return rows[indices[(indices >= 0) & (indices < rows.shape[0])].long()].float()
+
+
+def _fill(call: DenseDecode | SparseDecode) -> None:
+    """Make the schedule, which nothing here needs, for callers who look at it."""
+    schedule = call.schedule
+    if schedule.tile_scheduler_metadata is None:
+        parts = call.parts(multiprocessors(call.q.device))
+        schedule.tile_scheduler_metadata, schedule.num_splits = make_schedule(call.lengths, parts)
+
+
+def _check_lengths(call: DenseDecode) -> None:
+    """Check values, which only the reference can read without waiting for a device."""
+    (pages, page), (_, width) = call.cache.shape[:2], call.table.shape
+    for request, length in enumerate(call.lengths.tolist()):
+        if not 0 <= length <= width * page:
+            what = f"block_table has room for 0 to {width * page} tokens of a sequence"
+            refuse(f"cache_seqlens[{request}]", length, what)
+        used = call.table[request, : -(-length // page)]
+        for bad in used[(used < 0) | (used >= pages)].tolist():
+            refuse(f"block_table[{request}]", bad, f"for {length} tokens it must name pages 0 to {pages - 1}")
+
+
+def _check_starts(name: str, starts: torch.Tensor, total: int, longest: int) -> None:
+    found: list[int] = starts.tolist()
+    lengths = [after - before for before, after in pairwise(found)]
+    if found[0] != 0 or found[-1] > total or any(each < 0 for each in lengths):
+        raise BadArgument(f"{name} is {found}; it must rise from 0 to at most {total}")
+    if max(lengths, default=0) > longest:
+        refuse(f"max length of {name}", longest, f"the longest sequence has {max(lengths)}")
 
 
 def fp8_rows(cache: torch.Tensor) -> torch.Tensor:
@@ -216,18 +206,4 @@ def fp8_rows(cache: torch.Tensor) -> torch.Tensor:
     return layouts.dequantize_model1(cache).flatten(0, 2)
 
 
-__all__ = [
-    "LATENT",
-    "Scope",
-    "attend",
-    "dense_decode",
-    "fp8_rows",
-    "infinite_if_empty",
-    "sight",
-    "spans",
-    "sparse_decode",
-    "sparse_prefill",
-    "varlen",
-    "varlen_backward",
-    "with_sink",
-]
+__all__ = ["dense_decode", "sparse_decode", "sparse_prefill", "varlen", "varlen_backward"]

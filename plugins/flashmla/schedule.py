@@ -58,29 +58,6 @@ def part_count(multiprocessors: int, *, kv_heads: int, rows: int) -> int:
     return max(multiprocessors // kv_heads // max(-(-rows // ROW_TILE), 1), 1)
 
 
-def sparse_lengths(  # noqa: PLR0913 (two lists and what they share)
-    b: int,
-    topk: int,
-    topk_length: torch.Tensor | None,
-    extra_topk: int | None,
-    extra_topk_length: torch.Tensor | None,
-    *,
-    device: torch.device,
-) -> torch.Tensor:
-    """Tokens that each sequence of a sparse call looks at, the first list rounded up to whole blocks if two follow."""
-    first = _clamped(topk_length, topk, b, device)
-    if extra_topk is None:
-        return first
-    blocks = torch.div(first + (BLOCK_TOKENS - 1), BLOCK_TOKENS, rounding_mode="floor")
-    return (blocks * BLOCK_TOKENS + _clamped(extra_topk_length, extra_topk, b, device)).to(torch.int32)
-
-
-def _clamped(length: torch.Tensor | None, most: int, b: int, device: torch.device) -> torch.Tensor:
-    if length is None:
-        return torch.full((b,), most, dtype=torch.int32, device=device)
-    return length.clamp(0, most)
-
-
 def make_schedule(lengths: torch.Tensor, parts: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The table (parts, 8) and the number of pieces before each sequence (b + 1), both int32 on the CPU."""
     blocks = [max(-(-length // BLOCK_TOKENS), 1) for length in lengths.tolist()]
@@ -131,5 +108,4 @@ __all__ = [
     "FlashMLASchedMeta",
     "make_schedule",
     "part_count",
-    "sparse_lengths",
 ]

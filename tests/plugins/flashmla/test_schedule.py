@@ -7,13 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luciola.plugins.flashmla.call import Scope, SparseDecode
 from luciola.plugins.flashmla.kernel import schedule_kernel
 from luciola.plugins.flashmla.schedule import (
     BLOCK_TOKENS,
     FIXED_COST_BLOCKS,
+    FlashMLASchedMeta,
     make_schedule,
     part_count,
-    sparse_lengths,
 )
 
 
@@ -96,8 +97,14 @@ def test_parts_fill_the_multiprocessors(kv_heads, rows, want):
 
 
 def test_lengths_of_two_lists_join_at_a_block():
-    first, second = (torch.tensor(each, dtype=torch.int32) for each in ([65, 0, 999], [3, 7, 1]))
-    cpu = torch.device("cpu")
-    assert sparse_lengths(3, 200, first, 10, second, device=cpu).tolist() == [131, 7, 257]
-    assert sparse_lengths(3, 200, first, None, None, device=cpu).tolist() == [65, 0, 200]
-    assert sparse_lengths(2, 200, None, 10, None, device=cpu).tolist() == [266, 266]
+    def lengths(*lists):
+        scopes = (Scope(q, q.new_zeros((3, 1, most)), length) for most, length in lists)
+        return SparseDecode(q, tuple(scopes), FlashMLASchedMeta(), 1.0, None).lengths.tolist()
+
+    q = torch.zeros(3, 1, 1, 576, device="cpu")
+    first, second = (
+        torch.tensor(each, dtype=torch.int32, device="cpu") for each in ([65, 0, 999], [3, 7, 1])
+    )
+    assert lengths((200, first), (10, second)) == [131, 7, 257]
+    assert lengths((200, first)) == [65, 0, 200]
+    assert lengths((200, None), (10, None)) == [266] * 3
